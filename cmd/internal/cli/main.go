@@ -1,0 +1,254 @@
+// Package cli is what every distkit command shares: how it starts, how its errors become
+// one line and an exit status, how it dies by a signal, and how it prints records.
+//
+// It knows nothing of stores, registries or containers, and imports no domain package.
+package cli
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"os/signal"
+	"runtime/debug"
+	"strings"
+	"syscall"
+	"time"
+	"unicode"
+
+	"github.com/containerd/errdefs"
+	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
+)
+
+// ForwardsSignals, set to any value in a command's Annotations, leaves INT, TERM and HUP to
+// the command: it hands them to what it runs. Every other command's context is cancelled by
+// them, and it then dies by the signal it got.
+const ForwardsSignals = "distkit/forwards-signals"
+
+// version is set by the linker; without it the module's version is used.
+var version string
+
+// Main runs the command and exits with the status of its error's class. Stdout is
+// buffered (write to cmd.OutOrStdout) and a failed flush is a failure.
+func Main(c *cobra.Command) {
+	os.Exit(run(c))
+}
+
+func run(c *cobra.Command) int {
+	prepare(c)
+	stdout := newOutput()
+	c.SetOut(stdout)
+
+	ctx, cancel := context.WithCancel(context.Background())
+	defer cancel()
+	var got func() os.Signal
+	if _, ok := c.Annotations[ForwardsSignals]; ok {
+		got = func() os.Signal { return nil }
+	} else {
+		got = cancelOnSignal(cancel)
+	}
+
+	err := c.ExecuteContext(ctx)
+	if ferr := stdout.Flush(); ferr != nil && err == nil {
+		err = fmt.Errorf("write standard output: %w", unwrapPath(ferr))
+	}
+	if sig := got(); sig != nil && err != nil {
+		if !errors.Is(err, context.Canceled) {
+			report(c, err)
+		}
+		dieBy(sig)
+	}
+	if err == nil {
+		return 0
+	}
+	var exit exitStatus
+	if !errors.As(err, &exit) {
+		report(c, err)
+	}
+	return status(err)
+}
+
+// prepare gives a command and its verbs the behaviour that all share.
+func prepare(c *cobra.Command) {
+	c.SilenceErrors, c.SilenceUsage = true, true
+	c.DisableSuggestions = true
+	c.CompletionOptions.DisableDefaultCmd = true
+	c.Version = buildVersion()
+	c.SetErr(os.Stderr)
+	c.SetFlagErrorFunc(func(c *cobra.Command, err error) error {
+		return Usagef("%v; usage: %s", err, c.UseLine())
+	})
+	c.Flags().Bool("version", false, "print the version and exit")
+	prepareArgs(c)
+}
+
+func prepareArgs(c *cobra.Command) {
+	c.DisableFlagsInUseLine = true
+	c.Flags().BoolP("help", "h", false, "print this help and exit")
+	check := c.Args
+	switch {
+	case c.HasSubCommands():
+		var verbs []string
+		for _, v := range c.Commands() {
+			prepareArgs(v)
+			verbs = append(verbs, v.Name())
+		}
+		if c.RunE == nil {
+			c.RunE = func(*cobra.Command, []string) error { return nil }
+			check = func(_ *cobra.Command, args []string) error {
+				if len(args) > 0 {
+					return fmt.Errorf("unknown verb %q: one of %s", args[0], strings.Join(verbs, ", "))
+				}
+				return fmt.Errorf("a verb is missing: one of %s", strings.Join(verbs, ", "))
+			}
+		}
+	case check == nil:
+		check = cobra.NoArgs
+	}
+	c.Args = func(c *cobra.Command, args []string) error {
+		if err := check(c, args); err != nil {
+			return Usagef("%v; usage: %s", err, c.UseLine())
+		}
+		return nil
+	}
+}
+
+func buildVersion() string {
+	if version != "" {
+		return version
+	}
+	if info, ok := debug.ReadBuildInfo(); ok && info.Main.Version != "" {
+		return info.Main.Version
+	}
+	return "(devel)"
+}
+
+// cancelOnSignal cancels at the first INT, TERM or HUP that the parent did not have ignored,
+// and lets the second one, or ten seconds, kill. The function it returns tells which came.
+func cancelOnSignal(cancel context.CancelFunc) func() os.Signal {
+	var sigs []os.Signal
+	for _, s := range []os.Signal{unix.SIGINT, unix.SIGTERM, unix.SIGHUP} {
+		if !signal.Ignored(s) {
+			sigs = append(sigs, s)
+		}
+	}
+	if len(sigs) == 0 {
+		return func() os.Signal { return nil }
+	}
+	ch := make(chan os.Signal, 2)
+	first := make(chan os.Signal, 1)
+	signal.Notify(ch, sigs...)
+	go func() {
+		s := <-ch
+		first <- s
+		cancel()
+		select {
+		case s = <-ch:
+		case <-time.After(10 * time.Second):
+		}
+		dieBy(s)
+	}()
+	return func() os.Signal {
+		select {
+		case s := <-first:
+			return s
+		default:
+			return nil
+		}
+	}
+}
+
+// dieBy ends the process by the signal itself, so that a shell or xargs sees a death by signal.
+func dieBy(s os.Signal) {
+	signal.Reset(s)
+	_ = unix.Kill(unix.Getpid(), s.(syscall.Signal))
+	time.Sleep(time.Second)
+	os.Exit(128 + int(s.(syscall.Signal)))
+}
+
+type exitStatus int
+
+func (e exitStatus) Error() string { return fmt.Sprintf("exit status %d", int(e)) }
+
+// Exit is an error that prints nothing and makes the process exit with status n: for
+// commands that pass on the status of what they ran, and for errors already reported.
+func Exit(n int) error { return exitStatus(n) }
+
+// Usagef is an error of wrong usage: status 2, class InvalidArgument.
+func Usagef(format string, a ...any) error {
+	return classed{fmt.Errorf(format, a...), errdefs.ErrInvalidArgument}
+}
+
+// classed gives an error a class without adding the class's words to its text.
+type classed struct {
+	error
+	class error
+}
+
+func (c classed) Unwrap() []error { return []error{c.error, c.class} }
+
+// status maps an error's class to the exit status that all commands share.
+func status(err error) int {
+	var exit exitStatus
+	switch {
+	case err == nil:
+		return 0
+	case errors.As(err, &exit):
+		return int(exit)
+	case errdefs.IsDataLoss(err):
+		return 4
+	case errdefs.IsInvalidArgument(err):
+		return 2
+	case errdefs.IsNotFound(err):
+		return 3
+	case errdefs.IsUnavailable(err):
+		return 5
+	case errdefs.IsAborted(err), errdefs.IsDeadlineExceeded(err), errdefs.IsResourceExhausted(err):
+		return 6
+	case errdefs.IsAlreadyExists(err):
+		return 7
+	case errdefs.IsFailedPrecondition(err):
+		return 8
+	case errdefs.IsUnauthorized(err), errdefs.IsPermissionDenied(err),
+		errors.Is(err, fs.ErrPermission), errors.Is(err, unix.EROFS):
+		return 9
+	case errdefs.IsNotImplemented(err):
+		return 10
+	}
+	return 1
+}
+
+func report(c *cobra.Command, err error) {
+	fmt.Fprintf(os.Stderr, "%s: %s\n", c.Root().Name(), oneLine(err.Error()))
+}
+
+// oneLine keeps what a registry or a file name put into an error from breaking the line or
+// driving the terminal.
+func oneLine(s string) string {
+	s = strings.TrimSpace(s)
+	if strings.IndexFunc(s, func(r rune) bool { return !unicode.IsPrint(r) }) < 0 {
+		return s
+	}
+	var b strings.Builder
+	for _, r := range s {
+		switch {
+		case r == '\n':
+			b.WriteString("; ")
+		case unicode.IsPrint(r):
+			b.WriteRune(r)
+		default:
+			fmt.Fprintf(&b, "\\x%02x", r)
+		}
+	}
+	return b.String()
+}
+
+func unwrapPath(err error) error {
+	var pe *fs.PathError
+	if errors.As(err, &pe) {
+		return pe.Err
+	}
+	return err
+}

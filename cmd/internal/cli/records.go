@@ -1,0 +1,128 @@
+package cli
+
+import (
+	"encoding/json"
+	"fmt"
+	"os"
+	"strconv"
+	"strings"
+	"text/tabwriter"
+	"time"
+	"unicode"
+
+	"github.com/dustin/go-humanize"
+	"github.com/spf13/cobra"
+)
+
+// Size is a cell that holds bytes: a plain number in a pipe, "1.2 MiB" on a terminal.
+type Size int64
+
+// Records prints one record a line: tab-separated with raw numbers and RFC 3339 times in a
+// pipe, an aligned table with a header on a terminal, one JSON object a line with --json,
+// the first cell alone with -q, records ended by NUL with -z.
+type Records struct {
+	cmd             *cobra.Command
+	columns         []string
+	json, key, zero *bool
+	table           *tabwriter.Writer
+}
+
+// NewRecords registers --json, -q and -z. The first column is the record's key.
+func NewRecords(c *cobra.Command, columns ...string) *Records {
+	f := c.Flags()
+	return &Records{
+		cmd: c, columns: columns,
+		json: f.Bool("json", false, "print one JSON object a line"),
+		key:  f.BoolP("quiet", "q", false, "print the "+strings.ToLower(columns[0])+" alone"),
+		zero: f.BoolP("zero", "z", false, "end records with NUL instead of newline"),
+	}
+}
+
+// Quiet tells whether the key alone is asked for, so that nothing else need be looked up.
+func (r *Records) Quiet() bool { return *r.key && !*r.json }
+
+// Write prints a record: value is what --json shows, cells are the columns (string, Size,
+// integers, time.Time), the key first.
+func (r *Records) Write(value any, cells ...any) error {
+	out := r.cmd.OutOrStdout()
+	end := "\n"
+	if *r.zero {
+		end = "\x00"
+	}
+	switch {
+	case *r.json:
+		b, err := json.Marshal(value)
+		if err != nil {
+			return fmt.Errorf("encode record: %w", err)
+		}
+		_, err = fmt.Fprintf(out, "%s%s", b, end)
+		return err
+	case *r.key:
+		_, err := fmt.Fprintf(out, "%s%s", raw(cells[0]), end)
+		return err
+	}
+	if _, tty := IsTerminal(os.Stdout); tty && !*r.zero {
+		if r.table == nil {
+			r.table = tabwriter.NewWriter(out, 0, 8, 2, ' ', 0)
+			fmt.Fprintln(r.table, strings.Join(r.columns, "\t"))
+		}
+		return join(r.table, cells, human, "\n")
+	}
+	return join(out, cells, raw, end)
+}
+
+// Close ends the table.
+func (r *Records) Close() error {
+	if r.table == nil {
+		return nil
+	}
+	return r.table.Flush()
+}
+
+func join(w interface{ Write([]byte) (int, error) }, cells []any, form func(any) string, end string) error {
+	var b strings.Builder
+	for i, c := range cells {
+		if i > 0 {
+			b.WriteByte('\t')
+		}
+		b.WriteString(form(c))
+	}
+	b.WriteString(end)
+	_, err := w.Write([]byte(b.String()))
+	return err
+}
+
+func raw(c any) string {
+	switch v := c.(type) {
+	case Size:
+		return strconv.FormatInt(int64(v), 10)
+	case time.Time:
+		if v.IsZero() {
+			return ""
+		}
+		return v.UTC().Format(time.RFC3339Nano)
+	}
+	return fmt.Sprint(c)
+}
+
+func human(c any) string {
+	switch v := c.(type) {
+	case Size:
+		return humanize.IBytes(uint64(max(v, 0)))
+	case time.Time:
+		if v.IsZero() {
+			return "-"
+		}
+		return humanize.Time(v)
+	}
+	s := strings.Map(func(r rune) rune {
+		if unicode.IsPrint(r) {
+			return r
+		}
+		return '?'
+	}, fmt.Sprint(c))
+	if s == "" {
+		return "-"
+	}
+	return s
+}
