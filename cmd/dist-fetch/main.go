@@ -1,0 +1,37 @@
+// Dist-fetch writes a manifest or blob of a remote to standard output.
+package main
+
+import (
+	"io"
+
+	"distkit/cmd/internal/cli"
+	"distkit/cmd/internal/registry"
+	"distkit/remotes"
+
+	"github.com/spf13/cobra"
+)
+
+func main() { cli.Main(newCommand()) }
+
+func newCommand() *cobra.Command {
+	c := &cobra.Command{
+		Use:   "dist-fetch [flags] LOCATOR OBJECT [HINT…]",
+		Short: "write a manifest or blob of a remote to standard output",
+		Args:  cobra.MinimumNArgs(2),
+	}
+	options := registry.Flags(c)
+	c.RunE = func(c *cobra.Command, args []string) error {
+		r, err := remotes.Open(args[0], *options)
+		if err != nil {
+			return err
+		}
+		body, err := r.Fetch(c.Context(), args[1], args[2:]...)
+		if err != nil {
+			return err
+		}
+		defer body.Close()
+		_, err = io.Copy(c.OutOrStdout(), body)
+		return err
+	}
+	return c
+}

@@ -1,0 +1,348 @@
+package remotes
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"net"
+	"net/http"
+	"net/url"
+	"strconv"
+	"strings"
+	"sync/atomic"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"oras.land/oras-go/v2/registry/remote/auth"
+)
+
+// Limits of what is waited for. A registry that is down is given up after about three
+// seconds of tries.
+const (
+	dialTimeout    = 10 * time.Second
+	headerTimeout  = 30 * time.Second
+	stallTimeout   = 30 * time.Second
+	maxTries       = 5
+	firstPause     = 200 * time.Millisecond
+	defaultMaxWait = time.Minute
+	maxRedirects   = 10
+	// renewAfter is the progress of a download, in bytes, that gives it all tries again.
+	renewAfter = 4 << 10
+)
+
+var (
+	errStalled  = fmt.Errorf("no data came for %v", stallTimeout)
+	errRedirect = errors.New("redirect refused")
+)
+
+// client speaks HTTP to one endpoint: with its certificates and headers, authenticated as
+// it asks, and again after temporary failures.
+type client struct {
+	endpoint
+	http    *auth.Client
+	keys    *keyring
+	options Options
+	debug   func(string)
+	stall   time.Duration
+	pause   time.Duration
+	https   atomic.Bool // a guessed scheme that proved wrong
+}
+
+func newClient(e endpoint, o Options, keys *keyring) *client {
+	c := &client{endpoint: e, keys: keys, options: o, stall: stallTimeout, pause: firstPause}
+	if c.options.MaxWait == 0 {
+		c.options.MaxWait = defaultMaxWait
+	}
+	dial := dialTimeout
+	if e.dialTimeout > 0 {
+		dial = e.dialTimeout
+	}
+	t := &http.Transport{
+		Proxy:                 http.ProxyFromEnvironment,
+		DialContext:           (&net.Dialer{Timeout: dial, KeepAlive: 30 * time.Second}).DialContext,
+		TLSClientConfig:       e.tls,
+		TLSHandshakeTimeout:   dialTimeout,
+		ResponseHeaderTimeout: headerTimeout,
+		IdleConnTimeout:       30 * time.Second,
+		ForceAttemptHTTP2:     true,
+		// What is hashed is what was stored: no compression is taken off on the way.
+		DisableCompression:     true,
+		MaxResponseHeaderBytes: 1 << 20,
+		ReadBufferSize:         32 << 10,
+	}
+	if t.TLSClientConfig == nil {
+		t.TLSClientConfig = &tls.Config{}
+	}
+	c.http = &auth.Client{
+		Client:     &http.Client{Transport: roundTripper{t, c}, CheckRedirect: checkRedirect},
+		Credential: keys.credential,
+		Cache:      auth.NewCache(),
+		ClientID:   "distkit",
+	}
+	return c
+}
+
+// keptHeaders are those that a redirect to another origin still gets: none that could be a
+// secret of the first.
+var keptHeaders = []string{"Accept", "Accept-Encoding", "Range", "User-Agent"}
+
+func checkRedirect(req *http.Request, via []*http.Request) error {
+	first := via[0].URL
+	if len(via) >= maxRedirects {
+		return fmt.Errorf("%w: more than %d", errRedirect, maxRedirects)
+	}
+	if s := req.URL.Scheme; s != "http" && s != "https" {
+		return fmt.Errorf("%w: to scheme %s", errRedirect, printable(s))
+	}
+	// What a blob's bytes are is known; anything else could be changed on the way.
+	if first.Scheme == "https" && req.URL.Scheme == "http" && !strings.Contains(first.Path, "/blobs/") {
+		return fmt.Errorf("%w: from https to http://%s", errRedirect, printable(req.URL.Host))
+	}
+	if req.URL.Scheme != first.Scheme || !strings.EqualFold(req.URL.Host, first.Host) {
+		kept := http.Header{}
+		for _, name := range keptHeaders {
+			if v := req.Header.Values(name); len(v) > 0 {
+				kept[name] = v
+			}
+		}
+		clear(req.Header)
+		for name, v := range kept {
+			req.Header[name] = v
+		}
+	}
+	return nil
+}
+
+// challenges notes in a request's context that the registry asked for authentication.
+type challengesKey struct{}
+
+// roundTripper sees every single request, those of redirects and for tokens too.
+type roundTripper struct {
+	http.RoundTripper
+	c *client
+}
+
+func (t roundTripper) RoundTrip(req *http.Request) (*http.Response, error) {
+	req.Header.Set("User-Agent", "distkit")
+	start := time.Now()
+	resp, err := t.RoundTripper.RoundTrip(req)
+	if t.c.options.Debug != nil {
+		t.c.options.Debug(debugLine(req, resp, err, time.Since(start)))
+	}
+	if err == nil && resp.StatusCode == http.StatusUnauthorized {
+		if seen, ok := req.Context().Value(challengesKey{}).(*atomic.Bool); ok {
+			seen.Store(true)
+		}
+		t.c.keys.challenged(req.URL, resp.Header.Get("Www-Authenticate"))
+	}
+	return resp, err
+}
+
+// debugLine leaves out the query, which may be a signature, and all headers but the range.
+func debugLine(req *http.Request, resp *http.Response, err error, d time.Duration) string {
+	u := url.URL{Scheme: req.URL.Scheme, Host: req.URL.Host, Path: req.URL.Path}
+	s := req.Method + " " + u.String()
+	if req.URL.RawQuery != "" {
+		s += "?…"
+	}
+	if r := req.Header.Get("Range"); r != "" {
+		s += " " + r
+	}
+	if kind, _, ok := strings.Cut(req.Header.Get("Authorization"), " "); ok {
+		s += " (" + kind + ")"
+	}
+	if err != nil {
+		s += ": " + err.Error()
+	} else {
+		s += ": " + resp.Status
+		if resp.ContentLength >= 0 {
+			s += " " + sizeString(resp.ContentLength)
+		}
+	}
+	return printable(s + " in " + d.Round(100*time.Microsecond).String())
+}
+
+// tries is what an operation may still do after failures.
+type tries struct {
+	left   int
+	pause  time.Duration
+	waited time.Duration // for Retry-After, without progress
+}
+
+func (c *client) newTries(n int) *tries { return &tries{left: n, pause: c.pause} }
+
+// again waits before the next try after a temporary error; it gives the error back when
+// there is none.
+func (c *client) again(ctx context.Context, t *tries, err error) error {
+	if !isTemporary(err) || isPermanent(err) || ctx.Err() != nil {
+		return err
+	}
+	if t.left <= 1 {
+		return err
+	}
+	t.left--
+	wait := t.pause/2 + rand.N(t.pause/2+1)
+	t.pause *= 2
+	var asked *retryAfterError
+	if errors.As(err, &asked) && asked.after > 0 {
+		if t.waited+asked.after > c.options.MaxWait {
+			return fmt.Errorf("%w (the registry asks to wait %v)", err, asked.after)
+		}
+		t.waited += asked.after
+		wait = asked.after
+		if c.options.Notify != nil {
+			c.options.Notify(fmt.Sprintf("%s asks to wait %v: %d %s", c.host, asked.after, asked.status, http.StatusText(asked.status)))
+		}
+	}
+	timer := time.NewTimer(wait)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// retryAfterError is an error reply that says when to come back.
+type retryAfterError struct {
+	*statusError
+	after time.Duration
+}
+
+func (e *retryAfterError) Unwrap() error { return e.statusError }
+
+func retryAfter(h http.Header) time.Duration {
+	v := h.Get("Retry-After")
+	if n, err := strconv.Atoi(v); err == nil && n >= 0 {
+		return min(time.Duration(n), 1<<30) * time.Second
+	}
+	if t, err := http.ParseTime(v); err == nil {
+		return max(time.Until(t).Round(time.Second), 0)
+	}
+	return 0
+}
+
+// request is one call of the API.
+type request struct {
+	method string
+	path   string // behind the API's root
+	query  url.Values
+	header http.Header
+	scopes []string // what a token is asked for
+}
+
+// do sends the request, again after temporary failures while t allows it. Replies of 400 and
+// more are errors. The reply's body ends in errStalled when it stalls.
+func (c *client) do(ctx context.Context, r request, t *tries) (*http.Response, error) {
+	for {
+		resp, err := c.once(ctx, r)
+		if err == nil {
+			return resp, nil
+		}
+		if err := c.again(ctx, t, err); err != nil {
+			return nil, err
+		}
+	}
+}
+
+func (c *client) once(ctx context.Context, r request) (*http.Response, error) {
+	ctx, cancel := context.WithCancelCause(ctx)
+	resp, err := c.send(ctx, r)
+	if err != nil {
+		cancel(nil)
+		return nil, err
+	}
+	resp.Body = newStalling(resp.Body, c.stall, cancel, ctx)
+	if resp.StatusCode < 400 {
+		return resp, nil
+	}
+	defer resp.Body.Close()
+	if c.guessed && !c.https.Load() && resp.StatusCode == http.StatusBadRequest && isHTTPSHint(resp) {
+		c.https.Store(true)
+		return c.once(ctx, r)
+	}
+	serr := newStatusError(resp)
+	if resp.StatusCode == http.StatusUnauthorized || resp.StatusCode == http.StatusForbidden {
+		if why := c.keys.explain(resp.Request.URL.Host); why != "" {
+			serr.text = strings.TrimPrefix(serr.text+"; "+why, "; ")
+		}
+	}
+	if after := retryAfter(resp.Header); after > 0 && isTemporary(serr) {
+		return nil, &retryAfterError{serr, after}
+	}
+	return nil, serr
+}
+
+// isHTTPSHint recognises the reply of a TLS server to plain HTTP, and of nothing else: a
+// registry names its API version.
+func isHTTPSHint(resp *http.Response) bool {
+	if resp.Header.Get("Docker-Distribution-Api-Version") != "" {
+		return false
+	}
+	b, _ := io.ReadAll(io.LimitReader(resp.Body, 1<<10))
+	return strings.Contains(strings.ToUpper(string(b)), "HTTPS")
+}
+
+func (c *client) send(ctx context.Context, r request) (*http.Response, error) {
+	u := url.URL{Scheme: c.scheme, Host: c.host, Path: c.path + r.path, RawQuery: r.query.Encode()}
+	if c.https.Load() {
+		u.Scheme = "https"
+	}
+	var challenged atomic.Bool
+	ctx = context.WithValue(ctx, challengesKey{}, &challenged)
+	ctx = auth.WithScopesForHost(ctx, c.host, r.scopes...)
+	req, err := http.NewRequestWithContext(ctx, r.method, u.String(), nil)
+	if err != nil {
+		return nil, classed{err, errdefs.ErrInvalidArgument}
+	}
+	for name, v := range c.header {
+		req.Header[name] = v
+	}
+	for name, v := range r.header {
+		req.Header[name] = v
+	}
+	req.Header.Set("Accept-Encoding", "identity")
+	resp, err := c.http.Do(req)
+	if err != nil {
+		return nil, classify(ctx, err, challenged.Load())
+	}
+	return resp, nil
+}
+
+// stalling is a body whose request is cancelled when no data comes for a while.
+type stalling struct {
+	io.ReadCloser
+	ctx    context.Context
+	cancel context.CancelCauseFunc
+	timer  *time.Timer
+	after  time.Duration
+}
+
+func newStalling(body io.ReadCloser, after time.Duration, cancel context.CancelCauseFunc, ctx context.Context) *stalling {
+	return &stalling{body, ctx, cancel, time.AfterFunc(after, func() { cancel(errStalled) }), after}
+}
+
+func (s *stalling) Read(p []byte) (int, error) {
+	// The consumer's time does not count.
+	s.timer.Reset(s.after)
+	n, err := s.ReadCloser.Read(p)
+	s.timer.Stop()
+	if err != nil && err != io.EOF {
+		if context.Cause(s.ctx) != nil {
+			err = classify(s.ctx, err, false)
+		} else {
+			err = classed{err, errdefs.ErrAborted}
+		}
+	}
+	return n, err
+}
+
+func (s *stalling) Close() error {
+	s.timer.Stop()
+	s.cancel(nil)
+	return s.ReadCloser.Close()
+}

@@ -1,0 +1,192 @@
+package remotes
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/url"
+	"strings"
+	"unicode"
+
+	"github.com/containerd/errdefs"
+	"oras.land/oras-go/v2/registry/remote/auth"
+	"oras.land/oras-go/v2/registry/remote/errcode"
+)
+
+// classed gives an error a class without adding the class's words to its text.
+type classed struct {
+	error
+	class error
+}
+
+func (c classed) Unwrap() []error { return []error{c.error, c.class} }
+
+func classf(class error, format string, a ...any) error {
+	return classed{fmt.Errorf(format, a...), class}
+}
+
+// isTemporary tells failures that may be gone later.
+func isTemporary(err error) bool {
+	return errdefs.IsAborted(err) || errdefs.IsDeadlineExceeded(err) || errdefs.IsResourceExhausted(err)
+}
+
+// statusError is a reply that is an error.
+type statusError struct {
+	status int
+	text   string // what the registry says, made safe
+	class  error
+}
+
+func (e *statusError) Error() string {
+	s := fmt.Sprintf("%d %s", e.status, http.StatusText(e.status))
+	if e.text != "" {
+		s += ": " + e.text
+	}
+	return s
+}
+
+func (e *statusError) Unwrap() error { return e.class }
+
+func classOfStatus(status int) error {
+	switch status {
+	case http.StatusUnauthorized:
+		return errdefs.ErrUnauthenticated
+	case http.StatusForbidden:
+		return errdefs.ErrPermissionDenied
+	case http.StatusNotFound:
+		return errdefs.ErrNotFound
+	case http.StatusTooManyRequests:
+		return errdefs.ErrResourceExhausted
+	case http.StatusRequestTimeout, http.StatusGatewayTimeout:
+		return context.DeadlineExceeded
+	case http.StatusInternalServerError, http.StatusBadGateway, http.StatusServiceUnavailable, 425, 520, 521, 522, 523, 524:
+		return errdefs.ErrAborted
+	}
+	return nil
+}
+
+// maxErrorBody bounds what is read of an error reply, maxErrorText what is shown of it.
+const (
+	maxErrorBody = 8 << 10
+	maxErrorText = 240
+)
+
+// newStatusError reads the errors of the distribution protocol out of a reply's body.
+func newStatusError(resp *http.Response) *statusError {
+	e := &statusError{status: resp.StatusCode, class: classOfStatus(resp.StatusCode)}
+	b, _ := io.ReadAll(io.LimitReader(resp.Body, maxErrorBody))
+	var body struct {
+		Errors []struct{ Code, Message string } `json:"errors"`
+	}
+	switch {
+	case json.Unmarshal(b, &body) == nil && len(body.Errors) > 0:
+		var parts []string
+		for _, err := range body.Errors {
+			switch {
+			case err.Message == "":
+				parts = append(parts, err.Code)
+			case err.Code == "":
+				parts = append(parts, err.Message)
+			default:
+				parts = append(parts, err.Code+": "+err.Message)
+			}
+		}
+		e.text = printable(strings.Join(parts, "; "))
+	case strings.HasPrefix(resp.Header.Get("Content-Type"), "text/plain"):
+		e.text = printable(string(b))
+	}
+	return e
+}
+
+// printable makes text of a registry safe to show: one bounded line without control characters.
+func printable(s string) string {
+	s = strings.ToValidUTF8(strings.TrimSpace(s), "")
+	var b strings.Builder
+	n := 0
+	for _, r := range s {
+		if n == maxErrorText {
+			b.WriteString("…")
+			break
+		}
+		switch {
+		case unicode.IsSpace(r):
+			b.WriteByte(' ')
+		case unicode.IsPrint(r):
+			b.WriteRune(r)
+		default:
+			b.WriteByte('?')
+		}
+		n++
+	}
+	return b.String()
+}
+
+// classify gives the error of a request that got no reply its class. challenged says that
+// the registry asked for authentication before.
+func classify(ctx context.Context, err error, challenged bool) error {
+	if cerr := context.Cause(ctx); cerr != nil {
+		if errors.Is(cerr, errStalled) {
+			return classed{errStalled, context.DeadlineExceeded}
+		}
+		return cerr
+	}
+	var (
+		tokenErr *errcode.ErrorResponse
+		urlErr   *url.Error
+		dnsErr   *net.DNSError
+		netErr   net.Error
+		certErr  *tls.CertificateVerificationError
+		hostErr  x509.HostnameError
+		caErr    x509.UnknownAuthorityError
+		alert    tls.AlertError
+		record   tls.RecordHeaderError
+	)
+	if errors.As(err, &tokenErr) {
+		text := ""
+		if len(tokenErr.Errors) > 0 {
+			text = ": " + printable(tokenErr.Errors.Error())
+		}
+		class := classOfStatus(tokenErr.StatusCode)
+		if class == nil || errdefs.IsNotFound(class) {
+			class = errdefs.ErrUnauthenticated
+		}
+		return classf(class, "get a token from %s: %d %s%s", tokenErr.URL.Host, tokenErr.StatusCode, http.StatusText(tokenErr.StatusCode), text)
+	}
+	if errors.Is(err, auth.ErrBasicCredentialNotFound) {
+		return classf(errdefs.ErrUnauthenticated, "authentication required: no credentials for this host")
+	}
+	plain := err
+	if errors.As(err, &urlErr) {
+		plain = urlErr.Err
+	}
+	switch {
+	case errors.Is(err, errRedirect), errors.Is(err, http.ErrSchemeMismatch):
+		if errors.Is(err, http.ErrSchemeMismatch) {
+			return fmt.Errorf("the host speaks HTTP, not HTTPS: try --plain-http")
+		}
+		return plain
+	case errors.As(err, &certErr), errors.As(err, &hostErr), errors.As(err, &caErr), errors.As(err, &alert), errors.As(err, &record):
+		return fmt.Errorf("TLS: %w", plain)
+	case errors.As(err, &dnsErr), errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF):
+		return classed{plain, errdefs.ErrAborted}
+	case errors.As(err, &netErr) && netErr.Timeout():
+		return classed{plain, context.DeadlineExceeded}
+	case urlErr != nil:
+		return classed{plain, errdefs.ErrAborted}
+	case challenged:
+		return classed{errors.New(printable(plain.Error())), errdefs.ErrUnauthenticated}
+	}
+	return plain
+}
+
+// isPermanent tells temporary errors that a second try within seconds does not change.
+func isPermanent(err error) bool {
+	var dnsErr *net.DNSError
+	return errors.As(err, &dnsErr) && dnsErr.IsNotFound
+}

@@ -1,0 +1,122 @@
+package remotes
+
+import (
+	"strings"
+
+	"github.com/containerd/errdefs"
+	"github.com/distribution/reference"
+	"github.com/opencontainers/go-digest"
+
+	// The algorithms of digests that OCI registers.
+	_ "crypto/sha256"
+	_ "crypto/sha512"
+)
+
+// Locator selects a remote: Host and Name of a repository, or Path of a directory.
+type Locator struct {
+	Host string // as in names of images: docker.io, localhost:5000
+	Name string // library/redis
+	Path string
+}
+
+// String is the locator as it is written.
+func (l Locator) String() string {
+	if l.Path != "" {
+		return l.Path
+	}
+	return l.Host + "/" + l.Name
+}
+
+// ParseLocator reads host/path, normalised as docker does (docker.io/redis is
+// docker.io/library/redis), or a path, which begins with "/", "./" or "../". Errors are of
+// class InvalidArgument and say what to write.
+func ParseLocator(s string) (Locator, error) {
+	bad := func(format string, a ...any) (Locator, error) {
+		return Locator{}, classf(errdefs.ErrInvalidArgument, "locator %q: "+format, append([]any{s}, a...)...)
+	}
+	switch {
+	case s == "":
+		return Locator{}, classf(errdefs.ErrInvalidArgument, "the locator is empty: write host/path, as docker.io/library/redis")
+	case strings.ContainsRune(s, 0):
+		return bad("has a NUL byte")
+	case s == "." || s == ".." || strings.HasPrefix(s, "/") || strings.HasPrefix(s, "./") || strings.HasPrefix(s, "../"):
+		return Locator{Path: s}, nil
+	}
+	if scheme, rest, ok := strings.Cut(s, "://"); ok {
+		return bad("a locator has no %s://: write %s", scheme, rest)
+	}
+	host, path, ok := strings.Cut(s, "/")
+	if !ok || host != "localhost" && !strings.ContainsAny(host, ".:") {
+		hub := s
+		if !ok {
+			hub = "library/" + s
+		}
+		if !ok && strings.ContainsAny(s, ".:") || s == "localhost" {
+			return bad("has no repository: write host/path, as %s/NAME", s)
+		}
+		return bad("has no host: write docker.io/%s, or ./%s for a directory", hub, s)
+	}
+	if path == "" {
+		return bad("has no repository: write host/path, as %s/NAME", host)
+	}
+	named, err := reference.ParseNormalizedNamed(s)
+	if err != nil {
+		return bad("%v", err)
+	}
+	if !reference.IsNameOnly(named) {
+		object := strings.TrimLeft(strings.TrimPrefix(named.String(), named.Name()), ":@")
+		return bad("the object is an argument of its own: write %s %s", named.Name(), object)
+	}
+	return Locator{Host: reference.Domain(named), Name: reference.Path(named)}, nil
+}
+
+// object is a tag or a digest.
+type object struct {
+	tag    string
+	digest digest.Digest
+}
+
+func (o object) String() string {
+	if o.tag != "" {
+		return o.tag
+	}
+	return o.digest.String()
+}
+
+// join writes the object behind its repository as references do.
+func (o object) join(repository string) string {
+	if o.tag != "" {
+		return repository + ":" + o.tag
+	}
+	return repository + "@" + o.digest.String()
+}
+
+func parseObject(s string) (object, error) {
+	if strings.Contains(s, ":") {
+		d, err := digest.Parse(s)
+		if err != nil {
+			return object{}, classf(errdefs.ErrInvalidArgument, "object %q: %v", s, err)
+		}
+		return object{digest: d}, nil
+	}
+	if !isTag(s) {
+		return object{}, classf(errdefs.ErrInvalidArgument, "object %q: neither a tag nor a digest", s)
+	}
+	return object{tag: s}, nil
+}
+
+// isTag follows the grammar of tags in the OCI distribution specification.
+func isTag(s string) bool {
+	if s == "" || len(s) > 128 {
+		return false
+	}
+	for i, r := range s {
+		switch {
+		case r >= 'a' && r <= 'z', r >= 'A' && r <= 'Z', r >= '0' && r <= '9', r == '_':
+		case i > 0 && (r == '.' || r == '-'):
+		default:
+			return false
+		}
+	}
+	return true
+}

@@ -1,0 +1,166 @@
+package remotes
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"slices"
+	"strings"
+
+	"github.com/containerd/errdefs"
+	"github.com/containerd/platforms"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+)
+
+// Bounds of a walk from an index to a manifest.
+const (
+	maxIndexDepth = 4  // indexes in indexes
+	maxWalk       = 32 // indexes and configs read
+	maxPlatforms  = 20 // named in an error
+)
+
+// ResolvePlatform resolves an object to the one manifest for a platform, in the syntax of
+// containerd/platforms (linux/arm64, linux/arm/v7, windows). Of an index it takes what fits
+// best, by containerd's order: amd64 runs 386, arm/v7 runs arm/v6. A single manifest is read
+// with its config and must fit. The descriptor's Platform is set. Where nothing fits, the
+// error is of class NotFound and names the platforms that there are.
+func ResolvePlatform(ctx context.Context, r Remote, object, platform string) (ocispec.Descriptor, error) {
+	p, err := platforms.Parse(platform)
+	if err != nil {
+		return ocispec.Descriptor{}, classf(errdefs.ErrInvalidArgument, "platform %q: write OS/ARCH or OS/ARCH/VARIANT, as linux/amd64", platform)
+	}
+	desc, err := r.Resolve(ctx, object)
+	if err != nil {
+		return ocispec.Descriptor{}, err
+	}
+	w := walk{ctx: ctx, fetcher: r, match: platforms.Only(p), left: maxWalk}
+	if err := w.visit(desc, 0); err != nil {
+		return ocispec.Descriptor{}, fmt.Errorf("resolve %s for %s: %w", object, platforms.Format(p), err)
+	}
+	if len(w.found) == 0 {
+		there := "none"
+		if len(w.others) > 0 {
+			there = strings.Join(w.others, ", ")
+		}
+		return ocispec.Descriptor{}, classf(errdefs.ErrNotFound, "resolve %s: no manifest for %s: there is %s", object, platforms.Format(p), there)
+	}
+	slices.SortStableFunc(w.found, func(a, b ocispec.Descriptor) int {
+		switch {
+		case w.match.Less(*a.Platform, *b.Platform):
+			return -1
+		case w.match.Less(*b.Platform, *a.Platform):
+			return 1
+		}
+		return 0
+	})
+	return w.found[0], nil
+}
+
+// walk collects the manifests that a platform can use.
+type walk struct {
+	ctx     context.Context
+	fetcher Fetcher
+	match   platforms.MatchComparer
+	left    int
+	found   []ocispec.Descriptor
+	others  []string // platforms that do not fit
+}
+
+func (w *walk) visit(desc ocispec.Descriptor, depth int) error {
+	switch {
+	case isIndex(desc.MediaType):
+		return w.index(desc, depth)
+	case isManifest(desc.MediaType):
+		return w.manifest(desc)
+	case depth == 0:
+		return classf(errdefs.ErrNotFound, "%s is not a manifest but %s", desc.Digest, printable(desc.MediaType))
+	}
+	return nil
+}
+
+func (w *walk) index(desc ocispec.Descriptor, depth int) error {
+	if depth > maxIndexDepth {
+		return classf(errdefs.ErrDataLoss, "indexes are nested more than %d deep", maxIndexDepth)
+	}
+	var index ocispec.Index
+	if err := w.read(desc, &index); err != nil {
+		return err
+	}
+	for _, m := range index.Manifests {
+		switch {
+		case m.Digest.Validate() != nil || m.Size < 0:
+			return classf(errdefs.ErrDataLoss, "index %s has an entry without digest or size", desc.Digest)
+		case m.Platform == nil || isIndex(m.MediaType):
+			if err := w.visit(m, depth+1); err != nil {
+				return err
+			}
+		case w.match.Match(*m.Platform):
+			w.found = append(w.found, m)
+		default:
+			w.other(*m.Platform)
+		}
+	}
+	return nil
+}
+
+// manifest judges by the config, as nothing else says for what platform it is.
+func (w *walk) manifest(desc ocispec.Descriptor) error {
+	var manifest ocispec.Manifest
+	if err := w.read(desc, &manifest); err != nil {
+		return err
+	}
+	switch manifest.Config.MediaType {
+	case ocispec.MediaTypeImageConfig, "application/vnd.docker.container.image.v1+json":
+	default:
+		return nil // an artifact
+	}
+	if manifest.Config.Digest.Validate() != nil {
+		return classf(errdefs.ErrDataLoss, "manifest %s has no digest of its config", desc.Digest)
+	}
+	var p ocispec.Platform
+	if err := w.read(manifest.Config, &p); err != nil {
+		return err
+	}
+	if !w.match.Match(p) {
+		w.other(p)
+		return nil
+	}
+	desc.Platform = &p
+	w.found = append(w.found, desc)
+	return nil
+}
+
+func (w *walk) other(p ocispec.Platform) {
+	s := printable(platforms.Format(platforms.Normalize(p)))
+	if p.OS == "unknown" || slices.Contains(w.others, s) || len(w.others) > maxPlatforms {
+		return
+	}
+	if len(w.others) == maxPlatforms {
+		s = "…"
+	}
+	w.others = append(w.others, s)
+}
+
+// read decodes a small object.
+func (w *walk) read(desc ocispec.Descriptor, v any) error {
+	if w.left--; w.left < 0 {
+		return classf(errdefs.ErrDataLoss, "more than %d indexes and configs to read", maxWalk)
+	}
+	if desc.Size > MaxManifest {
+		return classf(errdefs.ErrDataLoss, "%s is larger than a manifest may be (%s)", desc.Digest, sizeString(MaxManifest))
+	}
+	rc, err := w.fetcher.Fetch(w.ctx, desc.Digest.String(), "mediatype:"+desc.MediaType, fmt.Sprintf("size:%d", desc.Size))
+	if err != nil {
+		return err
+	}
+	defer rc.Close()
+	b, err := io.ReadAll(io.LimitReader(rc, MaxManifest+1))
+	if err != nil {
+		return err
+	}
+	if err := json.Unmarshal(b, v); err != nil {
+		return classf(errdefs.ErrDataLoss, "%s: %s", desc.Digest, printable(err.Error()))
+	}
+	return nil
+}

@@ -1,0 +1,583 @@
+package remotes
+
+import (
+	"bytes"
+	"cmp"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"net/url"
+	"strconv"
+	"strings"
+
+	"github.com/containerd/errdefs"
+	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	"oras.land/oras-go/v2/registry/remote/auth"
+)
+
+// Registry is one repository of a registry, asked through the hosts that serve it: its
+// mirrors in order, then itself.
+type Registry struct {
+	locator Locator
+	clients []*client
+}
+
+func openRegistry(l Locator, o Options) (*Registry, error) {
+	list, err := endpoints(l.Host, o)
+	if err != nil {
+		return nil, err
+	}
+	r := &Registry{locator: l}
+	keys := &keyring{}
+	for _, e := range list {
+		r.clients = append(r.clients, newClient(e, o, keys))
+	}
+	return r, nil
+}
+
+// Resolve gives the descriptor of a tag or digest: of a manifest or, where a digest names
+// none, of a blob.
+func (r *Registry) Resolve(ctx context.Context, object string) (ocispec.Descriptor, error) {
+	o, err := parseObject(object)
+	if err != nil {
+		return ocispec.Descriptor{}, err
+	}
+	var desc ocispec.Descriptor
+	err = r.each(ctx, canPull|canResolve, func(c *client, t *tries) error {
+		desc, err = r.resolve(ctx, c, t, o)
+		return err
+	})
+	if err != nil {
+		return ocispec.Descriptor{}, fmt.Errorf("resolve %s: %w", o.join(r.locator.String()), err)
+	}
+	return desc, nil
+}
+
+// Fetch gives the bytes of a tag's manifest, or of the manifest or blob of a digest.
+func (r *Registry) Fetch(ctx context.Context, id string, hintList ...string) (io.ReadCloser, error) {
+	o, err := parseObject(id)
+	if err != nil {
+		return nil, err
+	}
+	name := o.join(r.locator.String())
+	body, err := r.fetch(ctx, o, parseHints(hintList))
+	if err != nil {
+		return nil, fmt.Errorf("fetch %s: %w", name, err)
+	}
+	return named{body, "fetch " + name}, nil
+}
+
+// body is what fetches give inside this package: it can copy itself out in large pieces.
+type body interface {
+	io.ReadCloser
+	io.WriterTo
+}
+
+// named says of what an error while reading is.
+type named struct {
+	body
+	what string
+}
+
+func (n named) Read(p []byte) (int, error) {
+	k, err := n.body.Read(p)
+	if err != nil && err != io.EOF {
+		err = fmt.Errorf("%s: %w", n.what, err)
+	}
+	return k, err
+}
+
+func (n named) WriteTo(w io.Writer) (int64, error) {
+	k, err := n.body.WriteTo(w)
+	var werr *writeError
+	switch {
+	case errors.As(err, &werr):
+		err = werr.error
+	case err != nil:
+		err = fmt.Errorf("%s: %w", n.what, err)
+	}
+	return k, err
+}
+
+// each asks the hosts in order until one answers. Those before the last get one try: the
+// next host is their second.
+func (r *Registry) each(ctx context.Context, need capability, f func(*client, *tries) error) error {
+	err := classf(errdefs.ErrFailedPrecondition, "no host of %s is configured for this", r.locator.Host)
+	for i, c := range r.clients {
+		if c.capabilities&need != need {
+			continue
+		}
+		n := 1
+		if i == len(r.clients)-1 {
+			n = maxTries
+		}
+		if err = f(c, c.newTries(n)); err == nil || ctx.Err() != nil {
+			return err
+		}
+	}
+	return err
+}
+
+// query names the registry that a mirror is asked to stand in for.
+func (r *Registry) query(c *client) url.Values {
+	if c.host == r.locator.Host || r.locator.Host == "docker.io" && c.host == "registry-1.docker.io" {
+		return nil
+	}
+	return url.Values{"ns": {r.locator.Host}}
+}
+
+func (r *Registry) request(c *client, method, kind, object string) request {
+	return request{
+		method: method,
+		path:   "/" + r.locator.Name + "/" + kind + "/" + object,
+		query:  r.query(c),
+		header: http.Header{},
+		scopes: []string{auth.ScopeRepository(r.locator.Name, auth.ActionPull)},
+	}
+}
+
+// accept lists every type of manifest, the hinted one first.
+func accept(hint string) string {
+	types := manifestTypes
+	if hint != "" {
+		types = append([]string{hint}, types...)
+	}
+	return strings.Join(types, ", ") + ", */*;q=0.1"
+}
+
+func (r *Registry) resolve(ctx context.Context, c *client, t *tries, o object) (ocispec.Descriptor, error) {
+	req := r.request(c, http.MethodHead, "manifests", o.String())
+	req.header.Set("Accept", accept(""))
+	resp, err := c.do(ctx, req, t)
+	if err == nil {
+		resp.Body.Close()
+		desc, ok, err := headDescriptor(resp, o)
+		if ok || err != nil {
+			return desc, err
+		}
+	} else {
+		var status *statusError
+		switch {
+		case errdefs.IsNotFound(err) && o.digest != "":
+			return r.resolveBlob(ctx, c, t, o, err)
+		case !errors.As(err, &status), errdefs.IsNotFound(err), errdefs.IsUnauthorized(err), isTemporary(err):
+			return ocispec.Descriptor{}, err
+		}
+	}
+	m, err := r.manifest(ctx, c, t, o, accept(""))
+	if err != nil {
+		return ocispec.Descriptor{}, err
+	}
+	return m.descriptor, nil
+}
+
+func (r *Registry) resolveBlob(ctx context.Context, c *client, t *tries, o object, notFound error) (ocispec.Descriptor, error) {
+	resp, err := c.do(ctx, r.request(c, http.MethodHead, "blobs", o.String()), t)
+	if err != nil {
+		if isTemporary(err) {
+			return ocispec.Descriptor{}, err
+		}
+		return ocispec.Descriptor{}, notFound
+	}
+	resp.Body.Close()
+	if resp.ContentLength < 0 {
+		return ocispec.Descriptor{}, fmt.Errorf("%s does not tell the size of the blob", c.host)
+	}
+	return ocispec.Descriptor{MediaType: mediaTypeOctets, Digest: o.digest, Size: resp.ContentLength}, nil
+}
+
+// headDescriptor reads a descriptor out of a reply's header; ok is false where something of
+// it is missing.
+func headDescriptor(resp *http.Response, o object) (desc ocispec.Descriptor, ok bool, err error) {
+	desc.MediaType = mediaTypeOf(resp)
+	if isSchema1(desc.MediaType) {
+		return desc, false, errSchema1()
+	}
+	desc.Size = resp.ContentLength
+	desc.Digest, err = digest.Parse(resp.Header.Get("Docker-Content-Digest"))
+	switch {
+	case o.digest != "":
+		desc.Digest = o.digest
+	case err != nil:
+		return desc, false, nil
+	}
+	return desc, desc.Size > 0 && desc.Size <= MaxManifest && (isIndex(desc.MediaType) || isManifest(desc.MediaType)), nil
+}
+
+func mediaTypeOf(resp *http.Response) string {
+	t, _, _ := strings.Cut(resp.Header.Get("Content-Type"), ";")
+	if t = strings.TrimSpace(t); !isMediaType(t) {
+		return ""
+	}
+	return t
+}
+
+func errSchema1() error {
+	return classf(errdefs.ErrNotImplemented, "a manifest of docker's obsolete schema 1: push the image again with a current tool")
+}
+
+// manifest is one that was read and verified.
+type manifest struct {
+	descriptor ocispec.Descriptor
+	content    []byte
+}
+
+// manifest reads one, whole: again from the start where it was cut.
+func (r *Registry) manifest(ctx context.Context, c *client, t *tries, o object, accept string) (*manifest, error) {
+	req := r.request(c, http.MethodGet, "manifests", o.String())
+	req.header.Set("Accept", accept)
+	for {
+		m, err := r.readManifest(ctx, c, t, req, o)
+		if err == nil {
+			return m, nil
+		}
+		var status *statusError
+		if errors.As(err, &status) || !isTemporary(err) {
+			return nil, err // do has tried again
+		}
+		if err := c.again(ctx, t, err); err != nil {
+			return nil, err
+		}
+	}
+}
+
+func (r *Registry) readManifest(ctx context.Context, c *client, t *tries, req request, o object) (*manifest, error) {
+	resp, err := c.do(ctx, req, t)
+	if err != nil {
+		return nil, err
+	}
+	defer resp.Body.Close()
+	b, err := readBounded(resp)
+	if err != nil {
+		return nil, err
+	}
+	want := o.digest
+	if want == "" {
+		want, _ = digest.Parse(resp.Header.Get("Docker-Content-Digest"))
+	}
+	mediaType := mediaTypeOf(resp)
+	switch {
+	case isSchema1(mediaType):
+		return nil, errSchema1()
+	case mediaType == "text/html" || bytes.HasPrefix(bytes.TrimSpace(b), []byte("<")):
+		return nil, classf(errdefs.ErrDataLoss, "%s sent a web page instead of a manifest: is it a registry?", resp.Request.URL.Host)
+	case want == "":
+		want = digest.FromBytes(b)
+	default:
+		if got := want.Algorithm().FromBytes(b); got != want {
+			return nil, mismatch(want, got)
+		}
+	}
+	var head struct {
+		MediaType     string            `json:"mediaType"`
+		SchemaVersion int               `json:"schemaVersion"`
+		Manifests     []json.RawMessage `json:"manifests"`
+		Layers        []json.RawMessage `json:"layers"`
+		FSLayers      []json.RawMessage `json:"fsLayers"`
+	}
+	if err := json.Unmarshal(b, &head); err != nil && o.tag != "" {
+		return nil, classf(errdefs.ErrDataLoss, "what %s sent is not a manifest: %s", resp.Request.URL.Host, printable(err.Error()))
+	}
+	if head.SchemaVersion == 1 && head.FSLayers != nil {
+		return nil, errSchema1()
+	}
+	if !isIndex(mediaType) && !isManifest(mediaType) {
+		switch {
+		case isMediaType(head.MediaType):
+			mediaType = head.MediaType
+		case head.Manifests != nil:
+			mediaType = ocispec.MediaTypeImageIndex
+		case head.Layers != nil:
+			mediaType = ocispec.MediaTypeImageManifest
+		}
+	}
+	mediaType = cmp.Or(mediaType, mediaTypeOctets)
+	return &manifest{ocispec.Descriptor{MediaType: mediaType, Digest: want, Size: int64(len(b))}, b}, nil
+}
+
+// readBounded reads a whole reply of at most MaxManifest.
+func readBounded(resp *http.Response) ([]byte, error) {
+	tooBig := classf(errdefs.ErrDataLoss, "the reply is larger than a manifest may be (%s)", sizeString(MaxManifest))
+	if resp.ContentLength > MaxManifest {
+		return nil, tooBig
+	}
+	var buf bytes.Buffer
+	if resp.ContentLength > 0 {
+		buf.Grow(int(resp.ContentLength) + bytes.MinRead)
+	}
+	n, err := buf.ReadFrom(io.LimitReader(resp.Body, MaxManifest+1))
+	switch {
+	case err != nil:
+		return nil, err
+	case n > MaxManifest:
+		return nil, tooBig
+	}
+	return buf.Bytes(), nil
+}
+
+func mismatch(want, got digest.Digest) error {
+	return classf(errdefs.ErrDataLoss, "digest mismatch: got %s, not %s", got, want)
+}
+
+func (r *Registry) fetch(ctx context.Context, o object, h hints) (body, error) {
+	var got body
+	asManifest := func(accept string) func(*client, *tries) error {
+		return func(c *client, t *tries) error {
+			m, err := r.manifest(ctx, c, t, o, accept)
+			if err != nil {
+				return err
+			}
+			got, err = m.body(h)
+			return err
+		}
+	}
+	switch {
+	case o.tag != "":
+		// A hinted type is asked for alone, so that a registry can convert to it; where it
+		// has none such, anything will do.
+		if h.mediaType != "" {
+			err := r.each(ctx, canPull|canResolve, asManifest(h.mediaType))
+			if err == nil || !errdefs.IsNotFound(err) && !isNotAcceptable(err) {
+				return got, err
+			}
+		}
+		err := r.each(ctx, canPull|canResolve, asManifest(accept(h.mediaType)))
+		return got, err
+	case isIndex(h.mediaType) || isManifest(h.mediaType):
+		err := r.each(ctx, canPull, asManifest(accept(h.mediaType)))
+		return got, err
+	}
+	err := r.each(ctx, canPull, func(c *client, t *tries) error {
+		var err error
+		got, err = r.blob(ctx, c, t, o, h)
+		if h.mediaType == "" && isNoBlob(err) {
+			if merr := asManifest(accept(""))(c, t); merr == nil || !errdefs.IsNotFound(merr) {
+				return merr
+			}
+		}
+		return err
+	})
+	return got, err
+}
+
+func isNotAcceptable(err error) bool {
+	var status *statusError
+	return errors.As(err, &status) && status.status == http.StatusNotAcceptable
+}
+
+// isNoBlob is how registries say that a digest is of no blob.
+func isNoBlob(err error) bool {
+	var status *statusError
+	if !errors.As(err, &status) {
+		return false
+	}
+	switch status.status {
+	case http.StatusNotFound, http.StatusBadRequest, http.StatusMethodNotAllowed:
+		return true
+	}
+	return false
+}
+
+// body is the manifest from the hinted offset on.
+func (m *manifest) body(h hints) (body, error) {
+	if err := h.check(int64(len(m.content))); err != nil {
+		return nil, err
+	}
+	return &memory{*bytes.NewReader(m.content[h.offset:])}, nil
+}
+
+// check compares the size that the caller knows with the one that the remote tells.
+func (h hints) check(size int64) error {
+	if h.size >= 0 && h.size != size {
+		return classf(errdefs.ErrDataLoss, "size mismatch: got %s, not %d", sizeString(size), h.size)
+	}
+	if h.offset > size {
+		return classf(errdefs.ErrInvalidArgument, "offset %d is past the end (%s)", h.offset, sizeString(size))
+	}
+	return nil
+}
+
+type memory struct{ bytes.Reader }
+
+func (m *memory) WriteTo(w io.Writer) (int64, error) {
+	n, err := m.Reader.WriteTo(w)
+	if err != nil {
+		err = &writeError{err}
+	}
+	return n, err
+}
+
+func (*memory) Close() error { return nil }
+
+// blob opens a blob at the hinted offset.
+func (r *Registry) blob(ctx context.Context, c *client, t *tries, o object, h hints) (body, error) {
+	d := &download{ctx: ctx, client: c, tries: t, request: r.request(c, http.MethodGet, "blobs", o.String()), size: h.size}
+	if err := d.open(h.offset); err != nil {
+		return nil, err
+	}
+	if d.size >= 0 {
+		if err := h.check(d.size); err != nil {
+			d.Close()
+			return nil, err
+		}
+	}
+	// The download proper, once begun, has all tries whichever host it is from.
+	d.tries = c.newTries(maxTries)
+	return newVerifier(d, o.digest, d.at, h.offset), nil
+}
+
+// download is the body of a blob from an offset on, opened again where it was cut.
+type download struct {
+	ctx     context.Context
+	client  *client
+	tries   *tries
+	request request
+
+	rc     io.ReadCloser
+	at     int64 // the offset that the next byte has
+	size   int64 // of the whole blob, -1 while unknown
+	marked int64 // where tries were last renewed
+	whole  bool  // ranges are not understood: ask for all and skip
+}
+
+// open asks for the bytes from offset on. Where the server sends all, it begins at 0: at
+// tells.
+func (d *download) open(offset int64) error {
+	req := d.request
+	if offset > 0 && !d.whole {
+		req.header = req.header.Clone()
+		req.header.Set("Range", "bytes="+strconv.FormatInt(offset, 10)+"-")
+	}
+	resp, err := d.client.do(d.ctx, req, d.tries)
+	if err != nil {
+		var status *statusError
+		if errors.As(err, &status) && offset > 0 && !d.whole {
+			switch status.status {
+			case http.StatusRequestedRangeNotSatisfiable:
+				if d.size == offset {
+					d.rc, d.at = io.NopCloser(strings.NewReader("")), offset
+					return nil
+				}
+				fallthrough
+			case http.StatusBadRequest, http.StatusNotImplemented:
+				d.whole = true
+				return d.open(offset)
+			}
+		}
+		return err
+	}
+	begin, size := int64(0), resp.ContentLength
+	if resp.StatusCode == http.StatusPartialContent {
+		begin, size, err = parseContentRange(resp.Header.Get("Content-Range"))
+		if err == nil && (begin != offset || req.header.Get("Range") == "") {
+			err = fmt.Errorf("bytes from %d on were asked for, and came from %d on", offset, begin)
+		}
+		if err != nil {
+			resp.Body.Close()
+			if d.whole || offset == 0 {
+				return classf(errdefs.ErrDataLoss, "%s does not understand ranges: %w", d.client.host, err)
+			}
+			d.whole = true
+			return d.open(offset)
+		}
+	}
+	if d.size >= 0 && size >= 0 && size != d.size {
+		resp.Body.Close()
+		return classf(errdefs.ErrDataLoss, "size mismatch: got %s, not %d", sizeString(size), d.size)
+	}
+	if size >= 0 {
+		d.size = size
+	}
+	d.rc, d.at, d.marked = resp.Body, begin, max(d.marked, begin)
+	return nil
+}
+
+// parseContentRange reads "bytes 5-9/10" and "bytes 5-9/*"; size is -1 for the latter.
+func parseContentRange(s string) (begin, size int64, err error) {
+	bad := fmt.Errorf("the reply has Content-Range %q", printable(s))
+	rest, ok := strings.CutPrefix(s, "bytes ")
+	if !ok {
+		return 0, 0, bad
+	}
+	span, total, ok1 := strings.Cut(rest, "/")
+	first, last, ok2 := strings.Cut(span, "-")
+	if !ok1 || !ok2 {
+		return 0, 0, bad
+	}
+	begin, err1 := strconv.ParseInt(strings.TrimSpace(first), 10, 64)
+	end, err2 := strconv.ParseInt(strings.TrimSpace(last), 10, 64)
+	size = -1
+	var err3 error
+	if total = strings.TrimSpace(total); total != "*" {
+		size, err3 = strconv.ParseInt(total, 10, 64)
+	}
+	if err1 != nil || err2 != nil || err3 != nil || begin < 0 || end < begin || size >= 0 && end >= size {
+		return 0, 0, bad
+	}
+	return begin, size, nil
+}
+
+// Read gives the next bytes. io.EOF comes at the blob's end alone, as far as that is known.
+func (d *download) Read(p []byte) (int, error) {
+	for {
+		n, err := d.rc.Read(p)
+		d.at += int64(n)
+		if d.size >= 0 && d.at > d.size {
+			return n, classf(errdefs.ErrDataLoss, "more than %s came", sizeString(d.size))
+		}
+		if d.at-d.marked >= renewAfter {
+			d.marked, d.tries = d.at, d.client.newTries(maxTries)
+		}
+		if err == nil || err == io.EOF && (d.size < 0 || d.at == d.size) {
+			return n, err
+		}
+		if d.at == d.size && err != io.EOF {
+			return n, io.EOF
+		}
+		if err == io.EOF {
+			err = classf(errdefs.ErrAborted, "the connection ended after %d of %s", d.at, sizeString(d.size))
+		}
+		if err := d.reopen(err); err != nil {
+			return n, err
+		}
+		if n > 0 {
+			return n, nil
+		}
+	}
+}
+
+// reopen goes on where the body was cut.
+func (d *download) reopen(cause error) error {
+	at := d.at
+	d.rc.Close()
+	for {
+		if err := d.client.again(d.ctx, d.tries, cause); err != nil {
+			return err
+		}
+		if err := d.open(at); err != nil {
+			return err
+		}
+		if d.at == at {
+			return nil
+		}
+		_, err := io.CopyN(io.Discard, d.rc, at-d.at)
+		if err == nil {
+			d.at = at
+			return nil
+		}
+		d.rc.Close()
+		if err == io.EOF {
+			err = io.ErrUnexpectedEOF
+		}
+		if !isTemporary(err) {
+			err = classed{err, errdefs.ErrAborted}
+		}
+		cause = err
+	}
+}
+
+func (d *download) Close() error { return d.rc.Close() }

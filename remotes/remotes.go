@@ -1,0 +1,163 @@
+// Package remotes talks to where content comes from and goes to: registries that speak the
+// OCI distribution protocol, and directories that are OCI image layouts.
+//
+// A remote is selected by a locator (see ParseLocator) and answers for objects: tags and
+// digests. It is resolved to a descriptor, and its bytes are fetched as a stream:
+//
+//	r, err := remotes.Open("docker.io/library/redis", remotes.Options{})
+//	desc, err := r.Resolve(ctx, "latest")
+//	body, err := r.Fetch(ctx, desc.Digest.String(), "mediatype:"+desc.MediaType)
+//
+// What is fetched by digest is verified: the reader keeps the last bytes back until the hash
+// is known to be right, and ends in an error of class DataLoss instead of io.EOF where it is
+// not. Downloads go on where they were cut, temporary failures are tried again for a few
+// seconds, and what a registry sends besides blobs is bounded (see MaxManifest).
+//
+// Errors carry the classes of github.com/containerd/errdefs: InvalidArgument for a wrong
+// locator or object, NotFound, Unauthenticated and PermissionDenied, DataLoss where bytes are
+// not what was asked for, NotImplemented for obsolete formats, and Aborted, DeadlineExceeded
+// or ResourceExhausted for failures that may be gone later (a registry that is down or busy,
+// a name that does not resolve, a download that stays cut). TLS failures have no class.
+package remotes
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"strconv"
+	"strings"
+	"time"
+
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+)
+
+// Resolver turns a tag or digest into the descriptor of what it names.
+type Resolver interface {
+	Resolve(ctx context.Context, object string) (ocispec.Descriptor, error)
+}
+
+// Fetcher gives the bytes of a manifest or blob, id being a tag or digest. Hints are of the
+// form type:value: mediatype:TYPE and size:BYTES say what is known of the object, offset:N
+// asks for the bytes from N on. Hints that are unknown or not of that form are ignored.
+//
+// Read from offset 0, an object asked for by digest is verified before its last bytes are
+// given. From a later offset its length is, and its digest only where the remote could not
+// skip and sent all of it.
+type Fetcher interface {
+	Fetch(ctx context.Context, id string, hints ...string) (io.ReadCloser, error)
+}
+
+// FetcherFunc is a function that is a Fetcher.
+type FetcherFunc func(ctx context.Context, id string, hints ...string) (io.ReadCloser, error)
+
+// Fetch calls f.
+func (f FetcherFunc) Fetch(ctx context.Context, id string, hints ...string) (io.ReadCloser, error) {
+	return f(ctx, id, hints...)
+}
+
+// Remote is one repository of a registry, or one directory.
+type Remote interface {
+	Resolver
+	Fetcher
+}
+
+// Options say how registries are reached. The zero value is ready to use.
+type Options struct {
+	// PlainHTTP speaks HTTP to a host whose scheme no configuration tells. Loopback hosts
+	// are spoken to in HTTP anyway.
+	PlainHTTP bool
+	// HostsDir are directories of containerd's form, HOST/hosts.toml and certificates, or
+	// of docker's certs.d, separated by colons. Empty: DefaultHostsDir.
+	HostsDir string
+	// MaxWait is the longest Retry-After that is waited for: 0 is one minute.
+	MaxWait time.Duration
+	// Notify is told of waits that a registry asked for and of credentials that could not
+	// be read, in one line.
+	Notify func(string)
+	// Debug is told of each request and its reply, without secrets, in one line.
+	Debug func(string)
+}
+
+// DefaultHostsDir is where containerd and docker keep the configuration of hosts.
+const DefaultHostsDir = "/etc/containerd/certs.d:/etc/docker/certs.d"
+
+// MaxManifest bounds manifests, indexes and image configs in bytes.
+const MaxManifest = 8 << 20
+
+// Open selects the remote of a locator. No request is made.
+func Open(locator string, o Options) (Remote, error) {
+	l, err := ParseLocator(locator)
+	if err != nil {
+		return nil, err
+	}
+	if l.Path != "" {
+		return openLayout(l.Path)
+	}
+	return openRegistry(l, o)
+}
+
+// hints are what a caller told of an object; size is -1 where it is not known.
+type hints struct {
+	mediaType    string
+	size, offset int64
+}
+
+func parseHints(list []string) hints {
+	h := hints{size: -1}
+	for _, s := range list {
+		kind, value, ok := strings.Cut(s, ":")
+		if !ok {
+			continue
+		}
+		switch kind {
+		case "mediatype":
+			if isMediaType(value) {
+				h.mediaType = value
+			}
+		case "size":
+			if n, err := strconv.ParseInt(value, 10, 64); err == nil && n >= 0 {
+				h.size = n
+			}
+		case "offset":
+			if n, err := strconv.ParseInt(value, 10, 64); err == nil && n >= 0 {
+				h.offset = n
+			}
+		}
+	}
+	return h
+}
+
+// isMediaType keeps what would break a header out of it.
+func isMediaType(s string) bool {
+	major, minor, ok := strings.Cut(s, "/")
+	if !ok || major == "" || minor == "" || len(s) > 255 {
+		return false
+	}
+	return strings.IndexFunc(s, func(r rune) bool { return r <= ' ' || r > '~' || r == ',' }) < 0
+}
+
+// Descriptor media types of docker's, which predate and equal those of OCI.
+const (
+	mediaTypeDockerManifest = "application/vnd.docker.distribution.manifest.v2+json"
+	mediaTypeDockerIndex    = "application/vnd.docker.distribution.manifest.list.v2+json"
+	mediaTypeOctets         = "application/octet-stream"
+)
+
+// manifestTypes is every type of manifest that is asked for, in one Accept header.
+var manifestTypes = []string{
+	ocispec.MediaTypeImageIndex, mediaTypeDockerIndex, ocispec.MediaTypeImageManifest, mediaTypeDockerManifest,
+}
+
+func isIndex(mediaType string) bool {
+	return mediaType == ocispec.MediaTypeImageIndex || mediaType == mediaTypeDockerIndex
+}
+
+func isManifest(mediaType string) bool {
+	return mediaType == ocispec.MediaTypeImageManifest || mediaType == mediaTypeDockerManifest
+}
+
+func isSchema1(mediaType string) bool {
+	return strings.HasPrefix(mediaType, "application/vnd.docker.distribution.manifest.v1+")
+}
+
+func sizeString(n int64) string { return fmt.Sprintf("%d bytes", n) }

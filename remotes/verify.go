@@ -1,0 +1,133 @@
+package remotes
+
+import (
+	"hash"
+	"io"
+
+	"github.com/containerd/errdefs"
+	"github.com/opencontainers/go-digest"
+)
+
+// pieceSize is how much is read, hashed and written at a time.
+const pieceSize = 128 << 10
+
+// verifier passes a stream on, one piece late: the last piece goes out when the hash of the
+// whole is right, and never otherwise.
+type verifier struct {
+	rc   io.ReadCloser
+	want digest.Digest
+	hash hash.Hash // nil: the stream does not begin at 0, its length alone is known
+	skip int64     // bytes to hash but not to pass on
+
+	buffers [2][]byte // one holds the piece that is late, one is read into
+	turn    int
+	held    []byte
+	given   []byte // of the piece that Read is giving
+	err     error
+}
+
+// newVerifier reads a stream that begins at offset begin of what has the digest, and passes
+// it on from offset from on.
+func newVerifier(rc io.ReadCloser, want digest.Digest, begin, from int64) *verifier {
+	v := &verifier{rc: rc, want: want, skip: from - begin}
+	if begin == 0 {
+		v.hash = want.Algorithm().Hash()
+	}
+	return v
+}
+
+// next gives the next piece, which is good until the call after.
+func (v *verifier) next() ([]byte, error) {
+	for v.err == nil {
+		buf := v.buffers[v.turn]
+		if buf == nil {
+			buf = make([]byte, pieceSize)
+			v.buffers[v.turn] = buf
+		}
+		n, err := v.rc.Read(buf)
+		piece := buf[:n]
+		if v.hash != nil {
+			v.hash.Write(piece)
+		}
+		s := min(v.skip, int64(n))
+		v.skip, piece = v.skip-s, piece[s:]
+		if err != nil {
+			if v.err = err; err == io.EOF {
+				if err := v.verify(); err != nil {
+					v.err = err
+				}
+			}
+			if v.err != io.EOF {
+				return nil, v.err
+			}
+		}
+		give := v.held
+		if len(piece) > 0 {
+			v.held, v.turn = piece, 1-v.turn
+			if give != nil {
+				return give, nil
+			}
+		}
+	}
+	give := v.held
+	v.held = nil
+	if v.err != io.EOF || give == nil {
+		return nil, v.err
+	}
+	return give, nil
+}
+
+// verify is called at the end of the stream.
+func (v *verifier) verify() error {
+	if v.hash != nil {
+		if got := digest.NewDigest(v.want.Algorithm(), v.hash); got != v.want {
+			return mismatch(v.want, got)
+		}
+	}
+	if v.skip > 0 {
+		return classf(errdefs.ErrInvalidArgument, "the offset is %d bytes past the end", v.skip)
+	}
+	return nil
+}
+
+func (v *verifier) Read(p []byte) (int, error) {
+	if len(p) == 0 {
+		return 0, nil
+	}
+	if len(v.given) == 0 {
+		var err error
+		if v.given, err = v.next(); err != nil {
+			return 0, err
+		}
+	}
+	n := copy(p, v.given)
+	v.given = v.given[n:]
+	return n, nil
+}
+
+// writeError is of the writer that a body was copied to.
+type writeError struct{ error }
+
+func (e *writeError) Unwrap() error { return e.error }
+
+func (v *verifier) WriteTo(w io.Writer) (int64, error) {
+	var total int64
+	for {
+		piece := v.given
+		if v.given = nil; len(piece) == 0 {
+			var err error
+			if piece, err = v.next(); err == io.EOF {
+				return total, nil
+			} else if err != nil {
+				return total, err
+			}
+		}
+		n, err := w.Write(piece)
+		total += int64(n)
+		if err != nil {
+			return total, &writeError{err}
+		}
+	}
+}
+
+func (v *verifier) Close() error { return v.rc.Close() }
