@@ -1,0 +1,153 @@
+package main
+
+import (
+	"context"
+	"slices"
+	"strings"
+
+	"distkit/cmd/internal/cli"
+	"distkit/snapshot"
+
+	"github.com/containerd/errdefs"
+	"github.com/spf13/cobra"
+)
+
+func newPrepare(s *store) *cobra.Command {
+	return newMake(s, "prepare", "make an active snapshot, and print its mounts", (*snapshot.Snapshotter).Prepare)
+}
+
+func newView(s *store) *cobra.Command {
+	return newMake(s, "view", "make a read-only snapshot, and print its mounts", (*snapshot.Snapshotter).View)
+}
+
+func newMake(s *store, verb, short string, do func(*snapshot.Snapshotter, context.Context, string, string, map[string]string) ([]snapshot.Mount, error)) *cobra.Command {
+	c := &cobra.Command{Use: verb + " [flags] KEY [PARENT]", Short: short, Args: cobra.RangeArgs(1, 2)}
+	labels, noSync := labelFlag(c), noSyncFlag(c)
+	c.RunE = func(c *cobra.Command, args []string) error {
+		sn, err := s.openWith(*noSync)
+		if err != nil {
+			return err
+		}
+		l, err := parseLabels(*labels)
+		if err != nil {
+			return err
+		}
+		mounts, err := do(sn, c.Context(), args[0], strings.Join(args[1:], ""), l)
+		if err != nil {
+			return err
+		}
+		return printMounts(c, mounts)
+	}
+	return c
+}
+
+func newCommit(s *store) *cobra.Command {
+	c := &cobra.Command{Use: "commit [flags] NAME KEY", Short: "turn the active snapshot KEY into the committed one NAME", Args: cobra.ExactArgs(2)}
+	labels, noSync := labelFlag(c), noSyncFlag(c)
+	parent := c.Flags().String("parent", "", "the `PARENT` of a snapshot that was prepared without one")
+	c.RunE = func(c *cobra.Command, args []string) error {
+		sn, err := s.openWith(*noSync)
+		if err != nil {
+			return err
+		}
+		l, err := parseLabels(*labels)
+		if err != nil {
+			return err
+		}
+		// What it is mounted on could still write to it. Without such a key, Commit says so.
+		where, err := sn.Mountpoints(c.Context(), args[1])
+		if err != nil && !errdefs.IsNotFound(err) {
+			return err
+		}
+		if len(where) > 0 {
+			return errdefs.ErrUnavailable.WithMessage("commit " + args[0] + ": " + args[1] + " is mounted on " + strings.Join(where, ", ") + ": unmount it first")
+		}
+		return sn.Commit(c.Context(), args[0], args[1], snapshot.CommitOptions{Parent: *parent, Labels: l})
+	}
+	return c
+}
+
+func newRm(s *store) *cobra.Command {
+	c := &cobra.Command{Use: "rm [flags] [KEY...]", Short: "delete snapshots", Args: cobra.ArbitraryArgs}
+	noSync := noSyncFlag(c)
+	zero(c)
+	c.RunE = func(c *cobra.Command, args []string) error {
+		sn, err := s.openWith(*noSync)
+		if err != nil {
+			return err
+		}
+		return cli.Each(c, args, func(key string) error { return sn.Remove(c.Context(), key) })
+	}
+	return c
+}
+
+func newLabel(s *store) *cobra.Command {
+	c := &cobra.Command{Use: "label [flags] KEY [NAME=VALUE...]", Short: "set a snapshot's labels, and print them", Args: cobra.MinimumNArgs(1)}
+	r := cli.NewRecords(c, "NAME", "VALUE")
+	c.RunE = func(c *cobra.Command, args []string) error {
+		sn, err := s.open()
+		if err != nil {
+			return err
+		}
+		l, err := parseLabels(args[1:])
+		if err != nil {
+			return err
+		}
+		info, err := sn.Stat(c.Context(), args[0])
+		if err == nil && len(l) > 0 {
+			var fields []string
+			for name := range l {
+				fields = append(fields, "labels."+name)
+			}
+			info, err = sn.Update(c.Context(), snapshot.Info{Key: args[0], Labels: l}, fields...)
+		}
+		if err != nil {
+			return err
+		}
+		for _, name := range sorted(info.Labels) {
+			v := struct {
+				Name  string `json:"name"`
+				Value string `json:"value"`
+			}{name, info.Labels[name]}
+			if err := r.Write(v, v.Name, v.Value); err != nil {
+				return err
+			}
+		}
+		return r.Close()
+	}
+	return c
+}
+
+func labelFlag(c *cobra.Command) *[]string {
+	return c.Flags().StringArray("label", nil, "label it `NAME=VALUE` (can be repeated)")
+}
+
+func noSyncFlag(c *cobra.Command) *bool {
+	return c.Flags().Bool("no-sync", false, "don't wait for the disk")
+}
+
+// zero is -z for the verbs that read keys but print no records.
+func zero(c *cobra.Command) {
+	c.Flags().BoolP("zero", "z", false, "with -, keys end with NUL instead of newline")
+}
+
+func parseLabels(args []string) (map[string]string, error) {
+	labels := map[string]string{}
+	for _, a := range args {
+		name, value, ok := strings.Cut(a, "=")
+		if !ok || name == "" {
+			return nil, cli.Usagef("label %q: must be NAME=VALUE", a)
+		}
+		labels[name] = value
+	}
+	return labels, nil
+}
+
+func sorted(labels map[string]string) []string {
+	names := make([]string, 0, len(labels))
+	for n := range labels {
+		names = append(names, n)
+	}
+	slices.Sort(names)
+	return names
+}

@@ -1,0 +1,44 @@
+// Command snap makes, shows and mounts layered root filesystems.
+package main
+
+import (
+	"os"
+
+	"distkit/cmd/internal/cli"
+	"distkit/snapshot"
+	"distkit/snapshot/drivers"
+
+	"github.com/spf13/cobra"
+)
+
+func main() { cli.Main(newCmd()) }
+
+// store is what every verb needs to open one.
+type store struct{ root, namespace, driver *string }
+
+func newCmd() *cobra.Command {
+	c := &cobra.Command{
+		Use:   "snap VERB",
+		Short: "layered root filesystems",
+	}
+	f := c.PersistentFlags()
+	s := &store{root: cli.Root(f), namespace: cli.Namespace(f)}
+	s.driver = f.String("snapshotter", "", "the `DRIVER`, see snap drivers (env CONTAINERD_SNAPSHOTTER)")
+	if v := os.Getenv("CONTAINERD_SNAPSHOTTER"); v != "" {
+		*s.driver = v
+	}
+	c.AddCommand(
+		newPrepare(s), newView(s), newCommit(s), newRm(s), newLabel(s),
+		newLs(s), newStat(s), newUsage(s), newTree(s), newDrivers(s),
+		newMounts(s), newMount(s), newUmount(s),
+	)
+	return c
+}
+
+func (s *store) open() (*snapshot.Snapshotter, error) {
+	return s.openWith(false)
+}
+
+func (s *store) openWith(noSync bool) (*snapshot.Snapshotter, error) {
+	return drivers.Open(*s.root, *s.driver, snapshot.Options{Namespace: *s.namespace, NoSync: noSync})
+}

@@ -1,0 +1,95 @@
+package main
+
+import (
+	"encoding/json"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"distkit/cmd/internal/cli"
+	"distkit/snapshot"
+
+	"github.com/containerd/errdefs"
+	"github.com/spf13/cobra"
+)
+
+func newMounts(s *store) *cobra.Command {
+	c := &cobra.Command{Use: "mounts [flags] KEY", Short: "print the mounts that show a snapshot", Args: cobra.ExactArgs(1)}
+	target := c.Flags().StringP("target", "t", "", "print the mount(8) commands that mount it on `DIR` instead")
+	c.RunE = func(c *cobra.Command, args []string) error {
+		sn, err := s.open()
+		if err != nil {
+			return err
+		}
+		mounts, err := sn.Mounts(c.Context(), args[0])
+		if err != nil {
+			return err
+		}
+		if *target == "" {
+			return printMounts(c, mounts)
+		}
+		for _, m := range mounts {
+			line, err := command(m, *target)
+			if err != nil {
+				return fmt.Errorf("mounts of %s: %w", args[0], err)
+			}
+			fmt.Fprintln(c.OutOrStdout(), line)
+		}
+		return nil
+	}
+	return c
+}
+
+func printMounts(c *cobra.Command, mounts []snapshot.Mount) error {
+	e := json.NewEncoder(c.OutOrStdout())
+	e.SetEscapeHTML(false)
+	return e.Encode(mounts)
+}
+
+// command is a mount as a line of shell that mount(8) understands.
+func command(m snapshot.Mount, target string) (string, error) {
+	target, err := filepath.Abs(target)
+	if err != nil {
+		return "", err
+	}
+	o := strings.Join(m.Options, ",")
+	if len(o) >= os.Getpagesize() {
+		return "", errdefs.ErrFailedPrecondition.WithMessage("the options are longer than a page, which mount(8) can't pass on: use snap mount")
+	}
+	return fmt.Sprintf("mount -t %s -o %s %s %s", quote(m.Type), quote(o), quote(m.Source), quote(target)), nil
+}
+
+func quote(s string) string {
+	plain := func(r rune) bool {
+		return r < 0x80 && !strings.ContainsRune("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789/=,.:_-", r)
+	}
+	if s != "" && strings.IndexFunc(s, plain) < 0 {
+		return s
+	}
+	return "'" + strings.ReplaceAll(s, "'", `'\''`) + "'"
+}
+
+func newMount(s *store) *cobra.Command {
+	return &cobra.Command{
+		Use: "mount [flags] KEY DIR", Short: "mount a snapshot on a directory", Args: cobra.ExactArgs(2),
+		RunE: func(c *cobra.Command, args []string) error {
+			sn, err := s.open()
+			if err != nil {
+				return err
+			}
+			return sn.Mount(c.Context(), args[0], args[1])
+		},
+	}
+}
+
+func newUmount(*store) *cobra.Command {
+	c := &cobra.Command{
+		Use: "umount [flags] [DIR...]", Short: "unmount what snap mount mounted", Args: cobra.ArbitraryArgs,
+		RunE: func(c *cobra.Command, args []string) error {
+			return cli.Each(c, args, snapshot.Unmount)
+		},
+	}
+	zero(c)
+	return c
+}

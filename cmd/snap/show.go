@@ -1,0 +1,167 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"strings"
+
+	"distkit/cmd/internal/cli"
+	"distkit/snapshot"
+	"distkit/snapshot/drivers"
+
+	"github.com/spf13/cobra"
+)
+
+func newLs(s *store) *cobra.Command {
+	c := &cobra.Command{Use: "ls [flags]", Short: "list the snapshots: key, parent, kind", Args: cobra.NoArgs}
+	r := cli.NewRecords(c, "KEY", "PARENT", "KIND")
+	c.RunE = func(c *cobra.Command, _ []string) error {
+		all, err := list(c, s)
+		if err != nil {
+			return err
+		}
+		slices.SortFunc(all, func(a, b snapshot.Info) int { return strings.Compare(a.Key, b.Key) })
+		for _, i := range all {
+			if err := r.Write(i, i.Key, i.Parent, i.Kind); err != nil {
+				return err
+			}
+		}
+		return r.Close()
+	}
+	return c
+}
+
+func list(c *cobra.Command, s *store) ([]snapshot.Info, error) {
+	sn, err := s.open()
+	if err != nil {
+		return nil, err
+	}
+	var all []snapshot.Info
+	err = sn.Walk(c.Context(), func(_ context.Context, i snapshot.Info) error {
+		all = append(all, i)
+		return nil
+	})
+	return all, err
+}
+
+func newStat(s *store) *cobra.Command {
+	c := &cobra.Command{Use: "stat [flags] [KEY...]", Short: "print what is known of snapshots", Args: cobra.ArbitraryArgs}
+	r := cli.NewRecords(c, "KEY", "PARENT", "KIND", "CREATED", "UPDATED", "LABELS")
+	c.RunE = func(c *cobra.Command, args []string) error {
+		sn, err := s.open()
+		if err != nil {
+			return err
+		}
+		err = cli.Each(c, args, func(key string) error {
+			i, err := sn.Stat(c.Context(), key)
+			if err != nil {
+				return err
+			}
+			var labels []string
+			for _, name := range sorted(i.Labels) {
+				labels = append(labels, name+"="+i.Labels[name])
+			}
+			return r.Write(i, i.Key, i.Parent, i.Kind, i.Created, i.Updated, strings.Join(labels, ","))
+		})
+		if cerr := r.Close(); err == nil {
+			err = cerr
+		}
+		return err
+	}
+	return c
+}
+
+func newUsage(s *store) *cobra.Command {
+	c := &cobra.Command{Use: "usage [flags] [KEY...]", Short: "print what snapshots take: bytes, inodes", Args: cobra.ArbitraryArgs}
+	r := cli.NewRecords(c, "KEY", "SIZE", "INODES")
+	c.RunE = func(c *cobra.Command, args []string) error {
+		if len(args) == 0 {
+			all, err := list(c, s)
+			if err != nil {
+				return err
+			}
+			for _, i := range all {
+				args = append(args, i.Key)
+			}
+			slices.Sort(args)
+		}
+		sn, err := s.open()
+		if err != nil {
+			return err
+		}
+		err = cli.Each(c, args, func(key string) error {
+			u, err := sn.Usage(c.Context(), key)
+			if err != nil {
+				return err
+			}
+			v := struct {
+				Key string `json:"key"`
+				snapshot.Usage
+			}{key, u}
+			return r.Write(v, key, cli.Size(u.Size), u.Inodes)
+		})
+		if cerr := r.Close(); err == nil {
+			err = cerr
+		}
+		return err
+	}
+	return c
+}
+
+func newTree(s *store) *cobra.Command {
+	c := &cobra.Command{Use: "tree [flags]", Short: "draw the snapshots below their parents", Args: cobra.NoArgs}
+	c.RunE = func(c *cobra.Command, _ []string) error {
+		all, err := list(c, s)
+		if err != nil {
+			return err
+		}
+		children := map[string][]snapshot.Info{}
+		for _, i := range all {
+			children[i.Parent] = append(children[i.Parent], i)
+		}
+		out := c.OutOrStdout()
+		var draw func(parent, indent string)
+		draw = func(parent, indent string) {
+			level := children[parent]
+			slices.SortFunc(level, func(a, b snapshot.Info) int { return strings.Compare(a.Key, b.Key) })
+			for n, i := range level {
+				mark, below := "├── ", "│   "
+				switch {
+				case parent == "":
+					mark, below = "", ""
+				case n == len(level)-1:
+					mark, below = "└── ", "    "
+				}
+				fmt.Fprintf(out, "%s%s%s (%s)\n", indent, mark, i.Key, i.Kind)
+				if i.Kind == snapshot.Committed {
+					draw(i.Key, indent+below)
+				}
+			}
+		}
+		draw("", "")
+		return nil
+	}
+	return c
+}
+
+func newDrivers(s *store) *cobra.Command {
+	c := &cobra.Command{Use: "drivers [flags]", Short: "list the drivers, and why one can't work here", Args: cobra.NoArgs}
+	r := cli.NewRecords(c, "DRIVER", "STATE", "REASON")
+	c.RunE = func(*cobra.Command, []string) error {
+		for _, d := range drivers.List(*s.root) {
+			state := "works"
+			switch {
+			case !d.Works:
+				state = "unusable"
+			case d.Default:
+				state = "default"
+			}
+			if err := r.Write(d, d.Driver, state, d.Reason); err != nil {
+				return err
+			}
+		}
+		return r.Close()
+	}
+	return c
+}

@@ -1,0 +1,325 @@
+package tree
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// Copy makes dst, a directory that exists and is empty, like src: files by reflink where the
+// filesystem can, else by copying what they hold (holes stay holes), with owners, modes,
+// times, extended attributes, hard links, devices, pipes and sockets.
+func Copy(ctx context.Context, src, dst string) error {
+	from, err := openDir(unix.AT_FDCWD, src)
+	if err != nil {
+		return err
+	}
+	defer from.Close()
+	to, err := openDir(unix.AT_FDCWD, dst)
+	if err != nil {
+		return err
+	}
+	defer to.Close()
+	c := copier{ctx: ctx, root: int(to.Fd()), links: map[inode]string{}, buf: make([]byte, 256<<10)}
+	if err := c.dir(from, to, ""); err != nil {
+		return fmt.Errorf("copy %s: %w", src, err)
+	}
+	return nil
+}
+
+// CopyAttributes gives the directory dst the owner, mode, times and extended attributes of
+// src, but for those by which overlayfs keeps its books.
+func CopyAttributes(src, dst string) error {
+	from, err := openDir(unix.AT_FDCWD, src)
+	if err != nil {
+		return err
+	}
+	defer from.Close()
+	to, err := openDir(unix.AT_FDCWD, dst)
+	if err != nil {
+		return err
+	}
+	defer to.Close()
+	st, err := fstat(from)
+	if err != nil {
+		return err
+	}
+	return attributes(from, to, &st)
+}
+
+type copier struct {
+	ctx      context.Context
+	root     int
+	links    map[inode]string // where an inode with several names was copied to
+	buf      []byte
+	noClone  bool // the filesystem has no reflinks
+	noRanges bool // nor copy_file_range
+}
+
+func fstat(f *os.File) (st unix.Stat_t, err error) {
+	err = unix.Fstat(int(f.Fd()), &st)
+	return st, err
+}
+
+func (c *copier) dir(from, to *os.File, rel string) error {
+	if err := c.ctx.Err(); err != nil {
+		return err
+	}
+	st, err := fstat(from)
+	if err != nil {
+		return err
+	}
+	if err := each(from, func(name string) error {
+		if err := c.entry(from, to, name, path.Join(rel, name)); err != nil {
+			var pe *os.PathError
+			if errors.As(err, &pe) || errors.Is(err, c.ctx.Err()) {
+				return err
+			}
+			return &os.PathError{Op: "copy", Path: path.Join(rel, name), Err: err}
+		}
+		return nil
+	}); err != nil {
+		return err
+	}
+	return attributes(from, to, &st) // last: its entries changed its times
+}
+
+func (c *copier) entry(from, to *os.File, name, rel string) error {
+	src, dst := int(from.Fd()), int(to.Fd())
+	st, err := lstat(src, name)
+	if err != nil {
+		return err
+	}
+	typ := st.Mode & unix.S_IFMT
+	if typ == unix.S_IFDIR {
+		if err := unix.Mkdirat(dst, name, 0o700); err != nil {
+			return err
+		}
+		sub, err := openDir(src, name)
+		if err != nil {
+			return err
+		}
+		defer sub.Close()
+		made, err := openDir(dst, name)
+		if err != nil {
+			return err
+		}
+		defer made.Close()
+		return c.dir(sub, made, rel)
+	}
+	if st.Nlink > 1 {
+		if first, ok := c.links[inodeOf(&st)]; ok {
+			return unix.Linkat(c.root, first, dst, name, 0)
+		}
+		c.links[inodeOf(&st)] = rel
+	}
+	switch typ {
+	case unix.S_IFREG:
+		return c.file(src, dst, name, &st)
+	case unix.S_IFLNK:
+		target := make([]byte, unix.PathMax)
+		n, err := unix.Readlinkat(src, name, target)
+		if err != nil {
+			return err
+		}
+		if err := unix.Symlinkat(string(target[:n]), dst, name); err != nil {
+			return err
+		}
+	default:
+		if err := unix.Mknodat(dst, name, typ|0o600, int(st.Rdev)); err != nil {
+			return err
+		}
+	}
+	if err := unix.Fchownat(dst, name, int(st.Uid), int(st.Gid), unix.AT_SYMLINK_NOFOLLOW); err != nil {
+		return err
+	}
+	if typ != unix.S_IFLNK {
+		if err := unix.Fchmodat(dst, name, st.Mode&0o7777, 0); err != nil {
+			return err
+		}
+	}
+	if err := copyXattrs(pathXattrs{procPath(src, name)}, pathXattrs{procPath(dst, name)}); err != nil {
+		return err
+	}
+	return unix.UtimesNanoAt(dst, name, []unix.Timespec{st.Atim, st.Mtim}, unix.AT_SYMLINK_NOFOLLOW)
+}
+
+// procPath names an entry of an open directory for the system calls that know paths alone.
+func procPath(at int, name string) string { return fmt.Sprintf("/proc/self/fd/%d/%s", at, name) }
+
+func (c *copier) file(src, dst int, name string, st *unix.Stat_t) error {
+	fd, err := unix.Openat(src, name, unix.O_RDONLY|unix.O_NOFOLLOW|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)
+	if err != nil {
+		return err
+	}
+	from := os.NewFile(uintptr(fd), name)
+	defer from.Close()
+	fd, err = unix.Openat(dst, name, unix.O_RDWR|unix.O_CREAT|unix.O_EXCL|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0o600)
+	if err != nil {
+		return err
+	}
+	to := os.NewFile(uintptr(fd), name)
+	defer to.Close()
+	if st.Size > 0 {
+		if err := c.data(from, to, st); err != nil {
+			return err
+		}
+	}
+	if err := attributes(from, to, st); err != nil {
+		return err
+	}
+	return to.Close()
+}
+
+// attributes sets what chown takes away (set-user-ID, capabilities) after it, and times last.
+func attributes(from, to *os.File, st *unix.Stat_t) error {
+	fd := int(to.Fd())
+	if err := unix.Fchown(fd, int(st.Uid), int(st.Gid)); err != nil {
+		return err
+	}
+	if err := unix.Fchmod(fd, st.Mode&0o7777); err != nil {
+		return err
+	}
+	if err := copyXattrs(fdXattrs{int(from.Fd())}, fdXattrs{fd}); err != nil {
+		return err
+	}
+	return unix.UtimesNanoAt(fd, "", []unix.Timespec{st.Atim, st.Mtim}, unix.AT_EMPTY_PATH)
+}
+
+func (c *copier) data(from, to *os.File, st *unix.Stat_t) error {
+	if !c.noClone {
+		err := unix.IoctlFileClone(int(to.Fd()), int(from.Fd()))
+		if err == nil {
+			return nil
+		}
+		if errors.Is(err, unix.EIO) || errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT) {
+			return err
+		}
+		c.noClone = true
+	}
+	if st.Blocks*512 >= st.Size && st.Size <= int64(len(c.buf)) {
+		n, err := io.ReadFull(from, c.buf[:st.Size])
+		if err != nil {
+			return err
+		}
+		_, err = to.Write(c.buf[:n])
+		return err
+	}
+	for off := int64(0); off < st.Size; {
+		if err := c.ctx.Err(); err != nil {
+			return err
+		}
+		data, err := unix.Seek(int(from.Fd()), off, unix.SEEK_DATA)
+		if errors.Is(err, unix.ENXIO) {
+			break // a hole up to the end
+		}
+		end := st.Size
+		if err != nil {
+			data = off // the filesystem can't tell
+		} else if end, err = unix.Seek(int(from.Fd()), data, unix.SEEK_HOLE); err != nil {
+			return err
+		}
+		if err := c.extent(from, to, data, end); err != nil {
+			return err
+		}
+		off = end
+	}
+	return to.Truncate(st.Size)
+}
+
+func (c *copier) extent(from, to *os.File, off, end int64) error {
+	for off < end && !c.noRanges {
+		in, out := off, off
+		n, err := unix.CopyFileRange(int(from.Fd()), &in, int(to.Fd()), &out, int(min(end-off, 1<<30)), 0)
+		switch {
+		case errors.Is(err, unix.EINTR):
+		case errors.Is(err, unix.ENOSPC), errors.Is(err, unix.EDQUOT), errors.Is(err, unix.EIO):
+			return err
+		case err != nil, n == 0:
+			c.noRanges = true
+		}
+		off += int64(max(n, 0))
+	}
+	for off < end {
+		n, err := from.ReadAt(c.buf[:min(end-off, int64(len(c.buf)))], off)
+		if n == 0 && err != nil {
+			return err
+		}
+		if _, err := to.WriteAt(c.buf[:n], off); err != nil {
+			return err
+		}
+		off += int64(n)
+	}
+	return nil
+}
+
+// xattrs are the extended attributes of a file, by descriptor or by path.
+type xattrs interface {
+	list(b []byte) (int, error)
+	get(name string, b []byte) (int, error)
+	set(name string, b []byte) error
+}
+
+type fdXattrs struct{ fd int }
+
+func (x fdXattrs) list(b []byte) (int, error)          { return unix.Flistxattr(x.fd, b) }
+func (x fdXattrs) get(n string, b []byte) (int, error) { return unix.Fgetxattr(x.fd, n, b) }
+func (x fdXattrs) set(n string, b []byte) error        { return unix.Fsetxattr(x.fd, n, b, 0) }
+
+type pathXattrs struct{ path string }
+
+func (x pathXattrs) list(b []byte) (int, error)          { return unix.Llistxattr(x.path, b) }
+func (x pathXattrs) get(n string, b []byte) (int, error) { return unix.Lgetxattr(x.path, n, b) }
+func (x pathXattrs) set(n string, b []byte) error        { return unix.Lsetxattr(x.path, n, b, 0) }
+
+func copyXattrs(from, to xattrs) error {
+	names, err := grow(from.list)
+	if errors.Is(err, unix.ENOTSUP) || len(names) == 0 && err == nil {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("list extended attributes: %w", err)
+	}
+	for _, n := range bytes.Split(bytes.TrimSuffix(names, []byte{0}), []byte{0}) {
+		name := string(n)
+		if strings.HasPrefix(name, "trusted.overlay.") || strings.HasPrefix(name, "user.overlay.") {
+			continue
+		}
+		value, err := grow(func(b []byte) (int, error) { return from.get(name, b) })
+		if errors.Is(err, unix.ENODATA) {
+			continue
+		}
+		if err == nil {
+			err = to.set(name, value)
+		}
+		if err != nil && !errors.Is(err, unix.ENOTSUP) {
+			return fmt.Errorf("extended attribute %s: %w", name, err)
+		}
+	}
+	return nil
+}
+
+// grow calls one of the system calls that tell their result's size when given no buffer.
+func grow(f func([]byte) (int, error)) ([]byte, error) {
+	b := make([]byte, 256)
+	for {
+		n, err := f(b)
+		if err == nil {
+			return b[:n], nil
+		}
+		if !errors.Is(err, unix.ERANGE) {
+			return nil, err
+		}
+		if n, err = f(nil); err != nil {
+			return nil, err
+		}
+		b = make([]byte, n+64)
+	}
+}

@@ -1,0 +1,173 @@
+// Package tree copies, measures and deletes trees of files that nobody can be trusted to
+// have made: no symlink in them is followed and no mount in them entered.
+package tree
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+
+	"golang.org/x/sys/unix"
+)
+
+// openDir opens a directory below another one, or name itself with AT_FDCWD.
+func openDir(at int, name string) (*os.File, error) {
+	how := unix.OpenHow{Flags: unix.O_RDONLY | unix.O_DIRECTORY | unix.O_NOFOLLOW | unix.O_CLOEXEC}
+	if at != unix.AT_FDCWD {
+		how.Resolve = unix.RESOLVE_NO_XDEV | unix.RESOLVE_NO_SYMLINKS | unix.RESOLVE_BENEATH
+	}
+	for {
+		fd, err := unix.Openat2(at, name, &how)
+		if errors.Is(err, unix.ENOSYS) { // before 5.6, or hidden by a seccomp filter
+			fd, err = unix.Openat(at, name, int(how.Flags), 0)
+		}
+		switch {
+		case errors.Is(err, unix.EINTR), errors.Is(err, unix.EAGAIN):
+			continue
+		case errors.Is(err, unix.EXDEV):
+			return nil, &os.PathError{Op: "open", Path: name, Err: errors.New("something is mounted there")}
+		case err != nil:
+			return nil, &os.PathError{Op: "open", Path: name, Err: err}
+		}
+		return os.NewFile(uintptr(fd), name), nil
+	}
+}
+
+func lstat(at int, name string) (st unix.Stat_t, err error) {
+	err = unix.Fstatat(at, name, &st, unix.AT_SYMLINK_NOFOLLOW)
+	return st, err
+}
+
+type inode struct{ dev, ino uint64 }
+
+func inodeOf(st *unix.Stat_t) inode { return inode{st.Dev, st.Ino} }
+
+// Usage adds up the bytes allocated to a tree and its inodes, the root's included and each
+// counted once.
+func Usage(ctx context.Context, dir string) (size, inodes int64, err error) {
+	seen := map[inode]bool{}
+	var walk func(at int, name string, st *unix.Stat_t) error
+	walk = func(at int, name string, st *unix.Stat_t) error {
+		isDir := st.Mode&unix.S_IFMT == unix.S_IFDIR
+		if !isDir && st.Nlink > 1 {
+			if seen[inodeOf(st)] {
+				return nil
+			}
+			seen[inodeOf(st)] = true
+		}
+		size += st.Blocks * 512
+		inodes++
+		if !isDir {
+			return nil
+		}
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		d, err := openDir(at, name)
+		if err != nil {
+			return err
+		}
+		defer d.Close()
+		return each(d, func(name string) error {
+			st, err := lstat(int(d.Fd()), name)
+			if errors.Is(err, unix.ENOENT) {
+				return nil // an active snapshot changes meanwhile
+			}
+			if err != nil {
+				return err
+			}
+			err = walk(int(d.Fd()), name, &st)
+			if errors.Is(err, unix.ENOENT) {
+				return nil
+			}
+			return err
+		})
+	}
+	st, err := lstat(unix.AT_FDCWD, dir)
+	if err != nil {
+		return 0, 0, &os.PathError{Op: "stat", Path: dir, Err: err}
+	}
+	return size, inodes, walk(unix.AT_FDCWD, dir, &st)
+}
+
+func each(d *os.File, f func(name string) error) error {
+	names, err := d.Readdirnames(-1)
+	if err != nil {
+		return err
+	}
+	for _, name := range names {
+		if err := f(name); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// Remove deletes a tree, whatever the modes of its directories. A tree that isn't there is
+// success. Nothing that is mounted in it is touched: that is an error.
+func Remove(dir string) error {
+	parent, err := openDir(unix.AT_FDCWD, filepath.Dir(dir))
+	if errors.Is(err, unix.ENOENT) {
+		return nil
+	}
+	if err == nil {
+		defer parent.Close()
+		err = remove(int(parent.Fd()), filepath.Base(dir))
+	}
+	if err != nil {
+		return fmt.Errorf("delete %s: %w", dir, err)
+	}
+	return nil
+}
+
+func remove(at int, name string) error {
+	err := unix.Unlinkat(at, name, 0)
+	if err == nil || errors.Is(err, unix.ENOENT) {
+		return nil
+	}
+	if !errors.Is(err, unix.EISDIR) && !errors.Is(err, unix.EPERM) && !errors.Is(err, unix.EACCES) {
+		return &os.PathError{Op: "unlink", Path: name, Err: err}
+	}
+	d, derr := openDir(at, name)
+	if errors.Is(derr, unix.EACCES) { // overlayfs leaves work/work with mode 000
+		if st, err := lstat(at, name); err == nil && st.Mode&unix.S_IFMT == unix.S_IFDIR {
+			_ = unix.Fchmodat(at, name, 0o700, 0)
+			d, derr = openDir(at, name)
+		}
+	}
+	if errors.Is(derr, unix.ENOTDIR) || errors.Is(derr, unix.ELOOP) {
+		return &os.PathError{Op: "unlink", Path: name, Err: err}
+	}
+	if derr != nil {
+		return derr
+	}
+	defer d.Close()
+	writable := false
+	for {
+		left := 0
+		if err := each(d, func(name string) error {
+			left++
+			err := remove(int(d.Fd()), name)
+			if errors.Is(err, unix.EACCES) && !writable {
+				writable = true
+				_ = d.Chmod(0o700)
+				err = remove(int(d.Fd()), name)
+			}
+			return err
+		}); err != nil {
+			return err
+		}
+		if left == 0 {
+			break
+		}
+		if _, err := d.Seek(0, 0); err != nil {
+			return err
+		}
+	}
+	if err := unix.Unlinkat(at, name, unix.AT_REMOVEDIR); err != nil && !errors.Is(err, unix.ENOENT) {
+		return &os.PathError{Op: "rmdir", Path: name, Err: err}
+	}
+	return nil
+}

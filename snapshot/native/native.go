@@ -1,0 +1,68 @@
+// Package native keeps each snapshot as a full copy of its parent. It works on every
+// filesystem and without privileges; where files can share their blocks (btrfs, XFS) a copy
+// takes little space, but its time grows with the number of files.
+package native
+
+import (
+	"context"
+	"fmt"
+	"os"
+
+	"distkit/snapshot"
+	"distkit/snapshot/internal/tree"
+)
+
+// Name is the driver's name.
+const Name = "native"
+
+// Driver is the native driver. A snapshot's directory holds fs, the whole tree; that of a
+// view with a parent stays empty, since it shows the parent's.
+type Driver struct{}
+
+var _ snapshot.Driver = Driver{}
+
+func (Driver) Name() string       { return Name }
+func (Driver) Check(string) error { return nil }
+func (Driver) MaxParents() int    { return 0 }
+func (Driver) Rebases() bool      { return false }
+
+func (Driver) Create(ctx context.Context, t snapshot.Tree) error {
+	if err := os.Mkdir(t.FS(), 0o755); err != nil {
+		return err
+	}
+	if len(t.Parents) > 0 && t.Kind != snapshot.View {
+		return tree.Copy(ctx, parent(t).FS(), t.FS())
+	}
+	if err := os.Chmod(t.FS(), 0o755); err != nil { // whatever the umask
+		return fmt.Errorf("set mode of root: %w", err)
+	}
+	return nil
+}
+
+func parent(t snapshot.Tree) snapshot.Tree { return snapshot.Tree{Dir: t.Parents[0]} }
+
+func source(t snapshot.Tree) string {
+	if t.Kind == snapshot.View && len(t.Parents) > 0 {
+		return parent(t).FS()
+	}
+	return t.FS()
+}
+
+func (Driver) Mounts(t snapshot.Tree) []snapshot.Mount {
+	access := "rw"
+	if t.Kind == snapshot.View {
+		access = "ro"
+	}
+	return []snapshot.Mount{{Type: "bind", Source: source(t), Options: []string{"bind", access}}}
+}
+
+func (Driver) Mount(t snapshot.Tree, target string) error {
+	return snapshot.BindMount(source(t), target, t.Kind == snapshot.View)
+}
+
+func (Driver) Usage(ctx context.Context, t snapshot.Tree) (u snapshot.Usage, err error) {
+	u.Size, u.Inodes, err = tree.Usage(ctx, t.FS())
+	return u, err
+}
+
+func (Driver) Remove(dir string) error { return tree.Remove(dir) }

@@ -1,0 +1,328 @@
+// Package overlayfs keeps each snapshot as a layer of its own and shows it on top of its
+// parents by the kernel's overlayfs. Preparing takes the same time whatever the parents hold.
+package overlayfs
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"runtime"
+	"strings"
+
+	"distkit/snapshot"
+	"distkit/snapshot/internal/tree"
+
+	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
+)
+
+// Name is the driver's name.
+const Name = "overlayfs"
+
+// maxLower is the kernel's limit (OVL_MAX_STACK).
+const maxLower = 500
+
+// options pin what a distribution may have given other defaults: with any of these on, a
+// layer's files could not be read without the mount, moved, or shared by several mounts.
+var options = []string{"index=off", "metacopy=off", "redirect_dir=off"}
+
+// Driver is the overlayfs driver. A snapshot's directory holds fs, its layer, and work, the
+// kernel's scratch space.
+type Driver struct{}
+
+var _ snapshot.Driver = Driver{}
+
+func (Driver) Name() string    { return Name }
+func (Driver) MaxParents() int { return maxLower }
+func (Driver) Rebases() bool   { return true }
+
+func (Driver) Create(_ context.Context, t snapshot.Tree) error {
+	if err := mkdir(t.FS()); err != nil {
+		return err
+	}
+	if len(t.Parents) == 0 || t.Kind == snapshot.View {
+		return mkWork(t)
+	}
+	// The root directory of the mount is the upper layer's.
+	if err := tree.CopyAttributes(lower(t.Parents[0]), t.FS()); err != nil {
+		return fmt.Errorf("copy attributes of the parent's root: %w", err)
+	}
+	return mkWork(t)
+}
+
+// mkWork makes the work directory, also where there is no parent yet: Commit may give one.
+func mkWork(t snapshot.Tree) error {
+	if t.Kind == snapshot.View {
+		return nil
+	}
+	return os.Mkdir(work(t), 0o711)
+}
+
+func mkdir(dir string) error {
+	if err := os.Mkdir(dir, 0o755); err != nil {
+		return err
+	}
+	return os.Chmod(dir, 0o755) // whatever the umask
+}
+
+func lower(parent string) string  { return filepath.Join(parent, "fs") }
+func work(t snapshot.Tree) string { return filepath.Join(t.Dir, "work") }
+func isBind(t snapshot.Tree) bool { return bindSource(t) != "" }
+func isView(t snapshot.Tree) bool { return t.Kind == snapshot.View }
+func access(t snapshot.Tree) string {
+	if isView(t) {
+		return "ro"
+	}
+	return "rw"
+}
+
+// bindSource is the one directory that makes up a snapshot with nothing to overlay.
+func bindSource(t snapshot.Tree) string {
+	switch {
+	case len(t.Parents) == 0:
+		return t.FS()
+	case len(t.Parents) == 1 && isView(t):
+		return lower(t.Parents[0])
+	}
+	return ""
+}
+
+// Mounts names the snapshot's directory as the overlay's source, which the kernel shows and
+// otherwise ignores: so a mount can be traced back to its snapshot.
+func (Driver) Mounts(t snapshot.Tree) []snapshot.Mount {
+	if src := bindSource(t); src != "" {
+		return []snapshot.Mount{{Type: "bind", Source: src, Options: []string{"bind", access(t)}}}
+	}
+	var o []string
+	if isView(t) {
+		o = append(o, "ro")
+	} else {
+		o = append(o, "workdir="+escape(work(t), `\,`), "upperdir="+escape(t.FS(), `\,`))
+	}
+	lowers := make([]string, len(t.Parents))
+	for i, p := range t.Parents {
+		lowers[i] = escape(lower(p), `\:,`)
+	}
+	o = append(o, options...)
+	o = append(o, "lowerdir="+strings.Join(lowers, ":"))
+	return []snapshot.Mount{{Type: "overlay", Source: t.Dir, Options: o}}
+}
+
+// escape is the form overlayfs's option parser wants paths in.
+func escape(path, special string) string {
+	if !strings.ContainsAny(path, special) {
+		return path
+	}
+	var b strings.Builder
+	for _, c := range []byte(path) {
+		if strings.IndexByte(special, c) >= 0 {
+			b.WriteByte('\\')
+		}
+		b.WriteByte(c)
+	}
+	return b.String()
+}
+
+func (Driver) Mount(t snapshot.Tree, target string) error {
+	if src := bindSource(t); src != "" {
+		return snapshot.BindMount(src, target, isView(t))
+	}
+	names := layers{work: "work", upper: "fs", source: t.Dir, readOnly: isView(t)}
+	dir := filepath.Dir(t.Dir)
+	if !isView(t) {
+		names.work = filepath.Join(filepath.Base(t.Dir), names.work)
+		names.upper = filepath.Join(filepath.Base(t.Dir), names.upper)
+	}
+	for _, p := range t.Parents {
+		names.lower = append(names.lower, filepath.Join(filepath.Base(p), "fs"))
+	}
+	return in(dir, func() error { return names.mount(target) })
+}
+
+// in runs f in a thread of its own whose working directory is dir: paths relative to it are
+// short and need no escaping, and the process stays where it is.
+func in(dir string, f func() error) error {
+	done := make(chan error)
+	go func() {
+		runtime.LockOSThread() // and never unlocked: the thread ends with the goroutine
+		err := unix.Unshare(unix.CLONE_FS)
+		if err == nil {
+			err = unix.Chdir(dir)
+		}
+		if err != nil {
+			err = fmt.Errorf("change to %s: %w", dir, err)
+		} else {
+			err = f()
+		}
+		done <- err
+	}()
+	return <-done
+}
+
+// layers are the paths of one overlay mount.
+type layers struct {
+	lower       []string
+	upper, work string
+	source      string
+	readOnly    bool
+}
+
+func (l layers) mount(target string) error {
+	fd, err := l.create()
+	switch {
+	case err == nil:
+		defer unix.Close(fd)
+		return snapshot.MountError("mount on "+target, unix.MoveMount(fd, "", unix.AT_FDCWD, target, unix.MOVE_MOUNT_F_EMPTY_PATH))
+	case errors.Is(err, errOldKernel):
+		return l.mountClassic(target)
+	}
+	return err
+}
+
+var errOldKernel = errors.New("no lowerdir+")
+
+// create makes the mount without a place in the tree. errOldKernel says that the kernel
+// (before 6.8) takes layers as one string only.
+func (l layers) create() (int, error) {
+	fd, err := unix.Fsopen("overlay", unix.FSOPEN_CLOEXEC)
+	switch {
+	case errors.Is(err, unix.ENOSYS):
+		return -1, errOldKernel
+	case errors.Is(err, unix.ENODEV):
+		return -1, errdefs.ErrNotImplemented.WithMessage("the kernel has no overlayfs")
+	case err != nil:
+		return -1, snapshot.MountError("open overlayfs", err)
+	}
+	defer unix.Close(fd)
+	set := func(key, value string) {
+		if err == nil {
+			if err = unix.FsconfigSetString(fd, key, value); err != nil {
+				err = failed(fd, key+"="+value, err)
+			}
+		}
+	}
+	for i, dir := range l.lower {
+		set("lowerdir+", dir)
+		if i == 0 && errors.Is(err, unix.EINVAL) {
+			return -1, errOldKernel
+		}
+	}
+	if len(l.source) < 256 { // fsconfig's limit
+		set("source", l.source)
+	} else {
+		set("source", "overlay")
+	}
+	attr := unix.MOUNT_ATTR_RDONLY
+	if !l.readOnly {
+		attr = 0
+		set("upperdir", l.upper)
+		set("workdir", l.work)
+	}
+	for _, o := range options {
+		key, value, _ := strings.Cut(o, "=")
+		set(key, value)
+	}
+	if err != nil {
+		return -1, err
+	}
+	if err := unix.FsconfigCreate(fd); err != nil {
+		return -1, failed(fd, "make overlay", err)
+	}
+	m, err := unix.Fsmount(fd, unix.FSMOUNT_CLOEXEC, attr)
+	return m, snapshot.MountError("make overlay", err)
+}
+
+// failed adds what the kernel says about the failure.
+func failed(fd int, what string, err error) error {
+	b := make([]byte, 1024)
+	for {
+		n, rerr := unix.Read(fd, b)
+		if rerr != nil || n == 0 {
+			break
+		}
+		if msg, ok := bytes.CutPrefix(bytes.TrimSpace(b[:n]), []byte("e ")); ok {
+			what += ": " + string(bytes.TrimPrefix(msg, []byte("overlay: ")))
+		}
+	}
+	return snapshot.MountError(what, err)
+}
+
+// mountClassic is mount(2), whose options must fit a page.
+func (l layers) mountClassic(target string) error {
+	o := append([]string{}, options...)
+	flags := uintptr(0)
+	if l.readOnly {
+		flags = unix.MS_RDONLY
+	} else {
+		o = append(o, "upperdir="+l.upper, "workdir="+l.work)
+	}
+	data := strings.Join(append(o, "lowerdir="+strings.Join(l.lower, ":")), ",")
+	if len(data) >= os.Getpagesize() {
+		return errdefs.ErrFailedPrecondition.WithMessage(fmt.Sprintf(
+			"%d layers don't fit into the mount options of this kernel, which Linux 6.8 and later take one by one", len(l.lower)))
+	}
+	return snapshot.MountError("mount overlay on "+target, unix.Mount(l.source, target, "overlay", flags, data))
+}
+
+// Check makes two layers and an overlay of them, without a place in the tree.
+func (Driver) Check(dir string) error {
+	scratch, err := os.MkdirTemp(dir, ".overlayfs-")
+	if err != nil {
+		return fmt.Errorf("check overlayfs: %w", err)
+	}
+	defer tree.Remove(scratch)
+	for _, d := range []string{"1", "2", "2/fs", "2/work"} {
+		if err := os.Mkdir(filepath.Join(scratch, d), 0o755); err != nil {
+			return fmt.Errorf("check overlayfs: %w", err)
+		}
+	}
+	if err := os.Mkdir(filepath.Join(scratch, "1/fs"), 0o755); err != nil {
+		return fmt.Errorf("check overlayfs: %w", err)
+	}
+	l := layers{lower: []string{"1/fs"}, upper: "2/fs", work: "2/work", source: "overlay"}
+	err = in(scratch, func() error {
+		// The kernel mounts where these fail, and then can't delete what a lower layer has.
+		if err := unix.Setxattr(l.upper, "trusted.overlay.opaque", []byte("n"), 0); err != nil {
+			return snapshot.MountError("set a trusted extended attribute", err)
+		}
+		if err := unix.Mknod("2/whiteout", unix.S_IFCHR, 0); err != nil {
+			return snapshot.MountError("make a whiteout", err)
+		}
+		return l.try()
+	})
+	switch {
+	case err == nil:
+		return nil
+	case errdefs.IsPermissionDenied(err):
+		return errdefs.ErrPermissionDenied.WithMessage("overlayfs needs root: " + err.Error())
+	}
+	return errdefs.ErrNotImplemented.WithMessage("overlayfs doesn't work here: " + err.Error())
+}
+
+func (l layers) try() error {
+	fd, err := l.create()
+	if err == nil {
+		return unix.Close(fd)
+	}
+	if !errors.Is(err, errOldKernel) {
+		return err
+	}
+	target := "mnt"
+	if err := os.Mkdir(target, 0o700); err != nil {
+		return err
+	}
+	if err := l.mountClassic(target); err != nil {
+		return err
+	}
+	return unix.Unmount(target, unix.MNT_DETACH)
+}
+
+func (Driver) Usage(ctx context.Context, t snapshot.Tree) (u snapshot.Usage, err error) {
+	u.Size, u.Inodes, err = tree.Usage(ctx, t.FS())
+	return u, err
+}
+
+func (Driver) Remove(dir string) error { return tree.Remove(dir) }

@@ -1,0 +1,425 @@
+package snapshot
+
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"sort"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
+)
+
+// The store of one driver, <root>/snapshots/<driver>/:
+//
+//	state         layout version, boot ID, next id; locked while any of these names change
+//	<id>/info     a snapshot's record; the directory's name appears when it is complete
+//	<id>/fs       its files
+//	keys/<hash>   symlink to ../<id>: where a key may be found, checked against the record
+//	tmp/<random>  what is being made or removed, locked by whoever does it
+//
+// The records are the truth. keys/ is only an index: it is not synced, and is made anew by
+// the first process of each boot, which is also the only time a power failure can show.
+
+// layoutVersion is the first word of state. Another version is refused.
+const layoutVersion = "1"
+
+// record is the content of <id>/info.
+type record struct {
+	Namespace string `json:"namespace,omitempty"` // empty: shared by all
+	Info
+	Parents []uint64 `json:"parents,omitempty"` // ids of the chain below, nearest first
+}
+
+// entry is a record as found on disk.
+type entry struct {
+	id  uint64
+	raw []byte
+	record
+}
+
+func (s *Snapshotter) dirOf(id uint64) string {
+	return filepath.Join(s.dir, strconv.FormatUint(id, 10))
+}
+
+func (s *Snapshotter) tree(id uint64, r record) Tree {
+	t := Tree{Dir: s.dirOf(id), Kind: r.Kind, Parents: make([]string, len(r.Parents))}
+	for i, p := range r.Parents {
+		t.Parents[i] = s.dirOf(p)
+	}
+	return t
+}
+
+// step is called between the steps of every change: tests die here.
+var step = func(string) {}
+
+func keyFile(namespace, key string) string {
+	sum := sha256.Sum256([]byte(namespace + "\x00" + key))
+	return hex.EncodeToString(sum[:])
+}
+
+// read returns the record of an id; fs.ErrNotExist where there is none.
+func (s *Snapshotter) read(id uint64) (entry, error) {
+	e := entry{id: id}
+	var err error
+	if e.raw, err = os.ReadFile(filepath.Join(s.dirOf(id), "info")); err != nil {
+		return e, err
+	}
+	if err := json.Unmarshal(e.raw, &e.record); err != nil {
+		return e, errdefs.ErrDataLoss.WithMessage(fmt.Sprintf("record of snapshot %d is damaged: %v", id, err))
+	}
+	return e, nil
+}
+
+// lookup finds a key as this namespace sees it: its own, or a shared one.
+func (s *Snapshotter) lookup(key string) (entry, error) {
+	e, err := s.lookupIn(s.namespace, key)
+	if errors.Is(err, fs.ErrNotExist) && isDigest(key) {
+		e, err = s.lookupIn("", key)
+	}
+	if errors.Is(err, fs.ErrNotExist) {
+		return e, errdefs.ErrNotFound.WithMessage("no such snapshot")
+	}
+	return e, err
+}
+
+func (s *Snapshotter) lookupIn(namespace, key string) (entry, error) {
+	to, err := os.Readlink(filepath.Join(s.dir, "keys", keyFile(namespace, key)))
+	if err != nil {
+		return entry{}, err
+	}
+	id, err := strconv.ParseUint(strings.TrimPrefix(to, "../"), 10, 64)
+	if err != nil {
+		return entry{}, fs.ErrNotExist
+	}
+	e, err := s.read(id)
+	if err == nil && (e.Key != key || e.Namespace != namespace) {
+		err = fs.ErrNotExist
+	}
+	return e, err
+}
+
+// entries reads the records of all namespaces, in the order of their ids.
+func (s *Snapshotter) entries() ([]entry, error) {
+	ids, err := s.ids()
+	if err != nil {
+		return nil, err
+	}
+	all := make([]entry, 0, len(ids))
+	for _, id := range ids {
+		e, err := s.read(id)
+		if errors.Is(err, fs.ErrNotExist) {
+			continue // removed meanwhile
+		}
+		if err != nil {
+			return nil, err
+		}
+		all = append(all, e)
+	}
+	return all, nil
+}
+
+func (s *Snapshotter) ids() ([]uint64, error) {
+	d, err := os.Open(s.dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	defer d.Close()
+	names, err := d.Readdirnames(-1)
+	if err != nil {
+		return nil, fmt.Errorf("read %s: %w", s.dir, err)
+	}
+	var ids []uint64
+	for _, n := range names {
+		if id, err := strconv.ParseUint(n, 10, 64); err == nil {
+			ids = append(ids, id)
+		}
+	}
+	sort.Slice(ids, func(i, j int) bool { return ids[i] < ids[j] })
+	return ids, nil
+}
+
+// lock is the store's lock, held for as long as a few names change.
+type lock struct {
+	f    *os.File
+	next uint64
+}
+
+func (s *Snapshotter) lock() (*lock, error) {
+	name := filepath.Join(s.dir, "state")
+	f, err := lockFile(name, os.O_RDWR|os.O_CREATE, unix.LOCK_EX)
+	if errors.Is(err, fs.ErrNotExist) {
+		if err := s.create(); err != nil {
+			return nil, err
+		}
+		f, err = lockFile(name, os.O_RDWR|os.O_CREATE, unix.LOCK_EX)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("lock store: %w", err)
+	}
+	l := &lock{f: f}
+	boot, next, err := parseState(f)
+	if err == nil {
+		l.next = next
+		if boot != bootID() || next == 0 {
+			err = s.recover(l)
+		}
+	}
+	if err != nil {
+		f.Close()
+		return nil, err
+	}
+	return l, nil
+}
+
+func (l *lock) unlock() { l.f.Close() }
+
+// take returns the next id. No id is ever used twice, so a mount that outlives its snapshot
+// is not taken for another's.
+func (l *lock) take() (uint64, error) {
+	id := l.next
+	l.next++
+	return id, l.save()
+}
+
+func (l *lock) save() error {
+	// Of one length always, so that it is overwritten whole.
+	_, err := fmt.Fprintf(offsetWriter{l.f}, "%s %-36s %20d\n", layoutVersion, bootID(), l.next)
+	return err
+}
+
+type offsetWriter struct{ f *os.File }
+
+func (w offsetWriter) Write(b []byte) (int, error) { return w.f.WriteAt(b, 0) }
+
+// parseState reads state. What is empty or torn (a power failure) is as if of another boot.
+func parseState(f *os.File) (boot string, next uint64, err error) {
+	b := make([]byte, 128)
+	n, _ := f.ReadAt(b, 0)
+	w := strings.Fields(strings.Trim(string(b[:n]), "\x00"))
+	if len(w) == 0 {
+		return "", 0, nil
+	}
+	if w[0] != layoutVersion {
+		return "", 0, errdefs.ErrNotImplemented.WithMessage(fmt.Sprintf(
+			"%s: layout version %.20q is unknown to this program, which knows %s", f.Name(), w[0], layoutVersion))
+	}
+	if len(w) == 3 {
+		next, _ = strconv.ParseUint(w[2], 10, 64)
+		boot = w[1]
+	}
+	return boot, next, nil
+}
+
+func bootID() string {
+	b, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	if err != nil {
+		return "-"
+	}
+	return strings.TrimSpace(string(b))
+}
+
+// create makes the store's directories. Root filesystems hold set-user-ID programs, so
+// nobody but the owner may enter.
+func (s *Snapshotter) create() error {
+	if err := os.MkdirAll(filepath.Dir(s.dir), 0o755); err != nil {
+		return fmt.Errorf("create store: %w", err)
+	}
+	for _, d := range []string{s.dir, filepath.Join(s.dir, "keys"), filepath.Join(s.dir, "tmp")} {
+		if err := os.Mkdir(d, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
+			return fmt.Errorf("create store: %w", err)
+		}
+	}
+	return nil
+}
+
+// recover makes the index anew from the records, in the first locked call after a boot.
+func (s *Snapshotter) recover(l *lock) error {
+	if err := s.create(); err != nil {
+		return err
+	}
+	ids, err := s.ids()
+	if err != nil {
+		return err
+	}
+	keys := filepath.Join(s.dir, "keys")
+	index := map[string]string{}
+	l.next = max(l.next, 1)
+	for _, id := range ids {
+		l.next = max(l.next, id+1)
+		e, err := s.read(id)
+		if err != nil && !errors.Is(err, fs.ErrNotExist) && !errdefs.IsDataLoss(err) {
+			return err
+		}
+		if err != nil {
+			// Without a record nothing can name it; only an unsynced store comes here.
+			if err := os.Rename(s.dirOf(id), filepath.Join(s.dir, "tmp", strconv.FormatUint(id, 10))); err != nil {
+				return err
+			}
+			continue
+		}
+		index[keyFile(e.Namespace, e.Key)] = "../" + strconv.FormatUint(id, 10)
+	}
+	names, err := os.ReadDir(keys)
+	if err != nil {
+		return err
+	}
+	for _, n := range names {
+		name := filepath.Join(keys, n.Name())
+		if to, err := os.Readlink(name); err == nil && index[n.Name()] == to {
+			delete(index, n.Name())
+		} else if err == nil {
+			_ = os.Remove(name)
+		}
+	}
+	for name, to := range index {
+		if err := os.Symlink(to, filepath.Join(keys, name)); err != nil {
+			return err
+		}
+	}
+	step("recovered")
+	return l.save()
+}
+
+// index points a key at an id. What a dead process left there is replaced.
+func (s *Snapshotter) index(namespace, key string, id uint64) error {
+	name := filepath.Join(s.dir, "keys", keyFile(namespace, key))
+	if err := os.Remove(name); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	return os.Symlink("../"+strconv.FormatUint(id, 10), name)
+}
+
+func (s *Snapshotter) unindex(namespace, key string) {
+	_ = os.Remove(filepath.Join(s.dir, "keys", keyFile(namespace, key)))
+}
+
+// lockFile opens and locks a file or directory, and makes sure that it still has that name.
+func lockFile(name string, flag, how int) (*os.File, error) {
+	for {
+		f, err := os.OpenFile(name, flag|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0o600)
+		if err != nil {
+			return nil, err
+		}
+		if err := flock(f, how); err != nil {
+			f.Close()
+			return nil, err
+		}
+		opened, err := f.Stat()
+		if err == nil {
+			var named fs.FileInfo
+			if named, err = os.Lstat(name); err == nil && os.SameFile(opened, named) {
+				return f, nil
+			}
+		}
+		f.Close()
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return nil, err
+		}
+	}
+}
+
+func flock(f *os.File, how int) error {
+	for {
+		if err := unix.Flock(int(f.Fd()), how); !errors.Is(err, unix.EINTR) {
+			return err
+		}
+	}
+}
+
+// scratch makes a directory in tmp/, locked, so that nobody takes it for a leftover.
+func (s *Snapshotter) scratch() (string, *os.File, error) {
+	for {
+		dir, err := os.MkdirTemp(filepath.Join(s.dir, "tmp"), "")
+		if errors.Is(err, fs.ErrNotExist) {
+			if err = s.create(); err == nil {
+				continue
+			}
+		}
+		if err != nil {
+			return "", nil, err
+		}
+		step("scratch made")
+		f, err := lockFile(dir, unix.O_DIRECTORY, unix.LOCK_EX|unix.LOCK_NB)
+		if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.EWOULDBLOCK) {
+			continue // swept between the two calls
+		}
+		return dir, f, err
+	}
+}
+
+// sweep deletes what processes that died have left in tmp/. It needs no lock on the store:
+// what is in use is locked itself.
+func (s *Snapshotter) sweep() {
+	tmp := filepath.Join(s.dir, "tmp")
+	d, err := os.Open(tmp)
+	if err != nil {
+		return
+	}
+	defer d.Close()
+	names, _ := d.Readdirnames(-1)
+	for _, n := range names {
+		dir := filepath.Join(tmp, n)
+		f, err := lockFile(dir, unix.O_DIRECTORY, unix.LOCK_EX|unix.LOCK_NB)
+		if err == nil {
+			_ = s.driver.Remove(dir)
+			f.Close()
+		}
+	}
+}
+
+// encode is a record as it stands on disk.
+func encode(r record) []byte {
+	b, err := json.Marshal(r)
+	if err != nil {
+		panic(err) // strings and times only, all checked
+	}
+	return append(b, '\n')
+}
+
+// writeInfo writes a record into a directory that nobody else uses.
+func (s *Snapshotter) writeInfo(dir string, b []byte) error {
+	f, err := os.OpenFile(filepath.Join(dir, "info"), os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+	if err != nil {
+		return err
+	}
+	_, err = f.Write(b)
+	if err == nil && !s.noSync {
+		err = f.Sync()
+	}
+	if cerr := f.Close(); err == nil {
+		err = cerr
+	}
+	return err
+}
+
+func (s *Snapshotter) syncDir(dirs ...string) error {
+	if s.noSync {
+		return nil
+	}
+	for _, dir := range dirs {
+		d, err := os.Open(dir)
+		if err != nil {
+			return err
+		}
+		err = d.Sync()
+		d.Close()
+		if err != nil {
+			return fmt.Errorf("sync %s: %w", dir, err)
+		}
+	}
+	return nil
+}
+
+func now() time.Time { return time.Now().UTC() }

@@ -1,0 +1,587 @@
+package snapshot
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"maps"
+	"os"
+	"path/filepath"
+	"sort"
+	"strings"
+
+	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
+)
+
+// Snapshotter is a store's snapshots of one driver, as one namespace sees them. A committed
+// snapshot whose name is a digest is the same in all namespaces; every other key belongs to
+// its own. Its methods may be called by any number of goroutines and processes at once.
+//
+// Errors are of the classes NotFound, AlreadyExists, InvalidArgument, FailedPrecondition,
+// Unavailable (busy) and DataLoss (a damaged store), besides those of the system.
+type Snapshotter struct {
+	driver    Driver
+	dir       string // <root>/snapshots/<driver>, absolute
+	namespace string
+	noSync    bool
+}
+
+// Open opens the snapshots that the driver keeps in the store at root. Nothing is created
+// before the first Prepare or View.
+func Open(root string, d Driver, o Options) (*Snapshotter, error) {
+	if o.Namespace == "" {
+		o.Namespace = "default"
+	}
+	if err := checkNamespace(o.Namespace); err != nil {
+		return nil, err
+	}
+	root, err := filepath.Abs(root)
+	if err != nil {
+		return nil, fmt.Errorf("open store: %w", err)
+	}
+	s := &Snapshotter{driver: d, dir: filepath.Join(root, "snapshots", d.Name()), namespace: o.Namespace, noSync: o.NoSync}
+	f, err := os.Open(filepath.Join(s.dir, "state"))
+	if errors.Is(err, fs.ErrNotExist) {
+		return s, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("open store: %w", err)
+	}
+	defer f.Close()
+	boot, _, err := parseState(f)
+	if err != nil {
+		return nil, err
+	}
+	if boot != bootID() {
+		l, err := s.lock()
+		if err != nil {
+			return nil, fmt.Errorf("recover store: %w", err)
+		}
+		l.unlock()
+	}
+	return s, nil
+}
+
+// Driver is the driver's name.
+func (s *Snapshotter) Driver() string { return s.driver.Name() }
+
+// Close releases the store. Every call after the first does nothing.
+func (s *Snapshotter) Close() error { return nil }
+
+// Prepare makes an Active snapshot of the committed parent, or an empty one where parent is
+// "", and returns its mounts. AlreadyExists if the key is taken, NotFound without such a
+// parent, InvalidArgument where the parent is not committed, FailedPrecondition where it has
+// more snapshots below than the driver can mount.
+func (s *Snapshotter) Prepare(ctx context.Context, key, parent string, labels map[string]string) ([]Mount, error) {
+	m, err := s.make(ctx, Active, key, parent, labels)
+	if err != nil {
+		return nil, fmt.Errorf("prepare %s: %w", key, err)
+	}
+	return m, nil
+}
+
+// View is Prepare for a snapshot that is mounted read-only.
+func (s *Snapshotter) View(ctx context.Context, key, parent string, labels map[string]string) ([]Mount, error) {
+	m, err := s.make(ctx, View, key, parent, labels)
+	if err != nil {
+		return nil, fmt.Errorf("view %s: %w", key, err)
+	}
+	return m, nil
+}
+
+func (s *Snapshotter) make(ctx context.Context, kind Kind, key, parent string, labels map[string]string) ([]Mount, error) {
+	if err := errors.Join(checkKey("key", key), checkLabels(labels)); err != nil {
+		return nil, err
+	}
+	if err := s.absent(key); err != nil {
+		return nil, err
+	}
+	r := record{Namespace: s.namespace, Info: Info{Key: key, Kind: kind, Parent: parent, Labels: compact(labels), Created: now()}}
+	r.Updated = r.Created
+	if parent != "" {
+		below, held, err := s.hold(parent)
+		if err != nil {
+			return nil, err
+		}
+		defer held.Close()
+		r.Parents = below
+	}
+
+	s.sweep()
+	dir, held, err := s.scratch()
+	if err != nil {
+		return nil, err
+	}
+	defer held.Close()
+	published := false
+	defer func() {
+		if !published {
+			_ = s.driver.Remove(dir)
+		}
+	}()
+	t := s.tree(0, r)
+	t.Dir = dir
+	if err := s.driver.Create(ctx, t); err != nil {
+		return nil, err
+	}
+	step("filled")
+	if err := s.writeInfo(dir, encode(r)); err != nil {
+		return nil, err
+	}
+	if err := s.syncDir(dir); err != nil {
+		return nil, err
+	}
+	step("written")
+	if err := ctx.Err(); err != nil {
+		return nil, err
+	}
+
+	l, err := s.lock()
+	if err != nil {
+		return nil, err
+	}
+	id, err := s.publish(l, dir, r)
+	l.unlock()
+	if err != nil {
+		return nil, err
+	}
+	published = true
+	if err := s.syncDir(s.dir); err != nil {
+		return nil, err
+	}
+	return s.driver.Mounts(s.tree(id, r)), nil
+}
+
+// publish gives a complete directory its id, and with that its key.
+func (s *Snapshotter) publish(l *lock, dir string, r record) (uint64, error) {
+	if err := s.absent(r.Key); err != nil {
+		return 0, err
+	}
+	id, err := l.take()
+	if err != nil {
+		return 0, err
+	}
+	step("id taken")
+	if err := s.index(r.Namespace, r.Key, id); err != nil {
+		return 0, err
+	}
+	step("indexed")
+	if err := unix.Renameat2(unix.AT_FDCWD, dir, unix.AT_FDCWD, s.dirOf(id), unix.RENAME_NOREPLACE); err != nil {
+		return 0, fmt.Errorf("name directory %d: %w", id, err)
+	}
+	step("published")
+	return id, nil
+}
+
+func (s *Snapshotter) absent(key string) error {
+	switch e, err := s.lookup(key); {
+	case err == nil:
+		return errdefs.ErrAlreadyExists.WithMessage(fmt.Sprintf("there is a snapshot of that name already (%s)", e.Kind))
+	case errdefs.IsNotFound(err):
+		return nil
+	default:
+		return err
+	}
+}
+
+// hold finds a parent and keeps it from being removed until the file is closed. It returns
+// the ids of what will lie below a child: the parent's own, then those of its parents.
+func (s *Snapshotter) hold(parent string) ([]uint64, *os.File, error) {
+	for {
+		e, err := s.parent(parent)
+		if err != nil {
+			return nil, nil, err
+		}
+		if n := s.driver.MaxParents(); n > 0 && len(e.Parents)+1 > n {
+			return nil, nil, errdefs.ErrFailedPrecondition.WithMessage(fmt.Sprintf(
+				"parent %s makes %d layers below, and %s mounts at most %d", parent, len(e.Parents)+1, s.driver.Name(), n))
+		}
+		f, err := lockFile(s.dirOf(e.id), unix.O_DIRECTORY, unix.LOCK_SH)
+		if errors.Is(err, fs.ErrNotExist) {
+			continue // removed meanwhile: says so the next time round
+		}
+		if err != nil {
+			return nil, nil, fmt.Errorf("hold parent %s: %w", parent, err)
+		}
+		return append([]uint64{e.id}, e.Parents...), f, nil
+	}
+}
+
+func (s *Snapshotter) parent(name string) (entry, error) {
+	if err := checkKey("parent", name); err != nil {
+		return entry{}, err
+	}
+	e, err := s.lookup(name)
+	if isDigest(name) && (err != nil || e.Kind != Committed) {
+		// The committed one of that name is everybody's.
+		if shared, serr := s.lookupIn("", name); serr == nil {
+			e, err = shared, nil
+		}
+	}
+	if err != nil {
+		return e, fmt.Errorf("parent %s: %w", name, err)
+	}
+	if e.Kind != Committed {
+		return e, errdefs.ErrInvalidArgument.WithMessage(fmt.Sprintf("parent %s is not committed (%s)", name, e.Kind))
+	}
+	return e, nil
+}
+
+// Commit turns the active snapshot key into the committed one called name. It is atomic: at
+// every instant there is the one or the other. And it is durable: the files are on the disk
+// before the name appears. AlreadyExists if the name is taken, and the active one stays;
+// NotFound without such a key; InvalidArgument where it is a view.
+//
+// A snapshot that is still mounted can be committed; what is written to it afterwards
+// changes what is to stay as it is, so see [Snapshotter.Mountpoints] first.
+func (s *Snapshotter) Commit(ctx context.Context, name, key string, o CommitOptions) error {
+	if err := s.commit(ctx, name, key, o); err != nil {
+		return fmt.Errorf("commit %s: %w", name, err)
+	}
+	return nil
+}
+
+func (s *Snapshotter) commit(ctx context.Context, name, key string, o CommitOptions) error {
+	if err := errors.Join(checkKey("name", name), checkLabels(o.Labels)); err != nil {
+		return err
+	}
+	e, err := s.lookup(key)
+	if err != nil {
+		return fmt.Errorf("%s: %w", key, err)
+	}
+	if e.Kind != Active {
+		return errdefs.ErrInvalidArgument.WithMessage(fmt.Sprintf("%s is not active (%s)", key, e.Kind))
+	}
+	if name != key {
+		if err := s.absent(name); err != nil {
+			return err
+		}
+	}
+	r := e.record
+	if isDigest(name) {
+		r.Namespace = ""
+	}
+	r.Info = Info{Key: name, Kind: Committed, Parent: e.Parent, Labels: compact(o.Labels)}
+	if o.Parent != "" && o.Parent != e.Parent {
+		switch {
+		case e.Parent != "":
+			return errdefs.ErrFailedPrecondition.WithMessage(fmt.Sprintf("%s was prepared from %s, not from %s", key, e.Parent, o.Parent))
+		case !s.driver.Rebases():
+			return errdefs.ErrNotImplemented.WithMessage(fmt.Sprintf("%s can't give a snapshot a parent when it is committed", s.driver.Name()))
+		}
+		below, held, err := s.hold(o.Parent)
+		if err != nil {
+			return err
+		}
+		defer held.Close()
+		r.Parent, r.Parents = o.Parent, below
+	}
+
+	s.sweep()
+	if !s.noSync {
+		if err := syncfs(s.dir); err != nil {
+			return fmt.Errorf("sync %s: %w", key, err)
+		}
+	}
+	step("synced")
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	return s.replace(e, r, func() error {
+		if name == key && r.Namespace == e.Namespace {
+			return nil
+		}
+		if name != key {
+			if err := s.absent(name); err != nil {
+				return err
+			}
+		}
+		return s.index(r.Namespace, name, e.id)
+	})
+}
+
+// replace puts r in the place of e's record, if that still is what it was. The record is
+// written and synced aside; check is called under the lock, before it takes its place.
+func (s *Snapshotter) replace(e entry, r record, check func() error) error {
+	dir, held, err := s.scratch()
+	if err != nil {
+		return err
+	}
+	defer held.Close()
+	defer os.RemoveAll(dir)
+	r.Updated = now()
+	if r.Created.IsZero() {
+		r.Created = r.Updated
+	}
+	if err := s.writeInfo(dir, encode(r)); err != nil {
+		return err
+	}
+	step("record written")
+	if err := func() error {
+		l, err := s.lock()
+		if err != nil {
+			return err
+		}
+		defer l.unlock()
+		is, err := s.read(e.id)
+		if err != nil || !bytes.Equal(is.raw, e.raw) {
+			return errChanged
+		}
+		if err := check(); err != nil {
+			return err
+		}
+		step("indexed")
+		if err := os.Rename(filepath.Join(dir, "info"), filepath.Join(s.dirOf(e.id), "info")); err != nil {
+			return err
+		}
+		step("renamed")
+		if r.Key != e.Key || r.Namespace != e.Namespace {
+			s.unindex(e.Namespace, e.Key)
+		}
+		return nil
+	}(); err != nil {
+		return err
+	}
+	return s.syncDir(s.dirOf(e.id))
+}
+
+// errChanged is what a change meets that another process was quicker than.
+var errChanged = errdefs.ErrUnavailable.WithMessage("another process changed it meanwhile")
+
+func syncfs(dir string) error {
+	d, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	defer d.Close()
+	return unix.Syncfs(int(d.Fd()))
+}
+
+// Mounts returns the mounts of an active snapshot or a view; FailedPrecondition where it is
+// committed.
+func (s *Snapshotter) Mounts(_ context.Context, key string) ([]Mount, error) {
+	t, err := s.mountable(key)
+	if err != nil {
+		return nil, fmt.Errorf("mounts of %s: %w", key, err)
+	}
+	return s.driver.Mounts(t), nil
+}
+
+func (s *Snapshotter) mountable(key string) (Tree, error) {
+	e, err := s.lookup(key)
+	if err != nil {
+		return Tree{}, err
+	}
+	if e.Kind == Committed {
+		return Tree{}, errdefs.ErrFailedPrecondition.WithMessage("it is committed: make a view of it")
+	}
+	return s.tree(e.id, e.record), nil
+}
+
+// Remove deletes a snapshot and its files. FailedPrecondition, naming them, where it has
+// children; Unavailable where it is mounted (in this process's mount namespace), or a child
+// is just being made.
+func (s *Snapshotter) Remove(ctx context.Context, key string) error {
+	if err := s.remove(key); err != nil {
+		return fmt.Errorf("remove %s: %w", key, err)
+	}
+	return nil
+}
+
+func (s *Snapshotter) remove(key string) error {
+	s.sweep()
+	e, err := s.lookup(key)
+	if err != nil {
+		return err
+	}
+	where, err := mountsOf(s.dirOf(e.id))
+	if err != nil {
+		return err
+	}
+	if len(where) > 0 {
+		return errdefs.ErrUnavailable.WithMessage("it is mounted on " + strings.Join(where, ", "))
+	}
+	dir, held, err := s.detach(key, e.id)
+	if err != nil {
+		return err
+	}
+	defer held.Close()
+	// Were the name to come back after a power failure, files would be missing below it.
+	if err := s.syncDir(s.dir, filepath.Join(s.dir, "tmp")); err != nil {
+		return err
+	}
+	step("detached")
+	return s.driver.Remove(dir)
+}
+
+// detach takes a snapshot's name away, and leaves its directory locked in tmp/.
+func (s *Snapshotter) detach(key string, id uint64) (string, *os.File, error) {
+	l, err := s.lock()
+	if err != nil {
+		return "", nil, err
+	}
+	defer l.unlock()
+	e, err := s.lookup(key)
+	if err != nil {
+		return "", nil, err
+	}
+	if e.id != id {
+		return "", nil, errChanged
+	}
+	if err := s.childless(e); err != nil {
+		return "", nil, err
+	}
+	held, err := lockFile(s.dirOf(id), unix.O_DIRECTORY, unix.LOCK_EX|unix.LOCK_NB)
+	if errors.Is(err, unix.EWOULDBLOCK) {
+		return "", nil, errdefs.ErrUnavailable.WithMessage("another process is preparing a snapshot from it")
+	}
+	if err != nil {
+		return "", nil, err
+	}
+	dir := filepath.Join(s.dir, "tmp", filepath.Base(s.dirOf(id)))
+	if err := os.Rename(s.dirOf(id), dir); err != nil {
+		held.Close()
+		return "", nil, err
+	}
+	step("renamed away")
+	s.unindex(e.Namespace, e.Key)
+	return dir, held, nil
+}
+
+func (s *Snapshotter) childless(parent entry) error {
+	if parent.Kind != Committed {
+		return nil
+	}
+	all, err := s.entries()
+	if err != nil {
+		return err
+	}
+	var children []string
+	for _, e := range all {
+		if len(e.Parents) > 0 && e.Parents[0] == parent.id {
+			name := e.Key
+			if e.Namespace != "" && e.Namespace != s.namespace {
+				name += " (namespace " + e.Namespace + ")"
+			}
+			children = append(children, name)
+		}
+	}
+	if len(children) > 0 {
+		sort.Strings(children)
+		return errdefs.ErrFailedPrecondition.WithMessage("it has children, remove them first: " + strings.Join(children, ", "))
+	}
+	return nil
+}
+
+// Stat returns what is known of a snapshot.
+func (s *Snapshotter) Stat(_ context.Context, key string) (Info, error) {
+	e, err := s.lookup(key)
+	if err != nil {
+		return Info{}, fmt.Errorf("stat %s: %w", key, err)
+	}
+	return e.Info, nil
+}
+
+// Usage measures what a snapshot takes on the disk, by looking at each of its files.
+func (s *Snapshotter) Usage(ctx context.Context, key string) (Usage, error) {
+	e, err := s.lookup(key)
+	if err == nil {
+		var u Usage
+		if u, err = s.driver.Usage(ctx, s.tree(e.id, e.record)); err == nil {
+			return u, nil
+		}
+	}
+	return Usage{}, fmt.Errorf("usage of %s: %w", key, err)
+}
+
+// Walk calls f for each snapshot that the namespace sees, parents before their children. It
+// ends with f's error, if that returns one. f may call the Snapshotter's methods.
+func (s *Snapshotter) Walk(ctx context.Context, f func(context.Context, Info) error) error {
+	all, err := s.entries()
+	if err != nil {
+		return fmt.Errorf("list snapshots: %w", err)
+	}
+	// Ids order what has parents, but for what was given its parent by Commit.
+	sort.SliceStable(all, func(i, j int) bool { return len(all[i].Parents) < len(all[j].Parents) })
+	for _, e := range all {
+		if e.Namespace != "" && e.Namespace != s.namespace {
+			continue
+		}
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		if err := f(ctx, e.Info); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// Update changes a snapshot's labels to those of info, whose Key says which snapshot is
+// meant: all of them, or with field paths of the form "labels.NAME" those alone, where an
+// empty value takes the label away. Other paths than these and "labels" are InvalidArgument.
+func (s *Snapshotter) Update(_ context.Context, info Info, fieldpaths ...string) (Info, error) {
+	for {
+		i, err := s.update(info, fieldpaths)
+		if errors.Is(err, errChanged) {
+			continue
+		}
+		if err != nil {
+			return Info{}, fmt.Errorf("update %s: %w", info.Key, err)
+		}
+		return i, nil
+	}
+}
+
+func (s *Snapshotter) update(info Info, fieldpaths []string) (Info, error) {
+	if err := checkLabels(info.Labels); err != nil {
+		return Info{}, err
+	}
+	e, err := s.lookup(info.Key)
+	if err != nil {
+		return Info{}, err
+	}
+	r := e.record
+	if len(fieldpaths) == 0 {
+		fieldpaths = []string{"labels"}
+	}
+	r.Labels = maps.Clone(e.Labels)
+	for _, p := range fieldpaths {
+		name, one := strings.CutPrefix(p, "labels.")
+		switch {
+		case p == "labels":
+			r.Labels = maps.Clone(info.Labels)
+		case one && info.Labels[name] == "":
+			delete(r.Labels, name)
+		case one:
+			if r.Labels == nil {
+				r.Labels = map[string]string{}
+			}
+			r.Labels[name] = info.Labels[name]
+		default:
+			return Info{}, errdefs.ErrInvalidArgument.WithMessage(fmt.Sprintf("field %q can't be changed: only labels can", p))
+		}
+	}
+	r.Labels = compact(r.Labels)
+	if err := s.replace(e, r, func() error { return nil }); err != nil {
+		return Info{}, err
+	}
+	return s.Stat(context.Background(), info.Key)
+}
+
+// compact drops labels without a value, which is how a label is taken away.
+func compact(labels map[string]string) map[string]string {
+	var out map[string]string
+	for k, v := range labels {
+		if v != "" {
+			if out == nil {
+				out = map[string]string{}
+			}
+			out[k] = v
+		}
+	}
+	return out
+}
