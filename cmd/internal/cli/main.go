@@ -37,7 +37,8 @@ func Main(c *cobra.Command) {
 }
 
 func run(c *cobra.Command) int {
-	prepare(c)
+	var started bool
+	prepare(c, &started)
 	stdout := newOutput()
 	c.SetOut(stdout)
 
@@ -51,6 +52,9 @@ func run(c *cobra.Command) int {
 	}
 
 	err := c.ExecuteContext(ctx)
+	if err != nil && !started && status(err) == 1 {
+		err = Usagef("%w", err) // cobra's own check of the flags
+	}
 	if ferr := stdout.Flush(); ferr != nil && err == nil {
 		err = fmt.Errorf("write standard output: %w", unwrapPath(ferr))
 	}
@@ -71,7 +75,7 @@ func run(c *cobra.Command) int {
 }
 
 // prepare gives a command and its verbs the behaviour that all share.
-func prepare(c *cobra.Command) {
+func prepare(c *cobra.Command, started *bool) {
 	c.SilenceErrors, c.SilenceUsage = true, true
 	c.DisableSuggestions = true
 	c.CompletionOptions.DisableDefaultCmd = true
@@ -81,10 +85,11 @@ func prepare(c *cobra.Command) {
 		return Usagef("%v; usage: %s", err, c.UseLine())
 	})
 	c.Flags().Bool("version", false, "print the version and exit")
-	prepareArgs(c)
+	prepareVerb(c, started)
 }
 
-func prepareArgs(c *cobra.Command) {
+// prepareVerb does it for one verb; started is set once the verb's own code runs.
+func prepareVerb(c *cobra.Command, started *bool) {
 	c.DisableFlagsInUseLine = true
 	c.Flags().BoolP("help", "h", false, "print this help and exit")
 	check := c.Args
@@ -92,7 +97,7 @@ func prepareArgs(c *cobra.Command) {
 	case c.HasSubCommands():
 		var verbs []string
 		for _, v := range c.Commands() {
-			prepareArgs(v)
+			prepareVerb(v, started)
 			verbs = append(verbs, v.Name())
 		}
 		if c.RunE == nil {
@@ -106,6 +111,12 @@ func prepareArgs(c *cobra.Command) {
 		}
 	case check == nil:
 		check = cobra.NoArgs
+	}
+	if run := c.RunE; run != nil {
+		c.RunE = func(c *cobra.Command, args []string) error {
+			*started = true
+			return run(c, args)
+		}
 	}
 	c.Args = func(c *cobra.Command, args []string) error {
 		if err := check(c, args); err != nil {

@@ -102,8 +102,11 @@ func raw(c any) string {
 		}
 		return v.UTC().Format(time.RFC3339Nano)
 	}
-	return fmt.Sprint(c)
+	return recordEscape.Replace(fmt.Sprint(c))
 }
+
+// recordEscape keeps a cell from ending its record: names and media types never hold these.
+var recordEscape = strings.NewReplacer("\t", `\t`, "\n", `\n`, "\x00", `\0`)
 
 func human(c any) string {
 	switch v := c.(type) {

@@ -1,0 +1,223 @@
+// Command dist-image keeps the names of a store and reads what they point at.
+package main
+
+import (
+	"context"
+	"fmt"
+	"runtime"
+	"time"
+
+	"distkit/cmd/internal/cli"
+	"distkit/content"
+	"distkit/image"
+
+	"github.com/containerd/errdefs"
+	"github.com/containerd/platforms"
+	"github.com/opencontainers/go-digest"
+	v1 "github.com/opencontainers/image-spec/specs-go/v1"
+	"github.com/spf13/cobra"
+)
+
+func main() {
+	c := &cobra.Command{
+		Use:   "dist-image VERB",
+		Short: "Give names to what is in the store, and read what they point at",
+	}
+	c.AddCommand(newCreate(), newLs(), newRm(), newManifest(), newConfig(), newLayers(), newChildren(), newCheck())
+	cli.Main(c)
+}
+
+// flags are those that every verb has; the verbs that walk an index have a platform too.
+type flags struct {
+	root, namespace *string
+	platform        *string
+	allPlatforms    *bool
+}
+
+func newFlags(c *cobra.Command) *flags {
+	return &flags{root: cli.Root(c.Flags()), namespace: cli.Namespace(c.Flags())}
+}
+
+func newPlatformFlags(c *cobra.Command) *flags {
+	f := newFlags(c)
+	f.platform = c.Flags().String("platform", "", "the `PLATFORM` of an index: os/arch[/variant] (default: this machine's)")
+	return f
+}
+
+func (f *flags) open() (*content.Store, *image.Names, error) {
+	store, err := content.Open(*f.root)
+	if err != nil {
+		return nil, nil, err
+	}
+	names, err := image.OpenNames(store, *f.namespace)
+	return store, names, err
+}
+
+// walker opens the store and finds what ref, a name or a digest, points at.
+func (f *flags) walker(ctx context.Context, ref string) (image.Walker, v1.Descriptor, error) {
+	store, names, err := f.open()
+	if err != nil {
+		return image.Walker{}, v1.Descriptor{}, err
+	}
+	w := image.Walker{Store: store}
+	if f.allPlatforms == nil || !*f.allPlatforms {
+		if w.Platform, err = f.matcher(); err != nil {
+			return w, v1.Descriptor{}, err
+		}
+	}
+	if dgst, err := digest.Parse(ref); err == nil {
+		d, err := w.Describe(ctx, dgst)
+		return w, d, err
+	}
+	img, err := names.Get(ref)
+	return w, img.Target, err
+}
+
+func (f *flags) matcher() (platforms.MatchComparer, error) {
+	if f.platform == nil || *f.platform == "" {
+		host := platforms.DefaultSpec()
+		if runtime.GOOS != "linux" {
+			host.OS = "linux" // images are Linux's, whatever looks at them
+		}
+		return platforms.Only(host), nil
+	}
+	p, err := platforms.Parse(*f.platform)
+	if err != nil {
+		return nil, cli.Usagef("platform %q: %v", *f.platform, err)
+	}
+	return platforms.Only(p), nil
+}
+
+func newCreate() *cobra.Command {
+	c := &cobra.Command{
+		Use:   "create [flags] NAME DIGEST|-",
+		Short: "Name a manifest or index of the store; - reads its descriptor from standard input",
+		Args:  cobra.ExactArgs(2),
+	}
+	f := newFlags(c)
+	replace := c.Flags().Bool("replace", false, "let a name that exists point at it from now on")
+	c.RunE = func(c *cobra.Command, args []string) error {
+		store, names, err := f.open()
+		if err != nil {
+			return err
+		}
+		target, err := descriptor(c, store, args[1])
+		if err != nil {
+			return err
+		}
+		put := names.Create
+		if *replace {
+			put = names.Replace
+		}
+		img, err := put(args[0], target)
+		if err != nil {
+			return err
+		}
+		_, err = fmt.Fprintf(c.OutOrStdout(), "%s\t%s\n", img.Name, img.Target.Digest)
+		return err
+	}
+	return c
+}
+
+// descriptor is what a name is to point at: a blob that is in the store.
+func descriptor(c *cobra.Command, store *content.Store, arg string) (v1.Descriptor, error) {
+	w := image.Walker{Store: store}
+	if arg != "-" {
+		dgst, err := digest.Parse(arg)
+		if err != nil {
+			return v1.Descriptor{}, cli.Usagef("digest %q: %v", arg, err)
+		}
+		return w.Describe(c.Context(), dgst)
+	}
+	in, err := cli.Stdin(c.Context())
+	if err != nil {
+		return v1.Descriptor{}, err
+	}
+	defer in.Close()
+	given, err := image.ReadDescriptor(in)
+	if err != nil {
+		return given, err
+	}
+	there, err := w.Describe(c.Context(), given.Digest)
+	if err != nil {
+		return given, err
+	}
+	if there.Size != given.Size {
+		return given, fmt.Errorf("%s has %d bytes, the descriptor says %d: %w", given.Digest, there.Size, given.Size, errdefs.ErrDataLoss)
+	}
+	return given, nil
+}
+
+func newLs() *cobra.Command {
+	c := &cobra.Command{
+		Use:   "ls [flags]",
+		Short: "List names",
+		Args:  cobra.NoArgs,
+	}
+	f := newPlatformFlags(c)
+	records := cli.NewRecords(c, "REF", "TYPE", "DIGEST", "SIZE", "UPDATED")
+	c.RunE = func(c *cobra.Command, _ []string) error {
+		store, names, err := f.open()
+		if err != nil {
+			return err
+		}
+		w := image.Walker{Store: store}
+		if w.Platform, err = f.matcher(); err != nil {
+			return err
+		}
+		all, err := names.List()
+		if err != nil {
+			return err
+		}
+		for _, img := range all {
+			r := record{Name: img.Name, Target: img.Target, Labels: img.Labels, CreatedAt: img.CreatedAt, UpdatedAt: img.UpdatedAt}
+			if !records.Quiet() {
+				// What can't be told, since blobs are missing or it is no image, is 0.
+				r.Size, _ = w.Size(c.Context(), img.Target)
+			}
+			if err := records.Write(r, r.Name, r.Target.MediaType, r.Target.Digest, cli.Size(r.Size), r.UpdatedAt); err != nil {
+				return err
+			}
+		}
+		return records.Close()
+	}
+	return c
+}
+
+// record is a name as --json shows it.
+type record struct {
+	Name      string            `json:"name"`
+	Target    v1.Descriptor     `json:"target"`
+	Size      int64             `json:"size"` // of the whole image for the platform; 0 when it can't be told
+	Labels    map[string]string `json:"labels,omitempty"`
+	CreatedAt time.Time         `json:"createdAt,omitzero"`
+	UpdatedAt time.Time         `json:"updatedAt,omitzero"`
+}
+
+func newRm() *cobra.Command {
+	c := &cobra.Command{
+		Use:   "rm [flags] NAME…|-",
+		Short: "Take names away; the blobs stay",
+		Args:  cobra.ArbitraryArgs,
+	}
+	f := newFlags(c)
+	zero := c.Flags().BoolP("zero", "z", false, "names on standard input and output end with NUL instead of newline")
+	c.RunE = func(c *cobra.Command, args []string) error {
+		_, names, err := f.open()
+		if err != nil {
+			return err
+		}
+		end := "\n"
+		if *zero {
+			end = "\x00"
+		}
+		return cli.Each(c, args, func(name string) error {
+			if err := names.Delete(name); err != nil {
+				return err
+			}
+			_, err := fmt.Fprint(c.OutOrStdout(), name, end)
+			return err
+		})
+	}
+	return c
+}

@@ -1,0 +1,39 @@
+// Command completions writes the shell completion scripts of the named commands into DIR.
+// A script depends on the command's name alone: it asks the command itself at run time.
+package main
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+
+	"github.com/spf13/cobra"
+)
+
+func main() {
+	if err := generate(os.Args[1], os.Args[2:]); err != nil {
+		fmt.Fprintln(os.Stderr, "completions:", err)
+		os.Exit(1)
+	}
+}
+
+func generate(dir string, names []string) error {
+	for _, shell := range []string{"bash", "zsh", "fish"} {
+		if err := os.MkdirAll(filepath.Join(dir, shell), 0o755); err != nil {
+			return err
+		}
+	}
+	for _, name := range names {
+		c := &cobra.Command{Use: name}
+		for path, write := range map[string]func(string) error{
+			"bash/" + name:           func(p string) error { return c.GenBashCompletionFileV2(p, true) },
+			"zsh/_" + name:           c.GenZshCompletionFile,
+			"fish/" + name + ".fish": func(p string) error { return c.GenFishCompletionFile(p, true) },
+		} {
+			if err := write(filepath.Join(dir, path)); err != nil {
+				return fmt.Errorf("write %s: %w", path, err)
+			}
+		}
+	}
+	return nil
+}

@@ -1,0 +1,363 @@
+package image
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"slices"
+	"strings"
+
+	"distkit/content"
+
+	"github.com/containerd/errdefs"
+	"github.com/containerd/platforms"
+	"github.com/opencontainers/go-digest"
+	"github.com/opencontainers/image-spec/identity"
+	v1 "github.com/opencontainers/image-spec/specs-go/v1"
+)
+
+// Docker's media types of what OCI took over (docker/distribution, image manifest version 2,
+// schema 2).
+const (
+	dockerManifestList = "application/vnd.docker.distribution.manifest.list.v2+json"
+	dockerManifest     = "application/vnd.docker.distribution.manifest.v2+json"
+)
+
+// maxDocument bounds a manifest, an index and a config, in bytes; maxDepth bounds how deep
+// indexes may nest.
+const (
+	maxDocument = 8 << 20
+	maxDepth    = 4
+)
+
+// Walker follows descriptors through the blobs of a store.
+type Walker struct {
+	Store    *content.Store
+	Platform platforms.MatchComparer // which manifests of an index count, best first; nil for all
+}
+
+// document is what an index and a manifest have, read as one: which of them it is, the media
+// type says, or, where there is none, what the document holds.
+type document struct {
+	MediaType string          `json:"mediaType"`
+	Manifests []v1.Descriptor `json:"manifests"`
+	Config    *v1.Descriptor  `json:"config"`
+	Layers    []v1.Descriptor `json:"layers"`
+}
+
+func isIndex(mediaType string) bool {
+	return mediaType == v1.MediaTypeImageIndex || mediaType == dockerManifestList
+}
+
+func isManifest(mediaType string) bool {
+	return mediaType == v1.MediaTypeImageManifest || mediaType == dockerManifest
+}
+
+// Describe makes a descriptor of a blob in the store: an index's or manifest's media type is
+// found in it, every other blob is application/octet-stream. NotFound when it isn't there.
+func (w Walker) Describe(ctx context.Context, dgst digest.Digest) (v1.Descriptor, error) {
+	info, err := w.Store.Info(ctx, dgst)
+	if err != nil {
+		return v1.Descriptor{}, err
+	}
+	d := v1.Descriptor{MediaType: "application/octet-stream", Digest: dgst, Size: info.Size}
+	if info.Size > maxDocument {
+		return d, nil
+	}
+	if doc, err := w.document(ctx, d); err == nil {
+		d.MediaType = doc.MediaType
+	} else if !errdefs.IsInvalidArgument(err) {
+		return d, err
+	}
+	return d, nil
+}
+
+// read returns the bytes of a blob, checked against its digest. A blob that does not hash to
+// its name is DataLoss, one above the bound ResourceExhausted is not: InvalidArgument.
+func (w Walker) read(ctx context.Context, d v1.Descriptor) ([]byte, error) {
+	if d.Size > maxDocument {
+		return nil, fmt.Errorf("read %s: %d bytes are too many for a manifest or config: %w",
+			d.Digest, d.Size, errdefs.ErrInvalidArgument)
+	}
+	r, err := w.Store.ReaderAt(ctx, d.Digest)
+	if err != nil {
+		return nil, err
+	}
+	defer r.Close()
+	if r.Size() > maxDocument {
+		return nil, fmt.Errorf("read %s: %d bytes are too many for a manifest or config: %w",
+			d.Digest, r.Size(), errdefs.ErrInvalidArgument)
+	}
+	b := make([]byte, r.Size())
+	if _, err := r.ReadAt(b, 0); err != nil && !errors.Is(err, io.EOF) {
+		return nil, fmt.Errorf("read %s: %w", d.Digest, err)
+	}
+	if got := d.Digest.Algorithm().FromBytes(b); got != d.Digest {
+		return nil, fmt.Errorf("read %s: blob is corrupt, it hashes to %s: %w", d.Digest, got, errdefs.ErrDataLoss)
+	}
+	return b, nil
+}
+
+// document reads an index or a manifest. InvalidArgument when the blob is neither.
+func (w Walker) document(ctx context.Context, d v1.Descriptor) (document, error) {
+	var doc document
+	b, err := w.read(ctx, d)
+	if err != nil {
+		return doc, err
+	}
+	if err := json.Unmarshal(b, &doc); err != nil {
+		return doc, fmt.Errorf("%s is no manifest or index: %w: %w", d.Digest, err, errdefs.ErrInvalidArgument)
+	}
+	switch {
+	case doc.MediaType == "" && doc.Config != nil && doc.Manifests == nil:
+		doc.MediaType = v1.MediaTypeImageManifest
+	case doc.MediaType == "" && doc.Manifests != nil && doc.Config == nil:
+		doc.MediaType = v1.MediaTypeImageIndex
+	}
+	switch {
+	case isIndex(doc.MediaType) && doc.Config == nil && doc.Layers == nil:
+	case isManifest(doc.MediaType) && doc.Config != nil && doc.Manifests == nil:
+	default:
+		return doc, fmt.Errorf("%s is no manifest or index: media type %.80q: %w", d.Digest, doc.MediaType, errdefs.ErrInvalidArgument)
+	}
+	if doc.Config != nil {
+		if err := checkDescriptor(*doc.Config); err != nil {
+			return doc, fmt.Errorf("config of %s: %w", d.Digest, err)
+		}
+	}
+	for _, child := range slices.Concat(doc.Manifests, doc.Layers) {
+		if err := checkDescriptor(child); err != nil {
+			return doc, fmt.Errorf("child of %s: %w", d.Digest, err)
+		}
+	}
+	return doc, nil
+}
+
+// checkDescriptor refuses what would not survive a record or a path.
+func checkDescriptor(d v1.Descriptor) error {
+	if err := d.Digest.Validate(); err != nil {
+		return fmt.Errorf("digest %.80q: %w: %w", d.Digest, err, errdefs.ErrInvalidArgument)
+	}
+	if d.Size < 0 {
+		return fmt.Errorf("%s: size %d: %w", d.Digest, d.Size, errdefs.ErrInvalidArgument)
+	}
+	if len(d.MediaType) > 255 || strings.ContainsFunc(d.MediaType, func(r rune) bool { return r <= ' ' || r > '~' }) {
+		return fmt.Errorf("%s: media type %.80q: %w", d.Digest, d.MediaType, errdefs.ErrInvalidArgument)
+	}
+	return nil
+}
+
+// Children returns what an index or manifest refers to: an index's manifests for the platform
+// (the best one, or all where no platform is set), a manifest's config and layers. Other blobs
+// have none. NotFound when the blob isn't in the store or the index has nothing that fits.
+func (w Walker) Children(ctx context.Context, d v1.Descriptor) ([]v1.Descriptor, error) {
+	doc, err := w.document(ctx, d)
+	if err != nil {
+		if errdefs.IsInvalidArgument(err) && !isIndex(d.MediaType) && !isManifest(d.MediaType) {
+			return nil, nil
+		}
+		return nil, err
+	}
+	if doc.Config != nil {
+		return append([]v1.Descriptor{*doc.Config}, doc.Layers...), nil
+	}
+	if w.Platform == nil {
+		return doc.Manifests, nil
+	}
+	best, err := w.pick(d.Digest, doc.Manifests)
+	if err != nil {
+		return nil, err
+	}
+	return []v1.Descriptor{best}, nil
+}
+
+// pick returns the manifest of an index that fits the platform best; of equals, the first.
+func (w Walker) pick(index digest.Digest, manifests []v1.Descriptor) (v1.Descriptor, error) {
+	var fits []v1.Descriptor
+	var there []string
+	for _, m := range manifests {
+		switch {
+		case m.Platform == nil: // an index within, or a manifest that says nothing: may fit
+			fits = append(fits, m)
+		case w.Platform.Match(*m.Platform):
+			fits = append(fits, m)
+		case m.Platform.OS != "unknown":
+			there = append(there, platforms.FormatAll(*m.Platform))
+		}
+	}
+	if len(fits) == 0 {
+		if len(there) > 20 {
+			there = append(there[:20], "…")
+		}
+		return v1.Descriptor{}, fmt.Errorf("index %s has nothing for this platform: it has %s: %w",
+			index, strings.Join(there, ", "), errdefs.ErrNotFound)
+	}
+	slices.SortStableFunc(fits, func(a, b v1.Descriptor) int {
+		switch {
+		case a.Platform == nil && b.Platform == nil:
+			return 0
+		case a.Platform == nil:
+			return 1
+		case b.Platform == nil || w.Platform.Less(*a.Platform, *b.Platform):
+			return -1
+		case w.Platform.Less(*b.Platform, *a.Platform):
+			return 1
+		}
+		return 0
+	})
+	return fits[0], nil
+}
+
+// Manifest walks indexes down to the one manifest for the platform and returns its
+// descriptor. NotFound when there is none, or a blob on the way isn't in the store.
+func (w Walker) Manifest(ctx context.Context, d v1.Descriptor) (v1.Descriptor, error) {
+	d, _, err := w.manifest(ctx, d)
+	return d, err
+}
+
+func (w Walker) manifest(ctx context.Context, d v1.Descriptor) (v1.Descriptor, document, error) {
+	for range maxDepth {
+		doc, err := w.document(ctx, d)
+		if err != nil {
+			return d, doc, err
+		}
+		if doc.Config != nil {
+			if d.MediaType != doc.MediaType {
+				d.MediaType = doc.MediaType
+			}
+			return d, doc, nil
+		}
+		if w.Platform == nil && len(doc.Manifests) != 1 {
+			return d, doc, fmt.Errorf("index %s has %d manifests: a platform is needed: %w",
+				d.Digest, len(doc.Manifests), errdefs.ErrInvalidArgument)
+		}
+		if w.Platform == nil {
+			d = doc.Manifests[0]
+			continue
+		}
+		if d, err = w.pick(d.Digest, doc.Manifests); err != nil {
+			return d, doc, err
+		}
+	}
+	return d, document{}, fmt.Errorf("indexes nest deeper than %d: %w", maxDepth, errdefs.ErrInvalidArgument)
+}
+
+// Config returns the bytes of the image config of the platform's manifest.
+func (w Walker) Config(ctx context.Context, d v1.Descriptor) ([]byte, error) {
+	_, doc, err := w.manifest(ctx, d)
+	if err != nil {
+		return nil, err
+	}
+	return w.read(ctx, *doc.Config)
+}
+
+// Layer is a layer of an image with what its config says of it.
+type Layer struct {
+	v1.Descriptor
+	DiffID  digest.Digest `json:"diffID"`  // of the uncompressed tar
+	ChainID digest.Digest `json:"chainID"` // of this layer and all below (image-spec, config.md)
+}
+
+// Layers returns the layers of the platform's manifest, the lowest first. A config that does
+// not name as many diff IDs as there are layers is InvalidArgument.
+func (w Walker) Layers(ctx context.Context, d v1.Descriptor) ([]Layer, error) {
+	d, doc, err := w.manifest(ctx, d)
+	if err != nil {
+		return nil, err
+	}
+	b, err := w.read(ctx, *doc.Config)
+	if err != nil {
+		return nil, err
+	}
+	var config struct {
+		RootFS v1.RootFS `json:"rootfs"`
+	}
+	if err := json.Unmarshal(b, &config); err != nil {
+		return nil, fmt.Errorf("config %s: %w: %w", doc.Config.Digest, err, errdefs.ErrInvalidArgument)
+	}
+	diffIDs := config.RootFS.DiffIDs
+	if len(diffIDs) != len(doc.Layers) {
+		return nil, fmt.Errorf("manifest %s has %d layers, its config %d diff IDs: no image that can be unpacked: %w",
+			d.Digest, len(doc.Layers), len(diffIDs), errdefs.ErrInvalidArgument)
+	}
+	for _, id := range diffIDs {
+		if err := id.Validate(); err != nil {
+			return nil, fmt.Errorf("diff ID %.80q of config %s: %w: %w", id, doc.Config.Digest, err, errdefs.ErrInvalidArgument)
+		}
+	}
+	chain := identity.ChainIDs(slices.Clone(diffIDs))
+	layers := make([]Layer, len(diffIDs))
+	for i := range layers {
+		layers[i] = Layer{doc.Layers[i], diffIDs[i], chain[i]}
+	}
+	return layers, nil
+}
+
+// Missing returns what of an image isn't in the store: every blob that Children leads to.
+// All that can be known is looked at; a missing manifest hides what is below it.
+func (w Walker) Missing(ctx context.Context, d v1.Descriptor) ([]v1.Descriptor, error) {
+	var missing []v1.Descriptor
+	seen := map[digest.Digest]bool{}
+	var visit func(d v1.Descriptor, depth int) error
+	visit = func(d v1.Descriptor, depth int) error {
+		if seen[d.Digest] {
+			return nil
+		}
+		seen[d.Digest] = true
+		if depth > maxDepth+1 {
+			return fmt.Errorf("indexes nest deeper than %d: %w", maxDepth, errdefs.ErrInvalidArgument)
+		}
+		info, err := w.Store.Info(ctx, d.Digest)
+		if errdefs.IsNotFound(err) {
+			missing = append(missing, d)
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		if info.Size != d.Size {
+			return fmt.Errorf("%s has %d bytes, its descriptor says %d: %w", d.Digest, info.Size, d.Size, errdefs.ErrDataLoss)
+		}
+		if !isIndex(d.MediaType) && !isManifest(d.MediaType) {
+			return nil
+		}
+		children, err := w.Children(ctx, d)
+		if err != nil {
+			return err
+		}
+		for _, c := range children {
+			if err := visit(c, depth+1); err != nil {
+				return err
+			}
+		}
+		return nil
+	}
+	return missing, visit(d, 0)
+}
+
+// Size is the sum of the sizes, in bytes, of the platform's manifest, its config and layers.
+func (w Walker) Size(ctx context.Context, d v1.Descriptor) (int64, error) {
+	d, doc, err := w.manifest(ctx, d)
+	if err != nil {
+		return 0, err
+	}
+	size := d.Size + doc.Config.Size
+	for _, l := range doc.Layers {
+		size += l.Size
+	}
+	return size, nil
+}
+
+// ReadDescriptor reads one descriptor as JSON. What is none is InvalidArgument.
+func ReadDescriptor(r io.Reader) (v1.Descriptor, error) {
+	var d v1.Descriptor
+	if err := json.NewDecoder(io.LimitReader(r, maxDocument)).Decode(&d); err != nil {
+		return d, fmt.Errorf("descriptor: %w: %w", err, errdefs.ErrInvalidArgument)
+	}
+	if err := checkDescriptor(d); err != nil {
+		return d, fmt.Errorf("descriptor: %w", err)
+	}
+	return d, nil
+}

@@ -1,0 +1,437 @@
+// Package image knows what a manifest, an index and a config say, and which names a store
+// gives to them. Names are the entries of an OCI layout's index.json (image-spec v1.1,
+// image-layout.md), changed under a lock by atomic rename.
+package image
+
+import (
+	"bytes"
+	"cmp"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+	"unicode"
+	"unicode/utf8"
+
+	"distkit/content"
+
+	"github.com/containerd/errdefs"
+	v1 "github.com/opencontainers/image-spec/specs-go/v1"
+	"golang.org/x/sys/unix"
+)
+
+// The annotations of a name's entry: when it was first made, and when it last changed
+// (RFC 3339, UTC).
+const (
+	AnnotationCreated = "distkit.created"
+	AnnotationUpdated = "distkit.updated"
+)
+
+// DefaultNamespace is the namespace whose names stand in the store's own index.json.
+const DefaultNamespace = "default"
+
+// maxName and maxNamespace are bytes; the latter is containerd's limit on identifiers.
+const (
+	maxName      = 4096
+	maxNamespace = 76
+)
+
+// Names are the names of one namespace of a store.
+type Names struct {
+	root   string         // the store
+	layout *content.Store // the OCI layout that holds the names: the store, or a namespace's
+}
+
+// Image is a name and what it points at.
+type Image struct {
+	Name      string
+	Target    v1.Descriptor // without the annotations that hold the name and its times
+	Labels    map[string]string
+	CreatedAt time.Time // zero where another tool wrote the entry
+	UpdatedAt time.Time
+}
+
+// OpenNames selects a namespace of the store. It touches nothing on disk. A namespace that is
+// no identifier is InvalidArgument, a layout version that is not known FailedPrecondition.
+func OpenNames(store *content.Store, namespace string) (*Names, error) {
+	if namespace == DefaultNamespace {
+		return &Names{store.Root(), store}, nil
+	}
+	if !identifier(namespace) {
+		return nil, fmt.Errorf("namespace %.80q: letters, digits and single - . _ between them, %d at most: %w",
+			namespace, maxNamespace, errdefs.ErrInvalidArgument)
+	}
+	layout, err := content.Open(filepath.Join(store.Root(), "namespaces", namespace))
+	if err != nil {
+		return nil, err
+	}
+	return &Names{store.Root(), layout}, nil
+}
+
+// identifier is the rule of containerd's pkg/identifiers.
+func identifier(s string) bool {
+	if s == "" || len(s) > maxNamespace {
+		return false
+	}
+	separator := true
+	for _, r := range []byte(s) {
+		switch {
+		case '0' <= r && r <= '9', 'a' <= r && r <= 'z', 'A' <= r && r <= 'Z':
+			separator = false
+		case r == '-' || r == '.' || r == '_':
+			if separator {
+				return false
+			}
+			separator = true
+		default:
+			return false
+		}
+	}
+	return !separator
+}
+
+func checkName(name string) error {
+	bad := func(r rune) bool { return !unicode.IsPrint(r) || r == ' ' }
+	if name == "" || len(name) > maxName || !utf8.ValidString(name) || strings.ContainsFunc(name, bad) {
+		return fmt.Errorf("name %.80q: printable text without spaces, %d bytes at most: %w",
+			name, maxName, errdefs.ErrInvalidArgument)
+	}
+	return nil
+}
+
+// Get returns the image of that name. NotFound when there is none.
+func (n *Names) Get(name string) (Image, error) {
+	ix, err := n.read()
+	if err != nil {
+		return Image{}, err
+	}
+	for _, e := range ix.entries {
+		if e.name == name {
+			return e.image()
+		}
+	}
+	return Image{}, fmt.Errorf("image %s: %w", name, errdefs.ErrNotFound)
+}
+
+// List returns all images, sorted by name.
+func (n *Names) List() ([]Image, error) {
+	ix, err := n.read()
+	if err != nil {
+		return nil, err
+	}
+	var all []Image
+	for _, e := range ix.entries {
+		if e.name == "" {
+			continue
+		}
+		img, err := e.image()
+		if err != nil {
+			return nil, err
+		}
+		all = append(all, img)
+	}
+	slices.SortFunc(all, func(a, b Image) int { return cmp.Compare(a.Name, b.Name) })
+	return all, nil
+}
+
+// Create gives target a new name. AlreadyExists when the name is there, whatever it points at.
+func (n *Names) Create(name string, target v1.Descriptor) (Image, error) {
+	return n.put(name, target, false)
+}
+
+// Replace gives target the name, new or not. Labels and the time of creation stay.
+func (n *Names) Replace(name string, target v1.Descriptor) (Image, error) {
+	return n.put(name, target, true)
+}
+
+func (n *Names) put(name string, target v1.Descriptor, replace bool) (Image, error) {
+	var img Image
+	if err := checkName(name); err != nil {
+		return img, err
+	}
+	if err := target.Digest.Validate(); err != nil {
+		return img, fmt.Errorf("digest %q: %w: %w", target.Digest, err, errdefs.ErrInvalidArgument)
+	}
+	err := n.change(func(ix *index) error {
+		now := time.Now().UTC()
+		img = Image{Name: name, Target: target, Labels: target.Annotations, CreatedAt: now, UpdatedAt: now}
+		at := len(ix.entries)
+		for i, e := range ix.entries {
+			if e.name != name {
+				continue
+			}
+			if !replace {
+				return fmt.Errorf("image %s: %w", name, errdefs.ErrAlreadyExists)
+			}
+			old, err := e.image()
+			if err != nil {
+				return err
+			}
+			at = i
+			img.Labels = old.Labels
+			if !old.CreatedAt.IsZero() {
+				img.CreatedAt = old.CreatedAt
+			}
+			break
+		}
+		e, err := img.entry()
+		if err != nil {
+			return err
+		}
+		if at == len(ix.entries) {
+			ix.entries = append(ix.entries, e)
+		} else {
+			ix.entries[at] = e
+		}
+		return nil
+	})
+	return img, err
+}
+
+// Delete takes the name away. NotFound when there is none.
+func (n *Names) Delete(name string) error {
+	return n.change(func(ix *index) error {
+		kept := slices.DeleteFunc(slices.Clone(ix.entries), func(e entry) bool { return e.name == name })
+		if name == "" || len(kept) == len(ix.entries) {
+			return fmt.Errorf("image %s: %w", name, errdefs.ErrNotFound)
+		}
+		ix.entries = kept
+		return nil
+	})
+}
+
+// index is an index.json of which everything that is not changed is written back as it was,
+// fields unknown here included.
+type index struct {
+	fields  map[string]json.RawMessage
+	entries []entry
+}
+
+type entry struct {
+	raw  json.RawMessage
+	name string
+}
+
+func (e *entry) UnmarshalJSON(b []byte) error {
+	var head struct {
+		Annotations map[string]string `json:"annotations"`
+	}
+	if err := json.Unmarshal(b, &head); err != nil {
+		return err
+	}
+	e.raw, e.name = bytes.Clone(b), head.Annotations[v1.AnnotationRefName]
+	return nil
+}
+
+func (e entry) MarshalJSON() ([]byte, error) { return e.raw, nil }
+
+func (e entry) image() (Image, error) {
+	var d v1.Descriptor
+	if err := json.Unmarshal(e.raw, &d); err != nil {
+		return Image{}, fmt.Errorf("read image %s: %w", e.name, err)
+	}
+	img := Image{Name: e.name, Target: d}
+	img.Target.Annotations = nil
+	for k, v := range d.Annotations {
+		switch k {
+		case v1.AnnotationRefName:
+		case AnnotationCreated:
+			img.CreatedAt, _ = time.Parse(time.RFC3339Nano, v)
+		case AnnotationUpdated:
+			img.UpdatedAt, _ = time.Parse(time.RFC3339Nano, v)
+		default:
+			if img.Labels == nil {
+				img.Labels = map[string]string{}
+			}
+			img.Labels[k] = v
+		}
+	}
+	return img, nil
+}
+
+func (img Image) entry() (entry, error) {
+	d := img.Target
+	d.Annotations = map[string]string{
+		v1.AnnotationRefName: img.Name,
+		AnnotationCreated:    img.CreatedAt.Format(time.RFC3339Nano),
+		AnnotationUpdated:    img.UpdatedAt.Format(time.RFC3339Nano),
+	}
+	for k, v := range img.Labels {
+		if _, reserved := d.Annotations[k]; !reserved {
+			d.Annotations[k] = v
+		}
+	}
+	raw, err := json.Marshal(d)
+	if err != nil {
+		return entry{}, fmt.Errorf("encode image %s: %w", img.Name, err)
+	}
+	return entry{raw, img.Name}, nil
+}
+
+func (n *Names) path() string { return filepath.Join(n.layout.Root(), v1.ImageIndexFile) }
+
+// read returns the names as they are now; none where there is no index.json yet.
+func (n *Names) read() (*index, error) {
+	b, err := os.ReadFile(n.path())
+	if errors.Is(err, fs.ErrNotExist) {
+		return &index{}, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("read names: %w", err)
+	}
+	return parseIndex(b, n.path())
+}
+
+func parseIndex(b []byte, path string) (*index, error) {
+	ix := &index{}
+	if err := json.Unmarshal(b, &ix.fields); err != nil {
+		return nil, fmt.Errorf("%s is not an OCI index: %w: %w", path, err, errdefs.ErrFailedPrecondition)
+	}
+	if m, ok := ix.fields["manifests"]; ok {
+		if err := json.Unmarshal(m, &ix.entries); err != nil {
+			return nil, fmt.Errorf("%s is not an OCI index: %w: %w", path, err, errdefs.ErrFailedPrecondition)
+		}
+	}
+	return ix, nil
+}
+
+func (ix *index) encode() ([]byte, error) {
+	if ix.entries == nil {
+		ix.entries = []entry{}
+	}
+	manifests, err := json.Marshal(ix.entries)
+	if err != nil {
+		return nil, err
+	}
+	ix.fields["manifests"] = manifests
+	return json.Marshal(ix.fields)
+}
+
+// change locks index.json, lets f change what it says, and puts the new one in its place:
+// written aside, synced, renamed, the directory synced (distkit-layout(5), index.json).
+func (n *Names) change(f func(*index) error) error {
+	if err := n.create(); err != nil {
+		return err
+	}
+	lock, err := lockFile(n.path())
+	if err != nil {
+		return fmt.Errorf("lock names: %w", err)
+	}
+	defer lock.Close()
+	b, err := os.ReadFile(n.path())
+	if err != nil {
+		return fmt.Errorf("read names: %w", err)
+	}
+	ix, err := parseIndex(b, n.path())
+	if err != nil {
+		return err
+	}
+	if err := f(ix); err != nil {
+		return err
+	}
+	if b, err = ix.encode(); err != nil {
+		return fmt.Errorf("encode names: %w", err)
+	}
+	if err := replaceFile(n.path(), b); err != nil {
+		return fmt.Errorf("write names: %w", err)
+	}
+	return nil
+}
+
+// lockFile opens path and takes its lock. Since a writer replaces the file, the lock counts
+// only if path still names what was locked.
+func lockFile(path string) (*os.File, error) {
+	for {
+		f, err := os.Open(path)
+		if err != nil {
+			return nil, err
+		}
+		for {
+			err = unix.Flock(int(f.Fd()), unix.LOCK_EX)
+			if !errors.Is(err, unix.EINTR) {
+				break
+			}
+		}
+		if err != nil {
+			f.Close()
+			return nil, &fs.PathError{Op: "flock", Path: path, Err: err}
+		}
+		locked, err := f.Stat()
+		if err != nil {
+			f.Close()
+			return nil, err
+		}
+		now, err := os.Stat(path)
+		if err == nil && os.SameFile(locked, now) {
+			return f, nil
+		}
+		f.Close()
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return nil, err
+		}
+	}
+}
+
+// create makes the layout where it is missing. A namespace's shares the store's blobs and
+// the place where files are written aside.
+func (n *Names) create() error {
+	if n.layout.Root() != n.root {
+		if err := os.MkdirAll(n.layout.Root(), 0o755); err != nil {
+			return fmt.Errorf("create namespace: %w", err)
+		}
+		for _, shared := range []string{v1.ImageBlobsDir, "ingest"} {
+			if err := os.MkdirAll(filepath.Join(n.root, shared), 0o755); err != nil {
+				return fmt.Errorf("create namespace: %w", err)
+			}
+			err := os.Symlink(filepath.Join("..", "..", shared), filepath.Join(n.layout.Root(), shared))
+			if err != nil && !errors.Is(err, fs.ErrExist) {
+				return fmt.Errorf("create namespace: %w", err)
+			}
+		}
+	}
+	return n.layout.Init()
+}
+
+// replaceFile puts a file with these bytes in path's place, atomically and durably. The
+// caller holds path's lock.
+func replaceFile(path string, b []byte) error {
+	// One name for all: the lock is held, and what a crash left is overwritten.
+	aside := path + ".new"
+	if err := os.Remove(aside); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	f, err := os.OpenFile(aside, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o644)
+	if err != nil {
+		return err
+	}
+	_, err = f.Write(b)
+	if err == nil {
+		err = f.Sync()
+	}
+	if cerr := f.Close(); err == nil {
+		err = cerr
+	}
+	if err != nil {
+		_ = os.Remove(aside)
+		return err
+	}
+	if err := os.Rename(aside, path); err != nil {
+		_ = os.Remove(aside)
+		return err
+	}
+	return syncDir(filepath.Dir(path))
+}
+
+func syncDir(dir string) error {
+	d, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	defer d.Close()
+	return d.Sync()
+}

@@ -1,0 +1,247 @@
+package image
+
+import (
+	"encoding/json"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+
+	"distkit/content"
+
+	"github.com/containerd/errdefs"
+	"github.com/opencontainers/go-digest"
+	v1 "github.com/opencontainers/image-spec/specs-go/v1"
+)
+
+// writerEnv makes the test binary a process that names images and ends.
+const writerEnv = "IMAGE_TEST_WRITER"
+
+func TestMain(m *testing.M) {
+	if args := os.Getenv(writerEnv); args != "" {
+		var root, prefix string
+		var n int
+		if _, err := fmt.Sscanf(args, "%s %s %d", &root, &prefix, &n); err != nil {
+			panic(err)
+		}
+		names := open(nil, root, DefaultNamespace)
+		for i := range n {
+			if _, err := names.Create(fmt.Sprintf("%s:%d", prefix, i), target("x")); err != nil {
+				fmt.Fprintln(os.Stderr, err)
+				os.Exit(1)
+			}
+		}
+		os.Exit(0)
+	}
+	os.Exit(m.Run())
+}
+
+func open(t *testing.T, root, namespace string) *Names {
+	store, err := content.Open(root)
+	if err == nil {
+		var names *Names
+		if names, err = OpenNames(store, namespace); err == nil {
+			return names
+		}
+	}
+	if t == nil {
+		panic(err)
+	}
+	t.Fatal(err)
+	return nil
+}
+
+func target(s string) v1.Descriptor {
+	return v1.Descriptor{MediaType: v1.MediaTypeImageManifest, Digest: digest.FromString(s), Size: int64(len(s))}
+}
+
+func TestCreateReplaceDelete(t *testing.T) {
+	names := open(t, t.TempDir(), DefaultNamespace)
+	if all, err := names.List(); err != nil || len(all) != 0 {
+		t.Fatalf("a store without a layout: %v, %v", all, err)
+	}
+	d := target("a")
+	d.Annotations = map[string]string{"k": "v", v1.AnnotationRefName: "not this"}
+	made, err := names.Create("example.org/a:1", d)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := names.Create("example.org/a:1", target("b")); !errdefs.IsAlreadyExists(err) {
+		t.Errorf("create again: %v", err)
+	}
+	got, err := names.Get("example.org/a:1")
+	if err != nil || got.Target.Digest != target("a").Digest || got.Labels["k"] != "v" || len(got.Labels) != 1 {
+		t.Errorf("get: %+v, %v", got, err)
+	}
+	if !got.CreatedAt.Equal(made.CreatedAt) || got.CreatedAt.IsZero() {
+		t.Errorf("created at %v, read back as %v", made.CreatedAt, got.CreatedAt)
+	}
+	if _, err := names.Replace("example.org/a:1", target("b")); err != nil {
+		t.Fatal(err)
+	}
+	after, err := names.Get("example.org/a:1")
+	if err != nil || after.Target.Digest != target("b").Digest || after.Labels["k"] != "v" {
+		t.Errorf("after replace: %+v, %v", after, err)
+	}
+	if !after.CreatedAt.Equal(made.CreatedAt) || after.UpdatedAt.Before(got.UpdatedAt) {
+		t.Errorf("times after replace: created %v, updated %v", after.CreatedAt, after.UpdatedAt)
+	}
+	if err := names.Delete("example.org/a:1"); err != nil {
+		t.Fatal(err)
+	}
+	if err := names.Delete("example.org/a:1"); !errdefs.IsNotFound(err) {
+		t.Errorf("delete again: %v", err)
+	}
+	if _, err := names.Get("example.org/a:1"); !errdefs.IsNotFound(err) {
+		t.Errorf("get what was deleted: %v", err)
+	}
+}
+
+func TestNamespacesShareBlobsNotNames(t *testing.T) {
+	root := t.TempDir()
+	if _, err := open(t, root, "default").Create("n", target("a")); err != nil {
+		t.Fatal(err)
+	}
+	other := open(t, root, "other")
+	if all, err := other.List(); err != nil || len(all) != 0 {
+		t.Errorf("another namespace has %v, %v", all, err)
+	}
+	if _, err := other.Create("n", target("b")); err != nil {
+		t.Fatal(err)
+	}
+	if img, err := open(t, root, "default").Get("n"); err != nil || img.Target.Digest != target("a").Digest {
+		t.Errorf("the default namespace's name: %v, %v", img, err)
+	}
+	dir := filepath.Join(root, "namespaces", "other")
+	if resolved, err := filepath.EvalSymlinks(filepath.Join(dir, "blobs")); err != nil || resolved != filepath.Join(root, "blobs") {
+		t.Errorf("blobs of the namespace are %s, %v", resolved, err)
+	}
+	if b, err := os.ReadFile(filepath.Join(dir, "oci-layout")); err != nil || !strings.Contains(string(b), "1.0.0") {
+		t.Errorf("oci-layout of the namespace: %s, %v", b, err)
+	}
+	store, err := content.Open(root)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, bad := range []string{"", "..", "a/b", "a..b", ".a", "a-", strings.Repeat("a", 77), "a b", "ä"} {
+		if _, err := OpenNames(store, bad); !errdefs.IsInvalidArgument(err) {
+			t.Errorf("namespace %q: %v", bad, err)
+		}
+	}
+}
+
+// What other tools wrote stays, the fields we don't know included.
+func TestForeignEntriesSurvive(t *testing.T) {
+	root := t.TempDir()
+	names := open(t, root, DefaultNamespace)
+	if _, err := names.Create("first", target("a")); err != nil {
+		t.Fatal(err)
+	}
+	foreign := `{"schemaVersion":2,"annotations":{"a":"b"},"x-unknown":[1.50],"manifests":[` +
+		`{"mediaType":"application/vnd.oci.image.manifest.v1+json","digest":"sha256:` + strings.Repeat("1", 64) + `","size":1,"x-mine":{"deep":true}},` +
+		`{"mediaType":"application/vnd.oci.image.manifest.v1+json","digest":"sha256:` + strings.Repeat("2", 64) + `","size":1,"annotations":{"org.opencontainers.image.ref.name":"theirs","z":"1"}}]}`
+	path := filepath.Join(root, "index.json")
+	if err := os.WriteFile(path, []byte(foreign), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := names.Create("ours", target("b")); err != nil {
+		t.Fatal(err)
+	}
+	if err := names.Delete("ours"); err != nil {
+		t.Fatal(err)
+	}
+	b, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var was, is any
+	if err := json.Unmarshal([]byte(foreign), &was); err != nil {
+		t.Fatal(err)
+	}
+	if err := json.Unmarshal(b, &is); err != nil {
+		t.Fatal(err)
+	}
+	if a, b := fmt.Sprint(was), fmt.Sprint(is); a != b {
+		t.Errorf("index.json was\n%s\nis\n%s", a, b)
+	}
+	all, err := names.List()
+	if err != nil || len(all) != 1 || all[0].Name != "theirs" || all[0].Labels["z"] != "1" || !all[0].CreatedAt.IsZero() {
+		t.Errorf("names: %+v, %v", all, err)
+	}
+}
+
+func TestBadNamesAndLayouts(t *testing.T) {
+	root := t.TempDir()
+	names := open(t, root, DefaultNamespace)
+	for _, bad := range []string{"", "a b", "a\nb", "a\tb", "\xff", strings.Repeat("a", maxName+1), "a\x1b[2J"} {
+		if _, err := names.Create(bad, target("a")); !errdefs.IsInvalidArgument(err) {
+			t.Errorf("name %q: %v", bad, err)
+		}
+	}
+	if _, err := names.Create("a", v1.Descriptor{Digest: "sha256:../../x"}); !errdefs.IsInvalidArgument(err) {
+		t.Errorf("a digest that is none: %v", err)
+	}
+	for _, text := range []string{"", "<html>", "[]", `{"manifests":"x"}`, `{"manifests":[1]}`} {
+		if err := os.WriteFile(filepath.Join(root, "index.json"), []byte(text), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := names.List(); !errdefs.IsFailedPrecondition(err) {
+			t.Errorf("index.json %q: %v", text, err)
+		}
+	}
+}
+
+// A crash between the writing aside and the rename leaves a file that harms nothing.
+func TestLeftoverAsideIsOverwritten(t *testing.T) {
+	root := t.TempDir()
+	names := open(t, root, DefaultNamespace)
+	if _, err := names.Create("a", target("a")); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(root, "index.json.new"), []byte("torn"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := names.Create("b", target("b")); err != nil {
+		t.Fatal(err)
+	}
+	if all, err := names.List(); err != nil || len(all) != 2 {
+		t.Errorf("names: %v, %v", all, err)
+	}
+	if _, err := os.Stat(filepath.Join(root, "index.json.new")); !os.IsNotExist(err) {
+		t.Errorf("index.json.new stays: %v", err)
+	}
+}
+
+// No name is lost among processes and goroutines that write at once.
+func TestParallelWritersLoseNothing(t *testing.T) {
+	root := t.TempDir()
+	const processes, goroutines, each = 4, 4, 10
+	var wg sync.WaitGroup
+	for p := range processes {
+		wg.Go(func() {
+			c := exec.Command(os.Args[0])
+			c.Env = append(os.Environ(), fmt.Sprintf("%s=%s process%d %d", writerEnv, root, p, each))
+			if out, err := c.CombinedOutput(); err != nil {
+				t.Errorf("writer %d: %v: %s", p, err, out)
+			}
+		})
+	}
+	names := open(t, root, DefaultNamespace)
+	for g := range goroutines {
+		wg.Go(func() {
+			for i := range each {
+				if _, err := names.Create(fmt.Sprintf("goroutine%d:%d", g, i), target("x")); err != nil {
+					t.Error(err)
+				}
+			}
+		})
+	}
+	wg.Wait()
+	all, err := names.List()
+	if err != nil || len(all) != (processes+goroutines)*each {
+		t.Errorf("%d names, want %d; %v", len(all), (processes+goroutines)*each, err)
+	}
+}
