@@ -1,0 +1,57 @@
+# distkit: container images as Unix plumbing.
+# The two commands to know: `make demo` and `make test`.
+
+PREFIX  ?= /usr/local
+DESTDIR ?=
+VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo devel)
+
+COMMANDS  := $(notdir $(patsubst %/main.go,%,$(wildcard cmd/*/main.go)))
+WORKFLOWS := $(notdir $(filter-out %.md,$(wildcard scripts/dist-*)))
+PAGES     := $(patsubst %.md,man/%,$(notdir $(wildcard cmd/*/*.1.md scripts/*.1.md content/*.5.md)))
+MODULES   := . $(dir $(wildcard testdata/go.mod testdata/*/go.mod))
+LDFLAGS   := -s -w -X distkit/cmd/internal/cli.version=$(VERSION)
+
+export VERSION
+
+.PHONY: build test e2e demo bench lint man completions install clean
+
+build:
+	@mkdir -p bin
+	CGO_ENABLED=0 go build -trimpath -ldflags '$(LDFLAGS)' -o bin/ $(addprefix ./cmd/,$(COMMANDS))
+	@scripts/install-workflows bin $(VERSION)
+
+test:
+	@for m in $(MODULES); do (cd $$m && echo "== $$m" && go test ./...) || exit 1; done
+
+e2e: build
+	@scripts/needs e2e
+	cd testdata && go test -tags e2e -count=1 -v -timeout 30m ./e2e/...
+
+demo: build
+	@scripts/demo
+
+bench: build
+	@scripts/bench
+
+lint:
+	@scripts/lint
+
+man: $(PAGES)
+man/%: ; @mkdir -p man; go run github.com/cpuguy83/go-md2man/v2@v2.0.7 -in $(wildcard cmd/*/$*.md scripts/$*.md content/$*.md) -out $@
+
+completions:
+	@go run ./cmd/internal/completions completions $(COMMANDS)
+
+install: build man completions
+	install -d $(addprefix $(DESTDIR)$(PREFIX)/,bin share/man/man1 share/man/man5 share/bash-completion/completions share/zsh/site-functions share/fish/vendor_completions.d)
+	install -m 755 $(addprefix bin/,$(COMMANDS) $(WORKFLOWS)) $(DESTDIR)$(PREFIX)/bin
+	install -m 644 man/*.1 $(DESTDIR)$(PREFIX)/share/man/man1
+	install -m 644 man/*.5 $(DESTDIR)$(PREFIX)/share/man/man5
+	install -m 644 completions/bash/* $(DESTDIR)$(PREFIX)/share/bash-completion/completions
+	install -m 644 completions/zsh/* $(DESTDIR)$(PREFIX)/share/zsh/site-functions
+	install -m 644 completions/fish/* $(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d
+	@for c in snap run task; do for d in $$(echo "$$PATH" | tr : ' '); do \
+	  if [ -x "$$d/$$c" ] && [ "$$d" != "$(PREFIX)/bin" ]; then echo "warning: $$d/$$c is another program of the same name as $(PREFIX)/bin/$$c" >&2; fi; done; done
+
+clean:
+	rm -rf bin man completions
