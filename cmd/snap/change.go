@@ -68,7 +68,7 @@ func newCommit(s *store) *cobra.Command {
 }
 
 func newRm(s *store) *cobra.Command {
-	c := &cobra.Command{Use: "rm [flags] [KEY...]", Short: "delete snapshots", Args: cobra.ArbitraryArgs}
+	c := &cobra.Command{Use: "rm [flags] KEY…|-", Short: "delete snapshots", Args: cobra.ArbitraryArgs}
 	noSync := noSyncFlag(c)
 	zero(c)
 	c.RunE = func(c *cobra.Command, args []string) error {
@@ -82,7 +82,7 @@ func newRm(s *store) *cobra.Command {
 }
 
 func newLabel(s *store) *cobra.Command {
-	c := &cobra.Command{Use: "label [flags] KEY [NAME=VALUE...]", Short: "set a snapshot's labels, and print them", Args: cobra.MinimumNArgs(1)}
+	c := &cobra.Command{Use: "label [flags] KEY [NAME=VALUE…]", Short: "set a snapshot's labels, and print them", Args: cobra.MinimumNArgs(1)}
 	r := cli.NewRecords(c, "NAME", "VALUE")
 	c.RunE = func(c *cobra.Command, args []string) error {
 		sn, err := s.open()

@@ -85,7 +85,7 @@ func newMount(s *store) *cobra.Command {
 
 func newUmount(*store) *cobra.Command {
 	c := &cobra.Command{
-		Use: "umount [flags] [DIR...]", Short: "unmount what snap mount mounted", Args: cobra.ArbitraryArgs,
+		Use: "umount [flags] DIR…|-", Short: "unmount what snap mount mounted", Args: cobra.ArbitraryArgs,
 		RunE: func(c *cobra.Command, args []string) error {
 			return cli.Each(c, args, snapshot.Unmount)
 		},

@@ -46,7 +46,7 @@ func list(c *cobra.Command, s *store) ([]snapshot.Info, error) {
 }
 
 func newStat(s *store) *cobra.Command {
-	c := &cobra.Command{Use: "stat [flags] [KEY...]", Short: "print what is known of snapshots", Args: cobra.ArbitraryArgs}
+	c := &cobra.Command{Use: "stat [flags] KEY…|-", Short: "print what is known of snapshots", Args: cobra.ArbitraryArgs}
 	r := cli.NewRecords(c, "KEY", "PARENT", "KIND", "CREATED", "UPDATED", "LABELS")
 	c.RunE = func(c *cobra.Command, args []string) error {
 		sn, err := s.open()
@@ -73,7 +73,7 @@ func newStat(s *store) *cobra.Command {
 }
 
 func newUsage(s *store) *cobra.Command {
-	c := &cobra.Command{Use: "usage [flags] [KEY...]", Short: "print what snapshots take: bytes, inodes", Args: cobra.ArbitraryArgs}
+	c := &cobra.Command{Use: "usage [flags] [KEY…|-]", Short: "print what snapshots take: bytes, inodes", Args: cobra.ArbitraryArgs}
 	r := cli.NewRecords(c, "KEY", "SIZE", "INODES")
 	c.RunE = func(c *cobra.Command, args []string) error {
 		if len(args) == 0 {

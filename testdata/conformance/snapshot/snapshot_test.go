@@ -1,0 +1,145 @@
+// Package snapshot_test runs containerd's suite for snapshotters against ours.
+package snapshot_test
+
+import (
+	"context"
+	"os"
+	"slices"
+	"strings"
+	"testing"
+
+	"distkit/snapshot"
+	"distkit/snapshot/drivers"
+
+	"github.com/containerd/containerd/v2/core/mount"
+	"github.com/containerd/containerd/v2/core/snapshots"
+	"github.com/containerd/containerd/v2/core/snapshots/testsuite"
+	"github.com/containerd/containerd/v2/pkg/filters"
+)
+
+func TestSnapshotterSuite(t *testing.T) {
+	if os.Geteuid() != 0 {
+		if slices.Contains(strings.Split(os.Getenv("TEST_REQUIRE"), ","), "root") {
+			t.Fatal("not root, which TEST_REQUIRE demands")
+		}
+		t.Skip("needs root")
+	}
+	for _, name := range drivers.Names() {
+		// The suite takes the name overlayfs to mean that directories of a lower layer can't
+		// be renamed.
+		t.Run(name, func(t *testing.T) {
+			testsuite.SnapshotterSuite(t, name, func(_ context.Context, root string) (snapshots.Snapshotter, func() error, error) {
+				s, err := drivers.Open(root, name, snapshot.Options{})
+				if err != nil {
+					return nil, nil, err
+				}
+				return adapter{s}, s.Close, nil
+			})
+		})
+	}
+}
+
+// adapter gives our Snapshotter the types of containerd's.
+type adapter struct{ s *snapshot.Snapshotter }
+
+func labels(opts []snapshots.Opt) (snapshots.Info, error) {
+	var i snapshots.Info
+	for _, o := range opts {
+		if err := o(&i); err != nil {
+			return i, err
+		}
+	}
+	return i, nil
+}
+
+func (a adapter) Prepare(ctx context.Context, key, parent string, opts ...snapshots.Opt) ([]mount.Mount, error) {
+	i, err := labels(opts)
+	if err != nil {
+		return nil, err
+	}
+	m, err := a.s.Prepare(ctx, key, parent, i.Labels)
+	return mounts(m), err
+}
+
+func (a adapter) View(ctx context.Context, key, parent string, opts ...snapshots.Opt) ([]mount.Mount, error) {
+	i, err := labels(opts)
+	if err != nil {
+		return nil, err
+	}
+	m, err := a.s.View(ctx, key, parent, i.Labels)
+	return mounts(m), err
+}
+
+func (a adapter) Commit(ctx context.Context, name, key string, opts ...snapshots.Opt) error {
+	i, err := labels(opts)
+	if err != nil {
+		return err
+	}
+	return a.s.Commit(ctx, name, key, snapshot.CommitOptions{Parent: i.Parent, Labels: i.Labels})
+}
+
+func (a adapter) Mounts(ctx context.Context, key string) ([]mount.Mount, error) {
+	m, err := a.s.Mounts(ctx, key)
+	return mounts(m), err
+}
+
+func mounts(in []snapshot.Mount) (out []mount.Mount) {
+	for _, m := range in {
+		out = append(out, mount.Mount{Type: m.Type, Source: m.Source, Options: m.Options})
+	}
+	return out
+}
+
+func (a adapter) Remove(ctx context.Context, key string) error { return a.s.Remove(ctx, key) }
+func (a adapter) Close() error                                 { return a.s.Close() }
+
+func (a adapter) Stat(ctx context.Context, key string) (snapshots.Info, error) {
+	i, err := a.s.Stat(ctx, key)
+	return info(i), err
+}
+
+func (a adapter) Usage(ctx context.Context, key string) (snapshots.Usage, error) {
+	u, err := a.s.Usage(ctx, key)
+	return snapshots.Usage{Size: u.Size, Inodes: u.Inodes}, err
+}
+
+func (a adapter) Update(ctx context.Context, i snapshots.Info, fieldpaths ...string) (snapshots.Info, error) {
+	u, err := a.s.Update(ctx, snapshot.Info{Key: i.Name, Labels: i.Labels}, fieldpaths...)
+	return info(u), err
+}
+
+func (a adapter) Walk(ctx context.Context, fn snapshots.WalkFunc, fs ...string) error {
+	filter, err := filters.ParseAll(fs...)
+	if err != nil {
+		return err
+	}
+	return a.s.Walk(ctx, func(ctx context.Context, i snapshot.Info) error {
+		if !filter.Match(filters.AdapterFunc(func(path []string) (string, bool) {
+			switch {
+			case len(path) == 0:
+			case path[0] == "kind":
+				return strings.ToLower(string(i.Kind)), true
+			case path[0] == "name":
+				return i.Key, true
+			case path[0] == "parent":
+				return i.Parent, true
+			case path[0] == "labels":
+				v, ok := i.Labels[strings.Join(path[1:], ".")]
+				return v, ok
+			}
+			return "", false
+		})) {
+			return nil
+		}
+		return fn(ctx, info(i))
+	})
+}
+
+func info(i snapshot.Info) snapshots.Info {
+	return snapshots.Info{
+		Name: i.Key, Parent: i.Parent, Labels: i.Labels, Created: i.Created, Updated: i.Updated,
+		Kind: map[snapshot.Kind]snapshots.Kind{
+			snapshot.View: snapshots.KindView, snapshot.Active: snapshots.KindActive, snapshot.Committed: snapshots.KindCommitted,
+		}[i.Kind],
+	}
+}
