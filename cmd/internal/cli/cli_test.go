@@ -1,0 +1,248 @@
+package cli
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"os/exec"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"github.com/spf13/cobra"
+)
+
+// commandEnv makes the test binary a command of its own, run by Main.
+const commandEnv = "CLI_TEST_COMMAND"
+
+func TestMain(m *testing.M) {
+	if os.Getenv(commandEnv) != "" {
+		Main(testCommand())
+	}
+	os.Exit(m.Run())
+}
+
+// testCommand does what its first argument says.
+func testCommand() *cobra.Command {
+	c := &cobra.Command{Use: "probe [flags] WHAT [ARG…]", Args: cobra.MinimumNArgs(1)}
+	root, namespace := Root(c.Flags()), Namespace(c.Flags())
+	records := NewRecords(c, "KEY", "SIZE", "AT")
+	c.RunE = func(c *cobra.Command, args []string) error {
+		switch args[0] {
+		case "defaults":
+			_, err := fmt.Fprintln(c.OutOrStdout(), *root, *namespace)
+			return err
+		case "exit":
+			return Exit(77)
+		case "fail":
+			return fmt.Errorf("open\n\x1b[31mred: %w", errdefs.ErrNotFound)
+		case "wait":
+			in, err := Stdin(c.Context())
+			if err != nil {
+				return err
+			}
+			defer in.Close()
+			fmt.Fprintln(os.Stderr, "waiting")
+			_, err = in.Read(make([]byte, 1))
+			return err
+		case "each":
+			return Each(c, args[1:], func(o string) error {
+				class := map[byte]error{'n': errdefs.ErrNotFound, 'b': errdefs.ErrUnavailable}[o[0]]
+				if class != nil {
+					return fmt.Errorf("object %q: %w", o, class)
+				}
+				_, err := fmt.Fprintf(c.OutOrStdout(), "%q\n", o)
+				return err
+			})
+		case "records":
+			at := time.Date(2017, 1, 19, 0, 0, 0, 0, time.UTC)
+			if err := records.Write(map[string]int{"size": 2048}, "a\tb\n", Size(2048), at); err != nil {
+				return err
+			}
+			return records.Close()
+		}
+		return Usagef("what is %s?", args[0])
+	}
+	return c
+}
+
+type result struct {
+	out, errs string
+	state     *os.ProcessState
+}
+
+func probe(t *testing.T, stdin string, env []string, args ...string) result {
+	t.Helper()
+	var out, errs bytes.Buffer
+	c := exec.Command(os.Args[0], args...)
+	c.Env = append(append(os.Environ(), commandEnv+"=1"), env...)
+	c.Stdin, c.Stdout, c.Stderr = strings.NewReader(stdin), &out, &errs
+	var exit *exec.ExitError
+	if err := c.Run(); err != nil && !errors.As(err, &exit) {
+		t.Fatal(err)
+	}
+	return result{out.String(), errs.String(), c.ProcessState}
+}
+
+func TestStatusOfEveryClass(t *testing.T) {
+	both := errors.Join(errdefs.ErrFailedPrecondition, errdefs.ErrDataLoss)
+	for want, errs := range map[int][]error{
+		0:   {nil},
+		1:   {errors.New("x"), errdefs.ErrInternal, errdefs.ErrUnknown},
+		2:   {errdefs.ErrInvalidArgument, Usagef("x")},
+		3:   {errdefs.ErrNotFound},
+		4:   {errdefs.ErrDataLoss, both},
+		5:   {errdefs.ErrUnavailable},
+		6:   {errdefs.ErrAborted, context.DeadlineExceeded, errdefs.ErrResourceExhausted},
+		7:   {errdefs.ErrAlreadyExists},
+		8:   {errdefs.ErrFailedPrecondition},
+		9:   {errdefs.ErrUnauthenticated, errdefs.ErrPermissionDenied, fs.ErrPermission, syscall.EROFS},
+		10:  {errdefs.ErrNotImplemented},
+		126: {Exit(126)},
+	} {
+		for _, err := range errs {
+			if err != nil {
+				err = fmt.Errorf("do x: %w", err)
+			}
+			if got := status(err); got != want {
+				t.Errorf("%v: status %d, want %d", err, got, want)
+			}
+		}
+	}
+}
+
+func TestErrorsAreOneLineAndClassified(t *testing.T) {
+	for _, c := range []struct {
+		args   []string
+		status int
+		stderr string
+	}{
+		{[]string{"fail"}, 3, "probe: open; \\x1b[31mred: not found\n"},
+		{[]string{"exit"}, 77, ""},
+		{[]string{"what"}, 2, "probe: what is what?\n"},
+		{[]string{}, 2, "probe: requires at least 1 arg(s), only received 0; usage: probe [flags] WHAT [ARG…]\n"},
+		{[]string{"--nope"}, 2, "probe: unknown flag: --nope; usage: probe [flags] WHAT [ARG…]\n"},
+		{[]string{"completion"}, 2, "probe: what is completion?\n"},
+	} {
+		r := probe(t, "", nil, c.args...)
+		if r.state.ExitCode() != c.status || r.errs != c.stderr || r.out != "" {
+			t.Errorf("%q: %v, stderr %q, stdout %q", c.args, r.state, r.errs, r.out)
+		}
+	}
+}
+
+func TestDefaultsComeFromTheEnvironment(t *testing.T) {
+	for want, env := range map[string][]string{
+		".content default\n": {"DIST_ROOT=", "CONTAINERD_NAMESPACE="},
+		"/r n\n":             {"DIST_ROOT=/r", "CONTAINERD_NAMESPACE=n"},
+	} {
+		if r := probe(t, "", env, "defaults"); r.out != want {
+			t.Errorf("%v: %q", env, r.out)
+		}
+	}
+	if r := probe(t, "", []string{"DIST_ROOT=/r"}, "--root", "/s", "defaults"); !strings.HasPrefix(r.out, "/s ") {
+		t.Errorf("the flag over the environment: %q", r.out)
+	}
+	if r := probe(t, "", []string{"DIST_ROOT=/r"}, "--help"); !strings.Contains(r.out, `(default ".content")`) {
+		t.Errorf("help depends on the environment: %s", r.out)
+	}
+}
+
+func TestEach(t *testing.T) {
+	for _, c := range []struct {
+		stdin  string
+		args   []string
+		status int
+		out    string
+		errors int
+	}{
+		{"", nil, 0, "", 0},
+		{"", []string{"-"}, 0, "", 0},
+		{"x\n\ny", []string{"a", "-", "c"}, 0, "\"a\"\n\"x\"\n\"y\"\n\"c\"\n", 0},
+		{"", []string{"n", "a", "n"}, 3, "\"a\"\n", 2},
+		{"", []string{"n", "b", "a"}, 1, "\"a\"\n", 2},
+		{"", []string{"n", "b", "b"}, 1, "", 3},
+		{"x\ny\x00z", []string{"-z", "-"}, 0, "\"x\\ny\"\n\"z\"\n", 0},
+		{strings.Repeat("x", maxObject+1), []string{"-"}, 2, "", 1},
+	} {
+		r := probe(t, c.stdin, nil, append([]string{"each"}, c.args...)...)
+		if r.state.ExitCode() != c.status || r.out != c.out || strings.Count(r.errs, "\n") != c.errors {
+			t.Errorf("%q: %v, stdout %q, stderr %q", c.args, r.state, r.out, r.errs)
+		}
+	}
+}
+
+func TestRecords(t *testing.T) {
+	for want, args := range map[string][]string{
+		"a\\tb\\n\t2048\t2017-01-19T00:00:00Z\n":   {"records"},
+		"a\\tb\\n\n":                               {"-q", "records"},
+		"{\"size\":2048}\n":                        {"--json", "records"},
+		"{\"size\":2048}\x00":                      {"--json", "-z", "records"},
+		"a\\tb\\n\t2048\t2017-01-19T00:00:00Z\x00": {"-z", "records"},
+	} {
+		if r := probe(t, "", nil, args...); r.out != want || r.errs != "" {
+			t.Errorf("%q: %q; stderr %q", args, r.out, r.errs)
+		}
+	}
+}
+
+func TestSignalInterruptsStdin(t *testing.T) {
+	for _, sig := range []syscall.Signal{syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP} {
+		r, w, err := os.Pipe()
+		if err != nil {
+			t.Fatal(err)
+		}
+		errs, waiting, err := os.Pipe()
+		if err != nil {
+			t.Fatal(err)
+		}
+		c := exec.Command(os.Args[0], "wait")
+		c.Env = append(os.Environ(), commandEnv+"=1")
+		c.Stdin, c.Stderr = r, waiting
+		if err := c.Start(); err != nil {
+			t.Fatal(err)
+		}
+		r.Close()
+		waiting.Close()
+		if _, err := errs.Read(make([]byte, 16)); err != nil {
+			t.Fatal(err)
+		}
+		_ = c.Process.Signal(sig)
+		_ = c.Wait()
+		w.Close()
+		errs.Close()
+		if ws := c.ProcessState.Sys().(syscall.WaitStatus); !ws.Signaled() || ws.Signal() != sig {
+			t.Errorf("sent %v: %v", sig, c.ProcessState)
+		}
+	}
+}
+
+// A signal that the parent has ignored, as nohup does, stays ignored.
+func TestIgnoredSignalStaysIgnored(t *testing.T) {
+	c := exec.Command("sh", "-c", `trap '' HUP; exec "$0" wait`, os.Args[0])
+	c.Env = append(os.Environ(), commandEnv+"=1")
+	in, err := c.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	errs, err := c.StderrPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := c.Start(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := errs.Read(make([]byte, 16)); err != nil {
+		t.Fatal(err)
+	}
+	_ = c.Process.Signal(syscall.SIGHUP)
+	in.Write([]byte("x"))
+	if err := c.Wait(); err != nil {
+		t.Errorf("after HUP: %v", err)
+	}
+}
