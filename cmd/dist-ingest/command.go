@@ -1,0 +1,141 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"math/rand/v2"
+	"os"
+	"os/exec"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+
+	"distkit/cmd/internal/cli"
+	"distkit/content"
+
+	"github.com/containerd/errdefs"
+)
+
+const (
+	// Statuses that mean the same in every command of the suite, and the shell's.
+	wrongUsage   = 2
+	unverified   = 4
+	tryLater     = 6
+	notRunnable  = 126
+	noSuchFile   = 127
+	maxIdle      = 3 // attempts in a row that may bring nothing
+	firstBackoff = 200 * time.Millisecond
+	killAfter    = 5 * time.Second
+)
+
+// fromCommand stores what the command writes. The command runs again from the new offset as
+// long as it asks for that with status 6 and brings something. What was put together of
+// several pieces and then isn't right is brought once more, whole.
+func (in *ingest) fromCommand(ctx context.Context, w *content.Writer) (record, error) {
+	// Nothing would show that two halves don't belong together where no digest is expected
+	// and the command doesn't look at the offset.
+	resumable := in.expected != "" || strings.Contains(strings.Join(in.command, " "), "{offset}") ||
+		strings.Contains(strings.Join(in.command, " "), "DIST_OFFSET")
+	if in.expected != "" && w.Digest() == in.expected {
+		return in.commit(ctx, w) // all of it was there but the commit
+	}
+	anew := !resumable
+	pieces := resumable && w.Offset() > 0
+	best, idle, backoff := w.Offset(), 0, firstBackoff
+	for {
+		if anew && w.Offset() > 0 {
+			if in.tee != nil {
+				in.tee.restart()
+			}
+			if err := w.Truncate(0); err != nil {
+				return record{}, err
+			}
+		}
+		status, err := in.attempt(ctx, w)
+		var r record
+		if err == nil && status == 0 {
+			if r, err = in.commit(ctx, w); err == nil {
+				return r, nil
+			}
+		}
+		wrong := errdefs.IsDataLoss(err) || err == nil && (status == unverified || status == wrongUsage)
+		switch {
+		case wrong && pieces:
+			anew, pieces = true, false
+			best, idle, backoff = 0, 0, firstBackoff
+			continue
+		case err != nil:
+			return record{}, err
+		case status == unverified && !in.keep:
+			return record{}, errors.Join(cli.Exit(status), w.Abort())
+		case status != tryLater:
+			return record{}, cli.Exit(status)
+		}
+		if w.Offset() > best {
+			best, idle, backoff = w.Offset(), 0, firstBackoff
+		} else if idle++; idle >= maxIdle {
+			return record{}, cli.Exit(status)
+		}
+		anew = !resumable
+		pieces = resumable && w.Offset() > 0
+		select {
+		case <-time.After(backoff/2 + rand.N(backoff/2)):
+		case <-ctx.Done():
+			return record{}, ctx.Err()
+		}
+		backoff *= 2
+	}
+}
+
+// attempt runs the command once, from what is stored on, and tells its exit status.
+func (in *ingest) attempt(ctx context.Context, w *content.Writer) (status int, err error) {
+	offset := strconv.FormatInt(w.Offset(), 10)
+	args := make([]string, len(in.command))
+	for i, a := range in.command {
+		args[i] = strings.ReplaceAll(a, "{offset}", offset)
+	}
+	r, p, err := os.Pipe()
+	if err != nil {
+		return 0, fmt.Errorf("pipe: %w", err)
+	}
+	defer r.Close()
+	c := exec.Command(args[0], args[1:]...)
+	c.Env = append(os.Environ(), "DIST_OFFSET="+offset)
+	c.Stdin, c.Stdout, c.Stderr = os.Stdin, p, os.Stderr
+	err = c.Start()
+	_ = p.Close()
+	if err != nil {
+		status := notRunnable
+		if errors.Is(err, exec.ErrNotFound) || errors.Is(err, fs.ErrNotExist) {
+			status = noSuchFile
+		}
+		fmt.Fprintf(os.Stderr, "dist-ingest: run %s\n", strings.TrimPrefix(err.Error(), "exec: "))
+		return status, nil
+	}
+	_, err = content.Copy(ctx, in.sink(w), r)
+	if err != nil {
+		// It must neither go on writing nor outlive us.
+		_ = r.Close()
+		_ = c.Process.Signal(syscall.SIGTERM)
+		kill := time.AfterFunc(killAfter, func() { _ = c.Process.Kill() })
+		defer kill.Stop()
+	} else {
+		stop := context.AfterFunc(ctx, func() { _ = c.Process.Signal(syscall.SIGTERM) })
+		defer stop()
+	}
+	_ = c.Wait() // its state tells all
+	if err == nil {
+		err = ctx.Err()
+	}
+	if err != nil {
+		return 0, err
+	}
+	ws := c.ProcessState.Sys().(syscall.WaitStatus)
+	if ws.Signaled() {
+		return 128 + int(ws.Signal()), nil
+	}
+	return ws.ExitStatus(), nil
+}

@@ -1,0 +1,145 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+
+	"distkit/cmd/internal/cli"
+	"distkit/content"
+
+	"github.com/containerd/errdefs"
+	"github.com/opencontainers/go-digest"
+)
+
+// ingest is what one call of the command is to do.
+type ingest struct {
+	ref      string
+	expected digest.Digest
+	size     int64 // -1: not known
+	keep     bool
+	wait     bool
+	command  []string // nil: standard input
+	tee      *tee     // nil: none
+}
+
+func (in *ingest) run(ctx context.Context, s *content.Store) (record, error) {
+	w, err := in.open(ctx, s)
+	if errdefs.IsAlreadyExists(err) {
+		return in.stored(ctx, s)
+	}
+	if err != nil {
+		return record{}, err
+	}
+	r, err := in.fill(ctx, w)
+	switch {
+	case err == nil:
+		return r, nil
+	case errdefs.IsDataLoss(err) && !in.keep, w.Offset() == 0:
+		return record{}, errors.Join(err, w.Abort())
+	}
+	return record{}, errors.Join(err, w.Close())
+}
+
+func (in *ingest) open(ctx context.Context, s *content.Store) (*content.Writer, error) {
+	if in.expected == "" {
+		return s.Writer(ctx, in.ref, in.size, "")
+	}
+	return s.BlobWriter(ctx, in.ref, in.size, in.expected, in.wait)
+}
+
+// stored is success for a blob that is in the store already.
+func (in *ingest) stored(ctx context.Context, s *content.Store) (record, error) {
+	f, err := s.File(in.expected)
+	if err != nil {
+		return record{}, err
+	}
+	defer f.Close()
+	if in.size >= 0 && f.Size() != in.size {
+		return record{}, in.wrongSize()
+	}
+	if in.tee != nil {
+		in.tee.follow(f.File)
+		if err := in.tee.finish(ctx, f.Size()); err != nil {
+			return record{}, err
+		}
+	}
+	return record{in.expected, f.Size()}, nil
+}
+
+func (in *ingest) wrongSize() error {
+	return errdefs.ErrDataLoss.WithMessage(fmt.Sprintf("ingest %s: size mismatch: expected %d bytes", in.ref, in.size))
+}
+
+// fill brings the content into the writer and commits it.
+func (in *ingest) fill(ctx context.Context, w *content.Writer) (record, error) {
+	if in.tee != nil {
+		f, err := w.Stored()
+		if err != nil {
+			return record{}, err
+		}
+		defer f.Close()
+		in.tee.follow(f)
+		defer in.tee.stop()
+	}
+	var r record
+	var err error
+	if in.command != nil {
+		r, err = in.fromCommand(ctx, w)
+	} else {
+		r, err = in.fromStdin(ctx, w)
+	}
+	if err == nil && in.tee != nil {
+		err = in.tee.finish(ctx, r.Size)
+	}
+	return r, err
+}
+
+// fromStdin stores standard input. It begins anew: what an earlier attempt left can't be
+// continued from a stream that begins at its beginning.
+func (in *ingest) fromStdin(ctx context.Context, w *content.Writer) (record, error) {
+	if err := w.Truncate(0); err != nil {
+		return record{}, err
+	}
+	stdin, err := cli.Stdin(ctx)
+	if err != nil {
+		return record{}, err
+	}
+	defer stdin.Close()
+	if _, err := content.Copy(ctx, in.sink(w), stdin); err != nil {
+		return record{}, err
+	}
+	return in.commit(ctx, w)
+}
+
+func (in *ingest) commit(ctx context.Context, w *content.Writer) (record, error) {
+	r := record{in.expected, w.Offset()}
+	if in.expected == "" {
+		r.Digest = w.Digest()
+	}
+	err := w.Commit(ctx, in.size, in.expected, nil)
+	if err != nil && !errdefs.IsAlreadyExists(err) {
+		return record{}, err
+	}
+	return r, nil
+}
+
+// sink is the writer as content comes into it: the tee follows, and an expected size of 0 is
+// one, too.
+func (in *ingest) sink(w *content.Writer) io.Writer {
+	return sink(func(p []byte) (int, error) {
+		if in.size == 0 && len(p) > 0 {
+			return 0, in.wrongSize()
+		}
+		n, err := w.Write(p)
+		if err == nil && in.tee != nil {
+			err = in.tee.advance(w.Offset())
+		}
+		return n, err
+	})
+}
+
+type sink func(p []byte) (int, error)
+
+func (s sink) Write(p []byte) (int, error) { return s(p) }

@@ -1,0 +1,47 @@
+// Dist-list lists the blobs of a store.
+package main
+
+import (
+	"time"
+
+	"distkit/cmd/internal/cli"
+	"distkit/content"
+
+	"github.com/opencontainers/go-digest"
+	"github.com/spf13/cobra"
+)
+
+func main() { cli.Main(newCommand()) }
+
+type record struct {
+	Digest digest.Digest `json:"digest"`
+	Size   int64         `json:"size"`
+	Stored time.Time     `json:"storedAt"`
+}
+
+func newCommand() *cobra.Command {
+	c := &cobra.Command{
+		Use:   "dist-list [flags]",
+		Short: "list the blobs of a store",
+		Args:  cobra.NoArgs,
+	}
+	root := cli.Root(c.Flags())
+	out := cli.NewRecords(c, "DIGEST", "SIZE", "AGE")
+	c.RunE = func(c *cobra.Command, _ []string) error {
+		s, err := content.Open(*root)
+		if err != nil {
+			return err
+		}
+		if out.Quiet() {
+			return s.Digests(c.Context(), func(d digest.Digest) error { return out.Write(nil, d) })
+		}
+		err = s.Walk(c.Context(), func(i content.Info) error {
+			return out.Write(record{i.Digest, i.Size, i.CreatedAt}, i.Digest, cli.Size(i.Size), i.CreatedAt)
+		})
+		if err != nil {
+			return err
+		}
+		return out.Close()
+	}
+	return c
+}

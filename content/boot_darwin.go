@@ -1,0 +1,12 @@
+package content
+
+import "golang.org/x/sys/unix"
+
+// bootID names this run of the kernel: see boot_linux.go.
+func bootID() string {
+	id, err := unix.Sysctl("kern.bootsessionuuid")
+	if err != nil {
+		return ""
+	}
+	return id
+}

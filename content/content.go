@@ -1,0 +1,87 @@
+// Package content is a store of blobs named by their digest, in a directory that is an OCI
+// image layout, shared by any number of processes without a daemon.
+//
+// A blob enters through a [Writer], which holds a kernel lock on its ingest, can be resumed
+// by another process, and publishes the blob by rename once its size and digest are
+// verified. What a process leaves behind when it dies at any instant is either a complete
+// blob or an ingest that resumes. The page distkit-layout(5), layout.5.md beside this file,
+// specifies every file; comments cite its sections.
+//
+// Errors carry the classes of [github.com/containerd/errdefs]: NotFound, AlreadyExists,
+// Unavailable (another writer holds it), InvalidArgument, NotImplemented (a digest algorithm
+// other than sha256 and sha512). A wrong digest or size is DataLoss and FailedPrecondition.
+package content
+
+import (
+	"context"
+	"errors"
+	"io"
+	"io/fs"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"github.com/opencontainers/go-digest"
+)
+
+// Info describes a blob at rest.
+type Info struct {
+	Digest    digest.Digest
+	Size      int64
+	CreatedAt time.Time // stored, or freshened by an ingest that found it there
+	UpdatedAt time.Time // that, or the last change of its labels
+	Labels    map[string]string
+}
+
+// Status describes a write under way, or one that was left behind.
+type Status struct {
+	Ref       string // as the last writer named it
+	Offset    int64  // bytes stored
+	Total     int64  // bytes expected; 0 when not known
+	Expected  digest.Digest
+	StartedAt time.Time
+	UpdatedAt time.Time
+	Active    bool // a writer has it open
+}
+
+// ReaderAt reads a blob. It stays valid when the blob is deleted.
+type ReaderAt interface {
+	io.ReaderAt
+	io.Closer
+	Size() int64
+}
+
+// Provider gives access to blobs.
+type Provider interface {
+	// ReaderAt opens a blob; NotFound if there is none.
+	ReaderAt(ctx context.Context, dgst digest.Digest) (ReaderAt, error)
+}
+
+// Ingester takes blobs in.
+type Ingester interface {
+	// Writer locks the ref's ingest and opens or resumes it, in one atomic step: see
+	// [Store.Writer].
+	Writer(ctx context.Context, ref string, size int64, expected digest.Digest) (*Writer, error)
+}
+
+// classed gives an error its classes without adding their words to its text.
+type classed struct {
+	error
+	classes []error
+}
+
+func (c classed) Unwrap() []error { return append([]error{c.error}, c.classes...) }
+
+func as(err error, classes ...error) error { return classed{err, classes} }
+
+// mismatch is the class of every failed verification.
+func mismatch(err error) error { return as(err, errdefs.ErrDataLoss, errdefs.ErrFailedPrecondition) }
+
+// cause drops the operation and path that package os puts before an error, where the
+// message names the object already.
+func cause(err error) error {
+	var pe *fs.PathError
+	if errors.As(err, &pe) {
+		return pe.Err
+	}
+	return err
+}

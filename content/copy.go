@@ -1,0 +1,154 @@
+package content
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+
+	"github.com/containerd/errdefs"
+	"github.com/opencontainers/go-digest"
+)
+
+// Copy copies src to dst until end-of-file, reading ahead while dst writes. A read that
+// brings little is passed on at once, so progress shows. When it fails, one Read of src may
+// still be under way.
+func Copy(ctx context.Context, dst io.Writer, src io.Reader) (int64, error) {
+	n, _, err := pump(ctx, dst, src)
+	return n, err
+}
+
+type piece struct {
+	b   []byte
+	err error
+}
+
+// pump is Copy; the channel is closed when src is read no more.
+func pump(ctx context.Context, dst io.Writer, src io.Reader) (int64, <-chan piece, error) {
+	free := make(chan []byte, 3)
+	full := make(chan piece, cap(free)) // never blocks: there are no more buffers than that
+	for range cap(free) {
+		free <- make([]byte, chunk)
+	}
+	stop := make(chan struct{})
+	defer close(stop)
+	go func() {
+		defer close(full)
+		for {
+			var b []byte
+			select {
+			case <-stop:
+				return
+			case b = <-free:
+			}
+			n, err := src.Read(b)
+			full <- piece{b[:n], err}
+			if err != nil {
+				return
+			}
+		}
+	}()
+	var total int64
+	for {
+		select {
+		case p := <-full:
+			if len(p.b) > 0 {
+				n, err := dst.Write(p.b)
+				total += int64(n)
+				if err != nil {
+					return total, full, err
+				}
+			}
+			if p.err == io.EOF {
+				return total, full, nil
+			}
+			if p.err != nil {
+				return total, full, p.err
+			}
+			free <- p.b[:chunk]
+		case <-ctx.Done():
+			return total, full, ctx.Err()
+		}
+	}
+}
+
+// WriteBlob stores what r holds under its digest, and tells which that is. A blob that is
+// there is success, without a read where expected says so. Otherwise it takes up what an
+// earlier attempt left, if expected is known and r is an io.Seeker or an io.ReaderAt, and
+// begins anew if that turns out wrong; any other reader is read from its beginning. What
+// fails verification (DataLoss) is thrown away; after any other failure it is kept.
+func WriteBlob(ctx context.Context, in Ingester, ref string, r io.Reader, size int64, expected digest.Digest) (digest.Digest, error) {
+	w, err := in.Writer(ctx, ref, size, expected)
+	if errdefs.IsAlreadyExists(err) {
+		return expected, nil
+	}
+	if err != nil {
+		return "", err
+	}
+	defer w.Close()
+
+	begin := int64(0)
+	seeker, seekable := r.(io.Seeker)
+	if seekable {
+		if begin, err = seeker.Seek(0, io.SeekCurrent); err != nil {
+			seekable = false // a pipe in a file's clothes
+		}
+	}
+	at, random := r.(io.ReaderAt)
+	at = onlyIf(at, random && !seekable)
+	src := r
+	resumed := w.Offset() > 0
+	switch {
+	case !resumed:
+	case expected != "" && seekable:
+		if _, err := seeker.Seek(begin+w.Offset(), io.SeekStart); err != nil {
+			return "", fmt.Errorf("ingest %s: %w", ref, err)
+		}
+	case expected != "" && at != nil:
+		src = io.NewSectionReader(at, w.Offset(), 1<<62)
+	default:
+		resumed = false
+		if err := w.Truncate(0); err != nil {
+			return "", fmt.Errorf("ingest %s: %w", ref, err)
+		}
+	}
+	for {
+		var dgst digest.Digest
+		_, reading, err := pump(ctx, w, src)
+		if ctx.Err() == nil {
+			for range reading { // r is the caller's again
+			}
+		}
+		if err == nil {
+			dgst = w.Digest()
+			if expected != "" {
+				dgst = expected
+			}
+			err = w.Commit(ctx, size, expected, nil)
+		}
+		switch {
+		case err == nil, errdefs.IsAlreadyExists(err):
+			return dgst, nil
+		case !errdefs.IsDataLoss(err):
+			return "", err
+		case !resumed:
+			return "", errors.Join(err, w.Abort())
+		}
+		resumed = false
+		if err := w.Truncate(0); err != nil {
+			return "", fmt.Errorf("ingest %s: %w", ref, err)
+		}
+		if at != nil {
+			src = io.NewSectionReader(at, 0, 1<<62)
+		} else if _, err := seeker.Seek(begin, io.SeekStart); err != nil {
+			return "", fmt.Errorf("ingest %s: %w", ref, err)
+		}
+	}
+}
+
+func onlyIf(at io.ReaderAt, ok bool) io.ReaderAt {
+	if ok {
+		return at
+	}
+	return nil
+}

@@ -1,0 +1,358 @@
+package content
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+	"unicode"
+	"unicode/utf8"
+
+	"github.com/containerd/errdefs"
+	"github.com/opencontainers/go-digest"
+	"golang.org/x/sys/unix"
+)
+
+// Files of an ingest directory: distkit-layout(5), INGESTS.
+const (
+	lockFile     = "lock"
+	refFile      = "ref"
+	totalFile    = "total"
+	expectedFile = "expected"
+	startedFile  = "startedat"
+	updatedFile  = "updatedat"
+	stateFile    = "state"
+	dataFile     = "data"
+)
+
+// known lists them in the order in which they are removed: the lock last, so that nobody
+// else begins in a directory that is going away.
+var known = []string{dataFile, stateFile, stateFile + ".tmp", updatedFile, startedFile, expectedFile, totalFile, refFile, lockFile}
+
+const maxRef = 4 << 10
+
+func checkRef(ref string) error {
+	switch {
+	case ref == "":
+		return as(errors.New("ref is empty"), errdefs.ErrInvalidArgument)
+	case len(ref) > maxRef:
+		return as(fmt.Errorf("ref %.40q… is longer than %d bytes", ref, maxRef), errdefs.ErrInvalidArgument)
+	case strings.ContainsFunc(ref, unicode.IsControl) || !utf8.ValidString(ref):
+		return as(fmt.Errorf("ref %.40q holds control characters or what is not UTF-8", ref), errdefs.ErrInvalidArgument)
+	}
+	return nil
+}
+
+// ingestDir is where an ingest of that key lives: the key is a ref, or a digest.
+func (s *Store) ingestDir(key string) string {
+	sum := sha256.Sum256([]byte(key))
+	return s.file("ingest", hex.EncodeToString(sum[:]))
+}
+
+// lockIngest creates the directory if need be and locks it: Unavailable if somebody else
+// has it and wait is false.
+func lockIngest(ctx context.Context, dir string, wait bool) (*os.File, error) {
+	for {
+		if err := os.Mkdir(dir, 0o755); errors.Is(err, fs.ErrNotExist) {
+			if err := makeDir(filepath.Dir(dir)); err != nil {
+				return nil, err
+			}
+			continue
+		} else if err != nil && !errors.Is(err, fs.ErrExist) {
+			return nil, err
+		}
+		f, err := os.OpenFile(filepath.Join(dir, lockFile), os.O_RDWR|os.O_CREATE, 0o644)
+		if errors.Is(err, fs.ErrNotExist) {
+			continue // its last owner has just removed the directory
+		}
+		if err != nil {
+			return nil, err
+		}
+		if wait {
+			err = flockContext(ctx, f)
+		} else if err = flock(f, false); err != nil {
+			_ = f.Close()
+		}
+		if errors.Is(err, unix.EWOULDBLOCK) {
+			return nil, as(errors.New("busy: another process holds it"), errdefs.ErrUnavailable)
+		}
+		if err != nil {
+			return nil, err
+		}
+		if sameFile(f, filepath.Join(dir, lockFile)) {
+			return f, nil
+		}
+		_ = f.Close() // locked what its owner has removed meanwhile
+		if err := ctx.Err(); err != nil {
+			return nil, err
+		}
+	}
+}
+
+// removeIngest empties a directory whose lock is held and gives the lock back. Files that
+// are not known stay, and the directory with them.
+func removeIngest(dir string, lock *os.File) error {
+	defer lock.Close()
+	defer unflock(lock)
+	for _, name := range known {
+		if err := os.Remove(filepath.Join(dir, name)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+	}
+	if err := os.Remove(dir); err != nil && !errors.Is(err, unix.ENOTEMPTY) && !errors.Is(err, fs.ErrExist) && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	return nil
+}
+
+// Writer locks the ref's ingest and opens or resumes it, in one atomic step. A size above 0
+// and a digest, where they are known, are verified by Commit.
+//
+// Unavailable: another writer has this ref. AlreadyExists: the expected blob is there, and
+// has been freshened. DataLoss: it is there with another size. InvalidArgument: the ref is
+// empty, longer than 4 KiB, not UTF-8 or with control characters.
+func (s *Store) Writer(ctx context.Context, ref string, size int64, expected digest.Digest) (*Writer, error) {
+	return s.writer(ctx, ref, ref, size, expected, false)
+}
+
+// BlobWriter is Writer for a blob whose digest is known: lock and resumption are the
+// digest's, whatever the ref, so that two refs of one blob store it once. The ref is what a
+// status shows. With wait it waits, until ctx is done, for another writer to end, and then
+// mostly finds AlreadyExists.
+func (s *Store) BlobWriter(ctx context.Context, ref string, size int64, expected digest.Digest, wait bool) (*Writer, error) {
+	if err := Validate(expected); err != nil {
+		return nil, err
+	}
+	return s.writer(ctx, string(expected), ref, size, expected, wait)
+}
+
+func (s *Store) writer(ctx context.Context, key, ref string, size int64, expected digest.Digest, wait bool) (*Writer, error) {
+	if err := checkRef(ref); err != nil {
+		return nil, err
+	}
+	if expected != "" {
+		if err := Validate(expected); err != nil {
+			return nil, err
+		}
+	}
+	dir := s.ingestDir(key)
+	if err := s.there(expected, size); err != nil {
+		if errdefs.IsAlreadyExists(err) {
+			s.reap(ctx, dir, expected)
+		}
+		return nil, err
+	}
+	if err := s.Init(); err != nil {
+		return nil, err
+	}
+	lock, err := lockIngest(ctx, dir, wait)
+	if err != nil {
+		return nil, fmt.Errorf("ingest %s: %w", ref, err)
+	}
+	// The one we waited for may have brought it.
+	if err := s.there(expected, size); err != nil {
+		_ = removeIngest(dir, lock)
+		return nil, err
+	}
+	w := &Writer{s: s, dir: dir, lock: lock, ref: ref, total: max(size, 0), expected: expected}
+	if err := w.open(ctx); err != nil {
+		_ = w.Close()
+		return nil, fmt.Errorf("ingest %s: %w", ref, err)
+	}
+	return w, nil
+}
+
+// there is AlreadyExists if the blob is stored, DataLoss if it is with another size.
+func (s *Store) there(dgst digest.Digest, size int64) error {
+	if dgst == "" {
+		return nil
+	}
+	_, fi, err := s.stat(dgst)
+	if errdefs.IsNotFound(err) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	if size > 0 && fi.Size() != size {
+		return mismatch(fmt.Errorf("blob %s: size mismatch: stored are %d bytes, expected %d", dgst, fi.Size(), size))
+	}
+	if err := s.Freshen(dgst); err != nil {
+		if errdefs.IsNotFound(err) {
+			return nil // deleted in between
+		}
+		return err
+	}
+	return as(fmt.Errorf("blob %s: already exists", dgst), errdefs.ErrAlreadyExists)
+}
+
+// reap deals with an ingest whose blob is there: a commit between its rename and its end, or
+// one that was killed there. The blob's name may not be durable yet, so make it so.
+func (s *Store) reap(ctx context.Context, dir string, dgst digest.Digest) {
+	if _, err := os.Stat(dir); err != nil {
+		return
+	}
+	_ = syncDir(filepath.Dir(s.blobPath(dgst)))
+	if lock, err := lockIngest(ctx, dir, false); err == nil {
+		_ = removeIngest(dir, lock)
+	}
+}
+
+// readIngest reads what a directory says of its ingest. What is missing or torn reads as
+// not known; without a ref or data it is none: NotFound.
+func readIngest(dir string) (Status, error) {
+	var st Status
+	st.Ref = readWord(dir, refFile)
+	data, err := os.Open(filepath.Join(dir, dataFile))
+	if errors.Is(err, fs.ErrPermission) {
+		// Readable to its owner alone: what stat tells is enough.
+		var fi fs.FileInfo
+		if fi, err = os.Stat(filepath.Join(dir, dataFile)); err == nil {
+			st.Offset, st.UpdatedAt = fi.Size(), fi.ModTime()
+		}
+	} else if err == nil {
+		defer data.Close()
+		var fi fs.FileInfo
+		if fi, err = data.Stat(); err == nil {
+			st.Offset, st.UpdatedAt = fi.Size(), fi.ModTime()
+			st.Active = locked(data)
+		}
+	}
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return Status{}, err
+	}
+	if err != nil || checkRef(st.Ref) != nil {
+		return Status{}, as(errors.New("no such ingest"), errdefs.ErrNotFound)
+	}
+	st.Total, _ = strconv.ParseInt(readWord(dir, totalFile), 10, 64)
+	if d := digest.Digest(readWord(dir, expectedFile)); Validate(d) == nil {
+		st.Expected = d
+	}
+	st.StartedAt, err = time.Parse(time.RFC3339Nano, readWord(dir, startedFile))
+	if err != nil {
+		st.StartedAt = st.UpdatedAt
+	}
+	return st, nil
+}
+
+// readWord reads a file of one line; empty if it isn't there.
+func readWord(dir, name string) string {
+	b, err := os.ReadFile(filepath.Join(dir, name))
+	if err != nil || len(b) > 2*maxRef {
+		return ""
+	}
+	return strings.TrimSuffix(string(b), "\n")
+}
+
+// ingests calls f with every ingest and its directory.
+func (s *Store) ingests(ctx context.Context, f func(dir string, st Status) error) error {
+	root, err := os.Open(s.file("ingest"))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("list ingests: %w", err)
+	}
+	defer root.Close()
+	return readNames(ctx, root, func(e fs.DirEntry) error {
+		if !e.IsDir() || !valid(digest.SHA256, e.Name()) {
+			return nil
+		}
+		dir := s.file("ingest", e.Name())
+		st, err := readIngest(dir)
+		if errdefs.IsNotFound(err) {
+			return nil
+		}
+		if err != nil {
+			return fmt.Errorf("list ingests: %w", err)
+		}
+		return f(dir, st)
+	})
+}
+
+// find calls f with every ingest that ref means: the one of that key, else all that show the
+// ref or expect that digest. NotFound if there is none.
+func (s *Store) find(ctx context.Context, ref string, f func(dir string, st Status) error) error {
+	dir := s.ingestDir(ref)
+	if st, err := readIngest(dir); err == nil {
+		return f(dir, st)
+	} else if !errdefs.IsNotFound(err) {
+		return fmt.Errorf("ingest %s: %w", ref, err)
+	}
+	found := false
+	err := s.ingests(ctx, func(dir string, st Status) error {
+		if st.Ref != ref && string(st.Expected) != ref {
+			return nil
+		}
+		found = true
+		return f(dir, st)
+	})
+	if err == nil && !found {
+		err = as(fmt.Errorf("ingest %s: not found", ref), errdefs.ErrNotFound)
+	}
+	return err
+}
+
+// Status describes the ingest of a ref, or of a digest; NotFound if there is none.
+func (s *Store) Status(ctx context.Context, ref string) (Status, error) {
+	var first *Status
+	err := s.find(ctx, ref, func(_ string, st Status) error {
+		if first == nil || st.Active && !first.Active {
+			first = &st
+		}
+		return nil
+	})
+	if err != nil {
+		return Status{}, err
+	}
+	return *first, nil
+}
+
+// ListStatuses describes every ingest, the oldest first.
+func (s *Store) ListStatuses(ctx context.Context) ([]Status, error) {
+	var list []Status
+	err := s.ingests(ctx, func(_ string, st Status) error {
+		list = append(list, st)
+		return nil
+	})
+	slices.SortFunc(list, func(a, b Status) int {
+		if c := a.StartedAt.Compare(b.StartedAt); c != 0 {
+			return c
+		}
+		return strings.Compare(a.Ref, b.Ref)
+	})
+	return list, err
+}
+
+// Abort throws away what is stored of the ingests that show a ref, or expect a digest.
+// NotFound if there is none, Unavailable if a writer has one open: it takes the lock first.
+func (s *Store) Abort(ctx context.Context, ref string) error {
+	return s.find(ctx, ref, func(dir string, _ Status) error {
+		lock, err := lockIngest(ctx, dir, false)
+		if err == nil {
+			err = removeIngest(dir, lock)
+		}
+		if err != nil {
+			return fmt.Errorf("abort %s: %w", ref, err)
+		}
+		return nil
+	})
+}
+
+// Offset is how much of a blob an ingest has stored: one stat, for progress displays. 0 if
+// there is none, also where the blob is stored already.
+func (s *Store) Offset(expected digest.Digest) int64 {
+	fi, err := os.Stat(filepath.Join(s.ingestDir(string(expected)), dataFile))
+	if err != nil {
+		return 0
+	}
+	return fi.Size()
+}
