@@ -249,8 +249,8 @@ func (c *client) do(ctx context.Context, r request, t *tries) (*http.Response, e
 	}
 }
 
-func (c *client) once(ctx context.Context, r request) (*http.Response, error) {
-	ctx, cancel := context.WithCancelCause(ctx)
+func (c *client) once(parent context.Context, r request) (*http.Response, error) {
+	ctx, cancel := context.WithCancelCause(parent)
 	resp, err := c.send(ctx, r)
 	if err != nil {
 		cancel(nil)
@@ -261,11 +261,12 @@ func (c *client) once(ctx context.Context, r request) (*http.Response, error) {
 		return resp, nil
 	}
 	defer resp.Body.Close()
-	if c.guessed && !c.https.Load() && resp.StatusCode == http.StatusBadRequest && isHTTPSHint(resp) {
+	b, _ := io.ReadAll(io.LimitReader(resp.Body, maxErrorBody))
+	if c.guessed && !c.https.Load() && isHTTPSHint(resp, b) {
 		c.https.Store(true)
-		return c.once(ctx, r)
+		return c.once(parent, r)
 	}
-	serr := newStatusError(resp)
+	serr := newStatusError(resp, b)
 	if resp.StatusCode == http.StatusUnauthorized || resp.StatusCode == http.StatusForbidden {
 		if why := c.keys.explain(resp.Request.URL.Host); why != "" {
 			serr.text = strings.TrimPrefix(serr.text+"; "+why, "; ")
@@ -279,12 +280,10 @@ func (c *client) once(ctx context.Context, r request) (*http.Response, error) {
 
 // isHTTPSHint recognises the reply of a TLS server to plain HTTP, and of nothing else: a
 // registry names its API version.
-func isHTTPSHint(resp *http.Response) bool {
-	if resp.Header.Get("Docker-Distribution-Api-Version") != "" {
-		return false
-	}
-	b, _ := io.ReadAll(io.LimitReader(resp.Body, 1<<10))
-	return strings.Contains(strings.ToUpper(string(b)), "HTTPS")
+func isHTTPSHint(resp *http.Response, body []byte) bool {
+	return resp.StatusCode == http.StatusBadRequest &&
+		resp.Header.Get("Docker-Distribution-Api-Version") == "" &&
+		strings.Contains(strings.ToUpper(string(body)), "HTTPS")
 }
 
 func (c *client) send(ctx context.Context, r request) (*http.Response, error) {
@@ -308,7 +307,11 @@ func (c *client) send(ctx context.Context, r request) (*http.Response, error) {
 	req.Header.Set("Accept-Encoding", "identity")
 	resp, err := c.http.Do(req)
 	if err != nil {
-		return nil, classify(ctx, err, challenged.Load())
+		err = classify(ctx, err, challenged.Load())
+		if why := c.keys.explain(c.host); why != "" && errdefs.IsUnauthorized(err) {
+			err = fmt.Errorf("%w; %s", err, why)
+		}
+		return nil, err
 	}
 	return resp, nil
 }

@@ -112,7 +112,6 @@ func realmOf(challenge string) string {
 
 // sameOwner tells whether two hosts belong together: the same host, or names below one
 // domain, as registry-1.docker.io and auth.docker.io, registry.gitlab.com and gitlab.com.
-// Where the last label but one is short, a domain is taken to have three labels (co.uk).
 func sameOwner(a, b string) bool {
 	a, b = strings.ToLower(a), strings.ToLower(b)
 	if a == b {
@@ -124,11 +123,16 @@ func sameOwner(a, b string) bool {
 	return domain(a) != "" && domain(a) == domain(b)
 }
 
+// domain is what somebody registered: two labels, or three below those of countries that
+// have levels of their own (co.uk).
 func domain(host string) string {
 	labels := strings.Split(strings.TrimSuffix(host, "."), ".")
 	n := 2
-	if len(labels) > 2 && len(labels[len(labels)-2]) <= 3 && len(labels[len(labels)-1]) == 2 {
-		n = 3
+	if len(labels) > 2 && len(labels[len(labels)-1]) == 2 {
+		switch labels[len(labels)-2] {
+		case "ac", "co", "com", "edu", "go", "gov", "gob", "ne", "net", "or", "org":
+			n = 3
+		}
 	}
 	if len(labels) < n {
 		return ""

@@ -78,9 +78,8 @@ const (
 )
 
 // newStatusError reads the errors of the distribution protocol out of a reply's body.
-func newStatusError(resp *http.Response) *statusError {
+func newStatusError(resp *http.Response, b []byte) *statusError {
 	e := &statusError{status: resp.StatusCode, class: classOfStatus(resp.StatusCode)}
-	b, _ := io.ReadAll(io.LimitReader(resp.Body, maxErrorBody))
 	var body struct {
 		Errors []struct{ Code, Message string } `json:"errors"`
 	}

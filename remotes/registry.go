@@ -473,7 +473,7 @@ func (d *download) open(offset int64) error {
 	begin, size := int64(0), resp.ContentLength
 	if resp.StatusCode == http.StatusPartialContent {
 		begin, size, err = parseContentRange(resp.Header.Get("Content-Range"))
-		if err == nil && (begin != offset || req.header.Get("Range") == "") {
+		if err == nil && begin != offset {
 			err = fmt.Errorf("bytes from %d on were asked for, and came from %d on", offset, begin)
 		}
 		if err != nil {

@@ -1,0 +1,184 @@
+package remotes
+
+import (
+	"context"
+	"crypto/sha256"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+)
+
+// Credentials and host configuration of the machine stay out of the tests.
+func TestMain(m *testing.M) {
+	for _, name := range []string{"REGISTRY_AUTH_FILE", "XDG_RUNTIME_DIR", "HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy"} {
+		os.Unsetenv(name)
+	}
+	os.Setenv("DOCKER_CONFIG", "/nonexistent")
+	os.Exit(m.Run())
+}
+
+// fake is a registry of one repository, x, whose replies a test can replace.
+type fake struct {
+	*httptest.Server
+	mu        sync.Mutex
+	blobs     map[digest.Digest][]byte
+	manifests map[string]entry // by tag and by digest
+	requests  []*http.Request
+	// fault replies in the place of the registry where it returns true.
+	fault func(w http.ResponseWriter, r *http.Request, n int) bool
+}
+
+type entry struct {
+	mediaType string
+	content   []byte
+}
+
+func newFake(t *testing.T) *fake {
+	f := unstarted()
+	f.Start()
+	t.Cleanup(f.Close)
+	return f
+}
+
+func newTLSFake(t *testing.T) *fake {
+	f := unstarted()
+	f.StartTLS()
+	t.Cleanup(f.Close)
+	return f
+}
+
+func unstarted() *fake {
+	f := &fake{blobs: map[digest.Digest][]byte{}, manifests: map[string]entry{}}
+	f.Server = httptest.NewUnstartedServer(f)
+	f.Config.ErrorLog = quiet
+	return f
+}
+
+func (f *fake) host() string { return f.Listener.Addr().String() }
+
+func (f *fake) blob(content []byte) string {
+	d := digest.FromBytes(content)
+	f.blobs[d] = content
+	return d.String()
+}
+
+func (f *fake) manifest(tag, mediaType string, content []byte) ocispec.Descriptor {
+	d := digest.FromBytes(content)
+	f.manifests[d.String()] = entry{mediaType, content}
+	if tag != "" {
+		f.manifests[tag] = entry{mediaType, content}
+	}
+	return ocispec.Descriptor{MediaType: mediaType, Digest: d, Size: int64(len(content))}
+}
+
+// seen lists the requests, as METHOD /path.
+func (f *fake) seen() []string {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	var list []string
+	for _, r := range f.requests {
+		list = append(list, r.Method+" "+r.URL.Path)
+	}
+	return list
+}
+
+func (f *fake) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	f.mu.Lock()
+	f.requests = append(f.requests, r)
+	n, fault := len(f.requests), f.fault
+	f.mu.Unlock()
+	if fault != nil && fault(w, r, n) {
+		return
+	}
+	f.serve(w, r)
+}
+
+func (f *fake) serve(w http.ResponseWriter, r *http.Request) {
+	w.Header().Set("Docker-Distribution-Api-Version", "registry/2.0")
+	if id, ok := strings.CutPrefix(r.URL.Path, "/v2/x/manifests/"); ok {
+		if m, ok := f.manifests[id]; ok {
+			w.Header().Set("Content-Type", m.mediaType)
+			w.Header().Set("Docker-Content-Digest", digest.FromBytes(m.content).String())
+			w.Header().Set("Content-Length", strconv.Itoa(len(m.content)))
+			if r.Method != http.MethodHead {
+				w.Write(m.content)
+			}
+			return
+		}
+	}
+	if id, ok := strings.CutPrefix(r.URL.Path, "/v2/x/blobs/"); ok {
+		if b, ok := f.blobs[digest.Digest(id)]; ok {
+			w.Header().Set("Content-Type", "application/octet-stream")
+			http.ServeContent(w, r, "", time.Time{}, strings.NewReader(string(b)))
+			return
+		}
+	}
+	w.WriteHeader(http.StatusNotFound)
+	fmt.Fprint(w, `{"errors":[{"code":"MANIFEST_UNKNOWN","message":"not known"}]}`)
+}
+
+// cut sends a full header and the body until n bytes only.
+func cut(w http.ResponseWriter, content []byte, n int) {
+	w.Header().Set("Content-Length", strconv.Itoa(len(content)))
+	w.Write(content[:n])
+	w.(http.Flusher).Flush()
+	panic(http.ErrAbortHandler)
+}
+
+// open opens repository x at the host, with pauses too short to notice.
+func open(t *testing.T, host string, o Options) *Registry {
+	t.Helper()
+	if o.HostsDir == "" {
+		o.HostsDir = t.TempDir()
+	}
+	r, err := Open(host+"/x", o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range r.(*Registry).clients {
+		c.pause = time.Millisecond
+		transport := c.http.Client.Transport.(roundTripper).RoundTripper.(*http.Transport)
+		t.Cleanup(transport.CloseIdleConnections)
+	}
+	return r.(*Registry)
+}
+
+func fetch(t *testing.T, f Fetcher, id string, hints ...string) ([]byte, error) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	body, err := f.Fetch(ctx, id, hints...)
+	if err != nil {
+		return nil, err
+	}
+	defer body.Close()
+	return io.ReadAll(body)
+}
+
+// noise is content that is the same in each run.
+func noise(n int) []byte {
+	b := make([]byte, n)
+	rand.NewChaCha8(sha256.Sum256([]byte("noise"))).Read(b)
+	return b
+}
+
+func is(t *testing.T, err error, class func(error) bool) {
+	t.Helper()
+	if err == nil || !class(err) {
+		t.Fatalf("wrong class of error: %v", err)
+	}
+	if s := err.Error(); strings.ContainsAny(s, "\n\r\x1b") || len(s) > 1000 {
+		t.Fatalf("not one clear line: %q", s)
+	}
+}

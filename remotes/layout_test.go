@@ -1,0 +1,169 @@
+package remotes
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"os"
+	"path/filepath"
+	"testing"
+
+	"github.com/containerd/errdefs"
+	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	"golang.org/x/sys/unix"
+)
+
+// layout writes a directory with one image under each of the names.
+func layout(t *testing.T, dir string, names ...string) ocispec.Descriptor {
+	t.Helper()
+	write := func(file string, b []byte) {
+		if err := os.MkdirAll(filepath.Dir(file), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(file, b, 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	blob := func(b []byte) ocispec.Descriptor {
+		d := digest.FromBytes(b)
+		write(filepath.Join(dir, blobFile(d)), b)
+		return ocispec.Descriptor{Digest: d, Size: int64(len(b))}
+	}
+	config := blob([]byte(`{"os":"linux","architecture":"amd64"}`))
+	config.MediaType = ocispec.MediaTypeImageConfig
+	b, _ := json.Marshal(ocispec.Manifest{MediaType: ocispec.MediaTypeImageManifest, Config: config, Layers: []ocispec.Descriptor{}})
+	desc := blob(b)
+	desc.MediaType = ocispec.MediaTypeImageManifest
+	var index ocispec.Index
+	for _, name := range names {
+		named := desc
+		named.Annotations = map[string]string{ocispec.AnnotationRefName: name, "kept": "yes"}
+		index.Manifests = append(index.Manifests, named)
+	}
+	b, _ = json.Marshal(index)
+	write(filepath.Join(dir, "index.json"), b)
+	write(filepath.Join(dir, "oci-layout"), []byte(`{"imageLayoutVersion":"1.0.0"}`))
+	return desc
+}
+
+func TestLayout(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "x")
+	want := layout(t, dir, "docker.io/library/redis:7", "latest", "docker.io/library/redis:6", "quay.io/x:6")
+	// A namespace shares the blobs through a link.
+	ns := filepath.Join(dir, "namespaces", "ns")
+	if err := os.MkdirAll(ns, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{"oci-layout", "index.json"} {
+		b, _ := os.ReadFile(filepath.Join(dir, name))
+		os.WriteFile(filepath.Join(ns, name), b, 0o644)
+	}
+	if err := os.Symlink("../../blobs", filepath.Join(ns, "blobs")); err != nil {
+		t.Fatal(err)
+	}
+	for _, path := range []string{dir, ns} {
+		r, err := Open(path, Options{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, object := range []string{"docker.io/library/redis:7", "7", "latest", "6", want.Digest.String()} {
+			got, err := r.Resolve(context.Background(), object)
+			if err != nil || got.Digest != want.Digest || got.Size != want.Size || got.MediaType != want.MediaType {
+				t.Errorf("%s: %+v, %v", object, got, err)
+			}
+			if _, ok := got.Annotations[ocispec.AnnotationRefName]; ok {
+				t.Errorf("%s: the name is not the content's", object)
+			}
+			b, err := fetch(t, r, object, "offset:1", fmt.Sprintf("size:%d", want.Size))
+			if err != nil || int64(len(b)) != want.Size-1 {
+				t.Errorf("%s: %q, %v", object, b, err)
+			}
+		}
+		if got, err := ResolvePlatform(context.Background(), r, "7", "linux/amd64"); err != nil || got.Digest != want.Digest {
+			t.Error(err)
+		}
+		_, err = ResolvePlatform(context.Background(), r, "7", "linux/arm64")
+		is(t, err, errdefs.IsNotFound)
+		for object, class := range map[string]func(error) bool{
+			"nope": errdefs.IsNotFound, "edis:7": errdefs.IsNotFound, "": errdefs.IsInvalidArgument, "sha256:abc": errdefs.IsInvalidArgument,
+			digest.FromString("nope").String(): errdefs.IsNotFound,
+		} {
+			_, err := r.Resolve(context.Background(), object)
+			is(t, err, class)
+			_, err = fetch(t, r, object)
+			is(t, err, class)
+		}
+		_, err = fetch(t, r, "7", "size:1")
+		is(t, err, errdefs.IsDataLoss)
+	}
+}
+
+func TestLayoutAmbiguousTag(t *testing.T) {
+	dir := t.TempDir()
+	layout(t, dir, "a.example/x:1")
+	b, _ := os.ReadFile(filepath.Join(dir, "index.json"))
+	var index ocispec.Index
+	json.Unmarshal(b, &index)
+	other := index.Manifests[0]
+	other.Digest, other.Annotations = digest.FromString("other"), map[string]string{ocispec.AnnotationRefName: "b.example/x:1"}
+	index.Manifests = append(index.Manifests, other)
+	b, _ = json.Marshal(index)
+	os.WriteFile(filepath.Join(dir, "index.json"), b, 0o644)
+	r, err := Open(dir, Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, err = r.Resolve(context.Background(), "1")
+	is(t, err, errdefs.IsInvalidArgument)
+	if _, err := r.Resolve(context.Background(), "a.example/x:1"); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestLayoutDamaged(t *testing.T) {
+	_, err := Open(filepath.Join(t.TempDir(), "nope"), Options{})
+	is(t, err, errdefs.IsNotFound)
+	_, err = Open(t.TempDir(), Options{})
+	is(t, err, errdefs.IsNotFound)
+
+	dir := t.TempDir()
+	desc := layout(t, dir, "x:1")
+	open := func() Remote {
+		t.Helper()
+		r, err := Open(dir, Options{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return r
+	}
+	file := filepath.Join(dir, blobFile(desc.Digest))
+	b, _ := os.ReadFile(file)
+	b[5] ^= 1
+	os.WriteFile(file, b, 0o644)
+	got, err := fetch(t, open(), "1")
+	is(t, err, errdefs.IsDataLoss)
+	if len(got) == len(b) {
+		t.Error("all bytes of a corrupt blob were given")
+	}
+	// Nothing here may make a reader wait for ever.
+	os.Remove(file)
+	if err := unix.Mkfifo(file, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	_, err = fetch(t, open(), "1")
+	is(t, err, errdefs.IsDataLoss)
+	os.Remove(file)
+	_, err = fetch(t, open(), "1")
+	is(t, err, errdefs.IsNotFound)
+
+	os.WriteFile(filepath.Join(dir, "index.json"), []byte("{"), 0o644)
+	_, err = open().Resolve(context.Background(), "1")
+	is(t, err, errdefs.IsDataLoss)
+	os.Truncate(filepath.Join(dir, "index.json"), MaxManifest+1)
+	_, err = open().Resolve(context.Background(), "1")
+	is(t, err, errdefs.IsDataLoss)
+	os.WriteFile(filepath.Join(dir, "oci-layout"), []byte(`{"imageLayoutVersion":"2.0.0"}`), 0o644)
+	_, err = Open(dir, Options{})
+	is(t, err, errdefs.IsNotImplemented)
+}

@@ -1,0 +1,210 @@
+package remotes
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"net/http"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/containerd/errdefs"
+	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+)
+
+func TestResolve(t *testing.T) {
+	f := newFake(t)
+	want := f.manifest("latest", ocispec.MediaTypeImageIndex, []byte(`{"schemaVersion":2,"manifests":[]}`))
+	blob := f.blob(noise(77))
+	get := func(mediaType string, digests bool) func(http.ResponseWriter, *http.Request, int) bool {
+		return func(w http.ResponseWriter, r *http.Request, n int) bool {
+			w.Header().Set("Content-Type", mediaType)
+			if digests {
+				w.Header().Set("Docker-Content-Digest", want.Digest.String())
+			}
+			w.Write(f.manifests["latest"].content)
+			return true
+		}
+	}
+	refuse := func(status int) func(http.ResponseWriter, *http.Request, int) bool {
+		return func(w http.ResponseWriter, r *http.Request, n int) bool {
+			if r.Method == http.MethodHead {
+				w.WriteHeader(status)
+			}
+			return r.Method == http.MethodHead
+		}
+	}
+	for name, c := range map[string]struct {
+		fault func(http.ResponseWriter, *http.Request, int) bool
+		asked []string
+	}{
+		"head":                {nil, []string{"HEAD"}},
+		"no digest":           {get(ocispec.MediaTypeImageIndex, false), []string{"HEAD", "GET"}},
+		"type only in body":   {get("application/json", true), []string{"HEAD", "GET"}},
+		"type with parameter": {get(ocispec.MediaTypeImageIndex+"; charset=utf-8", true), []string{"HEAD"}},
+		"head not allowed":    {refuse(http.StatusMethodNotAllowed), []string{"HEAD", "GET"}},
+		"head not understood": {refuse(http.StatusBadRequest), []string{"HEAD", "GET"}},
+	} {
+		f.fault, f.requests = c.fault, nil
+		got, err := open(t, f.host(), Options{}).Resolve(context.Background(), "latest")
+		if err != nil || got.Digest != want.Digest || got.Size != want.Size || got.MediaType != want.MediaType {
+			t.Errorf("%s: %+v, %v", name, got, err)
+		}
+		var asked []string
+		for _, s := range f.seen() {
+			method, _, _ := strings.Cut(s, " ")
+			asked = append(asked, method)
+		}
+		if !slices.Equal(asked, c.asked) {
+			t.Errorf("%s: asked %q", name, asked)
+		}
+		for _, mediaType := range manifestTypes {
+			if h := f.requests[0].Header; len(h["Accept"]) != 1 || !strings.Contains(h.Get("Accept"), mediaType) {
+				t.Errorf("%s: accept %q", name, h["Accept"])
+			}
+		}
+	}
+	f.fault = nil
+	r := open(t, f.host(), Options{})
+	got, err := r.Resolve(context.Background(), want.Digest.String())
+	if err != nil || got.Digest != want.Digest || got.MediaType != want.MediaType {
+		t.Errorf("digest: %+v, %v", got, err)
+	}
+	got, err = r.Resolve(context.Background(), blob)
+	if err != nil || got.Digest.String() != blob || got.Size != 77 || got.MediaType != mediaTypeOctets {
+		t.Errorf("blob: %+v, %v", got, err)
+	}
+	for _, id := range []string{"nope", digest.FromString("nope").String()} {
+		_, err = r.Resolve(context.Background(), id)
+		is(t, err, errdefs.IsNotFound)
+	}
+	// The digest that a header tells is compared with the body where there is one.
+	f.fault = func(w http.ResponseWriter, r *http.Request, n int) bool {
+		if r.Method == http.MethodHead {
+			w.WriteHeader(http.StatusMethodNotAllowed)
+			return true
+		}
+		return get(ocispec.MediaTypeImageIndex, true)(w, r, n)
+	}
+	want.Digest = digest.FromString("a lie")
+	_, err = r.Resolve(context.Background(), "latest")
+	is(t, err, errdefs.IsDataLoss)
+
+	f.fault = func(w http.ResponseWriter, r *http.Request, n int) bool {
+		w.Header().Set("Content-Type", "application/vnd.docker.distribution.manifest.v1+prettyjws")
+		return true
+	}
+	_, err = r.Resolve(context.Background(), "latest")
+	is(t, err, errdefs.IsNotImplemented)
+}
+
+// image adds a manifest with a config for the platform, and gives its descriptor.
+func (f *fake) image(tag, platform string) ocispec.Descriptor {
+	os, arch, _ := strings.Cut(platform, "/")
+	arch, variant, _ := strings.Cut(arch, "/")
+	config := fmt.Sprintf(`{"os":%q,"architecture":%q,"variant":%q}`, os, arch, variant)
+	id := f.blob([]byte(config))
+	return f.manifest(tag, ocispec.MediaTypeImageManifest, fmt.Appendf(nil,
+		`{"schemaVersion":2,"mediaType":%q,"config":{"mediaType":%q,"digest":%q,"size":%d},"layers":[],"annotations":{"for":%q}}`,
+		ocispec.MediaTypeImageManifest, ocispec.MediaTypeImageConfig, id, len(config), platform))
+}
+
+// index adds an index over descriptors.
+func (f *fake) index(tag string, list ...ocispec.Descriptor) ocispec.Descriptor {
+	b, _ := json.Marshal(ocispec.Index{MediaType: ocispec.MediaTypeImageIndex, Manifests: list})
+	return f.manifest(tag, ocispec.MediaTypeImageIndex, b)
+}
+
+func with(d ocispec.Descriptor, platform string) ocispec.Descriptor {
+	os, arch, _ := strings.Cut(platform, "/")
+	arch, variant, _ := strings.Cut(arch, "/")
+	d.Platform = &ocispec.Platform{OS: os, Architecture: arch, Variant: variant}
+	return d
+}
+
+func TestResolvePlatform(t *testing.T) {
+	f := newFake(t)
+	images := map[string]ocispec.Descriptor{}
+	for _, p := range []string{"linux/amd64", "linux/386", "linux/arm64", "linux/arm/v6", "linux/arm/v7", "windows/amd64", "linux/s390x"} {
+		images[p] = f.image("", p)
+	}
+	attestation := with(f.manifest("", ocispec.MediaTypeImageManifest, []byte(`{"schemaVersion":2,"config":{},"layers":[]}`)), "unknown/unknown")
+	f.index("all", attestation, with(images["linux/386"], "linux/386"), with(images["linux/arm/v6"], "linux/arm/v6"), with(images["linux/arm/v7"], "linux/arm/v7"),
+		with(images["linux/arm64"], "linux/arm64/v8"), with(images["linux/amd64"], "linux/amd64"), with(images["windows/amd64"], "windows/amd64"))
+	f.index("nested", with(images["linux/386"], "linux/386"), f.index("", f.index("", with(images["linux/amd64"], "linux/amd64"))))
+	f.index("bare", images["linux/arm64"], images["linux/amd64"], attestation)
+	f.image("single", "linux/amd64")
+	f.manifest("artifact", ocispec.MediaTypeImageManifest, []byte(`{"schemaVersion":2,"config":{"mediaType":"application/x"},"layers":[]}`))
+	r := open(t, f.host(), Options{})
+	for _, c := range []struct{ tag, platform, want string }{
+		{"all", "linux/amd64", "linux/amd64"},
+		{"all", "linux/x86_64", "linux/amd64"},
+		{"all", "linux/386", "linux/386"},
+		{"all", "linux/arm64", "linux/arm64"},
+		{"all", "linux/arm", "linux/arm/v7"},
+		{"all", "linux/arm/v6", "linux/arm/v6"},
+		{"all", "linux/arm/v8", "linux/arm/v7"},
+		{"all", "windows/amd64", "windows/amd64"},
+		{"nested", "linux/amd64", "linux/amd64"},
+		{"nested", "linux/386", "linux/386"},
+		{"bare", "linux/amd64", "linux/amd64"},
+		{"single", "linux/amd64", "linux/amd64"},
+	} {
+		got, err := ResolvePlatform(context.Background(), r, c.tag, c.platform)
+		if err != nil || got.Digest != images[c.want].Digest || got.Platform == nil {
+			t.Errorf("%s for %s: %+v, %v", c.tag, c.platform, got, err)
+		}
+	}
+	for _, c := range []struct{ tag, platform, say string }{
+		{"all", "linux/s390x", "linux/386, linux/arm/v6, linux/arm/v7, linux/arm64, linux/amd64, windows/amd64"},
+		{"single", "linux/arm64", "linux/amd64"},
+		{"bare", "windows/amd64", "linux/arm64, linux/amd64"},
+		{"artifact", "linux/amd64", "none"},
+		{f.blob(noise(5)), "linux/amd64", "not a manifest"},
+	} {
+		_, err := ResolvePlatform(context.Background(), r, c.tag, c.platform)
+		is(t, err, errdefs.IsNotFound)
+		if !strings.Contains(err.Error(), c.say) || strings.Contains(err.Error(), "unknown") {
+			t.Errorf("%s for %s: %v does not say %q", c.tag, c.platform, err, c.say)
+		}
+	}
+	for _, p := range []string{"", "x", "linux/amd64/v1/x", "linux/*"} {
+		_, err := ResolvePlatform(context.Background(), r, "all", p)
+		is(t, err, errdefs.IsInvalidArgument)
+	}
+}
+
+func TestResolvePlatformBounds(t *testing.T) {
+	f := newFake(t)
+	// A hundred indexes in a row, and a thousand beside each other.
+	deep := f.index("")
+	for range 100 {
+		deep = f.index("deep", deep)
+	}
+	var wide []ocispec.Descriptor
+	for i := range 1000 {
+		wide = append(wide, f.manifest("", ocispec.MediaTypeImageIndex, fmt.Appendf(nil, `{"schemaVersion":2,"manifests":[],"annotations":{"n":"%d"}}`, i)))
+	}
+	f.index("wide", wide...)
+	// A hundred thousand entries.
+	var many []ocispec.Descriptor
+	for i := range 50000 {
+		many = append(many, with(ocispec.Descriptor{MediaType: "a/b", Digest: deep.Digest}, fmt.Sprintf("linux/\x1b%d", i)))
+	}
+	f.index("many", many...)
+	f.index("liar", ocispec.Descriptor{MediaType: ocispec.MediaTypeImageIndex, Digest: "sha256:../../x"})
+	f.index("huge", ocispec.Descriptor{MediaType: ocispec.MediaTypeImageIndex, Digest: deep.Digest, Size: 1 << 40})
+	r := open(t, f.host(), Options{})
+	for tag, class := range map[string]func(error) bool{
+		"deep": errdefs.IsDataLoss, "wide": errdefs.IsDataLoss, "many": errdefs.IsNotFound, "liar": errdefs.IsDataLoss, "huge": errdefs.IsDataLoss,
+	} {
+		f.requests = nil
+		_, err := ResolvePlatform(context.Background(), r, tag, "linux/amd64")
+		is(t, err, class)
+		if n := len(f.requests); n > 2*maxWalk {
+			t.Errorf("%s: %d requests", tag, n)
+		}
+	}
+}
