@@ -1,0 +1,119 @@
+package overlayfs_test
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"distkit/snapshot"
+	"distkit/snapshot/overlayfs"
+	"distkit/snapshot/snapshottest"
+
+	"github.com/containerd/errdefs"
+)
+
+func TestMain(m *testing.M) { snapshottest.Main(m, overlayfs.Driver{}) }
+
+func TestSuite(t *testing.T) {
+	snapshottest.Root(t)
+	snapshottest.Require(t, "overlay", overlayfs.Driver{}.Check(t.TempDir()))
+	snapshottest.Run(t, overlayfs.Driver{})
+}
+
+// The kernel takes 500 lower layers; one more is refused before anything is made.
+func TestAsManyLayersAsTheKernelTakes(t *testing.T) {
+	snapshottest.Root(t)
+	snapshottest.Require(t, "overlay", overlayfs.Driver{}.Check(t.TempDir()))
+	ctx := t.Context()
+	s, err := snapshot.Open(t.TempDir(), overlayfs.Driver{}, snapshot.Options{NoSync: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	name := func(i int) string { return fmt.Sprintf("layer %d", i) }
+	parent := ""
+	for i := 1; i <= 501; i++ {
+		m, err := s.Prepare(ctx, "key", parent, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		upper := m[0].Source
+		if m[0].Type == "overlay" {
+			upper = filepath.Join(upper, "fs")
+		}
+		if err := os.WriteFile(filepath.Join(upper, fmt.Sprint(i)), []byte(name(i)), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		parent = name(i)
+		if err := s.Commit(ctx, parent, "key", snapshot.CommitOptions{}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for kind, make := range map[string]func() ([]snapshot.Mount, error){
+		"prepare": func() ([]snapshot.Mount, error) { return s.Prepare(ctx, "active", name(500), nil) },
+		"view":    func() ([]snapshot.Mount, error) { return s.View(ctx, "view", name(500), nil) },
+	} {
+		if _, err := make(); err != nil {
+			t.Fatalf("%s on 500 layers: %v", kind, err)
+		}
+	}
+	for _, key := range []string{"active", "view"} {
+		mnt := t.TempDir()
+		if err := s.Mount(ctx, key, mnt); err != nil {
+			t.Fatal(err)
+		}
+		names, err := os.ReadDir(mnt)
+		if err != nil || len(names) != 500 {
+			t.Errorf("%s shows %d files of 500: %v", key, len(names), err)
+		}
+		if err := snapshot.Unmount(mnt); err != nil {
+			t.Error(err)
+		}
+	}
+	_, err = s.Prepare(ctx, "more", name(501), nil)
+	if !errdefs.IsFailedPrecondition(err) || !strings.Contains(err.Error(), "500") {
+		t.Errorf("501 layers: %v", err)
+	}
+}
+
+// A snapshot that was prepared alone gets its parent when it is committed.
+func TestRebase(t *testing.T) {
+	snapshottest.Root(t)
+	snapshottest.Require(t, "overlay", overlayfs.Driver{}.Check(t.TempDir()))
+	ctx := t.Context()
+	s, err := snapshot.Open(t.TempDir(), overlayfs.Driver{}, snapshot.Options{NoSync: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i, key := range []string{"one", "two", "three"} {
+		m, err := s.Prepare(ctx, "k"+key, "", nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(filepath.Join(m[0].Source, key), nil, 0o644); err != nil {
+			t.Fatal(err)
+		}
+		parent := []string{"", "one", "two"}[i]
+		if err := s.Commit(ctx, key, "k"+key, snapshot.CommitOptions{Parent: parent}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if i, err := s.Stat(ctx, "three"); err != nil || i.Parent != "two" {
+		t.Errorf("stat three: %+v, %v", i, err)
+	}
+	if _, err := s.View(ctx, "v", "three", nil); err != nil {
+		t.Fatal(err)
+	}
+	mnt := t.TempDir()
+	if err := s.Mount(ctx, "v", mnt); err != nil {
+		t.Fatal(err)
+	}
+	defer snapshot.Unmount(mnt)
+	if names, err := os.ReadDir(mnt); err != nil || len(names) != 3 {
+		t.Errorf("three layers show %v: %v", names, err)
+	}
+	if err := s.Remove(ctx, "two"); !errdefs.IsFailedPrecondition(err) {
+		t.Errorf("remove of what became a parent: %v", err)
+	}
+}
