@@ -46,7 +46,7 @@ func newTokens(t *testing.T) *tokens {
 		fmt.Fprint(w, `{"token":"secret-token","access_token":"secret-token"}`)
 	}))
 	t.Cleanup(k.realm.Close)
-	k.fault = func(w http.ResponseWriter, r *http.Request, n int) bool {
+	k.reply(func(w http.ResponseWriter, r *http.Request, n int) bool {
 		if r.Header.Get("Authorization") == "Bearer secret-token" {
 			return false
 		}
@@ -54,7 +54,7 @@ func newTokens(t *testing.T) *tokens {
 		w.WriteHeader(http.StatusUnauthorized)
 		fmt.Fprint(w, `{"errors":[{"code":"UNAUTHORIZED","message":"authentication required"}]}`)
 		return true
-	}
+	})
 	return k
 }
 
@@ -163,14 +163,14 @@ func TestTokenServerDown(t *testing.T) {
 func newBasic(t *testing.T, want string) *fake {
 	f := newFake(t)
 	f.manifest("latest", ocispec.MediaTypeImageManifest, []byte(`{"schemaVersion":2,"layers":[]}`))
-	f.fault = func(w http.ResponseWriter, r *http.Request, n int) bool {
+	f.reply(func(w http.ResponseWriter, r *http.Request, n int) bool {
 		if user, password, _ := r.BasicAuth(); user+":"+password == want {
 			return false
 		}
 		w.Header().Set("Www-Authenticate", `Basic realm="a registry"`)
 		w.WriteHeader(http.StatusUnauthorized)
 		return true
-	}
+	})
 	return f
 }
 
@@ -242,7 +242,7 @@ func TestRedirect(t *testing.T) {
 	t.Cleanup(storage.Close)
 	f := newFake(t)
 	id := f.blob(content)
-	f.fault = func(w http.ResponseWriter, r *http.Request, n int) bool {
+	f.reply(func(w http.ResponseWriter, r *http.Request, n int) bool {
 		if _, _, ok := r.BasicAuth(); !ok {
 			w.Header().Set("Www-Authenticate", `Basic realm="a registry"`)
 			w.WriteHeader(http.StatusUnauthorized)
@@ -253,7 +253,7 @@ func TestRedirect(t *testing.T) {
 		}
 		http.Redirect(w, r, storage.URL+"/signed?signature=secret", http.StatusTemporaryRedirect)
 		return true
-	}
+	})
 	dockerConfig(t, `{"auths":{"`+f.host()+`":{"auth":"`+basic("me:word")+`"}}}`)
 	hosts := t.TempDir()
 	writeHosts(t, hosts, "_default", "[header]\nX-Key = 'secret'\n[host.'http://"+f.host()+"'.header]\nx-key = 'secret'\nCookie = 'secret'")
@@ -287,10 +287,10 @@ func TestRedirectChallenge(t *testing.T) {
 	}))
 	t.Cleanup(evil.Close)
 	f := newFake(t)
-	f.fault = func(w http.ResponseWriter, r *http.Request, n int) bool {
+	f.reply(func(w http.ResponseWriter, r *http.Request, n int) bool {
 		http.Redirect(w, r, evil.URL+"/v2/", http.StatusFound)
 		return true
-	}
+	})
 	evilHost := strings.TrimPrefix(evil.URL, "http://")
 	dockerConfig(t, `{"auths":{"`+f.host()+`":{"auth":"`+basic("me:word")+`"},"`+evilHost+`":{"auth":"`+basic("me:word")+`"}}}`)
 	_, err := fetch(t, open(t, f.host(), Options{}), "latest")
@@ -305,16 +305,16 @@ func TestRedirectChallenge(t *testing.T) {
 func TestRedirectLimits(t *testing.T) {
 	f := newFake(t)
 	to := ""
-	f.fault = func(w http.ResponseWriter, r *http.Request, n int) bool {
+	f.reply(func(w http.ResponseWriter, r *http.Request, n int) bool {
 		w.Header().Set("Location", to)
 		w.WriteHeader(http.StatusFound)
 		return true
-	}
+	})
 	for _, to = range []string{f.URL + "/v2/x/manifests/again", "file:///etc/passwd", "gopher://localhost/"} {
-		f.requests = nil
+		f.reset()
 		_, err := fetch(t, open(t, f.host(), Options{}), "latest")
-		if err == nil || isTemporary(err) || len(f.requests) > maxRedirects {
-			t.Errorf("to %s: %v after %d requests", to, err, len(f.requests))
+		if err == nil || isTemporary(err) || f.count() > maxRedirects {
+			t.Errorf("to %s: %v after %d requests", to, err, f.count())
 		}
 	}
 	// From HTTPS to HTTP what no digest guards is not taken.
@@ -322,10 +322,10 @@ func TestRedirectLimits(t *testing.T) {
 	plain.manifest("latest", ocispec.MediaTypeImageManifest, []byte(`{"schemaVersion":2,"layers":[]}`))
 	id := plain.blob(noise(10))
 	s := newTLSFake(t)
-	s.fault = func(w http.ResponseWriter, r *http.Request, n int) bool {
+	s.reply(func(w http.ResponseWriter, r *http.Request, n int) bool {
 		http.Redirect(w, r, plain.URL+r.URL.Path, http.StatusFound)
 		return true
-	}
+	})
 	r := open(t, s.host(), Options{HostsDir: trusting(t, s)})
 	if _, err := fetch(t, r, "latest"); err == nil || !strings.Contains(err.Error(), "redirect") {
 		t.Errorf("tag over http: %v", err)
@@ -356,7 +356,7 @@ func TestEvilRealm(t *testing.T) {
 	for _, config := range []string{`{"auth":"` + basic("me:word") + `"}`, `{"identitytoken":"an-identity"}`} {
 		dockerConfig(t, `{"auths":{"`+f.host()+`":`+config+`}}`)
 		for _, realm := range []string{"http://localhost:" + port + "/token", "http://0.0.0.0:" + port, "http://[::ffff:127.0.0.1]:" + port, "http://169.254.169.254/latest", "file:///etc/passwd"} {
-			f.fault = challenge(realm)
+			f.reply(challenge(realm))
 			_, err := fetch(t, open(t, f.host(), Options{}), "latest")
 			is(t, err, errdefs.IsUnauthorized)
 			if len(got) != 0 {
@@ -367,7 +367,7 @@ func TestEvilRealm(t *testing.T) {
 	// No step back from TLS.
 	s := newTLSFake(t)
 	dockerConfig(t, `{"auths":{"`+s.host()+`":{"auth":"`+basic("me:word")+`"}}}`)
-	s.fault = challenge(evil.URL)
+	s.reply(challenge(evil.URL))
 	_, err := fetch(t, open(t, s.host(), Options{HostsDir: trusting(t, s)}), "latest")
 	is(t, err, errdefs.IsUnauthorized)
 	if len(got) != 0 {
@@ -375,7 +375,7 @@ func TestEvilRealm(t *testing.T) {
 	}
 
 	// A realm of another owner gets requests without credentials.
-	f.fault = challenge("http://203.0.113.7/token")
+	f.reply(challenge("http://203.0.113.7/token"))
 	for _, config := range []string{`{"auth":"` + basic("me:word") + `"}`, `{"identitytoken":"an-identity"}`} {
 		dockerConfig(t, `{"auths":{"198.51.100.1:80":`+config+`}}`)
 		r := open(t, "198.51.100.1:80", Options{PlainHTTP: true})

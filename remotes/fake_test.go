@@ -93,6 +93,36 @@ func (f *fake) seen() []string {
 	return list
 }
 
+// reply sets what replies in the place of the registry, and forgets the requests so far.
+func (f *fake) reply(fault func(w http.ResponseWriter, r *http.Request, n int) bool) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.fault, f.requests = fault, nil
+}
+
+// reset forgets the requests so far.
+func (f *fake) reset() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.requests = nil
+}
+
+func (f *fake) count() int {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return len(f.requests)
+}
+
+// request is the i-th, from the end where i is negative.
+func (f *fake) request(i int) *http.Request {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if i < 0 {
+		i += len(f.requests)
+	}
+	return f.requests[i]
+}
+
 func (f *fake) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	f.mu.Lock()
 	f.requests = append(f.requests, r)

@@ -2,6 +2,7 @@ package remotes
 
 import (
 	"bytes"
+	"compress/gzip"
 	"context"
 	"errors"
 	"fmt"
@@ -9,6 +10,7 @@ import (
 	"log"
 	"net"
 	"net/http"
+	"net/http/httptest"
 	"slices"
 	"strings"
 	"testing"
@@ -40,7 +42,7 @@ func TestFetchBlob(t *testing.T) {
 			t.Fatalf("size %d: copied %d bytes, %v", size, out.Len(), err)
 		}
 	}
-	if f.requests[0].Header.Get("Accept-Encoding") != "identity" {
+	if f.request(0).Header.Get("Accept-Encoding") != "identity" {
 		t.Error("compression was not declined")
 	}
 }
@@ -70,7 +72,7 @@ func TestFetchChoosesEndpoint(t *testing.T) {
 		{blob, "", []string{"blobs/" + blob}},
 		{blob, "mediatype:" + ocispec.MediaTypeImageLayer, []string{"blobs/" + blob}},
 	} {
-		f.requests = nil
+		f.reset()
 		if _, err := fetch(t, open(t, f.host(), Options{}), c.id, c.hint); err != nil {
 			t.Errorf("%s %s: %v", c.id, c.hint, err)
 		}
@@ -88,25 +90,25 @@ func TestFetchTagAcceptsHintAlone(t *testing.T) {
 	f := newFake(t)
 	f.manifest("latest", ocispec.MediaTypeImageIndex, []byte(`{"schemaVersion":2,"manifests":[]}`))
 	docker := []byte(`{"schemaVersion":2,"layers":[],"mediaType":"` + mediaTypeDockerManifest + `"}`)
-	f.fault = func(w http.ResponseWriter, r *http.Request, n int) bool {
+	f.reply(func(w http.ResponseWriter, r *http.Request, n int) bool {
 		if r.Header.Get("Accept") == mediaTypeDockerManifest {
 			w.Header().Set("Content-Type", mediaTypeDockerManifest)
 			w.Write(docker)
 			return true
 		}
 		return false
-	}
+	})
 	r := open(t, f.host(), Options{})
 	if got, err := fetch(t, r, "latest", "mediatype:"+mediaTypeDockerManifest); err != nil || !bytes.Equal(got, docker) {
 		t.Fatalf("%s, %v", got, err)
 	}
-	f.fault = func(w http.ResponseWriter, r *http.Request, n int) bool {
+	f.reply(func(w http.ResponseWriter, r *http.Request, n int) bool {
 		if strings.Contains(r.Header.Get("Accept"), ocispec.MediaTypeImageIndex) {
 			return false
 		}
 		w.WriteHeader(http.StatusNotFound)
 		return true
-	}
+	})
 	if got, err := fetch(t, r, "latest", "mediatype:"+mediaTypeDockerManifest); err != nil || !bytes.Contains(got, []byte("manifests")) {
 		t.Fatalf("%s, %v", got, err)
 	}
@@ -119,18 +121,18 @@ func TestFetchCutAtEveryPosition(t *testing.T) {
 	r := open(t, f.host(), Options{})
 	for n := range content {
 		first := true
-		f.fault = func(w http.ResponseWriter, r *http.Request, _ int) bool {
+		f.reply(func(w http.ResponseWriter, r *http.Request, _ int) bool {
 			if first {
 				first = false
 				cut(w, content, n)
 			}
 			return false
-		}
+		})
 		got, err := fetch(t, r, id)
 		if err != nil || !bytes.Equal(got, content) {
 			t.Fatalf("cut at %d: got %d bytes, %v", n, len(got), err)
 		}
-		last := f.requests[len(f.requests)-1].Header.Get("Range")
+		last := f.request(-1).Header.Get("Range")
 		if n > 0 && last != fmt.Sprintf("bytes=%d-", n) {
 			t.Fatalf("cut at %d: went on with range %q", n, last)
 		}
@@ -163,12 +165,12 @@ func TestFetchCutOften(t *testing.T) {
 			w.Write(content[:min(from+16<<10, len(content))])
 		},
 	} {
-		f.fault = func(w http.ResponseWriter, r *http.Request, _ int) bool {
+		f.reply(func(w http.ResponseWriter, r *http.Request, _ int) bool {
 			from := 0
 			fmt.Sscanf(r.Header.Get("Range"), "bytes=%d-", &from)
 			reply(w, from)
 			return true
-		}
+		})
 		if got, err := fetch(t, open(t, f.host(), Options{}), id); err != nil || !bytes.Equal(got, content) {
 			t.Errorf("%s: got %d bytes, %v", name, len(got), err)
 		}
@@ -179,7 +181,7 @@ func TestFetchStaysCut(t *testing.T) {
 	f := newFake(t)
 	content := noise(10000)
 	id := f.blob(content)
-	f.fault = func(w http.ResponseWriter, r *http.Request, _ int) bool {
+	f.reply(func(w http.ResponseWriter, r *http.Request, _ int) bool {
 		from := 0
 		fmt.Sscanf(r.Header.Get("Range"), "bytes=%d-", &from)
 		if from >= 5000 {
@@ -187,13 +189,13 @@ func TestFetchStaysCut(t *testing.T) {
 		}
 		cut(w, content, 5000)
 		return true
-	}
+	})
 	got, err := fetch(t, open(t, f.host(), Options{}), id)
 	is(t, err, errdefs.IsAborted)
 	if len(got) > 5000 || !bytes.Equal(got, content[:len(got)]) {
 		t.Errorf("gave %d bytes", len(got))
 	}
-	if n := len(f.requests); n != 1+maxTries-1 {
+	if n := f.count(); n != 1+maxTries-1 {
 		t.Errorf("%d requests", n)
 	}
 }
@@ -207,7 +209,7 @@ func TestFetchWrongRange(t *testing.T) {
 	} {
 		f := newFake(t)
 		id := f.blob(content)
-		f.fault = func(w http.ResponseWriter, r *http.Request, n int) bool {
+		f.reply(func(w http.ResponseWriter, r *http.Request, n int) bool {
 			if r.Header.Get("Range") == "" {
 				return false
 			}
@@ -215,7 +217,7 @@ func TestFetchWrongRange(t *testing.T) {
 			w.WriteHeader(http.StatusPartialContent)
 			w.Write(content[:500])
 			return true
-		}
+		})
 		got, err := fetch(t, open(t, f.host(), Options{}), id, "offset:500", "size:1000")
 		if err != nil && !errdefs.IsDataLoss(err) || err == nil && !bytes.Equal(got, content[500:]) {
 			t.Errorf("%q: got %d bytes, %v", header, len(got), err)
@@ -229,7 +231,7 @@ func TestFetchOffset(t *testing.T) {
 		f := newFake(t)
 		id := f.blob(content)
 		m := f.manifest("tag", ocispec.MediaTypeImageManifest, []byte(`{"schemaVersion":2,"layers":[]}`))
-		f.fault = func(w http.ResponseWriter, r *http.Request, n int) bool {
+		f.reply(func(w http.ResponseWriter, r *http.Request, n int) bool {
 			if r.Header.Get("Range") == "" || ranges == http.StatusPartialContent {
 				return false
 			}
@@ -238,7 +240,7 @@ func TestFetchOffset(t *testing.T) {
 				w.Write(content)
 			}
 			return true
-		}
+		})
 		r := open(t, f.host(), Options{})
 		for _, offset := range []int{0, 1, 65536, 131072, 200000, len(content) - 1, len(content)} {
 			for _, hint := range []string{"-", fmt.Sprintf("size:%d", len(content))} {
@@ -271,14 +273,14 @@ func TestFetchWrongSize(t *testing.T) {
 		is(t, err, errdefs.IsDataLoss)
 	}
 	// Without a length in the header, more must not go out than was said.
-	f.fault = func(w http.ResponseWriter, r *http.Request, n int) bool {
+	f.reply(func(w http.ResponseWriter, r *http.Request, n int) bool {
 		w.(http.Flusher).Flush()
 		for {
 			if _, err := w.Write(noise(1 << 16)); err != nil {
 				return true
 			}
 		}
-	}
+	})
 	got, err := fetch(t, r, id, "size:1000")
 	is(t, err, errdefs.IsDataLoss)
 	if len(got) > 1000 {
@@ -338,7 +340,7 @@ func TestFetchWrongManifest(t *testing.T) {
 		"too large":        {ocispec.MediaTypeImageManifest, "", strings.Repeat(" ", MaxManifest+1), errdefs.IsDataLoss},
 	} {
 		f := newFake(t)
-		f.fault = serve(c.mediaType, c.contentDigest, c.body)
+		f.reply(serve(c.mediaType, c.contentDigest, c.body))
 		r := open(t, f.host(), Options{})
 		class := c.class
 		if class == nil {
@@ -353,14 +355,14 @@ func TestFetchWrongManifest(t *testing.T) {
 		}
 	}
 	f := newFake(t)
-	f.fault = serve(ocispec.MediaTypeImageManifest, "", "not JSON")
+	f.reply(serve(ocispec.MediaTypeImageManifest, "", "not JSON"))
 	_, err := fetch(t, open(t, f.host(), Options{}), "latest")
 	is(t, err, errdefs.IsDataLoss)
 }
 
 func TestFetchEndlessManifest(t *testing.T) {
 	f := newFake(t)
-	f.fault = func(w http.ResponseWriter, r *http.Request, _ int) bool {
+	f.reply(func(w http.ResponseWriter, r *http.Request, _ int) bool {
 		if strings.HasSuffix(r.URL.Path, "/refused") {
 			w.WriteHeader(http.StatusForbidden)
 		}
@@ -369,7 +371,7 @@ func TestFetchEndlessManifest(t *testing.T) {
 				return true
 			}
 		}
-	}
+	})
 	r := open(t, f.host(), Options{})
 	_, err := fetch(t, r, "latest")
 	is(t, err, errdefs.IsDataLoss)
@@ -381,20 +383,20 @@ func TestFetchManifestCut(t *testing.T) {
 	f := newFake(t)
 	content := []byte(`{"schemaVersion":2,"layers":[]}`)
 	f.manifest("latest", ocispec.MediaTypeImageManifest, content)
-	f.fault = func(w http.ResponseWriter, r *http.Request, n int) bool {
+	f.reply(func(w http.ResponseWriter, r *http.Request, n int) bool {
 		if n < maxTries {
 			w.Header().Set("Content-Type", ocispec.MediaTypeImageManifest)
 			cut(w, content, n)
 		}
 		return false
-	}
+	})
 	if got, err := fetch(t, open(t, f.host(), Options{}), "latest"); err != nil || !bytes.Equal(got, content) {
 		t.Fatalf("%q, %v", got, err)
 	}
-	f.fault = func(w http.ResponseWriter, r *http.Request, n int) bool {
+	f.reply(func(w http.ResponseWriter, r *http.Request, n int) bool {
 		cut(w, content, 5)
 		return true
-	}
+	})
 	_, err := fetch(t, open(t, f.host(), Options{}), "latest")
 	is(t, err, errdefs.IsAborted)
 }
@@ -407,12 +409,12 @@ func TestErrorClasses(t *testing.T) {
 		500: errdefs.IsAborted, 502: errdefs.IsAborted, 503: errdefs.IsAborted, 504: errdefs.IsDeadlineExceeded,
 		400: func(err error) bool { return !isTemporary(err) && !errdefs.IsNotFound(err) },
 	} {
-		f.requests = nil
-		f.fault = func(w http.ResponseWriter, r *http.Request, n int) bool {
+		f.reset()
+		f.reply(func(w http.ResponseWriter, r *http.Request, n int) bool {
 			w.WriteHeader(status)
 			fmt.Fprint(w, `{"errors":[{"code":"CODE","message":"broken \u001b[31m\nmessage"}]}`)
 			return true
-		}
+		})
 		_, err := fetch(t, open(t, f.host(), Options{}), "latest")
 		is(t, err, class)
 		if !strings.Contains(err.Error(), "CODE: broken ?[31m message") {
@@ -422,8 +424,8 @@ func TestErrorClasses(t *testing.T) {
 		if isTemporary(err) {
 			want = maxTries
 		}
-		if len(f.requests) != want {
-			t.Errorf("%d: %d tries, not %d", status, len(f.requests), want)
+		if f.count() != want {
+			t.Errorf("%d: %d tries, not %d", status, f.count(), want)
 		}
 	}
 }
@@ -432,7 +434,7 @@ func TestTemporaryFailurePasses(t *testing.T) {
 	f := newFake(t)
 	content := noise(1000)
 	id := f.blob(content)
-	f.fault = func(w http.ResponseWriter, r *http.Request, n int) bool {
+	f.reply(func(w http.ResponseWriter, r *http.Request, n int) bool {
 		switch n {
 		case 1:
 			w.WriteHeader(http.StatusServiceUnavailable)
@@ -442,7 +444,7 @@ func TestTemporaryFailurePasses(t *testing.T) {
 			w.WriteHeader(http.StatusTooManyRequests)
 		}
 		return n <= 3
-	}
+	})
 	if got, err := fetch(t, open(t, f.host(), Options{}), id); err != nil || !bytes.Equal(got, content) {
 		t.Fatal(err)
 	}
@@ -452,13 +454,13 @@ func TestRetryAfter(t *testing.T) {
 	f := newFake(t)
 	id := f.blob(noise(10))
 	after := "1"
-	f.fault = func(w http.ResponseWriter, r *http.Request, n int) bool {
+	f.reply(func(w http.ResponseWriter, r *http.Request, n int) bool {
 		if n == 1 {
 			w.Header().Set("Retry-After", after)
 			w.WriteHeader(http.StatusTooManyRequests)
 		}
 		return n == 1
-	}
+	})
 	var told []string
 	o := Options{Notify: func(s string) { told = append(told, s) }}
 	start := time.Now()
@@ -472,11 +474,12 @@ func TestRetryAfter(t *testing.T) {
 		t.Errorf("told %q", told)
 	}
 	// More than is waited for is a failure at once.
-	f.requests, told, after = nil, nil, "3600"
+	told, after = nil, "3600"
+	f.reset()
 	_, err := fetch(t, open(t, f.host(), o), id)
 	is(t, err, errdefs.IsResourceExhausted)
-	if !strings.Contains(err.Error(), "1h0m0s") || len(f.requests) != 1 || len(told) != 0 {
-		t.Errorf("%v after %d tries, told %q", err, len(f.requests), told)
+	if !strings.Contains(err.Error(), "1h0m0s") || f.count() != 1 || len(told) != 0 {
+		t.Errorf("%v after %d tries, told %q", err, f.count(), told)
 	}
 	if d := retryAfter(http.Header{"Retry-After": {time.Now().Add(10 * time.Second).UTC().Format(http.TimeFormat)}}); d < 8*time.Second || d > 11*time.Second {
 		t.Errorf("a date ten seconds away: %v", d)
@@ -526,7 +529,7 @@ func TestStall(t *testing.T) {
 	id := f.blob(content)
 	release := make(chan struct{})
 	t.Cleanup(func() { close(release) })
-	f.fault = func(w http.ResponseWriter, r *http.Request, n int) bool {
+	f.reply(func(w http.ResponseWriter, r *http.Request, n int) bool {
 		if n > 1 {
 			return false
 		}
@@ -538,18 +541,18 @@ func TestStall(t *testing.T) {
 		case <-r.Context().Done():
 		}
 		return true
-	}
+	})
 	r := open(t, f.host(), Options{})
 	r.clients[0].stall = 50 * time.Millisecond
 	if got, err := fetch(t, r, id); err != nil || !bytes.Equal(got, content) {
 		t.Fatalf("got %d bytes, %v", len(got), err)
 	}
-	f.fault = func(w http.ResponseWriter, r *http.Request, n int) bool {
+	f.reply(func(w http.ResponseWriter, r *http.Request, n int) bool {
 		w.Header().Set("Content-Length", fmt.Sprint(len(content)))
 		w.(http.Flusher).Flush()
 		<-r.Context().Done()
 		return true
-	}
+	})
 	_, err := fetch(t, r, id)
 	is(t, err, errdefs.IsDeadlineExceeded)
 }
@@ -558,13 +561,13 @@ func TestCancel(t *testing.T) {
 	f := newFake(t)
 	content := noise(100000)
 	id := f.blob(content)
-	f.fault = func(w http.ResponseWriter, r *http.Request, n int) bool {
+	f.reply(func(w http.ResponseWriter, r *http.Request, n int) bool {
 		w.Header().Set("Content-Length", fmt.Sprint(len(content)))
 		w.Write(content[:50000])
 		w.(http.Flusher).Flush()
 		<-r.Context().Done()
 		return true
-	}
+	})
 	ctx, cancel := context.WithCancel(context.Background())
 	body, err := open(t, f.host(), Options{}).Fetch(ctx, id)
 	if err != nil {
@@ -575,8 +578,8 @@ func TestCancel(t *testing.T) {
 	if _, err := io.Copy(io.Discard, body); !errors.Is(err, context.Canceled) {
 		t.Fatalf("after cancel: %v", err)
 	}
-	if len(f.requests) != 1 {
-		t.Errorf("%d requests", len(f.requests))
+	if f.count() != 1 {
+		t.Errorf("%d requests", f.count())
 	}
 }
 
@@ -589,9 +592,81 @@ func TestFetchObject(t *testing.T) {
 		_, err = r.Resolve(context.Background(), id)
 		is(t, err, errdefs.IsInvalidArgument)
 	}
-	if len(f.requests) != 0 {
+	if f.count() != 0 {
 		t.Errorf("asked %q", f.seen())
 	}
 	_, err := fetch(t, r, "Nope_1.2-x")
 	is(t, err, errdefs.IsNotFound)
+}
+
+func TestHTTP2StreamError(t *testing.T) {
+	f := unstarted()
+	f.EnableHTTP2 = true
+	f.StartTLS()
+	t.Cleanup(f.Close)
+	content := noise(1 << 20)
+	id := f.blob(content)
+	protocol := make(chan int, 10)
+	f.reply(func(w http.ResponseWriter, r *http.Request, n int) bool {
+		protocol <- r.ProtoMajor
+		if n <= 2 {
+			from := 0
+			if _, err := fmt.Sscanf(r.Header.Get("Range"), "bytes=%d-", &from); err == nil {
+				w.Header().Set("Content-Range", fmt.Sprintf("bytes %d-%d/%d", from, len(content)-1, len(content)))
+				w.WriteHeader(http.StatusPartialContent)
+			}
+			w.Write(content[from : from+200000])
+			w.(http.Flusher).Flush()
+			panic(http.ErrAbortHandler)
+		}
+		return false
+	})
+	got, err := fetch(t, open(t, f.host(), Options{HostsDir: trusting(t, f)}), id)
+	if err != nil || !bytes.Equal(got, content) {
+		t.Fatalf("got %d bytes, %v", len(got), err)
+	}
+	if <-protocol != 2 {
+		t.Error("not HTTP/2")
+	}
+}
+
+// A proxy that compresses though nobody asked it to.
+func TestGzipTransfer(t *testing.T) {
+	f := newFake(t)
+	m := f.manifest("latest", ocispec.MediaTypeImageManifest, []byte(tinyManifest))
+	id := f.blob(noise(1000))
+	f.reply(func(w http.ResponseWriter, r *http.Request, n int) bool {
+		rec := httptest.NewRecorder()
+		f.serve(rec, r)
+		for name, v := range rec.Header() {
+			w.Header()[name] = v
+		}
+		w.Header().Del("Content-Length")
+		w.Header().Set("Content-Encoding", "gzip")
+		z := gzip.NewWriter(w)
+		z.Write(rec.Body.Bytes())
+		z.Close()
+		return true
+	})
+	r := open(t, f.host(), Options{})
+	for _, object := range []string{"latest", m.Digest.String()} {
+		if got, err := fetch(t, r, object, "mediatype:"+m.MediaType); err != nil || string(got) != tinyManifest {
+			t.Errorf("%s: %q, %v", object, got, err)
+		}
+	}
+	_, err := fetch(t, r, id)
+	is(t, err, errdefs.IsDataLoss)
+	if !strings.Contains(err.Error(), "gzip") {
+		t.Errorf("the reason is missing: %v", err)
+	}
+	// A bomb.
+	f.reply(func(w http.ResponseWriter, r *http.Request, n int) bool {
+		w.Header().Set("Content-Encoding", "gzip")
+		z := gzip.NewWriter(w)
+		z.Write(make([]byte, 4*MaxManifest))
+		z.Close()
+		return true
+	})
+	_, err = fetch(t, r, "latest")
+	is(t, err, errdefs.IsDataLoss)
 }

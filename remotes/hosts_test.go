@@ -50,10 +50,10 @@ const tinyManifest = `{"schemaVersion":2,"layers":[]}`
 
 func TestHostsServer(t *testing.T) {
 	f := newFake(t)
-	f.fault = func(w http.ResponseWriter, r *http.Request, n int) bool {
+	f.reply(func(w http.ResponseWriter, r *http.Request, n int) bool {
 		r.URL.Path = strings.Replace(r.URL.Path, "/v2/library/redis/", "/v2/x/", 1)
 		return false
-	}
+	})
 	f.manifest("latest", ocispec.MediaTypeImageManifest, []byte(tinyManifest))
 	root := t.TempDir()
 	writeHosts(t, root, "docker.io", `server = "http://`+f.host()+`"`)
@@ -66,7 +66,7 @@ func TestHostsServer(t *testing.T) {
 			t.Error(err)
 		}
 	}
-	if got := f.requests[0].URL.Query().Get("ns"); got != "docker.io" {
+	if got := f.request(0).URL.Query().Get("ns"); got != "docker.io" {
 		t.Errorf("ns=%s", got)
 	}
 }
@@ -168,16 +168,16 @@ capabilities = ["pull"]
 	if got, err := fetch(t, r, id); err != nil || string(got) != string(content) {
 		t.Fatal(err)
 	}
-	if len(mirror.requests) != 1 || len(upstream.requests) != 0 {
+	if mirror.count() != 1 || upstream.count() != 0 {
 		t.Errorf("mirror %q, upstream %q", mirror.seen(), upstream.seen())
 	}
-	if mirror.requests[0].URL.Query().Get("ns") != "good.example" {
+	if mirror.request(0).URL.Query().Get("ns") != "good.example" {
 		t.Error("the mirror was not told for whom it stands in")
 	}
 	if _, err := r.Resolve(context.Background(), "latest"); err != nil {
 		t.Fatal(err)
 	}
-	if len(mirror.requests) != 1 {
+	if mirror.count() != 1 {
 		t.Error("a mirror that can't resolve was asked to")
 	}
 	_, err := fetch(t, r, "nope")
@@ -196,7 +196,7 @@ func TestTLS(t *testing.T) {
 	for _, config := range []string{"", "server = '" + f.URL + "'"} {
 		root := t.TempDir()
 		writeHosts(t, root, f.host(), config)
-		f.requests = nil
+		f.reset()
 		_, err := fetch(t, open(t, f.host(), Options{HostsDir: root}), "latest")
 		if err == nil || isTemporary(err) || errdefs.IsNotFound(err) || errdefs.IsUnauthorized(err) || !strings.Contains(err.Error(), "TLS") {
 			t.Errorf("unknown authority: %v", err)

@@ -3,6 +3,7 @@ package remotes
 import (
 	"bytes"
 	"cmp"
+	"compress/gzip"
 	"context"
 	"encoding/json"
 	"errors"
@@ -259,6 +260,12 @@ func (r *Registry) readManifest(ctx context.Context, c *client, t *tries, req re
 	if want == "" {
 		want, _ = digest.Parse(resp.Header.Get("Docker-Content-Digest"))
 	}
+	if resp.Header.Get("Content-Encoding") == "gzip" && (want == "" || want.Algorithm().FromBytes(b) != want) {
+		// Compressed on the way, though that was declined.
+		if b, err = gunzip(b); err != nil {
+			return nil, err
+		}
+	}
 	mediaType := mediaTypeOf(resp)
 	switch {
 	case isSchema1(mediaType):
@@ -301,9 +308,8 @@ func (r *Registry) readManifest(ctx context.Context, c *client, t *tries, req re
 
 // readBounded reads a whole reply of at most MaxManifest.
 func readBounded(resp *http.Response) ([]byte, error) {
-	tooBig := classf(errdefs.ErrDataLoss, "the reply is larger than a manifest may be (%s)", sizeString(MaxManifest))
 	if resp.ContentLength > MaxManifest {
-		return nil, tooBig
+		return nil, errTooLarge()
 	}
 	var buf bytes.Buffer
 	if resp.ContentLength > 0 {
@@ -314,9 +320,27 @@ func readBounded(resp *http.Response) ([]byte, error) {
 	case err != nil:
 		return nil, err
 	case n > MaxManifest:
-		return nil, tooBig
+		return nil, errTooLarge()
 	}
 	return buf.Bytes(), nil
+}
+
+func gunzip(b []byte) ([]byte, error) {
+	z, err := gzip.NewReader(bytes.NewReader(b))
+	if err == nil {
+		b, err = io.ReadAll(io.LimitReader(z, MaxManifest+1))
+	}
+	if err != nil {
+		return nil, classf(errdefs.ErrDataLoss, "the reply claims to be compressed: %w", err)
+	}
+	if len(b) > MaxManifest {
+		return nil, errTooLarge()
+	}
+	return b, nil
+}
+
+func errTooLarge() error {
+	return classf(errdefs.ErrDataLoss, "the reply is larger than a manifest may be (%s)", sizeString(MaxManifest))
 }
 
 func mismatch(want, got digest.Digest) error {
@@ -427,7 +451,14 @@ func (r *Registry) blob(ctx context.Context, c *client, t *tries, o object, h hi
 	}
 	// The download proper, once begun, has all tries whichever host it is from.
 	d.tries = c.newTries(maxTries)
-	return newVerifier(d, o.digest, d.at, h.offset), nil
+	v := newVerifier(d, o.digest, d.at, h.offset)
+	v.blame = func() string {
+		if d.coding == "" || d.coding == "identity" {
+			return ""
+		}
+		return " (it came with Content-Encoding " + printable(d.coding) + ", which was declined)"
+	}
+	return v, nil
 }
 
 // download is the body of a blob from an offset on, opened again where it was cut.
@@ -438,10 +469,11 @@ type download struct {
 	request request
 
 	rc     io.ReadCloser
-	at     int64 // the offset that the next byte has
-	size   int64 // of the whole blob, -1 while unknown
-	marked int64 // where tries were last renewed
-	whole  bool  // ranges are not understood: ask for all and skip
+	at     int64  // the offset that the next byte has
+	size   int64  // of the whole blob, -1 while unknown
+	marked int64  // where tries were last renewed
+	whole  bool   // ranges are not understood: ask for all and skip
+	coding string // Content-Encoding, though it was declined
 }
 
 // open asks for the bytes from offset on. Where the server sends all, it begins at 0: at
@@ -493,6 +525,7 @@ func (d *download) open(offset int64) error {
 		d.size = size
 	}
 	d.rc, d.at, d.marked = resp.Body, begin, max(d.marked, begin)
+	d.coding = resp.Header.Get("Content-Encoding")
 	return nil
 }
 

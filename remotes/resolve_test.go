@@ -47,7 +47,7 @@ func TestResolve(t *testing.T) {
 		"head not allowed":    {refuse(http.StatusMethodNotAllowed), []string{"HEAD", "GET"}},
 		"head not understood": {refuse(http.StatusBadRequest), []string{"HEAD", "GET"}},
 	} {
-		f.fault, f.requests = c.fault, nil
+		f.reply(c.fault)
 		got, err := open(t, f.host(), Options{}).Resolve(context.Background(), "latest")
 		if err != nil || got.Digest != want.Digest || got.Size != want.Size || got.MediaType != want.MediaType {
 			t.Errorf("%s: %+v, %v", name, got, err)
@@ -61,12 +61,12 @@ func TestResolve(t *testing.T) {
 			t.Errorf("%s: asked %q", name, asked)
 		}
 		for _, mediaType := range manifestTypes {
-			if h := f.requests[0].Header; len(h["Accept"]) != 1 || !strings.Contains(h.Get("Accept"), mediaType) {
+			if h := f.request(0).Header; len(h["Accept"]) != 1 || !strings.Contains(h.Get("Accept"), mediaType) {
 				t.Errorf("%s: accept %q", name, h["Accept"])
 			}
 		}
 	}
-	f.fault = nil
+	f.reply(nil)
 	r := open(t, f.host(), Options{})
 	got, err := r.Resolve(context.Background(), want.Digest.String())
 	if err != nil || got.Digest != want.Digest || got.MediaType != want.MediaType {
@@ -81,21 +81,21 @@ func TestResolve(t *testing.T) {
 		is(t, err, errdefs.IsNotFound)
 	}
 	// The digest that a header tells is compared with the body where there is one.
-	f.fault = func(w http.ResponseWriter, r *http.Request, n int) bool {
+	f.reply(func(w http.ResponseWriter, r *http.Request, n int) bool {
 		if r.Method == http.MethodHead {
 			w.WriteHeader(http.StatusMethodNotAllowed)
 			return true
 		}
 		return get(ocispec.MediaTypeImageIndex, true)(w, r, n)
-	}
+	})
 	want.Digest = digest.FromString("a lie")
 	_, err = r.Resolve(context.Background(), "latest")
 	is(t, err, errdefs.IsDataLoss)
 
-	f.fault = func(w http.ResponseWriter, r *http.Request, n int) bool {
+	f.reply(func(w http.ResponseWriter, r *http.Request, n int) bool {
 		w.Header().Set("Content-Type", "application/vnd.docker.distribution.manifest.v1+prettyjws")
 		return true
-	}
+	})
 	_, err = r.Resolve(context.Background(), "latest")
 	is(t, err, errdefs.IsNotImplemented)
 }
@@ -200,10 +200,10 @@ func TestResolvePlatformBounds(t *testing.T) {
 	for tag, class := range map[string]func(error) bool{
 		"deep": errdefs.IsDataLoss, "wide": errdefs.IsDataLoss, "many": errdefs.IsNotFound, "liar": errdefs.IsDataLoss, "huge": errdefs.IsDataLoss,
 	} {
-		f.requests = nil
+		f.reset()
 		_, err := ResolvePlatform(context.Background(), r, tag, "linux/amd64")
 		is(t, err, class)
-		if n := len(f.requests); n > 2*maxWalk {
+		if n := f.count(); n > 2*maxWalk {
 			t.Errorf("%s: %d requests", tag, n)
 		}
 	}

@@ -1,6 +1,7 @@
 package remotes
 
 import (
+	"fmt"
 	"hash"
 	"io"
 
@@ -18,6 +19,8 @@ type verifier struct {
 	want digest.Digest
 	hash hash.Hash // nil: the stream does not begin at 0, its length alone is known
 	skip int64     // bytes to hash but not to pass on
+	// blame, where set, says what could be the reason of a mismatch.
+	blame func() string
 
 	buffers [2][]byte // one holds the piece that is late, one is read into
 	turn    int
@@ -81,7 +84,11 @@ func (v *verifier) next() ([]byte, error) {
 func (v *verifier) verify() error {
 	if v.hash != nil {
 		if got := digest.NewDigest(v.want.Algorithm(), v.hash); got != v.want {
-			return mismatch(v.want, got)
+			err := mismatch(v.want, got)
+			if v.blame != nil {
+				err = fmt.Errorf("%w%s", err, v.blame())
+			}
+			return err
 		}
 	}
 	if v.skip > 0 {

@@ -3,6 +3,8 @@ package registry
 
 import (
 	"fmt"
+	"io"
+	"log"
 	"os"
 	"time"
 
@@ -14,6 +16,8 @@ import (
 // Flags registers --plain-http, --hosts-dir (env DIST_HOSTS_DIR), --max-wait and --debug.
 // The options are complete once the flags are parsed.
 func Flags(c *cobra.Command) *remotes.Options {
+	// net/http logs what strange servers send.
+	log.SetOutput(io.Discard)
 	o := &remotes.Options{}
 	f := c.Flags()
 	f.BoolVar(&o.PlainHTTP, "plain-http", false, "speak HTTP, not HTTPS, to the host")
