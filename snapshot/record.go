@@ -338,8 +338,10 @@ func flock(f *os.File, how int) error {
 	}
 }
 
-// scratch makes a directory in tmp/, locked, so that nobody takes it for a leftover.
+// scratch makes a directory in tmp/, locked, so that nobody takes it for a leftover. It
+// sweeps first.
 func (s *Snapshotter) scratch() (string, *os.File, error) {
+	s.sweep()
 	for {
 		dir, err := os.MkdirTemp(filepath.Join(s.dir, "tmp"), "")
 		if errors.Is(err, fs.ErrNotExist) {

@@ -110,7 +110,6 @@ func (s *Snapshotter) make(ctx context.Context, kind Kind, key, parent string, l
 		r.Parents = below
 	}
 
-	s.sweep()
 	dir, held, err := s.scratch()
 	if err != nil {
 		return nil, err
@@ -280,7 +279,6 @@ func (s *Snapshotter) commit(ctx context.Context, name, key string, o CommitOpti
 		r.Parent, r.Parents = o.Parent, below
 	}
 
-	s.sweep()
 	if !s.noSync {
 		if err := syncfs(s.dir); err != nil {
 			return fmt.Errorf("sync %s: %w", key, err)

@@ -1,0 +1,288 @@
+package snapshot_test
+
+import (
+	"context"
+	"fmt"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+
+	"distkit/snapshot"
+	"distkit/snapshot/native"
+	"distkit/snapshot/overlayfs"
+
+	"github.com/containerd/errdefs"
+)
+
+const (
+	crashEnv = "SNAPSHOT_CRASH"    // scenario and driver
+	stepEnv  = "SNAPSHOT_CRASH_AT" // the step to die at, counted from 1
+	rootEnv  = "SNAPSHOT_CRASH_ROOT"
+)
+
+var drivers = map[string]snapshot.Driver{"native": dying{native.Driver{}}, "overlayfs": dying{overlayfs.Driver{}}}
+
+// dying also dies amid a driver's own work.
+type dying struct{ snapshot.Driver }
+
+var at = func(string) {}
+
+func (d dying) Create(ctx context.Context, t snapshot.Tree) error {
+	at("create begins")
+	return d.Driver.Create(ctx, t)
+}
+
+func (d dying) Remove(dir string) error {
+	at("remove begins")
+	if err := d.Driver.Remove(filepath.Join(dir, "fs")); err != nil {
+		return err
+	}
+	at("remove amid")
+	return d.Driver.Remove(dir)
+}
+
+// A scenario changes a store that has a committed snapshot "base" and an active "active" of
+// it, and must leave it in one of the states before and after, whenever it dies.
+var scenarios = map[string]struct {
+	do            func(context.Context, *snapshot.Snapshotter) error
+	before, after string
+}{
+	"prepare": {func(ctx context.Context, s *snapshot.Snapshotter) error {
+		_, err := s.Prepare(ctx, "new", "base", nil)
+		return err
+	}, "active:Active:base base:Committed:", "active:Active:base base:Committed: new:Active:base"},
+	"commit": {func(ctx context.Context, s *snapshot.Snapshotter) error {
+		return s.Commit(ctx, "done", "active", snapshot.CommitOptions{})
+	}, "active:Active:base base:Committed:", "base:Committed: done:Committed:base"},
+	"commit in place": {func(ctx context.Context, s *snapshot.Snapshotter) error {
+		return s.Commit(ctx, "active", "active", snapshot.CommitOptions{})
+	}, "active:Active:base base:Committed:", "active:Committed:base base:Committed:"},
+	"remove": {func(ctx context.Context, s *snapshot.Snapshotter) error {
+		return s.Remove(ctx, "active")
+	}, "active:Active:base base:Committed:", "base:Committed:"},
+	"update": {func(ctx context.Context, s *snapshot.Snapshotter) error {
+		_, err := s.Update(ctx, snapshot.Info{Key: "active", Labels: map[string]string{"l": "v"}})
+		return err
+	}, "active:Active:base base:Committed:", "active:Active:base:l base:Committed:"},
+	"another boot": {func(ctx context.Context, s *snapshot.Snapshotter) error {
+		return s.Remove(ctx, "active")
+	}, "active:Active:base base:Committed:", "base:Committed:"},
+}
+
+func TestMain(m *testing.M) {
+	if scenario := os.Getenv(crashEnv); scenario != "" {
+		os.Exit(crash(scenario))
+	}
+	os.Exit(m.Run())
+}
+
+// crash runs a scenario and dies at the step that the environment names.
+func crash(scenario string) int {
+	die, _ := strconv.Atoi(os.Getenv(stepEnv))
+	n := 0
+	at = func(name string) {
+		if n++; n == die {
+			fmt.Println(name)
+			_ = syscall.Kill(os.Getpid(), syscall.SIGKILL)
+		}
+	}
+	snapshot.OnStep(at)
+	name, driver, _ := strings.Cut(scenario, "/")
+	s, err := snapshot.Open(os.Getenv(rootEnv), drivers[driver], snapshot.Options{})
+	if err == nil {
+		err = scenarios[name].do(context.Background(), s)
+	}
+	if err != nil {
+		fmt.Println(err)
+		return 1
+	}
+	return 0
+}
+
+func TestKilledAtEveryStep(t *testing.T) {
+	for driver, d := range drivers {
+		for name, sc := range scenarios {
+			t.Run(driver+"/"+name, func(t *testing.T) {
+				for n := 1; ; n++ {
+					if n > 50 {
+						t.Fatal("no end of steps")
+					}
+					if !killAt(t, d, name, sc.before, sc.after, n) {
+						if n < 4 {
+							t.Errorf("only %d steps", n-1)
+						}
+						return
+					}
+				}
+			})
+		}
+	}
+}
+
+// killAt reports whether the scenario died at step n.
+func killAt(t *testing.T, d snapshot.Driver, name, before, after string, n int) bool {
+	t.Helper()
+	ctx := t.Context()
+	root := t.TempDir()
+	s := open(t, root, d)
+	for _, err := range []error{
+		prepare(s, "active", ""),
+		os.WriteFile(filepath.Join(root, "snapshots", d.Name(), "1/fs/file"), []byte("content"), 0o644),
+		s.Commit(ctx, "base", "active", snapshot.CommitOptions{}),
+		prepare(s, "active", "base"),
+	} {
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	if name == "another boot" {
+		otherBoot(t, root, d)
+	}
+	c := exec.Command(os.Args[0])
+	c.Env = append(os.Environ(), crashEnv+"="+name+"/"+d.Name(), rootEnv+"="+root, stepEnv+"="+strconv.Itoa(n))
+	out, err := c.CombinedOutput()
+	died := err != nil
+	where := strings.TrimSpace(string(out))
+	if ws := c.ProcessState.Sys().(syscall.WaitStatus); died && (!ws.Signaled() || ws.Signal() != syscall.SIGKILL) {
+		t.Fatalf("%v: %s", err, where)
+	}
+
+	state := describe(t, open(t, root, d))
+	if state != before && state != after || !died && state != after {
+		t.Errorf("killed at %q: %q", where, state)
+	}
+	// The same again must succeed, or say that it has been done.
+	err = scenarios[name].do(ctx, open(t, root, d))
+	if err != nil && (state != after || !errdefs.IsAlreadyExists(err) && !errdefs.IsNotFound(err) && !errdefs.IsInvalidArgument(err)) {
+		t.Errorf("killed at %q, then: %v", where, err)
+	}
+	if got := describe(t, s); got != after {
+		t.Errorf("killed at %q, then done again: %q", where, got)
+	}
+	// Every call that makes or removes something sweeps.
+	if err := prepare(s, "sweep", ""); err != nil {
+		t.Fatal(err)
+	}
+	left, err := os.ReadDir(filepath.Join(root, "snapshots", d.Name(), "tmp"))
+	if err != nil || len(left) > 0 {
+		t.Errorf("killed at %q: left in tmp: %v, %v", where, left, err)
+	}
+	return died
+}
+
+func open(t *testing.T, root string, d snapshot.Driver) *snapshot.Snapshotter {
+	t.Helper()
+	s, err := snapshot.Open(root, d, snapshot.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s
+}
+
+func prepare(s *snapshot.Snapshotter, key, parent string) error {
+	_, err := s.Prepare(context.Background(), key, parent, nil)
+	return err
+}
+
+// describe is a store in a line: key, kind, parent and labels of each snapshot, and whether
+// its files are there.
+func describe(t *testing.T, s *snapshot.Snapshotter) string {
+	t.Helper()
+	var all []string
+	if err := s.Walk(t.Context(), func(ctx context.Context, i snapshot.Info) error {
+		line := fmt.Sprintf("%s:%s:%s", i.Key, i.Kind, i.Parent)
+		for l := range i.Labels {
+			line += ":" + l
+		}
+		if u, err := s.Usage(ctx, i.Key); err != nil || u.Inodes == 0 {
+			line += fmt.Sprintf(" (usage %+v, %v)", u, err)
+		}
+		all = append(all, line)
+		return nil
+	}); err != nil {
+		t.Fatal(err)
+	}
+	slices.Sort(all)
+	return strings.Join(all, " ")
+}
+
+// otherBoot leaves a store as a power failure may: another boot's state, and an index that
+// was not written, or leads astray.
+func otherBoot(t *testing.T, root string, d snapshot.Driver) {
+	t.Helper()
+	dir := filepath.Join(root, "snapshots", d.Name())
+	keys, err := filepath.Glob(filepath.Join(dir, "keys/*"))
+	if err != nil || len(keys) != 2 {
+		t.Fatalf("%d keys: %v", len(keys), err)
+	}
+	for _, err := range []error{
+		os.WriteFile(filepath.Join(dir, "state"), []byte("1 another-boot 1\n"), 0o600),
+		os.Remove(keys[0]),
+		os.Remove(keys[1]),
+		os.Symlink("../77", keys[1]),
+		os.Symlink("../1", filepath.Join(dir, "keys", strings.Repeat("0", 64))),
+	} {
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// A snapshot whose record was lost with the power can't be named: it goes, the rest stays.
+func TestTornRecord(t *testing.T) {
+	for name, d := range drivers {
+		for torn, content := range map[string]string{"empty": "", "half": `{"key":"act`, "zeroes": strings.Repeat("\x00", 100)} {
+			t.Run(name+"/"+torn, func(t *testing.T) {
+				root := t.TempDir()
+				s := open(t, root, d)
+				if err := prepare(s, "a", ""); err != nil {
+					t.Fatal(err)
+				}
+				if err := prepare(s, "b", ""); err != nil {
+					t.Fatal(err)
+				}
+				dir := filepath.Join(root, "snapshots", d.Name())
+				if err := os.WriteFile(filepath.Join(dir, "2/info"), []byte(content), 0o600); err != nil {
+					t.Fatal(err)
+				}
+				if _, err := s.Stat(t.Context(), "b"); !errdefs.IsDataLoss(err) {
+					t.Errorf("stat with a torn record: %v", err)
+				}
+				if err := os.WriteFile(filepath.Join(dir, "state"), nil, 0o600); err != nil {
+					t.Fatal(err)
+				}
+				s = open(t, root, d)
+				if got := describe(t, s); got != "a:Active:" {
+					t.Errorf("after a boot: %q", got)
+				}
+				if err := prepare(s, "b", ""); err != nil {
+					t.Error(err)
+				}
+				if _, err := os.Stat(filepath.Join(dir, "2")); err == nil {
+					t.Error("id 2 was used again")
+				} else if _, err := os.Stat(filepath.Join(dir, "3/fs")); err != nil {
+					t.Error(err)
+				}
+			})
+		}
+	}
+}
+
+// Nobody but the owner may enter: root filesystems hold set-user-ID programs.
+func TestPrivate(t *testing.T) {
+	root := t.TempDir()
+	s := open(t, root, drivers["native"])
+	if err := prepare(s, "a", ""); err != nil {
+		t.Fatal(err)
+	}
+	fi, err := os.Stat(filepath.Join(root, "snapshots/native"))
+	if err != nil || fi.Mode() != fs.ModeDir|0o700 {
+		t.Errorf("%v, %v", fi.Mode(), err)
+	}
+}
