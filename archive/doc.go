@@ -1,0 +1,13 @@
+// Package archive turns layers into files and back.
+//
+// A layer is a tar archive, plain or compressed with gzip or zstd, in the form of the image
+// specification's "Image Layer Filesystem Changeset". [Apply] writes one into a directory and
+// tells its diff ID, the digest of the uncompressed archive; [ChainID] computes the name of a
+// stack of layers.
+//
+// Layers are hostile input. Apply never resolves a path by cleaning strings: every name is
+// used as a single component below a directory that is held open, symbolic links that lead to
+// a parent directory are followed inside the target only, and the kernel is told to refuse
+// anything else (openat2 with RESOLVE_BENEATH and RESOLVE_NO_SYMLINKS, or one O_NOFOLLOW
+// open a component where that call is missing).
+package archive

@@ -1,0 +1,214 @@
+package archive
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"hash"
+	"io"
+
+	"github.com/containerd/errdefs"
+	"github.com/klauspost/compress/zstd"
+)
+
+const (
+	chunkSize  = 256 << 10
+	chunkCount = 8
+
+	// maxWindow is the largest zstd window accepted, the limit of zstd(1) itself. It is what
+	// a hostile frame can make us hold.
+	maxWindow = 128 << 20
+)
+
+// decompress returns the plain bytes of r, whose compression it tells by its first bytes,
+// and a function that releases what the decompressor holds.
+func decompress(r *bufio.Reader) (io.Reader, func(), error) {
+	magic, err := r.Peek(6)
+	if err != nil && err != io.EOF {
+		return nil, nil, err
+	}
+	switch {
+	case len(magic) == 0:
+		return nil, nil, dataLoss("layer is empty")
+	case bytes.HasPrefix(magic, []byte{0x1f, 0x8b}):
+		z, err := newGzip(r)
+		return z, func() {}, err
+	case bytes.HasPrefix(magic, []byte{0x28, 0xb5, 0x2f, 0xfd}),
+		len(magic) >= 4 && magic[0]&0xf0 == 0x50 && bytes.HasPrefix(magic[1:], []byte{0x2a, 0x4d, 0x18}):
+		z, err := zstd.NewReader(r, zstd.WithDecoderMaxWindow(maxWindow), zstd.WithDecoderLowmem(true))
+		if err != nil {
+			return nil, nil, err
+		}
+		return z, z.Close, nil
+	case bytes.HasPrefix(magic, []byte("\xfd7zXZ\x00")):
+		return nil, nil, notSupported("xz")
+	case bytes.HasPrefix(magic, []byte("BZh")):
+		return nil, nil, notSupported("bzip2")
+	}
+	return r, func() {}, nil
+}
+
+func notSupported(compression string) error {
+	return classed{fmt.Errorf("compressed with %s: only gzip, zstd and plain layers are supported", compression), errdefs.ErrNotImplemented}
+}
+
+// A stream reads, decompresses and hashes ahead of its reader: one goroutine decompresses
+// into chunks, a second one hashes them, the reader gets them in order.
+type stream struct {
+	ctx    context.Context
+	hashed chan chunk
+	free   chan []byte
+	done   chan struct{} // closed when both goroutines have ended
+
+	whole, rest []byte // the chunk that is being read, and what is left of it
+	err         error
+	offset      int64 // bytes read
+
+	digest hash.Hash // complete once err is io.EOF
+	size   int64
+}
+
+type chunk struct {
+	data []byte
+	err  error // ends the stream, after data
+}
+
+// input remembers the error of the reader it wraps, to tell it from those of a decompressor.
+type input struct {
+	r   io.Reader
+	err error
+}
+
+func (i *input) Read(p []byte) (int, error) {
+	n, err := i.r.Read(p)
+	if err != nil && err != io.EOF {
+		i.err = err
+	}
+	return n, err
+}
+
+// newStream starts to read r. Both goroutines end once ctx is done and the read of r that is
+// under way has returned.
+func newStream(ctx context.Context, r io.Reader) *stream {
+	s := &stream{
+		ctx:    ctx,
+		hashed: make(chan chunk, chunkCount+1),
+		free:   make(chan []byte, chunkCount),
+		done:   make(chan struct{}),
+		digest: sha256.New(),
+	}
+	for range chunkCount {
+		s.free <- make([]byte, chunkSize)
+	}
+	raw := make(chan chunk, chunkCount+1)
+	go s.produce(r, raw)
+	go s.hash(raw)
+	return s
+}
+
+func (s *stream) produce(r io.Reader, raw chan<- chunk) {
+	defer close(raw)
+	in := &input{r: r}
+	plain, release, err := decompress(bufio.NewReaderSize(in, chunkSize))
+	if err == nil {
+		defer release()
+	}
+	for err == nil {
+		var buf []byte
+		select {
+		case buf = <-s.free:
+		case <-s.ctx.Done():
+			return
+		}
+		n := 0
+		for n < len(buf) && err == nil {
+			var m int
+			m, err = plain.Read(buf[n:])
+			n += m
+		}
+		if err == nil || n > 0 {
+			raw <- chunk{data: buf[:n]}
+		}
+	}
+	if err != io.EOF {
+		err = inputError(in, err)
+	}
+	raw <- chunk{err: err}
+}
+
+// inputError gives what a decompressor found wrong the class of corrupt data, and leaves
+// errors of reading alone.
+func inputError(in *input, err error) error {
+	switch {
+	case in.err != nil:
+		return in.err
+	case errdefs.IsNotImplemented(err), errdefs.IsDataLoss(err):
+		return err
+	case errors.Is(err, io.ErrUnexpectedEOF):
+		return dataLoss("compressed data ends too early")
+	}
+	return dataLoss("decompress: %w", err)
+}
+
+func (s *stream) hash(raw <-chan chunk) {
+	defer close(s.done)
+	defer close(s.hashed)
+	for c := range raw {
+		s.digest.Write(c.data)
+		s.size += int64(len(c.data))
+		s.hashed <- c // never blocks: there are as many places as chunks, and one error
+	}
+}
+
+// next makes rest hold bytes that were not read yet.
+func (s *stream) next() error {
+	for len(s.rest) == 0 {
+		if s.err != nil {
+			return s.err
+		}
+		if s.whole != nil {
+			s.free <- s.whole[:chunkSize]
+			s.whole = nil
+		}
+		select {
+		case c, ok := <-s.hashed:
+			switch {
+			case !ok:
+				s.err = s.ctx.Err()
+			case c.err != nil:
+				s.err = c.err
+			default:
+				s.whole, s.rest = c.data, c.data
+			}
+		case <-s.ctx.Done():
+			s.err = s.ctx.Err()
+		}
+	}
+	return nil
+}
+
+func (s *stream) Read(p []byte) (int, error) {
+	if err := s.next(); err != nil {
+		return 0, err
+	}
+	n := copy(p, s.rest)
+	s.rest = s.rest[n:]
+	s.offset += int64(n)
+	return n, nil
+}
+
+// drain reads to the end, so that digest and size are those of the whole stream.
+func (s *stream) drain() error {
+	for {
+		s.offset += int64(len(s.rest))
+		s.rest = nil
+		if err := s.next(); err == io.EOF {
+			return nil
+		} else if err != nil {
+			return err
+		}
+	}
+}

@@ -1,0 +1,645 @@
+package archive
+
+import (
+	"errors"
+	"fmt"
+	"hash/maphash"
+	"path"
+	"slices"
+	"strings"
+	"sync/atomic"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+const (
+	maxOpen  = 128  // directories held open
+	maxLinks = 4096 // paths through symbolic links remembered
+	maxHops  = 40   // symbolic links followed for one path, as the kernel does
+	maxPath  = 4095 // bytes of a name, PATH_MAX without its NUL
+)
+
+// A dir is a directory below the target that is held open.
+type dir struct {
+	fd   int
+	path string // from the target, no symbolic link in it; "" is the target
+
+	// ours tells that this layer created it: nothing below it is of lower layers.
+	ours bool
+
+	touched bool // the tree's touched holds it
+
+	// What creating files in it does, once probed.
+	probed   bool
+	mask     uint32 // permission bits that a new file does not get
+	uid, gid uint32 // owner of a new file
+	setgid   bool   // new directories inherit the set-group-ID bit
+
+	// What the directory must have again when it is closed.
+	times   *[2]unix.Timespec
+	mode    uint32
+	setMode bool
+}
+
+// A tree holds directories open by their canonical path, and remembers which canonical path a
+// path through symbolic links stands for.
+//
+// The invariant that keeps entries from each other's way: a path in open consists of real
+// directories, and one in links leads where it led when it was looked up. What removes a
+// directory drops it and all below it, and all links; what removes a symbolic link drops all
+// links.
+type tree struct {
+	root       *dir
+	open       map[string]*dir
+	links      map[string]string
+	mustExist  bool   // lookups create nothing
+	privileged bool   // permission bits don't bind us
+	opaque     string // the attribute of an opaque directory in overlay form, else ""
+
+	// Paths that this layer created where it did not create the parent, and directories of
+	// lower layers that it names or adds to, by hash: 64 bits with a secret seed can't be made
+	// to collide.
+	seed             maphash.Seed
+	created, touched map[uint64]struct{}
+}
+
+// noOpenat2 is set once the kernel, or a filter before it, is seen to lack the call.
+var noOpenat2 atomic.Bool
+
+const (
+	openDir   = unix.O_RDONLY | unix.O_DIRECTORY | unix.O_NOFOLLOW | unix.O_CLOEXEC
+	confined  = unix.RESOLVE_BENEATH | unix.RESOLVE_NO_SYMLINKS | unix.RESOLVE_NO_MAGICLINKS
+	unchanged = ^uint32(0)
+)
+
+func newTree(root string) (*tree, error) {
+	fd, err := retry(func() (int, error) { return unix.Open(root, openDir&^unix.O_NOFOLLOW, 0) })
+	if err != nil {
+		return nil, err
+	}
+	t := &tree{
+		root:       &dir{fd: fd},
+		open:       map[string]*dir{},
+		links:      map[string]string{},
+		privileged: unix.Geteuid() == 0,
+		seed:       maphash.MakeSeed(),
+		created:    map[uint64]struct{}{},
+		touched:    map[uint64]struct{}{},
+	}
+	names, err := readNames(fd)
+	if err != nil {
+		_ = unix.Close(fd)
+		return nil, err
+	}
+	t.root.ours = len(names) == 0
+	if !t.root.ours {
+		var st unix.Stat_t
+		if err := unix.Fstat(fd, &st); err == nil {
+			t.root.times = &[2]unix.Timespec{st.Atim, st.Mtim}
+		}
+	}
+	return t, nil
+}
+
+func (t *tree) hash(p string) uint64 { return maphash.String(t.seed, p) }
+
+func has(set map[uint64]struct{}, h uint64) bool { _, ok := set[h]; return ok }
+
+func join(dir, base string) string {
+	if dir == "" {
+		return base
+	}
+	return dir + "/" + base
+}
+
+func split(p string) (dir, base string) {
+	i := strings.LastIndexByte(p, '/')
+	if i < 0 {
+		return "", p
+	}
+	return p[:i], p[i+1:]
+}
+
+// wrote records that this layer made base in d.
+func (t *tree) wrote(d *dir, base string) {
+	if !d.ours {
+		t.created[t.hash(join(d.path, base))] = struct{}{}
+		t.touch(d)
+	}
+}
+
+// touch records that a directory of lower layers, and so its parents, are in this layer too.
+func (t *tree) touch(d *dir) {
+	if d.ours || d.touched {
+		return
+	}
+	d.touched = true
+	for p := d.path; p != ""; p, _ = split(p) {
+		h := t.hash(p)
+		if has(t.touched, h) {
+			return
+		}
+		t.touched[h] = struct{}{}
+	}
+}
+
+// isOurs tells whether this layer created the path or a directory above it.
+func (t *tree) isOurs(p string) bool {
+	if t.root.ours {
+		return true
+	}
+	for ; p != ""; p, _ = split(p) {
+		if has(t.created, t.hash(p)) {
+			return true
+		}
+	}
+	return false
+}
+
+// lookup returns the directory that a cleaned, relative path leads to inside the target, and
+// creates what is missing on the way. The directory stays open until the next call that is
+// not told to keep it.
+func (t *tree) lookup(p string, keep ...*dir) (*dir, error) {
+	if d, ok := t.open[p]; ok {
+		return d, nil
+	}
+	if p == "" {
+		return t.root, nil
+	}
+	if c, ok := t.links[p]; ok {
+		return t.lookup(c, keep...)
+	}
+	if err := t.makeRoom(keep...); err != nil {
+		return nil, err
+	}
+	from := t.root
+	rest := p
+	for a, _ := split(p); a != ""; a, _ = split(a) {
+		if d, ok := t.open[a]; ok {
+			from, rest = d, p[len(a)+1:]
+			break
+		}
+	}
+	fd, err := openBeneath(from.fd, rest)
+	if err == nil {
+		return t.add(p, fd)
+	}
+	switch {
+	case errors.Is(err, unix.ENOENT), errors.Is(err, unix.ELOOP), errors.Is(err, unix.ENOTDIR), errors.Is(err, unix.EACCES):
+		return t.walk(p, keep...)
+	}
+	return nil, err
+}
+
+// existing is lookup for a directory that must be there.
+func (t *tree) existing(p string) (*dir, error) {
+	t.mustExist = true
+	defer func() { t.mustExist = false }()
+	return t.lookup(p)
+}
+
+// add makes an open directory known that was not created just now.
+func (t *tree) add(p string, fd int) (*dir, error) {
+	var st unix.Stat_t
+	if err := unix.Fstat(fd, &st); err != nil {
+		_ = unix.Close(fd)
+		return nil, err
+	}
+	d := &dir{fd: fd, path: p, ours: t.isOurs(p), times: &[2]unix.Timespec{st.Atim, st.Mtim}}
+	if !t.privileged && st.Mode&0o700 != 0o700 && unix.Fchmod(fd, st.Mode&0o7777|0o700) == nil {
+		d.mode, d.setMode = st.Mode&0o7777, true
+	}
+	t.open[p] = d
+	return d, nil
+}
+
+// walk resolves a path one component at a time, with symbolic links followed as if the target
+// were the root of the file system. It holds no path that it did not open itself.
+func (t *tree) walk(p string, keep ...*dir) (*dir, error) {
+	d, todo, hops := t.root, strings.Split(p, "/"), 0
+	for len(todo) > 0 {
+		name := todo[0]
+		todo = todo[1:]
+		switch name {
+		case "", ".":
+			continue
+		case "..":
+			up, _ := split(d.path)
+			var err error
+			if d, err = t.lookup(up, keep...); err != nil {
+				return nil, err
+			}
+			continue
+		}
+		child, target, err := t.child(d, name, keep...)
+		if err != nil {
+			return nil, err
+		}
+		if child != nil {
+			d = child
+			continue
+		}
+		if hops++; hops > maxHops {
+			return nil, unix.ELOOP
+		}
+		if strings.HasPrefix(target, "/") {
+			d = t.root
+		}
+		todo = append(strings.Split(target, "/"), todo...)
+		if len(todo) > maxPath {
+			return nil, unix.ENAMETOOLONG
+		}
+	}
+	if d.path != p {
+		if len(t.links) >= maxLinks {
+			clear(t.links)
+		}
+		t.links[p] = d.path
+	}
+	return d, nil
+}
+
+// child opens, or creates, the directory name in d; or returns where it leads, if it is a
+// symbolic link.
+func (t *tree) child(d *dir, name string, keep ...*dir) (*dir, string, error) {
+	p := join(d.path, name)
+	if c, ok := t.open[p]; ok {
+		return c, "", nil
+	}
+	fd, err := openBeneath(d.fd, name)
+	if errors.Is(err, unix.EACCES) && !t.privileged {
+		fd, err = openForbidden(d.fd, name)
+	}
+	switch {
+	case err == nil:
+		if err := t.makeRoom(append(keep, d)...); err != nil {
+			_ = unix.Close(fd)
+			return nil, "", err
+		}
+		c, err := t.add(p, fd)
+		return c, "", err
+	case errors.Is(err, unix.ENOENT) && !t.mustExist:
+		c, _, err := t.mkdir(d, name, 0o755, keep...)
+		return c, "", err
+	case errors.Is(err, unix.ELOOP), errors.Is(err, unix.ENOTDIR):
+		buf := make([]byte, maxPath+1)
+		n, err := unix.Readlinkat(d.fd, name, buf)
+		if err == nil {
+			return nil, string(buf[:n]), nil
+		}
+		if !errors.Is(err, unix.EINVAL) {
+			return nil, "", err
+		}
+		var st unix.Stat_t
+		if err := unix.Fstatat(d.fd, name, &st, unix.AT_SYMLINK_NOFOLLOW); err != nil {
+			return nil, "", err
+		}
+		if t.opaque != "" && isWhiteout(&st) && !t.mustExist {
+			c, _, err := t.mkdir(d, name, 0o755, keep...)
+			return c, "", err
+		}
+		return nil, "", refused("%s is not a directory", quote(p))
+	}
+	return nil, "", err
+}
+
+// mkdir makes the directory name in d, with the mode whatever the umask, in place of what is
+// there; or opens it, if it is a directory already.
+func (t *tree) mkdir(d *dir, name string, mode uint32, keep ...*dir) (c *dir, made bool, err error) {
+	first := mode & 0o777
+	if !t.privileged {
+		first |= 0o700
+	}
+	err = unix.Mkdirat(d.fd, name, first)
+	replaced := false
+	if errors.Is(err, unix.EEXIST) {
+		var st unix.Stat_t
+		if err := unix.Fstatat(d.fd, name, &st, unix.AT_SYMLINK_NOFOLLOW); err != nil {
+			return nil, false, err
+		}
+		if st.Mode&unix.S_IFMT == unix.S_IFDIR {
+			c, _, err = t.child(d, name, keep...)
+			return c, false, err
+		}
+		if err := t.remove(d, name); err != nil {
+			return nil, false, err
+		}
+		replaced = true
+		err = unix.Mkdirat(d.fd, name, first)
+	}
+	if err != nil {
+		return nil, false, err
+	}
+	t.wrote(d, name)
+	fd, err := openBeneath(d.fd, name)
+	if err != nil {
+		return nil, false, err
+	}
+	defer func() {
+		if err != nil {
+			_ = unix.Close(fd)
+		}
+	}()
+	t.probe(d)
+	if d.setgid || first&^d.mask != first || mode&0o7000 != 0 {
+		if err := unix.Fchmod(fd, mode&0o7000|first); err != nil {
+			return nil, false, err
+		}
+	}
+	if replaced && t.opaque != "" {
+		// What the replaced entry hid of the lower layers must stay hidden.
+		if err := unix.Fsetxattr(fd, t.opaque, []byte("y"), 0); err != nil {
+			return nil, false, fmt.Errorf("set %s: %w", t.opaque, err)
+		}
+	}
+	if err := t.makeRoom(append(keep, d)...); err != nil {
+		return nil, false, err
+	}
+	c = &dir{fd: fd, path: join(d.path, name), ours: true}
+	if first != mode&0o777 {
+		c.mode, c.setMode = mode, true
+	}
+	if !d.setgid && mode&unix.S_ISGID == 0 {
+		c.probed, c.mask, c.uid, c.gid = true, d.mask, d.uid, d.gid
+	}
+	t.open[c.path] = c
+	return c, true, nil
+}
+
+// probe learns what a file created in d gets, from one that never has a name: umask, default
+// ACLs, set-group-ID and mount options all show in it.
+func (t *tree) probe(d *dir) {
+	if d.probed {
+		return
+	}
+	d.probed, d.setgid = true, true
+	d.mask, d.uid, d.gid = 0o777, unchanged, unchanged
+	fd, err := unix.Openat(d.fd, ".", unix.O_TMPFILE|unix.O_WRONLY|unix.O_CLOEXEC, 0o777)
+	if err != nil {
+		return // every file is told its mode and owner
+	}
+	defer unix.Close(fd)
+	var f, st unix.Stat_t
+	if unix.Fstat(fd, &f) == nil && unix.Fstat(d.fd, &st) == nil {
+		d.mask, d.uid, d.gid = 0o777&^f.Mode, f.Uid, f.Gid
+		d.setgid = st.Mode&unix.S_ISGID != 0 || f.Gid != uint32(unix.Getegid())
+	}
+}
+
+// remove removes what is at name in d, with everything below it.
+func (t *tree) remove(d *dir, name string) error {
+	var st unix.Stat_t
+	if err := unix.Fstatat(d.fd, name, &st, unix.AT_SYMLINK_NOFOLLOW); err != nil {
+		return ignore(err, unix.ENOENT)
+	}
+	switch st.Mode & unix.S_IFMT {
+	case unix.S_IFDIR:
+		t.drop(join(d.path, name))
+		return t.removeAll(d.fd, name)
+	case unix.S_IFLNK:
+		clear(t.links)
+	}
+	return unix.Unlinkat(d.fd, name, 0)
+}
+
+// drop forgets a directory that is about to go, all below it, and every link.
+func (t *tree) drop(p string) {
+	clear(t.links)
+	for q, d := range t.open {
+		if q == p || len(q) > len(p) && q[len(p)] == '/' && q[:len(p)] == p {
+			_ = unix.Close(d.fd)
+			delete(t.open, q)
+		}
+	}
+}
+
+func (t *tree) removeAll(parent int, name string) error {
+	err := unix.Unlinkat(parent, name, 0)
+	if err == nil || errors.Is(err, unix.ENOENT) {
+		return nil
+	}
+	if !errors.Is(err, unix.EISDIR) && !errors.Is(err, unix.EPERM) {
+		return err
+	}
+	if err := unix.Unlinkat(parent, name, unix.AT_REMOVEDIR); err == nil || errors.Is(err, unix.ENOENT) {
+		return nil
+	}
+	fd, err := openBeneath(parent, name)
+	if errors.Is(err, unix.EACCES) && !t.privileged {
+		fd, err = openForbidden(parent, name)
+	}
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	if !t.privileged {
+		_ = unix.Fchmod(fd, 0o700)
+	}
+	names, err := readNames(fd)
+	if err != nil {
+		return err
+	}
+	for _, n := range names {
+		if err := t.removeAll(fd, n); err != nil {
+			return err
+		}
+	}
+	return ignore(unix.Unlinkat(parent, name, unix.AT_REMOVEDIR), unix.ENOENT)
+}
+
+// hide removes from d what lower layers put there, and leaves what this layer wrote.
+func (t *tree) hide(d *dir) error {
+	if d.ours {
+		return nil
+	}
+	names, err := readNames(d.fd)
+	if err != nil {
+		return err
+	}
+	p := d.path
+	for _, n := range names {
+		if d, err = t.lookup(p); err != nil { // a level below may have closed it
+			return err
+		}
+		if err := t.whiteout(d, n); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// whiteout removes name from d as far as it is of lower layers.
+func (t *tree) whiteout(d *dir, name string) error {
+	if d.ours {
+		return nil
+	}
+	p := join(d.path, name)
+	h := t.hash(p)
+	switch {
+	case has(t.created, h):
+		return nil
+	case has(t.touched, h):
+		c, err := t.lookup(p)
+		if err != nil {
+			return err
+		}
+		return t.hide(c)
+	}
+	return t.remove(d, name)
+}
+
+// makeRoom lets one more directory be opened.
+func (t *tree) makeRoom(keep ...*dir) error {
+	if len(t.open) < maxOpen {
+		return nil
+	}
+	return t.closeAll(keep...)
+}
+
+// closeAll closes every directory but the target and those to keep, and gives each its times
+// and mode.
+func (t *tree) closeAll(keep ...*dir) error {
+	var first error
+	for p, d := range t.open {
+		if slices.Contains(keep, d) {
+			continue
+		}
+		if err := d.close(); err != nil && first == nil {
+			first = fmt.Errorf("%s: %w", quote(p), err)
+		}
+		delete(t.open, p)
+	}
+	return first
+}
+
+// finish is closeAll with the target itself.
+func (t *tree) finish() error {
+	return errors.Join(t.closeAll(), t.root.close())
+}
+
+// abandon closes everything as it is.
+func (t *tree) abandon() {
+	for _, d := range t.open {
+		_ = unix.Close(d.fd)
+	}
+	clear(t.open)
+	_ = unix.Close(t.root.fd)
+}
+
+func (d *dir) close() error {
+	var err error
+	if d.setMode {
+		err = unix.Fchmod(d.fd, d.mode)
+	}
+	if d.times != nil && err == nil {
+		if err = futimens(d.fd, d.times); errors.Is(err, unix.EPERM) {
+			err = nil // another user's directory, which its owner lets us write to
+		}
+	}
+	_ = unix.Close(d.fd)
+	return err
+}
+
+// openBeneath opens the directory at a relative path below fd that has no symbolic link in it.
+func openBeneath(fd int, p string) (int, error) {
+	if !noOpenat2.Load() {
+		n, err := retry(func() (int, error) {
+			return unix.Openat2(fd, p, &unix.OpenHow{Flags: openDir, Resolve: confined})
+		})
+		if err == nil || !errors.Is(err, unix.ENOSYS) && !errors.Is(err, unix.EPERM) {
+			return n, err
+		}
+		noOpenat2.Store(true)
+	}
+	held := -1
+	for {
+		name, rest, more := strings.Cut(p, "/")
+		n, err := retry(func() (int, error) { return unix.Openat(fd, name, openDir, 0) })
+		if held >= 0 {
+			_ = unix.Close(held)
+		}
+		if err != nil || !more {
+			return n, err
+		}
+		fd, held, p = n, n, rest
+	}
+}
+
+// openForbidden opens a directory of ours whose mode keeps us out, and lets us in.
+func openForbidden(fd int, name string) (int, error) {
+	var st unix.Stat_t
+	if err := unix.Fstatat(fd, name, &st, unix.AT_SYMLINK_NOFOLLOW); err != nil {
+		return -1, err
+	}
+	p, err := unix.Openat(fd, name, unix.O_PATH|unix.O_NOFOLLOW|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return -1, err
+	}
+	defer unix.Close(p)
+	self := fmt.Sprintf("/proc/self/fd/%d", p)
+	if err := unix.Chmod(self, st.Mode&0o7777|0o700); err != nil {
+		return -1, unix.EACCES
+	}
+	n, err := openBeneath(fd, name)
+	_ = unix.Chmod(self, st.Mode&0o7777) // add opens it again by descriptor
+	return n, err
+}
+
+func readNames(fd int) ([]string, error) {
+	if _, err := unix.Seek(fd, 0, 0); err != nil {
+		return nil, err
+	}
+	var names []string
+	buf := make([]byte, 32<<10)
+	for {
+		n, err := unix.Getdents(fd, buf)
+		if errors.Is(err, unix.EINTR) {
+			continue
+		}
+		if err != nil || n == 0 {
+			return names, err
+		}
+		for b := buf[:n]; len(b) > 0; {
+			var used int
+			used, _, names = unix.ParseDirent(b, -1, names)
+			b = b[used:]
+		}
+	}
+}
+
+func isWhiteout(st *unix.Stat_t) bool {
+	return st.Mode&unix.S_IFMT == unix.S_IFCHR && st.Rdev == 0
+}
+
+func futimens(fd int, times *[2]unix.Timespec) error {
+	_, _, e := unix.Syscall6(unix.SYS_UTIMENSAT, uintptr(fd), 0, uintptr(unsafe.Pointer(times)), 0, 0, 0)
+	if e != 0 {
+		return e
+	}
+	return nil
+}
+
+func retry(f func() (int, error)) (int, error) {
+	for {
+		n, err := f()
+		if !errors.Is(err, unix.EINTR) && !errors.Is(err, unix.EAGAIN) {
+			return n, err
+		}
+	}
+}
+
+func ignore(err error, ignored ...error) error {
+	for _, i := range ignored {
+		if errors.Is(err, i) {
+			return nil
+		}
+	}
+	return err
+}
+
+// clean makes a name of an archive relative to the target: "" is the target itself. What
+// leads above it stops there, as at the root of a file system.
+func clean(name string) string {
+	return path.Clean("/" + name)[1:]
+}

@@ -1,0 +1,45 @@
+// Dist-chain computes chain IDs.
+package main
+
+import (
+	"fmt"
+
+	"github.com/opencontainers/go-digest"
+	"github.com/spf13/cobra"
+
+	"distkit/archive"
+	"distkit/cmd/internal/cli"
+)
+
+func main() { cli.Main(newCmd()) }
+
+func newCmd() *cobra.Command {
+	return &cobra.Command{
+		Use:   "dist-chain [flags] DIFFID…",
+		Short: "print the chain ID of each layer of a stack",
+		Args:  cobra.ArbitraryArgs,
+		RunE: func(c *cobra.Command, args []string) error {
+			// A bad diff ID makes every chain ID above it meaningless: nothing is printed then.
+			var diffIDs []digest.Digest
+			err := cli.Each(c, args, func(object string) error {
+				d := digest.Digest(object)
+				if _, err := archive.ChainID("", d); err != nil {
+					return err
+				}
+				diffIDs = append(diffIDs, d)
+				return nil
+			})
+			if err != nil {
+				return err
+			}
+			var chain digest.Digest
+			for _, d := range diffIDs {
+				if chain, err = archive.ChainID(chain, d); err != nil {
+					return err
+				}
+				fmt.Fprintln(c.OutOrStdout(), chain)
+			}
+			return nil
+		},
+	}
+}
