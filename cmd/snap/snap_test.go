@@ -1,0 +1,154 @@
+package main
+
+import (
+	"encoding/json"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"distkit/snapshot"
+	"distkit/snapshot/snapshottest"
+)
+
+// asSnap makes the test binary the command, so that a shell can run it.
+const asSnap = "SNAP_TEST_MAIN"
+
+func TestMain(m *testing.M) {
+	if os.Getenv(asSnap) != "" {
+		main()
+	}
+	os.Exit(m.Run())
+}
+
+// shell runs a script with snap on its PATH, and returns what it prints and its status.
+func shell(t *testing.T, dir, script string, env ...string) (string, string, int) {
+	t.Helper()
+	bin := t.TempDir()
+	exe, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Symlink(exe, filepath.Join(bin, "snap")); err != nil {
+		t.Fatal(err)
+	}
+	c := exec.Command("bash", "-euo", "pipefail", "-c", script)
+	c.Dir = dir
+	c.Env = append(os.Environ(), asSnap+"=1", "PATH="+bin+":"+os.Getenv("PATH"), "DIST_ROOT=", "CONTAINERD_NAMESPACE=", "CONTAINERD_SNAPSHOTTER=")
+	c.Env = append(c.Env, env...)
+	var out, errs strings.Builder
+	c.Stdout, c.Stderr = &out, &errs
+	_ = c.Run()
+	return out.String(), errs.String(), c.ProcessState.ExitCode()
+}
+
+// The page shows the life of a snapshot by hand; it must work as it stands there.
+func TestExamplesOfThePage(t *testing.T) {
+	snapshottest.Root(t)
+	page, err := os.ReadFile("snap.1.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, examples, _ := strings.Cut(string(page), "# EXAMPLES\n")
+	examples, _, _ = strings.Cut(examples, "\n# ")
+	var script strings.Builder
+	for line := range strings.Lines(examples) {
+		if code, ok := strings.CutPrefix(line, "    "); ok {
+			script.WriteString(code)
+		}
+	}
+	for _, driver := range []string{"overlayfs", "native"} {
+		t.Run(driver, func(t *testing.T) {
+			dir := t.TempDir()
+			out, errs, status := shell(t, dir, script.String(), "CONTAINERD_SNAPSHOTTER="+driver)
+			if status != 0 || errs != "" {
+				t.Fatalf("status %d: %s", status, errs)
+			}
+			for _, want := range []string{
+				"two\n", "app\tbase\tCommitted\nbase\t\tCommitted\nlook\tapp\tView\n",
+				"base (Committed)\n└── app (Committed)\n    └── look (View)\n", "mount -t bind -o bind,rw " + dir,
+			} {
+				if !strings.Contains(out, want) {
+					t.Errorf("the examples don't print %q: %s", want, out)
+				}
+			}
+			if out, _, _ := shell(t, dir, "snap ls", "CONTAINERD_SNAPSHOTTER="+driver); out != "" {
+				t.Errorf("left: %s", out)
+			}
+		})
+	}
+}
+
+func TestStatuses(t *testing.T) {
+	for _, c := range []struct {
+		script string
+		status int
+		says   string
+	}{
+		{"snap ls", 0, ""},
+		{"snap rm", 0, ""},
+		{"snap stat a", 3, "snap: stat a: no such snapshot\n"},
+		{"snap prepare ''", 2, "snap: prepare : key is empty\n"},
+		{"snap prepare a b", 3, "snap: prepare a: parent b: no such snapshot\n"},
+		{"snap commit b a", 3, "snap: commit b: a: no such snapshot\n"},
+		{"snap --snapshotter zfs ls", 2, "snap: unknown snapshotter \"zfs\": one of "},
+		{"snap --namespace a/b ls", 2, "snap: namespace \"a/b\": "},
+		{"snap prepare --label x a", 2, "snap: label \"x\": must be NAME=VALUE\n"},
+		{"snap prepare a >/dev/null; snap prepare a", 7, "snap: prepare a: "},
+		{"snap prepare a >/dev/null; snap commit b a; snap prepare a b >/dev/null; snap commit b a", 7, "snap: commit b: "},
+		{"snap prepare a >/dev/null; snap commit b a; snap prepare c b >/dev/null; snap rm b", 8, "snap: remove b: it has children, remove them first: c\n"},
+		{"snap prepare a >/dev/null; printf 'x\\na\\n' | snap rm - || { test $? = 3; snap ls; }", 0, "snap: remove x: no such snapshot\n"},
+		{"printf 'x y\\0z\\0' | snap stat -z -", 3, "snap: stat x y: no such snapshot\nsnap: stat z: no such snapshot\n"},
+		{"snap prepare a >/dev/null; snap commit b a; snap mounts b", 8, "snap: mounts of b: "},
+		{"mkdir d; snap umount d; snap umount none", 3, "snap: unmount none: no such directory: none\n"},
+	} {
+		out, errs, status := shell(t, t.TempDir(), c.script, "CONTAINERD_SNAPSHOTTER=native")
+		if status != c.status || !strings.HasPrefix(errs, c.says) || c.says == "" && errs != "" || out != "" {
+			t.Errorf("%s: status %d, not %d; stdout %q, stderr %q", c.script, status, c.status, out, errs)
+		}
+	}
+}
+
+func TestOutput(t *testing.T) {
+	dir := t.TempDir()
+	out, errs, status := shell(t, dir, `
+		snap prepare --label x=1 --label y=2 'a&b' | tee mounts
+		snap mounts 'a&b' | cmp - mounts
+		snap label 'a&b' y= z=3
+		snap ls -q
+		snap stat --json 'a&b'
+		snap usage 'a&b' | cut -f1,3`, "CONTAINERD_SNAPSHOTTER=native")
+	if status != 0 {
+		t.Fatalf("status %d: %s", status, errs)
+	}
+	lines := strings.Split(out, "\n")
+	if len(lines) != 7 {
+		t.Fatalf("printed %q", out)
+	}
+	var m []snapshot.Mount
+	if err := json.Unmarshal([]byte(lines[0]), &m); err != nil || len(m) != 1 || !strings.HasPrefix(m[0].Source, dir) {
+		t.Errorf("mounts are %s: %v", lines[0], err)
+	}
+	if got := strings.Join(lines[1:4], " "); got != "x\t1 z\t3 a&b" {
+		t.Errorf("label and ls -q print %q", got)
+	}
+	var i snapshot.Info
+	if err := json.Unmarshal([]byte(lines[4]), &i); err != nil || i.Key != "a&b" || i.Kind != snapshot.Active || i.Labels["z"] != "3" || i.Created.IsZero() {
+		t.Errorf("stat --json prints %s: %v", lines[4], err)
+	}
+	if lines[5] != "a&b\t1" {
+		t.Errorf("usage prints %q", lines[5])
+	}
+}
+
+func TestMountCommandIsQuoted(t *testing.T) {
+	line, err := command(snapshot.Mount{Type: "bind", Source: "/it's $(here)", Options: []string{"bind", "rw"}}, "/a b")
+	if want := `mount -t bind -o bind,rw '/it'\''s $(here)' '/a b'`; err != nil || line != want {
+		t.Errorf("command is %s, not %s: %v", line, want, err)
+	}
+	long := snapshot.Mount{Type: "overlay", Source: "x", Options: []string{"lowerdir=" + strings.Repeat("/x", 4096)}}
+	if line, err := command(long, "/m"); err == nil {
+		t.Errorf("options of more than a page became %.40s…", line)
+	}
+}
