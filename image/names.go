@@ -10,6 +10,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -110,10 +111,8 @@ func (n *Names) Get(name string) (Image, error) {
 	if err != nil {
 		return Image{}, err
 	}
-	for _, e := range ix.entries {
-		if e.name == name {
-			return e.image()
-		}
+	if at := ix.find(name); at >= 0 {
+		return ix.entries[at].image()
 	}
 	return Image{}, fmt.Errorf("image %s: %w", name, errdefs.ErrNotFound)
 }
@@ -139,68 +138,120 @@ func (n *Names) List() ([]Image, error) {
 	return all, nil
 }
 
-// Create gives target a new name. AlreadyExists when the name is there, whatever it points at.
+// Create gives target a new name; its annotations become the labels. AlreadyExists when the
+// name is there, whatever it points at.
 func (n *Names) Create(name string, target v1.Descriptor) (Image, error) {
-	return n.put(name, target, false)
+	return n.put(name, target, func(*Image) error {
+		return fmt.Errorf("image %s: %w", name, errdefs.ErrAlreadyExists)
+	})
 }
 
 // Replace gives target the name, new or not. Labels and the time of creation stay.
 func (n *Names) Replace(name string, target v1.Descriptor) (Image, error) {
-	return n.put(name, target, true)
+	return n.put(name, target, func(old *Image) error {
+		old.Target = target
+		return nil
+	})
 }
 
-func (n *Names) put(name string, target v1.Descriptor, replace bool) (Image, error) {
+// put makes the name, or lets exists change the image that has it.
+func (n *Names) put(name string, target v1.Descriptor, exists func(*Image) error) (Image, error) {
 	var img Image
 	if err := checkName(name); err != nil {
 		return img, err
 	}
-	if err := target.Digest.Validate(); err != nil {
-		return img, fmt.Errorf("digest %q: %w: %w", target.Digest, err, errdefs.ErrInvalidArgument)
+	if err := checkTarget(target); err != nil {
+		return img, err
 	}
 	err := n.change(func(ix *index) error {
 		now := time.Now().UTC()
-		img = Image{Name: name, Target: target, Labels: target.Annotations, CreatedAt: now, UpdatedAt: now}
-		at := len(ix.entries)
-		for i, e := range ix.entries {
-			if e.name != name {
-				continue
-			}
-			if !replace {
-				return fmt.Errorf("image %s: %w", name, errdefs.ErrAlreadyExists)
-			}
-			old, err := e.image()
-			if err != nil {
+		img = Image{Name: name, Target: target, Labels: target.Annotations, CreatedAt: now}
+		at := ix.find(name)
+		var err error
+		if at >= 0 {
+			if img, err = ix.entries[at].image(); err != nil {
 				return err
 			}
-			at = i
-			img.Labels = old.Labels
-			if !old.CreatedAt.IsZero() {
-				img.CreatedAt = old.CreatedAt
+			if err := exists(&img); err != nil {
+				return err
 			}
-			break
-		}
-		e, err := img.entry()
-		if err != nil {
-			return err
-		}
-		if at == len(ix.entries) {
-			ix.entries = append(ix.entries, e)
 		} else {
-			ix.entries[at] = e
+			at = len(ix.entries)
+			ix.entries = append(ix.entries, entry{})
 		}
-		return nil
+		img.UpdatedAt = now
+		ix.entries[at], err = img.entry()
+		return err
 	})
 	return img, err
+}
+
+// Update changes those fields of a name that the paths name, as containerd's image store does:
+// "target", "labels" (all of them) or "labels.KEY" (set, or removed where img has it empty or
+// not at all). NotFound when there is no such name, InvalidArgument for another path or none.
+func (n *Names) Update(img Image, paths ...string) (Image, error) {
+	var updated Image
+	if len(paths) == 0 {
+		return updated, fmt.Errorf("update %s: no field is named: %w", img.Name, errdefs.ErrInvalidArgument)
+	}
+	err := n.change(func(ix *index) error {
+		at := ix.find(img.Name)
+		if at < 0 {
+			return fmt.Errorf("image %s: %w", img.Name, errdefs.ErrNotFound)
+		}
+		var err error
+		if updated, err = ix.entries[at].image(); err != nil {
+			return err
+		}
+		for _, path := range paths {
+			if err := updated.set(img, path); err != nil {
+				return fmt.Errorf("update %s: %w", img.Name, err)
+			}
+		}
+		updated.UpdatedAt = time.Now().UTC()
+		ix.entries[at], err = updated.entry()
+		return err
+	})
+	return updated, err
+}
+
+func (img *Image) set(from Image, path string) error {
+	key, label := strings.CutPrefix(path, "labels.")
+	switch {
+	case path == "target":
+		if err := checkTarget(from.Target); err != nil {
+			return err
+		}
+		img.Target = from.Target
+	case path == "labels":
+		img.Labels = maps.Clone(from.Labels)
+	case label && key != "" && !reserved(key):
+		if img.Labels == nil {
+			img.Labels = map[string]string{}
+		}
+		img.Labels[key] = from.Labels[key]
+	default:
+		return fmt.Errorf("field %q: one of target, labels, labels.KEY: %w", path, errdefs.ErrInvalidArgument)
+	}
+	maps.DeleteFunc(img.Labels, func(k, v string) bool { return v == "" || reserved(k) })
+	return nil
+}
+
+func checkTarget(d v1.Descriptor) error {
+	if err := d.Digest.Validate(); err != nil {
+		return fmt.Errorf("digest %.80q: %w: %w", d.Digest, err, errdefs.ErrInvalidArgument)
+	}
+	return nil
 }
 
 // Delete takes the name away. NotFound when there is none.
 func (n *Names) Delete(name string) error {
 	return n.change(func(ix *index) error {
-		kept := slices.DeleteFunc(slices.Clone(ix.entries), func(e entry) bool { return e.name == name })
-		if name == "" || len(kept) == len(ix.entries) {
+		at := ix.find(name)
+		if at < 0 {
 			return fmt.Errorf("image %s: %w", name, errdefs.ErrNotFound)
 		}
-		ix.entries = kept
+		ix.entries = slices.Delete(ix.entries, at, at+1)
 		return nil
 	})
 }
@@ -210,6 +261,11 @@ func (n *Names) Delete(name string) error {
 type index struct {
 	fields  map[string]json.RawMessage
 	entries []entry
+}
+
+// find returns where the name's entry is, or -1.
+func (ix *index) find(name string) int {
+	return slices.IndexFunc(ix.entries, func(e entry) bool { return e.name == name && name != "" })
 }
 
 type entry struct {
@@ -258,11 +314,13 @@ func (img Image) entry() (entry, error) {
 	d := img.Target
 	d.Annotations = map[string]string{
 		v1.AnnotationRefName: img.Name,
-		AnnotationCreated:    img.CreatedAt.Format(time.RFC3339Nano),
 		AnnotationUpdated:    img.UpdatedAt.Format(time.RFC3339Nano),
 	}
+	if !img.CreatedAt.IsZero() {
+		d.Annotations[AnnotationCreated] = img.CreatedAt.Format(time.RFC3339Nano)
+	}
 	for k, v := range img.Labels {
-		if _, reserved := d.Annotations[k]; !reserved {
+		if !reserved(k) {
 			d.Annotations[k] = v
 		}
 	}
@@ -271,6 +329,11 @@ func (img Image) entry() (entry, error) {
 		return entry{}, fmt.Errorf("encode image %s: %w", img.Name, err)
 	}
 	return entry{raw, img.Name}, nil
+}
+
+// reserved are the annotations that are no labels.
+func reserved(key string) bool {
+	return key == v1.AnnotationRefName || key == AnnotationCreated || key == AnnotationUpdated
 }
 
 func (n *Names) path() string { return filepath.Join(n.layout.Root(), v1.ImageIndexFile) }
@@ -315,12 +378,9 @@ func (ix *index) encode() ([]byte, error) {
 // change locks index.json, lets f change what it says, and puts the new one in its place:
 // written aside, synced, renamed, the directory synced (distkit-layout(5), index.json).
 func (n *Names) change(f func(*index) error) error {
-	if err := n.create(); err != nil {
-		return err
-	}
-	lock, err := lockFile(n.path())
+	lock, err := n.lock()
 	if err != nil {
-		return fmt.Errorf("lock names: %w", err)
+		return err
 	}
 	defer lock.Close()
 	b, err := os.ReadFile(n.path())
@@ -343,6 +403,27 @@ func (n *Names) change(f func(*index) error) error {
 	return nil
 }
 
+// lock locks index.json, which is made if it isn't there, and again if the namespace was
+// removed while this waited for the lock.
+func (n *Names) lock() (*os.File, error) {
+	for {
+		if err := n.create(); err != nil {
+			return nil, err
+		}
+		f, err := lockFile(n.path())
+		if err == nil {
+			return f, nil
+		}
+		if !errors.Is(err, fs.ErrNotExist) {
+			return nil, fmt.Errorf("lock names: %w", err)
+		}
+		// A layout remembers that it is there: look anew.
+		if n.layout, err = content.Open(n.layout.Root()); err != nil {
+			return nil, err
+		}
+	}
+}
+
 // lockFile opens path and takes its lock. Since a writer replaces the file, the lock counts
 // only if path still names what was locked.
 func lockFile(path string) (*os.File, error) {
@@ -351,15 +432,8 @@ func lockFile(path string) (*os.File, error) {
 		if err != nil {
 			return nil, err
 		}
-		for {
-			err = unix.Flock(int(f.Fd()), unix.LOCK_EX)
-			if !errors.Is(err, unix.EINTR) {
-				break
-			}
-		}
-		if err != nil {
-			f.Close()
-			return nil, &fs.PathError{Op: "flock", Path: path, Err: err}
+		if err := flock(f, unix.LOCK_EX); err != nil {
+			return nil, err
 		}
 		locked, err := f.Stat()
 		if err != nil {
@@ -377,10 +451,31 @@ func lockFile(path string) (*os.File, error) {
 	}
 }
 
+// flock waits for the lock of an open file, which it closes where that fails.
+func flock(f *os.File, how int) error {
+	for {
+		switch err := unix.Flock(int(f.Fd()), how); {
+		case err == nil:
+			return nil
+		case !errors.Is(err, unix.EINTR):
+			f.Close()
+			return &fs.PathError{Op: "flock", Path: f.Name(), Err: err}
+		}
+	}
+}
+
 // create makes the layout where it is missing. A namespace's shares the store's blobs and
 // the place where files are written aside.
 func (n *Names) create() error {
+	if _, err := os.Stat(n.path()); err == nil {
+		return nil
+	}
 	if n.layout.Root() != n.root {
+		lock, err := lockNamespaces(n.root, unix.LOCK_SH)
+		if err != nil {
+			return err
+		}
+		defer lock.Close()
 		if err := os.MkdirAll(n.layout.Root(), 0o755); err != nil {
 			return fmt.Errorf("create namespace: %w", err)
 		}

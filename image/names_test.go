@@ -245,3 +245,136 @@ func TestParallelWritersLoseNothing(t *testing.T) {
 		t.Errorf("%d names, want %d; %v", len(all), (processes+goroutines)*each, err)
 	}
 }
+
+func TestUpdateChangesOnlyTheFieldsNamed(t *testing.T) {
+	names := open(t, t.TempDir(), DefaultNamespace)
+	if _, err := names.Create("n", target("a")); err != nil {
+		t.Fatal(err)
+	}
+	update := func(labels map[string]string, d v1.Descriptor, paths ...string) (Image, error) {
+		return names.Update(Image{Name: "n", Target: d, Labels: labels}, paths...)
+	}
+	img, err := update(map[string]string{"a": "1", "b": "2", "c": "3"}, target("b"), "labels.a", "labels.b")
+	if err != nil || img.Target.Digest != target("a").Digest || fmt.Sprint(img.Labels) != "map[a:1 b:2]" {
+		t.Errorf("labels.a, labels.b: %+v, %v", img, err)
+	}
+	if img, err = update(nil, target("b"), "target", "labels.a"); err != nil || img.Target.Digest != target("b").Digest || fmt.Sprint(img.Labels) != "map[b:2]" {
+		t.Errorf("target, labels.a: %+v, %v", img, err)
+	}
+	if img, err = update(map[string]string{"z": "9"}, target("c"), "labels"); err != nil || img.Target.Digest != target("b").Digest || fmt.Sprint(img.Labels) != "map[z:9]" {
+		t.Errorf("labels: %+v, %v", img, err)
+	}
+	if got, err := names.Get("n"); err != nil || fmt.Sprint(got) != fmt.Sprint(img) {
+		t.Errorf("read back %+v, %v", got, err)
+	}
+	for _, paths := range [][]string{nil, {"name"}, {"labels."}, {"labels." + AnnotationCreated}} {
+		if _, err := update(nil, target("a"), paths...); !errdefs.IsInvalidArgument(err) {
+			t.Errorf("paths %q: %v", paths, err)
+		}
+	}
+	if _, err := names.Update(Image{Name: "other"}, "labels"); !errdefs.IsNotFound(err) {
+		t.Errorf("a name that isn't there: %v", err)
+	}
+}
+
+func TestNamespaceLife(t *testing.T) {
+	root := t.TempDir()
+	store, err := content.Open(root)
+	if err != nil {
+		t.Fatal(err)
+	}
+	all := OpenNamespaces(store)
+	list := func(want string) {
+		t.Helper()
+		if got, err := all.List(); err != nil || fmt.Sprint(got) != want {
+			t.Errorf("namespaces %v, want %s; %v", got, want, err)
+		}
+	}
+	list("[default]")
+	if err := all.Create("a", map[string]string{"k": "v"}); err != nil {
+		t.Fatal(err)
+	}
+	if err := all.Create("a", nil); !errdefs.IsAlreadyExists(err) {
+		t.Errorf("create again: %v", err)
+	}
+	if _, err := open(t, root, "b").Create("n", target("a")); err != nil {
+		t.Fatal(err)
+	}
+	list("[a b default]")
+	if labels, err := all.SetLabels("a", map[string]string{"k": "", "l": "1"}); err != nil || fmt.Sprint(labels) != "map[l:1]" {
+		t.Errorf("labels %v, %v", labels, err)
+	}
+	if labels, err := all.Labels("a"); err != nil || fmt.Sprint(labels) != "map[l:1]" {
+		t.Errorf("labels read back %v, %v", labels, err)
+	}
+	if err := all.Delete("b"); !errdefs.IsFailedPrecondition(err) {
+		t.Errorf("delete one with a name: %v", err)
+	}
+	if err := os.MkdirAll(filepath.Join(root, "containers", "a", "c"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := all.Delete("a"); !errdefs.IsFailedPrecondition(err) {
+		t.Errorf("delete one with a container: %v", err)
+	}
+	if err := os.Remove(filepath.Join(root, "containers", "a", "c")); err != nil {
+		t.Fatal(err)
+	}
+	for namespace, is := range map[string]func(error) bool{
+		"a": func(err error) bool { return err == nil }, "default": errdefs.IsFailedPrecondition,
+		"none": errdefs.IsNotFound, "../x": errdefs.IsInvalidArgument,
+	} {
+		if err := all.Delete(namespace); !is(err) {
+			t.Errorf("delete %s: %v", namespace, err)
+		}
+	}
+	list("[b default]")
+}
+
+// A namespace may be removed under those who give names in it: each name is kept, or the
+// removal refused.
+func TestRemovalOfANamespaceLosesNoName(t *testing.T) {
+	root := t.TempDir()
+	store, err := content.Open(root)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var writers, removers sync.WaitGroup
+	done := make(chan struct{})
+	removers.Go(func() {
+		for {
+			select {
+			case <-done:
+				return
+			default:
+			}
+			err := OpenNamespaces(store).Delete("ns")
+			if err != nil && !errdefs.IsNotFound(err) && !errdefs.IsFailedPrecondition(err) {
+				t.Errorf("delete: %v", err)
+				return
+			}
+		}
+	})
+	for g := range 4 {
+		writers.Go(func() {
+			for i := range 20 {
+				name := fmt.Sprintf("g%d:%d", g, i)
+				names := open(t, root, "ns")
+				if _, err := names.Create(name, target("x")); err != nil {
+					t.Errorf("create: %v", err)
+					return
+				}
+				if _, err := names.Get(name); err != nil {
+					t.Errorf("get: %v", err)
+					return
+				}
+				if err := names.Delete(name); err != nil {
+					t.Errorf("delete name: %v", err)
+					return
+				}
+			}
+		})
+	}
+	writers.Wait()
+	close(done)
+	removers.Wait()
+}

@@ -23,7 +23,7 @@ func main() {
 		Use:   "dist-image VERB",
 		Short: "Give names to what is in the store, and read what they point at",
 	}
-	c.AddCommand(newCreate(), newLs(), newRm(), newManifest(), newConfig(), newLayers(), newChildren(), newCheck())
+	c.AddCommand(newCreate(), newUpdate(), newLabel(), newLs(), newRm(), newManifest(), newConfig(), newLayers(), newChildren(), newCheck())
 	cli.Main(c)
 }
 
@@ -113,8 +113,7 @@ func newCreate() *cobra.Command {
 		if err != nil {
 			return err
 		}
-		_, err = fmt.Fprintf(c.OutOrStdout(), "%s\t%s\n", img.Name, img.Target.Digest)
-		return err
+		return printTarget(c, img)
 	}
 	return c
 }

@@ -1,0 +1,89 @@
+package main
+
+import (
+	"fmt"
+
+	"distkit/cmd/internal/cli"
+	"distkit/image"
+
+	"github.com/spf13/cobra"
+)
+
+func newUpdate() *cobra.Command {
+	c := &cobra.Command{
+		Use:   "update [flags] NAME",
+		Short: "Change what a name points at, or some of its labels, and nothing else",
+		Args:  cobra.ExactArgs(1),
+	}
+	f := newFlags(c)
+	to := c.Flags().String("target", "", "point at this `DIGEST`; - reads a descriptor from standard input")
+	labels := c.Flags().StringArray("label", nil, "set the label `KEY=VALUE`; without a value take it away")
+	c.RunE = func(c *cobra.Command, args []string) error {
+		store, names, err := f.open()
+		if err != nil {
+			return err
+		}
+		img := image.Image{Name: args[0]}
+		var paths []string
+		if *to != "" {
+			if img.Target, err = descriptor(c, store, *to); err != nil {
+				return err
+			}
+			paths = append(paths, "target")
+		}
+		if img.Labels, err = cli.Labels(*labels); err != nil {
+			return err
+		}
+		for k := range img.Labels {
+			paths = append(paths, "labels."+k)
+		}
+		if len(paths) == 0 {
+			return cli.Usagef("nothing to change: give --target or --label")
+		}
+		if img, err = names.Update(img, paths...); err != nil {
+			return err
+		}
+		return printTarget(c, img)
+	}
+	return c
+}
+
+func newLabel() *cobra.Command {
+	c := &cobra.Command{
+		Use:   "label [flags] NAME [KEY=VALUE…]",
+		Short: "Set labels of an image (KEY= takes one away) and list them all",
+		Args:  cobra.MinimumNArgs(1),
+	}
+	f := newFlags(c)
+	records := cli.NewRecords(c, "KEY", "VALUE")
+	c.RunE = func(c *cobra.Command, args []string) error {
+		_, names, err := f.open()
+		if err != nil {
+			return err
+		}
+		changes, err := cli.Labels(args[1:])
+		if err != nil {
+			return err
+		}
+		var img image.Image
+		if len(changes) == 0 {
+			img, err = names.Get(args[0])
+		} else {
+			var paths []string
+			for k := range changes {
+				paths = append(paths, "labels."+k)
+			}
+			img, err = names.Update(image.Image{Name: args[0], Labels: changes}, paths...)
+		}
+		if err != nil {
+			return err
+		}
+		return records.WriteLabels(img.Labels)
+	}
+	return c
+}
+
+func printTarget(c *cobra.Command, img image.Image) error {
+	_, err := fmt.Fprintf(c.OutOrStdout(), "%s\t%s\n", img.Name, img.Target.Digest)
+	return err
+}

@@ -1,0 +1,216 @@
+package image
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"maps"
+	"os"
+	"path/filepath"
+	"slices"
+
+	"distkit/content"
+
+	"github.com/containerd/errdefs"
+	v1 "github.com/opencontainers/image-spec/specs-go/v1"
+	"golang.org/x/sys/unix"
+)
+
+// Namespaces are the partitions of a store's names. The default one is always there; every
+// other one is a directory below namespaces/, made by its first name or by Create.
+type Namespaces struct {
+	store *content.Store
+}
+
+// OpenNamespaces selects the namespaces of a store. It touches nothing on disk.
+func OpenNamespaces(store *content.Store) Namespaces { return Namespaces{store} }
+
+func (n Namespaces) dir() string { return filepath.Join(n.store.Root(), "namespaces") }
+
+// List returns all namespaces, sorted: the default one, and those that have a layout.
+func (n Namespaces) List() ([]string, error) {
+	all := []string{DefaultNamespace}
+	entries, err := os.ReadDir(n.dir())
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("list namespaces: %w", err)
+	}
+	for _, e := range entries {
+		if e.IsDir() && identifier(e.Name()) && e.Name() != DefaultNamespace {
+			all = append(all, e.Name())
+		}
+	}
+	slices.Sort(all)
+	return all, nil
+}
+
+// exists tells whether List would return the namespace.
+func (n Namespaces) exists(namespace string) (bool, error) {
+	if namespace == DefaultNamespace {
+		return true, nil
+	}
+	_, err := os.Stat(filepath.Join(n.dir(), namespace))
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return false, fmt.Errorf("namespace %s: %w", namespace, err)
+	}
+	return err == nil, nil
+}
+
+// Create makes a namespace with these labels. AlreadyExists when it is there, InvalidArgument
+// when it is no identifier.
+func (n Namespaces) Create(namespace string, labels map[string]string) error {
+	names, err := OpenNames(n.store, namespace)
+	if err != nil {
+		return err
+	}
+	if there, err := n.exists(namespace); err != nil {
+		return err
+	} else if there {
+		return fmt.Errorf("namespace %s: %w", namespace, errdefs.ErrAlreadyExists)
+	}
+	return names.change(func(ix *index) error { return ix.setLabels(labels) })
+}
+
+// Labels returns a namespace's labels: the annotations of its index. NotFound when there is
+// no such namespace.
+func (n Namespaces) Labels(namespace string) (map[string]string, error) {
+	names, err := n.open(namespace)
+	if err != nil {
+		return nil, err
+	}
+	ix, err := names.read()
+	if err != nil {
+		return nil, err
+	}
+	return ix.labels()
+}
+
+// SetLabels changes those labels of a namespace that are given; an empty value takes one away.
+// It returns all.
+func (n Namespaces) SetLabels(namespace string, labels map[string]string) (map[string]string, error) {
+	names, err := n.open(namespace)
+	if err != nil {
+		return nil, err
+	}
+	var all map[string]string
+	err = names.change(func(ix *index) error {
+		if err := ix.setLabels(labels); err != nil {
+			return err
+		}
+		all, err = ix.labels()
+		return err
+	})
+	return all, err
+}
+
+func (n Namespaces) open(namespace string) (*Names, error) {
+	names, err := OpenNames(n.store, namespace)
+	if err != nil {
+		return nil, err
+	}
+	if there, err := n.exists(namespace); err != nil {
+		return nil, err
+	} else if !there {
+		return nil, fmt.Errorf("namespace %s: %w", namespace, errdefs.ErrNotFound)
+	}
+	return names, nil
+}
+
+// Delete removes a namespace that is empty. FailedPrecondition when it has names or
+// containers, or is the default one; NotFound when there is none.
+func (n Namespaces) Delete(namespace string) error {
+	names, err := n.open(namespace)
+	if err != nil {
+		return err
+	}
+	if namespace == DefaultNamespace {
+		return fmt.Errorf("namespace %s is part of every store: %w", namespace, errdefs.ErrFailedPrecondition)
+	}
+	containers := filepath.Join(n.store.Root(), "containers", namespace)
+	if entries, err := os.ReadDir(containers); err == nil && len(entries) > 0 {
+		return fmt.Errorf("namespace %s is not empty, it has container %s: %w",
+			namespace, entries[0].Name(), errdefs.ErrFailedPrecondition)
+	}
+	all, err := lockNamespaces(n.store.Root(), unix.LOCK_EX)
+	if err != nil {
+		return err
+	}
+	defer all.Close()
+	// Under the lock nobody adds a name; who waits for it finds the directory gone and makes
+	// the namespace anew. Renamed first, so that it goes at once and whole.
+	lock, err := lockFile(names.path())
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("lock names: %w", err)
+	}
+	if lock != nil {
+		defer lock.Close()
+		ix, err := names.read()
+		if err != nil {
+			return err
+		}
+		if len(ix.entries) > 0 {
+			return fmt.Errorf("namespace %s is not empty, it has image %s: %w",
+				namespace, ix.entries[0].name, errdefs.ErrFailedPrecondition)
+		}
+	}
+	gone := filepath.Join(n.dir(), "."+namespace+".removed")
+	if err := os.RemoveAll(gone); err != nil {
+		return fmt.Errorf("remove namespace %s: %w", namespace, err)
+	}
+	if err := os.Rename(names.layout.Root(), gone); err != nil {
+		return fmt.Errorf("remove namespace %s: %w", namespace, err)
+	}
+	if err := syncDir(n.dir()); err != nil {
+		return fmt.Errorf("remove namespace %s: %w", namespace, err)
+	}
+	_ = os.Remove(containers)
+	if err := os.RemoveAll(gone); err != nil {
+		return fmt.Errorf("remove namespace %s: %w", namespace, err)
+	}
+	return nil
+}
+
+// lockNamespaces locks the directory of all namespaces: shared by those who make one, held
+// alone by who removes one.
+func lockNamespaces(root string, how int) (*os.File, error) {
+	dir := filepath.Join(root, "namespaces")
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return nil, fmt.Errorf("create namespace: %w", err)
+	}
+	f, err := os.Open(dir)
+	if err == nil {
+		err = flock(f, how)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("lock namespaces: %w", err)
+	}
+	return f, nil
+}
+
+func (ix *index) labels() (map[string]string, error) {
+	var labels map[string]string
+	if raw, ok := ix.fields["annotations"]; ok {
+		if err := json.Unmarshal(raw, &labels); err != nil {
+			return nil, fmt.Errorf("annotations of %s: %w: %w", v1.ImageIndexFile, err, errdefs.ErrFailedPrecondition)
+		}
+	}
+	return labels, nil
+}
+
+func (ix *index) setLabels(changes map[string]string) error {
+	labels, err := ix.labels()
+	if err != nil {
+		return err
+	}
+	if labels == nil {
+		labels = map[string]string{}
+	}
+	maps.Copy(labels, changes)
+	maps.DeleteFunc(labels, func(_, v string) bool { return v == "" })
+	if len(labels) == 0 {
+		delete(ix.fields, "annotations")
+		return nil
+	}
+	ix.fields["annotations"], err = json.Marshal(labels)
+	return err
+}
