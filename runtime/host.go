@@ -1,0 +1,114 @@
+package runtime
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+)
+
+// Host is what a specification depends on of the host it is for.
+type Host struct {
+	CgroupV2       bool     // cgroup v2 alone: containers get a cgroup namespace, as docker does
+	LastCapability int      // the number of the kernel's last capability
+	NameFiles      []string // the files that a container in the host's network shares
+}
+
+// ThisHost looks at the host this runs on.
+func ThisHost() Host {
+	h := Host{LastCapability: len(capabilities) - 1}
+	var st unix.Statfs_t
+	if err := unix.Statfs("/sys/fs/cgroup", &st); err == nil {
+		h.CgroupV2 = st.Type == unix.CGROUP2_SUPER_MAGIC
+	}
+	if b, err := os.ReadFile("/proc/sys/kernel/cap_last_cap"); err == nil {
+		if n, err := strconv.Atoi(strings.TrimSpace(string(b))); err == nil {
+			h.LastCapability = n
+		}
+	}
+	for _, f := range []string{"/etc/resolv.conf", "/etc/hosts"} {
+		if _, err := os.Stat(f); err == nil {
+			h.NameFiles = append(h.NameFiles, f)
+		}
+	}
+	return h
+}
+
+// Device is a device node in the container and what the container may do with it.
+type Device struct {
+	specs.LinuxDevice
+	Access string // of r, w and m
+}
+
+// HostDevice is a device of the host, under the path that it shall have in the container.
+// A path that is no device is InvalidArgument.
+func HostDevice(source, target, access string) (Device, error) {
+	if access == "" || strings.Trim(access, "rwm") != "" {
+		return Device{}, invalid("device %s: access %q is not of r, w and m", source, access)
+	}
+	if !filepath.IsAbs(target) {
+		return Device{}, invalid("device %s: %q is not an absolute path", source, target)
+	}
+	var st unix.Stat_t
+	if err := unix.Stat(source, &st); errors.Is(err, unix.ENOENT) {
+		return Device{}, notFound("device %s: %v", source, err)
+	} else if err != nil {
+		return Device{}, fmt.Errorf("device %s: %w", source, err)
+	}
+	d, ok := deviceOf(&st, target)
+	if !ok {
+		return Device{}, invalid("device %s is not a device", source)
+	}
+	return Device{d, access}, nil
+}
+
+func deviceOf(st *unix.Stat_t, target string) (specs.LinuxDevice, bool) {
+	kind := ""
+	switch st.Mode & unix.S_IFMT {
+	case unix.S_IFCHR:
+		kind = "c"
+	case unix.S_IFBLK:
+		kind = "b"
+	default:
+		return specs.LinuxDevice{}, false
+	}
+	mode := os.FileMode(st.Mode & 0o777)
+	uid, gid := st.Uid, st.Gid
+	return specs.LinuxDevice{
+		Path: target, Type: kind, FileMode: &mode, UID: &uid, GID: &gid,
+		Major: int64(unix.Major(st.Rdev)), Minor: int64(unix.Minor(st.Rdev)),
+	}, true
+}
+
+// HostDevices are all of the host's devices below /dev, for --privileged.
+func HostDevices() ([]Device, error) {
+	var all []Device
+	err := filepath.WalkDir("/dev", func(name string, e fs.DirEntry, err error) error {
+		if err != nil {
+			return nil //nolint:nilerr // devices come and go
+		}
+		switch name {
+		case "/dev/pts", "/dev/shm", "/dev/fd", "/dev/mqueue", "/dev/.lxc", "/dev/.lxd-mounts", "/dev/.udev":
+			return fs.SkipDir
+		case "/dev/console", "/dev/ptmx", "/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom", "/dev/tty":
+			return nil // every container has these
+		}
+		var st unix.Stat_t
+		if unix.Lstat(name, &st) == nil {
+			if d, ok := deviceOf(&st, name); ok {
+				all = append(all, Device{d, "rwm"})
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		return nil, fmt.Errorf("list /dev: %w", err)
+	}
+	return all, nil
+}

@@ -1,0 +1,335 @@
+package runtime
+
+import (
+	"fmt"
+	"io"
+	"maps"
+	"path"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+)
+
+// specVersion is the oldest that has all of what is used here: crun before 1.9 takes none but 1.0.
+const specVersion = "1.0.2"
+
+const defaultPath = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+// Options are a caller's wishes. The zero value is what docker does with an image: its
+// entrypoint, command, environment and user, docker's capabilities, masked paths and mounts,
+// and a network namespace of its own with nothing but loopback.
+type Options struct {
+	// Rootfs is where the user's name is looked up, and what root.path becomes: as it is if
+	// it is "rootfs", so that it is the bundle's own, else absolute. "" leaves root.path
+	// "rootfs" and names unresolved.
+	Rootfs string
+
+	Args       []string  // replace the image's Cmd
+	Entrypoint *[]string // replaces the image's Entrypoint, and drops its Cmd
+	Env        []string  // NAME=VALUE sets; NAME alone removes
+	User       string    // "" is the image's
+	Cwd        string
+	Hostname   string
+	Terminal   bool
+	ReadOnly   bool
+
+	Mounts      []specs.Mount // replace default ones at the same destination
+	Network     string        // "none" or "", "host", or a network namespace's path
+	Annotations map[string]string
+
+	Privileged      bool
+	CapAdd, CapDrop []string
+	NoNewPrivileges bool
+	Seccomp         io.Reader // a profile, see [ReadSeccomp]; nil filters nothing
+	Rlimits         []specs.POSIXRlimit
+	Devices         []Device
+	Memory          int64   // bytes; 0 is no limit
+	CPUs            float64 // 0 is no limit
+	Pids            int64   // 0 is no limit
+
+	// Host is what the host has; see [ThisHost].
+	Host Host
+}
+
+// Spec is the runtime specification of a container of the image.
+//
+// An image without any command, a value that no process can be given and a relative mount
+// destination are InvalidArgument; an unknown user is NotFound.
+func Spec(img *Image, o Options) (*specs.Spec, error) {
+	process, err := newProcess(img, o)
+	if err != nil {
+		return nil, err
+	}
+	annotations, err := img.annotations()
+	if err != nil {
+		return nil, err
+	}
+	maps.Copy(annotations, o.Annotations)
+	root := specs.Root{Path: "rootfs", Readonly: o.ReadOnly}
+	if o.Rootfs != "" && filepath.Clean(o.Rootfs) != "rootfs" {
+		if root.Path, err = filepath.Abs(o.Rootfs); err != nil {
+			return nil, fmt.Errorf("rootfs %s: %w", o.Rootfs, err)
+		}
+	}
+	if err := checkText("hostname", o.Hostname); err != nil {
+		return nil, err
+	}
+	s := &specs.Spec{
+		Version:     specVersion,
+		Process:     process,
+		Root:        &root,
+		Hostname:    o.Hostname,
+		Annotations: annotations,
+		Linux: &specs.Linux{
+			MaskedPaths:   slices.Clone(maskedPaths),
+			ReadonlyPaths: slices.Clone(readonlyPaths),
+			Resources:     o.resources(),
+		},
+	}
+	if s.Linux.Namespaces, err = o.namespaces(); err != nil {
+		return nil, err
+	}
+	if s.Mounts, err = o.mounts(); err != nil {
+		return nil, err
+	}
+	for _, d := range o.Devices {
+		s.Linux.Devices = append(s.Linux.Devices, d.LinuxDevice)
+	}
+	switch {
+	case o.Privileged:
+		s.Linux.MaskedPaths, s.Linux.ReadonlyPaths = nil, nil
+	case o.Seccomp != nil:
+		if s.Linux.Seccomp, err = ReadSeccomp(o.Seccomp, process.Capabilities.Bounding); err != nil {
+			return nil, err
+		}
+	}
+	return s, nil
+}
+
+func newProcess(img *Image, o Options) (*specs.Process, error) {
+	args := append([]string(nil), img.Config.Entrypoint...)
+	cmd := img.Config.Cmd
+	if o.Entrypoint != nil {
+		args, cmd = append([]string(nil), *o.Entrypoint...), nil
+	}
+	if len(o.Args) > 0 {
+		cmd = o.Args
+	}
+	args = append(args, cmd...)
+	if len(args) == 0 || args[0] == "" {
+		return nil, invalid("no command: the image has no entrypoint or command of its own, give one")
+	}
+	for _, a := range args {
+		if err := checkText("argument", a); err != nil {
+			return nil, err
+		}
+	}
+
+	who := o.User
+	if who == "" {
+		who = img.Config.User
+	}
+	user, home, err := User(o.Rootfs, who)
+	if err != nil {
+		return nil, err
+	}
+	env, err := environment(img, o, home)
+	if err != nil {
+		return nil, err
+	}
+
+	cwd := img.Config.WorkingDir
+	if o.Cwd != "" {
+		cwd = o.Cwd
+	}
+	if err := checkText("working directory", cwd); err != nil {
+		return nil, err
+	}
+	base := defaultCapabilities
+	if o.Privileged {
+		base = capabilities[:min(o.Host.LastCapability+1, len(capabilities))]
+	}
+	caps, err := capabilitySet(base, o.CapAdd, o.CapDrop, o.Host.LastCapability)
+	if err != nil {
+		return nil, err
+	}
+	return &specs.Process{
+		Terminal: o.Terminal,
+		User:     user,
+		Args:     args,
+		Env:      env,
+		Cwd:      path.Join("/", cwd),
+		// Not inheritable (CVE-2022-24769), not ambient: a user other than root has none.
+		Capabilities:    &specs.LinuxCapabilities{Bounding: caps, Effective: caps, Permitted: caps},
+		Rlimits:         o.Rlimits,
+		NoNewPrivileges: o.NoNewPrivileges,
+	}, nil
+}
+
+// environment is PATH, HOSTNAME, TERM and HOME, which the image's variables replace, and
+// these the caller's.
+func environment(img *Image, o Options, home string) ([]string, error) {
+	env := []string{"PATH=" + defaultPath}
+	if o.Hostname != "" {
+		env = append(env, "HOSTNAME="+o.Hostname)
+	}
+	if o.Terminal {
+		env = append(env, "TERM=xterm")
+	}
+	if home != "" {
+		env = append(env, "HOME="+home)
+	}
+	index := make(map[string]int, len(env)+len(img.Config.Env)+len(o.Env))
+	for i, v := range env {
+		name, _, _ := strings.Cut(v, "=")
+		index[name] = i
+	}
+	set := func(v string, remove bool) error {
+		if err := checkText("variable", v); err != nil {
+			return err
+		}
+		name, _, ok := strings.Cut(v, "=")
+		if name == "" || !ok && !remove {
+			return invalid("variable %.60q is not NAME=VALUE", v)
+		}
+		i, have := index[name]
+		switch {
+		case !ok && have:
+			env[i] = ""
+			delete(index, name)
+		case !ok:
+		case have:
+			env[i] = v
+		default:
+			index[name] = len(env)
+			env = append(env, v)
+		}
+		return nil
+	}
+	for _, v := range img.Config.Env {
+		if err := set(v, false); err != nil {
+			return nil, err
+		}
+	}
+	for _, v := range o.Env {
+		if err := set(v, true); err != nil {
+			return nil, err
+		}
+	}
+	return slices.DeleteFunc(env, func(v string) bool { return v == "" }), nil
+}
+
+func (o *Options) namespaces() ([]specs.LinuxNamespace, error) {
+	ns := []specs.LinuxNamespace{
+		{Type: specs.PIDNamespace}, {Type: specs.IPCNamespace}, {Type: specs.UTSNamespace}, {Type: specs.MountNamespace},
+	}
+	switch {
+	case o.Network == "" || o.Network == "none":
+		ns = append(ns, specs.LinuxNamespace{Type: specs.NetworkNamespace})
+	case o.Network == "host":
+	case strings.Contains(o.Network, "/"):
+		p, err := filepath.Abs(o.Network)
+		if err != nil {
+			return nil, fmt.Errorf("network namespace %s: %w", o.Network, err)
+		}
+		ns = append(ns, specs.LinuxNamespace{Type: specs.NetworkNamespace, Path: p})
+	default:
+		return nil, invalid("network %q is none of host, none and the path of a network namespace", o.Network)
+	}
+	if o.Host.CgroupV2 && !o.Privileged {
+		ns = append(ns, specs.LinuxNamespace{Type: specs.CgroupNamespace})
+	}
+	return ns, nil
+}
+
+// mounts are the default ones, with the caller's instead where the destination is the same,
+// and the caller's others after them, outer ones first.
+func (o *Options) mounts() ([]specs.Mount, error) {
+	all := []specs.Mount{
+		{Destination: "/proc", Type: "proc", Source: "proc", Options: []string{"nosuid", "noexec", "nodev"}},
+		{Destination: "/dev", Type: "tmpfs", Source: "tmpfs", Options: []string{"nosuid", "strictatime", "mode=755", "size=65536k"}},
+		{Destination: "/dev/pts", Type: "devpts", Source: "devpts", Options: []string{"nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"}},
+		{Destination: "/sys", Type: "sysfs", Source: "sysfs", Options: []string{"nosuid", "noexec", "nodev", "ro"}},
+		{Destination: "/sys/fs/cgroup", Type: "cgroup", Source: "cgroup", Options: []string{"nosuid", "noexec", "nodev", "ro"}},
+		{Destination: "/dev/mqueue", Type: "mqueue", Source: "mqueue", Options: []string{"nosuid", "noexec", "nodev"}},
+		{Destination: "/dev/shm", Type: "tmpfs", Source: "shm", Options: []string{"nosuid", "noexec", "nodev", "mode=1777", "size=65536k"}},
+	}
+	if o.Privileged {
+		for i := range all {
+			if strings.HasPrefix(all[i].Destination, "/sys") {
+				all[i].Options = slices.DeleteFunc(all[i].Options, func(s string) bool { return s == "ro" })
+			}
+		}
+	}
+	if o.Network == "host" {
+		// The host's network needs the host's names.
+		for _, f := range o.Host.NameFiles {
+			all = append(all, specs.Mount{Destination: f, Type: "bind", Source: f, Options: []string{"rbind", "rprivate", "ro"}})
+		}
+	}
+	extra := []specs.Mount{}
+	for _, m := range o.Mounts {
+		if err := checkText("mount", m.Destination+m.Source+strings.Join(m.Options, ",")); err != nil {
+			return nil, err
+		}
+		if !path.IsAbs(m.Destination) {
+			return nil, invalid("mount destination %q is not absolute", m.Destination)
+		}
+		m.Destination = path.Clean(m.Destination)
+		if m.Destination == "/" {
+			return nil, invalid("mount destination can't be the root")
+		}
+		if i := slices.IndexFunc(all, func(d specs.Mount) bool { return d.Destination == m.Destination }); i >= 0 {
+			all[i] = m
+			continue
+		}
+		extra = append(extra, m)
+	}
+	slices.SortStableFunc(extra, func(a, b specs.Mount) int {
+		return strings.Count(a.Destination, "/") - strings.Count(b.Destination, "/")
+	})
+	return append(all, extra...), nil
+}
+
+func (o *Options) resources() *specs.LinuxResources {
+	r := &specs.LinuxResources{}
+	allow := func(kind string, major, minor int64) {
+		r.Devices = append(r.Devices, specs.LinuxDeviceCgroup{Allow: true, Type: kind, Major: &major, Minor: &minor, Access: "rwm"})
+	}
+	if o.Privileged {
+		r.Devices = []specs.LinuxDeviceCgroup{{Allow: true, Access: "rwm"}}
+	} else {
+		r.Devices = []specs.LinuxDeviceCgroup{{Allow: false, Access: "rwm"}}
+		// zero, null, urandom, random, tty, console
+		for _, d := range [][2]int64{{1, 5}, {1, 3}, {1, 9}, {1, 8}, {5, 0}, {5, 1}} {
+			allow("c", d[0], d[1])
+		}
+		for _, d := range o.Devices {
+			r.Devices = append(r.Devices, specs.LinuxDeviceCgroup{Allow: true, Type: d.Type, Major: &d.Major, Minor: &d.Minor, Access: d.Access})
+		}
+	}
+	if o.Memory > 0 {
+		r.Memory = &specs.LinuxMemory{Limit: &o.Memory}
+	}
+	if o.CPUs > 0 {
+		period := uint64(100000)
+		quota := int64(o.CPUs * float64(period))
+		r.CPU = &specs.LinuxCPU{Period: &period, Quota: &quota}
+	}
+	if o.Pids > 0 {
+		r.Pids = &specs.LinuxPids{Limit: &o.Pids}
+	}
+	return r
+}
+
+// maskedPaths and readonlyPaths are docker's.
+var (
+	maskedPaths = []string{
+		"/proc/acpi", "/proc/asound", "/proc/interrupts", "/proc/kcore", "/proc/keys", "/proc/latency_stats",
+		"/proc/sched_debug", "/proc/scsi", "/proc/timer_list", "/proc/timer_stats",
+		"/sys/devices/virtual/powercap", "/sys/firmware",
+	}
+	readonlyPaths = []string{"/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"}
+)
