@@ -374,7 +374,10 @@ func (b *body) Write(p []byte) (int, error) {
 			done += n
 		}
 		if b.limit >= 0 && b.sent >= b.limit {
-			return done, b.finish()
+			if err := b.finish(); err != nil {
+				return done, err
+			}
+			break // the rest is swallowed
 		}
 	}
 	return len(p), nil
@@ -407,6 +410,8 @@ func (b *body) finish() error {
 		b.abort = true
 	case cutOff:
 		b.abort = true
+	case endEarly:
+		return nil
 	}
 	return io.ErrShortWrite
 }
