@@ -14,8 +14,10 @@ import (
 	"testing"
 
 	"distkit/snapshot"
+	"distkit/snapshot/btrfs"
 	"distkit/snapshot/native"
 	"distkit/snapshot/overlayfs"
+	"distkit/snapshot/snapshottest"
 
 	"github.com/containerd/errdefs"
 )
@@ -26,7 +28,7 @@ const (
 	rootEnv  = "SNAPSHOT_CRASH_ROOT"
 )
 
-var drivers = map[string]snapshot.Driver{"native": dying{native.Driver{}}, "overlayfs": dying{overlayfs.Driver{}}}
+var drivers = map[string]snapshot.Driver{"native": dying{native.Driver{}}, "overlayfs": dying{overlayfs.Driver{}}, "btrfs": dying{btrfs.Driver{}}}
 
 // dying also dies amid a driver's own work.
 type dying struct{ snapshot.Driver }
@@ -109,6 +111,7 @@ func TestKilledAtEveryStep(t *testing.T) {
 	for driver, d := range drivers {
 		for name, sc := range scenarios {
 			t.Run(driver+"/"+name, func(t *testing.T) {
+				onItsFilesystem(t, d)
 				for n := 1; ; n++ {
 					if n > 50 {
 						t.Fatal("no end of steps")
@@ -176,6 +179,12 @@ func killAt(t *testing.T, d snapshot.Driver, name, before, after string, n int) 
 	return died
 }
 
+func onItsFilesystem(t *testing.T, d snapshot.Driver) {
+	if d.Name() == btrfs.Name {
+		snapshottest.Btrfs(t)
+	}
+}
+
 func open(t *testing.T, root string, d snapshot.Driver) *snapshot.Snapshotter {
 	t.Helper()
 	s, err := snapshot.Open(root, d, snapshot.Options{})
@@ -239,6 +248,7 @@ func TestTornRecord(t *testing.T) {
 	for name, d := range drivers {
 		for torn, content := range map[string]string{"empty": "", "half": `{"key":"act`, "zeroes": strings.Repeat("\x00", 100)} {
 			t.Run(name+"/"+torn, func(t *testing.T) {
+				onItsFilesystem(t, d)
 				root := t.TempDir()
 				s := open(t, root, d)
 				if err := prepare(s, "a", ""); err != nil {

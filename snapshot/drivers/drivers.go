@@ -11,6 +11,7 @@ import (
 	"strings"
 
 	"distkit/snapshot"
+	"distkit/snapshot/btrfs"
 	"distkit/snapshot/native"
 	"distkit/snapshot/overlayfs"
 
@@ -18,7 +19,7 @@ import (
 )
 
 // all is every driver, the preferred one first.
-var all = []snapshot.Driver{overlayfs.Driver{}, native.Driver{}}
+var all = []snapshot.Driver{overlayfs.Driver{}, btrfs.Driver{}, native.Driver{}}
 
 // Names are the drivers' names, the preferred one first.
 func Names() []string {

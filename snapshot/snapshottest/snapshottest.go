@@ -46,6 +46,39 @@ func Root(t *testing.T) {
 	}
 }
 
+// Btrfs makes t.TempDir, which must not have been called yet, be on a btrfs of its own; or it
+// skips the test.
+func Btrfs(t *testing.T) {
+	t.Helper()
+	mnt := MountBtrfs(t)
+	t.Setenv("TMPDIR", mnt)
+	t.Setenv("GOTMPDIR", mnt)
+}
+
+// MountBtrfs returns where a btrfs in a file is mounted until the test ends.
+func MountBtrfs(t *testing.T) string {
+	t.Helper()
+	Root(t)
+	dir, err := os.MkdirTemp("", "btrfs-")
+	check(t, err)
+	t.Cleanup(func() { check(t, os.RemoveAll(dir)) })
+	image, mnt := filepath.Join(dir, "image"), filepath.Join(dir, "mnt")
+	check(t, os.Mkdir(mnt, 0o755))
+	for _, c := range [][]string{
+		{"truncate", "-s", "512M", image}, {"mkfs.btrfs", "-q", image}, {"mount", "-o", "loop", image, mnt},
+	} {
+		if out, err := exec.Command(c[0], c[1:]...).CombinedOutput(); err != nil {
+			Require(t, "btrfs", fmt.Errorf("%s: %w: %s", c[0], err, out))
+		}
+	}
+	t.Cleanup(func() {
+		if out, err := exec.Command("umount", mnt).CombinedOutput(); err != nil {
+			t.Errorf("umount: %v: %s", err, out)
+		}
+	})
+	return mnt
+}
+
 // Run holds a driver to the suite, in stores below t.TempDir.
 func Run(t *testing.T, d snapshot.Driver) {
 	open := func(t *testing.T, root, namespace string) *snapshot.Snapshotter {

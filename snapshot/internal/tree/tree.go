@@ -47,49 +47,96 @@ func inodeOf(st *unix.Stat_t) inode { return inode{st.Dev, st.Ino} }
 // Usage adds up the bytes allocated to a tree and its inodes, the root's included and each
 // counted once.
 func Usage(ctx context.Context, dir string) (size, inodes int64, err error) {
+	return usage(ctx, dir, "")
+}
+
+// UsageBeyond is Usage without the files that base has too, unchanged, where dir began as a
+// snapshot that keeps inode numbers and change times.
+func UsageBeyond(ctx context.Context, dir, base string) (size, inodes int64, err error) {
+	return usage(ctx, dir, base)
+}
+
+func usage(ctx context.Context, dir, base string) (size, inodes int64, err error) {
 	seen := map[inode]bool{}
-	var walk func(at int, name string, st *unix.Stat_t) error
-	walk = func(at int, name string, st *unix.Stat_t) error {
-		isDir := st.Mode&unix.S_IFMT == unix.S_IFDIR
-		if !isDir && st.Nlink > 1 {
-			if seen[inodeOf(st)] {
-				return nil
-			}
-			seen[inodeOf(st)] = true
-		}
-		size += st.Blocks * 512
-		inodes++
-		if !isDir {
-			return nil
-		}
-		if err := ctx.Err(); err != nil {
-			return err
-		}
-		d, err := openDir(at, name)
+	// below is the directory of base that at stands for, -1 without one.
+	var walk func(at, below int, name string) error
+	walk = func(at, below int, name string) error {
+		st, err := lstat(at, name)
 		if err != nil {
 			return err
 		}
-		defer d.Close()
-		return each(d, func(name string) error {
-			st, err := lstat(int(d.Fd()), name)
-			if errors.Is(err, unix.ENOENT) {
-				return nil // an active snapshot changes meanwhile
-			}
-			if err != nil {
-				return err
-			}
-			err = walk(int(d.Fd()), name, &st)
-			if errors.Is(err, unix.ENOENT) {
+		isDir := st.Mode&unix.S_IFMT == unix.S_IFDIR
+		if !isDir && st.Nlink > 1 {
+			if seen[inodeOf(&st)] {
 				return nil
 			}
-			return err
-		})
+			seen[inodeOf(&st)] = true
+		}
+		same := false
+		if below != -1 {
+			was, err := lstat(below, name)
+			same = err == nil && was.Ino == st.Ino && was.Ctim == st.Ctim
+		}
+		if !same {
+			size += st.Blocks * 512
+			inodes++
+		}
+		if !isDir {
+			return nil
+		}
+		return descend(ctx, at, below, name, walk)
 	}
 	st, err := lstat(unix.AT_FDCWD, dir)
 	if err != nil {
 		return 0, 0, &os.PathError{Op: "stat", Path: dir, Err: err}
 	}
-	return size, inodes, walk(unix.AT_FDCWD, dir, &st)
+	size, inodes = st.Blocks*512, 1
+	d, err := openDir(unix.AT_FDCWD, dir)
+	if err != nil {
+		return 0, 0, err
+	}
+	defer d.Close()
+	below := -1
+	if base != "" {
+		b, err := openDir(unix.AT_FDCWD, base)
+		if err != nil {
+			return 0, 0, err
+		}
+		defer b.Close()
+		below = int(b.Fd())
+	}
+	err = eachPresent(d, func(name string) error { return walk(int(d.Fd()), below, name) })
+	return size, inodes, err
+}
+
+func descend(ctx context.Context, at, below int, name string, walk func(at, below int, name string) error) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	d, err := openDir(at, name)
+	if err != nil {
+		return err
+	}
+	defer d.Close()
+	if below != -1 {
+		b, err := openDir(below, name)
+		below = -1
+		if err == nil {
+			defer b.Close()
+			below = int(b.Fd())
+		}
+	}
+	return eachPresent(d, func(name string) error { return walk(int(d.Fd()), below, name) })
+}
+
+// eachPresent is each for a tree that changes meanwhile.
+func eachPresent(d *os.File, f func(name string) error) error {
+	return each(d, func(name string) error {
+		if err := f(name); !errors.Is(err, unix.ENOENT) {
+			return err
+		}
+		return nil
+	})
 }
 
 func each(d *os.File, f func(name string) error) error {

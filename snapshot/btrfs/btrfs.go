@@ -1,0 +1,152 @@
+// Package btrfs keeps each snapshot as a subvolume, which btrfs makes from its parent's in the
+// same time whatever that holds. The store has to be on btrfs.
+package btrfs
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"path/filepath"
+	"unsafe"
+
+	"distkit/snapshot"
+	"distkit/snapshot/internal/tree"
+
+	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
+)
+
+// Name is the driver's name.
+const Name = "btrfs"
+
+// Driver is the btrfs driver. A snapshot's directory holds fs, a subvolume with the whole
+// tree; that of a view with a parent is empty, since it shows the parent's.
+type Driver struct{}
+
+var _ snapshot.Driver = Driver{}
+
+func (Driver) Name() string    { return Name }
+func (Driver) MaxParents() int { return 0 }
+func (Driver) Rebases() bool   { return false }
+
+func (Driver) Create(_ context.Context, t snapshot.Tree) error {
+	if t.Kind != snapshot.View && len(t.Parents) > 0 {
+		return snapshotSubvolume(parent(t).FS(), t.Dir)
+	}
+	if err := createSubvolume(t.Dir); err != nil {
+		return err
+	}
+	return os.Chmod(t.FS(), 0o755) // whatever the umask
+}
+
+func parent(t snapshot.Tree) snapshot.Tree { return snapshot.Tree{Dir: t.Parents[0]} }
+
+func source(t snapshot.Tree) string {
+	if t.Kind == snapshot.View && len(t.Parents) > 0 {
+		return parent(t).FS()
+	}
+	return t.FS()
+}
+
+func (Driver) Mounts(t snapshot.Tree) []snapshot.Mount {
+	access := "rw"
+	if t.Kind == snapshot.View {
+		access = "ro"
+	}
+	return []snapshot.Mount{{Type: "bind", Source: source(t), Options: []string{"bind", access}}}
+}
+
+func (Driver) Mount(t snapshot.Tree, target string) error {
+	return snapshot.BindMount(source(t), target, t.Kind == snapshot.View)
+}
+
+// Usage counts the files that differ from the parent's: a snapshot keeps inode numbers, and
+// whatever is changed has its change time changed.
+func (Driver) Usage(ctx context.Context, t snapshot.Tree) (u snapshot.Usage, err error) {
+	if t.Kind == snapshot.View || len(t.Parents) == 0 {
+		u.Size, u.Inodes, err = tree.Usage(ctx, t.FS())
+	} else {
+		u.Size, u.Inodes, err = tree.UsageBeyond(ctx, t.FS(), parent(t).FS())
+	}
+	return u, err
+}
+
+func (Driver) Remove(dir string) error {
+	// This fails where the subvolume holds others, or the user may only delete empty ones:
+	// then its files are deleted one by one, which works too.
+	_ = destroySubvolume(dir)
+	return tree.Remove(dir)
+}
+
+func (Driver) Check(dir string) error {
+	var st unix.Statfs_t
+	if err := unix.Statfs(dir, &st); err != nil {
+		return fmt.Errorf("check btrfs: %w", err)
+	}
+	if st.Type != unix.BTRFS_SUPER_MAGIC {
+		return errdefs.ErrNotImplemented.WithMessage("the store is not on btrfs")
+	}
+	scratch, err := os.MkdirTemp(dir, ".btrfs-")
+	if err != nil {
+		return fmt.Errorf("check btrfs: %w", err)
+	}
+	defer Driver{}.Remove(scratch)
+	if err := createSubvolume(scratch); err != nil {
+		return errdefs.ErrNotImplemented.WithMessage("btrfs doesn't work here: " + err.Error())
+	}
+	return nil
+}
+
+// From linux/btrfs.h.
+const (
+	iocSubvolCreate = 0x5000940e
+	iocSnapDestroy  = 0x5000940f
+	iocSnapCreateV2 = 0x50009417
+)
+
+type volArgs struct {
+	fd   int64
+	name [4088]byte
+}
+
+type volArgsV2 struct {
+	fd             int64
+	transid, flags uint64
+	unused         [4]uint64
+	name           [4040]byte
+}
+
+func createSubvolume(dir string) error {
+	var a volArgs
+	copy(a.name[:], "fs")
+	return ioctl(dir, "create subvolume", iocSubvolCreate, unsafe.Pointer(&a))
+}
+
+func destroySubvolume(dir string) error {
+	var a volArgs
+	copy(a.name[:], "fs")
+	return ioctl(dir, "delete subvolume", iocSnapDestroy, unsafe.Pointer(&a))
+}
+
+func snapshotSubvolume(from, dir string) error {
+	src, err := os.Open(from)
+	if err != nil {
+		return err
+	}
+	defer src.Close()
+	a := volArgsV2{fd: int64(src.Fd())}
+	copy(a.name[:], "fs")
+	return ioctl(dir, "snapshot subvolume", iocSnapCreateV2, unsafe.Pointer(&a))
+}
+
+func ioctl(dir, what string, req uintptr, arg unsafe.Pointer) error {
+	d, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	defer d.Close()
+	if _, _, errno := unix.Syscall(unix.SYS_IOCTL, d.Fd(), req, uintptr(arg)); errno != 0 {
+		return &os.PathError{Op: what, Path: filepath.Join(dir, "fs"), Err: errno}
+	}
+	return nil
+}
