@@ -241,7 +241,10 @@ func (s *Snapshotter) create() error {
 			return fmt.Errorf("create store: %w", err)
 		}
 	}
-	return nil
+	if _, err := os.Lstat(filepath.Join(s.dir, "state")); err == nil {
+		return nil
+	}
+	return s.driver.Init(s.dir)
 }
 
 // recover makes the index anew from the records, in the first locked call after a boot.

@@ -77,6 +77,9 @@ type Driver interface {
 	// Check tells by trying whether the driver works with snapshots below dir, which exists:
 	// nil, or a NotImplemented or PermissionDenied error that says why not. It leaves nothing.
 	Check(dir string) error
+	// Init prepares dir, where the snapshots will be, before there is any. It may be called
+	// more than once.
+	Init(dir string) error
 	// MaxParents is how many snapshots may lie below one; 0 is without limit.
 	MaxParents() int
 	// Rebases tells whether a snapshot prepared without a parent can be given one by Commit.

@@ -2,6 +2,7 @@ package snapshot
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -57,10 +58,14 @@ func Open(root string, d Driver, o Options) (*Snapshotter, error) {
 	}
 	if boot != bootID() {
 		l, err := s.lock()
-		if err != nil {
+		switch {
+		case err == nil:
+			l.unlock()
+		case errors.Is(err, unix.EROFS), errors.Is(err, fs.ErrPermission):
+			// It can be read as it is.
+		default:
 			return nil, fmt.Errorf("recover store: %w", err)
 		}
-		l.unlock()
 	}
 	return s, nil
 }
@@ -178,12 +183,16 @@ func (s *Snapshotter) publish(l *lock, dir string, r record) (uint64, error) {
 func (s *Snapshotter) absent(key string) error {
 	switch e, err := s.lookup(key); {
 	case err == nil:
-		return errdefs.ErrAlreadyExists.WithMessage(fmt.Sprintf("there is a snapshot of that name already (%s)", e.Kind))
+		return taken(e.Kind)
 	case errdefs.IsNotFound(err):
 		return nil
 	default:
 		return err
 	}
+}
+
+func taken(k Kind) error {
+	return errdefs.ErrAlreadyExists.WithMessage(fmt.Sprintf("there is a snapshot of that name already (%s)", k))
 }
 
 // hold finds a parent and keeps it from being removed until the file is closed. It returns
@@ -237,10 +246,21 @@ func (s *Snapshotter) parent(name string) (entry, error) {
 // A snapshot that is still mounted can be committed; what is written to it afterwards
 // changes what is to stay as it is, so see [Snapshotter.Mountpoints] first.
 func (s *Snapshotter) Commit(ctx context.Context, name, key string, o CommitOptions) error {
-	if err := s.commit(ctx, name, key, o); err != nil {
+	if err := retry(func() error { return s.commit(ctx, name, key, o) }); err != nil {
 		return fmt.Errorf("commit %s: %w", name, err)
 	}
 	return nil
+}
+
+// errChanged is what a change meets that another process was quicker than.
+var errChanged = errors.New("changed meanwhile")
+
+func retry(f func() error) error {
+	for {
+		if err := f(); !errors.Is(err, errChanged) {
+			return err
+		}
+	}
 }
 
 func (s *Snapshotter) commit(ctx context.Context, name, key string, o CommitOptions) error {
@@ -254,14 +274,23 @@ func (s *Snapshotter) commit(ctx context.Context, name, key string, o CommitOpti
 	if e.Kind != Active {
 		return errdefs.ErrInvalidArgument.WithMessage(fmt.Sprintf("%s is not active (%s)", key, e.Kind))
 	}
-	if name != key {
-		if err := s.absent(name); err != nil {
-			return err
-		}
-	}
 	r := e.record
 	if isDigest(name) {
 		r.Namespace = ""
+	}
+	free := func() error {
+		if name != key {
+			return s.absent(name)
+		}
+		if r.Namespace != e.Namespace {
+			if _, err := s.lookupIn(r.Namespace, name); !errors.Is(err, fs.ErrNotExist) {
+				return cmp.Or(err, taken(Committed))
+			}
+		}
+		return nil
+	}
+	if err := free(); err != nil {
+		return err
 	}
 	r.Info = Info{Key: name, Kind: Committed, Parent: e.Parent, Labels: compact(o.Labels)}
 	if o.Parent != "" && o.Parent != e.Parent {
@@ -289,13 +318,8 @@ func (s *Snapshotter) commit(ctx context.Context, name, key string, o CommitOpti
 		return err
 	}
 	return s.replace(e, r, func() error {
-		if name == key && r.Namespace == e.Namespace {
-			return nil
-		}
-		if name != key {
-			if err := s.absent(name); err != nil {
-				return err
-			}
+		if err := free(); err != nil || name == key && r.Namespace == e.Namespace {
+			return err
 		}
 		return s.index(r.Namespace, name, e.id)
 	})
@@ -346,9 +370,6 @@ func (s *Snapshotter) replace(e entry, r record, check func() error) error {
 	return s.syncDir(s.dirOf(e.id))
 }
 
-// errChanged is what a change meets that another process was quicker than.
-var errChanged = errdefs.ErrUnavailable.WithMessage("another process changed it meanwhile")
-
 func syncfs(dir string) error {
 	d, err := os.Open(dir)
 	if err != nil {
@@ -383,7 +404,7 @@ func (s *Snapshotter) mountable(key string) (Tree, error) {
 // children; Unavailable where it is mounted (in this process's mount namespace), or a child
 // is just being made.
 func (s *Snapshotter) Remove(ctx context.Context, key string) error {
-	if err := s.remove(key); err != nil {
+	if err := retry(func() error { return s.remove(key) }); err != nil {
 		return fmt.Errorf("remove %s: %w", key, err)
 	}
 	return nil
@@ -521,17 +542,15 @@ func (s *Snapshotter) Walk(ctx context.Context, f func(context.Context, Info) er
 // Update changes a snapshot's labels to those of info, whose Key says which snapshot is
 // meant: all of them, or with field paths of the form "labels.NAME" those alone, where an
 // empty value takes the label away. Other paths than these and "labels" are InvalidArgument.
-func (s *Snapshotter) Update(_ context.Context, info Info, fieldpaths ...string) (Info, error) {
-	for {
-		i, err := s.update(info, fieldpaths)
-		if errors.Is(err, errChanged) {
-			continue
-		}
-		if err != nil {
-			return Info{}, fmt.Errorf("update %s: %w", info.Key, err)
-		}
-		return i, nil
+func (s *Snapshotter) Update(_ context.Context, info Info, fieldpaths ...string) (i Info, err error) {
+	err = retry(func() error {
+		i, err = s.update(info, fieldpaths)
+		return err
+	})
+	if err != nil {
+		return Info{}, fmt.Errorf("update %s: %w", info.Key, err)
 	}
+	return i, nil
 }
 
 func (s *Snapshotter) update(info Info, fieldpaths []string) (Info, error) {

@@ -23,6 +23,7 @@ var _ snapshot.Driver = Driver{}
 
 func (Driver) Name() string       { return Name }
 func (Driver) Check(string) error { return nil }
+func (Driver) Init(string) error  { return nil }
 func (Driver) MaxParents() int    { return 0 }
 func (Driver) Rebases() bool      { return false }
 

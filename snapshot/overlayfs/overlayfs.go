@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 
 	"distkit/snapshot"
@@ -29,8 +30,15 @@ const maxLower = 500
 // layer's files could not be read without the mount, moved, or shared by several mounts.
 var options = []string{"index=off", "metacopy=off", "redirect_dir=off"}
 
+// userOptions do the same in a user namespace. userxattr takes no other redirect_dir.
+var userOptions = []string{"index=off", "metacopy=off", "redirect_dir=nofollow", "userxattr"}
+
 // Driver is the overlayfs driver. A snapshot's directory holds fs, its layer, and work, the
 // kernel's scratch space.
+//
+// A store that is begun in a user namespace, where the extended attributes trusted.* can't be
+// set, holds a file userxattr beside its snapshots: overlayfs then keeps its books in user.*,
+// whoever mounts them.
 type Driver struct{}
 
 var _ snapshot.Driver = Driver{}
@@ -38,6 +46,34 @@ var _ snapshot.Driver = Driver{}
 func (Driver) Name() string    { return Name }
 func (Driver) MaxParents() int { return maxLower }
 func (Driver) Rebases() bool   { return true }
+
+// marker is the file beside the snapshots of a store that uses userOptions.
+const marker = "userxattr"
+
+func (Driver) Init(dir string) error {
+	if !inUserNamespace() {
+		return nil
+	}
+	f, err := os.OpenFile(filepath.Join(dir, marker), os.O_CREATE|os.O_WRONLY, 0o600)
+	if err != nil {
+		return err
+	}
+	return f.Close()
+}
+
+// inUserNamespace tells whether root here is not root of the machine.
+func inUserNamespace() bool {
+	b, err := os.ReadFile("/proc/self/uid_map")
+	return err == nil && strings.Join(strings.Fields(string(b)), " ") != "0 0 4294967295"
+}
+
+// optionsIn are the options of all overlay mounts of the store in dir.
+func optionsIn(dir string) []string {
+	if _, err := os.Lstat(filepath.Join(dir, marker)); err == nil {
+		return userOptions
+	}
+	return options
+}
 
 func (Driver) Create(_ context.Context, t snapshot.Tree) error {
 	if err := mkdir(t.FS()); err != nil {
@@ -106,7 +142,7 @@ func (Driver) Mounts(t snapshot.Tree) []snapshot.Mount {
 	for i, p := range t.Parents {
 		lowers[i] = escape(lower(p), `\:,`)
 	}
-	o = append(o, options...)
+	o = append(o, optionsIn(filepath.Dir(t.Dir))...)
 	o = append(o, "lowerdir="+strings.Join(lowers, ":"))
 	return []snapshot.Mount{{Type: "overlay", Source: t.Dir, Options: o}}
 }
@@ -130,8 +166,11 @@ func (Driver) Mount(t snapshot.Tree, target string) error {
 	if src := bindSource(t); src != "" {
 		return snapshot.BindMount(src, target, isView(t))
 	}
-	names := layers{work: "work", upper: "fs", source: t.Dir, readOnly: isView(t)}
 	dir := filepath.Dir(t.Dir)
+	names := layers{work: "work", upper: "fs", source: t.Dir, readOnly: isView(t), options: optionsIn(dir)}
+	if !slices.Contains(names.options, "userxattr") && inUserNamespace() {
+		return errdefs.ErrPermissionDenied.WithMessage("the store was begun outside of this user namespace, which can't mount its snapshots")
+	}
 	if !isView(t) {
 		names.work = filepath.Join(filepath.Base(t.Dir), names.work)
 		names.upper = filepath.Join(filepath.Base(t.Dir), names.upper)
@@ -168,6 +207,7 @@ type layers struct {
 	upper, work string
 	source      string
 	readOnly    bool
+	options     []string
 }
 
 func (l layers) mount(target string) error {
@@ -221,9 +261,14 @@ func (l layers) create() (int, error) {
 		set("upperdir", l.upper)
 		set("workdir", l.work)
 	}
-	for _, o := range options {
-		key, value, _ := strings.Cut(o, "=")
-		set(key, value)
+	for _, o := range l.options {
+		if key, value, ok := strings.Cut(o, "="); ok {
+			set(key, value)
+		} else if err == nil {
+			if err = unix.FsconfigSetFlag(fd, o); err != nil {
+				err = failed(fd, o, err)
+			}
+		}
 	}
 	if err != nil {
 		return -1, err
@@ -252,7 +297,7 @@ func failed(fd int, what string, err error) error {
 
 // mountClassic is mount(2), whose options must fit a page.
 func (l layers) mountClassic(target string) error {
-	o := append([]string{}, options...)
+	o := slices.Clone(l.options)
 	flags := uintptr(0)
 	if l.readOnly {
 		flags = unix.MS_RDONLY
@@ -282,11 +327,16 @@ func (Driver) Check(dir string) error {
 	if err := os.Mkdir(filepath.Join(scratch, "1/fs"), 0o755); err != nil {
 		return fmt.Errorf("check overlayfs: %w", err)
 	}
-	l := layers{lower: []string{"1/fs"}, upper: "2/fs", work: "2/work", source: "overlay"}
+	l := layers{lower: []string{"1/fs"}, upper: "2/fs", work: "2/work", source: "overlay", options: options}
+	attribute := "trusted.overlay.opaque"
+	if inUserNamespace() {
+		l.options = userOptions
+		attribute = "user.overlay.opaque"
+	}
 	err = in(scratch, func() error {
 		// The kernel mounts where these fail, and then can't delete what a lower layer has.
-		if err := unix.Setxattr(l.upper, "trusted.overlay.opaque", []byte("n"), 0); err != nil {
-			return snapshot.MountError("set a trusted extended attribute", err)
+		if err := unix.Setxattr(l.upper, attribute, []byte("n"), 0); err != nil {
+			return snapshot.MountError("set the extended attribute "+attribute, err)
 		}
 		if err := unix.Mknod("2/whiteout", unix.S_IFCHR, 0); err != nil {
 			return snapshot.MountError("make a whiteout", err)

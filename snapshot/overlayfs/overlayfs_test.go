@@ -1,10 +1,13 @@
 package overlayfs_test
 
 import (
+	"errors"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 
 	"distkit/snapshot"
@@ -75,6 +78,75 @@ func TestAsManyLayersAsTheKernelTakes(t *testing.T) {
 	if !errdefs.IsFailedPrecondition(err) || !strings.Contains(err.Error(), "500") {
 		t.Errorf("501 layers: %v", err)
 	}
+}
+
+// In a user namespace the same holds, with what belongs to it in user.* attributes.
+func TestSuiteInUserNamespace(t *testing.T) {
+	snapshottest.Root(t)
+	const id = 100000
+	dir := t.TempDir()
+	for d := dir; d != os.TempDir() && d != "/"; d = filepath.Dir(d) {
+		if err := os.Chmod(d, 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := os.Chown(dir, id, id); err != nil {
+		t.Fatal(err)
+	}
+	// By that name it can be run whoever may enter the directory that it is in.
+	c := exec.Command("/proc/self/exe", "-test.run=^TestSuite$|^TestRebase$|^TestAsMany|^TestOpaque", "-test.v")
+	c.Env = append(os.Environ(), "TMPDIR="+dir, "GOTMPDIR="+dir, "TEST_REQUIRE=root")
+	ids := []syscall.SysProcIDMap{{ContainerID: 0, HostID: id, Size: 65536}}
+	c.SysProcAttr = &syscall.SysProcAttr{
+		Cloneflags: syscall.CLONE_NEWUSER | syscall.CLONE_NEWNS, UidMappings: ids, GidMappings: ids,
+		Credential: &syscall.Credential{Uid: 0, Gid: 0},
+	}
+	out, err := c.CombinedOutput()
+	if err != nil {
+		var exit *exec.ExitError
+		if !errors.As(err, &exit) {
+			snapshottest.Require(t, "userns", err)
+		}
+		t.Fatalf("%v: %s", err, out)
+	}
+	if strings.Contains(string(out), "--- SKIP") {
+		snapshottest.Require(t, "userns", errors.New(string(out)))
+	}
+}
+
+// A directory that is deleted and made again hides what is below.
+func TestOpaque(t *testing.T) {
+	snapshottest.Root(t)
+	snapshottest.Require(t, "overlay", overlayfs.Driver{}.Check(t.TempDir()))
+	ctx := t.Context()
+	s, err := snapshot.Open(t.TempDir(), overlayfs.Driver{}, snapshot.Options{NoSync: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	mnt := t.TempDir()
+	dir := filepath.Join(mnt, "dir")
+	on := func(key, parent string, f func() error) {
+		t.Helper()
+		_, err := s.Prepare(ctx, key, parent, nil)
+		for _, f := range []func() error{
+			func() error { return err },
+			func() error { return s.Mount(ctx, key, mnt) }, f, func() error { return snapshot.Unmount(mnt) },
+			func() error { return s.Commit(ctx, "done "+key, key, snapshot.CommitOptions{}) },
+		} {
+			if err := f(); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	on("a", "", func() error { return os.MkdirAll(filepath.Join(dir, "hidden"), 0o755) })
+	on("b", "done a", func() error { return errors.Join(os.RemoveAll(dir), os.Mkdir(dir, 0o755)) })
+	on("c", "done b", func() error {
+		names, err := os.ReadDir(dir)
+		if err == nil && len(names) > 0 {
+			err = fmt.Errorf("still there: %v", names)
+		}
+		return err
+	})
 }
 
 // A snapshot that was prepared alone gets its parent when it is committed.
