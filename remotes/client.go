@@ -22,9 +22,10 @@ import (
 // Limits of what is waited for. A registry that is down is given up after about three
 // seconds of tries.
 const (
-	dialTimeout    = 10 * time.Second
-	headerTimeout  = 30 * time.Second
-	stallTimeout   = 30 * time.Second
+	dialTimeout  = 10 * time.Second
+	stallTimeout = 30 * time.Second
+	// commitTimeout is what a registry has for its work once it has all of an upload.
+	commitTimeout  = 5 * time.Minute
 	maxTries       = 5
 	firstPause     = 200 * time.Millisecond
 	defaultMaxWait = time.Minute
@@ -61,13 +62,12 @@ func newClient(e endpoint, o Options, keys *keyring) *client {
 		dial = e.dialTimeout
 	}
 	t := &http.Transport{
-		Proxy:                 http.ProxyFromEnvironment,
-		DialContext:           (&net.Dialer{Timeout: dial, KeepAlive: 30 * time.Second}).DialContext,
-		TLSClientConfig:       e.tls,
-		TLSHandshakeTimeout:   dialTimeout,
-		ResponseHeaderTimeout: headerTimeout,
-		IdleConnTimeout:       30 * time.Second,
-		ForceAttemptHTTP2:     true,
+		Proxy:               http.ProxyFromEnvironment,
+		DialContext:         (&net.Dialer{Timeout: dial, KeepAlive: 30 * time.Second}).DialContext,
+		TLSClientConfig:     e.tls,
+		TLSHandshakeTimeout: dialTimeout,
+		IdleConnTimeout:     30 * time.Second,
+		ForceAttemptHTTP2:   true,
 		// What is hashed is what was stored: no compression is taken off on the way.
 		DisableCompression:     true,
 		MaxResponseHeaderBytes: 1 << 20,
@@ -233,6 +233,12 @@ type request struct {
 	query  url.Values
 	header http.Header
 	scopes []string // what a token is asked for
+	// url, where set, is asked instead: one that the registry gave. It gets neither the
+	// headers configured nor credentials where it is of another origin.
+	url *url.URL
+	// body, where set, gives size bytes, each time from the start.
+	body func() io.Reader
+	size int64
 }
 
 // do sends the request, again after temporary failures while t allows it. Replies of 400 and
@@ -251,7 +257,9 @@ func (c *client) do(ctx context.Context, r request, t *tries) (*http.Response, e
 
 func (c *client) once(parent context.Context, r request) (*http.Response, error) {
 	ctx, cancel := context.WithCancelCause(parent)
-	resp, err := c.send(ctx, r)
+	watch := time.AfterFunc(c.stall, func() { cancel(errStalled) })
+	resp, err := c.send(ctx, r, watch)
+	watch.Stop()
 	if err != nil {
 		cancel(nil)
 		return nil, err
@@ -286,10 +294,11 @@ func isHTTPSHint(resp *http.Response, body []byte) bool {
 		strings.Contains(strings.ToUpper(string(body)), "HTTPS")
 }
 
-func (c *client) send(ctx context.Context, r request) (*http.Response, error) {
-	u := url.URL{Scheme: c.scheme, Host: c.host, Path: c.path + r.path, RawQuery: r.query.Encode()}
-	if c.https.Load() {
-		u.Scheme = "https"
+func (c *client) send(ctx context.Context, r request, watch *time.Timer) (*http.Response, error) {
+	u := r.url
+	foreign := u != nil && (u.Scheme != c.currentScheme() || !strings.EqualFold(u.Host, c.host))
+	if u == nil {
+		u = &url.URL{Scheme: c.currentScheme(), Host: c.host, Path: c.path + r.path, RawQuery: r.query.Encode()}
 	}
 	var challenged atomic.Bool
 	ctx = context.WithValue(ctx, challengesKey{}, &challenged)
@@ -298,14 +307,30 @@ func (c *client) send(ctx context.Context, r request) (*http.Response, error) {
 	if err != nil {
 		return nil, classed{err, errdefs.ErrInvalidArgument}
 	}
-	for name, v := range c.header {
-		req.Header[name] = v
+	if r.body != nil {
+		req.ContentLength = r.size
+		req.GetBody = func() (io.ReadCloser, error) {
+			return &upload{r.body(), watch, c.stall, r.size}, nil
+		}
+		req.Body, _ = req.GetBody()
+		if r.size == 0 {
+			req.Body = http.NoBody
+		}
+	}
+	if !foreign {
+		for name, v := range c.header {
+			req.Header[name] = v
+		}
 	}
 	for name, v := range r.header {
 		req.Header[name] = v
 	}
 	req.Header.Set("Accept-Encoding", "identity")
-	resp, err := c.http.Do(req)
+	do := c.http.Do
+	if foreign {
+		do = c.http.Client.Do
+	}
+	resp, err := do(req)
 	if err != nil {
 		err = classify(ctx, err, challenged.Load())
 		if why := c.keys.explain(c.host); why != "" && errdefs.IsUnauthorized(err) {
@@ -315,6 +340,44 @@ func (c *client) send(ctx context.Context, r request) (*http.Response, error) {
 	}
 	return resp, nil
 }
+
+func (c *client) currentScheme() string {
+	if c.https.Load() {
+		return "https"
+	}
+	return c.scheme
+}
+
+// upload is the body of a request, which must keep flowing.
+type upload struct {
+	io.Reader
+	watch *time.Timer
+	stall time.Duration
+	left  int64
+}
+
+func (u *upload) Read(p []byte) (int, error) {
+	// Not the time of the producer, but of the registry counts.
+	u.watch.Stop()
+	n, err := u.Reader.Read(p)
+	u.left -= int64(n)
+	if u.left > 0 {
+		u.watch.Reset(u.stall)
+	} else {
+		u.watch.Reset(commitTimeout)
+	}
+	if err != nil && err != io.EOF {
+		err = &sourceError{err}
+	}
+	return n, err
+}
+
+func (u *upload) Close() error { return nil }
+
+// sourceError is of what an upload reads, not of the registry.
+type sourceError struct{ error }
+
+func (e *sourceError) Unwrap() error { return e.error }
 
 // stalling is a body whose request is cancelled when no data comes for a while.
 type stalling struct {

@@ -11,6 +11,7 @@ import (
 	"net"
 	"net/http"
 	"net/url"
+	"slices"
 	"strings"
 	"unicode"
 
@@ -52,6 +53,12 @@ func (e *statusError) Error() string {
 }
 
 func (e *statusError) Unwrap() error { return e.class }
+
+// isStatus tells replies that are one of the errors.
+func isStatus(err error, any ...int) bool {
+	var e *statusError
+	return errors.As(err, &e) && slices.Contains(any, e.status)
+}
 
 func classOfStatus(status int) error {
 	switch status {
@@ -134,6 +141,10 @@ func classify(ctx context.Context, err error, challenged bool) error {
 			return classed{errStalled, context.DeadlineExceeded}
 		}
 		return cerr
+	}
+	var source *sourceError
+	if errors.As(err, &source) {
+		return source.error
 	}
 	var (
 		tokenErr *errcode.ErrorResponse

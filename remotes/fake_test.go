@@ -34,6 +34,8 @@ type fake struct {
 	mu        sync.Mutex
 	blobs     map[digest.Digest][]byte
 	manifests map[string]entry // by tag and by digest
+	uploads   map[string][]byte
+	referrers bool // the list of referrers is known
 	requests  []*http.Request
 	// fault replies in the place of the registry where it returns true.
 	fault func(w http.ResponseWriter, r *http.Request, n int) bool
@@ -59,7 +61,7 @@ func newTLSFake(t *testing.T) *fake {
 }
 
 func unstarted() *fake {
-	f := &fake{blobs: map[digest.Digest][]byte{}, manifests: map[string]entry{}}
+	f := &fake{blobs: map[digest.Digest][]byte{}, manifests: map[string]entry{}, uploads: map[string][]byte{}}
 	f.Server = httptest.NewUnstartedServer(f)
 	f.Config.ErrorLog = quiet
 	return f
@@ -136,7 +138,7 @@ func (f *fake) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 
 func (f *fake) serve(w http.ResponseWriter, r *http.Request) {
 	w.Header().Set("Docker-Distribution-Api-Version", "registry/2.0")
-	if id, ok := strings.CutPrefix(r.URL.Path, "/v2/x/manifests/"); ok {
+	if id, ok := strings.CutPrefix(r.URL.Path, "/v2/x/manifests/"); ok && r.Method != http.MethodPut {
 		if m, ok := f.manifests[id]; ok {
 			w.Header().Set("Content-Type", m.mediaType)
 			w.Header().Set("Docker-Content-Digest", digest.FromBytes(m.content).String())
@@ -154,8 +156,83 @@ func (f *fake) serve(w http.ResponseWriter, r *http.Request) {
 			return
 		}
 	}
+	if f.store(w, r) {
+		return
+	}
 	w.WriteHeader(http.StatusNotFound)
 	fmt.Fprint(w, `{"errors":[{"code":"MANIFEST_UNKNOWN","message":"not known"}]}`)
+}
+
+// store takes manifests and uploads. What came of a request that was cut is kept.
+func (f *fake) store(w http.ResponseWriter, r *http.Request) bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	body, rerr := []byte(nil), error(nil)
+	if r.Method == http.MethodPut || r.Method == http.MethodPatch {
+		f.mu.Unlock()
+		body, rerr = io.ReadAll(r.Body)
+		f.mu.Lock()
+	}
+	if id, ok := strings.CutPrefix(r.URL.Path, "/v2/x/manifests/"); ok && r.Method == http.MethodPut {
+		d := digest.FromBytes(body)
+		f.manifests[id] = entry{r.Header.Get("Content-Type"), body}
+		f.manifests[d.String()] = f.manifests[id]
+		w.Header().Set("Docker-Content-Digest", d.String())
+		if f.referrers {
+			w.Header().Set("OCI-Subject", "yes")
+		}
+		w.WriteHeader(http.StatusCreated)
+		return true
+	}
+	id, ok := strings.CutPrefix(r.URL.Path, "/v2/x/blobs/uploads/")
+	if !ok {
+		return false
+	}
+	if r.Method == http.MethodPost {
+		if from := r.URL.Query().Get("from"); from == "other" {
+			w.WriteHeader(http.StatusCreated)
+			f.blobs[digest.Digest(r.URL.Query().Get("mount"))] = []byte("mounted")
+			return true
+		}
+		id = strconv.Itoa(len(f.uploads) + 1)
+		f.uploads[id] = nil
+	}
+	data, ok := f.uploads[id]
+	if !ok {
+		return false
+	}
+	w.Header().Set("Location", "/v2/x/blobs/uploads/"+id+"?state=secret")
+	if s := r.Header.Get("Content-Range"); s != "" && !strings.HasPrefix(s, strconv.Itoa(len(data))+"-") {
+		w.WriteHeader(http.StatusRequestedRangeNotSatisfiable)
+		return true
+	}
+	data = append(data, body...)
+	f.uploads[id] = data
+	if rerr != nil {
+		w.WriteHeader(http.StatusInternalServerError)
+		return true
+	}
+	w.Header().Set("Range", fmt.Sprintf("0-%d", max(len(data)-1, 0)))
+	switch r.Method {
+	case http.MethodGet:
+		w.WriteHeader(http.StatusNoContent)
+	case http.MethodDelete:
+		delete(f.uploads, id)
+		w.WriteHeader(http.StatusNoContent)
+	case http.MethodPut:
+		d := digest.Digest(r.URL.Query().Get("digest"))
+		if digest.FromBytes(data) != d {
+			w.WriteHeader(http.StatusBadRequest)
+			fmt.Fprint(w, `{"errors":[{"code":"DIGEST_INVALID"}]}`)
+			return true
+		}
+		f.blobs[d] = data
+		delete(f.uploads, id)
+		w.WriteHeader(http.StatusCreated)
+	default:
+		w.WriteHeader(http.StatusAccepted)
+	}
+	return true
 }
 
 // cut sends a full header and the body until n bytes only.

@@ -70,6 +70,12 @@ func ParseLocator(s string) (Locator, error) {
 	return Locator{Host: reference.Domain(named), Name: reference.Path(named)}, nil
 }
 
+// isRepository tells names of repositories without their host.
+func isRepository(s string) bool {
+	_, err := reference.WithName("host.example/" + s)
+	return err == nil
+}
+
 // object is a tag or a digest.
 type object struct {
 	tag    string

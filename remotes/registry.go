@@ -153,7 +153,18 @@ func accept(hint string) string {
 func (r *Registry) resolve(ctx context.Context, c *client, t *tries, o object) (ocispec.Descriptor, error) {
 	req := r.request(c, http.MethodHead, "manifests", o.String())
 	req.header.Set("Accept", accept(""))
-	resp, err := c.do(ctx, req, t)
+	resp, err := c.once(ctx, req)
+	if o.digest != "" && isStatus(err, http.StatusInternalServerError) {
+		// The reference registry fails so when the digest is of a blob.
+		if desc, err := r.resolveBlob(ctx, c, t, o, err); err == nil {
+			return desc, nil
+		}
+	}
+	if err != nil {
+		if err = c.again(ctx, t, err); err == nil {
+			resp, err = c.do(ctx, req, t)
+		}
+	}
 	if err == nil {
 		resp.Body.Close()
 		desc, ok, err := headDescriptor(resp, o)
@@ -365,7 +376,7 @@ func (r *Registry) fetch(ctx context.Context, o object, h hints) (body, error) {
 		// has none such, anything will do.
 		if h.mediaType != "" {
 			err := r.each(ctx, canPull|canResolve, asManifest(h.mediaType))
-			if err == nil || !errdefs.IsNotFound(err) && !isNotAcceptable(err) {
+			if err == nil || !errdefs.IsNotFound(err) && !isStatus(err, http.StatusNotAcceptable) {
 				return got, err
 			}
 		}
@@ -388,22 +399,9 @@ func (r *Registry) fetch(ctx context.Context, o object, h hints) (body, error) {
 	return got, err
 }
 
-func isNotAcceptable(err error) bool {
-	var status *statusError
-	return errors.As(err, &status) && status.status == http.StatusNotAcceptable
-}
-
 // isNoBlob is how registries say that a digest is of no blob.
 func isNoBlob(err error) bool {
-	var status *statusError
-	if !errors.As(err, &status) {
-		return false
-	}
-	switch status.status {
-	case http.StatusNotFound, http.StatusBadRequest, http.StatusMethodNotAllowed:
-		return true
-	}
-	return false
+	return isStatus(err, http.StatusNotFound, http.StatusBadRequest, http.StatusMethodNotAllowed)
 }
 
 // body is the manifest from the hinted offset on.

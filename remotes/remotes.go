@@ -28,6 +28,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/containerd/errdefs"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
@@ -53,6 +54,14 @@ type FetcherFunc func(ctx context.Context, id string, hints ...string) (io.ReadC
 // Fetch calls f.
 func (f FetcherFunc) Fetch(ctx context.Context, id string, hints ...string) (io.ReadCloser, error) {
 	return f(ctx, id, hints...)
+}
+
+// Pusher stores what it reads as a manifest or blob, id being the digest or, of a manifest,
+// a tag, and gives its descriptor. Nothing is stored under a digest that it does not have.
+// What is there already under its digest is success without reading. Hints are mediatype:TYPE,
+// size:BYTES and mount:REPOSITORY, another repository of the same registry that has the blob.
+type Pusher interface {
+	Push(ctx context.Context, id string, content io.Reader, hints ...string) (ocispec.Descriptor, error)
 }
 
 // Remote is one repository of a registry, or one directory.
@@ -96,10 +105,23 @@ func Open(locator string, o Options) (Remote, error) {
 	return openRegistry(l, o)
 }
 
+// OpenPusher selects the remote of a locator to store content there.
+func OpenPusher(locator string, o Options) (Pusher, error) {
+	r, err := Open(locator, o)
+	if err != nil {
+		return nil, err
+	}
+	p, ok := r.(Pusher)
+	if !ok {
+		return nil, classf(errdefs.ErrNotImplemented, "put into %s: directories are read only", locator)
+	}
+	return p, nil
+}
+
 // hints are what a caller told of an object; size is -1 where it is not known.
 type hints struct {
-	mediaType    string
-	size, offset int64
+	mediaType, mount string
+	size, offset     int64
 }
 
 func parseHints(list []string) hints {
@@ -113,6 +135,10 @@ func parseHints(list []string) hints {
 		case "mediatype":
 			if isMediaType(value) {
 				h.mediaType = value
+			}
+		case "mount":
+			if isRepository(value) {
+				h.mount = value
 			}
 		case "size":
 			if n, err := strconv.ParseInt(value, 10, 64); err == nil && n >= 0 {

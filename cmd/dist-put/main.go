@@ -1,0 +1,50 @@
+// Dist-put stores standard input as a manifest or blob at a remote.
+package main
+
+import (
+	"io"
+	"os"
+
+	"distkit/cmd/internal/cli"
+	"distkit/cmd/internal/registry"
+	"distkit/remotes"
+
+	"github.com/spf13/cobra"
+)
+
+func main() { cli.Main(newCommand()) }
+
+func newCommand() *cobra.Command {
+	c := &cobra.Command{
+		Use:   "dist-put [flags] LOCATOR OBJECT [HINT…]",
+		Short: "store standard input as a manifest or blob at a remote",
+		Args:  cobra.MinimumNArgs(2),
+	}
+	options := registry.Flags(c)
+	records := cli.NewRecords(c, "DIGEST", "SIZE")
+	c.RunE = func(c *cobra.Command, args []string) error {
+		p, err := remotes.OpenPusher(args[0], *options)
+		if err != nil {
+			return err
+		}
+		// A file can be read again where an upload is cut.
+		var content io.Reader = os.Stdin
+		if info, err := os.Stdin.Stat(); err != nil || !info.Mode().IsRegular() {
+			in, err := cli.Stdin(c.Context())
+			if err != nil {
+				return err
+			}
+			defer in.Close()
+			content = in
+		}
+		desc, err := p.Push(c.Context(), args[1], content, args[2:]...)
+		if err != nil {
+			return err
+		}
+		if err := records.Write(desc, desc.Digest, cli.Size(desc.Size)); err != nil {
+			return err
+		}
+		return records.Close()
+	}
+	return c
+}

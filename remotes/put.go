@@ -1,0 +1,544 @@
+package remotes
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net/http"
+	"net/url"
+	"os"
+	"strconv"
+	"strings"
+
+	"github.com/containerd/errdefs"
+	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	"oras.land/oras-go/v2/registry/remote/auth"
+)
+
+// Sizes of the pieces in which a stream that can't be read twice is uploaded: one is kept
+// in memory until the registry has it.
+const (
+	chunkSize    = 8 << 20
+	maxChunkSize = 64 << 20 // that a registry may ask for
+)
+
+// Push uploads a manifest or blob. A blob whose upload is cut goes on where the registry has
+// it: content that is a file is sent in one piece, of which the rest is sent again; another
+// stream in pieces of 8 MiB.
+func (r *Registry) Push(ctx context.Context, id string, content io.Reader, hintList ...string) (ocispec.Descriptor, error) {
+	o, err := parseObject(id)
+	if err != nil {
+		return ocispec.Descriptor{}, err
+	}
+	desc, err := r.push(ctx, o, content, parseHints(hintList))
+	if err != nil {
+		return ocispec.Descriptor{}, fmt.Errorf("put %s: %w", o.join(r.locator.String()), err)
+	}
+	return desc, nil
+}
+
+func (r *Registry) push(ctx context.Context, o object, content io.Reader, h hints) (ocispec.Descriptor, error) {
+	var c *client
+	for _, e := range r.clients {
+		if e.capabilities&canPush != 0 {
+			c = e
+			break
+		}
+	}
+	if c == nil {
+		return ocispec.Descriptor{}, classf(errdefs.ErrFailedPrecondition, "no host of %s is configured for this", r.locator.Host)
+	}
+	p := &push{Registry: r, client: c, ctx: ctx, object: o, hints: h, tries: c.newTries(maxTries)}
+	asManifest := o.tag != "" || isIndex(h.mediaType) || isManifest(h.mediaType)
+	if asManifest {
+		return p.manifest(content)
+	}
+	if h.mediaType == "" {
+		// A digest alone: where it is there already it need not be told what it is.
+		if desc, err := r.resolve(ctx, c, p.tries, o); err == nil {
+			return desc, p.checkSize(desc.Size)
+		} else if !errdefs.IsNotFound(err) {
+			return ocispec.Descriptor{}, err
+		}
+		b, rest, err := peekManifest(content)
+		if err != nil {
+			return ocispec.Descriptor{}, err
+		}
+		if sniff(b) != mediaTypeOctets {
+			return p.manifest(bytes.NewReader(b))
+		}
+		return p.blob(rest, false)
+	}
+	return p.blob(content, true)
+}
+
+// push is one upload.
+type push struct {
+	*Registry
+	client *client
+	ctx    context.Context
+	object object
+	hints  hints
+	tries  *tries
+}
+
+func (p *push) checkSize(size int64) error {
+	if p.hints.size >= 0 && p.hints.size != size {
+		return classf(errdefs.ErrDataLoss, "size mismatch: the registry has %s, not %d", sizeString(size), p.hints.size)
+	}
+	return nil
+}
+
+// peekManifest reads what could be a manifest whole; rest gives the content from its start.
+func peekManifest(content io.Reader) (b []byte, rest io.Reader, err error) {
+	if f, size, ok := section(content); ok {
+		if size > MaxManifest {
+			return nil, content, nil
+		}
+		b = make([]byte, size)
+		if _, err := f.ReadAt(b, 0); err != nil && err != io.EOF {
+			return nil, nil, err
+		}
+		return b, content, nil
+	}
+	var first [1]byte
+	if n, err := io.ReadFull(content, first[:]); n == 0 {
+		if err == io.EOF {
+			err = nil
+		}
+		return nil, bytes.NewReader(nil), err
+	}
+	all := io.MultiReader(bytes.NewReader(first[:]), content)
+	if first[0] != '{' {
+		return nil, all, nil
+	}
+	b, err = io.ReadAll(io.LimitReader(all, MaxManifest+1))
+	if err != nil {
+		return nil, nil, err
+	}
+	rest = io.MultiReader(bytes.NewReader(b), content)
+	if len(b) > MaxManifest {
+		return nil, rest, nil
+	}
+	return b, rest, nil
+}
+
+// section is content that can be read again: a regular file from where it stands.
+func section(content io.Reader) (*io.SectionReader, int64, bool) {
+	f, ok := content.(*os.File)
+	if !ok {
+		return nil, 0, false
+	}
+	info, err := f.Stat()
+	if err != nil || !info.Mode().IsRegular() {
+		return nil, 0, false
+	}
+	at, err := f.Seek(0, io.SeekCurrent)
+	if err != nil {
+		return nil, 0, false
+	}
+	size := max(info.Size()-at, 0)
+	return io.NewSectionReader(f, at, size), size, true
+}
+
+func (p *push) request(method, kind, object string) request {
+	r := p.Registry.request(p.client, method, kind, object)
+	r.query = nil
+	r.scopes = []string{auth.ScopeRepository(p.locator.Name, auth.ActionPull, auth.ActionPush)}
+	if p.hints.mount != "" {
+		r.scopes = append(r.scopes, auth.ScopeRepository(p.hints.mount, auth.ActionPull))
+	}
+	return r
+}
+
+func (p *push) manifest(content io.Reader) (ocispec.Descriptor, error) {
+	if p.object.digest != "" {
+		req := p.request(http.MethodHead, "manifests", p.object.String())
+		req.header.Set("Accept", accept(p.hints.mediaType))
+		resp, err := p.client.do(p.ctx, req, p.tries)
+		if err == nil {
+			resp.Body.Close()
+			if resp.ContentLength >= 0 {
+				return ocispec.Descriptor{MediaType: p.hints.mediaType, Digest: p.object.digest, Size: resp.ContentLength}, p.checkSize(resp.ContentLength)
+			}
+		} else if !errdefs.IsNotFound(err) {
+			return ocispec.Descriptor{}, err
+		}
+	}
+	b, err := io.ReadAll(io.LimitReader(content, MaxManifest+1))
+	if err != nil {
+		return ocispec.Descriptor{}, err
+	}
+	if len(b) > MaxManifest {
+		return ocispec.Descriptor{}, classf(errdefs.ErrInvalidArgument, "the content is larger than a manifest may be (%s)", sizeString(MaxManifest))
+	}
+	desc := ocispec.Descriptor{MediaType: p.hints.mediaType, Digest: digest.FromBytes(b), Size: int64(len(b))}
+	if p.hints.size >= 0 && p.hints.size != desc.Size {
+		return desc, classf(errdefs.ErrDataLoss, "size mismatch: got %s, not %d", sizeString(desc.Size), p.hints.size)
+	}
+	if want := p.object.digest; want != "" {
+		if desc.Digest = want.Algorithm().FromBytes(b); desc.Digest != want {
+			return desc, mismatch(want, desc.Digest)
+		}
+	}
+	var head struct {
+		MediaType string              `json:"mediaType"`
+		Subject   *ocispec.Descriptor `json:"subject"`
+	}
+	if err := json.Unmarshal(b, &head); err != nil {
+		return desc, classf(errdefs.ErrInvalidArgument, "the content is not a manifest: %s", printable(err.Error()))
+	}
+	if desc.MediaType == "" {
+		if desc.MediaType = sniff(b); desc.MediaType == mediaTypeOctets {
+			return desc, classf(errdefs.ErrInvalidArgument, "the content does not tell its type: give the hint mediatype:TYPE")
+		}
+	}
+	resp, err := p.putManifest(p.object, desc, b)
+	if err != nil {
+		return desc, err
+	}
+	if head.Subject != nil && resp.Header.Get("OCI-Subject") == "" {
+		if err := p.linkReferrer(head.Subject.Digest, desc, b); err != nil {
+			return desc, fmt.Errorf("link to subject %s: %w", head.Subject.Digest, err)
+		}
+	}
+	return desc, nil
+}
+
+func (p *push) putManifest(o object, desc ocispec.Descriptor, b []byte) (*http.Response, error) {
+	req := p.request(http.MethodPut, "manifests", o.String())
+	req.header.Set("Content-Type", desc.MediaType)
+	req.body, req.size = func() io.Reader { return bytes.NewReader(b) }, int64(len(b))
+	resp, err := p.client.do(p.ctx, req, p.tries)
+	if err != nil {
+		return nil, err
+	}
+	resp.Body.Close()
+	if got, err := digest.Parse(resp.Header.Get("Docker-Content-Digest")); err == nil && got.Algorithm() == desc.Digest.Algorithm() && got != desc.Digest {
+		return nil, classf(errdefs.ErrDataLoss, "the registry stored %s, not %s", got, desc.Digest)
+	}
+	return resp, nil
+}
+
+// blob uploads one, having looked first whether it is there.
+func (p *push) blob(content io.Reader, look bool) (ocispec.Descriptor, error) {
+	desc := ocispec.Descriptor{MediaType: p.hints.mediaType, Digest: p.object.digest}
+	if desc.MediaType == "" {
+		desc.MediaType = mediaTypeOctets
+	}
+	if look {
+		size, err := p.exists()
+		if err == nil {
+			desc.Size = size
+			return desc, p.checkSize(size)
+		}
+		if !errdefs.IsNotFound(err) {
+			return desc, err
+		}
+	}
+	session, mounted, err := p.begin()
+	if err != nil {
+		return desc, err
+	}
+	if mounted {
+		desc.Size, err = p.exists()
+		return desc, err
+	}
+	desc.Size, err = p.send(session, content)
+	return desc, err
+}
+
+// send uploads content in the way that it allows, and gives its size.
+func (p *push) send(s session, content io.Reader) (size int64, err error) {
+	defer func() {
+		if err != nil && !isTemporary(err) {
+			p.cancel(s)
+		}
+	}()
+	if f, size, ok := section(content); ok {
+		if p.hints.size >= 0 && p.hints.size != size {
+			return 0, classf(errdefs.ErrDataLoss, "size mismatch: got %s, not %d", sizeString(size), p.hints.size)
+		}
+		whole := func(offset int64) io.Reader {
+			return newVerifier(io.NopCloser(io.NewSectionReader(f, 0, size)), p.object.digest, 0, offset)
+		}
+		err := p.sendFile(s, whole, size)
+		if !isStatus(err, http.StatusRequestEntityTooLarge) {
+			return size, err
+		}
+		// A proxy on the way limits the size of a request.
+		if s, _, err = p.begin(); err != nil {
+			return 0, err
+		}
+		content = io.NewSectionReader(f, 0, size)
+	}
+	return p.sendStream(s, newVerifier(io.NopCloser(content), p.object.digest, 0, 0))
+}
+
+// cancel has the registry forget an upload, if it will.
+func (p *push) cancel(s session) {
+	resp, err := p.client.once(p.ctx, p.put(http.MethodDelete, &s, nil, 0))
+	if err == nil {
+		resp.Body.Close()
+	}
+}
+
+func (p *push) exists() (int64, error) {
+	resp, err := p.client.do(p.ctx, p.request(http.MethodHead, "blobs", p.object.String()), p.tries)
+	if err != nil {
+		return 0, err
+	}
+	resp.Body.Close()
+	return max(resp.ContentLength, 0), nil
+}
+
+// session is an upload that the registry has begun.
+type session struct {
+	url   *url.URL
+	chunk int64 // the least that it takes at a time
+}
+
+// begin opens an upload, or mounts the blob from the hinted repository.
+func (p *push) begin() (s session, mounted bool, err error) {
+	req := p.request(http.MethodPost, "blobs", "uploads/")
+	if p.hints.mount != "" {
+		req.query = url.Values{"mount": {p.object.digest.String()}, "from": {p.hints.mount}}
+	}
+	req.body = func() io.Reader { return http.NoBody }
+	resp, err := p.client.do(p.ctx, req, p.tries)
+	if err != nil && p.hints.mount != "" && !isTemporary(err) {
+		// Some refuse a mount instead of beginning an upload.
+		p.hints.mount = ""
+		return p.begin()
+	}
+	if err != nil {
+		return s, false, err
+	}
+	resp.Body.Close()
+	if resp.StatusCode == http.StatusCreated && p.hints.mount != "" {
+		return s, true, nil
+	}
+	if s.chunk, _ = strconv.ParseInt(resp.Header.Get("OCI-Chunk-Min-Length"), 10, 64); s.chunk > maxChunkSize {
+		return s, false, classf(errdefs.ErrNotImplemented, "the registry wants chunks of at least %s", sizeString(s.chunk))
+	}
+	return s, false, p.move(&s, resp)
+}
+
+// move follows an upload to where the registry says that it goes on.
+func (p *push) move(s *session, resp *http.Response) error {
+	location := resp.Header.Get("Location")
+	if location == "" {
+		if s.url != nil {
+			return nil
+		}
+		return classf(errdefs.ErrDataLoss, "%s began an upload without saying where", p.client.host)
+	}
+	u, err := resp.Request.URL.Parse(location)
+	if err != nil || u.Scheme != "http" && u.Scheme != "https" || u.User != nil {
+		return classf(errdefs.ErrDataLoss, "%s sent an upload to %q", p.client.host, printable(location))
+	}
+	if ours := p.client.currentScheme(); ours == "https" && u.Scheme == "http" {
+		// Proxies that end TLS make registries think they speak HTTP.
+		if !strings.EqualFold(u.Hostname(), resp.Request.URL.Hostname()) {
+			return classf(errdefs.ErrDataLoss, "%s sent an upload from https to http://%s", p.client.host, printable(u.Host))
+		}
+		u.Scheme, u.Host = ours, resp.Request.URL.Host
+	}
+	u.Fragment = ""
+	s.url = u
+	return nil
+}
+
+// put is a request of an upload.
+func (p *push) put(method string, s *session, body func() io.Reader, size int64) request {
+	req := p.request(method, "blobs", "uploads/")
+	req.url, req.body, req.size = s.url, body, size
+	if method == http.MethodPut {
+		u := *s.url
+		q := u.Query()
+		q.Set("digest", p.object.digest.String())
+		u.RawQuery = q.Encode()
+		req.url = &u
+	}
+	if body != nil {
+		req.header.Set("Content-Type", mediaTypeOctets)
+	}
+	return req
+}
+
+func (p *push) finish(s *session) error {
+	resp, err := p.client.do(p.ctx, p.put(http.MethodPut, s, func() io.Reader { return http.NoBody }, 0), p.tries)
+	if err == nil {
+		resp.Body.Close()
+	}
+	return err
+}
+
+// sendFile uploads what can be read from any offset in one piece, and what is missing of it
+// after each cut.
+func (p *push) sendFile(s session, from func(offset int64) io.Reader, size int64) error {
+	var offset int64
+	for {
+		var resp *http.Response
+		var err error
+		if offset == 0 {
+			req := p.put(http.MethodPut, &s, func() io.Reader { return from(0) }, size)
+			resp, err = p.client.once(p.ctx, req)
+			if err == nil {
+				resp.Body.Close()
+				return nil
+			}
+		} else {
+			if offset < size {
+				req := p.put(http.MethodPatch, &s, func() io.Reader { return from(offset) }, size-offset)
+				req.header.Set("Content-Range", fmt.Sprintf("%d-%d", offset, size-1))
+				if resp, err = p.client.once(p.ctx, req); err == nil {
+					resp.Body.Close()
+					err = p.move(&s, resp)
+				}
+			}
+			if err == nil {
+				return p.finish(&s)
+			}
+		}
+		if isStatus(err, http.StatusRequestedRangeNotSatisfiable) {
+			err = classed{err, errdefs.ErrAborted}
+		}
+		if err := p.client.again(p.ctx, p.tries, err); err != nil {
+			return err
+		}
+		had := offset
+		if offset, err = p.status(&s); err != nil {
+			if p.there() {
+				return nil // its reply was lost
+			}
+			if isTemporary(err) {
+				return err
+			}
+			offset = 0
+		}
+		if offset == 0 {
+			// Of nothing, and of a single byte, a registry says the same.
+			if s, _, err = p.begin(); err != nil {
+				return err
+			}
+		}
+		if offset > size {
+			return classf(errdefs.ErrDataLoss, "the registry says it has %s of %d", sizeString(offset), size)
+		}
+		if offset-had >= renewAfter {
+			p.tries = p.client.newTries(maxTries)
+		}
+	}
+}
+
+// status asks how much of an upload the registry has.
+func (p *push) status(s *session) (int64, error) {
+	resp, err := p.client.do(p.ctx, p.put(http.MethodGet, s, nil, 0), p.tries)
+	if err != nil {
+		return 0, err
+	}
+	resp.Body.Close()
+	if err := p.move(s, resp); err != nil {
+		return 0, err
+	}
+	return uploaded(resp)
+}
+
+// uploaded reads a Range of "0-N", which is of N+1 bytes; of none, registries say 0-0 or
+// nothing.
+func uploaded(resp *http.Response) (int64, error) {
+	v := strings.TrimPrefix(resp.Header.Get("Range"), "bytes=")
+	if v == "" {
+		return 0, nil
+	}
+	first, last, _ := strings.Cut(v, "-")
+	n, err := strconv.ParseInt(last, 10, 64)
+	if first != "0" || err != nil || n < -1 {
+		return 0, classf(errdefs.ErrDataLoss, "the registry says it has the range %q", printable(v))
+	}
+	if n <= 0 {
+		return 0, nil
+	}
+	return n + 1, nil
+}
+
+// sendStream uploads what can be read once, a piece at a time, and gives its size.
+func (p *push) sendStream(s session, content io.Reader) (int64, error) {
+	buf := make([]byte, max(chunkSize, s.chunk))
+	var offset int64 // of buf
+	for {
+		n, err := io.ReadFull(content, buf)
+		piece, end := buf[:n], offset+int64(n)
+		last := err == io.EOF || err == io.ErrUnexpectedEOF
+		if err != nil && !last {
+			return 0, err
+		}
+		if p.hints.size >= 0 && (end > p.hints.size || last && end != p.hints.size) {
+			return 0, classf(errdefs.ErrDataLoss, "size mismatch: got %s or more, not %d", sizeString(end), p.hints.size)
+		}
+		if err := p.sendPiece(&s, piece, offset, last); err != nil {
+			return 0, err
+		}
+		if last {
+			return end, nil
+		}
+		offset = end
+		p.tries = p.client.newTries(maxTries)
+	}
+}
+
+// sendPiece has one piece arrive, the last by the request that ends the upload. A session
+// whose only piece it is can be begun again.
+func (p *push) sendPiece(s *session, piece []byte, offset int64, last bool) error {
+	end := offset + int64(len(piece))
+	at := offset
+	for {
+		rest := piece[at-offset:]
+		method := http.MethodPatch
+		if last {
+			method = http.MethodPut
+		}
+		req := p.put(method, s, func() io.Reader { return bytes.NewReader(rest) }, int64(len(rest)))
+		if len(rest) > 0 && (at > 0 || !last) {
+			req.header.Set("Content-Range", fmt.Sprintf("%d-%d", at, end-1))
+		}
+		resp, err := p.client.once(p.ctx, req)
+		if err == nil {
+			resp.Body.Close()
+			return p.move(s, resp)
+		}
+		if isStatus(err, http.StatusRequestedRangeNotSatisfiable) {
+			err = classed{err, errdefs.ErrAborted}
+		}
+		if err := p.client.again(p.ctx, p.tries, err); err != nil {
+			return err
+		}
+		have, err := p.status(s)
+		switch {
+		case err != nil && last && p.there():
+			return nil
+		case offset == 0 && have == 0 && !isTemporary(err):
+			// The session is gone, or has nothing or a single byte: that is said alike.
+			if *s, _, err = p.begin(); err != nil {
+				return err
+			}
+		case err != nil:
+			return err
+		}
+		if have < offset || have > end {
+			return classf(errdefs.ErrDataLoss, "the registry says it has %s, where %d were sent", sizeString(have), end)
+		}
+		if at = have; at == end && !last {
+			return nil
+		}
+	}
+}
+
+func (p *push) there() bool {
+	_, err := p.exists()
+	return err == nil
+}
