@@ -209,10 +209,10 @@ func (a *applier) run() error {
 		if err := a.ctx.Err(); err != nil {
 			return err
 		}
-		before := a.in.offset
+		a.in.watch = (a.in.offset + blockSize - 1) / blockSize * blockSize
 		h, err := a.tar.Next()
 		if err == io.EOF {
-			return a.end(a.in.offset-before >= 512)
+			return a.end()
 		}
 		if err != nil {
 			return a.readError(err)
@@ -236,7 +236,7 @@ func (a *applier) readError(err error) error {
 	case a.in.err != nil && a.in.err != io.EOF:
 		return a.in.err
 	case errors.Is(err, io.ErrUnexpectedEOF), err == io.EOF:
-		if a.in.offset >= 512 {
+		if a.in.offset >= blockSize {
 			return dataLoss("layer ends too early, after %d bytes", a.in.offset)
 		}
 		fallthrough
@@ -246,8 +246,8 @@ func (a *applier) readError(err error) error {
 	return dataLoss("read layer: %w", err)
 }
 
-// end is the end of the archive; marked tells whether its marker was there.
-func (a *applier) end(marked bool) error {
+// end is the end of the archive.
+func (a *applier) end() error {
 	if a.batch != nil { // it need not wait for what trails the archive
 		a.send()
 	}
@@ -264,7 +264,7 @@ func (a *applier) end(marked bool) error {
 		}
 		return nil
 	}
-	if !marked {
+	if !a.in.marked {
 		return dataLoss("layer ends without the end-of-archive marker, after %d bytes", a.in.offset)
 	}
 	return nil
@@ -528,8 +528,6 @@ func (a *applier) large(h *tar.Header, fd int) error {
 	}
 	return nil
 }
-
-var zeros [4096]byte
 
 func writeSparse(fd int, b []byte, at int64) error {
 	for len(b) > 0 {
@@ -817,11 +815,14 @@ func (a *applier) whiteout(parent, base string) error {
 	case base == opaqueMarker && d == t.root:
 		return classed{errors.New("overlayfs can't hide all lower layers: apply it with whiteouts removed"), errdefs.ErrNotImplemented}
 	case base == opaqueMarker:
-		return a.makeOpaque(d)
+		return t.makeOpaque(d)
 	case strings.HasPrefix(base, metaPrefix):
 		return nil // of aufs's own, which no layer has
 	case t.opaque == "":
 		return t.whiteout(d, name)
+	}
+	if t.isOpaque(d.path) {
+		return nil // a device would be of no use, and seen in a listing
 	}
 	err = unix.Mknodat(d.fd, name, unix.S_IFCHR, 0)
 	if !errors.Is(err, unix.EEXIST) {
@@ -842,12 +843,5 @@ func (a *applier) whiteout(parent, base string) error {
 	if err != nil {
 		return err
 	}
-	return a.makeOpaque(c)
-}
-
-func (a *applier) makeOpaque(d *dir) error {
-	if err := unix.Fsetxattr(d.fd, a.tree.opaque, []byte("y"), 0); err != nil {
-		return fmt.Errorf("set %s: %w", a.tree.opaque, err)
-	}
-	return nil
+	return t.makeOpaque(c)
 }

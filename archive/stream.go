@@ -15,7 +15,8 @@ import (
 )
 
 const (
-	chunkSize  = 256 << 10
+	blockSize  = 512       // of tar
+	chunkSize  = 256 << 10 // of whole blocks: a header is never parted
 	chunkCount = 8
 
 	// maxWindow is the largest zstd window accepted, the limit of zstd(1) itself. It is what
@@ -66,6 +67,11 @@ type stream struct {
 	whole, rest []byte // the chunk that is being read, and what is left of it
 	err         error
 	offset      int64 // bytes read
+
+	// marked tells that the block at watch, of an archive the place of its next header, was
+	// read and is of zeros: an end-of-archive marker.
+	watch  int64
+	marked bool
 
 	digest hash.Hash // complete once err is io.EOF
 	size   int64
@@ -163,6 +169,8 @@ func (s *stream) hash(raw <-chan chunk) {
 	}
 }
 
+var zeros [4096]byte
+
 // next makes rest hold bytes that were not read yet.
 func (s *stream) next() error {
 	for len(s.rest) == 0 {
@@ -195,6 +203,9 @@ func (s *stream) Read(p []byte) (int, error) {
 		return 0, err
 	}
 	n := copy(p, s.rest)
+	if s.offset == s.watch && n == blockSize {
+		s.marked = bytes.Equal(p[:n], zeros[:blockSize])
+	}
 	s.rest = s.rest[n:]
 	s.offset += int64(n)
 	return n, nil

@@ -62,6 +62,7 @@ type tree struct {
 	// to collide.
 	seed             maphash.Seed
 	created, touched map[uint64]struct{}
+	opaques          map[uint64]struct{} // directories, in overlay form
 }
 
 // noOpenat2 is set once the kernel, or a filter before it, is seen to lack the call.
@@ -86,6 +87,7 @@ func newTree(root string) (*tree, error) {
 		seed:       maphash.MakeSeed(),
 		created:    map[uint64]struct{}{},
 		touched:    map[uint64]struct{}{},
+		opaques:    map[uint64]struct{}{},
 	}
 	names, err := readNames(fd)
 	if err != nil {
@@ -349,8 +351,8 @@ func (t *tree) mkdir(d *dir, name string, mode uint32, keep ...*dir) (c *dir, ma
 	}
 	if replaced && t.opaque != "" {
 		// What the replaced entry hid of the lower layers must stay hidden.
-		if err := unix.Fsetxattr(fd, t.opaque, []byte("y"), 0); err != nil {
-			return nil, false, fmt.Errorf("set %s: %w", t.opaque, err)
+		if err := t.makeOpaque(&dir{fd: fd, path: join(d.path, name)}); err != nil {
+			return nil, false, err
 		}
 	}
 	if err := t.makeRoom(append(keep, d)...); err != nil {
@@ -495,6 +497,55 @@ func (t *tree) makeRoom(keep ...*dir) error {
 		return nil
 	}
 	return t.closeAll(keep...)
+}
+
+// makeOpaque hides in overlay form all that lower layers have in d. Whiteouts below it are
+// removed: overlayfs lists those of a directory that it need not merge.
+func (t *tree) makeOpaque(d *dir) error {
+	if err := unix.Fsetxattr(d.fd, t.opaque, []byte("y"), 0); err != nil {
+		return fmt.Errorf("set %s: %w", t.opaque, err)
+	}
+	t.opaques[t.hash(d.path)] = struct{}{}
+	return removeWhiteouts(d.fd)
+}
+
+func (t *tree) isOpaque(p string) bool {
+	for ; p != "" && len(t.opaques) > 0; p, _ = split(p) {
+		if has(t.opaques, t.hash(p)) {
+			return true
+		}
+	}
+	return false
+}
+
+func removeWhiteouts(fd int) error {
+	names, err := readNames(fd)
+	if err != nil {
+		return err
+	}
+	for _, n := range names {
+		var st unix.Stat_t
+		if err := unix.Fstatat(fd, n, &st, unix.AT_SYMLINK_NOFOLLOW); err != nil {
+			return err
+		}
+		switch {
+		case isWhiteout(&st):
+			if err := unix.Unlinkat(fd, n, 0); err != nil {
+				return err
+			}
+		case st.Mode&unix.S_IFMT == unix.S_IFDIR:
+			below, err := openBeneath(fd, n)
+			if err != nil {
+				return err
+			}
+			err = removeWhiteouts(below)
+			_ = unix.Close(below)
+			if err != nil {
+				return err
+			}
+		}
+	}
+	return nil
 }
 
 // closeAll closes every directory but the target and those to keep, and gives each its times
