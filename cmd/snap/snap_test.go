@@ -80,6 +80,32 @@ func TestExamplesOfThePage(t *testing.T) {
 	}
 }
 
+// What mounts prints for the shell mounts the same, and umount knows it.
+func TestMountsForTheShell(t *testing.T) {
+	snapshottest.Root(t)
+	for _, driver := range []string{"overlayfs", "native"} {
+		dir := filepath.Join(t.TempDir(), `a, b:c\d'e`)
+		if err := os.Mkdir(dir, 0o755); err != nil {
+			t.Fatal(err)
+		}
+		out, errs, status := shell(t, dir, `
+			snap prepare a >/dev/null; snap commit one a
+			snap prepare a one >/dev/null; snap commit two a
+			snap prepare active two >/dev/null; snap view view two >/dev/null; snap view one-layer one >/dev/null
+			mkdir mnt
+			for key in active view one-layer; do
+				eval "$(snap mounts --target mnt "$key")"
+				snap mount "$key" mnt
+				touch mnt/file 2>/dev/null && echo "$key can be written to"
+				snap umount mnt
+				mountpoint -q mnt && echo "$key is still mounted" || true
+			done`, "CONTAINERD_SNAPSHOTTER="+driver)
+		if status != 0 || errs != "" || out != "active can be written to\n" {
+			t.Errorf("%s: status %d, stdout %q, stderr %q", driver, status, out, errs)
+		}
+	}
+}
+
 func TestStatuses(t *testing.T) {
 	for _, c := range []struct {
 		script string
