@@ -212,7 +212,7 @@ func parseState(f *os.File) (boot string, next uint64, err error) {
 		return "", 0, nil
 	}
 	if w[0] != layoutVersion {
-		return "", 0, errdefs.ErrNotImplemented.WithMessage(fmt.Sprintf(
+		return "", 0, errdefs.ErrFailedPrecondition.WithMessage(fmt.Sprintf(
 			"%s: layout version %.20q is unknown to this program, which knows %s", f.Name(), w[0], layoutVersion))
 	}
 	if len(w) == 3 {

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"cmp"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -43,6 +44,9 @@ func Open(root string, d Driver, o Options) (*Snapshotter, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open store: %w", err)
 	}
+	if err := checkLayout(root); err != nil {
+		return nil, err
+	}
 	s := &Snapshotter{driver: d, dir: filepath.Join(root, "snapshots", d.Name()), namespace: o.Namespace, noSync: o.NoSync}
 	f, err := os.Open(filepath.Join(s.dir, "state"))
 	if errors.Is(err, fs.ErrNotExist) {
@@ -68,6 +72,25 @@ func Open(root string, d Driver, o Options) (*Snapshotter, error) {
 		}
 	}
 	return s, nil
+}
+
+// checkLayout refuses a store of a later layout, as all who use one must.
+func checkLayout(root string) error {
+	b, err := os.ReadFile(filepath.Join(root, "oci-layout"))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("open store: %w", err)
+	}
+	var layout struct {
+		Version string `json:"imageLayoutVersion"`
+	}
+	if err := json.Unmarshal(b, &layout); err != nil || layout.Version != "1.0.0" {
+		return errdefs.ErrFailedPrecondition.WithMessage(fmt.Sprintf(
+			"open store: %s/oci-layout is not of version 1.0.0: %.60q", root, b))
+	}
+	return nil
 }
 
 // Driver is the driver's name.

@@ -256,7 +256,11 @@ func errorClasses(t *testing.T, open opener) {
 	is(t, "bad namespace", err, errdefs.IsInvalidArgument)
 	check(t, os.WriteFile(filepath.Join(root, "snapshots", s.Driver(), "state"), []byte("2 x\n"), 0o600))
 	_, err = s.Prepare(ctx, "z", "", nil)
-	is(t, "later layout", err, errdefs.IsNotImplemented, "version")
+	is(t, "later layout", err, errdefs.IsFailedPrecondition, "version")
+	root = t.TempDir()
+	check(t, os.WriteFile(filepath.Join(root, "oci-layout"), []byte(`{"imageLayoutVersion":"2.0.0"}`), 0o644))
+	_, err = snapshot.Open(root, unknown{}, snapshot.Options{})
+	is(t, "later image layout", err, errdefs.IsFailedPrecondition, "version")
 }
 
 type unknown struct{ snapshot.Driver }
