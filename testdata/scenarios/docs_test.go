@@ -88,21 +88,21 @@ func fenced(text string) []fencedBlock {
 	return blocks
 }
 
-// prelude is what a page's example finds: a directory whose .content holds
-// docker.io/library/redis:latest, and the digests of the image's parts in variables,
-// so that a page can say $layer.
+// prelude sets what a page's examples may use: parts of the image that the store holds.
 const prelude = `
 image=docker.io/library/redis:latest
 manifest=$(dist-image manifest $image | jq -r .digest)
 config=$(dist-cat $manifest | jq -r .config.digest)
 layer=$(dist-cat $manifest | jq -r '.layers[0].digest')
+diffid=$(dist-cat $config | jq -r '.rootfs.diff_ids[0]')
 digest=$layer
 size=$(dist-cat $layer | wc -c)
 `
 
-// TestExamples runs the indented blocks under EXAMPLES of every man page, each in a directory
-// of its own where .content holds docker.io/library/redis:latest, docker.io is mapped to a
-// registry, and the variables of prelude are set. Above a block may stand
+// TestExamples runs the indented blocks under EXAMPLES of every man page, those of a page in
+// order, in one shell with -euo pipefail, in a directory where .content holds
+// docker.io/library/redis:latest, docker.io is mapped to a registry, and the variables of
+// prelude are set. Above a block may stand
 //
 //	<!-- needs: root,runc -->    what it and the ones below need (see fixture.Has)
 //	<!-- no test: why -->        the next block is not run; the test lists these
@@ -118,9 +118,12 @@ func TestExamples(t *testing.T) {
 	if len(pages) == 0 {
 		t.Fatal("there are no pages")
 	}
+	w, prepared := surroundings(t)
+	if out, err := bash(w, prepared, "dist-pull docker.io/library/redis:latest"); err != nil {
+		t.Fatalf("prepare a store: %v\n%s", err, out)
+	}
 	for _, page := range pages {
 		t.Run(strings.TrimSuffix(filepath.Base(page), ".1.md"), func(t *testing.T) {
-			t.Parallel()
 			text, err := os.ReadFile(page)
 			if err != nil {
 				t.Fatal(err)
@@ -129,20 +132,20 @@ func TestExamples(t *testing.T) {
 			if len(blocks) == 0 {
 				t.Fatal("no block under EXAMPLES")
 			}
+			script := "cp -a " + filepath.Join(prepared, ".content") + " .\n" + prelude
 			for _, b := range blocks {
-				t.Run(fmt.Sprintf("line_%d", b.line), func(t *testing.T) {
-					if b.skip != "" {
-						t.Skipf("by the page: %s", b.skip)
-					}
-					fixture.Need(t, b.needs)
-					w, dir := surroundings(t)
-					if out, err := bash(w, dir, "dist-pull docker.io/library/redis:latest >/dev/null\n"+prelude); err != nil {
-						t.Fatalf("prepare: %v\n%s", err, out)
-					}
-					if out, err := bash(w, dir, prelude+b.text); err != nil {
-						t.Errorf("%s:%d: %v\n%s%s", filepath.Base(page), b.line, err, b.text, out)
-					}
-				})
+				switch lacks := lacking(b.needs); {
+				case b.skip != "":
+					t.Run(fmt.Sprintf("line_%d", b.line), func(t *testing.T) { t.Skipf("by the page: %s", b.skip) })
+				case lacks != "":
+					t.Run(fmt.Sprintf("line_%d", b.line), func(t *testing.T) { t.Skipf("needs %s", lacks) })
+				default:
+					script += fmt.Sprintf("echo '== %s:%d' >&2\n%s\n", filepath.Base(page), b.line, b.text)
+				}
+			}
+			w, dir := surroundings(t)
+			if out, err := bash(w, dir, script); err != nil {
+				t.Errorf("%v\n%s", err, out)
 			}
 		})
 	}
