@@ -336,18 +336,18 @@ func (Driver) Check(dir string) error {
 	err = in(scratch, func() error {
 		// The kernel mounts where these fail, and then can't delete what a lower layer has.
 		if err := unix.Setxattr(l.upper, attribute, []byte("n"), 0); err != nil {
-			return snapshot.MountError("set the extended attribute "+attribute, err)
+			return fmt.Errorf("set extended attribute %s: %w", attribute, err)
 		}
 		if err := unix.Mknod("2/whiteout", unix.S_IFCHR, 0); err != nil {
-			return snapshot.MountError("make a whiteout", err)
+			return fmt.Errorf("make a whiteout: %w", err)
 		}
 		return l.try()
 	})
 	switch {
 	case err == nil:
 		return nil
-	case errdefs.IsPermissionDenied(err):
-		return errdefs.ErrPermissionDenied.WithMessage("overlayfs needs root: " + err.Error())
+	case errdefs.IsPermissionDenied(err), errors.Is(err, unix.EPERM):
+		return errdefs.ErrPermissionDenied.WithMessage("overlayfs needs root, or a user namespace: " + err.Error())
 	}
 	return errdefs.ErrNotImplemented.WithMessage("overlayfs doesn't work here: " + err.Error())
 }
