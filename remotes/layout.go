@@ -18,31 +18,30 @@ import (
 )
 
 // Layout is a directory in the form of an OCI image layout, such as the store's: its names
-// are those of index.json, and objects are named in full, by tag or by digest. It is read
-// alone.
+// are those of index.json, and objects are named in full, by tag or by digest.
 type Layout struct{ dir string }
 
-func openLayout(dir string) (*Layout, error) {
-	l := &Layout{dir}
+// check tells whether the directory is one that can be read.
+func (l *Layout) check() error {
 	b, err := l.readFile(ocispec.ImageLayoutFile)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
 		// A store that is not quite there yet, or none: blobs tell.
-		if _, err := os.Stat(filepath.Join(dir, ocispec.ImageBlobsDir)); err != nil {
-			return nil, classf(errdefs.ErrNotFound, "open %s: not an OCI image layout: %w", dir, cause(err))
+		if _, err := os.Stat(filepath.Join(l.dir, ocispec.ImageBlobsDir)); err != nil {
+			return classf(errdefs.ErrNotFound, "not an OCI image layout: %w", cause(err))
 		}
-		return l, nil
+		return nil
 	case err != nil:
-		return nil, fmt.Errorf("open %s: %w", dir, err)
+		return err
 	}
 	var v ocispec.ImageLayout
 	if err := json.Unmarshal(b, &v); err != nil {
-		return nil, classf(errdefs.ErrDataLoss, "open %s: %s: %w", dir, ocispec.ImageLayoutFile, err)
+		return classf(errdefs.ErrDataLoss, "%s: %w", ocispec.ImageLayoutFile, err)
 	}
 	if v.Version != ocispec.ImageLayoutVersion {
-		return nil, classf(errdefs.ErrNotImplemented, "open %s: layout version %q is not known", dir, printable(v.Version))
+		return classf(errdefs.ErrNotImplemented, "layout version %q is not known", printable(v.Version))
 	}
-	return l, nil
+	return nil
 }
 
 func cause(err error) error {
@@ -87,7 +86,7 @@ func blobFile(d digest.Digest) string {
 // index lists the names; a layout without any has no file.
 func (l *Layout) index() ([]ocispec.Descriptor, error) {
 	b, err := l.readFile(ocispec.ImageIndexFile)
-	if errors.Is(err, fs.ErrNotExist) {
+	if errors.Is(err, fs.ErrNotExist) || err == nil && len(b) == 0 {
 		return nil, nil
 	}
 	if err != nil {
@@ -106,7 +105,10 @@ var nameAnnotations = []string{ocispec.AnnotationRefName, "io.containerd.image.n
 // Resolve gives the descriptor of a full name (docker.io/library/redis:latest), of a tag
 // that one name has, or of a digest.
 func (l *Layout) Resolve(ctx context.Context, object string) (ocispec.Descriptor, error) {
-	desc, err := l.resolve(object)
+	desc, err := ocispec.Descriptor{}, l.check()
+	if err == nil {
+		desc, err = l.resolve(object)
+	}
 	if err != nil {
 		return ocispec.Descriptor{}, fmt.Errorf("resolve %s in %s: %w", object, l.dir, err)
 	}
@@ -230,6 +232,9 @@ func (l *Layout) Fetch(ctx context.Context, id string, hintList ...string) (io.R
 }
 
 func (l *Layout) fetch(id string, h hints) (body, error) {
+	if err := l.check(); err != nil {
+		return nil, err
+	}
 	d, isDigest, err := parseDigest(id)
 	if !isDigest && err == nil {
 		var desc ocispec.Descriptor

@@ -1,11 +1,13 @@
 package remotes
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"fmt"
 	"os"
 	"path/filepath"
+	"sync"
 	"testing"
 
 	"github.com/containerd/errdefs"
@@ -122,10 +124,17 @@ func TestLayoutAmbiguousTag(t *testing.T) {
 }
 
 func TestLayoutDamaged(t *testing.T) {
-	_, err := Open(filepath.Join(t.TempDir(), "nope"), Options{})
-	is(t, err, errdefs.IsNotFound)
-	_, err = Open(t.TempDir(), Options{})
-	is(t, err, errdefs.IsNotFound)
+	for _, path := range []string{filepath.Join(t.TempDir(), "nope"), t.TempDir()} {
+		r, err := Open(path, Options{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, err = r.Resolve(context.Background(), "1")
+		is(t, err, errdefs.IsNotFound)
+		_, err = fetch(t, r, digest.FromString("x").String())
+		is(t, err, errdefs.IsNotFound)
+		is(t, r.Delete(context.Background(), "1"), errdefs.IsNotFound)
+	}
 
 	dir := t.TempDir()
 	desc := layout(t, dir, "x:1")
@@ -164,6 +173,99 @@ func TestLayoutDamaged(t *testing.T) {
 	_, err = open().Resolve(context.Background(), "1")
 	is(t, err, errdefs.IsDataLoss)
 	os.WriteFile(filepath.Join(dir, "oci-layout"), []byte(`{"imageLayoutVersion":"2.0.0"}`), 0o644)
-	_, err = Open(dir, Options{})
+	_, err = fetch(t, open(), desc.Digest.String())
 	is(t, err, errdefs.IsNotImplemented)
+}
+
+func TestLayoutPut(t *testing.T) {
+	ctx := context.Background()
+	dir := filepath.Join(t.TempDir(), "new", "layout")
+	r, err := Open(dir, Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	blob := noise(300000)
+	d := digest.FromBytes(blob)
+	for range 2 {
+		desc, err := r.Push(ctx, d.String(), bytes.NewReader(blob), "size:300000")
+		if err != nil || desc.Size != 300000 {
+			t.Fatalf("%+v, %v", desc, err)
+		}
+	}
+	if got, err := fetch(t, r, d.String()); err != nil || !bytes.Equal(got, blob) {
+		t.Fatal(err)
+	}
+	_, err = r.Push(ctx, digest.FromString("other").String(), bytes.NewReader(blob))
+	is(t, err, errdefs.IsDataLoss)
+	_, err = r.Push(ctx, digest.FromBytes(blob[1:]).String(), bytes.NewReader(blob[1:]), "size:5")
+	is(t, err, errdefs.IsDataLoss)
+	for _, bad := range []string{"", "a b", "sha256:x"} {
+		_, err = r.Push(ctx, bad, bytes.NewReader(blob))
+		is(t, err, errdefs.IsInvalidArgument)
+	}
+	_, err = r.Push(ctx, "tag", bytes.NewReader(blob))
+	is(t, err, errdefs.IsInvalidArgument)
+	files, _ := filepath.Glob(filepath.Join(dir, "blobs/sha256/*"))
+	hidden, _ := filepath.Glob(filepath.Join(dir, "blobs/sha256/.*"))
+	if len(files) != 1 || len(hidden) != 0 {
+		t.Errorf("blobs: %q %q", files, hidden)
+	}
+
+	// Names from many sides at once: none is lost.
+	var wg sync.WaitGroup
+	for i := range 20 {
+		wg.Go(func() {
+			m := fmt.Appendf(nil, `{"schemaVersion":2,"layers":[],"config":{"mediaType":"a/b"},"subject":{"digest":%q},"annotations":{"n":"%d"}}`, d, i%10)
+			if _, err := r.Push(ctx, fmt.Sprintf("host.example/x:%d", i), bytes.NewReader(m)); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	wg.Wait()
+	var tags []string
+	for tag, err := range r.Tags(ctx) {
+		if err != nil {
+			t.Fatal(err)
+		}
+		tags = append(tags, tag)
+	}
+	if len(tags) != 20 {
+		t.Errorf("names: %q", tags)
+	}
+	n := 0
+	for desc, err := range r.Referrers(ctx, d, "a/b") {
+		if n++; err != nil || desc.ArtifactType != "a/b" || desc.Annotations["n"] == "" || desc.Annotations[ocispec.AnnotationRefName] != "" {
+			t.Errorf("%+v, %v", desc, err)
+		}
+	}
+	if n != 10 {
+		t.Errorf("%d referrers", n)
+	}
+	for range r.Referrers(ctx, d, "c/d") {
+		t.Error("a referrer of another type")
+	}
+	if err := r.Delete(ctx, "host.example/x:1"); err != nil {
+		t.Fatal(err)
+	}
+	is(t, r.Delete(ctx, "host.example/x:1"), errdefs.IsNotFound)
+	_, err = r.Resolve(ctx, "host.example/x:1")
+	is(t, err, errdefs.IsNotFound)
+	desc, err := r.Resolve(ctx, "host.example/x:11")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := r.Delete(ctx, desc.Digest.String()); err != nil {
+		t.Fatal(err)
+	}
+	_, err = r.Resolve(ctx, "host.example/x:11")
+	is(t, err, errdefs.IsNotFound)
+
+	// Not into a directory of something else.
+	other := t.TempDir()
+	os.WriteFile(filepath.Join(other, "thesis"), nil, 0o600)
+	if r, err = Open(other, Options{}); err != nil {
+		t.Fatal(err)
+	}
+	_, err = r.Push(ctx, d.String(), bytes.NewReader(blob))
+	is(t, err, errdefs.IsFailedPrecondition)
 }

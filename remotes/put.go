@@ -41,24 +41,17 @@ func (r *Registry) Push(ctx context.Context, id string, content io.Reader, hintL
 }
 
 func (r *Registry) push(ctx context.Context, o object, content io.Reader, h hints) (ocispec.Descriptor, error) {
-	var c *client
-	for _, e := range r.clients {
-		if e.capabilities&canPush != 0 {
-			c = e
-			break
-		}
+	p, err := r.newPush(ctx, o, h)
+	if err != nil {
+		return ocispec.Descriptor{}, err
 	}
-	if c == nil {
-		return ocispec.Descriptor{}, classf(errdefs.ErrFailedPrecondition, "no host of %s is configured for this", r.locator.Host)
-	}
-	p := &push{Registry: r, client: c, ctx: ctx, object: o, hints: h, tries: c.newTries(maxTries)}
 	asManifest := o.tag != "" || isIndex(h.mediaType) || isManifest(h.mediaType)
 	if asManifest {
 		return p.manifest(content)
 	}
 	if h.mediaType == "" {
 		// A digest alone: where it is there already it need not be told what it is.
-		if desc, err := r.resolve(ctx, c, p.tries, o); err == nil {
+		if desc, err := r.resolve(ctx, p.client, p.tries, o); err == nil {
 			return desc, p.checkSize(desc.Size)
 		} else if !errdefs.IsNotFound(err) {
 			return ocispec.Descriptor{}, err
@@ -73,6 +66,16 @@ func (r *Registry) push(ctx context.Context, o object, content io.Reader, h hint
 		return p.blob(rest, false)
 	}
 	return p.blob(content, true)
+}
+
+// newPush picks the host: the first that is configured for it.
+func (r *Registry) newPush(ctx context.Context, o object, h hints) (*push, error) {
+	for _, c := range r.clients {
+		if c.capabilities&canPush != 0 {
+			return &push{Registry: r, client: c, ctx: ctx, object: o, hints: h, tries: c.newTries(maxTries)}, nil
+		}
+	}
+	return nil, r.nobody()
 }
 
 // push is one upload.

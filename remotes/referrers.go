@@ -16,26 +16,34 @@ func referrersTag(subject digest.Digest) object {
 	return object{tag: s[:min(len(s), 128)]}
 }
 
+// referrer is what lists of referrers tell of a manifest.
+type referrer struct {
+	Subject      *ocispec.Descriptor `json:"subject"`
+	ArtifactType string              `json:"artifactType"`
+	Annotations  map[string]string   `json:"annotations"`
+	Config       struct {
+		MediaType string `json:"mediaType"`
+	} `json:"config"`
+}
+
+func (r *referrer) describe(desc *ocispec.Descriptor) {
+	if desc.ArtifactType = r.ArtifactType; desc.ArtifactType == "" {
+		desc.ArtifactType = r.Config.MediaType
+	}
+	desc.Annotations = r.Annotations
+}
+
 // linkReferrer adds a manifest to the list under its subject's tag. Two that do so at once
 // can lose one of theirs: the protocol has no way to prevent it.
 func (p *push) linkReferrer(subject digest.Digest, desc ocispec.Descriptor, manifest []byte) error {
 	if err := subject.Validate(); err != nil {
 		return classf(errdefs.ErrInvalidArgument, "subject: %w", err)
 	}
-	var head struct {
-		ArtifactType string            `json:"artifactType"`
-		Annotations  map[string]string `json:"annotations"`
-		Config       struct {
-			MediaType string `json:"mediaType"`
-		} `json:"config"`
-	}
+	var head referrer
 	if err := json.Unmarshal(manifest, &head); err != nil {
 		return err
 	}
-	if desc.ArtifactType = head.ArtifactType; desc.ArtifactType == "" {
-		desc.ArtifactType = head.Config.MediaType
-	}
-	desc.Annotations = head.Annotations
+	head.describe(&desc)
 	tag := referrersTag(subject)
 	index := ocispec.Index{MediaType: ocispec.MediaTypeImageIndex}
 	index.SchemaVersion = 2

@@ -104,10 +104,13 @@ func (n named) WriteTo(w io.Writer) (int64, error) {
 	return k, err
 }
 
+// final is an error after which no other host is asked.
+type final struct{ error }
+
 // each asks the hosts in order until one answers. Those before the last get one try: the
 // next host is their second.
 func (r *Registry) each(ctx context.Context, need capability, f func(*client, *tries) error) error {
-	err := classf(errdefs.ErrFailedPrecondition, "no host of %s is configured for this", r.locator.Host)
+	err := r.nobody()
 	for i, c := range r.clients {
 		if c.capabilities&need != need {
 			continue
@@ -116,11 +119,19 @@ func (r *Registry) each(ctx context.Context, need capability, f func(*client, *t
 		if i == len(r.clients)-1 {
 			n = maxTries
 		}
-		if err = f(c, c.newTries(n)); err == nil || ctx.Err() != nil {
+		err = f(c, c.newTries(n))
+		if fin, ok := err.(final); ok {
+			return fin.error
+		}
+		if err == nil || ctx.Err() != nil {
 			return err
 		}
 	}
 	return err
+}
+
+func (r *Registry) nobody() error {
+	return classf(errdefs.ErrFailedPrecondition, "no host of %s is configured for this", r.locator.Host)
 }
 
 // query names the registry that a mirror is asked to stand in for.

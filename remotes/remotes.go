@@ -24,11 +24,12 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"iter"
 	"strconv"
 	"strings"
 	"time"
 
-	"github.com/containerd/errdefs"
+	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
@@ -68,6 +69,14 @@ type Pusher interface {
 type Remote interface {
 	Resolver
 	Fetcher
+	Pusher
+	// Tags lists what there is to resolve beside digests, while it comes.
+	Tags(ctx context.Context) iter.Seq2[string, error]
+	// Referrers lists the manifests whose subject is the digest, of one type of artifact
+	// where that is not empty.
+	Referrers(ctx context.Context, subject digest.Digest, artifactType string) iter.Seq2[ocispec.Descriptor, error]
+	// Delete deletes a tag, or a manifest with all tags that it has.
+	Delete(ctx context.Context, id string) error
 }
 
 // Options say how registries are reached. The zero value is ready to use.
@@ -93,29 +102,16 @@ const DefaultHostsDir = "/etc/containerd/certs.d:/etc/docker/certs.d"
 // MaxManifest bounds manifests, indexes and image configs in bytes.
 const MaxManifest = 8 << 20
 
-// Open selects the remote of a locator. No request is made.
+// Open selects the remote of a locator. It is not yet looked whether it is there.
 func Open(locator string, o Options) (Remote, error) {
 	l, err := ParseLocator(locator)
 	if err != nil {
 		return nil, err
 	}
 	if l.Path != "" {
-		return openLayout(l.Path)
+		return &Layout{l.Path}, nil
 	}
 	return openRegistry(l, o)
-}
-
-// OpenPusher selects the remote of a locator to store content there.
-func OpenPusher(locator string, o Options) (Pusher, error) {
-	r, err := Open(locator, o)
-	if err != nil {
-		return nil, err
-	}
-	p, ok := r.(Pusher)
-	if !ok {
-		return nil, classf(errdefs.ErrNotImplemented, "put into %s: directories are read only", locator)
-	}
-	return p, nil
 }
 
 // hints are what a caller told of an object; size is -1 where it is not known.

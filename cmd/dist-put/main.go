@@ -23,7 +23,7 @@ func newCommand() *cobra.Command {
 	options := registry.Flags(c)
 	records := cli.NewRecords(c, "DIGEST", "SIZE")
 	c.RunE = func(c *cobra.Command, args []string) error {
-		p, err := remotes.OpenPusher(args[0], *options)
+		r, err := remotes.Open(args[0], *options)
 		if err != nil {
 			return err
 		}
@@ -37,7 +37,7 @@ func newCommand() *cobra.Command {
 			defer in.Close()
 			content = in
 		}
-		desc, err := p.Push(c.Context(), args[1], content, args[2:]...)
+		desc, err := r.Push(c.Context(), args[1], content, args[2:]...)
 		if err != nil {
 			return err
 		}

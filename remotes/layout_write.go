@@ -1,0 +1,345 @@
+package remotes
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"iter"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"github.com/containerd/errdefs"
+	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	"golang.org/x/sys/unix"
+)
+
+// Push stores a blob, or a manifest under its digest or a name. It follows distkit-layout(5),
+// so that it can be used beside the store's own commands: nothing appears under a digest that
+// is not complete and right, and names are changed under the lock of index.json.
+func (l *Layout) Push(ctx context.Context, id string, content io.Reader, hintList ...string) (ocispec.Descriptor, error) {
+	desc, err := l.push(id, content, parseHints(hintList))
+	if err != nil {
+		return ocispec.Descriptor{}, fmt.Errorf("put %s into %s: %w", id, l.dir, err)
+	}
+	return desc, nil
+}
+
+func (l *Layout) push(id string, content io.Reader, h hints) (ocispec.Descriptor, error) {
+	d, isDigest, err := parseDigest(id)
+	if err == nil {
+		err = l.create()
+	}
+	if err != nil {
+		return ocispec.Descriptor{}, err
+	}
+	if isDigest {
+		size, err := l.store(d, content, h)
+		desc := ocispec.Descriptor{MediaType: h.mediaType, Digest: d, Size: size}
+		return desc, err
+	}
+	if !isName(id) {
+		return ocispec.Descriptor{}, classf(errdefs.ErrInvalidArgument, "not a name, tag or digest")
+	}
+	b, err := io.ReadAll(io.LimitReader(content, MaxManifest+1))
+	if err != nil {
+		return ocispec.Descriptor{}, err
+	}
+	if len(b) > MaxManifest {
+		return ocispec.Descriptor{}, classf(errdefs.ErrInvalidArgument, "the content is larger than a manifest may be (%s)", sizeString(MaxManifest))
+	}
+	desc := ocispec.Descriptor{MediaType: h.mediaType, Digest: digest.FromBytes(b), Size: int64(len(b))}
+	if !json.Valid(b) {
+		return desc, classf(errdefs.ErrInvalidArgument, "the content is not a manifest")
+	}
+	if desc.MediaType == "" {
+		if desc.MediaType = sniff(b); desc.MediaType == mediaTypeOctets {
+			return desc, classf(errdefs.ErrInvalidArgument, "the content does not tell its type: give the hint mediatype:TYPE")
+		}
+	}
+	if _, err := l.store(desc.Digest, strings.NewReader(string(b)), h); err != nil {
+		return desc, err
+	}
+	named := desc
+	named.Annotations = map[string]string{ocispec.AnnotationRefName: id}
+	return desc, l.changeIndex(func(index *ocispec.Index) error {
+		index.Manifests = slices.DeleteFunc(index.Manifests, func(m ocispec.Descriptor) bool {
+			return m.Annotations[ocispec.AnnotationRefName] == id
+		})
+		index.Manifests = append(index.Manifests, named)
+		return nil
+	})
+}
+
+// create makes a layout where there is none, in the order of distkit-layout(5).
+func (l *Layout) create() error {
+	err := l.check()
+	if _, serr := os.Stat(filepath.Join(l.dir, ocispec.ImageLayoutFile)); err == nil && serr == nil {
+		return nil
+	}
+	if err != nil && !errdefs.IsNotFound(err) {
+		return err
+	}
+	if err := os.MkdirAll(l.dir, 0o755); err != nil {
+		return err
+	}
+	if err != nil {
+		files, err := os.ReadDir(l.dir)
+		if err != nil {
+			return err
+		}
+		if len(files) > 0 {
+			return classf(errdefs.ErrFailedPrecondition, "the directory is neither an OCI image layout nor empty")
+		}
+	}
+	if err := os.MkdirAll(filepath.Join(l.dir, ocispec.ImageBlobsDir), 0o755); err != nil {
+		return err
+	}
+	empty, _ := json.Marshal(emptyIndex())
+	if err := publish(filepath.Join(l.dir, ocispec.ImageIndexFile), empty, os.Link); err != nil {
+		return err
+	}
+	version, _ := json.Marshal(ocispec.ImageLayout{Version: ocispec.ImageLayoutVersion})
+	return publish(filepath.Join(l.dir, ocispec.ImageLayoutFile), version, os.Link)
+}
+
+func emptyIndex() *ocispec.Index {
+	index := &ocispec.Index{MediaType: ocispec.MediaTypeImageIndex, Manifests: []ocispec.Descriptor{}}
+	index.SchemaVersion = 2
+	return index
+}
+
+func isName(s string) bool {
+	return s != "" && len(s) <= 4096 && strings.IndexFunc(s, func(r rune) bool { return r <= ' ' || r == 0x7f }) < 0
+}
+
+// store has a blob appear, complete and synced, or leaves what is there.
+func (l *Layout) store(d digest.Digest, content io.Reader, h hints) (size int64, err error) {
+	target := filepath.Join(l.dir, blobFile(d))
+	if info, err := os.Stat(target); err == nil && info.Mode().IsRegular() {
+		if h.size >= 0 && h.size != info.Size() {
+			return 0, classf(errdefs.ErrDataLoss, "size mismatch: got %s, not %d", sizeString(info.Size()), h.size)
+		}
+		return info.Size(), nil
+	}
+	dir := filepath.Dir(target)
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return 0, err
+	}
+	// Beside the blobs: they may be on another file system than the layout. The name is of
+	// no digest, and so of no blob.
+	f, err := os.CreateTemp(dir, ".tmp-*")
+	if err != nil {
+		return 0, err
+	}
+	defer func() {
+		f.Close()
+		if err != nil {
+			os.Remove(f.Name())
+		}
+	}()
+	if size, err = io.Copy(f, newVerifier(io.NopCloser(content), d, 0, 0)); err != nil {
+		return 0, err
+	}
+	if h.size >= 0 && h.size != size {
+		return 0, classf(errdefs.ErrDataLoss, "size mismatch: got %s, not %d", sizeString(size), h.size)
+	}
+	if err := f.Chmod(0o444); err != nil {
+		return 0, err
+	}
+	if err := f.Sync(); err != nil {
+		return 0, err
+	}
+	if err := os.Rename(f.Name(), target); err != nil {
+		return 0, err
+	}
+	return size, syncDir(dir)
+}
+
+func syncDir(dir string) error {
+	f, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	return f.Sync()
+}
+
+// changeIndex replaces index.json by what f makes of it, under its lock.
+func (l *Layout) changeIndex(f func(*ocispec.Index) error) error {
+	file := filepath.Join(l.dir, ocispec.ImageIndexFile)
+	lock, err := lockFile(file)
+	if err != nil {
+		return fmt.Errorf("lock %s: %w", file, err)
+	}
+	defer lock.Close()
+	b, err := io.ReadAll(io.LimitReader(lock, MaxManifest+1))
+	if err != nil {
+		return err
+	}
+	index := emptyIndex()
+	if len(b) > 0 {
+		if err := json.Unmarshal(b, index); err != nil {
+			return classf(errdefs.ErrDataLoss, "%s: %w", file, err)
+		}
+	}
+	if err := f(index); err != nil {
+		return err
+	}
+	if b, err = json.Marshal(index); err != nil {
+		return err
+	}
+	return publish(file, b, os.Rename)
+}
+
+// publish has a small file appear by rename, or by link, which leaves one that is there.
+func publish(file string, b []byte, appear func(from, to string) error) error {
+	f, err := os.CreateTemp(filepath.Dir(file), ".tmp-*")
+	if err != nil {
+		return err
+	}
+	defer func() {
+		f.Close()
+		os.Remove(f.Name()) // gone already by rename
+	}()
+	if _, err := f.Write(b); err != nil {
+		return err
+	}
+	if err := f.Chmod(0o644); err != nil {
+		return err
+	}
+	if err := f.Sync(); err != nil {
+		return err
+	}
+	if err := appear(f.Name(), file); err != nil && !errors.Is(err, fs.ErrExist) {
+		return err
+	}
+	return syncDir(filepath.Dir(file))
+}
+
+// lockFile locks a file that others replace by rename: what is locked must still be what
+// the path names.
+func lockFile(file string) (*os.File, error) {
+	for {
+		f, err := os.OpenFile(file, os.O_RDWR|os.O_CREATE, 0o644)
+		if err != nil {
+			return nil, err
+		}
+		for err = unix.EINTR; errors.Is(err, unix.EINTR); {
+			err = unix.Flock(int(f.Fd()), unix.LOCK_EX)
+		}
+		if err != nil {
+			f.Close()
+			return nil, err
+		}
+		locked, err := f.Stat()
+		if err != nil {
+			f.Close()
+			return nil, err
+		}
+		if now, err := os.Stat(file); err == nil && os.SameFile(locked, now) {
+			return f, nil
+		}
+		f.Close()
+	}
+}
+
+// Tags lists the names.
+func (l *Layout) Tags(ctx context.Context) iter.Seq2[string, error] {
+	return func(yield func(string, error) bool) {
+		names, err := l.checkedIndex()
+		if err != nil {
+			yield("", fmt.Errorf("list names of %s: %w", l.dir, err))
+			return
+		}
+		for _, desc := range names {
+			if name := desc.Annotations[ocispec.AnnotationRefName]; isName(name) && !yield(name, nil) {
+				return
+			}
+		}
+	}
+}
+
+func (l *Layout) checkedIndex() ([]ocispec.Descriptor, error) {
+	if err := l.check(); err != nil {
+		return nil, err
+	}
+	return l.index()
+}
+
+// Referrers lists those of the manifests in index.json that have the subject.
+func (l *Layout) Referrers(ctx context.Context, subject digest.Digest, artifactType string) iter.Seq2[ocispec.Descriptor, error] {
+	return func(yield func(ocispec.Descriptor, error) bool) {
+		fail := func(err error) {
+			yield(ocispec.Descriptor{}, fmt.Errorf("list referrers of %s in %s: %w", subject, l.dir, err))
+		}
+		names, err := l.checkedIndex()
+		if err != nil {
+			fail(err)
+			return
+		}
+		seen := map[digest.Digest]bool{}
+		for _, desc := range names {
+			if seen[desc.Digest] || desc.Digest.Validate() != nil || desc.Size > MaxManifest {
+				continue
+			}
+			seen[desc.Digest] = true
+			b, err := l.readFile(blobFile(desc.Digest))
+			if errors.Is(err, fs.ErrNotExist) {
+				continue // the rest of an index that is not all here
+			}
+			if err != nil {
+				fail(err)
+				return
+			}
+			var head referrer
+			if json.Unmarshal(b, &head) != nil || head.Subject == nil || head.Subject.Digest != subject {
+				continue
+			}
+			head.describe(&desc)
+			if (artifactType == "" || desc.ArtifactType == artifactType) && !yield(desc, nil) {
+				return
+			}
+		}
+	}
+}
+
+// Delete deletes a name, or by digest the names of a manifest; its blob stays for the sweep,
+// since other namespaces may use it.
+func (l *Layout) Delete(ctx context.Context, id string) error {
+	if err := l.delete(id); err != nil {
+		return fmt.Errorf("delete %s from %s: %w", id, l.dir, err)
+	}
+	return nil
+}
+
+func (l *Layout) delete(id string) error {
+	d, isDigest, err := parseDigest(id)
+	if err != nil {
+		return err
+	}
+	if !isDigest && !isName(id) {
+		return classf(errdefs.ErrInvalidArgument, "not a name, tag or digest")
+	}
+	if err := l.check(); err != nil {
+		return err
+	}
+	if _, err := os.Stat(filepath.Join(l.dir, ocispec.ImageIndexFile)); errors.Is(err, fs.ErrNotExist) {
+		return classf(errdefs.ErrNotFound, "no such name")
+	}
+	return l.changeIndex(func(index *ocispec.Index) error {
+		n := len(index.Manifests)
+		index.Manifests = slices.DeleteFunc(index.Manifests, func(m ocispec.Descriptor) bool {
+			return isDigest && m.Digest == d || !isDigest && m.Annotations[ocispec.AnnotationRefName] == id
+		})
+		if len(index.Manifests) == n {
+			return classf(errdefs.ErrNotFound, "no such name")
+		}
+		return nil
+	})
+}

@@ -1,0 +1,285 @@
+package remotes
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"iter"
+	"net/http"
+	"net/url"
+	"strings"
+
+	"github.com/containerd/errdefs"
+	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	"oras.land/oras-go/v2/registry/remote/auth"
+)
+
+// maxListed bounds lists that come in pages, which a registry could go on with for ever.
+const maxListed = 1 << 20
+
+// pages gives the pages of a list, each read whole and bounded like a manifest.
+func (c *client) pages(ctx context.Context, req request, t *tries) iter.Seq2[page, error] {
+	return func(yield func(page, error) bool) {
+		for {
+			p, err := c.page(ctx, req, t)
+			if !yield(p, err) || err != nil || p.next == nil {
+				return
+			}
+			req.url = p.next
+			t = c.newTries(maxTries)
+		}
+	}
+}
+
+type page struct {
+	content []byte
+	header  http.Header
+	next    *url.URL
+}
+
+func (c *client) page(ctx context.Context, req request, t *tries) (page, error) {
+	for {
+		p, err := c.readPage(ctx, req, t)
+		if err == nil || !isTemporary(err) || isStatus(err, 408, 429, 500, 502, 503, 504) {
+			return p, err
+		}
+		if err := c.again(ctx, t, err); err != nil {
+			return page{}, err
+		}
+	}
+}
+
+func (c *client) readPage(ctx context.Context, req request, t *tries) (page, error) {
+	resp, err := c.do(ctx, req, t)
+	if err != nil {
+		return page{}, err
+	}
+	defer resp.Body.Close()
+	b, err := readBounded(resp)
+	if err != nil {
+		return page{}, err
+	}
+	next, err := nextPage(resp)
+	return page{b, resp.Header, next}, err
+}
+
+// nextPage reads the Link header of RFC 5988, as the distribution specification uses it.
+func nextPage(resp *http.Response) (*url.URL, error) {
+	for _, link := range resp.Header.Values("Link") {
+		target, params, ok := strings.Cut(strings.TrimPrefix(strings.TrimSpace(link), "<"), ">")
+		if !ok || !strings.Contains(strings.ReplaceAll(params, `"`, ""), "rel=next") {
+			continue
+		}
+		was := resp.Request.URL
+		u, err := was.Parse(target)
+		if err != nil {
+			return nil, classf(errdefs.ErrDataLoss, "the next page of the list is at %q", printable(target))
+		}
+		// Registries behind proxies know their path, but not always their name.
+		u.Scheme, u.Host, u.User = was.Scheme, was.Host, nil
+		if u.String() == was.String() {
+			return nil, errCircles()
+		}
+		return u, nil
+	}
+	return nil, nil
+}
+
+// Tags lists the tags of the repository, in the order of the registry.
+func (r *Registry) Tags(ctx context.Context) iter.Seq2[string, error] {
+	return func(yield func(string, error) bool) {
+		listed := 0
+		err := r.each(ctx, canResolve, func(c *client, t *tries) error {
+			err := r.tags(ctx, c, t, func(tag string) error {
+				if listed++; listed > maxListed {
+					return classf(errdefs.ErrDataLoss, "the list has more than %d", maxListed)
+				}
+				if !yield(tag, nil) {
+					return errStopped
+				}
+				return nil
+			})
+			if err != nil && listed > 0 {
+				return final{err}
+			}
+			return err
+		})
+		if err != nil && err != errStopped {
+			yield("", fmt.Errorf("list tags of %s: %w", r.locator, err))
+		}
+	}
+}
+
+// errStopped ends a list that its consumer has enough of.
+var errStopped = errors.New("stopped")
+
+func (r *Registry) tags(ctx context.Context, c *client, t *tries, give func(string) error) error {
+	req := r.request(c, http.MethodGet, "tags", "list")
+	if req.query == nil {
+		req.query = url.Values{}
+	}
+	req.query.Set("n", "1000")
+	last := ""
+	for p, err := range c.pages(ctx, req, t) {
+		if err != nil {
+			return err
+		}
+		var list struct {
+			Tags []string `json:"tags"`
+		}
+		if err := json.Unmarshal(p.content, &list); err != nil {
+			return classf(errdefs.ErrDataLoss, "what %s sent is not a list of tags: %s", c.host, printable(err.Error()))
+		}
+		if n := len(list.Tags); p.next != nil && (n == 0 || list.Tags[n-1] == last) {
+			return errCircles()
+		} else if n > 0 {
+			last = list.Tags[n-1]
+		}
+		for _, tag := range list.Tags {
+			if !isTag(tag) {
+				return classf(errdefs.ErrDataLoss, "the list holds %q", printable(tag))
+			}
+			if err := give(tag); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+func errCircles() error {
+	return classf(errdefs.ErrDataLoss, "the list goes in circles")
+}
+
+// Referrers lists the manifests whose subject is the digest. Registries that keep no such
+// list are asked for the index under the tag that clients keep it in.
+func (r *Registry) Referrers(ctx context.Context, subject digest.Digest, artifactType string) iter.Seq2[ocispec.Descriptor, error] {
+	return func(yield func(ocispec.Descriptor, error) bool) {
+		listed := 0
+		err := r.each(ctx, canResolve, func(c *client, t *tries) error {
+			err := r.referrers(ctx, c, t, subject, artifactType, func(d ocispec.Descriptor) error {
+				if listed++; listed > maxListed {
+					return classf(errdefs.ErrDataLoss, "the list has more than %d", maxListed)
+				}
+				if (artifactType == "" || d.ArtifactType == artifactType) && !yield(d, nil) {
+					return errStopped
+				}
+				return nil
+			})
+			if err != nil && listed > 0 {
+				return final{err}
+			}
+			return err
+		})
+		if err != nil && err != errStopped {
+			yield(ocispec.Descriptor{}, fmt.Errorf("list referrers of %s@%s: %w", r.locator, subject, err))
+		}
+	}
+}
+
+func (r *Registry) referrers(ctx context.Context, c *client, t *tries, subject digest.Digest, artifactType string, give func(ocispec.Descriptor) error) error {
+	req := r.request(c, http.MethodGet, "referrers", subject.String())
+	req.header.Set("Accept", ocispec.MediaTypeImageIndex)
+	if artifactType != "" {
+		if req.query == nil {
+			req.query = url.Values{}
+		}
+		req.query.Set("artifactType", artifactType)
+	}
+	first := true
+	for p, err := range c.pages(ctx, req, t) {
+		if first && isStatus(err, http.StatusNotFound, http.StatusBadRequest, http.StatusMethodNotAllowed) {
+			m, err := r.manifest(ctx, c, t, referrersTag(subject), accept(ocispec.MediaTypeImageIndex))
+			if errdefs.IsNotFound(err) {
+				return nil
+			}
+			if err != nil {
+				return err
+			}
+			p.content = m.content
+		} else if err != nil {
+			return err
+		}
+		first = false
+		var index ocispec.Index
+		if err := json.Unmarshal(p.content, &index); err != nil {
+			return classf(errdefs.ErrDataLoss, "what %s sent is not an index: %s", c.host, printable(err.Error()))
+		}
+		if len(index.Manifests) == 0 && p.next != nil {
+			return errCircles()
+		}
+		for _, m := range index.Manifests {
+			if m.Digest.Validate() != nil {
+				return classf(errdefs.ErrDataLoss, "the list has an entry without digest")
+			}
+			if err := give(m); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// Delete deletes a tag, or a manifest with all tags that it has. A registry that can't take
+// a tag alone from a manifest is helped: the tag is moved to an empty index, and that is
+// deleted.
+func (r *Registry) Delete(ctx context.Context, id string) error {
+	o, err := parseObject(id)
+	if err != nil {
+		return err
+	}
+	p, err := r.newPush(ctx, o, hints{size: -1})
+	if err == nil {
+		err = p.delete()
+	}
+	if err != nil {
+		return fmt.Errorf("delete %s: %w", o.join(r.locator.String()), err)
+	}
+	return nil
+}
+
+func (p *push) delete() error {
+	err := p.deleteManifest(p.object)
+	switch {
+	case err == nil || !isStatus(err, http.StatusMethodNotAllowed, http.StatusBadRequest, http.StatusNotImplemented):
+		return err
+	case p.object.tag == "":
+		return classed{err, errdefs.ErrNotImplemented}
+	}
+	// Nothing may be deleted but what is made here.
+	if _, err := p.resolve(p.ctx, p.client, p.tries, p.object); err != nil {
+		return err
+	}
+	index := ocispec.Index{MediaType: ocispec.MediaTypeImageIndex, Manifests: []ocispec.Descriptor{}, Annotations: map[string]string{"distkit.untag": rand.Text()}}
+	index.SchemaVersion = 2
+	b, merr := json.Marshal(index)
+	if merr != nil {
+		return merr
+	}
+	dummy := object{digest: digest.FromBytes(b)}
+	desc := ocispec.Descriptor{MediaType: index.MediaType, Digest: dummy.digest, Size: int64(len(b))}
+	if _, perr := p.putManifest(dummy, desc, b); perr != nil {
+		return classf(errdefs.ErrNotImplemented, "the registry deletes no tags (%w): delete the digest", err)
+	}
+	// It must be one that can be deleted before the tag is moved.
+	if err := p.deleteManifest(dummy); err != nil {
+		return classf(errdefs.ErrNotImplemented, "the registry deletes neither tags nor manifests: %w", err)
+	}
+	if _, err := p.putManifest(p.object, desc, b); err != nil {
+		return err
+	}
+	return p.deleteManifest(dummy)
+}
+
+func (p *push) deleteManifest(o object) error {
+	req := p.request(http.MethodDelete, "manifests", o.String())
+	req.scopes = append(req.scopes, auth.ScopeRepository(p.locator.Name, auth.ActionDelete))
+	resp, err := p.client.do(p.ctx, req, p.tries)
+	if err == nil {
+		resp.Body.Close()
+	}
+	return err
+}
