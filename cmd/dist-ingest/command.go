@@ -92,6 +92,11 @@ func (in *ingest) fromCommand(ctx context.Context, w *content.Writer) (record, e
 
 // attempt runs the command once, from what is stored on, and tells its exit status.
 func (in *ingest) attempt(ctx context.Context, w *content.Writer) (status int, err error) {
+	if in.tee != nil {
+		if err := in.tee.advance(w.Offset()); err != nil {
+			return 0, err
+		}
+	}
 	offset := strconv.FormatInt(w.Offset(), 10)
 	args := make([]string, len(in.command))
 	for i, a := range in.command {
@@ -105,6 +110,7 @@ func (in *ingest) attempt(ctx context.Context, w *content.Writer) (status int, e
 	c := exec.Command(args[0], args[1:]...)
 	c.Env = append(os.Environ(), "DIST_OFFSET="+offset)
 	c.Stdin, c.Stdout, c.Stderr = os.Stdin, p, os.Stderr
+	defer tie(c)()
 	err = c.Start()
 	_ = p.Close()
 	if err != nil {
