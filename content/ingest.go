@@ -77,7 +77,7 @@ func lockIngest(ctx context.Context, dir string, wait bool) (*os.File, error) {
 			return nil, err
 		}
 		if wait {
-			err = flockContext(ctx, f)
+			err = flockContext(ctx, f, unix.LOCK_EX)
 		} else if err = flock(f, false); err != nil {
 			_ = f.Close()
 		}

@@ -11,10 +11,13 @@ import (
 // flock takes an exclusive lock, waiting for it or failing with EWOULDBLOCK. The kernel
 // gives it up when the process dies. Descriptors conflict also within one process.
 func flock(f *os.File, wait bool) error {
-	how := unix.LOCK_EX
 	if !wait {
-		how |= unix.LOCK_NB
+		return flockHow(f, unix.LOCK_EX|unix.LOCK_NB)
 	}
+	return flockHow(f, unix.LOCK_EX)
+}
+
+func flockHow(f *os.File, how int) error {
 	for {
 		err := unix.Flock(int(f.Fd()), how)
 		if !errors.Is(err, unix.EINTR) {
@@ -23,12 +26,13 @@ func flock(f *os.File, wait bool) error {
 	}
 }
 
-// flockContext waits for the lock until ctx is done, and owns f if it fails.
-func flockContext(ctx context.Context, f *os.File) error {
-	err := flock(f, false)
+// flockContext waits for the lock, LOCK_EX or LOCK_SH, until ctx is done, and owns f if it
+// fails.
+func flockContext(ctx context.Context, f *os.File, how int) error {
+	err := flockHow(f, how|unix.LOCK_NB)
 	if errors.Is(err, unix.EWOULDBLOCK) {
 		got := make(chan error, 1)
-		go func() { got <- flock(f, true) }()
+		go func() { got <- flockHow(f, how) }()
 		select {
 		case err = <-got:
 		case <-ctx.Done():

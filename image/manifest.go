@@ -45,6 +45,7 @@ type document struct {
 	Manifests []v1.Descriptor `json:"manifests"`
 	Config    *v1.Descriptor  `json:"config"`
 	Layers    []v1.Descriptor `json:"layers"`
+	Subject   *v1.Descriptor  `json:"subject"`
 }
 
 func isIndex(mediaType string) bool {

@@ -203,6 +203,13 @@ func TestCorruptManifestIsDataLoss(t *testing.T) {
 	}
 }
 
+func damage(t *testing.T, path, text string) {
+	t.Helper()
+	if err := os.WriteFile(path, []byte(text), 0o644); err != nil {
+		t.Fatal(err)
+	}
+}
+
 func TestReadDescriptor(t *testing.T) {
 	good := `{"mediaType":"a/b","digest":"sha256:` + strings.Repeat("0", 64) + `","size":1}`
 	if d, err := ReadDescriptor(strings.NewReader(good)); err != nil || d.Size != 1 {

@@ -27,6 +27,13 @@ import (
 // them, and it then dies by the signal it got.
 const ForwardsSignals = "distkit/forwards-signals"
 
+// RunsCommand, set in the Annotations of a command or verb, says that it exits with the status
+// of what it runs: its own failures, wrong usage included, are 125, as docker's are.
+const RunsCommand = "distkit/runs-command"
+
+// ownFailure is the status of a RunsCommand's own failures.
+const ownFailure = 125
+
 // version is set by the linker; without it the module's version is used.
 var version string
 
@@ -51,7 +58,7 @@ func run(c *cobra.Command) int {
 		got = cancelOnSignal(cancel)
 	}
 
-	err := c.ExecuteContext(ctx)
+	ran, err := c.ExecuteContextC(ctx)
 	if err != nil && !started && status(err) == 1 {
 		err = Usagef("%w", err) // cobra's own check of the flags
 	}
@@ -68,8 +75,15 @@ func run(c *cobra.Command) int {
 		return 0
 	}
 	var exit exitStatus
-	if !errors.As(err, &exit) {
-		report(c, err)
+	if errors.As(err, &exit) {
+		if exit.err != nil {
+			report(c, exit.err)
+		}
+		return exit.status
+	}
+	report(c, err)
+	if _, ok := ran.Annotations[RunsCommand]; ok {
+		return ownFailure
 	}
 	return status(err)
 }
@@ -179,13 +193,27 @@ func dieBy(s os.Signal) {
 	os.Exit(128 + int(s.(syscall.Signal)))
 }
 
-type exitStatus int
+type exitStatus struct {
+	status int
+	err    error
+}
 
-func (e exitStatus) Error() string { return fmt.Sprintf("exit status %d", int(e)) }
+func (e exitStatus) Error() string {
+	if e.err != nil {
+		return e.err.Error()
+	}
+	return fmt.Sprintf("exit status %d", e.status)
+}
+
+func (e exitStatus) Unwrap() error { return e.err }
 
 // Exit is an error that prints nothing and makes the process exit with status n: for
 // commands that pass on the status of what they ran, and for errors already reported.
-func Exit(n int) error { return exitStatus(n) }
+func Exit(n int) error { return exitStatus{status: n} }
+
+// ExitWith is an error that is reported like any other, and has a status of its own: for what
+// has no class, such as 126 and 127.
+func ExitWith(n int, err error) error { return exitStatus{n, err} }
 
 // Usagef is an error of wrong usage: status 2, class InvalidArgument.
 func Usagef(format string, a ...any) error {
@@ -207,7 +235,7 @@ func status(err error) int {
 	case err == nil:
 		return 0
 	case errors.As(err, &exit):
-		return int(exit)
+		return exit.status
 	case errdefs.IsDataLoss(err):
 		return 4
 	case errdefs.IsInvalidArgument(err):

@@ -1,0 +1,51 @@
+// Command dist-hold runs a command while it keeps the store from being swept.
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"os/exec"
+
+	"distkit/cmd/internal/cli"
+	"distkit/content"
+
+	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
+)
+
+func main() {
+	c := &cobra.Command{
+		Use:         "dist-hold [flags] -- COMMAND [ARG…]",
+		Short:       "Run a command that dist-gc waits for",
+		Args:        cobra.MinimumNArgs(1),
+		Annotations: map[string]string{cli.RunsCommand: ""},
+	}
+	c.Flags().SetInterspersed(false)
+	root := cli.Root(c.Flags())
+	classed := c.Flags().Bool("classed", false, "exit with the class of an own failure instead of 125")
+	c.RunE = func(c *cobra.Command, args []string) error {
+		if *classed {
+			delete(c.Annotations, cli.RunsCommand)
+		}
+		path, err := exec.LookPath(args[0])
+		if errors.Is(err, exec.ErrNotFound) || errors.Is(err, fs.ErrNotExist) {
+			return cli.ExitWith(127, fmt.Errorf("%s: command not found", args[0]))
+		}
+		if err != nil {
+			return cli.ExitWith(126, err)
+		}
+		store, err := content.Open(*root)
+		if err != nil {
+			return err
+		}
+		hold, err := store.Hold(c.Context())
+		if err != nil {
+			return err
+		}
+		// The command takes this process's place: its signals and its status are its own.
+		return cli.ExitWith(126, fmt.Errorf("%s: %w", path, unix.Exec(path, args, append(os.Environ(), hold))))
+	}
+	cli.Main(c)
+}

@@ -1,0 +1,108 @@
+package content
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"strconv"
+	"strings"
+
+	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
+)
+
+// HoldEnv tells a process which holds it has inherited: "FD:DEVICE:INODE", separated by spaces.
+const HoldEnv = "DIST_HOLD"
+
+// The files of a hold: distkit-layout(5), HOLDS.
+const (
+	holdFile = "hold"
+	gateFile = "gate"
+)
+
+// Hold takes the store's shared lock against the sweep and leaves it open in this process,
+// for what it executes to inherit: the returned setting of [HoldEnv] must be in its
+// environment. The lock lasts until the last process that has it ends. A process that has
+// inherited one already gets it back at once.
+func (s *Store) Hold(ctx context.Context) (env string, err error) {
+	if err := s.Init(); err != nil {
+		return "", err
+	}
+	inherited := os.Getenv(HoldEnv)
+	if s.inherits(inherited) {
+		return HoldEnv + "=" + inherited, nil
+	}
+	hold, err := s.enter(ctx, unix.LOCK_SH)
+	if err != nil {
+		return "", fmt.Errorf("hold %s: %w", s.root, err)
+	}
+	// A descriptor of our own that survives exec, and that no finalizer closes.
+	fd, err := unix.FcntlInt(hold.Fd(), unix.F_DUPFD, 10)
+	_ = hold.Close()
+	if err != nil {
+		return "", fmt.Errorf("hold %s: %w", s.root, err)
+	}
+	var st unix.Stat_t
+	if err := unix.Fstat(fd, &st); err != nil {
+		return "", fmt.Errorf("hold %s: %w", s.root, err)
+	}
+	return HoldEnv + "=" + strings.TrimSpace(fmt.Sprintf("%s %d:%d:%d", inherited, fd, st.Dev, st.Ino)), nil
+}
+
+// inherits tells whether one of the holds is this store's, and really open.
+func (s *Store) inherits(holds string) bool {
+	var want unix.Stat_t
+	if unix.Stat(s.file(holdFile), &want) != nil {
+		return false
+	}
+	for _, h := range strings.Fields(holds) {
+		word, _, _ := strings.Cut(h, ":")
+		fd, err := strconv.Atoi(word)
+		var st unix.Stat_t
+		if err == nil && unix.Fstat(fd, &st) == nil && st.Dev == want.Dev && st.Ino == want.Ino {
+			return true
+		}
+	}
+	return false
+}
+
+// Exclude waits until nobody holds the store, keeps new holders out meanwhile and until the
+// returned function is called. FailedPrecondition for a process that has inherited a hold.
+func (s *Store) Exclude(ctx context.Context) (release func(), err error) {
+	if err := s.Init(); err != nil {
+		return nil, err
+	}
+	if s.inherits(os.Getenv(HoldEnv)) {
+		return nil, as(fmt.Errorf("sweep %s: this process holds it against the sweep itself", s.root), errdefs.ErrFailedPrecondition)
+	}
+	hold, err := s.enter(ctx, unix.LOCK_EX)
+	if err != nil {
+		return nil, fmt.Errorf("sweep %s: %w", s.root, err)
+	}
+	return func() {
+		unflock(hold)
+		_ = hold.Close()
+	}, nil
+}
+
+// enter takes the hold through the gate. A sweeper waits for the holders with the gate in its
+// hand, so that those who come later can't starve it.
+func (s *Store) enter(ctx context.Context, how int) (*os.File, error) {
+	gate, err := os.OpenFile(s.file(gateFile), os.O_RDWR|os.O_CREATE, 0o644)
+	if err != nil {
+		return nil, err
+	}
+	if err := flockContext(ctx, gate, unix.LOCK_EX); err != nil {
+		return nil, err
+	}
+	defer gate.Close()
+	defer unflock(gate)
+	hold, err := os.OpenFile(s.file(holdFile), os.O_RDWR|os.O_CREATE, 0o644)
+	if err != nil {
+		return nil, err
+	}
+	if err := flockContext(ctx, hold, how); err != nil {
+		return nil, err
+	}
+	return hold, nil
+}
