@@ -296,3 +296,44 @@ func TestPrivate(t *testing.T) {
 		t.Errorf("%v, %v", fi.Mode(), err)
 	}
 }
+
+// A parent can't go while a snapshot is prepared from it, or committed on top of it.
+func TestParentIsHeld(t *testing.T) {
+	ctx := t.Context()
+	root := t.TempDir()
+	s := open(t, root, drivers["overlayfs"])
+	for _, err := range []error{
+		prepare(s, "a", ""), s.Commit(ctx, "base", "a", snapshot.CommitOptions{}), prepare(s, "alone", ""),
+	} {
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	var err error
+	remove := func(at string) func(string) {
+		return func(name string) {
+			if name == at {
+				snapshot.OnStep(func(string) {})
+				err = s.Remove(ctx, "base")
+			}
+		}
+	}
+	defer snapshot.OnStep(func(string) {})
+	snapshot.OnStep(remove("filled"))
+	if err := prepare(s, "child", "base"); err != nil {
+		t.Error(err)
+	}
+	if !errdefs.IsUnavailable(err) {
+		t.Errorf("remove of a parent while a child is prepared: %v", err)
+	}
+	if err := s.Remove(ctx, "child"); err != nil {
+		t.Fatal(err)
+	}
+	snapshot.OnStep(remove("synced"))
+	if err := s.Commit(ctx, "top", "alone", snapshot.CommitOptions{Parent: "base"}); err != nil {
+		t.Error(err)
+	}
+	if !errdefs.IsUnavailable(err) {
+		t.Errorf("remove of a parent while a snapshot is committed on it: %v", err)
+	}
+}
