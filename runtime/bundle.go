@@ -1,0 +1,175 @@
+package runtime
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path"
+	"path/filepath"
+	"strings"
+
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+)
+
+// Errors of a command that the container's process can't become, found before the container
+// is made or told by the runtime: docker's statuses 127 and 126.
+var (
+	ErrCommandNotFound      = errors.New("not found in the container")
+	ErrCommandNotExecutable = errors.New("not executable")
+)
+
+// bundle is an OCI bundle that is fit to be run.
+type bundle struct {
+	dir  string // absolute, without symbolic links: runc takes no other
+	spec specs.Spec
+}
+
+// openBundle reads a bundle's config.json and checks what can be told at once, and clearly:
+// the root filesystem, the sources of bind mounts, the command.
+func openBundle(dir string) (*bundle, error) {
+	real, err := filepath.EvalSymlinks(dir)
+	if err == nil {
+		real, err = filepath.Abs(real)
+	}
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, notFound("bundle %s: %v", dir, unix.ENOENT)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("bundle %s: %w", dir, err)
+	}
+	b := &bundle{dir: real}
+	f, err := os.Open(filepath.Join(real, "config.json"))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, notFound("bundle %s has no config.json: run-spec makes one", dir)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("bundle %s: %w", dir, err)
+	}
+	defer f.Close()
+	data, err := io.ReadAll(io.LimitReader(f, maxDocument+1))
+	switch {
+	case err != nil:
+		return nil, fmt.Errorf("bundle %s: %w", dir, err)
+	case len(data) > maxDocument:
+		return nil, invalid("bundle %s: config.json is larger than %d bytes", dir, maxDocument)
+	}
+	if err := json.Unmarshal(data, &b.spec); err != nil {
+		return nil, invalid("bundle %s: config.json: %v", dir, err)
+	}
+	if b.spec.Process == nil || len(b.spec.Process.Args) == 0 {
+		return nil, invalid("bundle %s: config.json has no process", dir)
+	}
+	if b.spec.Root == nil || b.spec.Root.Path == "" {
+		return nil, invalid("bundle %s: config.json has no root.path", dir)
+	}
+	return b, b.check(dir)
+}
+
+func (b *bundle) check(name string) error {
+	rootfs := b.inBundle(b.spec.Root.Path)
+	root, err := os.Open(rootfs)
+	if err == nil {
+		defer root.Close()
+		var info fs.FileInfo
+		if info, err = root.Stat(); err == nil && !info.IsDir() {
+			err = unix.ENOTDIR
+		}
+	}
+	switch {
+	case errors.Is(err, fs.ErrNotExist), errors.Is(err, unix.ENOTDIR):
+		return notFound("bundle %s: no root filesystem at %s", name, rootfs)
+	case err != nil:
+		return fmt.Errorf("bundle %s: root filesystem: %w", name, err)
+	}
+	for _, m := range b.spec.Mounts {
+		if m.Type != "bind" {
+			continue
+		}
+		if _, err := os.Stat(b.inBundle(m.Source)); errors.Is(err, fs.ErrNotExist) {
+			return notFound("mount on %s: no %s on this host", m.Destination, b.inBundle(m.Source))
+		}
+	}
+	return b.checkCommand(root)
+}
+
+func (b *bundle) inBundle(p string) string {
+	if filepath.IsAbs(p) {
+		return p
+	}
+	return filepath.Join(b.dir, p)
+}
+
+// checkCommand says that the command isn't there, or is no executable, where that can be said
+// for sure. The runtime would say so too, but on the container's standard error.
+func (b *bundle) checkCommand(root *os.File) error {
+	p := b.spec.Process
+	if b.spec.Hooks != nil || b.spec.Linux == nil {
+		return nil
+	}
+	for _, m := range b.spec.Mounts {
+		switch d := path.Clean(m.Destination); {
+		case d == "/proc", d == "/sys", d == "/dev", strings.HasPrefix(d, "/sys/"), strings.HasPrefix(d, "/dev/"),
+			d == "/etc/hosts", d == "/etc/resolv.conf", d == "/etc/hostname":
+		default:
+			return nil // the command may be in there, or behind a link into it
+		}
+	}
+	var candidates []string
+	if strings.Contains(p.Args[0], "/") {
+		candidates = []string{path.Join("/", joinCwd(p.Cwd, p.Args[0]))}
+	} else {
+		for _, v := range p.Env {
+			if dirs, ok := strings.CutPrefix(v, "PATH="); ok {
+				candidates = candidates[:0]
+				for _, d := range strings.Split(dirs, ":") {
+					candidates = append(candidates, path.Join("/", joinCwd(p.Cwd, d), p.Args[0]))
+				}
+			}
+		}
+	}
+	found := false
+	for _, c := range candidates {
+		f, err := openIn(root, c)
+		switch {
+		case errors.Is(err, unix.ENOENT), errors.Is(err, unix.ENOTDIR):
+			continue
+		case err != nil:
+			return nil // for the runtime to say
+		}
+		info, err := f.Stat()
+		f.Close()
+		if err != nil {
+			return nil //nolint:nilerr // likewise
+		}
+		if info.Mode().IsRegular() && info.Mode()&0o111 != 0 || under(c, "/proc", "/sys", "/dev") {
+			return nil
+		}
+		found = true
+	}
+	if found {
+		return commandError(p.Args[0], ErrCommandNotExecutable)
+	}
+	return commandError(p.Args[0], ErrCommandNotFound)
+}
+
+func commandError(name string, err error) error { return fmt.Errorf("command %q: %w", name, err) }
+
+func joinCwd(cwd, p string) string {
+	if path.IsAbs(p) {
+		return p
+	}
+	return path.Join(cwd, p)
+}
+
+func under(p string, dirs ...string) bool {
+	for _, d := range dirs {
+		if strings.HasPrefix(p, d+"/") {
+			return true
+		}
+	}
+	return false
+}

@@ -1,0 +1,130 @@
+package runtime
+
+import (
+	"crypto/rand"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+
+	"golang.org/x/sys/unix"
+)
+
+const maxIdentifier = 76
+
+// CheckID tells whether a container ID or a namespace is one as containerd's pkg/identifiers
+// has them: letters and digits, with single - . _ between them, 76 characters at most.
+func CheckID(id string) error {
+	separated := true
+	ok := len(id) <= maxIdentifier
+	for _, c := range []byte(id) {
+		switch {
+		case c >= '0' && c <= '9', c >= 'a' && c <= 'z', c >= 'A' && c <= 'Z':
+			separated = false
+		case (c == '-' || c == '.' || c == '_') && !separated:
+			separated = true
+		default:
+			ok = false
+		}
+	}
+	if !ok || separated {
+		return invalid("%.100q is not an ID: letters, digits and single - . _ between them, %d characters at most", id, maxIdentifier)
+	}
+	return nil
+}
+
+// NewID makes an ID up.
+func NewID() string {
+	var b [6]byte
+	_, _ = rand.Read(b[:]) // never fails
+	return hex.EncodeToString(b[:])
+}
+
+// DefaultState is where the state of what runs is kept: /run/distkit for root, a directory of
+// the user's own for others. Like what it describes it does not outlive a boot.
+func DefaultState() string {
+	if os.Geteuid() == 0 {
+		return "/run/distkit"
+	}
+	if dir := os.Getenv("XDG_RUNTIME_DIR"); dir != "" {
+		return filepath.Join(dir, "distkit")
+	}
+	return filepath.Join(os.TempDir(), "distkit-"+strconv.Itoa(os.Geteuid()))
+}
+
+// privateDir makes a directory that is this user's alone, or finds that it is.
+func privateDir(dir string) error {
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return fmt.Errorf("state directory: %w", err)
+	}
+	var st unix.Stat_t
+	if err := unix.Lstat(dir, &st); err != nil {
+		return fmt.Errorf("state directory %s: %w", dir, err)
+	}
+	if st.Mode&unix.S_IFMT != unix.S_IFDIR || int(st.Uid) != os.Geteuid() || st.Mode&0o022 != 0 {
+		return failed("state directory %s is not this user's own", dir)
+	}
+	return nil
+}
+
+// claim is the right to one container ID: a directory with a lock that dies with its process.
+type claim struct {
+	dir  string
+	lock *os.File
+}
+
+// claimID takes an ID, or says that it's in use (Unavailable). What a dead process left in the
+// directory is still there.
+func claimID(state, id string) (*claim, error) {
+	dir := filepath.Join(state, "run", id)
+	name := filepath.Join(dir, "lock")
+	for {
+		if err := os.MkdirAll(dir, 0o700); err != nil {
+			return nil, fmt.Errorf("state directory: %w", err)
+		}
+		f, err := os.OpenFile(name, os.O_RDWR|os.O_CREATE, 0o600)
+		if errors.Is(err, os.ErrNotExist) {
+			continue // its last owner removes it just now
+		}
+		if err != nil {
+			return nil, fmt.Errorf("lock container %s: %w", id, err)
+		}
+		if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+			f.Close()
+			if errors.Is(err, unix.EWOULDBLOCK) {
+				return nil, busy("container %s is in use: take another --id, or let its run end", id)
+			}
+			return nil, fmt.Errorf("lock container %s: %w", id, err)
+		}
+		var have, now unix.Stat_t
+		if unix.Fstat(int(f.Fd()), &have) == nil && unix.Stat(name, &now) == nil && have.Ino == now.Ino && have.Dev == now.Dev {
+			return &claim{dir, f}, nil
+		}
+		f.Close() // of a directory that is gone
+	}
+}
+
+func (c *claim) path(name string) string { return filepath.Join(c.dir, name) }
+
+// release gives the ID up.
+func (c *claim) release() {
+	_ = os.RemoveAll(c.dir)
+	_ = c.lock.Close()
+}
+
+// Key is a container's ID for the runtime, which knows no namespaces: the ID itself in the
+// namespace default, NAMESPACE+ID in others (no ID has a +).
+func Key(namespace, id string) (string, error) {
+	if err := CheckID(id); err != nil {
+		return "", err
+	}
+	if namespace == "default" {
+		return id, nil
+	}
+	if err := CheckID(namespace); err != nil {
+		return "", fmt.Errorf("namespace: %w", err)
+	}
+	return namespace + "+" + id, nil
+}

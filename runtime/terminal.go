@@ -1,0 +1,130 @@
+package runtime
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"time"
+
+	"github.com/containerd/console"
+	"golang.org/x/sys/unix"
+)
+
+// terminal copies between a container's pseudo-terminal and this process's standard streams.
+type terminal struct {
+	path     string
+	listener *net.UnixListener
+	host     console.Console // standard input if that's a terminal, set raw
+	master   console.Console
+	copied   chan struct{}
+}
+
+// newTerminal listens on a socket on which the runtime hands the pseudo-terminal over.
+func newTerminal(path string) (*terminal, error) {
+	_ = os.Remove(path) // of a process that was killed; the claim is ours
+	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: path, Net: "unix"})
+	if err != nil {
+		return nil, fmt.Errorf("console socket: %w", err)
+	}
+	return &terminal{path: path, listener: l}, nil
+}
+
+// Path is the socket's, for the runtime.
+func (t *terminal) Path() string { return t.path }
+
+// start receives the pseudo-terminal, which the runtime has sent by now, and copies.
+func (t *terminal) start() error {
+	f, err := t.receive()
+	if err != nil {
+		return fmt.Errorf("receive console: %w", err)
+	}
+	if t.master, err = console.ConsoleFromFile(f); err != nil {
+		f.Close()
+		return fmt.Errorf("receive console: %w", err)
+	}
+	// Newlines are the host terminal's business, as with runc in the foreground.
+	_ = console.ClearONLCR(t.master.Fd())
+	t.resize()
+	if host, err := console.ConsoleFromFile(os.Stdin); err == nil {
+		if err := host.SetRaw(); err != nil {
+			return fmt.Errorf("set terminal raw: %w", err)
+		}
+		t.host = host
+	}
+	go func() {
+		if _, err := io.Copy(t.master, os.Stdin); err == nil && t.host == nil {
+			// The end of a pipe is what ^D is on a terminal.
+			_, _ = t.master.Write([]byte{4})
+		}
+	}()
+	t.copied = make(chan struct{})
+	go func() {
+		defer close(t.copied)
+		_, _ = io.Copy(os.Stdout, t.master) // ends with EIO when no process has it open
+		// Where nobody reads any more the container must not block.
+		_, _ = io.Copy(io.Discard, t.master)
+	}()
+	return nil
+}
+
+func (t *terminal) receive() (*os.File, error) {
+	if err := t.listener.SetDeadline(time.Now().Add(10 * time.Second)); err != nil {
+		return nil, err
+	}
+	conn, err := t.listener.AcceptUnix()
+	if err != nil {
+		return nil, err
+	}
+	defer conn.Close()
+	oob := make([]byte, unix.CmsgSpace(4))
+	_, n, _, _, err := conn.ReadMsgUnix(make([]byte, 4096), oob)
+	if err != nil {
+		return nil, err
+	}
+	messages, err := unix.ParseSocketControlMessage(oob[:n])
+	if err != nil {
+		return nil, err
+	}
+	if len(messages) != 1 {
+		return nil, errors.New("no descriptor was sent")
+	}
+	fds, err := unix.ParseUnixRights(&messages[0])
+	if err != nil {
+		return nil, err
+	}
+	if len(fds) != 1 {
+		return nil, errors.New("not one descriptor was sent")
+	}
+	unix.CloseOnExec(fds[0])
+	return os.NewFile(uintptr(fds[0]), "console"), nil
+}
+
+// resize gives the container's terminal the size of ours.
+func (t *terminal) resize() {
+	if t.master == nil {
+		return
+	}
+	for _, f := range []*os.File{os.Stdin, os.Stdout, os.Stderr} {
+		ws, err := unix.IoctlGetWinsize(int(f.Fd()), unix.TIOCGWINSZ)
+		if err == nil {
+			_ = unix.IoctlSetWinsize(int(t.master.Fd()), unix.TIOCSWINSZ, ws)
+			return
+		}
+	}
+}
+
+// close hands on what output is left and puts our terminal back as it was.
+func (t *terminal) close() {
+	t.listener.Close()
+	if t.copied != nil {
+		select {
+		case <-t.copied:
+		case <-time.After(time.Second): // a process outside the container holds it open
+		}
+	}
+	if t.host != nil {
+		_ = t.host.Reset()
+	}
+}
