@@ -168,6 +168,27 @@ func TestOutput(t *testing.T) {
 	}
 }
 
+// A name appears after the files of its snapshot are on the disk, and not before.
+func TestCommitSyncsFirst(t *testing.T) {
+	if _, err := exec.LookPath("strace"); err != nil {
+		snapshottest.Require(t, "strace", err)
+	}
+	for _, flag := range []string{"", "--no-sync"} {
+		out, errs, status := shell(t, t.TempDir(), `
+			snap prepare a >/dev/null
+			strace -f -o trace -e trace=syncfs,fsync,rename,renameat,renameat2 -- snap commit `+flag+` b a
+			grep -oE '(syncfs|fsync)|rename.*info".*info"' trace | grep -oE '^[a-z]+' || true`, "CONTAINERD_SNAPSHOTTER=native")
+		want := "syncfs fsync rename fsync"
+		if flag != "" {
+			want = "rename"
+		}
+		// x/sys names the same call differently on each architecture.
+		if got := strings.Join(strings.Fields(strings.ReplaceAll(out, "renameat", "rename")), " "); status != 0 || got != want {
+			t.Errorf("commit %s: calls are %q, not %q; status %d: %s", flag, got, want, status, errs)
+		}
+	}
+}
+
 func TestMountCommandIsQuoted(t *testing.T) {
 	line, err := command(snapshot.Mount{Type: "bind", Source: "/it's $(here)", Options: []string{"bind", "rw"}}, "/a b")
 	if want := `mount -t bind -o bind,rw '/it'\''s $(here)' '/a b'`; err != nil || line != want {
