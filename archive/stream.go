@@ -12,6 +12,8 @@ import (
 
 	"github.com/containerd/errdefs"
 	"github.com/klauspost/compress/zstd"
+
+	"distkit/archive/inflate"
 )
 
 const (
@@ -35,8 +37,7 @@ func decompress(r *bufio.Reader) (io.Reader, func(), error) {
 	case len(magic) == 0:
 		return nil, nil, dataLoss("layer is empty")
 	case bytes.HasPrefix(magic, []byte{0x1f, 0x8b}):
-		z, err := newGzip(r)
-		return z, func() {}, err
+		return inflate.NewReader(r), func() {}, nil
 	case bytes.HasPrefix(magic, []byte{0x28, 0xb5, 0x2f, 0xfd}),
 		len(magic) >= 4 && magic[0]&0xf0 == 0x50 && bytes.HasPrefix(magic[1:], []byte{0x2a, 0x4d, 0x18}):
 		z, err := zstd.NewReader(r, zstd.WithDecoderMaxWindow(maxWindow), zstd.WithDecoderLowmem(true))

@@ -1,0 +1,148 @@
+package inflate
+
+import (
+	"encoding/binary"
+	"hash/crc32"
+	"io"
+)
+
+// A Reader is an io.Reader of what the members of a gzip stream hold, one after another.
+type Reader struct {
+	d      decoder
+	member bool // one is being read
+	any    bool // one has been read
+	crc    uint32
+	size   uint32
+	err    error
+}
+
+// NewReader returns a Reader of r. It reads ahead, also past the end of a member: what of r is
+// left when it fails is undefined. The stream ends where r does; anything that is not another
+// member before that is ErrHeader.
+//
+// Errors of r are returned as they are. Input that ends too early is io.ErrUnexpectedEOF,
+// also where it is empty.
+func NewReader(r io.Reader) *Reader {
+	return &Reader{d: decoder{
+		r:   r,
+		in:  make([]byte, inputSize),
+		out: make([]byte, outputSize),
+	}}
+}
+
+func (z *Reader) Read(p []byte) (int, error) {
+	if len(p) == 0 {
+		return 0, nil
+	}
+	d := &z.d
+	for d.read == d.w {
+		if z.err != nil {
+			return 0, z.err
+		}
+		z.err = z.more()
+	}
+	n := copy(p, d.out[d.read:d.w])
+	d.read += n
+	return n, nil
+}
+
+// more decodes on, at least to the next end of a member or until the buffer is full. All
+// output has been handed on.
+func (z *Reader) more() error {
+	d := &z.d
+	if !z.member {
+		if err := z.header(); err != nil {
+			return err
+		}
+		z.member, z.crc, z.size = true, 0, 0
+		d.state, d.begin = atBlock, d.w
+	}
+	if len(d.out)-d.w < roomSize+outputSize/2 {
+		kept := min(d.w, windowSize)
+		gone := d.w - kept
+		copy(d.out, d.out[gone:d.w])
+		d.w, d.read, d.begin = kept, kept, max(d.begin-gone, 0)
+	}
+	err := d.run()
+	fresh := d.out[d.read:d.w]
+	z.crc = crc32.Update(z.crc, crc32.IEEETable, fresh)
+	z.size += uint32(len(fresh))
+	if err != nil || d.state != atEnd {
+		return err
+	}
+	d.load(8)
+	if d.end-d.pos < 8 {
+		return d.short()
+	}
+	t := d.in[d.pos : d.pos+8]
+	d.pos += 8
+	z.member, z.any = false, true
+	if binary.LittleEndian.Uint32(t) != z.crc || binary.LittleEndian.Uint32(t[4:]) != z.size {
+		return ErrChecksum
+	}
+	return nil
+}
+
+// header reads a member's header, or io.EOF.
+func (z *Reader) header() error {
+	d := &z.d
+	d.load(10)
+	if d.pos == d.end && d.eof && d.err == nil && z.any {
+		return io.EOF
+	}
+	if d.end-d.pos < 10 {
+		return d.short()
+	}
+	h := d.in[d.pos : d.pos+10]
+	if h[0] != 0x1f || h[1] != 0x8b || h[2] != 8 {
+		return ErrHeader
+	}
+	flags := h[3]
+	crc := crc32.ChecksumIEEE(h)
+	d.pos += 10
+	skip := func(more func(b byte) bool) error {
+		for {
+			if d.load(1); d.pos == d.end {
+				return d.short()
+			}
+			b := d.in[d.pos : d.pos+1]
+			crc = crc32.Update(crc, crc32.IEEETable, b)
+			d.pos++
+			if !more(b[0]) {
+				return nil
+			}
+		}
+	}
+	if flags&4 != 0 { // extra field
+		n, size := 0, 2
+		err := skip(func(b byte) bool {
+			if n < 2 {
+				size += int(b) << (8 * n)
+			}
+			n++
+			return n < size
+		})
+		if err != nil {
+			return err
+		}
+	}
+	for _, f := range []byte{8, 16} { // name and comment
+		if flags&f != 0 {
+			if err := skip(func(b byte) bool { return b != 0 }); err != nil {
+				return err
+			}
+		}
+	}
+	if flags&2 != 0 {
+		want := uint16(crc)
+		d.load(2)
+		if d.end-d.pos < 2 {
+			return d.short()
+		}
+		if binary.LittleEndian.Uint16(d.in[d.pos:]) != want {
+			return ErrHeader
+		}
+		d.pos += 2
+	}
+	return nil
+}
