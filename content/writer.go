@@ -82,15 +82,10 @@ func (w *Writer) open(ctx context.Context) error {
 	foreign := err != nil ||
 		old.Expected != "" && w.expected != "" && old.Expected != w.expected ||
 		old.Total > 0 && w.total > 0 && old.Total != w.total
+	// What an earlier writer expected beyond what this one does is not this one's business.
 	w.started = time.Now()
 	if !foreign {
 		w.started = old.StartedAt
-		if w.expected == "" {
-			w.expected = old.Expected
-		}
-		if w.total == 0 {
-			w.total = old.Total
-		}
 	}
 	w.alg = digest.SHA256
 	if w.expected != "" {
