@@ -49,11 +49,12 @@ type client struct {
 	debug   func(string)
 	stall   time.Duration
 	pause   time.Duration
+	shared  string      // the directory of what processes share
 	https   atomic.Bool // a guessed scheme that proved wrong
 }
 
 func newClient(e endpoint, o Options, keys *keyring) *client {
-	c := &client{endpoint: e, keys: keys, options: o, stall: stallTimeout, pause: firstPause}
+	c := &client{endpoint: e, keys: keys, options: o, stall: stallTimeout, pause: firstPause, shared: sharedDir()}
 	if c.options.MaxWait == 0 {
 		c.options.MaxWait = defaultMaxWait
 	}
@@ -71,7 +72,12 @@ func newClient(e endpoint, o Options, keys *keyring) *client {
 		// What is hashed is what was stored: no compression is taken off on the way.
 		DisableCompression:     true,
 		MaxResponseHeaderBytes: 1 << 20,
+		MaxIdleConnsPerHost:    max(2, o.Parts),
 		ReadBufferSize:         32 << 10,
+	}
+	if o.Parts > 1 {
+		// HTTP/2 would carry all parts over one connection.
+		t.ForceAttemptHTTP2, t.TLSNextProto = false, map[string]func(string, *tls.Conn) http.RoundTripper{}
 	}
 	if t.TLSClientConfig == nil {
 		t.TLSClientConfig = &tls.Config{}
@@ -79,7 +85,7 @@ func newClient(e endpoint, o Options, keys *keyring) *client {
 	c.http = &auth.Client{
 		Client:     &http.Client{Transport: roundTripper{t, c}, CheckRedirect: checkRedirect},
 		Credential: keys.credential,
-		Cache:      auth.NewCache(),
+		Cache:      newTokenCache(e),
 		ClientID:   "distkit",
 	}
 	return c
@@ -177,7 +183,7 @@ func (c *client) newTries(n int) *tries { return &tries{left: n, pause: c.pause}
 // again waits before the next try after a temporary error; it gives the error back when
 // there is none.
 func (c *client) again(ctx context.Context, t *tries, err error) error {
-	if !isTemporary(err) || isPermanent(err) || ctx.Err() != nil {
+	if !isTemporary(err) || isPermanent(err) || errors.Is(err, errToldToWait) || ctx.Err() != nil {
 		return err
 	}
 	if t.left <= 1 {
@@ -197,14 +203,7 @@ func (c *client) again(ctx context.Context, t *tries, err error) error {
 			c.options.Notify(fmt.Sprintf("%s asks to wait %v: %d %s", c.host, asked.after, asked.status, http.StatusText(asked.status)))
 		}
 	}
-	timer := time.NewTimer(wait)
-	defer timer.Stop()
-	select {
-	case <-timer.C:
-		return nil
-	case <-ctx.Done():
-		return ctx.Err()
-	}
+	return sleep(ctx, wait)
 }
 
 // retryAfterError is an error reply that says when to come back.
@@ -256,6 +255,9 @@ func (c *client) do(ctx context.Context, r request, t *tries) (*http.Response, e
 }
 
 func (c *client) once(parent context.Context, r request) (*http.Response, error) {
+	if err := c.waitShared(parent); err != nil {
+		return nil, err
+	}
 	ctx, cancel := context.WithCancelCause(parent)
 	watch := time.AfterFunc(c.stall, func() { cancel(errStalled) })
 	resp, err := c.send(ctx, r, watch)
@@ -281,6 +283,7 @@ func (c *client) once(parent context.Context, r request) (*http.Response, error)
 		}
 	}
 	if after := retryAfter(resp.Header); after > 0 && isTemporary(serr) {
+		c.postpone(min(after, maxSharedWait))
 		return nil, &retryAfterError{serr, after}
 	}
 	return nil, serr

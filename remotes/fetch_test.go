@@ -146,12 +146,18 @@ func TestFetchCutOften(t *testing.T) {
 	id := f.blob(content)
 	for name, reply := range map[string]func(w http.ResponseWriter, from int){
 		"range": func(w http.ResponseWriter, from int) {
+			if from == 0 {
+				cut(w, content, 16<<10)
+			}
 			w.Header().Set("Content-Range", fmt.Sprintf("bytes %d-%d/%d", from, len(content)-1, len(content)))
 			w.Header().Set("Content-Length", fmt.Sprint(len(content)-from))
 			w.WriteHeader(http.StatusPartialContent)
 			w.Write(content[from:min(from+16<<10, len(content))])
 		},
 		"range of unknown total": func(w http.ResponseWriter, from int) {
+			if from == 0 {
+				cut(w, content, 16<<10)
+			}
 			w.Header().Set("Content-Range", fmt.Sprintf("bytes %d-%d/*", from, len(content)-1))
 			w.WriteHeader(http.StatusPartialContent)
 			w.Write(content[from:min(from+16<<10, len(content))])
@@ -669,4 +675,83 @@ func TestGzipTransfer(t *testing.T) {
 	})
 	_, err = fetch(t, r, "latest")
 	is(t, err, errdefs.IsDataLoss)
+}
+
+func TestFetchParts(t *testing.T) {
+	content := noise(9<<20 + 12345)
+	for name, fault := range map[string]func(w http.ResponseWriter, r *http.Request, n int) bool{
+		"plain": nil,
+		"cut": func(w http.ResponseWriter, r *http.Request, n int) bool {
+			if n%3 != 0 {
+				return false
+			}
+			var from, to int
+			fmt.Sscanf(r.Header.Get("Range"), "bytes=%d-%d", &from, &to)
+			w.Header().Set("Content-Range", fmt.Sprintf("bytes %d-%d/%d", from, to, len(content)))
+			w.Header().Set("Content-Length", fmt.Sprint(to-from+1))
+			w.WriteHeader(http.StatusPartialContent)
+			w.Write(content[from : from+(to-from)/2])
+			panic(http.ErrAbortHandler)
+		},
+		"no ranges": func(w http.ResponseWriter, r *http.Request, n int) bool { r.Header.Del("Range"); return false },
+		"some ranges": func(w http.ResponseWriter, r *http.Request, n int) bool {
+			if n > 2 {
+				r.Header.Del("Range")
+			}
+			return false
+		},
+		"unknown total": func(w http.ResponseWriter, r *http.Request, n int) bool {
+			if r.Header.Get("Range") == "" {
+				return false
+			}
+			w.Header().Set("Content-Range", "bytes 0-99/*")
+			w.WriteHeader(http.StatusPartialContent)
+			w.Write(content[:100])
+			return true
+		},
+	} {
+		f := newFake(t)
+		f.reply(fault)
+		for _, parts := range []int{3, 8} {
+			for _, size := range []int{0, 1, partsMemory / parts, partsMemory/parts + 1, len(content)} {
+				if name != "plain" && size < len(content) {
+					continue
+				}
+				id := f.blob(content[:size])
+				r := open(t, f.host(), Options{Parts: parts})
+				got, err := fetch(t, r, id, fmt.Sprintf("size:%d", size))
+				if name == "unknown total" {
+					// With the size known the first piece is a range like any other.
+					got, err = fetch(t, r, id)
+				}
+				if err != nil || !bytes.Equal(got, content[:size]) {
+					t.Errorf("%s in %d parts, %d bytes: got %d, %v", name, parts, size, len(got), err)
+				}
+				if size < 10 {
+					continue
+				}
+				if got, err := fetch(t, r, id, "offset:7"); err != nil || !bytes.Equal(got, content[7:size]) {
+					t.Errorf("%s in %d parts, %d bytes, from 7: got %d, %v", name, parts, size, len(got), err)
+				}
+			}
+		}
+	}
+	// Wrong bytes in one part, and a consumer that goes away.
+	f := newFake(t)
+	id := f.blob(content)
+	wrong := slices.Clone(content)
+	wrong[6<<20] ^= 1
+	f.blobs[digest.Digest(id)] = wrong
+	r := open(t, f.host(), Options{Parts: 4})
+	got, err := fetch(t, r, id)
+	is(t, err, errdefs.IsDataLoss)
+	if len(got) >= len(content) {
+		t.Error("all of what does not verify was given")
+	}
+	body, err := r.Fetch(context.Background(), id)
+	if err != nil {
+		t.Fatal(err)
+	}
+	io.CopyN(io.Discard, body, 100)
+	body.Close()
 }

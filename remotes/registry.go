@@ -448,19 +448,30 @@ func (*memory) Close() error { return nil }
 
 // blob opens a blob at the hinted offset.
 func (r *Registry) blob(ctx context.Context, c *client, t *tries, o object, h hints) (body, error) {
-	d := &download{ctx: ctx, client: c, tries: t, request: r.request(c, http.MethodGet, "blobs", o.String()), size: h.size}
-	if err := d.open(h.offset); err != nil {
-		return nil, err
+	d := &download{ctx: ctx, client: c, tries: t, request: r.request(c, http.MethodGet, "blobs", o.String()), size: h.size, end: -1}
+	chunk := int64(0)
+	if c.options.Parts > 1 {
+		chunk = max(partsMemory/int64(c.options.Parts), 1)
+		d.end = h.offset + chunk
+		d.ctx, d.cancel = context.WithCancel(ctx)
 	}
-	if d.size >= 0 {
-		if err := h.check(d.size); err != nil {
-			d.Close()
-			return nil, err
-		}
+	err := d.open(h.offset)
+	if err == nil && d.size >= 0 {
+		err = h.check(d.size)
+	}
+	if err != nil {
+		d.Close()
+		return nil, err
 	}
 	// The download proper, once begun, has all tries whichever host it is from.
 	d.tries = c.newTries(maxTries)
-	v := newVerifier(d, o.digest, d.at, h.offset)
+	begin, rc := d.at, io.ReadCloser(d)
+	if d.end >= 0 && d.ranged && d.size > d.end {
+		rc = newParallel(d, chunk, c.options.Parts)
+	} else {
+		d.end = -1
+	}
+	v := newVerifier(rc, o.digest, begin, h.offset)
 	v.blame = func() string {
 		if d.coding == "" || d.coding == "identity" {
 			return ""
@@ -473,15 +484,18 @@ func (r *Registry) blob(ctx context.Context, c *client, t *tries, o object, h hi
 // download is the body of a blob from an offset on, opened again where it was cut.
 type download struct {
 	ctx     context.Context
+	cancel  context.CancelFunc // nil where ctx is the caller's
 	client  *client
 	tries   *tries
 	request request
 
 	rc     io.ReadCloser
 	at     int64  // the offset that the next byte has
+	end    int64  // where to stop, -1 for the blob's end
 	size   int64  // of the whole blob, -1 while unknown
 	marked int64  // where tries were last renewed
 	whole  bool   // ranges are not understood: ask for all and skip
+	ranged bool   // the last reply was a range
 	coding string // Content-Encoding, though it was declined
 }
 
@@ -489,14 +503,18 @@ type download struct {
 // tells.
 func (d *download) open(offset int64) error {
 	req := d.request
-	if offset > 0 && !d.whole {
+	if (offset > 0 || d.end >= 0) && !d.whole {
+		span := "bytes=" + strconv.FormatInt(offset, 10) + "-"
+		if d.end >= 0 {
+			span += strconv.FormatInt(d.end-1, 10)
+		}
 		req.header = req.header.Clone()
-		req.header.Set("Range", "bytes="+strconv.FormatInt(offset, 10)+"-")
+		req.header.Set("Range", span)
 	}
 	resp, err := d.client.do(d.ctx, req, d.tries)
 	if err != nil {
 		var status *statusError
-		if errors.As(err, &status) && offset > 0 && !d.whole {
+		if errors.As(err, &status) && req.header.Get("Range") != "" {
 			switch status.status {
 			case http.StatusRequestedRangeNotSatisfiable:
 				if d.size == offset {
@@ -517,9 +535,12 @@ func (d *download) open(offset int64) error {
 		if err == nil && begin != offset {
 			err = fmt.Errorf("bytes from %d on were asked for, and came from %d on", offset, begin)
 		}
+		if err == nil && size < 0 && d.size < 0 {
+			err = errors.New("the reply does not tell the size of the whole")
+		}
 		if err != nil {
 			resp.Body.Close()
-			if d.whole || offset == 0 {
+			if req.header.Get("Range") == "" {
 				return classf(errdefs.ErrDataLoss, "%s does not understand ranges: %w", d.client.host, err)
 			}
 			d.whole = true
@@ -534,6 +555,7 @@ func (d *download) open(offset int64) error {
 		d.size = size
 	}
 	d.rc, d.at, d.marked = resp.Body, begin, max(d.marked, begin)
+	d.ranged = resp.StatusCode == http.StatusPartialContent
 	d.coding = resp.Header.Get("Content-Encoding")
 	return nil
 }
@@ -565,9 +587,18 @@ func parseContentRange(s string) (begin, size int64, err error) {
 
 // Read gives the next bytes. io.EOF comes at the blob's end alone, as far as that is known.
 func (d *download) Read(p []byte) (int, error) {
+	if d.end >= 0 {
+		if d.at >= d.end {
+			return 0, io.EOF
+		}
+		p = p[:min(int64(len(p)), d.end-d.at)]
+	}
 	for {
 		n, err := d.rc.Read(p)
 		d.at += int64(n)
+		if d.end >= 0 && d.at == d.end {
+			return n, nil
+		}
 		if d.size >= 0 && d.at > d.size {
 			return n, classf(errdefs.ErrDataLoss, "more than %s came", sizeString(d.size))
 		}
@@ -603,23 +634,40 @@ func (d *download) reopen(cause error) error {
 		if err := d.open(at); err != nil {
 			return err
 		}
-		if d.at == at {
-			return nil
-		}
-		_, err := io.CopyN(io.Discard, d.rc, at-d.at)
+		err := d.skip(at)
 		if err == nil {
-			d.at = at
 			return nil
 		}
 		d.rc.Close()
-		if err == io.EOF {
-			err = io.ErrUnexpectedEOF
-		}
-		if !isTemporary(err) {
-			err = classed{err, errdefs.ErrAborted}
-		}
 		cause = err
 	}
 }
 
-func (d *download) Close() error { return d.rc.Close() }
+// skip reads up to an offset what the server sent though it was not asked for.
+func (d *download) skip(to int64) error {
+	if d.at >= to {
+		return nil
+	}
+	_, err := io.CopyN(io.Discard, d.rc, to-d.at)
+	switch {
+	case err == nil:
+		d.at = to
+		return nil
+	case err == io.EOF:
+		err = io.ErrUnexpectedEOF
+	}
+	if !isTemporary(err) {
+		err = classed{err, errdefs.ErrAborted}
+	}
+	return err
+}
+
+func (d *download) Close() error {
+	if d.cancel != nil {
+		d.cancel()
+	}
+	if d.rc == nil {
+		return nil
+	}
+	return d.rc.Close()
+}

@@ -89,6 +89,9 @@ type Options struct {
 	HostsDir string
 	// MaxWait is the longest Retry-After that is waited for: 0 is one minute.
 	MaxWait time.Duration
+	// Parts is how many ranges of a large blob are fetched at the same time, over a
+	// connection each: 0 and 1 mean one stream.
+	Parts int
 	// Notify is told of waits that a registry asked for and of credentials that could not
 	// be read, in one line.
 	Notify func(string)

@@ -20,7 +20,11 @@ func newCommand() *cobra.Command {
 		Args:  cobra.MinimumNArgs(2),
 	}
 	options := registry.Flags(c)
+	c.Flags().IntVar(&options.Parts, "parts", 1, "fetch a large blob in `N` ranges at the same time")
 	c.RunE = func(c *cobra.Command, args []string) error {
+		if options.Parts < 1 || options.Parts > 64 {
+			return cli.Usagef("--parts %d: from 1 to 64", options.Parts)
+		}
 		r, err := remotes.Open(args[0], *options)
 		if err != nil {
 			return err

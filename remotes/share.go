@@ -1,0 +1,271 @@
+package remotes
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/base64"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
+	"oras.land/oras-go/v2/registry/remote/auth"
+)
+
+// Processes of one user share what a registry told one of them, in files below
+// $XDG_RUNTIME_DIR/distkit (0700, files 0600): bearer tokens, fetched under a lock, so that
+// ten processes ask for one; and when a registry wants to be asked again. Passwords are not
+// among it. Without a runtime directory, each process is on its own.
+
+const (
+	tokenLife     = 55 * time.Second // of tokens that do not tell: the specification's least is 60
+	tokenMargin   = 10 * time.Second
+	maxTokenFile  = 64 << 10
+	maxSharedWait = 5 * time.Minute
+	lockPatience  = 15 * time.Second // with a process that fetches the token meant for all
+)
+
+// sharedDir is the directory, made where need be; empty where there is none to be trusted.
+func sharedDir() string {
+	runtime := os.Getenv("XDG_RUNTIME_DIR")
+	if !filepath.IsAbs(runtime) {
+		return ""
+	}
+	dir := filepath.Join(runtime, "distkit")
+	if err := os.Mkdir(dir, 0o700); err != nil && !errors.Is(err, os.ErrExist) {
+		return ""
+	}
+	var st unix.Stat_t
+	if err := unix.Lstat(dir, &st); err != nil || st.Mode&unix.S_IFMT != unix.S_IFDIR ||
+		int(st.Uid) != os.Geteuid() || st.Mode&0o077 != 0 {
+		return ""
+	}
+	return dir
+}
+
+// sharedFile opens the file of what the parts name.
+func sharedFile(dir, kind string, flags int, parts ...string) (*os.File, error) {
+	h := sha256.New()
+	for _, p := range parts {
+		fmt.Fprintf(h, "%d:%s", len(p), p)
+	}
+	name := filepath.Join(dir, kind+"-"+hex.EncodeToString(h.Sum(nil)[:16]))
+	return os.OpenFile(name, flags|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0o600)
+}
+
+// tokenCache is oras' cache of tokens, with those of other processes behind its own.
+type tokenCache struct {
+	auth.Cache
+	dir   string
+	who   string // the endpoint, and the credentials that there are
+	mu    sync.Mutex
+	tried map[string]bool // tokens that were given out: one that is missed again was refused
+}
+
+func newTokenCache(e endpoint) auth.Cache {
+	dir := sharedDir()
+	if dir == "" {
+		return auth.NewCache()
+	}
+	// Who logs in or out changes these, and gets other tokens.
+	who := sha256.New()
+	fmt.Fprintf(who, "%s://%s%s\n", e.scheme, e.host, e.path)
+	for _, name := range configFiles() {
+		fmt.Fprintln(who, name)
+		if f, err := os.Open(name); err == nil {
+			_, _ = io.Copy(who, io.LimitReader(f, MaxManifest))
+			f.Close()
+		}
+	}
+	return &tokenCache{Cache: auth.NewCache(), dir: dir, who: hex.EncodeToString(who.Sum(nil)), tried: map[string]bool{}}
+}
+
+type sharedToken struct {
+	Token   string    `json:"token"`
+	Expires time.Time `json:"expires"`
+}
+
+func (c *tokenCache) read(f *os.File) string {
+	if _, err := f.Seek(0, io.SeekStart); err != nil {
+		return ""
+	}
+	var t sharedToken
+	if json.NewDecoder(io.LimitReader(f, maxTokenFile)).Decode(&t) != nil || time.Now().After(t.Expires) {
+		return ""
+	}
+	return t.Token
+}
+
+// get gives another process' token that this one has not tried yet.
+func (c *tokenCache) get(registry, key string) string {
+	f, err := sharedFile(c.dir, "token", os.O_RDONLY, c.who, registry, key)
+	if err != nil {
+		return ""
+	}
+	defer f.Close()
+	token := c.read(f)
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.tried[token] {
+		return ""
+	}
+	return token
+}
+
+func (c *tokenCache) use(token string) string {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.tried[token] = true
+	return token
+}
+
+// GetScheme knows that a registry wants tokens where another process has one.
+func (c *tokenCache) GetScheme(ctx context.Context, registry string) (auth.Scheme, error) {
+	scheme, err := c.Cache.GetScheme(ctx, registry)
+	if err != nil && c.get(registry, strings.Join(auth.GetAllScopesForHost(ctx, registry), " ")) != "" {
+		return auth.SchemeBearer, nil
+	}
+	return scheme, err
+}
+
+// GetToken looks among the tokens of this process, then of the others.
+func (c *tokenCache) GetToken(ctx context.Context, registry string, scheme auth.Scheme, key string) (string, error) {
+	token, err := c.Cache.GetToken(ctx, registry, scheme, key)
+	if err != nil && scheme == auth.SchemeBearer {
+		if shared := c.get(registry, key); shared != "" {
+			return c.use(shared), nil
+		}
+	}
+	return token, err
+}
+
+// Set fetches a token, unless another process does or just did.
+func (c *tokenCache) Set(ctx context.Context, registry string, scheme auth.Scheme, key string, fetch func(context.Context) (string, error)) (string, error) {
+	if scheme != auth.SchemeBearer {
+		return c.Cache.Set(ctx, registry, scheme, key, fetch)
+	}
+	return c.Cache.Set(ctx, registry, scheme, key, func(ctx context.Context) (string, error) {
+		f, err := sharedFile(c.dir, "token", os.O_RDWR|os.O_CREATE, c.who, registry, key)
+		if err != nil {
+			return fetch(ctx)
+		}
+		defer f.Close()
+		locked := waitLock(ctx, f)
+		if token := c.get(registry, key); token != "" {
+			return c.use(token), nil
+		}
+		token, err := fetch(ctx)
+		if err == nil && locked {
+			b, _ := json.Marshal(sharedToken{token, expiry(token)})
+			if len(b) <= maxTokenFile && f.Truncate(0) == nil {
+				_, _ = f.WriteAt(b, 0)
+			}
+			c.use(token)
+		}
+		return token, err
+	})
+}
+
+// waitLock takes the lock of a file, and gives up on a process that keeps it long.
+func waitLock(ctx context.Context, f *os.File) bool {
+	for deadline := time.Now().Add(lockPatience); ; {
+		err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+		if err == nil {
+			return true
+		}
+		if !errors.Is(err, unix.EWOULDBLOCK) && !errors.Is(err, unix.EINTR) || time.Now().After(deadline) {
+			return false
+		}
+		if sleep(ctx, 10*time.Millisecond) != nil {
+			return false
+		}
+	}
+}
+
+// expiry reads the time out of a token that is a JWT.
+func expiry(token string) time.Time {
+	end := time.Now().Add(tokenLife)
+	parts := strings.Split(token, ".")
+	if len(parts) != 3 {
+		return end
+	}
+	b, err := base64.RawURLEncoding.DecodeString(parts[1])
+	var claims struct {
+		Exp int64 `json:"exp"`
+	}
+	if err == nil && json.Unmarshal(b, &claims) == nil && claims.Exp > 0 {
+		return time.Unix(claims.Exp, 0).Add(-tokenMargin)
+	}
+	return end
+}
+
+func sleep(ctx context.Context, d time.Duration) error {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+		return nil
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}
+
+// postpone tells all processes that the host wants no request for a while: the file's
+// modification time is when it may be asked again.
+func (c *client) postpone(after time.Duration) {
+	if c.shared == "" || after <= 0 {
+		return
+	}
+	f, err := sharedFile(c.shared, "wait", os.O_RDWR|os.O_CREATE, c.scheme, c.host)
+	if err != nil {
+		return
+	}
+	defer f.Close()
+	until := time.Now().Add(after)
+	if info, err := f.Stat(); err == nil && info.Size() > 0 && info.ModTime().After(until) {
+		return
+	}
+	_, _ = f.WriteAt([]byte("."), 0)
+	tv := unix.NsecToTimeval(until.UnixNano())
+	_ = unix.Futimes(int(f.Fd()), []unix.Timeval{tv, tv})
+}
+
+// errToldToWait is of a wait that is longer than this process has patience.
+var errToldToWait error = classed{errors.New("has asked another process to wait"), errdefs.ErrResourceExhausted}
+
+// waitShared waits where another process was told to.
+func (c *client) waitShared(ctx context.Context) error {
+	if c.shared == "" {
+		return nil
+	}
+	f, err := sharedFile(c.shared, "wait", os.O_RDONLY, c.scheme, c.host)
+	if err != nil {
+		return nil
+	}
+	defer f.Close()
+	info, err := f.Stat()
+	if err != nil || info.Size() == 0 {
+		return nil
+	}
+	wait := time.Until(info.ModTime())
+	if wait <= 0 {
+		return nil
+	}
+	if wait > c.options.MaxWait {
+		return fmt.Errorf("%s %w, for %v from now", c.host, errToldToWait, wait.Round(time.Second))
+	}
+	if c.options.Notify != nil && wait >= time.Second {
+		c.options.Notify(fmt.Sprintf("%s has asked another process to wait: %v from now", c.host, wait.Round(time.Second)))
+	}
+	// Not all at once.
+	return sleep(ctx, wait+rand.N(wait/8+time.Millisecond))
+}
