@@ -12,11 +12,13 @@ import (
 	"os/exec"
 	"os/signal"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
 
 	runc "github.com/containerd/go-runc"
+	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 )
 
@@ -117,9 +119,13 @@ func (r *Runtime) Run(ctx context.Context, id, bundleDir string) (status int, er
 		defer term.close()
 		opts.IO, opts.ConsoleSocket = nil, term
 	}
+	ended := false
 	defer func() {
-		if derr := r.remove(ctx, client, id); derr != nil && err == nil {
-			err = derr
+		if ended && r.removeEnded(b, id) {
+			return
+		}
+		if rerr := r.remove(ctx, client, id); rerr != nil && err == nil {
+			err = rerr
 		}
 	}()
 	if err := r.start(ctx, client, id, b.dir, opts); err != nil {
@@ -134,7 +140,9 @@ func (r *Runtime) Run(ctx context.Context, id, bundleDir string) (status int, er
 			return -1, err
 		}
 	}
-	return wait(pid, signals, term)
+	status, err = wait(pid, signals, term)
+	ended = err == nil
+	return status, err
 }
 
 // start makes and starts a container. Only runc leaves a process that ends at once to be waited
@@ -183,6 +191,38 @@ func (r *Runtime) remove(ctx context.Context, client *runc.Runc, id string) erro
 		return nil
 	}
 	return fmt.Errorf("remove container %s: %s", id, firstLine(err.Error()))
+}
+
+// removeEnded removes a container whose process has ended, as `runc delete` does, without
+// starting runc once more, which takes a quarter of the time of a short run. It does so only
+// where removing directories is all there is to do: runc's state, the cgroups it names, and a
+// PID namespace that the kernel has emptied. Otherwise, and where anything is unexpected, it
+// leaves the rest to remove and returns false.
+func (r *Runtime) removeEnded(b *bundle, id string) bool {
+	if filepath.Base(r.command) != "runc" || b.spec.Hooks != nil || b.spec.Linux == nil || b.spec.Linux.IntelRdt != nil ||
+		!slices.ContainsFunc(b.spec.Linux.Namespaces, func(n specs.LinuxNamespace) bool { return n.Type == specs.PIDNamespace && n.Path == "" }) {
+		return false
+	}
+	dir := filepath.Join(r.root(), id)
+	data, err := os.ReadFile(filepath.Join(dir, "state.json"))
+	if err != nil {
+		return false
+	}
+	var state struct {
+		CgroupPaths map[string]string `json:"cgroup_paths"`
+	}
+	if json.Unmarshal(data, &state) != nil || len(state.CgroupPaths) == 0 {
+		return false
+	}
+	for _, p := range state.CgroupPaths {
+		if !strings.HasPrefix(p, "/sys/fs/cgroup/") {
+			return false
+		}
+		if err := unix.Rmdir(p); err != nil && err != unix.ENOENT {
+			return false
+		}
+	}
+	return os.RemoveAll(dir) == nil
 }
 
 // startError is what the runtime logged of its failure.

@@ -2,10 +2,7 @@
 package main
 
 import (
-	"fmt"
 	"os"
-	"strconv"
-	"strings"
 
 	"distkit/cmd/internal/cli"
 	"distkit/runtime"
@@ -34,10 +31,10 @@ func newCommand() *cobra.Command {
 		}
 		status, err := run(c, *state, *name, *namespace, *id, args[0])
 		if err != nil {
-			if !runtime.Told(err) {
-				fmt.Fprintf(os.Stderr, "run: %s\n", printable(err))
+			if runtime.Told(err) {
+				return cli.Exit(runtime.ExitStatus(err))
 			}
-			return cli.Exit(runtime.ExitStatus(err))
+			return cli.ExitWith(runtime.ExitStatus(err), err)
 		}
 		if status != 0 {
 			return cli.Exit(status)
@@ -63,10 +60,4 @@ func run(c *cobra.Command, state, name, namespace, id, bundle string) (int, erro
 		return 0, err
 	}
 	return r.Run(c.Context(), key, bundle)
-}
-
-// printable keeps what a bundle put into an error from breaking the line.
-func printable(err error) string {
-	q := strconv.Quote(err.Error())
-	return strings.ReplaceAll(q[1:len(q)-1], `\"`, `"`)
 }
