@@ -76,37 +76,26 @@ func optionsIn(dir string) []string {
 }
 
 func (Driver) Create(_ context.Context, t snapshot.Tree) error {
-	if err := mkdir(t.FS()); err != nil {
+	if err := os.Mkdir(t.FS(), 0o755); err != nil {
 		return err
 	}
-	if len(t.Parents) == 0 || t.Kind == snapshot.View {
-		return mkWork(t)
+	if err := os.Chmod(t.FS(), 0o755); err != nil { // whatever the umask
+		return err
 	}
-	// The root directory of the mount is the upper layer's.
-	if err := tree.CopyAttributes(lower(t.Parents[0]), t.FS()); err != nil {
-		return fmt.Errorf("copy attributes of the parent's root: %w", err)
-	}
-	return mkWork(t)
-}
-
-// mkWork makes the work directory, also where there is no parent yet: Commit may give one.
-func mkWork(t snapshot.Tree) error {
-	if t.Kind == snapshot.View {
+	if isView(t) {
 		return nil
+	}
+	if len(t.Parents) > 0 {
+		// The root directory of the mount is the upper layer's.
+		if err := tree.CopyAttributes(lower(t.Parents[0]), t.FS()); err != nil {
+			return fmt.Errorf("copy attributes of the parent's root: %w", err)
+		}
 	}
 	return os.Mkdir(work(t), 0o711)
 }
 
-func mkdir(dir string) error {
-	if err := os.Mkdir(dir, 0o755); err != nil {
-		return err
-	}
-	return os.Chmod(dir, 0o755) // whatever the umask
-}
-
 func lower(parent string) string  { return filepath.Join(parent, "fs") }
 func work(t snapshot.Tree) string { return filepath.Join(t.Dir, "work") }
-func isBind(t snapshot.Tree) bool { return bindSource(t) != "" }
 func isView(t snapshot.Tree) bool { return t.Kind == snapshot.View }
 func access(t snapshot.Tree) string {
 	if isView(t) {
