@@ -372,12 +372,27 @@ func (s *Store) Walk(ctx context.Context, f func(Info) error) error {
 }
 
 // Delete removes a blob and its labels; NotFound if there is none. Who has it open reads on.
-func (s *Store) Delete(_ context.Context, dgst digest.Digest) error {
+func (s *Store) Delete(ctx context.Context, dgst digest.Digest) error {
+	return s.DeleteBefore(ctx, dgst, time.Time{})
+}
+
+// DeleteBefore is Delete for a sweep: FailedPrecondition if the blob was stored or freshened
+// at that time or later. Nobody freshens it in between.
+func (s *Store) DeleteBefore(_ context.Context, dgst digest.Digest, before time.Time) error {
 	unlock, err := s.lockBlob(dgst)
 	if err != nil {
 		return err
 	}
 	defer unlock()
+	if !before.IsZero() {
+		_, fi, err := s.stat(dgst)
+		if err != nil {
+			return err
+		}
+		if !fi.ModTime().Before(before) {
+			return as(fmt.Errorf("delete %s: in use since %s", dgst, fi.ModTime().Format(time.RFC3339)), errdefs.ErrFailedPrecondition)
+		}
+	}
 	// Labels first: a crash in between leaves a blob without labels, never labels that a
 	// later blob of the same bytes would inherit.
 	if err := os.Remove(s.labelPath(dgst)); err != nil && !errors.Is(err, fs.ErrNotExist) {
@@ -395,12 +410,13 @@ func (s *Store) Delete(_ context.Context, dgst digest.Digest) error {
 // Freshen marks a blob as used now, so that a sweep beside it spares it; NotFound if there is
 // none. A store that can't be written to is left as it is.
 func (s *Store) Freshen(dgst digest.Digest) error {
-	path, _, err := s.stat(dgst)
+	unlock, err := s.lockBlob(dgst)
 	if err != nil {
 		return err
 	}
+	defer unlock()
 	now := time.Now()
-	err = os.Chtimes(path, now, now)
+	err = os.Chtimes(s.blobPath(dgst), now, now)
 	switch {
 	case err == nil, errors.Is(err, fs.ErrPermission), errors.Is(err, unix.EROFS):
 		return nil

@@ -328,6 +328,31 @@ func TestDelete(t *testing.T) {
 	}
 }
 
+func TestDeleteBefore(t *testing.T) {
+	s := newStore(t)
+	dgst := put(t, s, []byte("x"))
+	old := time.Now().Add(-time.Hour)
+	if err := s.DeleteBefore(t.Context(), dgst, old); !errdefs.IsFailedPrecondition(err) {
+		t.Errorf("a blob that is new: %v", err)
+	}
+	path, _ := s.Path(dgst)
+	if err := os.Chtimes(path, old, old); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Freshen(dgst); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.DeleteBefore(t.Context(), dgst, time.Now().Add(-time.Minute)); !errdefs.IsFailedPrecondition(err) {
+		t.Errorf("a blob that was freshened: %v", err)
+	}
+	if err := os.Chtimes(path, old, old); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.DeleteBefore(t.Context(), dgst, time.Now().Add(-time.Minute)); err != nil {
+		t.Error(err)
+	}
+}
+
 func TestLabels(t *testing.T) {
 	s := newStore(t)
 	w, err := s.Writer(t.Context(), "ref", 0, "")
