@@ -27,12 +27,12 @@ import (
 
 // world is a store with its names.
 type world struct {
-	t     *testing.T
+	t     testing.TB
 	store *content.Store
 	names *image.Names
 }
 
-func newWorld(t *testing.T) *world {
+func newWorld(t testing.TB) *world {
 	t.Helper()
 	store, err := content.Open(filepath.Join(t.TempDir(), "store"))
 	if err != nil {
@@ -142,7 +142,7 @@ func (w *world) clean() {
 	}
 }
 
-func asJSON(t *testing.T, v any) []byte {
+func asJSON(t testing.TB, v any) []byte {
 	t.Helper()
 	b, err := json.Marshal(v)
 	if err != nil {
@@ -152,7 +152,7 @@ func asJSON(t *testing.T, v any) []byte {
 }
 
 // config is an image config, and the layers' tars that it has the diff IDs of.
-func config(t *testing.T, arch string, texts ...string) (cfg []byte, layers [][]byte) {
+func config(t testing.TB, arch string, texts ...string) (cfg []byte, layers [][]byte) {
 	t.Helper()
 	c := v1.Image{Platform: v1.Platform{OS: "linux", Architecture: arch}, RootFS: v1.RootFS{Type: "layers", DiffIDs: []digest.Digest{}}}
 	for _, text := range texts {
@@ -169,7 +169,7 @@ type entry struct {
 	kind             byte
 }
 
-func archiveOf(t *testing.T, entries ...entry) []byte {
+func archiveOf(t testing.TB, entries ...entry) []byte {
 	t.Helper()
 	var b bytes.Buffer
 	w := tar.NewWriter(&b)
@@ -190,7 +190,7 @@ func archiveOf(t *testing.T, entries ...entry) []byte {
 	return b.Bytes()
 }
 
-func gz(t *testing.T, b []byte) []byte {
+func gz(t testing.TB, b []byte) []byte {
 	t.Helper()
 	var out bytes.Buffer
 	w := gzip.NewWriter(&out)
@@ -203,7 +203,7 @@ func gz(t *testing.T, b []byte) []byte {
 	return out.Bytes()
 }
 
-func zst(t *testing.T, b []byte) []byte {
+func zst(t testing.TB, b []byte) []byte {
 	t.Helper()
 	w, err := zstd.NewWriter(nil)
 	if err != nil {
@@ -247,7 +247,7 @@ func annotated(d v1.Descriptor, pairs ...string) v1.Descriptor {
 // legacy are the entries of what `docker save` wrote before it wrote OCI layouts: of each
 // image a config and a directory a layer, a repeated layer as a link, manifest.json last.
 type legacy struct {
-	t       *testing.T
+	t       testing.TB
 	entries []entry
 	images  []dockerImage
 	layers  map[string]string // digest of a tar → its entry
@@ -259,7 +259,7 @@ type dockerImage struct {
 	Layers   []string
 }
 
-func newLegacy(t *testing.T) *legacy { return &legacy{t: t, layers: map[string]string{}} }
+func newLegacy(t testing.TB) *legacy { return &legacy{t: t, layers: map[string]string{}} }
 
 func (l *legacy) image(tags []string, texts ...string) {
 	l.t.Helper()

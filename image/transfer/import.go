@@ -175,6 +175,12 @@ func (o ImportOptions) name(all []found) ([]image.Image, error) {
 // point at.
 func (o ImportOptions) verify(ctx context.Context, store *content.Store, a *archive, d v1.Descriptor) (v1.Descriptor, error) {
 	d.Annotations = nil
+	t := newTree(store)
+	if here, err := t.here(ctx, d); err != nil {
+		return d, err
+	} else if !here {
+		return d, damaged("image %s is not in the archive", d.Digest)
+	}
 	if o.Select == One {
 		// An index whose other platforms lie is none of our business; this one's may not.
 		m, err := image.Walker{Store: store, Platform: o.Platform}.Manifest(ctx, d)
@@ -184,7 +190,6 @@ func (o ImportOptions) verify(ctx context.Context, store *content.Store, a *arch
 		d = m
 		d.Annotations = nil
 	}
-	t := newTree(store)
 	whole, err := t.add(ctx, d)
 	if err != nil || whole {
 		return d, err

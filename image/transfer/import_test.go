@@ -20,7 +20,7 @@ import (
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
-func only(t *testing.T, platform string) platforms.MatchComparer {
+func only(t testing.TB, platform string) platforms.MatchComparer {
 	t.Helper()
 	p, err := platforms.Parse(platform)
 	if err != nil {
@@ -59,7 +59,7 @@ func (w *world) mustLoad(archive []byte, o transfer.ImportOptions) []string {
 	return got
 }
 
-func equal(t *testing.T, got []string, want ...string) {
+func equal(t testing.TB, got []string, want ...string) {
 	t.Helper()
 	if !slices.Equal(got, want) {
 		t.Errorf("got\n %s\nwant\n %s", strings.Join(got, "\n "), strings.Join(want, "\n "))

@@ -12,6 +12,8 @@ import (
 	"distkit/image"
 	"distkit/image/transfer"
 
+	"github.com/opencontainers/go-digest"
+	"github.com/opencontainers/image-spec/specs-go"
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
@@ -74,6 +76,27 @@ func TestSkopeoReadsWhatExportWrites(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// Docker's manifests stay what they are.
+func TestSkopeoReadsDockerManifests(t *testing.T) {
+	skopeo := peer(t, "skopeo")
+	w := newWorld(t)
+	cfg, layers := config(t, "amd64", "one")
+	const docker = "application/vnd.docker."
+	m := w.putJSON(docker+"distribution.manifest.v2+json", v1.Manifest{
+		Versioned: specs.Versioned{SchemaVersion: 2}, MediaType: docker + "distribution.manifest.v2+json",
+		Config: w.put(docker+"container.image.v1+json", cfg, digest.SHA256),
+		Layers: []v1.Descriptor{w.put(docker+"image.rootfs.diff.tar.gzip", gz(t, layers[0]), digest.SHA256)},
+	})
+	w.name("docker.io/library/x:1", m)
+	file := filepath.Join(t.TempDir(), "ours.tar")
+	if err := os.WriteFile(file, w.mustSave(transfer.ExportOptions{}, "docker.io/library/x:1"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	for _, src := range []string{"oci-archive:" + file, "docker-archive:" + file, "docker-archive:" + file + ":x:1"} {
+		skopeo("--override-arch", "amd64", "copy", src, "dir:"+filepath.Join(t.TempDir(), "dir"))
 	}
 }
 
