@@ -126,6 +126,21 @@ func TestRegistryAuthFile(t *testing.T) {
 	dockerConfig(t, `{"auths":{"`+k.host()+`":{"auth":"`+basic("me:other")+`"}}}`)
 	file := filepath.Join(t.TempDir(), "auth.json")
 	os.WriteFile(file, []byte(`{"auths":{"`+k.host()+`":{"auth":"`+basic("me:word")+`"}}}`), 0o600)
+	if _, err := fetch(t, open(t, k.host(), Options{AuthFile: file}), "latest"); err != nil {
+		t.Fatal(err)
+	}
+	// A pipe, which can be read once, asked for with a token cache beside it.
+	runtimeDir(t)
+	r, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	fmt.Fprintf(w, `{"auths":{"%s":{"auth":"%s"}}}`, k.host(), basic("me:word"))
+	w.Close()
+	if _, err := fetch(t, open(t, k.host(), Options{AuthFile: fmt.Sprintf("/dev/fd/%d", r.Fd())}), "latest"); err != nil {
+		t.Fatal(err)
+	}
 	t.Setenv("REGISTRY_AUTH_FILE", file)
 	if _, err := fetch(t, open(t, k.host(), Options{}), "latest"); err != nil {
 		t.Fatal(err)
@@ -422,6 +437,22 @@ func TestSameOwner(t *testing.T) {
 	} {
 		if got := sameOwner(c.a, c.b); got != c.want {
 			t.Errorf("%s and %s: %v", c.a, c.b, got)
+		}
+	}
+}
+
+func TestDockerHubCredentials(t *testing.T) {
+	content := []byte(`{"auths":{"https://index.docker.io/v1/":{"auth":"` + basic("me:word") + `"}}}`)
+	file := filepath.Join(t.TempDir(), "config.json")
+	os.WriteFile(file, content, 0o600)
+	for _, from := range []source{{file: file}, {content: content}} {
+		k := &keyring{sources: []source{from}}
+		c, err := k.credential(context.Background(), "registry-1.docker.io")
+		if err != nil || c.Username != "me" || c.Password != "word" {
+			t.Errorf("%+v, %v", c, err)
+		}
+		if c, _ := k.credential(context.Background(), "docker.io.evil.example"); c.Username != "" {
+			t.Error("credentials of docker.io for another host")
 		}
 	}
 }

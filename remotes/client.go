@@ -85,7 +85,7 @@ func newClient(e endpoint, o Options, keys *keyring) *client {
 	c.http = &auth.Client{
 		Client:     &http.Client{Transport: roundTripper{t, c}, CheckRedirect: checkRedirect},
 		Credential: keys.credential,
-		Cache:      newTokenCache(e),
+		Cache:      newTokenCache(e, keys),
 		ClientID:   "distkit",
 	}
 	return c

@@ -1,7 +1,12 @@
 package remotes
 
 import (
+	"cmp"
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"fmt"
+	"io"
 	"net"
 	"net/url"
 	"os"
@@ -17,13 +22,49 @@ import (
 // for them. What can't be read or run counts as no credentials, so that it breaks no
 // anonymous pull; why is kept for the error of a pull that is then refused.
 type keyring struct {
-	notify func(string)
+	sources  []source
+	identity string // changes with the files
 
 	mu      sync.Mutex
 	found   map[string]auth.Credential
 	trouble string
 	// withheld is the realm that credentials were not sent to.
 	withheld map[string]string
+}
+
+// source is a file of credentials, or what was read of one that can be read once.
+type source struct {
+	file    string
+	content []byte
+}
+
+func (s source) open() (credentials.Store, error) {
+	if s.content != nil {
+		return credentials.NewMemoryStoreFromDockerConfig(s.content)
+	}
+	return credentials.NewStore(s.file, credentials.StoreOptions{})
+}
+
+// newKeyring reads the files for what they say of who the user is, which tokens shared
+// between processes depend on.
+func newKeyring(files []string) *keyring {
+	k := &keyring{}
+	identity := sha256.New()
+	for _, name := range files {
+		fmt.Fprintln(identity, name)
+		from := source{file: name}
+		if f, err := os.Open(name); err == nil {
+			b, _ := io.ReadAll(io.LimitReader(f, MaxManifest))
+			if info, err := f.Stat(); err == nil && !info.Mode().IsRegular() && b != nil {
+				from.content = b
+			}
+			f.Close()
+			identity.Write(b)
+		}
+		k.sources = append(k.sources, from)
+	}
+	k.identity = hex.EncodeToString(identity.Sum(nil))
+	return k
 }
 
 // credential is oras' question for a host:port.
@@ -37,13 +78,17 @@ func (k *keyring) credential(ctx context.Context, hostport string) (auth.Credent
 		return c, nil
 	}
 	var found auth.Credential
-	for _, file := range configFiles() {
-		store, err := credentials.NewStore(file, credentials.StoreOptions{})
+	for _, from := range k.sources {
+		store, err := from.open()
 		if err != nil {
 			k.complain(err)
 			continue
 		}
 		c, err := credentials.Credential(store)(ctx, hostport)
+		if err == nil && c == auth.EmptyCredential && from.content != nil && hostport == "registry-1.docker.io" {
+			// Stores in memory know docker's registry by its name, not by its address.
+			c, err = store.Get(ctx, "index.docker.io")
+		}
 		if err != nil {
 			if ctx.Err() != nil {
 				return auth.EmptyCredential, ctx.Err()
@@ -140,10 +185,10 @@ func domain(host string) string {
 	return strings.Join(labels[len(labels)-n:], ".")
 }
 
-// configFiles are where credentials are looked for: $REGISTRY_AUTH_FILE alone where it is
-// set, else docker's configuration, then that of podman and skopeo.
-func configFiles() []string {
-	if file := os.Getenv("REGISTRY_AUTH_FILE"); file != "" {
+// configFiles are where credentials are looked for: the one file that was named where one
+// was, else docker's configuration, then that of podman and skopeo.
+func configFiles(o Options) []string {
+	if file := cmp.Or(o.AuthFile, os.Getenv("REGISTRY_AUTH_FILE")); file != "" {
 		return []string{file}
 	}
 	var files []string

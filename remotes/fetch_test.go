@@ -69,7 +69,9 @@ func TestFetchChoosesEndpoint(t *testing.T) {
 		{"latest", "mediatype:" + ocispec.MediaTypeImageManifest, []string{"manifests/latest"}},
 		{m.Digest.String(), "mediatype:" + m.MediaType, []string{"manifests/" + m.Digest.String()}},
 		{m.Digest.String(), "", []string{"blobs/" + m.Digest.String(), "manifests/" + m.Digest.String()}},
+		{m.Digest.String(), "mediatype:a/manifest", []string{"blobs/" + m.Digest.String(), "manifests/" + m.Digest.String()}},
 		{blob, "", []string{"blobs/" + blob}},
+		{blob, "mediatype:" + m.MediaType, []string{"manifests/" + blob, "blobs/" + blob}},
 		{blob, "mediatype:" + ocispec.MediaTypeImageLayer, []string{"blobs/" + blob}},
 	} {
 		f.reset()

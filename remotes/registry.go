@@ -33,7 +33,7 @@ func openRegistry(l Locator, o Options) (*Registry, error) {
 		return nil, err
 	}
 	r := &Registry{locator: l}
-	keys := &keyring{}
+	keys := newKeyring(configFiles(o))
 	for _, e := range list {
 		r.clients = append(r.clients, newClient(e, o, keys))
 	}
@@ -158,7 +158,7 @@ func accept(hint string) string {
 	if hint != "" {
 		types = append([]string{hint}, types...)
 	}
-	return strings.Join(types, ", ") + ", */*;q=0.1"
+	return strings.Join(types, ", ") + ", */*"
 }
 
 func (r *Registry) resolve(ctx context.Context, c *client, t *tries, o object) (ocispec.Descriptor, error) {
@@ -393,16 +393,23 @@ func (r *Registry) fetch(ctx context.Context, o object, h hints) (body, error) {
 		}
 		err := r.each(ctx, canPull|canResolve, asManifest(accept(h.mediaType)))
 		return got, err
-	case isIndex(h.mediaType) || isManifest(h.mediaType):
-		err := r.each(ctx, canPull, asManifest(accept(h.mediaType)))
-		return got, err
 	}
-	err := r.each(ctx, canPull, func(c *client, t *tries) error {
+	// Some keep manifests among the blobs, and some hints are wrong: what is not at the one
+	// place may be at the other.
+	asBlob := func(c *client, t *tries) error {
 		var err error
 		got, err = r.blob(ctx, c, t, o, h)
-		if h.mediaType == "" && isNoBlob(err) {
-			if merr := asManifest(accept(""))(c, t); merr == nil || !errdefs.IsNotFound(merr) {
-				return merr
+		return err
+	}
+	first, second := asBlob, asManifest(accept(h.mediaType))
+	if isIndex(h.mediaType) || isManifest(h.mediaType) {
+		first, second = second, first
+	}
+	err := r.each(ctx, canPull, func(c *client, t *tries) error {
+		err := first(c, t)
+		if isAbsent(err) {
+			if serr := second(c, t); serr == nil || !isAbsent(serr) {
+				return serr
 			}
 		}
 		return err
@@ -410,8 +417,8 @@ func (r *Registry) fetch(ctx context.Context, o object, h hints) (body, error) {
 	return got, err
 }
 
-// isNoBlob is how registries say that a digest is of no blob.
-func isNoBlob(err error) bool {
+// isAbsent is how registries say that a digest is not of a blob, or not of a manifest.
+func isAbsent(err error) bool {
 	return isStatus(err, http.StatusNotFound, http.StatusBadRequest, http.StatusMethodNotAllowed)
 }
 

@@ -87,13 +87,15 @@ type Options struct {
 	// HostsDir are directories of containerd's form, HOST/hosts.toml and certificates, or
 	// of docker's certs.d, separated by colons. Empty: DefaultHostsDir.
 	HostsDir string
+	// AuthFile has credentials in the form of docker's config.json. Empty: that of the
+	// environment variable REGISTRY_AUTH_FILE, else docker's own and podman's.
+	AuthFile string
 	// MaxWait is the longest Retry-After that is waited for: 0 is one minute.
 	MaxWait time.Duration
 	// Parts is how many ranges of a large blob are fetched at the same time, over a
 	// connection each: 0 and 1 mean one stream.
 	Parts int
-	// Notify is told of waits that a registry asked for and of credentials that could not
-	// be read, in one line.
+	// Notify is told of waits that a registry asked for, in one line.
 	Notify func(string)
 	// Debug is told of each request and its reply, without secrets, in one line.
 	Debug func(string)

@@ -71,22 +71,14 @@ type tokenCache struct {
 	tried map[string]bool // tokens that were given out: one that is missed again was refused
 }
 
-func newTokenCache(e endpoint) auth.Cache {
+func newTokenCache(e endpoint, keys *keyring) auth.Cache {
 	dir := sharedDir()
 	if dir == "" {
 		return auth.NewCache()
 	}
-	// Who logs in or out changes these, and gets other tokens.
-	who := sha256.New()
-	fmt.Fprintf(who, "%s://%s%s\n", e.scheme, e.host, e.path)
-	for _, name := range configFiles() {
-		fmt.Fprintln(who, name)
-		if f, err := os.Open(name); err == nil {
-			_, _ = io.Copy(who, io.LimitReader(f, MaxManifest))
-			f.Close()
-		}
-	}
-	return &tokenCache{Cache: auth.NewCache(), dir: dir, who: hex.EncodeToString(who.Sum(nil)), tried: map[string]bool{}}
+	// Who logs in or out changes the files, and gets other tokens.
+	who := fmt.Sprintf("%s://%s%s %s", e.scheme, e.host, e.path, keys.identity)
+	return &tokenCache{Cache: auth.NewCache(), dir: dir, who: who, tried: map[string]bool{}}
 }
 
 type sharedToken struct {

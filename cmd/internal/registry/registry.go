@@ -13,13 +13,15 @@ import (
 	"github.com/spf13/cobra"
 )
 
-// Flags registers --plain-http, --hosts-dir (env DIST_HOSTS_DIR), --max-wait and --debug.
+// Flags registers --auth-file, --plain-http, --hosts-dir (env DIST_HOSTS_DIR), --max-wait and
+// --debug.
 // The options are complete once the flags are parsed.
 func Flags(c *cobra.Command) *remotes.Options {
 	// net/http logs what strange servers send.
 	log.SetOutput(io.Discard)
 	o := &remotes.Options{}
 	f := c.Flags()
+	f.StringVar(&o.AuthFile, "auth-file", "", "credentials in the form of docker's config.json are in `FILE` (env REGISTRY_AUTH_FILE)")
 	f.BoolVar(&o.PlainHTTP, "plain-http", false, "speak HTTP, not HTTPS, to the host")
 	f.StringVar(&o.HostsDir, "hosts-dir", remotes.DefaultHostsDir, "`DIR` with containerd's hosts.toml of each host (env DIST_HOSTS_DIR)")
 	if dir := os.Getenv("DIST_HOSTS_DIR"); dir != "" {
