@@ -121,8 +121,6 @@ func (w *world) digests() []digest.Digest {
 	return all
 }
 
-func (w *world) has(d digest.Digest) bool { return slices.Contains(w.digests(), d) }
-
 func (w *world) delete(d digest.Digest) {
 	w.t.Helper()
 	if err := w.store.Delete(w.t.Context(), d); err != nil {
