@@ -393,6 +393,11 @@ func (s *Store) DeleteBefore(_ context.Context, dgst digest.Digest, before time.
 			return as(fmt.Errorf("delete %s: in use since %s", dgst, fi.ModTime().Format(time.RFC3339)), errdefs.ErrFailedPrecondition)
 		}
 	}
+	return s.remove(dgst)
+}
+
+// remove unlinks a blob whose lock is held.
+func (s *Store) remove(dgst digest.Digest) error {
 	// Labels first: a crash in between leaves a blob without labels, never labels that a
 	// later blob of the same bytes would inherit.
 	if err := os.Remove(s.labelPath(dgst)); err != nil && !errors.Is(err, fs.ErrNotExist) {
