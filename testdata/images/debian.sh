@@ -8,6 +8,7 @@
 #
 # Packages are downloaded once and kept in CACHE, with the list of them; the same packages give
 # the same bytes. Needs root's apt-get, dpkg-deb, Go, jq, GNU tar, and distkit's commands on PATH.
+# shellcheck disable=SC2154 # what lib.sh sets
 set -euo pipefail
 
 dir=$(realpath -m "${1:?usage: debian.sh DIR [CACHE]}")
@@ -16,7 +17,7 @@ here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 work=$(mktemp -d)
 trap 'chmod -R u+w "$work"; rm -rf "$work"' EXIT
 umask 022
-# shellcheck disable=SC1091,SC2154
+# shellcheck disable=SC1091
 . "$here/lib.sh"
 
 # closure PACKAGE…: the files of the packages, and of all that they need on an empty system.

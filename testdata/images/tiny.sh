@@ -5,8 +5,10 @@
 #   library/redis   docker's media types, a list of linux/amd64 and linux/arm64: latest, 7
 #   tiny            OCI's media types: latest (an index), amd64 and arm64 (manifests),
 #                   zstd, plain (amd64's layers in that compression), numeric (user 999:999)
+#   redis           OCI's media types, amd64 alone: latest, old
 #
 # Needs Go, jq, GNU tar, and distkit's commands on PATH. The same sources give the same bytes.
+# shellcheck disable=SC2154 # what lib.sh sets
 set -euo pipefail
 
 dir=$(realpath -m "${1:?usage: tiny.sh DIR}")
@@ -14,7 +16,7 @@ here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 work=$(mktemp -d)
 trap 'chmod -R u+w "$work"; rm -rf "$work"' EXIT
 umask 022
-# shellcheck disable=SC1091,SC2154
+# shellcheck disable=SC1091
 . "$here/lib.sh"
 
 export CGO_ENABLED=0
@@ -108,3 +110,8 @@ name arm64 <<< "$arm64"
 image oci amd64 zstd | name zstd
 image oci amd64 plain | name plain
 image oci amd64 gzip 999:999 | name numeric
+
+into "$dir/redis"
+amd64=$(image oci amd64 gzip)
+name latest <<< "$amd64"
+name old <<< "$amd64"

@@ -97,12 +97,14 @@ layer=$(dist-cat $manifest | jq -r '.layers[0].digest')
 diffid=$(dist-cat $config | jq -r '.rootfs.diff_ids[0]')
 digest=$layer
 size=$(dist-cat $layer | wc -c)
+dist-cat $manifest > manifest.json
 `
 
 // TestExamples runs the indented blocks under EXAMPLES of every man page, those of a page in
 // order, in one shell with -euo pipefail, in a directory where .content holds
-// docker.io/library/redis:latest, docker.io is mapped to a registry, and the variables of
-// prelude are set. Above a block may stand
+// docker.io/library/redis:latest, docker.io and localhost:5000 are mapped to a registry (see
+// testdata/images/tiny.sh for what it has), the variables of prelude are set, and
+// manifest.json is the image's. Above a block may stand
 //
 //	<!-- needs: root,runc -->    what it and the ones below need (see fixture.Has)
 //	<!-- no test: why -->        the next block is not run; the test lists these
