@@ -23,7 +23,7 @@ type seccompProfile struct {
 		Name     string
 		Includes seccompFilter
 		Excludes seccompFilter
-	}
+	} `json:"syscalls"` // not the embedded one of that name
 }
 
 type seccompFilter struct {

@@ -69,8 +69,12 @@ func Spec(img *Image, o Options) (*specs.Spec, error) {
 	maps.Copy(annotations, o.Annotations)
 	root := specs.Root{Path: "rootfs", Readonly: o.ReadOnly}
 	if o.Rootfs != "" && filepath.Clean(o.Rootfs) != "rootfs" {
-		if root.Path, err = filepath.Abs(o.Rootfs); err != nil {
-			return nil, fmt.Errorf("rootfs %s: %w", o.Rootfs, err)
+		// Without symbolic links: runc takes no others.
+		if root.Path, err = filepath.EvalSymlinks(o.Rootfs); err == nil {
+			root.Path, err = filepath.Abs(root.Path)
+		}
+		if err != nil {
+			return nil, fmt.Errorf("rootfs: %w", err)
 		}
 	}
 	if err := checkText("hostname", o.Hostname); err != nil {

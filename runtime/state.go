@@ -69,7 +69,8 @@ func privateDir(dir string) error {
 	return nil
 }
 
-// claim is the right to one container ID: a directory with a lock that dies with its process.
+// claim is the right to one container ID: a lock that dies with its process, and a directory
+// for what the container needs while it lives.
 type claim struct {
 	dir  string
 	lock *os.File
@@ -78,16 +79,13 @@ type claim struct {
 // claimID takes an ID, or says that it's in use (Unavailable). What a dead process left in the
 // directory is still there.
 func claimID(state, id string) (*claim, error) {
-	dir := filepath.Join(state, "run", id)
-	name := filepath.Join(dir, "lock")
+	dir, locks := filepath.Join(state, "run", id), filepath.Join(state, "lock")
+	name := filepath.Join(locks, id)
+	if err := os.MkdirAll(locks, 0o700); err != nil {
+		return nil, fmt.Errorf("state directory: %w", err)
+	}
 	for {
-		if err := os.MkdirAll(dir, 0o700); err != nil {
-			return nil, fmt.Errorf("state directory: %w", err)
-		}
 		f, err := os.OpenFile(name, os.O_RDWR|os.O_CREATE, 0o600)
-		if errors.Is(err, os.ErrNotExist) {
-			continue // its last owner removes it just now
-		}
 		if err != nil {
 			return nil, fmt.Errorf("lock container %s: %w", id, err)
 		}
@@ -99,18 +97,25 @@ func claimID(state, id string) (*claim, error) {
 			return nil, fmt.Errorf("lock container %s: %w", id, err)
 		}
 		var have, now unix.Stat_t
-		if unix.Fstat(int(f.Fd()), &have) == nil && unix.Stat(name, &now) == nil && have.Ino == now.Ino && have.Dev == now.Dev {
-			return &claim{dir, f}, nil
+		if unix.Fstat(int(f.Fd()), &have) != nil || unix.Stat(name, &now) != nil || have.Ino != now.Ino || have.Dev != now.Dev {
+			f.Close() // its last owner has removed it meanwhile
+			continue
 		}
-		f.Close() // of a directory that is gone
+		c := &claim{dir, f}
+		if err := os.MkdirAll(dir, 0o700); err != nil {
+			c.release()
+			return nil, fmt.Errorf("state directory: %w", err)
+		}
+		return c, nil
 	}
 }
 
 func (c *claim) path(name string) string { return filepath.Join(c.dir, name) }
 
-// release gives the ID up.
+// release gives the ID up: the lock's name last, and by its owner alone.
 func (c *claim) release() {
 	_ = os.RemoveAll(c.dir)
+	_ = os.Remove(c.lock.Name())
 	_ = c.lock.Close()
 }
 

@@ -1,0 +1,40 @@
+package runtime
+
+import (
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+)
+
+// require skips the test where the machine lacks something, or fails it where TEST_REQUIRE, a
+// list with commas, names it.
+func require(t *testing.T, what string) {
+	t.Helper()
+	ok := false
+	if what == "root" {
+		ok = os.Geteuid() == 0
+	} else {
+		_, err := exec.LookPath(what)
+		ok = err == nil
+	}
+	switch {
+	case ok:
+	case slices.Contains(strings.FieldsFunc(os.Getenv("TEST_REQUIRE"), func(r rune) bool { return r == ',' || r == ' ' }), what):
+		t.Fatalf("no %s, which TEST_REQUIRE demands", what)
+	default:
+		t.Skipf("no %s", what)
+	}
+}
+
+func write(t *testing.T, name, content string) {
+	t.Helper()
+	if err := os.MkdirAll(filepath.Dir(name), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(name, []byte(content), 0o644); err != nil {
+		t.Fatal(err)
+	}
+}

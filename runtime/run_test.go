@@ -1,0 +1,459 @@
+package runtime
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/containerd/console"
+	"github.com/containerd/errdefs"
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+)
+
+// The test binary is also the program under test: a run inherits standard streams and becomes
+// a subreaper, which needs a process of its own.
+func TestMain(m *testing.M) {
+	if args := os.Getenv("TEST_RUN"); args != "" {
+		f := strings.Split(args, "|") // runtime, state, id, bundle
+		status := 125
+		r, err := Find(f[0], f[1])
+		if err == nil {
+			status, err = r.Run(context.Background(), f[2], f[3])
+		}
+		if err != nil {
+			if !Told(err) {
+				fmt.Fprintln(os.Stderr, "run:", err)
+			}
+			status = ExitStatus(err)
+		}
+		os.Exit(status)
+	}
+	os.Exit(m.Run())
+}
+
+// machine is a state directory, a bundle with busybox and a runtime.
+type machine struct {
+	*testing.T
+	runtime, state, bundle string
+}
+
+// runtimes are those that the test machine has. A crun that refuses hybrid cgroups is run
+// where it does not see them.
+func runtimes(t *testing.T, f func(m *machine)) {
+	for _, name := range []string{"runc", "crun"} {
+		t.Run(name, func(t *testing.T) {
+			require(t, "root")
+			require(t, name)
+			require(t, "busybox")
+			command := name
+			if b, err := os.ReadFile("/sys/fs/cgroup/unified/cgroup.controllers"); err == nil && len(b) > 1 && name == "crun" {
+				command = filepath.Join(t.TempDir(), "crun")
+				script := "#!/bin/sh\nexec unshare -m sh -c 'umount /sys/fs/cgroup/unified && exec /usr/bin/crun \"$@\"' crun \"$@\"\n"
+				if err := os.WriteFile(command, []byte(script), 0o755); err != nil {
+					t.Fatal(err)
+				}
+			}
+			m := &machine{t, command, filepath.Join(t.TempDir(), "s"), t.TempDir()}
+			busybox, _ := exec.LookPath("busybox")
+			b, err := os.ReadFile(busybox)
+			if err != nil {
+				t.Fatal(err)
+			}
+			write(t, filepath.Join(m.bundle, "rootfs/bin/sh"), string(b))
+			if err := os.Chmod(filepath.Join(m.bundle, "rootfs/bin/sh"), 0o755); err != nil {
+				t.Fatal(err)
+			}
+			write(t, filepath.Join(m.bundle, "rootfs/bin/data"), "no program")
+			for _, a := range []string{"cat", "sleep", "stty", "true", "kill"} {
+				if err := os.Symlink("sh", filepath.Join(m.bundle, "rootfs/bin", a)); err != nil {
+					t.Fatal(err)
+				}
+			}
+			f(m)
+			m.clean()
+		})
+	}
+}
+
+// clean demands that nothing of any container is left.
+func (m *machine) clean() {
+	m.Helper()
+	for _, dir := range []string{"run", "lock", filepath.Base(m.runtime)} {
+		left, err := os.ReadDir(filepath.Join(m.state, dir))
+		if err != nil && !errors.Is(err, os.ErrNotExist) {
+			m.Error(err)
+		}
+		for _, e := range left {
+			m.Errorf("%s/%s is left behind", dir, e.Name())
+		}
+	}
+	mounts, err := os.ReadFile("/proc/self/mountinfo")
+	if err != nil {
+		m.Fatal(err)
+	}
+	if bytes.Contains(mounts, []byte(m.bundle)) {
+		m.Errorf("mounts are left in %s", m.bundle)
+	}
+	cgroups, _ := filepath.Glob("/sys/fs/cgroup/*/test-*")
+	if len(cgroups) > 0 {
+		m.Errorf("cgroups are left: %q", cgroups)
+	}
+}
+
+func (m *machine) spec(o Options) {
+	m.Helper()
+	o.Host = ThisHost()
+	s, err := Spec(&Image{}, o)
+	if err != nil {
+		m.Fatal(err)
+	}
+	b, err := json.Marshal(s)
+	if err != nil {
+		m.Fatal(err)
+	}
+	write(m.T, filepath.Join(m.bundle, "config.json"), string(b))
+}
+
+func (m *machine) command(id string) *exec.Cmd {
+	c := exec.Command("/proc/self/exe")
+	c.Env = append(os.Environ(), "TEST_RUN="+strings.Join([]string{m.runtime, m.state, id, m.bundle}, "|"))
+	m.Cleanup(func() {
+		if c.Process != nil && c.ProcessState == nil {
+			_ = c.Process.Kill()
+			_ = c.Wait()
+		}
+	})
+	return c
+}
+
+func (m *machine) run(stdin string) (stdout, stderr string, status int) {
+	m.Helper()
+	var out, errs bytes.Buffer
+	c := m.command("test-" + NewID())
+	c.Stdin, c.Stdout, c.Stderr = strings.NewReader(stdin), &out, &errs
+	var exit *exec.ExitError
+	if err := c.Run(); err != nil && !errors.As(err, &exit) {
+		m.Fatal(err)
+	}
+	return out.String(), errs.String(), c.ProcessState.ExitCode()
+}
+
+func TestRunStatus(t *testing.T) {
+	runtimes(t, func(m *machine) {
+		tmpfs, _ := ParseTmpfs("/t")
+		for _, c := range []struct {
+			o      Options
+			status int
+			stderr string // a part of it; "" is silence
+		}{
+			{Options{Args: []string{"true"}}, 0, ""},
+			{Options{Args: []string{"sh", "-c", "exit 1"}}, 1, ""},
+			{Options{Args: []string{"sh", "-c", "exit 125"}}, 125, ""},
+			{Options{Args: []string{"sh", "-c", "exit 127"}}, 127, ""},
+			{Options{Args: []string{"sh", "-c", "exit 255"}}, 255, ""},
+			{Options{Args: []string{"nope"}}, 127, `run: command "nope": not found in the container`},
+			{Options{Args: []string{"/bin/nope"}}, 127, `run: command "/bin/nope": not found in the container`},
+			{Options{Args: []string{"/bin"}}, 126, `run: command "/bin": not executable`},
+			{Options{Args: []string{"data"}}, 126, `run: command "data": not executable`},
+			{Options{Args: []string{"sh"}, Env: []string{"PATH=/none"}}, 127, `not found`},
+			{Options{Args: []string{"nope"}, Mounts: []specs.Mount{tmpfs}}, 127, "nope"}, // the runtime's to say
+			{Options{Args: []string{"/bin"}, Mounts: []specs.Mount{tmpfs}}, 126, ""},
+			{Options{Args: []string{"true"}, Network: "/none/ns"}, 125, "/none/ns"},
+		} {
+			m.spec(c.o)
+			_, errs, status := m.run("")
+			if status != c.status || !strings.Contains(errs, c.stderr) || c.stderr == "" && status != 126 && errs != "" || strings.Count(errs, "\n") > 1 {
+				m.Errorf("%q: status %d, not %d; stderr %q", c.o.Args, status, c.status, errs)
+			}
+		}
+	})
+}
+
+func TestRunStreams(t *testing.T) {
+	runtimes(t, func(m *machine) {
+		m.spec(Options{Args: []string{"sh", "-c", "cat; echo e >&2"}})
+		in := strings.Repeat("0123456789abcdef", 20000)
+		if out, errs, status := m.run(in); out != in || errs != "e\n" || status != 0 {
+			m.Errorf("%d bytes of %d came through; stderr %q; status %d", len(out), len(in), errs, status)
+		}
+		// One file is one file: what is written in order stays in order.
+		m.spec(Options{Args: []string{"sh", "-c", "for i in 1 2 3 4 5; do echo o$i; echo e$i >&2; done"}})
+		var both bytes.Buffer
+		c := m.command("test-streams")
+		c.Stdout, c.Stderr = &both, &both
+		if err := c.Run(); err != nil || both.String() != "o1\ne1\no2\ne2\no3\ne3\no4\ne4\no5\ne5\n" {
+			m.Errorf("%q %v", both.String(), err)
+		}
+	})
+}
+
+// started runs the bundle with its output in a pipe, from which it reads a first line.
+func (m *machine) started(id string) (*exec.Cmd, *os.File) {
+	m.Helper()
+	r, w, err := os.Pipe()
+	if err != nil {
+		m.Fatal(err)
+	}
+	m.Cleanup(func() { r.Close() })
+	c := m.command(id)
+	c.Stdout, c.Stderr = w, os.Stderr
+	if err := c.Start(); err != nil {
+		m.Fatal(err)
+	}
+	w.Close()
+	if line := make([]byte, 6); true {
+		if _, err := io.ReadFull(r, line); err != nil || string(line) != "ready\n" {
+			m.Fatalf("%q %v", line, err)
+		}
+	}
+	return c, r
+}
+
+func TestRunForwardsSignals(t *testing.T) {
+	runtimes(t, func(m *machine) {
+		for _, sig := range []syscall.Signal{unix.SIGHUP, unix.SIGINT, unix.SIGQUIT, unix.SIGTERM, unix.SIGUSR1, unix.SIGUSR2} {
+			m.spec(Options{Args: []string{"sh", "-c", fmt.Sprintf("trap 'echo got; exit %d' %d; echo ready; while :; do sleep 0.1; done", 40+int(sig), int(sig))}})
+			c, out := m.started("test-signals")
+			if err := c.Process.Signal(sig); err != nil {
+				m.Fatal(err)
+			}
+			rest, _ := io.ReadAll(out)
+			_ = c.Wait()
+			if string(rest) != "got\n" || c.ProcessState.ExitCode() != 40+int(sig) {
+				m.Errorf("%v: %q %v", sig, rest, c.ProcessState)
+			}
+		}
+		// The first process of a PID namespace without a handler: the third one counts.
+		m.spec(Options{Args: []string{"sh", "-c", "echo ready; exec sleep 1000"}})
+		c, out := m.started("test-signals")
+		done := make(chan error, 1)
+		go func() { done <- c.Wait() }()
+		for n := 0; ; n++ {
+			_ = c.Process.Signal(unix.SIGTERM)
+			select {
+			case <-done:
+			case <-time.After(50 * time.Millisecond): // signals merge while one is pending
+				continue
+			}
+			break
+		}
+		_, _ = io.ReadAll(out)
+		if c.ProcessState.ExitCode() != 128+9 {
+			m.Errorf("unheeded: %v", c.ProcessState)
+		}
+	})
+}
+
+func TestRunIDInUse(t *testing.T) {
+	runtimes(t, func(m *machine) {
+		m.spec(Options{Args: []string{"sh", "-c", "echo ready; cat"}})
+		r, w, err := os.Pipe()
+		if err != nil {
+			t.Fatal(err)
+		}
+		out, outw, _ := os.Pipe()
+		defer out.Close()
+		c := m.command("test-use")
+		c.Stdin, c.Stdout = r, outw
+		if err := c.Start(); err != nil {
+			t.Fatal(err)
+		}
+		r.Close()
+		outw.Close()
+		line := make([]byte, 6)
+		if _, err := io.ReadFull(out, line); err != nil {
+			t.Fatal(err)
+		}
+		second := m.command("test-use")
+		b, err := second.CombinedOutput()
+		if second.ProcessState.ExitCode() != 125 || !strings.Contains(string(b), "in use") || strings.Count(string(b), "\n") != 1 {
+			m.Errorf("%q %v", b, err)
+		}
+		w.Close()
+		if err := c.Wait(); err != nil {
+			m.Error(err)
+		}
+
+		// A run that is killed leaves a running container; the next one takes its place.
+		m.spec(Options{Args: []string{"sh", "-c", "echo ready; exec sleep 1000"}})
+		c, _ = m.started("test-use")
+		_ = c.Process.Kill()
+		_ = c.Wait()
+		m.spec(Options{Args: []string{"sh", "-c", "exit 9"}})
+		third := m.command("test-use")
+		if b, _ := third.CombinedOutput(); third.ProcessState.ExitCode() != 9 {
+			m.Errorf("%q %v", b, third.ProcessState)
+		}
+	})
+}
+
+func TestRunTerminal(t *testing.T) {
+	runtimes(t, func(m *machine) {
+		master, name, err := console.NewPty()
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer master.Close()
+		slave, err := os.OpenFile(name, os.O_RDWR|unix.O_NOCTTY, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer slave.Close()
+		before, err := unix.IoctlGetTermios(int(slave.Fd()), unix.TCGETS)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := master.Resize(console.WinSize{Height: 33, Width: 77}); err != nil {
+			t.Fatal(err)
+		}
+		m.spec(Options{Terminal: true, Args: []string{"sh", "-c",
+			"trap 'stty size' WINCH; stty size; test -t 0 && test -t 2 && echo tty; read x; echo got $x; until test \"$(stty size)\" = '44 88'; do sleep 0.05; done; echo resized; exit 5"}})
+		c := m.command("test-terminal")
+		c.Stdin, c.Stdout, c.Stderr = slave, slave, slave
+		c.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Setctty: true}
+		if err := c.Start(); err != nil {
+			t.Fatal(err)
+		}
+		var seen strings.Builder
+		expect := func(want string) {
+			t.Helper()
+			buf := make([]byte, 256)
+			for !strings.Contains(seen.String(), want) {
+				n, err := master.Read(buf)
+				if err != nil {
+					t.Fatalf("%v after %q", err, seen.String())
+				}
+				seen.Write(buf[:n])
+			}
+		}
+		stop := time.AfterFunc(time.Minute, func() { _ = c.Process.Kill() })
+		defer stop.Stop()
+		expect("33 77")
+		expect("tty")
+		fmt.Fprintf(master, "hello\r")
+		expect("got hello")
+		if err := master.Resize(console.WinSize{Height: 44, Width: 88}); err != nil {
+			t.Fatal(err)
+		}
+		expect("resized")
+		_ = c.Wait()
+		if c.ProcessState.ExitCode() != 5 {
+			t.Errorf("%v; saw %q", c.ProcessState, seen.String())
+		}
+		after, err := unix.IoctlGetTermios(int(slave.Fd()), unix.TCGETS)
+		if err != nil || *after != *before {
+			t.Errorf("terminal is not as it was: %+v, %+v %v", before, after, err)
+		}
+
+		// A terminal without one on this side: a pipe's end is ^D.
+		m.spec(Options{Terminal: true, Args: []string{"cat"}})
+		if out, _, status := m.run("piped\n"); status != 0 || strings.Count(out, "piped\n") != 2 {
+			t.Errorf("%q %d", out, status)
+		}
+	})
+}
+
+func TestRunRefusesBundles(t *testing.T) {
+	state := filepath.Join(t.TempDir(), "s")
+	r := &Runtime{command: "/bin/false", state: state}
+	process := `"process":{"args":["x"],"cwd":"/","env":["PATH=/bin"]}`
+	for name, c := range map[string]struct {
+		config string
+		is     func(error) bool
+		text   string
+	}{
+		"no config":   {"", errdefs.IsNotFound, "has no config.json"},
+		"no json":     {"<html>", errdefs.IsInvalidArgument, "config.json"},
+		"no process":  {`{"root":{"path":"rootfs"}}`, errdefs.IsInvalidArgument, "no process"},
+		"no root":     {`{` + process + `}`, errdefs.IsInvalidArgument, "no root.path"},
+		"root gone":   {`{` + process + `,"root":{"path":"gone"}}`, errdefs.IsNotFound, "no root filesystem at"},
+		"root a file": {`{` + process + `,"root":{"path":"config.json"}}`, errdefs.IsNotFound, "no root filesystem at"},
+		"source gone": {`{` + process + `,"root":{"path":"rootfs"},"mounts":[{"destination":"/x","type":"bind","source":"/no/such"}]}`, errdefs.IsNotFound, "no /no/such on this host"},
+	} {
+		dir := t.TempDir()
+		if err := os.Mkdir(filepath.Join(dir, "rootfs"), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if c.config != "" {
+			write(t, filepath.Join(dir, "config.json"), c.config)
+		}
+		if _, err := r.Run(context.Background(), "x", dir); !c.is(err) || !strings.Contains(err.Error(), c.text) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	if _, err := r.Run(context.Background(), "x", "/no/such/bundle"); !errdefs.IsNotFound(err) {
+		t.Errorf("no bundle: %v", err)
+	}
+	if _, err := Find("no-such-runtime", state); !errdefs.IsNotFound(err) {
+		t.Errorf("no runtime: %v", err)
+	}
+	if _, err := os.Stat(state); err == nil {
+		t.Error("a refused bundle made a state directory")
+	}
+}
+
+// Of many runs that want one ID, each either has it alone or is told that it's in use.
+func TestClaim(t *testing.T) {
+	state := t.TempDir()
+	var holders, most, got atomic.Int32
+	var wg sync.WaitGroup
+	for range 8 {
+		wg.Go(func() {
+			for range 200 {
+				c, err := claimID(state, "x")
+				if err != nil {
+					if !errdefs.IsUnavailable(err) {
+						t.Error(err)
+					}
+					continue
+				}
+				most.Store(max(most.Load(), holders.Add(1)))
+				got.Add(1)
+				write(t, c.path("file"), "")
+				holders.Add(-1)
+				c.release()
+			}
+		})
+	}
+	wg.Wait()
+	if most.Load() != 1 || got.Load() == 0 {
+		t.Errorf("%d held it at once, %d times", most.Load(), got.Load())
+	}
+	for _, dir := range []string{"run", "lock"} {
+		if left, err := os.ReadDir(filepath.Join(state, dir)); err != nil || len(left) > 0 {
+			t.Errorf("%v %v", left, err)
+		}
+	}
+}
+
+func TestCheckID(t *testing.T) {
+	for _, id := range []string{"a", "0", "a-b", "a.b_c-d", strings.Repeat("x", 76), NewID()} {
+		if err := CheckID(id); err != nil {
+			t.Errorf("%q: %v", id, err)
+		}
+	}
+	for _, id := range []string{"", "-a", "a-", "a--b", "a/b", "..", "a b", "ä", "a+b", strings.Repeat("x", 77), "a\n"} {
+		if err := CheckID(id); !errdefs.IsInvalidArgument(err) {
+			t.Errorf("%q: %v", id, err)
+		}
+	}
+	if k, err := Key("default", "a"); k != "a" || err != nil {
+		t.Errorf("%q %v", k, err)
+	}
+	if k, err := Key("n-s", "a"); k != "n-s+a" || err != nil {
+		t.Errorf("%q %v", k, err)
+	}
+}

@@ -1,0 +1,442 @@
+package runtime
+
+import (
+	"bytes"
+	"encoding/json"
+	"flag"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"reflect"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/containerd/errdefs"
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+)
+
+var update = flag.Bool("update", false, "write the golden files")
+
+var testHost = Host{LastCapability: 40, NameFiles: []string{"/etc/hosts"}}
+
+func image(t *testing.T, s string) *Image {
+	t.Helper()
+	img, err := ReadImage(strings.NewReader(s))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return img
+}
+
+const redis = `{"architecture":"arm64","variant":"v8","os":"linux","author":"A <a@example.org>","created":"2026-01-02T03:04:05Z",
+"config":{"Entrypoint":["docker-entrypoint.sh"],"Cmd":["redis-server"],"Env":["PATH=/usr/bin:/bin","VERSION=7"],
+"WorkingDir":"/data","Volumes":{"/data":{}},"ExposedPorts":{"6379/tcp":{},"16379/tcp":{}},"Labels":{"a":"b",
+"org.opencontainers.image.author":"label wins"},"StopSignal":"SIGTERM"},"rootfs":{"type":"layers","diff_ids":[]}}`
+
+func TestGolden(t *testing.T) {
+	for name, o := range map[string]Options{
+		"default":    {},
+		"cgroup2":    {Host: Host{CgroupV2: true, LastCapability: 40}},
+		"privileged": {Privileged: true, Terminal: true, CapDrop: []string{"mknod"}},
+		"limits": {
+			Memory: 512 << 20, CPUs: 1.5, Pids: 100, ReadOnly: true, Hostname: "h", Network: "host", NoNewPrivileges: true,
+			Rlimits: []specs.POSIXRlimit{{Type: "RLIMIT_NOFILE", Soft: 1, Hard: 2}}, Annotations: map[string]string{"a": "c"},
+			CapAdd: []string{"SYS_ADMIN"}, CapDrop: []string{"ALL"}, Seccomp: strings.NewReader(profile),
+			Mounts: []specs.Mount{
+				{Destination: "/b/c", Type: "bind", Source: "/x", Options: []string{"rbind"}},
+				{Destination: "/b/", Type: "tmpfs", Source: "tmpfs"},
+				{Destination: "/dev/shm", Type: "tmpfs", Source: "shm", Options: []string{"size=1g"}},
+			},
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			if o.Host.LastCapability == 0 {
+				o.Host = testHost
+			}
+			s, err := Spec(image(t, redis), o)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if s.Linux.Seccomp != nil {
+				s.Linux.Seccomp.Architectures = nil // this machine's
+			}
+			got, err := json.MarshalIndent(s, "", "\t")
+			if err != nil {
+				t.Fatal(err)
+			}
+			got = append(got, '\n')
+			file := filepath.Join("testdata", name+".json")
+			if *update {
+				if err := os.WriteFile(file, got, 0o644); err != nil {
+					t.Fatal(err)
+				}
+			}
+			want, err := os.ReadFile(file)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if !bytes.Equal(got, want) {
+				t.Errorf("%s differs; run the test with -update and look at the difference:\n%s", file, got)
+			}
+		})
+	}
+}
+
+func TestArguments(t *testing.T) {
+	e := func(s ...string) *[]string { return &s }
+	for _, c := range []struct {
+		image      string
+		entrypoint *[]string
+		args       []string
+		want       string
+	}{
+		{`{"Entrypoint":["e"],"Cmd":["c"]}`, nil, nil, "e c"},
+		{`{"Entrypoint":["e"],"Cmd":["c"]}`, nil, []string{"x", "y"}, "e x y"},
+		{`{"Entrypoint":["e"]}`, nil, nil, "e"},
+		{`{"Cmd":["c"]}`, nil, nil, "c"},
+		{`{"Cmd":["c"]}`, nil, []string{"x"}, "x"},
+		{`{"Entrypoint":["e"],"Cmd":["c"]}`, e("f"), nil, "f"},
+		{`{"Entrypoint":["e"],"Cmd":["c"]}`, e("f"), []string{"x"}, "f x"},
+		{`{"Entrypoint":["e"],"Cmd":["c"]}`, e(), []string{"x"}, "x"},
+		{`{"Entrypoint":["e"],"Cmd":["c"]}`, e(), nil, ""},
+		{`{}`, nil, nil, ""},
+		{`{"Cmd":[""]}`, nil, nil, ""},
+		{`{"Entrypoint":null,"Cmd":null}`, nil, []string{"x"}, "x"},
+	} {
+		s, err := Spec(image(t, `{"config":`+c.image+`}`), Options{Entrypoint: c.entrypoint, Args: c.args, Host: testHost})
+		switch {
+		case c.want == "" && !errdefs.IsInvalidArgument(err):
+			t.Errorf("%+v: %v", c, err)
+		case c.want != "" && (err != nil || strings.Join(s.Process.Args, " ") != c.want):
+			t.Errorf("%+v: %v %v", c, s, err)
+		}
+	}
+}
+
+func TestEnvironment(t *testing.T) {
+	root := t.TempDir()
+	write(t, filepath.Join(root, "etc/passwd"), "root:x:0:0::/root:\n")
+	img := image(t, `{"config":{"Cmd":["x"],"Env":["A=1","TERM=vt100","A=2","B="]}}`)
+	for _, c := range []struct {
+		o    Options
+		want []string
+	}{
+		{Options{}, []string{"PATH=" + defaultPath, "A=2", "TERM=vt100", "B="}},
+		{Options{Rootfs: root, Hostname: "h", Terminal: true}, []string{"PATH=" + defaultPath, "HOSTNAME=h", "TERM=vt100", "HOME=/root", "A=2", "B="}},
+		{Options{Env: []string{"A=3=4", "PATH", "C=5", "NONE"}}, []string{"A=3=4", "TERM=vt100", "B=", "C=5"}},
+		{Options{Env: []string{"A", "A=6"}}, []string{"PATH=" + defaultPath, "TERM=vt100", "B=", "A=6"}},
+	} {
+		c.o.Host = testHost
+		s, err := Spec(img, c.o)
+		if err != nil {
+			t.Errorf("%+v: %v", c.o, err)
+		} else if !slices.Equal(s.Process.Env, c.want) {
+			t.Errorf("%+v: %q, not %q", c.o, s.Process.Env, c.want)
+		}
+	}
+}
+
+func TestHostileImages(t *testing.T) {
+	for _, s := range []string{
+		"", "  \n", "null", "[]", "{", `"x"`, "<html>", `{}`, `{"config":3}`, `{"config":{"Cmd":"sh"}}`,
+		`{"schemaVersion":2,"config":{},"layers":[]}`, `{"schemaVersion":2,"manifests":[]}`,
+		strings.Repeat(" ", maxDocument+1), strings.Repeat("[", 1<<20),
+	} {
+		if img, err := ReadImage(strings.NewReader(s)); !errdefs.IsInvalidArgument(err) {
+			t.Errorf("%.40q: %+v %v", s, img, err)
+		}
+	}
+	for _, c := range []string{
+		`{"Cmd":["a\u0000b"]}`, `{"Cmd":["x"],"Env":["A=\u0000"]}`, `{"Cmd":["x"],"Env":["=x"]}`, `{"Cmd":["x"],"Env":["novalue"]}`,
+		`{"Cmd":["x"],"User":"0\u0000"}`, `{"Cmd":["x"],"WorkingDir":"/\u0000"}`, `{"Cmd":["x"],"Labels":{"a":"\u0000"}}`,
+		`{"Cmd":["` + strings.Repeat("x", maxText+1) + `"]}`, `{"Cmd":["x"],"User":"4294967295"}`,
+	} {
+		if _, err := Spec(image(t, `{"config":`+c+`}`), Options{Host: testHost}); !errdefs.IsInvalidArgument(err) {
+			t.Errorf("%.60q: %v", c, err)
+		}
+	}
+	s, err := Spec(image(t, `{"config":{"Cmd":["x"],"WorkingDir":"../../etc","Labels":{"":"x"}}}`), Options{Host: testHost})
+	if err != nil || s.Process.Cwd != "/etc" || len(s.Annotations) != 0 {
+		t.Errorf("%+v %v", s, err)
+	}
+}
+
+func TestRootPath(t *testing.T) {
+	dir := t.TempDir()
+	t.Chdir(dir)
+	dir, _ = os.Getwd()
+	for rootfs, want := range map[string]string{
+		"": "rootfs", "rootfs": "rootfs", "./rootfs": "rootfs", "rootfs/": "rootfs",
+		"b/rootfs": filepath.Join(dir, "b/rootfs"), "/": "/", "link": filepath.Join(dir, "rootfs"),
+	} {
+		_ = os.MkdirAll("rootfs", 0o755)
+		_ = os.MkdirAll("b/rootfs", 0o755)
+		_ = os.Symlink("rootfs", "link")
+		s, err := Spec(image(t, `{"config":{"Cmd":["x"]}}`), Options{Rootfs: rootfs, Host: testHost})
+		if err != nil || s.Root.Path != want {
+			t.Errorf("%q: %+v %v", rootfs, s, err)
+		}
+	}
+}
+
+func TestCapabilities(t *testing.T) {
+	for _, c := range []struct {
+		add, drop []string
+		want      string
+	}{
+		{nil, []string{"all"}, ""},
+		{[]string{"cap_sys_admin", "NET_ADMIN"}, []string{"ALL"}, "CAP_NET_ADMIN CAP_SYS_ADMIN"},
+		{[]string{"ALL"}, []string{"KILL"}, strings.Join(slices.DeleteFunc(slices.Clone(capabilities[:38]), func(c string) bool { return c == "CAP_KILL" }), " ")},
+		{nil, strings.Fields("CHOWN DAC_OVERRIDE FOWNER FSETID SETGID SETUID SETPCAP NET_BIND_SERVICE NET_RAW SYS_CHROOT MKNOD AUDIT_WRITE"), "CAP_KILL CAP_SETFCAP"},
+		{[]string{"KILL"}, []string{"KILL", "ALL"}, ""},
+	} {
+		got, err := capabilitySet(defaultCapabilities, c.add, c.drop, 37)
+		if err != nil || strings.Join(got, " ") != c.want {
+			t.Errorf("add %v, drop %v: %v %v", c.add, c.drop, got, err)
+		}
+	}
+	if _, err := capabilitySet(nil, []string{"FLY"}, nil, 40); !errdefs.IsInvalidArgument(err) {
+		t.Errorf("FLY: %v", err)
+	}
+	if len(defaultCapabilities) != 14 || len(capabilities) != 41 {
+		t.Errorf("%d and %d capabilities", len(defaultCapabilities), len(capabilities))
+	}
+}
+
+func TestParse(t *testing.T) {
+	wd, _ := os.Getwd()
+	mounts := []struct {
+		parse func(string) (specs.Mount, error)
+		s     string
+		want  *specs.Mount
+	}{
+		{ParseMount, "src=/a,dst=/b", &specs.Mount{Type: "bind", Source: "/a", Destination: "/b", Options: []string{"rbind", "rprivate"}}},
+		{ParseMount, `"src=/a,b",target=/b,readonly`, &specs.Mount{Type: "bind", Source: "/a,b", Destination: "/b", Options: []string{"rbind", "rprivate", "ro"}}},
+		{ParseMount, "type=bind,source=x,destination=/b,options=bind:ro:shared", &specs.Mount{Type: "bind", Source: wd + "/x", Destination: "/b", Options: []string{"bind", "ro", "shared"}}},
+		{ParseMount, "type=tmpfs,dst=/t,tmpfs-size=1m,tmpfs-mode=700", &specs.Mount{Type: "tmpfs", Source: "tmpfs", Destination: "/t", Options: []string{"nosuid", "nodev", "noexec", "size=1048576", "mode=700"}}},
+		{ParseMount, "src=/a,dst=/b,ro=false", &specs.Mount{Type: "bind", Source: "/a", Destination: "/b", Options: []string{"rbind", "rprivate"}}},
+		{ParseMount, "src=/a", nil}, {ParseMount, "dst=/a", nil}, {ParseMount, "src=/a,dst=/b,colour=red", nil}, {ParseMount, "", nil},
+		{ParseMount, "src=/a,dst=/b,ro=perhaps", nil}, {ParseMount, "src=/a,dst=/b,bind-propagation=x", nil},
+		{ParseVolume, "/a:/b", &specs.Mount{Type: "bind", Source: "/a", Destination: "/b", Options: []string{"rbind", "rprivate"}}},
+		{ParseVolume, "./a:/b:ro,rslave", &specs.Mount{Type: "bind", Source: wd + "/a", Destination: "/b", Options: []string{"rbind", "ro", "rslave"}}},
+		{ParseVolume, "named:/b", nil}, {ParseVolume, "/a", nil}, {ParseVolume, "/a:/b:fast", nil}, {ParseVolume, "/a:/b:ro:x", nil},
+		{ParseTmpfs, "/t:size=1m,exec", &specs.Mount{Type: "tmpfs", Source: "tmpfs", Destination: "/t", Options: []string{"nosuid", "nodev", "noexec", "size=1m", "exec"}}},
+		{ParseTmpfs, "t", nil},
+	}
+	for _, c := range mounts {
+		m, err := c.parse(c.s)
+		switch {
+		case c.want == nil && !errdefs.IsInvalidArgument(err):
+			t.Errorf("%q: %+v %v", c.s, m, err)
+		case c.want != nil && (err != nil || !reflect.DeepEqual(m, *c.want)):
+			t.Errorf("%q: %+v %v", c.s, m, err)
+		}
+	}
+	for s, want := range map[string]int64{"0": 0, "5": 5, "1k": 1024, "1.5K": 1536, "512m": 512 << 20, "2GiB": 2 << 30, "1tb": 1 << 40} {
+		if n, err := ParseSize(s); err != nil || n != want {
+			t.Errorf("%s: %d %v", s, n, err)
+		}
+	}
+	for _, s := range []string{"", "m", "-1", "nan", "inf", "1x", "9999999t", "1mm", "much"} {
+		if n, err := ParseSize(s); !errdefs.IsInvalidArgument(err) {
+			t.Errorf("%s: %d %v", s, n, err)
+		}
+	}
+	for s, want := range map[string]specs.POSIXRlimit{
+		"nofile=5": {Type: "RLIMIT_NOFILE", Soft: 5, Hard: 5}, "RLIMIT_CORE=0:-1": {Type: "RLIMIT_CORE", Hard: 1<<64 - 1},
+	} {
+		if r, err := ParseRlimit(s); err != nil || r != want {
+			t.Errorf("%s: %+v %v", s, r, err)
+		}
+	}
+	for _, s := range []string{"nofile", "x=1", "nofile=2:1", "nofile=", "nofile=a"} {
+		if r, err := ParseRlimit(s); !errdefs.IsInvalidArgument(err) {
+			t.Errorf("%s: %+v %v", s, r, err)
+		}
+	}
+	if d, err := ParseDevice("/dev/null:/dev/x:r"); err != nil || d.Path != "/dev/x" || d.Major != 1 || d.Minor != 3 || d.Access != "r" {
+		t.Errorf("%+v %v", d, err)
+	}
+	for s, is := range map[string]func(error) bool{
+		"/dev/null:q": errdefs.IsInvalidArgument, "/etc/passwd": errdefs.IsInvalidArgument, "/dev/none": errdefs.IsNotFound, "a:b:c:d": errdefs.IsInvalidArgument,
+	} {
+		if _, err := ParseDevice(s); !is(err) {
+			t.Errorf("%s: %v", s, err)
+		}
+	}
+	t.Setenv("FROM_HERE", "v")
+	env, err := ReadEnv(strings.NewReader("# c\n\n  A=1 2 \nFROM_HERE\nNOT_HERE\n"))
+	if err != nil || !slices.Equal(env, []string{"A=1 2 ", "FROM_HERE=v", "NOT_HERE"}) {
+		t.Errorf("%q %v", env, err)
+	}
+}
+
+const profile = `{"defaultAction":"SCMP_ACT_ERRNO","defaultErrnoRet":1,"archMap":[
+{"architecture":"SCMP_ARCH_X86_64","subArchitectures":["SCMP_ARCH_X86"]},{"architecture":"SCMP_ARCH_AARCH64","subArchitectures":["SCMP_ARCH_ARM"]}],
+"syscalls":[{"names":["read"],"action":"SCMP_ACT_ALLOW"},{"name":"write","action":"SCMP_ACT_ALLOW"},
+{"names":["mount"],"action":"SCMP_ACT_ALLOW","includes":{"caps":["CAP_SYS_ADMIN"]}},
+{"names":["chroot"],"action":"SCMP_ACT_ALLOW","includes":{"caps":["CAP_SYS_CHROOT"]}},
+{"names":["clone"],"action":"SCMP_ACT_ALLOW","excludes":{"caps":["CAP_SYS_ADMIN"]}},
+{"names":["s390"],"action":"SCMP_ACT_ALLOW","includes":{"arches":["s390"]}}]}`
+
+func TestSeccomp(t *testing.T) {
+	s, err := ReadSeccomp(strings.NewReader(profile), []string{"CAP_SYS_ADMIN"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var names []string
+	for _, c := range s.Syscalls {
+		names = append(names, c.Names...)
+	}
+	if strings.Join(names, " ") != "read write mount" || s.DefaultErrnoRet == nil || *s.DefaultErrnoRet != 1 || len(s.Architectures) != 2 {
+		t.Errorf("%q %+v", names, s)
+	}
+	for _, bad := range []string{"", "{}", `{"defaultAction":"SCMP_ACT_ALLOW","syscalls":[{"action":"SCMP_ACT_ALLOW"}]}`} {
+		if _, err := ReadSeccomp(strings.NewReader(bad), nil); !errdefs.IsInvalidArgument(err) {
+			t.Errorf("%q: %v", bad, err)
+		}
+	}
+}
+
+// TestSchema holds every golden file to the runtime specification's JSON schema.
+func TestSchema(t *testing.T) {
+	require(t, "python3")
+	if err := exec.Command("python3", "-c", "import jsonschema").Run(); err != nil {
+		t.Skip("no python3-jsonschema")
+	}
+	out, err := exec.Command("go", "list", "-m", "-f", "{{.Dir}}", "github.com/opencontainers/runtime-spec").Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	files, err := filepath.Glob("testdata/*.json")
+	if err != nil || len(files) < 4 {
+		t.Fatalf("%q %v", files, err)
+	}
+	script := `
+import json, sys, warnings
+warnings.simplefilter("ignore")
+import jsonschema
+base = "file://" + sys.argv[1] + "/schema/"
+schema = json.load(open(sys.argv[1] + "/schema/config-schema.json"))
+v = jsonschema.Draft4Validator(schema, resolver=jsonschema.RefResolver(base + "config-schema.json", schema))
+bad = dict(json.load(open(sys.argv[2])), root={"path": 1})
+assert list(v.iter_errors(bad)), "the schema takes anything"
+for f in sys.argv[2:]:
+    for e in v.iter_errors(json.load(open(f))):
+        sys.exit(f + ": " + e.message)
+`
+	cmd := exec.Command("python3", append([]string{"-c", script, strings.TrimSpace(string(out))}, files...)...)
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Errorf("%v: %s", err, out)
+	}
+}
+
+// TestUmoci compares with umoci's conversion of the same image; what differs on purpose is in
+// its table.
+func TestUmoci(t *testing.T) {
+	require(t, "umoci")
+	dir := t.TempDir()
+	run := func(args ...string) {
+		t.Helper()
+		if out, err := exec.Command("umoci", args...).CombinedOutput(); err != nil {
+			t.Fatalf("umoci %q: %v: %s", args, err, out)
+		}
+	}
+	layout := filepath.Join(dir, "image")
+	run("init", "--layout", layout)
+	run("new", "--image", layout+":x")
+	run("config", "--image", layout+":x", "--config.entrypoint", "/e", "--config.cmd", "c", "--config.env", "A=b",
+		"--config.workingdir", "/w", "--config.user", "alice", "--config.label", "k=v", "--config.exposedports", "80/tcp", "--config.stopsignal", "SIGINT")
+	rootfs := filepath.Join(dir, "rootfs")
+	write(t, filepath.Join(rootfs, "etc/passwd"), passwd)
+	write(t, filepath.Join(rootfs, "etc/group"), group)
+	run("raw", "runtime-config", "--image", layout+":x", "--rootfs", rootfs, filepath.Join(dir, "config.json"))
+	var theirs specs.Spec
+	b, err := os.ReadFile(filepath.Join(dir, "config.json"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := json.Unmarshal(b, &theirs); err != nil {
+		t.Fatal(err)
+	}
+
+	var img *Image
+	blobs, _ := filepath.Glob(filepath.Join(layout, "blobs/sha256/*"))
+	for _, name := range blobs {
+		f, err := os.Open(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if i, err := ReadImage(f); err == nil && i.Config.User != "" {
+			img = i
+		}
+		f.Close()
+	}
+	if img == nil {
+		t.Fatal("no config in umoci's layout")
+	}
+	ours, err := Spec(img, Options{Rootfs: rootfs, Host: testHost})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for what, pair := range map[string][2]any{
+		"args":      {ours.Process.Args, theirs.Process.Args},
+		"cwd":       {ours.Process.Cwd, theirs.Process.Cwd},
+		"uid":       {ours.Process.User.UID, theirs.Process.User.UID},
+		"gid":       {ours.Process.User.GID, theirs.Process.User.GID},
+		"namespace": {sorted(ours.Linux.Namespaces), sorted(theirs.Linux.Namespaces)},
+	} {
+		if !reflect.DeepEqual(pair[0], pair[1]) {
+			t.Errorf("%s: %v, umoci has %v", what, pair[0], pair[1])
+		}
+	}
+	for k, v := range theirs.Annotations {
+		if v != "" && ours.Annotations[k] != v { // umoci writes what the image lacks as ""
+			t.Errorf("annotation %s: %q, umoci has %q", k, ours.Annotations[k], v)
+		}
+	}
+	justified := map[string]string{
+		"TERM=xterm":             "no terminal was asked for; umoci assumes one",
+		"additionalGids":         "ours has the primary group too, as docker does",
+		"capabilities":           "docker's 14 instead of runc's 3, and none inheritable or ambient",
+		"noNewPrivileges":        "docker's default is false",
+		"rlimits":                "docker sets none",
+		"mounts for volumes":     "the container's own snapshot holds them: a tmpfs would hide the image's files",
+		"hostname":               "the caller's; a filter knows no container",
+		"masked, readonly paths": "docker's longer list",
+	}
+	for _, v := range theirs.Process.Env {
+		if !slices.Contains(ours.Process.Env, v) && justified[v] == "" {
+			t.Errorf("variable %s is umoci's alone", v)
+		}
+	}
+	var masked []string
+	for _, p := range theirs.Linux.MaskedPaths {
+		if !slices.Contains(ours.Linux.MaskedPaths, p) {
+			masked = append(masked, p)
+		}
+	}
+	for _, p := range theirs.Linux.ReadonlyPaths {
+		if !slices.Contains(append(ours.Linux.ReadonlyPaths, ours.Linux.MaskedPaths...), p) {
+			masked = append(masked, p)
+		}
+	}
+	if len(masked) > 0 {
+		t.Errorf("umoci masks or protects %q too", masked)
+	}
+	for _, m := range theirs.Mounts {
+		if !slices.ContainsFunc(ours.Mounts, func(o specs.Mount) bool { return o.Destination == m.Destination && o.Type == m.Type }) {
+			t.Errorf("umoci mounts %s on %s too", m.Type, m.Destination)
+		}
+	}
+}
+
+func sorted(ns []specs.LinuxNamespace) []string {
+	var s []string
+	for _, n := range ns {
+		s = append(s, string(n.Type)+n.Path)
+	}
+	slices.Sort(s)
+	return s
+}
