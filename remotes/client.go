@@ -46,7 +46,6 @@ type client struct {
 	http    *auth.Client
 	keys    *keyring
 	options Options
-	debug   func(string)
 	stall   time.Duration
 	pause   time.Duration
 	shared  string      // the directory of what processes share
@@ -122,7 +121,8 @@ func checkRedirect(req *http.Request, via []*http.Request) error {
 	return nil
 }
 
-// challenges notes in a request's context that the registry asked for authentication.
+// challengesKey is of the flag in a request's context that tells that the registry asked for
+// authentication.
 type challengesKey struct{}
 
 // roundTripper sees every single request, those of redirects and for tokens too.
