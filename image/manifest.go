@@ -35,7 +35,7 @@ const (
 // Walker follows descriptors through the blobs of a store.
 type Walker struct {
 	Store    *content.Store
-	Platform platforms.MatchComparer // which manifests of an index count, best first; nil for all
+	Platform *Platform // which manifests of an index count, best first; nil for all
 }
 
 // document is what an index and a manifest have, read as one: which of them it is, the media
@@ -192,8 +192,8 @@ func (w Walker) pick(index digest.Digest, manifests []v1.Descriptor) (v1.Descrip
 		if len(there) > 20 {
 			there = append(there[:20], "…")
 		}
-		return v1.Descriptor{}, fmt.Errorf("index %s has nothing for this platform: it has %s: %w",
-			index, strings.Join(there, ", "), errdefs.ErrNotFound)
+		return v1.Descriptor{}, fmt.Errorf("index %s has nothing for %s: it has %s: %w",
+			index, w.Platform, strings.Join(there, ", "), errdefs.ErrNotFound)
 	}
 	slices.SortStableFunc(fits, func(a, b v1.Descriptor) int {
 		switch {

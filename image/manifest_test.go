@@ -10,7 +10,6 @@ import (
 	"distkit/content"
 
 	"github.com/containerd/errdefs"
-	"github.com/containerd/platforms"
 	"github.com/opencontainers/go-digest"
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
 )
@@ -67,7 +66,10 @@ func (f fixture) index(manifests ...v1.Descriptor) v1.Descriptor {
 func (f fixture) walker(platform string) Walker {
 	w := Walker{Store: f.store}
 	if platform != "" {
-		w.Platform = platforms.Only(platforms.MustParse(platform))
+		var err error
+		if w.Platform, err = ParsePlatform(platform); err != nil {
+			f.t.Fatal(err)
+		}
 	}
 	return w
 }

@@ -42,9 +42,11 @@ func (s Sweep) Run(ctx context.Context, f func(content.Info) error) error {
 			return nil
 		}
 		if !s.DryRun {
-			if err := s.Store.Delete(ctx, info.Digest); errdefs.IsNotFound(err) {
-				return nil
-			} else if err != nil {
+			err := s.Store.DeleteBefore(ctx, info.Digest, s.Before)
+			if errdefs.IsNotFound(err) || errdefs.IsFailedPrecondition(err) {
+				return nil // gone, or freshened, since it was looked at
+			}
+			if err != nil {
 				return err
 			}
 		}

@@ -3,14 +3,12 @@ package main
 
 import (
 	"os"
-	"runtime"
 
 	"distkit/cmd/internal/cli"
 	"distkit/content"
 	"distkit/image"
 	"distkit/image/transfer"
 
-	"github.com/containerd/platforms"
 	"github.com/spf13/cobra"
 )
 
@@ -46,7 +44,10 @@ func newCommand() *cobra.Command {
 			o.Select = transfer.One
 		}
 		var err error
-		if o.Platform, err = matcher(*platform, f.Changed("platform")); err != nil {
+		if f.Changed("platform") && *platform == "" {
+			return cli.Usagef("--platform is empty")
+		}
+		if o.Platform, err = image.ParsePlatform(*platform); err != nil {
 			return err
 		}
 		store, err := content.Open(*root)
@@ -69,20 +70,4 @@ func newCommand() *cobra.Command {
 		return transfer.Export(c.Context(), store, c.OutOrStdout(), images, o)
 	}
 	return c
-}
-
-// matcher is the platform given, or this machine's: images are Linux's, whatever this is.
-func matcher(platform string, given bool) (platforms.MatchComparer, error) {
-	if !given {
-		host := platforms.DefaultSpec()
-		if runtime.GOOS != "linux" {
-			host.OS = "linux"
-		}
-		return platforms.Only(host), nil
-	}
-	p, err := platforms.Parse(platform)
-	if err != nil {
-		return nil, cli.Usagef("platform %q: %v", platform, err)
-	}
-	return platforms.Only(p), nil
 }

@@ -4,7 +4,6 @@ package main
 import (
 	"context"
 	"fmt"
-	"runtime"
 	"time"
 
 	"distkit/cmd/internal/cli"
@@ -12,7 +11,6 @@ import (
 	"distkit/image"
 
 	"github.com/containerd/errdefs"
-	"github.com/containerd/platforms"
 	"github.com/opencontainers/go-digest"
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
 	"github.com/spf13/cobra"
@@ -61,7 +59,7 @@ func (f *flags) walker(ctx context.Context, ref string) (image.Walker, v1.Descri
 	}
 	w := image.Walker{Store: store}
 	if f.allPlatforms == nil || !*f.allPlatforms {
-		if w.Platform, err = f.matcher(); err != nil {
+		if w.Platform, err = image.ParsePlatform(*f.platform); err != nil {
 			return w, v1.Descriptor{}, err
 		}
 	}
@@ -71,21 +69,6 @@ func (f *flags) walker(ctx context.Context, ref string) (image.Walker, v1.Descri
 	}
 	img, err := names.Get(ref)
 	return w, img.Target, err
-}
-
-func (f *flags) matcher() (platforms.MatchComparer, error) {
-	if f.platform == nil || *f.platform == "" {
-		host := platforms.DefaultSpec()
-		if runtime.GOOS != "linux" {
-			host.OS = "linux" // images are Linux's, whatever looks at them
-		}
-		return platforms.Only(host), nil
-	}
-	p, err := platforms.Parse(*f.platform)
-	if err != nil {
-		return nil, cli.Usagef("platform %q: %v", *f.platform, err)
-	}
-	return platforms.Only(p), nil
 }
 
 func newCreate() *cobra.Command {
@@ -161,7 +144,7 @@ func newLs() *cobra.Command {
 			return err
 		}
 		w := image.Walker{Store: store}
-		if w.Platform, err = f.matcher(); err != nil {
+		if w.Platform, err = image.ParsePlatform(*f.platform); err != nil {
 			return err
 		}
 		all, err := names.List()

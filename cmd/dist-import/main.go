@@ -9,7 +9,6 @@ import (
 	"distkit/image"
 	"distkit/image/transfer"
 
-	"github.com/containerd/platforms"
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
 	"github.com/spf13/cobra"
 )
@@ -50,11 +49,11 @@ func newCommand() *cobra.Command {
 		case *all:
 			o.Select = transfer.All
 		case *platform != "":
-			p, err := platforms.Parse(*platform)
+			p, err := image.ParsePlatform(*platform)
 			if err != nil {
-				return cli.Usagef("platform %q: %v", *platform, err)
+				return err
 			}
-			o.Select, o.Platform = transfer.One, platforms.Only(p)
+			o.Select, o.Platform = transfer.One, p
 		}
 		store, err := content.Open(*root)
 		if err != nil {

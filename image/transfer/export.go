@@ -18,7 +18,6 @@ import (
 	"distkit/image"
 
 	"github.com/containerd/errdefs"
-	"github.com/containerd/platforms"
 	"github.com/opencontainers/go-digest"
 	"github.com/opencontainers/image-spec/specs-go"
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
@@ -29,7 +28,7 @@ type ExportOptions struct {
 	Select Selection
 	// Platform selects the manifest of an index, where it is not written whole, and the one
 	// that docker is given.
-	Platform platforms.MatchComparer
+	Platform *image.Platform
 }
 
 // Export writes images as an OCI layout in a tar, which also has the manifest.json that

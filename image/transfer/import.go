@@ -8,7 +8,6 @@ import (
 	"distkit/content"
 	"distkit/image"
 
-	"github.com/containerd/platforms"
 	"github.com/opencontainers/go-digest"
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
 )
@@ -16,7 +15,7 @@ import (
 // ImportOptions tell which images of an archive are named, and how.
 type ImportOptions struct {
 	Select   Selection
-	Platform platforms.MatchComparer // for One
+	Platform *image.Platform // for One
 
 	// Name is the name of the archive's one image, whatever the archive calls it.
 	Name string

@@ -15,18 +15,17 @@ import (
 	"distkit/image/transfer"
 
 	"github.com/containerd/errdefs"
-	"github.com/containerd/platforms"
 	"github.com/opencontainers/go-digest"
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
-func only(t testing.TB, platform string) platforms.MatchComparer {
+func only(t testing.TB, platform string) *image.Platform {
 	t.Helper()
-	p, err := platforms.Parse(platform)
+	p, err := image.ParsePlatform(platform)
 	if err != nil {
 		t.Fatal(err)
 	}
-	return platforms.Only(p)
+	return p
 }
 
 // stream hides everything of a reader but Read, and gives few bytes at a time.

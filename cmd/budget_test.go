@@ -1,0 +1,31 @@
+package cmd_test
+
+import (
+	"os"
+	"path/filepath"
+	"slices"
+	"testing"
+)
+
+// A primitive without network stays below 5 MB, stripped; one with TLS and HTTP below 9.
+const (
+	localBudget   = 5 << 20
+	networkBudget = 9 << 20
+)
+
+func TestBinarySizes(t *testing.T) {
+	for _, c := range commands {
+		budget := int64(localBudget)
+		if slices.Contains(mayImport[c], "remotes") {
+			budget = networkBudget
+		}
+		info, err := os.Stat(filepath.Join(bin, c))
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Logf("%-14s %8d of %8d bytes", c, info.Size(), budget)
+		if info.Size() > budget {
+			t.Errorf("%s has %d bytes, more than its %d", c, info.Size(), budget)
+		}
+	}
+}

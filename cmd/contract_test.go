@@ -1,0 +1,312 @@
+package cmd_test
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+)
+
+// ownFailure are the commands whose own failures are 125, since every other status may be
+// that of what they ran.
+var ownFailure = []string{"run", "dist-run", "dist-hold", "task"}
+
+// behaviour is what this test needs to know of a command to put it to the proof.
+type behaviour struct {
+	output []string // arguments with which it prints to stdout; nil if only --help does
+	stdin  string   // for output
+	bad    []string // arguments of wrong usage beside an unknown flag; nil if any go
+	waits  []string // arguments with which it waits: for stdin, or for a registry that is silent
+}
+
+// Arguments in which STORE is a store with a manifest BLOB named example.org/x:1, and HOST a host
+// that accepts connections and says nothing.
+var behaviours = map[string]behaviour{
+	"dist-abort":     {waits: []string{"-"}},
+	"dist-active":    {bad: []string{"x", "--watch", "y"}, waits: []string{"--watch", "-"}},
+	"dist-apply":     {bad: []string{}, waits: []string{"TMP/root"}},
+	"dist-cat":       {output: []string{"BLOB"}, waits: []string{"-"}},
+	"dist-chain":     {output: []string{"BLOB"}, waits: []string{"-"}},
+	"dist-export":    {output: []string{"example.org/x:1"}, bad: []string{"--platform", ""}, waits: []string{"-"}},
+	"dist-gc":        {output: []string{"--grace", "0", "--dry-run", "--json"}, bad: []string{"x"}},
+	"dist-hold":      {bad: []string{}, waits: []string{"--", "cat"}},
+	"dist-import":    {bad: []string{"x.tar"}, waits: []string{}},
+	"dist-put":       {output: []string{"TMP/copy", "sha256:2d711642b726b04401627ca9fbac32f5c8530fb1903cc4db02258717921a4881"}, stdin: "x", bad: []string{"redis", "latest"}, waits: []string{"HOST/x", "latest"}},
+	"dist-referrers": {bad: []string{"redis"}, waits: []string{"HOST/x", "BLOB"}},
+	"dist-tags":      {output: []string{"STORE"}, bad: []string{"redis", "y"}, waits: []string{"HOST/x"}},
+	"dist-untag":     {bad: []string{"redis"}, waits: []string{"HOST/x", "latest"}},
+	"dist-delete":    {waits: []string{"-"}},
+	"dist-fetch":     {output: []string{"STORE", "BLOB"}, bad: []string{"redis"}, waits: []string{"HOST/x", "latest"}},
+	"dist-image":     {output: []string{"ls"}, bad: []string{"no-such-verb"}, waits: []string{"rm", "-"}},
+	"dist-ingest":    {output: []string{"ref"}, stdin: "x", bad: []string{}, waits: []string{"ref"}},
+	"dist-label":     {output: []string{"BLOB"}, bad: []string{}},
+	"dist-list":      {output: []string{}, bad: []string{"x"}},
+	"dist-namespace": {output: []string{"ls"}, bad: []string{"no-such-verb"}, waits: []string{"rm", "-"}},
+	"dist-path":      {output: []string{"BLOB"}, waits: []string{"-"}},
+	"dist-pull":      {bad: []string{}, waits: []string{"HOST/x:latest"}},
+	"dist-resolve":   {output: []string{"STORE", "example.org/x:1"}, bad: []string{"redis", "latest"}, waits: []string{"HOST/x", "latest"}},
+	"dist-run":       {bad: []string{}},
+	"dist-unpack":    {bad: []string{}},
+	"dist-verify":    {waits: []string{"-"}},
+	"run":            {bad: []string{}},
+	"run-spec":       {output: []string{}, stdin: `{"config":{"Cmd":["/bin/true"]}}`, bad: []string{"--memory", "much"}, waits: []string{}},
+	"snap":           {output: []string{"drivers"}, bad: []string{"no-such-verb"}, waits: []string{"rm", "-"}},
+}
+
+func TestContract(t *testing.T) {
+	silent := listen(t)
+	for _, name := range all() {
+		b, ok := behaviours[name]
+		if !ok {
+			t.Errorf("%s is not in this test's table", name)
+			continue
+		}
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			dir := t.TempDir()
+			store := filepath.Join(dir, "store")
+			run := func(stdin string, args ...string) (string, string, int) {
+				return execute(t, dir, store, stdin, name, args...)
+			}
+
+			if out, errs, status := run("", "--help"); status != 0 || !strings.Contains(out, name) || errs != "" {
+				t.Errorf("--help: status %d, stdout %q, stderr %q", status, out, errs)
+			}
+			if out, errs, status := run("", "--version"); status != 0 || !strings.HasPrefix(out, name+" version ") || errs != "" {
+				t.Errorf("--version: status %d, stdout %q, stderr %q", status, out, errs)
+			}
+			usage := 2
+			if slices.Contains(ownFailure, name) {
+				usage = 125
+			}
+			wrong := [][]string{{"--no-such-flag"}}
+			if b.bad != nil {
+				wrong = append(wrong, b.bad)
+			}
+			for _, args := range wrong {
+				out, errs, status := run("", args...)
+				if status != usage || out != "" {
+					t.Errorf("%q: status %d, not %d; stdout %q", args, status, usage, out)
+				}
+				oneLine(t, name, errs)
+			}
+
+			blob := fixture(t, dir, store)
+			fill := func(args []string) []string {
+				r := strings.NewReplacer("STORE", store, "BLOB", blob, "HOST", silent, "TMP", dir)
+				var filled []string
+				for _, a := range args {
+					filled = append(filled, r.Replace(a))
+				}
+				return filled
+			}
+			outputs := map[string][]string{"": {"--help"}}
+			if b.output != nil {
+				outputs[b.stdin] = fill(b.output)
+			}
+			for stdin, args := range outputs {
+				if out, errs, status := run(stdin, args...); status != 0 || out == "" || errs != "" {
+					t.Errorf("%q: status %d, stdout %q, stderr %q", args, status, out, errs)
+				}
+				full(t, dir, store, stdin, name, args)
+				if !slices.Contains(workflows, name) {
+					closedPipe(t, dir, store, stdin, name, args)
+				}
+			}
+			if b.waits != nil {
+				for _, sig := range []syscall.Signal{syscall.SIGINT, syscall.SIGTERM} {
+					diesBy(t, dir, store, sig, name, fill(b.waits))
+				}
+			}
+		})
+	}
+	for name := range behaviours {
+		if !slices.Contains(all(), name) {
+			t.Errorf("this test's table names %s, which is no command", name)
+		}
+	}
+}
+
+// listen returns the address of a host that accepts connections and never answers.
+func listen(t *testing.T) string {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { l.Close() })
+	go func() {
+		var held []net.Conn
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				for _, c := range held {
+					c.Close()
+				}
+				return
+			}
+			held = append(held, c)
+		}
+	}()
+	return l.Addr().String()
+}
+
+func command(dir, store, name string, args ...string) *exec.Cmd {
+	c := exec.Command(filepath.Join(bin, name), args...)
+	c.Dir = dir
+	c.Env = append(os.Environ(), "DIST_ROOT="+store, "HOME="+dir, "XDG_RUNTIME_DIR="+dir, "TMPDIR="+dir)
+	return c
+}
+
+func execute(t *testing.T, dir, store, stdin string, name string, args ...string) (string, string, int) {
+	t.Helper()
+	var out, errs bytes.Buffer
+	c := command(dir, store, name, args...)
+	c.Stdin, c.Stdout, c.Stderr = strings.NewReader(stdin), &out, &errs
+	status := wait(t, c, c.Run())
+	return out.String(), errs.String(), status
+}
+
+func wait(t *testing.T, c *exec.Cmd, err error) int {
+	t.Helper()
+	var exit *exec.ExitError
+	if err != nil && !errors.As(err, &exit) {
+		t.Fatalf("%v: %v", c.Args, err)
+	}
+	if status := c.ProcessState.ExitCode(); status != 255 {
+		return status
+	}
+	t.Errorf("%v: status 255, which stops xargs", c.Args)
+	return 255
+}
+
+func oneLine(t *testing.T, name, errs string) {
+	t.Helper()
+	if !strings.HasPrefix(errs, name+": ") || strings.Count(errs, "\n") != 1 || !strings.HasSuffix(errs, "\n") {
+		t.Errorf("stderr is not one line that begins with %q: %q", name+": ", errs)
+	}
+	if strings.HasSuffix(errs, ".\n") || strings.HasPrefix(errs, name+": "+name) {
+		t.Errorf("stderr ends with a full stop, or has its prefix twice: %q", errs)
+	}
+}
+
+// fixture makes a store with a manifest, named as an image, its config, and a blob that no
+// name reaches. It returns the manifest's digest.
+func fixture(t *testing.T, dir, store string) string {
+	t.Helper()
+	manifest := `{"schemaVersion":2,"mediaType":"application/vnd.oci.image.manifest.v1+json",` +
+		`"config":{"mediaType":"application/vnd.oci.image.config.v1+json","digest":"sha256:44136fa355b3678a1146ad16f7e8649e94fb4fc21fe77e8310c060f61caaff8a","size":2},"layers":[]}`
+	for _, blob := range []string{"{}", "loose"} {
+		if _, errs, status := execute(t, dir, store, blob, "dist-ingest", "fixture"); status != 0 {
+			t.Fatalf("dist-ingest: status %d: %s", status, errs)
+		}
+	}
+	out, errs, status := execute(t, dir, store, manifest, "dist-ingest", "fixture")
+	if status != 0 {
+		t.Fatalf("dist-ingest: status %d: %s", status, errs)
+	}
+	digest, _, _ := strings.Cut(out, "\t")
+	if _, errs, status := execute(t, dir, store, "", "dist-image", "create", "example.org/x:1", digest); status != 0 {
+		t.Fatalf("dist-image create: status %d: %s", status, errs)
+	}
+	return digest
+}
+
+// full demands a failure where output can't be written.
+func full(t *testing.T, dir, store, stdin, name string, args []string) {
+	t.Helper()
+	dev, err := os.OpenFile("/dev/full", os.O_WRONLY, 0)
+	if err != nil {
+		t.Skipf("no /dev/full: %v", err)
+	}
+	defer dev.Close()
+	var errs bytes.Buffer
+	c := command(dir, store, name, args...)
+	c.Stdin, c.Stdout, c.Stderr = strings.NewReader(stdin), dev, &errs
+	if status := wait(t, c, c.Run()); status < 1 || status > 127 {
+		t.Errorf("%q to /dev/full: status %d; stderr %q", args, status, errs.String())
+	}
+	if !slices.Contains(workflows, name) {
+		oneLine(t, name, errs.String())
+	}
+}
+
+// closedPipe demands a quiet death by SIGPIPE where nobody reads.
+func closedPipe(t *testing.T, dir, store, stdin, name string, args []string) {
+	t.Helper()
+	r, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.Close()
+	defer w.Close()
+	var errs bytes.Buffer
+	c := command(dir, store, name, args...)
+	c.Stdin, c.Stdout, c.Stderr = strings.NewReader(stdin), w, &errs
+	wait(t, c, c.Run())
+	if ws := c.ProcessState.Sys().(syscall.WaitStatus); !ws.Signaled() || ws.Signal() != syscall.SIGPIPE || errs.Len() > 0 {
+		t.Errorf("%q to a closed pipe: %v; stderr %q", args, c.ProcessState, errs.String())
+	}
+}
+
+// diesBy demands that a command that waits dies by the signal it gets, and leaves no ingest
+// locked and no child behind. Whether the signal comes before or after it began to wait must
+// make no difference; that it has begun is made likely by waiting for it to sleep.
+func diesBy(t *testing.T, dir, store string, sig syscall.Signal, name string, args []string) {
+	t.Helper()
+	r, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer w.Close()
+	var errs bytes.Buffer
+	c := command(dir, store, name, args...)
+	c.Stdin, c.Stderr = r, &errs
+	c.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	if err := c.Start(); err != nil {
+		t.Fatal(err)
+	}
+	r.Close()
+	sleeping(c.Process.Pid)
+	_ = c.Process.Signal(sig)
+	ctx, cancel := context.WithTimeout(t.Context(), 9*time.Second)
+	defer cancel()
+	stop := context.AfterFunc(ctx, func() { _ = syscall.Kill(-c.Process.Pid, syscall.SIGKILL) })
+	wait(t, c, c.Wait())
+	stop()
+	if ws := c.ProcessState.Sys().(syscall.WaitStatus); !ws.Signaled() || ws.Signal() != sig {
+		t.Errorf("%q, sent %v: %v; stderr %q", args, sig, c.ProcessState, errs.String())
+	}
+}
+
+// sleeping returns when the process's first thread sleeps and it has used no processor time
+// since the look before, or after two seconds.
+func sleeping(pid int) {
+	stat := filepath.Join("/proc", strconv.Itoa(pid), "stat")
+	last := ""
+	for range 100 {
+		b, err := os.ReadFile(stat)
+		if err != nil {
+			return
+		}
+		_, rest, _ := strings.Cut(string(b), ") ")
+		fields := strings.Fields(rest)
+		if len(fields) < 14 {
+			return
+		}
+		now := fields[0] + " " + fields[11] + " " + fields[12]
+		if now == last && fields[0] == "S" {
+			return
+		}
+		last = now
+		time.Sleep(20 * time.Millisecond)
+	}
+}

@@ -1,0 +1,105 @@
+package cmd_test
+
+import (
+	"os/exec"
+	"slices"
+	"strings"
+	"testing"
+)
+
+const module = "distkit/"
+
+// domain are the packages that never import each other.
+var domain = []string{"content", "remotes", "archive", "snapshot", "runtime"}
+
+// mayImport lists the packages of ours that each command may link, beside cmd/internal/cli.
+// Only those that import remotes may link net/http.
+var mayImport = map[string][]string{
+	"dist-abort":     {"content"},
+	"dist-active":    {"content"},
+	"dist-apply":     {"archive"},
+	"dist-cat":       {"content"},
+	"dist-chain":     {"archive"},
+	"dist-delete":    {"content"},
+	"dist-export":    {"image", "content"},
+	"dist-fetch":     {"remotes"},
+	"dist-gc":        {"image", "content"},
+	"dist-hold":      {"content"},
+	"dist-image":     {"image", "content"},
+	"dist-import":    {"image", "content"},
+	"dist-ingest":    {"content"},
+	"dist-label":     {"content"},
+	"dist-list":      {"content"},
+	"dist-namespace": {"image", "content"},
+	"dist-path":      {"content"},
+	"dist-put":       {"remotes"},
+	"dist-referrers": {"remotes"},
+	"dist-resolve":   {"remotes"},
+	"dist-tags":      {"remotes"},
+	"dist-untag":     {"remotes"},
+	"dist-verify":    {"content"},
+	"run":            {"runtime"},
+	"run-spec":       {"runtime"},
+	"snap":           {"snapshot"},
+}
+
+func deps(t *testing.T, pkg string) []string {
+	t.Helper()
+	out, err := exec.Command("go", "list", "-deps", pkg).Output()
+	if err != nil {
+		t.Fatalf("go list -deps %s: %v", pkg, err)
+	}
+	return strings.Fields(string(out))
+}
+
+// area is the top folder of a package of ours, "" for a package of others.
+func area(pkg string) string {
+	rest, ok := strings.CutPrefix(pkg, module)
+	if !ok {
+		return ""
+	}
+	top, _, _ := strings.Cut(rest, "/")
+	return top
+}
+
+func TestDomainPackagesAreIndependent(t *testing.T) {
+	for _, d := range append([]string{"image"}, domain...) {
+		out, err := exec.Command("go", "list", module+d+"/...").Output()
+		if err != nil {
+			t.Fatalf("go list %s: %v", d, err)
+		}
+		for _, pkg := range strings.Fields(string(out)) {
+			for _, dep := range deps(t, pkg) {
+				if a := area(dep); a != "" && a != d && (d != "image" || a != "content") {
+					t.Errorf("%s links %s", pkg, dep)
+				}
+			}
+		}
+	}
+}
+
+func TestCommandsLinkOnlyWhatTheyMay(t *testing.T) {
+	for _, c := range commands {
+		may, listed := mayImport[c]
+		if !listed {
+			t.Errorf("%s is not in this test's table", c)
+			continue
+		}
+		for _, dep := range deps(t, "./"+c) {
+			if a := area(dep); a != "" && a != "cmd" && !slices.Contains(may, a) {
+				t.Errorf("%s links %s", c, dep)
+			}
+			if dep == "net/http" && !slices.Contains(may, "remotes") {
+				t.Errorf("%s links net/http", c)
+			}
+			if dep == "testing" {
+				t.Errorf("%s links package testing", c)
+			}
+		}
+	}
+	for c := range mayImport {
+		if !slices.Contains(commands, c) {
+			t.Errorf("this test's table names %s, which is no command", c)
+		}
+	}
+}

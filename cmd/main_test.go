@@ -1,0 +1,60 @@
+// Package cmd_test holds every command to what they promise together: streams, statuses and
+// signals (contract), what each may link (layering), its page (manpages), its size (budget).
+package cmd_test
+
+import (
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+)
+
+var (
+	bin       string   // where the built commands and the workflows are
+	commands  []string // Go programs
+	workflows []string // scripts
+)
+
+func TestMain(m *testing.M) {
+	os.Exit(build(m))
+}
+
+func build(m *testing.M) int {
+	for _, v := range []string{"DIST_ROOT", "CONTAINERD_NAMESPACE", "CONTAINERD_SNAPSHOTTER", "DIST_HOSTS_DIR"} {
+		os.Unsetenv(v)
+	}
+	dir, err := os.MkdirTemp("", "distkit-cmd-")
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	defer os.RemoveAll(dir)
+	bin = dir
+	mains, _ := filepath.Glob("*/main.go")
+	args := []string{"build", "-trimpath", "-ldflags", "-s -w", "-o", bin + "/"}
+	for _, f := range mains {
+		commands = append(commands, filepath.Dir(f))
+		args = append(args, "./"+filepath.Dir(f))
+	}
+	goBuild := exec.Command("go", args...)
+	goBuild.Env = append(os.Environ(), "CGO_ENABLED=0")
+	install := exec.Command("../scripts/install-workflows", bin, "test")
+	for _, c := range []*exec.Cmd{goBuild, install} {
+		if out, err := c.CombinedOutput(); err != nil {
+			fmt.Fprintf(os.Stderr, "%v: %v\n%s", c.Args, err, out)
+			return 1
+		}
+	}
+	scripts, _ := filepath.Glob("../scripts/dist-*")
+	for _, s := range scripts {
+		if !strings.HasSuffix(s, ".md") {
+			workflows = append(workflows, filepath.Base(s))
+		}
+	}
+	return m.Run()
+}
+
+// all are the commands that a user can call.
+func all() []string { return append(append([]string(nil), commands...), workflows...) }

@@ -1,0 +1,172 @@
+package cmd_test
+
+import (
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+)
+
+var sections = []string{"NAME", "SYNOPSIS", "DESCRIPTION", "OPTIONS", "INPUT", "OUTPUT", "EXIT STATUS", "ENVIRONMENT", "EXAMPLES", "SEE ALSO"}
+
+// statuses are those of the suite; 125 to 127 belong to commands that run something.
+var statuses = []string{"0", "1", "2", "3", "4", "5", "6", "7", "8", "9", "10"}
+
+type page struct {
+	text     string
+	sections map[string]string
+	order    []string
+}
+
+func readPage(t *testing.T, name string) page {
+	t.Helper()
+	path := filepath.Join(name, name+".1.md")
+	if slices.Contains(workflows, name) {
+		path = filepath.Join("../scripts", name+".1.md")
+	}
+	b, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatalf("%s has no man page: %v", name, err)
+	}
+	p := page{text: string(b), sections: map[string]string{}}
+	for i, part := range regexp.MustCompile(`(?m)^# `).Split(p.text, -1) {
+		title, body, _ := strings.Cut(part, "\n")
+		if i < 2 {
+			continue // before the first heading, and the page's own
+		}
+		p.order = append(p.order, strings.TrimSpace(title))
+		p.sections[strings.TrimSpace(title)] = body
+	}
+	return p
+}
+
+func help(t *testing.T, name string, verb ...string) string {
+	t.Helper()
+	out, err := exec.Command(filepath.Join(bin, name), append(verb, "--help")...).Output()
+	if err != nil {
+		t.Fatalf("%s %v --help: %v", name, verb, err)
+	}
+	return string(out)
+}
+
+var (
+	usageLine  = regexp.MustCompile(`(?m)^Usage:\n  (.+)$`)
+	verbLine   = regexp.MustCompile(`(?m)^  ([a-z][a-z-]*) +\S`)
+	helpFlag   = regexp.MustCompile(`(?m)^ +(?:-(\w), )?--([a-z][a-z0-9-]*)`)
+	optionFlag = regexp.MustCompile(`(?m)^\*\*.*--.*$`)
+	flagName   = regexp.MustCompile(`--([a-z][a-z0-9-]*)`)
+	shortName  = regexp.MustCompile(`\*\*-(\w)\*\*`)
+	statusLine = regexp.MustCompile(`(?m)^\*\*(\d+)\*\*`)
+)
+
+// verbs are the sub-commands that --help lists.
+func verbs(t *testing.T, name string) []string {
+	_, list, ok := strings.Cut(help(t, name), "Available Commands:\n")
+	if !ok {
+		return nil
+	}
+	list, _, _ = strings.Cut(list, "\n\n")
+	var all []string
+	for _, m := range verbLine.FindAllStringSubmatch(list, -1) {
+		if m[1] != "help" && m[1] != "completion" {
+			all = append(all, m[1])
+		}
+	}
+	return all
+}
+
+func TestEveryCommandHasAPageThatHolds(t *testing.T) {
+	for _, name := range all() {
+		t.Run(name, func(t *testing.T) {
+			p := readPage(t, name)
+			if want := "# " + name + ` 1 "" distkit` + "\n"; !strings.HasPrefix(p.text, want) {
+				t.Errorf("page does not begin with %q", want)
+			}
+			if !slices.Equal(p.order, sections) {
+				t.Errorf("sections are %q, not %q", p.order, sections)
+			}
+			if !strings.HasPrefix(strings.TrimSpace(p.sections["NAME"]), name+" - ") {
+				t.Errorf("NAME does not begin with %q", name+" - ")
+			}
+
+			helps := []string{help(t, name)}
+			for _, v := range verbs(t, name) {
+				helps = append(helps, help(t, name, v))
+			}
+			var usages []string
+			flags, shorts := map[string]bool{}, map[string]bool{}
+			for i, h := range helps {
+				if i == 0 && len(helps) > 1 {
+					// The command alone does nothing: its verbs have the usage.
+				} else if m := usageLine.FindStringSubmatch(h); m == nil {
+					t.Errorf("no usage line in %q", h)
+				} else {
+					usages = append(usages, strings.TrimSpace(m[1]))
+				}
+				for _, m := range helpFlag.FindAllStringSubmatch(h, -1) {
+					flags[m[2]] = true
+					if m[1] != "" {
+						shorts[m[1]] = true
+					}
+				}
+			}
+			var synopsis []string
+			for line := range strings.Lines(p.sections["SYNOPSIS"]) {
+				if s := strings.TrimSpace(line); s != "" {
+					synopsis = append(synopsis, s)
+				}
+			}
+			slices.Sort(usages)
+			slices.Sort(synopsis)
+			if !slices.Equal(usages, synopsis) {
+				t.Errorf("SYNOPSIS and --help differ:\n page %q\n help %q", synopsis, usages)
+			}
+
+			documented, shortsDocumented := map[string]bool{}, map[string]bool{}
+			for _, line := range optionFlag.FindAllString(p.sections["OPTIONS"], -1) {
+				for _, m := range flagName.FindAllStringSubmatch(line, -1) {
+					documented[m[1]] = true
+				}
+				for _, m := range shortName.FindAllStringSubmatch(line, -1) {
+					shortsDocumented[m[1]] = true
+				}
+			}
+			compare(t, "flag --", flags, documented)
+			compare(t, "flag -", shorts, shortsDocumented)
+
+			allowed := statuses
+			if slices.Contains([]string{"run", "task", "dist-run", "dist-hold", "dist-ingest"}, name) {
+				allowed = append(slices.Clone(allowed), "125", "126", "127")
+			}
+			found := statusLine.FindAllStringSubmatch(p.sections["EXIT STATUS"], -1)
+			if len(found) == 0 {
+				t.Error("EXIT STATUS lists none")
+			}
+			for _, m := range found {
+				if !slices.Contains(allowed, m[1]) {
+					t.Errorf("EXIT STATUS has %s, which is none of the suite's", m[1])
+				}
+			}
+			if !strings.Contains(p.sections["EXAMPLES"], "\n    ") {
+				t.Error("EXAMPLES has no example")
+			}
+		})
+	}
+}
+
+func compare(t *testing.T, what string, help, page map[string]bool) {
+	t.Helper()
+	for f := range help {
+		if !page[f] {
+			t.Errorf("%s%s is in --help, not in OPTIONS", what, f)
+		}
+	}
+	for f := range page {
+		if !help[f] {
+			t.Errorf("%s%s is in OPTIONS, not in --help", what, f)
+		}
+	}
+}

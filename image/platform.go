@@ -1,0 +1,34 @@
+package image
+
+import (
+	"fmt"
+
+	"github.com/containerd/errdefs"
+	"github.com/containerd/platforms"
+	v1 "github.com/opencontainers/image-spec/specs-go/v1"
+)
+
+// Platform says which manifests of an index count, and which of them fits best.
+type Platform struct {
+	name string
+	platforms.MatchComparer
+}
+
+// ParsePlatform reads containerd's syntax, os/arch[/variant] or a part of it. An empty string
+// is this machine's platform, but always Linux: images are Linux's, whatever looks at them.
+// InvalidArgument for what is none.
+func ParsePlatform(s string) (*Platform, error) {
+	var p v1.Platform
+	if s == "" {
+		p = platforms.DefaultSpec()
+		p.OS = "linux"
+	} else {
+		var err error
+		if p, err = platforms.Parse(s); err != nil {
+			return nil, fmt.Errorf("platform %.80q is not os/arch[/variant]: %w", s, errdefs.ErrInvalidArgument)
+		}
+	}
+	return &Platform{platforms.FormatAll(p), platforms.Only(p)}, nil
+}
+
+func (p *Platform) String() string { return p.name }
