@@ -73,7 +73,8 @@ const (
 // A layer that is corrupt, ends too early or has another diff ID than the one expected is
 // ErrDataLoss; one with entries that no layer may have is ErrInvalidArgument, as is a root
 // that is no directory; a compression or a whiteout that can't be had is ErrNotImplemented.
-// After an error the directory holds a part of the layer.
+// After an error the directory holds a part of the layer. Nothing is synced to disk: that is up
+// to who gives the directory a name that promises its content.
 //
 // A directory that the layer adds to without naming it keeps its times; one that is missing
 // gets mode 0755. The umask plays no role. Apply returns after ctx is done as soon as a read
@@ -498,6 +499,11 @@ func sparse(h *tar.Header) bool {
 // large copies an entry's content, and leaves holes where a sparse one has them.
 func (a *applier) large(h *tar.Header, fd int) error {
 	holes := sparse(h)
+	if holes { // refuses at once a size that the file system can't have
+		if err := unix.Ftruncate(fd, h.Size); err != nil {
+			return err
+		}
+	}
 	var at int64
 	for {
 		n, err := io.ReadFull(a.tar, a.buffer)
@@ -511,7 +517,7 @@ func (a *applier) large(h *tar.Header, fd int) error {
 		}
 		at += int64(n)
 		if n < len(a.buffer) && at == h.Size {
-			break
+			return nil
 		}
 		if err == io.EOF || err == io.ErrUnexpectedEOF {
 			return a.readError(io.ErrUnexpectedEOF)
@@ -523,10 +529,6 @@ func (a *applier) large(h *tar.Header, fd int) error {
 			return err
 		}
 	}
-	if holes {
-		return unix.Ftruncate(fd, h.Size)
-	}
-	return nil
 }
 
 func writeSparse(fd int, b []byte, at int64) error {
