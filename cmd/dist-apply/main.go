@@ -55,7 +55,7 @@ func newCmd() *cobra.Command {
 
 func apply(c *cobra.Command, dir string, opts archive.Options) error {
 	if err := os.Mkdir(dir, 0o755); errors.Is(err, fs.ErrNotExist) {
-		return fmt.Errorf("%w: %w", err, errdefs.ErrNotFound)
+		return errdefs.ErrNotFound.WithMessage(err.Error())
 	} else if err != nil && !errors.Is(err, fs.ErrExist) {
 		return err
 	}
