@@ -3,6 +3,7 @@
 
 PREFIX  ?= /usr/local
 DESTDIR ?=
+TESTFLAGS ?=
 VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo devel)
 
 COMMANDS  := $(notdir $(patsubst %/main.go,%,$(wildcard cmd/*/main.go)))
@@ -21,7 +22,7 @@ build:
 	@scripts/install-workflows bin $(VERSION)
 
 test:
-	@for m in $(MODULES); do (cd $$m && echo "== $$m" && go test ./...) || exit 1; done
+	@for m in $(MODULES); do (cd $$m && echo "== $$m" && go test $(TESTFLAGS) ./...) || exit 1; done
 
 e2e: build
 	@scripts/needs e2e
