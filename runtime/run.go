@@ -99,7 +99,7 @@ func (r *Runtime) Run(ctx context.Context, id, bundleDir string) (status int, er
 	}
 	defer c.release()
 	client := r.client(c)
-	if err := r.reclaim(ctx, client, id); err != nil {
+	if err := r.reclaim(ctx, client, c, id); err != nil {
 		return -1, err
 	}
 
@@ -128,33 +128,34 @@ func (r *Runtime) Run(ctx context.Context, id, bundleDir string) (status int, er
 			err = rerr
 		}
 	}()
-	if err := r.start(ctx, client, id, b.dir, opts); err != nil {
+	if err := r.start(ctx, client, id, b.dir, opts, term); err != nil {
 		return -1, r.startError(b, c, err)
 	}
 	pid, err := readPid(c.path("pid"))
 	if err != nil {
 		return -1, err
 	}
-	if term != nil {
-		if err := term.start(); err != nil {
-			return -1, err
-		}
-	}
 	status, err = wait(pid, signals, term)
 	ended = err == nil
 	return status, err
 }
 
-// start makes and starts a container. Only runc leaves a process that ends at once to be waited
+// start makes and starts a container: at once where it can. A terminal must have its size
+// before the process looks at it. And only runc leaves a process that ends at once to be waited
 // for; others must have ended themselves before the container's process begins.
-func (r *Runtime) start(ctx context.Context, client *runc.Runc, id, dir string, opts *runc.CreateOpts) error {
-	if filepath.Base(r.command) == "runc" {
+func (r *Runtime) start(ctx context.Context, client *runc.Runc, id, dir string, opts *runc.CreateOpts, term *terminal) error {
+	if term == nil && filepath.Base(r.command) == "runc" {
 		_, err := client.Run(ctx, id, dir, opts)
 		return err
 	}
 	opts.Detach = false
 	if err := client.Create(ctx, id, dir, opts); err != nil {
 		return err
+	}
+	if term != nil {
+		if err := term.start(); err != nil {
+			return err
+		}
 	}
 	return client.Start(ctx, id)
 }
@@ -164,16 +165,24 @@ type inherited struct{ runc.IO }
 
 func (inherited) Set(c *exec.Cmd) { c.Stdin, c.Stdout, c.Stderr = os.Stdin, os.Stdout, os.Stderr }
 
-// reclaim removes what a run of the same ID has left that did not live to do so.
-func (r *Runtime) reclaim(ctx context.Context, client *runc.Runc, id string) error {
+// reclaim removes what a run of the same ID has left that did not live to do so, after the
+// runtime that it may have started has ended.
+func (r *Runtime) reclaim(ctx context.Context, client *runc.Runc, c *claim, id string) error {
+	quiet := c.quiet()
 	_, err := os.Lstat(filepath.Join(r.root(), id))
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil
+	if err == nil {
+		err = r.remove(ctx, client, id)
 	}
-	if err != nil {
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("container %s: %w", id, err)
 	}
-	return r.remove(ctx, client, id)
+	if !quiet && !c.quiet() {
+		return busy("container %s: a runtime that an earlier run started still works on it", id)
+	}
+	for _, name := range []string{"pid", "log"} {
+		_ = os.Remove(c.path(name))
+	}
+	return nil
 }
 
 // remove deletes a container in whatever state it is. One that isn't there is removed.

@@ -77,7 +77,7 @@ func runtimes(t *testing.T, f func(m *machine)) {
 				t.Fatal(err)
 			}
 			write(t, filepath.Join(m.bundle, "rootfs/bin/data"), "no program")
-			for _, a := range []string{"cat", "sleep", "stty", "true", "kill"} {
+			for _, a := range []string{"cat", "sleep", "stty", "ls", "true", "kill"} {
 				if err := os.Symlink("sh", filepath.Join(m.bundle, "rootfs/bin", a)); err != nil {
 					t.Fatal(err)
 				}
@@ -188,6 +188,10 @@ func TestRunStreams(t *testing.T) {
 		in := strings.Repeat("0123456789abcdef", 20000)
 		if out, errs, status := m.run(in); out != in || errs != "e\n" || status != 0 {
 			m.Errorf("%d bytes of %d came through; stderr %q; status %d", len(out), len(in), errs, status)
+		}
+		m.spec(Options{Args: []string{"sh", "-c", "ls -l /proc/self/fd"}})
+		if out, _, _ := m.run(""); strings.Contains(out, m.state) || strings.Count(out, "->") > 4 {
+			m.Errorf("the container has descriptors of the host's: %s", out)
 		}
 		// One file is one file: what is written in order stays in order.
 		m.spec(Options{Args: []string{"sh", "-c", "for i in 1 2 3 4 5; do echo o$i; echo e$i >&2; done"}})
@@ -300,6 +304,27 @@ func TestRunIDInUse(t *testing.T) {
 	})
 }
 
+// Runs killed at any instant leave nothing that the next one does not clean up.
+func TestRunKilled(t *testing.T) {
+	runtimes(t, func(m *machine) {
+		m.spec(Options{Args: []string{"sleep", "1000"}})
+		for n := range 12 {
+			c := m.command("test-killed")
+			if err := c.Start(); err != nil {
+				t.Fatal(err)
+			}
+			time.Sleep(time.Duration(n*n*3) * time.Millisecond)
+			_ = c.Process.Kill()
+			_ = c.Wait()
+		}
+		m.spec(Options{Args: []string{"sh", "-c", "exit 9"}})
+		c := m.command("test-killed")
+		if out, _ := c.CombinedOutput(); c.ProcessState.ExitCode() != 9 {
+			m.Errorf("%q %v", out, c.ProcessState)
+		}
+	})
+}
+
 func TestRunTerminal(t *testing.T) {
 	runtimes(t, func(m *machine) {
 		master, name, err := console.NewPty()
@@ -339,7 +364,10 @@ func TestRunTerminal(t *testing.T) {
 				seen.Write(buf[:n])
 			}
 		}
-		stop := time.AfterFunc(time.Minute, func() { _ = c.Process.Kill() })
+		stop := time.AfterFunc(20*time.Second, func() {
+			_ = c.Process.Kill()
+			fmt.Fprint(slave, "\nTIME OUT, 33 77 tty got hello resized")
+		})
 		defer stop.Stop()
 		expect("33 77")
 		expect("tty")

@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -70,10 +71,11 @@ func privateDir(dir string) error {
 }
 
 // claim is the right to one container ID: a lock that dies with its process, and a directory
-// for what the container needs while it lives.
+// for what the container needs while it lives. A second lock is inherited by each runtime
+// process: one that outlives a killed run ends its work on the ID before the next one begins.
 type claim struct {
-	dir  string
-	lock *os.File
+	dir           string
+	lock, working *os.File
 }
 
 // claimID takes an ID, or says that it's in use (Unavailable). What a dead process left in the
@@ -101,12 +103,41 @@ func claimID(state, id string) (*claim, error) {
 			f.Close() // its last owner has removed it meanwhile
 			continue
 		}
-		c := &claim{dir, f}
-		if err := os.MkdirAll(dir, 0o700); err != nil {
+		c := &claim{dir: dir, lock: f}
+		if err := c.open(); err != nil {
 			c.release()
-			return nil, fmt.Errorf("state directory: %w", err)
+			return nil, fmt.Errorf("lock container %s: %w", id, err)
 		}
 		return c, nil
+	}
+}
+
+func (c *claim) open() (err error) {
+	if err := os.MkdirAll(c.dir, 0o700); err != nil {
+		return err
+	}
+	if c.working, err = os.OpenFile(c.path("working"), os.O_RDWR|os.O_CREATE, 0o600); err != nil {
+		return err
+	}
+	// Runtimes are to inherit it; in what they start in the container they close it.
+	_, err = unix.FcntlInt(c.working.Fd(), unix.F_SETFD, 0)
+	return err
+}
+
+// quiet waits until no runtime process works on the ID, for ten seconds at most, or two once
+// the container is made: made but not started, it keeps the lock until it is removed.
+func (c *claim) quiet() bool {
+	end := time.Now().Add(10 * time.Second)
+	for made := false; ; time.Sleep(10 * time.Millisecond) {
+		if unix.Flock(int(c.working.Fd()), unix.LOCK_EX|unix.LOCK_NB) == nil {
+			return true
+		}
+		if _, err := os.Stat(c.path("pid")); err == nil && !made {
+			made, end = true, time.Now().Add(2*time.Second)
+		}
+		if time.Now().After(end) {
+			return false
+		}
 	}
 }
 
@@ -115,6 +146,7 @@ func (c *claim) path(name string) string { return filepath.Join(c.dir, name) }
 // release gives the ID up: the lock's name last, and by its owner alone.
 func (c *claim) release() {
 	_ = os.RemoveAll(c.dir)
+	_ = c.working.Close() // nil is none
 	_ = os.Remove(c.lock.Name())
 	_ = c.lock.Close()
 }
