@@ -300,7 +300,7 @@ func (a *applier) entry(h *tar.Header) error {
 			return err
 		}
 		return a.directory(h, c, made)
-	case tar.TypeReg, tar.TypeRegA, tar.TypeCont, tar.TypeGNUSparse: //nolint:staticcheck // archives have them
+	case tar.TypeReg, tar.TypeCont, tar.TypeGNUSparse:
 		return a.regular(h, parent, base)
 	case tar.TypeLink:
 		return a.link(h, parent, base)

@@ -99,11 +99,10 @@ func childCommand(job string, args ...string) *exec.Cmd {
 
 // holder is a process that has an ingest open.
 type holder struct {
-	t   *testing.T
-	c   *exec.Cmd
-	in  io.WriteCloser
-	out *bytes.Buffer
-	r   io.Reader
+	t  *testing.T
+	c  *exec.Cmd
+	in io.WriteCloser
+	r  io.Reader
 }
 
 func hold(t *testing.T, s *content.Store, ref string, expected digest.Digest) *holder {
