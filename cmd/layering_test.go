@@ -21,6 +21,7 @@ var mayImport = map[string][]string{
 	"dist-cat":       {"content"},
 	"dist-chain":     {"archive"},
 	"dist-delete":    {"content"},
+	"dist-edit":      {"image", "content"},
 	"dist-export":    {"image", "content"},
 	"dist-fetch":     {"remotes"},
 	"dist-gc":        {"image", "content"},

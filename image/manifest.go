@@ -103,13 +103,18 @@ func (w Walker) read(ctx context.Context, d v1.Descriptor) ([]byte, error) {
 
 // document reads an index or a manifest. InvalidArgument when the blob is neither.
 func (w Walker) document(ctx context.Context, d v1.Descriptor) (document, error) {
-	var doc document
 	b, err := w.read(ctx, d)
 	if err != nil {
-		return doc, err
+		return document{}, err
 	}
+	return parseDocument(string(d.Digest), b)
+}
+
+// parseDocument is document for bytes that messages call by name.
+func parseDocument(name string, b []byte) (document, error) {
+	var doc document
 	if err := json.Unmarshal(b, &doc); err != nil {
-		return doc, fmt.Errorf("%s is no manifest or index: %w: %w", d.Digest, err, errdefs.ErrInvalidArgument)
+		return doc, fmt.Errorf("%s is no manifest or index: %w: %w", name, err, errdefs.ErrInvalidArgument)
 	}
 	switch {
 	case doc.MediaType == "" && doc.Config != nil && doc.Manifests == nil:
@@ -121,16 +126,16 @@ func (w Walker) document(ctx context.Context, d v1.Descriptor) (document, error)
 	case isIndex(doc.MediaType) && doc.Config == nil && doc.Layers == nil:
 	case isManifest(doc.MediaType) && doc.Config != nil && doc.Manifests == nil:
 	default:
-		return doc, fmt.Errorf("%s is no manifest or index: media type %.80q: %w", d.Digest, doc.MediaType, errdefs.ErrInvalidArgument)
+		return doc, fmt.Errorf("%s is no manifest or index: media type %.80q: %w", name, doc.MediaType, errdefs.ErrInvalidArgument)
 	}
 	if doc.Config != nil {
 		if err := checkDescriptor(*doc.Config); err != nil {
-			return doc, fmt.Errorf("config of %s: %w", d.Digest, err)
+			return doc, fmt.Errorf("config of %s: %w", name, err)
 		}
 	}
 	for _, child := range slices.Concat(doc.Manifests, doc.Layers) {
 		if err := checkDescriptor(child); err != nil {
-			return doc, fmt.Errorf("child of %s: %w", d.Digest, err)
+			return doc, fmt.Errorf("child of %s: %w", name, err)
 		}
 	}
 	return doc, nil
