@@ -299,39 +299,6 @@ func TestSeccomp(t *testing.T) {
 	}
 }
 
-// TestSchema holds every golden file to the runtime specification's JSON schema.
-func TestSchema(t *testing.T) {
-	require(t, "python3")
-	if err := exec.Command("python3", "-c", "import jsonschema").Run(); err != nil {
-		t.Skip("no python3-jsonschema")
-	}
-	out, err := exec.Command("go", "list", "-m", "-f", "{{.Dir}}", "github.com/opencontainers/runtime-spec").Output()
-	if err != nil {
-		t.Fatal(err)
-	}
-	files, err := filepath.Glob("testdata/*.json")
-	if err != nil || len(files) < 4 {
-		t.Fatalf("%q %v", files, err)
-	}
-	script := `
-import json, sys, warnings
-warnings.simplefilter("ignore")
-import jsonschema
-base = "file://" + sys.argv[1] + "/schema/"
-schema = json.load(open(sys.argv[1] + "/schema/config-schema.json"))
-v = jsonschema.Draft4Validator(schema, resolver=jsonschema.RefResolver(base + "config-schema.json", schema))
-bad = dict(json.load(open(sys.argv[2])), root={"path": 1})
-assert list(v.iter_errors(bad)), "the schema takes anything"
-for f in sys.argv[2:]:
-    for e in v.iter_errors(json.load(open(f))):
-        sys.exit(f + ": " + e.message)
-`
-	cmd := exec.Command("python3", append([]string{"-c", script, strings.TrimSpace(string(out))}, files...)...)
-	if out, err := cmd.CombinedOutput(); err != nil {
-		t.Errorf("%v: %s", err, out)
-	}
-}
-
 // TestUmoci compares with umoci's conversion of the same image; what differs on purpose is in
 // its table.
 func TestUmoci(t *testing.T) {
