@@ -1,12 +1,15 @@
 package main
 
 import (
+	"context"
 	"encoding/json"
 	"fmt"
 
 	"distkit/cmd/internal/cli"
+	"distkit/image"
 
 	"github.com/containerd/errdefs"
+	v1 "github.com/opencontainers/image-spec/specs-go/v1"
 	"github.com/spf13/cobra"
 )
 
@@ -83,27 +86,11 @@ func newChildren() *cobra.Command {
 	c := &cobra.Command{
 		Use:   "children [flags] NAME|DIGEST",
 		Short: "List what an index or manifest refers to: the platform's manifest, or config and layers",
-		Args:  cobra.ExactArgs(1),
 	}
-	f := newPlatformFlags(c)
-	f.allPlatforms = c.Flags().Bool("all-platforms", false, "every manifest of an index")
-	c.MarkFlagsMutuallyExclusive("all-platforms", "platform")
-	records := cli.NewRecords(c, "DIGEST", "SIZE", "TYPE")
+	list := listDescriptors(c, image.Walker.Children)
 	c.RunE = func(c *cobra.Command, args []string) error {
-		w, d, err := f.walker(c.Context(), args[0])
-		if err != nil {
-			return err
-		}
-		children, err := w.Children(c.Context(), d)
-		if err != nil {
-			return err
-		}
-		for _, d := range children {
-			if err := records.Write(d, d.Digest, cli.Size(d.Size), d.MediaType); err != nil {
-				return err
-			}
-		}
-		return records.Close()
+		_, err := list(args[0])
+		return err
 	}
 	return c
 }
@@ -112,33 +99,40 @@ func newCheck() *cobra.Command {
 	c := &cobra.Command{
 		Use:   "check [flags] NAME|DIGEST",
 		Short: "List which blobs of an image are missing; status 3 if any is",
-		Args:  cobra.ExactArgs(1),
 	}
+	list := listDescriptors(c, image.Walker.Missing)
+	c.RunE = func(c *cobra.Command, args []string) error {
+		missing, err := list(args[0])
+		if err == nil && missing > 0 {
+			err = fmt.Errorf("%s is incomplete: blobs that are missing: %d: %w", args[0], missing, errdefs.ErrNotFound)
+		}
+		return err
+	}
+	return c
+}
+
+// listDescriptors makes c a verb that prints descriptors found from an image, and returns what
+// prints them and tells how many there were.
+func listDescriptors(c *cobra.Command, find func(image.Walker, context.Context, v1.Descriptor) ([]v1.Descriptor, error)) func(ref string) (int, error) {
+	c.Args = cobra.ExactArgs(1)
 	f := newPlatformFlags(c)
 	f.allPlatforms = c.Flags().Bool("all-platforms", false, "every manifest of an index")
 	c.MarkFlagsMutuallyExclusive("all-platforms", "platform")
 	records := cli.NewRecords(c, "DIGEST", "SIZE", "TYPE")
-	c.RunE = func(c *cobra.Command, args []string) error {
-		w, d, err := f.walker(c.Context(), args[0])
+	return func(ref string) (int, error) {
+		w, d, err := f.walker(c.Context(), ref)
 		if err != nil {
-			return err
+			return 0, err
 		}
-		missing, err := w.Missing(c.Context(), d)
+		found, err := find(w, c.Context(), d)
 		if err != nil {
-			return err
+			return 0, err
 		}
-		for _, d := range missing {
+		for _, d := range found {
 			if err := records.Write(d, d.Digest, cli.Size(d.Size), d.MediaType); err != nil {
-				return err
+				return 0, err
 			}
 		}
-		if err := records.Close(); err != nil {
-			return err
-		}
-		if len(missing) > 0 {
-			return fmt.Errorf("%s is incomplete: %d of its blobs are missing: %w", args[0], len(missing), errdefs.ErrNotFound)
-		}
-		return nil
+		return len(found), records.Close()
 	}
-	return c
 }
