@@ -17,6 +17,8 @@ import (
 	"errors"
 	"io"
 	"io/fs"
+	"strconv"
+	"strings"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -30,6 +32,19 @@ type Info struct {
 	CreatedAt time.Time // stored, or freshened by an ingest that found it there
 	UpdatedAt time.Time // that, or the last change of its labels
 	Labels    map[string]string
+}
+
+// Field gives the fields that containerd's filters know: digest, size, labels.KEY.
+func (i Info) Field(fieldpath []string) (value string, present bool) {
+	switch {
+	case len(fieldpath) == 1 && fieldpath[0] == "digest":
+		return string(i.Digest), true
+	case len(fieldpath) == 1 && fieldpath[0] == "size":
+		return strconv.FormatInt(i.Size, 10), true
+	case len(fieldpath) > 1 && fieldpath[0] == "labels":
+		value, present = i.Labels[strings.Join(fieldpath[1:], ".")]
+	}
+	return value, present
 }
 
 // Status describes a write under way, or one that was left behind.

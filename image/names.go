@@ -57,6 +57,22 @@ type Image struct {
 	UpdatedAt time.Time
 }
 
+// Field gives the fields that containerd's filters know: name, target.digest,
+// target.mediatype, labels.KEY.
+func (img Image) Field(fieldpath []string) (value string, present bool) {
+	switch path := strings.Join(fieldpath, "."); {
+	case path == "name":
+		return img.Name, true
+	case path == "target.digest":
+		return string(img.Target.Digest), true
+	case strings.EqualFold(path, "target.mediatype"):
+		return img.Target.MediaType, img.Target.MediaType != ""
+	case len(fieldpath) > 1 && fieldpath[0] == "labels":
+		value, present = img.Labels[strings.Join(fieldpath[1:], ".")]
+	}
+	return value, present
+}
+
 // OpenNames selects a namespace of the store. It touches nothing on disk. A namespace that is
 // no identifier is InvalidArgument, a layout version that is not known FailedPrecondition.
 func OpenNames(store *content.Store, namespace string) (*Names, error) {

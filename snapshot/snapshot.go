@@ -43,6 +43,23 @@ type Info struct {
 	Updated time.Time         `json:"updated"`
 }
 
+// Field gives the fields that containerd's filters know: kind (in lower case, as there),
+// name (the key), parent, labels.KEY.
+func (i Info) Field(fieldpath []string) (value string, present bool) {
+	switch {
+	case len(fieldpath) > 1 && fieldpath[0] == "labels":
+		value, present = i.Labels[strings.Join(fieldpath[1:], ".")]
+	case len(fieldpath) != 1:
+	case fieldpath[0] == "kind":
+		return strings.ToLower(string(i.Kind)), true
+	case fieldpath[0] == "name", fieldpath[0] == "key":
+		return i.Key, true
+	case fieldpath[0] == "parent":
+		return i.Parent, true
+	}
+	return value, present
+}
+
 // Usage is what a snapshot itself takes, its parents left out where the driver shares them.
 type Usage struct {
 	Size   int64 `json:"size"`   // bytes allocated

@@ -34,9 +34,7 @@ func newUpdate() *cobra.Command {
 		if img.Labels, err = cli.Labels(*labels); err != nil {
 			return err
 		}
-		for k := range img.Labels {
-			paths = append(paths, "labels."+k)
-		}
+		paths = append(paths, cli.LabelPaths(img.Labels)...)
 		if len(paths) == 0 {
 			return cli.Usagef("nothing to change: give --target or --label")
 		}
@@ -69,11 +67,7 @@ func newLabel() *cobra.Command {
 		if len(changes) == 0 {
 			img, err = names.Get(args[0])
 		} else {
-			var paths []string
-			for k := range changes {
-				paths = append(paths, "labels."+k)
-			}
-			img, err = names.Update(image.Image{Name: args[0], Labels: changes}, paths...)
+			img, err = names.Update(image.Image{Name: args[0], Labels: changes}, cli.LabelPaths(changes)...)
 		}
 		if err != nil {
 			return err

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"distkit/cmd/internal/cli"
+	"distkit/cmd/internal/filter"
 	"distkit/content"
 	"distkit/image"
 
@@ -132,13 +133,17 @@ func descriptor(c *cobra.Command, store *content.Store, arg string) (v1.Descript
 
 func newLs() *cobra.Command {
 	c := &cobra.Command{
-		Use:   "ls [flags]",
+		Use:   "ls [flags] [FILTER…]",
 		Short: "List names",
-		Args:  cobra.NoArgs,
+		Args:  cobra.ArbitraryArgs,
 	}
 	f := newPlatformFlags(c)
 	records := cli.NewRecords(c, "REF", "TYPE", "DIGEST", "SIZE", "UPDATED")
-	c.RunE = func(c *cobra.Command, _ []string) error {
+	c.RunE = func(c *cobra.Command, args []string) error {
+		wanted, err := filter.Parse(args)
+		if err != nil {
+			return err
+		}
 		store, names, err := f.open()
 		if err != nil {
 			return err
@@ -152,6 +157,11 @@ func newLs() *cobra.Command {
 			return err
 		}
 		for _, img := range all {
+			if ok, err := wanted.Match(img); err != nil {
+				return err
+			} else if !ok {
+				continue
+			}
 			r := record{Name: img.Name, Target: img.Target, Labels: img.Labels, CreatedAt: img.CreatedAt, UpdatedAt: img.UpdatedAt}
 			if !records.Quiet() {
 				// What can't be told, since blobs are missing or it is no image, is 0.

@@ -5,6 +5,7 @@ import (
 	"time"
 
 	"distkit/cmd/internal/cli"
+	"distkit/cmd/internal/filter"
 	"distkit/content"
 
 	"github.com/opencontainers/go-digest"
@@ -21,21 +22,28 @@ type record struct {
 
 func newCommand() *cobra.Command {
 	c := &cobra.Command{
-		Use:   "dist-list [flags]",
+		Use:   "dist-list [flags] [FILTER…]",
 		Short: "list the blobs of a store",
-		Args:  cobra.NoArgs,
+		Args:  cobra.ArbitraryArgs,
 	}
 	root := cli.Root(c.Flags())
 	out := cli.NewRecords(c, "DIGEST", "SIZE", "AGE")
-	c.RunE = func(c *cobra.Command, _ []string) error {
+	c.RunE = func(c *cobra.Command, args []string) error {
+		wanted, err := filter.Parse(args)
+		if err != nil {
+			return err
+		}
 		s, err := content.Open(*root)
 		if err != nil {
 			return err
 		}
-		if out.Quiet() {
+		if out.Quiet() && wanted.All() {
 			return s.Digests(c.Context(), func(d digest.Digest) error { return out.Write(nil, d) })
 		}
 		err = s.Walk(c.Context(), func(i content.Info) error {
+			if ok, err := wanted.Match(i); err != nil || !ok {
+				return err
+			}
 			return out.Write(record{i.Digest, i.Size, i.CreatedAt}, i.Digest, cli.Size(i.Size), i.CreatedAt)
 		})
 		if err != nil {

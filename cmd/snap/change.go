@@ -2,8 +2,6 @@ package main
 
 import (
 	"context"
-	"slices"
-	"strings"
 
 	"distkit/cmd/internal/cli"
 	"distkit/snapshot"
@@ -28,7 +26,7 @@ func newMake(s *store, verb, short string, do func(*snapshot.Snapshotter, contex
 		if err != nil {
 			return err
 		}
-		l, err := parseLabels(*labels)
+		l, err := cli.Labels(*labels)
 		if err != nil {
 			return err
 		}
@@ -50,7 +48,7 @@ func newCommit(s *store) *cobra.Command {
 		if err != nil {
 			return err
 		}
-		l, err := parseLabels(*labels)
+		l, err := cli.Labels(*labels)
 		if err != nil {
 			return err
 		}
@@ -82,44 +80,31 @@ func newRm(s *store) *cobra.Command {
 }
 
 func newLabel(s *store) *cobra.Command {
-	c := &cobra.Command{Use: "label [flags] KEY [NAME=VALUE…]", Short: "set a snapshot's labels, and print them", Args: cobra.MinimumNArgs(1)}
-	r := cli.NewRecords(c, "NAME", "VALUE")
+	c := &cobra.Command{Use: "label [flags] KEY [KEY=VALUE…]", Short: "set a snapshot's labels, and print them", Args: cobra.MinimumNArgs(1)}
+	r := cli.NewRecords(c, "KEY", "VALUE")
 	c.RunE = func(c *cobra.Command, args []string) error {
 		sn, err := s.open()
 		if err != nil {
 			return err
 		}
-		l, err := parseLabels(args[1:])
+		l, err := cli.Labels(args[1:])
 		if err != nil {
 			return err
 		}
 		info, err := sn.Stat(c.Context(), args[0])
 		if err == nil && len(l) > 0 {
-			var fields []string
-			for name := range l {
-				fields = append(fields, "labels."+name)
-			}
-			info, err = sn.Update(c.Context(), snapshot.Info{Key: args[0], Labels: l}, fields...)
+			info, err = sn.Update(c.Context(), snapshot.Info{Key: args[0], Labels: l}, cli.LabelPaths(l)...)
 		}
 		if err != nil {
 			return err
 		}
-		for _, name := range sorted(info.Labels) {
-			v := struct {
-				Name  string `json:"name"`
-				Value string `json:"value"`
-			}{name, info.Labels[name]}
-			if err := r.Write(v, v.Name, v.Value); err != nil {
-				return err
-			}
-		}
-		return r.Close()
+		return r.WriteLabels(info.Labels)
 	}
 	return c
 }
 
 func labelFlag(c *cobra.Command) *[]string {
-	return c.Flags().StringArray("label", nil, "label it `NAME=VALUE` (can be repeated)")
+	return c.Flags().StringArray("label", nil, "label it `KEY=VALUE` (can be repeated)")
 }
 
 func noSyncFlag(c *cobra.Command) *bool {
@@ -129,25 +114,4 @@ func noSyncFlag(c *cobra.Command) *bool {
 // zero is -z for the verbs that read keys but print no records.
 func zero(c *cobra.Command) {
 	c.Flags().BoolP("zero", "z", false, "with -, keys end with NUL instead of newline")
-}
-
-func parseLabels(args []string) (map[string]string, error) {
-	labels := map[string]string{}
-	for _, a := range args {
-		name, value, ok := strings.Cut(a, "=")
-		if !ok || name == "" {
-			return nil, cli.Usagef("label %q: must be NAME=VALUE", a)
-		}
-		labels[name] = value
-	}
-	return labels, nil
-}
-
-func sorted(labels map[string]string) []string {
-	names := make([]string, 0, len(labels))
-	for n := range labels {
-		names = append(names, n)
-	}
-	slices.Sort(names)
-	return names
 }

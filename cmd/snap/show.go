@@ -7,6 +7,7 @@ import (
 	"strings"
 
 	"distkit/cmd/internal/cli"
+	"distkit/cmd/internal/filter"
 	"distkit/snapshot"
 	"distkit/snapshot/drivers"
 
@@ -14,15 +15,24 @@ import (
 )
 
 func newLs(s *store) *cobra.Command {
-	c := &cobra.Command{Use: "ls [flags]", Short: "list the snapshots: key, parent, kind", Args: cobra.NoArgs}
+	c := &cobra.Command{Use: "ls [flags] [FILTER…]", Short: "list the snapshots: key, parent, kind", Args: cobra.ArbitraryArgs}
 	r := cli.NewRecords(c, "KEY", "PARENT", "KIND")
-	c.RunE = func(c *cobra.Command, _ []string) error {
+	c.RunE = func(c *cobra.Command, args []string) error {
+		wanted, err := filter.Parse(args)
+		if err != nil {
+			return err
+		}
 		all, err := list(c, s)
 		if err != nil {
 			return err
 		}
 		slices.SortFunc(all, func(a, b snapshot.Info) int { return strings.Compare(a.Key, b.Key) })
 		for _, i := range all {
+			if ok, err := wanted.Match(i); err != nil {
+				return err
+			} else if !ok {
+				continue
+			}
 			if err := r.Write(i, i.Key, i.Parent, i.Kind); err != nil {
 				return err
 			}
@@ -58,11 +68,7 @@ func newStat(s *store) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			var labels []string
-			for _, name := range sorted(i.Labels) {
-				labels = append(labels, name+"="+i.Labels[name])
-			}
-			return r.Write(i, i.Key, i.Parent, i.Kind, i.Created, i.Updated, strings.Join(labels, ","))
+			return r.Write(i, i.Key, i.Parent, i.Kind, i.Created, i.Updated, cli.LabelWords(i.Labels))
 		})
 		if cerr := r.Close(); err == nil {
 			err = cerr
