@@ -40,10 +40,10 @@ func TestLabel(t *testing.T) {
 		}
 	}
 	d := string(dgst)
-	want(0, d+"\t\n", d)
-	want(0, d+"\ta=1,b=2=3\n", d, "b=2=3", "a=1")
-	want(0, d+"\ta=1,b=2=3\n", d)
-	want(0, `{"digest":"`+d+`","labels":{"b":"2=3"}}`+"\n", "--json", d, "a=")
+	want(0, "", d)
+	want(0, "a\t1\nb\t2=3\n", d, "b=2=3", "a=1")
+	want(0, "a\t1\nb\t2=3\n", d)
+	want(0, `{"key":"b","value":"2=3"}`+"\n", "--json", d, "a=")
 	want(2, "", d, "nonsense")
 	want(2, "", d, "=x")
 	want(2, "", "nonsense")

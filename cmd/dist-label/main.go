@@ -2,10 +2,6 @@
 package main
 
 import (
-	"maps"
-	"slices"
-	"strings"
-
 	"distkit/cmd/internal/cli"
 	"distkit/content"
 
@@ -15,11 +11,6 @@ import (
 
 func main() { cli.Main(newCommand()) }
 
-type record struct {
-	Digest digest.Digest     `json:"digest"`
-	Labels map[string]string `json:"labels"`
-}
-
 func newCommand() *cobra.Command {
 	c := &cobra.Command{
 		Use:   "dist-label [flags] DIGEST [KEY=VALUE…]",
@@ -27,42 +18,27 @@ func newCommand() *cobra.Command {
 		Args:  cobra.MinimumNArgs(1),
 	}
 	root := cli.Root(c.Flags())
-	out := cli.NewRecords(c, "DIGEST", "LABELS")
+	out := cli.NewRecords(c, "KEY", "VALUE")
 	c.RunE = func(c *cobra.Command, args []string) error {
-		change := content.Info{Digest: digest.Digest(args[0]), Labels: map[string]string{}}
-		var fields []string
-		for _, a := range args[1:] {
-			key, value, ok := strings.Cut(a, "=")
-			if !ok || key == "" {
-				return cli.Usagef("label %q is not of the form KEY=VALUE", a)
-			}
-			change.Labels[key] = value
-			fields = append(fields, "labels."+key)
+		change := content.Info{Digest: digest.Digest(args[0])}
+		var err error
+		if change.Labels, err = cli.Labels(args[1:]); err != nil {
+			return err
 		}
 		s, err := content.Open(*root)
 		if err != nil {
 			return err
 		}
 		var info content.Info
-		if len(fields) > 0 {
-			info, err = s.Update(c.Context(), change, fields...)
+		if len(change.Labels) > 0 {
+			info, err = s.Update(c.Context(), change, cli.LabelPaths(change.Labels)...)
 		} else {
 			info, err = s.Info(c.Context(), change.Digest)
 		}
 		if err != nil {
 			return err
 		}
-		var pairs []string
-		for _, key := range slices.Sorted(maps.Keys(info.Labels)) {
-			pairs = append(pairs, key+"="+info.Labels[key])
-		}
-		if info.Labels == nil {
-			info.Labels = map[string]string{}
-		}
-		if err := out.Write(record{info.Digest, info.Labels}, info.Digest, strings.Join(pairs, ",")); err != nil {
-			return err
-		}
-		return out.Close()
+		return out.WriteLabels(info.Labels)
 	}
 	return c
 }

@@ -3,9 +3,6 @@ package main
 
 import (
 	"fmt"
-	"maps"
-	"slices"
-	"strings"
 
 	"distkit/cmd/internal/cli"
 	"distkit/content"
@@ -108,15 +105,11 @@ func newLs() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			var words []string
-			for _, k := range slices.Sorted(maps.Keys(labels)) {
-				words = append(words, k+"="+labels[k])
-			}
 			record := struct {
 				Name   string            `json:"name"`
 				Labels map[string]string `json:"labels,omitempty"`
 			}{name, labels}
-			if err := records.Write(record, name, strings.Join(words, ",")); err != nil {
+			if err := records.Write(record, name, cli.LabelWords(labels)); err != nil {
 				return err
 			}
 		}

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"strings"
 
 	"distkit/cmd/internal/cli"
 	"distkit/snapshot"

@@ -19,12 +19,34 @@ func Labels(args []string) (map[string]string, error) {
 	return labels, nil
 }
 
-// WriteLabels prints a label a record, sorted by key.
+// WriteLabels prints a label a record, KEY and VALUE, sorted by key.
 func (r *Records) WriteLabels(labels map[string]string) error {
 	for _, k := range slices.Sorted(maps.Keys(labels)) {
-		if err := r.Write(map[string]string{k: labels[k]}, k, labels[k]); err != nil {
+		record := struct {
+			Key   string `json:"key"`
+			Value string `json:"value"`
+		}{k, labels[k]}
+		if err := r.Write(record, k, record.Value); err != nil {
 			return err
 		}
 	}
 	return r.Close()
+}
+
+// LabelPaths are the field paths, "labels.KEY", of the labels given.
+func LabelPaths(labels map[string]string) []string {
+	var paths []string
+	for _, k := range slices.Sorted(maps.Keys(labels)) {
+		paths = append(paths, "labels."+k)
+	}
+	return paths
+}
+
+// LabelWords are the labels as one cell: "KEY=VALUE", sorted, separated by commas.
+func LabelWords(labels map[string]string) string {
+	var words []string
+	for _, k := range slices.Sorted(maps.Keys(labels)) {
+		words = append(words, k+"="+labels[k])
+	}
+	return strings.Join(words, ",")
 }
