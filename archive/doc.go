@@ -2,8 +2,8 @@
 //
 // A layer is a tar archive, plain or compressed with gzip or zstd, in the form of the image
 // specification's "Image Layer Filesystem Changeset". [Apply] writes one into a directory and
-// tells its diff ID, the digest of the uncompressed archive; [ChainID] computes the name of a
-// stack of layers.
+// tells its diff ID, the digest of the uncompressed archive; [Diff] writes the layer that makes
+// one directory of another; [ChainID] computes the name of a stack of layers.
 //
 // Layers are hostile input. Apply never resolves a path by cleaning strings: every name is
 // used as a single component below a directory that is held open, symbolic links that lead to
