@@ -13,8 +13,6 @@ import (
 	"strings"
 	"time"
 
-	"distkit/errclass"
-
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
 )
@@ -160,7 +158,7 @@ func openTop(path string) (*node, error) {
 	case errors.Is(err, unix.ENOTDIR):
 		return nil, refused("open %s: %w", path, err)
 	case errors.Is(err, unix.ENOENT):
-		return nil, errclass.As(fmt.Errorf("open %s: %w", path, err), errdefs.ErrNotFound)
+		return nil, classed{fmt.Errorf("open %s: %w", path, err), errdefs.ErrNotFound}
 	case err != nil:
 		return nil, fmt.Errorf("open %s: %w", path, err)
 	}
@@ -533,7 +531,7 @@ func (d *differ) mark(dir *node, name string) error {
 	return d.header(&tar.Header{Typeflag: tar.TypeReg, Name: join(dir.path, name), ModTime: time.Unix(0, 0)})
 }
 
-func unsayable(text string) error { return errclass.As(errors.New(text), errdefs.ErrNotImplemented) }
+func unsayable(text string) error { return classed{errors.New(text), errdefs.ErrNotImplemented} }
 
 // writeParents writes a directory and those above it that the layer does not hold yet.
 func (d *differ) writeParents(dir *node) error {
