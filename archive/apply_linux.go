@@ -15,6 +15,8 @@ import (
 	"sync"
 	"time"
 
+	"distkit/errclass"
+
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
 	"golang.org/x/sys/unix"
@@ -85,7 +87,7 @@ func Apply(ctx context.Context, root string, r io.Reader, opts Options) (Result,
 			return Result{}, refused("expected diff ID %q: %w", opts.ExpectDiffID, err)
 		}
 		if a := opts.ExpectDiffID.Algorithm(); a != digest.SHA256 {
-			return Result{}, classed{fmt.Errorf("expected diff ID: algorithm %s is not supported", a), errdefs.ErrNotImplemented}
+			return Result{}, errclass.As(fmt.Errorf("expected diff ID: algorithm %s is not supported", a), errdefs.ErrNotImplemented)
 		}
 	}
 	t, err := newTree(root)
@@ -815,7 +817,7 @@ func (a *applier) whiteout(parent, base string) error {
 	case base == opaqueMarker && t.opaque == "":
 		return t.hide(d)
 	case base == opaqueMarker && d == t.root:
-		return classed{errors.New("overlayfs can't hide all lower layers: apply it with whiteouts removed"), errdefs.ErrNotImplemented}
+		return errclass.As(errors.New("overlayfs can't hide all lower layers: apply it with whiteouts removed"), errdefs.ErrNotImplemented)
 	case base == opaqueMarker:
 		return t.makeOpaque(d)
 	case strings.HasPrefix(base, metaPrefix):

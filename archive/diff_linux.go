@@ -13,6 +13,8 @@ import (
 	"strings"
 	"time"
 
+	"distkit/errclass"
+
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
 )
@@ -158,7 +160,7 @@ func openTop(path string) (*node, error) {
 	case errors.Is(err, unix.ENOTDIR):
 		return nil, refused("open %s: %w", path, err)
 	case errors.Is(err, unix.ENOENT):
-		return nil, classed{fmt.Errorf("open %s: %w", path, err), errdefs.ErrNotFound}
+		return nil, errclass.As(fmt.Errorf("open %s: %w", path, err), errdefs.ErrNotFound)
 	case err != nil:
 		return nil, fmt.Errorf("open %s: %w", path, err)
 	}
@@ -531,7 +533,7 @@ func (d *differ) mark(dir *node, name string) error {
 	return d.header(&tar.Header{Typeflag: tar.TypeReg, Name: join(dir.path, name), ModTime: time.Unix(0, 0)})
 }
 
-func unsayable(text string) error { return classed{errors.New(text), errdefs.ErrNotImplemented} }
+func unsayable(text string) error { return errclass.As(errors.New(text), errdefs.ErrNotImplemented) }
 
 // writeParents writes a directory and those above it that the layer does not hold yet.
 func (d *differ) writeParents(dir *node) error {
@@ -699,7 +701,7 @@ func (d *differ) readXattrs(n *node) error {
 var overlayMarks = []string{"opaque", "whiteout", "metacopy", "redirect"}
 
 func (n *node) notUpper(what string) error {
-	return classed{n.fail("read", errors.New(what+": only an upper directory, read as one, may have it")), errdefs.ErrInvalidArgument}
+	return errclass.As(n.fail("read", errors.New(what+": only an upper directory, read as one, may have it")), errdefs.ErrInvalidArgument)
 }
 
 // procPath leads to the name itself in the directory that is open, whatever it is.

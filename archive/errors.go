@@ -3,23 +3,17 @@ package archive
 import (
 	"fmt"
 
+	"distkit/errclass"
+
 	"github.com/containerd/errdefs"
 )
 
-// classed gives an error a class without adding the class's words to its text.
-type classed struct {
-	error
-	class error
-}
-
-func (c classed) Unwrap() []error { return []error{c.error, c.class} }
-
 func dataLoss(format string, a ...any) error {
-	return classed{fmt.Errorf(format, a...), errdefs.ErrDataLoss}
+	return errclass.Errorf(errdefs.ErrDataLoss, format, a...)
 }
 
 func refused(format string, a ...any) error {
-	return classed{fmt.Errorf(format, a...), errdefs.ErrInvalidArgument}
+	return errclass.Errorf(errdefs.ErrInvalidArgument, format, a...)
 }
 
 // quote shows a name in an error, cut to a length that can be read.

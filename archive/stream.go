@@ -14,6 +14,7 @@ import (
 	"github.com/klauspost/compress/zstd"
 
 	"distkit/archive/inflate"
+	"distkit/errclass"
 )
 
 const (
@@ -54,7 +55,7 @@ func decompress(r *bufio.Reader) (io.Reader, func(), error) {
 }
 
 func notSupported(compression string) error {
-	return classed{fmt.Errorf("compressed with %s: only gzip, zstd and plain layers are supported", compression), errdefs.ErrNotImplemented}
+	return errclass.As(fmt.Errorf("compressed with %s: only gzip, zstd and plain layers are supported", compression), errdefs.ErrNotImplemented)
 }
 
 // A stream reads, decompresses and hashes ahead of its reader: one goroutine decompresses

@@ -15,6 +15,8 @@ import (
 	"sync/atomic"
 	"time"
 
+	"distkit/errclass"
+
 	"github.com/containerd/errdefs"
 	"oras.land/oras-go/v2/registry/remote/auth"
 )
@@ -308,7 +310,7 @@ func (c *client) send(ctx context.Context, r request, watch *time.Timer) (*http.
 	ctx = auth.WithScopesForHost(ctx, c.host, r.scopes...)
 	req, err := http.NewRequestWithContext(ctx, r.method, u.String(), nil)
 	if err != nil {
-		return nil, classed{err, errdefs.ErrInvalidArgument}
+		return nil, errclass.As(err, errdefs.ErrInvalidArgument)
 	}
 	if r.body != nil {
 		req.ContentLength = r.size
@@ -404,7 +406,7 @@ func (s *stalling) Read(p []byte) (int, error) {
 		if context.Cause(s.ctx) != nil {
 			err = classify(s.ctx, err, false)
 		} else {
-			err = classed{err, errdefs.ErrAborted}
+			err = errclass.As(err, errdefs.ErrAborted)
 		}
 	}
 	return n, err

@@ -15,21 +15,15 @@ import (
 	"strings"
 	"unicode"
 
+	"distkit/errclass"
+
 	"github.com/containerd/errdefs"
 	"oras.land/oras-go/v2/registry/remote/auth"
 	"oras.land/oras-go/v2/registry/remote/errcode"
 )
 
-// classed gives an error a class without adding the class's words to its text.
-type classed struct {
-	error
-	class error
-}
-
-func (c classed) Unwrap() []error { return []error{c.error, c.class} }
-
 func classf(class error, format string, a ...any) error {
-	return classed{fmt.Errorf(format, a...), class}
+	return errclass.Errorf(class, format, a...)
 }
 
 // isTemporary tells failures that may be gone later.
@@ -138,7 +132,7 @@ func printable(s string) string {
 func classify(ctx context.Context, err error, challenged bool) error {
 	if cerr := context.Cause(ctx); cerr != nil {
 		if errors.Is(cerr, errStalled) {
-			return classed{errStalled, context.DeadlineExceeded}
+			return errclass.As(errStalled, context.DeadlineExceeded)
 		}
 		return cerr
 	}
@@ -184,13 +178,13 @@ func classify(ctx context.Context, err error, challenged bool) error {
 	case errors.As(err, &certErr), errors.As(err, &hostErr), errors.As(err, &caErr), errors.As(err, &alert), errors.As(err, &record):
 		return fmt.Errorf("TLS: %w", plain)
 	case errors.As(err, &dnsErr), errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF):
-		return classed{plain, errdefs.ErrAborted}
+		return errclass.As(plain, errdefs.ErrAborted)
 	case errors.As(err, &netErr) && netErr.Timeout():
-		return classed{plain, context.DeadlineExceeded}
+		return errclass.As(plain, context.DeadlineExceeded)
 	case urlErr != nil:
-		return classed{plain, errdefs.ErrAborted}
+		return errclass.As(plain, errdefs.ErrAborted)
 	case challenged:
-		return classed{errors.New(printable(plain.Error())), errdefs.ErrUnauthenticated}
+		return errclass.As(errors.New(printable(plain.Error())), errdefs.ErrUnauthenticated)
 	}
 	return plain
 }

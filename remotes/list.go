@@ -11,6 +11,8 @@ import (
 	"net/url"
 	"strings"
 
+	"distkit/errclass"
+
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
@@ -247,7 +249,7 @@ func (p *push) delete() error {
 	case err == nil || !isStatus(err, http.StatusMethodNotAllowed, http.StatusBadRequest, http.StatusNotImplemented):
 		return err
 	case p.object.tag == "":
-		return classed{err, errdefs.ErrNotImplemented}
+		return errclass.As(err, errdefs.ErrNotImplemented)
 	}
 	// Nothing may be deleted but what is made here.
 	if _, err := p.resolve(p.ctx, p.client, p.tries, p.object); err != nil {

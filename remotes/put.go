@@ -12,6 +12,8 @@ import (
 	"strconv"
 	"strings"
 
+	"distkit/errclass"
+
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
@@ -408,7 +410,7 @@ func (p *push) sendFile(s session, from func(offset int64) io.Reader, size int64
 			}
 		}
 		if isStatus(err, http.StatusRequestedRangeNotSatisfiable) {
-			err = classed{err, errdefs.ErrAborted}
+			err = errclass.As(err, errdefs.ErrAborted)
 		}
 		if err := p.client.again(p.ctx, p.tries, err); err != nil {
 			return err
@@ -515,7 +517,7 @@ func (p *push) sendPiece(s *session, piece []byte, offset int64, last bool) erro
 			return p.move(s, resp)
 		}
 		if isStatus(err, http.StatusRequestedRangeNotSatisfiable) {
-			err = classed{err, errdefs.ErrAborted}
+			err = errclass.As(err, errdefs.ErrAborted)
 		}
 		if err := p.client.again(p.ctx, p.tries, err); err != nil {
 			return err

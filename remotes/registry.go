@@ -14,6 +14,8 @@ import (
 	"strconv"
 	"strings"
 
+	"distkit/errclass"
+
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
@@ -664,7 +666,7 @@ func (d *download) skip(to int64) error {
 		err = io.ErrUnexpectedEOF
 	}
 	if !isTemporary(err) {
-		err = classed{err, errdefs.ErrAborted}
+		err = errclass.As(err, errdefs.ErrAborted)
 	}
 	return err
 }

@@ -16,6 +16,8 @@ import (
 	"sync"
 	"time"
 
+	"distkit/errclass"
+
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
 	"oras.land/oras-go/v2/registry/remote/auth"
@@ -232,7 +234,7 @@ func (c *client) postpone(after time.Duration) {
 }
 
 // errToldToWait is of a wait that is longer than this process has patience.
-var errToldToWait error = classed{errors.New("has asked another process to wait"), errdefs.ErrResourceExhausted}
+var errToldToWait error = errclass.As(errors.New("has asked another process to wait"), errdefs.ErrResourceExhausted)
 
 // waitShared waits where another process was told to.
 func (c *client) waitShared(ctx context.Context) error {

@@ -1,31 +1,23 @@
 package runtime
 
 import (
-	"fmt"
+	"distkit/errclass"
 
 	"github.com/containerd/errdefs"
 )
 
-// classed gives an error its class without adding the class's words to its text.
-type classed struct {
-	error
-	class error
-}
-
-func (c classed) Unwrap() []error { return []error{c.error, c.class} }
-
 func invalid(format string, a ...any) error {
-	return classed{fmt.Errorf(format, a...), errdefs.ErrInvalidArgument}
+	return errclass.Errorf(errdefs.ErrInvalidArgument, format, a...)
 }
 
 func notFound(format string, a ...any) error {
-	return classed{fmt.Errorf(format, a...), errdefs.ErrNotFound}
+	return errclass.Errorf(errdefs.ErrNotFound, format, a...)
 }
 
 func failed(format string, a ...any) error {
-	return classed{fmt.Errorf(format, a...), errdefs.ErrFailedPrecondition}
+	return errclass.Errorf(errdefs.ErrFailedPrecondition, format, a...)
 }
 
 func busy(format string, a ...any) error {
-	return classed{fmt.Errorf(format, a...), errdefs.ErrUnavailable}
+	return errclass.Errorf(errdefs.ErrUnavailable, format, a...)
 }

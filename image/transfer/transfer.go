@@ -14,6 +14,7 @@ import (
 	"strings"
 
 	"distkit/content"
+	"distkit/errclass"
 	"distkit/image"
 
 	"github.com/containerd/errdefs"
@@ -71,24 +72,16 @@ func foreign(mediaType string) bool {
 	return strings.Contains(mediaType, ".nondistributable.") || strings.Contains(mediaType, ".foreign.")
 }
 
-// classed gives an error its class without adding the class's words to its text.
-type classed struct {
-	error
-	class error
-}
-
-func (c classed) Unwrap() []error { return []error{c.error, c.class} }
-
 func invalid(format string, a ...any) error {
-	return classed{fmt.Errorf(format, a...), errdefs.ErrInvalidArgument}
+	return errclass.Errorf(errdefs.ErrInvalidArgument, format, a...)
 }
 
 func damaged(format string, a ...any) error {
-	return classed{fmt.Errorf(format, a...), errdefs.ErrDataLoss}
+	return errclass.Errorf(errdefs.ErrDataLoss, format, a...)
 }
 
 func absent(format string, a ...any) error {
-	return classed{fmt.Errorf(format, a...), errdefs.ErrNotFound}
+	return errclass.Errorf(errdefs.ErrNotFound, format, a...)
 }
 
 // tree finds what of an image the store has. Its zero value but for the walker is ready.
@@ -220,5 +213,5 @@ func (t *tree) manifest(ctx context.Context, d v1.Descriptor, children []v1.Desc
 }
 
 func unknownVersion(version string) error {
-	return classed{fmt.Errorf("image layout version %.40q is not known (only %s)", version, v1.ImageLayoutVersion), errdefs.ErrFailedPrecondition}
+	return errclass.As(fmt.Errorf("image layout version %.40q is not known (only %s)", version, v1.ImageLayoutVersion), errdefs.ErrFailedPrecondition)
 }

@@ -17,6 +17,8 @@ import (
 	"time"
 	"unicode"
 
+	"distkit/errclass"
+
 	"github.com/containerd/errdefs"
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
@@ -217,16 +219,8 @@ func ExitWith(n int, err error) error { return exitStatus{n, err} }
 
 // Usagef is an error of wrong usage: status 2, class InvalidArgument.
 func Usagef(format string, a ...any) error {
-	return classed{fmt.Errorf(format, a...), errdefs.ErrInvalidArgument}
+	return errclass.Errorf(errdefs.ErrInvalidArgument, format, a...)
 }
-
-// classed gives an error a class without adding the class's words to its text.
-type classed struct {
-	error
-	class error
-}
-
-func (c classed) Unwrap() []error { return []error{c.error, c.class} }
 
 // status maps an error's class to the exit status that all commands share.
 func status(err error) int {
