@@ -37,6 +37,7 @@ var behaviours = map[string]behaviour{
 	"dist-cat":       {output: []string{"BLOB"}, waits: []string{"-"}},
 	"dist-chain":     {output: []string{"BLOB"}, waits: []string{"-"}},
 	"dist-edit":      {bad: []string{}}, // it says on stderr what it did not change
+	"dist-diff":      {output: []string{"STORE"}, bad: []string{}},
 	"dist-export":    {output: []string{"example.org/x:1"}, bad: []string{"--platform", ""}, waits: []string{"-"}},
 	"dist-gc":        {output: []string{"--grace", "0", "--dry-run", "--json"}, bad: []string{"x"}},
 	"dist-hold":      {bad: []string{}, waits: []string{"--", "cat"}},

@@ -25,6 +25,7 @@ var mayImport = map[string][]string{
 	"dist-chain":     {"archive"},
 	"dist-delete":    {"content"},
 	"dist-edit":      {"image", "content"},
+	"dist-diff":      {"archive"},
 	"dist-export":    {"image", "content"},
 	"dist-fetch":     {"remotes"},
 	"dist-gc":        {"image", "content"},
