@@ -1,0 +1,281 @@
+// Package events is the log of what changed in a store: one JSON object a line, appended by
+// whoever made the change (distkit-layout(5), events). Topics are containerd's, where it has
+// one.
+//
+// The log is a convenience and no truth: what can't be logged has happened all the same.
+package events
+
+import (
+	"encoding/json"
+	"errors"
+	"io"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// limit is the size in bytes that the log does not exceed: it is put aside before.
+var limit int64 = 16 << 20
+
+const (
+	current = "events"
+	aside   = "events.1"
+)
+
+// Event is one change. Of the fields after Topic those are set that the topic has.
+type Event struct {
+	Time        time.Time         `json:"time"`
+	Namespace   string            `json:"namespace"` // "" for what all share: blobs, snapshots named by digest
+	Topic       string            `json:"topic"`
+	Name        string            `json:"name,omitempty"` // of an image, a namespace or a committed snapshot
+	Digest      string            `json:"digest,omitempty"`
+	Size        int64             `json:"size,omitempty"` // bytes; absent for 0
+	Key         string            `json:"key,omitempty"`
+	Parent      string            `json:"parent,omitempty"`
+	Snapshotter string            `json:"snapshotter,omitempty"`
+	Labels      map[string]string `json:"labels,omitempty"`
+}
+
+// Field gives the fields that containerd's filters know: namespace, topic, and event.FIELD for
+// the others, which may be called without "event." too.
+func (e Event) Field(fieldpath []string) (value string, present bool) {
+	if len(fieldpath) > 1 && fieldpath[0] == "event" {
+		fieldpath = fieldpath[1:]
+	}
+	if len(fieldpath) > 1 && fieldpath[0] == "labels" {
+		value, present = e.Labels[strings.Join(fieldpath[1:], ".")]
+		return value, present
+	}
+	switch strings.Join(fieldpath, ".") {
+	case "topic":
+		value = e.Topic
+	case "namespace":
+		value = e.Namespace
+	case "name":
+		value = e.Name
+	case "digest":
+		value = e.Digest
+	case "size":
+		if e.Digest != "" {
+			value = strconv.FormatInt(e.Size, 10)
+		}
+	case "key":
+		value = e.Key
+	case "parent":
+		value = e.Parent
+	case "snapshotter":
+		value = e.Snapshotter
+	}
+	return value, value != ""
+}
+
+// Append adds an event, of now, to the log of the store at root. It takes a lock for an
+// instant, and tells nobody whether it could.
+func Append(root string, e Event) {
+	e.Time = time.Now().UTC()
+	line, err := json.Marshal(e)
+	if err != nil {
+		return
+	}
+	_ = write(root, append(line, '\n'))
+}
+
+func write(root string, line []byte) error {
+	path := filepath.Join(root, current)
+	for {
+		f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|os.O_APPEND, 0o644)
+		if err != nil {
+			return err
+		}
+		again, err := writeTo(f, root, line)
+		_ = f.Close() // and with it goes the lock
+		if !again {
+			return err
+		}
+	}
+}
+
+// writeTo appends the line under f's lock, or tells that f is no longer the log.
+func writeTo(f *os.File, root string, line []byte) (again bool, err error) {
+	for {
+		err := unix.Flock(int(f.Fd()), unix.LOCK_EX)
+		if err == nil {
+			break
+		}
+		if !errors.Is(err, unix.EINTR) {
+			return false, err
+		}
+	}
+	fi, err := f.Stat()
+	if err != nil {
+		return false, err
+	}
+	path := filepath.Join(root, current)
+	if now, err := os.Stat(path); err != nil || !os.SameFile(fi, now) {
+		return err == nil || errors.Is(err, os.ErrNotExist), err
+	}
+	size := fi.Size()
+	if size > 0 && size+int64(len(line)) > limit {
+		// Those who wait for the lock find another file, or none, of that name.
+		return true, os.Rename(path, filepath.Join(root, aside))
+	}
+	if size > 0 {
+		last := make([]byte, 1)
+		if _, err := f.ReadAt(last, size-1); err != nil {
+			return false, err
+		}
+		if last[0] != '\n' {
+			line = append([]byte{'\n'}, line...) // a writer was killed within its line
+		}
+	}
+	if _, err := f.Write(line); err != nil {
+		return false, errors.Join(err, f.Truncate(size)) // a full disk leaves no half a line
+	}
+	return false, nil
+}
+
+// Log reads the events of a store from the oldest that is kept.
+type Log struct {
+	root  string
+	files []*os.File // in the order in which they are read; the last may be the current one
+	part  []byte     // the beginning of a line
+}
+
+// Open opens the log of the store at root, which need not be there.
+func Open(root string) (*Log, error) {
+	l := &Log{root: root}
+	for {
+		now, err := open(root, current)
+		if err != nil {
+			return nil, err
+		}
+		before, err := open(root, aside)
+		if err != nil {
+			closeAll(now)
+			return nil, err
+		}
+		if now != nil && before != nil && same(now, before) {
+			closeAll(now, before) // it was put aside in between
+			continue
+		}
+		for _, f := range []*os.File{before, now} {
+			if f != nil {
+				l.files = append(l.files, f)
+			}
+		}
+		return l, nil
+	}
+}
+
+// open returns nil where there is no such file.
+func open(root, name string) (*os.File, error) {
+	f, err := os.Open(filepath.Join(root, name))
+	if errors.Is(err, os.ErrNotExist) {
+		return nil, nil
+	}
+	return f, err
+}
+
+func closeAll(files ...*os.File) {
+	for _, f := range files {
+		if f != nil {
+			_ = f.Close()
+		}
+	}
+}
+
+func same(a, b *os.File) bool {
+	x, err := a.Stat()
+	if err != nil {
+		return false
+	}
+	y, err := b.Stat()
+	return err == nil && os.SameFile(x, y)
+}
+
+// Close ends reading.
+func (l *Log) Close() error {
+	closeAll(l.files...)
+	l.files = nil
+	return nil
+}
+
+// Read calls f with every event that was appended since the last call, and its line with the
+// newline. Lines that are no events, torn ones too, are passed over.
+func (l *Log) Read(f func(e Event, line []byte) error) error {
+	if err := l.find(); err != nil {
+		return err
+	}
+	for i, file := range l.files {
+		if err := l.readFile(file, f); err != nil {
+			return err
+		}
+		if i < len(l.files)-1 {
+			l.part = nil
+			_ = file.Close()
+		}
+	}
+	if n := len(l.files); n > 1 {
+		l.files = l.files[n-1:]
+	}
+	return nil
+}
+
+// find adds the files that have come since.
+func (l *Log) find() error {
+	newer, err := Open(l.root)
+	if err != nil {
+		return err
+	}
+	for i := len(newer.files) - 1; i >= 0 && len(l.files) > 0; i-- {
+		if same(newer.files[i], l.files[len(l.files)-1]) {
+			closeAll(newer.files[:i+1]...)
+			l.files = append(l.files, newer.files[i+1:]...)
+			return nil
+		}
+	}
+	// None of them is known: all came since.
+	l.files = append(l.files, newer.files...)
+	return nil
+}
+
+func (l *Log) readFile(file *os.File, f func(Event, []byte) error) error {
+	b := make([]byte, 64<<10)
+	for {
+		n, err := file.Read(b)
+		l.part = append(l.part, b[:n]...)
+		for {
+			line, rest, ok := cutLine(l.part)
+			if !ok {
+				break
+			}
+			l.part = rest
+			var e Event
+			if json.Unmarshal(line, &e) != nil || e.Topic == "" {
+				continue
+			}
+			if err := f(e, line); err != nil {
+				return err
+			}
+		}
+		if err == io.EOF {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+	}
+}
+
+func cutLine(b []byte) (line, rest []byte, ok bool) {
+	for i, c := range b {
+		if c == '\n' {
+			return b[:i+1], b[i+1:], true
+		}
+	}
+	return nil, b, false
+}
