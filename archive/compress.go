@@ -37,7 +37,7 @@ const (
 	// number of goroutines must not be.
 	pieceSize  = 512 << 10
 	dictSize   = 32 << 10 // deflate's window
-	zstdWindow = 2 << 20  // as zstd(1) has it at its default level
+	zstdWindow = 1 << 20  // the encoder holds four times as much for each goroutine, and more
 	gzipLevel  = 5
 )
 

@@ -491,6 +491,26 @@ func TestDiffEndsEarly(t *testing.T) {
 	}
 }
 
+// TestDiffSeesChanges has a file cut short while it is read.
+func TestDiffSeesChanges(t *testing.T) {
+	dir := t.TempDir()
+	file := filepath.Join(dir, "f")
+	if err := os.WriteFile(file, make([]byte, 16<<20), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	written := 0
+	w := writerFunc(func(p []byte) (int, error) {
+		if written += len(p); written > 1<<20 {
+			return len(p), os.Truncate(file, 1)
+		}
+		return len(p), nil
+	})
+	_, err := Diff(t.Context(), w, "", dir, DiffOptions{Compression: Uncompressed, Workers: 1})
+	if err == nil || !strings.Contains(err.Error(), "changed meanwhile") {
+		t.Errorf("got %v", err)
+	}
+}
+
 type writerFunc func([]byte) (int, error)
 
 func (f writerFunc) Write(p []byte) (int, error) { return f(p) }
@@ -500,11 +520,6 @@ func TestDiffOfUpper(t *testing.T) {
 	needRoot(t)
 	work := t.TempDir()
 	at := func(name string) string { return filepath.Join(work, name) }
-	for _, d := range []string{"lower", "upper", "work", "merged"} {
-		if err := os.Mkdir(at(d), 0o755); err != nil {
-			t.Fatal(err)
-		}
-	}
 	// The work directory of a test may itself be on overlayfs, which is no upper file system.
 	if err := unix.Mount("tmpfs", work, "tmpfs", 0, "size=64m"); err != nil {
 		t.Fatal(err)
@@ -552,6 +567,21 @@ func TestDiffOfUpper(t *testing.T) {
 	}
 	if _, err := Diff(t.Context(), io.Discard, at("lower"), at("upper"), DiffOptions{Overlay: true}); !errdefs.IsInvalidArgument(err) {
 		t.Errorf("an upper directory beside a lower: %v", err)
+	}
+	marked := filepath.Join(work, "marked")
+	if err := os.Mkdir(marked, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	shell(t, marked, "mkdir d o; : > d/gone; : > d/here; : > o/f")
+	for name, value := range map[string]string{"d opaque": "x", "d/gone whiteout": "y", "o opaque": "y", "o/f origin": "z"} {
+		p, attribute, _ := strings.Cut(name, " ")
+		if err := unix.Setxattr(filepath.Join(marked, p), "trusted.overlay."+attribute, []byte(value), 0); err != nil {
+			t.Fatal(err)
+		}
+	}
+	want := []string{"./", "d/", "d/.wh.gone", "d/here", "o/", "o/.wh..wh..opq", "o/f"}
+	if got := list(t, mustDiff(t, "", marked, DiffOptions{Compression: Uncompressed, Overlay: true})); !slices.Equal(got, want) {
+		t.Errorf("layer holds %q, not %q", got, want)
 	}
 	for _, a := range []string{"metacopy", "redirect"} {
 		dir := filepath.Join(work, a)
