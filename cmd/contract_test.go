@@ -38,6 +38,7 @@ var behaviours = map[string]behaviour{
 	"dist-chain":     {output: []string{"BLOB"}, waits: []string{"-"}},
 	"dist-edit":      {bad: []string{}}, // it says on stderr what it did not change
 	"dist-diff":      {output: []string{"STORE"}, bad: []string{}},
+	"dist-events":    {output: []string{}, bad: []string{"topic="}, waits: []string{"-f"}},
 	"dist-export":    {output: []string{"example.org/x:1"}, bad: []string{"--platform", ""}, waits: []string{"-"}},
 	"dist-gc":        {output: []string{"--grace", "0", "--dry-run", "--json"}, bad: []string{"x"}},
 	"dist-hold":      {bad: []string{}, waits: []string{"--", "cat"}},

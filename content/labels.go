@@ -12,6 +12,8 @@ import (
 	"strings"
 	"time"
 
+	"distkit/events"
+
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
 )
@@ -141,6 +143,7 @@ func (s *Store) Update(_ context.Context, info Info, fieldpaths ...string) (Info
 	if err := s.writeLabels(info.Digest, labels, time.Now()); err != nil {
 		return Info{}, err
 	}
+	events.Append(s.root, events.Event{Topic: "/content/update", Digest: string(info.Digest), Labels: labels})
 	_, fi, err := s.stat(info.Digest)
 	if err != nil {
 		return Info{}, err

@@ -17,6 +17,8 @@ import (
 	"sync/atomic"
 	"time"
 
+	"distkit/events"
+
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
@@ -409,6 +411,7 @@ func (s *Store) remove(dgst digest.Digest) error {
 		}
 		return fmt.Errorf("delete %s: %w", dgst, cause(err))
 	}
+	events.Append(s.root, events.Event{Topic: "/content/delete", Digest: string(dgst)})
 	return nil
 }
 

@@ -14,6 +14,8 @@ import (
 	"strconv"
 	"time"
 
+	"distkit/events"
+
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
@@ -376,6 +378,7 @@ func (w *Writer) Commit(ctx context.Context, size int64, expected digest.Digest,
 	if err := w.publish(dgst, labels); err != nil {
 		return fmt.Errorf("commit %s: %w", dgst, err)
 	}
+	events.Append(w.s.root, events.Event{Topic: "/content/create", Digest: string(dgst), Size: w.offset, Labels: labels})
 	// What is left of the ingest is not seen by anybody, whether or not it can be removed.
 	_ = w.remove()
 	return nil

@@ -20,6 +20,7 @@ import (
 	"unicode/utf8"
 
 	"distkit/content"
+	"distkit/events"
 
 	"github.com/containerd/errdefs"
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
@@ -44,8 +45,9 @@ const (
 
 // Names are the names of one namespace of a store.
 type Names struct {
-	root   string         // the store
-	layout *content.Store // the OCI layout that holds the names: the store, or a namespace's
+	root      string // the store
+	namespace string
+	layout    *content.Store // the OCI layout that holds the names: the store, or a namespace's
 }
 
 // Image is a name and what it points at.
@@ -77,7 +79,7 @@ func (img Image) Field(fieldpath []string) (value string, present bool) {
 // no identifier is InvalidArgument, a layout version that is not known FailedPrecondition.
 func OpenNames(store *content.Store, namespace string) (*Names, error) {
 	if namespace == DefaultNamespace {
-		return &Names{store.Root(), store}, nil
+		return &Names{store.Root(), namespace, store}, nil
 	}
 	if !identifier(namespace) {
 		return nil, fmt.Errorf("namespace %.80q: letters, digits and single - . _ between them, %d at most: %w",
@@ -87,7 +89,7 @@ func OpenNames(store *content.Store, namespace string) (*Names, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Names{store.Root(), layout}, nil
+	return &Names{store.Root(), namespace, layout}, nil
 }
 
 // identifier is the rule of containerd's pkg/identifiers.
@@ -196,6 +198,7 @@ func (n *Names) put(name string, target v1.Descriptor, exists func(*Image) error
 			ix.entries = append(ix.entries, entry{})
 		}
 		img.UpdatedAt = now
+		ix.changed(img, img.CreatedAt.Equal(now))
 		ix.entries[at], err = img.entry()
 		return err
 	})
@@ -225,6 +228,7 @@ func (n *Names) Update(img Image, paths ...string) (Image, error) {
 			}
 		}
 		updated.UpdatedAt = time.Now().UTC()
+		ix.changed(updated, false)
 		ix.entries[at], err = updated.entry()
 		return err
 	})
@@ -268,6 +272,7 @@ func (n *Names) Delete(name string) error {
 			return fmt.Errorf("image %s: %w", name, errdefs.ErrNotFound)
 		}
 		ix.entries = slices.Delete(ix.entries, at, at+1)
+		ix.events = append(ix.events, events.Event{Topic: "/images/delete", Name: name})
 		return nil
 	})
 }
@@ -277,6 +282,16 @@ func (n *Names) Delete(name string) error {
 type index struct {
 	fields  map[string]json.RawMessage
 	entries []entry
+	events  []events.Event // of the change, to be logged once it has happened
+}
+
+// changed notes that an image is made, or changed.
+func (ix *index) changed(img Image, made bool) {
+	e := events.Event{Topic: "/images/update", Name: img.Name, Digest: string(img.Target.Digest), Size: img.Target.Size, Labels: img.Labels}
+	if made {
+		e.Topic = "/images/create"
+	}
+	ix.events = append(ix.events, e)
 }
 
 // find returns where the name's entry is, or -1.
@@ -416,6 +431,13 @@ func (n *Names) change(f func(*index) error) error {
 	if err := replaceFile(n.path(), b); err != nil {
 		return fmt.Errorf("write names: %w", err)
 	}
+	for _, e := range ix.events {
+		e.Namespace = n.namespace
+		if e.Name == "" {
+			e.Name = n.namespace // a change of its labels
+		}
+		events.Append(n.root, e)
+	}
 	return nil
 }
 
@@ -492,7 +514,10 @@ func (n *Names) create() error {
 			return err
 		}
 		defer lock.Close()
-		if err := os.MkdirAll(n.layout.Root(), 0o755); err != nil {
+		switch err := os.Mkdir(n.layout.Root(), 0o755); {
+		case err == nil:
+			events.Append(n.root, events.Event{Namespace: n.namespace, Topic: "/namespaces/create", Name: n.namespace})
+		case !errors.Is(err, fs.ErrExist):
 			return fmt.Errorf("create namespace: %w", err)
 		}
 		for _, shared := range []string{v1.ImageBlobsDir, "ingest"} {

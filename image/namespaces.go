@@ -11,6 +11,7 @@ import (
 	"slices"
 
 	"distkit/content"
+	"distkit/events"
 
 	"github.com/containerd/errdefs"
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
@@ -163,6 +164,7 @@ func (n Namespaces) Delete(namespace string) error {
 	if err := syncDir(n.dir()); err != nil {
 		return fmt.Errorf("remove namespace %s: %w", namespace, err)
 	}
+	events.Append(n.store.Root(), events.Event{Namespace: namespace, Topic: "/namespaces/delete", Name: namespace})
 	_ = os.Remove(containers)
 	if err := os.RemoveAll(gone); err != nil {
 		return fmt.Errorf("remove namespace %s: %w", namespace, err)
@@ -207,6 +209,9 @@ func (ix *index) setLabels(changes map[string]string) error {
 	}
 	maps.Copy(labels, changes)
 	maps.DeleteFunc(labels, func(_, v string) bool { return v == "" })
+	if len(changes) > 0 {
+		ix.events = append(ix.events, events.Event{Topic: "/namespaces/update", Labels: labels})
+	}
 	if len(labels) == 0 {
 		delete(ix.fields, "annotations")
 		return nil

@@ -43,6 +43,7 @@ func (n *Names) ReplaceAll(images []Image) error {
 				ix.entries = append(ix.entries, entry{})
 			}
 			put.Target, put.UpdatedAt = img.Target, now
+			ix.changed(put, !there)
 			var err error
 			if ix.entries[i], err = put.entry(); err != nil {
 				return fmt.Errorf("name %s: %w", img.Name, err)

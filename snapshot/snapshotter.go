@@ -14,6 +14,8 @@ import (
 	"sort"
 	"strings"
 
+	"distkit/events"
+
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
 )
@@ -176,10 +178,21 @@ func (s *Snapshotter) make(ctx context.Context, kind Kind, key, parent string, l
 		return nil, err
 	}
 	published = true
+	topic := "/snapshot/prepare"
+	if kind == View {
+		topic = "/snapshot/view"
+	}
+	s.log(r, events.Event{Topic: topic, Key: key, Parent: parent})
 	if err := s.syncDir(s.dir); err != nil {
 		return nil, err
 	}
 	return s.driver.Mounts(s.tree(id, r)), nil
+}
+
+// log appends an event of the snapshot's namespace to the store's log.
+func (s *Snapshotter) log(r record, e events.Event) {
+	e.Namespace, e.Snapshotter, e.Labels = r.Namespace, s.driver.Name(), r.Labels
+	events.Append(filepath.Dir(filepath.Dir(s.dir)), e)
 }
 
 // publish gives a complete directory its id, and with that its key.
@@ -340,12 +353,16 @@ func (s *Snapshotter) commit(ctx context.Context, name, key string, o CommitOpti
 	if err := ctx.Err(); err != nil {
 		return err
 	}
-	return s.replace(e, r, func() error {
+	err = s.replace(e, r, func() error {
 		if err := free(); err != nil || name == key && r.Namespace == e.Namespace {
 			return err
 		}
 		return s.index(r.Namespace, name, e.id)
 	})
+	if err == nil {
+		s.log(r, events.Event{Topic: "/snapshot/commit", Key: key, Name: name, Parent: r.Parent})
+	}
+	return err
 }
 
 // replace puts r in the place of e's record, if that still is what it was. The record is
@@ -456,6 +473,7 @@ func (s *Snapshotter) remove(key string) error {
 		return err
 	}
 	step("detached")
+	s.log(e.record, events.Event{Topic: "/snapshot/remove", Key: key})
 	return s.driver.Remove(dir)
 }
 
@@ -609,6 +627,7 @@ func (s *Snapshotter) update(info Info, fieldpaths []string) (Info, error) {
 	if err := s.replace(e, r, func() error { return nil }); err != nil {
 		return Info{}, err
 	}
+	s.log(r, events.Event{Topic: "/snapshot/update", Key: r.Key})
 	return s.Stat(context.Background(), info.Key)
 }
 
