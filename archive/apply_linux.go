@@ -67,6 +67,10 @@ const (
 	smallFile  = 64 << 10  // most bytes that are left to a worker
 	batchBytes = 256 << 10 // of small files that go to a worker together
 	batchFiles = 16
+
+	// maxSparse bounds the sizes of a layer's sparse files together, in bytes: their holes cost
+	// it nothing, but whoever reads through them time. A gzip layer of 1 GiB can hold as much.
+	maxSparse = 1 << 40
 )
 
 // Apply writes the layer in r, plain or compressed with gzip or zstd, into the directory root,
@@ -163,6 +167,7 @@ type applier struct {
 	tar    *tar.Reader
 	buffer []byte
 	result Result
+	sparse int64 // bytes that sparse files have had so far, holes and all
 
 	batch       *batch
 	work, spare chan *batch
@@ -392,6 +397,12 @@ func (a *applier) regular(h *tar.Header, parent, base string) error {
 	f, err := newFile(h)
 	if err != nil {
 		return err
+	}
+	if sparse(h) {
+		if h.Size > maxSparse-a.sparse {
+			return refused("sparse files have more than %d bytes together", int64(maxSparse))
+		}
+		a.sparse += h.Size
 	}
 	d, err := a.tree.lookup(parent)
 	if err != nil {

@@ -6,8 +6,10 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"os/signal"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 )
 
@@ -22,6 +24,10 @@ func TestMain(m *testing.M) {
 }
 
 func build(m *testing.M) int {
+	if signal.Ignored(syscall.SIGINT) {
+		// As under a shell's &: what is caught here is not ignored by what is started.
+		signal.Notify(make(chan os.Signal, 1), syscall.SIGINT)
+	}
 	for _, v := range []string{"DIST_ROOT", "CONTAINERD_NAMESPACE", "CONTAINERD_SNAPSHOTTER", "DIST_HOSTS_DIR"} {
 		os.Unsetenv(v)
 	}

@@ -21,6 +21,8 @@ import (
 	"strings"
 	"time"
 
+	"distkit/errclass"
+
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
 )
@@ -78,18 +80,10 @@ type Ingester interface {
 	Writer(ctx context.Context, ref string, size int64, expected digest.Digest) (*Writer, error)
 }
 
-// classed gives an error its classes without adding their words to its text.
-type classed struct {
-	error
-	classes []error
-}
-
-func (c classed) Unwrap() []error { return append([]error{c.error}, c.classes...) }
-
-func as(err error, classes ...error) error { return classed{err, classes} }
-
 // mismatch is the class of every failed verification.
-func mismatch(err error) error { return as(err, errdefs.ErrDataLoss, errdefs.ErrFailedPrecondition) }
+func mismatch(err error) error {
+	return errclass.As(err, errdefs.ErrDataLoss, errdefs.ErrFailedPrecondition)
+}
 
 // cause drops the operation and path that package os puts before an error, where the
 // message names the object already.

@@ -7,6 +7,8 @@ import (
 	"strconv"
 	"strings"
 
+	"distkit/errclass"
+
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
 )
@@ -73,7 +75,7 @@ func (s *Store) Exclude(ctx context.Context) (release func(), err error) {
 		return nil, err
 	}
 	if s.inherits(os.Getenv(HoldEnv)) {
-		return nil, as(fmt.Errorf("sweep %s: this process holds it against the sweep itself", s.root), errdefs.ErrFailedPrecondition)
+		return nil, errclass.As(fmt.Errorf("sweep %s: this process holds it against the sweep itself", s.root), errdefs.ErrFailedPrecondition)
 	}
 	hold, err := s.enter(ctx, unix.LOCK_EX)
 	if err != nil {

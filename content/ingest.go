@@ -16,6 +16,8 @@ import (
 	"unicode"
 	"unicode/utf8"
 
+	"distkit/errclass"
+
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
 	"golang.org/x/sys/unix"
@@ -42,11 +44,11 @@ const maxRef = 4 << 10
 func checkRef(ref string) error {
 	switch {
 	case ref == "":
-		return as(errors.New("ref is empty"), errdefs.ErrInvalidArgument)
+		return errclass.As(errors.New("ref is empty"), errdefs.ErrInvalidArgument)
 	case len(ref) > maxRef:
-		return as(fmt.Errorf("ref %.40q… is longer than %d bytes", ref, maxRef), errdefs.ErrInvalidArgument)
+		return errclass.As(fmt.Errorf("ref %.40q… is longer than %d bytes", ref, maxRef), errdefs.ErrInvalidArgument)
 	case strings.ContainsFunc(ref, unicode.IsControl) || !utf8.ValidString(ref):
-		return as(fmt.Errorf("ref %.40q holds control characters or what is not UTF-8", ref), errdefs.ErrInvalidArgument)
+		return errclass.As(fmt.Errorf("ref %.40q holds control characters or what is not UTF-8", ref), errdefs.ErrInvalidArgument)
 	}
 	return nil
 }
@@ -82,7 +84,7 @@ func lockIngest(ctx context.Context, dir string, wait bool) (*os.File, error) {
 			_ = f.Close()
 		}
 		if errors.Is(err, unix.EWOULDBLOCK) {
-			return nil, as(errors.New("busy: another process holds it"), errdefs.ErrUnavailable)
+			return nil, errclass.As(errors.New("busy: another process holds it"), errdefs.ErrUnavailable)
 		}
 		if err != nil {
 			return nil, err
@@ -191,7 +193,7 @@ func (s *Store) there(dgst digest.Digest, size int64) error {
 		}
 		return err
 	}
-	return as(fmt.Errorf("blob %s: already exists", dgst), errdefs.ErrAlreadyExists)
+	return errclass.As(fmt.Errorf("blob %s: already exists", dgst), errdefs.ErrAlreadyExists)
 }
 
 // reap deals with an ingest whose blob is there: a commit between its rename and its end, or
@@ -230,7 +232,7 @@ func readIngest(dir string) (Status, error) {
 		return Status{}, err
 	}
 	if err != nil || checkRef(st.Ref) != nil {
-		return Status{}, as(errors.New("no such ingest"), errdefs.ErrNotFound)
+		return Status{}, errclass.As(errors.New("no such ingest"), errdefs.ErrNotFound)
 	}
 	st.Total, _ = strconv.ParseInt(readWord(dir, totalFile), 10, 64)
 	if d := digest.Digest(readWord(dir, expectedFile)); Validate(d) == nil {
@@ -296,7 +298,7 @@ func (s *Store) find(ctx context.Context, ref string, f func(dir string, st Stat
 		return f(dir, st)
 	})
 	if err == nil && !found {
-		err = as(fmt.Errorf("ingest %s: not found", ref), errdefs.ErrNotFound)
+		err = errclass.As(fmt.Errorf("ingest %s: not found", ref), errdefs.ErrNotFound)
 	}
 	return err
 }

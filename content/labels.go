@@ -12,6 +12,7 @@ import (
 	"strings"
 	"time"
 
+	"distkit/errclass"
 	"distkit/events"
 
 	"github.com/containerd/errdefs"
@@ -43,7 +44,7 @@ func (s *Store) readLabels(dgst digest.Digest) (map[string]string, time.Time, er
 	}
 	var labels map[string]string
 	if err := json.NewDecoder(f).Decode(&labels); err != nil {
-		return nil, time.Time{}, as(fmt.Errorf("labels of %s: %w", dgst, err), errdefs.ErrDataLoss)
+		return nil, time.Time{}, errclass.As(fmt.Errorf("labels of %s: %w", dgst, err), errdefs.ErrDataLoss)
 	}
 	return labels, fi.ModTime(), nil
 }
@@ -99,7 +100,7 @@ func (s *Store) lockBlob(dgst digest.Digest) (unlock func(), err error) {
 func checkLabels(labels map[string]string) error {
 	for k, v := range labels {
 		if k == "" || len(k)+len(v) > maxLabel {
-			return as(fmt.Errorf("label %.40q: key and value must be 1 to %d bytes", k, maxLabel), errdefs.ErrInvalidArgument)
+			return errclass.As(fmt.Errorf("label %.40q: key and value must be 1 to %d bytes", k, maxLabel), errdefs.ErrInvalidArgument)
 		}
 	}
 	return nil
@@ -136,7 +137,7 @@ func (s *Store) Update(_ context.Context, info Info, fieldpaths ...string) (Info
 		case one:
 			labels[key] = info.Labels[key]
 		default:
-			return Info{}, as(fmt.Errorf("update %s: field %q can't be changed", info.Digest, field), errdefs.ErrInvalidArgument)
+			return Info{}, errclass.As(fmt.Errorf("update %s: field %q can't be changed", info.Digest, field), errdefs.ErrInvalidArgument)
 		}
 	}
 	maps.DeleteFunc(labels, func(_, v string) bool { return v == "" })

@@ -17,6 +17,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"distkit/errclass"
 	"distkit/events"
 
 	"github.com/containerd/errdefs"
@@ -54,10 +55,10 @@ func Open(root string) (*Store, error) {
 	}
 	var layout ocispec.ImageLayout
 	if err := json.Unmarshal(b, &layout); err != nil {
-		return nil, as(fmt.Errorf("open store %s: parse oci-layout: %w", root, err), errdefs.ErrFailedPrecondition)
+		return nil, errclass.As(fmt.Errorf("open store %s: parse oci-layout: %w", root, err), errdefs.ErrFailedPrecondition)
 	}
 	if layout.Version != ocispec.ImageLayoutVersion {
-		return nil, as(fmt.Errorf("open store %s: image layout version %q is not known (only %s)",
+		return nil, errclass.As(fmt.Errorf("open store %s: image layout version %q is not known (only %s)",
 			root, layout.Version, ocispec.ImageLayoutVersion), errdefs.ErrFailedPrecondition)
 	}
 	s.ready.Store(true)
@@ -182,10 +183,10 @@ func Validate(dgst digest.Digest) error {
 			return nil
 		}
 		if _, known := hexSize[alg]; !known && dgst.Validate() != digest.ErrDigestInvalidFormat {
-			return as(fmt.Errorf("digest %s: algorithm %s is not supported", dgst, alg), errdefs.ErrNotImplemented)
+			return errclass.As(fmt.Errorf("digest %s: algorithm %s is not supported", dgst, alg), errdefs.ErrNotImplemented)
 		}
 	}
-	return as(fmt.Errorf("digest %q is malformed: want sha256: or sha512: and lower-case hex", string(dgst)), errdefs.ErrInvalidArgument)
+	return errclass.As(fmt.Errorf("digest %q is malformed: want sha256: or sha512: and lower-case hex", string(dgst)), errdefs.ErrInvalidArgument)
 }
 
 func split(s string) (alg digest.Algorithm, hex string, ok bool) {
@@ -233,7 +234,7 @@ func (s *Store) stat(dgst digest.Digest) (string, fs.FileInfo, error) {
 
 func blobError(dgst digest.Digest, err error) error {
 	if errors.Is(err, fs.ErrNotExist) {
-		return as(fmt.Errorf("blob %s: not found", dgst), errdefs.ErrNotFound)
+		return errclass.As(fmt.Errorf("blob %s: not found", dgst), errdefs.ErrNotFound)
 	}
 	return fmt.Errorf("blob %s: %w", dgst, cause(err))
 }
@@ -392,7 +393,7 @@ func (s *Store) DeleteBefore(_ context.Context, dgst digest.Digest, before time.
 			return err
 		}
 		if !fi.ModTime().Before(before) {
-			return as(fmt.Errorf("delete %s: in use since %s", dgst, fi.ModTime().Format(time.RFC3339)), errdefs.ErrFailedPrecondition)
+			return errclass.As(fmt.Errorf("delete %s: in use since %s", dgst, fi.ModTime().Format(time.RFC3339)), errdefs.ErrFailedPrecondition)
 		}
 	}
 	return s.remove(dgst)

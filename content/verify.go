@@ -8,6 +8,8 @@ import (
 	"os"
 	"path/filepath"
 
+	"distkit/errclass"
+
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
@@ -42,7 +44,7 @@ func (s *Store) DeleteCorrupt(ctx context.Context, dgst digest.Digest) error {
 	defer unlock()
 	switch err := s.Verify(ctx, dgst); {
 	case err == nil:
-		return as(fmt.Errorf("delete %s: it is not corrupt", dgst), errdefs.ErrFailedPrecondition)
+		return errclass.As(fmt.Errorf("delete %s: it is not corrupt", dgst), errdefs.ErrFailedPrecondition)
 	case !errdefs.IsDataLoss(err):
 		return err
 	}

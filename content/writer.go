@@ -14,6 +14,7 @@ import (
 	"strconv"
 	"time"
 
+	"distkit/errclass"
 	"distkit/events"
 
 	"github.com/containerd/errdefs"
@@ -217,7 +218,7 @@ func (w *Writer) dropState() error {
 	return nil
 }
 
-var errClosed = as(errors.New("writer is closed"), errdefs.ErrFailedPrecondition)
+var errClosed = errclass.As(errors.New("writer is closed"), errdefs.ErrFailedPrecondition)
 
 // Write appends. What would go beyond the expected size is refused before it is stored:
 // DataLoss.
@@ -270,7 +271,7 @@ func (w *Writer) Stored() (*os.File, error) {
 // Truncate begins anew; only size 0 is possible.
 func (w *Writer) Truncate(size int64) error {
 	if size != 0 {
-		return as(fmt.Errorf("truncate to %d: only to 0 is possible", size), errdefs.ErrInvalidArgument)
+		return errclass.As(fmt.Errorf("truncate to %d: only to 0 is possible", size), errdefs.ErrInvalidArgument)
 	}
 	if w.data == nil {
 		return errClosed

@@ -10,6 +10,7 @@ import (
 	"strings"
 
 	"distkit/content"
+	"distkit/errclass"
 
 	"github.com/containerd/errdefs"
 	"github.com/containerd/platforms"
@@ -79,8 +80,8 @@ func (w Walker) Describe(ctx context.Context, dgst digest.Digest) (v1.Descriptor
 // its name is DataLoss, one above the bound ResourceExhausted is not: InvalidArgument.
 func (w Walker) read(ctx context.Context, d v1.Descriptor) ([]byte, error) {
 	if d.Size > maxDocument {
-		return nil, fmt.Errorf("read %s: %d bytes are too many for a manifest or config: %w",
-			d.Digest, d.Size, errdefs.ErrInvalidArgument)
+		return nil, errclass.Errorf(errdefs.ErrInvalidArgument, "read %s: %d bytes are too many for a manifest or config",
+			d.Digest, d.Size)
 	}
 	r, err := w.Store.ReaderAt(ctx, d.Digest)
 	if err != nil {
@@ -88,15 +89,15 @@ func (w Walker) read(ctx context.Context, d v1.Descriptor) ([]byte, error) {
 	}
 	defer r.Close()
 	if r.Size() > maxDocument {
-		return nil, fmt.Errorf("read %s: %d bytes are too many for a manifest or config: %w",
-			d.Digest, r.Size(), errdefs.ErrInvalidArgument)
+		return nil, errclass.Errorf(errdefs.ErrInvalidArgument, "read %s: %d bytes are too many for a manifest or config",
+			d.Digest, r.Size())
 	}
 	b := make([]byte, r.Size())
 	if _, err := r.ReadAt(b, 0); err != nil && !errors.Is(err, io.EOF) {
 		return nil, fmt.Errorf("read %s: %w", d.Digest, err)
 	}
 	if got := d.Digest.Algorithm().FromBytes(b); got != d.Digest {
-		return nil, fmt.Errorf("read %s: blob is corrupt, it hashes to %s: %w", d.Digest, got, errdefs.ErrDataLoss)
+		return nil, errclass.Errorf(errdefs.ErrDataLoss, "read %s: blob is corrupt, it hashes to %s", d.Digest, got)
 	}
 	return b, nil
 }
@@ -114,7 +115,7 @@ func (w Walker) document(ctx context.Context, d v1.Descriptor) (document, error)
 func parseDocument(name string, b []byte) (document, error) {
 	var doc document
 	if err := json.Unmarshal(b, &doc); err != nil {
-		return doc, fmt.Errorf("%s is no manifest or index: %w: %w", name, err, errdefs.ErrInvalidArgument)
+		return doc, errclass.Errorf(errdefs.ErrInvalidArgument, "%s is no manifest or index: %w", name, err)
 	}
 	switch {
 	case doc.MediaType == "" && doc.Config != nil && doc.Manifests == nil:
@@ -126,7 +127,7 @@ func parseDocument(name string, b []byte) (document, error) {
 	case isIndex(doc.MediaType) && doc.Config == nil && doc.Layers == nil:
 	case isManifest(doc.MediaType) && doc.Config != nil && doc.Manifests == nil:
 	default:
-		return doc, fmt.Errorf("%s is no manifest or index: media type %.80q: %w", name, doc.MediaType, errdefs.ErrInvalidArgument)
+		return doc, errclass.Errorf(errdefs.ErrInvalidArgument, "%s is no manifest or index: media type %.80q", name, doc.MediaType)
 	}
 	if doc.Config != nil {
 		if err := checkDescriptor(*doc.Config); err != nil {
@@ -144,13 +145,13 @@ func parseDocument(name string, b []byte) (document, error) {
 // checkDescriptor refuses what would not survive a record or a path.
 func checkDescriptor(d v1.Descriptor) error {
 	if err := d.Digest.Validate(); err != nil {
-		return fmt.Errorf("digest %.80q: %w: %w", d.Digest, err, errdefs.ErrInvalidArgument)
+		return errclass.Errorf(errdefs.ErrInvalidArgument, "digest %.80q: %w", d.Digest, err)
 	}
 	if d.Size < 0 {
-		return fmt.Errorf("%s: size %d: %w", d.Digest, d.Size, errdefs.ErrInvalidArgument)
+		return errclass.Errorf(errdefs.ErrInvalidArgument, "%s: size %d", d.Digest, d.Size)
 	}
 	if len(d.MediaType) > 255 || strings.ContainsFunc(d.MediaType, func(r rune) bool { return r <= ' ' || r > '~' }) {
-		return fmt.Errorf("%s: media type %.80q: %w", d.Digest, d.MediaType, errdefs.ErrInvalidArgument)
+		return errclass.Errorf(errdefs.ErrInvalidArgument, "%s: media type %.80q", d.Digest, d.MediaType)
 	}
 	return nil
 }
@@ -236,8 +237,8 @@ func (w Walker) manifest(ctx context.Context, d v1.Descriptor) (v1.Descriptor, d
 			return d, doc, nil
 		}
 		if w.Platform == nil && len(doc.Manifests) != 1 {
-			return d, doc, fmt.Errorf("index %s has %d manifests: a platform is needed: %w",
-				d.Digest, len(doc.Manifests), errdefs.ErrInvalidArgument)
+			return d, doc, errclass.Errorf(errdefs.ErrInvalidArgument, "index %s has %d manifests: a platform is needed",
+				d.Digest, len(doc.Manifests))
 		}
 		if w.Platform == nil {
 			d = doc.Manifests[0]
@@ -247,7 +248,7 @@ func (w Walker) manifest(ctx context.Context, d v1.Descriptor) (v1.Descriptor, d
 			return d, doc, err
 		}
 	}
-	return d, document{}, fmt.Errorf("indexes nest deeper than %d: %w", maxDepth, errdefs.ErrInvalidArgument)
+	return d, document{}, errclass.Errorf(errdefs.ErrInvalidArgument, "indexes nest deeper than %d", maxDepth)
 }
 
 // Config returns the bytes of the image config of the platform's manifest.
@@ -281,16 +282,16 @@ func (w Walker) Layers(ctx context.Context, d v1.Descriptor) ([]Layer, error) {
 		RootFS v1.RootFS `json:"rootfs"`
 	}
 	if err := json.Unmarshal(b, &config); err != nil {
-		return nil, fmt.Errorf("config %s: %w: %w", doc.Config.Digest, err, errdefs.ErrInvalidArgument)
+		return nil, errclass.Errorf(errdefs.ErrInvalidArgument, "config %s: %w", doc.Config.Digest, err)
 	}
 	diffIDs := config.RootFS.DiffIDs
 	if len(diffIDs) != len(doc.Layers) {
-		return nil, fmt.Errorf("manifest %s has %d layers, its config %d diff IDs: no image that can be unpacked: %w",
-			d.Digest, len(doc.Layers), len(diffIDs), errdefs.ErrInvalidArgument)
+		return nil, errclass.Errorf(errdefs.ErrInvalidArgument, "manifest %s has %d layers, its config %d diff IDs: no image that can be unpacked",
+			d.Digest, len(doc.Layers), len(diffIDs))
 	}
 	for _, id := range diffIDs {
 		if err := id.Validate(); err != nil {
-			return nil, fmt.Errorf("diff ID %.80q of config %s: %w: %w", id, doc.Config.Digest, err, errdefs.ErrInvalidArgument)
+			return nil, errclass.Errorf(errdefs.ErrInvalidArgument, "diff ID %.80q of config %s: %w", id, doc.Config.Digest, err)
 		}
 	}
 	chain := identity.ChainIDs(slices.Clone(diffIDs))
@@ -313,7 +314,7 @@ func (w Walker) Missing(ctx context.Context, d v1.Descriptor) ([]v1.Descriptor, 
 		}
 		seen[d.Digest] = true
 		if depth > maxDepth+1 {
-			return fmt.Errorf("indexes nest deeper than %d: %w", maxDepth, errdefs.ErrInvalidArgument)
+			return errclass.Errorf(errdefs.ErrInvalidArgument, "indexes nest deeper than %d", maxDepth)
 		}
 		info, err := w.Store.Info(ctx, d.Digest)
 		if errdefs.IsNotFound(err) {
@@ -324,7 +325,7 @@ func (w Walker) Missing(ctx context.Context, d v1.Descriptor) ([]v1.Descriptor, 
 			return err
 		}
 		if info.Size != d.Size {
-			return fmt.Errorf("%s has %d bytes, its descriptor says %d: %w", d.Digest, info.Size, d.Size, errdefs.ErrDataLoss)
+			return errclass.Errorf(errdefs.ErrDataLoss, "%s has %d bytes, its descriptor says %d", d.Digest, info.Size, d.Size)
 		}
 		if !isIndex(d.MediaType) && !isManifest(d.MediaType) {
 			return nil
@@ -360,7 +361,7 @@ func (w Walker) Size(ctx context.Context, d v1.Descriptor) (int64, error) {
 func ReadDescriptor(r io.Reader) (v1.Descriptor, error) {
 	var d v1.Descriptor
 	if err := json.NewDecoder(io.LimitReader(r, maxDocument)).Decode(&d); err != nil {
-		return d, fmt.Errorf("descriptor: %w: %w", err, errdefs.ErrInvalidArgument)
+		return d, errclass.Errorf(errdefs.ErrInvalidArgument, "descriptor: %w", err)
 	}
 	if err := checkDescriptor(d); err != nil {
 		return d, fmt.Errorf("descriptor: %w", err)

@@ -20,6 +20,7 @@ import (
 	"unicode/utf8"
 
 	"distkit/content"
+	"distkit/errclass"
 	"distkit/events"
 
 	"github.com/containerd/errdefs"
@@ -82,8 +83,8 @@ func OpenNames(store *content.Store, namespace string) (*Names, error) {
 		return &Names{store.Root(), namespace, store}, nil
 	}
 	if !identifier(namespace) {
-		return nil, fmt.Errorf("namespace %.80q: letters, digits and single - . _ between them, %d at most: %w",
-			namespace, maxNamespace, errdefs.ErrInvalidArgument)
+		return nil, errclass.Errorf(errdefs.ErrInvalidArgument, "namespace %.80q: letters, digits and single - . _ between them, %d at most",
+			namespace, maxNamespace)
 	}
 	layout, err := content.Open(filepath.Join(store.Root(), "namespaces", namespace))
 	if err != nil {
@@ -117,8 +118,8 @@ func identifier(s string) bool {
 func checkName(name string) error {
 	bad := func(r rune) bool { return !unicode.IsPrint(r) || r == ' ' }
 	if name == "" || len(name) > maxName || !utf8.ValidString(name) || strings.ContainsFunc(name, bad) {
-		return fmt.Errorf("name %.80q: printable text without spaces, %d bytes at most: %w",
-			name, maxName, errdefs.ErrInvalidArgument)
+		return errclass.Errorf(errdefs.ErrInvalidArgument, "name %.80q: printable text without spaces, %d bytes at most",
+			name, maxName)
 	}
 	return nil
 }
@@ -211,7 +212,7 @@ func (n *Names) put(name string, target v1.Descriptor, exists func(*Image) error
 func (n *Names) Update(img Image, paths ...string) (Image, error) {
 	var updated Image
 	if len(paths) == 0 {
-		return updated, fmt.Errorf("update %s: no field is named: %w", img.Name, errdefs.ErrInvalidArgument)
+		return updated, errclass.Errorf(errdefs.ErrInvalidArgument, "update %s: no field is named", img.Name)
 	}
 	err := n.change(func(ix *index) error {
 		at := ix.find(img.Name)
@@ -251,7 +252,7 @@ func (img *Image) set(from Image, path string) error {
 		}
 		img.Labels[key] = from.Labels[key]
 	default:
-		return fmt.Errorf("field %q: one of target, labels, labels.KEY: %w", path, errdefs.ErrInvalidArgument)
+		return errclass.Errorf(errdefs.ErrInvalidArgument, "field %q: one of target, labels, labels.KEY", path)
 	}
 	maps.DeleteFunc(img.Labels, func(k, v string) bool { return v == "" || reserved(k) })
 	return nil
@@ -259,7 +260,7 @@ func (img *Image) set(from Image, path string) error {
 
 func checkTarget(d v1.Descriptor) error {
 	if err := d.Digest.Validate(); err != nil {
-		return fmt.Errorf("digest %.80q: %w: %w", d.Digest, err, errdefs.ErrInvalidArgument)
+		return errclass.Errorf(errdefs.ErrInvalidArgument, "digest %.80q: %w", d.Digest, err)
 	}
 	return nil
 }
@@ -384,11 +385,11 @@ func (n *Names) read() (*index, error) {
 func parseIndex(b []byte, path string) (*index, error) {
 	ix := &index{}
 	if err := json.Unmarshal(b, &ix.fields); err != nil {
-		return nil, fmt.Errorf("%s is not an OCI index: %w: %w", path, err, errdefs.ErrFailedPrecondition)
+		return nil, errclass.Errorf(errdefs.ErrFailedPrecondition, "%s is not an OCI index: %w", path, err)
 	}
 	if m, ok := ix.fields["manifests"]; ok {
 		if err := json.Unmarshal(m, &ix.entries); err != nil {
-			return nil, fmt.Errorf("%s is not an OCI index: %w: %w", path, err, errdefs.ErrFailedPrecondition)
+			return nil, errclass.Errorf(errdefs.ErrFailedPrecondition, "%s is not an OCI index: %w", path, err)
 		}
 	}
 	return ix, nil

@@ -11,6 +11,7 @@ import (
 	"slices"
 
 	"distkit/content"
+	"distkit/errclass"
 	"distkit/events"
 
 	"github.com/containerd/errdefs"
@@ -125,12 +126,12 @@ func (n Namespaces) Delete(namespace string) error {
 		return err
 	}
 	if namespace == DefaultNamespace {
-		return fmt.Errorf("namespace %s is part of every store: %w", namespace, errdefs.ErrFailedPrecondition)
+		return errclass.Errorf(errdefs.ErrFailedPrecondition, "namespace %s is part of every store", namespace)
 	}
 	containers := filepath.Join(n.store.Root(), "containers", namespace)
 	if entries, err := os.ReadDir(containers); err == nil && len(entries) > 0 {
-		return fmt.Errorf("namespace %s is not empty, it has container %s: %w",
-			namespace, entries[0].Name(), errdefs.ErrFailedPrecondition)
+		return errclass.Errorf(errdefs.ErrFailedPrecondition, "namespace %s is not empty, it has container %s",
+			namespace, entries[0].Name())
 	}
 	all, err := lockNamespaces(n.store.Root(), unix.LOCK_EX)
 	if err != nil {
@@ -150,8 +151,8 @@ func (n Namespaces) Delete(namespace string) error {
 			return err
 		}
 		if len(ix.entries) > 0 {
-			return fmt.Errorf("namespace %s is not empty, it has image %s: %w",
-				namespace, ix.entries[0].name, errdefs.ErrFailedPrecondition)
+			return errclass.Errorf(errdefs.ErrFailedPrecondition, "namespace %s is not empty, it has image %s",
+				namespace, ix.entries[0].name)
 		}
 	}
 	gone := filepath.Join(n.dir(), "."+namespace+".removed")
@@ -193,7 +194,7 @@ func (ix *index) labels() (map[string]string, error) {
 	var labels map[string]string
 	if raw, ok := ix.fields["annotations"]; ok {
 		if err := json.Unmarshal(raw, &labels); err != nil {
-			return nil, fmt.Errorf("annotations of %s: %w: %w", v1.ImageIndexFile, err, errdefs.ErrFailedPrecondition)
+			return nil, errclass.Errorf(errdefs.ErrFailedPrecondition, "annotations of %s: %w", v1.ImageIndexFile, err)
 		}
 	}
 	return labels, nil

@@ -1,7 +1,7 @@
 package image
 
 import (
-	"fmt"
+	"distkit/errclass"
 
 	"github.com/containerd/errdefs"
 	"github.com/containerd/platforms"
@@ -25,7 +25,7 @@ func ParsePlatform(s string) (*Platform, error) {
 	} else {
 		var err error
 		if p, err = platforms.Parse(s); err != nil {
-			return nil, fmt.Errorf("platform %.80q is not os/arch[/variant]: %w", s, errdefs.ErrInvalidArgument)
+			return nil, errclass.Errorf(errdefs.ErrInvalidArgument, "platform %.80q is not os/arch[/variant]", s)
 		}
 	}
 	return &Platform{platforms.FormatAll(p), platforms.Only(p)}, nil

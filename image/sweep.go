@@ -3,11 +3,11 @@ package image
 import (
 	"context"
 	"encoding/json"
-	"fmt"
 	"strings"
 	"time"
 
 	"distkit/content"
+	"distkit/errclass"
 
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
@@ -73,7 +73,7 @@ func (s Sweep) mark(ctx context.Context) (map[digest.Digest]bool, error) {
 		for _, e := range ix.entries {
 			var d v1.Descriptor
 			if err := json.Unmarshal(e.raw, &d); err != nil {
-				return nil, fmt.Errorf("read image %s of namespace %s: %w: %w", e.name, namespace, err, errdefs.ErrFailedPrecondition)
+				return nil, errclass.Errorf(errdefs.ErrFailedPrecondition, "read image %s of namespace %s: %w", e.name, namespace, err)
 			}
 			if err := s.reach(ctx, marked, d); err != nil {
 				return nil, err

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"os"
 	"os/exec"
+	"os/signal"
 	"path/filepath"
 	"strings"
 	"syscall"
@@ -18,6 +19,10 @@ import (
 func TestMain(m *testing.M) {
 	if os.Getenv("DIST_EDIT_TEST") != "" {
 		main()
+	}
+	if signal.Ignored(syscall.SIGINT) {
+		// As under a shell's &: what is caught here is not ignored by what is started.
+		signal.Notify(make(chan os.Signal, 1), syscall.SIGINT)
 	}
 	os.Exit(m.Run())
 }

@@ -9,6 +9,7 @@ import (
 	"distkit/cmd/internal/cli"
 	"distkit/cmd/internal/filter"
 	"distkit/content"
+	"distkit/errclass"
 	"distkit/image"
 
 	"github.com/containerd/errdefs"
@@ -126,7 +127,7 @@ func descriptor(c *cobra.Command, store *content.Store, arg string) (v1.Descript
 		return given, err
 	}
 	if there.Size != given.Size {
-		return given, fmt.Errorf("%s has %d bytes, the descriptor says %d: %w", given.Digest, there.Size, given.Size, errdefs.ErrDataLoss)
+		return given, errclass.Errorf(errdefs.ErrDataLoss, "%s has %d bytes, the descriptor says %d", given.Digest, there.Size, given.Size)
 	}
 	return given, nil
 }

@@ -120,7 +120,7 @@ func TestStatuses(t *testing.T) {
 		{"snap commit b a", 3, "snap: commit b: a: no such snapshot\n"},
 		{"snap --snapshotter zfs ls", 2, "snap: unknown snapshotter \"zfs\": one of "},
 		{"snap --namespace a/b ls", 2, "snap: namespace \"a/b\": "},
-		{"snap prepare --label x a", 2, "snap: label \"x\": must be NAME=VALUE\n"},
+		{"snap prepare --label x a", 2, "snap: label \"x\" is not KEY=VALUE\n"},
 		{"snap prepare a >/dev/null; snap prepare a", 7, "snap: prepare a: "},
 		{"snap prepare a >/dev/null; snap commit b a; snap prepare a b >/dev/null; snap commit b a", 7, "snap: commit b: "},
 		{"snap prepare a >/dev/null; snap commit b a; snap prepare c b >/dev/null; snap rm b", 8, "snap: remove b: it has children, remove them first: c\n"},

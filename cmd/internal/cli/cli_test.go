@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"os"
 	"os/exec"
+	"os/signal"
 	"strings"
 	"syscall"
 	"testing"
@@ -23,6 +24,12 @@ const commandEnv = "CLI_TEST_COMMAND"
 func TestMain(m *testing.M) {
 	if os.Getenv(commandEnv) != "" {
 		Main(testCommand())
+	}
+	for _, sig := range []os.Signal{syscall.SIGINT, syscall.SIGHUP} {
+		if signal.Ignored(sig) {
+			// As under nohup: what is caught here is not ignored by what is started.
+			signal.Notify(make(chan os.Signal, 1), sig)
+		}
 	}
 	os.Exit(m.Run())
 }
