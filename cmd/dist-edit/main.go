@@ -42,7 +42,7 @@ func newCommand() *cobra.Command {
 		old := digest.Digest(args[0])
 		r, err := e.run(c.Context(), old)
 		if errors.Is(err, errInterrupted) {
-			_ = unix.Kill(unix.Getpid(), unix.SIGINT) // as the editor died
+			cli.DieBy(unix.SIGINT) // as the editor died
 		}
 		if err != nil {
 			return fmt.Errorf("edit %s: %w", old, err)

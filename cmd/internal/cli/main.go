@@ -71,7 +71,7 @@ func run(c *cobra.Command) int {
 		if !errors.Is(err, context.Canceled) {
 			report(c, err)
 		}
-		dieBy(sig)
+		DieBy(sig)
 	}
 	if err == nil {
 		return 0
@@ -175,7 +175,7 @@ func cancelOnSignal(cancel context.CancelFunc) func() os.Signal {
 		case s = <-ch:
 		case <-time.After(10 * time.Second):
 		}
-		dieBy(s)
+		DieBy(s)
 	}()
 	return func() os.Signal {
 		select {
@@ -187,8 +187,9 @@ func cancelOnSignal(cancel context.CancelFunc) func() os.Signal {
 	}
 }
 
-// dieBy ends the process by the signal itself, so that a shell or xargs sees a death by signal.
-func dieBy(s os.Signal) {
+// DieBy ends the process by the signal itself, so that a shell or xargs sees a death by signal.
+// It does not return, and runs nothing that was deferred.
+func DieBy(s os.Signal) {
 	signal.Reset(s)
 	_ = unix.Kill(unix.Getpid(), s.(syscall.Signal))
 	time.Sleep(time.Second)
