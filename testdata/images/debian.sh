@@ -23,7 +23,9 @@ umask 022
 # closure PACKAGE…: the files of the packages, and of all that they need on an empty system.
 closure() {
 	: > "$work/status"
-	apt-get install --print-uris -qq -y --no-install-recommends -o Dir::State::status="$work/status" "$@" |
+	mkdir -p "$work/archives/partial" # what the machine's own cache has would not be listed
+	apt-get install --print-uris -qq -y --no-install-recommends \
+		-o Dir::State::status="$work/status" -o Dir::Cache::archives="$work/archives" "$@" |
 		awk '{print $2}' | LC_ALL=C sort
 }
 
