@@ -26,10 +26,10 @@ const (
 	dockerManifest     = "application/vnd.docker.distribution.manifest.v2+json"
 )
 
-// maxDocument bounds a manifest, an index and a config, in bytes; maxDepth bounds how deep
+// MaxDocument bounds a manifest, an index and a config, in bytes; maxDepth bounds how deep
 // indexes may nest.
 const (
-	maxDocument = 8 << 20
+	MaxDocument = 8 << 20
 	maxDepth    = 4
 )
 
@@ -49,11 +49,13 @@ type document struct {
 	Subject   *v1.Descriptor  `json:"subject"`
 }
 
-func isIndex(mediaType string) bool {
+// IsIndex tells whether the media type is an index's, OCI's or docker's.
+func IsIndex(mediaType string) bool {
 	return mediaType == v1.MediaTypeImageIndex || mediaType == dockerManifestList
 }
 
-func isManifest(mediaType string) bool {
+// IsManifest tells whether the media type is a manifest's, OCI's or docker's.
+func IsManifest(mediaType string) bool {
 	return mediaType == v1.MediaTypeImageManifest || mediaType == dockerManifest
 }
 
@@ -65,7 +67,7 @@ func (w Walker) Describe(ctx context.Context, dgst digest.Digest) (v1.Descriptor
 		return v1.Descriptor{}, err
 	}
 	d := v1.Descriptor{MediaType: "application/octet-stream", Digest: dgst, Size: info.Size}
-	if info.Size > maxDocument {
+	if info.Size > MaxDocument {
 		return d, nil
 	}
 	if doc, err := w.document(ctx, d); err == nil {
@@ -79,7 +81,7 @@ func (w Walker) Describe(ctx context.Context, dgst digest.Digest) (v1.Descriptor
 // read returns the bytes of a blob, checked against its digest. A blob that does not hash to
 // its name is DataLoss, one above the bound ResourceExhausted is not: InvalidArgument.
 func (w Walker) read(ctx context.Context, d v1.Descriptor) ([]byte, error) {
-	if d.Size > maxDocument {
+	if d.Size > MaxDocument {
 		return nil, errclass.Errorf(errdefs.ErrInvalidArgument, "read %s: %d bytes are too many for a manifest or config",
 			d.Digest, d.Size)
 	}
@@ -88,7 +90,7 @@ func (w Walker) read(ctx context.Context, d v1.Descriptor) ([]byte, error) {
 		return nil, err
 	}
 	defer r.Close()
-	if r.Size() > maxDocument {
+	if r.Size() > MaxDocument {
 		return nil, errclass.Errorf(errdefs.ErrInvalidArgument, "read %s: %d bytes are too many for a manifest or config",
 			d.Digest, r.Size())
 	}
@@ -124,8 +126,8 @@ func parseDocument(name string, b []byte) (document, error) {
 		doc.MediaType = v1.MediaTypeImageIndex
 	}
 	switch {
-	case isIndex(doc.MediaType) && doc.Config == nil && doc.Layers == nil:
-	case isManifest(doc.MediaType) && doc.Config != nil && doc.Manifests == nil:
+	case IsIndex(doc.MediaType) && doc.Config == nil && doc.Layers == nil:
+	case IsManifest(doc.MediaType) && doc.Config != nil && doc.Manifests == nil:
 	default:
 		return doc, errclass.Errorf(errdefs.ErrInvalidArgument, "%s is no manifest or index: media type %.80q", name, doc.MediaType)
 	}
@@ -162,7 +164,7 @@ func checkDescriptor(d v1.Descriptor) error {
 func (w Walker) Children(ctx context.Context, d v1.Descriptor) ([]v1.Descriptor, error) {
 	doc, err := w.document(ctx, d)
 	if err != nil {
-		if errdefs.IsInvalidArgument(err) && !isIndex(d.MediaType) && !isManifest(d.MediaType) {
+		if errdefs.IsInvalidArgument(err) && !IsIndex(d.MediaType) && !IsManifest(d.MediaType) {
 			return nil, nil
 		}
 		return nil, err
@@ -327,7 +329,7 @@ func (w Walker) Missing(ctx context.Context, d v1.Descriptor) ([]v1.Descriptor, 
 		if info.Size != d.Size {
 			return errclass.Errorf(errdefs.ErrDataLoss, "%s has %d bytes, its descriptor says %d", d.Digest, info.Size, d.Size)
 		}
-		if !isIndex(d.MediaType) && !isManifest(d.MediaType) {
+		if !IsIndex(d.MediaType) && !IsManifest(d.MediaType) {
 			return nil
 		}
 		children, err := w.Children(ctx, d)
@@ -360,7 +362,7 @@ func (w Walker) Size(ctx context.Context, d v1.Descriptor) (int64, error) {
 // ReadDescriptor reads one descriptor as JSON. What is none is InvalidArgument.
 func ReadDescriptor(r io.Reader) (v1.Descriptor, error) {
 	var d v1.Descriptor
-	if err := json.NewDecoder(io.LimitReader(r, maxDocument)).Decode(&d); err != nil {
+	if err := json.NewDecoder(io.LimitReader(r, MaxDocument)).Decode(&d); err != nil {
 		return d, errclass.Errorf(errdefs.ErrInvalidArgument, "descriptor: %w", err)
 	}
 	if err := checkDescriptor(d); err != nil {

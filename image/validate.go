@@ -13,7 +13,7 @@ import (
 // v1.1, manifest.md, image-index.md, config.md; docker's too) that others can read. What is
 // none is InvalidArgument.
 func Validate(b []byte) error {
-	if len(b) > maxDocument {
+	if len(b) > MaxDocument {
 		return fmt.Errorf("%d bytes are too many for a manifest, index or config: %w", len(b), errdefs.ErrInvalidArgument)
 	}
 	var kind struct {

@@ -86,6 +86,9 @@ type Tree struct {
 // FS is the tree of files that the snapshot itself holds.
 func (t Tree) FS() string { return filepath.Join(t.Dir, "fs") }
 
+// ParentFS is the tree of files of the snapshot below, of which there must be one.
+func (t Tree) ParentFS() string { return Tree{Dir: t.Parents[0]}.FS() }
+
 // Driver is how one kind of filesystem makes, shows and removes a snapshot's directory.
 // None of its methods is called under the store's lock, so they may take their time.
 type Driver interface {

@@ -15,14 +15,12 @@ import (
 
 	"distkit/cmd/internal/cli"
 	"distkit/content"
+	"distkit/image"
 
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
 	"golang.org/x/sys/unix"
 )
-
-// maxDocument bounds, in bytes, what is looked at as JSON.
-const maxDocument = 8 << 20
 
 // edit is what one call of the command is to do.
 type edit struct {
@@ -82,7 +80,7 @@ func (e edit) copyOut(dgst digest.Digest, dir string) (string, error) {
 	}
 	defer blob.Close()
 	name := "blob"
-	if blob.Size() <= maxDocument {
+	if blob.Size() <= image.MaxDocument {
 		b := make([]byte, blob.Size())
 		if _, err := blob.ReadAt(b, 0); err == nil && json.Valid(b) {
 			name += ".json"
@@ -166,7 +164,7 @@ func (e edit) storeEdited(ctx context.Context, path string, old digest.Digest) (
 	}
 	r := record{h.Digest(), size}
 	if e.check != nil {
-		if size > maxDocument {
+		if size > image.MaxDocument {
 			return r, errdefs.ErrInvalidArgument.WithMessage(fmt.Sprintf("%d bytes are too many for a manifest or config", size))
 		}
 		b := make([]byte, size)

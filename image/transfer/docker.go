@@ -120,7 +120,7 @@ func (r dockerReader) manifest(ctx context.Context, img dockerImage) (v1.Descrip
 	if err != nil {
 		return none, err
 	}
-	if len(b) > maxDocument {
+	if len(b) > image.MaxDocument {
 		return none, invalid("image %s has too many layers: %d", img.Config, len(img.Layers))
 	}
 	d := v1.Descriptor{MediaType: m.MediaType, Digest: digest.FromBytes(b), Size: int64(len(b))}
@@ -153,8 +153,8 @@ func layerType(compression string) string {
 
 // config returns the diff IDs that a config gives.
 func (r dockerReader) config(f file) ([]digest.Digest, error) {
-	if f.size > maxDocument {
-		return nil, invalid("config %s has %d bytes, more than %d", f.digest, f.size, maxDocument)
+	if f.size > image.MaxDocument {
+		return nil, invalid("config %s has %d bytes, more than %d", f.digest, f.size, image.MaxDocument)
 	}
 	blob, err := r.store.File(f.digest)
 	if err != nil {
@@ -164,7 +164,7 @@ func (r dockerReader) config(f file) ([]digest.Digest, error) {
 	var config struct {
 		RootFS *v1.RootFS `json:"rootfs"`
 	}
-	b, err := io.ReadAll(io.LimitReader(blob, maxDocument))
+	b, err := io.ReadAll(io.LimitReader(blob, image.MaxDocument))
 	if err != nil {
 		return nil, fmt.Errorf("read config %s: %w", f.digest, err)
 	}

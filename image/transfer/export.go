@@ -207,8 +207,8 @@ func (e *exporter) write(ctx context.Context, w io.Writer, images []image.Image)
 		if err != nil {
 			return fmt.Errorf("encode %s: %w", d.name, err)
 		}
-		if len(b) > maxDocument {
-			return invalid("%s would have %d bytes, more than %d: export fewer images at a time", d.name, len(b), maxDocument)
+		if len(b) > image.MaxDocument {
+			return invalid("%s would have %d bytes, more than %d: export fewer images at a time", d.name, len(b), image.MaxDocument)
 		}
 		if err := t.WriteHeader(header(d.name, 0o644, int64(len(b)))); err != nil {
 			return fmt.Errorf("write archive: %w", err)

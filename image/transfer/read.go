@@ -15,6 +15,7 @@ import (
 	"unicode/utf8"
 
 	"distkit/content"
+	"distkit/image"
 
 	"github.com/containerd/errdefs"
 	"github.com/klauspost/compress/gzip"
@@ -333,8 +334,8 @@ func plausible(name string) bool {
 
 // document reads a file that is JSON.
 func (r *reader) document(name string, size int64) ([]byte, error) {
-	if size > maxDocument {
-		return nil, invalid("%s has %d bytes, more than %d", name, size, maxDocument)
+	if size > image.MaxDocument {
+		return nil, invalid("%s has %d bytes, more than %d", name, size, image.MaxDocument)
 	}
 	b := make([]byte, size)
 	if _, err := io.ReadFull(r.tar, b); err != nil {

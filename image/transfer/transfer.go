@@ -45,27 +45,13 @@ const (
 const AnnotationImageName = "io.containerd.image.name"
 
 const (
-	dockerManifestList  = "application/vnd.docker.distribution.manifest.list.v2+json"
-	dockerManifest      = "application/vnd.docker.distribution.manifest.v2+json"
 	dockerConfig        = "application/vnd.docker.container.image.v1+json"
 	dockerLayer         = "application/vnd.docker.image.rootfs.diff.tar"
 	dockerManifestsFile = "manifest.json"
 )
 
-// maxDocument bounds index.json, manifest.json, oci-layout, manifests and configs, in bytes;
 // maxDepth bounds how deep indexes nest.
-const (
-	maxDocument = 8 << 20
-	maxDepth    = 4
-)
-
-func isIndex(mediaType string) bool {
-	return mediaType == v1.MediaTypeImageIndex || mediaType == dockerManifestList
-}
-
-func isManifest(mediaType string) bool {
-	return mediaType == v1.MediaTypeImageManifest || mediaType == dockerManifest
-}
+const maxDepth = 4
 
 // foreign are layers that are fetched from elsewhere and that archives leave out.
 func foreign(mediaType string) bool {
@@ -146,7 +132,7 @@ func (t *tree) visit(ctx context.Context, d v1.Descriptor, depth int) (bool, err
 	if err != nil {
 		return false, err
 	}
-	if !isIndex(is.MediaType) && !isManifest(is.MediaType) {
+	if !image.IsIndex(is.MediaType) && !image.IsManifest(is.MediaType) {
 		return false, invalid("%s is no manifest or index", d.Digest)
 	}
 	// The same bytes must not be one thing to us and another to the next who reads them.
@@ -158,7 +144,7 @@ func (t *tree) visit(ctx context.Context, d v1.Descriptor, depth int) (bool, err
 		return false, err
 	}
 	whole := true
-	if isIndex(is.MediaType) {
+	if image.IsIndex(is.MediaType) {
 		t.blobs[d.Digest] = d
 		for _, c := range children {
 			ok, err := t.child(ctx, c, depth)
@@ -176,7 +162,7 @@ func (t *tree) visit(ctx context.Context, d v1.Descriptor, depth int) (bool, err
 
 // child visits an entry of an index, which may be of any type.
 func (t *tree) child(ctx context.Context, d v1.Descriptor, depth int) (bool, error) {
-	if isIndex(d.MediaType) || isManifest(d.MediaType) {
+	if image.IsIndex(d.MediaType) || image.IsManifest(d.MediaType) {
 		return t.visit(ctx, d, depth+1)
 	}
 	here, err := t.here(ctx, d)

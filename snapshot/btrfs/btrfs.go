@@ -21,7 +21,7 @@ const Name = "btrfs"
 
 // Driver is the btrfs driver. A snapshot's directory holds fs, a subvolume with the whole
 // tree; that of a view with a parent is empty, since it shows the parent's.
-type Driver struct{}
+type Driver struct{ snapshot.WholeTrees }
 
 var _ snapshot.Driver = Driver{}
 
@@ -32,33 +32,12 @@ func (Driver) Rebases() bool     { return false }
 
 func (Driver) Create(_ context.Context, t snapshot.Tree) error {
 	if t.Kind != snapshot.View && len(t.Parents) > 0 {
-		return snapshotSubvolume(parent(t).FS(), t.Dir)
+		return snapshotSubvolume(t.ParentFS(), t.Dir)
 	}
 	if err := createSubvolume(t.Dir); err != nil {
 		return err
 	}
 	return os.Chmod(t.FS(), 0o755) // whatever the umask
-}
-
-func parent(t snapshot.Tree) snapshot.Tree { return snapshot.Tree{Dir: t.Parents[0]} }
-
-func source(t snapshot.Tree) string {
-	if t.Kind == snapshot.View && len(t.Parents) > 0 {
-		return parent(t).FS()
-	}
-	return t.FS()
-}
-
-func (Driver) Mounts(t snapshot.Tree) []snapshot.Mount {
-	access := "rw"
-	if t.Kind == snapshot.View {
-		access = "ro"
-	}
-	return []snapshot.Mount{{Type: "bind", Source: source(t), Options: []string{"bind", access}}}
-}
-
-func (Driver) Mount(t snapshot.Tree, target string) error {
-	return snapshot.BindMount(source(t), target, t.Kind == snapshot.View)
 }
 
 // Usage counts the files that differ from the parent's: a snapshot keeps inode numbers, and
@@ -67,7 +46,7 @@ func (Driver) Usage(ctx context.Context, t snapshot.Tree) (u snapshot.Usage, err
 	if t.Kind == snapshot.View || len(t.Parents) == 0 {
 		u.Size, u.Inodes, err = tree.Usage(ctx, t.FS())
 	} else {
-		u.Size, u.Inodes, err = tree.UsageBeyond(ctx, t.FS(), parent(t).FS())
+		u.Size, u.Inodes, err = tree.UsageBeyond(ctx, t.FS(), t.ParentFS())
 	}
 	return u, err
 }

@@ -17,7 +17,7 @@ const Name = "native"
 
 // Driver is the native driver. A snapshot's directory holds fs, the whole tree; that of a
 // view with a parent stays empty, since it shows the parent's.
-type Driver struct{}
+type Driver struct{ snapshot.WholeTrees }
 
 var _ snapshot.Driver = Driver{}
 
@@ -32,33 +32,12 @@ func (Driver) Create(ctx context.Context, t snapshot.Tree) error {
 		return err
 	}
 	if len(t.Parents) > 0 && t.Kind != snapshot.View {
-		return tree.Copy(ctx, parent(t).FS(), t.FS())
+		return tree.Copy(ctx, t.ParentFS(), t.FS())
 	}
 	if err := os.Chmod(t.FS(), 0o755); err != nil { // whatever the umask
 		return fmt.Errorf("set mode of root: %w", err)
 	}
 	return nil
-}
-
-func parent(t snapshot.Tree) snapshot.Tree { return snapshot.Tree{Dir: t.Parents[0]} }
-
-func source(t snapshot.Tree) string {
-	if t.Kind == snapshot.View && len(t.Parents) > 0 {
-		return parent(t).FS()
-	}
-	return t.FS()
-}
-
-func (Driver) Mounts(t snapshot.Tree) []snapshot.Mount {
-	access := "rw"
-	if t.Kind == snapshot.View {
-		access = "ro"
-	}
-	return []snapshot.Mount{{Type: "bind", Source: source(t), Options: []string{"bind", access}}}
-}
-
-func (Driver) Mount(t snapshot.Tree, target string) error {
-	return snapshot.BindMount(source(t), target, t.Kind == snapshot.View)
 }
 
 func (Driver) Usage(ctx context.Context, t snapshot.Tree) (u snapshot.Usage, err error) {
