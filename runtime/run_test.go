@@ -9,6 +9,7 @@ import (
 	"io"
 	"os"
 	"os/exec"
+	"os/signal"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -227,6 +228,10 @@ func (m *machine) started(id string) (*exec.Cmd, *os.File) {
 }
 
 func TestRunForwardsSignals(t *testing.T) {
+	// Under nohup(1) the container would inherit that SIGHUP is ignored, and no shell can trap
+	// what was ignored when it began. A signal with a handler is reset for what is executed.
+	signal.Notify(make(chan os.Signal, 1), unix.SIGHUP)
+	t.Cleanup(func() { signal.Reset(unix.SIGHUP) })
 	runtimes(t, func(m *machine) {
 		for _, sig := range []syscall.Signal{unix.SIGHUP, unix.SIGINT, unix.SIGQUIT, unix.SIGTERM, unix.SIGUSR1, unix.SIGUSR2} {
 			m.spec(Options{Args: []string{"sh", "-c", fmt.Sprintf("trap 'echo got; exit %d' %d; echo ready; while :; do sleep 0.1; done", 40+int(sig), int(sig))}})
