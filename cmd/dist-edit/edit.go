@@ -112,27 +112,28 @@ func (e edit) runEditor(ctx context.Context, path string) error {
 			}
 		}
 	}
+	interrupts := make(chan os.Signal, 1)
+	if !signal.Ignored(unix.SIGINT) {
+		// Before the start: the editor may get the first one at once.
+		signal.Reset(unix.SIGINT) // from who would cancel ctx
+		signal.Notify(interrupts, unix.SIGINT)
+		defer signal.Reset(unix.SIGINT)
+	}
 	if err := c.Start(); err != nil {
 		return fmt.Errorf("editor %s: %w", e.editor, err)
 	}
-	if !signal.Ignored(unix.SIGINT) {
-		signal.Reset(unix.SIGINT) // from who would cancel ctx
-		interrupts := make(chan os.Signal, 1)
-		signal.Notify(interrupts, unix.SIGINT)
-		defer signal.Reset(unix.SIGINT)
-		ended := make(chan struct{})
-		defer close(ended)
-		go func() {
-			for {
-				select {
-				case <-interrupts:
-					_ = c.Process.Signal(unix.SIGINT)
-				case <-ended:
-					return
-				}
+	ended := make(chan struct{})
+	defer close(ended)
+	go func() {
+		for {
+			select {
+			case <-interrupts:
+				_ = c.Process.Signal(unix.SIGINT)
+			case <-ended:
+				return
 			}
-		}()
-	}
+		}
+	}()
 	err := c.Wait()
 	if ctx.Err() != nil {
 		return ctx.Err()
