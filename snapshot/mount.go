@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -63,6 +64,65 @@ func (s *Snapshotter) Mountpoints(_ context.Context, key string) ([]string, erro
 		}
 	}
 	return nil, fmt.Errorf("mounts of %s: %w", key, err)
+}
+
+// UnmountAll unmounts an active snapshot or a view wherever it is mounted in this process's
+// mount namespace; a committed one is mounted nowhere, but as a part of others. Unavailable
+// where it is in use, or where what is mounted may be another view of the same files.
+func (s *Snapshotter) UnmountAll(_ context.Context, key string) error {
+	err := func() error {
+		e, err := s.lookup(key)
+		if err != nil || e.Kind == Committed {
+			return err
+		}
+		where, err := s.mountsOf(e)
+		if err != nil {
+			return err
+		}
+		for _, target := range slices.Backward(where) { // what is mounted last is above
+			if err := unmount(target); err != nil {
+				return fmt.Errorf("%s: %w", target, err)
+			}
+		}
+		return nil
+	}()
+	if err != nil {
+		return fmt.Errorf("unmount %s: %w", key, err)
+	}
+	return nil
+}
+
+// mountsOf lists where a snapshot is mounted, views that show their parent's files included.
+func (s *Snapshotter) mountsOf(e entry) ([]string, error) {
+	where, err := mountsOf(s.dirOf(e.id))
+	t := s.tree(e.id, e.record)
+	if err != nil || e.Kind != View || len(t.Parents) == 0 {
+		return where, err
+	}
+	m := s.driver.Mounts(t)
+	if len(m) != 1 || m[0].Source != t.ParentFS() {
+		return where, nil
+	}
+	table, err := readMounts()
+	if err != nil {
+		return nil, err
+	}
+	for _, mount := range table {
+		if mount.fstype != "overlay" && mount.isRoot(m[0].Source) {
+			where = append(where, mount.point)
+		}
+	}
+	if len(where) == 0 {
+		return nil, nil
+	}
+	all, err := s.entries()
+	for _, o := range all {
+		if o.Kind == View && o.id != e.id && len(o.Parents) > 0 && o.Parents[0] == e.Parents[0] {
+			return nil, errdefs.ErrUnavailable.WithMessage(fmt.Sprintf(
+				"it or %s, a view of the same files, is mounted on %s: unmount that first", o.Key, strings.Join(where, ", ")))
+		}
+	}
+	return where, err
 }
 
 // Unmount unmounts the snapshot that is mounted on the directory target, and does nothing

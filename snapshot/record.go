@@ -266,7 +266,7 @@ func (s *Snapshotter) recover(l *lock) error {
 			return err
 		}
 		if err != nil {
-			// Without a record nothing can name it; only an unsynced store comes here.
+			// Without a record nothing can name it. It was not committed when the power failed.
 			if err := os.Rename(s.dirOf(id), filepath.Join(s.dir, "tmp", strconv.FormatUint(id, 10))); err != nil {
 				return err
 			}
@@ -394,13 +394,13 @@ func encode(r record) []byte {
 }
 
 // writeInfo writes a record into a directory that nobody else uses.
-func (s *Snapshotter) writeInfo(dir string, b []byte) error {
+func (s *Snapshotter) writeInfo(dir string, b []byte, sync bool) error {
 	f, err := os.OpenFile(filepath.Join(dir, "info"), os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
 	if err != nil {
 		return err
 	}
 	_, err = f.Write(b)
-	if err == nil && !s.noSync {
+	if err == nil && sync {
 		err = f.Sync()
 	}
 	if cerr := f.Close(); err == nil {

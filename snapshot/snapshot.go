@@ -120,7 +120,7 @@ type Driver interface {
 // Options say how a store is used.
 type Options struct {
 	Namespace string // partition of the keys; empty is "default"
-	NoSync    bool   // don't wait for the disk: after a power failure the latest changes may be lost
+	NoSync    bool   // don't wait for the disk: after a power failure commits and removals may be lost
 }
 
 // CommitOptions are what a commit may change besides kind and name.

@@ -157,10 +157,8 @@ func (s *Snapshotter) make(ctx context.Context, kind Kind, key, parent string, l
 		return nil, err
 	}
 	step("filled")
-	if err := s.writeInfo(dir, encode(r)); err != nil {
-		return nil, err
-	}
-	if err := s.syncDir(dir); err != nil {
+	// Nothing is synced: what is written to the snapshot isn't either, before it is committed.
+	if err := s.writeInfo(dir, encode(r), false); err != nil {
 		return nil, err
 	}
 	step("written")
@@ -183,9 +181,6 @@ func (s *Snapshotter) make(ctx context.Context, kind Kind, key, parent string, l
 		topic = "/snapshot/view"
 	}
 	s.log(r, events.Event{Topic: topic, Key: key, Parent: parent})
-	if err := s.syncDir(s.dir); err != nil {
-		return nil, err
-	}
 	return s.driver.Mounts(s.tree(id, r)), nil
 }
 
@@ -378,7 +373,7 @@ func (s *Snapshotter) replace(e entry, r record, check func() error) error {
 	if r.Created.IsZero() {
 		r.Created = r.Updated
 	}
-	if err := s.writeInfo(dir, encode(r)); err != nil {
+	if err := s.writeInfo(dir, encode(r), !s.noSync); err != nil {
 		return err
 	}
 	step("record written")
@@ -468,9 +463,12 @@ func (s *Snapshotter) remove(key string) error {
 		return err
 	}
 	defer held.Close()
-	// Were the name to come back after a power failure, files would be missing below it.
-	if err := s.syncDir(s.dir, filepath.Join(s.dir, "tmp")); err != nil {
-		return err
+	// Were the name to come back after a power failure, files would be missing below it. Of
+	// one that isn't committed nobody has been promised any.
+	if e.Kind == Committed {
+		if err := s.syncDir(s.dir, filepath.Join(s.dir, "tmp")); err != nil {
+			return err
+		}
 	}
 	step("detached")
 	s.log(e.record, events.Event{Topic: "/snapshot/remove", Key: key})

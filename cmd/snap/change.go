@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"strings"
 
 	"distkit/cmd/internal/cli"
@@ -21,9 +22,10 @@ func newView(s *store) *cobra.Command {
 
 func newMake(s *store, verb, short string, do func(*snapshot.Snapshotter, context.Context, string, string, map[string]string) ([]snapshot.Mount, error)) *cobra.Command {
 	c := &cobra.Command{Use: verb + " [flags] KEY [PARENT]", Short: short, Args: cobra.RangeArgs(1, 2)}
-	labels, noSync := labelFlag(c), noSyncFlag(c)
+	labels := labelFlag(c)
+	target := c.Flags().String("mount", "", "mount it on `DIR` too; where that fails it is not made")
 	c.RunE = func(c *cobra.Command, args []string) error {
-		sn, err := s.openWith(*noSync)
+		sn, err := s.open()
 		if err != nil {
 			return err
 		}
@@ -32,6 +34,11 @@ func newMake(s *store, verb, short string, do func(*snapshot.Snapshotter, contex
 			return err
 		}
 		mounts, err := do(sn, c.Context(), args[0], strings.Join(args[1:], ""), l)
+		if err == nil && *target != "" {
+			if err = sn.Mount(c.Context(), args[0], *target); err != nil {
+				err = errors.Join(err, sn.Remove(context.WithoutCancel(c.Context()), args[0]))
+			}
+		}
 		if err != nil {
 			return err
 		}
@@ -69,13 +76,21 @@ func newCommit(s *store) *cobra.Command {
 func newRm(s *store) *cobra.Command {
 	c := &cobra.Command{Use: "rm [flags] KEY…|-", Short: "delete snapshots", Args: cobra.ArbitraryArgs}
 	noSync := noSyncFlag(c)
+	umount := c.Flags().Bool("umount", false, "unmount them first, wherever they are mounted")
 	zero(c)
 	c.RunE = func(c *cobra.Command, args []string) error {
 		sn, err := s.openWith(*noSync)
 		if err != nil {
 			return err
 		}
-		return cli.Each(c, args, func(key string) error { return sn.Remove(c.Context(), key) })
+		return cli.Each(c, args, func(key string) error {
+			if *umount {
+				if err := sn.UnmountAll(c.Context(), key); err != nil {
+					return err
+				}
+			}
+			return sn.Remove(c.Context(), key)
+		})
 	}
 	return c
 }

@@ -106,6 +106,31 @@ func TestMountsForTheShell(t *testing.T) {
 	}
 }
 
+// One call makes and mounts, or does neither; and one unmounts and removes.
+func TestMountAtOnce(t *testing.T) {
+	snapshottest.Root(t)
+	for _, driver := range []string{"overlayfs", "native"} {
+		out, errs, status := shell(t, t.TempDir(), `
+			mkdir a b; trap "umount a b 2>/dev/null || true" EXIT
+			snap prepare --mount a work >/dev/null; touch a/file
+			snap rm work 2>&1 | grep -o 'it is mounted' || true
+			snap mount work b; snap rm --umount work
+			mountpoint -q a || mountpoint -q b || ls a b
+			snap prepare --mount none work || test $? = 3
+			snap prepare work >/dev/null; snap commit base work
+			snap view --mount a look base >/dev/null
+			snap rm --umount base || test $? = 5
+			mountpoint a
+			snap view other base >/dev/null
+			snap rm --umount look 2>&1 | grep -o 'it or other, a view of the same files, is mounted on' || true
+			snap rm other; snap rm --umount look base; snap ls`, "CONTAINERD_SNAPSHOTTER="+driver)
+		if status != 0 || out != "it is mounted\na:\n\nb:\na is a mountpoint\nit or other, a view of the same files, is mounted on\n" || strings.Count(errs, "\n") != 2 ||
+			!strings.HasPrefix(errs, "snap: mount work: no such directory: none\n") {
+			t.Errorf("%s: status %d, stdout %q, stderr %q", driver, status, out, errs)
+		}
+	}
+}
+
 func TestStatuses(t *testing.T) {
 	for _, c := range []struct {
 		script string
