@@ -18,7 +18,7 @@ import (
 
 // ownFailure are the commands whose own failures are 125, since every other status may be
 // that of what they ran.
-var ownFailure = []string{"run", "dist-run", "dist-hold", "task"}
+var ownFailure = []string{"run", "dist-run", "dist-hold", "dist-userns", "task"}
 
 // behaviour is what this test needs to know of a command to put it to the proof.
 type behaviour struct {
@@ -59,6 +59,7 @@ var behaviours = map[string]behaviour{
 	"dist-resolve":   {output: []string{"STORE", "example.org/x:1"}, bad: []string{"redis", "latest"}, waits: []string{"HOST/x", "latest"}},
 	"dist-run":       {bad: []string{}},
 	"dist-unpack":    {bad: []string{}},
+	"dist-userns":    {bad: []string{}, waits: []string{"--", "cat"}},
 	"dist-verify":    {waits: []string{"-"}},
 	"run":            {bad: []string{}},
 	"run-spec":       {output: []string{}, stdin: `{"config":{"Cmd":["/bin/true"]}}`, bad: []string{"--memory", "much"}, waits: []string{}},

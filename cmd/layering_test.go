@@ -48,6 +48,7 @@ var mayImport = map[string][]string{
 	"dist-resolve":   {"remotes"},
 	"dist-tags":      {"remotes"},
 	"dist-untag":     {"remotes"},
+	"dist-userns":    {},
 	"dist-verify":    {"content"},
 	"run":            {"runtime"},
 	"run-spec":       {"runtime"},

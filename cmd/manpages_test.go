@@ -138,7 +138,7 @@ func TestEveryCommandHasAPageThatHolds(t *testing.T) {
 			compare(t, "flag -", shorts, shortsDocumented)
 
 			allowed := statuses
-			if slices.Contains([]string{"run", "task", "dist-run", "dist-hold", "dist-ingest"}, name) {
+			if slices.Contains([]string{"run", "task", "dist-run", "dist-hold", "dist-ingest", "dist-userns"}, name) {
 				allowed = append(slices.Clone(allowed), "125", "126", "127")
 			}
 			found := statusLine.FindAllStringSubmatch(p.sections["EXIT STATUS"], -1)
