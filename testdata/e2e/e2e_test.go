@@ -336,6 +336,43 @@ func TestUnpack(t *testing.T) {
 	}
 }
 
+// TestUnpackAsUser pulls and unpacks as user 1000, who has subordinate IDs: what is seen in the
+// user namespace is what root sees of its own.
+func TestUnpackAsUser(t *testing.T) {
+	p := here(t)
+	fixture.Need(t, "newuidmap,userns,umoci,overlay")
+	p.sh("dist-pull --root roots " + single)
+	p.sh("umoci unpack --image roots:" + single + " bundle")
+	want := p.sh(tree, "bundle/rootfs")
+	if err := os.WriteFile(filepath.Join(p.dir, "subids"), []byte("1000:100000:65536\n"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(os.Chown(p.dir, 1000, 1000), os.Chmod(filepath.Dir(p.dir), 0o755)); err != nil {
+		t.Fatal(err)
+	}
+	p.before = "mount --bind subids /etc/subuid && mount --bind subids /etc/subgid"
+	p.Vars = append(p.Vars, "HOME="+p.dir, "XDG_RUNTIME_DIR="+p.dir)
+	user := func(script string, args ...string) string {
+		t.Helper()
+		return p.sh(`exec setpriv --reuid 1000 --regid 1000 --clear-groups -- bash -euo pipefail -c "$0" "$@"`, append([]string{script}, args...)...)
+	}
+	for _, driver := range []string{"overlayfs", "native"} {
+		t.Run(driver, func(t *testing.T) {
+			p.t = t
+			pulled := strings.Split(user("export CONTAINERD_SNAPSHOTTER="+driver+"; dist-pull --unpack "+single), "\t")
+			if len(pulled) != 3 {
+				t.Fatalf("it printed %q", pulled)
+			}
+			ours := user(`export CONTAINERD_SNAPSHOTTER=`+driver+`; mkdir -p view; exec dist-userns -- bash -c '
+				snap view --mount view look "$1" >/dev/null; eval "$0"; cd ..; snap rm --umount look' "$0" "$1"`,
+				strings.ReplaceAll(tree, `"$0"`, "view"), pulled[2])
+			if ours != want {
+				t.Errorf("the tree differs from root's:\n%s", difference(want, ours))
+			}
+		})
+	}
+}
+
 // difference shows the first lines that only one of two texts has.
 func difference(a, b string) string {
 	var out strings.Builder
