@@ -52,6 +52,9 @@ type client struct {
 	pause   time.Duration
 	shared  string      // the directory of what processes share
 	https   atomic.Bool // a guessed scheme that proved wrong
+	// A host that asked for a client's certificate where there is none, and one that has
+	// replied whatever it asked for.
+	wanted, replied atomic.Bool
 }
 
 func newClient(e endpoint, o Options, keys *keyring) *client {
@@ -82,6 +85,13 @@ func newClient(e endpoint, o Options, keys *keyring) *client {
 	}
 	if t.TLSClientConfig == nil {
 		t.TLSClientConfig = &tls.Config{}
+	}
+	if t.TLSClientConfig.Certificates == nil {
+		t.TLSClientConfig = t.TLSClientConfig.Clone()
+		t.TLSClientConfig.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) {
+			c.wanted.Store(true)
+			return &tls.Certificate{}, nil
+		}
 	}
 	c.http = &auth.Client{
 		Client:     &http.Client{Transport: roundTripper{t, c}, CheckRedirect: checkRedirect},
@@ -140,6 +150,9 @@ func (t roundTripper) RoundTrip(req *http.Request) (*http.Response, error) {
 	if t.c.options.Debug != nil {
 		t.c.options.Debug(debugLine(req, resp, err, time.Since(start)))
 	}
+	if err == nil {
+		t.c.replied.Store(true)
+	}
 	if err == nil && resp.StatusCode == http.StatusUnauthorized {
 		if seen, ok := req.Context().Value(challengesKey{}).(*atomic.Bool); ok {
 			seen.Store(true)
@@ -191,19 +204,22 @@ func (c *client) again(ctx context.Context, t *tries, err error) error {
 	if t.left <= 1 {
 		return err
 	}
-	t.left--
 	wait := t.pause/2 + rand.N(t.pause/2+1)
-	t.pause *= 2
 	var asked *retryAfterError
 	if errors.As(err, &asked) && asked.after > 0 {
 		if t.waited+asked.after > c.options.MaxWait {
 			return fmt.Errorf("%w (the registry asks to wait %v)", err, asked.after)
 		}
+		// A try that was turned away so is none: patience has its own bound, and of many
+		// processes that come back together some are turned away again.
 		t.waited += asked.after
-		wait = asked.after
+		wait = asked.after + rand.N(asked.after/8+1)
 		if c.options.Notify != nil {
 			c.options.Notify(fmt.Sprintf("%s asks to wait %v: %d %s", c.host, asked.after, asked.status, http.StatusText(asked.status)))
 		}
+	} else {
+		t.left--
+		t.pause *= 2
 	}
 	return sleep(ctx, wait)
 }
@@ -274,9 +290,13 @@ func (c *client) once(parent context.Context, r request) (*http.Response, error)
 	}
 	defer resp.Body.Close()
 	b, _ := io.ReadAll(io.LimitReader(resp.Body, maxErrorBody))
-	if c.guessed && !c.https.Load() && isHTTPSHint(resp, b) {
-		c.https.Store(true)
-		return c.once(parent, r)
+	if asked := resp.Request.URL; asked.Scheme == "http" && asked.Host == c.host && isHTTPSHint(resp, b) {
+		if !c.guessed {
+			return nil, errors.New("the host speaks HTTPS, and was asked in HTTP: by --plain-http, or by its configuration")
+		}
+		if c.https.Store(true); r.url == nil {
+			return c.once(parent, r)
+		}
 	}
 	serr := newStatusError(resp, b)
 	if resp.StatusCode == http.StatusUnauthorized || resp.StatusCode == http.StatusForbidden {
@@ -337,6 +357,10 @@ func (c *client) send(ctx context.Context, r request, watch *time.Timer) (*http.
 	}
 	resp, err := do(req)
 	if err != nil {
+		if c.wanted.Load() && !c.replied.Load() && isClosed(err) {
+			// Since TLS 1.3 the refusal comes, if at all, after the request.
+			return nil, errors.New("TLS: the host wants a certificate of its clients, and none is configured")
+		}
 		err = classify(ctx, err, challenged.Load())
 		if why := c.keys.explain(c.host); why != "" && errdefs.IsUnauthorized(err) {
 			err = fmt.Errorf("%w; %s", err, why)

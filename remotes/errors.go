@@ -13,6 +13,7 @@ import (
 	"net/url"
 	"slices"
 	"strings"
+	"syscall"
 	"unicode"
 
 	"distkit/errclass"
@@ -148,7 +149,7 @@ func classify(ctx context.Context, err error, challenged bool) error {
 		certErr  *tls.CertificateVerificationError
 		hostErr  x509.HostnameError
 		caErr    x509.UnknownAuthorityError
-		alert    tls.AlertError
+		alert    *net.OpError // as crypto/tls wraps those of TLS
 		record   tls.RecordHeaderError
 	)
 	if errors.As(err, &tokenErr) {
@@ -175,7 +176,8 @@ func classify(ctx context.Context, err error, challenged bool) error {
 			return fmt.Errorf("the host speaks HTTP, not HTTPS: try --plain-http")
 		}
 		return plain
-	case errors.As(err, &certErr), errors.As(err, &hostErr), errors.As(err, &caErr), errors.As(err, &alert), errors.As(err, &record):
+	case errors.As(err, &certErr), errors.As(err, &hostErr), errors.As(err, &caErr), errors.As(err, &record),
+		errors.As(err, &alert) && (alert.Op == "remote error" || alert.Op == "local error"):
 		return fmt.Errorf("TLS: %w", plain)
 	case errors.As(err, &dnsErr), errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF):
 		return errclass.As(plain, errdefs.ErrAborted)
@@ -187,6 +189,11 @@ func classify(ctx context.Context, err error, challenged bool) error {
 		return errclass.As(errors.New(printable(plain.Error())), errdefs.ErrUnauthenticated)
 	}
 	return plain
+}
+
+// isClosed tells of a connection that the other side has ended.
+func isClosed(err error) bool {
+	return errors.Is(err, syscall.EPIPE) || errors.Is(err, syscall.ECONNRESET) || errors.Is(err, io.EOF)
 }
 
 // isPermanent tells temporary errors that a second try within seconds does not change.

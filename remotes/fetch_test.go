@@ -489,6 +489,15 @@ func TestRetryAfter(t *testing.T) {
 	if !strings.Contains(err.Error(), "1h0m0s") || f.count() != 1 || len(told) != 0 {
 		t.Errorf("%v after %d tries, told %q", err, f.count(), told)
 	}
+	// Who is turned away often, among many, has not used up its tries, but its patience.
+	c := open(t, f.host(), Options{MaxWait: 100 * time.Millisecond}).clients[0]
+	tries, busy := c.newTries(maxTries), &retryAfterError{&statusError{status: 429, class: errdefs.ErrResourceExhausted}, 5 * time.Millisecond}
+	for i := range 20 {
+		if err := c.again(context.Background(), tries, busy); err != nil || tries.left != maxTries {
+			t.Fatalf("turned away %d times: %v, %d tries left", i+1, err, tries.left)
+		}
+	}
+	is(t, c.again(context.Background(), tries, busy), errdefs.IsResourceExhausted)
 	if d := retryAfter(http.Header{"Retry-After": {time.Now().Add(10 * time.Second).UTC().Format(http.TimeFormat)}}); d < 8*time.Second || d > 11*time.Second {
 		t.Errorf("a date ten seconds away: %v", d)
 	}

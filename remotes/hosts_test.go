@@ -2,6 +2,7 @@ package remotes
 
 import (
 	"context"
+	"crypto/tls"
 	"encoding/pem"
 	"net/http"
 	"os"
@@ -12,6 +13,7 @@ import (
 	"time"
 
 	"github.com/containerd/errdefs"
+	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
@@ -215,10 +217,32 @@ func TestTLS(t *testing.T) {
 	if _, err := fetch(t, open(t, f.host(), Options{HostsDir: root}), "latest"); err != nil {
 		t.Errorf("skip_verify: %v", err)
 	}
+	// A host that wants a certificate of its clients; since TLS 1.3 it may say so after the
+	// request has gone out.
+	for _, version := range []uint16{tls.VersionTLS12, tls.VersionTLS13} {
+		strict := unstarted()
+		strict.TLS = &tls.Config{ClientAuth: tls.RequireAnyClientCert, MaxVersion: version}
+		strict.StartTLS()
+		t.Cleanup(strict.Close)
+		for range 20 {
+			_, err := fetch(t, open(t, strict.host(), Options{HostsDir: trusting(t, strict)}), "latest")
+			if err == nil || isTemporary(err) || !strings.Contains(err.Error(), "TLS") {
+				t.Fatalf("without a client's certificate: %v", err)
+			}
+		}
+	}
 	plain := newFake(t)
 	writeHosts(t, root, plain.host(), "server = 'https://"+plain.host()+"'")
 	_, err := fetch(t, open(t, plain.host(), Options{HostsDir: root}), "latest")
 	if err == nil || isTemporary(err) || !strings.Contains(err.Error(), "--plain-http") {
 		t.Errorf("HTTP server spoken to in HTTPS: %v", err)
+	}
+	// The other way round, where HTTP is no guess.
+	writeHosts(t, root, f.host(), "server = 'http://"+f.host()+"'")
+	for _, object := range []string{"latest", digest.FromString("x").String()} {
+		_, err = fetch(t, open(t, f.host(), Options{HostsDir: root}), object)
+		if err == nil || isTemporary(err) || errdefs.IsNotFound(err) || !strings.Contains(err.Error(), "speaks HTTPS") {
+			t.Errorf("HTTPS server spoken to in HTTP: %v", err)
+		}
 	}
 }

@@ -109,17 +109,24 @@ func (n named) WriteTo(w io.Writer) (int64, error) {
 // final is an error after which no other host is asked.
 type final struct{ error }
 
-// each asks the hosts in order until one answers. Those before the last get one try: the
-// next host is their second.
+// each asks the hosts in order until one answers. Those before the last get one try, and
+// none while they want to be left alone: the next host is their second.
 func (r *Registry) each(ctx context.Context, need capability, f func(*client, *tries) error) error {
-	err := r.nobody()
-	for i, c := range r.clients {
-		if c.capabilities&need != need {
-			continue
+	var able []*client
+	for _, c := range r.clients {
+		if c.capabilities&need == need {
+			able = append(able, c)
 		}
-		n := 1
-		if i == len(r.clients)-1 {
-			n = maxTries
+	}
+	err := r.nobody()
+	for i, c := range able {
+		n := maxTries
+		if i < len(able)-1 {
+			if wait := c.sharedWait(); wait > 0 {
+				err = c.toldToWait(wait)
+				continue
+			}
+			n = 1
 		}
 		err = f(c, c.newTries(n))
 		if fin, ok := err.(final); ok {

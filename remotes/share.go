@@ -236,26 +236,35 @@ func (c *client) postpone(after time.Duration) {
 // errToldToWait is of a wait that is longer than this process has patience.
 var errToldToWait error = errclass.As(errors.New("has asked another process to wait"), errdefs.ErrResourceExhausted)
 
-// waitShared waits where another process was told to.
-func (c *client) waitShared(ctx context.Context) error {
+// sharedWait is how long the host wants to be left alone yet.
+func (c *client) sharedWait() time.Duration {
 	if c.shared == "" {
-		return nil
+		return 0
 	}
 	f, err := sharedFile(c.shared, "wait", os.O_RDONLY, c.scheme, c.host)
 	if err != nil {
-		return nil
+		return 0
 	}
 	defer f.Close()
 	info, err := f.Stat()
 	if err != nil || info.Size() == 0 {
-		return nil
+		return 0
 	}
-	wait := time.Until(info.ModTime())
+	return time.Until(info.ModTime())
+}
+
+func (c *client) toldToWait(wait time.Duration) error {
+	return fmt.Errorf("%s %w, for %v from now", c.host, errToldToWait, wait.Round(time.Second))
+}
+
+// waitShared waits where another process was told to.
+func (c *client) waitShared(ctx context.Context) error {
+	wait := c.sharedWait()
 	if wait <= 0 {
 		return nil
 	}
 	if wait > c.options.MaxWait {
-		return fmt.Errorf("%s %w, for %v from now", c.host, errToldToWait, wait.Round(time.Second))
+		return c.toldToWait(wait)
 	}
 	if c.options.Notify != nil && wait >= time.Second {
 		c.options.Notify(fmt.Sprintf("%s has asked another process to wait: %v from now", c.host, wait.Round(time.Second)))

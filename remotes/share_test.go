@@ -140,6 +140,28 @@ func TestSharedWait(t *testing.T) {
 	}
 }
 
+// A mirror that wants to be left alone is passed by, as one that is down.
+func TestSharedWaitOfMirror(t *testing.T) {
+	runtimeDir(t)
+	mirror, upstream := newFake(t), newFake(t)
+	id := upstream.blob(noise(10))
+	mirror.reply(func(w http.ResponseWriter, r *http.Request, n int) bool {
+		w.Header().Set("Retry-After", "30")
+		w.WriteHeader(http.StatusTooManyRequests)
+		return true
+	})
+	root := t.TempDir()
+	writeHosts(t, root, "good.example", "server = '"+upstream.URL+"'\n[host.'"+mirror.URL+"']\n")
+	for range 3 {
+		if _, err := fetch(t, open(t, "good.example", Options{HostsDir: root}), id); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if mirror.count() != 1 || upstream.count() != 3 {
+		t.Errorf("mirror %q, upstream %q", mirror.seen(), upstream.seen())
+	}
+}
+
 func TestExpiry(t *testing.T) {
 	if d := time.Until(expiry("e30.eyJleHAiOjQxMDI0NDQ4MDB9.x")); d < 1000*time.Hour {
 		t.Errorf("a JWT of 2100 expires in %v", d)
