@@ -6,12 +6,12 @@ require (
 	github.com/klauspost/compress v1.20.3
 	github.com/olareg/olareg v0.2.2
 	github.com/rogpeppe/go-internal v1.16.0
+	golang.org/x/crypto v0.53.0
 	golang.org/x/sys v0.49.0
 )
 
 require (
 	github.com/goccy/go-yaml v1.19.2 // indirect
 	github.com/sudo-bmitch/oci-digest v0.1.2 // indirect
-	golang.org/x/crypto v0.53.0 // indirect
 	golang.org/x/tools v0.26.0 // indirect
 )

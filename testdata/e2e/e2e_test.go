@@ -1,7 +1,7 @@
 //go:build e2e
 
-// Package e2e goes the whole way with parts that are not ours: Debian's registry, an image of
-// Debian's packages, runc and crun, overlayfs, skopeo and umoci.
+// Package e2e goes the whole way with parts that are not ours: Debian's registry and olareg, an
+// image of Debian's packages, runc and crun, overlayfs, skopeo, umoci, crane and oras.
 package e2e
 
 import (
@@ -51,6 +51,12 @@ func here(t *testing.T) *place {
 	if err != nil {
 		t.Fatal(err)
 	}
+	return before(t, quiet(httputil.NewSingleHostReverseProxy(target)))
+}
+
+// before makes a place before a registry.
+func before(t *testing.T, registry http.Handler) *place {
+	t.Helper()
 	top, err := os.MkdirTemp(fixture.Dir, "e2e-")
 	if err != nil {
 		t.Fatal(err)
@@ -59,8 +65,7 @@ func here(t *testing.T) *place {
 	if err := os.Mkdir(p.dir, 0o755); err != nil {
 		t.Fatal(err)
 	}
-	proxy := httputil.NewSingleHostReverseProxy(target)
-	if p.World, err = fixture.Surround(filepath.Join(top, "world"), quiet(proxy)); err != nil {
+	if p.World, err = fixture.Surround(filepath.Join(top, "world"), registry); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
@@ -97,45 +102,11 @@ var started struct {
 
 func startRegistry() (*url.URL, error) {
 	dir := filepath.Join(fixture.Dir, "docker-registry")
-	if err := os.Mkdir(dir, 0o755); err != nil {
-		return nil, err
-	}
-	l, err := net.Listen("tcp", "127.0.0.1:0")
+	addr, held, err := serve(dir, "", "", http.DefaultClient)
 	if err != nil {
 		return nil, err
 	}
-	addr := l.Addr().String()
-	l.Close()
-	conf := fmt.Sprintf("version: 0.1\nlog: {level: warn, accesslog: {disabled: true}}\n"+
-		"storage: {filesystem: {rootdirectory: %q}}\nhttp: {addr: %q, secret: none}\n", dir+"/data", addr)
-	if err := os.WriteFile(dir+"/config.yml", []byte(conf), 0o644); err != nil {
-		return nil, err
-	}
-	log, err := os.Create(dir + "/log")
-	if err != nil {
-		return nil, err
-	}
-	// The shell's standard input ends with this process; then it ends the registry.
-	c := exec.Command("sh", "-c", `docker-registry serve "$0" & read -r _; kill $!; wait`, dir+"/config.yml")
-	c.Stdout, c.Stderr = log, log
-	if started.held, err = c.StdinPipe(); err != nil {
-		return nil, err
-	}
-	if err := c.Start(); err != nil {
-		return nil, err
-	}
-	target := &url.URL{Scheme: "http", Host: addr}
-	for deadline := time.Now().Add(time.Minute); ; time.Sleep(20 * time.Millisecond) {
-		resp, err := http.Get(target.String() + "/v2/")
-		if err == nil {
-			resp.Body.Close()
-			break
-		}
-		if time.Now().After(deadline) {
-			text, _ := os.ReadFile(dir + "/log")
-			return nil, fmt.Errorf("docker-registry does not answer: %w\n%s", err, text)
-		}
-	}
+	started.held = held
 	layout := filepath.Join(fixture.Dir, "debian")
 	for _, args := range [][]string{
 		{filepath.Join(fixture.Root, "testdata/images/debian.sh"), layout},
@@ -146,7 +117,58 @@ func startRegistry() (*url.URL, error) {
 			return nil, fmt.Errorf("%v: %w\n%s", args, err, out)
 		}
 	}
-	return target, nil
+	return &url.URL{Scheme: "http", Host: addr}, nil
+}
+
+// serve starts Debian's registry in a directory of its own, more and tls being parts of its
+// configuration. It ends when held is closed, at the latest with this process.
+func serve(dir, more, tls string, client *http.Client) (addr string, held io.Closer, err error) {
+	if err := os.Mkdir(dir, 0o755); err != nil {
+		return "", nil, err
+	}
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		return "", nil, err
+	}
+	addr = l.Addr().String()
+	l.Close()
+	scheme := "http"
+	if tls != "" {
+		scheme, tls = "https", ", tls: {"+tls+"}"
+	}
+	conf := fmt.Sprintf("version: 0.1\nlog: {level: warn, accesslog: {disabled: true}}\n"+
+		"storage: {filesystem: {rootdirectory: %q}, delete: {enabled: true}}\nhttp: {addr: %q, secret: none%s}\n%s\n", dir+"/data", addr, tls, more)
+	if err := os.WriteFile(dir+"/config.yml", []byte(conf), 0o600); err != nil {
+		return "", nil, err
+	}
+	log, err := os.Create(dir + "/log")
+	if err != nil {
+		return "", nil, err
+	}
+	defer log.Close()
+	// The shell's standard input ends with this process; then it ends the registry.
+	c := exec.Command("sh", "-c", `docker-registry serve "$0" & read -r _; kill $!; wait`, dir+"/config.yml")
+	c.Stdout, c.Stderr = log, log
+	stdin, err := c.StdinPipe()
+	if err != nil {
+		return "", nil, err
+	}
+	if err := c.Start(); err != nil {
+		return "", nil, err
+	}
+	go func() { _ = c.Wait() }()
+	for deadline := time.Now().Add(time.Minute); ; time.Sleep(20 * time.Millisecond) {
+		resp, err := client.Get(scheme + "://" + addr + "/v2/")
+		if err == nil {
+			resp.Body.Close()
+			return addr, stdin, nil
+		}
+		if time.Now().After(deadline) {
+			stdin.Close()
+			text, _ := os.ReadFile(dir + "/log")
+			return "", nil, fmt.Errorf("docker-registry does not answer: %w\n%s", err, text)
+		}
+	}
 }
 
 // cmd is a bash script with -euo pipefail at that place; args are $0, $1, ….
