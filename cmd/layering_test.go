@@ -34,7 +34,7 @@ var mayImport = map[string][]string{
 	"dist-events":    {"content"},
 	"dist-export":    {"image", "content"},
 	"dist-fetch":     {"remotes"},
-	"dist-gc":        {"image", "content"},
+	"dist-gc":        {"image", "content", "snapshot"},
 	"dist-hold":      {"content"},
 	"dist-image":     {"image", "content"},
 	"dist-import":    {"image", "content"},

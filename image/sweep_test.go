@@ -1,11 +1,18 @@
 package image
 
 import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
 	"distkit/content"
 
+	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
 )
@@ -94,5 +101,41 @@ func TestSweepDeletesNothingWhenNamesCannotBeRead(t *testing.T) {
 	err := Sweep{Store: f.store, Before: time.Now().Add(time.Hour)}.Run(t.Context(), func(content.Info) error { return nil })
 	if err == nil || f.count() != 4 {
 		t.Errorf("%v; %d blobs are left", err, f.count())
+	}
+}
+
+// A container keeps its image as a name would, and its chains are told; one that does not parse
+// stops the sweep, one without a record keeps nothing.
+func TestSweepSparesWhatContainersPin(t *testing.T) {
+	f := newFixture(t)
+	pinned, loose := f.image("amd64", 2), f.image("arm64", 1)
+	record := func(ns, id, text string) {
+		dir := filepath.Join(f.store.Root(), "containers", ns, id)
+		if err := errors.Join(os.MkdirAll(dir, 0o755), os.WriteFile(filepath.Join(dir, "container.json"), []byte(text), 0o600)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	record("default", "a", fmt.Sprintf(`{"id":"a","image":{"name":"x","digest":%q},"snapshot":{"driver":"native","key":"k"}}`, pinned.Digest))
+	record("other", "gone", `{"image":{"digest":"sha256:`+strings.Repeat("0", 64)+`"}}`)
+	record("other", "empty", "")
+	later := time.Now().Add(time.Hour)
+	var needed Needed
+	s := Sweep{Store: f.store, Before: later, DryRun: true, Snapshots: func(_ context.Context, n Needed) error { needed = n; return nil }}
+	if err := s.Run(t.Context(), func(content.Info) error { return nil }); err != nil {
+		t.Fatal(err)
+	}
+	layers, err := f.walker("").Layers(t.Context(), pinned)
+	if err != nil || len(needed.Chains) != 2 || !needed.Chains[layers[0].ChainID] || !needed.Chains[layers[1].ChainID] {
+		t.Errorf("chains %v, layers %v: %v", needed.Chains, layers, err)
+	}
+	if len(needed.Containers) != 2 || needed.Containers[0] != (Pin{"default", "a", pinned.Digest, "native", "k"}) {
+		t.Errorf("containers %+v", needed.Containers)
+	}
+	if swept := f.sweep(later, false); len(swept) != 3 || !swept[loose.Digest] {
+		t.Errorf("swept %v", swept)
+	}
+	record("other", "torn", `{"image":`)
+	if err := (Sweep{Store: f.store, Before: later}).Run(t.Context(), func(content.Info) error { return nil }); !errdefs.IsFailedPrecondition(err) {
+		t.Errorf("with a torn record: %v", err)
 	}
 }

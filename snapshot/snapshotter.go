@@ -451,6 +451,11 @@ func (s *Snapshotter) remove(key string) error {
 	if err != nil {
 		return err
 	}
+	return s.removeEntry(e)
+}
+
+// removeEntry is remove for a snapshot that was found; errChanged where it is gone.
+func (s *Snapshotter) removeEntry(e entry) error {
 	where, err := mountsOf(s.dirOf(e.id))
 	if err != nil {
 		return err
@@ -458,7 +463,7 @@ func (s *Snapshotter) remove(key string) error {
 	if len(where) > 0 {
 		return errdefs.ErrUnavailable.WithMessage("it is mounted on " + strings.Join(where, ", "))
 	}
-	dir, held, err := s.detach(key, e.id)
+	dir, held, err := s.detach(e)
 	if err != nil {
 		return err
 	}
@@ -471,36 +476,45 @@ func (s *Snapshotter) remove(key string) error {
 		}
 	}
 	step("detached")
-	s.log(e.record, events.Event{Topic: "/snapshot/remove", Key: key})
-	return s.driver.Remove(dir)
+	s.log(e.record, events.Event{Topic: "/snapshot/remove", Key: e.Key})
+	return ofOthers(s.driver.Remove(dir))
+}
+
+// ofOthers explains a user's failure with files that have, or whose directories have, other owners.
+// What is left of a removed snapshot waits in tmp/ for somebody who can delete it.
+func ofOthers(err error) error {
+	if errors.Is(err, fs.ErrPermission) && os.Geteuid() != 0 {
+		return errdefs.ErrPermissionDenied.WithMessage("it has files of other users: only root, or root of the user namespace it was made in, can delete them")
+	}
+	return err
 }
 
 // detach takes a snapshot's name away, and leaves its directory locked in tmp/.
-func (s *Snapshotter) detach(key string, id uint64) (string, *os.File, error) {
+func (s *Snapshotter) detach(e entry) (string, *os.File, error) {
 	l, err := s.lock()
 	if err != nil {
 		return "", nil, err
 	}
 	defer l.unlock()
-	e, err := s.lookup(key)
+	is, err := s.read(e.id)
+	if errors.Is(err, fs.ErrNotExist) || err == nil && !bytes.Equal(is.raw, e.raw) {
+		return "", nil, errChanged
+	}
 	if err != nil {
 		return "", nil, err
-	}
-	if e.id != id {
-		return "", nil, errChanged
 	}
 	if err := s.childless(e); err != nil {
 		return "", nil, err
 	}
-	held, err := lockFile(s.dirOf(id), unix.O_DIRECTORY, unix.LOCK_EX|unix.LOCK_NB)
+	held, err := lockFile(s.dirOf(e.id), unix.O_DIRECTORY, unix.LOCK_EX|unix.LOCK_NB)
 	if errors.Is(err, unix.EWOULDBLOCK) {
 		return "", nil, errdefs.ErrUnavailable.WithMessage("another process is preparing a snapshot from it")
 	}
 	if err != nil {
 		return "", nil, err
 	}
-	dir := filepath.Join(s.dir, "tmp", filepath.Base(s.dirOf(id)))
-	if err := os.Rename(s.dirOf(id), dir); err != nil {
+	dir := filepath.Join(s.dir, "tmp", filepath.Base(s.dirOf(e.id)))
+	if err := os.Rename(s.dirOf(e.id), dir); err != nil {
 		held.Close()
 		return "", nil, err
 	}

@@ -95,11 +95,15 @@ func (m idMaps) run(path string, args []string) error {
 	if err != nil {
 		return fmt.Errorf("pipe: %w", err)
 	}
+	// Its end of the pipe keeps its number: the first ones may be the caller's, a hold's lock.
+	if _, err := unix.FcntlInt(r.Fd(), unix.F_SETFD, 0); err != nil {
+		return fmt.Errorf("pipe: %w", err)
+	}
 	// The kernel ends the command if we are killed. It goes by the thread, which must stay.
 	runtime.LockOSThread()
 	c := &exec.Cmd{
-		Path: "/proc/self/exe", Args: append([]string{inside, path}, args...),
-		Stdin: os.Stdin, Stdout: os.Stdout, Stderr: os.Stderr, ExtraFiles: []*os.File{r},
+		Path: "/proc/self/exe", Args: append([]string{inside, strconv.Itoa(int(r.Fd())), path}, args...),
+		Stdin: os.Stdin, Stdout: os.Stdout, Stderr: os.Stderr,
 		SysProcAttr: &syscall.SysProcAttr{
 			Cloneflags: unix.CLONE_NEWUSER | unix.CLONE_NEWNS,
 			Pdeathsig:  unix.SIGTERM,
@@ -188,13 +192,16 @@ func capabilities() []uintptr {
 	return all
 }
 
-// become waits until the IDs are mapped and becomes the command, which then is root.
-func become(path string, args []string) {
+// become waits until the IDs are mapped and becomes the command, which then is root. Its
+// arguments are the descriptor to wait on, the command's path and its arguments.
+func become(args []string) {
 	runtime.LockOSThread()
-	if n, _ := unix.Read(3, make([]byte, 1)); n != 1 {
+	fd, err := strconv.Atoi(args[0])
+	if n, _ := unix.Read(fd, make([]byte, 1)); err != nil || n != 1 {
 		os.Exit(125) // the one outside says why
 	}
-	_ = unix.Close(3)
+	_ = unix.Close(fd)
+	path, args := args[1], args[2:]
 	fail := func(status int, what string, err error) {
 		fmt.Fprintf(os.Stderr, "dist-userns: %s: %v\n", what, err)
 		os.Exit(status)
@@ -209,7 +216,7 @@ func become(path string, args []string) {
 	}
 	header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
 	var data [2]unix.CapUserData
-	err := unix.Capget(&header, &data[0])
+	err = unix.Capget(&header, &data[0])
 	if err == nil {
 		data[0].Inheritable, data[1].Inheritable = 0, 0
 		err = unix.Capset(&header, &data[0])

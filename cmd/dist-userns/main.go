@@ -16,7 +16,7 @@ import (
 
 func main() {
 	if os.Args[0] == inside {
-		become(os.Args[1], os.Args[2:])
+		become(os.Args[1:])
 	}
 	c := &cobra.Command{
 		Use:         "dist-userns [flags] -- COMMAND [ARG…]",

@@ -63,6 +63,17 @@ func choose(root, name string) (snapshot.Driver, error) {
 	return nil, errdefs.ErrInvalidArgument.WithMessage(fmt.Sprintf("unknown snapshotter %q: one of %s", name, strings.Join(Names(), ", ")))
 }
 
+// Used are the names of the drivers that the store has, or had, snapshots of.
+func Used(root string) []string {
+	var names []string
+	for _, d := range all {
+		if _, err := os.Lstat(filepath.Join(root, "snapshots", d.Name())); err == nil {
+			names = append(names, d.Name())
+		}
+	}
+	return names
+}
+
 // used tells whether the store has snapshots of a driver.
 func used(root string, d snapshot.Driver) bool {
 	f, err := os.Open(filepath.Join(root, "snapshots", d.Name()))

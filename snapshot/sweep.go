@@ -1,0 +1,70 @@
+package snapshot
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sort"
+	"time"
+
+	"github.com/containerd/errdefs"
+)
+
+// TemporaryLabel marks an active snapshot or a view that is worth nothing once the process is
+// gone that made it. Its value says what made it.
+const TemporaryLabel = "distkit.temporary"
+
+// Sweep deletes what can be made again and nothing needs: committed snapshots that all namespaces
+// share, whose names are digests, and what bears [TemporaryLabel].
+type Sweep struct {
+	// Needed tells whether a snapshot of a namespace ("" where all share it) must stay. What
+	// lies below one that stays, stays too.
+	Needed func(namespace string, i Info) bool
+	Before time.Time // what was made or changed later stays
+	DryRun bool      // report, and delete nothing
+}
+
+// Sweep calls f with every snapshot once it is deleted, or would be, children before their
+// parents. What is mounted or has got a child meanwhile stays.
+func (s *Snapshotter) Sweep(ctx context.Context, o Sweep, f func(Info, Usage) error) error {
+	if !o.DryRun {
+		s.sweep()
+	}
+	all, err := s.entries()
+	if err != nil {
+		return fmt.Errorf("list snapshots: %w", err)
+	}
+	stays := map[uint64]bool{}
+	for _, e := range all {
+		free := e.Kind == Committed && e.Namespace == "" || e.Kind != Committed && e.Labels[TemporaryLabel] != ""
+		if !free || o.Needed(e.Namespace, e.Info) || !e.Updated.Before(o.Before) {
+			stays[e.id] = true
+			for _, below := range e.Parents {
+				stays[below] = true
+			}
+		}
+	}
+	sort.SliceStable(all, func(i, j int) bool { return len(all[i].Parents) > len(all[j].Parents) })
+	for _, e := range all {
+		if stays[e.id] {
+			continue
+		}
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		u, err := s.driver.Usage(ctx, s.tree(e.id, e.record))
+		if err = ofOthers(err); err == nil && !o.DryRun {
+			err = s.removeEntry(e)
+		}
+		switch {
+		case errors.Is(err, errChanged), errdefs.IsUnavailable(err), errdefs.IsFailedPrecondition(err):
+			continue
+		case err != nil:
+			return fmt.Errorf("remove %s: %w", e.Key, err)
+		}
+		if err := f(e.Info, u); err != nil {
+			return err
+		}
+	}
+	return nil
+}
