@@ -46,6 +46,11 @@ type Options struct {
 	// Workers is the number of goroutines that fill small files, by default as many as there
 	// are processors, up to four.
 	Workers int
+	// Unresolved gets a record of all that the layer alone can't tell, for whoever gives it its
+	// parents later: directories that it adds to but does not name, hard links to what it does
+	// not hold, whiteouts. The form is that of dist-apply(1). It wants an overlay form of
+	// whiteouts and an empty root.
+	Unresolved io.Writer
 }
 
 // Result tells what a layer was.
@@ -107,6 +112,12 @@ func Apply(ctx context.Context, root string, r io.Reader, opts Options) (Result,
 	case OverlayUser:
 		t.opaque = "user.overlay.opaque"
 	}
+	if opts.Unresolved != nil {
+		if err := t.reportTo(opts.Unresolved); err != nil {
+			t.abandon()
+			return Result{}, fmt.Errorf("apply to %s: %w", root, err)
+		}
+	}
 	if opts.Workers <= 0 {
 		opts.Workers = min(4, runtime.GOMAXPROCS(0))
 	}
@@ -149,6 +160,9 @@ func Apply(ctx context.Context, root string, r io.Reader, opts Options) (Result,
 	<-a.in.done
 	if err := t.finish(); err != nil {
 		return Result{}, fmt.Errorf("set times of directories: %w", err)
+	}
+	if err := t.flushReport(); err != nil {
+		return Result{}, err
 	}
 	a.result.DiffID, a.result.Size = a.diffID(), a.in.size
 	a.result.Unset = a.unset
@@ -229,8 +243,10 @@ func (a *applier) run() error {
 			continue
 		}
 		a.result.Entries++
-		if err := a.entry(h); err != nil {
-			return fmt.Errorf("entry %s: %w", quote(h.Name), err)
+		if !a.tree.isToApplyAgain() {
+			if err := a.entry(h); err != nil && !a.tree.mayBeWell(h, err) {
+				return fmt.Errorf("entry %s: %w", quote(h.Name), err)
+			}
 		}
 		if _, err := io.Copy(io.Discard, a.tar); err != nil { // what the entry has no use for
 			return fmt.Errorf("entry %s: %w", quote(h.Name), a.readError(err))
@@ -321,6 +337,7 @@ func (a *applier) entry(h *tar.Header) error {
 func (a *applier) directory(h *tar.Header, d *dir, made bool) error {
 	t := a.tree
 	t.touch(d)
+	t.named(d.path)
 	f, err := newFile(h)
 	if err != nil {
 		return err
@@ -417,6 +434,12 @@ func (a *applier) regular(h *tar.Header, parent, base string) error {
 	})
 	if err != nil {
 		return err
+	}
+	if d.acl {
+		if err := dropACLs(f.fd, accessACL); err != nil {
+			_ = unix.Close(f.fd)
+			return err
+		}
 	}
 	f.owner = !d.owns(f)
 	f.chmod = f.mode&0o7000 != 0 || f.mode&^d.mask != f.mode
@@ -608,8 +631,8 @@ func (a *applier) setXattrs(xattrs []xattr, set func(xattr) error) error {
 		class, _, _ := strings.Cut(x.name, ".")
 		if rest, ok := overlayName(x.name); ok {
 			// A layer may not speak to overlayfs. In overlay form overlayfs itself can hide the
-			// name, else nothing can.
-			if a.tree.opaque == "" {
+			// name, else nothing can; and what is reported is to be what the latter gives.
+			if a.tree.opaque == "" || a.tree.report != nil {
 				if err := a.settle("overlay attributes", "set attribute "+quote(x.name), unix.EPERM); err != nil {
 					return err
 				}
@@ -722,6 +745,9 @@ func (a *applier) link(h *tar.Header, parent, base string) error {
 	}
 	t := a.tree
 	from, err := t.existing(tparent)
+	if target, ok := t.below(tbase, err); ok {
+		return a.unresolvedLink(parent, base, target)
+	}
 	if err != nil {
 		return refused("hard link to %s: %w", quote(h.Linkname), err)
 	}
@@ -734,7 +760,16 @@ func (a *applier) link(h *tar.Header, parent, base string) error {
 	}
 	// Nothing is removed to make way for a link that can't be.
 	var st unix.Stat_t
-	if err := unix.Fstatat(from.fd, tbase, &st, unix.AT_SYMLINK_NOFOLLOW); err != nil {
+	err = unix.Fstatat(from.fd, tbase, &st, unix.AT_SYMLINK_NOFOLLOW)
+	if errors.Is(err, unix.ENOENT) {
+		if target, ok := t.below(tbase, &missing{dir: from}); ok {
+			return a.unresolvedLink(parent, base, target)
+		}
+	}
+	if err == nil && t.opaque != "" && isWhiteout(&st) {
+		err = unix.ENOENT
+	}
+	if err != nil {
 		return refused("hard link to %s: %w", quote(h.Linkname), err)
 	}
 	if st.Mode&unix.S_IFMT == unix.S_IFDIR {
@@ -743,7 +778,14 @@ func (a *applier) link(h *tar.Header, parent, base string) error {
 	if p := join(d.path, base); from.path == p || strings.HasPrefix(from.path, p+"/") {
 		return refused("hard link to %s, which it would replace", quote(h.Linkname))
 	}
-	return a.create(d, base, func() error { return unix.Linkat(from.fd, tbase, d.fd, base, 0) })
+	if err := a.create(d, base, func() error { return unix.Linkat(from.fd, tbase, d.fd, base, 0) }); err != nil {
+		return err
+	}
+	if source := join(from.path, tbase); t.report != nil && has(t.report.links, t.hash(source)) {
+		t.report.links[t.hash(join(d.path, base))] = struct{}{}
+		t.record(recordLink, join(d.path, base), source)
+	}
+	return nil
 }
 
 // special makes what is not opened: symbolic links, devices and fifos.
@@ -755,6 +797,9 @@ func (a *applier) special(h *tar.Header, parent, base string) error {
 	d, err := a.tree.lookup(parent)
 	if err != nil {
 		return err
+	}
+	if a.tree.opaque != "" && h.Typeflag == tar.TypeChar && h.Devmajor == 0 && h.Devminor == 0 {
+		return a.whiteoutDevice(d, base)
 	}
 	a.tree.probe(d)
 	make := func() error { return unix.Symlinkat(h.Linkname, d.fd, base) }
@@ -782,19 +827,41 @@ func (a *applier) special(h *tar.Header, parent, base string) error {
 			return err
 		}
 	}
+	// The directory by descriptor, and in it the entry itself whatever it is.
+	path := fmt.Sprintf("/proc/self/fd/%d/%s", d.fd, base)
+	if d.acl && h.Typeflag != tar.TypeSymlink {
+		if err := ignore(unix.Lremovexattr(path, accessACL), unix.ENODATA, unix.ENOTSUP); err != nil {
+			return fmt.Errorf("remove %s: %w", accessACL, err)
+		}
+	}
 	if h.Typeflag != tar.TypeSymlink && (f.mode&0o7000 != 0 || f.mode&^d.mask != f.mode) {
 		if err := chmodat(d.fd, base, f.mode); err != nil {
 			return fmt.Errorf("set mode: %w", err)
 		}
 	}
-	// The directory by descriptor, and in it the entry itself whatever it is.
-	path := fmt.Sprintf("/proc/self/fd/%d/%s", d.fd, base)
 	if err := a.setXattrs(f.xattrs, func(x xattr) error { return unix.Lsetxattr(path, x.name, x.value, 0) }); err != nil {
 		return err
 	}
 	if err := unix.UtimesNanoAt(d.fd, base, f.times[:], unix.AT_SYMLINK_NOFOLLOW); err != nil {
 		return fmt.Errorf("set times: %w", err)
 	}
+	return nil
+}
+
+// whiteoutDevice is for an entry that overlayfs would take for a whiteout, and that it does not
+// let anybody create: nothing is at its place.
+func (a *applier) whiteoutDevice(d *dir, base string) error {
+	if err := a.settle("devices", "create device", unix.EPERM); err != nil {
+		return err
+	}
+	if err := a.tree.remove(d, base); err != nil || a.tree.isOpaque(d.path) {
+		return err
+	}
+	if err := unix.Mknodat(d.fd, base, unix.S_IFCHR, 0); err != nil {
+		return fmt.Errorf("create whiteout: %w", err)
+	}
+	a.tree.wrote(d, base)
+	a.tree.record(recordWhiteout, join(d.path, base), "")
 	return nil
 }
 
@@ -827,6 +894,9 @@ func (a *applier) whiteout(parent, base string) error {
 	switch {
 	case base == opaqueMarker && t.opaque == "":
 		return t.hide(d)
+	case base == opaqueMarker && d == t.root && t.report != nil:
+		t.again("", "all lower layers are hidden")
+		return nil
 	case base == opaqueMarker && d == t.root:
 		return errclass.As(errors.New("overlayfs can't hide all lower layers: apply it with whiteouts removed"), errdefs.ErrNotImplemented)
 	case base == opaqueMarker:
@@ -842,9 +912,10 @@ func (a *applier) whiteout(parent, base string) error {
 	err = unix.Mknodat(d.fd, name, unix.S_IFCHR, 0)
 	if !errors.Is(err, unix.EEXIST) {
 		if err != nil {
-			err = fmt.Errorf("create whiteout: %w", err)
+			return fmt.Errorf("create whiteout: %w", err)
 		}
-		return err
+		t.record(recordWhiteout, join(d.path, name), "")
+		return nil
 	}
 	// This layer has the name itself, so hides it unless both are directories.
 	var st unix.Stat_t

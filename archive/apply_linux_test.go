@@ -354,9 +354,18 @@ func TestDefaultACL(t *testing.T) {
 		t.Skipf("set ACL: %v", err)
 	}
 	mustApply(t, root, layer(t, fileEntry("f", ""), dirEntry("d", 0o755), fileEntry("d/f", ""), fileEntry("implicit/f", "")), Options{})
+	// With a named user too: what is created in it would inherit that.
+	acl = acl[:12] + "\x02\x00\x07\x00\x05\x00\x00\x00" + acl[12:20] + "\x10\x00\x07\x00\xff\xff\xff\xff" + acl[20:]
+	if err := unix.Setxattr(root, "system.posix_acl_default", []byte(acl), 0); err != nil {
+		t.Fatal(err)
+	}
+	mustApply(t, root, layer(t, fileEntry("f2", ""), dirEntry("d2", 0o755), fileEntry("d2/f", ""), fileEntry("implicit2/f", "")), Options{})
 	for _, l := range dump(t, root) {
 		if strings.HasPrefix(l, ". ") {
 			continue
+		}
+		if strings.Contains(l, "acl") {
+			t.Error(l)
 		}
 		if !strings.Contains(l, " 100644 ") && !strings.Contains(l, " 40755 ") {
 			t.Error(l)

@@ -35,6 +35,7 @@ type dir struct {
 	mask     uint32 // permission bits that a new file does not get
 	uid, gid uint32 // owner of a new file
 	setgid   bool   // new directories inherit the set-group-ID bit
+	acl      bool   // it has a default ACL, which new files and directories inherit
 
 	// What the directory must have again when it is closed.
 	times   *[2]unix.Timespec
@@ -63,6 +64,8 @@ type tree struct {
 	seed             maphash.Seed
 	created, touched map[uint64]struct{}
 	opaques          map[uint64]struct{} // directories, in overlay form
+
+	report *report // of what lower layers would tell, or nil
 }
 
 // noOpenat2 is set once the kernel, or a filter before it, is seen to lack the call.
@@ -72,6 +75,9 @@ const (
 	openDir   = unix.O_RDONLY | unix.O_DIRECTORY | unix.O_NOFOLLOW | unix.O_CLOEXEC
 	confined  = unix.RESOLVE_BENEATH | unix.RESOLVE_NO_SYMLINKS | unix.RESOLVE_NO_MAGICLINKS
 	unchanged = ^uint32(0)
+
+	defaultACL = "system.posix_acl_default"
+	accessACL  = "system.posix_acl_access"
 )
 
 func newTree(root string) (*tree, error) {
@@ -125,6 +131,9 @@ func split(p string) (dir, base string) {
 
 // wrote records that this layer made base in d.
 func (t *tree) wrote(d *dir, base string) {
+	if t.report != nil && len(t.report.links) > 0 {
+		delete(t.report.links, t.hash(join(d.path, base)))
+	}
 	if !d.ours {
 		t.created[t.hash(join(d.path, base))] = struct{}{}
 		t.touch(d)
@@ -235,6 +244,9 @@ func (t *tree) walk(p string, keep ...*dir) (*dir, error) {
 			continue
 		}
 		child, target, err := t.child(d, name, keep...)
+		if t.mustExist && errors.Is(err, unix.ENOENT) {
+			return nil, &missing{d, strings.Join(append([]string{name}, todo...), "/")}
+		}
 		if err != nil {
 			return nil, err
 		}
@@ -283,6 +295,9 @@ func (t *tree) child(d *dir, name string, keep ...*dir) (*dir, string, error) {
 		return c, "", err
 	case errors.Is(err, unix.ENOENT) && !t.mustExist:
 		c, _, err := t.mkdir(d, name, 0o755, keep...)
+		if err == nil {
+			t.implied(p)
+		}
 		return c, "", err
 	case errors.Is(err, unix.ELOOP), errors.Is(err, unix.ENOTDIR):
 		buf := make([]byte, maxPath+1)
@@ -344,6 +359,11 @@ func (t *tree) mkdir(d *dir, name string, mode uint32, keep ...*dir) (c *dir, ma
 		}
 	}()
 	t.probe(d)
+	if d.acl {
+		if err := dropACLs(fd, accessACL, defaultACL); err != nil {
+			return nil, false, err
+		}
+	}
 	if d.setgid || first&^d.mask != first || mode&0o7000 != 0 {
 		if err := unix.Fchmod(fd, mode&0o7000|first); err != nil {
 			return nil, false, err
@@ -387,6 +407,19 @@ func (t *tree) probe(d *dir) {
 		d.mask, d.uid, d.gid = 0o777&^f.Mode, f.Uid, f.Gid
 		d.setgid = st.Mode&unix.S_ISGID != 0 || f.Gid != uint32(unix.Getegid())
 	}
+	_, err = unix.Fgetxattr(d.fd, defaultACL, nil)
+	d.acl = err == nil
+}
+
+// dropACLs takes from a new file or directory what it inherited: a layer's entry names all its
+// attributes.
+func dropACLs(fd int, names ...string) error {
+	for _, name := range names {
+		if err := ignore(unix.Fremovexattr(fd, name), unix.ENODATA, unix.ENOTSUP); err != nil {
+			return fmt.Errorf("remove %s: %w", name, err)
+		}
+	}
+	return nil
 }
 
 // remove removes what is at name in d, with everything below it.
@@ -397,6 +430,7 @@ func (t *tree) remove(d *dir, name string) error {
 	}
 	switch st.Mode & unix.S_IFMT {
 	case unix.S_IFDIR:
+		t.again(join(d.path, name), "a directory is replaced by what is none")
 		t.drop(join(d.path, name))
 		return t.removeAll(d.fd, name)
 	case unix.S_IFLNK:

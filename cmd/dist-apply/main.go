@@ -39,6 +39,7 @@ func newCmd() *cobra.Command {
 	expect := c.Flags().String("expect-diff-id", "", "fail unless the layer's diff ID is `DIGEST`")
 	strict := c.Flags().Bool("strict", false, "fail where an owner, device or attribute can't be set")
 	form := c.Flags().String("whiteouts", "remove", "what becomes of whiteouts: `FORM` is remove, overlay or overlay-user")
+	unresolved := c.Flags().String("unresolved", "", "record in `FILE` what only the layers below can tell")
 	c.RunE = func(c *cobra.Command, args []string) error {
 		w, ok := whiteouts[*form]
 		if !ok {
@@ -48,7 +49,18 @@ func newCmd() *cobra.Command {
 		if opts.ExpectDiffID != "" && opts.ExpectDiffID.Validate() != nil {
 			return cli.Usagef("--expect-diff-id: %q is not a digest", *expect)
 		}
-		return apply(c, args[0], opts)
+		if *unresolved == "" {
+			return apply(c, args[0], opts)
+		}
+		if w == archive.Remove {
+			return cli.Usagef("--unresolved: wants --whiteouts overlay or overlay-user")
+		}
+		f, err := os.Create(*unresolved)
+		if err != nil {
+			return err
+		}
+		opts.Unresolved = f
+		return errors.Join(apply(c, args[0], opts), f.Close())
 	}
 	return c
 }

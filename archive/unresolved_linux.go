@@ -1,0 +1,154 @@
+package archive
+
+import (
+	"archive/tar"
+	"bufio"
+	"errors"
+	"fmt"
+	"io"
+	"strings"
+
+	"distkit/errclass"
+
+	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
+)
+
+// A report records what a layer in overlay form can't know without the layers below it, in the
+// form that dist-apply(1) describes under OUTPUT.
+type report struct {
+	w *bufio.Writer
+
+	// Paths, by the tree's hash: directories that no entry has named yet, and hard links whose
+	// target is not here.
+	implicit, links map[uint64]struct{}
+
+	again bool // the layer can't be settled: the rest of it is only read
+}
+
+// A record is a word, the path that it is about, and for some a target or reason.
+const (
+	recordDirectory = "directory"
+	recordNamed     = "named"
+	recordWhiteout  = "whiteout"
+	recordLink      = "link"
+	recordAgain     = "again"
+)
+
+// reportTo makes the tree, whose target must be empty, record in w what it can't know.
+func (t *tree) reportTo(w io.Writer) error {
+	switch {
+	case t.opaque == "":
+		return refused("what is unresolved is known in overlay form only")
+	case !t.root.ours:
+		return errclass.As(errors.New("what is unresolved is known in an empty directory only"), errdefs.ErrFailedPrecondition)
+	}
+	t.report = &report{w: bufio.NewWriter(w), implicit: map[uint64]struct{}{}, links: map[uint64]struct{}{}}
+	t.implied("")
+	return nil
+}
+
+// record adds a record, where there is a report. An error of the writer stays until it is flushed.
+func (t *tree) record(kind, p, target string) {
+	if t.report == nil {
+		return
+	}
+	if p == "" {
+		p = "."
+	}
+	for _, field := range []string{kind, p, target} {
+		_, _ = t.report.w.WriteString(field)
+		_ = t.report.w.WriteByte(0)
+	}
+}
+
+// implied records that the directory p was made since something is in it.
+func (t *tree) implied(p string) {
+	if t.report != nil && !t.isOpaque(p) {
+		t.report.implicit[t.hash(p)] = struct{}{}
+		t.record(recordDirectory, p, "")
+	}
+}
+
+// again records that the layer is to be applied to its parents.
+func (t *tree) again(p, reason string) {
+	if t.report != nil {
+		t.report.again = true
+		t.record(recordAgain, p, reason)
+	}
+}
+
+func (t *tree) isToApplyAgain() bool { return t.report != nil && t.report.again }
+
+// mayBeWell tells whether an entry that failed with err here may succeed with what is below: then
+// the layer is to be applied again.
+func (t *tree) mayBeWell(h *tar.Header, err error) bool {
+	if t.report == nil || !errdefs.IsInvalidArgument(err) {
+		return false
+	}
+	t.again(clean(h.Name), err.Error())
+	return true
+}
+
+// named records that the directory p has its own entry after all.
+func (t *tree) named(p string) {
+	if t.report != nil && has(t.report.implicit, t.hash(p)) {
+		delete(t.report.implicit, t.hash(p))
+		t.record(recordNamed, p, "")
+	}
+}
+
+func (t *tree) flushReport() error {
+	if t.report == nil {
+		return nil
+	}
+	if err := t.report.w.Flush(); err != nil {
+		return fmt.Errorf("write what is unresolved: %w", err)
+	}
+	return nil
+}
+
+// missing tells at which path a lookup of what must be there met nothing.
+type missing struct {
+	dir  *dir   // the last directory that is there
+	rest string // below it, as yet unresolved
+}
+
+func (m *missing) Error() string { return unix.ENOENT.Error() }
+func (m *missing) Unwrap() error { return unix.ENOENT }
+
+// below returns the path in lower layers that a target whose lookup failed with err would have,
+// and whether there can be one.
+func (t *tree) below(base string, err error) (target string, ok bool) {
+	var m *missing
+	if t.report == nil || !errors.As(err, &m) || t.isOpaque(m.dir.path) {
+		return "", false
+	}
+	return join(m.dir.path, join(m.rest, base)), true
+}
+
+// unresolvedLink makes a hard link to what lower layers may have at target: a socket, which no
+// layer can hold, stands for it.
+func (a *applier) unresolvedLink(parent, base, target string) error {
+	t := a.tree
+	d, err := t.lookup(parent)
+	if err != nil {
+		return err
+	}
+	name := join(d.path, base)
+	switch {
+	case strings.Contains("/"+target+"/", "/../"):
+		t.again(name, "hard link through .. of what lower layers may have")
+	case target == name, strings.HasPrefix(target, name+"/"):
+		t.again(name, "hard link that replaces what it leads to")
+	}
+	if t.report.again {
+		return nil
+	}
+	t.record(recordLink, name, target)
+	if err := a.create(d, base, func() error { return unix.Mknodat(d.fd, base, unix.S_IFSOCK|0o600, 0) }); err != nil {
+		return err
+	}
+	t.report.links[t.hash(name)] = struct{}{}
+	return nil
+}
