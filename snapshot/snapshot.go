@@ -16,6 +16,8 @@ package snapshot
 import (
 	"context"
 	"fmt"
+	"io"
+	"os"
 	"path/filepath"
 	"strings"
 	"time"
@@ -102,8 +104,14 @@ type Driver interface {
 	Init(dir string) error
 	// MaxParents is how many snapshots may lie below one; 0 is without limit.
 	MaxParents() int
-	// Rebases tells whether a snapshot prepared without a parent can be given one by Commit.
-	Rebases() bool
+	// Whiteouts is the form of whiteouts (of dist-apply(1)) in a snapshot that is prepared without
+	// a parent and given one by Commit, in the store in dir; empty where that can't be.
+	Whiteouts(dir string) string
+	// Settle gives the layer in t, which was made without parents, those that it is to have: it
+	// does what unresolved, the output of dist-apply --unresolved, says the layer alone could
+	// not tell. FailedPrecondition where only applying the layer again, on its mounted parent,
+	// gives what is right. After an error the layer is not to be used.
+	Settle(ctx context.Context, t Tree, unresolved io.Reader) error
 	// Create fills t.Dir, which is empty and which nobody else uses. The parents stay as
 	// they are while it runs. Its root directory has mode 0755, or is like the parent's.
 	Create(ctx context.Context, t Tree) error
@@ -111,6 +119,9 @@ type Driver interface {
 	Mounts(t Tree) []Mount
 	// Mount mounts the snapshot at target, an absolute path.
 	Mount(t Tree, target string) error
+	// Open opens the root directory that mounting the snapshot would show, without a mount that
+	// outlives the file.
+	Open(t Tree) (*os.File, error)
 	// Usage measures what the snapshot itself holds.
 	Usage(ctx context.Context, t Tree) (Usage, error)
 	// Remove deletes the directory of a snapshot, or what a Create that was cut short left.
@@ -127,6 +138,10 @@ type Options struct {
 type CommitOptions struct {
 	// Parent is given to a snapshot that was prepared without one, by a driver that rebases.
 	Parent string
+	// Settle is what dist-apply --unresolved has written of the layer that the snapshot, prepared
+	// without a parent, holds. Where it says what can't be settled, Commit is
+	// FailedPrecondition; and so is every later one, since the files are half changed.
+	Settle io.Reader
 	// Labels are the committed snapshot's; those of the active one are not carried over.
 	Labels map[string]string
 }

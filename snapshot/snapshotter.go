@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"maps"
 	"os"
@@ -274,10 +275,12 @@ func (s *Snapshotter) parent(name string) (entry, error) {
 // before the name appears. AlreadyExists if the name is taken, and the active one stays;
 // NotFound without such a key; InvalidArgument where it is a view.
 //
+// With [CommitOptions.Settle] the files become what the layer is on top of the parent first.
+//
 // A snapshot that is still mounted can be committed; what is written to it afterwards
 // changes what is to stay as it is, so see [Snapshotter.Mountpoints] first.
 func (s *Snapshotter) Commit(ctx context.Context, name, key string, o CommitOptions) error {
-	if err := retry(func() error { return s.commit(ctx, name, key, o) }); err != nil {
+	if err := retry(func() error { return s.commit(ctx, name, key, &o) }); err != nil {
 		return fmt.Errorf("commit %s: %w", name, err)
 	}
 	return nil
@@ -294,7 +297,27 @@ func retry(f func() error) error {
 	}
 }
 
-func (s *Snapshotter) commit(ctx context.Context, name, key string, o CommitOptions) error {
+// unsettled is the file in a snapshot's directory that is there from the beginning of settling
+// to its end.
+const unsettled = "unsettled"
+
+// settle has the driver change the files, once.
+func (s *Snapshotter) settle(ctx context.Context, t Tree, unresolved io.Reader) error {
+	mark := filepath.Join(t.Dir, unsettled)
+	f, err := os.OpenFile(mark, os.O_CREATE|os.O_WRONLY, 0o600)
+	if err != nil {
+		return err
+	}
+	f.Close()
+	step("settle begins")
+	if err := s.driver.Settle(ctx, t, unresolved); err != nil {
+		return err
+	}
+	step("settled")
+	return os.Remove(mark)
+}
+
+func (s *Snapshotter) commit(ctx context.Context, name, key string, o *CommitOptions) error {
 	if err := errors.Join(checkKey("name", name), checkLabels(o.Labels)); err != nil {
 		return err
 	}
@@ -323,12 +346,15 @@ func (s *Snapshotter) commit(ctx context.Context, name, key string, o CommitOpti
 	if err := free(); err != nil {
 		return err
 	}
+	if o.Settle != nil && e.Parent != "" {
+		return errdefs.ErrFailedPrecondition.WithMessage(key + " was prepared from a parent: there is nothing to settle")
+	}
 	r.Info = Info{Key: name, Kind: Committed, Parent: e.Parent, Labels: compact(o.Labels)}
 	if o.Parent != "" && o.Parent != e.Parent {
 		switch {
 		case e.Parent != "":
 			return errdefs.ErrFailedPrecondition.WithMessage(fmt.Sprintf("%s was prepared from %s, not from %s", key, e.Parent, o.Parent))
-		case !s.driver.Rebases():
+		case s.driver.Whiteouts(s.dir) == "":
 			return errdefs.ErrNotImplemented.WithMessage(fmt.Sprintf("%s can't give a snapshot a parent when it is committed", s.driver.Name()))
 		}
 		below, held, err := s.hold(o.Parent)
@@ -339,6 +365,16 @@ func (s *Snapshotter) commit(ctx context.Context, name, key string, o CommitOpti
 		r.Parent, r.Parents = o.Parent, below
 	}
 
+	if _, err := os.Lstat(filepath.Join(s.dirOf(e.id), unsettled)); err == nil {
+		return errdefs.ErrFailedPrecondition.WithMessage(key + " could not be settled: apply the layer again, on its mounted parent")
+	}
+	if o.Settle != nil {
+		t := s.tree(e.id, r)
+		if err := s.settle(ctx, t, o.Settle); err != nil {
+			return fmt.Errorf("settle %s: %w", key, err)
+		}
+		o.Settle = nil
+	}
 	if !s.noSync {
 		if err := syncfs(s.dir); err != nil {
 			return fmt.Errorf("sync %s: %w", key, err)

@@ -29,6 +29,7 @@ type Sweep struct {
 func (s *Snapshotter) Sweep(ctx context.Context, o Sweep, f func(Info, Usage) error) error {
 	if !o.DryRun {
 		s.sweep()
+		s.sweepLocks()
 	}
 	all, err := s.entries()
 	if err != nil {

@@ -1,8 +1,21 @@
 package snapshot
 
+import (
+	"context"
+	"io"
+	"os"
+
+	"github.com/containerd/errdefs"
+)
+
 // WholeTrees is how drivers show snapshots that each hold their whole tree: by a bind mount,
 // of the parent's where it is a view of one.
 type WholeTrees struct{}
+
+// Settle refuses: a whole tree can't be made without its parent's.
+func (WholeTrees) Settle(context.Context, Tree, io.Reader) error {
+	return errdefs.ErrNotImplemented.WithMessage("layers are applied on their parents")
+}
 
 // Mounts says how to show the snapshot.
 func (WholeTrees) Mounts(t Tree) []Mount {
@@ -17,6 +30,12 @@ func (WholeTrees) Mounts(t Tree) []Mount {
 func (WholeTrees) Mount(t Tree, target string) error {
 	return BindMount(whole(t), target, t.Kind == View)
 }
+
+// Open opens the tree.
+func (WholeTrees) Open(t Tree) (*os.File, error) { return os.Open(whole(t)) }
+
+// Whiteouts is none: a snapshot is made on its parent.
+func (WholeTrees) Whiteouts(string) string { return "" }
 
 func whole(t Tree) string {
 	if t.Kind == View && len(t.Parents) > 0 {

@@ -1,48 +1,35 @@
-// Command run runs an OCI bundle.
+// Command run runs an OCI bundle in the foreground.
 package main
 
 import (
-	"fmt"
+	"os"
 
 	"distkit/cmd/internal/cli"
-	"distkit/cmd/internal/containers"
 	"distkit/runtime"
 
 	"github.com/spf13/cobra"
 )
 
-func main() {
-	runtime.Shim(containers.Open)
-	cli.Main(newCommand())
-}
+func main() { cli.Main(newCommand()) }
 
 func newCommand() *cobra.Command {
 	c := &cobra.Command{
 		Use:         "run [flags] BUNDLE",
-		Short:       "Run an OCI bundle and exit with its status, or leave it running",
+		Short:       "Run an OCI bundle in the foreground and exit with its status",
 		Args:        cobra.ExactArgs(1),
 		Annotations: map[string]string{cli.ForwardsSignals: "", cli.RunsCommand: ""},
 	}
 	f := c.Flags()
 	f.SetInterspersed(false)
-	o := containers.NewFlags(f)
-	o.Runtime(f)
-	var rec runtime.Record
-	f.StringVar(&rec.ID, "id", "", "the container's `ID` (default: made up)")
-	detach := f.BoolP("detach", "d", false, "print the ID once the process runs, and leave it running")
-	f.BoolVar(&rec.RemoveAtEnd, "rm", false, "remove a detached container at its end")
-	f.BoolVarP(&rec.Interactive, "interactive", "i", false, "give a detached process an input for task attach")
-	labels := f.StringArray("label", nil, "label the container `KEY=VALUE` (can be repeated)")
-	logSize := f.String("log-size", "", "the `SIZE` at which a detached process's log is put aside (default: 16MiB)")
-	c.RunE = func(c *cobra.Command, args []string) (err error) {
-		rec.Bundle = args[0]
-		if rec.Labels, err = cli.Labels(*labels); err != nil {
-			return err
+	id := f.String("id", "", "the container's `ID` (default: made up)")
+	namespace := cli.Namespace(f)
+	name := f.String("runtime", "", "the OCI runtime's `NAME` or path (default: runc, else crun)")
+	state := f.String("state", "", "the `DIR` for what runs (env DIST_STATE) (default: /run/distkit, or the user's runtime directory)")
+	c.RunE = func(c *cobra.Command, args []string) error {
+		if *state == "" {
+			*state = os.Getenv("DIST_STATE")
 		}
-		if rec.LogSize, err = containers.Size(*logSize); err != nil {
-			return err
-		}
-		status, err := run(c, o, rec, *detach)
+		status, err := run(c, *state, *name, *namespace, *id, args[0])
 		if err != nil {
 			if runtime.Told(err) {
 				return cli.Exit(runtime.ExitStatus(err))
@@ -57,21 +44,20 @@ func newCommand() *cobra.Command {
 	return c
 }
 
-func run(c *cobra.Command, o *containers.Flags, rec runtime.Record, detach bool) (int, error) {
-	all, err := o.Open()
+func run(c *cobra.Command, state, name, namespace, id, bundle string) (int, error) {
+	if state == "" {
+		state = runtime.DefaultState()
+	}
+	if id == "" {
+		id = runtime.NewID()
+	}
+	key, err := runtime.Key(namespace, id)
 	if err != nil {
 		return 0, err
 	}
-	r, err := o.Find("")
+	r, err := runtime.Find(name, state)
 	if err != nil {
 		return 0, err
 	}
-	if !detach {
-		return all.RunBundle(c.Context(), r, rec)
-	}
-	started, _, err := all.StartBundle(c.Context(), r, rec)
-	if err == nil {
-		_, err = fmt.Fprintln(c.OutOrStdout(), started.ID)
-	}
-	return 0, err
+	return r.Run(c.Context(), key, bundle)
 }

@@ -3,6 +3,8 @@ package main
 import (
 	"context"
 	"errors"
+	"io/fs"
+	"os"
 	"strings"
 
 	"distkit/cmd/internal/cli"
@@ -51,6 +53,7 @@ func newCommit(s *store) *cobra.Command {
 	c := &cobra.Command{Use: "commit [flags] NAME KEY", Short: "turn the active snapshot KEY into the committed one NAME", Args: cobra.ExactArgs(2)}
 	labels, noSync := labelFlag(c), noSyncFlag(c)
 	parent := c.Flags().String("parent", "", "the `PARENT` of a snapshot that was prepared without one")
+	settle := c.Flags().String("settle", "", "what dist-apply --unresolved wrote into `FILE` is settled first")
 	c.RunE = func(c *cobra.Command, args []string) error {
 		sn, err := s.openWith(*noSync)
 		if err != nil {
@@ -68,7 +71,19 @@ func newCommit(s *store) *cobra.Command {
 		if len(where) > 0 {
 			return errdefs.ErrUnavailable.WithMessage("commit " + args[0] + ": " + args[1] + " is mounted on " + strings.Join(where, ", ") + ": unmount it first")
 		}
-		return sn.Commit(c.Context(), args[0], args[1], snapshot.CommitOptions{Parent: *parent, Labels: l})
+		o := snapshot.CommitOptions{Parent: *parent, Labels: l}
+		if *settle != "" {
+			f, err := os.Open(*settle)
+			if errors.Is(err, fs.ErrNotExist) {
+				return errdefs.ErrNotFound.WithMessage(err.Error())
+			}
+			if err != nil {
+				return err
+			}
+			defer f.Close()
+			o.Settle = f
+		}
+		return sn.Commit(c.Context(), args[0], args[1], o)
 	}
 	return c
 }

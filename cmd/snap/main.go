@@ -28,7 +28,7 @@ func newCmd() *cobra.Command {
 		*s.driver = v
 	}
 	c.AddCommand(
-		newPrepare(s), newView(s), newCommit(s), newRm(s), newLabel(s),
+		newPrepare(s), newView(s), newCommit(s), newStack(s), newRm(s), newLabel(s),
 		newLs(s), newStat(s), newUsage(s), newTree(s), newDrivers(s),
 		newMounts(s), newMount(s), newUmount(s),
 	)

@@ -28,7 +28,6 @@ var _ snapshot.Driver = Driver{}
 func (Driver) Name() string      { return Name }
 func (Driver) Init(string) error { return nil }
 func (Driver) MaxParents() int   { return 0 }
-func (Driver) Rebases() bool     { return false }
 
 func (Driver) Create(_ context.Context, t snapshot.Tree) error {
 	if t.Kind != snapshot.View && len(t.Parents) > 0 {

@@ -25,7 +25,6 @@ func (Driver) Name() string       { return Name }
 func (Driver) Check(string) error { return nil }
 func (Driver) Init(string) error  { return nil }
 func (Driver) MaxParents() int    { return 0 }
-func (Driver) Rebases() bool      { return false }
 
 func (Driver) Create(ctx context.Context, t snapshot.Tree) error {
 	if err := os.Mkdir(t.FS(), 0o755); err != nil {

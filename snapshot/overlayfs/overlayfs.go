@@ -45,7 +45,6 @@ var _ snapshot.Driver = Driver{}
 
 func (Driver) Name() string    { return Name }
 func (Driver) MaxParents() int { return maxLower }
-func (Driver) Rebases() bool   { return true }
 
 // marker is the file beside the snapshots of a store that uses userOptions.
 const marker = "userxattr"
@@ -67,9 +66,21 @@ func inUserNamespace() bool {
 	return err == nil && strings.Join(strings.Fields(string(b)), " ") != "0 0 4294967295"
 }
 
+func (Driver) Whiteouts(dir string) string {
+	if usesUserxattr(dir) {
+		return "overlay-user"
+	}
+	return "overlay"
+}
+
+func usesUserxattr(dir string) bool {
+	_, err := os.Lstat(filepath.Join(dir, marker))
+	return err == nil
+}
+
 // optionsIn are the options of all overlay mounts of the store in dir.
 func optionsIn(dir string) []string {
-	if _, err := os.Lstat(filepath.Join(dir, marker)); err == nil {
+	if usesUserxattr(dir) {
 		return userOptions
 	}
 	return options
@@ -155,19 +166,59 @@ func (Driver) Mount(t snapshot.Tree, target string) error {
 	if src := bindSource(t); src != "" {
 		return snapshot.BindMount(src, target, isView(t))
 	}
-	dir := filepath.Dir(t.Dir)
-	names := layers{work: "work", upper: "fs", source: t.Dir, readOnly: isView(t), options: optionsIn(dir)}
-	if !slices.Contains(names.options, "userxattr") && inUserNamespace() {
-		return errdefs.ErrPermissionDenied.WithMessage("the store was begun outside of this user namespace, which can't mount its snapshots")
+	l, dir, err := overlay(t)
+	if err != nil {
+		return err
+	}
+	return in(dir, func() error { return l.mount(target) })
+}
+
+// overlay describes the snapshot's mount by paths relative to dir.
+func overlay(t snapshot.Tree) (l layers, dir string, err error) {
+	dir = filepath.Dir(t.Dir)
+	l = layers{source: t.Dir, readOnly: isView(t), options: optionsIn(dir)}
+	if !slices.Contains(l.options, "userxattr") && inUserNamespace() {
+		return l, dir, errdefs.ErrPermissionDenied.WithMessage("the store was begun outside of this user namespace, which can't mount its snapshots")
 	}
 	if !isView(t) {
-		names.work = filepath.Join(filepath.Base(t.Dir), names.work)
-		names.upper = filepath.Join(filepath.Base(t.Dir), names.upper)
+		l.work = filepath.Join(filepath.Base(t.Dir), "work")
+		l.upper = filepath.Join(filepath.Base(t.Dir), "fs")
 	}
 	for _, p := range t.Parents {
-		names.lower = append(names.lower, filepath.Join(filepath.Base(p), "fs"))
+		l.lower = append(l.lower, filepath.Join(filepath.Base(p), "fs"))
 	}
-	return in(dir, func() error { return names.mount(target) })
+	return l, dir, nil
+}
+
+func (Driver) Open(t snapshot.Tree) (root *os.File, err error) {
+	if src := bindSource(t); src != "" {
+		return os.Open(src)
+	}
+	l, dir, err := overlay(t)
+	if err != nil {
+		return nil, err
+	}
+	err = in(dir, func() error {
+		fd, err := l.create()
+		if err == nil {
+			defer unix.Close(fd)
+			root, err = openAt(fd, ".", unix.O_RDONLY|unix.O_DIRECTORY)
+			return err
+		}
+		if !errors.Is(err, errOldKernel) {
+			return err
+		}
+		target, err := os.MkdirTemp(t.Dir, "mount-")
+		if err != nil {
+			return err
+		}
+		if err := l.mountClassic(target); err != nil {
+			return err
+		}
+		root, err = os.Open(target)
+		return errors.Join(err, unix.Unmount(target, unix.MNT_DETACH), os.Remove(target))
+	})
+	return root, err
 }
 
 // in runs f in a thread of its own whose working directory is dir: paths relative to it are

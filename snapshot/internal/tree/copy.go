@@ -34,6 +34,20 @@ func Copy(ctx context.Context, src, dst string) error {
 	return nil
 }
 
+// CopyEntry makes newname in the directory to like name in the directory from, which is no
+// directory, as Copy would.
+func CopyEntry(ctx context.Context, from *os.File, name string, to *os.File, newname string) error {
+	c := copier{ctx: ctx, root: int(to.Fd()), links: map[inode]string{}, buf: make([]byte, 256<<10)}
+	st, err := lstat(int(from.Fd()), name)
+	if err == nil {
+		err = c.leaf(int(from.Fd()), name, int(to.Fd()), newname, &st)
+	}
+	if err != nil {
+		return fmt.Errorf("copy %s: %w", name, err)
+	}
+	return nil
+}
+
 // CopyAttributes gives the directory dst the owner, mode, times and extended attributes of
 // src, but for those by which overlayfs keeps its books.
 func CopyAttributes(src, dst string) error {
@@ -47,6 +61,11 @@ func CopyAttributes(src, dst string) error {
 		return err
 	}
 	defer to.Close()
+	return CopyOpenAttributes(from, to)
+}
+
+// CopyOpenAttributes is CopyAttributes for what is open.
+func CopyOpenAttributes(from, to *os.File) error {
 	st, err := fstat(from)
 	if err != nil {
 		return err
@@ -120,52 +139,60 @@ func (c *copier) entry(from, to *os.File, name, rel string) error {
 		}
 		c.links[inodeOf(&st)] = rel
 	}
+	return c.leaf(src, name, dst, name, &st)
+}
+
+// leaf copies what is no directory.
+func (c *copier) leaf(src int, name string, dst int, newname string, st *unix.Stat_t) error {
+	typ := st.Mode & unix.S_IFMT
 	switch typ {
+	case unix.S_IFDIR:
+		return unix.EISDIR
 	case unix.S_IFREG:
-		return c.file(src, dst, name, &st)
+		return c.file(src, name, dst, newname, st)
 	case unix.S_IFLNK:
 		target := make([]byte, unix.PathMax)
 		n, err := unix.Readlinkat(src, name, target)
 		if err != nil {
 			return err
 		}
-		if err := unix.Symlinkat(string(target[:n]), dst, name); err != nil {
+		if err := unix.Symlinkat(string(target[:n]), dst, newname); err != nil {
 			return err
 		}
 	default:
-		if err := unix.Mknodat(dst, name, typ|0o600, int(st.Rdev)); err != nil {
+		if err := unix.Mknodat(dst, newname, typ|0o600, int(st.Rdev)); err != nil {
 			return err
 		}
 	}
-	if err := unix.Fchownat(dst, name, int(st.Uid), int(st.Gid), unix.AT_SYMLINK_NOFOLLOW); err != nil {
+	if err := unix.Fchownat(dst, newname, int(st.Uid), int(st.Gid), unix.AT_SYMLINK_NOFOLLOW); err != nil {
 		return err
 	}
 	if typ != unix.S_IFLNK {
-		if err := unix.Fchmodat(dst, name, st.Mode&0o7777, 0); err != nil {
+		if err := unix.Fchmodat(dst, newname, st.Mode&0o7777, 0); err != nil {
 			return err
 		}
 	}
-	if err := copyXattrs(pathXattrs{procPath(src, name)}, pathXattrs{procPath(dst, name)}); err != nil {
+	if err := copyXattrs(pathXattrs{procPath(src, name)}, pathXattrs{procPath(dst, newname)}); err != nil {
 		return err
 	}
-	return unix.UtimesNanoAt(dst, name, []unix.Timespec{st.Atim, st.Mtim}, unix.AT_SYMLINK_NOFOLLOW)
+	return unix.UtimesNanoAt(dst, newname, []unix.Timespec{st.Atim, st.Mtim}, unix.AT_SYMLINK_NOFOLLOW)
 }
 
 // procPath names an entry of an open directory for the system calls that know paths alone.
 func procPath(at int, name string) string { return fmt.Sprintf("/proc/self/fd/%d/%s", at, name) }
 
-func (c *copier) file(src, dst int, name string, st *unix.Stat_t) error {
+func (c *copier) file(src int, name string, dst int, newname string, st *unix.Stat_t) error {
 	fd, err := unix.Openat(src, name, unix.O_RDONLY|unix.O_NOFOLLOW|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)
 	if err != nil {
 		return err
 	}
 	from := os.NewFile(uintptr(fd), name)
 	defer from.Close()
-	fd, err = unix.Openat(dst, name, unix.O_RDWR|unix.O_CREAT|unix.O_EXCL|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0o600)
+	fd, err = unix.Openat(dst, newname, unix.O_RDWR|unix.O_CREAT|unix.O_EXCL|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0o600)
 	if err != nil {
 		return err
 	}
-	to := os.NewFile(uintptr(fd), name)
+	to := os.NewFile(uintptr(fd), newname)
 	defer to.Close()
 	if st.Size > 0 {
 		if err := c.data(from, to, st); err != nil {

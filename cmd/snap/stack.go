@@ -1,0 +1,113 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"os/exec"
+	"runtime"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+
+	"distkit/cmd/internal/cli"
+	"distkit/snapshot"
+
+	"github.com/spf13/cobra"
+)
+
+const (
+	notRunnable = 126
+	noSuchFile  = 127
+	killAfter   = 5 * time.Second
+)
+
+func newStack(s *store) *cobra.Command {
+	c := &cobra.Command{Use: "stack [flags] -- COMMAND [ARG…]", Short: "make a chain of committed snapshots, each filled by COMMAND", Args: cobra.MinimumNArgs(1)}
+	noSync := noSyncFlag(c)
+	parent := c.Flags().String("parent", "", "the committed snapshot `PARENT` below the first one")
+	jobs := c.Flags().IntP("jobs", "j", 8, "at most `N` commands at a time")
+	zero(c)
+	c.Flags().SetInterspersed(false)
+	c.RunE = func(c *cobra.Command, args []string) error {
+		if *jobs < 1 {
+			return cli.Usagef("--jobs: %d is less than 1", *jobs)
+		}
+		sn, err := s.openWith(*noSync)
+		if err != nil {
+			return err
+		}
+		var layers []snapshot.Layer
+		if err := cli.Each(c, []string{"-"}, func(line string) error {
+			fields := strings.Split(line, "\t")
+			layers = append(layers, snapshot.Layer{
+				Name: fields[len(fields)-1],
+				Apply: func(ctx context.Context, p snapshot.Place) error {
+					return fill(ctx, substitute(args, fields, p), p)
+				},
+			})
+			return nil
+		}); err != nil {
+			return err
+		}
+		return sn.Stack(c.Context(), *parent, layers, *jobs, func(name string) error {
+			_, err := fmt.Fprintln(c.OutOrStdout(), name)
+			return err
+		})
+	}
+	return c
+}
+
+// substitute puts what the placeholders stand for into a command's arguments.
+func substitute(args, fields []string, p snapshot.Place) []string {
+	words := []string{"{dir}", p.Dir, "{whiteouts}", p.Whiteouts, "{unresolved}", p.Unresolved}
+	for i, f := range fields {
+		words = append(words, "{"+strconv.Itoa(i+1)+"}", f)
+	}
+	r := strings.NewReplacer(words...)
+	out := make([]string, len(args))
+	for i, a := range args {
+		out[i] = r.Replace(a)
+	}
+	return out
+}
+
+// fill runs a command that fills a snapshot. It has a process group of its own, which is told to
+// end when ctx is done; the kernel tells the command itself if we are killed.
+func fill(ctx context.Context, args []string, p snapshot.Place) error {
+	c := exec.Command(args[0], args[1:]...)
+	c.Stderr = os.Stderr
+	if p.File != nil {
+		c.ExtraFiles = []*os.File{p.File}
+	}
+	c.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGTERM}
+	runtime.LockOSThread() // the kernel goes by the thread
+	defer runtime.UnlockOSThread()
+	if err := c.Start(); err != nil {
+		status := notRunnable
+		if errors.Is(err, exec.ErrNotFound) || errors.Is(err, fs.ErrNotExist) {
+			status = noSuchFile
+		}
+		return cli.ExitWith(status, fmt.Errorf("run %s", strings.TrimPrefix(err.Error(), "exec: ")))
+	}
+	group := -c.Process.Pid
+	stop := context.AfterFunc(ctx, func() {
+		_ = syscall.Kill(group, syscall.SIGTERM)
+		time.AfterFunc(killAfter, func() { _ = syscall.Kill(group, syscall.SIGKILL) })
+	})
+	_ = c.Wait() // its state tells all
+	stop()
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	switch ws := c.ProcessState.Sys().(syscall.WaitStatus); {
+	case ws.Signaled():
+		return cli.Exit(128 + int(ws.Signal()))
+	case ws.ExitStatus() != 0:
+		return cli.Exit(ws.ExitStatus())
+	}
+	return nil
+}

@@ -1,0 +1,392 @@
+package overlayfs
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path"
+	"path/filepath"
+	"strconv"
+	"strings"
+
+	"distkit/snapshot"
+	"distkit/snapshot/internal/tree"
+
+	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
+)
+
+// A note is what a layer could not tell without its parents, in the form of dist-apply(1).
+type note struct{ kind, path, more string }
+
+// maxNote bounds a note: two paths and a word.
+const maxNote = 64 << 10
+
+// settler gives the layer in upper its parents, whose files are seen in lower.
+type settler struct {
+	ctx   context.Context
+	upper *os.File
+	lower *os.File // nil where there are no parents
+	stage *os.File // for copies of lower files, on the upper's file system
+}
+
+func (Driver) Settle(ctx context.Context, t snapshot.Tree, unresolved io.Reader) error {
+	notes, err := parseNotes(unresolved)
+	if err != nil || len(notes) == 0 {
+		return err
+	}
+	s := settler{ctx: ctx}
+	if s.upper, err = os.Open(t.FS()); err != nil {
+		return err
+	}
+	defer s.upper.Close()
+	if len(t.Parents) > 0 {
+		below := t
+		below.Kind = snapshot.View
+		if s.lower, err = (Driver{}).Open(below); err != nil {
+			return err
+		}
+		defer s.lower.Close()
+	}
+	stage := filepath.Join(t.Dir, "settle")
+	if err := os.Mkdir(stage, 0o700); err != nil {
+		return err
+	}
+	if s.stage, err = os.Open(stage); err != nil {
+		return err
+	}
+	defer s.stage.Close()
+	if err := s.settle(notes); err != nil {
+		return err
+	}
+	return tree.Remove(stage)
+}
+
+// parseNotes reads notes of three fields, each ended by NUL.
+func parseNotes(r io.Reader) ([]note, error) {
+	var all []note
+	b := bufio.NewReaderSize(r, maxNote)
+	for {
+		var fields [3]string
+		for i := range fields {
+			f, err := b.ReadSlice(0)
+			if err == io.EOF && i == 0 && len(f) == 0 {
+				return all, nil
+			}
+			if err == io.EOF || errors.Is(err, bufio.ErrBufferFull) {
+				return nil, errdefs.ErrInvalidArgument.WithMessage("what is unresolved is cut short, or was not written by dist-apply")
+			}
+			if err != nil {
+				return nil, fmt.Errorf("read what is unresolved: %w", err)
+			}
+			fields[i] = string(f[:len(f)-1])
+		}
+		n := note{fields[0], fields[1], fields[2]}
+		if !proper(n.path) || n.kind == "link" && !proper(n.more) {
+			return nil, errdefs.ErrInvalidArgument.WithMessage(fmt.Sprintf("what is unresolved has a path of a strange form: %q %q", n.path, n.more))
+		}
+		all = append(all, n)
+	}
+}
+
+func proper(p string) bool { return p == "." || p != "" && path.Clean("/"+p) == "/"+p }
+
+// openAt opens a path below a directory, through no symbolic link.
+func openAt(at int, p string, flags uint64) (*os.File, error) {
+	how := unix.OpenHow{
+		Flags:   flags | unix.O_NOFOLLOW | unix.O_CLOEXEC,
+		Resolve: unix.RESOLVE_BENEATH | unix.RESOLVE_NO_SYMLINKS | unix.RESOLVE_NO_MAGICLINKS,
+	}
+	for {
+		fd, err := unix.Openat2(at, p, &how)
+		switch {
+		case errors.Is(err, unix.EINTR), errors.Is(err, unix.EAGAIN):
+			continue
+		case errors.Is(err, unix.ENOSYS):
+			fd, err = openEach(at, p, int(how.Flags))
+		}
+		if err != nil {
+			return nil, &os.PathError{Op: "open", Path: p, Err: err}
+		}
+		return os.NewFile(uintptr(fd), p), nil
+	}
+}
+
+// openEach is openAt for kernels without openat2, name by name.
+func openEach(at int, p string, flags int) (int, error) {
+	names := strings.Split(p, "/")
+	for i, name := range names {
+		how := flags
+		if i < len(names)-1 {
+			how = unix.O_PATH | unix.O_DIRECTORY | unix.O_NOFOLLOW | unix.O_CLOEXEC
+		}
+		fd, err := unix.Openat(at, name, how, 0)
+		if i > 0 {
+			unix.Close(at)
+		}
+		if err != nil {
+			return -1, err
+		}
+		at = fd
+	}
+	return at, nil
+}
+
+// none tells whether an error means that there is nothing at a path.
+func none(err error) bool {
+	return errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENOTDIR) || errors.Is(err, unix.ELOOP)
+}
+
+// kind is the type (S_IFMT) of what is at a path, 0 where there is nothing; a whiteout is
+// something.
+func kind(root *os.File, p string) (mode uint32, st unix.Stat_t, err error) {
+	if root == nil {
+		return 0, st, nil
+	}
+	f, err := openAt(int(root.Fd()), p, unix.O_PATH)
+	if none(err) {
+		return 0, st, nil
+	}
+	if err != nil {
+		return 0, st, err
+	}
+	defer f.Close()
+	if err := unix.Fstat(int(f.Fd()), &st); err != nil {
+		return 0, st, err
+	}
+	return st.Mode & unix.S_IFMT, st, nil
+}
+
+// below is the type of what the parents show at a path.
+func (s *settler) below(p string) (uint32, error) {
+	typ, st, err := kind(s.lower, p)
+	if err == nil && typ == unix.S_IFCHR && st.Rdev == 0 {
+		typ = 0 // a lowest layer's whiteout
+	}
+	return typ, err
+}
+
+func again(format string, a ...any) error {
+	return errdefs.ErrFailedPrecondition.WithMessage(fmt.Sprintf(format, a...) + ": apply the layer again, on its mounted parent")
+}
+
+func (s *settler) settle(notes []note) error {
+	implicit := map[string]bool{} // directories: whether no entry named them
+	for _, n := range notes {
+		switch n.kind {
+		case "again":
+			return again("%s: %s", n.path, n.more)
+		case "directory", "named":
+			implicit[n.path] = n.kind == "directory"
+		case "whiteout", "link":
+		default:
+			return errdefs.ErrNotImplemented.WithMessage(fmt.Sprintf("what is unresolved has a record %q, which this version does not know", n.kind))
+		}
+	}
+	if s.lower != nil {
+		for p := range implicit {
+			switch typ, err := s.below(p); {
+			case err != nil:
+				return err
+			case typ == 0:
+				delete(implicit, p)
+			case typ != unix.S_IFDIR:
+				return again("%s is no directory in lower layers", p)
+			}
+		}
+	}
+	if err := s.links(notes); err != nil {
+		return err
+	}
+	if err := s.whiteouts(notes); err != nil {
+		return err
+	}
+	if s.lower == nil {
+		return nil
+	}
+	for p, unnamed := range implicit {
+		if unnamed {
+			if err := s.like(p); err != nil {
+				return fmt.Errorf("directory %s: %w", p, err)
+			}
+		}
+	}
+	return s.ctx.Err()
+}
+
+// like gives a directory of the layer what the parents' has: owner, mode, times, attributes.
+func (s *settler) like(p string) error {
+	const flags = unix.O_RDONLY | unix.O_DIRECTORY
+	to, err := openAt(int(s.upper.Fd()), p, flags)
+	if none(err) {
+		return nil // the layer itself has removed it
+	}
+	if err != nil {
+		return err
+	}
+	defer to.Close()
+	from, err := openAt(int(s.lower.Fd()), p, flags)
+	if err != nil {
+		return err
+	}
+	defer from.Close()
+	return tree.CopyOpenAttributes(from, to)
+}
+
+// whiteouts removes those that hide nothing: in a directory that no layer below has, they would
+// be seen.
+func (s *settler) whiteouts(notes []note) error {
+	for _, n := range notes {
+		if n.kind != "whiteout" {
+			continue
+		}
+		if typ, err := s.below(n.path); err != nil {
+			return err
+		} else if typ != 0 {
+			continue
+		}
+		if typ, st, err := kind(s.upper, n.path); err != nil {
+			return err
+		} else if typ != unix.S_IFCHR || st.Rdev != 0 {
+			continue
+		}
+		if err := s.change(path.Dir(n.path), func(dir *os.File) error {
+			return unix.Unlinkat(int(dir.Fd()), path.Base(n.path), 0)
+		}); err != nil {
+			return fmt.Errorf("whiteout %s: %w", n.path, err)
+		}
+	}
+	return nil
+}
+
+// change does something to a directory of the layer that is to have the times it has.
+func (s *settler) change(p string, do func(dir *os.File) error) error {
+	dir, err := openAt(int(s.upper.Fd()), p, unix.O_RDONLY|unix.O_DIRECTORY)
+	if err != nil {
+		return err
+	}
+	defer dir.Close()
+	var st unix.Stat_t
+	if err := unix.Fstat(int(dir.Fd()), &st); err != nil {
+		return err
+	}
+	if err := do(dir); err != nil {
+		return err
+	}
+	return unix.UtimesNanoAt(int(dir.Fd()), "", []unix.Timespec{st.Atim, st.Mtim}, unix.AT_EMPTY_PATH)
+}
+
+// links makes the hard links into lower layers, for which sockets stand so far: what they lead
+// to is copied, as overlayfs does.
+func (s *settler) links(notes []note) error {
+	staged := map[string]string{} // the copy that is at a path, or was at this point of the layer
+	last := map[string]string{}   // the copy that is to be at a link's path in the end
+	for i, n := range notes {
+		if n.kind != "link" {
+			continue
+		}
+		if err := s.ctx.Err(); err != nil {
+			return err
+		}
+		copied, ok := staged[n.more]
+		if !ok {
+			copied = strconv.Itoa(i)
+			switch typ, err := s.below(n.more); {
+			case err != nil:
+				return err
+			case typ == 0:
+				return again("hard link %s to %s, which lower layers don't have", n.path, n.more)
+			case typ == unix.S_IFDIR:
+				return again("hard link %s to %s, which is a directory", n.path, n.more)
+			}
+			if err := s.copyUp(n.more, copied); err != nil {
+				return fmt.Errorf("hard link %s to %s: %w", n.path, n.more, err)
+			}
+			staged[n.more] = copied
+		}
+		staged[n.path] = copied
+		last[n.path] = copied
+	}
+	for p, copied := range last {
+		switch typ, _, err := kind(s.upper, p); {
+		case err != nil:
+			return err
+		case typ != unix.S_IFSOCK:
+			continue // another entry has taken its place
+		}
+		if err := s.change(path.Dir(p), func(dir *os.File) error {
+			at, base := int(dir.Fd()), path.Base(p)
+			if err := unix.Unlinkat(at, base, 0); err != nil {
+				return err
+			}
+			return unix.Linkat(int(s.stage.Fd()), copied, at, base, 0)
+		}); err != nil {
+			return fmt.Errorf("hard link %s: %w", p, err)
+		}
+	}
+	return nil
+}
+
+// copyUp copies a file of lower layers aside, and links the copy into the layer at its own path,
+// if lower layers show through there.
+func (s *settler) copyUp(p, copied string) error {
+	from, err := openAt(int(s.lower.Fd()), path.Dir(p), unix.O_RDONLY|unix.O_DIRECTORY)
+	if err != nil {
+		return err
+	}
+	defer from.Close()
+	if err := tree.CopyEntry(s.ctx, from, path.Base(p), s.stage, copied); err != nil {
+		return err
+	}
+	names := strings.Split(p, "/")
+	for i, name := range names {
+		at := path.Join(names[:i]...)
+		if at == "" {
+			at = "."
+		}
+		here := path.Join(at, name)
+		typ, _, err := kind(s.upper, here)
+		switch {
+		case err != nil:
+			return err
+		case typ == unix.S_IFDIR && i < len(names)-1:
+			if opaque, err := s.isOpaque(here); err != nil || opaque {
+				return err
+			}
+			continue
+		case typ != 0:
+			return nil
+		}
+		if err := s.change(at, func(dir *os.File) error {
+			if i == len(names)-1 {
+				return unix.Linkat(int(s.stage.Fd()), copied, int(dir.Fd()), name, 0)
+			}
+			if err := unix.Mkdirat(int(dir.Fd()), name, 0o700); err != nil {
+				return err
+			}
+			return s.like(here)
+		}); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (s *settler) isOpaque(p string) (bool, error) {
+	dir, err := openAt(int(s.upper.Fd()), p, unix.O_RDONLY|unix.O_DIRECTORY)
+	if err != nil {
+		return false, err
+	}
+	defer dir.Close()
+	for _, name := range []string{"trusted.overlay.opaque", "user.overlay.opaque"} {
+		b := make([]byte, 8)
+		n, err := unix.Fgetxattr(int(dir.Fd()), name, b)
+		if err == nil && string(b[:n]) == "y" {
+			return true, nil
+		}
+	}
+	return false, nil
+}
