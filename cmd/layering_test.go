@@ -15,7 +15,9 @@ const leaf = "errclass"
 // eventLog is a leaf that the packages which change a store write to, and no other.
 const eventLog = "events"
 
-func logs(area string) bool { return area == "content" || area == "image" || area == "snapshot" }
+func logs(area string) bool {
+	return area == "content" || area == "image" || area == "snapshot" || area == "runtime"
+}
 
 // domain are the packages that never import each other.
 var domain = []string{"content", "remotes", "archive", "snapshot", "runtime"}
@@ -50,7 +52,7 @@ var mayImport = map[string][]string{
 	"dist-untag":     {"remotes"},
 	"dist-userns":    {},
 	"dist-verify":    {"content"},
-	"run":            {"runtime"},
+	"run":            {"runtime", "snapshot"},
 	"run-spec":       {"runtime"},
 	"snap":           {"snapshot"},
 }

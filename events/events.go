@@ -38,6 +38,10 @@ type Event struct {
 	Parent      string            `json:"parent,omitempty"`
 	Snapshotter string            `json:"snapshotter,omitempty"`
 	Labels      map[string]string `json:"labels,omitempty"`
+	Container   string            `json:"container,omitempty"`
+	Exec        string            `json:"exec,omitempty"`
+	Pid         int               `json:"pid,omitempty"`
+	Status      *int              `json:"status,omitempty"` // of a process that has ended, where it is known
 }
 
 // Field gives the fields that containerd's filters know: namespace, topic, and event.FIELD for
@@ -69,6 +73,18 @@ func (e Event) Field(fieldpath []string) (value string, present bool) {
 		value = e.Parent
 	case "snapshotter":
 		value = e.Snapshotter
+	case "container":
+		value = e.Container
+	case "exec":
+		value = e.Exec
+	case "pid":
+		if e.Pid != 0 {
+			value = strconv.Itoa(e.Pid)
+		}
+	case "status":
+		if e.Status != nil {
+			value = strconv.Itoa(*e.Status)
+		}
 	}
 	return value, value != ""
 }

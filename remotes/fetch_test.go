@@ -25,7 +25,7 @@ var quiet = log.New(io.Discard, "", 0)
 
 func TestFetchBlob(t *testing.T) {
 	f := newFake(t)
-	for _, size := range []int{0, 1, pieceSize - 1, pieceSize, pieceSize + 1, 1 << 20} {
+	for _, size := range []int{0, 1, pieceSize - 1, pieceSize, pieceSize + 1, 2*pieces*pieceSize + 7} {
 		content := noise(size)
 		id := f.blob(content)
 		r := open(t, f.host(), Options{})
@@ -298,12 +298,12 @@ func TestFetchWrongSize(t *testing.T) {
 
 // The last bytes are held back until the digest is known to be right.
 func TestFetchWrongDigest(t *testing.T) {
-	for _, size := range []int{1, 1000, pieceSize, 3 * pieceSize, 1 << 20} {
+	for _, size := range []int{1, 1000, pieceSize, 3 * pieceSize, 2*pieces*pieceSize + 7} {
 		f := newFake(t)
 		content := noise(size)
 		id := f.blob(content)
 		wrong := slices.Clone(content)
-		wrong[0] ^= 1
+		wrong[size-1] ^= 1
 		f.blobs[digest.Digest(id)] = wrong
 		r := open(t, f.host(), Options{})
 		got, err := fetch(t, r, id)

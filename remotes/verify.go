@@ -4,13 +4,18 @@ import (
 	"fmt"
 	"hash"
 	"io"
+	"runtime"
 
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
 )
 
-// pieceSize is how much is read, hashed and written at a time.
-const pieceSize = 128 << 10
+// pieceSize is how much is read, hashed and written at a time, by as many pieces as are in
+// memory: one that is read, one that is late, and those that wait to be hashed.
+const (
+	pieceSize = 512 << 10
+	pieces    = 4
+)
 
 // verifier passes a stream on, one piece late: the last piece goes out when the hash of the
 // whole is right, and never otherwise.
@@ -22,9 +27,13 @@ type verifier struct {
 	// blame, where set, says what could be the reason of a mismatch.
 	blame func() string
 
-	buffers [2][]byte // one holds the piece that is late, one is read into
+	buffers [pieces][]byte
 	turn    int
 	held    []byte
+	// A long stream is hashed beside the reading of it.
+	work    chan []byte
+	done    chan struct{}
+	pending int    // pieces at work
 	given   []byte // of the piece that Read is giving
 	err     error
 }
@@ -42,6 +51,10 @@ func newVerifier(rc io.ReadCloser, want digest.Digest, begin, from int64) *verif
 // next gives the next piece, which is good until the call after.
 func (v *verifier) next() ([]byte, error) {
 	for v.err == nil {
+		for v.pending == pieces-1 {
+			<-v.done
+			v.pending--
+		}
 		buf := v.buffers[v.turn]
 		if buf == nil {
 			buf = make([]byte, pieceSize)
@@ -49,8 +62,9 @@ func (v *verifier) next() ([]byte, error) {
 		}
 		n, err := v.rc.Read(buf)
 		piece := buf[:n]
-		if v.hash != nil {
-			v.hash.Write(piece)
+		if n > 0 {
+			v.sum(piece)
+			v.turn = (v.turn + 1) % pieces
 		}
 		s := min(v.skip, int64(n))
 		v.skip, piece = v.skip-s, piece[s:]
@@ -66,7 +80,7 @@ func (v *verifier) next() ([]byte, error) {
 		}
 		give := v.held
 		if len(piece) > 0 {
-			v.held, v.turn = piece, 1-v.turn
+			v.held = piece
 			if give != nil {
 				return give, nil
 			}
@@ -80,8 +94,34 @@ func (v *verifier) next() ([]byte, error) {
 	return give, nil
 }
 
+// sum hashes a piece, which is not overwritten before that is done.
+func (v *verifier) sum(piece []byte) {
+	switch {
+	case v.hash == nil:
+	case v.work != nil:
+		v.work <- piece
+		v.pending++
+	default:
+		v.hash.Write(piece)
+		if len(piece) < pieceSize || runtime.GOMAXPROCS(0) == 1 {
+			break
+		}
+		work, done, hash := make(chan []byte, pieces), make(chan struct{}, pieces), v.hash
+		v.work, v.done = work, done
+		go func() {
+			for piece := range work {
+				hash.Write(piece)
+				done <- struct{}{}
+			}
+		}()
+	}
+}
+
 // verify is called at the end of the stream.
 func (v *verifier) verify() error {
+	for ; v.pending > 0; v.pending-- {
+		<-v.done
+	}
 	if v.hash != nil {
 		if got := digest.NewDigest(v.want.Algorithm(), v.hash); got != v.want {
 			err := mismatch(v.want, got)
@@ -137,4 +177,10 @@ func (v *verifier) WriteTo(w io.Writer) (int64, error) {
 	}
 }
 
-func (v *verifier) Close() error { return v.rc.Close() }
+func (v *verifier) Close() error {
+	if v.work != nil {
+		close(v.work)
+		v.work = nil
+	}
+	return v.rc.Close()
+}

@@ -28,19 +28,24 @@ type bundle struct {
 	spec specs.Spec
 }
 
-// openBundle reads a bundle's config.json and checks what can be told at once, and clearly:
-// the root filesystem, the sources of bind mounts, the command.
-func openBundle(dir string) (*bundle, error) {
+// realBundle is the bundle's directory, absolute and without symbolic links.
+func realBundle(dir string) (string, error) {
 	real, err := filepath.EvalSymlinks(dir)
 	if err == nil {
 		real, err = filepath.Abs(real)
 	}
 	if errors.Is(err, fs.ErrNotExist) {
-		return nil, notFound("bundle %s: %v", dir, unix.ENOENT)
+		return "", notFound("bundle %s: %v", dir, unix.ENOENT)
 	}
 	if err != nil {
-		return nil, fmt.Errorf("bundle %s: %w", dir, err)
+		return "", fmt.Errorf("bundle %s: %w", dir, err)
 	}
+	return real, nil
+}
+
+// openBundle reads the config.json of the bundle in the directory real, which the user calls dir, and
+// checks what can be told at once, and clearly: the root filesystem, the sources of bind mounts, the command.
+func openBundle(real, dir string) (*bundle, error) {
 	b := &bundle{dir: real}
 	f, err := os.Open(filepath.Join(real, "config.json"))
 	if errors.Is(err, fs.ErrNotExist) {

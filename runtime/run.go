@@ -16,7 +16,11 @@ import (
 	"strconv"
 	"strings"
 	"syscall"
+	"time"
 
+	"distkit/events"
+
+	"github.com/containerd/errdefs"
 	runc "github.com/containerd/go-runc"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
@@ -62,7 +66,7 @@ func Find(name, state string) (*Runtime, error) {
 	return nil, notFound("runtime %s is not installed", name)
 }
 
-// runc is the runtime's client for one container, logging into a file of the claim's.
+// client is the runtime's for one run, logging into a file of the claim's.
 func (r *Runtime) client(c *claim) *runc.Runc {
 	return &runc.Runc{
 		Command:   r.command,
@@ -75,69 +79,298 @@ func (r *Runtime) client(c *claim) *runc.Runc {
 
 func (r *Runtime) root() string { return filepath.Join(r.state, filepath.Base(r.command)) }
 
-// Run runs a bundle in the foreground and returns the status of its process: what it exited
+// Run runs a container in the foreground and returns the status of its process: what it exited
 // with, or 128+n if signal n ended it. The process has this one's standard streams, or, if the
 // bundle says so, a terminal of its own that is copied from and to them. Signals that this
 // process gets are forwarded to it; the third INT or TERM that it doesn't heed kills it.
 //
-// The ID is in use (Unavailable) while the process that runs it lives. What one that was
-// killed has left, its container too, is removed first, and nothing is left afterwards.
+// The container is in use (Unavailable) while the process that runs it lives. What one that was
+// killed has left, its process too, is removed first, and nothing is left afterwards, nor the
+// container itself if it is to be removed at its end.
 //
 // A bundle without config.json, root filesystem or mount source is NotFound. A command that
 // isn't there or can't be executed wraps [ErrCommandNotFound] or [ErrCommandNotExecutable].
-func (r *Runtime) Run(ctx context.Context, id, bundleDir string) (status int, err error) {
-	b, err := openBundle(bundleDir)
+func (c *Container) Run(ctx context.Context, r *Runtime) (status int, err error) {
+	lock, err := c.lock()
 	if err != nil {
 		return -1, err
 	}
-	if err := privateDir(r.state); err != nil {
-		return -1, err
-	}
-	c, err := claimID(r.state, id)
-	if err != nil {
-		return -1, err
-	}
-	defer c.release()
-	client := r.client(c)
-	if err := r.reclaim(ctx, client, c, id); err != nil {
-		return -1, err
-	}
+	return c.run(ctx, r, lock)
+}
 
+// RunBundle runs a bundle in the foreground, as [Container.Run] does, in a container of its own
+// that it removes afterwards. A bundle that is the directory of a container is that container's
+// run.
+func (s *Containers) RunBundle(ctx context.Context, r *Runtime, rec Record) (status int, err error) {
+	rec.RemoveAtEnd = true
+	c, lock, err := s.forBundle(ctx, rec)
+	if err != nil {
+		return -1, err
+	}
+	return c.run(ctx, r, lock)
+}
+
+// forBundle returns the container to run a bundle in, locked: the one whose directory it is,
+// or a new one. What is wrong with the bundle is found before a container is made.
+func (s *Containers) forBundle(ctx context.Context, rec Record) (*Container, *os.File, error) {
+	real, err := realBundle(rec.Bundle)
+	if err != nil {
+		return nil, nil, err
+	}
+	if filepath.Dir(real) == s.dir() {
+		id := filepath.Base(real)
+		if rec.ID != "" && rec.ID != id {
+			return nil, nil, invalid("bundle %s is container %s, not %s", rec.Bundle, id, rec.ID)
+		}
+		return s.own(id)
+	}
+	if _, err := openBundle(real, rec.Bundle); err != nil {
+		return nil, nil, err
+	}
+	if rec.ID == "" {
+		rec.ID = NewID()
+	}
+	rec.Bundle = real
+	return s.create(ctx, rec)
+}
+
+// own returns the container of a directory in the store, locked. A directory that somebody else
+// has made, without a record, becomes one.
+func (s *Containers) own(id string) (*Container, *os.File, error) {
+	if err := CheckID(id); err != nil {
+		return nil, nil, err
+	}
+	lock, err := lockFile(filepath.Join(s.dir(), id, "lock"), true)
+	if err != nil {
+		return nil, nil, fmt.Errorf("container %s: %w", id, err)
+	}
+	c, err := s.read(id)
+	if errdefs.IsNotFound(err) {
+		c = &Container{Record{ID: id, Namespace: s.namespace, Created: time.Now().UTC()}, filepath.Join(s.dir(), id), s}
+		err = c.write()
+	}
+	if err != nil {
+		_ = lock.Close()
+		return nil, nil, err
+	}
+	return c, lock, nil
+}
+
+// lock makes this process the one that runs or removes the container.
+func (c *Container) lock() (*os.File, error) {
+	lock, err := lockFile(c.path("lock"), true)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return nil, notFound("no container %s", c.ID)
+	case errdefs.IsUnavailable(err):
+		return nil, busy("container %s is in use: let its run end, or take another ID", c.ID)
+	case err != nil:
+		return nil, fmt.Errorf("container %s: %w", c.ID, err)
+	}
+	now, err := c.set.read(c.ID)
+	if err != nil {
+		_ = lock.Close()
+		return nil, err
+	}
+	c.Record = now.Record
+	return lock, nil
+}
+
+func (c *Container) run(ctx context.Context, r *Runtime, lock *os.File) (status int, err error) {
 	signals := make(chan os.Signal, 64)
 	signal.Notify(signals, forwarded()...)
 	defer signal.Stop(signals)
+	u, err := c.begin(ctx, r, lock, false)
+	if err != nil {
+		return -1, err
+	}
+	opts := &runc.CreateOpts{IO: inherited{}, Detach: true, PidFile: u.claim.path("pid")}
+	var term *terminal
+	if u.job.Terminal {
+		if term, err = newTerminal(u.claim.path("console")); err != nil {
+			return -1, u.abandon(ctx, err)
+		}
+		opts.IO, opts.ConsoleSocket = nil, term
+		defer term.close()
+	}
+	pid, err := u.start(ctx, opts, term)
+	if err != nil {
+		return -1, u.abandon(ctx, err)
+	}
+	status, err = wait(pid, signals, term)
+	if err != nil {
+		return -1, u.abandon(ctx, err)
+	}
+	if term != nil {
+		term.close() // before the container is gone, its output has to be out
+	}
+	return status, u.end(ctx, exited(status))
+}
+
+func exited(status int) Exit { return Exit{Status: &status, Exited: time.Now().UTC()} }
+
+// job is what must be known of a bundle to run it.
+type job struct {
+	Bundle   string `json:"bundle"`
+	Command  string `json:"command"`
+	Terminal bool   `json:"terminal"`
+	Simple   bool   `json:"simple"` // removeEnded can remove it
+}
+
+// execution is one run of a container: the locks it holds, and what it has to do.
+type execution struct {
+	c     *Container
+	r     *Runtime
+	lock  *os.File
+	claim *claim
+	job   job
+	state state
+}
+
+// begin takes what a run needs: the runtime's ID, a clean table, the mounted root filesystem.
+// It owns the lock from here on.
+func (c *Container) begin(ctx context.Context, r *Runtime, lock *os.File, detached bool) (u *execution, err error) {
+	u = &execution{c: c, r: r, lock: lock}
+	if err = privateDir(r.state); err == nil {
+		u.claim, err = claimID(r.state, c.key(), c.dir)
+	}
+	if err != nil {
+		if c.RemoveAtEnd && c.never() {
+			_ = c.delete(lock)
+		} else {
+			_ = lock.Close()
+		}
+		return nil, err
+	}
+	if err = c.clear(ctx, u.claim); err == nil {
+		err = r.reclaim(ctx, r.client(u.claim), u.claim, c.key())
+	}
+	if err != nil {
+		u.claim.close()
+		_ = lock.Close()
+		return nil, err
+	}
+	at("claimed")
+	err = func() error {
+		self, err := Identify(os.Getpid())
+		if err != nil {
+			return err
+		}
+		u.state = state{Status: Creating, Runtime: r.command, RuntimeState: r.root(), Detached: detached, Monitor: self}
+		if err := blankExit(c.dir); err != nil {
+			return err
+		}
+		at("blank")
+		if err := writeState(c.dir, u.state); err != nil {
+			return err
+		}
+		at("creating")
+		if c.Snapshot != nil {
+			if err := os.Mkdir(c.path("rootfs"), 0o755); err != nil && !errors.Is(err, fs.ErrExist) {
+				return err
+			}
+			if err := c.set.snapshots.Mount(ctx, *c.Snapshot, c.path("rootfs")); err != nil {
+				return err
+			}
+		}
+		at("mounted")
+		b, err := openBundle(c.BundleDir(), c.BundleDir())
+		if err != nil {
+			return err
+		}
+		u.job = b.job(r)
+		u.state.Terminal = u.job.Terminal
+		return nil
+	}()
+	if err != nil {
+		return nil, u.abandon(ctx, fmt.Errorf("container %s: %w", c.ID, err))
+	}
+	return u, nil
+}
+
+// at is where tests kill.
+var at = func(string) {}
+
+// start has the runtime make the process, which becomes this process's child.
+func (u *execution) start(ctx context.Context, opts *runc.CreateOpts, term *terminal) (pid int, err error) {
 	// The container's process becomes our child when the runtime that made it ends.
 	if err := unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0); err != nil {
 		return -1, fmt.Errorf("become subreaper: %w", err)
 	}
-	opts := &runc.CreateOpts{IO: inherited{}, Detach: true, PidFile: c.path("pid")}
-	var term *terminal
-	if b.spec.Process.Terminal {
-		if term, err = newTerminal(c.path("console")); err != nil {
-			return -1, err
-		}
-		defer term.close()
-		opts.IO, opts.ConsoleSocket = nil, term
+	client := u.r.client(u.claim)
+	if err := u.r.start(ctx, client, u.c.key(), u.job.Bundle, opts, term); err != nil {
+		return -1, u.r.startError(u.job, u.claim, err)
 	}
-	ended := false
-	defer func() {
-		if ended && r.removeEnded(b, id) {
-			return
-		}
-		if rerr := r.remove(ctx, client, id); rerr != nil && err == nil {
-			err = rerr
-		}
-	}()
-	if err := r.start(ctx, client, id, b.dir, opts, term); err != nil {
-		return -1, r.startError(b, c, err)
-	}
-	pid, err := readPid(c.path("pid"))
-	if err != nil {
+	at("started")
+	if pid, err = readPid(u.claim.path("pid")); err != nil {
 		return -1, err
 	}
-	status, err = wait(pid, signals, term)
-	ended = err == nil
-	return status, err
+	if u.state.Process, err = Identify(pid); err != nil {
+		return -1, err
+	}
+	u.state.Status, u.state.Started, u.state.Cgroups = Running, time.Now().UTC(), cgroupsOf(pid)
+	if err := writeState(u.c.dir, u.state); err != nil {
+		return -1, err
+	}
+	u.c.log(events.Event{Topic: "/tasks/start", Pid: pid})
+	at("running")
+	return pid, nil
+}
+
+// abandon undoes what led to no run, and returns err, the cause.
+func (u *execution) abandon(ctx context.Context, err error) error {
+	rerr := u.r.remove(ctx, u.r.client(u.claim), u.c.key())
+	u.unmount()
+	_ = os.Remove(u.c.path("exit.json"))
+	_ = os.Remove(u.c.path("state.json"))
+	if uerr := u.leave(ctx); rerr == nil {
+		rerr = uerr
+	}
+	if err == nil {
+		err = rerr
+	}
+	return err
+}
+
+func (u *execution) unmount() {
+	if u.c.Snapshot != nil {
+		_ = u.c.set.snapshots.Unmount(u.c.path("rootfs"))
+	}
+}
+
+// end records the end of a run after everything of it is gone.
+func (u *execution) end(ctx context.Context, e Exit) error {
+	var errs []error
+	at("ended")
+	if !u.r.removeEnded(u.job, u.c.key()) {
+		errs = append(errs, u.r.remove(ctx, u.r.client(u.claim), u.c.key()))
+	}
+	at("removed")
+	u.unmount()
+	at("unmounted")
+	errs = append(errs, u.c.record(u.state, e))
+	at("recorded")
+	errs = append(errs, u.leave(ctx))
+	return errors.Join(errs...)
+}
+
+// record writes down the end of a run.
+func (c *Container) record(s state, e Exit) error {
+	err := writeExit(c.dir, e)
+	c.log(events.Event{Topic: "/tasks/exit", Pid: s.Pid, Status: e.Status})
+	if err != nil {
+		return fmt.Errorf("container %s: record the exit: %w", c.ID, err)
+	}
+	return nil
+}
+
+// leave gives the locks back, and removes the container if it is to be.
+func (u *execution) leave(ctx context.Context) error {
+	u.claim.release()
+	if !u.c.RemoveAtEnd {
+		return u.lock.Close()
+	}
+	return u.c.remove(ctx, u.lock)
 }
 
 // start makes and starts a container: at once where it can. A terminal must have its size
@@ -207,9 +440,8 @@ func (r *Runtime) remove(ctx context.Context, client *runc.Runc, id string) erro
 // where removing directories is all there is to do: runc's state, the cgroups it names, and a
 // PID namespace that the kernel has emptied. Otherwise, and where anything is unexpected, it
 // leaves the rest to remove and returns false.
-func (r *Runtime) removeEnded(b *bundle, id string) bool {
-	if filepath.Base(r.command) != "runc" || b.spec.Hooks != nil || b.spec.Linux == nil || b.spec.Linux.IntelRdt != nil ||
-		!slices.ContainsFunc(b.spec.Linux.Namespaces, func(n specs.LinuxNamespace) bool { return n.Type == specs.PIDNamespace && n.Path == "" }) {
+func (r *Runtime) removeEnded(j job, id string) bool {
+	if !j.Simple {
 		return false
 	}
 	dir := filepath.Join(r.root(), id)
@@ -234,8 +466,18 @@ func (r *Runtime) removeEnded(b *bundle, id string) bool {
 	return os.RemoveAll(dir) == nil
 }
 
+// job tells what is to be done with a bundle.
+func (b *bundle) job(r *Runtime) job {
+	l := b.spec.Linux
+	return job{
+		Bundle: b.dir, Command: b.spec.Process.Args[0], Terminal: b.spec.Process.Terminal,
+		Simple: filepath.Base(r.command) == "runc" && b.spec.Hooks == nil && l != nil && l.IntelRdt == nil &&
+			slices.ContainsFunc(l.Namespaces, func(n specs.LinuxNamespace) bool { return n.Type == specs.PIDNamespace && n.Path == "" }),
+	}
+}
+
 // startError is what the runtime logged of its failure.
-func (r *Runtime) startError(b *bundle, c *claim, err error) error {
+func (r *Runtime) startError(j job, c *claim, err error) error {
 	message := ""
 	if f, ferr := os.Open(c.path("log")); ferr == nil {
 		defer f.Close()
@@ -252,7 +494,7 @@ func (r *Runtime) startError(b *bundle, c *claim, err error) error {
 		return fmt.Errorf("%s: %w", filepath.Base(r.command), err)
 	}
 	told := func(err error) error {
-		if b.spec.Process.Terminal {
+		if j.Terminal {
 			return err
 		}
 		return fmt.Errorf("%w%w", err, errTold)
@@ -260,13 +502,13 @@ func (r *Runtime) startError(b *bundle, c *claim, err error) error {
 	message = strings.TrimPrefix(firstLine(message), "runc run failed: ")
 	message = strings.TrimPrefix(message, "unable to start container process: ")
 	// The runtimes' words are all there is to tell these by; docker does the same.
-	command := strings.HasPrefix(message, "exec: ") || strings.HasPrefix(message, "exec "+strconv.Quote(b.spec.Process.Args[0])) ||
+	command := strings.HasPrefix(message, "exec: ") || strings.HasPrefix(message, "exec "+strconv.Quote(j.Command)) ||
 		strings.HasPrefix(message, "executable file") || strings.HasPrefix(message, "open executable")
 	switch {
 	case command && (strings.Contains(message, "not found") || strings.Contains(strings.ToLower(message), "no such file")):
-		return told(commandError(b.spec.Process.Args[0], ErrCommandNotFound))
+		return told(commandError(j.Command, ErrCommandNotFound))
 	case command && (strings.Contains(strings.ToLower(message), "permission denied") || strings.Contains(message, "not permitted") || strings.Contains(message, "is a directory")):
-		return told(commandError(b.spec.Process.Args[0], ErrCommandNotExecutable))
+		return told(commandError(j.Command, ErrCommandNotExecutable))
 	}
 	return told(fmt.Errorf("%s: %s", filepath.Base(r.command), message))
 }
@@ -279,7 +521,7 @@ type told struct{}
 
 func (told) Error() string { return "" }
 
-// Told tells whether standard error has the message of an error of [Runtime.Run] already: the
+// Told tells whether standard error has the message of an error of [Container.Run] already: the
 // runtime writes its own there, since the container inherits it.
 func Told(err error) bool { return errors.Is(err, errTold) }
 
@@ -378,7 +620,7 @@ func catches(pid int, sig syscall.Signal) bool {
 	return err != nil || mask&(1<<(sig-1)) != 0
 }
 
-// ExitStatus tells docker's status for an error of [Runtime.Run]: 127 and 126 for the
+// ExitStatus tells docker's status for an error of [Container.Run]: 127 and 126 for the
 // command's, else 125.
 func ExitStatus(err error) int {
 	switch {

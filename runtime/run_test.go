@@ -27,12 +27,16 @@ import (
 // The test binary is also the program under test: a run inherits standard streams and becomes
 // a subreaper, which needs a process of its own.
 func TestMain(m *testing.M) {
+	Shim(func(root, namespace string) (*Containers, error) { return Open(root, namespace, plain{}) })
 	if args := os.Getenv("TEST_RUN"); args != "" {
 		f := strings.Split(args, "|") // runtime, state, id, bundle
 		status := 125
 		r, err := Find(f[0], f[1])
 		if err == nil {
-			status, err = r.Run(context.Background(), f[2], f[3])
+			var all *Containers
+			if all, err = Open(filepath.Join(f[1], "store"), "default", plain{}); err == nil {
+				status, err = all.RunBundle(context.Background(), r, Record{ID: f[2], Bundle: f[3]})
+			}
 		}
 		if err != nil {
 			if !Told(err) {
@@ -44,6 +48,13 @@ func TestMain(m *testing.M) {
 	}
 	os.Exit(m.Run())
 }
+
+// plain is of containers without a snapshot.
+type plain struct{}
+
+func (plain) Mount(context.Context, Snapshot, string) error { return nil }
+func (plain) Unmount(string) error                          { return nil }
+func (plain) Remove(context.Context, Snapshot) error        { return nil }
 
 // machine is a state directory, a bundle with busybox and a runtime.
 type machine struct {
@@ -92,7 +103,7 @@ func runtimes(t *testing.T, f func(m *machine)) {
 // clean demands that nothing of any container is left.
 func (m *machine) clean() {
 	m.Helper()
-	for _, dir := range []string{"run", "lock", filepath.Base(m.runtime)} {
+	for _, dir := range []string{"run", "lock", filepath.Base(m.runtime), "store/containers"} {
 		left, err := os.ReadDir(filepath.Join(m.state, dir))
 		if err != nil && !errors.Is(err, os.ErrNotExist) {
 			m.Error(err)
@@ -402,6 +413,10 @@ func TestRunTerminal(t *testing.T) {
 func TestRunRefusesBundles(t *testing.T) {
 	state := filepath.Join(t.TempDir(), "s")
 	r := &Runtime{command: "/bin/false", state: state}
+	all, err := Open(filepath.Join(state, "store"), "default", plain{})
+	if err != nil {
+		t.Fatal(err)
+	}
 	process := `"process":{"args":["x"],"cwd":"/","env":["PATH=/bin"]}`
 	for name, c := range map[string]struct {
 		config string
@@ -423,11 +438,11 @@ func TestRunRefusesBundles(t *testing.T) {
 		if c.config != "" {
 			write(t, filepath.Join(dir, "config.json"), c.config)
 		}
-		if _, err := r.Run(context.Background(), "x", dir); !c.is(err) || !strings.Contains(err.Error(), c.text) {
+		if _, err := all.RunBundle(t.Context(), r, Record{ID: "x", Bundle: dir}); !c.is(err) || !strings.Contains(err.Error(), c.text) {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
-	if _, err := r.Run(context.Background(), "x", "/no/such/bundle"); !errdefs.IsNotFound(err) {
+	if _, err := all.RunBundle(t.Context(), r, Record{Bundle: "/no/such/bundle"}); !errdefs.IsNotFound(err) {
 		t.Errorf("no bundle: %v", err)
 	}
 	if _, err := Find("no-such-runtime", state); !errdefs.IsNotFound(err) {
@@ -446,7 +461,7 @@ func TestClaim(t *testing.T) {
 	for range 8 {
 		wg.Go(func() {
 			for range 200 {
-				c, err := claimID(state, "x")
+				c, err := claimID(state, "x", "/owner")
 				if err != nil {
 					if !errdefs.IsUnavailable(err) {
 						t.Error(err)

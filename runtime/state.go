@@ -74,16 +74,21 @@ func privateDir(dir string) error {
 // for what the container needs while it lives. A second lock is inherited by each runtime
 // process: one that outlives a killed run ends its work on the ID before the next one begins.
 type claim struct {
-	dir           string
+	state, dir    string
 	lock, working *os.File
 }
 
+func claimDir(state, id string) string  { return filepath.Join(state, "run", id) }
+func claimLock(state, id string) string { return filepath.Join(state, "lock", id) }
+
 // claimID takes an ID, or says that it's in use (Unavailable). What a dead process left in the
 // directory is still there.
-func claimID(state, id string) (*claim, error) {
-	dir, locks := filepath.Join(state, "run", id), filepath.Join(state, "lock")
-	name := filepath.Join(locks, id)
-	if err := os.MkdirAll(locks, 0o700); err != nil {
+//
+// An ID is one of the host's. While a container of another store has it, whose directory is not
+// owner, it is in use too.
+func claimID(state, id, owner string) (*claim, error) {
+	name := claimLock(state, id)
+	if err := os.MkdirAll(filepath.Dir(name), 0o700); err != nil {
 		return nil, fmt.Errorf("state directory: %w", err)
 	}
 	for {
@@ -103,17 +108,28 @@ func claimID(state, id string) (*claim, error) {
 			f.Close() // its last owner has removed it meanwhile
 			continue
 		}
-		c := &claim{dir: dir, lock: f}
-		if err := c.open(); err != nil {
-			c.release()
+		c := &claim{state: state, dir: claimDir(state, id), lock: f}
+		if err := c.open(owner); err != nil {
+			c.close()
 			return nil, fmt.Errorf("lock container %s: %w", id, err)
 		}
 		return c, nil
 	}
 }
 
-func (c *claim) open() (err error) {
+func (c *claim) open(owner string) (err error) {
 	if err := os.MkdirAll(c.dir, 0o700); err != nil {
+		return err
+	}
+	if other, err := os.Readlink(c.path("container")); err == nil && other != owner {
+		if l, err := look(other); err == nil && (l.status == Running || l.status == Paused) {
+			return busy("it is in use by %s: take another ID", other)
+		}
+		if err := os.Remove(c.path("container")); err != nil {
+			return err
+		}
+	}
+	if err := os.Symlink(owner, c.path("container")); err != nil && !errors.Is(err, os.ErrExist) {
 		return err
 	}
 	if c.working, err = os.OpenFile(c.path("working"), os.O_RDWR|os.O_CREATE, 0o600); err != nil {
@@ -146,8 +162,13 @@ func (c *claim) path(name string) string { return filepath.Join(c.dir, name) }
 // release gives the ID up: the lock's name last, and by its owner alone.
 func (c *claim) release() {
 	_ = os.RemoveAll(c.dir)
-	_ = c.working.Close() // nil is none
 	_ = os.Remove(c.lock.Name())
+	c.close()
+}
+
+// close gives the ID up and leaves what is in the directory.
+func (c *claim) close() {
+	_ = c.working.Close() // nil is none
 	_ = c.lock.Close()
 }
 

@@ -19,6 +19,7 @@ type terminal struct {
 	host     console.Console // standard input if that's a terminal, set raw
 	master   console.Console
 	copied   chan struct{}
+	detached *streams // has the master, instead of this process's streams
 }
 
 // newTerminal listens on a socket on which the runtime hands the pseudo-terminal over.
@@ -39,6 +40,9 @@ func (t *terminal) start() error {
 	f, err := t.receive()
 	if err != nil {
 		return fmt.Errorf("receive console: %w", err)
+	}
+	if t.detached != nil {
+		return t.detached.take(f)
 	}
 	if t.master, err = console.ConsoleFromFile(f); err != nil {
 		f.Close()

@@ -40,6 +40,17 @@ func main() {
 		if err != nil {
 			return err
 		}
+		err = store.SweepTorn(c.Context(), before, *dryRun, func(t content.Torn) error {
+			record := struct {
+				Path     string    `json:"path"`
+				Size     int64     `json:"size"`
+				StoredAt time.Time `json:"storedAt"`
+			}{t.Path, t.Size, t.ChangedAt}
+			return records.Write(record, t.Path, cli.Size(t.Size), t.ChangedAt, "torn")
+		})
+		if err != nil {
+			return err
+		}
 		return records.Close()
 	}
 	cli.Main(c)

@@ -3,6 +3,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"runtime"
 
 	"distkit/cmd/internal/cli"
@@ -34,6 +35,7 @@ func newCommand() *cobra.Command {
 	root := cli.Root(f)
 	remove := f.Bool("delete", false, "delete what is corrupt, and print the digests of that alone")
 	jobs := f.IntP("jobs", "j", runtime.GOMAXPROCS(0), "hash `N` blobs at a time")
+	resume := f.String("resume", "", "go on where a run stopped that was interrupted, by what it noted in `FILE`")
 	out := cli.NewRecords(c, "OBJECT", "PROBLEM")
 	c.RunE = func(c *cobra.Command, args []string) error {
 		if *jobs < 1 {
@@ -43,14 +45,20 @@ func newCommand() *cobra.Command {
 		if err != nil {
 			return err
 		}
-		found := make(chan record)
+		v := verification{store: s, jobs: *jobs, remove: *remove, found: make(chan record)}
+		if *resume != "" {
+			if v.journal, err = openJournal(*resume); err != nil {
+				return err
+			}
+		}
 		failed := make(chan error, 1)
 		go func() {
-			defer close(found)
-			failed <- verify(c, s, args, *jobs, *remove, found)
+			defer close(v.found)
+			err := v.run(c, args)
+			failed <- errors.Join(err, v.journal.close(err == nil))
 		}()
 		bad := false
-		for r := range found {
+		for r := range v.found {
 			if !*remove || r.Problem != "corrupt" {
 				bad = true
 			}
@@ -75,12 +83,23 @@ func newCommand() *cobra.Command {
 	return c
 }
 
-// verify looks at the blobs named, or at all of them and at what is no blob.
-func verify(c *cobra.Command, s *content.Store, args []string, jobs int, remove bool, found chan<- record) error {
+// verification is one run over blobs.
+type verification struct {
+	store   *content.Store
+	jobs    int
+	remove  bool     // what is corrupt
+	journal *journal // nil where nothing is noted
+	found   chan record
+}
+
+// run looks at the blobs named, or at all of them and at what is no blob.
+func (v verification) run(c *cobra.Command, args []string) error {
 	group, ctx := errgroup.WithContext(c.Context())
-	group.SetLimit(jobs)
+	group.SetLimit(v.jobs)
 	check := func(dgst digest.Digest) error {
-		group.Go(func() error { return one(ctx, s, dgst, remove, len(args) > 0, found) })
+		if !v.journal.has(dgst) {
+			group.Go(func() error { return v.one(ctx, dgst, len(args) > 0) })
+		}
 		return ctx.Err()
 	}
 	var err error
@@ -91,9 +110,9 @@ func verify(c *cobra.Command, s *content.Store, args []string, jobs int, remove 
 			}
 			return check(digest.Digest(object))
 		})
-	} else if err = s.Digests(ctx, check); err == nil {
-		err = s.Strays(ctx, func(path string) error {
-			found <- record{path, "stray"}
+	} else if err = v.store.Digests(ctx, check); err == nil {
+		err = v.store.Strays(ctx, func(path string) error {
+			v.found <- record{path, "stray"}
 			return nil
 		})
 	}
@@ -103,12 +122,12 @@ func verify(c *cobra.Command, s *content.Store, args []string, jobs int, remove 
 	return err
 }
 
-func one(ctx context.Context, s *content.Store, dgst digest.Digest, remove, named bool, found chan<- record) error {
-	err := s.Verify(ctx, dgst)
-	if errdefs.IsDataLoss(err) && remove {
-		err = s.DeleteCorrupt(ctx, dgst)
+func (v verification) one(ctx context.Context, dgst digest.Digest, named bool) error {
+	err := v.store.Verify(ctx, dgst)
+	if errdefs.IsDataLoss(err) && v.remove {
+		err = v.store.DeleteCorrupt(ctx, dgst)
 		if err == nil {
-			found <- record{string(dgst), "corrupt"}
+			v.found <- record{string(dgst), "corrupt"}
 			return nil
 		}
 		if errdefs.IsFailedPrecondition(err) {
@@ -116,11 +135,13 @@ func one(ctx context.Context, s *content.Store, dgst digest.Digest, remove, name
 		}
 	}
 	switch {
+	case err == nil:
+		return v.journal.add(dgst)
 	case errdefs.IsDataLoss(err):
-		found <- record{string(dgst), "corrupt"}
+		v.found <- record{string(dgst), "corrupt"}
 	case errdefs.IsNotFound(err):
 		if named {
-			found <- record{string(dgst), "missing"}
+			v.found <- record{string(dgst), "missing"}
 		}
 	default:
 		return err

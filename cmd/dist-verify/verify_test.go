@@ -1,6 +1,8 @@
 package main
 
 import (
+	"errors"
+	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -66,4 +68,62 @@ func TestVerify(t *testing.T) {
 		t.Fatal(err)
 	}
 	want(4, "blobs/stray\tstray\n")
+	if err := os.Remove(filepath.Join(root, "blobs", "stray")); err != nil {
+		t.Fatal(err)
+	}
+
+	// A run that stopped: what is in the journal, torn at its end, is not looked at again.
+	file := filepath.Join(t.TempDir(), "journal")
+	spoil := func(dgst string) {
+		t.Helper()
+		path, _ := s.Path(digest.Digest(dgst))
+		if err := errors.Join(os.Chmod(path, 0o644), os.WriteFile(path, []byte("x"), 0o644)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	write := func(text string) {
+		t.Helper()
+		if err := os.WriteFile(file, []byte(text), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	spoil(all[0])
+	spoil(all[1])
+	write(header + all[0] + "\n" + all[1][:30])
+	want(4, all[1]+"\tcorrupt\n", "--resume", file)
+	if _, err := os.Stat(file); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("after a whole run: %v", err)
+	}
+	for _, text := range []string{"", header[:10]} {
+		write(text)
+		want(0, "", "--resume", file, all[2])
+	}
+	write("precious")
+	want(8, "", "--resume", file)
+	if b, err := os.ReadFile(file); err != nil || string(b) != "precious" {
+		t.Errorf("another file: %q, %v", b, err)
+	}
+	write(header)
+	j, err := openJournal(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	want(5, "", "--resume", file)
+	if err := errors.Join(j.add(digest.Digest(all[0])), j.close(false)); err != nil {
+		t.Fatal(err)
+	}
+	// One that can't go on keeps what it has found.
+	dir := filepath.Join(root, "blobs", "sha512")
+	if err := os.WriteFile(dir, nil, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	want(1, all[1]+"\tcorrupt\n", "--resume", file)
+	b, err := os.ReadFile(file)
+	if err != nil || strings.Count(string(b), "\n") != len(all)-1 || strings.Contains(string(b), all[1]) {
+		t.Errorf("journal of a run that stopped: %q, %v", b, err)
+	}
+	if err := os.Remove(dir); err != nil {
+		t.Fatal(err)
+	}
+	want(0, all[1]+"\tcorrupt\n", "--resume", file, "--delete")
 }

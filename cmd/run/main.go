@@ -1,35 +1,48 @@
-// Command run runs an OCI bundle in the foreground.
+// Command run runs an OCI bundle.
 package main
 
 import (
-	"os"
+	"fmt"
 
 	"distkit/cmd/internal/cli"
+	"distkit/cmd/internal/containers"
 	"distkit/runtime"
 
 	"github.com/spf13/cobra"
 )
 
-func main() { cli.Main(newCommand()) }
+func main() {
+	runtime.Shim(containers.Open)
+	cli.Main(newCommand())
+}
 
 func newCommand() *cobra.Command {
 	c := &cobra.Command{
 		Use:         "run [flags] BUNDLE",
-		Short:       "Run an OCI bundle in the foreground and exit with its status",
+		Short:       "Run an OCI bundle and exit with its status, or leave it running",
 		Args:        cobra.ExactArgs(1),
 		Annotations: map[string]string{cli.ForwardsSignals: "", cli.RunsCommand: ""},
 	}
 	f := c.Flags()
 	f.SetInterspersed(false)
-	id := f.String("id", "", "the container's `ID` (default: made up)")
-	namespace := cli.Namespace(f)
-	name := f.String("runtime", "", "the OCI runtime's `NAME` or path (default: runc, else crun)")
-	state := f.String("state", "", "the `DIR` for what runs (env DIST_STATE) (default: /run/distkit, or the user's runtime directory)")
-	c.RunE = func(c *cobra.Command, args []string) error {
-		if *state == "" {
-			*state = os.Getenv("DIST_STATE")
+	o := containers.NewFlags(f)
+	o.Runtime(f)
+	var rec runtime.Record
+	f.StringVar(&rec.ID, "id", "", "the container's `ID` (default: made up)")
+	detach := f.BoolP("detach", "d", false, "print the ID once the process runs, and leave it running")
+	f.BoolVar(&rec.RemoveAtEnd, "rm", false, "remove a detached container at its end")
+	f.BoolVarP(&rec.Interactive, "interactive", "i", false, "give a detached process an input for task attach")
+	labels := f.StringArray("label", nil, "label the container `KEY=VALUE` (can be repeated)")
+	logSize := f.String("log-size", "", "the `SIZE` at which a detached process's log is put aside (default: 16MiB)")
+	c.RunE = func(c *cobra.Command, args []string) (err error) {
+		rec.Bundle = args[0]
+		if rec.Labels, err = cli.Labels(*labels); err != nil {
+			return err
 		}
-		status, err := run(c, *state, *name, *namespace, *id, args[0])
+		if rec.LogSize, err = containers.Size(*logSize); err != nil {
+			return err
+		}
+		status, err := run(c, o, rec, *detach)
 		if err != nil {
 			if runtime.Told(err) {
 				return cli.Exit(runtime.ExitStatus(err))
@@ -44,20 +57,21 @@ func newCommand() *cobra.Command {
 	return c
 }
 
-func run(c *cobra.Command, state, name, namespace, id, bundle string) (int, error) {
-	if state == "" {
-		state = runtime.DefaultState()
-	}
-	if id == "" {
-		id = runtime.NewID()
-	}
-	key, err := runtime.Key(namespace, id)
+func run(c *cobra.Command, o *containers.Flags, rec runtime.Record, detach bool) (int, error) {
+	all, err := o.Open()
 	if err != nil {
 		return 0, err
 	}
-	r, err := runtime.Find(name, state)
+	r, err := o.Find("")
 	if err != nil {
 		return 0, err
 	}
-	return r.Run(c.Context(), key, bundle)
+	if !detach {
+		return all.RunBundle(c.Context(), r, rec)
+	}
+	started, _, err := all.StartBundle(c.Context(), r, rec)
+	if err == nil {
+		_, err = fmt.Fprintln(c.OutOrStdout(), started.ID)
+	}
+	return 0, err
 }

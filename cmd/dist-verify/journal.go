@@ -1,0 +1,116 @@
+package main
+
+import (
+	"bufio"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"strings"
+	"sync"
+
+	"distkit/content"
+	"distkit/errclass"
+
+	"github.com/containerd/errdefs"
+	"github.com/opencontainers/go-digest"
+	"golang.org/x/sys/unix"
+)
+
+// header begins a journal, so that no other file is taken for one, and spoilt.
+const header = "# dist-verify: blobs that were found right\n"
+
+// journal remembers in a file which blobs were found right, a digest a line, so that a run
+// that was interrupted goes on where it stopped. The nil journal remembers nothing.
+type journal struct {
+	file *os.File
+	mu   sync.Mutex
+	done map[digest.Digest]bool
+}
+
+// openJournal locks the file and reads it. Unavailable where another process has it,
+// FailedPrecondition where it is something else.
+func openJournal(path string) (*journal, error) {
+	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|os.O_APPEND, 0o644)
+	if err != nil {
+		return nil, fmt.Errorf("journal: %w", err)
+	}
+	j := &journal{file: f, done: map[digest.Digest]bool{}}
+	if err := j.read(); err != nil {
+		_ = f.Close()
+		return nil, fmt.Errorf("journal %s: %w", path, err)
+	}
+	return j, nil
+}
+
+func (j *journal) read() error {
+	err := unix.Flock(int(j.file.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+	if errors.Is(err, unix.EWOULDBLOCK) {
+		return errclass.As(errors.New("busy: another process goes on from it"), errdefs.ErrUnavailable)
+	}
+	if err != nil {
+		return err
+	}
+	lines := bufio.NewReader(j.file)
+	first, err := lines.ReadString('\n')
+	if err != nil && err != io.EOF {
+		return err
+	}
+	switch {
+	case first == header:
+	case strings.HasPrefix(header, first): // new, or torn at once
+		if err := j.file.Truncate(0); err != nil {
+			return err
+		}
+		_, err = j.file.WriteString(header)
+		return err
+	default:
+		return errclass.As(errors.New("is not one of dist-verify"), errdefs.ErrFailedPrecondition)
+	}
+	for {
+		line, err := lines.ReadString('\n')
+		if err == io.EOF && line == "" {
+			return nil
+		}
+		if err == io.EOF {
+			_, err = j.file.WriteString("\n") // a killed process tore it
+			return err
+		}
+		if err != nil {
+			return err
+		}
+		if dgst := digest.Digest(strings.TrimSuffix(line, "\n")); content.Validate(dgst) == nil {
+			j.done[dgst] = true
+		}
+	}
+}
+
+// has tells whether the blob was found right already.
+func (j *journal) has(dgst digest.Digest) bool {
+	return j != nil && j.done[dgst]
+}
+
+// add remembers a blob that is right.
+func (j *journal) add(dgst digest.Digest) error {
+	if j == nil {
+		return nil
+	}
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	if _, err := j.file.WriteString(string(dgst) + "\n"); err != nil {
+		return fmt.Errorf("journal: %w", err)
+	}
+	return nil
+}
+
+// close ends the work: the file goes once all has been looked at.
+func (j *journal) close(complete bool) error {
+	if j == nil {
+		return nil
+	}
+	var err error
+	if complete {
+		err = os.Remove(j.file.Name())
+	}
+	return errors.Join(err, j.file.Close())
+}

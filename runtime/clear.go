@@ -1,0 +1,275 @@
+package runtime
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"time"
+
+	"distkit/events"
+
+	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
+)
+
+// never tells whether the container has not been run.
+func (c *Container) never() bool {
+	l, err := look(c.dir)
+	return err == nil && l.state == nil && l.exit == nil
+}
+
+// dead tells whether a container has to be cleared up: its process or its making has ended,
+// and nobody lives who will record that. One that was to be removed at its end is to be, too.
+func (c *Container) dead() bool {
+	l, err := look(c.dir)
+	if err != nil {
+		return false
+	}
+	if l.state == nil {
+		return c.RemoveAtEnd && (c.Owner == nil && l.exit != nil || c.Owner != nil && !c.Owner.Alive())
+	}
+	if l.monitored {
+		return false
+	}
+	switch l.status {
+	case Created: // creating, and the creator is dead
+		return true
+	case Stopped:
+		return c.RemoveAtEnd || l.exit.Error == errLost && l.exit.Exited.IsZero()
+	}
+	return false
+}
+
+// runIsGone tells whether the container was that of a run in the foreground which was killed: it
+// was to be gone with it, so its process, which may go on, does not keep the ID.
+func (c *Container) runIsGone() bool {
+	l, err := look(c.dir)
+	return err == nil && c.RemoveAtEnd && l.state != nil && !l.state.Detached && !l.monitored
+}
+
+// Clear clears up the containers of the namespace that are dead without anybody having seen
+// it: what is left of them on the host is removed, their end is recorded, and those go that were to be
+// removed at their end. Others are not touched. What it can't clear up stays as it is, for the
+// call that works on it to say why.
+func (s *Containers) Clear(ctx context.Context) {
+	entries, err := os.ReadDir(s.dir())
+	if err != nil {
+		return
+	}
+	for _, e := range entries {
+		if CheckID(e.Name()) != nil {
+			continue
+		}
+		c, err := s.read(e.Name())
+		if err != nil || !c.dead() {
+			continue
+		}
+		lock, err := lockFile(c.path("lock"), true)
+		if err != nil {
+			continue
+		}
+		if now, err := s.read(c.ID); err != nil || !now.dead() {
+			_ = lock.Close()
+			continue
+		}
+		if err := c.clear(ctx, nil); err == nil && c.RemoveAtEnd {
+			_ = c.remove(ctx, lock)
+			continue
+		}
+		_ = lock.Close()
+	}
+}
+
+// clear removes what the last run has left on the host, its process too, and records the end
+// that nobody saw. The caller has the lock, and held, the right to the runtime's ID, or nil.
+func (c *Container) clear(ctx context.Context, held *claim) error {
+	l, err := look(c.dir)
+	if err != nil || l.state == nil {
+		return err
+	}
+	s := l.state
+	recorded := l.exit != nil && !l.exit.Exited.IsZero()
+	if recorded && !s.Alive() && l.exit.Error == "" {
+		return nil // whoever recorded it had removed everything
+	}
+	r := &Runtime{command: s.Runtime, state: filepath.Dir(s.RuntimeState)}
+	if err := privateDir(r.state); err != nil {
+		return err
+	}
+	claim := held
+	if held == nil || held.state != r.state {
+		if claim, err = claimID(r.state, c.key(), c.dir); err != nil {
+			return err
+		}
+		defer claim.release()
+	}
+	if !claim.quiet() {
+		return busy("container %s: a runtime that an earlier run started still works on it", c.ID)
+	}
+	if err := killAll(ctx, s); err != nil {
+		return fmt.Errorf("container %s: %w", c.ID, err)
+	}
+	if err := r.remove(ctx, r.client(claim), c.key()); err != nil {
+		return err
+	}
+	removeCgroups(s.Cgroups)
+	removeStray(c.key())
+	if c.Snapshot != nil {
+		if err := c.set.snapshots.Unmount(c.path("rootfs")); err != nil && !errdefs.IsNotFound(err) {
+			return err
+		}
+	}
+	if err := os.RemoveAll(c.path("exec")); err != nil {
+		return err
+	}
+	switch {
+	case recorded:
+	case s.Status == Running:
+		e := Exit{Exited: time.Now().UTC(), Error: errLost}
+		if err := writeExit(c.dir, e); err != nil {
+			return err
+		}
+		c.log(events.Event{Topic: "/tasks/exit", Pid: s.Pid})
+	default:
+		for _, name := range []string{"exit.json", "state.json"} {
+			if err := os.Remove(c.path(name)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// killAll kills the process of a run, and all that is in its cgroups.
+func killAll(ctx context.Context, s *state) error {
+	for n := 0; ; n++ {
+		left := false
+		if s.Boot == bootID() {
+			thaw(s.Cgroups)
+			for _, pid := range processes(s.Cgroups) {
+				if err := unix.Kill(pid, unix.SIGKILL); err == nil {
+					left = true
+				}
+			}
+		}
+		if s.Alive() {
+			left = true
+			if err := s.signal(unix.SIGKILL); err != nil && !errdefs.IsNotFound(err) {
+				return err
+			}
+		}
+		switch {
+		case !left:
+			return nil
+		case n == 1000:
+			return failed("its processes can't be killed")
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(10 * time.Millisecond):
+		}
+	}
+}
+
+// removeStray removes the empty cgroups of a container's name: a runtime that was killed before it
+// wrote down what it made has left them. The kernel keeps those in which anything runs.
+func removeStray(key string) {
+	parents := append(cgroupDirs("self"), cgroupRoot)
+	dirs, _ := os.ReadDir(cgroupRoot)
+	for _, d := range dirs {
+		parents = append(parents, filepath.Join(cgroupRoot, d.Name()))
+	}
+	for _, p := range parents {
+		_ = unix.Rmdir(filepath.Join(p, key))
+	}
+}
+
+// Remove removes a container, and returns how its last run ended, nil if it was never run. One that runs
+// is FailedPrecondition unless force says that it is to be killed.
+func (c *Container) Remove(ctx context.Context, force bool) (*Exit, error) {
+	l, err := look(c.dir)
+	if err != nil {
+		return nil, fmt.Errorf("remove container %s: %w", c.ID, err)
+	}
+	if l.status == Running || l.status == Paused || l.status == Creating {
+		if !force {
+			return nil, failed("remove container %s: it is %s: end it first, or force it", c.ID, l.status)
+		}
+		if l.state.Status == Running {
+			if err := killAll(ctx, l.state); err != nil {
+				return nil, fmt.Errorf("remove container %s: %w", c.ID, err)
+			}
+		}
+	}
+	// Who monitors it, and now sees its end, may remove it too: the file is open before.
+	exit, _ := os.Open(c.path("exit.json"))
+	if exit != nil {
+		defer exit.Close()
+	}
+	lock, err := c.waitLock(ctx)
+	switch {
+	case errdefs.IsNotFound(err) && c.RemoveAtEnd && exit != nil:
+		return exitOf(exit), nil
+	case err != nil:
+		return nil, err
+	}
+	if err := c.clear(ctx, nil); err != nil {
+		_ = lock.Close()
+		return nil, fmt.Errorf("remove container %s: %w", c.ID, err)
+	}
+	l, err = look(c.dir)
+	if err == nil {
+		err = c.remove(ctx, lock)
+	} else {
+		_ = lock.Close()
+	}
+	return l.exit, err
+}
+
+// waitLock takes the lock of a container that ends.
+func (c *Container) waitLock(ctx context.Context) (*os.File, error) {
+	end := time.Now().Add(15 * time.Second)
+	for {
+		lock, err := c.lock()
+		if !errdefs.IsUnavailable(err) || time.Now().After(end) {
+			return lock, err
+		}
+		select {
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		case <-time.After(10 * time.Millisecond):
+		}
+	}
+}
+
+// remove removes a container that has no process. It owns the lock.
+func (c *Container) remove(ctx context.Context, lock *os.File) error {
+	err := c.set.snapshots.Unmount(c.path("rootfs"))
+	if err != nil && !errdefs.IsNotFound(err) {
+		_ = lock.Close()
+		return fmt.Errorf("remove container %s: %w", c.ID, err)
+	}
+	at("remove")
+	if c.Snapshot != nil {
+		if err := c.set.snapshots.Remove(ctx, *c.Snapshot); err != nil && !errdefs.IsNotFound(err) {
+			_ = lock.Close()
+			return fmt.Errorf("remove container %s: %w", c.ID, err)
+		}
+	}
+	at("snapshot removed")
+	if err := c.delete(lock); err != nil {
+		return fmt.Errorf("remove container %s: %w", c.ID, err)
+	}
+	c.log(events.Event{Topic: "/containers/delete"})
+	return nil
+}
+
+func exitOf(f *os.File) *Exit {
+	b := make([]byte, 2*exitRoom)
+	n, _ := f.ReadAt(b, 0)
+	return parseExit(b[:n])
+}

@@ -1,0 +1,483 @@
+package runtime
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"distkit/errclass"
+	"distkit/events"
+
+	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
+)
+
+// Record is what a container is, as its container.json says (distkit-layout(5), containers).
+type Record struct {
+	ID          string            `json:"id"`
+	Namespace   string            `json:"namespace"`
+	Created     time.Time         `json:"created"`
+	Image       *ImageName        `json:"image,omitempty"`
+	Snapshot    *Snapshot         `json:"snapshot,omitempty"`
+	Bundle      string            `json:"bundle,omitempty"`  // where it isn't the container's directory
+	Runtime     string            `json:"runtime,omitempty"` // as [Find] takes it
+	Labels      map[string]string `json:"labels,omitempty"`
+	Interactive bool              `json:"interactive,omitempty"` // a detached container has an input
+	RemoveAtEnd bool              `json:"remove,omitempty"`
+	LogSize     int64             `json:"logSize,omitempty"` // 0 is 16 MiB
+	Network     string            `json:"network,omitempty"` // the name of one that run-net made
+	Owner       *Process          `json:"owner,omitempty"`   // who makes it, and is to run it
+}
+
+// ImageName is the image that a container is made from.
+type ImageName struct {
+	Name   string `json:"name,omitempty"`
+	Digest string `json:"digest"` // of the manifest or index
+}
+
+// Snapshot is a container's root filesystem.
+type Snapshot struct {
+	Driver string `json:"driver,omitempty"`
+	Key    string `json:"key"`
+}
+
+// Snapshots mounts and removes root filesystems. What is mounted, unmounted or gone already is
+// no error.
+type Snapshots interface {
+	Mount(ctx context.Context, s Snapshot, target string) error
+	Unmount(target string) error
+	Remove(ctx context.Context, s Snapshot) error
+}
+
+// Containers are the containers of a namespace of a store.
+type Containers struct {
+	root      string // absolute, without symbolic links
+	namespace string
+	snapshots Snapshots
+}
+
+// Open opens the containers of a namespace of the store at root, which need not be there.
+func Open(root, namespace string, s Snapshots) (*Containers, error) {
+	if err := CheckID(namespace); err != nil {
+		return nil, fmt.Errorf("namespace: %w", err)
+	}
+	real, err := filepath.Abs(root)
+	if err == nil {
+		if r, rerr := filepath.EvalSymlinks(real); rerr == nil {
+			real = r
+		} else if !errors.Is(rerr, fs.ErrNotExist) {
+			err = rerr
+		}
+	}
+	if err != nil {
+		return nil, fmt.Errorf("store %s: %w", root, err)
+	}
+	return &Containers{real, namespace, s}, nil
+}
+
+func (s *Containers) dir() string { return filepath.Join(s.root, "containers", s.namespace) }
+
+// Container is one container: its record as it was read, and its directory.
+type Container struct {
+	Record
+	dir string
+	set *Containers
+}
+
+// Dir is the container's directory.
+func (c *Container) Dir() string { return c.dir }
+
+func (c *Container) path(names ...string) string {
+	return filepath.Join(append([]string{c.dir}, names...)...)
+}
+
+// BundleDir is the directory of the OCI bundle.
+func (c *Container) BundleDir() string {
+	if c.Bundle != "" {
+		return c.Bundle
+	}
+	return c.dir
+}
+
+func (c *Container) key() string {
+	k, _ := Key(c.Namespace, c.ID) // both were checked
+	return k
+}
+
+func (c *Container) log(e events.Event) {
+	e.Namespace, e.Container = c.Namespace, c.ID
+	events.Append(c.set.root, e)
+}
+
+// Create makes a container: its directory is the claim on the ID, and the record in it pins
+// what the container uses. AlreadyExists where the ID has one; but one that was to be removed
+// at its end, and whose run or owner was killed, makes place.
+func (s *Containers) Create(ctx context.Context, r Record) (*Container, error) {
+	c, lock, err := s.create(ctx, r)
+	if err != nil {
+		return nil, err
+	}
+	return c, lock.Close()
+}
+
+// create returns the container locked.
+func (s *Containers) create(ctx context.Context, r Record) (_ *Container, lock *os.File, err error) {
+	if err := CheckID(r.ID); err != nil {
+		return nil, nil, err
+	}
+	s.Clear(ctx)
+	r.Namespace, r.Created = s.namespace, time.Now().UTC()
+	c := &Container{r, filepath.Join(s.dir(), r.ID), s}
+	if lock, err = c.claim(ctx); err != nil {
+		return nil, nil, fmt.Errorf("create container %s: %w", r.ID, err)
+	}
+	err = func() error {
+		if err := c.write(); err != nil {
+			return err
+		}
+		if c.Bundle != "" {
+			return nil
+		}
+		return os.Mkdir(c.path("rootfs"), 0o755)
+	}()
+	if err != nil {
+		_ = c.delete(lock)
+		return nil, nil, fmt.Errorf("create container %s: %w", r.ID, err)
+	}
+	e := events.Event{Topic: "/containers/create"}
+	if c.Image != nil {
+		e.Name, e.Digest = c.Image.Name, c.Image.Digest
+	}
+	if c.Snapshot != nil {
+		e.Key, e.Snapshotter = c.Snapshot.Key, c.Snapshot.Driver
+	}
+	c.log(e)
+	return c, lock, nil
+}
+
+// claim makes the directory, empty but for a lock that is held.
+func (c *Container) claim(ctx context.Context) (*os.File, error) {
+	for range 100 {
+		if err := os.MkdirAll(c.set.dir(), 0o755); err != nil {
+			return nil, err
+		}
+		err := os.Mkdir(c.dir, 0o711)
+		if errors.Is(err, fs.ErrNotExist) {
+			continue // an empty one of its parents was removed meanwhile
+		}
+		if err != nil && !errors.Is(err, fs.ErrExist) {
+			return nil, err
+		}
+		lock, lerr := lockFile(c.path("lock"), true)
+		if errors.Is(lerr, fs.ErrNotExist) {
+			continue
+		}
+		if errdefs.IsUnavailable(lerr) {
+			return nil, busy("it is in use: take another ID, or let its run end")
+		}
+		if lerr != nil {
+			return nil, lerr
+		}
+		if err == nil {
+			return lock, nil
+		}
+		// The directory was there. What has no record is what a killed process left of one.
+		old, rerr := c.set.read(c.ID)
+		if rerr == nil && old.runIsGone() {
+			rerr = old.clear(ctx, nil)
+			if rerr == nil && old.Snapshot != nil {
+				rerr = c.set.snapshots.Remove(ctx, *old.Snapshot)
+			}
+		} else if rerr == nil {
+			rerr = errclass.Errorf(errdefs.ErrAlreadyExists, "it exists: remove it with task rm, or take another ID")
+		} else if errdefs.IsNotFound(rerr) {
+			rerr = nil
+		}
+		if rerr == nil {
+			rerr = c.empty()
+		}
+		if rerr != nil {
+			_ = lock.Close()
+			return nil, rerr
+		}
+		return lock, nil
+	}
+	return nil, busy("its directory is removed again and again")
+}
+
+// lockFile takes the exclusive lock of a file, which another owner may have removed meanwhile.
+// It waits for an instant, since those who only look whether a thing is alive hold its lock for
+// one; Unavailable after that.
+func lockFile(name string, create bool) (*os.File, error) {
+	flags := os.O_RDWR
+	if create {
+		flags |= os.O_CREATE
+	}
+	for tries := 0; ; tries++ {
+		f, err := os.OpenFile(name, flags, 0o600)
+		if err != nil {
+			return nil, err
+		}
+		switch err = unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); {
+		case err == nil && names(name, f):
+			return f, nil
+		case err == nil:
+			err = nil
+		case !errors.Is(err, unix.EWOULDBLOCK):
+		case tries > 20:
+			err = busy("it is in use")
+		default:
+			err = nil
+			time.Sleep(5 * time.Millisecond)
+		}
+		_ = f.Close()
+		if err != nil {
+			return nil, err
+		}
+	}
+}
+
+// names tells whether a path still leads to an open file.
+func names(name string, f *os.File) bool {
+	var have, now unix.Stat_t
+	return unix.Fstat(int(f.Fd()), &have) == nil && unix.Lstat(name, &now) == nil && have.Ino == now.Ino && have.Dev == now.Dev
+}
+
+// write publishes the record.
+func (c *Container) write() error {
+	b, err := json.Marshal(c.Record)
+	if err != nil {
+		return err
+	}
+	if err := replaceFile(c.path("container.json"), append(b, '\n'), !c.RemoveAtEnd); err != nil || c.RemoveAtEnd {
+		return err
+	}
+	for dir := c.dir; dir != filepath.Dir(c.set.root); dir = filepath.Dir(dir) {
+		if err := syncDir(dir); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// replaceFile writes a file aside and renames it.
+func replaceFile(name string, b []byte, sync bool) error {
+	f, err := os.OpenFile(name+".new", os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
+	if err != nil {
+		return err
+	}
+	_, err = f.Write(b)
+	if err == nil && sync {
+		err = f.Sync()
+	}
+	if cerr := f.Close(); err == nil {
+		err = cerr
+	}
+	if err == nil {
+		err = os.Rename(name+".new", name)
+	}
+	if err != nil {
+		_ = os.Remove(name + ".new")
+	}
+	return err
+}
+
+func syncDir(dir string) error {
+	d, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	defer d.Close()
+	return d.Sync()
+}
+
+// Get returns a container, or NotFound.
+func (s *Containers) Get(id string) (*Container, error) {
+	if err := CheckID(id); err != nil {
+		return nil, err
+	}
+	return s.read(id)
+}
+
+func (s *Containers) read(id string) (*Container, error) {
+	c := &Container{dir: filepath.Join(s.dir(), id), set: s}
+	b, err := readBounded(c.path("container.json"))
+	if errors.Is(err, fs.ErrNotExist) || err == nil && len(b) == 0 {
+		return nil, notFound("no container %s", id)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("container %s: %w", id, err)
+	}
+	if err := json.Unmarshal(b, &c.Record); err != nil {
+		return nil, failed("container %s: container.json: %w", id, err)
+	}
+	// Who renames a directory has made another container of it.
+	c.ID, c.Namespace = id, s.namespace
+	return c, nil
+}
+
+// maxFile bounds what is read of a container's small files.
+const maxFile = 1 << 20
+
+func readBounded(name string) ([]byte, error) {
+	b, err := os.ReadFile(name)
+	if err == nil && len(b) > maxFile {
+		return nil, failed("%s is larger than %d bytes", name, maxFile)
+	}
+	return b, err
+}
+
+// List returns the containers, sorted by ID. One whose record can't be read is passed over and
+// told in the error, which then comes beside the others.
+func (s *Containers) List() ([]*Container, error) {
+	entries, err := os.ReadDir(s.dir())
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("list containers: %w", err)
+	}
+	var all []*Container
+	var errs []error
+	for _, e := range entries {
+		if CheckID(e.Name()) != nil {
+			continue
+		}
+		c, err := s.read(e.Name())
+		switch {
+		case err == nil:
+			all = append(all, c)
+		case !errdefs.IsNotFound(err):
+			errs = append(errs, err)
+		}
+	}
+	return all, errors.Join(errs...)
+}
+
+// Label sets labels, those with an empty value are removed, and returns all.
+func (c *Container) Label(labels map[string]string) (map[string]string, error) {
+	err := c.change(func(r *Record) error {
+		if r.Labels == nil {
+			r.Labels = map[string]string{}
+		}
+		for k, v := range labels {
+			if v == "" {
+				delete(r.Labels, k)
+				continue
+			}
+			if len(k)+len(v) > 4096 {
+				return invalid("label %.60q: key and value take more than 4096 bytes together", k)
+			}
+			r.Labels[k] = v
+		}
+		return nil
+	})
+	if err != nil {
+		return nil, fmt.Errorf("label container %s: %w", c.ID, err)
+	}
+	c.log(events.Event{Topic: "/containers/update", Labels: c.Labels})
+	return c.Labels, nil
+}
+
+// change rewrites the record under its file's lock.
+func (c *Container) change(f func(*Record) error) error {
+	lock, err := lockFile(c.path("container.json"), false)
+	if errors.Is(err, fs.ErrNotExist) {
+		return notFound("no container %s", c.ID)
+	}
+	if err != nil {
+		return err
+	}
+	defer lock.Close()
+	now, err := c.set.read(c.ID)
+	if err != nil {
+		return err
+	}
+	if err := f(&now.Record); err != nil {
+		return err
+	}
+	if err := now.write(); err != nil {
+		return err
+	}
+	c.Record = now.Record
+	return nil
+}
+
+// empty deletes all of the directory but the lock, and unmounts what is in it.
+func (c *Container) empty() error {
+	if err := c.set.snapshots.Unmount(c.path("rootfs")); err != nil && !errdefs.IsNotFound(err) {
+		return err
+	}
+	if mounted(c.path("rootfs")) {
+		return busy("something else is mounted on %s", c.path("rootfs"))
+	}
+	// The record goes first: after that a sweep has nothing to keep.
+	if err := os.Remove(c.path("container.json")); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	entries, err := os.ReadDir(c.dir)
+	if err != nil {
+		return err
+	}
+	for _, e := range entries {
+		if e.Name() == "lock" {
+			continue
+		}
+		if err := os.RemoveAll(c.path(e.Name())); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// delete deletes the directory, the lock last, and the directories above that it leaves empty.
+func (c *Container) delete(lock *os.File) error {
+	defer lock.Close()
+	if err := c.empty(); err != nil {
+		return err
+	}
+	_ = os.Remove(c.path("lock"))
+	if err := os.Remove(c.dir); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	_ = os.Remove(c.set.dir())
+	_ = os.Remove(filepath.Dir(c.set.dir()))
+	return nil
+}
+
+// mounted tells whether something is mounted on a directory, where that can be told.
+func mounted(dir string) bool {
+	var st unix.Statx_t
+	if err := unix.Statx(unix.AT_FDCWD, dir, unix.AT_SYMLINK_NOFOLLOW|unix.AT_NO_AUTOMOUNT, 0, &st); err != nil {
+		return false
+	}
+	return st.Attributes_mask&unix.STATX_ATTR_MOUNT_ROOT != 0 && st.Attributes&unix.STATX_ATTR_MOUNT_ROOT != 0
+}
+
+// Field gives the fields that containerd's filters know: id, image, runtime, labels.KEY, and
+// snapshot, snapshotter and status as [Info] has them.
+func (r Record) Field(path []string) (string, bool) {
+	value := ""
+	switch {
+	case len(path) > 1 && path[0] == "labels":
+		value, ok := r.Labels[strings.Join(path[1:], ".")]
+		return value, ok
+	case slices.Equal(path, []string{"id"}):
+		value = r.ID
+	case slices.Equal(path, []string{"runtime"}):
+		value = r.Runtime
+	case r.Image != nil && (slices.Equal(path, []string{"image"}) || slices.Equal(path, []string{"image", "name"})):
+		value = r.Image.Name
+	case r.Image != nil && slices.Equal(path, []string{"image", "digest"}):
+		value = r.Image.Digest
+	case r.Snapshot != nil && slices.Equal(path, []string{"snapshot"}):
+		value = r.Snapshot.Key
+	case r.Snapshot != nil && slices.Equal(path, []string{"snapshotter"}):
+		value = r.Snapshot.Driver
+	}
+	return value, value != ""
+}

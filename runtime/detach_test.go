@@ -1,0 +1,197 @@
+package runtime
+
+import (
+	"bytes"
+	"encoding/json"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"distkit/events"
+
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+)
+
+// containers opens the machine's store.
+func (m *machine) containers() *Containers {
+	m.Helper()
+	all, err := Open(filepath.Join(m.state, "store"), "default", plain{})
+	if err != nil {
+		m.Fatal(err)
+	}
+	return all
+}
+
+func (m *machine) find() *Runtime {
+	m.Helper()
+	r, err := Find(m.runtime, m.state)
+	if err != nil {
+		m.Fatal(err)
+	}
+	return r
+}
+
+// detached starts the bundle in the background.
+func (m *machine) detached(rec Record) *Container {
+	m.Helper()
+	rec.Bundle = m.bundle
+	c, _, err := m.containers().StartBundle(m.Context(), m.find(), rec)
+	if err != nil {
+		m.Fatal(err)
+	}
+	m.Cleanup(func() { _, _ = c.Remove(m.Context(), true) })
+	return c
+}
+
+// until waits for something to become true.
+func until(t *testing.T, what string, f func() bool) {
+	t.Helper()
+	for range 2000 {
+		if f() {
+			return
+		}
+		time.Sleep(5 * time.Millisecond)
+	}
+	t.Fatalf("in vain: %s", what)
+}
+
+func (m *machine) info(c *Container) Info {
+	m.Helper()
+	i, err := c.Info()
+	if err != nil {
+		m.Fatal(err)
+	}
+	return i
+}
+
+func (m *machine) stopped(c *Container) Info {
+	m.Helper()
+	until(m.T, c.ID+" to stop", func() bool { return m.info(c).Status == Stopped })
+	return m.info(c)
+}
+
+func TestDetached(t *testing.T) {
+	runtimes(t, func(m *machine) {
+		m.spec(Options{Args: []string{"sh", "-c", "echo out; echo err >&2; printf part; ls -l /proc/self/fd | grep -c -- '->'; exit 7"}})
+		extra, err := os.Open(m.bundle) // as a shell's 9<file
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer extra.Close()
+		c := m.detached(Record{ID: "test-detached", Labels: map[string]string{"a": "b"}})
+		i := m.stopped(c)
+		if i.Exit == nil || i.Exit.Status == nil || *i.Exit.Status != 7 || i.Exit.Exited.Before(i.Started) || i.Pid != 0 || !i.Detached || i.Labels["a"] != "b" {
+			m.Errorf("%+v %+v", i, i.Exit)
+		}
+		var log []string
+		b, err := os.ReadFile(c.path("log"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		for line := range strings.Lines(string(b)) {
+			_, rest, _ := strings.Cut(line, " ")
+			log = append(log, rest)
+		}
+		got := strings.Join(log, "")
+		for _, want := range []string{"stdout F out\n", "stderr F err\n", "stdout F 3\n"} {
+			if !strings.Contains(got, want) && !strings.Contains(got, "stdout F part3\n") {
+				m.Errorf("log has no %q: %q", want, got)
+			}
+		}
+		l, err := events.Open(c.set.root)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer l.Close()
+		var topics []string
+		_ = l.Read(func(e events.Event, _ []byte) error {
+			if e.Container == c.ID {
+				topics = append(topics, e.Topic)
+				if e.Topic == "/tasks/exit" && (e.Status == nil || *e.Status != 7 || e.Pid == 0) {
+					m.Errorf("%+v", e)
+				}
+			}
+			return nil
+		})
+		if strings.Join(topics, " ") != "/containers/create /tasks/start /tasks/exit" {
+			m.Errorf("events %q", topics)
+		}
+		// It can be run again.
+		if _, err := c.Start(t.Context(), m.find()); err != nil {
+			m.Error(err)
+		}
+		m.stopped(c)
+		e, err := c.Remove(t.Context(), false)
+		if err != nil || e == nil || *e.Status != 7 {
+			m.Errorf("%+v %v", e, err)
+		}
+
+		// What can't be started leaves nothing.
+		m.spec(Options{Args: []string{"/bin/data"}})
+		_, _, err = m.containers().StartBundle(t.Context(), m.find(), Record{ID: "test-detached", Bundle: m.bundle, RemoveAtEnd: true})
+		if ExitStatus(err) != 126 {
+			m.Errorf("%v", err)
+		}
+		tmpfs, _ := ParseTmpfs("/t")
+		m.spec(Options{Args: []string{"nope"}, Mounts: []specs.Mount{tmpfs}})
+		_, _, err = m.containers().StartBundle(t.Context(), m.find(), Record{ID: "test-detached", Bundle: m.bundle, RemoveAtEnd: true})
+		if ExitStatus(err) != 127 {
+			m.Errorf("%v", err)
+		}
+	})
+}
+
+// The shim of a container stays small, and has no descriptors but its own.
+func TestShimIsSmall(t *testing.T) {
+	runtimes(t, func(m *machine) {
+		m.spec(Options{Args: []string{"sh", "-c", "i=0; while [ $i -lt 20000 ]; do echo line $i; i=$((i+1)); done; exec sleep 1000"}})
+		c := m.detached(Record{ID: "test-small", LogSize: 64 << 10})
+		until(t, "the output", func() bool {
+			b, _ := os.ReadFile(c.path("log"))
+			return bytes.Contains(b, []byte("line 19999\n"))
+		})
+		var s state
+		b, err := os.ReadFile(c.path("state.json"))
+		if err == nil {
+			err = json.Unmarshal(b, &s)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		proc := "/proc/" + strconv.Itoa(s.Monitor.Pid)
+		status, err := os.ReadFile(proc + "/status")
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, rss, _ := strings.Cut(string(status), "VmRSS:")
+		kib, err := strconv.Atoi(strings.Fields(rss)[0])
+		t.Logf("RSS %d KiB", kib)
+		// The test binary links more than the commands do; those are measured by their own test.
+		if err != nil || kib > 16<<10 {
+			m.Errorf("RSS is %d KiB", kib)
+		}
+		fds, _ := os.ReadDir(proc + "/fd")
+		for _, fd := range fds {
+			target, _ := os.Readlink(proc + "/fd/" + fd.Name())
+			ok := target == "/dev/null" || strings.HasPrefix(target, "anon_inode:") || strings.HasPrefix(target, m.state) || strings.HasPrefix(target, "pipe:") || strings.HasPrefix(target, "/sys/fs/cgroup")
+			if !ok {
+				m.Errorf("the shim has %s open", target)
+			}
+		}
+		for _, name := range []string{"log", "log.1"} {
+			if fi, err := os.Stat(c.path(name)); err != nil || fi.Size() > 64<<10 {
+				m.Errorf("%s: %v, or longer than the limit", name, err)
+			}
+		}
+		if _, err := c.Remove(t.Context(), false); err == nil {
+			m.Error("removed while it runs")
+		}
+		e, err := c.Remove(t.Context(), true)
+		if err != nil || e == nil || e.Status == nil || *e.Status != 137 {
+			m.Errorf("%+v %v", e, err)
+		}
+	})
+}

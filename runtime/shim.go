@@ -1,0 +1,538 @@
+package runtime
+
+import (
+	"bufio"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"os/exec"
+	"os/signal"
+	"runtime/debug"
+	"slices"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+
+	"distkit/errclass"
+
+	"github.com/containerd/console"
+	runc "github.com/containerd/go-runc"
+	"golang.org/x/sys/unix"
+)
+
+// shimName is the argument 0 that makes a program the shim of a detached container.
+const shimName = "distkit-shim"
+
+// Descriptors that a shim inherits beside an order on its standard input.
+const (
+	shimLock = 3 + iota
+	shimClaim
+	shimWorking
+	shimReport
+	shimRest // the first of those that it must not have
+)
+
+// order is what a shim has to do.
+type order struct {
+	Root      string `json:"root"`
+	Namespace string `json:"namespace"`
+	ID        string `json:"id"`
+	Command   string `json:"command"` // the runtime's
+	State     string `json:"state"`
+	Job       job    `json:"job"`
+	Run       state  `json:"run"`
+}
+
+// report is what a shim tells once the process runs, or can't.
+type report struct {
+	Pid   int    `json:"pid"`
+	Error string `json:"error,omitempty"`
+	Exit  int    `json:"exit,omitempty"` // [ExitStatus] of the error
+}
+
+// Start runs a container without anybody waiting for it: a shim, which is this program once
+// more, has its standard streams, records its end, and then cleans up as [Container.Run] does. It
+// returns once the process runs; the errors are those of Run.
+//
+// The program's main must call [Shim] first.
+func (c *Container) Start(ctx context.Context, r *Runtime) (pid int, err error) {
+	lock, err := c.lock()
+	if err != nil {
+		return -1, err
+	}
+	return c.detach(ctx, r, lock)
+}
+
+// StartBundle makes a container for a bundle and starts it; with a bundle that is the directory
+// of a container it starts that.
+func (s *Containers) StartBundle(ctx context.Context, r *Runtime, rec Record) (c *Container, pid int, err error) {
+	c, lock, err := s.forBundle(ctx, rec)
+	if err != nil {
+		return nil, -1, err
+	}
+	pid, err = c.detach(ctx, r, lock)
+	return c, pid, err
+}
+
+func (c *Container) detach(ctx context.Context, r *Runtime, lock *os.File) (pid int, err error) {
+	u, err := c.begin(ctx, r, lock, true)
+	if err != nil {
+		return -1, err
+	}
+	if err := c.makeStreams(u.job.Terminal); err != nil {
+		return -1, u.abandon(ctx, fmt.Errorf("container %s: %w", c.ID, err))
+	}
+	o := order{c.set.root, c.Namespace, c.ID, r.command, r.state, u.job, u.state}
+	rep, err := spawn(o, u.lock, u.claim)
+	if err != nil {
+		return -1, u.abandon(ctx, err)
+	}
+	// The shim has the locks now: they are one with these.
+	u.claim.close()
+	_ = lock.Close()
+	return rep.Pid, nil
+}
+
+// spawn starts a shim. Where it fails, it has ended, and the locks are the caller's alone again.
+func spawn(o order, lock *os.File, claim *claim) (report, error) {
+	b, err := json.Marshal(o)
+	if err != nil {
+		return report{}, err
+	}
+	out, in, err := os.Pipe()
+	if err != nil {
+		return report{}, err
+	}
+	defer out.Close()
+	c := exec.Command("/proc/self/exe")
+	c.Args = []string{shimName, o.ID} // what ps shows
+	c.Dir = "/"
+	c.Env = shimEnviron()
+	c.Stdin = strings.NewReader(string(b))
+	c.ExtraFiles = []*os.File{lock, claim.lock, claim.working, in}
+	c.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	err = c.Start()
+	_ = in.Close()
+	if err != nil {
+		return report{}, fmt.Errorf("start the shim: %w", err)
+	}
+	var rep report
+	err = json.NewDecoder(out).Decode(&rep)
+	if err == nil && rep.Error == "" {
+		// It is nobody's child once this process ends.
+		_ = c.Process.Release()
+		return rep, nil
+	}
+	werr := c.Wait()
+	if err != nil {
+		return report{}, fmt.Errorf("the shim ended before the process ran: %w", errors.Join(werr, err))
+	}
+	switch err = errors.New(rep.Error); rep.Exit {
+	case 127:
+		err = errclass.As(err, ErrCommandNotFound)
+	case 126:
+		err = errclass.As(err, ErrCommandNotExecutable)
+	}
+	return report{}, err
+}
+
+// lean are the settings of the Go runtime that keep a shim small: there may be hundreds.
+var lean = []string{"GOGC=20", "GOMEMLIMIT=6MiB", "GOMAXPROCS=2"}
+
+// shimEnviron is this process's environment but for what speaks of its open files.
+func shimEnviron() []string {
+	env := slices.DeleteFunc(os.Environ(), func(v string) bool {
+		name, _, _ := strings.Cut(v, "=")
+		return name == "DIST_HOLD" || slices.ContainsFunc(lean, func(l string) bool { return strings.HasPrefix(l, name+"=") })
+	})
+	return append(env, lean...)
+}
+
+// Shim is to be called first by the main of a program that starts containers: where the
+// program was started as a shim it does a shim's work, and does not return. Open opens the
+// containers of a store's namespace.
+func Shim(open func(root, namespace string) (*Containers, error)) {
+	if os.Args[0] != shimName {
+		return
+	}
+	closeInherited()
+	for _, v := range lean {
+		name, _, _ := strings.Cut(v, "=")
+		_ = os.Unsetenv(name) // runtimes are Go programs too
+	}
+	var o order
+	err := json.NewDecoder(io.LimitReader(os.Stdin, maxDocument)).Decode(&o)
+	if err == nil {
+		err = quietly()
+	}
+	if err != nil {
+		fmt.Fprintf(os.Stderr, "%s: %v\n", shimName, err)
+		os.Exit(1)
+	}
+	if err := o.work(open); err != nil {
+		os.Exit(1) // there is nobody to tell
+	}
+	os.Exit(0)
+}
+
+// closeInherited closes what the shim's parent had from others: this outlives them.
+func closeInherited() {
+	entries, err := os.ReadDir("/proc/self/fd")
+	if err != nil {
+		return
+	}
+	for _, e := range entries {
+		fd, err := strconv.Atoi(e.Name())
+		if err != nil || fd < shimRest {
+			continue
+		}
+		// The Go runtime's own are closed on exec.
+		if flags, err := unix.FcntlInt(uintptr(fd), unix.F_GETFD, 0); err == nil && flags&unix.FD_CLOEXEC == 0 {
+			_ = unix.Close(fd)
+		}
+	}
+	for _, fd := range []int{shimLock, shimClaim, shimReport} {
+		unix.CloseOnExec(fd)
+	}
+}
+
+// quietly gives the shim nothing to read from or to write to.
+func quietly() error {
+	null, err := unix.Open("/dev/null", unix.O_RDWR|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(null)
+	for fd := range 3 {
+		if err := unix.Dup3(null, fd, 0); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// work runs the container and tells its beginning.
+func (o order) work(open func(root, namespace string) (*Containers, error)) error {
+	ctx := context.Background()
+	signal.Ignore(unix.SIGHUP, unix.SIGINT, unix.SIGPIPE)
+	terms := make(chan os.Signal, 8)
+	signal.Notify(terms, unix.SIGTERM)
+	out := os.NewFile(shimReport, "report")
+	tell := func(r report) {
+		b, err := json.Marshal(r)
+		if err == nil {
+			_, _ = out.Write(b)
+		}
+		_ = out.Close()
+	}
+	all, err := open(o.Root, o.Namespace)
+	if err != nil {
+		tell(report{Error: err.Error(), Exit: 125})
+		return err
+	}
+	c, err := all.Get(o.ID)
+	if err != nil {
+		tell(report{Error: err.Error(), Exit: 125})
+		return err
+	}
+	u := &execution{c: c, r: &Runtime{o.Command, o.State}, job: o.Job, state: o.Run, lock: os.NewFile(shimLock, c.path("lock"))}
+	u.claim = inheritedClaim(o.State, c.key(), shimClaim, shimWorking)
+	s, pid, err := u.startDetached(ctx)
+	if err != nil {
+		tell(report{Error: err.Error(), Exit: ExitStatus(err)}) // the parent cleans up
+		return err
+	}
+	tell(report{Pid: pid})
+	debug.FreeOSMemory()
+	go func() {
+		for range terms {
+			_ = u.state.signal(unix.SIGTERM)
+		}
+	}()
+	status, err := reap(pid)
+	if err != nil {
+		return err
+	}
+	at("reaped")
+	s.drain()
+	return u.end(ctx, exited(status))
+}
+
+// startDetached does the shim's part of starting.
+func (u *execution) startDetached(ctx context.Context) (*streams, int, error) {
+	self, err := Identify(os.Getpid())
+	if err != nil {
+		return nil, -1, err
+	}
+	u.state.Monitor = self
+	if err := writeState(u.c.dir, u.state); err != nil {
+		return nil, -1, err
+	}
+	at("shim")
+	s, err := u.c.openStreams(u.c.dir, u.job.Terminal, u.c.Interactive)
+	if err != nil {
+		return nil, -1, err
+	}
+	opts := &runc.CreateOpts{PidFile: u.claim.path("pid"), Detach: true}
+	var term *terminal
+	if u.job.Terminal {
+		if term, err = newTerminal(u.claim.path("console")); err != nil {
+			return nil, -1, err
+		}
+		defer term.listener.Close()
+		term.detached = s
+		opts.ConsoleSocket = term
+	} else {
+		opts.IO = s
+	}
+	pid, err := u.start(ctx, opts, term)
+	if err != nil {
+		return nil, -1, err
+	}
+	s.begin()
+	return s, pid, nil
+}
+
+// reap waits for the process, and for those that it has left to this one.
+func reap(pid int) (status int, err error) {
+	for {
+		var ws unix.WaitStatus
+		got, err := unix.Wait4(-1, &ws, 0, nil)
+		switch {
+		case errors.Is(err, unix.EINTR):
+		case err != nil:
+			return -1, fmt.Errorf("wait for container's process: %w", err)
+		case got == pid && ws.Signaled():
+			return 128 + int(ws.Signal()), nil
+		case got == pid && ws.Exited():
+			return ws.ExitStatus(), nil
+		}
+	}
+}
+
+// streams are the standard streams of a detached process: FIFOs in its directory that anybody
+// can come to, and its log.
+type streams struct {
+	dir         string
+	log         *logWriter
+	interactive bool
+	outputs     map[string]*os.File // by stream: what the process prints
+	theirs      []*os.File          // the process's own ends, in the order stdin, stdout, stderr
+	input       *os.File            // held open, so that who comes and goes does not end the input
+	control     *os.File
+	master      *os.File      // of a terminal
+	over        chan struct{} // closed when the process has ended
+	ended       chan struct{}
+	n           int
+}
+
+// makeStreams makes the FIFOs.
+func (c *Container) makeStreams(terminal bool) error { return makeStreams(c.dir) }
+
+func makeStreams(dir string) error {
+	for _, name := range []string{"stdin", "stdout", "stderr", "control"} {
+		name = dir + "/" + name
+		if err := os.Remove(name); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+		if err := unix.Mkfifo(name, 0o600); err != nil {
+			return &fs.PathError{Op: "mkfifo", Path: name, Err: err}
+		}
+	}
+	// A new run has a new log.
+	for _, name := range []string{"log", "log.1"} {
+		if err := os.Remove(dir + "/" + name); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+	}
+	return nil
+}
+
+func (c *Container) openStreams(dir string, terminal, interactive bool) (*streams, error) {
+	s := &streams{dir: dir, log: openLog(dir, c.LogSize), interactive: interactive, outputs: map[string]*os.File{}, over: make(chan struct{}), ended: make(chan struct{}, 2)}
+	var err error
+	open := func(name string, flags int) *os.File {
+		var f *os.File
+		if err == nil {
+			f, err = os.OpenFile(name, flags, 0)
+		}
+		return f
+	}
+	if err := replaceLog(dir); err != nil {
+		return nil, err
+	}
+	s.control = open(dir+"/control", os.O_RDWR|unix.O_NONBLOCK)
+	if terminal {
+		s.input = open(dir+"/stdin", os.O_RDWR|unix.O_NONBLOCK)
+		return s, err
+	}
+	stdin := open(os.DevNull, os.O_RDONLY)
+	if interactive {
+		stdin = open(dir+"/stdin", os.O_RDONLY|unix.O_NONBLOCK)
+		s.input = open(dir+"/stdin", os.O_WRONLY|unix.O_NONBLOCK)
+	}
+	s.theirs = []*os.File{stdin}
+	for _, name := range []string{"stdout", "stderr"} {
+		s.outputs[name] = open(dir+"/"+name, os.O_RDONLY|unix.O_NONBLOCK)
+		// The process has its end for reading too, so that it lives on without its monitor.
+		s.theirs = append(s.theirs, open(dir+"/"+name, os.O_RDWR|unix.O_NONBLOCK))
+	}
+	if err != nil {
+		return nil, err
+	}
+	for _, f := range s.theirs {
+		if err := unix.SetNonblock(int(f.Fd()), false); err != nil {
+			return nil, err
+		}
+	}
+	return s, nil
+}
+
+// replaceLog makes the log be there from the beginning, for those who follow it.
+func replaceLog(dir string) error {
+	f, err := os.OpenFile(dir+"/log", os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o600)
+	if err != nil {
+		return err
+	}
+	return f.Close()
+}
+
+// Set gives the process its streams: s is the runc.IO of its making.
+func (s *streams) Set(c *exec.Cmd) {
+	c.Stdin, c.Stdout, c.Stderr = s.theirs[0], s.theirs[1], s.theirs[2]
+}
+
+// The rest of runc.IO is for others.
+func (s *streams) Close() error          { return nil }
+func (s *streams) Stdin() io.WriteCloser { return nil }
+func (s *streams) Stdout() io.ReadCloser { return nil }
+func (s *streams) Stderr() io.ReadCloser { return nil }
+
+// begin copies, once the process has its ends.
+func (s *streams) begin() {
+	closeFiles(s.theirs)
+	if s.master != nil {
+		s.outputs["stdout"] = s.master
+		go func() {
+			_, _ = io.CopyBuffer(struct{ io.Writer }{s.master}, struct{ io.Reader }{s.input}, make([]byte, 4096))
+		}()
+	}
+	for stream, f := range s.outputs {
+		s.n++
+		go func() {
+			b := make([]byte, pieceRoom)
+			for {
+				n, err := f.Read(b)
+				if n > 0 {
+					s.log.write(stream, b[:n])
+				}
+				if err == nil {
+					continue
+				}
+				// A terminal that no process has open is no end: the next may open it.
+				if s.master == nil || !errors.Is(err, unix.EIO) {
+					break
+				}
+				select {
+				case <-s.over:
+				case <-time.After(50 * time.Millisecond):
+					continue
+				}
+				break
+			}
+			s.ended <- struct{}{}
+		}()
+	}
+	go s.obey()
+}
+
+// obey does what control says.
+func (s *streams) obey() {
+	lines := bufio.NewScanner(s.control)
+	lines.Buffer(make([]byte, 256), 4096)
+	for {
+		for lines.Scan() {
+			words := strings.Fields(lines.Text())
+			switch {
+			case len(words) == 3 && words[0] == "resize":
+				s.resize(words[1], words[2])
+			case len(words) == 1 && words[0] == "eof":
+				s.eof()
+			}
+		}
+		if !errors.Is(lines.Err(), bufio.ErrTooLong) {
+			return
+		}
+		lines = bufio.NewScanner(s.control) // of what is no command of ours
+		lines.Buffer(make([]byte, 256), 4096)
+	}
+}
+
+// take makes a terminal's master the process's streams.
+func (s *streams) take(f *os.File) error {
+	if err := console.ClearONLCR(f.Fd()); err != nil {
+		return fmt.Errorf("set console: %w", err)
+	}
+	fd, err := unix.FcntlInt(f.Fd(), unix.F_DUPFD_CLOEXEC, 0)
+	_ = f.Close()
+	if err == nil {
+		err = unix.SetNonblock(fd, true)
+	}
+	if err != nil {
+		return fmt.Errorf("receive console: %w", err)
+	}
+	s.master = os.NewFile(uintptr(fd), "console") // one that can be waited for
+	return nil
+}
+
+func (s *streams) resize(columns, rows string) {
+	c, cerr := strconv.ParseUint(columns, 10, 16)
+	r, rerr := strconv.ParseUint(rows, 10, 16)
+	if s.master == nil || cerr != nil || rerr != nil {
+		return
+	}
+	if raw, err := s.master.SyscallConn(); err == nil {
+		_ = raw.Control(func(fd uintptr) {
+			_ = unix.IoctlSetWinsize(int(fd), unix.TIOCSWINSZ, &unix.Winsize{Col: uint16(c), Row: uint16(r)})
+		})
+	}
+}
+
+// eof ends the input: on a terminal as ^D does.
+func (s *streams) eof() {
+	switch {
+	case s.master != nil:
+		_, _ = s.master.Write([]byte{4})
+	case s.input != nil:
+		_ = s.input.Close()
+	}
+}
+
+// drain waits for the end of the output. A process outside the container may hold it open.
+func (s *streams) drain() {
+	close(s.over)
+	end := time.After(2 * time.Second)
+	for ; s.n > 0; s.n-- {
+		select {
+		case <-s.ended:
+		case <-end:
+			s.n = 1
+		}
+	}
+	s.log.close()
+}
+
+// inheritedClaim is the claim that a parent took and handed on.
+func inheritedClaim(state, key string, lock, working int) *claim {
+	dir := claimDir(state, key)
+	return &claim{
+		state: state, dir: dir,
+		lock:    os.NewFile(uintptr(lock), claimLock(state, key)),
+		working: os.NewFile(uintptr(working), dir+"/working"),
+	}
+}
