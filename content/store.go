@@ -122,7 +122,7 @@ func (s *Store) writeTemp(b []byte) (path string, err error) {
 	if err := makeDir(s.file("ingest")); err != nil {
 		return "", err
 	}
-	path = s.file("ingest", ".tmp-"+strconv.FormatUint(rand.Uint64(), 36))
+	path = s.file("ingest", tmpPrefix+strconv.FormatUint(rand.Uint64(), 36))
 	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o644)
 	if err != nil {
 		return "", err

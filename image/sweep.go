@@ -18,7 +18,7 @@ import (
 
 // Sweep deletes the blobs that no name of any namespace reaches, and no container, and that were
 // stored, or found stored by an ingest, before a time. It waits until nobody holds the store, and
-// keeps holders out while it works; ingests under way are not blobs and stay.
+// keeps holders out while it works; ingests under way are never touched.
 //
 // Entries of an index.json that have no name, as other tools write them, count as names. When
 // any of it can't be read nothing is deleted.
@@ -29,6 +29,9 @@ type Sweep struct {
 	// Snapshots, if set, is called before blobs are deleted, with what names and containers
 	// need of the snapshots; it may delete the others.
 	Snapshots func(context.Context, Needed) error
+	// Leftovers, if set, is called with what processes that died have left of ingests, once it is
+	// deleted or would be.
+	Leftovers func(content.Leftover) error
 }
 
 // Needed is what the images with names, and containers, need of the snapshots.
@@ -53,7 +56,7 @@ func (s Sweep) Run(ctx context.Context, f func(content.Info) error) error {
 			return err
 		}
 	}
-	return s.Store.Walk(ctx, func(info content.Info) error {
+	err = s.Store.Walk(ctx, func(info content.Info) error {
 		if m.blobs[info.Digest] || !info.CreatedAt.Before(s.Before) {
 			return nil
 		}
@@ -68,6 +71,10 @@ func (s Sweep) Run(ctx context.Context, f func(content.Info) error) error {
 		}
 		return f(info)
 	})
+	if err == nil && s.Leftovers != nil {
+		err = s.Store.SweepIngests(ctx, s.Before, s.DryRun, s.Leftovers)
+	}
+	return err
 }
 
 // marks is what stays.

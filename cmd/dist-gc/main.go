@@ -14,7 +14,7 @@ import (
 func main() {
 	c := &cobra.Command{
 		Use:   "dist-gc [flags]",
-		Short: "Delete the blobs and snapshots that no name of any namespace reaches, and no container",
+		Short: "Delete the blobs and snapshots that no name and no container needs, and ingests left behind",
 		Args:  cobra.NoArgs,
 	}
 	root := cli.Root(c.Flags())
@@ -29,6 +29,18 @@ func main() {
 		before := time.Now().Add(-*grace)
 		sweep := image.Sweep{Store: store, Before: before, DryRun: *dryRun}
 		sweep.Snapshots = sweepSnapshots(*root, before, *dryRun, records)
+		sweep.Leftovers = func(l content.Leftover) error {
+			record := struct {
+				Ingest   string    `json:"ingest,omitempty"`
+				Path     string    `json:"path"`
+				Size     int64     `json:"size"`
+				StoredAt time.Time `json:"storedAt"`
+			}{l.Ref, l.Path, l.Size, l.ChangedAt}
+			if l.Ref == "" {
+				return records.Write(record, l.Path, cli.Size(l.Size), l.ChangedAt, "torn")
+			}
+			return records.Write(record, l.Ref, cli.Size(l.Size), l.ChangedAt, "ingest")
+		}
 		err = sweep.Run(c.Context(), func(b content.Info) error {
 			record := struct {
 				Digest   string    `json:"digest"`
@@ -36,17 +48,6 @@ func main() {
 				StoredAt time.Time `json:"storedAt"`
 			}{string(b.Digest), b.Size, b.CreatedAt}
 			return records.Write(record, b.Digest, cli.Size(b.Size), b.CreatedAt, "blob")
-		})
-		if err != nil {
-			return err
-		}
-		err = store.SweepTorn(c.Context(), before, *dryRun, func(t content.Torn) error {
-			record := struct {
-				Path     string    `json:"path"`
-				Size     int64     `json:"size"`
-				StoredAt time.Time `json:"storedAt"`
-			}{t.Path, t.Size, t.ChangedAt}
-			return records.Write(record, t.Path, cli.Size(t.Size), t.ChangedAt, "torn")
 		})
 		if err != nil {
 			return err
