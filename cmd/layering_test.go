@@ -55,6 +55,7 @@ var mayImport = map[string][]string{
 	"run":            {"runtime", "snapshot"},
 	"run-spec":       {"runtime"},
 	"snap":           {"snapshot"},
+	"task":           {"runtime", "snapshot"},
 }
 
 func deps(t *testing.T, pkg string) []string {

@@ -46,6 +46,14 @@ func realBundle(dir string) (string, error) {
 // openBundle reads the config.json of the bundle in the directory real, which the user calls dir, and
 // checks what can be told at once, and clearly: the root filesystem, the sources of bind mounts, the command.
 func openBundle(real, dir string) (*bundle, error) {
+	b, err := openBundleConfig(real, dir)
+	if err != nil {
+		return nil, err
+	}
+	return b, b.check(dir)
+}
+
+func openBundleConfig(real, dir string) (*bundle, error) {
 	b := &bundle{dir: real}
 	f, err := os.Open(filepath.Join(real, "config.json"))
 	if errors.Is(err, fs.ErrNotExist) {
@@ -71,7 +79,7 @@ func openBundle(real, dir string) (*bundle, error) {
 	if b.spec.Root == nil || b.spec.Root.Path == "" {
 		return nil, invalid("bundle %s: config.json has no root.path", dir)
 	}
-	return b, b.check(dir)
+	return b, nil
 }
 
 func (b *bundle) check(name string) error {
@@ -177,4 +185,13 @@ func under(p string, dirs ...string) bool {
 		}
 	}
 	return false
+}
+
+// Bundle is a bundle's directory as a [Record] has it: absolute and without symbolic links. "" is
+// the container's own.
+func Bundle(dir string) (string, error) {
+	if dir == "" {
+		return "", nil
+	}
+	return realBundle(dir)
 }

@@ -184,7 +184,7 @@ func (c *Container) run(ctx context.Context, r *Runtime, lock *os.File) (status 
 	if err != nil {
 		return -1, err
 	}
-	opts := &runc.CreateOpts{IO: inherited{}, Detach: true, PidFile: u.claim.path("pid")}
+	opts := &runc.CreateOpts{IO: inherited{}}
 	var term *terminal
 	if u.job.Terminal {
 		if term, err = newTerminal(u.claim.path("console")); err != nil {
@@ -219,12 +219,21 @@ type job struct {
 
 // execution is one run of a container: the locks it holds, and what it has to do.
 type execution struct {
-	c     *Container
-	r     *Runtime
-	lock  *os.File
-	claim *claim
-	job   job
-	state state
+	c       *Container
+	exec    string         // the ID of a further process in the container, "" for its own
+	process *specs.Process // that process
+	r       *Runtime
+	lock    *os.File
+	claim   *claim
+	job     job
+	state   state
+}
+
+func (u *execution) dir() string {
+	if u.exec != "" {
+		return u.c.path("exec", u.exec)
+	}
+	return u.c.dir
 }
 
 // begin takes what a run needs: the runtime's ID, a clean table, the mounted root filesystem.
@@ -251,6 +260,7 @@ func (c *Container) begin(ctx context.Context, r *Runtime, lock *os.File, detach
 		return nil, err
 	}
 	at("claimed")
+	_ = os.RemoveAll(c.path("exec")) // of the last run
 	err = func() error {
 		self, err := Identify(os.Getpid())
 		if err != nil {
@@ -298,7 +308,15 @@ func (u *execution) start(ctx context.Context, opts *runc.CreateOpts, term *term
 		return -1, fmt.Errorf("become subreaper: %w", err)
 	}
 	client := u.r.client(u.claim)
-	if err := u.r.start(ctx, client, u.c.key(), u.job.Bundle, opts, term); err != nil {
+	opts.PidFile, opts.Detach = u.claim.path("pid"), true
+	topic := "/tasks/start"
+	if u.exec != "" {
+		topic = "/tasks/exec-started"
+		err = u.r.startExec(ctx, client, u.c.key(), u.process, opts, term)
+	} else {
+		err = u.r.start(ctx, client, u.c.key(), u.job.Bundle, opts, term)
+	}
+	if err != nil {
 		return -1, u.r.startError(u.job, u.claim, err)
 	}
 	at("started")
@@ -309,16 +327,22 @@ func (u *execution) start(ctx context.Context, opts *runc.CreateOpts, term *term
 		return -1, err
 	}
 	u.state.Status, u.state.Started, u.state.Cgroups = Running, time.Now().UTC(), cgroupsOf(pid)
-	if err := writeState(u.c.dir, u.state); err != nil {
+	if err := writeState(u.dir(), u.state); err != nil {
 		return -1, err
 	}
-	u.c.log(events.Event{Topic: "/tasks/start", Pid: pid})
+	u.c.log(events.Event{Topic: topic, Exec: u.exec, Pid: pid})
 	at("running")
 	return pid, nil
 }
 
 // abandon undoes what led to no run, and returns err, the cause.
 func (u *execution) abandon(ctx context.Context, err error) error {
+	if u.exec != "" {
+		_ = os.RemoveAll(u.dir())
+		u.claim.release()
+		_ = u.lock.Close()
+		return err
+	}
 	rerr := u.r.remove(ctx, u.r.client(u.claim), u.c.key())
 	u.unmount()
 	_ = os.Remove(u.c.path("exit.json"))
@@ -342,6 +366,9 @@ func (u *execution) unmount() {
 func (u *execution) end(ctx context.Context, e Exit) error {
 	var errs []error
 	at("ended")
+	if u.exec != "" {
+		return u.endExec(e)
+	}
 	if !u.r.removeEnded(u.job, u.c.key()) {
 		errs = append(errs, u.r.remove(ctx, u.r.client(u.claim), u.c.key()))
 	}
@@ -499,7 +526,10 @@ func (r *Runtime) startError(j job, c *claim, err error) error {
 		}
 		return fmt.Errorf("%w%w", err, errTold)
 	}
-	message = strings.TrimPrefix(firstLine(message), "runc run failed: ")
+	message = firstLine(message)
+	for _, p := range []string{"runc run failed: ", "runc create failed: ", "exec failed: "} {
+		message = strings.TrimPrefix(message, p)
+	}
 	message = strings.TrimPrefix(message, "unable to start container process: ")
 	// The runtimes' words are all there is to tell these by; docker does the same.
 	command := strings.HasPrefix(message, "exec: ") || strings.HasPrefix(message, "exec "+strconv.Quote(j.Command)) ||

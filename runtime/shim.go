@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"os/signal"
+	"path/filepath"
 	"runtime/debug"
 	"slices"
 	"strconv"
@@ -22,6 +23,7 @@ import (
 
 	"github.com/containerd/console"
 	runc "github.com/containerd/go-runc"
+	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 )
 
@@ -46,6 +48,11 @@ type order struct {
 	State     string `json:"state"`
 	Job       job    `json:"job"`
 	Run       state  `json:"run"`
+	Adopt     bool   `json:"adopt,omitempty"` // the process runs already
+
+	Exec        string         `json:"exec,omitempty"` // a further process in the container
+	Process     *specs.Process `json:"process,omitempty"`
+	Interactive bool           `json:"interactive,omitempty"`
 }
 
 // report is what a shim tells once the process runs, or can't.
@@ -84,10 +91,10 @@ func (c *Container) detach(ctx context.Context, r *Runtime, lock *os.File) (pid 
 	if err != nil {
 		return -1, err
 	}
-	if err := c.makeStreams(u.job.Terminal); err != nil {
+	if err := makeStreams(c.dir); err != nil {
 		return -1, u.abandon(ctx, fmt.Errorf("container %s: %w", c.ID, err))
 	}
-	o := order{c.set.root, c.Namespace, c.ID, r.command, r.state, u.job, u.state}
+	o := order{Root: c.set.root, Namespace: c.Namespace, ID: c.ID, Command: r.command, State: r.state, Job: u.job, Run: u.state}
 	rep, err := spawn(o, u.lock, u.claim)
 	if err != nil {
 		return -1, u.abandon(ctx, err)
@@ -240,9 +247,21 @@ func (o order) work(open func(root, namespace string) (*Containers, error)) erro
 		tell(report{Error: err.Error(), Exit: 125})
 		return err
 	}
-	u := &execution{c: c, r: &Runtime{o.Command, o.State}, job: o.Job, state: o.Run, lock: os.NewFile(shimLock, c.path("lock"))}
-	u.claim = inheritedClaim(o.State, c.key(), shimClaim, shimWorking)
-	s, pid, err := u.startDetached(ctx)
+	u := &execution{c: c, exec: o.Exec, process: o.Process, r: &Runtime{o.Command, o.State}, job: o.Job, state: o.Run}
+	u.lock = os.NewFile(shimLock, filepath.Join(u.dir(), "lock"))
+	dir, lock := claimDir(o.State, c.key()), claimLock(o.State, c.key())
+	if o.Exec != "" {
+		dir += "/exec-" + o.Exec
+		lock = dir + "/lock"
+	}
+	u.claim = &claim{state: o.State, dir: dir, lock: os.NewFile(shimClaim, lock), working: os.NewFile(shimWorking, dir+"/working")}
+	if o.Exec == "" {
+		o.Interactive = c.Interactive
+	}
+	if o.Adopt {
+		return u.adopt(tell)
+	}
+	s, pid, err := u.startDetached(ctx, o.Interactive)
 	if err != nil {
 		tell(report{Error: err.Error(), Exit: ExitStatus(err)}) // the parent cleans up
 		return err
@@ -264,21 +283,21 @@ func (o order) work(open func(root, namespace string) (*Containers, error)) erro
 }
 
 // startDetached does the shim's part of starting.
-func (u *execution) startDetached(ctx context.Context) (*streams, int, error) {
+func (u *execution) startDetached(ctx context.Context, interactive bool) (*streams, int, error) {
 	self, err := Identify(os.Getpid())
 	if err != nil {
 		return nil, -1, err
 	}
 	u.state.Monitor = self
-	if err := writeState(u.c.dir, u.state); err != nil {
+	if err := writeState(u.dir(), u.state); err != nil {
 		return nil, -1, err
 	}
 	at("shim")
-	s, err := u.c.openStreams(u.c.dir, u.job.Terminal, u.c.Interactive)
+	s, err := u.c.openStreams(u.dir(), u.job.Terminal, interactive)
 	if err != nil {
 		return nil, -1, err
 	}
-	opts := &runc.CreateOpts{PidFile: u.claim.path("pid"), Detach: true}
+	opts := &runc.CreateOpts{}
 	var term *terminal
 	if u.job.Terminal {
 		if term, err = newTerminal(u.claim.path("console")); err != nil {
@@ -332,8 +351,6 @@ type streams struct {
 }
 
 // makeStreams makes the FIFOs.
-func (c *Container) makeStreams(terminal bool) error { return makeStreams(c.dir) }
-
 func makeStreams(dir string) error {
 	for _, name := range []string{"stdin", "stdout", "stderr", "control"} {
 		name = dir + "/" + name
@@ -525,14 +542,4 @@ func (s *streams) drain() {
 		}
 	}
 	s.log.close()
-}
-
-// inheritedClaim is the claim that a parent took and handed on.
-func inheritedClaim(state, key string, lock, working int) *claim {
-	dir := claimDir(state, key)
-	return &claim{
-		state: state, dir: dir,
-		lock:    os.NewFile(uintptr(lock), claimLock(state, key)),
-		working: os.NewFile(uintptr(working), dir+"/working"),
-	}
 }

@@ -26,23 +26,17 @@ func newCommand() *cobra.Command {
 	f := c.Flags()
 	f.SetInterspersed(false)
 	o := containers.NewFlags(f)
-	o.Runtime(f)
-	var rec runtime.Record
-	f.StringVar(&rec.ID, "id", "", "the container's `ID` (default: made up)")
+	which := containers.RuntimeFlags(f)
+	flags := containers.Record(f)
+	f.StringVar(&flags.ID, "id", "", "the container's `ID` (default: made up)")
 	detach := f.BoolP("detach", "d", false, "print the ID once the process runs, and leave it running")
-	f.BoolVar(&rec.RemoveAtEnd, "rm", false, "remove a detached container at its end")
-	f.BoolVarP(&rec.Interactive, "interactive", "i", false, "give a detached process an input for task attach")
-	labels := f.StringArray("label", nil, "label the container `KEY=VALUE` (can be repeated)")
-	logSize := f.String("log-size", "", "the `SIZE` at which a detached process's log is put aside (default: 16MiB)")
-	c.RunE = func(c *cobra.Command, args []string) (err error) {
+	c.RunE = func(c *cobra.Command, args []string) error {
+		rec, err := flags.Get()
+		if err != nil {
+			return err
+		}
 		rec.Bundle = args[0]
-		if rec.Labels, err = cli.Labels(*labels); err != nil {
-			return err
-		}
-		if rec.LogSize, err = containers.Size(*logSize); err != nil {
-			return err
-		}
-		status, err := run(c, o, rec, *detach)
+		status, err := run(c, o, which, rec, *detach)
 		if err != nil {
 			if runtime.Told(err) {
 				return cli.Exit(runtime.ExitStatus(err))
@@ -57,12 +51,12 @@ func newCommand() *cobra.Command {
 	return c
 }
 
-func run(c *cobra.Command, o *containers.Flags, rec runtime.Record, detach bool) (int, error) {
+func run(c *cobra.Command, o *containers.Flags, which *containers.Runtime, rec runtime.Record, detach bool) (int, error) {
 	all, err := o.Open()
 	if err != nil {
 		return 0, err
 	}
-	r, err := o.Find("")
+	r, err := which.Find("")
 	if err != nil {
 		return 0, err
 	}

@@ -24,7 +24,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// ForwardsSignals, set to any value in a command's Annotations, leaves INT, TERM and HUP to
+// ForwardsSignals, set to any value in the Annotations of a command or verb, leaves INT, TERM and HUP to
 // the command: it hands them to what it runs. Every other command's context is cancelled by
 // them, and it then dies by the signal it got.
 const ForwardsSignals = "distkit/forwards-signals"
@@ -54,7 +54,11 @@ func run(c *cobra.Command) int {
 	ctx, cancel := context.WithCancel(context.Background())
 	defer cancel()
 	var got func() os.Signal
-	if _, ok := c.Annotations[ForwardsSignals]; ok {
+	verb := c
+	if v, _, err := c.Find(os.Args[1:]); err == nil {
+		verb = v
+	}
+	if _, ok := verb.Annotations[ForwardsSignals]; ok {
 		got = func() os.Signal { return nil }
 	} else {
 		got = cancelOnSignal(cancel)

@@ -15,33 +15,36 @@ import (
 	"github.com/spf13/pflag"
 )
 
-// Flags says which containers are meant, and which runtime.
-type Flags struct{ root, namespace, state, runtime *string }
+// Flags says which containers are meant.
+type Flags struct{ root, namespace *string }
 
-// NewFlags registers --root, --namespace.
+// NewFlags registers --root and --namespace.
 func NewFlags(f *pflag.FlagSet) *Flags {
 	return &Flags{root: cli.Root(f), namespace: cli.Namespace(f)}
 }
 
-// Runtime registers --runtime and --state, for what starts processes.
-func (o *Flags) Runtime(f *pflag.FlagSet) {
-	o.runtime = f.String("runtime", "", "the OCI runtime's `NAME` or path (default: runc, else crun)")
-	o.state = f.String("state", "", "the `DIR` for what runs (env DIST_STATE) (default: /run/distkit, or the user's runtime directory)")
-}
-
 // Open opens the containers.
-func (o *Flags) Open() (*runtime.Containers, error) {
-	return Open(*o.root, *o.namespace)
-}
+func (o *Flags) Open() (*runtime.Containers, error) { return Open(*o.root, *o.namespace) }
 
 // Open opens the containers of a store's namespace, with the store's snapshots.
 func Open(root, namespace string) (*runtime.Containers, error) {
 	return runtime.Open(root, namespace, snapshots{root, namespace})
 }
 
+// Runtime says which runtime starts processes.
+type Runtime struct{ name, state *string }
+
+// RuntimeFlags registers --runtime and --state.
+func RuntimeFlags(f *pflag.FlagSet) *Runtime {
+	return &Runtime{
+		f.String("runtime", "", "the OCI runtime's `NAME` or path (default: runc, else crun)"),
+		f.String("state", "", "the `DIR` for what runs (env DIST_STATE) (default: /run/distkit, or the user's runtime directory)"),
+	}
+}
+
 // Find finds the runtime: the one that is asked for, else the container's, else any.
-func (o *Flags) Find(wanted string) (*runtime.Runtime, error) {
-	name, state := *o.runtime, *o.state
+func (o *Runtime) Find(wanted string) (*runtime.Runtime, error) {
+	name, state := *o.name, *o.state
 	if name == "" {
 		name = wanted
 	}
@@ -54,12 +57,34 @@ func (o *Flags) Find(wanted string) (*runtime.Runtime, error) {
 	return runtime.Find(name, state)
 }
 
-// Size reads a number of bytes, with a unit or without; "" is 0.
-func Size(s string) (int64, error) {
-	if s == "" {
-		return 0, nil
+// NewRecord is what --rm, --interactive, --label and --log-size say of a container to be.
+type NewRecord struct {
+	runtime.Record
+	labels  *[]string
+	logSize *string
+}
+
+// Record registers these flags.
+func Record(f *pflag.FlagSet) *NewRecord {
+	r := &NewRecord{
+		labels:  f.StringArray("label", nil, "label the container `KEY=VALUE` (can be repeated)"),
+		logSize: f.String("log-size", "", "the `SIZE` at which a detached process's log is put aside (default: 16MiB)"),
 	}
-	return runtime.ParseSize(s)
+	f.BoolVar(&r.RemoveAtEnd, "rm", false, "remove the container at its end")
+	f.BoolVarP(&r.Interactive, "interactive", "i", false, "give a detached process an input for task attach")
+	return r
+}
+
+// Get reads them.
+func (r *NewRecord) Get() (rec runtime.Record, err error) {
+	rec = r.Record
+	if rec.Labels, err = cli.Labels(*r.labels); err != nil {
+		return rec, err
+	}
+	if *r.logSize != "" {
+		rec.LogSize, err = runtime.ParseSize(*r.logSize)
+	}
+	return rec, err
 }
 
 type snapshots struct{ root, namespace string }

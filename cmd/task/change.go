@@ -1,0 +1,223 @@
+package main
+
+import (
+	"fmt"
+	"strings"
+
+	"distkit/cmd/internal/cli"
+	"distkit/cmd/internal/containers"
+	"distkit/runtime"
+
+	"github.com/spf13/cobra"
+)
+
+func newCreate(o *containers.Flags) *cobra.Command {
+	c := &cobra.Command{Use: "create [flags] ID", Short: "make a container, and print its directory", Args: cobra.ExactArgs(1)}
+	f := c.Flags()
+	rec := containers.Record(f)
+	f.StringVar(&rec.Runtime, "runtime", "", "the OCI runtime's `NAME` or path to run it with")
+	bundle := f.String("bundle", "", "the OCI bundle's `DIR`, where it isn't the container's directory")
+	image := f.String("image", "", "the `NAME` of the image it is made from")
+	digest := f.String("digest", "", "the `DIGEST` of the image's manifest or index, which it keeps from dist-gc")
+	key := f.String("snapshot", "", "the `KEY` of the snapshot that is its root filesystem, which it mounts, keeps from dist-gc, and removes at its own removal")
+	driver := f.String("snapshotter", "", "the snapshot's `DRIVER`")
+	f.StringVar(&rec.Network, "network", "", "the `ID` of the network that run-net made for it")
+	owner := f.Int("owner", 0, "the `PID` of the process that is to run it: with --rm it goes if that dies before")
+	c.RunE = func(c *cobra.Command, args []string) error {
+		r, err := rec.Get()
+		if err != nil {
+			return err
+		}
+		r.ID = args[0]
+		switch {
+		case *image != "" && *digest == "":
+			return cli.Usagef("--image needs the image's --digest")
+		case *driver != "" && *key == "":
+			return cli.Usagef("--snapshotter needs a --snapshot")
+		case *digest != "":
+			r.Image = &runtime.ImageName{Name: *image, Digest: *digest}
+		}
+		if *key != "" {
+			r.Snapshot = &runtime.Snapshot{Driver: *driver, Key: *key}
+		}
+		if *owner != 0 {
+			p, err := runtime.Identify(*owner)
+			if err != nil {
+				return fmt.Errorf("owner: %w", err)
+			}
+			r.Owner = &p
+		}
+		all, err := o.Open()
+		if err != nil {
+			return err
+		}
+		if r.Bundle, err = runtime.Bundle(*bundle); err != nil {
+			return err
+		}
+		made, err := all.Create(c.Context(), r)
+		if err != nil {
+			return err
+		}
+		_, err = fmt.Fprintln(c.OutOrStdout(), made.Dir())
+		return err
+	}
+	return c
+}
+
+func newStart(o *containers.Flags) *cobra.Command {
+	c := &cobra.Command{Use: "start [flags] ID…|-", Short: "start containers in the background, and print their IDs", Args: cobra.ArbitraryArgs}
+	which := containers.RuntimeFlags(c.Flags())
+	zero(c)
+	c.RunE = func(c *cobra.Command, args []string) error {
+		return cli.Each(c, args, func(id string) error {
+			t, err := get(o, id)
+			if err != nil {
+				return err
+			}
+			r, err := which.Find(t.Runtime)
+			if err != nil {
+				return err
+			}
+			if _, err := t.Start(c.Context(), r); err != nil {
+				return err
+			}
+			_, err = fmt.Fprintln(c.OutOrStdout(), id)
+			return err
+		})
+	}
+	return c
+}
+
+func newRm(o *containers.Flags) *cobra.Command {
+	c := &cobra.Command{Use: "rm [flags] ID…|-", Short: "remove containers; of one, exit with its status", Args: cobra.ArbitraryArgs, Annotations: passesOn()}
+	force := c.Flags().BoolP("force", "f", false, "kill what runs, and mind no absence")
+	exec := c.Flags().String("exec-id", "", "remove the ended process `EXECID` of task exec --detach alone")
+	zero(c)
+	c.RunE = func(c *cobra.Command, args []string) error {
+		one := len(args) == 1 && args[0] != "-"
+		return eachOr(c, args, one, func(id string) error {
+			t, err := get(o, id)
+			if *force && isNotFound(err) {
+				return nil
+			}
+			if err != nil {
+				return err
+			}
+			var e *runtime.Exit
+			if *exec != "" {
+				e, err = t.RemoveExec(c.Context(), *exec, *force)
+			} else {
+				e, err = t.Remove(c.Context(), *force)
+			}
+			if err != nil || !one || *force && e != nil && e.Status == nil {
+				return err
+			}
+			if e != nil && e.Status == nil {
+				return nil // what nobody saw is no failure of this
+			}
+			return passOn("container "+id, e)
+		})
+	}
+	return c
+}
+
+// eachOr is f of the one argument, whose error is the command's, or of each.
+func eachOr(c *cobra.Command, args []string, one bool, f func(string) error) error {
+	if one {
+		return f(args[0])
+	}
+	return cli.Each(c, args, f)
+}
+
+func newLabel(o *containers.Flags) *cobra.Command {
+	c := &cobra.Command{Use: "label [flags] ID [KEY=VALUE…]", Short: "set a container's labels, and print them", Args: cobra.MinimumNArgs(1)}
+	r := cli.NewRecords(c, "KEY", "VALUE")
+	c.RunE = func(c *cobra.Command, args []string) error {
+		labels, err := cli.Labels(args[1:])
+		if err != nil {
+			return err
+		}
+		t, err := get(o, args[0])
+		if err != nil {
+			return err
+		}
+		now := t.Labels
+		if len(labels) > 0 {
+			if now, err = t.Label(labels); err != nil {
+				return err
+			}
+		}
+		return r.WriteLabels(now)
+	}
+	return c
+}
+
+func newKill(o *containers.Flags) *cobra.Command {
+	c := &cobra.Command{Use: "kill [flags] ID…|-", Short: "send a signal to containers' processes", Args: cobra.ArbitraryArgs}
+	f := c.Flags()
+	name := f.StringP("signal", "s", "TERM", "the `SIGNAL`, a name or a number")
+	all := f.BoolP("all", "a", false, "to all processes in the container")
+	exec := f.String("exec-id", "", "to the process `EXECID` of task exec")
+	pid := f.Int("pid", 0, "to the one process `PID`, as task ps has it")
+	zero(c)
+	c.RunE = func(c *cobra.Command, args []string) error {
+		sig, err := runtime.ParseSignal(*name)
+		if err != nil {
+			return err
+		}
+		if (*all && *exec != "") || (*all || *exec != "") && *pid != 0 {
+			return cli.Usagef("--all, --exec-id and --pid exclude each other")
+		}
+		return cli.Each(c, args, func(id string) error {
+			t, err := get(o, id)
+			switch {
+			case err != nil:
+				return err
+			case *pid != 0:
+				return t.KillProcess(*pid, sig)
+			case *exec != "":
+				return t.KillExec(*exec, sig)
+			}
+			return t.Kill(c.Context(), sig, *all)
+		})
+	}
+	return c
+}
+
+func newPause(o *containers.Flags) *cobra.Command {
+	c := &cobra.Command{Use: "pause [flags] ID…|-", Short: "stop containers' processes until task resume", Args: cobra.ArbitraryArgs}
+	zero(c)
+	c.RunE = func(c *cobra.Command, args []string) error {
+		return cli.Each(c, args, func(id string) error {
+			t, err := get(o, id)
+			if err != nil {
+				return err
+			}
+			return t.Pause(c.Context())
+		})
+	}
+	return c
+}
+
+func newResume(o *containers.Flags) *cobra.Command {
+	c := &cobra.Command{Use: "resume [flags] ID…|-", Short: "let paused containers go on", Args: cobra.ArbitraryArgs}
+	zero(c)
+	c.RunE = func(c *cobra.Command, args []string) error {
+		return cli.Each(c, args, func(id string) error {
+			t, err := get(o, id)
+			if err != nil {
+				return err
+			}
+			return t.Resume(c.Context())
+		})
+	}
+	return c
+}
+
+// zero is -z for the verbs that read IDs but print no records.
+func zero(c *cobra.Command) {
+	c.Flags().BoolP("zero", "z", false, "with -, IDs end with NUL instead of newline")
+}
+
+// command is a command line for people.
+func command(words []string) string { return strings.Join(words, " ") }

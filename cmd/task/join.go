@@ -1,0 +1,110 @@
+package main
+
+import (
+	"fmt"
+
+	"distkit/cmd/internal/cli"
+	"distkit/cmd/internal/containers"
+	"distkit/runtime"
+
+	"github.com/spf13/cobra"
+)
+
+func newWait(o *containers.Flags) *cobra.Command {
+	c := &cobra.Command{Use: "wait [flags] ID", Short: "wait for a container's end, and exit with its status", Args: cobra.ExactArgs(1), Annotations: passesOn()}
+	exec := c.Flags().String("exec-id", "", "wait for the process `EXECID` of task exec")
+	c.RunE = func(c *cobra.Command, args []string) error {
+		t, err := get(o, args[0])
+		if err != nil {
+			return err
+		}
+		var e *runtime.Exit
+		if *exec != "" {
+			e, err = t.WaitExec(c.Context(), *exec)
+		} else {
+			e, err = t.Wait(c.Context())
+		}
+		if err != nil {
+			return err
+		}
+		return passOn("container "+args[0], e)
+	}
+	return c
+}
+
+func newAttach(o *containers.Flags) *cobra.Command {
+	c := &cobra.Command{
+		Use: "attach [flags] ID", Short: "join a detached container, and exit with its status", Args: cobra.ExactArgs(1),
+		Annotations: map[string]string{cli.RunsCommand: "", cli.ForwardsSignals: ""},
+	}
+	keys := c.Flags().String("detach-keys", "ctrl-p,ctrl-q", "the `KEYS` that leave it when typed on its terminal")
+	noInput := c.Flags().Bool("no-stdin", false, "give it no input")
+	exec := c.Flags().String("exec-id", "", "join the process `EXECID` of task exec --detach")
+	c.RunE = func(c *cobra.Command, args []string) error {
+		t, err := get(o, args[0])
+		if err != nil {
+			return err
+		}
+		a := runtime.Attach{Input: !*noInput}
+		if a.DetachKeys, err = runtime.ParseDetachKeys(*keys); err != nil {
+			return err
+		}
+		var e *runtime.Exit
+		if *exec != "" {
+			e, err = t.AttachExec(c.Context(), *exec, a)
+		} else {
+			e, err = t.Attach(c.Context(), a)
+		}
+		if err != nil {
+			return err
+		}
+		return passOn("container "+args[0], e)
+	}
+	return c
+}
+
+func newExec(o *containers.Flags) *cobra.Command {
+	c := &cobra.Command{
+		Use: "exec [flags] ID COMMAND [ARG…]", Short: "run a command in a container, and exit with its status", Args: cobra.MinimumNArgs(2),
+		Annotations: map[string]string{cli.RunsCommand: "", cli.ForwardsSignals: ""},
+	}
+	f := c.Flags()
+	f.SetInterspersed(false)
+	var x runtime.Exec
+	f.StringVar(&x.ID, "exec-id", "", "the process's `EXECID` (default: made up)")
+	f.StringArrayVarP(&x.Env, "env", "e", nil, "set the variable `NAME=VALUE`; NAME alone takes it from here")
+	f.StringVar(&x.Cwd, "cwd", "", "the working `DIR`")
+	f.StringVarP(&x.User, "user", "u", "", "the `USER[:GROUP]`, names or numbers")
+	f.BoolVarP(&x.Terminal, "terminal", "t", false, "give it a terminal")
+	f.BoolVarP(&x.Interactive, "interactive", "i", false, "give a detached process an input for task attach")
+	detach := f.BoolP("detach", "d", false, "print the EXECID once the process runs, and leave it running")
+	c.RunE = func(c *cobra.Command, args []string) error {
+		t, err := get(o, args[0])
+		if err != nil {
+			return err
+		}
+		x.Args = args[1:]
+		for i, v := range x.Env {
+			x.Env[i] = runtime.ParseEnv(v)
+		}
+		if *detach {
+			id, err := t.StartExec(c.Context(), x)
+			if err != nil {
+				return cli.ExitWith(runtime.ExitStatus(err), err)
+			}
+			_, err = fmt.Fprintln(c.OutOrStdout(), id)
+			return err
+		}
+		status, err := t.Exec(c.Context(), x)
+		switch {
+		case err != nil && runtime.Told(err):
+			return cli.Exit(runtime.ExitStatus(err))
+		case err != nil:
+			return cli.ExitWith(runtime.ExitStatus(err), err)
+		case status != 0:
+			return cli.Exit(status)
+		}
+		return nil
+	}
+	return c
+}

@@ -1,0 +1,158 @@
+package main
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"time"
+
+	"distkit/cmd/internal/cli"
+	"distkit/cmd/internal/containers"
+	"distkit/cmd/internal/filter"
+	"distkit/runtime"
+
+	"github.com/containerd/errdefs"
+	"github.com/spf13/cobra"
+)
+
+func isNotFound(err error) bool { return errdefs.IsNotFound(err) }
+
+func newLs(o *containers.Flags) *cobra.Command {
+	c := &cobra.Command{Use: "ls [flags] [FILTER…]", Short: "list the containers that have a process: ID, PID, status", Args: cobra.ArbitraryArgs}
+	r := cli.NewRecords(c, "TASK", "PID", "STATUS")
+	all := c.Flags().BoolP("all", "a", false, "those without a process too")
+	c.RunE = func(c *cobra.Command, args []string) error {
+		wanted, err := filter.Parse(args)
+		if err != nil {
+			return err
+		}
+		cs, err := o.Open()
+		if err != nil {
+			return err
+		}
+		list, lerr := cs.List() // some may be there beside an error
+		for _, t := range list {
+			i, err := t.Info()
+			if err != nil {
+				lerr = errors.Join(lerr, err)
+				continue
+			}
+			if !*all && i.Status != runtime.Running && i.Status != runtime.Paused {
+				continue
+			}
+			if ok, err := wanted.Match(i); err != nil {
+				return err
+			} else if !ok {
+				continue
+			}
+			if err := r.Write(i, i.ID, i.Pid, i.Status); err != nil {
+				return err
+			}
+		}
+		return errors.Join(lerr, r.Close())
+	}
+	return c
+}
+
+func newInfo(o *containers.Flags) *cobra.Command {
+	c := &cobra.Command{Use: "info [flags] ID…|-", Short: "print what is known of containers, in JSON", Args: cobra.ArbitraryArgs}
+	zero(c)
+	c.RunE = func(c *cobra.Command, args []string) error {
+		e := json.NewEncoder(c.OutOrStdout())
+		e.SetEscapeHTML(false)
+		return cli.Each(c, args, func(id string) error {
+			t, err := get(o, id)
+			if err != nil {
+				return err
+			}
+			i, err := t.Info()
+			if err != nil {
+				return err
+			}
+			return e.Encode(i)
+		})
+	}
+	return c
+}
+
+func newPs(o *containers.Flags) *cobra.Command {
+	c := &cobra.Command{Use: "ps [flags] ID", Short: "list the processes in a container", Args: cobra.ExactArgs(1)}
+	r := cli.NewRecords(c, "PID", "INSIDE", "PPID", "UID", "STARTED", "EXEC", "COMMAND")
+	c.RunE = func(c *cobra.Command, args []string) error {
+		t, err := get(o, args[0])
+		if err != nil {
+			return err
+		}
+		all, err := t.Processes()
+		if err != nil {
+			return err
+		}
+		for _, p := range all {
+			if err := r.Write(p, p.Pid, p.Inside, p.Parent, p.UID, p.Started, p.Exec, command(p.Command)); err != nil {
+				return err
+			}
+		}
+		return r.Close()
+	}
+	return c
+}
+
+func newLogs(o *containers.Flags) *cobra.Command {
+	c := &cobra.Command{Use: "logs [flags] ID", Short: "print what a detached container has printed", Args: cobra.ExactArgs(1)}
+	f := c.Flags()
+	var l runtime.Logs
+	f.BoolVarP(&l.Follow, "follow", "f", false, "go on until the container ends")
+	f.IntVarP(&l.Tail, "tail", "n", -1, "begin with the last `LINES` alone")
+	times := f.BoolP("timestamps", "t", false, "begin each line with its time")
+	records := f.Bool("json", false, "print a JSON object for each piece of output: time, stream, text")
+	exec := f.String("exec-id", "", "of the process `EXECID` of task exec --detach")
+	c.RunE = func(c *cobra.Command, args []string) error {
+		t, err := get(o, args[0])
+		if err != nil {
+			return err
+		}
+		p := printer{cmd: c, times: *times, json: *records, flush: l.Follow}
+		if *exec != "" {
+			return t.ExecLogs(c.Context(), *exec, l, p.print)
+		}
+		return t.Logs(c.Context(), l, p.print)
+	}
+	return c
+}
+
+// printer prints a log: what was standard error to standard error.
+type printer struct {
+	cmd                *cobra.Command
+	times, json, flush bool
+	open               map[string]bool // streams whose line goes on
+}
+
+func (p *printer) print(e runtime.Entry) (err error) {
+	out := p.cmd.OutOrStdout()
+	switch {
+	case p.json:
+		err = json.NewEncoder(out).Encode(struct {
+			Time   time.Time `json:"time"`
+			Stream string    `json:"stream"`
+			Text   string    `json:"text"`
+		}{e.Time, e.Stream, string(e.Text)})
+	default:
+		if e.Stream == "stderr" {
+			out = p.cmd.ErrOrStderr()
+		}
+		if p.times && !p.open[e.Stream] {
+			if _, err := fmt.Fprintf(out, "%s ", e.Time.Format(time.RFC3339Nano)); err != nil {
+				return err
+			}
+		}
+		if p.open == nil {
+			p.open = map[string]bool{}
+		}
+		p.open[e.Stream] = len(e.Text) == 0 || e.Text[len(e.Text)-1] != '\n'
+		_, err = out.Write(e.Text)
+	}
+	if err == nil && p.flush {
+		err = cli.Flush(p.cmd)
+	}
+	return err
+}

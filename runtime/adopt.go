@@ -1,0 +1,90 @@
+package runtime
+
+import (
+	"context"
+	"errors"
+	"os"
+	"time"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+// adopt is a shim's work for a process that has lost its monitor, and is no child of this one.
+func (u *execution) adopt(tell func(report)) error {
+	ctx := context.Background()
+	fd, err := u.state.open()
+	if err != nil {
+		tell(report{Error: err.Error(), Exit: 125})
+		return err
+	}
+	defer unix.Close(fd)
+	var s *streams
+	if u.state.Detached {
+		// What the process prints it prints to the FIFOs, which it keeps open itself. A terminal went
+		// with the monitor that had it.
+		if s, err = u.c.openStreams(u.dir(), u.job.Terminal, u.c.Interactive); err != nil {
+			tell(report{Error: err.Error(), Exit: 125})
+			return err
+		}
+	}
+	if u.state.Monitor, err = Identify(os.Getpid()); err == nil {
+		err = writeState(u.dir(), u.state)
+	}
+	if err != nil {
+		tell(report{Error: err.Error(), Exit: 125})
+		return err
+	}
+	if s != nil {
+		s.begin()
+	}
+	tell(report{Pid: u.state.Pid})
+	e := waitForeign(fd)
+	if s != nil {
+		s.drain()
+	}
+	return u.end(ctx, e)
+}
+
+// waitForeign waits for the end of a process that is no child. What it exited with a new kernel
+// tells whoever has a descriptor of it, once its parent has waited for it.
+func waitForeign(fd int) Exit {
+	for {
+		_, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, -1)
+		if !errors.Is(err, unix.EINTR) {
+			break
+		}
+	}
+	e := Exit{Exited: time.Now().UTC()}
+	for range 100 {
+		if status, ok := exitStatus(fd); ok {
+			e.Status = &status
+			return e
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+	e.Error = "its first monitor was killed, and this kernel tells nobody else what it exited with"
+	return e
+}
+
+// pidfdInfo is the kernel's struct pidfd_info in its first version.
+type pidfdInfo struct {
+	mask, cgroup uint64
+	ids          [11]uint32
+	exitCode     int32
+}
+
+// exitStatus asks with which status a process has ended (Linux 6.15).
+func exitStatus(fd int) (status int, ok bool) {
+	const getInfo, exit = 0xc040ff0b, 1 << 3 // PIDFD_GET_INFO, PIDFD_INFO_EXIT
+	info := pidfdInfo{mask: exit}
+	_, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(fd), getInfo, uintptr(unsafe.Pointer(&info)))
+	if errno != 0 || info.mask&exit == 0 {
+		return 0, false
+	}
+	ws := unix.WaitStatus(info.exitCode)
+	if ws.Signaled() {
+		return 128 + int(ws.Signal()), true
+	}
+	return ws.ExitStatus(), true
+}

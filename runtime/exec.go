@@ -1,0 +1,373 @@
+package runtime
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"time"
+
+	"distkit/errclass"
+	"distkit/events"
+
+	"github.com/containerd/errdefs"
+	runc "github.com/containerd/go-runc"
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+)
+
+// Exec is a further process in a container. What it doesn't say is as the container's own
+// process has it.
+type Exec struct {
+	ID          string // made up if empty
+	Args        []string
+	Env         []string // NAME=VALUE over the container's
+	Cwd         string
+	User        string // as [User] takes it, in the container's files
+	Terminal    bool
+	Interactive bool // a detached process has an input
+}
+
+// Exec runs a further process in a container in the foreground, as [Container.Run] does the first,
+// and returns its status.
+func (c *Container) Exec(ctx context.Context, x Exec) (status int, err error) {
+	u, p, err := c.beginExec(x, false)
+	if err != nil {
+		return -1, err
+	}
+	signals := make(chan os.Signal, 64)
+	signal.Notify(signals, forwarded()...)
+	defer signal.Stop(signals)
+	opts := &runc.CreateOpts{IO: inherited{}}
+	var term *terminal
+	if x.Terminal {
+		if ws, err := hostSize(); err == nil {
+			p.ConsoleSize = &specs.Box{Height: uint(ws.Row), Width: uint(ws.Col)}
+		}
+		if term, err = newTerminal(u.claim.path("console")); err != nil {
+			return -1, u.abandon(ctx, err)
+		}
+		opts.IO, opts.ConsoleSocket = nil, term
+		defer term.close()
+	}
+	u.process = p
+	pid, err := u.start(ctx, opts, term)
+	if err != nil {
+		return -1, u.abandon(ctx, err)
+	}
+	if status, err = wait(pid, signals, term); err != nil {
+		return -1, u.abandon(ctx, err)
+	}
+	if term != nil {
+		term.close()
+	}
+	return status, u.end(ctx, exited(status))
+}
+
+// StartExec runs a further process in a container with nobody waiting for it, and returns its ID.
+// What it prints and how it ends is kept until [Container.RemoveExec].
+func (c *Container) StartExec(ctx context.Context, x Exec) (id string, err error) {
+	u, p, err := c.beginExec(x, true)
+	if err != nil {
+		return "", err
+	}
+	if err := makeStreams(u.dir()); err != nil {
+		return "", u.abandon(ctx, err)
+	}
+	o := order{
+		Root: c.set.root, Namespace: c.Namespace, ID: c.ID, Command: u.r.command, State: u.r.state, Job: u.job, Run: u.state,
+		Exec: u.exec, Process: p, Interactive: x.Interactive,
+	}
+	if _, err := spawn(o, u.lock, u.claim); err != nil {
+		return "", u.abandon(ctx, err)
+	}
+	u.claim.close()
+	return u.exec, u.lock.Close()
+}
+
+// beginExec makes a process's directory and description.
+func (c *Container) beginExec(x Exec, detached bool) (u *execution, p *specs.Process, err error) {
+	what := fmt.Sprintf("exec in container %s", c.ID)
+	l, err := c.live()
+	if err == nil && l.status == Paused {
+		err = failed("container %s is paused", c.ID)
+	}
+	if err != nil {
+		return nil, nil, fmt.Errorf("exec: %w", err)
+	}
+	if x.ID == "" {
+		x.ID = NewID()
+	}
+	if err := CheckID(x.ID); err != nil {
+		return nil, nil, fmt.Errorf("%s: %w", what, err)
+	}
+	if p, err = c.process(x, l.state.Pid); err != nil {
+		return nil, nil, fmt.Errorf("%s: %w", what, err)
+	}
+	u = &execution{c: c, exec: x.ID, r: &Runtime{l.state.Runtime, filepath.Dir(l.state.RuntimeState)}}
+	u.job = job{Bundle: c.BundleDir(), Command: p.Args[0], Terminal: x.Terminal}
+	if u.lock, err = u.claimExec(); err != nil {
+		return nil, nil, fmt.Errorf("%s: process %s: %w", what, x.ID, err)
+	}
+	err = func() error {
+		if u.claim, err = scratch(filepath.Join(claimDir(u.r.state, c.key()), "exec-"+x.ID)); err != nil {
+			return err
+		}
+		self, err := Identify(os.Getpid())
+		if err != nil {
+			return err
+		}
+		u.state = state{
+			Status: Creating, Runtime: u.r.command, RuntimeState: u.r.root(), Terminal: x.Terminal, Detached: detached,
+			Monitor: self, Cgroups: nil,
+		}
+		b, err := json.Marshal(p)
+		if err == nil {
+			err = replaceFile(filepath.Join(u.dir(), "process.json"), append(b, '\n'), false)
+		}
+		if err == nil {
+			err = blankExit(u.dir())
+		}
+		if err == nil {
+			err = writeState(u.dir(), u.state)
+		}
+		return err
+	}()
+	if err != nil {
+		_ = os.RemoveAll(u.dir())
+		_ = u.lock.Close()
+		return nil, nil, fmt.Errorf("%s: %w", what, err)
+	}
+	return u, p, nil
+}
+
+// claimExec makes the directory of a process; what a killed one has left makes place.
+func (u *execution) claimExec() (*os.File, error) {
+	if err := os.MkdirAll(filepath.Dir(u.dir()), 0o711); err != nil {
+		return nil, err
+	}
+	if err := os.Mkdir(u.dir(), 0o711); err != nil && !errors.Is(err, fs.ErrExist) {
+		return nil, err
+	}
+	lock, err := lockFile(filepath.Join(u.dir(), "lock"), true)
+	if errdefs.IsUnavailable(err) {
+		return nil, errclass.Errorf(errdefs.ErrAlreadyExists, "it runs: take another ID")
+	}
+	if err != nil {
+		return nil, err
+	}
+	l, err := look(u.dir())
+	if err == nil && (l.status == Running || l.status == Stopped && l.state.Detached) {
+		err = errclass.Errorf(errdefs.ErrAlreadyExists, "it exists: remove it with task rm --exec-id, or take another ID")
+	}
+	if err != nil {
+		_ = lock.Close()
+		return nil, err
+	}
+	return lock, nil
+}
+
+// scratch is a place in the state directory for what a runtime writes, without a claim on an ID.
+func scratch(dir string) (*claim, error) {
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return nil, err
+	}
+	lock, err := os.OpenFile(filepath.Join(dir, "lock"), os.O_RDWR|os.O_CREATE, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	working, err := os.OpenFile(filepath.Join(dir, "working"), os.O_RDWR|os.O_CREATE, 0o600)
+	if err != nil {
+		_ = lock.Close()
+		return nil, err
+	}
+	return &claim{dir: dir, lock: lock, working: working}, nil
+}
+
+// process describes what is to be executed.
+func (c *Container) process(x Exec, pid int) (*specs.Process, error) {
+	b, err := openBundleConfig(c.BundleDir(), c.BundleDir())
+	if err != nil {
+		return nil, err
+	}
+	p := *b.spec.Process
+	p.Terminal, p.ConsoleSize = x.Terminal, nil
+	if len(x.Args) == 0 {
+		return nil, invalid("no command")
+	}
+	p.Args, p.CommandLine = x.Args, ""
+	for _, v := range x.Env {
+		name, _, ok := strings.Cut(v, "=")
+		if name == "" {
+			return nil, invalid("variable %q has no name", v)
+		}
+		var env []string
+		for _, old := range p.Env {
+			if n, _, _ := strings.Cut(old, "="); n != name {
+				env = append(env, old)
+			}
+		}
+		if p.Env = env; ok {
+			p.Env = append(p.Env, v)
+		}
+	}
+	if x.Cwd != "" {
+		if p.Cwd = x.Cwd; !filepath.IsAbs(x.Cwd) {
+			return nil, invalid("working directory %q is not absolute", x.Cwd)
+		}
+	}
+	if x.User != "" {
+		u, _, err := User("/proc/"+strconv.Itoa(pid)+"/root", x.User)
+		if err != nil {
+			return nil, err
+		}
+		u.Umask = p.User.Umask
+		p.User = u
+		if u.UID != 0 && p.Capabilities != nil {
+			// As execve(2) would leave them to who isn't root.
+			caps := *p.Capabilities
+			caps.Effective, caps.Permitted, caps.Ambient, caps.Inheritable = nil, nil, nil, nil
+			p.Capabilities = &caps
+		}
+	}
+	return &p, nil
+}
+
+// startExec has the runtime execute a process.
+func (r *Runtime) startExec(ctx context.Context, client *runc.Runc, id string, p *specs.Process, opts *runc.CreateOpts, term *terminal) error {
+	err := client.Exec(ctx, id, *p, &runc.ExecOpts{IO: opts.IO, PidFile: opts.PidFile, ConsoleSocket: opts.ConsoleSocket, Detach: true})
+	if err == nil && term != nil {
+		err = term.start()
+	}
+	return err
+}
+
+func (c *Container) execDir(id string) (string, error) {
+	if err := CheckID(id); err != nil {
+		return "", err
+	}
+	dir := c.path("exec", id)
+	if _, err := os.Stat(dir); errors.Is(err, fs.ErrNotExist) {
+		return "", notFound("container %s has no process %s", c.ID, id)
+	}
+	return dir, nil
+}
+
+func (c *Container) execName(id string) string {
+	return fmt.Sprintf("process %s of container %s", id, c.ID)
+}
+
+// KillExec sends a signal to a process that [Container.Exec] or [Container.StartExec] started.
+func (c *Container) KillExec(id string, sig unix.Signal) error {
+	dir, err := c.execDir(id)
+	if err != nil {
+		return err
+	}
+	l, err := look(dir)
+	if err != nil {
+		return err
+	}
+	if l.status != Running && l.status != Paused {
+		return failed("kill: %s is %s", c.execName(id), l.status)
+	}
+	return l.state.signal(sig)
+}
+
+// WaitExec waits for the end of such a process.
+func (c *Container) WaitExec(ctx context.Context, id string) (*Exit, error) {
+	dir, err := c.execDir(id)
+	if err != nil {
+		return nil, err
+	}
+	return c.wait(ctx, dir, c.execName(id))
+}
+
+// ExecLogs calls f with what such a process, a detached one, has printed.
+func (c *Container) ExecLogs(ctx context.Context, id string, o Logs, f func(Entry) error) error {
+	dir, err := c.execDir(id)
+	if err != nil {
+		return err
+	}
+	return c.logs(ctx, dir, c.execName(id), o, f)
+}
+
+// AttachExec joins such a process, a detached one.
+func (c *Container) AttachExec(ctx context.Context, id string, o Attach) (*Exit, error) {
+	dir, err := c.execDir(id)
+	if err != nil {
+		return nil, err
+	}
+	l, err := look(dir)
+	if err == nil && (l.status != Running || !l.state.Detached) {
+		err = failed("attach: %s is not detached and running", c.execName(id))
+	}
+	if err != nil {
+		return nil, err
+	}
+	return c.attach(ctx, dir, c.execName(id), l, o)
+}
+
+// RemoveExec removes what is kept of such a process, and returns how it ended. One that runs is
+// FailedPrecondition, or killed if force says so.
+func (c *Container) RemoveExec(ctx context.Context, id string, force bool) (*Exit, error) {
+	dir, err := c.execDir(id)
+	if err != nil {
+		return nil, err
+	}
+	l, err := look(dir)
+	if err != nil {
+		return nil, err
+	}
+	if l.status == Running || l.status == Creating {
+		if !force || l.status == Creating {
+			return nil, failed("remove %s: it is %s: end it first, or force it", c.execName(id), l.status)
+		}
+		if err := l.state.signal(unix.SIGKILL); err != nil && !errdefs.IsNotFound(err) {
+			return nil, err
+		}
+		if _, err := c.wait(ctx, dir, c.execName(id)); err != nil && !errdefs.IsNotFound(err) {
+			return nil, err
+		}
+	}
+	var lock *os.File
+	for range 200 {
+		if lock, err = lockFile(filepath.Join(dir, "lock"), true); !errdefs.IsUnavailable(err) {
+			break
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+	if errors.Is(err, fs.ErrNotExist) {
+		return l.exit, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("remove %s: %w", c.execName(id), err)
+	}
+	defer lock.Close()
+	if l, err = look(dir); err != nil {
+		return nil, err
+	}
+	return l.exit, os.RemoveAll(dir)
+}
+
+// endExec records the end of a further process.
+func (u *execution) endExec(e Exit) error {
+	err := writeExit(u.dir(), e)
+	u.c.log(events.Event{Topic: "/tasks/exit", Exec: u.exec, Pid: u.state.Pid, Status: e.Status})
+	if !u.state.Detached {
+		err = os.RemoveAll(u.dir())
+	}
+	u.claim.release()
+	if cerr := u.lock.Close(); err == nil {
+		err = cerr
+	}
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil // the container has been removed
+	}
+	return err
+}

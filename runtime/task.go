@@ -1,0 +1,457 @@
+package runtime
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"time"
+
+	"distkit/events"
+
+	"github.com/containerd/errdefs"
+	runc "github.com/containerd/go-runc"
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+)
+
+// live returns the run of a container that has a process. FailedPrecondition where it has none.
+func (c *Container) live() (looked, error) {
+	l, err := look(c.dir)
+	if err != nil {
+		return l, fmt.Errorf("container %s: %w", c.ID, err)
+	}
+	if l.status != Running && l.status != Paused {
+		return l, failed("container %s is %s", c.ID, l.status)
+	}
+	return l, nil
+}
+
+// client is the runtime's for a container that somebody else runs.
+func (l looked) client() *runc.Runc {
+	return &runc.Runc{Command: l.state.Runtime, Root: l.state.RuntimeState, LogFormat: runc.JSON, Setpgid: true}
+}
+
+// runtimeError is what a runtime's failure comes down to in one line.
+func runtimeError(c *Container, what string, err error) error {
+	text := err.Error()
+	if i := strings.LastIndex(text, `"msg":"`); i >= 0 {
+		text, _, _ = strings.Cut(text[i+len(`"msg":"`):], `"`)
+	} else if i := strings.LastIndex(text, `msg="`); i >= 0 {
+		if m, uerr := strconv.Unquote(quoted(text[i+len("msg="):])); uerr == nil {
+			text = m
+		}
+	}
+	return fmt.Errorf("%s container %s: %s", what, c.ID, firstLine(text))
+}
+
+// quoted is the quoted string that s begins with.
+func quoted(s string) string {
+	q, err := strconv.QuotedPrefix(s)
+	if err != nil {
+		return s
+	}
+	return q
+}
+
+// Kill sends a signal to a container's process, or to all that runs in it. FailedPrecondition
+// where nothing does.
+func (c *Container) Kill(ctx context.Context, sig unix.Signal, all bool) error {
+	l, err := c.live()
+	if err != nil {
+		return fmt.Errorf("kill: %w", err)
+	}
+	if err := c.tend(ctx); err != nil {
+		return err
+	}
+	if all {
+		for _, pid := range processes(l.state.Cgroups) {
+			if err := unix.Kill(pid, sig); err != nil && !errors.Is(err, unix.ESRCH) {
+				return fmt.Errorf("kill process %d of container %s: %w", pid, c.ID, err)
+			}
+		}
+	}
+	if !all || len(l.state.Cgroups) == 0 {
+		if err := l.state.signal(sig); errdefs.IsNotFound(err) {
+			return failed("kill: container %s has just ended", c.ID)
+		} else if err != nil {
+			return fmt.Errorf("kill container %s: %w", c.ID, err)
+		}
+	}
+	if sig == unix.SIGKILL && l.status == Paused {
+		thaw(l.state.Cgroups) // nothing dies while it is paused
+	}
+	return nil
+}
+
+// KillProcess sends a signal to one process in a container, by the number that the host knows it
+// by, as [Container.Processes] tells it. NotFound where the container has none of that number.
+func (c *Container) KillProcess(pid int, sig unix.Signal) error {
+	l, err := c.live()
+	if err != nil {
+		return fmt.Errorf("kill: %w", err)
+	}
+	fd, err := unix.PidfdOpen(pid, 0)
+	if err != nil && !errors.Is(err, unix.ESRCH) && !errors.Is(err, unix.EINVAL) {
+		return fmt.Errorf("kill process %d: %w", pid, err)
+	}
+	if err == nil {
+		defer unix.Close(fd)
+		// The descriptor was opened before: what is in the container now is that process.
+		for _, p := range c.pids(l) {
+			if p == pid {
+				if err := unix.PidfdSendSignal(fd, sig, nil, 0); err != nil && !errors.Is(err, unix.ESRCH) {
+					return fmt.Errorf("kill process %d: %w", pid, err)
+				}
+				return nil
+			}
+		}
+	}
+	return notFound("container %s has no process %d", c.ID, pid)
+}
+
+// pids lists what runs in the container.
+func (c *Container) pids(l looked) []int {
+	if pids := processes(l.state.Cgroups); len(pids) > 0 {
+		return pids
+	}
+	return []int{l.state.Pid} // it has no cgroup of its own
+}
+
+// InContainer is a process in a container.
+type InContainer struct {
+	Pid     int       `json:"pid"`          // the host's
+	Inside  int       `json:"containerPid"` // the container's
+	Parent  int       `json:"ppid"`         // the host's
+	UID     int       `json:"uid"`          // the host's
+	Started time.Time `json:"started"`
+	Exec    string    `json:"exec,omitempty"` // the ID of what task exec started
+	Command []string  `json:"command"`
+}
+
+// Processes lists what runs in a container.
+func (c *Container) Processes() ([]InContainer, error) {
+	l, err := c.live()
+	if err != nil {
+		return nil, fmt.Errorf("processes: %w", err)
+	}
+	execs := map[int]string{}
+	for _, x := range c.Execs() {
+		if e, err := look(c.path("exec", x)); err == nil && e.status == Running {
+			execs[e.state.Pid] = x
+		}
+	}
+	var all []InContainer
+	for _, pid := range c.pids(l) {
+		p, err := describe(pid)
+		if err != nil {
+			continue // it has just ended
+		}
+		p.Exec = execs[pid]
+		all = append(all, p)
+	}
+	return all, nil
+}
+
+func describe(pid int) (InContainer, error) {
+	p := InContainer{Pid: pid, Inside: pid}
+	dir := "/proc/" + strconv.Itoa(pid)
+	_, start, err := processStat(pid)
+	if err != nil {
+		return p, err
+	}
+	p.Started = bootTime().Add(time.Duration(start) * (time.Second / 100)) // USER_HZ is 100 wherever Go runs
+	status, err := os.ReadFile(dir + "/status")
+	if err != nil {
+		return p, err
+	}
+	for line := range strings.Lines(string(status)) {
+		key, value, _ := strings.Cut(line, ":")
+		words := strings.Fields(value)
+		if len(words) == 0 {
+			continue
+		}
+		switch key {
+		case "PPid":
+			p.Parent, _ = strconv.Atoi(words[0])
+		case "Uid":
+			p.UID, _ = strconv.Atoi(words[0])
+		case "NSpid":
+			p.Inside, _ = strconv.Atoi(words[len(words)-1])
+		case "Name":
+			p.Command = []string{"[" + words[0] + "]"}
+		}
+	}
+	if b, err := os.ReadFile(dir + "/cmdline"); err == nil && len(b) > 0 {
+		p.Command = strings.Split(strings.TrimSuffix(string(b), "\x00"), "\x00")
+	}
+	return p, nil
+}
+
+func bootTime() time.Time {
+	var now unix.Timespec
+	if err := unix.ClockGettime(unix.CLOCK_BOOTTIME, &now); err != nil {
+		return time.Time{}
+	}
+	return time.Now().Add(-time.Duration(now.Nano())).UTC()
+}
+
+// Pause stops all of a container's processes until [Container.Resume].
+func (c *Container) Pause(ctx context.Context) error {
+	l, err := c.live()
+	if err == nil && l.status == Paused {
+		err = failed("container %s is paused already", c.ID)
+	}
+	if err != nil {
+		return fmt.Errorf("pause: %w", err)
+	}
+	if err := c.tend(ctx); err != nil {
+		return err
+	}
+	if err := l.client().Pause(ctx, c.key()); err != nil {
+		return runtimeError(c, "pause", err)
+	}
+	c.log(events.Event{Topic: "/tasks/paused", Pid: l.state.Pid})
+	return nil
+}
+
+// Resume lets a paused container's processes go on.
+func (c *Container) Resume(ctx context.Context) error {
+	l, err := c.live()
+	if err == nil && l.status != Paused {
+		err = failed("container %s is not paused", c.ID)
+	}
+	if err != nil {
+		return fmt.Errorf("resume: %w", err)
+	}
+	if err := c.tend(ctx); err != nil {
+		return err
+	}
+	if err := l.client().Resume(ctx, c.key()); err != nil {
+		return runtimeError(c, "resume", err)
+	}
+	c.log(events.Event{Topic: "/tasks/resumed", Pid: l.state.Pid})
+	return nil
+}
+
+// Update changes what the container may use, while it runs.
+func (c *Container) Update(ctx context.Context, r *specs.LinuxResources) error {
+	l, err := c.live()
+	if err != nil {
+		return fmt.Errorf("update: %w", err)
+	}
+	if err := l.client().Update(ctx, c.key(), r); err != nil {
+		return runtimeError(c, "update", err)
+	}
+	return nil
+}
+
+// tend gives a container whose monitor was killed another one. Its end is recorded then, and
+// its output read.
+func (c *Container) tend(ctx context.Context) error {
+	l, err := look(c.dir)
+	if err != nil || l.monitored || l.state == nil || l.status != Running && l.status != Paused {
+		return err
+	}
+	lock, err := c.lock()
+	if errdefs.IsUnavailable(err) {
+		return nil // somebody else does it
+	}
+	if err != nil {
+		return err
+	}
+	if l, err = look(c.dir); err != nil || l.monitored || l.status != Running && l.status != Paused {
+		_ = lock.Close()
+		return err
+	}
+	claim, err := claimID(filepath.Dir(l.state.RuntimeState), c.key(), c.dir)
+	if err != nil {
+		_ = lock.Close()
+		return err
+	}
+	o := order{
+		Root: c.set.root, Namespace: c.Namespace, ID: c.ID, Command: l.state.Runtime, State: claim.state,
+		Job: job{Bundle: c.BundleDir(), Terminal: l.state.Terminal}, Run: *l.state, Adopt: true,
+	}
+	_, err = spawn(o, lock, claim)
+	claim.close()
+	_ = lock.Close()
+	if err != nil {
+		return fmt.Errorf("container %s: %w", c.ID, err)
+	}
+	return nil
+}
+
+// Wait returns how the container ends, once it has. FailedPrecondition where it was not started.
+func (c *Container) Wait(ctx context.Context) (*Exit, error) {
+	return c.wait(ctx, c.dir, fmt.Sprintf("container %s", c.ID))
+}
+
+// wait waits for the end of the process whose directory dir is, the container's own or that of another in it.
+func (c *Container) wait(ctx context.Context, dir, what string) (*Exit, error) {
+	w, err := watch(dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, notFound("no %s", what)
+	}
+	if err != nil {
+		return nil, err
+	}
+	defer w.close()
+	done := c.ends(ctx, dir, what)
+	defer done.close()
+	for {
+		over, err := done.over()
+		if over || err != nil {
+			return done.exit, err
+		}
+		if err := w.wait(ctx, time.Second); err != nil {
+			return nil, err
+		}
+	}
+}
+
+// end looks for the end of a process, also where its directory goes with it.
+type end struct {
+	over  func() (bool, error)
+	close func()
+	exit  *Exit
+}
+
+func (c *Container) ends(ctx context.Context, dir, what string) *end {
+	var file *os.File // who removes the container writes to it before
+	e := &end{}
+	e.close = func() {
+		if file != nil {
+			_ = file.Close()
+		}
+	}
+	e.over = func() (bool, error) {
+		l, err := look(dir)
+		if err != nil {
+			return false, fmt.Errorf("%s: %w", what, err)
+		}
+		switch l.status {
+		case Stopped:
+			e.exit = l.exit
+			return true, nil
+		case Created:
+			if file != nil {
+				if e.exit = exitOf(file); e.exit != nil {
+					return true, nil
+				}
+			}
+			if _, serr := os.Stat(dir); file != nil && serr != nil {
+				return true, notFound("%s was removed while it ran", what)
+			}
+			return true, failed("%s was not started", what)
+		}
+		if file == nil {
+			file, _ = os.Open(filepath.Join(dir, "exit.json"))
+		}
+		if !l.monitored && dir == c.dir {
+			if err := c.tend(ctx); err != nil {
+				return false, err
+			}
+		}
+		return false, nil
+	}
+	return e
+}
+
+// Logs are how to read a log.
+type Logs struct {
+	Follow bool // until the process ends
+	Tail   int  // begin with the last lines, as many as this; all if negative
+}
+
+// Logs calls f with what a detached container has printed, and will.
+func (c *Container) Logs(ctx context.Context, o Logs, f func(Entry) error) error {
+	return c.logs(ctx, c.dir, fmt.Sprintf("container %s", c.ID), o, f)
+}
+
+func (c *Container) logs(ctx context.Context, dir, what string, o Logs, f func(Entry) error) error {
+	w, err := watch(dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return notFound("no %s", what)
+	}
+	if err != nil {
+		return err
+	}
+	defer w.close()
+	r, err := openReader(dir, o.Follow && o.Tail == 0)
+	if err != nil {
+		return fmt.Errorf("log of %s: %w", what, err)
+	}
+	defer r.close()
+	if l, err := look(dir); err == nil && l.state != nil && !l.state.Detached {
+		return failed("%s has no log: it runs, or ran, in the foreground", what)
+	}
+	if o.Tail > 0 {
+		last := newTail(o.Tail)
+		if err := r.read(last.add); err != nil {
+			return fmt.Errorf("log of %s: %w", what, err)
+		}
+		if err := last.each(f); err != nil {
+			return err
+		}
+	}
+	if !o.Follow {
+		if o.Tail == 0 {
+			return nil
+		}
+		return r.read(f)
+	}
+	done := c.ends(ctx, dir, what)
+	defer done.close()
+	return r.follow(ctx, w, done.over, f)
+}
+
+// tail keeps the entries of the last lines.
+type tail struct {
+	n       int
+	lines   [][]Entry
+	partial bool
+}
+
+func newTail(n int) *tail { return &tail{n: n} }
+
+func (t *tail) add(e Entry) error {
+	if t.partial {
+		last := len(t.lines) - 1
+		t.lines[last] = append(t.lines[last], e)
+	} else {
+		if len(t.lines) == t.n {
+			t.lines = t.lines[1:]
+		}
+		t.lines = append(t.lines, []Entry{e})
+	}
+	t.partial = len(e.Text) == 0 || e.Text[len(e.Text)-1] != '\n'
+	return nil
+}
+
+func (t *tail) each(f func(Entry) error) error {
+	for _, line := range t.lines {
+		for _, e := range line {
+			if err := f(e); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// Execs lists the IDs of the further processes of a container.
+func (c *Container) Execs() []string {
+	var ids []string
+	entries, _ := os.ReadDir(c.path("exec"))
+	for _, e := range entries {
+		if CheckID(e.Name()) == nil {
+			ids = append(ids, e.Name())
+		}
+	}
+	return ids
+}
