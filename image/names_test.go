@@ -21,6 +21,9 @@ import (
 const writerEnv = "IMAGE_TEST_WRITER"
 
 func TestMain(m *testing.M) {
+	if args := os.Getenv(crashEnv); args != "" {
+		crashProcess(args)
+	}
 	if args := os.Getenv(writerEnv); args != "" {
 		var root, prefix string
 		var n int

@@ -159,7 +159,10 @@ func (n Namespaces) Delete(namespace string) error {
 	if err := os.RemoveAll(gone); err != nil {
 		return fmt.Errorf("remove namespace %s: %w", namespace, err)
 	}
-	if err := os.Rename(names.layout.Root(), gone); err != nil {
+	switch err := os.Rename(names.layout.Root(), gone); {
+	case errors.Is(err, fs.ErrNotExist): // another process was first
+		return fmt.Errorf("namespace %s: %w", namespace, errdefs.ErrNotFound)
+	case err != nil:
 		return fmt.Errorf("remove namespace %s: %w", namespace, err)
 	}
 	if err := syncDir(n.dir()); err != nil {
