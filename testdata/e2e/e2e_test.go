@@ -1,7 +1,7 @@
 //go:build e2e
 
 // Package e2e goes the whole way with parts that are not ours: Debian's registry and olareg, an
-// image of Debian's packages, runc and crun, overlayfs, skopeo, umoci, crane and oras.
+// image of Debian's packages, runc and crun, overlayfs, skopeo, umoci, crane, oras and regctl.
 package e2e
 
 import (
@@ -431,6 +431,86 @@ func TestForeignReaders(t *testing.T) {
 	p.sh("skopeo copy oci:.content:" + image + " dir:copy")
 	p.sh("umoci stat --image .content:" + single)
 	p.sound()
+}
+
+// TestForeignReadersBesideWriters has programs that are not ours read a store that others of
+// ours write to: by name where they know names of layouts that are references, else by digest.
+func TestForeignReadersBesideWriters(t *testing.T) {
+	p := here(t)
+	fixture.Need(t, "umoci,oras,regctl")
+	manifest := strings.Fields(p.sh("dist-pull --quiet " + single))[0]
+	config := p.sh("dist-image config " + single + " | sha256sum | cut -d' ' -f1")
+	p.write("busy.sh", `
+touch busy
+loop() { while [[ -e busy ]]; do "$@" >>writers 2>&1 || echo "FAILED: $*" >>writers; done; }
+ingest() { local n=$RANDOM; head -c $n /dev/zero | dist-ingest "loose$n"; }
+name() {
+	local n=$((RANDOM % 50))
+	{ dist-image create "busy:$n" `+manifest+` || test $? = 7; } &&
+		{ dist-image label "busy:$n" "at=$RANDOM" || test $? = 3; } &&
+		{ dist-image rm "busy:$((RANDOM % 50))" || test $? = 3; }
+}
+label() { dist-label `+manifest+` "at=$RANDOM"; }
+sweep() { dist-gc --grace 0; }
+pull() { dist-pull -q `+image+` && dist-image rm `+image+`; }
+for f in ingest name name label sweep pull; do loop $f & done
+wait
+`)
+	writers := p.cmd("bash busy.sh")
+	if err := writers.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		if writers.ProcessState == nil {
+			_ = os.Remove(filepath.Join(p.dir, "busy"))
+			_ = writers.Wait()
+		}
+	}()
+	p.sh("until [[ -e busy ]]; do sleep 0.01; done")
+	for round := range 8 {
+		for reader, want := range map[string]string{
+			"skopeo inspect oci:.content:" + single:                                                                      "REDIS_VERSION=",
+			"skopeo copy --quiet oci:.content:" + single + " dir:copy && skopeo inspect dir:copy":                        "REDIS_VERSION=",
+			"umoci stat --image .content:" + single:                                                                      "LAYER",
+			"umoci ls --layout .content":                                                                                 single,
+			"oras manifest fetch --oci-layout .content@" + manifest:                                                      config,
+			"oras blob fetch --oci-layout --output - .content@sha256:" + config:                                          "REDIS_VERSION=",
+			"regctl manifest get --format raw-body ocidir://.content@" + manifest:                                        config,
+			"regctl blob get ocidir://.content sha256:" + config:                                                         "REDIS_VERSION=",
+			"rm -rf copied && oras cp --from-oci-layout .content@" + manifest + " --to-oci-layout copied:x && ls copied": "index.json",
+		} {
+			if got := p.sh(reader); !strings.Contains(got, want) {
+				t.Errorf("round %d: %s: %s", round, reader, got)
+			}
+		}
+	}
+	if err := os.Remove(filepath.Join(p.dir, "busy")); err != nil {
+		t.Fatal(err)
+	}
+	if err := writers.Wait(); err != nil {
+		t.Errorf("writers: %v", err)
+	}
+	p.sh("! grep FAILED writers")
+	if n := p.sh("grep -c ^sha256: writers"); len(n) < 2 {
+		t.Errorf("the writers were not busy: %s lines", n)
+	}
+	p.sound()
+}
+
+// TestLayoutOfSkopeoIsAStore uses what skopeo wrote as it is.
+func TestLayoutOfSkopeoIsAStore(t *testing.T) {
+	p := here(t)
+	fixture.Need(t, "umoci")
+	p.sh("dist-pull " + single + " && skopeo copy --quiet oci:.content:" + single + " oci:theirs:theirs:1 && cp -a theirs pristine")
+	p.sh("export DIST_ROOT=theirs; dist-verify && dist-image check theirs:1 && dist-image ls -q | grep -x theirs:1")
+	p.sh("export DIST_ROOT=theirs; dist-image manifest theirs:1 | dist-image create ours:1 -")
+	p.sh("export DIST_ROOT=theirs; dist-gc --grace 0 && dist-pull " + image + " && dist-unpack ours:1")
+	for _, name := range []string{"theirs:1", "ours:1"} {
+		if got := p.sh("skopeo inspect oci:theirs:" + name); !strings.Contains(got, "REDIS_VERSION=") {
+			t.Errorf("skopeo inspect %s: %s", name, got)
+		}
+	}
+	p.sh("for blob in pristine/blobs/sha256/*; do cmp $blob theirs/blobs/sha256/${blob##*/}; done")
 }
 
 // TestRun runs Debian's redis in a container, with each runtime and driver, and gets its PONG.
