@@ -1,6 +1,7 @@
 package image
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -26,10 +27,12 @@ const (
 	dockerManifest     = "application/vnd.docker.distribution.manifest.v2+json"
 )
 
-// MaxDocument bounds a manifest, an index and a config, in bytes; maxDepth bounds how deep
-// indexes may nest.
+// MaxDocument bounds a manifest, an index and a config, in bytes, maxObjects and maxMembers
+// the memory that decoding one takes, and maxDepth how deep indexes may nest.
 const (
 	MaxDocument = 8 << 20
+	maxObjects  = 1 << 17
+	maxMembers  = 1 << 19
 	maxDepth    = 4
 )
 
@@ -116,6 +119,9 @@ func (w Walker) document(ctx context.Context, d v1.Descriptor) (document, error)
 // parseDocument is document for bytes that messages call by name.
 func parseDocument(name string, b []byte) (document, error) {
 	var doc document
+	if bytes.Count(b, []byte("{")) > maxObjects || bytes.Count(b, []byte(",")) > maxMembers {
+		return doc, errclass.Errorf(errdefs.ErrInvalidArgument, "%s is no manifest or index: it has too many members", name)
+	}
 	if err := json.Unmarshal(b, &doc); err != nil {
 		return doc, errclass.Errorf(errdefs.ErrInvalidArgument, "%s is no manifest or index: %w", name, err)
 	}

@@ -173,6 +173,21 @@ func TestTokenServerDown(t *testing.T) {
 		}
 		t.Log(err)
 	}
+	k = newTokens(t)
+	k.realm.Config.Handler = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		k.asked = append(k.asked, r)
+		io.WriteString(w, `{"token":"`)
+		for r.Context().Err() == nil {
+			if _, err := io.WriteString(w, strings.Repeat("a", 1<<16)); err != nil {
+				return
+			}
+		}
+	})
+	_, err = fetch(t, open(t, k.host(), Options{}), "latest")
+	is(t, err, errdefs.IsUnauthorized)
+	if len(k.asked) != 1 || !strings.Contains(err.Error(), "longer than") {
+		t.Errorf("%d tries, %v", len(k.asked), err)
+	}
 }
 
 func newBasic(t *testing.T, want string) *fake {

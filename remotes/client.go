@@ -80,6 +80,8 @@ func newClient(e endpoint, o Options, keys *keyring) *client {
 		ReadBufferSize:         32 << 10,
 	}
 	if o.Parts > 1 {
+		// Pieces are large enough to pass by the buffer of each connection.
+		t.ReadBufferSize = 4 << 10
 		// HTTP/2 would carry all parts over one connection.
 		t.ForceAttemptHTTP2, t.TLSNextProto = false, map[string]func(string, *tls.Conn) http.RoundTripper{}
 	}
@@ -133,9 +135,15 @@ func checkRedirect(req *http.Request, via []*http.Request) error {
 	return nil
 }
 
-// challengesKey is of the flag in a request's context that tells that the registry asked for
-// authentication.
+// challengesKey is of what a request's context tells of itself.
 type challengesKey struct{}
+
+// challenges are a request and whether the registry has asked for authentication, so that
+// what goes elsewhere asks for a token, unless a redirect sent it there.
+type challenges struct {
+	seen atomic.Bool
+	url  *url.URL
+}
 
 // roundTripper sees every single request, those of redirects and for tokens too.
 type roundTripper struct {
@@ -153,13 +161,41 @@ func (t roundTripper) RoundTrip(req *http.Request) (*http.Response, error) {
 	if err == nil {
 		t.c.replied.Store(true)
 	}
+	asked, ok := req.Context().Value(challengesKey{}).(*challenges)
+	if err == nil && ok && asked.seen.Load() && req.Response == nil && (req.URL.Host != asked.url.Host || req.URL.Path != asked.url.Path) {
+		resp.Body = &tokenBody{resp.Body, req.URL.Host, maxToken}
+	}
 	if err == nil && resp.StatusCode == http.StatusUnauthorized {
-		if seen, ok := req.Context().Value(challengesKey{}).(*atomic.Bool); ok {
-			seen.Store(true)
+		if ok {
+			asked.seen.Store(true)
 		}
 		t.c.keys.challenged(req.URL, resp.Header.Get("Www-Authenticate"))
 	}
 	return resp, err
+}
+
+// maxToken bounds the replies of token servers; oras' own bound, which it takes for the end of
+// the reply, is above.
+const maxToken = 64 << 10
+
+type tokenBody struct {
+	io.ReadCloser
+	host string
+	left int
+}
+
+func (b *tokenBody) Read(p []byte) (int, error) {
+	n, err := b.ReadCloser.Read(p)
+	if b.left -= n; b.left < 0 {
+		return 0, &longTokenError{b.host}
+	}
+	return n, err
+}
+
+type longTokenError struct{ host string }
+
+func (e *longTokenError) Error() string {
+	return fmt.Sprintf("get a token from %s: the reply is longer than %s", e.host, sizeString(maxToken))
 }
 
 // debugLine leaves out the query, which may be a signature, and all headers but the range.
@@ -325,8 +361,8 @@ func (c *client) send(ctx context.Context, r request, watch *time.Timer) (*http.
 	if u == nil {
 		u = &url.URL{Scheme: c.currentScheme(), Host: c.host, Path: c.path + r.path, RawQuery: r.query.Encode()}
 	}
-	var challenged atomic.Bool
-	ctx = context.WithValue(ctx, challengesKey{}, &challenged)
+	challenged := &challenges{url: u}
+	ctx = context.WithValue(ctx, challengesKey{}, challenged)
 	ctx = auth.WithScopesForHost(ctx, c.host, r.scopes...)
 	req, err := http.NewRequestWithContext(ctx, r.method, u.String(), nil)
 	if err != nil {
@@ -361,7 +397,7 @@ func (c *client) send(ctx context.Context, r request, watch *time.Timer) (*http.
 			// Since TLS 1.3 the refusal comes, if at all, after the request.
 			return nil, errors.New("TLS: the host wants a certificate of its clients, and none is configured")
 		}
-		err = classify(ctx, err, challenged.Load())
+		err = classify(ctx, err, challenged.seen.Load())
 		if why := c.keys.explain(c.host); why != "" && errdefs.IsUnauthorized(err) {
 			err = fmt.Errorf("%w; %s", err, why)
 		}
@@ -434,6 +470,13 @@ func (s *stalling) Read(p []byte) (int, error) {
 		}
 	}
 	return n, err
+}
+
+// within bounds the time that all of the body may take.
+func (s *stalling) within(d time.Duration) (stop func() bool) {
+	return time.AfterFunc(d, func() {
+		s.cancel(errclass.As(fmt.Errorf("the reply did not end within %v", d), context.DeadlineExceeded))
+	}).Stop
 }
 
 func (s *stalling) Close() error {

@@ -143,6 +143,7 @@ func classify(ctx context.Context, err error, challenged bool) error {
 	}
 	var (
 		tokenErr *errcode.ErrorResponse
+		longErr  *longTokenError
 		urlErr   *url.Error
 		dnsErr   *net.DNSError
 		netErr   net.Error
@@ -162,6 +163,9 @@ func classify(ctx context.Context, err error, challenged bool) error {
 			class = errdefs.ErrUnauthenticated
 		}
 		return classf(class, "get a token from %s: %d %s%s", tokenErr.URL.Host, tokenErr.StatusCode, http.StatusText(tokenErr.StatusCode), text)
+	}
+	if errors.As(err, &longErr) {
+		return errclass.As(longErr, errdefs.ErrUnauthenticated)
 	}
 	if errors.Is(err, auth.ErrBasicCredentialNotFound) {
 		return classf(errdefs.ErrUnauthenticated, "authentication required: no credentials for this host")

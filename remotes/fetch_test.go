@@ -574,6 +574,44 @@ func TestStall(t *testing.T) {
 	is(t, err, errdefs.IsDeadlineExceeded)
 }
 
+// What comes in drops, each in time, is waited for as a blob, not as a manifest or a list.
+func TestDrip(t *testing.T) {
+	f := newFake(t)
+	content := noise(30)
+	id := f.blob(content)
+	f.reply(func(w http.ResponseWriter, r *http.Request, n int) bool {
+		if strings.Contains(r.URL.Path, "/blobs/") {
+			w.Header().Set("Content-Length", fmt.Sprint(len(content)))
+		}
+		for i := range 10000 {
+			piece := []byte(" ")
+			if strings.Contains(r.URL.Path, "/blobs/") {
+				if i == len(content) {
+					break
+				}
+				piece = content[i : i+1]
+			}
+			w.Write(piece)
+			w.(http.Flusher).Flush()
+			select {
+			case <-r.Context().Done():
+				return true
+			case <-time.After(20 * time.Millisecond):
+			}
+		}
+		return true
+	})
+	r := open(t, f.host(), Options{})
+	r.clients[0].stall = 200 * time.Millisecond
+	if got, err := fetch(t, r, id); err != nil || !bytes.Equal(got, content) {
+		t.Errorf("blob: %d bytes, %v", len(got), err)
+	}
+	_, err := fetch(t, r, "latest")
+	is(t, err, errdefs.IsDeadlineExceeded)
+	_, err = tags(r)
+	is(t, err, errdefs.IsDeadlineExceeded)
+}
+
 func TestCancel(t *testing.T) {
 	f := newFake(t)
 	content := noise(100000)

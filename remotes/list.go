@@ -19,13 +19,17 @@ import (
 	"oras.land/oras-go/v2/registry/remote/auth"
 )
 
-// maxListed bounds lists that come in pages, which a registry could go on with for ever.
-const maxListed = 1 << 20
+// maxListed and maxPages bound lists that come in pages, which a registry could go on with for
+// ever.
+const (
+	maxListed = 1 << 20
+	maxPages  = 10000
+)
 
 // pages gives the pages of a list, each read whole and bounded like a manifest.
 func (c *client) pages(ctx context.Context, req request, t *tries) iter.Seq2[page, error] {
 	return func(yield func(page, error) bool) {
-		for {
+		for range maxPages {
 			p, err := c.page(ctx, req, t)
 			if !yield(p, err) || err != nil || p.next == nil {
 				return
@@ -33,6 +37,7 @@ func (c *client) pages(ctx context.Context, req request, t *tries) iter.Seq2[pag
 			req.url = p.next
 			t = c.newTries(maxTries)
 		}
+		yield(page{}, classf(errdefs.ErrDataLoss, "the list has more than %d pages", maxPages))
 	}
 }
 
@@ -132,7 +137,7 @@ func (r *Registry) tags(ctx context.Context, c *client, t *tries, give func(stri
 		var list struct {
 			Tags []string `json:"tags"`
 		}
-		if err := json.Unmarshal(p.content, &list); err != nil {
+		if err := decode(p.content, &list); err != nil {
 			return classf(errdefs.ErrDataLoss, "what %s sent is not a list of tags: %s", c.host, printable(err.Error()))
 		}
 		if n := len(list.Tags); p.next != nil && (n == 0 || list.Tags[n-1] == last) {
@@ -207,7 +212,7 @@ func (r *Registry) referrers(ctx context.Context, c *client, t *tries, subject d
 		}
 		first = false
 		var index ocispec.Index
-		if err := json.Unmarshal(p.content, &index); err != nil {
+		if err := decode(p.content, &index); err != nil {
 			return classf(errdefs.ErrDataLoss, "what %s sent is not an index: %s", c.host, printable(err.Error()))
 		}
 		if len(index.Manifests) == 0 && p.next != nil {

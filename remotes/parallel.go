@@ -7,7 +7,7 @@ import (
 )
 
 // partsMemory is what the parts that wait for their turn may take together.
-const partsMemory = 8 << 20
+const partsMemory = 6 << 20
 
 // parallel reads a blob in chunks over several connections and gives them in order. Worker w
 // of n has the chunks w, w+n, w+2n, …, and memory for one: it goes on when that was read.

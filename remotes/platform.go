@@ -2,7 +2,6 @@ package remotes
 
 import (
 	"context"
-	"encoding/json"
 	"fmt"
 	"io"
 	"slices"
@@ -159,7 +158,7 @@ func (w *walk) read(desc ocispec.Descriptor, v any) error {
 	if err != nil {
 		return err
 	}
-	if err := json.Unmarshal(b, v); err != nil {
+	if err := decode(b, v); err != nil {
 		return classf(errdefs.ErrDataLoss, "%s: %s", desc.Digest, printable(err.Error()))
 	}
 	return nil

@@ -40,7 +40,7 @@ func (p *push) linkReferrer(subject digest.Digest, desc ocispec.Descriptor, mani
 		return classf(errdefs.ErrInvalidArgument, "subject: %w", err)
 	}
 	var head referrer
-	if err := json.Unmarshal(manifest, &head); err != nil {
+	if err := decode(manifest, &head); err != nil {
 		return err
 	}
 	head.describe(&desc)
@@ -50,7 +50,7 @@ func (p *push) linkReferrer(subject digest.Digest, desc ocispec.Descriptor, mani
 	old, err := p.Registry.manifest(p.ctx, p.client, p.tries, tag, accept(ocispec.MediaTypeImageIndex))
 	switch {
 	case err == nil:
-		if err := json.Unmarshal(old.content, &index); err != nil {
+		if err := decode(old.content, &index); err != nil {
 			return classf(errdefs.ErrDataLoss, "tag %s is not an index: %s", tag, printable(err.Error()))
 		}
 	case !errdefs.IsNotFound(err):

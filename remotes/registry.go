@@ -317,7 +317,7 @@ func (r *Registry) readManifest(ctx context.Context, c *client, t *tries, req re
 		Layers        []json.RawMessage `json:"layers"`
 		FSLayers      []json.RawMessage `json:"fsLayers"`
 	}
-	if err := json.Unmarshal(b, &head); err != nil && o.tag != "" {
+	if err := decode(b, &head); err != nil && o.tag != "" {
 		return nil, classf(errdefs.ErrDataLoss, "what %s sent is not a manifest: %s", resp.Request.URL.Host, printable(err.Error()))
 	}
 	if head.SchemaVersion == 1 && head.FSLayers != nil {
@@ -337,6 +337,14 @@ func (r *Registry) readManifest(ctx context.Context, c *client, t *tries, req re
 	return &manifest{ocispec.Descriptor{MediaType: mediaType, Digest: want, Size: int64(len(b))}, b}, nil
 }
 
+// decode reads a document of a remote, whatever that sent.
+func decode(b []byte, v any) error {
+	if bytes.Count(b, []byte("{")) > maxObjects || bytes.Count(b, []byte(",")) > maxMembers {
+		return errors.New("it has too many members")
+	}
+	return json.Unmarshal(b, v)
+}
+
 // readBounded reads a whole reply of at most MaxManifest.
 func readBounded(resp *http.Response) ([]byte, error) {
 	if resp.ContentLength > MaxManifest {
@@ -345,6 +353,10 @@ func readBounded(resp *http.Response) ([]byte, error) {
 	var buf bytes.Buffer
 	if resp.ContentLength > 0 {
 		buf.Grow(int(resp.ContentLength) + bytes.MinRead)
+	}
+	if body, ok := resp.Body.(*stalling); ok {
+		// One that drips does not stall.
+		defer body.within(2 * body.after)()
 	}
 	n, err := buf.ReadFrom(io.LimitReader(resp.Body, MaxManifest+1))
 	switch {

@@ -107,6 +107,13 @@ const DefaultHostsDir = "/etc/containerd/certs.d:/etc/docker/certs.d"
 // MaxManifest bounds manifests, indexes and image configs in bytes.
 const MaxManifest = 8 << 20
 
+// What may be in a document, which bounds the memory that decoding takes: a million empty
+// objects are a few megabytes of JSON.
+const (
+	maxObjects = 1 << 17
+	maxMembers = 1 << 19
+)
+
 // Open selects the remote of a locator. It is not yet looked whether it is there.
 func Open(locator string, o Options) (Remote, error) {
 	l, err := ParseLocator(locator)
