@@ -1,0 +1,114 @@
+package runtime
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// Stats is what a container has used, and uses now, as its cgroups count it. What the kernel
+// does not count is 0.
+type Stats struct {
+	ID          string    `json:"id"`
+	Time        time.Time `json:"time"`
+	CPU         uint64    `json:"cpu"`                // nanoseconds
+	CPUUser     uint64    `json:"cpuUser"`            // of these in user mode
+	CPUSystem   uint64    `json:"cpuSystem"`          // and in the kernel
+	Throttled   uint64    `json:"throttled"`          // nanoseconds in which it could have run
+	Memory      uint64    `json:"memory"`             // bytes
+	Inactive    uint64    `json:"inactiveFile"`       // of these, cache that can go at once
+	MemoryLimit uint64    `json:"memoryLimit"`        // 0 is none
+	Processes   uint64    `json:"processes"`          // and threads
+	ProcessMost uint64    `json:"processLimit"`       // 0 is none
+	Read        uint64    `json:"read"`               // bytes from block devices
+	Written     uint64    `json:"written"`            // bytes to them
+	OOMKills    uint64    `json:"oomKills,omitempty"` // processes that were killed for want of memory
+}
+
+// Stats counts what a container uses, by cgroup v1 or v2. FailedPrecondition where it has no process.
+func (c *Container) Stats() (Stats, error) {
+	l, err := c.live()
+	if err == nil && len(l.state.Cgroups) == 0 {
+		err = failed("container %s has no cgroups of its own", c.ID)
+	}
+	if err != nil {
+		return Stats{}, fmt.Errorf("stats: %w", err)
+	}
+	s := readStats(l.state.Cgroups)
+	s.ID, s.Time = c.ID, time.Now().UTC()
+	return s, nil
+}
+
+func readStats(cgroups []string) (s Stats) {
+	file := func(name string) string {
+		if d, ok := hierarchy(cgroups, name); ok {
+			b, _ := os.ReadFile(filepath.Join(d, name))
+			return string(b)
+		}
+		return ""
+	}
+	// Of cgroup v2, else of v1.
+	if cpu := keyed(file("cpu.stat")); cpu["usage_usec"] > 0 || file("cpuacct.usage") == "" {
+		s.CPU, s.CPUUser, s.CPUSystem = cpu["usage_usec"]*1000, cpu["user_usec"]*1000, cpu["system_usec"]*1000
+		s.Throttled = cpu["throttled_usec"] * 1000
+	} else {
+		s.CPU = count(file("cpuacct.usage"))
+		ticks := keyed(file("cpuacct.stat"))
+		s.CPUUser, s.CPUSystem = ticks["user"]*10_000_000, ticks["system"]*10_000_000
+		s.Throttled = cpu["throttled_time"]
+	}
+	memory := keyed(file("memory.stat"))
+	if current := file("memory.current"); current != "" {
+		s.Memory, s.MemoryLimit, s.Inactive = count(current), count(file("memory.max")), memory["inactive_file"]
+		s.OOMKills = keyed(file("memory.events"))["oom_kill"]
+	} else {
+		s.Memory, s.Inactive = count(file("memory.usage_in_bytes")), memory["total_inactive_file"]
+		// Without a limit there the kernel has the largest multiple of a page that it can count.
+		if s.MemoryLimit = count(file("memory.limit_in_bytes")); s.MemoryLimit >= 1<<62 {
+			s.MemoryLimit = 0
+		}
+		s.OOMKills = keyed(file("memory.oom_control"))["oom_kill"]
+	}
+	s.Processes, s.ProcessMost = count(file("pids.current")), count(file("pids.max"))
+	if io := file("io.stat"); io != "" {
+		for _, word := range strings.Fields(io) {
+			switch k, v, _ := strings.Cut(word, "="); k {
+			case "rbytes":
+				s.Read += count(v)
+			case "wbytes":
+				s.Written += count(v)
+			}
+		}
+		return s
+	}
+	for line := range strings.Lines(file("blkio.throttle.io_service_bytes_recursive")) {
+		switch f := strings.Fields(line); {
+		case len(f) != 3:
+		case f[1] == "Read":
+			s.Read += count(f[2])
+		case f[1] == "Write":
+			s.Written += count(f[2])
+		}
+	}
+	return s
+}
+
+// count reads a number; "max", as what can't be read, is 0.
+func count(s string) uint64 {
+	n, _ := strconv.ParseUint(strings.TrimSpace(s), 10, 64)
+	return n
+}
+
+// keyed reads lines of a key and a number.
+func keyed(s string) map[string]uint64 {
+	m := map[string]uint64{}
+	for line := range strings.Lines(s) {
+		if k, v, ok := strings.Cut(line, " "); ok {
+			m[k] = count(v)
+		}
+	}
+	return m
+}

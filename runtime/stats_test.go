@@ -1,0 +1,98 @@
+package runtime
+
+import (
+	"path/filepath"
+	"testing"
+)
+
+func TestReadStats(t *testing.T) {
+	for name, c := range map[string]struct {
+		files map[string]string // by hierarchy/file
+		want  Stats
+	}{
+		"v1": {map[string]string{
+			"cpuacct/cpuacct.usage":                           "123456789\n",
+			"cpuacct/cpuacct.stat":                            "user 7\nsystem 5\n",
+			"cpu/cpu.stat":                                    "nr_periods 1\nnr_throttled 1\nthrottled_time 99\n",
+			"memory/memory.usage_in_bytes":                    "4096\n",
+			"memory/memory.limit_in_bytes":                    "9223372036854771712\n",
+			"memory/memory.stat":                              "inactive_file 1\ntotal_inactive_file 2\n",
+			"memory/memory.oom_control":                       "oom_kill_disable 0\nunder_oom 0\noom_kill 3\n",
+			"pids/pids.current":                               "4\n",
+			"pids/pids.max":                                   "max\n",
+			"blkio/blkio.throttle.io_service_bytes_recursive": "8:0 Read 10\n8:0 Write 20\n8:16 Read 1\n8:0 Total 30\nTotal 31\n",
+		}, Stats{CPU: 123456789, CPUUser: 70_000_000, CPUSystem: 50_000_000, Throttled: 99, Memory: 4096, Inactive: 2, Processes: 4, Read: 11, Written: 20, OOMKills: 3}},
+		"v2": {map[string]string{
+			"x/cpu.stat":       "usage_usec 10\nuser_usec 6\nsystem_usec 4\nthrottled_usec 2\n",
+			"x/memory.current": "8192\n",
+			"x/memory.max":     "65536\n",
+			"x/memory.stat":    "anon 1\ninactive_file 5\n",
+			"x/memory.events":  "low 0\noom_kill 1\n",
+			"x/pids.current":   "2\n",
+			"x/pids.max":       "100\n",
+			"x/io.stat":        "8:0 rbytes=7 wbytes=8 rios=1 wios=1 dbytes=0 dios=0\n8:16 rbytes=1 wbytes=1\n",
+		}, Stats{CPU: 10_000, CPUUser: 6000, CPUSystem: 4000, Throttled: 2000, Memory: 8192, MemoryLimit: 65536, Inactive: 5, Processes: 2, ProcessMost: 100, Read: 8, Written: 9, OOMKills: 1}},
+		"nothing": {map[string]string{"x/cgroup.procs": ""}, Stats{}},
+	} {
+		root := t.TempDir()
+		seen := map[string]bool{}
+		var dirs []string
+		for f, content := range c.files {
+			write(t, filepath.Join(root, f), content)
+			if d := filepath.Join(root, filepath.Dir(f)); !seen[d] {
+				seen[d] = true
+				dirs = append(dirs, d)
+			}
+		}
+		if got := readStats(dirs); got != c.want {
+			t.Errorf("%s: %+v, not %+v", name, got, c.want)
+		}
+	}
+}
+
+func TestParseSignal(t *testing.T) {
+	for s, want := range map[string]int{"TERM": 15, "SIGKILL": 9, "hup": 1, "10": 10, "RTMIN": 34, "SIGRTMIN+1": 35, "RTMAX-1": 63, "64": 64} {
+		if got, err := ParseSignal(s); err != nil || int(got) != want {
+			t.Errorf("%s: %d %v", s, got, err)
+		}
+	}
+	for _, s := range []string{"", "0", "65", "-1", "TERMINATE", "RTMIN1", "RTMAX+1", "RTMIN-1", "SIG"} {
+		if got, err := ParseSignal(s); err == nil {
+			t.Errorf("%q: %d", s, got)
+		}
+	}
+}
+
+func TestDetachKeys(t *testing.T) {
+	keys, err := ParseDetachKeys("ctrl-p,ctrl-p,ctrl-q")
+	if err != nil || string(keys) != "\x10\x10\x11" {
+		t.Fatalf("%q %v", keys, err)
+	}
+	for _, c := range []struct {
+		typed []string
+		out   string
+		left  bool
+	}{
+		{[]string{"abc"}, "abc", false},
+		{[]string{"a\x10\x10\x11b"}, "a", true},
+		{[]string{"a\x10", "\x10", "\x11"}, "a", true},
+		{[]string{"\x10\x10\x10\x11"}, "\x10", true},
+		{[]string{"\x10x\x10\x10\x10", "y"}, "\x10x\x10\x10\x10y", false},
+	} {
+		var out []byte
+		matched, left := 0, false
+		for _, s := range c.typed {
+			var o []byte
+			o, matched, left = detachKeys([]byte(s), keys, matched)
+			out = append(out, o...)
+		}
+		if string(out) != c.out || left != c.left {
+			t.Errorf("%q: %q %v", c.typed, out, left)
+		}
+	}
+	for _, s := range []string{"ctrl-", "ctrl-1", "ab", ",", "ctrl-pp"} {
+		if _, err := ParseDetachKeys(s); err == nil {
+			t.Errorf("%q is taken", s)
+		}
+	}
+}
