@@ -43,6 +43,7 @@ var behaviours = map[string]behaviour{
 	"dist-gc":        {output: []string{"--grace", "0", "--dry-run", "--json"}, bad: []string{"x"}},
 	"dist-hold":      {bad: []string{}, waits: []string{"--", "cat"}},
 	"dist-import":    {bad: []string{"x.tar"}, waits: []string{}},
+	"dist-push":      {bad: []string{}},
 	"dist-put":       {output: []string{"TMP/copy", "sha256:2d711642b726b04401627ca9fbac32f5c8530fb1903cc4db02258717921a4881"}, stdin: "x", bad: []string{"redis", "latest"}, waits: []string{"HOST/x", "latest"}},
 	"dist-referrers": {bad: []string{"redis"}, waits: []string{"HOST/x", "BLOB"}},
 	"dist-tags":      {output: []string{"STORE"}, bad: []string{"redis", "y"}, waits: []string{"HOST/x"}},

@@ -10,8 +10,10 @@ import (
 	"net"
 	"net/http"
 	"net/url"
+	"os"
 	"strconv"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -370,9 +372,18 @@ func (c *client) send(ctx context.Context, r request, watch *time.Timer) (*http.
 	}
 	if r.body != nil {
 		req.ContentLength = r.size
+		var bodies []*upload
 		req.GetBody = func() (io.ReadCloser, error) {
-			return &upload{r.body(), watch, c.stall, r.size}, nil
+			body := &upload{Reader: r.body(), watch: watch, stall: c.stall, left: r.size}
+			bodies = append(bodies, body)
+			return body, nil
 		}
+		// A reply can come before all was read, and net/http read on beside what follows.
+		defer func() {
+			for _, b := range bodies {
+				b.Close()
+			}
+		}()
 		req.Body, _ = req.GetBody()
 		if r.size == 0 {
 			req.Body = http.NoBody
@@ -419,9 +430,17 @@ type upload struct {
 	watch *time.Timer
 	stall time.Duration
 	left  int64
+
+	mu     sync.Mutex
+	closed bool
 }
 
 func (u *upload) Read(p []byte) (int, error) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	if u.closed {
+		return 0, os.ErrClosed
+	}
 	// Not the time of the producer, but of the registry counts.
 	u.watch.Stop()
 	n, err := u.Reader.Read(p)
@@ -437,7 +456,13 @@ func (u *upload) Read(p []byte) (int, error) {
 	return n, err
 }
 
-func (u *upload) Close() error { return nil }
+// Close ends reading: nothing is read from then on.
+func (u *upload) Close() error {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	u.closed = true
+	return nil
+}
 
 // sourceError is of what an upload reads, not of the registry.
 type sourceError struct{ error }

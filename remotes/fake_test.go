@@ -199,7 +199,9 @@ func (f *fake) store(w http.ResponseWriter, r *http.Request) bool {
 	}
 	data, ok := f.uploads[id]
 	if !ok {
-		return false
+		w.WriteHeader(http.StatusNotFound)
+		fmt.Fprint(w, `{"errors":[{"code":"BLOB_UPLOAD_UNKNOWN"}]}`)
+		return true
 	}
 	w.Header().Set("Location", "/v2/x/blobs/uploads/"+id+"?state=secret")
 	if s := r.Header.Get("Content-Range"); s != "" && !strings.HasPrefix(s, strconv.Itoa(len(data))+"-") {

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 	"testing"
 
@@ -268,4 +269,24 @@ func TestLayoutPut(t *testing.T) {
 	}
 	_, err = r.Push(ctx, d.String(), bytes.NewReader(blob))
 	is(t, err, errdefs.IsFailedPrecondition)
+}
+
+// Many that put into a directory that is not there yet make one layout of it.
+func TestLayoutMadeAtOnce(t *testing.T) {
+	for range 20 {
+		l := &Layout{filepath.Join(t.TempDir(), "new")}
+		var wg sync.WaitGroup
+		for i := range 8 {
+			wg.Go(func() {
+				s := fmt.Sprint(i)
+				if _, err := l.Push(context.Background(), digest.FromString(s).String(), strings.NewReader(s)); err != nil {
+					t.Error(err)
+				}
+			})
+		}
+		wg.Wait()
+		if _, err := l.Resolve(context.Background(), digest.FromString("7").String()); err != nil {
+			t.Error(err)
+		}
+	}
 }

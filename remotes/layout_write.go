@@ -1,6 +1,7 @@
 package remotes
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -22,52 +23,51 @@ import (
 // Push stores a blob, or a manifest under its digest or a name. It follows distkit-layout(5),
 // so that it can be used beside the store's own commands: nothing appears under a digest that
 // is not complete and right, and names are changed under the lock of index.json.
-func (l *Layout) Push(ctx context.Context, id string, content io.Reader, hintList ...string) (ocispec.Descriptor, error) {
-	desc, err := l.push(id, content, parseHints(hintList))
+func (l *Layout) Push(ctx context.Context, id string, content io.Reader, hintList ...string) (Pushed, error) {
+	pushed, err := l.push(id, content, parseHints(hintList))
 	if err != nil {
-		return ocispec.Descriptor{}, fmt.Errorf("put %s into %s: %w", id, l.dir, err)
+		return Pushed{}, fmt.Errorf("put %s into %s: %w", id, l.dir, err)
 	}
-	return desc, nil
+	return pushed, nil
 }
 
-func (l *Layout) push(id string, content io.Reader, h hints) (ocispec.Descriptor, error) {
+func (l *Layout) push(id string, content io.Reader, h hints) (Pushed, error) {
 	d, isDigest, err := parseDigest(id)
 	if err == nil {
 		err = l.create()
 	}
 	if err != nil {
-		return ocispec.Descriptor{}, err
+		return Pushed{}, err
 	}
 	if isDigest {
-		size, err := l.store(d, content, h)
-		desc := ocispec.Descriptor{MediaType: h.mediaType, Digest: d, Size: size}
-		return desc, err
+		size, state, err := l.store(d, content, h)
+		return Pushed{ocispec.Descriptor{MediaType: h.mediaType, Digest: d, Size: size}, state}, err
 	}
 	if !isName(id) {
-		return ocispec.Descriptor{}, classf(errdefs.ErrInvalidArgument, "not a name, tag or digest")
+		return Pushed{}, classf(errdefs.ErrInvalidArgument, "not a name, tag or digest")
 	}
 	b, err := io.ReadAll(io.LimitReader(content, MaxManifest+1))
 	if err != nil {
-		return ocispec.Descriptor{}, err
+		return Pushed{}, err
 	}
 	if len(b) > MaxManifest {
-		return ocispec.Descriptor{}, classf(errdefs.ErrInvalidArgument, "the content is larger than a manifest may be (%s)", sizeString(MaxManifest))
+		return Pushed{}, classf(errdefs.ErrInvalidArgument, "the content is larger than a manifest may be (%s)", sizeString(MaxManifest))
 	}
 	desc := ocispec.Descriptor{MediaType: h.mediaType, Digest: digest.FromBytes(b), Size: int64(len(b))}
 	if !json.Valid(b) {
-		return desc, classf(errdefs.ErrInvalidArgument, "the content is not a manifest")
+		return Pushed{}, classf(errdefs.ErrInvalidArgument, "the content is not a manifest")
 	}
 	if desc.MediaType == "" {
 		if desc.MediaType = sniff(b); desc.MediaType == mediaTypeOctets {
-			return desc, classf(errdefs.ErrInvalidArgument, "the content does not tell its type: give the hint mediatype:TYPE")
+			return Pushed{}, classf(errdefs.ErrInvalidArgument, "the content does not tell its type: give the hint mediatype:TYPE")
 		}
 	}
-	if _, err := l.store(desc.Digest, strings.NewReader(string(b)), h); err != nil {
-		return desc, err
+	if _, _, err := l.store(desc.Digest, bytes.NewReader(b), h); err != nil {
+		return Pushed{}, err
 	}
 	named := desc
 	named.Annotations = map[string]string{ocispec.AnnotationRefName: id}
-	return desc, l.changeIndex(func(index *ocispec.Index) error {
+	return Pushed{desc, Stored}, l.changeIndex(func(index *ocispec.Index) error {
 		index.Manifests = slices.DeleteFunc(index.Manifests, func(m ocispec.Descriptor) bool {
 			return m.Annotations[ocispec.AnnotationRefName] == id
 		})
@@ -93,7 +93,7 @@ func (l *Layout) create() error {
 		if err != nil {
 			return err
 		}
-		if len(files) > 0 {
+		if slices.ContainsFunc(files, isForeign) {
 			return classf(errdefs.ErrFailedPrecondition, "the directory is neither an OCI image layout nor empty")
 		}
 	}
@@ -108,6 +108,15 @@ func (l *Layout) create() error {
 	return publish(filepath.Join(l.dir, ocispec.ImageLayoutFile), version, os.Link)
 }
 
+// isForeign tells files that are not of a layout which another process is making just now.
+func isForeign(f fs.DirEntry) bool {
+	switch f.Name() {
+	case ocispec.ImageBlobsDir, ocispec.ImageIndexFile, ocispec.ImageLayoutFile:
+		return false
+	}
+	return !strings.HasPrefix(f.Name(), ".tmp-")
+}
+
 func emptyIndex() *ocispec.Index {
 	index := &ocispec.Index{MediaType: ocispec.MediaTypeImageIndex, Manifests: []ocispec.Descriptor{}}
 	index.SchemaVersion = 2
@@ -119,23 +128,23 @@ func isName(s string) bool {
 }
 
 // store has a blob appear, complete and synced, or leaves what is there.
-func (l *Layout) store(d digest.Digest, content io.Reader, h hints) (size int64, err error) {
+func (l *Layout) store(d digest.Digest, content io.Reader, h hints) (size int64, state State, err error) {
 	target := filepath.Join(l.dir, blobFile(d))
 	if info, err := os.Stat(target); err == nil && info.Mode().IsRegular() {
 		if h.size >= 0 && h.size != info.Size() {
-			return 0, classf(errdefs.ErrDataLoss, "size mismatch: got %s, not %d", sizeString(info.Size()), h.size)
+			return 0, "", classf(errdefs.ErrDataLoss, "size mismatch: got %s, not %d", sizeString(info.Size()), h.size)
 		}
-		return info.Size(), nil
+		return info.Size(), Exists, nil
 	}
 	dir := filepath.Dir(target)
 	if err := os.MkdirAll(dir, 0o755); err != nil {
-		return 0, err
+		return 0, "", err
 	}
 	// Beside the blobs: they may be on another file system than the layout. The name is of
 	// no digest, and so of no blob.
 	f, err := os.CreateTemp(dir, ".tmp-*")
 	if err != nil {
-		return 0, err
+		return 0, "", err
 	}
 	defer func() {
 		f.Close()
@@ -144,21 +153,21 @@ func (l *Layout) store(d digest.Digest, content io.Reader, h hints) (size int64,
 		}
 	}()
 	if size, err = io.Copy(f, newVerifier(io.NopCloser(content), d, 0, 0)); err != nil {
-		return 0, err
+		return 0, "", err
 	}
 	if h.size >= 0 && h.size != size {
-		return 0, classf(errdefs.ErrDataLoss, "size mismatch: got %s, not %d", sizeString(size), h.size)
+		return 0, "", classf(errdefs.ErrDataLoss, "size mismatch: got %s, not %d", sizeString(size), h.size)
 	}
 	if err := f.Chmod(0o444); err != nil {
-		return 0, err
+		return 0, "", err
 	}
 	if err := f.Sync(); err != nil {
-		return 0, err
+		return 0, "", err
 	}
 	if err := os.Rename(f.Name(), target); err != nil {
-		return 0, err
+		return 0, "", err
 	}
-	return size, syncDir(dir)
+	return size, Stored, syncDir(dir)
 }
 
 func syncDir(dir string) error {

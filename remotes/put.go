@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -11,8 +12,6 @@ import (
 	"os"
 	"strconv"
 	"strings"
-
-	"distkit/errclass"
 
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
@@ -30,30 +29,32 @@ const (
 // Push uploads a manifest or blob. A blob whose upload is cut goes on where the registry has
 // it: content that is a file is sent in one piece, of which the rest is sent again; another
 // stream in pieces of 8 MiB.
-func (r *Registry) Push(ctx context.Context, id string, content io.Reader, hintList ...string) (ocispec.Descriptor, error) {
+func (r *Registry) Push(ctx context.Context, id string, content io.Reader, hintList ...string) (Pushed, error) {
 	o, err := parseObject(id)
 	if err != nil {
-		return ocispec.Descriptor{}, err
+		return Pushed{}, err
 	}
-	desc, err := r.push(ctx, o, content, parseHints(hintList))
+	p, err := r.newPush(ctx, o, parseHints(hintList))
 	if err != nil {
-		return ocispec.Descriptor{}, fmt.Errorf("put %s: %w", o.join(r.locator.String()), err)
+		return Pushed{}, fmt.Errorf("put %s: %w", o.join(r.locator.String()), err)
 	}
-	return desc, nil
+	desc, err := p.push(content)
+	if err != nil {
+		return Pushed{}, fmt.Errorf("put %s: %w", o.join(r.locator.String()), err)
+	}
+	return Pushed{desc, p.state}, nil
 }
 
-func (r *Registry) push(ctx context.Context, o object, content io.Reader, h hints) (ocispec.Descriptor, error) {
-	p, err := r.newPush(ctx, o, h)
-	if err != nil {
-		return ocispec.Descriptor{}, err
-	}
+func (p *push) push(content io.Reader) (ocispec.Descriptor, error) {
+	o, h := p.object, p.hints
 	asManifest := o.tag != "" || isIndex(h.mediaType) || isManifest(h.mediaType)
 	if asManifest {
 		return p.manifest(content)
 	}
 	if h.mediaType == "" {
 		// A digest alone: where it is there already it need not be told what it is.
-		if desc, err := r.resolve(ctx, p.client, p.tries, o); err == nil {
+		if desc, err := p.resolve(p.ctx, p.client, p.tries, o); err == nil {
+			p.state = Exists
 			return desc, p.checkSize(desc.Size)
 		} else if !errdefs.IsNotFound(err) {
 			return ocispec.Descriptor{}, err
@@ -74,7 +75,7 @@ func (r *Registry) push(ctx context.Context, o object, content io.Reader, h hint
 func (r *Registry) newPush(ctx context.Context, o object, h hints) (*push, error) {
 	for _, c := range r.clients {
 		if c.capabilities&canPush != 0 {
-			return &push{Registry: r, client: c, ctx: ctx, object: o, hints: h, tries: c.newTries(maxTries)}, nil
+			return &push{Registry: r, client: c, ctx: ctx, object: o, hints: h, tries: c.newTries(maxTries), state: Stored}, nil
 		}
 	}
 	return nil, r.nobody()
@@ -88,6 +89,7 @@ type push struct {
 	object object
 	hints  hints
 	tries  *tries
+	state  State
 }
 
 func (p *push) checkSize(size int64) error {
@@ -167,6 +169,7 @@ func (p *push) manifest(content io.Reader) (ocispec.Descriptor, error) {
 		if err == nil {
 			resp.Body.Close()
 			if resp.ContentLength >= 0 {
+				p.state = Exists
 				return ocispec.Descriptor{MediaType: p.hints.mediaType, Digest: p.object.digest, Size: resp.ContentLength}, p.checkSize(resp.ContentLength)
 			}
 		} else if !errdefs.IsNotFound(err) {
@@ -237,7 +240,7 @@ func (p *push) blob(content io.Reader, look bool) (ocispec.Descriptor, error) {
 	if look {
 		size, err := p.exists()
 		if err == nil {
-			desc.Size = size
+			desc.Size, p.state = size, Exists
 			return desc, p.checkSize(size)
 		}
 		if !errdefs.IsNotFound(err) {
@@ -249,6 +252,7 @@ func (p *push) blob(content io.Reader, look bool) (ocispec.Descriptor, error) {
 		return desc, err
 	}
 	if mounted {
+		p.state = Mounted
 		desc.Size, err = p.exists()
 		return desc, err
 	}
@@ -409,9 +413,7 @@ func (p *push) sendFile(s session, from func(offset int64) io.Reader, size int64
 				return p.finish(&s)
 			}
 		}
-		if isStatus(err, http.StatusRequestedRangeNotSatisfiable) {
-			err = errclass.As(err, errdefs.ErrAborted)
-		}
+		err = lostSession(err)
 		if err := p.client.again(p.ctx, p.tries, err); err != nil {
 			return err
 		}
@@ -438,6 +440,21 @@ func (p *push) sendFile(s session, from func(offset int64) io.Reader, size int64
 			p.tries = p.client.newTries(maxTries)
 		}
 	}
+}
+
+// lostSession makes a failure for now of a reply that says that the registry does not have the
+// upload as far as was thought, or at all: where it runs as several that share their storage,
+// one may not know yet what another has.
+func lostSession(err error) error {
+	var e *statusError
+	if !errors.As(err, &e) {
+		return err
+	}
+	unknown := strings.Contains(e.text, "BLOB_UPLOAD_UNKNOWN")
+	if unknown || e.status == http.StatusRequestedRangeNotSatisfiable || e.status == http.StatusNotFound && e.text == "" {
+		return classf(errdefs.ErrAborted, "%v", err)
+	}
+	return err
 }
 
 // status asks how much of an upload the registry has.
@@ -516,9 +533,7 @@ func (p *push) sendPiece(s *session, piece []byte, offset int64, last bool) erro
 			resp.Body.Close()
 			return p.move(s, resp)
 		}
-		if isStatus(err, http.StatusRequestedRangeNotSatisfiable) {
-			err = errclass.As(err, errdefs.ErrAborted)
-		}
+		err = lostSession(err)
 		if err := p.client.again(p.ctx, p.tries, err); err != nil {
 			return err
 		}
@@ -532,7 +547,7 @@ func (p *push) sendPiece(s *session, piece []byte, offset int64, last bool) erro
 				return err
 			}
 		case err != nil:
-			return err
+			return lostSession(err)
 		}
 		if have < offset || have > end {
 			return classf(errdefs.ErrDataLoss, "the registry says it has %s, where %d were sent", sizeString(have), end)

@@ -60,8 +60,8 @@ func TestPutBlob(t *testing.T) {
 			}
 			// What is there is success without reading.
 			f.reset()
-			if _, err := r.Push(context.Background(), d.String(), iotest.ErrReader(io.ErrNoProgress)); err != nil {
-				t.Fatal(err)
+			if p, err := r.Push(context.Background(), d.String(), iotest.ErrReader(io.ErrNoProgress)); err != nil || p.State != Exists {
+				t.Fatalf("%+v, %v", p, err)
 			}
 			for _, s := range f.seen() {
 				if !strings.HasPrefix(s, "HEAD ") {
@@ -126,6 +126,46 @@ func TestPutCut(t *testing.T) {
 	}
 }
 
+// A registry that forgets an upload gets another one, or all of it once more, where that can be.
+func TestPutForgotten(t *testing.T) {
+	content := noise(2*chunkSize + 5)
+	d := digest.FromBytes(content)
+	for name, reader := range readers {
+		for first, reply := range []string{"", `{"errors":[{"code":"BLOB_UPLOAD_UNKNOWN"}]}`} {
+			f := newFake(t)
+			forgotten := 0
+			f.reply(func(w http.ResponseWriter, r *http.Request, n int) bool {
+				if r.Method != http.MethodPut && r.Method != http.MethodPatch || forgotten > 0 {
+					return false
+				}
+				forgotten++
+				f.mu.Lock()
+				clear(f.uploads)
+				f.mu.Unlock()
+				w.WriteHeader(http.StatusNotFound - 4*first)
+				fmt.Fprint(w, reply)
+				return true
+			})
+			_, err := open(t, f.host(), Options{}).Push(context.Background(), d.String(), reader(t, content))
+			if err != nil || !bytes.Equal(f.blobs[d], content) {
+				t.Errorf("%s: %v", name, err)
+			}
+		}
+	}
+	// In the middle of a pipe there is nothing to begin again with.
+	f := newFake(t)
+	f.reply(func(w http.ResponseWriter, r *http.Request, n int) bool {
+		f.mu.Lock()
+		defer f.mu.Unlock()
+		if strings.HasPrefix(r.Header.Get("Content-Range"), fmt.Sprint(chunkSize)) {
+			clear(f.uploads)
+		}
+		return false
+	})
+	_, err := open(t, f.host(), Options{}).Push(context.Background(), d.String(), pipe(t, content))
+	is(t, err, errdefs.IsAborted)
+}
+
 // The reply to the last request is lost: the blob is there all the same.
 func TestPutReplyLost(t *testing.T) {
 	content := noise(100000)
@@ -184,14 +224,14 @@ func TestPutMount(t *testing.T) {
 	f := newFake(t)
 	d := digest.FromString("x").String()
 	r := open(t, f.host(), Options{})
-	if _, err := r.Push(context.Background(), d, iotest.ErrReader(io.ErrNoProgress), "mount:other", "mediatype:a/b"); err != nil {
-		t.Fatal(err)
+	if p, err := r.Push(context.Background(), d, iotest.ErrReader(io.ErrNoProgress), "mount:other", "mediatype:a/b"); err != nil || p.State != Mounted {
+		t.Fatalf("%+v, %v", p, err)
 	}
 	// Where it can't be mounted, it is uploaded.
 	content := noise(100)
 	d = digest.FromBytes(content).String()
-	if _, err := r.Push(context.Background(), d, pipe(t, content), "mount:absent", "mediatype:a/b"); err != nil {
-		t.Fatal(err)
+	if p, err := r.Push(context.Background(), d, pipe(t, content), "mount:absent", "mediatype:a/b"); err != nil || p.State != Stored {
+		t.Fatalf("%+v, %v", p, err)
 	}
 	if !bytes.Equal(f.blobs[digest.Digest(d)], content) {
 		t.Error("other bytes came")

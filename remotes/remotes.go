@@ -58,12 +58,28 @@ func (f FetcherFunc) Fetch(ctx context.Context, id string, hints ...string) (io.
 }
 
 // Pusher stores what it reads as a manifest or blob, id being the digest or, of a manifest,
-// a tag, and gives its descriptor. Nothing is stored under a digest that it does not have.
+// a tag, and tells its descriptor. Nothing is stored under a digest that it does not have.
 // What is there already under its digest is success without reading. Hints are mediatype:TYPE,
 // size:BYTES and mount:REPOSITORY, another repository of the same registry that has the blob.
 type Pusher interface {
-	Push(ctx context.Context, id string, content io.Reader, hints ...string) (ocispec.Descriptor, error)
+	Push(ctx context.Context, id string, content io.Reader, hints ...string) (Pushed, error)
 }
+
+// Pushed is what a remote has after a push, and how it came to have it.
+type Pushed struct {
+	ocispec.Descriptor
+	State State `json:"state"`
+}
+
+// State of what was pushed.
+type State string
+
+// What was pushed was there already, was taken from another repository, or was sent.
+const (
+	Exists  State = "exists"
+	Mounted State = "mounted"
+	Stored  State = "stored"
+)
 
 // Remote is one repository of a registry, or one directory.
 type Remote interface {

@@ -21,7 +21,7 @@ func newCommand() *cobra.Command {
 		Args:  cobra.MinimumNArgs(2),
 	}
 	options := registry.Flags(c)
-	records := cli.NewRecords(c, "DIGEST", "SIZE")
+	records := cli.NewRecords(c, "DIGEST", "SIZE", "STATE")
 	c.RunE = func(c *cobra.Command, args []string) error {
 		r, err := remotes.Open(args[0], *options)
 		if err != nil {
@@ -37,11 +37,11 @@ func newCommand() *cobra.Command {
 			defer in.Close()
 			content = in
 		}
-		desc, err := r.Push(c.Context(), args[1], content, args[2:]...)
+		pushed, err := r.Push(c.Context(), args[1], content, args[2:]...)
 		if err != nil {
 			return err
 		}
-		if err := records.Write(desc, desc.Digest, cli.Size(desc.Size)); err != nil {
+		if err := records.Write(pushed, pushed.Digest, cli.Size(pushed.Size), pushed.State); err != nil {
 			return err
 		}
 		return records.Close()

@@ -56,6 +56,13 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		repo.server, repo.seen = h.open(), now
 	}
 	server := repo.server
+	if kind == "uploads" && r.Method == http.MethodPost {
+		// The first upload makes the index: it is no other's, for which the uploads would end.
+		server.ServeHTTP(w, r)
+		repo.seen, _ = os.Stat(index)
+		repo.mu.Unlock()
+		return
+	}
 	if kind == "blobs" || kind == "uploads" {
 		repo.mu.Unlock()
 		server.ServeHTTP(w, r)
