@@ -4,7 +4,6 @@
 package image
 
 import (
-	"bytes"
 	"cmp"
 	"encoding/json"
 	"errors"
@@ -305,18 +304,23 @@ type entry struct {
 	name string
 }
 
-func (e *entry) UnmarshalJSON(b []byte) error {
-	var head struct {
-		Annotations map[string]string `json:"annotations"`
-	}
-	if err := json.Unmarshal(b, &head); err != nil {
-		return err
-	}
-	e.raw, e.name = bytes.Clone(b), head.Annotations[v1.AnnotationRefName]
-	return nil
+// parseEntry reads of an entry no more than its name. It is false where that is not text, or the
+// entry no object.
+func parseEntry(raw json.RawMessage) (e entry, ok bool) {
+	e.raw = raw
+	var annotations, name json.RawMessage
+	ok = members(raw, func(key string, value json.RawMessage) {
+		if key == "annotations" {
+			annotations = value
+		}
+	})
+	members(annotations, func(key string, value json.RawMessage) {
+		if key == v1.AnnotationRefName {
+			name = value
+		}
+	})
+	return e, ok && (name == nil || json.Unmarshal(name, &e.name) == nil)
 }
-
-func (e entry) MarshalJSON() ([]byte, error) { return e.raw, nil }
 
 func (e entry) image() (Image, error) {
 	var d v1.Descriptor
@@ -374,7 +378,7 @@ func (n *Names) path() string { return filepath.Join(n.layout.Root(), v1.ImageIn
 func (n *Names) read() (*index, error) {
 	b, err := os.ReadFile(n.path())
 	if errors.Is(err, fs.ErrNotExist) {
-		return &index{}, nil
+		return &index{fields: map[string]json.RawMessage{}}, nil
 	}
 	if err != nil {
 		return nil, fmt.Errorf("read names: %w", err)
@@ -383,28 +387,66 @@ func (n *Names) read() (*index, error) {
 }
 
 func parseIndex(b []byte, path string) (*index, error) {
-	ix := &index{}
-	if err := json.Unmarshal(b, &ix.fields); err != nil {
-		return nil, errclass.Errorf(errdefs.ErrFailedPrecondition, "%s is not an OCI index: %w", path, err)
+	damaged := func(format string, args ...any) (*index, error) {
+		return nil, errclass.Errorf(errdefs.ErrFailedPrecondition, "%s is not an OCI index: "+format, append([]any{path}, args...)...)
 	}
-	if m, ok := ix.fields["manifests"]; ok {
-		if err := json.Unmarshal(m, &ix.entries); err != nil {
-			return nil, errclass.Errorf(errdefs.ErrFailedPrecondition, "%s is not an OCI index: %w", path, err)
+	if !json.Valid(b) {
+		return damaged("%w", json.Unmarshal(b, new(json.RawMessage)))
+	}
+	ix := &index{fields: map[string]json.RawMessage{}}
+	if !members(b, func(key string, value json.RawMessage) { ix.fields[key] = value }) {
+		return damaged("it is no object")
+	}
+	manifests := ix.fields["manifests"]
+	if manifests == nil || string(manifests) == "null" {
+		return ix, nil
+	}
+	strange := -1
+	array := elements(manifests, func(value json.RawMessage) {
+		e, ok := parseEntry(value)
+		if !ok && strange < 0 {
+			strange = len(ix.entries)
 		}
+		ix.entries = append(ix.entries, e)
+	})
+	if !array {
+		return damaged("manifests is no array")
+	}
+	if strange >= 0 {
+		return damaged("entry %d of its manifests is no descriptor", strange)
 	}
 	return ix, nil
 }
 
+// encode puts together what is valid JSON already, piece by piece: checking ten thousand names
+// again would be most of the work of adding one.
 func (ix *index) encode() ([]byte, error) {
-	if ix.entries == nil {
-		ix.entries = []entry{}
+	size := 64
+	for _, e := range ix.entries {
+		size += len(e.raw) + 1
 	}
-	manifests, err := json.Marshal(ix.entries)
-	if err != nil {
-		return nil, err
+	b := make([]byte, 0, size)
+	ix.fields["manifests"] = nil
+	for i, key := range slices.Sorted(maps.Keys(ix.fields)) {
+		quoted, err := json.Marshal(key)
+		if err != nil {
+			return nil, err
+		}
+		b = append(append(append(b, "{,"[min(i, 1)]), quoted...), ':')
+		if key != "manifests" {
+			b = append(b, ix.fields[key]...)
+			continue
+		}
+		b = append(b, '[')
+		for i, e := range ix.entries {
+			if i > 0 {
+				b = append(b, ',')
+			}
+			b = append(b, e.raw...)
+		}
+		b = append(b, ']')
 	}
-	ix.fields["manifests"] = manifests
-	return json.Marshal(ix.fields)
+	return append(b, "}\n"...), nil
 }
 
 // change locks index.json, lets f change what it says, and puts the new one in its place:
