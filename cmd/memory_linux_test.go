@@ -1,0 +1,128 @@
+package cmd_test
+
+import (
+	"bytes"
+	"crypto/sha256"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"testing"
+)
+
+// storeMemory is what a command that moves or lists blobs may take, however large or many they
+// are.
+const storeMemory = 20 << 20
+
+// mostMemory is the most that a running process had. (What wait4 tells of a child counts what
+// its parent had when it was made.)
+func mostMemory(t *testing.T, c *exec.Cmd) int {
+	t.Helper()
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", c.Process.Pid))
+	_, text, ok := bytes.Cut(b, []byte("VmHWM:"))
+	var kilobytes int
+	if n, serr := fmt.Sscanf(string(text), "%d kB", &kilobytes); err != nil || !ok || n != 1 {
+		t.Fatalf("no VmHWM: %v, %v", err, serr)
+	}
+	return kilobytes << 10
+}
+
+// What goes through a pipe to a command, and from one, takes no more memory the more it is: looked
+// at before the end, since afterwards the process is gone.
+func TestMemoryIsBounded(t *testing.T) {
+	const size = 192 << 20
+	root := filepath.Join(t.TempDir(), "store")
+	zeros := make([]byte, 1<<20)
+	sum := sha256.New()
+	for range size / len(zeros) {
+		sum.Write(zeros)
+	}
+	digest := fmt.Sprintf("sha256:%x", sum.Sum(nil))
+	check := func(c *exec.Cmd) {
+		t.Helper()
+		n := mostMemory(t, c)
+		t.Logf("%s: %.1f MiB", c.Args, float64(n)/(1<<20))
+		if n > storeMemory {
+			t.Errorf("%s took %d bytes of memory, more than %d", c.Args, n, storeMemory)
+		}
+	}
+	into := func(args ...string) {
+		t.Helper()
+		c := exec.Command(filepath.Join(bin, args[0]), append(args[1:], "--root", root)...)
+		c.Stderr = os.Stderr
+		var out bytes.Buffer
+		c.Stdout = &out
+		in, err := c.StdinPipe()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := c.Start(); err != nil {
+			t.Fatal(err)
+		}
+		for range size / len(zeros) {
+			if _, err := in.Write(zeros); err != nil {
+				t.Fatal(err)
+			}
+		}
+		check(c)
+		if err := in.Close(); err != nil {
+			t.Error(err)
+		}
+		if err := c.Wait(); err != nil || out.String() != fmt.Sprintf("%s\t%d\n", digest, size) {
+			t.Errorf("%q: %v, %q", args, err, out.String())
+		}
+	}
+	from := func(atLeast int64, args ...string) {
+		t.Helper()
+		c := exec.Command(filepath.Join(bin, args[0]), append(args[1:], "--root", root)...)
+		c.Stderr = os.Stderr
+		out, err := c.StdoutPipe()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := c.Start(); err != nil {
+			t.Fatal(err)
+		}
+		// More than a pipe holds is left, so that it can't have ended.
+		n, err := io.CopyN(io.Discard, out, atLeast-2<<20)
+		if err != nil {
+			t.Errorf("%q: %d bytes, %v", args, n, err)
+		}
+		check(c)
+		rest, err := io.Copy(io.Discard, out)
+		if err := c.Wait(); err != nil || n+rest < atLeast {
+			t.Errorf("%q: %d bytes, %v", args, n+rest, err)
+		}
+		if err != nil {
+			t.Error(err)
+		}
+	}
+	into("dist-ingest", "ref")
+	from(size, "dist-cat", digest)
+	if err := os.RemoveAll(root); err != nil {
+		t.Fatal(err)
+	}
+	into("dist-ingest", "ref", "--expected-digest", digest)
+	if err := os.RemoveAll(root); err != nil {
+		t.Fatal(err)
+	}
+	// Links to one file, by which it is quickly done.
+	const blobs = 60_000
+	dir := filepath.Join(root, "blobs", "sha256")
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	file := filepath.Join(dir, "empty")
+	if err := os.WriteFile(file, nil, 0o444); err != nil {
+		t.Fatal(err)
+	}
+	for i := range blobs {
+		to := filepath.Join(dir, fmt.Sprintf("%064x", i))
+		if err := os.Symlink("empty", to); err != nil {
+			t.Fatal(err)
+		}
+	}
+	from(blobs*72, "dist-list", "-q")
+	from(blobs*72, "dist-list")
+}

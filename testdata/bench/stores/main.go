@@ -1,0 +1,123 @@
+// Stores makes what the store's figures are measured on and against.
+//
+//	stores blobs N DIR       a store of N small blobs
+//	stores names N DIR       a store of N names of one manifest, whose digest is printed
+//	stores hash-cp SRC DST   hash SRC in Go, cp it to DST, sync that and its directory
+//
+// The last is what nobody who stores a file verified and durable can do without.
+package main
+
+import (
+	"bufio"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io"
+	"log"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+)
+
+func main() {
+	log.SetFlags(0)
+	log.SetPrefix("stores: ")
+	if len(os.Args) != 4 {
+		log.Fatal("usage: stores blobs|names N DIR, or stores hash-cp SRC DST")
+	}
+	var err error
+	switch n, nerr := strconv.Atoi(os.Args[2]); {
+	case os.Args[1] == "hash-cp":
+		err = hashCopy(os.Args[2], os.Args[3])
+	case nerr != nil:
+		err = nerr
+	case os.Args[1] == "blobs":
+		err = blobs(n, os.Args[3])
+	case os.Args[1] == "names":
+		err = names(n, os.Args[3])
+	default:
+		err = fmt.Errorf("no command %q", os.Args[1])
+	}
+	if err != nil {
+		log.Fatal(err)
+	}
+}
+
+func hashCopy(from, to string) error {
+	f, err := os.Open(from)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	h := sha256.New()
+	if _, err := io.CopyBuffer(struct{ io.Writer }{h}, struct{ io.Reader }{f}, make([]byte, 256<<10)); err != nil {
+		return err
+	}
+	if out, err := exec.Command("cp", from, to).CombinedOutput(); err != nil {
+		return fmt.Errorf("cp: %w: %s", err, out)
+	}
+	for _, name := range []string{to, filepath.Dir(to)} {
+		g, err := os.Open(name)
+		if err != nil {
+			return err
+		}
+		if err := errors.Join(g.Sync(), g.Close()); err != nil {
+			return err
+		}
+	}
+	fmt.Printf("%x\n", h.Sum(nil))
+	return nil
+}
+
+func layout(dir string) error {
+	err := os.MkdirAll(filepath.Join(dir, "blobs/sha256"), 0o755)
+	return errors.Join(err, os.WriteFile(filepath.Join(dir, "oci-layout"), []byte(`{"imageLayoutVersion":"1.0.0"}`), 0o644))
+}
+
+func blob(dir, text string) (string, error) {
+	sum := sha256.Sum256([]byte(text))
+	name := hex.EncodeToString(sum[:])
+	return name, os.WriteFile(filepath.Join(dir, "blobs/sha256", name), []byte(text), 0o444)
+}
+
+func blobs(n int, dir string) error {
+	if err := layout(dir); err != nil {
+		return err
+	}
+	for i := range n {
+		if _, err := blob(dir, strconv.Itoa(i)); err != nil {
+			return err
+		}
+	}
+	return os.WriteFile(filepath.Join(dir, "index.json"), []byte(`{"schemaVersion":2,"manifests":[]}`), 0o644)
+}
+
+func names(n int, dir string) error {
+	if err := layout(dir); err != nil {
+		return err
+	}
+	const manifest = `{"schemaVersion":2,"mediaType":"application/vnd.oci.image.manifest.v1+json","config":{},"layers":[]}`
+	digest, err := blob(dir, manifest)
+	if err != nil {
+		return err
+	}
+	f, err := os.Create(filepath.Join(dir, "index.json"))
+	if err != nil {
+		return err
+	}
+	w := bufio.NewWriter(f)
+	fmt.Fprint(w, `{"schemaVersion":2,"manifests":[`)
+	for i := range n {
+		if i > 0 {
+			fmt.Fprint(w, ",")
+		}
+		fmt.Fprintf(w, `{"mediaType":"application/vnd.oci.image.manifest.v1+json","digest":"sha256:%s","size":%d,"annotations":{`+
+			`"distkit.created":"2026-01-02T03:04:05.123456789Z","distkit.updated":"2026-01-02T03:04:05.123456789Z",`+
+			`"org.opencontainers.image.ref.name":"registry.example/team/app-%d:latest"}}`, digest, len(manifest), i)
+	}
+	fmt.Fprint(w, "]}\n")
+	fmt.Println("sha256:" + digest)
+	return errors.Join(w.Flush(), f.Close())
+}
