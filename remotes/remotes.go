@@ -111,6 +111,9 @@ type Options struct {
 	// Parts is how many ranges of a large blob are fetched at the same time, over a
 	// connection each: 0 and 1 mean one stream.
 	Parts int
+	// Unverified leaves it to the caller to hash blobs that are fetched by digest: their
+	// length alone is checked. Manifests are verified anyway.
+	Unverified bool
 	// Notify is told of waits that a registry asked for, in one line.
 	Notify func(string)
 	// Debug is told of each request and its reply, without secrets, in one line.

@@ -107,6 +107,7 @@ func (in *ingest) attempt(ctx context.Context, w *content.Writer) (status int, e
 		return 0, fmt.Errorf("pipe: %w", err)
 	}
 	defer r.Close()
+	widen(p)
 	c := exec.Command(args[0], args[1:]...)
 	c.Env = append(os.Environ(), "DIST_OFFSET="+offset)
 	c.Stdin, c.Stdout, c.Stderr = os.Stdin, p, os.Stderr
