@@ -233,6 +233,14 @@ type tries struct {
 
 func (c *client) newTries(n int) *tries { return &tries{left: n, pause: c.pause} }
 
+// next takes a try, and tells how long to pause before it.
+func (t *tries) next() time.Duration {
+	pause := t.pause
+	t.left--
+	t.pause *= 2
+	return pause/2 + rand.N(pause/2+1)
+}
+
 // again waits before the next try after a temporary error; it gives the error back when
 // there is none.
 func (c *client) again(ctx context.Context, t *tries, err error) error {
@@ -242,7 +250,7 @@ func (c *client) again(ctx context.Context, t *tries, err error) error {
 	if t.left <= 1 {
 		return err
 	}
-	wait := t.pause/2 + rand.N(t.pause/2+1)
+	var wait time.Duration
 	var asked *retryAfterError
 	if errors.As(err, &asked) && asked.after > 0 {
 		if t.waited+asked.after > c.options.MaxWait {
@@ -256,8 +264,7 @@ func (c *client) again(ctx context.Context, t *tries, err error) error {
 			c.options.Notify(fmt.Sprintf("%s asks to wait %v: %d %s", c.host, asked.after, asked.status, http.StatusText(asked.status)))
 		}
 	} else {
-		t.left--
-		t.pause *= 2
+		wait = t.next()
 	}
 	return sleep(ctx, wait)
 }

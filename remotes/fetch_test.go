@@ -323,6 +323,28 @@ func TestFetchWrongDigest(t *testing.T) {
 	}
 }
 
+// Who hashes a blob itself may have it unverified, but not at another length, nor a manifest.
+func TestFetchUnverified(t *testing.T) {
+	f := newFake(t)
+	content := noise(3 * pieceSize)
+	id := f.blob(content)
+	wrong := slices.Clone(content)
+	wrong[0] ^= 1
+	f.blobs[digest.Digest(id)] = wrong
+	m := f.manifest("", ocispec.MediaTypeImageManifest, []byte(tinyManifest))
+	f.manifests[m.Digest.String()] = entry{m.MediaType, []byte(tinyManifest + " ")}
+	for _, parts := range []int{1, 4} {
+		r := open(t, f.host(), Options{Unverified: true, Parts: parts})
+		if got, err := fetch(t, r, id); err != nil || !bytes.Equal(got, wrong) {
+			t.Errorf("%d bytes, %v", len(got), err)
+		}
+		_, err := fetch(t, r, id, fmt.Sprintf("size:%d", len(content)+1))
+		is(t, err, errdefs.IsDataLoss)
+		_, err = fetch(t, r, m.Digest.String(), "mediatype:"+m.MediaType)
+		is(t, err, errdefs.IsDataLoss)
+	}
+}
+
 func TestFetchWrongManifest(t *testing.T) {
 	good := []byte(`{"schemaVersion":2,"layers":[]}`)
 	id := digest.FromBytes(good).String()
@@ -505,6 +527,28 @@ func TestRetryAfter(t *testing.T) {
 		if d := retryAfter(http.Header{"Retry-After": {s}}); d != 0 {
 			t.Errorf("%q: %v", s, d)
 		}
+	}
+}
+
+// Pauses double and are spread, so that many do not come back together.
+func TestBackoff(t *testing.T) {
+	seen := map[time.Duration]bool{}
+	for range 100 {
+		tr := &tries{left: maxTries, pause: firstPause}
+		for i := range maxTries - 1 {
+			most := firstPause << i
+			got := tr.next()
+			if got < most/2 || got > most {
+				t.Fatalf("pause %d is %v, not between %v and %v", i, got, most/2, most)
+			}
+			seen[got] = true
+		}
+		if tr.left != 1 {
+			t.Fatalf("%d tries are left", tr.left)
+		}
+	}
+	if len(seen) < 100 {
+		t.Errorf("400 pauses are of %d lengths", len(seen))
 	}
 }
 
