@@ -53,6 +53,7 @@ var mayImport = map[string][]string{
 	"dist-userns":    {},
 	"dist-verify":    {"content"},
 	"run":            {"runtime", "snapshot"},
+	"run-net":        {"runtime"},
 	"run-spec":       {"runtime"},
 	"snap":           {"snapshot"},
 	"task":           {"runtime", "snapshot"},

@@ -96,7 +96,7 @@ func (c *Container) clear(ctx context.Context, held *claim) error {
 		return nil // whoever recorded it had removed everything
 	}
 	r := &Runtime{command: s.Runtime, state: filepath.Dir(s.RuntimeState)}
-	if err := privateDir(r.state); err != nil {
+	if err := PrivateDir(r.state); err != nil {
 		return err
 	}
 	claim := held
@@ -254,17 +254,30 @@ func (c *Container) remove(ctx context.Context, lock *os.File) error {
 		return fmt.Errorf("remove container %s: %w", c.ID, err)
 	}
 	at("remove")
-	if c.Snapshot != nil {
-		if err := c.set.snapshots.Remove(ctx, *c.Snapshot); err != nil && !errdefs.IsNotFound(err) {
-			_ = lock.Close()
-			return fmt.Errorf("remove container %s: %w", c.ID, err)
-		}
+	if err := c.removeResources(ctx); err != nil {
+		_ = lock.Close()
+		return fmt.Errorf("remove container %s: %w", c.ID, err)
 	}
 	at("snapshot removed")
 	if err := c.delete(lock); err != nil {
 		return fmt.Errorf("remove container %s: %w", c.ID, err)
 	}
 	c.log(events.Event{Topic: "/containers/delete"})
+	return nil
+}
+
+// removeResources removes what was made for the container beside its directory.
+func (c *Container) removeResources(ctx context.Context) error {
+	if c.Network != "" {
+		if err := c.set.networks.Remove(ctx, c.Network); err != nil {
+			return fmt.Errorf("network: %w", err)
+		}
+	}
+	if c.Snapshot != nil {
+		if err := c.set.snapshots.Remove(ctx, *c.Snapshot); err != nil && !errdefs.IsNotFound(err) {
+			return err
+		}
+	}
 	return nil
 }
 

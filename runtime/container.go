@@ -32,7 +32,7 @@ type Record struct {
 	Interactive bool              `json:"interactive,omitempty"` // a detached container has an input
 	RemoveAtEnd bool              `json:"remove,omitempty"`
 	LogSize     int64             `json:"logSize,omitempty"` // 0 is 16 MiB
-	Network     string            `json:"network,omitempty"` // the name of one that run-net made
+	Network     string            `json:"network,omitempty"` // the namespace's path, of one that is removed with it
 	Owner       *Process          `json:"owner,omitempty"`   // who makes it, and is to run it
 }
 
@@ -56,15 +56,21 @@ type Snapshots interface {
 	Remove(ctx context.Context, s Snapshot) error
 }
 
+// Networks removes what connects containers. What is gone already is no error.
+type Networks interface {
+	Remove(ctx context.Context, path string) error
+}
+
 // Containers are the containers of a namespace of a store.
 type Containers struct {
 	root      string // absolute, without symbolic links
 	namespace string
 	snapshots Snapshots
+	networks  Networks
 }
 
 // Open opens the containers of a namespace of the store at root, which need not be there.
-func Open(root, namespace string, s Snapshots) (*Containers, error) {
+func Open(root, namespace string, s Snapshots, n Networks) (*Containers, error) {
 	if err := CheckID(namespace); err != nil {
 		return nil, fmt.Errorf("namespace: %w", err)
 	}
@@ -79,7 +85,7 @@ func Open(root, namespace string, s Snapshots) (*Containers, error) {
 	if err != nil {
 		return nil, fmt.Errorf("store %s: %w", root, err)
 	}
-	return &Containers{real, namespace, s}, nil
+	return &Containers{real, namespace, s, n}, nil
 }
 
 func (s *Containers) dir() string { return filepath.Join(s.root, "containers", s.namespace) }
@@ -192,8 +198,8 @@ func (c *Container) claim(ctx context.Context) (*os.File, error) {
 		old, rerr := c.set.read(c.ID)
 		if rerr == nil && old.runIsGone() {
 			rerr = old.clear(ctx, nil)
-			if rerr == nil && old.Snapshot != nil {
-				rerr = c.set.snapshots.Remove(ctx, *old.Snapshot)
+			if rerr == nil {
+				rerr = old.removeResources(ctx)
 			}
 		} else if rerr == nil {
 			rerr = errclass.Errorf(errdefs.ErrAlreadyExists, "it exists: remove it with task rm, or take another ID")

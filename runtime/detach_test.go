@@ -2,9 +2,12 @@ package runtime
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
+	"errors"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -18,7 +21,7 @@ import (
 // containers opens the machine's store.
 func (m *machine) containers() *Containers {
 	m.Helper()
-	all, err := Open(filepath.Join(m.state, "store"), "default", plain{})
+	all, err := Open(filepath.Join(m.state, "store"), "default", plain{}, nil)
 	if err != nil {
 		m.Fatal(err)
 	}
@@ -194,4 +197,39 @@ func TestShimIsSmall(t *testing.T) {
 			m.Errorf("%+v %v", e, err)
 		}
 	})
+}
+
+// noted is networks that are noted as they are removed.
+type noted []string
+
+func (n *noted) Remove(_ context.Context, path string) error {
+	*n = append(*n, path)
+	if strings.HasPrefix(path, "/bad") {
+		return errors.New("bad")
+	}
+	return nil
+}
+
+// A container's network goes with it, and a network that can't go keeps the container.
+func TestNetworkGoesWithTheContainer(t *testing.T) {
+	var gone noted
+	all, err := Open(t.TempDir(), "default", plain{}, &gone)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, path := range []string{"/good/netns", "", "/bad/netns"} {
+		c, err := all.Create(t.Context(), Record{ID: "c", Network: path})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := c.Remove(t.Context(), false); (err != nil) != (path == "/bad/netns") {
+			t.Errorf("with network %q: %v", path, err)
+		}
+	}
+	if !slices.Equal(gone, noted{"/good/netns", "/bad/netns"}) {
+		t.Errorf("removed %q", gone)
+	}
+	if c, err := all.Get("c"); err != nil || c.Network != "/bad/netns" {
+		t.Errorf("the one whose network stays: %+v, %v", c, err)
+	}
 }

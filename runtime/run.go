@@ -240,7 +240,7 @@ func (u *execution) dir() string {
 // It owns the lock from here on.
 func (c *Container) begin(ctx context.Context, r *Runtime, lock *os.File, detached bool) (u *execution, err error) {
 	u = &execution{c: c, r: r, lock: lock}
-	if err = privateDir(r.state); err == nil {
+	if err = PrivateDir(r.state); err == nil {
 		u.claim, err = claimID(r.state, c.key(), c.dir)
 	}
 	if err != nil {

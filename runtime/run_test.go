@@ -27,14 +27,14 @@ import (
 // The test binary is also the program under test: a run inherits standard streams and becomes
 // a subreaper, which needs a process of its own.
 func TestMain(m *testing.M) {
-	Shim(func(root, namespace string) (*Containers, error) { return Open(root, namespace, plain{}) })
+	Shim(func(root, namespace string) (*Containers, error) { return Open(root, namespace, plain{}, nil) })
 	if args := os.Getenv("TEST_RUN"); args != "" {
 		f := strings.Split(args, "|") // runtime, state, id, bundle
 		status := 125
 		r, err := Find(f[0], f[1])
 		if err == nil {
 			var all *Containers
-			if all, err = Open(filepath.Join(f[1], "store"), "default", plain{}); err == nil {
+			if all, err = Open(filepath.Join(f[1], "store"), "default", plain{}, nil); err == nil {
 				status, err = all.RunBundle(context.Background(), r, Record{ID: f[2], Bundle: f[3]})
 			}
 		}
@@ -413,7 +413,7 @@ func TestRunTerminal(t *testing.T) {
 func TestRunRefusesBundles(t *testing.T) {
 	state := filepath.Join(t.TempDir(), "s")
 	r := &Runtime{command: "/bin/false", state: state}
-	all, err := Open(filepath.Join(state, "store"), "default", plain{})
+	all, err := Open(filepath.Join(state, "store"), "default", plain{}, nil)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -55,8 +55,8 @@ func DefaultState() string {
 	return filepath.Join(os.TempDir(), "distkit-"+strconv.Itoa(os.Geteuid()))
 }
 
-// privateDir makes a directory that is this user's alone, or finds that it is.
-func privateDir(dir string) error {
+// PrivateDir makes a directory that is this user's alone, or finds that it is.
+func PrivateDir(dir string) error {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return fmt.Errorf("state directory: %w", err)
 	}

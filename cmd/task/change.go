@@ -21,7 +21,7 @@ func newCreate(o *containers.Flags) *cobra.Command {
 	digest := f.String("digest", "", "the `DIGEST` of the image's manifest or index, which it keeps from dist-gc")
 	key := f.String("snapshot", "", "the `KEY` of the snapshot that is its root filesystem, which it mounts, keeps from dist-gc, and removes at its own removal")
 	driver := f.String("snapshotter", "", "the snapshot's `DRIVER`")
-	f.StringVar(&rec.Network, "network", "", "the `ID` of the network that run-net made for it")
+	f.StringVar(&rec.Network, "network", "", "the `PATH` of the network that run-net made for it, and that is removed with it")
 	owner := f.Int("owner", 0, "the `PID` of the process that is to run it: with --rm it goes if that dies before")
 	c.RunE = func(c *cobra.Command, args []string) error {
 		r, err := rec.Get()

@@ -3,8 +3,13 @@
 package containers
 
 import (
+	"bytes"
 	"context"
+	"errors"
 	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
 
 	"distkit/cmd/internal/cli"
 	"distkit/runtime"
@@ -28,7 +33,7 @@ func (o *Flags) Open() (*runtime.Containers, error) { return Open(*o.root, *o.na
 
 // Open opens the containers of a store's namespace, with the store's snapshots.
 func Open(root, namespace string) (*runtime.Containers, error) {
-	return runtime.Open(root, namespace, snapshots{root, namespace})
+	return runtime.Open(root, namespace, snapshots{root, namespace}, networks{})
 }
 
 // Runtime says which runtime starts processes.
@@ -117,4 +122,29 @@ func (s snapshots) Remove(ctx context.Context, what runtime.Snapshot) error {
 		return err
 	}
 	return nil
+}
+
+// networks leaves networks to run-net, so that what runs containers need not link CNI.
+type networks struct{}
+
+func (networks) Remove(ctx context.Context, path string) error {
+	c := exec.CommandContext(ctx, runNet(), "del", path)
+	var errs bytes.Buffer
+	c.Stderr = &errs
+	err := c.Run()
+	if text := strings.TrimSpace(errs.String()); err != nil && text != "" {
+		return errors.New(text)
+	}
+	return err
+}
+
+// runNet is the program, mostly beside this one.
+func runNet() string {
+	if self, err := os.Executable(); err == nil {
+		beside := filepath.Join(filepath.Dir(self), "run-net")
+		if _, err := os.Stat(beside); err == nil {
+			return beside
+		}
+	}
+	return "run-net"
 }

@@ -1,0 +1,139 @@
+// Command run-net makes network namespaces for containers, connected by CNI plugins.
+package main
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"distkit/cmd/internal/cli"
+	"distkit/runtime"
+	"distkit/runtime/network"
+
+	"github.com/spf13/cobra"
+)
+
+func main() { cli.Main(newCommand()) }
+
+func newCommand() *cobra.Command {
+	c := &cobra.Command{Use: "run-net VERB", Short: "Make network namespaces for containers, connected by CNI plugins"}
+	o := options{}
+	f := c.PersistentFlags()
+	o.namespace = cli.Namespace(f)
+	o.state = f.String("state", os.Getenv("DIST_STATE"), "the `DIR` for what runs (env DIST_STATE) (default: /run/distkit)")
+	c.AddCommand(newAdd(o), newDel(o), newLs(o))
+	return c
+}
+
+type options struct{ namespace, state *string }
+
+func (o options) open() (*network.Networks, error) {
+	state := *o.state
+	if state == "" {
+		state = runtime.DefaultState()
+	}
+	return network.Open(state, *o.namespace, plugins())
+}
+
+// plugins are the directories that have CNI's.
+func plugins() []string {
+	if dirs := filepath.SplitList(os.Getenv("CNI_PATH")); len(dirs) > 0 {
+		return dirs
+	}
+	return []string{"/opt/cni/bin", "/usr/lib/cni", "/usr/libexec/cni"}
+}
+
+func newAdd(o options) *cobra.Command {
+	c := &cobra.Command{Use: "add [flags] ID", Short: "make a network, and print its namespace's path and its addresses", Args: cobra.ExactArgs(1)}
+	name := c.Flags().String("network", network.Bridge, "the `NAME` or file of CNI's configuration; bridge needs none")
+	dir := c.Flags().String("conf-dir", "/etc/cni/net.d", "the `DIR` of CNI's configurations (env NETCONFPATH)")
+	if env := os.Getenv("NETCONFPATH"); env != "" {
+		*dir = env
+	}
+	publish := c.Flags().StringArrayP("publish", "p", nil, "let a port of the host lead to one of the network: `[IP:]HOST:PORT[/PROTOCOL]` (can be repeated)")
+	out := records(c)
+	c.RunE = func(c *cobra.Command, args []string) error {
+		var ports []network.Port
+		for _, s := range *publish {
+			p, err := network.ParsePort(s)
+			if err != nil {
+				return err
+			}
+			ports = append(ports, p)
+		}
+		all, err := o.open()
+		if err != nil {
+			return err
+		}
+		config, err := network.Config(*name, *dir)
+		if err != nil {
+			return err
+		}
+		n, err := all.Add(c.Context(), args[0], config, ports)
+		if err != nil {
+			return err
+		}
+		if err := write(out, n); err != nil {
+			return err
+		}
+		return out.Close()
+	}
+	return c
+}
+
+func newDel(o options) *cobra.Command {
+	c := &cobra.Command{Use: "del [flags] ID|PATH…|-", Short: "take networks away; those that aren't there are gone", Args: cobra.MinimumNArgs(1)}
+	c.Flags().BoolP("zero", "z", false, "the IDs of standard input end with NUL instead of newline")
+	c.RunE = func(c *cobra.Command, args []string) error {
+		all, err := o.open()
+		if err != nil {
+			return err
+		}
+		return cli.Each(c, args, func(id string) error {
+			of := all
+			if strings.Contains(id, "/") {
+				var err error
+				if of, id, err = network.At(id, plugins()); err != nil {
+					return err
+				}
+			}
+			return of.Delete(c.Context(), id)
+		})
+	}
+	return c
+}
+
+func newLs(o options) *cobra.Command {
+	c := &cobra.Command{Use: "ls [flags]", Short: "list networks", Args: cobra.NoArgs}
+	out := records(c)
+	c.RunE = func(c *cobra.Command, _ []string) error {
+		all, err := o.open()
+		if err != nil {
+			return err
+		}
+		list, err := all.List(c.Context())
+		if err != nil {
+			return err
+		}
+		for _, n := range list {
+			if err := write(out, n); err != nil {
+				return err
+			}
+		}
+		return out.Close()
+	}
+	return c
+}
+
+func records(c *cobra.Command) *cli.Records {
+	return cli.NewRecords(c, "PATH", "ID", "NETWORK", "ADDRESSES", "PORTS")
+}
+
+func write(out *cli.Records, n *network.Network) error {
+	var ports []string
+	for _, p := range n.Ports {
+		ports = append(ports, fmt.Sprint(p))
+	}
+	return out.Write(n, n.Path, n.ID, n.Name, strings.Join(n.Addresses, ","), strings.Join(ports, ","))
+}

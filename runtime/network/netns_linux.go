@@ -1,0 +1,71 @@
+package network
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"runtime"
+
+	"golang.org/x/sys/unix"
+)
+
+// makeNamespace makes a network namespace, with loopback up, that stays where path is.
+func makeNamespace(path string) error {
+	f, err := os.OpenFile(path, os.O_CREATE|os.O_RDONLY, 0o600)
+	if err != nil {
+		return err
+	}
+	_ = f.Close()
+	done := make(chan error)
+	go func() {
+		// The thread ends with this goroutine, since nobody may run in its namespace.
+		runtime.LockOSThread()
+		done <- func() error {
+			if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
+				return fmt.Errorf("unshare: %w", err)
+			}
+			if err := loopbackUp(); err != nil {
+				return fmt.Errorf("bring up lo: %w", err)
+			}
+			if err := unix.Mount("/proc/thread-self/ns/net", path, "", unix.MS_BIND, ""); err != nil {
+				return fmt.Errorf("keep it at %s: %w", path, err)
+			}
+			return nil
+		}()
+	}()
+	return <-done
+}
+
+func loopbackUp() error {
+	s, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(s)
+	req, err := unix.NewIfreq("lo")
+	if err != nil {
+		return err
+	}
+	req.SetUint16(unix.IFF_UP)
+	return unix.IoctlIfreq(s, unix.SIOCSIFFLAGS, req)
+}
+
+// removeNamespace lets go of what path keeps; it lives on as long as processes are in it.
+func removeNamespace(path string) error {
+	for {
+		err := unix.Unmount(path, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW)
+		switch {
+		case err == nil:
+			continue // whatever is below
+		case errors.Is(err, unix.EINVAL), errors.Is(err, unix.ENOENT):
+			err = os.Remove(path)
+			if errors.Is(err, fs.ErrNotExist) {
+				return nil
+			}
+			return err
+		default:
+			return fmt.Errorf("unmount %s: %w", path, err)
+		}
+	}
+}

@@ -1,0 +1,345 @@
+// Package network makes network namespaces that outlive the process that made them, and
+// connects them by CNI plugins (https://www.cni.dev/docs/spec/).
+//
+// A network is a directory below the state directory, which like what it describes does not
+// outlive a boot: what CNI is asked is written down before any plugin runs, so that whatever a
+// killed process has left can be taken away by [Networks.Delete].
+package network
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"distkit/errclass"
+	"distkit/runtime"
+
+	"github.com/containerd/errdefs"
+	"github.com/containernetworking/cni/libcni"
+	types "github.com/containernetworking/cni/pkg/types/100"
+	"golang.org/x/sys/unix"
+)
+
+// ifName is the interface in the network's namespace.
+const ifName = "eth0"
+
+// Networks are those of a namespace of IDs.
+type Networks struct {
+	dir       string
+	namespace string
+	plugins   []string
+}
+
+// Open opens the networks below a state directory (see [runtime.DefaultState]). Plugins are the
+// directories that have CNI's plugins.
+func Open(state, namespace string, plugins []string) (*Networks, error) {
+	if err := runtime.CheckID(namespace); err != nil {
+		return nil, fmt.Errorf("namespace: %w", err)
+	}
+	state, err := filepath.Abs(state)
+	if err != nil {
+		return nil, fmt.Errorf("state directory: %w", err)
+	}
+	return &Networks{filepath.Join(state, "networks"), namespace, plugins}, nil
+}
+
+// At gives the networks among which one is by the path of its namespace, as [Network] has it,
+// and its ID. InvalidArgument where it can't be one.
+func At(path string, plugins []string) (*Networks, string, error) {
+	dir := filepath.Dir(path)
+	namespace, id, has := strings.Cut(filepath.Base(dir), "+")
+	if !has {
+		namespace, id = "default", namespace
+	}
+	top := filepath.Dir(dir)
+	if !filepath.IsAbs(path) || filepath.Base(path) != "netns" || filepath.Base(top) != "networks" || runtime.CheckID(id) != nil {
+		return nil, "", errclass.Errorf(errdefs.ErrInvalidArgument, "%q is no network's path", path)
+	}
+	n, err := Open(filepath.Dir(top), namespace, plugins)
+	return n, id, err
+}
+
+// Network is a network namespace that is connected.
+type Network struct {
+	ID        string        `json:"id"`
+	Namespace string        `json:"namespace"`
+	Path      string        `json:"path"` // of the network namespace
+	Name      string        `json:"name"` // of CNI's configuration
+	Addresses []string      `json:"addresses"`
+	Ports     []Port        `json:"ports,omitempty"`
+	Result    *types.Result `json:"result"` // what CNI's plugins say
+}
+
+// request is what CNI is asked, as it stands in the network's directory.
+type request struct {
+	ID        string          `json:"id"`
+	Namespace string          `json:"namespace"`
+	Config    json.RawMessage `json:"config"`
+	Ports     []Port          `json:"ports,omitempty"`
+}
+
+// place is a network's directory, locked.
+type place struct {
+	dir  string
+	lock *os.File
+}
+
+func (p place) file(name string) string { return filepath.Join(p.dir, name) }
+
+// files in a network's directory, in the order in which they go.
+var files = []string{"result.json", "result.json.new", "netns", "request.json", "request.json.new", "lock"}
+
+func (n *Networks) path(id string) (string, error) {
+	key, err := runtime.Key(n.namespace, id)
+	return filepath.Join(n.dir, key), err
+}
+
+// open locks the directory of a network, which create makes. NotFound where it isn't there,
+// Unavailable where another process works on it.
+func (n *Networks) open(id string, create bool) (place, error) {
+	dir, err := n.path(id)
+	if err != nil {
+		return place{}, err
+	}
+	for range 100 {
+		if create {
+			if err := runtime.PrivateDir(n.dir); err != nil {
+				return place{}, err
+			}
+			if err := os.Mkdir(dir, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
+				return place{}, err
+			}
+		}
+		flags := os.O_RDWR
+		if create {
+			flags |= os.O_CREATE
+		}
+		lock, err := os.OpenFile(filepath.Join(dir, "lock"), flags, 0o600)
+		if errors.Is(err, fs.ErrNotExist) {
+			if create {
+				continue // its last owner has just removed the directory
+			}
+			if _, err := os.Lstat(dir); err == nil { // torn before there was a lock
+				create = true
+				continue
+			}
+			return place{}, errclass.Errorf(errdefs.ErrNotFound, "network %s: not found", id)
+		}
+		if err != nil {
+			return place{}, err
+		}
+		err = unix.Flock(int(lock.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+		if errors.Is(err, unix.EWOULDBLOCK) {
+			err = errclass.Errorf(errdefs.ErrUnavailable, "network %s: another process works on it", id)
+		}
+		if err != nil {
+			_ = lock.Close()
+			return place{}, err
+		}
+		locked, err := lock.Stat()
+		if now, serr := os.Lstat(lock.Name()); err == nil && serr == nil && os.SameFile(locked, now) {
+			return place{dir, lock}, nil
+		}
+		_ = lock.Close()
+	}
+	return place{}, errclass.Errorf(errdefs.ErrUnavailable, "network %s: it is removed again and again", id)
+}
+
+// Add makes a network: its namespace, connected as the configuration says, with these ports
+// of the host. AlreadyExists where there is one; what a killed process has left of one is
+// removed first. NotImplemented where a plugin isn't installed. Where one fails nothing is left.
+func (n *Networks) Add(ctx context.Context, id string, config *libcni.NetworkConfigList, ports []Port) (_ *Network, err error) {
+	if err := n.check(config, ports); err != nil {
+		return nil, err
+	}
+	p, err := n.open(id, true)
+	if err != nil {
+		return nil, err
+	}
+	defer p.lock.Close()
+	if _, err := os.Lstat(p.file("result.json")); err == nil {
+		return nil, errclass.Errorf(errdefs.ErrAlreadyExists, "network %s: already exists", id)
+	}
+	r, err := p.request()
+	if err == nil {
+		err = n.disconnect(ctx, p, r)
+	} else if errdefs.IsNotFound(err) {
+		err = nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("network %s: remove what was left of it: %w", id, err)
+	}
+	r = request{ID: id, Namespace: n.namespace, Config: config.Bytes, Ports: ports}
+	defer func() {
+		if err == nil {
+			return
+		}
+		err = fmt.Errorf("network %s: %w", id, err)
+		// The plugins that have run take back what they did, also where ctx is done.
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 30*time.Second)
+		defer cancel()
+		if derr := n.disconnect(ctx, p, r); derr == nil {
+			_ = p.remove()
+		}
+	}()
+	if err := p.write("request.json", r); err != nil {
+		return nil, err
+	}
+	if err := makeNamespace(p.file("netns")); err != nil {
+		return nil, fmt.Errorf("make namespace: %w", err)
+	}
+	got, err := n.cni(p).AddNetworkList(ctx, config, r.runtimeConf(p))
+	if err != nil {
+		return nil, pluginError(ctx, err)
+	}
+	result, err := types.GetResult(got)
+	if err == nil {
+		err = p.write("result.json", result)
+	}
+	if err != nil {
+		return nil, err
+	}
+	return r.network(p, result), nil
+}
+
+// Delete disconnects a network and removes its namespace; one that isn't there is success, since
+// what is to be gone is gone.
+func (n *Networks) Delete(ctx context.Context, id string) error {
+	p, err := n.open(id, false)
+	if errdefs.IsNotFound(err) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	defer p.lock.Close()
+	r, err := p.request()
+	if err == nil {
+		err = n.disconnect(ctx, p, r)
+	}
+	if err == nil || errdefs.IsNotFound(err) {
+		err = p.remove()
+	}
+	if err != nil {
+		return fmt.Errorf("network %s: %w", id, err)
+	}
+	return nil
+}
+
+// List gives the networks of this namespace, by ID. Those that are being made are none yet.
+func (n *Networks) List(ctx context.Context) ([]*Network, error) {
+	entries, err := os.ReadDir(n.dir)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("list networks: %w", err)
+	}
+	var all []*Network
+	for _, e := range entries {
+		p := place{dir: filepath.Join(n.dir, e.Name())}
+		r, err := p.request()
+		if err != nil || r.Namespace != n.namespace {
+			continue
+		}
+		var result types.Result
+		if b, err := os.ReadFile(p.file("result.json")); err != nil || json.Unmarshal(b, &result) != nil {
+			continue
+		}
+		all = append(all, r.network(p, &result))
+	}
+	slices.SortFunc(all, func(a, b *Network) int { return strings.Compare(a.ID, b.ID) })
+	return all, ctx.Err()
+}
+
+// disconnect has the plugins take back what they did, as far as they came, and removes the
+// namespace.
+func (n *Networks) disconnect(ctx context.Context, p place, r request) error {
+	config, err := libcni.NetworkConfFromBytes(r.Config)
+	if err != nil {
+		return err
+	}
+	if err := n.cni(p).DelNetworkList(ctx, config, r.runtimeConf(p)); err != nil {
+		return pluginError(ctx, err)
+	}
+	return removeNamespace(p.file("netns"))
+}
+
+func (n *Networks) cni(p place) *libcni.CNIConfig {
+	return libcni.NewCNIConfigWithCacheDir(n.plugins, p.file("cni"), nil)
+}
+
+func (r request) runtimeConf(p place) *libcni.RuntimeConf {
+	// An ID never has two separators in a row, so this is one for each network of the host.
+	c := &libcni.RuntimeConf{ContainerID: r.Namespace + "--" + r.ID, NetNS: p.file("netns"), IfName: ifName}
+	if len(r.Ports) > 0 {
+		c.CapabilityArgs = map[string]any{"portMappings": r.Ports}
+	}
+	return c
+}
+
+func (r request) network(p place, result *types.Result) *Network {
+	net := &Network{ID: r.ID, Namespace: r.Namespace, Path: p.file("netns"), Addresses: []string{}, Ports: r.Ports, Result: result}
+	var config struct {
+		Name string `json:"name"`
+	}
+	if json.Unmarshal(r.Config, &config) == nil {
+		net.Name = config.Name
+	}
+	for _, ip := range result.IPs {
+		net.Addresses = append(net.Addresses, ip.Address.String())
+	}
+	return net
+}
+
+// request reads what CNI was asked; NotFound where a killed process has not come so far.
+func (p place) request() (r request, err error) {
+	b, err := os.ReadFile(p.file("request.json"))
+	if errors.Is(err, fs.ErrNotExist) {
+		return r, errclass.As(err, errdefs.ErrNotFound)
+	}
+	if err == nil {
+		err = json.Unmarshal(b, &r)
+	}
+	return r, err
+}
+
+// write puts a file there at once and whole. Nothing is synced: it does not outlive a boot.
+func (p place) write(name string, v any) error {
+	b, err := json.Marshal(v)
+	if err != nil {
+		return err
+	}
+	if err := os.WriteFile(p.file(name+".new"), append(b, '\n'), 0o600); err != nil {
+		return err
+	}
+	return os.Rename(p.file(name+".new"), p.file(name))
+}
+
+// remove removes the directory, the lock last.
+func (p place) remove() error {
+	if err := removeNamespace(p.file("netns")); err != nil {
+		return err
+	}
+	if err := os.RemoveAll(p.file("cni")); err != nil {
+		return err
+	}
+	for _, name := range files {
+		if err := os.Remove(p.file(name)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+	}
+	return os.Remove(p.dir)
+}
+
+// pluginError says in one line what a plugin said.
+func pluginError(ctx context.Context, err error) error {
+	if ctx.Err() != nil {
+		return ctx.Err()
+	}
+	return errors.New(strings.Join(strings.Fields(err.Error()), " "))
+}

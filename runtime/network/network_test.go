@@ -1,0 +1,360 @@
+package network
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/containerd/errdefs"
+	"github.com/containernetworking/cni/libcni"
+	"golang.org/x/sys/unix"
+)
+
+const addEnv = "NETWORK_TEST_ADD"
+
+// The test binary is a process that makes a network, too.
+func TestMain(m *testing.M) {
+	if dir := os.Getenv(addEnv); dir != "" {
+		w := world{state: filepath.Join(dir, "state"), plugins: filepath.Join(dir, "plugins")}
+		n, err := Open(w.state, "default", []string{w.plugins})
+		if err == nil {
+			_, err = n.Add(context.Background(), "x", w.config("first", "second"), nil)
+		}
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+	os.Exit(m.Run())
+}
+
+// world is a state directory, and plugins that note what they are asked.
+type world struct{ state, plugins, log string }
+
+// plugin notes its verb and name; it fails, waits or answers as files beside it say.
+const plugin = `#!/bin/sh
+cd "${0%/*}" || exit
+echo "$CNI_COMMAND ${0##*/} $CNI_CONTAINERID $CNI_IFNAME" >> log
+cat > "input.$CNI_COMMAND.${0##*/}"
+if [ -e "fail.$CNI_COMMAND.${0##*/}" ]; then printf '%s\n' '{"cniVersion":"1.0.0","code":100,"msg":"out of\nluck"}'; exit 1; fi
+if [ -e "wait.$CNI_COMMAND.${0##*/}" ]; then : > waiting; while [ -e "wait.$CNI_COMMAND.${0##*/}" ]; do sleep 0.02; done; fi
+[ "$CNI_COMMAND" = ADD ] || exit 0
+[ -e "$CNI_NETNS" ] || exit 1
+echo '{"cniVersion":"1.0.0","ips":[{"address":"10.9.8.7/24"}]}'
+`
+
+func newWorld(t *testing.T) (world, *Networks) {
+	t.Helper()
+	if os.Geteuid() != 0 {
+		if strings.Contains(os.Getenv("TEST_REQUIRE"), "root") {
+			t.Fatal("needs root, which TEST_REQUIRE demands")
+		}
+		t.Skip("making a network namespace needs root")
+	}
+	dir := t.TempDir()
+	w := world{filepath.Join(dir, "state"), filepath.Join(dir, "plugins"), filepath.Join(dir, "plugins", "log")}
+	if err := os.Mkdir(w.plugins, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{"first", "second"} {
+		if err := os.WriteFile(filepath.Join(w.plugins, name), []byte(plugin), 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	n, err := Open(w.state, "default", []string{w.plugins})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		mounts, _ := filepath.Glob(filepath.Join(w.state, "networks", "*", "netns"))
+		for _, m := range mounts {
+			_ = removeNamespace(m)
+		}
+	})
+	return w, n
+}
+
+func (w world) config(plugins ...string) *libcni.NetworkConfigList {
+	var all []map[string]any
+	for _, p := range plugins {
+		all = append(all, map[string]any{"type": p, "capabilities": map[string]bool{"portMappings": p == "second"}})
+	}
+	b, err := json.Marshal(map[string]any{"cniVersion": "1.0.0", "name": "test", "plugins": all})
+	if err != nil {
+		panic(err)
+	}
+	c, err := libcni.NetworkConfFromBytes(b)
+	if err != nil {
+		panic(err)
+	}
+	return c
+}
+
+func (w world) touch(t *testing.T, name string) (remove func()) {
+	t.Helper()
+	path := filepath.Join(w.plugins, name)
+	if err := os.WriteFile(path, nil, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	return func() { _ = os.Remove(path) }
+}
+
+// asked gives what the plugins were asked since it was last called.
+func (w world) asked() string {
+	b, _ := os.ReadFile(w.log)
+	_ = os.Remove(w.log)
+	return strings.ReplaceAll(strings.TrimSpace(string(b)), "\n", "; ")
+}
+
+// empty demands that nothing is left, mounts included.
+func (w world) empty(t *testing.T) {
+	t.Helper()
+	left, err := filepath.Glob(filepath.Join(w.state, "networks", "*"))
+	table, merr := os.ReadFile("/proc/self/mountinfo")
+	if err != nil || merr != nil || len(left) > 0 || strings.Contains(string(table), w.state) {
+		t.Errorf("left: %q; %v", left, err)
+	}
+}
+
+func TestLife(t *testing.T) {
+	w, n := newWorld(t)
+	ctx := t.Context()
+	ports := []Port{{HostPort: 8080, ContainerPort: 80, Protocol: "tcp"}}
+	got, err := n.Add(ctx, "x", w.config("first", "second"), ports)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got.ID != "x" || got.Name != "test" || !slices.Equal(got.Addresses, []string{"10.9.8.7/24"}) || !slices.Equal(got.Ports, ports) {
+		t.Errorf("%+v", got)
+	}
+	if a := w.asked(); a != "ADD first default--x eth0; ADD second default--x eth0" {
+		t.Errorf("asked %q", a)
+	}
+	if b, _ := os.ReadFile(filepath.Join(w.plugins, "input.ADD.second")); !strings.Contains(string(b), `"hostPort":8080`) {
+		t.Errorf("the second plugin got %s", b)
+	}
+	if b, _ := os.ReadFile(filepath.Join(w.plugins, "input.ADD.first")); strings.Contains(string(b), "hostPort") {
+		t.Errorf("the first plugin, which maps no ports, got %s", b)
+	}
+	// It is a network namespace of its own, with loopback up.
+	c := exec.Command("nsenter", "--net="+got.Path, "cat", "/proc/net/dev", "/proc/net/fib_trie")
+	if out, err := c.CombinedOutput(); err != nil || strings.Contains(string(out), "eth0") || !strings.Contains(string(out), "127.0.0.1") {
+		t.Errorf("%s, %v", out, err)
+	}
+	if _, err := n.Add(ctx, "x", w.config("first"), nil); !errdefs.IsAlreadyExists(err) {
+		t.Errorf("once more: %v", err)
+	}
+	other, err := Open(w.state, "other", []string{w.plugins})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if all, err := other.List(ctx); err != nil || len(all) != 0 {
+		t.Errorf("another namespace has %v, %v", all, err)
+	}
+	if err := other.Delete(ctx, "x"); err != nil {
+		t.Error(err)
+	}
+	all, err := n.List(ctx)
+	if err != nil || len(all) != 1 || all[0].Path != got.Path || !slices.Equal(all[0].Addresses, got.Addresses) || !slices.Equal(all[0].Ports, ports) {
+		t.Errorf("list: %+v, %v", all, err)
+	}
+	w.asked()
+	at, id, err := At(got.Path, []string{w.plugins})
+	if err != nil || id != "x" || at.dir != n.dir || at.namespace != n.namespace {
+		t.Errorf("at %s: %+v, %s, %v", got.Path, at, id, err)
+	}
+	for _, path := range []string{"", "netns", "/netns", "/networks/x/ns", "networks/x/netns", "/a/networks/../netns", "/a/networks/a+b+c/netns"} {
+		if _, _, err := At(path, nil); !errdefs.IsInvalidArgument(err) {
+			t.Errorf("at %q: %v", path, err)
+		}
+	}
+	for range 2 {
+		if err := at.Delete(ctx, "x"); err != nil {
+			t.Error(err)
+		}
+	}
+	if a := w.asked(); a != "DEL second default--x eth0; DEL first default--x eth0" {
+		t.Errorf("asked %q", a)
+	}
+	w.empty(t)
+}
+
+func TestFailures(t *testing.T) {
+	w, n := newWorld(t)
+	ctx := t.Context()
+	ports := []Port{{HostPort: 1, ContainerPort: 1, Protocol: "tcp"}}
+	if _, err := n.Add(ctx, "x", w.config("first"), ports); !errdefs.IsInvalidArgument(err) {
+		t.Errorf("ports that nobody maps: %v", err)
+	}
+	if _, err := n.Add(ctx, "x", w.config("first", "absent"), nil); !errdefs.IsNotImplemented(err) {
+		t.Errorf("a plugin that isn't there: %v", err)
+	}
+	if _, err := n.Add(ctx, "../x", w.config("first"), nil); !errdefs.IsInvalidArgument(err) {
+		t.Errorf("no ID: %v", err)
+	}
+	w.empty(t)
+	if a := w.asked(); a != "" {
+		t.Errorf("asked %q", a)
+	}
+	// One that fails has the others taken back, in one line.
+	heal := w.touch(t, "fail.ADD.second")
+	_, err := n.Add(ctx, "x", w.config("first", "second"), nil)
+	if err == nil || strings.Contains(err.Error(), "\n") || !strings.Contains(err.Error(), "out of luck") {
+		t.Errorf("%v", err)
+	}
+	if a := w.asked(); a != "ADD first default--x eth0; ADD second default--x eth0; DEL second default--x eth0; DEL first default--x eth0" {
+		t.Errorf("asked %q", a)
+	}
+	w.empty(t)
+	heal()
+	// Where that fails too the network stays, for del to try again, and add before it begins.
+	heal = w.touch(t, "fail.ADD.second")
+	healDel := w.touch(t, "fail.DEL.first")
+	if _, err := n.Add(ctx, "x", w.config("first", "second"), nil); err == nil {
+		t.Error("no failure")
+	}
+	if err := n.Delete(ctx, "x"); err == nil {
+		t.Error("no failure")
+	}
+	if all, err := n.List(ctx); err != nil || len(all) > 0 {
+		t.Errorf("half a network is listed: %v, %v", all, err)
+	}
+	heal()
+	healDel()
+	w.asked()
+	if _, err := n.Add(ctx, "x", w.config("first", "second"), nil); err != nil {
+		t.Fatal(err)
+	}
+	if a := w.asked(); !strings.HasPrefix(a, "DEL second default--x eth0; DEL first default--x eth0; ADD first") {
+		t.Errorf("asked %q", a)
+	}
+	if err := n.Delete(ctx, "x"); err != nil {
+		t.Error(err)
+	}
+	w.empty(t)
+}
+
+// A process that is killed while a plugin works leaves what delete takes away.
+func TestKilled(t *testing.T) {
+	for _, at := range []string{"wait.ADD.first", "wait.ADD.second"} {
+		w, n := newWorld(t)
+		release := w.touch(t, at)
+		c := exec.Command(os.Args[0])
+		c.Env = append(os.Environ(), addEnv+"="+filepath.Dir(w.state))
+		if err := c.Start(); err != nil {
+			t.Fatal(err)
+		}
+		for {
+			if _, err := os.Stat(filepath.Join(w.plugins, "waiting")); err == nil {
+				break
+			}
+		}
+		if err := n.Delete(t.Context(), "x"); !errdefs.IsUnavailable(err) {
+			t.Errorf("beside who makes it: %v", err)
+		}
+		_ = c.Process.Kill()
+		_ = c.Wait()
+		release()
+		if all, err := n.List(t.Context()); err != nil || len(all) > 0 {
+			t.Errorf("half a network is listed: %v, %v", all, err)
+		}
+		if err := n.Delete(t.Context(), "x"); err != nil {
+			t.Error(err)
+		}
+		if a := w.asked(); !strings.Contains(a, "DEL second default--x eth0; DEL first default--x eth0") {
+			t.Errorf("asked %q", a)
+		}
+		w.empty(t)
+	}
+	// Killed before anything but the directory, or the lock, was there.
+	w, n := newWorld(t)
+	for _, file := range []string{"", "lock", "request.json.new"} {
+		dir := filepath.Join(w.state, "networks", "x")
+		if err := os.MkdirAll(dir, 0o700); err != nil {
+			t.Fatal(err)
+		}
+		if file != "" {
+			if err := os.WriteFile(filepath.Join(dir, file), []byte("{"), 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := n.Delete(t.Context(), "x"); err != nil {
+			t.Errorf("%s: %v", file, err)
+		}
+		w.empty(t)
+	}
+	// A namespace that was unmounted by hand.
+	if _, err := n.Add(t.Context(), "x", w.config("first"), nil); err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Unmount(filepath.Join(w.state, "networks", "x", "netns"), 0); err != nil {
+		t.Error(err)
+	}
+	if err := n.Delete(t.Context(), "x"); err != nil {
+		t.Error(err)
+	}
+	w.empty(t)
+}
+
+func TestPorts(t *testing.T) {
+	for text, want := range map[string]Port{
+		"8080:80":                {"", 8080, 80, "tcp"},
+		"8080:80/UDP":            {"", 8080, 80, "udp"},
+		"127.0.0.1:53:5353/sctp": {"127.0.0.1", 53, 5353, "sctp"},
+		"[::1]:1:65535":          {"::1", 1, 65535, "tcp"},
+	} {
+		got, err := ParsePort(text)
+		if err != nil || got != want {
+			t.Errorf("%s: %+v, %v", text, got, err)
+		}
+		if again, err := ParsePort(got.String()); err != nil || again != got {
+			t.Errorf("%s: %s: %+v, %v", text, got, again, err)
+		}
+	}
+	for _, text := range []string{"", "80", ":80", "80:", "0:80", "80:0", "80:65536", "a:b", "80:80/icmp", "80:80/", "host:1:2", "::1:1:2", "[1.2.3.4]:1:2", "[fe80::1%eth0]:1:2", "1:2:3:4", "-1:2", "+1:2"} {
+		if p, err := ParsePort(text); !errdefs.IsInvalidArgument(err) {
+			t.Errorf("%q: %+v, %v", text, p, err)
+		}
+	}
+}
+
+func TestConfig(t *testing.T) {
+	dir := t.TempDir()
+	for name, text := range map[string]string{
+		"10-bad.conflist": "{",
+		"20-one.conf":     `{"cniVersion":"1.0.0","name":"one","type":"bridge"}`,
+		"30-two.conflist": `{"cniVersion":"1.0.0","name":"two","plugins":[{"type":"ptp"},{"type":"portmap"}]}`,
+	} {
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for name, plugins := range map[string]int{"one": 1, "two": 2, filepath.Join(dir, "30-two.conflist"): 2, Bridge: 2} {
+		if c, err := Config(name, dir); err != nil || len(c.Plugins) != plugins {
+			t.Errorf("%s: %+v, %v", name, c, err)
+		}
+	}
+	if _, err := Config("three", dir); err == nil || !strings.Contains(err.Error(), "10-bad.conflist") {
+		t.Errorf("beside a file that can't be used: %v", err)
+	}
+	if _, err := Config(filepath.Join(dir, "10-bad.conflist"), dir); !errdefs.IsInvalidArgument(err) {
+		t.Errorf("no configuration: %v", err)
+	}
+	if _, err := Config("three", filepath.Join(dir, "none")); !errdefs.IsNotFound(err) {
+		t.Errorf("no directory: %v", err)
+	}
+	if _, err := Config("./none", dir); !errdefs.IsNotFound(err) {
+		t.Errorf("no file: %v", err)
+	}
+	// One of the user's takes the built-in one's place.
+	if err := os.WriteFile(filepath.Join(dir, "mine.conf"), []byte(`{"cniVersion":"1.0.0","name":"bridge","type":"macvlan"}`), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if c, err := Config(Bridge, dir); err != nil || c.Plugins[0].Network.Type != "macvlan" {
+		t.Errorf("the user's bridge: %+v, %v", c, err)
+	}
+}
