@@ -14,7 +14,7 @@ LDFLAGS   := -s -w -X distkit/cmd/internal/cli.version=$(VERSION)
 
 export VERSION
 
-.PHONY: build test e2e demo bench lint man completions install clean
+.PHONY: build test e2e demo bench bench-apply lint man completions install clean
 
 build:
 	@mkdir -p bin
@@ -27,12 +27,16 @@ test:
 e2e: build
 	@scripts/needs e2e
 	cd testdata && go test -tags e2e -count=1 -v -timeout 30m ./e2e/...
+	cd testdata/layers && go test -count=1 -v -run OfDebian . -sets tiny
 
 demo: build
 	@scripts/demo
 
 bench: build
 	@scripts/bench
+
+bench-apply: build
+	@scripts/bench-apply $(LAYERS)
 
 lint:
 	@scripts/lint
