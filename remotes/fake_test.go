@@ -139,7 +139,10 @@ func (f *fake) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 func (f *fake) serve(w http.ResponseWriter, r *http.Request) {
 	w.Header().Set("Docker-Distribution-Api-Version", "registry/2.0")
 	if id, ok := strings.CutPrefix(r.URL.Path, "/v2/x/manifests/"); ok && r.Method != http.MethodPut {
-		if m, ok := f.manifests[id]; ok {
+		f.mu.Lock()
+		m, ok := f.manifests[id]
+		f.mu.Unlock()
+		if ok {
 			w.Header().Set("Content-Type", m.mediaType)
 			w.Header().Set("Docker-Content-Digest", digest.FromBytes(m.content).String())
 			w.Header().Set("Content-Length", strconv.Itoa(len(m.content)))
@@ -150,7 +153,10 @@ func (f *fake) serve(w http.ResponseWriter, r *http.Request) {
 		}
 	}
 	if id, ok := strings.CutPrefix(r.URL.Path, "/v2/x/blobs/"); ok {
-		if b, ok := f.blobs[digest.Digest(id)]; ok {
+		f.mu.Lock()
+		b, ok := f.blobs[digest.Digest(id)]
+		f.mu.Unlock()
+		if ok {
 			w.Header().Set("Content-Type", "application/octet-stream")
 			http.ServeContent(w, r, "", time.Time{}, strings.NewReader(string(b)))
 			return

@@ -90,6 +90,7 @@ type push struct {
 	hints  hints
 	tries  *tries
 	state  State
+	saved  *savedUpload
 }
 
 func (p *push) checkSize(size int64) error {
@@ -247,24 +248,38 @@ func (p *push) blob(content io.Reader, look bool) (ocispec.Descriptor, error) {
 			return desc, err
 		}
 	}
-	session, mounted, err := p.begin()
+	p.saved = p.openSaved()
+	defer p.saved.close()
+	session, offset, err := p.resume()
 	if err != nil {
 		return desc, err
 	}
-	if mounted {
-		p.state = Mounted
-		desc.Size, err = p.exists()
-		return desc, err
+	if offset == 0 {
+		var mounted bool
+		if session, mounted, err = p.begin(); err != nil {
+			return desc, err
+		}
+		if mounted {
+			p.saved.forget()
+			p.state = Mounted
+			desc.Size, err = p.exists()
+			return desc, err
+		}
 	}
-	desc.Size, err = p.send(session, content)
+	desc.Size, err = p.send(session, offset, content)
 	return desc, err
 }
 
-// send uploads content in the way that it allows, and gives its size.
-func (p *push) send(s session, content io.Reader) (size int64, err error) {
+// send uploads content, of which the registry has the bytes before offset, in the way that it
+// allows, and gives its size.
+func (p *push) send(s session, offset int64, content io.Reader) (size int64, err error) {
 	defer func() {
-		if err != nil && !isTemporary(err) {
+		switch {
+		case err == nil:
+			p.saved.forget()
+		case p.ctx.Err() == nil && !isTemporary(err):
 			p.cancel(s)
+			p.saved.forget()
 		}
 	}()
 	if f, size, ok := section(content); ok {
@@ -274,7 +289,14 @@ func (p *push) send(s session, content io.Reader) (size int64, err error) {
 		whole := func(offset int64) io.Reader {
 			return newVerifier(io.NopCloser(io.NewSectionReader(f, 0, size)), p.object.digest, 0, offset)
 		}
-		err := p.sendFile(s, whole, size)
+		err := p.sendFile(s, offset, whole, size)
+		if offset > 0 && isStatus(err, http.StatusBadRequest) {
+			// What another process sent was something else.
+			if s, _, err = p.begin(); err != nil {
+				return 0, err
+			}
+			err = p.sendFile(s, 0, whole, size)
+		}
 		if !isStatus(err, http.StatusRequestEntityTooLarge) {
 			return size, err
 		}
@@ -282,9 +304,15 @@ func (p *push) send(s session, content io.Reader) (size int64, err error) {
 		if s, _, err = p.begin(); err != nil {
 			return 0, err
 		}
-		content = io.NewSectionReader(f, 0, size)
+		content, offset = io.NewSectionReader(f, 0, size), 0
 	}
-	return p.sendStream(s, newVerifier(io.NopCloser(content), p.object.digest, 0, 0))
+	size, err = p.sendStream(s, offset, newVerifier(io.NopCloser(content), p.object.digest, 0, 0))
+	if offset > 0 && isStatus(err, http.StatusBadRequest) {
+		p.cancel(s)
+		p.saved.forget()
+		err = classf(errdefs.ErrAborted, "what was sent before is not of this content, and is thrown away: put it once more: %v", err)
+	}
+	return size, err
 }
 
 // cancel has the registry forget an upload, if it will.
@@ -358,6 +386,7 @@ func (p *push) move(s *session, resp *http.Response) error {
 	}
 	u.Fragment = ""
 	s.url = u
+	p.saved.save(*s)
 	return nil
 }
 
@@ -388,11 +417,15 @@ func (p *push) finish(s *session) error {
 
 // sendFile uploads what can be read from any offset in one piece, and what is missing of it
 // after each cut.
-func (p *push) sendFile(s session, from func(offset int64) io.Reader, size int64) error {
-	var offset int64
+func (p *push) sendFile(s session, offset int64, from func(offset int64) io.Reader, size int64) (err error) {
+	if offset > size {
+		offset = 0
+		if s, _, err = p.begin(); err != nil {
+			return err
+		}
+	}
 	for {
 		var resp *http.Response
-		var err error
 		if offset == 0 {
 			req := p.put(http.MethodPut, &s, func() io.Reader { return from(0) }, size)
 			resp, err = p.client.once(p.ctx, req)
@@ -488,10 +521,15 @@ func uploaded(resp *http.Response) (int64, error) {
 	return n + 1, nil
 }
 
-// sendStream uploads what can be read once, a piece at a time, and gives its size.
-func (p *push) sendStream(s session, content io.Reader) (int64, error) {
-	buf := make([]byte, max(chunkSize, s.chunk))
-	var offset int64 // of buf
+// sendStream uploads what can be read once, a piece at a time, and gives its size. What the
+// registry has of it is read, and not sent.
+func (p *push) sendStream(s session, offset int64, content io.Reader) (int64, error) {
+	if n, err := io.CopyN(io.Discard, content, offset); err == io.EOF {
+		return n, classf(errdefs.ErrDataLoss, "size mismatch: got %s, and the registry has %d already", sizeString(n), offset)
+	} else if err != nil {
+		return n, err
+	}
+	buf := make([]byte, max(chunkSize, s.chunk)) // from offset on
 	for {
 		n, err := io.ReadFull(content, buf)
 		piece, end := buf[:n], offset+int64(n)
@@ -531,6 +569,9 @@ func (p *push) sendPiece(s *session, piece []byte, offset int64, last bool) erro
 		resp, err := p.client.once(p.ctx, req)
 		if err == nil {
 			resp.Body.Close()
+			if last {
+				return nil
+			}
 			return p.move(s, resp)
 		}
 		err = lostSession(err)

@@ -25,8 +25,9 @@ import (
 
 // Processes of one user share what a registry told one of them, in files below
 // $XDG_RUNTIME_DIR/distkit (0700, files 0600): bearer tokens, fetched under a lock, so that
-// ten processes ask for one; and when a registry wants to be asked again. Passwords are not
-// among it. Without a runtime directory, each process is on its own.
+// ten processes ask for one; when a registry wants to be asked again; and where uploads go on
+// whose process has died (savedUpload). Passwords are not among it. Without a runtime
+// directory, each process is on its own.
 
 const (
 	tokenLife     = 55 * time.Second // of tokens that do not tell: the specification's least is 60
