@@ -254,12 +254,15 @@ func (p *place) exchange(host string) {
 	if got := p.sh("{ "+ours+"; }"+sorted, host, "by/hand", "latest"); got != want {
 		p.t.Errorf("what we put and read is other:\n%s", difference(want, got))
 	}
+	// What came from there goes back as it was, by the workflows.
+	p.sh(`dist-pull --root pulled --all-platforms -q "$0/by/hand:latest" >/dev/null && dist-push --root pulled -q "$0/by/hand:latest" "$0/by/push:latest" >/dev/null`, host)
 	for _, peer := range peers {
 		p.run1(peer.name, func(q *place) {
 			fixture.Need(q.t, peer.name)
-			got := q.sh("{ "+peer.read+"; }"+sorted, host, "by/hand", "latest")
-			if got != want {
-				q.t.Errorf("what %s reads is other:\n%s", peer.name, difference(want, got))
+			for _, repository := range []string{"by/hand", "by/push"} {
+				if got := q.sh("{ "+peer.read+"; }"+sorted, host, repository, "latest"); got != want {
+					q.t.Errorf("what %s reads of %s is other:\n%s", peer.name, repository, difference(want, got))
+				}
 			}
 			q.sh(peer.push, host, "images/tiny", "from/"+peer.name, "pushed")
 			if got := q.sh("{ "+ours+"; }"+sorted, host, "from/"+peer.name, "pushed"); got != want {
