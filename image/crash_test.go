@@ -135,7 +135,7 @@ func sweepAll(ctx context.Context, _ *rand.Rand, s *content.Store) error {
 	later := time.Now().Add(time.Hour)
 	err := Sweep{Store: s, Before: later}.Run(ctx, func(content.Info) error { return nil })
 	if err == nil {
-		err = s.SweepTorn(ctx, later, false, func(content.Torn) error { return nil })
+		err = s.SweepIngests(ctx, later, false, func(content.Leftover) error { return nil })
 	}
 	return err
 }
