@@ -4,7 +4,7 @@
 //
 //	bench [-n RUNS] [-before COMMAND] NAME=COMMAND…
 //
-// COMMAND is split at spaces. In turn, so that a machine whose speed drifts does not favour one.
+// COMMAND is split at spaces, and {n} in it stands for the number of the run. In turn, so that a machine whose speed drifts does not favour one.
 package main
 
 import (
@@ -13,6 +13,7 @@ import (
 	"os"
 	"os/exec"
 	"slices"
+	"strconv"
 	"strings"
 	"syscall"
 	"text/tabwriter"
@@ -52,7 +53,11 @@ func bench(runs int, before, commands []string) error {
 					return fmt.Errorf("%v: %w", before, err)
 				}
 			}
-			c := exec.Command(s.args[0], s.args[1:]...)
+			args := slices.Clone(s.args)
+			for j := range args {
+				args[j] = strings.ReplaceAll(args[j], "{n}", strconv.Itoa(i))
+			}
+			c := exec.Command(args[0], args[1:]...)
 			start := time.Now()
 			if err := c.Run(); err != nil {
 				return fmt.Errorf("%s: %w", s.name, err)

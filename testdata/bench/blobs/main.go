@@ -1,10 +1,11 @@
 // Blobs serves one OCI image layout as repository x of a registry, over plain HTTP on
 // loopback and as cheaply as it can be done, so that what is measured is the client.
 //
-//	blobs [-rate BYTES] DIR
+//	blobs [-rate BYTES] [-link BYTES] [-last FILE] DIR
 //
 // It prints its address and ends at the end of its standard input. With -rate no connection
-// gets more than so many bytes a second, as some content networks do it.
+// gets more than so many bytes a second, as some content networks do it; with -link all of
+// them together don't. The times of FILE are set when bytes have been sent.
 package main
 
 import (
@@ -18,6 +19,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"time"
 )
 
@@ -25,9 +27,11 @@ func main() {
 	log.SetFlags(0)
 	log.SetPrefix("blobs: ")
 	rate := flag.Int("rate", 0, "`BYTES` a second of each connection")
+	link := flag.Int("link", 0, "`BYTES` a second of all connections")
+	last := flag.String("last", "", "`FILE` whose times tell when the last bytes were sent")
 	flag.Parse()
 	if flag.NArg() != 1 {
-		log.Fatal("usage: blobs [-rate BYTES] DIR")
+		log.Fatal("usage: blobs [-rate BYTES] [-link BYTES] [-last FILE] DIR")
 	}
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -39,7 +43,11 @@ func main() {
 		os.Exit(0)
 	}()
 	if *rate > 0 {
-		l = limited{l, *rate}
+		l = limited{Listener: l, pace: func() *pace { return &pace{rate: *rate} }}
+	}
+	if *link > 0 || *last != "" {
+		all := &pace{rate: *link, last: *last}
+		l = limited{Listener: l, pace: func() *pace { return all }}
 	}
 	log.Fatal(http.Serve(l, layout(flag.Arg(0))))
 }
@@ -81,10 +89,10 @@ func (dir layout) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	http.ServeContent(w, r, "", time.Time{}, f)
 }
 
-// limited gives each connection a rate.
+// limited gives connections a pace.
 type limited struct {
 	net.Listener
-	rate int
+	pace func() *pace
 }
 
 func (l limited) Accept() (net.Conn, error) {
@@ -92,29 +100,52 @@ func (l limited) Accept() (net.Conn, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &slow{Conn: c, rate: l.rate}, nil
+	return &slow{c, l.pace()}, nil
+}
+
+// A pace is shared by the connections of a link.
+type pace struct {
+	rate int
+	last string
+
+	mu   sync.Mutex
+	free time.Time // when the next byte may go
+}
+
+// next waits until n bytes may go.
+func (p *pace) next(n int) {
+	if p.rate == 0 {
+		return
+	}
+	p.mu.Lock()
+	at := p.free
+	if now := time.Now(); at.Before(now) {
+		at = now
+	}
+	p.free = at.Add(time.Duration(n) * time.Second / time.Duration(p.rate))
+	p.mu.Unlock()
+	time.Sleep(time.Until(at))
 }
 
 type slow struct {
 	net.Conn
-	rate int
-	free time.Time // when the next byte may go
+	pace *pace
 }
 
 func (c *slow) Write(p []byte) (int, error) {
 	done := 0
 	for done < len(p) {
-		piece := p[done:min(done+c.rate/100+1, len(p))]
-		time.Sleep(time.Until(c.free))
-		if now := time.Now(); c.free.Before(now) {
-			c.free = now
-		}
+		piece := p[done:min(done+max(c.pace.rate/100+1, 64<<10), len(p))]
+		c.pace.next(len(piece))
 		n, err := c.Conn.Write(piece)
 		done += n
-		c.free = c.free.Add(time.Duration(n) * time.Second / time.Duration(c.rate))
 		if err != nil {
 			return done, err
 		}
+	}
+	if c.pace.last != "" {
+		now := time.Now()
+		_ = os.Chtimes(c.pace.last, now, now)
 	}
 	return done, nil
 }
