@@ -14,7 +14,7 @@ LDFLAGS   := -s -w -X distkit/cmd/internal/cli.version=$(VERSION)
 
 export VERSION
 
-.PHONY: build test e2e demo bench bench-apply lint man completions install clean
+.PHONY: build test e2e demo bench bench-apply fuzz lint man completions install clean
 
 build:
 	@mkdir -p bin
@@ -37,6 +37,9 @@ bench: build
 
 bench-apply: build
 	@scripts/bench-apply $(LAYERS)
+
+fuzz:
+	@scripts/fuzz
 
 lint:
 	@scripts/lint

@@ -586,40 +586,14 @@ func TestSparse(t *testing.T) {
 
 // Files of holes that would be read for ages are refused, one or many.
 func TestSparseBomb(t *testing.T) {
-	var b bytes.Buffer
-	record := func(k, v string) string {
-		n := len(k) + len(v) + 4
-		for len(fmt.Sprintf("%d %s=%s\n", n, k, v)) != n {
-			n++
-		}
-		return fmt.Sprintf("%d %s=%s\n", n, k, v)
-	}
-	block := func(typeflag byte, name string, body string) {
-		w := make([]byte, 512)
-		copy(w, name)
-		copy(w[100:], "0000644\x000000000\x000000000\x00")
-		copy(w[124:], fmt.Sprintf("%011o\x00%011o\x00", len(body), 0))
-		copy(w[148:], "        ")
-		w[156] = typeflag
-		copy(w[257:], "ustar\x0000")
-		sum := 0
-		for _, c := range w {
-			sum += int(c)
-		}
-		copy(w[148:], fmt.Sprintf("%06o\x00 ", sum))
-		b.Write(w)
-		b.WriteString(body)
-		b.Write(make([]byte, -len(body)&511))
-	}
 	for _, sizes := range [][]int64{{1 << 62}, {1 << 41}, {1 << 20, maxSparse}, {1 << 30, maxSparse - 1<<30 + 1}} {
-		b.Reset()
+		var b []byte
 		for i, size := range sizes {
 			name := fmt.Sprint("bomb", i)
-			block('x', "pax", record("GNU.sparse.major", "1")+record("GNU.sparse.minor", "0")+record("GNU.sparse.name", name)+record("GNU.sparse.realsize", fmt.Sprint(size)))
-			block('0', name, "1\n0\n0\n"+strings.Repeat("\x00", 506))
+			b = block(b, 'x', "pax", record("GNU.sparse.major", "1")+record("GNU.sparse.minor", "0")+record("GNU.sparse.name", name)+record("GNU.sparse.realsize", fmt.Sprint(size)))
+			b = block(b, '0', name, "1\n0\n0\n"+strings.Repeat("\x00", 506))
 		}
-		b.Write(make([]byte, 1024))
-		if _, err := apply(t, t.TempDir(), b.Bytes(), Options{}); !errdefs.IsInvalidArgument(err) {
+		if _, err := apply(t, t.TempDir(), append(b, make([]byte, 1024)...), Options{}); !errdefs.IsInvalidArgument(err) {
 			t.Errorf("%d: %v", sizes, err)
 		}
 	}

@@ -2,6 +2,7 @@ package archive
 
 import (
 	"archive/tar"
+	"fmt"
 	"io"
 	"os"
 	"path/filepath"
@@ -284,6 +285,58 @@ func FuzzEntries(f *testing.F) {
 		}
 		fuzz(t, layer(t, entries...))
 	})
+}
+
+// FuzzHeader makes every input a header whose checksum is right, after PAX records, so that what
+// is in them is reached.
+func FuzzHeader(f *testing.F) {
+	whole := layer(f, entry{Header: tar.Header{Typeflag: tar.TypeReg, Name: "a/b", Uid: 1 << 25, Mode: 0o7777, Format: tar.FormatGNU}, body: "x"})
+	f.Add(whole[:blockSize], record("path", "../x")+record("SCHILY.xattr.user.a", "1"), "body")
+	f.Add(whole[:blockSize], record("GNU.sparse.major", "1")+record("GNU.sparse.minor", "0")+record("GNU.sparse.realsize", "99"), "1\n0\n1\n")
+	f.Add(whole[:blockSize], record("size", "5")+record("mtime", "-1.5")+record("LIBARCHIVE.xattr.user.%61", "AQ"), "")
+	f.Fuzz(func(t *testing.T, header []byte, pax, body string) {
+		var b []byte
+		if pax != "" {
+			b = block(b, 'x', "pax", pax)
+		}
+		h := make([]byte, blockSize)
+		copy(h, header)
+		b = append(b, checksum(h)...)
+		b = append(b, body...)
+		fuzz(t, append(b, make([]byte, 2*blockSize+-len(body)&(blockSize-1))...))
+	})
+}
+
+// record is one of a PAX header.
+func record(k, v string) string {
+	n := len(k) + len(v) + 4
+	for len(fmt.Sprintf("%d %s=%s\n", n, k, v)) != n {
+		n++
+	}
+	return fmt.Sprintf("%d %s=%s\n", n, k, v)
+}
+
+// block appends an entry to an archive, whatever its name and body hold.
+func block(b []byte, typeflag byte, name string, body string) []byte {
+	h := make([]byte, blockSize)
+	copy(h, name)
+	copy(h[100:], "0000644\x000000000\x000000000\x00")
+	copy(h[124:], fmt.Sprintf("%011o\x00%011o\x00", len(body), 0))
+	h[156] = typeflag
+	copy(h[257:], "ustar\x0000")
+	b = append(append(b, checksum(h)...), body...)
+	return append(b, make([]byte, -len(body)&(blockSize-1))...)
+}
+
+// checksum puts the right one into a header.
+func checksum(h []byte) []byte {
+	copy(h[148:], "        ")
+	sum := 0
+	for _, c := range h {
+		sum += int(c)
+	}
+	copy(h[148:], fmt.Sprintf("%06o\x00 ", sum))
+	return h
 }
 
 func fuzz(t *testing.T, data []byte) {

@@ -385,6 +385,45 @@ func TestDiffAndApplyAreInverse(t *testing.T) {
 	}
 }
 
+// fuzzed are random numbers out of a fuzzer's input, and any others once that is used up.
+type fuzzed struct {
+	data []byte
+	rest *rand.PCG
+}
+
+func (f *fuzzed) Uint64() (n uint64) {
+	if len(f.data) < 2 {
+		return f.rest.Uint64()
+	}
+	// The upper bits count: two bytes are enough for every choice.
+	n = uint64(f.data[0])<<56 | uint64(f.data[1])<<48
+	f.data = f.data[2:]
+	return n | f.rest.Uint64()>>16
+}
+
+// FuzzDiff makes two trees of the input and applies what leads from the one to the other and back.
+func FuzzDiff(f *testing.F) {
+	f.Add([]byte("\x40\x00\x00\x10\x10"), uint8(6), uint8(3))
+	f.Add([]byte("some of these and some of those"), uint8(20), uint8(9))
+	f.Fuzz(func(t *testing.T, data []byte, lower, change uint8) {
+		f := forest{rand.New(&fuzzed{data, rand.NewPCG(1, 2)}), t, os.Geteuid() == 0}
+		work := t.TempDir()
+		trees := []string{filepath.Join(work, "lower"), filepath.Join(work, "upper")}
+		f.must(os.Mkdir(trees[0], 0o755))
+		for range lower % 32 {
+			f.change(trees[0])
+		}
+		if out, err := exec.Command("cp", "-a", trees[0], trees[1]).CombinedOutput(); err != nil {
+			t.Fatalf("cp: %v\n%s", err, out)
+		}
+		for range change % 16 {
+			f.change(trees[1])
+		}
+		roundTrip(t, trees[0], trees[1], DiffOptions{Compression: Uncompressed})
+		roundTrip(t, trees[1], trees[0], DiffOptions{Compression: Uncompressed})
+	})
+}
+
 func TestDiffIsReproducible(t *testing.T) {
 	dir := t.TempDir()
 	r := rand.New(rand.NewPCG(1, 2))
