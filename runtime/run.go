@@ -131,6 +131,11 @@ func (s *Containers) forBundle(ctx context.Context, rec Record) (*Container, *os
 		rec.ID = NewID()
 	}
 	rec.Bundle = real
+	self, err := Identify(os.Getpid())
+	if err != nil {
+		return nil, nil, err
+	}
+	rec.Owner = &self // killed before it runs, the container is nobody's
 	return s.create(ctx, rec)
 }
 

@@ -27,15 +27,28 @@ import (
 // The test binary is also the program under test: a run inherits standard streams and becomes
 // a subreaper, which needs a process of its own.
 func TestMain(m *testing.M) {
-	Shim(func(root, namespace string) (*Containers, error) { return Open(root, namespace, plain{}, nil) })
+	Shim(func(root, namespace string) (*Containers, error) {
+		return Open(root, namespace, bound{os.Getenv("TEST_SNAPSHOTS")}, nil)
+	})
 	if args := os.Getenv("TEST_RUN"); args != "" {
 		f := strings.Split(args, "|") // runtime, state, id, bundle
 		status := 125
 		r, err := Find(f[0], f[1])
 		if err == nil {
 			var all *Containers
-			if all, err = Open(filepath.Join(f[1], "store"), "default", plain{}, nil); err == nil {
+			var c *Container
+			if all, err = Open(filepath.Join(f[1], "store"), "default", bound{f[3]}, nil); err == nil && len(f) > 4 {
+				c, err = all.Get(f[2])
+			}
+			switch {
+			case err != nil:
+			case len(f) == 4:
 				status, err = all.RunBundle(context.Background(), r, Record{ID: f[2], Bundle: f[3]})
+			case f[4] == "start":
+				_, err = c.Start(context.Background(), r)
+				status = 0
+			default:
+				status, err = c.Run(context.Background(), r)
 			}
 		}
 		if err != nil {
@@ -48,13 +61,6 @@ func TestMain(m *testing.M) {
 	}
 	os.Exit(m.Run())
 }
-
-// plain is of containers without a snapshot.
-type plain struct{}
-
-func (plain) Mount(context.Context, Snapshot, string) error { return nil }
-func (plain) Unmount(string) error                          { return nil }
-func (plain) Remove(context.Context, Snapshot) error        { return nil }
 
 // machine is a state directory, a bundle with busybox and a runtime.
 type machine struct {
@@ -413,7 +419,7 @@ func TestRunTerminal(t *testing.T) {
 func TestRunRefusesBundles(t *testing.T) {
 	state := filepath.Join(t.TempDir(), "s")
 	r := &Runtime{command: "/bin/false", state: state}
-	all, err := Open(filepath.Join(state, "store"), "default", plain{}, nil)
+	all, err := Open(filepath.Join(state, "store"), "default", bound{}, nil)
 	if err != nil {
 		t.Fatal(err)
 	}

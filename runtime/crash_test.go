@@ -1,0 +1,444 @@
+package runtime
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
+)
+
+// killAt makes a process of the test binary, a shim too, kill itself at a step of a run.
+const killAt = "TEST_KILL_AT"
+
+func init() {
+	if step := os.Getenv(killAt); step != "" {
+		at = func(s string) {
+			if s == step {
+				_ = unix.Kill(os.Getpid(), unix.SIGKILL)
+				select {}
+			}
+		}
+	}
+}
+
+// bound mounts a directory as the root filesystem, and keeps count of the snapshots.
+type bound struct{ source string }
+
+func (b bound) Mount(_ context.Context, _ Snapshot, target string) error {
+	if mounted(target) {
+		return nil
+	}
+	return unix.Mount(filepath.Join(b.source, "rootfs"), target, "", unix.MS_BIND, "")
+}
+
+func (bound) Unmount(target string) error {
+	err := unix.Unmount(target, unix.UMOUNT_NOFOLLOW)
+	if errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENOENT) {
+		return nil
+	}
+	return err
+}
+
+func (b bound) Remove(_ context.Context, s Snapshot) error {
+	err := os.Remove(filepath.Join(b.source, "snapshot-"+s.Key))
+	if errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	return err
+}
+
+// bound is the machine's store with a snapshot for each container.
+func (m *machine) bound() *Containers {
+	m.Helper()
+	all, err := Open(filepath.Join(m.state, "store"), "default", bound{m.bundle}, nil)
+	if err != nil {
+		m.Fatal(err)
+	}
+	return all
+}
+
+// snapshotted makes a container with a snapshot and its configuration.
+func (m *machine) snapshotted(id string, rec Record) *Container {
+	m.Helper()
+	write(m.T, filepath.Join(m.bundle, "snapshot-"+id), "")
+	rec.ID, rec.Snapshot = id, &Snapshot{Key: id}
+	c, err := m.bound().Create(m.Context(), rec)
+	if err != nil {
+		m.Fatal(err)
+	}
+	b, err := os.ReadFile(filepath.Join(m.bundle, "config.json"))
+	if err != nil {
+		m.Fatal(err)
+	}
+	write(m.T, filepath.Join(c.Dir(), "config.json"), string(b))
+	return c
+}
+
+// as runs the test binary as a program that starts or runs a container.
+func (m *machine) as(what, id, step string) *exec.Cmd {
+	c := exec.Command("/proc/self/exe")
+	c.Env = append(os.Environ(), "TEST_RUN="+strings.Join([]string{m.runtime, m.state, id, m.bundle, what}, "|"), killAt+"="+step, "TEST_SNAPSHOTS="+m.bundle)
+	return c
+}
+
+// Whatever is killed at whatever step, the next calls see the truth, run the container again,
+// and leave nothing of it behind.
+func TestKilledAtEveryStep(t *testing.T) {
+	steps := []string{"claimed", "blank", "creating", "mounted", "shim", "started", "running", "reaped", "ended", "removed", "unmounted", "recorded", "remove", "snapshot removed"}
+	runtimes(t, func(m *machine) {
+		for _, what := range []string{"run", "start"} {
+			for _, keep := range []bool{true, false} {
+				if m.runtime != "runc" && keep == (what == "run") {
+					continue // half of it will do for another runtime
+				}
+				for _, step := range steps {
+					if what == "run" && (step == "shim" || step == "reaped") || keep && (step == "remove" || step == "snapshot removed") {
+						continue
+					}
+					name := fmt.Sprintf("%s, keep %v, killed at %q", what, keep, step)
+					m.spec(Options{Args: []string{"sh", "-c", "sleep 0.2; exit 3"}})
+					c := m.snapshotted("test-step", Record{RemoveAtEnd: !keep})
+					out, err := m.as(what, "test-step", step).CombinedOutput()
+					if what == "run" && err == nil {
+						t.Errorf("%s: it was not killed: %s", name, out)
+					}
+					m.truth(name, c, step)
+					// The ID is free again, whatever was left.
+					if _, err := c.Remove(t.Context(), true); err != nil && !errdefs.IsNotFound(err) {
+						t.Errorf("%s: remove: %v", name, err)
+					}
+					if !keep {
+						m.bound().Clear(t.Context())
+					}
+					m.spec(Options{Args: []string{"sh", "-c", "exit 9"}})
+					again := m.snapshotted("test-step", Record{RemoveAtEnd: true})
+					if status, err := m.as("run", again.ID, "").CombinedOutput(); m.code(err) != 9 {
+						t.Errorf("%s: and again: %v %s", name, err, status)
+					}
+					if left, _ := filepath.Glob(m.bundle + "/snapshot-*"); len(left) > 0 {
+						t.Errorf("%s: snapshots are left: %q", name, left)
+						_ = os.Remove(left[0])
+					}
+				}
+			}
+		}
+	})
+}
+
+// truth demands that a look at a container agrees with what runs, once all settled.
+func (m *machine) truth(name string, c *Container, step string) {
+	m.Helper()
+	// The process sleeps for a fifth of a second at most.
+	end := time.Now().Add(10 * time.Second)
+	for {
+		now, err := m.bound().Get(c.ID)
+		if errdefs.IsNotFound(err) {
+			return
+		}
+		if err != nil {
+			m.Errorf("%s: %v", name, err)
+			return
+		}
+		i, err := now.Info()
+		if err != nil {
+			m.Errorf("%s: %v", name, err)
+			return
+		}
+		alive := i.Pid != 0 && unix.Kill(i.Pid, 0) == nil
+		switch {
+		case i.Status == Stopped && i.Exit == nil, i.Status == Running && !alive && !monitored(c):
+			m.Errorf("%s: %+v", name, i)
+			return
+		case i.Status == Stopped, i.Status == Created:
+			if i.Status == Stopped && i.Exit.Status != nil && *i.Exit.Status != 3 {
+				m.Errorf("%s: exit status %d", name, *i.Exit.Status)
+			}
+			return
+		}
+		if time.Now().After(end) {
+			m.Errorf("%s: it is %s for ever", name, i.Status)
+			return
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+}
+
+func monitored(c *Container) bool {
+	l, err := look(c.dir)
+	return err == nil && l.monitored
+}
+
+func (m *machine) code(err error) int {
+	var exit *exec.ExitError
+	if errors.As(err, &exit) {
+		return exit.ExitCode()
+	}
+	if err != nil {
+		m.Fatal(err)
+	}
+	return 0
+}
+
+// A container goes on without its shim; the next that works on it brings another, which has what it
+// printed meanwhile and, where the kernel tells, its status.
+func TestShimKilled(t *testing.T) {
+	runtimes(t, func(m *machine) {
+		m.spec(Options{Args: []string{"sh", "-c", "trap 'echo told; exit 6' TERM; echo before; while ! test -e /go; do sleep 0.02; done; echo meanwhile; while :; do sleep 0.02; done"}})
+		c := m.detached(Record{ID: "test-shim"})
+		l, err := look(c.dir)
+		if err != nil {
+			t.Fatal(err)
+		}
+		until(t, "output", func() bool { return strings.Contains(m.log(c), "before") })
+		if err := l.state.Monitor.signal(unix.SIGKILL); err != nil {
+			t.Fatal(err)
+		}
+		until(t, "the shim's death", func() bool { return !l.state.Monitor.Alive() })
+		if i := m.info(c); i.Status != Running || i.Pid != l.state.Pid {
+			m.Errorf("without its shim: %+v", i)
+		}
+		write(t, filepath.Join(m.bundle, "rootfs/go"), "")
+		m.containers().Clear(t.Context())
+		if i := m.info(c); i.Status != Running {
+			m.Errorf("after a clearing: %+v", i)
+		}
+		if err := c.Kill(t.Context(), unix.SIGUSR2, false); err != nil {
+			t.Fatal(err)
+		}
+		until(t, "another shim", func() bool { return monitored(c) })
+		until(t, "what it printed meanwhile", func() bool { return strings.Contains(m.log(c), "meanwhile") })
+		if err := c.Kill(t.Context(), unix.SIGTERM, false); err != nil {
+			t.Fatal(err)
+		}
+		e, err := c.Wait(t.Context())
+		if err != nil || e == nil || e.Status == nil && e.Error == "" || e.Status != nil && *e.Status != 6 {
+			m.Errorf("%+v %v", e, err)
+		}
+		if !strings.Contains(m.log(c), "told") {
+			m.Errorf("log %q", m.log(c))
+		}
+		if _, err := c.Remove(t.Context(), false); err != nil {
+			m.Error(err)
+		}
+		_ = os.Remove(filepath.Join(m.bundle, "rootfs/go"))
+	})
+}
+
+func (m *machine) log(c *Container) string {
+	b, _ := os.ReadFile(c.path("log"))
+	return string(b)
+}
+
+// After a boot the state directories are gone, and so are the processes: what was running is stopped,
+// what was to be removed goes, and everything can be run again.
+func TestBoot(t *testing.T) {
+	runtimes(t, func(m *machine) {
+		m.spec(Options{Args: []string{"sleep", "1000"}})
+		keep, gone := m.snapshotted("test-keep", Record{}), m.snapshotted("test-gone", Record{RemoveAtEnd: true})
+		for _, c := range []*Container{keep, gone} {
+			if out, err := m.as("start", c.ID, "").CombinedOutput(); err != nil {
+				t.Fatalf("%v %s", err, out)
+			}
+			l, err := look(c.dir)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := l.state.Monitor.signal(unix.SIGKILL); err != nil {
+				t.Fatal(err)
+			}
+			if err := killAll(t.Context(), l.state); err != nil {
+				t.Fatal(err)
+			}
+			removeCgroups(l.state.Cgroups)
+			if err := (bound{}).Unmount(c.path("rootfs")); err != nil {
+				t.Fatal(err)
+			}
+			// Of another boot: the number may be another process's now.
+			s := *l.state
+			s.Pid, s.Boot, s.Monitor.Pid, s.Monitor.Boot = os.Getpid(), "00000000-0000-0000-0000-000000000000", os.Getpid(), "00000000-0000-0000-0000-000000000000"
+			if err := writeState(c.dir, s); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := os.RemoveAll(m.state + "/run"); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.RemoveAll(m.state + "/lock"); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.RemoveAll(filepath.Join(m.state, filepath.Base(m.runtime))); err != nil {
+			t.Fatal(err)
+		}
+		i := m.info(keep)
+		if i.Status != Stopped || i.Pid != 0 || i.Exit == nil || i.Exit.Status != nil || i.Exit.Error == "" {
+			m.Errorf("%+v %+v", i, i.Exit)
+		}
+		if err := keep.Kill(t.Context(), unix.SIGKILL, true); !errdefs.IsFailedPrecondition(err) {
+			m.Errorf("kill: %v", err)
+		}
+		m.bound().Clear(t.Context())
+		if _, err := m.bound().Get("test-gone"); !errdefs.IsNotFound(err) {
+			m.Errorf("what was to be removed is there: %v", err)
+		}
+		if out, err := m.as("start", keep.ID, "").CombinedOutput(); err != nil {
+			m.Errorf("again: %v %s", err, out)
+		}
+		if i := m.info(keep); i.Status != Running {
+			m.Errorf("again: %+v", i)
+		}
+		if _, err := keep.Remove(t.Context(), true); err != nil {
+			m.Error(err)
+		}
+	})
+}
+
+// A disk that is full when a container ends loses its output and not how it ended.
+func TestFullDisk(t *testing.T) {
+	runtimes(t, func(m *machine) {
+		store := filepath.Join(m.state, "store")
+		if err := os.MkdirAll(store, 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := unix.Mount("tmpfs", store, "tmpfs", 0, "size=256k"); err != nil {
+			t.Fatal(err)
+		}
+		defer func() {
+			until(t, "an end of its shim", func() bool { return unix.Unmount(store, 0) == nil })
+		}()
+		m.spec(Options{Args: []string{"sh", "-c", "while ! test -e /full; do sleep 0.01; done; i=0; while [ $i -lt 3000 ]; do echo a line of some length $i; i=$((i+1)); done; exit 4"}})
+		c := m.detached(Record{ID: "test-full"})
+		f, err := os.Create(filepath.Join(store, "filler"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, err = f.Write(make([]byte, 1<<20))
+		f.Close()
+		if err == nil {
+			t.Fatal("the disk is not full")
+		}
+		write(t, filepath.Join(m.bundle, "rootfs/full"), "")
+		i := m.stopped(c)
+		if i.Exit.Status == nil || *i.Exit.Status != 4 {
+			m.Errorf("%+v", i.Exit)
+		}
+		if log := m.log(c); log != "" && !strings.HasSuffix(log, "\n") {
+			m.Errorf("the log ends with half a line: %q", log[max(0, len(log)-80):])
+		}
+		_ = os.Remove(filepath.Join(m.bundle, "rootfs/full"))
+		if _, err := c.Remove(t.Context(), false); err != nil {
+			m.Error(err)
+		}
+	})
+}
+
+// host is what containers could leave on the host.
+func host(t *testing.T, m *machine) map[string][]string {
+	t.Helper()
+	all := map[string][]string{}
+	mounts, err := os.ReadFile("/proc/self/mountinfo")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for line := range strings.Lines(string(mounts)) {
+		if strings.Contains(line, m.state) || strings.Contains(line, m.bundle) {
+			all["mounts"] = append(all["mounts"], line)
+		}
+	}
+	for _, pattern := range []string{cgroupRoot + "/*/test-many*", m.state + "/run/*", m.state + "/lock/*", filepath.Join(m.state, filepath.Base(m.runtime), "*"), m.state + "/store/containers/*/*"} {
+		found, _ := filepath.Glob(pattern)
+		all[pattern] = found
+	}
+	for _, d := range cgroupDirs("self") {
+		found, _ := filepath.Glob(d + "/test-*")
+		all["own cgroups"] = append(all["own cgroups"], found...)
+	}
+	entries, _ := os.ReadDir("/proc")
+	for _, e := range entries {
+		if _, err := strconv.Atoi(e.Name()); err != nil {
+			continue
+		}
+		if b, _ := os.ReadFile("/proc/" + e.Name() + "/cmdline"); bytes.HasPrefix(b, []byte(shimName+"\x00test-many")) {
+			all["processes"] = append(all["processes"], string(b))
+		}
+		if b, _ := os.ReadFile("/proc/" + e.Name() + "/cgroup"); bytes.Contains(b, []byte("/test-many")) {
+			all["processes"] = append(all["processes"], e.Name())
+		}
+	}
+	return all
+}
+
+// A hundred containers at once, started and ended in all ways, leave nothing.
+func TestHundred(t *testing.T) {
+	runtimes(t, func(m *machine) {
+		if m.runtime != "runc" {
+			return // crun needs a mount namespace for each here
+		}
+		before := host(t, m)
+		m.spec(Options{Args: []string{"sh", "-c", "echo hello; exec sleep 0.$((RANDOM % 5))"}})
+		limit := make(chan struct{}, 16)
+		var wg sync.WaitGroup
+		var mu sync.Mutex
+		for n := range 100 {
+			wg.Go(func() {
+				limit <- struct{}{}
+				defer func() { <-limit }()
+				id := fmt.Sprintf("test-many-%d", n)
+				mu.Lock()
+				c := m.snapshotted(id, Record{RemoveAtEnd: n%3 == 0})
+				mu.Unlock()
+				verb := "start"
+				if n%3 == 1 {
+					verb = "run"
+				}
+				out, err := m.as(verb, id, "").CombinedOutput()
+				if err != nil {
+					t.Errorf("%s %s: %v %s", verb, id, err, out)
+				}
+				switch {
+				case n%3 == 0: // it goes by itself
+				case n%2 == 0:
+					if _, err := c.Wait(t.Context()); err != nil {
+						t.Errorf("wait %s: %v", id, err)
+					}
+					fallthrough
+				default:
+					if _, err := c.Remove(t.Context(), true); err != nil {
+						t.Errorf("remove %s: %v", id, err)
+					}
+				}
+			})
+		}
+		wg.Wait()
+		var after map[string][]string
+		same := func() bool {
+			after = host(t, m)
+			a, _ := json.Marshal(before)
+			b, _ := json.Marshal(after)
+			return bytes.Equal(bytes.ReplaceAll(a, []byte("null"), []byte("[]")), bytes.ReplaceAll(b, []byte("null"), []byte("[]")))
+		}
+		for range 1000 {
+			if same() {
+				break
+			}
+			time.Sleep(10 * time.Millisecond)
+		}
+		if !same() {
+			t.Errorf("left behind: %q", after)
+		}
+		if left, _ := filepath.Glob(m.bundle + "/snapshot-*"); len(left) > 0 {
+			t.Errorf("snapshots are left: %q", left)
+		}
+	})
+}
