@@ -7,9 +7,11 @@ import (
 	"testing"
 )
 
-// A primitive without network stays below 5 MB, stripped; one with TLS and HTTP below 9.
+// A primitive without network stays below 5 MB, stripped; one with TLS and HTTP below 9. Task, which
+// stores whole containers, runs, mounts, compares and ingests.
 const (
 	localBudget   = 5 << 20
+	taskBudget    = 6 << 20
 	networkBudget = 9 << 20
 )
 
@@ -18,6 +20,9 @@ func TestBinarySizes(t *testing.T) {
 		budget := int64(localBudget)
 		if slices.Contains(mayImport[c], "remotes") {
 			budget = networkBudget
+		}
+		if c == "task" {
+			budget = taskBudget
 		}
 		info, err := os.Stat(filepath.Join(bin, c))
 		if err != nil {

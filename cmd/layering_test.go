@@ -56,7 +56,7 @@ var mayImport = map[string][]string{
 	"run-net":        {"runtime"},
 	"run-spec":       {"runtime"},
 	"snap":           {"snapshot"},
-	"task":           {"runtime", "snapshot"},
+	"task":           {"runtime", "snapshot", "content", "archive"},
 }
 
 func deps(t *testing.T, pkg string) []string {

@@ -227,6 +227,7 @@ type execution struct {
 	c       *Container
 	exec    string         // the ID of a further process in the container, "" for its own
 	process *specs.Process // that process
+	images  string         // what to restore the container from
 	r       *Runtime
 	lock    *os.File
 	claim   *claim
@@ -318,6 +319,8 @@ func (u *execution) start(ctx context.Context, opts *runc.CreateOpts, term *term
 	if u.exec != "" {
 		topic = "/tasks/exec-started"
 		err = u.r.startExec(ctx, client, u.c.key(), u.process, opts, term)
+	} else if u.images != "" {
+		err = u.r.restore(ctx, client, u.c.key(), u, opts, term)
 	} else {
 		err = u.r.start(ctx, client, u.c.key(), u.job.Bundle, opts, term)
 	}

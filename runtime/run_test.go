@@ -44,6 +44,15 @@ func TestMain(m *testing.M) {
 			case err != nil:
 			case len(f) == 4:
 				status, err = all.RunBundle(context.Background(), r, Record{ID: f[2], Bundle: f[3]})
+			case f[4] == "attach":
+				var e *Exit
+				if e, err = c.Attach(context.Background(), Attach{Input: true, DetachKeys: []byte{16, 17}}); err == nil && e != nil && e.Status != nil {
+					status = *e.Status
+				} else if err == nil {
+					status = 0
+				}
+			case f[4] == "exec":
+				status, err = c.Exec(context.Background(), Exec{Args: []string{"sh", "-c", "stty size; read x; echo heard $x; exit 8"}, Terminal: true})
 			case f[4] == "start":
 				_, err = c.Start(context.Background(), r)
 				status = 0
@@ -84,26 +93,32 @@ func runtimes(t *testing.T, f func(m *machine)) {
 					t.Fatal(err)
 				}
 			}
-			m := &machine{t, command, filepath.Join(t.TempDir(), "s"), t.TempDir()}
-			busybox, _ := exec.LookPath("busybox")
-			b, err := os.ReadFile(busybox)
-			if err != nil {
-				t.Fatal(err)
-			}
-			write(t, filepath.Join(m.bundle, "rootfs/bin/sh"), string(b))
-			if err := os.Chmod(filepath.Join(m.bundle, "rootfs/bin/sh"), 0o755); err != nil {
-				t.Fatal(err)
-			}
-			write(t, filepath.Join(m.bundle, "rootfs/bin/data"), "no program")
-			for _, a := range []string{"cat", "sleep", "stty", "ls", "true", "kill"} {
-				if err := os.Symlink("sh", filepath.Join(m.bundle, "rootfs/bin", a)); err != nil {
-					t.Fatal(err)
-				}
-			}
+			m := newMachine(t, command)
 			f(m)
 			m.clean()
 		})
 	}
+}
+
+func newMachine(t *testing.T, command string) *machine {
+	t.Helper()
+	m := &machine{t, command, filepath.Join(t.TempDir(), "s"), t.TempDir()}
+	busybox, _ := exec.LookPath("busybox")
+	b, err := os.ReadFile(busybox)
+	if err != nil {
+		t.Fatal(err)
+	}
+	write(t, filepath.Join(m.bundle, "rootfs/bin/sh"), string(b))
+	if err := os.Chmod(filepath.Join(m.bundle, "rootfs/bin/sh"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	write(t, filepath.Join(m.bundle, "rootfs/bin/data"), "no program")
+	for _, a := range []string{"cat", "sleep", "stty", "ls", "true", "kill"} {
+		if err := os.Symlink("sh", filepath.Join(m.bundle, "rootfs/bin", a)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return m
 }
 
 // clean demands that nothing of any container is left.

@@ -50,7 +50,8 @@ type order struct {
 	Run       state  `json:"run"`
 	Adopt     bool   `json:"adopt,omitempty"` // the process runs already
 
-	Exec        string         `json:"exec,omitempty"` // a further process in the container
+	Images      string         `json:"images,omitempty"` // the processes' state, to be restored
+	Exec        string         `json:"exec,omitempty"`   // a further process in the container
 	Process     *specs.Process `json:"process,omitempty"`
 	Interactive bool           `json:"interactive,omitempty"`
 }
@@ -72,7 +73,7 @@ func (c *Container) Start(ctx context.Context, r *Runtime) (pid int, err error) 
 	if err != nil {
 		return -1, err
 	}
-	return c.detach(ctx, r, lock)
+	return c.detach(ctx, r, lock, "")
 }
 
 // StartBundle makes a container for a bundle and starts it; with a bundle that is the directory
@@ -82,11 +83,12 @@ func (s *Containers) StartBundle(ctx context.Context, r *Runtime, rec Record) (c
 	if err != nil {
 		return nil, -1, err
 	}
-	pid, err = c.detach(ctx, r, lock)
+	pid, err = c.detach(ctx, r, lock, "")
 	return c, pid, err
 }
 
-func (c *Container) detach(ctx context.Context, r *Runtime, lock *os.File) (pid int, err error) {
+// detach starts a container; images is where the state of its processes is, if that was stored.
+func (c *Container) detach(ctx context.Context, r *Runtime, lock *os.File, images string) (pid int, err error) {
 	u, err := c.begin(ctx, r, lock, true)
 	if err != nil {
 		return -1, err
@@ -94,7 +96,7 @@ func (c *Container) detach(ctx context.Context, r *Runtime, lock *os.File) (pid 
 	if err := makeStreams(c.dir); err != nil {
 		return -1, u.abandon(ctx, fmt.Errorf("container %s: %w", c.ID, err))
 	}
-	o := order{Root: c.set.root, Namespace: c.Namespace, ID: c.ID, Command: r.command, State: r.state, Job: u.job, Run: u.state}
+	o := order{Root: c.set.root, Namespace: c.Namespace, ID: c.ID, Command: r.command, State: r.state, Job: u.job, Run: u.state, Images: images}
 	rep, err := spawn(o, u.lock, u.claim)
 	if err != nil {
 		return -1, u.abandon(ctx, err)
@@ -247,7 +249,7 @@ func (o order) work(open func(root, namespace string) (*Containers, error)) erro
 		tell(report{Error: err.Error(), Exit: 125})
 		return err
 	}
-	u := &execution{c: c, exec: o.Exec, process: o.Process, r: &Runtime{o.Command, o.State}, job: o.Job, state: o.Run}
+	u := &execution{c: c, exec: o.Exec, images: o.Images, process: o.Process, r: &Runtime{o.Command, o.State}, job: o.Job, state: o.Run}
 	u.lock = os.NewFile(shimLock, filepath.Join(u.dir(), "lock"))
 	dir, lock := claimDir(o.State, c.key()), claimLock(o.State, c.key())
 	if o.Exec != "" {

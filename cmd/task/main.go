@@ -27,7 +27,7 @@ func newCommand() *cobra.Command {
 		newCreate(o), newStart(o), newRm(o), newLabel(o),
 		newLs(o), newInfo(o), newPs(o), newLogs(o),
 		newKill(o), newPause(o), newResume(o), newWait(o), newAttach(o), newExec(o),
-		newStats(o), newUpdate(o),
+		newStats(o), newUpdate(o), newCheckpoint(o), newRestore(o),
 	)
 	return c
 }

@@ -31,9 +31,15 @@ func NewFlags(f *pflag.FlagSet) *Flags {
 // Open opens the containers.
 func (o *Flags) Open() (*runtime.Containers, error) { return Open(*o.root, *o.namespace) }
 
+// Root is the store's directory.
+func (o *Flags) Root() string { return *o.root }
+
+// Snapshots are those of the containers.
+func (o *Flags) Snapshots() Snapshots { return Snapshots{*o.root, *o.namespace} }
+
 // Open opens the containers of a store's namespace, with the store's snapshots.
 func Open(root, namespace string) (*runtime.Containers, error) {
-	return runtime.Open(root, namespace, snapshots{root, namespace}, networks{})
+	return runtime.Open(root, namespace, Snapshots{root, namespace}, networks{})
 }
 
 // Runtime says which runtime starts processes.
@@ -92,13 +98,14 @@ func (r *NewRecord) Get() (rec runtime.Record, err error) {
 	return rec, err
 }
 
-type snapshots struct{ root, namespace string }
+// Snapshots are a namespace's, as [runtime.Snapshots] wants them.
+type Snapshots struct{ root, namespace string }
 
-func (s snapshots) open(driver string) (*snapshot.Snapshotter, error) {
+func (s Snapshots) open(driver string) (*snapshot.Snapshotter, error) {
 	return drivers.Open(s.root, driver, snapshot.Options{Namespace: s.namespace})
 }
 
-func (s snapshots) Mount(ctx context.Context, what runtime.Snapshot, target string) error {
+func (s Snapshots) Mount(ctx context.Context, what runtime.Snapshot, target string) error {
 	sn, err := s.open(what.Driver)
 	if err != nil {
 		return err
@@ -106,14 +113,14 @@ func (s snapshots) Mount(ctx context.Context, what runtime.Snapshot, target stri
 	return sn.Mount(ctx, what.Key, target)
 }
 
-func (s snapshots) Unmount(target string) error {
+func (s Snapshots) Unmount(target string) error {
 	if err := snapshot.Unmount(target); !errdefs.IsNotFound(err) {
 		return err
 	}
 	return nil
 }
 
-func (s snapshots) Remove(ctx context.Context, what runtime.Snapshot) error {
+func (s Snapshots) Remove(ctx context.Context, what runtime.Snapshot) error {
 	sn, err := s.open(what.Driver)
 	if err == nil {
 		err = sn.Remove(ctx, what.Key)
@@ -147,4 +154,35 @@ func runNet() string {
 		}
 	}
 	return "run-net"
+}
+
+// Below calls f with a directory that shows, while f runs, what is below a snapshot; "" where there is nothing.
+func (s Snapshots) Below(ctx context.Context, what runtime.Snapshot, f func(dir string) error) (err error) {
+	sn, err := s.open(what.Driver)
+	if err != nil {
+		return err
+	}
+	i, err := sn.Stat(ctx, what.Key)
+	if err != nil {
+		return err
+	}
+	if i.Parent == "" {
+		return f("")
+	}
+	dir, err := os.MkdirTemp("", "distkit-below-")
+	if err != nil {
+		return err
+	}
+	key := "below-" + runtime.NewID()
+	if _, err := sn.View(ctx, key, i.Parent, nil); err != nil {
+		_ = os.Remove(dir)
+		return err
+	}
+	defer func() {
+		err = errors.Join(err, snapshot.Unmount(dir), sn.Remove(context.WithoutCancel(ctx), key), os.Remove(dir))
+	}()
+	if err := sn.Mount(ctx, key, dir); err != nil {
+		return err
+	}
+	return f(dir)
 }

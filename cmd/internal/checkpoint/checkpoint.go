@@ -1,0 +1,257 @@
+// Package checkpoint keeps containers in the content store: an OCI index, in containerd's form, of the
+// state of the processes, the configuration, the files that were changed, and the image.
+package checkpoint
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+
+	"distkit/archive"
+	"distkit/cmd/internal/containers"
+	"distkit/content"
+	"distkit/errclass"
+	"distkit/runtime"
+
+	"github.com/containerd/errdefs"
+	"github.com/opencontainers/go-digest"
+	"github.com/opencontainers/image-spec/specs-go"
+	v1 "github.com/opencontainers/image-spec/specs-go/v1"
+)
+
+// The media types of what an index lists; but for the configuration's they are containerd's.
+const (
+	typeState  = "application/vnd.containerd.container.criu.checkpoint.criu.tar"
+	typeConfig = "application/vnd.oci.runtime.config.v1+json"
+	typeRW     = "application/vnd.containerd.container.rw.tar"
+)
+
+// The annotations of an index.
+const (
+	nameImage    = "org.opencontainers.image.ref.name"
+	nameDriver   = "io.containerd.checkpoint.snapshotter"
+	nameRuntime  = "io.containerd.checkpoint.runtime"
+	maxDocuments = 16 << 20
+)
+
+// Save stores a container as it is at one instant, and returns the index's digest.
+func Save(ctx context.Context, store *content.Store, snapshots containers.Snapshots, c *runtime.Container, exit bool) (digest.Digest, error) {
+	dir, err := os.MkdirTemp(c.Dir(), "checkpoint-")
+	if err != nil {
+		return "", err
+	}
+	defer os.RemoveAll(dir)
+	s := saver{ctx: ctx, store: store, ref: "checkpoint-" + c.ID + "-" + filepath.Base(dir)}
+	err = c.Checkpoint(ctx, dir, exit, func() error {
+		if err := s.add(typeState, func(w io.Writer) error { return layer(ctx, w, "", dir) }); err != nil {
+			return err
+		}
+		config, err := configuration(c)
+		if err == nil {
+			err = s.add(typeConfig, func(w io.Writer) error { _, err := w.Write(config); return err })
+		}
+		if err != nil || c.Snapshot == nil {
+			return err
+		}
+		return snapshots.Below(ctx, *c.Snapshot, func(lower string) error {
+			return s.add(typeRW, func(w io.Writer) error { return layer(ctx, w, lower, filepath.Join(c.Dir(), "rootfs")) })
+		})
+	})
+	if err != nil {
+		return "", err
+	}
+	index := v1.Index{Versioned: specs.Versioned{SchemaVersion: 2}, MediaType: v1.MediaTypeImageIndex, Annotations: map[string]string{}}
+	if c.Image != nil {
+		d, err := describe(ctx, store, digest.Digest(c.Image.Digest))
+		if err != nil {
+			return "", fmt.Errorf("image of container %s: %w", c.ID, err)
+		}
+		s.parts = append(s.parts, d)
+		index.Annotations[nameImage] = c.Image.Name
+	}
+	if c.Snapshot != nil && c.Snapshot.Driver != "" {
+		index.Annotations[nameDriver] = c.Snapshot.Driver
+	}
+	if c.Runtime != "" {
+		index.Annotations[nameRuntime] = c.Runtime
+	}
+	index.Manifests = s.parts
+	b, err := json.Marshal(index)
+	if err != nil {
+		return "", err
+	}
+	return content.WriteBlob(ctx, store, s.ref, bytes.NewReader(b), int64(len(b)), digest.FromBytes(b))
+}
+
+// configuration is the container's config.json. A root filesystem in the container's directory is one
+// in any container's.
+func configuration(c *runtime.Container) ([]byte, error) {
+	b, err := os.ReadFile(filepath.Join(c.BundleDir(), "config.json"))
+	if err != nil {
+		return nil, err
+	}
+	var config map[string]json.RawMessage
+	var root map[string]any
+	if err := json.Unmarshal(b, &config); err != nil {
+		return nil, fmt.Errorf("config.json of container %s: %w", c.ID, err)
+	}
+	if json.Unmarshal(config["root"], &root) != nil || root["path"] != filepath.Join(c.Dir(), "rootfs") {
+		return b, nil
+	}
+	root["path"] = "rootfs"
+	if config["root"], err = json.Marshal(root); err != nil {
+		return nil, err
+	}
+	return json.Marshal(config)
+}
+
+type saver struct {
+	ctx   context.Context
+	store *content.Store
+	ref   string
+	parts []v1.Descriptor
+}
+
+// add stores what write writes as a part.
+func (s *saver) add(mediaType string, write func(io.Writer) error) error {
+	out, in := io.Pipe()
+	go func() { _ = in.CloseWithError(write(in)) }()
+	dgst, err := content.WriteBlob(s.ctx, s.store, fmt.Sprintf("%s-%d", s.ref, len(s.parts)), out, 0, "")
+	_ = out.CloseWithError(err)
+	if err != nil {
+		return err
+	}
+	info, err := s.store.Info(s.ctx, dgst)
+	if err != nil {
+		return err
+	}
+	s.parts = append(s.parts, v1.Descriptor{MediaType: mediaType, Digest: dgst, Size: info.Size})
+	return nil
+}
+
+func layer(ctx context.Context, w io.Writer, lower, upper string) error {
+	_, err := archive.Diff(ctx, w, lower, upper, archive.DiffOptions{Compression: archive.Uncompressed})
+	return err
+}
+
+// describe makes a descriptor of a manifest or index in the store.
+func describe(ctx context.Context, store *content.Store, dgst digest.Digest) (v1.Descriptor, error) {
+	b, err := read(store, dgst)
+	if err != nil {
+		return v1.Descriptor{}, err
+	}
+	d := v1.Descriptor{Digest: dgst, Size: int64(len(b))}
+	var doc struct {
+		MediaType string          `json:"mediaType"`
+		Manifests json.RawMessage `json:"manifests"`
+	}
+	if err := json.Unmarshal(b, &doc); err != nil {
+		return d, errclass.Errorf(errdefs.ErrFailedPrecondition, "%s: %w", dgst, err)
+	}
+	switch d.MediaType = doc.MediaType; {
+	case d.MediaType != "":
+	case doc.Manifests != nil:
+		d.MediaType = v1.MediaTypeImageIndex
+	default:
+		d.MediaType = v1.MediaTypeImageManifest
+	}
+	return d, nil
+}
+
+func read(store *content.Store, dgst digest.Digest) ([]byte, error) {
+	if err := content.Validate(dgst); err != nil {
+		return nil, err
+	}
+	f, err := store.File(dgst)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	if f.Size() > maxDocuments {
+		return nil, errclass.Errorf(errdefs.ErrFailedPrecondition, "%s has %d bytes, too many for a document", dgst, f.Size())
+	}
+	b := make([]byte, f.Size())
+	if _, err := io.ReadFull(f, b); err != nil {
+		return nil, err
+	}
+	if digest.FromBytes(b) != dgst && dgst.Algorithm() == digest.SHA256 {
+		return nil, errclass.Errorf(errdefs.ErrDataLoss, "%s is corrupt", dgst)
+	}
+	return b, nil
+}
+
+// Load brings a container, which has never run, to where it was when it was stored: its
+// configuration, where it has none, and what was changed in its files. It returns the directory of
+// the state of the processes, which lasts until the container is removed.
+func Load(ctx context.Context, store *content.Store, snapshots containers.Snapshots, c *runtime.Container, dgst digest.Digest) (string, error) {
+	b, err := read(store, dgst)
+	if err != nil {
+		return "", err
+	}
+	var index v1.Index
+	if err := json.Unmarshal(b, &index); err != nil {
+		return "", errclass.Errorf(errdefs.ErrFailedPrecondition, "checkpoint %s: %w", dgst, err)
+	}
+	parts := map[string]v1.Descriptor{}
+	for _, d := range index.Manifests {
+		parts[d.MediaType] = d
+	}
+	state, ok := parts[typeState]
+	config, configured := parts[typeConfig]
+	if !ok || !configured {
+		return "", errclass.Errorf(errdefs.ErrFailedPrecondition, "%s is no checkpoint: it has no state of processes, or no configuration", dgst)
+	}
+	dir := filepath.Join(c.Dir(), "checkpoint")
+	if err := os.RemoveAll(dir); err != nil {
+		return "", err
+	}
+	if err := os.Mkdir(dir, 0o700); err != nil {
+		return "", err
+	}
+	if err := apply(ctx, store, state.Digest, dir); err != nil {
+		return "", err
+	}
+	name := filepath.Join(c.BundleDir(), "config.json")
+	if _, err := os.Stat(name); os.IsNotExist(err) {
+		b, err := read(store, config.Digest)
+		if err == nil {
+			err = os.WriteFile(name, b, 0o600)
+		}
+		if err != nil {
+			return "", err
+		}
+	}
+	if rw, ok := parts[typeRW]; ok && c.Snapshot != nil {
+		rootfs := filepath.Join(c.Dir(), "rootfs")
+		if err := snapshots.Mount(ctx, *c.Snapshot, rootfs); err != nil {
+			return "", err
+		}
+		if err := apply(ctx, store, rw.Digest, rootfs); err != nil {
+			return "", err
+		}
+	}
+	return dir, nil
+}
+
+func apply(ctx context.Context, store *content.Store, dgst digest.Digest, dir string) error {
+	if err := content.Validate(dgst); err != nil {
+		return err
+	}
+	f, err := store.File(dgst)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	verifier := dgst.Verifier()
+	if _, err := archive.Apply(ctx, dir, io.TeeReader(f, verifier), archive.Options{Strict: true}); err != nil {
+		return fmt.Errorf("%s: %w", dgst, err)
+	}
+	if !verifier.Verified() {
+		return errclass.Errorf(errdefs.ErrDataLoss, "%s is corrupt", dgst)
+	}
+	return nil
+}

@@ -1,0 +1,68 @@
+package main
+
+import (
+	"fmt"
+
+	"distkit/cmd/internal/checkpoint"
+	"distkit/cmd/internal/cli"
+	"distkit/cmd/internal/containers"
+	"distkit/content"
+
+	"github.com/opencontainers/go-digest"
+	"github.com/spf13/cobra"
+)
+
+func newCheckpoint(o *containers.Flags) *cobra.Command {
+	c := &cobra.Command{Use: "checkpoint [flags] ID", Short: "store a running container as it is, and print the index's digest", Args: cobra.ExactArgs(1)}
+	exit := c.Flags().Bool("exit", false, "end the container then")
+	c.RunE = func(c *cobra.Command, args []string) error {
+		t, err := get(o, args[0])
+		if err != nil {
+			return err
+		}
+		store, err := content.Open(o.Root())
+		if err != nil {
+			return err
+		}
+		dgst, err := checkpoint.Save(c.Context(), store, o.Snapshots(), t, *exit)
+		if err != nil {
+			return err
+		}
+		_, err = fmt.Fprintln(c.OutOrStdout(), dgst)
+		return err
+	}
+	return c
+}
+
+func newRestore(o *containers.Flags) *cobra.Command {
+	c := &cobra.Command{Use: "restore [flags] ID DIGEST", Short: "start a container that task create made where a checkpoint left off, and print its ID", Args: cobra.ExactArgs(2)}
+	which := containers.RuntimeFlags(c.Flags())
+	c.RunE = func(c *cobra.Command, args []string) error {
+		dgst, err := digest.Parse(args[1])
+		if err != nil {
+			return cli.Usagef("%q is no digest: %v", args[1], err)
+		}
+		t, err := get(o, args[0])
+		if err != nil {
+			return err
+		}
+		r, err := which.Find(t.Runtime)
+		if err != nil {
+			return err
+		}
+		store, err := content.Open(o.Root())
+		if err != nil {
+			return err
+		}
+		images, err := checkpoint.Load(c.Context(), store, o.Snapshots(), t, dgst)
+		if err != nil {
+			return err
+		}
+		if _, err := t.Restore(c.Context(), r, images); err != nil {
+			return err
+		}
+		_, err = fmt.Fprintln(c.OutOrStdout(), t.ID)
+		return err
+	}
+	return c
+}

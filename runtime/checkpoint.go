@@ -1,0 +1,121 @@
+package runtime
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"os/exec"
+	"strings"
+
+	"distkit/errclass"
+	"distkit/events"
+
+	"github.com/containerd/errdefs"
+	runc "github.com/containerd/go-runc"
+	"golang.org/x/sys/unix"
+)
+
+// CheckCriu tells whether criu can work here. NotImplemented, with its reason, where it can't.
+func CheckCriu(ctx context.Context) error {
+	name, err := exec.LookPath("criu")
+	if err != nil {
+		if name, err = exec.LookPath("/usr/sbin/criu"); err != nil {
+			return errclass.Errorf(errdefs.ErrNotImplemented, "criu is not installed")
+		}
+	}
+	c := exec.CommandContext(ctx, name, "check")
+	out, err := c.CombinedOutput()
+	if err == nil {
+		return nil
+	}
+	reason := err.Error()
+	for line := range strings.Lines(string(out)) {
+		if l := strings.TrimSpace(line); strings.HasPrefix(l, "Error") || strings.HasPrefix(l, "Looks") {
+			reason = l
+			break
+		}
+	}
+	return errclass.Errorf(errdefs.ErrNotImplemented, "criu can't work here: %s", reason)
+}
+
+// Checkpoint writes the state of a container's processes to a directory, by criu, and calls save
+// while nothing in the container moves. Then the container goes on, or ends if exit says so.
+// NotImplemented where criu can't work.
+func (c *Container) Checkpoint(ctx context.Context, dir string, exit bool, save func() error) (err error) {
+	l, err := c.live()
+	if err != nil {
+		return fmt.Errorf("checkpoint: %w", err)
+	}
+	if err := CheckCriu(ctx); err != nil {
+		return fmt.Errorf("checkpoint container %s: %w", c.ID, err)
+	}
+	if err := c.tend(ctx); err != nil {
+		return err
+	}
+	if l.status != Paused {
+		if err := l.client().Pause(ctx, c.key()); err != nil {
+			return runtimeError(c, "pause", err)
+		}
+		defer func() {
+			if err == nil && exit {
+				return
+			}
+			// Also where ctx is done.
+			if rerr := l.client().Resume(context.WithoutCancel(ctx), c.key()); rerr != nil && err == nil {
+				err = runtimeError(c, "resume", rerr)
+			}
+		}()
+	}
+	opts := &runc.CheckpointOpts{ImagePath: dir, WorkDir: dir, AllowOpenTCP: true, AllowExternalUnixSockets: true, FileLocks: true, AllowTerminal: l.state.Terminal}
+	if err := l.client().Checkpoint(ctx, c.key(), opts, runc.LeaveRunning); err != nil {
+		return runtimeError(c, "checkpoint", err)
+	}
+	if err := save(); err != nil {
+		return err
+	}
+	c.log(events.Event{Topic: "/tasks/checkpointed", Pid: l.state.Pid})
+	if !exit {
+		return nil
+	}
+	if err := l.state.signal(unix.SIGKILL); err != nil && !errdefs.IsNotFound(err) {
+		return err
+	}
+	thaw(l.state.Cgroups)
+	_, err = c.Wait(ctx)
+	if errdefs.IsNotFound(err) {
+		return nil // it was to be removed at its end
+	}
+	return err
+}
+
+// Restore starts a container in the background, as [Container.Start] does, with the processes whose
+// state is in the directory images, as [Container.Checkpoint] wrote it. NotImplemented where criu can't work.
+func (c *Container) Restore(ctx context.Context, r *Runtime, images string) (pid int, err error) {
+	if err := CheckCriu(ctx); err != nil {
+		return -1, fmt.Errorf("restore container %s: %w", c.ID, err)
+	}
+	lock, err := c.lock()
+	if err != nil {
+		return -1, err
+	}
+	return c.detach(ctx, r, lock, images)
+}
+
+// restore has the runtime make the container from its processes' state.
+func (r *Runtime) restore(ctx context.Context, client *runc.Runc, id string, u *execution, opts *runc.CreateOpts, term *terminal) error {
+	work, err := os.MkdirTemp(u.claim.dir, "criu-")
+	if err != nil {
+		return err
+	}
+	o := &runc.RestoreOpts{
+		CheckpointOpts: runc.CheckpointOpts{ImagePath: u.images, WorkDir: work, AllowOpenTCP: true, AllowExternalUnixSockets: true, FileLocks: true, AllowTerminal: term != nil},
+		IO:             opts.IO, Detach: true, PidFile: opts.PidFile, ConsoleSocket: opts.ConsoleSocket,
+	}
+	if _, err := client.Restore(ctx, id, u.job.Bundle, o); err != nil {
+		return err
+	}
+	if term != nil {
+		return term.start()
+	}
+	return nil
+}

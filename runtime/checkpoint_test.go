@@ -1,0 +1,108 @@
+package runtime
+
+import (
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/containerd/errdefs"
+)
+
+// criu puts a criu on PATH that says of itself what is given.
+func criu(t *testing.T, says string, status string) {
+	t.Helper()
+	dir := t.TempDir()
+	if err := os.WriteFile(filepath.Join(dir, "criu"), []byte("#!/bin/sh\necho '"+says+"' >&2\nexit "+status+"\n"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	t.Setenv("PATH", dir+":"+os.Getenv("PATH"))
+}
+
+// checkpointing is a runc that stores a word for the processes' state, and restores by beginning anew.
+const checkpointing = `#!/bin/bash
+set -eu
+args=() images='' verb=''
+while (($#)); do
+	case $1 in
+	checkpoint | restore) verb=$1 ;;
+	--image-path) images=$2 && shift ;;
+	--work-path) shift ;;
+	--leave-running | --tcp-established | --ext-unix-sk | --file-locks | --shell-job) [[ -n $verb ]] || exit 3 ;;
+	*) args+=("$1") ;;
+	esac
+	shift
+done
+case $verb in
+checkpoint)
+	id=${args[-1]}
+	test "$(runc "${args[@]:0:${#args[@]}-1}" state "$id" | grep -o '"status": "paused"')" # or else it moves
+	echo "$id" >"$images/inventory.img" ;;
+restore)
+	test -s "$images/inventory.img"
+	for n in "${!args[@]}"; do [[ ${args[n]} != --detach ]] || break; done
+	exec runc "${args[@]:0:n}" run "${args[@]:n}" ;;
+*) exec runc "${args[@]}" ;;
+esac
+`
+
+func TestCheckpoint(t *testing.T) {
+	for _, p := range []string{"root", "runc", "busybox", "bash"} {
+		require(t, p)
+	}
+	criu(t, "Looks good.", "0")
+	name := filepath.Join(t.TempDir(), "runc")
+	if err := os.WriteFile(name, []byte(strings.ReplaceAll(checkpointing, "runc ", "/usr/sbin/runc ")), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	m := newMachine(t, name)
+	m.spec(Options{Args: []string{"sh", "-c", "while :; do sleep 0.02; done"}})
+	c := m.detached(Record{ID: "test-checkpoint"})
+	images := t.TempDir()
+	save := func() error {
+		if i := m.info(c); i.Status != Paused {
+			t.Errorf("while it is stored it is %s", i.Status)
+		}
+		if _, err := os.Stat(filepath.Join(images, "inventory.img")); err != nil {
+			t.Error(err)
+		}
+		return nil
+	}
+	if err := c.Checkpoint(t.Context(), images, false, save); err != nil {
+		t.Fatal(err)
+	}
+	if i := m.info(c); i.Status != Running {
+		t.Errorf("then it is %s", i.Status)
+	}
+	// What can't be saved lets it go on.
+	if err := c.Checkpoint(t.Context(), images, true, func() error { return os.ErrInvalid }); err == nil || m.info(c).Status != Running {
+		t.Errorf("%v, %s", err, m.info(c).Status)
+	}
+	if err := c.Checkpoint(t.Context(), images, true, save); err != nil {
+		t.Fatal(err)
+	}
+	if i := m.stopped(c); i.Exit.Status == nil || *i.Exit.Status != 137 {
+		t.Errorf("%+v", i.Exit)
+	}
+	again, err := m.containers().Create(t.Context(), Record{ID: "test-restored", Bundle: c.Bundle})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := again.Restore(t.Context(), m.find(), t.TempDir()); err == nil {
+		t.Error("restored from nothing")
+	}
+	if pid, err := again.Restore(t.Context(), m.find(), images); err != nil || m.info(again).Pid != pid {
+		t.Errorf("%d %v", pid, err)
+	}
+	for _, c := range []*Container{c, again} {
+		if _, err := c.Remove(t.Context(), true); err != nil {
+			t.Error(err)
+		}
+	}
+
+	criu(t, "Error (criu/x.c:1): no such feature", "1")
+	if err := CheckCriu(t.Context()); !errdefs.IsNotImplemented(err) || !strings.Contains(err.Error(), "no such feature") {
+		t.Errorf("%v", err)
+	}
+	m.clean()
+}
