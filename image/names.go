@@ -546,34 +546,50 @@ func flock(f *os.File, how int) error {
 }
 
 // create makes the layout where it is missing. A namespace's shares the store's blobs and
-// the place where files are written aside.
+// the place where files are written aside; it exists once it has an index.json.
 func (n *Names) create() error {
-	if _, err := os.Stat(n.path()); err == nil {
+	_, err := os.Stat(filepath.Join(n.layout.Root(), v1.ImageLayoutFile)) // which is made last
+	if err == nil {
+		_, err = os.Stat(n.path())
+	}
+	if err == nil {
 		return nil
 	}
-	if n.layout.Root() != n.root {
-		lock, err := lockNamespaces(n.root, unix.LOCK_SH)
-		if err != nil {
-			return err
-		}
-		defer lock.Close()
-		switch err := os.Mkdir(n.layout.Root(), 0o755); {
-		case err == nil:
-			events.Append(n.root, events.Event{Namespace: n.namespace, Topic: "/namespaces/create", Name: n.namespace})
-		case !errors.Is(err, fs.ErrExist):
+	if n.layout.Root() == n.root {
+		return n.layout.Init()
+	}
+	lock, err := lockNamespaces(n.root, unix.LOCK_SH)
+	if err != nil {
+		return err
+	}
+	defer lock.Close()
+	made := true
+	if err := os.Mkdir(n.layout.Root(), 0o755); errors.Is(err, fs.ErrExist) {
+		made = false // by another who is about to fill it, or who died or had no room
+	} else if err != nil {
+		return fmt.Errorf("create namespace: %w", err)
+	}
+	for _, shared := range []string{v1.ImageBlobsDir, "ingest"} {
+		if err := os.MkdirAll(filepath.Join(n.root, shared), 0o755); err != nil {
 			return fmt.Errorf("create namespace: %w", err)
 		}
-		for _, shared := range []string{v1.ImageBlobsDir, "ingest"} {
-			if err := os.MkdirAll(filepath.Join(n.root, shared), 0o755); err != nil {
-				return fmt.Errorf("create namespace: %w", err)
-			}
-			err := os.Symlink(filepath.Join("..", "..", shared), filepath.Join(n.layout.Root(), shared))
-			if err != nil && !errors.Is(err, fs.ErrExist) {
-				return fmt.Errorf("create namespace: %w", err)
-			}
+		err := os.Symlink(filepath.Join("..", "..", shared), filepath.Join(n.layout.Root(), shared))
+		if err != nil && !errors.Is(err, fs.ErrExist) {
+			return fmt.Errorf("create namespace: %w", err)
 		}
 	}
-	return n.layout.Init()
+	for _, dir := range []string{filepath.Dir(n.layout.Root()), n.root} {
+		if err := syncDir(dir); err != nil {
+			return fmt.Errorf("create namespace: %w", err)
+		}
+	}
+	if err := n.layout.Init(); err != nil {
+		return err
+	}
+	if made {
+		events.Append(n.root, events.Event{Namespace: n.namespace, Topic: "/namespaces/create", Name: n.namespace})
+	}
+	return nil
 }
 
 // replaceFile puts a file with these bytes in path's place, atomically and durably. The

@@ -38,7 +38,14 @@ func (n Namespaces) List() ([]string, error) {
 		return nil, fmt.Errorf("list namespaces: %w", err)
 	}
 	for _, e := range entries {
-		if e.IsDir() && identifier(e.Name()) && e.Name() != DefaultNamespace {
+		if !e.IsDir() || !identifier(e.Name()) || e.Name() == DefaultNamespace {
+			continue
+		}
+		there, err := n.exists(e.Name())
+		if err != nil {
+			return nil, err
+		}
+		if there {
 			all = append(all, e.Name())
 		}
 	}
@@ -51,7 +58,7 @@ func (n Namespaces) exists(namespace string) (bool, error) {
 	if namespace == DefaultNamespace {
 		return true, nil
 	}
-	_, err := os.Stat(filepath.Join(n.dir(), namespace))
+	_, err := os.Stat(filepath.Join(n.dir(), namespace, v1.ImageIndexFile))
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return false, fmt.Errorf("namespace %s: %w", namespace, err)
 	}
