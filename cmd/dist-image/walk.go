@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"os"
 
 	"distkit/cmd/internal/cli"
 	"distkit/errclass"
@@ -89,7 +90,7 @@ func newChildren() *cobra.Command {
 		Short: "List what an index or manifest refers to: the platform's manifest, or config and layers",
 	}
 	mediaType := c.Flags().String("type", "", "fail where it should be an index or manifest, by this media `TYPE`, and is none")
-	list := listDescriptors(c, func(w image.Walker, ctx context.Context, d v1.Descriptor) ([]v1.Descriptor, error) {
+	_, list := listDescriptors(c, func(w image.Walker, ctx context.Context, d v1.Descriptor) ([]v1.Descriptor, error) {
 		if !image.IsIndex(*mediaType) && !image.IsManifest(*mediaType) {
 			return w.Children(ctx, d)
 		}
@@ -112,11 +113,41 @@ func newCheck() *cobra.Command {
 		Use:   "check [flags] NAME|DIGEST",
 		Short: "List which blobs of an image are missing; status 3 if any is",
 	}
-	list := listDescriptors(c, image.Walker.Missing)
+	unpacked := c.Flags().Bool("unpacked", false, "the platform's layers must be unpacked, too")
+	driver := c.Flags().String("snapshotter", "", "with --unpacked: the `DRIVER`, see snap drivers (env CONTAINERD_SNAPSHOTTER)")
+	if v := os.Getenv("CONTAINERD_SNAPSHOTTER"); v != "" {
+		*driver = v
+	}
+	var f *flags
+	var list func(string) (int, error)
+	f, list = listDescriptors(c, func(w image.Walker, ctx context.Context, d v1.Descriptor) ([]v1.Descriptor, error) {
+		missing, err := w.Missing(ctx, d)
+		if err != nil || !*unpacked {
+			return missing, err
+		}
+		layers, err := w.Layers(ctx, d)
+		if errdefs.IsNotFound(err) || err == nil && len(layers) == 0 {
+			return missing, nil // manifest or config is among what is missing
+		}
+		if err != nil {
+			return missing, err
+		}
+		chain := layers[len(layers)-1].ChainID
+		ok, err := f.unpacked(ctx, *driver, chain)
+		if err == nil && !ok {
+			missing = append(missing, v1.Descriptor{MediaType: "snapshot", Digest: chain})
+		}
+		return missing, err
+	})
+	c.MarkFlagsMutuallyExclusive("all-platforms", "unpacked")
 	c.RunE = func(c *cobra.Command, args []string) error {
 		missing, err := list(args[0])
 		if err == nil && missing > 0 {
-			err = fmt.Errorf("%s is incomplete: blobs that are missing: %d: %w", args[0], missing, errdefs.ErrNotFound)
+			what := "blobs"
+			if *unpacked {
+				what = "blobs or snapshots"
+			}
+			err = fmt.Errorf("%s is incomplete: %s that are missing: %d: %w", args[0], what, missing, errdefs.ErrNotFound)
 		}
 		return err
 	}
@@ -125,13 +156,13 @@ func newCheck() *cobra.Command {
 
 // listDescriptors makes c a verb that prints descriptors found from an image, and returns what
 // prints them and tells how many there were.
-func listDescriptors(c *cobra.Command, find func(image.Walker, context.Context, v1.Descriptor) ([]v1.Descriptor, error)) func(ref string) (int, error) {
+func listDescriptors(c *cobra.Command, find func(image.Walker, context.Context, v1.Descriptor) ([]v1.Descriptor, error)) (*flags, func(ref string) (int, error)) {
 	c.Args = cobra.ExactArgs(1)
 	f := newPlatformFlags(c)
 	f.allPlatforms = c.Flags().Bool("all-platforms", false, "every manifest of an index")
 	c.MarkFlagsMutuallyExclusive("all-platforms", "platform")
 	records := cli.NewRecords(c, "DIGEST", "SIZE", "TYPE")
-	return func(ref string) (int, error) {
+	return f, func(ref string) (int, error) {
 		w, d, err := f.walker(c.Context(), ref)
 		if err != nil {
 			return 0, err

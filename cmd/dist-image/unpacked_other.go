@@ -1,0 +1,15 @@
+//go:build !linux
+
+package main
+
+import (
+	"context"
+
+	"github.com/containerd/errdefs"
+	"github.com/opencontainers/go-digest"
+)
+
+// unpacked is not known where there are no snapshots.
+func (f *flags) unpacked(context.Context, string, digest.Digest) (bool, error) {
+	return false, errdefs.ErrNotImplemented.WithMessage("--unpacked: there are no snapshots on this system")
+}
