@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strings"
 
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
@@ -29,6 +30,9 @@ type Place struct {
 	// where its parents are there.
 	Unresolved string
 }
+
+// stackKey begins the key of a snapshot that Stack fills, before the name that it is to have.
+const stackKey = "stack "
 
 // inherited is the path of a Place's File in a process that has inherited it.
 const inherited = "/proc/self/fd/3/."
@@ -157,7 +161,7 @@ func (s *Snapshotter) stackOne(ctx context.Context, l Layer, below *made, slots 
 		holds = false
 	}
 	defer release()
-	key, parent := "stack "+l.Name, below.name
+	key, parent := stackKey+l.Name, below.name
 	if alone {
 		parent = ""
 	}
@@ -232,11 +236,7 @@ func (s *Snapshotter) discard(key string) error {
 
 // lockName takes the lock of those who make a committed snapshot of that name, and waits for it.
 func (s *Snapshotter) lockName(ctx context.Context, name string) (unlock func(), err error) {
-	namespace := s.namespace
-	if isDigest(name) {
-		namespace = ""
-	}
-	file := filepath.Join(s.dir, "locks", keyFile(namespace, name))
+	file := s.lockOf(s.namespace, name)
 	for {
 		f, err := os.OpenFile(file, os.O_RDWR|os.O_CREATE|unix.O_NOFOLLOW, 0o600)
 		if errors.Is(err, fs.ErrNotExist) {
@@ -265,6 +265,26 @@ func (s *Snapshotter) lockName(ctx context.Context, name string) (unlock func(),
 			return nil, fmt.Errorf("lock: %w", err)
 		}
 	}
+}
+
+func (s *Snapshotter) lockOf(namespace, name string) string {
+	if isDigest(name) {
+		namespace = ""
+	}
+	return filepath.Join(s.dir, "locks", keyFile(namespace, name))
+}
+
+// stacking tells whether a process is just filling the snapshot.
+func (s *Snapshotter) stacking(e entry) bool {
+	name, ok := strings.CutPrefix(e.Key, stackKey)
+	if !ok {
+		return false
+	}
+	f, err := lockFile(s.lockOf(e.Namespace, name), os.O_RDWR, unix.LOCK_SH|unix.LOCK_NB)
+	if err == nil {
+		f.Close()
+	}
+	return errors.Is(err, unix.EWOULDBLOCK)
 }
 
 // flockContext locks f, or closes it where it fails.

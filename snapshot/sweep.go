@@ -25,7 +25,8 @@ type Sweep struct {
 }
 
 // Sweep calls f with every snapshot once it is deleted, or would be, children before their
-// parents. What is mounted or has got a child meanwhile stays.
+// parents. What is mounted, or has got a child meanwhile, or is just being filled by
+// [Snapshotter.Stack], stays.
 func (s *Snapshotter) Sweep(ctx context.Context, o Sweep, f func(Info, Usage) error) error {
 	if !o.DryRun {
 		s.sweep()
@@ -37,7 +38,7 @@ func (s *Snapshotter) Sweep(ctx context.Context, o Sweep, f func(Info, Usage) er
 	}
 	stays := map[uint64]bool{}
 	for _, e := range all {
-		free := e.Kind == Committed && e.Namespace == "" || e.Kind != Committed && e.Labels[TemporaryLabel] != ""
+		free := e.Kind == Committed && e.Namespace == "" || e.Kind != Committed && e.Labels[TemporaryLabel] != "" && !s.stacking(e)
 		if !free || o.Needed(e.Namespace, e.Info) || !e.Updated.Before(o.Before) {
 			stays[e.id] = true
 			for _, below := range e.Parents {

@@ -153,11 +153,55 @@ func TestStatuses(t *testing.T) {
 		{"printf 'x y\\0z\\0' | snap stat -z -", 3, "snap: stat x y: no such snapshot\nsnap: stat z: no such snapshot\n"},
 		{"snap prepare a >/dev/null; snap commit b a; snap mounts b", 8, "snap: mounts of b: "},
 		{"mkdir d; snap umount d; snap umount none", 3, "snap: unmount none: no such directory: none\n"},
+		{"snap stack -- true </dev/null", 0, ""},
+		{"snap stack", 2, "snap: requires at least 1 arg"},
+		{"snap stack -j 0 -- true", 2, "snap: --jobs: 0 is less than 1\n"},
+		{"snap stack --parent p -- true </dev/null", 3, "snap: stack: parent p: no such snapshot\n"},
+		{"echo a | snap stack -- sh -c 'exit 42'", 42, ""},
+		{"echo a | snap stack -- sh -c 'kill -KILL $$'", 137, ""},
+		{"echo a | snap stack -- no-such-program", 127, "snap: run \"no-such-program\": "},
+		{"echo a | snap stack -- /etc/passwd", 126, "snap: run "},
+		{"printf 'again\\0.\\0why\\0' > f; snap prepare a > /dev/null; snap commit --settle f b a", 10, "snap: commit b: settle a: layers are applied on their parents\n"},
+		{"snap commit --settle none b a", 3, "snap: open none: "},
 	} {
 		out, errs, status := shell(t, t.TempDir(), c.script, "CONTAINERD_SNAPSHOTTER=native")
 		if status != c.status || !strings.HasPrefix(errs, c.says) || c.says == "" && errs != "" || out != "" {
 			t.Errorf("%s: status %d, not %d; stdout %q, stderr %q", c.script, status, c.status, out, errs)
 		}
+	}
+}
+
+// A chain: what is there is left alone, and of what fails nothing is left, nor of what is above it.
+func TestStack(t *testing.T) {
+	snapshottest.Root(t)
+	for _, driver := range []string{"overlayfs", "native"} {
+		out, errs, status := shell(t, t.TempDir(), `
+			seq 3 | sed 's/.*/x y&\tlayer &/' | snap stack -- sh -c 'echo "$1" > "$2/$1"; [ -z "$0" ] || printf "directory\0.\0\0" > "$0"' {unresolved} {1} {dir}
+			seq 4 | sed 's/.*/layer &/' | snap stack -j 1 -- sh -c '> "$0/new"; [ -z "$1" ] || : > "$1"' {dir} {unresolved}
+			mkdir m; snap view --mount m look 'layer 4' > mounts; ls m; snap rm --umount look
+			seq 3 7 | sed 's/.*/layer &/' | snap stack --parent 'layer 2' -- sh -c '[ "$0" != "layer 6" ] && { [ -z "$1" ] || : > "$1"; }' {1} {unresolved} || echo "status $?"
+			snap tree`, "CONTAINERD_SNAPSHOTTER="+driver)
+		want := "layer 1\nlayer 2\nlayer 3\nlayer 1\nlayer 2\nlayer 3\nlayer 4\nnew\nx y1\nx y2\nx y3\nlayer 3\nlayer 4\nlayer 5\nstatus 1\n" +
+			"layer 1 (Committed)\n└── layer 2 (Committed)\n    └── layer 3 (Committed)\n        └── layer 4 (Committed)\n            └── layer 5 (Committed)\n"
+		if status != 0 || errs != "" || out != want {
+			t.Errorf("%s: status %d, stdout %q, stderr %q", driver, status, out, errs)
+		}
+	}
+}
+
+// Told to stop, it ends what it runs, with all that this has started, and leaves nothing.
+func TestStackIsStopped(t *testing.T) {
+	out, errs, status := shell(t, t.TempDir(), `
+		echo layer | snap stack -- sh -c 'sleep 60 & echo $! > pid.new; mv pid.new pid; wait' &
+		p=$!
+		until [ -e pid ]; do sleep 0.01; done
+		snap ls kind==active
+		kill -TERM $p
+		wait $p || echo $?
+		while kill -0 $(cat pid) 2> /dev/null && ! grep -q '^State:.Z' /proc/$(cat pid)/status; do sleep 0.01; done
+		snap ls`, "CONTAINERD_SNAPSHOTTER=native")
+	if status != 0 || out != "stack layer\t\tActive\n143\n" {
+		t.Errorf("status %d, stdout %q, stderr %q", status, out, errs)
 	}
 }
 
