@@ -41,7 +41,8 @@ type Options struct {
 	ExpectDiffID digest.Digest
 	Whiteouts    Whiteouts
 	// Strict refuses a layer of which an owner, device or attribute can't be set, instead of
-	// counting it in the Result.
+	// counting it in the Result. Without it an ordinary user's files and directories get the
+	// attribute user.rootlesscontainers for the owner that they should have, unless that is 0:0.
 	Strict bool
 	// Workers is the number of goroutines that fill small files, by default as many as there
 	// are processors, up to four.
@@ -346,6 +347,9 @@ func (a *applier) directory(h *tar.Header, d *dir, made bool) error {
 	if made {
 		f.chmod = false
 		f.owner = !d.owns(f)
+		if !t.privileged {
+			f.mode |= 0o700 // until the directory is closed
+		}
 	} else {
 		if err := clearXattrs(d.fd); err != nil {
 			return err
@@ -618,12 +622,33 @@ func (a *applier) attributes(f *file) error {
 		}
 		f.chmod = f.chmod || f.mode&0o6000 != 0
 	}
-	if f.chmod {
+	xattrs := f.xattrs
+	if !a.tree.privileged && !a.opts.Strict {
+		xattrs = slices.DeleteFunc(xattrs, func(x xattr) bool { return x.name == ownerAttribute })
+		if f.uid != 0 || f.gid != 0 {
+			xattrs = append(xattrs, xattr{ownerAttribute, encodeOwner(f.uid, f.gid)})
+		}
+	}
+	// Attributes of an ordinary user's file want it to be writable.
+	locked := !a.tree.privileged && len(xattrs) > 0 && f.mode&0o200 == 0
+	if locked {
+		if err := unix.Fchmod(f.fd, f.mode|0o200); err != nil {
+			return fmt.Errorf("set mode: %w", err)
+		}
+	} else if f.chmod {
 		if err := unix.Fchmod(f.fd, f.mode); err != nil {
 			return fmt.Errorf("set mode: %w", err)
 		}
 	}
-	return a.setXattrs(f.xattrs, func(x xattr) error { return unix.Fsetxattr(f.fd, x.name, x.value, 0) })
+	if err := a.setXattrs(xattrs, func(x xattr) error { return unix.Fsetxattr(f.fd, x.name, x.value, 0) }); err != nil {
+		return err
+	}
+	if locked {
+		if err := unix.Fchmod(f.fd, f.mode); err != nil {
+			return fmt.Errorf("set mode: %w", err)
+		}
+	}
+	return nil
 }
 
 func (a *applier) setXattrs(xattrs []xattr, set func(xattr) error) error {

@@ -703,6 +703,7 @@ func TestUnprivileged(t *testing.T) {
 			t.Errorf("%s: %v, mode %o, not %o", p, err, st.Mode, want)
 		}
 	}
+	checkKeptOwners(t)
 	// A layer above that works in a directory whose mode keeps its owner out.
 	mustApply(t, root, layer(t, fileEntry("d/e/f", "x"), fileEntry("d/.wh.locked", "")), Options{})
 	var st unix.Stat_t
@@ -722,5 +723,39 @@ func TestUnprivileged(t *testing.T) {
 	}
 	if _, err := apply(t, strict, attributeLayer(t), Options{Strict: true}); !errors.Is(err, unix.EPERM) {
 		t.Errorf("strict: %v", err)
+	}
+}
+
+// checkKeptOwners applies, as an ordinary user, a layer with owners, and makes a layer of what came of it.
+func checkKeptOwners(t *testing.T) {
+	owned := func(e entry, uid, gid int) entry { e.Uid, e.Gid = uid, gid; return e }
+	own := []entry{
+		owned(dirEntry("d", 0o555), 1, 2), owned(fileEntry("d/f", "x"), 300, 4294967294), owned(fileEntry("me", "x"), os.Getuid(), os.Getgid()),
+		owned(fileEntry("group", "x"), 8, 0), {Header: tar.Header{Typeflag: tar.TypeReg, Name: "locked", Mode: 0o400, Uid: 5, Gid: 6,
+			PAXRecords: map[string]string{"SCHILY.xattr.user.rootlesscontainers": "a lie", "SCHILY.xattr.user.x": "1"}}},
+	}
+	root := t.TempDir()
+	r := mustApply(t, root, layer(t, own...), Options{})
+	t.Cleanup(func() { _ = os.Chmod(filepath.Join(root, "d"), 0o755) })
+	if r.Unset["owners"] != 4 {
+		t.Errorf("%d owners unset, not 4", r.Unset["owners"])
+	}
+	if v := xattrDump(filepath.Join(root, "d")); v != ` user.rootlesscontainers="\b\x01\x10\x02"` {
+		t.Error(v)
+	}
+	var b bytes.Buffer
+	if _, err := Diff(t.Context(), &b, "", root, DiffOptions{Compression: Uncompressed}); err != nil {
+		t.Fatal(err)
+	}
+	tr := tar.NewReader(&b)
+	for h, err := tr.Next(); err != io.EOF; h, err = tr.Next() {
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, e := range own {
+			if e.Name == strings.TrimSuffix(h.Name, "/") && (e.Uid != h.Uid || e.Gid != h.Gid || e.Mode != h.Mode || h.PAXRecords["SCHILY.xattr."+ownerAttribute] != "") {
+				t.Errorf("%s: %d:%d %o %q, not %d:%d %o", h.Name, h.Uid, h.Gid, h.Mode, h.PAXRecords, e.Uid, e.Gid, e.Mode)
+			}
+		}
 	}
 }

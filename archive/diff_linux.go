@@ -561,10 +561,11 @@ func (d *differ) write(n *node) error {
 	if _, ok := n.overlay["whiteout"]; ok && n.kind() == unix.S_IFREG && n.parentNode != nil {
 		return d.whiteout(n.parentNode, n.name)
 	}
+	uid, gid := keptOwner(n)
 	h := &tar.Header{
 		Name: n.path,
 		Mode: int64(n.st.Mode & 0o7777),
-		Uid:  int(n.st.Uid), Gid: int(n.st.Gid),
+		Uid:  int(uid), Gid: int(gid),
 		ModTime: time.Unix(n.st.Mtim.Unix()),
 	}
 	if !d.opts.Latest.IsZero() && h.ModTime.After(d.opts.Latest) {
@@ -573,6 +574,9 @@ func (d *differ) write(n *node) error {
 	if len(n.xattrs) > 0 {
 		h.PAXRecords = map[string]string{}
 		for _, x := range n.xattrs {
+			if x.name == ownerAttribute && unix.Geteuid() != 0 {
+				continue
+			}
 			if strings.Contains(x.name, "=") {
 				return n.fail("write", unsayable("no layer can hold the attribute "+quote(x.name)))
 			}
