@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -18,6 +19,7 @@ type Host struct {
 	CgroupV2       bool     // cgroup v2 alone: containers get a cgroup namespace, as docker does
 	LastCapability int      // the number of the kernel's last capability
 	NameFiles      []string // the files that a container in the host's network shares
+	UserNamespace  bool     // this is not the machine's own: sysfs of its network can't be mounted
 }
 
 // ThisHost looks at the host this runs on.
@@ -31,6 +33,9 @@ func ThisHost() Host {
 		if n, err := strconv.Atoi(strings.TrimSpace(string(b))); err == nil {
 			h.LastCapability = n
 		}
+	}
+	if b, err := os.ReadFile("/proc/self/uid_map"); err == nil {
+		h.UserNamespace = !slices.Equal(strings.Fields(string(b)), []string{"0", "0", "4294967295"})
 	}
 	for _, f := range []string{"/etc/resolv.conf", "/etc/hosts"} {
 		if _, err := os.Stat(f); err == nil {

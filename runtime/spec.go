@@ -267,6 +267,12 @@ func (o *Options) mounts() ([]specs.Mount, error) {
 			}
 		}
 	}
+	if o.Host.UserNamespace && (o.Network == "host" || strings.Contains(o.Network, "/")) {
+		// A new sysfs shows a network, and the kernel gives it to that network's owner alone.
+		all = slices.DeleteFunc(all, func(m specs.Mount) bool { return m.Destination == "/sys/fs/cgroup" })
+		i := slices.IndexFunc(all, func(m specs.Mount) bool { return m.Destination == "/sys" })
+		all[i] = specs.Mount{Destination: "/sys", Type: "bind", Source: "/sys", Options: []string{"rbind", "rprivate", "nosuid", "noexec", "nodev", "ro"}}
+	}
 	if o.Network == "host" {
 		// The host's network needs the host's names.
 		for _, f := range o.Host.NameFiles {

@@ -38,6 +38,7 @@ func TestGolden(t *testing.T) {
 	for name, o := range map[string]Options{
 		"default":    {},
 		"cgroup2":    {Host: Host{CgroupV2: true, LastCapability: 40}},
+		"userns":     {Host: Host{UserNamespace: true, LastCapability: 40, NameFiles: []string{"/etc/hosts"}}, Network: "host"},
 		"privileged": {Privileged: true, Terminal: true, CapDrop: []string{"mknod"}},
 		"limits": {
 			Memory: 512 << 20, CPUs: 1.5, Pids: 100, ReadOnly: true, Hostname: "h", Network: "host", NoNewPrivileges: true,
