@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"sort"
 	"time"
 
@@ -59,7 +60,7 @@ func (s *Snapshotter) Sweep(ctx context.Context, o Sweep, f func(Info, Usage) er
 			err = s.removeEntry(e)
 		}
 		switch {
-		case errors.Is(err, errChanged), errdefs.IsUnavailable(err), errdefs.IsFailedPrecondition(err):
+		case errors.Is(err, errChanged), errors.Is(err, fs.ErrNotExist), errdefs.IsUnavailable(err), errdefs.IsFailedPrecondition(err):
 			continue
 		case err != nil:
 			return fmt.Errorf("remove %s: %w", e.Key, err)
