@@ -8,7 +8,7 @@ VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo deve
 
 COMMANDS  := $(notdir $(patsubst %/main.go,%,$(wildcard cmd/*/main.go)))
 WORKFLOWS := $(notdir $(filter-out %.md,$(wildcard scripts/dist-*)))
-PAGES     := $(patsubst %.md,man/%,$(notdir $(wildcard cmd/*/*.1.md scripts/*.1.md content/*.5.md)))
+PAGES     := $(patsubst %.md,man/%,$(notdir $(wildcard cmd/*/*.1.md scripts/*.1.md content/*.5.md remotes/*.7.md)))
 MODULES   := . $(dir $(wildcard testdata/go.mod testdata/*/go.mod))
 LDFLAGS   := -s -w -X distkit/cmd/internal/cli.version=$(VERSION)
 
@@ -45,16 +45,17 @@ lint:
 	@scripts/lint
 
 man: $(PAGES)
-man/%: ; @mkdir -p man; go run github.com/cpuguy83/go-md2man/v2@v2.0.7 -in $(wildcard cmd/*/$*.md scripts/$*.md content/$*.md) -out $@
+man/%: ; @mkdir -p man; go run github.com/cpuguy83/go-md2man/v2@v2.0.7 -in $(wildcard cmd/*/$*.md scripts/$*.md content/$*.md remotes/$*.md) -out $@
 
 completions:
 	@go run ./cmd/internal/completions completions $(COMMANDS)
 
 install: build man completions
-	install -d $(addprefix $(DESTDIR)$(PREFIX)/,bin share/man/man1 share/man/man5 share/bash-completion/completions share/zsh/site-functions share/fish/vendor_completions.d)
+	install -d $(addprefix $(DESTDIR)$(PREFIX)/,bin share/man/man1 share/man/man5 share/man/man7 share/bash-completion/completions share/zsh/site-functions share/fish/vendor_completions.d)
 	install -m 755 $(addprefix bin/,$(COMMANDS) $(WORKFLOWS)) $(DESTDIR)$(PREFIX)/bin
 	install -m 644 man/*.1 $(DESTDIR)$(PREFIX)/share/man/man1
 	install -m 644 man/*.5 $(DESTDIR)$(PREFIX)/share/man/man5
+	install -m 644 man/*.7 $(DESTDIR)$(PREFIX)/share/man/man7
 	install -m 644 completions/bash/* $(DESTDIR)$(PREFIX)/share/bash-completion/completions
 	install -m 644 completions/zsh/* $(DESTDIR)$(PREFIX)/share/zsh/site-functions
 	install -m 644 completions/fish/* $(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d

@@ -2,6 +2,7 @@ package remotes
 
 import (
 	"bytes"
+	"cmp"
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
@@ -72,6 +73,31 @@ func endpoints(registry string, o Options) ([]endpoint, error) {
 		}
 	}
 	return list, nil
+}
+
+// hostHelper is the helper that a host's configuration names, and what it is to be told: the
+// server, with the repository behind it.
+func hostHelper(l Locator, o Options) (name, address string, err error) {
+	dir, err := hostDir(cmp.Or(o.HostsDir, DefaultHostsDir), l.Host)
+	if err != nil || dir == "" {
+		return "", "", err
+	}
+	file := filepath.Join(dir, "hosts.toml")
+	b, err := os.ReadFile(file)
+	if err != nil {
+		return "", "", nil // whoever reads the rest of it tells
+	}
+	var c struct {
+		Helper string `toml:"helper"`
+		Server string `toml:"server"`
+	}
+	if toml.Unmarshal(b, &c) != nil || c.Helper == "" {
+		return "", "", nil
+	}
+	if !isHelperName(c.Helper) || c.Server == "" || c.Server[0] == '-' {
+		return "", "", classf(errdefs.ErrInvalidArgument, "%s: helper %q wants a name of a-z, 0-9 and -, and a server", file, c.Helper)
+	}
+	return c.Helper, strings.TrimSuffix(c.Server, "/") + "/" + l.Name, nil
 }
 
 func isLoopback(hostport string) bool {

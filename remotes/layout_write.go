@@ -46,21 +46,9 @@ func (l *Layout) push(id string, content io.Reader, h hints) (Pushed, error) {
 	if !isName(id) {
 		return Pushed{}, classf(errdefs.ErrInvalidArgument, "not a name, tag or digest")
 	}
-	b, err := io.ReadAll(io.LimitReader(content, MaxManifest+1))
+	b, desc, err := readTagged(content, h)
 	if err != nil {
 		return Pushed{}, err
-	}
-	if len(b) > MaxManifest {
-		return Pushed{}, classf(errdefs.ErrInvalidArgument, "the content is larger than a manifest may be (%s)", sizeString(MaxManifest))
-	}
-	desc := ocispec.Descriptor{MediaType: h.mediaType, Digest: digest.FromBytes(b), Size: int64(len(b))}
-	if !json.Valid(b) {
-		return Pushed{}, classf(errdefs.ErrInvalidArgument, "the content is not a manifest")
-	}
-	if desc.MediaType == "" {
-		if desc.MediaType = sniff(b); desc.MediaType == mediaTypeOctets {
-			return Pushed{}, classf(errdefs.ErrInvalidArgument, "the content does not tell its type: give the hint mediatype:TYPE")
-		}
 	}
 	if _, _, err := l.store(desc.Digest, bytes.NewReader(b), h); err != nil {
 		return Pushed{}, err
@@ -74,6 +62,27 @@ func (l *Layout) push(id string, content io.Reader, h hints) (Pushed, error) {
 		index.Manifests = append(index.Manifests, named)
 		return nil
 	})
+}
+
+// readTagged reads a manifest that is put under a name, and tells what it is.
+func readTagged(content io.Reader, h hints) (b []byte, desc ocispec.Descriptor, err error) {
+	b, err = io.ReadAll(io.LimitReader(content, MaxManifest+1))
+	if err != nil {
+		return nil, desc, err
+	}
+	if len(b) > MaxManifest {
+		return nil, desc, classf(errdefs.ErrInvalidArgument, "the content is larger than a manifest may be (%s)", sizeString(MaxManifest))
+	}
+	if !json.Valid(b) {
+		return nil, desc, classf(errdefs.ErrInvalidArgument, "the content is not a manifest")
+	}
+	desc = ocispec.Descriptor{MediaType: h.mediaType, Digest: digest.FromBytes(b), Size: int64(len(b))}
+	if desc.MediaType == "" {
+		if desc.MediaType = sniff(b); desc.MediaType == mediaTypeOctets {
+			return nil, desc, classf(errdefs.ErrInvalidArgument, "the content does not tell its type: give the hint mediatype:TYPE")
+		}
+	}
+	return b, desc, nil
 }
 
 // create makes a layout where there is none, in the order of distkit-layout(5).

@@ -12,11 +12,14 @@ import (
 	_ "crypto/sha512"
 )
 
-// Locator selects a remote: Host and Name of a repository, or Path of a directory.
+// Locator selects a remote: Host and Name of a repository, Path of a directory, or the Address
+// that a Helper is to be told.
 type Locator struct {
 	Host string // as in names of images: docker.io, localhost:5000
 	Name string // library/redis
 	Path string
+
+	Helper, Address string
 }
 
 // String is the locator as it is written.
@@ -24,12 +27,15 @@ func (l Locator) String() string {
 	if l.Path != "" {
 		return l.Path
 	}
+	if l.Helper != "" {
+		return l.Helper + "::" + l.Address
+	}
 	return l.Host + "/" + l.Name
 }
 
 // ParseLocator reads host/path, normalised as docker does (docker.io/redis is
-// docker.io/library/redis), or a path, which begins with "/", "./" or "../". Errors are of
-// class InvalidArgument and say what to write.
+// docker.io/library/redis), a path, which begins with "/", "./" or "../", or NAME::ADDRESS for
+// the program dist-remote-NAME. Errors are of class InvalidArgument and say what to write.
 func ParseLocator(s string) (Locator, error) {
 	bad := func(format string, a ...any) (Locator, error) {
 		return Locator{}, classf(errdefs.ErrInvalidArgument, "locator %q: "+format, append([]any{s}, a...)...)
@@ -41,6 +47,12 @@ func ParseLocator(s string) (Locator, error) {
 		return bad("has a NUL byte")
 	case s == "." || s == ".." || strings.HasPrefix(s, "/") || strings.HasPrefix(s, "./") || strings.HasPrefix(s, "../"):
 		return Locator{Path: s}, nil
+	}
+	if name, address, ok := strings.Cut(s, "::"); ok && isHelperName(name) {
+		if address == "" || address[0] == '-' || strings.ContainsAny(address, "\r\n") {
+			return bad("is for dist-remote-%s, and has no address: write %s::ADDRESS", name, name)
+		}
+		return Locator{Helper: name, Address: address}, nil
 	}
 	if scheme, rest, ok := strings.Cut(s, "://"); ok {
 		return bad("a locator has no %s://: write %s", scheme, rest)

@@ -101,3 +101,19 @@ func TestParseHints(t *testing.T) {
 		}
 	}
 }
+
+func TestHelperLocator(t *testing.T) {
+	for s, want := range map[string]Locator{
+		"http::https://example.org/x": {Helper: "http", Address: "https://example.org/x"},
+		"a-1::b::c":                   {Helper: "a-1", Address: "b::c"},
+	} {
+		if l, err := ParseLocator(s); err != nil || l != want || l.String() != s {
+			t.Errorf("%s: %+v, %v", s, l, err)
+		}
+	}
+	for _, s := range []string{"http::", "http::-x", "::x", "-a::x", "A::x", "../a::x/y z::", "a::b\nc"} {
+		if l, err := ParseLocator(s); err == nil && l.Helper != "" || err != nil && !errdefs.IsInvalidArgument(err) {
+			t.Errorf("%q: %+v, %v", s, l, err)
+		}
+	}
+}

@@ -142,6 +142,14 @@ func Open(locator string, o Options) (Remote, error) {
 	if l.Path != "" {
 		return &Layout{l.Path}, nil
 	}
+	if l.Helper == "" {
+		if l.Helper, l.Address, err = hostHelper(l, o); err != nil {
+			return nil, err
+		}
+	}
+	if l.Helper != "" {
+		return &Helper{l.Helper, l.Address, o}, nil
+	}
 	return openRegistry(l, o)
 }
 

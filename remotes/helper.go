@@ -1,0 +1,411 @@
+package remotes
+
+import (
+	"bufio"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"iter"
+	"os"
+	"os/exec"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+)
+
+// Helper is a remote of another protocol, which a program dist-remote-NAME on PATH speaks: see
+// dist-remote(7). What it gives is no more trusted than what a registry sends.
+type Helper struct {
+	name, address string
+	options       Options
+}
+
+const (
+	maxHelperText = 4 << 10 // kept of what a helper says on standard error
+	helperGrace   = 5 * time.Second
+)
+
+// isHelperName is of what can stand behind dist-remote-.
+func isHelperName(s string) bool {
+	return s != "" && s[0] != '-' && strings.Trim(s, "abcdefghijklmnopqrstuvwxyz0123456789-") == ""
+}
+
+// process is one call of a helper. Reading its standard output ends in io.EOF where it has
+// ended well, else in the error that its status and its last line tell.
+type process struct {
+	*exec.Cmd
+	ctx    context.Context
+	cancel context.CancelFunc
+	out    io.ReadCloser
+	said   tail
+	waited bool
+	err    error
+}
+
+// tail keeps the end of what is written to it.
+type tail struct{ b []byte }
+
+func (t *tail) Write(p []byte) (int, error) {
+	t.b = append(t.b, p...)
+	t.b = t.b[max(0, len(t.b)-maxHelperText):]
+	return len(p), nil
+}
+
+func (h *Helper) start(parent context.Context, stdin io.Reader, verb string, args ...string) (*process, error) {
+	ctx, cancel := context.WithCancel(parent)
+	p := &process{ctx: parent, cancel: cancel}
+	p.Cmd = exec.CommandContext(ctx, "dist-remote-"+h.name, append([]string{verb, h.address}, args...)...)
+	p.Cancel = func() error { return p.Process.Signal(syscall.SIGTERM) }
+	p.WaitDelay = helperGrace
+	p.Stdin, p.Stderr = stdin, &p.said
+	p.Env = os.Environ()
+	for name, value := range map[string]string{"REGISTRY_AUTH_FILE": h.options.AuthFile, "DIST_HOSTS_DIR": h.options.HostsDir} {
+		if value != "" {
+			p.Env = append(p.Env, name+"="+value)
+		}
+	}
+	out, err := p.StdoutPipe()
+	if err == nil {
+		err = p.Start()
+	}
+	if err != nil {
+		cancel()
+		if errors.Is(err, exec.ErrNotFound) {
+			return nil, classf(errdefs.ErrNotImplemented, "there is no dist-remote-%s on PATH", h.name)
+		}
+		return nil, err
+	}
+	p.out = out
+	return p, nil
+}
+
+func (p *process) Read(b []byte) (int, error) {
+	n, err := p.out.Read(b)
+	if err != nil {
+		if werr := p.end(); werr != nil {
+			err = werr
+		} else if errors.Is(err, os.ErrClosed) {
+			err = io.EOF
+		}
+	}
+	return n, err
+}
+
+// end waits for the process and tells how it ended.
+func (p *process) end() error {
+	if !p.waited {
+		p.waited = true
+		p.err = p.failure(p.Wait())
+		p.cancel()
+	}
+	return p.err
+}
+
+// Close ends the process where it has not.
+func (p *process) Close() error {
+	p.cancel()
+	_ = p.end()
+	return nil
+}
+
+var classOfExit = map[int]error{
+	2: errdefs.ErrInvalidArgument, 3: errdefs.ErrNotFound, 4: errdefs.ErrDataLoss, 5: errdefs.ErrUnavailable, 6: errdefs.ErrAborted,
+	7: errdefs.ErrAlreadyExists, 8: errdefs.ErrFailedPrecondition, 9: errdefs.ErrUnauthenticated, 10: errdefs.ErrNotImplemented,
+}
+
+func (p *process) failure(err error) error {
+	if err == nil {
+		return nil
+	}
+	if p.ctx.Err() != nil {
+		return context.Cause(p.ctx)
+	}
+	var exit *exec.ExitError
+	if !errors.As(err, &exit) {
+		return err
+	}
+	lines := strings.Split(strings.TrimSpace(string(p.said.b)), "\n")
+	name := p.Args[0]
+	text := strings.TrimPrefix(printable(lines[len(lines)-1]), name+": ")
+	if text == "" {
+		text = exit.String()
+	}
+	text = name + ": " + text
+	if class := classOfExit[exit.ExitCode()]; class != nil {
+		return classf(class, "%s", text)
+	}
+	return errors.New(text)
+}
+
+// object refuses what a helper could take for something else.
+func (h *Helper) object(id string) (d digest.Digest, isDigest bool, err error) {
+	if d, isDigest, err = parseDigest(id); err != nil || isDigest {
+		return d, isDigest, err
+	}
+	if !isName(id) || strings.HasPrefix(id, "-") {
+		return "", false, classf(errdefs.ErrInvalidArgument, "not a name, tag or digest")
+	}
+	return "", false, nil
+}
+
+func (h *Helper) where() string { return h.name + "::" + h.address }
+
+// Resolve asks the helper for a descriptor.
+func (h *Helper) Resolve(ctx context.Context, object string) (ocispec.Descriptor, error) {
+	desc, err := h.resolve(ctx, object)
+	if err != nil {
+		return ocispec.Descriptor{}, fmt.Errorf("resolve %s in %s: %w", object, h.where(), err)
+	}
+	return desc, nil
+}
+
+func (h *Helper) resolve(ctx context.Context, object string) (desc ocispec.Descriptor, err error) {
+	want, isDigest, err := h.object(object)
+	if err != nil {
+		return desc, err
+	}
+	p, err := h.start(ctx, nil, "resolve", object)
+	if err != nil {
+		return desc, err
+	}
+	defer p.Close()
+	b, err := io.ReadAll(io.LimitReader(p, MaxManifest))
+	if err != nil {
+		return desc, err
+	}
+	if err := json.Unmarshal(b, &desc); err != nil || desc.Digest.Validate() != nil || desc.Size < 0 || !isMediaType(desc.MediaType) {
+		return ocispec.Descriptor{}, classf(errdefs.ErrDataLoss, "dist-remote-%s printed no descriptor", h.name)
+	}
+	if isDigest && desc.Digest != want {
+		return ocispec.Descriptor{}, mismatch(want, desc.Digest)
+	}
+	return desc, nil
+}
+
+// Fetch gives the bytes of what a name, tag or digest stands for, verified.
+func (h *Helper) Fetch(ctx context.Context, id string, hintList ...string) (io.ReadCloser, error) {
+	body, err := h.fetch(ctx, id, parseHints(hintList))
+	if err != nil {
+		return nil, fmt.Errorf("fetch %s from %s: %w", id, h.where(), err)
+	}
+	return named{body, "fetch " + id + " from " + h.where()}, nil
+}
+
+func (h *Helper) fetch(ctx context.Context, id string, hint hints) (body, error) {
+	d, isDigest, err := h.object(id)
+	if err != nil {
+		return nil, err
+	}
+	if !isDigest {
+		desc, err := h.resolve(ctx, id)
+		if err != nil {
+			return nil, err
+		}
+		if err := hint.check(desc.Size); err != nil {
+			return nil, err
+		}
+		d, hint.size, hint.mediaType = desc.Digest, desc.Size, desc.MediaType
+	}
+	if hint.size >= 0 && hint.offset > hint.size {
+		return nil, hint.check(hint.size)
+	}
+	p, err := h.start(ctx, nil, "fetch", hint.arguments(d.String())...)
+	if err != nil {
+		return nil, err
+	}
+	return newVerifier(&sized{p, hint.offset, hint.size}, d, hint.offset, hint.offset), nil
+}
+
+// arguments are the object and what is known of it, as a helper gets them.
+func (h hints) arguments(object string) []string {
+	args := []string{object}
+	if h.mediaType != "" {
+		args = append(args, "mediatype:"+h.mediaType)
+	}
+	if h.size >= 0 {
+		args = append(args, fmt.Sprintf("size:%d", h.size))
+	}
+	if h.offset > 0 {
+		args = append(args, fmt.Sprintf("offset:%d", h.offset))
+	}
+	return args
+}
+
+// sized is a stream from an offset on, of what has that size, -1 where it is not known.
+type sized struct {
+	io.ReadCloser
+	at, size int64
+}
+
+func (s *sized) Read(b []byte) (int, error) {
+	n, err := s.ReadCloser.Read(b)
+	s.at += int64(n)
+	if s.size >= 0 && (s.at > s.size || err == io.EOF && s.at < s.size) {
+		return 0, classf(errdefs.ErrDataLoss, "size mismatch: got %s, not %d", sizeString(s.at), s.size)
+	}
+	return n, err
+}
+
+// Push has the helper store content. It is killed before it has all of content that is not
+// what its digest says.
+func (h *Helper) Push(ctx context.Context, id string, content io.Reader, hintList ...string) (Pushed, error) {
+	pushed, err := h.push(ctx, id, content, parseHints(hintList))
+	if err != nil {
+		return Pushed{}, fmt.Errorf("put %s into %s: %w", id, h.where(), err)
+	}
+	return pushed, nil
+}
+
+func (h *Helper) push(ctx context.Context, id string, content io.Reader, hint hints) (Pushed, error) {
+	d, isDigest, err := h.object(id)
+	if err != nil {
+		return Pushed{}, err
+	}
+	desc := ocispec.Descriptor{MediaType: hint.mediaType, Digest: d, Size: hint.size}
+	if !isDigest {
+		var b []byte
+		if b, desc, err = readTagged(content, hint); err != nil {
+			return Pushed{}, err
+		}
+		content, hint.size, hint.mediaType = strings.NewReader(string(b)), desc.Size, desc.MediaType
+	}
+	hint.offset = 0
+	in := &sized{newVerifier(io.NopCloser(content), desc.Digest, 0, 0), 0, hint.size}
+	r, w, err := os.Pipe()
+	if err != nil {
+		return Pushed{}, err
+	}
+	p, err := h.start(ctx, r, "put", hint.arguments(id)...)
+	r.Close()
+	if err != nil {
+		w.Close()
+		return Pushed{}, err
+	}
+	defer p.Close()
+	copied, source := make(chan struct{}), make(chan error, 1)
+	go func() {
+		defer close(copied)
+		buf := make([]byte, 64<<10)
+		for {
+			n, err := in.Read(buf)
+			if _, werr := w.Write(buf[:n]); werr != nil {
+				break // it reads no more: its status tells why
+			}
+			if err != nil {
+				if err != io.EOF {
+					source <- err
+					_ = p.Process.Kill()
+				}
+				break
+			}
+		}
+		w.Close()
+	}()
+	said, err := io.ReadAll(io.LimitReader(p, maxHelperText))
+	// What it did not want is not waited for: whoever writes it may have more to say.
+	select {
+	case err := <-source:
+		return Pushed{}, err
+	default:
+	}
+	if err != nil {
+		return Pushed{}, err
+	}
+	state := State(strings.TrimSpace(string(said)))
+	if state != Exists && state != Mounted {
+		state = Stored
+	}
+	if desc.Size < 0 && state == Stored {
+		<-copied
+		desc.Size = in.at
+	} else if desc.Size < 0 {
+		if desc, err = h.resolve(ctx, id); err != nil {
+			return Pushed{}, err
+		}
+	}
+	return Pushed{desc, state}, nil
+}
+
+// lines are those of a helper's output.
+func (h *Helper) lines(ctx context.Context, verb string, args ...string) iter.Seq2[string, error] {
+	return func(yield func(string, error) bool) {
+		p, err := h.start(ctx, nil, verb, args...)
+		if err != nil {
+			yield("", err)
+			return
+		}
+		defer p.Close()
+		s := bufio.NewScanner(p)
+		s.Buffer(nil, 1<<20)
+		for n := 0; s.Scan(); n++ {
+			if n == maxListed {
+				yield("", classf(errdefs.ErrDataLoss, "the list has more than %d", maxListed))
+				return
+			}
+			if !yield(s.Text(), nil) {
+				return
+			}
+		}
+		if s.Err() != nil {
+			yield("", s.Err())
+		}
+	}
+}
+
+// Tags lists the names that the helper tells.
+func (h *Helper) Tags(ctx context.Context) iter.Seq2[string, error] {
+	return func(yield func(string, error) bool) {
+		for name, err := range h.lines(ctx, "tags") {
+			if err == nil && !isName(name) {
+				err = classf(errdefs.ErrDataLoss, "the list holds %q", printable(name))
+			}
+			if err != nil {
+				yield("", fmt.Errorf("list tags of %s: %w", h.where(), err))
+				return
+			}
+			if !yield(name, nil) {
+				return
+			}
+		}
+	}
+}
+
+// Referrers lists the manifests that the helper tells to have the subject.
+func (h *Helper) Referrers(ctx context.Context, subject digest.Digest, artifactType string) iter.Seq2[ocispec.Descriptor, error] {
+	return func(yield func(ocispec.Descriptor, error) bool) {
+		for line, err := range h.lines(ctx, "referrers", subject.String()) {
+			var desc ocispec.Descriptor
+			if err == nil && (json.Unmarshal([]byte(line), &desc) != nil || desc.Digest.Validate() != nil) {
+				err = classf(errdefs.ErrDataLoss, "dist-remote-%s printed no descriptor", h.name)
+			}
+			if err != nil {
+				yield(ocispec.Descriptor{}, fmt.Errorf("list referrers of %s in %s: %w", subject, h.where(), err))
+				return
+			}
+			if (artifactType == "" || desc.ArtifactType == artifactType) && !yield(desc, nil) {
+				return
+			}
+		}
+	}
+}
+
+// Delete has the helper delete a tag or manifest.
+func (h *Helper) Delete(ctx context.Context, id string) error {
+	_, _, err := h.object(id)
+	if err == nil {
+		var p *process
+		if p, err = h.start(ctx, nil, "delete", id); err == nil {
+			_, err = io.Copy(io.Discard, p)
+		}
+	}
+	if err != nil {
+		return fmt.Errorf("delete %s from %s: %w", id, h.where(), err)
+	}
+	return nil
+}
