@@ -8,8 +8,12 @@ import (
 
 // ownerAttribute is where an owner is kept that an ordinary user can't give a file, as PRoot and umoci
 // do: https://github.com/rootless-containers/proto. Its value is a protocol buffer of two numbers, the
-// user in field 1 and the group in field 2, of which 0 may be left out; both are 0 without it.
-const ownerAttribute = "user.rootlesscontainers"
+// user in field 1 and the group in field 2, of which 0 may be left out. noOwner says that the file's
+// own counts, which is that of who is root in the tree.
+const (
+	ownerAttribute = "user.rootlesscontainers"
+	noOwner        = 1<<32 - 1
+)
 
 func encodeOwner(uid, gid uint32) []byte {
 	var b []byte
@@ -26,8 +30,11 @@ func decodeOwner(b []byte) (uid, gid uint32, ok bool) {
 	for len(b) > 0 {
 		field := b[0] >> 3
 		id, n := binary.Uvarint(b[1:])
-		if b[0]&7 != 0 || field != 1 && field != 2 || n <= 0 || id >= 1<<32-1 {
+		if b[0]&7 != 0 || field != 1 && field != 2 || n <= 0 || id > noOwner {
 			return 0, 0, false
+		}
+		if id == noOwner {
+			id = 0
 		}
 		ids[field] = uint32(id)
 		b = b[1+n:]

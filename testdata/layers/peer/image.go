@@ -3,6 +3,7 @@ package peer
 
 import (
 	"compress/gzip"
+	_ "crypto/sha256" // for go-digest
 	"encoding/json"
 	"fmt"
 	"io"
