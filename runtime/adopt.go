@@ -1,9 +1,11 @@
 package runtime
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"os"
+	"strconv"
 	"time"
 	"unsafe"
 
@@ -39,16 +41,16 @@ func (u *execution) adopt(tell func(report)) error {
 		s.begin()
 	}
 	tell(report{Pid: u.state.Pid})
-	e := waitForeign(fd)
+	e := waitForeign(u.state.Process, fd)
 	if s != nil {
 		s.drain()
 	}
 	return u.end(ctx, e)
 }
 
-// waitForeign waits for the end of a process that is no child. What it exited with a new kernel
-// tells whoever has a descriptor of it, once its parent has waited for it.
-func waitForeign(fd int) Exit {
+// waitForeign waits for the end of a process that is no child. What it exited with stands in /proc
+// until its parent has waited for it, and from then on a new kernel tells it whoever has a descriptor of it.
+func waitForeign(p Process, fd int) Exit {
 	for {
 		_, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, -1)
 		if !errors.Is(err, unix.EINTR) {
@@ -57,7 +59,11 @@ func waitForeign(fd int) Exit {
 	}
 	e := Exit{Exited: time.Now().UTC()}
 	for range 100 {
-		if status, ok := exitStatus(fd); ok {
+		status, ok := zombieStatus(p)
+		if !ok {
+			status, ok = exitStatus(fd)
+		}
+		if ok {
 			e.Status = &status
 			return e
 		}
@@ -82,9 +88,27 @@ func exitStatus(fd int) (status int, ok bool) {
 	if errno != 0 || info.mask&exit == 0 {
 		return 0, false
 	}
-	ws := unix.WaitStatus(info.exitCode)
-	if ws.Signaled() {
-		return 128 + int(ws.Signal()), true
+	return statusOf(unix.WaitStatus(info.exitCode)), true
+}
+
+// zombieStatus reads the status of a process that has ended and was not waited for.
+func zombieStatus(p Process) (status int, ok bool) {
+	b, err := os.ReadFile("/proc/" + strconv.Itoa(p.Pid) + "/stat")
+	if err != nil {
+		return 0, false
 	}
-	return ws.ExitStatus(), true
+	fields := bytes.Fields(b[bytes.LastIndexByte(b, ')')+1:])
+	if len(fields) < 50 || string(fields[0]) != "Z" || string(fields[19]) != strconv.FormatUint(p.Start, 10) {
+		return 0, false
+	}
+	code, err := strconv.ParseUint(string(fields[49]), 10, 32)
+	return statusOf(unix.WaitStatus(code)), err == nil
+}
+
+// statusOf is what a process exited with, or 128+n where signal n ended it.
+func statusOf(ws unix.WaitStatus) int {
+	if ws.Signaled() {
+		return 128 + int(ws.Signal())
+	}
+	return ws.ExitStatus()
 }

@@ -191,6 +191,7 @@ func removeStray(key string) {
 // Remove removes a container, and returns how its last run ended, nil if it was never run. One that runs
 // is FailedPrecondition unless force says that it is to be killed.
 func (c *Container) Remove(ctx context.Context, force bool) (*Exit, error) {
+	defer c.set.Clear(ctx)
 	l, err := look(c.dir)
 	if err != nil {
 		return nil, fmt.Errorf("remove container %s: %w", c.ID, err)

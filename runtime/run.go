@@ -91,6 +91,7 @@ func (r *Runtime) root() string { return filepath.Join(r.state, filepath.Base(r.
 // A bundle without config.json, root filesystem or mount source is NotFound. A command that
 // isn't there or can't be executed wraps [ErrCommandNotFound] or [ErrCommandNotExecutable].
 func (c *Container) Run(ctx context.Context, r *Runtime) (status int, err error) {
+	c.set.Clear(ctx)
 	lock, err := c.lock()
 	if err != nil {
 		return -1, err
@@ -623,13 +624,10 @@ func wait(pid int, signals <-chan os.Signal, term *terminal) (int, error) {
 	for {
 		select {
 		case e := <-ended:
-			switch {
-			case e.err != nil:
+			if e.err != nil {
 				return -1, fmt.Errorf("wait for container's process: %w", e.err)
-			case e.status.Signaled():
-				return 128 + int(e.status.Signal()), nil
 			}
-			return e.status.ExitStatus(), nil
+			return statusOf(e.status), nil
 		case s := <-signals:
 			sig := s.(syscall.Signal)
 			if sig == unix.SIGWINCH && term != nil {

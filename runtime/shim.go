@@ -69,6 +69,7 @@ type report struct {
 //
 // The program's main must call [Shim] first.
 func (c *Container) Start(ctx context.Context, r *Runtime) (pid int, err error) {
+	c.set.Clear(ctx)
 	lock, err := c.lock()
 	if err != nil {
 		return -1, err
@@ -328,10 +329,8 @@ func reap(pid int) (status int, err error) {
 		case errors.Is(err, unix.EINTR):
 		case err != nil:
 			return -1, fmt.Errorf("wait for container's process: %w", err)
-		case got == pid && ws.Signaled():
-			return 128 + int(ws.Signal()), nil
-		case got == pid && ws.Exited():
-			return ws.ExitStatus(), nil
+		case got == pid:
+			return statusOf(ws), nil
 		}
 	}
 }

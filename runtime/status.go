@@ -40,7 +40,7 @@ type state struct {
 // Exit is how a process ended.
 type Exit struct {
 	Status *int      `json:"status,omitempty"` // what it exited with, or 128+n for signal n; nil where nobody saw it
-	Exited time.Time `json:"exited"`
+	Exited time.Time `json:"exited,omitzero"`
 	Error  string    `json:"error,omitempty"` // what is known where the status is not
 }
 
