@@ -93,8 +93,9 @@ func (s *Containers) dir() string { return filepath.Join(s.root, "containers", s
 // Container is one container: its record as it was read, and its directory.
 type Container struct {
 	Record
-	dir string
-	set *Containers
+	dir    string
+	set    *Containers
+	unread bool // its record can't be read
 }
 
 // Dir is the container's directory.
@@ -140,7 +141,7 @@ func (s *Containers) create(ctx context.Context, r Record) (_ *Container, lock *
 	}
 	s.Clear(ctx)
 	r.Namespace, r.Created = s.namespace, time.Now().UTC()
-	c := &Container{r, filepath.Join(s.dir(), r.ID), s}
+	c := &Container{Record: r, dir: filepath.Join(s.dir(), r.ID), set: s}
 	if lock, err = c.claim(ctx); err != nil {
 		return nil, nil, fmt.Errorf("create container %s: %w", r.ID, err)
 	}
@@ -310,6 +311,16 @@ func (s *Containers) Get(id string) (*Container, error) {
 		return nil, err
 	}
 	return s.read(id)
+}
+
+// Any returns a container as Get does, and also one whose record can't be read, of which it
+// knows the ID alone: so that it can be removed.
+func (s *Containers) Any(id string) (*Container, error) {
+	c, err := s.Get(id)
+	if errdefs.IsFailedPrecondition(err) {
+		return &Container{Record: Record{ID: id, Namespace: s.namespace}, dir: filepath.Join(s.dir(), id), set: s, unread: true}, nil
+	}
+	return c, err
 }
 
 func (s *Containers) read(id string) (*Container, error) {

@@ -152,7 +152,7 @@ func (s *Containers) own(id string) (*Container, *os.File, error) {
 	}
 	c, err := s.read(id)
 	if errdefs.IsNotFound(err) {
-		c = &Container{Record{ID: id, Namespace: s.namespace, Created: time.Now().UTC()}, filepath.Join(s.dir(), id), s}
+		c = &Container{Record: Record{ID: id, Namespace: s.namespace, Created: time.Now().UTC()}, dir: filepath.Join(s.dir(), id), set: s}
 		err = c.write()
 	}
 	if err != nil {
@@ -172,6 +172,9 @@ func (c *Container) lock() (*os.File, error) {
 		return nil, busy("container %s is in use: let its run end, or take another ID", c.ID)
 	case err != nil:
 		return nil, fmt.Errorf("container %s: %w", c.ID, err)
+	}
+	if c.unread {
+		return lock, nil
 	}
 	now, err := c.set.read(c.ID)
 	if err != nil {

@@ -84,7 +84,9 @@ func (s *Containers) StartBundle(ctx context.Context, r *Runtime, rec Record) (c
 	if err != nil {
 		return nil, -1, err
 	}
-	pid, err = c.detach(ctx, r, lock, "")
+	if pid, err = c.detach(ctx, r, lock, ""); err != nil && c.Bundle != "" {
+		_, _ = c.Remove(ctx, false) // it was made for this
+	}
 	return c, pid, err
 }
 

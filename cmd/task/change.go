@@ -90,15 +90,21 @@ func newStart(o *containers.Flags) *cobra.Command {
 
 func newRm(o *containers.Flags) *cobra.Command {
 	c := &cobra.Command{Use: "rm [flags] ID…|-", Short: "remove containers; of one, exit with its status", Args: cobra.ArbitraryArgs, Annotations: passesOn()}
-	force := c.Flags().BoolP("force", "f", false, "kill what runs, and mind no absence")
+	force := c.Flags().BoolP("force", "f", false, "kill what runs, mind no absence, and no record that can't be read")
 	exec := c.Flags().String("exec-id", "", "remove the ended process `EXECID` of task exec --detach alone")
 	zero(c)
 	c.RunE = func(c *cobra.Command, args []string) error {
 		one := len(args) == 1 && args[0] != "-"
 		return eachOr(c, args, one, func(id string) error {
-			t, err := get(o, id)
-			if *force && isNotFound(err) {
-				return nil
+			all, err := o.Open()
+			if err != nil {
+				return err
+			}
+			t, err := all.Get(id)
+			if *force {
+				if t, err = all.Any(id); isNotFound(err) {
+					return nil
+				}
 			}
 			if err != nil {
 				return err
