@@ -1,6 +1,7 @@
 package network
 
 import (
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -81,14 +82,20 @@ func read(file string) (*libcni.NetworkConfigList, error) {
 // parse takes a list of plugins, or one plugin's configuration.
 func parse(b []byte, what string) (*libcni.NetworkConfigList, error) {
 	config, err := libcni.NetworkConfFromBytes(b)
-	if err != nil || len(config.Plugins) == 0 {
-		one, oerr := libcni.NetworkPluginConfFromBytes(b)
-		if oerr != nil {
-			return nil, errclass.Errorf(errdefs.ErrInvalidArgument, "%s: %w", what, errors.Join(err, oerr))
-		}
-		if config, err = libcni.ConfListFromConf(one); err != nil {
-			return nil, errclass.Errorf(errdefs.ErrInvalidArgument, "%s: %w", what, err)
-		}
+	if err == nil && len(config.Plugins) > 0 {
+		return config, nil
+	}
+	one, oerr := libcni.NetworkPluginConfFromBytes(b)
+	if oerr == nil {
+		b, oerr = json.Marshal(map[string]any{
+			"cniVersion": one.Network.CNIVersion, "name": one.Network.Name, "plugins": []json.RawMessage{b},
+		})
+	}
+	if oerr == nil {
+		config, oerr = libcni.NetworkConfFromBytes(b)
+	}
+	if oerr != nil {
+		return nil, errclass.Errorf(errdefs.ErrInvalidArgument, "%s: %w", what, errors.Join(err, oerr))
 	}
 	return config, nil
 }
