@@ -196,6 +196,11 @@ func (c *Container) Remove(ctx context.Context, force bool) (*Exit, error) {
 	if err != nil {
 		return nil, fmt.Errorf("remove container %s: %w", c.ID, err)
 	}
+	// Who monitors it, and sees its end, may remove it too: the file is open before.
+	exit, _ := os.Open(c.path("exit.json"))
+	if exit != nil {
+		defer exit.Close()
+	}
 	if l.status == Running || l.status == Paused || l.status == Creating {
 		if !force {
 			return nil, failed("remove container %s: it is %s: end it first, or force it", c.ID, l.status)
@@ -205,11 +210,6 @@ func (c *Container) Remove(ctx context.Context, force bool) (*Exit, error) {
 				return nil, fmt.Errorf("remove container %s: %w", c.ID, err)
 			}
 		}
-	}
-	// Who monitors it, and now sees its end, may remove it too: the file is open before.
-	exit, _ := os.Open(c.path("exit.json"))
-	if exit != nil {
-		defer exit.Close()
 	}
 	lock, err := c.waitLock(ctx)
 	switch {

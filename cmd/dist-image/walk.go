@@ -11,6 +11,7 @@ import (
 	"distkit/image"
 
 	"github.com/containerd/errdefs"
+	"github.com/opencontainers/go-digest"
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
 	"github.com/spf13/cobra"
 )
@@ -83,6 +84,41 @@ func newLayers() *cobra.Command {
 			if err := records.Write(l, l.Digest, cli.Size(l.Size), l.MediaType, l.DiffID, l.ChainID); err != nil {
 				return err
 			}
+		}
+		return records.Close()
+	}
+	return c
+}
+
+func newChain() *cobra.Command {
+	c := &cobra.Command{
+		Use:   "chain [flags] NAME|DIGEST",
+		Short: "Print the chain ID of all layers, and the digest of the platform's manifest",
+		Args:  cobra.ExactArgs(1),
+	}
+	f := newPlatformFlags(c)
+	records := cli.NewRecords(c, "CHAIN ID", "DIGEST")
+	c.RunE = func(c *cobra.Command, args []string) error {
+		w, d, err := f.walker(c.Context(), args[0])
+		if err != nil {
+			return err
+		}
+		if d, err = w.Manifest(c.Context(), d); err != nil {
+			return err
+		}
+		layers, err := w.Layers(c.Context(), d)
+		if err != nil {
+			return err
+		}
+		if len(layers) == 0 {
+			return errdefs.ErrNotImplemented.WithMessage(args[0] + " has no layers")
+		}
+		v := struct {
+			ChainID digest.Digest `json:"chainID"`
+			Digest  digest.Digest `json:"digest"`
+		}{layers[len(layers)-1].ChainID, d.Digest}
+		if err := records.Write(v, v.ChainID, v.Digest); err != nil {
+			return err
 		}
 		return records.Close()
 	}

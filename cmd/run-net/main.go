@@ -22,7 +22,7 @@ func newCommand() *cobra.Command {
 	f := c.PersistentFlags()
 	o.namespace = cli.Namespace(f)
 	o.state = f.String("state", os.Getenv("DIST_STATE"), "the `DIR` for what runs (env DIST_STATE) (default: /run/distkit)")
-	c.AddCommand(newAdd(o), newDel(o), newLs(o))
+	c.AddCommand(newAdd(o), newDel(o), newLs(o), newPath(o))
 	return c
 }
 
@@ -124,6 +124,23 @@ func newLs(o options) *cobra.Command {
 		return out.Close()
 	}
 	return c
+}
+
+func newPath(o options) *cobra.Command {
+	return &cobra.Command{
+		Use: "path [flags] ID", Short: "print the path that the ID's network namespace has, or would have", Args: cobra.ExactArgs(1),
+		RunE: func(c *cobra.Command, args []string) error {
+			all, err := o.open()
+			if err != nil {
+				return err
+			}
+			path, err := all.Path(args[0])
+			if err == nil {
+				_, err = fmt.Fprintln(c.OutOrStdout(), path)
+			}
+			return err
+		},
+	}
 }
 
 func records(c *cobra.Command) *cli.Records {

@@ -101,6 +101,12 @@ func (n *Networks) path(id string) (string, error) {
 	return filepath.Join(n.dir, key), err
 }
 
+// Path is where the network namespace of an ID's network is, or would be.
+func (n *Networks) Path(id string) (string, error) {
+	dir, err := n.path(id)
+	return filepath.Join(dir, "netns"), err
+}
+
 // open locks the directory of a network, which create makes. NotFound where it isn't there,
 // Unavailable where another process works on it.
 func (n *Networks) open(id string, create bool) (place, error) {

@@ -1,0 +1,142 @@
+//go:build e2e
+
+package e2e
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"distkit/testdata/fixture"
+)
+
+// left is what containers leave of themselves where they are not cleaned up: all of it is to be
+// the same before and after.
+const left = `findmnt -rn -o TARGET,FSTYPE | sort
+find .content/containers -mindepth 2 -maxdepth 2 2>/dev/null || true
+snap ls | grep Active || true
+find "$XDG_RUNTIME_DIR/distkit" -type f -o -type d 2>/dev/null | sed 's/.*\///' | sort || true
+ls -d /sys/fs/cgroup/*/"$ID"* /sys/fs/cgroup/"$ID"* 2>/dev/null || true
+run-net ls -q 2>/dev/null | grep "run.$ID" || true
+ps -eo args | grep -F "$ID" | grep -v -e grep -e findmnt || true`
+
+func (p *place) id() string {
+	id := fmt.Sprintf("e%d-%d", os.Getpid(), time.Now().UnixNano()%1e9)
+	p.Vars = append(p.Vars, "ID="+id)
+	return id
+}
+
+// user makes a place of user 1000's, with subordinate IDs.
+func (p *place) user() {
+	p.t.Helper()
+	fixture.Need(p.t, "newuidmap,userns")
+	p.Vars = append(p.Vars, "HOME="+p.dir, "XDG_RUNTIME_DIR="+p.dir)
+	if err := errors.Join(os.WriteFile(filepath.Join(p.dir, "subids"), []byte("1000:100000:65536\n"), 0o644),
+		os.Chown(p.dir, 1000, 1000), os.Chmod(filepath.Dir(p.dir), 0o755)); err != nil {
+		p.t.Fatal(err)
+	}
+	p.before = `mount --bind subids /etc/subuid && mount --bind subids /etc/subgid &&
+		exec setpriv --reuid 1000 --regid 1000 --clear-groups -- "$0" "$@"; false`
+}
+
+func asBoth(t *testing.T, f func(t *testing.T, p *place)) {
+	for _, who := range []string{"root", "user"} {
+		t.Run(who, func(t *testing.T) {
+			fixture.Need(t, "runc,overlay")
+			p := here(t)
+			p.t = t
+			if who == "user" {
+				p.user()
+			}
+			p.id()
+			f(t, p)
+		})
+	}
+}
+
+// TestDistRunEnds: on every way out of dist-run nothing stays of a container.
+func TestDistRunEnds(t *testing.T) {
+	asBoth(t, func(t *testing.T, p *place) {
+		// The image is pulled where it is missing, and used where it isn't.
+		if got := p.sh(`dist-run --rm --pull missing ` + single + ` id -u 2>/dev/null`); got == "" {
+			t.Error("no user")
+		}
+		before := p.sh(left)
+		const detached = `dist-run --detach --rm --id $ID ` + single + ` sleep 1000`
+		for _, tt := range []struct{ name, script, want string }{
+			{"exit", `dist-run --rm --id $ID ` + single + ` true; echo $?`, "0"},
+			{"status", `dist-run --rm --id $ID ` + single + ` sh -c 'exit 37' || echo $?`, "37"},
+			{"no such command", `dist-run --rm --id $ID ` + single + ` /none 2>&1 || echo $?`, "127"},
+			{"entrypoint", `dist-run --rm --id $ID --entrypoint sh ` + single + ` -c 'echo $0 "$@"' a 'b c' "d'e"`, `a b c d'e`},
+			{"no such user", `dist-run --rm --id $ID --user none ` + single + ` true 2>&1 || echo $?`, "125"},
+			{"no such mount source", `dist-run --rm --id $ID -v /none:/x ` + single + ` true 2>&1 || echo $?`, "125"},
+			{"wrong flag", `dist-run --rm --id $ID --memory much ` + single + ` true 2>&1 || echo $?`, "125"},
+			{"no image", `dist-run --rm --id $ID --pull never docker.io/library/none true 2>&1 || echo $?`, "125"},
+			{"signal", `dist-run --rm --id $ID ` + single + ` sh -c 'trap "exit 9" TERM; echo up; while :; do sleep 0.1; done' >log & pid=$!
+				until grep -q up log; do sleep 0.05; done; kill $pid; wait $pid || echo $?`, "9"},
+			{"detached", detached + ` >/dev/null; task ls | cut -f3; task rm -f $ID || echo $?`, "running\n137"},
+			{"keep", `dist-run --id $ID ` + single + ` sh -c 'exit 4' || echo $?; task ls -a | cut -f3; dist-userns -- task rm -f $ID || true`, "4\nstopped"},
+			{"taken", detached + ` >/dev/null; dist-run --rm --id $ID ` + single + ` true 2>/dev/null || echo $?; task ls | cut -f3; task rm -f $ID || true`, "125\nrunning"},
+			{"rootfs", `mkdir -p r/bin && cp "$(command -v busybox)" r/bin/sh && dist-run --rm --id $ID --rootfs r /bin/sh -c 'echo here >/file' && cat r/file`, "here"},
+			{"not ours", `dist-userns -- snap prepare $ID >/dev/null; dist-run --rm --id $ID ` + single + ` true; dist-userns -- snap rm $ID && echo stayed`, "stayed"},
+			// The steps that are printed are those that are taken.
+			{"dry", `dist-run --rm --id $ID --dry-run -e 'A=x  $(y)' ` + single + ` sh -c 'echo "$A"; exit 5' >steps; test ! -e .content/containers; bash <steps || echo $?`, "x  $(y)\n5"},
+			{"dry shell", `dist-run --rm --id $ID --dry-run ` + single + ` sh -c 'exit 6' | while read -r step; do echo "$step"; done | bash || echo $?`, "6"},
+		} {
+			t.Run(strings.ReplaceAll(tt.name, " ", "_"), func(t *testing.T) {
+				q := *p
+				q.t = t
+				got := q.sh(tt.script)
+				if lines := strings.Split(got, "\n"); tt.want != got && (strings.Contains(tt.want, "\n") || lines[len(lines)-1] != tt.want) {
+					t.Errorf("it printed %q, not %q", got, tt.want)
+				}
+				if after := q.sh(left); after != before {
+					t.Errorf("it left:\n%s", difference(before, after))
+				}
+			})
+		}
+	})
+}
+
+// TestDistRunNet reaches redis from the host and from another container, by a port and a bridge.
+func TestDistRunNet(t *testing.T) {
+	fixture.Need(t, "runc,overlay,cni")
+	p := here(t)
+	p.t = t
+	id := p.id()
+	p.sh("dist-run --rm " + single + " true")
+	before := p.sh(left)
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	port := l.Addr().(*net.TCPAddr).Port
+	l.Close()
+	p.sh(fmt.Sprintf(`dist-run --detach --rm --id $ID --net bridge -p %d:6379 %s redis-server --save '' --bind 0.0.0.0 --protected-mode no`, port, single))
+	defer p.sh("task rm -f $ID >/dev/null 2>&1 || true")
+	address := p.sh(`run-net ls --json | jq -r 'select(.id == "run.'$ID'").addresses[0]' | cut -d/ -f1`)
+	if got := p.sh(fmt.Sprintf(`for i in $(seq 100); do exec 3<>/dev/tcp/127.0.0.1/%d && break; sleep 0.05; done 2>/dev/null; printf 'PING\r\n' >&3; read -r answer <&3; echo "$answer"`, port)); got != "+PONG\r" {
+		t.Errorf("by the port redis says %q", got)
+	}
+	if got := p.sh("dist-run --rm --net bridge " + single + " redis-cli -h " + address + " ping"); got != "PONG" {
+		t.Errorf("by the bridge redis says %q", got)
+	}
+	if got := p.sh(`task exec $ID sh -c 'cat /etc/resolv.conf' | cmp - /etc/resolv.conf && echo same`); got != "same" {
+		t.Errorf("resolv.conf: %q", got)
+	}
+	p.sh("task kill $ID; task wait $ID || true; while task info $ID >/dev/null 2>&1; do sleep 0.05; done")
+	if after := p.sh(left); after != before {
+		t.Errorf("it left:\n%s", difference(before, after))
+	}
+	// What fails halfway takes its network away; so does what was killed.
+	p.sh(`! dist-run --rm --id $ID -p 8080:80 --user none ` + single + ` true 2>/dev/null`)
+	p.sh(`dist-run --rm --id $ID -p ` + fmt.Sprint(port) + `:80 ` + single + ` sleep 1000 & pid=$!; until run-net ls -q | grep -q "run.$ID"; do sleep 0.01; done; kill -9 $pid; wait $pid || true; sleep 0.3; task rm -f $ID >/dev/null 2>&1 || true; task ls -a >/dev/null; dist-run --rm --id $ID ` + single + ` true`)
+	if after := p.sh(left); after != before {
+		t.Errorf("%s killed left:\n%s", id, difference(before, after))
+	}
+}
