@@ -17,7 +17,7 @@ import (
 
 // left is what containers leave of themselves where they are not cleaned up: all of it is to be
 // the same before and after.
-const left = `findmnt -rn -o TARGET,FSTYPE | sort
+const left = `findmnt -rn -o TARGET,FSTYPE | grep -F "$PWD" | sort || true
 find .content/containers -mindepth 2 -maxdepth 2 2>/dev/null || true
 snap ls | grep Active || true
 find "$XDG_RUNTIME_DIR/distkit" -type f -o -type d 2>/dev/null | sed 's/.*\///' | sort || true
