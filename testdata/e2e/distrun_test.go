@@ -109,6 +109,9 @@ func TestDistRunNet(t *testing.T) {
 	p := here(t)
 	p.t = t
 	id := p.id()
+	if _, err := net.InterfaceByName("distkit0"); err != nil {
+		t.Cleanup(func() { p.sh("ip link delete distkit0") }) // which the host didn't have
+	}
 	p.sh("dist-run --rm " + single + " true")
 	before := p.sh(left)
 	l, err := net.Listen("tcp", "127.0.0.1:0")
