@@ -43,6 +43,7 @@ type Options struct {
 	CapAdd, CapDrop []string
 	NoNewPrivileges bool
 	Seccomp         io.Reader // a profile, see [ReadSeccomp]; nil filters nothing
+	DefaultSeccomp  bool      // docker's profile instead
 	Rlimits         []specs.POSIXRlimit
 	Devices         []Device
 	Memory          int64   // bytes; 0 is no limit
@@ -104,6 +105,10 @@ func Spec(img *Image, o Options) (*specs.Spec, error) {
 	switch {
 	case o.Privileged:
 		s.Linux.MaskedPaths, s.Linux.ReadonlyPaths = nil, nil
+	case o.DefaultSeccomp:
+		if s.Linux.Seccomp, err = DefaultSeccomp(process.Capabilities.Bounding); err != nil {
+			return nil, err
+		}
 	case o.Seccomp != nil:
 		if s.Linux.Seccomp, err = ReadSeccomp(o.Seccomp, process.Capabilities.Bounding); err != nil {
 			return nil, err

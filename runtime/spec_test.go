@@ -281,6 +281,46 @@ const profile = `{"defaultAction":"SCMP_ACT_ERRNO","defaultErrnoRet":1,"archMap"
 {"names":["clone"],"action":"SCMP_ACT_ALLOW","excludes":{"caps":["CAP_SYS_ADMIN"]}},
 {"names":["s390"],"action":"SCMP_ACT_ALLOW","includes":{"arches":["s390"]}}]}`
 
+// Docker's profile lets through what the container's capabilities are for, and refuses the rest.
+func TestDefaultSeccomp(t *testing.T) {
+	for _, c := range []struct {
+		caps  []string
+		allow []string
+		deny  []string
+	}{
+		{nil, []string{"read", "openat", "execve"}, []string{"mount", "kexec_load", "init_module", "bpf"}},
+		{[]string{"SYS_ADMIN"}, []string{"read", "mount", "bpf"}, []string{"kexec_load", "init_module"}},
+		{[]string{"ALL"}, []string{"mount", "init_module"}, []string{"kexec_load"}},
+	} {
+		s, err := Spec(image(t, redis), Options{DefaultSeccomp: true, CapAdd: c.caps, Host: testHost})
+		if err != nil {
+			t.Fatal(err)
+		}
+		p := s.Linux.Seccomp
+		if p.DefaultAction != specs.ActErrno || len(p.Architectures) == 0 {
+			t.Errorf("%v: %v, %v", c.caps, p.DefaultAction, p.Architectures)
+		}
+		allowed := func(name string) bool {
+			return slices.ContainsFunc(p.Syscalls, func(r specs.LinuxSyscall) bool {
+				return r.Action == specs.ActAllow && slices.Contains(r.Names, name)
+			})
+		}
+		for _, name := range c.allow {
+			if !allowed(name) {
+				t.Errorf("%v: %s is refused", c.caps, name)
+			}
+		}
+		for _, name := range c.deny {
+			if allowed(name) {
+				t.Errorf("%v: %s is let through", c.caps, name)
+			}
+		}
+	}
+	if s, err := Spec(image(t, redis), Options{DefaultSeccomp: true, Privileged: true, Host: testHost}); err != nil || s.Linux.Seccomp != nil {
+		t.Errorf("privileged: %v, %v", s.Linux.Seccomp, err)
+	}
+}
+
 func TestSeccomp(t *testing.T) {
 	s, err := ReadSeccomp(strings.NewReader(profile), []string{"CAP_SYS_ADMIN"})
 	if err != nil {

@@ -38,7 +38,8 @@ func newCommand() *cobra.Command {
 		if err != nil {
 			return err
 		}
-		if w.seccomp != "" {
+		o.DefaultSeccomp = w.seccomp == "default"
+		if w.seccomp != "" && !o.DefaultSeccomp {
 			f, err := os.Open(w.seccomp)
 			if err != nil {
 				return fmt.Errorf("--seccomp: %w", err)
@@ -89,7 +90,7 @@ func register(f *pflag.FlagSet) *wishes {
 	f.BoolVar(&w.o.ReadOnly, "read-only", false, "mount the root filesystem read-only")
 	f.StringArrayVar(&w.rlimits, "rlimit", nil, "set the limit `NAME=SOFT[:HARD]`, nofile=1024 for example")
 	f.StringVar(&w.o.Rootfs, "rootfs", "", "the container's root filesystem `DIR`, where users are looked up (default \"rootfs\" in the bundle, users by number)")
-	f.StringVar(&w.seccomp, "seccomp", "", "filter system calls by the profile in `FILE`")
+	f.StringVar(&w.seccomp, "seccomp", "", "filter system calls by the profile in `FILE`, or docker's: default")
 	f.BoolVarP(&w.o.Terminal, "terminal", "t", false, "give the process a terminal")
 	f.StringArrayVar(&w.tmpfs, "tmpfs", nil, "mount a tmpfs on `TARGET[:OPTION,…]`")
 	f.StringVarP(&w.o.User, "user", "u", "", "run as `USER[:GROUP]`, names or numbers (default: the image's)")
