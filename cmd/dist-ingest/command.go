@@ -26,13 +26,14 @@ const (
 	tryLater     = 6
 	notRunnable  = 126
 	noSuchFile   = 127
-	maxIdle      = 3 // attempts in a row that may bring nothing
+	maxIdle      = 3       // attempts in a row that may bring less than enough
+	enough       = 4 << 10 // bytes; or all of a blob that goes on byte by byte would be asked for
 	firstBackoff = 200 * time.Millisecond
 	killAfter    = 5 * time.Second
 )
 
 // fromCommand stores what the command writes. The command runs again from the new offset as
-// long as it asks for that with status 6 and brings something. What was put together of
+// long as it asks for that with status 6 and brings enough. What was put together of
 // several pieces and then isn't right is brought once more, whole.
 func (in *ingest) fromCommand(ctx context.Context, w *content.Writer) (record, error) {
 	// Nothing would show that two halves don't belong together where no digest is expected
@@ -74,7 +75,7 @@ func (in *ingest) fromCommand(ctx context.Context, w *content.Writer) (record, e
 		case status != tryLater:
 			return record{}, cli.Exit(status)
 		}
-		if w.Offset() > best {
+		if w.Offset() >= best+enough {
 			best, idle, backoff = w.Offset(), 0, firstBackoff
 		} else if idle++; idle >= maxIdle {
 			return record{}, cli.Exit(status)

@@ -252,13 +252,21 @@ func TestTemporaryFailuresAreTriedAgain(t *testing.T) {
 	}
 
 	f = newFixture(t)
-	f.want(f.script(`echo x >>runs; head -c $((1000-DIST_OFFSET)) blob; exit 6`, "--expected-digest", f.dgst), 6, "")
+	f.want(f.script(`echo x >>runs; head -c $((5000-DIST_OFFSET)) blob; exit 6`, "--expected-digest", f.dgst), 6, "")
 	if n := len(f.ran()); n != 4 {
 		t.Errorf("ran %d times", n)
 	}
-	f.left(1000)
-	r := f.run(nil, "--expected-digest", f.dgst, "ref", "--", "sh", "-c", `test $0 = 1000 && tail -c +1001 blob`, "{offset}")
+	f.left(5000)
+	r := f.run(nil, "--expected-digest", f.dgst, "ref", "--", "sh", "-c", `test $0 = 5000 && tail -c +5001 blob`, "{offset}")
 	f.stored(r)
+
+	// What brings a few bytes each time would be asked for ever.
+	f = newFixture(t)
+	f.want(f.script(`echo x >>runs; tail -c +$((DIST_OFFSET+1)) blob | head -c 500; exit 6`, "--expected-digest", f.dgst), 6, "")
+	if n := len(f.ran()); n != 3 {
+		t.Errorf("ran %d times for a few bytes each", n)
+	}
+	f.left(1500)
 }
 
 func TestWithoutADigestHalvesAreNotMixed(t *testing.T) {
