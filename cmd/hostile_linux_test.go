@@ -353,7 +353,8 @@ func TestHostileRegistry(t *testing.T) {
 			}) >= 0 {
 				t.Errorf("it can't be shown: %q", s)
 			}
-			if files, _ := filepath.Glob(filepath.Join(store, "ingest/*")); len(files) > 0 {
+			// What is wrong is not kept. Another transfer that a pull called off may be, to be resumed.
+			if files, _ := filepath.Glob(filepath.Join(store, "ingest/*")); len(files) > 0 && !(tt.repository == "lie" && calledOff(files, layerDigest)) {
 				t.Errorf("ingests are left: %q", files)
 			}
 			if names, _, _ := execute(t, dir, store, "", "dist-image", "ls"); names != "" {
@@ -469,4 +470,14 @@ func highWater(group int) int64 {
 		}
 	}
 	return peak
+}
+
+// calledOff tells whether none of the ingests is of the digest.
+func calledOff(ingests []string, dgst string) bool {
+	for _, dir := range ingests {
+		if b, _ := os.ReadFile(filepath.Join(dir, "expected")); strings.TrimSpace(string(b)) == dgst {
+			return false
+		}
+	}
+	return true
 }
