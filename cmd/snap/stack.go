@@ -101,6 +101,7 @@ func fill(ctx context.Context, args []string, p snapshot.Place) error {
 	_ = c.Wait() // its state tells all
 	stop()
 	if err := ctx.Err(); err != nil {
+		waitGroup(group)
 		return err
 	}
 	switch ws := c.ProcessState.Sys().(syscall.WaitStatus); {
@@ -110,4 +111,12 @@ func fill(ctx context.Context, args []string, p snapshot.Place) error {
 		return cli.Exit(ws.ExitStatus())
 	}
 	return nil
+}
+
+// waitGroup waits for a process group to be gone: what a command has started may outlive it for a
+// moment, and would miss the directory that is removed now. A zombie that nobody reaps is let be.
+func waitGroup(group int) {
+	for end := time.Now().Add(killAfter + time.Second); time.Now().Before(end) && syscall.Kill(group, 0) == nil; {
+		time.Sleep(2 * time.Millisecond)
+	}
 }
