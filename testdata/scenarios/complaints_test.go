@@ -42,7 +42,7 @@ var complaints = []struct {
 	{complaint: "a login that is missing looks like not found", faults: []string{"status=401"}, script: `dist-fetch docker.io/library/redis latest`, status: 9},
 	{complaint: "wrong usage exits with 0, and CI goes on", script: `dist-fetch docker.io/library/redis`, status: 2},
 	{complaint: "progress can't be had without a terminal", faults: []string{"hang=1000 path=/blobs/"},
-		script: `dist-pull docker.io/library/redis:latest & until dist-active | grep -q .; do sleep 0.01; done; dist-active | awk -F'\t' '{ ok = ok || $2 ~ /^[0-9]+$/ } END { print ok }'; kill $!; wait $! 2>/dev/null || true`,
+		script: `dist-pull docker.io/library/redis:latest & until dist-active | awk -F'\t' '$2 ~ /^[0-9]+$/ { ok = 1 } END { exit !ok }'; do sleep 0.01; done; echo 1; kill $!; wait $! 2>/dev/null || true`,
 		stdout: "1"},
 
 	// The network.
