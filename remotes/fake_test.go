@@ -35,6 +35,7 @@ type fake struct {
 	blobs     map[digest.Digest][]byte
 	manifests map[string]entry // by tag and by digest
 	uploads   map[string][]byte
+	begun     int  // uploads; no two have one ID
 	referrers bool // the list of referrers is known
 	requests  []*http.Request
 	// fault replies in the place of the registry where it returns true.
@@ -200,7 +201,8 @@ func (f *fake) store(w http.ResponseWriter, r *http.Request) bool {
 			f.blobs[digest.Digest(r.URL.Query().Get("mount"))] = []byte("mounted")
 			return true
 		}
-		id = strconv.Itoa(len(f.uploads) + 1)
+		f.begun++
+		id = strconv.Itoa(f.begun)
 		f.uploads[id] = nil
 	}
 	data, ok := f.uploads[id]
