@@ -79,6 +79,9 @@ func ParseLocator(s string) (Locator, error) {
 		object := strings.TrimLeft(strings.TrimPrefix(named.String(), named.Name()), ":@")
 		return bad("the object is an argument of its own: write %s %s", named.Name(), object)
 	}
+	if reference.Domain(named) == "" { // as with "_" in it, which names have and hosts don't
+		return bad("%s is invalid as a host", host)
+	}
 	return Locator{Host: reference.Domain(named), Name: reference.Path(named)}, nil
 }
 

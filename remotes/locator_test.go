@@ -49,6 +49,7 @@ func TestParseLocator(t *testing.T) {
 		"docker.io/a b":                         "invalid",
 		"docker.io/../x":                        "invalid",
 		"ho st.x/a":                             "invalid",
+		"a_b.c/d":                               "invalid",
 		"a.b/\x00":                              "NUL",
 		"docker.io/a?b=c":                       "invalid",
 		"docker.io/a/%2e%2e":                    "invalid",
