@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"fmt"
 	"strings"
 
@@ -191,22 +192,16 @@ func newKill(o *containers.Flags) *cobra.Command {
 }
 
 func newPause(o *containers.Flags) *cobra.Command {
-	c := &cobra.Command{Use: "pause [flags] ID…|-", Short: "stop containers' processes until task resume", Args: cobra.ArbitraryArgs}
-	zero(c)
-	c.RunE = func(c *cobra.Command, args []string) error {
-		return cli.Each(c, args, func(id string) error {
-			t, err := get(o, id)
-			if err != nil {
-				return err
-			}
-			return t.Pause(c.Context())
-		})
-	}
-	return c
+	return newEach(o, "pause", "stop containers' processes until task resume", (*runtime.Container).Pause)
 }
 
 func newResume(o *containers.Flags) *cobra.Command {
-	c := &cobra.Command{Use: "resume [flags] ID…|-", Short: "let paused containers go on", Args: cobra.ArbitraryArgs}
+	return newEach(o, "resume", "let paused containers go on", (*runtime.Container).Resume)
+}
+
+// newEach makes a verb that does one thing to each container, and prints nothing.
+func newEach(o *containers.Flags, verb, short string, do func(*runtime.Container, context.Context) error) *cobra.Command {
+	c := &cobra.Command{Use: verb + " [flags] ID…|-", Short: short, Args: cobra.ArbitraryArgs}
 	zero(c)
 	c.RunE = func(c *cobra.Command, args []string) error {
 		return cli.Each(c, args, func(id string) error {
@@ -214,7 +209,7 @@ func newResume(o *containers.Flags) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			return t.Resume(c.Context())
+			return do(t, c.Context())
 		})
 	}
 	return c
