@@ -36,17 +36,7 @@ func newCommand() *cobra.Command {
 			return err
 		}
 		rec.Bundle = args[0]
-		status, err := run(c, o, which, rec, *detach)
-		if err != nil {
-			if runtime.Told(err) {
-				return cli.Exit(runtime.ExitStatus(err))
-			}
-			return cli.ExitWith(runtime.ExitStatus(err), err)
-		}
-		if status != 0 {
-			return cli.Exit(status)
-		}
-		return nil
+		return containers.Ended(run(c, o, which, rec, *detach))
 	}
 	return c
 }

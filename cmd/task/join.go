@@ -95,16 +95,7 @@ func newExec(o *containers.Flags) *cobra.Command {
 			_, err = fmt.Fprintln(c.OutOrStdout(), id)
 			return err
 		}
-		status, err := t.Exec(c.Context(), x)
-		switch {
-		case err != nil && runtime.Told(err):
-			return cli.Exit(runtime.ExitStatus(err))
-		case err != nil:
-			return cli.ExitWith(runtime.ExitStatus(err), err)
-		case status != 0:
-			return cli.Exit(status)
-		}
-		return nil
+		return containers.Ended(t.Exec(c.Context(), x))
 	}
 	return c
 }

@@ -186,3 +186,17 @@ func (s Snapshots) Below(ctx context.Context, what runtime.Snapshot, f func(dir 
 	}
 	return f(dir)
 }
+
+// Ended is what a command that ran a process returns: the process's status, or the failure to
+// run it, which the runtime may have told already.
+func Ended(status int, err error) error {
+	switch {
+	case err != nil && runtime.Told(err):
+		return cli.Exit(runtime.ExitStatus(err))
+	case err != nil:
+		return cli.ExitWith(runtime.ExitStatus(err), err)
+	case status != 0:
+		return cli.Exit(status)
+	}
+	return nil
+}
