@@ -25,6 +25,7 @@ import (
 const (
 	dockerManifestList = "application/vnd.docker.distribution.manifest.list.v2+json"
 	dockerManifest     = "application/vnd.docker.distribution.manifest.v2+json"
+	dockerConfig       = "application/vnd.docker.container.image.v1+json"
 )
 
 // MaxDocument bounds a manifest, an index and a config, in bytes, maxObjects and maxMembers
@@ -242,7 +243,7 @@ func (w Walker) manifest(ctx context.Context, d v1.Descriptor) (v1.Descriptor, d
 			if d.MediaType != doc.MediaType {
 				d.MediaType = doc.MediaType
 			}
-			return d, doc, nil
+			return d, doc, w.fits(ctx, d, *doc.Config)
 		}
 		if w.Platform == nil && len(doc.Manifests) != 1 {
 			return d, doc, errclass.Errorf(errdefs.ErrInvalidArgument, "index %s has %d manifests: a platform is needed",
@@ -257,6 +258,31 @@ func (w Walker) manifest(ctx context.Context, d v1.Descriptor) (v1.Descriptor, d
 		}
 	}
 	return d, document{}, errclass.Errorf(errdefs.ErrInvalidArgument, "indexes nest deeper than %d", maxDepth)
+}
+
+// fits holds a manifest to a platform that was asked for, by what its config says where no
+// index does. NotFound where it is for another. What is for none, as an artifact, fits.
+func (w Walker) fits(ctx context.Context, d, config v1.Descriptor) error {
+	if w.Platform == nil || !w.Platform.strict {
+		return nil
+	}
+	p := d.Platform
+	if p == nil {
+		if config.MediaType != v1.MediaTypeImageConfig && config.MediaType != dockerConfig {
+			return nil
+		}
+		b, err := w.read(ctx, config)
+		if err != nil {
+			return err
+		}
+		if err := json.Unmarshal(b, &p); err != nil {
+			return errclass.Errorf(errdefs.ErrInvalidArgument, "config %s: %w", config.Digest, err)
+		}
+	}
+	if p == nil || p.OS == "" && p.Architecture == "" || w.Platform.Match(*p) {
+		return nil
+	}
+	return errclass.Errorf(errdefs.ErrNotFound, "manifest %s is for %.80s, not for %s", d.Digest, platforms.FormatAll(*p), w.Platform)
 }
 
 // Config returns the bytes of the image config of the platform's manifest.
@@ -341,6 +367,13 @@ func (w Walker) Missing(ctx context.Context, d v1.Descriptor) ([]v1.Descriptor, 
 		children, err := w.Children(ctx, d)
 		if err != nil {
 			return err
+		}
+		if IsManifest(d.MediaType) {
+			if _, err := w.Store.Info(ctx, children[0].Digest); err == nil { // else it is what is missing
+				if err := w.fits(ctx, d, children[0]); err != nil {
+					return err
+				}
+			}
 		}
 		for _, c := range children {
 			if err := visit(c, depth+1); err != nil {

@@ -102,6 +102,63 @@ func TestManifestOfPlatform(t *testing.T) {
 	}
 }
 
+// A manifest that no index describes is told by its config, and refused where it is for another
+// platform than the one that was asked for.
+func TestAManifestForAnotherPlatformIsRefused(t *testing.T) {
+	f := newFixture(t)
+	arm64 := f.image("arm64", 1)
+	told := arm64
+	arm64.Platform = nil
+	unsaid := f.add(v1.MediaTypeImageManifest, v1.Manifest{MediaType: v1.MediaTypeImageManifest,
+		Config: f.add(v1.MediaTypeImageConfig, []byte(`{}`)), Layers: []v1.Descriptor{}})
+	artifact := f.add(v1.MediaTypeImageManifest, v1.Manifest{MediaType: v1.MediaTypeImageManifest,
+		Config: f.add("application/x", []byte(`{"os":"plan9","architecture":"386"}`)), Layers: []v1.Descriptor{}})
+	for _, d := range []v1.Descriptor{arm64, told, f.index(arm64)} {
+		for _, platform := range []string{"linux/s390x", "windows/arm64"} {
+			_, err := f.walker(platform).Manifest(t.Context(), d)
+			if !errdefs.IsNotFound(err) || !strings.Contains(err.Error(), "linux/arm64") || !strings.Contains(err.Error(), platform) {
+				t.Errorf("%s of %s: %v", platform, d.MediaType, err)
+			}
+			if _, err := f.walker(platform).Missing(t.Context(), d); !errdefs.IsNotFound(err) {
+				t.Errorf("what is missing for %s of %s: %v", platform, d.MediaType, err)
+			}
+			if c, err := f.walker(platform).Children(t.Context(), arm64); err != nil || len(c) != 2 {
+				t.Errorf("children for %s: %v, %v", platform, c, err) // a pull has no config yet
+			}
+		}
+		if _, err := f.walker("linux/arm64").Layers(t.Context(), d); err != nil {
+			t.Errorf("its own platform: %v", err)
+		}
+	}
+	for _, d := range []v1.Descriptor{unsaid, artifact} {
+		if _, err := f.walker("linux/amd64").Manifest(t.Context(), d); err != nil {
+			t.Errorf("a manifest for no platform: %v", err)
+		}
+	}
+	other := f.image("none", 0)
+	other.Platform = nil
+	local, err := ParsePlatform("local")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := (Walker{Store: f.store, Platform: local}).Manifest(t.Context(), other); !errdefs.IsNotFound(err) {
+		t.Errorf("local: %v", err)
+	}
+	unasked, err := ParsePlatform("")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := (Walker{Store: f.store, Platform: unasked}).Manifest(t.Context(), other); err != nil {
+		t.Errorf("what is alone, and no platform asked for: %v", err)
+	}
+	if err := f.store.Delete(t.Context(), digest.FromString("arm64 layer 0")); err != nil {
+		t.Fatal(err)
+	}
+	if missing, err := f.walker("linux/arm64").Missing(t.Context(), arm64); err != nil || len(missing) != 1 {
+		t.Errorf("missing: %v, %v", missing, err)
+	}
+}
+
 func TestLayersHaveChainIDs(t *testing.T) {
 	f := newFixture(t)
 	layers, err := f.walker("linux/amd64").Layers(t.Context(), f.image("amd64", 3))

@@ -20,14 +20,15 @@ const (
 )
 
 // ResolvePlatform resolves an object to the one manifest for a platform, in the syntax of
-// containerd/platforms (linux/arm64, linux/arm/v7, windows). Of an index it takes what fits
-// best, by containerd's order: amd64 runs 386, arm/v7 runs arm/v6. A single manifest is read
-// with its config and must fit. The descriptor's Platform is set. Where nothing fits, the
+// containerd/platforms (linux/arm64, linux/arm/v7, windows), or "local", Linux on this machine.
+// Of an index it takes what fits best, by containerd's order: amd64 runs 386, arm/v7 runs
+// arm/v6. A single manifest is read with its config and must fit, unless it is of no platform
+// at all, as an artifact is. Otherwise the descriptor's Platform is set. Where nothing fits, the
 // error is of class NotFound and names the platforms that there are.
 func ResolvePlatform(ctx context.Context, r Remote, object, platform string) (ocispec.Descriptor, error) {
-	p, err := platforms.Parse(platform)
+	p, err := parsePlatform(platform)
 	if err != nil {
-		return ocispec.Descriptor{}, classf(errdefs.ErrInvalidArgument, "platform %q: write OS/ARCH or OS/ARCH/VARIANT, as linux/amd64", platform)
+		return ocispec.Descriptor{}, err
 	}
 	desc, err := r.Resolve(ctx, object)
 	if err != nil {
@@ -56,6 +57,19 @@ func ResolvePlatform(ctx context.Context, r Remote, object, platform string) (oc
 	return w.found[0], nil
 }
 
+func parsePlatform(s string) (ocispec.Platform, error) {
+	if s == "local" {
+		p := platforms.DefaultSpec()
+		p.OS = "linux" // as images are, whatever looks at them
+		return p, nil
+	}
+	p, err := platforms.Parse(s)
+	if err != nil {
+		return p, classf(errdefs.ErrInvalidArgument, "platform %q: write OS/ARCH or OS/ARCH/VARIANT, as linux/amd64, or local", s)
+	}
+	return p, nil
+}
+
 // walk collects the manifests that a platform can use.
 type walk struct {
 	ctx     context.Context
@@ -71,7 +85,7 @@ func (w *walk) visit(desc ocispec.Descriptor, depth int) error {
 	case isIndex(desc.MediaType):
 		return w.index(desc, depth)
 	case isManifest(desc.MediaType):
-		return w.manifest(desc)
+		return w.manifest(desc, depth == 0)
 	case depth == 0:
 		return classf(errdefs.ErrNotFound, "%s is not a manifest but %s", desc.Digest, printable(desc.MediaType))
 	}
@@ -103,16 +117,20 @@ func (w *walk) index(desc ocispec.Descriptor, depth int) error {
 	return nil
 }
 
-// manifest judges by the config, as nothing else says for what platform it is.
-func (w *walk) manifest(desc ocispec.Descriptor) error {
+// manifest judges by the config, as nothing else says for what platform it is. Of one that says
+// nothing either, there is no other to choose where it is alone.
+func (w *walk) manifest(desc ocispec.Descriptor, alone bool) error {
 	var manifest ocispec.Manifest
 	if err := w.read(desc, &manifest); err != nil {
 		return err
 	}
 	switch manifest.Config.MediaType {
 	case ocispec.MediaTypeImageConfig, "application/vnd.docker.container.image.v1+json":
-	default:
-		return nil // an artifact
+	default: // an artifact
+		if alone {
+			w.found = append(w.found, desc)
+		}
+		return nil
 	}
 	if manifest.Config.Digest.Validate() != nil {
 		return classf(errdefs.ErrDataLoss, "manifest %s has no digest of its config", desc.Digest)
@@ -121,18 +139,20 @@ func (w *walk) manifest(desc ocispec.Descriptor) error {
 	if err := w.read(manifest.Config, &p); err != nil {
 		return err
 	}
-	if !w.match.Match(p) {
+	switch {
+	case w.match.Match(p):
+		desc.Platform = &p
+	case !alone || p.OS != "" || p.Architecture != "":
 		w.other(p)
 		return nil
 	}
-	desc.Platform = &p
 	w.found = append(w.found, desc)
 	return nil
 }
 
 func (w *walk) other(p ocispec.Platform) {
 	s := printable(platforms.Format(platforms.Normalize(p)))
-	if p.OS == "unknown" || slices.Contains(w.others, s) || len(w.others) > maxPlatforms {
+	if p.OS == "unknown" || p.OS == "" && p.Architecture == "" || slices.Contains(w.others, s) || len(w.others) > maxPlatforms {
 		return
 	}
 	if len(w.others) == maxPlatforms {

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"net/http"
+	"runtime"
 	"slices"
 	"strings"
 	"testing"
@@ -136,7 +137,11 @@ func TestResolvePlatform(t *testing.T) {
 	f.index("nested", with(images["linux/386"], "linux/386"), f.index("", f.index("", with(images["linux/amd64"], "linux/amd64"))))
 	f.index("bare", images["linux/arm64"], images["linux/amd64"], attestation)
 	f.image("single", "linux/amd64")
-	f.manifest("artifact", ocispec.MediaTypeImageManifest, []byte(`{"schemaVersion":2,"config":{"mediaType":"application/x"},"layers":[]}`))
+	artifact := f.manifest("artifact", ocispec.MediaTypeImageManifest, []byte(`{"schemaVersion":2,"config":{"mediaType":"application/x"},"layers":[]}`))
+	unsaid := f.image("unsaid", "/")
+	f.image("half", "/arm64")
+	f.index("artifacts", artifact, unsaid)
+	images["linux/"+runtime.GOARCH] = f.image("here", "linux/"+runtime.GOARCH)
 	r := open(t, f.host(), Options{})
 	for _, c := range []struct{ tag, platform, want string }{
 		{"all", "linux/amd64", "linux/amd64"},
@@ -157,11 +162,22 @@ func TestResolvePlatform(t *testing.T) {
 			t.Errorf("%s for %s: %+v, %v", c.tag, c.platform, got, err)
 		}
 	}
+	// What is for no platform is not for another one.
+	for tag, want := range map[string]ocispec.Descriptor{"artifact": artifact, "unsaid": unsaid} {
+		got, err := ResolvePlatform(context.Background(), r, tag, "linux/amd64")
+		if err != nil || got.Digest != want.Digest || got.Platform != nil {
+			t.Errorf("%s: %+v, %v", tag, got, err)
+		}
+	}
+	if got, err := ResolvePlatform(context.Background(), r, "here", "local"); err != nil || got.Digest != images["linux/"+runtime.GOARCH].Digest {
+		t.Errorf("local: %+v, %v", got, err)
+	}
 	for _, c := range []struct{ tag, platform, say string }{
 		{"all", "linux/s390x", "linux/386, linux/arm/v6, linux/arm/v7, linux/arm64, linux/amd64, windows/amd64"},
 		{"single", "linux/arm64", "linux/amd64"},
 		{"bare", "windows/amd64", "linux/arm64, linux/amd64"},
-		{"artifact", "linux/amd64", "none"},
+		{"half", "linux/amd64", "arm64"},
+		{"artifacts", "linux/amd64", "none"},
 		{f.blob(noise(5)), "linux/amd64", "not a manifest"},
 	} {
 		_, err := ResolvePlatform(context.Background(), r, c.tag, c.platform)
