@@ -34,6 +34,7 @@ const (
 	firstPause     = 200 * time.Millisecond
 	defaultMaxWait = time.Minute
 	maxRedirects   = 10
+	readBuffer     = 32 << 10
 	// renewAfter is the progress of a download, in bytes, that gives it all tries again.
 	renewAfter = 4 << 10
 )
@@ -70,7 +71,7 @@ func newClient(e endpoint, o Options, keys *keyring) *client {
 	}
 	t := &http.Transport{
 		Proxy:               http.ProxyFromEnvironment,
-		DialContext:         (&net.Dialer{Timeout: dial, KeepAlive: 30 * time.Second}).DialContext,
+		DialContext:         dialDirect(&net.Dialer{Timeout: dial, KeepAlive: 30 * time.Second}),
 		TLSClientConfig:     e.tls,
 		TLSHandshakeTimeout: dialTimeout,
 		IdleConnTimeout:     30 * time.Second,
@@ -79,7 +80,7 @@ func newClient(e endpoint, o Options, keys *keyring) *client {
 		DisableCompression:     true,
 		MaxResponseHeaderBytes: 1 << 20,
 		MaxIdleConnsPerHost:    max(2, o.Parts),
-		ReadBufferSize:         32 << 10,
+		ReadBufferSize:         readBuffer,
 	}
 	if o.Parts > 1 {
 		// Pieces are large enough to pass by the buffer of each connection.

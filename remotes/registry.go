@@ -502,6 +502,9 @@ func (r *Registry) blob(ctx context.Context, c *client, t *tries, o object, h hi
 	v := newVerifier(rc, o.digest, begin, h.offset)
 	if c.options.Unverified {
 		v.hash = nil
+		if rc == d && begin == h.offset {
+			v.unseen = d
+		}
 	}
 	v.blame = func() string {
 		if d.coding == "" || d.coding == "identity" {
@@ -521,13 +524,16 @@ type download struct {
 	request request
 
 	rc     io.ReadCloser
-	at     int64  // the offset that the next byte has
-	end    int64  // where to stop, -1 for the blob's end
-	size   int64  // of the whole blob, -1 while unknown
-	marked int64  // where tries were last renewed
-	whole  bool   // ranges are not understood: ask for all and skip
-	ranged bool   // the last reply was a range
-	coding string // Content-Encoding, though it was declined
+	at     int64   // the offset that the next byte has
+	end    int64   // where to stop, -1 for the blob's end
+	size   int64   // of the whole blob, -1 while unknown
+	marked int64   // where tries were last renewed
+	whole  bool    // ranges are not understood: ask for all and skip
+	ranged bool    // the last reply was a range
+	coding string  // Content-Encoding, though it was declined
+	direct *direct // where the bytes come from, if they could pass unseen
+	until  int64   // the offset at which they end
+	past   bool    // what was read of them together with the reply's header is out of the buffer
 }
 
 // open asks for the bytes from offset on. Where the server sends all, it begins at 0: at
@@ -542,7 +548,8 @@ func (d *download) open(offset int64) error {
 		req.header = req.header.Clone()
 		req.header.Set("Range", span)
 	}
-	resp, err := d.client.do(d.ctx, req, d.tries)
+	d.direct = nil
+	resp, err := d.client.do(traceDirect(d.ctx, &d.direct), req, d.tries)
 	if err != nil {
 		var status *statusError
 		if errors.As(err, &status) && req.header.Get("Range") != "" {
@@ -588,6 +595,9 @@ func (d *download) open(offset int64) error {
 	d.rc, d.at, d.marked = resp.Body, begin, max(d.marked, begin)
 	d.ranged = resp.StatusCode == http.StatusPartialContent
 	d.coding = resp.Header.Get("Content-Encoding")
+	if d.until, d.past = begin+resp.ContentLength, false; resp.ContentLength < 0 {
+		d.direct = nil
+	}
 	return nil
 }
 
@@ -627,6 +637,7 @@ func (d *download) Read(p []byte) (int, error) {
 	for {
 		n, err := d.rc.Read(p)
 		d.at += int64(n)
+		d.past = d.past || len(p) >= readBuffer
 		if d.end >= 0 && d.at == d.end {
 			return n, nil
 		}

@@ -24,6 +24,8 @@ type verifier struct {
 	want digest.Digest
 	hash hash.Hash // nil: the stream does not begin at 0, its length alone is known
 	skip int64     // bytes to hash but not to pass on
+	// unseen, where set, is rc, whose bytes nobody here has to see.
+	unseen *download
 	// blame, where set, says what could be the reason of a mismatch.
 	blame func() string
 
@@ -158,6 +160,9 @@ type writeError struct{ error }
 func (e *writeError) Unwrap() error { return e.error }
 
 func (v *verifier) WriteTo(w io.Writer) (int64, error) {
+	if pipe := pipeOf(w); pipe != nil && v.unseen != nil && v.given == nil && v.held == nil {
+		return v.unseen.writeTo(pipe)
+	}
 	var total int64
 	for {
 		piece := v.given
