@@ -164,10 +164,15 @@ func (n *Names) Create(name string, target v1.Descriptor) (Image, error) {
 	})
 }
 
-// Replace gives target the name, new or not. Labels and the time of creation stay.
+// Replace gives target the name, new or not. The time of creation stays, and so do labels that the
+// target's annotations don't change.
 func (n *Names) Replace(name string, target v1.Descriptor) (Image, error) {
 	return n.put(name, target, func(old *Image) error {
 		old.Target = target
+		if old.Labels == nil {
+			old.Labels = map[string]string{}
+		}
+		maps.Copy(old.Labels, target.Annotations)
 		return nil
 	})
 }
@@ -197,6 +202,7 @@ func (n *Names) put(name string, target v1.Descriptor, exists func(*Image) error
 			at = len(ix.entries)
 			ix.entries = append(ix.entries, entry{})
 		}
+		maps.DeleteFunc(img.Labels, func(k, v string) bool { return v == "" || reserved(k) })
 		img.UpdatedAt = now
 		ix.changed(img, img.CreatedAt.Equal(now))
 		ix.entries[at], err = img.entry()

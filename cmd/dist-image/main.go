@@ -4,6 +4,7 @@ package main
 import (
 	"context"
 	"fmt"
+	"maps"
 	"time"
 
 	"distkit/cmd/internal/cli"
@@ -23,7 +24,7 @@ func main() {
 		Use:   "dist-image VERB",
 		Short: "Give names to what is in the store, and read what they point at",
 	}
-	c.AddCommand(newCreate(), newUpdate(), newLabel(), newLs(), newRm(), newManifest(), newConfig(), newLayers(), newChain(), newChildren(), newCheck())
+	c.AddCommand(newCreate(), newUpdate(), newLabel(), newLs(), newRm(), newManifest(), newConfig(), newLayers(), newChain(), newChildren(), newCheck(), newSources())
 	cli.Main(c)
 }
 
@@ -81,6 +82,7 @@ func newCreate() *cobra.Command {
 	}
 	f := newFlags(c)
 	replace := c.Flags().Bool("replace", false, "let a name that exists point at it from now on")
+	labels := c.Flags().StringArray("label", nil, "set the label `KEY=VALUE`; without a value take it away")
 	c.RunE = func(c *cobra.Command, args []string) error {
 		store, names, err := f.open()
 		if err != nil {
@@ -90,6 +92,14 @@ func newCreate() *cobra.Command {
 		if err != nil {
 			return err
 		}
+		set, err := cli.Labels(*labels)
+		if err != nil {
+			return err
+		}
+		if target.Annotations == nil {
+			target.Annotations = map[string]string{}
+		}
+		maps.Copy(target.Annotations, set)
 		put := names.Create
 		if *replace {
 			put = names.Replace

@@ -1,0 +1,172 @@
+package image
+
+import (
+	"cmp"
+	"context"
+	"slices"
+	"strings"
+
+	"distkit/errclass"
+
+	"github.com/containerd/errdefs"
+	"github.com/opencontainers/go-digest"
+	v1 "github.com/opencontainers/image-spec/specs-go/v1"
+)
+
+// LabelSource, with a registry's host behind it, is the label that has the repositories of that
+// registry in which an image, or a blob, is known to be, separated by commas: containerd's label
+// of blobs. They can be asked to give their blobs to another repository.
+const LabelSource = "containerd.io/distribution.source."
+
+// maxSources bounds how many manifests and indexes of other images are read.
+const maxSources = 4096
+
+// Source is a blob and another repository that has it.
+type Source struct {
+	Digest     digest.Digest `json:"digest"`
+	Repository string        `json:"repository"`
+}
+
+// Sources tells of the blobs of an image, in their order, which ones another repository of the
+// registry host is known to have than the one given: by their own labels, and by those of all
+// images of the namespace. Where several have it, it is the one whose name begins most like that
+// of the repository. What of other images can't be read is passed over.
+func (n *Names) Sources(ctx context.Context, w Walker, target v1.Descriptor, host, repository string) ([]Source, error) {
+	w.Platform = nil
+	repository = fullRepository(host, repository)
+	label := LabelSource + host
+	var list []Source
+	wanted := map[digest.Digest]int{} // where it is in the list
+	left := maxSources
+	err := w.blobs(ctx, target, map[digest.Digest]bool{}, &left, func(d v1.Descriptor) error {
+		if _, ok := wanted[d.Digest]; !ok {
+			wanted[d.Digest] = len(list)
+			list = append(list, Source{Digest: d.Digest})
+		}
+		return nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	missing := len(list)
+	found := func(i int, from string) {
+		if list[i].Repository == "" {
+			list[i].Repository = from
+			missing--
+		}
+	}
+	for i, s := range list {
+		info, err := w.Store.Info(ctx, s.Digest)
+		if err != nil && !errdefs.IsNotFound(err) {
+			return nil, err
+		}
+		if from := sources(info.Labels[label], host, repository); len(from) > 0 {
+			found(i, from[0])
+		}
+	}
+
+	images, err := n.List()
+	if err != nil {
+		return nil, err
+	}
+	type candidate struct {
+		repository string
+		target     v1.Descriptor
+	}
+	var candidates []candidate
+	for _, img := range images {
+		for _, from := range sources(img.Labels[label], host, repository) {
+			candidates = append(candidates, candidate{from, img.Target})
+		}
+	}
+	slices.SortStableFunc(candidates, func(a, b candidate) int { return nearer(a.repository, b.repository, repository) })
+	left = maxSources
+	seen := map[string]map[digest.Digest]bool{}
+	for _, c := range candidates {
+		if missing == 0 || left <= 0 {
+			break
+		}
+		if seen[c.repository] == nil {
+			seen[c.repository] = map[digest.Digest]bool{}
+		}
+		err := w.blobs(ctx, c.target, seen[c.repository], &left, func(d v1.Descriptor) error {
+			if i, ok := wanted[d.Digest]; ok {
+				found(i, c.repository)
+			}
+			return ctx.Err()
+		})
+		if ctx.Err() != nil {
+			return nil, err
+		}
+	}
+	return slices.DeleteFunc(list, func(s Source) bool { return s.Repository == "" }), nil
+}
+
+// blobs calls f with what an image refers to that is no manifest or index, as far as it is here.
+func (w Walker) blobs(ctx context.Context, d v1.Descriptor, seen map[digest.Digest]bool, left *int, f func(v1.Descriptor) error) error {
+	var visit func(d v1.Descriptor, depth int) error
+	visit = func(d v1.Descriptor, depth int) error {
+		if !IsIndex(d.MediaType) && !IsManifest(d.MediaType) {
+			return f(d)
+		}
+		if seen[d.Digest] || depth > maxDepth+1 {
+			return nil
+		}
+		seen[d.Digest] = true
+		if *left--; *left < 0 {
+			return errclass.Errorf(errdefs.ErrInvalidArgument, "more than %d manifests", maxSources)
+		}
+		children, err := w.Children(ctx, d)
+		if errdefs.IsNotFound(err) {
+			return nil // a platform that is not here
+		}
+		if err != nil {
+			return err
+		}
+		for _, c := range children {
+			if err := visit(c, depth+1); err != nil {
+				return err
+			}
+		}
+		return nil
+	}
+	return visit(d, 0)
+}
+
+// sources are the repositories that a label names, but the one, the nearest to it first.
+func sources(label, host, but string) []string {
+	var list []string
+	for _, s := range strings.Split(label, ",") {
+		if s = fullRepository(host, s); s != but && isRepository(s) {
+			list = append(list, s)
+		}
+	}
+	slices.SortStableFunc(list, func(a, b string) int { return nearer(a, b, but) })
+	return list
+}
+
+// fullRepository is a repository as registries know it: docker.io/redis is library/redis there.
+func fullRepository(host, s string) string {
+	if host == "docker.io" && s != "" && !strings.Contains(s, "/") {
+		return "library/" + s
+	}
+	return s
+}
+
+func isRepository(s string) bool {
+	return s != "" && len(s) <= 255 && s[0] != '/' && strings.Trim(s, "abcdefghijklmnopqrstuvwxyz0123456789._-/") == ""
+}
+
+// nearer orders repositories by how many components of their names they begin with in common
+// with another one.
+func nearer(a, b, with string) int {
+	return cmp.Compare(common(b, with), common(a, with))
+}
+
+func common(a, b string) (n int) {
+	as, bs := strings.Split(a, "/"), strings.Split(b, "/")
+	for n < len(as) && n < len(bs) && as[n] == bs[n] {
+		n++
+	}
+	return n
+}
