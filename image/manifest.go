@@ -195,6 +195,8 @@ func (w Walker) pick(index digest.Digest, manifests []v1.Descriptor) (v1.Descrip
 	var there []string
 	for _, m := range manifests {
 		switch {
+		case m.Platform == nil && m.MediaType != "" && !IsIndex(m.MediaType) && !IsManifest(m.MediaType):
+			// no image, such as what a checkpoint keeps beside one
 		case m.Platform == nil: // an index within, or a manifest that says nothing: may fit
 			fits = append(fits, m)
 		case w.Platform.Match(*m.Platform):
@@ -204,6 +206,9 @@ func (w Walker) pick(index digest.Digest, manifests []v1.Descriptor) (v1.Descrip
 		}
 	}
 	if len(fits) == 0 {
+		if len(there) == 0 {
+			return v1.Descriptor{}, fmt.Errorf("index %s has no image: %w", index, errdefs.ErrNotFound)
+		}
 		if len(there) > 20 {
 			there = append(there[:20], "…")
 		}

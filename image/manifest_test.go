@@ -159,6 +159,21 @@ func TestAManifestForAnotherPlatformIsRefused(t *testing.T) {
 	}
 }
 
+// A checkpoint is an index of one image, and of what is no image.
+func TestManifestBesideOthers(t *testing.T) {
+	f := newFixture(t)
+	image := f.image("amd64", 1)
+	image.Platform = nil
+	other := f.add("application/vnd.containerd.container.criu.checkpoint.criu.tar", []byte("state"))
+	got, err := f.walker("linux/amd64").Manifest(t.Context(), f.index(other, image))
+	if err != nil || got.Digest != image.Digest {
+		t.Errorf("%v, %v", got.Digest, err)
+	}
+	if _, err := f.walker("linux/amd64").Manifest(t.Context(), f.index(other)); !errdefs.IsNotFound(err) || !strings.Contains(err.Error(), "has no image") {
+		t.Errorf("without an image: %v", err)
+	}
+}
+
 func TestLayersHaveChainIDs(t *testing.T) {
 	f := newFixture(t)
 	layers, err := f.walker("linux/amd64").Layers(t.Context(), f.image("amd64", 3))

@@ -88,17 +88,30 @@ func (c *Container) Checkpoint(ctx context.Context, dir string, exit bool, save 
 	return err
 }
 
-// Restore starts a container in the background, as [Container.Start] does, with the processes whose
-// state is in the directory images, as [Container.Checkpoint] wrote it. NotImplemented where criu can't work.
-func (c *Container) Restore(ctx context.Context, r *Runtime, images string) (pid int, err error) {
-	if err := CheckCriu(ctx); err != nil {
-		return -1, fmt.Errorf("restore container %s: %w", c.ID, err)
+// Restore runs a container in the foreground, as [Container.Run] does, with the processes whose state is in
+// the directory images, as [Container.Checkpoint] wrote it. NotImplemented where criu can't work.
+func (c *Container) Restore(ctx context.Context, r *Runtime, images string) (status int, err error) {
+	lock, err := c.lockRestored(ctx)
+	if err != nil {
+		return -1, err
 	}
-	lock, err := c.lock()
+	return c.run(ctx, r, lock, images)
+}
+
+// StartRestored is Restore in the background, as [Container.Start] is.
+func (c *Container) StartRestored(ctx context.Context, r *Runtime, images string) (pid int, err error) {
+	lock, err := c.lockRestored(ctx)
 	if err != nil {
 		return -1, err
 	}
 	return c.detach(ctx, r, lock, images)
+}
+
+func (c *Container) lockRestored(ctx context.Context) (*os.File, error) {
+	if err := CheckCriu(ctx); err != nil {
+		return nil, fmt.Errorf("restore container %s: %w", c.ID, err)
+	}
+	return c.lock()
 }
 
 // restore has the runtime make the container from its processes' state.

@@ -88,10 +88,10 @@ func TestCheckpoint(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := again.Restore(t.Context(), m.find(), t.TempDir()); err == nil {
+	if _, err := again.StartRestored(t.Context(), m.find(), t.TempDir()); err == nil {
 		t.Error("restored from nothing")
 	}
-	if pid, err := again.Restore(t.Context(), m.find(), images); err != nil || m.info(again).Pid != pid {
+	if pid, err := again.StartRestored(t.Context(), m.find(), images); err != nil || m.info(again).Pid != pid {
 		t.Errorf("%d %v", pid, err)
 	}
 	for _, c := range []*Container{c, again} {

@@ -96,7 +96,7 @@ func (c *Container) Run(ctx context.Context, r *Runtime) (status int, err error)
 	if err != nil {
 		return -1, err
 	}
-	return c.run(ctx, r, lock)
+	return c.run(ctx, r, lock, "")
 }
 
 // RunBundle runs a bundle in the foreground, as [Container.Run] does, in a container of its own
@@ -108,7 +108,7 @@ func (s *Containers) RunBundle(ctx context.Context, r *Runtime, rec Record) (sta
 	if err != nil {
 		return -1, err
 	}
-	return c.run(ctx, r, lock)
+	return c.run(ctx, r, lock, "")
 }
 
 // forBundle returns the container to run a bundle in, locked: the one whose directory it is,
@@ -185,7 +185,8 @@ func (c *Container) lock() (*os.File, error) {
 	return lock, nil
 }
 
-func (c *Container) run(ctx context.Context, r *Runtime, lock *os.File) (status int, err error) {
+// run runs a container; images is where the state of its processes is, if that was stored.
+func (c *Container) run(ctx context.Context, r *Runtime, lock *os.File, images string) (status int, err error) {
 	signals := make(chan os.Signal, 64)
 	signal.Notify(signals, forwarded()...)
 	defer signal.Stop(signals)
@@ -193,6 +194,7 @@ func (c *Container) run(ctx context.Context, r *Runtime, lock *os.File) (status 
 	if err != nil {
 		return -1, err
 	}
+	u.images = images
 	opts := &runc.CreateOpts{IO: inherited{}}
 	var term *terminal
 	if u.job.Terminal {

@@ -23,6 +23,7 @@ func newCreate(o *containers.Flags) *cobra.Command {
 	key := f.String("snapshot", "", "the `KEY` of the snapshot that is its root filesystem, which it mounts, keeps from dist-gc, and removes at its own removal")
 	driver := f.String("snapshotter", "", "the snapshot's `DRIVER`")
 	f.StringVar(&rec.Network, "network", "", "the `PATH` of the network that run-net made for it, and that is removed with it")
+	stored := f.String("checkpoint", "", "the `DIGEST` of the checkpoint that task restore is to begin it with: its image, runtime and snapshotter unless given")
 	owner := f.Int("owner", 0, "the `PID` of the process that is to run it: with --rm it goes if that dies before")
 	c.RunE = func(c *cobra.Command, args []string) error {
 		r, err := rec.Get()
@@ -47,6 +48,11 @@ func newCreate(o *containers.Flags) *cobra.Command {
 				return fmt.Errorf("owner: %w", err)
 			}
 			r.Owner = &p
+		}
+		if *stored != "" {
+			if err := checkpointed(c.Context(), o.Root(), *stored, &r); err != nil {
+				return err
+			}
 		}
 		all, err := o.Open()
 		if err != nil {

@@ -1,13 +1,16 @@
 package main
 
 import (
+	"context"
 	"fmt"
 
 	"distkit/cmd/internal/checkpoint"
 	"distkit/cmd/internal/cli"
 	"distkit/cmd/internal/containers"
 	"distkit/content"
+	"distkit/runtime"
 
+	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
 	"github.com/spf13/cobra"
 )
@@ -34,8 +37,26 @@ func newCheckpoint(o *containers.Flags) *cobra.Command {
 	return c
 }
 
+// checkpointed adds to a record what a checkpoint says of the container.
+func checkpointed(ctx context.Context, root, dgst string, rec *runtime.Record) error {
+	d, err := digest.Parse(dgst)
+	if err != nil {
+		return cli.Usagef("%q is no digest: %v", dgst, err)
+	}
+	if err := runtime.CheckCriu(ctx); err != nil {
+		return err
+	}
+	store, err := content.Open(root)
+	if err != nil {
+		return err
+	}
+	return checkpoint.Describe(store, d, rec)
+}
+
 func newRestore(o *containers.Flags) *cobra.Command {
-	c := &cobra.Command{Use: "restore [flags] ID DIGEST", Short: "start a container that task create made where a checkpoint left off, and print its ID", Args: cobra.ExactArgs(2)}
+	c := &cobra.Command{Use: "restore [flags] ID DIGEST", Short: "start a container that task create made where a checkpoint left off, and print its ID", Args: cobra.ExactArgs(2),
+		Annotations: map[string]string{cli.ForwardsSignals: ""}}
+	foreground := c.Flags().Bool("foreground", false, "as run does: wait for the end, and exit with the process's status")
 	which := containers.RuntimeFlags(c.Flags())
 	c.RunE = func(c *cobra.Command, args []string) error {
 		dgst, err := digest.Parse(args[1])
@@ -56,9 +77,19 @@ func newRestore(o *containers.Flags) *cobra.Command {
 		}
 		images, err := checkpoint.Load(c.Context(), store, o.Snapshots(), t, dgst)
 		if err != nil {
+			if t.RemoveAtEnd {
+				_, _ = t.Remove(c.Context(), false)
+			}
 			return err
 		}
-		if _, err := t.Restore(c.Context(), r, images); err != nil {
+		if *foreground {
+			status, err := t.Restore(c.Context(), r, images)
+			if errdefs.IsNotImplemented(err) {
+				return err
+			}
+			return containers.Ended(status, err)
+		}
+		if _, err := t.StartRestored(c.Context(), r, images); err != nil {
 			return err
 		}
 		_, err = fmt.Fprintln(c.OutOrStdout(), t.ID)

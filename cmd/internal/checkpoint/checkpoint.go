@@ -184,40 +184,82 @@ func read(store *content.Store, dgst digest.Digest) ([]byte, error) {
 	return b, nil
 }
 
-// Load brings a container, which has never run, to where it was when it was stored: its
-// configuration, where it has none, and what was changed in its files. It returns the directory of
-// the state of the processes, which lasts until the container is removed.
-func Load(ctx context.Context, store *content.Store, snapshots containers.Snapshots, c *runtime.Container, dgst digest.Digest) (string, error) {
+// stored is what an index lists, by media type; the image is under "".
+type stored struct {
+	parts       map[string]v1.Descriptor
+	annotations map[string]string
+}
+
+func parse(store *content.Store, dgst digest.Digest) (stored, error) {
 	b, err := read(store, dgst)
 	if err != nil {
-		return "", err
+		return stored{}, err
 	}
 	var index v1.Index
 	if err := json.Unmarshal(b, &index); err != nil {
-		return "", errclass.Errorf(errdefs.ErrFailedPrecondition, "checkpoint %s: %w", dgst, err)
+		return stored{}, errclass.Errorf(errdefs.ErrFailedPrecondition, "checkpoint %s: %w", dgst, err)
 	}
-	parts := map[string]v1.Descriptor{}
+	s := stored{map[string]v1.Descriptor{}, index.Annotations}
 	for _, d := range index.Manifests {
-		parts[d.MediaType] = d
+		switch d.MediaType {
+		case typeState, typeConfig, typeRW:
+			s.parts[d.MediaType] = d
+		default:
+			s.parts[""] = d
+		}
 	}
-	state, ok := parts[typeState]
-	config, configured := parts[typeConfig]
-	if !ok || !configured {
-		return "", errclass.Errorf(errdefs.ErrFailedPrecondition, "%s is no checkpoint: it has no state of processes, or no configuration", dgst)
+	for _, t := range []string{typeState, typeConfig} {
+		if _, ok := s.parts[t]; !ok {
+			return s, errclass.Errorf(errdefs.ErrFailedPrecondition, "%s is no checkpoint: it has no state of processes, or no configuration", dgst)
+		}
 	}
-	dir := filepath.Join(c.Dir(), "checkpoint")
+	return s, nil
+}
+
+// Describe adds to the record of a container to be what a checkpoint says and the record doesn't: its image,
+// its runtime, and the driver of its snapshot, if it is to have one.
+func Describe(store *content.Store, dgst digest.Digest, rec *runtime.Record) error {
+	s, err := parse(store, dgst)
+	if err != nil {
+		return err
+	}
+	if image, ok := s.parts[""]; ok && rec.Image == nil {
+		rec.Image = &runtime.ImageName{Name: s.annotations[nameImage], Digest: image.Digest.String()}
+	}
+	if rec.Runtime == "" {
+		rec.Runtime = s.annotations[nameRuntime]
+	}
+	if rec.Snapshot != nil && rec.Snapshot.Driver == "" {
+		rec.Snapshot.Driver = s.annotations[nameDriver]
+	}
+	return nil
+}
+
+// Load brings a container, which has never run, to where it was when it was stored: its
+// configuration, where it has none, and what was changed in its files. It returns the directory of
+// the state of the processes, which lasts until the container is removed.
+func Load(ctx context.Context, store *content.Store, snapshots containers.Snapshots, c *runtime.Container, dgst digest.Digest) (dir string, err error) {
+	s, err := parse(store, dgst)
+	if err != nil {
+		return "", err
+	}
+	rw, changed := s.parts[typeRW]
+	if changed && c.Snapshot == nil && c.Bundle == "" {
+		return "", errclass.Errorf(errdefs.ErrFailedPrecondition, "%s has what was changed in a snapshot: the container wants one, on the same image", dgst)
+	}
+	dir = filepath.Join(c.Dir(), "checkpoint")
 	if err := os.RemoveAll(dir); err != nil {
 		return "", err
 	}
 	if err := os.Mkdir(dir, 0o700); err != nil {
 		return "", err
 	}
-	if err := apply(ctx, store, state.Digest, dir); err != nil {
+	if err := apply(ctx, store, s.parts[typeState].Digest, dir); err != nil {
 		return "", err
 	}
 	name := filepath.Join(c.BundleDir(), "config.json")
 	if _, err := os.Stat(name); os.IsNotExist(err) {
-		b, err := read(store, config.Digest)
+		b, err := read(store, s.parts[typeConfig].Digest)
 		if err == nil {
 			err = os.WriteFile(name, b, 0o600)
 		}
@@ -225,11 +267,16 @@ func Load(ctx context.Context, store *content.Store, snapshots containers.Snapsh
 			return "", err
 		}
 	}
-	if rw, ok := parts[typeRW]; ok && c.Snapshot != nil {
+	if changed && c.Snapshot != nil {
 		rootfs := filepath.Join(c.Dir(), "rootfs")
 		if err := snapshots.Mount(ctx, *c.Snapshot, rootfs); err != nil {
 			return "", err
 		}
+		defer func() {
+			if err != nil {
+				_ = snapshots.Unmount(rootfs)
+			}
+		}()
 		if err := apply(ctx, store, rw.Digest, rootfs); err != nil {
 			return "", err
 		}
