@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"os"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"sync"
@@ -25,6 +26,9 @@ func TestMain(m *testing.M) {
 		os.Unsetenv(name)
 	}
 	os.Setenv("DOCKER_CONFIG", "/nonexistent")
+	if filepath.Base(os.Args[0]) == "dist-remote-test" {
+		os.Exit(helperMain(os.Args[1:]))
+	}
 	os.Exit(m.Run())
 }
 

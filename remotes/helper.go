@@ -28,6 +28,7 @@ type Helper struct {
 
 const (
 	maxHelperText = 4 << 10 // kept of what a helper says on standard error
+	maxHelperLine = 1 << 20 // of a list
 	helperGrace   = 5 * time.Second
 )
 
@@ -342,7 +343,7 @@ func (h *Helper) lines(ctx context.Context, verb string, args ...string) iter.Se
 		}
 		defer p.Close()
 		s := bufio.NewScanner(p)
-		s.Buffer(nil, 1<<20)
+		s.Buffer(nil, maxHelperLine)
 		for n := 0; s.Scan(); n++ {
 			if n == maxListed {
 				yield("", classf(errdefs.ErrDataLoss, "the list has more than %d", maxListed))
@@ -352,8 +353,11 @@ func (h *Helper) lines(ctx context.Context, verb string, args ...string) iter.Se
 				return
 			}
 		}
-		if s.Err() != nil {
-			yield("", s.Err())
+		switch err := s.Err(); {
+		case errors.Is(err, bufio.ErrTooLong):
+			yield("", classf(errdefs.ErrDataLoss, "the list has a line of more than %s", sizeString(maxHelperLine)))
+		case err != nil:
+			yield("", err)
 		}
 	}
 }
@@ -381,7 +385,7 @@ func (h *Helper) Referrers(ctx context.Context, subject digest.Digest, artifactT
 	return func(yield func(ocispec.Descriptor, error) bool) {
 		for line, err := range h.lines(ctx, "referrers", subject.String()) {
 			var desc ocispec.Descriptor
-			if err == nil && (json.Unmarshal([]byte(line), &desc) != nil || desc.Digest.Validate() != nil) {
+			if err == nil && (json.Unmarshal([]byte(line), &desc) != nil || desc.Digest.Validate() != nil || desc.Size < 0) {
 				err = classf(errdefs.ErrDataLoss, "dist-remote-%s printed no descriptor", h.name)
 			}
 			if err != nil {

@@ -41,7 +41,11 @@ func (l *Layout) push(id string, content io.Reader, h hints) (Pushed, error) {
 	}
 	if isDigest {
 		size, state, err := l.store(d, content, h)
-		return Pushed{ocispec.Descriptor{MediaType: h.mediaType, Digest: d, Size: size}, state}, err
+		desc := ocispec.Descriptor{MediaType: h.mediaType, Digest: d, Size: size}
+		if err == nil {
+			err = l.listReferrer(desc)
+		}
+		return Pushed{desc, state}, err
 	}
 	if !isName(id) {
 		return Pushed{}, classf(errdefs.ErrInvalidArgument, "not a name, tag or digest")
@@ -60,6 +64,31 @@ func (l *Layout) push(id string, content io.Reader, h hints) (Pushed, error) {
 			return m.Annotations[ocispec.AnnotationRefName] == id
 		})
 		index.Manifests = append(index.Manifests, named)
+		return nil
+	})
+}
+
+// listReferrer has a manifest that refers to a subject stand in index.json, without a name: that is
+// where referrers are looked for.
+func (l *Layout) listReferrer(desc ocispec.Descriptor) error {
+	if desc.Size > MaxManifest || desc.MediaType != "" && !isIndex(desc.MediaType) && !isManifest(desc.MediaType) {
+		return nil
+	}
+	b, err := l.readFile(blobFile(desc.Digest))
+	if err != nil {
+		return err
+	}
+	if desc.MediaType == "" {
+		desc.MediaType = sniff(b)
+	}
+	var head referrer
+	if desc.MediaType == mediaTypeOctets || json.Unmarshal(b, &head) != nil || head.Subject == nil {
+		return nil
+	}
+	return l.changeIndex(func(index *ocispec.Index) error {
+		if !slices.ContainsFunc(index.Manifests, func(m ocispec.Descriptor) bool { return m.Digest == desc.Digest }) {
+			index.Manifests = append(index.Manifests, desc)
+		}
 		return nil
 	})
 }

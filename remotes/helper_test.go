@@ -1,0 +1,341 @@
+package remotes
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"distkit/errclass"
+
+	"github.com/containerd/errdefs"
+	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+)
+
+// helperMain is dist-remote-test, which this test's program is under that name: a directory as
+// a remote. HELPER_FAULT has it do otherwise.
+func helperMain(args []string) int {
+	ctx := context.Background()
+	verb, address, rest := args[0], args[1], args[2:]
+	if log := os.Getenv("HELPER_LOG"); log != "" {
+		f, _ := os.OpenFile(log, os.O_APPEND|os.O_CREATE|os.O_WRONLY, 0o600)
+		fmt.Fprintln(f, strings.Join(args, " "))
+		f.Close()
+	}
+	switch fault := os.Getenv("HELPER_FAULT"); fault {
+	case "":
+	case "hang":
+		fmt.Println("begun")
+		time.Sleep(time.Hour)
+	case "long line":
+		os.Stdout.Write(bytes.Repeat([]byte("x"), 2*maxHelperLine))
+		return 0
+	case "endless":
+		for {
+			if _, err := fmt.Println("name"); err != nil {
+				return 1
+			}
+		}
+	default:
+		fmt.Print(fault)
+		return 0
+	}
+	l := &Layout{address}
+	var err error
+	switch verb {
+	case "resolve":
+		var desc ocispec.Descriptor
+		if desc, err = l.Resolve(ctx, rest[0]); err == nil {
+			err = json.NewEncoder(os.Stdout).Encode(desc)
+		}
+	case "fetch":
+		var body io.ReadCloser
+		if body, err = l.Fetch(ctx, rest[0], rest[1:]...); err == nil {
+			_, err = io.Copy(os.Stdout, body)
+		}
+	case "put":
+		var pushed Pushed
+		if pushed, err = l.Push(ctx, rest[0], os.Stdin, rest[1:]...); err == nil && pushed.State == Exists {
+			fmt.Println("exists")
+		}
+	case "tags":
+		for name, terr := range l.Tags(ctx) {
+			if err = terr; err == nil {
+				fmt.Println(name)
+			}
+		}
+	case "referrers":
+		for desc, rerr := range l.Referrers(ctx, digest.Digest(rest[0]), "") {
+			if err = rerr; err == nil {
+				err = json.NewEncoder(os.Stdout).Encode(desc)
+			}
+		}
+	case "delete":
+		err = l.Delete(ctx, rest[0])
+	default:
+		return 10
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "dist-remote-test:", err)
+		for status, class := range classOfExit {
+			if errors.Is(err, class) {
+				return status
+			}
+		}
+		return 1
+	}
+	return 0
+}
+
+// helper opens a directory as a remote of the helper's.
+func helper(t *testing.T, dir string) Remote {
+	t.Helper()
+	exe, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	bin := t.TempDir()
+	if err := os.Symlink(exe, filepath.Join(bin, "dist-remote-test")); err != nil {
+		t.Fatal(err)
+	}
+	t.Setenv("PATH", bin+":"+os.Getenv("PATH"))
+	t.Setenv("GORACE", "atexit_sleep_ms=0") // the default is a second for each process
+	r, err := Open("test::"+dir, Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return r
+}
+
+func TestHelper(t *testing.T) {
+	ctx := context.Background()
+	dir := filepath.Join(t.TempDir(), "x")
+	want := layout(t, dir, "example.org/x:1", "example.org/x:2")
+	r := helper(t, dir)
+	if desc, err := r.Resolve(ctx, "1"); err != nil || desc.Digest != want.Digest {
+		t.Fatalf("%+v, %v", desc, err)
+	}
+	blob := noise(3 << 20)
+	id := digest.FromBytes(blob).String()
+	for _, state := range []State{Stored, Exists} {
+		pushed, err := r.Push(ctx, id, bytes.NewReader(blob))
+		if err != nil || pushed.State != state || pushed.Size != int64(len(blob)) {
+			t.Fatalf("%+v, %v", pushed, err)
+		}
+	}
+	for _, offset := range []int{0, 1, len(blob) - 1, len(blob)} {
+		got, err := fetch(t, r, id, fmt.Sprintf("offset:%d", offset))
+		if err != nil || !bytes.Equal(got, blob[offset:]) {
+			t.Errorf("from %d: %d bytes, %v", offset, len(got), err)
+		}
+	}
+
+	// Of referrers, those of a type or all; of one that is put by its digest too.
+	artifact := func(kind string) ocispec.Descriptor {
+		b, _ := json.Marshal(ocispec.Manifest{MediaType: ocispec.MediaTypeImageManifest, ArtifactType: kind, Subject: &want, Layers: []ocispec.Descriptor{}})
+		pushed, err := r.Push(ctx, digest.FromBytes(b).String(), bytes.NewReader(b), "mediatype:"+ocispec.MediaTypeImageManifest)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return pushed.Descriptor
+	}
+	artifacts := []ocispec.Descriptor{artifact("application/a"), artifact("application/b"), artifact("application/a")}
+	for kind, n := range map[string]int{"": 2, "application/a": 1, "application/none": 0} {
+		found := 0
+		for desc, err := range r.Referrers(ctx, want.Digest, kind) {
+			if err != nil || kind != "" && desc.ArtifactType != kind || desc.MediaType != ocispec.MediaTypeImageManifest {
+				t.Fatalf("%+v, %v", desc, err)
+			}
+			found++
+		}
+		if found != n {
+			t.Errorf("%d referrers of type %q, want %d", found, kind, n)
+		}
+	}
+	for _, err := range r.Referrers(ctx, digest.FromString("none"), "") {
+		t.Errorf("a referrer of what is not there: %v", err)
+	}
+
+	// A tag goes, the other stays; by digest a manifest goes with its tags.
+	tags := func() (list []string) {
+		for name, err := range r.Tags(ctx) {
+			if err != nil {
+				t.Fatal(err)
+			}
+			list = append(list, name)
+		}
+		return list
+	}
+	if err := r.Delete(ctx, "example.org/x:1"); err != nil {
+		t.Fatal(err)
+	}
+	if got := tags(); !slices.Equal(got, []string{"example.org/x:2"}) {
+		t.Error(got)
+	}
+	is(t, r.Delete(ctx, "example.org/x:1"), errdefs.IsNotFound)
+	if err := r.Delete(ctx, want.Digest.String()); err != nil || len(tags()) != 0 {
+		t.Error(err, tags())
+	}
+	if err := r.Delete(ctx, artifacts[0].Digest.String()); err != nil {
+		t.Fatal(err)
+	}
+	for desc, err := range r.Referrers(ctx, want.Digest, "application/a") {
+		t.Errorf("a referrer that was deleted: %+v, %v", desc, err)
+	}
+	// What a helper could take for a flag does not reach it.
+	log := filepath.Join(t.TempDir(), "log")
+	t.Setenv("HELPER_LOG", log)
+	for _, bad := range []string{"-x", "", "a b", "a\nb", "sha256:x"} {
+		if err := r.Delete(ctx, bad); !errdefs.IsInvalidArgument(err) {
+			t.Errorf("%q: %v", bad, err)
+		}
+	}
+	if b, err := os.ReadFile(log); err == nil {
+		t.Errorf("the helper was called: %s", b)
+	}
+}
+
+func TestHelperThatLies(t *testing.T) {
+	ctx := context.Background()
+	r := helper(t, t.TempDir())
+	subject := digest.FromString("x")
+	referrers := func() (err error) {
+		for _, e := range r.Referrers(ctx, subject, "") {
+			err = errors.Join(err, e)
+		}
+		return err
+	}
+	tags := func() (n int, err error) {
+		for _, e := range r.Tags(ctx) {
+			if n++; e != nil {
+				err = e
+			}
+		}
+		return n, err
+	}
+	for _, fault := range []string{"no descriptor\n", "{}\n", `{"digest":"sha256:x"}`, fmt.Sprintf(`{"digest":%q,"size":-1}`, subject), "long line"} {
+		t.Setenv("HELPER_FAULT", fault)
+		is(t, referrers(), errdefs.IsDataLoss)
+	}
+	for _, fault := range []string{"a b\n", "\x1b[31m\n", "\n", "long line", "endless"} {
+		t.Setenv("HELPER_FAULT", fault)
+		n, err := tags()
+		is(t, err, errdefs.IsDataLoss)
+		if n > maxListed+1 {
+			t.Errorf("%q: %d tags", fault, n)
+		}
+	}
+	t.Setenv("HELPER_FAULT", "other bytes")
+	_, err := fetch(t, r, subject.String())
+	is(t, err, errdefs.IsDataLoss)
+	_, err = fetch(t, r, subject.String(), "size:3")
+	is(t, err, errdefs.IsDataLoss)
+}
+
+// Whoever gives up ends the helper, and does not wait for it.
+func TestHelperIsEnded(t *testing.T) {
+	r := helper(t, t.TempDir())
+	t.Setenv("HELPER_FAULT", "hang")
+	for _, call := range []func(context.Context) error{
+		func(ctx context.Context) error { _, err := r.Resolve(ctx, "x"); return err },
+		func(ctx context.Context) error { return r.Delete(ctx, "x") },
+		func(ctx context.Context) (err error) {
+			for _, err = range r.Tags(ctx) {
+			}
+			return err
+		},
+		func(ctx context.Context) (err error) {
+			for _, err = range r.Referrers(ctx, digest.FromString("x"), "") {
+				if errdefs.IsDataLoss(err) { // "begun" is none
+					<-ctx.Done()
+					err = context.Cause(ctx)
+				}
+			}
+			return err
+		},
+		func(ctx context.Context) error {
+			_, err := r.Push(ctx, digest.FromString("x").String(), strings.NewReader("x"))
+			return err
+		},
+	} {
+		why := errclass.As(errors.New("enough"), errdefs.ErrAborted)
+		ctx, cancel := context.WithCancelCause(context.Background())
+		time.AfterFunc(50*time.Millisecond, func() { cancel(why) })
+		if err := call(ctx); !errdefs.IsAborted(err) || !strings.Contains(err.Error(), "enough") {
+			t.Errorf("ended with %v", err)
+		}
+	}
+	// A consumer that has seen enough leaves nothing running.
+	t.Setenv("HELPER_FAULT", "endless")
+	for range r.Tags(context.Background()) {
+		break
+	}
+	body, err := r.Fetch(context.Background(), digest.FromString("x").String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := body.Read(make([]byte, 10)); err != nil {
+		t.Fatal(err)
+	}
+	body.Close()
+}
+
+// Several at once, of each verb, on one remote.
+func TestHelperConcurrently(t *testing.T) {
+	ctx := context.Background()
+	dir := filepath.Join(t.TempDir(), "x")
+	want := layout(t, dir, "example.org/x:1")
+	r := helper(t, dir)
+	var group sync.WaitGroup
+	for i := range 4 {
+		group.Go(func() {
+			blob := noise(200_000 + i)
+			id := digest.FromBytes(blob).String()
+			if _, err := r.Push(ctx, id, bytes.NewReader(blob), "size:"+fmt.Sprint(len(blob))); err != nil {
+				t.Error(err)
+			}
+			if got, err := fetch(t, r, id); err != nil || !bytes.Equal(got, blob) {
+				t.Error(err)
+			}
+			// Wrong bytes, and wrong sizes, of what others may be putting.
+			if _, err := r.Push(ctx, digest.FromString("none").String(), bytes.NewReader(blob)); !errdefs.IsDataLoss(err) {
+				t.Error(err)
+			}
+			b, _ := json.Marshal(ocispec.Manifest{MediaType: ocispec.MediaTypeImageManifest, ArtifactType: fmt.Sprintf("a/%d", i), Subject: &want})
+			tag := fmt.Sprintf("tag:%d", i)
+			if _, err := r.Push(ctx, tag, bytes.NewReader(b)); err != nil {
+				t.Error(err)
+			}
+			if _, err := r.Resolve(ctx, tag); err != nil {
+				t.Error(err)
+			}
+			for _, err := range r.Referrers(ctx, want.Digest, "") {
+				if err != nil {
+					t.Error(err)
+				}
+			}
+			if err := r.Delete(ctx, tag); err != nil {
+				t.Error(err)
+			}
+			for _, err := range r.Tags(ctx) {
+				if err != nil {
+					t.Error(err)
+				}
+			}
+		})
+	}
+	group.Wait()
+	if _, err := os.Stat(filepath.Join(dir, blobFile(digest.FromString("none")))); err == nil {
+		t.Error("wrong bytes were stored")
+	}
+}
