@@ -9,6 +9,7 @@ import (
 	"time"
 	"unsafe"
 
+	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
 )
 
@@ -23,10 +24,10 @@ func (u *execution) adopt(tell func(report)) error {
 	defer unix.Close(fd)
 	var s *streams
 	if u.state.Detached {
-		// What the process prints it prints to the FIFOs, which it keeps open itself. A terminal went
-		// with the monitor that had it.
-		if s, err = u.c.openStreams(u.dir(), u.job.Terminal, u.c.Interactive); err != nil {
-			tell(report{Error: err.Error(), Exit: 125})
+		// What the process prints it prints to pipes, which it keeps open itself. A terminal went with
+		// the monitor that had it.
+		if s, err = u.c.openStreams(u.dir(), u.job.Terminal, u.c.Interactive, &u.state); err != nil {
+			tell(report{Error: err.Error(), Exit: 125, Denied: errdefs.IsPermissionDenied(err)})
 			return err
 		}
 	}

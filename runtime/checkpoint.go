@@ -2,9 +2,11 @@ package runtime
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"strings"
 
 	"distkit/errclass"
@@ -28,14 +30,31 @@ func CheckCriu(ctx context.Context) error {
 	if err == nil {
 		return nil
 	}
-	reason := err.Error()
-	for line := range strings.Lines(string(out)) {
-		if l := strings.TrimSpace(line); strings.HasPrefix(l, "Error") || strings.HasPrefix(l, "Looks") {
-			reason = l
-			break
-		}
+	reason := criuError(out)
+	if reason == "" {
+		reason = err.Error()
 	}
 	return errclass.Errorf(errdefs.ErrNotImplemented, "criu can't work here: %s", reason)
+}
+
+// criuError is the first error that criu has logged of itself, "" where there is none.
+func criuError(log []byte) string {
+	for line := range strings.Lines(string(log)) {
+		_, message, ok := strings.Cut(line, "Error (")
+		if message = strings.TrimSpace(message); ok && !strings.Contains(message, "rlimit: ") { // which is a warning
+			return "Error (" + message
+		}
+	}
+	return ""
+}
+
+// criuFailed is a runtime's error, with what criu has logged of it in a directory.
+func criuFailed(err error, name string) error {
+	log, _ := os.ReadFile(name)
+	if reason := criuError(log); reason != "" {
+		return errors.New("criu: " + reason)
+	}
+	return err
 }
 
 // Checkpoint writes the state of a container's processes to a directory, by criu, and calls save
@@ -48,6 +67,9 @@ func (c *Container) Checkpoint(ctx context.Context, dir string, exit bool, save 
 	}
 	if err := CheckCriu(ctx); err != nil {
 		return fmt.Errorf("checkpoint container %s: %w", c.ID, err)
+	}
+	if c.Interactive && l.state.Detached && !l.state.Terminal {
+		return failed("checkpoint: container %s has an input that comes from outside of it: only one without, or with a terminal, can be stored", c.ID)
 	}
 	if err := c.tend(ctx); err != nil {
 		return err
@@ -68,7 +90,7 @@ func (c *Container) Checkpoint(ctx context.Context, dir string, exit bool, save 
 	}
 	opts := &runc.CheckpointOpts{ImagePath: dir, WorkDir: dir, AllowOpenTCP: true, AllowExternalUnixSockets: true, FileLocks: true, AllowTerminal: l.state.Terminal}
 	if err := l.client().Checkpoint(ctx, c.key(), opts, runc.LeaveRunning); err != nil {
-		return runtimeError(c, "checkpoint", err)
+		return runtimeError(c, "checkpoint", criuFailed(err, filepath.Join(dir, "dump.log")))
 	}
 	if err := save(); err != nil {
 		return err
@@ -125,7 +147,7 @@ func (r *Runtime) restore(ctx context.Context, client *runc.Runc, id string, u *
 		IO:             opts.IO, Detach: true, PidFile: opts.PidFile, ConsoleSocket: opts.ConsoleSocket,
 	}
 	if _, err := client.Restore(ctx, id, u.job.Bundle, o); err != nil {
-		return err
+		return criuFailed(err, filepath.Join(work, "restore.log"))
 	}
 	if term != nil {
 		return term.start()

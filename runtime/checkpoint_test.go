@@ -100,6 +100,22 @@ func TestCheckpoint(t *testing.T) {
 		}
 	}
 
+	// Input from outside can't be stored.
+	fed := m.detached(Record{ID: "test-fed", Interactive: true})
+	if err := fed.Checkpoint(t.Context(), images, false, save); !errdefs.IsFailedPrecondition(err) {
+		t.Errorf("interactive: %v", err)
+	}
+	if _, err := fed.Remove(t.Context(), true); err != nil {
+		t.Error(err)
+	}
+	for log, want := range map[string]string{
+		"": "", "(00.01) Warn (criu/a.c:1): x\n(00.02) Error (criu/util.c:1534): rlimit: Can't setup\n(00.03) Error (criu/b.c:2): first\n(00.04) Error (criu/c.c:3): second\n": "Error (criu/b.c:2): first",
+	} {
+		if got := criuError([]byte(log)); got != want {
+			t.Errorf("of %q: %q", log, got)
+		}
+	}
+
 	criu(t, "Error (criu/x.c:1): no such feature", "1")
 	if err := CheckCriu(t.Context()); !errdefs.IsNotImplemented(err) || !strings.Contains(err.Error(), "no such feature") {
 		t.Errorf("%v", err)

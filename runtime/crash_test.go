@@ -195,7 +195,8 @@ func (m *machine) code(err error) int {
 // printed meanwhile and, where the kernel tells, its status.
 func TestShimKilled(t *testing.T) {
 	runtimes(t, func(m *machine) {
-		m.spec(Options{Args: []string{"sh", "-c", "trap 'echo told; exit 6' TERM; echo before; while ! test -e /go; do sleep 0.02; done; echo meanwhile; while :; do sleep 0.02; done"}})
+		// What it prints to has another number by then.
+		m.spec(Options{Args: []string{"sh", "-c", "trap 'echo told >&3; exit 6' TERM; exec 3>&1 >/dev/null; echo before >&3; while ! test -e /go; do sleep 0.02; done; echo meanwhile >&3; while :; do sleep 0.02; done"}})
 		c := m.detached(Record{ID: "test-shim"})
 		l, err := look(c.dir)
 		if err != nil {

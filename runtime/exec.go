@@ -37,7 +37,7 @@ type Exec struct {
 // Exec runs a further process in a container in the foreground, as [Container.Run] does the first,
 // and returns its status.
 func (c *Container) Exec(ctx context.Context, x Exec) (status int, err error) {
-	u, p, err := c.beginExec(x, false)
+	u, p, err := c.beginExec(ctx, x, false)
 	if err != nil {
 		return -1, err
 	}
@@ -73,7 +73,7 @@ func (c *Container) Exec(ctx context.Context, x Exec) (status int, err error) {
 // StartExec runs a further process in a container with nobody waiting for it, and returns its ID.
 // What it prints and how it ends is kept until [Container.RemoveExec].
 func (c *Container) StartExec(ctx context.Context, x Exec) (id string, err error) {
-	u, p, err := c.beginExec(x, true)
+	u, p, err := c.beginExec(ctx, x, true)
 	if err != nil {
 		return "", err
 	}
@@ -92,11 +92,14 @@ func (c *Container) StartExec(ctx context.Context, x Exec) (id string, err error
 }
 
 // beginExec makes a process's directory and description.
-func (c *Container) beginExec(x Exec, detached bool) (u *execution, p *specs.Process, err error) {
+func (c *Container) beginExec(ctx context.Context, x Exec, detached bool) (u *execution, p *specs.Process, err error) {
 	what := fmt.Sprintf("exec in container %s", c.ID)
 	l, err := c.live()
 	if err == nil && l.status == Paused {
 		err = failed("container %s is paused", c.ID)
+	}
+	if err == nil {
+		err = c.tend(ctx)
 	}
 	if err != nil {
 		return nil, nil, fmt.Errorf("exec: %w", err)

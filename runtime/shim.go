@@ -22,6 +22,7 @@ import (
 	"distkit/errclass"
 
 	"github.com/containerd/console"
+	"github.com/containerd/errdefs"
 	runc "github.com/containerd/go-runc"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
@@ -61,6 +62,8 @@ type report struct {
 	Pid   int    `json:"pid"`
 	Error string `json:"error,omitempty"`
 	Exit  int    `json:"exit,omitempty"` // [ExitStatus] of the error
+
+	Denied bool `json:"denied,omitempty"` // the error is PermissionDenied
 }
 
 // Start runs a container without anybody waiting for it: a shim, which is this program once
@@ -144,10 +147,12 @@ func spawn(o order, lock *os.File, claim *claim) (report, error) {
 	if err != nil {
 		return report{}, fmt.Errorf("the shim ended before the process ran: %w", errors.Join(werr, err))
 	}
-	switch err = errors.New(rep.Error); rep.Exit {
-	case 127:
+	switch err = errors.New(rep.Error); {
+	case rep.Denied:
+		err = errclass.As(err, errdefs.ErrPermissionDenied)
+	case rep.Exit == 127:
 		err = errclass.As(err, ErrCommandNotFound)
-	case 126:
+	case rep.Exit == 126:
 		err = errclass.As(err, ErrCommandNotExecutable)
 	}
 	return report{}, err
@@ -298,10 +303,11 @@ func (u *execution) startDetached(ctx context.Context, interactive bool) (*strea
 		return nil, -1, err
 	}
 	at("shim")
-	s, err := u.c.openStreams(u.dir(), u.job.Terminal, interactive)
+	s, err := u.c.openStreams(u.dir(), u.job.Terminal, interactive, nil)
 	if err != nil {
 		return nil, -1, err
 	}
+	u.state.Pipes = s.pipes
 	opts := &runc.CreateOpts{}
 	var term *terminal
 	if u.job.Terminal {
@@ -337,14 +343,16 @@ func reap(pid int) (status int, err error) {
 	}
 }
 
-// streams are the standard streams of a detached process: FIFOs in its directory that anybody
-// can come to, and its log.
+// streams are the standard streams of a detached process: a FIFO in its directory that anybody can
+// write its input to, pipes for what it prints, and its log. Pipes have no path, which criu could not restore
+// from outside of the container.
 type streams struct {
 	dir         string
 	log         *logWriter
 	interactive bool
 	outputs     map[string]*os.File // by stream: what the process prints
 	theirs      []*os.File          // the process's own ends, in the order stdin, stdout, stderr
+	pipes       map[string]string   // what the kernel calls the pipes of the outputs
 	input       *os.File            // held open, so that who comes and goes does not end the input
 	control     *os.File
 	master      *os.File      // of a terminal
@@ -355,7 +363,7 @@ type streams struct {
 
 // makeStreams makes the FIFOs.
 func makeStreams(dir string) error {
-	for _, name := range []string{"stdin", "stdout", "stderr", "control"} {
+	for _, name := range []string{"stdin", "control"} {
 		name = dir + "/" + name
 		if err := os.Remove(name); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return err
@@ -373,7 +381,8 @@ func makeStreams(dir string) error {
 	return nil
 }
 
-func (c *Container) openStreams(dir string, terminal, interactive bool) (*streams, error) {
+// openStreams opens the streams of a process to be, or, with a state, of one that has lost its monitor.
+func (c *Container) openStreams(dir string, terminal, interactive bool, old *state) (*streams, error) {
 	s := &streams{dir: dir, log: openLog(dir, c.LogSize), interactive: interactive, outputs: map[string]*os.File{}, over: make(chan struct{}), ended: make(chan struct{}, 2)}
 	var err error
 	open := func(name string, flags int) *os.File {
@@ -396,14 +405,28 @@ func (c *Container) openStreams(dir string, terminal, interactive bool) (*stream
 		stdin = open(dir+"/stdin", os.O_RDONLY|unix.O_NONBLOCK)
 		s.input = open(dir+"/stdin", os.O_WRONLY|unix.O_NONBLOCK)
 	}
-	s.theirs = []*os.File{stdin}
-	for _, name := range []string{"stdout", "stderr"} {
-		s.outputs[name] = open(dir+"/"+name, os.O_RDONLY|unix.O_NONBLOCK)
-		// The process has its end for reading too, so that it lives on without its monitor.
-		s.theirs = append(s.theirs, open(dir+"/"+name, os.O_RDWR|unix.O_NONBLOCK))
-	}
 	if err != nil {
 		return nil, err
+	}
+	if old != nil {
+		_ = stdin.Close()
+		for name, pipe := range old.Pipes {
+			if s.outputs[name], err = findPipe(*old, pipe); err != nil {
+				return nil, err
+			}
+		}
+		return s, nil
+	}
+	s.theirs, s.pipes = []*os.File{stdin}, map[string]string{}
+	for _, name := range []string{"stdout", "stderr"} {
+		ours, theirs, err := pipe()
+		if err != nil {
+			return nil, err
+		}
+		s.outputs[name], s.theirs = ours, append(s.theirs, theirs)
+		if s.pipes[name], err = os.Readlink(fmt.Sprintf("/proc/self/fd/%d", theirs.Fd())); err != nil {
+			return nil, err
+		}
 	}
 	for _, f := range s.theirs {
 		if err := unix.SetNonblock(int(f.Fd()), false); err != nil {
@@ -411,6 +434,46 @@ func (c *Container) openStreams(dir string, terminal, interactive bool) (*stream
 		}
 	}
 	return s, nil
+}
+
+// pipe makes a pipe for what a process prints. The process has its end for reading too, so that it lives
+// on without its monitor.
+func pipe() (ours, theirs *os.File, err error) {
+	ours, in, err := os.Pipe()
+	if err != nil {
+		return nil, nil, err
+	}
+	defer in.Close()
+	theirs, err = os.OpenFile(fmt.Sprintf("/proc/self/fd/%d", in.Fd()), os.O_RDWR, 0)
+	return ours, theirs, err
+}
+
+// findPipe opens a pipe that a process, or another in its container, prints to; nil where none has it
+// open any more. PermissionDenied from a user namespace that is neither theirs nor above it.
+func findPipe(s state, pipe string) (*os.File, error) {
+	var denied error
+	for _, pid := range append([]int{s.Pid}, processes(s.Cgroups)...) {
+		dir := fmt.Sprintf("/proc/%d/fd", pid)
+		fds, err := os.ReadDir(dir)
+		if errors.Is(err, fs.ErrPermission) {
+			denied = errclass.Errorf(errdefs.ErrPermissionDenied, "what it prints can't be read: %w", err)
+		}
+		for _, fd := range fds {
+			name := filepath.Join(dir, fd.Name())
+			if got, err := os.Readlink(name); err != nil || got != pipe {
+				continue
+			}
+			f, err := unix.Open(name, unix.O_RDONLY|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
+			if err != nil {
+				continue
+			}
+			if got, _ := os.Readlink(fmt.Sprintf("/proc/self/fd/%d", f)); got == pipe {
+				return os.NewFile(uintptr(f), pipe), nil
+			}
+			_ = unix.Close(f) // another file has the number by now
+		}
+	}
+	return nil, denied
 }
 
 // replaceLog makes the log be there from the beginning, for those who follow it.
@@ -443,6 +506,9 @@ func (s *streams) begin() {
 		}()
 	}
 	for stream, f := range s.outputs {
+		if f == nil {
+			continue
+		}
 		s.n++
 		go func() {
 			b := make([]byte, pieceRoom)

@@ -35,6 +35,8 @@ type state struct {
 	Terminal     bool      `json:"terminal,omitempty"`
 	Detached     bool      `json:"detached,omitempty"`
 	Monitor      Process   `json:"monitor"`
+
+	Pipes map[string]string `json:"pipes,omitempty"` // that it prints to: by stream, as /proc/PID/fd names them
 }
 
 // Exit is how a process ended.

@@ -280,7 +280,7 @@ func (c *Container) tend(ctx context.Context) error {
 	_, err = spawn(o, lock, claim)
 	claim.close()
 	_ = lock.Close()
-	if err != nil {
+	if err != nil && !errdefs.IsPermissionDenied(err) { // who may not read what it prints leaves that to others
 		return fmt.Errorf("container %s: %w", c.ID, err)
 	}
 	return nil
