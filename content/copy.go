@@ -5,71 +5,64 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"sync"
 
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
 )
 
-// Copy copies src to dst until end-of-file, reading ahead while dst writes. A read that
-// brings little is passed on at once, so progress shows. When it fails, one Read of src may
-// still be under way.
+// Copy copies src to dst until end-of-file. A read that brings little is passed on at once, so
+// progress shows. When it fails, one Read of src may still be under way.
 func Copy(ctx context.Context, dst io.Writer, src io.Reader) (int64, error) {
-	n, _, err := pump(ctx, dst, src)
+	n, _, err := copyAll(ctx, dst, src)
 	return n, err
 }
 
-type piece struct {
-	b   []byte
-	err error
-}
-
-// pump is Copy; the channel is closed when src is read no more.
-func pump(ctx context.Context, dst io.Writer, src io.Reader) (int64, <-chan piece, error) {
-	free := make(chan []byte, 3)
-	full := make(chan piece, cap(free)) // never blocks: there are no more buffers than that
-	for range cap(free) {
-		free <- make([]byte, chunk)
-	}
-	stop := make(chan struct{})
-	defer close(stop)
-	go func() {
-		defer close(full)
-		for {
-			var b []byte
-			select {
-			case <-stop:
-				return
-			case b = <-free:
-			}
-			n, err := src.Read(b)
-			full <- piece{b[:n], err}
+// copyAll is Copy; the channel is closed when src is read no more. It reads and writes by turns: what
+// has just been read is hashed and stored while it is in the processor's cache, and a pipe reads ahead by
+// itself.
+func copyAll(ctx context.Context, dst io.Writer, src io.Reader) (int64, <-chan struct{}, error) {
+	var (
+		mu      sync.Mutex // of what follows, and of dst
+		total   int64
+		failed  error
+		stopped bool
+	)
+	ended := make(chan struct{})
+	write := func(p []byte, rerr error) (done bool) {
+		mu.Lock()
+		defer mu.Unlock()
+		if stopped {
+			return true
+		}
+		if len(p) > 0 {
+			n, err := dst.Write(p)
+			total += int64(n)
 			if err != nil {
-				return
+				rerr = err
 			}
+		}
+		if rerr != nil && rerr != io.EOF {
+			failed = rerr
+		}
+		return rerr != nil
+	}
+	go func() {
+		defer close(ended)
+		b := make([]byte, chunk)
+		for done := false; !done; {
+			n, err := src.Read(b)
+			done = write(b[:n], err)
 		}
 	}()
-	var total int64
-	for {
-		select {
-		case p := <-full:
-			if len(p.b) > 0 {
-				n, err := dst.Write(p.b)
-				total += int64(n)
-				if err != nil {
-					return total, full, err
-				}
-			}
-			if p.err == io.EOF {
-				return total, full, nil
-			}
-			if p.err != nil {
-				return total, full, p.err
-			}
-			free <- p.b[:chunk]
-		case <-ctx.Done():
-			return total, full, ctx.Err()
-		}
+	select {
+	case <-ended:
+	case <-ctx.Done():
+		mu.Lock()
+		defer mu.Unlock()
+		stopped, failed = true, ctx.Err()
 	}
+	return total, ended, failed
 }
 
 // WriteBlob stores what r holds under its digest, and tells which that is. A blob that is
@@ -114,10 +107,9 @@ func WriteBlob(ctx context.Context, in Ingester, ref string, r io.Reader, size i
 	}
 	for {
 		var dgst digest.Digest
-		_, reading, err := pump(ctx, w, src)
+		_, ended, err := copyAll(ctx, w, src)
 		if ctx.Err() == nil {
-			for range reading { // r is the caller's again
-			}
+			<-ended // r is the caller's again
 		}
 		if err == nil {
 			dgst = w.Digest()

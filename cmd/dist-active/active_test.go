@@ -96,7 +96,13 @@ func TestWatchEndsWhenAllIsThere(t *testing.T) {
 		t.Errorf("%v; stdout %q, stderr %q", err, &out, &errs)
 	}
 
-	for _, bad := range []string{"nonsense\n", `{"digest":"sha256:x"}`, "[]"} {
+	c = command(root, "--watch", "-")
+	c.Stdin = strings.NewReader(fmt.Sprintf("%s\t5\tapplication/x\n%[1]s\t5\t", digest.FromString("there")))
+	if out, err := c.CombinedOutput(); err != nil || len(out) > 0 {
+		t.Errorf("lines of fields: %q, %v", out, err)
+	}
+
+	for _, bad := range []string{"nonsense\n", digest.FromString("there").String() + "\t5\n", digest.FromString("there").String() + "\tfive\tx/y\n", "sha256:x\t5\tx/y\n", `{"digest":"sha256:x"}`, "[]"} {
 		c := command(root, "--watch", "-")
 		c.Stdin = strings.NewReader(bad)
 		if err := c.Run(); err == nil || c.ProcessState.ExitCode() != 2 {

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"strconv"
 	"strings"
 	"time"
 
@@ -129,23 +130,43 @@ func (o *object) look(s *content.Store, first bool) error {
 	return nil
 }
 
-// readExpected reads descriptors, one JSON object a line.
+// readExpected reads descriptors: JSON objects, or digest, size and media type a line.
 func readExpected(ctx context.Context, to chan<- object) error {
 	in, err := cli.Stdin(ctx)
 	if err != nil {
 		return err
 	}
 	defer in.Close()
-	dec := json.NewDecoder(bufio.NewReader(in))
+	r := bufio.NewReader(in)
+	next := func() (d ocispec.Descriptor, err error) {
+		line, err := r.ReadSlice('\n')
+		if len(line) == 0 {
+			return d, err
+		}
+		fields := strings.SplitN(strings.TrimSuffix(string(line), "\n"), "\t", 3)
+		if len(fields) < 3 {
+			return d, fmt.Errorf("%.80q has no three fields", line)
+		}
+		d.Digest, d.MediaType = digest.Digest(fields[0]), fields[2]
+		d.Size, err = strconv.ParseInt(fields[1], 10, 64)
+		return d, err
+	}
+	if b, _ := r.Peek(1); string(b) == "{" {
+		dec := json.NewDecoder(r)
+		next = func() (d ocispec.Descriptor, err error) {
+			err = dec.Decode(&d)
+			return d, err
+		}
+	}
 	for {
-		var d ocispec.Descriptor
-		if err := dec.Decode(&d); err == io.EOF {
+		d, err := next()
+		if err == io.EOF {
 			return nil
 		} else if err != nil {
 			if ctx.Err() != nil {
 				return ctx.Err()
 			}
-			return cli.Usagef("standard input is not JSON descriptors: %v", err)
+			return cli.Usagef("standard input has no descriptors: %v", err)
 		}
 		if err := content.Validate(d.Digest); err != nil {
 			return err

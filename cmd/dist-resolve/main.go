@@ -22,6 +22,7 @@ func newCommand() *cobra.Command {
 	}
 	options := registry.Flags(c)
 	platform := c.Flags().String("platform", "", "walk an index to the one manifest for `PLATFORM`, as linux/amd64")
+	fields := c.Flags().Bool("fields", false, "print digest, size and media type with tabs between them, instead of JSON")
 	c.RunE = func(c *cobra.Command, args []string) error {
 		r, err := remotes.Open(args[0], *options)
 		if err != nil {
@@ -35,6 +36,9 @@ func newCommand() *cobra.Command {
 		}
 		if err != nil {
 			return err
+		}
+		if *fields {
+			return cli.WriteRecord(c, desc.Digest, desc.Size, desc.MediaType)
 		}
 		return json.NewEncoder(c.OutOrStdout()).Encode(desc)
 	}

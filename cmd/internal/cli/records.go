@@ -79,6 +79,11 @@ func (r *Records) Close() error {
 	return r.table.Flush()
 }
 
+// WriteRecord prints one record in the form that a pipe gets.
+func WriteRecord(c *cobra.Command, cells ...any) error {
+	return join(c.OutOrStdout(), cells, raw, "\n")
+}
+
 func join(w interface{ Write([]byte) (int, error) }, cells []any, form func(any) string, end string) error {
 	var b strings.Builder
 	for i, c := range cells {
