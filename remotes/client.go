@@ -1,6 +1,7 @@
 package remotes
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
 	"errors"
@@ -11,6 +12,7 @@ import (
 	"net/http"
 	"net/url"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -70,12 +72,13 @@ func newClient(e endpoint, o Options, keys *keyring) *client {
 		dial = e.dialTimeout
 	}
 	t := &http.Transport{
-		Proxy:               http.ProxyFromEnvironment,
-		DialContext:         dialDirect(&net.Dialer{Timeout: dial, KeepAlive: 30 * time.Second}),
-		TLSClientConfig:     e.tls,
-		TLSHandshakeTimeout: dialTimeout,
-		IdleConnTimeout:     30 * time.Second,
-		ForceAttemptHTTP2:   true,
+		Proxy:                  proxy,
+		DialContext:            dialDirect(&net.Dialer{Timeout: dial, KeepAlive: 30 * time.Second}),
+		TLSClientConfig:        e.tls,
+		TLSHandshakeTimeout:    dialTimeout,
+		IdleConnTimeout:        30 * time.Second,
+		ForceAttemptHTTP2:      true,
+		OnProxyConnectResponse: proxyReply,
 		// What is hashed is what was stored: no compression is taken off on the way.
 		DisableCompression:     true,
 		MaxResponseHeaderBytes: 1 << 20,
@@ -105,6 +108,43 @@ func newClient(e endpoint, o Options, keys *keyring) *client {
 		ClientID:   "distkit",
 	}
 	return c
+}
+
+// proxyError is of the proxy on the way to a host, and has its class.
+type proxyError struct{ error }
+
+func (e *proxyError) Unwrap() error { return e.error }
+
+// proxy is the environment's. One that is not written as an address, as where a character of its
+// password should be escaped, net/http passes by, or takes for another host's.
+func proxy(req *http.Request) (*url.URL, error) {
+	u, err := http.ProxyFromEnvironment(req)
+	name := strings.ToUpper(req.URL.Scheme) + "_PROXY"
+	ok := err == nil
+	if u == nil {
+		text := cmp.Or(os.Getenv(name), os.Getenv(strings.ToLower(name)))
+		_, err := url.Parse(text)
+		if err != nil {
+			_, err = url.Parse("http://" + text)
+		}
+		ok = ok && (err == nil || isLoopback(req.URL.Host))
+	} else {
+		ok = ok && slices.Contains([]string{"http", "https", "socks5", "socks5h"}, u.Scheme) &&
+			u.Hostname() != "" && strings.Trim(u.Path, "/") == "" && u.RawQuery == "" && u.Fragment == ""
+	}
+	if !ok { // and nothing of it is shown: it may hold a password
+		return nil, &proxyError{classf(errdefs.ErrInvalidArgument,
+			"the proxy in %s is no address: write http://[USER:PASSWORD@]HOST:PORT, and %%XX for what is no letter or digit of the password", name)}
+	}
+	return u, nil
+}
+
+// proxyReply refuses a tunnel that the proxy does not give.
+func proxyReply(_ context.Context, proxy *url.URL, _ *http.Request, resp *http.Response) error {
+	if resp.StatusCode == http.StatusOK {
+		return nil
+	}
+	return &proxyError{fmt.Errorf("the proxy %s refuses: %w", proxy.Host, &statusError{status: resp.StatusCode, class: classOfStatus(resp.StatusCode)})}
 }
 
 // keptHeaders are those that a redirect to another origin still gets: none that could be a

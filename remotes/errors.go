@@ -57,7 +57,7 @@ func isStatus(err error, any ...int) bool {
 
 func classOfStatus(status int) error {
 	switch status {
-	case http.StatusUnauthorized:
+	case http.StatusUnauthorized, http.StatusProxyAuthRequired:
 		return errdefs.ErrUnauthenticated
 	case http.StatusForbidden:
 		return errdefs.ErrPermissionDenied
@@ -140,6 +140,10 @@ func classify(ctx context.Context, err error, challenged bool) error {
 	var source *sourceError
 	if errors.As(err, &source) {
 		return source.error
+	}
+	var proxy *proxyError
+	if errors.As(err, &proxy) {
+		return proxy.error
 	}
 	var (
 		tokenErr *errcode.ErrorResponse

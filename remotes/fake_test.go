@@ -22,13 +22,16 @@ import (
 
 // Credentials and host configuration of the machine stay out of the tests.
 func TestMain(m *testing.M) {
+	switch filepath.Base(os.Args[0]) {
+	case "dist-remote-test":
+		os.Exit(helperMain(os.Args[1:]))
+	case "proxy-test":
+		os.Exit(proxyMain(os.Args[1], os.Args[2]))
+	}
 	for _, name := range []string{"REGISTRY_AUTH_FILE", "XDG_RUNTIME_DIR", "HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy"} {
 		os.Unsetenv(name)
 	}
 	os.Setenv("DOCKER_CONFIG", "/nonexistent")
-	if filepath.Base(os.Args[0]) == "dist-remote-test" {
-		os.Exit(helperMain(os.Args[1:]))
-	}
 	os.Exit(m.Run())
 }
 
