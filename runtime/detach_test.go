@@ -37,11 +37,13 @@ func (m *machine) find() *Runtime {
 	return r
 }
 
+func (m *machine) finder(string) (*Runtime, error) { return m.find(), nil }
+
 // detached starts the bundle in the background.
 func (m *machine) detached(rec Record) *Container {
 	m.Helper()
 	rec.Bundle = m.bundle
-	c, _, err := m.containers().StartBundle(m.Context(), m.find(), rec)
+	c, _, err := m.containers().StartBundle(m.Context(), m.finder, rec)
 	if err != nil {
 		m.Fatal(err)
 	}
@@ -134,13 +136,13 @@ func TestDetached(t *testing.T) {
 
 		// What can't be started leaves nothing.
 		m.spec(Options{Args: []string{"/bin/data"}})
-		_, _, err = m.containers().StartBundle(t.Context(), m.find(), Record{ID: "test-detached", Bundle: m.bundle, RemoveAtEnd: true})
+		_, _, err = m.containers().StartBundle(t.Context(), m.finder, Record{ID: "test-detached", Bundle: m.bundle, RemoveAtEnd: true})
 		if ExitStatus(err) != 126 {
 			m.Errorf("%v", err)
 		}
 		tmpfs, _ := ParseTmpfs("/t")
 		m.spec(Options{Args: []string{"nope"}, Mounts: []specs.Mount{tmpfs}})
-		_, _, err = m.containers().StartBundle(t.Context(), m.find(), Record{ID: "test-detached", Bundle: m.bundle, RemoveAtEnd: true})
+		_, _, err = m.containers().StartBundle(t.Context(), m.finder, Record{ID: "test-detached", Bundle: m.bundle, RemoveAtEnd: true})
 		if ExitStatus(err) != 127 {
 			m.Errorf("%v", err)
 		}

@@ -66,6 +66,19 @@ func Find(name, state string) (*Runtime, error) {
 	return nil, notFound("runtime %s is not installed", name)
 }
 
+// Recorded is the name of a runtime as a [Record] keeps it: a path is absolute. NotFound where there is
+// no such runtime.
+func Recorded(name string) (string, error) {
+	if name == "" {
+		return "", nil
+	}
+	r, err := Find(name, "/")
+	if err == nil && strings.Contains(name, "/") {
+		name = r.command
+	}
+	return name, err
+}
+
 // client is the runtime's for one run, logging into a file of the claim's.
 func (r *Runtime) client(c *claim) *runc.Runc {
 	return &runc.Runc{
@@ -99,34 +112,57 @@ func (c *Container) Run(ctx context.Context, r *Runtime) (status int, err error)
 	return c.run(ctx, r, lock, "")
 }
 
+// Finder finds the runtime for a container that asks for the one of this name, or for any.
+type Finder func(name string) (*Runtime, error)
+
 // RunBundle runs a bundle in the foreground, as [Container.Run] does, in a container of its own
 // that it removes afterwards. A bundle that is the directory of a container is that container's
-// run.
-func (s *Containers) RunBundle(ctx context.Context, r *Runtime, rec Record) (status int, err error) {
+// run; if it has no runtime, and the container was to be removed at its end, it is.
+func (s *Containers) RunBundle(ctx context.Context, find Finder, rec Record) (status int, err error) {
 	rec.RemoveAtEnd = true
-	c, lock, err := s.forBundle(ctx, rec)
+	c, r, lock, err := s.forBundle(ctx, find, rec)
 	if err != nil {
 		return -1, err
 	}
 	return c.run(ctx, r, lock, "")
 }
 
-// forBundle returns the container to run a bundle in, locked: the one whose directory it is,
-// or a new one. What is wrong with the bundle is found before a container is made.
-func (s *Containers) forBundle(ctx context.Context, rec Record) (*Container, *os.File, error) {
+// forBundle returns the container to run a bundle in, locked, and its runtime: the one whose directory it
+// is, or a new one. What is wrong with the bundle or the runtime is found before a container is made.
+func (s *Containers) forBundle(ctx context.Context, find Finder, rec Record) (*Container, *Runtime, *os.File, error) {
 	real, err := realBundle(rec.Bundle)
 	if err != nil {
-		return nil, nil, err
+		return nil, nil, nil, err
 	}
 	if filepath.Dir(real) == s.dir() {
 		id := filepath.Base(real)
 		if rec.ID != "" && rec.ID != id {
-			return nil, nil, invalid("bundle %s is container %s, not %s", rec.Bundle, id, rec.ID)
+			return nil, nil, nil, invalid("bundle %s is container %s, not %s", rec.Bundle, id, rec.ID)
 		}
-		return s.own(id)
+		c, lock, err := s.own(id)
+		if err != nil {
+			return nil, nil, nil, err
+		}
+		r, err := find(c.Runtime)
+		switch {
+		case err == nil:
+			return c, r, lock, nil
+		case c.RemoveAtEnd && c.never():
+			_ = c.remove(ctx, lock)
+		default:
+			_ = lock.Close()
+		}
+		return nil, nil, nil, err
 	}
 	if _, err := openBundle(real, rec.Bundle); err != nil {
-		return nil, nil, err
+		return nil, nil, nil, err
+	}
+	r, err := find(rec.Runtime)
+	if err == nil {
+		rec.Runtime, err = Recorded(rec.Runtime)
+	}
+	if err != nil {
+		return nil, nil, nil, err
 	}
 	if rec.ID == "" {
 		rec.ID = NewID()
@@ -134,10 +170,11 @@ func (s *Containers) forBundle(ctx context.Context, rec Record) (*Container, *os
 	rec.Bundle = real
 	self, err := Identify(os.Getpid())
 	if err != nil {
-		return nil, nil, err
+		return nil, nil, nil, err
 	}
 	rec.Owner = &self // killed before it runs, the container is nobody's
-	return s.create(ctx, rec)
+	c, lock, err := s.create(ctx, rec)
+	return c, r, lock, err
 }
 
 // own returns the container of a directory in the store, locked. A directory that somebody else

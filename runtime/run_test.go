@@ -43,7 +43,7 @@ func TestMain(m *testing.M) {
 			switch {
 			case err != nil:
 			case len(f) == 4:
-				status, err = all.RunBundle(context.Background(), r, Record{ID: f[2], Bundle: f[3]})
+				status, err = all.RunBundle(context.Background(), func(string) (*Runtime, error) { return r, nil }, Record{ID: f[2], Bundle: f[3]})
 			case f[4] == "attach":
 				var e *Exit
 				if e, err = c.Attach(context.Background(), Attach{Input: true, DetachKeys: []byte{16, 17}}); err == nil && e != nil && e.Status != nil {
@@ -438,6 +438,7 @@ func TestRunRefusesBundles(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	find := func(string) (*Runtime, error) { return r, nil }
 	process := `"process":{"args":["x"],"cwd":"/","env":["PATH=/bin"]}`
 	for name, c := range map[string]struct {
 		config string
@@ -459,11 +460,11 @@ func TestRunRefusesBundles(t *testing.T) {
 		if c.config != "" {
 			write(t, filepath.Join(dir, "config.json"), c.config)
 		}
-		if _, err := all.RunBundle(t.Context(), r, Record{ID: "x", Bundle: dir}); !c.is(err) || !strings.Contains(err.Error(), c.text) {
+		if _, err := all.RunBundle(t.Context(), find, Record{ID: "x", Bundle: dir}); !c.is(err) || !strings.Contains(err.Error(), c.text) {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
-	if _, err := all.RunBundle(t.Context(), r, Record{Bundle: "/no/such/bundle"}); !errdefs.IsNotFound(err) {
+	if _, err := all.RunBundle(t.Context(), find, Record{Bundle: "/no/such/bundle"}); !errdefs.IsNotFound(err) {
 		t.Errorf("no bundle: %v", err)
 	}
 	if _, err := Find("no-such-runtime", state); !errdefs.IsNotFound(err) {

@@ -82,8 +82,8 @@ func (c *Container) Start(ctx context.Context, r *Runtime) (pid int, err error) 
 
 // StartBundle makes a container for a bundle and starts it; with a bundle that is the directory
 // of a container it starts that.
-func (s *Containers) StartBundle(ctx context.Context, r *Runtime, rec Record) (c *Container, pid int, err error) {
-	c, lock, err := s.forBundle(ctx, rec)
+func (s *Containers) StartBundle(ctx context.Context, find Finder, rec Record) (c *Container, pid int, err error) {
+	c, r, lock, err := s.forBundle(ctx, find, rec)
 	if err != nil {
 		return nil, -1, err
 	}

@@ -35,7 +35,7 @@ func newCommand() *cobra.Command {
 		if err != nil {
 			return err
 		}
-		rec.Bundle = args[0]
+		rec.Bundle, rec.Runtime = args[0], which.Name()
 		return containers.Ended(run(c, o, which, rec, *detach))
 	}
 	return c
@@ -46,14 +46,10 @@ func run(c *cobra.Command, o *containers.Flags, which *containers.Runtime, rec r
 	if err != nil {
 		return 0, err
 	}
-	r, err := which.Find("")
-	if err != nil {
-		return 0, err
-	}
 	if !detach {
-		return all.RunBundle(c.Context(), r, rec)
+		return all.RunBundle(c.Context(), which.Find, rec)
 	}
-	started, _, err := all.StartBundle(c.Context(), r, rec)
+	started, _, err := all.StartBundle(c.Context(), which.Find, rec)
 	if err == nil {
 		_, err = fmt.Fprintln(c.OutOrStdout(), started.ID)
 	}

@@ -58,6 +58,9 @@ func newCreate(o *containers.Flags) *cobra.Command {
 		if err != nil {
 			return err
 		}
+		if r.Runtime, err = runtime.Recorded(r.Runtime); err != nil {
+			return err
+		}
 		if r.Bundle, err = runtime.Bundle(*bundle); err != nil {
 			return err
 		}

@@ -53,6 +53,9 @@ func RuntimeFlags(f *pflag.FlagSet) *Runtime {
 	}
 }
 
+// Name is the runtime that is asked for.
+func (o *Runtime) Name() string { return *o.name }
+
 // Find finds the runtime: the one that is asked for, else the container's, else any.
 func (o *Runtime) Find(wanted string) (*runtime.Runtime, error) {
 	name, state := *o.name, *o.state
