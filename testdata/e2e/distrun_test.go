@@ -143,3 +143,95 @@ func TestDistRunNet(t *testing.T) {
 		t.Errorf("%s killed left:\n%s", id, difference(before, after))
 	}
 }
+
+// stopping stands for each primitive that dist-run calls: at the STOP_N-th call it sends STOP_SIGNAL
+// to dist-run, before it is that primitive or after, or is killed instead. What goes on has a lock on alive.
+const stopping = `#!/bin/bash
+set -u
+name=${0##*/}
+exec 8>>calls 9>alive
+flock -s 9
+flock 8
+echo "$name" >&8
+n=$(wc -l <calls)
+exec 8>&-
+# The script itself is in a user namespace where its user is none.
+stop() {
+	until [[ -s pid ]]; do :; done
+	pid=$(<pid)
+	[[ $EUID != 0 || $ME == 0 ]] || read -r pid _ </proc/$pid/task/$pid/children
+	kill -s "$STOP_SIGNAL" "$pid"
+}
+if [[ $n == "$STOP_N" ]]; then
+	case $STOP_AT in
+	before) stop ;;
+	after) "$BIN/$name" "$@"; s=$?; stop; exit "$s" ;;
+	late) stop; until [[ -e go ]]; do sleep 0.01; done ;;
+	instead) kill -KILL $$ ;;
+	esac
+fi
+exec "$BIN/$name" "$@"
+`
+
+// TestDistRunKilled ends dist-run at each of its steps, by what can be caught and what can't: nothing that it
+// leaves keeps the ID, or stays once the next call has been there.
+func TestDistRunKilled(t *testing.T) {
+	asBoth(t, func(t *testing.T, p *place) {
+		me, flags := "0", "--rm"
+		if p.before != "" {
+			me = "1000"
+		} else if fixture.Has("cni") {
+			flags = "--rm --net bridge"
+			if _, err := net.InterfaceByName("distkit0"); err != nil {
+				t.Cleanup(func() { p.sh("ip link delete distkit0") })
+			}
+		}
+		p.Vars = append(p.Vars, "BIN="+fixture.Bin, "ME="+me)
+		p.sh(`mkdir w && cp "$BIN/dist-run" w/ && for f in task snap run-net run-spec run dist-image dist-unpack dist-pull; do
+			echo "$0" >w/$f && chmod +x w/$f; done`, stopping)
+		p.sh("dist-run --rm " + single + " true")
+		before := p.sh(left)
+		// run starts dist-run, and returns its status and what was called, once all of it has ended.
+		run := func(n int, at, signal, flags, then string) (status string, called []string) {
+			t.Helper()
+			words := strings.Fields(p.sh(fmt.Sprintf(`export STOP_N=%d STOP_AT=%s STOP_SIGNAL=%s; : >calls; : >pid; rm -f go
+				{ s=0; w/dist-run %s --id $ID %s true >/dev/null 2>&1 & echo $! >pid; wait $! || s=$?; echo $s; } 2>/dev/null
+				%s; touch go; flock alive true; cat calls`, n, at, signal, flags, single, then)))
+			return words[0], words[1:]
+		}
+		_, steps := run(0, "never", "KILL", flags, ":")
+		if len(steps) < 5 {
+			t.Fatalf("steps %q", steps)
+		}
+		if after := p.sh(left); after != before {
+			t.Fatalf("without a signal it left:\n%s", difference(before, after))
+		}
+		for n := range len(steps) {
+			for k, how := range [][2]string{{"before", "KILL"}, {"after", "KILL"}, {"before", "TERM"}, {"after", "TERM"}, {"instead", "KILL"}} {
+				for _, flags := range []string{flags, strings.TrimPrefix(flags, "--rm")} {
+					at, signal := how[0], how[1]
+					what := fmt.Sprintf("%s %s %s %d of %q", signal, at, flags, n+1, steps)
+					status, _ := run(n+1, at, signal, flags, ":")
+					caught := signal == "TERM" && me == "0" || at == "instead" && (status != "0" || strings.Contains(flags, "--rm"))
+					switch remove := `task rm -f $ID || true; `; {
+					case caught && steps[n] != "run": // it cleaned up itself
+					case strings.Contains(flags, "--rm") && (n+k)%2 == 0:
+						remove = "dist-run --rm --id $ID " + single + " true"
+						fallthrough
+					default:
+						p.sh(remove)
+					}
+					if after := p.sh(left); after != before {
+						t.Errorf("%s left:\n%s", what, difference(before, after))
+					}
+				}
+			}
+			// The primitive that it had begun goes on after what it works on was removed.
+			run(n+1, "late", "KILL", flags, `task rm -f $ID >&2 || true`)
+			p.sh("dist-run " + flags + " --id $ID " + single + " true")
+			if after := p.sh(left); after != before {
+				t.Errorf("%s, late, of %q left:\n%s", steps[n], steps, difference(before, after))
+			}
+		}
+	})
+}
