@@ -10,6 +10,7 @@ import (
 	"net/http/httptest"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -19,6 +20,8 @@ import (
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
+
+var realPlaces = sharedPlaces
 
 // Credentials and host configuration of the machine stay out of the tests.
 func TestMain(m *testing.M) {
@@ -32,6 +35,10 @@ func TestMain(m *testing.M) {
 		os.Unsetenv(name)
 	}
 	os.Setenv("DOCKER_CONFIG", "/nonexistent")
+	sharedPlaces = func() []string { // what is below a directory of the test's
+		runtime := os.Getenv("XDG_RUNTIME_DIR")
+		return slices.DeleteFunc(realPlaces(), func(dir string) bool { return runtime == "" || !strings.HasPrefix(dir, runtime+"/") })
+	}
 	os.Exit(m.Run())
 }
 

@@ -12,6 +12,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -23,46 +24,103 @@ import (
 	"oras.land/oras-go/v2/registry/remote/auth"
 )
 
-// Processes of one user share what a registry told one of them, in files below
-// $XDG_RUNTIME_DIR/distkit (0700, files 0600): bearer tokens, fetched under a lock, so that
-// ten processes ask for one; when a registry wants to be asked again; and where uploads go on
-// whose process has died (savedUpload). Passwords are not among it. Without a runtime
-// directory, each process is on its own.
+// Processes of one user share what a registry told one of them, in files (0600) of a directory
+// (0700, see sharedPlaces): bearer tokens, fetched under a lock, so that ten processes ask for one;
+// when a registry wants to be asked again; and where uploads go on whose process has died
+// (savedUpload). Passwords are not among it. Where no directory can be trusted, each process is on
+// its own.
 
 const (
 	tokenLife     = 55 * time.Second // of tokens that do not tell: the specification's least is 60
 	tokenMargin   = 10 * time.Second
 	maxTokenFile  = 64 << 10
 	maxSharedWait = 5 * time.Minute
-	lockPatience  = 15 * time.Second // with a process that fetches the token meant for all
+	staleToken    = 24 * time.Hour
+	staleUpload   = 7 * 24 * time.Hour // registries forget them no later
+	lockPatience  = 15 * time.Second   // with a process that fetches the token meant for all
 )
+
+// sharedPlaces are where the directory may be, the best first. The names are those that the state of
+// what runs has.
+var sharedPlaces = func() (dirs []string) {
+	uid := strconv.Itoa(os.Geteuid())
+	if runtime := os.Getenv("XDG_RUNTIME_DIR"); filepath.IsAbs(runtime) {
+		dirs = append(dirs, filepath.Join(runtime, "distkit"))
+	}
+	dirs = append(dirs, filepath.Join("/run/user", uid, "distkit"))
+	if uid == "0" {
+		dirs = append(dirs, "/run/distkit")
+	}
+	if temp := os.TempDir(); filepath.IsAbs(temp) {
+		dirs = append(dirs, filepath.Join(temp, "distkit-"+uid))
+	}
+	return dirs
+}
 
 // sharedDir is the directory, made where need be; empty where there is none to be trusted.
 func sharedDir() string {
-	runtime := os.Getenv("XDG_RUNTIME_DIR")
-	if !filepath.IsAbs(runtime) {
-		return ""
+	for _, dir := range sharedPlaces() {
+		if isTrusted(dir) {
+			return dir
+		}
 	}
-	dir := filepath.Join(runtime, "distkit")
-	if err := os.Mkdir(dir, 0o700); err != nil && !errors.Is(err, os.ErrExist) {
-		return ""
-	}
-	var st unix.Stat_t
-	if err := unix.Lstat(dir, &st); err != nil || st.Mode&unix.S_IFMT != unix.S_IFDIR ||
-		int(st.Uid) != os.Geteuid() || st.Mode&0o077 != 0 {
-		return ""
-	}
-	return dir
+	return ""
 }
 
-// sharedFile opens the file of what the parts name.
+// isTrusted makes a directory, or finds that it is this user's alone, and that nobody else can put
+// another in its place.
+func isTrusted(dir string) bool {
+	var parent, st unix.Stat_t
+	uid := uint32(os.Geteuid())
+	if unix.Stat(filepath.Dir(dir), &parent) != nil || parent.Uid != uid && parent.Uid != 0 ||
+		parent.Mode&0o022 != 0 && parent.Mode&unix.S_ISVTX == 0 {
+		return false
+	}
+	if err := os.Mkdir(dir, 0o700); err != nil && !errors.Is(err, os.ErrExist) {
+		return false
+	}
+	return unix.Lstat(dir, &st) == nil && st.Mode&unix.S_IFMT == unix.S_IFDIR && st.Uid == uid && st.Mode&0o077 == 0
+}
+
+// sharedFile opens the file of what the parts name. One that is not this user's alone is none.
 func sharedFile(dir, kind string, flags int, parts ...string) (*os.File, error) {
 	h := sha256.New()
 	for _, p := range parts {
 		fmt.Fprintf(h, "%d:%s", len(p), p)
 	}
 	name := filepath.Join(dir, kind+"-"+hex.EncodeToString(h.Sum(nil)[:16]))
-	return os.OpenFile(name, flags|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0o600)
+	f, err := os.OpenFile(name, flags|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	var st unix.Stat_t
+	if unix.Fstat(int(f.Fd()), &st) != nil || st.Mode&unix.S_IFMT != unix.S_IFREG || int(st.Uid) != os.Geteuid() || st.Mode&0o077 != 0 {
+		f.Close()
+		return nil, os.ErrPermission
+	}
+	return f, nil
+}
+
+// sweepShared takes away what has lost its use: not every directory is emptied at the end of a
+// session.
+func sweepShared(dir string) {
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return
+	}
+	for _, e := range entries {
+		age := staleToken
+		switch kind, _, _ := strings.Cut(e.Name(), "-"); kind {
+		case "token", "wait":
+		case "upload":
+			age = staleUpload
+		default:
+			continue // the state of what runs
+		}
+		if info, err := e.Info(); err == nil && info.Mode().IsRegular() && time.Since(info.ModTime()) > age {
+			os.Remove(filepath.Join(dir, e.Name()))
+		}
+	}
 }
 
 // tokenCache is oras' cache of tokens, with those of other processes behind its own.
@@ -157,6 +215,9 @@ func (c *tokenCache) Set(ctx context.Context, registry string, scheme auth.Schem
 		locked := waitLock(ctx, f)
 		if token := c.get(registry, key); token != "" {
 			return c.use(token), nil
+		}
+		if info, err := f.Stat(); err == nil && info.Size() == 0 {
+			sweepShared(c.dir)
 		}
 		token, err := fetch(ctx)
 		if err == nil && locked {

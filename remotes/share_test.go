@@ -5,12 +5,15 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
 	"time"
 
 	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
 )
 
 func runtimeDir(t *testing.T) string {
@@ -95,6 +98,101 @@ func TestSharedDirNotTrusted(t *testing.T) {
 	t.Setenv("XDG_RUNTIME_DIR", "relative")
 	if got := sharedDir(); got != "" {
 		t.Error("a relative directory is taken")
+	}
+}
+
+// Without a runtime directory there are others; none that somebody else could change is taken.
+func TestSharedDirWithoutRuntime(t *testing.T) {
+	temp, uid := t.TempDir(), strconv.Itoa(os.Geteuid())
+	t.Setenv("TMPDIR", temp)
+	t.Setenv("XDG_RUNTIME_DIR", "")
+	old := sharedPlaces
+	defer func() { sharedPlaces = old }()
+	// The last place is below TMPDIR, whatever this machine has before it.
+	mine := filepath.Join(temp, "distkit-"+uid)
+	all := realPlaces()
+	if all[len(all)-1] != mine || all[0] != "/run/user/"+uid+"/distkit" || slices.Contains(all, "/run/distkit") != (uid == "0") {
+		t.Errorf("places: %q", all)
+	}
+	t.Setenv("XDG_RUNTIME_DIR", "/first")
+	if got := realPlaces()[0]; got != "/first/distkit" {
+		t.Errorf("the first place is %q", got)
+	}
+	sharedPlaces = func() []string { return []string{filepath.Join(temp, "none", "distkit"), mine} }
+	if got := sharedDir(); got != mine {
+		t.Fatalf("%q is taken", got)
+	}
+	if info, err := os.Stat(mine); err != nil || info.Mode().Perm() != 0o700 {
+		t.Errorf("%v, %v", info, err)
+	}
+	for mode, taken := range map[os.FileMode]bool{0o777: false, 0o777 | os.ModeSticky: true, 0o775: false, 0o755: true} {
+		if err := os.Chmod(temp, mode); err != nil {
+			t.Fatal(err)
+		}
+		if got := sharedDir(); (got == mine) != taken {
+			t.Errorf("below %v: %q", mode, got)
+		}
+	}
+	if os.Geteuid() == 0 {
+		// Another user's runtime directory, as under sudo -E, and what somebody else made for us.
+		for _, dir := range []string{temp, mine} {
+			if err := os.Lchown(dir, 12345, 12345); err != nil {
+				t.Fatal(err)
+			}
+			if got := sharedDir(); got != "" {
+				t.Errorf("%s of another user is taken", dir)
+			}
+			os.Lchown(dir, 0, 0)
+		}
+	}
+	// A file that others could have put there, or read, is none.
+	for _, plant := range []func(name string) error{
+		func(name string) error { return os.WriteFile(name, nil, 0o644) },
+		func(name string) error { return os.Symlink("/dev/null", name) },
+		func(name string) error { return unix.Mkfifo(name, 0o600) },
+		func(name string) error { return os.Mkdir(name, 0o700) },
+	} {
+		f, err := sharedFile(mine, "token", os.O_RDWR|os.O_CREATE, "x")
+		if err != nil {
+			t.Fatal(err)
+		}
+		f.Close()
+		os.Remove(f.Name())
+		if err := plant(f.Name()); err != nil {
+			t.Fatal(err)
+		}
+		if f, err := sharedFile(mine, "token", os.O_RDWR|os.O_CREATE, "x"); err == nil {
+			info, _ := f.Stat()
+			t.Errorf("%v is taken", info.Mode())
+		}
+		os.RemoveAll(f.Name())
+	}
+
+	// What is old goes when there is something new, and nothing that is another's.
+	past := time.Now().Add(-2 * staleToken)
+	for name, age := range map[string]time.Time{"token-old": past, "wait-old": past, "upload-young": past, "upload-old": time.Now().Add(-2 * staleUpload),
+		"token-new": time.Now(), "run": past, "lock-x": past} {
+		file := filepath.Join(mine, name)
+		if err := os.WriteFile(file, []byte("x"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.Chtimes(file, age, age); err != nil {
+			t.Fatal(err)
+		}
+	}
+	k := newTokens(t)
+	if _, err := fetch(t, open(t, k.host(), Options{}), "latest"); err != nil {
+		t.Fatal(err)
+	}
+	var left []string
+	files, _ := os.ReadDir(mine)
+	for _, f := range files {
+		if len(f.Name()) < 20 {
+			left = append(left, f.Name())
+		}
+	}
+	if want := []string{"lock-x", "run", "token-new", "upload-young"}; !slices.Equal(left, want) || len(files) != len(want)+1 {
+		t.Errorf("left: %q of %d", left, len(files))
 	}
 }
 
