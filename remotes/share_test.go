@@ -133,6 +133,7 @@ func TestSharedDirWithoutRuntime(t *testing.T) {
 			t.Errorf("below %v: %q", mode, got)
 		}
 	}
+	os.Chmod(temp, 0o700)
 	if os.Geteuid() == 0 {
 		// Another user's runtime directory, as under sudo -E, and what somebody else made for us.
 		for _, dir := range []string{temp, mine} {
