@@ -386,6 +386,9 @@ func (c *client) once(parent context.Context, r request) (*http.Response, error)
 	}
 	serr := newStatusError(resp, b)
 	if resp.StatusCode == http.StatusUnauthorized || resp.StatusCode == http.StatusForbidden {
+		if strings.HasPrefix(resp.Request.Header.Get("Authorization"), "Basic ") && serr.text == "" {
+			serr.text = "the credentials for this host are refused"
+		}
 		if why := c.keys.explain(resp.Request.URL.Host); why != "" {
 			serr.text = strings.TrimPrefix(serr.text+"; "+why, "; ")
 		}

@@ -47,7 +47,7 @@ func (s source) open() (credentials.Store, error) {
 
 // newKeyring reads the files for what they say of who the user is, which tokens shared
 // between processes depend on.
-func newKeyring(files []string) *keyring {
+func newKeyring(files []string, named bool) *keyring {
 	k := &keyring{}
 	identity := sha256.New()
 	for _, name := range files {
@@ -60,6 +60,8 @@ func newKeyring(files []string) *keyring {
 			}
 			f.Close()
 			identity.Write(b)
+		} else if named {
+			k.complain(err)
 		}
 		k.sources = append(k.sources, from)
 	}
@@ -187,11 +189,10 @@ func domain(host string) string {
 
 // configFiles are where credentials are looked for: the one file that was named where one
 // was, else docker's configuration, then that of podman and skopeo.
-func configFiles(o Options) []string {
+func configFiles(o Options) (files []string, named bool) {
 	if file := cmp.Or(o.AuthFile, os.Getenv("REGISTRY_AUTH_FILE")); file != "" {
-		return []string{file}
+		return []string{file}, true
 	}
-	var files []string
 	if dir := os.Getenv("DOCKER_CONFIG"); dir != "" {
 		files = append(files, filepath.Join(dir, "config.json"))
 	} else if home, err := os.UserHomeDir(); err == nil {
@@ -200,5 +201,5 @@ func configFiles(o Options) []string {
 	if dir := os.Getenv("XDG_RUNTIME_DIR"); dir != "" {
 		files = append(files, filepath.Join(dir, "containers", "auth.json"))
 	}
-	return files
+	return files, false
 }

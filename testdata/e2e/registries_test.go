@@ -327,7 +327,9 @@ func TestPrivateRegistry(t *testing.T) {
 		{"authority unknown", `dist-fetch --hosts-dir none "$HOST/x" latest`, "TLS", 1},
 		{"plain HTTP asked for", `dist-resolve --plain-http --hosts-dir none "$HOST/x" latest`, "HTTPS", 1},
 		{"no credentials", `dist-fetch --hosts-dir toml --auth-file none.json "$HOST/x" latest`, "no credentials", 9},
+		{"no such file of credentials", `dist-fetch --hosts-dir toml --auth-file nosuch.json "$HOST/x" latest`, "nosuch.json: no such file", 9},
 		{"wrong password", `dist-fetch --hosts-dir toml --auth-file wrong.json "$HOST/x" latest`, "", 9},
+		{"wrong password, no body", `dist-resolve --hosts-dir toml --auth-file wrong.json "$HOST/x" latest`, "credentials for this host are refused", 9},
 		{"helper missing", `dist-fetch --hosts-dir toml --auth-file missing.json "$HOST/x" latest`, "is-missing", 9},
 		{"no such image", `dist-fetch --hosts-dir toml "$HOST/x" latest`, "", 3},
 	} {
@@ -351,6 +353,14 @@ func TestPrivateRegistry(t *testing.T) {
 		"sha256:b49f425a7e1f9cff3856329ada223f2f9d368f15a00cf48df16ca95986137fe8")
 	p.set("CA="+a.dir+"/ca.pem", "CERTS="+p.dir+"/docker-certs/"+addr, "DIST_HOSTS_DIR="+p.dir+"/docker-certs")
 	p.exchange(addr)
+	// The workflows' many processes all get what can be read once, and its content stands in no list of processes.
+	p.sh(`export DIST_HOSTS_DIR=toml DOCKER_CONFIG=/nonexistent
+push() { dist-push --root piped "${@:2}" "$HOST/by/push:latest" "$HOST/by/pipe:$1" >/dev/null; }
+dist-pull --root piped --all-platforms --auth-file <(cat docker/config.json) -q "$HOST/by/push:latest" >/dev/null
+dist-pull --root second --all-platforms --auth-file=/dev/stdin -q "$HOST/by/push:latest" <docker/config.json >/dev/null
+REGISTRY_AUTH_FILE=/dev/stdin push 1 < <(cat docker/config.json)
+push 2 --auth-file <(cat docker/config.json)
+test -z "$(find "$XDG_RUNTIME_DIR" /dev/shm -name 'tmp.*' -user "$(id -u)" -newer wrong.json)"`)
 }
 
 // TestClientCertificate: a registry that lets in whom its authority has certified.
