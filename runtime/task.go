@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -69,13 +70,13 @@ func (c *Container) Kill(ctx context.Context, sig unix.Signal, all bool) error {
 		return err
 	}
 	if all {
-		for _, pid := range processes(l.state.Cgroups) {
+		for _, pid := range c.pids(l) {
 			if err := unix.Kill(pid, sig); err != nil && !errors.Is(err, unix.ESRCH) {
 				return fmt.Errorf("kill process %d of container %s: %w", pid, c.ID, err)
 			}
 		}
 	}
-	if !all || len(l.state.Cgroups) == 0 {
+	if !all {
 		if err := l.state.signal(sig); errdefs.IsNotFound(err) {
 			return failed("kill: container %s has just ended", c.ID)
 		} else if err != nil {
@@ -119,7 +120,29 @@ func (c *Container) pids(l looked) []int {
 	if pids := processes(l.state.Cgroups); len(pids) > 0 {
 		return pids
 	}
-	return []int{l.state.Pid} // it has no cgroup of its own
+	return fellows(l.state.Pid) // it has no cgroup of its own
+}
+
+// fellows lists the processes of a process's PID namespace, or it alone where that is this process's too, or may
+// not be looked at.
+func fellows(pid int) []int {
+	namespace := func(pid string) string {
+		ns, _ := os.Readlink("/proc/" + pid + "/ns/pid")
+		return ns
+	}
+	pids := []int{pid}
+	theirs := namespace(strconv.Itoa(pid))
+	if theirs == "" || theirs == namespace("self") {
+		return pids
+	}
+	entries, _ := os.ReadDir("/proc")
+	for _, e := range entries {
+		if n, err := strconv.Atoi(e.Name()); err == nil && n != pid && namespace(e.Name()) == theirs {
+			pids = append(pids, n)
+		}
+	}
+	slices.Sort(pids)
+	return pids
 }
 
 // InContainer is a process in a container.

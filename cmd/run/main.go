@@ -36,6 +36,11 @@ func newCommand() *cobra.Command {
 			return err
 		}
 		rec.Bundle, rec.Runtime = args[0], which.Name()
+		if !runtime.BundleHasUserNamespace(args[0]) {
+			if err := containers.BeRoot(); err != nil {
+				return err
+			}
+		}
 		return containers.Ended(run(c, o, which, rec, *detach))
 	}
 	return c

@@ -2,13 +2,17 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"io/fs"
+	"os"
 	"strings"
 
 	"distkit/cmd/internal/cli"
 	"distkit/cmd/internal/containers"
 	"distkit/runtime"
 
+	"github.com/containerd/errdefs"
 	"github.com/spf13/cobra"
 )
 
@@ -79,8 +83,11 @@ func newStart(o *containers.Flags) *cobra.Command {
 	which := containers.RuntimeFlags(c.Flags())
 	zero(c)
 	c.RunE = func(c *cobra.Command, args []string) error {
-		return cli.Each(c, args, func(id string) error {
+		return each(c, args, func(id string) error {
 			t, err := get(o, id)
+			if err == nil && !t.HasUserNamespace() {
+				err = containers.BeRoot()
+			}
 			if err != nil {
 				return err
 			}
@@ -119,11 +126,17 @@ func newRm(o *containers.Flags) *cobra.Command {
 			if err != nil {
 				return err
 			}
+			if err := containers.Join(t); err != nil {
+				return err
+			}
 			var e *runtime.Exit
 			if *exec != "" {
 				e, err = t.RemoveExec(c.Context(), *exec, *force)
 			} else {
 				e, err = t.Remove(c.Context(), *force)
+			}
+			if one && (errors.Is(err, fs.ErrPermission) || errdefs.IsPermissionDenied(err)) && os.Geteuid() != 0 {
+				err = errors.Join(err, containers.BeRoot()) // which its files may want
 			}
 			if err != nil || !one || *force && e != nil && e.Status == nil {
 				return err
@@ -142,7 +155,7 @@ func eachOr(c *cobra.Command, args []string, one bool, f func(string) error) err
 	if one {
 		return f(args[0])
 	}
-	return cli.Each(c, args, f)
+	return each(c, args, f)
 }
 
 func newLabel(o *containers.Flags) *cobra.Command {
@@ -184,8 +197,8 @@ func newKill(o *containers.Flags) *cobra.Command {
 		if (*all && *exec != "") || (*all || *exec != "") && *pid != 0 {
 			return cli.Usagef("--all, --exec-id and --pid exclude each other")
 		}
-		return cli.Each(c, args, func(id string) error {
-			t, err := get(o, id)
+		return each(c, args, func(id string) error {
+			t, err := join(o, id)
 			switch {
 			case err != nil:
 				return err
@@ -213,8 +226,8 @@ func newEach(o *containers.Flags, verb, short string, do func(*runtime.Container
 	c := &cobra.Command{Use: verb + " [flags] ID…|-", Short: short, Args: cobra.ArbitraryArgs}
 	zero(c)
 	c.RunE = func(c *cobra.Command, args []string) error {
-		return cli.Each(c, args, func(id string) error {
-			t, err := get(o, id)
+		return each(c, args, func(id string) error {
+			t, err := join(o, id)
 			if err != nil {
 				return err
 			}

@@ -19,7 +19,7 @@ func newCheckpoint(o *containers.Flags) *cobra.Command {
 	c := &cobra.Command{Use: "checkpoint [flags] ID", Short: "store a running container as it is, and print the index's digest", Args: cobra.ExactArgs(1)}
 	exit := c.Flags().Bool("exit", false, "end the container then")
 	c.RunE = func(c *cobra.Command, args []string) error {
-		t, err := get(o, args[0])
+		t, err := join(o, args[0])
 		if err != nil {
 			return err
 		}
@@ -64,6 +64,9 @@ func newRestore(o *containers.Flags) *cobra.Command {
 			return cli.Usagef("%q is no digest: %v", args[1], err)
 		}
 		t, err := get(o, args[0])
+		if err == nil {
+			err = containers.BeRoot()
+		}
 		if err != nil {
 			return err
 		}

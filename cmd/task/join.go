@@ -14,7 +14,7 @@ func newWait(o *containers.Flags) *cobra.Command {
 	c := &cobra.Command{Use: "wait [flags] ID", Short: "wait for a container's end, and exit with its status", Args: cobra.ExactArgs(1), Annotations: passesOn()}
 	exec := c.Flags().String("exec-id", "", "wait for the process `EXECID` of task exec")
 	c.RunE = func(c *cobra.Command, args []string) error {
-		t, err := get(o, args[0])
+		t, err := join(o, args[0])
 		if err != nil {
 			return err
 		}
@@ -41,7 +41,7 @@ func newAttach(o *containers.Flags) *cobra.Command {
 	noInput := c.Flags().Bool("no-stdin", false, "give it no input")
 	exec := c.Flags().String("exec-id", "", "join the process `EXECID` of task exec --detach")
 	c.RunE = func(c *cobra.Command, args []string) error {
-		t, err := get(o, args[0])
+		t, err := join(o, args[0])
 		if err != nil {
 			return err
 		}
@@ -79,7 +79,7 @@ func newExec(o *containers.Flags) *cobra.Command {
 	f.BoolVarP(&x.Interactive, "interactive", "i", false, "give a detached process an input for task attach")
 	detach := f.BoolP("detach", "d", false, "print the EXECID once the process runs, and leave it running")
 	c.RunE = func(c *cobra.Command, args []string) error {
-		t, err := get(o, args[0])
+		t, err := join(o, args[0])
 		if err != nil {
 			return err
 		}

@@ -122,8 +122,8 @@ func newUpdate(o *containers.Flags) *cobra.Command {
 		if r.Memory == nil && r.CPU == nil && r.Pids == nil {
 			return cli.Usagef("nothing to change: give a limit")
 		}
-		return cli.Each(c, args, func(id string) error {
-			t, err := get(o, id)
+		return each(c, args, func(id string) error {
+			t, err := join(o, id)
 			if err != nil {
 				return err
 			}

@@ -2,13 +2,19 @@
 package main
 
 import (
+	"bytes"
+	"errors"
 	"fmt"
+	"os"
+	"os/exec"
+	"strings"
 
 	"distkit/cmd/internal/cli"
 	"distkit/cmd/internal/containers"
 	"distkit/runtime"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 )
 
 func main() {
@@ -46,6 +52,42 @@ func passOn(what string, e *runtime.Exit) error {
 		return cli.Exit(*e.Status)
 	}
 	return nil
+}
+
+// join is get for a verb that works on one container's processes: for an ordinary user it becomes one who may.
+func join(o *containers.Flags, id string) (*runtime.Container, error) {
+	t, err := get(o, id)
+	if err == nil {
+		err = containers.Join(t)
+	}
+	return t, err
+}
+
+// each is [cli.Each] for verbs that work on containers. Those of an ordinary user may be in user namespaces of
+// their own: each that is one of several gets a process.
+func each(c *cobra.Command, args []string, f func(id string) error) error {
+	if len(args) == 1 && args[0] != "-" || os.Geteuid() == 0 {
+		return cli.Each(c, args, f)
+	}
+	var flags []string
+	c.Flags().Visit(func(f *pflag.Flag) {
+		if f.Name != "zero" {
+			flags = append(flags, fmt.Sprintf("--%s=%s", f.Name, f.Value))
+		}
+	})
+	return cli.Each(c, args, func(id string) error {
+		var errs bytes.Buffer
+		one := exec.CommandContext(c.Context(), "/proc/self/exe", append(append([]string{c.Name()}, flags...), "--", id)...)
+		one.Stdout, one.Stderr = c.OutOrStdout(), &errs
+		err := one.Run()
+		if text := strings.TrimSpace(errs.String()); err != nil && text != "" {
+			return cli.ExitWith(one.ProcessState.ExitCode(), errors.New(strings.TrimPrefix(text, "task: ")))
+		}
+		if _, passes := c.Annotations[cli.RunsCommand]; passes && one.ProcessState != nil {
+			return nil // the status is the container's
+		}
+		return err
+	})
 }
 
 func get(o *containers.Flags, id string) (*runtime.Container, error) {

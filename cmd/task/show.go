@@ -79,7 +79,7 @@ func newPs(o *containers.Flags) *cobra.Command {
 	c := &cobra.Command{Use: "ps [flags] ID", Short: "list the processes in a container", Args: cobra.ExactArgs(1)}
 	r := cli.NewRecords(c, "PID", "INSIDE", "PPID", "UID", "STARTED", "EXEC", "COMMAND")
 	c.RunE = func(c *cobra.Command, args []string) error {
-		t, err := get(o, args[0])
+		t, err := join(o, args[0])
 		if err != nil {
 			return err
 		}

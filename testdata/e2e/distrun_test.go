@@ -80,7 +80,7 @@ func TestDistRunEnds(t *testing.T) {
 			{"signal", `dist-run --rm --id $ID ` + single + ` sh -c 'trap "exit 9" TERM; echo up; while :; do sleep 0.1; done' >log & pid=$!
 				until grep -q up log; do sleep 0.05; done; kill $pid; wait $pid || echo $?`, "9"},
 			{"detached", detached + ` >/dev/null; task ls | cut -f3; task rm -f $ID || echo $?`, "running\n137"},
-			{"keep", `dist-run --id $ID ` + single + ` sh -c 'exit 4' || echo $?; task ls -a | cut -f3; dist-userns -- task rm -f $ID || true`, "4\nstopped"},
+			{"keep", `dist-run --id $ID ` + single + ` sh -c 'exit 4' || echo $?; task ls -a | cut -f3; task rm $ID || true`, "4\nstopped"},
 			{"taken", detached + ` >/dev/null; dist-run --rm --id $ID ` + single + ` true 2>/dev/null || echo $?; task ls | cut -f3; task rm -f $ID || true`, "125\nrunning"},
 			{"rootfs", `mkdir -p r/bin && cp "$(command -v busybox)" r/bin/sh && dist-run --rm --id $ID --rootfs r /bin/sh -c 'echo here >/file' && cat r/file`, "here"},
 			{"not ours", `dist-userns -- snap prepare $ID >/dev/null; dist-run --rm --id $ID ` + single + ` true; dist-userns -- snap rm $ID && echo stayed`, "stayed"},
@@ -101,6 +101,49 @@ func TestDistRunEnds(t *testing.T) {
 			})
 		}
 	})
+}
+
+// TestDirectAsUser: run and task are an ordinary user's by themselves, as dist-run is.
+func TestDirectAsUser(t *testing.T) {
+	fixture.Need(t, "runc,overlay")
+	p := here(t)
+	p.t = t
+	p.user()
+	p.id()
+	p.sh("dist-run --rm " + single + " true")
+	p.sh(`mkdir -p b/rootfs/bin && cp "$(command -v busybox)" b/rootfs/bin/ && for a in sh id sleep true touch; do ln -s busybox b/rootfs/bin/$a; done`)
+	before := p.sh(left)
+	const config = `config() { echo '{"config":{}}' | run-spec -- "$@" >b/config.json; }; status() { local s=0; "$@" || s=$?; echo "$s"; }
+		await() { for _ in $(seq 500); do ! eval "$1" || return 0; sleep 0.02; done; echo "in vain: $1" >&2; exit 1; }; shim() { jq .monitor.pid .content/containers/default/$ID/state.json; }
+		`
+	for _, tt := range []struct{ name, script, want string }{
+		{"run", `config sh -c 'id -u; exit 3'; status run b`, "0\n3"},
+		{"detach", `config sh -c 'echo up; exec sleep 1000'; run -d --rm --id $ID b >/dev/null; await 'task logs $ID | grep -q up'
+			task exec $ID id -u; task exec -d $ID sleep 999 >/dev/null; task ps $ID | wc -l; task kill -s KILL $ID; await '! task info $ID 2>/dev/null >&2'`, "0\n2"},
+		{"terminal", `config sleep 1000; run -d --id $ID b >/dev/null; task exec -t $ID sh -c 'test -t 1 && echo yes'; status task rm -f $ID`, "yes\n137"},
+		{"shim killed", `config sh -c 'trap "echo told; exit 6" TERM; while :; do sleep 0.02; done'; run -d --id $ID b >/dev/null; s=$(shim); kill -9 $s
+			await '! kill -0 $s 2>/dev/null'; task exec $ID true; await '[ "$(shim)" != $s ]'; task kill $ID; status task wait $ID; task logs $ID; status task rm $ID`, "6\ntold\n6"},
+		{"begun again", `config sh -c 'exit 4'; run -d --id $ID b >/dev/null; status task wait $ID; task start $ID >/dev/null; status task wait $ID; status task rm $ID`, "4\n4\n4"},
+		{"many", `for n in 1 2; do dist-run -d --id $ID-$n ` + single + ` sh -c 'touch /tmp/x; exec sleep 1000' >/dev/null; done; task ls -q | task rm -f -; task ls -a; task rm -f $ID-1 $ID-2; status task rm $ID-1 $ID-2 2>/dev/null`, "125"},
+		{"exec", `dist-run -d --id $ID ` + single + ` sleep 1000 >/dev/null; task exec $ID id -un; status task exec $ID none 2>/dev/null; status task rm -f $ID`, "redis\n127\n137"},
+		{"its files", `dist-run --id $ID ` + single + ` touch /data/x; stat -c %u .content/snapshots/overlayfs/*/fs/data/x; status task rm $ID`, "100998\n0"},
+		// A user namespace of its own takes no subordinate IDs.
+		{"own namespace", `(cd b && rm -f config.json && runc spec --rootless && jq '.process.terminal=false | .process.args=["sh","-c","id -u; exec sleep 1000"]' config.json >c && mv c config.json)
+			mkdir bin; for f in dist-userns newuidmap; do printf '#!/bin/sh\nexit 1' >bin/$f; chmod +x bin/$f; done; PATH=$PWD/bin:$PATH; run -d --id $ID b >/dev/null; await 'task logs $ID | grep -q 0'
+			task exec $ID id -u; s=$(shim); kill -9 $s; await '! kill -0 $s 2>/dev/null'; task exec $ID id -u; status task rm -f $ID; rm -r bin`, "0\n0\n137"},
+	} {
+		t.Run(strings.ReplaceAll(tt.name, " ", "_"), func(t *testing.T) {
+			q := *p
+			q.t = t
+			if got := q.sh(config + tt.script); got != tt.want {
+				t.Errorf("it printed %q", got)
+			}
+			q.sh(`task rm -f $ID >/dev/null || true`)
+			if after := q.sh(left); after != before {
+				t.Errorf("it left:\n%s", difference(before, after))
+			}
+		})
+	}
 }
 
 // TestDistRunNet reaches redis from the host and from another container, by a port and a bridge.

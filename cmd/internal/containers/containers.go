@@ -138,7 +138,7 @@ func (s Snapshots) Remove(ctx context.Context, what runtime.Snapshot) error {
 type networks struct{}
 
 func (networks) Remove(ctx context.Context, path string) error {
-	c := exec.CommandContext(ctx, runNet(), "del", path)
+	c := exec.CommandContext(ctx, beside("run-net"), "del", path)
 	var errs bytes.Buffer
 	c.Stderr = &errs
 	err := c.Run()
@@ -148,15 +148,15 @@ func (networks) Remove(ctx context.Context, path string) error {
 	return err
 }
 
-// runNet is the program, mostly beside this one.
-func runNet() string {
+// beside is the program of that name that lies beside this one, else the one on PATH.
+func beside(name string) string {
 	if self, err := os.Executable(); err == nil {
-		beside := filepath.Join(filepath.Dir(self), "run-net")
-		if _, err := os.Stat(beside); err == nil {
-			return beside
+		path := filepath.Join(filepath.Dir(self), name)
+		if _, err := os.Stat(path); err == nil {
+			return path
 		}
 	}
-	return "run-net"
+	return name
 }
 
 // Below calls f with a directory that shows, while f runs, what is below a snapshot; "" where there is nothing.

@@ -1,0 +1,67 @@
+package runtime
+
+import (
+	"errors"
+	"fmt"
+	"os"
+
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+)
+
+// UserNamespace opens the user namespace that a container's processes were started from, in which who
+// works on them has to be; nil where that is this process's own, or nothing of the container lives.
+func (c *Container) UserNamespace() (*os.File, error) {
+	l, err := look(c.dir)
+	if err != nil || l.state == nil {
+		return nil, err
+	}
+	if l.monitored {
+		return foreignUserNamespace(l.state.Monitor, false)
+	}
+	if l.status == Running || l.status == Paused {
+		return foreignUserNamespace(l.state.Process, c.HasUserNamespace())
+	}
+	return nil, nil
+}
+
+// HasUserNamespace tells whether the container's configuration gives it a user namespace of its own.
+func (c *Container) HasUserNamespace() bool { return BundleHasUserNamespace(c.BundleDir()) }
+
+// BundleHasUserNamespace tells it of a bundle; false also where that can't be read.
+func BundleHasUserNamespace(dir string) bool {
+	b, err := openBundleConfig(dir, dir)
+	if err != nil || b.spec.Linux == nil {
+		return false
+	}
+	for _, n := range b.spec.Linux.Namespaces {
+		if n.Type == specs.UserNamespace {
+			return true
+		}
+	}
+	return false
+}
+
+func foreignUserNamespace(p Process, above bool) (*os.File, error) {
+	f, err := os.Open(fmt.Sprintf("/proc/%d/ns/user", p.Pid))
+	if err == nil && above {
+		var fd int
+		if fd, err = unix.IoctlRetInt(int(f.Fd()), unix.NS_GET_PARENT); err == nil {
+			_ = f.Close()
+			f = os.NewFile(uintptr(fd), "parent of "+f.Name())
+		}
+	}
+	if f == nil || err != nil || !p.Alive() {
+		_ = f.Close()
+		if errors.Is(err, unix.EPERM) || errors.Is(err, os.ErrNotExist) || err == nil {
+			return nil, nil // it has ended, or its namespace is above ours
+		}
+		return nil, err
+	}
+	var theirs, ours unix.Stat_t
+	if err := errors.Join(unix.Fstat(int(f.Fd()), &theirs), unix.Stat("/proc/self/ns/user", &ours)); err != nil || theirs.Ino == ours.Ino {
+		_ = f.Close()
+		return nil, err
+	}
+	return f, nil
+}
