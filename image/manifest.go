@@ -309,28 +309,41 @@ type Layer struct {
 // Layers returns the layers of the platform's manifest, the lowest first. A config that does
 // not name as many diff IDs as there are layers is InvalidArgument.
 func (w Walker) Layers(ctx context.Context, d v1.Descriptor) ([]Layer, error) {
+	c, err := w.Contents(ctx, d)
+	return c.Layers, err
+}
+
+// Contents are what an image is made of.
+type Contents struct {
+	Manifest v1.Descriptor
+	Config   []byte // as it is in the store
+	Layers   []Layer
+}
+
+// Contents returns the platform's manifest, its config, and its layers as Layers does.
+func (w Walker) Contents(ctx context.Context, d v1.Descriptor) (Contents, error) {
 	d, doc, err := w.manifest(ctx, d)
 	if err != nil {
-		return nil, err
+		return Contents{}, err
 	}
 	b, err := w.read(ctx, *doc.Config)
 	if err != nil {
-		return nil, err
+		return Contents{}, err
 	}
 	var config struct {
 		RootFS v1.RootFS `json:"rootfs"`
 	}
 	if err := json.Unmarshal(b, &config); err != nil {
-		return nil, errclass.Errorf(errdefs.ErrInvalidArgument, "config %s: %w", doc.Config.Digest, err)
+		return Contents{}, errclass.Errorf(errdefs.ErrInvalidArgument, "config %s: %w", doc.Config.Digest, err)
 	}
 	diffIDs := config.RootFS.DiffIDs
 	if len(diffIDs) != len(doc.Layers) {
-		return nil, errclass.Errorf(errdefs.ErrInvalidArgument, "manifest %s has %d layers, its config %d diff IDs: no image that can be unpacked",
+		return Contents{}, errclass.Errorf(errdefs.ErrInvalidArgument, "manifest %s has %d layers, its config %d diff IDs: no image that can be unpacked",
 			d.Digest, len(doc.Layers), len(diffIDs))
 	}
 	for _, id := range diffIDs {
 		if err := id.Validate(); err != nil {
-			return nil, errclass.Errorf(errdefs.ErrInvalidArgument, "diff ID %.80q of config %s: %w", id, doc.Config.Digest, err)
+			return Contents{}, errclass.Errorf(errdefs.ErrInvalidArgument, "diff ID %.80q of config %s: %w", id, doc.Config.Digest, err)
 		}
 	}
 	chain := identity.ChainIDs(slices.Clone(diffIDs))
@@ -338,7 +351,7 @@ func (w Walker) Layers(ctx context.Context, d v1.Descriptor) ([]Layer, error) {
 	for i := range layers {
 		layers[i] = Layer{doc.Layers[i], diffIDs[i], chain[i]}
 	}
-	return layers, nil
+	return Contents{d, b, layers}, nil
 }
 
 // Missing returns what of an image isn't in the store: every blob that Children leads to.

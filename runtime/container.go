@@ -51,6 +51,8 @@ type Snapshot struct {
 // Snapshots mounts and removes root filesystems. What is mounted, unmounted or gone already is
 // no error.
 type Snapshots interface {
+	// Prepare makes the snapshot on a parent and mounts it, or does neither.
+	Prepare(ctx context.Context, s Snapshot, parent, target string) error
 	Mount(ctx context.Context, s Snapshot, target string) error
 	Unmount(target string) error
 	Remove(ctx context.Context, s Snapshot) error
@@ -125,9 +127,10 @@ func (c *Container) log(e events.Event) {
 
 // Create makes a container: its directory is the claim on the ID, and the record in it pins
 // what the container uses. AlreadyExists where the ID has one; but one that was to be removed
-// at its end, and whose run or owner was killed, makes place.
-func (s *Containers) Create(ctx context.Context, r Record) (*Container, error) {
-	c, lock, err := s.create(ctx, r)
+// at its end, and whose run or owner was killed, makes place. With a parent the record's snapshot is
+// made, on that one, and mounted; NotFound where there is no such parent.
+func (s *Containers) Create(ctx context.Context, r Record, parent string) (*Container, error) {
+	c, lock, err := s.create(ctx, r, parent)
 	if err != nil {
 		return nil, err
 	}
@@ -135,7 +138,7 @@ func (s *Containers) Create(ctx context.Context, r Record) (*Container, error) {
 }
 
 // create returns the container locked.
-func (s *Containers) create(ctx context.Context, r Record) (_ *Container, lock *os.File, err error) {
+func (s *Containers) create(ctx context.Context, r Record, parent string) (_ *Container, lock *os.File, err error) {
 	if err := CheckID(r.ID); err != nil {
 		return nil, nil, err
 	}
@@ -152,7 +155,10 @@ func (s *Containers) create(ctx context.Context, r Record) (_ *Container, lock *
 		if c.Bundle != "" {
 			return nil
 		}
-		return os.Mkdir(c.path("rootfs"), 0o755)
+		if err := os.Mkdir(c.path("rootfs"), 0o755); err != nil || parent == "" {
+			return err
+		}
+		return s.snapshots.Prepare(ctx, *c.Snapshot, parent, c.path("rootfs"))
 	}()
 	if err != nil {
 		_ = c.delete(lock)

@@ -36,6 +36,14 @@ func init() {
 // bound mounts a directory as the root filesystem, and keeps count of the snapshots.
 type bound struct{ source string }
 
+func (b bound) Prepare(ctx context.Context, s Snapshot, _, target string) error {
+	f, err := os.OpenFile(filepath.Join(b.source, "snapshot-"+s.Key), os.O_CREATE|os.O_EXCL, 0o600)
+	if err != nil {
+		return err
+	}
+	return errors.Join(f.Close(), b.Mount(ctx, s, target))
+}
+
 func (b bound) Mount(_ context.Context, _ Snapshot, target string) error {
 	if mounted(target) {
 		return nil
@@ -74,7 +82,7 @@ func (m *machine) snapshotted(id string, rec Record) *Container {
 	m.Helper()
 	write(m.T, filepath.Join(m.bundle, "snapshot-"+id), "")
 	rec.ID, rec.Snapshot = id, &Snapshot{Key: id}
-	c, err := m.bound().Create(m.Context(), rec)
+	c, err := m.bound().Create(m.Context(), rec, "")
 	if err != nil {
 		m.Fatal(err)
 	}
@@ -156,9 +164,16 @@ func (m *machine) truth(name string, c *Container, step string) {
 			m.Errorf("%s: %v", name, err)
 			return
 		}
-		alive := i.Pid != 0 && unix.Kill(i.Pid, 0) == nil
+		if i.Status == Running && (i.Pid == 0 || unix.Kill(i.Pid, 0) != nil) && !monitored(c) {
+			// It may have ended since it was looked at. It has by now.
+			if i, err = now.Info(); err == nil && i.Status == Running {
+				m.Errorf("%s: %+v", name, i)
+				return
+			}
+			continue
+		}
 		switch {
-		case i.Status == Stopped && i.Exit == nil, i.Status == Running && !alive && !monitored(c):
+		case i.Status == Stopped && i.Exit == nil:
 			m.Errorf("%s: %+v", name, i)
 			return
 		case i.Status == Stopped, i.Status == Created:

@@ -173,7 +173,7 @@ func (s *Containers) forBundle(ctx context.Context, find Finder, rec Record) (*C
 		return nil, nil, nil, err
 	}
 	rec.Owner = &self // killed before it runs, the container is nobody's
-	c, lock, err := s.create(ctx, rec)
+	c, lock, err := s.create(ctx, rec, "")
 	return c, r, lock, err
 }
 

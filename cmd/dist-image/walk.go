@@ -99,29 +99,31 @@ func newChain() *cobra.Command {
 	}
 	f := newPlatformFlags(c)
 	records := cli.NewRecords(c, "CHAIN ID", "DIGEST")
+	config := c.Flags().Bool("config", false, "print the image config too, byte for byte, after that line")
 	c.RunE = func(c *cobra.Command, args []string) error {
 		w, d, err := f.walker(c.Context(), args[0])
 		if err != nil {
 			return err
 		}
-		if d, err = w.Manifest(c.Context(), d); err != nil {
-			return err
-		}
-		layers, err := w.Layers(c.Context(), d)
+		img, err := w.Contents(c.Context(), d)
 		if err != nil {
 			return err
 		}
-		if len(layers) == 0 {
+		if len(img.Layers) == 0 {
 			return errdefs.ErrNotImplemented.WithMessage(args[0] + " has no layers")
 		}
 		v := struct {
 			ChainID digest.Digest `json:"chainID"`
 			Digest  digest.Digest `json:"digest"`
-		}{layers[len(layers)-1].ChainID, d.Digest}
+		}{img.Layers[len(img.Layers)-1].ChainID, img.Manifest.Digest}
 		if err := records.Write(v, v.ChainID, v.Digest); err != nil {
 			return err
 		}
-		return records.Close()
+		if err := records.Close(); err != nil || !*config {
+			return err
+		}
+		_, err = c.OutOrStdout().Write(img.Config)
+		return err
 	}
 	return c
 }

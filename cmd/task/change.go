@@ -25,6 +25,7 @@ func newCreate(o *containers.Flags) *cobra.Command {
 	image := f.String("image", "", "the `NAME` of the image it is made from")
 	digest := f.String("digest", "", "the `DIGEST` of the image's manifest or index, which it keeps from dist-gc")
 	key := f.String("snapshot", "", "the `KEY` of the snapshot that is its root filesystem, which it mounts, keeps from dist-gc, and removes at its own removal")
+	parent := f.String("parent", "", "make that snapshot on the snapshot `PARENT`, and mount it")
 	driver := f.String("snapshotter", "", "the snapshot's `DRIVER`")
 	f.StringVar(&rec.Network, "network", "", "the `PATH` of the network that run-net made for it, and that is removed with it")
 	stored := f.String("checkpoint", "", "the `DIGEST` of the checkpoint that task restore is to begin it with: its image, runtime and snapshotter unless given")
@@ -40,6 +41,8 @@ func newCreate(o *containers.Flags) *cobra.Command {
 			return cli.Usagef("--image needs the image's --digest")
 		case *driver != "" && *key == "":
 			return cli.Usagef("--snapshotter needs a --snapshot")
+		case *parent != "" && (*key == "" || *bundle != ""):
+			return cli.Usagef("--parent needs a --snapshot, and no --bundle")
 		case *digest != "":
 			r.Image = &runtime.ImageName{Name: *image, Digest: *digest}
 		}
@@ -68,7 +71,7 @@ func newCreate(o *containers.Flags) *cobra.Command {
 		if r.Bundle, err = runtime.Bundle(*bundle); err != nil {
 			return err
 		}
-		made, err := all.Create(c.Context(), r)
+		made, err := all.Create(c.Context(), r, *parent)
 		if err != nil {
 			return err
 		}

@@ -108,6 +108,20 @@ func (s Snapshots) open(driver string) (*snapshot.Snapshotter, error) {
 	return drivers.Open(s.root, driver, snapshot.Options{Namespace: s.namespace})
 }
 
+func (s Snapshots) Prepare(ctx context.Context, what runtime.Snapshot, parent, target string) error {
+	sn, err := s.open(what.Driver)
+	if err != nil {
+		return err
+	}
+	if _, err := sn.Prepare(ctx, what.Key, parent, nil); err != nil {
+		return err
+	}
+	if err := sn.Mount(ctx, what.Key, target); err != nil {
+		return errors.Join(err, sn.Remove(context.WithoutCancel(ctx), what.Key))
+	}
+	return nil
+}
+
 func (s Snapshots) Mount(ctx context.Context, what runtime.Snapshot, target string) error {
 	sn, err := s.open(what.Driver)
 	if err != nil {
