@@ -14,7 +14,7 @@ import (
 )
 
 // adopt is a shim's work for a process that has lost its monitor, and is no child of this one.
-func (u *execution) adopt(tell func(report)) error {
+func (u *execution) adopt(interactive bool, tell func(report)) error {
 	ctx := context.Background()
 	fd, err := u.state.open()
 	if err != nil {
@@ -26,7 +26,7 @@ func (u *execution) adopt(tell func(report)) error {
 	if u.state.Detached {
 		// What the process prints it prints to pipes, which it keeps open itself. A terminal went with
 		// the monitor that had it.
-		if s, err = u.c.openStreams(u.dir(), u.job.Terminal, u.c.Interactive, &u.state); err != nil {
+		if s, err = u.c.openStreams(u.dir(), u.job.Terminal, interactive, &u.state); err != nil {
 			tell(report{Error: err.Error(), Exit: 125, Denied: errdefs.IsPermissionDenied(err)})
 			return err
 		}

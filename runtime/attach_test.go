@@ -117,13 +117,15 @@ func TestAttachTerminal(t *testing.T) {
 		two.types("again\r")
 		two.expect("heard again")
 		three.expect("heard again")
-		if m.runtime == "runc" { // crun 1.8.1 leaves a race: its end may hang the terminal up
-			exec := m.screen("exec", c.ID)
-			exec.expect("33 77")
-			exec.types("you\r")
-			exec.expect("heard you")
-			exec.ends(8)
+		exec := m.screen("exec", c.ID)
+		if m.runtime == "runc" {
+			exec.expect("33 77 0")
+		} else {
+			exec.expect("33 77") // crun lets the process begin before it sets the size
 		}
+		exec.types("you\r")
+		exec.expect("heard you")
+		exec.ends(8)
 		three.types("end\r")
 		three.ends(5)
 		two.ends(5)

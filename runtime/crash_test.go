@@ -252,6 +252,60 @@ func TestShimKilled(t *testing.T) {
 	})
 }
 
+// So does a further process: it goes on, and the next that works on it brings another shim.
+func TestExecShimKilled(t *testing.T) {
+	runtimes(t, func(m *machine) {
+		m.spec(Options{Args: []string{"sleep", "1000"}})
+		c := m.detached(Record{ID: "test-exec-shim"})
+		script := "trap 'echo told; exit 6' TERM; echo before; read x; echo heard $x; while :; do sleep 0.02; done"
+		id, err := c.StartExec(t.Context(), Exec{ID: "further", Args: []string{"sh", "-c", script}, Interactive: true})
+		if err != nil {
+			m.Fatal(err)
+		}
+		dir := c.path("exec", id)
+		log := func() string {
+			b, _ := os.ReadFile(filepath.Join(dir, "log"))
+			return string(b)
+		}
+		until(m.T, "output", func() bool { return strings.Contains(log(), "before") })
+		l, err := look(dir)
+		if err != nil || l.state == nil {
+			m.Fatal(err)
+		}
+		if err := l.state.Monitor.signal(unix.SIGKILL); err != nil {
+			m.Fatal(err)
+		}
+		until(m.T, "the shim's death", func() bool { return !l.state.Monitor.Alive() })
+		if l, err = look(dir); err != nil || l.status != Running || l.monitored {
+			t.Errorf("without its shim: %+v %v", l, err)
+		}
+		if err := c.KillExec(t.Context(), id, unix.SIGCONT); err != nil {
+			m.Fatal(err)
+		}
+		if l, err = look(dir); err != nil || l.status != Running || !l.monitored {
+			t.Errorf("with another shim: %+v %v", l, err)
+		}
+		// Its input had no writer left.
+		until(m.T, "the end of its input", func() bool { return strings.Contains(log(), "heard") })
+		if err := c.KillExec(t.Context(), id, unix.SIGTERM); err != nil {
+			m.Fatal(err)
+		}
+		e, err := c.WaitExec(t.Context(), id)
+		if err != nil || e == nil || e.Status == nil || *e.Status != 6 {
+			m.Errorf("%+v %v", e, err)
+		}
+		if !strings.Contains(log(), "told") {
+			m.Errorf("log %q", log())
+		}
+		if e, err := c.RemoveExec(t.Context(), id, false); err != nil || e == nil || *e.Status != 6 {
+			m.Errorf("remove: %+v %v", e, err)
+		}
+		if _, err := c.Remove(t.Context(), true); err != nil {
+			m.Error(err)
+		}
+	})
+}
+
 func (m *machine) log(c *Container) string {
 	b, _ := os.ReadFile(c.path("log"))
 	return string(b)

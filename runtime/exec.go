@@ -119,7 +119,7 @@ func (c *Container) beginExec(ctx context.Context, x Exec, detached bool) (u *ex
 		return nil, nil, fmt.Errorf("%s: process %s: %w", what, x.ID, err)
 	}
 	err = func() error {
-		if u.claim, err = scratch(filepath.Join(claimDir(u.r.state, c.key()), "exec-"+x.ID)); err != nil {
+		if u.claim, err = scratch(execScratch(u.r.state, c.key(), x.ID)); err != nil {
 			return err
 		}
 		self, err := Identify(os.Getpid())
@@ -127,7 +127,7 @@ func (c *Container) beginExec(ctx context.Context, x Exec, detached bool) (u *ex
 			return err
 		}
 		u.state = state{
-			Status: Creating, Runtime: u.r.command, RuntimeState: u.r.root(), Terminal: x.Terminal, Detached: detached,
+			Status: Creating, Runtime: u.r.command, RuntimeState: u.r.root(), Terminal: x.Terminal, Detached: detached, Interactive: x.Interactive,
 			Monitor: self, Cgroups: nil,
 		}
 		b, err := json.Marshal(p)
@@ -174,6 +174,10 @@ func (u *execution) claimExec() (*os.File, error) {
 		return nil, err
 	}
 	return lock, nil
+}
+
+func execScratch(state, key, exec string) string {
+	return filepath.Join(claimDir(state, key), "exec-"+exec)
 }
 
 // scratch is a place in the state directory for what a runtime writes, without a claim on an ID.
@@ -267,12 +271,15 @@ func (c *Container) execName(id string) string {
 }
 
 // KillExec sends a signal to a process that [Container.Exec] or [Container.StartExec] started.
-func (c *Container) KillExec(id string, sig unix.Signal) error {
+func (c *Container) KillExec(ctx context.Context, id string, sig unix.Signal) error {
 	dir, err := c.execDir(id)
 	if err != nil {
 		return err
 	}
 	l, err := look(dir)
+	if err == nil {
+		err = c.tendTo(ctx, id)
+	}
 	if err != nil {
 		return err
 	}
@@ -309,6 +316,9 @@ func (c *Container) AttachExec(ctx context.Context, id string, o Attach) (*Exit,
 	l, err := look(dir)
 	if err == nil && (l.status != Running || !l.state.Detached) {
 		err = failed("attach: %s is not detached and running", c.execName(id))
+	}
+	if err == nil {
+		err = c.tendTo(ctx, id)
 	}
 	if err != nil {
 		return nil, err

@@ -52,7 +52,7 @@ func TestMain(m *testing.M) {
 					status = 0
 				}
 			case f[4] == "exec":
-				status, err = c.Exec(context.Background(), Exec{Args: []string{"sh", "-c", "stty size; read x; echo heard $x; exit 8"}, Terminal: true})
+				status, err = c.Exec(context.Background(), Exec{Args: []string{"sh", "-c", "n=0; until s=$(stty size 2>/dev/null) && test -n \"$s\"; do n=1; done; echo $s $n; read x; echo heard $x; exit 8"}, Terminal: true})
 			case f[4] == "start":
 				_, err = c.Start(context.Background(), r)
 				status = 0

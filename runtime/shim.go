@@ -261,7 +261,7 @@ func (o order) work(open func(root, namespace string) (*Containers, error)) erro
 	u.lock = os.NewFile(shimLock, filepath.Join(u.dir(), "lock"))
 	dir, lock := claimDir(o.State, c.key()), claimLock(o.State, c.key())
 	if o.Exec != "" {
-		dir += "/exec-" + o.Exec
+		dir = execScratch(o.State, c.key(), o.Exec)
 		lock = dir + "/lock"
 	}
 	u.claim = &claim{state: o.State, dir: dir, lock: os.NewFile(shimClaim, lock), working: os.NewFile(shimWorking, dir+"/working")}
@@ -269,7 +269,7 @@ func (o order) work(open func(root, namespace string) (*Containers, error)) erro
 		o.Interactive = c.Interactive
 	}
 	if o.Adopt {
-		return u.adopt(tell)
+		return u.adopt(o.Interactive, tell)
 	}
 	s, pid, err := u.startDetached(ctx, o.Interactive)
 	if err != nil {

@@ -36,7 +36,8 @@ type state struct {
 	Detached     bool      `json:"detached,omitempty"`
 	Monitor      Process   `json:"monitor"`
 
-	Pipes map[string]string `json:"pipes,omitempty"` // that it prints to: by stream, as /proc/PID/fd names them
+	Interactive bool              `json:"interactive,omitempty"` // of a further process; of the container its record says it
+	Pipes       map[string]string `json:"pipes,omitempty"`       // that it prints to: by stream, as /proc/PID/fd names them
 }
 
 // Exit is how a process ended.

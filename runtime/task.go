@@ -275,36 +275,58 @@ func (c *Container) Update(ctx context.Context, r *specs.LinuxResources) error {
 
 // tend gives a container whose monitor was killed another one. Its end is recorded then, and
 // its output read.
-func (c *Container) tend(ctx context.Context) error {
-	l, err := look(c.dir)
-	if err != nil || l.monitored || l.state == nil || l.status != Running && l.status != Paused {
+func (c *Container) tend(ctx context.Context) error { return c.tendTo(ctx, "") }
+
+// tendTo is tend for the container's own process, or for a further one in it.
+func (c *Container) tendTo(ctx context.Context, exec string) error {
+	dir, what, interactive := c.dir, fmt.Sprintf("container %s", c.ID), c.Interactive
+	if exec != "" {
+		dir, what = c.path("exec", exec), c.execName(exec)
+	}
+	lost := func(l looked) bool {
+		return l.state != nil && !l.monitored && (l.status == Running || l.status == Paused)
+	}
+	l, err := look(dir)
+	if err != nil || !lost(l) {
 		return err
 	}
-	lock, err := c.lock()
-	if errdefs.IsUnavailable(err) {
-		return nil // somebody else does it
+	var lock *os.File
+	if exec == "" {
+		lock, err = c.lock()
+	} else {
+		lock, err = lockFile(filepath.Join(dir, "lock"), true)
 	}
-	if err != nil {
+	switch {
+	case errdefs.IsUnavailable(err), exec != "" && errors.Is(err, fs.ErrNotExist):
+		return nil // somebody else does it, or it has been removed
+	case err != nil:
 		return err
 	}
-	if l, err = look(c.dir); err != nil || l.monitored || l.status != Running && l.status != Paused {
+	if l, err = look(dir); err != nil || !lost(l) {
 		_ = lock.Close()
 		return err
 	}
-	claim, err := claimID(filepath.Dir(l.state.RuntimeState), c.key(), c.dir)
+	state := filepath.Dir(l.state.RuntimeState)
+	var claim *claim
+	if exec == "" {
+		claim, err = claimID(state, c.key(), c.dir)
+	} else {
+		interactive = l.state.Interactive
+		claim, err = scratch(execScratch(state, c.key(), exec))
+	}
 	if err != nil {
 		_ = lock.Close()
 		return err
 	}
 	o := order{
-		Root: c.set.root, Namespace: c.Namespace, ID: c.ID, Command: l.state.Runtime, State: claim.state,
+		Root: c.set.root, Namespace: c.Namespace, ID: c.ID, Command: l.state.Runtime, State: state, Exec: exec, Interactive: interactive,
 		Job: job{Bundle: c.BundleDir(), Terminal: l.state.Terminal}, Run: *l.state, Adopt: true,
 	}
 	_, err = spawn(o, lock, claim)
 	claim.close()
 	_ = lock.Close()
 	if err != nil && !errdefs.IsPermissionDenied(err) { // who may not read what it prints leaves that to others
-		return fmt.Errorf("container %s: %w", c.ID, err)
+		return fmt.Errorf("%s: %w", what, err)
 	}
 	return nil
 }
@@ -375,8 +397,12 @@ func (c *Container) ends(ctx context.Context, dir, what string) *end {
 		if file == nil {
 			file, _ = os.Open(filepath.Join(dir, "exit.json"))
 		}
-		if !l.monitored && dir == c.dir {
-			if err := c.tend(ctx); err != nil {
+		if !l.monitored {
+			exec := ""
+			if dir != c.dir {
+				exec = filepath.Base(dir)
+			}
+			if err := c.tendTo(ctx, exec); err != nil {
 				return false, err
 			}
 		}

@@ -208,7 +208,7 @@ func newKill(o *containers.Flags) *cobra.Command {
 			case *pid != 0:
 				return t.KillProcess(*pid, sig)
 			case *exec != "":
-				return t.KillExec(*exec, sig)
+				return t.KillExec(c.Context(), *exec, sig)
 			}
 			return t.Kill(c.Context(), sig, *all)
 		})
