@@ -34,6 +34,13 @@ func (c *direct) Read(p []byte) (int, error) {
 	return n, nil
 }
 
+// seen ends that before the body's end; after it nothing of it is left to go anywhere.
+func (c *direct) seen() {
+	if c != nil && c.left > 0 {
+		c.pipe = nil
+	}
+}
+
 func dialDirect(d *net.Dialer) func(ctx context.Context, network, address string) (net.Conn, error) {
 	return func(ctx context.Context, network, address string) (net.Conn, error) {
 		c, err := d.DialContext(ctx, network, address)

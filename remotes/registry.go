@@ -668,6 +668,7 @@ func (d *download) Read(p []byte) (int, error) {
 // reopen goes on where the body was cut.
 func (d *download) reopen(cause error) error {
 	at := d.at
+	d.direct.seen()
 	d.rc.Close()
 	for {
 		if err := d.client.again(d.ctx, d.tries, cause); err != nil {
@@ -711,5 +712,6 @@ func (d *download) Close() error {
 	if d.rc == nil {
 		return nil
 	}
+	d.direct.seen()
 	return d.rc.Close()
 }
