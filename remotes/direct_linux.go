@@ -55,6 +55,16 @@ func splice(from *net.TCPConn, to *os.File, most int) (n int, err error) {
 	return n, err
 }
 
+// widen lets a pipe hold as much as goes into it at a time, where it may: each time that it is full
+// costs both sides a turn.
+func widen(pipe *os.File) {
+	c, err := pipe.SyscallConn()
+	if err != nil {
+		return
+	}
+	_ = c.Control(func(fd uintptr) { _, _ = unix.FcntlInt(fd, unix.F_SETPIPE_SZ, pipeRead) })
+}
+
 // waitWritable waits until a pipe has room, or nobody reads it any more.
 func waitWritable(ctx context.Context, pipe *os.File) {
 	c, err := pipe.SyscallConn()

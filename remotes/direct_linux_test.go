@@ -142,7 +142,7 @@ func TestToASlowPipe(t *testing.T) {
 
 func TestToABrokenPipe(t *testing.T) {
 	f := newFake(t)
-	id := f.blob(noise(4 << 20))
+	id := f.blob(noise(32 << 20)) // more than a wide pipe takes of what is moved into it
 	r := open(t, f.host(), Options{Unverified: true})
 	_, err := fetchToPipe(t, r, id, func(p io.Reader) { _, _ = io.CopyN(io.Discard, p, 100000) })
 	if !errors.Is(err, syscall.EPIPE) || f.count() != 1 {

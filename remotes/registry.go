@@ -500,6 +500,9 @@ func (r *Registry) blob(ctx context.Context, c *client, t *tries, o object, h hi
 		d.end = -1
 	}
 	v := newVerifier(rc, o.digest, begin, h.offset)
+	if rc != d {
+		v.size = beside // what waits is in memory already
+	}
 	if c.options.Unverified {
 		v.hash = nil
 		if rc == d && begin == h.offset {

@@ -5,16 +5,20 @@ import (
 	"hash"
 	"io"
 	"runtime"
+	"time"
 
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
 )
 
 // pieceSize is how much is read, hashed and written at a time, by as many pieces as are in
-// memory: one that is read, one that is late, and those that wait to be hashed.
+// memory: one that is read, one that is late, and those that wait to be hashed. A piece that is
+// not full after fillTime goes on as it is.
 const (
-	pieceSize = 512 << 10
+	pieceSize = 1 << 20
 	pieces    = 4
+	fillTime  = 10 * time.Millisecond
+	beside    = 256 << 10 // of a piece that is the beginning of a long stream
 )
 
 // verifier passes a stream on, one piece late: the last piece goes out when the hash of the
@@ -29,6 +33,7 @@ type verifier struct {
 	// blame, where set, says what could be the reason of a mismatch.
 	blame func() string
 
+	size    int // of the pieces
 	buffers [pieces][]byte
 	turn    int
 	held    []byte
@@ -43,7 +48,7 @@ type verifier struct {
 // newVerifier reads a stream that begins at offset begin of what has the digest, and passes
 // it on from offset from on.
 func newVerifier(rc io.ReadCloser, want digest.Digest, begin, from int64) *verifier {
-	v := &verifier{rc: rc, want: want, skip: from - begin}
+	v := &verifier{rc: rc, want: want, skip: from - begin, size: pieceSize}
 	if begin == 0 {
 		v.hash = want.Algorithm().Hash()
 	}
@@ -59,10 +64,10 @@ func (v *verifier) next() ([]byte, error) {
 		}
 		buf := v.buffers[v.turn]
 		if buf == nil {
-			buf = make([]byte, pieceSize)
+			buf = make([]byte, v.size)
 			v.buffers[v.turn] = buf
 		}
-		n, err := v.rc.Read(buf)
+		n, err := v.fill(buf)
 		piece := buf[:n]
 		if n > 0 {
 			v.sum(piece)
@@ -96,6 +101,22 @@ func (v *verifier) next() ([]byte, error) {
 	return give, nil
 }
 
+// fill reads as much as comes fast: each piece costs the hashing goroutine a turn.
+func (v *verifier) fill(buf []byte) (n int, err error) {
+	var begun time.Time
+	for {
+		k, err := v.rc.Read(buf[n:])
+		if n += k; err != nil || n == len(buf) {
+			return n, err
+		}
+		if begun.IsZero() {
+			begun = time.Now()
+		} else if time.Since(begun) > fillTime {
+			return n, nil
+		}
+	}
+}
+
 // sum hashes a piece, which is not overwritten before that is done.
 func (v *verifier) sum(piece []byte) {
 	switch {
@@ -105,7 +126,7 @@ func (v *verifier) sum(piece []byte) {
 		v.pending++
 	default:
 		v.hash.Write(piece)
-		if len(piece) < pieceSize || runtime.GOMAXPROCS(0) == 1 {
+		if len(piece) < beside || runtime.GOMAXPROCS(0) == 1 {
 			break
 		}
 		work, done, hash := make(chan []byte, pieces), make(chan struct{}, pieces), v.hash
@@ -160,7 +181,9 @@ type writeError struct{ error }
 func (e *writeError) Unwrap() error { return e.error }
 
 func (v *verifier) WriteTo(w io.Writer) (int64, error) {
-	if pipe := pipeOf(w); pipe != nil && v.unseen != nil && v.given == nil && v.held == nil {
+	pipe := pipeOf(w)
+	if pipe != nil && v.unseen != nil && v.given == nil && v.held == nil {
+		widen(pipe)
 		return v.unseen.writeTo(pipe)
 	}
 	var total int64
@@ -173,6 +196,10 @@ func (v *verifier) WriteTo(w io.Writer) (int64, error) {
 			} else if err != nil {
 				return total, err
 			}
+		}
+		if pipe != nil && len(piece) >= beside {
+			widen(pipe)
+			pipe = nil
 		}
 		n, err := w.Write(piece)
 		total += int64(n)
