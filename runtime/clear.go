@@ -122,6 +122,7 @@ func (c *Container) clear(ctx context.Context, held *claim) error {
 			return err
 		}
 	}
+	c.disconnect(ctx)
 	if err := os.RemoveAll(c.path("exec")); err != nil {
 		return err
 	}

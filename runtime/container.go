@@ -32,7 +32,7 @@ type Record struct {
 	Interactive bool              `json:"interactive,omitempty"` // a detached container has an input
 	RemoveAtEnd bool              `json:"remove,omitempty"`
 	LogSize     int64             `json:"logSize,omitempty"` // 0 is 16 MiB
-	Network     string            `json:"network,omitempty"` // the namespace's path, of one that is removed with it
+	Network     string            `json:"network,omitempty"` // the namespace's path, of one that is up while it runs, and removed with it
 	Owner       *Process          `json:"owner,omitempty"`   // who makes it, and is to run it
 }
 
@@ -58,8 +58,11 @@ type Snapshots interface {
 	Remove(ctx context.Context, s Snapshot) error
 }
 
-// Networks removes what connects containers. What is gone already is no error.
+// Networks are what connects containers. Up connects one, unless it is, Down disconnects it until then,
+// and Remove removes it. What is down or gone already is no error.
 type Networks interface {
+	Up(ctx context.Context, path string) error
+	Down(ctx context.Context, path string) error
 	Remove(ctx context.Context, path string) error
 }
 

@@ -324,6 +324,11 @@ func (c *Container) begin(ctx context.Context, r *Runtime, lock *os.File, detach
 			return err
 		}
 		at("creating")
+		if c.Network != "" {
+			if err := c.set.networks.Up(ctx, c.Network); err != nil {
+				return fmt.Errorf("network: %w", err)
+			}
+		}
 		if c.Snapshot != nil {
 			if err := os.Mkdir(c.path("rootfs"), 0o755); err != nil && !errors.Is(err, fs.ErrExist) {
 				return err
@@ -396,6 +401,7 @@ func (u *execution) abandon(ctx context.Context, err error) error {
 	}
 	rerr := u.r.remove(ctx, u.r.client(u.claim), u.c.key())
 	u.unmount()
+	u.c.disconnect(ctx)
 	_ = os.Remove(u.c.path("exit.json"))
 	_ = os.Remove(u.c.path("state.json"))
 	if uerr := u.leave(ctx); rerr == nil {
@@ -413,6 +419,14 @@ func (u *execution) unmount() {
 	}
 }
 
+// disconnect takes the container's network down. One that is removed at its end takes it away then; one that
+// can't be taken down is up until the next run, or until it is removed.
+func (c *Container) disconnect(ctx context.Context) {
+	if c.Network != "" && !c.RemoveAtEnd {
+		_ = c.set.networks.Down(ctx, c.Network)
+	}
+}
+
 // end records the end of a run after everything of it is gone.
 func (u *execution) end(ctx context.Context, e Exit) error {
 	var errs []error
@@ -425,6 +439,7 @@ func (u *execution) end(ctx context.Context, e Exit) error {
 	}
 	at("removed")
 	u.unmount()
+	u.c.disconnect(ctx)
 	at("unmounted")
 	errs = append(errs, u.c.record(u.state, e))
 	at("recorded")

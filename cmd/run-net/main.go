@@ -2,6 +2,7 @@
 package main
 
 import (
+	"context"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -22,7 +23,7 @@ func newCommand() *cobra.Command {
 	f := c.PersistentFlags()
 	o.namespace = cli.Namespace(f)
 	o.state = f.String("state", os.Getenv("DIST_STATE"), "the `DIR` for what runs (env DIST_STATE) (default: /run/distkit)")
-	c.AddCommand(newAdd(o), newDel(o), newLs(o), newPath(o))
+	c.AddCommand(newAdd(o), newDel(o), newDown(o), newLs(o), newPath(o), newUp(o))
 	return c
 }
 
@@ -83,7 +84,23 @@ func newAdd(o options) *cobra.Command {
 }
 
 func newDel(o options) *cobra.Command {
-	c := &cobra.Command{Use: "del [flags] ID|PATH…|-", Short: "take networks away; those that aren't there are gone", Args: cobra.MinimumNArgs(1)}
+	return o.each("del [flags] ID|PATH…|-", "take networks away; those that aren't there are gone", (*network.Networks).Delete)
+}
+
+func newDown(o options) *cobra.Command {
+	return o.each("down [flags] ID|PATH…|-", "disconnect networks until run-net up; those that aren't there are gone", (*network.Networks).Down)
+}
+
+func newUp(o options) *cobra.Command {
+	return o.each("up [flags] ID|PATH…|-", "connect networks that are down as they were", func(n *network.Networks, ctx context.Context, id string) error {
+		_, err := n.Up(ctx, id)
+		return err
+	})
+}
+
+// each makes a verb that does one thing to each network, by its ID or its path, and prints nothing.
+func (o options) each(use, short string, do func(*network.Networks, context.Context, string) error) *cobra.Command {
+	c := &cobra.Command{Use: use, Short: short, Args: cobra.MinimumNArgs(1)}
 	c.Flags().BoolP("zero", "z", false, "the IDs of standard input end with NUL instead of newline")
 	c.RunE = func(c *cobra.Command, args []string) error {
 		all, err := o.open()
@@ -98,7 +115,7 @@ func newDel(o options) *cobra.Command {
 					return err
 				}
 			}
-			return of.Delete(c.Context(), id)
+			return do(of, c.Context(), id)
 		})
 	}
 	return c

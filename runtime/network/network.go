@@ -183,21 +183,27 @@ func (n *Networks) Add(ctx context.Context, id string, config *libcni.NetworkCon
 		return nil, fmt.Errorf("network %s: remove what was left of it: %w", id, err)
 	}
 	r = request{ID: id, Namespace: n.namespace, Config: config.Bytes, Ports: ports}
+	if err := p.write("request.json", r); err != nil {
+		return nil, fmt.Errorf("network %s: %w", id, err)
+	}
+	return n.connect(ctx, p, r, config, p.remove)
+}
+
+// connect makes a network's namespace and has the plugins connect it. Where that fails they take back what they
+// did, and undone undoes the rest.
+func (n *Networks) connect(ctx context.Context, p place, r request, config *libcni.NetworkConfigList, undone func() error) (_ *Network, err error) {
 	defer func() {
 		if err == nil {
 			return
 		}
-		err = fmt.Errorf("network %s: %w", id, err)
+		err = fmt.Errorf("network %s: %w", r.ID, err)
 		// The plugins that have run take back what they did, also where ctx is done.
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 30*time.Second)
 		defer cancel()
 		if derr := n.disconnect(ctx, p, r); derr == nil {
-			_ = p.remove()
+			_ = undone()
 		}
 	}()
-	if err := p.write("request.json", r); err != nil {
-		return nil, err
-	}
 	if err := makeNamespace(p.file("netns")); err != nil {
 		return nil, fmt.Errorf("make namespace: %w", err)
 	}
@@ -213,6 +219,79 @@ func (n *Networks) Add(ctx context.Context, id string, config *libcni.NetworkCon
 		return nil, err
 	}
 	return r.network(p, result), nil
+}
+
+// Down disconnects a network and removes its namespace, but keeps what was asked for it, for [Networks.Up].
+// One that isn't there is success.
+func (n *Networks) Down(ctx context.Context, id string) error {
+	p, err := n.open(id, false)
+	if errdefs.IsNotFound(err) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	defer p.lock.Close()
+	r, err := p.request()
+	if errdefs.IsNotFound(err) {
+		return nil
+	}
+	if err == nil {
+		err = p.disconnected()
+	}
+	if err == nil {
+		err = n.disconnect(ctx, p, r)
+	}
+	if err != nil {
+		return fmt.Errorf("network %s: %w", id, err)
+	}
+	return nil
+}
+
+// Up connects a network that is down as it was, with addresses that may be others; one that is up stays as
+// it is. NotFound where there is none.
+func (n *Networks) Up(ctx context.Context, id string) (*Network, error) {
+	p, err := n.open(id, false)
+	if err != nil {
+		return nil, err
+	}
+	defer p.lock.Close()
+	r, err := p.request()
+	if err != nil {
+		return nil, fmt.Errorf("network %s: %w", id, err)
+	}
+	if net, ok := p.connected(r); ok {
+		return net, nil
+	}
+	config, err := libcni.NetworkConfFromBytes(r.Config)
+	if err == nil {
+		err = n.check(config, r.Ports)
+	}
+	if err == nil { // what a killed process has begun
+		err = n.disconnect(ctx, p, r)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("network %s: %w", id, err)
+	}
+	return n.connect(ctx, p, r, config, p.disconnected)
+}
+
+// connected reads a network that is connected.
+func (p place) connected(r request) (*Network, bool) {
+	var result types.Result
+	b, err := os.ReadFile(p.file("result.json"))
+	if err != nil || json.Unmarshal(b, &result) != nil {
+		return nil, false
+	}
+	return r.network(p, &result), true
+}
+
+// disconnected makes the network one that is not connected.
+func (p place) disconnected() error {
+	if err := os.Remove(p.file("result.json")); !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	return nil
 }
 
 // Delete disconnects a network and removes its namespace; one that isn't there is success, since
@@ -239,7 +318,7 @@ func (n *Networks) Delete(ctx context.Context, id string) error {
 	return nil
 }
 
-// List gives the networks of this namespace, by ID. Those that are being made are none yet.
+// List gives the networks of this namespace, by ID. Those that are being made, or are down, are none.
 func (n *Networks) List(ctx context.Context) ([]*Network, error) {
 	entries, err := os.ReadDir(n.dir)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
@@ -252,11 +331,9 @@ func (n *Networks) List(ctx context.Context) ([]*Network, error) {
 		if err != nil || r.Namespace != n.namespace {
 			continue
 		}
-		var result types.Result
-		if b, err := os.ReadFile(p.file("result.json")); err != nil || json.Unmarshal(b, &result) != nil {
-			continue
+		if net, ok := p.connected(r); ok {
+			all = append(all, net)
 		}
-		all = append(all, r.network(p, &result))
 	}
 	slices.SortFunc(all, func(a, b *Network) int { return strings.Compare(a.ID, b.ID) })
 	return all, ctx.Err()

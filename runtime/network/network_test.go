@@ -183,6 +183,64 @@ func TestLife(t *testing.T) {
 	w.empty(t)
 }
 
+// A network that is down is disconnected, and comes up as it was asked for.
+func TestDownAndUp(t *testing.T) {
+	w, n := newWorld(t)
+	ctx := t.Context()
+	if _, err := n.Up(ctx, "x"); !errdefs.IsNotFound(err) {
+		t.Errorf("one that isn't there: %v", err)
+	}
+	if err := n.Down(ctx, "x"); err != nil {
+		t.Errorf("one that isn't there: %v", err)
+	}
+	ports := []Port{{HostPort: 8080, ContainerPort: 80, Protocol: "tcp"}}
+	made, err := n.Add(ctx, "x", w.config("first", "second"), ports)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := n.Up(ctx, "x"); err != nil {
+		t.Errorf("one that is up: %v", err)
+	}
+	w.asked()
+	for range 2 {
+		if err := n.Down(ctx, "x"); err != nil {
+			t.Fatal(err)
+		}
+		if a := w.asked(); !strings.Contains(a, "DEL second default--x eth0; DEL first default--x eth0") {
+			t.Errorf("down asked %q", a)
+		}
+		if all, err := n.List(ctx); err != nil || len(all) > 0 {
+			t.Errorf("what is down is listed: %v, %v", all, err)
+		}
+		if _, err := os.Lstat(made.Path); err == nil {
+			t.Error("its namespace is left")
+		}
+	}
+	fails := w.touch(t, "fail.ADD.second")
+	if _, err := n.Up(ctx, "x"); err == nil {
+		t.Error("a plugin failed, and it is up")
+	}
+	fails()
+	w.asked()
+	again, err := n.Up(ctx, "x")
+	if err != nil || again.Path != made.Path || !slices.Equal(again.Ports, ports) {
+		t.Errorf("%+v, %v", again, err)
+	}
+	if a := w.asked(); !strings.HasSuffix(a, "ADD first default--x eth0; ADD second default--x eth0") {
+		t.Errorf("up asked %q", a)
+	}
+	if out, err := exec.Command("nsenter", "--net="+again.Path, "true").CombinedOutput(); err != nil {
+		t.Errorf("%s, %v", out, err)
+	}
+	if err := n.Down(ctx, "x"); err != nil {
+		t.Error(err)
+	}
+	if err := n.Delete(ctx, "x"); err != nil {
+		t.Error(err)
+	}
+	w.empty(t)
+}
+
 func TestFailures(t *testing.T) {
 	w, n := newWorld(t)
 	ctx := t.Context()

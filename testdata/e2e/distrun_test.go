@@ -166,7 +166,7 @@ func TestDistRunNet(t *testing.T) {
 	p.sh(fmt.Sprintf(`dist-run --detach --rm --id $ID --net bridge -p %d:6379 %s redis-server --save '' --bind 0.0.0.0 --protected-mode no`, port, single))
 	defer p.sh("task rm -f $ID >/dev/null 2>&1 || true")
 	address := p.sh(`run-net ls --json | jq -r 'select(.id == "run.'$ID'").addresses[0]' | cut -d/ -f1`)
-	if got := p.sh(fmt.Sprintf(`for i in $(seq 100); do exec 3<>/dev/tcp/127.0.0.1/%d && break; sleep 0.05; done 2>/dev/null; printf 'PING\r\n' >&3; read -r answer <&3; echo "$answer"`, port)); got != "+PONG\r" {
+	if got := p.sh(fmt.Sprintf(`for i in $(seq 100); do exec 3<>/dev/tcp/127.0.0.1/%d && break; sleep 0.05; done 2>/dev/null; printf 'PING\r\n' >&3; read -t 5 -r answer <&3; echo "$answer"`, port)); got != "+PONG\r" {
 		t.Errorf("by the port redis says %q", got)
 	}
 	if got := p.sh("dist-run --rm --net bridge " + single + " redis-cli -h " + address + " ping"); got != "PONG" {
@@ -178,6 +178,23 @@ func TestDistRunNet(t *testing.T) {
 	p.sh("task kill $ID; task wait $ID || true; while task info $ID >/dev/null 2>&1; do sleep 0.05; done")
 	if after := p.sh(left); after != before {
 		t.Errorf("it left:\n%s", difference(before, after))
+	}
+	// A container that stays has its network while it runs.
+	reached := fmt.Sprintf(`for i in $(seq 200); do (exec 3<>/dev/tcp/127.0.0.1/%d && printf 'PING\r\n' >&3 && read -t 1 -r answer <&3 && [[ $answer == +PONG* ]]) && echo reached && break; sleep 0.05; done 2>/dev/null || true`, port)
+	unconnected := `for i in $(seq 200); do [ "$(task ls -a | cut -f3)" != stopped ] || break; sleep 0.05; done; task ls -a | grep -v stopped || true; flock .content/containers/default/$ID/lock true; run-net ls -q | grep "run.$ID" || true; findmnt -rn -o TARGET | grep "run.$ID" || true; iptables -t nat -S | grep ` + fmt.Sprintf("'[: ]%d '", port) + ` || true`
+	p.sh(fmt.Sprintf(`dist-run --detach --id $ID --net bridge -p %d:6379 %s redis-server --save '' --bind 0.0.0.0 --protected-mode no`, port, single))
+	for _, end := range []string{"task kill $ID", "kill -9 $(jq .monitor.pid .content/containers/default/$ID/state.json); kill -9 $(task info $ID | jq .pid); sleep 0.1; dist-run --rm " + single + " true", "task kill -s KILL $ID"} {
+		if got := p.sh(reached); got != "reached" {
+			t.Errorf("before %s redis is not reached", end)
+		}
+		if got := p.sh(end + "; " + unconnected); got != "" {
+			t.Errorf("after %s there is a network: %s", end, got)
+		}
+		p.sh("task start $ID")
+	}
+	p.sh("task rm -f $ID || true")
+	if after := p.sh(left); after != before {
+		t.Errorf("what stayed left:\n%s", difference(before, after))
 	}
 	// What fails halfway takes its network away; so does what was killed.
 	p.sh(`! dist-run --rm --id $ID -p 8080:80 --user none ` + single + ` true 2>/dev/null`)

@@ -151,13 +151,25 @@ func (s Snapshots) Remove(ctx context.Context, what runtime.Snapshot) error {
 // networks leaves networks to run-net, so that what runs containers need not link CNI.
 type networks struct{}
 
-func (networks) Remove(ctx context.Context, path string) error {
-	c := exec.CommandContext(ctx, beside("run-net"), "del", path)
+func (networks) Up(ctx context.Context, path string) error {
+	// run-net's sign of a network that is up, which the first run finds: it takes no program then.
+	if _, err := os.Stat(filepath.Join(filepath.Dir(path), "result.json")); err == nil {
+		return nil
+	}
+	return runNet(ctx, "up", path)
+}
+
+func (networks) Down(ctx context.Context, path string) error { return runNet(ctx, "down", path) }
+
+func (networks) Remove(ctx context.Context, path string) error { return runNet(ctx, "del", path) }
+
+func runNet(ctx context.Context, verb, path string) error {
+	c := exec.CommandContext(ctx, beside("run-net"), verb, path)
 	var errs bytes.Buffer
 	c.Stderr = &errs
 	err := c.Run()
 	if text := strings.TrimSpace(errs.String()); err != nil && text != "" {
-		return errors.New(text)
+		return errors.New(strings.TrimPrefix(text, "run-net: "))
 	}
 	return err
 }
