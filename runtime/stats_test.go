@@ -1,8 +1,16 @@
 package runtime
 
 import (
+	"fmt"
+	"os"
+	"os/exec"
 	"path/filepath"
+	"slices"
+	"strconv"
 	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 func TestReadStats(t *testing.T) {
@@ -94,5 +102,74 @@ func TestDetachKeys(t *testing.T) {
 		if _, err := ParseDetachKeys(s); err == nil {
 			t.Errorf("%q is taken", s)
 		}
+	}
+}
+
+// A cgroup of version 2 as the kernel has it, also beside version 1: it is counted, frozen, thawed and emptied.
+func TestCgroupV2(t *testing.T) {
+	require(t, "root")
+	root := ""
+	for _, dir := range []string{cgroupRoot, filepath.Join(cgroupRoot, "unified")} {
+		var st unix.Statfs_t
+		if unix.Statfs(dir, &st) == nil && st.Type == unix.CGROUP2_SUPER_MAGIC {
+			root = dir
+		}
+	}
+	if root == "" {
+		t.Skip("this host has no cgroup v2")
+	}
+	dir := filepath.Join(root, fmt.Sprintf("test-v2-%d", os.Getpid()))
+	if err := os.Mkdir(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	all := []string{dir}
+	defer func() {
+		removeCgroups(all)
+		if _, err := os.Stat(dir); err == nil {
+			t.Error("the cgroup is left")
+		}
+	}()
+	c := exec.Command("sh", "-c", "read x; while :; do :; done")
+	in, err := c.StdinPipe()
+	if err == nil {
+		err = c.Start()
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		thaw(all)
+		_ = c.Process.Kill()
+		_ = c.Wait()
+	}()
+	write(t, filepath.Join(dir, "cgroup.procs"), strconv.Itoa(c.Process.Pid))
+	before := readStats(all)
+	if _, err := in.Write([]byte("go\n")); err != nil {
+		t.Fatal(err)
+	}
+	var s Stats
+	until(t, "processor time", func() bool { s = readStats(all); return s.CPU >= before.CPU+20_000_000 })
+	if s.CPU < s.CPUUser || s.CPUUser+s.CPUSystem == 0 || s.CPU > uint64(time.Hour) {
+		t.Errorf("%+v", s)
+	}
+	// What controllers are enabled there, if any, count in files of their own.
+	for file, got := range map[string]uint64{"memory.current": s.Memory, "pids.current": s.Processes} {
+		if _, err := os.Stat(filepath.Join(dir, file)); (err == nil) != (got > 0) {
+			t.Errorf("%s: %v, and %d", file, err, got)
+		}
+	}
+	if got := processes(all); !slices.Equal(got, []int{c.Process.Pid}) {
+		t.Errorf("processes %v", got)
+	}
+	if frozen(all) {
+		t.Error("it is frozen")
+	}
+	write(t, filepath.Join(dir, "cgroup.freeze"), "1")
+	if !frozen(all) {
+		t.Error("it is not frozen")
+	}
+	thaw(all)
+	if frozen(all) {
+		t.Error("it is frozen still")
 	}
 }
