@@ -154,12 +154,12 @@ func (s *Containers) forBundle(ctx context.Context, find Finder, rec Record) (*C
 		}
 		return nil, nil, nil, err
 	}
-	if _, err := openBundle(real, rec.Bundle); err != nil {
-		return nil, nil, nil, err
-	}
 	r, err := find(rec.Runtime)
 	if err == nil {
 		rec.Runtime, err = Recorded(rec.Runtime)
+	}
+	if err == nil {
+		_, err = openBundle(real, rec.Bundle)
 	}
 	if err != nil {
 		return nil, nil, nil, err
