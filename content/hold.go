@@ -7,6 +7,7 @@ import (
 	"strconv"
 	"strings"
 
+	"distkit/disk"
 	"distkit/errclass"
 
 	"github.com/containerd/errdefs"
@@ -82,7 +83,7 @@ func (s *Store) Exclude(ctx context.Context) (release func(), err error) {
 		return nil, fmt.Errorf("sweep %s: %w", s.root, err)
 	}
 	return func() {
-		unflock(hold)
+		disk.Unlock(hold)
 		_ = hold.Close()
 	}, nil
 }
@@ -94,16 +95,16 @@ func (s *Store) enter(ctx context.Context, how int) (*os.File, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := flockContext(ctx, gate, unix.LOCK_EX); err != nil {
+	if err := disk.LockContext(ctx, gate, unix.LOCK_EX); err != nil {
 		return nil, err
 	}
 	defer gate.Close()
-	defer unflock(gate)
+	defer disk.Unlock(gate)
 	hold, err := os.OpenFile(s.file(holdFile), os.O_RDWR|os.O_CREATE, 0o644)
 	if err != nil {
 		return nil, err
 	}
-	if err := flockContext(ctx, hold, how); err != nil {
+	if err := disk.LockContext(ctx, hold, how); err != nil {
 		return nil, err
 	}
 	return hold, nil

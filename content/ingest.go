@@ -16,6 +16,7 @@ import (
 	"unicode"
 	"unicode/utf8"
 
+	"distkit/disk"
 	"distkit/errclass"
 
 	"github.com/containerd/errdefs"
@@ -64,7 +65,7 @@ func (s *Store) ingestDir(key string) string {
 func lockIngest(ctx context.Context, dir string, wait bool) (*os.File, error) {
 	for {
 		if err := os.Mkdir(dir, 0o755); errors.Is(err, fs.ErrNotExist) {
-			if err := makeDir(filepath.Dir(dir)); err != nil {
+			if err := disk.MakeDir(filepath.Dir(dir)); err != nil {
 				return nil, err
 			}
 			continue
@@ -79,8 +80,8 @@ func lockIngest(ctx context.Context, dir string, wait bool) (*os.File, error) {
 			return nil, err
 		}
 		if wait {
-			err = flockContext(ctx, f, unix.LOCK_EX)
-		} else if err = flock(f, false); err != nil {
+			err = disk.LockContext(ctx, f, unix.LOCK_EX)
+		} else if err = disk.Lock(f, unix.LOCK_EX|unix.LOCK_NB); err != nil {
 			_ = f.Close()
 		}
 		if errors.Is(err, unix.EWOULDBLOCK) {
@@ -89,7 +90,7 @@ func lockIngest(ctx context.Context, dir string, wait bool) (*os.File, error) {
 		if err != nil {
 			return nil, err
 		}
-		if sameFile(f, filepath.Join(dir, lockFile)) {
+		if disk.Names(filepath.Join(dir, lockFile), f) {
 			return f, nil
 		}
 		_ = f.Close() // locked what its owner has removed meanwhile
@@ -99,11 +100,20 @@ func lockIngest(ctx context.Context, dir string, wait bool) (*os.File, error) {
 	}
 }
 
+// locked tells whether somebody holds f's lock, without keeping it.
+func locked(f *os.File) bool {
+	err := disk.Lock(f, unix.LOCK_SH|unix.LOCK_NB)
+	if err == nil {
+		disk.Unlock(f)
+	}
+	return errors.Is(err, unix.EWOULDBLOCK)
+}
+
 // removeIngest empties a directory whose lock is held and gives the lock back. Files that
 // are not known stay, and the directory with them.
 func removeIngest(dir string, lock *os.File) error {
 	defer lock.Close()
-	defer unflock(lock)
+	defer disk.Unlock(lock)
 	for _, name := range known {
 		if err := os.Remove(filepath.Join(dir, name)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return err
@@ -202,7 +212,7 @@ func (s *Store) reap(ctx context.Context, dir string, dgst digest.Digest) {
 	if _, err := os.Stat(dir); err != nil {
 		return
 	}
-	_ = syncDir(filepath.Dir(s.blobPath(dgst)))
+	_ = disk.SyncDir(filepath.Dir(s.blobPath(dgst)))
 	if lock, err := lockIngest(ctx, dir, false); err == nil {
 		_ = removeIngest(dir, lock)
 	}

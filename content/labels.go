@@ -12,11 +12,13 @@ import (
 	"strings"
 	"time"
 
+	"distkit/disk"
 	"distkit/errclass"
 	"distkit/events"
 
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
+	"golang.org/x/sys/unix"
 )
 
 // maxLabel bounds a label's key and value together, as containerd does.
@@ -56,7 +58,7 @@ func (s *Store) writeLabels(dgst digest.Digest, labels map[string]string, now ti
 		return err
 	}
 	path := s.labelPath(dgst)
-	if err := makeDir(filepath.Dir(path)); err != nil {
+	if err := disk.MakeDir(filepath.Dir(path)); err != nil {
 		return fmt.Errorf("labels of %s: %w", dgst, err)
 	}
 	tmp, err := s.writeTemp(append(b, '\n'))
@@ -69,7 +71,7 @@ func (s *Store) writeLabels(dgst digest.Digest, labels map[string]string, now ti
 		err = os.Rename(tmp, path)
 	}
 	if err == nil {
-		err = syncDir(filepath.Dir(path))
+		err = disk.SyncDir(filepath.Dir(path))
 	}
 	if err != nil {
 		_ = os.Remove(tmp)
@@ -86,12 +88,12 @@ func (s *Store) lockBlob(dgst digest.Digest) (unlock func(), err error) {
 		if err != nil {
 			return nil, err
 		}
-		if err := flock(f.File, true); err != nil {
+		if err := disk.Lock(f.File, unix.LOCK_EX); err != nil {
 			_ = f.Close()
 			return nil, fmt.Errorf("lock %s: %w", dgst, err)
 		}
-		if sameFile(f.File, s.blobPath(dgst)) {
-			return func() { unflock(f.File); _ = f.Close() }, nil
+		if disk.Names(s.blobPath(dgst), f.File) {
+			return func() { disk.Unlock(f.File); _ = f.Close() }, nil
 		}
 		_ = f.Close()
 	}

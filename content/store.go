@@ -17,6 +17,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"distkit/disk"
 	"distkit/errclass"
 	"distkit/events"
 
@@ -79,7 +80,7 @@ func (s *Store) Init() error {
 		return nil
 	}
 	for _, dir := range []string{s.file(ocispec.ImageBlobsDir), s.file("ingest")} {
-		if err := makeDir(dir); err != nil {
+		if err := disk.MakeDir(dir); err != nil {
 			return fmt.Errorf("create store: %w", err)
 		}
 	}
@@ -114,12 +115,12 @@ func (s *Store) publish(name, text string) error {
 	if err != nil {
 		return err
 	}
-	return syncDir(s.root)
+	return disk.SyncDir(s.root)
 }
 
 // writeTemp writes a file aside, synced, that is to be renamed or linked into place.
 func (s *Store) writeTemp(b []byte) (path string, err error) {
-	if err := makeDir(s.file("ingest")); err != nil {
+	if err := disk.MakeDir(s.file("ingest")); err != nil {
 		return "", err
 	}
 	path = s.file("ingest", tmpPrefix+strconv.FormatUint(rand.Uint64(), 36))
@@ -134,36 +135,6 @@ func (s *Store) writeTemp(b []byte) (path string, err error) {
 		_ = os.Remove(path)
 	}
 	return path, err
-}
-
-// makeDir is MkdirAll that makes each new directory's entry durable.
-func makeDir(path string) error {
-	err := os.Mkdir(path, 0o755)
-	if errors.Is(err, fs.ErrNotExist) {
-		if err := makeDir(filepath.Dir(path)); err != nil {
-			return err
-		}
-		err = os.Mkdir(path, 0o755)
-	}
-	if errors.Is(err, fs.ErrExist) {
-		return nil
-	}
-	if err != nil {
-		return err
-	}
-	return syncDir(filepath.Dir(path))
-}
-
-func syncDir(path string) error {
-	d, err := os.Open(path)
-	if err != nil {
-		return err
-	}
-	defer d.Close()
-	if err := d.Sync(); err != nil && !errors.Is(err, unix.EINVAL) && !errors.Is(err, unix.ENOTSUP) {
-		return err
-	}
-	return nil
 }
 
 var hexSize = map[digest.Algorithm]int{digest.SHA256: 2 * sha256.Size, digest.SHA512: 2 * sha512.Size}

@@ -10,6 +10,8 @@ import (
 	"strings"
 	"time"
 
+	"distkit/disk"
+
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
@@ -121,7 +123,7 @@ func (s *Store) sweepIngest(ctx context.Context, name string, before time.Time, 
 		return nil, err
 	}
 	if at := newest(dir); !at.IsZero() && !at.Before(before) {
-		unflock(lock)
+		disk.Unlock(lock)
 		return nil, lock.Close()
 	}
 	if err := removeIngest(dir, lock); err != nil {

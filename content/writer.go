@@ -14,12 +14,14 @@ import (
 	"strconv"
 	"time"
 
+	"distkit/disk"
 	"distkit/errclass"
 	"distkit/events"
 
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	"golang.org/x/sys/unix"
 )
 
 const (
@@ -71,7 +73,7 @@ func (w *Writer) open(ctx context.Context) error {
 	w.data = data
 	// The lock on data excludes nobody: it tells those who list ingests that this one is
 	// alive, without their ever touching the lock that excludes.
-	if err := flock(data, true); err != nil {
+	if err := disk.Lock(data, unix.LOCK_EX); err != nil {
 		return err
 	}
 	fi, err := data.Stat()
@@ -324,12 +326,12 @@ func (w *Writer) Abort() error {
 // release gives up what is open, the mark of life before the lock.
 func (w *Writer) release() {
 	if w.data != nil {
-		unflock(w.data)
+		disk.Unlock(w.data)
 		_ = w.data.Close()
 		w.data = nil
 	}
 	if w.lock != nil {
-		unflock(w.lock)
+		disk.Unlock(w.lock)
 		_ = w.lock.Close()
 		w.lock = nil
 	}
@@ -434,14 +436,14 @@ func (w *Writer) publish(dgst digest.Digest, labels map[string]string) error {
 	target := w.s.blobPath(dgst)
 	err := os.Rename(w.file(dataFile), target)
 	if errors.Is(err, fs.ErrNotExist) {
-		if err = makeDir(filepath.Dir(target)); err == nil {
+		if err = disk.MakeDir(filepath.Dir(target)); err == nil {
 			err = os.Rename(w.file(dataFile), target)
 		}
 	}
 	if err != nil {
 		return err
 	}
-	if err := syncDir(filepath.Dir(target)); err != nil {
+	if err := disk.SyncDir(filepath.Dir(target)); err != nil {
 		return fmt.Errorf("sync %s: %w", filepath.Join(ocispec.ImageBlobsDir, string(dgst.Algorithm())), cause(err))
 	}
 	return nil

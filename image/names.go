@@ -19,6 +19,7 @@ import (
 	"unicode/utf8"
 
 	"distkit/content"
+	"distkit/disk"
 	"distkit/errclass"
 	"distkit/events"
 
@@ -477,7 +478,7 @@ func (n *Names) change(f func(*index) error) error {
 	if b, err = ix.encode(); err != nil {
 		return fmt.Errorf("encode names: %w", err)
 	}
-	if err := replaceFile(n.path(), b); err != nil {
+	if err := disk.Replace(n.path(), b, 0o644, true); err != nil {
 		return fmt.Errorf("write names: %w", err)
 	}
 	for _, e := range ix.events {
@@ -497,7 +498,7 @@ func (n *Names) lock() (*os.File, error) {
 		if err := n.create(); err != nil {
 			return nil, err
 		}
-		f, err := lockFile(n.path())
+		f, err := disk.LockFile(n.path(), os.O_RDONLY, 0, unix.LOCK_EX)
 		if err == nil {
 			return f, nil
 		}
@@ -507,46 +508,6 @@ func (n *Names) lock() (*os.File, error) {
 		// A layout remembers that it is there: look anew.
 		if n.layout, err = content.Open(n.layout.Root()); err != nil {
 			return nil, err
-		}
-	}
-}
-
-// lockFile opens path and takes its lock. Since a writer replaces the file, the lock counts
-// only if path still names what was locked.
-func lockFile(path string) (*os.File, error) {
-	for {
-		f, err := os.Open(path)
-		if err != nil {
-			return nil, err
-		}
-		if err := flock(f, unix.LOCK_EX); err != nil {
-			return nil, err
-		}
-		locked, err := f.Stat()
-		if err != nil {
-			f.Close()
-			return nil, err
-		}
-		now, err := os.Stat(path)
-		if err == nil && os.SameFile(locked, now) {
-			return f, nil
-		}
-		f.Close()
-		if err != nil && !errors.Is(err, fs.ErrNotExist) {
-			return nil, err
-		}
-	}
-}
-
-// flock waits for the lock of an open file, which it closes where that fails.
-func flock(f *os.File, how int) error {
-	for {
-		switch err := unix.Flock(int(f.Fd()), how); {
-		case err == nil:
-			return nil
-		case !errors.Is(err, unix.EINTR):
-			f.Close()
-			return &fs.PathError{Op: "flock", Path: f.Name(), Err: err}
 		}
 	}
 }
@@ -585,7 +546,7 @@ func (n *Names) create() error {
 		}
 	}
 	for _, dir := range []string{filepath.Dir(n.layout.Root()), n.root} {
-		if err := syncDir(dir); err != nil {
+		if err := disk.SyncDir(dir); err != nil {
 			return fmt.Errorf("create namespace: %w", err)
 		}
 	}
@@ -596,43 +557,4 @@ func (n *Names) create() error {
 		events.Append(n.root, events.Event{Namespace: n.namespace, Topic: "/namespaces/create", Name: n.namespace})
 	}
 	return nil
-}
-
-// replaceFile puts a file with these bytes in path's place, atomically and durably. The
-// caller holds path's lock.
-func replaceFile(path string, b []byte) error {
-	// One name for all: the lock is held, and what a crash left is overwritten.
-	aside := path + ".new"
-	if err := os.Remove(aside); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return err
-	}
-	f, err := os.OpenFile(aside, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o644)
-	if err != nil {
-		return err
-	}
-	_, err = f.Write(b)
-	if err == nil {
-		err = f.Sync()
-	}
-	if cerr := f.Close(); err == nil {
-		err = cerr
-	}
-	if err != nil {
-		_ = os.Remove(aside)
-		return err
-	}
-	if err := os.Rename(aside, path); err != nil {
-		_ = os.Remove(aside)
-		return err
-	}
-	return syncDir(filepath.Dir(path))
-}
-
-func syncDir(dir string) error {
-	d, err := os.Open(dir)
-	if err != nil {
-		return err
-	}
-	defer d.Close()
-	return d.Sync()
 }

@@ -11,6 +11,7 @@ import (
 	"slices"
 
 	"distkit/content"
+	"distkit/disk"
 	"distkit/errclass"
 	"distkit/events"
 
@@ -147,7 +148,7 @@ func (n Namespaces) Delete(namespace string) error {
 	defer all.Close()
 	// Under the lock nobody adds a name; who waits for it finds the directory gone and makes
 	// the namespace anew. Renamed first, so that it goes at once and whole.
-	lock, err := lockFile(names.path())
+	lock, err := disk.LockFile(names.path(), os.O_RDONLY, 0, unix.LOCK_EX)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("lock names: %w", err)
 	}
@@ -172,7 +173,7 @@ func (n Namespaces) Delete(namespace string) error {
 	case err != nil:
 		return fmt.Errorf("remove namespace %s: %w", namespace, err)
 	}
-	if err := syncDir(n.dir()); err != nil {
+	if err := disk.SyncDir(n.dir()); err != nil {
 		return fmt.Errorf("remove namespace %s: %w", namespace, err)
 	}
 	events.Append(n.store.Root(), events.Event{Namespace: namespace, Topic: "/namespaces/delete", Name: namespace})
@@ -192,7 +193,9 @@ func lockNamespaces(root string, how int) (*os.File, error) {
 	}
 	f, err := os.Open(dir)
 	if err == nil {
-		err = flock(f, how)
+		if err = disk.Lock(f, how); err != nil {
+			f.Close()
+		}
 	}
 	if err != nil {
 		return nil, fmt.Errorf("lock namespaces: %w", err)

@@ -14,6 +14,8 @@ import (
 	"slices"
 	"strings"
 
+	"distkit/disk"
+
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
@@ -205,22 +207,13 @@ func (l *Layout) store(d digest.Digest, content io.Reader, h hints) (size int64,
 	if err := os.Rename(f.Name(), target); err != nil {
 		return 0, "", err
 	}
-	return size, Stored, syncDir(dir)
-}
-
-func syncDir(dir string) error {
-	f, err := os.Open(dir)
-	if err != nil {
-		return err
-	}
-	defer f.Close()
-	return f.Sync()
+	return size, Stored, disk.SyncDir(dir)
 }
 
 // changeIndex replaces index.json by what f makes of it, under its lock.
 func (l *Layout) changeIndex(f func(*ocispec.Index) error) error {
 	file := filepath.Join(l.dir, ocispec.ImageIndexFile)
-	lock, err := lockFile(file)
+	lock, err := disk.LockFile(file, os.O_RDWR|os.O_CREATE, 0o644, unix.LOCK_EX)
 	if err != nil {
 		return fmt.Errorf("lock %s: %w", file, err)
 	}
@@ -266,34 +259,7 @@ func publish(file string, b []byte, appear func(from, to string) error) error {
 	if err := appear(f.Name(), file); err != nil && !errors.Is(err, fs.ErrExist) {
 		return err
 	}
-	return syncDir(filepath.Dir(file))
-}
-
-// lockFile locks a file that others replace by rename: what is locked must still be what
-// the path names.
-func lockFile(file string) (*os.File, error) {
-	for {
-		f, err := os.OpenFile(file, os.O_RDWR|os.O_CREATE, 0o644)
-		if err != nil {
-			return nil, err
-		}
-		for err = unix.EINTR; errors.Is(err, unix.EINTR); {
-			err = unix.Flock(int(f.Fd()), unix.LOCK_EX)
-		}
-		if err != nil {
-			f.Close()
-			return nil, err
-		}
-		locked, err := f.Stat()
-		if err != nil {
-			f.Close()
-			return nil, err
-		}
-		if now, err := os.Stat(file); err == nil && os.SameFile(locked, now) {
-			return f, nil
-		}
-		f.Close()
-	}
+	return disk.SyncDir(filepath.Dir(file))
 }
 
 // Tags lists the names.

@@ -12,6 +12,7 @@ import (
 	"strings"
 	"time"
 
+	"distkit/disk"
 	"distkit/errclass"
 	"distkit/events"
 
@@ -237,33 +238,15 @@ func lockFile(name string, create bool) (*os.File, error) {
 		flags |= os.O_CREATE
 	}
 	for tries := 0; ; tries++ {
-		f, err := os.OpenFile(name, flags, 0o600)
-		if err != nil {
-			return nil, err
-		}
-		switch err = unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); {
-		case err == nil && names(name, f):
-			return f, nil
-		case err == nil:
-			err = nil
+		f, err := disk.LockFile(name, flags, 0o600, unix.LOCK_EX|unix.LOCK_NB)
+		switch {
 		case !errors.Is(err, unix.EWOULDBLOCK):
+			return f, err
 		case tries > 20:
-			err = busy("it is in use")
-		default:
-			err = nil
-			time.Sleep(5 * time.Millisecond)
+			return nil, busy("it is in use")
 		}
-		_ = f.Close()
-		if err != nil {
-			return nil, err
-		}
+		time.Sleep(5 * time.Millisecond)
 	}
-}
-
-// names tells whether a path still leads to an open file.
-func names(name string, f *os.File) bool {
-	var have, now unix.Stat_t
-	return unix.Fstat(int(f.Fd()), &have) == nil && unix.Lstat(name, &now) == nil && have.Ino == now.Ino && have.Dev == now.Dev
 }
 
 // write publishes the record.
@@ -272,46 +255,15 @@ func (c *Container) write() error {
 	if err != nil {
 		return err
 	}
-	if err := replaceFile(c.path("container.json"), append(b, '\n'), !c.RemoveAtEnd); err != nil || c.RemoveAtEnd {
+	if err := disk.Replace(c.path("container.json"), append(b, '\n'), 0o600, !c.RemoveAtEnd); err != nil || c.RemoveAtEnd {
 		return err
 	}
 	for dir := c.dir; dir != filepath.Dir(c.set.root); dir = filepath.Dir(dir) {
-		if err := syncDir(dir); err != nil {
+		if err := disk.SyncDir(dir); err != nil {
 			return err
 		}
 	}
 	return nil
-}
-
-// replaceFile writes a file aside and renames it.
-func replaceFile(name string, b []byte, sync bool) error {
-	f, err := os.OpenFile(name+".new", os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
-	if err != nil {
-		return err
-	}
-	_, err = f.Write(b)
-	if err == nil && sync {
-		err = f.Sync()
-	}
-	if cerr := f.Close(); err == nil {
-		err = cerr
-	}
-	if err == nil {
-		err = os.Rename(name+".new", name)
-	}
-	if err != nil {
-		_ = os.Remove(name + ".new")
-	}
-	return err
-}
-
-func syncDir(dir string) error {
-	d, err := os.Open(dir)
-	if err != nil {
-		return err
-	}
-	defer d.Close()
-	return d.Sync()
 }
 
 // Get returns a container, or NotFound.

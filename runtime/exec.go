@@ -13,6 +13,7 @@ import (
 	"strings"
 	"time"
 
+	"distkit/disk"
 	"distkit/errclass"
 	"distkit/events"
 
@@ -132,7 +133,7 @@ func (c *Container) beginExec(ctx context.Context, x Exec, detached bool) (u *ex
 		}
 		b, err := json.Marshal(p)
 		if err == nil {
-			err = replaceFile(filepath.Join(u.dir(), "process.json"), append(b, '\n'), false)
+			err = disk.Replace(filepath.Join(u.dir(), "process.json"), append(b, '\n'), 0o600, false)
 		}
 		if err == nil {
 			err = blankExit(u.dir())

@@ -9,6 +9,8 @@ import (
 	"os"
 	"path/filepath"
 	"time"
+
+	"distkit/disk"
 )
 
 // Status is what a container does.
@@ -55,7 +57,7 @@ func writeState(dir string, s state) error {
 	if err != nil {
 		return err
 	}
-	return replaceFile(filepath.Join(dir, "state.json"), append(b, '\n'), false)
+	return disk.Replace(filepath.Join(dir, "state.json"), append(b, '\n'), 0o600, false)
 }
 
 // readState returns nil where there is none, or none that can be read: a killed process or a
@@ -80,7 +82,7 @@ func blankExit(dir string) error {
 	name := filepath.Join(dir, "exit.json")
 	b := bytes.Repeat([]byte{' '}, exitRoom)
 	b[exitRoom-1] = '\n'
-	return replaceFile(name, b, false)
+	return disk.Replace(name, b, 0o600, false)
 }
 
 // writeExit fills the room that was made.

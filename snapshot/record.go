@@ -14,6 +14,8 @@ import (
 	"strings"
 	"time"
 
+	"distkit/disk"
+
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
 )
@@ -308,37 +310,9 @@ func (s *Snapshotter) unindex(namespace, key string) {
 	_ = os.Remove(filepath.Join(s.dir, "keys", keyFile(namespace, key)))
 }
 
-// lockFile opens and locks a file or directory, and makes sure that it still has that name.
+// lockFile opens and locks a file or directory of the store, and makes sure that it still has that name.
 func lockFile(name string, flag, how int) (*os.File, error) {
-	for {
-		f, err := os.OpenFile(name, flag|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0o600)
-		if err != nil {
-			return nil, err
-		}
-		if err := flock(f, how); err != nil {
-			f.Close()
-			return nil, err
-		}
-		opened, err := f.Stat()
-		if err == nil {
-			var named fs.FileInfo
-			if named, err = os.Lstat(name); err == nil && os.SameFile(opened, named) {
-				return f, nil
-			}
-		}
-		f.Close()
-		if err != nil && !errors.Is(err, fs.ErrNotExist) {
-			return nil, err
-		}
-	}
-}
-
-func flock(f *os.File, how int) error {
-	for {
-		if err := unix.Flock(int(f.Fd()), how); !errors.Is(err, unix.EINTR) {
-			return err
-		}
-	}
+	return disk.LockFile(name, flag|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0o600, how)
 }
 
 // scratch makes a directory in tmp/, locked, so that nobody takes it for a leftover. It
@@ -414,13 +388,7 @@ func (s *Snapshotter) syncDir(dirs ...string) error {
 		return nil
 	}
 	for _, dir := range dirs {
-		d, err := os.Open(dir)
-		if err != nil {
-			return err
-		}
-		err = d.Sync()
-		d.Close()
-		if err != nil {
+		if err := disk.SyncDir(dir); err != nil {
 			return fmt.Errorf("sync %s: %w", dir, err)
 		}
 	}

@@ -9,6 +9,8 @@ import (
 	"path/filepath"
 	"strings"
 
+	"distkit/disk"
+
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
 )
@@ -250,7 +252,7 @@ func (s *Snapshotter) lockName(ctx context.Context, name string) (unlock func(),
 		if err != nil {
 			return nil, fmt.Errorf("lock: %w", err)
 		}
-		if err := flockContext(ctx, f); err != nil {
+		if err := disk.LockContext(ctx, f, unix.LOCK_EX); err != nil {
 			return nil, fmt.Errorf("lock: %w", err)
 		}
 		opened, err := f.Stat()
@@ -285,26 +287,6 @@ func (s *Snapshotter) stacking(e entry) bool {
 		f.Close()
 	}
 	return errors.Is(err, unix.EWOULDBLOCK)
-}
-
-// flockContext locks f, or closes it where it fails.
-func flockContext(ctx context.Context, f *os.File) error {
-	err := flock(f, unix.LOCK_EX|unix.LOCK_NB)
-	if errors.Is(err, unix.EWOULDBLOCK) {
-		got := make(chan error, 1)
-		go func() { got <- flock(f, unix.LOCK_EX) }()
-		select {
-		case err = <-got:
-		case <-ctx.Done():
-			// A wait in the kernel can't be called off: what it brings is given back.
-			go func() { <-got; f.Close() }()
-			return ctx.Err()
-		}
-	}
-	if err != nil {
-		f.Close()
-	}
-	return err
 }
 
 // sweepLocks deletes the files of locks that nobody has.
