@@ -23,6 +23,12 @@ func Lock(f *os.File, how int) error {
 // Unlock gives it up also where a child between fork and exec still shares the file.
 func Unlock(f *os.File) { _ = unix.Flock(int(f.Fd()), unix.LOCK_UN) }
 
+// Release is Unlock, and closes the file.
+func Release(f *os.File) {
+	Unlock(f)
+	_ = f.Close()
+}
+
 // LockContext waits for the lock until ctx is done. It owns f where it fails.
 func LockContext(ctx context.Context, f *os.File, how int) error {
 	err := Lock(f, how|unix.LOCK_NB)

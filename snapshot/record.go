@@ -179,13 +179,13 @@ func (s *Snapshotter) lock() (*lock, error) {
 		}
 	}
 	if err != nil {
-		f.Close()
+		l.unlock()
 		return nil, err
 	}
 	return l, nil
 }
 
-func (l *lock) unlock() { l.f.Close() }
+func (l *lock) unlock() { disk.Release(l.f) }
 
 // take returns the next id. No id is ever used twice, so a mount that outlives its snapshot
 // is not taken for another's.
@@ -353,7 +353,7 @@ func (s *Snapshotter) sweep() {
 		f, err := lockFile(dir, unix.O_DIRECTORY, unix.LOCK_EX|unix.LOCK_NB)
 		if err == nil {
 			_ = s.driver.Remove(dir)
-			f.Close()
+			disk.Release(f)
 		}
 	}
 }

@@ -15,6 +15,7 @@ import (
 	"sort"
 	"strings"
 
+	"distkit/disk"
 	"distkit/events"
 
 	"github.com/containerd/errdefs"
@@ -137,7 +138,7 @@ func (s *Snapshotter) make(ctx context.Context, kind Kind, key, parent string, l
 		if err != nil {
 			return nil, err
 		}
-		defer held.Close()
+		defer disk.Release(held)
 		r.Parents = below
 	}
 
@@ -145,7 +146,7 @@ func (s *Snapshotter) make(ctx context.Context, kind Kind, key, parent string, l
 	if err != nil {
 		return nil, err
 	}
-	defer held.Close()
+	defer disk.Release(held)
 	published := false
 	defer func() {
 		if !published {
@@ -361,7 +362,7 @@ func (s *Snapshotter) commit(ctx context.Context, name, key string, o *CommitOpt
 		if err != nil {
 			return err
 		}
-		defer held.Close()
+		defer disk.Release(held)
 		r.Parent, r.Parents = o.Parent, below
 	}
 
@@ -403,7 +404,7 @@ func (s *Snapshotter) replace(e entry, r record, check func() error) error {
 	if err != nil {
 		return err
 	}
-	defer held.Close()
+	defer disk.Release(held)
 	defer os.RemoveAll(dir)
 	r.Updated = now()
 	if r.Created.IsZero() {
@@ -503,7 +504,7 @@ func (s *Snapshotter) removeEntry(e entry) error {
 	if err != nil {
 		return err
 	}
-	defer held.Close()
+	defer disk.Release(held)
 	// Were the name to come back after a power failure, files would be missing below it. Of
 	// one that isn't committed nobody has been promised any.
 	if e.Kind == Committed {
@@ -551,7 +552,7 @@ func (s *Snapshotter) detach(e entry) (string, *os.File, error) {
 	}
 	dir := filepath.Join(s.dir, "tmp", filepath.Base(s.dirOf(e.id)))
 	if err := os.Rename(s.dirOf(e.id), dir); err != nil {
-		held.Close()
+		disk.Release(held)
 		return "", nil, err
 	}
 	step("renamed away")

@@ -255,17 +255,10 @@ func (s *Snapshotter) lockName(ctx context.Context, name string) (unlock func(),
 		if err := disk.LockContext(ctx, f, unix.LOCK_EX); err != nil {
 			return nil, fmt.Errorf("lock: %w", err)
 		}
-		opened, err := f.Stat()
-		if err == nil {
-			var named fs.FileInfo
-			if named, err = os.Lstat(file); err == nil && os.SameFile(opened, named) {
-				return func() { _ = os.Remove(file); f.Close() }, nil
-			}
+		if disk.Names(file, f) {
+			return func() { _ = os.Remove(file); disk.Release(f) }, nil
 		}
-		f.Close() // the one before has removed it
-		if err != nil && !errors.Is(err, fs.ErrNotExist) {
-			return nil, fmt.Errorf("lock: %w", err)
-		}
+		disk.Release(f) // the one before has removed it
 	}
 }
 
@@ -284,7 +277,7 @@ func (s *Snapshotter) stacking(e entry) bool {
 	}
 	f, err := lockFile(s.lockOf(e.Namespace, name), os.O_RDWR, unix.LOCK_SH|unix.LOCK_NB)
 	if err == nil {
-		f.Close()
+		disk.Release(f)
 	}
 	return errors.Is(err, unix.EWOULDBLOCK)
 }
@@ -300,7 +293,7 @@ func (s *Snapshotter) sweepLocks() {
 		file := filepath.Join(locks, n.Name())
 		if f, err := lockFile(file, os.O_RDWR, unix.LOCK_EX|unix.LOCK_NB); err == nil {
 			_ = os.Remove(file)
-			f.Close()
+			disk.Release(f)
 		}
 	}
 }

@@ -1,0 +1,39 @@
+package snapshot_test
+
+import (
+	"os/exec"
+	"sync"
+	"testing"
+
+	"distkit/snapshot/native"
+)
+
+// A child that another goroutine starts shares, until it runs its program, what is open and locked: none
+// of it keeps a snapshot from being removed at once.
+func TestRemoveBesideForks(t *testing.T) {
+	s := open(t, t.TempDir(), native.Driver{})
+	stop := make(chan struct{})
+	var forks sync.WaitGroup
+	for range 4 {
+		forks.Go(func() {
+			for {
+				select {
+				case <-stop:
+					return
+				default:
+					_ = exec.Command("true").Run()
+				}
+			}
+		})
+	}
+	defer forks.Wait()
+	defer close(stop)
+	for range 300 {
+		if _, err := s.Prepare(t.Context(), "key", "", nil); err != nil {
+			t.Fatal(err)
+		}
+		if err := s.Remove(t.Context(), "key"); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
