@@ -115,7 +115,7 @@ func TestToAPipeCut(t *testing.T) {
 
 func TestToASlowPipe(t *testing.T) {
 	f := newFake(t)
-	content := noise(1 << 20)
+	content := noise(32 << 20) // more than the pipe holds, whose places can have 64 KiB each
 	id := f.blob(content)
 	r := open(t, f.host(), Options{Unverified: true})
 	r.clients[0].stall = 200 * time.Millisecond
