@@ -21,7 +21,9 @@ build:
 	CGO_ENABLED=0 go build -trimpath -ldflags '$(LDFLAGS)' -o bin/ $(addprefix ./cmd/,$(COMMANDS))
 	@scripts/install-workflows bin $(VERSION)
 
+# What the tests want and can't be installed, they skip, and say so.
 test:
+	@scripts/needs test || true
 	@for m in $(MODULES); do (cd $$m && echo "== $$m" && go test $(TESTFLAGS) ./...) || exit 1; done
 
 e2e: build
