@@ -31,16 +31,25 @@ func (p *place) id() string {
 	return id
 }
 
+// mapped makes a place of user 1000's, and returns what lets that be a user with subordinate IDs in a mount
+// namespace of its own.
+func (p *place) mapped() string {
+	p.t.Helper()
+	users, err := os.ReadFile("/etc/passwd")
+	if err := errors.Join(err, os.WriteFile(filepath.Join(p.dir, "passwd"), append(users, "user:x:1000:1000::/:/bin/sh\n"...), 0o644),
+		os.WriteFile(filepath.Join(p.dir, "subids"), []byte("1000:100000:65536\n"), 0o644),
+		os.Chown(p.dir, 1000, 1000), os.Chmod(filepath.Dir(p.dir), 0o755)); err != nil {
+		p.t.Fatal(err)
+	}
+	return "mount --bind subids /etc/subuid && mount --bind subids /etc/subgid && mount --bind passwd /etc/passwd"
+}
+
 // user makes a place of user 1000's, with subordinate IDs.
 func (p *place) user() {
 	p.t.Helper()
 	fixture.Need(p.t, "newuidmap,userns")
 	p.Vars = append(p.Vars, "HOME="+p.dir, "XDG_RUNTIME_DIR="+p.dir)
-	if err := errors.Join(os.WriteFile(filepath.Join(p.dir, "subids"), []byte("1000:100000:65536\n"), 0o644),
-		os.Chown(p.dir, 1000, 1000), os.Chmod(filepath.Dir(p.dir), 0o755)); err != nil {
-		p.t.Fatal(err)
-	}
-	p.before = `mount --bind subids /etc/subuid && mount --bind subids /etc/subgid &&
+	p.before = p.mapped() + ` &&
 		exec setpriv --reuid 1000 --regid 1000 --clear-groups -- "$0" "$@"; false`
 }
 

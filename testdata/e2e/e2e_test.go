@@ -366,13 +366,7 @@ func TestUnpackAsUser(t *testing.T) {
 	p.sh("dist-pull --root roots " + single)
 	p.sh("umoci unpack --image roots:" + single + " bundle")
 	want := p.sh(tree, "bundle/rootfs")
-	if err := os.WriteFile(filepath.Join(p.dir, "subids"), []byte("1000:100000:65536\n"), 0o644); err != nil {
-		t.Fatal(err)
-	}
-	if err := errors.Join(os.Chown(p.dir, 1000, 1000), os.Chmod(filepath.Dir(p.dir), 0o755)); err != nil {
-		t.Fatal(err)
-	}
-	p.before = "mount --bind subids /etc/subuid && mount --bind subids /etc/subgid"
+	p.before = p.mapped()
 	p.Vars = append(p.Vars, "HOME="+p.dir, "XDG_RUNTIME_DIR="+p.dir)
 	user := func(script string, args ...string) string {
 		t.Helper()
