@@ -46,8 +46,9 @@ func NewID() string {
 // DefaultState is where the state of what runs is kept: /run/distkit for root, a directory of
 // the user's own for others. Like what it describes it does not outlive a boot.
 func DefaultState() string {
-	// Root of a user namespace is not the host's.
-	if os.Geteuid() == 0 && unix.Access("/run", unix.W_OK) == nil {
+	// Root of a user namespace is not the host's, whose /run anybody may write to here and there.
+	var st unix.Stat_t
+	if os.Geteuid() == 0 && unix.Stat("/run", &st) == nil && st.Uid == 0 && unix.Access("/run", unix.W_OK) == nil {
 		return "/run/distkit"
 	}
 	if dir := os.Getenv("XDG_RUNTIME_DIR"); dir != "" {
