@@ -24,7 +24,7 @@ func main() {
 		Use:   "dist-image VERB",
 		Short: "Give names to what is in the store, and read what they point at",
 	}
-	c.AddCommand(newCreate(), newUpdate(), newLabel(), newLs(), newRm(), newManifest(), newConfig(), newLayers(), newChain(), newChildren(), newCheck(), newSources())
+	c.AddCommand(newCreate(), newUpdate(), newLabel(), newLs(), newRm(), newManifest(), newConfig(), newLayers(), newChain(), newChildren(), newCheck(), newSources(), newTarget())
 	cli.Main(c)
 }
 
