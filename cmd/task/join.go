@@ -58,6 +58,10 @@ func newAttach(o *containers.Flags) *cobra.Command {
 		if err != nil {
 			return err
 		}
+		if e == nil { // left by the keys, on a terminal, whose cursor may stand anywhere
+			_, err = fmt.Fprintf(c.ErrOrStderr(), "\ntask: left %s, which runs on\n", args[0])
+			return err
+		}
 		return passOn("container "+args[0], e)
 	}
 	return c

@@ -57,7 +57,7 @@ func newStats(o *containers.Flags) *cobra.Command {
 					continue
 				}
 				printed++
-				if err := r.Write(s, s.ID, s.CPU, cli.Size(s.Memory), cli.Size(s.MemoryLimit), s.Processes, cli.Size(s.Read), cli.Size(s.Written)); err != nil {
+				if err := r.Write(s, s.ID, time.Duration(s.CPU), cli.Size(s.Memory), cli.Limit(s.MemoryLimit), s.Processes, cli.Size(s.Read), cli.Size(s.Written)); err != nil {
 					return err
 				}
 			}

@@ -91,7 +91,7 @@ func TestDistRunEnds(t *testing.T) {
 			{"detached", detached + ` >/dev/null; task ls | cut -f3; task rm -f $ID || echo $?`, "running\n137"},
 			{"keep", `dist-run --id $ID ` + single + ` sh -c 'exit 4' || echo $?; task ls -a | cut -f3; task rm $ID || true`, "4\nstopped"},
 			{"taken", detached + ` >/dev/null; dist-run --rm --id $ID ` + single + ` true 2>/dev/null || echo $?; task ls | cut -f3; task rm -f $ID || true`, "125\nrunning"},
-			{"rootfs", `mkdir -p r/bin && cp "$(command -v busybox)" r/bin/sh && dist-run --rm --id $ID --rootfs r /bin/sh -c 'echo here >/file' && cat r/file`, "here"},
+			{"rootfs", `mkdir -p rootfs/bin && cp "$(command -v busybox)" rootfs/bin/sh && dist-run --rm --id $ID --rootfs rootfs /bin/sh -c 'echo here >/file' && cat rootfs/file`, "here"},
 			{"not ours", `dist-userns -- snap prepare $ID >/dev/null; dist-run --rm --id $ID ` + single + ` true; dist-userns -- snap rm $ID && echo stayed`, "stayed"},
 			// The steps that are printed are those that are taken.
 			{"dry", `dist-run --rm --id $ID --dry-run -e 'A=x  $(y)' ` + single + ` sh -c 'echo "$A"; exit 5' >steps; test ! -e .content/containers; bash <steps || echo $?`, "x  $(y)\n5"},

@@ -253,3 +253,26 @@ func TestIgnoredSignalStaysIgnored(t *testing.T) {
 		t.Errorf("after HUP: %v", err)
 	}
 }
+
+func TestCells(t *testing.T) {
+	for _, c := range []struct {
+		cell               any
+		inPipe, onTerminal string
+	}{
+		{Size(0), "0", "0 B"},
+		{Size(1536), "1536", "1.5 KiB"},
+		{Limit(0), "0", "-"},
+		{Limit(64 << 20), "67108864", "64 MiB"},
+		{11371652 * time.Nanosecond, "11371652", "11.4ms"},
+		{2958300804 * time.Nanosecond, "2958300804", "2.96s"},
+		{time.Time{}, "", "-"},
+		{"a\tb\x1b", "a\\tb\x1b", "a?b?"},
+	} {
+		if got := raw(c.cell); got != c.inPipe {
+			t.Errorf("%#v in a pipe: %q, want %q", c.cell, got, c.inPipe)
+		}
+		if got := human(c.cell); got != c.onTerminal {
+			t.Errorf("%#v on a terminal: %q, want %q", c.cell, got, c.onTerminal)
+		}
+	}
+}

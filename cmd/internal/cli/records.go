@@ -17,6 +17,9 @@ import (
 // Size is a cell that holds bytes: a plain number in a pipe, "1.2 MiB" on a terminal.
 type Size int64
 
+// Limit is a Size that 0 does not bound: "-" on a terminal.
+type Limit int64
+
 // Records prints one record a line: tab-separated with raw numbers and RFC 3339 times in a
 // pipe, an aligned table with a header on a terminal, one JSON object a line with --json,
 // the first cell alone with -q, records ended by NUL with -z.
@@ -42,7 +45,7 @@ func NewRecords(c *cobra.Command, columns ...string) *Records {
 func (r *Records) Quiet() bool { return *r.key && !*r.json }
 
 // Write prints a record: value is what --json shows, cells are the columns (string, Size,
-// integers, time.Time), the key first.
+// Limit, integers, time.Time, time.Duration: nanoseconds in a pipe), the key first.
 func (r *Records) Write(value any, cells ...any) error {
 	out := r.cmd.OutOrStdout()
 	end := "\n"
@@ -71,12 +74,14 @@ func (r *Records) Write(value any, cells ...any) error {
 	return join(out, cells, raw, end)
 }
 
-// Close ends the table.
+// Close ends the table; what is written then begins another.
 func (r *Records) Close() error {
 	if r.table == nil {
 		return nil
 	}
-	return r.table.Flush()
+	t := r.table
+	r.table = nil
+	return t.Flush()
 }
 
 // WriteRecord prints one record in the form that a pipe gets.
@@ -101,6 +106,10 @@ func raw(c any) string {
 	switch v := c.(type) {
 	case Size:
 		return strconv.FormatInt(int64(v), 10)
+	case Limit:
+		return strconv.FormatInt(int64(v), 10)
+	case time.Duration:
+		return strconv.FormatInt(v.Nanoseconds(), 10)
 	case time.Time:
 		if v.IsZero() {
 			return ""
@@ -117,6 +126,16 @@ func human(c any) string {
 	switch v := c.(type) {
 	case Size:
 		return humanize.IBytes(uint64(max(v, 0)))
+	case Limit:
+		if v <= 0 {
+			return "-"
+		}
+		return human(Size(v))
+	case time.Duration:
+		if v < time.Second {
+			return v.Round(100 * time.Microsecond).String()
+		}
+		return v.Round(10 * time.Millisecond).String()
 	case time.Time:
 		if v.IsZero() {
 			return "-"
