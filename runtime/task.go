@@ -277,6 +277,14 @@ func (c *Container) Update(ctx context.Context, r *specs.LinuxResources) error {
 // its output read.
 func (c *Container) tend(ctx context.Context) error { return c.tendTo(ctx, "") }
 
+// tendDir is tend for the process that has the directory: the container's own, or a further one's.
+func (c *Container) tendDir(ctx context.Context, dir string) error {
+	if dir == c.dir {
+		return c.tendTo(ctx, "")
+	}
+	return c.tendTo(ctx, filepath.Base(dir))
+}
+
 // tendTo is tend for the container's own process, or for a further one in it.
 func (c *Container) tendTo(ctx context.Context, exec string) error {
 	dir, what, interactive := c.dir, fmt.Sprintf("container %s", c.ID), c.Interactive
@@ -398,11 +406,7 @@ func (c *Container) ends(ctx context.Context, dir, what string) *end {
 			file, _ = os.Open(filepath.Join(dir, "exit.json"))
 		}
 		if !l.monitored {
-			exec := ""
-			if dir != c.dir {
-				exec = filepath.Base(dir)
-			}
-			if err := c.tendTo(ctx, exec); err != nil {
+			if err := c.tendDir(ctx, dir); err != nil {
 				return false, err
 			}
 		}
@@ -439,6 +443,7 @@ func (c *Container) logs(ctx context.Context, dir, what string, o Logs, f func(E
 	if l, err := look(dir); err == nil && l.state != nil && !l.state.Detached {
 		return failed("%s has no log: it runs, or ran, in the foreground", what)
 	}
+	_ = c.tendDir(ctx, dir) // what was kept can be read without a monitor, too
 	if o.Tail > 0 {
 		last := newTail(o.Tail)
 		if err := r.read(last.add); err != nil {
