@@ -107,7 +107,7 @@ func newLogs(o *containers.Flags) *cobra.Command {
 	records := f.Bool("json", false, "print a JSON object for each piece of output: time, stream, text")
 	exec := f.String("exec-id", "", "of the process `EXECID` of task exec --detach")
 	c.RunE = func(c *cobra.Command, args []string) error {
-		t, err := get(o, args[0])
+		t, err := join(o, args[0])
 		if err != nil {
 			return err
 		}

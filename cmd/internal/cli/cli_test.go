@@ -48,6 +48,8 @@ func testCommand() *cobra.Command {
 			return Exit(77)
 		case "fail":
 			return fmt.Errorf("open\n\x1b[31mred: %w", errdefs.ErrNotFound)
+		case "failed":
+			return fmt.Errorf("layer: %w", errors.Join(Exit(42), errors.New("and it stays")))
 		case "wait":
 			in, err := Stdin(c.Context())
 			if err != nil {
@@ -140,6 +142,13 @@ func TestErrorsAreOneLineAndClassified(t *testing.T) {
 		if r.state.ExitCode() != c.status || r.errs != c.stderr || r.out != "" {
 			t.Errorf("%q: %v, stderr %q, stdout %q", c.args, r.state, r.errs, r.out)
 		}
+	}
+}
+
+// Who passes a status on has an error of its own, too.
+func TestWhatIsBesideAStatusIsReported(t *testing.T) {
+	if r := probe(t, "", nil, "failed"); r.state.ExitCode() != 42 || r.errs != "probe: and it stays\n" {
+		t.Errorf("status %d, %q", r.state.ExitCode(), r.errs)
 	}
 }
 

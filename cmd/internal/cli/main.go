@@ -84,6 +84,8 @@ func run(c *cobra.Command) int {
 	if errors.As(err, &exit) {
 		if exit.err != nil {
 			report(c, exit.err)
+		} else if rest := beside(err); rest != nil {
+			report(c, rest)
 		}
 		return exit.status
 	}
@@ -221,6 +223,25 @@ func Exit(n int) error { return exitStatus{status: n} }
 // ExitWith is an error that is reported like any other, and has a status of its own: for what
 // has no class, such as 126 and 127.
 func ExitWith(n int, err error) error { return exitStatus{n, err} }
+
+// beside is what is joined to an error that prints nothing: it has not been reported.
+func beside(err error) error {
+	switch e := err.(type) {
+	case exitStatus:
+		return nil
+	case interface{ Unwrap() []error }:
+		var rest []error
+		for _, err := range e.Unwrap() {
+			rest = append(rest, beside(err))
+		}
+		return errors.Join(rest...)
+	case interface{ Unwrap() error }:
+		if errors.As(err, new(exitStatus)) {
+			return beside(e.Unwrap())
+		}
+	}
+	return err
+}
 
 // Usagef is an error of wrong usage: status 2, class InvalidArgument.
 func Usagef(format string, a ...any) error {
