@@ -81,7 +81,7 @@ func (s *screen) ends(status int) {
 // A detached container's terminal can be joined, left by the keys, and joined again, by several
 // at once; its size follows.
 func TestAttachTerminal(t *testing.T) {
-	runtimes(t, func(m *machine) {
+	runtimes(t, func(t *testing.T, m *machine) {
 		m.spec(Options{Terminal: true, Args: []string{"sh", "-c",
 			"while read x; do case $x in size) stty size;; end) exit 5;; *) echo heard $x;; esac; done"}})
 		c := m.detached(Record{ID: "test-attach"})

@@ -105,7 +105,7 @@ func (m *machine) as(what, id, step string) *exec.Cmd {
 // and leave nothing of it behind.
 func TestKilledAtEveryStep(t *testing.T) {
 	steps := []string{"claimed", "blank", "creating", "mounted", "shim", "started", "running", "reaped", "ended", "removed", "unmounted", "recorded", "remove", "snapshot removed"}
-	runtimes(t, func(m *machine) {
+	runtimes(t, func(t *testing.T, m *machine) {
 		for _, what := range []string{"run", "start"} {
 			for _, keep := range []bool{true, false} {
 				if m.runtime != "runc" && keep == (what == "run") {
@@ -209,7 +209,7 @@ func (m *machine) code(err error) int {
 // A container goes on without its shim; the next that works on it brings another, which has what it
 // printed meanwhile and, where the kernel tells, its status.
 func TestShimKilled(t *testing.T) {
-	runtimes(t, func(m *machine) {
+	runtimes(t, func(t *testing.T, m *machine) {
 		// What it prints to has another number by then.
 		m.spec(Options{Args: []string{"sh", "-c", "trap 'echo told >&3; exit 6' TERM; exec 3>&1 >/dev/null; echo before >&3; while ! test -e /go; do sleep 0.02; done; echo meanwhile >&3; while :; do sleep 0.02; done"}})
 		c := m.detached(Record{ID: "test-shim"})
@@ -260,7 +260,7 @@ func TestShimKilled(t *testing.T) {
 
 // So does a further process: it goes on, and the next that works on it brings another shim.
 func TestExecShimKilled(t *testing.T) {
-	runtimes(t, func(m *machine) {
+	runtimes(t, func(t *testing.T, m *machine) {
 		m.spec(Options{Args: []string{"sleep", "1000"}})
 		c := m.detached(Record{ID: "test-exec-shim"})
 		script := "trap 'echo told; exit 6' TERM; echo before; read x; echo heard $x; while :; do sleep 0.02; done"
@@ -320,7 +320,7 @@ func (m *machine) log(c *Container) string {
 // After a boot the state directories are gone, and so are the processes: what was running is stopped,
 // what was to be removed goes, and everything can be run again.
 func TestBoot(t *testing.T) {
-	runtimes(t, func(m *machine) {
+	runtimes(t, func(t *testing.T, m *machine) {
 		m.spec(Options{Args: []string{"sleep", "1000"}})
 		keep, gone := m.snapshotted("test-keep", Record{}), m.snapshotted("test-gone", Record{RemoveAtEnd: true})
 		for _, c := range []*Container{keep, gone} {
@@ -382,7 +382,7 @@ func TestBoot(t *testing.T) {
 
 // A disk that is full when a container ends loses its output and not how it ended.
 func TestFullDisk(t *testing.T) {
-	runtimes(t, func(m *machine) {
+	runtimes(t, func(t *testing.T, m *machine) {
 		store := filepath.Join(m.state, "store")
 		if err := os.MkdirAll(store, 0o755); err != nil {
 			t.Fatal(err)
@@ -457,7 +457,7 @@ func host(t *testing.T, m *machine) map[string][]string {
 
 // A hundred containers at once, started and ended in all ways, leave nothing.
 func TestHundred(t *testing.T) {
-	runtimes(t, func(m *machine) {
+	runtimes(t, func(t *testing.T, m *machine) {
 		if m.runtime != "runc" {
 			return // crun needs a mount namespace for each here
 		}

@@ -79,7 +79,7 @@ func (m *machine) stopped(c *Container) Info {
 }
 
 func TestDetached(t *testing.T) {
-	runtimes(t, func(m *machine) {
+	runtimes(t, func(t *testing.T, m *machine) {
 		m.spec(Options{Args: []string{"sh", "-c", "echo out; echo err >&2; printf part; ls -l /proc/self/fd | grep -c -- '->'; exit 7"}})
 		extra, err := os.Open(m.bundle) // as a shell's 9<file
 		if err != nil {
@@ -151,7 +151,7 @@ func TestDetached(t *testing.T) {
 
 // The shim of a container has no descriptors but its own, and its log is bounded.
 func TestShim(t *testing.T) {
-	runtimes(t, func(m *machine) {
+	runtimes(t, func(t *testing.T, m *machine) {
 		m.spec(Options{Args: []string{"sh", "-c", "i=0; while [ $i -lt 20000 ]; do echo line $i; i=$((i+1)); done; exec sleep 1000"}})
 		c := m.detached(Record{ID: "test-small", LogSize: 64 << 10})
 		until(t, "the output", func() bool {

@@ -79,7 +79,7 @@ type machine struct {
 
 // runtimes are those that the test machine has. A crun that refuses hybrid cgroups is run
 // where it does not see them.
-func runtimes(t *testing.T, f func(m *machine)) {
+func runtimes(t *testing.T, f func(t *testing.T, m *machine)) {
 	for _, name := range []string{"runc", "crun"} {
 		t.Run(name, func(t *testing.T) {
 			require(t, "root")
@@ -94,7 +94,7 @@ func runtimes(t *testing.T, f func(m *machine)) {
 				}
 			}
 			m := newMachine(t, command)
-			f(m)
+			f(t, m)
 			m.clean()
 		})
 	}
@@ -103,6 +103,7 @@ func runtimes(t *testing.T, f func(m *machine)) {
 func newMachine(t *testing.T, command string) *machine {
 	t.Helper()
 	m := &machine{t, command, filepath.Join(t.TempDir(), "s"), t.TempDir()}
+	t.Cleanup(m.removeAll)
 	busybox, _ := exec.LookPath("busybox")
 	b, err := os.ReadFile(busybox)
 	if err != nil {
@@ -119,6 +120,20 @@ func newMachine(t *testing.T, command string) *machine {
 		}
 	}
 	return m
+}
+
+// removeAll removes what a test that failed has left.
+func (m *machine) removeAll() {
+	left, err := m.containers().List()
+	if err != nil {
+		m.Error(err)
+	}
+	for _, c := range left {
+		if _, err := c.Remove(context.Background(), true); err != nil {
+			m.Error(err)
+		}
+	}
+	m.containers().Clear(context.Background())
 }
 
 // clean demands that nothing of any container is left.
@@ -185,7 +200,7 @@ func (m *machine) run(stdin string) (stdout, stderr string, status int) {
 }
 
 func TestRunStatus(t *testing.T) {
-	runtimes(t, func(m *machine) {
+	runtimes(t, func(t *testing.T, m *machine) {
 		tmpfs, _ := ParseTmpfs("/t")
 		for _, c := range []struct {
 			o      Options
@@ -216,7 +231,7 @@ func TestRunStatus(t *testing.T) {
 }
 
 func TestRunStreams(t *testing.T) {
-	runtimes(t, func(m *machine) {
+	runtimes(t, func(t *testing.T, m *machine) {
 		m.spec(Options{Args: []string{"sh", "-c", "cat; echo e >&2"}})
 		in := strings.Repeat("0123456789abcdef", 20000)
 		if out, errs, status := m.run(in); out != in || errs != "e\n" || status != 0 {
@@ -264,7 +279,7 @@ func TestRunForwardsSignals(t *testing.T) {
 	// what was ignored when it began. A signal with a handler is reset for what is executed.
 	signal.Notify(make(chan os.Signal, 1), unix.SIGHUP)
 	t.Cleanup(func() { signal.Reset(unix.SIGHUP) })
-	runtimes(t, func(m *machine) {
+	runtimes(t, func(t *testing.T, m *machine) {
 		for _, sig := range []syscall.Signal{unix.SIGHUP, unix.SIGINT, unix.SIGQUIT, unix.SIGTERM, unix.SIGUSR1, unix.SIGUSR2} {
 			m.spec(Options{Args: []string{"sh", "-c", fmt.Sprintf("trap 'echo got; exit %d' %d; echo ready; while :; do sleep 0.1; done", 40+int(sig), int(sig))}})
 			c, out := m.started("test-signals")
@@ -299,7 +314,7 @@ func TestRunForwardsSignals(t *testing.T) {
 }
 
 func TestRunIDInUse(t *testing.T) {
-	runtimes(t, func(m *machine) {
+	runtimes(t, func(t *testing.T, m *machine) {
 		m.spec(Options{Args: []string{"sh", "-c", "echo ready; cat"}})
 		r, w, err := os.Pipe()
 		if err != nil {
@@ -343,7 +358,7 @@ func TestRunIDInUse(t *testing.T) {
 
 // Runs killed at any instant leave nothing that the next one does not clean up.
 func TestRunKilled(t *testing.T) {
-	runtimes(t, func(m *machine) {
+	runtimes(t, func(t *testing.T, m *machine) {
 		m.spec(Options{Args: []string{"sleep", "1000"}})
 		for n := range 12 {
 			c := m.command("test-killed")
@@ -363,7 +378,7 @@ func TestRunKilled(t *testing.T) {
 }
 
 func TestRunTerminal(t *testing.T) {
-	runtimes(t, func(m *machine) {
+	runtimes(t, func(t *testing.T, m *machine) {
 		master, name, err := console.NewPty()
 		if err != nil {
 			t.Fatal(err)
