@@ -82,10 +82,8 @@ func run(c *cobra.Command) int {
 	}
 	var exit exitStatus
 	if errors.As(err, &exit) {
-		if exit.err != nil {
-			report(c, exit.err)
-		} else if rest := beside(err); rest != nil {
-			report(c, rest)
+		if untold := unreported(err); untold != nil {
+			report(c, untold)
 		}
 		return exit.status
 	}
@@ -224,20 +222,21 @@ func Exit(n int) error { return exitStatus{status: n} }
 // has no class, such as 126 and 127.
 func ExitWith(n int, err error) error { return exitStatus{n, err} }
 
-// beside is what is joined to an error that prints nothing: it has not been reported.
-func beside(err error) error {
+// unreported is what an error with a status of its own has to say: that of [ExitWith], nothing of
+// [Exit], and what is joined to either.
+func unreported(err error) error {
 	switch e := err.(type) {
 	case exitStatus:
-		return nil
+		return e.err
 	case interface{ Unwrap() []error }:
-		var rest []error
+		var all []error
 		for _, err := range e.Unwrap() {
-			rest = append(rest, beside(err))
+			all = append(all, unreported(err))
 		}
-		return errors.Join(rest...)
+		return errors.Join(all...)
 	case interface{ Unwrap() error }:
 		if errors.As(err, new(exitStatus)) {
-			return beside(e.Unwrap())
+			return unreported(e.Unwrap())
 		}
 	}
 	return err
