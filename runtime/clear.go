@@ -67,7 +67,7 @@ func (s *Containers) Clear(ctx context.Context) {
 		if err != nil || !c.dead() {
 			continue
 		}
-		lock, err := lockFile(c.path("lock"), true)
+		lock, err := lockFile(c.path("lock"), false)
 		if err != nil {
 			continue
 		}
@@ -193,14 +193,17 @@ func removeStray(key string) {
 // is FailedPrecondition unless force says that it is to be killed.
 func (c *Container) Remove(ctx context.Context, force bool) (*Exit, error) {
 	defer c.set.Clear(ctx)
-	l, err := look(c.dir)
-	if err != nil {
-		return nil, fmt.Errorf("remove container %s: %w", c.ID, err)
-	}
 	// Who monitors it, and sees its end, may remove it too: the file is open before.
 	exit, _ := os.Open(c.path("exit.json"))
 	if exit != nil {
 		defer exit.Close()
+	}
+	l, err := look(c.dir)
+	if errdefs.IsNotFound(err) && c.RemoveAtEnd && exit != nil {
+		return exitOf(exit), nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("remove container %s: %w", c.ID, err)
 	}
 	if l.status == Running || l.status == Paused || l.status == Creating {
 		if !force {

@@ -393,23 +393,7 @@ func (c *Container) empty() error {
 	if mounted(c.path("rootfs")) {
 		return busy("something else is mounted on %s", c.path("rootfs"))
 	}
-	// The record goes first: after that a sweep has nothing to keep.
-	if err := os.Remove(c.path("container.json")); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return err
-	}
-	entries, err := os.ReadDir(c.dir)
-	if err != nil {
-		return err
-	}
-	for _, e := range entries {
-		if e.Name() == "lock" {
-			continue
-		}
-		if err := os.RemoveAll(c.path(e.Name())); err != nil {
-			return err
-		}
-	}
-	return nil
+	return removeRun(c.dir, "lock") // the record goes first: after that a sweep has nothing to keep
 }
 
 // delete deletes the directory, the lock last, and the directories above that it leaves empty.
@@ -419,7 +403,8 @@ func (c *Container) delete(lock *os.File) error {
 		return err
 	}
 	_ = os.Remove(c.path("lock"))
-	if err := os.Remove(c.dir); err != nil && !errors.Is(err, fs.ErrNotExist) {
+	err := os.Remove(c.dir)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, unix.ENOTEMPTY) { // the ID may have another owner by now
 		return err
 	}
 	_ = os.Remove(c.set.dir())

@@ -144,7 +144,7 @@ func (c *Container) beginExec(ctx context.Context, x Exec, detached bool) (u *ex
 		return err
 	}()
 	if err != nil {
-		_ = os.RemoveAll(u.dir())
+		_ = removeRun(u.dir(), "")
 		_ = u.lock.Close()
 		return nil, nil, fmt.Errorf("%s: %w", what, err)
 	}
@@ -167,7 +167,10 @@ func (u *execution) claimExec() (*os.File, error) {
 		return nil, err
 	}
 	l, err := look(u.dir())
-	if err == nil && (l.status == Running || l.status == Stopped && l.state.Detached) {
+	if errdefs.IsNotFound(err) {
+		return lock, nil
+	}
+	if err == nil && (l.status == Running || l.status == Stopped && l.state != nil && l.state.Detached) {
 		err = errclass.Errorf(errdefs.ErrAlreadyExists, "it exists: remove it with task rm --exec-id, or take another ID")
 	}
 	if err != nil {
@@ -267,17 +270,24 @@ func (c *Container) execDir(id string) (string, error) {
 	return dir, nil
 }
 
+// lookExec is look at such a process. NotFound where the container has none of that ID.
+func (c *Container) lookExec(id string) (dir string, l looked, err error) {
+	if dir, err = c.execDir(id); err != nil {
+		return "", l, err
+	}
+	if l, err = look(dir); err != nil {
+		err = fmt.Errorf("%s: %w", c.execName(id), err)
+	}
+	return dir, l, err
+}
+
 func (c *Container) execName(id string) string {
 	return fmt.Sprintf("process %s of container %s", id, c.ID)
 }
 
 // KillExec sends a signal to a process that [Container.Exec] or [Container.StartExec] started.
 func (c *Container) KillExec(ctx context.Context, id string, sig unix.Signal) error {
-	dir, err := c.execDir(id)
-	if err != nil {
-		return err
-	}
-	l, err := look(dir)
+	_, l, err := c.lookExec(id)
 	if err == nil {
 		err = c.tendTo(ctx, id)
 	}
@@ -310,11 +320,7 @@ func (c *Container) ExecLogs(ctx context.Context, id string, o Logs, f func(Entr
 
 // AttachExec joins such a process, a detached one.
 func (c *Container) AttachExec(ctx context.Context, id string, o Attach) (*Exit, error) {
-	dir, err := c.execDir(id)
-	if err != nil {
-		return nil, err
-	}
-	l, err := look(dir)
+	dir, l, err := c.lookExec(id)
 	if err == nil && (l.status != Running || !l.state.Detached) {
 		err = failed("attach: %s is not detached and running", c.execName(id))
 	}
@@ -330,11 +336,7 @@ func (c *Container) AttachExec(ctx context.Context, id string, o Attach) (*Exit,
 // RemoveExec removes what is kept of such a process, and returns how it ended. One that runs is
 // FailedPrecondition, or killed if force says so.
 func (c *Container) RemoveExec(ctx context.Context, id string, force bool) (*Exit, error) {
-	dir, err := c.execDir(id)
-	if err != nil {
-		return nil, err
-	}
-	l, err := look(dir)
+	dir, l, err := c.lookExec(id)
 	if err != nil {
 		return nil, err
 	}
@@ -351,7 +353,7 @@ func (c *Container) RemoveExec(ctx context.Context, id string, force bool) (*Exi
 	}
 	var lock *os.File
 	for range 200 {
-		if lock, err = lockFile(filepath.Join(dir, "lock"), true); !errdefs.IsUnavailable(err) {
+		if lock, err = lockFile(filepath.Join(dir, "lock"), false); !errdefs.IsUnavailable(err) {
 			break
 		}
 		time.Sleep(10 * time.Millisecond)
@@ -363,10 +365,10 @@ func (c *Container) RemoveExec(ctx context.Context, id string, force bool) (*Exi
 		return nil, fmt.Errorf("remove %s: %w", c.execName(id), err)
 	}
 	defer lock.Close()
-	if l, err = look(dir); err != nil {
+	if _, l, err = c.lookExec(id); err != nil {
 		return nil, err
 	}
-	return l.exit, os.RemoveAll(dir)
+	return l.exit, removeRun(dir, "")
 }
 
 // endExec records the end of a further process.
@@ -374,7 +376,7 @@ func (u *execution) endExec(e Exit) error {
 	err := writeExit(u.dir(), e)
 	u.c.log(events.Event{Topic: "/tasks/exit", Exec: u.exec, Pid: u.state.Pid, Status: e.Status})
 	if !u.state.Detached {
-		err = os.RemoveAll(u.dir())
+		err = removeRun(u.dir(), "")
 	}
 	u.claim.release()
 	if cerr := u.lock.Close(); err == nil {

@@ -201,7 +201,7 @@ func (s *Containers) own(id string) (*Container, *os.File, error) {
 
 // lock makes this process the one that runs or removes the container.
 func (c *Container) lock() (*os.File, error) {
-	lock, err := lockFile(c.path("lock"), true)
+	lock, err := lockFile(c.path("lock"), false)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
 		return nil, notFound("no container %s", c.ID)

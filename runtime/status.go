@@ -178,47 +178,102 @@ type looked struct {
 // errLost is the error of an end that nobody saw.
 const errLost = "its monitor was killed, and nobody saw the end"
 
+// look returns NotFound where there is no container and no process, or no longer one.
 func look(dir string) (looked, error) {
-	// In this order: who ends a run writes exit.json while state.json is there.
-	s, err := readState(dir)
-	if err != nil {
-		return looked{}, err
-	}
-	e, err := readExit(dir)
-	if err != nil {
-		return looked{}, err
-	}
-	l := looked{status: Created, state: s, exit: e}
-	if s == nil {
-		l.exit = nil
-		if e != nil && e.Status != nil {
+	for {
+		// In this order: who ends a run writes exit.json while state.json is there, and who removes
+		// one removes state.json first.
+		s, err := readState(dir)
+		if err != nil {
+			return looked{}, err
+		}
+		e, err := readExit(dir)
+		if err != nil {
+			return looked{}, err
+		}
+		l := looked{status: Created, state: s, exit: e}
+		if s == nil {
+			l.exit = nil
+			if e != nil && e.Status != nil {
+				l.status, l.exit = Stopped, e
+			} else if e == nil && !described(dir) {
+				return looked{}, notFound("it was removed")
+			}
+			return l, nil
+		}
+		l.monitored = s.Monitor.Alive()
+		switch {
+		case e != nil:
+			l.status = Stopped
+			return l, nil
+		case s.Status == Creating && l.monitored:
+			l.status = Creating
+			return l, nil
+		case s.Status == Running && s.Alive():
+			l.status = Running
+			if frozen(s.Cgroups) {
+				l.status = Paused
+			}
+			return l, nil
+		case l.monitored:
+			l.status = Running // its end is being recorded
+			return l, nil
+		}
+		// Nobody lives who would record the end; who did may have, and removed it all, since we looked.
+		if e, err = readExit(dir); err != nil {
+			return looked{}, err
+		}
+		now, err := readState(dir)
+		if err != nil {
+			return looked{}, err
+		}
+		switch {
+		case now == nil || now.Status != s.Status || now.Monitor != s.Monitor:
+		case e != nil:
 			l.status, l.exit = Stopped, e
+			return l, nil
+		case s.Status == Creating:
+			return l, nil // its making was cut short
+		default:
+			l.status, l.exit = Stopped, &Exit{Error: errLost}
+			return l, nil
 		}
-		return l, nil
 	}
-	l.monitored = s.Monitor.Alive()
-	switch {
-	case e != nil:
-		l.status = Stopped
-	case s.Status == Creating && l.monitored:
-		l.status = Creating
-	case s.Status == Creating:
-		l.status = Created // its making was cut short
-	case s.Alive():
-		l.status = Running
-		if frozen(s.Cgroups) {
-			l.status = Paused
+}
+
+// described tells whether a directory is that of a container or of a process: what it is is written
+// before anything else, and removed first.
+func described(dir string) bool {
+	for _, name := range []string{"container.json", "process.json"} {
+		if _, err := os.Lstat(filepath.Join(dir, name)); err == nil {
+			return true
 		}
-	case l.monitored:
-		l.status = Running // its end is being recorded
-	default:
-		// The end may have been written since we looked.
-		if e, err := readExit(dir); err == nil && e != nil {
-			l.exit = e
-		} else {
-			l.exit = &Exit{Error: errLost}
-		}
-		l.status = Stopped
 	}
-	return l, nil
+	return false
+}
+
+// removeRun removes the directory of a container's or a process's run, in the order that [look]
+// relies on. keep is what is left in it, or empty for nothing, not even the directory.
+func removeRun(dir, keep string) error {
+	for _, name := range []string{"container.json", "process.json", "state.json"} {
+		if err := os.Remove(filepath.Join(dir, name)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+	}
+	if keep == "" {
+		return os.RemoveAll(dir)
+	}
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return err
+	}
+	for _, e := range entries {
+		if e.Name() == keep {
+			continue
+		}
+		if err := os.RemoveAll(filepath.Join(dir, e.Name())); err != nil {
+			return err
+		}
+	}
+	return nil
 }

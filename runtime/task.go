@@ -295,14 +295,17 @@ func (c *Container) tendTo(ctx context.Context, exec string) error {
 		return l.state != nil && !l.monitored && (l.status == Running || l.status == Paused)
 	}
 	l, err := look(dir)
-	if err != nil || !lost(l) {
-		return err
+	if err != nil {
+		return fmt.Errorf("%s: %w", what, err)
+	}
+	if !lost(l) {
+		return nil
 	}
 	var lock *os.File
 	if exec == "" {
 		lock, err = c.lock()
 	} else {
-		lock, err = lockFile(filepath.Join(dir, "lock"), true)
+		lock, err = lockFile(filepath.Join(dir, "lock"), false)
 	}
 	switch {
 	case errdefs.IsUnavailable(err), exec != "" && errors.Is(err, fs.ErrNotExist):
@@ -376,37 +379,49 @@ type end struct {
 
 func (c *Container) ends(ctx context.Context, dir, what string) *end {
 	var file *os.File // who removes the container writes to it before
+	ran := false
 	e := &end{}
 	e.close = func() {
 		if file != nil {
 			_ = file.Close()
 		}
 	}
-	e.over = func() (bool, error) {
-		l, err := look(dir)
-		if err != nil {
-			return false, fmt.Errorf("%s: %w", what, err)
+	open := func() {
+		if f, err := os.Open(filepath.Join(dir, "exit.json")); err == nil {
+			e.close()
+			file = f
 		}
-		switch l.status {
-		case Stopped:
-			e.exit = l.exit
-			return true, nil
-		case Created:
+	}
+	e.over = func() (bool, error) {
+		if file == nil {
+			open()
+		}
+		l, err := look(dir)
+		switch {
+		case errdefs.IsNotFound(err):
 			if file != nil {
 				if e.exit = exitOf(file); e.exit != nil {
 					return true, nil
 				}
 			}
-			if _, serr := os.Stat(dir); file != nil && serr != nil {
+			if ran {
 				return true, notFound("%s was removed while it ran", what)
 			}
+			return true, notFound("no %s", what)
+		case err != nil:
+			return false, fmt.Errorf("%s: %w", what, err)
+		case l.status == Stopped:
+			e.exit = l.exit
+			return true, nil
+		case l.status == Created:
 			return true, failed("%s was not started", what)
 		}
-		if file == nil {
-			file, _ = os.Open(filepath.Join(dir, "exit.json"))
+		if !ran {
+			open() // what was open may be of the run before
+			ran = true
 		}
 		if !l.monitored {
-			if err := c.tendDir(ctx, dir); err != nil {
+			if err := c.tendDir(ctx, dir); err != nil && !errdefs.IsNotFound(err) {
 				return false, err
 			}
 		}

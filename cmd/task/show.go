@@ -33,6 +33,9 @@ func newLs(o *containers.Flags) *cobra.Command {
 		list, lerr := cs.List() // some may be there beside an error
 		for _, t := range list {
 			i, err := t.Info()
+			if isNotFound(err) {
+				continue // it has just been removed
+			}
 			if err != nil {
 				lerr = errors.Join(lerr, err)
 				continue

@@ -1,0 +1,69 @@
+package runtime
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/containerd/errdefs"
+)
+
+// Who looks at what ends and is removed meanwhile sees how it ended, or that it is gone: never that it was
+// not started, or that nobody saw its end.
+func TestLookBesideRemoval(t *testing.T) {
+	for n := range 300 {
+		dir := filepath.Join(t.TempDir(), fmt.Sprint(n))
+		kind := "container.json"
+		if n%2 == 1 {
+			kind = "process.json"
+		}
+		if err := os.Mkdir(dir, 0o700); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(filepath.Join(dir, kind), []byte("{}\n"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if l, err := look(dir); err != nil || l.status != Created {
+			t.Fatalf("before it runs it is %q: %v", l.status, err)
+		}
+		if err := blankExit(dir); err != nil {
+			t.Fatal(err)
+		}
+		dead := Process{Pid: 1<<22 + 1, Boot: bootID()}
+		if err := writeState(dir, state{Status: Running, Process: dead, Monitor: dead}); err != nil {
+			t.Fatal(err)
+		}
+		if l, err := look(dir); err != nil || l.status != Stopped || l.exit.Error != errLost {
+			t.Fatalf("with a dead monitor it is %q: %v", l.status, err)
+		}
+		status := 7
+		if err := writeExit(dir, Exit{Status: &status, Exited: time.Now()}); err != nil {
+			t.Fatal(err)
+		}
+		var wg sync.WaitGroup
+		for range 3 {
+			wg.Go(func() {
+				for {
+					l, err := look(dir)
+					if errdefs.IsNotFound(err) {
+						return
+					}
+					if err != nil || l.status != Stopped || l.exit.Status == nil || *l.exit.Status != status {
+						t.Errorf("it is %q, its exit %+v: %v", l.status, l.exit, err)
+						return
+					}
+				}
+			})
+		}
+		if err := removeRun(dir, ""); err != nil {
+			t.Error(err)
+		}
+		wg.Wait()
+		if t.Failed() {
+			return
+		}
+	}
+}
