@@ -43,7 +43,7 @@ func (c *Container) Attach(ctx context.Context, o Attach) (*Exit, error) {
 var errDetached = errors.New("detached")
 
 func (c *Container) attach(ctx context.Context, dir, what string, l looked, o Attach) (exit *Exit, err error) {
-	w, err := watch(dir)
+	w, err := watch(dir, what)
 	if err != nil {
 		return nil, err
 	}

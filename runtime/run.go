@@ -316,14 +316,15 @@ func (c *Container) begin(ctx context.Context, r *Runtime, lock *os.File, detach
 			return err
 		}
 		u.state = state{Status: Creating, Runtime: r.command, RuntimeState: r.root(), Detached: detached, Monitor: self}
-		if err := blankExit(c.dir); err != nil {
-			return err
-		}
-		at("blank")
+		// The end of the run before counts until this one begins: state.json goes first.
 		if err := writeState(c.dir, u.state); err != nil {
 			return err
 		}
 		at("creating")
+		if err := blankExit(c.dir); err != nil {
+			return err
+		}
+		at("blank")
 		if c.Network != "" {
 			if err := c.set.networks.Up(ctx, c.Network); err != nil {
 				return fmt.Errorf("network: %w", err)
@@ -394,7 +395,7 @@ func (u *execution) start(ctx context.Context, opts *runc.CreateOpts, term *term
 // abandon undoes what led to no run, and returns err, the cause.
 func (u *execution) abandon(ctx context.Context, err error) error {
 	if u.exec != "" {
-		_ = os.RemoveAll(u.dir())
+		_ = removeRun(u.dir(), "")
 		u.claim.release()
 		_ = u.lock.Close()
 		return err

@@ -349,10 +349,7 @@ func (c *Container) Wait(ctx context.Context) (*Exit, error) {
 
 // wait waits for the end of the process whose directory dir is, the container's own or that of another in it.
 func (c *Container) wait(ctx context.Context, dir, what string) (*Exit, error) {
-	w, err := watch(dir)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil, notFound("no %s", what)
-	}
+	w, err := watch(dir, what)
 	if err != nil {
 		return nil, err
 	}
@@ -442,10 +439,7 @@ func (c *Container) Logs(ctx context.Context, o Logs, f func(Entry) error) error
 }
 
 func (c *Container) logs(ctx context.Context, dir, what string, o Logs, f func(Entry) error) error {
-	w, err := watch(dir)
-	if errors.Is(err, fs.ErrNotExist) {
-		return notFound("no %s", what)
-	}
+	w, err := watch(dir, what)
 	if err != nil {
 		return err
 	}

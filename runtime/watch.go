@@ -2,6 +2,7 @@ package runtime
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"time"
@@ -15,7 +16,8 @@ type watcher struct {
 	changed chan struct{}
 }
 
-func watch(dir string) (*watcher, error) {
+// watch watches the directory of what, which is NotFound where there is none.
+func watch(dir, what string) (*watcher, error) {
 	fd, err := unix.InotifyInit1(unix.IN_CLOEXEC | unix.IN_NONBLOCK)
 	if err != nil {
 		return nil, fmt.Errorf("watch %s: %w", dir, err)
@@ -24,6 +26,9 @@ func watch(dir string) (*watcher, error) {
 	const mask = unix.IN_MODIFY | unix.IN_CREATE | unix.IN_MOVED_TO | unix.IN_DELETE | unix.IN_DELETE_SELF
 	if _, err := unix.InotifyAddWatch(fd, dir, mask); err != nil {
 		_ = w.f.Close()
+		if errors.Is(err, unix.ENOENT) {
+			return nil, notFound("no %s", what)
+		}
 		return nil, fmt.Errorf("watch %s: %w", dir, err)
 	}
 	go func() {
