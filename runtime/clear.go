@@ -123,7 +123,7 @@ func (c *Container) clear(ctx context.Context, held *claim) error {
 		}
 	}
 	c.disconnect(ctx)
-	if err := os.RemoveAll(c.path("exec")); err != nil {
+	if err := removeAll(c.path("exec")); err != nil {
 		return err
 	}
 	switch {

@@ -10,11 +10,13 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
 	"distkit/events"
 
+	"github.com/containerd/errdefs"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 )
 
@@ -226,4 +228,39 @@ func TestNetworkGoesWithTheContainer(t *testing.T) {
 	if c, err := all.Get("c"); err != nil || c.Network != "/bad/netns" {
 		t.Errorf("the one whose network stays: %+v, %v", c, err)
 	}
+}
+
+// A further process that begins while the container goes with its end begins, or is told that there is none
+// any more: it leaves nothing.
+func TestExecBesideTheEnd(t *testing.T) {
+	runtimes(t, func(t *testing.T, m *machine) {
+		m.spec(Options{Args: []string{"sleep", "0.1"}})
+		for n := range 8 {
+			c := m.detached(Record{ID: "test-beside-" + strconv.Itoa(n), RemoveAtEnd: true})
+			var wg sync.WaitGroup
+			for range 3 {
+				wg.Go(func() {
+					for {
+						_, err := c.StartExec(t.Context(), Exec{Args: []string{"true"}})
+						if errdefs.IsNotFound(err) || errdefs.IsFailedPrecondition(err) {
+							return
+						}
+						if err != nil {
+							t.Errorf("neither begun nor too late: %v", err)
+							return
+						}
+					}
+				})
+			}
+			wg.Wait()
+			until(t, "the container is removed", func() bool {
+				_, err := os.Stat(c.dir)
+				return err != nil
+			})
+		}
+		until(t, "its shims have ended", func() bool {
+			left, _ := os.ReadDir(filepath.Join(m.state, "run"))
+			return len(left) == 0
+		})
+	})
 }

@@ -112,12 +112,12 @@ func (c *Container) beginExec(ctx context.Context, x Exec, detached bool) (u *ex
 		return nil, nil, fmt.Errorf("%s: %w", what, err)
 	}
 	if p, err = c.process(x, l.state.Pid); err != nil {
-		return nil, nil, fmt.Errorf("%s: %w", what, err)
+		return nil, nil, c.unlessEnded("exec", fmt.Errorf("%s: %w", what, err))
 	}
 	u = &execution{c: c, exec: x.ID, r: &Runtime{l.state.Runtime, filepath.Dir(l.state.RuntimeState)}}
 	u.job = job{Bundle: c.BundleDir(), Command: p.Args[0], Terminal: x.Terminal}
 	if u.lock, err = u.claimExec(); err != nil {
-		return nil, nil, fmt.Errorf("%s: process %s: %w", what, x.ID, err)
+		return nil, nil, c.unlessEnded("exec", fmt.Errorf("%s: process %s: %w", what, x.ID, err))
 	}
 	err = func() error {
 		if u.claim, err = scratch(execScratch(u.r.state, c.key(), x.ID)); err != nil {
@@ -144,18 +144,14 @@ func (c *Container) beginExec(ctx context.Context, x Exec, detached bool) (u *ex
 		return err
 	}()
 	if err != nil {
-		_ = removeRun(u.dir(), "")
-		_ = u.lock.Close()
-		return nil, nil, fmt.Errorf("%s: %w", what, err)
+		return nil, nil, u.abandon(ctx, fmt.Errorf("%s: %w", what, err))
 	}
 	return u, p, nil
 }
 
 // claimExec makes the directory of a process; what a killed one has left makes place.
 func (u *execution) claimExec() (*os.File, error) {
-	if err := os.MkdirAll(filepath.Dir(u.dir()), 0o711); err != nil {
-		return nil, err
-	}
+	// Not the directories above, which are there as long as the container runs.
 	if err := os.Mkdir(u.dir(), 0o711); err != nil && !errors.Is(err, fs.ErrExist) {
 		return nil, err
 	}
@@ -186,7 +182,7 @@ func execScratch(state, key, exec string) string {
 
 // scratch is a place in the state directory for what a runtime writes, without a claim on an ID.
 func scratch(dir string) (*claim, error) {
-	if err := os.MkdirAll(dir, 0o700); err != nil {
+	if err := os.Mkdir(dir, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
 		return nil, err
 	}
 	lock, err := os.OpenFile(filepath.Join(dir, "lock"), os.O_RDWR|os.O_CREATE, 0o600)

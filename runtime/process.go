@@ -26,20 +26,32 @@ var bootID = sync.OnceValue(func() string {
 
 // Identify returns the identity of a process that is there now.
 func Identify(pid int) (Process, error) {
-	_, start, err := processStat(pid)
+	s, err := statOf(pid)
 	if err != nil {
 		return Process{}, fmt.Errorf("process %d: %w", pid, err)
 	}
-	return Process{pid, start, bootID()}, nil
+	return Process{pid, s.start, bootID()}, nil
 }
 
 // Alive tells whether this very process runs. One that has ended and was not waited for doesn't.
 func (p Process) Alive() bool {
+	_, alive := p.stat()
+	return alive
+}
+
+// ending tells whether it has ended or is about to: what a process that ends has below it ends before it.
+func (p Process) ending() bool {
+	const exiting = 0x4 // PF_EXITING
+	s, alive := p.stat()
+	return !alive || s.flags&exiting != 0
+}
+
+func (p Process) stat() (s procStat, alive bool) {
 	if p.Pid <= 0 || p.Boot != bootID() {
-		return false
+		return s, false
 	}
-	state, start, err := processStat(p.Pid)
-	return err == nil && start == p.Start && state != 'Z' && state != 'X'
+	s, err := statOf(p.Pid)
+	return s, err == nil && s.start == p.Start && s.state != 'Z' && s.state != 'X'
 }
 
 // open returns a descriptor of the process, NotFound where it is no more.
@@ -70,20 +82,29 @@ func (p Process) signal(sig unix.Signal) error {
 	return nil
 }
 
-// processStat reads the state and the start of a process.
-func processStat(pid int) (state byte, start uint64, err error) {
+// procStat is what is wanted of a /proc/PID/stat.
+type procStat struct {
+	state byte
+	flags uint64 // the kernel's PF_*
+	start uint64
+}
+
+func statOf(pid int) (s procStat, err error) {
 	b, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/stat")
 	if err != nil {
 		if errors.Is(err, unix.ESRCH) {
 			err = os.ErrNotExist
 		}
-		return 0, 0, err
+		return s, err
 	}
 	// The name, in parentheses, may hold anything.
 	fields := bytes.Fields(b[bytes.LastIndexByte(b, ')')+1:])
 	if len(fields) < 20 || len(fields[0]) != 1 {
-		return 0, 0, fmt.Errorf("/proc/%d/stat has %d fields", pid, len(fields))
+		return s, fmt.Errorf("/proc/%d/stat has %d fields", pid, len(fields))
 	}
-	start, err = strconv.ParseUint(string(fields[19]), 10, 64)
-	return fields[0][0], start, err
+	s.state = fields[0][0]
+	if s.flags, err = strconv.ParseUint(string(fields[6]), 10, 64); err == nil {
+		s.start, err = strconv.ParseUint(string(fields[19]), 10, 64)
+	}
+	return s, err
 }

@@ -309,8 +309,13 @@ func (c *Container) begin(ctx context.Context, r *Runtime, lock *os.File, detach
 		return nil, err
 	}
 	at("claimed")
-	_ = os.RemoveAll(c.path("exec")) // of the last run
 	err = func() error {
+		if err := removeAll(c.path("exec")); err != nil { // of the last run
+			return err
+		}
+		if err := os.Mkdir(c.path("exec"), 0o711); err != nil {
+			return err
+		}
 		self, err := Identify(os.Getpid())
 		if err != nil {
 			return err
@@ -396,9 +401,14 @@ func (u *execution) start(ctx context.Context, opts *runc.CreateOpts, term *term
 func (u *execution) abandon(ctx context.Context, err error) error {
 	if u.exec != "" {
 		_ = removeRun(u.dir(), "")
-		u.claim.release()
+		if u.claim != nil {
+			u.claim.release()
+		}
 		_ = u.lock.Close()
-		return err
+		if errors.Is(err, ErrCommandNotFound) || errors.Is(err, ErrCommandNotExecutable) {
+			return err
+		}
+		return u.c.unlessEnded("exec", err)
 	}
 	rerr := u.r.remove(ctx, u.r.client(u.claim), u.c.key())
 	u.unmount()

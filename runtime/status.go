@@ -11,6 +11,8 @@ import (
 	"time"
 
 	"distkit/disk"
+
+	"golang.org/x/sys/unix"
 )
 
 // Status is what a container does.
@@ -261,7 +263,7 @@ func removeRun(dir, keep string) error {
 		}
 	}
 	if keep == "" {
-		return os.RemoveAll(dir)
+		return removeAll(dir)
 	}
 	entries, err := os.ReadDir(dir)
 	if err != nil {
@@ -271,9 +273,19 @@ func removeRun(dir, keep string) error {
 		if e.Name() == keep {
 			continue
 		}
-		if err := os.RemoveAll(filepath.Join(dir, e.Name())); err != nil {
+		if err := removeAll(filepath.Join(dir, e.Name())); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// removeAll removes a directory in which others may just be making something.
+func removeAll(dir string) error {
+	for tries := 0; ; tries++ {
+		err := os.RemoveAll(dir)
+		if !errors.Is(err, unix.ENOTEMPTY) || tries == 100 {
+			return err
+		}
+	}
 }

@@ -32,6 +32,17 @@ func (c *Container) live() (looked, error) {
 	return l, nil
 }
 
+// unlessEnded is err, or that the container has ended, if it has.
+func (c *Container) unlessEnded(what string, err error) error {
+	switch l, lerr := c.live(); {
+	case lerr != nil:
+		return fmt.Errorf("%s: %w", what, lerr)
+	case l.state.ending():
+		return failed("%s: container %s has just ended", what, c.ID)
+	}
+	return err
+}
+
 // client is the runtime's for a container that somebody else runs.
 func (l looked) client() *runc.Runc {
 	return &runc.Runc{Command: l.state.Runtime, Root: l.state.RuntimeState, LogFormat: runc.JSON, Setpgid: true}
@@ -47,7 +58,7 @@ func runtimeError(c *Container, what string, err error) error {
 			text = m
 		}
 	}
-	return fmt.Errorf("%s container %s: %s", what, c.ID, firstLine(text))
+	return c.unlessEnded(what, fmt.Errorf("%s container %s: %s", what, c.ID, firstLine(text)))
 }
 
 // quoted is the quoted string that s begins with.
@@ -183,11 +194,11 @@ func (c *Container) Processes() ([]InContainer, error) {
 func describe(pid int) (InContainer, error) {
 	p := InContainer{Pid: pid, Inside: pid}
 	dir := "/proc/" + strconv.Itoa(pid)
-	_, start, err := processStat(pid)
+	s, err := statOf(pid)
 	if err != nil {
 		return p, err
 	}
-	p.Started = bootTime().Add(time.Duration(start) * (time.Second / 100)) // USER_HZ is 100 wherever Go runs
+	p.Started = bootTime().Add(time.Duration(s.start) * (time.Second / 100)) // USER_HZ is 100 wherever Go runs
 	status, err := os.ReadFile(dir + "/status")
 	if err != nil {
 		return p, err
