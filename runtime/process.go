@@ -43,7 +43,7 @@ func (p Process) Alive() bool {
 func (p Process) ending() bool {
 	const exiting = 0x4 // PF_EXITING
 	s, alive := p.stat()
-	return !alive || s.flags&exiting != 0
+	return !alive || s.flags&exiting != 0 && s.threads <= 1
 }
 
 func (p Process) stat() (s procStat, alive bool) {
@@ -51,7 +51,8 @@ func (p Process) stat() (s procStat, alive bool) {
 		return s, false
 	}
 	s, err := statOf(p.Pid)
-	return s, err == nil && s.start == p.Start && s.state != 'Z' && s.state != 'X'
+	ended := s.state == 'Z' && s.threads <= 1 || s.state == 'X'
+	return s, err == nil && s.start == p.Start && !ended
 }
 
 // open returns a descriptor of the process, NotFound where it is no more.
@@ -84,9 +85,10 @@ func (p Process) signal(sig unix.Signal) error {
 
 // procStat is what is wanted of a /proc/PID/stat.
 type procStat struct {
-	state byte
-	flags uint64 // the kernel's PF_*
-	start uint64
+	state   byte   // of the first thread, as flags are: the others may outlive it
+	flags   uint64 // the kernel's PF_*
+	threads uint64
+	start   uint64
 }
 
 func statOf(pid int) (s procStat, err error) {
@@ -103,8 +105,10 @@ func statOf(pid int) (s procStat, err error) {
 		return s, fmt.Errorf("/proc/%d/stat has %d fields", pid, len(fields))
 	}
 	s.state = fields[0][0]
-	if s.flags, err = strconv.ParseUint(string(fields[6]), 10, 64); err == nil {
-		s.start, err = strconv.ParseUint(string(fields[19]), 10, 64)
+	for i, to := range map[int]*uint64{6: &s.flags, 17: &s.threads, 19: &s.start} {
+		if *to, err = strconv.ParseUint(string(fields[i]), 10, 64); err != nil {
+			return s, fmt.Errorf("/proc/%d/stat: %w", pid, err)
+		}
 	}
-	return s, err
+	return s, nil
 }
