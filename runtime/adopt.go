@@ -1,11 +1,9 @@
 package runtime
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"os"
-	"strconv"
 	"time"
 	"unsafe"
 
@@ -94,16 +92,8 @@ func exitStatus(fd int) (status int, ok bool) {
 
 // zombieStatus reads the status of a process that has ended and was not waited for.
 func zombieStatus(p Process) (status int, ok bool) {
-	b, err := os.ReadFile("/proc/" + strconv.Itoa(p.Pid) + "/stat")
-	if err != nil {
-		return 0, false
-	}
-	fields := bytes.Fields(b[bytes.LastIndexByte(b, ')')+1:])
-	if len(fields) < 50 || string(fields[0]) != "Z" || string(fields[19]) != strconv.FormatUint(p.Start, 10) {
-		return 0, false
-	}
-	code, err := strconv.ParseUint(string(fields[49]), 10, 32)
-	return statusOf(unix.WaitStatus(code)), err == nil
+	s, err := statOf(p.Pid)
+	return statusOf(unix.WaitStatus(s.code)), err == nil && s.state == 'Z' && s.start == p.Start
 }
 
 // statusOf is what a process exited with, or 128+n where signal n ended it.

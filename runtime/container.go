@@ -393,7 +393,23 @@ func (c *Container) empty() error {
 	if mounted(c.path("rootfs")) {
 		return busy("something else is mounted on %s", c.path("rootfs"))
 	}
-	return removeRun(c.dir, "lock") // the record goes first: after that a sweep has nothing to keep
+	// The record goes first: after that a sweep has nothing to keep.
+	if err := undescribe(c.dir); err != nil {
+		return err
+	}
+	entries, err := os.ReadDir(c.dir)
+	if err != nil {
+		return err
+	}
+	for _, e := range entries {
+		if e.Name() == "lock" {
+			continue
+		}
+		if err := removeAll(c.path(e.Name())); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // delete deletes the directory, the lock last, and the directories above that it leaves empty.

@@ -364,7 +364,14 @@ func (c *Container) RemoveExec(ctx context.Context, id string, force bool) (*Exi
 	if _, l, err = c.lookExec(id); err != nil {
 		return nil, err
 	}
-	return l.exit, removeRun(dir, "")
+	return l.exit, removeExecDir(dir)
+}
+
+func removeExecDir(dir string) error {
+	if err := undescribe(dir); err != nil {
+		return err
+	}
+	return removeAll(dir)
 }
 
 // endExec records the end of a further process.
@@ -372,7 +379,7 @@ func (u *execution) endExec(e Exit) error {
 	err := writeExit(u.dir(), e)
 	u.c.log(events.Event{Topic: "/tasks/exit", Exec: u.exec, Pid: u.state.Pid, Status: e.Status})
 	if !u.state.Detached {
-		err = removeRun(u.dir(), "")
+		err = removeExecDir(u.dir())
 	}
 	u.claim.release()
 	if cerr := u.lock.Close(); err == nil {

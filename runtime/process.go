@@ -89,6 +89,7 @@ type procStat struct {
 	flags   uint64 // the kernel's PF_*
 	threads uint64
 	start   uint64
+	code    uint64 // of a zombie, as wait(2) gives it
 }
 
 func statOf(pid int) (s procStat, err error) {
@@ -101,12 +102,15 @@ func statOf(pid int) (s procStat, err error) {
 	}
 	// The name, in parentheses, may hold anything.
 	fields := bytes.Fields(b[bytes.LastIndexByte(b, ')')+1:])
-	if len(fields) < 20 || len(fields[0]) != 1 {
+	if len(fields) < 50 || len(fields[0]) != 1 {
 		return s, fmt.Errorf("/proc/%d/stat has %d fields", pid, len(fields))
 	}
 	s.state = fields[0][0]
-	for i, to := range map[int]*uint64{6: &s.flags, 17: &s.threads, 19: &s.start} {
-		if *to, err = strconv.ParseUint(string(fields[i]), 10, 64); err != nil {
+	for _, f := range []struct {
+		at int
+		to *uint64
+	}{{6, &s.flags}, {17, &s.threads}, {19, &s.start}, {49, &s.code}} {
+		if *f.to, err = strconv.ParseUint(string(fields[f.at]), 10, 64); err != nil {
 			return s, fmt.Errorf("/proc/%d/stat: %w", pid, err)
 		}
 	}

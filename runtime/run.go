@@ -400,7 +400,7 @@ func (u *execution) start(ctx context.Context, opts *runc.CreateOpts, term *term
 // abandon undoes what led to no run, and returns err, the cause.
 func (u *execution) abandon(ctx context.Context, err error) error {
 	if u.exec != "" {
-		_ = removeRun(u.dir(), "")
+		_ = removeExecDir(u.dir())
 		if u.claim != nil {
 			u.claim.release()
 		}

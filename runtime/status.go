@@ -222,6 +222,7 @@ func look(dir string) (looked, error) {
 			return l, nil
 		}
 		// Nobody lives who would record the end; who did may have, and removed it all, since we looked.
+		// In this order: while state.json is there, no exit.json was removed.
 		if e, err = readExit(dir); err != nil {
 			return looked{}, err
 		}
@@ -254,26 +255,11 @@ func described(dir string) bool {
 	return false
 }
 
-// removeRun removes the directory of a container's or a process's run, in the order that [look]
-// relies on. keep is what is left in it, or empty for nothing, not even the directory.
-func removeRun(dir, keep string) error {
+// undescribe takes away what tells of a container or a process, in the order that [look] relies on. The
+// rest of its directory may follow.
+func undescribe(dir string) error {
 	for _, name := range []string{"container.json", "process.json", "state.json"} {
 		if err := os.Remove(filepath.Join(dir, name)); err != nil && !errors.Is(err, fs.ErrNotExist) {
-			return err
-		}
-	}
-	if keep == "" {
-		return removeAll(dir)
-	}
-	entries, err := os.ReadDir(dir)
-	if err != nil {
-		return err
-	}
-	for _, e := range entries {
-		if e.Name() == keep {
-			continue
-		}
-		if err := removeAll(filepath.Join(dir, e.Name())); err != nil {
 			return err
 		}
 	}

@@ -58,7 +58,7 @@ func TestLookBesideRemoval(t *testing.T) {
 				}
 			})
 		}
-		if err := removeRun(dir, ""); err != nil {
+		if err := removeExecDir(dir); err != nil {
 			t.Error(err)
 		}
 		wg.Wait()

@@ -302,15 +302,15 @@ func (c *Container) tendTo(ctx context.Context, exec string) error {
 	if exec != "" {
 		dir, what = c.path("exec", exec), c.execName(exec)
 	}
-	lost := func(l looked) bool {
-		return l.state != nil && !l.monitored && (l.status == Running || l.status == Paused)
+	lookLost := func() (l looked, lost bool, err error) {
+		if l, err = look(dir); err != nil {
+			return l, false, fmt.Errorf("%s: %w", what, err)
+		}
+		return l, l.state != nil && !l.monitored && (l.status == Running || l.status == Paused), nil
 	}
-	l, err := look(dir)
-	if err != nil {
-		return fmt.Errorf("%s: %w", what, err)
-	}
-	if !lost(l) {
-		return nil
+	l, lost, err := lookLost()
+	if !lost {
+		return err
 	}
 	var lock *os.File
 	if exec == "" {
@@ -324,7 +324,7 @@ func (c *Container) tendTo(ctx context.Context, exec string) error {
 	case err != nil:
 		return err
 	}
-	if l, err = look(dir); err != nil || !lost(l) {
+	if l, lost, err = lookLost(); !lost {
 		_ = lock.Close()
 		return err
 	}
