@@ -194,7 +194,7 @@ func (p *place) sh(script string, args ...string) string {
 	var out, errs bytes.Buffer
 	c := p.cmd(script, args...)
 	c.Stdout, c.Stderr = &out, &errs
-	if err := c.Run(); err != nil {
+	if err := fixture.Run(c); err != nil {
 		p.t.Fatalf("%s %q: %v\n%s%s", script, args, err, out.Bytes(), errs.Bytes())
 	}
 	return strings.TrimSuffix(out.String(), "\n")
@@ -207,7 +207,7 @@ func (p *place) fails(status int, name, script string, args ...string) string {
 	var out, errs bytes.Buffer
 	c := p.cmd(script, args...)
 	c.Stdout, c.Stderr = &out, &errs
-	err := c.Run()
+	err := fixture.Run(c)
 	var exit *exec.ExitError
 	if err != nil && !errors.As(err, &exit) {
 		p.t.Fatal(err)

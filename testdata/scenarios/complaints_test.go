@@ -188,7 +188,7 @@ func answer(t *testing.T, script string, list []string, status int, stdout strin
 	c.Dir, c.Env = here, w.Vars
 	var out, errs bytes.Buffer
 	c.Stdout, c.Stderr = &out, &errs
-	err = c.Run()
+	err = fixture.Run(c)
 	var exit *exec.ExitError
 	if err != nil && !errors.As(err, &exit) {
 		t.Fatal(err)

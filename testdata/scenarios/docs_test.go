@@ -264,6 +264,6 @@ func in(w *fixture.World, dir string, command ...string) (string, error) {
 	var out bytes.Buffer
 	c := exec.Command(command[0], command[1:]...)
 	c.Dir, c.Env, c.Stdout, c.Stderr = dir, w.Vars, &out, &out
-	err := c.Run()
+	err := fixture.Run(c)
 	return out.String(), err
 }

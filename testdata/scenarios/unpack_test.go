@@ -215,7 +215,7 @@ func (p place) run(driver, script string, args ...string) (string, error) {
 	c.Dir, c.Env = p.dir, append(slices.Clone(p.w.Vars), "CONTAINERD_SNAPSHOTTER="+driver)
 	var out, errs bytes.Buffer
 	c.Stdout, c.Stderr = &out, &errs
-	err := c.Run()
+	err := fixture.Run(c)
 	if err != nil {
 		err = fmt.Errorf("%w: %s", err, errs.Bytes())
 	} else if errs.Len() > 0 {
