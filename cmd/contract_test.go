@@ -286,7 +286,7 @@ func diesBy(t *testing.T, dir, store string, sig syscall.Signal, name string, ar
 	r.Close()
 	sleeping(c.Process.Pid)
 	_ = c.Process.Signal(sig)
-	ctx, cancel := context.WithTimeout(t.Context(), 9*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
 	stop := context.AfterFunc(ctx, func() { _ = syscall.Kill(-c.Process.Pid, syscall.SIGKILL) })
 	wait(t, c, c.Wait())

@@ -438,9 +438,14 @@ func bounded(t *testing.T, c *exec.Cmd, within time.Duration) int64 {
 			}
 			return peak
 		case <-ctx.Done():
-			_ = syscall.Kill(-group, syscall.SIGKILL)
-			<-ended
-			t.Fatalf("%v does not end within %v", c.Args, within)
+			_ = syscall.Kill(-group, syscall.SIGQUIT) // which shows the goroutines
+			select {
+			case <-ended:
+			case <-time.After(10 * time.Second):
+				_ = syscall.Kill(-group, syscall.SIGKILL)
+				<-ended
+			}
+			t.Fatalf("%v does not end within %v: %s", c.Args, within, c.Stderr)
 		case <-time.After(2 * time.Millisecond):
 		}
 	}

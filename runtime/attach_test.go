@@ -43,7 +43,7 @@ func (m *machine) screen(what, id string) *screen {
 	if err := s.cmd.Start(); err != nil {
 		m.Fatal(err)
 	}
-	stop := time.AfterFunc(20*time.Second, func() {
+	stop := time.AfterFunc(2*time.Minute, func() {
 		_ = s.cmd.Process.Kill()
 		fmt.Fprint(slave, "\nTIME OUT")
 	})

@@ -56,7 +56,7 @@ func (m *machine) detached(rec Record) *Container {
 // until waits for something to become true.
 func until(t *testing.T, what string, f func() bool) {
 	t.Helper()
-	for range 2000 {
+	for range 12000 {
 		if f() {
 			return
 		}

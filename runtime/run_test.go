@@ -416,7 +416,7 @@ func TestRunTerminal(t *testing.T) {
 				seen.Write(buf[:n])
 			}
 		}
-		stop := time.AfterFunc(20*time.Second, func() {
+		stop := time.AfterFunc(2*time.Minute, func() {
 			_ = c.Process.Kill()
 			fmt.Fprint(slave, "\nTIME OUT, 33 77 tty got hello resized")
 		})

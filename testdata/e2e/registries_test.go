@@ -422,7 +422,7 @@ func TestPullThrough(t *testing.T) {
 	p.sh(`dist-fetch docker.io/library/redis "$0" | cmp - "$(dist-path -n "$0")"`, digest)
 	p.Clear()
 	held.Close()
-	for range 1000 {
+	for range 6000 {
 		c, err := net.Dial("tcp", mirror)
 		if err != nil {
 			break
