@@ -7,6 +7,7 @@ package e2e
 import (
 	"bufio"
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -126,24 +127,48 @@ func serve(dir, more, tls string, client *http.Client) (addr string, held io.Clo
 	if err := os.Mkdir(dir, 0o755); err != nil {
 		return "", nil, err
 	}
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		return "", nil, err
-	}
-	addr = l.Addr().String()
-	l.Close()
 	scheme := "http"
 	if tls != "" {
 		scheme, tls = "https", ", tls: {"+tls+"}"
 	}
-	conf := fmt.Sprintf("version: 0.1\nlog: {level: warn, accesslog: {disabled: true}}\n"+
-		"storage: {filesystem: {rootdirectory: %q}, delete: {enabled: true}}\nhttp: {addr: %q, secret: none%s}\n%s\n", dir+"/data", addr, tls, more)
-	if err := os.WriteFile(dir+"/config.yml", []byte(conf), 0o600); err != nil {
-		return "", nil, err
+	// It can't be told to take any port that is free: one that was may be taken before it gets there.
+	for range 5 {
+		l, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			return "", nil, err
+		}
+		addr = l.Addr().String()
+		l.Close()
+		conf := fmt.Sprintf("version: 0.1\nlog: {level: warn, accesslog: {disabled: true}}\n"+
+			"storage: {filesystem: {rootdirectory: %q}, delete: {enabled: true}}\nhttp: {addr: %q, secret: none%s}\n%s\n", dir+"/data", addr, tls, more)
+		if err := os.WriteFile(dir+"/config.yml", []byte(conf), 0o600); err != nil {
+			return "", nil, err
+		}
+		held, err = serveAt(dir, func() bool {
+			ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+			defer cancel()
+			req, err := http.NewRequestWithContext(ctx, http.MethodGet, scheme+"://"+addr+"/v2/", nil)
+			if err != nil {
+				return false
+			}
+			resp, err := client.Do(req)
+			if err == nil {
+				resp.Body.Close()
+			}
+			return err == nil
+		})
+		if !errors.Is(err, unix.EADDRINUSE) {
+			return addr, held, err
+		}
 	}
+	return "", nil, unix.EADDRINUSE
+}
+
+// serveAt starts Debian's registry as configured in the directory, and waits until it answers.
+func serveAt(dir string, answers func() bool) (io.Closer, error) {
 	log, err := os.Create(dir + "/log")
 	if err != nil {
-		return "", nil, err
+		return nil, err
 	}
 	defer log.Close()
 	// The shell's standard input ends with this process; then it ends the registry.
@@ -151,24 +176,24 @@ func serve(dir, more, tls string, client *http.Client) (addr string, held io.Clo
 	c.Stdout, c.Stderr = log, log
 	stdin, err := c.StdinPipe()
 	if err != nil {
-		return "", nil, err
+		return nil, err
 	}
 	if err := c.Start(); err != nil {
-		return "", nil, err
+		return nil, err
 	}
 	go func() { _ = c.Wait() }()
-	for deadline := time.Now().Add(time.Minute); ; time.Sleep(20 * time.Millisecond) {
-		resp, err := client.Get(scheme + "://" + addr + "/v2/")
-		if err == nil {
-			resp.Body.Close()
-			return addr, stdin, nil
+	for deadline := time.Now().Add(time.Minute); !answers(); time.Sleep(20 * time.Millisecond) {
+		text, _ := os.ReadFile(dir + "/log")
+		if bytes.Contains(text, []byte(unix.EADDRINUSE.Error())) {
+			stdin.Close()
+			return nil, unix.EADDRINUSE
 		}
 		if time.Now().After(deadline) {
 			stdin.Close()
-			text, _ := os.ReadFile(dir + "/log")
-			return "", nil, fmt.Errorf("docker-registry does not answer: %w\n%s", err, text)
+			return nil, fmt.Errorf("docker-registry does not answer:\n%s", text)
 		}
 	}
+	return stdin, nil
 }
 
 // cmd is a bash script with -euo pipefail at that place; args are $0, $1, ….
