@@ -144,18 +144,18 @@ func serve(dir, more, tls string, client *http.Client) (addr string, held io.Clo
 		if err := os.WriteFile(dir+"/config.yml", []byte(conf), 0o600); err != nil {
 			return "", nil, err
 		}
-		held, err = serveAt(dir, func() bool {
+		held, err = serveAt(dir, func() error {
 			ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 			defer cancel()
 			req, err := http.NewRequestWithContext(ctx, http.MethodGet, scheme+"://"+addr+"/v2/", nil)
 			if err != nil {
-				return false
+				return err
 			}
 			resp, err := client.Do(req)
 			if err == nil {
 				resp.Body.Close()
 			}
-			return err == nil
+			return err
 		})
 		if !errors.Is(err, unix.EADDRINUSE) {
 			return addr, held, err
@@ -165,7 +165,7 @@ func serve(dir, more, tls string, client *http.Client) (addr string, held io.Clo
 }
 
 // serveAt starts Debian's registry as configured in the directory, and waits until it answers.
-func serveAt(dir string, answers func() bool) (io.Closer, error) {
+func serveAt(dir string, answers func() error) (io.Closer, error) {
 	log, err := os.Create(dir + "/log")
 	if err != nil {
 		return nil, err
@@ -182,7 +182,11 @@ func serveAt(dir string, answers func() bool) (io.Closer, error) {
 		return nil, err
 	}
 	go func() { _ = c.Wait() }()
-	for deadline := time.Now().Add(time.Minute); !answers(); time.Sleep(20 * time.Millisecond) {
+	for deadline := time.Now().Add(time.Minute); ; time.Sleep(20 * time.Millisecond) {
+		err := answers()
+		if err == nil {
+			return stdin, nil
+		}
 		text, _ := os.ReadFile(dir + "/log")
 		if bytes.Contains(text, []byte(unix.EADDRINUSE.Error())) {
 			stdin.Close()
@@ -190,10 +194,9 @@ func serveAt(dir string, answers func() bool) (io.Closer, error) {
 		}
 		if time.Now().After(deadline) {
 			stdin.Close()
-			return nil, fmt.Errorf("docker-registry does not answer:\n%s", text)
+			return nil, fmt.Errorf("docker-registry does not answer: %w\n%s", err, text)
 		}
 	}
-	return stdin, nil
 }
 
 // cmd is a bash script with -euo pipefail at that place; args are $0, $1, ….
