@@ -229,7 +229,7 @@ stop() {
 	until [[ -s pid ]]; do :; done
 	pid=$(<pid)
 	[[ $EUID != 0 || $ME == 0 ]] || read -r pid < <(cat /proc/$pid/task/*/children)
-	kill -s "$STOP_SIGNAL" "$pid" || touch missed
+	kill -s "$STOP_SIGNAL" "$pid" || { touch missed; exit 1; }
 }
 if [[ $n == "$STOP_N" ]]; then
 	case $STOP_AT in
@@ -265,7 +265,7 @@ func TestDistRunKilled(t *testing.T) {
 			t.Helper()
 			words := strings.Fields(p.sh(fmt.Sprintf(`export STOP_N=%d STOP_AT=%s STOP_SIGNAL=%s; : >calls; : >pid; rm -f go
 				{ s=0; w/dist-run %s --id $ID %s true >/dev/null 2>&1 & echo $! >pid; wait $! || s=$?; echo $s; } 2>/dev/null
-				%s; touch go; flock alive true; ! test -e missed; cat calls`, n, at, signal, flags, single, then)))
+				%s; touch go; flock alive true; test ! -e missed; cat calls`, n, at, signal, flags, single, then)))
 			return words[0], words[1:]
 		}
 		_, steps := run(0, "never", "KILL", flags, ":")

@@ -7,7 +7,6 @@ package e2e
 import (
 	"bufio"
 	"bytes"
-	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -131,6 +130,8 @@ func serve(dir, more, tls string, client *http.Client) (addr string, held io.Clo
 	if tls != "" {
 		scheme, tls = "https", ", tls: {"+tls+"}"
 	}
+	bounded := *client
+	bounded.Timeout = 10 * time.Second
 	// It can't be told to take any port that is free: one that was may be taken before it gets there.
 	for range 5 {
 		l, err := net.Listen("tcp", "127.0.0.1:0")
@@ -144,19 +145,7 @@ func serve(dir, more, tls string, client *http.Client) (addr string, held io.Clo
 		if err := os.WriteFile(dir+"/config.yml", []byte(conf), 0o600); err != nil {
 			return "", nil, err
 		}
-		held, err = serveAt(dir, func() error {
-			ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
-			defer cancel()
-			req, err := http.NewRequestWithContext(ctx, http.MethodGet, scheme+"://"+addr+"/v2/", nil)
-			if err != nil {
-				return err
-			}
-			resp, err := client.Do(req)
-			if err == nil {
-				resp.Body.Close()
-			}
-			return err
-		})
+		held, err = serveAt(dir, &bounded, scheme+"://"+addr+"/v2/")
 		if !errors.Is(err, unix.EADDRINUSE) {
 			return addr, held, err
 		}
@@ -164,8 +153,8 @@ func serve(dir, more, tls string, client *http.Client) (addr string, held io.Clo
 	return "", nil, unix.EADDRINUSE
 }
 
-// serveAt starts Debian's registry as configured in the directory, and waits until it answers.
-func serveAt(dir string, answers func() error) (io.Closer, error) {
+// serveAt starts Debian's registry as configured in the directory, and waits until the URL answers.
+func serveAt(dir string, client *http.Client, url string) (io.Closer, error) {
 	log, err := os.Create(dir + "/log")
 	if err != nil {
 		return nil, err
@@ -183,8 +172,9 @@ func serveAt(dir string, answers func() error) (io.Closer, error) {
 	}
 	go func() { _ = c.Wait() }()
 	for deadline := time.Now().Add(time.Minute); ; time.Sleep(20 * time.Millisecond) {
-		err := answers()
+		resp, err := client.Get(url)
 		if err == nil {
+			resp.Body.Close()
 			return stdin, nil
 		}
 		text, _ := os.ReadFile(dir + "/log")
