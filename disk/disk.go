@@ -18,20 +18,24 @@ func SyncDir(dir string) error {
 		return err
 	}
 	defer d.Close()
+	return syncDir(d)
+}
+
+func syncDir(d *os.File) error {
 	if err := d.Sync(); err != nil && !errors.Is(err, unix.EINVAL) && !errors.Is(err, unix.ENOTSUP) {
 		return err
 	}
 	return nil
 }
 
-// MakeDir is os.MkdirAll with each new directory's entry on disk.
+// MakeDir is os.MkdirAll, with mode 0777 less the umask, and with each new directory's entry on disk.
 func MakeDir(dir string) error {
-	err := os.Mkdir(dir, 0o755)
+	err := os.Mkdir(dir, 0o777)
 	if errors.Is(err, fs.ErrNotExist) {
 		if err := MakeDir(filepath.Dir(dir)); err != nil {
 			return err
 		}
-		err = os.Mkdir(dir, 0o755)
+		err = os.Mkdir(dir, 0o777)
 	}
 	if errors.Is(err, fs.ErrExist) {
 		return nil
@@ -42,35 +46,7 @@ func MakeDir(dir string) error {
 	return SyncDir(filepath.Dir(dir))
 }
 
-// Replace lets a name lead to new content, by a file that is written aside as NAME.new and renamed: who opens the
-// name has the old or the new. The caller has the lock that keeps others from it. Where it is to be durable it is
-// on disk, name and all, when Replace returns.
+// Replace is [Tree.Replace] of a file in a directory that is trusted.
 func Replace(name string, b []byte, perm fs.FileMode, durable bool) error {
-	aside := name + ".new"
-	// What a crash left there could be anything.
-	if err := os.Remove(aside); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return err
-	}
-	f, err := os.OpenFile(aside, os.O_WRONLY|os.O_CREATE|os.O_EXCL, perm)
-	if err != nil {
-		return err
-	}
-	_, err = f.Write(b)
-	if err == nil && durable {
-		err = f.Sync()
-	}
-	if cerr := f.Close(); err == nil {
-		err = cerr
-	}
-	if err == nil {
-		err = os.Rename(aside, name)
-	}
-	if err != nil {
-		_ = os.Remove(aside)
-		return err
-	}
-	if durable {
-		return SyncDir(filepath.Dir(name))
-	}
-	return nil
+	return Tree(filepath.Dir(name)).Replace(filepath.Base(name), b, perm, durable)
 }

@@ -49,15 +49,21 @@ func LockContext(ctx context.Context, f *os.File, how int) error {
 	return err
 }
 
-// LockFile opens and locks a file or directory that others may replace or remove: it has the lock of what the name leads
-// to.
+// LockFile opens and locks a file or directory that others may replace or remove: what it returns is what the name leads
+// to. A symbolic link is not followed, and a FIFO is not waited for.
 func LockFile(name string, flag int, perm fs.FileMode, how int) (*os.File, error) {
+	return lockNamed(
+		func() (*os.File, error) { return os.OpenFile(name, flag|openFlags, perm) },
+		func(f *os.File) bool { return Names(name, f) }, how)
+}
+
+func lockNamed(open func() (*os.File, error), named func(*os.File) bool, how int) (*os.File, error) {
 	for {
-		f, err := os.OpenFile(name, flag, perm)
+		f, err := open()
 		if err != nil {
 			return nil, err
 		}
-		if err = Lock(f, how); err == nil && Names(name, f) {
+		if err = Lock(f, how); err == nil && named(f) {
 			return f, nil
 		}
 		_ = f.Close()
