@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -318,4 +319,72 @@ func sleeping(pid int) {
 		last = now
 		time.Sleep(20 * time.Millisecond)
 	}
+}
+
+// TestEmptyArgumentsAreWrongUsage gives every command and verb an empty string for each of its operands, and for
+// --root. An unset variable must never be taken for "all", "none" or the working directory.
+func TestEmptyArgumentsAreWrongUsage(t *testing.T) {
+	for _, name := range all() {
+		dir := t.TempDir()
+		store := filepath.Join(dir, "store")
+		calls := [][]string{nil}
+		if v := verbs(t, name); v != nil {
+			calls = nil
+			for _, verb := range v {
+				calls = append(calls, []string{verb})
+			}
+		}
+		for _, words := range calls {
+			t.Run(strings.Join(append([]string{name}, words...), " "), func(t *testing.T) {
+				help := help(t, name, words...)
+				usage := usageLine.FindStringSubmatch(help)
+				if usage == nil {
+					t.Fatalf("no usage line in %q", help)
+				}
+				named := operandsOf(usage[1])
+				var wrong [][]string
+				for i := range named {
+					args := slices.Clone(words)
+					for j := range named {
+						args = append(args, map[bool]string{true: "", false: "x"}[i == j])
+					}
+					wrong = append(wrong, args)
+				}
+				if strings.Contains(help, " --root ") {
+					args := append(slices.Clone(words), "--root", "")
+					for range named {
+						args = append(args, "x")
+					}
+					wrong = append(wrong, args)
+				}
+				for _, args := range wrong {
+					if strings.Contains(usage[1], " COMMAND") {
+						args = append(args, "true")
+					}
+					out, errs, status := execute(t, dir, store, "", name, args...)
+					if (status != 2 && status != 125) || out != "" || !regexp.MustCompile("empty|missing|not a URL").MatchString(errs) {
+						t.Errorf("%q: status %d, stdout %q, stderr %q", args, status, out, errs)
+					}
+				}
+				if _, err := os.Stat(store); err == nil {
+					t.Error("a store was made")
+				}
+			})
+		}
+	}
+}
+
+// operandsOf returns the words of a usage line that stand for operands of the command itself.
+func operandsOf(usage string) []string {
+	var words []string
+	for _, w := range strings.Fields(usage) {
+		word := strings.Trim(w, "[]…|-")
+		if w == "--" || w == "[--" || slices.Contains([]string{"COMMAND", "CMD", "ARG", "HINT"}, word) {
+			break
+		}
+		if word != "" && word == strings.ToUpper(word) {
+			words = append(words, word)
+		}
+	}
+	return words
 }

@@ -77,6 +77,7 @@ func register(f *pflag.FlagSet) *wishes {
 	f.StringVar(&w.o.Cwd, "cwd", "", "the working `DIR` (default: the image's)")
 	f.StringArrayVar(&w.devices, "device", nil, "give the host's device `SOURCE[:TARGET][:rwm]`")
 	f.StringVar(&w.entrypoint, "entrypoint", "", "run `FILE` instead of the image's entrypoint and command; empty for neither")
+	f.Lookup("entrypoint").Annotations = map[string][]string{cli.MayBeEmpty: nil}
 	f.StringArrayVarP(&w.env, "env", "e", nil, "set `NAME=VALUE`; NAME alone takes this process's value, or removes the variable")
 	f.StringArrayVar(&w.envFiles, "env-file", nil, "set the variables in `FILE`, one a line")
 	f.StringVar(&w.o.Hostname, "hostname", "", "the host `NAME` in the container")

@@ -136,6 +136,9 @@ func TestErrorsAreOneLineAndClassified(t *testing.T) {
 		{[]string{"what"}, 2, "probe: what is what?\n"},
 		{[]string{}, 2, "probe: requires at least 1 arg(s), only received 0; usage: probe [flags] WHAT [ARG…]\n"},
 		{[]string{"--nope"}, 2, "probe: unknown flag: --nope; usage: probe [flags] WHAT [ARG…]\n"},
+		{[]string{""}, 2, "probe: WHAT is empty; usage: probe [flags] WHAT [ARG…]\n"},
+		{[]string{"--root", "", "defaults"}, 2, "probe: --root is empty; usage: probe [flags] WHAT [ARG…]\n"},
+		{[]string{"exit", ""}, 77, ""},
 		{[]string{"completion"}, 2, "probe: what is completion?\n"},
 	} {
 		r := probe(t, "", nil, c.args...)

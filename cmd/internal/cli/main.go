@@ -12,6 +12,7 @@ import (
 	"os"
 	"os/signal"
 	"runtime/debug"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -21,6 +22,7 @@ import (
 
 	"github.com/containerd/errdefs"
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 	"golang.org/x/sys/unix"
 )
 
@@ -32,6 +34,10 @@ const ForwardsSignals = "distkit/forwards-signals"
 // RunsCommand, set in the Annotations of a command or verb, says that it exits with the status
 // of what it runs: its own failures, wrong usage included, are 125, as docker's are.
 const RunsCommand = "distkit/runs-command"
+
+// MayBeEmpty, set in the Annotations of a flag, says that its empty value means something.
+// Every other flag and operand refuses an empty string: it is most often an unset variable.
+const MayBeEmpty = "distkit/may-be-empty"
 
 // ownFailure is the status of a RunsCommand's own failures.
 const ownFailure = 125
@@ -139,11 +145,58 @@ func prepareVerb(c *cobra.Command, started *bool) {
 		}
 	}
 	c.Args = func(c *cobra.Command, args []string) error {
-		if err := check(c, args); err != nil {
+		err := check(c, args)
+		if err == nil {
+			err = checkEmpty(c, args)
+		}
+		if err != nil {
 			return Usagef("%v; usage: %s", err, c.UseLine())
 		}
 		return nil
 	}
+}
+
+// checkEmpty returns an error if a flag's value or an operand is the empty string. The arguments of a command
+// that is to be run are its own, and what is no hint is none, whatever it is.
+func checkEmpty(c *cobra.Command, args []string) error {
+	var err error
+	c.Flags().Visit(func(f *pflag.Flag) {
+		if _, ok := f.Annotations[MayBeEmpty]; !ok && f.Value.Type() == "string" && f.Value.String() == "" && err == nil {
+			err = fmt.Errorf("--%s is empty", f.Name)
+		}
+	})
+	if dash := c.ArgsLenAtDash(); dash >= 0 && strings.Contains(c.Use, "-- ") {
+		args = args[:dash]
+	}
+	words := operands(c.Use)
+	for i, a := range args {
+		if len(words) == 0 {
+			break
+		}
+		word := words[min(i, len(words)-1)]
+		switch {
+		case slices.Contains([]string{"ARG", "CMD", "HINT"}, word):
+			return err
+		case a == "" && err == nil:
+			err = fmt.Errorf("%s is empty", word)
+		}
+	}
+	return err
+}
+
+// operands returns the words for the operands in a usage line: "dist-fetch [flags] LOCATOR OBJECT [HINT…]" has
+// LOCATOR, OBJECT and HINT.
+func operands(use string) []string {
+	var words []string
+	for _, w := range strings.Fields(use)[1:] {
+		if w == "--" || w == "[--" {
+			break
+		}
+		if w != "[flags]" {
+			words = append(words, strings.Trim(w, "[]…|-"))
+		}
+	}
+	return words
 }
 
 func buildVersion() string {
