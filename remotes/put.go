@@ -226,7 +226,7 @@ func (p *push) putManifest(o object, desc ocispec.Descriptor, b []byte) (*http.R
 		return nil, err
 	}
 	resp.Body.Close()
-	if got, err := digest.Parse(resp.Header.Get("Docker-Content-Digest")); err == nil && got.Algorithm() == desc.Digest.Algorithm() && got != desc.Digest {
+	if got := contentDigest(resp); got != "" && got.Algorithm() == desc.Digest.Algorithm() && got != desc.Digest {
 		return nil, classf(errdefs.ErrDataLoss, "the registry stored %s, not %s", got, desc.Digest)
 	}
 	return resp, nil

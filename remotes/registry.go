@@ -230,14 +230,27 @@ func headDescriptor(resp *http.Response, o object) (desc ocispec.Descriptor, ok 
 		return desc, false, errSchema1()
 	}
 	desc.Size = resp.ContentLength
-	desc.Digest, err = digest.Parse(resp.Header.Get("Docker-Content-Digest"))
-	switch {
-	case o.digest != "":
+	desc.Digest = contentDigest(resp)
+	if o.digest != "" {
+		if desc.Digest != "" && desc.Digest.Algorithm() == o.digest.Algorithm() && desc.Digest != o.digest {
+			return desc, false, nil // the bytes will tell
+		}
 		desc.Digest = o.digest
-	case err != nil:
+	}
+	if desc.Digest == "" {
 		return desc, false, nil
 	}
 	return desc, desc.Size > 0 && desc.Size <= MaxManifest && (isIndex(desc.MediaType) || isManifest(desc.MediaType)), nil
+}
+
+// contentDigest reads Docker-Content-Digest, which is a hint: a value that is not a digest, or has an
+// algorithm that this build does not know, counts as none.
+func contentDigest(resp *http.Response) digest.Digest {
+	d, err := digest.Parse(resp.Header.Get("Docker-Content-Digest"))
+	if err != nil {
+		return "" // Parse returns what it has refused, too
+	}
+	return d
 }
 
 func mediaTypeOf(resp *http.Response) string {
@@ -289,7 +302,7 @@ func (r *Registry) readManifest(ctx context.Context, c *client, t *tries, req re
 	}
 	want := o.digest
 	if want == "" {
-		want, _ = digest.Parse(resp.Header.Get("Docker-Content-Digest"))
+		want = contentDigest(resp)
 	}
 	if resp.Header.Get("Content-Encoding") == "gzip" && (want == "" || want.Algorithm().FromBytes(b) != want) {
 		// Compressed on the way, though that was declined.

@@ -1,12 +1,15 @@
 package remotes
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"fmt"
+	"io"
 	"net/http"
 	"runtime"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -221,6 +224,59 @@ func TestResolvePlatformBounds(t *testing.T) {
 		is(t, err, class)
 		if n := f.count(); n > 2*maxWalk {
 			t.Errorf("%s: %d requests", tag, n)
+		}
+	}
+}
+
+// Docker-Content-Digest is a hint: what is no digest, or of an unknown algorithm, counts as none, and
+// of an object that is asked for by digest the bytes decide.
+func TestContentDigestHint(t *testing.T) {
+	content := []byte(`{"schemaVersion":2,"layers":[]}`)
+	right := digest.FromBytes(content)
+	header := ""
+	f := newFake(t)
+	f.manifest("latest", ocispec.MediaTypeImageManifest, content)
+	f.reply(func(w http.ResponseWriter, r *http.Request, n int) bool {
+		if !strings.HasPrefix(r.URL.Path, "/v2/x/manifests/") {
+			return false
+		}
+		if r.Method == http.MethodPut {
+			io.Copy(io.Discard, r.Body)
+			w.Header().Set("Docker-Content-Digest", header)
+			w.WriteHeader(http.StatusCreated)
+			return true
+		}
+		w.Header().Set("Content-Type", ocispec.MediaTypeImageManifest)
+		w.Header().Set("Content-Length", strconv.Itoa(len(content)))
+		w.Header().Set("Docker-Content-Digest", header)
+		if r.Method == http.MethodGet {
+			w.Write(content)
+		}
+		return true
+	})
+	hex := right.Encoded()
+	other := digest.FromString("something else").String()
+	for _, header = range []string{"", "garbage", ":", hex, `"` + right.String() + `"`, "SHA256:" + hex, "sha256:" + strings.ToUpper(hex),
+		"sha256:" + hex[:60], "blake3:" + hex, "md5:" + hex[:32], " ", "sha256:", digest.SHA512.FromBytes(content).String(), right.String(), other} {
+		r := open(t, f.host(), Options{})
+		for _, object := range []string{"latest", right.String()} {
+			desc, err := r.Resolve(context.Background(), object)
+			wrong := header == other && object == "latest"
+			if !wrong && (err != nil || desc.Digest.Validate() != nil || desc.Digest.Algorithm().FromBytes(content) != desc.Digest) {
+				t.Errorf("%q: %s resolves to %+v, %v", header, object, desc, err)
+			}
+			got, err := fetch(t, r, object)
+			if wrong {
+				is(t, err, errdefs.IsDataLoss)
+			} else if err != nil || string(got) != string(content) {
+				t.Errorf("%q: fetch %s: %v", header, object, err)
+			}
+		}
+		_, err := r.Push(context.Background(), "other", bytes.NewReader(content))
+		if header == other {
+			is(t, err, errdefs.IsDataLoss)
+		} else if err != nil {
+			t.Errorf("%q: put: %v", header, err)
 		}
 	}
 }
