@@ -40,6 +40,8 @@ func newCmd() *cobra.Command {
 	strict := c.Flags().Bool("strict", false, "fail where an owner, device or attribute can't be set")
 	form := c.Flags().String("whiteouts", "remove", "what becomes of whiteouts: `FORM` is remove, overlay or overlay-user")
 	unresolved := c.Flags().String("unresolved", "", "record in `FILE` what only the layers below can tell")
+	// Scripts pass on what snap stack gives them, which is empty where the driver wants none.
+	c.Flags().Lookup("unresolved").Annotations = map[string][]string{cli.MayBeEmpty: nil}
 	c.RunE = func(c *cobra.Command, args []string) error {
 		w, ok := whiteouts[*form]
 		if !ok {

@@ -22,7 +22,7 @@ type block struct {
 	skip  string // why it is not run
 }
 
-// TestReadme runs the README's blocks marked "```sh", in order, in one shell with -euo
+// TestReadme runs the README's blocks marked "```sh", in order, in one bash, and again in one zsh, with -euo
 // pipefail, in an empty directory with docker.io mapped to a registry: what a reader does who
 // copies them. "```sh needs=root,runc" names what a block needs (see fixture.Has).
 func TestReadme(t *testing.T) {
@@ -32,7 +32,7 @@ func TestReadme(t *testing.T) {
 		t.Fatal(err)
 	}
 	blocks := fenced(string(text))
-	for _, section := range []string{"", "The original pipelines"} {
+	for _, section := range []string{"Try it", "The original pipelines"} {
 		if !slices.ContainsFunc(blocks, func(b fencedBlock) bool { return b.section == section }) {
 			t.Errorf("README has no sh block under %q", "## "+section)
 		}
@@ -45,9 +45,33 @@ func TestReadme(t *testing.T) {
 		}
 		fmt.Fprintf(&script, "echo '== %s:%d' >&2\n%s\n", page, b.line, b.text)
 	}
-	w, dir := surroundings(t)
-	if out, err := bash(w, dir, script.String()); err != nil {
-		t.Errorf("%v\n%s", err, out)
+	for _, shell := range [][]string{{"bash", "-euo", "pipefail", "-c"}, {"zsh", "-feuo", "pipefail", "-c"}} {
+		t.Run(shell[0], func(t *testing.T) {
+			if !fixture.Has(shell[0]) {
+				t.Skipf("no %s", shell[0])
+			}
+			w, dir := surroundings(t)
+			if out, err := in(w, dir, append(shell, script.String())...); err != nil {
+				t.Errorf("%v\n%s", err, out)
+			}
+		})
+	}
+}
+
+// TestReadmeCanBePasted holds the README's blocks to what an interactive zsh takes as it is: it knows no comments
+// unless it is told to, and both shells expand ! outside of single quotes.
+func TestReadmeCanBePasted(t *testing.T) {
+	text, err := os.ReadFile(filepath.Join(fixture.Root, "README.md"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	quoted := regexp.MustCompile(`(?s)'[^']*'`)
+	for _, b := range fenced(string(text)) {
+		for _, line := range strings.Split(quoted.ReplaceAllString(b.text, ""), "\n") {
+			if strings.Contains(line, "#") || strings.Contains(line, "!") {
+				t.Errorf("the block of line %d can't be pasted into zsh: %q", b.line, line)
+			}
+		}
 	}
 }
 
