@@ -180,6 +180,7 @@ func (h *Helper) resolve(ctx context.Context, object string) (desc ocispec.Descr
 	if err != nil {
 		return desc, err
 	}
+	desc.Size = -1 // one that tells none is not of 0 bytes
 	if err := json.Unmarshal(b, &desc); err != nil || desc.Digest.Validate() != nil || desc.Size < 0 || !isMediaType(desc.MediaType) {
 		return ocispec.Descriptor{}, classf(errdefs.ErrDataLoss, "dist-remote-%s printed no descriptor", h.name)
 	}

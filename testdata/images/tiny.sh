@@ -16,6 +16,7 @@ here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 work=$(mktemp -d)
 trap 'chmod -R u+w "$work"; rm -rf "$work"' EXIT
 umask 022
+declare -A layer_type config_type # lib.sh sets them
 # shellcheck disable=SC1091
 . "$here/lib.sh"
 
