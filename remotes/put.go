@@ -287,7 +287,7 @@ func (p *push) send(s session, offset int64, content io.Reader) (size int64, err
 			return 0, classf(errdefs.ErrDataLoss, "size mismatch: got %s, not %d", sizeString(size), p.hints.size)
 		}
 		whole := func(offset int64) io.Reader {
-			return newVerifier(io.NopCloser(io.NewSectionReader(f, 0, size)), p.object.digest, 0, offset)
+			return newVerifier(p.ctx, io.NopCloser(io.NewSectionReader(f, 0, size)), p.object.digest, 0, offset, size)
 		}
 		err := p.sendFile(s, offset, whole, size)
 		if offset > 0 && isStatus(err, http.StatusBadRequest) {
@@ -306,7 +306,7 @@ func (p *push) send(s session, offset int64, content io.Reader) (size int64, err
 		}
 		content, offset = io.NewSectionReader(f, 0, size), 0
 	}
-	size, err = p.sendStream(s, offset, newVerifier(io.NopCloser(content), p.object.digest, 0, 0))
+	size, err = p.sendStream(s, offset, newVerifier(p.ctx, io.NopCloser(content), p.object.digest, 0, 0, -1))
 	if offset > 0 && isStatus(err, http.StatusBadRequest) {
 		p.cancel(s)
 		p.saved.forget()

@@ -512,11 +512,11 @@ func (r *Registry) blob(ctx context.Context, c *client, t *tries, o object, h hi
 	} else {
 		d.end = -1
 	}
-	v := newVerifier(rc, o.digest, begin, h.offset)
+	v := newVerifier(ctx, rc, o.digest, begin, h.offset, d.size)
 	if rc != d {
-		v.size = beside // what waits is in memory already
+		v.piece = beside // what waits is in memory already
 	}
-	if c.options.Unverified {
+	if c.options.Unverified && d.size >= 0 { // of an unknown length, the digest alone shows the end
 		v.hash = nil
 		if rc == d && begin == h.offset {
 			v.unseen = d
