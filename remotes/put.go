@@ -156,9 +156,6 @@ func (p *push) request(method, kind, object string) request {
 	r := p.Registry.request(p.client, method, kind, object)
 	r.query = nil
 	r.scopes = []string{auth.ScopeRepository(p.locator.Name, auth.ActionPull, auth.ActionPush)}
-	if p.hints.mount != "" {
-		r.scopes = append(r.scopes, auth.ScopeRepository(p.hints.mount, auth.ActionPull))
-	}
 	return r
 }
 
@@ -343,6 +340,7 @@ func (p *push) begin() (s session, mounted bool, err error) {
 	req := p.request(http.MethodPost, "blobs", "uploads/")
 	if p.hints.mount != "" {
 		req.query = url.Values{"mount": {p.object.digest.String()}, "from": {p.hints.mount}}
+		req.scopes = append(req.scopes, auth.ScopeRepository(p.hints.mount, auth.ActionPull))
 	}
 	req.body = func() io.Reader { return http.NoBody }
 	resp, err := p.client.do(p.ctx, req, p.tries)
