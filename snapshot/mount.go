@@ -2,34 +2,108 @@ package snapshot
 
 import (
 	"bufio"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"io/fs"
 	"os"
+	"path"
 	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
 
+	"distkit/disk"
+
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
 )
 
-// Mount mounts an active snapshot or a view on the directory target. It does nothing where
-// that is mounted there already; Unavailable where another snapshot is.
+// MountOptions say what a mount keeps from those who use it.
+type MountOptions struct {
+	NoSuid bool // set-user-ID bits and file capabilities of its files have no effect
+	NoDev  bool // its device files can't be opened
+}
+
+// DefaultMountOptions are those of [Snapshotter.Mount]. A view is for looking at, by whoever reaches the
+// directory: none of its programs may give them its owners' rights.
+func DefaultMountOptions(k Kind) MountOptions {
+	return MountOptions{NoSuid: k == View, NoDev: k == View}
+}
+
+// words are the options' names in mount(8) and /proc/self/mountinfo.
+func (o MountOptions) words() (words []string) {
+	if o.NoSuid {
+		words = append(words, "nosuid")
+	}
+	if o.NoDev {
+		words = append(words, "nodev")
+	}
+	return words
+}
+
+// Attributes are the options as mount_setattr(2) and fsmount(2) take them.
+func (o MountOptions) Attributes() (attributes int) {
+	if o.NoSuid {
+		attributes |= unix.MOUNT_ATTR_NOSUID
+	}
+	if o.NoDev {
+		attributes |= unix.MOUNT_ATTR_NODEV
+	}
+	return attributes
+}
+
+// Flags are the options as mount(2) takes them.
+func (o MountOptions) Flags() (flags uintptr) {
+	if o.NoSuid {
+		flags |= unix.MS_NOSUID
+	}
+	if o.NoDev {
+		flags |= unix.MS_NODEV
+	}
+	return flags
+}
+
+// Mount is [Snapshotter.MountWith] the default options.
 func (s *Snapshotter) Mount(ctx context.Context, key, target string) error {
-	if err := s.mount(key, target); err != nil {
+	return s.mountAs(key, target, DefaultMountOptions)
+}
+
+// MountWith mounts an active snapshot or a view on the directory target. It does nothing where
+// that is mounted there already with the options. Unavailable where it is mounted there without
+// them, where another snapshot is, and while another process commits or removes the snapshot.
+func (s *Snapshotter) MountWith(ctx context.Context, key, target string, o MountOptions) error {
+	return s.mountAs(key, target, func(Kind) MountOptions { return o })
+}
+
+func (s *Snapshotter) mountAs(key, target string, options func(Kind) MountOptions) error {
+	if err := retry(func() error { return s.mount(key, target, options) }); err != nil {
 		return fmt.Errorf("mount %s: %w", key, err)
 	}
 	return nil
 }
 
-func (s *Snapshotter) mount(key, target string) error {
-	t, err := s.mountable(key)
+func (s *Snapshotter) mount(key, target string, options func(Kind) MountOptions) error {
+	e, err := s.lookup(key)
 	if err != nil {
 		return err
 	}
+	// The lock keeps Commit and Remove away until the mount can be seen. The record counts as it is
+	// under the lock.
+	held, err := s.use(e, unix.LOCK_SH)
+	if err != nil {
+		return err
+	}
+	defer disk.Release(held)
+	if e, err = s.read(e.id); err != nil || e.Key != key {
+		return cmp.Or(err, errChanged)
+	}
+	if e.Kind == Committed {
+		return errCommitted
+	}
+	t := s.tree(e.id, e.record)
+	o := options(e.Kind)
 	if target, err = realDir(target); err != nil {
 		return err
 	}
@@ -38,20 +112,48 @@ func (s *Snapshotter) mount(key, target string) error {
 		return err
 	}
 	if m, ok := table.at(target); ok {
-		switch dir, ok := m.snapshot(); {
-		case ok && (sameDir(dir, t.Dir) || shows(s.driver.Mounts(t), m)):
+		files, err := s.shown(t)
+		if err != nil {
+			return err
+		}
+		switch {
+		case m.shows(files):
+			for _, w := range o.words() {
+				if !slices.Contains(m.options, w) {
+					return errdefs.ErrUnavailable.WithMessage("it is mounted on " + target + " without " + w + ": unmount it first")
+				}
+			}
 			return nil
-		case ok:
-			return errdefs.ErrUnavailable.WithMessage(fmt.Sprintf("another snapshot (%s) is mounted on %s", dir, target))
+		case m.ofSnapshot():
+			return errdefs.ErrUnavailable.WithMessage("another snapshot is mounted on " + target)
 		}
 	}
-	return s.driver.Mount(t, target)
+	step("mounting")
+	return s.driver.Mount(t, target, o)
 }
 
-// shows tells whether m is the one bind mount in want: a view with one parent has that
-// parent's directory for its source.
-func shows(want []Mount, m mountEntry) bool {
-	return len(want) == 1 && want[0].Type == "bind" && m.isRoot(want[0].Source)
+// use locks a snapshot's directory without waiting: shared by those who mount it or prepare from it,
+// exclusively by those who commit or remove it. errChanged where the snapshot is gone.
+func (s *Snapshotter) use(e entry, how int) (*os.File, error) {
+	f, err := lockFile(s.dirOf(e.id), unix.O_DIRECTORY, how|unix.LOCK_NB)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return nil, errChanged
+	case errors.Is(err, unix.EWOULDBLOCK) && how == unix.LOCK_SH:
+		return nil, errdefs.ErrUnavailable.WithMessage("another process is committing or removing it")
+	case errors.Is(err, unix.EWOULDBLOCK):
+		return nil, errdefs.ErrUnavailable.WithMessage("another process is mounting it, preparing a snapshot from it, committing or removing it")
+	}
+	return f, err
+}
+
+// unmounted fails where a snapshot, whose directory the caller has locked, is mounted.
+func (s *Snapshotter) unmounted(e entry) error {
+	where, err := mountsOf(s.tree(e.id, e.record))
+	if err == nil && len(where) > 0 {
+		err = errdefs.ErrUnavailable.WithMessage("it is mounted on " + strings.Join(where, ", "))
+	}
+	return err
 }
 
 // Mountpoints are the places where a snapshot is mounted in this process's mount namespace.
@@ -59,7 +161,7 @@ func (s *Snapshotter) Mountpoints(_ context.Context, key string) ([]string, erro
 	e, err := s.lookup(key)
 	if err == nil {
 		var where []string
-		if where, err = mountsOf(s.dirOf(e.id)); err == nil {
+		if where, err = mountsOf(s.tree(e.id, e.record)); err == nil {
 			return where, nil
 		}
 	}
@@ -94,22 +196,22 @@ func (s *Snapshotter) UnmountAll(_ context.Context, key string) error {
 
 // mountsOf lists where a snapshot is mounted, views that show their parent's files included.
 func (s *Snapshotter) mountsOf(e entry) ([]string, error) {
-	where, err := mountsOf(s.dirOf(e.id))
 	t := s.tree(e.id, e.record)
+	where, err := mountsOf(t)
 	if err != nil || e.Kind != View || len(t.Parents) == 0 {
 		return where, err
 	}
-	m := s.driver.Mounts(t)
-	if len(m) != 1 || m[0].Source != t.ParentFS() {
-		return where, nil
+	files, err := s.shown(t)
+	if err != nil || files.dir != t.ParentFS() {
+		return where, err
 	}
 	table, err := readMounts()
 	if err != nil {
 		return nil, err
 	}
-	for _, mount := range table {
-		if mount.fstype != "overlay" && mount.isRoot(m[0].Source) {
-			where = append(where, mount.point)
+	for _, m := range table {
+		if m.fstype != "overlay" && m.shows(files) {
+			where = append(where, m.point)
 		}
 	}
 	if len(where) == 0 {
@@ -148,7 +250,7 @@ func unmount(dir string) error {
 	if !ok {
 		return nil
 	}
-	if _, ok := m.snapshot(); !ok {
+	if !m.ofSnapshot() {
 		return errdefs.ErrFailedPrecondition.WithMessage("what is mounted there is no snapshot (" + m.fstype + ")")
 	}
 	switch err := unix.Unmount(dir, unix.UMOUNT_NOFOLLOW); {
@@ -180,16 +282,29 @@ func realDir(name string) (string, error) {
 	return dir, nil
 }
 
+// OpenFiles opens the directory ID/fs of a store's snapshots, neither of which may be a symbolic link.
+func OpenFiles(dir string) (*os.File, error) {
+	snapshot, name := filepath.Split(dir)
+	store, id := filepath.Split(filepath.Clean(snapshot))
+	return disk.Tree(store).OpenDir(filepath.Join(id, name))
+}
+
 // BindMount shows the directory source at target, read-only if asked. It is of no use to an
 // ordinary user outside a user namespace of his own.
-func BindMount(source, target string, readOnly bool) error {
-	fd, err := unix.OpenTree(unix.AT_FDCWD, source, unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC)
+func BindMount(source, target string, readOnly bool, o MountOptions) error {
+	// A link in a store leads nowhere.
+	dir, err := OpenFiles(source)
+	if err != nil {
+		return err
+	}
+	defer dir.Close()
+	fd, err := unix.OpenTree(int(dir.Fd()), "", unix.AT_EMPTY_PATH|unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC)
 	if err == nil {
 		defer unix.Close(fd)
 		// Private: what is mounted below the target must not appear in the store.
-		attr := unix.MountAttr{Propagation: unix.MS_PRIVATE}
+		attr := unix.MountAttr{Propagation: unix.MS_PRIVATE, Attr_set: uint64(o.Attributes())}
 		if readOnly {
-			attr.Attr_set = unix.MOUNT_ATTR_RDONLY
+			attr.Attr_set |= unix.MOUNT_ATTR_RDONLY
 		}
 		err = unix.MountSetattr(fd, "", unix.AT_EMPTY_PATH, &attr)
 		if err == nil {
@@ -197,19 +312,23 @@ func BindMount(source, target string, readOnly bool) error {
 		}
 	}
 	if errors.Is(err, unix.ENOSYS) {
-		err = bindMount(source, target, readOnly)
+		flags := o.Flags()
+		if readOnly {
+			flags |= unix.MS_RDONLY
+		}
+		err = bindMount(fmt.Sprintf("/proc/self/fd/%d", dir.Fd()), target, flags)
 	}
 	return MountError("bind "+source+" to "+target, err)
 }
 
 // bindMount is for kernels before 5.12.
-func bindMount(source, target string, readOnly bool) error {
+func bindMount(source, target string, flags uintptr) error {
 	if err := unix.Mount(source, target, "", unix.MS_BIND, ""); err != nil {
 		return err
 	}
 	err := unix.Mount("", target, "", unix.MS_PRIVATE, "")
-	if err == nil && readOnly {
-		err = unix.Mount("", target, "", unix.MS_REMOUNT|unix.MS_BIND|unix.MS_RDONLY, "")
+	if err == nil && flags != 0 {
+		err = unix.Mount("", target, "", unix.MS_REMOUNT|unix.MS_BIND|flags, "")
 	}
 	if err != nil {
 		_ = unix.Unmount(target, 0)
@@ -233,6 +352,7 @@ func MountError(what string, err error) error {
 // mountEntry is a line of /proc/self/mountinfo, unescaped.
 type mountEntry struct {
 	root, point, fstype, source, super string
+	options                            []string // of the mount: ro, nosuid …
 }
 
 type mountTable []mountEntry
@@ -253,7 +373,7 @@ func readMounts() (mountTable, error) {
 			continue
 		}
 		t = append(t, mountEntry{
-			root: unescape(l[3]), point: unescape(l[4]),
+			root: unescape(l[3]), point: unescape(l[4]), options: strings.Split(l[5], ","),
 			fstype: r[0], source: unescape(r[1]), super: unescape(r[2]),
 		})
 	}
@@ -291,31 +411,89 @@ func (t mountTable) at(dir string) (mountEntry, bool) {
 	return mountEntry{}, false
 }
 
-// snapshot is the directory of the snapshot that a mount shows: our overlay mounts carry it
-// as their source, and a bind mount of it has its files for a root.
-func (m mountEntry) snapshot() (string, bool) {
-	dir := m.source
-	if m.fstype != "overlay" || !filepath.IsAbs(dir) {
-		var ok bool
-		if dir, ok = strings.CutSuffix(m.root, "/fs"); !ok {
-			return "", false
-		}
+// sourcePrefix begins the source of our overlay mounts.
+const sourcePrefix = "distkit:"
+
+// MountSource is the source that an overlay mount of the snapshot has in /proc/self/mountinfo, where the kernel shows it
+// and otherwise ignores it: distkit:DEV:INO:BTIME/ID, of the directory that holds the snapshots. It is short whatever that
+// directory's path is, since fsconfig(2) takes 255 bytes. The time of the directory's birth tells it from an earlier one
+// that had its inode.
+func (t Tree) MountSource() (string, error) {
+	dir, id := filepath.Split(t.Dir)
+	var st unix.Statx_t
+	if err := unix.Statx(unix.AT_FDCWD, dir, 0, unix.STATX_INO|unix.STATX_BTIME, &st); err != nil {
+		return "", &os.PathError{Op: "stat", Path: dir, Err: err}
 	}
-	_, err := strconv.ParseUint(filepath.Base(dir), 10, 64)
-	return dir, err == nil && filepath.Base(filepath.Dir(filepath.Dir(dir))) == "snapshots"
+	var born int64
+	if st.Mask&unix.STATX_BTIME != 0 {
+		born = st.Btime.Sec*1e9 + int64(st.Btime.Nsec)
+	}
+	return fmt.Sprintf("%s%x:%x:%x/%s", sourcePrefix, unix.Mkdev(st.Dev_major, st.Dev_minor), st.Ino, born, id), nil
 }
 
-// isRoot tells whether a mount is a bind mount of dir. The root that mountinfo shows is
-// relative to its filesystem, so the end of the path is compared, and then the directory.
+// files are what a mount of a snapshot shows.
+type files struct {
+	source string // an overlay's
+	dir    string // a bind mount's
+}
+
+func filesOf(t Tree) (files, error) {
+	source, err := t.MountSource()
+	return files{source: source, dir: t.FS()}, err
+}
+
+// shown are the files that mounting a snapshot shows, which a view may have from its parent.
+func (s *Snapshotter) shown(t Tree) (files, error) {
+	f, err := filesOf(t)
+	if err != nil {
+		return f, err
+	}
+	m, err := s.driver.Mounts(t)
+	if err == nil && len(m) == 1 && m[0].Type == "bind" {
+		f.dir = m[0].Source
+	}
+	return f, err
+}
+
+// shows reports whether a mount shows these files.
+func (m mountEntry) shows(f files) bool {
+	if m.fstype == "overlay" && strings.HasPrefix(m.source, sourcePrefix) {
+		return m.source == f.source
+	}
+	return m.isRoot(f.dir)
+}
+
+// ofSnapshot reports whether a mount shows a snapshot of whatever store.
+func (m mountEntry) ofSnapshot() bool {
+	number := func(s string) bool {
+		_, err := strconv.ParseUint(s, 10, 64)
+		return err == nil
+	}
+	if source, ok := strings.CutPrefix(m.source, sourcePrefix); ok && m.fstype == "overlay" {
+		return number(path.Base(source))
+	}
+	dir, ok := strings.CutSuffix(m.root, "/fs")
+	return ok && number(path.Base(dir)) && path.Base(path.Dir(path.Dir(dir))) == "snapshots"
+}
+
+// isRoot reports whether a mount is a bind mount of dir. The root that mountinfo shows is
+// relative to its filesystem, so the end of the path is compared, and then the directory. Where that can't
+// be reached at the mount point, which another mount may cover, the whole path decides.
 func (m mountEntry) isRoot(dir string) bool {
 	n := len(filepath.Dir(filepath.Dir(dir)))
-	return strings.HasSuffix(m.root, dir[n:]) && sameDir(m.point, dir)
+	if !strings.HasSuffix(m.root, dir[n:]) {
+		return false
+	}
+	if sameDir(m.point, dir) {
+		return true
+	}
+	if real, err := filepath.EvalSymlinks(dir); err == nil {
+		dir = real
+	}
+	return strings.HasSuffix(dir, m.root) || strings.HasSuffix(m.root, dir)
 }
 
 func sameDir(a, b string) bool {
-	if a == b {
-		return true
-	}
 	x, err := os.Stat(a)
 	if err != nil {
 		return false
@@ -324,32 +502,25 @@ func sameDir(a, b string) bool {
 	return err == nil && os.SameFile(x, y)
 }
 
-// mountsOf lists where the snapshot in dir is mounted, alone or as a layer, by whatever
-// means, and what is mounted below dir itself.
-func mountsOf(dir string) ([]string, error) {
+// mountsOf lists where the snapshot t is mounted, alone or as a layer, by whatever
+// means, and what is mounted below its directory.
+func mountsOf(t Tree) ([]string, error) {
+	f, err := filesOf(t)
+	if err != nil {
+		return nil, err
+	}
 	table, err := readMounts()
 	if err != nil {
 		return nil, err
 	}
-	files := filepath.Join(dir, "fs")
-	real := dir
-	if r, err := filepath.EvalSymlinks(dir); err == nil {
-		real = r
+	real, err := filepath.EvalSymlinks(t.Dir)
+	if err != nil {
+		return nil, err
 	}
 	var where []string
 	for _, m := range table {
-		used := strings.HasPrefix(m.point, real+"/")
-		switch {
-		case used:
-		case m.fstype == "overlay":
-			used = m.source == dir || m.source == real || filepath.Base(m.source) == filepath.Base(dir) && sameDir(m.source, dir)
-			for _, name := range []string{files, filepath.Join(real, "fs")} {
-				used = used || mentions(m.super, name)
-			}
-		default:
-			used = m.isRoot(files)
-		}
-		if used {
+		if strings.HasPrefix(m.point, real+"/") || m.shows(f) ||
+			m.fstype == "overlay" && (mentions(m.super, f.dir) || mentions(m.super, filepath.Join(real, "fs"))) {
 			where = append(where, m.point)
 		}
 	}

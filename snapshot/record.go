@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -60,6 +61,9 @@ func (s *Snapshotter) tree(id uint64, r record) Tree {
 	return t
 }
 
+// maxRecord bounds what is read as a record. A record of 500 parents and a hundred labels is far smaller.
+const maxRecord = 4 << 20
+
 // step is called between the steps of every change: tests die here.
 var step = func(string) {}
 
@@ -72,7 +76,7 @@ func keyFile(namespace, key string) string {
 func (s *Snapshotter) read(id uint64) (entry, error) {
 	e := entry{id: id}
 	var err error
-	if e.raw, err = os.ReadFile(filepath.Join(s.dirOf(id), "info")); err != nil {
+	if e.raw, err = s.files.ReadFile(strconv.FormatUint(id, 10)+"/info", maxRecord); err != nil {
 		return e, err
 	}
 	if err := json.Unmarshal(e.raw, &e.record); err != nil {
@@ -130,7 +134,7 @@ func (s *Snapshotter) entries() ([]entry, error) {
 }
 
 func (s *Snapshotter) ids() ([]uint64, error) {
-	d, err := os.Open(s.dir)
+	d, err := s.files.OpenDir(".")
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
 	}
@@ -159,13 +163,15 @@ type lock struct {
 }
 
 func (s *Snapshotter) lock() (*lock, error) {
-	name := filepath.Join(s.dir, "state")
-	f, err := lockFile(name, os.O_RDWR|os.O_CREATE, unix.LOCK_EX)
+	if err := s.checkDirs(); err != nil {
+		return nil, fmt.Errorf("lock store: %w", err)
+	}
+	f, err := s.files.LockFile("state", os.O_RDWR|os.O_CREATE, 0o600, unix.LOCK_EX)
 	if errors.Is(err, fs.ErrNotExist) {
 		if err := s.create(); err != nil {
 			return nil, err
 		}
-		f, err = lockFile(name, os.O_RDWR|os.O_CREATE, unix.LOCK_EX)
+		f, err = s.files.LockFile("state", os.O_RDWR|os.O_CREATE, 0o600, unix.LOCK_EX)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("lock store: %w", err)
@@ -208,7 +214,10 @@ func (w offsetWriter) Write(b []byte) (int, error) { return w.f.WriteAt(b, 0) }
 // parseState reads state. What is empty or torn (a power failure) is as if of another boot.
 func parseState(f *os.File) (boot string, next uint64, err error) {
 	b := make([]byte, 128)
-	n, _ := f.ReadAt(b, 0)
+	n, err := f.ReadAt(b, 0)
+	if err != nil && err != io.EOF {
+		return "", 0, err
+	}
 	w := strings.Fields(strings.Trim(string(b[:n]), "\x00"))
 	if len(w) == 0 {
 		return "", 0, nil
@@ -230,6 +239,22 @@ func bootID() string {
 		return "-"
 	}
 	return strings.TrimSpace(string(b))
+}
+
+// checkDirs refuses a store whose directories are symbolic links, which would lead what is done in them elsewhere.
+func (s *Snapshotter) checkDirs() error {
+	root := disk.Tree(filepath.Dir(filepath.Dir(s.dir)))
+	dir := filepath.Join("snapshots", s.driver.Name())
+	for _, name := range []string{dir, filepath.Join(dir, "keys"), filepath.Join(dir, "tmp"), filepath.Join(dir, "locks")} {
+		d, err := root.OpenDir(name)
+		if err == nil {
+			err = d.Close()
+		}
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+	}
+	return nil
 }
 
 // create makes the store's directories. Root filesystems hold set-user-ID programs, so

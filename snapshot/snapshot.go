@@ -116,9 +116,9 @@ type Driver interface {
 	// they are while it runs. Its root directory has mode 0755, or is like the parent's.
 	Create(ctx context.Context, t Tree) error
 	// Mounts are the mounts that show the snapshot, to be made in order at one place.
-	Mounts(t Tree) []Mount
+	Mounts(t Tree) ([]Mount, error)
 	// Mount mounts the snapshot at target, an absolute path.
-	Mount(t Tree, target string) error
+	Mount(t Tree, target string, o MountOptions) error
 	// Open opens the root directory that mounting the snapshot would show, without a mount that
 	// outlives the file.
 	Open(t Tree) (*os.File, error)
@@ -142,6 +142,9 @@ type CommitOptions struct {
 	// without a parent, holds. Where it says what can't be settled, Commit is
 	// FailedPrecondition; and so is every later one, since the files are half changed.
 	Settle io.Reader
+	// Mounted allows a snapshot to be committed while it is mounted. The caller sees to it that nothing is
+	// written there any more.
+	Mounted bool
 	// Labels are the committed snapshot's; those of the active one are not carried over.
 	Labels map[string]string
 }

@@ -30,7 +30,8 @@ import (
 // Unavailable (busy) and DataLoss (a damaged store), besides those of the system.
 type Snapshotter struct {
 	driver    Driver
-	dir       string // <root>/snapshots/<driver>, absolute
+	dir       string    // <root>/snapshots/<driver>, absolute
+	files     disk.Tree // dir
 	namespace string
 	noSync    bool
 }
@@ -52,7 +53,11 @@ func Open(root string, d Driver, o Options) (*Snapshotter, error) {
 		return nil, err
 	}
 	s := &Snapshotter{driver: d, dir: filepath.Join(root, "snapshots", d.Name()), namespace: o.Namespace, noSync: o.NoSync}
-	f, err := os.Open(filepath.Join(s.dir, "state"))
+	s.files = disk.Tree(s.dir)
+	if err := s.checkDirs(); err != nil {
+		return nil, fmt.Errorf("open store: %w", err)
+	}
+	f, err := s.files.Open("state")
 	if errors.Is(err, fs.ErrNotExist) {
 		return s, nil
 	}
@@ -80,7 +85,7 @@ func Open(root string, d Driver, o Options) (*Snapshotter, error) {
 
 // checkLayout refuses a store of a later layout, as all who use one must.
 func checkLayout(root string) error {
-	b, err := os.ReadFile(filepath.Join(root, "oci-layout"))
+	b, err := disk.Tree(root).ReadFile("oci-layout", 64<<10)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}
@@ -183,7 +188,7 @@ func (s *Snapshotter) make(ctx context.Context, kind Kind, key, parent string, l
 		topic = "/snapshot/view"
 	}
 	s.log(r, events.Event{Topic: topic, Key: key, Parent: parent})
-	return s.driver.Mounts(s.tree(id, r)), nil
+	return s.driver.Mounts(s.tree(id, r))
 }
 
 // log appends an event of the snapshot's namespace to the store's log.
@@ -206,7 +211,9 @@ func (s *Snapshotter) publish(l *lock, dir string, r record) (uint64, error) {
 		return 0, err
 	}
 	step("indexed")
-	if err := unix.Renameat2(unix.AT_FDCWD, dir, unix.AT_FDCWD, s.dirOf(id), unix.RENAME_NOREPLACE); err != nil {
+	// Without flags, which NFS, 9p and most of FUSE don't know: no snapshot's directory is ever empty, and
+	// rename(2) replaces no other.
+	if err := os.Rename(dir, s.dirOf(id)); err != nil {
 		return 0, fmt.Errorf("name directory %d: %w", id, err)
 	}
 	step("published")
@@ -278,8 +285,8 @@ func (s *Snapshotter) parent(name string) (entry, error) {
 //
 // With [CommitOptions.Settle] the files become what the layer is on top of the parent first.
 //
-// A snapshot that is still mounted can be committed; what is written to it afterwards
-// changes what is to stay as it is, so see [Snapshotter.Mountpoints] first.
+// Unavailable while it is mounted (in this process's mount namespace) or another process mounts, commits or
+// removes it: what is written to it afterwards would change what is to stay as it is. See [CommitOptions.Mounted].
 func (s *Snapshotter) Commit(ctx context.Context, name, key string, o CommitOptions) error {
 	if err := retry(func() error { return s.commit(ctx, name, key, &o) }); err != nil {
 		return fmt.Errorf("commit %s: %w", name, err)
@@ -304,18 +311,15 @@ const unsettled = "unsettled"
 
 // settle has the driver change the files, once.
 func (s *Snapshotter) settle(ctx context.Context, t Tree, unresolved io.Reader) error {
-	mark := filepath.Join(t.Dir, unsettled)
-	f, err := os.OpenFile(mark, os.O_CREATE|os.O_WRONLY, 0o600)
-	if err != nil {
+	if err := disk.Tree(t.Dir).WriteFile(unsettled, nil, 0o600); err != nil {
 		return err
 	}
-	f.Close()
 	step("settle begins")
 	if err := s.driver.Settle(ctx, t, unresolved); err != nil {
 		return err
 	}
 	step("settled")
-	return os.Remove(mark)
+	return os.Remove(filepath.Join(t.Dir, unsettled))
 }
 
 func (s *Snapshotter) commit(ctx context.Context, name, key string, o *CommitOptions) error {
@@ -328,6 +332,19 @@ func (s *Snapshotter) commit(ctx context.Context, name, key string, o *CommitOpt
 	}
 	if e.Kind != Active {
 		return errdefs.ErrInvalidArgument.WithMessage(fmt.Sprintf("%s is not active (%s)", key, e.Kind))
+	}
+	held, err := s.use(e, unix.LOCK_EX)
+	if err != nil {
+		return fmt.Errorf("%s: %w", key, err)
+	}
+	defer disk.Release(held)
+	if is, err := s.read(e.id); err != nil || !bytes.Equal(is.raw, e.raw) {
+		return cmp.Or(err, errChanged)
+	}
+	if !o.Mounted {
+		if err := s.unmounted(e); err != nil {
+			return fmt.Errorf("%s: %w: unmount it first", key, err)
+		}
 	}
 	r := e.record
 	if isDigest(name) {
@@ -454,27 +471,24 @@ func syncfs(dir string) error {
 // Mounts returns the mounts of an active snapshot or a view; FailedPrecondition where it is
 // committed.
 func (s *Snapshotter) Mounts(_ context.Context, key string) ([]Mount, error) {
-	t, err := s.mountable(key)
-	if err != nil {
-		return nil, fmt.Errorf("mounts of %s: %w", key, err)
+	e, err := s.lookup(key)
+	if err == nil && e.Kind == Committed {
+		err = errCommitted
 	}
-	return s.driver.Mounts(t), nil
+	if err == nil {
+		var m []Mount
+		if m, err = s.driver.Mounts(s.tree(e.id, e.record)); err == nil {
+			return m, nil
+		}
+	}
+	return nil, fmt.Errorf("mounts of %s: %w", key, err)
 }
 
-func (s *Snapshotter) mountable(key string) (Tree, error) {
-	e, err := s.lookup(key)
-	if err != nil {
-		return Tree{}, err
-	}
-	if e.Kind == Committed {
-		return Tree{}, errdefs.ErrFailedPrecondition.WithMessage("it is committed: make a view of it")
-	}
-	return s.tree(e.id, e.record), nil
-}
+var errCommitted = errdefs.ErrFailedPrecondition.WithMessage("it is committed: make a view of it")
 
 // Remove deletes a snapshot and its files. FailedPrecondition, naming them, where it has
-// children; Unavailable where it is mounted (in this process's mount namespace), or a child
-// is just being made.
+// children; Unavailable where it is mounted (in this process's mount namespace), or another process
+// mounts it, commits it, or makes a child of it.
 func (s *Snapshotter) Remove(ctx context.Context, key string) error {
 	if err := retry(func() error { return s.remove(key) }); err != nil {
 		return fmt.Errorf("remove %s: %w", key, err)
@@ -493,13 +507,6 @@ func (s *Snapshotter) remove(key string) error {
 
 // removeEntry is remove for a snapshot that was found; errChanged where it is gone.
 func (s *Snapshotter) removeEntry(e entry) error {
-	where, err := mountsOf(s.dirOf(e.id))
-	if err != nil {
-		return err
-	}
-	if len(where) > 0 {
-		return errdefs.ErrUnavailable.WithMessage("it is mounted on " + strings.Join(where, ", "))
-	}
 	dir, held, err := s.detach(e)
 	if err != nil {
 		return err
@@ -528,6 +535,20 @@ func ofOthers(err error) error {
 
 // detach takes a snapshot's name away, and leaves its directory locked in tmp/.
 func (s *Snapshotter) detach(e entry) (string, *os.File, error) {
+	held, err := s.use(e, unix.LOCK_EX)
+	if err != nil {
+		return "", nil, err
+	}
+	detached := false
+	defer func() {
+		if !detached {
+			disk.Release(held)
+		}
+	}()
+	if err := s.unmounted(e); err != nil {
+		return "", nil, err
+	}
+	step("not mounted")
 	l, err := s.lock()
 	if err != nil {
 		return "", nil, err
@@ -543,18 +564,11 @@ func (s *Snapshotter) detach(e entry) (string, *os.File, error) {
 	if err := s.childless(e); err != nil {
 		return "", nil, err
 	}
-	held, err := lockFile(s.dirOf(e.id), unix.O_DIRECTORY, unix.LOCK_EX|unix.LOCK_NB)
-	if errors.Is(err, unix.EWOULDBLOCK) {
-		return "", nil, errdefs.ErrUnavailable.WithMessage("another process is preparing a snapshot from it")
-	}
-	if err != nil {
-		return "", nil, err
-	}
 	dir := filepath.Join(s.dir, "tmp", filepath.Base(s.dirOf(e.id)))
 	if err := os.Rename(s.dirOf(e.id), dir); err != nil {
-		disk.Release(held)
 		return "", nil, err
 	}
+	detached = true
 	step("renamed away")
 	s.unindex(e.Namespace, e.Key)
 	return dir, held, nil

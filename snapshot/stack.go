@@ -209,7 +209,7 @@ func (s *Snapshotter) stackOne(ctx context.Context, l Layer, below *made, slots 
 		if err := below.wait(ctx); err != nil {
 			return err
 		}
-		f, err := os.Open(p.Unresolved)
+		f, err := disk.Tree(t.Dir).Open("unresolved")
 		if err != nil {
 			return fmt.Errorf("what is unresolved: %w", err)
 		}
@@ -238,9 +238,12 @@ func (s *Snapshotter) discard(key string) error {
 
 // lockName takes the lock of those who make a committed snapshot of that name, and waits for it.
 func (s *Snapshotter) lockName(ctx context.Context, name string) (unlock func(), err error) {
+	if err := s.checkDirs(); err != nil {
+		return nil, fmt.Errorf("lock: %w", err)
+	}
 	file := s.lockOf(s.namespace, name)
 	for {
-		f, err := os.OpenFile(file, os.O_RDWR|os.O_CREATE|unix.O_NOFOLLOW, 0o600)
+		f, err := os.OpenFile(file, os.O_RDWR|os.O_CREATE|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0o600)
 		if errors.Is(err, fs.ErrNotExist) {
 			if err = s.create(); err == nil {
 				err = os.Mkdir(filepath.Dir(file), 0o700)

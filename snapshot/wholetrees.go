@@ -18,21 +18,26 @@ func (WholeTrees) Settle(context.Context, Tree, io.Reader) error {
 }
 
 // Mounts says how to show the snapshot.
-func (WholeTrees) Mounts(t Tree) []Mount {
+func (WholeTrees) Mounts(t Tree) ([]Mount, error) {
+	return []Mount{BindOf(t, whole(t))}, nil
+}
+
+// BindOf is the bind mount that shows the directory source as the snapshot's files.
+func BindOf(t Tree, source string) Mount {
 	access := "rw"
 	if t.Kind == View {
 		access = "ro"
 	}
-	return []Mount{{Type: "bind", Source: whole(t), Options: []string{"bind", access}}}
+	return Mount{Type: "bind", Source: source, Options: append([]string{"bind", access}, DefaultMountOptions(t.Kind).words()...)}
 }
 
 // Mount shows the snapshot at target.
-func (WholeTrees) Mount(t Tree, target string) error {
-	return BindMount(whole(t), target, t.Kind == View)
+func (WholeTrees) Mount(t Tree, target string, o MountOptions) error {
+	return BindMount(whole(t), target, t.Kind == View, o)
 }
 
 // Open opens the tree.
-func (WholeTrees) Open(t Tree) (*os.File, error) { return os.Open(whole(t)) }
+func (WholeTrees) Open(t Tree) (*os.File, error) { return OpenFiles(whole(t)) }
 
 // Whiteouts is none: a snapshot is made on its parent.
 func (WholeTrees) Whiteouts(string) string { return "" }

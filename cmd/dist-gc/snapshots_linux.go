@@ -15,7 +15,11 @@ import (
 // sweepSnapshots deletes those of all drivers that are not needed.
 func sweepSnapshots(root string, before time.Time, dryRun bool, records *cli.Records) func(context.Context, image.Needed) error {
 	return func(ctx context.Context, needed image.Needed) error {
-		for _, driver := range drivers.Used(root) {
+		used, err := drivers.Used(root)
+		if err != nil {
+			return err
+		}
+		for _, driver := range used {
 			if err := sweepDriver(ctx, root, driver, needed, snapshot.Sweep{Before: before, DryRun: dryRun}, records); err != nil {
 				return err
 			}

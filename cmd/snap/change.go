@@ -26,6 +26,7 @@ func newMake(s *store, verb, short string, do func(*snapshot.Snapshotter, contex
 	c := &cobra.Command{Use: verb + " [flags] KEY [PARENT]", Short: short, Args: cobra.RangeArgs(1, 2)}
 	labels := labelFlag(c)
 	target := c.Flags().String("mount", "", "mount it on `DIR` too; where that fails it is not made")
+	mount := mountFlags(c)
 	c.RunE = func(c *cobra.Command, args []string) error {
 		sn, err := s.open()
 		if err != nil {
@@ -37,7 +38,7 @@ func newMake(s *store, verb, short string, do func(*snapshot.Snapshotter, contex
 		}
 		mounts, err := do(sn, c.Context(), args[0], strings.Join(args[1:], ""), l)
 		if err == nil && *target != "" {
-			if err = sn.Mount(c.Context(), args[0], *target); err != nil {
+			if err = mount(sn, args[0], *target); err != nil {
 				err = errors.Join(err, sn.Remove(context.WithoutCancel(c.Context()), args[0]))
 			}
 		}
@@ -62,14 +63,6 @@ func newCommit(s *store) *cobra.Command {
 		l, err := cli.Labels(*labels)
 		if err != nil {
 			return err
-		}
-		// What it is mounted on could still write to it. Without such a key, Commit says so.
-		where, err := sn.Mountpoints(c.Context(), args[1])
-		if err != nil && !errdefs.IsNotFound(err) {
-			return err
-		}
-		if len(where) > 0 {
-			return errdefs.ErrUnavailable.WithMessage("commit " + args[0] + ": " + args[1] + " is mounted on " + strings.Join(where, ", ") + ": unmount it first")
 		}
 		o := snapshot.CommitOptions{Parent: *parent, Labels: l}
 		if *settle != "" {

@@ -71,15 +71,35 @@ func quote(s string) string {
 }
 
 func newMount(s *store) *cobra.Command {
-	return &cobra.Command{
-		Use: "mount [flags] KEY DIR", Short: "mount a snapshot on a directory", Args: cobra.ExactArgs(2),
-		RunE: func(c *cobra.Command, args []string) error {
-			sn, err := s.open()
-			if err != nil {
-				return err
-			}
-			return sn.Mount(c.Context(), args[0], args[1])
-		},
+	c := &cobra.Command{Use: "mount [flags] KEY DIR", Short: "mount a snapshot on a directory", Args: cobra.ExactArgs(2)}
+	mount := mountFlags(c)
+	c.RunE = func(_ *cobra.Command, args []string) error {
+		sn, err := s.open()
+		if err != nil {
+			return err
+		}
+		return mount(sn, args[0], args[1])
+	}
+	return c
+}
+
+// mountFlags are those of a mount, and what mounts a snapshot with them.
+func mountFlags(c *cobra.Command) func(sn *snapshot.Snapshotter, key, target string) error {
+	noSuid := c.Flags().Bool("nosuid", false, "set-user-ID bits of its programs have no effect (of a view they have none unless --nosuid=false)")
+	noDev := c.Flags().Bool("nodev", false, "its device files can't be opened (those of a view can't unless --nodev=false)")
+	return func(sn *snapshot.Snapshotter, key, target string) error {
+		i, err := sn.Stat(c.Context(), key)
+		if err != nil {
+			return err
+		}
+		o := snapshot.DefaultMountOptions(i.Kind)
+		if c.Flags().Changed("nosuid") {
+			o.NoSuid = *noSuid
+		}
+		if c.Flags().Changed("nodev") {
+			o.NoDev = *noDev
+		}
+		return sn.MountWith(c.Context(), key, target, o)
 	}
 }
 

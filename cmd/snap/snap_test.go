@@ -269,3 +269,55 @@ func TestMountCommandIsQuoted(t *testing.T) {
 		t.Errorf("options of more than a page became %.40s…", line)
 	}
 }
+
+// A failing read of the store's directory is no sign of a store without snapshots: another driver would hide them.
+func TestUnreadableDriver(t *testing.T) {
+	snapshottest.Strace(t)
+	out, errs, status := shell(t, t.TempDir(), `
+		snap --snapshotter native prepare k > /dev/null; snap commit base k
+		fault() { strace -f -qq -o /dev/null -P .content/snapshots/native -e trace=getdents64 -e inject=getdents64:error=EIO snap "$@"; }
+		fault prepare new || echo $?
+		fault prepare new base || echo $?
+		fault ls || echo $?
+		ls .content/snapshots; snap ls -q`)
+	if want := "1\n1\n1\nnative\nbase\n"; status != 0 || out != want || strings.Count(errs, "input/output error") != 3 {
+		t.Errorf("status %d, stdout %q, not %q: %s", status, out, want, errs)
+	}
+}
+
+// NFS, 9p and most of FUSE know no flags of rename.
+func TestRenameWithoutFlags(t *testing.T) {
+	snapshottest.Strace(t)
+	out, errs, status := shell(t, t.TempDir(), `
+		fault() { strace -f -qq -o /dev/null -e trace=renameat2 -e inject=renameat2:error=EINVAL snap --snapshotter native "$@"; }
+		fault prepare k > /dev/null; fault commit base k; fault prepare k base > /dev/null; fault rm k; snap ls -q`)
+	if status != 0 || out != "base\n" {
+		t.Errorf("status %d, stdout %q: %s", status, out, errs)
+	}
+}
+
+func TestDeletedWorkingDirectory(t *testing.T) {
+	_, errs, status := shell(t, t.TempDir(), `mkdir d; cd d; rmdir ../d; snap prepare k`)
+	if status == 0 || status == 2 || !strings.Contains(errs, "no such file or directory") {
+		t.Errorf("status %d: %s", status, errs)
+	}
+}
+
+// Nobody gets rights from the programs of a view, nor, with the flags, from those of an active snapshot.
+func TestMountsWithoutSetUserID(t *testing.T) {
+	snapshottest.Root(t)
+	out, errs, status := shell(t, t.TempDir(), `
+		mkdir m; snap prepare a > /dev/null; snap commit base a; snap prepare a base > /dev/null; snap view v base > /dev/null
+		trap 'umount m 2> /dev/null || true' EXIT
+		options() { echo $(findmnt -nro OPTIONS m | tr , '\n' | sort | sed -n -e '/^nosuid$/p' -e '/^nodev$/p'); snap umount m; }
+		snap mount a m; options
+		snap mount --nosuid a m; options
+		snap mount --nosuid --nodev a m; options
+		snap mount v m; options
+		snap mount --nosuid=false v m; options
+		snap prepare --mount m --nodev b base > /dev/null; options
+		snap view --mount m w base > /dev/null; options`)
+	if want := "\nnosuid\nnodev nosuid\nnodev nosuid\nnodev\nnodev\nnodev nosuid\n"; status != 0 || out != want {
+		t.Errorf("status %d, stdout %q, not %q: %s", status, out, want, errs)
+	}
+}

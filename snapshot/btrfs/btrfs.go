@@ -108,7 +108,7 @@ func destroySubvolume(dir string) error {
 }
 
 func snapshotSubvolume(from, dir string) error {
-	src, err := os.Open(from)
+	src, err := snapshot.OpenFiles(from)
 	if err != nil {
 		return err
 	}

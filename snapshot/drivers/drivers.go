@@ -4,12 +4,14 @@ package drivers
 import (
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
 	"strconv"
 	"strings"
 
+	"distkit/disk"
 	"distkit/snapshot"
 	"distkit/snapshot/btrfs"
 	"distkit/snapshot/native"
@@ -43,69 +45,97 @@ func Open(root, name string, o snapshot.Options) (*snapshot.Snapshotter, error) 
 }
 
 func choose(root, name string) (snapshot.Driver, error) {
-	for _, d := range all {
-		if (name == "" || name == d.Name()) && used(root, d) {
-			return d, nil
-		}
-	}
+	known := false
 	for _, d := range all {
 		if name != "" && name != d.Name() {
 			continue
 		}
-		err := check(root, d)
-		if err == nil {
+		known = true
+		// Another driver would hide the snapshots of one whose directory can't be read.
+		if there, err := used(root, d); err != nil {
+			return nil, err
+		} else if there {
 			return d, nil
 		}
-		if name != "" {
-			return nil, err
+	}
+	if !known {
+		return nil, errdefs.ErrInvalidArgument.WithMessage(fmt.Sprintf("unknown snapshotter %q: one of %s", name, strings.Join(Names(), ", ")))
+	}
+	var err error
+	for _, d := range all {
+		if name != "" && name != d.Name() {
+			continue
+		}
+		if err = check(root, d); err == nil {
+			return d, nil
 		}
 	}
-	return nil, errdefs.ErrInvalidArgument.WithMessage(fmt.Sprintf("unknown snapshotter %q: one of %s", name, strings.Join(Names(), ", ")))
+	return nil, err
 }
 
 // Used are the names of the drivers that the store has, or had, snapshots of.
-func Used(root string) []string {
+func Used(root string) ([]string, error) {
 	var names []string
 	for _, d := range all {
-		if _, err := os.Lstat(filepath.Join(root, "snapshots", d.Name())); err == nil {
+		_, err := disk.Tree(root).Stat(filepath.Join("snapshots", d.Name()))
+		if err == nil {
 			names = append(names, d.Name())
+		} else if !errors.Is(err, fs.ErrNotExist) {
+			return nil, err
 		}
 	}
-	return names
+	return names, nil
 }
 
-// used tells whether the store has snapshots of a driver.
-func used(root string, d snapshot.Driver) bool {
-	f, err := os.Open(filepath.Join(root, "snapshots", d.Name()))
+// used reports whether the store has snapshots of a driver.
+func used(root string, d snapshot.Driver) (bool, error) {
+	f, err := disk.Tree(root).OpenDir(filepath.Join("snapshots", d.Name()))
+	if errors.Is(err, fs.ErrNotExist) {
+		return false, nil
+	}
 	if err != nil {
-		// What can't be read is there all the same, and opening it says why not.
-		return !errors.Is(err, fs.ErrNotExist)
+		return false, err
 	}
 	defer f.Close()
 	for {
 		names, err := f.Readdirnames(64)
 		for _, n := range names {
 			if _, err := strconv.ParseUint(n, 10, 64); err == nil {
-				return true
+				return true, nil
 			}
 		}
+		if err == io.EOF {
+			return false, nil
+		}
 		if err != nil {
-			return false
+			return false, err
 		}
 	}
 }
 
 // check tries a driver in the store, or where the store will be.
 func check(root string, d snapshot.Driver) error {
-	dir, err := filepath.Abs(filepath.Join(root, "snapshots"))
+	root, err := filepath.Abs(root)
 	if err != nil {
 		return err
 	}
-	for {
-		if fi, err := os.Stat(dir); err == nil && fi.IsDir() {
+	switch dir, err := disk.Tree(root).OpenDir("snapshots"); {
+	case err == nil:
+		defer dir.Close()
+		return d.Check(filepath.Join(root, "snapshots"))
+	case !errors.Is(err, fs.ErrNotExist):
+		return err
+	}
+	for dir := root; ; dir = filepath.Dir(dir) {
+		fi, err := os.Stat(dir)
+		switch {
+		case err == nil && fi.IsDir():
 			return d.Check(dir)
+		case err == nil:
+			return errdefs.ErrInvalidArgument.WithMessage(dir + " is not a directory")
+		case !errors.Is(err, fs.ErrNotExist) || dir == filepath.Dir(dir):
+			return err
 		}
-		dir = filepath.Dir(dir)
 	}
 }
 
@@ -123,8 +153,12 @@ func List(root string) []Status {
 	var out []Status
 	preferred, _ := choose(root, "")
 	for _, d := range all {
-		s := Status{Driver: d.Name(), Used: used(root, d), Default: preferred != nil && preferred.Name() == d.Name()}
-		if err := check(root, d); err != nil {
+		s := Status{Driver: d.Name(), Default: preferred != nil && preferred.Name() == d.Name()}
+		var err error
+		if s.Used, err = used(root, d); err == nil {
+			err = check(root, d)
+		}
+		if err != nil {
 			s.Reason = err.Error()
 		} else {
 			s.Works = true

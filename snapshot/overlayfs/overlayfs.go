@@ -13,6 +13,7 @@ import (
 	"slices"
 	"strings"
 
+	"distkit/disk"
 	"distkit/snapshot"
 	"distkit/snapshot/internal/tree"
 
@@ -53,11 +54,7 @@ func (Driver) Init(dir string) error {
 	if !inUserNamespace() {
 		return nil
 	}
-	f, err := os.OpenFile(filepath.Join(dir, marker), os.O_CREATE|os.O_WRONLY, 0o600)
-	if err != nil {
-		return err
-	}
-	return f.Close()
+	return disk.Tree(dir).WriteFile(marker, nil, 0o600)
 }
 
 // inUserNamespace tells whether root here is not root of the machine.
@@ -108,12 +105,6 @@ func (Driver) Create(_ context.Context, t snapshot.Tree) error {
 func lower(parent string) string  { return filepath.Join(parent, "fs") }
 func work(t snapshot.Tree) string { return filepath.Join(t.Dir, "work") }
 func isView(t snapshot.Tree) bool { return t.Kind == snapshot.View }
-func access(t snapshot.Tree) string {
-	if isView(t) {
-		return "ro"
-	}
-	return "rw"
-}
 
 // bindSource is the one directory that makes up a snapshot with nothing to overlay.
 func bindSource(t snapshot.Tree) string {
@@ -126,15 +117,18 @@ func bindSource(t snapshot.Tree) string {
 	return ""
 }
 
-// Mounts names the snapshot's directory as the overlay's source, which the kernel shows and
-// otherwise ignores: so a mount can be traced back to its snapshot.
-func (Driver) Mounts(t snapshot.Tree) []snapshot.Mount {
+// Mounts gives an overlay the source by which a mount can be traced back to its snapshot.
+func (Driver) Mounts(t snapshot.Tree) ([]snapshot.Mount, error) {
 	if src := bindSource(t); src != "" {
-		return []snapshot.Mount{{Type: "bind", Source: src, Options: []string{"bind", access(t)}}}
+		return []snapshot.Mount{snapshot.BindOf(t, src)}, nil
+	}
+	source, err := t.MountSource()
+	if err != nil {
+		return nil, err
 	}
 	var o []string
 	if isView(t) {
-		o = append(o, "ro")
+		o = append(o, "ro", "nosuid", "nodev") // as DefaultMountOptions
 	} else {
 		o = append(o, "workdir="+escape(work(t), `\,`), "upperdir="+escape(t.FS(), `\,`))
 	}
@@ -144,7 +138,7 @@ func (Driver) Mounts(t snapshot.Tree) []snapshot.Mount {
 	}
 	o = append(o, optionsIn(filepath.Dir(t.Dir))...)
 	o = append(o, "lowerdir="+strings.Join(lowers, ":"))
-	return []snapshot.Mount{{Type: "overlay", Source: t.Dir, Options: o}}
+	return []snapshot.Mount{{Type: "overlay", Source: source, Options: o}}, nil
 }
 
 // escape is the form overlayfs's option parser wants paths in.
@@ -162,12 +156,16 @@ func escape(path, special string) string {
 	return b.String()
 }
 
-func (Driver) Mount(t snapshot.Tree, target string) error {
+func (Driver) Mount(t snapshot.Tree, target string, o snapshot.MountOptions) error {
 	if src := bindSource(t); src != "" {
-		return snapshot.BindMount(src, target, isView(t))
+		return snapshot.BindMount(src, target, isView(t), o)
 	}
 	l, dir, err := overlay(t)
 	if err != nil {
+		return err
+	}
+	l.access = o
+	if err := l.check(dir); err != nil {
 		return err
 	}
 	return in(dir, func() error { return l.mount(target) })
@@ -176,7 +174,10 @@ func (Driver) Mount(t snapshot.Tree, target string) error {
 // overlay describes the snapshot's mount by paths relative to dir.
 func overlay(t snapshot.Tree) (l layers, dir string, err error) {
 	dir = filepath.Dir(t.Dir)
-	l = layers{source: t.Dir, readOnly: isView(t), options: optionsIn(dir)}
+	l = layers{readOnly: isView(t), options: optionsIn(dir)}
+	if l.source, err = t.MountSource(); err != nil {
+		return l, dir, err
+	}
 	if !slices.Contains(l.options, "userxattr") && inUserNamespace() {
 		return l, dir, errdefs.ErrPermissionDenied.WithMessage("the store was begun outside of this user namespace, which can't mount its snapshots")
 	}
@@ -192,10 +193,13 @@ func overlay(t snapshot.Tree) (l layers, dir string, err error) {
 
 func (Driver) Open(t snapshot.Tree) (root *os.File, err error) {
 	if src := bindSource(t); src != "" {
-		return os.Open(src)
+		return snapshot.OpenFiles(src)
 	}
 	l, dir, err := overlay(t)
 	if err != nil {
+		return nil, err
+	}
+	if err := l.check(dir); err != nil {
 		return nil, err
 	}
 	err = in(dir, func() error {
@@ -247,7 +251,25 @@ type layers struct {
 	upper, work string
 	source      string
 	readOnly    bool
+	access      snapshot.MountOptions
 	options     []string
+}
+
+// check refuses layers whose paths below dir have symbolic links: the kernel follows those.
+func (l layers) check(dir string) error {
+	for _, name := range append(slices.Clone(l.lower), l.upper, l.work) {
+		if name == "" {
+			continue
+		}
+		d, err := disk.Tree(dir).OpenDir(name)
+		if err == nil {
+			err = d.Close()
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 func (l layers) mount(target string) error {
@@ -290,14 +312,11 @@ func (l layers) create() (int, error) {
 			return -1, errOldKernel
 		}
 	}
-	if len(l.source) < 256 { // fsconfig's limit
-		set("source", l.source)
+	set("source", l.source)
+	attr := l.access.Attributes()
+	if l.readOnly {
+		attr |= unix.MOUNT_ATTR_RDONLY
 	} else {
-		set("source", "overlay")
-	}
-	attr := unix.MOUNT_ATTR_RDONLY
-	if !l.readOnly {
-		attr = 0
 		set("upperdir", l.upper)
 		set("workdir", l.work)
 	}
@@ -338,9 +357,9 @@ func failed(fd int, what string, err error) error {
 // mountClassic is mount(2), whose options must fit a page.
 func (l layers) mountClassic(target string) error {
 	o := slices.Clone(l.options)
-	flags := uintptr(0)
+	flags := l.access.Flags()
 	if l.readOnly {
-		flags = unix.MS_RDONLY
+		flags |= unix.MS_RDONLY
 	} else {
 		o = append(o, "upperdir="+l.upper, "workdir="+l.work)
 	}

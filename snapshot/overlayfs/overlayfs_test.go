@@ -42,8 +42,10 @@ func TestAsManyLayersAsTheKernelTakes(t *testing.T) {
 			t.Fatal(err)
 		}
 		upper := m[0].Source
-		if m[0].Type == "overlay" {
-			upper = filepath.Join(upper, "fs")
+		for _, o := range m[0].Options {
+			if dir, ok := strings.CutPrefix(o, "upperdir="); ok {
+				upper = dir
+			}
 		}
 		if err := os.WriteFile(filepath.Join(upper, fmt.Sprint(i)), []byte(name(i)), 0o644); err != nil {
 			t.Fatal(err)

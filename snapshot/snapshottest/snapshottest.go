@@ -23,6 +23,7 @@ import (
 	"distkit/snapshot"
 
 	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
 )
 
 // Require skips the test where the machine lacks what, or fails it where TEST_REQUIRE, a
@@ -36,6 +37,13 @@ func Require(t *testing.T, what string, err error) {
 		t.Fatalf("%s, which TEST_REQUIRE demands: %v", what, err)
 	}
 	t.Skipf("no %s: %v", what, err)
+}
+
+// Strace requires strace, which makes system calls fail.
+func Strace(t *testing.T) {
+	t.Helper()
+	err := exec.Command("strace", "-qq", "-o", "/dev/null", "true").Run()
+	Require(t, "strace", err)
 }
 
 // Root requires root.
@@ -370,10 +378,22 @@ func labels(t *testing.T, open opener) {
 
 func mounting(t *testing.T, open opener) {
 	Root(t)
+	for name, dir := range map[string]string{
+		// What a mount option's syntax uses has to pass as part of a path.
+		"Syntax": `a,b:c\d e`,
+		// fsconfig(2) takes 255 bytes.
+		"Long": strings.Repeat("x", 200) + "/" + strings.Repeat("y", 200),
+	} {
+		t.Run(name, func(t *testing.T) {
+			root := filepath.Join(t.TempDir(), dir)
+			check(t, os.MkdirAll(root, 0o755))
+			mountingIn(t, open, root)
+		})
+	}
+}
+
+func mountingIn(t *testing.T, open opener, root string) {
 	ctx := t.Context()
-	// What a mount option's syntax uses has to pass as part of a path.
-	root := filepath.Join(t.TempDir(), `a,b:c\d e`)
-	check(t, os.Mkdir(root, 0o755))
 	s := open(t, root, "")
 	mnt := filepath.Join(t.TempDir(), "m n")
 	check(t, os.Mkdir(mnt, 0o755))
@@ -397,6 +417,17 @@ func mounting(t *testing.T, open opener) {
 		check(t, s.Mount(ctx, key, mnt))
 		if n := mountedOn(t, mnt); n != 1 {
 			t.Errorf("%s is mounted %d times after two calls", key, n)
+		}
+		if where, err := s.Mountpoints(ctx, key); key == "active" && (err != nil || len(where) != 1 || where[0] != mnt) {
+			t.Errorf("%s is mounted on %q, %v", key, where, err)
+		}
+		// Nobody's programs get rights from a view; an active snapshot may be a container's.
+		if suid, dev := mountedWith(t, mnt); suid != (key == "active") || dev != (key == "active") {
+			t.Errorf("%s: set-user-ID bits count: %v, devices open: %v", key, suid, dev)
+		}
+		if key == "active" {
+			is(t, "mount it again without", s.MountWith(ctx, key, mnt, snapshot.MountOptions{NoSuid: true}), errdefs.IsUnavailable, "nosuid")
+			is(t, "commit the mounted", s.Commit(ctx, "c", key, snapshot.CommitOptions{}), errdefs.IsUnavailable, mnt)
 		}
 		err := s.Remove(ctx, key)
 		if err == nil && key != "active" {
@@ -424,6 +455,14 @@ func mounting(t *testing.T, open opener) {
 	check(t, s.Commit(ctx, "c", "other", snapshot.CommitOptions{}))
 	is(t, "mount the committed", s.Mount(ctx, "c", mnt), errdefs.IsFailedPrecondition)
 	is(t, "unmount what is no snapshot", snapshot.Unmount("/proc"), errdefs.IsFailedPrecondition)
+}
+
+// mountedWith reports whether set-user-ID bits and devices have an effect on what is mounted on dir.
+func mountedWith(t *testing.T, dir string) (suid, dev bool) {
+	t.Helper()
+	var st unix.Statfs_t
+	check(t, unix.Statfs(dir, &st))
+	return st.Flags&unix.ST_NOSUID == 0, st.Flags&unix.ST_NODEV == 0
 }
 
 func mountedOn(t *testing.T, dir string) (n int) {

@@ -116,7 +116,8 @@ func (s Snapshots) Prepare(ctx context.Context, what runtime.Snapshot, parent, t
 	if _, err := sn.Prepare(ctx, what.Key, parent, nil); err != nil {
 		return err
 	}
-	if err := sn.Mount(ctx, what.Key, target); err != nil {
+	// A container's own programs may have set-user-ID bits: nobody else reaches the target.
+	if err := sn.MountWith(ctx, what.Key, target, snapshot.MountOptions{}); err != nil {
 		return errors.Join(err, sn.Remove(context.WithoutCancel(ctx), what.Key))
 	}
 	return nil
@@ -127,7 +128,7 @@ func (s Snapshots) Mount(ctx context.Context, what runtime.Snapshot, target stri
 	if err != nil {
 		return err
 	}
-	return sn.Mount(ctx, what.Key, target)
+	return sn.MountWith(ctx, what.Key, target, snapshot.MountOptions{})
 }
 
 func (s Snapshots) Unmount(target string) error {

@@ -77,7 +77,8 @@ func (a adapter) Commit(ctx context.Context, name, key string, opts ...snapshots
 	if err != nil {
 		return err
 	}
-	return a.s.Commit(ctx, name, key, snapshot.CommitOptions{Parent: i.Parent, Labels: i.Labels})
+	// The suite commits what it still has mounted.
+	return a.s.Commit(ctx, name, key, snapshot.CommitOptions{Parent: i.Parent, Labels: i.Labels, Mounted: true})
 }
 
 func (a adapter) Mounts(ctx context.Context, key string) ([]mount.Mount, error) {
