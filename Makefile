@@ -14,24 +14,31 @@ LDFLAGS   := -s -w -X distkit/cmd/internal/cli.version=$(VERSION)
 
 export VERSION
 
-.PHONY: build test e2e demo bench bench-apply fuzz lint man completions install clean
+.PHONY: goversion build test e2e demo bench bench-apply fuzz lint man completions install clean
 
-build:
+goversion:
+	@scripts/needs go
+
+build: goversion
 	@mkdir -p bin
 	CGO_ENABLED=0 go build -trimpath -ldflags '$(LDFLAGS)' -o bin/ $(addprefix ./cmd/,$(COMMANDS))
 	@scripts/install-workflows bin $(VERSION)
 
-# What the tests want and can't be installed, they skip, and say so.
-test:
+# What the machine lacks is skipped, and counted in the last line.
+test: goversion
 	@scripts/needs test || true
-	@for m in $(MODULES); do (cd $$m && echo "== $$m" && go test $(TESTFLAGS) ./...) || exit 1; done
+	@go build -C testdata -o ../bin/.summary ./summary
+	@TESTFLAGS='$(TESTFLAGS)' bin/.summary $(MODULES)
 
 e2e: build
 	@scripts/needs e2e
 	cd testdata && go test -tags e2e -count=1 -v -timeout 30m ./e2e/...
 	cd testdata/layers && go test -count=1 -v -run OfDebian . -sets tiny
 
-demo: build
+demo: goversion
+	@scripts/needs demo
+	@echo 'Building; the first time fetches modules and takes some minutes.'
+	@$(MAKE) --no-print-directory -s build
 	@scripts/demo
 
 bench: build

@@ -463,7 +463,7 @@ func TestACommitReplacesADamagedBlob(t *testing.T) {
 	b, dgst := random(t, 1000)
 	put(t, s, b)
 	path, _ := s.Path(dgst)
-	if err := os.Truncate(path, 10); err != nil {
+	if err := errors.Join(os.Chmod(path, 0o644), os.Truncate(path, 10), os.Chmod(path, 0o444)); err != nil {
 		t.Fatal(err)
 	}
 	put(t, s, b)

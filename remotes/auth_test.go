@@ -385,7 +385,7 @@ func TestEvilRealm(t *testing.T) {
 	f := newFake(t)
 	for _, config := range []string{`{"auth":"` + basic("me:word") + `"}`, `{"identitytoken":"an-identity"}`} {
 		dockerConfig(t, `{"auths":{"`+f.host()+`":`+config+`}}`)
-		for _, realm := range []string{"http://localhost:" + port + "/token", "http://0.0.0.0:" + port, "http://[::ffff:127.0.0.1]:" + port, "http://169.254.169.254/latest", "file:///etc/passwd"} {
+		for _, realm := range []string{"http://0.0.0.0:" + port, "http://169.254.169.254/latest", "http://[64:ff9b::a9fe:a9fe]/latest", "http://[2002:a9fe:a9fe::]/latest", "http://[::ffff:169.254.169.254]/", "file:///etc/passwd"} {
 			f.reply(challenge(realm))
 			_, err := fetch(t, open(t, f.host(), Options{}), "latest")
 			is(t, err, errdefs.IsUnauthorized)
@@ -432,42 +432,35 @@ func TestEvilRealm(t *testing.T) {
 	}
 }
 
-func TestSameOwner(t *testing.T) {
+func TestOwnsRealm(t *testing.T) {
 	for _, c := range []struct {
-		a, b string
-		want bool
+		registry, realm string
+		want            bool
 	}{
 		{"registry-1.docker.io", "auth.docker.io", true},
+		{"Registry-1.docker.io", "AUTH.docker.io", true},
 		{"registry.gitlab.com", "gitlab.com", true},
 		{"quay.io", "quay.io", true},
 		{"us.icr.io", "icr.io", true},
-		{"registry.example.co.uk", "auth.example.co.uk", true},
-		{"registry.example.co.uk", "evil.co.uk", false},
+		{"registry.example", "auth.registry.example", true},
+		{"registry.digitalocean.com", "api.digitalocean.com", true},
+		{"ours.azurecr.io", "theirs.azurecr.io", false},
+		{"ours.jfrog.io", "jfrog.io", true},
+		{"auth.docker.io", "registry-1.docker.io", false},
+		{"registry.example.co.uk", "auth.example.co.uk", false},
+		{"registry.example.co.uk", "uk", false},
 		{"registry-1.docker.io", "docker.io.evil.example", false},
 		{"registry-1.docker.io", "evildocker.io", false},
 		{"127.0.0.1", "127.0.0.1", true},
 		{"127.0.0.1", "10.0.0.1", false},
+		{"10.1.127.0.0.1", "127.0.0.1", false},
 		{"localhost", "example", false},
 		{"localhost", "localhost", true},
+		{"localhost", "127.0.0.1", true},
+		{"localhost.example", "localhost", false},
 	} {
-		if got := sameOwner(c.a, c.b); got != c.want {
-			t.Errorf("%s and %s: %v", c.a, c.b, got)
-		}
-	}
-}
-
-func TestDockerHubCredentials(t *testing.T) {
-	content := []byte(`{"auths":{"https://index.docker.io/v1/":{"auth":"` + basic("me:word") + `"}}}`)
-	file := filepath.Join(t.TempDir(), "config.json")
-	os.WriteFile(file, content, 0o600)
-	for _, from := range []source{{file: file}, {content: content}} {
-		k := &keyring{sources: []source{from}}
-		c, err := k.credential(context.Background(), "registry-1.docker.io")
-		if err != nil || c.Username != "me" || c.Password != "word" {
-			t.Errorf("%+v, %v", c, err)
-		}
-		if c, _ := k.credential(context.Background(), "docker.io.evil.example"); c.Username != "" {
-			t.Error("credentials of docker.io for another host")
+		if got := ownsRealm(c.registry, c.realm); got != c.want {
+			t.Errorf("%s and %s: %v", c.registry, c.realm, got)
 		}
 	}
 }

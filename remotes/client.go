@@ -7,9 +7,11 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"math/rand/v2"
 	"net"
 	"net/http"
+	"net/netip"
 	"net/url"
 	"os"
 	"slices"
@@ -51,7 +53,8 @@ var (
 type client struct {
 	endpoint
 	http    *auth.Client
-	keys    *keyring
+	login   *login
+	tokens  *tokenCache
 	options Options
 	stall   time.Duration
 	pause   time.Duration
@@ -62,8 +65,8 @@ type client struct {
 	wanted, replied atomic.Bool
 }
 
-func newClient(e endpoint, o Options, keys *keyring) *client {
-	c := &client{endpoint: e, keys: keys, options: o, stall: stallTimeout, pause: firstPause, shared: sharedDir()}
+func newClient(e endpoint, o Options, login *login) *client {
+	c := &client{endpoint: e, login: login, options: o, stall: stallTimeout, pause: firstPause, shared: sharedDir()}
 	if c.options.MaxWait == 0 {
 		c.options.MaxWait = defaultMaxWait
 	}
@@ -101,11 +104,14 @@ func newClient(e endpoint, o Options, keys *keyring) *client {
 			return &tls.Certificate{}, nil
 		}
 	}
+	c.tokens = newTokenCache(e, login, c.shared)
 	c.http = &auth.Client{
 		Client:     &http.Client{Transport: roundTripper{t, c}, CheckRedirect: checkRedirect},
-		Credential: keys.credential,
-		Cache:      newTokenCache(e, keys),
+		Credential: c.credential,
+		Cache:      c.tokens,
 		ClientID:   "distkit",
+		// admit judges token servers, with the registry's own address and hosts.toml in view.
+		BlockedRealmPrefixes: []netip.Prefix{},
 	}
 	return c
 }
@@ -151,6 +157,9 @@ func proxyReply(_ context.Context, proxy *url.URL, _ *http.Request, resp *http.R
 // secret of the first.
 var keptHeaders = []string{"Accept", "Accept-Encoding", "Range", "User-Agent"}
 
+// checkRedirect follows redirects that are no step back: nothing but a blob that is read by its digest
+// goes from TLS to clear text, and no body goes to another origin. What has left the origin of the
+// first request keeps none of its secrets, also where it is sent back there.
 func checkRedirect(req *http.Request, via []*http.Request) error {
 	first := via[0].URL
 	if len(via) >= maxRedirects {
@@ -159,34 +168,181 @@ func checkRedirect(req *http.Request, via []*http.Request) error {
 	if s := req.URL.Scheme; s != "http" && s != "https" {
 		return fmt.Errorf("%w: to scheme %s", errRedirect, printable(s))
 	}
-	// What a blob's bytes are is known; anything else could be changed on the way.
-	if first.Scheme == "https" && req.URL.Scheme == "http" && !strings.Contains(first.Path, "/blobs/") {
+	isTLS := func(r *http.Request) bool { return r.URL.Scheme == "https" }
+	state := authStateOf(req)
+	isBlob := state.isBlob && first.String() == state.url.String() // and not what asks for a token
+	if req.URL.Scheme == "http" && slices.ContainsFunc(via, isTLS) && !isBlob {
 		return fmt.Errorf("%w: from https to http://%s", errRedirect, printable(req.URL.Host))
 	}
-	if req.URL.Scheme != first.Scheme || !strings.EqualFold(req.URL.Host, first.Host) {
-		kept := http.Header{}
-		for _, name := range keptHeaders {
-			if v := req.Header.Values(name); len(v) > 0 {
-				kept[name] = v
-			}
+	left := func(r *http.Request) bool { return !sameOrigin(first, r.URL) }
+	if !left(req) && !slices.ContainsFunc(via, left) {
+		return nil
+	}
+	if req.Body != nil && req.ContentLength != 0 && !isUpgrade(first, req.URL) {
+		return fmt.Errorf("%w: an upload to %s", errRedirect, printable(origin(req.URL)))
+	}
+	kept := http.Header{}
+	for _, name := range keptHeaders {
+		if v := req.Header.Values(name); len(v) > 0 {
+			kept[name] = v
 		}
-		clear(req.Header)
-		for name, v := range kept {
-			req.Header[name] = v
-		}
+	}
+	clear(req.Header)
+	maps.Copy(req.Header, kept)
+	return nil
+}
+
+type authStateKey struct{}
+
+// authState is what a request's context says of the request, and what became of it.
+type authState struct {
+	url    *url.URL
+	isBlob bool // a blob is read by its digest
+	// challenged says that the registry has asked for authentication, fetched that a token was got.
+	challenged, fetched atomic.Bool
+}
+
+func authStateOf(req *http.Request) *authState {
+	if s, ok := req.Context().Value(authStateKey{}).(*authState); ok {
+		return s
+	}
+	return &authState{url: req.URL}
+}
+
+// tokenRequestKey marks the context of requests for a token. Its value is whether they may have
+// the credential.
+type tokenRequestKey struct{}
+
+// credential is oras' question for what to authenticate with.
+func (c *client) credential(ctx context.Context, _ string) (auth.Credential, error) {
+	if allowed, ok := ctx.Value(tokenRequestKey{}).(bool); ok && !allowed {
+		return auth.EmptyCredential, nil
+	}
+	return c.login.credential(ctx)
+}
+
+// isOwn reports whether a URL is of the registry's own origin, or of the same host with TLS.
+func (c *client) isOwn(u *url.URL) bool {
+	own := &url.URL{Scheme: c.currentScheme(), Host: c.host}
+	return sameOrigin(own, u) || isUpgrade(own, u)
+}
+
+// refusedError is of a request that was not sent, since it would have had a secret for somebody whom
+// it is not for, or of a token server that is not asked.
+type refusedError struct {
+	origin string // the token server
+	reason string
+}
+
+func (e *refusedError) Error() string { return e.reason }
+
+// admit is the last check before a request leaves, redirects and requests for tokens included.
+// Authorization, cookies, configured headers and the forms of token requests go to the registry's own
+// origin alone, and what is for token servers also to those of the registry's owner (ownsRealm) and
+// those that hosts.toml names.
+func (c *client) admit(req *http.Request, isToken bool) error {
+	hasSecret := c.hasSecret(req)
+	if c.isOwn(req.URL) || !hasSecret && !isToken {
+		return nil
+	}
+	to := printable(origin(req.URL))
+	if !isToken {
+		return &refusedError{reason: "credentials would have gone to " + to}
+	}
+	if c.currentScheme() == "https" && req.URL.Scheme != "https" {
+		return &refusedError{reason: "the token server " + to + " has no TLS, as the registry has"}
+	}
+	host := req.URL.Hostname()
+	if slices.ContainsFunc(c.realms, func(u *url.URL) bool { return sameOrigin(u, req.URL) }) || ownsRealm(c.hostname(), host) {
+		return nil
+	}
+	if c.isBlockedRealm(req.Context(), host) {
+		return &refusedError{reason: "the token server " + to + " is at an address of this machine or network alone: " + nameRealm(to)}
+	}
+	if hasSecret {
+		return &refusedError{to, "credentials were not sent to the token server: " + nameRealm(to)}
 	}
 	return nil
 }
 
-// challengesKey is of what a request's context tells of itself.
-type challengesKey struct{}
-
-// challenges are a request and whether the registry has asked for authentication, so that
-// what goes elsewhere asks for a token, unless a redirect sent it there.
-type challenges struct {
-	seen atomic.Bool
-	url  *url.URL
+// admitTokenRedirect refuses what oras would, as an error that no other try cures.
+func (c *client) admitTokenRedirect(resp *http.Response) error {
+	to, err := resp.Location()
+	if err != nil || resp.StatusCode < 300 || resp.StatusCode > 399 {
+		return nil
+	}
+	from, keepsBody := printable(origin(resp.Request.URL)), resp.StatusCode == http.StatusTemporaryRedirect || resp.StatusCode == http.StatusPermanentRedirect
+	switch {
+	case c.currentScheme() == "https" && to.Scheme != "https":
+		return &refusedError{reason: "the token server " + from + " redirects to " + printable(origin(to)) + ", which has no TLS"}
+	case keepsBody && resp.Request.Body != nil && !sameOrigin(resp.Request.URL, to):
+		return &refusedError{reason: "the token server " + from + " redirects a request with credentials to " + printable(origin(to))}
+	}
+	return nil
 }
+
+func (c *client) hostname() string { return (&url.URL{Host: c.host}).Hostname() }
+
+// hasSecret reports whether a request has something of ours that not everybody may have.
+func (c *client) hasSecret(req *http.Request) bool {
+	for name, values := range req.Header {
+		switch {
+		case slices.Contains(keptHeaders, name):
+		case name == "Authorization":
+			user, password, _ := req.BasicAuth()
+			theirs, _ := req.URL.User.Password()
+			if req.URL.User == nil || user != req.URL.User.Username() || password != theirs {
+				return true // and not what net/http takes from the address itself
+			}
+		case name == "Cookie", c.header[name] != nil && slices.Equal(values, c.header[name]):
+			return true
+		}
+	}
+	isForm := req.Header.Get("Content-Type") == "application/x-www-form-urlencoded"
+	return isForm && req.Body != nil && req.ContentLength != 0
+}
+
+// isBlockedRealm reports whether a token server is at an address that no registry elsewhere may send
+// its clients to: loopback, link-local, and where clouds tell secrets to their machines. A registry on
+// this machine may name token servers on it. A name that can't be looked up is for a proxy to look up.
+func (c *client) isBlockedRealm(ctx context.Context, host string) bool {
+	blocked := auth.DefaultBlockedRealmPrefixes()
+	for _, a := range lookupHost(ctx, host) {
+		if a.IsLoopback() && slices.ContainsFunc(lookupHost(ctx, c.hostname()), netip.Addr.IsLoopback) {
+			continue
+		}
+		if slices.ContainsFunc(blocked, func(p netip.Prefix) bool { return p.Contains(a) }) {
+			return true
+		}
+	}
+	return false
+}
+
+// lookupHost gives the addresses of a host, as IPv4 where they stand for one.
+func lookupHost(ctx context.Context, host string) []netip.Addr {
+	list := []netip.Addr{}
+	if a, err := netip.ParseAddr(host); err == nil {
+		list = append(list, a)
+	} else {
+		list, _ = net.DefaultResolver.LookupNetIP(ctx, "ip", host)
+	}
+	for i, a := range list {
+		a = a.Unmap().WithZone("")
+		if b := a.As16(); nat64.Contains(a) {
+			a = netip.AddrFrom4([4]byte(b[12:]))
+		} else if sixToFour.Contains(a) {
+			a = netip.AddrFrom4([4]byte(b[2:]))
+		}
+		list[i] = a
+	}
+	return list
+}
+
+// Prefixes of IPv6 addresses that stand for an IPv4 address (RFC 6052, RFC 3056).
+var (
+	nat64     = netip.MustParsePrefix("64:ff9b::/96")
+	sixToFour = netip.MustParsePrefix("2002::/16")
+)
 
 // roundTripper sees every single request, those of redirects and for tokens too.
 type roundTripper struct {
@@ -195,26 +351,54 @@ type roundTripper struct {
 }
 
 func (t roundTripper) RoundTrip(req *http.Request) (*http.Response, error) {
+	state := authStateOf(req)
+	// Without the mark, after an upgrade to TLS, oras asks for tokens that are not kept.
+	_, isToken := req.Context().Value(tokenRequestKey{}).(bool)
+	isToken = isToken || req.Response == nil && !sameOrigin(req.URL, state.url) && !t.c.isOwn(req.URL)
+	if err := t.c.admit(req, isToken); err != nil {
+		if req.Body != nil {
+			req.Body.Close()
+		}
+		return nil, err
+	}
 	req.Header.Set("User-Agent", "distkit")
 	start := time.Now()
 	resp, err := t.RoundTripper.RoundTrip(req)
 	if t.c.options.Debug != nil {
 		t.c.options.Debug(debugLine(req, resp, err, time.Since(start)))
 	}
-	if err == nil {
-		t.c.replied.Store(true)
+	if err != nil {
+		return resp, err
 	}
-	asked, ok := req.Context().Value(challengesKey{}).(*challenges)
-	if err == nil && ok && asked.seen.Load() && req.Response == nil && (req.URL.Host != asked.url.Host || req.URL.Path != asked.url.Path) {
-		resp.Body = &tokenBody{resp.Body, req.URL.Host, maxToken}
-	}
-	if err == nil && resp.StatusCode == http.StatusUnauthorized {
-		if ok {
-			asked.seen.Store(true)
+	t.c.replied.Store(true)
+	if isToken {
+		if err := t.c.admitTokenRedirect(resp); err != nil {
+			resp.Body.Close()
+			return nil, err
 		}
-		t.c.keys.challenged(req.URL, resp.Header.Get("Www-Authenticate"))
+		resp.Body = &tokenBody{resp.Body, req.URL.Host, maxToken}
+	} else if resp.StatusCode == http.StatusUnauthorized {
+		state.challenged.Store(true)
+		chooseChallenge(resp.Header)
 	}
-	return resp, err
+	return resp, nil
+}
+
+// chooseChallenge puts a challenge that can be met first, a token's before a password's: oras reads
+// the first alone.
+func chooseChallenge(h http.Header) {
+	const name = "Www-Authenticate"
+	rank := func(challenge string) int {
+		scheme, _, _ := strings.Cut(strings.TrimSpace(challenge), " ")
+		switch strings.ToLower(scheme) {
+		case "bearer":
+			return 0
+		case "basic":
+			return 1
+		}
+		return 2
+	}
+	slices.SortStableFunc(h[name], func(a, b string) int { return rank(a) - rank(b) })
 }
 
 // maxToken bounds the replies of token servers; oras' own bound, which it takes for the end of
@@ -336,6 +520,7 @@ type request struct {
 	query  url.Values
 	header http.Header
 	scopes []string // what a token is asked for
+	isBlob bool     // a blob is read by its digest
 	// url, where set, is asked instead: one that the registry gave. It gets neither the
 	// headers configured nor credentials where it is of another origin.
 	url *url.URL
@@ -389,12 +574,14 @@ func (c *client) once(parent context.Context, r request) (*http.Response, error)
 		if strings.HasPrefix(resp.Request.Header.Get("Authorization"), "Basic ") && serr.text == "" {
 			serr.text = "the credentials for this host are refused"
 		}
-		if why := c.keys.explain(resp.Request.URL.Host); why != "" {
+		if why := c.login.explain(); why != "" && c.isOwn(resp.Request.URL) {
 			serr.text = strings.TrimPrefix(serr.text+"; "+why, "; ")
 		}
 	}
 	if after := retryAfter(resp.Header); after > 0 && isTemporary(serr) {
-		c.postpone(min(after, maxSharedWait))
+		if c.isOwn(resp.Request.URL) {
+			c.postpone(min(after, maxSharedWait))
+		}
 		return nil, &retryAfterError{serr, after}
 	}
 	return nil, serr
@@ -409,13 +596,18 @@ func isHTTPSHint(resp *http.Response, body []byte) bool {
 }
 
 func (c *client) send(ctx context.Context, r request, watch *time.Timer) (*http.Response, error) {
-	u := r.url
-	foreign := u != nil && (u.Scheme != c.currentScheme() || !strings.EqualFold(u.Host, c.host))
-	if u == nil {
-		u = &url.URL{Scheme: c.currentScheme(), Host: c.host, Path: c.path + r.path, RawQuery: r.query.Encode()}
+	u, foreign := &url.URL{Scheme: c.currentScheme(), Host: c.host, Path: c.path + r.path, RawQuery: r.query.Encode()}, false
+	if r.url != nil {
+		if foreign = !sameOrigin(u, r.url); foreign {
+			u = r.url
+		} else {
+			own := *r.url
+			own.Host = c.host // with or without the port, as its tokens and credentials are kept
+			u = &own
+		}
 	}
-	challenged := &challenges{url: u}
-	ctx = context.WithValue(ctx, challengesKey{}, challenged)
+	state := &authState{url: u, isBlob: r.isBlob && r.url == nil}
+	ctx = context.WithValue(ctx, authStateKey{}, state)
 	ctx = auth.WithScopesForHost(ctx, c.host, r.scopes...)
 	req, err := http.NewRequestWithContext(ctx, r.method, u.String(), nil)
 	if err != nil {
@@ -459,11 +651,21 @@ func (c *client) send(ctx context.Context, r request, watch *time.Timer) (*http.
 			// Since TLS 1.3 the refusal comes, if at all, after the request.
 			return nil, errors.New("TLS: the host wants a certificate of its clients, and none is configured")
 		}
-		err = classify(ctx, err, challenged.seen.Load())
-		if why := c.keys.explain(c.host); why != "" && errdefs.IsUnauthorized(err) {
+		var refused *refusedError
+		isRefused := errors.As(err, &refused)
+		err = classify(ctx, err, state.challenged.Load())
+		if why := c.login.explain(); why != "" && errdefs.IsUnauthorized(err) && !isRefused {
 			err = fmt.Errorf("%w; %s", err, why)
 		}
 		return nil, err
+	}
+	if resp.StatusCode == http.StatusUnauthorized && !foreign && !state.fetched.Load() && c.isOwn(resp.Request.URL) {
+		// A token from before this request is no good any more, and the registry need not say what
+		// would be. Without it, it does.
+		if token, ok := strings.CutPrefix(resp.Request.Header.Get("Authorization"), "Bearer "); ok && c.tokens.refuse(token) {
+			resp.Body.Close()
+			return c.send(ctx, r, watch)
+		}
 	}
 	return resp, nil
 }

@@ -4,13 +4,16 @@ import (
 	"cmp"
 	"context"
 	"crypto/sha256"
+	"encoding/base64"
 	"encoding/hex"
+	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
-	"net"
-	"net/url"
 	"os"
 	"path/filepath"
+	"slices"
+	"strconv"
 	"strings"
 	"sync"
 
@@ -18,188 +21,316 @@ import (
 	"oras.land/oras-go/v2/registry/remote/credentials"
 )
 
-// keyring finds the credentials of a host in docker's configuration when a registry asks
-// for them. What can't be read or run counts as no credentials, so that it breaks no
-// anonymous pull; why is kept for the error of a pull that is then refused.
+// keyring holds the files in which docker and podman keep credentials, as config.json and
+// containers-auth.json(5) describe them. What can't be read counts as no credentials, so that it
+// breaks no anonymous pull; the reason is kept for the error of a pull that is then refused.
 type keyring struct {
-	sources  []source
-	identity string // changes with the files
-
-	mu      sync.Mutex
-	found   map[string]auth.Credential
+	files   []authFile
+	looked  []string // the names of all files, also of those that are not there
 	trouble string
-	// withheld is the realm that credentials were not sent to.
-	withheld map[string]string
 }
 
-// source is a file of credentials, or what was read of one that can be read once.
-type source struct {
-	file    string
-	content []byte
+// authFile is what is read of one file.
+type authFile struct {
+	name        string
+	Auths       map[string]json.RawMessage `json:"auths"`
+	CredHelpers map[string]string          `json:"credHelpers"`
+	CredsStore  string                     `json:"credsStore"`
 }
 
-func (s source) open() (credentials.Store, error) {
-	if s.content != nil {
-		return credentials.NewMemoryStoreFromDockerConfig(s.content)
-	}
-	return credentials.NewStore(s.file, credentials.StoreOptions{})
-}
-
-// newKeyring reads the files for what they say of who the user is, which tokens shared
-// between processes depend on.
+// newKeyring reads the files. named says that the user has named them, so that one that is not
+// there is worth telling.
 func newKeyring(files []string, named bool) *keyring {
 	k := &keyring{}
-	identity := sha256.New()
+	if text := os.Getenv("DOCKER_AUTH_CONFIG"); text != "" && !named {
+		k.add("DOCKER_AUTH_CONFIG", []byte(text))
+	}
 	for _, name := range files {
-		fmt.Fprintln(identity, name)
-		from := source{file: name}
-		if f, err := os.Open(name); err == nil {
-			b, _ := io.ReadAll(io.LimitReader(f, MaxManifest))
-			if info, err := f.Stat(); err == nil && !info.Mode().IsRegular() && b != nil {
-				from.content = b
-			}
-			f.Close()
-			identity.Write(b)
-		} else if named {
+		b, err := readAuthFile(name)
+		if err == nil {
+			k.add(name, b)
+			continue
+		}
+		k.looked = append(k.looked, name)
+		if named || !errors.Is(err, os.ErrNotExist) {
 			k.complain(err)
 		}
-		k.sources = append(k.sources, from)
 	}
-	k.identity = hex.EncodeToString(identity.Sum(nil))
 	return k
 }
 
-// credential is oras' question for a host:port.
-func (k *keyring) credential(ctx context.Context, hostport string) (auth.Credential, error) {
-	k.mu.Lock()
-	defer k.mu.Unlock()
-	if k.withheld[hostport] != "" {
-		return auth.EmptyCredential, nil
+func readAuthFile(name string) ([]byte, error) {
+	f, err := os.Open(name)
+	if err != nil {
+		return nil, err
 	}
-	if c, ok := k.found[hostport]; ok {
-		return c, nil
+	defer f.Close()
+	b, err := io.ReadAll(io.LimitReader(f, MaxManifest+1))
+	if err == nil && len(b) > MaxManifest {
+		err = fmt.Errorf("%s is larger than %s", name, sizeString(MaxManifest))
+	}
+	return b, err
+}
+
+func (k *keyring) add(name string, content []byte) {
+	k.looked = append(k.looked, name)
+	f := authFile{name: name}
+	if len(strings.TrimSpace(string(content))) == 0 {
+		return
+	}
+	if err := json.Unmarshal(content, &f); err != nil {
+		// Not the error's own text, which may quote what it could not read.
+		k.complain(fmt.Errorf("%s is not JSON in the form of docker's config.json", name))
+		return
+	}
+	k.files = append(k.files, f)
+}
+
+func (k *keyring) complain(err error) { k.trouble = "credentials: " + printable(err.Error()) }
+
+// candidate is a credential for a host, or the helper that may have it.
+type candidate struct {
+	auth.Credential
+	helper, server string // the helper's name, and what it is asked for
+}
+
+// candidates lists what the files have for a repository of a host, the best first: file by file, in
+// each the longest prefix of the repository, and the host last (containers-auth.json(5)). Helpers come
+// before what is in the file under the same name.
+func (k *keyring) candidates(scheme, hostport, repository string) (list []candidate) {
+	host := authHost(scheme, hostport)
+	servers := []string{hostport}
+	if host == authHost(scheme, dockerHub) {
+		servers = []string{dockerHubServer, dockerHub}
+	}
+	for _, f := range k.files {
+		for prefix := host + "/" + repository; prefix != ""; prefix = parentPrefix(prefix) {
+			for _, key := range keysOf(f.CredHelpers, scheme, prefix) {
+				if name := f.CredHelpers[key]; name == "" {
+					continue
+				} else if prefix == host {
+					list = appendHelper(list, name, servers)
+				} else {
+					list = appendHelper(list, name, []string{key})
+				}
+			}
+			if prefix == host && f.CredsStore != "" {
+				list = appendHelper(list, f.CredsStore, servers)
+			}
+			for _, key := range keysOf(f.Auths, scheme, prefix) {
+				c, err := parseAuth(f.Auths[key])
+				if err != nil {
+					k.complain(fmt.Errorf("%s: the entry %s %w", f.name, key, err))
+				} else if c != auth.EmptyCredential {
+					list = append(list, candidate{Credential: c})
+				}
+			}
+		}
+	}
+	return list
+}
+
+func appendHelper(list []candidate, name string, servers []string) []candidate {
+	for _, server := range servers {
+		list = append(list, candidate{helper: name, server: server})
+	}
+	return list
+}
+
+func parentPrefix(prefix string) string {
+	i := strings.LastIndexByte(prefix, '/')
+	return prefix[:max(i, 0)]
+}
+
+// keysOf lists the keys of a file that are spellings of the host or of the host and path, in an order
+// of their own: without a scheme, as they are written today, first.
+func keysOf[V any](m map[string]V, scheme, prefix string) (keys []string) {
+	for key := range m {
+		if authKey(scheme, key) == prefix {
+			keys = append(keys, key)
+		}
+	}
+	slices.SortFunc(keys, func(a, b string) int {
+		if c := cmp.Compare(strings.Count(a, "://"), strings.Count(b, "://")); c != 0 {
+			return c
+		}
+		return cmp.Compare(a, b)
+	})
+	return keys
+}
+
+const (
+	dockerHub = "docker.io"
+	// dockerHubServer is under what docker keeps the credentials of its own registry.
+	dockerHubServer = "https://index.docker.io/v1/"
+)
+
+// authKey is a file's key as a host, or a host and a path, in one spelling. Old files have URLs, with
+// the path of a version of the API.
+func authKey(scheme, key string) string {
+	rest, isURL := key, false
+	for _, p := range []string{"https://", "http://"} {
+		if len(key) > len(p) && strings.EqualFold(key[:len(p)], p) {
+			rest, isURL = key[len(p):], true
+		}
+	}
+	host, path, _ := strings.Cut(rest, "/")
+	host, path = authHost(scheme, host), strings.TrimRight(path, "/")
+	if (isURL || host == authHost(scheme, dockerHub)) && (path == "v1" || path == "v2") {
+		path = ""
+	}
+	if path == "" {
+		return host
+	}
+	return host + "/" + path
+}
+
+// authHost is a host's canonical name in files of credentials. docker.io has three names.
+func authHost(scheme, host string) string {
+	switch h := hostPort("https", host); h {
+	case "docker.io:443", "index.docker.io:443", "registry-1.docker.io:443":
+		return dockerHub + ":443"
+	default:
+		return hostPort(scheme, host)
+	}
+}
+
+// parseAuth reads one entry. Its errors quote nothing of it.
+func parseAuth(b []byte) (auth.Credential, error) {
+	var e struct {
+		Auth          string `json:"auth"`
+		Username      string `json:"username"`
+		Password      string `json:"password"`
+		IdentityToken string `json:"identitytoken"`
+		RegistryToken string `json:"registrytoken"`
+	}
+	if json.Unmarshal(b, &e) != nil {
+		return auth.EmptyCredential, errors.New("is not an object of strings")
+	}
+	c := auth.Credential{Username: e.Username, Password: e.Password, RefreshToken: e.IdentityToken, AccessToken: e.RegistryToken}
+	if e.Auth != "" {
+		text, err := base64.StdEncoding.DecodeString(e.Auth)
+		user, password, ok := strings.Cut(string(text), ":")
+		if err != nil || !ok {
+			return auth.EmptyCredential, errors.New("has an auth that is not USER:PASSWORD in base64")
+		}
+		c.Username, c.Password = user, strings.Trim(password, "\x00")
+	}
+	return c, nil
+}
+
+// login is what a keyring has for a repository at one host.
+type login struct {
+	keys     *keyring
+	name     string // of the repository, with its host
+	options  []candidate
+	identity string // changes with what the files have for the repository
+
+	mu       sync.Mutex
+	asked    bool // for a credential
+	found    *auth.Credential
+	trouble  string
+	withheld string // the token server that the credential was not sent to
+}
+
+func (k *keyring) login(scheme, host, repository string) *login {
+	name := host
+	if authHost(scheme, host) == authHost(scheme, dockerHub) {
+		name = dockerHub
+	}
+	l := &login{keys: k, name: name + "/" + repository, options: k.candidates(scheme, host, repository)}
+	h := sha256.New()
+	for _, c := range l.options {
+		fmt.Fprintf(h, "%q\n", []string{c.helper, c.server, fingerprint(c.Credential)})
+	}
+	l.identity = hex.EncodeToString(h.Sum(nil))
+	return l
+}
+
+func fingerprint(c auth.Credential) string {
+	sum := sha256.Sum256(fmt.Appendf(nil, "%q", []string{c.Username, c.Password, c.RefreshToken, c.AccessToken}))
+	return hex.EncodeToString(sum[:])
+}
+
+// credential is the best that there is, asked for once: a helper may take its time.
+func (l *login) credential(ctx context.Context) (auth.Credential, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.asked = true
+	if l.found != nil {
+		return *l.found, nil
 	}
 	var found auth.Credential
-	for _, from := range k.sources {
-		store, err := from.open()
-		if err != nil {
-			k.complain(err)
-			continue
-		}
-		c, err := credentials.Credential(store)(ctx, hostport)
-		if err == nil && c == auth.EmptyCredential && from.content != nil && hostport == "registry-1.docker.io" {
-			// Stores in memory know docker's registry by its name, not by its address.
-			c, err = store.Get(ctx, "index.docker.io")
-		}
-		if err != nil {
-			if ctx.Err() != nil {
-				return auth.EmptyCredential, ctx.Err()
+	for _, c := range l.options {
+		found = c.Credential
+		if c.helper != "" {
+			var err error
+			if found, err = credentials.NewNativeStore(c.helper).Get(ctx, c.server); err != nil {
+				if ctx.Err() != nil {
+					return auth.EmptyCredential, ctx.Err()
+				}
+				l.trouble = "credentials: " + printable(err.Error())
 			}
-			k.complain(err)
-			continue
 		}
-		if c != auth.EmptyCredential {
-			found = c
+		if found != auth.EmptyCredential {
 			break
 		}
 	}
-	if k.found == nil {
-		k.found = map[string]auth.Credential{}
-	}
-	k.found[hostport] = found
+	l.found = &found
 	return found, nil
 }
 
-func (k *keyring) complain(err error) {
-	k.trouble = "credentials: " + printable(err.Error())
+// withhold keeps a token server that the credential was not sent to.
+func (l *login) withhold(realm string) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.withheld = realm
 }
 
 // explain tells why a host refused, where the credentials are the reason.
-func (k *keyring) explain(hostport string) string {
-	k.mu.Lock()
-	defer k.mu.Unlock()
-	if realm := k.withheld[hostport]; realm != "" {
-		return "credentials were not sent to " + realm + ", which is not of this host"
+func (l *login) explain() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	switch trouble := cmp.Or(l.trouble, l.keys.trouble); {
+	case l.withheld != "":
+		return "credentials were not sent to its token server: " + nameRealm(l.withheld)
+	case trouble != "":
+		return trouble
+	case l.asked && l.found != nil && *l.found == auth.EmptyCredential:
+		return "no credentials for " + l.name + " in " + strings.Join(l.keys.looked, ", ")
 	}
-	return k.trouble
+	return ""
 }
 
-// challenged sees where a registry sends its clients for a token, before they go there.
-// Credentials for a host go to the host itself, and to realms below the same domain.
-func (k *keyring) challenged(registry *url.URL, challenge string) {
-	realm, err := url.Parse(realmOf(challenge))
-	if err != nil || realm.Host == "" || sameOwner(registry.Hostname(), realm.Hostname()) {
-		return
-	}
-	k.mu.Lock()
-	defer k.mu.Unlock()
-	if k.withheld == nil {
-		k.withheld = map[string]string{}
-	}
-	k.withheld[registry.Host] = realm.Host
+// nameRealm tells how a token server is allowed.
+func nameRealm(origin string) string {
+	return fmt.Sprintf("if that may have them, name it in hosts.toml: realm = [%q]", origin)
 }
 
-func realmOf(challenge string) string {
-	scheme, params, _ := strings.Cut(challenge, " ")
-	if !strings.EqualFold(scheme, "bearer") {
-		return ""
-	}
-	i := strings.Index(strings.ToLower(params), `realm=`)
-	if i < 0 {
-		return ""
-	}
-	value := params[i+len("realm="):]
-	if s, ok := strings.CutPrefix(value, `"`); ok {
-		value, _, _ = strings.Cut(s, `"`)
-	} else {
-		value, _, _ = strings.Cut(value, ",")
-	}
-	return value
-}
+// systemRun is where podman keeps the credentials of users who have no XDG_RUNTIME_DIR.
+var systemRun = "/run/containers"
 
-// sameOwner tells whether two hosts belong together: the same host, or names below one
-// domain, as registry-1.docker.io and auth.docker.io, registry.gitlab.com and gitlab.com.
-func sameOwner(a, b string) bool {
-	a, b = strings.ToLower(a), strings.ToLower(b)
-	if a == b {
-		return true
-	}
-	if net.ParseIP(a) != nil || net.ParseIP(b) != nil {
-		return false
-	}
-	return domain(a) != "" && domain(a) == domain(b)
-}
-
-// domain is what somebody registered: two labels, or three below those of countries that
-// have levels of their own (co.uk).
-func domain(host string) string {
-	labels := strings.Split(strings.TrimSuffix(host, "."), ".")
-	n := 2
-	if len(labels) > 2 && len(labels[len(labels)-1]) == 2 {
-		switch labels[len(labels)-2] {
-		case "ac", "co", "com", "edu", "go", "gov", "gob", "ne", "net", "or", "org":
-			n = 3
-		}
-	}
-	if len(labels) < n {
-		return ""
-	}
-	return strings.Join(labels[len(labels)-n:], ".")
-}
-
-// configFiles are where credentials are looked for: the one file that was named where one
-// was, else docker's configuration, then that of podman and skopeo.
+// configFiles are where credentials are looked for: the one file that was named where one was, else
+// docker's configuration, then what podman and skopeo write.
 func configFiles(o Options) (files []string, named bool) {
 	if file := cmp.Or(o.AuthFile, os.Getenv("REGISTRY_AUTH_FILE")); file != "" {
 		return []string{file}, true
 	}
+	home, _ := os.UserHomeDir()
 	if dir := os.Getenv("DOCKER_CONFIG"); dir != "" {
 		files = append(files, filepath.Join(dir, "config.json"))
-	} else if home, err := os.UserHomeDir(); err == nil {
+	} else if home != "" {
 		files = append(files, filepath.Join(home, ".docker", "config.json"))
 	}
 	if dir := os.Getenv("XDG_RUNTIME_DIR"); dir != "" {
 		files = append(files, filepath.Join(dir, "containers", "auth.json"))
+	} else {
+		files = append(files, filepath.Join(systemRun, strconv.Itoa(os.Getuid()), "auth.json"))
+	}
+	if dir := os.Getenv("XDG_CONFIG_HOME"); dir != "" {
+		files = append(files, filepath.Join(dir, "containers", "auth.json"))
+	} else if home != "" {
+		files = append(files, filepath.Join(home, ".config", "containers", "auth.json"))
 	}
 	return files, false
 }

@@ -118,7 +118,7 @@ func TestToASlowPipe(t *testing.T) {
 	content := noise(32 << 20) // more than the pipe holds, whose places can have 64 KiB each
 	id := f.blob(content)
 	r := open(t, f.host(), Options{Unverified: true})
-	r.clients[0].stall = 200 * time.Millisecond
+	r.clients[0].stall = time.Second
 	var got bytes.Buffer
 	_, err := fetchToPipe(t, r, id, func(p io.Reader) {
 		time.Sleep(3 * r.clients[0].stall)

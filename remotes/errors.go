@@ -145,6 +145,10 @@ func classify(ctx context.Context, err error, challenged bool) error {
 	if errors.As(err, &proxy) {
 		return proxy.error
 	}
+	var refused *refusedError
+	if errors.As(err, &refused) {
+		return errclass.As(refused, errdefs.ErrUnauthenticated)
+	}
 	var (
 		tokenErr *errcode.ErrorResponse
 		longErr  *longTokenError
@@ -172,7 +176,7 @@ func classify(ctx context.Context, err error, challenged bool) error {
 		return errclass.As(longErr, errdefs.ErrUnauthenticated)
 	}
 	if errors.Is(err, auth.ErrBasicCredentialNotFound) {
-		return classf(errdefs.ErrUnauthenticated, "authentication required: no credentials for this host")
+		return classf(errdefs.ErrUnauthenticated, "authentication required")
 	}
 	plain := err
 	if errors.As(err, &urlErr) {

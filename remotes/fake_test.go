@@ -31,10 +31,12 @@ func TestMain(m *testing.M) {
 	case "proxy-test":
 		os.Exit(proxyMain(os.Args[1], os.Args[2]))
 	}
-	for _, name := range []string{"REGISTRY_AUTH_FILE", "XDG_RUNTIME_DIR", "HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy"} {
+	for _, name := range []string{"REGISTRY_AUTH_FILE", "DOCKER_AUTH_CONFIG", "XDG_RUNTIME_DIR", "HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy"} {
 		os.Unsetenv(name)
 	}
 	os.Setenv("DOCKER_CONFIG", "/nonexistent")
+	os.Setenv("XDG_CONFIG_HOME", "/nonexistent")
+	systemRun = "/nonexistent"
 	sharedPlaces = func() []string { // what is below a directory of the test's
 		runtime := os.Getenv("XDG_RUNTIME_DIR")
 		return slices.DeleteFunc(realPlaces(), func(dir string) bool { return runtime == "" || !strings.HasPrefix(dir, runtime+"/") })

@@ -221,7 +221,7 @@ func (h *Helper) fetch(ctx context.Context, id string, hint hints) (body, error)
 	if err != nil {
 		return nil, err
 	}
-	return newVerifier(&sized{p, hint.offset, hint.size}, d, hint.offset, hint.offset), nil
+	return newVerifier(ctx, &sized{p, hint.offset, hint.size}, d, hint.offset, hint.offset, hint.size), nil
 }
 
 // arguments are the object and what is known of it, as a helper gets them.
@@ -278,7 +278,7 @@ func (h *Helper) push(ctx context.Context, id string, content io.Reader, hint hi
 		content, hint.size, hint.mediaType = strings.NewReader(string(b)), desc.Size, desc.MediaType
 	}
 	hint.offset = 0
-	in := &sized{newVerifier(io.NopCloser(content), desc.Digest, 0, 0), 0, hint.size}
+	in := &sized{newVerifier(ctx, io.NopCloser(content), desc.Digest, 0, 0, -1), 0, hint.size}
 	r, w, err := os.Pipe()
 	if err != nil {
 		return Pushed{}, err

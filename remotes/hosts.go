@@ -39,7 +39,8 @@ type endpoint struct {
 	header             http.Header
 	tls                *tls.Config // nil: the default
 	dialTimeout        time.Duration
-	guessed            bool // the scheme is a guess: HTTP, since the host is this machine
+	guessed            bool       // the scheme is a guess: HTTP, since the host is this machine
+	realms             []*url.URL // token servers that may have the credentials
 }
 
 // endpoints are the hosts to ask, in order, for names of the registry: those that the hosts
@@ -138,6 +139,7 @@ type hostFile struct {
 	Header       map[string]any `toml:"header"` // "value", ["value", …]
 	OverridePath bool           `toml:"override_path"`
 	DialTimeout  string         `toml:"dial_timeout"`
+	Realm        any            `toml:"realm"` // "URL", ["URL", …]
 }
 
 // readHostDir reads hosts.toml, else the certificates in the manner of docker's certs.d. The
@@ -256,6 +258,17 @@ func newEndpoint(dir, server string, c hostFile) (endpoint, error) {
 			return e, fmt.Errorf("dial_timeout: %w", err)
 		}
 		e.dialTimeout = d
+	}
+	realms, err := stringList(c.Realm)
+	if err != nil {
+		return e, fmt.Errorf("realm: %w", err)
+	}
+	for _, realm := range realms {
+		u, err := url.Parse(realm)
+		if err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Hostname() == "" || u.User != nil {
+			return e, fmt.Errorf("realm %q is not a URL of a token server: write https://HOST[:PORT]", realm)
+		}
+		e.realms = append(e.realms, u)
 	}
 	cas, err := stringList(c.CA)
 	if err != nil {

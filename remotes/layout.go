@@ -224,14 +224,14 @@ func notFound(err error) error {
 
 // Fetch gives the bytes of what a name, tag or digest stands for.
 func (l *Layout) Fetch(ctx context.Context, id string, hintList ...string) (io.ReadCloser, error) {
-	body, err := l.fetch(id, parseHints(hintList))
+	body, err := l.fetch(ctx, id, parseHints(hintList))
 	if err != nil {
 		return nil, fmt.Errorf("fetch %s from %s: %w", id, l.dir, err)
 	}
 	return named{body, "fetch " + id + " from " + l.dir}, nil
 }
 
-func (l *Layout) fetch(id string, h hints) (body, error) {
+func (l *Layout) fetch(ctx context.Context, id string, h hints) (body, error) {
 	if err := l.check(); err != nil {
 		return nil, err
 	}
@@ -255,5 +255,5 @@ func (l *Layout) fetch(id string, h hints) (body, error) {
 		f.Close()
 		return nil, err
 	}
-	return newVerifier(f, d, h.offset, h.offset), nil
+	return newVerifier(ctx, f, d, h.offset, h.offset, size), nil
 }

@@ -26,14 +26,14 @@ import (
 // so that it can be used beside the store's own commands: nothing appears under a digest that
 // is not complete and right, and names are changed under the lock of index.json.
 func (l *Layout) Push(ctx context.Context, id string, content io.Reader, hintList ...string) (Pushed, error) {
-	pushed, err := l.push(id, content, parseHints(hintList))
+	pushed, err := l.push(ctx, id, content, parseHints(hintList))
 	if err != nil {
 		return Pushed{}, fmt.Errorf("put %s into %s: %w", id, l.dir, err)
 	}
 	return pushed, nil
 }
 
-func (l *Layout) push(id string, content io.Reader, h hints) (Pushed, error) {
+func (l *Layout) push(ctx context.Context, id string, content io.Reader, h hints) (Pushed, error) {
 	d, isDigest, err := parseDigest(id)
 	if err == nil {
 		err = l.create()
@@ -42,7 +42,7 @@ func (l *Layout) push(id string, content io.Reader, h hints) (Pushed, error) {
 		return Pushed{}, err
 	}
 	if isDigest {
-		size, state, err := l.store(d, content, h)
+		size, state, err := l.store(ctx, d, content, h)
 		desc := ocispec.Descriptor{MediaType: h.mediaType, Digest: d, Size: size}
 		if err == nil {
 			err = l.listReferrer(desc)
@@ -56,7 +56,7 @@ func (l *Layout) push(id string, content io.Reader, h hints) (Pushed, error) {
 	if err != nil {
 		return Pushed{}, err
 	}
-	if _, _, err := l.store(desc.Digest, bytes.NewReader(b), h); err != nil {
+	if _, _, err := l.store(ctx, desc.Digest, bytes.NewReader(b), h); err != nil {
 		return Pushed{}, err
 	}
 	named := desc
@@ -168,7 +168,7 @@ func isName(s string) bool {
 }
 
 // store has a blob appear, complete and synced, or leaves what is there.
-func (l *Layout) store(d digest.Digest, content io.Reader, h hints) (size int64, state State, err error) {
+func (l *Layout) store(ctx context.Context, d digest.Digest, content io.Reader, h hints) (size int64, state State, err error) {
 	target := filepath.Join(l.dir, blobFile(d))
 	if info, err := os.Stat(target); err == nil && info.Mode().IsRegular() {
 		if h.size >= 0 && h.size != info.Size() {
@@ -192,7 +192,7 @@ func (l *Layout) store(d digest.Digest, content io.Reader, h hints) (size int64,
 			os.Remove(f.Name())
 		}
 	}()
-	if size, err = io.Copy(f, newVerifier(io.NopCloser(content), d, 0, 0)); err != nil {
+	if size, err = io.Copy(f, newVerifier(ctx, io.NopCloser(content), d, 0, 0, -1)); err != nil {
 		return 0, "", err
 	}
 	if h.size >= 0 && h.size != size {

@@ -4,6 +4,8 @@ import (
 	"context"
 	"io"
 	"sync"
+
+	"github.com/containerd/errdefs"
 )
 
 // partsMemory is what the parts that wait for their turn may take together.
@@ -12,10 +14,13 @@ const partsMemory = 6 << 20
 // parallel reads a blob in chunks over several connections and gives them in order. Worker w
 // of n has the chunks w, w+n, w+2n, …, and memory for one: it goes on when that was read.
 type parallel struct {
+	ctx     context.Context
 	cancel  context.CancelFunc
 	done    sync.WaitGroup
 	workers []worker
 	turn    int
+	at      int64 // the offset that the next byte has
+	total   int64
 	now     chunk
 	err     error
 }
@@ -31,9 +36,10 @@ type chunk struct {
 }
 
 // newParallel goes on with a download that has its first chunk open, and takes its context.
+// It reads to the blob's end, which the download knows.
 func newParallel(first *download, size int64, n int) *parallel {
 	ctx := first.ctx
-	p := &parallel{cancel: first.cancel}
+	p := &parallel{ctx: ctx, cancel: first.cancel, at: first.at, total: first.size}
 	first.cancel = nil
 	total := first.size
 	start := first.at
@@ -90,16 +96,27 @@ func (p *parallel) Read(b []byte) (int, error) {
 			p.turn = (p.turn + 1) % len(p.workers)
 		}
 		var ok bool
-		if p.now, ok = <-p.workers[p.turn].full; !ok {
-			p.err = io.EOF
-		}
-		if p.now.err != nil {
+		if p.now, ok = <-p.workers[p.turn].full; !ok || p.now.err == io.EOF {
+			p.err = p.end()
+		} else if p.now.err != nil {
 			p.err = p.now.err
 		}
 	}
 	n := copy(b, p.now.rest)
 	p.now.rest = p.now.rest[n:]
+	p.at += int64(n)
 	return n, nil
+}
+
+// end is io.EOF only if all has been read: workers stop before that when the context is done.
+func (p *parallel) end() error {
+	if p.at == p.total {
+		return io.EOF
+	}
+	if err := context.Cause(p.ctx); err != nil {
+		return err
+	}
+	return classf(errdefs.ErrAborted, "the download ended after %d of %s", p.at, sizeString(p.total))
 }
 
 // Close stops the workers and waits for them.

@@ -156,9 +156,6 @@ func (p *push) request(method, kind, object string) request {
 	r := p.Registry.request(p.client, method, kind, object)
 	r.query = nil
 	r.scopes = []string{auth.ScopeRepository(p.locator.Name, auth.ActionPull, auth.ActionPush)}
-	if p.hints.mount != "" {
-		r.scopes = append(r.scopes, auth.ScopeRepository(p.hints.mount, auth.ActionPull))
-	}
 	return r
 }
 
@@ -287,7 +284,7 @@ func (p *push) send(s session, offset int64, content io.Reader) (size int64, err
 			return 0, classf(errdefs.ErrDataLoss, "size mismatch: got %s, not %d", sizeString(size), p.hints.size)
 		}
 		whole := func(offset int64) io.Reader {
-			return newVerifier(io.NopCloser(io.NewSectionReader(f, 0, size)), p.object.digest, 0, offset)
+			return newVerifier(p.ctx, io.NopCloser(io.NewSectionReader(f, 0, size)), p.object.digest, 0, offset, size)
 		}
 		err := p.sendFile(s, offset, whole, size)
 		if offset > 0 && isStatus(err, http.StatusBadRequest) {
@@ -306,7 +303,7 @@ func (p *push) send(s session, offset int64, content io.Reader) (size int64, err
 		}
 		content, offset = io.NewSectionReader(f, 0, size), 0
 	}
-	size, err = p.sendStream(s, offset, newVerifier(io.NopCloser(content), p.object.digest, 0, 0))
+	size, err = p.sendStream(s, offset, newVerifier(p.ctx, io.NopCloser(content), p.object.digest, 0, 0, -1))
 	if offset > 0 && isStatus(err, http.StatusBadRequest) {
 		p.cancel(s)
 		p.saved.forget()
@@ -343,6 +340,7 @@ func (p *push) begin() (s session, mounted bool, err error) {
 	req := p.request(http.MethodPost, "blobs", "uploads/")
 	if p.hints.mount != "" {
 		req.query = url.Values{"mount": {p.object.digest.String()}, "from": {p.hints.mount}}
+		req.scopes = append(req.scopes, auth.ScopeRepository(p.hints.mount, auth.ActionPull))
 	}
 	req.body = func() io.Reader { return http.NoBody }
 	resp, err := p.client.do(p.ctx, req, p.tries)

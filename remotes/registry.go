@@ -37,7 +37,7 @@ func openRegistry(l Locator, o Options) (*Registry, error) {
 	r := &Registry{locator: l}
 	keys := newKeyring(configFiles(o))
 	for _, e := range list {
-		r.clients = append(r.clients, newClient(e, o, keys))
+		r.clients = append(r.clients, newClient(e, o, keys.login(e.scheme, e.host, l.Name)))
 	}
 	return r, nil
 }
@@ -145,7 +145,7 @@ func (r *Registry) nobody() error {
 
 // query names the registry that a mirror is asked to stand in for.
 func (r *Registry) query(c *client) url.Values {
-	if c.host == r.locator.Host || r.locator.Host == "docker.io" && c.host == "registry-1.docker.io" {
+	if hostPort(c.scheme, c.host) == hostPort(c.scheme, r.locator.Host) || r.locator.Host == "docker.io" && c.host == "registry-1.docker.io" {
 		return nil
 	}
 	return url.Values{"ns": {r.locator.Host}}
@@ -154,6 +154,7 @@ func (r *Registry) query(c *client) url.Values {
 func (r *Registry) request(c *client, method, kind, object string) request {
 	return request{
 		method: method,
+		isBlob: kind == "blobs" && digest.Digest(object).Validate() == nil && (method == http.MethodGet || method == http.MethodHead),
 		path:   "/" + r.locator.Name + "/" + kind + "/" + object,
 		query:  r.query(c),
 		header: http.Header{},
@@ -512,11 +513,11 @@ func (r *Registry) blob(ctx context.Context, c *client, t *tries, o object, h hi
 	} else {
 		d.end = -1
 	}
-	v := newVerifier(rc, o.digest, begin, h.offset)
+	v := newVerifier(ctx, rc, o.digest, begin, h.offset, d.size)
 	if rc != d {
-		v.size = beside // what waits is in memory already
+		v.piece = beside // what waits is in memory already
 	}
-	if c.options.Unverified {
+	if c.options.Unverified && d.size >= 0 { // of an unknown length, the digest alone shows the end
 		v.hash = nil
 		if rc == d && begin == h.offset {
 			v.unseen = d

@@ -28,7 +28,7 @@ func (p *push) openSaved() *savedUpload {
 		return nil
 	}
 	f, err := sharedFile(c.shared, "upload", os.O_RDWR|os.O_CREATE,
-		c.currentScheme(), c.host, c.path, c.keys.identity, p.locator.Name, p.object.digest.String())
+		c.currentScheme(), c.host, c.path, c.login.identity, p.locator.Name, p.object.digest.String())
 	if err != nil {
 		return nil
 	}

@@ -164,7 +164,7 @@ func TestPutResumedLogin(t *testing.T) {
 	f := newFake(t)
 	runtimeDir(t)
 	interrupted(t, f, d, file(t, content), 5000)
-	dockerConfig(t, `{"auths":{"other.example":{"auth":"`+basic("me:word")+`"}}}`)
+	dockerConfig(t, `{"auths":{"`+f.host()+`":{"auth":"`+basic("me:word")+`"}}}`)
 	n := counted(f)
 	if _, err := open(t, f.host(), Options{}).Push(context.Background(), d.String(), file(t, content)); err != nil || *n != int64(len(content)) {
 		t.Errorf("%d bytes were sent: %v", *n, err)

@@ -126,65 +126,115 @@ func sweepShared(dir string) {
 // tokenCache is oras' cache of tokens, with those of other processes behind its own.
 type tokenCache struct {
 	auth.Cache
-	dir   string
-	who   string // the endpoint, and the credentials that there are
+	login *login
+	dir   string // where processes share them, empty: nowhere
+	who   string // the endpoint, and what the files have for the repository
 	mu    sync.Mutex
-	tried map[string]bool // tokens that were given out: one that is missed again was refused
+	tried map[string]bool // tokens of others that were given out: one that is missed again was refused
+	stale map[string]bool // tokens that the registry refused
+	kept  map[string][]string
 }
 
-func newTokenCache(e endpoint, keys *keyring) auth.Cache {
-	dir := sharedDir()
-	if dir == "" {
-		return auth.NewCache()
-	}
-	// Who logs in or out changes the files, and gets other tokens.
-	who := fmt.Sprintf("%s://%s%s %s", e.scheme, e.host, e.path, keys.identity)
-	return &tokenCache{Cache: auth.NewCache(), dir: dir, who: who, tried: map[string]bool{}}
+func newTokenCache(e endpoint, l *login, dir string) *tokenCache {
+	// Who logs in or out gets other tokens, and who has credentials for another repository.
+	who := fmt.Sprintf("%s://%s%s %s", e.scheme, hostPort(e.scheme, e.host), e.path, l.identity)
+	return &tokenCache{Cache: auth.NewCache(), login: l, dir: dir, who: who, tried: map[string]bool{}, stale: map[string]bool{}, kept: map[string][]string{}}
 }
 
 type sharedToken struct {
 	Token   string    `json:"token"`
 	Expires time.Time `json:"expires"`
+	// Credential is the fingerprint of what the token was got with. A helper can give another
+	// credential tomorrow though its name stays.
+	Credential string `json:"credential"`
 }
 
-func (c *tokenCache) read(f *os.File) string {
+// read gives what a file has. It is the zero value where the token is too old.
+func (c *tokenCache) read(f *os.File) (t sharedToken) {
 	if _, err := f.Seek(0, io.SeekStart); err != nil {
+		return t
+	}
+	if json.NewDecoder(io.LimitReader(f, maxTokenFile)).Decode(&t) != nil || time.Now().After(t.Expires) {
+		return sharedToken{}
+	}
+	return t
+}
+
+func (c *tokenCache) file(flags int, registry, key string) (*os.File, error) {
+	if c.dir == "" {
+		return nil, os.ErrNotExist
+	}
+	return sharedFile(c.dir, "token", flags, c.who, registry, key)
+}
+
+// get gives another process' token that this one has not tried yet, and that was got with the
+// credential that this one would send.
+func (c *tokenCache) get(ctx context.Context, registry, key string) string {
+	f, err := c.file(os.O_RDONLY, registry, key)
+	if err != nil {
 		return ""
 	}
-	var t sharedToken
-	if json.NewDecoder(io.LimitReader(f, maxTokenFile)).Decode(&t) != nil || time.Now().After(t.Expires) {
+	defer f.Close()
+	t := c.read(f)
+	if t.Token == "" || c.isTried(t.Token) {
+		return ""
+	}
+	// Only now: it may take a helper.
+	if own, err := c.login.credential(ctx); err != nil || fingerprint(own) != t.Credential {
 		return ""
 	}
 	return t.Token
 }
 
-// get gives another process' token that this one has not tried yet.
-func (c *tokenCache) get(registry, key string) string {
-	f, err := sharedFile(c.dir, "token", os.O_RDONLY, c.who, registry, key)
-	if err != nil {
-		return ""
-	}
-	defer f.Close()
-	token := c.read(f)
+func (c *tokenCache) isTried(token string) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.tried[token] {
-		return ""
-	}
-	return token
+	return c.tried[token]
 }
 
-func (c *tokenCache) use(token string) string {
+// use gives a token out, and keeps which file has it.
+func (c *tokenCache) use(token, registry, key string) string {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.tried[token] = true
+	c.kept[token] = []string{registry, key}
 	return token
+}
+
+// refuse drops a token that the registry has refused, for all processes. It reports whether that is
+// news.
+func (c *tokenCache) refuse(token string) bool {
+	c.mu.Lock()
+	known, kept := c.stale[token], c.kept[token]
+	c.stale[token] = true
+	c.mu.Unlock()
+	if known || kept == nil {
+		return !known
+	}
+	if f, err := c.file(os.O_RDWR, kept[0], kept[1]); err == nil {
+		defer f.Close()
+		if unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB) == nil && c.read(f).Token == token {
+			_ = f.Truncate(0)
+		}
+	}
+	return true
+}
+
+// own gives a token that this process has asked for.
+func (c *tokenCache) own(ctx context.Context, registry string, scheme auth.Scheme, key string) (string, error) {
+	token, err := c.Cache.GetToken(ctx, registry, scheme, key)
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if err == nil && c.stale[token] {
+		return "", errdefs.ErrNotFound
+	}
+	return token, err
 }
 
 // GetScheme knows that a registry wants tokens where another process has one.
 func (c *tokenCache) GetScheme(ctx context.Context, registry string) (auth.Scheme, error) {
 	scheme, err := c.Cache.GetScheme(ctx, registry)
-	if err != nil && c.get(registry, strings.Join(auth.GetAllScopesForHost(ctx, registry), " ")) != "" {
+	if err != nil && c.get(ctx, registry, strings.Join(auth.GetAllScopesForHost(ctx, registry), " ")) != "" {
 		return auth.SchemeBearer, nil
 	}
 	return scheme, err
@@ -192,10 +242,10 @@ func (c *tokenCache) GetScheme(ctx context.Context, registry string) (auth.Schem
 
 // GetToken looks among the tokens of this process, then of the others.
 func (c *tokenCache) GetToken(ctx context.Context, registry string, scheme auth.Scheme, key string) (string, error) {
-	token, err := c.Cache.GetToken(ctx, registry, scheme, key)
+	token, err := c.own(ctx, registry, scheme, key)
 	if err != nil && scheme == auth.SchemeBearer {
-		if shared := c.get(registry, key); shared != "" {
-			return c.use(shared), nil
+		if shared := c.get(ctx, registry, key); shared != "" {
+			return c.use(shared, registry, key), nil
 		}
 	}
 	return token, err
@@ -207,28 +257,48 @@ func (c *tokenCache) Set(ctx context.Context, registry string, scheme auth.Schem
 		return c.Cache.Set(ctx, registry, scheme, key, fetch)
 	}
 	return c.Cache.Set(ctx, registry, scheme, key, func(ctx context.Context) (string, error) {
-		f, err := sharedFile(c.dir, "token", os.O_RDWR|os.O_CREATE, c.who, registry, key)
+		f, err := c.file(os.O_RDWR|os.O_CREATE, registry, key)
 		if err != nil {
-			return fetch(ctx)
+			token, _, err := c.fetch(ctx, fetch)
+			return token, err
 		}
 		defer f.Close()
 		locked := waitLock(ctx, f)
-		if token := c.get(registry, key); token != "" {
-			return c.use(token), nil
+		if token := c.get(ctx, registry, key); token != "" {
+			return c.use(token, registry, key), nil
 		}
 		if info, err := f.Stat(); err == nil && info.Size() == 0 {
 			sweepShared(c.dir)
 		}
-		token, err := fetch(ctx)
-		if err == nil && locked {
-			b, _ := json.Marshal(sharedToken{token, expiry(token)})
+		token, by, err := c.fetch(ctx, fetch)
+		if err == nil && locked && token != by.AccessToken {
+			b, _ := json.Marshal(sharedToken{token, expiry(token), fingerprint(by)})
 			if len(b) <= maxTokenFile && f.Truncate(0) == nil {
 				_, _ = f.WriteAt(b, 0)
 			}
-			c.use(token)
+			c.use(token, registry, key)
 		}
 		return token, err
 	})
+}
+
+// fetch gets a token with the credential that there is, or without where that is not sent to the token
+// server, and tells which.
+func (c *tokenCache) fetch(ctx context.Context, fetch func(context.Context) (string, error)) (token string, by auth.Credential, err error) {
+	if state, ok := ctx.Value(authStateKey{}).(*authState); ok {
+		state.fetched.Store(true)
+	}
+	if by, err = c.login.credential(ctx); err != nil {
+		return "", by, err
+	}
+	token, err = fetch(context.WithValue(ctx, tokenRequestKey{}, true))
+	var refused *refusedError
+	if errors.As(err, &refused) && refused.origin != "" {
+		c.login.withhold(refused.origin)
+		by = auth.EmptyCredential
+		token, err = fetch(context.WithValue(ctx, tokenRequestKey{}, false))
+	}
+	return token, by, err
 }
 
 // waitLock takes the lock of a file, and gives up on a process that keeps it long.
@@ -275,13 +345,13 @@ func sleep(ctx context.Context, d time.Duration) error {
 	}
 }
 
-// postpone tells all processes that the host wants no request for a while: the file's
+// postpone tells all processes with this login that the host wants no request for a while: the file's
 // modification time is when it may be asked again.
 func (c *client) postpone(after time.Duration) {
 	if c.shared == "" || after <= 0 {
 		return
 	}
-	f, err := sharedFile(c.shared, "wait", os.O_RDWR|os.O_CREATE, c.scheme, c.host)
+	f, err := sharedFile(c.shared, "wait", os.O_RDWR|os.O_CREATE, c.scheme, c.host, c.login.identity)
 	if err != nil {
 		return
 	}
@@ -303,7 +373,7 @@ func (c *client) sharedWait() time.Duration {
 	if c.shared == "" {
 		return 0
 	}
-	f, err := sharedFile(c.shared, "wait", os.O_RDONLY, c.scheme, c.host)
+	f, err := sharedFile(c.shared, "wait", os.O_RDONLY, c.scheme, c.host, c.login.identity)
 	if err != nil {
 		return 0
 	}

@@ -1,6 +1,7 @@
 package remotes
 
 import (
+	"context"
 	"fmt"
 	"hash"
 	"io"
@@ -22,18 +23,22 @@ const (
 )
 
 // verifier passes a stream on, one piece late: the last piece goes out when the hash of the
-// whole is right, and never otherwise.
+// whole, or its length, is right, and never otherwise. It ends with the context's error once that is
+// done: no consumer takes what came before for the whole.
 type verifier struct {
+	ctx  context.Context
 	rc   io.ReadCloser
 	want digest.Digest
-	hash hash.Hash // nil: the stream does not begin at 0, its length alone is known
+	hash hash.Hash // nil: the stream does not begin at 0, or the caller hashes; its length is checked
+	at   int64     // the offset that the next byte of the stream has
+	size int64     // of the whole, -1 while unknown
 	skip int64     // bytes to hash but not to pass on
 	// unseen, where set, is rc, whose bytes nobody here has to see.
 	unseen *download
 	// blame, where set, says what could be the reason of a mismatch.
 	blame func() string
 
-	size    int // of the pieces
+	piece   int // how long pieces are
 	buffers [pieces][]byte
 	turn    int
 	held    []byte
@@ -46,9 +51,9 @@ type verifier struct {
 }
 
 // newVerifier reads a stream that begins at offset begin of what has the digest, and passes
-// it on from offset from on.
-func newVerifier(rc io.ReadCloser, want digest.Digest, begin, from int64) *verifier {
-	v := &verifier{rc: rc, want: want, skip: from - begin, size: pieceSize}
+// it on from offset from on. The size is that of the whole, -1 where it is not known.
+func newVerifier(ctx context.Context, rc io.ReadCloser, want digest.Digest, begin, from, size int64) *verifier {
+	v := &verifier{ctx: ctx, rc: rc, want: want, at: begin, size: size, skip: from - begin, piece: pieceSize}
 	if begin == 0 {
 		v.hash = want.Algorithm().Hash()
 	}
@@ -64,11 +69,15 @@ func (v *verifier) next() ([]byte, error) {
 		}
 		buf := v.buffers[v.turn]
 		if buf == nil {
-			buf = make([]byte, v.size)
+			buf = make([]byte, v.piece)
 			v.buffers[v.turn] = buf
 		}
 		n, err := v.fill(buf)
+		if cerr := context.Cause(v.ctx); cerr != nil {
+			err = cerr
+		}
 		piece := buf[:n]
+		v.at += int64(n)
 		if n > 0 {
 			v.sum(piece)
 			v.turn = (v.turn + 1) % pieces
@@ -153,6 +162,9 @@ func (v *verifier) verify() error {
 			}
 			return err
 		}
+	}
+	if v.size >= 0 && v.at != v.size {
+		return classf(errdefs.ErrDataLoss, "size mismatch: got %s, not %d", sizeString(v.at), v.size)
 	}
 	if v.skip > 0 {
 		return classf(errdefs.ErrInvalidArgument, "the offset is %d bytes past the end", v.skip)

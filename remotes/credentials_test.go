@@ -1,0 +1,217 @@
+package remotes
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/containerd/errdefs"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+)
+
+// auths writes entries of an auth file, each with its user's name.
+func auths(users map[string]string) string {
+	m := map[string]any{}
+	for key, user := range users {
+		m[key] = map[string]string{"auth": basic(user + ":pw")}
+	}
+	b, _ := json.Marshal(map[string]any{"auths": m})
+	return string(b)
+}
+
+func userOf(t *testing.T, content, scheme, host, repository string) string {
+	t.Helper()
+	k := &keyring{}
+	k.add("auth.json", []byte(content))
+	c, err := k.login(scheme, host, repository).credential(context.Background())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return c.Username
+}
+
+// The longest prefix of the repository wins, the host is last, and nothing of another path is sent.
+func TestCredentialOfRepository(t *testing.T) {
+	for _, c := range []struct {
+		keys             string // with the user's name behind "="
+		host, repository string
+		want             string
+	}{
+		{"h.example=host", "h.example", "a/b/c", "host"},
+		{"h.example=host h.example/a=a h.example/a/b=ab", "h.example", "a/b/c", "ab"},
+		{"h.example=host h.example/a=a h.example/a/b=ab", "h.example", "a/b", "ab"},
+		{"h.example=host h.example/a=a h.example/a/b=ab", "h.example", "a/x", "a"},
+		{"h.example=host h.example/a=a h.example/a/b=ab", "h.example", "ab/b", "host"},
+		{"h.example/a=a h.example/b=b", "h.example", "a/x", "a"},
+		{"h.example/a=a h.example/b=b", "h.example", "c/x", ""},
+		{"h.example/a=a h.example/b=b", "h.example", "aa", ""},
+		{"h.example/a=a", "h.example:5000", "a/x", ""},
+		{"h.example:5000/a=a h.example=host", "h.example:5000", "a/x", "a"},
+		{"https://h.example/team=team", "h.example", "x", ""},
+		{"https://h.example/team=team", "h.example", "team/x", "team"},
+		{"https://h.example/v2/=old", "h.example", "x", "old"},
+		{"https://H.example=old", "h.example", "x", "old"},
+		{"http://h.example/v1/=old h.example=new", "h.example", "x", "new"},
+		{"h.example:443=tls", "h.example", "x", "tls"},
+		{"h.example=tls", "h.example:443", "x", "tls"},
+		{"h.example:80=clear", "h.example", "x", ""},
+		{"docker.io=hub", "h.example", "x", ""},
+		{"docker.io.evil.example=evil evildocker.io=evil", "registry-1.docker.io", "x", ""},
+		{"docker.io/me=me docker.io=hub", "registry-1.docker.io", "me/x", "me"},
+		{"docker.io/me=me https://index.docker.io/v1/=hub", "registry-1.docker.io", "library/x", "hub"},
+		{"docker.io=hub", "docker.io.evil.example", "x", ""},
+	} {
+		users := map[string]string{}
+		for _, entry := range strings.Fields(c.keys) {
+			key, user, _ := strings.Cut(entry, "=")
+			users[key] = user
+		}
+		for range 10 { // maps have an order of their own each time
+			if got := userOf(t, auths(users), "https", c.host, c.repository); got != c.want {
+				t.Fatalf("%s: %s/%s gets %q, not %q", c.keys, c.host, c.repository, got, c.want)
+			}
+		}
+	}
+	if got := userOf(t, auths(map[string]string{"h.example": "plain"}), "http", "h.example:80", "x"); got != "plain" {
+		t.Errorf("port 80 of HTTP: %q", got)
+	}
+	for _, key := range []string{"docker.io", "index.docker.io", "registry-1.docker.io", "https://docker.io", "https://index.docker.io", "https://index.docker.io/v1/",
+		"index.docker.io/v1/", "https://registry-1.docker.io/v2/", "http://docker.io/", "Docker.io", "docker.io:443"} {
+		if got := userOf(t, auths(map[string]string{key: "hub"}), "https", "registry-1.docker.io", "library/x"); got != "hub" {
+			t.Errorf("%s: %q", key, got)
+		}
+	}
+	// What has no credential is passed by, and what can't be read is told without a word of it.
+	content := `{"auths":{"h.example/a":{},"h.example/a/b":{"auth":"` + basic("S3CRET-without-colon") + `"},"h.example":{"auth":"` + basic("host:pw") + `"}}}`
+	if got := userOf(t, content, "https", "h.example", "a/b"); got != "host" {
+		t.Errorf("past an empty entry: %q", got)
+	}
+	for _, content := range []string{content, `{"auths":{"h.example":"S3CRET"}}`, `{"auths":"S3CRET`, `{"credsStore":["S3CRET"]}`} {
+		k := &keyring{}
+		k.add("auth.json", []byte(content))
+		if k.login("https", "h.example", "a/b"); k.trouble == "" || strings.Contains(k.trouble, "S3CRET") || strings.Contains(k.trouble, basic("S3CRET-without-colon")) {
+			t.Errorf("told: %q", k.trouble)
+		}
+	}
+}
+
+// Helpers are asked for what docker and podman store there, and what is of a longer prefix comes first.
+func TestCredentialHelperNames(t *testing.T) {
+	dir := t.TempDir()
+	t.Setenv("PATH", dir+":"+os.Getenv("PATH"))
+	log := filepath.Join(dir, "log")
+	t.Setenv("ONLY", "")
+	script := "#!/bin/sh\nserver=$(cat)\n[ \"$server\" ] || exit 3\necho \"$server\" >>" + log + "\n" +
+		`[ "$server" = "$ONLY" ] || { echo "credentials not found in native keychain"; exit 1; }` + "\n" + `echo '{"Username":"helped","Secret":"pw"}'` + "\n"
+	if err := os.WriteFile(filepath.Join(dir, "docker-credential-names"), []byte(script), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	hub := `https://index.docker.io/v1/`
+	for _, c := range []struct{ config, host, repository, only, want, asked string }{
+		{`{"credsStore":"names"}`, "h.example:5000", "x", "h.example:5000", "helped", "h.example:5000"},
+		{`{"credsStore":"names"}`, "registry-1.docker.io", "x", hub, "helped", hub},
+		{`{"credsStore":"names"}`, "registry-1.docker.io", "x", "docker.io", "helped", hub + " docker.io"},
+		{`{"credHelpers":{"docker.io":"names"}}`, "registry-1.docker.io", "x", "docker.io", "helped", hub + " docker.io"},
+		{`{"credHelpers":{"h.example":"names"},"credsStore":"missing"}`, "h.example", "x", "h.example", "helped", "h.example"},
+		{`{"credHelpers":{"h.example":"names"}}`, "i.example", "x", "h.example", "", ""},
+		{`{"credHelpers":{"h.example/a":"names"}}`, "h.example", "a/x", "h.example/a", "helped", "h.example/a"},
+		{`{"credHelpers":{"h.example":"names"},"auths":{"h.example/a":{"auth":"` + basic("a:pw") + `"}}}`, "h.example", "a/x", "h.example", "a", ""},
+		{`{"credHelpers":{"h.example":"names"},"auths":{"h.example":{"auth":"` + basic("host:pw") + `"}}}`, "h.example", "x", "none", "host", "h.example"},
+	} {
+		os.Remove(log)
+		os.Setenv("ONLY", c.only)
+		got := userOf(t, c.config, "https", c.host, c.repository)
+		asked, _ := os.ReadFile(log)
+		if got != c.want || strings.Join(strings.Fields(string(asked)), " ") != c.asked {
+			t.Errorf("%s for %s/%s: %q, asked for %q", c.config, c.host, c.repository, got, asked)
+		}
+	}
+}
+
+// Every file that docker, podman and skopeo write is found, in an order that does not change, and the
+// error of a refused pull tells where was looked.
+func TestCredentialPlaces(t *testing.T) {
+	home, run, conf, uid := t.TempDir(), t.TempDir(), t.TempDir(), fmt.Sprint(os.Getuid())
+	old := systemRun
+	systemRun = filepath.Join(t.TempDir(), "containers")
+	t.Cleanup(func() { systemRun = old })
+	f := newBasic(t, "me:word")
+	content := `{"auths":{"` + f.host() + `":{"auth":"` + basic("me:word") + `"}}}`
+	for _, c := range []struct{ file, runtime, config, home string }{
+		{home + "/.docker/config.json", "", "", home},
+		{home + "/.docker/config.json", run, conf, home},
+		{run + "/containers/auth.json", run, "", home},
+		{systemRun + "/" + uid + "/auth.json", "", "", home},
+		{systemRun + "/" + uid + "/auth.json", "", "", ""},
+		{home + "/.config/containers/auth.json", "", "", home},
+		{conf + "/containers/auth.json", "", conf, home},
+		{conf + "/containers/auth.json", run, conf, ""},
+	} {
+		t.Setenv("DOCKER_CONFIG", "")
+		t.Setenv("HOME", c.home)
+		t.Setenv("XDG_RUNTIME_DIR", c.runtime)
+		t.Setenv("XDG_CONFIG_HOME", c.config)
+		_, err := fetch(t, open(t, f.host(), Options{}), "latest")
+		is(t, err, errdefs.IsUnauthorized)
+		if !strings.Contains(err.Error(), c.file) || strings.Count(err.Error(), "no credentials for "+f.host()+"/x in ") != 1 {
+			t.Errorf("%s was not looked at, or that is not told: %v", c.file, err)
+		}
+		if err := os.MkdirAll(filepath.Dir(c.file), 0o700); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(c.file, []byte(content), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := fetch(t, open(t, f.host(), Options{}), "latest"); err != nil {
+			t.Errorf("%+v: %v", c, err)
+		}
+		os.Remove(c.file)
+	}
+	t.Setenv("DOCKER_AUTH_CONFIG", content)
+	if _, err := fetch(t, open(t, f.host(), Options{}), "latest"); err != nil {
+		t.Errorf("DOCKER_AUTH_CONFIG: %v", err)
+	}
+	// A file that is named is the only one.
+	named := filepath.Join(t.TempDir(), "none.json")
+	_, err := fetch(t, open(t, f.host(), Options{AuthFile: named}), "latest")
+	is(t, err, errdefs.IsUnauthorized)
+	if !strings.Contains(err.Error(), named) {
+		t.Error(err)
+	}
+}
+
+// Tokens of one part of a registry are not those of another whose credential differs.
+func TestSharedTokenOfPath(t *testing.T) {
+	runtimeDir(t)
+	f := newFake(t)
+	f.manifest("latest", ocispec.MediaTypeImageManifest, []byte(tinyManifest))
+	var by []string
+	f.reply(func(w http.ResponseWriter, r *http.Request, n int) bool {
+		if r.URL.Path == "/token" {
+			user, _, _ := r.BasicAuth()
+			fmt.Fprintf(w, `{"token":"of-%s"}`, user)
+			return true
+		}
+		if token, ok := strings.CutPrefix(r.Header.Get("Authorization"), "Bearer of-"); ok {
+			by = append(by, token)
+			return false
+		}
+		w.Header().Set("Www-Authenticate", `Bearer realm="`+f.URL+`/token",scope="repository:x:pull"`)
+		w.WriteHeader(http.StatusUnauthorized)
+		return true
+	})
+	for _, users := range []map[string]string{{f.host() + "/x": "x"}, {f.host(): "host"}, {f.host() + "/x": "x", f.host(): "host"}, {f.host() + "/y": "y"}} {
+		dockerConfig(t, auths(users))
+		if _, err := fetch(t, open(t, f.host(), Options{}), "latest"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if got := strings.Join(by, " "); got != "x host x " {
+		t.Errorf("asked as %q", got)
+	}
+}

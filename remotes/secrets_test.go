@@ -1,0 +1,627 @@
+package remotes
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+)
+
+// dialing has a registry's clients reach servers of the test under other addresses, host:port.
+func dialing(r *Registry, servers map[string]string) {
+	for _, c := range r.clients {
+		transport := c.http.Client.Transport.(roundTripper).RoundTripper.(*http.Transport)
+		transport.DialContext = func(ctx context.Context, network, addr string) (net.Conn, error) {
+			if to := servers[strings.ToLower(addr)]; to != "" {
+				return net.Dial("tcp", to)
+			}
+			return nil, fmt.Errorf("%s is not of this test", addr)
+		}
+	}
+}
+
+// recorder is a server that keeps what it is sent.
+type recorder struct {
+	*httptest.Server
+	mu   sync.Mutex
+	all  []string // method, path, header and body of each request
+	next http.HandlerFunc
+}
+
+func newRecorder(t *testing.T, next http.HandlerFunc) *recorder {
+	rec := &recorder{next: next}
+	rec.Server = httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		body, _ := io.ReadAll(r.Body)
+		rec.mu.Lock()
+		rec.all = append(rec.all, fmt.Sprintln(r.Method, r.URL, r.Header, string(body)))
+		rec.mu.Unlock()
+		rec.next(w, r)
+	}))
+	t.Cleanup(rec.Close)
+	return rec
+}
+
+func (r *recorder) host() string { return r.Listener.Addr().String() }
+
+func (r *recorder) seen() string {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return strings.Join(r.all, "")
+}
+
+// Secrets of the registry 198.51.100.1, in three forms. No other host may see any.
+var secretConfigs = map[string]string{
+	"password":       `{"auth":"` + basic("me:S3CRET") + `"}`,
+	"identity token": `{"identitytoken":"S3CRET"}`,
+	"username":       `{"username":"me","password":"S3CRET"}`,
+}
+
+func tellsSecret(s string) bool {
+	return strings.Contains(s, "S3CRET") || strings.Contains(s, basic("me:S3CRET")) || strings.Contains(s, "Authorization")
+}
+
+// However a challenge spells the token server, credentials are sent to none but the registry's own.
+func TestRealmSpellings(t *testing.T) {
+	const own, evil = "http://198.51.100.1/token", "http://203.0.113.7/token"
+	for name, challenges := range map[string][]string{
+		"plain":            {`Bearer realm="` + evil + `"`},
+		"duplicate":        {`Bearer realm="` + own + `",realm="` + evil + `"`},
+		"in another value": {`Bearer service="realm=` + own + `",realm="` + evil + `"`},
+		"escape":           {`Bearer realm="http://203.0.113.\x37/token"`},
+		"upper case":       {`Bearer Realm="` + own + `",realm="` + evil + `"`},
+		"upper case, last": {`Bearer realm="` + evil + `",REALM="` + own + `"`},
+		"spaces":           {`bEARER   realm = "` + evil + `" , service="s"`},
+		"no quotes":        {`Bearer realm=` + evil},
+		"two headers":      {`Bearer realm="` + own + `"`, `Bearer realm="` + evil + `"`},
+		"two, evil first":  {`Bearer realm="` + evil + `"`, `Bearer realm="` + own + `"`},
+		"basic before":     {`Basic realm="x", Bearer realm="` + evil + `"`},
+		"userinfo":         {`Bearer realm="http://198.51.100.1@203.0.113.7/token"`},
+		"password in it":   {`Bearer realm="http://a:b@203.0.113.7/token"`},
+		"other port":       {`Bearer realm="http://203.0.113.7:8080/token"`},
+		"own redirects":    {`Bearer realm="http://198.51.100.1/redirect"`},
+		"own redirects on": {`Bearer realm="http://198.51.100.1/preserve"`},
+	} {
+		for kind, config := range secretConfigs {
+			t.Run(name+"/"+kind, func(t *testing.T) {
+				thief := newRecorder(t, func(w http.ResponseWriter, r *http.Request) { fmt.Fprint(w, `{"token":"useless"}`) })
+				f := newFake(t)
+				f.reply(func(w http.ResponseWriter, r *http.Request, n int) bool {
+					switch r.URL.Path {
+					case "/token":
+						fmt.Fprint(w, `{"token":"useless"}`)
+					case "/redirect":
+						http.Redirect(w, r, evil, http.StatusFound)
+					case "/preserve":
+						http.Redirect(w, r, evil, http.StatusTemporaryRedirect)
+					default:
+						w.Header()["Www-Authenticate"] = challenges
+						w.WriteHeader(http.StatusUnauthorized)
+					}
+					return true
+				})
+				dockerConfig(t, `{"auths":{"198.51.100.1":`+config+`}}`)
+				r := open(t, "198.51.100.1", Options{PlainHTTP: true})
+				dialing(r, map[string]string{"198.51.100.1:80": f.host(), "203.0.113.7:80": thief.host(), "203.0.113.7:8080": thief.host()})
+				_, err := fetch(t, r, "latest")
+				is(t, err, errdefs.IsUnauthorized)
+				got := thief.seen()
+				for _, own := range []string{"a:b", "198.51.100.1:"} { // what its own address has
+					got = strings.ReplaceAll(got, "Authorization:[Basic "+basic(own), "")
+				}
+				if tellsSecret(got) {
+					t.Errorf("%v\nanother host got\n%s", err, got)
+				}
+				if got != "" && !strings.Contains(name, "redirects") && !strings.Contains(err.Error(), `realm = ["http://203.0.113.7`) {
+					t.Errorf("the error does not name the setting: %v", err)
+				}
+			})
+		}
+	}
+}
+
+// What hosts.toml names gets credentials, and an anonymous pull needs no setting.
+func TestRealmNamed(t *testing.T) {
+	for _, c := range []struct {
+		realm  string // in hosts.toml
+		config string
+		works  bool
+	}{
+		{"", "", true},
+		{"", secretConfigs["password"], false},
+		{`realm = ["http://203.0.113.7:5001"]`, secretConfigs["password"], true},
+		{`realm = "http://203.0.113.7:5001/auth/token"`, secretConfigs["identity token"], true},
+		{`realm = ["http://203.0.113.7", "https://203.0.113.7:5001"]`, secretConfigs["password"], false},
+		{`realm = ["http://203.0.113.8:5001"]`, secretConfigs["password"], false},
+	} {
+		realm := newRecorder(t, func(w http.ResponseWriter, r *http.Request) {
+			_, password, _ := r.BasicAuth()
+			r.ParseForm()
+			if c.config == "" || password == "S3CRET" || r.Method == http.MethodPost {
+				fmt.Fprint(w, `{"access_token":"good"}`)
+			} else {
+				fmt.Fprint(w, `{"token":"anonymous"}`)
+			}
+		})
+		f := newFake(t)
+		f.manifest("latest", ocispec.MediaTypeImageManifest, []byte(tinyManifest))
+		f.reply(func(w http.ResponseWriter, r *http.Request, n int) bool {
+			if r.Header.Get("Authorization") == "Bearer good" {
+				return false
+			}
+			w.Header().Set("Www-Authenticate", `Bearer realm="http://203.0.113.7:5001/token",service="s"`)
+			w.WriteHeader(http.StatusUnauthorized)
+			return true
+		})
+		config := `{}`
+		if c.config != "" {
+			config = `{"auths":{"198.51.100.1:5000":` + c.config + `}}`
+		}
+		dockerConfig(t, config)
+		root := t.TempDir()
+		writeHosts(t, root, "198.51.100.1_5000_", "server = 'http://198.51.100.1:5000'\n"+c.realm)
+		r := open(t, "198.51.100.1:5000", Options{HostsDir: root})
+		dialing(r, map[string]string{"198.51.100.1:5000": f.host(), "203.0.113.7:5001": realm.host()})
+		_, err := fetch(t, r, "latest")
+		if c.works && err != nil {
+			t.Errorf("%+v: %v", c, err)
+		} else if !c.works {
+			is(t, err, errdefs.IsUnauthorized)
+			if tellsSecret(realm.seen()) || !strings.Contains(err.Error(), `realm = ["http://203.0.113.7:5001"]`) {
+				t.Errorf("%+v: %v\n%s", c, err, realm.seen())
+			}
+		}
+	}
+	// An address that nobody elsewhere may name can be named here.
+	for _, named := range []bool{false, true} {
+		realm := newRecorder(t, func(w http.ResponseWriter, r *http.Request) { fmt.Fprint(w, `{"token":"good"}`) })
+		f := newFake(t)
+		f.manifest("latest", ocispec.MediaTypeImageManifest, []byte(tinyManifest))
+		f.reply(func(w http.ResponseWriter, r *http.Request, n int) bool {
+			if r.Header.Get("Authorization") == "Bearer good" {
+				return false
+			}
+			w.Header().Set("Www-Authenticate", `Bearer realm="`+realm.URL+`/token"`)
+			w.WriteHeader(http.StatusUnauthorized)
+			return true
+		})
+		root := t.TempDir()
+		config := "server = 'http://198.51.100.1'\n"
+		if named {
+			config += "realm = ['" + realm.URL + "']"
+		}
+		writeHosts(t, root, "198.51.100.1", config)
+		r := open(t, "198.51.100.1", Options{HostsDir: root})
+		dialing(r, map[string]string{"198.51.100.1:80": f.host(), realm.host(): realm.host()})
+		_, err := fetch(t, r, "latest")
+		if named && err != nil {
+			t.Error(err)
+		} else if !named {
+			is(t, err, errdefs.IsUnauthorized)
+			if realm.seen() != "" || !strings.Contains(err.Error(), `realm = ["`+realm.URL+`"]`) {
+				t.Errorf("%v\n%s", err, realm.seen())
+			}
+		}
+	}
+}
+
+// A registry that names its own port, or writes its name in another way, is still the same origin.
+func TestUploadLocationOrigin(t *testing.T) {
+	content := noise(1000)
+	for location, own := range map[string]bool{
+		"http://registry.example:80": true, "http://REGISTRY.example": true, "http://registry.example": true, "": true,
+		"http://registry.example:8080": false, "http://other.example": false, "http://registry.example.:80": false,
+	} {
+		f := newFake(t)
+		var mu sync.Mutex
+		anonymous := 0
+		f.reply(func(w http.ResponseWriter, r *http.Request, n int) bool {
+			if _, _, ok := r.BasicAuth(); !ok {
+				if strings.Contains(r.URL.Path, "/uploads/") && r.Method == http.MethodPut {
+					mu.Lock()
+					anonymous++
+					mu.Unlock()
+					if r.Header.Get("X-Key") != "" {
+						t.Error("another origin got the configured header")
+					}
+				}
+				w.Header().Set("Www-Authenticate", `Basic realm="x"`)
+				w.WriteHeader(http.StatusUnauthorized)
+				return true
+			}
+			if r.Method == http.MethodPost {
+				f.mu.Lock()
+				f.uploads["1"] = nil
+				f.mu.Unlock()
+				w.Header().Set("Location", location+"/v2/x/blobs/uploads/1")
+				w.WriteHeader(http.StatusAccepted)
+				return true
+			}
+			return false
+		})
+		dockerConfig(t, `{"auths":{"registry.example":{"auth":"`+basic("me:word")+`"}}}`)
+		root := t.TempDir()
+		writeHosts(t, root, "registry.example", "server = 'http://registry.example'\n[header]\nX-Key = 'secret'\n")
+		r := open(t, "registry.example", Options{HostsDir: root})
+		dialing(r, map[string]string{"registry.example:80": f.host(), "registry.example:8080": f.host(), "other.example:80": f.host(), "registry.example.:80": f.host()})
+		_, err := r.Push(context.Background(), digest.FromBytes(content).String(), file(t, content))
+		if own && (err != nil || anonymous > 0) {
+			t.Errorf("%s: %v after %d requests without credentials", location, err, anonymous)
+		} else if !own && (!errdefs.IsUnauthorized(err) || anonymous == 0) {
+			t.Errorf("%s: %v", location, err)
+		}
+	}
+	// The port in the locator or in hosts.toml makes no mirror of a host.
+	for host, server := range map[string]string{"registry.example:80": "http://registry.example", "registry.example": "http://Registry.example:80", "mirrored.example": "http://registry.example"} {
+		f := newFake(t)
+		f.manifest("latest", ocispec.MediaTypeImageManifest, []byte(tinyManifest))
+		root := t.TempDir()
+		writeHosts(t, root, host, "server = '"+server+"'")
+		r := open(t, host, Options{HostsDir: root})
+		dialing(r, map[string]string{"registry.example:80": f.host()})
+		if _, err := fetch(t, r, "latest"); err != nil {
+			t.Fatal(err)
+		}
+		if got := f.request(0).URL.Query().Has("ns"); got != (host == "mirrored.example") {
+			t.Errorf("%s at %s: ns %v", host, server, got)
+		}
+	}
+}
+
+// From TLS to clear text goes a blob that is read by its digest, and nothing else.
+func TestBodiesStayInTLS(t *testing.T) {
+	clear := newRecorder(t, func(w http.ResponseWriter, r *http.Request) {
+		if r.Method == http.MethodGet || r.Method == http.MethodHead {
+			w.Header().Set("Content-Type", ocispec.MediaTypeImageManifest)
+			w.Header().Set("Docker-Content-Digest", digest.FromString(tinyManifest).String())
+			io.WriteString(w, tinyManifest)
+			return
+		}
+		w.Header().Set("Location", "/v2/x/blobs/uploads/1")
+		w.WriteHeader(http.StatusCreated)
+	})
+	secure := unstarted()
+	redirected := ""
+	secure.fault = func(w http.ResponseWriter, r *http.Request, n int) bool {
+		if strings.HasPrefix(r.Method+" "+r.URL.Path, redirected) {
+			http.Redirect(w, r, clear.URL+r.URL.RequestURI(), http.StatusTemporaryRedirect)
+			return true
+		}
+		return false
+	}
+	secure.StartTLS()
+	t.Cleanup(secure.Close)
+	content := []byte("private layer bytes")
+	id := digest.FromBytes(content).String()
+	locator := func(name string) *Registry {
+		t.Helper()
+		r, err := Open(secure.host()+"/"+name, Options{HostsDir: trusting(t, secure)})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return r.(*Registry)
+	}
+	manifestID := digest.FromString(tinyManifest).String()
+	for what, c := range map[string]struct {
+		redirected string
+		do         func() error
+	}{
+		"blob put": {"PUT /v2/x/blobs/uploads/", func() error {
+			_, err := locator("x").Push(context.Background(), id, file(t, content))
+			return err
+		}},
+		"blob patched": {"PATCH /v2/x/blobs/uploads/", func() error {
+			_, err := locator("x").Push(context.Background(), digest.FromBytes(noise(chunkSize+1)).String(), pipe(t, noise(chunkSize+1)))
+			return err
+		}},
+		"upload begun": {"POST /v2/x/blobs/uploads/", func() error {
+			_, err := locator("x").Push(context.Background(), id, file(t, content))
+			return err
+		}},
+		"manifest put": {"PUT /v2/x/manifests/", func() error {
+			_, err := locator("x").Push(context.Background(), "new", strings.NewReader(tinyManifest))
+			return err
+		}},
+		"manifest of a repository with blobs in its name": {"", func() error {
+			_, err := locator("x/blobs/y").Resolve(context.Background(), "latest")
+			return err
+		}},
+		"manifest by digest": {"GET /v2/x/manifests/", func() error {
+			_, err := fetch(t, locator("x"), manifestID, "mediatype:"+ocispec.MediaTypeImageManifest)
+			return err
+		}},
+		"tags of a repository with blobs in its name": {"", func() error {
+			for _, err := range locator("x/blobs/sha256").Tags(context.Background()) {
+				return err
+			}
+			return nil
+		}},
+	} {
+		redirected = c.redirected
+		if err := c.do(); err == nil || !strings.Contains(err.Error(), "redirect refused") {
+			t.Errorf("%s: %v", what, err)
+		}
+	}
+	if got := clear.seen(); got != "" {
+		t.Errorf("in clear text:\n%s", got)
+	}
+	redirected = "GET /v2/x/blobs/sha256:"
+	if b, err := fetch(t, locator("x"), manifestID, "mediatype:"+ocispec.MediaTypeImageLayer); err != nil || string(b) != tinyManifest {
+		t.Errorf("a blob by its digest: %q, %v", b, err)
+	}
+}
+
+// A body follows no redirect to another origin, with TLS or without.
+func TestBodyRedirect(t *testing.T) {
+	other := newRecorder(t, func(w http.ResponseWriter, r *http.Request) { w.WriteHeader(http.StatusCreated) })
+	f := newFake(t)
+	f.reply(func(w http.ResponseWriter, r *http.Request, n int) bool {
+		if r.Method == http.MethodPut {
+			http.Redirect(w, r, other.URL+r.URL.RequestURI(), http.StatusPermanentRedirect)
+		}
+		return r.Method == http.MethodPut
+	})
+	content := noise(1000)
+	r := open(t, f.host(), Options{})
+	if _, err := r.Push(context.Background(), digest.FromBytes(content).String(), file(t, content)); err == nil || !strings.Contains(err.Error(), "redirect refused") {
+		t.Errorf("blob: %v", err)
+	}
+	if _, err := r.Push(context.Background(), "latest", strings.NewReader(tinyManifest)); err == nil || !strings.Contains(err.Error(), "redirect refused") {
+		t.Errorf("manifest: %v", err)
+	}
+	if got := other.seen(); got != "" {
+		t.Errorf("another origin got\n%s", got)
+	}
+}
+
+// What has left the origin gets no secrets on its way back.
+func TestRedirectAndBack(t *testing.T) {
+	content := noise(1000)
+	f := newFake(t)
+	var back *httptest.Server
+	back = httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		http.Redirect(w, r, f.URL+"/returned", http.StatusFound)
+	}))
+	t.Cleanup(back.Close)
+	var got []http.Header
+	f.reply(func(w http.ResponseWriter, r *http.Request, n int) bool {
+		if r.URL.Path == "/returned" {
+			got = append(got, r.Header)
+			w.Write(content)
+			return true
+		}
+		if _, _, ok := r.BasicAuth(); !ok {
+			w.Header().Set("Www-Authenticate", `Basic realm="x"`)
+			w.WriteHeader(http.StatusUnauthorized)
+			return true
+		}
+		http.Redirect(w, r, back.URL, http.StatusFound)
+		return true
+	})
+	dockerConfig(t, `{"auths":{"`+f.host()+`":{"auth":"`+basic("me:word")+`"}}}`)
+	root := t.TempDir()
+	writeHosts(t, root, "_default", "server = '"+f.URL+"'\n[header]\nX-Key = 'secret'\nCookie = 'secret'\n")
+	if _, err := fetch(t, open(t, f.host(), Options{HostsDir: root}), digest.FromBytes(content).String(), "mediatype:"+ocispec.MediaTypeImageLayer); err != nil {
+		t.Fatal(err)
+	}
+	for _, h := range got {
+		if h.Get("Authorization") != "" || h.Get("X-Key") != "" || h.Get("Cookie") != "" {
+			t.Errorf("sent back with %v", h)
+		}
+	}
+	if len(got) == 0 {
+		t.Error("it was not sent back")
+	}
+}
+
+// Of several challenges one that can be met is taken.
+func TestSeveralChallenges(t *testing.T) {
+	for _, list := range [][]string{
+		{"Negotiate", `Basic realm="x"`},
+		{`Digest realm="x", nonce="n"`, "NTLM", `basic realm="x"`},
+		{`Basic realm="x"`, "Negotiate"},
+	} {
+		f := newBasic(t, "me:word")
+		f.reply(func(w http.ResponseWriter, r *http.Request, n int) bool {
+			if _, _, ok := r.BasicAuth(); ok {
+				return false
+			}
+			w.Header()["Www-Authenticate"] = list
+			w.WriteHeader(http.StatusUnauthorized)
+			return true
+		})
+		dockerConfig(t, `{"auths":{"`+f.host()+`":{"auth":"`+basic("me:word")+`"}}}`)
+		if _, err := fetch(t, open(t, f.host(), Options{}), "latest"); err != nil {
+			t.Errorf("%q: %v", list, err)
+		}
+	}
+	k := newTokens(t)
+	k.reply(func(w http.ResponseWriter, r *http.Request, n int) bool {
+		if r.Header.Get("Authorization") == "Bearer secret-token" {
+			return false
+		}
+		w.Header()["Www-Authenticate"] = []string{"Negotiate", `Basic realm="x"`, `Bearer realm="` + k.realm.URL + `/token"`}
+		w.WriteHeader(http.StatusUnauthorized)
+		return true
+	})
+	if _, err := fetch(t, open(t, k.host(), Options{}), "latest"); err != nil {
+		t.Error(err)
+	}
+}
+
+// A token that another process got, and that the registry refuses without saying what it wants, is
+// dropped for all, and the registry is asked without one.
+func TestSharedTokenRefused(t *testing.T) {
+	shared := runtimeDir(t)
+	valid, given := "", 0
+	f := newFake(t)
+	f.manifest("latest", ocispec.MediaTypeImageManifest, []byte(tinyManifest))
+	f.reply(func(w http.ResponseWriter, r *http.Request, n int) bool {
+		if r.URL.Path == "/token" {
+			given++
+			valid = fmt.Sprintf("token-%d", given)
+			fmt.Fprintf(w, `{"token":%q}`, valid)
+			return true
+		}
+		got := r.Header.Get("Authorization")
+		if got == "Bearer "+valid {
+			return false
+		}
+		if got == "" {
+			w.Header().Set("Www-Authenticate", `Bearer realm="`+f.URL+`/token",scope="repository:x:pull"`)
+		}
+		w.WriteHeader(http.StatusUnauthorized)
+		return true
+	})
+	long := open(t, f.host(), Options{}) // a process that lives long, with a token of its own
+	for i, r := range []*Registry{open(t, f.host(), Options{}), long, open(t, f.host(), Options{}), long, open(t, f.host(), Options{})} {
+		if i > 1 {
+			valid = "none"
+		}
+		if _, err := fetch(t, r, "latest"); err != nil {
+			t.Fatalf("%d: %v", i, err)
+		}
+	}
+	if given != 4 {
+		t.Errorf("%d tokens were asked for", given)
+	}
+	// One that stays refused is asked for once more, and no longer.
+	f.reply(func(w http.ResponseWriter, r *http.Request, n int) bool {
+		w.WriteHeader(http.StatusUnauthorized)
+		return true
+	})
+	_, err := fetch(t, open(t, f.host(), Options{}), "latest")
+	is(t, err, errdefs.IsUnauthorized)
+	if f.count() != 2 {
+		t.Errorf("%d requests: %q", f.count(), f.seen())
+	}
+	files, _ := filepath.Glob(filepath.Join(shared, "token-*"))
+	for _, name := range files {
+		if b, _ := os.ReadFile(name); len(b) > 0 {
+			t.Errorf("kept: %s", b)
+		}
+	}
+}
+
+// A token is bound to the credential that it was got with, also where that is behind a helper.
+func TestSharedTokenOfLogin(t *testing.T) {
+	runtimeDir(t)
+	f := newFake(t)
+	f.manifest("latest", ocispec.MediaTypeImageManifest, []byte(tinyManifest))
+	asked := 0
+	var by []string
+	f.reply(func(w http.ResponseWriter, r *http.Request, n int) bool {
+		if r.URL.Path == "/token" {
+			asked++
+			user, _, _ := r.BasicAuth()
+			fmt.Fprintf(w, `{"token":"of-%s"}`, user)
+			return true
+		}
+		if token, ok := strings.CutPrefix(r.Header.Get("Authorization"), "Bearer of-"); ok {
+			by = append(by, token)
+			return false
+		}
+		w.Header().Set("Www-Authenticate", `Bearer realm="`+f.URL+`/token",scope="repository:x:pull"`)
+		w.WriteHeader(http.StatusUnauthorized)
+		return true
+	})
+	dir := t.TempDir()
+	t.Setenv("PATH", dir+":"+os.Getenv("PATH"))
+	t.Setenv("HELPER_USER", "")
+	script := "#!/bin/sh\ncat >/dev/null\n" + `[ "$HELPER_USER" ] || { echo "credentials not found in native keychain"; exit 1; }` + "\n" +
+		`echo "{\"Username\":\"$HELPER_USER\",\"Secret\":\"word\"}"` + "\n"
+	if err := os.WriteFile(filepath.Join(dir, "docker-credential-test"), []byte(script), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	dockerConfig(t, `{"credsStore":"test"}`)
+	want := []string{"alice", "alice", "bob", "bob", "", "alice"}
+	for _, user := range want {
+		os.Setenv("HELPER_USER", user)
+		if _, err := fetch(t, open(t, f.host(), Options{}), "latest"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if fmt.Sprint(by) != fmt.Sprint(want) || asked != 4 {
+		t.Errorf("asked as %q after %d tokens", by, asked)
+	}
+}
+
+// A mount: hint whose repository is not for this user costs the mount, not the push.
+func TestMountScopeRefused(t *testing.T) {
+	content := noise(1000)
+	f := newFake(t)
+	f.reply(func(w http.ResponseWriter, r *http.Request, n int) bool {
+		if r.URL.Path == "/token" {
+			if strings.Contains(fmt.Sprint(r.URL.Query()["scope"]), "secret/base") {
+				w.WriteHeader(http.StatusForbidden)
+			} else {
+				fmt.Fprint(w, `{"token":"good"}`)
+			}
+			return true
+		}
+		if r.Header.Get("Authorization") == "Bearer good" && !r.URL.Query().Has("mount") {
+			return false
+		}
+		w.Header().Set("Www-Authenticate", `Bearer realm="`+f.URL+`/token"`)
+		w.WriteHeader(http.StatusUnauthorized)
+		return true
+	})
+	got, err := open(t, f.host(), Options{}).Push(context.Background(), digest.FromBytes(content).String(), file(t, content), "mediatype:"+ocispec.MediaTypeImageLayer, "mount:secret/base")
+	if err != nil || got.State != Stored || !bytes.Equal(f.blobs[digest.FromBytes(content)], content) {
+		t.Errorf("%+v, %v", got, err)
+	}
+}
+
+// Back-off is of who was told to wait: not of the registry when the storage behind it is busy, and not
+// of another login.
+func TestSharedWaitOfOthers(t *testing.T) {
+	runtimeDir(t)
+	busy := newRecorder(t, func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("Retry-After", "120")
+		w.WriteHeader(http.StatusServiceUnavailable)
+	})
+	f := newFake(t)
+	f.manifest("latest", ocispec.MediaTypeImageManifest, []byte(tinyManifest))
+	id := f.blob(noise(10))
+	limited := false
+	f.reply(func(w http.ResponseWriter, r *http.Request, n int) bool {
+		if _, _, ok := r.BasicAuth(); !ok && limited {
+			w.Header().Set("Retry-After", "120")
+			w.WriteHeader(http.StatusTooManyRequests)
+			return true
+		}
+		if strings.Contains(r.URL.Path, "/blobs/") {
+			http.Redirect(w, r, busy.URL, http.StatusFound)
+			return true
+		}
+		return false
+	})
+	_, err := fetch(t, open(t, f.host(), Options{}), id, "mediatype:"+ocispec.MediaTypeImageLayer)
+	is(t, err, errdefs.IsAborted)
+	if _, err := fetch(t, open(t, f.host(), Options{}), "latest"); err != nil {
+		t.Errorf("beside busy storage: %v", err)
+	}
+	limited = true
+	for range 2 {
+		_, err = fetch(t, open(t, f.host(), Options{MaxWait: time.Second}), "latest")
+		is(t, err, errdefs.IsResourceExhausted)
+	}
+	seen := f.count()
+	dockerConfig(t, `{"auths":{"`+f.host()+`":{"auth":"`+basic("me:word")+`"}}}`)
+	_, err = fetch(t, open(t, f.host(), Options{MaxWait: time.Second}), "latest")
+	if f.count() == seen {
+		t.Errorf("another login was not tried: %v", err)
+	}
+}

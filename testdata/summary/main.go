@@ -1,0 +1,145 @@
+// Summary runs go test in the modules named as arguments and ends with a line that counts: what passed, what
+// failed, and what was skipped and for want of what.
+//
+// The words of TESTFLAGS are handed to go test. With -v among them its output is printed as it is; else only the
+// packages with tests, and what failed.
+package main
+
+import (
+	"bufio"
+	"encoding/json"
+	"fmt"
+	"io"
+	"maps"
+	"os"
+	"os/exec"
+	"regexp"
+	"slices"
+	"strings"
+)
+
+// event is a line of go test -json, see go doc test2json.
+type event struct {
+	Action, Package, Test, Output string
+}
+
+type summary struct {
+	out                     io.Writer
+	verbose                 bool
+	output                  map[string]*strings.Builder // what each unfinished test has printed
+	passed, failed, skipped int
+	reasons                 map[string]int
+}
+
+// reason finds why a test was skipped in what t.Skip printed: "    x_test.go:12: no crun".
+var reason = regexp.MustCompile(`(?m)^\s+\S+_test\.go:\d+: (.*)$`)
+
+func main() {
+	s := summary{
+		out: os.Stdout, output: map[string]*strings.Builder{}, reasons: map[string]int{},
+		verbose: slices.Contains(strings.Fields(os.Getenv("TESTFLAGS")), "-v"),
+	}
+	ok := true
+	for _, module := range os.Args[1:] {
+		fmt.Fprintln(s.out, "== "+module)
+		if err := s.test(module); err != nil {
+			fmt.Fprintf(os.Stderr, "summary: %s: %v\n", module, err)
+			ok = false
+		}
+	}
+	s.close()
+	if !ok || s.failed > 0 {
+		os.Exit(1)
+	}
+}
+
+func (s *summary) test(module string) error {
+	c := exec.Command("go", append(append([]string{"test", "-json"}, strings.Fields(os.Getenv("TESTFLAGS"))...), "./...")...)
+	c.Dir, c.Stderr = module, os.Stderr
+	pipe, err := c.StdoutPipe()
+	if err != nil {
+		return err
+	}
+	if err := c.Start(); err != nil {
+		return err
+	}
+	lines := bufio.NewReader(pipe)
+	for {
+		line, err := lines.ReadString('\n')
+		if line != "" {
+			s.line(line)
+		}
+		if err != nil {
+			break
+		}
+	}
+	return c.Wait()
+}
+
+func (s *summary) line(line string) {
+	var e event
+	if json.Unmarshal([]byte(line), &e) != nil {
+		fmt.Fprint(s.out, line)
+		return
+	}
+	key := e.Package + "\x00" + e.Test
+	switch e.Action {
+	case "output", "build-output":
+		if !s.verbose && strings.HasPrefix(e.Output, "=== ") {
+			return
+		}
+		if s.verbose || e.Action == "build-output" {
+			fmt.Fprint(s.out, e.Output)
+		}
+		if e.Action == "build-output" {
+			return
+		}
+		if s.output[key] == nil {
+			s.output[key] = &strings.Builder{}
+		}
+		s.output[key].WriteString(e.Output)
+	case "pass", "fail", "skip":
+		text := ""
+		if b := s.output[key]; b != nil {
+			text = b.String()
+		}
+		s.end(e, text)
+		delete(s.output, key)
+	}
+}
+
+// end counts a test that has ended. Unless all was printed already, it prints the last line of a package that
+// passed, and all of what failed.
+func (s *summary) end(e event, output string) {
+	if e.Action == "fail" && !s.verbose {
+		fmt.Fprint(s.out, output)
+	}
+	switch {
+	case e.Test == "":
+		lines := strings.Split(strings.TrimSuffix(output, "\n"), "\n")
+		if e.Action == "pass" && !s.verbose {
+			fmt.Fprintln(s.out, lines[len(lines)-1])
+		}
+	case e.Action == "pass":
+		s.passed++
+	case e.Action == "fail":
+		s.failed++
+	default:
+		s.skipped++
+		why := "no reason given"
+		if m := reason.FindStringSubmatch(output); m != nil {
+			why = m[1]
+		}
+		s.reasons[why]++
+	}
+}
+
+// close prints the last line, and before it why tests were skipped, unless that was printed already.
+func (s *summary) close() {
+	if !s.verbose {
+		for _, why := range slices.Sorted(maps.Keys(s.reasons)) {
+			fmt.Fprintf(s.out, "skipped %d: %s\n", s.reasons[why], why)
+		}
+	}
+	fmt.Fprintf(s.out, "%d passed, %d failed, %d skipped\n", s.passed, s.failed, s.skipped)
+}
