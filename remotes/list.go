@@ -9,7 +9,6 @@ import (
 	"iter"
 	"net/http"
 	"net/url"
-	"strings"
 
 	"distkit/errclass"
 
@@ -73,26 +72,23 @@ func (c *client) readPage(ctx context.Context, req request, t *tries) (page, err
 	return page{b, resp.Header, next}, err
 }
 
-// nextPage reads the Link header of RFC 5988, as the distribution specification uses it.
+// nextPage returns the address of the next page of a list, nil after the last one.
 func nextPage(resp *http.Response) (*url.URL, error) {
-	for _, link := range resp.Header.Values("Link") {
-		target, params, ok := strings.Cut(strings.TrimPrefix(strings.TrimSpace(link), "<"), ">")
-		if !ok || !strings.Contains(strings.ReplaceAll(params, `"`, ""), "rel=next") {
-			continue
-		}
-		was := resp.Request.URL
-		u, err := was.Parse(target)
-		if err != nil {
-			return nil, classf(errdefs.ErrDataLoss, "the next page of the list is at %q", printable(target))
-		}
-		// Registries behind proxies know their path, but not always their name.
-		u.Scheme, u.Host, u.User = was.Scheme, was.Host, nil
-		if u.String() == was.String() {
-			return nil, errCircles()
-		}
-		return u, nil
+	target, ok, err := nextLink(resp.Header.Values("Link"))
+	if err != nil || !ok {
+		return nil, err
 	}
-	return nil, nil
+	was := resp.Request.URL
+	u, err := was.Parse(target)
+	if err != nil {
+		return nil, classf(errdefs.ErrDataLoss, "the next page of the list is at %q", printable(target))
+	}
+	// Registries behind proxies know their path, but not always their name.
+	u.Scheme, u.Host, u.User = was.Scheme, was.Host, nil
+	if u.String() == was.String() {
+		return nil, errCircles()
+	}
+	return u, nil
 }
 
 // Tags lists the tags of the repository, in the order of the registry.
