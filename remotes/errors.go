@@ -34,9 +34,10 @@ func isTemporary(err error) bool {
 
 // statusError is a reply that is an error.
 type statusError struct {
-	status int
-	text   string // what the registry says, made safe
-	class  error
+	status    int
+	text      string // what the registry says, made safe
+	class     error
+	elsewhere bool // the reply is of another host, to which a redirect led
 }
 
 func (e *statusError) Error() string {
@@ -53,6 +54,24 @@ func (e *statusError) Unwrap() error { return e.class }
 func isStatus(err error, any ...int) bool {
 	var e *statusError
 	return errors.As(err, &e) && slices.Contains(any, e.status)
+}
+
+// isRefusedElsewhere reports whether the error is a refusal by another host than the registry, to which that
+// redirected the request: it says nothing of what the registry has. Storage refuses HEAD so, when the
+// address is signed for GET.
+func isRefusedElsewhere(err error) bool {
+	var e *statusError
+	return errors.As(err, &e) && e.elsewhere && slices.Contains([]int{http.StatusUnauthorized, http.StatusForbidden,
+		http.StatusMethodNotAllowed, http.StatusNotImplemented}, e.status)
+}
+
+// wasRedirected reports whether the reply is of another host than the one that was asked.
+func wasRedirected(resp *http.Response) bool {
+	first := resp.Request
+	for first.Response != nil {
+		first = first.Response.Request
+	}
+	return first.URL.Scheme != resp.Request.URL.Scheme || !strings.EqualFold(first.URL.Host, resp.Request.URL.Host)
 }
 
 func classOfStatus(status int) error {
@@ -81,7 +100,7 @@ const (
 
 // newStatusError reads the errors of the distribution protocol out of a reply's body.
 func newStatusError(resp *http.Response, b []byte) *statusError {
-	e := &statusError{status: resp.StatusCode, class: classOfStatus(resp.StatusCode)}
+	e := &statusError{status: resp.StatusCode, class: classOfStatus(resp.StatusCode), elsewhere: wasRedirected(resp)}
 	var body struct {
 		Errors []struct{ Code, Message string } `json:"errors"`
 	}

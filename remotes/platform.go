@@ -34,6 +34,7 @@ func ResolvePlatform(ctx context.Context, r Remote, object, platform string) (oc
 	if err != nil {
 		return ocispec.Descriptor{}, err
 	}
+	desc.Size = -1 // what a registry tells of it in advance may be wrong
 	w := walk{ctx: ctx, fetcher: r, match: platforms.Only(p), left: maxWalk}
 	if err := w.visit(desc, 0); err != nil {
 		return ocispec.Descriptor{}, fmt.Errorf("resolve %s for %s: %w", object, platforms.Format(p), err)
@@ -97,7 +98,7 @@ func (w *walk) index(desc ocispec.Descriptor, depth int) error {
 		return classf(errdefs.ErrDataLoss, "indexes are nested more than %d deep", maxIndexDepth)
 	}
 	var index ocispec.Index
-	if err := w.read(desc, &index); err != nil {
+	if err := w.read(&desc, &index); err != nil {
 		return err
 	}
 	for _, m := range index.Manifests {
@@ -121,7 +122,7 @@ func (w *walk) index(desc ocispec.Descriptor, depth int) error {
 // nothing either, there is no other to choose where it is alone.
 func (w *walk) manifest(desc ocispec.Descriptor, alone bool) error {
 	var manifest ocispec.Manifest
-	if err := w.read(desc, &manifest); err != nil {
+	if err := w.read(&desc, &manifest); err != nil {
 		return err
 	}
 	switch manifest.Config.MediaType {
@@ -136,7 +137,10 @@ func (w *walk) manifest(desc ocispec.Descriptor, alone bool) error {
 		return classf(errdefs.ErrDataLoss, "manifest %s has no digest of its config", desc.Digest)
 	}
 	var p ocispec.Platform
-	if err := w.read(manifest.Config, &p); err != nil {
+	if manifest.Config.Size < 0 {
+		return classf(errdefs.ErrDataLoss, "manifest %s has no size of its config", desc.Digest)
+	}
+	if err := w.read(&manifest.Config, &p); err != nil {
 		return err
 	}
 	switch {
@@ -161,15 +165,19 @@ func (w *walk) other(p ocispec.Platform) {
 	w.others = append(w.others, s)
 }
 
-// read decodes a small object.
-func (w *walk) read(desc ocispec.Descriptor, v any) error {
+// read decodes a small object, and sets its size where that was not known.
+func (w *walk) read(desc *ocispec.Descriptor, v any) error {
 	if w.left--; w.left < 0 {
 		return classf(errdefs.ErrDataLoss, "more than %d indexes and configs to read", maxWalk)
 	}
 	if desc.Size > MaxManifest {
 		return classf(errdefs.ErrDataLoss, "%s is larger than a manifest may be (%s)", desc.Digest, sizeString(MaxManifest))
 	}
-	rc, err := w.fetcher.Fetch(w.ctx, desc.Digest.String(), "mediatype:"+desc.MediaType, fmt.Sprintf("size:%d", desc.Size))
+	hints := []string{"mediatype:" + desc.MediaType}
+	if desc.Size >= 0 {
+		hints = append(hints, fmt.Sprintf("size:%d", desc.Size))
+	}
+	rc, err := w.fetcher.Fetch(w.ctx, desc.Digest.String(), hints...)
 	if err != nil {
 		return err
 	}
@@ -178,6 +186,7 @@ func (w *walk) read(desc ocispec.Descriptor, v any) error {
 	if err != nil {
 		return err
 	}
+	desc.Size = int64(len(b))
 	if err := decode(b, v); err != nil {
 		return classf(errdefs.ErrDataLoss, "%s: %s", desc.Digest, printable(err.Error()))
 	}

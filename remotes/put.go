@@ -49,13 +49,21 @@ func (p *push) push(content io.Reader) (ocispec.Descriptor, error) {
 	o, h := p.object, p.hints
 	asManifest := o.tag != "" || isIndex(h.mediaType) || isManifest(h.mediaType)
 	if asManifest {
-		return p.manifest(content)
+		there, err := p.hasManifest()
+		if err != nil {
+			return ocispec.Descriptor{}, err
+		}
+		return p.manifest(content, there)
 	}
 	if h.mediaType == "" {
 		// A digest alone: where it is there already it need not be told what it is.
 		if desc, err := p.resolve(p.ctx, p.client, p.tries, o); err == nil {
-			p.state = Exists
-			return desc, p.checkSize(desc.Size)
+			if isIndex(desc.MediaType) || isManifest(desc.MediaType) {
+				p.hints.mediaType = desc.MediaType
+				return p.manifest(content, true)
+			}
+			p.state, desc.Size = Exists, p.knownSize(desc.Size)
+			return desc, nil
 		} else if !errdefs.IsNotFound(err) {
 			return ocispec.Descriptor{}, err
 		}
@@ -64,7 +72,7 @@ func (p *push) push(content io.Reader) (ocispec.Descriptor, error) {
 			return ocispec.Descriptor{}, err
 		}
 		if sniff(b) != mediaTypeOctets {
-			return p.manifest(bytes.NewReader(b))
+			return p.manifest(bytes.NewReader(b), false)
 		}
 		return p.blob(rest, false)
 	}
@@ -93,11 +101,14 @@ type push struct {
 	saved  *savedUpload
 }
 
-func (p *push) checkSize(size int64) error {
-	if p.hints.size >= 0 && p.hints.size != size {
-		return classf(errdefs.ErrDataLoss, "size mismatch: the registry has %s, not %d", sizeString(size), p.hints.size)
+// knownSize is the size of what the registry has: what the caller knows of it, else what the
+// registry tells, -1 for nothing. A Content-Length that came with no bytes refuses nothing: some
+// registries tell a wrong one.
+func (p *push) knownSize(told int64) int64 {
+	if p.hints.size >= 0 {
+		return p.hints.size
 	}
-	return nil
+	return told
 }
 
 // peekManifest reads what could be a manifest whole; rest gives the content from its start.
@@ -159,27 +170,38 @@ func (p *push) request(method, kind, object string) request {
 	return r
 }
 
-func (p *push) manifest(content io.Reader) (ocispec.Descriptor, error) {
-	if p.object.digest != "" {
-		req := p.request(http.MethodHead, "manifests", p.object.String())
-		req.header.Set("Accept", accept(p.hints.mediaType))
-		resp, err := p.client.do(p.ctx, req, p.tries)
-		if err == nil {
-			resp.Body.Close()
-			if resp.ContentLength >= 0 {
-				p.state = Exists
-				return ocispec.Descriptor{MediaType: p.hints.mediaType, Digest: p.object.digest, Size: resp.ContentLength}, p.checkSize(resp.ContentLength)
-			}
-		} else if !errdefs.IsNotFound(err) {
-			return ocispec.Descriptor{}, err
-		}
+// hasManifest reports whether the registry has the manifest of a digest.
+func (p *push) hasManifest() (bool, error) {
+	if p.object.digest == "" {
+		return false, nil
 	}
+	req := p.request(http.MethodHead, "manifests", p.object.String())
+	req.header.Set("Accept", accept(p.hints.mediaType))
+	resp, err := p.client.do(p.ctx, req, p.tries)
+	if err != nil {
+		if errdefs.IsNotFound(err) {
+			err = nil
+		}
+		return false, err
+	}
+	return true, resp.Body.Close()
+}
+
+// manifest uploads one, unless it is there. One with a subject is put in any case: whoever put it
+// first may have died before the list of referrers had it, and the reply says who keeps that list.
+func (p *push) manifest(content io.Reader, there bool) (ocispec.Descriptor, error) {
 	b, err := io.ReadAll(io.LimitReader(content, MaxManifest+1))
 	if err != nil {
 		return ocispec.Descriptor{}, err
 	}
 	if len(b) > MaxManifest {
 		return ocispec.Descriptor{}, classf(errdefs.ErrInvalidArgument, "the content is larger than a manifest may be (%s)", sizeString(MaxManifest))
+	}
+	if there {
+		p.state = Exists
+		if len(b) == 0 { // and who puts it knows so
+			return ocispec.Descriptor{MediaType: p.hints.mediaType, Digest: p.object.digest, Size: p.knownSize(-1)}, nil
+		}
 	}
 	desc := ocispec.Descriptor{MediaType: p.hints.mediaType, Digest: digest.FromBytes(b), Size: int64(len(b))}
 	if p.hints.size >= 0 && p.hints.size != desc.Size {
@@ -201,6 +223,9 @@ func (p *push) manifest(content io.Reader) (ocispec.Descriptor, error) {
 		if desc.MediaType = sniff(b); desc.MediaType == mediaTypeOctets {
 			return desc, classf(errdefs.ErrInvalidArgument, "the content does not tell its type: give the hint mediatype:TYPE")
 		}
+	}
+	if there && head.Subject == nil {
+		return desc, nil
 	}
 	resp, err := p.putManifest(p.object, desc, b)
 	if err != nil {
@@ -238,10 +263,10 @@ func (p *push) blob(content io.Reader, look bool) (ocispec.Descriptor, error) {
 	if look {
 		size, err := p.exists()
 		if err == nil {
-			desc.Size, p.state = size, Exists
-			return desc, p.checkSize(size)
+			desc.Size, p.state = p.knownSize(size), Exists
+			return desc, nil
 		}
-		if !errdefs.IsNotFound(err) {
+		if !errdefs.IsNotFound(err) && !isRefusedElsewhere(err) {
 			return desc, err
 		}
 	}
@@ -259,7 +284,11 @@ func (p *push) blob(content io.Reader, look bool) (ocispec.Descriptor, error) {
 		if mounted {
 			p.saved.forget()
 			p.state = Mounted
-			desc.Size, err = p.exists()
+			size, err := p.exists()
+			if isRefusedElsewhere(err) {
+				size, err = -1, nil
+			}
+			desc.Size = p.knownSize(size)
 			return desc, err
 		}
 	}
@@ -320,13 +349,9 @@ func (p *push) cancel(s session) {
 	}
 }
 
+// exists returns the size of the blob that the registry has, -1 where it does not tell.
 func (p *push) exists() (int64, error) {
-	resp, err := p.client.do(p.ctx, p.request(http.MethodHead, "blobs", p.object.String()), p.tries)
-	if err != nil {
-		return 0, err
-	}
-	resp.Body.Close()
-	return max(resp.ContentLength, 0), nil
+	return p.client.blobSize(p.ctx, p.request(http.MethodHead, "blobs", p.object.String()), p.tries)
 }
 
 // session is an upload that the registry has begun.

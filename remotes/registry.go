@@ -52,6 +52,9 @@ func (r *Registry) Resolve(ctx context.Context, object string) (ocispec.Descript
 	var desc ocispec.Descriptor
 	err = r.each(ctx, canPull|canResolve, func(c *client, t *tries) error {
 		desc, err = r.resolve(ctx, c, t, o)
+		if err == nil && desc.Size < 0 {
+			err = fmt.Errorf("%s does not tell the size of the blob", c.host)
+		}
 		return err
 	})
 	if err != nil {
@@ -209,18 +212,39 @@ func (r *Registry) resolve(ctx context.Context, c *client, t *tries, o object) (
 }
 
 func (r *Registry) resolveBlob(ctx context.Context, c *client, t *tries, o object, notFound error) (ocispec.Descriptor, error) {
-	resp, err := c.do(ctx, r.request(c, http.MethodHead, "blobs", o.String()), t)
+	size, err := c.blobSize(ctx, r.request(c, http.MethodHead, "blobs", o.String()), t)
 	if err != nil {
-		if isTemporary(err) {
+		if isTemporary(err) || isRefusedElsewhere(err) {
 			return ocispec.Descriptor{}, err
 		}
 		return ocispec.Descriptor{}, notFound
 	}
-	resp.Body.Close()
-	if resp.ContentLength < 0 {
-		return ocispec.Descriptor{}, fmt.Errorf("%s does not tell the size of the blob", c.host)
+	return ocispec.Descriptor{MediaType: mediaTypeOctets, Digest: o.digest, Size: size}, nil
+}
+
+// blobSize returns the size of a blob that req asks for by HEAD, -1 where the registry has the blob and does
+// not tell. Where HEAD tells no size, or is refused by a place that it was redirected to and that may have
+// been told of GET alone, the first byte is asked for.
+func (c *client) blobSize(ctx context.Context, req request, t *tries) (int64, error) {
+	resp, err := c.do(ctx, req, t)
+	switch {
+	case err == nil:
+		resp.Body.Close()
+		if resp.ContentLength >= 0 {
+			return resp.ContentLength, nil
+		}
+	case !isRefusedElsewhere(err):
+		return -1, err
 	}
-	return ocispec.Descriptor{MediaType: mediaTypeOctets, Digest: o.digest, Size: resp.ContentLength}, nil
+	req.method = http.MethodGet
+	d := &download{ctx: ctx, client: c, tries: t, request: req, size: -1, end: 1}
+	defer d.Close()
+	if gerr := d.open(0); gerr == nil {
+		return d.size, nil
+	} else if ctx.Err() != nil {
+		return -1, gerr
+	}
+	return -1, err
 }
 
 // headDescriptor reads a descriptor out of a reply's header; ok is false where something of
@@ -327,8 +351,6 @@ func (r *Registry) readManifest(ctx context.Context, c *client, t *tries, req re
 	var head struct {
 		MediaType     string            `json:"mediaType"`
 		SchemaVersion int               `json:"schemaVersion"`
-		Manifests     []json.RawMessage `json:"manifests"`
-		Layers        []json.RawMessage `json:"layers"`
 		FSLayers      []json.RawMessage `json:"fsLayers"`
 	}
 	if err := decode(b, &head); err != nil && o.tag != "" {
@@ -338,13 +360,10 @@ func (r *Registry) readManifest(ctx context.Context, c *client, t *tries, req re
 		return nil, errSchema1()
 	}
 	if !isIndex(mediaType) && !isManifest(mediaType) {
-		switch {
-		case isMediaType(head.MediaType):
+		if t := sniff(b); t != mediaTypeOctets {
+			mediaType = t
+		} else if isMediaType(head.MediaType) {
 			mediaType = head.MediaType
-		case head.Manifests != nil:
-			mediaType = ocispec.MediaTypeImageIndex
-		case head.Layers != nil:
-			mediaType = ocispec.MediaTypeImageManifest
 		}
 	}
 	mediaType = cmp.Or(mediaType, mediaTypeOctets)

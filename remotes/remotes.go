@@ -59,7 +59,8 @@ func (f FetcherFunc) Fetch(ctx context.Context, id string, hints ...string) (io.
 
 // Pusher stores what it reads as a manifest or blob, id being the digest or, of a manifest,
 // a tag, and tells its descriptor. Nothing is stored under a digest that it does not have.
-// What is there already under its digest is success without reading. Hints are mediatype:TYPE,
+// What is there already under its digest is success; a blob is not read then, and its size is that of the
+// hint or what the remote tells of it, -1 for nothing. Hints are mediatype:TYPE,
 // size:BYTES and mount:REPOSITORY, another repository of the same registry that has the blob.
 type Pusher interface {
 	Push(ctx context.Context, id string, content io.Reader, hints ...string) (Pushed, error)

@@ -273,6 +273,7 @@ func TestCells(t *testing.T) {
 	}{
 		{Size(0), "0", "0 B"},
 		{Size(1536), "1536", "1.5 KiB"},
+		{Size(-1), "-1", "-"},
 		{Limit(0), "0", "-"},
 		{Limit(64 << 20), "67108864", "64 MiB"},
 		{11371652 * time.Nanosecond, "11371652", "11.4ms"},

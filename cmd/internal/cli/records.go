@@ -125,7 +125,10 @@ var recordEscape = strings.NewReplacer("\t", `\t`, "\n", `\n`, "\x00", `\0`)
 func human(c any) string {
 	switch v := c.(type) {
 	case Size:
-		return humanize.IBytes(uint64(max(v, 0)))
+		if v < 0 {
+			return "-" // not known
+		}
+		return humanize.IBytes(uint64(v))
 	case Limit:
 		if v <= 0 {
 			return "-"
