@@ -9,6 +9,7 @@ import (
 	"os"
 	"path"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
@@ -107,6 +108,35 @@ func (b *bundle) check(name string) error {
 		}
 	}
 	return b.checkCommand(root)
+}
+
+// private writes the bundle that the runtime is given to a directory, and returns that. The cgroups are
+// chosen here, whatever config.json says, and nobody changes what was checked.
+func (b *bundle) private(dir, cgroupsPath string) (string, error) {
+	spec := b.spec
+	root := *spec.Root
+	root.Path = b.inBundle(root.Path)
+	spec.Root = &root
+	linux := specs.Linux{}
+	if spec.Linux != nil {
+		linux = *spec.Linux
+	}
+	linux.CgroupsPath = cgroupsPath
+	spec.Linux = &linux
+	spec.Mounts = slices.Clone(spec.Mounts)
+	for i, m := range spec.Mounts {
+		if m.Type == "bind" || slices.Contains(m.Options, "bind") || slices.Contains(m.Options, "rbind") {
+			spec.Mounts[i].Source = b.inBundle(m.Source)
+		}
+	}
+	data, err := json.Marshal(spec)
+	if err != nil {
+		return "", err
+	}
+	if err := os.Mkdir(dir, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
+		return "", err
+	}
+	return dir, os.WriteFile(filepath.Join(dir, "config.json"), data, 0o600)
 }
 
 func (b *bundle) inBundle(p string) string {

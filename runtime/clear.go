@@ -12,7 +12,6 @@ import (
 	"distkit/events"
 
 	"github.com/containerd/errdefs"
-	"golang.org/x/sys/unix"
 )
 
 // never tells whether the container has not been run.
@@ -106,6 +105,10 @@ func (c *Container) clear(ctx context.Context, held *claim) error {
 		}
 		defer claim.release()
 	}
+	// A runtime that still works ends when what it makes is killed, and may have made more until then.
+	if err := killAll(ctx, s); err != nil {
+		return fmt.Errorf("container %s: %w", c.ID, err)
+	}
 	if !claim.quiet() {
 		return busy("container %s: a runtime that an earlier run started still works on it", c.ID)
 	}
@@ -116,7 +119,6 @@ func (c *Container) clear(ctx context.Context, held *claim) error {
 		return err
 	}
 	removeCgroups(s.Cgroups)
-	removeStray(c.key())
 	if c.Snapshot != nil {
 		if err := c.set.snapshots.Unmount(c.path("rootfs")); err != nil && !errdefs.IsNotFound(err) {
 			return err
@@ -142,51 +144,6 @@ func (c *Container) clear(ctx context.Context, held *claim) error {
 		}
 	}
 	return nil
-}
-
-// killAll kills the process of a run, and all that is in its cgroups.
-func killAll(ctx context.Context, s *state) error {
-	for n := 0; ; n++ {
-		left := false
-		if s.Boot == bootID() {
-			thaw(s.Cgroups)
-			for _, pid := range processes(s.Cgroups) {
-				if err := unix.Kill(pid, unix.SIGKILL); err == nil {
-					left = true
-				}
-			}
-		}
-		if s.Alive() {
-			left = true
-			if err := s.signal(unix.SIGKILL); err != nil && !errdefs.IsNotFound(err) {
-				return err
-			}
-		}
-		switch {
-		case !left:
-			return nil
-		case n == 1000:
-			return failed("its processes can't be killed")
-		}
-		select {
-		case <-ctx.Done():
-			return ctx.Err()
-		case <-time.After(10 * time.Millisecond):
-		}
-	}
-}
-
-// removeStray removes the empty cgroups of a container's name: a runtime that was killed before it
-// wrote down what it made has left them. The kernel keeps those in which anything runs.
-func removeStray(key string) {
-	parents := append(cgroupDirs("self"), cgroupRoot)
-	dirs, _ := os.ReadDir(cgroupRoot)
-	for _, d := range dirs {
-		parents = append(parents, filepath.Join(cgroupRoot, d.Name()))
-	}
-	for _, p := range parents {
-		_ = unix.Rmdir(filepath.Join(p, key))
-	}
 }
 
 // Remove removes a container, and returns how its last run ended, nil if it was never run. One that runs

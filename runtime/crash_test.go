@@ -432,12 +432,13 @@ func host(t *testing.T, m *machine) map[string][]string {
 			all["mounts"] = append(all["mounts"], line)
 		}
 	}
-	for _, pattern := range []string{cgroupRoot + "/*/test-many*", m.state + "/run/*", m.state + "/lock/*", filepath.Join(m.state, filepath.Base(m.runtime), "*"), m.state + "/store/containers/*/*"} {
+	for _, pattern := range []string{cgroupRoot + "/*/distkit-test-many*", m.state + "/run/*", m.state + "/lock/*", filepath.Join(m.state, filepath.Base(m.runtime), "*"), m.state + "/store/containers/*/*"} {
 		found, _ := filepath.Glob(pattern)
 		all[pattern] = found
 	}
-	for _, d := range cgroupDirs("self") {
-		found, _ := filepath.Glob(d + "/test-*")
+	mountsOf, _ := cgroupMounts()
+	for _, c := range mountsOf {
+		found, _ := filepath.Glob(filepath.Join(c.dir, c.own) + "/distkit-test-*")
 		all["own cgroups"] = append(all["own cgroups"], found...)
 	}
 	entries, _ := os.ReadDir("/proc")
@@ -448,7 +449,7 @@ func host(t *testing.T, m *machine) map[string][]string {
 		if b, _ := os.ReadFile("/proc/" + e.Name() + "/cmdline"); bytes.HasPrefix(b, []byte(shimName+"\x00test-many")) {
 			all["processes"] = append(all["processes"], string(b))
 		}
-		if b, _ := os.ReadFile("/proc/" + e.Name() + "/cgroup"); bytes.Contains(b, []byte("/test-many")) {
+		if b, _ := os.ReadFile("/proc/" + e.Name() + "/cgroup"); bytes.Contains(b, []byte("/distkit-test-many")) {
 			all["processes"] = append(all["processes"], e.Name())
 		}
 	}

@@ -115,7 +115,7 @@ func (c *Container) beginExec(ctx context.Context, x Exec, detached bool) (u *ex
 		return nil, nil, c.unlessEnded("exec", fmt.Errorf("%s: %w", what, err))
 	}
 	u = &execution{c: c, exec: x.ID, r: &Runtime{l.state.Runtime, filepath.Dir(l.state.RuntimeState)}}
-	u.job = job{Bundle: c.BundleDir(), Command: p.Args[0], Terminal: x.Terminal}
+	u.job = job{Command: p.Args[0], Terminal: x.Terminal}
 	if u.lock, err = u.claimExec(); err != nil {
 		return nil, nil, c.unlessEnded("exec", fmt.Errorf("%s: process %s: %w", what, x.ID, err))
 	}
@@ -129,7 +129,7 @@ func (c *Container) beginExec(ctx context.Context, x Exec, detached bool) (u *ex
 		}
 		u.state = state{
 			Status: Creating, Runtime: u.r.command, RuntimeState: u.r.root(), Terminal: x.Terminal, Detached: detached, Interactive: x.Interactive,
-			Monitor: self, Cgroups: nil,
+			Monitor: self, Cgroups: l.state.Cgroups,
 		}
 		b, err := json.Marshal(p)
 		if err == nil {

@@ -348,9 +348,16 @@ func (c *Container) begin(ctx context.Context, r *Runtime, lock *os.File, detach
 		if err != nil {
 			return err
 		}
+		cgroups, err := placeCgroups(c.key(), r.command)
+		if err != nil {
+			return err
+		}
 		u.job = b.job(r)
-		u.state.Terminal = u.job.Terminal
-		return nil
+		if u.job.Bundle, err = b.private(u.claim.path("bundle"), cgroups.path); err != nil {
+			return err
+		}
+		u.state.Terminal, u.state.Cgroups = u.job.Terminal, cgroups.dirs
+		return writeState(c.dir, u.state) // what is in these cgroups from now on is the container's
 	}()
 	if err != nil {
 		return nil, u.abandon(ctx, fmt.Errorf("container %s: %w", c.ID, err))
@@ -388,7 +395,7 @@ func (u *execution) start(ctx context.Context, opts *runc.CreateOpts, term *term
 	if u.state.Process, err = Identify(pid); err != nil {
 		return -1, err
 	}
-	u.state.Status, u.state.Started, u.state.Cgroups = Running, time.Now().UTC(), cgroupsOf(pid)
+	u.state.Status, u.state.Started, u.state.Cgroups = Running, time.Now().UTC(), existing(u.state.Cgroups)
 	if err := writeState(u.dir(), u.state); err != nil {
 		return -1, err
 	}
@@ -411,6 +418,7 @@ func (u *execution) abandon(ctx context.Context, err error) error {
 		return u.c.unlessEnded("exec", err)
 	}
 	rerr := u.r.remove(ctx, u.r.client(u.claim), u.c.key())
+	removeCgroups(u.state.Cgroups)
 	u.unmount()
 	u.c.disconnect(ctx)
 	_ = os.Remove(u.c.path("exit.json"))
@@ -445,8 +453,9 @@ func (u *execution) end(ctx context.Context, e Exit) error {
 	if u.exec != "" {
 		return u.endExec(e)
 	}
-	if !u.r.removeEnded(u.job, u.c.key()) {
+	if !u.r.removeEnded(u.job, u.c.key(), u.state.Cgroups) {
 		errs = append(errs, u.r.remove(ctx, u.r.client(u.claim), u.c.key()))
+		removeCgroups(u.state.Cgroups)
 	}
 	at("removed")
 	u.unmount()
@@ -541,29 +550,16 @@ func (r *Runtime) remove(ctx context.Context, client *runc.Runc, id string) erro
 
 // removeEnded removes a container whose process has ended, as `runc delete` does, without
 // starting runc once more, which takes a quarter of the time of a short run. It does so only
-// where removing directories is all there is to do: runc's state, the cgroups it names, and a
+// where removing directories is all there is to do: runc's state, the container's cgroups, and a
 // PID namespace that the kernel has emptied. Otherwise, and where anything is unexpected, it
 // leaves the rest to remove and returns false.
-func (r *Runtime) removeEnded(j job, id string) bool {
-	if !j.Simple {
+func (r *Runtime) removeEnded(j job, id string, cgroups []string) bool {
+	if !j.Simple || len(cgroups) == 0 {
 		return false
 	}
 	dir := filepath.Join(r.root(), id)
-	data, err := os.ReadFile(filepath.Join(dir, "state.json"))
-	if err != nil {
-		return false
-	}
-	var state struct {
-		CgroupPaths map[string]string `json:"cgroup_paths"`
-	}
-	if json.Unmarshal(data, &state) != nil || len(state.CgroupPaths) == 0 {
-		return false
-	}
-	for _, p := range state.CgroupPaths {
-		if !strings.HasPrefix(p, "/sys/fs/cgroup/") {
-			return false
-		}
-		if err := unix.Rmdir(p); err != nil && err != unix.ENOENT {
+	for _, d := range cgroups {
+		if err := unix.Rmdir(d); err != nil && err != unix.ENOENT {
 			return false
 		}
 	}

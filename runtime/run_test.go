@@ -155,7 +155,7 @@ func (m *machine) clean() {
 	if bytes.Contains(mounts, []byte(m.bundle)) {
 		m.Errorf("mounts are left in %s", m.bundle)
 	}
-	cgroups, _ := filepath.Glob("/sys/fs/cgroup/*/test-*")
+	cgroups, _ := filepath.Glob("/sys/fs/cgroup/*/distkit-test-*")
 	if len(cgroups) > 0 {
 		m.Errorf("cgroups are left: %q", cgroups)
 	}

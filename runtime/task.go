@@ -81,10 +81,8 @@ func (c *Container) Kill(ctx context.Context, sig unix.Signal, all bool) error {
 		return err
 	}
 	if all {
-		for _, pid := range c.pids(l) {
-			if err := unix.Kill(pid, sig); err != nil && !errors.Is(err, unix.ESRCH) {
-				return fmt.Errorf("kill process %d of container %s: %w", pid, c.ID, err)
-			}
+		if err := signalAll(func() []int { return c.pids(l) }, sig); err != nil {
+			return fmt.Errorf("kill: container %s: %w", c.ID, err)
 		}
 	}
 	if !all {

@@ -21,7 +21,7 @@ const left = `findmnt -rn -o TARGET,FSTYPE | grep -F "$PWD" | sort || true
 find .content/containers -mindepth 2 -maxdepth 2 2>/dev/null || true
 snap ls | grep Active || true
 find "$XDG_RUNTIME_DIR/distkit" -type f -o -type d 2>/dev/null | sed 's/.*\///' | sort || true
-ls -d /sys/fs/cgroup/*/"$ID"* /sys/fs/cgroup/"$ID"* 2>/dev/null || true
+ls -d /sys/fs/cgroup/*/distkit*"$ID"* /sys/fs/cgroup/distkit*"$ID"* 2>/dev/null || true
 run-net ls -q 2>/dev/null | grep "run.$ID" || true
 ps -eo args | grep -F "$ID" | grep -v -e grep -e findmnt || true`
 
