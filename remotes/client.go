@@ -654,12 +654,12 @@ func (c *client) send(ctx context.Context, r request, watch *time.Timer) (*http.
 		var refused *refusedError
 		isRefused := errors.As(err, &refused)
 		err = classify(ctx, err, state.challenged.Load())
-		if why := c.login.explain(); why != "" && errdefs.IsUnauthorized(err) && !isRefused {
+		if why := c.login.explain(); why != "" && (errdefs.IsUnauthorized(err) || errdefs.IsPermissionDenied(err)) && !isRefused {
 			err = fmt.Errorf("%w; %s", err, why)
 		}
 		return nil, err
 	}
-	if resp.StatusCode == http.StatusUnauthorized && !foreign && !state.fetched.Load() && c.isOwn(resp.Request.URL) {
+	if resp.StatusCode == http.StatusUnauthorized && !foreign && req.Header.Get("Authorization") == "" && !state.fetched.Load() && c.isOwn(resp.Request.URL) {
 		// A token from before this request is no good any more, and the registry need not say what
 		// would be. Without it, it does.
 		if token, ok := strings.CutPrefix(resp.Request.Header.Get("Authorization"), "Bearer "); ok && c.tokens.refuse(token) {

@@ -102,8 +102,9 @@ PATH=$PWD/helpers:$PATH dist-pull -q docker.io/library/redis:latest >/dev/null; 
 	{complaint: "each of many processes runs the helper and asks for a token",
 		tests: "testdata/e2e/registries_test.go:TestBetweenProcesses remotes/share_test.go:TestSharedToken"},
 	{complaint: "docker's config.json is ignored", tests: "remotes/auth_test.go:TestTokenWithPassword,TestTokenWithIdentityToken,TestBasic,TestCredentialHelper"},
-	{complaint: "credentials are sent to whatever realm the registry names", tests: "remotes/auth_test.go:TestEvilRealm,TestSameOwner"},
-	{complaint: "credentials follow redirects and Location headers to other hosts", tests: "remotes/auth_test.go:TestRedirect,TestRedirectChallenge remotes/put_test.go:TestPutLocation"},
+	{complaint: "logins of podman are not found, and one of another path is sent", tests: "remotes/credentials_test.go:TestCredentialPlaces,TestCredentialOfRepository"},
+	{complaint: "credentials are sent to whatever realm the registry names", tests: "remotes/auth_test.go:TestEvilRealm,TestOwnsRealm remotes/secrets_test.go:TestRealmSpellings,TestRealmNamed"},
+	{complaint: "credentials follow redirects and Location headers to other hosts", tests: "remotes/auth_test.go:TestRedirect,TestRedirectChallenge remotes/put_test.go:TestPutLocation remotes/secrets_test.go:TestUploadLocationOrigin,TestRedirectAndBack,TestBodiesStayInTLS"},
 
 	// The store.
 	{complaint: "copies in parallel into one layout lose names",
