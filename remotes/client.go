@@ -318,13 +318,15 @@ func (c *client) isBlockedRealm(ctx context.Context, host string) bool {
 	return false
 }
 
+var lookupNetIP = net.DefaultResolver.LookupNetIP
+
 // lookupHost gives the addresses of a host, as IPv4 where they stand for one.
 func lookupHost(ctx context.Context, host string) []netip.Addr {
 	list := []netip.Addr{}
 	if a, err := netip.ParseAddr(host); err == nil {
 		list = append(list, a)
 	} else {
-		list, _ = net.DefaultResolver.LookupNetIP(ctx, "ip", host)
+		list, _ = lookupNetIP(ctx, "ip", host)
 	}
 	for i, a := range list {
 		a = a.Unmap().WithZone("")

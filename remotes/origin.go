@@ -51,6 +51,9 @@ var realmsOf = map[string]string{
 // jfrog.io there are names of many owners.
 func ownsRealm(registry, realm string) bool {
 	registry, realm = strings.ToLower(registry), strings.ToLower(realm)
+	if realm == "" {
+		return false
+	}
 	if registry == realm || realmsOf[registry] == realm || isLoopback(registry) && isLoopback(realm) {
 		return true
 	}

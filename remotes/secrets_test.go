@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"strings"
@@ -625,3 +626,180 @@ func TestSharedWaitOfOthers(t *testing.T) {
 		t.Errorf("another login was not tried: %v", err)
 	}
 }
+
+// names has the test's names resolve to addresses, and no others.
+func names(t testing.TB, addresses map[string]string) {
+	old := lookupNetIP
+	lookupNetIP = func(_ context.Context, _, host string) ([]netip.Addr, error) {
+		if a := addresses[host]; a != "" {
+			return []netip.Addr{netip.MustParseAddr(a)}, nil
+		}
+		return nil, &net.DNSError{Err: "no such host", Name: host, IsNotFound: true}
+	}
+	t.Cleanup(func() { lookupNetIP = old })
+}
+
+// A token server's address is judged whatever its name is: a registry elsewhere may not send its
+// clients to this machine, and one on it may, without their credentials.
+func TestRealmAddress(t *testing.T) {
+	names(t, map[string]string{"localhost": "127.0.0.1", "far.example": "198.51.100.1", "registry.test": "127.0.0.1", "auth.test": "127.0.0.1", "metadata.example": "169.254.169.254", "sso.example": "10.1.2.3"})
+	for _, c := range []struct {
+		registry, realm string
+		config          string
+		asked, works    bool
+	}{
+		{"far.example", "http://auth.test:5001", "{}", false, false},
+		{"far.example", "http://localhost:5001", "{}", false, false},
+		{"far.example", "http://metadata.example:5001", "{}", false, false},
+		{"far.example", "http://sso.example:5001", "{}", true, true},
+		{"far.example", "http://unknown.example:5001", "{}", true, true},
+		{"registry.test", "http://auth.test:5001", "{}", true, true},
+		{"registry.test", "http://127.0.0.1:5001", "{}", true, true},
+		{"registry.test", "http://metadata.example:5001", "{}", false, false},
+		{"registry.test", "http://auth.test:5001", secretConfigs["password"], true, true},
+		{"registry.test", "http://registry.test:5001", secretConfigs["password"], true, true},
+	} {
+		realm := newRecorder(t, func(w http.ResponseWriter, r *http.Request) { fmt.Fprint(w, `{"token":"good"}`) })
+		f := newFake(t)
+		f.manifest("latest", ocispec.MediaTypeImageManifest, []byte(tinyManifest))
+		f.reply(func(w http.ResponseWriter, r *http.Request, n int) bool {
+			if r.Header.Get("Authorization") == "Bearer good" {
+				return false
+			}
+			w.Header().Set("Www-Authenticate", `Bearer realm="`+c.realm+`/token"`)
+			w.WriteHeader(http.StatusUnauthorized)
+			return true
+		})
+		dockerConfig(t, `{"auths":{"`+c.registry+`":`+c.config+`}}`)
+		r := open(t, c.registry, Options{PlainHTTP: true})
+		dialing(r, map[string]string{c.registry + ":80": f.host(), strings.TrimPrefix(c.realm, "http://"): realm.host()})
+		_, err := fetch(t, r, "latest")
+		if (err == nil) != c.works || (realm.seen() != "") != c.asked {
+			t.Errorf("%s, token server %s: %v\n%s", c.registry, c.realm, err, realm.seen())
+		}
+		if err != nil && (!errdefs.IsUnauthorized(err) || !strings.Contains(err.Error(), `realm = ["`+c.realm+`"]`)) {
+			t.Error(err)
+		}
+		if c.config != "{}" && tellsSecret(realm.seen()) != ownsRealm(c.registry, strings.Split(c.realm[7:], ":")[0]) {
+			t.Errorf("%s, token server %s got\n%s", c.registry, c.realm, realm.seen())
+		}
+	}
+}
+
+// A registry that is spoken to in HTTP, and sends its clients to HTTPS on the same host, keeps what is
+// its own there.
+func TestUpgradeToTLS(t *testing.T) {
+	secure := unstarted()
+	secure.manifest("latest", ocispec.MediaTypeImageManifest, []byte(tinyManifest))
+	challenge := ""
+	asked := 0
+	secure.fault = func(w http.ResponseWriter, r *http.Request, n int) bool {
+		if r.URL.Path == "/token" {
+			asked++
+			if _, password, _ := r.BasicAuth(); password == "S3CRET" {
+				fmt.Fprint(w, `{"token":"good"}`)
+				return true
+			}
+		}
+		if _, password, _ := r.BasicAuth(); password == "S3CRET" || r.Header.Get("Authorization") == "Bearer good" {
+			return false
+		}
+		w.Header().Set("Www-Authenticate", challenge)
+		w.WriteHeader(http.StatusUnauthorized)
+		return true
+	}
+	secure.StartTLS() // with a certificate for example.com
+	t.Cleanup(secure.Close)
+	thief := newRecorder(t, func(w http.ResponseWriter, r *http.Request) { fmt.Fprint(w, `{"token":"useless"}`) })
+	var clear []http.Header
+	plain := newRecorder(t, func(w http.ResponseWriter, r *http.Request) {
+		clear = append(clear, r.Header)
+		http.Redirect(w, r, "https://example.com"+r.URL.RequestURI(), http.StatusPermanentRedirect)
+	})
+	root := t.TempDir()
+	writeHosts(t, root, "example.com", "server = 'http://example.com'\nca = 'ca.pem'")
+	certificate(t, secure, filepath.Join(root, "example.com", "ca.pem"))
+	dockerConfig(t, `{"auths":{"example.com":`+secretConfigs["password"]+`}}`)
+	for c, works := range map[string]bool{`Basic realm="x"`: true, `Bearer realm="https://example.com/token"`: true, `Bearer realm="http://203.0.113.7/token"`: false, `Bearer realm="https://203.0.113.7/token"`: false} {
+		challenge = c
+		r := open(t, "example.com", Options{HostsDir: root})
+		dialing(r, map[string]string{"example.com:80": plain.host(), "example.com:443": secure.host(), "203.0.113.7:80": thief.host(), "203.0.113.7:443": thief.host()})
+		_, err := fetch(t, r, "latest")
+		if (err == nil) != works {
+			t.Errorf("%s: %v", c, err)
+		}
+	}
+	for _, h := range clear {
+		if h.Get("Authorization") != "" {
+			t.Errorf("in clear text: %v", h)
+		}
+	}
+	if tellsSecret(thief.seen()) {
+		t.Errorf("another host got\n%s", thief.seen())
+	}
+}
+
+// FuzzSecrets is a registry whose challenges and redirects are all that it can think of. Whatever they
+// are, the credential goes to its own host, or to one below or above it, with TLS.
+func FuzzSecrets(f *testing.F) {
+	names(f, nil)
+	for _, challenge := range []string{`Bearer realm="https://registry.example/token"`, `Bearer realm="https://r.evil/t",realm="https://registry.example/token"`, `Bearer realm="https://registry.example/token?next",scope="repository:x:pull"`, `Basic realm="x"`, "Bearer realm=https://r.evil", `Bearer realm="https:"`} {
+		for _, location := range []string{"", "https://r.evil/", "//r.evil/", "http://registry.example/", "https://registry.example:443/v2/", "https://registry.example@r.evil/", "/v2/x/blobs/uploads/1"} {
+			f.Add(challenge, location, false)
+			f.Add(challenge, location, true)
+		}
+	}
+	f.Fuzz(func(t *testing.T, challenge, location string, identity bool) {
+		k := &keyring{}
+		k.add("auth.json", []byte(`{"auths":{"registry.example":`+secretConfigs[map[bool]string{false: "password", true: "identity token"}[identity]]+`}}`))
+		c := newClient(endpoint{scheme: "https", host: "registry.example", path: "/v2", capabilities: canAll, header: http.Header{"X-Key": {"S3CRET"}}}, Options{}, k.login("https", "registry.example", "x"))
+		c.shared, c.pause = "", time.Microsecond
+		reply := func(req *http.Request, status int, name, value, body string) *http.Response {
+			return &http.Response{StatusCode: status, ProtoMajor: 1, ProtoMinor: 1, Header: http.Header{name: {value}}, Body: io.NopCloser(strings.NewReader(body)), Request: req}
+		}
+		c.http.Client.Transport = roundTripper{transportFunc(func(req *http.Request) (*http.Response, error) {
+			body := ""
+			if req.Body != nil {
+				b, _ := io.ReadAll(req.Body)
+				req.Body.Close()
+				body = string(b)
+			}
+			host := strings.ToLower(req.URL.Hostname())
+			isOurs := req.URL.Scheme == "https" && (host == "registry.example" || strings.HasSuffix(host, ".registry.example"))
+			auth := req.Header.Get("Authorization")
+			if own := req.URL.User; own != nil {
+				password, _ := own.Password()
+				if auth == "Basic "+basic(own.Username()+":"+password) {
+					auth = ""
+				}
+			}
+			if !isOurs && (auth != "" || strings.Contains(fmt.Sprint(req.Header, body), "S3CRET")) {
+				t.Errorf("%s %s got %v %s", req.Method, req.URL, req.Header, body)
+			}
+			if origin(req.URL) != "https://registry.example:443" && req.Header.Get("X-Key") != "" {
+				t.Errorf("%s got the configured header", req.URL)
+			}
+			switch {
+			case strings.HasPrefix(req.URL.Path, "/v2/") && req.Header.Get("Authorization") == "":
+				return reply(req, http.StatusUnauthorized, "Www-Authenticate", challenge, ""), nil
+			case location != "" && (strings.HasPrefix(req.URL.Path, "/v2/") || strings.HasPrefix(req.URL.RawQuery, "next")):
+				return reply(req, http.StatusTemporaryRedirect, "Location", location, ""), nil
+			}
+			return reply(req, http.StatusOK, "Content-Type", "application/json", `{"token":"token"}`), nil
+		}), c}
+		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+		defer cancel()
+		for _, req := range []request{
+			{method: http.MethodGet, path: "/x/manifests/latest", scopes: []string{"repository:x:pull"}},
+			{method: http.MethodPut, path: "/x/manifests/latest", body: func() io.Reader { return strings.NewReader("S3CRET") }, size: 6},
+		} {
+			if resp, err := c.do(ctx, req, c.newTries(2)); err == nil {
+				resp.Body.Close()
+			}
+		}
+	})
+}
+
+type transportFunc func(*http.Request) (*http.Response, error)
+
+func (f transportFunc) RoundTrip(req *http.Request) (*http.Response, error) { return f(req) }

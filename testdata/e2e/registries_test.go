@@ -549,7 +549,8 @@ func TestBetweenProcesses(t *testing.T) {
 	if want := p.sh(`for i in $(seq 10); do echo "blob $i"; done | sort`); got != want {
 		t.Errorf("they fetched %q", got)
 	}
-	if calls := p.sh("cat calls"); calls != "get" {
+	// Each asks the helper once: it may have another login by now, whose token this is not.
+	if calls := p.sh("sort calls | uniq -c"); strings.Join(strings.Fields(calls), " ") != "10 get" {
 		t.Errorf("the helper was called %q", calls)
 	}
 	if n := p.asked("GET /token"); n != 1 {
