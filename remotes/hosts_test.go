@@ -143,7 +143,7 @@ capabilities = ["pull"]
 	if got := describe("quay.io", Options{}); got[0] != "http://fallback/v2" {
 		t.Errorf("_default: %v", got)
 	}
-	for _, bad := range []string{"server = ", `capabilities = ["fly"]`, `ca = 5`, `ca = "missing.crt"`, `client = [["a","b","c"]]`, `server = "http://"`, `header = 5`, `dial_timeout = "x"`, "[header]\nx = [1]"} {
+	for _, bad := range []string{"server = ", `capabilities = ["fly"]`, `ca = 5`, `ca = "missing.crt"`, `client = [["a","b","c"]]`, `server = "http://"`, `header = 5`, `dial_timeout = "x"`, `realm = 5`, `realm = "sso.example"`, `realm = ["https://"]`, `realm = "https://me:word@sso.example"`, `realm = "ftp://sso.example"`, "[header]\nx = [1]"} {
 		writeHosts(t, root, "bad.example", bad)
 		_, err := endpoints("bad.example", Options{HostsDir: root})
 		is(t, err, errdefs.IsInvalidArgument)

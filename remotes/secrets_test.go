@@ -728,6 +728,10 @@ func TestUpgradeToTLS(t *testing.T) {
 		if (err == nil) != works {
 			t.Errorf("%s: %v", c, err)
 		}
+		if _, err := r.Push(context.Background(), "latest", strings.NewReader(tinyManifest), "mediatype:"+ocispec.MediaTypeImageManifest); works && (err != nil || secure.manifests["latest"].mediaType == "") {
+			t.Errorf("%s: put: %v, as %q", c, err, secure.manifests["latest"].mediaType)
+		}
+		r.Push(context.Background(), digest.FromString("1").String(), strings.NewReader("1"), "mediatype:"+ocispec.MediaTypeImageLayer)
 	}
 	for _, h := range clear {
 		if h.Get("Authorization") != "" {

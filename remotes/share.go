@@ -130,9 +130,9 @@ type tokenCache struct {
 	dir   string // where processes share them, empty: nowhere
 	who   string // the endpoint, and what the files have for the repository
 	mu    sync.Mutex
-	tried map[string]bool // tokens of others that were given out: one that is missed again was refused
-	stale map[string]bool // tokens that the registry refused
-	kept  map[string][]string
+	tried map[string]bool     // tokens of others that were given out: one that is missed again was refused
+	stale map[string]bool     // tokens that the registry refused
+	kept  map[string][]string // of a token, what its file is named by: the registry and the scopes
 }
 
 func newTokenCache(e endpoint, l *login, dir string) *tokenCache {
@@ -263,6 +263,7 @@ func (c *tokenCache) Set(ctx context.Context, registry string, scheme auth.Schem
 			return token, err
 		}
 		defer f.Close()
+		_, _ = c.login.credential(ctx) // not while others wait: it may take a helper
 		locked := waitLock(ctx, f)
 		if token := c.get(ctx, registry, key); token != "" {
 			return c.use(token, registry, key), nil
