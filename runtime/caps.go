@@ -1,6 +1,11 @@
 package runtime
 
-import "strings"
+import (
+	"slices"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
 
 // capabilities are all that capabilities(7) knows, in the kernel's order.
 var capabilities = strings.Fields(`CAP_CHOWN CAP_DAC_OVERRIDE CAP_DAC_READ_SEARCH CAP_FOWNER CAP_FSETID CAP_KILL
@@ -17,10 +22,8 @@ var defaultCapabilities = strings.Fields(`CAP_CHOWN CAP_DAC_OVERRIDE CAP_FOWNER 
 	CAP_SETFCAP`)
 
 // capabilitySet applies --cap-add and --cap-drop to base, as docker does: names with or
-// without CAP_, in any case; ALL stands for all that the host's kernel has (last is the number
-// of its last one). What is dropped by name stays dropped.
-func capabilitySet(base, add, drop []string, last int) ([]string, error) {
-	all := capabilities[:min(last+1, len(capabilities))]
+// without CAP_, in any case; ALL stands for those in all. What is dropped by name stays dropped.
+func capabilitySet(base, add, drop, all []string) ([]string, error) {
 	parse := func(names []string) (map[string]bool, bool, error) {
 		set, every := map[string]bool{}, false
 		for _, n := range names {
@@ -32,11 +35,7 @@ func capabilitySet(base, add, drop []string, last int) ([]string, error) {
 			if !strings.HasPrefix(c, "CAP_") {
 				c = "CAP_" + c
 			}
-			known := false
-			for _, k := range capabilities {
-				known = known || k == c
-			}
-			if !known {
+			if !slices.Contains(capabilities, c) {
 				return nil, false, invalid("unknown capability %q", n)
 			}
 			set[c] = true
@@ -51,20 +50,24 @@ func capabilitySet(base, add, drop []string, last int) ([]string, error) {
 	if err != nil {
 		return nil, err
 	}
-	based := map[string]bool{}
-	for _, c := range base {
-		based[c] = true
-	}
 	set := []string{}
 	for _, c := range capabilities {
-		inAll := false
-		for _, k := range all {
-			inAll = inAll || k == c
-		}
-		have := adds[c] || addAll && inAll || based[c] && !dropAll && !addAll
+		have := adds[c] || addAll && slices.Contains(all, c) || slices.Contains(base, c) && !dropAll && !addAll
 		if have && !drops[c] {
 			set = append(set, c)
 		}
 	}
 	return set, nil
+}
+
+// boundingSet lists the capabilities that this process can hand on. Where the kernel or a container
+// around this one has taken some away, asking for all of them would fail.
+func boundingSet() []string {
+	var set []string
+	for i, c := range capabilities {
+		if have, err := unix.PrctlRetInt(unix.PR_CAPBSET_READ, uintptr(i), 0, 0, 0); err == nil && have == 1 {
+			set = append(set, c)
+		}
+	}
+	return set
 }

@@ -7,7 +7,6 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
-	"strconv"
 	"strings"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
@@ -16,26 +15,39 @@ import (
 
 // Host is what a specification depends on of the host it is for.
 type Host struct {
-	CgroupV2       bool     // cgroup v2 alone: containers get a cgroup namespace, as docker does
-	LastCapability int      // the number of the kernel's last capability
-	NameFiles      []string // the files that a container in the host's network shares
-	UserNamespace  bool     // this is not the machine's own: sysfs of its network can't be mounted
+	CgroupV2      bool     // cgroup v2 alone: containers get a cgroup namespace, as docker does
+	Capabilities  []string // what a container can be given: the bounding set
+	NameFiles     []string // the files that a container in the host's network shares
+	UserNamespace bool     // this is not the machine's own: sysfs of its network can't be mounted
+	Sysctls       []string // those of docker's default sysctls that the kernel has
+	AppArmor      bool     // the kernel has it, and it is enabled
+	Profiles      []string // the AppArmor profiles that are loaded; nil if they can't be listed
+	SELinux       bool     // as AppArmor
 }
 
 // ThisHost looks at the host this runs on.
 func ThisHost() Host {
-	h := Host{LastCapability: len(capabilities) - 1}
+	h := Host{Capabilities: boundingSet()}
 	var st unix.Statfs_t
 	if err := unix.Statfs("/sys/fs/cgroup", &st); err == nil {
 		h.CgroupV2 = st.Type == unix.CGROUP2_SUPER_MAGIC
 	}
-	if b, err := os.ReadFile("/proc/sys/kernel/cap_last_cap"); err == nil {
-		if n, err := strconv.Atoi(strings.TrimSpace(string(b))); err == nil {
-			h.LastCapability = n
-		}
-	}
 	if b, err := os.ReadFile("/proc/self/uid_map"); err == nil {
 		h.UserNamespace = !slices.Equal(strings.Fields(string(b)), []string{"0", "0", "4294967295"})
+	}
+	for name := range defaultSysctls {
+		if _, err := os.Stat(filepath.Join("/proc/sys", strings.ReplaceAll(name, ".", "/"))); err == nil {
+			h.Sysctls = append(h.Sysctls, name)
+		}
+	}
+	if b, err := os.ReadFile("/sys/module/apparmor/parameters/enabled"); err == nil {
+		h.AppArmor = strings.HasPrefix(string(b), "Y")
+		if b, err := os.ReadFile("/sys/kernel/security/apparmor/profiles"); err == nil {
+			h.Profiles = profileNames(string(b))
+		}
+	}
+	if err := unix.Statfs("/sys/fs/selinux", &st); err == nil {
+		h.SELinux = st.Type == unix.SELINUX_MAGIC
 	}
 	for _, f := range []string{"/etc/resolv.conf", "/etc/hosts"} {
 		if _, err := os.Stat(f); err == nil {
@@ -43,6 +55,17 @@ func ThisHost() Host {
 		}
 	}
 	return h
+}
+
+// profileNames reads the kernel's list of AppArmor profiles: "NAME (MODE)" a line.
+func profileNames(list string) []string {
+	names := []string{}
+	for line := range strings.Lines(list) {
+		if i := strings.LastIndex(line, " ("); i > 0 {
+			names = append(names, line[:i])
+		}
+	}
+	return names
 }
 
 // Device is a device node in the container and what the container may do with it.

@@ -4,7 +4,6 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
-	"slices"
 	"strings"
 	"unicode/utf8"
 )
@@ -16,26 +15,62 @@ const maxDocument = 8 << 20
 // takes no longer one.
 const maxText = 128<<10 - 1
 
-// Image is what a runtime specification needs of an image configuration, OCI's
-// (image-spec config.md) or docker's: the names are the same.
+// Image holds the fields of an image configuration that a runtime specification is made of. The
+// configuration is OCI's (image-spec config.md) or docker's: the names are the same. Fields that a
+// container doesn't need, labels above all, are not read: labels come from the image's author, and
+// annotations switch features of runtimes.
 type Image struct {
-	Created      string   `json:"created"`
-	Author       string   `json:"author"`
-	Architecture string   `json:"architecture"`
-	OS           string   `json:"os"`
-	OSVersion    string   `json:"os.version"`
-	OSFeatures   []string `json:"os.features"`
-	Variant      string   `json:"variant"`
-	Config       struct {
-		User         string
-		ExposedPorts map[string]struct{}
-		Env          []string
-		Entrypoint   []string
-		Cmd          []string
-		WorkingDir   string
-		Labels       map[string]string
-		StopSignal   string
-	} `json:"config"`
+	Config ImageConfig `json:"config"`
+}
+
+// ImageConfig is the part of an image configuration that says how to run the image.
+type ImageConfig struct {
+	User       text
+	Env        []text
+	Entrypoint words
+	Cmd        words
+	WorkingDir text
+	StopSignal stopSignal
+}
+
+// text is a JSON string. Bytes that aren't UTF-8 are an error, where encoding/json replaces them.
+type text string
+
+func (t *text) UnmarshalJSON(b []byte) error {
+	if !utf8.Valid(b) {
+		return fmt.Errorf("%.60q is not UTF-8", b)
+	}
+	return json.Unmarshal(b, (*string)(t))
+}
+
+// words is a command line: a list, or a string that is its only word (docker's StrSlice).
+type words []text
+
+func (w *words) UnmarshalJSON(b []byte) error {
+	if len(b) > 0 && b[0] == '"' {
+		*w = words{""}
+		return json.Unmarshal(b, &(*w)[0])
+	}
+	return json.Unmarshal(b, (*[]text)(w))
+}
+
+func (w words) strings() []string {
+	var s []string
+	for _, t := range w {
+		s = append(s, string(t))
+	}
+	return s
+}
+
+// stopSignal is the name or number of a signal. What isn't one is "".
+type stopSignal string
+
+func (s *stopSignal) UnmarshalJSON(b []byte) error {
+	name := strings.Trim(string(b), `"`)
+	if _, err := ParseSignal(name); err == nil {
+		*s = stopSignal(name)
+	}
+	return nil
 }
 
 // ReadImage reads one image configuration of at most 8 MiB. What is none, a manifest for
@@ -51,69 +86,27 @@ func ReadImage(r io.Reader) (*Image, error) {
 	if len(strings.TrimSpace(string(b))) == 0 {
 		return nil, invalid("no image config on standard input")
 	}
-	var probe struct {
+	var doc struct {
 		SchemaVersion json.RawMessage `json:"schemaVersion"`
 		Config        json.RawMessage `json:"config"`
 		RootFS        json.RawMessage `json:"rootfs"`
-		Image
 	}
-	if err := json.Unmarshal(b, &probe); err != nil {
+	if err := json.Unmarshal(b, &doc); err != nil {
 		return nil, invalid("image config: %v", err)
 	}
-	if probe.SchemaVersion != nil {
+	if doc.SchemaVersion != nil {
 		return nil, invalid("this is a manifest or an index, not an image config")
 	}
-	if probe.Config == nil && probe.RootFS == nil {
+	if doc.Config == nil && doc.RootFS == nil {
 		return nil, invalid("this is not an image config: it has neither config nor rootfs")
 	}
-	img := probe.Image
-	if probe.Config != nil {
-		if err := json.Unmarshal(probe.Config, &img.Config); err != nil {
+	img := &Image{}
+	if doc.Config != nil {
+		if err := json.Unmarshal(doc.Config, &img.Config); err != nil {
 			return nil, invalid("image config: %v", err)
 		}
 	}
-	return &img, nil
-}
-
-// annotations are those the image's conversion implies (image-spec conversion.md); labels win.
-func (img *Image) annotations() (map[string]string, error) {
-	ports := make([]string, 0, len(img.Config.ExposedPorts))
-	for p := range img.Config.ExposedPorts {
-		ports = append(ports, p)
-	}
-	slices.Sort(ports)
-	const prefix = "org.opencontainers.image."
-	a := map[string]string{}
-	for name, value := range map[string]string{
-		"os":           img.OS,
-		"architecture": img.Architecture,
-		"variant":      img.Variant,
-		"os.version":   img.OSVersion,
-		"os.features":  strings.Join(img.OSFeatures, ","),
-		"author":       img.Author,
-		"created":      img.Created,
-		"stopSignal":   img.Config.StopSignal,
-		"exposedPorts": strings.Join(ports, ","),
-	} {
-		if value != "" {
-			a[prefix+name] = value
-		}
-	}
-	for name, value := range img.Config.Labels {
-		a[name] = value
-	}
-	for name, value := range a {
-		if err := checkText("annotation", name); err != nil {
-			return nil, err
-		}
-		if err := checkText("annotation "+name, value); err != nil {
-			return nil, err
-		}
-		if name == "" { // runtime-spec: keys MUST NOT be empty
-			delete(a, name)
-		}
-	}
-	return a, nil
+	return img, nil
 }
 
 // checkText refuses what no process can be given, and what JSON could not carry unchanged.

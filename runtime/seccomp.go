@@ -1,10 +1,16 @@
 package runtime
 
 import (
+	"errors"
 	"fmt"
 	"io"
+	"io/fs"
+	"os"
 	"slices"
 
+	"distkit/errclass"
+
+	"github.com/containerd/errdefs"
 	"github.com/moby/profiles/seccomp"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 )
@@ -37,6 +43,32 @@ func DefaultSeccomp(caps []string) (*specs.LinuxSeccomp, error) {
 		return nil, fmt.Errorf("seccomp profile: %w", err)
 	}
 	return p, nil
+}
+
+// seccomp is the filter for a container with these capabilities; nil filters nothing.
+func (o *Options) seccomp(caps []string) (*specs.LinuxSeccomp, error) {
+	mode := o.Seccomp
+	switch {
+	case mode == "" && o.Privileged:
+		mode = "unconfined"
+	case mode == "":
+		mode = "default"
+	}
+	switch mode {
+	case "unconfined":
+		return nil, nil
+	case "default":
+		return DefaultSeccomp(caps)
+	}
+	f, err := os.Open(mode)
+	if errors.Is(err, fs.ErrNotExist) {
+		err = errclass.As(err, errdefs.ErrNotFound)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("seccomp profile: %w", err)
+	}
+	defer f.Close()
+	return ReadSeccomp(f, caps)
 }
 
 func bounded(caps []string) *specs.Spec {

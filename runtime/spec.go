@@ -2,7 +2,6 @@ package runtime
 
 import (
 	"fmt"
-	"io"
 	"maps"
 	"path"
 	"path/filepath"
@@ -15,11 +14,14 @@ import (
 // specVersion is the oldest that has all of what is used here: crun before 1.9 takes none but 1.0.
 const specVersion = "1.0.2"
 
+// stopSignalAnnotation tells which signal asks the container to end (image-spec conversion.md).
+const stopSignalAnnotation = "org.opencontainers.image.stopSignal"
+
 const defaultPath = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 // Options are a caller's wishes. The zero value is what docker does with an image: its
-// entrypoint, command, environment and user, docker's capabilities, masked paths and mounts,
-// and a network namespace of its own with nothing but loopback.
+// entrypoint, command, environment and user, docker's capabilities, seccomp profile, masked paths,
+// sysctls and mounts, and a network namespace of its own with nothing but loopback.
 type Options struct {
 	// Rootfs is where the user's name is looked up, and what root.path becomes: as it is if
 	// it is "rootfs", so that it is the bundle's own, else absolute. "" leaves root.path
@@ -42,13 +44,24 @@ type Options struct {
 	Privileged      bool
 	CapAdd, CapDrop []string
 	NoNewPrivileges bool
-	Seccomp         io.Reader // a profile, see [ReadSeccomp]; nil filters nothing
-	DefaultSeccomp  bool      // docker's profile instead
-	Rlimits         []specs.POSIXRlimit
-	Devices         []Device
-	Memory          int64   // bytes; 0 is no limit
-	CPUs            float64 // 0 is no limit
-	Pids            int64   // 0 is no limit
+
+	// Seccomp is the filter of system calls: "default" is docker's profile, "unconfined" is no
+	// filter, anything else is the path of a profile that [ReadSeccomp] reads. "" is
+	// "unconfined" if Privileged, else "default".
+	Seccomp string
+	// AppArmor is the name of a loaded profile; "" and "unconfined" are none.
+	AppArmor string
+	// SELinuxLabel is the process's label, and SELinuxMountLabel that of the mounts that the
+	// runtime makes.
+	SELinuxLabel, SELinuxMountLabel string
+	// Sysctls are values of namespaced sysctls, over docker's.
+	Sysctls map[string]string
+
+	Rlimits []specs.POSIXRlimit
+	Devices []Device
+	Memory  int64   // bytes; 0 is no limit
+	CPUs    float64 // 0 is no limit
+	Pids    int64   // 0 is no limit
 
 	// Host is what the host has; see [ThisHost].
 	Host Host
@@ -63,11 +76,16 @@ func Spec(img *Image, o Options) (*specs.Spec, error) {
 	if err != nil {
 		return nil, err
 	}
-	annotations, err := img.annotations()
-	if err != nil {
-		return nil, err
+	annotations := map[string]string{}
+	if s := img.Config.StopSignal; s != "" {
+		annotations[stopSignalAnnotation] = string(s)
 	}
 	maps.Copy(annotations, o.Annotations)
+	for name, value := range annotations {
+		if err := checkText("annotation "+name, value); err != nil {
+			return nil, err
+		}
+	}
 	root := specs.Root{Path: "rootfs", Readonly: o.ReadOnly}
 	if o.Rootfs != "" && filepath.Clean(o.Rootfs) != "rootfs" {
 		// Without symbolic links: runc takes no others.
@@ -102,24 +120,26 @@ func Spec(img *Image, o Options) (*specs.Spec, error) {
 	for _, d := range o.Devices {
 		s.Linux.Devices = append(s.Linux.Devices, d.LinuxDevice)
 	}
-	switch {
-	case o.Privileged:
+	if o.Privileged {
 		s.Linux.MaskedPaths, s.Linux.ReadonlyPaths = nil, nil
-	case o.DefaultSeccomp:
-		if s.Linux.Seccomp, err = DefaultSeccomp(process.Capabilities.Bounding); err != nil {
-			return nil, err
-		}
-	case o.Seccomp != nil:
-		if s.Linux.Seccomp, err = ReadSeccomp(o.Seccomp, process.Capabilities.Bounding); err != nil {
-			return nil, err
-		}
+	}
+	if s.Linux.Sysctl, err = o.sysctls(); err != nil {
+		return nil, err
+	}
+	if s.Linux.Seccomp, err = o.seccomp(process.Capabilities.Bounding); err != nil {
+		return nil, err
+	}
+	if err := o.labelSecurity(s); err != nil {
+		return nil, err
 	}
 	return s, nil
 }
 
 func newProcess(img *Image, o Options) (*specs.Process, error) {
-	args := append([]string(nil), img.Config.Entrypoint...)
-	cmd := img.Config.Cmd
+	args, cmd := img.Config.Entrypoint.strings(), img.Config.Cmd.strings()
+	if len(args) == 1 && args[0] == "" {
+		args = nil // docker's way to reset an inherited entrypoint
+	}
 	if o.Entrypoint != nil {
 		args, cmd = append([]string(nil), *o.Entrypoint...), nil
 	}
@@ -138,7 +158,7 @@ func newProcess(img *Image, o Options) (*specs.Process, error) {
 
 	who := o.User
 	if who == "" {
-		who = img.Config.User
+		who = string(img.Config.User)
 	}
 	user, home, err := User(o.Rootfs, who)
 	if err != nil {
@@ -149,7 +169,7 @@ func newProcess(img *Image, o Options) (*specs.Process, error) {
 		return nil, err
 	}
 
-	cwd := img.Config.WorkingDir
+	cwd := string(img.Config.WorkingDir)
 	if o.Cwd != "" {
 		cwd = o.Cwd
 	}
@@ -158,9 +178,9 @@ func newProcess(img *Image, o Options) (*specs.Process, error) {
 	}
 	base := defaultCapabilities
 	if o.Privileged {
-		base = capabilities[:min(o.Host.LastCapability+1, len(capabilities))]
+		base = o.Host.Capabilities
 	}
-	caps, err := capabilitySet(base, o.CapAdd, o.CapDrop, o.Host.LastCapability)
+	caps, err := capabilitySet(base, o.CapAdd, o.CapDrop, o.Host.Capabilities)
 	if err != nil {
 		return nil, err
 	}
@@ -178,7 +198,8 @@ func newProcess(img *Image, o Options) (*specs.Process, error) {
 }
 
 // environment is PATH, HOSTNAME, TERM and HOME, which the image's variables replace, and
-// these the caller's.
+// these the caller's. What the image gives without a name or a value is left out, as docker does:
+// nobody who runs the image can mend it.
 func environment(img *Image, o Options, home string) ([]string, error) {
 	env := []string{"PATH=" + defaultPath}
 	if o.Hostname != "" {
@@ -195,12 +216,12 @@ func environment(img *Image, o Options, home string) ([]string, error) {
 		name, _, _ := strings.Cut(v, "=")
 		index[name] = i
 	}
-	set := func(v string, remove bool) error {
+	set := func(v string) error {
 		if err := checkText("variable", v); err != nil {
 			return err
 		}
 		name, _, ok := strings.Cut(v, "=")
-		if name == "" || !ok && !remove {
+		if name == "" {
 			return invalid("variable %.60q is not NAME=VALUE", v)
 		}
 		i, have := index[name]
@@ -218,12 +239,15 @@ func environment(img *Image, o Options, home string) ([]string, error) {
 		return nil
 	}
 	for _, v := range img.Config.Env {
-		if err := set(v, false); err != nil {
+		if strings.Index(string(v), "=") < 1 {
+			continue
+		}
+		if err := set(string(v)); err != nil {
 			return nil, err
 		}
 	}
 	for _, v := range o.Env {
-		if err := set(v, true); err != nil {
+		if err := set(v); err != nil {
 			return nil, err
 		}
 	}

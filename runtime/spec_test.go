@@ -4,6 +4,8 @@ import (
 	"bytes"
 	"encoding/json"
 	"flag"
+	"fmt"
+	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -18,7 +20,7 @@ import (
 
 var update = flag.Bool("update", false, "write the golden files")
 
-var testHost = Host{LastCapability: 40, NameFiles: []string{"/etc/hosts"}}
+var testHost = Host{Capabilities: capabilities, NameFiles: []string{"/etc/hosts"}, Sysctls: slices.Sorted(maps.Keys(defaultSysctls))}
 
 func image(t *testing.T, s string) *Image {
 	t.Helper()
@@ -34,16 +36,23 @@ const redis = `{"architecture":"arm64","variant":"v8","os":"linux","author":"A <
 "WorkingDir":"/data","Volumes":{"/data":{}},"ExposedPorts":{"6379/tcp":{},"16379/tcp":{}},"Labels":{"a":"b",
 "org.opencontainers.image.author":"label wins"},"StopSignal":"SIGTERM"},"rootfs":{"type":"layers","diff_ids":[]}}`
 
+func profileFile(t *testing.T) string {
+	t.Helper()
+	name := filepath.Join(t.TempDir(), "profile.json")
+	write(t, name, profile)
+	return name
+}
+
 func TestGolden(t *testing.T) {
 	for name, o := range map[string]Options{
 		"default":    {},
-		"cgroup2":    {Host: Host{CgroupV2: true, LastCapability: 40}},
-		"userns":     {Host: Host{UserNamespace: true, LastCapability: 40, NameFiles: []string{"/etc/hosts"}}, Network: "host"},
+		"cgroup2":    {Host: Host{CgroupV2: true, Capabilities: capabilities}},
+		"userns":     {Host: Host{UserNamespace: true, Capabilities: capabilities, NameFiles: []string{"/etc/hosts"}, Sysctls: testHost.Sysctls}, Network: "host"},
 		"privileged": {Privileged: true, Terminal: true, CapDrop: []string{"mknod"}},
 		"limits": {
 			Memory: 512 << 20, CPUs: 1.5, Pids: 100, ReadOnly: true, Hostname: "h", Network: "host", NoNewPrivileges: true,
 			Rlimits: []specs.POSIXRlimit{{Type: "RLIMIT_NOFILE", Soft: 1, Hard: 2}}, Annotations: map[string]string{"a": "c"},
-			CapAdd: []string{"SYS_ADMIN"}, CapDrop: []string{"ALL"}, Seccomp: strings.NewReader(profile),
+			CapAdd: []string{"SYS_ADMIN"}, CapDrop: []string{"ALL"}, Seccomp: profileFile(t),
 			Mounts: []specs.Mount{
 				{Destination: "/b/c", Type: "bind", Source: "/x", Options: []string{"rbind"}},
 				{Destination: "/b/", Type: "tmpfs", Source: "tmpfs"},
@@ -52,14 +61,19 @@ func TestGolden(t *testing.T) {
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
-			if o.Host.LastCapability == 0 {
+			if o.Host.Capabilities == nil {
 				o.Host = testHost
 			}
 			s, err := Spec(image(t, redis), o)
 			if err != nil {
 				t.Fatal(err)
 			}
-			if s.Linux.Seccomp != nil {
+			if o.Seccomp == "" && !o.Privileged {
+				if want, _ := DefaultSeccomp(s.Process.Capabilities.Bounding); !reflect.DeepEqual(s.Linux.Seccomp, want) {
+					t.Errorf("seccomp: %+v", s.Linux.Seccomp)
+				}
+				s.Linux.Seccomp = nil // docker's is long, and changes with the kernel
+			} else if s.Linux.Seccomp != nil {
 				s.Linux.Seccomp.Architectures = nil // this machine's
 			}
 			got, err := json.MarshalIndent(s, "", "\t")
@@ -140,7 +154,8 @@ func TestEnvironment(t *testing.T) {
 
 func TestHostileImages(t *testing.T) {
 	for _, s := range []string{
-		"", "  \n", "null", "[]", "{", `"x"`, "<html>", `{}`, `{"config":3}`, `{"config":{"Cmd":"sh"}}`,
+		"", "  \n", "null", "[]", "{", `"x"`, "<html>", `{}`, `{"config":3}`, `{"config":{"Cmd":5}}`, `{"config":{"User":1}}`,
+		"{\"config\":{\"Cmd\":[\"caf\xe9\"]}}", "{\"config\":{\"Cmd\":\"caf\xe9\"}}", "{\"config\":{\"Env\":[\"A=caf\xe9\"]}}", "{\"config\":{\"WorkingDir\":\"caf\xe9\"}}",
 		`{"schemaVersion":2,"config":{},"layers":[]}`, `{"schemaVersion":2,"manifests":[]}`,
 		strings.Repeat(" ", maxDocument+1), strings.Repeat("[", 1<<20),
 	} {
@@ -149,8 +164,8 @@ func TestHostileImages(t *testing.T) {
 		}
 	}
 	for _, c := range []string{
-		`{"Cmd":["a\u0000b"]}`, `{"Cmd":["x"],"Env":["A=\u0000"]}`, `{"Cmd":["x"],"Env":["=x"]}`, `{"Cmd":["x"],"Env":["novalue"]}`,
-		`{"Cmd":["x"],"User":"0\u0000"}`, `{"Cmd":["x"],"WorkingDir":"/\u0000"}`, `{"Cmd":["x"],"Labels":{"a":"\u0000"}}`,
+		`{"Cmd":["a\u0000b"]}`, `{"Cmd":["x"],"Env":["A=\u0000"]}`,
+		`{"Cmd":["x"],"User":"0\u0000"}`, `{"Cmd":["x"],"WorkingDir":"/\u0000"}`,
 		`{"Cmd":["` + strings.Repeat("x", maxText+1) + `"]}`, `{"Cmd":["x"],"User":"4294967295"}`,
 	} {
 		if _, err := Spec(image(t, `{"config":`+c+`}`), Options{Host: testHost}); !errdefs.IsInvalidArgument(err) {
@@ -192,12 +207,12 @@ func TestCapabilities(t *testing.T) {
 		{nil, strings.Fields("CHOWN DAC_OVERRIDE FOWNER FSETID SETGID SETUID SETPCAP NET_BIND_SERVICE NET_RAW SYS_CHROOT MKNOD AUDIT_WRITE"), "CAP_KILL CAP_SETFCAP"},
 		{[]string{"KILL"}, []string{"KILL", "ALL"}, ""},
 	} {
-		got, err := capabilitySet(defaultCapabilities, c.add, c.drop, 37)
+		got, err := capabilitySet(defaultCapabilities, c.add, c.drop, capabilities[:38])
 		if err != nil || strings.Join(got, " ") != c.want {
 			t.Errorf("add %v, drop %v: %v %v", c.add, c.drop, got, err)
 		}
 	}
-	if _, err := capabilitySet(nil, []string{"FLY"}, nil, 40); !errdefs.IsInvalidArgument(err) {
+	if _, err := capabilitySet(nil, []string{"FLY"}, nil, capabilities); !errdefs.IsInvalidArgument(err) {
 		t.Errorf("FLY: %v", err)
 	}
 	if len(defaultCapabilities) != 14 || len(capabilities) != 41 {
@@ -292,7 +307,7 @@ func TestDefaultSeccomp(t *testing.T) {
 		{[]string{"SYS_ADMIN"}, []string{"read", "mount", "bpf"}, []string{"kexec_load", "init_module"}},
 		{[]string{"ALL"}, []string{"mount", "init_module"}, []string{"kexec_load"}},
 	} {
-		s, err := Spec(image(t, redis), Options{DefaultSeccomp: true, CapAdd: c.caps, Host: testHost})
+		s, err := Spec(image(t, redis), Options{CapAdd: c.caps, Host: testHost})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -316,8 +331,135 @@ func TestDefaultSeccomp(t *testing.T) {
 			}
 		}
 	}
-	if s, err := Spec(image(t, redis), Options{DefaultSeccomp: true, Privileged: true, Host: testHost}); err != nil || s.Linux.Seccomp != nil {
-		t.Errorf("privileged: %v, %v", s.Linux.Seccomp, err)
+}
+
+// A container is filtered unless told otherwise; --privileged takes the filter away unless one is named.
+func TestSeccompMode(t *testing.T) {
+	file := profileFile(t)
+	for _, c := range []struct {
+		mode       string
+		privileged bool
+		want       int // number of rules: 0 is no filter, -1 is docker's profile
+	}{
+		{"", false, -1}, {"default", false, -1}, {"unconfined", false, 0}, {file, false, 4},
+		{"", true, 0}, {"default", true, -1}, {"unconfined", true, 0}, {file, true, 4},
+	} {
+		s, err := Spec(image(t, redis), Options{Seccomp: c.mode, Privileged: c.privileged, Host: testHost})
+		if err != nil {
+			t.Errorf("%+v: %v", c, err)
+			continue
+		}
+		want := c.want
+		if want < 0 {
+			p, err := DefaultSeccomp(s.Process.Capabilities.Bounding)
+			if err != nil {
+				t.Fatal(err)
+			}
+			want = len(p.Syscalls)
+		}
+		got := 0
+		if s.Linux.Seccomp != nil {
+			got = len(s.Linux.Seccomp.Syscalls)
+		}
+		if got != want {
+			t.Errorf("%+v: %d rules, not %d", c, got, want)
+		}
+	}
+	if _, err := Spec(image(t, redis), Options{Seccomp: filepath.Join(t.TempDir(), "none"), Host: testHost}); !errdefs.IsNotFound(err) {
+		t.Errorf("missing profile: %v", err)
+	}
+}
+
+// Runtimes take orders from annotations, so nothing that an image's author wrote becomes one.
+func TestLabelsAreNoAnnotations(t *testing.T) {
+	const hostile = `{"created":"c","author":"a","os":"linux","architecture":"arm64","config":{"Cmd":["x"],"StopSignal":%s,
+"ExposedPorts":{"80/tcp":{}},"Labels":{"run.oci.seccomp_bpf_data":"BgAAAAAA/38=","run.oci.keep_original_groups":"1",
+"run.oci.pidfd_receiver":"/run/x","run.oci.hooks.stdout":"/x","run.oci.handler":"krun","run.oci.systemd.force_cgroup_v1":"/x",
+"org.criu.config":"/x","bundle":"/x","org.systemd.property.Description":"'x'","module.wasm.image/variant":"compat",
+"org.opencontainers.image.stopSignal":"KILL","org.opencontainers.image.os":"x","":"x"}}}`
+	for signal, want := range map[string]map[string]string{
+		`"SIGQUIT"`: {stopSignalAnnotation: "SIGQUIT"}, `15`: {stopSignalAnnotation: "15"}, `"RTMIN+3"`: {stopSignalAnnotation: "RTMIN+3"},
+		`"run.oci"`: {}, `""`: {}, `null`: {}, `["TERM"]`: {}, `-1`: {}, `99999999999999999999`: {},
+	} {
+		s, err := Spec(image(t, fmt.Sprintf(hostile, signal)), Options{Host: testHost})
+		if err != nil || !maps.Equal(s.Annotations, want) {
+			t.Errorf("stop signal %s: %v %v", signal, s, err)
+		}
+	}
+	own := map[string]string{"run.oci.handler": "krun", stopSignalAnnotation: "INT"}
+	s, err := Spec(image(t, fmt.Sprintf(hostile, `"TERM"`)), Options{Host: testHost, Annotations: own})
+	if err != nil || !maps.Equal(s.Annotations, own) {
+		t.Errorf("the caller's: %v %v", s, err)
+	}
+}
+
+func TestSysctls(t *testing.T) {
+	both := map[string]string{"net.ipv4.ip_unprivileged_port_start": "0", "net.ipv4.ping_group_range": "0 2147483647"}
+	user := testHost
+	user.UserNamespace = true
+	for _, c := range []struct {
+		o    Options
+		want map[string]string // nil: InvalidArgument
+	}{
+		{Options{Host: testHost}, both},
+		{Options{Host: testHost, Privileged: true, Network: "none"}, both},
+		{Options{Host: testHost, Network: "/run/netns/x"}, both},
+		{Options{Host: testHost, Network: "host"}, map[string]string{}},
+		{Options{Host: testHost, Network: "/proc/self/ns/net"}, map[string]string{}},
+		{Options{Host: user}, map[string]string{"net.ipv4.ip_unprivileged_port_start": "0"}},
+		{Options{Host: Host{Capabilities: capabilities}}, map[string]string{}},
+		{
+			Options{Host: testHost, Sysctls: map[string]string{"net.ipv4.ip_unprivileged_port_start": "1024", "kernel.shmmax": "5", "fs.mqueue.msg_max": "9"}},
+			map[string]string{"net.ipv4.ip_unprivileged_port_start": "1024", "net.ipv4.ping_group_range": "0 2147483647", "kernel.shmmax": "5", "fs.mqueue.msg_max": "9"},
+		},
+		{Options{Host: testHost, Network: "host", Sysctls: map[string]string{"kernel.sem": "1 2 3 4"}}, map[string]string{"kernel.sem": "1 2 3 4"}},
+		{Options{Host: testHost, Network: "host", Sysctls: map[string]string{"net.ipv4.ip_forward": "1"}}, nil},
+		{Options{Host: testHost, Network: "/proc/self/ns/net", Sysctls: map[string]string{"net.ipv4.ip_forward": "1"}}, nil},
+		{Options{Host: testHost, Sysctls: map[string]string{"kernel.core_pattern": "|/x"}}, nil},
+		{Options{Host: testHost, Sysctls: map[string]string{"net/../kernel/core_pattern": "|/x"}}, nil},
+		{Options{Host: testHost, Sysctls: map[string]string{"net...kernel.core_pattern": "|/x"}}, nil},
+		{Options{Host: testHost, Sysctls: map[string]string{"": "1"}}, nil},
+		{Options{Host: testHost, Sysctls: map[string]string{"net": "1"}}, nil},
+		{Options{Host: testHost, Sysctls: map[string]string{"net.a": "\x00"}}, nil},
+	} {
+		s, err := Spec(image(t, redis), c.o)
+		switch {
+		case c.want == nil && !errdefs.IsInvalidArgument(err):
+			t.Errorf("%+v: %v", c.o, err)
+		case c.want != nil && (err != nil || !maps.Equal(s.Linux.Sysctl, c.want)):
+			t.Errorf("%+v: %v %v", c.o, s.Linux.Sysctl, err)
+		}
+	}
+}
+
+func TestSecurityModules(t *testing.T) {
+	host := testHost
+	host.AppArmor, host.SELinux = true, true
+	const label, file = "system_u:system_r:container_t:s0:c1,c2", "system_u:object_r:container_file_t:s0:c1,c2"
+	s, err := Spec(image(t, redis), Options{AppArmor: "docker-default", SELinuxLabel: label, SELinuxMountLabel: file, Host: host})
+	if err != nil || s.Process.ApparmorProfile != "docker-default" || s.Process.SelinuxLabel != label || s.Linux.MountLabel != file {
+		t.Errorf("%+v %v", s, err)
+	}
+	s, err = Spec(image(t, redis), Options{AppArmor: "unconfined", Host: testHost})
+	if err != nil || s.Process.ApparmorProfile != "" || s.Process.SelinuxLabel != "" || s.Linux.MountLabel != "" {
+		t.Errorf("%+v %v", s, err)
+	}
+	for _, o := range []Options{{AppArmor: "docker-default"}, {SELinuxLabel: label}, {SELinuxMountLabel: file}} {
+		o.Host = testHost
+		if _, err := Spec(image(t, redis), o); !errdefs.IsNotImplemented(err) {
+			t.Errorf("%+v where the host has none: %v", o, err)
+		}
+	}
+	host.Profiles = profileNames("docker-default (enforce)\n/usr/bin/x y (complain)\n")
+	for profile, ok := range map[string]bool{"docker-default": true, "/usr/bin/x y": true, "other": false} {
+		if _, err := Spec(image(t, redis), Options{AppArmor: profile, Host: host}); ok && err != nil || !ok && !errdefs.IsFailedPrecondition(err) {
+			t.Errorf("profile %s: %v", profile, err)
+		}
+	}
+	for _, bad := range []string{"x", "a:b", ":b:c", "a:b:", "a:b:c d", "a:b:c\x00"} {
+		if _, err := Spec(image(t, redis), Options{SELinuxLabel: bad, Host: host}); !errdefs.IsInvalidArgument(err) {
+			t.Errorf("%q: %v", bad, err)
+		}
 	}
 }
 
@@ -388,6 +530,10 @@ func TestUmoci(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	// Labels are left out on purpose, and what else the image says of itself is of no use to a runtime.
+	if v := theirs.Annotations[stopSignalAnnotation]; v == "" || ours.Annotations[stopSignalAnnotation] != v {
+		t.Errorf("stop signal %q, umoci has %q", ours.Annotations[stopSignalAnnotation], v)
+	}
 	for what, pair := range map[string][2]any{
 		"args":      {ours.Process.Args, theirs.Process.Args},
 		"cwd":       {ours.Process.Cwd, theirs.Process.Cwd},
@@ -397,11 +543,6 @@ func TestUmoci(t *testing.T) {
 	} {
 		if !reflect.DeepEqual(pair[0], pair[1]) {
 			t.Errorf("%s: %v, umoci has %v", what, pair[0], pair[1])
-		}
-	}
-	for k, v := range theirs.Annotations {
-		if v != "" && ours.Annotations[k] != v { // umoci writes what the image lacks as ""
-			t.Errorf("annotation %s: %q, umoci has %q", k, ours.Annotations[k], v)
 		}
 	}
 	justified := map[string]string{

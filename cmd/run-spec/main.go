@@ -38,15 +38,6 @@ func newCommand() *cobra.Command {
 		if err != nil {
 			return err
 		}
-		o.DefaultSeccomp = w.seccomp == "default"
-		if w.seccomp != "" && !o.DefaultSeccomp {
-			f, err := os.Open(w.seccomp)
-			if err != nil {
-				return fmt.Errorf("--seccomp: %w", err)
-			}
-			defer f.Close()
-			o.Seccomp = f
-		}
 		spec, err := runtime.Spec(img, *o)
 		if err != nil {
 			return err
@@ -62,15 +53,17 @@ func newCommand() *cobra.Command {
 // wishes are the flags that Options can't hold as they are.
 type wishes struct {
 	o                               runtime.Options
-	entrypoint, memory, seccomp     string
+	entrypoint, memory              string
 	env, envFiles, mounts, volumes  []string
 	tmpfs, rlimits, devices, labels []string
+	sysctls                         []string
 }
 
 func register(f *pflag.FlagSet) *wishes {
 	w := &wishes{}
 	f.SetInterspersed(false)
 	f.StringArrayVar(&w.labels, "annotation", nil, "add the annotation `NAME=VALUE`")
+	f.StringVar(&w.o.AppArmor, "apparmor", "", "confine by the AppArmor `PROFILE`, which is loaded")
 	f.StringSliceVar(&w.o.CapAdd, "cap-add", nil, "add the `CAPABILITY`, or ALL")
 	f.StringSliceVar(&w.o.CapDrop, "cap-drop", nil, "drop the `CAPABILITY`, or ALL")
 	f.Float64Var(&w.o.CPUs, "cpus", 0, "limit to `N` processors' time, 1.5 for example")
@@ -87,11 +80,14 @@ func register(f *pflag.FlagSet) *wishes {
 	f.StringVar(&w.o.Network, "net", "none", "the network: host, none, or a namespace's `PATH`")
 	f.BoolVar(&w.o.NoNewPrivileges, "no-new-privs", false, "keep setuid programs from gaining privileges")
 	f.Int64Var(&w.o.Pids, "pids", 0, "limit to `N` processes and threads")
-	f.BoolVar(&w.o.Privileged, "privileged", false, "every capability and device, nothing masked")
+	f.BoolVar(&w.o.Privileged, "privileged", false, "every capability and device, nothing masked; no seccomp filter unless --seccomp")
 	f.BoolVar(&w.o.ReadOnly, "read-only", false, "mount the root filesystem read-only")
 	f.StringArrayVar(&w.rlimits, "rlimit", nil, "set the limit `NAME=SOFT[:HARD]`, nofile=1024 for example")
 	f.StringVar(&w.o.Rootfs, "rootfs", "", "the container's root filesystem `DIR`, where users are looked up (default \"rootfs\" in the bundle, users by number)")
-	f.StringVar(&w.seccomp, "seccomp", "", "filter system calls by the profile in `FILE`, or docker's: default")
+	f.StringVar(&w.o.Seccomp, "seccomp", "", "filter system calls by the `PROFILE` in a file; unconfined for no filter (default docker's: default)")
+	f.StringVar(&w.o.SELinuxLabel, "selinux-label", "", "the SELinux `LABEL` of the process")
+	f.StringVar(&w.o.SELinuxMountLabel, "selinux-mount-label", "", "the SELinux `LABEL` of the mounts that the runtime makes")
+	f.StringArrayVar(&w.sysctls, "sysctl", nil, "set the namespaced sysctl `NAME=VALUE`")
 	f.BoolVarP(&w.o.Terminal, "terminal", "t", false, "give the process a terminal")
 	f.StringArrayVar(&w.tmpfs, "tmpfs", nil, "mount a tmpfs on `TARGET[:OPTION,…]`")
 	f.StringVarP(&w.o.User, "user", "u", "", "run as `USER[:GROUP]`, names or numbers (default: the image's)")
@@ -164,13 +160,20 @@ func (w *wishes) options(f *pflag.FlagSet, args []string) (*runtime.Options, err
 		}
 		o.Devices = append(o.Devices, d)
 	}
-	o.Annotations = map[string]string{}
+	o.Annotations, o.Sysctls = map[string]string{}, map[string]string{}
 	for _, v := range w.labels {
 		name, value, _ := strings.Cut(v, "=")
 		if name == "" {
 			return nil, cli.Usagef("annotation %q is not NAME=VALUE", v)
 		}
 		o.Annotations[name] = value
+	}
+	for _, v := range w.sysctls {
+		name, value, ok := strings.Cut(v, "=")
+		if !ok {
+			return nil, cli.Usagef("sysctl %q is not NAME=VALUE", v)
+		}
+		o.Sysctls[name] = value
 	}
 	return o, nil
 }

@@ -1,0 +1,128 @@
+package runtime
+
+import (
+	"fmt"
+	"os"
+	"strings"
+	"testing"
+	"unsafe"
+
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+)
+
+// The test binary tries system calls where TEST_SYSCALLS is set, in a container for example, and
+// prints the error of each. It runs before TestMain.
+func init() {
+	if os.Getenv("TEST_SYSCALLS") == "" {
+		return
+	}
+	call := func(name string, number uintptr, a ...uintptr) {
+		a = append(a, make([]uintptr, 6-len(a))...)
+		_, _, errno := unix.RawSyscall6(number, a[0], a[1], a[2], a[3], a[4], a[5])
+		fmt.Println(name, unix.ErrnoName(errno))
+	}
+	var b [128]byte // all zero: what isn't filtered fails of another reason, or does no harm
+	p := uintptr(unsafe.Pointer(&b))
+	session := ^uintptr(2) // KEY_SPEC_SESSION_KEYRING
+	call("keyctl", unix.SYS_KEYCTL, unix.KEYCTL_GET_KEYRING_ID, session)
+	call("add_key", unix.SYS_ADD_KEY, p, p, p, 0, session)
+	call("request_key", unix.SYS_REQUEST_KEY, p, p, p, session)
+	call("bpf", unix.SYS_BPF, 99, p, 128)
+	call("userfaultfd", unix.SYS_USERFAULTFD, 1<<20)
+	call("io_uring_setup", unix.SYS_IO_URING_SETUP, 0, p)
+	call("unshare", unix.SYS_UNSHARE, unix.CLONE_NEWUSER|unix.CLONE_NEWNET)
+	call("getpid", unix.SYS_GETPID)
+	os.Exit(0)
+}
+
+// errnos runs those calls in a container, and returns the error of each; "" is success.
+func (m *machine) errnos(o Options) map[string]string {
+	m.Helper()
+	self, err := os.Executable()
+	if err != nil {
+		m.Fatal(err)
+	}
+	o.Args, o.Env = []string{"/probe"}, []string{"TEST_SYSCALLS=1"}
+	// The binary may be linked to the host's libraries.
+	for source, target := range map[string]string{self: "/probe", "/lib": "/lib", "/lib64": "/lib64", "/usr/lib": "/usr/lib"} {
+		if _, err := os.Stat(source); err == nil {
+			o.Mounts = append(o.Mounts, specs.Mount{Type: "bind", Source: source, Destination: target, Options: []string{"rbind", "ro"}})
+		}
+	}
+	m.spec(o)
+	out, errs, status := m.run("")
+	if status != 0 || errs != "" {
+		m.Fatalf("status %d, %q", status, errs)
+	}
+	got := map[string]string{}
+	for _, line := range strings.Split(strings.TrimSpace(out), "\n") {
+		name, errno, _ := strings.Cut(line, " ")
+		got[name] = errno
+	}
+	return got
+}
+
+// A container's process without privileges can't reach the parts of the kernel that docker's
+// profile keeps from it, unless it was asked for.
+func TestIsolation(t *testing.T) {
+	runtimes(t, func(t *testing.T, m *machine) {
+		calls := strings.Fields("keyctl add_key request_key bpf userfaultfd io_uring_setup unshare")
+		for _, c := range []struct {
+			o        Options
+			filtered bool
+		}{
+			{Options{User: "1000"}, true},
+			{Options{User: "1000", Seccomp: "default", Privileged: true, CapDrop: []string{"ALL"}}, true},
+			{Options{User: "1000", Seccomp: unconfined}, false},
+			{Options{User: "1000", Privileged: true}, false},
+		} {
+			got := m.errnos(c.o)
+			if got["getpid"] != "" {
+				m.Errorf("%+v: %v", c.o, got)
+			}
+			for _, name := range calls {
+				errno, ok := got[name]
+				if !ok || c.filtered && errno != "EPERM" {
+					m.Errorf("%+v: %s is let through: %q", c.o, name, errno)
+				}
+			}
+			// The kernel itself may refuse the others to who has no capability.
+			if !c.filtered && (got["add_key"] == "EPERM" || got["keyctl"] == "EPERM") {
+				m.Errorf("%+v: %v", c.o, got)
+			}
+		}
+	})
+}
+
+// Any user may listen on a low port and send echo requests, but for a user namespace's.
+func TestDefaultSysctls(t *testing.T) {
+	runtimes(t, func(t *testing.T, m *machine) {
+		show := []string{"sh", "-c", "cat /proc/sys/net/ipv4/ip_unprivileged_port_start /proc/sys/net/ipv4/ping_group_range"}
+		group := "0\t2147483647"
+		if ThisHost().UserNamespace {
+			group = "1\t0"
+		}
+		for port, sysctls := range map[string]map[string]string{"0": nil, "1024": {"net.ipv4.ip_unprivileged_port_start": "1024"}} {
+			m.spec(Options{Args: show, Sysctls: sysctls})
+			if out, errs, status := m.run(""); out != port+"\n"+group+"\n" || status != 0 {
+				m.Errorf("%v: %q, %q, status %d", sysctls, out, errs, status)
+			}
+		}
+		// A network namespace that is there gets them too; the host's stays as it is.
+		name := "/proc/sys/net/ipv4/ip_unprivileged_port_start"
+		before, err := os.ReadFile(name)
+		if err != nil {
+			m.Skip(err)
+		}
+		for _, network := range []string{"host", "/proc/self/ns/net"} {
+			m.spec(Options{Args: []string{"true"}, Network: network})
+			if _, errs, status := m.run(""); status != 0 {
+				m.Errorf("%s: status %d, %q", network, status, errs)
+			}
+		}
+		if after, err := os.ReadFile(name); err != nil || string(after) != string(before) {
+			m.Errorf("the host's %s: %q, before %q, %v", name, after, before, err)
+		}
+	})
+}

@@ -1,0 +1,66 @@
+package runtime
+
+import (
+	"os"
+	"regexp"
+	"slices"
+	"strings"
+)
+
+// defaultSysctls are docker's, for a container whose network isn't the host's: any user may
+// listen on any port, and send ICMP echo requests.
+var defaultSysctls = map[string]string{
+	"net.ipv4.ip_unprivileged_port_start": "0",
+	pingGroupRange:                        "0 2147483647",
+}
+
+// pingGroupRange names groups, which a user namespace doesn't map all of.
+const pingGroupRange = "net.ipv4.ping_group_range"
+
+// ipcSysctls are those of an IPC namespace (runtime-spec, and moby's ValidateSysctl).
+var ipcSysctls = []string{
+	"kernel.msgmax", "kernel.msgmnb", "kernel.msgmni", "kernel.sem", "kernel.shmall", "kernel.shmmax", "kernel.shmmni", "kernel.shm_rmid_forced",
+}
+
+var sysctlName = regexp.MustCompile(`^[A-Za-z0-9_-]+([.][A-Za-z0-9_:-]+)+$`)
+
+// sysctls are the default ones and the caller's. One that isn't of a namespace of the
+// container's own is InvalidArgument: it would change the host.
+func (o *Options) sysctls() (map[string]string, error) {
+	all := map[string]string{}
+	if !o.hostNetwork() {
+		for _, name := range o.Host.Sysctls {
+			if name != pingGroupRange || !o.Host.UserNamespace {
+				all[name] = defaultSysctls[name]
+			}
+		}
+	}
+	for name, value := range o.Sysctls {
+		if err := checkText("sysctl "+name, value); err != nil {
+			return nil, err
+		}
+		switch {
+		case !sysctlName.MatchString(name):
+			return nil, invalid("sysctl %q is not a name such as net.ipv4.ip_forward", name)
+		case strings.HasPrefix(name, "net.") && o.hostNetwork():
+			return nil, invalid("sysctl %s: the network is the host's", name)
+		case !strings.HasPrefix(name, "net.") && !strings.HasPrefix(name, "fs.mqueue.") && !slices.Contains(ipcSysctls, name):
+			return nil, invalid("sysctl %s is the host's, not the container's", name)
+		}
+		all[name] = value
+	}
+	return all, nil
+}
+
+// hostNetwork reports whether the network is this process's, by name or by path.
+func (o *Options) hostNetwork() bool {
+	if o.Network == "host" {
+		return true
+	}
+	theirs, err := os.Stat(o.Network)
+	if err != nil || !strings.Contains(o.Network, "/") {
+		return false
+	}
+	ours, err := os.Stat("/proc/self/ns/net")
+	return err == nil && os.SameFile(theirs, ours)
+}
