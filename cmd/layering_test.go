@@ -16,7 +16,7 @@ var leaves = []string{"errclass", "disk"}
 const eventLog = "events"
 
 func logs(area string) bool {
-	return area == "content" || area == "image" || area == "snapshot" || area == "runtime"
+	return area == "content" || area == "image" || area == "snapshot" || area == "runtime" || area == "remotes"
 }
 
 // domain are the packages that never import each other.

@@ -14,13 +14,12 @@ package content
 
 import (
 	"context"
-	"errors"
 	"io"
-	"io/fs"
 	"strconv"
 	"strings"
 	"time"
 
+	"distkit/disk"
 	"distkit/errclass"
 
 	"github.com/containerd/errdefs"
@@ -87,10 +86,4 @@ func mismatch(err error) error {
 
 // cause drops the operation and path that package os puts before an error, where the
 // message names the object already.
-func cause(err error) error {
-	var pe *fs.PathError
-	if errors.As(err, &pe) {
-		return pe.Err
-	}
-	return err
-}
+func cause(err error) error { return disk.Cause(err) }

@@ -8,7 +8,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
-	"path/filepath"
+	"path"
 	"slices"
 	"strconv"
 	"strings"
@@ -17,6 +17,7 @@ import (
 	"unicode/utf8"
 
 	"distkit/disk"
+	"distkit/disk/layout"
 	"distkit/errclass"
 
 	"github.com/containerd/errdefs"
@@ -54,25 +55,26 @@ func checkRef(ref string) error {
 	return nil
 }
 
-// ingestDir is where an ingest of that key lives: the key is a ref, or a digest.
-func (s *Store) ingestDir(key string) string {
+// ingestDir is where an ingest of that key lives: the key is a ref, or a digest. Like all
+// directories of ingests here it is a name in the store's tree.
+func ingestDir(key string) string {
 	sum := sha256.Sum256([]byte(key))
-	return s.file("ingest", hex.EncodeToString(sum[:]))
+	return path.Join(layout.Ingest, hex.EncodeToString(sum[:]))
 }
 
 // lockIngest creates the directory if need be and locks it: Unavailable if somebody else
 // has it and wait is false.
-func lockIngest(ctx context.Context, dir string, wait bool) (*os.File, error) {
+func (s *Store) lockIngest(ctx context.Context, dir string, wait bool) (*os.File, error) {
 	for {
-		if err := os.Mkdir(dir, 0o755); errors.Is(err, fs.ErrNotExist) {
-			if err := disk.MakeDir(filepath.Dir(dir)); err != nil {
+		if err := s.Tree.Mkdir(dir, 0o777); errors.Is(err, fs.ErrNotExist) {
+			if err := s.Tree.MakeDir(path.Dir(dir)); err != nil {
 				return nil, err
 			}
 			continue
 		} else if err != nil && !errors.Is(err, fs.ErrExist) {
 			return nil, err
 		}
-		f, err := os.OpenFile(filepath.Join(dir, lockFile), os.O_RDWR|os.O_CREATE, 0o644)
+		f, err := s.Tree.OpenFile(path.Join(dir, lockFile), os.O_RDWR|os.O_CREATE, 0o666)
 		if errors.Is(err, fs.ErrNotExist) {
 			continue // its last owner has just removed the directory
 		}
@@ -90,7 +92,7 @@ func lockIngest(ctx context.Context, dir string, wait bool) (*os.File, error) {
 		if err != nil {
 			return nil, err
 		}
-		if disk.Names(filepath.Join(dir, lockFile), f) {
+		if s.Tree.Names(path.Join(dir, lockFile), f) {
 			return f, nil
 		}
 		_ = f.Close() // locked what its owner has removed meanwhile
@@ -111,15 +113,14 @@ func locked(f *os.File) bool {
 
 // removeIngest empties a directory whose lock is held and gives the lock back. Files that
 // are not known stay, and the directory with them.
-func removeIngest(dir string, lock *os.File) error {
-	defer lock.Close()
-	defer disk.Unlock(lock)
+func (s *Store) removeIngest(dir string, lock *os.File) error {
+	defer disk.Release(lock)
 	for _, name := range known {
-		if err := os.Remove(filepath.Join(dir, name)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		if err := s.Tree.Remove(path.Join(dir, name)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return err
 		}
 	}
-	if err := os.Remove(dir); err != nil && !errors.Is(err, unix.ENOTEMPTY) && !errors.Is(err, fs.ErrExist) && !errors.Is(err, fs.ErrNotExist) {
+	if err := s.Tree.RemoveDir(dir); err != nil && !errors.Is(err, unix.ENOTEMPTY) && !errors.Is(err, fs.ErrExist) && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
 	return nil
@@ -155,7 +156,7 @@ func (s *Store) writer(ctx context.Context, key, ref string, size int64, expecte
 			return nil, err
 		}
 	}
-	dir := s.ingestDir(key)
+	dir := ingestDir(key)
 	if err := s.there(expected, size); err != nil {
 		if errdefs.IsAlreadyExists(err) {
 			s.reap(ctx, dir, expected)
@@ -165,13 +166,13 @@ func (s *Store) writer(ctx context.Context, key, ref string, size int64, expecte
 	if err := s.Init(); err != nil {
 		return nil, err
 	}
-	lock, err := lockIngest(ctx, dir, wait)
+	lock, err := s.lockIngest(ctx, dir, wait)
 	if err != nil {
 		return nil, fmt.Errorf("ingest %s: %w", ref, err)
 	}
 	// The one we waited for may have brought it.
 	if err := s.there(expected, size); err != nil {
-		_ = removeIngest(dir, lock)
+		_ = s.removeIngest(dir, lock)
 		return nil, err
 	}
 	w := &Writer{s: s, dir: dir, lock: lock, ref: ref, total: max(size, 0), expected: expected}
@@ -187,7 +188,7 @@ func (s *Store) there(dgst digest.Digest, size int64) error {
 	if dgst == "" {
 		return nil
 	}
-	_, fi, err := s.stat(dgst)
+	fi, err := s.stat(dgst)
 	if errdefs.IsNotFound(err) {
 		return nil
 	}
@@ -209,25 +210,25 @@ func (s *Store) there(dgst digest.Digest, size int64) error {
 // reap deals with an ingest whose blob is there: a commit between its rename and its end, or
 // one that was killed there. The blob's name may not be durable yet, so make it so.
 func (s *Store) reap(ctx context.Context, dir string, dgst digest.Digest) {
-	if _, err := os.Stat(dir); err != nil {
+	if _, err := s.Tree.Stat(dir); err != nil {
 		return
 	}
-	_ = disk.SyncDir(filepath.Dir(s.blobPath(dgst)))
-	if lock, err := lockIngest(ctx, dir, false); err == nil {
-		_ = removeIngest(dir, lock)
+	_ = s.Tree.SyncDir(path.Dir(layout.BlobName(dgst)))
+	if lock, err := s.lockIngest(ctx, dir, false); err == nil {
+		_ = s.removeIngest(dir, lock)
 	}
 }
 
 // readIngest reads what a directory says of its ingest. What is missing or torn reads as
 // not known; without a ref or data it is none: NotFound.
-func readIngest(dir string) (Status, error) {
+func (s *Store) readIngest(dir string) (Status, error) {
 	var st Status
-	st.Ref = readWord(dir, refFile)
-	data, err := os.Open(filepath.Join(dir, dataFile))
+	st.Ref = s.readWord(dir, refFile)
+	data, err := s.Tree.Open(path.Join(dir, dataFile))
 	if errors.Is(err, fs.ErrPermission) {
 		// Readable to its owner alone: what stat tells is enough.
 		var fi fs.FileInfo
-		if fi, err = os.Stat(filepath.Join(dir, dataFile)); err == nil {
+		if fi, err = s.Tree.Stat(path.Join(dir, dataFile)); err == nil {
 			st.Offset, st.UpdatedAt = fi.Size(), fi.ModTime()
 		}
 	} else if err == nil {
@@ -238,17 +239,17 @@ func readIngest(dir string) (Status, error) {
 			st.Active = locked(data)
 		}
 	}
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+	if err != nil && !errors.Is(err, fs.ErrNotExist) && !errdefs.IsFailedPrecondition(err) {
 		return Status{}, err
 	}
 	if err != nil || checkRef(st.Ref) != nil {
 		return Status{}, errclass.As(errors.New("no such ingest"), errdefs.ErrNotFound)
 	}
-	st.Total, _ = strconv.ParseInt(readWord(dir, totalFile), 10, 64)
-	if d := digest.Digest(readWord(dir, expectedFile)); Validate(d) == nil {
+	st.Total, _ = strconv.ParseInt(s.readWord(dir, totalFile), 10, 64)
+	if d := digest.Digest(s.readWord(dir, expectedFile)); Validate(d) == nil {
 		st.Expected = d
 	}
-	st.StartedAt, err = time.Parse(time.RFC3339Nano, readWord(dir, startedFile))
+	st.StartedAt, err = time.Parse(time.RFC3339Nano, s.readWord(dir, startedFile))
 	if err != nil {
 		st.StartedAt = st.UpdatedAt
 	}
@@ -256,9 +257,9 @@ func readIngest(dir string) (Status, error) {
 }
 
 // readWord reads a file of one line; empty if it isn't there.
-func readWord(dir, name string) string {
-	b, err := os.ReadFile(filepath.Join(dir, name))
-	if err != nil || len(b) > 2*maxRef {
+func (s *Store) readWord(dir, name string) string {
+	b, err := s.Tree.ReadFile(path.Join(dir, name), 2*maxRef)
+	if err != nil {
 		return ""
 	}
 	return strings.TrimSuffix(string(b), "\n")
@@ -266,7 +267,7 @@ func readWord(dir, name string) string {
 
 // ingests calls f with every ingest and its directory.
 func (s *Store) ingests(ctx context.Context, f func(dir string, st Status) error) error {
-	root, err := os.Open(s.file("ingest"))
+	root, err := s.Tree.OpenDir(layout.Ingest)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}
@@ -278,8 +279,8 @@ func (s *Store) ingests(ctx context.Context, f func(dir string, st Status) error
 		if !e.IsDir() || !valid(digest.SHA256, e.Name()) {
 			return nil
 		}
-		dir := s.file("ingest", e.Name())
-		st, err := readIngest(dir)
+		dir := path.Join(layout.Ingest, e.Name())
+		st, err := s.readIngest(dir)
 		if errdefs.IsNotFound(err) {
 			return nil
 		}
@@ -291,10 +292,13 @@ func (s *Store) ingests(ctx context.Context, f func(dir string, st Status) error
 }
 
 // find calls f with every ingest that ref means: the one of that key, else all that show the
-// ref or expect that digest. NotFound if there is none.
+// ref or expect that digest. NotFound if there is none, InvalidArgument if it can be no ref.
 func (s *Store) find(ctx context.Context, ref string, f func(dir string, st Status) error) error {
-	dir := s.ingestDir(ref)
-	if st, err := readIngest(dir); err == nil {
+	if err := checkRef(ref); err != nil {
+		return err
+	}
+	dir := ingestDir(ref)
+	if st, err := s.readIngest(dir); err == nil {
 		return f(dir, st)
 	} else if !errdefs.IsNotFound(err) {
 		return fmt.Errorf("ingest %s: %w", ref, err)
@@ -348,9 +352,9 @@ func (s *Store) ListStatuses(ctx context.Context) ([]Status, error) {
 // NotFound if there is none, Unavailable if a writer has one open: it takes the lock first.
 func (s *Store) Abort(ctx context.Context, ref string) error {
 	return s.find(ctx, ref, func(dir string, _ Status) error {
-		lock, err := lockIngest(ctx, dir, false)
+		lock, err := s.lockIngest(ctx, dir, false)
 		if err == nil {
-			err = removeIngest(dir, lock)
+			err = s.removeIngest(dir, lock)
 		}
 		if err != nil {
 			return fmt.Errorf("abort %s: %w", ref, err)
@@ -362,8 +366,8 @@ func (s *Store) Abort(ctx context.Context, ref string) error {
 // Offset is how much of a blob an ingest has stored: one stat, for progress displays. 0 if
 // there is none, also where the blob is stored already.
 func (s *Store) Offset(expected digest.Digest) int64 {
-	fi, err := os.Stat(filepath.Join(s.ingestDir(string(expected)), dataFile))
-	if err != nil {
+	fi, err := s.Tree.Stat(path.Join(ingestDir(string(expected)), dataFile))
+	if err != nil || !fi.Mode().IsRegular() {
 		return 0
 	}
 	return fi.Size()

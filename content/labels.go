@@ -8,31 +8,34 @@ import (
 	"io/fs"
 	"maps"
 	"os"
-	"path/filepath"
+	"path"
 	"strings"
 	"time"
 
 	"distkit/disk"
+	"distkit/disk/layout"
 	"distkit/errclass"
 	"distkit/events"
 
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
-	"golang.org/x/sys/unix"
 )
 
 // maxLabel bounds a label's key and value together, as containerd does.
 const maxLabel = 4096
 
-func (s *Store) labelPath(dgst digest.Digest) string {
+// maxLabels bounds a blob's labels, in bytes of their file.
+const maxLabels = 1 << 20
+
+func labelName(dgst digest.Digest) string {
 	alg, hex, _ := split(string(dgst))
-	return s.file("labels", string(alg), hex)
+	return path.Join("labels", string(alg), hex)
 }
 
 // readLabels gives a blob's labels and when they last changed. A file that doesn't parse is
-// an error: labels decide what a sweep spares.
+// an error, not an absence of labels.
 func (s *Store) readLabels(dgst digest.Digest) (map[string]string, time.Time, error) {
-	f, err := os.Open(s.labelPath(dgst))
+	f, err := s.Tree.Open(labelName(dgst))
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, time.Time{}, nil
 	}
@@ -44,8 +47,12 @@ func (s *Store) readLabels(dgst digest.Digest) (map[string]string, time.Time, er
 	if err != nil {
 		return nil, time.Time{}, fmt.Errorf("labels of %s: %w", dgst, cause(err))
 	}
+	b, err := disk.ReadAll(f, maxLabels)
+	if err != nil {
+		return nil, time.Time{}, fmt.Errorf("labels of %s: %w", dgst, err)
+	}
 	var labels map[string]string
-	if err := json.NewDecoder(f).Decode(&labels); err != nil {
+	if err := json.Unmarshal(b, &labels); err != nil {
 		return nil, time.Time{}, errclass.As(fmt.Errorf("labels of %s: %w", dgst, err), errdefs.ErrDataLoss)
 	}
 	return labels, fi.ModTime(), nil
@@ -57,24 +64,27 @@ func (s *Store) writeLabels(dgst digest.Digest, labels map[string]string, now ti
 	if err != nil {
 		return err
 	}
-	path := s.labelPath(dgst)
-	if err := disk.MakeDir(filepath.Dir(path)); err != nil {
+	if len(b) >= maxLabels {
+		return errclass.As(fmt.Errorf("labels of %s: more than %d bytes", dgst, maxLabels), errdefs.ErrInvalidArgument)
+	}
+	name := labelName(dgst)
+	if err := s.Tree.MakeDir(path.Dir(name)); err != nil {
 		return fmt.Errorf("labels of %s: %w", dgst, err)
 	}
-	tmp, err := s.writeTemp(append(b, '\n'))
+	tmp, err := layout.WriteAside(s.Tree, layout.Ingest, append(b, '\n'))
 	if err != nil {
 		return fmt.Errorf("labels of %s: %w", dgst, err)
 	}
 	// The kernel's clock for mtime is coarser than time.Now, and must not lag behind it.
-	err = os.Chtimes(tmp, now, now)
+	err = s.Tree.Chtimes(tmp, now)
 	if err == nil {
-		err = os.Rename(tmp, path)
+		err = s.Tree.Rename(tmp, name)
 	}
 	if err == nil {
-		err = disk.SyncDir(filepath.Dir(path))
+		err = s.Tree.SyncDir(path.Dir(name))
 	}
 	if err != nil {
-		_ = os.Remove(tmp)
+		_ = s.Tree.Remove(tmp)
 		return fmt.Errorf("labels of %s: %w", dgst, err)
 	}
 	return nil
@@ -82,21 +92,18 @@ func (s *Store) writeLabels(dgst digest.Digest, labels map[string]string, now ti
 
 // lockBlob locks the blob's own file, so that changes of labels and its deletion follow each
 // other. NotFound if there is no such blob.
-func (s *Store) lockBlob(dgst digest.Digest) (unlock func(), err error) {
-	for {
-		f, err := s.File(dgst)
-		if err != nil {
-			return nil, err
-		}
-		if err := disk.Lock(f.File, unix.LOCK_EX); err != nil {
-			_ = f.Close()
-			return nil, fmt.Errorf("lock %s: %w", dgst, err)
-		}
-		if disk.Names(s.blobPath(dgst), f.File) {
-			return func() { disk.Unlock(f.File); _ = f.Close() }, nil
-		}
-		_ = f.Close()
+func (s *Store) lockBlob(dgst digest.Digest) (*os.File, error) {
+	if _, err := s.stat(dgst); err != nil {
+		return nil, err
 	}
+	f, err := s.LockBlob(dgst)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, blobError(dgst, err)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("lock %s: %w", dgst, cause(err))
+	}
+	return f, nil
 }
 
 func checkLabels(labels map[string]string) error {
@@ -115,11 +122,11 @@ func (s *Store) Update(_ context.Context, info Info, fieldpaths ...string) (Info
 	if err := checkLabels(info.Labels); err != nil {
 		return Info{}, err
 	}
-	unlock, err := s.lockBlob(info.Digest)
+	lock, err := s.lockBlob(info.Digest)
 	if err != nil {
 		return Info{}, err
 	}
-	defer unlock()
+	defer disk.Release(lock)
 	labels, _, err := s.readLabels(info.Digest)
 	if err != nil {
 		return Info{}, err
@@ -146,8 +153,8 @@ func (s *Store) Update(_ context.Context, info Info, fieldpaths ...string) (Info
 	if err := s.writeLabels(info.Digest, labels, time.Now()); err != nil {
 		return Info{}, err
 	}
-	events.Append(s.root, events.Event{Topic: "/content/update", Digest: string(info.Digest), Labels: labels})
-	_, fi, err := s.stat(info.Digest)
+	events.Append(s.Root(), events.Event{Topic: "/content/update", Digest: string(info.Digest), Labels: labels})
+	fi, err := s.stat(info.Digest)
 	if err != nil {
 		return Info{}, err
 	}

@@ -4,137 +4,75 @@ import (
 	"context"
 	"crypto/sha256"
 	"crypto/sha512"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"hash"
 	"io"
 	"io/fs"
-	"math/rand/v2"
 	"os"
-	"path/filepath"
-	"strconv"
-	"sync/atomic"
+	"path"
 	"time"
 
 	"distkit/disk"
+	"distkit/disk/layout"
 	"distkit/errclass"
 	"distkit/events"
 
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
-	"golang.org/x/sys/unix"
-)
-
-const (
-	emptyLayout = `{"imageLayoutVersion":"` + ocispec.ImageLayoutVersion + "\"}\n"
-	emptyIndex  = `{"schemaVersion":2,"mediaType":"` + ocispec.MediaTypeImageIndex + `","manifests":[]}` + "\n"
 )
 
 // Store is a content store in a directory. It holds no state but the directory's path, and
 // is safe for concurrent use by goroutines and processes.
 type Store struct {
-	root  string
-	ready atomic.Bool
+	layout.Dir        // the store's own, "."
+	namespace  string // that its user's root is the directory of, if any
 }
 
 // Open opens the store at root, which need not exist: it is created by the first write, and
-// reads as empty until then. A layout version that is not known is FailedPrecondition.
+// reads as empty until then. The directory of a namespace opens the store that it is part of;
+// see [Store.Namespace]. A layout version that is not known is FailedPrecondition.
 func Open(root string) (*Store, error) {
-	abs, err := filepath.Abs(root)
+	d, err := layout.Open(root)
 	if err != nil {
 		return nil, fmt.Errorf("open store %s: %w", root, err)
 	}
-	s := &Store{root: abs}
-	b, err := os.ReadFile(s.file(ocispec.ImageLayoutFile))
-	if errors.Is(err, fs.ErrNotExist) {
-		return s, nil
+	s := &Store{Dir: layout.Dir{Tree: d.Tree, Name: "."}}
+	if d.Name != "." {
+		s.namespace = path.Base(d.Name)
 	}
-	if err != nil {
+	if err := s.Check(); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return nil, fmt.Errorf("open store %s: %w", root, cause(err))
 	}
-	var layout ocispec.ImageLayout
-	if err := json.Unmarshal(b, &layout); err != nil {
-		return nil, errclass.As(fmt.Errorf("open store %s: parse oci-layout: %w", root, err), errdefs.ErrFailedPrecondition)
-	}
-	if layout.Version != ocispec.ImageLayoutVersion {
-		return nil, errclass.As(fmt.Errorf("open store %s: image layout version %q is not known (only %s)",
-			root, layout.Version, ocispec.ImageLayoutVersion), errdefs.ErrFailedPrecondition)
-	}
-	s.ready.Store(true)
 	return s, nil
 }
 
 // Root is the store's directory, an absolute path.
-func (s *Store) Root() string { return s.root }
+func (s *Store) Root() string { return string(s.Tree) }
 
-func (s *Store) file(elem ...string) string {
-	return filepath.Join(append([]string{s.root}, elem...)...)
-}
+// Namespace is the namespace whose directory was opened in place of the store's; "" if it was
+// the store's.
+func (s *Store) Namespace() string { return s.namespace }
 
 // Init makes the root an OCI image layout unless it is one: directories, an index.json
 // without names, oci-layout last. Whoever writes into the store calls it first; writers do.
+// FailedPrecondition if there is a layout that has lost its index.json.
 func (s *Store) Init() error {
-	if s.ready.Load() {
+	if there, err := s.Exists(); err != nil {
+		return err
+	} else if there {
 		return nil
 	}
-	for _, dir := range []string{s.file(ocispec.ImageBlobsDir), s.file("ingest")} {
-		if err := disk.MakeDir(dir); err != nil {
+	for _, dir := range []string{ocispec.ImageBlobsDir, layout.Ingest} {
+		if err := s.Tree.MakeDir(dir); err != nil {
 			return fmt.Errorf("create store: %w", err)
 		}
 	}
-	if err := s.publish(ocispec.ImageIndexFile, emptyIndex); err != nil {
+	if err := s.Create(layout.Ingest); err != nil {
 		return fmt.Errorf("create store: %w", err)
 	}
-	if err := s.publish(ocispec.ImageLayoutFile, emptyLayout); err != nil {
-		return fmt.Errorf("create store: %w", err)
-	}
-	s.ready.Store(true)
 	return nil
-}
-
-// publish puts a file into the root, whole and durable, unless one of that name is there.
-func (s *Store) publish(name, text string) error {
-	path := s.file(name)
-	if _, err := os.Lstat(path); err == nil {
-		return nil
-	}
-	tmp, err := s.writeTemp([]byte(text))
-	if err != nil {
-		return err
-	}
-	defer os.Remove(tmp)
-	err = os.Link(tmp, path)
-	switch {
-	case errors.Is(err, fs.ErrExist):
-		return nil
-	case errors.Is(err, unix.EPERM), errors.Is(err, unix.ENOTSUP), errors.Is(err, unix.ENOSYS):
-		err = os.Rename(tmp, path) // a file system without hard links
-	}
-	if err != nil {
-		return err
-	}
-	return disk.SyncDir(s.root)
-}
-
-// writeTemp writes a file aside, synced, that is to be renamed or linked into place.
-func (s *Store) writeTemp(b []byte) (path string, err error) {
-	if err := disk.MakeDir(s.file("ingest")); err != nil {
-		return "", err
-	}
-	path = s.file("ingest", tmpPrefix+strconv.FormatUint(rand.Uint64(), 36))
-	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o644)
-	if err != nil {
-		return "", err
-	}
-	_, err = f.Write(b)
-	err = errors.Join(err, f.Sync())
-	err = errors.Join(err, f.Close())
-	if err != nil {
-		_ = os.Remove(path)
-	}
-	return path, err
 }
 
 var hexSize = map[digest.Algorithm]int{digest.SHA256: 2 * sha256.Size, digest.SHA512: 2 * sha512.Size}
@@ -181,26 +119,19 @@ func valid(alg digest.Algorithm, hex string) bool {
 	return true
 }
 
-// blobPath is where a blob of a valid digest is or would be.
-func (s *Store) blobPath(dgst digest.Digest) string {
-	alg, hex, _ := split(string(dgst))
-	return s.file(ocispec.ImageBlobsDir, string(alg), hex)
-}
-
-// stat finds a blob: its path and what the file system knows.
-func (s *Store) stat(dgst digest.Digest) (string, fs.FileInfo, error) {
+// stat finds a blob: what the file system knows of it. What is no regular file is no blob.
+func (s *Store) stat(dgst digest.Digest) (fs.FileInfo, error) {
 	if err := Validate(dgst); err != nil {
-		return "", nil, err
+		return nil, err
 	}
-	path := s.blobPath(dgst)
-	fi, err := os.Stat(path)
+	fi, err := s.Tree.Stat(layout.BlobName(dgst))
+	if err == nil && !fi.Mode().IsRegular() {
+		err = fs.ErrNotExist
+	}
 	if err != nil {
-		return "", nil, blobError(dgst, err)
+		return nil, blobError(dgst, err)
 	}
-	if !fi.Mode().IsRegular() {
-		return "", nil, blobError(dgst, fs.ErrNotExist)
-	}
-	return path, fi, nil
+	return fi, nil
 }
 
 func blobError(dgst digest.Digest, err error) error {
@@ -212,13 +143,13 @@ func blobError(dgst digest.Digest, err error) error {
 
 // Path is the absolute path of a blob that exists; NotFound if it doesn't.
 func (s *Store) Path(dgst digest.Digest) (string, error) {
-	path, _, err := s.stat(dgst)
-	return path, err
+	_, err := s.stat(dgst)
+	return s.Tree.Path(layout.BlobName(dgst)), err
 }
 
 // Info describes one blob; NotFound if there is none.
 func (s *Store) Info(_ context.Context, dgst digest.Digest) (Info, error) {
-	_, fi, err := s.stat(dgst)
+	fi, err := s.stat(dgst)
 	if err != nil {
 		return Info{}, err
 	}
@@ -255,16 +186,16 @@ func (s *Store) File(dgst digest.Digest) (*File, error) {
 	if err := Validate(dgst); err != nil {
 		return nil, err
 	}
-	f, err := os.Open(s.blobPath(dgst))
+	f, err := s.Tree.Open(layout.BlobName(dgst))
 	if err != nil {
+		if fi, serr := s.Tree.Stat(layout.BlobName(dgst)); serr == nil && !fi.Mode().IsRegular() {
+			err = fs.ErrNotExist
+		}
 		return nil, blobError(dgst, err)
 	}
 	fi, err := f.Stat()
-	if err != nil || !fi.Mode().IsRegular() {
+	if err != nil {
 		_ = f.Close()
-		if err == nil {
-			err = fs.ErrNotExist
-		}
 		return nil, blobError(dgst, err)
 	}
 	return &File{f, fi.Size()}, nil
@@ -284,7 +215,7 @@ func (s *Store) ReaderAt(_ context.Context, dgst digest.Digest) (ReaderAt, error
 // are passed over.
 func (s *Store) Digests(ctx context.Context, f func(digest.Digest) error) error {
 	for _, alg := range []digest.Algorithm{digest.SHA256, digest.SHA512} {
-		dir, err := os.Open(s.file(ocispec.ImageBlobsDir, string(alg)))
+		dir, err := s.Tree.OpenDir(path.Join(ocispec.ImageBlobsDir, string(alg)))
 		if errors.Is(err, fs.ErrNotExist) {
 			continue
 		}
@@ -327,15 +258,26 @@ func readNames(ctx context.Context, dir *os.File, f func(fs.DirEntry) error) err
 
 // Walk calls f with every blob, in no order. One that is deleted meanwhile is passed over.
 func (s *Store) Walk(ctx context.Context, f func(Info) error) error {
-	_, err := os.Stat(s.file("labels"))
-	labels := err == nil
+	return s.walk(ctx, true, f)
+}
+
+// WalkSizes is Walk without the labels of blobs, which are not read.
+func (s *Store) WalkSizes(ctx context.Context, f func(Info) error) error {
+	return s.walk(ctx, false, f)
+}
+
+func (s *Store) walk(ctx context.Context, labels bool, f func(Info) error) error {
+	if labels {
+		_, err := s.Tree.Stat("labels")
+		labels = !errors.Is(err, fs.ErrNotExist)
+	}
 	return s.Digests(ctx, func(dgst digest.Digest) error {
-		fi, err := os.Stat(s.blobPath(dgst))
-		if errors.Is(err, fs.ErrNotExist) || err == nil && !fi.Mode().IsRegular() {
+		fi, err := s.stat(dgst)
+		if errdefs.IsNotFound(err) {
 			return nil
 		}
 		if err != nil {
-			return blobError(dgst, err)
+			return err
 		}
 		info, err := s.info(dgst, fi, labels)
 		if err != nil {
@@ -353,13 +295,13 @@ func (s *Store) Delete(ctx context.Context, dgst digest.Digest) error {
 // DeleteBefore is Delete for a sweep: FailedPrecondition if the blob was stored or freshened
 // at that time or later. Nobody freshens it in between.
 func (s *Store) DeleteBefore(_ context.Context, dgst digest.Digest, before time.Time) error {
-	unlock, err := s.lockBlob(dgst)
+	lock, err := s.lockBlob(dgst)
 	if err != nil {
 		return err
 	}
-	defer unlock()
+	defer disk.Release(lock)
 	if !before.IsZero() {
-		_, fi, err := s.stat(dgst)
+		fi, err := s.stat(dgst)
 		if err != nil {
 			return err
 		}
@@ -374,32 +316,27 @@ func (s *Store) DeleteBefore(_ context.Context, dgst digest.Digest, before time.
 func (s *Store) remove(dgst digest.Digest) error {
 	// Labels first: a crash in between leaves a blob without labels, never labels that a
 	// later blob of the same bytes would inherit.
-	if err := os.Remove(s.labelPath(dgst)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+	if err := s.Tree.Remove(labelName(dgst)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("delete %s: %w", dgst, err)
 	}
-	if err := os.Remove(s.blobPath(dgst)); err != nil {
+	if err := s.Tree.Remove(layout.BlobName(dgst)); err != nil {
 		if errors.Is(err, fs.ErrNotExist) {
 			return blobError(dgst, err)
 		}
 		return fmt.Errorf("delete %s: %w", dgst, cause(err))
 	}
-	events.Append(s.root, events.Event{Topic: "/content/delete", Digest: string(dgst)})
+	events.Append(s.Root(), events.Event{Topic: "/content/delete", Digest: string(dgst)})
 	return nil
 }
 
 // Freshen marks a blob as used now, so that a sweep beside it spares it; NotFound if there is
 // none. A store that can't be written to is left as it is.
 func (s *Store) Freshen(dgst digest.Digest) error {
-	unlock, err := s.lockBlob(dgst)
-	if err != nil {
+	if _, err := s.stat(dgst); err != nil {
 		return err
 	}
-	defer unlock()
-	now := time.Now()
-	err = os.Chtimes(s.blobPath(dgst), now, now)
-	switch {
-	case err == nil, errors.Is(err, fs.ErrPermission), errors.Is(err, unix.EROFS):
-		return nil
+	if err := s.Dir.Freshen(dgst); err != nil {
+		return blobError(dgst, err)
 	}
-	return blobError(dgst, err)
+	return nil
 }

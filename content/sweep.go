@@ -5,12 +5,12 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"os"
-	"path/filepath"
+	"path"
 	"strings"
 	"time"
 
 	"distkit/disk"
+	"distkit/disk/layout"
 
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
@@ -18,8 +18,6 @@ import (
 )
 
 const (
-	// tmpPrefix begins the name of a small file that is written aside.
-	tmpPrefix = ".tmp-"
 	// tmpGrace is the least age at which a file written aside counts as nobody's: it has no
 	// lock, and lives for an instant.
 	tmpGrace = time.Hour
@@ -42,8 +40,8 @@ func (s *Store) SweepIngests(ctx context.Context, before time.Time, dryRun bool,
 	if t := time.Now().Add(-tmpGrace); t.Before(aside) {
 		aside = t
 	}
-	for _, dir := range []string{"ingest", ocispec.ImageBlobsDir + "/" + string(digest.SHA256), ocispec.ImageBlobsDir + "/" + string(digest.SHA512)} {
-		d, err := os.Open(s.file(dir))
+	for _, dir := range []string{".", layout.Ingest, path.Join(ocispec.ImageBlobsDir, string(digest.SHA256)), path.Join(ocispec.ImageBlobsDir, string(digest.SHA512))} {
+		d, err := s.Tree.OpenDir(dir)
 		if errors.Is(err, fs.ErrNotExist) {
 			continue
 		}
@@ -51,13 +49,13 @@ func (s *Store) SweepIngests(ctx context.Context, before time.Time, dryRun bool,
 			return fmt.Errorf("sweep ingests: %w", err)
 		}
 		err = readNames(ctx, d, func(e fs.DirEntry) error {
-			name := filepath.Join(dir, e.Name())
+			name := path.Join(dir, e.Name())
 			var left *Leftover
 			var err error
 			switch {
-			case strings.HasPrefix(e.Name(), tmpPrefix) && e.Type().IsRegular():
+			case strings.HasPrefix(e.Name(), layout.Aside) && e.Type().IsRegular():
 				left, err = s.sweepAside(name, aside, dryRun)
-			case dir == "ingest" && e.IsDir() && valid(digest.SHA256, e.Name()):
+			case dir == layout.Ingest && e.IsDir() && valid(digest.SHA256, e.Name()):
 				left, err = s.sweepIngest(ctx, name, before, dryRun)
 			}
 			if err != nil {
@@ -77,12 +75,12 @@ func (s *Store) SweepIngests(ctx context.Context, before time.Time, dryRun bool,
 }
 
 func (s *Store) sweepAside(name string, before time.Time, dryRun bool) (*Leftover, error) {
-	fi, err := os.Lstat(s.file(name))
+	fi, err := s.Tree.Stat(name)
 	if errors.Is(err, fs.ErrNotExist) || err == nil && !fi.ModTime().Before(before) {
 		return nil, nil
 	}
 	if err == nil && !dryRun {
-		err = os.Remove(s.file(name))
+		err = s.Tree.Remove(name)
 		if errors.Is(err, fs.ErrNotExist) {
 			return nil, nil
 		}
@@ -96,9 +94,9 @@ func (s *Store) sweepAside(name string, before time.Time, dryRun bool) (*Leftove
 // sweepIngest looks first, so that what is in use is not disturbed, and once more under the
 // lock: whoever went on with the ingest in between keeps it.
 func (s *Store) sweepIngest(ctx context.Context, name string, before time.Time, dryRun bool) (*Leftover, error) {
-	dir := s.file(name)
+	dir := name
 	left := Leftover{Path: name}
-	st, err := readIngest(dir)
+	st, err := s.readIngest(dir)
 	switch {
 	case err == nil && st.Active:
 		return nil, nil
@@ -108,25 +106,25 @@ func (s *Store) sweepIngest(ctx context.Context, name string, before time.Time, 
 		return nil, err
 	}
 	var ours bool
-	left.ChangedAt, ours, err = lastChange(dir)
+	left.ChangedAt, ours, err = s.lastChange(dir)
 	if errors.Is(err, fs.ErrNotExist) || err == nil && (!ours || !left.ChangedAt.Before(before)) {
 		return nil, nil
 	}
 	if err != nil || dryRun {
 		return &left, err
 	}
-	lock, err := lockIngest(ctx, dir, false)
+	lock, err := s.lockIngest(ctx, dir, false)
 	if errdefs.IsUnavailable(err) {
 		return nil, nil
 	}
 	if err != nil {
 		return nil, err
 	}
-	if at := newest(dir); !at.IsZero() && !at.Before(before) {
-		disk.Unlock(lock)
-		return nil, lock.Close()
+	if at := s.newest(dir); !at.IsZero() && !at.Before(before) {
+		disk.Release(lock)
+		return nil, nil
 	}
-	if err := removeIngest(dir, lock); err != nil {
+	if err := s.removeIngest(dir, lock); err != nil {
 		return nil, err
 	}
 	return &left, nil
@@ -134,30 +132,39 @@ func (s *Store) sweepIngest(ctx context.Context, name string, before time.Time, 
 
 // lastChange tells when something was last done to an ingest. It is not ours to remove if it
 // holds files that are not known and no others.
-func lastChange(dir string) (at time.Time, ours bool, err error) {
-	if at = newest(dir); !at.IsZero() {
+func (s *Store) lastChange(dir string) (at time.Time, ours bool, err error) {
+	if at = s.newest(dir); !at.IsZero() {
 		return at, true, nil
 	}
-	fi, err := os.Stat(dir)
+	d, err := s.Tree.OpenDir(dir)
 	if err != nil {
 		return at, false, err
 	}
-	entries, err := os.ReadDir(dir)
+	defer d.Close()
+	fi, err := d.Stat()
 	if err != nil {
 		return at, false, err
 	}
-	ours = len(entries) == 0
-	for _, e := range entries {
-		ours = ours || e.Name() == lockFile
+	ours = true
+	err = readNames(context.Background(), d, func(e fs.DirEntry) error {
+		if e.Name() == lockFile {
+			ours = true
+			return fs.SkipAll
+		}
+		ours = false
+		return nil
+	})
+	if errors.Is(err, fs.SkipAll) {
+		err = nil
 	}
-	return fi.ModTime(), ours, nil
+	return fi.ModTime(), ours, err
 }
 
 // newest is the latest time at which one of an ingest's files was written, zero if there is
 // none but the lock, which is made by whoever looks.
-func newest(dir string) (at time.Time) {
+func (s *Store) newest(dir string) (at time.Time) {
 	for _, name := range known {
-		if fi, err := os.Lstat(filepath.Join(dir, name)); err == nil && name != lockFile && fi.ModTime().After(at) {
+		if fi, err := s.Tree.Stat(path.Join(dir, name)); err == nil && name != lockFile && fi.ModTime().After(at) {
 			at = fi.ModTime()
 		}
 	}

@@ -153,24 +153,25 @@ func TestWhatACommitSyncs(t *testing.T) {
 	text = joined(text)
 	ingest := filepath.Join(root, "ingest", `[0-9a-f]{64}`)
 	at := 0
+	in := func(dir string) string { return `\d+<` + dir + `>, ` }
 	for _, step := range []string{
-		`mkdirat\(.*"` + root + `", 0755\)`,
+		`mkdirat\(.*"` + root + `", 0777\)`,
 		`fsync\(\d+<` + dir + `>\)`,
-		`mkdirat\(.*"` + root + `/blobs", 0755\)`,
+		`mkdirat\(` + in(root) + `"blobs", 0777\)`,
 		`fsync\(\d+<` + root + `>\)`,
-		`linkat\(.*"` + root + `/index.json", 0\)`,
+		`linkat\(.*` + in(root) + `"index.json", 0\)`,
 		`fsync\(\d+<` + root + `>\)`,
-		`linkat\(.*"` + root + `/oci-layout", 0\)`,
+		`linkat\(.*` + in(root) + `"oci-layout", 0\)`,
 		`fsync\(\d+<` + root + `>\)`,
-		`mkdirat\(.*"` + ingest + `", 0755\)`,
+		`mkdirat\(` + in(root+"/ingest") + `"[0-9a-f]{64}", 0777\)`,
 		`pwrite64\(\d+<` + ingest + `/data>`,
 		`fchmod\(\d+<` + ingest + `/data>, 0444\)`,
 		`fsync\(\d+<` + ingest + `/data>\)`,
-		`mkdirat\(.*"` + root + `/blobs/sha256", 0755\)`,
+		`mkdirat\(` + in(root+"/blobs") + `"sha256", 0777\)`,
 		`fsync\(\d+<` + root + `/blobs>\)`,
-		`renameat2?\(.*"` + ingest + `/data", .*"` + root + `/blobs/sha256/` + dgst.Encoded() + `"`,
+		`renameat2?\(` + in(ingest) + `"data", ` + in(root+"/blobs/sha256") + `"` + dgst.Encoded() + `"`,
 		`fsync\(\d+<` + root + `/blobs/sha256>\)`,
-		`unlinkat\(.*"` + ingest + `/lock"`,
+		`unlinkat\(` + in(ingest) + `"lock"`,
 	} {
 		loc := regexp.MustCompile(`(?m)^\d+ +` + step + `.* = 0|^\d+ +` + step + `.* = 1000`).FindIndex(text[at:])
 		if loc == nil {

@@ -6,8 +6,11 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
-	"path/filepath"
+	"path"
+	"strings"
 
+	"distkit/disk"
+	"distkit/disk/layout"
 	"distkit/errclass"
 
 	"github.com/containerd/errdefs"
@@ -23,8 +26,12 @@ func (s *Store) Verify(ctx context.Context, dgst digest.Digest) error {
 		return err
 	}
 	defer f.Close()
+	return verifyFile(ctx, dgst, f.File, f.Size())
+}
+
+func verifyFile(ctx context.Context, dgst digest.Digest, f *os.File, size int64) error {
 	h := newHash(dgst.Algorithm())
-	if err := hashRange(ctx, h, f.File, 0, f.Size()); err != nil {
+	if err := hashRange(ctx, h, f, 0, size); err != nil {
 		return fmt.Errorf("verify %s: %w", dgst, err)
 	}
 	if got := digest.NewDigest(dgst.Algorithm(), h); got != dgst {
@@ -34,55 +41,69 @@ func (s *Store) Verify(ctx context.Context, dgst digest.Digest) error {
 }
 
 // DeleteCorrupt removes a blob that does not hash to its name, and its labels, after it has
-// verified it once more under its lock: FailedPrecondition if it is right, because somebody
-// has replaced it in between.
+// verified it once more under its lock: FailedPrecondition if it is right, or was replaced
+// in between.
 func (s *Store) DeleteCorrupt(ctx context.Context, dgst digest.Digest) error {
-	unlock, err := s.lockBlob(dgst)
+	lock, err := s.lockBlob(dgst)
 	if err != nil {
 		return err
 	}
-	defer unlock()
-	switch err := s.Verify(ctx, dgst); {
+	defer disk.Release(lock)
+	fi, err := lock.Stat()
+	if err != nil {
+		return fmt.Errorf("verify %s: %w", dgst, cause(err))
+	}
+	switch err := verifyFile(ctx, dgst, lock, fi.Size()); {
 	case err == nil:
 		return errclass.As(fmt.Errorf("delete %s: it is not corrupt", dgst), errdefs.ErrFailedPrecondition)
 	case !errdefs.IsDataLoss(err):
 		return err
 	}
+	// A commit that replaces a damaged blob has its lock meanwhile, so what is found here stays
+	// until it is removed.
+	if !s.Tree.Names(layout.BlobName(dgst), lock) {
+		return errclass.As(fmt.Errorf("delete %s: it was replaced", dgst), errdefs.ErrFailedPrecondition)
+	}
 	return s.remove(dgst)
 }
 
 // Strays calls f with the path, relative to the root, of every file below blobs/ and labels/
-// that is no blob, or belongs to none.
+// that is no blob, or belongs to none, in no order.
 func (s *Store) Strays(ctx context.Context, f func(path string) error) error {
 	for _, top := range []string{ocispec.ImageBlobsDir, "labels"} {
-		err := filepath.WalkDir(s.file(top)+"/", func(path string, e fs.DirEntry, err error) error {
-			if errors.Is(err, fs.ErrNotExist) {
-				return nil
-			}
-			if err == nil {
-				err = ctx.Err()
-			}
-			if err != nil || e.IsDir() {
-				return err
-			}
-			alg, hex := filepath.Base(filepath.Dir(path)), e.Name()
-			if filepath.Dir(filepath.Dir(path)) == s.file(top) && valid(digest.Algorithm(alg), hex) {
-				if top == ocispec.ImageBlobsDir {
-					return nil
-				}
-				if _, err := os.Stat(s.blobPath(digest.Digest(alg + ":" + hex))); !errors.Is(err, fs.ErrNotExist) {
-					return nil
-				}
-			}
-			rel, err := filepath.Rel(s.root, path)
-			if err != nil {
-				return err
-			}
-			return f(rel)
-		})
-		if err != nil {
+		if err := s.strays(ctx, top, "", f); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// maxStrayDepth bounds how deep below blobs/ and labels/ strays are looked for. A directory further down is one.
+const maxStrayDepth = 16
+
+// strays is Strays for a directory, alg, below top, or for top itself.
+func (s *Store) strays(ctx context.Context, top, alg string, f func(path string) error) error {
+	name := path.Join(top, alg)
+	dir, err := s.Tree.OpenDir(name)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("list %s: %w", name, cause(err))
+	}
+	defer dir.Close()
+	return readNames(ctx, dir, func(e fs.DirEntry) error {
+		if e.IsDir() && strings.Count(alg, "/") < maxStrayDepth {
+			return s.strays(ctx, top, path.Join(alg, e.Name()), f)
+		}
+		if e.Type().IsRegular() && valid(digest.Algorithm(alg), e.Name()) {
+			if top == ocispec.ImageBlobsDir {
+				return nil
+			}
+			if _, err := s.stat(digest.Digest(alg + ":" + e.Name())); !errdefs.IsNotFound(err) {
+				return err
+			}
+		}
+		return f(path.Join(name, e.Name()))
+	})
 }

@@ -10,17 +10,17 @@ import (
 	"io"
 	"io/fs"
 	"os"
-	"path/filepath"
+	"path"
 	"strconv"
 	"time"
 
 	"distkit/disk"
+	"distkit/disk/layout"
 	"distkit/errclass"
 	"distkit/events"
 
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
-	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"golang.org/x/sys/unix"
 )
 
@@ -30,6 +30,8 @@ const (
 	chunk = 256 << 10
 	// saveEvery bounds what a resume after a kill has to hash again.
 	saveEvery = 64 << 20
+	// maxState bounds the file of a hash's state, in bytes.
+	maxState = 64 << 10
 )
 
 // Writer is an ingest that is open and locked. It is not for concurrent use.
@@ -57,15 +59,38 @@ type hashState struct {
 	State     []byte           `json:"state"`
 }
 
-func (w *Writer) file(name string) string { return filepath.Join(w.dir, name) }
+// file is the name of one of the ingest's files in the store's tree.
+func (w *Writer) file(name string) string { return path.Join(w.dir, name) }
+
+// write replaces one of the ingest's small files. What is no regular file is removed before.
+func (w *Writer) write(name, text string) error {
+	err := w.s.Tree.WriteFile(w.file(name), []byte(text), 0o666)
+	if errdefs.IsFailedPrecondition(err) {
+		if err = w.s.Tree.Remove(w.file(name)); err == nil {
+			err = w.s.Tree.WriteFile(w.file(name), []byte(text), 0o666)
+		}
+	}
+	return err
+}
 
 // open begins or resumes the ingest whose lock is held. Whatever it finds, torn or strange,
 // it makes an ingest of: what can't be trusted is thrown away.
 func (w *Writer) open(ctx context.Context) error {
-	data, err := os.OpenFile(w.file(dataFile), os.O_RDWR|os.O_CREATE, 0o644)
-	if errors.Is(err, fs.ErrPermission) && os.Chmod(w.file(dataFile), 0o644) == nil {
+	tree := w.s.Tree
+	data, err := tree.OpenFile(w.file(dataFile), os.O_RDWR|os.O_CREATE, 0o666)
+	if errors.Is(err, fs.ErrPermission) {
 		// A commit died after it had made the data read-only.
-		data, err = os.OpenFile(w.file(dataFile), os.O_RDWR, 0o644)
+		if read, rerr := tree.Open(w.file(dataFile)); rerr == nil {
+			if read.Chmod(0o644) == nil {
+				data, err = tree.OpenFile(w.file(dataFile), os.O_RDWR, 0)
+			}
+			_ = read.Close()
+		}
+	}
+	if errdefs.IsFailedPrecondition(err) { // no regular file
+		if err = tree.Remove(w.file(dataFile)); err == nil {
+			data, err = tree.OpenFile(w.file(dataFile), os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o666)
+		}
 	}
 	if err != nil {
 		return err
@@ -80,7 +105,7 @@ func (w *Writer) open(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	old, err := readIngest(w.dir)
+	old, err := w.s.readIngest(w.dir)
 	if err != nil && !errdefs.IsNotFound(err) {
 		return err
 	}
@@ -128,12 +153,12 @@ func (w *Writer) describe() error {
 		{refFile, w.ref},
 	} {
 		if f.text == "" || f.text == "0" {
-			if err := os.Remove(w.file(f.name)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			if err := w.s.Tree.Remove(w.file(f.name)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 				return err
 			}
 			continue
 		}
-		if err := os.WriteFile(w.file(f.name), []byte(f.text+"\n"), 0o644); err != nil {
+		if err := w.write(f.name, f.text+"\n"); err != nil {
 			return err
 		}
 	}
@@ -177,7 +202,7 @@ func hashRange(ctx context.Context, h hash.Hash, f *os.File, from, to int64) err
 }
 
 func (w *Writer) loadState() (offset int64, ok bool) {
-	b, err := os.ReadFile(w.file(stateFile))
+	b, err := w.s.Tree.ReadFile(w.file(stateFile), maxState)
 	if err != nil {
 		return 0, false
 	}
@@ -205,16 +230,16 @@ func (w *Writer) saveState() {
 	if err != nil {
 		return
 	}
-	tmp := w.file(stateFile + ".tmp")
-	if os.WriteFile(tmp, append(b, '\n'), 0o644) != nil || os.Rename(tmp, w.file(stateFile)) != nil {
-		_ = os.Remove(tmp)
+	tmp := stateFile + ".tmp"
+	if w.write(tmp, string(b)+"\n") != nil || w.s.Tree.Rename(w.file(tmp), w.file(stateFile)) != nil {
+		_ = w.s.Tree.Remove(w.file(tmp))
 		return
 	}
 	w.saved = w.offset
 }
 
 func (w *Writer) dropState() error {
-	if err := os.Remove(w.file(stateFile)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+	if err := w.s.Tree.Remove(w.file(stateFile)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
 	return nil
@@ -267,7 +292,7 @@ func (w *Writer) Stored() (*os.File, error) {
 	if w.data == nil {
 		return nil, errClosed
 	}
-	return os.Open(w.file(dataFile))
+	return w.s.Tree.Open(w.file(dataFile))
 }
 
 // Truncate begins anew; only size 0 is possible.
@@ -300,9 +325,9 @@ func (w *Writer) Close() error {
 		if w.offset > w.saved {
 			w.saveState()
 		}
-		err = os.WriteFile(w.file(updatedFile), []byte(w.updated.Format(time.RFC3339Nano)+"\n"), 0o644)
+		err = w.write(updatedFile, w.updated.Format(time.RFC3339Nano)+"\n")
 		// What write(2) leaves there comes from a coarser clock than ours.
-		err = errors.Join(err, os.Chtimes(w.file(dataFile), w.updated, w.updated))
+		err = errors.Join(err, w.s.Tree.Chtimes(w.file(dataFile), w.updated))
 	}
 	w.release()
 	if err != nil {
@@ -326,19 +351,17 @@ func (w *Writer) Abort() error {
 // release gives up what is open, the mark of life before the lock.
 func (w *Writer) release() {
 	if w.data != nil {
-		disk.Unlock(w.data)
-		_ = w.data.Close()
+		disk.Release(w.data)
 		w.data = nil
 	}
 	if w.lock != nil {
-		disk.Unlock(w.lock)
-		_ = w.lock.Close()
+		disk.Release(w.lock)
 		w.lock = nil
 	}
 }
 
 func (w *Writer) remove() error {
-	err := removeIngest(w.dir, w.lock)
+	err := w.s.removeIngest(w.dir, w.lock)
 	w.lock = nil
 	w.release()
 	return err
@@ -381,7 +404,7 @@ func (w *Writer) Commit(ctx context.Context, size int64, expected digest.Digest,
 	if err := w.publish(dgst, labels); err != nil {
 		return fmt.Errorf("commit %s: %w", dgst, err)
 	}
-	events.Append(w.s.root, events.Event{Topic: "/content/create", Digest: string(dgst), Size: w.offset, Labels: labels})
+	events.Append(w.s.Root(), events.Event{Topic: "/content/create", Digest: string(dgst), Size: w.offset, Labels: labels})
 	// What is left of the ingest is not seen by anybody, whether or not it can be removed.
 	_ = w.remove()
 	return nil
@@ -420,7 +443,7 @@ func (w *Writer) publish(dgst digest.Digest, labels map[string]string) error {
 	if err := w.data.Chmod(0o444); err != nil {
 		return err
 	}
-	if err := os.Chtimes(w.file(dataFile), now, now); err != nil {
+	if err := w.s.Tree.Chtimes(w.file(dataFile), now); err != nil {
 		return err
 	}
 	if err := w.data.Sync(); err != nil {
@@ -428,23 +451,30 @@ func (w *Writer) publish(dgst digest.Digest, labels map[string]string) error {
 		// nothing stored so far can be relied on.
 		return errors.Join(err, w.Truncate(0))
 	}
+	// A damaged blob may be there. Whoever has its lock may be about to delete it.
+	old, err := w.s.lockBlob(dgst)
+	if err == nil {
+		defer disk.Release(old)
+	} else if !errdefs.IsNotFound(err) {
+		return err
+	}
 	if len(labels) > 0 {
 		if err := w.s.writeLabels(dgst, labels, now); err != nil {
 			return err
 		}
 	}
-	target := w.s.blobPath(dgst)
-	err := os.Rename(w.file(dataFile), target)
+	target := layout.BlobName(dgst)
+	err = w.s.Tree.Rename(w.file(dataFile), target)
 	if errors.Is(err, fs.ErrNotExist) {
-		if err = disk.MakeDir(filepath.Dir(target)); err == nil {
-			err = os.Rename(w.file(dataFile), target)
+		if err = w.s.Tree.MakeDir(path.Dir(target)); err == nil {
+			err = w.s.Tree.Rename(w.file(dataFile), target)
 		}
 	}
 	if err != nil {
 		return err
 	}
-	if err := disk.SyncDir(filepath.Dir(target)); err != nil {
-		return fmt.Errorf("sync %s: %w", filepath.Join(ocispec.ImageBlobsDir, string(dgst.Algorithm())), cause(err))
+	if err := w.s.Tree.SyncDir(path.Dir(target)); err != nil {
+		return fmt.Errorf("sync %s: %w", path.Dir(target), cause(err))
 	}
 	return nil
 }

@@ -315,6 +315,63 @@ func (t Tree) both(op, from, to string, f func(fromDir int, from string, toDir i
 	return errors.Join(err, inner)
 }
 
+// Symlink makes a symbolic link, which holds the text target.
+func (t Tree) Symlink(target, name string) error {
+	return t.at("symlink", name, func(dir int, base string) error {
+		return retry(func() error { return unix.Symlinkat(target, dir, base) })
+	})
+}
+
+// Readlink returns the text of a symbolic link.
+func (t Tree) Readlink(name string) (target string, err error) {
+	b := make([]byte, unix.PathMax)
+	err = t.at("readlink", name, func(dir int, base string) error {
+		return retry(func() error {
+			n, err := unix.Readlinkat(dir, base, b)
+			target = string(b[:max(n, 0)])
+			return err
+		})
+	})
+	return target, err
+}
+
+// RemoveAll removes a file, or a directory with all that it holds. It is nil if there is none.
+func (t Tree) RemoveAll(name string) error {
+	return t.at("remove", name, removeAll)
+}
+
+func removeAll(dir int, name string) error {
+	err := retry(func() error { return unix.Unlinkat(dir, name, 0) })
+	if err == nil || errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	fd, oerr := openat(dir, name, unix.O_RDONLY|unix.O_DIRECTORY, 0)
+	if oerr != nil {
+		return err
+	}
+	d := os.NewFile(uintptr(fd), name)
+	defer d.Close()
+	for {
+		entries, err := d.ReadDir(256)
+		for _, e := range entries {
+			if err := removeAll(fd, e.Name()); err != nil {
+				return err
+			}
+		}
+		if err == io.EOF {
+			break
+		}
+		if err != nil {
+			return Cause(err)
+		}
+	}
+	err = retry(func() error { return unix.Unlinkat(dir, name, unix.AT_REMOVEDIR) })
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	return err
+}
+
 // Chtimes sets the times of a file, not of what a symbolic link leads to.
 func (t Tree) Chtimes(name string, at time.Time) error {
 	ts := unix.NsecToTimespec(at.UnixNano())

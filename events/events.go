@@ -10,10 +10,11 @@ import (
 	"errors"
 	"io"
 	"os"
-	"path/filepath"
 	"strconv"
 	"strings"
 	"time"
+
+	"distkit/disk"
 
 	"golang.org/x/sys/unix"
 )
@@ -101,43 +102,30 @@ func Append(root string, e Event) {
 }
 
 func write(root string, line []byte) error {
-	path := filepath.Join(root, current)
+	tree := disk.Tree(root)
 	for {
-		f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|os.O_APPEND, 0o644)
+		f, err := tree.LockFile(current, os.O_RDWR|os.O_CREATE|os.O_APPEND, 0o666, unix.LOCK_EX)
 		if err != nil {
 			return err
 		}
-		again, err := writeTo(f, root, line)
-		_ = f.Close() // and with it goes the lock
-		if !again {
+		again, err := writeTo(tree, f, line)
+		disk.Release(f)
+		if !again || err != nil {
 			return err
 		}
 	}
 }
 
-// writeTo appends the line under f's lock, or tells that f is no longer the log.
-func writeTo(f *os.File, root string, line []byte) (again bool, err error) {
-	for {
-		err := unix.Flock(int(f.Fd()), unix.LOCK_EX)
-		if err == nil {
-			break
-		}
-		if !errors.Is(err, unix.EINTR) {
-			return false, err
-		}
-	}
+// writeTo appends the line to the log, whose lock is held. again is true if it has put the log aside instead.
+func writeTo(tree disk.Tree, f *os.File, line []byte) (again bool, err error) {
 	fi, err := f.Stat()
 	if err != nil {
 		return false, err
 	}
-	path := filepath.Join(root, current)
-	if now, err := os.Stat(path); err != nil || !os.SameFile(fi, now) {
-		return err == nil || errors.Is(err, os.ErrNotExist), err
-	}
 	size := fi.Size()
 	if size > 0 && size+int64(len(line)) > limit {
 		// Those who wait for the lock find another file, or none, of that name.
-		return true, os.Rename(path, filepath.Join(root, aside))
+		return true, tree.Rename(current, aside)
 	}
 	if size > 0 {
 		last := make([]byte, 1)
@@ -189,7 +177,7 @@ func Open(root string) (*Log, error) {
 
 // open returns nil where there is no such file.
 func open(root, name string) (*os.File, error) {
-	f, err := os.Open(filepath.Join(root, name))
+	f, err := disk.Tree(root).Open(name)
 	if errors.Is(err, os.ErrNotExist) {
 		return nil, nil
 	}

@@ -1,7 +1,7 @@
 package image
 
 import (
-	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -11,6 +11,7 @@ import (
 	"strings"
 
 	"distkit/content"
+	"distkit/disk"
 	"distkit/errclass"
 
 	"github.com/containerd/errdefs"
@@ -36,6 +37,9 @@ const (
 	maxMembers  = 1 << 19
 	maxDepth    = 4
 )
+
+// maxDigest bounds a digest of an unknown algorithm, in bytes.
+const maxDigest = 1 << 10
 
 // Walker follows descriptors through the blobs of a store.
 type Walker struct {
@@ -63,54 +67,58 @@ func IsManifest(mediaType string) bool {
 	return mediaType == v1.MediaTypeImageManifest || mediaType == dockerManifest
 }
 
-// Describe makes a descriptor of a blob in the store: an index's or manifest's media type is
-// found in it, every other blob is application/octet-stream. NotFound when it isn't there.
+// Describe makes a descriptor of a blob in the store: the media type of an index, a manifest or another document that refers
+// to blobs by descriptors is found in it, every other blob is application/octet-stream. NotFound when it isn't there.
 func (w Walker) Describe(ctx context.Context, dgst digest.Digest) (v1.Descriptor, error) {
 	info, err := w.Store.Info(ctx, dgst)
 	if err != nil {
 		return v1.Descriptor{}, err
 	}
-	d := v1.Descriptor{MediaType: "application/octet-stream", Digest: dgst, Size: info.Size}
-	if info.Size > MaxDocument {
-		return d, nil
-	}
-	if doc, err := w.document(ctx, d); err == nil {
-		d.MediaType = doc.MediaType
-	} else if !errdefs.IsInvalidArgument(err) {
+	d := v1.Descriptor{MediaType: octets, Digest: dgst, Size: info.Size}
+	b, err := w.blob(dgst)
+	if err != nil || b == nil {
 		return d, err
+	}
+	if doc, err := parseDocument(string(dgst), b); err == nil {
+		d.MediaType = doc.MediaType
+	} else if foreign, ok := foreignType(b); ok {
+		d.MediaType = foreign
 	}
 	return d, nil
 }
 
-// read returns the bytes of a blob, checked against its digest. A blob that does not hash to
-// its name is DataLoss, one above the bound ResourceExhausted is not: InvalidArgument.
-func (w Walker) read(ctx context.Context, d v1.Descriptor) ([]byte, error) {
-	if d.Size > MaxDocument {
-		return nil, errclass.Errorf(errdefs.ErrInvalidArgument, "read %s: %d bytes are too many for a manifest or config",
-			d.Digest, d.Size)
-	}
-	r, err := w.Store.ReaderAt(ctx, d.Digest)
+// read returns the bytes of a blob. DataLoss if it does not hash to its name, InvalidArgument if it is larger than
+// MaxDocument.
+func (w Walker) read(d v1.Descriptor) ([]byte, error) {
+	f, err := w.Store.File(d.Digest)
 	if err != nil {
 		return nil, err
 	}
-	defer r.Close()
-	if r.Size() > MaxDocument {
-		return nil, errclass.Errorf(errdefs.ErrInvalidArgument, "read %s: %d bytes are too many for a manifest or config",
-			d.Digest, r.Size())
+	defer f.Close()
+	if size := max(d.Size, f.Size()); size > MaxDocument {
+		return nil, errclass.Errorf(errdefs.ErrInvalidArgument, "read %s: %d bytes are too many for a manifest or config", d.Digest, size)
 	}
-	b := make([]byte, r.Size())
-	if _, err := r.ReadAt(b, 0); err != nil && !errors.Is(err, io.EOF) {
-		return nil, fmt.Errorf("read %s: %w", d.Digest, err)
+	return readAll(f, d.Digest)
+}
+
+func readAll(f *content.File, dgst digest.Digest) ([]byte, error) {
+	b := make([]byte, f.Size())
+	if _, err := f.ReadAt(b, 0); err != nil && !errors.Is(err, io.EOF) {
+		return nil, errRead(dgst, err)
 	}
-	if got := d.Digest.Algorithm().FromBytes(b); got != d.Digest {
-		return nil, errclass.Errorf(errdefs.ErrDataLoss, "read %s: blob is corrupt, it hashes to %s", d.Digest, got)
+	if got := dgst.Algorithm().FromBytes(b); got != dgst {
+		return nil, errclass.Errorf(errdefs.ErrDataLoss, "read %s: blob is corrupt, it hashes to %s", dgst, got)
 	}
 	return b, nil
 }
 
+func errRead(dgst digest.Digest, err error) error {
+	return fmt.Errorf("read %s: %w", dgst, disk.Cause(err))
+}
+
 // document reads an index or a manifest. InvalidArgument when the blob is neither.
-func (w Walker) document(ctx context.Context, d v1.Descriptor) (document, error) {
-	b, err := w.read(ctx, d)
+func (w Walker) document(d v1.Descriptor) (document, error) {
+	b, err := w.read(d)
 	if err != nil {
 		return document{}, err
 	}
@@ -120,7 +128,7 @@ func (w Walker) document(ctx context.Context, d v1.Descriptor) (document, error)
 // parseDocument is document for bytes that messages call by name.
 func parseDocument(name string, b []byte) (document, error) {
 	var doc document
-	if bytes.Count(b, []byte("{")) > maxObjects || bytes.Count(b, []byte(",")) > maxMembers {
+	if !small(b) {
 		return doc, errclass.Errorf(errdefs.ErrInvalidArgument, "%s is no manifest or index: it has too many members", name)
 	}
 	if err := json.Unmarshal(b, &doc); err != nil {
@@ -153,14 +161,22 @@ func parseDocument(name string, b []byte) (document, error) {
 
 // checkDescriptor refuses what would not survive a record or a path.
 func checkDescriptor(d v1.Descriptor) error {
-	if err := d.Digest.Validate(); err != nil {
-		return errclass.Errorf(errdefs.ErrInvalidArgument, "digest %.80q: %w", d.Digest, err)
+	// An algorithm that isn't known makes one blob unusable, not the document that refers to it.
+	if err := d.Digest.Validate(); err != nil && err != digest.ErrDigestUnsupported || len(d.Digest) > maxDigest {
+		return errclass.Errorf(errdefs.ErrInvalidArgument, "digest %.80q: %w", d.Digest, cmp.Or(err, digest.ErrDigestInvalidLength))
 	}
 	if d.Size < 0 {
 		return errclass.Errorf(errdefs.ErrInvalidArgument, "%s: size %d", d.Digest, d.Size)
 	}
-	if len(d.MediaType) > 255 || strings.ContainsFunc(d.MediaType, func(r rune) bool { return r <= ' ' || r > '~' }) {
-		return errclass.Errorf(errdefs.ErrInvalidArgument, "%s: media type %.80q", d.Digest, d.MediaType)
+	if err := checkMediaType(d.MediaType); err != nil {
+		return fmt.Errorf("%s: %w", d.Digest, err)
+	}
+	return nil
+}
+
+func checkMediaType(s string) error {
+	if len(s) > 255 || strings.ContainsFunc(s, func(r rune) bool { return r <= ' ' || r > '~' }) {
+		return errclass.Errorf(errdefs.ErrInvalidArgument, "media type %.80q", s)
 	}
 	return nil
 }
@@ -169,7 +185,7 @@ func checkDescriptor(d v1.Descriptor) error {
 // (the best one, or all where no platform is set), a manifest's config and layers. Other blobs
 // have none. NotFound when the blob isn't in the store or the index has nothing that fits.
 func (w Walker) Children(ctx context.Context, d v1.Descriptor) ([]v1.Descriptor, error) {
-	doc, err := w.document(ctx, d)
+	doc, err := w.document(d)
 	if err != nil {
 		if errdefs.IsInvalidArgument(err) && !IsIndex(d.MediaType) && !IsManifest(d.MediaType) {
 			return nil, nil
@@ -179,6 +195,11 @@ func (w Walker) Children(ctx context.Context, d v1.Descriptor) ([]v1.Descriptor,
 	if doc.Config != nil {
 		return append([]v1.Descriptor{*doc.Config}, doc.Layers...), nil
 	}
+	for i, c := range doc.Manifests {
+		if doc.Manifests[i].MediaType, err = w.typeOf(ctx, c); err != nil {
+			return nil, err
+		}
+	}
 	if w.Platform == nil {
 		return doc.Manifests, nil
 	}
@@ -187,6 +208,24 @@ func (w Walker) Children(ctx context.Context, d v1.Descriptor) ([]v1.Descriptor,
 		return nil, err
 	}
 	return []v1.Descriptor{best}, nil
+}
+
+// typeOf is the media type of a child of an index: what its descriptor says if that is a manifest's or an index's, else what
+// the blob says, if it is here and is one of those.
+func (w Walker) typeOf(ctx context.Context, d v1.Descriptor) (string, error) {
+	if IsIndex(d.MediaType) || IsManifest(d.MediaType) || content.Validate(d.Digest) != nil {
+		return d.MediaType, nil
+	}
+	is, err := w.Describe(ctx, d.Digest)
+	switch {
+	case errdefs.IsNotFound(err):
+		return d.MediaType, nil
+	case err != nil:
+		return "", err
+	case IsIndex(is.MediaType), IsManifest(is.MediaType):
+		return is.MediaType, nil
+	}
+	return d.MediaType, nil
 }
 
 // pick returns the manifest of an index that fits the platform best; of equals, the first.
@@ -216,6 +255,13 @@ func (w Walker) pick(index digest.Digest, manifests []v1.Descriptor) (v1.Descrip
 			index, w.Platform, strings.Join(there, ", "), errdefs.ErrNotFound)
 	}
 	slices.SortStableFunc(fits, func(a, b v1.Descriptor) int {
+		// What no store can have is taken if there is nothing else.
+		if a, b := content.Validate(a.Digest) != nil, content.Validate(b.Digest) != nil; a != b {
+			if a {
+				return 1
+			}
+			return -1
+		}
 		switch {
 		case a.Platform == nil && b.Platform == nil:
 			return 0
@@ -240,7 +286,7 @@ func (w Walker) Manifest(ctx context.Context, d v1.Descriptor) (v1.Descriptor, e
 
 func (w Walker) manifest(ctx context.Context, d v1.Descriptor) (v1.Descriptor, document, error) {
 	for range maxDepth {
-		doc, err := w.document(ctx, d)
+		doc, err := w.document(d)
 		if err != nil {
 			return d, doc, err
 		}
@@ -276,12 +322,12 @@ func (w Walker) fits(ctx context.Context, d, config v1.Descriptor) error {
 		if config.MediaType != v1.MediaTypeImageConfig && config.MediaType != dockerConfig {
 			return nil
 		}
-		b, err := w.read(ctx, config)
+		b, err := w.read(config)
 		if err != nil {
 			return err
 		}
-		if err := json.Unmarshal(b, &p); err != nil {
-			return errclass.Errorf(errdefs.ErrInvalidArgument, "config %s: %w", config.Digest, err)
+		if err := Decode(b, &p); err != nil {
+			return fmt.Errorf("config %s: %w", config.Digest, err)
 		}
 	}
 	if p == nil || p.OS == "" && p.Architecture == "" || w.Platform.Match(*p) {
@@ -296,7 +342,7 @@ func (w Walker) Config(ctx context.Context, d v1.Descriptor) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	return w.read(ctx, *doc.Config)
+	return w.read(*doc.Config)
 }
 
 // Layer is a layer of an image with what its config says of it.
@@ -326,15 +372,15 @@ func (w Walker) Contents(ctx context.Context, d v1.Descriptor) (Contents, error)
 	if err != nil {
 		return Contents{}, err
 	}
-	b, err := w.read(ctx, *doc.Config)
+	b, err := w.read(*doc.Config)
 	if err != nil {
 		return Contents{}, err
 	}
 	var config struct {
 		RootFS v1.RootFS `json:"rootfs"`
 	}
-	if err := json.Unmarshal(b, &config); err != nil {
-		return Contents{}, errclass.Errorf(errdefs.ErrInvalidArgument, "config %s: %w", doc.Config.Digest, err)
+	if err := Decode(b, &config); err != nil {
+		return Contents{}, fmt.Errorf("config %s: %w", doc.Config.Digest, err)
 	}
 	diffIDs := config.RootFS.DiffIDs
 	if len(diffIDs) != len(doc.Layers) {
@@ -354,53 +400,67 @@ func (w Walker) Contents(ctx context.Context, d v1.Descriptor) (Contents, error)
 	return Contents{d, b, layers}, nil
 }
 
-// Missing returns what of an image isn't in the store: every blob that Children leads to.
-// All that can be known is looked at; a missing manifest hides what is below it.
+// Missing returns what of an image isn't in the store: every blob that Children leads to, whatever types the descriptors of
+// manifests tell, and of a manifest of an unknown kind every blob but its subject. All that can be known is looked at; a
+// missing manifest hides what is below it.
 func (w Walker) Missing(ctx context.Context, d v1.Descriptor) ([]v1.Descriptor, error) {
 	var missing []v1.Descriptor
-	seen := map[digest.Digest]bool{}
-	var visit func(d v1.Descriptor, depth int) error
-	visit = func(d v1.Descriptor, depth int) error {
-		if seen[d.Digest] {
-			return nil
-		}
-		seen[d.Digest] = true
+	parts := map[digest.Digest]bool{} // configs, layers and the like: what they hold is not looked at
+	err := walk(ctx, d, map[digest.Digest]bool{}, func(d v1.Descriptor, depth int) ([]v1.Descriptor, error) {
 		if depth > maxDepth+1 {
-			return errclass.Errorf(errdefs.ErrInvalidArgument, "indexes nest deeper than %d", maxDepth)
+			return nil, errclass.Errorf(errdefs.ErrInvalidArgument, "indexes nest deeper than %d", maxDepth)
 		}
 		info, err := w.Store.Info(ctx, d.Digest)
-		if errdefs.IsNotFound(err) {
+		if errdefs.IsNotFound(err) || errdefs.IsNotImplemented(err) {
 			missing = append(missing, d)
-			return nil
+			return nil, nil
 		}
 		if err != nil {
-			return err
+			return nil, err
 		}
 		if info.Size != d.Size {
-			return errclass.Errorf(errdefs.ErrDataLoss, "%s has %d bytes, its descriptor says %d", d.Digest, info.Size, d.Size)
+			return nil, errclass.Errorf(errdefs.ErrDataLoss, "%s has %d bytes, its descriptor says %d", d.Digest, info.Size, d.Size)
 		}
-		if !IsIndex(d.MediaType) && !IsManifest(d.MediaType) {
-			return nil
+		if parts[d.Digest] {
+			return nil, nil
 		}
-		children, err := w.Children(ctx, d)
+		is, err := w.Describe(ctx, d.Digest)
 		if err != nil {
-			return err
+			return nil, err
 		}
-		if IsManifest(d.MediaType) {
+		var children []v1.Descriptor
+		switch {
+		case IsIndex(is.MediaType):
+			return w.Children(ctx, d)
+		case IsManifest(is.MediaType):
+			if children, err = w.Children(ctx, d); err != nil {
+				return nil, err
+			}
 			if _, err := w.Store.Info(ctx, children[0].Digest); err == nil { // else it is what is missing
 				if err := w.fits(ctx, d, children[0]); err != nil {
-					return err
+					return nil, err
 				}
 			}
+		case is.MediaType != octets:
+			b, err := w.blob(d.Digest)
+			if err != nil {
+				return nil, err
+			}
+			references(b, func(key string, d v1.Descriptor) {
+				if key != "subject" {
+					children = append(children, d)
+				}
+			})
+		case IsIndex(d.MediaType), IsManifest(d.MediaType):
+			_, err := w.Children(ctx, d) // says why it is none
+			return nil, err
 		}
 		for _, c := range children {
-			if err := visit(c, depth+1); err != nil {
-				return err
-			}
+			parts[c.Digest] = true
 		}
-		return nil
-	}
-	return missing, visit(d, 0)
+		return children, nil
+	})
+	return missing, err
 }
 
 // Size is the sum of the sizes, in bytes, of the platform's manifest, its config and layers.

@@ -5,13 +5,12 @@ package image
 
 import (
 	"cmp"
-	"encoding/json"
+	"context"
 	"errors"
 	"fmt"
 	"io/fs"
 	"maps"
-	"os"
-	"path/filepath"
+	"path"
 	"slices"
 	"strings"
 	"time"
@@ -20,19 +19,20 @@ import (
 
 	"distkit/content"
 	"distkit/disk"
+	"distkit/disk/layout"
 	"distkit/errclass"
 	"distkit/events"
 
 	"github.com/containerd/errdefs"
+	"github.com/opencontainers/go-digest"
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
 	"golang.org/x/sys/unix"
 )
 
-// The annotations of a name's entry: when it was first made, and when it last changed
-// (RFC 3339, UTC).
+// The annotations of a name's entry: when it was first made, and when it last changed.
 const (
-	AnnotationCreated = "distkit.created"
-	AnnotationUpdated = "distkit.updated"
+	AnnotationCreated = layout.AnnotationCreated
+	AnnotationUpdated = layout.AnnotationUpdated
 )
 
 // DefaultNamespace is the namespace whose names stand in the store's own index.json.
@@ -46,9 +46,9 @@ const (
 
 // Names are the names of one namespace of a store.
 type Names struct {
-	root      string // the store
+	store     *content.Store
 	namespace string
-	layout    *content.Store // the OCI layout that holds the names: the store, or a namespace's
+	dir       layout.Dir // that holds the names: the store, or a part of it
 }
 
 // Image is a name and what it points at.
@@ -76,21 +76,35 @@ func (img Image) Field(fieldpath []string) (value string, present bool) {
 	return value, present
 }
 
-// OpenNames selects a namespace of the store. It touches nothing on disk. A namespace that is
-// no identifier is InvalidArgument, a layout version that is not known FailedPrecondition.
+// OpenNames selects a namespace of the store. It touches nothing on disk. If the store was opened
+// by the directory of a namespace, that is what the default namespace means, and every other one
+// is InvalidArgument. A namespace that is no identifier is InvalidArgument, a layout version that
+// is not known FailedPrecondition.
 func OpenNames(store *content.Store, namespace string) (*Names, error) {
+	if own := store.Namespace(); own != "" {
+		if namespace != DefaultNamespace && namespace != own {
+			return nil, errclass.Errorf(errdefs.ErrInvalidArgument, "namespace %.80q: the store was given by the directory of namespace %s", namespace, own)
+		}
+		namespace = own
+	}
+	return openNames(store, namespace)
+}
+
+// openNames is OpenNames, whatever the store was opened by.
+func openNames(store *content.Store, namespace string) (*Names, error) {
+	n := &Names{store, namespace, store.Dir}
 	if namespace == DefaultNamespace {
-		return &Names{store.Root(), namespace, store}, nil
+		return n, nil
 	}
 	if !identifier(namespace) {
 		return nil, errclass.Errorf(errdefs.ErrInvalidArgument, "namespace %.80q: letters, digits and single - . _ between them, %d at most",
 			namespace, maxNamespace)
 	}
-	layout, err := content.Open(filepath.Join(store.Root(), "namespaces", namespace))
-	if err != nil {
-		return nil, err
+	n.dir.Name = path.Join(layout.Namespaces, namespace)
+	if err := n.dir.Check(); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("namespace %s: %w", namespace, err)
 	}
-	return &Names{store.Root(), namespace, layout}, nil
+	return n, nil
 }
 
 // identifier is the rule of containerd's pkg/identifiers.
@@ -121,6 +135,10 @@ func checkName(name string) error {
 		return errclass.Errorf(errdefs.ErrInvalidArgument, "name %.80q: printable text without spaces, %d bytes at most",
 			name, maxName)
 	}
+	// It could not be told from the digest, which every command takes where it takes a name.
+	if _, err := digest.Parse(name); err == nil {
+		return errclass.Errorf(errdefs.ErrInvalidArgument, "name %.80q is a digest", name)
+	}
 	return nil
 }
 
@@ -130,8 +148,8 @@ func (n *Names) Get(name string) (Image, error) {
 	if err != nil {
 		return Image{}, err
 	}
-	if at := ix.find(name); at >= 0 {
-		return ix.entries[at].image()
+	if at := ix.Find(name); at >= 0 {
+		return decode(ix.Entries[at])
 	}
 	return Image{}, fmt.Errorf("image %s: %w", name, errdefs.ErrNotFound)
 }
@@ -143,11 +161,11 @@ func (n *Names) List() ([]Image, error) {
 		return nil, err
 	}
 	var all []Image
-	for _, e := range ix.entries {
-		if e.name == "" {
+	for _, e := range ix.Entries {
+		if e.Name == "" {
 			continue
 		}
-		img, err := e.image()
+		img, err := decode(e)
 		if err != nil {
 			return nil, err
 		}
@@ -160,7 +178,7 @@ func (n *Names) List() ([]Image, error) {
 // Create gives target a new name; its annotations become the labels. AlreadyExists when the
 // name is there, whatever it points at.
 func (n *Names) Create(name string, target v1.Descriptor) (Image, error) {
-	return n.put(name, target, func(*Image) error {
+	return n.put(name, target, func(*Image, v1.Descriptor) error {
 		return fmt.Errorf("image %s: %w", name, errdefs.ErrAlreadyExists)
 	})
 }
@@ -168,7 +186,7 @@ func (n *Names) Create(name string, target v1.Descriptor) (Image, error) {
 // Replace gives target the name, new or not. The time of creation stays, and so do labels that the
 // target's annotations don't change.
 func (n *Names) Replace(name string, target v1.Descriptor) (Image, error) {
-	return n.put(name, target, func(old *Image) error {
+	return n.put(name, target, func(old *Image, target v1.Descriptor) error {
 		old.Target = target
 		if old.Labels == nil {
 			old.Labels = map[string]string{}
@@ -178,35 +196,67 @@ func (n *Names) Replace(name string, target v1.Descriptor) (Image, error) {
 	})
 }
 
+// settle checks what a name is to point at, under the lock of the names, which no sweep shares: it is in the store, of that
+// size, and an index, a manifest or another document that refers to blobs by descriptors. It returns the descriptor with
+// the type that the document tells, where the one given tells none.
+//
+// NotFound: there is no such blob. DataLoss: it has another size. InvalidArgument: it is no such document, or of another type.
+func (n *Names) settle(d v1.Descriptor) (v1.Descriptor, error) {
+	is, err := Walker{Store: n.store}.Describe(context.Background(), d.Digest)
+	if err != nil {
+		return d, err
+	}
+	if d.Size != is.Size {
+		return d, errclass.Errorf(errdefs.ErrDataLoss, "%s has %d bytes, the descriptor says %d", d.Digest, is.Size, d.Size)
+	}
+	if is.MediaType == octets {
+		// A document that does not tell its type is what the descriptor says, if it refers to blobs.
+		if d.MediaType != "" && d.MediaType != octets && !IsIndex(d.MediaType) && !IsManifest(d.MediaType) {
+			if b, err := (Walker{Store: n.store}).blob(d.Digest); err != nil || refers(b) {
+				return d, err
+			}
+		}
+		return d, errclass.Errorf(errdefs.ErrInvalidArgument, "%s is no manifest or index", d.Digest)
+	}
+	known := IsIndex(is.MediaType) || IsManifest(is.MediaType)
+	if (IsIndex(d.MediaType) || IsManifest(d.MediaType)) && d.MediaType != is.MediaType {
+		return d, errclass.Errorf(errdefs.ErrInvalidArgument, "%s is of type %.80q, its descriptor says %s", d.Digest, is.MediaType, d.MediaType)
+	}
+	if known || d.MediaType == "" || d.MediaType == octets {
+		d.MediaType = is.MediaType
+	}
+	return d, nil
+}
+
 // put makes the name, or lets exists change the image that has it.
-func (n *Names) put(name string, target v1.Descriptor, exists func(*Image) error) (Image, error) {
+func (n *Names) put(name string, target v1.Descriptor, exists func(*Image, v1.Descriptor) error) (Image, error) {
 	var img Image
 	if err := checkName(name); err != nil {
 		return img, err
 	}
-	if err := checkTarget(target); err != nil {
-		return img, err
-	}
 	err := n.change(func(ix *index) error {
-		now := time.Now().UTC()
-		img = Image{Name: name, Target: target, Labels: target.Annotations, CreatedAt: now}
-		at := ix.find(name)
 		var err error
+		if target, err = n.settle(target); err != nil {
+			return fmt.Errorf("name %s: %w", name, err)
+		}
+		now := time.Now().UTC()
+		img = Image{Name: name, Target: target, Labels: maps.Clone(target.Annotations), CreatedAt: now}
+		at := ix.Find(name)
 		if at >= 0 {
-			if img, err = ix.entries[at].image(); err != nil {
+			if img, err = decode(ix.Entries[at]); err != nil {
 				return err
 			}
-			if err := exists(&img); err != nil {
+			if err := exists(&img, target); err != nil {
 				return err
 			}
 		} else {
-			at = len(ix.entries)
-			ix.entries = append(ix.entries, entry{})
+			at = len(ix.Entries)
+			ix.Entries = append(ix.Entries, layout.Entry{})
 		}
 		maps.DeleteFunc(img.Labels, func(k, v string) bool { return v == "" || reserved(k) })
 		img.UpdatedAt = now
 		ix.changed(img, img.CreatedAt.Equal(now))
-		ix.entries[at], err = img.entry()
+		ix.Entries[at], err = img.entry()
 		return err
 	})
 	return img, err
@@ -221,22 +271,28 @@ func (n *Names) Update(img Image, paths ...string) (Image, error) {
 		return updated, errclass.Errorf(errdefs.ErrInvalidArgument, "update %s: no field is named", img.Name)
 	}
 	err := n.change(func(ix *index) error {
-		at := ix.find(img.Name)
+		at := ix.Find(img.Name)
 		if at < 0 {
 			return fmt.Errorf("image %s: %w", img.Name, errdefs.ErrNotFound)
 		}
 		var err error
-		if updated, err = ix.entries[at].image(); err != nil {
+		if updated, err = decode(ix.Entries[at]); err != nil {
 			return err
 		}
 		for _, path := range paths {
-			if err := updated.set(img, path); err != nil {
+			from := img
+			if path == "target" {
+				if from.Target, err = n.settle(img.Target); err != nil {
+					return fmt.Errorf("update %s: %w", img.Name, err)
+				}
+			}
+			if err := updated.set(from, path); err != nil {
 				return fmt.Errorf("update %s: %w", img.Name, err)
 			}
 		}
 		updated.UpdatedAt = time.Now().UTC()
 		ix.changed(updated, false)
-		ix.entries[at], err = updated.entry()
+		ix.Entries[at], err = updated.entry()
 		return err
 	})
 	return updated, err
@@ -246,9 +302,6 @@ func (img *Image) set(from Image, path string) error {
 	key, label := strings.CutPrefix(path, "labels.")
 	switch {
 	case path == "target":
-		if err := checkTarget(from.Target); err != nil {
-			return err
-		}
 		img.Target = from.Target
 	case path == "labels":
 		img.Labels = maps.Clone(from.Labels)
@@ -264,32 +317,22 @@ func (img *Image) set(from Image, path string) error {
 	return nil
 }
 
-func checkTarget(d v1.Descriptor) error {
-	if err := d.Digest.Validate(); err != nil {
-		return errclass.Errorf(errdefs.ErrInvalidArgument, "digest %.80q: %w", d.Digest, err)
-	}
-	return nil
-}
-
 // Delete takes the name away. NotFound when there is none.
 func (n *Names) Delete(name string) error {
 	return n.change(func(ix *index) error {
-		at := ix.find(name)
-		if at < 0 {
+		if ix.Find(name) < 0 {
 			return fmt.Errorf("image %s: %w", name, errdefs.ErrNotFound)
 		}
-		ix.entries = slices.Delete(ix.entries, at, at+1)
+		ix.Entries = slices.DeleteFunc(ix.Entries, func(e layout.Entry) bool { return e.Name == name })
 		ix.events = append(ix.events, events.Event{Topic: "/images/delete", Name: name})
 		return nil
 	})
 }
 
-// index is an index.json of which everything that is not changed is written back as it was,
-// fields unknown here included.
+// index is an index.json that is being changed.
 type index struct {
-	fields  map[string]json.RawMessage
-	entries []entry
-	events  []events.Event // of the change, to be logged once it has happened
+	*layout.Index
+	events []events.Event // of the change, to be logged once it has happened
 }
 
 // changed notes that an image is made, or changed.
@@ -301,40 +344,12 @@ func (ix *index) changed(img Image, made bool) {
 	ix.events = append(ix.events, e)
 }
 
-// find returns where the name's entry is, or -1.
-func (ix *index) find(name string) int {
-	return slices.IndexFunc(ix.entries, func(e entry) bool { return e.name == name && name != "" })
-}
-
-type entry struct {
-	raw  json.RawMessage
-	name string
-}
-
-// parseEntry reads of an entry no more than its name. It is false where that is not text, or the
-// entry no object.
-func parseEntry(raw json.RawMessage) (e entry, ok bool) {
-	e.raw = raw
-	var annotations, name json.RawMessage
-	ok = members(raw, func(key string, value json.RawMessage) {
-		if key == "annotations" {
-			annotations = value
-		}
-	})
-	members(annotations, func(key string, value json.RawMessage) {
-		if key == v1.AnnotationRefName {
-			name = value
-		}
-	})
-	return e, ok && (name == nil || json.Unmarshal(name, &e.name) == nil)
-}
-
-func (e entry) image() (Image, error) {
-	var d v1.Descriptor
-	if err := json.Unmarshal(e.raw, &d); err != nil {
-		return Image{}, fmt.Errorf("read image %s: %w", e.name, err)
+func decode(e layout.Entry) (Image, error) {
+	d, err := e.Descriptor()
+	if err != nil {
+		return Image{}, fmt.Errorf("read image %s: %w", e.Name, err)
 	}
-	img := Image{Name: e.name, Target: d}
+	img := Image{Name: e.Name, Target: d}
 	img.Target.Annotations = nil
 	for k, v := range d.Annotations {
 		switch k {
@@ -353,7 +368,7 @@ func (e entry) image() (Image, error) {
 	return img, nil
 }
 
-func (img Image) entry() (entry, error) {
+func (img Image) entry() (layout.Entry, error) {
 	d := img.Target
 	d.Annotations = map[string]string{
 		v1.AnnotationRefName: img.Name,
@@ -367,11 +382,11 @@ func (img Image) entry() (entry, error) {
 			d.Annotations[k] = v
 		}
 	}
-	raw, err := json.Marshal(d)
+	e, err := layout.NewEntry(d)
 	if err != nil {
-		return entry{}, fmt.Errorf("encode image %s: %w", img.Name, err)
+		return e, fmt.Errorf("encode image %s: %w", img.Name, err)
 	}
-	return entry{raw, img.Name}, nil
+	return e, nil
 }
 
 // reserved are the annotations that are no labels.
@@ -379,182 +394,80 @@ func reserved(key string) bool {
 	return key == v1.AnnotationRefName || key == AnnotationCreated || key == AnnotationUpdated
 }
 
-func (n *Names) path() string { return filepath.Join(n.layout.Root(), v1.ImageIndexFile) }
+// read returns the names as they are now; none where there is no layout yet.
+func (n *Names) read() (*layout.Index, error) { return n.dir.ReadIndex() }
 
-// read returns the names as they are now; none where there is no index.json yet.
-func (n *Names) read() (*index, error) {
-	b, err := os.ReadFile(n.path())
-	if errors.Is(err, fs.ErrNotExist) {
-		return &index{fields: map[string]json.RawMessage{}}, nil
-	}
-	if err != nil {
-		return nil, fmt.Errorf("read names: %w", err)
-	}
-	return parseIndex(b, n.path())
-}
-
-func parseIndex(b []byte, path string) (*index, error) {
-	damaged := func(format string, args ...any) (*index, error) {
-		return nil, errclass.Errorf(errdefs.ErrFailedPrecondition, "%s is not an OCI index: "+format, append([]any{path}, args...)...)
-	}
-	if !json.Valid(b) {
-		return damaged("%w", json.Unmarshal(b, new(json.RawMessage)))
-	}
-	ix := &index{fields: map[string]json.RawMessage{}}
-	if !members(b, func(key string, value json.RawMessage) { ix.fields[key] = value }) {
-		return damaged("it is no object")
-	}
-	manifests := ix.fields["manifests"]
-	if manifests == nil || string(manifests) == "null" {
-		return ix, nil
-	}
-	strange := -1
-	array := elements(manifests, func(value json.RawMessage) {
-		e, ok := parseEntry(value)
-		if !ok && strange < 0 {
-			strange = len(ix.entries)
-		}
-		ix.entries = append(ix.entries, e)
-	})
-	if !array {
-		return damaged("manifests is no array")
-	}
-	if strange >= 0 {
-		return damaged("entry %d of its manifests is no descriptor", strange)
-	}
-	return ix, nil
-}
-
-// encode puts together what is valid JSON already, piece by piece: checking ten thousand names
-// again would be most of the work of adding one.
-func (ix *index) encode() ([]byte, error) {
-	size := 64
-	for _, e := range ix.entries {
-		size += len(e.raw) + 1
-	}
-	b := make([]byte, 0, size)
-	ix.fields["manifests"] = nil
-	for i, key := range slices.Sorted(maps.Keys(ix.fields)) {
-		quoted, err := json.Marshal(key)
-		if err != nil {
-			return nil, err
-		}
-		b = append(append(append(b, "{,"[min(i, 1)]), quoted...), ':')
-		if key != "manifests" {
-			b = append(b, ix.fields[key]...)
-			continue
-		}
-		b = append(b, '[')
-		for i, e := range ix.entries {
-			if i > 0 {
-				b = append(b, ',')
-			}
-			b = append(b, e.raw...)
-		}
-		b = append(b, ']')
-	}
-	return append(b, "}\n"...), nil
-}
-
-// change locks index.json, lets f change what it says, and puts the new one in its place:
-// written aside, synced, renamed, the directory synced (distkit-layout(5), index.json).
+// change lets f change the names under the lock of index.json, and logs what it has changed.
 func (n *Names) change(f func(*index) error) error {
-	lock, err := n.lock()
+	var ix *index
+	err := n.dir.Change(n.create, func(read *layout.Index) error {
+		ix = &index{Index: read}
+		return f(ix)
+	})
 	if err != nil {
 		return err
-	}
-	defer lock.Close()
-	b, err := os.ReadFile(n.path())
-	if err != nil {
-		return fmt.Errorf("read names: %w", err)
-	}
-	ix, err := parseIndex(b, n.path())
-	if err != nil {
-		return err
-	}
-	if err := f(ix); err != nil {
-		return err
-	}
-	if b, err = ix.encode(); err != nil {
-		return fmt.Errorf("encode names: %w", err)
-	}
-	if err := disk.Replace(n.path(), b, 0o644, true); err != nil {
-		return fmt.Errorf("write names: %w", err)
 	}
 	for _, e := range ix.events {
 		e.Namespace = n.namespace
 		if e.Name == "" {
 			e.Name = n.namespace // a change of its labels
 		}
-		events.Append(n.root, e)
+		events.Append(n.store.Root(), e)
 	}
 	return nil
-}
-
-// lock locks index.json, which is made if it isn't there, and again if the namespace was
-// removed while this waited for the lock.
-func (n *Names) lock() (*os.File, error) {
-	for {
-		if err := n.create(); err != nil {
-			return nil, err
-		}
-		f, err := disk.LockFile(n.path(), os.O_RDONLY, 0, unix.LOCK_EX)
-		if err == nil {
-			return f, nil
-		}
-		if !errors.Is(err, fs.ErrNotExist) {
-			return nil, fmt.Errorf("lock names: %w", err)
-		}
-		// A layout remembers that it is there: look anew.
-		if n.layout, err = content.Open(n.layout.Root()); err != nil {
-			return nil, err
-		}
-	}
 }
 
 // create makes the layout where it is missing. A namespace's shares the store's blobs and
 // the place where files are written aside; it exists once it has an index.json.
 func (n *Names) create() error {
-	_, err := os.Stat(filepath.Join(n.layout.Root(), v1.ImageLayoutFile)) // which is made last
-	if err == nil {
-		_, err = os.Stat(n.path())
+	if n.dir.Name == "." {
+		return n.store.Init()
 	}
-	if err == nil {
-		return nil
+	if there, err := n.dir.Exists(); there || err != nil {
+		return err
 	}
-	if n.layout.Root() == n.root {
-		return n.layout.Init()
+	if err := n.store.Init(); err != nil {
+		return err
 	}
-	lock, err := lockNamespaces(n.root, unix.LOCK_SH)
+	lock, err := lockNamespaces(n.store, unix.LOCK_SH)
 	if err != nil {
 		return err
 	}
-	defer lock.Close()
-	made := true
-	if err := os.Mkdir(n.layout.Root(), 0o755); errors.Is(err, fs.ErrExist) {
-		made = false // by another who is about to fill it, or who died or had no room
-	} else if err != nil {
-		return fmt.Errorf("create namespace: %w", err)
-	}
-	for _, shared := range []string{v1.ImageBlobsDir, "ingest"} {
-		if err := os.MkdirAll(filepath.Join(n.root, shared), 0o755); err != nil {
-			return fmt.Errorf("create namespace: %w", err)
-		}
-		err := os.Symlink(filepath.Join("..", "..", shared), filepath.Join(n.layout.Root(), shared))
-		if err != nil && !errors.Is(err, fs.ErrExist) {
-			return fmt.Errorf("create namespace: %w", err)
-		}
-	}
-	for _, dir := range []string{filepath.Dir(n.layout.Root()), n.root} {
-		if err := disk.SyncDir(dir); err != nil {
-			return fmt.Errorf("create namespace: %w", err)
-		}
-	}
-	if err := n.layout.Init(); err != nil {
-		return err
+	defer disk.Release(lock)
+	made, err := n.make()
+	if err != nil {
+		return fmt.Errorf("create namespace %s: %w", n.namespace, err)
 	}
 	if made {
-		events.Append(n.root, events.Event{Namespace: n.namespace, Topic: "/namespaces/create", Name: n.namespace})
+		events.Append(n.store.Root(), events.Event{Namespace: n.namespace, Topic: "/namespaces/create", Name: n.namespace})
 	}
 	return nil
+}
+
+// blobsOfStore is what a namespace's blobs are a symbolic link to.
+const blobsOfStore = "../../" + v1.ImageBlobsDir
+
+// make creates the namespace's directory and files. made is false if the directory was there: another process is about to
+// fill it, or has died.
+func (n *Names) make() (made bool, err error) {
+	tree := n.dir.Tree
+	made = true
+	if err := tree.Mkdir(n.dir.Name, 0o777); errors.Is(err, fs.ErrExist) {
+		made = false
+	} else if err != nil {
+		return false, err
+	}
+	blobs := n.dir.File(v1.ImageBlobsDir)
+	if err := tree.Symlink(blobsOfStore, blobs); err != nil && !errors.Is(err, fs.ErrExist) {
+		return false, err
+	}
+	if target, err := tree.Readlink(blobs); err != nil || target != blobsOfStore {
+		return false, errclass.Errorf(errdefs.ErrFailedPrecondition, "%s is no symbolic link to %s", tree.Path(blobs), blobsOfStore)
+	}
+	for _, dir := range []string{layout.Namespaces, "."} {
+		if err := tree.SyncDir(dir); err != nil {
+			return false, err
+		}
+	}
+	return made, n.dir.Create(layout.Ingest)
 }

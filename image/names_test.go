@@ -47,6 +47,9 @@ func open(t *testing.T, root, namespace string) *Names {
 	if err == nil {
 		var names *Names
 		if names, err = OpenNames(store, namespace); err == nil {
+			err = putTargets(root)
+		}
+		if err == nil {
 			return names
 		}
 	}
@@ -57,8 +60,46 @@ func open(t *testing.T, root, namespace string) *Names {
 	return nil
 }
 
+// entry gives a descriptor a name as another tool would, whatever it describes.
+func (n *Names) entry(t *testing.T, name string, d v1.Descriptor) {
+	t.Helper()
+	err := n.change(func(ix *index) error {
+		e, err := Image{Name: name, Target: d, Labels: d.Annotations}.entry()
+		ix.Entries = append(ix.Entries, e)
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// putTargets puts what target describes into a store: those of the letters.
+func putTargets(root string) error {
+	dir := filepath.Join(root, "blobs", "sha256")
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return err
+	}
+	for c := 'a'; c <= 'z'; c++ {
+		b := manifestOf(string(c))
+		name := filepath.Join(dir, digest.FromString(b).Encoded())
+		if _, err := os.Stat(name); err == nil {
+			continue
+		}
+		if err := os.WriteFile(name, []byte(b), 0o644); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func manifestOf(s string) string {
+	return `{"schemaVersion":2,"config":{"mediaType":"` + v1.MediaTypeImageConfig + `","digest":"` + digest.FromString(s).String() + `","size":1},"layers":[]}`
+}
+
+// target describes a manifest that names can point at. There is one for each letter.
 func target(s string) v1.Descriptor {
-	return v1.Descriptor{MediaType: v1.MediaTypeImageManifest, Digest: digest.FromString(s), Size: int64(len(s))}
+	b := manifestOf(s)
+	return v1.Descriptor{MediaType: v1.MediaTypeImageManifest, Digest: digest.FromString(b), Size: int64(len(b))}
 }
 
 func TestCreateReplaceDelete(t *testing.T) {

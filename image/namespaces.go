@@ -7,11 +7,12 @@ import (
 	"io/fs"
 	"maps"
 	"os"
-	"path/filepath"
+	"path"
 	"slices"
 
 	"distkit/content"
 	"distkit/disk"
+	"distkit/disk/layout"
 	"distkit/errclass"
 	"distkit/events"
 
@@ -29,47 +30,46 @@ type Namespaces struct {
 // OpenNamespaces selects the namespaces of a store. It touches nothing on disk.
 func OpenNamespaces(store *content.Store) Namespaces { return Namespaces{store} }
 
-func (n Namespaces) dir() string { return filepath.Join(n.store.Root(), "namespaces") }
-
 // List returns all namespaces, sorted: the default one, and those that have a layout.
+// FailedPrecondition if one is a symbolic link, or has lost its index.json.
 func (n Namespaces) List() ([]string, error) {
 	all := []string{DefaultNamespace}
-	entries, err := os.ReadDir(n.dir())
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+	candidates, err := subdirs(n.store, layout.Namespaces)
+	if err != nil {
 		return nil, fmt.Errorf("list namespaces: %w", err)
 	}
-	for _, e := range entries {
-		if !e.IsDir() || !identifier(e.Name()) || e.Name() == DefaultNamespace {
+	for _, name := range candidates {
+		if !identifier(name) || name == DefaultNamespace {
 			continue
 		}
-		there, err := n.exists(e.Name())
+		there, err := n.exists(name)
 		if err != nil {
 			return nil, err
 		}
 		if there {
-			all = append(all, e.Name())
+			all = append(all, name)
 		}
 	}
 	slices.Sort(all)
 	return all, nil
 }
 
-// exists tells whether List would return the namespace.
+// exists reports whether List would return the namespace.
 func (n Namespaces) exists(namespace string) (bool, error) {
 	if namespace == DefaultNamespace {
 		return true, nil
 	}
-	_, err := os.Stat(filepath.Join(n.dir(), namespace, v1.ImageIndexFile))
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+	there, err := layout.Dir{Tree: n.store.Tree, Name: path.Join(layout.Namespaces, namespace)}.Exists()
+	if err != nil {
 		return false, fmt.Errorf("namespace %s: %w", namespace, err)
 	}
-	return err == nil, nil
+	return there, nil
 }
 
 // Create makes a namespace with these labels. AlreadyExists when it is there, InvalidArgument
 // when it is no identifier.
 func (n Namespaces) Create(namespace string, labels map[string]string) error {
-	names, err := OpenNames(n.store, namespace)
+	names, err := openNames(n.store, namespace)
 	if err != nil {
 		return err
 	}
@@ -92,7 +92,7 @@ func (n Namespaces) Labels(namespace string) (map[string]string, error) {
 	if err != nil {
 		return nil, err
 	}
-	return ix.labels()
+	return (&index{Index: ix}).labels()
 }
 
 // SetLabels changes those labels of a namespace that are given; an empty value takes one away.
@@ -114,7 +114,7 @@ func (n Namespaces) SetLabels(namespace string, labels map[string]string) (map[s
 }
 
 func (n Namespaces) open(namespace string) (*Names, error) {
-	names, err := OpenNames(n.store, namespace)
+	names, err := openNames(n.store, namespace)
 	if err != nil {
 		return nil, err
 	}
@@ -136,62 +136,65 @@ func (n Namespaces) Delete(namespace string) error {
 	if namespace == DefaultNamespace {
 		return errclass.Errorf(errdefs.ErrFailedPrecondition, "namespace %s is part of every store", namespace)
 	}
-	containers := filepath.Join(n.store.Root(), "containers", namespace)
-	if entries, err := os.ReadDir(containers); err == nil && len(entries) > 0 {
-		return errclass.Errorf(errdefs.ErrFailedPrecondition, "namespace %s is not empty, it has container %s",
-			namespace, entries[0].Name())
+	tree := n.store.Tree
+	containers := path.Join("containers", namespace)
+	ids, err := subdirs(n.store, containers)
+	if err != nil {
+		return fmt.Errorf("remove namespace %s: %w", namespace, err)
 	}
-	all, err := lockNamespaces(n.store.Root(), unix.LOCK_EX)
+	if len(ids) > 0 {
+		return errclass.Errorf(errdefs.ErrFailedPrecondition, "namespace %s is not empty, it has container %s", namespace, ids[0])
+	}
+	all, err := lockNamespaces(n.store, unix.LOCK_EX)
 	if err != nil {
 		return err
 	}
-	defer all.Close()
+	defer disk.Release(all)
 	// Under the lock nobody adds a name; who waits for it finds the directory gone and makes
 	// the namespace anew. Renamed first, so that it goes at once and whole.
-	lock, err := disk.LockFile(names.path(), os.O_RDONLY, 0, unix.LOCK_EX)
+	lock, err := names.dir.LockIndex(unix.LOCK_EX)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("lock names: %w", err)
 	}
 	if lock != nil {
-		defer lock.Close()
+		defer disk.Release(lock)
 		ix, err := names.read()
 		if err != nil {
 			return err
 		}
-		if len(ix.entries) > 0 {
+		if len(ix.Entries) > 0 {
 			return errclass.Errorf(errdefs.ErrFailedPrecondition, "namespace %s is not empty, it has image %s",
-				namespace, ix.entries[0].name)
+				namespace, ix.Entries[0].Name)
 		}
 	}
-	gone := filepath.Join(n.dir(), "."+namespace+".removed")
-	if err := os.RemoveAll(gone); err != nil {
+	gone := path.Join(layout.Namespaces, "."+namespace+".removed")
+	if err := tree.RemoveAll(gone); err != nil {
 		return fmt.Errorf("remove namespace %s: %w", namespace, err)
 	}
-	switch err := os.Rename(names.layout.Root(), gone); {
+	switch err := tree.Rename(names.dir.Name, gone); {
 	case errors.Is(err, fs.ErrNotExist): // another process was first
 		return fmt.Errorf("namespace %s: %w", namespace, errdefs.ErrNotFound)
 	case err != nil:
 		return fmt.Errorf("remove namespace %s: %w", namespace, err)
 	}
-	if err := disk.SyncDir(n.dir()); err != nil {
+	if err := tree.SyncDir(layout.Namespaces); err != nil {
 		return fmt.Errorf("remove namespace %s: %w", namespace, err)
 	}
 	events.Append(n.store.Root(), events.Event{Namespace: namespace, Topic: "/namespaces/delete", Name: namespace})
-	_ = os.Remove(containers)
-	if err := os.RemoveAll(gone); err != nil {
+	_ = tree.RemoveDir(containers)
+	if err := tree.RemoveAll(gone); err != nil {
 		return fmt.Errorf("remove namespace %s: %w", namespace, err)
 	}
 	return nil
 }
 
 // lockNamespaces locks the directory of all namespaces: shared by those who make one, held
-// alone by who removes one.
-func lockNamespaces(root string, how int) (*os.File, error) {
-	dir := filepath.Join(root, "namespaces")
-	if err := os.MkdirAll(dir, 0o755); err != nil {
+// alone by who removes one, and by a sweep.
+func lockNamespaces(store *content.Store, how int) (*os.File, error) {
+	if err := store.Tree.MakeDir(layout.Namespaces); err != nil {
 		return nil, fmt.Errorf("create namespace: %w", err)
 	}
-	f, err := os.Open(dir)
+	f, err := store.Tree.OpenDir(layout.Namespaces)
 	if err == nil {
 		if err = disk.Lock(f, how); err != nil {
 			f.Close()
@@ -205,7 +208,7 @@ func lockNamespaces(root string, how int) (*os.File, error) {
 
 func (ix *index) labels() (map[string]string, error) {
 	var labels map[string]string
-	if raw, ok := ix.fields["annotations"]; ok {
+	if raw, ok := ix.Fields["annotations"]; ok {
 		if err := json.Unmarshal(raw, &labels); err != nil {
 			return nil, errclass.Errorf(errdefs.ErrFailedPrecondition, "annotations of %s: %w", v1.ImageIndexFile, err)
 		}
@@ -227,9 +230,9 @@ func (ix *index) setLabels(changes map[string]string) error {
 		ix.events = append(ix.events, events.Event{Topic: "/namespaces/update", Labels: labels})
 	}
 	if len(labels) == 0 {
-		delete(ix.fields, "annotations")
+		delete(ix.Fields, "annotations")
 		return nil
 	}
-	ix.fields["annotations"], err = json.Marshal(labels)
+	ix.Fields["annotations"], err = json.Marshal(labels)
 	return err
 }

@@ -5,8 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"os"
-	"path/filepath"
+	"path"
+	"slices"
 
 	"distkit/content"
 	"distkit/errclass"
@@ -28,18 +28,18 @@ type Pin struct {
 // does not parse: then nothing is known to be free.
 func Pins(store *content.Store) ([]Pin, error) {
 	var pins []Pin
-	top := filepath.Join(store.Root(), "containers")
-	namespaces, err := subdirs(top)
+	const top = "containers"
+	namespaces, err := subdirs(store, top)
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("list containers: %w", err)
 	}
 	for _, namespace := range namespaces {
-		ids, err := subdirs(filepath.Join(top, namespace))
+		ids, err := subdirs(store, path.Join(top, namespace))
 		if err != nil {
-			return nil, err
+			return nil, fmt.Errorf("list containers: %w", err)
 		}
 		for _, id := range ids {
-			b, err := os.ReadFile(filepath.Join(top, namespace, id, "container.json"))
+			b, err := store.Tree.ReadFile(path.Join(top, namespace, id, "container.json"), maxRecord)
 			if errors.Is(err, fs.ErrNotExist) || err == nil && len(b) == 0 {
 				continue
 			}
@@ -64,17 +64,34 @@ func Pins(store *content.Store) ([]Pin, error) {
 	return pins, nil
 }
 
-// subdirs are the names of the directories in dir, none where it isn't there.
-func subdirs(dir string) ([]string, error) {
-	entries, err := os.ReadDir(dir)
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return nil, fmt.Errorf("list containers: %w", err)
+// maxRecord bounds a container's record, in bytes.
+const maxRecord = 4 << 20
+
+// subdirs are the names of the directories in a directory of the store, none where it isn't there. A symbolic link among
+// them is FailedPrecondition: what it leads to can't be trusted, and must not count as absent.
+func subdirs(store *content.Store, dir string) ([]string, error) {
+	d, err := store.Tree.OpenDir(dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	defer d.Close()
+	entries, err := d.ReadDir(-1)
+	if err != nil {
+		return nil, err
 	}
 	var names []string
 	for _, e := range entries {
+		if e.Type()&fs.ModeSymlink != 0 {
+			return nil, errclass.Errorf(errdefs.ErrFailedPrecondition, "%s is a symbolic link, which is not followed: move here what it leads to, or mount it",
+				store.Tree.Path(path.Join(dir, e.Name())))
+		}
 		if e.IsDir() {
 			names = append(names, e.Name())
 		}
 	}
+	slices.Sort(names)
 	return names, nil
 }

@@ -3,6 +3,8 @@ package image
 import (
 	"fmt"
 	"time"
+
+	"distkit/disk/layout"
 )
 
 // ReplaceAll gives each image its name, new or not, all in one change: after an error none of
@@ -13,39 +15,39 @@ func (n *Names) ReplaceAll(images []Image) error {
 		if err := checkName(img.Name); err != nil {
 			return err
 		}
-		if err := checkTarget(img.Target); err != nil {
-			return err
-		}
 	}
 	if len(images) == 0 {
 		return nil
 	}
 	return n.change(func(ix *index) error {
 		now := time.Now().UTC()
-		at := make(map[string]int, len(ix.entries))
-		for i, e := range ix.entries {
-			if _, twice := at[e.name]; !twice {
-				at[e.name] = i
+		at := make(map[string]int, len(ix.Entries))
+		for i, e := range ix.Entries {
+			if _, twice := at[e.Name]; !twice {
+				at[e.Name] = i
 			}
 		}
 		for _, img := range images {
 			put := Image{Name: img.Name, Labels: img.Labels, CreatedAt: now}
 			i, there := at[img.Name]
 			if there {
-				old, err := ix.entries[i].image()
+				old, err := decode(ix.Entries[i])
 				if err != nil {
 					return err
 				}
 				put.Labels, put.CreatedAt = old.Labels, old.CreatedAt
 			} else {
-				i = len(ix.entries)
+				i = len(ix.Entries)
 				at[img.Name] = i
-				ix.entries = append(ix.entries, entry{})
+				ix.Entries = append(ix.Entries, layout.Entry{})
 			}
-			put.Target, put.UpdatedAt = img.Target, now
-			ix.changed(put, !there)
 			var err error
-			if ix.entries[i], err = put.entry(); err != nil {
+			if put.Target, err = n.settle(img.Target); err != nil {
+				return fmt.Errorf("name %s: %w", img.Name, err)
+			}
+			put.UpdatedAt = now
+			ix.changed(put, !there)
+			if ix.Entries[i], err = put.entry(); err != nil {
 				return fmt.Errorf("name %s: %w", img.Name, err)
 			}
 		}

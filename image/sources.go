@@ -104,33 +104,22 @@ func (n *Names) Sources(ctx context.Context, w Walker, target v1.Descriptor, hos
 
 // blobs calls f with what an image refers to that is no manifest or index, as far as it is here.
 func (w Walker) blobs(ctx context.Context, d v1.Descriptor, seen map[digest.Digest]bool, left *int, f func(v1.Descriptor) error) error {
-	var visit func(d v1.Descriptor, depth int) error
-	visit = func(d v1.Descriptor, depth int) error {
+	return walk(ctx, d, seen, func(d v1.Descriptor, depth int) ([]v1.Descriptor, error) {
 		if !IsIndex(d.MediaType) && !IsManifest(d.MediaType) {
-			return f(d)
+			return nil, f(d)
 		}
-		if seen[d.Digest] || depth > maxDepth+1 {
-			return nil
+		if depth > maxDepth+1 {
+			return nil, nil
 		}
-		seen[d.Digest] = true
 		if *left--; *left < 0 {
-			return errclass.Errorf(errdefs.ErrInvalidArgument, "more than %d manifests", maxSources)
+			return nil, errclass.Errorf(errdefs.ErrInvalidArgument, "more than %d manifests", maxSources)
 		}
 		children, err := w.Children(ctx, d)
 		if errdefs.IsNotFound(err) {
-			return nil // a platform that is not here
+			return nil, nil // a platform that is not here
 		}
-		if err != nil {
-			return err
-		}
-		for _, c := range children {
-			if err := visit(c, depth+1); err != nil {
-				return err
-			}
-		}
-		return nil
-	}
-	return visit(d, 0)
+		return children, err
+	})
 }
 
 // sources are the repositories that a label names, but the one, the nearest to it first.

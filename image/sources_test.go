@@ -45,7 +45,8 @@ func TestSources(t *testing.T) {
 	name(names, "reg.example/base:1", f.index(gone, base), "reg.example", "team/base,../up,A B,team/app", "other.example", "elsewhere")
 	name(names, "reg.example/team/app:1", derived)
 	broken := f.add(v1.MediaTypeImageManifest, []byte(`{"mediaType":"text/html"}`))
-	name(names, "broken", broken, "reg.example", "team/app/broken")
+	broken.Annotations = map[string]string{LabelSource + "reg.example": "team/app/broken"}
+	names.entry(t, "broken", broken)
 
 	check := func(d v1.Descriptor, host, repository string, want map[digest.Digest]string) {
 		t.Helper()

@@ -1,27 +1,30 @@
 package image
 
 import (
+	"cmp"
 	"context"
-	"encoding/json"
 	"fmt"
-	"strings"
+	"os"
 	"time"
 
 	"distkit/content"
-	"distkit/errclass"
+	"distkit/disk"
 
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
-	"github.com/opencontainers/image-spec/identity"
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
+	"golang.org/x/sys/unix"
 )
 
 // Sweep deletes the blobs that no name of any namespace reaches, and no container, and that were
 // stored, or found stored by an ingest, before a time. It waits until nobody holds the store, and
 // keeps holders out while it works; ingests under way are never touched.
 //
-// Entries of an index.json that have no name, as other tools write them, count as names. When
-// any of it can't be read nothing is deleted.
+// What a name reaches is told by the documents themselves, whatever media types their descriptors have: a doubt means that
+// something stays. What is missing, is no document, or has a digest of an unknown algorithm refers to nothing. Entries of an
+// index.json that have no name, as other tools write them, count as names. When any of it can't be read nothing is deleted.
+//
+// While a sweep works no name is made or changed, in any namespace.
 type Sweep struct {
 	Store  *content.Store
 	Before time.Time
@@ -47,6 +50,11 @@ func (s Sweep) Run(ctx context.Context, f func(content.Info) error) error {
 		return err
 	}
 	defer release()
+	thaw, err := s.freeze()
+	if err != nil {
+		return fmt.Errorf("sweep %s: %w", s.Store.Root(), err)
+	}
+	defer thaw()
 	m, err := s.mark(ctx)
 	if err != nil {
 		return err
@@ -56,7 +64,7 @@ func (s Sweep) Run(ctx context.Context, f func(content.Info) error) error {
 			return err
 		}
 	}
-	err = s.Store.Walk(ctx, func(info content.Info) error {
+	err = s.Store.WalkSizes(ctx, func(info content.Info) error {
 		if m.blobs[info.Digest] || !info.CreatedAt.Before(s.Before) {
 			return nil
 		}
@@ -77,6 +85,39 @@ func (s Sweep) Run(ctx context.Context, f func(content.Info) error) error {
 	return err
 }
 
+// freeze locks the names of all namespaces, so that none is made or changed until thaw is called.
+func (s Sweep) freeze() (thaw func(), err error) {
+	var locks []*os.File
+	thaw = func() {
+		for _, f := range locks {
+			disk.Release(f)
+		}
+	}
+	all, err := lockNamespaces(s.Store, unix.LOCK_EX)
+	if err != nil {
+		return nil, err
+	}
+	locks = append(locks, all)
+	namespaces, err := OpenNamespaces(s.Store).List()
+	for _, namespace := range namespaces {
+		var names *Names
+		if names, err = openNames(s.Store, namespace); err != nil {
+			break
+		}
+		var f *os.File
+		if f, err = names.dir.LockIndex(unix.LOCK_SH); err != nil {
+			err = fmt.Errorf("lock names of namespace %s: %w", namespace, err)
+			break
+		}
+		locks = append(locks, f)
+	}
+	if err != nil {
+		thaw()
+		return nil, err
+	}
+	return thaw, nil
+}
+
 // marks is what stays.
 type marks struct {
 	blobs map[digest.Digest]bool
@@ -89,9 +130,9 @@ func (s Sweep) mark(ctx context.Context) (*marks, error) {
 	if err != nil {
 		return nil, err
 	}
-	m := &marks{blobs: map[digest.Digest]bool{}, Needed: Needed{Chains: map[digest.Digest]bool{}}}
+	m := &marks{map[digest.Digest]bool{}, Needed{Chains: map[digest.Digest]bool{}}}
 	for _, namespace := range namespaces {
-		names, err := OpenNames(s.Store, namespace)
+		names, err := openNames(s.Store, namespace)
 		if err != nil {
 			return nil, err
 		}
@@ -99,13 +140,13 @@ func (s Sweep) mark(ctx context.Context) (*marks, error) {
 		if err != nil {
 			return nil, err
 		}
-		for _, e := range ix.entries {
-			var d v1.Descriptor
-			if err := json.Unmarshal(e.raw, &d); err != nil {
-				return nil, errclass.Errorf(errdefs.ErrFailedPrecondition, "read image %s of namespace %s: %w", e.name, namespace, err)
+		for _, e := range ix.Entries {
+			d, ok := reference(e.Raw)
+			if !ok {
+				continue
 			}
 			if err := s.reach(ctx, m, d); err != nil {
-				return nil, err
+				return nil, unreadable(fmt.Sprintf("image %s of namespace %s", cmp.Or(e.Name, string(d.Digest)), namespace), err)
 			}
 		}
 	}
@@ -113,65 +154,41 @@ func (s Sweep) mark(ctx context.Context) (*marks, error) {
 		return nil, err
 	}
 	for _, p := range m.Containers {
-		if p.Image == "" {
-			continue
-		}
-		d, err := Walker{Store: s.Store}.Describe(ctx, p.Image)
-		if errdefs.IsNotFound(err) || errdefs.IsInvalidArgument(err) {
-			continue
-		}
-		if err == nil {
-			err = s.reach(ctx, m, d)
-		}
-		if err != nil {
-			return nil, fmt.Errorf("image of container %s of namespace %s: %w", p.ID, p.Namespace, err)
+		if err := s.reach(ctx, m, v1.Descriptor{Digest: p.Image}); err != nil {
+			return nil, unreadable(fmt.Sprintf("image of container %s of namespace %s", p.ID, p.Namespace), err)
 		}
 	}
 	return m, nil
 }
 
-// reach marks a blob and all that it refers to. What isn't in the store, or is no JSON, refers
-// to nothing. It takes every descriptor that it finds, also in documents that are no proper
-// manifests: here a doubt means that something stays.
+// unreadable says what to do about an image because of which nothing is deleted.
+func unreadable(what string, err error) error {
+	if errdefs.IsDataLoss(err) {
+		return fmt.Errorf("%s: %w; nothing is deleted before it is fetched again after dist-verify --delete, or its name removed", what, err)
+	}
+	return fmt.Errorf("%s: %w", what, err)
+}
+
+// reach marks a blob and all that it refers to. What isn't here is not remembered, however many digests a document has.
 func (s Sweep) reach(ctx context.Context, m *marks, d v1.Descriptor) error {
-	if m.blobs[d.Digest] {
-		return nil
-	}
-	m.blobs[d.Digest] = true
-	if !strings.HasSuffix(d.MediaType, "+json") {
-		return nil
-	}
-	b, err := Walker{Store: s.Store}.read(ctx, d)
-	if errdefs.IsNotFound(err) || errdefs.IsInvalidArgument(err) {
-		return nil
-	}
-	if err != nil {
-		return err
-	}
-	var config struct {
-		RootFS struct {
-			DiffIDs []digest.Digest `json:"diff_ids"`
-		} `json:"rootfs"`
-	}
-	if json.Unmarshal(b, &config) == nil {
-		for _, id := range identity.ChainIDs(config.RootFS.DiffIDs) {
+	w := Walker{Store: s.Store}
+	return walk(ctx, d, m.blobs, func(d v1.Descriptor, _ int) ([]v1.Descriptor, error) {
+		b, err := w.blob(d.Digest)
+		switch {
+		case errdefs.IsNotFound(err), errdefs.IsInvalidArgument(err), errdefs.IsNotImplemented(err):
+			return nil, nil
+		case err != nil:
+			return nil, err
+		}
+		var children []v1.Descriptor
+		references(b, func(_ string, d v1.Descriptor) {
+			if _, err := s.Store.Path(d.Digest); !errdefs.IsNotFound(err) {
+				children = append(children, v1.Descriptor{Digest: d.Digest})
+			}
+		})
+		for _, id := range chains(b) {
 			m.Chains[id] = true
 		}
-	}
-	var doc document
-	if json.Unmarshal(b, &doc) != nil {
-		return nil
-	}
-	children := append(doc.Manifests, doc.Layers...)
-	for _, c := range []*v1.Descriptor{doc.Config, doc.Subject} {
-		if c != nil {
-			children = append(children, *c)
-		}
-	}
-	for _, c := range children {
-		if err := s.reach(ctx, m, c); err != nil {
-			return err
-		}
-	}
-	return nil
+		return children, nil
+	})
 }

@@ -38,9 +38,18 @@ func (f fixture) count() (n int) {
 	return n
 }
 
+func (f fixture) names(namespace string) *Names {
+	f.t.Helper()
+	names, err := OpenNames(f.store, namespace)
+	if err != nil {
+		f.t.Fatal(err)
+	}
+	return names
+}
+
 func (f fixture) name(namespace, name string, d v1.Descriptor) {
 	f.t.Helper()
-	if _, err := open(f.t, f.store.Root(), namespace).Create(name, d); err != nil {
+	if _, err := f.names(namespace).Create(name, d); err != nil {
 		f.t.Fatal(err)
 	}
 }
@@ -69,7 +78,7 @@ func TestSweepTakesWhatNoNameReaches(t *testing.T) {
 			t.Errorf("missing of what has a name: %v, %v", missing, err)
 		}
 	}
-	if err := open(t, f.store.Root(), "default").Delete("a"); err != nil {
+	if err := f.names("default").Delete("a"); err != nil {
 		t.Fatal(err)
 	}
 	if f.sweep(later, false); f.count() != 3 {

@@ -15,6 +15,7 @@ import (
 	"testing"
 	"time"
 
+	ondisk "distkit/disk/layout"
 	"distkit/errclass"
 
 	"github.com/containerd/errdefs"
@@ -335,7 +336,7 @@ func TestHelperConcurrently(t *testing.T) {
 		})
 	}
 	group.Wait()
-	if _, err := os.Stat(filepath.Join(dir, blobFile(digest.FromString("none")))); err == nil {
+	if _, err := os.Stat(filepath.Join(dir, ondisk.BlobName(digest.FromString("none")))); err == nil {
 		t.Error("wrong bytes were stored")
 	}
 }

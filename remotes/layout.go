@@ -9,8 +9,10 @@ import (
 	"io"
 	"io/fs"
 	"os"
-	"path/filepath"
 	"strings"
+
+	"distkit/disk"
+	ondisk "distkit/disk/layout"
 
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
@@ -21,82 +23,41 @@ import (
 // are those of index.json, and objects are named in full, by tag or by digest.
 type Layout struct{ dir string }
 
-// check tells whether the directory is one that can be read.
-func (l *Layout) check() error {
-	b, err := l.readFile(ocispec.ImageLayoutFile)
-	switch {
-	case errors.Is(err, fs.ErrNotExist):
-		// A store that is not quite there yet, or none: blobs tell.
-		if _, err := os.Stat(filepath.Join(l.dir, ocispec.ImageBlobsDir)); err != nil {
-			return classf(errdefs.ErrNotFound, "not an OCI image layout: %w", cause(err))
+// files selects the layout's files, and checks that they are of one that can be read. NotFound if there is none.
+func (l *Layout) files() (ondisk.Dir, error) {
+	d, err := ondisk.Open(l.dir)
+	if err != nil {
+		return d, err
+	}
+	err = d.Check()
+	if !errors.Is(err, fs.ErrNotExist) {
+		return d, err
+	}
+	// A store that is not quite there yet, or none: blobs tell.
+	if _, err := d.Tree.Stat(ocispec.ImageBlobsDir); err != nil {
+		return d, classf(errdefs.ErrNotFound, "not an OCI image layout: %w", disk.Cause(err))
+	}
+	return d, nil
+}
+
+// readBlob reads a small blob whole.
+func readBlob(d ondisk.Dir, dgst digest.Digest) ([]byte, error) {
+	return d.Tree.ReadFile(ondisk.BlobName(dgst), MaxManifest)
+}
+
+// index lists the names.
+func index(d ondisk.Dir) ([]ocispec.Descriptor, error) {
+	ix, err := d.ReadIndex()
+	if err != nil {
+		return nil, err
+	}
+	all := make([]ocispec.Descriptor, len(ix.Entries))
+	for i, e := range ix.Entries {
+		if all[i], err = e.Descriptor(); err != nil {
+			return nil, err
 		}
-		return nil
-	case err != nil:
-		return err
 	}
-	var v ocispec.ImageLayout
-	if err := json.Unmarshal(b, &v); err != nil {
-		return classf(errdefs.ErrDataLoss, "%s: %w", ocispec.ImageLayoutFile, err)
-	}
-	if v.Version != ocispec.ImageLayoutVersion {
-		return classf(errdefs.ErrNotImplemented, "layout version %q is not known", printable(v.Version))
-	}
-	return nil
-}
-
-func cause(err error) error {
-	var pe *fs.PathError
-	if errors.As(err, &pe) {
-		return pe.Err
-	}
-	return err
-}
-
-// open opens what must be a regular file, whatever else a directory may hold.
-func (l *Layout) open(name string) (*os.File, int64, error) {
-	file := filepath.Join(l.dir, name)
-	info, err := os.Stat(file)
-	if err != nil {
-		return nil, 0, err
-	}
-	if !info.Mode().IsRegular() {
-		return nil, 0, classf(errdefs.ErrDataLoss, "%s is not a regular file", file)
-	}
-	f, err := os.Open(file)
-	return f, info.Size(), err
-}
-
-// readFile reads a small file whole.
-func (l *Layout) readFile(name string) ([]byte, error) {
-	f, size, err := l.open(name)
-	if err != nil {
-		return nil, err
-	}
-	defer f.Close()
-	if size > MaxManifest {
-		return nil, classf(errdefs.ErrDataLoss, "%s is larger than %s", name, sizeString(MaxManifest))
-	}
-	return io.ReadAll(io.LimitReader(f, MaxManifest+1))
-}
-
-func blobFile(d digest.Digest) string {
-	return filepath.Join(ocispec.ImageBlobsDir, d.Algorithm().String(), d.Encoded())
-}
-
-// index lists the names; a layout without any has no file.
-func (l *Layout) index() ([]ocispec.Descriptor, error) {
-	b, err := l.readFile(ocispec.ImageIndexFile)
-	if errors.Is(err, fs.ErrNotExist) || err == nil && len(b) == 0 {
-		return nil, nil
-	}
-	if err != nil {
-		return nil, err
-	}
-	var index ocispec.Index
-	if err := json.Unmarshal(b, &index); err != nil {
-		return nil, classf(errdefs.ErrDataLoss, "%s: %w", ocispec.ImageIndexFile, err)
-	}
-	return index.Manifests, nil
+	return all, nil
 }
 
 // Annotations of index.json that say how an entry is named there.
@@ -105,9 +66,10 @@ var nameAnnotations = []string{ocispec.AnnotationRefName, "io.containerd.image.n
 // Resolve gives the descriptor of a full name (docker.io/library/redis:latest), of a tag
 // that one name has, or of a digest.
 func (l *Layout) Resolve(ctx context.Context, object string) (ocispec.Descriptor, error) {
-	desc, err := ocispec.Descriptor{}, l.check()
+	d, err := l.files()
+	var desc ocispec.Descriptor
 	if err == nil {
-		desc, err = l.resolve(object)
+		desc, err = resolveIn(d, object)
 	}
 	if err != nil {
 		return ocispec.Descriptor{}, fmt.Errorf("resolve %s in %s: %w", object, l.dir, err)
@@ -115,15 +77,15 @@ func (l *Layout) Resolve(ctx context.Context, object string) (ocispec.Descriptor
 	return desc, nil
 }
 
-func (l *Layout) resolve(object string) (ocispec.Descriptor, error) {
-	names, err := l.index()
+func resolveIn(d ondisk.Dir, object string) (ocispec.Descriptor, error) {
+	names, err := index(d)
 	if err != nil {
 		return ocispec.Descriptor{}, err
 	}
-	if d, ok, err := parseDigest(object); err != nil {
+	if dgst, ok, err := parseDigest(object); err != nil {
 		return ocispec.Descriptor{}, err
 	} else if ok {
-		return l.resolveDigest(d, names)
+		return resolveDigest(d, dgst, names)
 	}
 	var found []ocispec.Descriptor
 	for _, full := range []bool{true, false} {
@@ -171,15 +133,15 @@ func parseDigest(s string) (d digest.Digest, ok bool, err error) {
 	return d, true, nil
 }
 
-func (l *Layout) resolveDigest(d digest.Digest, names []ocispec.Descriptor) (ocispec.Descriptor, error) {
-	f, size, err := l.open(blobFile(d))
+func resolveDigest(d ondisk.Dir, dgst digest.Digest, names []ocispec.Descriptor) (ocispec.Descriptor, error) {
+	f, size, err := openBlob(d, dgst)
 	if err != nil {
-		return ocispec.Descriptor{}, notFound(err)
+		return ocispec.Descriptor{}, err
 	}
 	defer f.Close()
-	desc := ocispec.Descriptor{MediaType: mediaTypeOctets, Digest: d, Size: size}
+	desc := ocispec.Descriptor{MediaType: mediaTypeOctets, Digest: dgst, Size: size}
 	for _, n := range names {
-		if n.Digest == d {
+		if n.Digest == dgst && n.MediaType != "" {
 			desc.MediaType = n.MediaType
 			return desc, nil
 		}
@@ -215,11 +177,21 @@ func sniff(b []byte) string {
 	return mediaTypeOctets
 }
 
-func notFound(err error) error {
+// openBlob opens a blob. NotFound if there is none.
+func openBlob(d ondisk.Dir, dgst digest.Digest) (*os.File, int64, error) {
+	f, err := d.Tree.Open(ondisk.BlobName(dgst))
 	if errors.Is(err, fs.ErrNotExist) {
-		return classf(errdefs.ErrNotFound, "no such blob")
+		return nil, 0, classf(errdefs.ErrNotFound, "no such blob")
 	}
-	return err
+	if err != nil {
+		return nil, 0, err
+	}
+	info, err := f.Stat()
+	if err != nil {
+		f.Close()
+		return nil, 0, err
+	}
+	return f, info.Size(), nil
 }
 
 // Fetch gives the bytes of what a name, tag or digest stands for.
@@ -232,21 +204,22 @@ func (l *Layout) Fetch(ctx context.Context, id string, hintList ...string) (io.R
 }
 
 func (l *Layout) fetch(ctx context.Context, id string, h hints) (body, error) {
-	if err := l.check(); err != nil {
+	files, err := l.files()
+	if err != nil {
 		return nil, err
 	}
 	d, isDigest, err := parseDigest(id)
 	if !isDigest && err == nil {
 		var desc ocispec.Descriptor
-		desc, err = l.resolve(id)
+		desc, err = resolveIn(files, id)
 		d = desc.Digest
 	}
 	if err != nil {
 		return nil, err
 	}
-	f, size, err := l.open(blobFile(d))
+	f, size, err := openBlob(files, d)
 	if err != nil {
-		return nil, notFound(err)
+		return nil, err
 	}
 	if err = h.check(size); err == nil {
 		_, err = f.Seek(h.offset, io.SeekStart)

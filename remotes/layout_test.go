@@ -11,6 +11,8 @@ import (
 	"sync"
 	"testing"
 
+	ondisk "distkit/disk/layout"
+
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
@@ -30,7 +32,7 @@ func layout(t *testing.T, dir string, names ...string) ocispec.Descriptor {
 	}
 	blob := func(b []byte) ocispec.Descriptor {
 		d := digest.FromBytes(b)
-		write(filepath.Join(dir, blobFile(d)), b)
+		write(filepath.Join(dir, ondisk.BlobName(d)), b)
 		return ocispec.Descriptor{Digest: d, Size: int64(len(b))}
 	}
 	config := blob([]byte(`{"os":"linux","architecture":"amd64"}`))
@@ -147,7 +149,7 @@ func TestLayoutDamaged(t *testing.T) {
 		}
 		return r
 	}
-	file := filepath.Join(dir, blobFile(desc.Digest))
+	file := filepath.Join(dir, ondisk.BlobName(desc.Digest))
 	b, _ := os.ReadFile(file)
 	b[5] ^= 1
 	os.WriteFile(file, b, 0o644)
@@ -162,20 +164,20 @@ func TestLayoutDamaged(t *testing.T) {
 		t.Fatal(err)
 	}
 	_, err = fetch(t, open(), "1")
-	is(t, err, errdefs.IsDataLoss)
+	is(t, err, errdefs.IsFailedPrecondition)
 	os.Remove(file)
 	_, err = fetch(t, open(), "1")
 	is(t, err, errdefs.IsNotFound)
 
 	os.WriteFile(filepath.Join(dir, "index.json"), []byte("{"), 0o644)
 	_, err = open().Resolve(context.Background(), "1")
-	is(t, err, errdefs.IsDataLoss)
+	is(t, err, errdefs.IsFailedPrecondition)
 	os.Truncate(filepath.Join(dir, "index.json"), MaxManifest+1)
 	_, err = open().Resolve(context.Background(), "1")
-	is(t, err, errdefs.IsDataLoss)
+	is(t, err, errdefs.IsFailedPrecondition)
 	os.WriteFile(filepath.Join(dir, "oci-layout"), []byte(`{"imageLayoutVersion":"2.0.0"}`), 0o644)
 	_, err = fetch(t, open(), desc.Digest.String())
-	is(t, err, errdefs.IsNotImplemented)
+	is(t, err, errdefs.IsFailedPrecondition)
 }
 
 func TestLayoutPut(t *testing.T) {

@@ -10,16 +10,17 @@ import (
 	"io/fs"
 	"iter"
 	"os"
-	"path/filepath"
+	"path"
 	"slices"
 	"strings"
+	"time"
 
-	"distkit/disk"
+	ondisk "distkit/disk/layout"
+	"distkit/events"
 
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
-	"golang.org/x/sys/unix"
 )
 
 // Push stores a blob, or a manifest under its digest or a name. It follows distkit-layout(5),
@@ -34,49 +35,77 @@ func (l *Layout) Push(ctx context.Context, id string, content io.Reader, hintLis
 }
 
 func (l *Layout) push(ctx context.Context, id string, content io.Reader, h hints) (Pushed, error) {
-	d, isDigest, err := parseDigest(id)
-	if err == nil {
-		err = l.create()
+	dgst, isDigest, err := parseDigest(id)
+	if err != nil {
+		return Pushed{}, err
 	}
+	if !isDigest && !isName(id) {
+		return Pushed{}, classf(errdefs.ErrInvalidArgument, "not a name, tag or digest")
+	}
+	d, err := l.create()
 	if err != nil {
 		return Pushed{}, err
 	}
 	if isDigest {
-		size, state, err := l.store(ctx, d, content, h)
-		desc := ocispec.Descriptor{MediaType: h.mediaType, Digest: d, Size: size}
+		size, state, err := store(ctx, d, dgst, content, h)
+		desc := ocispec.Descriptor{MediaType: h.mediaType, Digest: dgst, Size: size}
 		if err == nil {
-			err = l.listReferrer(desc)
+			err = l.listReferrer(d, desc)
 		}
 		return Pushed{desc, state}, err
-	}
-	if !isName(id) {
-		return Pushed{}, classf(errdefs.ErrInvalidArgument, "not a name, tag or digest")
 	}
 	b, desc, err := readTagged(content, h)
 	if err != nil {
 		return Pushed{}, err
 	}
-	if _, _, err := l.store(ctx, desc.Digest, bytes.NewReader(b), h); err != nil {
+	var labels map[string]string
+	var made bool
+	// A sweep has the lock of the names while it works: it never takes the manifest before the name is there.
+	err = l.change(d, func(index *ondisk.Index) error {
+		_, _, err := store(ctx, d, desc.Digest, bytes.NewReader(b), h)
+		if err == nil {
+			labels, made, err = index.Point(id, desc, time.Now())
+		}
+		return err
+	})
+	if err != nil {
 		return Pushed{}, err
 	}
-	named := desc
-	named.Annotations = map[string]string{ocispec.AnnotationRefName: id}
-	return Pushed{desc, Stored}, l.changeIndex(func(index *ocispec.Index) error {
-		index.Manifests = slices.DeleteFunc(index.Manifests, func(m ocispec.Descriptor) bool {
-			return m.Annotations[ocispec.AnnotationRefName] == id
-		})
-		index.Manifests = append(index.Manifests, named)
-		return nil
-	})
+	topic := "/images/update"
+	if made {
+		topic = "/images/create"
+	}
+	logEvent(d, events.Event{Namespace: namespace(d), Topic: topic, Name: id, Digest: string(desc.Digest), Size: desc.Size, Labels: labels})
+	return Pushed{desc, Stored}, nil
+}
+
+// change changes index.json. The layout is made again if it was removed meanwhile.
+func (l *Layout) change(d ondisk.Dir, f func(*ondisk.Index) error) error {
+	return d.Change(func() error { _, err := l.create(); return err }, f)
+}
+
+// logEvent notes a change of a store. Other layouts have no log.
+func logEvent(d ondisk.Dir, e events.Event) {
+	if fi, err := d.Tree.Stat(ondisk.Ingest); err == nil && fi.IsDir() {
+		events.Append(string(d.Tree), e)
+	}
+}
+
+// namespace is the namespace of a store whose names a layout has.
+func namespace(d ondisk.Dir) string {
+	if d.Name == "." {
+		return "default"
+	}
+	return path.Base(d.Name)
 }
 
 // listReferrer has a manifest that refers to a subject stand in index.json, without a name: that is
 // where referrers are looked for.
-func (l *Layout) listReferrer(desc ocispec.Descriptor) error {
+func (l *Layout) listReferrer(d ondisk.Dir, desc ocispec.Descriptor) error {
 	if desc.Size > MaxManifest || desc.MediaType != "" && !isIndex(desc.MediaType) && !isManifest(desc.MediaType) {
 		return nil
 	}
-	b, err := l.readFile(blobFile(desc.Digest))
+	b, err := readBlob(d, desc.Digest)
 	if err != nil {
 		return err
 	}
@@ -87,10 +116,17 @@ func (l *Layout) listReferrer(desc ocispec.Descriptor) error {
 	if desc.MediaType == mediaTypeOctets || json.Unmarshal(b, &head) != nil || head.Subject == nil {
 		return nil
 	}
-	return l.changeIndex(func(index *ocispec.Index) error {
-		if !slices.ContainsFunc(index.Manifests, func(m ocispec.Descriptor) bool { return m.Digest == desc.Digest }) {
-			index.Manifests = append(index.Manifests, desc)
+	entry, err := ondisk.NewEntry(desc)
+	if err != nil {
+		return err
+	}
+	return l.change(d, func(index *ondisk.Index) error {
+		for _, e := range index.Entries {
+			if listed, err := e.Descriptor(); err == nil && listed.Digest == desc.Digest {
+				return nil
+			}
 		}
+		index.Entries = append(index.Entries, entry)
 		return nil
 	})
 }
@@ -117,35 +153,30 @@ func readTagged(content io.Reader, h hints) (b []byte, desc ocispec.Descriptor, 
 }
 
 // create makes a layout where there is none, in the order of distkit-layout(5).
-func (l *Layout) create() error {
-	err := l.check()
-	if _, serr := os.Stat(filepath.Join(l.dir, ocispec.ImageLayoutFile)); err == nil && serr == nil {
-		return nil
-	}
+func (l *Layout) create() (ondisk.Dir, error) {
+	d, err := l.files()
 	if err != nil && !errdefs.IsNotFound(err) {
-		return err
+		return d, err
 	}
-	if err := os.MkdirAll(l.dir, 0o755); err != nil {
-		return err
+	if there, xerr := d.Exists(); there || xerr != nil {
+		return d, xerr
+	}
+	if merr := d.Tree.MakeDir(d.Name); merr != nil {
+		return d, merr
 	}
 	if err != nil {
 		files, err := os.ReadDir(l.dir)
 		if err != nil {
-			return err
+			return d, err
 		}
 		if slices.ContainsFunc(files, isForeign) {
-			return classf(errdefs.ErrFailedPrecondition, "the directory is neither an OCI image layout nor empty")
+			return d, classf(errdefs.ErrFailedPrecondition, "the directory is neither an OCI image layout nor empty")
 		}
 	}
-	if err := os.MkdirAll(filepath.Join(l.dir, ocispec.ImageBlobsDir), 0o755); err != nil {
-		return err
+	if err := d.Tree.MakeDir(ocispec.ImageBlobsDir); err != nil {
+		return d, err
 	}
-	empty, _ := json.Marshal(emptyIndex())
-	if err := publish(filepath.Join(l.dir, ocispec.ImageIndexFile), empty, os.Link); err != nil {
-		return err
-	}
-	version, _ := json.Marshal(ocispec.ImageLayout{Version: ocispec.ImageLayoutVersion})
-	return publish(filepath.Join(l.dir, ocispec.ImageLayoutFile), version, os.Link)
+	return d, d.Create(".")
 }
 
 // isForeign tells files that are not of a layout which another process is making just now.
@@ -154,118 +185,41 @@ func isForeign(f fs.DirEntry) bool {
 	case ocispec.ImageBlobsDir, ocispec.ImageIndexFile, ocispec.ImageLayoutFile:
 		return false
 	}
-	return !strings.HasPrefix(f.Name(), ".tmp-")
-}
-
-func emptyIndex() *ocispec.Index {
-	index := &ocispec.Index{MediaType: ocispec.MediaTypeImageIndex, Manifests: []ocispec.Descriptor{}}
-	index.SchemaVersion = 2
-	return index
+	return !strings.HasPrefix(f.Name(), ondisk.Aside)
 }
 
 func isName(s string) bool {
 	return s != "" && len(s) <= 4096 && strings.IndexFunc(s, func(r rune) bool { return r <= ' ' || r == 0x7f }) < 0
 }
 
-// store has a blob appear, complete and synced, or leaves what is there.
-func (l *Layout) store(ctx context.Context, d digest.Digest, content io.Reader, h hints) (size int64, state State, err error) {
-	target := filepath.Join(l.dir, blobFile(d))
-	if info, err := os.Stat(target); err == nil && info.Mode().IsRegular() {
-		if h.size >= 0 && h.size != info.Size() {
-			return 0, "", classf(errdefs.ErrDataLoss, "size mismatch: got %s, not %d", sizeString(info.Size()), h.size)
+// store has a blob appear, complete and synced, or freshens the one that is there.
+func store(ctx context.Context, d ondisk.Dir, dgst digest.Digest, content io.Reader, h hints) (int64, State, error) {
+	wrongSize := func(size int64) error {
+		return classf(errdefs.ErrDataLoss, "size mismatch: got %s, not %d", sizeString(size), h.size)
+	}
+	size, exists, err := d.PutBlob(dgst, func(w io.Writer) error {
+		n, err := io.Copy(w, newVerifier(ctx, io.NopCloser(content), dgst, 0, 0, -1))
+		if err == nil && h.size >= 0 && h.size != n {
+			err = wrongSize(n)
 		}
-		return info.Size(), Exists, nil
-	}
-	dir := filepath.Dir(target)
-	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return err
+	})
+	switch {
+	case err != nil:
 		return 0, "", err
+	case exists && h.size >= 0 && h.size != size:
+		return 0, "", wrongSize(size)
+	case exists:
+		return size, Exists, nil
 	}
-	// Beside the blobs: they may be on another file system than the layout. The name is of
-	// no digest, and so of no blob.
-	f, err := os.CreateTemp(dir, ".tmp-*")
-	if err != nil {
-		return 0, "", err
-	}
-	defer func() {
-		f.Close()
-		if err != nil {
-			os.Remove(f.Name())
-		}
-	}()
-	if size, err = io.Copy(f, newVerifier(ctx, io.NopCloser(content), d, 0, 0, -1)); err != nil {
-		return 0, "", err
-	}
-	if h.size >= 0 && h.size != size {
-		return 0, "", classf(errdefs.ErrDataLoss, "size mismatch: got %s, not %d", sizeString(size), h.size)
-	}
-	if err := f.Chmod(0o444); err != nil {
-		return 0, "", err
-	}
-	if err := f.Sync(); err != nil {
-		return 0, "", err
-	}
-	if err := os.Rename(f.Name(), target); err != nil {
-		return 0, "", err
-	}
-	return size, Stored, disk.SyncDir(dir)
-}
-
-// changeIndex replaces index.json by what f makes of it, under its lock.
-func (l *Layout) changeIndex(f func(*ocispec.Index) error) error {
-	file := filepath.Join(l.dir, ocispec.ImageIndexFile)
-	lock, err := disk.LockFile(file, os.O_RDWR|os.O_CREATE, 0o644, unix.LOCK_EX)
-	if err != nil {
-		return fmt.Errorf("lock %s: %w", file, err)
-	}
-	defer lock.Close()
-	b, err := io.ReadAll(io.LimitReader(lock, MaxManifest+1))
-	if err != nil {
-		return err
-	}
-	index := emptyIndex()
-	if len(b) > 0 {
-		if err := json.Unmarshal(b, index); err != nil {
-			return classf(errdefs.ErrDataLoss, "%s: %w", file, err)
-		}
-	}
-	if err := f(index); err != nil {
-		return err
-	}
-	if b, err = json.Marshal(index); err != nil {
-		return err
-	}
-	return publish(file, b, os.Rename)
-}
-
-// publish has a small file appear by rename, or by link, which leaves one that is there.
-func publish(file string, b []byte, appear func(from, to string) error) error {
-	f, err := os.CreateTemp(filepath.Dir(file), ".tmp-*")
-	if err != nil {
-		return err
-	}
-	defer func() {
-		f.Close()
-		os.Remove(f.Name()) // gone already by rename
-	}()
-	if _, err := f.Write(b); err != nil {
-		return err
-	}
-	if err := f.Chmod(0o644); err != nil {
-		return err
-	}
-	if err := f.Sync(); err != nil {
-		return err
-	}
-	if err := appear(f.Name(), file); err != nil && !errors.Is(err, fs.ErrExist) {
-		return err
-	}
-	return disk.SyncDir(filepath.Dir(file))
+	logEvent(d, events.Event{Topic: "/content/create", Digest: string(dgst), Size: size})
+	return size, Stored, nil
 }
 
 // Tags lists the names.
 func (l *Layout) Tags(ctx context.Context) iter.Seq2[string, error] {
 	return func(yield func(string, error) bool) {
-		names, err := l.checkedIndex()
+		_, names, err := l.checkedIndex()
 		if err != nil {
 			yield("", fmt.Errorf("list names of %s: %w", l.dir, err))
 			return
@@ -278,11 +232,13 @@ func (l *Layout) Tags(ctx context.Context) iter.Seq2[string, error] {
 	}
 }
 
-func (l *Layout) checkedIndex() ([]ocispec.Descriptor, error) {
-	if err := l.check(); err != nil {
-		return nil, err
+func (l *Layout) checkedIndex() (ondisk.Dir, []ocispec.Descriptor, error) {
+	d, err := l.files()
+	if err != nil {
+		return d, nil, err
 	}
-	return l.index()
+	names, err := index(d)
+	return d, names, err
 }
 
 // Referrers lists those of the manifests in index.json that have the subject.
@@ -291,7 +247,7 @@ func (l *Layout) Referrers(ctx context.Context, subject digest.Digest, artifactT
 		fail := func(err error) {
 			yield(ocispec.Descriptor{}, fmt.Errorf("list referrers of %s in %s: %w", subject, l.dir, err))
 		}
-		names, err := l.checkedIndex()
+		d, names, err := l.checkedIndex()
 		if err != nil {
 			fail(err)
 			return
@@ -302,7 +258,7 @@ func (l *Layout) Referrers(ctx context.Context, subject digest.Digest, artifactT
 				continue
 			}
 			seen[desc.Digest] = true
-			b, err := l.readFile(blobFile(desc.Digest))
+			b, err := readBlob(d, desc.Digest)
 			if errors.Is(err, fs.ErrNotExist) {
 				continue // the rest of an index that is not all here
 			}
@@ -339,20 +295,39 @@ func (l *Layout) delete(id string) error {
 	if !isDigest && !isName(id) {
 		return classf(errdefs.ErrInvalidArgument, "not a name, tag or digest")
 	}
-	if err := l.check(); err != nil {
+	files, err := l.files()
+	if err != nil {
 		return err
 	}
-	if _, err := os.Stat(filepath.Join(l.dir, ocispec.ImageIndexFile)); errors.Is(err, fs.ErrNotExist) {
+	if there, err := files.Exists(); err != nil {
+		return err
+	} else if !there {
 		return classf(errdefs.ErrNotFound, "no such name")
 	}
-	return l.changeIndex(func(index *ocispec.Index) error {
-		n := len(index.Manifests)
-		index.Manifests = slices.DeleteFunc(index.Manifests, func(m ocispec.Descriptor) bool {
-			return isDigest && m.Digest == d || !isDigest && m.Annotations[ocispec.AnnotationRefName] == id
+	var gone []string
+	err = l.change(files, func(index *ondisk.Index) error {
+		n := len(index.Entries)
+		index.Entries = slices.DeleteFunc(index.Entries, func(e ondisk.Entry) bool {
+			match := !isDigest && e.Name == id
+			if isDigest {
+				desc, err := e.Descriptor()
+				match = err == nil && desc.Digest == d
+			}
+			if match && e.Name != "" {
+				gone = append(gone, e.Name)
+			}
+			return match
 		})
-		if len(index.Manifests) == n {
+		if len(index.Entries) == n {
 			return classf(errdefs.ErrNotFound, "no such name")
 		}
 		return nil
 	})
+	if err != nil {
+		return err
+	}
+	for _, name := range gone {
+		logEvent(files, events.Event{Namespace: namespace(files), Topic: "/images/delete", Name: name})
+	}
+	return nil
 }

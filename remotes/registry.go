@@ -294,7 +294,6 @@ func errSchema1() error {
 type manifest struct {
 	descriptor ocispec.Descriptor
 	content    []byte
-	etag       string // to compare with when it is replaced; empty where the registry tells none
 }
 
 // manifest reads one, whole: again from the start where it was cut.
@@ -368,11 +367,7 @@ func (r *Registry) readManifest(ctx context.Context, c *client, t *tries, req re
 		}
 	}
 	mediaType = cmp.Or(mediaType, mediaTypeOctets)
-	etag := resp.Header.Get("ETag")
-	if !strings.HasPrefix(etag, `"`) || resp.Header.Get("Content-Encoding") != "" {
-		etag = "" // a weak one, or one of another form of it
-	}
-	return &manifest{ocispec.Descriptor{MediaType: mediaType, Digest: want, Size: int64(len(b))}, b, etag}, nil
+	return &manifest{ocispec.Descriptor{MediaType: mediaType, Digest: want, Size: int64(len(b))}, b}, nil
 }
 
 // decode reads a document of a remote, whatever that sent.

@@ -111,7 +111,7 @@ func sweepShared(dir string) {
 	for _, e := range entries {
 		age := staleToken
 		switch kind, _, _ := strings.Cut(e.Name(), "-"); kind {
-		case "token", "wait", "referrers":
+		case "token", "wait":
 		case "upload":
 			age = staleUpload
 		default:

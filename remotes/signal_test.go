@@ -12,6 +12,8 @@ import (
 	"strings"
 	"testing"
 
+	ondisk "distkit/disk/layout"
+
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
 )
@@ -103,7 +105,7 @@ func TestLengthIsChecked(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer body.Close()
-	file := filepath.Join(dir, blobFile(id))
+	file := filepath.Join(dir, ondisk.BlobName(id))
 	if err := errors.Join(os.Chmod(file, 0o600), os.Truncate(file, 2<<20)); err != nil {
 		t.Fatal(err)
 	}

@@ -28,7 +28,7 @@ func main() {
 		}
 		before := time.Now().Add(-*grace)
 		sweep := image.Sweep{Store: store, Before: before, DryRun: *dryRun}
-		sweep.Snapshots = sweepSnapshots(*root, before, *dryRun, records)
+		sweep.Snapshots = sweepSnapshots(store.Root(), before, *dryRun, records)
 		sweep.Leftovers = func(l content.Leftover) error {
 			record := struct {
 				Ingest   string    `json:"ingest,omitempty"`

@@ -117,7 +117,7 @@ func TestVerify(t *testing.T) {
 	if err := os.WriteFile(dir, nil, 0o644); err != nil {
 		t.Fatal(err)
 	}
-	want(1, all[1]+"\tcorrupt\n", "--resume", file)
+	want(8, all[1]+"\tcorrupt\n", "--resume", file)
 	b, err := os.ReadFile(file)
 	if err != nil || strings.Count(string(b), "\n") != len(all)-1 || strings.Contains(string(b), all[1]) {
 		t.Errorf("journal of a run that stopped: %q, %v", b, err)

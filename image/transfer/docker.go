@@ -26,7 +26,7 @@ type dockerImage struct {
 
 func parseDocker(b []byte) ([]dockerImage, error) {
 	var images []dockerImage
-	if err := json.Unmarshal(b, &images); err != nil {
+	if err := image.Decode(b, &images); err != nil {
 		return nil, invalid("%s: %w", dockerManifestsFile, err)
 	}
 	return images, nil
@@ -168,7 +168,7 @@ func (r dockerReader) config(f file) ([]digest.Digest, error) {
 	if err != nil {
 		return nil, fmt.Errorf("read config %s: %w", f.digest, err)
 	}
-	if err := json.Unmarshal(b, &config); err != nil {
+	if err := image.Decode(b, &config); err != nil {
 		return nil, invalid("config %s: %w", f.digest, err)
 	}
 	if config.RootFS == nil {

@@ -261,8 +261,8 @@ func TestExportFailures(t *testing.T) {
 	w := newWorld(t)
 	m := w.image("amd64", "one", "two")
 	w.name("x:1", m)
-	w.name("blob:1", w.put("application/json", []byte("{}"), digest.SHA256))
-	w.name("gone:1", v1.Descriptor{MediaType: v1.MediaTypeImageManifest, Digest: digest.FromString("gone"), Size: 4})
+	w.entry("blob:1", w.put("application/json", []byte("{}"), digest.SHA256))
+	w.entry("gone:1", v1.Descriptor{MediaType: v1.MediaTypeImageManifest, Digest: digest.FromString("gone"), Size: 4})
 	if b, err := w.save(transfer.ExportOptions{}, "blob:1"); !errdefs.IsInvalidArgument(err) || len(b) > 0 {
 		t.Errorf("what is no image: %v", err)
 	}

@@ -16,6 +16,7 @@ import (
 	"testing"
 
 	"distkit/content"
+	"distkit/disk/layout"
 	"distkit/image"
 
 	"github.com/klauspost/compress/gzip"
@@ -91,6 +92,20 @@ func (w *world) name(name string, d v1.Descriptor) image.Image {
 		w.t.Fatal(err)
 	}
 	return img
+}
+
+// entry gives a descriptor a name as another tool would, whatever it describes.
+func (w *world) entry(name string, d v1.Descriptor) {
+	w.t.Helper()
+	d.Annotations = map[string]string{v1.AnnotationRefName: name}
+	err := w.store.Change(w.store.Init, func(ix *layout.Index) error {
+		e, err := layout.NewEntry(d)
+		ix.Entries = append(ix.Entries, e)
+		return err
+	})
+	if err != nil {
+		w.t.Fatal(err)
+	}
 }
 
 // list is what the store names: NAME DIGEST, sorted.

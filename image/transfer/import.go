@@ -2,7 +2,6 @@ package transfer
 
 import (
 	"context"
-	"encoding/json"
 	"io"
 
 	"distkit/content"
@@ -77,7 +76,7 @@ func Import(ctx context.Context, store *content.Store, names *image.Names, r io.
 // layoutImages are the entries of an archive's index.json.
 func (a *archive) layoutImages() ([]found, error) {
 	var layout v1.ImageLayout
-	if err := json.Unmarshal(a.layout, &layout); err != nil {
+	if err := image.Decode(a.layout, &layout); err != nil {
 		return nil, invalid("%s: %w", v1.ImageLayoutFile, err)
 	}
 	if layout.Version != v1.ImageLayoutVersion {
@@ -87,7 +86,7 @@ func (a *archive) layoutImages() ([]found, error) {
 		return nil, damaged("archive has no %s", v1.ImageIndexFile)
 	}
 	var index v1.Index
-	if err := json.Unmarshal(a.index, &index); err != nil {
+	if err := image.Decode(a.index, &index); err != nil {
 		return nil, invalid("%s: %w", v1.ImageIndexFile, err)
 	}
 	var all []found

@@ -97,7 +97,7 @@ func newTree(store *content.Store) *tree {
 // here tells whether a blob is in the store. DataLoss if its size is not the descriptor's.
 func (t *tree) here(ctx context.Context, d v1.Descriptor) (bool, error) {
 	info, err := t.walker.Store.Info(ctx, d.Digest)
-	if errdefs.IsNotFound(err) {
+	if errdefs.IsNotFound(err) || errdefs.IsNotImplemented(err) {
 		return false, nil
 	}
 	if err != nil {
@@ -160,7 +160,8 @@ func (t *tree) visit(ctx context.Context, d v1.Descriptor, depth int) (bool, err
 	return whole, nil
 }
 
-// child visits an entry of an index, which may be of any type.
+// child visits an entry of an index, which may be of any type, and a manifest whatever type the entry tells: Children says
+// what it is. One of an unknown algorithm is missing everywhere.
 func (t *tree) child(ctx context.Context, d v1.Descriptor, depth int) (bool, error) {
 	if image.IsIndex(d.MediaType) || image.IsManifest(d.MediaType) {
 		return t.visit(ctx, d, depth+1)

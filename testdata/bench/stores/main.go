@@ -98,7 +98,7 @@ func names(n int, dir string) error {
 	if err := layout(dir); err != nil {
 		return err
 	}
-	const manifest = `{"schemaVersion":2,"mediaType":"application/vnd.oci.image.manifest.v1+json","config":{},"layers":[]}`
+	const manifest = `{"schemaVersion":2,"mediaType":"application/vnd.oci.image.manifest.v1+json","config":{"mediaType":"application/vnd.oci.image.config.v1+json","digest":"sha256:44136fa355b3678a1146ad16f7e8649e94fb4fc21fe77e8310c060f61caaff8a","size":2},"layers":[]}`
 	digest, err := blob(dir, manifest)
 	if err != nil {
 		return err

@@ -1,4 +1,4 @@
-package image
+package layout
 
 import (
 	"bytes"
@@ -20,7 +20,7 @@ func FuzzScan(f *testing.F) {
 			return
 		}
 		got := map[string]json.RawMessage{}
-		object := members(b, func(k string, v json.RawMessage) { got[k] = v })
+		object := Members(b, func(k string, v json.RawMessage) { got[k] = v })
 		var want map[string]json.RawMessage
 		if json.Unmarshal(b, &want) != nil {
 			want = nil
@@ -29,7 +29,7 @@ func FuzzScan(f *testing.F) {
 			t.Errorf("members of %q: %t, %q, not %q", b, object, got, want)
 		}
 		var all, wanted []json.RawMessage
-		array := elements(b, func(v json.RawMessage) { all = append(all, v) })
+		array := Elements(b, func(v json.RawMessage) { all = append(all, v) })
 		if json.Unmarshal(b, &wanted) != nil {
 			wanted = nil
 		}

@@ -1,4 +1,4 @@
-package image
+package layout
 
 import (
 	"bytes"
@@ -6,10 +6,10 @@ import (
 	"unicode/utf8"
 )
 
-// members calls f with every member of a JSON object that is known to be valid, in order. It is
+// Members calls f with every member of a JSON object that is known to be valid, in order. It is
 // false, and f isn't called, where raw is something else. Reading ten thousand names for the
 // sake of one, this takes a tenth of what decoding them would.
-func members(raw []byte, f func(key string, value json.RawMessage)) bool {
+func Members(raw []byte, f func(key string, value json.RawMessage)) bool {
 	raw = bytes.TrimLeft(raw, jsonSpace)
 	if len(raw) == 0 || raw[0] != '{' {
 		return false
@@ -28,9 +28,9 @@ func members(raw []byte, f func(key string, value json.RawMessage)) bool {
 	}
 }
 
-// elements calls f with every element of a JSON array that is known to be valid. It is false,
+// Elements calls f with every element of a JSON array that is known to be valid. It is false,
 // and f isn't called, where raw is something else.
-func elements(raw []byte, f func(value json.RawMessage)) bool {
+func Elements(raw []byte, f func(value json.RawMessage)) bool {
 	raw = bytes.TrimLeft(raw, jsonSpace)
 	if len(raw) == 0 || raw[0] != '[' {
 		return false

@@ -1,0 +1,291 @@
+// Package layout keeps the files of an OCI image layout (image-spec v1.1, image-layout.md) as distkit-layout(5) says:
+// the version, the names in index.json, and the locks and times of blobs. A store is a layout, each of its namespaces
+// is one that shares its blobs, and so is a directory that another tool wrote.
+//
+// Files are those of a [disk.Tree]: symbolic links are not followed. Errors carry the classes of
+// [github.com/containerd/errdefs]: FailedPrecondition for files that are damaged, or of an unknown version.
+package layout
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"math/rand/v2"
+	"os"
+	"path"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"time"
+
+	"distkit/disk"
+	"distkit/errclass"
+
+	"github.com/containerd/errdefs"
+	"github.com/opencontainers/go-digest"
+	v1 "github.com/opencontainers/image-spec/specs-go/v1"
+	"golang.org/x/sys/unix"
+)
+
+const (
+	emptyLayout = `{"imageLayoutVersion":"` + v1.ImageLayoutVersion + "\"}\n"
+	emptyIndex  = `{"schemaVersion":2,"mediaType":"` + v1.MediaTypeImageIndex + `","manifests":[]}` + "\n"
+)
+
+const (
+	// Namespaces is the directory of a store's namespaces, and Ingest that of blobs on their way in.
+	Namespaces = "namespaces"
+	Ingest     = "ingest"
+	// Hold is the lock that a sweep has for itself.
+	Hold = "hold"
+	// Aside begins the name of a file that is written aside.
+	Aside = ".tmp-"
+	// blobsLink is where a namespace's blobs are.
+	blobsLink = "../../" + v1.ImageBlobsDir
+)
+
+// maxVersion bounds oci-layout, in bytes.
+const maxVersion = 64 << 10
+
+// Dir is an image layout: a directory of a tree, which has the blobs. Name is "." but for a namespace's.
+type Dir struct {
+	Tree disk.Tree
+	Name string
+}
+
+// Open selects the layout in a directory, an absolute path. It need not exist. The directory of a namespace is
+// recognised, and selected as a part of its store.
+func Open(root string) (Dir, error) {
+	root, err := filepath.Abs(root)
+	if err != nil {
+		return Dir{}, err
+	}
+	d := Dir{disk.Tree(root), "."}
+	if target, err := os.Readlink(d.Tree.Path(v1.ImageBlobsDir)); err != nil || filepath.Clean(target) != blobsLink {
+		return d, nil
+	}
+	real, err := filepath.EvalSymlinks(root)
+	if err != nil {
+		return Dir{}, err
+	}
+	store := filepath.Dir(filepath.Dir(real))
+	if filepath.Base(filepath.Dir(real)) != Namespaces {
+		return d, nil
+	}
+	return Dir{disk.Tree(store), path.Join(Namespaces, filepath.Base(real))}, nil
+}
+
+// File is the name of one of the layout's files in the tree.
+func (d Dir) File(name string) string { return path.Join(d.Name, name) }
+
+// Path is the path of one of the layout's files, for messages.
+func (d Dir) Path(name string) string { return d.Tree.Path(d.File(name)) }
+
+// Check reads the layout's version. fs.ErrNotExist if there is none, FailedPrecondition for an unknown one.
+func (d Dir) Check() error {
+	b, err := d.Tree.ReadFile(d.File(v1.ImageLayoutFile), maxVersion)
+	if err != nil {
+		return err
+	}
+	var v v1.ImageLayout
+	if err := json.Unmarshal(b, &v); err != nil {
+		return errclass.Errorf(errdefs.ErrFailedPrecondition, "parse %s: %w", v1.ImageLayoutFile, err)
+	}
+	if v.Version != v1.ImageLayoutVersion {
+		return errclass.Errorf(errdefs.ErrFailedPrecondition, "image layout version %.40q is not known (only %s)", v.Version, v1.ImageLayoutVersion)
+	}
+	return nil
+}
+
+// Exists reports whether the layout is complete: it has oci-layout and index.json. FailedPrecondition if index.json alone
+// is gone, since the names were in it.
+func (d Dir) Exists() (bool, error) {
+	// The removal of a namespace takes both away at once, so one look at each is not enough.
+	for range 3 {
+		_, err := d.Tree.Stat(d.File(v1.ImageIndexFile))
+		if err == nil {
+			_, err = d.Tree.Stat(d.File(v1.ImageLayoutFile))
+			return err == nil, ignoreMissing(err)
+		}
+		if !errors.Is(err, fs.ErrNotExist) {
+			return false, err
+		}
+		if _, err := d.Tree.Stat(d.File(v1.ImageLayoutFile)); err != nil {
+			return false, ignoreMissing(err)
+		}
+	}
+	return false, d.gone()
+}
+
+func (d Dir) gone() error {
+	return errclass.Errorf(errdefs.ErrFailedPrecondition,
+		"%s is gone, and the names with it: restore it, or give up all names by writing {\"schemaVersion\":2,\"manifests\":[]} there", d.Path(v1.ImageIndexFile))
+}
+
+func ignoreMissing(err error) error {
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	return err
+}
+
+// Create makes the layout, whose directory exists, unless it is there: an index.json without names first, oci-layout last.
+// Files are written aside in the directory aside of the tree.
+func (d Dir) Create(aside string) error {
+	if there, err := d.Exists(); there || err != nil {
+		return err
+	}
+	if err := d.publish(aside, v1.ImageIndexFile, emptyIndex); err != nil {
+		return err
+	}
+	return d.publish(aside, v1.ImageLayoutFile, emptyLayout)
+}
+
+// publish puts a file into the layout, whole and durable, unless one of that name is there.
+func (d Dir) publish(aside, name, text string) error {
+	name = d.File(name)
+	if _, err := d.Tree.Stat(name); err == nil {
+		return nil
+	}
+	tmp, err := WriteAside(d.Tree, aside, []byte(text))
+	if err != nil {
+		return err
+	}
+	defer d.Tree.Remove(tmp)
+	err = d.Tree.Link(tmp, name)
+	switch {
+	case errors.Is(err, fs.ErrExist):
+		return nil
+	case errors.Is(err, unix.EPERM), errors.Is(err, unix.ENOTSUP), errors.Is(err, unix.ENOSYS):
+		err = d.renameNew(tmp, name) // a file system without hard links
+	}
+	if err != nil {
+		return err
+	}
+	return d.Tree.SyncDir(d.Name)
+}
+
+// renameNew renames a file unless there is one of the new name. All that create files in the layout exclude each other.
+func (d Dir) renameNew(from, to string) error {
+	dir, err := d.Tree.OpenDir(d.Name)
+	if err != nil {
+		return err
+	}
+	defer disk.Release(dir)
+	if err := disk.Lock(dir, unix.LOCK_EX); err != nil {
+		return err
+	}
+	if _, err := d.Tree.Stat(to); err == nil {
+		return nil
+	}
+	return d.Tree.Rename(from, to)
+}
+
+// WriteAside writes a file into a directory of the tree, synced, that is to be renamed or linked into place. It returns
+// the file's name in the tree.
+func WriteAside(tree disk.Tree, dir string, b []byte) (name string, err error) {
+	if err := tree.MakeDir(dir); err != nil {
+		return "", err
+	}
+	name = path.Join(dir, Aside+strconv.FormatUint(rand.Uint64(), 36))
+	f, err := tree.OpenFile(name, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o666)
+	if err != nil {
+		return "", err
+	}
+	_, err = f.Write(b)
+	err = errors.Join(err, f.Sync())
+	err = errors.Join(err, f.Close())
+	if err != nil {
+		_ = tree.Remove(name)
+	}
+	return name, err
+}
+
+// Share takes the store's shared lock against the sweep for a change that a sweep must not miss, such as of what a
+// container pins. It waits for a sweep that works, not for one that waits. Whoever brings in blobs takes the lock of
+// [content.Store.Hold], which lets a waiting sweep go first.
+func Share(ctx context.Context, tree disk.Tree) (release func(), err error) {
+	f, err := tree.OpenFile(Hold, os.O_RDWR|os.O_CREATE, 0o666)
+	if err == nil {
+		err = disk.LockContext(ctx, f, unix.LOCK_SH)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("hold %s: %w", tree, err)
+	}
+	return func() { disk.Release(f) }, nil
+}
+
+// BlobName is the name of a blob's file in the tree. The digest must be valid.
+func BlobName(dgst digest.Digest) string {
+	alg, hex, _ := strings.Cut(string(dgst), ":")
+	return path.Join(v1.ImageBlobsDir, alg, hex)
+}
+
+// LockBlob locks a blob's own file, so that its deletion, changes of its labels and freshening follow each other.
+// fs.ErrNotExist if there is none.
+func (d Dir) LockBlob(dgst digest.Digest) (*os.File, error) {
+	return d.Tree.LockFile(BlobName(dgst), os.O_RDONLY, 0, unix.LOCK_EX)
+}
+
+// Freshen marks a blob as used now, so that a sweep beside it spares it. fs.ErrNotExist if there is none. In a store that
+// can't be written to the blob is left as it is.
+func (d Dir) Freshen(dgst digest.Digest) error {
+	f, err := d.LockBlob(dgst)
+	if err != nil {
+		return err
+	}
+	defer disk.Release(f)
+	err = d.Tree.Chtimes(BlobName(dgst), time.Now())
+	if errors.Is(err, fs.ErrPermission) || errors.Is(err, unix.EROFS) {
+		return nil
+	}
+	return err
+}
+
+// PutBlob stores a blob, unless it is there: then it is freshened, and write isn't called. write writes the blob's bytes,
+// and fails if they aren't those of the digest. When PutBlob returns the blob is on disk.
+func (d Dir) PutBlob(dgst digest.Digest, write func(io.Writer) error) (size int64, exists bool, err error) {
+	name := BlobName(dgst)
+	if err = d.Freshen(dgst); err == nil {
+		if fi, err := d.Tree.Stat(name); err == nil {
+			return fi.Size(), true, nil
+		}
+	}
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return 0, false, err
+	}
+	if err := d.Tree.MakeDir(path.Dir(name)); err != nil {
+		return 0, false, err
+	}
+	// Beside the blobs, which may be on another file system than the layout. The name is that of no blob.
+	tmp := path.Join(path.Dir(name), Aside+strconv.FormatUint(rand.Uint64(), 36))
+	f, err := d.Tree.OpenFile(tmp, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o666)
+	if err != nil {
+		return 0, false, err
+	}
+	err = write(f)
+	if err == nil {
+		err = f.Chmod(0o444)
+	}
+	if err == nil {
+		err = f.Sync()
+	}
+	var fi fs.FileInfo
+	if err == nil {
+		fi, err = f.Stat()
+	}
+	if cerr := f.Close(); err == nil {
+		err = cerr
+	}
+	if err == nil {
+		err = d.Tree.Rename(tmp, name)
+	}
+	if err != nil {
+		_ = d.Tree.Remove(tmp)
+		return 0, false, err
+	}
+	return fi.Size(), false, d.Tree.SyncDir(path.Dir(name))
+}

@@ -1,0 +1,187 @@
+package image
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"io"
+	"slices"
+	"strings"
+	"unicode/utf8"
+
+	"distkit/content"
+	"distkit/disk/layout"
+	"distkit/errclass"
+
+	"github.com/containerd/errdefs"
+	"github.com/opencontainers/go-digest"
+	"github.com/opencontainers/image-spec/identity"
+	v1 "github.com/opencontainers/image-spec/specs-go/v1"
+)
+
+// octets is the media type of what is no manifest or index.
+const octets = "application/octet-stream"
+
+// walk calls visit with a descriptor, and then with those that visit returned for it, each digest once, in the order of
+// the documents: what an entry leads to comes before the next entry. depth is the number of descriptors above. Nesting
+// takes memory and no stack; how deep it may be is visit's business. seen is what was visited already, and is added to.
+func walk(ctx context.Context, root v1.Descriptor, seen map[digest.Digest]bool, visit func(d v1.Descriptor, depth int) ([]v1.Descriptor, error)) error {
+	type step struct {
+		v1.Descriptor
+		depth int
+	}
+	next := []step{{root, 0}}
+	for len(next) > 0 {
+		s := next[len(next)-1]
+		next = next[:len(next)-1]
+		if seen[s.Digest] {
+			continue
+		}
+		seen[s.Digest] = true
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		children, err := visit(s.Descriptor, s.depth)
+		if err != nil {
+			return err
+		}
+		for _, c := range slices.Backward(children) {
+			if !seen[c.Digest] {
+				next = append(next, step{c, s.depth + 1})
+			}
+		}
+	}
+	return nil
+}
+
+// blob reads a blob that may be a document: a JSON object that is not larger than MaxDocument. Of any other it returns nil. NotFound if there is none; DataLoss if it does not hash to its name.
+func (w Walker) blob(dgst digest.Digest) ([]byte, error) {
+	f, err := w.Store.File(dgst)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	if f.Size() > MaxDocument {
+		return nil, nil
+	}
+	var head [64]byte
+	n, err := f.ReadAt(head[:], 0)
+	if err != nil && !errors.Is(err, io.EOF) {
+		return nil, errRead(dgst, err)
+	}
+	if rest := bytes.TrimLeft(head[:n], " \t\r\n"); len(rest) > 0 && rest[0] != '{' {
+		return nil, nil
+	}
+	b, err := readAll(f, dgst)
+	if err != nil || !json.Valid(b) {
+		return nil, err
+	}
+	return b, nil
+}
+
+// small reports whether a document has so few members and objects that decoding it takes little memory.
+func small(b []byte) bool {
+	return bytes.Count(b, []byte("{")) <= maxObjects && bytes.Count(b, []byte(",")) <= maxMembers
+}
+
+// Decode is json.Unmarshal of what strangers wrote: InvalidArgument if it is too large, or has so many members that
+// decoding it would take many times its size.
+func Decode(b []byte, v any) error {
+	if len(b) > MaxDocument || !small(b) {
+		return errclass.Errorf(errdefs.ErrInvalidArgument, "it has more than %d bytes, %d objects or %d members", MaxDocument, maxObjects, maxMembers)
+	}
+	if err := json.Unmarshal(b, v); err != nil {
+		return errclass.As(err, errdefs.ErrInvalidArgument)
+	}
+	return nil
+}
+
+// references calls f with every descriptor that a document, valid JSON, has for a member, or in an array that is a member, whatever
+// their names: manifests, config, layers, subject, and what else manifests of other kinds have. Descriptors whose digest no
+// store can have are left out.
+func references(b []byte, f func(key string, d v1.Descriptor)) {
+	layout.Members(b, func(key string, value json.RawMessage) {
+		one := func(value json.RawMessage) {
+			if d, ok := reference(value); ok {
+				f(strings.ToLower(key), d)
+			}
+		}
+		one(value)
+		layout.Elements(value, one)
+	})
+}
+
+// reference reads of a descriptor what says which blob it is and of what type. Like encoding/json it takes keys in any case;
+// of several digests, all mean it (docker's schema 1 has blobSum).
+func reference(raw json.RawMessage) (d v1.Descriptor, ok bool) {
+	layout.Members(raw, func(key string, value json.RawMessage) {
+		switch strings.ToLower(key) {
+		case "digest", "blobsum":
+			if s, text := shortString(value); text && content.Validate(digest.Digest(s)) == nil {
+				d.Digest, ok = digest.Digest(s), true
+			}
+		case "mediatype":
+			d.MediaType, _ = shortString(value)
+		case "size":
+			_ = json.Unmarshal(value, &d.Size)
+		}
+	})
+	return d, ok
+}
+
+func shortString(raw json.RawMessage) (s string, ok bool) {
+	if len(raw) < 2 || len(raw) > 2048 || raw[0] != '"' {
+		return "", false
+	}
+	if inner := raw[1 : len(raw)-1]; bytes.IndexByte(inner, '\\') < 0 && utf8.Valid(inner) {
+		return string(inner), true
+	}
+	return s, json.Unmarshal(raw, &s) == nil
+}
+
+// maxLayers bounds the layers of an image: the kernel mounts no more than 500.
+const maxLayers = 1024
+
+// chains returns the chain IDs of the layers that an image config, valid JSON, names, as far as they can be told.
+func chains(b []byte) []digest.Digest {
+	var ids []digest.Digest
+	bad := false
+	layout.Members(b, func(key string, value json.RawMessage) {
+		if !strings.EqualFold(key, "rootfs") {
+			return
+		}
+		layout.Members(value, func(key string, value json.RawMessage) {
+			if !strings.EqualFold(key, "diff_ids") {
+				return
+			}
+			ids, bad = nil, false
+			layout.Elements(value, func(value json.RawMessage) {
+				s, ok := shortString(value)
+				if bad = bad || !ok || len(ids) == maxLayers || digest.Digest(s).Validate() != nil; !bad {
+					ids = append(ids, digest.Digest(s))
+				}
+			})
+		})
+	})
+	return identity.ChainIDs(ids)
+}
+
+func refers(b []byte) (yes bool) {
+	references(b, func(string, v1.Descriptor) { yes = true })
+	return yes
+}
+
+// foreignType returns the media type of a document that is a manifest of a kind that isn't known here: it tells its own
+// type, and refers to blobs by descriptors.
+func foreignType(b []byte) (mediaType string, ok bool) {
+	if !refers(b) {
+		return "", false
+	}
+	layout.Members(b, func(key string, value json.RawMessage) {
+		if key == "mediaType" {
+			mediaType, _ = shortString(value)
+		}
+	})
+	return mediaType, mediaType != "" && mediaType != octets && !IsIndex(mediaType) && !IsManifest(mediaType) && checkMediaType(mediaType) == nil
+}
