@@ -526,17 +526,17 @@ func (r *Registry) blob(ctx context.Context, c *client, t *tries, o object, h hi
 	}
 	// The download proper, once begun, has all tries whichever host it is from.
 	d.tries = c.newTries(maxTries)
-	begin, rc := d.at, io.ReadCloser(d)
+	begin, size, rc := d.at, d.size, io.ReadCloser(d) // before others read from it
 	if d.end >= 0 && d.ranged && d.size > d.end {
 		rc = newParallel(d, chunk, c.options.Parts)
 	} else {
 		d.end = -1
 	}
-	v := newVerifier(ctx, rc, o.digest, begin, h.offset, d.size)
+	v := newVerifier(ctx, rc, o.digest, begin, h.offset, size)
 	if rc != d {
 		v.piece = beside // what waits is in memory already
 	}
-	if c.options.Unverified && d.size >= 0 { // of an unknown length, the digest alone shows the end
+	if c.options.Unverified && size >= 0 { // of an unknown length, the digest alone shows the end
 		v.hash = nil
 		if rc == d && begin == h.offset {
 			v.unseen = d

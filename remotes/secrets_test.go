@@ -391,8 +391,7 @@ func TestBodyRedirect(t *testing.T) {
 func TestRedirectAndBack(t *testing.T) {
 	content := noise(1000)
 	f := newFake(t)
-	var back *httptest.Server
-	back = httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+	back := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		http.Redirect(w, r, f.URL+"/returned", http.StatusFound)
 	}))
 	t.Cleanup(back.Close)
