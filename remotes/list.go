@@ -157,75 +157,6 @@ func errCircles() error {
 	return classf(errdefs.ErrDataLoss, "the list goes in circles")
 }
 
-// Referrers lists the manifests whose subject is the digest. Registries that keep no such
-// list are asked for the index under the tag that clients keep it in.
-func (r *Registry) Referrers(ctx context.Context, subject digest.Digest, artifactType string) iter.Seq2[ocispec.Descriptor, error] {
-	return func(yield func(ocispec.Descriptor, error) bool) {
-		listed := 0
-		err := r.each(ctx, canResolve, func(c *client, t *tries) error {
-			err := r.referrers(ctx, c, t, subject, artifactType, func(d ocispec.Descriptor) error {
-				if listed++; listed > maxListed {
-					return classf(errdefs.ErrDataLoss, "the list has more than %d", maxListed)
-				}
-				if (artifactType == "" || d.ArtifactType == artifactType) && !yield(d, nil) {
-					return errStopped
-				}
-				return nil
-			})
-			if err != nil && listed > 0 {
-				return final{err}
-			}
-			return err
-		})
-		if err != nil && err != errStopped {
-			yield(ocispec.Descriptor{}, fmt.Errorf("list referrers of %s@%s: %w", r.locator, subject, err))
-		}
-	}
-}
-
-func (r *Registry) referrers(ctx context.Context, c *client, t *tries, subject digest.Digest, artifactType string, give func(ocispec.Descriptor) error) error {
-	req := r.request(c, http.MethodGet, "referrers", subject.String())
-	req.header.Set("Accept", ocispec.MediaTypeImageIndex)
-	if artifactType != "" {
-		if req.query == nil {
-			req.query = url.Values{}
-		}
-		req.query.Set("artifactType", artifactType)
-	}
-	first := true
-	for p, err := range c.pages(ctx, req, t) {
-		if first && isStatus(err, http.StatusNotFound, http.StatusBadRequest, http.StatusMethodNotAllowed) {
-			m, err := r.manifest(ctx, c, t, referrersTag(subject), accept(ocispec.MediaTypeImageIndex))
-			if errdefs.IsNotFound(err) {
-				return nil
-			}
-			if err != nil {
-				return err
-			}
-			p.content = m.content
-		} else if err != nil {
-			return err
-		}
-		first = false
-		var index ocispec.Index
-		if err := decode(p.content, &index); err != nil {
-			return classf(errdefs.ErrDataLoss, "what %s sent is not an index: %s", c.host, printable(err.Error()))
-		}
-		if len(index.Manifests) == 0 && p.next != nil {
-			return errCircles()
-		}
-		for _, m := range index.Manifests {
-			if m.Digest.Validate() != nil {
-				return classf(errdefs.ErrDataLoss, "the list has an entry without digest")
-			}
-			if err := give(m); err != nil {
-				return err
-			}
-		}
-	}
-	return nil
-}
-
 // Delete deletes a tag, or a manifest with all tags that it has. A registry that can't take
 // a tag alone from a manifest is helped: the tag is moved to an empty index, and that is
 // deleted.
@@ -245,8 +176,17 @@ func (r *Registry) Delete(ctx context.Context, id string) error {
 }
 
 func (p *push) delete() error {
-	err := p.deleteManifest(p.object)
+	subject, err := p.subject()
+	if err != nil {
+		return err
+	}
+	err = p.deleteManifest(p.object)
 	switch {
+	case err == nil && subject != "":
+		if err := p.unlinkReferrer(subject, p.object.digest); err != nil {
+			return fmt.Errorf("it is gone, but take it out of the referrers of %s: %w", subject, err)
+		}
+		return nil
 	case err == nil || !isStatus(err, http.StatusMethodNotAllowed, http.StatusBadRequest, http.StatusNotImplemented):
 		return err
 	case p.object.tag == "":
@@ -264,17 +204,37 @@ func (p *push) delete() error {
 	}
 	dummy := object{digest: digest.FromBytes(b)}
 	desc := ocispec.Descriptor{MediaType: index.MediaType, Digest: dummy.digest, Size: int64(len(b))}
-	if _, perr := p.putManifest(dummy, desc, b); perr != nil {
+	if _, perr := p.putManifest(dummy, desc, b, ""); perr != nil {
 		return classf(errdefs.ErrNotImplemented, "the registry deletes no tags (%w): delete the digest", err)
 	}
 	// It must be one that can be deleted before the tag is moved.
 	if err := p.deleteManifest(dummy); err != nil {
 		return classf(errdefs.ErrNotImplemented, "the registry deletes neither tags nor manifests: %w", err)
 	}
-	if _, err := p.putManifest(p.object, desc, b); err != nil {
+	if _, err := p.putManifest(p.object, desc, b, ""); err != nil {
 		return err
 	}
 	return p.deleteManifest(dummy)
+}
+
+// subject returns the subject of the manifest that a digest names: a registry without the API lists it
+// where clients keep that, also in deleting (OCI distribution specification, "Deleting Manifests").
+func (p *push) subject() (digest.Digest, error) {
+	if p.object.digest == "" {
+		return "", nil // of a tag alone, the manifest stays
+	}
+	m, err := p.Registry.manifest(p.ctx, p.client, p.tries, p.object, accept(""))
+	if err != nil {
+		if errdefs.IsNotFound(err) || isTemporary(err) || p.ctx.Err() != nil {
+			return "", err
+		}
+		return "", nil // what can't be read can be deleted
+	}
+	var head referrer
+	if decode(m.content, &head) != nil || head.Subject == nil || head.Subject.Digest.Validate() != nil {
+		return "", nil
+	}
+	return head.Subject.Digest, nil
 }
 
 func (p *push) deleteManifest(o object) error {

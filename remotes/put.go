@@ -49,9 +49,12 @@ func (p *push) push(content io.Reader) (ocispec.Descriptor, error) {
 	o, h := p.object, p.hints
 	asManifest := o.tag != "" || isIndex(h.mediaType) || isManifest(h.mediaType)
 	if asManifest {
-		there, err := p.hasManifest()
-		if err != nil {
-			return ocispec.Descriptor{}, err
+		there := false
+		if o.digest != "" {
+			var err error
+			if there, err = p.hasManifest(o); err != nil {
+				return ocispec.Descriptor{}, err
+			}
 		}
 		return p.manifest(content, there)
 	}
@@ -170,12 +173,9 @@ func (p *push) request(method, kind, object string) request {
 	return r
 }
 
-// hasManifest reports whether the registry has the manifest of a digest.
-func (p *push) hasManifest() (bool, error) {
-	if p.object.digest == "" {
-		return false, nil
-	}
-	req := p.request(http.MethodHead, "manifests", p.object.String())
+// hasManifest reports whether the registry has a manifest.
+func (p *push) hasManifest(o object) (bool, error) {
+	req := p.request(http.MethodHead, "manifests", o.String())
 	req.header.Set("Accept", accept(p.hints.mediaType))
 	resp, err := p.client.do(p.ctx, req, p.tries)
 	if err != nil {
@@ -227,7 +227,7 @@ func (p *push) manifest(content io.Reader, there bool) (ocispec.Descriptor, erro
 	if there && head.Subject == nil {
 		return desc, nil
 	}
-	resp, err := p.putManifest(p.object, desc, b)
+	resp, err := p.putManifest(p.object, desc, b, "")
 	if err != nil {
 		return desc, err
 	}
@@ -239,9 +239,13 @@ func (p *push) manifest(content io.Reader, there bool) (ocispec.Descriptor, erro
 	return desc, nil
 }
 
-func (p *push) putManifest(o object, desc ocispec.Descriptor, b []byte) (*http.Response, error) {
+// putManifest stores a manifest. With an entity tag, it replaces only what has that.
+func (p *push) putManifest(o object, desc ocispec.Descriptor, b []byte, etag string) (*http.Response, error) {
 	req := p.request(http.MethodPut, "manifests", o.String())
 	req.header.Set("Content-Type", desc.MediaType)
+	if etag != "" {
+		req.header.Set("If-Match", etag)
+	}
 	req.body, req.size = func() io.Reader { return bytes.NewReader(b) }, int64(len(b))
 	resp, err := p.client.do(p.ctx, req, p.tries)
 	if err != nil {

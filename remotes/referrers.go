@@ -1,19 +1,39 @@
 package remotes
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
+	"iter"
+	"net/http"
+	"net/url"
+	"os"
+	"slices"
+	"strings"
+	"time"
+
+	"distkit/disk"
 
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	"golang.org/x/sys/unix"
+)
+
+const (
+	// maxListTries is how often a change of a list of referrers is tried while others change it.
+	maxListTries = 10
+	maxListPause = 2 * time.Second
+	// listPatience is how long another process of this user may take to change the same list.
+	listPatience = time.Minute
 )
 
 // referrersTag is where referrers are listed at registries that know no such list: an index
 // under a tag (OCI distribution specification, "Referrers Tag Schema").
 func referrersTag(subject digest.Digest) object {
-	s := subject.Algorithm().String() + "-" + subject.Encoded()
-	return object{tag: s[:min(len(s), 128)]}
+	algorithm, encoded := subject.Algorithm().String(), subject.Encoded()
+	return object{tag: algorithm[:min(len(algorithm), 32)] + "-" + encoded[:min(len(encoded), 64)]}
 }
 
 // referrer is what lists of referrers tell of a manifest.
@@ -33,8 +53,190 @@ func (r *referrer) describe(desc *ocispec.Descriptor) {
 	desc.Annotations = r.Annotations
 }
 
-// linkReferrer adds a manifest to the list under its subject's tag. Two that do so at once
-// can lose one of theirs: the protocol has no way to prevent it.
+// errNoReferrers is of a host that lists none. A mirror need not have what its registry has: the next is asked.
+var errNoReferrers = errors.New("no referrers")
+
+// Referrers lists the manifests whose subject is the digest. Registries that keep no such
+// list are asked for the index under the tag that clients keep it in.
+func (r *Registry) Referrers(ctx context.Context, subject digest.Digest, artifactType string) iter.Seq2[ocispec.Descriptor, error] {
+	return func(yield func(ocispec.Descriptor, error) bool) {
+		listed := 0
+		err := r.each(ctx, canResolve, func(c *client, t *tries) error {
+			err := r.referrers(ctx, c, t, subject, artifactType, func(d ocispec.Descriptor) error {
+				if listed++; listed > maxListed {
+					return classf(errdefs.ErrDataLoss, "the list has more than %d", maxListed)
+				}
+				if (artifactType == "" || d.ArtifactType == artifactType) && !yield(d, nil) {
+					return errStopped
+				}
+				return nil
+			})
+			switch {
+			case err != nil && listed > 0:
+				return final{err}
+			case err == nil && listed == 0:
+				return errNoReferrers
+			}
+			return err
+		})
+		if err != nil && err != errStopped && err != errNoReferrers {
+			yield(ocispec.Descriptor{}, fmt.Errorf("list referrers of %s@%s: %w", r.locator, subject, err))
+		}
+	}
+}
+
+func (r *Registry) referrers(ctx context.Context, c *client, t *tries, subject digest.Digest, artifactType string, give func(ocispec.Descriptor) error) error {
+	req := r.request(c, http.MethodGet, "referrers", subject.String())
+	req.header.Set("Accept", ocispec.MediaTypeImageIndex)
+	if artifactType != "" {
+		if req.query == nil {
+			req.query = url.Values{}
+		}
+		req.query.Set("artifactType", artifactType)
+	}
+	first := true
+	for p, err := range c.pages(ctx, req, t) {
+		var entries []ocispec.Descriptor
+		switch ok := false; {
+		case first && isNoAPI(err):
+			return r.listTagged(ctx, c, subject, give)
+		case err != nil:
+			return err
+		default:
+			if entries, ok = referrersPage(p); !ok && first {
+				// A gateway answers what it does not know with a page of its own.
+				return r.listTagged(ctx, c, subject, give)
+			} else if !ok {
+				return classf(errdefs.ErrDataLoss, "what %s sent is not an index", c.host)
+			}
+		}
+		first = false
+		if len(entries) == 0 && p.next != nil {
+			return errCircles()
+		}
+		if err := giveAll(entries, give); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// isNoAPI reports whether a registry that was asked for referrers has no such API, or its host sends elsewhere
+// for it, where nobody has.
+func isNoAPI(err error) bool {
+	var e *statusError
+	return errors.As(err, &e) && (e.elsewhere || isStatus(err, http.StatusNotFound, http.StatusBadRequest, http.StatusMethodNotAllowed, http.StatusNotImplemented))
+}
+
+// referrersPage reads a page of the API's list; ok is false for what is none.
+func referrersPage(p page) (entries []ocispec.Descriptor, ok bool) {
+	var index ocispec.Index
+	if err := decode(p.content, &index); err != nil || index.Manifests == nil {
+		return nil, false
+	}
+	mediaType, _, _ := strings.Cut(p.header.Get("Content-Type"), ";")
+	return index.Manifests, isIndex(strings.TrimSpace(mediaType)) || isIndex(index.MediaType)
+}
+
+func giveAll(entries []ocispec.Descriptor, give func(ocispec.Descriptor) error) error {
+	for _, m := range entries {
+		if m.Digest.Validate() != nil {
+			return classf(errdefs.ErrDataLoss, "the list has an entry without digest")
+		}
+		if err := give(m); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (r *Registry) listTagged(ctx context.Context, c *client, subject digest.Digest, give func(ocispec.Descriptor) error) error {
+	list, err := r.taggedReferrers(ctx, c, subject)
+	if err != nil {
+		return err
+	}
+	return giveAll(list.descriptors(), give)
+}
+
+// referrersList is the index under a subject's tag. What it holds beside the entries, and of them, stays as it is.
+type referrersList struct {
+	members map[string]json.RawMessage
+	entries []listEntry
+	content string // as it came; empty: there is none yet
+	etag    string
+}
+
+type listEntry struct {
+	ocispec.Descriptor
+	raw json.RawMessage
+}
+
+func (e *listEntry) UnmarshalJSON(b []byte) error {
+	e.raw = slices.Clone(b)
+	return json.Unmarshal(b, &e.Descriptor)
+}
+
+func (e listEntry) MarshalJSON() ([]byte, error) { return e.raw, nil }
+
+func (l *referrersList) descriptors() []ocispec.Descriptor {
+	list := make([]ocispec.Descriptor, 0, len(l.entries))
+	for _, e := range l.entries {
+		list = append(list, e.Descriptor)
+	}
+	return list
+}
+
+func (l *referrersList) has(d digest.Digest) bool {
+	return slices.ContainsFunc(l.entries, func(e listEntry) bool { return e.Digest == d })
+}
+
+func (l *referrersList) encode() ([]byte, error) {
+	members := map[string]any{"schemaVersion": 2}
+	for name, v := range l.members {
+		members[name] = v
+	}
+	members["mediaType"] = ocispec.MediaTypeImageIndex
+	members["manifests"] = append([]listEntry{}, l.entries...)
+	b, err := json.Marshal(members)
+	if err == nil && len(b) > MaxManifest {
+		err = errors.New("the list of referrers is full")
+	}
+	return b, err
+}
+
+// errNoList is of a tag where a list of referrers should be, and something else is.
+var errNoList = errors.New("not an index")
+
+// taggedReferrers reads the list under the subject's tag, which is empty where there is none.
+func (r *Registry) taggedReferrers(ctx context.Context, c *client, subject digest.Digest) (*referrersList, error) {
+	tag := referrersTag(subject)
+	m, err := r.manifest(ctx, c, c.newTries(maxTries), tag, accept(ocispec.MediaTypeImageIndex))
+	switch {
+	case errdefs.IsNotFound(err):
+		return &referrersList{}, nil
+	case err != nil:
+		return nil, err
+	case subject.Algorithm().FromBytes(m.content) == subject:
+		// Some resolve a tag of this form to the digest (oras-go#1396).
+		return &referrersList{}, nil
+	case !isIndex(m.descriptor.MediaType):
+		return nil, classf(errdefs.ErrDataLoss, "tag %s: %w but %s", tag.tag, errNoList, printable(m.descriptor.MediaType))
+	}
+	list := &referrersList{content: string(m.content), etag: m.etag}
+	var index struct {
+		Manifests []listEntry `json:"manifests"`
+	}
+	if err = decode(m.content, &list.members); err == nil {
+		err = decode(m.content, &index)
+	}
+	if err != nil {
+		return nil, classf(errdefs.ErrDataLoss, "tag %s: %w: %s", tag.tag, errNoList, printable(err.Error()))
+	}
+	list.entries = index.Manifests
+	return list, nil
+}
+
+// linkReferrer adds a manifest to the list under its subject's tag.
 func (p *push) linkReferrer(subject digest.Digest, desc ocispec.Descriptor, manifest []byte) error {
 	if err := subject.Validate(); err != nil {
 		return classf(errdefs.ErrInvalidArgument, "subject: %w", err)
@@ -44,31 +246,136 @@ func (p *push) linkReferrer(subject digest.Digest, desc ocispec.Descriptor, mani
 		return err
 	}
 	head.describe(&desc)
-	tag := referrersTag(subject)
-	index := ocispec.Index{MediaType: ocispec.MediaTypeImageIndex}
-	index.SchemaVersion = 2
-	old, err := p.Registry.manifest(p.ctx, p.client, p.tries, tag, accept(ocispec.MediaTypeImageIndex))
-	switch {
-	case err == nil:
-		if err := decode(old.content, &index); err != nil {
-			return classf(errdefs.ErrDataLoss, "tag %s is not an index: %s", tag, printable(err.Error()))
-		}
-	case !errdefs.IsNotFound(err):
-		return err
-	}
-	for _, m := range index.Manifests {
-		if m.Digest == desc.Digest {
-			return nil
-		}
-	}
-	index.Manifests = append(index.Manifests, desc)
-	b, err := json.Marshal(index)
+	raw, err := json.Marshal(desc)
 	if err != nil {
 		return err
 	}
-	if len(b) > MaxManifest {
-		return errors.New("the list of referrers is full")
+	return p.changeReferrers(subject, func(l *referrersList) (changed bool) {
+		if l.has(desc.Digest) {
+			return false
+		}
+		l.entries = append(l.entries, listEntry{desc, raw})
+		return true
+	})
+}
+
+// unlinkReferrer takes a manifest out of the list under its subject's tag, if it is there.
+func (p *push) unlinkReferrer(subject, referrer digest.Digest) error {
+	err := p.changeReferrers(subject, func(l *referrersList) (changed bool) {
+		changed = l.has(referrer)
+		l.entries = slices.DeleteFunc(l.entries, func(e listEntry) bool { return e.Digest == referrer })
+		return changed
+	})
+	if errors.Is(err, errNoList) {
+		return nil
 	}
-	_, err = p.putManifest(tag, ocispec.Descriptor{MediaType: ocispec.MediaTypeImageIndex, Digest: digest.FromBytes(b)}, b)
 	return err
+}
+
+// changeReferrers changes the list under a subject's tag until it is found to be so. Processes of this user do it
+// one after the other; against others, the registry compares with what was read if it can, and the list is
+// read again after it was put.
+func (p *push) changeReferrers(subject digest.Digest, change func(*referrersList) (changed bool)) error {
+	tag := referrersTag(subject)
+	unlock, err := p.lockReferrers(tag)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	pauses := p.client.newTries(maxListTries)
+	pruned := false
+	var refused referrersList
+	for try := range maxListTries {
+		if try > 1 {
+			if err := sleep(p.ctx, min(pauses.next(), maxListPause)); err != nil {
+				return err
+			}
+		}
+		list, err := p.taggedReferrers(p.ctx, p.client, subject)
+		if err != nil {
+			return err
+		}
+		if !change(list) {
+			return nil
+		}
+		if list.etag == refused.etag && list.content == refused.content {
+			list.etag = "" // nobody has changed it: the registry compares with something else
+		}
+		b, err := list.encode()
+		if err != nil {
+			return err
+		}
+		desc := ocispec.Descriptor{MediaType: ocispec.MediaTypeImageIndex, Digest: digest.FromBytes(b)}
+		p.tries = p.client.newTries(maxTries)
+		_, err = p.putManifest(tag, desc, b, list.etag)
+		switch {
+		case isStatus(err, http.StatusPreconditionFailed) && list.etag != "":
+			refused = *list
+		case isStatus(err, http.StatusBadRequest, http.StatusNotFound) && !pruned:
+			// A registry that checks what an index refers to refuses all changes of one that
+			// names what was deleted.
+			pruned = true
+			gone, perr := p.gone(list)
+			if perr != nil || len(gone) == 0 {
+				return err
+			}
+			was := change
+			change = func(l *referrersList) bool {
+				n := len(l.entries)
+				l.entries = slices.DeleteFunc(l.entries, func(e listEntry) bool { return gone[e.Digest] })
+				return was(l) || len(l.entries) != n
+			}
+		case err != nil:
+			return err
+		}
+	}
+	return classf(errdefs.ErrAborted, "others change the list of referrers all the time: try again")
+}
+
+// gone tells which entries of a list the registry does not have any more.
+func (p *push) gone(l *referrersList) (map[digest.Digest]bool, error) {
+	gone := map[digest.Digest]bool{}
+	for _, e := range l.entries {
+		if e.Digest.Validate() != nil {
+			gone[e.Digest] = true
+			continue
+		}
+		there, err := p.hasManifest(object{digest: e.Digest})
+		if err != nil {
+			return nil, err
+		}
+		if !there {
+			gone[e.Digest] = true
+		}
+	}
+	return gone, nil
+}
+
+// lockReferrers excludes other processes of this user from the list under a tag, where there is a directory to
+// do it in.
+func (p *push) lockReferrers(tag object) (unlock func(), err error) {
+	c := p.client
+	if c.shared == "" {
+		return func() {}, nil
+	}
+	ctx, cancel := context.WithTimeout(p.ctx, listPatience)
+	defer cancel()
+	for {
+		f, err := sharedFile(c.shared, "referrers", os.O_RDWR|os.O_CREATE, c.currentScheme(), c.host, c.path, p.locator.Name, tag.tag)
+		if err != nil {
+			return func() {}, nil
+		}
+		if err := disk.LockContext(ctx, f, unix.LOCK_EX); err != nil {
+			if cerr := context.Cause(p.ctx); cerr != nil {
+				return nil, cerr
+			}
+			return nil, classf(errdefs.ErrUnavailable, "another process is changing the list of referrers")
+		}
+		if disk.Names(f.Name(), f) {
+			now := time.Now() // it is in use
+			_ = os.Chtimes(f.Name(), now, now)
+			return func() { disk.Release(f) }, nil
+		}
+		disk.Release(f) // it was swept away
+	}
 }

@@ -294,6 +294,7 @@ func errSchema1() error {
 type manifest struct {
 	descriptor ocispec.Descriptor
 	content    []byte
+	etag       string // to compare with when it is replaced; empty where the registry tells none
 }
 
 // manifest reads one, whole: again from the start where it was cut.
@@ -367,7 +368,11 @@ func (r *Registry) readManifest(ctx context.Context, c *client, t *tries, req re
 		}
 	}
 	mediaType = cmp.Or(mediaType, mediaTypeOctets)
-	return &manifest{ocispec.Descriptor{MediaType: mediaType, Digest: want, Size: int64(len(b))}, b}, nil
+	etag := resp.Header.Get("ETag")
+	if !strings.HasPrefix(etag, `"`) || resp.Header.Get("Content-Encoding") != "" {
+		etag = "" // a weak one, or one of another form of it
+	}
+	return &manifest{ocispec.Descriptor{MediaType: mediaType, Digest: want, Size: int64(len(b))}, b, etag}, nil
 }
 
 // decode reads a document of a remote, whatever that sent.

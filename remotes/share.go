@@ -111,7 +111,7 @@ func sweepShared(dir string) {
 	for _, e := range entries {
 		age := staleToken
 		switch kind, _, _ := strings.Cut(e.Name(), "-"); kind {
-		case "token", "wait":
+		case "token", "wait", "referrers":
 		case "upload":
 			age = staleUpload
 		default:
