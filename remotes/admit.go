@@ -14,11 +14,11 @@ import (
 
 type authStateKey struct{}
 
-// authState is what a request's context says of the request, and what became of it.
+// authState stands in the context of a request, and in those of its redirects and token requests.
 type authState struct {
 	url    *url.URL
 	isBlob bool // a blob is read by its digest
-	// challenged says that the registry has asked for authentication, fetched that a token was got.
+	// challenged: the registry has answered 401. fetched: a token was asked for since.
 	challenged, fetched atomic.Bool
 }
 
@@ -29,11 +29,11 @@ func authStateOf(req *http.Request) *authState {
 	return &authState{url: req.URL}
 }
 
-// tokenRequestKey marks the context of requests for a token. Its value is whether they may have
+// tokenRequestKey marks the context of a token request. Its value says whether the request may carry
 // the credential.
 type tokenRequestKey struct{}
 
-// credential is oras' question for what to authenticate with.
+// credential gives oras the credential to authenticate with.
 func (c *client) credential(ctx context.Context, _ string) (auth.Credential, error) {
 	if allowed, ok := ctx.Value(tokenRequestKey{}).(bool); ok && !allowed {
 		return auth.EmptyCredential, nil
@@ -47,20 +47,20 @@ func (c *client) isOwn(u *url.URL) bool {
 	return sameOrigin(own, u) || isUpgrade(own, u)
 }
 
-// refusedError is of a request that was not sent, since it would have had a secret for somebody whom
-// it is not for, or of a token server that is not asked.
+// refusedError is the error of a request that was not sent: it would have taken a secret to another
+// origin, or its token server must not be asked.
 type refusedError struct {
-	origin string // the token server
+	origin string // the token server, if it may be asked without the credential
 	reason string
 }
 
 func (e *refusedError) Error() string { return e.reason }
 
-// admit is the last check before a request leaves, redirects and requests for tokens included.
-// Authorization, cookies, configured headers and the forms of token requests go to the registry's own
-// origin alone, and what is for token servers also to those of the registry's owner (ownsRealm) and
-// those that hosts.toml names. From TLS to clear text goes nothing but the reading of a blob by its
-// digest.
+// admit is the last check before a request leaves, be it a redirect or a token request.
+// Authorization, cookies, configured headers and token forms may go to the registry's own origin.
+// A token request may also take the credential to a token server of the registry's owner (ownsRealm),
+// and to one that hosts.toml names. Where the registry has TLS, a request without TLS must be a
+// blob's, read by its digest.
 func (c *client) admit(req *http.Request, isToken bool) error {
 	hasSecret, to := c.hasSecret(req), printable(origin(req.URL))
 	if c.isOwn(req.URL) {
@@ -83,7 +83,7 @@ func (c *client) admit(req *http.Request, isToken bool) error {
 		return nil
 	}
 	if c.isBlockedRealm(req.Context(), host) {
-		return &refusedError{reason: "the token server " + to + " is at an address of this machine or network alone: " + nameRealm(to)}
+		return &refusedError{reason: "the token server " + to + " is at a loopback or link-local address: " + nameRealm(to)}
 	}
 	if hasSecret {
 		return &refusedError{to, "credentials were not sent to the token server: " + nameRealm(to)}
@@ -91,7 +91,8 @@ func (c *client) admit(req *http.Request, isToken bool) error {
 	return nil
 }
 
-// admitTokenRedirect refuses what oras would, as an error that no other try cures.
+// admitTokenRedirect refuses a token server's redirect that oras would refuse. oras' error looks like a
+// failure of the network, which is tried again.
 func (c *client) admitTokenRedirect(resp *http.Response) error {
 	to, err := resp.Location()
 	if err != nil || resp.StatusCode < 300 || resp.StatusCode > 399 {
@@ -109,7 +110,7 @@ func (c *client) admitTokenRedirect(resp *http.Response) error {
 
 func (c *client) hostname() string { return (&url.URL{Host: c.host}).Hostname() }
 
-// hasSecret reports whether a request has something of ours that not everybody may have.
+// hasSecret reports whether a request carries a credential, a cookie or a configured header.
 func (c *client) hasSecret(req *http.Request) bool {
 	for name, values := range req.Header {
 		switch {
@@ -118,7 +119,7 @@ func (c *client) hasSecret(req *http.Request) bool {
 			user, password, _ := req.BasicAuth()
 			theirs, _ := req.URL.User.Password()
 			if req.URL.User == nil || user != req.URL.User.Username() || password != theirs {
-				return true // and not what net/http takes from the address itself
+				return true // net/http itself adds what stands in the URL, which is not ours
 			}
 		case name == "Cookie", c.header[name] != nil && slices.Equal(values, c.header[name]):
 			return true
@@ -130,9 +131,10 @@ func (c *client) hasSecret(req *http.Request) bool {
 
 func hasBody(req *http.Request) bool { return req.Body != nil && req.ContentLength != 0 }
 
-// isBlockedRealm reports whether a token server is at an address that no registry elsewhere may send
-// its clients to: loopback, link-local, and where clouds tell secrets to their machines. A registry on
-// this machine may name token servers on it. A name that can't be looked up is for a proxy to look up.
+// isBlockedRealm reports whether a token server has a loopback or link-local address, or that of a
+// cloud's metadata service: a registry could have such a service asked, and its reply sent as a token.
+// A registry on this machine may name loopback addresses. A name that does not resolve here is not
+// blocked, because a proxy may resolve it.
 func (c *client) isBlockedRealm(ctx context.Context, host string) bool {
 	blocked := auth.DefaultBlockedRealmPrefixes()
 	for _, a := range lookupHost(ctx, host) {
@@ -148,7 +150,7 @@ func (c *client) isBlockedRealm(ctx context.Context, host string) bool {
 
 var lookupNetIP = net.DefaultResolver.LookupNetIP
 
-// lookupHost gives the addresses of a host, as IPv4 where they stand for one.
+// lookupHost resolves a host. IPv6 addresses that embed an IPv4 address are returned as that one.
 func lookupHost(ctx context.Context, host string) []netip.Addr {
 	list := []netip.Addr{}
 	if a, err := netip.ParseAddr(host); err == nil {

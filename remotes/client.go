@@ -157,9 +157,9 @@ func proxyReply(_ context.Context, proxy *url.URL, _ *http.Request, resp *http.R
 // secret of the first.
 var keptHeaders = []string{"Accept", "Accept-Encoding", "Range", "User-Agent"}
 
-// checkRedirect follows redirects that are no step back: nothing but a blob that is read by its digest
-// goes from TLS to clear text, and no body goes to another origin. What has left the origin of the
-// first request keeps none of its secrets, also where it is sent back there.
+// checkRedirect refuses a redirect from TLS to clear text, except of a blob that is read by its digest,
+// and a redirect of a body to another origin. A request that has left the first origin keeps only
+// keptHeaders, even if it is sent back there.
 func checkRedirect(req *http.Request, via []*http.Request) error {
 	first := via[0].URL
 	if len(via) >= maxRedirects {
@@ -200,7 +200,7 @@ type roundTripper struct {
 
 func (t roundTripper) RoundTrip(req *http.Request) (*http.Response, error) {
 	state := authStateOf(req)
-	// Without the mark, after an upgrade to TLS, oras asks for tokens that are not kept.
+	// After an upgrade to TLS, oras asks for tokens past tokenCache, which sets the mark.
 	_, isToken := req.Context().Value(tokenRequestKey{}).(bool)
 	isToken = isToken || req.Response == nil && !sameOrigin(req.URL, state.url) && !t.c.isOwn(req.URL)
 	if err := t.c.admit(req, isToken); err != nil {
@@ -232,8 +232,7 @@ func (t roundTripper) RoundTrip(req *http.Request) (*http.Response, error) {
 	return resp, nil
 }
 
-// chooseChallenge puts a challenge that can be met first, a token's before a password's: oras reads
-// the first alone.
+// chooseChallenge puts Bearer, then Basic, before other challenges, because oras reads only the first.
 func chooseChallenge(h http.Header) {
 	const name = "Www-Authenticate"
 	rank := func(challenge string) int {
@@ -450,7 +449,7 @@ func (c *client) send(ctx context.Context, r request, watch *time.Timer) (*http.
 			u = r.url
 		} else {
 			own := *r.url
-			own.Host = c.host // with or without the port, as its tokens and credentials are kept
+			own.Host = c.host // oras keeps tokens by this spelling
 			u = &own
 		}
 	}
@@ -508,8 +507,8 @@ func (c *client) send(ctx context.Context, r request, watch *time.Timer) (*http.
 		return nil, err
 	}
 	if resp.StatusCode == http.StatusUnauthorized && !foreign && req.Header.Get("Authorization") == "" && !state.fetched.Load() && c.isOwn(resp.Request.URL) {
-		// A token from before this request is no good any more, and the registry need not say what
-		// would be. Without it, it does.
+		// A token from before this request was refused, perhaps without a challenge, so that oras did
+		// not ask for another. A request without a token gets one.
 		if token, ok := strings.CutPrefix(resp.Request.Header.Get("Authorization"), "Bearer "); ok && c.tokens.refuse(token) {
 			resp.Body.Close()
 			return c.send(ctx, r, watch)

@@ -30,7 +30,7 @@ type keyring struct {
 	trouble string
 }
 
-// authFile is what is read of one file.
+// authFile is the content of one file, as far as it is used.
 type authFile struct {
 	name        string
 	Auths       map[string]json.RawMessage `json:"auths"`
@@ -38,8 +38,7 @@ type authFile struct {
 	CredsStore  string                     `json:"credsStore"`
 }
 
-// newKeyring reads the files. named says that the user has named them, so that one that is not
-// there is worth telling.
+// newKeyring reads the files. If the user has named them, one that is missing is reported, too.
 func newKeyring(files []string, named bool) *keyring {
 	k := &keyring{}
 	if text := os.Getenv("DOCKER_AUTH_CONFIG"); text != "" && !named {
@@ -95,8 +94,8 @@ type candidate struct {
 }
 
 // candidates lists what the files have for a repository of a host, the best first: file by file, in
-// each the longest prefix of the repository, and the host last (containers-auth.json(5)). Helpers come
-// before what is in the file under the same name.
+// each the longest prefix of the repository first and the host last (containers-auth.json(5)). A helper
+// comes before an entry of the same name.
 func (k *keyring) candidates(scheme, hostport, repository string) (list []candidate) {
 	host := authHost(scheme, hostport)
 	servers := []string{hostport}
@@ -142,8 +141,8 @@ func parentPrefix(prefix string) string {
 	return prefix[:max(i, 0)]
 }
 
-// keysOf lists the keys of a file that are spellings of the host or of the host and path, in an order
-// of their own: without a scheme, as they are written today, first.
+// keysOf lists the keys that are spellings of a host, or of a host and path. The order is fixed: keys
+// without a scheme, as tools write them today, come first.
 func keysOf[V any](m map[string]V, scheme, prefix string) (keys []string) {
 	for key := range m {
 		if authKey(scheme, key) == prefix {
@@ -161,12 +160,12 @@ func keysOf[V any](m map[string]V, scheme, prefix string) (keys []string) {
 
 const (
 	dockerHub = "docker.io"
-	// dockerHubServer is under what docker keeps the credentials of its own registry.
+	// dockerHubServer is the key under which docker keeps the credentials of its own registry.
 	dockerHubServer = "https://index.docker.io/v1/"
 )
 
-// authKey is a file's key as a host, or a host and a path, in one spelling. Old files have URLs, with
-// the path of a version of the API.
+// authKey returns a key of a file in canonical form: a host with its port, and a path if there is one.
+// Old files have URLs as keys, with the path of an API version.
 func authKey(scheme, key string) string {
 	rest, isURL := key, false
 	for _, p := range []string{"https://", "http://"} {
@@ -185,7 +184,7 @@ func authKey(scheme, key string) string {
 	return host + "/" + path
 }
 
-// authHost is a host's canonical name in files of credentials. docker.io has three names.
+// authHost returns a host in canonical form. docker.io has three names.
 func authHost(scheme, host string) string {
 	switch h := hostPort("https", host); h {
 	case "docker.io:443", "index.docker.io:443", "registry-1.docker.io:443":
@@ -195,7 +194,7 @@ func authHost(scheme, host string) string {
 	}
 }
 
-// parseAuth reads one entry. Its errors quote nothing of it.
+// parseAuth reads one entry. Its errors don't quote the entry, which holds a secret.
 func parseAuth(b []byte) (auth.Credential, error) {
 	var e struct {
 		Auth          string `json:"auth"`
@@ -252,7 +251,7 @@ func fingerprint(c auth.Credential) string {
 	return hex.EncodeToString(sum[:])
 }
 
-// credential is the best that there is, asked for once: a helper may take its time.
+// credential returns the best credential. It asks helpers only once, since they can be slow.
 func (l *login) credential(ctx context.Context) (auth.Credential, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -280,14 +279,14 @@ func (l *login) credential(ctx context.Context) (auth.Credential, error) {
 	return found, nil
 }
 
-// withhold keeps a token server that the credential was not sent to.
+// withhold records a token server that the credential was not sent to.
 func (l *login) withhold(realm string) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.withheld = realm
 }
 
-// explain tells why a host refused, where the credentials are the reason.
+// explain returns what the credentials may have to do with a refusal, or "".
 func (l *login) explain() string {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -302,9 +301,9 @@ func (l *login) explain() string {
 	return ""
 }
 
-// nameRealm tells how a token server is allowed.
+// nameRealm says how to allow a token server.
 func nameRealm(origin string) string {
-	return fmt.Sprintf("if that may have them, name it in hosts.toml: realm = [%q]", origin)
+	return fmt.Sprintf("to allow it, write realm = [%q] into the host's hosts.toml", origin)
 }
 
 // systemRun is where podman keeps the credentials of users who have no XDG_RUNTIME_DIR.

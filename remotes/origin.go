@@ -7,16 +7,15 @@ import (
 	"strings"
 )
 
-// origin is the scheme, host and port of a URL in one spelling: hosts in lower case, and the port
-// always there.
+// origin returns the scheme, host and port of a URL in canonical form: in lower case, with the port.
 func origin(u *url.URL) string {
 	return strings.ToLower(u.Scheme) + "://" + hostPort(u.Scheme, u.Host)
 }
 
-// sameOrigin reports whether two URLs have one scheme, host and port.
+// sameOrigin reports whether two URLs have the same scheme, host and port.
 func sameOrigin(a, b *url.URL) bool { return origin(a) == origin(b) }
 
-// hostPort is a host in lower case with its port, which is that of the scheme where none is written.
+// hostPort returns a host in lower case with its port, by default that of the scheme.
 func hostPort(scheme, host string) string {
 	u := url.URL{Host: host}
 	port := u.Port()
@@ -29,8 +28,8 @@ func hostPort(scheme, host string) string {
 	return net.JoinHostPort(strings.ToLower(u.Hostname()), port)
 }
 
-// isUpgrade reports whether a URL is on the same host as another, by HTTPS instead of HTTP, both on
-// their usual ports.
+// isUpgrade reports whether to is on the host of from, with HTTPS instead of HTTP, both on their
+// default ports.
 func isUpgrade(from, to *url.URL) bool {
 	if from.Scheme != "http" || to.Scheme != "https" {
 		return false
@@ -39,16 +38,18 @@ func isUpgrade(from, to *url.URL) bool {
 	return strings.HasSuffix(host, ":80") && hostPort("https", to.Host) == strings.TrimSuffix(host, "80")+"443"
 }
 
-// realmsOf lists token servers that serve a well-known registry from a name of their own.
+// realmsOf lists well-known registries whose token server has another name of the same owner.
 var realmsOf = map[string]string{
-	"registry-1.docker.io":      "auth.docker.io",
-	"docker.elastic.co":         "docker-auth.elastic.co",
-	"registry.digitalocean.com": "api.digitalocean.com",
+	"registry-1.docker.io":        "auth.docker.io",
+	"docker.elastic.co":           "docker-auth.elastic.co",
+	"registry.digitalocean.com":   "api.digitalocean.com",
+	"registry.connect.redhat.com": "sso.redhat.com",
+	"registry.suse.com":           "scc.suse.com",
 }
 
-// ownsRealm reports whether a token server's name is one of the registry's owner: the registry's
-// own, one below it, or a domain that the registry is in. A sibling is not: below azurecr.io or
-// jfrog.io there are names of many owners.
+// ownsRealm reports whether the name of a token server shows that it has the registry's owner: it is
+// the registry's own name, one below it, or a domain above it. A sibling shows nothing: the names below
+// azurecr.io or jfrog.io have many owners.
 func ownsRealm(registry, realm string) bool {
 	registry, realm = strings.ToLower(registry), strings.ToLower(realm)
 	if realm == "" {

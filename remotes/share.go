@@ -136,7 +136,7 @@ type tokenCache struct {
 }
 
 func newTokenCache(e endpoint, l *login, dir string) *tokenCache {
-	// Who logs in or out gets other tokens, and who has credentials for another repository.
+	// A login, a logout, or another repository's credential leads to other tokens.
 	who := fmt.Sprintf("%s://%s%s %s", e.scheme, hostPort(e.scheme, e.host), e.path, l.identity)
 	return &tokenCache{Cache: auth.NewCache(), login: l, dir: dir, who: who, tried: map[string]bool{}, stale: map[string]bool{}, kept: map[string][]string{}}
 }
@@ -144,12 +144,12 @@ func newTokenCache(e endpoint, l *login, dir string) *tokenCache {
 type sharedToken struct {
 	Token   string    `json:"token"`
 	Expires time.Time `json:"expires"`
-	// Credential is the fingerprint of what the token was got with. A helper can give another
-	// credential tomorrow though its name stays.
+	// Credential is the fingerprint of the credential that the token was got with. A helper of the
+	// same name can give another one later.
 	Credential string `json:"credential"`
 }
 
-// read gives what a file has. It is the zero value where the token is too old.
+// read returns what a file has, or the zero value if the token has expired.
 func (c *tokenCache) read(f *os.File) (t sharedToken) {
 	if _, err := f.Seek(0, io.SeekStart); err != nil {
 		return t
@@ -167,8 +167,8 @@ func (c *tokenCache) file(flags int, registry, key string) (*os.File, error) {
 	return sharedFile(c.dir, "token", flags, c.who, registry, key)
 }
 
-// get gives another process' token that this one has not tried yet, and that was got with the
-// credential that this one would send.
+// get returns another process' token that this one has not tried yet. The token must have been got
+// with the credential that this process would use.
 func (c *tokenCache) get(ctx context.Context, registry, key string) string {
 	f, err := c.file(os.O_RDONLY, registry, key)
 	if err != nil {
@@ -192,7 +192,7 @@ func (c *tokenCache) isTried(token string) bool {
 	return c.tried[token]
 }
 
-// use gives a token out, and keeps which file has it.
+// use marks a token as tried, and keeps which file has it.
 func (c *tokenCache) use(token, registry, key string) string {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -201,8 +201,8 @@ func (c *tokenCache) use(token, registry, key string) string {
 	return token
 }
 
-// refuse drops a token that the registry has refused, for all processes. It reports whether that is
-// news.
+// refuse drops a token that the registry has refused, for all processes. It reports false for a token
+// that was dropped before.
 func (c *tokenCache) refuse(token string) bool {
 	c.mu.Lock()
 	known, kept := c.stale[token], c.kept[token]
@@ -220,7 +220,7 @@ func (c *tokenCache) refuse(token string) bool {
 	return true
 }
 
-// own gives a token that this process has asked for.
+// own returns a token from this process' cache, unless it was refused.
 func (c *tokenCache) own(ctx context.Context, registry string, scheme auth.Scheme, key string) (string, error) {
 	token, err := c.Cache.GetToken(ctx, registry, scheme, key)
 	c.mu.Lock()
@@ -283,8 +283,8 @@ func (c *tokenCache) Set(ctx context.Context, registry string, scheme auth.Schem
 	})
 }
 
-// fetch gets a token with the credential that there is, or without where that is not sent to the token
-// server, and tells which.
+// fetch gets a token with the login's credential, or without it if the token server may not have it.
+// It returns the credential that was used.
 func (c *tokenCache) fetch(ctx context.Context, fetch func(context.Context) (string, error)) (token string, by auth.Credential, err error) {
 	if state, ok := ctx.Value(authStateKey{}).(*authState); ok {
 		state.fetched.Store(true)
