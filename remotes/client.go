@@ -207,6 +207,9 @@ func (t roundTripper) RoundTrip(req *http.Request) (*http.Response, error) {
 		if req.Body != nil {
 			req.Body.Close()
 		}
+		if t.c.options.Debug != nil {
+			t.c.options.Debug(debugLine(req, nil, fmt.Errorf("not sent: %w", err), 0))
+		}
 		return nil, err
 	}
 	req.Header.Set("User-Agent", "distkit")

@@ -114,7 +114,8 @@ func TestRealmSpellings(t *testing.T) {
 					return true
 				})
 				dockerConfig(t, `{"auths":{"198.51.100.1":`+config+`}}`)
-				r := open(t, "198.51.100.1", Options{PlainHTTP: true})
+				var debug []string
+				r := open(t, "198.51.100.1", Options{PlainHTTP: true, Debug: func(s string) { debug = append(debug, s) }})
 				dialing(r, map[string]string{"198.51.100.1:80": f.host(), "203.0.113.7:80": thief.host(), "203.0.113.7:8080": thief.host()})
 				_, err := fetch(t, r, "latest")
 				is(t, err, errdefs.IsUnauthorized)
@@ -124,6 +125,9 @@ func TestRealmSpellings(t *testing.T) {
 				}
 				if tellsSecret(got) {
 					t.Errorf("%v\nanother host got\n%s", err, got)
+				}
+				if all := strings.Join(debug, "\n"); strings.Contains(all, "S3CRET") || strings.Contains(all, basic("me:S3CRET")) || name == "plain" && !strings.Contains(all, "not sent") {
+					t.Errorf("debug lines:\n%s", all)
 				}
 				if got != "" && !strings.Contains(name, "redirects") && !strings.Contains(err.Error(), `realm = ["http://203.0.113.7`) {
 					t.Errorf("the error does not name the setting: %v", err)
