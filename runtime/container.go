@@ -251,6 +251,14 @@ func lockFile(name string, create bool) (*os.File, error) {
 
 // write publishes the record.
 func (c *Container) write() error {
+	for k, v := range c.Labels {
+		if err := checkText("label", k+v); err != nil {
+			return err
+		}
+		if len(k)+len(v) > 4096 {
+			return invalid("label %.60q: key and value take more than 4096 bytes together", k)
+		}
+	}
 	b, err := json.Marshal(c.Record)
 	if err != nil {
 		return err
@@ -346,9 +354,6 @@ func (c *Container) Label(labels map[string]string) (map[string]string, error) {
 			if v == "" {
 				delete(r.Labels, k)
 				continue
-			}
-			if len(k)+len(v) > 4096 {
-				return invalid("label %.60q: key and value take more than 4096 bytes together", k)
 			}
 			r.Labels[k] = v
 		}

@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -209,6 +210,35 @@ func (c *Container) process(x Exec, pid int) (*specs.Process, error) {
 		return nil, invalid("no command")
 	}
 	p.Args, p.CommandLine = x.Args, ""
+	for _, a := range slices.Concat(x.Args, x.Env, []string{x.Cwd}) {
+		if err := checkText("argument, variable or directory", a); err != nil {
+			return nil, err
+		}
+	}
+	if x.Terminal {
+		p.Env = withDefault(p.Env, "TERM=xterm")
+	}
+	if x.User != "" {
+		root := "/proc/" + strconv.Itoa(pid) + "/root"
+		u, home, err := User(root, x.User)
+		if err != nil {
+			return nil, err
+		}
+		// HOME is the user's, as docker has it, unless the image or the caller has set it to something
+		// else than the home of the container's own user.
+		if _, own, err := User(root, strconv.FormatUint(uint64(p.User.UID), 10)); err == nil {
+			p.Env = slices.DeleteFunc(slices.Clone(p.Env), func(v string) bool { return v == "HOME="+own })
+		}
+		p.Env = withDefault(p.Env, "HOME="+home)
+		u.Umask = p.User.Umask
+		p.User = u
+		if u.UID != 0 && p.Capabilities != nil {
+			// As execve(2) would leave them to who isn't root.
+			caps := *p.Capabilities
+			caps.Effective, caps.Permitted, caps.Ambient, caps.Inheritable = nil, nil, nil, nil
+			p.Capabilities = &caps
+		}
+	}
 	for _, v := range x.Env {
 		name, _, ok := strings.Cut(v, "=")
 		if name == "" {
@@ -229,25 +259,26 @@ func (c *Container) process(x Exec, pid int) (*specs.Process, error) {
 			return nil, invalid("working directory %q is not absolute", x.Cwd)
 		}
 	}
-	if x.User != "" {
-		u, _, err := User("/proc/"+strconv.Itoa(pid)+"/root", x.User)
-		if err != nil {
-			return nil, err
-		}
-		u.Umask = p.User.Umask
-		p.User = u
-		if u.UID != 0 && p.Capabilities != nil {
-			// As execve(2) would leave them to who isn't root.
-			caps := *p.Capabilities
-			caps.Effective, caps.Permitted, caps.Ambient, caps.Inheritable = nil, nil, nil, nil
-			p.Capabilities = &caps
-		}
-	}
 	return &p, nil
+}
+
+// withDefault adds a variable that isn't set.
+func withDefault(env []string, v string) []string {
+	name, _, _ := strings.Cut(v, "=")
+	if slices.ContainsFunc(env, func(have string) bool { return strings.HasPrefix(have, name+"=") }) {
+		return env
+	}
+	return append(slices.Clone(env), v)
 }
 
 // startExec has the runtime execute a process.
 func (r *Runtime) startExec(ctx context.Context, client *runc.Runc, id string, p *specs.Process, opts *runc.CreateOpts, term *terminal) error {
+	// runc gives a further process its own umask.
+	umask := 0o022
+	if p.User.Umask != nil {
+		umask = int(*p.User.Umask)
+	}
+	defer unix.Umask(unix.Umask(umask))
 	err := client.Exec(ctx, id, *p, &runc.ExecOpts{IO: opts.IO, PidFile: opts.PidFile, ConsoleSocket: opts.ConsoleSocket, Detach: true})
 	if err == nil && term != nil {
 		err = term.start()

@@ -3,10 +3,12 @@ package runtime
 import (
 	"fmt"
 	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"unsafe"
 
+	"github.com/containerd/errdefs"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 )
@@ -123,6 +125,86 @@ func TestDefaultSysctls(t *testing.T) {
 		}
 		if after, err := os.ReadFile(name); err != nil || string(after) != string(before) {
 			m.Errorf("the host's %s: %q, before %q, %v", name, after, before, err)
+		}
+	})
+}
+
+// A further process has the home of its own user, a TERM on a terminal, and the umask of the
+// container, whoever calls.
+func TestExecEnvironment(t *testing.T) {
+	runtimes(t, func(t *testing.T, m *machine) {
+		rootfs := filepath.Join(m.bundle, "rootfs")
+		write(t, filepath.Join(rootfs, "etc/passwd"), "root:x:0:0::/root:/bin/sh\nann:x:1000:100::/home/ann:/bin/sh\n")
+		defer unix.Umask(unix.Umask(0o077))
+		const show = "echo $HOME,$TERM,$A,$(umask)"
+		m.spec(Options{Args: []string{"sh", "-c", show}, Rootfs: rootfs, Env: []string{"A=1"}})
+		if out, errs, status := m.run(""); out != "/root,,1,0022\n" {
+			m.Errorf("run: %q, %q, status %d", out, errs, status)
+		}
+		for i, c := range []struct {
+			env  []string // the container's
+			x    Exec
+			want string
+		}{
+			{nil, Exec{}, "/root,,,0022"},
+			{nil, Exec{User: "ann"}, "/home/ann,,,0022"},
+			{nil, Exec{User: "1000:5"}, "/home/ann,,,0022"},
+			{nil, Exec{User: "77"}, "/,,,0022"},
+			{nil, Exec{User: "ann", Env: []string{"HOME=/mine", "A=2"}}, "/mine,,2,0022"},
+			{nil, Exec{User: "ann", Env: []string{"HOME"}}, ",,,0022"},
+			{[]string{"HOME=/set"}, Exec{User: "ann"}, "/set,,,0022"},
+			{nil, Exec{Terminal: true}, "/root,xterm,,0022"},
+			{[]string{"TERM=vt100"}, Exec{Terminal: true}, "/root,vt100,,0022"},
+			{nil, Exec{Terminal: true, Env: []string{"TERM=dumb"}}, "/root,dumb,,0022"},
+		} {
+			m.spec(Options{Args: []string{"sleep", "1000"}, Rootfs: rootfs, Env: c.env})
+			container := m.detached(Record{ID: fmt.Sprintf("test-exec-environment-%d", i)})
+			p, err := container.process(Exec{Args: []string{"sh", "-c", show}, Env: c.x.Env, User: c.x.User, Terminal: c.x.Terminal}, m.info(container).Pid)
+			if err != nil {
+				m.Fatal(err)
+			}
+			// The runtime gives a process without HOME one.
+			env := map[string]string{}
+			for _, v := range p.Env {
+				name, value, _ := strings.Cut(v, "=")
+				env[name] = value
+			}
+			if got := fmt.Sprintf("%s,%s,%s,0022", env["HOME"], env["TERM"], env["A"]); got != c.want {
+				m.Errorf("%+v: %s, not %s", c.x, got, c.want)
+			}
+			if !c.x.Terminal && env["HOME"] != "" {
+				c.x.Args = []string{"sh", "-c", show}
+				id, err := container.StartExec(t.Context(), c.x)
+				if err != nil {
+					m.Fatal(err)
+				}
+				if _, err := container.WaitExec(t.Context(), id); err != nil {
+					m.Fatal(err)
+				}
+				var out strings.Builder
+				if err := container.ExecLogs(t.Context(), id, Logs{Tail: -1}, func(e Entry) error { _, err := out.Write(e.Text); return err }); err != nil {
+					m.Fatal(err)
+				}
+				if got := strings.TrimSpace(out.String()); got != c.want {
+					m.Errorf("%+v: the process has %s, not %s", c.x, got, c.want)
+				}
+			}
+			if _, err := container.Remove(t.Context(), true); err != nil {
+				m.Fatal(err)
+			}
+		}
+		const x = "caf\xe9"
+		container := m.detached(Record{ID: "test-exec-bytes"})
+		for _, e := range []Exec{{Args: []string{x}}, {Args: []string{"true"}, Env: []string{"A=" + x}}, {Args: []string{"true"}, Cwd: "/" + x}, {Args: []string{"true"}, User: x}} {
+			if id, err := container.StartExec(t.Context(), e); !errdefs.IsInvalidArgument(err) {
+				m.Errorf("%+v: %s %v", e, id, err)
+			}
+		}
+		if _, err := container.Label(map[string]string{"a": x}); !errdefs.IsInvalidArgument(err) {
+			m.Errorf("label: %v", err)
+		}
+		if _, err := container.Remove(t.Context(), true); err != nil {
+			m.Fatal(err)
 		}
 	})
 }

@@ -1,6 +1,7 @@
 package runtime
 
 import (
+	"cmp"
 	"fmt"
 	"maps"
 	"path"
@@ -82,7 +83,7 @@ func Spec(img *Image, o Options) (*specs.Spec, error) {
 	}
 	maps.Copy(annotations, o.Annotations)
 	for name, value := range annotations {
-		if err := checkText("annotation "+name, value); err != nil {
+		if err := cmp.Or(checkText("annotation", name), checkText("annotation "+name, value)); err != nil {
 			return nil, err
 		}
 	}
@@ -96,8 +97,10 @@ func Spec(img *Image, o Options) (*specs.Spec, error) {
 			return nil, fmt.Errorf("rootfs: %w", err)
 		}
 	}
-	if err := checkText("hostname", o.Hostname); err != nil {
-		return nil, err
+	for what, s := range map[string]string{"hostname": o.Hostname, "rootfs": root.Path, "network": o.Network} {
+		if err := checkText(what, s); err != nil {
+			return nil, err
+		}
 	}
 	s := &specs.Spec{
 		Version:     specVersion,
@@ -118,6 +121,9 @@ func Spec(img *Image, o Options) (*specs.Spec, error) {
 		return nil, err
 	}
 	for _, d := range o.Devices {
+		if err := checkText("device", d.Path); err != nil {
+			return nil, err
+		}
 		s.Linux.Devices = append(s.Linux.Devices, d.LinuxDevice)
 	}
 	if o.Privileged {
@@ -176,6 +182,8 @@ func newProcess(img *Image, o Options) (*specs.Process, error) {
 	if err := checkText("working directory", cwd); err != nil {
 		return nil, err
 	}
+	umask := uint32(0o022) // else the runtime hands on its caller's
+	user.Umask = &umask
 	base := defaultCapabilities
 	if o.Privileged {
 		base = o.Host.Capabilities

@@ -117,6 +117,10 @@ func TestArguments(t *testing.T) {
 		{`{"Entrypoint":["e"],"Cmd":["c"]}`, e(), nil, ""},
 		{`{}`, nil, nil, ""},
 		{`{"Cmd":[""]}`, nil, nil, ""},
+		{`{"Entrypoint":[""],"Cmd":["c"]}`, nil, nil, "c"},
+		{`{"Entrypoint":"/a b","Cmd":["c"]}`, nil, nil, "/a b c"},
+		{`{"Cmd":"/a b"}`, nil, nil, "/a b"},
+		{`{"Cmd":["c"],"ExposedPorts":["80/tcp"],"Labels":["a=b"],"Volumes":"/v","Healthcheck":5,"StopSignal":15,"OnBuild":{}}`, nil, nil, "c"},
 		{`{"Entrypoint":null,"Cmd":null}`, nil, []string{"x"}, "x"},
 	} {
 		s, err := Spec(image(t, `{"config":`+c.image+`}`), Options{Entrypoint: c.entrypoint, Args: c.args, Host: testHost})
@@ -132,12 +136,12 @@ func TestArguments(t *testing.T) {
 func TestEnvironment(t *testing.T) {
 	root := t.TempDir()
 	write(t, filepath.Join(root, "etc/passwd"), "root:x:0:0::/root:\n")
-	img := image(t, `{"config":{"Cmd":["x"],"Env":["A=1","TERM=vt100","A=2","B="]}}`)
+	img := image(t, `{"config":{"Cmd":["x"],"Env":["A=1","TERM=vt100","A=2","B=","NOVALUE","","=x","=",null,"PATH"]}}`)
 	for _, c := range []struct {
 		o    Options
 		want []string
 	}{
-		{Options{}, []string{"PATH=" + defaultPath, "A=2", "TERM=vt100", "B="}},
+		{Options{}, []string{"PATH=" + defaultPath, "A=2", "TERM=vt100", "B="}}, // docker too leaves out what has no name or no "="
 		{Options{Rootfs: root, Hostname: "h", Terminal: true}, []string{"PATH=" + defaultPath, "HOSTNAME=h", "TERM=vt100", "HOME=/root", "A=2", "B="}},
 		{Options{Env: []string{"A=3=4", "PATH", "C=5", "NONE"}}, []string{"A=3=4", "TERM=vt100", "B=", "C=5"}},
 		{Options{Env: []string{"A", "A=6"}}, []string{"PATH=" + defaultPath, "TERM=vt100", "B=", "A=6"}},
@@ -175,6 +179,27 @@ func TestHostileImages(t *testing.T) {
 	s, err := Spec(image(t, `{"config":{"Cmd":["x"],"WorkingDir":"../../etc","Labels":{"":"x"}}}`), Options{Host: testHost})
 	if err != nil || s.Process.Cwd != "/etc" || len(s.Annotations) != 0 {
 		t.Errorf("%+v %v", s, err)
+	}
+}
+
+// What JSON can't carry unchanged is refused, wherever it comes from.
+func TestSpecRefusesOtherBytes(t *testing.T) {
+	const x = "/caf\xe9"
+	dir := filepath.Join(t.TempDir(), x)
+	if err := os.Mkdir(dir, 0o755); err != nil {
+		t.Skip(err)
+	}
+	for _, o := range []Options{
+		{Args: []string{x}}, {Entrypoint: &[]string{x}}, {Env: []string{"A=" + x}}, {User: x}, {Cwd: x}, {Hostname: x}, {Rootfs: dir},
+		{Network: x}, {Mounts: []specs.Mount{{Destination: x}}}, {Mounts: []specs.Mount{{Destination: "/a", Source: x}}},
+		{Annotations: map[string]string{"a": x}}, {Annotations: map[string]string{x: "a"}}, {Devices: []Device{{LinuxDevice: specs.LinuxDevice{Path: x}}}},
+		{Sysctls: map[string]string{"net.a": x}}, {AppArmor: x}, {SELinuxLabel: "a:b:" + x},
+	} {
+		o.Host = testHost
+		o.Host.AppArmor, o.Host.SELinux = true, true
+		if _, err := Spec(image(t, `{"config":{"Cmd":["x"]}}`), o); !errdefs.IsInvalidArgument(err) {
+			t.Errorf("%+v: %v", o, err)
+		}
 	}
 }
 
@@ -372,7 +397,7 @@ func TestSeccompMode(t *testing.T) {
 
 // Runtimes take orders from annotations, so nothing that an image's author wrote becomes one.
 func TestLabelsAreNoAnnotations(t *testing.T) {
-	const hostile = `{"created":"c","author":"a","os":"linux","architecture":"arm64","config":{"Cmd":["x"],"StopSignal":%s,
+	const hostile = `{"created":5,"author":["me"],"variant":8,"os.version":10,"os.features":"x","os":"linux","architecture":"arm64","config":{"Cmd":["x"],"StopSignal":%s,
 "ExposedPorts":{"80/tcp":{}},"Labels":{"run.oci.seccomp_bpf_data":"BgAAAAAA/38=","run.oci.keep_original_groups":"1",
 "run.oci.pidfd_receiver":"/run/x","run.oci.hooks.stdout":"/x","run.oci.handler":"krun","run.oci.systemd.force_cgroup_v1":"/x",
 "org.criu.config":"/x","bundle":"/x","org.systemd.property.Description":"'x'","module.wasm.image/variant":"compat",

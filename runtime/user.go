@@ -12,6 +12,7 @@ import (
 	"strconv"
 	"strings"
 
+	"github.com/containerd/errdefs"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 )
@@ -26,11 +27,12 @@ const (
 // User resolves a user as an image configuration or docker's --user names it: user, uid,
 // user:group, uid:gid and so on; "" is root. Names are looked up in etc/passwd and etc/group
 // below rootfs, which is not trusted: the kernel keeps the look-up inside. Numbers are taken
-// as they are. Without a group the user's own groups are given too, as docker does; with one,
-// that group alone.
+// as they are, and root is 0 where no file says otherwise: for them a file that can't be what it
+// should be, a FIFO for example, is as good as none. Without a group the user's own groups are given
+// too, as docker does; with one, that group alone.
 //
-// Without a rootfs ("") only numbers resolve, names are InvalidArgument and home is "". An
-// unknown name is NotFound.
+// Without a rootfs ("") only numbers and root resolve, other names are InvalidArgument and home is "".
+// An unknown name is NotFound.
 func User(rootfs, user string) (u specs.User, home string, err error) {
 	name, group, hasGroup := strings.Cut(user, ":")
 	if err := checkText("user", user); err != nil {
@@ -50,11 +52,13 @@ func User(rootfs, user string) (u specs.User, home string, err error) {
 	if hasGroup && group == "" {
 		hasGroup = false
 	}
+	known := uidNumeric || name == "root"
+	groupKnown := !hasGroup || gidNumeric || group == "root"
 	if rootfs == "" {
 		switch {
-		case !uidNumeric:
+		case !known:
 			return u, "", invalid("user %q is a name: give the --rootfs whose etc/passwd knows it", name)
-		case hasGroup && !gidNumeric:
+		case !groupKnown:
 			return u, "", invalid("group %q is a name: give the --rootfs whose etc/group knows it", group)
 		}
 		u.UID, u.GID, u.AdditionalGids = uid, gid, []uint32{gid}
@@ -84,10 +88,10 @@ func User(rootfs, user string) (u specs.User, home string, err error) {
 		}
 		return false
 	})
-	if err != nil {
+	if err != nil && !(known && errdefs.IsInvalidArgument(err)) {
 		return u, "", err
 	}
-	if !found && !uidNumeric {
+	if !found && !known {
 		return u, "", notFound("user %q is not in the etc/passwd of %s", name, rootfs)
 	}
 	u.UID, u.GID = uid, gid
@@ -119,11 +123,11 @@ func User(rootfs, user string) (u specs.User, home string, err error) {
 		return !overflow
 	})
 	switch {
-	case err != nil:
+	case err != nil && !(known && groupKnown && errdefs.IsInvalidArgument(err)):
 		return u, "", err
 	case overflow:
 		return u, "", invalid("user %q is in more than %d groups", name, maxGroups)
-	case hasGroup && !groupFound:
+	case !groupFound && !groupKnown:
 		return u, "", notFound("group %q is not in the etc/group of %s", group, rootfs)
 	}
 	// The primary group is among the supplementary ones, as docker has it: a process that
@@ -151,11 +155,14 @@ func numeric(s string) (uint32, bool) {
 }
 
 // userLines calls f with the fields of each line of a file below root until it returns false.
-// A file that isn't there has no lines.
+// A file that isn't there has no lines; one of another kind or without measure is InvalidArgument.
 func userLines(root *os.File, name string, f func(fields []string) bool) error {
 	file, err := openIn(root, name)
-	if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENOTDIR) {
+	switch {
+	case errors.Is(err, unix.ENOENT), errors.Is(err, unix.ENOTDIR):
 		return nil
+	case errors.Is(err, unix.ELOOP), errors.Is(err, unix.ENAMETOOLONG):
+		return invalid("%s in %s can't be followed: %v", name, root.Name(), err)
 	}
 	if err != nil {
 		return fmt.Errorf("open %s in %s: %w", name, root.Name(), err)

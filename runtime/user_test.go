@@ -75,6 +75,30 @@ func TestUser(t *testing.T) {
 	}
 }
 
+// Images from scratch have no etc/passwd, and some say USER root all the same.
+func TestUserRoot(t *testing.T) {
+	empty, other, group := t.TempDir(), t.TempDir(), t.TempDir()
+	write(t, filepath.Join(other, "etc/passwd"), "toor:x:0:5::/toor:\nroot:x:7:8::/seven:\n")
+	write(t, filepath.Join(group, "etc/passwd"), "root:x:0:0::/root:\nann:x:9:9::/ann:\n")
+	if err := os.Symlink("group", filepath.Join(group, "etc/group")); err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []struct {
+		root, user string
+		uid, gid   uint32
+		home       string
+	}{
+		{empty, "root", 0, 0, "/"}, {empty, "root:root", 0, 0, "/"}, {empty, "0:root", 0, 0, "/"}, {empty, "root:0", 0, 0, "/"},
+		{empty, "root:5", 0, 5, "/"}, {empty, "5:root", 5, 0, "/"}, {"", "root", 0, 0, ""}, {"", "root:root", 0, 0, ""},
+		{other, "root", 7, 8, "/seven"}, {group, "root", 0, 0, "/root"}, {group, "root:root", 0, 0, "/root"}, {group, "9", 9, 9, "/ann"},
+	} {
+		u, home, err := User(c.root, c.user)
+		if err != nil || u.UID != c.uid || u.GID != c.gid || home != c.home {
+			t.Errorf("%+v: %+v %s %v", c, u, home, err)
+		}
+	}
+}
+
 func TestUserWithoutRootfs(t *testing.T) {
 	if u, home, err := User("", "3:4"); err != nil || u.UID != 3 || u.GID != 4 || home != "" {
 		t.Errorf("3:4: %+v %q %v", u, home, err)
@@ -139,6 +163,15 @@ func TestUserStaysInRootfs(t *testing.T) {
 			}
 			if u, home, err := User(root, "victim"); err == nil {
 				t.Errorf("found %+v %s", u, home)
+			}
+			// Who needs no look-up is not kept from running.
+			for user, want := range map[string]uint32{"": 0, "0": 0, "root": 0, "root:root": 0, "1000:1001": 1000, "65532": 65532} {
+				if u, home, err := User(root, user); err != nil || u.UID != want || home != "/" {
+					t.Errorf("%q: %+v %s %v", user, u, home, err)
+				}
+			}
+			if _, _, err := User(root, "0:victims"); err == nil {
+				t.Error("found an unknown group")
 			}
 		})
 	}
