@@ -112,12 +112,12 @@ func (c *Container) Checkpoint(ctx context.Context, dir string, exit bool, save 
 
 // Restore runs a container in the foreground, as [Container.Run] does, with the processes whose state is in
 // the directory images, as [Container.Checkpoint] wrote it. NotImplemented where criu can't work.
-func (c *Container) Restore(ctx context.Context, r *Runtime, images string) (status int, err error) {
+func (c *Container) Restore(ctx context.Context, r *Runtime, images string, s Streams) (status int, err error) {
 	lock, err := c.lockRestored(ctx)
 	if err != nil {
 		return -1, err
 	}
-	return c.run(ctx, r, lock, images)
+	return c.run(ctx, r, lock, images, s)
 }
 
 // StartRestored is Restore in the background, as [Container.Start] is.

@@ -34,6 +34,7 @@ type Exec struct {
 	User        string // as [User] takes it, in the container's files
 	Terminal    bool
 	Interactive bool // a detached process has an input
+	Streams     Streams
 }
 
 // Exec runs a further process in a container in the foreground, as [Container.Run] does the first,
@@ -46,30 +47,13 @@ func (c *Container) Exec(ctx context.Context, x Exec) (status int, err error) {
 	signals := make(chan os.Signal, 64)
 	signal.Notify(signals, forwarded()...)
 	defer signal.Stop(signals)
-	opts := &runc.CreateOpts{IO: inherited{}}
-	var term *terminal
 	if x.Terminal {
 		if ws, err := hostSize(); err == nil {
 			p.ConsoleSize = &specs.Box{Height: uint(ws.Row), Width: uint(ws.Col)}
 		}
-		if term, err = newTerminal(u.claim.path("console")); err != nil {
-			return -1, u.abandon(ctx, err)
-		}
-		opts.IO, opts.ConsoleSocket = nil, term
-		defer term.close()
 	}
 	u.process = p
-	pid, err := u.start(ctx, opts, term)
-	if err != nil {
-		return -1, u.abandon(ctx, err)
-	}
-	if status, err = wait(pid, signals, term); err != nil {
-		return -1, u.abandon(ctx, err)
-	}
-	if term != nil {
-		term.close()
-	}
-	return status, u.end(ctx, exited(status))
+	return u.foreground(ctx, signals, x.Streams)
 }
 
 // StartExec runs a further process in a container with nobody waiting for it, and returns its ID.

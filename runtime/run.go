@@ -93,8 +93,10 @@ func (r *Runtime) client(c *claim) *runc.Runc {
 func (r *Runtime) root() string { return filepath.Join(r.state, filepath.Base(r.command)) }
 
 // Run runs a container in the foreground and returns the status of its process: what it exited
-// with, or 128+n if signal n ended it. The process has this one's standard streams, or, if the
-// bundle says so, a terminal of its own that is copied from and to them. Signals that this
+// with, or 128+n if signal n ended it. The process has pipes that are copied from and to this
+// one's standard streams, or those themselves if s says so, or, if the bundle says so, a terminal
+// of its own. Output that could not be written is an error, or, where its reader has gone away,
+// 128+SIGPIPE in the place of 0. Signals that this
 // process gets are forwarded to it; the third INT or TERM that it doesn't heed kills it.
 //
 // The container is in use (Unavailable) while the process that runs it lives. What one that was
@@ -103,13 +105,13 @@ func (r *Runtime) root() string { return filepath.Join(r.state, filepath.Base(r.
 //
 // A bundle without config.json, root filesystem or mount source is NotFound. A command that
 // isn't there or can't be executed wraps [ErrCommandNotFound] or [ErrCommandNotExecutable].
-func (c *Container) Run(ctx context.Context, r *Runtime) (status int, err error) {
+func (c *Container) Run(ctx context.Context, r *Runtime, s Streams) (status int, err error) {
 	c.set.Clear(ctx)
 	lock, err := c.lock()
 	if err != nil {
 		return -1, err
 	}
-	return c.run(ctx, r, lock, "")
+	return c.run(ctx, r, lock, "", s)
 }
 
 // Finder finds the runtime for a container that asks for the one of this name, or for any.
@@ -118,13 +120,13 @@ type Finder func(name string) (*Runtime, error)
 // RunBundle runs a bundle in the foreground, as [Container.Run] does, in a container of its own
 // that it removes afterwards. A bundle that is the directory of a container is that container's
 // run; if it has no runtime, and the container was to be removed at its end, it is.
-func (s *Containers) RunBundle(ctx context.Context, find Finder, rec Record) (status int, err error) {
+func (s *Containers) RunBundle(ctx context.Context, find Finder, rec Record, streams Streams) (status int, err error) {
 	rec.RemoveAtEnd = true
 	c, r, lock, err := s.forBundle(ctx, find, rec)
 	if err != nil {
 		return -1, err
 	}
-	return c.run(ctx, r, lock, "")
+	return c.run(ctx, r, lock, "", streams)
 }
 
 // forBundle returns the container to run a bundle in, locked, and its runtime: the one whose directory it
@@ -223,7 +225,7 @@ func (c *Container) lock() (*os.File, error) {
 }
 
 // run runs a container; images is where the state of its processes is, if that was stored.
-func (c *Container) run(ctx context.Context, r *Runtime, lock *os.File, images string) (status int, err error) {
+func (c *Container) run(ctx context.Context, r *Runtime, lock *os.File, images string, s Streams) (status int, err error) {
 	signals := make(chan os.Signal, 64)
 	signal.Notify(signals, forwarded()...)
 	defer signal.Stop(signals)
@@ -232,27 +234,7 @@ func (c *Container) run(ctx context.Context, r *Runtime, lock *os.File, images s
 		return -1, err
 	}
 	u.images = images
-	opts := &runc.CreateOpts{IO: inherited{}}
-	var term *terminal
-	if u.job.Terminal {
-		if term, err = newTerminal(u.claim.path("console")); err != nil {
-			return -1, u.abandon(ctx, err)
-		}
-		opts.IO, opts.ConsoleSocket = nil, term
-		defer term.close()
-	}
-	pid, err := u.start(ctx, opts, term)
-	if err != nil {
-		return -1, u.abandon(ctx, err)
-	}
-	status, err = wait(pid, signals, term)
-	if err != nil {
-		return -1, u.abandon(ctx, err)
-	}
-	if term != nil {
-		term.close() // before the container is gone, its output has to be out
-	}
-	return status, u.end(ctx, exited(status))
+	return u.foreground(ctx, signals, s)
 }
 
 func exited(status int) Exit { return Exit{Status: &status, Exited: time.Now().UTC()} }
@@ -505,11 +487,6 @@ func (r *Runtime) start(ctx context.Context, client *runc.Runc, id, dir string, 
 	}
 	return client.Start(ctx, id)
 }
-
-// inherited gives the container this process's own standard streams: nothing is copied.
-type inherited struct{ runc.IO }
-
-func (inherited) Set(c *exec.Cmd) { c.Stdin, c.Stdout, c.Stderr = os.Stdin, os.Stdout, os.Stderr }
 
 // reclaim removes what a run of the same ID has left that did not live to do so, after the
 // runtime that it may have started has ended.

@@ -43,7 +43,7 @@ func TestMain(m *testing.M) {
 			switch {
 			case err != nil:
 			case len(f) == 4:
-				status, err = all.RunBundle(context.Background(), func(string) (*Runtime, error) { return r, nil }, Record{ID: f[2], Bundle: f[3]})
+				status, err = all.RunBundle(context.Background(), func(string) (*Runtime, error) { return r, nil }, Record{ID: f[2], Bundle: f[3]}, testStreams())
 			case f[4] == "attach":
 				var e *Exit
 				if e, err = c.Attach(context.Background(), Attach{Input: true, DetachKeys: []byte{16, 17}}); err == nil && e != nil && e.Status != nil {
@@ -53,11 +53,13 @@ func TestMain(m *testing.M) {
 				}
 			case f[4] == "exec":
 				status, err = c.Exec(context.Background(), Exec{Args: []string{"sh", "-c", "n=0; until s=$(stty size 2>/dev/null) && test -n \"$s\"; do n=1; done; echo $s $n; read x; echo heard $x; exit 8"}, Terminal: true})
+			case f[4] == "execute":
+				status, err = c.Exec(context.Background(), Exec{Args: []string{"sh", "-c", os.Getenv("TEST_SCRIPT")}, User: "1000", Streams: testStreams()})
 			case f[4] == "start":
 				_, err = c.Start(context.Background(), r)
 				status = 0
 			default:
-				status, err = c.Run(context.Background(), r)
+				status, err = c.Run(context.Background(), r, testStreams())
 			}
 		}
 		if err != nil {
@@ -69,6 +71,14 @@ func TestMain(m *testing.M) {
 		os.Exit(status)
 	}
 	os.Exit(m.Run())
+}
+
+// testStreams are those that a run is to have.
+func testStreams() Streams {
+	if os.Getenv("TEST_INHERIT") != "x" {
+		return Inherited
+	}
+	return Piped
 }
 
 // machine is a state directory, a bundle with busybox and a runtime.
@@ -475,11 +485,11 @@ func TestRunRefusesBundles(t *testing.T) {
 		if c.config != "" {
 			write(t, filepath.Join(dir, "config.json"), c.config)
 		}
-		if _, err := all.RunBundle(t.Context(), find, Record{ID: "x", Bundle: dir}); !c.is(err) || !strings.Contains(err.Error(), c.text) {
+		if _, err := all.RunBundle(t.Context(), find, Record{ID: "x", Bundle: dir}, Piped); !c.is(err) || !strings.Contains(err.Error(), c.text) {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
-	if _, err := all.RunBundle(t.Context(), find, Record{Bundle: "/no/such/bundle"}); !errdefs.IsNotFound(err) {
+	if _, err := all.RunBundle(t.Context(), find, Record{Bundle: "/no/such/bundle"}, Piped); !errdefs.IsNotFound(err) {
 		t.Errorf("no bundle: %v", err)
 	}
 	if _, err := Find("no-such-runtime", state); !errdefs.IsNotFound(err) {

@@ -30,6 +30,8 @@ func newCommand() *cobra.Command {
 	flags := containers.Record(f)
 	f.StringVar(&flags.ID, "id", "", "the container's `ID` (default: made up)")
 	detach := f.BoolP("detach", "d", false, "print the ID once the process runs, and leave it running")
+	inherit := containers.InheritStdio(f)
+	c.MarkFlagsMutuallyExclusive("detach", "inherit-stdio")
 	c.RunE = func(c *cobra.Command, args []string) error {
 		rec, err := flags.Get()
 		if err != nil {
@@ -41,18 +43,18 @@ func newCommand() *cobra.Command {
 				return err
 			}
 		}
-		return containers.Ended(run(c, o, which, rec, *detach))
+		return containers.Ended(run(c, o, which, rec, containers.Streams(*inherit), *detach))
 	}
 	return c
 }
 
-func run(c *cobra.Command, o *containers.Flags, which *containers.Runtime, rec runtime.Record, detach bool) (int, error) {
+func run(c *cobra.Command, o *containers.Flags, which *containers.Runtime, rec runtime.Record, streams runtime.Streams, detach bool) (int, error) {
 	all, err := o.Open()
 	if err != nil {
 		return 0, err
 	}
 	if !detach {
-		return all.RunBundle(c.Context(), which.Find, rec)
+		return all.RunBundle(c.Context(), which.Find, rec, streams)
 	}
 	started, _, err := all.StartBundle(c.Context(), which.Find, rec)
 	if err == nil {

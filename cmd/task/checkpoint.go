@@ -57,6 +57,7 @@ func newRestore(o *containers.Flags) *cobra.Command {
 	c := &cobra.Command{Use: "restore [flags] ID DIGEST", Short: "start a container that task create made where a checkpoint left off, and print its ID", Args: cobra.ExactArgs(2),
 		Annotations: map[string]string{cli.ForwardsSignals: ""}}
 	foreground := c.Flags().Bool("foreground", false, "as run does: wait for the end, and exit with the process's status")
+	inherit := containers.InheritStdio(c.Flags())
 	which := containers.RuntimeFlags(c.Flags())
 	c.RunE = func(c *cobra.Command, args []string) error {
 		dgst, err := digest.Parse(args[1])
@@ -86,7 +87,7 @@ func newRestore(o *containers.Flags) *cobra.Command {
 			return err
 		}
 		if *foreground {
-			status, err := t.Restore(c.Context(), r, images)
+			status, err := t.Restore(c.Context(), r, images, containers.Streams(*inherit))
 			if errdefs.IsNotImplemented(err) {
 				return err
 			}

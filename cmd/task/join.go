@@ -81,13 +81,15 @@ func newExec(o *containers.Flags) *cobra.Command {
 	f.StringVarP(&x.User, "user", "u", "", "the `USER[:GROUP]`, names or numbers")
 	f.BoolVarP(&x.Terminal, "terminal", "t", false, "give it a terminal")
 	f.BoolVarP(&x.Interactive, "interactive", "i", false, "give a detached process an input for task attach")
+	inherit := containers.InheritStdio(f)
 	detach := f.BoolP("detach", "d", false, "print the EXECID once the process runs, and leave it running")
+	c.MarkFlagsMutuallyExclusive("detach", "inherit-stdio")
 	c.RunE = func(c *cobra.Command, args []string) error {
 		t, err := join(o, args[0])
 		if err != nil {
 			return err
 		}
-		x.Args = args[1:]
+		x.Args, x.Streams = args[1:], containers.Streams(*inherit)
 		for i, v := range x.Env {
 			x.Env[i] = runtime.ParseEnv(v)
 		}

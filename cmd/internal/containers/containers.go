@@ -71,6 +71,19 @@ func (o *Runtime) Find(wanted string) (*runtime.Runtime, error) {
 	return runtime.Find(name, state)
 }
 
+// InheritStdio registers --inherit-stdio.
+func InheritStdio(f *pflag.FlagSet) *bool {
+	return f.Bool("inherit-stdio", false, "give the process this command's own standard streams instead of pipes")
+}
+
+// Streams are those of a process in the foreground.
+func Streams(inherit bool) runtime.Streams {
+	if inherit {
+		return runtime.Inherited
+	}
+	return runtime.Piped
+}
+
 // NewRecord is what --rm, --interactive, --label and --log-size say of a container to be.
 type NewRecord struct {
 	runtime.Record
