@@ -4,14 +4,12 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
-	"net/http"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
 
 	"github.com/containerd/errdefs"
-	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
 // auths writes entries of an auth file, each with its user's name.
@@ -188,30 +186,14 @@ func TestCredentialPlaces(t *testing.T) {
 // Tokens of one part of a registry are not those of another whose credential differs.
 func TestSharedTokenOfPath(t *testing.T) {
 	runtimeDir(t)
-	f := newFake(t)
-	f.manifest("latest", ocispec.MediaTypeImageManifest, []byte(tinyManifest))
-	var by []string
-	f.reply(func(w http.ResponseWriter, r *http.Request, n int) bool {
-		if r.URL.Path == "/token" {
-			user, _, _ := r.BasicAuth()
-			fmt.Fprintf(w, `{"token":"of-%s"}`, user)
-			return true
-		}
-		if token, ok := strings.CutPrefix(r.Header.Get("Authorization"), "Bearer of-"); ok {
-			by = append(by, token)
-			return false
-		}
-		w.Header().Set("Www-Authenticate", `Bearer realm="`+f.URL+`/token",scope="repository:x:pull"`)
-		w.WriteHeader(http.StatusUnauthorized)
-		return true
-	})
+	f := newLogins(t)
 	for _, users := range []map[string]string{{f.host() + "/x": "x"}, {f.host(): "host"}, {f.host() + "/x": "x", f.host(): "host"}, {f.host() + "/y": "y"}} {
 		dockerConfig(t, auths(users))
 		if _, err := fetch(t, open(t, f.host(), Options{}), "latest"); err != nil {
 			t.Fatal(err)
 		}
 	}
-	if got := strings.Join(by, " "); got != "x host x " {
+	if got := strings.Join(f.came, " "); got != "x host x " {
 		t.Errorf("asked as %q", got)
 	}
 }

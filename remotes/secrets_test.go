@@ -63,6 +63,48 @@ func (r *recorder) seen() string {
 	return strings.Join(r.all, "")
 }
 
+// wantsToken is a registry that takes the token "good", and answers anything else with the challenge.
+func wantsToken(t *testing.T, challenge string) *fake {
+	f := newFake(t)
+	f.manifest("latest", ocispec.MediaTypeImageManifest, []byte(tinyManifest))
+	f.reply(func(w http.ResponseWriter, r *http.Request, n int) bool {
+		if r.Header.Get("Authorization") == "Bearer good" {
+			return false
+		}
+		w.Header().Set("Www-Authenticate", challenge)
+		w.WriteHeader(http.StatusUnauthorized)
+		return true
+	})
+	return f
+}
+
+// logins is a registry, with its token server, that notes who has asked for a token and who comes with one.
+type logins struct {
+	*fake
+	asked, came []string
+}
+
+func newLogins(t *testing.T) *logins {
+	l := &logins{fake: newFake(t)}
+	l.manifest("latest", ocispec.MediaTypeImageManifest, []byte(tinyManifest))
+	l.reply(func(w http.ResponseWriter, r *http.Request, n int) bool {
+		if r.URL.Path == "/token" {
+			user, _, _ := r.BasicAuth()
+			l.asked = append(l.asked, user)
+			fmt.Fprintf(w, `{"token":"of-%s"}`, user)
+			return true
+		}
+		if user, ok := strings.CutPrefix(r.Header.Get("Authorization"), "Bearer of-"); ok {
+			l.came = append(l.came, user)
+			return false
+		}
+		w.Header().Set("Www-Authenticate", `Bearer realm="`+l.URL+`/token",scope="repository:x:pull"`)
+		w.WriteHeader(http.StatusUnauthorized)
+		return true
+	})
+	return l
+}
+
 // Secrets of the registry 198.51.100.1, in three forms. No other host may see any.
 var secretConfigs = map[string]string{
 	"password":       `{"auth":"` + basic("me:S3CRET") + `"}`,
@@ -160,16 +202,7 @@ func TestRealmNamed(t *testing.T) {
 				fmt.Fprint(w, `{"token":"anonymous"}`)
 			}
 		})
-		f := newFake(t)
-		f.manifest("latest", ocispec.MediaTypeImageManifest, []byte(tinyManifest))
-		f.reply(func(w http.ResponseWriter, r *http.Request, n int) bool {
-			if r.Header.Get("Authorization") == "Bearer good" {
-				return false
-			}
-			w.Header().Set("Www-Authenticate", `Bearer realm="http://203.0.113.7:5001/token",service="s"`)
-			w.WriteHeader(http.StatusUnauthorized)
-			return true
-		})
+		f := wantsToken(t, `Bearer realm="http://203.0.113.7:5001/token",service="s"`)
 		config := `{}`
 		if c.config != "" {
 			config = `{"auths":{"198.51.100.1:5000":` + c.config + `}}`
@@ -192,16 +225,7 @@ func TestRealmNamed(t *testing.T) {
 	// An address that nobody elsewhere may name can be named here.
 	for _, named := range []bool{false, true} {
 		realm := newRecorder(t, func(w http.ResponseWriter, r *http.Request) { fmt.Fprint(w, `{"token":"good"}`) })
-		f := newFake(t)
-		f.manifest("latest", ocispec.MediaTypeImageManifest, []byte(tinyManifest))
-		f.reply(func(w http.ResponseWriter, r *http.Request, n int) bool {
-			if r.Header.Get("Authorization") == "Bearer good" {
-				return false
-			}
-			w.Header().Set("Www-Authenticate", `Bearer realm="`+realm.URL+`/token"`)
-			w.WriteHeader(http.StatusUnauthorized)
-			return true
-		})
+		f := wantsToken(t, `Bearer realm="`+realm.URL+`/token"`)
 		root := t.TempDir()
 		config := "server = 'http://198.51.100.1'\n"
 		if named {
@@ -522,25 +546,7 @@ func TestSharedTokenRefused(t *testing.T) {
 // A token is bound to the credential that it was got with, also where that is behind a helper.
 func TestSharedTokenOfLogin(t *testing.T) {
 	runtimeDir(t)
-	f := newFake(t)
-	f.manifest("latest", ocispec.MediaTypeImageManifest, []byte(tinyManifest))
-	asked := 0
-	var by []string
-	f.reply(func(w http.ResponseWriter, r *http.Request, n int) bool {
-		if r.URL.Path == "/token" {
-			asked++
-			user, _, _ := r.BasicAuth()
-			fmt.Fprintf(w, `{"token":"of-%s"}`, user)
-			return true
-		}
-		if token, ok := strings.CutPrefix(r.Header.Get("Authorization"), "Bearer of-"); ok {
-			by = append(by, token)
-			return false
-		}
-		w.Header().Set("Www-Authenticate", `Bearer realm="`+f.URL+`/token",scope="repository:x:pull"`)
-		w.WriteHeader(http.StatusUnauthorized)
-		return true
-	})
+	f := newLogins(t)
 	dir := t.TempDir()
 	t.Setenv("PATH", dir+":"+os.Getenv("PATH"))
 	t.Setenv("HELPER_USER", "")
@@ -557,8 +563,8 @@ func TestSharedTokenOfLogin(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if fmt.Sprint(by) != fmt.Sprint(want) || asked != 4 {
-		t.Errorf("asked as %q after %d tokens", by, asked)
+	if fmt.Sprint(f.came) != fmt.Sprint(want) || len(f.asked) != 4 {
+		t.Errorf("they came as %q, with tokens of %q", f.came, f.asked)
 	}
 }
 
@@ -663,16 +669,7 @@ func TestRealmAddress(t *testing.T) {
 		{"registry.test", "http://registry.test:5001", secretConfigs["password"], true, true},
 	} {
 		realm := newRecorder(t, func(w http.ResponseWriter, r *http.Request) { fmt.Fprint(w, `{"token":"good"}`) })
-		f := newFake(t)
-		f.manifest("latest", ocispec.MediaTypeImageManifest, []byte(tinyManifest))
-		f.reply(func(w http.ResponseWriter, r *http.Request, n int) bool {
-			if r.Header.Get("Authorization") == "Bearer good" {
-				return false
-			}
-			w.Header().Set("Www-Authenticate", `Bearer realm="`+c.realm+`/token"`)
-			w.WriteHeader(http.StatusUnauthorized)
-			return true
-		})
+		f := wantsToken(t, `Bearer realm="`+c.realm+`/token"`)
 		dockerConfig(t, `{"auths":{"`+c.registry+`":`+c.config+`}}`)
 		r := open(t, c.registry, Options{PlainHTTP: true})
 		dialing(r, map[string]string{c.registry + ":80": f.host(), strings.TrimPrefix(c.realm, "http://"): realm.host()})
