@@ -2,6 +2,7 @@ package remotes
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -118,7 +119,26 @@ func resolveIn(d ondisk.Dir, object string) (ocispec.Descriptor, error) {
 	for _, key := range nameAnnotations {
 		delete(desc.Annotations, key)
 	}
+	if !isIndex(desc.MediaType) && !isManifest(desc.MediaType) {
+		// The entry need not say the type, or the right one, and the blob need not be here.
+		if is, err := resolveDigest(d, desc.Digest, nil); err == nil {
+			desc.MediaType = typeByContent(is.MediaType, desc.MediaType)
+		} else if !errdefs.IsNotFound(err) {
+			return ocispec.Descriptor{}, err
+		} else {
+			desc.MediaType = cmp.Or(desc.MediaType, mediaTypeOctets)
+		}
+	}
 	return desc, nil
+}
+
+// typeByContent returns the media type of a blob: the content decides whether it is a manifest or an index, whatever its
+// descriptor says.
+func typeByContent(content, said string) string {
+	if content != mediaTypeOctets || !isMediaType(said) {
+		return content
+	}
+	return said
 }
 
 // parseDigest tells digests from names, which have colons too, by the algorithm.
@@ -140,11 +160,16 @@ func resolveDigest(d ondisk.Dir, dgst digest.Digest, names []ocispec.Descriptor)
 	}
 	defer f.Close()
 	desc := ocispec.Descriptor{MediaType: mediaTypeOctets, Digest: dgst, Size: size}
+	said := ""
 	for _, n := range names {
 		if n.Digest == dgst && n.MediaType != "" {
-			desc.MediaType = n.MediaType
-			return desc, nil
+			said = n.MediaType
+			break
 		}
+	}
+	if isIndex(said) || isManifest(said) {
+		desc.MediaType = said
+		return desc, nil
 	}
 	if size <= MaxManifest {
 		b, err := io.ReadAll(io.LimitReader(f, MaxManifest))
@@ -153,6 +178,7 @@ func resolveDigest(d ondisk.Dir, dgst digest.Digest, names []ocispec.Descriptor)
 		}
 		desc.MediaType = sniff(b)
 	}
+	desc.MediaType = typeByContent(desc.MediaType, said)
 	return desc, nil
 }
 
