@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"distkit/disk"
+	"distkit/disk/layout"
 	"distkit/errclass"
 	"distkit/events"
 
@@ -153,6 +154,12 @@ func (s *Containers) create(ctx context.Context, r Record, parent string) (_ *Co
 		return nil, nil, fmt.Errorf("create container %s: %w", r.ID, err)
 	}
 	err = func() error {
+		// A sweep sees the record, with what it pins, or has ended before its image and snapshot are looked for.
+		release, err := layout.Share(ctx, disk.Tree(s.root))
+		if err != nil {
+			return err
+		}
+		defer release()
 		if err := c.write(); err != nil {
 			return err
 		}

@@ -1,0 +1,48 @@
+package runtime
+
+import (
+	"context"
+	"errors"
+	"os"
+	"path/filepath"
+	"testing"
+
+	"distkit/disk"
+
+	"golang.org/x/sys/unix"
+)
+
+// A container is made before a sweep begins, or after it has ended: never while it deletes what the container is to pin.
+func TestCreateWaitsForASweep(t *testing.T) {
+	root := t.TempDir()
+	hold, err := disk.LockFile(filepath.Join(root, "hold"), os.O_RDWR|os.O_CREATE, 0o600, unix.LOCK_EX)
+	if err != nil {
+		t.Fatal(err)
+	}
+	all, err := Open(root, "default", bound{}, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() {
+		_, err := all.Create(ctx, Record{ID: "test-held"}, "")
+		done <- err
+	}()
+	// It has its ID before it waits.
+	until(t, "the container's lock", func() bool {
+		_, err := os.Stat(filepath.Join(root, "containers", "default", "test-held", "lock"))
+		return err == nil
+	})
+	cancel()
+	if err := <-done; !errors.Is(err, context.Canceled) {
+		t.Errorf("beside a sweep: %v", err)
+	}
+	if _, err := all.Get("test-held"); err == nil {
+		t.Error("it has a record")
+	}
+	hold.Close()
+	if _, err := all.Create(t.Context(), Record{ID: "test-held"}, ""); err != nil {
+		t.Error(err)
+	}
+}
