@@ -10,7 +10,6 @@ COMMANDS  := $(notdir $(patsubst %/main.go,%,$(wildcard cmd/*/main.go)))
 WORKFLOWS := $(notdir $(filter-out %.md,$(wildcard scripts/dist-*)))
 PAGES     := $(patsubst %.md,man/%,$(notdir $(wildcard cmd/*/*.1.md scripts/*.1.md content/*.5.md remotes/*.7.md)))
 MODULES   := . $(dir $(wildcard testdata/go.mod testdata/*/go.mod))
-LDFLAGS   := -s -w -X distkit/cmd/internal/cli.version=$(VERSION)
 
 export VERSION
 
@@ -21,7 +20,7 @@ goversion:
 
 build: goversion
 	@mkdir -p bin
-	CGO_ENABLED=0 go build -trimpath -ldflags '$(LDFLAGS)' -o bin/ $(addprefix ./cmd/,$(COMMANDS))
+	CGO_ENABLED=0 go build -trimpath -ldflags "$$(scripts/ldflags $(VERSION))" -o bin/ $(addprefix ./cmd/,$(COMMANDS))
 	@scripts/install-workflows bin $(VERSION)
 
 # What the machine lacks is skipped, and counted in the last line.

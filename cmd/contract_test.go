@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"net"
 	"os"
 	"os/exec"
@@ -137,6 +138,14 @@ func TestContract(t *testing.T) {
 					t.Skipf("no user namespace: %s", errs)
 				}
 			}
+			stdin := b.stdin != ""
+			for _, args := range [][]string{b.output, b.waits} {
+				stdin = stdin || slices.Contains(args, "-")
+			}
+			for _, reads := range []string{"dist-apply", "dist-hold", "dist-import", "dist-userns"} {
+				stdin = stdin || name == reads
+			}
+			closedStreams(t, dir, store, name, outputs, fill(b.waits), stdin)
 			if b.waits != nil {
 				for _, sig := range []syscall.Signal{syscall.SIGINT, syscall.SIGTERM} {
 					diesBy(t, dir, store, sig, name, fill(b.waits))
@@ -251,6 +260,54 @@ func full(t *testing.T, dir, store, stdin, name string, args []string) {
 	}
 	if !slices.Contains(workflows, name) {
 		oneLine(t, name, errs.String())
+	}
+}
+
+// closedStreams demands that a closed standard output or input is an error where it is used, never success, and that a
+// workflow's own file stands in the place of none.
+func closedStreams(t *testing.T, dir, store, name string, outputs map[string][]string, waits []string, reads bool) {
+	t.Helper()
+	run := func(stdin, closed string, args ...string) (string, int) {
+		var errs bytes.Buffer
+		c := command(dir, store, "", append([]string{"-c", closed + ` exec "$0" "$@"`, filepath.Join(bin, name)}, args...)...)
+		c.Path, c.Args[0] = "/bin/sh", "sh"
+		c.Stdin, c.Stderr = strings.NewReader(stdin), &errs
+		status := wait(t, c, c.Run())
+		return errs.String(), status
+	}
+	for stdin, args := range outputs {
+		if errs, status := run(stdin, ">&-", args...); status < 1 || status > 127 || errs == "" {
+			t.Errorf("%q >&-: status %d, stderr %q", args, status, errs)
+		}
+		_, want := run(stdin, "", args...)
+		if _, status := run(stdin, "2>&-", args...); status != want {
+			t.Errorf("%q 2>&-: status %d, not %d", args, status, want)
+		}
+		if reads && stdin != "" && name != "dist-put" { // which has put it, and need not read
+			if errs, status := run(stdin, "<&-", args...); status < 1 || status > 127 || errs == "" {
+				t.Errorf("%q <&-: status %d, stderr %q", args, status, errs)
+			}
+		}
+	}
+	if reads && waits != nil {
+		if errs, status := run("", "<&-", waits...); status < 1 || status > 127 || errs == "" {
+			t.Errorf("%q <&-: status %d, stderr %q", waits, status, errs)
+		}
+	}
+	if !slices.Contains(workflows, name) {
+		return
+	}
+	for _, closed := range []string{"2>&-", "<&- 2>&-", ">&- 2>&-", "<&- >&- 2>&-", "<&-"} {
+		seen := filepath.Join(dir, "seen")
+		atExit := filepath.Join(dir, "at-exit")
+		if err := os.WriteFile(atExit, []byte(`trap 'for fd in 0 1 2; do readlink "/proc/$$/fd/$fd" || echo closed; done >"$SEEN"' EXIT`), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		_, status := run("", fmt.Sprintf("BASH_ENV=%s SEEN=%s", atExit, seen)+" "+closed, "--no-such-flag")
+		got, err := os.ReadFile(seen)
+		if err != nil || bytes.Contains(got, []byte("closed")) || bytes.Contains(got, []byte(bin)) || status == 0 {
+			t.Errorf("%s: status %d, descriptors %q, %v", closed, status, got, err)
+		}
 	}
 }
 

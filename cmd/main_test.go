@@ -39,7 +39,12 @@ func build(m *testing.M) int {
 	defer os.RemoveAll(dir)
 	bin = dir
 	mains, _ := filepath.Glob("*/main.go")
-	args := []string{"build", "-trimpath", "-ldflags", "-s -w", "-o", bin + "/"}
+	flags, err := exec.Command("../scripts/ldflags").Output()
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "ldflags:", err)
+		return 1
+	}
+	args := []string{"build", "-trimpath", "-ldflags", strings.TrimSpace(string(flags)), "-o", bin + "/"}
 	for _, f := range mains {
 		commands = append(commands, filepath.Dir(f))
 		args = append(args, "./"+filepath.Dir(f))
