@@ -7,6 +7,8 @@ import (
 	"io"
 	"net/http"
 	"net/http/httptest"
+	"os"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"testing"
@@ -121,6 +123,48 @@ func TestHeadIsRefusedElsewhere(t *testing.T) {
 			if _, err := r.Push(ctx, id, io.LimitReader(bytes.NewReader(blob), 10), "mediatype:application/x"); err == nil {
 				t.Errorf("%d of the registry itself: no error", status)
 			}
+		}
+	}
+}
+
+// What a manifest is its content tells, whatever who puts or lists it says.
+func TestTypeByContent(t *testing.T) {
+	ctx := context.Background()
+	dir := t.TempDir()
+	f := newFake(t)
+	index := []byte(`{"schemaVersion":2,"manifests":[]}`)
+	for _, r := range []Remote{&Layout{dir}, open(t, f.host(), Options{}), helper(t, t.TempDir())} {
+		for _, said := range []string{"", "mediatype:application/json", "mediatype:application/vnd.oci.image.layer.v1.tar"} {
+			if pushed, err := r.Push(ctx, "a", bytes.NewReader(index), said); err != nil || pushed.MediaType != ocispec.MediaTypeImageIndex {
+				t.Errorf("%T, %q: %+v, %v", r, said, pushed, err)
+			}
+			if desc, err := r.Resolve(ctx, "a"); err != nil || desc.MediaType != ocispec.MediaTypeImageIndex {
+				t.Errorf("%T, %q: %+v, %v", r, said, desc, err)
+			}
+		}
+		// One of another kind is of the type that is said.
+		other := []byte(`{"schemaVersion":2,"things":[]}`)
+		if pushed, err := r.Push(ctx, "b", bytes.NewReader(other), "mediatype:application/x"); err != nil || pushed.MediaType != "application/x" {
+			t.Errorf("%T: %+v, %v", r, pushed, err)
+		}
+		_, err := r.Push(ctx, "c", bytes.NewReader(other))
+		is(t, err, errdefs.IsInvalidArgument)
+	}
+	// index.json of others.
+	for _, said := range []string{``, `"mediaType":"",`, `"mediaType":"application/json",`} {
+		d := digest.FromBytes(index)
+		content := fmt.Sprintf(`{"schemaVersion":2,"manifests":[{%s"digest":%q,"size":%d,"annotations":{"org.opencontainers.image.ref.name":"a"}},
+			{%s"digest":%q,"size":1,"annotations":{"org.opencontainers.image.ref.name":"gone"}}]}`, said, d, len(index), said, digest.FromString("gone"))
+		if err := os.WriteFile(filepath.Join(dir, "index.json"), []byte(content), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		for _, object := range []string{"a", d.String()} {
+			if desc, err := (&Layout{dir}).Resolve(ctx, object); err != nil || desc.MediaType != ocispec.MediaTypeImageIndex || desc.Size != int64(len(index)) {
+				t.Errorf("%s of %s: %+v, %v", object, said, desc, err)
+			}
+		}
+		if desc, err := (&Layout{dir}).Resolve(ctx, "gone"); err != nil || desc.MediaType == "" {
+			t.Errorf("what is not here: %+v, %v", desc, err)
 		}
 	}
 }

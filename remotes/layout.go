@@ -141,6 +141,14 @@ func typeByContent(content, said string) string {
 	return said
 }
 
+// manifestType returns the media type of a manifest that is said to have one. Only a type of manifests is believed.
+func manifestType(said string, b []byte) string {
+	if isIndex(said) || isManifest(said) {
+		return said
+	}
+	return typeByContent(sniff(b), said)
+}
+
 // parseDigest tells digests from names, which have colons too, by the algorithm.
 func parseDigest(s string) (d digest.Digest, ok bool, err error) {
 	algorithm, _, _ := strings.Cut(s, ":")

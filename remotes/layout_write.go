@@ -144,10 +144,8 @@ func readTagged(content io.Reader, h hints) (b []byte, desc ocispec.Descriptor, 
 		return nil, desc, classf(errdefs.ErrInvalidArgument, "the content is not a manifest")
 	}
 	desc = ocispec.Descriptor{MediaType: h.mediaType, Digest: digest.FromBytes(b), Size: int64(len(b))}
-	if desc.MediaType == "" {
-		if desc.MediaType = sniff(b); desc.MediaType == mediaTypeOctets {
-			return nil, desc, classf(errdefs.ErrInvalidArgument, "the content does not tell its type: give the hint mediatype:TYPE")
-		}
+	if desc.MediaType = manifestType(desc.MediaType, b); desc.MediaType == mediaTypeOctets {
+		return nil, desc, classf(errdefs.ErrInvalidArgument, "the content does not tell its type: give the hint mediatype:TYPE")
 	}
 	return b, desc, nil
 }

@@ -219,10 +219,8 @@ func (p *push) manifest(content io.Reader, there bool) (ocispec.Descriptor, erro
 	if err := json.Unmarshal(b, &head); err != nil {
 		return desc, classf(errdefs.ErrInvalidArgument, "the content is not a manifest: %s", printable(err.Error()))
 	}
-	if desc.MediaType == "" {
-		if desc.MediaType = sniff(b); desc.MediaType == mediaTypeOctets {
-			return desc, classf(errdefs.ErrInvalidArgument, "the content does not tell its type: give the hint mediatype:TYPE")
-		}
+	if desc.MediaType = manifestType(desc.MediaType, b); desc.MediaType == mediaTypeOctets {
+		return desc, classf(errdefs.ErrInvalidArgument, "the content does not tell its type: give the hint mediatype:TYPE")
 	}
 	if there && head.Subject == nil {
 		return desc, nil
