@@ -24,13 +24,13 @@ func (u *execution) adopt(interactive bool, tell func(report)) error {
 	if u.state.Detached {
 		// What the process prints it prints to pipes, which it keeps open itself. A terminal went with
 		// the monitor that had it.
-		if s, err = u.c.openStreams(u.dir(), u.job.Terminal, interactive, &u.state); err != nil {
+		if s, err = u.c.openStreams(u.place(), u.job.Terminal, interactive, &u.state); err != nil {
 			tell(report{Error: err.Error(), Exit: 125, Denied: errdefs.IsPermissionDenied(err)})
 			return err
 		}
 	}
 	if u.state.Monitor, err = Identify(os.Getpid()); err == nil {
-		err = writeState(u.dir(), u.state)
+		err = u.place().writeState(u.state)
 	}
 	if err != nil {
 		tell(report{Error: err.Error(), Exit: 125})

@@ -36,24 +36,24 @@ func (c *Container) Attach(ctx context.Context, o Attach) (*Exit, error) {
 	if err := c.tend(ctx); err != nil {
 		return nil, err
 	}
-	return c.attach(ctx, c.dir, fmt.Sprintf("container %s", c.ID), l, o)
+	return c.attach(ctx, c.place(), fmt.Sprintf("container %s", c.ID), l, o)
 }
 
 // errDetached ends what an attached user leaves.
 var errDetached = errors.New("detached")
 
-func (c *Container) attach(ctx context.Context, dir, what string, l looked, o Attach) (exit *Exit, err error) {
-	w, err := watch(dir, what)
+func (c *Container) attach(ctx context.Context, p place, what string, l looked, o Attach) (exit *Exit, err error) {
+	w, err := watch(p.dir(), what)
 	if err != nil {
 		return nil, err
 	}
 	defer w.close()
-	r, err := openReader(dir, true)
+	r, err := openReader(p.dir(), true)
 	if err != nil {
 		return nil, fmt.Errorf("attach to %s: %w", what, err)
 	}
 	defer r.close()
-	done := c.ends(ctx, dir, what)
+	done := c.ends(ctx, p, what)
 	defer done.close()
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
@@ -72,8 +72,8 @@ func (c *Container) attach(ctx context.Context, dir, what string, l looked, o At
 		}
 		// A size that differs for an instant makes what is on the screen be drawn again.
 		if ws, err := hostSize(); err == nil {
-			_ = control(dir, fmt.Sprintf("resize %d %d", ws.Col, ws.Row+1))
-			_ = control(dir, fmt.Sprintf("resize %d %d", ws.Col, ws.Row))
+			_ = control(p.private, fmt.Sprintf("resize %d %d", ws.Col, ws.Row+1))
+			_ = control(p.private, fmt.Sprintf("resize %d %d", ws.Col, ws.Row))
 		}
 	}
 	go func() {
@@ -84,7 +84,7 @@ func (c *Container) attach(ctx context.Context, dir, what string, l looked, o At
 			case s := <-signals:
 				if s == unix.SIGWINCH {
 					if ws, err := hostSize(); err == nil && l.state.Terminal {
-						_ = control(dir, fmt.Sprintf("resize %d %d", ws.Col, ws.Row))
+						_ = control(p.private, fmt.Sprintf("resize %d %d", ws.Col, ws.Row))
 					}
 					continue
 				}
@@ -98,11 +98,11 @@ func (c *Container) attach(ctx context.Context, dir, what string, l looked, o At
 			if host == nil {
 				keys = nil
 			}
-			switch err := feed(dir, os.Stdin, keys); {
+			switch err := feed(p.private, os.Stdin, keys); {
 			case errors.Is(err, errDetached):
 				cancel(errDetached)
 			case err == nil:
-				_ = control(dir, "eof")
+				_ = control(p.private, "eof")
 			}
 		}()
 	}

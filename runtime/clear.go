@@ -16,36 +16,31 @@ import (
 
 // never tells whether the container has not been run.
 func (c *Container) never() bool {
-	l, err := look(c.dir)
+	l, err := look(c.place())
 	return err == nil && l.state == nil && l.exit == nil
 }
 
 // dead tells whether a container has to be cleared up: its process or its making has ended,
 // and nobody lives who will record that. One that was to be removed at its end is to be, too.
 func (c *Container) dead() bool {
-	l, err := look(c.dir)
+	l, err := look(c.place())
 	if err != nil {
 		return false
 	}
-	if l.state == nil {
-		return c.RemoveAtEnd && (c.Owner == nil && l.exit != nil || c.Owner != nil && !c.Owner.Alive())
+	switch {
+	case l.state != nil:
+		// Nobody removes what is left of it on the host.
+		return !l.monitored && l.status != Running && l.status != Paused
+	case c.RemoveAtEnd:
+		return l.exit != nil || c.Owner != nil && !c.Owner.Alive()
 	}
-	if l.monitored {
-		return false
-	}
-	switch l.status {
-	case Created: // creating, and the creator is dead
-		return true
-	case Stopped:
-		return c.RemoveAtEnd || l.exit.Error == errLost && l.exit.Exited.IsZero()
-	}
-	return false
+	return l.lost()
 }
 
 // runIsGone tells whether the container was that of a run in the foreground which was killed: it
 // was to be gone with it, so its process, which may go on, does not keep the ID.
 func (c *Container) runIsGone() bool {
-	l, err := look(c.dir)
+	l, err := look(c.place())
 	return err == nil && c.RemoveAtEnd && l.state != nil && !l.state.Detached && !l.monitored
 }
 
@@ -54,19 +49,16 @@ func (c *Container) runIsGone() bool {
 // removed at their end. Others are not touched. What it can't clear up stays as it is, for the
 // call that works on it to say why.
 func (s *Containers) Clear(ctx context.Context) {
-	entries, err := os.ReadDir(s.dir())
+	ids, err := s.ids()
 	if err != nil {
 		return
 	}
-	for _, e := range entries {
-		if CheckID(e.Name()) != nil {
-			continue
-		}
-		c, err := s.read(e.Name())
+	for _, id := range ids {
+		c, err := s.read(id)
 		if err != nil || !c.dead() {
 			continue
 		}
-		lock, err := lockFile(c.path("lock"), false)
+		lock, err := lockFile(s.tree(), c.rel("lock"), false)
 		if err != nil {
 			continue
 		}
@@ -84,65 +76,74 @@ func (s *Containers) Clear(ctx context.Context) {
 
 // clear removes what the last run has left on the host, its process too, and records the end
 // that nobody saw. The caller has the lock, and held, the right to the runtime's ID, or nil.
-func (c *Container) clear(ctx context.Context, held *claim) error {
-	l, err := look(c.dir)
-	if err != nil || l.state == nil {
-		return err
-	}
-	s := l.state
-	recorded := l.exit != nil && !l.exit.Exited.IsZero()
-	if recorded && !s.Alive() && l.exit.Error == "" {
-		return nil // whoever recorded it had removed everything
-	}
-	r := &Runtime{command: s.Runtime, state: filepath.Dir(s.RuntimeState)}
-	if err := PrivateDir(r.state); err != nil {
+func (c *Container) clear(ctx context.Context, held *claim) (err error) {
+	l, err := look(c.place())
+	if err != nil || l.state == nil && !l.lost() {
 		return err
 	}
 	claim := held
-	if held == nil || held.state != r.state {
-		if claim, err = claimID(r.state, c.key(), c.dir); err != nil {
+	if held == nil && l.state != nil {
+		if claim, err = c.claimID(ctx); err != nil {
 			return err
 		}
-		defer claim.release()
+		// Where this fails the state stays for the next who tries.
+		defer func() {
+			if err == nil {
+				claim.release()
+			} else {
+				claim.close()
+			}
+		}()
 	}
-	// A runtime that still works ends when what it makes is killed, and may have made more until then.
-	if err := killAll(ctx, s); err != nil {
-		return fmt.Errorf("container %s: %w", c.ID, err)
+	if l.state != nil {
+		if err = l.state.clearHost(ctx, claim, c.key()); err != nil {
+			return fmt.Errorf("container %s: %w", c.ID, err)
+		}
 	}
-	if !claim.quiet() {
-		return busy("container %s: a runtime that an earlier run started still works on it", c.ID)
-	}
-	if err := killAll(ctx, s); err != nil {
-		return fmt.Errorf("container %s: %w", c.ID, err)
-	}
-	if err := r.remove(ctx, r.client(claim), c.key()); err != nil {
+	if err = c.unmountSnapshot(); err != nil {
 		return err
 	}
-	removeCgroups(s.Cgroups)
-	if c.Snapshot != nil {
-		if err := c.set.snapshots.Unmount(c.path("rootfs")); err != nil && !errdefs.IsNotFound(err) {
-			return err
-		}
-	}
 	c.disconnect(ctx)
-	if err := removeAll(c.path("exec")); err != nil {
+	if err = removeAll(c.path("exec")); err != nil {
 		return err
 	}
 	switch {
-	case recorded:
-	case s.Status == Running:
-		e := Exit{Exited: time.Now().UTC(), Error: errLost}
-		if err := writeExit(c.dir, e); err != nil {
-			return err
+	case l.exit != nil && !l.exit.Exited.IsZero():
+	case l.state == nil || l.state.Status == Running:
+		var s state
+		if l.state != nil {
+			s = *l.state
 		}
-		c.log(events.Event{Topic: "/tasks/exit", Pid: s.Pid})
+		err = c.record(s, Exit{Exited: time.Now().UTC(), Error: errLost})
 	default:
-		for _, name := range []string{"exit.json", "state.json"} {
-			if err := os.Remove(c.path(name)); err != nil && !errors.Is(err, fs.ErrNotExist) {
-				return err
-			}
+		if err = os.Remove(c.path("exit.json")); errors.Is(err, fs.ErrNotExist) {
+			err = nil
 		}
 	}
+	if err == nil && held != nil && l.state != nil {
+		err = os.Remove(held.path("state.json"))
+	}
+	return err
+}
+
+// clearHost kills what is left of a run, and removes what the runtime made for it. The caller has the right to the ID.
+func (s *state) clearHost(ctx context.Context, c *claim, key string) error {
+	r := &Runtime{command: s.Runtime, state: c.state}
+	// A runtime that still works ends when what it makes is killed, and may have made more until then.
+	if err := killAll(ctx, s); err != nil {
+		return err
+	}
+	quiet := c.quiet() // a container that is made but not started keeps it busy until it is removed
+	if err := killAll(ctx, s); err != nil {
+		return err
+	}
+	if err := r.remove(ctx, r.client(c), key); err != nil {
+		return err
+	}
+	if !quiet && !c.quiet() {
+		return busy("a runtime that an earlier run started still works on it")
+	}
+	removeCgroups(s.Cgroups)
 	return nil
 }
 
@@ -151,11 +152,11 @@ func (c *Container) clear(ctx context.Context, held *claim) error {
 func (c *Container) Remove(ctx context.Context, force bool) (*Exit, error) {
 	defer c.set.Clear(ctx)
 	// Who monitors it, and sees its end, may remove it too: the file is open before.
-	exit, _ := os.Open(c.path("exit.json"))
+	exit, _ := c.set.tree().Open(c.rel("exit.json"))
 	if exit != nil {
 		defer exit.Close()
 	}
-	l, err := look(c.dir)
+	l, err := look(c.place())
 	if errdefs.IsNotFound(err) && c.RemoveAtEnd && exit != nil {
 		return exitOf(exit), nil
 	}
@@ -183,7 +184,7 @@ func (c *Container) Remove(ctx context.Context, force bool) (*Exit, error) {
 		_ = lock.Close()
 		return nil, fmt.Errorf("remove container %s: %w", c.ID, err)
 	}
-	l, err = look(c.dir)
+	l, err = look(c.place())
 	if err == nil {
 		err = c.remove(ctx, lock)
 	} else {
@@ -210,8 +211,7 @@ func (c *Container) waitLock(ctx context.Context) (*os.File, error) {
 
 // remove removes a container that has no process. It owns the lock.
 func (c *Container) remove(ctx context.Context, lock *os.File) error {
-	err := c.set.snapshots.Unmount(c.path("rootfs"))
-	if err != nil && !errdefs.IsNotFound(err) {
+	if err := c.unmount(); err != nil {
 		_ = lock.Close()
 		return fmt.Errorf("remove container %s: %w", c.ID, err)
 	}

@@ -72,12 +72,14 @@ type Networks interface {
 type Containers struct {
 	root      string // absolute, without symbolic links
 	namespace string
+	state     string // the private directory for what runs, absolute
 	snapshots Snapshots
 	networks  Networks
 }
 
-// Open opens the containers of a namespace of the store at root, which need not be there.
-func Open(root, namespace string, s Snapshots, n Networks) (*Containers, error) {
+// Open opens the containers of a namespace of the store at root, which need not be there. State is the directory for
+// what runs, "" for [DefaultState]: a container that runs is one that has its state there.
+func Open(root, namespace, state string, s Snapshots, n Networks) (*Containers, error) {
 	if err := CheckID(namespace); err != nil {
 		return nil, fmt.Errorf("namespace: %w", err)
 	}
@@ -92,7 +94,13 @@ func Open(root, namespace string, s Snapshots, n Networks) (*Containers, error) 
 	if err != nil {
 		return nil, fmt.Errorf("store %s: %w", root, err)
 	}
-	return &Containers{real, namespace, s, n}, nil
+	if state == "" {
+		state = DefaultState()
+	}
+	if state, err = filepath.Abs(state); err != nil {
+		return nil, fmt.Errorf("state directory: %w", err)
+	}
+	return &Containers{real, namespace, state, s, n}, nil
 }
 
 func (s *Containers) dir() string { return filepath.Join(s.root, "containers", s.namespace) }
@@ -150,7 +158,11 @@ func (s *Containers) create(ctx context.Context, r Record, parent string) (_ *Co
 	s.Clear(ctx)
 	r.Namespace, r.Created = s.namespace, time.Now().UTC()
 	c := &Container{Record: r, dir: filepath.Join(s.dir(), r.ID), set: s}
-	if lock, err = c.claim(ctx); err != nil {
+	err = s.secure("")
+	if err == nil {
+		lock, err = c.claim(ctx)
+	}
+	if err != nil {
 		return nil, nil, fmt.Errorf("create container %s: %w", r.ID, err)
 	}
 	err = func() error {
@@ -189,17 +201,27 @@ func (s *Containers) create(ctx context.Context, r Record, parent string) (_ *Co
 // claim makes the directory, empty but for a lock that is held.
 func (c *Container) claim(ctx context.Context) (*os.File, error) {
 	for range 100 {
-		if err := os.MkdirAll(c.set.dir(), 0o755); err != nil {
+		if err := disk.MakeDir(c.set.root); err != nil {
 			return nil, err
 		}
-		err := os.Mkdir(c.dir, 0o711)
+		for _, name := range c.set.dirs("") {
+			if err := c.set.makeDir(name); err != nil && !errors.Is(err, fs.ErrExist) && !errors.Is(err, fs.ErrNotExist) {
+				return nil, err
+			}
+		}
+		err := c.set.makeDir(c.rel())
 		if errors.Is(err, fs.ErrNotExist) {
 			continue // an empty one of its parents was removed meanwhile
+		}
+		if err == nil || errors.Is(err, fs.ErrExist) {
+			if serr := c.set.secure(c.ID); serr != nil {
+				return nil, serr
+			}
 		}
 		if err != nil && !errors.Is(err, fs.ErrExist) {
 			return nil, err
 		}
-		lock, lerr := lockFile(c.path("lock"), true)
+		lock, lerr := lockFile(c.set.tree(), c.rel("lock"), true)
 		if errors.Is(lerr, fs.ErrNotExist) {
 			continue
 		}
@@ -239,13 +261,13 @@ func (c *Container) claim(ctx context.Context) (*os.File, error) {
 // lockFile takes the exclusive lock of a file, which another owner may have removed meanwhile.
 // It waits for an instant, since those who only look whether a thing is alive hold its lock for
 // one; Unavailable after that.
-func lockFile(name string, create bool) (*os.File, error) {
+func lockFile(t disk.Tree, name string, create bool) (*os.File, error) {
 	flags := os.O_RDWR
 	if create {
 		flags |= os.O_CREATE
 	}
 	for tries := 0; ; tries++ {
-		f, err := disk.LockFile(name, flags, 0o600, unix.LOCK_EX|unix.LOCK_NB)
+		f, err := t.LockFile(name, flags, 0o600, unix.LOCK_EX|unix.LOCK_NB)
 		switch {
 		case !errors.Is(err, unix.EWOULDBLOCK):
 			return f, err
@@ -270,7 +292,7 @@ func (c *Container) write() error {
 	if err != nil {
 		return err
 	}
-	if err := disk.Replace(c.path("container.json"), append(b, '\n'), 0o600, !c.RemoveAtEnd); err != nil || c.RemoveAtEnd {
+	if err := c.set.tree().Replace(c.rel("container.json"), append(b, '\n'), 0o600, !c.RemoveAtEnd); err != nil || c.RemoveAtEnd {
 		return err
 	}
 	for dir := c.dir; dir != filepath.Dir(c.set.root); dir = filepath.Dir(dir) {
@@ -300,8 +322,11 @@ func (s *Containers) Any(id string) (*Container, error) {
 }
 
 func (s *Containers) read(id string) (*Container, error) {
-	c := &Container{dir: filepath.Join(s.dir(), id), set: s}
-	b, err := readBounded(c.path("container.json"))
+	c := &Container{Record: Record{ID: id}, dir: filepath.Join(s.dir(), id), set: s}
+	if err := s.check(id); err != nil {
+		return nil, fmt.Errorf("container %s: %w", id, err)
+	}
+	b, err := s.tree().ReadFile(c.rel("container.json"), maxFile)
 	if errors.Is(err, fs.ErrNotExist) || err == nil && len(b) == 0 {
 		return nil, notFound("no container %s", id)
 	}
@@ -319,28 +344,17 @@ func (s *Containers) read(id string) (*Container, error) {
 // maxFile bounds what is read of a container's small files.
 const maxFile = 1 << 20
 
-func readBounded(name string) ([]byte, error) {
-	b, err := os.ReadFile(name)
-	if err == nil && len(b) > maxFile {
-		return nil, failed("%s is larger than %d bytes", name, maxFile)
-	}
-	return b, err
-}
-
 // List returns the containers, sorted by ID. One whose record can't be read is passed over and
 // told in the error, which then comes beside the others.
 func (s *Containers) List() ([]*Container, error) {
-	entries, err := os.ReadDir(s.dir())
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+	ids, err := s.ids()
+	if err != nil {
 		return nil, fmt.Errorf("list containers: %w", err)
 	}
 	var all []*Container
 	var errs []error
-	for _, e := range entries {
-		if CheckID(e.Name()) != nil {
-			continue
-		}
-		c, err := s.read(e.Name())
+	for _, id := range ids {
+		c, err := s.read(id)
 		switch {
 		case err == nil:
 			all = append(all, c)
@@ -349,6 +363,25 @@ func (s *Containers) List() ([]*Container, error) {
 		}
 	}
 	return all, errors.Join(errs...)
+}
+
+// ids lists the IDs for which there are directories, in order.
+func (s *Containers) ids() ([]string, error) {
+	if err := s.check(""); err != nil {
+		return nil, err
+	}
+	d, err := s.tree().OpenDir(filepath.Join("containers", s.namespace))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	defer d.Close()
+	names, err := d.Readdirnames(-1)
+	names = slices.DeleteFunc(names, func(name string) bool { return CheckID(name) != nil })
+	slices.Sort(names)
+	return names, err
 }
 
 // Label sets labels, those with an empty value are removed, and returns all.
@@ -375,7 +408,10 @@ func (c *Container) Label(labels map[string]string) (map[string]string, error) {
 
 // change rewrites the record under its file's lock.
 func (c *Container) change(f func(*Record) error) error {
-	lock, err := lockFile(c.path("container.json"), false)
+	if err := c.set.secure(c.ID); err != nil {
+		return err
+	}
+	lock, err := lockFile(c.set.tree(), c.rel("container.json"), false)
 	if errors.Is(err, fs.ErrNotExist) {
 		return notFound("no container %s", c.ID)
 	}
@@ -399,14 +435,14 @@ func (c *Container) change(f func(*Record) error) error {
 
 // empty deletes all of the directory but the lock, and unmounts what is in it.
 func (c *Container) empty() error {
-	if err := c.set.snapshots.Unmount(c.path("rootfs")); err != nil && !errdefs.IsNotFound(err) {
+	if err := c.unmount(); err != nil {
 		return err
 	}
 	if mounted(c.path("rootfs")) {
 		return busy("something else is mounted on %s", c.path("rootfs"))
 	}
 	// The record goes first: after that a sweep has nothing to keep.
-	if err := undescribe(c.dir); err != nil {
+	if err := c.place().undescribe(); err != nil {
 		return err
 	}
 	entries, err := os.ReadDir(c.dir)
@@ -422,6 +458,21 @@ func (c *Container) empty() error {
 		}
 	}
 	return nil
+}
+
+// unmount unmounts the root filesystem, if it is mounted.
+func (c *Container) unmount() error {
+	fi, err := c.set.tree().Stat(c.rel("rootfs"))
+	if errors.Is(err, fs.ErrNotExist) || err == nil && !fi.IsDir() {
+		return nil // on a link nothing can be mounted
+	}
+	if err == nil {
+		err = c.set.snapshots.Unmount(c.path("rootfs"))
+	}
+	if errdefs.IsNotFound(err) {
+		return nil
+	}
+	return err
 }
 
 // delete deletes the directory, the lock last, and the directories above that it leaves empty.

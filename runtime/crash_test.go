@@ -70,7 +70,7 @@ func (b bound) Remove(_ context.Context, s Snapshot) error {
 // bound is the machine's store with a snapshot for each container.
 func (m *machine) bound() *Containers {
 	m.Helper()
-	all, err := Open(filepath.Join(m.state, "store"), "default", bound{m.bundle}, nil)
+	all, err := Open(filepath.Join(m.state, "store"), "default", m.state, bound{m.bundle}, nil)
 	if err != nil {
 		m.Fatal(err)
 	}
@@ -191,7 +191,7 @@ func (m *machine) truth(name string, c *Container, step string) {
 }
 
 func monitored(c *Container) bool {
-	l, err := look(c.dir)
+	l, err := look(c.place())
 	return err == nil && l.monitored
 }
 
@@ -213,7 +213,7 @@ func TestShimKilled(t *testing.T) {
 		// What it prints to has another number by then.
 		m.spec(Options{Args: []string{"sh", "-c", "trap 'echo told >&3; exit 6' TERM; exec 3>&1 >/dev/null; echo before >&3; while ! test -e /go; do sleep 0.02; done; echo meanwhile >&3; while :; do sleep 0.02; done"}})
 		c := m.detached(Record{ID: "test-shim"})
-		l, err := look(c.dir)
+		l, err := look(c.place())
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -274,7 +274,7 @@ func TestExecShimKilled(t *testing.T) {
 			return string(b)
 		}
 		until(m.T, "output", func() bool { return strings.Contains(log(), "before") })
-		l, err := look(dir)
+		l, err := look(c.execPlace(id))
 		if err != nil || l.state == nil {
 			m.Fatal(err)
 		}
@@ -282,13 +282,13 @@ func TestExecShimKilled(t *testing.T) {
 			m.Fatal(err)
 		}
 		until(m.T, "the shim's death", func() bool { return !l.state.Monitor.Alive() })
-		if l, err = look(dir); err != nil || l.status != Running || l.monitored {
+		if l, err = look(c.execPlace(id)); err != nil || l.status != Running || l.monitored {
 			t.Errorf("without its shim: %+v %v", l, err)
 		}
 		if err := c.KillExec(t.Context(), id, unix.SIGCONT); err != nil {
 			m.Fatal(err)
 		}
-		if l, err = look(dir); err != nil || l.status != Running || !l.monitored {
+		if l, err = look(c.execPlace(id)); err != nil || l.status != Running || !l.monitored {
 			t.Errorf("with another shim: %+v %v", l, err)
 		}
 		// Its input had no writer left.
@@ -327,7 +327,7 @@ func TestBoot(t *testing.T) {
 			if out, err := m.as("start", c.ID, "").CombinedOutput(); err != nil {
 				t.Fatalf("%v %s", err, out)
 			}
-			l, err := look(c.dir)
+			l, err := look(c.place())
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -344,7 +344,7 @@ func TestBoot(t *testing.T) {
 			// Of another boot: the number may be another process's now.
 			s := *l.state
 			s.Pid, s.Boot, s.Monitor.Pid, s.Monitor.Boot = os.Getpid(), "00000000-0000-0000-0000-000000000000", os.Getpid(), "00000000-0000-0000-0000-000000000000"
-			if err := writeState(c.dir, s); err != nil {
+			if err := c.place().writeState(s); err != nil {
 				t.Fatal(err)
 			}
 		}

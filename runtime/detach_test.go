@@ -23,7 +23,7 @@ import (
 // containers opens the machine's store.
 func (m *machine) containers() *Containers {
 	m.Helper()
-	all, err := Open(filepath.Join(m.state, "store"), "default", bound{}, nil)
+	all, err := Open(filepath.Join(m.state, "store"), "default", m.state, bound{}, nil)
 	if err != nil {
 		m.Fatal(err)
 	}
@@ -161,7 +161,7 @@ func TestShim(t *testing.T) {
 			return bytes.Contains(b, []byte("line 19999\n"))
 		})
 		var s state
-		b, err := os.ReadFile(c.path("state.json"))
+		b, err := os.ReadFile(filepath.Join(c.place().private, "state.json"))
 		if err == nil {
 			err = json.Unmarshal(b, &s)
 		}
@@ -209,7 +209,7 @@ func (n *noted) Remove(_ context.Context, path string) error {
 // A container's network goes with it, and a network that can't go keeps the container.
 func TestNetworkGoesWithTheContainer(t *testing.T) {
 	var gone noted
-	all, err := Open(t.TempDir(), "default", bound{}, &gone)
+	all, err := Open(t.TempDir(), "default", t.TempDir(), bound{}, &gone)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -14,7 +14,6 @@ import (
 	"strings"
 	"time"
 
-	"distkit/disk"
 	"distkit/errclass"
 	"distkit/events"
 
@@ -63,7 +62,7 @@ func (c *Container) StartExec(ctx context.Context, x Exec) (id string, err error
 	if err != nil {
 		return "", err
 	}
-	if err := makeStreams(u.dir()); err != nil {
+	if err := makeStreams(u.place()); err != nil {
 		return "", u.abandon(ctx, err)
 	}
 	o := order{
@@ -118,13 +117,13 @@ func (c *Container) beginExec(ctx context.Context, x Exec, detached bool) (u *ex
 		}
 		b, err := json.Marshal(p)
 		if err == nil {
-			err = disk.Replace(filepath.Join(u.dir(), "process.json"), append(b, '\n'), 0o600, false)
+			err = c.set.tree().Replace(u.place().file("process.json"), append(b, '\n'), 0o600, false)
 		}
 		if err == nil {
-			err = blankExit(u.dir())
+			err = u.place().writeState(u.state)
 		}
 		if err == nil {
-			err = writeState(u.dir(), u.state)
+			err = u.place().blankExit()
 		}
 		return err
 	}()
@@ -137,21 +136,22 @@ func (c *Container) beginExec(ctx context.Context, x Exec, detached bool) (u *ex
 // claimExec makes the directory of a process; what a killed one has left makes place.
 func (u *execution) claimExec() (*os.File, error) {
 	// Not the directories above, which are there as long as the container runs.
-	if err := os.Mkdir(u.dir(), 0o711); err != nil && !errors.Is(err, fs.ErrExist) {
+	p := u.place()
+	if err := u.c.set.makeDir(p.name); err != nil && !errors.Is(err, fs.ErrExist) {
 		return nil, err
 	}
-	lock, err := lockFile(filepath.Join(u.dir(), "lock"), true)
+	lock, err := lockFile(p.store, p.file("lock"), true)
 	if errdefs.IsUnavailable(err) {
 		return nil, errclass.Errorf(errdefs.ErrAlreadyExists, "it runs: take another ID")
 	}
 	if err != nil {
 		return nil, err
 	}
-	l, err := look(u.dir())
+	l, err := look(p)
 	if errdefs.IsNotFound(err) {
 		return lock, nil
 	}
-	if err == nil && (l.status == Running || l.status == Stopped && l.state != nil && l.state.Detached) {
+	if err == nil && (l.status == Running || l.status == Stopped && (l.state == nil || l.state.Detached)) {
 		err = errclass.Errorf(errdefs.ErrAlreadyExists, "it exists: remove it with task rm --exec-id, or take another ID")
 	}
 	if err != nil {
@@ -270,26 +270,26 @@ func (r *Runtime) startExec(ctx context.Context, client *runc.Runc, id string, p
 	return err
 }
 
-func (c *Container) execDir(id string) (string, error) {
+func (c *Container) findExec(id string) (place, error) {
 	if err := CheckID(id); err != nil {
-		return "", err
+		return place{}, err
 	}
-	dir := c.path("exec", id)
-	if _, err := os.Stat(dir); errors.Is(err, fs.ErrNotExist) {
-		return "", notFound("container %s has no process %s", c.ID, id)
+	p := c.execPlace(id)
+	if _, err := p.store.Stat(p.name); errors.Is(err, fs.ErrNotExist) {
+		return p, notFound("container %s has no process %s", c.ID, id)
 	}
-	return dir, nil
+	return p, nil
 }
 
 // lookExec is look at such a process. NotFound where the container has none of that ID.
-func (c *Container) lookExec(id string) (dir string, l looked, err error) {
-	if dir, err = c.execDir(id); err != nil {
-		return "", l, err
+func (c *Container) lookExec(id string) (p place, l looked, err error) {
+	if p, err = c.findExec(id); err != nil {
+		return p, l, err
 	}
-	if l, err = look(dir); err != nil {
+	if l, err = look(p); err != nil {
 		err = fmt.Errorf("%s: %w", c.execName(id), err)
 	}
-	return dir, l, err
+	return p, l, err
 }
 
 func (c *Container) execName(id string) string {
@@ -298,9 +298,9 @@ func (c *Container) execName(id string) string {
 
 // KillExec sends a signal to a process that [Container.Exec] or [Container.StartExec] started.
 func (c *Container) KillExec(ctx context.Context, id string, sig unix.Signal) error {
-	_, l, err := c.lookExec(id)
+	p, l, err := c.lookExec(id)
 	if err == nil {
-		err = c.tendTo(ctx, id)
+		err = c.tendTo(ctx, p)
 	}
 	if err != nil {
 		return err
@@ -313,41 +313,41 @@ func (c *Container) KillExec(ctx context.Context, id string, sig unix.Signal) er
 
 // WaitExec waits for the end of such a process.
 func (c *Container) WaitExec(ctx context.Context, id string) (*Exit, error) {
-	dir, err := c.execDir(id)
+	p, err := c.findExec(id)
 	if err != nil {
 		return nil, err
 	}
-	return c.wait(ctx, dir, c.execName(id))
+	return c.wait(ctx, p, c.execName(id))
 }
 
 // ExecLogs calls f with what such a process, a detached one, has printed.
 func (c *Container) ExecLogs(ctx context.Context, id string, o Logs, f func(Entry) error) error {
-	dir, err := c.execDir(id)
+	p, err := c.findExec(id)
 	if err != nil {
 		return err
 	}
-	return c.logs(ctx, dir, c.execName(id), o, f)
+	return c.logs(ctx, p, c.execName(id), o, f)
 }
 
 // AttachExec joins such a process, a detached one.
 func (c *Container) AttachExec(ctx context.Context, id string, o Attach) (*Exit, error) {
-	dir, l, err := c.lookExec(id)
+	p, l, err := c.lookExec(id)
 	if err == nil && (l.status != Running || !l.state.Detached) {
 		err = failed("attach: %s is not detached and running", c.execName(id))
 	}
 	if err == nil {
-		err = c.tendTo(ctx, id)
+		err = c.tendTo(ctx, p)
 	}
 	if err != nil {
 		return nil, err
 	}
-	return c.attach(ctx, dir, c.execName(id), l, o)
+	return c.attach(ctx, p, c.execName(id), l, o)
 }
 
 // RemoveExec removes what is kept of such a process, and returns how it ended. One that runs is
 // FailedPrecondition, or killed if force says so.
 func (c *Container) RemoveExec(ctx context.Context, id string, force bool) (*Exit, error) {
-	dir, l, err := c.lookExec(id)
+	p, l, err := c.lookExec(id)
 	if err != nil {
 		return nil, err
 	}
@@ -358,13 +358,13 @@ func (c *Container) RemoveExec(ctx context.Context, id string, force bool) (*Exi
 		if err := l.state.signal(unix.SIGKILL); err != nil && !errdefs.IsNotFound(err) {
 			return nil, err
 		}
-		if _, err := c.wait(ctx, dir, c.execName(id)); err != nil && !errdefs.IsNotFound(err) {
+		if _, err := c.wait(ctx, p, c.execName(id)); err != nil && !errdefs.IsNotFound(err) {
 			return nil, err
 		}
 	}
 	var lock *os.File
 	for range 200 {
-		if lock, err = lockFile(filepath.Join(dir, "lock"), false); !errdefs.IsUnavailable(err) {
+		if lock, err = lockFile(p.store, p.file("lock"), false); !errdefs.IsUnavailable(err) {
 			break
 		}
 		time.Sleep(10 * time.Millisecond)
@@ -379,22 +379,22 @@ func (c *Container) RemoveExec(ctx context.Context, id string, force bool) (*Exi
 	if _, l, err = c.lookExec(id); err != nil {
 		return nil, err
 	}
-	return l.exit, removeExecDir(dir)
+	return l.exit, removeExecDir(p)
 }
 
-func removeExecDir(dir string) error {
-	if err := undescribe(dir); err != nil {
+func removeExecDir(p place) error {
+	if err := p.undescribe(); err != nil {
 		return err
 	}
-	return removeAll(dir)
+	return removeAll(p.dir())
 }
 
 // endExec records the end of a further process.
 func (u *execution) endExec(e Exit) error {
-	err := writeExit(u.dir(), e)
+	err := u.place().writeExit(e.of(u.state))
 	u.c.log(events.Event{Topic: "/tasks/exit", Exec: u.exec, Pid: u.state.Pid, Status: e.Status})
 	if !u.state.Detached {
-		err = removeExecDir(u.dir())
+		err = removeExecDir(u.place())
 	}
 	u.claim.release()
 	if cerr := u.lock.Close(); err == nil {

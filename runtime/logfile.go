@@ -11,6 +11,8 @@ import (
 	"path/filepath"
 	"sync"
 	"time"
+
+	"distkit/disk"
 )
 
 // logRoom is the size of a log that is put aside, unless the container says otherwise.
@@ -75,7 +77,7 @@ func (l *logWriter) flush() {
 		_ = os.Rename(name, name+".1")
 	}
 	if l.file == nil {
-		f, err := os.OpenFile(name, os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o600)
+		f, err := disk.Tree(l.dir).OpenFile("log", os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o600)
 		if err != nil {
 			return
 		}
@@ -98,7 +100,7 @@ func (l *logWriter) mend() {
 	if l.size == 0 {
 		return
 	}
-	r, err := os.Open(l.file.Name())
+	r, err := disk.Tree(l.dir).Open("log")
 	if err != nil {
 		return
 	}
@@ -182,7 +184,7 @@ func (r *logReader) find() error {
 	for tries := 0; ; tries++ {
 		found = found[:0]
 		for _, name := range []string{"log.1", "log"} {
-			f, err := os.Open(filepath.Join(r.dir, name))
+			f, err := disk.Tree(r.dir).Open(name)
 			if errors.Is(err, fs.ErrNotExist) {
 				continue
 			}

@@ -137,6 +137,9 @@ func (s *Containers) forBundle(ctx context.Context, find Finder, rec Record) (*C
 		return nil, nil, nil, err
 	}
 	if filepath.Dir(real) == s.dir() {
+		if err := s.secure(filepath.Base(real)); err != nil {
+			return nil, nil, nil, err
+		}
 		id := filepath.Base(real)
 		if rec.ID != "" && rec.ID != id {
 			return nil, nil, nil, invalid("bundle %s is container %s, not %s", rec.Bundle, id, rec.ID)
@@ -185,7 +188,7 @@ func (s *Containers) own(id string) (*Container, *os.File, error) {
 	if err := CheckID(id); err != nil {
 		return nil, nil, err
 	}
-	lock, err := lockFile(filepath.Join(s.dir(), id, "lock"), true)
+	lock, err := lockFile(s.tree(), filepath.Join("containers", s.namespace, id, "lock"), true)
 	if err != nil {
 		return nil, nil, fmt.Errorf("container %s: %w", id, err)
 	}
@@ -203,7 +206,10 @@ func (s *Containers) own(id string) (*Container, *os.File, error) {
 
 // lock makes this process the one that runs or removes the container.
 func (c *Container) lock() (*os.File, error) {
-	lock, err := lockFile(c.path("lock"), false)
+	if err := c.set.secure(c.ID); err != nil {
+		return nil, fmt.Errorf("container %s: %w", c.ID, err)
+	}
+	lock, err := lockFile(c.set.tree(), c.rel("lock"), false)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
 		return nil, notFound("no container %s", c.ID)
@@ -260,20 +266,19 @@ type execution struct {
 	state   state
 }
 
-func (u *execution) dir() string {
+func (u *execution) place() place {
 	if u.exec != "" {
-		return u.c.path("exec", u.exec)
+		return u.c.execPlace(u.exec)
 	}
-	return u.c.dir
+	return u.c.place()
 }
 
 // begin takes what a run needs: the runtime's ID, a clean table, the mounted root filesystem.
 // It owns the lock from here on.
 func (c *Container) begin(ctx context.Context, r *Runtime, lock *os.File, detached bool) (u *execution, err error) {
+	r = &Runtime{r.command, c.set.state}
 	u = &execution{c: c, r: r, lock: lock}
-	if err = PrivateDir(r.state); err == nil {
-		u.claim, err = claimID(r.state, c.key(), c.dir)
-	}
+	u.claim, err = c.claimID(ctx)
 	if err != nil {
 		if c.RemoveAtEnd && c.never() {
 			_ = c.delete(lock)
@@ -295,7 +300,7 @@ func (c *Container) begin(ctx context.Context, r *Runtime, lock *os.File, detach
 		if err := removeAll(c.path("exec")); err != nil { // of the last run
 			return err
 		}
-		if err := os.Mkdir(c.path("exec"), 0o711); err != nil {
+		if err := c.set.makeDir(c.rel("exec")); err != nil {
 			return err
 		}
 		self, err := Identify(os.Getpid())
@@ -304,11 +309,11 @@ func (c *Container) begin(ctx context.Context, r *Runtime, lock *os.File, detach
 		}
 		u.state = state{Status: Creating, Runtime: r.command, RuntimeState: r.root(), Detached: detached, Monitor: self}
 		// The end of the run before counts until this one begins: state.json goes first.
-		if err := writeState(c.dir, u.state); err != nil {
+		if err := c.place().writeState(u.state); err != nil {
 			return err
 		}
 		at("creating")
-		if err := blankExit(c.dir); err != nil {
+		if err := c.place().blankExit(); err != nil {
 			return err
 		}
 		at("blank")
@@ -378,7 +383,7 @@ func (u *execution) start(ctx context.Context, opts *runc.CreateOpts, term *term
 		return -1, err
 	}
 	u.state.Status, u.state.Started, u.state.Cgroups = Running, time.Now().UTC(), existing(u.state.Cgroups)
-	if err := writeState(u.dir(), u.state); err != nil {
+	if err := u.place().writeState(u.state); err != nil {
 		return -1, err
 	}
 	u.c.log(events.Event{Topic: topic, Exec: u.exec, Pid: pid})
@@ -389,7 +394,7 @@ func (u *execution) start(ctx context.Context, opts *runc.CreateOpts, term *term
 // abandon undoes what led to no run, and returns err, the cause.
 func (u *execution) abandon(ctx context.Context, err error) error {
 	if u.exec != "" {
-		_ = removeExecDir(u.dir())
+		_ = removeExecDir(u.place())
 		if u.claim != nil {
 			u.claim.release()
 		}
@@ -401,10 +406,9 @@ func (u *execution) abandon(ctx context.Context, err error) error {
 	}
 	rerr := u.r.remove(ctx, u.r.client(u.claim), u.c.key())
 	removeCgroups(u.state.Cgroups)
-	u.unmount()
+	_ = u.c.unmountSnapshot()
 	u.c.disconnect(ctx)
-	_ = os.Remove(u.c.path("exit.json"))
-	_ = os.Remove(u.c.path("state.json"))
+	_ = os.Remove(u.c.path("exit.json")) // before the state goes: a blank one without means a lost run
 	if uerr := u.leave(ctx); rerr == nil {
 		rerr = uerr
 	}
@@ -414,10 +418,23 @@ func (u *execution) abandon(ctx context.Context, err error) error {
 	return err
 }
 
-func (u *execution) unmount() {
-	if u.c.Snapshot != nil {
-		_ = u.c.set.snapshots.Unmount(u.c.path("rootfs"))
+func (c *Container) unmountSnapshot() error {
+	if c.Snapshot == nil {
+		return nil
 	}
+	return c.unmount()
+}
+
+// claimID takes the right to the container's ID on this host.
+func (c *Container) claimID(ctx context.Context) (*claim, error) {
+	if err := PrivateDir(c.set.state); err != nil {
+		return nil, err
+	}
+	id, err := identify(c.dir)
+	if err != nil {
+		return nil, fmt.Errorf("container %s: %w", c.ID, err)
+	}
+	return claimID(ctx, c.set.state, c.key(), id)
 }
 
 // disconnect takes the container's network down. One that is removed at its end takes it away then; one that
@@ -428,30 +445,31 @@ func (c *Container) disconnect(ctx context.Context) {
 	}
 }
 
-// end records the end of a run after everything of it is gone.
+// end records the end of a run, and removes what is left of it on the host.
 func (u *execution) end(ctx context.Context, e Exit) error {
 	var errs []error
 	at("ended")
 	if u.exec != "" {
 		return u.endExec(e)
 	}
+	// First of all: whoever is killed in what follows does not lose it.
+	errs = append(errs, u.c.record(u.state, e))
+	at("recorded")
 	if !u.r.removeEnded(u.job, u.c.key(), u.state.Cgroups) {
 		errs = append(errs, u.r.remove(ctx, u.r.client(u.claim), u.c.key()))
 		removeCgroups(u.state.Cgroups)
 	}
 	at("removed")
-	u.unmount()
+	_ = u.c.unmountSnapshot()
 	u.c.disconnect(ctx)
 	at("unmounted")
-	errs = append(errs, u.c.record(u.state, e))
-	at("recorded")
 	errs = append(errs, u.leave(ctx))
 	return errors.Join(errs...)
 }
 
 // record writes down the end of a run.
 func (c *Container) record(s state, e Exit) error {
-	err := writeExit(c.dir, e)
+	err := c.place().writeExit(e.of(s))
 	c.log(events.Event{Topic: "/tasks/exit", Pid: s.Pid, Status: e.Status})
 	if err != nil {
 		return fmt.Errorf("container %s: record the exit: %w", c.ID, err)

@@ -27,8 +27,8 @@ import (
 // The test binary is also the program under test: a run inherits standard streams and becomes
 // a subreaper, which needs a process of its own.
 func TestMain(m *testing.M) {
-	Shim(func(root, namespace string) (*Containers, error) {
-		return Open(root, namespace, bound{os.Getenv("TEST_SNAPSHOTS")}, nil)
+	Shim(func(root, namespace, state string) (*Containers, error) {
+		return Open(root, namespace, state, bound{os.Getenv("TEST_SNAPSHOTS")}, nil)
 	})
 	if args := os.Getenv("TEST_RUN"); args != "" {
 		f := strings.Split(args, "|") // runtime, state, id, bundle
@@ -37,7 +37,7 @@ func TestMain(m *testing.M) {
 		if err == nil {
 			var all *Containers
 			var c *Container
-			if all, err = Open(filepath.Join(f[1], "store"), "default", bound{f[3]}, nil); err == nil && len(f) > 4 {
+			if all, err = Open(filepath.Join(f[1], "store"), "default", f[1], bound{f[3]}, nil); err == nil && len(f) > 4 {
 				c, err = all.Get(f[2])
 			}
 			switch {
@@ -459,7 +459,7 @@ func TestRunTerminal(t *testing.T) {
 func TestRunRefusesBundles(t *testing.T) {
 	state := filepath.Join(t.TempDir(), "s")
 	r := &Runtime{command: "/bin/false", state: state}
-	all, err := Open(filepath.Join(state, "store"), "default", bound{}, nil)
+	all, err := Open(filepath.Join(state, "store"), "default", state, bound{}, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -508,7 +508,7 @@ func TestClaim(t *testing.T) {
 	for range 8 {
 		wg.Go(func() {
 			for range 200 {
-				c, err := claimID(state, "x", "/owner")
+				c, err := claimID(t.Context(), state, "x", identity{})
 				if err != nil {
 					if !errdefs.IsUnavailable(err) {
 						t.Error(err)

@@ -99,7 +99,7 @@ func (c *Container) detach(ctx context.Context, r *Runtime, lock *os.File, image
 	if err != nil {
 		return -1, err
 	}
-	if err := makeStreams(c.dir); err != nil {
+	if err := makeStreams(c.place()); err != nil {
 		return -1, u.abandon(ctx, fmt.Errorf("container %s: %w", c.ID, err))
 	}
 	o := order{Root: c.set.root, Namespace: c.Namespace, ID: c.ID, Command: r.command, State: r.state, Job: u.job, Run: u.state, Images: images}
@@ -173,7 +173,7 @@ func shimEnviron() []string {
 // Shim is to be called first by the main of a program that starts containers: where the
 // program was started as a shim it does a shim's work, and does not return. Open opens the
 // containers of a store's namespace.
-func Shim(open func(root, namespace string) (*Containers, error)) {
+func Shim(open func(root, namespace, state string) (*Containers, error)) {
 	if os.Args[0] != shimName {
 		return
 	}
@@ -234,7 +234,7 @@ func quietly() error {
 }
 
 // work runs the container and tells its beginning.
-func (o order) work(open func(root, namespace string) (*Containers, error)) error {
+func (o order) work(open func(root, namespace, state string) (*Containers, error)) error {
 	ctx := context.Background()
 	signal.Ignore(unix.SIGHUP, unix.SIGINT, unix.SIGPIPE)
 	terms := make(chan os.Signal, 8)
@@ -247,7 +247,7 @@ func (o order) work(open func(root, namespace string) (*Containers, error)) erro
 		}
 		_ = out.Close()
 	}
-	all, err := open(o.Root, o.Namespace)
+	all, err := open(o.Root, o.Namespace, o.State)
 	if err != nil {
 		tell(report{Error: err.Error(), Exit: 125})
 		return err
@@ -258,7 +258,7 @@ func (o order) work(open func(root, namespace string) (*Containers, error)) erro
 		return err
 	}
 	u := &execution{c: c, exec: o.Exec, images: o.Images, process: o.Process, r: &Runtime{o.Command, o.State}, job: o.Job, state: o.Run}
-	u.lock = os.NewFile(shimLock, filepath.Join(u.dir(), "lock"))
+	u.lock = os.NewFile(shimLock, filepath.Join(u.place().dir(), "lock"))
 	dir, lock := claimDir(o.State, c.key()), claimLock(o.State, c.key())
 	if o.Exec != "" {
 		dir = execScratch(o.State, c.key(), o.Exec)
@@ -299,11 +299,11 @@ func (u *execution) startDetached(ctx context.Context, interactive bool) (*strea
 		return nil, -1, err
 	}
 	u.state.Monitor = self
-	if err := writeState(u.dir(), u.state); err != nil {
+	if err := u.place().writeState(u.state); err != nil {
 		return nil, -1, err
 	}
 	at("shim")
-	s, err := u.c.openStreams(u.dir(), u.job.Terminal, interactive, nil)
+	s, err := u.c.openStreams(u.place(), u.job.Terminal, interactive, nil)
 	if err != nil {
 		return nil, -1, err
 	}
@@ -347,7 +347,6 @@ func reap(pid int) (status int, err error) {
 // write its input to, pipes for what it prints, and its log. Pipes have no path, which criu could not restore
 // from outside of the container.
 type streams struct {
-	dir         string
 	log         *logWriter
 	interactive bool
 	outputs     map[string]*os.File // by stream: what the process prints
@@ -362,9 +361,9 @@ type streams struct {
 }
 
 // makeStreams makes the FIFOs.
-func makeStreams(dir string) error {
+func makeStreams(p place) error {
 	for _, name := range []string{"stdin", "control"} {
-		name = dir + "/" + name
+		name = filepath.Join(p.private, name)
 		if err := os.Remove(name); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return err
 		}
@@ -374,7 +373,7 @@ func makeStreams(dir string) error {
 	}
 	// A new run has a new log.
 	for _, name := range []string{"log", "log.1"} {
-		if err := os.Remove(dir + "/" + name); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		if err := p.store.Remove(p.file(name)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return err
 		}
 	}
@@ -382,8 +381,8 @@ func makeStreams(dir string) error {
 }
 
 // openStreams opens the streams of a process to be, or, with a state, of one that has lost its monitor.
-func (c *Container) openStreams(dir string, terminal, interactive bool, old *state) (*streams, error) {
-	s := &streams{dir: dir, log: openLog(dir, c.LogSize), interactive: interactive, outputs: map[string]*os.File{}, over: make(chan struct{}), ended: make(chan struct{}, 2)}
+func (c *Container) openStreams(p place, terminal, interactive bool, old *state) (*streams, error) {
+	s := &streams{log: openLog(p.dir(), c.LogSize), interactive: interactive, outputs: map[string]*os.File{}, over: make(chan struct{}), ended: make(chan struct{}, 2)}
 	var err error
 	open := func(name string, flags int) *os.File {
 		var f *os.File
@@ -392,18 +391,18 @@ func (c *Container) openStreams(dir string, terminal, interactive bool, old *sta
 		}
 		return f
 	}
-	if err := replaceLog(dir); err != nil {
+	if err := replaceLog(p); err != nil {
 		return nil, err
 	}
-	s.control = open(dir+"/control", os.O_RDWR|unix.O_NONBLOCK)
+	s.control = open(p.private+"/control", os.O_RDWR|unix.O_NONBLOCK)
 	if terminal {
-		s.input = open(dir+"/stdin", os.O_RDWR|unix.O_NONBLOCK)
+		s.input = open(p.private+"/stdin", os.O_RDWR|unix.O_NONBLOCK)
 		return s, err
 	}
 	stdin := open(os.DevNull, os.O_RDONLY)
 	if interactive {
-		stdin = open(dir+"/stdin", os.O_RDONLY|unix.O_NONBLOCK)
-		s.input = open(dir+"/stdin", os.O_WRONLY|unix.O_NONBLOCK)
+		stdin = open(p.private+"/stdin", os.O_RDONLY|unix.O_NONBLOCK)
+		s.input = open(p.private+"/stdin", os.O_WRONLY|unix.O_NONBLOCK)
 	}
 	if err != nil {
 		return nil, err
@@ -477,8 +476,8 @@ func findPipe(s state, pipe string) (*os.File, error) {
 }
 
 // replaceLog makes the log be there from the beginning, for those who follow it.
-func replaceLog(dir string) error {
-	f, err := os.OpenFile(dir+"/log", os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o600)
+func replaceLog(p place) error {
+	f, err := p.store.OpenFile(p.file("log"), os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o600)
 	if err != nil {
 		return err
 	}

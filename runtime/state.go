@@ -1,6 +1,7 @@
 package runtime
 
 import (
+	"context"
 	"crypto/rand"
 	"encoding/hex"
 	"errors"
@@ -62,14 +63,7 @@ func PrivateDir(dir string) error {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return fmt.Errorf("state directory: %w", err)
 	}
-	var st unix.Stat_t
-	if err := unix.Lstat(dir, &st); err != nil {
-		return fmt.Errorf("state directory %s: %w", dir, err)
-	}
-	if st.Mode&unix.S_IFMT != unix.S_IFDIR || int(st.Uid) != os.Geteuid() || st.Mode&0o022 != 0 {
-		return failed("state directory %s is not this user's own", dir)
-	}
-	return nil
+	return privateState(dir)
 }
 
 // claim is the right to one container ID: a lock that dies with its process, and a directory
@@ -86,9 +80,9 @@ func claimLock(state, id string) string { return filepath.Join(state, "lock", id
 // claimID takes an ID, or says that it's in use (Unavailable). What a dead process left in the
 // directory is still there.
 //
-// An ID is one of the host's. While a container of another store has it, whose directory is not
-// owner, it is in use too.
-func claimID(state, id, owner string) (*claim, error) {
+// IDs are unique on a host: an ID that a running container of another store uses is taken, too. Owner is the caller's
+// container. What is left on the host of a container of another store that has ended is removed.
+func claimID(ctx context.Context, state, id string, owner identity) (*claim, error) {
 	name := claimLock(state, id)
 	if err := os.MkdirAll(filepath.Dir(name), 0o700); err != nil {
 		return nil, fmt.Errorf("state directory: %w", err)
@@ -111,7 +105,7 @@ func claimID(state, id, owner string) (*claim, error) {
 			continue
 		}
 		c := &claim{state: state, dir: claimDir(state, id), lock: f}
-		if err := c.open(owner); err != nil {
+		if err := c.open(ctx, id, owner); err != nil {
 			c.close()
 			return nil, fmt.Errorf("lock container %s: %w", id, err)
 		}
@@ -119,27 +113,28 @@ func claimID(state, id, owner string) (*claim, error) {
 	}
 }
 
-func (c *claim) open(owner string) (err error) {
+func (c *claim) open(ctx context.Context, id string, owner identity) (err error) {
 	if err := os.MkdirAll(c.dir, 0o700); err != nil {
-		return err
-	}
-	if other, err := os.Readlink(c.path("container")); err == nil && other != owner {
-		if l, err := look(other); err == nil && (l.status == Running || l.status == Paused) {
-			return busy("it is in use by %s: take another ID", other)
-		}
-		if err := os.Remove(c.path("container")); err != nil {
-			return err
-		}
-	}
-	if err := os.Symlink(owner, c.path("container")); err != nil && !errors.Is(err, os.ErrExist) {
 		return err
 	}
 	if c.working, err = os.OpenFile(c.path("working"), os.O_RDWR|os.O_CREATE, 0o600); err != nil {
 		return err
 	}
 	// Runtimes are to inherit it; in what they start in the container they close it.
-	_, err = unix.FcntlInt(c.working.Fd(), unix.F_SETFD, 0)
-	return err
+	if _, err = unix.FcntlInt(c.working.Fd(), unix.F_SETFD, 0); err != nil {
+		return err
+	}
+	other, err := readPrivateState(c.dir)
+	if other == nil || other.Identity == owner || err != nil {
+		return err
+	}
+	if other.Alive() || other.Monitor.Alive() {
+		return busy("it is in use by %s: take another ID", other.Dir)
+	}
+	if err := other.clearHost(ctx, c, id); err != nil {
+		return err
+	}
+	return os.Remove(c.path("state.json"))
 }
 
 // quiet waits until no runtime process works on the ID, for ten seconds at most, or two once

@@ -28,8 +28,12 @@ const (
 	Stopped  Status = "stopped"
 )
 
-// state is a state.json: the last run of a container, or of a further process in one.
+// state is a state.json in the private state directory: the run of a container, or of a further process in one. It
+// is there until everything of the run is gone from the host.
 type state struct {
+	Dir      string `json:"dir"` // in the store
+	Identity identity `json:"identity"` // of Dir: another directory of that name has no part in the run
+
 	Status       Status    `json:"status"` // Creating or Running
 	Process                // the zero value while Creating
 	Started      time.Time `json:"started,omitzero"`
@@ -49,24 +53,56 @@ type Exit struct {
 	Status *int      `json:"status,omitempty"` // what it exited with, or 128+n for signal n; nil where nobody saw it
 	Exited time.Time `json:"exited,omitzero"`
 	Error  string    `json:"error,omitempty"` // what is known where the status is not
+
+	Started  time.Time `json:"started,omitzero"`
+	Terminal bool      `json:"terminal,omitempty"`
+	Detached bool      `json:"detached,omitempty"`
+}
+
+// of adds what the end of a run keeps of the run.
+func (e Exit) of(s state) Exit {
+	e.Started, e.Terminal, e.Detached = s.Started, s.Terminal, s.Detached
+	return e
 }
 
 // exitRoom is the size of an exit.json: it is made blank, so that a full disk has room for it.
 const exitRoom = 512
 
-func writeState(dir string, s state) error {
+func (p place) writeState(s state) (err error) {
+	s.Dir = p.dir()
+	if s.Identity, err = identify(s.Dir); err != nil {
+		return err
+	}
 	b, err := json.Marshal(s)
 	if err != nil {
 		return err
 	}
-	return disk.Replace(filepath.Join(dir, "state.json"), append(b, '\n'), 0o600, false)
+	return disk.Replace(filepath.Join(p.private, "state.json"), append(b, '\n'), 0o600, false)
 }
 
-// readState returns nil where there is none, or none that can be read: a killed process or a
-// power failure may have left that.
-func readState(dir string) (*state, error) {
-	b, err := readBounded(filepath.Join(dir, "state.json"))
-	if errors.Is(err, fs.ErrNotExist) {
+// readState returns nil if nothing of a run of this very directory is left on the host.
+func (p place) readState() (*state, error) {
+	switch err := privateState(p.state); {
+	case errors.Is(err, fs.ErrNotExist):
+		return nil, nil
+	case err != nil:
+		return nil, err
+	}
+	s, err := readPrivateState(p.private)
+	if s == nil || err != nil {
+		return nil, err
+	}
+	if id, err := identify(p.dir()); err != nil || id != s.Identity {
+		return nil, nil //nolint:nilerr // the directory is gone
+	}
+	return s, nil
+}
+
+// readPrivateState returns nil if there is no state.json in a private directory, or none that can be read: a killed
+// process may have left that.
+func readPrivateState(private string) (*state, error) {
+	b, err := os.ReadFile(filepath.Join(private, "state.json"))
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENOTDIR) {
 		return nil, nil
 	}
 	if err != nil {
@@ -80,15 +116,14 @@ func readState(dir string) (*state, error) {
 }
 
 // blankExit makes exit.json anew, without contents: readers of the one before keep that.
-func blankExit(dir string) error {
-	name := filepath.Join(dir, "exit.json")
+func (p place) blankExit() error {
 	b := bytes.Repeat([]byte{' '}, exitRoom)
 	b[exitRoom-1] = '\n'
-	return disk.Replace(name, b, 0o600, false)
+	return p.store.Replace(p.file("exit.json"), b, 0o600, false)
 }
 
 // writeExit fills the room that was made.
-func writeExit(dir string, e Exit) error {
+func (p place) writeExit(e Exit) error {
 	b, err := json.Marshal(e)
 	if err != nil || len(b) >= exitRoom {
 		e.Error = fmt.Sprintf("%.200s", e.Error)
@@ -99,7 +134,7 @@ func writeExit(dir string, e Exit) error {
 	room := bytes.Repeat([]byte{' '}, max(exitRoom, len(b)+1))
 	copy(room, b)
 	room[len(room)-1] = '\n'
-	f, err := os.OpenFile(filepath.Join(dir, "exit.json"), os.O_WRONLY|os.O_CREATE, 0o600)
+	f, err := p.store.OpenFile(p.file("exit.json"), os.O_WRONLY|os.O_CREATE, 0o600)
 	if err != nil {
 		return err
 	}
@@ -110,16 +145,24 @@ func writeExit(dir string, e Exit) error {
 	return err
 }
 
-// readExit returns nil while the end is not recorded.
-func readExit(dir string) (*Exit, error) {
-	b, err := readBounded(filepath.Join(dir, "exit.json"))
+// readExit returns nil while the end is not recorded. Blank is the file that is there then, since the run began.
+func (p place) readExit() (e *Exit, blank fs.FileInfo, err error) {
+	f, err := p.store.Open(p.file("exit.json"))
 	if errors.Is(err, fs.ErrNotExist) {
-		return nil, nil
+		return nil, nil, nil
 	}
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
-	return parseExit(b), nil
+	defer f.Close()
+	b, err := disk.ReadAll(f, maxFile)
+	if err != nil {
+		return nil, nil, err
+	}
+	if e = parseExit(b); e == nil {
+		blank, err = f.Stat()
+	}
+	return e, blank, err
 }
 
 func parseExit(b []byte) *Exit {
@@ -155,11 +198,14 @@ func (i Info) Field(path []string) (string, bool) {
 // Info looks at the container: files count only as far as the kernel agrees.
 func (c *Container) Info() (Info, error) {
 	i := Info{Record: c.Record, Dir: c.dir, Root: c.BundleDir()}
-	l, err := look(c.dir)
+	l, err := look(c.place())
 	if err != nil {
 		return i, fmt.Errorf("container %s: %w", c.ID, err)
 	}
 	i.Status, i.Exit = l.status, l.exit
+	if l.exit != nil {
+		i.Started, i.Terminal, i.Detached = l.exit.Started, l.exit.Terminal, l.exit.Detached
+	}
 	if l.state != nil {
 		i.Started, i.Terminal, i.Detached = l.state.Started, l.state.Terminal, l.state.Detached
 		if l.status == Running || l.status == Paused {
@@ -172,7 +218,7 @@ func (c *Container) Info() (Info, error) {
 // looked is what a look at a container's directory, or at that of a process in one, shows.
 type looked struct {
 	status    Status
-	state     *state // nil before the first run
+	state     *state // nil unless something of a run is left on the host
 	exit      *Exit
 	monitored bool // somebody will record the end
 }
@@ -181,24 +227,38 @@ type looked struct {
 const errLost = "its monitor was killed, and nobody saw the end"
 
 // look returns NotFound where there is no container and no process, or no longer one.
-func look(dir string) (looked, error) {
+func look(p place) (looked, error) {
 	for {
-		// In this order: who ends a run writes exit.json while state.json is there, and who removes
-		// one removes state.json first.
-		s, err := readState(dir)
+		// In this order: a run begins with state.json, then exit.json is made blank; it ends with exit.json
+		// written, then state.json is removed.
+		s, err := p.readState()
 		if err != nil {
 			return looked{}, err
 		}
-		e, err := readExit(dir)
+		e, blank, err := p.readExit()
 		if err != nil {
 			return looked{}, err
 		}
 		l := looked{status: Created, state: s, exit: e}
 		if s == nil {
-			l.exit = nil
-			if e != nil && e.Status != nil {
-				l.status, l.exit = Stopped, e
-			} else if e == nil && !described(dir) {
+			switch {
+			case e != nil:
+				l.status = Stopped
+			case blank != nil:
+				// The run that made it has ended since, or it was cut short by the end of a boot.
+				again, err := p.readState()
+				if err != nil {
+					return looked{}, err
+				}
+				_, now, err := p.readExit()
+				if err != nil {
+					return looked{}, err
+				}
+				if again != nil || now == nil || !os.SameFile(blank, now) {
+					continue
+				}
+				l.status, l.exit = Stopped, &Exit{Error: errLost}
+			case !p.described():
 				return looked{}, notFound("it was removed")
 			}
 			return l, nil
@@ -223,10 +283,10 @@ func look(dir string) (looked, error) {
 		}
 		// Nobody lives who would record the end; who did may have, and removed it all, since we looked.
 		// In this order: while state.json is there, no exit.json was removed.
-		if e, err = readExit(dir); err != nil {
+		if e, _, err = p.readExit(); err != nil {
 			return looked{}, err
 		}
-		now, err := readState(dir)
+		now, err := p.readState()
 		if err != nil {
 			return looked{}, err
 		}
@@ -244,11 +304,16 @@ func look(dir string) (looked, error) {
 	}
 }
 
+// lost reports whether the end of the last run is not recorded, and nobody lives who would.
+func (l looked) lost() bool {
+	return l.status == Stopped && !l.monitored && l.exit.Error == errLost && l.exit.Exited.IsZero()
+}
+
 // described tells whether a directory is that of a container or of a process: what it is is written
 // before anything else, and removed first.
-func described(dir string) bool {
+func (p place) described() bool {
 	for _, name := range []string{"container.json", "process.json"} {
-		if _, err := os.Lstat(filepath.Join(dir, name)); err == nil {
+		if _, err := p.store.Stat(p.file(name)); err == nil {
 			return true
 		}
 	}
@@ -257,9 +322,9 @@ func described(dir string) bool {
 
 // undescribe takes away what tells of a container or a process, in the order that [look] relies on. The
 // rest of its directory may follow.
-func undescribe(dir string) error {
-	for _, name := range []string{"container.json", "process.json", "state.json"} {
-		if err := os.Remove(filepath.Join(dir, name)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+func (p place) undescribe() error {
+	for _, name := range []string{"container.json", "process.json"} {
+		if err := p.store.Remove(p.file(name)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return err
 		}
 	}

@@ -8,14 +8,19 @@ import (
 	"testing"
 	"time"
 
+	"distkit/disk"
+
 	"github.com/containerd/errdefs"
 )
 
 // Who looks at what ends and is removed meanwhile sees how it ended, or that it is gone: never that it was
 // not started, or that nobody saw its end.
 func TestLookBesideRemoval(t *testing.T) {
+	store := t.TempDir()
 	for n := range 300 {
-		dir := filepath.Join(t.TempDir(), fmt.Sprint(n))
+		p := place{store: disk.Tree(store), name: fmt.Sprint(n), state: t.TempDir()}
+		p.private = p.state
+		dir := p.dir()
 		kind := "container.json"
 		if n%2 == 1 {
 			kind = "process.json"
@@ -26,28 +31,28 @@ func TestLookBesideRemoval(t *testing.T) {
 		if err := os.WriteFile(filepath.Join(dir, kind), []byte("{}\n"), 0o600); err != nil {
 			t.Fatal(err)
 		}
-		if l, err := look(dir); err != nil || l.status != Created {
+		if l, err := look(p); err != nil || l.status != Created {
 			t.Fatalf("before it runs it is %q: %v", l.status, err)
 		}
-		if err := blankExit(dir); err != nil {
-			t.Fatal(err)
-		}
 		dead := Process{Pid: 1<<22 + 1, Boot: bootID()}
-		if err := writeState(dir, state{Status: Running, Process: dead, Monitor: dead}); err != nil {
+		if err := p.writeState(state{Status: Running, Process: dead, Monitor: dead}); err != nil {
 			t.Fatal(err)
 		}
-		if l, err := look(dir); err != nil || l.status != Stopped || l.exit.Error != errLost {
+		if err := p.blankExit(); err != nil {
+			t.Fatal(err)
+		}
+		if l, err := look(p); err != nil || l.status != Stopped || l.exit.Error != errLost {
 			t.Fatalf("with a dead monitor it is %q: %v", l.status, err)
 		}
 		status := 7
-		if err := writeExit(dir, Exit{Status: &status, Exited: time.Now()}); err != nil {
+		if err := p.writeExit(Exit{Status: &status, Exited: time.Now()}); err != nil {
 			t.Fatal(err)
 		}
 		var wg sync.WaitGroup
 		for range 3 {
 			wg.Go(func() {
 				for {
-					l, err := look(dir)
+					l, err := look(p)
 					if errdefs.IsNotFound(err) {
 						return
 					}
@@ -58,7 +63,10 @@ func TestLookBesideRemoval(t *testing.T) {
 				}
 			})
 		}
-		if err := removeExecDir(dir); err != nil {
+		if err := os.Remove(filepath.Join(p.private, "state.json")); err != nil {
+			t.Error(err)
+		}
+		if err := removeExecDir(p); err != nil {
 			t.Error(err)
 		}
 		wg.Wait()

@@ -6,8 +6,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
-	"path/filepath"
-	"slices"
+		"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -22,7 +21,7 @@ import (
 
 // live returns the run of a container that has a process. FailedPrecondition where it has none.
 func (c *Container) live() (looked, error) {
-	l, err := look(c.dir)
+	l, err := look(c.place())
 	if err != nil {
 		return l, fmt.Errorf("container %s: %w", c.ID, err)
 	}
@@ -173,7 +172,7 @@ func (c *Container) Processes() ([]InContainer, error) {
 	}
 	execs := map[int]string{}
 	for _, x := range c.Execs() {
-		if e, err := look(c.path("exec", x)); err == nil && e.status == Running {
+		if e, err := look(c.execPlace(x)); err == nil && e.status == Running {
 			execs[e.state.Pid] = x
 		}
 	}
@@ -284,24 +283,16 @@ func (c *Container) Update(ctx context.Context, r *specs.LinuxResources) error {
 
 // tend gives a container whose monitor was killed another one. Its end is recorded then, and
 // its output read.
-func (c *Container) tend(ctx context.Context) error { return c.tendTo(ctx, "") }
-
-// tendDir is tend for the process that has the directory: the container's own, or a further one's.
-func (c *Container) tendDir(ctx context.Context, dir string) error {
-	if dir == c.dir {
-		return c.tendTo(ctx, "")
-	}
-	return c.tendTo(ctx, filepath.Base(dir))
-}
+func (c *Container) tend(ctx context.Context) error { return c.tendTo(ctx, c.place()) }
 
 // tendTo is tend for the container's own process, or for a further one in it.
-func (c *Container) tendTo(ctx context.Context, exec string) error {
-	dir, what, interactive := c.dir, fmt.Sprintf("container %s", c.ID), c.Interactive
-	if exec != "" {
-		dir, what = c.path("exec", exec), c.execName(exec)
+func (c *Container) tendTo(ctx context.Context, p place) error {
+	what, interactive := fmt.Sprintf("container %s", c.ID), c.Interactive
+	if p.exec != "" {
+		what = c.execName(p.exec)
 	}
 	lookLost := func() (l looked, lost bool, err error) {
-		if l, err = look(dir); err != nil {
+		if l, err = look(p); err != nil {
 			return l, false, fmt.Errorf("%s: %w", what, err)
 		}
 		return l, l.state != nil && !l.monitored && (l.status == Running || l.status == Paused), nil
@@ -311,13 +302,13 @@ func (c *Container) tendTo(ctx context.Context, exec string) error {
 		return err
 	}
 	var lock *os.File
-	if exec == "" {
+	if p.exec == "" {
 		lock, err = c.lock()
 	} else {
-		lock, err = lockFile(filepath.Join(dir, "lock"), false)
+		lock, err = lockFile(p.store, p.file("lock"), false)
 	}
 	switch {
-	case errdefs.IsUnavailable(err), exec != "" && errors.Is(err, fs.ErrNotExist):
+	case errdefs.IsUnavailable(err), p.exec != "" && errors.Is(err, fs.ErrNotExist):
 		return nil // somebody else does it, or it has been removed
 	case err != nil:
 		return err
@@ -326,20 +317,19 @@ func (c *Container) tendTo(ctx context.Context, exec string) error {
 		_ = lock.Close()
 		return err
 	}
-	state := filepath.Dir(l.state.RuntimeState)
 	var claim *claim
-	if exec == "" {
-		claim, err = claimID(state, c.key(), c.dir)
+	if p.exec == "" {
+		claim, err = c.claimID(ctx)
 	} else {
 		interactive = l.state.Interactive
-		claim, err = scratch(execScratch(state, c.key(), exec))
+		claim, err = scratch(p.private)
 	}
 	if err != nil {
 		_ = lock.Close()
 		return err
 	}
 	o := order{
-		Root: c.set.root, Namespace: c.Namespace, ID: c.ID, Command: l.state.Runtime, State: state, Exec: exec, Interactive: interactive,
+		Root: c.set.root, Namespace: c.Namespace, ID: c.ID, Command: l.state.Runtime, State: c.set.state, Exec: p.exec, Interactive: interactive,
 		Job: job{Bundle: c.BundleDir(), Terminal: l.state.Terminal}, Run: *l.state, Adopt: true,
 	}
 	_, err = spawn(o, lock, claim)
@@ -353,17 +343,17 @@ func (c *Container) tendTo(ctx context.Context, exec string) error {
 
 // Wait returns how the container ends, once it has. FailedPrecondition where it was not started.
 func (c *Container) Wait(ctx context.Context) (*Exit, error) {
-	return c.wait(ctx, c.dir, fmt.Sprintf("container %s", c.ID))
+	return c.wait(ctx, c.place(), fmt.Sprintf("container %s", c.ID))
 }
 
-// wait waits for the end of the process whose directory dir is, the container's own or that of another in it.
-func (c *Container) wait(ctx context.Context, dir, what string) (*Exit, error) {
-	w, err := watch(dir, what)
+// wait waits for the end of the container's own process or of another in it.
+func (c *Container) wait(ctx context.Context, p place, what string) (*Exit, error) {
+	w, err := watch(p.dir(), what)
 	if err != nil {
 		return nil, err
 	}
 	defer w.close()
-	done := c.ends(ctx, dir, what)
+	done := c.ends(ctx, p, what)
 	defer done.close()
 	for {
 		over, err := done.over()
@@ -383,7 +373,7 @@ type end struct {
 	exit  *Exit
 }
 
-func (c *Container) ends(ctx context.Context, dir, what string) *end {
+func (c *Container) ends(ctx context.Context, p place, what string) *end {
 	var file *os.File // who removes the container writes to it before
 	ran := false
 	e := &end{}
@@ -393,7 +383,7 @@ func (c *Container) ends(ctx context.Context, dir, what string) *end {
 		}
 	}
 	open := func() {
-		if f, err := os.Open(filepath.Join(dir, "exit.json")); err == nil {
+		if f, err := p.store.Open(p.file("exit.json")); err == nil {
 			e.close()
 			file = f
 		}
@@ -402,7 +392,7 @@ func (c *Container) ends(ctx context.Context, dir, what string) *end {
 		if file == nil {
 			open()
 		}
-		l, err := look(dir)
+		l, err := look(p)
 		switch {
 		case errdefs.IsNotFound(err):
 			if file != nil {
@@ -416,6 +406,8 @@ func (c *Container) ends(ctx context.Context, dir, what string) *end {
 			return true, notFound("no %s", what)
 		case err != nil:
 			return false, fmt.Errorf("%s: %w", what, err)
+		case l.status == Stopped && l.monitored && time.Since(l.exit.Exited) < 10*time.Second:
+			return false, nil // what is left of it on the host is being removed
 		case l.status == Stopped:
 			e.exit = l.exit
 			return true, nil
@@ -427,7 +419,7 @@ func (c *Container) ends(ctx context.Context, dir, what string) *end {
 			ran = true
 		}
 		if !l.monitored {
-			if err := c.tendDir(ctx, dir); err != nil && !errdefs.IsNotFound(err) {
+			if err := c.tendTo(ctx, p); err != nil && !errdefs.IsNotFound(err) {
 				return false, err
 			}
 		}
@@ -444,24 +436,24 @@ type Logs struct {
 
 // Logs calls f with what a detached container has printed, and will.
 func (c *Container) Logs(ctx context.Context, o Logs, f func(Entry) error) error {
-	return c.logs(ctx, c.dir, fmt.Sprintf("container %s", c.ID), o, f)
+	return c.logs(ctx, c.place(), fmt.Sprintf("container %s", c.ID), o, f)
 }
 
-func (c *Container) logs(ctx context.Context, dir, what string, o Logs, f func(Entry) error) error {
-	w, err := watch(dir, what)
+func (c *Container) logs(ctx context.Context, p place, what string, o Logs, f func(Entry) error) error {
+	w, err := watch(p.dir(), what)
 	if err != nil {
 		return err
 	}
 	defer w.close()
-	r, err := openReader(dir, o.Follow && o.Tail == 0)
+	r, err := openReader(p.dir(), o.Follow && o.Tail == 0)
 	if err != nil {
 		return fmt.Errorf("log of %s: %w", what, err)
 	}
 	defer r.close()
-	if l, err := look(dir); err == nil && l.state != nil && !l.state.Detached {
+	if l, err := look(p); err == nil && (l.state != nil && !l.state.Detached || l.exit != nil && !l.lost() && !l.exit.Detached) {
 		return failed("%s has no log: it runs, or ran, in the foreground", what)
 	}
-	_ = c.tendDir(ctx, dir) // what was kept can be read without a monitor, too
+	_ = c.tendTo(ctx, p) // what was kept can be read without a monitor, too
 	if o.Tail > 0 {
 		last := newTail(o.Tail)
 		if err := r.read(last.add); err != nil {
@@ -477,7 +469,7 @@ func (c *Container) logs(ctx context.Context, dir, what string, o Logs, f func(E
 		}
 		return r.read(f)
 	}
-	done := c.ends(ctx, dir, what)
+	done := c.ends(ctx, p, what)
 	defer done.close()
 	return r.follow(ctx, w, done.over, f)
 }

@@ -12,7 +12,7 @@ import (
 // UserNamespace opens the user namespace that a container's processes were started from, in which who
 // works on them has to be; nil where that is this process's own, or nothing of the container lives.
 func (c *Container) UserNamespace() (*os.File, error) {
-	l, err := look(c.dir)
+	l, err := look(c.place())
 	if err != nil || l.state == nil {
 		return nil, err
 	}

@@ -26,7 +26,7 @@ func newCommand() *cobra.Command {
 	f := c.Flags()
 	f.SetInterspersed(false)
 	o := containers.NewFlags(f)
-	which := containers.RuntimeFlags(f)
+	which := containers.RuntimeFlags(f, o)
 	flags := containers.Record(f)
 	f.StringVar(&flags.ID, "id", "", "the container's `ID` (default: made up)")
 	detach := f.BoolP("detach", "d", false, "print the ID once the process runs, and leave it running")

@@ -83,7 +83,7 @@ func newCreate(o *containers.Flags) *cobra.Command {
 
 func newStart(o *containers.Flags) *cobra.Command {
 	c := &cobra.Command{Use: "start [flags] ID…|-", Short: "start containers in the background, and print their IDs", Args: cobra.ArbitraryArgs}
-	which := containers.RuntimeFlags(c.Flags())
+	which := containers.RuntimeFlags(c.Flags(), o)
 	zero(c)
 	c.RunE = func(c *cobra.Command, args []string) error {
 		return each(c, args, func(id string) error {

@@ -58,7 +58,7 @@ func newRestore(o *containers.Flags) *cobra.Command {
 		Annotations: map[string]string{cli.ForwardsSignals: ""}}
 	foreground := c.Flags().Bool("foreground", false, "as run does: wait for the end, and exit with the process's status")
 	inherit := containers.InheritStdio(c.Flags())
-	which := containers.RuntimeFlags(c.Flags())
+	which := containers.RuntimeFlags(c.Flags(), o)
 	c.RunE = func(c *cobra.Command, args []string) error {
 		dgst, err := digest.Parse(args[1])
 		if err != nil {

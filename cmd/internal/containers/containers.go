@@ -21,15 +21,29 @@ import (
 )
 
 // Flags says which containers are meant.
-type Flags struct{ root, namespace *string }
+type Flags struct{ root, namespace, state *string }
 
-// NewFlags registers --root and --namespace.
+// NewFlags registers --root, --namespace and --state.
 func NewFlags(f *pflag.FlagSet) *Flags {
-	return &Flags{root: cli.Root(f), namespace: cli.Namespace(f)}
+	return &Flags{
+		root: cli.Root(f), namespace: cli.Namespace(f),
+		state: f.String("state", "", "the private `DIR` for what runs (env DIST_STATE) (default: /run/distkit, or the user's runtime directory)"),
+	}
 }
 
 // Open opens the containers.
-func (o *Flags) Open() (*runtime.Containers, error) { return Open(*o.root, *o.namespace) }
+func (o *Flags) Open() (*runtime.Containers, error) { return Open(*o.root, *o.namespace, o.State()) }
+
+// State is the private directory for what runs.
+func (o *Flags) State() string {
+	if *o.state != "" {
+		return *o.state
+	}
+	if dir := os.Getenv("DIST_STATE"); dir != "" {
+		return dir
+	}
+	return runtime.DefaultState()
+}
 
 // Root is the store's directory.
 func (o *Flags) Root() string { return *o.root }
@@ -38,19 +52,19 @@ func (o *Flags) Root() string { return *o.root }
 func (o *Flags) Snapshots() Snapshots { return Snapshots{*o.root, *o.namespace} }
 
 // Open opens the containers of a store's namespace, with the store's snapshots.
-func Open(root, namespace string) (*runtime.Containers, error) {
-	return runtime.Open(root, namespace, Snapshots{root, namespace}, networks{})
+func Open(root, namespace, state string) (*runtime.Containers, error) {
+	return runtime.Open(root, namespace, state, Snapshots{root, namespace}, networks{})
 }
 
 // Runtime says which runtime starts processes.
-type Runtime struct{ name, state *string }
+type Runtime struct {
+	name *string
+	of   *Flags
+}
 
-// RuntimeFlags registers --runtime and --state.
-func RuntimeFlags(f *pflag.FlagSet) *Runtime {
-	return &Runtime{
-		f.String("runtime", "", "the OCI runtime's `NAME` or path (default: runc, else crun)"),
-		f.String("state", "", "the `DIR` for what runs (env DIST_STATE) (default: /run/distkit, or the user's runtime directory)"),
-	}
+// RuntimeFlags registers --runtime.
+func RuntimeFlags(f *pflag.FlagSet, of *Flags) *Runtime {
+	return &Runtime{f.String("runtime", "", "the OCI runtime's `NAME` or path (default: runc, else crun)"), of}
 }
 
 // Name is the runtime that is asked for.
@@ -58,17 +72,11 @@ func (o *Runtime) Name() string { return *o.name }
 
 // Find finds the runtime: the one that is asked for, else the container's, else any.
 func (o *Runtime) Find(wanted string) (*runtime.Runtime, error) {
-	name, state := *o.name, *o.state
+	name := *o.name
 	if name == "" {
 		name = wanted
 	}
-	if state == "" {
-		state = os.Getenv("DIST_STATE")
-	}
-	if state == "" {
-		state = runtime.DefaultState()
-	}
-	return runtime.Find(name, state)
+	return runtime.Find(name, o.of.State())
 }
 
 // InheritStdio registers --inherit-stdio.

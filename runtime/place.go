@@ -1,0 +1,164 @@
+package runtime
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+
+	"distkit/disk"
+
+	"golang.org/x/sys/unix"
+)
+
+// place is where a container, or a further process in one, is kept: a directory in the store for the record and the
+// results, and a private directory on this host for the state of its run. The store may be a stranger's, so nothing
+// in it tells which programs, processes, cgroups or pipes of the host are meant.
+type place struct {
+	store   disk.Tree
+	name    string // of the directory in the store
+	state   string // the state directory
+	private string // the directory for this run in the state directory
+	exec    string // the ID of a further process, "" for the container's own
+}
+
+func (c *Container) place() place {
+	return place{store: c.set.tree(), name: c.rel(), state: c.set.state, private: claimDir(c.set.state, c.key())}
+}
+
+func (c *Container) execPlace(id string) place {
+	return place{c.set.tree(), c.rel("exec", id), c.set.state, execScratch(c.set.state, c.key(), id), id}
+}
+
+// dir is the directory in the store.
+func (p place) dir() string { return p.store.Path(p.name) }
+
+// file is a file's name in the store's tree.
+func (p place) file(name string) string { return filepath.Join(p.name, name) }
+
+// identity tells a directory from every other on this host: from a copy, and from a later one of the same name.
+type identity struct {
+	Device uint64 `json:"device"`
+	Inode  uint64 `json:"inode"`
+	Born   int64  `json:"born,omitempty"` // in nanoseconds since 1970; 0 if the file system doesn't tell
+}
+
+// identify returns a directory's identity.
+func identify(dir string) (identity, error) {
+	var st unix.Statx_t
+	err := unix.Statx(unix.AT_FDCWD, dir, unix.AT_SYMLINK_NOFOLLOW|unix.AT_NO_AUTOMOUNT, unix.STATX_INO|unix.STATX_BTIME|unix.STATX_TYPE, &st)
+	if err == nil && st.Mode&unix.S_IFMT != unix.S_IFDIR {
+		err = unix.ENOTDIR
+	}
+	if err != nil {
+		return identity{}, &fs.PathError{Op: "statx", Path: dir, Err: err}
+	}
+	id := identity{Device: unix.Mkdev(st.Dev_major, st.Dev_minor), Inode: st.Ino}
+	if st.Mask&unix.STATX_BTIME != 0 {
+		id.Born = st.Btime.Sec*1e9 + int64(st.Btime.Nsec)
+	}
+	return id, nil
+}
+
+// dirs lists the store's directory of containers, that of the namespace, and, with an ID, the container's.
+func (s *Containers) dirs(id string) []string {
+	dirs := []string{"containers", filepath.Join("containers", s.namespace)}
+	if id != "" {
+		dirs = append(dirs, filepath.Join("containers", s.namespace, id))
+	}
+	return dirs
+}
+
+// check refuses directories of containers that anybody but this user and root could have put something into:
+// FailedPrecondition. What isn't there is no error.
+func (s *Containers) check(id string) error {
+	for _, name := range s.dirs(id) {
+		fi, err := s.tree().Stat(name)
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		st, ok := fi.Sys().(*unix.Stat_t)
+		switch {
+		case !fi.IsDir():
+			return failed("%s is not a directory", s.tree().Path(name))
+		case ok && st.Uid != 0 && int(st.Uid) != os.Geteuid():
+			return failed("%s belongs to user %d: only that user works on the containers in it", s.tree().Path(name), st.Uid)
+		case ok && st.Mode&0o022 != 0 && !aclMask(s.tree().Path(name), st.Mode):
+			return failed("%s can be written to by other users: no container in it can be trusted (chmod go-w)", s.tree().Path(name))
+		}
+	}
+	return nil
+}
+
+// makeDir makes a directory in the store that is this user's alone, whatever the umask; fs.ErrExist if it is there.
+func (s *Containers) makeDir(name string) error {
+	if err := s.tree().Mkdir(name, 0o700); err != nil {
+		return err
+	}
+	return s.tighten(name)
+}
+
+// tighten closes a directory to other users. What lies below holds environments, set-user-ID programs and devices.
+func (s *Containers) tighten(name string) error {
+	fi, err := s.tree().Stat(name)
+	if err != nil || fi.Mode().Perm() == 0o700 || aclMask(s.tree().Path(name), uint32(fi.Mode().Perm())) {
+		return err
+	}
+	d, err := s.tree().OpenDir(name)
+	if err != nil {
+		return err
+	}
+	defer d.Close()
+	if err := d.Chmod(0o700); err != nil && !errors.Is(err, unix.EPERM) { // root's, which this user only reads
+		return err
+	}
+	return nil
+}
+
+// secure makes the directories of containers, and with an ID the container's, closed to other users, if they are there.
+func (s *Containers) secure(id string) error {
+	if err := s.check(id); err != nil {
+		return err
+	}
+	for _, name := range s.dirs(id) {
+		if err := s.tighten(name); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+	}
+	return nil
+}
+
+const aclName = "system.posix_acl_access"
+
+// aclMask reports whether the bits of a mode for the group are the mask of an access control list that lets users
+// search the directory and no more, as [letSearch] makes it.
+func aclMask(dir string, mode uint32) bool {
+	if mode&0o077 != 0o010 {
+		return false
+	}
+	n, err := unix.Lgetxattr(dir, aclName, nil)
+	return err == nil && n > 0
+}
+
+func (s *Containers) tree() disk.Tree { return disk.Tree(s.root) }
+
+// rel is the name of something of the container in the store's tree.
+func (c *Container) rel(names ...string) string {
+	return filepath.Join(append([]string{"containers", c.set.namespace, c.ID}, names...)...)
+}
+
+// privateState reports whether a state directory is this user's alone. NotFound if there is none.
+func privateState(dir string) error {
+	var st unix.Stat_t
+	if err := unix.Lstat(dir, &st); err != nil {
+		return fmt.Errorf("state directory: %w", &fs.PathError{Op: "lstat", Path: dir, Err: err})
+	}
+	if st.Mode&unix.S_IFMT != unix.S_IFDIR || int(st.Uid) != os.Geteuid() || st.Mode&0o022 != 0 {
+		return failed("state directory %s is not this user's own", dir)
+	}
+	return nil
+}
