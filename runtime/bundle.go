@@ -4,13 +4,14 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"os"
 	"path"
 	"path/filepath"
 	"slices"
 	"strings"
+
+	"distkit/disk"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
@@ -56,20 +57,12 @@ func openBundle(real, dir string) (*bundle, error) {
 
 func openBundleConfig(real, dir string) (*bundle, error) {
 	b := &bundle{dir: real}
-	f, err := os.Open(filepath.Join(real, "config.json"))
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil, notFound("bundle %s has no config.json: run-spec makes one", dir)
-	}
-	if err != nil {
-		return nil, fmt.Errorf("bundle %s: %w", dir, err)
-	}
-	defer f.Close()
-	data, err := io.ReadAll(io.LimitReader(f, maxDocument+1))
+	data, err := disk.Tree(real).ReadFile("config.json", maxDocument)
 	switch {
+	case errors.Is(err, fs.ErrNotExist), err == nil && len(data) == 0:
+		return nil, notFound("bundle %s has no config.json: run-spec makes one", dir)
 	case err != nil:
-		return nil, fmt.Errorf("bundle %s: %w", dir, err)
-	case len(data) > maxDocument:
-		return nil, invalid("bundle %s: config.json is larger than %d bytes", dir, maxDocument)
+		return nil, fmt.Errorf("bundle %s: config.json %w", dir, disk.Cause(err))
 	}
 	if err := json.Unmarshal(data, &b.spec); err != nil {
 		return nil, invalid("bundle %s: config.json: %v", dir, err)
@@ -85,7 +78,7 @@ func openBundleConfig(real, dir string) (*bundle, error) {
 
 func (b *bundle) check(name string) error {
 	rootfs := b.inBundle(b.spec.Root.Path)
-	root, err := os.Open(rootfs)
+	root, err := os.OpenFile(rootfs, os.O_RDONLY|unix.O_DIRECTORY, 0) // a FIFO would block
 	if err == nil {
 		defer root.Close()
 		var info fs.FileInfo

@@ -66,7 +66,7 @@ func TestForeignCgroup(t *testing.T) {
 
 			m.spec(Options{Args: []string{"sleep", "1000"}})
 			c := m.detached(Record{ID: id})
-			l, err := look(c.dir)
+			l, err := look(c.place())
 			if err != nil {
 				t.Fatal(err)
 			}

@@ -133,7 +133,7 @@ func (c *Container) lockRestored(ctx context.Context) (*os.File, error) {
 	if err := CheckCriu(ctx); err != nil {
 		return nil, fmt.Errorf("restore container %s: %w", c.ID, err)
 	}
-	return c.lock()
+	return c.lockStopped(ctx)
 }
 
 // restore has the runtime make the container from its processes' state.

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
-	"path/filepath"
 	"time"
 
 	"distkit/events"
@@ -31,6 +30,8 @@ func (c *Container) dead() bool {
 	case l.state != nil:
 		// Nobody removes what is left of it on the host.
 		return !l.monitored && l.status != Running && l.status != Paused
+	case !c.own:
+		return false // a stranger's, in which nothing of this host's is left
 	case c.RemoveAtEnd:
 		return l.exit != nil || c.Owner != nil && !c.Owner.Alive()
 	}
@@ -163,6 +164,9 @@ func (c *Container) Remove(ctx context.Context, force bool) (*Exit, error) {
 	if err != nil {
 		return nil, fmt.Errorf("remove container %s: %w", c.ID, err)
 	}
+	if !force && l.status == Created && c.own && c.Owner != nil && c.Owner.Alive() && c.Owner.Pid != os.Getpid() {
+		return nil, failed("remove container %s: process %d is making it: let it, or force the removal", c.ID, c.Owner.Pid)
+	}
 	if l.status == Running || l.status == Paused || l.status == Creating {
 		if !force {
 			return nil, failed("remove container %s: it is %s: end it first, or force it", c.ID, l.status)
@@ -230,8 +234,8 @@ func (c *Container) remove(ctx context.Context, lock *os.File) error {
 
 // removeResources removes what was made for the container beside its directory.
 func (c *Container) removeResources(ctx context.Context) error {
-	if c.Network != "" {
-		if err := c.set.networks.Remove(ctx, c.Network); err != nil {
+	if path := c.network(); path != "" {
+		if err := c.set.networks.Remove(ctx, path); err != nil {
 			return fmt.Errorf("network: %w", err)
 		}
 	}

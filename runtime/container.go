@@ -33,9 +33,18 @@ type Record struct {
 	Labels      map[string]string `json:"labels,omitempty"`
 	Interactive bool              `json:"interactive,omitempty"` // a detached container has an input
 	RemoveAtEnd bool              `json:"remove,omitempty"`
-	LogSize     int64             `json:"logSize,omitempty"` // 0 is 16 MiB
-	Network     string            `json:"network,omitempty"` // the namespace's path, of one that is up while it runs, and removed with it
-	Owner       *Process          `json:"owner,omitempty"`   // who makes it, and is to run it
+	LogSize     int64             `json:"logSize,omitempty"`    // 0 is 16 MiB
+	Network     string            `json:"network,omitempty"`    // the namespace's path, of one that is up while it runs, and removed with it
+	Owner       *Process          `json:"owner,omitempty"`      // who makes it, and is to run it
+	Connection  *Connection       `json:"connection,omitempty"` // what makes the network again after a boot
+	Seal        string            `json:"seal,omitempty"`       // proof that this user made it on this host
+}
+
+// Connection is what was asked of CNI for a container's network.
+type Connection struct {
+	Name    string   `json:"name"`              // of the configuration, or the absolute path of its file
+	ConfDir string   `json:"confDir,omitempty"` // with configurations, absolute
+	Ports   []string `json:"ports,omitempty"`   // [IP:]HOST:CONTAINER/PROTOCOL
 }
 
 // ImageName is the image that a container is made from.
@@ -61,9 +70,11 @@ type Snapshots interface {
 }
 
 // Networks are what connects containers. Up connects one, unless it is, Down disconnects it until then,
-// and Remove removes it. What is down or gone already is no error.
+// and Remove removes it. What is down or gone already is no error. If it is gone, as after a boot, Up makes it anew as c
+// says, nil if that is not known. Connection is what was asked for a network that is there.
 type Networks interface {
-	Up(ctx context.Context, path string) error
+	Up(ctx context.Context, path string, c *Connection) error
+	Connection(path string) (*Connection, error)
 	Down(ctx context.Context, path string) error
 	Remove(ctx context.Context, path string) error
 }
@@ -111,6 +122,7 @@ type Container struct {
 	dir    string
 	set    *Containers
 	unread bool // its record can't be read
+	own    bool // this user made it on this host: the record's seal says so
 }
 
 // Dir is the container's directory.
@@ -157,7 +169,7 @@ func (s *Containers) create(ctx context.Context, r Record, parent string) (_ *Co
 	}
 	s.Clear(ctx)
 	r.Namespace, r.Created = s.namespace, time.Now().UTC()
-	c := &Container{Record: r, dir: filepath.Join(s.dir(), r.ID), set: s}
+	c := &Container{Record: r, dir: filepath.Join(s.dir(), r.ID), set: s, own: true}
 	err = s.secure("")
 	if err == nil {
 		lock, err = c.claim(ctx)
@@ -177,6 +189,14 @@ func (s *Containers) create(ctx context.Context, r Record, parent string) (_ *Co
 		}
 		if c.Bundle != "" {
 			return nil
+		}
+		// Whoever writes the configuration by a shell's redirection writes it to a file of mode 0600.
+		f, err := s.tree().OpenFile(c.rel("config.json"), os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+		if err != nil {
+			return err
+		}
+		if err := errors.Join(f.Chmod(0o600), f.Close()); err != nil {
+			return err
 		}
 		if err := os.Mkdir(c.path("rootfs"), 0o755); err != nil || parent == "" {
 			return err
@@ -288,6 +308,16 @@ func (c *Container) write() error {
 			return invalid("label %.60q: key and value take more than 4096 bytes together", k)
 		}
 	}
+	c.Seal = ""
+	if c.own {
+		key, err := userKey(c.set.state)
+		if err == nil {
+			c.Seal, err = c.seal(key)
+		}
+		if err != nil {
+			return err
+		}
+	}
 	b, err := json.Marshal(c.Record)
 	if err != nil {
 		return err
@@ -338,6 +368,7 @@ func (s *Containers) read(id string) (*Container, error) {
 	}
 	// Who renames a directory has made another container of it.
 	c.ID, c.Namespace = id, s.namespace
+	c.own = c.isSealed()
 	return c, nil
 }
 
@@ -429,7 +460,7 @@ func (c *Container) change(f func(*Record) error) error {
 	if err := now.write(); err != nil {
 		return err
 	}
-	c.Record = now.Record
+	c.Record, c.own = now.Record, now.own
 	return nil
 }
 

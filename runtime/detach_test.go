@@ -195,8 +195,9 @@ func TestShim(t *testing.T) {
 // noted is networks that are noted as they are removed.
 type noted []string
 
-func (n *noted) Up(context.Context, string) error   { return nil }
-func (n *noted) Down(context.Context, string) error { return nil }
+func (n *noted) Up(context.Context, string, *Connection) error { return nil }
+func (n *noted) Connection(string) (*Connection, error)        { return nil, nil }
+func (n *noted) Down(context.Context, string) error            { return nil }
 
 func (n *noted) Remove(_ context.Context, path string) error {
 	*n = append(*n, path)

@@ -19,7 +19,7 @@ func TestCreateWaitsForASweep(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	all, err := Open(root, "default", bound{}, nil)
+	all, err := Open(root, "default", t.TempDir(), bound{}, nil)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -87,7 +87,7 @@ func (s *Containers) check(id string) error {
 			return failed("%s is not a directory", s.tree().Path(name))
 		case ok && st.Uid != 0 && int(st.Uid) != os.Geteuid():
 			return failed("%s belongs to user %d: only that user works on the containers in it", s.tree().Path(name), st.Uid)
-		case ok && st.Mode&0o022 != 0 && !aclMask(s.tree().Path(name), st.Mode):
+		case ok && st.Mode&0o022 != 0:
 			return failed("%s can be written to by other users: no container in it can be trusted (chmod go-w)", s.tree().Path(name))
 		}
 	}
@@ -105,8 +105,12 @@ func (s *Containers) makeDir(name string) error {
 // tighten closes a directory to other users. What lies below holds environments, set-user-ID programs and devices.
 func (s *Containers) tighten(name string) error {
 	fi, err := s.tree().Stat(name)
-	if err != nil || fi.Mode().Perm() == 0o700 || aclMask(s.tree().Path(name), uint32(fi.Mode().Perm())) {
+	if err != nil || fi.Mode().Perm() == 0o700 {
 		return err
+	}
+	// The bits for the group are a mask if there is an access control list.
+	if _, ok := searchers(s.tree().Path(name)); ok && fi.Mode().Perm() == 0o710 {
+		return nil
 	}
 	d, err := s.tree().OpenDir(name)
 	if err != nil {
@@ -130,18 +134,6 @@ func (s *Containers) secure(id string) error {
 		}
 	}
 	return nil
-}
-
-const aclName = "system.posix_acl_access"
-
-// aclMask reports whether the bits of a mode for the group are the mask of an access control list that lets users
-// search the directory and no more, as [letSearch] makes it.
-func aclMask(dir string, mode uint32) bool {
-	if mode&0o077 != 0o010 {
-		return false
-	}
-	n, err := unix.Lgetxattr(dir, aclName, nil)
-	return err == nil && n > 0
 }
 
 func (s *Containers) tree() disk.Tree { return disk.Tree(s.root) }

@@ -12,6 +12,7 @@ import (
 	"os/exec"
 	"os/signal"
 	"path/filepath"
+	"reflect"
 	"slices"
 	"strconv"
 	"strings"
@@ -107,7 +108,7 @@ func (r *Runtime) root() string { return filepath.Join(r.state, filepath.Base(r.
 // isn't there or can't be executed wraps [ErrCommandNotFound] or [ErrCommandNotExecutable].
 func (c *Container) Run(ctx context.Context, r *Runtime, s Streams) (status int, err error) {
 	c.set.Clear(ctx)
-	lock, err := c.lock()
+	lock, err := c.lockStopped(ctx)
 	if err != nil {
 		return -1, err
 	}
@@ -144,7 +145,7 @@ func (s *Containers) forBundle(ctx context.Context, find Finder, rec Record) (*C
 		if rec.ID != "" && rec.ID != id {
 			return nil, nil, nil, invalid("bundle %s is container %s, not %s", rec.Bundle, id, rec.ID)
 		}
-		c, lock, err := s.own(id)
+		c, lock, err := s.lockDir(ctx, id)
 		if err != nil {
 			return nil, nil, nil, err
 		}
@@ -182,19 +183,34 @@ func (s *Containers) forBundle(ctx context.Context, find Finder, rec Record) (*C
 	return c, r, lock, err
 }
 
-// own returns the container of a directory in the store, locked. A directory that somebody else
-// has made, without a record, becomes one.
-func (s *Containers) own(id string) (*Container, *os.File, error) {
-	if err := CheckID(id); err != nil {
+// closeConfig makes config.json readable for this user alone, whoever wrote it.
+func (c *Container) closeConfig() error {
+	f, err := c.set.tree().Open(c.rel("config.json"))
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	return f.Chmod(0o600)
+}
+
+// lockDir returns the container of a directory in the store, locked, which has no process. A directory that somebody
+// else has made, without a record, becomes one.
+func (s *Containers) lockDir(ctx context.Context, id string) (*Container, *os.File, error) {
+	c, err := s.Get(id)
+	if err == nil {
+		lock, err := c.lockStopped(ctx)
+		return c, lock, err
+	}
+	if !errdefs.IsNotFound(err) {
 		return nil, nil, err
 	}
 	lock, err := lockFile(s.tree(), filepath.Join("containers", s.namespace, id, "lock"), true)
 	if err != nil {
 		return nil, nil, fmt.Errorf("container %s: %w", id, err)
 	}
-	c, err := s.read(id)
+	c, err = s.read(id)
 	if errdefs.IsNotFound(err) {
-		c = &Container{Record: Record{ID: id, Namespace: s.namespace, Created: time.Now().UTC()}, dir: filepath.Join(s.dir(), id), set: s}
+		c = &Container{Record: Record{ID: id, Namespace: s.namespace, Created: time.Now().UTC()}, dir: filepath.Join(s.dir(), id), set: s, own: true}
 		err = c.write()
 	}
 	if err != nil {
@@ -226,8 +242,28 @@ func (c *Container) lock() (*os.File, error) {
 		_ = lock.Close()
 		return nil, err
 	}
-	c.Record = now.Record
+	c.Record, c.own = now.Record, now.own
 	return lock, nil
+}
+
+// lockStopped is lock for a container that is to be started. One that runs is FailedPrecondition, also if its monitor was
+// killed: it gets another one, and is never killed by this. One that has just ended is waited for.
+func (c *Container) lockStopped(ctx context.Context) (*os.File, error) {
+	lock, err := c.lock()
+	l, lerr := look(c.place())
+	switch {
+	case lerr != nil || c.runIsGone():
+		return lock, err
+	case l.status == Running || l.status == Paused:
+		if err == nil {
+			_ = lock.Close()
+			_ = c.tend(ctx)
+		}
+		return nil, failed("container %s runs", c.ID)
+	case errdefs.IsUnavailable(err) && l.status == Stopped:
+		return c.waitLock(ctx)
+	}
+	return lock, err
 }
 
 // run runs a container; images is where the state of its processes is, if that was stored.
@@ -278,6 +314,10 @@ func (u *execution) place() place {
 func (c *Container) begin(ctx context.Context, r *Runtime, lock *os.File, detached bool) (u *execution, err error) {
 	r = &Runtime{r.command, c.set.state}
 	u = &execution{c: c, r: r, lock: lock}
+	if !c.own {
+		_ = lock.Close()
+		return nil, failed("container %s was not made by this user on this host, and may do anything to it: look at its container.json and config.json, then run task trust %s", c.ID, c.ID)
+	}
 	u.claim, err = c.claimID(ctx)
 	if err != nil {
 		if c.RemoveAtEnd && c.never() {
@@ -317,10 +357,8 @@ func (c *Container) begin(ctx context.Context, r *Runtime, lock *os.File, detach
 			return err
 		}
 		at("blank")
-		if c.Network != "" {
-			if err := c.set.networks.Up(ctx, c.Network); err != nil {
-				return fmt.Errorf("network: %w", err)
-			}
+		if err := c.connect(ctx); err != nil {
+			return fmt.Errorf("network: %w", err)
 		}
 		if c.Snapshot != nil {
 			if err := os.Mkdir(c.path("rootfs"), 0o755); err != nil && !errors.Is(err, fs.ErrExist) {
@@ -332,6 +370,12 @@ func (c *Container) begin(ctx context.Context, r *Runtime, lock *os.File, detach
 		}
 		at("mounted")
 		b, err := openBundle(c.BundleDir(), c.BundleDir())
+		if err == nil && c.Bundle == "" {
+			err = c.closeConfig()
+		}
+		if err == nil {
+			err = c.letSearch(&b.spec)
+		}
 		if err != nil {
 			return err
 		}
@@ -344,7 +388,7 @@ func (c *Container) begin(ctx context.Context, r *Runtime, lock *os.File, detach
 			return err
 		}
 		u.state.Terminal, u.state.Cgroups = u.job.Terminal, cgroups.dirs
-		return writeState(c.dir, u.state) // what is in these cgroups from now on is the container's
+		return c.place().writeState(u.state) // what is in these cgroups from now on is the container's
 	}()
 	if err != nil {
 		return nil, u.abandon(ctx, fmt.Errorf("container %s: %w", c.ID, err))
@@ -440,9 +484,28 @@ func (c *Container) claimID(ctx context.Context) (*claim, error) {
 // disconnect takes the container's network down. One that is removed at its end takes it away then; one that
 // can't be taken down is up until the next run, or until it is removed.
 func (c *Container) disconnect(ctx context.Context) {
-	if c.Network != "" && !c.RemoveAtEnd {
-		_ = c.set.networks.Down(ctx, c.Network)
+	if path := c.network(); path != "" && !c.RemoveAtEnd {
+		_ = c.set.networks.Down(ctx, path)
 	}
+}
+
+// connect takes the container's network up, and keeps in the record what makes it again after a boot.
+func (c *Container) connect(ctx context.Context) error {
+	path := c.network()
+	if path == "" {
+		return nil
+	}
+	if err := c.set.networks.Up(ctx, path, c.Connection); err != nil || c.RemoveAtEnd {
+		return err
+	}
+	now, err := c.set.networks.Connection(path)
+	if err != nil || now == nil || reflect.DeepEqual(now, c.Connection) {
+		return err
+	}
+	return c.change(func(r *Record) error {
+		r.Connection = now
+		return nil
+	})
 }
 
 // end records the end of a run, and removes what is left of it on the host.

@@ -73,7 +73,7 @@ type report struct {
 // The program's main must call [Shim] first.
 func (c *Container) Start(ctx context.Context, r *Runtime) (pid int, err error) {
 	c.set.Clear(ctx)
-	lock, err := c.lock()
+	lock, err := c.lockStopped(ctx)
 	if err != nil {
 		return -1, err
 	}

@@ -47,15 +47,20 @@ func NewID() string {
 // DefaultState is where the state of what runs is kept: /run/distkit for root, a directory of
 // the user's own for others. Like what it describes it does not outlive a boot.
 func DefaultState() string {
-	// Root of a user namespace is not the host's, whose /run anybody may write to here and there.
-	var st unix.Stat_t
-	if os.Geteuid() == 0 && unix.Stat("/run", &st) == nil && st.Uid == 0 && unix.Access("/run", unix.W_OK) == nil {
+	if rootOfHost() {
 		return "/run/distkit"
 	}
 	if dir := os.Getenv("XDG_RUNTIME_DIR"); dir != "" {
 		return filepath.Join(dir, "distkit")
 	}
 	return filepath.Join(os.TempDir(), "distkit-"+strconv.Itoa(os.Geteuid()))
+}
+
+// rootOfHost reports whether this process is the host's root. Root of a user namespace is not, and anybody may write to
+// its /run here and there.
+func rootOfHost() bool {
+	var st unix.Stat_t
+	return os.Geteuid() == 0 && unix.Stat("/run", &st) == nil && st.Uid == 0 && unix.Access("/run", unix.W_OK) == nil
 }
 
 // PrivateDir makes a directory that is this user's alone, or finds that it is.

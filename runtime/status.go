@@ -31,7 +31,7 @@ const (
 // state is a state.json in the private state directory: the run of a container, or of a further process in one. It
 // is there until everything of the run is gone from the host.
 type state struct {
-	Dir      string `json:"dir"` // in the store
+	Dir      string   `json:"dir"`      // in the store
 	Identity identity `json:"identity"` // of Dir: another directory of that name has no part in the run
 
 	Status       Status    `json:"status"` // Creating or Running

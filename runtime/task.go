@@ -6,7 +6,8 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
-		"slices"
+	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -22,6 +23,13 @@ import (
 // live returns the run of a container that has a process. FailedPrecondition where it has none.
 func (c *Container) live() (looked, error) {
 	l, err := look(c.place())
+	// Its process may have begun already, and printed something, before that is written down.
+	for end := time.Now().Add(10 * time.Second); err == nil && l.status == Creating && time.Now().Before(end); l, err = look(c.place()) {
+		if _, perr := os.Stat(filepath.Join(c.place().private, "pid")); perr != nil {
+			break
+		}
+		time.Sleep(5 * time.Millisecond)
+	}
 	if err != nil {
 		return l, fmt.Errorf("container %s: %w", c.ID, err)
 	}

@@ -3,6 +3,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -12,6 +13,7 @@ import (
 	"distkit/runtime"
 	"distkit/runtime/network"
 
+	"github.com/containerd/errdefs"
 	"github.com/spf13/cobra"
 )
 
@@ -47,31 +49,18 @@ func plugins() []string {
 
 func newAdd(o options) *cobra.Command {
 	c := &cobra.Command{Use: "add [flags] ID", Short: "make a network, and print its namespace's path and its addresses", Args: cobra.ExactArgs(1)}
-	name := c.Flags().String("network", network.Bridge, "the `NAME` or file of CNI's configuration; bridge needs none")
-	dir := c.Flags().String("conf-dir", "/etc/cni/net.d", "the `DIR` of CNI's configurations (env NETCONFPATH)")
-	if env := os.Getenv("NETCONFPATH"); env != "" {
-		*dir = env
-	}
-	publish := c.Flags().StringArrayP("publish", "p", nil, "let a port of the host lead to one of the network: `[IP:]HOST:PORT[/PROTOCOL]` (can be repeated)")
+	w := newWanted(c, network.Bridge)
 	out := records(c)
 	c.RunE = func(c *cobra.Command, args []string) error {
-		var ports []network.Port
-		for _, s := range *publish {
-			p, err := network.ParsePort(s)
-			if err != nil {
-				return err
-			}
-			ports = append(ports, p)
+		wanted, err := w.get()
+		if err != nil {
+			return err
 		}
 		all, err := o.open()
 		if err != nil {
 			return err
 		}
-		config, err := network.Config(*name, *dir)
-		if err != nil {
-			return err
-		}
-		n, err := all.Add(c.Context(), args[0], config, ports)
+		n, err := all.Add(c.Context(), args[0], *wanted)
 		if err != nil {
 			return err
 		}
@@ -83,6 +72,44 @@ func newAdd(o options) *cobra.Command {
 	return c
 }
 
+// wanted are the flags that say which network is wanted.
+type wanted struct {
+	name, dir *string
+	publish   *[]string
+}
+
+func newWanted(c *cobra.Command, name string) wanted {
+	f := c.Flags()
+	w := wanted{
+		name:    f.String("network", name, "the `NAME` or file of CNI's configuration; bridge needs none"),
+		dir:     f.String("conf-dir", "/etc/cni/net.d", "the `DIR` of CNI's configurations (env NETCONFPATH)"),
+		publish: f.StringArrayP("publish", "p", nil, "let a port of the host lead to one of the network: `[IP:]HOST:PORT[/PROTOCOL]` (can be repeated)"),
+	}
+	if env := os.Getenv("NETCONFPATH"); env != "" {
+		*w.dir = env
+	}
+	return w
+}
+
+// get returns nil if no network is named.
+func (w wanted) get() (*network.Wanted, error) {
+	if *w.name == "" {
+		if len(*w.publish) > 0 {
+			return nil, cli.Usagef("--publish needs a --network")
+		}
+		return nil, nil
+	}
+	var ports []network.Port
+	for _, s := range *w.publish {
+		p, err := network.ParsePort(s)
+		if err != nil {
+			return nil, err
+		}
+		ports = append(ports, p)
+	}
+	return network.Find(*w.name, *w.dir, ports)
+}
+
 func newDel(o options) *cobra.Command {
 	return o.each("del [flags] ID|PATH…|-", "take networks away; those that aren't there are gone", (*network.Networks).Delete)
 }
@@ -92,10 +119,21 @@ func newDown(o options) *cobra.Command {
 }
 
 func newUp(o options) *cobra.Command {
-	return o.each("up [flags] ID|PATH…|-", "connect networks that are down as they were", func(n *network.Networks, ctx context.Context, id string) error {
+	var w wanted
+	c := o.each("up [flags] ID|PATH…|-", "connect networks that are down as they were; with --network, make those that are gone", func(n *network.Networks, ctx context.Context, id string) error {
 		_, err := n.Up(ctx, id)
+		if !errdefs.IsNotFound(err) {
+			return err
+		}
+		wanted, werr := w.get()
+		if wanted == nil || werr != nil {
+			return errors.Join(werr, err)
+		}
+		_, err = n.Add(ctx, id, *wanted)
 		return err
 	})
+	w = newWanted(c, "")
+	return c
 }
 
 // each makes a verb that does one thing to each network, by its ID or its path, and prints nothing.
@@ -111,7 +149,7 @@ func (o options) each(use, short string, do func(*network.Networks, context.Cont
 			of := all
 			if strings.Contains(id, "/") {
 				var err error
-				if of, id, err = network.At(id, plugins()); err != nil {
+				if of, id, err = all.Locate(id); err != nil {
 					return err
 				}
 			}

@@ -108,6 +108,21 @@ func newStart(o *containers.Flags) *cobra.Command {
 	return c
 }
 
+func newTrust(o *containers.Flags) *cobra.Command {
+	c := &cobra.Command{Use: "trust ID…|-", Short: "let containers be started that this user did not make on this host", Args: cobra.ArbitraryArgs}
+	zero(c)
+	c.RunE = func(c *cobra.Command, args []string) error {
+		return cli.Each(c, args, func(id string) error {
+			t, err := get(o, id)
+			if err != nil {
+				return err
+			}
+			return t.Trust()
+		})
+	}
+	return c
+}
+
 func newRm(o *containers.Flags) *cobra.Command {
 	c := &cobra.Command{Use: "rm [flags] ID…|-", Short: "remove containers; of one, exit with its status", Args: cobra.ArbitraryArgs, Annotations: passesOn()}
 	force := c.Flags().BoolP("force", "f", false, "kill what runs, mind no absence, and no record that can't be read")

@@ -30,7 +30,7 @@ func newCommand() *cobra.Command {
 	}
 	o := containers.NewFlags(c.PersistentFlags())
 	c.AddCommand(
-		newCreate(o), newStart(o), newRm(o), newLabel(o),
+		newCreate(o), newStart(o), newTrust(o), newRm(o), newLabel(o),
 		newLs(o), newInfo(o), newPs(o), newLogs(o),
 		newKill(o), newPause(o), newResume(o), newWait(o), newAttach(o), newExec(o),
 		newStats(o), newUpdate(o), newCheckpoint(o), newRestore(o),

@@ -12,6 +12,7 @@ import (
 	"strings"
 
 	"distkit/errclass"
+	"distkit/runtime"
 
 	"github.com/containerd/errdefs"
 	"github.com/containernetworking/cni/libcni"
@@ -66,6 +67,31 @@ func Config(name, dir string) (*libcni.NetworkConfigList, error) {
 		return nil, fmt.Errorf("network %s: not found in %s, where a file can't be used: %w", name, dir, bad)
 	}
 	return nil, errclass.Errorf(errdefs.ErrNotFound, "network %s: not found in %s", name, dir)
+}
+
+// Wanted is a network that is to be made.
+type Wanted struct {
+	config     *libcni.NetworkConfigList
+	ports      []Port
+	connection runtime.Connection
+}
+
+// Find is [Config], and with it what finds it again after a boot.
+func Find(name, dir string, ports []Port) (*Wanted, error) {
+	config, err := Config(name, dir)
+	if err != nil {
+		return nil, err
+	}
+	w := &Wanted{config: config, ports: ports, connection: runtime.Connection{Name: name}}
+	if strings.Contains(name, "/") {
+		w.connection.Name, err = filepath.Abs(name)
+	} else {
+		w.connection.ConfDir, err = filepath.Abs(dir)
+	}
+	for _, p := range ports {
+		w.connection.Ports = append(w.connection.Ports, p.String())
+	}
+	return w, err
 }
 
 func read(file string) (*libcni.NetworkConfigList, error) {

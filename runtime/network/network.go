@@ -50,20 +50,19 @@ func Open(state, namespace string, plugins []string) (*Networks, error) {
 	return &Networks{filepath.Join(state, "networks"), namespace, plugins}, nil
 }
 
-// At gives the networks among which one is by the path of its namespace, as [Network] has it,
-// and its ID. InvalidArgument where it can't be one.
-func At(path string, plugins []string) (*Networks, string, error) {
+// Locate returns the networks of this state directory among which one is by the path of its network namespace, and
+// its ID. InvalidArgument if it can't be one: what stands beside another path says nothing about what to run.
+func (n *Networks) Locate(path string) (*Networks, string, error) {
 	dir := filepath.Dir(path)
 	namespace, id, has := strings.Cut(filepath.Base(dir), "+")
 	if !has {
 		namespace, id = "default", namespace
 	}
-	top := filepath.Dir(dir)
-	if !filepath.IsAbs(path) || filepath.Base(path) != "netns" || filepath.Base(top) != "networks" || runtime.CheckID(id) != nil {
-		return nil, "", errclass.Errorf(errdefs.ErrInvalidArgument, "%q is no network's path", path)
+	if filepath.Base(path) != "netns" || filepath.Dir(dir) != n.dir || runtime.CheckID(id) != nil {
+		return nil, "", errclass.Errorf(errdefs.ErrInvalidArgument, "%q is no network's path in %s", path, n.dir)
 	}
-	n, err := Open(filepath.Dir(top), namespace, plugins)
-	return n, id, err
+	of, err := Open(filepath.Dir(n.dir), namespace, n.plugins)
+	return of, id, err
 }
 
 // Network is a network namespace that is connected.
@@ -94,7 +93,7 @@ type place struct {
 func (p place) file(name string) string { return filepath.Join(p.dir, name) }
 
 // files in a network's directory, in the order in which they go.
-var files = []string{"result.json", "result.json.new", "netns", "request.json", "request.json.new", "lock"}
+var files = []string{"connection.json", "connection.json.new", "result.json", "result.json.new", "netns", "request.json", "request.json.new", "lock"}
 
 func (n *Networks) path(id string) (string, error) {
 	key, err := runtime.Key(n.namespace, id)
@@ -116,6 +115,9 @@ func (n *Networks) open(id string, create bool) (place, error) {
 	}
 	for range 100 {
 		if create {
+			if err := runtime.PrivateDir(filepath.Dir(n.dir)); err != nil {
+				return place{}, err
+			}
 			if err := runtime.PrivateDir(n.dir); err != nil {
 				return place{}, err
 			}
@@ -161,7 +163,8 @@ func (n *Networks) open(id string, create bool) (place, error) {
 // Add makes a network: its namespace, connected as the configuration says, with these ports
 // of the host. AlreadyExists where there is one; what a killed process has left of one is
 // removed first. NotImplemented where a plugin isn't installed. Where one fails nothing is left.
-func (n *Networks) Add(ctx context.Context, id string, config *libcni.NetworkConfigList, ports []Port) (_ *Network, err error) {
+func (n *Networks) Add(ctx context.Context, id string, w Wanted) (_ *Network, err error) {
+	config, ports := w.config, w.ports
 	if err := n.check(config, ports); err != nil {
 		return nil, err
 	}
@@ -183,7 +186,11 @@ func (n *Networks) Add(ctx context.Context, id string, config *libcni.NetworkCon
 		return nil, fmt.Errorf("network %s: remove what was left of it: %w", id, err)
 	}
 	r = request{ID: id, Namespace: n.namespace, Config: config.Bytes, Ports: ports}
-	if err := p.write("request.json", r); err != nil {
+	err = p.write("request.json", r)
+	if err == nil {
+		err = p.write("connection.json", w.connection)
+	}
+	if err != nil {
 		return nil, fmt.Errorf("network %s: %w", id, err)
 	}
 	return n.connect(ctx, p, r, config, p.remove)

@@ -24,7 +24,7 @@ func TestMain(m *testing.M) {
 		w := world{state: filepath.Join(dir, "state"), plugins: filepath.Join(dir, "plugins")}
 		n, err := Open(w.state, "default", []string{w.plugins})
 		if err == nil {
-			_, err = n.Add(context.Background(), "x", w.config("first", "second"), nil)
+			_, err = n.Add(context.Background(), "x", Wanted{config: w.config("first", "second"), ports: nil})
 		}
 		fmt.Fprintln(os.Stderr, err)
 		os.Exit(1)
@@ -124,7 +124,7 @@ func TestLife(t *testing.T) {
 	w, n := newWorld(t)
 	ctx := t.Context()
 	ports := []Port{{HostPort: 8080, ContainerPort: 80, Protocol: "tcp"}}
-	got, err := n.Add(ctx, "x", w.config("first", "second"), ports)
+	got, err := n.Add(ctx, "x", Wanted{config: w.config("first", "second"), ports: ports})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -145,7 +145,7 @@ func TestLife(t *testing.T) {
 	if out, err := c.CombinedOutput(); err != nil || strings.Contains(string(out), "eth0") || !strings.Contains(string(out), "127.0.0.1") {
 		t.Errorf("%s, %v", out, err)
 	}
-	if _, err := n.Add(ctx, "x", w.config("first"), nil); !errdefs.IsAlreadyExists(err) {
+	if _, err := n.Add(ctx, "x", Wanted{config: w.config("first"), ports: nil}); !errdefs.IsAlreadyExists(err) {
 		t.Errorf("once more: %v", err)
 	}
 	other, err := Open(w.state, "other", []string{w.plugins})
@@ -163,12 +163,13 @@ func TestLife(t *testing.T) {
 		t.Errorf("list: %+v, %v", all, err)
 	}
 	w.asked()
-	at, id, err := At(got.Path, []string{w.plugins})
+	at, id, err := n.Locate(got.Path)
 	if err != nil || id != "x" || at.dir != n.dir || at.namespace != n.namespace {
 		t.Errorf("at %s: %+v, %s, %v", got.Path, at, id, err)
 	}
-	for _, path := range []string{"", "netns", "/netns", "/networks/x/ns", "networks/x/netns", "/a/networks/../netns", "/a/networks/a+b+c/netns"} {
-		if _, _, err := At(path, nil); !errdefs.IsInvalidArgument(err) {
+	// What lies elsewhere could have been written by anybody.
+	for _, path := range []string{"/elsewhere/networks/x/netns", "", "netns", "/netns", "/networks/x/ns", "networks/x/netns", "/a/networks/../netns", "/a/networks/a+b+c/netns"} {
+		if _, _, err := n.Locate(path); !errdefs.IsInvalidArgument(err) {
 			t.Errorf("at %q: %v", path, err)
 		}
 	}
@@ -194,7 +195,7 @@ func TestDownAndUp(t *testing.T) {
 		t.Errorf("one that isn't there: %v", err)
 	}
 	ports := []Port{{HostPort: 8080, ContainerPort: 80, Protocol: "tcp"}}
-	made, err := n.Add(ctx, "x", w.config("first", "second"), ports)
+	made, err := n.Add(ctx, "x", Wanted{config: w.config("first", "second"), ports: ports})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -245,13 +246,13 @@ func TestFailures(t *testing.T) {
 	w, n := newWorld(t)
 	ctx := t.Context()
 	ports := []Port{{HostPort: 1, ContainerPort: 1, Protocol: "tcp"}}
-	if _, err := n.Add(ctx, "x", w.config("first"), ports); !errdefs.IsInvalidArgument(err) {
+	if _, err := n.Add(ctx, "x", Wanted{config: w.config("first"), ports: ports}); !errdefs.IsInvalidArgument(err) {
 		t.Errorf("ports that nobody maps: %v", err)
 	}
-	if _, err := n.Add(ctx, "x", w.config("first", "absent"), nil); !errdefs.IsNotImplemented(err) {
+	if _, err := n.Add(ctx, "x", Wanted{config: w.config("first", "absent"), ports: nil}); !errdefs.IsNotImplemented(err) {
 		t.Errorf("a plugin that isn't there: %v", err)
 	}
-	if _, err := n.Add(ctx, "../x", w.config("first"), nil); !errdefs.IsInvalidArgument(err) {
+	if _, err := n.Add(ctx, "../x", Wanted{config: w.config("first"), ports: nil}); !errdefs.IsInvalidArgument(err) {
 		t.Errorf("no ID: %v", err)
 	}
 	w.empty(t)
@@ -260,7 +261,7 @@ func TestFailures(t *testing.T) {
 	}
 	// One that fails has the others taken back, in one line.
 	heal := w.touch(t, "fail.ADD.second")
-	_, err := n.Add(ctx, "x", w.config("first", "second"), nil)
+	_, err := n.Add(ctx, "x", Wanted{config: w.config("first", "second"), ports: nil})
 	if err == nil || strings.Contains(err.Error(), "\n") || !strings.Contains(err.Error(), "out of luck") {
 		t.Errorf("%v", err)
 	}
@@ -272,7 +273,7 @@ func TestFailures(t *testing.T) {
 	// Where that fails too the network stays, for del to try again, and add before it begins.
 	heal = w.touch(t, "fail.ADD.second")
 	healDel := w.touch(t, "fail.DEL.first")
-	if _, err := n.Add(ctx, "x", w.config("first", "second"), nil); err == nil {
+	if _, err := n.Add(ctx, "x", Wanted{config: w.config("first", "second"), ports: nil}); err == nil {
 		t.Error("no failure")
 	}
 	if err := n.Delete(ctx, "x"); err == nil {
@@ -284,7 +285,7 @@ func TestFailures(t *testing.T) {
 	heal()
 	healDel()
 	w.asked()
-	if _, err := n.Add(ctx, "x", w.config("first", "second"), nil); err != nil {
+	if _, err := n.Add(ctx, "x", Wanted{config: w.config("first", "second"), ports: nil}); err != nil {
 		t.Fatal(err)
 	}
 	if a := w.asked(); !strings.HasPrefix(a, "DEL second default--x eth0; DEL first default--x eth0; ADD first") {
@@ -346,7 +347,7 @@ func TestKilled(t *testing.T) {
 		w.empty(t)
 	}
 	// A namespace that was unmounted by hand.
-	if _, err := n.Add(t.Context(), "x", w.config("first"), nil); err != nil {
+	if _, err := n.Add(t.Context(), "x", Wanted{config: w.config("first"), ports: nil}); err != nil {
 		t.Fatal(err)
 	}
 	if err := unix.Unmount(filepath.Join(w.state, "networks", "x", "netns"), 0); err != nil {

@@ -123,7 +123,7 @@ func TestDirectAsUser(t *testing.T) {
 	p.sh(`mkdir -p b/rootfs/bin && cp "$(command -v busybox)" b/rootfs/bin/ && for a in sh id sleep true touch; do ln -s busybox b/rootfs/bin/$a; done`)
 	before := p.sh(left)
 	const config = `config() { echo '{"config":{}}' | run-spec -- "$@" >b/config.json; }; status() { local s=0; "$@" || s=$?; echo "$s"; }
-		await() { for _ in $(seq 3000); do ! eval "$1" || return 0; sleep 0.02; done; echo "in vain: $1" >&2; exit 1; }; shim() { jq .monitor.pid .content/containers/default/$ID/state.json; }
+		await() { for _ in $(seq 3000); do ! eval "$1" || return 0; sleep 0.02; done; echo "in vain: $1" >&2; exit 1; }; shim() { jq .monitor.pid ${DIST_STATE:-/run/distkit}/run/$ID/state.json; }
 		`
 	for _, tt := range []struct{ name, script, want string }{
 		{"run", `config sh -c 'id -u; exit 3'; status run b`, "0\n3"},
@@ -192,7 +192,7 @@ func TestDistRunNet(t *testing.T) {
 	reached := fmt.Sprintf(`for i in $(seq 1200); do (exec 3<>/dev/tcp/127.0.0.1/%d && printf 'PING\r\n' >&3 && read -t 1 -r answer <&3 && [[ $answer == +PONG* ]]) && echo reached && break; sleep 0.05; done 2>/dev/null || true`, port)
 	unconnected := `for i in $(seq 1200); do [ "$(task ls -a | cut -f3)" != stopped ] || break; sleep 0.05; done; task ls -a | grep -v stopped || true; flock .content/containers/default/$ID/lock true; run-net ls -q | grep "run.$ID" || true; findmnt -rn -o TARGET | grep "run.$ID" || true; iptables -t nat -S | grep ` + fmt.Sprintf("'[: ]%d '", port) + ` || true`
 	p.sh(fmt.Sprintf(`dist-run --detach --id $ID --net bridge -p %d:6379 %s redis-server --save '' --bind 0.0.0.0 --protected-mode no`, port, single))
-	for _, end := range []string{"task kill $ID", "kill -9 $(jq .monitor.pid .content/containers/default/$ID/state.json); kill -9 $(task info $ID | jq .pid); sleep 0.1; dist-run --rm " + single + " true", "task kill -s KILL $ID"} {
+	for _, end := range []string{"task kill $ID", "kill -9 $(jq .monitor.pid ${DIST_STATE:-/run/distkit}/run/$ID/state.json); kill -9 $(task info $ID | jq .pid); sleep 0.1; dist-run --rm " + single + " true", "task kill -s KILL $ID"} {
 		if got := p.sh(reached); got != "reached" {
 			t.Errorf("before %s redis is not reached", end)
 		}

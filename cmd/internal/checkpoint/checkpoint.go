@@ -6,14 +6,17 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"path/filepath"
 
 	"distkit/archive"
 	"distkit/cmd/internal/containers"
 	"distkit/content"
+	"distkit/disk"
 	"distkit/errclass"
 	"distkit/runtime"
 
@@ -90,7 +93,7 @@ func Save(ctx context.Context, store *content.Store, snapshots containers.Snapsh
 // configuration is the container's config.json. A root filesystem in the container's directory is one
 // in any container's.
 func configuration(c *runtime.Container) ([]byte, error) {
-	b, err := os.ReadFile(filepath.Join(c.BundleDir(), "config.json"))
+	b, err := disk.Tree(c.BundleDir()).ReadFile("config.json", maxDocuments)
 	if err != nil {
 		return nil, err
 	}
@@ -226,8 +229,9 @@ func Describe(store *content.Store, dgst digest.Digest, rec *runtime.Record) err
 	if image, ok := s.parts[""]; ok && rec.Image == nil {
 		rec.Image = &runtime.ImageName{Name: s.annotations[nameImage], Digest: image.Digest.String()}
 	}
-	if rec.Runtime == "" {
-		rec.Runtime = s.annotations[nameRuntime]
+	// It may have come from anywhere, so it can't name a program.
+	if r := s.annotations[nameRuntime]; rec.Runtime == "" && (r == "runc" || r == "crun") {
+		rec.Runtime = r
 	}
 	if rec.Snapshot != nil && rec.Snapshot.Driver == "" {
 		rec.Snapshot.Driver = s.annotations[nameDriver]
@@ -236,9 +240,10 @@ func Describe(store *content.Store, dgst digest.Digest, rec *runtime.Record) err
 }
 
 // Load brings a container, which has never run, to where it was when it was stored: its
-// configuration, where it has none, and what was changed in its files. It returns the directory of
-// the state of the processes, which lasts until the container is removed.
-func Load(ctx context.Context, store *content.Store, snapshots containers.Snapshots, c *runtime.Container, dgst digest.Digest) (dir string, err error) {
+// configuration, where it has none, as far as any container may have what that says or grants allow it, and what was
+// changed in its files. It returns the directory of the state of the processes, which lasts until the container is
+// removed.
+func Load(ctx context.Context, store *content.Store, snapshots containers.Snapshots, c *runtime.Container, dgst digest.Digest, grants runtime.Options) (dir string, err error) {
 	s, err := parse(store, dgst)
 	if err != nil {
 		return "", err
@@ -257,15 +262,24 @@ func Load(ctx context.Context, store *content.Store, snapshots containers.Snapsh
 	if err := apply(ctx, store, s.parts[typeState].Digest, dir); err != nil {
 		return "", err
 	}
-	name := filepath.Join(c.BundleDir(), "config.json")
-	if _, err := os.Stat(name); os.IsNotExist(err) {
+	bundle := disk.Tree(c.BundleDir())
+	if fi, err := bundle.Stat("config.json"); errors.Is(err, fs.ErrNotExist) || err == nil && fi.Size() == 0 {
 		b, err := read(store, s.parts[typeConfig].Digest)
-		if err == nil {
-			err = os.WriteFile(name, b, 0o600)
+		if err != nil {
+			return "", err
+		}
+		spec, err := specification(b, grants)
+		if err != nil {
+			return "", fmt.Errorf("checkpoint %s: %w", dgst, err)
+		}
+		if b, err = json.Marshal(spec); err == nil {
+			err = bundle.Replace("config.json", b, 0o600, false)
 		}
 		if err != nil {
 			return "", err
 		}
+	} else if err != nil {
+		return "", err
 	}
 	if changed && c.Snapshot != nil {
 		rootfs := filepath.Join(c.Dir(), "rootfs")

@@ -5,13 +5,16 @@ package containers
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
+	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
 
 	"distkit/cmd/internal/cli"
+	"distkit/disk"
 	"distkit/runtime"
 	"distkit/snapshot"
 	"distkit/snapshot/drivers"
@@ -53,7 +56,7 @@ func (o *Flags) Snapshots() Snapshots { return Snapshots{*o.root, *o.namespace} 
 
 // Open opens the containers of a store's namespace, with the store's snapshots.
 func Open(root, namespace, state string) (*runtime.Containers, error) {
-	return runtime.Open(root, namespace, state, Snapshots{root, namespace}, networks{})
+	return runtime.Open(root, namespace, state, Snapshots{root, namespace}, networks{state})
 }
 
 // Runtime says which runtime starts processes.
@@ -171,22 +174,46 @@ func (s Snapshots) Remove(ctx context.Context, what runtime.Snapshot) error {
 }
 
 // networks leaves networks to run-net, so that what runs containers need not link CNI.
-type networks struct{}
+type networks struct{ state string }
 
-func (networks) Up(ctx context.Context, path string) error {
+func (n networks) Up(ctx context.Context, path string, c *runtime.Connection) error {
 	// run-net's sign of a network that is up, which the first run finds: it takes no program then.
 	if _, err := os.Stat(filepath.Join(filepath.Dir(path), "result.json")); err == nil {
 		return nil
 	}
-	return runNet(ctx, "up", path)
+	var flags []string
+	if c != nil {
+		flags = append(flags, "--network="+c.Name)
+		if c.ConfDir != "" {
+			flags = append(flags, "--conf-dir="+c.ConfDir)
+		}
+		for _, p := range c.Ports {
+			flags = append(flags, "--publish="+p)
+		}
+	}
+	return n.runNet(ctx, "up", path, flags...)
 }
 
-func (networks) Down(ctx context.Context, path string) error { return runNet(ctx, "down", path) }
+// Connection reads what run-net keeps beside the network's namespace.
+func (n networks) Connection(path string) (*runtime.Connection, error) {
+	b, err := disk.Tree(filepath.Dir(path)).ReadFile("connection.json", 1<<20)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	c := &runtime.Connection{}
+	return c, json.Unmarshal(b, c)
+}
 
-func (networks) Remove(ctx context.Context, path string) error { return runNet(ctx, "del", path) }
+func (n networks) Down(ctx context.Context, path string) error { return n.runNet(ctx, "down", path) }
 
-func runNet(ctx context.Context, verb, path string) error {
-	c := exec.CommandContext(ctx, beside("run-net"), verb, path)
+func (n networks) Remove(ctx context.Context, path string) error { return n.runNet(ctx, "del", path) }
+
+func (n networks) runNet(ctx context.Context, verb, path string, flags ...string) error {
+	args := append([]string{verb, "--state=" + n.state}, flags...)
+	c := exec.CommandContext(ctx, beside("run-net"), append(args, "--", path)...)
 	var errs bytes.Buffer
 	c.Stderr = &errs
 	err := c.Run()

@@ -1,0 +1,194 @@
+package checkpoint
+
+import (
+	"encoding/json"
+	"fmt"
+	"maps"
+	"slices"
+	"strconv"
+	"strings"
+
+	"distkit/errclass"
+	"distkit/runtime"
+
+	"github.com/containerd/errdefs"
+	"github.com/opencontainers/runtime-spec/specs-go"
+)
+
+// specification makes the specification of a container that goes on where the stored one was. A checkpoint is data: it
+// chooses its process, its limits and what any container has. What it had beyond that it has again only if grants has
+// it too; otherwise the error is FailedPrecondition, and says which flags of run-spec grant it. Hooks, annotations and
+// security profiles are never the checkpoint's own.
+func specification(stored []byte, grants runtime.Options) (*specs.Spec, error) {
+	var old specs.Spec
+	if err := json.Unmarshal(stored, &old); err != nil {
+		return nil, errclass.Errorf(errdefs.ErrFailedPrecondition, "its configuration: %w", err)
+	}
+	if old.Process == nil || len(old.Process.Args) == 0 || old.Root == nil {
+		return nil, errclass.Errorf(errdefs.ErrFailedPrecondition, "its configuration has no process or no root filesystem")
+	}
+	if old.Linux == nil {
+		old.Linux = &specs.Linux{}
+	}
+	o := grants
+	o.Args, o.Hostname, o.Terminal, o.ReadOnly = old.Process.Args, old.Hostname, old.Process.Terminal, old.Root.Readonly
+	s, err := runtime.Spec(&runtime.Image{}, o)
+	if err != nil {
+		return nil, err
+	}
+	w := &wants{granted: s}
+	w.process(old.Process)
+	w.root(old.Root, o.Rootfs)
+	w.mounts(old.Mounts, o.Host.NameFiles)
+	w.namespaces(old.Linux.Namespaces, grants.Network)
+	w.devices(old.Linux.Devices)
+	for _, name := range slices.Sorted(maps.Keys(old.Linux.Sysctl)) {
+		// The host's network keeps its own.
+		if v := old.Linux.Sysctl[name]; s.Linux.Sysctl[name] != v && (o.Network != "host" || !strings.HasPrefix(name, "net.")) {
+			w.add("--sysctl", name+"="+v)
+		}
+	}
+	limits(s.Linux.Resources, old.Linux.Resources)
+	if len(w.flags) > 0 {
+		return nil, errclass.Errorf(errdefs.ErrFailedPrecondition, "it asks for more than any container has; what you grant, repeat: %s", strings.Join(w.flags, " "))
+	}
+	if len(w.never) > 0 {
+		return nil, errclass.Errorf(errdefs.ErrFailedPrecondition, "it asks for what no flag grants: %s", strings.Join(w.never, ", "))
+	}
+	return s, nil
+}
+
+// wants collects what a stored configuration has and the granted one hasn't.
+type wants struct {
+	granted *specs.Spec
+	flags   []string // that would grant it
+	never   []string
+}
+
+func (w *wants) add(flag, value string) {
+	if strings.ContainsFunc(value, func(r rune) bool {
+		return r <= ' ' || r == '\'' || r == '"' || r == '\\' || r == '$' || r == '`' || !strconv.IsPrint(r)
+	}) {
+		value = strconv.Quote(value)
+	}
+	flag += " " + value
+	if len(value) > 300 {
+		flag = flag[:300] + "…"
+	}
+	if !slices.Contains(w.flags, flag) {
+		w.flags = append(w.flags, flag)
+	}
+}
+
+// process takes over what a process may say of itself.
+func (w *wants) process(old *specs.Process) {
+	p := w.granted.Process
+	p.User = specs.User{UID: old.User.UID, GID: old.User.GID, AdditionalGids: old.User.AdditionalGids, Umask: old.User.Umask}
+	p.Env, p.Cwd, p.Rlimits = old.Env, old.Cwd, old.Rlimits
+	p.NoNewPrivileges = p.NoNewPrivileges || old.NoNewPrivileges
+	if n := old.OOMScoreAdj; n != nil && *n >= 0 {
+		p.OOMScoreAdj = n
+	}
+	if old.Capabilities == nil {
+		return
+	}
+	c, bounding := *old.Capabilities, p.Capabilities.Bounding
+	for _, set := range [][]string{c.Bounding, c.Effective, c.Permitted, c.Inheritable, c.Ambient} {
+		for _, name := range set {
+			if !slices.Contains(bounding, name) {
+				w.add("--cap-add", strings.TrimPrefix(name, "CAP_"))
+			}
+		}
+	}
+	p.Capabilities = &c
+}
+
+func (w *wants) root(old *specs.Root, given string) {
+	if old.Path != "rootfs" && given == "" {
+		w.add("--rootfs", old.Path)
+	}
+}
+
+// mounts keeps of the granted mounts those that the container had.
+func (w *wants) mounts(old []specs.Mount, names []string) {
+	var kept []specs.Mount
+	for _, m := range old {
+		i := slices.IndexFunc(w.granted.Mounts, func(g specs.Mount) bool {
+			return g.Destination == m.Destination && g.Type == m.Type && (m.Type != "bind" || g.Source == m.Source)
+		})
+		switch {
+		case i >= 0:
+			kept = append(kept, w.granted.Mounts[i])
+		case m.Type == "bind" && m.Source == m.Destination && slices.Contains(names, m.Source):
+			// Which every container in the host's or a run-net network has.
+			kept = append(kept, specs.Mount{Destination: m.Source, Source: m.Source, Type: "bind", Options: []string{"bind", "ro"}})
+		case m.Type == "tmpfs":
+			options := []string{"nosuid", "nodev"}
+			for _, o := range m.Options {
+				if strings.HasPrefix(o, "size=") || strings.HasPrefix(o, "mode=") || o == "noexec" || o == "ro" {
+					options = append(options, o)
+				}
+			}
+			kept = append(kept, specs.Mount{Destination: m.Destination, Source: "tmpfs", Type: "tmpfs", Options: options})
+		default:
+			value := fmt.Sprintf("type=%s,src=%s,dst=%s", m.Type, m.Source, m.Destination)
+			if slices.Contains(m.Options, "ro") {
+				value += ",ro"
+			}
+			w.add("--mount", value)
+		}
+	}
+	w.granted.Mounts = kept
+}
+
+// namespaces wants the container to have had each namespace of the granted ones for itself.
+func (w *wants) namespaces(old []specs.LinuxNamespace, network string) {
+	for _, t := range []specs.LinuxNamespaceType{specs.PIDNamespace, specs.IPCNamespace, specs.UTSNamespace, specs.MountNamespace, specs.NetworkNamespace} {
+		i := slices.IndexFunc(old, func(n specs.LinuxNamespace) bool { return n.Type == t })
+		switch {
+		case t == specs.NetworkNamespace && network != "": // the caller's
+		case t == specs.NetworkNamespace && i < 0:
+			w.add("--net", "host")
+		case t == specs.NetworkNamespace && old[i].Path != "":
+			w.add("--net", old[i].Path)
+		case i < 0 || old[i].Path != "":
+			w.never = append(w.never, "another "+string(t)+" namespace")
+		}
+	}
+	for _, n := range old {
+		if n.Type == specs.UserNamespace || n.Type == specs.TimeNamespace {
+			w.never = append(w.never, "a "+string(n.Type)+" namespace")
+		}
+	}
+}
+
+func (w *wants) devices(old []specs.LinuxDevice) {
+	var kept []specs.LinuxDevice
+	for _, d := range old {
+		i := slices.IndexFunc(w.granted.Linux.Devices, func(g specs.LinuxDevice) bool {
+			return g.Path == d.Path && g.Type == d.Type && g.Major == d.Major && g.Minor == d.Minor
+		})
+		if i < 0 {
+			w.add("--device", d.Path)
+			continue
+		}
+		kept = append(kept, w.granted.Linux.Devices[i])
+	}
+	w.granted.Linux.Devices = kept
+}
+
+// limits takes over limits, which give nothing.
+func limits(to, from *specs.LinuxResources) {
+	if from == nil || to == nil {
+		return
+	}
+	if m := from.Memory; m != nil && to.Memory == nil {
+		to.Memory = &specs.LinuxMemory{Limit: m.Limit, Reservation: m.Reservation, Swap: m.Swap}
+	}
+	if c := from.CPU; c != nil && to.CPU == nil {
+		to.CPU = &specs.LinuxCPU{Shares: c.Shares, Quota: c.Quota, Period: c.Period, Cpus: c.Cpus, Mems: c.Mems}
+	}
+	if p := from.Pids; p != nil && to.Pids == nil {
+		to.Pids = &specs.LinuxPids{Limit: p.Limit}
+	}
+}

@@ -1,0 +1,151 @@
+package checkpoint
+
+import (
+	"encoding/json"
+	"slices"
+	"strings"
+	"testing"
+
+	"distkit/runtime"
+
+	"github.com/containerd/errdefs"
+	"github.com/opencontainers/runtime-spec/specs-go"
+)
+
+// stored is what a container of run-spec's defaults is stored with, after a change.
+func storedConfig(t *testing.T, change func(*specs.Spec)) []byte {
+	t.Helper()
+	s, err := runtime.Spec(&runtime.Image{}, runtime.Options{Args: []string{"sleep", "1"}, Env: []string{"A=b"}, Hostname: "h", Memory: 1 << 20, Host: runtime.ThisHost()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	change(s)
+	b, err := json.Marshal(s)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return b
+}
+
+// A checkpoint has what any container has. What is more it has only where the caller repeats it.
+func TestSpecification(t *testing.T) {
+	host := runtime.ThisHost()
+	for name, c := range map[string]struct {
+		change func(*specs.Spec)
+		wants  string // a part of the refusal, "" if there is none
+		grants func(*runtime.Options)
+	}{
+		"what any container has": {change: func(*specs.Spec) {}},
+		"a mount of the host": {
+			func(s *specs.Spec) {
+				s.Mounts = append(s.Mounts, specs.Mount{Type: "bind", Source: "/", Destination: "/host", Options: []string{"rbind"}})
+			}, "--mount type=bind,src=/,dst=/host",
+			func(o *runtime.Options) {
+				o.Mounts = []specs.Mount{{Type: "bind", Source: "/", Destination: "/host", Options: []string{"rbind"}}}
+			},
+		},
+		"another source below a default destination": {
+			func(s *specs.Spec) {
+				s.Mounts = append(s.Mounts, specs.Mount{Type: "bind", Source: "/etc/shadow", Destination: "/etc/hosts"})
+			}, "--mount type=bind,src=/etc/shadow,dst=/etc/hosts", nil,
+		},
+		"another file system": {
+			func(s *specs.Spec) {
+				s.Mounts = append(s.Mounts, specs.Mount{Type: "ext4", Source: "/dev/sda1", Destination: "/d"})
+			}, "--mount type=ext4", nil,
+		},
+		"capabilities": {
+			func(s *specs.Spec) {
+				s.Process.Capabilities.Effective = append(s.Process.Capabilities.Effective, "CAP_SYS_ADMIN")
+			}, "--cap-add SYS_ADMIN",
+			func(o *runtime.Options) { o.CapAdd = []string{"SYS_ADMIN"} },
+		},
+		"a device": {
+			func(s *specs.Spec) {
+				s.Linux.Devices = []specs.LinuxDevice{{Path: "/dev/sda", Type: "b", Major: 8}}
+			}, "--device /dev/sda", nil,
+		},
+		"the host's network": {
+			func(s *specs.Spec) {
+				s.Linux.Namespaces = slices.DeleteFunc(s.Linux.Namespaces, func(n specs.LinuxNamespace) bool { return n.Type == specs.NetworkNamespace })
+			}, "--net host", func(o *runtime.Options) { o.Network = "host" },
+		},
+		"another's network": {
+			func(s *specs.Spec) {
+				for i, n := range s.Linux.Namespaces {
+					if n.Type == specs.NetworkNamespace {
+						s.Linux.Namespaces[i].Path = "/proc/1/ns/net"
+					}
+				}
+			}, "--net /proc/1/ns/net", func(o *runtime.Options) { o.Network = "none" },
+		},
+		"the host's processes": {
+			func(s *specs.Spec) {
+				s.Linux.Namespaces = slices.DeleteFunc(s.Linux.Namespaces, func(n specs.LinuxNamespace) bool { return n.Type == specs.PIDNamespace })
+			}, "another pid namespace", nil,
+		},
+		"another root": {
+			func(s *specs.Spec) { s.Root.Path = "/" }, "--rootfs /", func(o *runtime.Options) { o.Rootfs = "/" },
+		},
+		"a sysctl": {
+			func(s *specs.Spec) { s.Linux.Sysctl = map[string]string{"net.core.somaxconn": "9"} }, "--sysctl net.core.somaxconn=9",
+			func(o *runtime.Options) { o.Sysctls = map[string]string{"net.core.somaxconn": "9"} },
+		},
+		"escapes": {
+			func(s *specs.Spec) { s.Root.Path = "/\x1b[31m;$(reboot)\n" }, `--rootfs "/\x1b[31m;$(reboot)\n"`, nil,
+		},
+		"no process": {func(s *specs.Spec) { s.Process = nil }, "no process", nil},
+	} {
+		b := storedConfig(t, c.change)
+		_, err := specification(b, runtime.Options{Host: host})
+		if c.wants == "" && err != nil || c.wants != "" && (!errdefs.IsFailedPrecondition(err) || !strings.Contains(err.Error(), c.wants) || strings.Contains(err.Error(), "\n")) {
+			t.Errorf("%s: %v", name, err)
+		}
+		if c.grants == nil {
+			continue
+		}
+		o := runtime.Options{Host: host}
+		c.grants(&o)
+		if _, err := specification(b, o); err != nil {
+			t.Errorf("%s, granted: %v", name, err)
+		}
+	}
+}
+
+// What may be is taken over, and what loosens the container's fences is not.
+func TestSpecificationKeeps(t *testing.T) {
+	n := -1000
+	s, err := specification(storedConfig(t, func(s *specs.Spec) {
+		s.Hooks = &specs.Hooks{CreateRuntime: []specs.Hook{{Path: "/bin/sh"}}}
+		s.Annotations = map[string]string{"run.oci.seccomp_bpf_data": "x", "org.criu.config": "/etc/x"}
+		s.Linux.Seccomp, s.Linux.MaskedPaths, s.Linux.ReadonlyPaths, s.Linux.CgroupsPath = nil, nil, nil, "/system.slice"
+		s.Linux.RootfsPropagation = "shared"
+		s.Linux.Resources.Devices = []specs.LinuxDeviceCgroup{{Allow: true, Access: "rwm"}}
+		s.Process.ApparmorProfile, s.Process.OOMScoreAdj = "unconfined", &n
+		s.Mounts = append(s.Mounts, specs.Mount{Type: "tmpfs", Source: "tmpfs", Destination: "/t", Options: []string{"suid", "dev", "size=1m"}})
+	}), runtime.Options{Host: runtime.ThisHost()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if s.Hooks != nil || len(s.Annotations) > 0 || s.Linux.CgroupsPath != "" || s.Linux.RootfsPropagation != "" || s.Process.ApparmorProfile == "unconfined" || s.Process.OOMScoreAdj != nil {
+		t.Errorf("it keeps what it must not: %+v %+v", s, s.Process)
+	}
+	if s.Linux.Seccomp == nil || len(s.Linux.MaskedPaths) == 0 || len(s.Linux.ReadonlyPaths) == 0 {
+		t.Error("it has no seccomp profile, or masks nothing")
+	}
+	for _, d := range s.Linux.Resources.Devices {
+		if d.Allow && d.Major == nil && d.Type == "" {
+			t.Error("it may use every device")
+		}
+	}
+	if !slices.Equal(s.Process.Args, []string{"sleep", "1"}) || !slices.Contains(s.Process.Env, "A=b") || s.Hostname != "h" || *s.Linux.Resources.Memory.Limit != 1<<20 {
+		t.Errorf("it has lost its process or its limits: %+v", s.Process)
+	}
+	m := s.Mounts[len(s.Mounts)-1]
+	if m.Destination != "/t" || !slices.Equal(m.Options, []string{"nosuid", "nodev", "size=1m"}) {
+		t.Errorf("tmpfs: %+v", m)
+	}
+	if _, err := specification([]byte("{"), runtime.Options{}); !errdefs.IsFailedPrecondition(err) {
+		t.Errorf("garbage: %v", err)
+	}
+}

@@ -1,0 +1,424 @@
+package runtime
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"reflect"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/containerd/errdefs"
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+)
+
+// stranger makes a container as a stranger's store may hold one.
+func stranger(t *testing.T, all *Containers, id string, files map[string]string) *Container {
+	t.Helper()
+	dir := filepath.Join(all.dir(), id)
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	for name, text := range files {
+		write(t, filepath.Join(dir, name), text)
+	}
+	c, err := all.Get(id)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return c
+}
+
+func openedStore(t *testing.T, n Networks) *Containers {
+	t.Helper()
+	all, err := Open(t.TempDir(), "default", filepath.Join(t.TempDir(), "state"), bound{}, n)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return all
+}
+
+// A store that came with a cloned repository executes, kills and starts nothing.
+func TestStrangersStore(t *testing.T) {
+	var gone noted
+	all := openedStore(t, &gone)
+	mark := filepath.Join(t.TempDir(), "executed")
+	program := filepath.Join(t.TempDir(), "build.sh")
+	write(t, program, "#!/bin/sh\ntouch "+mark+"\n")
+	if err := os.Chmod(program, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	sleeper := exec.Command("sleep", "1000")
+	if err := sleeper.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = sleeper.Process.Kill(); _ = sleeper.Wait() }()
+	victim, err := Identify(sleeper.Process.Pid)
+	if err != nil {
+		t.Fatal(err)
+	}
+	dead := Process{Pid: 1<<22 + 1, Boot: bootID()}
+	b, err := json.Marshal(state{Status: Running, Process: victim, Runtime: program, RuntimeState: all.state + "/runc", Detached: true, Monitor: dead,
+		Cgroups: []string{"/sys/fs/cgroup/pids", "/sys/fs/cgroup"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	creating, err := json.Marshal(state{Status: Creating, Runtime: program, RuntimeState: all.state + "/runc", Monitor: dead})
+	if err != nil {
+		t.Fatal(err)
+	}
+	record := `{"id":"x","runtime":"` + program + `","remove":true,"network":"/run/distkit/networks/db/netns","owner":{"pid":4194305,"start":1,"boot":"` + bootID() + `"}}`
+	config := `{"process":{"args":["x"],"cwd":"/"},"root":{"path":"rootfs"},"hooks":{"prestart":[{"path":"` + program + `"}]}}`
+	for id, s := range map[string]string{"running": string(b), "creating": string(creating)} {
+		c := stranger(t, all, id, map[string]string{"container.json": record, "state.json": s, "config.json": config, "lock": "", "exit.json": " \n", "rootfs/x": ""})
+		i, err := c.Info()
+		if err != nil || i.Status != Stopped || i.Pid != 0 {
+			t.Errorf("%s: it is %s, process %d: %v", id, i.Status, i.Pid, err)
+		}
+		all.Clear(t.Context())
+		if _, err := all.Get(id); err != nil {
+			t.Errorf("%s: a clearing took it: %v", id, err)
+		}
+		r := &Runtime{command: program, state: all.state}
+		if _, err := c.Start(t.Context(), r); !errdefs.IsFailedPrecondition(err) || !strings.Contains(err.Error(), "task trust") {
+			t.Errorf("%s: start: %v", id, err)
+		}
+		if _, err := all.RunBundle(t.Context(), func(string) (*Runtime, error) { return r, nil }, Record{Bundle: c.Dir()}, Piped); !errdefs.IsFailedPrecondition(err) {
+			t.Errorf("%s: run: %v", id, err)
+		}
+		if err := c.Kill(t.Context(), unix.SIGKILL, true); !errdefs.IsFailedPrecondition(err) {
+			t.Errorf("%s: kill: %v", id, err)
+		}
+		if _, err := all.Create(t.Context(), Record{ID: id}, ""); !errdefs.IsAlreadyExists(err) {
+			t.Errorf("%s: create: %v", id, err)
+		}
+		if _, err := c.Remove(t.Context(), true); err != nil {
+			t.Errorf("%s: remove: %v", id, err)
+		}
+	}
+	if _, err := os.Stat(mark); err == nil {
+		t.Error("the store's program was executed")
+	}
+	if !victim.Alive() {
+		t.Error("a process that the store names was killed")
+	}
+	if len(gone) > 0 {
+		t.Errorf("networks that the store names were removed: %q", gone)
+	}
+}
+
+// A record proves that this user made the container at this place, with what it says of the host; a copy does not.
+func TestSeal(t *testing.T) {
+	all := openedStore(t, &noted{})
+	c, err := all.Create(t.Context(), Record{ID: "c", Network: "/networks/c/netns"}, "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	get := func(id string) *Container {
+		t.Helper()
+		c, err := all.Get(id)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return c
+	}
+	if c := get("c"); !c.own || c.network() == "" {
+		t.Error("what was made here is a stranger's")
+	}
+	if _, err := c.Label(map[string]string{"a": "b"}); err != nil || !get("c").own {
+		t.Errorf("with another label it is a stranger's: %v", err)
+	}
+	b, err := os.ReadFile(c.path("container.json"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for what, text := range map[string]string{
+		"another network": strings.Replace(string(b), "/networks/c/", "/networks/d/", 1),
+		"another bundle":  strings.Replace(string(b), `"id"`, `"bundle":"/","id"`, 1),
+		"another runtime": strings.Replace(string(b), `"id"`, `"runtime":"/bin/sh","id"`, 1),
+		"a network to be": strings.Replace(string(b), `"id"`, `"connection":{"name":"/etc/x"},"id"`, 1),
+		"no seal":         strings.Replace(string(b), `"seal"`, `"x"`, 1),
+	} {
+		write(t, c.path("container.json"), text)
+		if c := get("c"); c.own || c.network() != "" {
+			t.Errorf("with %s it is this user's own", what)
+		}
+	}
+	write(t, c.path("container.json"), string(b))
+	// A copy, also one that takes the place of what was copied.
+	if out, err := exec.Command("cp", "-a", c.dir, c.dir+"-copy").CombinedOutput(); err != nil {
+		t.Fatalf("%v %s", err, out)
+	}
+	if get("c-copy").own {
+		t.Error("a copy is this user's own")
+	}
+	if err := errors.Join(os.Rename(c.dir, c.dir+"-old"), os.Rename(c.dir+"-copy", c.dir)); err != nil {
+		t.Fatal(err)
+	}
+	if get("c").own || get("c-old").own {
+		t.Error("a copy in the place, or what was moved away, is this user's own")
+	}
+	if err := get("c").Trust(); err != nil || !get("c").own {
+		t.Errorf("after trust: %v", err)
+	}
+	// Another user's key, or none any more.
+	t.Setenv("XDG_STATE_HOME", t.TempDir())
+	if get("c").own {
+		t.Error("with another key it is this user's own")
+	}
+}
+
+// Nobody else reaches what is below containers, whatever the umask was.
+func TestClosedToOthers(t *testing.T) {
+	all := openedStore(t, nil)
+	old := unix.Umask(0)
+	c, err := all.Create(t.Context(), Record{ID: "c"}, "")
+	unix.Umask(old)
+	if err != nil {
+		t.Fatal(err)
+	}
+	mode := func(name string) os.FileMode {
+		t.Helper()
+		fi, err := os.Lstat(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return fi.Mode().Perm()
+	}
+	dirs := []string{filepath.Dir(all.dir()), all.dir(), c.dir}
+	closed := func(when string) {
+		t.Helper()
+		for _, dir := range dirs {
+			if mode(dir) != 0o700 {
+				t.Errorf("%s %s has mode %o", when, dir, mode(dir))
+			}
+		}
+	}
+	closed("made")
+	for _, name := range []string{"config.json", "container.json", "lock"} {
+		if mode(c.path(name)) != 0o600 {
+			t.Errorf("%s has mode %o", name, mode(c.path(name)))
+		}
+	}
+	if os.Geteuid() == 0 {
+		for dir := filepath.Dir(filepath.Dir(all.dir())); dir != "/tmp" && dir != "/"; dir = filepath.Dir(dir) {
+			if err := os.Chmod(dir, 0o755); err != nil {
+				t.Fatal(err)
+			}
+		}
+		for _, name := range []string{"config.json", "rootfs"} {
+			out, err := exec.Command("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "stat", c.path(name)).CombinedOutput()
+			if err == nil || !strings.Contains(string(out), "Permission denied") {
+				t.Errorf("another user reaches %s: %v %s", name, err, out)
+			}
+		}
+	}
+	// What an older program left open is closed by the next that writes.
+	for _, dir := range dirs {
+		if err := os.Chmod(dir, 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := c.Label(map[string]string{"a": "b"}); err != nil {
+		t.Fatal(err)
+	}
+	closed("after a change")
+	// What others can write to is nobody's own.
+	for _, dir := range dirs {
+		if err := os.Chmod(dir, 0o775); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := all.Get("c"); !errdefs.IsFailedPrecondition(err) {
+			t.Errorf("%s is open to a group: %v", dir, err)
+		}
+		if _, err := all.Create(t.Context(), Record{ID: "d"}, ""); dir != c.dir && !errdefs.IsFailedPrecondition(err) {
+			t.Errorf("%s is open to a group: create: %v", dir, err)
+		}
+		if err := os.Chmod(dir, 0o700); err != nil {
+			t.Fatal(err)
+		}
+		if os.Geteuid() != 0 {
+			continue
+		}
+		if err := os.Chown(dir, 65534, -1); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := all.Get("c"); !errdefs.IsFailedPrecondition(err) {
+			t.Errorf("%s is another user's: %v", dir, err)
+		}
+		if err := os.Chown(dir, 0, -1); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := c.Remove(t.Context(), true); err != nil {
+		t.Error(err)
+	}
+}
+
+// For a container with a user namespace its root, and nobody else, may search what is above the root filesystem.
+func TestLetSearch(t *testing.T) {
+	require(t, "root")
+	require(t, "setpriv")
+	all := openedStore(t, nil)
+	for dir := filepath.Dir(filepath.Dir(all.dir())); dir != "/tmp" && dir != "/"; dir = filepath.Dir(dir) {
+		if err := os.Chmod(dir, 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	c, err := all.Create(t.Context(), Record{ID: "c"}, "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, id := range []uint32{200000, 100000} {
+		err := c.letSearch(&specs.Spec{Linux: &specs.Linux{UIDMappings: []specs.LinuxIDMapping{{ContainerID: 0, HostID: id, Size: 65536}}}})
+		if errdefs.IsFailedPrecondition(err) {
+			t.Skip(err)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := c.Label(map[string]string{"a": "b"}); err != nil { // which closes what is open
+		t.Fatal(err)
+	}
+	for uid, may := range map[string]bool{"100000": true, "200000": true, "65534": false, "100001": false} {
+		err := exec.Command("setpriv", "--reuid="+uid, "--regid="+uid, "--clear-groups", "stat", c.path("rootfs")).Run()
+		if (err == nil) != may {
+			t.Errorf("user %s: %v", uid, err)
+		}
+	}
+}
+
+// Whatever stands in the place of a file of a container, nothing is followed, waited for or read without a bound.
+func TestUnfitFiles(t *testing.T) {
+	outside := filepath.Join(t.TempDir(), "outside")
+	for _, name := range []string{"container.json", "lock", "exit.json", "log", "config.json", "exec", "rootfs"} {
+		for kind, put := range map[string]func(string) error{
+			"a link outside":   func(n string) error { return os.Symlink(outside, n) },
+			"a link to /":      func(n string) error { return os.Symlink("/", n) },
+			"a link to itself": func(n string) error { return os.Symlink(n, n) },
+			"a FIFO":           func(n string) error { return unix.Mkfifo(n, 0o600) },
+			"a huge file": func(n string) error {
+				return errors.Join(os.WriteFile(n, nil, 0o600), os.Truncate(n, 2<<30))
+			},
+		} {
+			all := openedStore(t, nil)
+			c, err := all.Create(t.Context(), Record{ID: "c"}, "")
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := errors.Join(os.RemoveAll(c.path(name)), put(c.path(name))); err != nil {
+				t.Fatal(err)
+			}
+			done := make(chan struct{})
+			go func() {
+				defer close(done)
+				_, _ = all.List()
+				all.Clear(t.Context())
+				c, err := all.Any("c")
+				if err != nil {
+					return
+				}
+				_, _ = c.Info()
+				_ = c.Logs(t.Context(), Logs{Tail: -1}, func(Entry) error { return nil })
+				_, _ = c.Start(t.Context(), &Runtime{command: "/bin/false", state: all.state})
+				_, _ = c.Remove(t.Context(), true)
+			}()
+			select {
+			case <-done:
+			case <-time.After(2 * time.Minute):
+				t.Fatalf("%s is %s: stuck", name, kind)
+			}
+			if _, err := os.Lstat(outside); err == nil {
+				t.Fatalf("%s is %s: it was followed", name, kind)
+			}
+		}
+	}
+}
+
+// What runs is not started a second time, whether its shim lives or not.
+func TestStartOfWhatRuns(t *testing.T) {
+	runtimes(t, func(t *testing.T, m *machine) {
+		m.spec(Options{Args: []string{"sleep", "1000"}})
+		c := m.detached(Record{ID: "test-runs"})
+		before := m.info(c)
+		for _, killed := range []bool{false, true} {
+			if killed {
+				l, err := look(c.place())
+				if err != nil {
+					t.Fatal(err)
+				}
+				if err := l.state.Monitor.signal(unix.SIGKILL); err != nil {
+					t.Fatal(err)
+				}
+				until(t, "the shim's death", func() bool { return !l.state.Monitor.Alive() })
+			}
+			_, err := c.Start(t.Context(), m.find())
+			if !errdefs.IsFailedPrecondition(err) || !strings.Contains(err.Error(), "runs") {
+				t.Errorf("shim killed %v: start: %v", killed, err)
+			}
+			if i := m.info(c); i.Status != Running || i.Pid != before.Pid {
+				t.Errorf("shim killed %v: %s, process %d instead of %d", killed, i.Status, i.Pid, before.Pid)
+			}
+		}
+		if !monitored(c) {
+			t.Error("it has no other shim")
+		}
+		if _, err := c.Remove(t.Context(), true); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+// remembering is networks that know what was asked for them until they forget, as at the end of a boot.
+type remembering struct {
+	asked *Connection // nil once forgotten
+	got   []*Connection
+}
+
+func (r *remembering) Up(_ context.Context, _ string, c *Connection) error {
+	r.got = append(r.got, c)
+	if r.asked == nil {
+		r.asked = c
+	}
+	if r.asked == nil {
+		return os.ErrNotExist
+	}
+	return nil
+}
+func (r *remembering) Connection(string) (*Connection, error) { return r.asked, nil }
+func (r *remembering) Down(context.Context, string) error     { return nil }
+func (r *remembering) Remove(context.Context, string) error   { return nil }
+
+// What was asked for a container's network outlives a boot: in its record.
+func TestNetworkAfterBoot(t *testing.T) {
+	asked := &Connection{Name: "bridge", ConfDir: "/etc/cni/net.d", Ports: []string{"8080:80/tcp"}}
+	n := &remembering{asked: asked}
+	all := openedStore(t, n)
+	c, err := all.Create(t.Context(), Record{ID: "c", Network: "/networks/c/netns"}, "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := c.connect(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	n.asked = nil
+	again, err := all.Get("c")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := again.connect(t.Context()); err != nil || !reflect.DeepEqual(n.asked, asked) {
+		t.Errorf("after a boot it is made as %+v: %v", n.asked, err)
+	}
+	// A stranger's record connects nothing.
+	n.got = nil
+	s := stranger(t, all, "s", map[string]string{"container.json": `{"network":"/networks/c/netns","connection":{"name":"/tmp/evil.conflist"}}`})
+	if err := s.connect(t.Context()); err != nil || len(n.got) > 0 {
+		t.Errorf("a stranger's network was connected: %v %v", n.got, err)
+	}
+}

@@ -1,0 +1,177 @@
+package runtime
+
+import (
+	"crypto/hmac"
+	"crypto/rand"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+
+	"distkit/disk"
+
+	"golang.org/x/sys/unix"
+)
+
+// A container that is started does what its record and its config.json say: it runs hooks, mounts paths of the host,
+// joins networks. A store may come from anywhere, so its containers are started only if this user made them on this
+// host. The seal in a record proves that: a code, by a key that only this user has, over the directory's path, inode and
+// time of birth and over what the record says about the host. A copy of the store, one from another host, and one that
+// a stranger wrote have no valid seal. [Container.Trust] gives one.
+
+// sealed is what a seal is over.
+type sealed struct {
+	Version   int
+	Dir       string
+	Inode     uint64
+	Born      int64
+	Namespace string
+	ID        string
+	Bundle    string
+	Runtime   string
+	Network   string
+	Connect   *Connection
+}
+
+func (c *Container) seal(key []byte) (string, error) {
+	id, err := identify(c.dir)
+	if err != nil {
+		return "", err
+	}
+	b, err := json.Marshal(sealed{1, c.dir, id.Inode, id.Born, c.Namespace, c.ID, c.Bundle, c.Runtime, c.Network, c.Connection})
+	if err != nil {
+		return "", err
+	}
+	h := hmac.New(sha256.New, key)
+	h.Write(b)
+	return hex.EncodeToString(h.Sum(nil)), nil
+}
+
+// isSealed reports whether the record's seal is this user's.
+func (c *Container) isSealed() bool {
+	if len(c.Seal) != 2*sha256.Size {
+		return false
+	}
+	for _, name := range keyFiles(c.set.state) {
+		if key, err := readKey(name); err == nil {
+			if want, err := c.seal(key); err == nil && hmac.Equal([]byte(want), []byte(c.Seal)) {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+// keyFiles are where this user's key may be: a directory that outlives a boot, or else the state directory.
+func keyFiles(state string) []string {
+	var names []string
+	if dir := os.Getenv("XDG_STATE_HOME"); filepath.IsAbs(dir) {
+		names = append(names, filepath.Join(dir, "distkit", "key"))
+	} else if rootOfHost() {
+		names = append(names, "/var/lib/distkit/key")
+	} else if home := os.Getenv("HOME"); filepath.IsAbs(home) {
+		names = append(names, filepath.Join(home, ".local/state/distkit/key"))
+	}
+	return append(names, filepath.Join(state, "key"))
+}
+
+func readKey(name string) ([]byte, error) {
+	if err := privateState(filepath.Dir(name)); err != nil {
+		return nil, err
+	}
+	t := disk.Tree(filepath.Dir(name))
+	fi, err := t.Stat(filepath.Base(name))
+	if err != nil {
+		return nil, err
+	}
+	if st, ok := fi.Sys().(*unix.Stat_t); ok && (int(st.Uid) != os.Geteuid() || st.Mode&0o077 != 0) {
+		return nil, failed("%s is not this user's alone", name)
+	}
+	key, err := t.ReadFile(filepath.Base(name), 1024)
+	if err == nil && len(key) != sha256.Size {
+		err = failed("%s is no key of %d bytes: remove it, and trust your containers anew", name, sha256.Size)
+	}
+	return key, err
+}
+
+// userKey returns this user's key, and makes one if there is none.
+func userKey(state string) ([]byte, error) {
+	var errs []error
+	for _, name := range keyFiles(state) {
+		key, err := readKey(name)
+		if errors.Is(err, fs.ErrNotExist) {
+			if err = makeKey(name); err == nil || errors.Is(err, fs.ErrExist) {
+				key, err = readKey(name)
+			}
+		}
+		if err == nil {
+			return key, nil
+		}
+		errs = append(errs, err)
+	}
+	return nil, fmt.Errorf("key for containers: %w", errors.Join(errs...))
+}
+
+// makeKey makes a key. Of several that do so at once one wins: fs.ErrExist for the others.
+func makeKey(name string) error {
+	key := make([]byte, sha256.Size)
+	_, _ = rand.Read(key) // never fails
+	dir := filepath.Dir(name)
+	if err := PrivateDir(dir); err != nil {
+		return err
+	}
+	f, err := os.CreateTemp(dir, "key-")
+	if err != nil {
+		return err
+	}
+	defer os.Remove(f.Name())
+	_, err = f.Write(key)
+	if err == nil {
+		err = f.Sync()
+	}
+	if cerr := f.Close(); err == nil {
+		err = cerr
+	}
+	if err == nil {
+		err = os.Link(f.Name(), name)
+	}
+	if err == nil {
+		err = disk.SyncDir(dir)
+	}
+	return err
+}
+
+// Trust makes a container of a store that came from elsewhere one of this user's, which may be started. The caller has
+// looked at its record and its config.json.
+func (c *Container) Trust() error {
+	lock, err := lockFile(c.set.tree(), c.rel("container.json"), false)
+	if errors.Is(err, fs.ErrNotExist) {
+		return notFound("no container %s", c.ID)
+	}
+	if err != nil {
+		return fmt.Errorf("trust container %s: %w", c.ID, err)
+	}
+	defer lock.Close()
+	now, err := c.set.read(c.ID)
+	if err != nil {
+		return err
+	}
+	now.own = true
+	if err := now.write(); err != nil {
+		return fmt.Errorf("trust container %s: %w", c.ID, err)
+	}
+	*c = *now
+	return nil
+}
+
+// network is the path of the container's network, "" if it has none, or one that only a stranger's record names.
+func (c *Container) network() string {
+	if !c.own {
+		return ""
+	}
+	return c.Network
+}
