@@ -108,7 +108,6 @@ func TestReferrersPutAtOnce(t *testing.T) {
 				return false
 			}
 			f.mu.Lock()
-			current := fmt.Sprintf("%q", digest.FromBytes(f.manifests[tag].content))
 			_, exists := f.manifests[tag]
 			f.mu.Unlock()
 			if r.Method == http.MethodGet && exists {
@@ -128,7 +127,7 @@ func TestReferrersPutAtOnce(t *testing.T) {
 			if want := r.Header.Get("If-Match"); r.Method == http.MethodPut && want != "" {
 				f.mu.Lock()
 				defer f.mu.Unlock()
-				if current = fmt.Sprintf("%q", digest.FromBytes(f.manifests[tag].content)); want != current {
+				if current := fmt.Sprintf("%q", digest.FromBytes(f.manifests[tag].content)); want != current {
 					w.WriteHeader(http.StatusPreconditionFailed)
 					return true
 				}
