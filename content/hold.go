@@ -8,6 +8,7 @@ import (
 	"os"
 	"strconv"
 	"strings"
+	"time"
 
 	"distkit/disk"
 	"distkit/disk/layout"
@@ -40,7 +41,7 @@ func (s *Store) Hold(ctx context.Context) (env string, err error) {
 	if s.inherits(inherited) {
 		return HoldEnv + "=" + inherited, nil
 	}
-	hold, err := s.enter(ctx, unix.LOCK_SH)
+	hold, err := s.enter(ctx, inherited)
 	if err != nil {
 		return "", fmt.Errorf("hold %s: %w", s.Root(), err)
 	}
@@ -57,28 +58,46 @@ func (s *Store) Hold(ctx context.Context) (env string, err error) {
 	return HoldEnv + "=" + strings.TrimSpace(fmt.Sprintf("%s %d:%d:%d", inherited, fd, st.Dev, st.Ino)), nil
 }
 
-// inherits tells whether one of the holds is this store's, and really open.
+// inherits reports whether one of the holds is this store's, and really open.
 func (s *Store) inherits(holds string) bool {
+	open, _ := s.lookupHold(holds)
+	return open
+}
+
+// lookupHold looks for this store's hold among those of [HoldEnv]. named is true if there is one, and open if its descriptor is
+// open too: programs between may have closed it, such as sudo.
+func (s *Store) lookupHold(holds string) (open, named bool) {
 	fi, err := s.Tree.Stat(holdFile)
 	if err != nil {
-		return false
+		return false, false
 	}
 	want := fi.Sys().(*unix.Stat_t)
+	inode := fmt.Sprintf("%d:%d", want.Dev, want.Ino)
 	for _, h := range strings.Fields(holds) {
-		word, _, _ := strings.Cut(h, ":")
+		word, id, _ := strings.Cut(h, ":")
 		fd, err := strconv.Atoi(word)
 		var st unix.Stat_t
 		if err == nil && unix.Fstat(fd, &st) == nil && st.Dev == want.Dev && st.Ino == want.Ino {
-			return true
+			return true, true
 		}
+		named = named || id == inode
 	}
-	return false
+	return false, named
 }
 
-// Exclude waits until nobody holds the store, keeps new holders out meanwhile and until the
-// returned function is called. FailedPrecondition for a process that has inherited a hold, and
-// for a directory that has blobs but is no layout: they may be another tool's.
-func (s *Store) Exclude(ctx context.Context) (release func(), err error) {
+// While a sweeper waits for the holders, it has the gate for a turn, in which new holders wait behind it, and gives it back for
+// a turn, so that one holder that hangs does not stop all others.
+var (
+	turn = 10 * time.Second
+	poll = 20 * time.Millisecond
+)
+
+// Exclude waits until nobody holds the store, no longer than wait, and keeps new holders out until the returned function is
+// called. While it waits it keeps them out by turns.
+//
+// Unavailable: somebody holds it for longer. FailedPrecondition: this process has inherited a hold; or the directory has blobs but
+// is no layout, since they may be another tool's.
+func (s *Store) Exclude(ctx context.Context, wait time.Duration) (release func(), err error) {
 	if err := s.Check(); errors.Is(err, fs.ErrNotExist) {
 		err := s.Digests(ctx, func(digest.Digest) error {
 			return errclass.Errorf(errdefs.ErrFailedPrecondition, "sweep %s: it has blobs but no %s: it is no store", s.Root(), ocispec.ImageLayoutFile)
@@ -90,19 +109,84 @@ func (s *Store) Exclude(ctx context.Context) (release func(), err error) {
 	if err := s.Init(); err != nil {
 		return nil, err
 	}
-	if s.inherits(os.Getenv(HoldEnv)) {
-		return nil, errclass.As(fmt.Errorf("sweep %s: this process holds it against the sweep itself", s.Root()), errdefs.ErrFailedPrecondition)
+	own := errclass.Errorf(errdefs.ErrFailedPrecondition, "sweep %s: this process holds it against the sweep itself", s.Root())
+	inherited, named := s.lookupHold(os.Getenv(HoldEnv))
+	if inherited {
+		return nil, own
 	}
-	hold, err := s.enter(ctx, unix.LOCK_EX)
-	if err != nil {
-		return nil, fmt.Errorf("sweep %s: %w", s.Root(), err)
+	if named {
+		wait = 0 // a process above this one may have it, and wait for this one
 	}
-	return func() { disk.Release(hold) }, nil
+	for end := time.Now().Add(wait); ; {
+		hold, err := s.exclude(ctx, min(turn, time.Until(end)))
+		switch {
+		case err == nil:
+			return func() { disk.Release(hold) }, nil
+		case !errors.Is(err, unix.EWOULDBLOCK):
+			return nil, fmt.Errorf("sweep %s: %w", s.Root(), err)
+		case named:
+			return nil, own
+		case time.Until(end) <= 0:
+			return nil, errclass.Errorf(errdefs.ErrUnavailable, "sweep %s: busy: somebody has held it for more than %s", s.Root(), wait)
+		}
+		select {
+		case <-ctx.Done():
+			return nil, fmt.Errorf("sweep %s: %w", s.Root(), ctx.Err())
+		case <-time.After(min(turn, time.Until(end)/2)):
+		}
+	}
 }
 
-// enter takes the hold through the gate. A sweeper waits for the holders with the gate in its
-// hand, so that those who come later can't starve it.
-func (s *Store) enter(ctx context.Context, how int) (*os.File, error) {
+// exclude tries for a while, with the gate in its hand, to take the hold alone. EWOULDBLOCK if it is still held then.
+func (s *Store) exclude(ctx context.Context, while time.Duration) (*os.File, error) {
+	end := time.Now().Add(while)
+	gate, err := s.tryUntil(ctx, gateFile, end)
+	if err != nil {
+		return nil, err
+	}
+	defer disk.Release(gate)
+	return s.tryUntil(ctx, holdFile, end)
+}
+
+// tryUntil opens one of the files of a hold and takes its exclusive lock, once at least. EWOULDBLOCK if another process still
+// has it at the end.
+func (s *Store) tryUntil(ctx context.Context, name string, end time.Time) (*os.File, error) {
+	f, err := s.Tree.OpenFile(name, os.O_RDWR|os.O_CREATE, 0o666)
+	if err != nil {
+		return nil, err
+	}
+	for {
+		if err = disk.Lock(f, unix.LOCK_EX|unix.LOCK_NB); err == nil {
+			return f, nil
+		}
+		if !errors.Is(err, unix.EWOULDBLOCK) || !time.Now().Before(end) {
+			break
+		}
+		select {
+		case <-ctx.Done():
+			err = ctx.Err()
+		case <-time.After(poll):
+			continue
+		}
+		break
+	}
+	_ = f.Close()
+	return nil, err
+}
+
+// enter takes the hold, shared, through the gate. A process below one that has it need not pass that: the sweeper which has the
+// gate waits for the process above.
+func (s *Store) enter(ctx context.Context, inherited string) (*os.File, error) {
+	if _, named := s.lookupHold(inherited); named {
+		hold, err := s.Tree.OpenFile(holdFile, os.O_RDWR, 0)
+		if err != nil {
+			return nil, err
+		}
+		if disk.Lock(hold, unix.LOCK_SH|unix.LOCK_NB) == nil {
+			return hold, nil
+		}
+		_ = hold.Close() // the environment outlived the hold
+	}
 	gate, err := s.Tree.OpenFile(gateFile, os.O_RDWR|os.O_CREATE, 0o666)
 	if err != nil {
 		return nil, err
@@ -110,13 +194,12 @@ func (s *Store) enter(ctx context.Context, how int) (*os.File, error) {
 	if err := disk.LockContext(ctx, gate, unix.LOCK_EX); err != nil {
 		return nil, err
 	}
-	defer gate.Close()
-	defer disk.Unlock(gate)
+	defer disk.Release(gate)
 	hold, err := s.Tree.OpenFile(holdFile, os.O_RDWR|os.O_CREATE, 0o666)
 	if err != nil {
 		return nil, err
 	}
-	if err := disk.LockContext(ctx, hold, how); err != nil {
+	if err := disk.LockContext(ctx, hold, unix.LOCK_SH); err != nil {
 		return nil, err
 	}
 	return hold, nil

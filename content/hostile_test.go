@@ -128,7 +128,7 @@ func useEverything(ctx context.Context, root string, dgst digest.Digest) {
 		}
 	}
 	_, _ = content.WriteBlob(ctx, s, "third", strings.NewReader("third"), 5, digest.FromString("third"))
-	if release, err := s.Exclude(ctx); err == nil {
+	if release, err := s.Exclude(ctx, 0); err == nil {
 		release()
 	}
 	_ = s.SweepIngests(ctx, time.Now().Add(time.Hour), false, func(content.Leftover) error { return nil })
@@ -202,7 +202,7 @@ func TestInitDoesNotReplaceAnIndexThatIsGone(t *testing.T) {
 		t.Fatal(err)
 	}
 	_, err := s.Writer(t.Context(), "ref", 0, "")
-	_, xerr := s.Exclude(t.Context())
+	_, xerr := s.Exclude(t.Context(), 0)
 	for _, err := range []error{s.Init(), open(t, s.Root()).Init(), err, xerr} {
 		if !errdefs.IsFailedPrecondition(err) || !bytes.Contains([]byte(err.Error()), []byte(index)) {
 			t.Errorf("%v", err)

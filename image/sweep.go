@@ -28,7 +28,8 @@ import (
 type Sweep struct {
 	Store  *content.Store
 	Before time.Time
-	DryRun bool // report, and delete nothing
+	DryRun bool          // report, and delete nothing
+	Wait   time.Duration // for those who hold the store; Unavailable after that
 	// Snapshots, if set, is called before blobs are deleted, with what names and containers
 	// need of the snapshots; it may delete the others.
 	Snapshots func(context.Context, Needed) error
@@ -45,7 +46,7 @@ type Needed struct {
 
 // Run calls f with every blob once it is deleted, or would be.
 func (s Sweep) Run(ctx context.Context, f func(content.Info) error) error {
-	release, err := s.Store.Exclude(ctx)
+	release, err := s.Store.Exclude(ctx, s.Wait)
 	if err != nil {
 		return err
 	}

@@ -2,6 +2,7 @@
 package main
 
 import (
+	"errors"
 	"time"
 
 	"distkit/cmd/internal/cli"
@@ -20,6 +21,7 @@ func main() {
 	root := cli.Root(c.Flags())
 	grace := c.Flags().Duration("grace", 24*time.Hour, "spare what was stored less than `DURATION` ago")
 	dryRun := c.Flags().BoolP("dry-run", "n", false, "print what would be deleted, and delete nothing")
+	wait := c.Flags().Duration("wait", 10*time.Minute, "wait for `DURATION` at most until nobody holds the store")
 	records := cli.NewRecords(c, "KEY", "SIZE", "STORED", "KIND")
 	c.RunE = func(c *cobra.Command, _ []string) error {
 		store, err := content.Open(*root)
@@ -27,8 +29,12 @@ func main() {
 			return err
 		}
 		before := time.Now().Add(-*grace)
-		sweep := image.Sweep{Store: store, Before: before, DryRun: *dryRun}
-		sweep.Snapshots = sweepSnapshots(store.Root(), before, *dryRun, records)
+		sweep := image.Sweep{Store: store, Before: before, DryRun: *dryRun, Wait: *wait}
+		// What is printed may have to wait for its reader, and nobody else is to wait for that.
+		var printed []func() error
+		later := func(f func() error) error { printed = append(printed, f); return nil }
+		write := func(v any, columns ...any) error { return later(func() error { return records.Write(v, columns...) }) }
+		sweep.Snapshots = sweepSnapshots(store.Root(), before, *dryRun, write)
 		sweep.Leftovers = func(l content.Leftover) error {
 			record := struct {
 				Ingest   string    `json:"ingest,omitempty"`
@@ -37,9 +43,9 @@ func main() {
 				StoredAt time.Time `json:"storedAt"`
 			}{l.Ref, l.Path, l.Size, l.ChangedAt}
 			if l.Ref == "" {
-				return records.Write(record, l.Path, cli.Size(l.Size), l.ChangedAt, "torn")
+				return write(record, l.Path, cli.Size(l.Size), l.ChangedAt, "torn")
 			}
-			return records.Write(record, l.Ref, cli.Size(l.Size), l.ChangedAt, "ingest")
+			return write(record, l.Ref, cli.Size(l.Size), l.ChangedAt, "ingest")
 		}
 		err = sweep.Run(c.Context(), func(b content.Info) error {
 			record := struct {
@@ -47,8 +53,13 @@ func main() {
 				Size     int64     `json:"size"`
 				StoredAt time.Time `json:"storedAt"`
 			}{string(b.Digest), b.Size, b.CreatedAt}
-			return records.Write(record, b.Digest, cli.Size(b.Size), b.CreatedAt, "blob")
+			return write(record, b.Digest, cli.Size(b.Size), b.CreatedAt, "blob")
 		})
+		for _, f := range printed {
+			if perr := f(); perr != nil {
+				return errors.Join(err, perr)
+			}
+		}
 		if err != nil {
 			return err
 		}

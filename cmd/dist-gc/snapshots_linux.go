@@ -13,14 +13,14 @@ import (
 )
 
 // sweepSnapshots deletes those of all drivers that are not needed.
-func sweepSnapshots(root string, before time.Time, dryRun bool, records *cli.Records) func(context.Context, image.Needed) error {
+func sweepSnapshots(root string, before time.Time, dryRun bool, write func(v any, columns ...any) error) func(context.Context, image.Needed) error {
 	return func(ctx context.Context, needed image.Needed) error {
 		used, err := drivers.Used(root)
 		if err != nil {
 			return err
 		}
 		for _, driver := range used {
-			if err := sweepDriver(ctx, root, driver, needed, snapshot.Sweep{Before: before, DryRun: dryRun}, records); err != nil {
+			if err := sweepDriver(ctx, root, driver, needed, snapshot.Sweep{Before: before, DryRun: dryRun}, write); err != nil {
 				return err
 			}
 		}
@@ -28,7 +28,7 @@ func sweepSnapshots(root string, before time.Time, dryRun bool, records *cli.Rec
 	}
 }
 
-func sweepDriver(ctx context.Context, root, driver string, needed image.Needed, sweep snapshot.Sweep, records *cli.Records) error {
+func sweepDriver(ctx context.Context, root, driver string, needed image.Needed, sweep snapshot.Sweep, write func(v any, columns ...any) error) error {
 	s, err := drivers.Open(root, driver, snapshot.Options{})
 	if err != nil {
 		return err
@@ -50,6 +50,6 @@ func sweepDriver(ctx context.Context, root, driver string, needed image.Needed, 
 			Size        int64     `json:"size"`
 			StoredAt    time.Time `json:"storedAt"`
 		}{i.Key, driver, u.Size, i.Updated}
-		return records.Write(record, i.Key, cli.Size(u.Size), i.Updated, driver)
+		return write(record, i.Key, cli.Size(u.Size), i.Updated, driver)
 	})
 }

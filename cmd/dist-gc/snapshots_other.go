@@ -6,11 +6,10 @@ import (
 	"context"
 	"time"
 
-	"distkit/cmd/internal/cli"
 	"distkit/image"
 )
 
 // sweepSnapshots does nothing: there are none here.
-func sweepSnapshots(string, time.Time, bool, *cli.Records) func(context.Context, image.Needed) error {
+func sweepSnapshots(string, time.Time, bool, func(any, ...any) error) func(context.Context, image.Needed) error {
 	return nil
 }
