@@ -20,14 +20,12 @@ func (u *execution) adopt(interactive bool, tell func(report)) error {
 		return err
 	}
 	defer unix.Close(fd)
-	var s *streams
-	if u.state.Detached {
-		// What the process prints it prints to pipes, which it keeps open itself. A terminal went with
-		// the monitor that had it.
-		if s, err = u.c.openStreams(u.place(), u.job.Terminal, interactive, &u.state); err != nil {
-			tell(report{Error: err.Error(), Exit: 125, Denied: errdefs.IsPermissionDenied(err)})
-			return err
-		}
+	// What the process prints it prints to pipes, which it keeps open itself. A terminal went with
+	// the monitor that had it.
+	s, err := u.c.openStreams(u.place(), u.job.Terminal, interactive, &u.state)
+	if err != nil {
+		tell(report{Error: err.Error(), Exit: 125, Denied: errdefs.IsPermissionDenied(err)})
+		return err
 	}
 	if u.state.Monitor, err = Identify(os.Getpid()); err == nil {
 		err = u.place().writeState(u.state)
@@ -36,14 +34,10 @@ func (u *execution) adopt(interactive bool, tell func(report)) error {
 		tell(report{Error: err.Error(), Exit: 125})
 		return err
 	}
-	if s != nil {
-		s.begin()
-	}
+	s.begin()
 	tell(report{Pid: u.state.Pid})
 	e := waitForeign(u.state.Process, fd)
-	if s != nil {
-		s.drain()
-	}
+	s.drain()
 	return u.end(ctx, e)
 }
 

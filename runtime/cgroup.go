@@ -14,7 +14,10 @@ import (
 	"strings"
 	"time"
 
+	"distkit/errclass"
+
 	"github.com/containerd/errdefs"
+	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 )
 
@@ -70,39 +73,238 @@ func cgroupMounts() (mounts []cgroupMount, unified bool) {
 type placement struct {
 	path string
 	dirs []string
+	// monitors is the cgroup's path that the monitor has to move to: what ends with the caller's cgroup would
+	// leave a container elsewhere without a monitor. It is "" where the container is below the caller's cgroup.
+	monitors string
 }
 
-// placeCgroups chooses a container's cgroups. Their name has a random part, so that nothing else has
-// it, and what is found in them later is the container's.
-func placeCgroups(key, command string) (placement, error) {
+// defaultParent is the parent of the cgroups of containers that outlive their caller.
+const defaultParent = "/distkit"
+
+// placeCgroups chooses a container's cgroups: below the runtime's parent cgroup if it has one, else, in the
+// foreground, below this process's own, so that they end together, else below [defaultParent]. Their
+// name has a random part, so that nothing else has it, and what is found in them later is the container's.
+// Limits are the cgroup v2 controllers that the container has limits of.
+func placeCgroups(key string, r *Runtime, detached bool, limits []string) (placement, error) {
+	var random [8]byte
+	_, _ = rand.Read(random[:]) // never fails
+	name := "distkit-" + key + "-" + hex.EncodeToString(random[:])
 	mounts, unified := cgroupMounts()
-	for range 100 {
-		var random [8]byte
-		_, _ = rand.Read(random[:]) // never fails
-		name := "distkit-" + key + "-" + hex.EncodeToString(random[:])
-		p := placement{path: "/" + name}
-		// Runc takes a relative path to be below its own cgroup in each hierarchy of version 1.
-		if !unified && filepath.Base(command) == "runc" {
-			p.path = name
+	if len(mounts) == 0 {
+		return placement{}, nil
+	}
+	var parents []string // "" is this process's own
+	switch {
+	case r.cgroupParent != "":
+		parents = []string{r.cgroupParent}
+	case detached:
+		parents = []string{defaultParent, ""}
+	default:
+		parents = []string{"", defaultParent}
+	}
+	var last placement
+	for _, parent := range parents {
+		p, ok := placement{}, true
+		if unified {
+			p, ok = placeUnified(mounts[0], parent, name, limits)
+		} else {
+			p = placeEach(mounts, parent, name, filepath.Base(r.command) == "runc")
 		}
-		for _, m := range mounts {
-			parent := m.dir
-			if unified || p.path == name {
-				parent = filepath.Join(m.dir, m.own)
-			}
-			if unified {
-				p.path = filepath.Join(m.own, name)
-			}
-			if unix.Access(parent, unix.W_OK) != nil {
-				return placement{}, nil
-			}
-			p.dirs = append(p.dirs, filepath.Join(parent, name))
+		if p.path != "" && len(existing(p.dirs)) > 0 {
+			return placement{}, failed("cgroup %s is there already", p.path)
 		}
-		if len(existing(p.dirs)) == 0 {
+		if p.path != "" && ok {
 			return p, nil
 		}
+		if last.path == "" {
+			last = p
+		}
 	}
-	return placement{}, failed("cgroups of every name are there already")
+	if last.path == "" && r.cgroupParent != "" {
+		return placement{}, errclass.Errorf(errdefs.ErrPermissionDenied, "no cgroups can be made below %s", r.cgroupParent)
+	}
+	return last, nil // where the runtime says what limits can't be had
+}
+
+// placeEach places cgroups in all hierarchies of version 1. This process's own cgroup may have another path in each.
+// Only runc can place some below them, by a relative path; other runtimes take that as one below the root.
+func placeEach(mounts []cgroupMount, parent, name string, relative bool) (p placement) {
+	p.path = filepath.Join("/", parent, name)
+	if parent != "" {
+		p.monitors = filepath.Join(parent, monitorsName)
+	} else if relative {
+		p.path = name
+	}
+	for _, m := range mounts {
+		dir := filepath.Join(m.dir, parent)
+		if parent == "" && relative {
+			dir = filepath.Join(m.dir, m.own)
+		}
+		if parent == "" && !relative && m.own != "/" || !writable(dir) {
+			return placement{}
+		}
+		p.dirs = append(p.dirs, filepath.Join(dir, name))
+	}
+	return p
+}
+
+// placeUnified places a cgroup of version 2. It is not ok if the limits can't be had there.
+func placeUnified(m cgroupMount, parent, name string, limits []string) (p placement, ok bool) {
+	own := parent == ""
+	if own {
+		parent = m.own
+		// Where a caller's processes are put aside, containers lie beside that.
+		if up := filepath.Dir(parent); filepath.Base(parent) == supervisorName && delegated(filepath.Join(m.dir, up)) {
+			parent = up
+		}
+	}
+	dir := filepath.Join(m.dir, parent)
+	if !writable(dir) || !domain(dir) {
+		return p, false
+	}
+	p = placement{path: filepath.Join("/", parent, name), dirs: []string{filepath.Join(dir, name)}}
+	if !own {
+		p.monitors = filepath.Join(parent, monitorsName)
+		return p, true // the runtime enables controllers along the path
+	}
+	if _, err := os.Stat(filepath.Join(dir, "cgroup.type")); err != nil {
+		return p, true // the root is exempt from what handOn is for
+	}
+	return p, handOn(dir, limits)
+}
+
+// handOn makes a cgroup's children have controllers, and reports whether they do. A cgroup
+// that has processes can't hand on controllers ("no internal processes", cgroups(7)). If the supervisor has
+// delegated it, they are put aside, as podman's --cgroups=split does.
+func handOn(dir string, controllers []string) bool {
+	missing := func(file string) (all []string) {
+		b, _ := os.ReadFile(filepath.Join(dir, file))
+		for _, c := range controllers {
+			if !slices.Contains(strings.Fields(string(b)), c) {
+				all = append(all, c)
+			}
+		}
+		return all
+	}
+	if len(missing("cgroup.subtree_control")) == 0 {
+		return true
+	}
+	if len(missing("cgroup.controllers")) > 0 {
+		return false
+	}
+	enable := func() error {
+		return os.WriteFile(filepath.Join(dir, "cgroup.subtree_control"), []byte("+"+strings.Join(missing("cgroup.subtree_control"), " +")), 0)
+	}
+	err := enable()
+	for tries := 0; errors.Is(err, unix.EBUSY) && tries < 10 && delegated(dir); tries++ { // processes may begin meanwhile
+		if putAside(dir) != nil {
+			return false
+		}
+		err = enable()
+	}
+	return err == nil
+}
+
+// supervisorName is the cgroup for the processes of a delegated cgroup, monitorsName that for what
+// looks after containers elsewhere. No container is in either.
+const (
+	supervisorName = "supervisor"
+	monitorsName   = "distkit-monitors"
+)
+
+// putAside moves a cgroup's own processes to one below it.
+func putAside(dir string) error {
+	aside := filepath.Join(dir, supervisorName)
+	if err := os.Mkdir(aside, 0o755); err != nil && !errors.Is(err, fs.ErrExist) {
+		return err
+	}
+	b, err := os.ReadFile(filepath.Join(dir, "cgroup.procs"))
+	for _, pid := range strings.Fields(string(b)) {
+		if werr := os.WriteFile(filepath.Join(aside, "cgroup.procs"), []byte(pid), 0); werr != nil && !errors.Is(werr, unix.ESRCH) {
+			err = werr
+		}
+	}
+	return err
+}
+
+// delegated reports whether systemd has delegated a cgroup: it marks those (systemd.resource-control(5), Delegate=).
+func delegated(dir string) bool {
+	var b [8]byte
+	for _, name := range []string{"user.delegate", "trusted.delegate"} {
+		if n, err := unix.Getxattr(dir, name, b[:]); err == nil && string(b[:n]) == "1" {
+			return true
+		}
+	}
+	return false
+}
+
+// domain reports whether a cgroup can have children for whole processes.
+func domain(dir string) bool {
+	b, err := os.ReadFile(filepath.Join(dir, "cgroup.type"))
+	kind := strings.TrimSpace(string(b))
+	return err != nil || kind == "domain" || kind == "domain threaded" // the root has no type
+}
+
+// writable reports whether this process may make cgroups in a directory, which need not exist yet.
+func writable(dir string) bool {
+	for {
+		err := unix.Access(dir, unix.W_OK)
+		if !errors.Is(err, unix.ENOENT) || dir == cgroupRoot {
+			return err == nil
+		}
+		dir = filepath.Dir(dir)
+	}
+}
+
+// enterMonitors moves this process to a cgroup for monitors, in version 2, and where systemd tracks processes in
+// version 1. It does what it can: where the container was placed it is allowed, as a rule.
+func enterMonitors(path string) {
+	if path == "" {
+		return
+	}
+	mounts, _ := cgroupMounts()
+	for _, m := range mounts {
+		if m.kind != "" && m.kind != "name=systemd" {
+			continue
+		}
+		dir := filepath.Join(m.dir, path)
+		if os.MkdirAll(dir, 0o755) == nil {
+			_ = os.WriteFile(filepath.Join(dir, "cgroup.procs"), []byte("0"), 0)
+		}
+	}
+}
+
+// controllers lists the cgroup v2 controllers that limits need.
+func controllers(l *specs.Linux) (all []string) {
+	if l == nil || l.Resources == nil {
+		return nil
+	}
+	r := l.Resources
+	need := func(name string, needed bool) {
+		if needed {
+			all = append(all, name)
+		}
+	}
+	need("memory", r.Memory != nil)
+	need("cpu", r.CPU != nil && (r.CPU.Shares != nil || r.CPU.Quota != nil || r.CPU.Period != nil))
+	need("cpuset", r.CPU != nil && (r.CPU.Cpus != "" || r.CPU.Mems != ""))
+	need("pids", r.Pids != nil)
+	need("io", r.BlockIO != nil)
+	need("hugetlb", len(r.HugepageLimits) > 0)
+	return all
+}
+
+// CgroupParent makes the cgroups of containers be below one of the host's, which is a path from the root of each
+// hierarchy. A path with .. in it is InvalidArgument.
+func (r *Runtime) CgroupParent(path string) error {
+	if path == "" {
+		return nil
+	}
+	if slices.Contains(strings.Split(path, "/"), "..") || strings.ContainsAny(path, "\n\x00") {
+		return invalid("cgroup parent %q is not a path from the root of the hierarchy", path)
+	}
+	r.cgroupParent = filepath.Join("/", strings.TrimPrefix(path, cgroupRoot+"/"))
+	return nil
 }
 
 // existing returns those of the directories that exist.

@@ -28,8 +28,8 @@ func (c *Container) dead() bool {
 	}
 	switch {
 	case l.state != nil:
-		// Nobody removes what is left of it on the host.
-		return !l.monitored && l.status != Running && l.status != Paused
+		// Nobody removes what is left of it on the host. In the foreground its process ends with its run.
+		return !l.monitored && (l.status != Running && l.status != Paused || !l.state.Detached)
 	case !c.own:
 		return false // a stranger's, in which nothing of this host's is left
 	case c.RemoveAtEnd:
@@ -38,8 +38,8 @@ func (c *Container) dead() bool {
 	return l.lost()
 }
 
-// runIsGone tells whether the container was that of a run in the foreground which was killed: it
-// was to be gone with it, so its process, which may go on, does not keep the ID.
+// runIsGone reports whether the container was that of a run in the foreground that was killed, and was to be removed at
+// its end: it does not keep the ID.
 func (c *Container) runIsGone() bool {
 	l, err := look(c.place())
 	return err == nil && c.RemoveAtEnd && l.state != nil && !l.state.Detached && !l.monitored

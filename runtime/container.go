@@ -241,7 +241,7 @@ func (c *Container) claim(ctx context.Context) (*os.File, error) {
 		if err != nil && !errors.Is(err, fs.ErrExist) {
 			return nil, err
 		}
-		lock, lerr := lockFile(c.set.tree(), c.rel("lock"), true)
+		lock, lerr := c.lockEnding(true)
 		if errors.Is(lerr, fs.ErrNotExist) {
 			continue
 		}
@@ -295,6 +295,18 @@ func lockFile(t disk.Tree, name string, create bool) (*os.File, error) {
 			return nil, busy("it is in use")
 		}
 		time.Sleep(5 * time.Millisecond)
+	}
+}
+
+// lockEnding takes the lock of a container. It waits while the guard of a killed run ends what that has started.
+func (c *Container) lockEnding(create bool) (*os.File, error) {
+	for end := time.Now().Add(15 * time.Second); ; time.Sleep(10 * time.Millisecond) {
+		l, err := look(c.place())
+		guarded := err == nil && l.state != nil && !l.monitored && !l.state.Detached
+		lock, err := lockFile(c.set.tree(), c.rel("lock"), create)
+		if !errdefs.IsUnavailable(err) || !guarded || time.Now().After(end) {
+			return lock, err
+		}
 	}
 }
 

@@ -432,7 +432,7 @@ func host(t *testing.T, m *machine) map[string][]string {
 			all["mounts"] = append(all["mounts"], line)
 		}
 	}
-	for _, pattern := range []string{cgroupRoot + "/*/distkit-test-many*", m.state + "/run/*", m.state + "/lock/*", filepath.Join(m.state, filepath.Base(m.runtime), "*"), m.state + "/store/containers/*/*"} {
+	for _, pattern := range []string{cgroupRoot + "/*/distkit-test-many*", cgroupRoot + "/*" + defaultParent + "/distkit-test-many*", m.state + "/run/*", m.state + "/lock/*", filepath.Join(m.state, filepath.Base(m.runtime), "*"), m.state + "/store/containers/*/*"} {
 		found, _ := filepath.Glob(pattern)
 		all[pattern] = found
 	}

@@ -98,7 +98,7 @@ func (c *Container) beginExec(ctx context.Context, x Exec, detached bool) (u *ex
 	if p, err = c.process(x, l.state.Pid); err != nil {
 		return nil, nil, c.unlessEnded("exec", fmt.Errorf("%s: %w", what, err))
 	}
-	u = &execution{c: c, exec: x.ID, r: &Runtime{l.state.Runtime, filepath.Dir(l.state.RuntimeState)}}
+	u = &execution{c: c, exec: x.ID, r: &Runtime{command: l.state.Runtime, state: filepath.Dir(l.state.RuntimeState)}}
 	u.job = job{Command: p.Args[0], Terminal: x.Terminal}
 	if u.lock, err = u.claimExec(); err != nil {
 		return nil, nil, c.unlessEnded("exec", fmt.Errorf("%s: process %s: %w", what, x.ID, err))
@@ -113,7 +113,7 @@ func (c *Container) beginExec(ctx context.Context, x Exec, detached bool) (u *ex
 		}
 		u.state = state{
 			Status: Creating, Runtime: u.r.command, RuntimeState: u.r.root(), Terminal: x.Terminal, Detached: detached, Interactive: x.Interactive,
-			Monitor: self, Cgroups: l.state.Cgroups,
+			Monitor: self, Cgroups: l.state.Cgroups, Monitors: l.state.Monitors,
 		}
 		b, err := json.Marshal(p)
 		if err == nil {
@@ -179,7 +179,15 @@ func scratch(dir string) (*claim, error) {
 		_ = lock.Close()
 		return nil, err
 	}
-	return &claim{dir: dir, lock: lock, working: working}, nil
+	// Runtimes are to inherit it, as they do that of [claimID].
+	_, _ = unix.FcntlInt(working.Fd(), unix.F_SETFD, 0)
+	c := &claim{dir: dir, lock: lock, working: working}
+	if !c.quiet() {
+		c.close()
+		return nil, busy("a runtime that an earlier call started still works on it")
+	}
+	_ = os.Remove(c.path("pid")) // of one that was killed
+	return c, nil
 }
 
 // process describes what is to be executed.
@@ -395,6 +403,7 @@ func (u *execution) endExec(e Exit) error {
 	u.c.log(events.Event{Topic: "/tasks/exit", Exec: u.exec, Pid: u.state.Pid, Status: e.Status})
 	if !u.state.Detached {
 		err = removeExecDir(u.place())
+		u.guard.end()
 	}
 	u.claim.release()
 	if cerr := u.lock.Close(); err == nil {

@@ -87,6 +87,7 @@ func (p Process) signal(sig unix.Signal) error {
 type procStat struct {
 	state   byte   // of the first thread, as flags are: the others may outlive it
 	flags   uint64 // the kernel's PF_*
+	session uint64
 	threads uint64
 	start   uint64
 	code    uint64 // of a zombie, as wait(2) gives it
@@ -109,7 +110,7 @@ func statOf(pid int) (s procStat, err error) {
 	for _, f := range []struct {
 		at int
 		to *uint64
-	}{{6, &s.flags}, {17, &s.threads}, {19, &s.start}, {49, &s.code}} {
+	}{{3, &s.session}, {6, &s.flags}, {17, &s.threads}, {19, &s.start}, {49, &s.code}} {
 		if *f.to, err = strconv.ParseUint(string(fields[f.at]), 10, 64); err != nil {
 			return s, fmt.Errorf("/proc/%d/stat: %w", pid, err)
 		}

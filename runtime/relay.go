@@ -552,6 +552,9 @@ func (l *latch) isClosed() bool { return l.was.Load() }
 
 // foreground runs the process and returns its status. Its streams are as s says, or a terminal's.
 func (u *execution) foreground(ctx context.Context, signals <-chan os.Signal, s Streams) (status int, err error) {
+	if err := u.startGuard(); err != nil {
+		return -1, u.abandon(ctx, err)
+	}
 	opts := &runc.CreateOpts{}
 	var term *terminal
 	var rel *relay

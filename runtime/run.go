@@ -18,6 +18,7 @@ import (
 	"strings"
 	"syscall"
 	"time"
+	"unsafe"
 
 	"distkit/events"
 
@@ -31,6 +32,8 @@ import (
 type Runtime struct {
 	command string
 	state   string
+
+	cgroupParent string
 }
 
 // Find looks for a runtime: a program's name or path, "" for runc, else crun. State is the
@@ -225,7 +228,7 @@ func (c *Container) lock() (*os.File, error) {
 	if err := c.set.secure(c.ID); err != nil {
 		return nil, fmt.Errorf("container %s: %w", c.ID, err)
 	}
-	lock, err := lockFile(c.set.tree(), c.rel("lock"), false)
+	lock, err := c.lockEnding(false)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
 		return nil, notFound("no container %s", c.ID)
@@ -254,6 +257,8 @@ func (c *Container) lockStopped(ctx context.Context) (*os.File, error) {
 	switch {
 	case lerr != nil || c.runIsGone():
 		return lock, err
+	case err == nil && l.state != nil && !l.state.Detached:
+		return lock, nil // of a run in the foreground that was killed with its guard: its process is to end
 	case l.status == Running || l.status == Paused:
 		if err == nil {
 			_ = lock.Close()
@@ -300,6 +305,7 @@ type execution struct {
 	claim   *claim
 	job     job
 	state   state
+	guard   *guard // of a run in the foreground
 }
 
 func (u *execution) place() place {
@@ -312,7 +318,7 @@ func (u *execution) place() place {
 // begin takes what a run needs: the runtime's ID, a clean table, the mounted root filesystem.
 // It owns the lock from here on.
 func (c *Container) begin(ctx context.Context, r *Runtime, lock *os.File, detached bool) (u *execution, err error) {
-	r = &Runtime{r.command, c.set.state}
+	r = &Runtime{command: r.command, state: c.set.state, cgroupParent: r.cgroupParent}
 	u = &execution{c: c, r: r, lock: lock}
 	if !c.own {
 		_ = lock.Close()
@@ -379,7 +385,7 @@ func (c *Container) begin(ctx context.Context, r *Runtime, lock *os.File, detach
 		if err != nil {
 			return err
 		}
-		cgroups, err := placeCgroups(c.key(), r.command)
+		cgroups, err := placeCgroups(c.key(), r, detached, controllers(b.spec.Linux))
 		if err != nil {
 			return err
 		}
@@ -387,7 +393,7 @@ func (c *Container) begin(ctx context.Context, r *Runtime, lock *os.File, detach
 		if u.job.Bundle, err = b.private(u.claim.path("bundle"), cgroups.path); err != nil {
 			return err
 		}
-		u.state.Terminal, u.state.Cgroups = u.job.Terminal, cgroups.dirs
+		u.state.Terminal, u.state.Cgroups, u.state.Monitors = u.job.Terminal, cgroups.dirs, cgroups.monitors
 		return c.place().writeState(u.state) // what is in these cgroups from now on is the container's
 	}()
 	if err != nil {
@@ -438,6 +444,7 @@ func (u *execution) start(ctx context.Context, opts *runc.CreateOpts, term *term
 // abandon undoes what led to no run, and returns err, the cause.
 func (u *execution) abandon(ctx context.Context, err error) error {
 	if u.exec != "" {
+		u.guard.end()
 		_ = removeExecDir(u.place())
 		if u.claim != nil {
 			u.claim.release()
@@ -542,8 +549,11 @@ func (c *Container) record(s state, e Exit) error {
 
 // leave gives the locks back, and removes the container if it is to be.
 func (u *execution) leave(ctx context.Context) error {
+	u.guard.end()
 	u.claim.release()
 	if !u.c.RemoveAtEnd {
+		// A guard that has been killed may close its descriptors of the lock a little later.
+		_ = unix.Flock(int(u.lock.Fd()), unix.LOCK_UN)
 		return u.lock.Close()
 	}
 	return u.c.remove(ctx, u.lock)
@@ -719,10 +729,10 @@ func forwarded() []os.Signal {
 	return out
 }
 
-// wait forwards signals to a child until it ends.
+// wait forwards signals to a child until it ends. It waits for what the child leaves behind, too.
 func wait(pid int, signals <-chan os.Signal, term *terminal) (int, error) {
 	type end struct {
-		status unix.WaitStatus
+		status int
 		err    error
 	}
 	// The descriptor names this very process: until it is waited for its number isn't reused,
@@ -735,26 +745,22 @@ func wait(pid int, signals <-chan os.Signal, term *terminal) (int, error) {
 	ended := make(chan end, 1)
 	go func() {
 		var e end
-		for {
-			if _, e.err = unix.Wait4(pid, &e.status, 0, nil); e.err != unix.EINTR {
-				break
-			}
-		}
+		e.status, e.err = reap(pid)
 		ended <- e
 	}()
 	unheeded := 0
 	for {
 		select {
 		case e := <-ended:
-			if e.err != nil {
-				return -1, fmt.Errorf("wait for container's process: %w", e.err)
-			}
-			return statusOf(e.status), nil
+			return e.status, e.err
 		case s := <-signals:
 			sig := s.(syscall.Signal)
 			if sig == unix.SIGWINCH && term != nil {
 				term.resize()
 				continue
+			}
+			if sig == unix.SIGTERM && abandoned() {
+				sig = unix.SIGKILL
 			}
 			// The kernel keeps a namespace's first process from signals it doesn't catch.
 			if (sig == unix.SIGINT || sig == unix.SIGTERM) && !catches(pid, sig) {
@@ -767,15 +773,33 @@ func wait(pid int, signals <-chan os.Signal, term *terminal) (int, error) {
 	}
 }
 
-// catches tells whether a process has a handler for a signal.
+// parent is the process that started this one.
+var parent = os.Getppid()
+
+// abandoned reports whether the parent has been killed, and had asked the kernel to end this process then, as
+// dist-userns does. Whoever killed it meant this process: there is no other way to reach it.
+func abandoned() bool {
+	sig := int32(0)
+	if err := unix.Prctl(unix.PR_GET_PDEATHSIG, uintptr(unsafe.Pointer(&sig)), 0, 0, 0); err != nil {
+		return false
+	}
+	return sig != 0 && os.Getppid() != parent
+}
+
+// catches reports whether a process handles a signal, or takes it from those that it blocks.
 func catches(pid int, sig syscall.Signal) bool {
 	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
 	if err != nil {
 		return true
 	}
-	_, rest, _ := strings.Cut(string(b), "\nSigCgt:")
-	mask, err := strconv.ParseUint(strings.TrimSpace(firstLine(rest)), 16, 64)
-	return err != nil || mask&(1<<(sig-1)) != 0
+	for _, set := range []string{"\nSigCgt:", "\nSigBlk:"} {
+		_, rest, _ := strings.Cut(string(b), set)
+		mask, err := strconv.ParseUint(strings.TrimSpace(firstLine(rest)), 16, 64)
+		if err != nil || mask&(1<<(sig-1)) != 0 {
+			return true
+		}
+	}
+	return false
 }
 
 // ExitStatus tells docker's status for an error of [Container.Run]: 127 and 126 for the

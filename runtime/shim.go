@@ -50,6 +50,7 @@ type order struct {
 	Job       job    `json:"job"`
 	Run       state  `json:"run"`
 	Adopt     bool   `json:"adopt,omitempty"` // the process runs already
+	Guard     bool   `json:"guard,omitempty"` // see [guard]
 
 	Images      string         `json:"images,omitempty"` // the processes' state, to be restored
 	Exec        string         `json:"exec,omitempty"`   // a further process in the container
@@ -191,7 +192,12 @@ func Shim(open func(root, namespace, state string) (*Containers, error)) {
 		fmt.Fprintf(os.Stderr, "%s: %v\n", shimName, err)
 		os.Exit(1)
 	}
-	if err := o.work(open); err != nil {
+	enterMonitors(o.Run.Monitors)
+	work := o.work
+	if o.Guard {
+		work = o.guard
+	}
+	if err := work(open); err != nil {
 		os.Exit(1) // there is nobody to tell
 	}
 	os.Exit(0)
@@ -257,7 +263,7 @@ func (o order) work(open func(root, namespace, state string) (*Containers, error
 		tell(report{Error: err.Error(), Exit: 125})
 		return err
 	}
-	u := &execution{c: c, exec: o.Exec, images: o.Images, process: o.Process, r: &Runtime{o.Command, o.State}, job: o.Job, state: o.Run}
+	u := &execution{c: c, exec: o.Exec, images: o.Images, process: o.Process, r: &Runtime{command: o.Command, state: o.State}, job: o.Job, state: o.Run}
 	u.lock = os.NewFile(shimLock, filepath.Join(u.place().dir(), "lock"))
 	dir, lock := claimDir(o.State, c.key()), claimLock(o.State, c.key())
 	if o.Exec != "" {

@@ -40,6 +40,7 @@ type state struct {
 	Runtime      string    `json:"runtime"`      // the program
 	RuntimeState string    `json:"runtimeState"` // where it keeps its own
 	Cgroups      []string  `json:"cgroups,omitempty"`
+	Monitors     string    `json:"monitors,omitempty"` // as [placement] has it
 	Terminal     bool      `json:"terminal,omitempty"`
 	Detached     bool      `json:"detached,omitempty"`
 	Monitor      Process   `json:"monitor"`

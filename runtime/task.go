@@ -303,7 +303,8 @@ func (c *Container) tendTo(ctx context.Context, p place) error {
 		if l, err = look(p); err != nil {
 			return l, false, fmt.Errorf("%s: %w", what, err)
 		}
-		return l, l.state != nil && !l.monitored && (l.status == Running || l.status == Paused), nil
+		// What ran in the foreground ends with its run.
+		return l, l.state != nil && l.state.Detached && !l.monitored && (l.status == Running || l.status == Paused), nil
 	}
 	l, lost, err := lookLost()
 	if !lost {

@@ -21,7 +21,7 @@ const left = `findmnt -rn -o TARGET,FSTYPE | grep -F "$PWD" | sort || true
 find .content/containers -mindepth 2 -maxdepth 2 2>/dev/null || true
 snap ls | grep Active || true
 find "$XDG_RUNTIME_DIR/distkit" -type f -o -type d 2>/dev/null | sed 's/.*\///' | sort || true
-ls -d /sys/fs/cgroup/*/distkit*"$ID"* /sys/fs/cgroup/distkit*"$ID"* 2>/dev/null || true
+ls -d /sys/fs/cgroup/*/distkit*"$ID"* /sys/fs/cgroup/*/distkit/*"$ID"* /sys/fs/cgroup/distkit*"$ID"* 2>/dev/null || true
 run-net ls -q 2>/dev/null | grep "run.$ID" || true
 ps -eo args | grep -F "$ID" | grep -v -e grep -e findmnt || true`
 
@@ -89,6 +89,10 @@ func TestDistRunEnds(t *testing.T) {
 			{"signal", `dist-run --rm --id $ID ` + single + ` sh -c 'trap "exit 9" TERM; echo up; while :; do sleep 0.1; done' >log & pid=$!
 				until grep -q up log; do sleep 0.05; done; kill $pid; wait $pid || echo $?`, "9"},
 			{"detached", detached + ` >/dev/null; task ls | cut -f3; task rm -f $ID || echo $?`, "running\n137"},
+			// Killed at any moment, by itself or with its process group, it leaves no process behind.
+			{"killed", `gone() { for _ in $(seq 600); do pgrep -f '^sleep 400[78]' >/dev/null || return 0; sleep 0.05; done; echo orphans; }
+				for s in 0.02 0.1 0.2 0.3 0.4 0.5 0.7 1; do dist-run --rm --id $ID ` + single + ` sh -c 'sleep 4007 & exec sleep 4008' & pid=$!; sleep $s; kill -9 $pid; wait $pid || true; gone; done
+				timeout -s KILL 1 dist-run --rm --id $ID ` + single + ` sh -c 'sleep 4007 & exec sleep 4008' || true; gone; dist-run --rm --id $ID ` + single + ` true; echo $?`, "0"},
 			{"keep", `dist-run --id $ID ` + single + ` sh -c 'exit 4' || echo $?; task ls -a | cut -f3; task rm $ID || true`, "4\nstopped"},
 			{"taken", detached + ` >/dev/null; dist-run --rm --id $ID ` + single + ` true 2>/dev/null || echo $?; task ls | cut -f3; task rm -f $ID || true`, "125\nrunning"},
 			{"rootfs", `mkdir -p rootfs/bin && cp "$(command -v busybox)" rootfs/bin/sh && dist-run --rm --id $ID --rootfs rootfs /bin/sh -c 'echo here >/file' && cat rootfs/file`, "here"},

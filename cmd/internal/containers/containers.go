@@ -61,13 +61,17 @@ func Open(root, namespace, state string) (*runtime.Containers, error) {
 
 // Runtime says which runtime starts processes.
 type Runtime struct {
-	name *string
-	of   *Flags
+	name, cgroupParent *string
+	of                 *Flags
 }
 
-// RuntimeFlags registers --runtime.
+// RuntimeFlags registers --runtime and --cgroup-parent.
 func RuntimeFlags(f *pflag.FlagSet, of *Flags) *Runtime {
-	return &Runtime{f.String("runtime", "", "the OCI runtime's `NAME` or path (default: runc, else crun)"), of}
+	return &Runtime{
+		f.String("runtime", "", "the OCI runtime's `NAME` or path (default: runc, else crun)"),
+		f.String("cgroup-parent", "", "the host's cgroup `DIR` below which the container's is (default: the caller's own; /distkit for a detached container)"),
+		of,
+	}
 }
 
 // Name is the runtime that is asked for.
@@ -79,7 +83,11 @@ func (o *Runtime) Find(wanted string) (*runtime.Runtime, error) {
 	if name == "" {
 		name = wanted
 	}
-	return runtime.Find(name, o.of.State())
+	r, err := runtime.Find(name, o.of.State())
+	if err == nil {
+		err = r.CgroupParent(*o.cgroupParent)
+	}
+	return r, err
 }
 
 // InheritStdio registers --inherit-stdio.

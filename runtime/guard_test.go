@@ -1,0 +1,240 @@
+package runtime
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// left lists what a container has on the host: processes, by their arguments, cgroups and mounts.
+func (m *machine) left(id string, args ...string) (all []string) {
+	m.Helper()
+	entries, _ := os.ReadDir("/proc")
+	for _, e := range entries {
+		b, err := os.ReadFile("/proc/" + e.Name() + "/cmdline")
+		if line := strings.TrimRight(string(b), "\x00"); err == nil && slices.Contains(args, strings.ReplaceAll(line, "\x00", " ")) {
+			all = append(all, "process "+e.Name())
+		}
+	}
+	mounts, _ := cgroupMounts()
+	for _, c := range mounts {
+		found, _ := filepath.Glob(filepath.Join(c.dir, c.own, "distkit-"+id+"-*"))
+		all = append(all, found...)
+		found, _ = filepath.Glob(filepath.Join(c.dir, defaultParent, "distkit-"+id+"-*"))
+		all = append(all, found...)
+	}
+	b, err := os.ReadFile("/proc/self/mountinfo")
+	if err != nil {
+		m.Fatal(err)
+	}
+	for line := range strings.Lines(string(b)) {
+		if strings.Contains(line, filepath.Join(m.state, "store")) {
+			all = append(all, line)
+		}
+	}
+	return all
+}
+
+// What run has started ends with it, wherever it is killed, and nobody has to call anything.
+func TestRunKilled(t *testing.T) {
+	runtimes(t, func(t *testing.T, m *machine) {
+		for _, keep := range []bool{true, false} {
+			for n, step := range []string{"started", "running", "ended", "removed", "unmounted", "recorded"} {
+				name := fmt.Sprintf("keep %v, killed at %q", keep, step)
+				duration := fmt.Sprintf("%d", 2000+n)
+				args := []string{"sleep", duration}
+				if n > 1 {
+					args = []string{"true"}
+				}
+				m.spec(Options{Args: args})
+				c := m.snapshotted("test-killed", Record{RemoveAtEnd: !keep})
+				if out, err := m.as("run", c.ID, step).CombinedOutput(); err == nil {
+					t.Errorf("%s: it was not killed: %s", name, out)
+				}
+				until(t, name+": an end", func() bool {
+					left := m.left(c.ID, "sleep "+duration)
+					_, err := os.Stat(filepath.Join(m.state, "run", c.ID))
+					return len(left) == 0 && errors.Is(err, fs.ErrNotExist)
+				})
+				if !keep {
+					until(t, name+": its removal", func() bool { _, err := os.Stat(c.dir); return errors.Is(err, fs.ErrNotExist) })
+					continue
+				}
+				until(t, name+": its lock", func() bool {
+					lock, err := c.lock()
+					if err == nil {
+						_ = lock.Close()
+					}
+					return err == nil
+				})
+				if i := m.info(c); step == "started" && i.Status == Created {
+					// Nothing says yet that it ran.
+				} else if i.Status != Stopped || i.Exit == nil {
+					t.Errorf("%s: %+v", name, i)
+				}
+				if _, err := c.Remove(t.Context(), false); err != nil {
+					t.Errorf("%s: %v", name, err)
+				}
+			}
+		}
+	})
+}
+
+// So it is at any moment, and also where its guard is killed with it: then the next call ends it.
+func TestRunKilledAnytime(t *testing.T) {
+	runtimes(t, func(t *testing.T, m *machine) {
+		m.spec(Options{Args: []string{"sh", "-c", "sleep 2011 & exec sleep 2012"}})
+		running := func() bool {
+			return len(m.left("test-any", "sleep 2011", "sleep 2012")) == 2+len(existing(m.cgroups("test-any")))
+		}
+		for n := range 20 {
+			c := m.command("test-any")
+			c.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+			if err := c.Start(); err != nil {
+				t.Fatal(err)
+			}
+			if n == 19 {
+				until(t, "a container", running)
+			} else {
+				time.Sleep(time.Duration(n*15) * time.Millisecond)
+			}
+			_ = unix.Kill(-c.Process.Pid, unix.SIGKILL) // as timeout -k does
+			_ = c.Wait()
+			until(t, "an end", func() bool { return len(m.left("test-any", "sleep 2011", "sleep 2012")) == 0 })
+		}
+		c := m.command("test-any")
+		if err := c.Start(); err != nil {
+			t.Fatal(err)
+		}
+		until(t, "a container", running)
+		guards := m.guards("test-any")
+		if len(guards) != 1 {
+			t.Fatalf("%d guards", len(guards))
+		}
+		_ = guards[0].signal(unix.SIGKILL)
+		until(t, "the guard's end", func() bool { return !guards[0].Alive() })
+		_ = c.Process.Kill()
+		_ = c.Wait()
+		m.containers().Clear(t.Context())
+		if left := m.left("test-any", "sleep 2011", "sleep 2012"); len(left) > 0 {
+			m.Errorf("%q", left)
+		}
+	})
+}
+
+// cgroups are the directories that a container's cgroups have.
+func (m *machine) cgroups(id string) []string {
+	return slices.DeleteFunc(m.left(id), func(s string) bool { return !strings.HasPrefix(s, cgroupRoot) })
+}
+
+// guards lists the guards and shims of a container.
+func (m *machine) guards(id string) (all []Process) {
+	entries, _ := filepath.Glob("/proc/[0-9]*/cmdline")
+	for _, e := range entries {
+		if b, _ := os.ReadFile(e); string(b) == shimName+"\x00"+id+"\x00" {
+			pid := 0
+			_, _ = fmt.Sscanf(e, "/proc/%d", &pid)
+			if p, err := Identify(pid); err == nil && p.Alive() {
+				all = append(all, p)
+			}
+		}
+	}
+	return all
+}
+
+// A further process in the foreground ends with what started it, and the container goes on.
+func TestExecKilled(t *testing.T) {
+	runtimes(t, func(t *testing.T, m *machine) {
+		m.spec(Options{Args: []string{"sleep", "2021"}})
+		c := m.detached(Record{ID: "test-exec-killed"})
+		r, w, err := os.Pipe()
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer r.Close()
+		x := m.as("exec-sleep", c.ID, "")
+		x.Stdout = w
+		if err := x.Start(); err != nil {
+			t.Fatal(err)
+		}
+		w.Close()
+		if _, err := io.ReadFull(r, make([]byte, 6)); err != nil {
+			t.Fatal(err)
+		}
+		_ = x.Process.Kill()
+		_ = x.Wait()
+		until(t, "its end", func() bool { return len(m.left("none", "sleep 1001", "sleep 1002")) == 0 })
+		until(t, "its directory's", func() bool { _, err := os.Stat(c.path("exec", "further")); return err != nil })
+		if i := m.info(c); i.Status != Running {
+			m.Errorf("%+v", i)
+		}
+		// Before it was written down, too.
+		for _, step := range []string{"started", "running"} {
+			if out, err := m.as("exec-sleep", c.ID, step).CombinedOutput(); err == nil {
+				t.Errorf("%s: it was not killed: %s", step, out)
+			}
+			until(t, step+": its end", func() bool { return len(m.left("none", "sleep 1001", "sleep 1002")) == 0 })
+			until(t, step+": its directory's", func() bool { _, err := os.Stat(c.path("exec", "further")); return err != nil })
+		}
+		if _, err := c.Remove(t.Context(), true); err != nil {
+			m.Error(err)
+		}
+	})
+}
+
+// Without a PID namespace of its own, what a container's processes leave behind is run's to wait for.
+func TestRunReaps(t *testing.T) {
+	runtimes(t, func(t *testing.T, m *machine) {
+		m.spec(Options{Args: []string{"sh", "-c", "(sh -c 'exit 3' & sh -c 'exit 4' &) ; sleep 0.2; echo ready; cat"}})
+		config := filepath.Join(m.bundle, "config.json")
+		b, err := os.ReadFile(config)
+		if err != nil {
+			t.Fatal(err)
+		}
+		write(t, config, strings.Replace(string(b), `{"type":"pid"},`, "", 1))
+		r, w, err := os.Pipe()
+		if err != nil {
+			t.Fatal(err)
+		}
+		out, outw, err := os.Pipe()
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer out.Close()
+		c := m.command("test-reaps")
+		c.Stdin, c.Stdout = r, outw
+		if err := c.Start(); err != nil {
+			t.Fatal(err)
+		}
+		r.Close()
+		outw.Close()
+		if _, err := io.ReadFull(out, make([]byte, 6)); err != nil {
+			t.Fatal(err)
+		}
+		zombies := func() (all []string) {
+			entries, _ := filepath.Glob("/proc/[0-9]*/status")
+			for _, e := range entries {
+				b, _ := os.ReadFile(e)
+				if strings.Contains(string(b), fmt.Sprintf("\nPPid:\t%d\n", c.Process.Pid)) && strings.Contains(string(b), "\nState:\tZ") {
+					all = append(all, e)
+				}
+			}
+			return all
+		}
+		until(t, "no zombies", func() bool { return len(zombies()) == 0 })
+		w.Close()
+		if err := c.Wait(); err != nil {
+			m.Error(err)
+		}
+	})
+}
