@@ -180,6 +180,10 @@ func (m *machine) truth(name string, c *Container, step string) {
 			if i.Status == Stopped && i.Exit.Status != nil && *i.Exit.Status != 3 {
 				m.Errorf("%s: exit status %d", name, *i.Exit.Status)
 			}
+			// It is recorded before anything is cleaned up.
+			if recorded := step == "recorded" || step == "removed" || step == "unmounted"; recorded && (i.Status != Stopped || i.Exit.Status == nil) {
+				m.Errorf("%s: its exit is lost: %s %+v", name, i.Status, i.Exit)
+			}
 			return
 		}
 		if time.Now().After(end) {

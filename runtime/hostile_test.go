@@ -341,6 +341,30 @@ func TestUnfitFiles(t *testing.T) {
 	}
 }
 
+// A container that another process is making is removed by force alone.
+func TestRemoveBesideItsOwner(t *testing.T) {
+	all := openedStore(t, nil)
+	owner := exec.Command("sleep", "1000")
+	if err := owner.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = owner.Process.Kill(); _ = owner.Wait() }()
+	p, err := Identify(owner.Process.Pid)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c, err := all.Create(t.Context(), Record{ID: "c", Owner: &p}, "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := c.Remove(t.Context(), false); !errdefs.IsFailedPrecondition(err) {
+		t.Errorf("beside its owner: %v", err)
+	}
+	if _, err := c.Remove(t.Context(), true); err != nil {
+		t.Errorf("by force: %v", err)
+	}
+}
+
 // What runs is not started a second time, whether its shim lives or not.
 func TestStartOfWhatRuns(t *testing.T) {
 	runtimes(t, func(t *testing.T, m *machine) {

@@ -320,9 +320,9 @@ func (u *execution) place() place {
 func (c *Container) begin(ctx context.Context, r *Runtime, lock *os.File, detached bool) (u *execution, err error) {
 	r = &Runtime{command: r.command, state: c.set.state, cgroupParent: r.cgroupParent}
 	u = &execution{c: c, r: r, lock: lock}
-	if !c.own {
+	if err := c.CheckOwn(); err != nil {
 		_ = lock.Close()
-		return nil, failed("container %s was not made by this user on this host, and may do anything to it: look at its container.json and config.json, then run task trust %s", c.ID, c.ID)
+		return nil, err
 	}
 	u.claim, err = c.claimID(ctx)
 	if err != nil {

@@ -168,6 +168,15 @@ func (c *Container) Trust() error {
 	return nil
 }
 
+// CheckOwn refuses a container that this user did not make on this host, and has not trusted: FailedPrecondition.
+// Whoever starts a container, or acts on what its record names, calls it first.
+func (c *Container) CheckOwn() error {
+	if c.own {
+		return nil
+	}
+	return failed("container %s was not made by this user on this host, and may do anything to it: look at its container.json and config.json, then run task trust %s", c.ID, c.ID)
+}
+
 // network is the path of the container's network, "" if it has none, or one that only a stranger's record names.
 func (c *Container) network() string {
 	if !c.own {

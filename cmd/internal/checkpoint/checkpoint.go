@@ -244,6 +244,9 @@ func Describe(store *content.Store, dgst digest.Digest, rec *runtime.Record) err
 // changed in its files. It returns the directory of the state of the processes, which lasts until the container is
 // removed.
 func Load(ctx context.Context, store *content.Store, snapshots containers.Snapshots, c *runtime.Container, dgst digest.Digest, grants runtime.Options) (dir string, err error) {
+	if err := c.CheckOwn(); err != nil {
+		return "", err
+	}
 	s, err := parse(store, dgst)
 	if err != nil {
 		return "", err

@@ -2,13 +2,18 @@ package checkpoint
 
 import (
 	"encoding/json"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
 
+	"distkit/cmd/internal/containers"
+	"distkit/content"
 	"distkit/runtime"
 
 	"github.com/containerd/errdefs"
+	"github.com/opencontainers/go-digest"
 	"github.com/opencontainers/runtime-spec/specs-go"
 )
 
@@ -109,6 +114,34 @@ func TestSpecification(t *testing.T) {
 		if _, err := specification(b, o); err != nil {
 			t.Errorf("%s, granted: %v", name, err)
 		}
+	}
+}
+
+// A container of a stranger's store, whose record may name any directory as its bundle, is not written to.
+func TestLoadIntoStrangers(t *testing.T) {
+	root, bundle := t.TempDir(), t.TempDir()
+	dir := filepath.Join(root, "containers", "default", "x")
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(dir, "container.json"), []byte(`{"bundle":"`+bundle+`"}`), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	all, err := runtime.Open(root, "default", t.TempDir(), nil, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c, err := all.Get("x")
+	if err != nil {
+		t.Fatal(err)
+	}
+	store, err := content.Open(root)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, err = Load(t.Context(), store, containers.Snapshots{}, c, digest.FromString("x"), runtime.Options{})
+	if !errdefs.IsFailedPrecondition(err) || !strings.Contains(err.Error(), "task trust") {
+		t.Error(err)
 	}
 }
 
