@@ -53,7 +53,8 @@ func (r *referrer) describe(desc *ocispec.Descriptor) {
 	desc.Annotations = r.Annotations
 }
 
-// errNoReferrers is of a host that lists none. A mirror need not have what its registry has: the next is asked.
+// errNoReferrers reports that a host lists no referrers. A mirror may lack what its registry has, so the next
+// host is asked.
 var errNoReferrers = errors.New("no referrers")
 
 // Referrers lists the manifests whose subject is the digest. Registries that keep no such
@@ -121,11 +122,11 @@ func (r *Registry) referrers(ctx context.Context, c *client, t *tries, subject d
 	return nil
 }
 
-// isNoAPI reports whether a registry that was asked for referrers has no such API, or its host sends elsewhere
-// for it, where nobody has.
+// isNoAPI reports whether a registry refused the request for referrers because it has no such API. Some redirect it
+// to another host, such as a web site, whose refusal means the same (ghcr.io). A failure there is a failure.
 func isNoAPI(err error) bool {
 	var e *statusError
-	return errors.As(err, &e) && (e.elsewhere || isStatus(err, http.StatusNotFound, http.StatusBadRequest, http.StatusMethodNotAllowed, http.StatusNotImplemented))
+	return errors.As(err, &e) && (e.elsewhere && e.status < 500 || isStatus(err, http.StatusNotFound, http.StatusBadRequest, http.StatusMethodNotAllowed, http.StatusNotImplemented))
 }
 
 // referrersPage reads a page of the API's list; ok is false for what is none.
@@ -158,7 +159,8 @@ func (r *Registry) listTagged(ctx context.Context, c *client, subject digest.Dig
 	return giveAll(list.descriptors(), give)
 }
 
-// referrersList is the index under a subject's tag. What it holds beside the entries, and of them, stays as it is.
+// referrersList is the index under a subject's tag. It keeps members and entries that this package does not
+// understand.
 type referrersList struct {
 	members map[string]json.RawMessage
 	entries []listEntry
@@ -204,10 +206,10 @@ func (l *referrersList) encode() ([]byte, error) {
 	return b, err
 }
 
-// errNoList is of a tag where a list of referrers should be, and something else is.
+// errNoList reports that the tag of a list of referrers holds something else.
 var errNoList = errors.New("not an index")
 
-// taggedReferrers reads the list under the subject's tag, which is empty where there is none.
+// taggedReferrers reads the list under the subject's tag. It returns an empty one if there is none.
 func (r *Registry) taggedReferrers(ctx context.Context, c *client, subject digest.Digest) (*referrersList, error) {
 	tag := referrersTag(subject)
 	m, err := r.manifest(ctx, c, c.newTries(maxTries), tag, accept(ocispec.MediaTypeImageIndex))
@@ -272,9 +274,9 @@ func (p *push) unlinkReferrer(subject, referrer digest.Digest) error {
 	return err
 }
 
-// changeReferrers changes the list under a subject's tag until it is found to be so. Processes of this user do it
-// one after the other; against others, the registry compares with what was read if it can, and the list is
-// read again after it was put.
+// changeReferrers applies change to the list under a subject's tag until change has nothing left to do: the list is
+// read again after each put. Processes of this user change a list one after the other. Against other
+// clients, the registry is asked to replace only what was read, if it told an entity tag.
 func (p *push) changeReferrers(subject digest.Digest, change func(*referrersList) (changed bool)) error {
 	tag := referrersTag(subject)
 	unlock, err := p.lockReferrers(tag)
@@ -332,7 +334,7 @@ func (p *push) changeReferrers(subject digest.Digest, change func(*referrersList
 	return classf(errdefs.ErrAborted, "others change the list of referrers all the time: try again")
 }
 
-// gone tells which entries of a list the registry does not have any more.
+// gone returns the digests in a list that the registry does not have any more.
 func (p *push) gone(l *referrersList) (map[digest.Digest]bool, error) {
 	gone := map[digest.Digest]bool{}
 	for _, e := range l.entries {
@@ -351,8 +353,8 @@ func (p *push) gone(l *referrersList) (map[digest.Digest]bool, error) {
 	return gone, nil
 }
 
-// lockReferrers excludes other processes of this user from the list under a tag, where there is a directory to
-// do it in.
+// lockReferrers keeps other processes of this user from changing the list under a tag until unlock is called. It
+// does nothing if processes share no directory. Unavailable if another process has the lock for too long.
 func (p *push) lockReferrers(tag object) (unlock func(), err error) {
 	c := p.client
 	if c.shared == "" {
