@@ -332,6 +332,10 @@ func (o *Options) mounts() ([]specs.Mount, error) {
 			all[i] = m
 			continue
 		}
+		if i := slices.IndexFunc(extra, func(d specs.Mount) bool { return d.Destination == m.Destination }); i >= 0 {
+			extra[i] = m // the last one counts
+			continue
+		}
 		extra = append(extra, m)
 	}
 	slices.SortStableFunc(extra, func(a, b specs.Mount) int {

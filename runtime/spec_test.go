@@ -57,6 +57,7 @@ func TestGolden(t *testing.T) {
 				{Destination: "/b/c", Type: "bind", Source: "/x", Options: []string{"rbind"}},
 				{Destination: "/b/", Type: "tmpfs", Source: "tmpfs"},
 				{Destination: "/dev/shm", Type: "tmpfs", Source: "shm", Options: []string{"size=1g"}},
+				{Destination: "/b//c/", Type: "bind", Source: "/last", Options: []string{"rbind"}},
 			},
 		},
 	} {

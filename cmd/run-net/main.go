@@ -25,7 +25,7 @@ func newCommand() *cobra.Command {
 	f := c.PersistentFlags()
 	o.namespace = cli.Namespace(f)
 	o.state = f.String("state", os.Getenv("DIST_STATE"), "the `DIR` for what runs (env DIST_STATE) (default: /run/distkit)")
-	c.AddCommand(newAdd(o), newDel(o), newDown(o), newLs(o), newPath(o), newUp(o))
+	c.AddCommand(newAdd(o), newDel(o), newDown(o), newLs(o), newPath(o), newResolv(o), newUp(o))
 	return c
 }
 
@@ -108,6 +108,24 @@ func (w wanted) get() (*network.Wanted, error) {
 		ports = append(ports, p)
 	}
 	return network.Find(*w.name, *w.dir, ports)
+}
+
+func newResolv(o options) *cobra.Command {
+	return &cobra.Command{Use: "resolv [flags]", Short: "print the path of a resolv.conf whose servers networks reach", Args: cobra.NoArgs, RunE: func(c *cobra.Command, _ []string) error {
+		all, err := o.open()
+		if err != nil {
+			return err
+		}
+		path, servers, err := all.ResolvConf()
+		if err != nil {
+			return err
+		}
+		if !servers {
+			fmt.Fprintln(c.ErrOrStderr(), "run-net: the host's resolv.conf has no name server that a network reaches: names will not resolve")
+		}
+		_, err = fmt.Fprintln(c.OutOrStdout(), path)
+		return err
+	}}
 }
 
 func newDel(o options) *cobra.Command {

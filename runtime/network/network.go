@@ -211,6 +211,10 @@ func (n *Networks) connect(ctx context.Context, p place, r request, config *libc
 			_ = undone()
 		}
 	}()
+	// A container's config.json may name this file, which a boot takes away.
+	if _, _, err := n.ResolvConf(); err != nil && !errdefs.IsNotFound(err) {
+		return nil, err
+	}
 	if err := makeNamespace(p.file("netns")); err != nil {
 		return nil, fmt.Errorf("make namespace: %w", err)
 	}
