@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"reflect"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -362,6 +363,44 @@ func TestRemoveBesideItsOwner(t *testing.T) {
 	}
 	if _, err := c.Remove(t.Context(), true); err != nil {
 		t.Errorf("by force: %v", err)
+	}
+}
+
+// A process can print something before its monitor has written down that it runs: whoever signals it then is not refused.
+func TestKillWhileCreating(t *testing.T) {
+	all := openedStore(t, nil)
+	c, err := all.Create(t.Context(), Record{ID: "c"}, "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	sleeper := exec.Command("sleep", "1000")
+	if err := sleeper.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = sleeper.Process.Kill() }()
+	self, err := Identify(os.Getpid())
+	if err != nil {
+		t.Fatal(err)
+	}
+	process, err := Identify(sleeper.Process.Pid)
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := c.place()
+	if err := errors.Join(PrivateDir(p.state), os.MkdirAll(p.private, 0o700), p.writeState(state{Status: Creating, Monitor: self}), p.blankExit()); err != nil {
+		t.Fatal(err)
+	}
+	written := make(chan error, 1)
+	time.AfterFunc(50*time.Millisecond, func() { written <- p.writeState(state{Status: Running, Monitor: self, Process: process}) })
+	if err := c.Kill(t.Context(), unix.SIGKILL, false); err != nil {
+		t.Error(err)
+	}
+	if err := <-written; err != nil {
+		t.Fatal(err)
+	}
+	_ = sleeper.Wait()
+	if status, ok := sleeper.ProcessState.Sys().(syscall.WaitStatus); !ok || status.Signal() != syscall.SIGKILL {
+		t.Errorf("%v", sleeper.ProcessState)
 	}
 }
 

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
-	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
@@ -25,9 +24,6 @@ func (c *Container) live() (looked, error) {
 	l, err := look(c.place())
 	// Its process may have begun already, and printed something, before that is written down.
 	for end := time.Now().Add(10 * time.Second); err == nil && l.status == Creating && time.Now().Before(end); l, err = look(c.place()) {
-		if _, perr := os.Stat(filepath.Join(c.place().private, "pid")); perr != nil {
-			break
-		}
 		time.Sleep(5 * time.Millisecond)
 	}
 	if err != nil {
