@@ -165,9 +165,8 @@ func (r *relay) finish(signals <-chan os.Signal, status int) (int, error) {
 			case <-linger:
 				r.stop.close()
 			case s := <-signals:
-				// Nobody is there to be told but this process.
-				if n := int(s.(unix.Signal)); s == unix.SIGINT || s == unix.SIGTERM || s == unix.SIGHUP || s == unix.SIGQUIT {
-					return orStatus(status, 128+n), nil
+				if n, ok := ends(s); ok {
+					return orStatus(status, n), nil
 				}
 			}
 		}
@@ -189,6 +188,15 @@ func (r *relay) finish(signals <-chan os.Signal, status int) (int, error) {
 		}
 	}
 	return orStatus(status, cut), errors.Join(errs...)
+}
+
+// ends reports whether a signal ends this process once that which it ran has ended, and with which status.
+func ends(s os.Signal) (status int, ok bool) {
+	switch s {
+	case unix.SIGINT, unix.SIGTERM, unix.SIGHUP, unix.SIGQUIT:
+		return 128 + int(s.(unix.Signal)), true
+	}
+	return 0, false
 }
 
 func orStatus(status, otherwise int) int {
@@ -587,10 +595,12 @@ func (u *execution) foreground(ctx context.Context, signals <-chan os.Signal, s 
 		}
 		return -1, err
 	}
+	ended := exited(status)
+	var terr error
 	if term != nil {
-		term.close() // before the container is gone, its output has to be out
+		status, terr = term.finish(signals, status) // before the container is gone, its output has to be out
 	}
-	err = u.end(ctx, exited(status))
+	err = errors.Join(u.end(ctx, ended), terr)
 	if rel != nil {
 		var rerr error
 		status, rerr = rel.finish(signals, status)

@@ -371,3 +371,47 @@ func TestRunInheritsNoMore(t *testing.T) {
 		}
 	})
 }
+
+// The input of a detached process is a pipe that nobody else can open, and not the FIFO that leads to it.
+func TestDetachedInputIsAPipe(t *testing.T) {
+	runtimes(t, func(t *testing.T, m *machine) {
+		m.spec(Options{User: "1000", Args: []string{"sh", "-c", "ls -l /proc/self/fd/0; cat; exit 6"}})
+		c := m.detached(Record{ID: "test-input", Interactive: true})
+		in := strings.Repeat("0123456789abcde\n", 20000)
+		a := m.command("test-input")
+		a.Env = append(os.Environ(), "TEST_RUN="+strings.Join([]string{m.runtime, m.state, "test-input", m.bundle, "attach"}, "|"))
+		a.Stdin = strings.NewReader(in)
+		if b, err := a.CombinedOutput(); a.ProcessState.ExitCode() != 6 {
+			t.Errorf("%.300s %v", b, err)
+		}
+		var printed strings.Builder
+		if err := c.Logs(t.Context(), Logs{Tail: -1}, func(e Entry) error { printed.Write(e.Text); return nil }); err != nil {
+			t.Error(err)
+		}
+		if first, rest, _ := strings.Cut(printed.String(), "\n"); !strings.Contains(first, "-> pipe:[") || rest != in {
+			t.Errorf("input is %q; %d bytes of %d", first, len(rest), len(in))
+		}
+		if _, err := c.Remove(t.Context(), true); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+func TestRunTerminalTellsWhatIsNotWritten(t *testing.T) {
+	runtimes(t, func(t *testing.T, m *machine) {
+		m.spec(Options{Terminal: true, Args: []string{"sh", "-c", "echo x"}})
+		var errs bytes.Buffer
+		c := m.command("test-full")
+		c.Stdout, c.Stderr = opened(t, "/dev/full", os.O_WRONLY), &errs
+		if err := c.Run(); c.ProcessState.ExitCode() != 125 || !strings.Contains(errs.String(), "no space left") {
+			t.Errorf("%v, %q", err, errs.String())
+		}
+		r, w := filled(t, "")
+		r.Close()
+		c = m.command("test-closed")
+		c.Stdout = w
+		if err := c.Run(); c.ProcessState.ExitCode() != 128+int(unix.SIGPIPE) {
+			t.Errorf("no reader: %v", err)
+		}
+	})
+}

@@ -357,8 +357,10 @@ type streams struct {
 	interactive bool
 	outputs     map[string]*os.File // by stream: what the process prints
 	theirs      []*os.File          // the process's own ends, in the order stdin, stdout, stderr
-	pipes       map[string]string   // what the kernel calls the pipes of the outputs
-	input       *os.File            // held open, so that who comes and goes does not end the input
+	pipes       map[string]string   // what the kernel calls the process's pipes
+	input       *os.File            // the FIFO, held open, so that who comes and goes does not end the input
+	feed        *os.File            // the pipe that is the process's input, if that is no terminal
+	inputEnds   *latch              // closed when feed is to end with what the FIFO holds
 	control     *os.File
 	master      *os.File      // of a terminal
 	over        chan struct{} // closed when the process has ended
@@ -390,6 +392,9 @@ func makeStreams(p place) error {
 func (c *Container) openStreams(p place, terminal, interactive bool, old *state) (*streams, error) {
 	s := &streams{log: openLog(p.dir(), c.LogSize), interactive: interactive, outputs: map[string]*os.File{}, over: make(chan struct{}), ended: make(chan struct{}, 2)}
 	var err error
+	if s.inputEnds, err = newLatch(); err != nil {
+		return nil, err
+	}
 	open := func(name string, flags int) *os.File {
 		var f *os.File
 		if err == nil {
@@ -407,8 +412,7 @@ func (c *Container) openStreams(p place, terminal, interactive bool, old *state)
 	}
 	stdin := open(os.DevNull, os.O_RDONLY)
 	if interactive {
-		stdin = open(p.private+"/stdin", os.O_RDONLY|unix.O_NONBLOCK)
-		s.input = open(p.private+"/stdin", os.O_WRONLY|unix.O_NONBLOCK)
+		s.input = open(p.private+"/stdin", os.O_RDWR|unix.O_NONBLOCK)
 	}
 	if err != nil {
 		return nil, err
@@ -416,13 +420,31 @@ func (c *Container) openStreams(p place, terminal, interactive bool, old *state)
 	if old != nil {
 		_ = stdin.Close()
 		for name, pipe := range old.Pipes {
-			if s.outputs[name], err = findPipe(*old, pipe); err != nil {
+			if name == "stdin" {
+				s.feed, err = findPipe(*old, pipe, unix.O_WRONLY)
+			} else {
+				s.outputs[name], err = findPipe(*old, pipe, unix.O_RDONLY)
+			}
+			if err != nil {
 				return nil, err
 			}
 		}
 		return s, nil
 	}
-	s.theirs, s.pipes = []*os.File{stdin}, map[string]string{}
+	s.pipes = map[string]string{}
+	if interactive {
+		// Not the FIFO: the process could open that again, and the runtime would make it its own.
+		_ = stdin.Close()
+		var fd int
+		if stdin, fd, err = newPipe(false); err != nil {
+			return nil, err
+		}
+		s.feed = os.NewFile(uintptr(fd), "stdin")
+		if s.pipes["stdin"], err = os.Readlink(fmt.Sprintf("/proc/self/fd/%d", fd)); err != nil {
+			return nil, err
+		}
+	}
+	s.theirs = []*os.File{stdin}
 	for _, name := range []string{"stdout", "stderr"} {
 		ours, theirs, err := pipe()
 		if err != nil {
@@ -453,22 +475,22 @@ func pipe() (ours, theirs *os.File, err error) {
 	return ours, theirs, err
 }
 
-// findPipe opens a pipe that a process, or another in its container, prints to; nil where none has it
-// open any more. PermissionDenied from a user namespace that is neither theirs nor above it.
-func findPipe(s state, pipe string) (*os.File, error) {
+// findPipe opens a pipe that a process, or another in its container, has open; nil where none has
+// any more. PermissionDenied from a user namespace that is neither theirs nor above it.
+func findPipe(s state, pipe string, mode int) (*os.File, error) {
 	var denied error
 	for _, pid := range append([]int{s.Pid}, processes(s.Cgroups)...) {
 		dir := fmt.Sprintf("/proc/%d/fd", pid)
 		fds, err := os.ReadDir(dir)
 		if errors.Is(err, fs.ErrPermission) {
-			denied = errclass.Errorf(errdefs.ErrPermissionDenied, "what it prints can't be read: %w", err)
+			denied = errclass.Errorf(errdefs.ErrPermissionDenied, "its streams can't be opened: %w", err)
 		}
 		for _, fd := range fds {
 			name := filepath.Join(dir, fd.Name())
 			if got, err := os.Readlink(name); err != nil || got != pipe {
 				continue
 			}
-			f, err := unix.Open(name, unix.O_RDONLY|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
+			f, err := unix.Open(name, mode|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
 			if err != nil {
 				continue
 			}
@@ -510,6 +532,9 @@ func (s *streams) begin() {
 			_, _ = io.CopyBuffer(struct{ io.Writer }{s.master}, struct{ io.Reader }{s.input}, make([]byte, 4096))
 		}()
 	}
+	if s.feed != nil {
+		go s.pass()
+	}
 	for stream, f := range s.outputs {
 		if f == nil {
 			continue
@@ -540,6 +565,15 @@ func (s *streams) begin() {
 		}()
 	}
 	go s.obey()
+}
+
+// pass moves what comes by the FIFO to the process's input, until that is to end or nobody reads it. Then nobody can write
+// to the FIFO either.
+func (s *streams) pass() {
+	f := &flow{from: int(s.input.Fd()), to: int(s.feed.Fd()), stop: s.inputEnds}
+	_ = f.run()
+	_ = s.input.Close()
+	_ = s.feed.Close()
 }
 
 // obey does what control says.
@@ -599,8 +633,8 @@ func (s *streams) eof() {
 	switch {
 	case s.master != nil:
 		_, _ = s.master.Write([]byte{4})
-	case s.input != nil:
-		_ = s.input.Close()
+	case s.feed != nil:
+		s.inputEnds.close()
 	}
 }
 

@@ -6,6 +6,7 @@ import (
 	"io"
 	"net"
 	"os"
+	"sync/atomic"
 	"time"
 
 	"github.com/containerd/console"
@@ -19,7 +20,9 @@ type terminal struct {
 	host     console.Console // standard input if that's a terminal, set raw
 	master   console.Console
 	copied   chan struct{}
-	detached *streams // has the master, instead of this process's streams
+	writing  atomic.Bool // to standard output
+	err      error       // of that
+	detached *streams    // has the master, instead of this process's streams
 }
 
 // newTerminal listens on a socket on which the runtime hands the pseudo-terminal over.
@@ -66,11 +69,52 @@ func (t *terminal) start() error {
 	t.copied = make(chan struct{})
 	go func() {
 		defer close(t.copied)
-		_, _ = io.Copy(os.Stdout, t.master) // ends with EIO when no process has it open
-		// Where nobody reads any more the container must not block.
-		_, _ = io.Copy(io.Discard, t.master)
+		t.print()
 	}()
 	return nil
+}
+
+// print copies until no process has the terminal open. Where output can't be written it goes on reading, so that the
+// container does not block.
+func (t *terminal) print() {
+	out := flow{to: 1}
+	b := make([]byte, 32<<10)
+	for {
+		n, err := t.master.Read(b)
+		if n > 0 && t.err == nil {
+			t.writing.Store(true)
+			t.err = out.write(b[:n])
+			t.writing.Store(false)
+		}
+		if err != nil {
+			return
+		}
+	}
+}
+
+// finish delivers what output is left, and puts our terminal back as it was. What it returns is as of [relay.finish].
+func (t *terminal) finish(signals <-chan os.Signal, status int) (int, error) {
+	defer t.close()
+	for {
+		select {
+		case <-t.copied:
+			switch {
+			case errors.Is(t.err, unix.EPIPE):
+				return orStatus(status, 128+int(unix.SIGPIPE)), nil
+			case t.err != nil:
+				return status, fmt.Errorf("write standard output: %w", t.err)
+			}
+			return status, nil
+		case <-time.After(lingering):
+			if !t.writing.Load() {
+				return status, nil // a process outside the container holds it open
+			}
+		case s := <-signals:
+			if n, ok := ends(s); ok {
+				return orStatus(status, n), nil
+			}
+		}
+	}
 }
 
 func (t *terminal) receive() (*os.File, error) {
@@ -119,15 +163,9 @@ func (t *terminal) resize() {
 	}
 }
 
-// close hands on what output is left and puts our terminal back as it was.
+// close puts our terminal back as it was.
 func (t *terminal) close() {
 	t.listener.Close()
-	if t.copied != nil {
-		select {
-		case <-t.copied:
-		case <-time.After(time.Second): // a process outside the container holds it open
-		}
-	}
 	if t.host != nil {
 		_ = t.host.Reset()
 	}
