@@ -333,6 +333,7 @@ func keepsTerminal(t *testing.T, command func() *exec.Cmd) {
 	if err := c.Start(); err != nil {
 		t.Fatal(err)
 	}
+	slave.Close() // reading ends with its last user
 	var seen []byte
 	for b := make([]byte, 256); !bytes.Contains(seen, []byte("bye")); {
 		n, err := master.Read(b)

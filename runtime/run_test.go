@@ -90,7 +90,7 @@ func TestMain(m *testing.M) {
 
 // testStreams are those that a run is to have.
 func testStreams() Streams {
-	if os.Getenv("TEST_INHERIT") != "x" {
+	if os.Getenv("TEST_INHERIT") != "" {
 		return Inherited
 	}
 	return Piped
