@@ -411,9 +411,16 @@ func (c *Container) ends(ctx context.Context, p place, what string) *end {
 			return true, notFound("no %s", what)
 		case err != nil:
 			return false, fmt.Errorf("%s: %w", what, err)
-		case l.status == Stopped && l.monitored && time.Since(l.exit.Exited) < 10*time.Second:
-			return false, nil // what is left of it on the host is being removed
 		case l.status == Stopped:
+			// What is left of it on the host is being removed, which changes nothing in the store.
+			for l.monitored && time.Since(l.exit.Exited) < 10*time.Second && ctx.Err() == nil {
+				time.Sleep(2 * time.Millisecond)
+				now, err := look(p)
+				if err != nil || now.status != Stopped {
+					break
+				}
+				l = now
+			}
 			e.exit = l.exit
 			return true, nil
 		case l.status == Created:
