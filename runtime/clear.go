@@ -55,8 +55,12 @@ func (s *Containers) Clear(ctx context.Context) {
 		return
 	}
 	for _, id := range ids {
-		c, err := s.read(id)
-		if err != nil || !c.dead() {
+		c, err := s.readRecord(id)
+		if err != nil {
+			continue
+		}
+		c.own = true // which is found out below, for the few that may be dead
+		if !c.dead() {
 			continue
 		}
 		lock, err := lockFile(s.tree(), c.rel("lock"), false)

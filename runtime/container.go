@@ -364,6 +364,15 @@ func (s *Containers) Any(id string) (*Container, error) {
 }
 
 func (s *Containers) read(id string) (*Container, error) {
+	c, err := s.readRecord(id)
+	if err == nil {
+		c.own = c.isSealed()
+	}
+	return c, err
+}
+
+// readRecord is read without a look at the seal.
+func (s *Containers) readRecord(id string) (*Container, error) {
 	c := &Container{Record: Record{ID: id}, dir: filepath.Join(s.dir(), id), set: s}
 	if err := s.check(id); err != nil {
 		return nil, fmt.Errorf("container %s: %w", id, err)
@@ -380,7 +389,6 @@ func (s *Containers) read(id string) (*Container, error) {
 	}
 	// Who renames a directory has made another container of it.
 	c.ID, c.Namespace = id, s.namespace
-	c.own = c.isSealed()
 	return c, nil
 }
 
