@@ -320,7 +320,6 @@ func (c *Container) write() error {
 			return invalid("label %.60q: key and value take more than 4096 bytes together", k)
 		}
 	}
-	c.Seal = ""
 	if c.own {
 		key, err := userKey(c.set.state)
 		if err == nil {

@@ -66,12 +66,14 @@ func (c *Container) isSealed() bool {
 	return false
 }
 
-// keyFiles are where this user's key may be: a directory that outlives a boot, or else the state directory.
+// keyFiles are where this user's key may be: directories that outlive a boot, such as XDG_STATE_HOME, unless sudo has
+// kept another user's, or else the state directory.
 func keyFiles(state string) []string {
 	var names []string
 	if dir := os.Getenv("XDG_STATE_HOME"); filepath.IsAbs(dir) {
 		names = append(names, filepath.Join(dir, "distkit", "key"))
-	} else if rootOfHost() {
+	}
+	if rootOfHost() {
 		names = append(names, "/var/lib/distkit/key")
 	} else if home := os.Getenv("HOME"); filepath.IsAbs(home) {
 		names = append(names, filepath.Join(home, ".local/state/distkit/key"))
