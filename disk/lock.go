@@ -54,22 +54,33 @@ func LockContext(ctx context.Context, f *os.File, how int) error {
 func LockFile(name string, flag int, perm fs.FileMode, how int) (*os.File, error) {
 	return lockNamed(
 		func() (*os.File, error) { return os.OpenFile(name, flag|openFlags, perm) },
-		func(f *os.File) bool { return Names(name, f) }, how)
+		func(f *os.File) bool { return Names(name, f) },
+		func(f *os.File) error { return lockOrClose(f, how) })
 }
 
-func lockNamed(open func() (*os.File, error), named func(*os.File) bool, how int) (*os.File, error) {
+func lockOrClose(f *os.File, how int) error {
+	err := Lock(f, how)
+	if err != nil {
+		_ = f.Close()
+	}
+	return err
+}
+
+// lockNamed opens a file and locks it, again if the name has come to lead to another one meanwhile. lock owns the file where it
+// fails.
+func lockNamed(open func() (*os.File, error), named func(*os.File) bool, lock func(*os.File) error) (*os.File, error) {
 	for {
 		f, err := open()
 		if err != nil {
 			return nil, err
 		}
-		if err = Lock(f, how); err == nil && named(f) {
+		if err := lock(f); err != nil {
+			return nil, err
+		}
+		if named(f) {
 			return f, nil
 		}
 		_ = f.Close()
-		if err != nil {
-			return nil, err
-		}
 	}
 }
 

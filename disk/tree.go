@@ -1,6 +1,7 @@
 package disk
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -446,13 +447,28 @@ func (t Tree) Names(name string, f *os.File) bool {
 func (t Tree) LockFile(name string, flag int, perm fs.FileMode, how int) (*os.File, error) {
 	return lockNamed(
 		func() (*os.File, error) { return t.OpenFile(name, flag, perm) },
-		func(f *os.File) bool { return t.Names(name, f) }, how)
+		func(f *os.File) bool { return t.Names(name, f) },
+		func(f *os.File) error { return lockOrClose(f, how) })
+}
+
+// LockFileContext is LockFile, and waits until ctx is done.
+func (t Tree) LockFileContext(ctx context.Context, name string, flag int, perm fs.FileMode, how int) (*os.File, error) {
+	return lockNamed(
+		func() (*os.File, error) { return t.OpenFile(name, flag, perm) },
+		func(f *os.File) bool { return t.Names(name, f) },
+		func(f *os.File) error { return LockContext(ctx, f, how) })
 }
 
 // Replace atomically replaces a file: it writes NAME.new and renames it, so readers see old or new content. The caller
 // holds the lock that excludes other writers. If durable is set, the new content is on disk when Replace returns.
 func (t Tree) Replace(name string, b []byte, perm fs.FileMode, durable bool) error {
 	aside := name + ".new"
+	// Opened before: once the file has its name others may rename or remove the directory.
+	dir, err := t.OpenDir(filepath.Dir(filepath.Clean(name)))
+	if err != nil {
+		return err
+	}
+	defer dir.Close()
 	// A crash may have left anything there.
 	if err := t.Remove(aside); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
@@ -476,7 +492,7 @@ func (t Tree) Replace(name string, b []byte, perm fs.FileMode, durable bool) err
 		return err
 	}
 	if durable {
-		return t.SyncDir(filepath.Dir(filepath.Clean(name)))
+		return syncDir(dir)
 	}
 	return nil
 }

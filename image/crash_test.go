@@ -90,11 +90,11 @@ func nameImages(ctx context.Context, r *rand.Rand, s *content.Store) error {
 		if err != nil {
 			return err
 		}
-		if _, err := names.Replace("shared:"+strconv.Itoa(r.IntN(8)), d); err != nil {
+		if _, err := names.Replace(context.Background(), "shared:"+strconv.Itoa(r.IntN(8)), d); err != nil {
 			return err
 		}
 		name := kept + strconv.FormatUint(r.Uint64(), 36)
-		if _, err := names.Create(name, d); err != nil {
+		if _, err := names.Create(context.Background(), name, d); err != nil {
 			return err
 		}
 		fmt.Println(names.namespace, name, d.Digest)
@@ -118,10 +118,10 @@ func changeNames(_ context.Context, r *rand.Rand, s *content.Store) error {
 			}
 			switch r.IntN(4) {
 			case 0:
-				err = names.Delete(img.Name)
+				err = names.Delete(context.Background(), img.Name)
 			case 1:
 				img.Labels = map[string]string{"seen": strconv.FormatUint(r.Uint64(), 36)}
-				_, err = names.Update(img, "labels.seen")
+				_, err = names.Update(context.Background(), img, "labels.seen")
 			}
 			if err != nil && !errdefs.IsNotFound(err) {
 				return err
@@ -133,7 +133,7 @@ func changeNames(_ context.Context, r *rand.Rand, s *content.Store) error {
 
 func sweepAll(ctx context.Context, _ *rand.Rand, s *content.Store) error {
 	later := time.Now().Add(time.Hour)
-	err := Sweep{Store: s, Before: later}.Run(ctx, func(content.Info) error { return nil })
+	err := Sweep{Store: s, Wait: time.Minute, Before: later}.Run(ctx, func(content.Info) error { return nil })
 	if err == nil {
 		err = s.SweepIngests(ctx, later, false, func(content.Leftover) error { return nil })
 	}
@@ -147,11 +147,11 @@ func changeNamespaces(_ context.Context, r *rand.Rand, s *content.Store) error {
 		var err error
 		switch r.IntN(3) {
 		case 0:
-			err = ns.Create(name, map[string]string{"a": "b"})
+			err = ns.Create(context.Background(), name, map[string]string{"a": "b"})
 		case 1:
-			err = ns.Delete(name)
+			err = ns.Delete(context.Background(), name)
 		case 2:
-			_, err = ns.SetLabels(name, map[string]string{"c": strconv.Itoa(r.IntN(9))})
+			_, err = ns.SetLabels(context.Background(), name, map[string]string{"c": strconv.Itoa(r.IntN(9))})
 		}
 		if err != nil && !errdefs.IsNotFound(err) && !errdefs.IsAlreadyExists(err) && !errdefs.IsFailedPrecondition(err) {
 			return err

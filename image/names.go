@@ -177,16 +177,16 @@ func (n *Names) List() ([]Image, error) {
 
 // Create gives target a new name; its annotations become the labels. AlreadyExists when the
 // name is there, whatever it points at.
-func (n *Names) Create(name string, target v1.Descriptor) (Image, error) {
-	return n.put(name, target, func(*Image, v1.Descriptor) error {
+func (n *Names) Create(ctx context.Context, name string, target v1.Descriptor) (Image, error) {
+	return n.put(ctx, name, target, func(*Image, v1.Descriptor) error {
 		return fmt.Errorf("image %s: %w", name, errdefs.ErrAlreadyExists)
 	})
 }
 
 // Replace gives target the name, new or not. The time of creation stays, and so do labels that the
 // target's annotations don't change.
-func (n *Names) Replace(name string, target v1.Descriptor) (Image, error) {
-	return n.put(name, target, func(old *Image, target v1.Descriptor) error {
+func (n *Names) Replace(ctx context.Context, name string, target v1.Descriptor) (Image, error) {
+	return n.put(ctx, name, target, func(old *Image, target v1.Descriptor) error {
 		old.Target = target
 		if old.Labels == nil {
 			old.Labels = map[string]string{}
@@ -201,8 +201,8 @@ func (n *Names) Replace(name string, target v1.Descriptor) (Image, error) {
 // the type that the document tells, where the one given tells none.
 //
 // NotFound: there is no such blob. DataLoss: it has another size. InvalidArgument: it is no such document, or of another type.
-func (n *Names) settle(d v1.Descriptor) (v1.Descriptor, error) {
-	is, err := Walker{Store: n.store}.Describe(context.Background(), d.Digest)
+func (n *Names) settle(ctx context.Context, d v1.Descriptor) (v1.Descriptor, error) {
+	is, err := Walker{Store: n.store}.Describe(ctx, d.Digest)
 	if err != nil {
 		return d, err
 	}
@@ -229,14 +229,14 @@ func (n *Names) settle(d v1.Descriptor) (v1.Descriptor, error) {
 }
 
 // put makes the name, or lets exists change the image that has it.
-func (n *Names) put(name string, target v1.Descriptor, exists func(*Image, v1.Descriptor) error) (Image, error) {
+func (n *Names) put(ctx context.Context, name string, target v1.Descriptor, exists func(*Image, v1.Descriptor) error) (Image, error) {
 	var img Image
 	if err := checkName(name); err != nil {
 		return img, err
 	}
-	err := n.change(func(ix *index) error {
+	err := n.change(ctx, func(ix *index) error {
 		var err error
-		if target, err = n.settle(target); err != nil {
+		if target, err = n.settle(ctx, target); err != nil {
 			return fmt.Errorf("name %s: %w", name, err)
 		}
 		now := time.Now().UTC()
@@ -265,12 +265,12 @@ func (n *Names) put(name string, target v1.Descriptor, exists func(*Image, v1.De
 // Update changes those fields of a name that the paths name, as containerd's image store does:
 // "target", "labels" (all of them) or "labels.KEY" (set, or removed where img has it empty or
 // not at all). NotFound when there is no such name, InvalidArgument for another path or none.
-func (n *Names) Update(img Image, paths ...string) (Image, error) {
+func (n *Names) Update(ctx context.Context, img Image, paths ...string) (Image, error) {
 	var updated Image
 	if len(paths) == 0 {
 		return updated, errclass.Errorf(errdefs.ErrInvalidArgument, "update %s: no field is named", img.Name)
 	}
-	err := n.change(func(ix *index) error {
+	err := n.change(ctx, func(ix *index) error {
 		at := ix.Find(img.Name)
 		if at < 0 {
 			return fmt.Errorf("image %s: %w", img.Name, errdefs.ErrNotFound)
@@ -282,7 +282,7 @@ func (n *Names) Update(img Image, paths ...string) (Image, error) {
 		for _, path := range paths {
 			from := img
 			if path == "target" {
-				if from.Target, err = n.settle(img.Target); err != nil {
+				if from.Target, err = n.settle(ctx, img.Target); err != nil {
 					return fmt.Errorf("update %s: %w", img.Name, err)
 				}
 			}
@@ -318,8 +318,8 @@ func (img *Image) set(from Image, path string) error {
 }
 
 // Delete takes the name away. NotFound when there is none.
-func (n *Names) Delete(name string) error {
-	return n.change(func(ix *index) error {
+func (n *Names) Delete(ctx context.Context, name string) error {
+	return n.change(ctx, func(ix *index) error {
 		if ix.Find(name) < 0 {
 			return fmt.Errorf("image %s: %w", name, errdefs.ErrNotFound)
 		}
@@ -398,9 +398,9 @@ func reserved(key string) bool {
 func (n *Names) read() (*layout.Index, error) { return n.dir.ReadIndex() }
 
 // change lets f change the names under the lock of index.json, and logs what it has changed.
-func (n *Names) change(f func(*index) error) error {
+func (n *Names) change(ctx context.Context, f func(*index) error) error {
 	var ix *index
-	err := n.dir.Change(n.create, func(read *layout.Index) error {
+	err := n.dir.Change(ctx, n.create, func(read *layout.Index) error {
 		ix = &index{Index: read}
 		return f(ix)
 	})

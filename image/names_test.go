@@ -1,6 +1,7 @@
 package image
 
 import (
+	"context"
 	"encoding/json"
 	"fmt"
 	"os"
@@ -32,7 +33,7 @@ func TestMain(m *testing.M) {
 		}
 		names := open(nil, root, DefaultNamespace)
 		for i := range n {
-			if _, err := names.Create(fmt.Sprintf("%s:%d", prefix, i), target("x")); err != nil {
+			if _, err := names.Create(context.Background(), fmt.Sprintf("%s:%d", prefix, i), target("x")); err != nil {
 				fmt.Fprintln(os.Stderr, err)
 				os.Exit(1)
 			}
@@ -63,7 +64,7 @@ func open(t *testing.T, root, namespace string) *Names {
 // entry gives a descriptor a name as another tool would, whatever it describes.
 func (n *Names) entry(t *testing.T, name string, d v1.Descriptor) {
 	t.Helper()
-	err := n.change(func(ix *index) error {
+	err := n.change(t.Context(), func(ix *index) error {
 		e, err := Image{Name: name, Target: d, Labels: d.Annotations}.entry()
 		ix.Entries = append(ix.Entries, e)
 		return err
@@ -109,11 +110,11 @@ func TestCreateReplaceDelete(t *testing.T) {
 	}
 	d := target("a")
 	d.Annotations = map[string]string{"k": "v", v1.AnnotationRefName: "not this"}
-	made, err := names.Create("example.org/a:1", d)
+	made, err := names.Create(t.Context(), "example.org/a:1", d)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := names.Create("example.org/a:1", target("b")); !errdefs.IsAlreadyExists(err) {
+	if _, err := names.Create(t.Context(), "example.org/a:1", target("b")); !errdefs.IsAlreadyExists(err) {
 		t.Errorf("create again: %v", err)
 	}
 	got, err := names.Get("example.org/a:1")
@@ -123,7 +124,7 @@ func TestCreateReplaceDelete(t *testing.T) {
 	if !got.CreatedAt.Equal(made.CreatedAt) || got.CreatedAt.IsZero() {
 		t.Errorf("created at %v, read back as %v", made.CreatedAt, got.CreatedAt)
 	}
-	if _, err := names.Replace("example.org/a:1", target("b")); err != nil {
+	if _, err := names.Replace(t.Context(), "example.org/a:1", target("b")); err != nil {
 		t.Fatal(err)
 	}
 	after, err := names.Get("example.org/a:1")
@@ -133,10 +134,10 @@ func TestCreateReplaceDelete(t *testing.T) {
 	if !after.CreatedAt.Equal(made.CreatedAt) || after.UpdatedAt.Before(got.UpdatedAt) {
 		t.Errorf("times after replace: created %v, updated %v", after.CreatedAt, after.UpdatedAt)
 	}
-	if err := names.Delete("example.org/a:1"); err != nil {
+	if err := names.Delete(t.Context(), "example.org/a:1"); err != nil {
 		t.Fatal(err)
 	}
-	if err := names.Delete("example.org/a:1"); !errdefs.IsNotFound(err) {
+	if err := names.Delete(t.Context(), "example.org/a:1"); !errdefs.IsNotFound(err) {
 		t.Errorf("delete again: %v", err)
 	}
 	if _, err := names.Get("example.org/a:1"); !errdefs.IsNotFound(err) {
@@ -146,14 +147,14 @@ func TestCreateReplaceDelete(t *testing.T) {
 
 func TestNamespacesShareBlobsNotNames(t *testing.T) {
 	root := t.TempDir()
-	if _, err := open(t, root, "default").Create("n", target("a")); err != nil {
+	if _, err := open(t, root, "default").Create(t.Context(), "n", target("a")); err != nil {
 		t.Fatal(err)
 	}
 	other := open(t, root, "other")
 	if all, err := other.List(); err != nil || len(all) != 0 {
 		t.Errorf("another namespace has %v, %v", all, err)
 	}
-	if _, err := other.Create("n", target("b")); err != nil {
+	if _, err := other.Create(t.Context(), "n", target("b")); err != nil {
 		t.Fatal(err)
 	}
 	if img, err := open(t, root, "default").Get("n"); err != nil || img.Target.Digest != target("a").Digest {
@@ -181,7 +182,7 @@ func TestNamespacesShareBlobsNotNames(t *testing.T) {
 func TestForeignEntriesSurvive(t *testing.T) {
 	root := t.TempDir()
 	names := open(t, root, DefaultNamespace)
-	if _, err := names.Create("first", target("a")); err != nil {
+	if _, err := names.Create(t.Context(), "first", target("a")); err != nil {
 		t.Fatal(err)
 	}
 	foreign := `{"schemaVersion":2,"annotations":{"a":"b"},"x-unknown":[1.50],"manifests":[` +
@@ -191,10 +192,10 @@ func TestForeignEntriesSurvive(t *testing.T) {
 	if err := os.WriteFile(path, []byte(foreign), 0o644); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := names.Create("ours", target("b")); err != nil {
+	if _, err := names.Create(t.Context(), "ours", target("b")); err != nil {
 		t.Fatal(err)
 	}
-	if err := names.Delete("ours"); err != nil {
+	if err := names.Delete(t.Context(), "ours"); err != nil {
 		t.Fatal(err)
 	}
 	b, err := os.ReadFile(path)
@@ -221,11 +222,11 @@ func TestBadNamesAndLayouts(t *testing.T) {
 	root := t.TempDir()
 	names := open(t, root, DefaultNamespace)
 	for _, bad := range []string{"", "a b", "a\nb", "a\tb", "\xff", strings.Repeat("a", maxName+1), "a\x1b[2J"} {
-		if _, err := names.Create(bad, target("a")); !errdefs.IsInvalidArgument(err) {
+		if _, err := names.Create(t.Context(), bad, target("a")); !errdefs.IsInvalidArgument(err) {
 			t.Errorf("name %q: %v", bad, err)
 		}
 	}
-	if _, err := names.Create("a", v1.Descriptor{Digest: "sha256:../../x"}); !errdefs.IsInvalidArgument(err) {
+	if _, err := names.Create(t.Context(), "a", v1.Descriptor{Digest: "sha256:../../x"}); !errdefs.IsInvalidArgument(err) {
 		t.Errorf("a digest that is none: %v", err)
 	}
 	for _, text := range []string{"", "<html>", "[]", `{"manifests":"x"}`, `{"manifests":[1]}`} {
@@ -242,13 +243,13 @@ func TestBadNamesAndLayouts(t *testing.T) {
 func TestLeftoverAsideIsOverwritten(t *testing.T) {
 	root := t.TempDir()
 	names := open(t, root, DefaultNamespace)
-	if _, err := names.Create("a", target("a")); err != nil {
+	if _, err := names.Create(t.Context(), "a", target("a")); err != nil {
 		t.Fatal(err)
 	}
 	if err := os.WriteFile(filepath.Join(root, "index.json.new"), []byte("torn"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := names.Create("b", target("b")); err != nil {
+	if _, err := names.Create(t.Context(), "b", target("b")); err != nil {
 		t.Fatal(err)
 	}
 	if all, err := names.List(); err != nil || len(all) != 2 {
@@ -277,7 +278,7 @@ func TestParallelWritersLoseNothing(t *testing.T) {
 	for g := range goroutines {
 		wg.Go(func() {
 			for i := range each {
-				if _, err := names.Create(fmt.Sprintf("goroutine%d:%d", g, i), target("x")); err != nil {
+				if _, err := names.Create(t.Context(), fmt.Sprintf("goroutine%d:%d", g, i), target("x")); err != nil {
 					t.Error(err)
 				}
 			}
@@ -292,11 +293,11 @@ func TestParallelWritersLoseNothing(t *testing.T) {
 
 func TestUpdateChangesOnlyTheFieldsNamed(t *testing.T) {
 	names := open(t, t.TempDir(), DefaultNamespace)
-	if _, err := names.Create("n", target("a")); err != nil {
+	if _, err := names.Create(t.Context(), "n", target("a")); err != nil {
 		t.Fatal(err)
 	}
 	update := func(labels map[string]string, d v1.Descriptor, paths ...string) (Image, error) {
-		return names.Update(Image{Name: "n", Target: d, Labels: labels}, paths...)
+		return names.Update(t.Context(), Image{Name: "n", Target: d, Labels: labels}, paths...)
 	}
 	img, err := update(map[string]string{"a": "1", "b": "2", "c": "3"}, target("b"), "labels.a", "labels.b")
 	if err != nil || img.Target.Digest != target("a").Digest || fmt.Sprint(img.Labels) != "map[a:1 b:2]" {
@@ -316,7 +317,7 @@ func TestUpdateChangesOnlyTheFieldsNamed(t *testing.T) {
 			t.Errorf("paths %q: %v", paths, err)
 		}
 	}
-	if _, err := names.Update(Image{Name: "other"}, "labels"); !errdefs.IsNotFound(err) {
+	if _, err := names.Update(t.Context(), Image{Name: "other"}, "labels"); !errdefs.IsNotFound(err) {
 		t.Errorf("a name that isn't there: %v", err)
 	}
 }
@@ -335,29 +336,29 @@ func TestNamespaceLife(t *testing.T) {
 		}
 	}
 	list("[default]")
-	if err := all.Create("a", map[string]string{"k": "v"}); err != nil {
+	if err := all.Create(t.Context(), "a", map[string]string{"k": "v"}); err != nil {
 		t.Fatal(err)
 	}
-	if err := all.Create("a", nil); !errdefs.IsAlreadyExists(err) {
+	if err := all.Create(t.Context(), "a", nil); !errdefs.IsAlreadyExists(err) {
 		t.Errorf("create again: %v", err)
 	}
-	if _, err := open(t, root, "b").Create("n", target("a")); err != nil {
+	if _, err := open(t, root, "b").Create(t.Context(), "n", target("a")); err != nil {
 		t.Fatal(err)
 	}
 	list("[a b default]")
-	if labels, err := all.SetLabels("a", map[string]string{"k": "", "l": "1"}); err != nil || fmt.Sprint(labels) != "map[l:1]" {
+	if labels, err := all.SetLabels(t.Context(), "a", map[string]string{"k": "", "l": "1"}); err != nil || fmt.Sprint(labels) != "map[l:1]" {
 		t.Errorf("labels %v, %v", labels, err)
 	}
 	if labels, err := all.Labels("a"); err != nil || fmt.Sprint(labels) != "map[l:1]" {
 		t.Errorf("labels read back %v, %v", labels, err)
 	}
-	if err := all.Delete("b"); !errdefs.IsFailedPrecondition(err) {
+	if err := all.Delete(t.Context(), "b"); !errdefs.IsFailedPrecondition(err) {
 		t.Errorf("delete one with a name: %v", err)
 	}
 	if err := os.MkdirAll(filepath.Join(root, "containers", "a", "c"), 0o755); err != nil {
 		t.Fatal(err)
 	}
-	if err := all.Delete("a"); !errdefs.IsFailedPrecondition(err) {
+	if err := all.Delete(t.Context(), "a"); !errdefs.IsFailedPrecondition(err) {
 		t.Errorf("delete one with a container: %v", err)
 	}
 	if err := os.Remove(filepath.Join(root, "containers", "a", "c")); err != nil {
@@ -367,7 +368,7 @@ func TestNamespaceLife(t *testing.T) {
 		"a": func(err error) bool { return err == nil }, "default": errdefs.IsFailedPrecondition,
 		"none": errdefs.IsNotFound, "../x": errdefs.IsInvalidArgument,
 	} {
-		if err := all.Delete(namespace); !is(err) {
+		if err := all.Delete(t.Context(), namespace); !is(err) {
 			t.Errorf("delete %s: %v", namespace, err)
 		}
 	}
@@ -391,7 +392,7 @@ func TestRemovalOfANamespaceLosesNoName(t *testing.T) {
 				return
 			default:
 			}
-			err := OpenNamespaces(store).Delete("ns")
+			err := OpenNamespaces(store).Delete(t.Context(), "ns")
 			if err != nil && !errdefs.IsNotFound(err) && !errdefs.IsFailedPrecondition(err) {
 				t.Errorf("delete: %v", err)
 				return
@@ -403,7 +404,7 @@ func TestRemovalOfANamespaceLosesNoName(t *testing.T) {
 			for i := range 20 {
 				name := fmt.Sprintf("g%d:%d", g, i)
 				names := open(t, root, "ns")
-				if _, err := names.Create(name, target("x")); err != nil {
+				if _, err := names.Create(t.Context(), name, target("x")); err != nil {
 					t.Errorf("create: %v", err)
 					return
 				}
@@ -411,7 +412,7 @@ func TestRemovalOfANamespaceLosesNoName(t *testing.T) {
 					t.Errorf("get: %v", err)
 					return
 				}
-				if err := names.Delete(name); err != nil {
+				if err := names.Delete(t.Context(), name); err != nil {
 					t.Errorf("delete name: %v", err)
 					return
 				}

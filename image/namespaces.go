@@ -1,6 +1,7 @@
 package image
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -68,7 +69,7 @@ func (n Namespaces) exists(namespace string) (bool, error) {
 
 // Create makes a namespace with these labels. AlreadyExists when it is there, InvalidArgument
 // when it is no identifier.
-func (n Namespaces) Create(namespace string, labels map[string]string) error {
+func (n Namespaces) Create(ctx context.Context, namespace string, labels map[string]string) error {
 	names, err := openNames(n.store, namespace)
 	if err != nil {
 		return err
@@ -78,7 +79,7 @@ func (n Namespaces) Create(namespace string, labels map[string]string) error {
 	} else if there {
 		return fmt.Errorf("namespace %s: %w", namespace, errdefs.ErrAlreadyExists)
 	}
-	return names.change(func(ix *index) error { return ix.setLabels(labels) })
+	return names.change(ctx, func(ix *index) error { return ix.setLabels(labels) })
 }
 
 // Labels returns a namespace's labels: the annotations of its index. NotFound when there is
@@ -97,13 +98,13 @@ func (n Namespaces) Labels(namespace string) (map[string]string, error) {
 
 // SetLabels changes those labels of a namespace that are given; an empty value takes one away.
 // It returns all.
-func (n Namespaces) SetLabels(namespace string, labels map[string]string) (map[string]string, error) {
+func (n Namespaces) SetLabels(ctx context.Context, namespace string, labels map[string]string) (map[string]string, error) {
 	names, err := n.open(namespace)
 	if err != nil {
 		return nil, err
 	}
 	var all map[string]string
-	err = names.change(func(ix *index) error {
+	err = names.change(ctx, func(ix *index) error {
 		if err := ix.setLabels(labels); err != nil {
 			return err
 		}
@@ -128,7 +129,7 @@ func (n Namespaces) open(namespace string) (*Names, error) {
 
 // Delete removes a namespace that is empty. FailedPrecondition when it has names or
 // containers, or is the default one; NotFound when there is none.
-func (n Namespaces) Delete(namespace string) error {
+func (n Namespaces) Delete(ctx context.Context, namespace string) error {
 	names, err := n.open(namespace)
 	if err != nil {
 		return err
@@ -152,7 +153,7 @@ func (n Namespaces) Delete(namespace string) error {
 	defer disk.Release(all)
 	// Under the lock nobody adds a name; who waits for it finds the directory gone and makes
 	// the namespace anew. Renamed first, so that it goes at once and whole.
-	lock, err := names.dir.LockIndex(unix.LOCK_EX)
+	lock, err := names.dir.LockIndex(ctx, unix.LOCK_EX)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("lock names: %w", err)
 	}

@@ -1,6 +1,7 @@
 package image
 
 import (
+	"context"
 	"fmt"
 	"time"
 
@@ -10,7 +11,7 @@ import (
 // ReplaceAll gives each image its name, new or not, all in one change: after an error none of
 // them has it. A name that is there keeps its labels and its time of creation; of the images
 // given, only name, target and labels count.
-func (n *Names) ReplaceAll(images []Image) error {
+func (n *Names) ReplaceAll(ctx context.Context, images []Image) error {
 	for _, img := range images {
 		if err := checkName(img.Name); err != nil {
 			return err
@@ -19,7 +20,7 @@ func (n *Names) ReplaceAll(images []Image) error {
 	if len(images) == 0 {
 		return nil
 	}
-	return n.change(func(ix *index) error {
+	return n.change(ctx, func(ix *index) error {
 		now := time.Now().UTC()
 		at := make(map[string]int, len(ix.Entries))
 		for i, e := range ix.Entries {
@@ -42,7 +43,7 @@ func (n *Names) ReplaceAll(images []Image) error {
 				ix.Entries = append(ix.Entries, layout.Entry{})
 			}
 			var err error
-			if put.Target, err = n.settle(img.Target); err != nil {
+			if put.Target, err = n.settle(ctx, img.Target); err != nil {
 				return fmt.Errorf("name %s: %w", img.Name, err)
 			}
 			put.UpdatedAt = now

@@ -12,12 +12,12 @@ func TestReplaceAllIsOneChange(t *testing.T) {
 	names := open(t, t.TempDir()+"/store", DefaultNamespace)
 	old := target("o")
 	old.Annotations = map[string]string{"k": "v"}
-	first, err := names.Create("a", old)
+	first, err := names.Create(t.Context(), "a", old)
 	if err != nil {
 		t.Fatal(err)
 	}
 	for _, bad := range []Image{{Name: "b c", Target: target("b")}, {Name: "b", Target: v1.Descriptor{Digest: "x"}}} {
-		if err := names.ReplaceAll([]Image{{Name: "a", Target: target("n")}, bad}); !errdefs.IsInvalidArgument(err) {
+		if err := names.ReplaceAll(t.Context(), []Image{{Name: "a", Target: target("n")}, bad}); !errdefs.IsInvalidArgument(err) {
 			t.Errorf("%+v: %v", bad, err)
 		}
 	}
@@ -25,10 +25,10 @@ func TestReplaceAllIsOneChange(t *testing.T) {
 		t.Errorf("a failed change left %+v, %v", a, err)
 	}
 	gone := v1.Descriptor{MediaType: v1.MediaTypeImageManifest, Digest: digest.FromString("gone"), Size: 4}
-	if err := names.ReplaceAll([]Image{{Name: "a", Target: target("n")}, {Name: "b", Target: gone}}); !errdefs.IsNotFound(err) {
+	if err := names.ReplaceAll(t.Context(), []Image{{Name: "a", Target: target("n")}, {Name: "b", Target: gone}}); !errdefs.IsNotFound(err) {
 		t.Errorf("a target that is not here: %v", err)
 	}
-	err = names.ReplaceAll([]Image{
+	err = names.ReplaceAll(t.Context(), []Image{
 		{Name: "b", Target: target("x"), Labels: map[string]string{"l": "b"}},
 		{Name: "a", Target: target("y"), Labels: map[string]string{"l": "a"}},
 		{Name: "b", Target: target("z")},
@@ -47,7 +47,7 @@ func TestReplaceAllIsOneChange(t *testing.T) {
 	if b.Target.Digest != target("z").Digest || b.Labels["l"] != "b" || b.CreatedAt.IsZero() {
 		t.Errorf("new: %+v", b)
 	}
-	if err := names.ReplaceAll(nil); err != nil {
+	if err := names.ReplaceAll(t.Context(), nil); err != nil {
 		t.Error(err)
 	}
 }

@@ -24,7 +24,7 @@ func TestSources(t *testing.T) {
 		for i := 0; i < len(labels); i += 2 {
 			d.Annotations[LabelSource+labels[i]] = labels[i+1]
 		}
-		if _, err := names.Replace(name, d); err != nil {
+		if _, err := names.Replace(t.Context(), name, d); err != nil {
 			t.Fatal(err)
 		}
 	}

@@ -51,7 +51,7 @@ func (s Sweep) Run(ctx context.Context, f func(content.Info) error) error {
 		return err
 	}
 	defer release()
-	thaw, err := s.freeze()
+	thaw, err := s.freeze(ctx)
 	if err != nil {
 		return fmt.Errorf("sweep %s: %w", s.Store.Root(), err)
 	}
@@ -87,7 +87,7 @@ func (s Sweep) Run(ctx context.Context, f func(content.Info) error) error {
 }
 
 // freeze locks the names of all namespaces, so that none is made or changed until thaw is called.
-func (s Sweep) freeze() (thaw func(), err error) {
+func (s Sweep) freeze(ctx context.Context) (thaw func(), err error) {
 	var locks []*os.File
 	thaw = func() {
 		for _, f := range locks {
@@ -106,7 +106,7 @@ func (s Sweep) freeze() (thaw func(), err error) {
 			break
 		}
 		var f *os.File
-		if f, err = names.dir.LockIndex(unix.LOCK_SH); err != nil {
+		if f, err = names.dir.LockIndex(ctx, unix.LOCK_SH); err != nil {
 			err = fmt.Errorf("lock names of namespace %s: %w", namespace, err)
 			break
 		}

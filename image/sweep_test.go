@@ -49,7 +49,7 @@ func (f fixture) names(namespace string) *Names {
 
 func (f fixture) name(namespace, name string, d v1.Descriptor) {
 	f.t.Helper()
-	if _, err := f.names(namespace).Create(name, d); err != nil {
+	if _, err := f.names(namespace).Create(f.t.Context(), name, d); err != nil {
 		f.t.Fatal(err)
 	}
 }
@@ -78,7 +78,7 @@ func TestSweepTakesWhatNoNameReaches(t *testing.T) {
 			t.Errorf("missing of what has a name: %v, %v", missing, err)
 		}
 	}
-	if err := f.names("default").Delete("a"); err != nil {
+	if err := f.names("default").Delete(t.Context(), "a"); err != nil {
 		t.Fatal(err)
 	}
 	if f.sweep(later, false); f.count() != 3 {
@@ -146,5 +146,32 @@ func TestSweepSparesWhatContainersPin(t *testing.T) {
 	record("other", "torn", `{"image":`)
 	if err := (Sweep{Store: f.store, Before: later}).Run(t.Context(), func(content.Info) error { return nil }); !errdefs.IsFailedPrecondition(err) {
 		t.Errorf("with a torn record: %v", err)
+	}
+}
+
+// While a sweep has the names nobody changes one, and who waits for that can be called off.
+func TestNamesWaitForASweep(t *testing.T) {
+	f := newFixture(t)
+	d := f.image("amd64", 1)
+	f.name("default", "a", d)
+	f.name("other", "a", d)
+	thaw, err := Sweep{Store: f.store}.freeze(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, namespace := range []string{"default", "other", "new"} {
+		ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+		if _, err := f.names(namespace).Create(ctx, "b", d); namespace != "new" && !errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("%s: %v", namespace, err)
+		}
+		cancel()
+		if namespace == "other" {
+			thaw()
+		}
+	}
+	for _, namespace := range []string{"default", "other"} {
+		if _, err := f.names(namespace).Create(t.Context(), "b", d); err != nil {
+			t.Error(err)
+		}
 	}
 }

@@ -50,7 +50,7 @@ func (l *Layout) push(ctx context.Context, id string, content io.Reader, h hints
 		size, state, err := store(ctx, d, dgst, content, h)
 		desc := ocispec.Descriptor{MediaType: h.mediaType, Digest: dgst, Size: size}
 		if err == nil {
-			err = l.listReferrer(d, desc)
+			err = l.listReferrer(ctx, d, desc)
 		}
 		return Pushed{desc, state}, err
 	}
@@ -61,7 +61,7 @@ func (l *Layout) push(ctx context.Context, id string, content io.Reader, h hints
 	var labels map[string]string
 	var made bool
 	// A sweep has the lock of the names while it works: it never takes the manifest before the name is there.
-	err = l.change(d, func(index *ondisk.Index) error {
+	err = l.change(ctx, d, func(index *ondisk.Index) error {
 		_, _, err := store(ctx, d, desc.Digest, bytes.NewReader(b), h)
 		if err == nil {
 			labels, made, err = index.Point(id, desc, time.Now())
@@ -80,8 +80,8 @@ func (l *Layout) push(ctx context.Context, id string, content io.Reader, h hints
 }
 
 // change changes index.json. The layout is made again if it was removed meanwhile.
-func (l *Layout) change(d ondisk.Dir, f func(*ondisk.Index) error) error {
-	return d.Change(func() error { _, err := l.create(); return err }, f)
+func (l *Layout) change(ctx context.Context, d ondisk.Dir, f func(*ondisk.Index) error) error {
+	return d.Change(ctx, func() error { _, err := l.create(); return err }, f)
 }
 
 // logEvent notes a change of a store. Other layouts have no log.
@@ -101,7 +101,7 @@ func namespace(d ondisk.Dir) string {
 
 // listReferrer has a manifest that refers to a subject stand in index.json, without a name: that is
 // where referrers are looked for.
-func (l *Layout) listReferrer(d ondisk.Dir, desc ocispec.Descriptor) error {
+func (l *Layout) listReferrer(ctx context.Context, d ondisk.Dir, desc ocispec.Descriptor) error {
 	if desc.Size > MaxManifest || desc.MediaType != "" && !isIndex(desc.MediaType) && !isManifest(desc.MediaType) {
 		return nil
 	}
@@ -120,7 +120,7 @@ func (l *Layout) listReferrer(d ondisk.Dir, desc ocispec.Descriptor) error {
 	if err != nil {
 		return err
 	}
-	return l.change(d, func(index *ondisk.Index) error {
+	return l.change(ctx, d, func(index *ondisk.Index) error {
 		for _, e := range index.Entries {
 			if listed, err := e.Descriptor(); err == nil && listed.Digest == desc.Digest {
 				return nil
@@ -279,13 +279,13 @@ func (l *Layout) Referrers(ctx context.Context, subject digest.Digest, artifactT
 // Delete deletes a name, or by digest the names of a manifest; its blob stays for the sweep,
 // since other namespaces may use it.
 func (l *Layout) Delete(ctx context.Context, id string) error {
-	if err := l.delete(id); err != nil {
+	if err := l.delete(ctx, id); err != nil {
 		return fmt.Errorf("delete %s from %s: %w", id, l.dir, err)
 	}
 	return nil
 }
 
-func (l *Layout) delete(id string) error {
+func (l *Layout) delete(ctx context.Context, id string) error {
 	d, isDigest, err := parseDigest(id)
 	if err != nil {
 		return err
@@ -303,7 +303,7 @@ func (l *Layout) delete(id string) error {
 		return classf(errdefs.ErrNotFound, "no such name")
 	}
 	var gone []string
-	err = l.change(files, func(index *ondisk.Index) error {
+	err = l.change(ctx, files, func(index *ondisk.Index) error {
 		n := len(index.Entries)
 		index.Entries = slices.DeleteFunc(index.Entries, func(e ondisk.Entry) bool {
 			match := !isDigest && e.Name == id

@@ -38,7 +38,7 @@ func newUpdate() *cobra.Command {
 		if len(paths) == 0 {
 			return cli.Usagef("nothing to change: give --target or --label")
 		}
-		if img, err = names.Update(img, paths...); err != nil {
+		if img, err = names.Update(c.Context(), img, paths...); err != nil {
 			return err
 		}
 		return printTarget(c, img)
@@ -67,7 +67,7 @@ func newLabel() *cobra.Command {
 		if len(changes) == 0 {
 			img, err = names.Get(args[0])
 		} else {
-			img, err = names.Update(image.Image{Name: args[0], Labels: changes}, cli.LabelPaths(changes)...)
+			img, err = names.Update(c.Context(), image.Image{Name: args[0], Labels: changes}, cli.LabelPaths(changes)...)
 		}
 		if err != nil {
 			return err

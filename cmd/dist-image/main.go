@@ -110,7 +110,7 @@ func newCreate() *cobra.Command {
 		if *replace {
 			put = names.Replace
 		}
-		img, err := put(args[0], target)
+		img, err := put(c.Context(), args[0], target)
 		if err != nil {
 			return err
 		}
@@ -209,7 +209,7 @@ func newRm() *cobra.Command {
 			end = "\x00"
 		}
 		return cli.Each(c, args, func(name string) error {
-			if err := names.Delete(name); err != nil {
+			if err := names.Delete(c.Context(), name); err != nil {
 				return err
 			}
 			_, err := fmt.Fprint(c.OutOrStdout(), name, end)

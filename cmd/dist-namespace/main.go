@@ -44,7 +44,7 @@ func newCreate() *cobra.Command {
 		if err != nil {
 			return err
 		}
-		if err := all.Create(args[0], labels); err != nil {
+		if err := all.Create(c.Context(), args[0], labels); err != nil {
 			return err
 		}
 		_, err = fmt.Fprintln(c.OutOrStdout(), args[0])
@@ -73,7 +73,7 @@ func newLabel() *cobra.Command {
 		if len(labels) == 0 {
 			labels, err = all.Labels(args[0])
 		} else {
-			labels, err = all.SetLabels(args[0], labels)
+			labels, err = all.SetLabels(c.Context(), args[0], labels)
 		}
 		if err != nil {
 			return err
@@ -131,7 +131,7 @@ func newRm() *cobra.Command {
 			return err
 		}
 		return cli.Each(c, args, func(name string) error {
-			if err := all.Delete(name); err != nil {
+			if err := all.Delete(c.Context(), name); err != nil {
 				return err
 			}
 			_, err := fmt.Fprintln(c.OutOrStdout(), name)

@@ -1,6 +1,7 @@
 package layout
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -216,9 +217,10 @@ func withManifests(fields map[string]json.RawMessage) map[string]json.RawMessage
 
 // Change locks index.json, lets f change what it says, and puts the new one in its place: written aside, synced, renamed,
 // the directory synced (distkit-layout(5), NAMES). create is called first, and again if the layout was removed while this
-// waited for the lock: it makes the layout where that is missing.
-func (d Dir) Change(create func() error, f func(*Index) error) error {
-	lock, err := d.lockIndex(create)
+// waited for the lock: it makes the layout where that is missing. A sweep may have the lock for minutes: Change waits until ctx
+// is done.
+func (d Dir) Change(ctx context.Context, create func() error, f func(*Index) error) error {
+	lock, err := d.lockIndex(ctx, create)
 	if err != nil {
 		return err
 	}
@@ -250,12 +252,12 @@ func (d Dir) Change(create func() error, f func(*Index) error) error {
 // lockTries bounds how often a layout is made anew because others keep removing it.
 const lockTries = 100
 
-func (d Dir) lockIndex(create func() error) (*os.File, error) {
+func (d Dir) lockIndex(ctx context.Context, create func() error) (*os.File, error) {
 	for n := 1; ; n++ {
 		if err := create(); err != nil {
 			return nil, err
 		}
-		f, err := d.LockIndex(unix.LOCK_EX)
+		f, err := d.LockIndex(ctx, unix.LOCK_EX)
 		if err == nil {
 			return f, nil
 		}
@@ -267,11 +269,11 @@ func (d Dir) lockIndex(create func() error) (*os.File, error) {
 
 // LockIndex locks index.json: nobody changes a name while it is locked. how is as for [disk.Lock]. fs.ErrNotExist if there
 // is none.
-func (d Dir) LockIndex(how int) (*os.File, error) {
+func (d Dir) LockIndex(ctx context.Context, how int) (*os.File, error) {
 	// NFS locks exclusively only what is open for writing.
-	f, err := d.Tree.LockFile(d.File(v1.ImageIndexFile), os.O_RDWR, 0, how)
+	f, err := d.Tree.LockFileContext(ctx, d.File(v1.ImageIndexFile), os.O_RDWR, 0, how)
 	if errors.Is(err, fs.ErrPermission) {
-		f, err = d.Tree.LockFile(d.File(v1.ImageIndexFile), os.O_RDONLY, 0, how)
+		f, err = d.Tree.LockFileContext(ctx, d.File(v1.ImageIndexFile), os.O_RDONLY, 0, how)
 	}
 	return f, err
 }

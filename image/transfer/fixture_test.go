@@ -87,7 +87,7 @@ func (w *world) index(manifests ...v1.Descriptor) v1.Descriptor {
 func (w *world) name(name string, d v1.Descriptor) image.Image {
 	w.t.Helper()
 	d.Platform = nil
-	img, err := w.names.Create(name, d)
+	img, err := w.names.Create(w.t.Context(), name, d)
 	if err != nil {
 		w.t.Fatal(err)
 	}
@@ -98,7 +98,7 @@ func (w *world) name(name string, d v1.Descriptor) image.Image {
 func (w *world) entry(name string, d v1.Descriptor) {
 	w.t.Helper()
 	d.Annotations = map[string]string{v1.AnnotationRefName: name}
-	err := w.store.Change(w.store.Init, func(ix *layout.Index) error {
+	err := w.store.Change(w.t.Context(), w.store.Init, func(ix *layout.Index) error {
 		e, err := layout.NewEntry(d)
 		ix.Entries = append(ix.Entries, e)
 		return err

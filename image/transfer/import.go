@@ -70,7 +70,7 @@ func Import(ctx context.Context, store *content.Store, names *image.Names, r io.
 	if err := ctx.Err(); err != nil {
 		return nil, err
 	}
-	return images, names.ReplaceAll(images)
+	return images, names.ReplaceAll(ctx, images)
 }
 
 // layoutImages are the entries of an archive's index.json.
