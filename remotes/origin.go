@@ -4,7 +4,11 @@ import (
 	"net"
 	"net/netip"
 	"net/url"
+	"slices"
 	"strings"
+	"unicode"
+
+	"golang.org/x/net/publicsuffix"
 )
 
 // origin returns the scheme, host and port of a URL in canonical form: in lower case, with the port.
@@ -38,30 +42,40 @@ func isUpgrade(from, to *url.URL) bool {
 	return strings.HasSuffix(host, ":80") && hostPort("https", to.Host) == strings.TrimSuffix(host, "80")+"443"
 }
 
-// realmsOf lists well-known registries whose token server has another name of the same owner.
-var realmsOf = map[string]string{
-	"registry-1.docker.io":        "auth.docker.io",
-	"docker.elastic.co":           "docker-auth.elastic.co",
-	"registry.digitalocean.com":   "api.digitalocean.com",
-	"registry.connect.redhat.com": "sso.redhat.com",
-	"registry.suse.com":           "scc.suse.com",
-}
-
-// ownsRealm reports whether the name of a token server shows that it has the registry's owner: it is
-// the registry's own name, one below it, or a domain above it. A sibling shows nothing: the names below
-// azurecr.io or jfrog.io have many owners.
+// ownsRealm reports whether the name of a token server shows that it has the registry's owner: it is the
+// registry's own name, or one of the same registered domain, as browsers know sites: registry.example.com and
+// gitlab.example.com.
 func ownsRealm(registry, realm string) bool {
 	registry, realm = strings.ToLower(registry), strings.ToLower(realm)
 	if realm == "" {
 		return false
 	}
-	if registry == realm || realmsOf[registry] == realm || isLoopback(registry) && isLoopback(realm) {
+	if registry == realm || isLoopback(registry) && isLoopback(realm) {
 		return true
 	}
-	if isAddress(registry) || isAddress(realm) {
+	domain := registeredDomain(registry)
+	if domain == "" || domain != registeredDomain(realm) {
 		return false
 	}
-	return strings.HasSuffix(realm, "."+registry) || strings.Contains(realm, ".") && strings.HasSuffix(registry, "."+realm)
+	isShared := slices.ContainsFunc(sharedDomains, func(s string) bool { return domain == s || strings.HasSuffix(domain, "."+s) })
+	return !isShared || strings.HasSuffix(realm, "."+registry) || strings.HasSuffix(registry, "."+realm)
+}
+
+// sharedDomains have names of many owners, and do not stand in the public suffix list as such. Of two names
+// below one of them, one must be below the other.
+var sharedDomains = []string{"amazonaws.com", "azure.com", "azurecr.io", "jfrog.io", "nip.io", "sslip.io"}
+
+// registeredDomain returns the part of a name that was registered, by the public suffix list: "" for an address, a
+// name of one label, a public suffix, and what is not a name in ASCII, as the list has them.
+func registeredDomain(host string) string {
+	if isAddress(host) || strings.ContainsFunc(host, func(r rune) bool { return r > unicode.MaxASCII }) {
+		return ""
+	}
+	domain, err := publicsuffix.EffectiveTLDPlusOne(host)
+	if err != nil {
+		return ""
+	}
+	return domain
 }
 
 func isAddress(host string) bool {
