@@ -34,6 +34,10 @@ e2e: build
 	cd testdata && go test -tags e2e -count=1 -v -timeout 30m ./e2e/...
 	cd testdata/layers && go test -count=1 -v -run OfDebian . -sets tiny
 
+# Every system call of every command that writes fails once with each error: hours. make test has a short form.
+faults:
+	cd testdata && go test ./faults -count=1 -v -timeout 24h -long
+
 demo: goversion
 	@scripts/needs demo
 	@echo 'Building; the first time fetches modules and takes some minutes.'

@@ -15,6 +15,7 @@ import (
 	"sync"
 	"time"
 
+	"distkit/disk/sys"
 	"distkit/errclass"
 
 	"github.com/containerd/errdefs"
@@ -432,7 +433,7 @@ func (a *applier) regular(h *tar.Header, parent, base string) error {
 	a.tree.probe(d)
 	err = a.create(d, base, func() (err error) {
 		f.fd, err = retry(func() (int, error) {
-			return unix.Openat(d.fd, base, unix.O_WRONLY|unix.O_CREAT|unix.O_EXCL|unix.O_NOFOLLOW|unix.O_CLOEXEC, f.mode&0o777)
+			return sys.Openat(d.fd, base, unix.O_WRONLY|unix.O_CREAT|unix.O_EXCL|unix.O_NOFOLLOW|unix.O_CLOEXEC, f.mode&0o777)
 		})
 		return err
 	})
@@ -540,7 +541,7 @@ func sparse(h *tar.Header) bool {
 func (a *applier) large(h *tar.Header, fd int) error {
 	holes := sparse(h)
 	if holes { // refuses at once a size that the file system can't have
-		if err := unix.Ftruncate(fd, h.Size); err != nil {
+		if err := sys.Ftruncate(fd, h.Size); err != nil {
 			return err
 		}
 	}
@@ -617,7 +618,7 @@ func (a *applier) complete(f *file) error {
 // the set-user-ID bit and capabilities away.
 func (a *applier) attributes(f *file) error {
 	if f.owner {
-		if err := a.settle("owners", "set owner", unix.Fchown(f.fd, int(f.uid), int(f.gid))); err != nil {
+		if err := a.settle("owners", "set owner", sys.Fchown(f.fd, int(f.uid), int(f.gid))); err != nil {
 			return err
 		}
 		f.chmod = f.chmod || f.mode&0o6000 != 0
@@ -632,19 +633,19 @@ func (a *applier) attributes(f *file) error {
 	// Attributes of an ordinary user's file want it to be writable.
 	locked := !a.tree.privileged && len(xattrs) > 0 && f.mode&0o200 == 0
 	if locked {
-		if err := unix.Fchmod(f.fd, f.mode|0o200); err != nil {
+		if err := sys.Fchmod(f.fd, f.mode|0o200); err != nil {
 			return fmt.Errorf("set mode: %w", err)
 		}
 	} else if f.chmod {
-		if err := unix.Fchmod(f.fd, f.mode); err != nil {
+		if err := sys.Fchmod(f.fd, f.mode); err != nil {
 			return fmt.Errorf("set mode: %w", err)
 		}
 	}
-	if err := a.setXattrs(xattrs, func(x xattr) error { return unix.Fsetxattr(f.fd, x.name, x.value, 0) }); err != nil {
+	if err := a.setXattrs(xattrs, func(x xattr) error { return sys.Fsetxattr(f.fd, x.name, x.value, 0) }); err != nil {
 		return err
 	}
 	if locked {
-		if err := unix.Fchmod(f.fd, f.mode); err != nil {
+		if err := sys.Fchmod(f.fd, f.mode); err != nil {
 			return fmt.Errorf("set mode: %w", err)
 		}
 	}
@@ -785,7 +786,7 @@ func (a *applier) link(h *tar.Header, parent, base string) error {
 	}
 	// Nothing is removed to make way for a link that can't be.
 	var st unix.Stat_t
-	err = unix.Fstatat(from.fd, tbase, &st, unix.AT_SYMLINK_NOFOLLOW)
+	err = sys.Fstatat(from.fd, tbase, &st, unix.AT_SYMLINK_NOFOLLOW)
 	if errors.Is(err, unix.ENOENT) {
 		if target, ok := t.below(tbase, &missing{dir: from}); ok {
 			return a.unresolvedLink(parent, base, target)
@@ -803,7 +804,7 @@ func (a *applier) link(h *tar.Header, parent, base string) error {
 	if p := join(d.path, base); from.path == p || strings.HasPrefix(from.path, p+"/") {
 		return refused("hard link to %s, which it would replace", quote(h.Linkname))
 	}
-	if err := a.create(d, base, func() error { return unix.Linkat(from.fd, tbase, d.fd, base, 0) }); err != nil {
+	if err := a.create(d, base, func() error { return sys.Linkat(from.fd, tbase, d.fd, base, 0) }); err != nil {
 		return err
 	}
 	if source := join(from.path, tbase); t.report != nil && has(t.report.links, t.hash(source)) {
@@ -827,7 +828,7 @@ func (a *applier) special(h *tar.Header, parent, base string) error {
 		return a.whiteoutDevice(d, base)
 	}
 	a.tree.probe(d)
-	make := func() error { return unix.Symlinkat(h.Linkname, d.fd, base) }
+	make := func() error { return sys.Symlinkat(h.Linkname, d.fd, base) }
 	if h.Typeflag != tar.TypeSymlink {
 		kind := map[byte]uint32{tar.TypeChar: unix.S_IFCHR, tar.TypeBlock: unix.S_IFBLK, tar.TypeFifo: unix.S_IFIFO}[h.Typeflag]
 		var device uint64
@@ -837,7 +838,7 @@ func (a *applier) special(h *tar.Header, parent, base string) error {
 			}
 			device = unix.Mkdev(uint32(h.Devmajor), uint32(h.Devminor))
 		}
-		make = func() error { return unix.Mknodat(d.fd, base, kind|f.mode&0o777, int(device)) }
+		make = func() error { return sys.Mknodat(d.fd, base, kind|f.mode&0o777, int(device)) }
 	}
 	err = a.create(d, base, make)
 	if errors.Is(err, unix.EPERM) && (h.Typeflag == tar.TypeChar || h.Typeflag == tar.TypeBlock) {
@@ -847,7 +848,7 @@ func (a *applier) special(h *tar.Header, parent, base string) error {
 		return err
 	}
 	if !d.owns(f) {
-		err := unix.Fchownat(d.fd, base, int(f.uid), int(f.gid), unix.AT_SYMLINK_NOFOLLOW)
+		err := sys.Fchownat(d.fd, base, int(f.uid), int(f.gid), unix.AT_SYMLINK_NOFOLLOW)
 		if err := a.settle("owners", "set owner", err); err != nil {
 			return err
 		}
@@ -864,10 +865,10 @@ func (a *applier) special(h *tar.Header, parent, base string) error {
 			return fmt.Errorf("set mode: %w", err)
 		}
 	}
-	if err := a.setXattrs(f.xattrs, func(x xattr) error { return unix.Lsetxattr(path, x.name, x.value, 0) }); err != nil {
+	if err := a.setXattrs(f.xattrs, func(x xattr) error { return sys.Lsetxattr(path, x.name, x.value, 0) }); err != nil {
 		return err
 	}
-	if err := unix.UtimesNanoAt(d.fd, base, f.times[:], unix.AT_SYMLINK_NOFOLLOW); err != nil {
+	if err := sys.UtimesNanoAt(d.fd, base, f.times[:], unix.AT_SYMLINK_NOFOLLOW); err != nil {
 		return fmt.Errorf("set times: %w", err)
 	}
 	return nil
@@ -882,7 +883,7 @@ func (a *applier) whiteoutDevice(d *dir, base string) error {
 	if err := a.tree.remove(d, base); err != nil || a.tree.isOpaque(d.path) {
 		return err
 	}
-	if err := unix.Mknodat(d.fd, base, unix.S_IFCHR, 0); err != nil {
+	if err := sys.Mknodat(d.fd, base, unix.S_IFCHR, 0); err != nil {
 		return fmt.Errorf("create whiteout: %w", err)
 	}
 	a.tree.wrote(d, base)
@@ -892,11 +893,11 @@ func (a *applier) whiteoutDevice(d *dir, base string) error {
 
 // chmodat changes the mode of what is at base, never of what a symbolic link there leads to.
 func chmodat(fd int, base string, mode uint32) error {
-	err := unix.Fchmodat(fd, base, mode, unix.AT_SYMLINK_NOFOLLOW)
+	err := sys.Fchmodat(fd, base, mode, unix.AT_SYMLINK_NOFOLLOW)
 	if !errors.Is(err, unix.EOPNOTSUPP) && !errors.Is(err, unix.ENOSYS) {
 		return err
 	}
-	p, err := unix.Openat(fd, base, unix.O_PATH|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	p, err := sys.Openat(fd, base, unix.O_PATH|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return err
 	}
@@ -934,7 +935,7 @@ func (a *applier) whiteout(parent, base string) error {
 	if t.isOpaque(d.path) {
 		return nil // a device would be of no use, and seen in a listing
 	}
-	err = unix.Mknodat(d.fd, name, unix.S_IFCHR, 0)
+	err = sys.Mknodat(d.fd, name, unix.S_IFCHR, 0)
 	if !errors.Is(err, unix.EEXIST) {
 		if err != nil {
 			return fmt.Errorf("create whiteout: %w", err)
@@ -944,7 +945,7 @@ func (a *applier) whiteout(parent, base string) error {
 	}
 	// This layer has the name itself, so hides it unless both are directories.
 	var st unix.Stat_t
-	if err := unix.Fstatat(d.fd, name, &st, unix.AT_SYMLINK_NOFOLLOW); err != nil {
+	if err := sys.Fstatat(d.fd, name, &st, unix.AT_SYMLINK_NOFOLLOW); err != nil {
 		return err
 	}
 	if st.Mode&unix.S_IFMT != unix.S_IFDIR {

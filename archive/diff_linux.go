@@ -13,6 +13,7 @@ import (
 	"strings"
 	"time"
 
+	"distkit/disk/sys"
 	"distkit/errclass"
 
 	"github.com/containerd/errdefs"
@@ -155,7 +156,7 @@ func (n *node) fail(verb string, err error) error {
 }
 
 func openTop(path string) (*node, error) {
-	fd, err := retry(func() (int, error) { return unix.Open(path, openDir&^unix.O_NOFOLLOW, 0) })
+	fd, err := retry(func() (int, error) { return sys.Open(path, openDir&^unix.O_NOFOLLOW, 0) })
 	switch {
 	case errors.Is(err, unix.ENOTDIR):
 		return nil, refused("open %s: %w", path, err)
@@ -165,7 +166,7 @@ func openTop(path string) (*node, error) {
 		return nil, fmt.Errorf("open %s: %w", path, err)
 	}
 	n := &node{fd: fd, parent: -1}
-	if err := unix.Fstat(fd, &n.st); err != nil {
+	if err := sys.Fstat(fd, &n.st); err != nil {
 		n.close()
 		return nil, fmt.Errorf("stat %s: %w", path, err)
 	}
@@ -175,7 +176,7 @@ func openTop(path string) (*node, error) {
 // stat returns the name in a directory, nil where there is none or a socket.
 func stat(parent int, dir, name string) (*node, error) {
 	n := &node{parent: parent, name: name, path: join(dir, name), fd: -1}
-	err := unix.Fstatat(parent, name, &n.st, unix.AT_SYMLINK_NOFOLLOW)
+	err := sys.Fstatat(parent, name, &n.st, unix.AT_SYMLINK_NOFOLLOW)
 	if errors.Is(err, unix.ENOENT) {
 		return nil, nil
 	}
@@ -204,7 +205,7 @@ func (n *node) open() error {
 // openFile opens a regular file, and sees that it is the one that was there.
 func (n *node) openFile() (int, error) {
 	fd, err := retry(func() (int, error) {
-		return unix.Openat(n.parent, n.name, unix.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
+		return sys.Openat(n.parent, n.name, unix.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
 	})
 	if err != nil {
 		return -1, n.fail("open", err)
@@ -218,7 +219,7 @@ func (n *node) openFile() (int, error) {
 
 func (n *node) unchanged(fd int) error {
 	var st unix.Stat_t
-	if err := unix.Fstat(fd, &st); err != nil {
+	if err := sys.Fstat(fd, &st); err != nil {
 		return n.fail("stat", err)
 	}
 	if st.Dev != n.st.Dev || st.Ino != n.st.Ino || st.Mode != n.st.Mode || st.Size != n.st.Size || st.Mtim != n.st.Mtim {
@@ -501,7 +502,7 @@ func (n *node) readFull(fd int, p []byte) error {
 
 func (n *node) readlink() (string, error) {
 	buf := make([]byte, maxPath+1)
-	m, err := unix.Readlinkat(n.parent, n.name, buf)
+	m, err := sys.Readlinkat(n.parent, n.name, buf)
 	if err != nil {
 		return "", n.fail("read link", err)
 	}

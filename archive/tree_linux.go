@@ -10,6 +10,8 @@ import (
 	"sync/atomic"
 	"unsafe"
 
+	"distkit/disk/sys"
+
 	"golang.org/x/sys/unix"
 )
 
@@ -81,7 +83,7 @@ const (
 )
 
 func newTree(root string) (*tree, error) {
-	fd, err := retry(func() (int, error) { return unix.Open(root, openDir&^unix.O_NOFOLLOW, 0) })
+	fd, err := retry(func() (int, error) { return sys.Open(root, openDir&^unix.O_NOFOLLOW, 0) })
 	if err != nil {
 		return nil, err
 	}
@@ -103,7 +105,7 @@ func newTree(root string) (*tree, error) {
 	t.root.ours = len(names) == 0
 	if !t.root.ours {
 		var st unix.Stat_t
-		if err := unix.Fstat(fd, &st); err == nil {
+		if err := sys.Fstat(fd, &st); err == nil {
 			t.root.times = &[2]unix.Timespec{st.Atim, st.Mtim}
 		}
 	}
@@ -213,12 +215,12 @@ func (t *tree) existing(p string) (*dir, error) {
 // add makes an open directory known that was not created just now.
 func (t *tree) add(p string, fd int) (*dir, error) {
 	var st unix.Stat_t
-	if err := unix.Fstat(fd, &st); err != nil {
+	if err := sys.Fstat(fd, &st); err != nil {
 		_ = unix.Close(fd)
 		return nil, err
 	}
 	d := &dir{fd: fd, path: p, ours: t.isOurs(p), times: &[2]unix.Timespec{st.Atim, st.Mtim}}
-	if !t.privileged && st.Mode&0o700 != 0o700 && unix.Fchmod(fd, st.Mode&0o7777|0o700) == nil {
+	if !t.privileged && st.Mode&0o700 != 0o700 && sys.Fchmod(fd, st.Mode&0o7777|0o700) == nil {
 		d.mode, d.setMode = st.Mode&0o7777, true
 	}
 	t.open[p] = d
@@ -301,7 +303,7 @@ func (t *tree) child(d *dir, name string, keep ...*dir) (*dir, string, error) {
 		return c, "", err
 	case errors.Is(err, unix.ELOOP), errors.Is(err, unix.ENOTDIR):
 		buf := make([]byte, maxPath+1)
-		n, err := unix.Readlinkat(d.fd, name, buf)
+		n, err := sys.Readlinkat(d.fd, name, buf)
 		if err == nil {
 			return nil, string(buf[:n]), nil
 		}
@@ -309,7 +311,7 @@ func (t *tree) child(d *dir, name string, keep ...*dir) (*dir, string, error) {
 			return nil, "", err
 		}
 		var st unix.Stat_t
-		if err := unix.Fstatat(d.fd, name, &st, unix.AT_SYMLINK_NOFOLLOW); err != nil {
+		if err := sys.Fstatat(d.fd, name, &st, unix.AT_SYMLINK_NOFOLLOW); err != nil {
 			return nil, "", err
 		}
 		if t.opaque != "" && isWhiteout(&st) && !t.mustExist {
@@ -328,11 +330,11 @@ func (t *tree) mkdir(d *dir, name string, mode uint32, keep ...*dir) (c *dir, ma
 	if !t.privileged {
 		first |= 0o700
 	}
-	err = unix.Mkdirat(d.fd, name, first)
+	err = sys.Mkdirat(d.fd, name, first)
 	replaced := false
 	if errors.Is(err, unix.EEXIST) {
 		var st unix.Stat_t
-		if err := unix.Fstatat(d.fd, name, &st, unix.AT_SYMLINK_NOFOLLOW); err != nil {
+		if err := sys.Fstatat(d.fd, name, &st, unix.AT_SYMLINK_NOFOLLOW); err != nil {
 			return nil, false, err
 		}
 		if st.Mode&unix.S_IFMT == unix.S_IFDIR {
@@ -343,7 +345,7 @@ func (t *tree) mkdir(d *dir, name string, mode uint32, keep ...*dir) (c *dir, ma
 			return nil, false, err
 		}
 		replaced = true
-		err = unix.Mkdirat(d.fd, name, first)
+		err = sys.Mkdirat(d.fd, name, first)
 	}
 	if err != nil {
 		return nil, false, err
@@ -365,7 +367,7 @@ func (t *tree) mkdir(d *dir, name string, mode uint32, keep ...*dir) (c *dir, ma
 		}
 	}
 	if d.setgid || first&^d.mask != first || mode&0o7000 != 0 {
-		if err := unix.Fchmod(fd, mode&0o7000|first); err != nil {
+		if err := sys.Fchmod(fd, mode&0o7000|first); err != nil {
 			return nil, false, err
 		}
 	}
@@ -397,13 +399,13 @@ func (t *tree) probe(d *dir) {
 	}
 	d.probed, d.setgid = true, true
 	d.mask, d.uid, d.gid = 0o777, unchanged, unchanged
-	fd, err := unix.Openat(d.fd, ".", unix.O_TMPFILE|unix.O_WRONLY|unix.O_CLOEXEC, 0o777)
+	fd, err := sys.Openat(d.fd, ".", unix.O_TMPFILE|unix.O_WRONLY|unix.O_CLOEXEC, 0o777)
 	if err != nil {
 		return // every file is told its mode and owner
 	}
 	defer unix.Close(fd)
 	var f, st unix.Stat_t
-	if unix.Fstat(fd, &f) == nil && unix.Fstat(d.fd, &st) == nil {
+	if sys.Fstat(fd, &f) == nil && sys.Fstat(d.fd, &st) == nil {
 		d.mask, d.uid, d.gid = 0o777&^f.Mode, f.Uid, f.Gid
 		d.setgid = st.Mode&unix.S_ISGID != 0 || f.Gid != uint32(unix.Getegid())
 	}
@@ -425,7 +427,7 @@ func dropACLs(fd int, names ...string) error {
 // remove removes what is at name in d, with everything below it.
 func (t *tree) remove(d *dir, name string) error {
 	var st unix.Stat_t
-	if err := unix.Fstatat(d.fd, name, &st, unix.AT_SYMLINK_NOFOLLOW); err != nil {
+	if err := sys.Fstatat(d.fd, name, &st, unix.AT_SYMLINK_NOFOLLOW); err != nil {
 		return ignore(err, unix.ENOENT)
 	}
 	switch st.Mode & unix.S_IFMT {
@@ -436,7 +438,7 @@ func (t *tree) remove(d *dir, name string) error {
 	case unix.S_IFLNK:
 		clear(t.links)
 	}
-	return unix.Unlinkat(d.fd, name, 0)
+	return sys.Unlinkat(d.fd, name, 0)
 }
 
 // drop forgets a directory that is about to go, all below it, and every link.
@@ -451,14 +453,14 @@ func (t *tree) drop(p string) {
 }
 
 func (t *tree) removeAll(parent int, name string) error {
-	err := unix.Unlinkat(parent, name, 0)
+	err := sys.Unlinkat(parent, name, 0)
 	if err == nil || errors.Is(err, unix.ENOENT) {
 		return nil
 	}
 	if !errors.Is(err, unix.EISDIR) && !errors.Is(err, unix.EPERM) {
 		return err
 	}
-	if err := unix.Unlinkat(parent, name, unix.AT_REMOVEDIR); err == nil || errors.Is(err, unix.ENOENT) {
+	if err := sys.Unlinkat(parent, name, unix.AT_REMOVEDIR); err == nil || errors.Is(err, unix.ENOENT) {
 		return nil
 	}
 	fd, err := openBeneath(parent, name)
@@ -470,7 +472,7 @@ func (t *tree) removeAll(parent int, name string) error {
 	}
 	defer unix.Close(fd)
 	if !t.privileged {
-		_ = unix.Fchmod(fd, 0o700)
+		_ = sys.Fchmod(fd, 0o700)
 	}
 	names, err := readNames(fd)
 	if err != nil {
@@ -481,7 +483,7 @@ func (t *tree) removeAll(parent int, name string) error {
 			return err
 		}
 	}
-	return ignore(unix.Unlinkat(parent, name, unix.AT_REMOVEDIR), unix.ENOENT)
+	return ignore(sys.Unlinkat(parent, name, unix.AT_REMOVEDIR), unix.ENOENT)
 }
 
 // hide removes from d what lower layers put there, and leaves what this layer wrote.
@@ -536,7 +538,7 @@ func (t *tree) makeRoom(keep ...*dir) error {
 // makeOpaque hides in overlay form all that lower layers have in d. Whiteouts below it are
 // removed: overlayfs lists those of a directory that it need not merge.
 func (t *tree) makeOpaque(d *dir) error {
-	if err := unix.Fsetxattr(d.fd, t.opaque, []byte("y"), 0); err != nil {
+	if err := sys.Fsetxattr(d.fd, t.opaque, []byte("y"), 0); err != nil {
 		return fmt.Errorf("set %s: %w", t.opaque, err)
 	}
 	t.opaques[t.hash(d.path)] = struct{}{}
@@ -559,12 +561,12 @@ func removeWhiteouts(fd int) error {
 	}
 	for _, n := range names {
 		var st unix.Stat_t
-		if err := unix.Fstatat(fd, n, &st, unix.AT_SYMLINK_NOFOLLOW); err != nil {
+		if err := sys.Fstatat(fd, n, &st, unix.AT_SYMLINK_NOFOLLOW); err != nil {
 			return err
 		}
 		switch {
 		case isWhiteout(&st):
-			if err := unix.Unlinkat(fd, n, 0); err != nil {
+			if err := sys.Unlinkat(fd, n, 0); err != nil {
 				return err
 			}
 		case st.Mode&unix.S_IFMT == unix.S_IFDIR:
@@ -615,7 +617,7 @@ func (t *tree) abandon() {
 func (d *dir) close() error {
 	var err error
 	if d.setMode {
-		err = unix.Fchmod(d.fd, d.mode)
+		err = sys.Fchmod(d.fd, d.mode)
 	}
 	if d.times != nil && err == nil {
 		if err = futimens(d.fd, d.times); errors.Is(err, unix.EPERM) {
@@ -640,7 +642,7 @@ func openBeneath(fd int, p string) (int, error) {
 	held := -1
 	for {
 		name, rest, more := strings.Cut(p, "/")
-		n, err := retry(func() (int, error) { return unix.Openat(fd, name, openDir, 0) })
+		n, err := retry(func() (int, error) { return sys.Openat(fd, name, openDir, 0) })
 		if held >= 0 {
 			_ = unix.Close(held)
 		}
@@ -654,10 +656,10 @@ func openBeneath(fd int, p string) (int, error) {
 // openForbidden opens a directory of ours whose mode keeps us out, and lets us in.
 func openForbidden(fd int, name string) (int, error) {
 	var st unix.Stat_t
-	if err := unix.Fstatat(fd, name, &st, unix.AT_SYMLINK_NOFOLLOW); err != nil {
+	if err := sys.Fstatat(fd, name, &st, unix.AT_SYMLINK_NOFOLLOW); err != nil {
 		return -1, err
 	}
-	p, err := unix.Openat(fd, name, unix.O_PATH|unix.O_NOFOLLOW|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	p, err := sys.Openat(fd, name, unix.O_PATH|unix.O_NOFOLLOW|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return -1, err
 	}

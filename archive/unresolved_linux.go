@@ -8,6 +8,7 @@ import (
 	"io"
 	"strings"
 
+	"distkit/disk/sys"
 	"distkit/errclass"
 
 	"github.com/containerd/errdefs"
@@ -146,7 +147,7 @@ func (a *applier) unresolvedLink(parent, base, target string) error {
 		return nil
 	}
 	t.record(recordLink, name, target)
-	if err := a.create(d, base, func() error { return unix.Mknodat(d.fd, base, unix.S_IFSOCK|0o600, 0) }); err != nil {
+	if err := a.create(d, base, func() error { return sys.Mknodat(d.fd, base, unix.S_IFSOCK|0o600, 0) }); err != nil {
 		return err
 	}
 	t.report.links[t.hash(name)] = struct{}{}

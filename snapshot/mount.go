@@ -15,6 +15,7 @@ import (
 	"strings"
 
 	"distkit/disk"
+	"distkit/disk/sys"
 
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
@@ -253,7 +254,7 @@ func unmount(dir string) error {
 	if !m.ofSnapshot() {
 		return errdefs.ErrFailedPrecondition.WithMessage("what is mounted there is no snapshot (" + m.fstype + ")")
 	}
-	switch err := unix.Unmount(dir, unix.UMOUNT_NOFOLLOW); {
+	switch err := sys.Unmount(dir, unix.UMOUNT_NOFOLLOW); {
 	case errors.Is(err, unix.EBUSY):
 		return errdefs.ErrUnavailable.WithMessage("it is in use")
 	case errors.Is(err, unix.EPERM):
@@ -298,7 +299,7 @@ func BindMount(source, target string, readOnly bool, o MountOptions) error {
 		return err
 	}
 	defer dir.Close()
-	fd, err := unix.OpenTree(int(dir.Fd()), "", unix.AT_EMPTY_PATH|unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC)
+	fd, err := sys.OpenTree(int(dir.Fd()), "", unix.AT_EMPTY_PATH|unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC)
 	if err == nil {
 		defer unix.Close(fd)
 		// Private: what is mounted below the target must not appear in the store.
@@ -306,9 +307,9 @@ func BindMount(source, target string, readOnly bool, o MountOptions) error {
 		if readOnly {
 			attr.Attr_set |= unix.MOUNT_ATTR_RDONLY
 		}
-		err = unix.MountSetattr(fd, "", unix.AT_EMPTY_PATH, &attr)
+		err = sys.MountSetattr(fd, "", unix.AT_EMPTY_PATH, &attr)
 		if err == nil {
-			err = unix.MoveMount(fd, "", unix.AT_FDCWD, target, unix.MOVE_MOUNT_F_EMPTY_PATH)
+			err = sys.MoveMount(fd, "", unix.AT_FDCWD, target, unix.MOVE_MOUNT_F_EMPTY_PATH)
 		}
 	}
 	if errors.Is(err, unix.ENOSYS) {
@@ -323,15 +324,15 @@ func BindMount(source, target string, readOnly bool, o MountOptions) error {
 
 // bindMount is for kernels before 5.12.
 func bindMount(source, target string, flags uintptr) error {
-	if err := unix.Mount(source, target, "", unix.MS_BIND, ""); err != nil {
+	if err := sys.Mount(source, target, "", unix.MS_BIND, ""); err != nil {
 		return err
 	}
-	err := unix.Mount("", target, "", unix.MS_PRIVATE, "")
+	err := sys.Mount("", target, "", unix.MS_PRIVATE, "")
 	if err == nil && flags != 0 {
-		err = unix.Mount("", target, "", unix.MS_REMOUNT|unix.MS_BIND|flags, "")
+		err = sys.Mount("", target, "", unix.MS_REMOUNT|unix.MS_BIND|flags, "")
 	}
 	if err != nil {
-		_ = unix.Unmount(target, 0)
+		_ = sys.Unmount(target, 0)
 	}
 	return err
 }

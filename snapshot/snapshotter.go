@@ -16,6 +16,7 @@ import (
 	"strings"
 
 	"distkit/disk"
+	"distkit/disk/sys"
 	"distkit/events"
 
 	"github.com/containerd/errdefs"
@@ -465,7 +466,7 @@ func syncfs(dir string) error {
 		return err
 	}
 	defer d.Close()
-	return unix.Syncfs(int(d.Fd()))
+	return sys.Syncfs(int(d.Fd()))
 }
 
 // Mounts returns the mounts of an active snapshot or a view; FailedPrecondition where it is

@@ -14,6 +14,7 @@ import (
 	"strings"
 
 	"distkit/disk"
+	"distkit/disk/sys"
 	"distkit/snapshot"
 	"distkit/snapshot/internal/tree"
 
@@ -220,7 +221,7 @@ func (Driver) Open(t snapshot.Tree) (root *os.File, err error) {
 			return err
 		}
 		root, err = os.Open(target)
-		return errors.Join(err, unix.Unmount(target, unix.MNT_DETACH), os.Remove(target))
+		return errors.Join(err, sys.Unmount(target, unix.MNT_DETACH), os.Remove(target))
 	})
 	return root, err
 }
@@ -277,7 +278,7 @@ func (l layers) mount(target string) error {
 	switch {
 	case err == nil:
 		defer unix.Close(fd)
-		return snapshot.MountError("mount on "+target, unix.MoveMount(fd, "", unix.AT_FDCWD, target, unix.MOVE_MOUNT_F_EMPTY_PATH))
+		return snapshot.MountError("mount on "+target, sys.MoveMount(fd, "", unix.AT_FDCWD, target, unix.MOVE_MOUNT_F_EMPTY_PATH))
 	case errors.Is(err, errOldKernel):
 		return l.mountClassic(target)
 	}
@@ -289,7 +290,7 @@ var errOldKernel = errors.New("no lowerdir+")
 // create makes the mount without a place in the tree. errOldKernel says that the kernel
 // (before 6.8) takes layers as one string only.
 func (l layers) create() (int, error) {
-	fd, err := unix.Fsopen("overlay", unix.FSOPEN_CLOEXEC)
+	fd, err := sys.Fsopen("overlay", unix.FSOPEN_CLOEXEC)
 	switch {
 	case errors.Is(err, unix.ENOSYS):
 		return -1, errOldKernel
@@ -301,7 +302,7 @@ func (l layers) create() (int, error) {
 	defer unix.Close(fd)
 	set := func(key, value string) {
 		if err == nil {
-			if err = unix.FsconfigSetString(fd, key, value); err != nil {
+			if err = sys.FsconfigSetString(fd, key, value); err != nil {
 				err = failed(fd, key+"="+value, err)
 			}
 		}
@@ -324,7 +325,7 @@ func (l layers) create() (int, error) {
 		if key, value, ok := strings.Cut(o, "="); ok {
 			set(key, value)
 		} else if err == nil {
-			if err = unix.FsconfigSetFlag(fd, o); err != nil {
+			if err = sys.FsconfigSetFlag(fd, o); err != nil {
 				err = failed(fd, o, err)
 			}
 		}
@@ -332,10 +333,10 @@ func (l layers) create() (int, error) {
 	if err != nil {
 		return -1, err
 	}
-	if err := unix.FsconfigCreate(fd); err != nil {
+	if err := sys.FsconfigCreate(fd); err != nil {
 		return -1, failed(fd, "make overlay", err)
 	}
-	m, err := unix.Fsmount(fd, unix.FSMOUNT_CLOEXEC, attr)
+	m, err := sys.Fsmount(fd, unix.FSMOUNT_CLOEXEC, attr)
 	return m, snapshot.MountError("make overlay", err)
 }
 
@@ -368,7 +369,7 @@ func (l layers) mountClassic(target string) error {
 		return errdefs.ErrFailedPrecondition.WithMessage(fmt.Sprintf(
 			"%d layers don't fit into the mount options of this kernel, which Linux 6.8 and later take one by one", len(l.lower)))
 	}
-	return snapshot.MountError("mount overlay on "+target, unix.Mount(l.source, target, "overlay", flags, data))
+	return snapshot.MountError("mount overlay on "+target, sys.Mount(l.source, target, "overlay", flags, data))
 }
 
 // Check makes two layers and an overlay of them, without a place in the tree.
@@ -426,7 +427,7 @@ func (l layers) try() error {
 	if err := l.mountClassic(target); err != nil {
 		return err
 	}
-	return unix.Unmount(target, unix.MNT_DETACH)
+	return sys.Unmount(target, unix.MNT_DETACH)
 }
 
 func (Driver) Usage(ctx context.Context, t snapshot.Tree) (u snapshot.Usage, err error) {

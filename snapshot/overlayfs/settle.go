@@ -12,6 +12,7 @@ import (
 	"strconv"
 	"strings"
 
+	"distkit/disk/sys"
 	"distkit/snapshot"
 	"distkit/snapshot/internal/tree"
 
@@ -123,7 +124,7 @@ func openEach(at int, p string, flags int) (int, error) {
 		if i < len(names)-1 {
 			how = unix.O_PATH | unix.O_DIRECTORY | unix.O_NOFOLLOW | unix.O_CLOEXEC
 		}
-		fd, err := unix.Openat(at, name, how, 0)
+		fd, err := sys.Openat(at, name, how, 0)
 		if i > 0 {
 			unix.Close(at)
 		}
@@ -154,7 +155,7 @@ func kind(root *os.File, p string) (mode uint32, st unix.Stat_t, err error) {
 		return 0, st, err
 	}
 	defer f.Close()
-	if err := unix.Fstat(int(f.Fd()), &st); err != nil {
+	if err := sys.Fstat(int(f.Fd()), &st); err != nil {
 		return 0, st, err
 	}
 	return st.Mode & unix.S_IFMT, st, nil
@@ -254,7 +255,7 @@ func (s *settler) whiteouts(notes []note) error {
 			continue
 		}
 		if err := s.change(path.Dir(n.path), func(dir *os.File) error {
-			return unix.Unlinkat(int(dir.Fd()), path.Base(n.path), 0)
+			return sys.Unlinkat(int(dir.Fd()), path.Base(n.path), 0)
 		}); err != nil {
 			return fmt.Errorf("whiteout %s: %w", n.path, err)
 		}
@@ -270,13 +271,13 @@ func (s *settler) change(p string, do func(dir *os.File) error) error {
 	}
 	defer dir.Close()
 	var st unix.Stat_t
-	if err := unix.Fstat(int(dir.Fd()), &st); err != nil {
+	if err := sys.Fstat(int(dir.Fd()), &st); err != nil {
 		return err
 	}
 	if err := do(dir); err != nil {
 		return err
 	}
-	return unix.UtimesNanoAt(int(dir.Fd()), "", []unix.Timespec{st.Atim, st.Mtim}, unix.AT_EMPTY_PATH)
+	return sys.UtimesNanoAt(int(dir.Fd()), "", []unix.Timespec{st.Atim, st.Mtim}, unix.AT_EMPTY_PATH)
 }
 
 // links makes the hard links into lower layers, for which sockets stand so far: what they lead
@@ -319,10 +320,10 @@ func (s *settler) links(notes []note) error {
 		}
 		if err := s.change(path.Dir(p), func(dir *os.File) error {
 			at, base := int(dir.Fd()), path.Base(p)
-			if err := unix.Unlinkat(at, base, 0); err != nil {
+			if err := sys.Unlinkat(at, base, 0); err != nil {
 				return err
 			}
-			return unix.Linkat(int(s.stage.Fd()), copied, at, base, 0)
+			return sys.Linkat(int(s.stage.Fd()), copied, at, base, 0)
 		}); err != nil {
 			return fmt.Errorf("hard link %s: %w", p, err)
 		}
@@ -362,9 +363,9 @@ func (s *settler) copyUp(p, copied string) error {
 		}
 		if err := s.change(at, func(dir *os.File) error {
 			if i == len(names)-1 {
-				return unix.Linkat(int(s.stage.Fd()), copied, int(dir.Fd()), name, 0)
+				return sys.Linkat(int(s.stage.Fd()), copied, int(dir.Fd()), name, 0)
 			}
-			if err := unix.Mkdirat(int(dir.Fd()), name, 0o700); err != nil {
+			if err := sys.Mkdirat(int(dir.Fd()), name, 0o700); err != nil {
 				return err
 			}
 			return s.like(here)

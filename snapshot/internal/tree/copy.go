@@ -10,6 +10,8 @@ import (
 	"path"
 	"strings"
 
+	"distkit/disk/sys"
+
 	"golang.org/x/sys/unix"
 )
 
@@ -83,7 +85,7 @@ type copier struct {
 }
 
 func fstat(f *os.File) (st unix.Stat_t, err error) {
-	err = unix.Fstat(int(f.Fd()), &st)
+	err = sys.Fstat(int(f.Fd()), &st)
 	return st, err
 }
 
@@ -118,7 +120,7 @@ func (c *copier) entry(from, to *os.File, name, rel string) error {
 	}
 	typ := st.Mode & unix.S_IFMT
 	if typ == unix.S_IFDIR {
-		if err := unix.Mkdirat(dst, name, 0o700); err != nil {
+		if err := sys.Mkdirat(dst, name, 0o700); err != nil {
 			return err
 		}
 		sub, err := openDir(src, name)
@@ -135,7 +137,7 @@ func (c *copier) entry(from, to *os.File, name, rel string) error {
 	}
 	if st.Nlink > 1 {
 		if first, ok := c.links[inodeOf(&st)]; ok {
-			return unix.Linkat(c.root, first, dst, name, 0)
+			return sys.Linkat(c.root, first, dst, name, 0)
 		}
 		c.links[inodeOf(&st)] = rel
 	}
@@ -152,43 +154,43 @@ func (c *copier) leaf(src int, name string, dst int, newname string, st *unix.St
 		return c.file(src, name, dst, newname, st)
 	case unix.S_IFLNK:
 		target := make([]byte, unix.PathMax)
-		n, err := unix.Readlinkat(src, name, target)
+		n, err := sys.Readlinkat(src, name, target)
 		if err != nil {
 			return err
 		}
-		if err := unix.Symlinkat(string(target[:n]), dst, newname); err != nil {
+		if err := sys.Symlinkat(string(target[:n]), dst, newname); err != nil {
 			return err
 		}
 	default:
-		if err := unix.Mknodat(dst, newname, typ|0o600, int(st.Rdev)); err != nil {
+		if err := sys.Mknodat(dst, newname, typ|0o600, int(st.Rdev)); err != nil {
 			return err
 		}
 	}
-	if err := unix.Fchownat(dst, newname, int(st.Uid), int(st.Gid), unix.AT_SYMLINK_NOFOLLOW); err != nil {
+	if err := sys.Fchownat(dst, newname, int(st.Uid), int(st.Gid), unix.AT_SYMLINK_NOFOLLOW); err != nil {
 		return err
 	}
 	if typ != unix.S_IFLNK {
-		if err := unix.Fchmodat(dst, newname, st.Mode&0o7777, 0); err != nil {
+		if err := sys.Fchmodat(dst, newname, st.Mode&0o7777, 0); err != nil {
 			return err
 		}
 	}
 	if err := copyXattrs(pathXattrs{procPath(src, name)}, pathXattrs{procPath(dst, newname)}); err != nil {
 		return err
 	}
-	return unix.UtimesNanoAt(dst, newname, []unix.Timespec{st.Atim, st.Mtim}, unix.AT_SYMLINK_NOFOLLOW)
+	return sys.UtimesNanoAt(dst, newname, []unix.Timespec{st.Atim, st.Mtim}, unix.AT_SYMLINK_NOFOLLOW)
 }
 
 // procPath names an entry of an open directory for the system calls that know paths alone.
 func procPath(at int, name string) string { return fmt.Sprintf("/proc/self/fd/%d/%s", at, name) }
 
 func (c *copier) file(src int, name string, dst int, newname string, st *unix.Stat_t) error {
-	fd, err := unix.Openat(src, name, unix.O_RDONLY|unix.O_NOFOLLOW|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)
+	fd, err := sys.Openat(src, name, unix.O_RDONLY|unix.O_NOFOLLOW|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)
 	if err != nil {
 		return err
 	}
 	from := os.NewFile(uintptr(fd), name)
 	defer from.Close()
-	fd, err = unix.Openat(dst, newname, unix.O_RDWR|unix.O_CREAT|unix.O_EXCL|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0o600)
+	fd, err = sys.Openat(dst, newname, unix.O_RDWR|unix.O_CREAT|unix.O_EXCL|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0o600)
 	if err != nil {
 		return err
 	}
@@ -208,16 +210,16 @@ func (c *copier) file(src int, name string, dst int, newname string, st *unix.St
 // attributes sets what chown takes away (set-user-ID, capabilities) after it, and times last.
 func attributes(from, to *os.File, st *unix.Stat_t) error {
 	fd := int(to.Fd())
-	if err := unix.Fchown(fd, int(st.Uid), int(st.Gid)); err != nil {
+	if err := sys.Fchown(fd, int(st.Uid), int(st.Gid)); err != nil {
 		return err
 	}
-	if err := unix.Fchmod(fd, st.Mode&0o7777); err != nil {
+	if err := sys.Fchmod(fd, st.Mode&0o7777); err != nil {
 		return err
 	}
 	if err := copyXattrs(fdXattrs{int(from.Fd())}, fdXattrs{fd}); err != nil {
 		return err
 	}
-	return unix.UtimesNanoAt(fd, "", []unix.Timespec{st.Atim, st.Mtim}, unix.AT_EMPTY_PATH)
+	return sys.UtimesNanoAt(fd, "", []unix.Timespec{st.Atim, st.Mtim}, unix.AT_EMPTY_PATH)
 }
 
 func (c *copier) data(from, to *os.File, st *unix.Stat_t) error {
@@ -298,13 +300,13 @@ type fdXattrs struct{ fd int }
 
 func (x fdXattrs) list(b []byte) (int, error)          { return unix.Flistxattr(x.fd, b) }
 func (x fdXattrs) get(n string, b []byte) (int, error) { return unix.Fgetxattr(x.fd, n, b) }
-func (x fdXattrs) set(n string, b []byte) error        { return unix.Fsetxattr(x.fd, n, b, 0) }
+func (x fdXattrs) set(n string, b []byte) error        { return sys.Fsetxattr(x.fd, n, b, 0) }
 
 type pathXattrs struct{ path string }
 
 func (x pathXattrs) list(b []byte) (int, error)          { return unix.Llistxattr(x.path, b) }
 func (x pathXattrs) get(n string, b []byte) (int, error) { return unix.Lgetxattr(x.path, n, b) }
-func (x pathXattrs) set(n string, b []byte) error        { return unix.Lsetxattr(x.path, n, b, 0) }
+func (x pathXattrs) set(n string, b []byte) error        { return sys.Lsetxattr(x.path, n, b, 0) }
 
 func copyXattrs(from, to xattrs) error {
 	names, err := grow(from.list)

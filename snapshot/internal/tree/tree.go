@@ -9,6 +9,8 @@ import (
 	"os"
 	"path/filepath"
 
+	"distkit/disk/sys"
+
 	"golang.org/x/sys/unix"
 )
 
@@ -21,7 +23,7 @@ func openDir(at int, name string) (*os.File, error) {
 	for {
 		fd, err := unix.Openat2(at, name, &how)
 		if errors.Is(err, unix.ENOSYS) { // before 5.6, or hidden by a seccomp filter
-			fd, err = unix.Openat(at, name, int(how.Flags), 0)
+			fd, err = sys.Openat(at, name, int(how.Flags), 0)
 		}
 		switch {
 		case errors.Is(err, unix.EINTR), errors.Is(err, unix.EAGAIN):
@@ -36,7 +38,7 @@ func openDir(at int, name string) (*os.File, error) {
 }
 
 func lstat(at int, name string) (st unix.Stat_t, err error) {
-	err = unix.Fstatat(at, name, &st, unix.AT_SYMLINK_NOFOLLOW)
+	err = sys.Fstatat(at, name, &st, unix.AT_SYMLINK_NOFOLLOW)
 	return st, err
 }
 
@@ -170,7 +172,7 @@ func Remove(dir string) error {
 }
 
 func remove(at int, name string) error {
-	err := unix.Unlinkat(at, name, 0)
+	err := sys.Unlinkat(at, name, 0)
 	if err == nil || errors.Is(err, unix.ENOENT) {
 		return nil
 	}
@@ -180,7 +182,7 @@ func remove(at int, name string) error {
 	d, derr := openDir(at, name)
 	if errors.Is(derr, unix.EACCES) { // overlayfs leaves work/work with mode 000
 		if st, err := lstat(at, name); err == nil && st.Mode&unix.S_IFMT == unix.S_IFDIR {
-			_ = unix.Fchmodat(at, name, 0o700, 0)
+			_ = sys.Fchmodat(at, name, 0o700, 0)
 			d, derr = openDir(at, name)
 		}
 	}
@@ -213,7 +215,7 @@ func remove(at int, name string) error {
 			return err
 		}
 	}
-	if err := unix.Unlinkat(at, name, unix.AT_REMOVEDIR); err != nil && !errors.Is(err, unix.ENOENT) {
+	if err := sys.Unlinkat(at, name, unix.AT_REMOVEDIR); err != nil && !errors.Is(err, unix.ENOENT) {
 		return &os.PathError{Op: "rmdir", Path: name, Err: err}
 	}
 	return nil
