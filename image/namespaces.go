@@ -79,7 +79,12 @@ func (n Namespaces) Create(ctx context.Context, namespace string, labels map[str
 	} else if there {
 		return fmt.Errorf("namespace %s: %w", namespace, errdefs.ErrAlreadyExists)
 	}
-	return names.change(ctx, func(ix *index) error { return ix.setLabels(labels) })
+	if err := names.change(ctx, func(ix *index) error { return ix.setLabels(labels) }); err != nil {
+		// It may be there already, without its labels, if nobody else has used it since.
+		_ = n.Delete(context.WithoutCancel(ctx), namespace)
+		return err
+	}
+	return nil
 }
 
 // Labels returns a namespace's labels: the annotations of its index. NotFound when there is
@@ -130,7 +135,11 @@ func (n Namespaces) open(namespace string) (*Names, error) {
 // Delete removes a namespace that is empty. FailedPrecondition when it has names or
 // containers, or is the default one; NotFound when there is none.
 func (n Namespaces) Delete(ctx context.Context, namespace string) error {
+	gone := path.Join(layout.Namespaces, "."+namespace+".removed")
 	names, err := n.open(namespace)
+	if errdefs.IsNotFound(err) {
+		_ = n.store.Tree.RemoveAll(gone) // an earlier removal may have been cut short
+	}
 	if err != nil {
 		return err
 	}
@@ -168,7 +177,6 @@ func (n Namespaces) Delete(ctx context.Context, namespace string) error {
 				namespace, ix.Entries[0].Name)
 		}
 	}
-	gone := path.Join(layout.Namespaces, "."+namespace+".removed")
 	if err := tree.RemoveAll(gone); err != nil {
 		return fmt.Errorf("remove namespace %s: %w", namespace, err)
 	}
