@@ -378,7 +378,7 @@ func (w *world) point(t *testing.T, f inject.Fault) bool {
 	if err := rightStore(filepath.Join(at, ".content"), false); err != nil {
 		failed("called again: %v", err)
 	}
-	left, err := w.leftOver(at, r.Failed)
+	left, err := w.leftOver(at, r)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -392,15 +392,17 @@ func (w *world) point(t *testing.T, f inject.Fault) bool {
 var sweepLocks = []string{".content/hold", ".content/gate", ".content/namespaces"}
 
 // leftOver lists the files that a run without a fault would not have left, and that the sweep does not delete either. What could
-// not be deleted because that very call failed may stay.
-func (w *world) leftOver(at, failed string) ([]string, error) {
+// not be deleted because that very call failed may stay, and so may what the message names.
+func (w *world) leftOver(at string, r inject.Result) ([]string, error) {
+	failed := plain(r.Failed)
 	extra := func() ([]string, error) {
 		left, err := files(at)
 		if err != nil {
 			return nil, err
 		}
 		return slices.DeleteFunc(difference(left, w.left), func(name string) bool {
-			return filepath.Base(name) == filepath.Base(plain(failed)) || slices.Contains(sweepLocks, name)
+			return filepath.Base(name) == filepath.Base(failed) || strings.HasPrefix(name, failed+"/") ||
+				strings.Contains(r.Stderr, at+"/"+name) || slices.Contains(sweepLocks, name)
 		}), nil
 	}
 	left, err := extra()
