@@ -120,17 +120,18 @@ func (u *execution) killExec() error {
 	u.claim.quiet()
 	l, err := look(u.c.place())
 	if err == nil && (l.status == Running || l.status == Paused) {
-		pid := 0
+		pid, leader := 0, uint64(0)
 		if s, _ := u.place().readState(); s != nil && s.Status == Running {
-			pid = s.Pid
+			pid, leader = s.Pid, s.Session
 		} else {
 			pid, _ = readPid(u.claim.path("pid"))
 		}
 		// The session need not have the process's number: crun makes it in a process that is gone.
-		leader := uint64(pid)
-		own, err := statOf(l.state.Pid)
-		if s, serr := statOf(pid); serr == nil && err == nil && s.session != own.session && slices.Contains(u.c.pids(l), pid) {
+		if s, err := statOf(pid); err == nil && leader == 0 && slices.Contains(u.c.pids(l), pid) {
 			leader = s.session
+		}
+		if own, err := statOf(l.state.Pid); err != nil || leader == own.session {
+			leader = uint64(pid)
 		}
 		session := func() (pids []int) {
 			for _, p := range u.c.pids(l) {

@@ -6,6 +6,7 @@ import (
 	"io"
 	"io/fs"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -163,6 +164,7 @@ func TestExecKilled(t *testing.T) {
 		}
 		defer r.Close()
 		x := m.as("exec-sleep", c.ID, "")
+		x.Env = append(x.Env, "TEST_SCRIPT=echo ready")
 		x.Stdout = w
 		if err := x.Start(); err != nil {
 			t.Fatal(err)
@@ -180,7 +182,9 @@ func TestExecKilled(t *testing.T) {
 		}
 		// Before it was written down, too.
 		for _, step := range []string{"started", "running"} {
-			if out, err := m.as("exec-sleep", c.ID, step).CombinedOutput(); err == nil {
+			x := m.as("exec-sleep", c.ID, step)
+			x.Env = append(x.Env, "TEST_SCRIPT=:")
+			if out, err := x.CombinedOutput(); err == nil {
 				t.Errorf("%s: it was not killed: %s", step, out)
 			}
 			until(t, step+": its end", func() bool { return len(m.left("none", "sleep 1001", "sleep 1002")) == 0 })
@@ -237,4 +241,23 @@ func TestRunReaps(t *testing.T) {
 			m.Error(err)
 		}
 	})
+}
+
+// Who blocks a signal takes it by sigwait or signalfd, as an init does.
+func TestCatches(t *testing.T) {
+	c := exec.Command("env", "--block-signal=TERM", "sleep", "1000")
+	if err := c.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		_ = c.Process.Kill()
+		_ = c.Wait()
+	})
+	until(t, "sleep", func() bool {
+		b, _ := os.ReadFile(fmt.Sprintf("/proc/%d/comm", c.Process.Pid))
+		return string(b) == "sleep\n"
+	})
+	if !catches(c.Process.Pid, unix.SIGTERM) || catches(c.Process.Pid, unix.SIGINT) {
+		t.Error("what is blocked is not told from what is not")
+	}
 }

@@ -432,6 +432,9 @@ func (u *execution) start(ctx context.Context, opts *runc.CreateOpts, term *term
 	if u.state.Process, err = Identify(pid); err != nil {
 		return -1, err
 	}
+	if s, err := statOf(pid); err == nil && u.exec != "" {
+		u.state.Session = s.session
+	}
 	u.state.Status, u.state.Started, u.state.Cgroups = Running, time.Now().UTC(), existing(u.state.Cgroups)
 	if err := u.place().writeState(u.state); err != nil {
 		return -1, err

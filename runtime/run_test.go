@@ -59,7 +59,7 @@ func TestMain(m *testing.M) {
 			case f[4] == "execute":
 				status, err = c.Exec(context.Background(), Exec{Args: []string{"sh", "-c", os.Getenv("TEST_SCRIPT")}, User: "1000", Streams: testStreams()})
 			case f[4] == "exec-sleep":
-				status, err = c.Exec(context.Background(), Exec{ID: "further", Args: []string{"sh", "-c", "sleep 1001 & echo ready; exec sleep 1002"}})
+				status, err = c.Exec(context.Background(), Exec{ID: "further", Args: []string{"sh", "-c", "sleep 1001 & " + os.Getenv("TEST_SCRIPT") + "; exec sleep 1002"}})
 			case f[4] == "start":
 				_, err = c.Start(context.Background(), r)
 				status = 0

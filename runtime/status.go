@@ -41,6 +41,7 @@ type state struct {
 	RuntimeState string    `json:"runtimeState"` // where it keeps its own
 	Cgroups      []string  `json:"cgroups,omitempty"`
 	Monitors     string    `json:"monitors,omitempty"` // as [placement] has it
+	Session      uint64    `json:"session,omitempty"`  // of a further process, as the kernel numbers it
 	Terminal     bool      `json:"terminal,omitempty"`
 	Detached     bool      `json:"detached,omitempty"`
 	Monitor      Process   `json:"monitor"`
