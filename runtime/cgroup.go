@@ -416,7 +416,7 @@ func killCgroups(cgroups []string) (left bool, err error) {
 		left = left || len(processes([]string{d})) > 0
 		_, err = f.WriteString("1")
 		_ = f.Close()
-		if err != nil && !errors.Is(err, unix.ENODEV) {
+		if err != nil && !errors.Is(err, unix.ENODEV) && !errors.Is(err, unix.ENOENT) { // it has been removed meanwhile
 			return left, fmt.Errorf("kill cgroup %s: %w", d, err)
 		}
 	}
