@@ -76,7 +76,7 @@ func (s *Store) writeLabels(dgst digest.Digest, labels map[string]string, now ti
 		return fmt.Errorf("labels of %s: %w", dgst, err)
 	}
 	// The kernel's clock for mtime is coarser than time.Now, and must not lag behind it.
-	err = s.Tree.Chtimes(tmp, now)
+	err = s.Tree.Touch(tmp, now)
 	if err == nil {
 		err = s.Tree.Rename(tmp, name)
 	}

@@ -327,7 +327,7 @@ func (w *Writer) Close() error {
 		}
 		err = w.write(updatedFile, w.updated.Format(time.RFC3339Nano)+"\n")
 		// What write(2) leaves there comes from a coarser clock than ours.
-		err = errors.Join(err, w.s.Tree.Chtimes(w.file(dataFile), w.updated))
+		err = errors.Join(err, w.s.Tree.Touch(w.file(dataFile), w.updated))
 	}
 	w.release()
 	if err != nil {
@@ -443,7 +443,7 @@ func (w *Writer) publish(dgst digest.Digest, labels map[string]string) error {
 	if err := w.data.Chmod(0o444); err != nil {
 		return err
 	}
-	if err := w.s.Tree.Chtimes(w.file(dataFile), now); err != nil {
+	if err := w.s.Tree.Touch(w.file(dataFile), now); err != nil {
 		return err
 	}
 	if err := w.data.Sync(); err != nil {

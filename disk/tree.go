@@ -383,6 +383,16 @@ func (t Tree) Chtimes(name string, at time.Time) error {
 	})
 }
 
+// Touch is Chtimes for a file that was just written. Where nobody may set times (some of FUSE: EPERM, ENOSYS) the file keeps
+// those of the write, and that is no error.
+func (t Tree) Touch(name string, at time.Time) error {
+	err := t.Chtimes(name, at)
+	if errors.Is(err, unix.EPERM) || errors.Is(err, unix.ENOSYS) || errors.Is(err, unix.EOPNOTSUPP) {
+		return nil
+	}
+	return err
+}
+
 // Mkdir creates a directory. The mode is less the umask.
 func (t Tree) Mkdir(name string, perm fs.FileMode) error {
 	return t.at("mkdir", name, func(dir int, base string) error {

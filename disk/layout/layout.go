@@ -238,7 +238,7 @@ func (d Dir) Freshen(dgst digest.Digest) error {
 		return err
 	}
 	defer disk.Release(f)
-	err = d.Tree.Chtimes(BlobName(dgst), time.Now())
+	err = d.Tree.Touch(BlobName(dgst), time.Now())
 	if errors.Is(err, fs.ErrPermission) || errors.Is(err, unix.EROFS) {
 		return nil
 	}

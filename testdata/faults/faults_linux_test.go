@@ -189,6 +189,14 @@ func TestFaults(t *testing.T) {
 				}
 				t.Run(call, func(t *testing.T) {
 					came := true
+					if *long { // a fault that stays ends the command too
+						for _, e := range errnos {
+							if e.errno == syscall.EINTR {
+								continue // for which calls are made again, without end
+							}
+							t.Run("every/"+e.name, func(t *testing.T) { w.point(t, inject.Fault{Call: call, Error: e.errno}) })
+						}
+					}
 					for n := 1; came && (*long || n <= min(w.clean.Calls[call], occurrences(call))); n++ {
 						came = false
 						for i, e := range errnos {
@@ -213,6 +221,30 @@ func hash(words ...string) uint32 {
 	h := fnv.New32()
 	_, _ = h.Write([]byte(strings.Join(words, "/")))
 	return h.Sum32()
+}
+
+// A file system that lets nobody set times loses no blob: those of the write are right.
+func TestNoTimes(t *testing.T) {
+	fixture.Need(t, "seccomp,jq")
+	dir := t.TempDir()
+	if err := script(dir, template); err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{"ingest", "ingest_resume", "ingest_there", "label", "edit"} {
+		for _, errno := range []syscall.Errno{syscall.EPERM, syscall.ENOSYS} {
+			t.Run(name+"/"+errno.Error(), func(t *testing.T) {
+				w := begin(t, dir, name, scenarios[name])
+				at := w.copy(t)
+				r, err := w.run(at, inject.Fault{Call: "utimensat", Error: errno})
+				if err != nil {
+					t.Fatal(err)
+				}
+				if err := w.promised(at); err != nil || r.Status != 0 || r.Failed == "" {
+					t.Errorf("status %d, %q (%s): %v", r.Status, r.Stderr, r.Failed, err)
+				}
+			})
+		}
+	}
 }
 
 // world is what the points of one scenario share.

@@ -54,7 +54,7 @@ var calls = map[string]struct {
 	"open_tree": {unix.SYS_OPEN_TREE, always}, "mount_setattr": {unix.SYS_MOUNT_SETATTR, always},
 }
 
-// Fault says which call fails: the Nth, from 1, of a name.
+// Fault says which call fails: the Nth, from 1, of a name; or, with N 0, every one.
 type Fault struct {
 	Call  string
 	N     int
@@ -277,7 +277,7 @@ func (s server) serve() error {
 		name := names[n.number]
 		if what, ok := s.concerned(n, calls[name].kind); ok {
 			s.result.Calls[name]++
-			if name == s.fault.Call && s.result.Calls[name] == s.fault.N {
+			if name == s.fault.Call && (s.fault.N == 0 || s.result.Calls[name] == s.fault.N) {
 				s.result.Failed = what
 				answer = response{id: n.id, errno: -int32(s.fault.Error)}
 			}
