@@ -61,7 +61,7 @@ func scripts(root string) (map[string]string, error) {
 		}
 		b, err := os.ReadFile(name)
 		switch filepath.Ext(name) {
-		case ".go", ".md", ".txtar", ".sh":
+		case ".go", ".md", ".txtar", ".sh", ".bash":
 			files[name] = string(b)
 		default:
 			if shebang.Match(b) {
@@ -283,7 +283,7 @@ func (l *linter) assignment(n syntax.Node) {
 		}
 		if n.Array != nil {
 			for _, e := range n.Array.Elems {
-				if e.Value != nil && !l.isOwn(e.Value) {
+				if e.Value != nil && (!l.isOwn(e.Value) || isPattern(e.Value)) {
 					k = foreign
 				}
 			}
@@ -291,7 +291,7 @@ func (l *linter) assignment(n syntax.Node) {
 		l.note(n.Name.Value, k, n)
 	case *syntax.WordIter:
 		k := counted
-		if !n.InPos.IsValid() || slices.ContainsFunc(n.Items, func(w *syntax.Word) bool { return !l.isOwn(w) }) {
+		if !n.InPos.IsValid() || slices.ContainsFunc(n.Items, func(w *syntax.Word) bool { return !l.isOwn(w) || isPattern(w) }) {
 			k = foreign
 		}
 		l.note(n.Name.Value, k, n)
@@ -322,11 +322,34 @@ func (l *linter) assignment(n syntax.Node) {
 		if w, ok := n.X.(*syntax.Word); ok && n.Op.String() != "==" && strings.HasSuffix(n.Op.String(), "=") && syntax.ValidName(literal(w)) {
 			l.note(literal(w), counted, n)
 		}
+	case *syntax.TestClause:
+		l.check(n.X, false)
+	}
+}
+
+// check notes the variables that a test holds to being numbers, if it is true, or with not if it is false. One side
+// of an "or" is not enough.
+func (l *linter) check(n syntax.TestExpr, not bool) {
+	switch n := n.(type) {
+	case *syntax.ParenTest:
+		l.check(n.X, not)
+	case *syntax.UnaryTest:
+		if n.Op == syntax.TsNot {
+			l.check(n.X, !not)
+		}
 	case *syntax.BinaryTest:
-		if x, ok := n.X.(*syntax.Word); ok && n.Op == syntax.TsReMatch {
+		switch n.Op {
+		case syntax.AndTest, syntax.OrTest:
+			if (n.Op == syntax.OrTest) == not {
+				l.check(n.X, not)
+				l.check(n.Y, not)
+			}
+		case syntax.TsReMatch:
 			y := l.text[n.Y.Pos().Offset():n.Y.End().Offset()]
-			if p := variable(x); p != nil && isNumeric(y) {
-				l.note(p.Param.Value, checked, n)
+			if x, ok := n.X.(*syntax.Word); ok && isNumeric(y) {
+				if p := variable(x); p != nil {
+					l.note(p.Param.Value, checked, n)
+				}
 			}
 		}
 	}
@@ -385,6 +408,15 @@ func (l *linter) isForeign(part syntax.WordPart) bool {
 		return true
 	}
 	return false // literals, and arithmetic, which is judged itself
+}
+
+// isPattern reports whether a word stands for the names of files.
+func isPattern(w *syntax.Word) bool {
+	return slices.ContainsFunc(w.Parts, func(part syntax.WordPart) bool {
+		lit, ok := part.(*syntax.Lit)
+		_, ext := part.(*syntax.ExtGlob)
+		return ext || ok && strings.ContainsAny(lit.Value, "*?[")
+	})
 }
 
 // isText reports whether a word is the script's own text, by variables that have only such text too.
@@ -527,7 +559,7 @@ func (l *linter) judge(n syntax.Node) {
 			}
 			if s := literal(a.Value); !l.isText(a.Value) {
 				l.problem(n, "%s evaluates the names that it gets", n.Variant.Value)
-			} else if s[0] == '-' && strings.ContainsAny(s, "in") {
+			} else if strings.HasPrefix(s, "-") && strings.ContainsAny(s, "in") {
 				l.problem(n, "%s %s makes assignments evaluate values", n.Variant.Value, s)
 			}
 		}
@@ -549,6 +581,9 @@ func (l *linter) call(c *syntax.CallExpr) {
 		return
 	}
 	rest := c.Args[1:]
+	for len(rest) > 0 && (args[0] == "command" || args[0] == "builtin" || len(args[0]) == 2 && args[0][0] == '-') {
+		args, rest = args[1:], rest[1:]
+	}
 	switch args[0] {
 	case "eval":
 		if len(rest) > 0 {
@@ -578,9 +613,19 @@ func (l *linter) call(c *syntax.CallExpr) {
 		if len(rest) > 0 && !l.isText(rest[0]) {
 			l.problem(c, "the format of printf is not the script's")
 		}
+	case "source", ".":
+		if len(rest) > 0 && slices.ContainsFunc(rest[0].Parts, func(p syntax.WordPart) bool { _, is := p.(*syntax.ProcSubst); return is }) {
+			l.problem(c, "%s gets text that is not the script's", args[0])
+		}
+	case "wait":
+		for i, w := range rest {
+			if strings.HasPrefix(args[i], "-") && strings.HasSuffix(args[i], "p") && !l.isText(w) {
+				l.problem(c, "wait -p evaluates an index in the name that it gets")
+			}
+		}
 	case "read", "mapfile", "readarray", "unset", "getopts":
 		for i, w := range rest {
-			option := i > 0 && len(args[i]) == 2 && args[i][0] == '-' && strings.Contains(readOptions, args[i][1:])
+			option := i > 0 && len(args[i]) == 2 && args[i][0] == '-' && strings.Contains(readOptions, args[i][1:]) && args[i] != "-C"
 			if !option && !l.isText(w) {
 				l.problem(c, "%s evaluates an index in the name that it gets", args[0])
 			}
@@ -592,16 +637,40 @@ func (l *linter) call(c *syntax.CallExpr) {
 			}
 		}
 	}
+	all := c.Args[len(c.Args)-len(args):]
+	replaced := placeholder(args)
 	for i, name := range args[:len(args)-1] {
 		shell := filepath.Base(name)
-		if p := variable(c.Args[i]); p != nil && p.Param.Value == "BASH" {
+		if p := variable(all[i]); p != nil && p.Param.Value == "BASH" {
 			shell = "bash"
 		}
 		option := args[i+1]
-		if (shell == "sh" || shell == "bash") && strings.HasPrefix(option, "-") && strings.HasSuffix(option, "c") && i+2 < len(args) && !l.isText(c.Args[i+2]) {
-			l.problem(c.Args[i+2], "%s -c gets text that is not the script's", shell)
+		if (shell == "sh" || shell == "bash") && strings.HasPrefix(option, "-") && strings.HasSuffix(option, "c") && i+2 < len(args) {
+			if !l.isText(all[i+2]) || replaced != "" && strings.Contains(args[i+2], replaced) {
+				l.problem(all[i+2], "%s -c gets text that is not the script's", shell)
+			}
 		}
 	}
+}
+
+// placeholder returns the text that find or xargs replaces in the arguments of what it runs, "" for none.
+func placeholder(args []string) string {
+	switch filepath.Base(args[0]) {
+	case "find":
+		return "{}"
+	case "xargs":
+		for i, a := range args {
+			switch rest, ok := strings.CutPrefix(a, "-I"); {
+			case ok && rest != "":
+				return rest
+			case ok && i+1 < len(args):
+				return args[i+1]
+			case strings.HasPrefix(a, "-i"), strings.HasPrefix(a, "--replace"):
+				return "{}"
+			}
+		}
+	}
+	return ""
 }
 
 // number judges an operand of arithmetic. What stands inside expansions is judged where it is met.
@@ -626,9 +695,9 @@ func (l *linter) number(x syntax.ArithmExpr) {
 func (l *linter) numberPart(part syntax.WordPart) {
 	switch part := part.(type) {
 	case *syntax.Lit:
-		if syntax.ValidName(part.Value) && !slices.Contains(numbers, part.Value) {
-			l.note(part.Value, used, part)
-		}
+		l.names(part.Value, part)
+	case *syntax.SglQuoted:
+		l.names(part.Value, part)
 	case *syntax.DblQuoted:
 		for _, p := range part.Parts {
 			l.numberPart(p)
@@ -653,6 +722,17 @@ func (l *linter) numberPart(part syntax.WordPart) {
 		}
 	case *syntax.CmdSubst:
 		l.problem(part, "arithmetic evaluates what a command prints: assign it, and check it by [[ =~ ^[0-9]+$ ]]")
+	}
+}
+
+var name = regexp.MustCompile(`\b[A-Za-z_]\w*`)
+
+// names notes the variables in the text of an operand, which may be an expression in quotes.
+func (l *linter) names(text string, n syntax.Node) {
+	for _, name := range name.FindAllString(text, -1) {
+		if !slices.Contains(numbers, name) {
+			l.note(name, used, n)
+		}
 	}
 }
 
