@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"net/url"
 	"slices"
+	"strconv"
 	"sync/atomic"
 
 	"oras.land/oras-go/v2/registry/remote/auth"
@@ -74,6 +75,9 @@ func (c *client) admit(req *http.Request, isToken bool) error {
 	}
 	if !isToken {
 		return &refusedError{reason: "credentials would have gone to " + to}
+	}
+	if req.URL.Scheme != "http" && req.URL.Scheme != "https" || req.URL.Host == "" {
+		return &refusedError{reason: "the token server's address is not one of HTTP: " + strconv.Quote(printable(req.URL.String()))}
 	}
 	if c.currentScheme() == "https" && req.URL.Scheme != "https" {
 		return &refusedError{reason: "the token server " + to + " has no TLS, as the registry has"}

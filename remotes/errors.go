@@ -71,7 +71,7 @@ func wasRedirected(resp *http.Response) bool {
 	for first.Response != nil {
 		first = first.Response.Request
 	}
-	return first.URL.Scheme != resp.Request.URL.Scheme || !strings.EqualFold(first.URL.Host, resp.Request.URL.Host)
+	return !sameOrigin(first.URL, resp.Request.URL) && !isUpgrade(first.URL, resp.Request.URL)
 }
 
 func classOfStatus(status int) error {
@@ -210,6 +210,8 @@ func classify(ctx context.Context, err error, challenged bool) error {
 	case errors.As(err, &certErr), errors.As(err, &hostErr), errors.As(err, &caErr), errors.As(err, &record),
 		errors.As(err, &alert) && (alert.Op == "remote error" || alert.Op == "local error"):
 		return fmt.Errorf("TLS: %w", plain)
+	case challenged && urlErr != nil && urlErr.Op == "parse": // the registry's own address was one
+		return classf(errdefs.ErrUnauthenticated, "the token server's address is not understood: %s", printable(plain.Error()))
 	case errors.As(err, &dnsErr), errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF):
 		return errclass.As(plain, errdefs.ErrAborted)
 	case errors.As(err, &netErr) && netErr.Timeout():

@@ -686,6 +686,29 @@ func TestRealmAddress(t *testing.T) {
 	}
 }
 
+// A token server whose address is none is a refusal, which no later try cures.
+func TestRealmIsNoAddress(t *testing.T) {
+	for _, realm := range []string{"", "token", "http://", "http:///token", "//203.0.113.7/token", "http://203.0.113.%37/token", "http://a b/token", "http://[::1/token", "file:///token"} {
+		f := wantsToken(t, `Bearer realm="`+realm+`"`)
+		dockerConfig(t, `{"auths":{"`+f.host()+`":`+secretConfigs["password"]+`}}`)
+		_, err := fetch(t, open(t, f.host(), Options{}), "latest")
+		if !errdefs.IsUnauthorized(err) || isTemporary(err) || f.count() != 1 {
+			t.Errorf("%q: %v, after %d requests", realm, err, f.count())
+		}
+	}
+}
+
+// The default port, written out in a redirect, is no other place.
+func TestWasRedirected(t *testing.T) {
+	for to, want := range map[string]bool{"http://R.example:80/x": false, "https://r.example/x": false, "http://r.example:81/x": true, "https://cdn.example/x": true} {
+		first, last := httptest.NewRequest("GET", "http://r.example/x", nil), httptest.NewRequest("GET", to, nil)
+		last.Response = &http.Response{Request: first}
+		if got := wasRedirected(&http.Response{Request: last}); got != want {
+			t.Errorf("%s: %v", to, got)
+		}
+	}
+}
+
 // A registry that is spoken to in HTTP, and sends its clients to HTTPS on the same host, keeps what is
 // its own there.
 func TestUpgradeToTLS(t *testing.T) {
