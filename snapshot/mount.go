@@ -354,6 +354,7 @@ func MountError(what string, err error) error {
 type mountEntry struct {
 	root, point, fstype, source, super string
 	options                            []string // of the mount: ro, nosuid …
+	covered                            bool     // another mount hides it from those who look at the point
 }
 
 type mountTable []mountEntry
@@ -380,6 +381,20 @@ func readMounts() (mountTable, error) {
 	}
 	if err := lines.Err(); err != nil {
 		return nil, fmt.Errorf("read mounts: %w", err)
+	}
+	last := map[string]int{}
+	for i, m := range t {
+		last[m.point] = i
+	}
+	for i := range t {
+		for dir := t[i].point; ; dir = path.Dir(dir) {
+			if n, ok := last[dir]; ok && n > i {
+				t[i].covered = true
+			}
+			if dir == path.Dir(dir) {
+				break
+			}
+		}
 	}
 	return t, nil
 }
@@ -479,14 +494,14 @@ func (m mountEntry) ofSnapshot() bool {
 
 // isRoot reports whether a mount is a bind mount of dir. The root that mountinfo shows is
 // relative to its filesystem, so the end of the path is compared, and then the directory. Where that can't
-// be reached at the mount point, which another mount may cover, the whole path decides.
+// be reached at the mount point, since another mount covers it, the whole path decides.
 func (m mountEntry) isRoot(dir string) bool {
 	n := len(filepath.Dir(filepath.Dir(dir)))
 	if !strings.HasSuffix(m.root, dir[n:]) {
 		return false
 	}
-	if sameDir(m.point, dir) {
-		return true
+	if !m.covered {
+		return sameDir(m.point, dir)
 	}
 	if real, err := filepath.EvalSymlinks(dir); err == nil {
 		dir = real

@@ -165,3 +165,31 @@ func TestHostileStore(t *testing.T) {
 		}
 	}
 }
+
+// A snapshot of another store is another one, though it has the same path on its own file system.
+func TestMountOfAnotherStore(t *testing.T) {
+	snapshottest.Root(t)
+	var stores [2]*snapshot.Snapshotter
+	for i := range stores {
+		disk := t.TempDir()
+		if err := syscall.Mount("none", disk, "tmpfs", 0, "size=1m"); err != nil {
+			t.Skip("needs tmpfs")
+		}
+		t.Cleanup(func() { _ = syscall.Unmount(disk, syscall.MNT_DETACH) })
+		stores[i] = open(t, disk, drivers["native"])
+		if err := prepare(stores[i], "key", ""); err != nil {
+			t.Fatal(err)
+		}
+	}
+	mnt := t.TempDir()
+	if err := stores[0].Mount(t.Context(), "key", mnt); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = snapshot.Unmount(mnt) })
+	if err := stores[1].Remove(t.Context(), "key"); err != nil {
+		t.Error(err)
+	}
+	if err := stores[0].Remove(t.Context(), "key"); !errdefs.IsUnavailable(err) {
+		t.Errorf("remove of the mounted one: %v", err)
+	}
+}
