@@ -700,11 +700,16 @@ func isWhiteout(st *unix.Stat_t) bool {
 }
 
 func futimens(fd int, times *[2]unix.Timespec) error {
-	_, _, e := unix.Syscall6(unix.SYS_UTIMENSAT, uintptr(fd), 0, uintptr(unsafe.Pointer(times)), 0, 0, 0)
-	if e != 0 {
-		return e
+	for {
+		_, _, e := unix.Syscall6(unix.SYS_UTIMENSAT, uintptr(fd), 0, uintptr(unsafe.Pointer(times)), 0, 0, 0)
+		switch e {
+		case 0:
+			return nil
+		case unix.EINTR:
+		default:
+			return e
+		}
 	}
-	return nil
 }
 
 func retry(f func() (int, error)) (int, error) {
