@@ -217,6 +217,9 @@ func classify(ctx context.Context, err error, challenged bool) error {
 	case errors.As(err, &netErr) && netErr.Timeout():
 		return errclass.As(plain, context.DeadlineExceeded)
 	case urlErr != nil:
+		if text := plain.Error(); len(text) > maxErrorText {
+			plain = errors.New(printable(text)) // it quotes a header that is not one
+		}
 		return errclass.As(plain, errdefs.ErrAborted)
 	case challenged:
 		return errclass.As(errors.New(printable(plain.Error())), errdefs.ErrUnauthenticated)

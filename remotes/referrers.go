@@ -95,7 +95,7 @@ func (r *Registry) referrers(ctx context.Context, c *client, t *tries, subject d
 		}
 		req.query.Set("artifactType", artifactType)
 	}
-	first := true
+	first, last := true, digest.Digest("")
 	for p, err := range c.pages(ctx, req, t) {
 		var entries []ocispec.Descriptor
 		switch ok := false; {
@@ -112,8 +112,10 @@ func (r *Registry) referrers(ctx context.Context, c *client, t *tries, subject d
 			}
 		}
 		first = false
-		if len(entries) == 0 && p.next != nil {
+		if n := len(entries); p.next != nil && (n == 0 || entries[n-1].Digest == last) {
 			return errCircles()
+		} else if n > 0 {
+			last = entries[n-1].Digest
 		}
 		if err := giveAll(entries, give); err != nil {
 			return err

@@ -403,3 +403,20 @@ func TestReferrersTag(t *testing.T) {
 		t.Errorf("%v, %v, %v", got, err, lerr)
 	}
 }
+
+// A list that tells the same again on each page has no end.
+func TestReferrersInCircles(t *testing.T) {
+	subject := digest.FromString("subject")
+	f := newFake(t)
+	f.reply(func(w http.ResponseWriter, r *http.Request, n int) bool {
+		w.Header().Set("Content-Type", ocispec.MediaTypeImageIndex)
+		w.Header().Set("Link", fmt.Sprintf("</v2/x/referrers/%s?page=%d>; rel=next", subject, n))
+		fmt.Fprintf(w, `{"manifests":[{"mediaType":%q,"digest":%q,"size":1}]}`, ocispec.MediaTypeImageManifest, subject)
+		return true
+	})
+	got, err := referrersOf(open(t, f.host(), Options{}), subject)
+	is(t, err, errdefs.IsDataLoss)
+	if len(got) > 1 || f.count() > 2 {
+		t.Errorf("%d referrers, %d requests", len(got), f.count())
+	}
+}

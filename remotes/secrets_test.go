@@ -698,6 +698,25 @@ func TestRealmIsNoAddress(t *testing.T) {
 	}
 }
 
+// What is not HTTP is quoted in part only.
+func TestMalformedReply(t *testing.T) {
+	f := newFake(t)
+	f.reply(func(w http.ResponseWriter, r *http.Request, n int) bool {
+		conn, _, err := w.(http.Hijacker).Hijack()
+		if err != nil {
+			t.Error(err)
+			return true
+		}
+		defer conn.Close()
+		fmt.Fprintf(conn, "HTTP/1.1 200 OK\r\nX\x1b[31m: %s\r\n\r\n", strings.Repeat("y", 100_000))
+		return true
+	})
+	_, err := fetch(t, open(t, f.host(), Options{}), "latest")
+	if err == nil || len(err.Error()) > 2*maxErrorText || strings.Contains(err.Error(), "\x1b") {
+		t.Errorf("%.400q", err)
+	}
+}
+
 // The default port, written out in a redirect, is no other place.
 func TestWasRedirected(t *testing.T) {
 	for to, want := range map[string]bool{"http://R.example:80/x": false, "https://r.example/x": false, "http://r.example:81/x": true, "https://cdn.example/x": true} {
