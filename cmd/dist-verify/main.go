@@ -4,6 +4,7 @@ package main
 import (
 	"context"
 	"errors"
+	"fmt"
 	"runtime"
 
 	"distkit/cmd/internal/cli"
@@ -57,13 +58,15 @@ func newCommand() *cobra.Command {
 			err := v.run(c, args)
 			failed <- errors.Join(err, v.journal.close(err == nil))
 		}()
-		bad := false
+		bad := 0
+		var left record // one that --delete does not delete
 		for r := range v.found {
-			if !*remove || r.Problem != "corrupt" {
-				bad = true
-			}
 			if *remove && r.Problem != "corrupt" {
+				bad, left = bad+1, r
 				continue
+			}
+			if !*remove {
+				bad++
 			}
 			if werr := out.Write(r, r.Object, r.Problem); err == nil {
 				err = werr
@@ -75,10 +78,13 @@ func newCommand() *cobra.Command {
 		if err == nil {
 			err = out.Close()
 		}
-		if err == nil && bad {
-			return cli.Exit(problemsFound)
+		switch {
+		case err != nil || bad == 0:
+			return err
+		case *remove:
+			return cli.ExitWith(problemsFound, fmt.Errorf("%d other problems are left, such as %q: %s", bad, left.Object, left.Problem))
 		}
-		return err
+		return cli.Exit(problemsFound)
 	}
 	return c
 }

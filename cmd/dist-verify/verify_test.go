@@ -68,6 +68,13 @@ func TestVerify(t *testing.T) {
 		t.Fatal(err)
 	}
 	want(4, "blobs/stray\tstray\n")
+	c := exec.Command(os.Args[0], "--delete")
+	c.Env = append(os.Environ(), "DIST_VERIFY_TEST=1", "DIST_ROOT="+root)
+	var said strings.Builder
+	c.Stderr = &said
+	if err := c.Run(); err == nil || said.String() != "dist-verify: 1 other problems are left, such as \"blobs/stray\": stray\n" {
+		t.Errorf("--delete beside a stray file: %v, %q", err, said.String())
+	}
 	if err := os.Remove(filepath.Join(root, "blobs", "stray")); err != nil {
 		t.Fatal(err)
 	}
