@@ -6,6 +6,7 @@
 package events
 
 import (
+	"bytes"
 	"encoding/json"
 	"errors"
 	"io"
@@ -21,6 +22,9 @@ import (
 
 // limit is the size in bytes that the log does not exceed: it is put aside before.
 var limit int64 = 16 << 20
+
+// maxLine bounds a line that is read. A longer one is no event.
+const maxLine = 4 << 20
 
 const (
 	current = "events"
@@ -147,6 +151,7 @@ type Log struct {
 	root  string
 	files []*os.File // in the order in which they are read; the last may be the current one
 	part  []byte     // the beginning of a line
+	long  bool       // the line is longer than maxLine
 }
 
 // Open opens the log of the store at root, which need not be there.
@@ -209,7 +214,7 @@ func (l *Log) Close() error {
 }
 
 // Read calls f with every event that was appended since the last call, and its line with the
-// newline. Lines that are no events, torn ones too, are passed over.
+// newline, which is valid until f returns. Lines that are no events, torn ones too, are passed over.
 func (l *Log) Read(f func(e Event, line []byte) error) error {
 	if err := l.find(); err != nil {
 		return err
@@ -219,7 +224,7 @@ func (l *Log) Read(f func(e Event, line []byte) error) error {
 			return err
 		}
 		if i < len(l.files)-1 {
-			l.part = nil
+			l.part, l.long = nil, false
 			_ = file.Close()
 		}
 	}
@@ -251,18 +256,15 @@ func (l *Log) readFile(file *os.File, f func(Event, []byte) error) error {
 	b := make([]byte, 64<<10)
 	for {
 		n, err := file.Read(b)
-		l.part = append(l.part, b[:n]...)
-		for {
-			line, rest, ok := cutLine(l.part)
-			if !ok {
+		for rest := b[:n]; len(rest) > 0; {
+			end := bytes.IndexByte(rest, '\n')
+			if end < 0 {
+				l.add(rest)
 				break
 			}
-			l.part = rest
-			var e Event
-			if json.Unmarshal(line, &e) != nil || e.Topic == "" {
-				continue
-			}
-			if err := f(e, line); err != nil {
+			l.add(rest[:end+1])
+			rest = rest[end+1:]
+			if err := l.line(f); err != nil {
 				return err
 			}
 		}
@@ -275,11 +277,22 @@ func (l *Log) readFile(file *os.File, f func(Event, []byte) error) error {
 	}
 }
 
-func cutLine(b []byte) (line, rest []byte, ok bool) {
-	for i, c := range b {
-		if c == '\n' {
-			return b[:i+1], b[i+1:], true
-		}
+// add goes on with a line. Of one that is too long nothing is kept.
+func (l *Log) add(b []byte) {
+	if l.long = l.long || len(l.part)+len(b) > maxLine; l.long {
+		l.part = l.part[:0]
+		return
 	}
-	return nil, b, false
+	l.part = append(l.part, b...)
+}
+
+// line calls f with the line that has ended, if it is an event.
+func (l *Log) line(f func(Event, []byte) error) error {
+	line, long := l.part, l.long
+	l.part, l.long = l.part[:0], false
+	var e Event
+	if long || json.Unmarshal(line, &e) != nil || e.Topic == "" {
+		return nil
+	}
+	return f(e, line)
 }

@@ -193,3 +193,34 @@ func TestFields(t *testing.T) {
 		}
 	}
 }
+
+func TestALineWithoutEndIsPassedOver(t *testing.T) {
+	root := t.TempDir()
+	file := filepath.Join(root, current)
+	if err := os.WriteFile(file, nil, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Truncate(file, 256<<20); err != nil { // zeros
+		t.Fatal(err)
+	}
+	f, err := os.OpenFile(file, os.O_WRONLY|os.O_APPEND, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	l := openLog(t, root)
+	if got := read(t, l); got != nil {
+		t.Errorf("zeros are the events %q", got)
+	}
+	for _, text := range []string{`"topic":"/x","name":"within"}` + "\n", `{"topic":"/x","time":"2026-01-01T00:00:00Z","name":"after"}` + "\n"} {
+		if _, err := f.WriteString(text); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if got := read(t, l); !slices.Equal(got, []string{"after"}) {
+		t.Errorf("after zeros: %q", got)
+	}
+	if cap(l.part) > 4*maxLine {
+		t.Errorf("%d bytes are kept of a line", cap(l.part))
+	}
+}
