@@ -13,7 +13,7 @@ MODULES   := . $(dir $(wildcard testdata/go.mod testdata/*/go.mod))
 
 export VERSION
 
-.PHONY: goversion build test e2e demo bench bench-apply fuzz lint man completions install clean
+.PHONY: goversion build test e2e faults hostile demo bench bench-apply fuzz lint man completions install clean
 
 goversion:
 	@scripts/needs go
@@ -37,6 +37,10 @@ e2e: build
 # Every system call of every command that writes fails once with each error: hours. make test has a short form.
 faults:
 	cd testdata && go test ./faults -count=1 -v -timeout 24h -long
+
+# Every command on every store of a stranger's that concerns it, for hours; make test runs a sample.
+hostile: build
+	cd testdata && TEST_BIN=$(CURDIR)/bin HOSTILE=all go test -count=1 -v -timeout 24h ./hostile
 
 demo: goversion
 	@scripts/needs demo
