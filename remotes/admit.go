@@ -8,6 +8,7 @@ import (
 	"net/url"
 	"slices"
 	"strconv"
+	"strings"
 	"sync/atomic"
 
 	"oras.land/oras-go/v2/registry/remote/auth"
@@ -82,12 +83,16 @@ func (c *client) admit(req *http.Request, isToken bool) error {
 	if c.currentScheme() == "https" && req.URL.Scheme != "https" {
 		return &refusedError{reason: "the token server " + to + " has no TLS, as the registry has"}
 	}
-	host := req.URL.Hostname()
-	if slices.ContainsFunc(c.realms, func(u *url.URL) bool { return sameOrigin(u, req.URL) }) || ownsRealm(c.hostname(), host) {
+	if slices.ContainsFunc(c.realms, func(u *url.URL) bool { return sameOrigin(u, req.URL) }) {
 		return nil
 	}
-	if c.isBlockedRealm(req.Context(), host) {
+	host := req.URL.Hostname()
+	owned := ownsRealm(c.hostname(), host)
+	if isKnown := owned && (strings.EqualFold(host, c.hostname()) || isProxied(req)); !isKnown && c.isBlockedRealm(req.Context(), host) {
 		return &refusedError{reason: "the token server " + to + " is at a loopback or link-local address: " + nameRealm(to)}
+	}
+	if owned {
+		return nil
 	}
 	if hasSecret {
 		return &refusedError{to, "credentials were not sent to the token server: " + nameRealm(to)}
@@ -110,6 +115,12 @@ func (c *client) admitTokenRedirect(resp *http.Response) error {
 		return &refusedError{reason: "the token server " + from + " redirects a request with credentials to " + printable(origin(to))}
 	}
 	return nil
+}
+
+// isProxied reports whether a proxy resolves the name of a request's host.
+func isProxied(req *http.Request) bool {
+	u, err := proxy(req)
+	return u != nil && err == nil
 }
 
 func (c *client) hostname() string { return (&url.URL{Host: c.host}).Hostname() }

@@ -482,6 +482,9 @@ func TestOwnsRealm(t *testing.T) {
 		{"localhost", "example", false},
 		{"localhost", "localhost", true},
 		{"localhost", "127.0.0.1", true},
+		{"registry.localhost", "auth.localhost", true},
+		{"localhost", "auth.localhost", true},
+		{"registry.acme.com", "auth.localhost", false},
 		{"localhost.example", "localhost", false},
 	} {
 		if got := ownsRealm(c.registry, c.realm); got != c.want {

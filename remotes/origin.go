@@ -50,7 +50,7 @@ func ownsRealm(registry, realm string) bool {
 	if realm == "" {
 		return false
 	}
-	if registry == realm || isLoopback(registry) && isLoopback(realm) {
+	if registry == realm || isThisMachine(registry) && isThisMachine(realm) {
 		return true
 	}
 	domain := registeredDomain(registry)
@@ -76,6 +76,11 @@ func registeredDomain(host string) string {
 		return ""
 	}
 	return domain
+}
+
+// isThisMachine reports whether a host is one that can only be this machine (RFC 6761 for names).
+func isThisMachine(host string) bool {
+	return isLoopback(host) || strings.HasSuffix(host, ".localhost")
 }
 
 func isAddress(host string) bool {
