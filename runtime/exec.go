@@ -43,8 +43,7 @@ func (c *Container) Exec(ctx context.Context, x Exec) (status int, err error) {
 	if err != nil {
 		return -1, err
 	}
-	signals := make(chan os.Signal, 64)
-	signal.Notify(signals, forwarded()...)
+	signals := catchSignals()
 	defer signal.Stop(signals)
 	if x.Terminal {
 		if ws, err := hostSize(); err == nil {

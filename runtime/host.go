@@ -36,6 +36,9 @@ func ThisHost() Host {
 		h.UserNamespace = !slices.Equal(strings.Fields(string(b)), []string{"0", "0", "4294967295"})
 	}
 	for name := range defaultSysctls {
+		if name == pingGroupRange && os.Geteuid() != 0 {
+			continue // an ordinary user's containers are in a user namespace
+		}
 		if _, err := os.Stat(filepath.Join("/proc/sys", strings.ReplaceAll(name, ".", "/"))); err == nil {
 			h.Sysctls = append(h.Sysctls, name)
 		}

@@ -273,8 +273,7 @@ func (c *Container) lockStopped(ctx context.Context) (*os.File, error) {
 
 // run runs a container; images is where the state of its processes is, if that was stored.
 func (c *Container) run(ctx context.Context, r *Runtime, lock *os.File, images string, s Streams) (status int, err error) {
-	signals := make(chan os.Signal, 64)
-	signal.Notify(signals, forwarded()...)
+	signals := catchSignals()
 	defer signal.Stop(signals)
 	u, err := c.begin(ctx, r, lock, false)
 	if err != nil {
@@ -776,18 +775,37 @@ func wait(pid int, signals <-chan os.Signal, term *terminal) (int, error) {
 	}
 }
 
-// parent is the process that started this one.
-var parent = os.Getppid()
-
-// abandoned reports whether the parent has been killed, and had asked the kernel to end this process then, as
-// dist-userns does. Whoever killed it meant this process: there is no other way to reach it.
-func abandoned() bool {
-	sig := int32(0)
-	if err := unix.Prctl(unix.PR_GET_PDEATHSIG, uintptr(unsafe.Pointer(&sig)), 0, 0, 0); err != nil {
-		return false
+// parent is the process that started this one. dist-userns tells its own ID to what it executes, since it may
+// have been killed before this program began.
+var parent = func() int {
+	if pid, err := strconv.Atoi(os.Getenv("DIST_PARENT")); err == nil {
+		return pid
 	}
-	return sig != 0 && os.Getppid() != parent
+	return os.Getppid()
+}()
+
+// catchSignals delivers the signals that are passed on. If the parent was killed before this process caught
+// them, the TERM of that may be lost, and is delivered again.
+func catchSignals() chan os.Signal {
+	signals := make(chan os.Signal, 64)
+	signal.Notify(signals, forwarded()...)
+	if abandoned() {
+		signals <- unix.SIGTERM
+	}
+	return signals
 }
+
+// endsWithParent reports whether the kernel was asked to signal this process when its parent dies, as dist-userns
+// asks. It is an attribute of the first thread, on which packages are initialised.
+var endsWithParent = func() bool {
+	sig := int32(0)
+	err := unix.Prctl(unix.PR_GET_PDEATHSIG, uintptr(unsafe.Pointer(&sig)), 0, 0, 0)
+	return err == nil && sig != 0
+}()
+
+// abandoned reports whether the parent has been killed, and this process was to end with it. Whoever killed it
+// meant this process: there is no other way to reach it.
+func abandoned() bool { return endsWithParent && os.Getppid() != parent }
 
 // catches reports whether a process handles a signal, or takes it from those that it blocks.
 func catches(pid int, sig syscall.Signal) bool {

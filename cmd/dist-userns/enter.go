@@ -102,7 +102,7 @@ func (m idMaps) run(path string, args []string) error {
 	// The kernel ends the command if we are killed. It goes by the thread, which must stay.
 	runtime.LockOSThread()
 	c := &exec.Cmd{
-		Path: "/proc/self/exe", Args: append([]string{inside, strconv.Itoa(int(r.Fd())), path}, args...),
+		Path: "/proc/self/exe", Args: append([]string{inside, strconv.Itoa(int(r.Fd())), strconv.Itoa(os.Getpid()), path}, args...),
 		Stdin: os.Stdin, Stdout: os.Stdout, Stderr: os.Stderr,
 		SysProcAttr: &syscall.SysProcAttr{
 			Cloneflags: unix.CLONE_NEWUSER | unix.CLONE_NEWNS,
@@ -193,7 +193,7 @@ func capabilities() []uintptr {
 }
 
 // become waits until the IDs are mapped and becomes the command, which then is root. Its
-// arguments are the descriptor to wait on, the command's path and its arguments.
+// arguments are the descriptor to wait on, the process outside, the command's path and its arguments.
 func become(args []string) {
 	runtime.LockOSThread()
 	fd, err := strconv.Atoi(args[0])
@@ -201,7 +201,7 @@ func become(args []string) {
 		os.Exit(125) // the one outside says why
 	}
 	_ = unix.Close(fd)
-	path, args := args[1], args[2:]
+	parent, path, args := args[1], args[2], args[3:]
 	fail := func(status int, what string, err error) {
 		fmt.Fprintf(os.Stderr, "dist-userns: %s: %v\n", what, err)
 		os.Exit(status)
@@ -223,6 +223,10 @@ func become(args []string) {
 	}
 	if err != nil {
 		fail(125, "clear inheritable capabilities", err)
+	}
+	// The command learns by this that the process outside was killed before it could catch signals.
+	if err := os.Setenv("DIST_PARENT", parent); err != nil {
+		fail(125, "set DIST_PARENT", err)
 	}
 	fail(126, path, unix.Exec(path, args, os.Environ()))
 }

@@ -128,7 +128,7 @@ func TestDirectAsUser(t *testing.T) {
 	p.sh(`mkdir -p b/rootfs/bin && cp "$(command -v busybox)" b/rootfs/bin/ && for a in sh id sleep true touch; do ln -s busybox b/rootfs/bin/$a; done`)
 	before := p.sh(left)
 	const config = `config() { echo '{"config":{}}' | run-spec -- "$@" >b/config.json; }; status() { local s=0; "$@" || s=$?; echo "$s"; }
-		await() { for _ in $(seq 3000); do ! eval "$1" || return 0; sleep 0.02; done; echo "in vain: $1" >&2; exit 1; }; shim() { jq .monitor.pid ${DIST_STATE:-/run/distkit}/run/$ID/state.json; }
+		await() { for _ in $(seq 3000); do ! eval "$1" || return 0; sleep 0.02; done; echo "in vain: $1" >&2; exit 1; }; shim() { jq .monitor.pid ${DIST_STATE:-$XDG_RUNTIME_DIR/distkit}/run/$ID/state.json; }
 		`
 	for _, tt := range []struct{ name, script, want string }{
 		{"run", `config sh -c 'id -u; exit 3'; status run b`, "0\n3"},
