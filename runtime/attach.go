@@ -48,7 +48,7 @@ func (c *Container) attach(ctx context.Context, p place, what string, l looked, 
 		return nil, err
 	}
 	defer w.close()
-	r, err := openReader(p.dir(), true)
+	r, err := openReader(p, true)
 	if err != nil {
 		return nil, fmt.Errorf("attach to %s: %w", what, err)
 	}

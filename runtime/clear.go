@@ -109,7 +109,7 @@ func (c *Container) clear(ctx context.Context, held *claim) (err error) {
 		return err
 	}
 	c.disconnect(ctx)
-	if err = removeAll(c.path("exec")); err != nil {
+	if err = removeAll(c.set.tree(), c.rel("exec")); err != nil {
 		return err
 	}
 	switch {

@@ -495,7 +495,12 @@ func (c *Container) empty() error {
 	if err := c.place().undescribe(); err != nil {
 		return err
 	}
-	entries, err := os.ReadDir(c.dir)
+	dir, err := c.set.tree().OpenDir(c.rel())
+	if err != nil {
+		return err
+	}
+	defer dir.Close()
+	entries, err := dir.ReadDir(-1)
 	if err != nil {
 		return err
 	}
@@ -503,7 +508,7 @@ func (c *Container) empty() error {
 		if e.Name() == "lock" {
 			continue
 		}
-		if err := removeAll(c.path(e.Name())); err != nil {
+		if err := removeAll(c.set.tree(), c.rel(e.Name())); err != nil {
 			return err
 		}
 	}
@@ -531,13 +536,14 @@ func (c *Container) delete(lock *os.File) error {
 	if err := c.empty(); err != nil {
 		return err
 	}
-	_ = os.Remove(c.path("lock"))
-	err := os.Remove(c.dir)
+	tree := c.set.tree()
+	_ = tree.Remove(c.rel("lock"))
+	err := tree.RemoveDir(c.rel())
 	if err != nil && !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, unix.ENOTEMPTY) { // the ID may have another owner by now
 		return err
 	}
-	_ = os.Remove(c.set.dir())
-	_ = os.Remove(filepath.Dir(c.set.dir()))
+	_ = tree.RemoveDir(filepath.Dir(c.rel()))
+	_ = tree.RemoveDir("containers")
 	return nil
 }
 

@@ -393,7 +393,7 @@ func removeExecDir(p place) error {
 	if err := p.undescribe(); err != nil {
 		return err
 	}
-	return removeAll(p.dir())
+	return removeAll(p.store, p.name)
 }
 
 // endExec records the end of a further process.

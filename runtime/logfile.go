@@ -8,11 +8,8 @@ import (
 	"io"
 	"io/fs"
 	"os"
-	"path/filepath"
 	"sync"
 	"time"
-
-	"distkit/disk"
 )
 
 // logRoom is the size of a log that is put aside, unless the container says otherwise.
@@ -22,7 +19,7 @@ const logRoom = 16 << 20
 // time, the stream, F or P (a piece, whose line goes on), and the bytes. The log before stays
 // as log.1; together they take at most twice the limit.
 type logWriter struct {
-	dir   string
+	place place
 	limit int64
 
 	mu   sync.Mutex
@@ -31,11 +28,11 @@ type logWriter struct {
 	buf  []byte
 }
 
-func openLog(dir string, limit int64) *logWriter {
+func openLog(p place, limit int64) *logWriter {
 	if limit <= 0 {
 		limit = logRoom
 	}
-	return &logWriter{dir: dir, limit: limit}
+	return &logWriter{place: p, limit: limit}
 }
 
 // pieceRoom is how much of a line is written at once.
@@ -70,14 +67,14 @@ func (l *logWriter) write(stream string, p []byte) {
 }
 
 func (l *logWriter) flush() {
-	name := filepath.Join(l.dir, "log")
+	tree, name := l.place.store, l.place.file("log")
 	if l.file != nil && l.size > 0 && l.size+int64(len(l.buf)) > l.limit {
 		_ = l.file.Close()
 		l.file = nil
-		_ = os.Rename(name, name+".1")
+		_ = tree.Rename(name, name+".1")
 	}
 	if l.file == nil {
-		f, err := disk.Tree(l.dir).OpenFile("log", os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o600)
+		f, err := tree.OpenFile(name, os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o600)
 		if err != nil {
 			return
 		}
@@ -100,7 +97,7 @@ func (l *logWriter) mend() {
 	if l.size == 0 {
 		return
 	}
-	r, err := disk.Tree(l.dir).Open("log")
+	r, err := l.place.store.Open(l.place.file("log"))
 	if err != nil {
 		return
 	}
@@ -151,14 +148,14 @@ func parseEntry(line []byte) (e Entry, ok bool) {
 
 // logReader reads a log from an end that moves, through rotations.
 type logReader struct {
-	dir   string
+	place place
 	files []*os.File // still to be read, the oldest first
 	part  []byte
 }
 
 // openReader reads a log from its beginning, or from where it ends now.
-func openReader(dir string, fromEnd bool) (*logReader, error) {
-	r := &logReader{dir: dir}
+func openReader(p place, fromEnd bool) (*logReader, error) {
+	r := &logReader{place: p}
 	if err := r.find(); err != nil {
 		return nil, err
 	}
@@ -184,7 +181,7 @@ func (r *logReader) find() error {
 	for tries := 0; ; tries++ {
 		found = found[:0]
 		for _, name := range []string{"log.1", "log"} {
-			f, err := disk.Tree(r.dir).Open(name)
+			f, err := r.place.store.Open(r.place.file(name))
 			if errors.Is(err, fs.ErrNotExist) {
 				continue
 			}

@@ -342,7 +342,7 @@ func (c *Container) begin(ctx context.Context, r *Runtime, lock *os.File, detach
 	}
 	at("claimed")
 	err = func() error {
-		if err := removeAll(c.path("exec")); err != nil { // of the last run
+		if err := removeAll(c.set.tree(), c.rel("exec")); err != nil { // of the last run
 			return err
 		}
 		if err := c.set.makeDir(c.rel("exec")); err != nil {

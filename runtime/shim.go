@@ -390,7 +390,7 @@ func makeStreams(p place) error {
 
 // openStreams opens the streams of a process to be, or, with a state, of one that has lost its monitor.
 func (c *Container) openStreams(p place, terminal, interactive bool, old *state) (*streams, error) {
-	s := &streams{log: openLog(p.dir(), c.LogSize), interactive: interactive, outputs: map[string]*os.File{}, over: make(chan struct{}), ended: make(chan struct{}, 2)}
+	s := &streams{log: openLog(p, c.LogSize), interactive: interactive, outputs: map[string]*os.File{}, over: make(chan struct{}), ended: make(chan struct{}, 2)}
 	var err error
 	if s.inputEnds, err = newLatch(); err != nil {
 		return nil, err

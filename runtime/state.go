@@ -163,7 +163,7 @@ func (c *claim) path(name string) string { return filepath.Join(c.dir, name) }
 
 // release gives the ID up: the lock's name last, and by its owner alone.
 func (c *claim) release() {
-	_ = removeAll(c.dir)
+	_ = os.RemoveAll(c.dir)
 	_ = os.Remove(c.lock.Name())
 	c.close()
 }

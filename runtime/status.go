@@ -334,9 +334,12 @@ func (p place) undescribe() error {
 }
 
 // removeAll removes a directory in which others may just be making something.
-func removeAll(dir string) error {
+func removeAll(tree disk.Tree, name string) error {
 	for tries := 0; ; tries++ {
-		err := os.RemoveAll(dir)
+		err := tree.RemoveAll(name)
+		if errors.Is(err, fs.ErrNotExist) { // nor what it was in
+			return nil
+		}
 		if !errors.Is(err, unix.ENOTEMPTY) || tries == 100 {
 			return err
 		}

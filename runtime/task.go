@@ -457,7 +457,7 @@ func (c *Container) logs(ctx context.Context, p place, what string, o Logs, f fu
 		return err
 	}
 	defer w.close()
-	r, err := openReader(p.dir(), o.Follow && o.Tail == 0)
+	r, err := openReader(p, o.Follow && o.Tail == 0)
 	if err != nil {
 		return fmt.Errorf("log of %s: %w", what, err)
 	}
