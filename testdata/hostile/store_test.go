@@ -212,7 +212,6 @@ dist-push -q --platform local IMAGE ./copy:x
 dist-unpack IMAGE #root
 bash dist-cat LAYER | dist-apply target
 bash dist-image config IMAGE | run-spec --user 0
-bash dist-image config IMAGE | jq -r '.rootfs.diff_ids[]' 2>/dev/null | xargs -d '\n' dist-chain
 run-net ls
 run-net path ID
 run-net del ID
