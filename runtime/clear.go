@@ -67,7 +67,7 @@ func (s *Containers) Clear(ctx context.Context) {
 		if err != nil {
 			continue
 		}
-		if now, err := s.read(c.ID); err != nil || !now.dead() {
+		if c, err = s.read(id); err != nil || !c.dead() {
 			_ = lock.Close()
 			continue
 		}

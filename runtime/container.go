@@ -357,9 +357,14 @@ func (s *Containers) Get(id string) (*Container, error) {
 func (s *Containers) Any(id string) (*Container, error) {
 	c, err := s.Get(id)
 	if errdefs.IsFailedPrecondition(err) {
-		return &Container{Record: Record{ID: id, Namespace: s.namespace}, dir: filepath.Join(s.dir(), id), set: s, unread: true}, nil
+		return s.unread(id), nil
 	}
 	return c, err
+}
+
+// unread is a container of which only the ID is known.
+func (s *Containers) unread(id string) *Container {
+	return &Container{Record: Record{ID: id, Namespace: s.namespace}, dir: filepath.Join(s.dir(), id), set: s, unread: true}
 }
 
 func (s *Containers) read(id string) (*Container, error) {

@@ -81,7 +81,8 @@ func (o order) guard(open func(root, namespace, state string) (*Containers, erro
 	}
 	c, err := all.Get(o.ID)
 	if err != nil {
-		return err
+		// The store was removed, or its record is broken: that keeps nothing alive.
+		c = all.unread(o.ID)
 	}
 	dir, lock := claimDir(o.State, c.key()), claimLock(o.State, c.key())
 	if o.Exec != "" {
@@ -104,7 +105,7 @@ func (o order) guard(open func(root, namespace, state string) (*Containers, erro
 		return u.killExec()
 	}
 	for tries := 0; ; tries++ {
-		if err = c.clear(ctx, u.claim); err == nil || tries == 10 {
+		if err = u.clear(ctx); err == nil || tries == 10 {
 			break
 		}
 		time.Sleep(100 * time.Millisecond)
@@ -115,13 +116,31 @@ func (o order) guard(open func(root, namespace, state string) (*Containers, erro
 	return u.leave(ctx)
 }
 
+// clear ends what a killed run has started, whatever has become of the container's directory in the store.
+func (u *execution) clear(ctx context.Context) error {
+	err := u.c.clear(ctx, u.claim)
+	if errdefs.IsNotFound(err) {
+		err = nil
+	}
+	s, serr := readPrivateState(u.claim.dir)
+	if s == nil || serr != nil {
+		return errors.Join(err, serr)
+	}
+	return errors.Join(err, s.clearHost(ctx, u.claim, u.c.key()))
+}
+
 // killExec kills a further process whose runner was killed, and what it started that has not left its session.
 func (u *execution) killExec() error {
 	u.claim.quiet()
 	l, err := look(u.c.place())
+	if errdefs.IsNotFound(err) { // the store was removed
+		if l.state, err = readPrivateState(claimDir(u.r.state, u.c.key())); l.state != nil && l.state.Alive() {
+			l.status = Running
+		}
+	}
 	if err == nil && (l.status == Running || l.status == Paused) {
 		pid, leader := 0, uint64(0)
-		if s, _ := u.place().readState(); s != nil && s.Status == Running {
+		if s, _ := readPrivateState(u.claim.dir); s != nil && s.Status == Running {
 			pid, leader = s.Pid, s.Session
 		} else {
 			pid, _ = readPid(u.claim.path("pid"))

@@ -133,6 +133,84 @@ func TestRunKilledAnytime(t *testing.T) {
 	})
 }
 
+// So it is when its record is broken, or the store was removed meanwhile.
+func TestRunKilledWithoutRecord(t *testing.T) {
+	runtimes(t, func(t *testing.T, m *machine) {
+		m.spec(Options{Args: []string{"sh", "-c", "echo ready; exec sleep 2013"}})
+		run, _ := m.started("test-removed")
+		if err := os.RemoveAll(filepath.Join(m.state, "store")); err != nil {
+			t.Fatal(err)
+		}
+		_ = run.Process.Kill()
+		_ = run.Wait()
+		until(t, "an end", func() bool {
+			_, err := os.Stat(filepath.Join(m.state, "run", "test-removed"))
+			return len(m.left("test-removed", "sleep 2013")) == 0 && errors.Is(err, fs.ErrNotExist)
+		})
+
+		c := m.snapshotted("test-broken", Record{})
+		r, w, err := os.Pipe()
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer r.Close()
+		run = m.as("run", c.ID, "")
+		run.Stdout = w
+		if err := run.Start(); err != nil {
+			t.Fatal(err)
+		}
+		w.Close()
+		if _, err := io.ReadFull(r, make([]byte, 6)); err != nil {
+			t.Fatal(err)
+		}
+		write(t, c.path("container.json"), "{")
+		_ = run.Process.Kill()
+		_ = run.Wait()
+		until(t, "an end", func() bool {
+			_, err := os.Stat(filepath.Join(m.state, "run", c.ID))
+			return len(m.left(c.ID, "sleep 2013")) == 0 && errors.Is(err, fs.ErrNotExist)
+		})
+		if c, err = m.bound().Any(c.ID); err == nil {
+			_, err = c.Remove(t.Context(), false)
+		}
+		if err != nil {
+			m.Error(err)
+		}
+
+		// A further process, too.
+		c = m.detached(Record{ID: "test-removed"})
+		x := m.as("exec-sleep", c.ID, "")
+		x.Env = append(x.Env, "TEST_SCRIPT=echo ready")
+		if r, w, err = os.Pipe(); err != nil {
+			t.Fatal(err)
+		}
+		defer r.Close()
+		x.Stdout = w
+		if err := x.Start(); err != nil {
+			t.Fatal(err)
+		}
+		w.Close()
+		if _, err := io.ReadFull(r, make([]byte, 6)); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.RemoveAll(filepath.Join(m.state, "store")); err != nil {
+			t.Fatal(err)
+		}
+		_ = x.Process.Kill()
+		_ = x.Wait()
+		until(t, "its end", func() bool { return len(m.left("none", "sleep 1001", "sleep 1002")) == 0 })
+		s, err := readPrivateState(claimDir(m.state, c.key()))
+		if s == nil || !s.Alive() {
+			t.Fatalf("the container ended with it: %v", err)
+		}
+		_ = s.signal(unix.SIGKILL)
+		until(t, "the container's end", func() bool {
+			_, err := os.Stat(filepath.Join(m.state, "run", c.ID))
+			return len(m.left(c.ID, "sleep 2013")) == 0 && errors.Is(err, fs.ErrNotExist)
+		})
+	})
+}
+
 // cgroups are the directories that a container's cgroups have.
 func (m *machine) cgroups(id string) []string {
 	return slices.DeleteFunc(m.left(id), func(s string) bool { return !strings.HasPrefix(s, cgroupRoot) })

@@ -174,6 +174,28 @@ func TestSeal(t *testing.T) {
 	}
 }
 
+// Root keeps no key where another user's environment says, which sudo may have kept: that user could replace it.
+func TestKeyOfRoot(t *testing.T) {
+	require(t, "root")
+	home := t.TempDir()
+	if err := os.Chown(home, 1000, 1000); err != nil {
+		t.Fatal(err)
+	}
+	for _, dir := range []string{home, filepath.Join(home, ".local/state")} {
+		t.Setenv("XDG_STATE_HOME", dir)
+		for _, name := range keyFiles("/state") {
+			if strings.HasPrefix(name, home) {
+				t.Errorf("XDG_STATE_HOME=%s: the key is in %s", dir, name)
+			}
+		}
+	}
+	own := t.TempDir()
+	t.Setenv("XDG_STATE_HOME", filepath.Join(own, "state"))
+	if names := keyFiles("/state"); names[0] != filepath.Join(own, "state/distkit/key") {
+		t.Errorf("root's own is not used: %q", names)
+	}
+}
+
 // Nobody else reaches what is below containers, whatever the umask was.
 func TestClosedToOthers(t *testing.T) {
 	all := openedStore(t, nil)

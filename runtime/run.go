@@ -472,7 +472,7 @@ func (u *execution) abandon(ctx context.Context, err error) error {
 }
 
 func (c *Container) unmountSnapshot() error {
-	if c.Snapshot == nil {
+	if c.Snapshot == nil && !c.unread {
 		return nil
 	}
 	return c.unmount()

@@ -70,7 +70,7 @@ func (c *Container) isSealed() bool {
 // kept another user's, or else the state directory.
 func keyFiles(state string) []string {
 	var names []string
-	if dir := os.Getenv("XDG_STATE_HOME"); filepath.IsAbs(dir) {
+	if dir := os.Getenv("XDG_STATE_HOME"); filepath.IsAbs(dir) && (os.Geteuid() != 0 || ofRoot(dir)) {
 		names = append(names, filepath.Join(dir, "distkit", "key"))
 	}
 	if rootOfHost() {
@@ -79,6 +79,18 @@ func keyFiles(state string) []string {
 		names = append(names, filepath.Join(home, ".local/state/distkit/key"))
 	}
 	return append(names, filepath.Join(state, "key"))
+}
+
+// ofRoot reports whether a directory is root's, or would be made in one of root's.
+func ofRoot(dir string) bool {
+	for {
+		var st unix.Stat_t
+		err := unix.Stat(dir, &st)
+		if !errors.Is(err, unix.ENOENT) || dir == "/" {
+			return err == nil && st.Uid == 0
+		}
+		dir = filepath.Dir(dir)
+	}
 }
 
 func readKey(name string) ([]byte, error) {
