@@ -188,7 +188,7 @@ func (c *Container) CheckOwn() error {
 	if c.own {
 		return nil
 	}
-	return failed("container %s was not made by this user on this host, and may do anything to it: look at its container.json and config.json, then run task trust %s", c.ID, c.ID)
+	return failed("container %s was not made by this user on this host, or was copied or moved since, and may do anything to it: look at its container.json and config.json, then run task trust %s", c.ID, c.ID)
 }
 
 // network is the path of the container's network, "" if it has none, or one that only a stranger's record names.
