@@ -151,7 +151,7 @@ func (s *Store) exclude(ctx context.Context, while time.Duration) (*os.File, err
 // tryUntil opens one of the files of a hold and takes its exclusive lock, once at least. EWOULDBLOCK if another process still
 // has it at the end.
 func (s *Store) tryUntil(ctx context.Context, name string, end time.Time) (*os.File, error) {
-	f, err := s.Tree.OpenFile(name, os.O_RDWR|os.O_CREATE, 0o666)
+	f, err := layout.OpenHold(s.Tree, name)
 	if err != nil {
 		return nil, err
 	}
@@ -178,7 +178,7 @@ func (s *Store) tryUntil(ctx context.Context, name string, end time.Time) (*os.F
 // gate waits for the process above.
 func (s *Store) enter(ctx context.Context, inherited string) (*os.File, error) {
 	if _, named := s.lookupHold(inherited); named {
-		hold, err := s.Tree.OpenFile(holdFile, os.O_RDWR, 0)
+		hold, err := layout.OpenHold(s.Tree, holdFile)
 		if err != nil {
 			return nil, err
 		}
@@ -187,7 +187,7 @@ func (s *Store) enter(ctx context.Context, inherited string) (*os.File, error) {
 		}
 		_ = hold.Close() // the environment outlived the hold
 	}
-	gate, err := s.Tree.OpenFile(gateFile, os.O_RDWR|os.O_CREATE, 0o666)
+	gate, err := layout.OpenHold(s.Tree, gateFile)
 	if err != nil {
 		return nil, err
 	}
@@ -195,7 +195,7 @@ func (s *Store) enter(ctx context.Context, inherited string) (*os.File, error) {
 		return nil, err
 	}
 	defer disk.Release(gate)
-	hold, err := s.Tree.OpenFile(holdFile, os.O_RDWR|os.O_CREATE, 0o666)
+	hold, err := layout.OpenHold(s.Tree, holdFile)
 	if err != nil {
 		return nil, err
 	}

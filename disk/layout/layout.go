@@ -204,11 +204,23 @@ func WriteAside(tree disk.Tree, dir string, b []byte) (name string, err error) {
 	return name, err
 }
 
+// OpenHold opens the file hold or gate, and creates it if it isn't there. One that this user may not write to, such as
+// root's in a user's store or one on a read-only mount, is opened for reading, which a lock takes no more than, but on NFS.
+func OpenHold(tree disk.Tree, name string) (*os.File, error) {
+	f, err := tree.OpenFile(name, os.O_RDWR|os.O_CREATE, 0o666)
+	if errors.Is(err, fs.ErrPermission) || errors.Is(err, unix.EROFS) {
+		if r, rerr := tree.Open(name); rerr == nil {
+			return r, nil
+		}
+	}
+	return f, err
+}
+
 // Share takes the store's shared lock against the sweep for a change that a sweep must not miss, such as of what a
 // container pins. It waits for a sweep that works, not for one that waits. Whoever brings in blobs takes the lock of
 // [content.Store.Hold], which lets a waiting sweep go first.
 func Share(ctx context.Context, tree disk.Tree) (release func(), err error) {
-	f, err := tree.OpenFile(Hold, os.O_RDWR|os.O_CREATE, 0o666)
+	f, err := OpenHold(tree, Hold)
 	if err == nil {
 		err = disk.LockContext(ctx, f, unix.LOCK_SH)
 	}
