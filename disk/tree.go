@@ -347,6 +347,9 @@ func removeAll(dir int, name string) error {
 		return nil
 	}
 	fd, oerr := openat(dir, name, unix.O_RDONLY|unix.O_DIRECTORY, 0)
+	if errors.Is(oerr, fs.ErrNotExist) {
+		return nil
+	}
 	if oerr != nil {
 		return err
 	}
@@ -359,7 +362,7 @@ func removeAll(dir int, name string) error {
 				return err
 			}
 		}
-		if err == io.EOF {
+		if err == io.EOF || errors.Is(err, fs.ErrNotExist) { // another process has removed it meanwhile
 			break
 		}
 		if err != nil {

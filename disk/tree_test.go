@@ -168,3 +168,24 @@ func TestTree(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// Several processes may remove one directory at the same time.
+func TestTreeRemoveAllAtOnce(t *testing.T) {
+	tree := Tree(t.TempDir())
+	for range 200 {
+		for _, name := range []string{"d/a/b", "d/c"} {
+			if err := os.MkdirAll(tree.Path(name), 0o755); err != nil {
+				t.Fatal(err)
+			}
+		}
+		errs := make(chan error, 4)
+		for range cap(errs) {
+			go func() { errs <- tree.RemoveAll("d") }()
+		}
+		for range cap(errs) {
+			if err := <-errs; err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+}
