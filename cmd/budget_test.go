@@ -11,7 +11,7 @@ import (
 // stores whole containers, runs, mounts, compares and ingests.
 const (
 	localBudget   = 5 << 20
-	taskBudget    = 6 << 20
+	taskBudget    = 13 << 19
 	networkBudget = 9 << 20
 )
 

@@ -129,8 +129,25 @@ func (u *execution) clear(ctx context.Context) error {
 	return errors.Join(err, s.clearHost(ctx, u.claim, u.c.key()))
 }
 
-// killExec kills a further process whose runner was killed, and what it started that has not left its session.
+// killExec ends a further process whose runner was killed.
 func (u *execution) killExec() error {
+	if err := u.killStarted(); err != nil {
+		return err
+	}
+	err := removeExecDir(u.place())
+	u.claim.release()
+	if cerr := u.lock.Close(); err == nil {
+		err = cerr
+	}
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil // the container has been removed
+	}
+	return err
+}
+
+// killStarted kills a further process, if the runtime has started it, and what that started and has not left its
+// session.
+func (u *execution) killStarted() error {
 	u.claim.quiet()
 	l, err := look(u.c.place())
 	if errdefs.IsNotFound(err) { // the store was removed
@@ -170,13 +187,5 @@ func (u *execution) killExec() error {
 			time.Sleep(10 * time.Millisecond)
 		}
 	}
-	err = removeExecDir(u.place())
-	u.claim.release()
-	if cerr := u.lock.Close(); err == nil {
-		err = cerr
-	}
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil // the container has been removed
-	}
-	return err
+	return nil
 }

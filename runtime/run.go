@@ -446,6 +446,9 @@ func (u *execution) start(ctx context.Context, opts *runc.CreateOpts, term *term
 // abandon undoes what led to no run, and returns err, the cause.
 func (u *execution) abandon(ctx context.Context, err error) error {
 	if u.exec != "" {
+		if u.guard != nil { // until the process is dead, its guard is to see to that if this one is killed
+			_ = u.killStarted()
+		}
 		u.guard.end()
 		_ = removeExecDir(u.place())
 		if u.claim != nil {
