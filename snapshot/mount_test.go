@@ -138,7 +138,7 @@ func TestHostileStore(t *testing.T) {
 					if err := errors.Join(os.RemoveAll(name), make(name, outside)); err != nil {
 						t.Fatal(err)
 					}
-					t.Cleanup(func() { _ = snapshot.Unmount(mnt) })
+					t.Cleanup(func() { _ = errors.Join(snapshot.Unmount(mnt), os.Chmod(outside, 0o700)) })
 					s, err := snapshot.Open(root, d, snapshot.Options{})
 					if err == nil {
 						_, _ = s.Stat(ctx, "key")
