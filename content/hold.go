@@ -85,8 +85,8 @@ func (s *Store) lookupHold(holds string) (open, named bool) {
 	return false, named
 }
 
-// While a sweeper waits for the holders, it has the gate for a turn, in which new holders wait behind it, and gives it back for
-// a turn, so that one holder that hangs does not stop all others.
+// A sweeper that waits for holders keeps the gate for one turn and gives it back for the next. New holders wait only
+// while it has the gate, so one holder that hangs does not stop the others.
 var (
 	turn = 10 * time.Second
 	poll = 20 * time.Millisecond

@@ -400,9 +400,9 @@ func (w Walker) Contents(ctx context.Context, d v1.Descriptor) (Contents, error)
 	return Contents{d, b, layers}, nil
 }
 
-// Missing returns what of an image isn't in the store: every blob that Children leads to, whatever types the descriptors of
-// manifests tell, and of a manifest of an unknown kind every blob but its subject. All that can be known is looked at; a
-// missing manifest hides what is below it.
+// Missing returns the blobs of an image that aren't in the store. It follows Children, whatever media types the
+// descriptors of manifests have. Of a manifest of an unknown kind it looks for every blob but the subject. What a missing
+// manifest refers to can't be known, and isn't reported.
 func (w Walker) Missing(ctx context.Context, d v1.Descriptor) ([]v1.Descriptor, error) {
 	var missing []v1.Descriptor
 	parts := map[digest.Digest]bool{} // configs, layers and the like: what they hold is not looked at

@@ -210,7 +210,7 @@ func (n *Names) settle(ctx context.Context, d v1.Descriptor) (v1.Descriptor, err
 		return d, errclass.Errorf(errdefs.ErrDataLoss, "%s has %d bytes, the descriptor says %d", d.Digest, is.Size, d.Size)
 	}
 	if is.MediaType == octets {
-		// A document that does not tell its type is what the descriptor says, if it refers to blobs.
+		// If the document has no media type, the descriptor's counts, provided that the document refers to blobs.
 		if d.MediaType != "" && d.MediaType != octets && !IsIndex(d.MediaType) && !IsManifest(d.MediaType) {
 			if b, err := (Walker{Store: n.store}).blob(d.Digest); err != nil || refers(b) {
 				return d, err

@@ -42,9 +42,8 @@ func isUpgrade(from, to *url.URL) bool {
 	return strings.HasSuffix(host, ":80") && hostPort("https", to.Host) == strings.TrimSuffix(host, "80")+"443"
 }
 
-// ownsRealm reports whether the name of a token server shows that it has the registry's owner: it is the
-// registry's own name, or one of the same registered domain, as browsers know sites: registry.example.com and
-// gitlab.example.com.
+// ownsRealm reports whether a token server belongs to the registry's owner, judged by its name: the name is the registry's
+// own, or both have the same registered domain, as registry.example.com and gitlab.example.com do.
 func ownsRealm(registry, realm string) bool {
 	registry, realm = strings.ToLower(registry), strings.ToLower(realm)
 	if realm == "" {

@@ -249,8 +249,8 @@ func (c *Container) lock() (*os.File, error) {
 	return lock, nil
 }
 
-// lockStopped is lock for a container that is to be started. One that runs is FailedPrecondition, also if its monitor was
-// killed: it gets another one, and is never killed by this. One that has just ended is waited for.
+// lockStopped locks a container that is to be started. A container that runs is FailedPrecondition. If its monitor was
+// killed, it gets a new one; it is never killed. If it has just ended, lockStopped waits for its monitor.
 func (c *Container) lockStopped(ctx context.Context) (*os.File, error) {
 	lock, err := c.lock()
 	l, lerr := look(c.place())

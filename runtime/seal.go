@@ -66,8 +66,8 @@ func (c *Container) isSealed() bool {
 	return false
 }
 
-// keyFiles are where this user's key may be: directories that outlive a boot, such as XDG_STATE_HOME, unless sudo has
-// kept another user's, or else the state directory.
+// keyFiles lists the files that may hold this user's key, the best first. Their directories outlive a boot, but for the
+// last, the state directory. Root ignores an XDG_STATE_HOME of another user, which sudo may have kept.
 func keyFiles(state string) []string {
 	var names []string
 	if dir := os.Getenv("XDG_STATE_HOME"); filepath.IsAbs(dir) && (os.Geteuid() != 0 || ofRoot(dir)) {

@@ -205,9 +205,8 @@ func newProcess(img *Image, o Options) (*specs.Process, error) {
 	}, nil
 }
 
-// environment is PATH, HOSTNAME, TERM and HOME, which the image's variables replace, and
-// these the caller's. What the image gives without a name or a value is left out, as docker does:
-// nobody who runs the image can mend it.
+// environment returns PATH, HOSTNAME, TERM and HOME, overridden by the image's variables, and those by the caller's.
+// An entry of the image without a name or without "=" is left out, as docker does: the user can't repair the image.
 func environment(img *Image, o Options, home string) ([]string, error) {
 	env := []string{"PATH=" + defaultPath}
 	if o.Hostname != "" {

@@ -493,7 +493,7 @@ func (s *stage) cgroups() []string {
 	return all
 }
 
-// thaw lets the processes of paused containers go on, which could not be ended else.
+// thaw resumes paused containers, whose processes could not be killed otherwise.
 func thaw(dirs []string) {
 	for _, dir := range dirs {
 		for name, text := range map[string]string{"cgroup.freeze": "0", "freezer.state": "THAWED"} {

@@ -117,7 +117,7 @@ func TestSpecification(t *testing.T) {
 	}
 }
 
-// A container of a stranger's store, whose record may name any directory as its bundle, is not written to.
+// Load does not write into a container of a stranger's store, since its record may name any directory as the bundle.
 func TestLoadIntoStrangers(t *testing.T) {
 	root, bundle := t.TempDir(), t.TempDir()
 	dir := filepath.Join(root, "containers", "default", "x")

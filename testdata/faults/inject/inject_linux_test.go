@@ -17,7 +17,7 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
-// The second write of two, and no other, fails; what doesn't concern the directory isn't counted.
+// Only the second of two writes fails. Calls on files outside the directory aren't counted.
 func TestOneCallFails(t *testing.T) {
 	if err := inject.Works(); err != nil {
 		t.Skip(err)
