@@ -238,6 +238,22 @@ func (t Tree) WriteFile(name string, b []byte, perm fs.FileMode) error {
 	return err
 }
 
+// Create writes a new file, whose content is on disk when it returns if durable is set. fs.ErrExist if the name is taken.
+func (t Tree) Create(name string, b []byte, perm fs.FileMode, durable bool) error {
+	f, err := t.OpenFile(name, os.O_WRONLY|os.O_CREATE|os.O_EXCL, perm)
+	if err != nil {
+		return err
+	}
+	_, err = f.Write(b)
+	if err == nil && durable {
+		err = f.Sync()
+	}
+	if cerr := f.Close(); err == nil {
+		err = cerr
+	}
+	return err
+}
+
 // Stat describes a name without following it: of a symbolic link, the link.
 func (t Tree) Stat(name string) (fs.FileInfo, error) {
 	info := &fileInfo{name: filepath.Base(name)}
@@ -486,19 +502,10 @@ func (t Tree) Replace(name string, b []byte, perm fs.FileMode, durable bool) err
 	if err := t.Remove(aside); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
-	f, err := t.OpenFile(aside, os.O_WRONLY|os.O_CREATE|os.O_EXCL, perm)
-	if err != nil {
-		return err
-	}
-	_, err = f.Write(b)
-	if err == nil && durable {
-		err = f.Sync()
-	}
-	if cerr := f.Close(); err == nil {
-		err = cerr
-	}
-	if err == nil {
+	if err = t.Create(aside, b, perm, durable); err == nil {
 		err = t.Rename(aside, name)
+	} else if errors.Is(err, fs.ErrExist) {
+		return err // another process's
 	}
 	if err != nil {
 		_ = t.Remove(aside)

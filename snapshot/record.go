@@ -392,22 +392,6 @@ func encode(r record) []byte {
 	return append(b, '\n')
 }
 
-// writeInfo writes a record into a directory that nobody else uses.
-func (s *Snapshotter) writeInfo(dir string, b []byte, sync bool) error {
-	f, err := os.OpenFile(filepath.Join(dir, "info"), os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
-	if err != nil {
-		return err
-	}
-	_, err = f.Write(b)
-	if err == nil && sync {
-		err = f.Sync()
-	}
-	if cerr := f.Close(); err == nil {
-		err = cerr
-	}
-	return err
-}
-
 func (s *Snapshotter) syncDir(dirs ...string) error {
 	if s.noSync {
 		return nil

@@ -166,7 +166,7 @@ func (s *Snapshotter) make(ctx context.Context, kind Kind, key, parent string, l
 	}
 	step("filled")
 	// Nothing is synced: what is written to the snapshot isn't either, before it is committed.
-	if err := s.writeInfo(dir, encode(r), false); err != nil {
+	if err := disk.Tree(dir).Create("info", encode(r), 0o600, false); err != nil {
 		return nil, err
 	}
 	step("written")
@@ -428,7 +428,7 @@ func (s *Snapshotter) replace(e entry, r record, check func() error) error {
 	if r.Created.IsZero() {
 		r.Created = r.Updated
 	}
-	if err := s.writeInfo(dir, encode(r), !s.noSync); err != nil {
+	if err := disk.Tree(dir).Create("info", encode(r), 0o600, !s.noSync); err != nil {
 		return err
 	}
 	step("record written")
