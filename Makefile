@@ -31,7 +31,8 @@ test: goversion
 
 e2e: build
 	@scripts/needs e2e
-	cd testdata && go test -tags e2e -count=1 -v -timeout 30m ./e2e/...
+	@go build -C testdata -o ../bin/.summary ./summary
+	@TESTFLAGS='-tags e2e -count=1 -v -timeout 30m' bin/.summary testdata/e2e
 	cd testdata/layers && go test -count=1 -v -run OfDebian . -sets tiny
 
 # Every system call of every command that writes fails once with each error: hours. make test has a short form.

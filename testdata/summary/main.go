@@ -29,6 +29,13 @@ type summary struct {
 	output                  map[string]*strings.Builder // what each unfinished test has printed
 	passed, failed, skipped int
 	reasons                 map[string]int
+	failures                []failure
+}
+
+// failure is a test that failed, or a package, whose Test is "".
+type failure struct {
+	event
+	why string
 }
 
 // reason finds why a test was skipped in what t.Skip printed: "    x_test.go:12: no crun".
@@ -126,19 +133,36 @@ func (s *summary) end(e event, output string) {
 		s.failed++
 	default:
 		s.skipped++
-		why := "no reason given"
-		if m := reason.FindStringSubmatch(output); m != nil {
-			why = m[1]
-		}
-		s.reasons[why]++
+		s.reasons[why(output)]++
+	}
+	if e.Action == "fail" {
+		s.failures = append(s.failures, failure{e, why(output)})
 	}
 }
 
-// close prints the last line, and before it why tests were skipped, unless that was printed already.
+// why finds in a test's output why it was skipped, or failed first.
+func why(output string) string {
+	m := reason.FindStringSubmatch(output)
+	if m == nil {
+		return "no reason given"
+	}
+	return m[1]
+}
+
+// close prints the last line, and before it why tests were skipped, unless that was printed already, and a line for
+// each test that failed: of a long log the end may be all that is looked at.
 func (s *summary) close() {
 	if !s.verbose {
 		for _, why := range slices.Sorted(maps.Keys(s.reasons)) {
 			fmt.Fprintf(s.out, "skipped %d: %s\n", s.reasons[why], why)
+		}
+	}
+	for _, f := range s.failures {
+		// What has failed below says why.
+		if !slices.ContainsFunc(s.failures, func(g failure) bool {
+			return g.Package == f.Package && g.Test != f.Test && (f.Test == "" || strings.HasPrefix(g.Test, f.Test+"/"))
+		}) {
+			fmt.Fprintf(s.out, "failed: %s: %.200s\n", strings.TrimSpace(f.Package+" "+f.Test), f.why)
 		}
 	}
 	fmt.Fprintf(s.out, "%d passed, %d failed, %d skipped\n", s.passed, s.failed, s.skipped)

@@ -15,6 +15,10 @@ func TestSummary(t *testing.T) {
 {"Action":"output","Package":"p","Test":"TestBad","Output":"--- FAIL: TestBad (0.00s)\n"}
 {"Action":"fail","Package":"p","Test":"TestBad"}
 {"Action":"skip","Package":"p","Test":"TestSkips"}
+{"Action":"output","Package":"p","Test":"TestDeep/a/b","Output":"    x_test.go:7: deep\n"}
+{"Action":"fail","Package":"p","Test":"TestDeep/a/b"}
+{"Action":"fail","Package":"p","Test":"TestDeep/a"}
+{"Action":"fail","Package":"p","Test":"TestDeep"}
 {"Action":"output","Package":"p","Output":"FAIL\n"}
 {"Action":"output","Package":"p","Output":"FAIL\tp\t0.01s\n"}
 {"Action":"fail","Package":"p"}
@@ -23,6 +27,8 @@ func TestSummary(t *testing.T) {
 {"Action":"pass","Package":"q"}
 {"Action":"output","Package":"r","Output":"?   \tr\t[no test files]\n"}
 {"Action":"skip","Package":"r"}
+{"Action":"output","Package":"s","Output":"FAIL\ts [build failed]\n"}
+{"Action":"fail","Package":"s"}
 `
 	var out strings.Builder
 	s := summary{out: &out, output: map[string]*strings.Builder{}, reasons: map[string]int{}}
@@ -30,8 +36,9 @@ func TestSummary(t *testing.T) {
 		s.line(line)
 	}
 	s.close()
-	const want = "    x_test.go:3: wrong\n--- FAIL: TestBad (0.00s)\nFAIL\nFAIL\tp\t0.01s\nok  \tq\t0.01s\n" +
-		"skipped 1: no crun\n1 passed, 1 failed, 1 skipped\n"
+	const want = "    x_test.go:3: wrong\n--- FAIL: TestBad (0.00s)\n    x_test.go:7: deep\nFAIL\nFAIL\tp\t0.01s\nok  \tq\t0.01s\nFAIL\ts [build failed]\n" +
+		"skipped 1: no crun\nfailed: p TestBad: wrong\nfailed: p TestDeep/a/b: deep\nfailed: s: no reason given\n" +
+		"1 passed, 4 failed, 1 skipped\n"
 	if out.String() != want {
 		t.Errorf("got %q\nwant %q", out.String(), want)
 	}
