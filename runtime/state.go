@@ -6,6 +6,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -119,10 +120,16 @@ func claimID(ctx context.Context, state, id string, owner identity) (*claim, err
 }
 
 func (c *claim) open(ctx context.Context, id string, owner identity) (err error) {
-	if err := os.MkdirAll(c.dir, 0o700); err != nil {
-		return err
+	// A further process of an earlier container of that ID may remove the directory while it is empty, see release.
+	for range 100 {
+		if err := os.MkdirAll(c.dir, 0o700); err != nil {
+			return err
+		}
+		if c.working, err = os.OpenFile(c.path("working"), os.O_RDWR|os.O_CREATE, 0o600); !errors.Is(err, fs.ErrNotExist) {
+			break
+		}
 	}
-	if c.working, err = os.OpenFile(c.path("working"), os.O_RDWR|os.O_CREATE, 0o600); err != nil {
+	if err != nil {
 		return err
 	}
 	// Runtimes are to inherit it; in what they start in the container they close it.
@@ -162,9 +169,16 @@ func (c *claim) quiet() bool {
 func (c *claim) path(name string) string { return filepath.Join(c.dir, name) }
 
 // release gives the ID up: the lock's name last, and by its owner alone.
+//
+// A further process may begin while its container ends, and make its directory, which is in the container's, when the
+// rest of that has gone. Then the one who is last removes the container's.
 func (c *claim) release() {
 	_ = os.RemoveAll(c.dir)
-	_ = os.Remove(c.lock.Name())
+	if c.lock.Name() == c.path("lock") {
+		_ = os.Remove(filepath.Dir(c.dir)) // it is empty only then
+	} else {
+		_ = os.Remove(c.lock.Name())
+	}
 	c.close()
 }
 
