@@ -88,7 +88,7 @@ func (c *client) admit(req *http.Request, isToken bool) error {
 	}
 	host := req.URL.Hostname()
 	owned := ownsRealm(c.hostname(), host)
-	if isKnown := owned && (strings.EqualFold(host, c.hostname()) || isProxied(req)); !isKnown && c.isBlockedRealm(req.Context(), host) {
+	if isKnown := owned && (strings.EqualFold(host, c.hostname()) || c.isProxied(req)); !isKnown && c.isBlockedRealm(req.Context(), host) {
 		return &refusedError{reason: "the token server " + to + " is at a loopback or link-local address: " + nameRealm(to)}
 	}
 	if owned {
@@ -118,8 +118,8 @@ func (c *client) admitTokenRedirect(resp *http.Response) error {
 }
 
 // isProxied reports whether a proxy resolves the name of a request's host.
-func isProxied(req *http.Request) bool {
-	u, err := proxy(req)
+func (c *client) isProxied(req *http.Request) bool {
+	u, err := c.proxyFor(req)
 	return u != nil && err == nil
 }
 

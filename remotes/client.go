@@ -75,7 +75,7 @@ func newClient(e endpoint, o Options, login *login) *client {
 		dial = e.dialTimeout
 	}
 	t := &http.Transport{
-		Proxy:                  proxy,
+		Proxy:                  e.proxyFor,
 		DialContext:            dialDirect(&net.Dialer{Timeout: dial, KeepAlive: 30 * time.Second}),
 		TLSClientConfig:        e.tls,
 		TLSHandshakeTimeout:    dialTimeout,
@@ -121,9 +121,20 @@ type proxyError struct{ error }
 
 func (e *proxyError) Unwrap() error { return e.error }
 
-// proxy is the environment's. One that is not written as an address, as where a character of its
-// password should be escaped, net/http passes by, or takes for another host's.
-func proxy(req *http.Request) (*url.URL, error) {
+// proxyForm says how a proxy is written.
+const proxyForm = "write http://[USER:PASSWORD@]HOST:PORT, and %XX for what is no letter or digit of the password"
+
+func isProxyAddress(u *url.URL) bool {
+	return slices.Contains([]string{"http", "https", "socks5", "socks5h"}, u.Scheme) &&
+		u.Hostname() != "" && strings.Trim(u.Path, "/") == "" && u.RawQuery == "" && u.Fragment == ""
+}
+
+// proxyFor returns the proxy for a request: that of the host's configuration, else the environment's. An address that
+// can't be read, as where a character of its password should be escaped, net/http ignores or takes for another host's.
+func (e *endpoint) proxyFor(req *http.Request) (*url.URL, error) {
+	if e.proxy != nil {
+		return e.proxy, nil
+	}
 	u, err := http.ProxyFromEnvironment(req)
 	name := strings.ToUpper(req.URL.Scheme) + "_PROXY"
 	ok := err == nil
@@ -135,12 +146,10 @@ func proxy(req *http.Request) (*url.URL, error) {
 		}
 		ok = ok && (err == nil || isLoopback(req.URL.Host))
 	} else {
-		ok = ok && slices.Contains([]string{"http", "https", "socks5", "socks5h"}, u.Scheme) &&
-			u.Hostname() != "" && strings.Trim(u.Path, "/") == "" && u.RawQuery == "" && u.Fragment == ""
+		ok = ok && isProxyAddress(u)
 	}
 	if !ok { // and nothing of it is shown: it may hold a password
-		return nil, &proxyError{classf(errdefs.ErrInvalidArgument,
-			"the proxy in %s is no address: write http://[USER:PASSWORD@]HOST:PORT, and %%XX for what is no letter or digit of the password", name)}
+		return nil, &proxyError{classf(errdefs.ErrInvalidArgument, "the proxy in %s is no address: %s", name, proxyForm)}
 	}
 	return u, nil
 }
@@ -230,25 +239,9 @@ func (t roundTripper) RoundTrip(req *http.Request) (*http.Response, error) {
 		resp.Body = &tokenBody{resp.Body, req.URL.Host, maxToken}
 	} else if resp.StatusCode == http.StatusUnauthorized {
 		state.challenged.Store(true)
-		chooseChallenge(resp.Header)
+		t.c.login.offer(chooseChallenge(resp.Header))
 	}
 	return resp, nil
-}
-
-// chooseChallenge puts Bearer, then Basic, before other challenges, because oras reads only the first.
-func chooseChallenge(h http.Header) {
-	const name = "Www-Authenticate"
-	rank := func(challenge string) int {
-		scheme, _, _ := strings.Cut(strings.TrimSpace(challenge), " ")
-		switch strings.ToLower(scheme) {
-		case "bearer":
-			return 0
-		case "basic":
-			return 1
-		}
-		return 2
-	}
-	slices.SortStableFunc(h[name], func(a, b string) int { return rank(a) - rank(b) })
 }
 
 // maxToken bounds the replies of token servers; oras' own bound, which it takes for the end of

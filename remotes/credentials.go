@@ -229,7 +229,8 @@ type login struct {
 	asked    bool // for a credential
 	found    *auth.Credential
 	trouble  string
-	withheld string // the token server that the credential was not sent to
+	withheld string   // the token server that the credential was not sent to
+	unspoken []string // the schemes of authentication that the registry offers, if none of them is spoken here
 }
 
 func (k *keyring) login(scheme, host, repository string) *login {
@@ -286,6 +287,13 @@ func (l *login) withhold(realm string) {
 	l.withheld = realm
 }
 
+// offer records the schemes of a challenge that can't be met.
+func (l *login) offer(schemes []string) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.unspoken = schemes
+}
+
 // explain returns what the credentials may have to do with a refusal, or "".
 func (l *login) explain() string {
 	l.mu.Lock()
@@ -293,6 +301,8 @@ func (l *login) explain() string {
 	switch trouble := cmp.Or(l.trouble, l.keys.trouble); {
 	case l.withheld != "":
 		return "credentials were not sent to its token server: " + nameRealm(l.withheld)
+	case len(l.unspoken) > 0:
+		return "it wants authentication by " + printable(strings.Join(l.unspoken, " or ")) + "; Bearer and Basic are spoken here"
 	case trouble != "":
 		return trouble
 	case l.asked && l.found != nil && *l.found == auth.EmptyCredential:
@@ -326,10 +336,21 @@ func configFiles(o Options) (files []string, named bool) {
 	} else {
 		files = append(files, filepath.Join(systemRun, strconv.Itoa(os.Getuid()), "auth.json"))
 	}
-	if dir := os.Getenv("XDG_CONFIG_HOME"); dir != "" {
-		files = append(files, filepath.Join(dir, "containers", "auth.json"))
-	} else if home != "" {
-		files = append(files, filepath.Join(home, ".config", "containers", "auth.json"))
+	if file := userConfig("containers", "auth.json"); file != "" {
+		files = append(files, file)
 	}
 	return files, false
+}
+
+// userConfig returns a path below the directory of the user's configuration, "" if there is none.
+func userConfig(path ...string) string {
+	dir := os.Getenv("XDG_CONFIG_HOME")
+	if dir == "" {
+		home, err := os.UserHomeDir()
+		if err != nil {
+			return ""
+		}
+		dir = filepath.Join(home, ".config")
+	}
+	return filepath.Join(append([]string{dir}, path...)...)
 }

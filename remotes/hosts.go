@@ -2,7 +2,6 @@ package remotes
 
 import (
 	"bytes"
-	"cmp"
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
@@ -14,8 +13,12 @@ import (
 	"os"
 	"path"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
+	"unicode"
+
+	"distkit/errclass"
 
 	"github.com/containerd/errdefs"
 	"github.com/pelletier/go-toml/v2"
@@ -41,29 +44,39 @@ type endpoint struct {
 	dialTimeout        time.Duration
 	guessed            bool       // the scheme is a guess: HTTP, since the host is this machine
 	realms             []*url.URL // token servers that may have the credentials
+	proxy              *url.URL   // nil: the environment's
 }
 
-// endpoints are the hosts to ask, in order, for names of the registry: those that the hosts
-// directories configure, else the registry itself.
-func endpoints(registry string, o Options) ([]endpoint, error) {
-	roots := o.HostsDir
-	if roots == "" {
-		roots = DefaultHostsDir
+// hostConfig is what the hosts directories say of a registry.
+type hostConfig struct {
+	helper, address string     // of a program dist-remote-NAME; "" for none
+	endpoints       []endpoint // the hosts to ask, in order: mirrors, then the registry itself
+}
+
+// readHosts reads the configuration of a registry. Without any, the registry itself is the only host.
+func readHosts(registry string, o Options) (hostConfig, error) {
+	config := hostConfig{endpoints: []endpoint{{capabilities: canAll}}}
+	dir, err := hostDir(hostRoots(o), registry)
+	if err == nil && dir != "" {
+		config, err = readHostDir(dir)
 	}
-	dir, err := hostDir(roots, registry)
-	if err != nil {
-		return nil, err
+	if err != nil || config.helper != "" {
+		return config, err
 	}
-	list := []endpoint{{capabilities: canAll}}
-	if dir != "" {
-		if list, err = readHostDir(dir); err != nil {
-			return nil, err
+	list := config.endpoints
+	last := &list[len(list)-1]
+	if err := last.addHeaders(o.Headers); err != nil {
+		return config, err
+	}
+	for i := range list {
+		if list[i].tls, err = addTLS(list[i].tls, o); err != nil {
+			return config, err
 		}
 	}
-	if last := &list[len(list)-1]; last.host == "" {
+	if last.host == "" {
 		last.scheme, last.host, last.path = "https", registry, "/v2"
 		switch {
-		case registry == "docker.io":
+		case registry == dockerHub:
 			last.host = "registry-1.docker.io"
 		case o.PlainHTTP:
 			last.scheme = "http"
@@ -73,32 +86,42 @@ func endpoints(registry string, o Options) ([]endpoint, error) {
 			}
 		}
 	}
-	return list, nil
+	return config, nil
 }
 
-// hostHelper is the helper that a host's configuration names, and what it is to be told: the
-// server, with the repository behind it.
-func hostHelper(l Locator, o Options) (name, address string, err error) {
-	dir, err := hostDir(cmp.Or(o.HostsDir, DefaultHostsDir), l.Host)
-	if err != nil || dir == "" {
-		return "", "", err
+// addTLS adds what the options say of certificates to a host's own configuration.
+func addTLS(c *tls.Config, o Options) (*tls.Config, error) {
+	if len(o.CA) == 0 && !o.Insecure {
+		return c, nil
 	}
-	file := filepath.Join(dir, "hosts.toml")
-	b, err := os.ReadFile(file)
-	if err != nil {
-		return "", "", nil // whoever reads the rest of it tells
+	if c == nil {
+		c = &tls.Config{}
 	}
-	var c struct {
-		Helper string `toml:"helper"`
-		Server string `toml:"server"`
+	c.InsecureSkipVerify = c.InsecureSkipVerify || o.Insecure
+	if err := trust(c, o.CA); err != nil {
+		return nil, errclass.As(err, errdefs.ErrInvalidArgument)
 	}
-	if toml.Unmarshal(b, &c) != nil || c.Helper == "" {
-		return "", "", nil
+	return c, nil
+}
+
+// addHeaders adds header lines, NAME: VALUE, to those of the endpoint. Errors don't show a value, which may be secret.
+func (e *endpoint) addHeaders(lines []string) error {
+	for i, line := range lines {
+		name, value, ok := strings.Cut(line, ":")
+		name, value = strings.TrimSpace(name), strings.TrimSpace(value)
+		if !ok || name == "" || token(name) != name || strings.ContainsFunc(value, unicode.IsControl) {
+			return classf(errdefs.ErrInvalidArgument, "header %d is not NAME: VALUE", i+1)
+		}
+		e.addHeader(name, value)
 	}
-	if !isHelperName(c.Helper) || c.Server == "" || c.Server[0] == '-' {
-		return "", "", classf(errdefs.ErrInvalidArgument, "%s: helper %q wants a name of a-z, 0-9 and -, and a server", file, c.Helper)
+	return nil
+}
+
+func (e *endpoint) addHeader(name, value string) {
+	if e.header == nil {
+		e.header = http.Header{}
 	}
-	return c.Helper, strings.TrimSuffix(c.Server, "/") + "/" + l.Name, nil
+	e.header.Add(name, value)
 }
 
 func isLoopback(hostport string) bool {
@@ -110,20 +133,35 @@ func isLoopback(hostport string) bool {
 	return host == "localhost" || net.ParseIP(host).IsLoopback()
 }
 
-// hostDir finds the directory of a host as containerd does: HOST_PORT_, HOST:PORT, _default.
-func hostDir(roots, host string) (string, error) {
-	names := []string{host, "_default"}
-	if i := strings.LastIndexByte(host, ':'); i > 0 && !strings.HasSuffix(host, "]") {
-		names = []string{host[:i] + "_" + host[i+1:] + "_", host, "_default"}
+// hostRoots lists the directories that have a directory for each host. The user's own comes before the system's.
+func hostRoots(o Options) []string {
+	if o.HostsDir != "" && o.HostsDir != DefaultHostsDir {
+		return filepath.SplitList(o.HostsDir)
 	}
-	for _, root := range filepath.SplitList(roots) {
-		for _, name := range names {
-			dir := filepath.Join(root, name)
-			switch _, err := os.Stat(dir); {
-			case err == nil:
-				return dir, nil
-			case !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, fs.ErrPermission):
-				return "", fmt.Errorf("find configuration of %s: %w", host, err)
+	roots := filepath.SplitList(DefaultHostsDir)
+	if dir := userConfig("containers", "certs.d"); dir != "" {
+		roots = append([]string{dir}, roots...)
+	}
+	return roots
+}
+
+// hostDir finds the directory of a host as containerd does: HOST_PORT_, HOST:PORT, _default. The latter is taken only
+// where no root has one for the host itself.
+func hostDir(roots []string, host string) (string, error) {
+	names := []string{host}
+	if i := strings.LastIndexByte(host, ':'); i > 0 && !strings.HasSuffix(host, "]") {
+		names = []string{host[:i] + "_" + host[i+1:] + "_", host}
+	}
+	for _, names := range [][]string{names, {"_default"}} {
+		for _, root := range roots {
+			for _, name := range names {
+				dir := filepath.Join(root, name)
+				switch _, err := os.Stat(dir); {
+				case err == nil:
+					return dir, nil
+				case !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, fs.ErrPermission):
+					return "", fmt.Errorf("find configuration of %s: %w", host, err)
+				}
 			}
 		}
 	}
@@ -140,71 +178,122 @@ type hostFile struct {
 	OverridePath bool           `toml:"override_path"`
 	DialTimeout  string         `toml:"dial_timeout"`
 	Realm        any            `toml:"realm"` // "URL", ["URL", …]
+	Proxy        *string        `toml:"proxy"`
 }
 
 // readHostDir reads hosts.toml, else the certificates in the manner of docker's certs.d. The
 // last endpoint has no host where the file names no server.
-func readHostDir(dir string) ([]endpoint, error) {
+func readHostDir(dir string) (hostConfig, error) {
 	file := filepath.Join(dir, "hosts.toml")
 	b, err := os.ReadFile(file)
 	if errors.Is(err, fs.ErrNotExist) || err == nil && len(bytes.TrimSpace(b)) == 0 {
-		return readCertDir(dir)
+		e, err := readCertDir(dir)
+		return hostConfig{endpoints: []endpoint{e}}, err
 	}
 	if err != nil {
-		return nil, err
+		return hostConfig{}, err
 	}
-	list, err := parseHosts(dir, b)
+	config, err := parseHosts(dir, b)
+	if err != nil && !errdefs.IsPermissionDenied(err) {
+		err = errclass.As(err, errdefs.ErrInvalidArgument)
+	}
 	if err != nil {
-		return nil, classf(errdefs.ErrInvalidArgument, "%s: %w", file, err)
+		return hostConfig{}, fmt.Errorf("%s: %w", file, err)
 	}
-	return list, nil
+	return config, nil
 }
 
-func parseHosts(dir string, b []byte) ([]endpoint, error) {
+func parseHosts(dir string, b []byte) (hostConfig, error) {
 	var c struct {
 		hostFile
-		Server string              `toml:"server"`
-		Hosts  map[string]hostFile `toml:"host"`
+		Server  string              `toml:"server"`
+		Hosts   map[string]hostFile `toml:"host"`
+		Helper  *string             `toml:"helper"`
+		Blocked bool                `toml:"blocked"`
 	}
-	if err := toml.Unmarshal(b, &c); err != nil {
-		return nil, errors.New(printable(err.Error()))
+	if err := decodeTOML(b, &c); err != nil {
+		return hostConfig{}, err
 	}
-	var list []endpoint
+	switch {
+	case c.Blocked:
+		return hostConfig{}, classf(errdefs.ErrPermissionDenied, "the registry is blocked")
+	case c.Helper != nil && (!isHelperName(*c.Helper) || c.Server == "" || c.Server[0] == '-' || len(c.Hosts) > 0):
+		return hostConfig{}, fmt.Errorf("helper %q wants a name of a-z, 0-9 and -, a server, and no host", *c.Helper)
+	case c.Helper != nil:
+		return hostConfig{helper: *c.Helper, address: strings.TrimSuffix(c.Server, "/")}, nil
+	}
+	var config hostConfig
 	for _, name := range hostOrder(b) {
 		e, err := newEndpoint(dir, name, c.Hosts[name])
 		if err != nil {
-			return nil, err
+			return config, fmt.Errorf("host %q: %w", name, err)
 		}
-		list = append(list, e)
+		config.endpoints = append(config.endpoints, e)
 	}
 	e, err := newEndpoint(dir, c.Server, c.hostFile)
-	if err != nil {
-		return nil, err
-	}
-	return append(list, e), nil
+	config.endpoints = append(config.endpoints, e)
+	return config, err
 }
 
-// hostOrder lists the [host."…"] tables in the order of the file, which a map forgets.
+// decodeTOML decodes a document. A key that v has no place for is an error: a setting that is misspelt must not be
+// passed by.
+func decodeTOML(b []byte, v any) error {
+	d := toml.NewDecoder(bytes.NewReader(b))
+	err := d.DisallowUnknownFields().Decode(v)
+	var strict *toml.StrictMissingError
+	var syntax *toml.DecodeError
+	switch {
+	case errors.As(err, &strict) && len(strict.Errors) > 0:
+		e := strict.Errors[0]
+		line, _ := e.Position()
+		return fmt.Errorf("line %d: unknown key %s", line, printable(strings.Join(e.Key(), ".")))
+	case errors.As(err, &syntax):
+		line, _ := syntax.Position()
+		return fmt.Errorf("line %d: %s", line, printable(syntax.Error()))
+	case err != nil:
+		return errors.New(printable(err.Error()))
+	}
+	return nil
+}
+
+// hostOrder lists the names below "host" in the order of the file, which a map forgets. A table can be written in any of
+// TOML's forms: [host."…"], host."…".key = value, or {…}.
 func hostOrder(b []byte) []string {
-	var order []string
-	seen := map[string]bool{}
+	var order, table []string
+	add := func(key []string) {
+		if len(key) >= 2 && key[0] == "host" && !slices.Contains(order, key[1]) {
+			order = append(order, key[1])
+		}
+	}
 	p := unstable.Parser{}
 	p.Reset(b)
 	for p.NextExpression() {
 		e := p.Expression()
-		if e.Kind != unstable.Table {
-			continue
+		key := keyOf(e)
+		switch e.Kind {
+		case unstable.Table, unstable.ArrayTable:
+			table = key
+		case unstable.KeyValue:
+			key = slices.Concat(table, key)
+			if value := e.Value(); len(key) == 1 && value.Kind == unstable.InlineTable {
+				for it := value.Children(); it.Next(); {
+					add(slices.Concat(key, keyOf(it.Node())))
+				}
+			}
 		}
-		var key []string
-		for it := e.Key(); it.Next(); {
-			key = append(key, string(it.Node().Data))
-		}
-		if len(key) >= 2 && key[0] == "host" && !seen[key[1]] {
-			seen[key[1]] = true
-			order = append(order, key[1])
-		}
+		add(key)
 	}
 	return order
+}
+
+func keyOf(n *unstable.Node) (key []string) {
+	if n.Kind != unstable.Table && n.Kind != unstable.ArrayTable && n.Kind != unstable.KeyValue {
+		return nil
+	}
+	for it := n.Key(); it.Next(); {
+		key = append(key, string(it.Node().Data))
+	}
+	return key
 }
 
 func newEndpoint(dir, server string, c hostFile) (endpoint, error) {
@@ -245,11 +334,8 @@ func newEndpoint(dir, server string, c hostFile) (endpoint, error) {
 		if err != nil {
 			return e, fmt.Errorf("header %s: %w", name, err)
 		}
-		if e.header == nil {
-			e.header = http.Header{}
-		}
 		for _, v := range values {
-			e.header.Add(name, v)
+			e.addHeader(name, v)
 		}
 	}
 	if c.DialTimeout != "" {
@@ -269,6 +355,11 @@ func newEndpoint(dir, server string, c hostFile) (endpoint, error) {
 			return e, fmt.Errorf("realm %q is not a URL of a token server: write https://HOST[:PORT]", realm)
 		}
 		e.realms = append(e.realms, u)
+	}
+	if c.Proxy != nil {
+		if e.proxy, err = url.Parse(*c.Proxy); err != nil || !isProxyAddress(e.proxy) {
+			return e, errors.New("the proxy is no address: " + proxyForm) // and nothing of it is shown: it may hold a password
+		}
 	}
 	cas, err := stringList(c.CA)
 	if err != nil {
@@ -315,7 +406,7 @@ func clientPairs(v any) ([][2]string, error) {
 		case err != nil:
 			return nil, err
 		case len(files) == 0:
-		case len(files) == 1:
+		case len(files) == 1, len(files) == 2 && files[1] == "":
 			pairs = append(pairs, [2]string{files[0], files[0]})
 		case len(files) == 2:
 			pairs = append(pairs, [2]string{files[0], files[1]})
@@ -341,24 +432,17 @@ func newTLS(dir string, cas []string, pairs [][2]string, skipVerify *bool) (*tls
 	if skipVerify != nil {
 		c.InsecureSkipVerify = *skipVerify
 	}
-	if len(cas) > 0 {
-		pool, err := x509.SystemCertPool()
-		if err != nil {
-			pool = x509.NewCertPool()
-		}
-		for _, file := range cas {
-			b, err := os.ReadFile(abs(file))
-			if err != nil {
-				return nil, fmt.Errorf("ca: %w", err)
-			}
-			if !pool.AppendCertsFromPEM(b) {
-				return nil, fmt.Errorf("ca: %s holds no certificate", abs(file))
-			}
-		}
-		c.RootCAs = pool
+	for i, file := range cas {
+		cas[i] = abs(file)
+	}
+	if err := trust(c, cas); err != nil {
+		return nil, err
 	}
 	for _, p := range pairs {
 		cert, err := tls.LoadX509KeyPair(abs(p[0]), abs(p[1]))
+		if err != nil && p[0] == p[1] {
+			return nil, fmt.Errorf("client: %s has no key beside it, nor in it: %w", p[0], err)
+		}
 		if err != nil {
 			return nil, fmt.Errorf("client: %w", err)
 		}
@@ -367,30 +451,62 @@ func newTLS(dir string, cas []string, pairs [][2]string, skipVerify *bool) (*tls
 	return c, nil
 }
 
-// readCertDir reads *.crt as authorities and *.cert with *.key as client certificates.
-func readCertDir(dir string) ([]endpoint, error) {
+// trust adds the authorities of files to those of the system.
+func trust(c *tls.Config, cas []string) error {
+	if len(cas) == 0 {
+		return nil
+	}
+	if c.RootCAs == nil {
+		pool, err := x509.SystemCertPool()
+		if err != nil {
+			pool = x509.NewCertPool()
+		}
+		c.RootCAs = pool
+	}
+	for _, file := range cas {
+		b, err := os.ReadFile(file)
+		if err != nil {
+			return fmt.Errorf("ca: %w", err)
+		}
+		if !c.RootCAs.AppendCertsFromPEM(b) {
+			return fmt.Errorf("ca: %s holds no certificate", file)
+		}
+	}
+	return nil
+}
+
+// readCertDir reads *.crt as authorities and *.cert with *.key as client certificates, as docker and podman do. A
+// certificate without its key, and a key without its certificate, is an error; one file may hold both.
+func readCertDir(dir string) (endpoint, error) {
+	e := endpoint{capabilities: canAll}
 	files, err := os.ReadDir(dir)
 	if err != nil {
-		return nil, err
+		return e, err
+	}
+	has := func(name string) bool {
+		return slices.ContainsFunc(files, func(f fs.DirEntry) bool { return f.Name() == name })
 	}
 	var cas []string
 	var pairs [][2]string
 	for _, f := range files {
-		name := f.Name()
+		name, base := f.Name(), strings.TrimSuffix(f.Name(), filepath.Ext(f.Name()))
 		switch filepath.Ext(name) {
 		case ".crt":
 			cas = append(cas, name)
 		case ".cert":
-			key := strings.TrimSuffix(name, ".cert") + ".key"
-			if _, err := os.Stat(filepath.Join(dir, key)); err != nil {
+			key := base + ".key"
+			if !has(key) {
 				key = name
 			}
 			pairs = append(pairs, [2]string{name, key})
+		case ".key":
+			if !has(base + ".cert") {
+				return e, classf(errdefs.ErrInvalidArgument, "%s: there is %s, and no %s.cert: a client's certificate has that ending, an authority's .crt", dir, name, base)
+			}
 		}
 	}
-	c, err := newTLS(dir, cas, pairs, nil)
-	if err != nil {
-		return nil, classf(errdefs.ErrInvalidArgument, "%s: %w", dir, err)
+	if e.tls, err = newTLS(dir, cas, pairs, nil); err != nil {
+		return e, classf(errdefs.ErrInvalidArgument, "%s: %w", dir, err)
 	}
-	return []endpoint{{capabilities: canAll, tls: c}}, nil
+	return e, nil
 }

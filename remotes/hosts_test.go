@@ -2,8 +2,13 @@ package remotes
 
 import (
 	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
 	"crypto/tls"
+	"crypto/x509"
 	"encoding/pem"
+	"math/big"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -96,10 +101,11 @@ capabilities = ["pull"]
 	describe := func(registry string, o Options) (list []string) {
 		t.Helper()
 		o.HostsDir = root
-		es, err := endpoints(registry, o)
+		config, err := readHosts(registry, o)
 		if err != nil {
 			t.Fatal(err)
 		}
+		es := config.endpoints
 		for _, e := range es {
 			list = append(list, e.scheme+"://"+e.host+e.path)
 		}
@@ -129,7 +135,8 @@ capabilities = ["pull"]
 			t.Errorf("%s: %s, not %s", c.registry, got, c.want)
 		}
 	}
-	es, _ := endpoints("mirrored.example", Options{HostsDir: root})
+	config, _ := readHosts("mirrored.example", Options{HostsDir: root})
+	es := config.endpoints
 	if es[0].capabilities != canPull|canResolve || es[1].capabilities != canAll || es[4].capabilities != canPull {
 		t.Error("capabilities")
 	}
@@ -143,10 +150,196 @@ capabilities = ["pull"]
 	if got := describe("quay.io", Options{}); got[0] != "http://fallback/v2" {
 		t.Errorf("_default: %v", got)
 	}
-	for _, bad := range []string{"server = ", `capabilities = ["fly"]`, `ca = 5`, `ca = "missing.crt"`, `client = [["a","b","c"]]`, `server = "http://"`, `header = 5`, `dial_timeout = "x"`, `realm = 5`, `realm = "sso.example"`, `realm = ["https://"]`, `realm = "https://me:word@sso.example"`, `realm = "ftp://sso.example"`, "[header]\nx = [1]"} {
+	for _, bad := range []string{"server = ", `capabilities = ["fly"]`, `ca = 5`, `ca = "missing.crt"`, `client = [["a","b","c"]]`, `server = "http://"`, `header = 5`, `dial_timeout = "x"`, `realm = 5`, `realm = "sso.example"`, `realm = ["https://"]`, `realm = "https://me:word@sso.example"`, `realm = "ftp://sso.example"`, "[header]\nx = [1]",
+		"servr = 'https://h'", "capabilites = ['pull']", "[host.'http://m']\nskip-verify = true", "[host.'http://m'.headers]\nx = 'y'", "host.'http://m'.capabilites = ['pull']",
+		"[mirror.'http://m']", "[[host]]", "proxy = 5", "proxy = ''", "proxy = 'proxy.example:3128'", "proxy = 'ftp://S3CRET@p'", "proxy = 'http://me:S3%CRET@p'", "proxy = 'http://p/S3CRET'",
+		"[host.'http://m']\nproxy = 'S3CRET'", "helper = ''", "helper = 'x'", "helper = 'X'\nserver = 's'", "helper = 'x'\nserver = '-s'", "helper = 'x'\nserver = 's'\n[host.'http://m']", "blocked = 'yes'", "a = S3CRET"} {
 		writeHosts(t, root, "bad.example", bad)
-		_, err := endpoints("bad.example", Options{HostsDir: root})
+		_, err := readHosts("bad.example", Options{HostsDir: root})
 		is(t, err, errdefs.IsInvalidArgument)
+		if !strings.Contains(err.Error(), "bad.example") || strings.Contains(err.Error(), "S3CRET") {
+			t.Errorf("%s: %v", bad, err)
+		}
+	}
+	writeHosts(t, root, "blocked.example", "blocked = true")
+	_, err := Open("blocked.example/x", Options{HostsDir: root})
+	is(t, err, errdefs.IsPermissionDenied)
+}
+
+// A table can be written in each form that TOML has, and the order of the file is that of the hosts.
+func TestHostsForms(t *testing.T) {
+	root := t.TempDir()
+	for _, form := range []string{
+		"[host.'http://b']\ncapabilities = ['pull']\n[host.'http://a']\ncapabilities = ['pull']\n",
+		"host.'http://b'.capabilities = ['pull']\nhost.'http://a'.capabilities = ['pull']\n",
+		"host.\"http://b\" = {capabilities = ['pull']}\nhost . 'http://a' . capabilities = ['pull']\n",
+		"host = {'http://b' = {capabilities = ['pull']}, 'http://a' = {capabilities = ['pull']}}\n",
+		"[host]\n'http://b' = {capabilities = ['pull']}\n'http://a'.capabilities = ['pull']\n",
+	} {
+		writeHosts(t, root, "h.example", "server = 'http://c'\n"+form)
+		config, err := readHosts("h.example", Options{HostsDir: root})
+		if err != nil {
+			t.Errorf("%s: %v", form, err)
+			continue
+		}
+		var got []string
+		for _, e := range config.endpoints {
+			got = append(got, e.host)
+		}
+		if strings.Join(got, "") != "bac" || config.endpoints[0].capabilities != canPull || config.endpoints[1].capabilities != canPull {
+			t.Errorf("%s: %+v", form, config.endpoints)
+		}
+	}
+}
+
+// Each host has one proxy, whatever the environment says, and its credentials go there alone.
+func TestHostsProxy(t *testing.T) {
+	f := newFake(t)
+	f.manifest("latest", ocispec.MediaTypeImageManifest, []byte(tinyManifest))
+	p := newTestProxy(t, f.host(), "")
+	root := t.TempDir()
+	address := strings.TrimPrefix(p.URL, "http://")
+	writeHosts(t, root, "registry.example", "server = 'http://registry.example'\nproxy = 'http://me:S3CRET@"+address+"'")
+	var debug []string
+	r := open(t, "registry.example", Options{HostsDir: root, Debug: func(s string) { debug = append(debug, s) }})
+	if _, err := fetch(t, r, "latest"); err != nil {
+		t.Fatal(err)
+	}
+	if len(p.seen) != 1 || p.seen[0].Host != "registry.example" || p.seen[0].Header.Get("Proxy-Authorization") != "Basic "+basic("me:S3CRET") {
+		t.Errorf("the proxy saw %v", p.seen)
+	}
+	if h := f.request(0).Header; h.Get("Proxy-Authorization") != "" || strings.Contains(strings.Join(debug, ""), "S3CRET") {
+		t.Errorf("told: %v, %q", h, debug)
+	}
+	p.refuse = http.StatusProxyAuthRequired
+	_, err := fetch(t, open(t, "registry.example", Options{HostsDir: root}), "latest")
+	is(t, err, errdefs.IsUnauthorized)
+	p.Close()
+	_, err = fetch(t, open(t, "registry.example", Options{HostsDir: root}), "latest")
+	is(t, err, isTemporary)
+	if strings.Contains(err.Error(), "S3CRET") {
+		t.Error(err)
+	}
+}
+
+// The roots are docker's, podman's and containerd's. A host's own directory comes before any _default, and the user's
+// before the system's.
+func TestHostDirs(t *testing.T) {
+	one, two, config := t.TempDir(), t.TempDir(), t.TempDir()
+	writeHosts(t, one, "_default", "server = 'http://default'")
+	writeHosts(t, two, "h.example_5000_", "server = 'http://own'")
+	o := Options{HostsDir: one + ":" + two}
+	for host, want := range map[string]string{"h.example:5000": "own", "h.example": "default", "h.example:5001": "default"} {
+		config, err := readHosts(host, o)
+		if err != nil || config.endpoints[0].host != want {
+			t.Errorf("%s: %+v, %v", host, config, err)
+		}
+	}
+	t.Setenv("XDG_CONFIG_HOME", config)
+	writeHosts(t, filepath.Join(config, "containers", "certs.d"), "h.example", "server = 'http://user'")
+	for _, dir := range []string{"", DefaultHostsDir} {
+		config, err := readHosts("h.example", Options{HostsDir: dir})
+		if err != nil || config.endpoints[0].host != "user" {
+			t.Errorf("%q: %+v, %v", dir, config, err)
+		}
+	}
+	if !slices.Contains(hostRoots(Options{}), "/etc/containers/certs.d") {
+		t.Error("podman's directory is not looked at")
+	}
+}
+
+// certs.d: what docker and podman refuse is refused, and named.
+func TestCertDir(t *testing.T) {
+	cert, key := clientCertificate(t)
+	for _, c := range []struct {
+		files map[string]string
+		want  string // "" is right, else in the error
+	}{
+		{map[string]string{"ca.crt": cert, "client.cert": cert, "client.key": key}, ""},
+		{map[string]string{"client.cert": cert + key}, ""},
+		{map[string]string{"README": "x"}, ""},
+		{map[string]string{"client.cert": cert}, "client.cert has no key"},
+		{map[string]string{"client.key": key}, "no client.cert"},
+		{map[string]string{"client.crt": cert, "client.key": key}, "no client.cert"},
+		{map[string]string{"ca.crt": "x"}, "holds no certificate"},
+		{map[string]string{"client.cert": cert, "client.key": "x"}, "client: "},
+	} {
+		root := t.TempDir()
+		writeHosts(t, root, "h.example", "")
+		for name, content := range c.files {
+			if err := os.WriteFile(filepath.Join(root, "h.example", name), []byte(content), 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}
+		_, err := readHosts("h.example", Options{HostsDir: root})
+		if c.want == "" && err != nil {
+			t.Errorf("%v", err)
+		} else if c.want != "" {
+			is(t, err, errdefs.IsInvalidArgument)
+			if !strings.Contains(err.Error(), c.want) {
+				t.Error(err)
+			}
+		}
+	}
+	// As containerd's documentation has it: one file with certificate and key, and a pair whose key is empty.
+	root := t.TempDir()
+	for _, client := range []string{`"both.pem"`, `["both.pem"]`, `[["both.pem", ""]]`, `[["both.pem", "both.pem"], ["both.pem", ""]]`} {
+		writeHosts(t, root, "h.example", "client = "+client)
+		if err := os.WriteFile(filepath.Join(root, "h.example", "both.pem"), []byte(cert+key), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if config, err := readHosts("h.example", Options{HostsDir: root}); err != nil || len(config.endpoints[0].tls.Certificates) == 0 {
+			t.Errorf("%s: %v", client, err)
+		}
+	}
+}
+
+func clientCertificate(t *testing.T) (cert, key string) {
+	t.Helper()
+	k, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	template := &x509.Certificate{SerialNumber: big.NewInt(1)}
+	c, err := x509.CreateCertificate(rand.Reader, template, template, k.Public(), k)
+	if err != nil {
+		t.Fatal(err)
+	}
+	der, err := x509.MarshalPKCS8PrivateKey(k)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: c})), string(pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der}))
+}
+
+// --ca, --insecure and --header are a hosts.toml for one call; a header goes to the registry alone.
+func TestTLSOptions(t *testing.T) {
+	f := newTLSFake(t)
+	f.manifest("latest", ocispec.MediaTypeImageManifest, []byte(tinyManifest))
+	ca := filepath.Join(t.TempDir(), "ca.pem")
+	certificate(t, f, ca)
+	for _, o := range []Options{{CA: []string{ca}}, {Insecure: true}} {
+		if _, err := fetch(t, open(t, f.host(), o), "latest"); err != nil {
+			t.Errorf("%+v: %v", o, err)
+		}
+	}
+	for _, o := range []Options{{CA: []string{"missing.pem"}}, {CA: []string{os.DevNull}}, {Headers: []string{"S3CRET"}}, {Headers: []string{"X: S3C\rRET"}}, {Headers: []string{"X Y: S3CRET"}}, {Headers: []string{": S3CRET"}}} {
+		o.HostsDir = t.TempDir()
+		_, err := Open(f.host()+"/x", o)
+		is(t, err, errdefs.IsInvalidArgument)
+		if strings.Contains(err.Error(), "S3CRET") {
+			t.Error(err)
+		}
+	}
+	mirror, registry := newFake(t), newFake(t)
+	registry.manifest("latest", ocispec.MediaTypeImageManifest, []byte(tinyManifest))
+	root := t.TempDir()
+	writeHosts(t, root, "h.example", "server = '"+registry.URL+"'\n[host.'"+mirror.URL+"']")
+	if _, err := fetch(t, open(t, "h.example", Options{HostsDir: root, Headers: []string{"x-key:  a b ", "Cookie: c"}}), "latest"); err != nil {
+		t.Fatal(err)
+	}
+	if got := registry.request(0).Header; got.Get("X-Key") != "a b" || got.Get("Cookie") != "c" || mirror.request(0).Header.Get("X-Key") != "" {
+		t.Errorf("registry %v, mirror %v", got, mirror.request(0).Header)
 	}
 }
 

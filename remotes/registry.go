@@ -29,17 +29,13 @@ type Registry struct {
 	clients []*client
 }
 
-func openRegistry(l Locator, o Options) (*Registry, error) {
-	list, err := endpoints(l.Host, o)
-	if err != nil {
-		return nil, err
-	}
+func openRegistry(l Locator, o Options, hosts []endpoint) *Registry {
 	r := &Registry{locator: l}
 	keys := newKeyring(configFiles(o))
-	for _, e := range list {
+	for _, e := range hosts {
 		r.clients = append(r.clients, newClient(e, o, keys.login(e.scheme, e.host, l.Name)))
 	}
-	return r, nil
+	return r
 }
 
 // Resolve gives the descriptor of a tag or digest: of a manifest or, where a digest names

@@ -107,6 +107,12 @@ type Options struct {
 	// AuthFile has credentials in the form of docker's config.json. Empty: that of the
 	// environment variable REGISTRY_AUTH_FILE, else docker's own and podman's.
 	AuthFile string
+	// CA are files with certificates of authorities that are trusted beside the system's.
+	CA []string
+	// Insecure takes certificates of servers without verifying them.
+	Insecure bool
+	// Headers are sent to the registry itself, as NAME: VALUE, and to no other origin.
+	Headers []string
 	// MaxWait is the longest Retry-After that is waited for: 0 is one minute.
 	MaxWait time.Duration
 	// Parts is how many ranges of a large blob are fetched at the same time, over a
@@ -121,8 +127,9 @@ type Options struct {
 	Debug func(string)
 }
 
-// DefaultHostsDir is where containerd and docker keep the configuration of hosts.
-const DefaultHostsDir = "/etc/containerd/certs.d:/etc/docker/certs.d"
+// DefaultHostsDir is where containerd, docker and podman keep the configuration of hosts. The user's own directory
+// comes before them: containers/certs.d in XDG_CONFIG_HOME, or in ~/.config.
+const DefaultHostsDir = "/etc/containerd/certs.d:/etc/docker/certs.d:/etc/containers/certs.d"
 
 // MaxManifest bounds manifests, indexes and image configs in bytes.
 const MaxManifest = 8 << 20
@@ -143,15 +150,17 @@ func Open(locator string, o Options) (Remote, error) {
 	if l.Path != "" {
 		return &Layout{l.Path}, nil
 	}
-	if l.Helper == "" {
-		if l.Helper, l.Address, err = hostHelper(l, o); err != nil {
-			return nil, err
-		}
-	}
 	if l.Helper != "" {
 		return &Helper{l.Helper, l.Address, o}, nil
 	}
-	return openRegistry(l, o)
+	config, err := readHosts(l.Host, o)
+	if err != nil {
+		return nil, err
+	}
+	if config.helper != "" {
+		return &Helper{config.helper, config.address + "/" + l.Name, o}, nil
+	}
+	return openRegistry(l, o, config.endpoints), nil
 }
 
 // hints are what a caller told of an object; size is -1 where it is not known.
