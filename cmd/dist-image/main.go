@@ -4,11 +4,8 @@ package main
 import (
 	"context"
 	"fmt"
-	"maps"
-	"time"
 
 	"distkit/cmd/internal/cli"
-	"distkit/cmd/internal/filter"
 	"distkit/content"
 	"distkit/image"
 
@@ -80,45 +77,6 @@ func (f *flags) walker(ctx context.Context, ref string) (image.Walker, v1.Descri
 	return w, img.Target, err
 }
 
-func newCreate() *cobra.Command {
-	c := &cobra.Command{
-		Use:   "create [flags] NAME DIGEST|-",
-		Short: "Name a manifest or index of the store; - reads its descriptor from standard input",
-		Args:  cobra.ExactArgs(2),
-	}
-	f := newFlags(c)
-	replace := c.Flags().Bool("replace", false, "let a name that exists point at it from now on")
-	labels := c.Flags().StringArray("label", nil, "set the label `KEY=VALUE`; without a value take it away")
-	c.RunE = func(c *cobra.Command, args []string) error {
-		store, names, err := f.open()
-		if err != nil {
-			return err
-		}
-		target, err := descriptor(c, store, args[1])
-		if err != nil {
-			return err
-		}
-		set, err := cli.Labels(*labels)
-		if err != nil {
-			return err
-		}
-		if target.Annotations == nil {
-			target.Annotations = map[string]string{}
-		}
-		maps.Copy(target.Annotations, set)
-		put := names.Create
-		if *replace {
-			put = names.Replace
-		}
-		img, err := put(c.Context(), args[0], target)
-		if err != nil {
-			return err
-		}
-		return printTarget(c, img)
-	}
-	return c
-}
-
 // descriptor is what a name is to point at. Whether a name can is checked when it is made.
 func descriptor(c *cobra.Command, store *content.Store, arg string) (v1.Descriptor, error) {
 	if arg != "-" {
@@ -136,85 +94,33 @@ func descriptor(c *cobra.Command, store *content.Store, arg string) (v1.Descript
 	return image.ReadDescriptor(in)
 }
 
-func newLs() *cobra.Command {
-	c := &cobra.Command{
-		Use:   "ls [flags] [FILTER…]",
-		Short: "List names",
-		Args:  cobra.ArbitraryArgs,
-	}
+func printTarget(c *cobra.Command, img image.Image) error {
+	_, err := fmt.Fprintf(c.OutOrStdout(), "%s\t%s\n", img.Name, img.Target.Digest)
+	return err
+}
+
+// listDescriptors makes c a verb that prints descriptors found from an image, and returns what
+// prints them and tells how many there were.
+func listDescriptors(c *cobra.Command, find func(image.Walker, context.Context, v1.Descriptor) ([]v1.Descriptor, error)) (*flags, func(ref string) (int, error)) {
+	c.Args = cobra.ExactArgs(1)
 	f := newPlatformFlags(c)
-	records := cli.NewRecords(c, "REF", "TYPE", "DIGEST", "SIZE", "UPDATED")
-	c.RunE = func(c *cobra.Command, args []string) error {
-		wanted, err := filter.Parse(args)
+	f.allPlatforms = c.Flags().Bool("all-platforms", false, "every manifest of an index")
+	c.MarkFlagsMutuallyExclusive("all-platforms", "platform")
+	records := cli.NewRecords(c, "DIGEST", "SIZE", "TYPE")
+	return f, func(ref string) (int, error) {
+		w, d, err := f.walker(c.Context(), ref)
 		if err != nil {
-			return err
+			return 0, err
 		}
-		store, names, err := f.open()
+		found, err := find(w, c.Context(), d)
 		if err != nil {
-			return err
+			return 0, err
 		}
-		w := image.Walker{Store: store}
-		if w.Platform, err = image.ParsePlatform(*f.platform); err != nil {
-			return err
-		}
-		all, err := names.List()
-		if err != nil {
-			return err
-		}
-		for _, img := range all {
-			if ok, err := wanted.Match(img); err != nil {
-				return err
-			} else if !ok {
-				continue
-			}
-			r := record{Name: img.Name, Target: img.Target, Labels: img.Labels, CreatedAt: img.CreatedAt, UpdatedAt: img.UpdatedAt}
-			if !records.Quiet() {
-				// What can't be told, since blobs are missing or it is no image, is 0.
-				r.Size, _ = w.Size(c.Context(), img.Target)
-			}
-			if err := records.Write(r, r.Name, r.Target.MediaType, r.Target.Digest, cli.Size(r.Size), r.UpdatedAt); err != nil {
-				return err
+		for _, d := range found {
+			if err := records.Write(d, d.Digest, cli.Size(d.Size), d.MediaType); err != nil {
+				return 0, err
 			}
 		}
-		return records.Close()
+		return len(found), records.Close()
 	}
-	return c
-}
-
-// record is a name as --json shows it.
-type record struct {
-	Name      string            `json:"name"`
-	Target    v1.Descriptor     `json:"target"`
-	Size      int64             `json:"size"` // of the whole image for the platform; 0 when it can't be told
-	Labels    map[string]string `json:"labels,omitempty"`
-	CreatedAt time.Time         `json:"createdAt,omitzero"`
-	UpdatedAt time.Time         `json:"updatedAt,omitzero"`
-}
-
-func newRm() *cobra.Command {
-	c := &cobra.Command{
-		Use:   "rm [flags] NAME…|-",
-		Short: "Take names away; the blobs stay",
-		Args:  cobra.ArbitraryArgs,
-	}
-	f := newFlags(c)
-	zero := c.Flags().BoolP("zero", "z", false, "names on standard input and output end with NUL instead of newline")
-	c.RunE = func(c *cobra.Command, args []string) error {
-		_, names, err := f.open()
-		if err != nil {
-			return err
-		}
-		end := "\n"
-		if *zero {
-			end = "\x00"
-		}
-		return cli.Each(c, args, func(name string) error {
-			if err := names.Delete(c.Context(), name); err != nil {
-				return err
-			}
-			_, err := fmt.Fprint(c.OutOrStdout(), name, end)
-			return err
-		})
-	}
-	return c
 }

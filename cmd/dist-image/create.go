@@ -1,0 +1,48 @@
+package main
+
+import (
+	"maps"
+
+	"distkit/cmd/internal/cli"
+
+	"github.com/spf13/cobra"
+)
+
+func newCreate() *cobra.Command {
+	c := &cobra.Command{
+		Use:   "create [flags] NAME DIGEST|-",
+		Short: "Name a manifest or index of the store; - reads its descriptor from standard input",
+		Args:  cobra.ExactArgs(2),
+	}
+	f := newFlags(c)
+	replace := c.Flags().Bool("replace", false, "let a name that exists point at it from now on")
+	labels := c.Flags().StringArray("label", nil, "set the label `KEY=VALUE`; without a value take it away")
+	c.RunE = func(c *cobra.Command, args []string) error {
+		store, names, err := f.open()
+		if err != nil {
+			return err
+		}
+		target, err := descriptor(c, store, args[1])
+		if err != nil {
+			return err
+		}
+		set, err := cli.Labels(*labels)
+		if err != nil {
+			return err
+		}
+		if target.Annotations == nil {
+			target.Annotations = map[string]string{}
+		}
+		maps.Copy(target.Annotations, set)
+		put := names.Create
+		if *replace {
+			put = names.Replace
+		}
+		img, err := put(c.Context(), args[0], target)
+		if err != nil {
+			return err
+		}
+		return printTarget(c, img)
+	}
+	return c
+}
