@@ -142,26 +142,73 @@ func checkName(name string) error {
 	return nil
 }
 
-// Get returns the image of that name. NotFound when there is none.
+// Get returns the image of that name. NotFound when there is none. Who looks up many names calls Read.
 func (n *Names) Get(name string) (Image, error) {
 	ix, err := n.read()
 	if err != nil {
 		return Image{}, err
 	}
-	if at := ix.Find(name); at >= 0 {
-		return decode(ix.Entries[at])
+	return get(ix, name, ix.Find(name))
+}
+
+func get(ix *layout.Index, name string, at int) (Image, error) {
+	if at < 0 {
+		return Image{}, fmt.Errorf("image %s: %w", name, errdefs.ErrNotFound)
 	}
-	return Image{}, fmt.Errorf("image %s: %w", name, errdefs.ErrNotFound)
+	return decode(ix.Entries[at])
 }
 
 // List returns all images, sorted by name.
 func (n *Names) List() ([]Image, error) {
+	l, err := n.Read()
+	if err != nil {
+		return nil, err
+	}
+	return l.List()
+}
+
+// Read returns the names as they are now. However many of them are looked up there, index.json is read once.
+func (n *Names) Read() (*Listing, error) {
 	ix, err := n.read()
 	if err != nil {
 		return nil, err
 	}
+	return &Listing{index: ix}, nil
+}
+
+// Listing is the names of a namespace at one instant.
+type Listing struct {
+	index *layout.Index
+	at    map[string]int // where the first entry of a name is; made by the first Get
+}
+
+// Get returns the image of that name. NotFound when there is none.
+func (l *Listing) Get(name string) (Image, error) {
+	if l.at == nil {
+		l.at = positions(l.index)
+	}
+	at, ok := l.at[name]
+	if !ok {
+		at = -1
+	}
+	return get(l.index, name, at)
+}
+
+// positions returns where the first entry of each name is.
+func positions(ix *layout.Index) map[string]int {
+	at := make(map[string]int, len(ix.Entries))
+	for i, e := range ix.Entries {
+		if _, twice := at[e.Name]; !twice && e.Name != "" {
+			at[e.Name] = i
+		}
+	}
+	return at
+}
+
+// List returns all images, sorted by name.
+func (l *Listing) List() ([]Image, error) {
 	var all []Image
-	for _, e := range ix.Entries {
+	for _, e := range l.index.Entries {
 		if e.Name == "" {
 			continue
 		}

@@ -145,6 +145,42 @@ func TestCreateReplaceDelete(t *testing.T) {
 	}
 }
 
+// A listing is the names at one instant: what comes later is not in it.
+func TestListing(t *testing.T) {
+	names := open(t, t.TempDir(), DefaultNamespace)
+	for _, name := range []string{"b", "a"} {
+		if _, err := names.Create(t.Context(), name, target(name)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	names.entry(t, "a", target("z")) // another tool's, of a name that is there
+	names.entry(t, "", target("u"))
+	l, err := names.Read()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := names.Create(t.Context(), "c", target("c")); err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{"a", "b"} {
+		now, err := names.Get(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if img, err := l.Get(name); err != nil || img.Target.Digest != target(name).Digest || fmt.Sprint(img) != fmt.Sprint(now) {
+			t.Errorf("%s: %+v, %v", name, img, err)
+		}
+	}
+	for _, name := range []string{"c", "", "none"} {
+		if _, err := l.Get(name); !errdefs.IsNotFound(err) {
+			t.Errorf("%q: %v", name, err)
+		}
+	}
+	if all, err := l.List(); err != nil || len(all) != 3 || all[0].Name != "a" || all[2].Name != "b" {
+		t.Errorf("%+v, %v", all, err)
+	}
+}
+
 func TestNamespacesShareBlobsNotNames(t *testing.T) {
 	root := t.TempDir()
 	if _, err := open(t, root, "default").Create(t.Context(), "n", target("a")); err != nil {

@@ -22,12 +22,7 @@ func (n *Names) ReplaceAll(ctx context.Context, images []Image) error {
 	}
 	return n.change(ctx, func(ix *index) error {
 		now := time.Now().UTC()
-		at := make(map[string]int, len(ix.Entries))
-		for i, e := range ix.Entries {
-			if _, twice := at[e.Name]; !twice {
-				at[e.Name] = i
-			}
-		}
+		at := positions(ix.Index)
 		for _, img := range images {
 			put := Image{Name: img.Name, Labels: img.Labels, CreatedAt: now}
 			i, there := at[img.Name]
