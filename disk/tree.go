@@ -240,11 +240,22 @@ func (t Tree) WriteFile(name string, b []byte, perm fs.FileMode) error {
 
 // Create writes a new file, whose content is on disk when it returns if durable is set. fs.ErrExist if the name is taken.
 func (t Tree) Create(name string, b []byte, perm fs.FileMode, durable bool) error {
+	return t.createBy(name, perm, durable, writes(b))
+}
+
+func writes(b []byte) func(io.Writer) error {
+	return func(w io.Writer) error {
+		_, err := w.Write(b)
+		return err
+	}
+}
+
+func (t Tree) createBy(name string, perm fs.FileMode, durable bool, write func(io.Writer) error) error {
 	f, err := t.OpenFile(name, os.O_WRONLY|os.O_CREATE|os.O_EXCL, perm)
 	if err != nil {
 		return err
 	}
-	_, err = f.Write(b)
+	err = write(f)
 	if err == nil && durable {
 		err = f.Sync()
 	}
@@ -491,6 +502,11 @@ func (t Tree) LockFileContext(ctx context.Context, name string, flag int, perm f
 // Replace atomically replaces a file: it writes NAME.new and renames it, so readers see old or new content. The caller
 // holds the lock that excludes other writers. If durable is set, the new content is on disk when Replace returns.
 func (t Tree) Replace(name string, b []byte, perm fs.FileMode, durable bool) error {
+	return t.ReplaceBy(name, perm, durable, writes(b))
+}
+
+// ReplaceBy is Replace with what write writes.
+func (t Tree) ReplaceBy(name string, perm fs.FileMode, durable bool, write func(io.Writer) error) error {
 	aside := name + ".new"
 	// Opened before: once the file has its name others may rename or remove the directory.
 	dir, err := t.OpenDir(filepath.Dir(filepath.Clean(name)))
@@ -502,7 +518,7 @@ func (t Tree) Replace(name string, b []byte, perm fs.FileMode, durable bool) err
 	if err := t.Remove(aside); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
-	if err = t.Create(aside, b, perm, durable); err == nil {
+	if err = t.createBy(aside, perm, durable, write); err == nil {
 		err = t.Rename(aside, name)
 	} else if errors.Is(err, fs.ErrExist) {
 		return err // another process's

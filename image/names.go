@@ -158,7 +158,7 @@ func get(ix *layout.Index, name string, at int) (Image, error) {
 	return decode(ix.Entries[at])
 }
 
-// List returns all images, sorted by name.
+// List returns all images, as [Listing.List] does.
 func (n *Names) List() ([]Image, error) {
 	l, err := n.Read()
 	if err != nil {
@@ -205,21 +205,24 @@ func positions(ix *layout.Index) map[string]int {
 	return at
 }
 
-// List returns all images, sorted by name.
+// List returns all images, sorted by name. If entries of the index are no descriptors, the error is FailedPrecondition, and
+// tells of the first; the images are all others.
 func (l *Listing) List() ([]Image, error) {
-	var all []Image
+	all := make([]Image, 0, len(l.index.Entries))
+	var strange error
 	for _, e := range l.index.Entries {
-		if e.Name == "" {
+		if e.Name == "" && !e.Strange {
 			continue
 		}
 		img, err := decode(e)
-		if err != nil {
-			return nil, err
+		if err == nil {
+			all = append(all, img)
+		} else if strange == nil {
+			strange = err
 		}
-		all = append(all, img)
 	}
 	slices.SortFunc(all, func(a, b Image) int { return cmp.Compare(a.Name, b.Name) })
-	return all, nil
+	return all, strange
 }
 
 // Create gives target a new name; its annotations become the labels. AlreadyExists when the

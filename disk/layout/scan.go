@@ -2,7 +2,9 @@ package layout
 
 import (
 	"bytes"
+	"encoding/binary"
 	"encoding/json"
+	"math/bits"
 	"unicode/utf8"
 )
 
@@ -10,77 +12,241 @@ import (
 // false, and f isn't called, where raw is something else. Reading ten thousand names for the
 // sake of one, this takes a tenth of what decoding them would.
 func Members(raw []byte, f func(key string, value json.RawMessage)) bool {
-	raw = bytes.TrimLeft(raw, jsonSpace)
-	if len(raw) == 0 || raw[0] != '{' {
+	s := scanner{b: raw}
+	if !s.enter('{') {
 		return false
 	}
-	for rest := raw[1:]; ; {
-		var quoted, value []byte
-		if quoted, rest = next(rest); quoted == nil {
-			return true
+	for s.more('}') {
+		key := s.key()
+		if value := s.value(); !s.bad {
+			f(unquote(key), value)
 		}
-		value, rest = next(rest)
-		key := string(quoted[1 : len(quoted)-1])
-		if bytes.IndexByte(quoted, '\\') >= 0 || !utf8.Valid(quoted) {
-			_ = json.Unmarshal(quoted, &key)
-		}
-		f(key, value)
 	}
+	return true
 }
 
 // Elements calls f with every element of a JSON array that is known to be valid. It is false,
 // and f isn't called, where raw is something else.
 func Elements(raw []byte, f func(value json.RawMessage)) bool {
-	raw = bytes.TrimLeft(raw, jsonSpace)
-	if len(raw) == 0 || raw[0] != '[' {
+	s := scanner{b: raw}
+	if !s.enter('[') {
 		return false
 	}
-	for rest := raw[1:]; ; {
-		var value []byte
-		if value, rest = next(rest); value == nil {
-			return true
+	for s.more(']') {
+		if value := s.value(); !s.bad {
+			f(value)
 		}
-		f(value)
+	}
+	return true
+}
+
+// unquote returns the text of a JSON string, which is valid, as encoding/json would.
+func unquote(quoted []byte) string {
+	text := quoted[1 : len(quoted)-1]
+	if bytes.IndexByte(text, '\\') < 0 && utf8.Valid(text) {
+		return string(text)
+	}
+	var s string
+	_ = json.Unmarshal(quoted, &s)
+	return s
+}
+
+// maxNesting bounds how deep values nest, as encoding/json does.
+const maxNesting = 10000
+
+// scanner goes over JSON once and checks it on the way. What it returns are parts of the bytes; nothing is copied. After
+// the first byte that is wrong, bad is set, and there is nothing more.
+type scanner struct {
+	b      []byte
+	i      int
+	depth  int
+	opened bool // the last thing that was read is a bracket that opens
+	bad    bool
+}
+
+// peek skips white space and returns the byte that follows, 0 at the end.
+func (s *scanner) peek() byte {
+	for ; s.i < len(s.b); s.i++ {
+		switch c := s.b[s.i]; c {
+		case ' ', '\t', '\r', '\n':
+		default:
+			return c
+		}
+	}
+	return 0
+}
+
+// take skips white space, and c if that follows.
+func (s *scanner) take(c byte) bool {
+	if s.bad || s.peek() != c {
+		return false
+	}
+	s.i++
+	return true
+}
+
+// end reports whether nothing follows.
+func (s *scanner) end() bool { return !s.bad && s.peek() == 0 && s.i == len(s.b) }
+
+// enter goes into an object, if bracket is '{', or an array, if it is '['. If the next value is neither, enter is false and
+// does nothing.
+func (s *scanner) enter(bracket byte) bool {
+	if !s.take(bracket) {
+		return false
+	}
+	s.depth++
+	s.opened, s.bad = true, s.depth > maxNesting
+	return true
+}
+
+// more goes to the next member or element of what was entered. At its end, more is false and leaves it.
+func (s *scanner) more(bracket byte) bool {
+	first := s.opened
+	s.opened = false
+	if s.take(bracket) {
+		s.depth--
+		return false
+	}
+	if !first && !s.take(',') {
+		s.bad = true
+	}
+	return !s.bad
+}
+
+// key returns a member's key as it is quoted, and goes to the value.
+func (s *scanner) key() []byte {
+	key := s.text()
+	if !s.take(':') {
+		s.bad = true
+	}
+	return key
+}
+
+// text returns a string as it is quoted.
+func (s *scanner) text() []byte {
+	if s.peek() != '"' {
+		s.bad = true
+		return nil
+	}
+	return s.value()
+}
+
+// value returns the next value, and goes behind it.
+func (s *scanner) value() []byte {
+	c := s.peek()
+	start := s.i
+	switch {
+	case s.bad:
+	case c == '"':
+		s.skipText()
+	case s.enter('{'):
+		for s.more('}') {
+			s.key()
+			s.value()
+		}
+	case s.enter('['):
+		for s.more(']') {
+			s.value()
+		}
+	case c == '-' || isDigit(c):
+		s.skipNumber()
+	default:
+		s.bad = true
+		for _, word := range []string{"true", "false", "null"} {
+			if bytes.HasPrefix(s.b[s.i:], []byte(word)) {
+				s.i += len(word)
+				s.bad = false
+			}
+		}
+	}
+	if s.bad {
+		return nil
+	}
+	return s.b[start:s.i]
+}
+
+func isDigit(c byte) bool { return '0' <= c && c <= '9' }
+
+// skipText goes behind a string.
+func (s *scanner) skipText() {
+	b, i := s.b, s.i+1
+	for {
+		i = plain(b, i)
+		switch {
+		case i == len(b) || b[i] < ' ':
+			s.bad = true
+			return
+		case b[i] == '"':
+			s.i = i + 1
+			return
+		}
+		i += 2
+		if i > len(b) {
+			s.bad = true
+			return
+		}
+		switch b[i-1] {
+		case '"', '\\', '/', 'b', 'f', 'n', 'r', 't':
+		case 'u':
+			for end := i + 4; i < end; i++ {
+				if i == len(b) || !isDigit(b[i]) && (b[i]|' ' < 'a' || b[i]|' ' > 'f') {
+					s.bad = true
+					return
+				}
+			}
+		default:
+			s.bad = true
+			return
+		}
 	}
 }
 
-const (
-	jsonSpace = " \t\r\n"
-	between   = jsonSpace + ",:"
-)
+// plain returns where the first byte is, from i on, that ends a string or is special in it: a quote, a backslash, or a
+// control character. It looks at eight bytes at a time: most of an index.json are strings.
+func plain(b []byte, i int) int {
+	const ones, highs = 0x0101010101010101, 0x8080808080808080
+	// The lowest byte whose high bit is set in (w - ones) &^ w is the first that is 0 in w; in (w - ones*n) &^ w, for n up to
+	// 128, the first below n.
+	for ; i+8 <= len(b); i += 8 {
+		w := binary.LittleEndian.Uint64(b[i:])
+		quote, escape := w^ones*'"', w^ones*'\\'
+		if found := ((quote-ones)&^quote | (escape-ones)&^escape | (w-ones*' ')&^w) & highs; found != 0 {
+			return i + bits.TrailingZeros64(found)/8
+		}
+	}
+	for ; i < len(b); i++ {
+		if b[i] == '"' || b[i] == '\\' || b[i] < ' ' {
+			return i
+		}
+	}
+	return i
+}
 
-// next splits the next value off what follows in an object or array; nil at its end.
-func next(b []byte) (value, rest []byte) {
-	b = bytes.TrimLeft(b, between)
-	if len(b) == 0 || b[0] == '}' || b[0] == ']' {
-		return nil, nil
-	}
-	depth := 0
-	for i := 0; i < len(b); i++ {
-		switch b[i] {
-		case '"':
-			for i++; b[i] != '"'; i++ {
-				if b[i] == '\\' {
-					i++
-				}
-			}
-		case '{', '[':
-			depth++
-			continue
-		case '}', ']':
-			depth--
-		default:
-			// A number or a word, or what stands between values further in.
-			if depth > 0 {
-				continue
-			}
-			for i+1 < len(b) && bytes.IndexByte([]byte(between+"]}"), b[i+1]) < 0 {
-				i++
-			}
+// skipNumber goes behind a number: no more than one leading 0, and digits on both sides of a point.
+func (s *scanner) skipNumber() {
+	digits := func() {
+		from := s.i
+		for s.i < len(s.b) && isDigit(s.b[s.i]) {
+			s.i++
 		}
-		if depth == 0 {
-			return b[:i+1], b[i+1:]
-		}
+		s.bad = s.bad || s.i == from
 	}
-	return nil, nil // not reached in valid JSON
+	on := func(chars string) bool {
+		ok := s.i < len(s.b) && bytes.IndexByte([]byte(chars), s.b[s.i]) >= 0
+		if ok {
+			s.i++
+		}
+		return ok
+	}
+	on("-")
+	if !on("0") {
+		digits()
+	}
+	if on(".") {
+		digits()
+	}
+	if on("eE") {
+		on("+-")
+		digits()
+	}
 }

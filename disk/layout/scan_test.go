@@ -4,8 +4,26 @@ import (
 	"bytes"
 	"encoding/json"
 	"reflect"
+	"strings"
 	"testing"
 )
+
+func valid(b []byte) bool {
+	s := scanner{b: b}
+	s.value()
+	return s.end()
+}
+
+func TestScanOfNestedValues(t *testing.T) {
+	for _, text := range []string{
+		strings.Repeat("[", 10001) + strings.Repeat("]", 10001), strings.Repeat("[", 1<<20),
+		strings.Repeat(`{"":`, 10000) + "1" + strings.Repeat("}", 10000), strings.Repeat("[", 9999) + "{}" + strings.Repeat("]", 9999),
+	} {
+		if ok := valid([]byte(text)); ok != json.Valid([]byte(text)) {
+			t.Errorf("%.20s…, %d bytes: valid %t", text, len(text), ok)
+		}
+	}
+}
 
 // The pieces are those that encoding/json finds.
 func FuzzScan(f *testing.F) {
@@ -15,8 +33,17 @@ func FuzzScan(f *testing.F) {
 	} {
 		f.Add([]byte(text))
 	}
+	for _, text := range []string{
+		``, ` `, `{`, `[`, `]`, `}`, `{]`, `[}`, `[1,]`, `[,1]`, `{"a"}`, `{"a":}`, `{"a":1,}`, `{a:1}`, `{1:1}`, `[1 2]`, `{"a":1"b":2}`, `{} {}`, `[]x`, `nul`, `nulll`,
+		`01`, `-`, `1.`, `.1`, `1e`, `-0.0E+10`, `1.5.2`, `+1`, `"`, `"\`, `"\x"`, `"\u12"`, `"\u12g4"`, `"\u00e9\n\/"`, "\"\t\"", "\"\x00\"", "\x00", "[\x00]",
+		`"0123456\"89"`, `"01234567"`, "\"0123\x1f567\"", "\"é\x80\"", "\"\x7f\xff\xe9ab\"",
+	} {
+		f.Add([]byte(text))
+	}
 	f.Fuzz(func(t *testing.T, b []byte) {
-		if !json.Valid(b) {
+		if ok := valid(b); ok != json.Valid(b) {
+			t.Fatalf("%q: valid %t, not %t", b, ok, !ok)
+		} else if !ok {
 			return
 		}
 		got := map[string]json.RawMessage{}
