@@ -20,8 +20,9 @@ type authStateKey struct{}
 type authState struct {
 	url    *url.URL
 	isBlob bool // a blob is read by its digest
-	// challenged: the registry has answered 401. fetched: a token was asked for since.
-	challenged, fetched atomic.Bool
+	// challenged: the registry has answered 401. fetched: a token was asked for since. unanswered: the
+	// registry itself did not reply.
+	challenged, fetched, unanswered atomic.Bool
 }
 
 func authStateOf(req *http.Request) *authState {

@@ -8,45 +8,39 @@ import (
 	"fmt"
 	"io"
 	"maps"
-	"math/rand/v2"
 	"net"
 	"net/http"
 	"net/netip"
 	"net/url"
 	"os"
 	"slices"
-	"strconv"
 	"strings"
-	"sync"
 	"sync/atomic"
 	"time"
-
-	"distkit/errclass"
 
 	"github.com/containerd/errdefs"
 	"oras.land/oras-go/v2/registry/remote/auth"
 )
 
-// Limits of what is waited for. A registry that is down is given up after about three
+// Limits of what is waited for. A registry that refuses connections is given up after about three
 // seconds of tries.
 const (
-	dialTimeout  = 10 * time.Second
+	dialTimeout = 10 * time.Second
+	// defaultTimeout is how long a host may be silent, over all tries of an operation. Caches reply only
+	// when they have what they were asked for.
+	defaultTimeout = 2 * time.Minute
+	// mirrorTimeout replaces defaultTimeout for a host that has another one after it.
+	mirrorTimeout = 30 * time.Second
+	// stallTimeout is how long a body may bring nothing before it is asked for again.
 	stallTimeout = 30 * time.Second
 	// commitTimeout is what a registry has for its work once it has all of an upload.
 	commitTimeout  = 5 * time.Minute
-	maxTries       = 5
-	firstPause     = 200 * time.Millisecond
 	defaultMaxWait = time.Minute
 	maxRedirects   = 10
 	readBuffer     = 32 << 10
-	// renewAfter is the progress of a download, in bytes, that gives it all tries again.
-	renewAfter = 4 << 10
 )
 
-var (
-	errStalled  = fmt.Errorf("no data came for %v", stallTimeout)
-	errRedirect = errors.New("redirect refused")
-)
+var errRedirect = errors.New("redirect refused")
 
 // client speaks HTTP to one endpoint: with its certificates and headers, authenticated as
 // it asks, and again after temporary failures.
@@ -56,7 +50,8 @@ type client struct {
 	login   *login
 	tokens  *tokenCache
 	options Options
-	stall   time.Duration
+	timeout time.Duration // for the header of a reply, and for all silence of an operation
+	stall   time.Duration // between two pieces of a body
 	pause   time.Duration
 	shared  string      // the directory of what processes share
 	https   atomic.Bool // a guessed scheme that proved wrong
@@ -66,17 +61,19 @@ type client struct {
 }
 
 func newClient(e endpoint, o Options, login *login) *client {
-	c := &client{endpoint: e, login: login, options: o, stall: stallTimeout, pause: firstPause, shared: sharedDir()}
+	c := &client{endpoint: e, login: login, options: o, pause: firstPause, shared: sharedDir()}
 	if c.options.MaxWait == 0 {
 		c.options.MaxWait = defaultMaxWait
 	}
+	c.timeout = cmp.Or(o.Timeout, defaultTimeout)
+	c.stall = min(stallTimeout, c.timeout)
 	dial := dialTimeout
 	if e.dialTimeout > 0 {
 		dial = e.dialTimeout
 	}
 	t := &http.Transport{
 		Proxy:                  e.proxyFor,
-		DialContext:            dialDirect(&net.Dialer{Timeout: dial, KeepAlive: 30 * time.Second}),
+		DialContext:            (&net.Dialer{Timeout: dial, KeepAlive: 30 * time.Second}).DialContext,
 		TLSClientConfig:        e.tls,
 		TLSHandshakeTimeout:    dialTimeout,
 		IdleConnTimeout:        30 * time.Second,
@@ -228,6 +225,9 @@ func (t roundTripper) RoundTrip(req *http.Request) (*http.Response, error) {
 		t.c.options.Debug(debugLine(req, resp, err, time.Since(start)))
 	}
 	if err != nil {
+		if !isToken && t.c.isOwn(req.URL) {
+			state.unanswered.Store(true)
+		}
 		return resp, err
 	}
 	t.c.replied.Store(true)
@@ -244,8 +244,8 @@ func (t roundTripper) RoundTrip(req *http.Request) (*http.Response, error) {
 	return resp, nil
 }
 
-// maxToken bounds the replies of token servers; oras' own bound, which it takes for the end of
-// the reply, is above.
+// maxToken limits the replies of token servers. It is below oras' own limit, which oras treats as the end of the
+// reply, so that an endless reply is an error.
 const maxToken = 64 << 10
 
 type tokenBody struct {
@@ -290,318 +290,4 @@ func debugLine(req *http.Request, resp *http.Response, err error, d time.Duratio
 		}
 	}
 	return printable(s + " in " + d.Round(100*time.Microsecond).String())
-}
-
-// tries is what an operation may still do after failures.
-type tries struct {
-	left   int
-	pause  time.Duration
-	waited time.Duration // for Retry-After, without progress
-}
-
-func (c *client) newTries(n int) *tries { return &tries{left: n, pause: c.pause} }
-
-// next takes a try, and tells how long to pause before it.
-func (t *tries) next() time.Duration {
-	pause := t.pause
-	t.left--
-	t.pause *= 2
-	return pause/2 + rand.N(pause/2+1)
-}
-
-// again waits before the next try after a temporary error; it gives the error back when
-// there is none.
-func (c *client) again(ctx context.Context, t *tries, err error) error {
-	if !isTemporary(err) || isPermanent(err) || errors.Is(err, errToldToWait) || ctx.Err() != nil {
-		return err
-	}
-	if t.left <= 1 {
-		return err
-	}
-	var wait time.Duration
-	var asked *retryAfterError
-	if errors.As(err, &asked) && asked.after > 0 {
-		if t.waited+asked.after > c.options.MaxWait {
-			return fmt.Errorf("%w (the registry asks to wait %v)", err, asked.after)
-		}
-		// A try that was turned away so is none: patience has its own bound, and of many
-		// processes that come back together some are turned away again.
-		t.waited += asked.after
-		wait = asked.after + rand.N(asked.after/8+1)
-		if c.options.Notify != nil {
-			c.options.Notify(fmt.Sprintf("%s asks to wait %v: %d %s", c.host, asked.after, asked.status, http.StatusText(asked.status)))
-		}
-	} else {
-		wait = t.next()
-	}
-	return sleep(ctx, wait)
-}
-
-// retryAfterError is an error reply that says when to come back.
-type retryAfterError struct {
-	*statusError
-	after time.Duration
-}
-
-func (e *retryAfterError) Unwrap() error { return e.statusError }
-
-func retryAfter(h http.Header) time.Duration {
-	v := h.Get("Retry-After")
-	if n, err := strconv.Atoi(v); err == nil && n >= 0 {
-		return min(time.Duration(n), 1<<30) * time.Second
-	}
-	if t, err := http.ParseTime(v); err == nil {
-		return max(time.Until(t).Round(time.Second), 0)
-	}
-	return 0
-}
-
-// request is one call of the API.
-type request struct {
-	method string
-	path   string // behind the API's root
-	query  url.Values
-	header http.Header
-	scopes []string // what a token is asked for
-	isBlob bool     // a blob is read by its digest
-	// url, where set, is asked instead: one that the registry gave. It gets neither the
-	// headers configured nor credentials where it is of another origin.
-	url *url.URL
-	// body, where set, gives size bytes, each time from the start.
-	body func() io.Reader
-	size int64
-}
-
-// do sends the request, again after temporary failures while t allows it. Replies of 400 and
-// more are errors. The reply's body ends in errStalled when it stalls.
-func (c *client) do(ctx context.Context, r request, t *tries) (*http.Response, error) {
-	for {
-		resp, err := c.once(ctx, r)
-		if err == nil {
-			return resp, nil
-		}
-		if err := c.again(ctx, t, err); err != nil {
-			return nil, err
-		}
-	}
-}
-
-func (c *client) once(parent context.Context, r request) (*http.Response, error) {
-	if err := c.waitShared(parent); err != nil {
-		return nil, err
-	}
-	ctx, cancel := context.WithCancelCause(parent)
-	watch := time.AfterFunc(c.stall, func() { cancel(errStalled) })
-	resp, err := c.send(ctx, r, watch)
-	watch.Stop()
-	if err != nil {
-		cancel(nil)
-		return nil, err
-	}
-	resp.Body = newStalling(resp.Body, c.stall, cancel, ctx)
-	if resp.StatusCode < 400 {
-		return resp, nil
-	}
-	defer resp.Body.Close()
-	b, _ := io.ReadAll(io.LimitReader(resp.Body, maxErrorBody))
-	if asked := resp.Request.URL; asked.Scheme == "http" && asked.Host == c.host && isHTTPSHint(resp, b) {
-		if !c.guessed {
-			return nil, errors.New("the host speaks HTTPS, and was asked in HTTP: by --plain-http, or by its configuration")
-		}
-		if c.https.Store(true); r.url == nil {
-			return c.once(parent, r)
-		}
-	}
-	serr := newStatusError(resp, b)
-	if resp.StatusCode == http.StatusUnauthorized || resp.StatusCode == http.StatusForbidden {
-		if strings.HasPrefix(resp.Request.Header.Get("Authorization"), "Basic ") && serr.text == "" {
-			serr.text = "the credentials for this host are refused"
-		}
-		if why := c.login.explain(); why != "" && c.isOwn(resp.Request.URL) {
-			serr.text = strings.TrimPrefix(serr.text+"; "+why, "; ")
-		}
-	}
-	if after := retryAfter(resp.Header); after > 0 && isTemporary(serr) {
-		if c.isOwn(resp.Request.URL) {
-			c.postpone(min(after, maxSharedWait))
-		}
-		return nil, &retryAfterError{serr, after}
-	}
-	return nil, serr
-}
-
-// isHTTPSHint recognises the reply of a TLS server to plain HTTP, and of nothing else: a
-// registry names its API version.
-func isHTTPSHint(resp *http.Response, body []byte) bool {
-	return resp.StatusCode == http.StatusBadRequest &&
-		resp.Header.Get("Docker-Distribution-Api-Version") == "" &&
-		strings.Contains(strings.ToUpper(string(body)), "HTTPS")
-}
-
-func (c *client) send(ctx context.Context, r request, watch *time.Timer) (*http.Response, error) {
-	u, foreign := &url.URL{Scheme: c.currentScheme(), Host: c.host, Path: c.path + r.path, RawQuery: r.query.Encode()}, false
-	if r.url != nil {
-		if foreign = !sameOrigin(u, r.url); foreign {
-			u = r.url
-		} else {
-			own := *r.url
-			own.Host = c.host // oras keeps tokens by this spelling
-			u = &own
-		}
-	}
-	state := &authState{url: u, isBlob: r.isBlob && r.url == nil}
-	ctx = context.WithValue(ctx, authStateKey{}, state)
-	ctx = auth.WithScopesForHost(ctx, c.host, r.scopes...)
-	req, err := http.NewRequestWithContext(ctx, r.method, u.String(), nil)
-	if err != nil {
-		return nil, errclass.As(err, errdefs.ErrInvalidArgument)
-	}
-	if r.body != nil {
-		req.ContentLength = r.size
-		var bodies []*upload
-		req.GetBody = func() (io.ReadCloser, error) {
-			body := &upload{Reader: r.body(), watch: watch, stall: c.stall, left: r.size}
-			bodies = append(bodies, body)
-			return body, nil
-		}
-		// A reply can come before all was read, and net/http read on beside what follows.
-		defer func() {
-			for _, b := range bodies {
-				b.Close()
-			}
-		}()
-		req.Body, _ = req.GetBody()
-		if r.size == 0 {
-			req.Body = http.NoBody
-		}
-	}
-	if !foreign {
-		for name, v := range c.header {
-			req.Header[name] = v
-		}
-	}
-	for name, v := range r.header {
-		req.Header[name] = v
-	}
-	req.Header.Set("Accept-Encoding", "identity")
-	do := c.http.Do
-	if foreign {
-		do = c.http.Client.Do
-	}
-	resp, err := do(req)
-	if err != nil {
-		if c.wanted.Load() && !c.replied.Load() && isClosed(err) {
-			// Since TLS 1.3 the refusal comes, if at all, after the request.
-			return nil, errors.New("TLS: the host wants a certificate of its clients, and none is configured")
-		}
-		var refused *refusedError
-		isRefused := errors.As(err, &refused)
-		err = classify(ctx, err, state.challenged.Load())
-		if why := c.login.explain(); why != "" && (errdefs.IsUnauthorized(err) || errdefs.IsPermissionDenied(err)) && !isRefused {
-			err = fmt.Errorf("%w; %s", err, why)
-		}
-		return nil, err
-	}
-	if resp.StatusCode == http.StatusUnauthorized && !foreign && req.Header.Get("Authorization") == "" && !state.fetched.Load() && c.isOwn(resp.Request.URL) {
-		// A token from before this request was refused, perhaps without a challenge, so that oras did
-		// not ask for another. A request without a token gets one.
-		if token, ok := strings.CutPrefix(resp.Request.Header.Get("Authorization"), "Bearer "); ok && c.tokens.refuse(token) {
-			resp.Body.Close()
-			return c.send(ctx, r, watch)
-		}
-	}
-	return resp, nil
-}
-
-func (c *client) currentScheme() string {
-	if c.https.Load() {
-		return "https"
-	}
-	return c.scheme
-}
-
-// upload is the body of a request, which must keep flowing.
-type upload struct {
-	io.Reader
-	watch *time.Timer
-	stall time.Duration
-	left  int64
-
-	mu     sync.Mutex
-	closed bool
-}
-
-func (u *upload) Read(p []byte) (int, error) {
-	u.mu.Lock()
-	defer u.mu.Unlock()
-	if u.closed {
-		return 0, os.ErrClosed
-	}
-	// Not the time of the producer, but of the registry counts.
-	u.watch.Stop()
-	n, err := u.Reader.Read(p)
-	u.left -= int64(n)
-	if u.left > 0 {
-		u.watch.Reset(u.stall)
-	} else {
-		u.watch.Reset(commitTimeout)
-	}
-	if err != nil && err != io.EOF {
-		err = &sourceError{err}
-	}
-	return n, err
-}
-
-// Close ends reading: nothing is read from then on.
-func (u *upload) Close() error {
-	u.mu.Lock()
-	defer u.mu.Unlock()
-	u.closed = true
-	return nil
-}
-
-// sourceError is of what an upload reads, not of the registry.
-type sourceError struct{ error }
-
-func (e *sourceError) Unwrap() error { return e.error }
-
-// stalling is a body whose request is cancelled when no data comes for a while.
-type stalling struct {
-	io.ReadCloser
-	ctx    context.Context
-	cancel context.CancelCauseFunc
-	timer  *time.Timer
-	after  time.Duration
-}
-
-func newStalling(body io.ReadCloser, after time.Duration, cancel context.CancelCauseFunc, ctx context.Context) *stalling {
-	return &stalling{body, ctx, cancel, time.AfterFunc(after, func() { cancel(errStalled) }), after}
-}
-
-func (s *stalling) Read(p []byte) (int, error) {
-	// The consumer's time does not count.
-	s.timer.Reset(s.after)
-	n, err := s.ReadCloser.Read(p)
-	s.timer.Stop()
-	if err != nil && err != io.EOF {
-		if context.Cause(s.ctx) != nil {
-			err = classify(s.ctx, err, false)
-		} else {
-			err = errclass.As(err, errdefs.ErrAborted)
-		}
-	}
-	return n, err
-}
-
-// within bounds the time that all of the body may take.
-func (s *stalling) within(d time.Duration) (stop func() bool) {
-	return time.AfterFunc(d, func() {
-		s.cancel(errclass.As(fmt.Errorf("the reply did not end within %v", d), context.DeadlineExceeded))
-	}).Stop
-}
-
-func (s *stalling) Close() error {
-	s.timer.Stop()
-	s.cancel(nil)
-	return s.ReadCloser.Close()
 }

@@ -27,11 +27,6 @@ func classf(class error, format string, a ...any) error {
 	return errclass.Errorf(class, format, a...)
 }
 
-// isTemporary tells failures that may be gone later.
-func isTemporary(err error) bool {
-	return errdefs.IsAborted(err) || errdefs.IsDeadlineExceeded(err) || errdefs.IsResourceExhausted(err)
-}
-
 // statusError is a reply that is an error.
 type statusError struct {
 	status    int
@@ -151,9 +146,6 @@ func printable(s string) string {
 // the registry asked for authentication before.
 func classify(ctx context.Context, err error, challenged bool) error {
 	if cerr := context.Cause(ctx); cerr != nil {
-		if errors.Is(cerr, errStalled) {
-			return errclass.As(errStalled, context.DeadlineExceeded)
-		}
 		return cerr
 	}
 	var source *sourceError
@@ -230,10 +222,4 @@ func classify(ctx context.Context, err error, challenged bool) error {
 // isClosed tells of a connection that the other side has ended.
 func isClosed(err error) bool {
 	return errors.Is(err, syscall.EPIPE) || errors.Is(err, syscall.ECONNRESET) || errors.Is(err, io.EOF)
-}
-
-// isPermanent tells temporary errors that a second try within seconds does not change.
-func isPermanent(err error) bool {
-	var dnsErr *net.DNSError
-	return errors.As(err, &dnsErr) && dnsErr.IsNotFound
 }

@@ -196,7 +196,7 @@ func (h *Helper) Fetch(ctx context.Context, id string, hintList ...string) (io.R
 	if err != nil {
 		return nil, fmt.Errorf("fetch %s from %s: %w", id, h.where(), err)
 	}
-	return named{body, "fetch " + id + " from " + h.where()}, nil
+	return namedBody{body, "fetch " + id + " from " + h.where()}, nil
 }
 
 func (h *Helper) fetch(ctx context.Context, id string, hint hints) (body, error) {

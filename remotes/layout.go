@@ -234,7 +234,7 @@ func (l *Layout) Fetch(ctx context.Context, id string, hintList ...string) (io.R
 	if err != nil {
 		return nil, fmt.Errorf("fetch %s from %s: %w", id, l.dir, err)
 	}
-	return named{body, "fetch " + id + " from " + l.dir}, nil
+	return namedBody{body, "fetch " + id + " from " + l.dir}, nil
 }
 
 func (l *Layout) fetch(ctx context.Context, id string, h hints) (body, error) {

@@ -46,30 +46,17 @@ type page struct {
 	next    *url.URL
 }
 
-func (c *client) page(ctx context.Context, req request, t *tries) (page, error) {
-	for {
-		p, err := c.readPage(ctx, req, t)
-		if err == nil || !isTemporary(err) || isStatus(err, 408, 429, 500, 502, 503, 504) {
-			return p, err
+func (c *client) page(ctx context.Context, req request, t *tries) (p page, err error) {
+	err = c.retry(ctx, t, func() error {
+		resp, b, err := c.readAll(ctx, req)
+		if err != nil {
+			return err
 		}
-		if err := c.again(ctx, t, err); err != nil {
-			return page{}, err
-		}
-	}
-}
-
-func (c *client) readPage(ctx context.Context, req request, t *tries) (page, error) {
-	resp, err := c.do(ctx, req, t)
-	if err != nil {
-		return page{}, err
-	}
-	defer resp.Body.Close()
-	b, err := readBounded(resp)
-	if err != nil {
-		return page{}, err
-	}
-	next, err := nextPage(resp)
-	return page{b, resp.Header, next}, err
+		next, err := nextPage(resp)
+		p = page{b, resp.Header, next}
+		return err
+	})
+	return p, err
 }
 
 // nextPage returns the address of the next page of a list, nil after the last one.
@@ -95,7 +82,7 @@ func nextPage(resp *http.Response) (*url.URL, error) {
 func (r *Registry) Tags(ctx context.Context) iter.Seq2[string, error] {
 	return func(yield func(string, error) bool) {
 		listed := 0
-		err := r.each(ctx, canResolve, func(c *client, t *tries) error {
+		err := r.firstHost(ctx, canResolve, func(c *client, t *tries) error {
 			err := r.tags(ctx, c, t, func(tag string) error {
 				if listed++; listed > maxListed {
 					return classf(errdefs.ErrDataLoss, "the list has more than %d", maxListed)
@@ -106,7 +93,7 @@ func (r *Registry) Tags(ctx context.Context) iter.Seq2[string, error] {
 				return nil
 			})
 			if err != nil && listed > 0 {
-				return final{err}
+				return finalError{err}
 			}
 			return err
 		})

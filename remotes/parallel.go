@@ -19,9 +19,9 @@ type parallel struct {
 	done    sync.WaitGroup
 	workers []worker
 	turn    int
-	at      int64 // the offset that the next byte has
-	total   int64
-	now     chunk
+	at      int64 // the offset of the next byte
+	size    int64 // of the blob
+	current chunk
 	err     error
 }
 
@@ -35,49 +35,35 @@ type chunk struct {
 	err       error
 }
 
-// newParallel goes on with a download that has its first chunk open, and takes its context.
-// It reads to the blob's end, which the download knows.
-func newParallel(first *download, size int64, n int) *parallel {
-	ctx := first.ctx
-	p := &parallel{ctx: ctx, cancel: first.cancel, at: first.at, total: first.size}
-	first.cancel = nil
-	total := first.size
-	start := first.at
-	for w := range int64(n) {
-		if start+w*size >= total {
+// newParallel goes on with a reader whose span is the first chunk, to the end of the blob: n chunks of the same
+// length at a time. It takes the reader's context.
+func newParallel(first *rangeReader, length int64, n int) *parallel {
+	source := first.source
+	p := &parallel{ctx: first.ctx, cancel: first.cancel, at: first.stream.at, size: source.size}
+	first.cancel, first.tries = nil, source.client.newTries(maxTries)
+	start := p.at
+	for i := range int64(n) {
+		if start+i*length >= p.size {
 			break
 		}
-		k := worker{make(chan chunk), make(chan []byte, 1)}
-		p.workers = append(p.workers, k)
+		w := worker{make(chan chunk), make(chan []byte, 1)}
+		p.workers = append(p.workers, w)
 		p.done.Go(func() {
-			defer close(k.full)
-			buf := make([]byte, size)
-			for at := start + w*size; at < total; at += int64(n) * size {
-				d := &download{ctx: ctx, client: first.client, request: first.request, size: total, end: min(at+size, total), whole: first.whole}
-				d.tries = first.client.newTries(maxTries)
-				c := chunk{buf: buf}
-				if at == start {
-					d = first
-				} else {
-					c.err = d.open(at)
+			defer close(w.full)
+			buf := make([]byte, length)
+			for at := start + i*length; at < p.size; at += int64(n) * length {
+				r := first
+				if at != start {
+					r = &rangeReader{ctx: first.ctx, source: source, tries: source.client.newTries(maxTries), end: min(at+length, p.size)}
 				}
-				if c.err == nil {
-					c.err = d.skip(at)
-				}
-				if c.err == nil {
-					var got int
-					got, c.err = io.ReadFull(d, buf[:d.end-at])
-					c.rest = buf[:got]
-				}
-				d.Close()
 				select {
-				case k.full <- c:
-				case <-ctx.Done():
+				case w.full <- r.readChunk(at, buf):
+				case <-p.ctx.Done():
 					return
 				}
 				select {
-				case buf = <-k.free:
-				case <-ctx.Done():
+				case buf = <-w.free:
+				case <-p.ctx.Done():
 					return
 				}
 			}
@@ -86,37 +72,52 @@ func newParallel(first *download, size int64, n int) *parallel {
 	return p
 }
 
+// readChunk reads the reader's span, which begins at an offset, into buf.
+func (r *rangeReader) readChunk(at int64, buf []byte) chunk {
+	defer r.Close()
+	c := chunk{buf: buf}
+	if r.stream.ReadCloser == nil {
+		c.err = r.reconnect(at, nil)
+	}
+	if c.err == nil {
+		var n int
+		n, c.err = io.ReadFull(r, buf[:min(r.end, r.source.size)-at])
+		c.rest = buf[:n]
+	}
+	return c
+}
+
 func (p *parallel) Read(b []byte) (int, error) {
-	for len(p.now.rest) == 0 {
+	for len(p.current.rest) == 0 {
 		if p.err != nil {
 			return 0, p.err
 		}
-		if p.now.buf != nil {
-			p.workers[p.turn].free <- p.now.buf
+		if p.current.buf != nil {
+			p.workers[p.turn].free <- p.current.buf
 			p.turn = (p.turn + 1) % len(p.workers)
 		}
 		var ok bool
-		if p.now, ok = <-p.workers[p.turn].full; !ok || p.now.err == io.EOF {
-			p.err = p.end()
-		} else if p.now.err != nil {
-			p.err = p.now.err
+		if p.current, ok = <-p.workers[p.turn].full; !ok || p.current.err == io.EOF {
+			p.err = p.ended()
+		} else if p.current.err != nil {
+			p.err = p.current.err
 		}
 	}
-	n := copy(b, p.now.rest)
-	p.now.rest = p.now.rest[n:]
+	n := copy(b, p.current.rest)
+	p.current.rest = p.current.rest[n:]
 	p.at += int64(n)
 	return n, nil
 }
 
-// end is io.EOF only if all has been read: workers stop before that when the context is done.
-func (p *parallel) end() error {
-	if p.at == p.total {
+// ended returns io.EOF only if all has been read: workers stop before that when the context is done.
+func (p *parallel) ended() error {
+	if p.at == p.size {
 		return io.EOF
 	}
 	if err := context.Cause(p.ctx); err != nil {
 		return err
 	}
-	return classf(errdefs.ErrAborted, "the download ended after %d of %s", p.at, sizeString(p.total))
+	return classf(errdefs.ErrAborted, "the download ended after %d of %s", p.at, sizeString(p.size))
 }
 
 // Close stops the workers and waits for them.

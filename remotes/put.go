@@ -89,7 +89,7 @@ func (r *Registry) newPush(ctx context.Context, o object, h hints) (*push, error
 			return &push{Registry: r, client: c, ctx: ctx, object: o, hints: h, tries: c.newTries(maxTries), state: Stored}, nil
 		}
 	}
-	return nil, r.nobody()
+	return nil, r.errNoHost()
 }
 
 // push is one upload.

@@ -62,7 +62,7 @@ var errNoReferrers = errors.New("no referrers")
 func (r *Registry) Referrers(ctx context.Context, subject digest.Digest, artifactType string) iter.Seq2[ocispec.Descriptor, error] {
 	return func(yield func(ocispec.Descriptor, error) bool) {
 		listed := 0
-		err := r.each(ctx, canResolve, func(c *client, t *tries) error {
+		err := r.firstHost(ctx, canResolve, func(c *client, t *tries) error {
 			err := r.referrers(ctx, c, t, subject, artifactType, func(d ocispec.Descriptor) error {
 				if listed++; listed > maxListed {
 					return classf(errdefs.ErrDataLoss, "the list has more than %d", maxListed)
@@ -74,7 +74,7 @@ func (r *Registry) Referrers(ctx context.Context, subject digest.Digest, artifac
 			})
 			switch {
 			case err != nil && listed > 0:
-				return final{err}
+				return finalError{err}
 			case err == nil && listed == 0:
 				return errNoReferrers
 			}

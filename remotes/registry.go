@@ -11,10 +11,7 @@ import (
 	"io"
 	"net/http"
 	"net/url"
-	"strconv"
 	"strings"
-
-	"distkit/errclass"
 
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
@@ -32,7 +29,11 @@ type Registry struct {
 func openRegistry(l Locator, o Options, hosts []endpoint) *Registry {
 	r := &Registry{locator: l}
 	keys := newKeyring(configFiles(o))
-	for _, e := range hosts {
+	for i, e := range hosts {
+		o := o
+		if i < len(hosts)-1 {
+			o.Timeout = cmp.Or(o.Timeout, mirrorTimeout)
+		}
 		r.clients = append(r.clients, newClient(e, o, keys.login(e.scheme, e.host, l.Name)))
 	}
 	return r
@@ -46,7 +47,7 @@ func (r *Registry) Resolve(ctx context.Context, object string) (ocispec.Descript
 		return ocispec.Descriptor{}, err
 	}
 	var desc ocispec.Descriptor
-	err = r.each(ctx, canPull|canResolve, func(c *client, t *tries) error {
+	err = r.firstHost(ctx, canPull|canResolve, func(c *client, t *tries) error {
 		desc, err = r.resolve(ctx, c, t, o)
 		if err == nil && desc.Size < 0 {
 			err = fmt.Errorf("%s does not tell the size of the blob", c.host)
@@ -70,7 +71,7 @@ func (r *Registry) Fetch(ctx context.Context, id string, hintList ...string) (io
 	if err != nil {
 		return nil, fmt.Errorf("fetch %s: %w", name, err)
 	}
-	return named{body, "fetch " + name}, nil
+	return namedBody{body, "fetch " + name}, nil
 }
 
 // body is what fetches give inside this package: it can copy itself out in large pieces.
@@ -79,13 +80,13 @@ type body interface {
 	io.WriterTo
 }
 
-// named says of what an error while reading is.
-type named struct {
+// namedBody says in its errors what was being read.
+type namedBody struct {
 	body
 	what string
 }
 
-func (n named) Read(p []byte) (int, error) {
+func (n namedBody) Read(p []byte) (int, error) {
 	k, err := n.body.Read(p)
 	if err != nil && err != io.EOF {
 		err = fmt.Errorf("%s: %w", n.what, err)
@@ -93,7 +94,7 @@ func (n named) Read(p []byte) (int, error) {
 	return k, err
 }
 
-func (n named) WriteTo(w io.Writer) (int64, error) {
+func (n namedBody) WriteTo(w io.Writer) (int64, error) {
 	k, err := n.body.WriteTo(w)
 	var werr *writeError
 	switch {
@@ -103,43 +104,6 @@ func (n named) WriteTo(w io.Writer) (int64, error) {
 		err = fmt.Errorf("%s: %w", n.what, err)
 	}
 	return k, err
-}
-
-// final is an error after which no other host is asked.
-type final struct{ error }
-
-// each asks the hosts in order until one answers. Those before the last get one try, and
-// none while they want to be left alone: the next host is their second.
-func (r *Registry) each(ctx context.Context, need capability, f func(*client, *tries) error) error {
-	var able []*client
-	for _, c := range r.clients {
-		if c.capabilities&need == need {
-			able = append(able, c)
-		}
-	}
-	err := r.nobody()
-	for i, c := range able {
-		n := maxTries
-		if i < len(able)-1 {
-			if wait := c.sharedWait(); wait > 0 {
-				err = c.toldToWait(wait)
-				continue
-			}
-			n = 1
-		}
-		err = f(c, c.newTries(n))
-		if fin, ok := err.(final); ok {
-			return fin.error
-		}
-		if err == nil || ctx.Err() != nil {
-			return err
-		}
-	}
-	return err
-}
-
-func (r *Registry) nobody() error {
-	return classf(errdefs.ErrFailedPrecondition, "no host of %s is configured for this", r.locator.Host)
 }
 
 // query names the registry that a mirror is asked to stand in for.
@@ -173,33 +137,33 @@ func accept(hint string) string {
 func (r *Registry) resolve(ctx context.Context, c *client, t *tries, o object) (ocispec.Descriptor, error) {
 	req := r.request(c, http.MethodHead, "manifests", o.String())
 	req.header.Set("Accept", accept(""))
-	resp, err := c.once(ctx, req)
-	if o.digest != "" && isStatus(err, http.StatusInternalServerError) {
-		// The reference registry fails so when the digest is of a blob.
-		if desc, err := r.resolveBlob(ctx, c, t, o, err); err == nil {
-			return desc, nil
+	var resp *http.Response
+	var blob *ocispec.Descriptor
+	err := c.retry(ctx, t, func() (err error) {
+		resp, err = c.once(ctx, req)
+		if o.digest != "" && isStatus(err, http.StatusInternalServerError) {
+			// The reference registry fails so when the digest is of a blob.
+			if desc, berr := r.resolveBlob(ctx, c, t, o, err); berr == nil {
+				blob, err = &desc, nil
+			}
 		}
-	}
-	if err != nil {
-		if err = c.again(ctx, t, err); err == nil {
-			resp, err = c.do(ctx, req, t)
-		}
-	}
-	if err == nil {
+		return err
+	})
+	var status *statusError
+	switch {
+	case blob != nil:
+		return *blob, nil
+	case err == nil:
 		resp.Body.Close()
-		desc, ok, err := headDescriptor(resp, o)
-		if ok || err != nil {
+		if desc, ok, err := headDescriptor(resp, o); ok || err != nil {
 			return desc, err
 		}
-	} else {
-		var status *statusError
-		switch {
-		case errdefs.IsNotFound(err) && o.digest != "":
-			return r.resolveBlob(ctx, c, t, o, err)
-		case !errors.As(err, &status), errdefs.IsNotFound(err), errdefs.IsUnauthorized(err), isTemporary(err):
-			return ocispec.Descriptor{}, err
-		}
+	case errdefs.IsNotFound(err) && o.digest != "":
+		return r.resolveBlob(ctx, c, t, o, err)
+	case !errors.As(err, &status), isTemporary(err), errdefs.IsUnauthorized(err) && !status.elsewhere:
+		return ocispec.Descriptor{}, err
 	}
+	// HEAD has told too little, or was refused, which says nothing of GET.
 	m, err := r.manifest(ctx, c, t, o, accept(""))
 	if err != nil {
 		return ocispec.Descriptor{}, err
@@ -233,10 +197,11 @@ func (c *client) blobSize(ctx context.Context, req request, t *tries) (int64, er
 		return -1, err
 	}
 	req.method = http.MethodGet
-	d := &download{ctx: ctx, client: c, tries: t, request: req, size: -1, end: 1}
-	defer d.Close()
-	if gerr := d.open(0); gerr == nil {
-		return d.size, nil
+	d := &rangeReader{ctx: ctx, source: blobSource{client: c, request: req, size: -1}, tries: t, end: 1}
+	gerr := d.connect(0)
+	d.Close()
+	if gerr == nil {
+		return d.source.size, nil
 	} else if ctx.Err() != nil {
 		return -1, gerr
 	}
@@ -294,31 +259,18 @@ type manifest struct {
 }
 
 // manifest reads one, whole: again from the start where it was cut.
-func (r *Registry) manifest(ctx context.Context, c *client, t *tries, o object, accept string) (*manifest, error) {
+func (r *Registry) manifest(ctx context.Context, c *client, t *tries, o object, accept string) (m *manifest, err error) {
 	req := r.request(c, http.MethodGet, "manifests", o.String())
 	req.header.Set("Accept", accept)
-	for {
-		m, err := r.readManifest(ctx, c, t, req, o)
-		if err == nil {
-			return m, nil
-		}
-		var status *statusError
-		if errors.As(err, &status) || !isTemporary(err) {
-			return nil, err // do has tried again
-		}
-		if err := c.again(ctx, t, err); err != nil {
-			return nil, err
-		}
-	}
+	err = c.retry(ctx, t, func() (err error) {
+		m, err = readManifest(ctx, c, req, o)
+		return err
+	})
+	return m, err
 }
 
-func (r *Registry) readManifest(ctx context.Context, c *client, t *tries, req request, o object) (*manifest, error) {
-	resp, err := c.do(ctx, req, t)
-	if err != nil {
-		return nil, err
-	}
-	defer resp.Body.Close()
-	b, err := readBounded(resp)
+func readManifest(ctx context.Context, c *client, req request, o object) (*manifest, error) {
+	resp, b, err := c.readAll(ctx, req)
 	if err != nil {
 		return nil, err
 	}
@@ -379,27 +331,29 @@ func decode(b []byte, v any) error {
 	return json.Unmarshal(b, v)
 }
 
-// readBounded reads a whole reply of at most MaxManifest.
-func readBounded(resp *http.Response) ([]byte, error) {
+// readAll sends a request once and reads the whole reply, of at most MaxManifest.
+func (c *client) readAll(ctx context.Context, req request) (*http.Response, []byte, error) {
+	resp, err := c.once(ctx, req)
+	if err != nil {
+		return nil, nil, err
+	}
+	defer resp.Body.Close()
 	if resp.ContentLength > MaxManifest {
-		return nil, errTooLarge()
+		return nil, nil, errTooLarge()
 	}
 	var buf bytes.Buffer
 	if resp.ContentLength > 0 {
 		buf.Grow(int(resp.ContentLength) + bytes.MinRead)
 	}
-	if body, ok := resp.Body.(*stalling); ok {
-		// One that drips does not stall.
-		defer body.within(2 * body.after)()
+	if body, ok := resp.Body.(*guardedBody); ok {
+		// A body that drips does not stall.
+		defer body.limit(2 * body.stall)()
 	}
 	n, err := buf.ReadFrom(io.LimitReader(resp.Body, MaxManifest+1))
-	switch {
-	case err != nil:
-		return nil, err
-	case n > MaxManifest:
-		return nil, errTooLarge()
+	if err == nil && n > MaxManifest {
+		err = errTooLarge()
 	}
-	return buf.Bytes(), nil
+	return resp, buf.Bytes(), err
 }
 
 func gunzip(b []byte) ([]byte, error) {
@@ -441,12 +395,12 @@ func (r *Registry) fetch(ctx context.Context, o object, h hints) (body, error) {
 		// A hinted type is asked for alone, so that a registry can convert to it; where it
 		// has none such, anything will do.
 		if h.mediaType != "" {
-			err := r.each(ctx, canPull|canResolve, asManifest(h.mediaType))
+			err := r.firstHost(ctx, canPull|canResolve, asManifest(h.mediaType))
 			if err == nil || !errdefs.IsNotFound(err) && !isStatus(err, http.StatusNotAcceptable) {
 				return got, err
 			}
 		}
-		err := r.each(ctx, canPull|canResolve, asManifest(accept(h.mediaType)))
+		err := r.firstHost(ctx, canPull|canResolve, asManifest(accept(h.mediaType)))
 		return got, err
 	}
 	// Some keep manifests among the blobs, and some hints are wrong: what is not at the one
@@ -460,7 +414,7 @@ func (r *Registry) fetch(ctx context.Context, o object, h hints) (body, error) {
 	if isIndex(h.mediaType) || isManifest(h.mediaType) {
 		first, second = second, first
 	}
-	err := r.each(ctx, canPull, func(c *client, t *tries) error {
+	err := r.firstHost(ctx, canPull, func(c *client, t *tries) error {
 		err := first(c, t)
 		if isAbsent(err) {
 			if serr := second(c, t); serr == nil || !isAbsent(serr) {
@@ -482,7 +436,7 @@ func (m *manifest) body(h hints) (body, error) {
 	if err := h.check(int64(len(m.content))); err != nil {
 		return nil, err
 	}
-	return &memory{*bytes.NewReader(m.content[h.offset:])}, nil
+	return &manifestBody{*bytes.NewReader(m.content[h.offset:])}, nil
 }
 
 // check compares the size that the caller knows with the one that the remote tells.
@@ -496,9 +450,10 @@ func (h hints) check(size int64) error {
 	return nil
 }
 
-type memory struct{ bytes.Reader }
+// manifestBody is the body of a manifest, which is in memory.
+type manifestBody struct{ bytes.Reader }
 
-func (m *memory) WriteTo(w io.Writer) (int64, error) {
+func (m *manifestBody) WriteTo(w io.Writer) (int64, error) {
 	n, err := m.Reader.WriteTo(w)
 	if err != nil {
 		err = &writeError{err}
@@ -506,249 +461,62 @@ func (m *memory) WriteTo(w io.Writer) (int64, error) {
 	return n, err
 }
 
-func (*memory) Close() error { return nil }
+func (*manifestBody) Close() error { return nil }
 
-// blob opens a blob at the hinted offset.
+// blob opens a blob at the hinted offset. What a host before the last sends is verified in any case, the first
+// piece of it before the choice of the host is final.
 func (r *Registry) blob(ctx context.Context, c *client, t *tries, o object, h hints) (body, error) {
-	d := &download{ctx: ctx, client: c, tries: t, request: r.request(c, http.MethodGet, "blobs", o.String()), size: h.size, end: -1}
-	chunk := int64(0)
+	if t.hasNext && c.isCorrupt(o) {
+		return nil, classf(errdefs.ErrDataLoss, "%s has sent wrong bytes before", c.host)
+	}
+	d := &rangeReader{ctx: ctx, source: blobSource{client: c, request: r.request(c, http.MethodGet, "blobs", o.String()), size: h.size}, tries: t, end: toEnd}
+	length := int64(0) // of a part
 	if c.options.Parts > 1 {
-		chunk = max(partsMemory/int64(c.options.Parts), 1)
-		d.end = h.offset + chunk
+		length = max(partsMemory/int64(c.options.Parts), 1)
+		d.end = h.offset + length
 		d.ctx, d.cancel = context.WithCancel(ctx)
 	}
-	err := d.open(h.offset)
-	if err == nil && d.size >= 0 {
-		err = h.check(d.size)
+	err := d.connect(h.offset)
+	size := d.source.size
+	if err == nil && size >= 0 {
+		err = h.check(size)
 	}
 	if err != nil {
 		d.Close()
 		return nil, err
 	}
-	// The download proper, once begun, has all tries whichever host it is from.
-	d.tries = c.newTries(maxTries)
-	begin, size, rc := d.at, d.size, io.ReadCloser(d) // before others read from it
-	if d.end >= 0 && d.ranged && d.size > d.end {
-		rc = newParallel(d, chunk, c.options.Parts)
+	begin, coding := d.stream.at, d.stream.coding
+	isParallel := d.end >= 0 && d.stream.isRange && size > d.end
+	var v *verifier
+	if isParallel {
+		v = newVerifier(ctx, newParallel(d, length, c.options.Parts), o.digest, begin, h.offset, size)
+		v.piece = parallelPiece // what waits is in memory already
 	} else {
-		d.end = -1
+		d.end = toEnd
+		v = newVerifier(ctx, d, o.digest, begin, h.offset, size)
 	}
-	v := newVerifier(ctx, rc, o.digest, begin, h.offset, size)
-	if rc != d {
-		v.piece = beside // what waits is in memory already
+	v.explain = func() (why string) {
+		if coding != "" && coding != "identity" {
+			why = " (it came with Content-Encoding " + printable(coding) + ", which was declined)"
+		}
+		if t.hasNext {
+			c.markCorrupt(o)
+			why += fmt.Sprintf(" from %s, which is not asked for it again for %v: fetch it once more", c.host, corruptTime)
+		}
+		return why
 	}
-	if c.options.Unverified && size >= 0 { // of an unknown length, the digest alone shows the end
+	if t.hasNext {
+		err = v.peek()
+	} else if c.options.Unverified && size >= 0 { // of an unknown length, the digest alone shows the end
 		v.hash = nil
-		if rc == d && begin == h.offset {
-			v.unseen = d
-		}
 	}
-	v.blame = func() string {
-		if d.coding == "" || d.coding == "identity" {
-			return ""
-		}
-		return " (it came with Content-Encoding " + printable(d.coding) + ", which was declined)"
+	if err != nil {
+		v.Close()
+		return nil, err
+	}
+	// A download that has begun has all tries whichever host it is from.
+	if !isParallel {
+		d.tries = c.newTries(maxTries)
 	}
 	return v, nil
-}
-
-// download is the body of a blob from an offset on, opened again where it was cut.
-type download struct {
-	ctx     context.Context
-	cancel  context.CancelFunc // nil where ctx is the caller's
-	client  *client
-	tries   *tries
-	request request
-
-	rc     io.ReadCloser
-	at     int64   // the offset that the next byte has
-	end    int64   // where to stop, -1 for the blob's end
-	size   int64   // of the whole blob, -1 while unknown
-	marked int64   // where tries were last renewed
-	whole  bool    // ranges are not understood: ask for all and skip
-	ranged bool    // the last reply was a range
-	coding string  // Content-Encoding, though it was declined
-	direct *direct // where the bytes come from, if they could pass unseen
-	until  int64   // the offset at which they end
-	past   bool    // what was read of them together with the reply's header is out of the buffer
-}
-
-// open asks for the bytes from offset on. Where the server sends all, it begins at 0: at
-// tells.
-func (d *download) open(offset int64) error {
-	req := d.request
-	if (offset > 0 || d.end >= 0) && !d.whole {
-		span := "bytes=" + strconv.FormatInt(offset, 10) + "-"
-		if d.end >= 0 {
-			span += strconv.FormatInt(d.end-1, 10)
-		}
-		req.header = req.header.Clone()
-		req.header.Set("Range", span)
-	}
-	d.direct = nil
-	resp, err := d.client.do(traceDirect(d.ctx, &d.direct), req, d.tries)
-	if err != nil {
-		var status *statusError
-		if errors.As(err, &status) && req.header.Get("Range") != "" {
-			switch status.status {
-			case http.StatusRequestedRangeNotSatisfiable:
-				if d.size == offset {
-					d.rc, d.at = io.NopCloser(strings.NewReader("")), offset
-					return nil
-				}
-				fallthrough
-			case http.StatusBadRequest, http.StatusNotImplemented:
-				d.whole = true
-				return d.open(offset)
-			}
-		}
-		return err
-	}
-	begin, size := int64(0), resp.ContentLength
-	if resp.StatusCode == http.StatusPartialContent {
-		begin, size, err = parseContentRange(resp.Header.Get("Content-Range"))
-		if err == nil && begin != offset {
-			err = fmt.Errorf("bytes from %d on were asked for, and came from %d on", offset, begin)
-		}
-		if err == nil && size < 0 && d.size < 0 {
-			err = errors.New("the reply does not tell the size of the whole")
-		}
-		if err != nil {
-			resp.Body.Close()
-			if req.header.Get("Range") == "" {
-				return classf(errdefs.ErrDataLoss, "%s does not understand ranges: %w", d.client.host, err)
-			}
-			d.whole = true
-			return d.open(offset)
-		}
-	}
-	if d.size >= 0 && size >= 0 && size != d.size {
-		resp.Body.Close()
-		return classf(errdefs.ErrDataLoss, "size mismatch: got %s, not %d", sizeString(size), d.size)
-	}
-	if size >= 0 {
-		d.size = size
-	}
-	d.rc, d.at, d.marked = resp.Body, begin, max(d.marked, begin)
-	d.ranged = resp.StatusCode == http.StatusPartialContent
-	d.coding = resp.Header.Get("Content-Encoding")
-	if d.until, d.past = begin+resp.ContentLength, false; resp.ContentLength < 0 {
-		d.direct = nil
-	}
-	return nil
-}
-
-// parseContentRange reads "bytes 5-9/10" and "bytes 5-9/*"; size is -1 for the latter.
-func parseContentRange(s string) (begin, size int64, err error) {
-	bad := fmt.Errorf("the reply has Content-Range %q", printable(s))
-	rest, ok := strings.CutPrefix(s, "bytes ")
-	if !ok {
-		return 0, 0, bad
-	}
-	span, total, ok1 := strings.Cut(rest, "/")
-	first, last, ok2 := strings.Cut(span, "-")
-	if !ok1 || !ok2 {
-		return 0, 0, bad
-	}
-	begin, err1 := strconv.ParseInt(strings.TrimSpace(first), 10, 64)
-	end, err2 := strconv.ParseInt(strings.TrimSpace(last), 10, 64)
-	size = -1
-	var err3 error
-	if total = strings.TrimSpace(total); total != "*" {
-		size, err3 = strconv.ParseInt(total, 10, 64)
-	}
-	if err1 != nil || err2 != nil || err3 != nil || begin < 0 || end < begin || size >= 0 && end >= size {
-		return 0, 0, bad
-	}
-	return begin, size, nil
-}
-
-// Read gives the next bytes. io.EOF comes at the blob's end alone, as far as that is known.
-func (d *download) Read(p []byte) (int, error) {
-	if d.end >= 0 {
-		if d.at >= d.end {
-			return 0, io.EOF
-		}
-		p = p[:min(int64(len(p)), d.end-d.at)]
-	}
-	for {
-		n, err := d.rc.Read(p)
-		d.at += int64(n)
-		d.past = d.past || len(p) >= readBuffer
-		if d.end >= 0 && d.at == d.end {
-			return n, nil
-		}
-		if d.size >= 0 && d.at > d.size {
-			return n, classf(errdefs.ErrDataLoss, "more than %s came", sizeString(d.size))
-		}
-		if d.at-d.marked >= renewAfter {
-			d.marked, d.tries = d.at, d.client.newTries(maxTries)
-		}
-		if err == nil || err == io.EOF && (d.size < 0 || d.at == d.size) {
-			return n, err
-		}
-		if d.at == d.size && err != io.EOF {
-			return n, io.EOF
-		}
-		if err == io.EOF {
-			err = classf(errdefs.ErrAborted, "the connection ended after %d of %s", d.at, sizeString(d.size))
-		}
-		if err := d.reopen(err); err != nil {
-			return n, err
-		}
-		if n > 0 {
-			return n, nil
-		}
-	}
-}
-
-// reopen goes on where the body was cut.
-func (d *download) reopen(cause error) error {
-	at := d.at
-	d.direct.seen()
-	d.rc.Close()
-	for {
-		if err := d.client.again(d.ctx, d.tries, cause); err != nil {
-			return err
-		}
-		if err := d.open(at); err != nil {
-			return err
-		}
-		err := d.skip(at)
-		if err == nil {
-			return nil
-		}
-		d.rc.Close()
-		cause = err
-	}
-}
-
-// skip reads up to an offset what the server sent though it was not asked for.
-func (d *download) skip(to int64) error {
-	if d.at >= to {
-		return nil
-	}
-	_, err := io.CopyN(io.Discard, d.rc, to-d.at)
-	switch {
-	case err == nil:
-		d.at = to
-		return nil
-	case err == io.EOF:
-		err = io.ErrUnexpectedEOF
-	}
-	if !isTemporary(err) {
-		err = errclass.As(err, errdefs.ErrAborted)
-	}
-	return err
-}
-
-func (d *download) Close() error {
-	if d.cancel != nil {
-		d.cancel()
-	}
-	if d.rc == nil {
-		return nil
-	}
-	d.direct.seen()
-	return d.rc.Close()
 }

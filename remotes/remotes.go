@@ -113,8 +113,13 @@ type Options struct {
 	Insecure bool
 	// Headers are sent to the registry itself, as NAME: VALUE, and to no other origin.
 	Headers []string
-	// MaxWait is the longest Retry-After that is waited for: 0 is one minute.
+	// MaxWait is how long is waited in all when a registry says when to come back (Retry-After):
+	// 0 is one minute, a negative one not at all.
 	MaxWait time.Duration
+	// Timeout is how long a host may send nothing: before the header of its reply, and in all over the
+	// tries of one operation. 0 is two minutes, and half a minute for a host that has another one
+	// after it.
+	Timeout time.Duration
 	// Parts is how many ranges of a large blob are fetched at the same time, over a
 	// connection each: 0 and 1 mean one stream.
 	Parts int

@@ -26,8 +26,8 @@ import (
 
 // Processes of one user share what a registry told one of them, in files (0600) of a directory
 // (0700, see sharedPlaces): bearer tokens, fetched under a lock, so that ten processes ask for one;
-// when a registry wants to be asked again; and where uploads go on whose process has died
-// (savedUpload). Passwords are not among it. Where no directory can be trusted, each process is on
+// when a registry wants to be asked again; which mirrors do not reply, or have a corrupt blob; and where
+// uploads go on whose process has died (savedUpload). Passwords are not among it. Where no directory can be trusted, each process is on
 // its own.
 
 const (
@@ -111,7 +111,7 @@ func sweepShared(dir string) {
 	for _, e := range entries {
 		age := staleToken
 		switch kind, _, _ := strings.Cut(e.Name(), "-"); kind {
-		case "token", "wait", "referrers":
+		case "token", "wait", "down", "corrupt", "referrers":
 		case "upload":
 			age = staleUpload
 		default:
@@ -346,44 +346,58 @@ func sleep(ctx context.Context, d time.Duration) error {
 	}
 }
 
-// postpone tells all processes with this login that the host wants no request for a while: the file's
-// modification time is when it may be asked again.
-func (c *client) postpone(after time.Duration) {
-	if c.shared == "" || after <= 0 {
-		return
+// deadlineFile opens the file that keeps until when something holds of what the parts name: until the file's
+// modification time. An empty one keeps nothing. It returns nil where nothing is shared, or without O_CREATE if
+// there is none.
+func (c *client) deadlineFile(flags int, kind string, parts ...string) *os.File {
+	if c.shared == "" {
+		return nil
 	}
-	f, err := sharedFile(c.shared, "wait", os.O_RDWR|os.O_CREATE, c.scheme, c.host, c.login.identity)
+	f, err := sharedFile(c.shared, kind, os.O_RDWR|flags, parts...)
 	if err != nil {
-		return
+		return nil
 	}
-	defer f.Close()
-	until := time.Now().Add(after)
-	if info, err := f.Stat(); err == nil && info.Size() > 0 && info.ModTime().After(until) {
-		return
-	}
-	_, _ = f.WriteAt([]byte("."), 0)
-	tv := unix.NsecToTimeval(until.UnixNano())
-	_ = unix.Futimes(int(f.Fd()), []unix.Timeval{tv, tv})
+	return f
 }
 
-// errToldToWait is of a wait that is longer than this process has patience.
-var errToldToWait error = errclass.As(errors.New("has asked another process to wait"), errdefs.ErrResourceExhausted)
-
-// sharedWait is how long the host wants to be left alone yet.
-func (c *client) sharedWait() time.Duration {
-	if c.shared == "" {
-		return 0
-	}
-	f, err := sharedFile(c.shared, "wait", os.O_RDONLY, c.scheme, c.host, c.login.identity)
-	if err != nil {
-		return 0
-	}
-	defer f.Close()
+// timeLeft returns how long it is until a file's time, not positive if that is over.
+func timeLeft(f *os.File) time.Duration {
 	info, err := f.Stat()
 	if err != nil || info.Size() == 0 {
 		return 0
 	}
 	return time.Until(info.ModTime())
+}
+
+func setDeadline(f *os.File, after time.Duration) {
+	_, _ = f.WriteAt([]byte("."), 0)
+	tv := unix.NsecToTimeval(time.Now().Add(after).UnixNano())
+	_ = unix.Futimes(int(f.Fd()), []unix.Timeval{tv, tv})
+}
+
+// postpone tells all processes with this login that the host wants no request for a while.
+func (c *client) postpone(after time.Duration) {
+	f := c.deadlineFile(os.O_CREATE, "wait", c.scheme, c.host, c.login.identity)
+	if f == nil {
+		return
+	}
+	defer f.Close()
+	if timeLeft(f) < after {
+		setDeadline(f, after)
+	}
+}
+
+// errToldToWait reports that another process got a Retry-After that this process can't or does not want to wait for.
+var errToldToWait error = errclass.As(errors.New("has asked another process to wait"), errdefs.ErrResourceExhausted)
+
+// sharedWait returns for how long the host has asked for no requests.
+func (c *client) sharedWait() time.Duration {
+	f := c.deadlineFile(0, "wait", c.scheme, c.host, c.login.identity)
+	if f == nil {
+		return 0
+	}
+	defer f.Close()
+	return timeLeft(f)
 }
 
 func (c *client) toldToWait(wait time.Duration) error {
@@ -404,4 +418,64 @@ func (c *client) waitShared(ctx context.Context) error {
 	}
 	// Not all at once.
 	return sleep(ctx, wait+rand.N(wait/8+time.Millisecond))
+}
+
+// downTime is for how long processes leave out a host that did not reply, if they have another one to ask.
+const downTime = 30 * time.Second
+
+// isDown reports whether another process has found that the host does not reply. Once downTime is over, the first
+// process that asks here probes the host, and the others leave it out for another downTime or until the host has
+// replied.
+func (c *client) isDown() bool {
+	f := c.deadlineFile(0, "down", c.scheme, c.host)
+	if f == nil {
+		return false
+	}
+	defer f.Close()
+	if unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB) != nil || timeLeft(f) > 0 {
+		return true
+	}
+	if info, err := f.Stat(); err == nil && info.Size() > 0 {
+		setDeadline(f, downTime)
+	}
+	return false
+}
+
+// markDown records how a request to a host ended that has another one after it: whether the host replied at all.
+func (c *client) markDown(err error) {
+	var noReply *noReplyError
+	var stall *stallError
+	var status *statusError
+	switch {
+	case errors.As(err, &noReply), errors.As(err, &stall):
+		if f := c.deadlineFile(os.O_CREATE, "down", c.scheme, c.host); f != nil {
+			setDeadline(f, downTime)
+			f.Close()
+		}
+	case err == nil, errors.As(err, &status):
+		if f := c.deadlineFile(0, "down", c.scheme, c.host); f != nil {
+			_ = f.Truncate(0)
+			f.Close()
+		}
+	}
+}
+
+// corruptTime is for how long a host is not asked again for a blob of which it sent wrong bytes.
+const corruptTime = time.Hour
+
+// markCorrupt records that the host sent wrong bytes for a digest.
+func (c *client) markCorrupt(o object) {
+	if f := c.deadlineFile(os.O_CREATE, "corrupt", c.scheme, c.host, c.path, o.String()); f != nil {
+		setDeadline(f, corruptTime)
+		f.Close()
+	}
+}
+
+func (c *client) isCorrupt(o object) bool {
+	f := c.deadlineFile(0, "corrupt", c.scheme, c.host, c.path, o.String())
+	if f == nil {
+		return false
+	}
+	defer f.Close()
+	return timeLeft(f) > 0
 }

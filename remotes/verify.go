@@ -12,14 +12,16 @@ import (
 	"github.com/opencontainers/go-digest"
 )
 
-// pieceSize is how much is read, hashed and written at a time, by as many pieces as are in
-// memory: one that is read, one that is late, and those that wait to be hashed. A piece that is
-// not full after fillTime goes on as it is.
+// pieceSize is how much is read, hashed and written at a time. There are as many buffers as pieces: one is being
+// filled, one is held back, and the rest wait to be hashed. A piece that is not full after fillTime goes on as
+// it is.
 const (
-	pieceSize = 1 << 20
-	pieces    = 4
-	fillTime  = 10 * time.Millisecond
-	beside    = 256 << 10 // of a piece that is the beginning of a long stream
+	pieceSize     = 1 << 20
+	parallelPiece = 256 << 10 // of a stream that is in memory already
+	pieces        = 4
+	fillTime      = 10 * time.Millisecond
+	// minLongPiece is the length of a first piece that promises a long stream.
+	minLongPiece = 256 << 10
 )
 
 // verifier passes a stream on, one piece late: the last piece goes out when the hash of the
@@ -33,12 +35,11 @@ type verifier struct {
 	at   int64     // the offset that the next byte of the stream has
 	size int64     // of the whole, -1 while unknown
 	skip int64     // bytes to hash but not to pass on
-	// unseen, where set, is rc, whose bytes nobody here has to see.
-	unseen *download
-	// blame, where set, says what could be the reason of a mismatch.
-	blame func() string
+	// explain, where set, is called for a mismatch, and says what could be the reason.
+	explain func() string
 
-	piece   int // how long pieces are
+	piece   int  // how long pieces are
+	isWhole bool // pieces are filled whatever the time
 	buffers [pieces][]byte
 	turn    int
 	held    []byte
@@ -46,7 +47,7 @@ type verifier struct {
 	work    chan []byte
 	done    chan struct{}
 	pending int    // pieces at work
-	given   []byte // of the piece that Read is giving
+	given   []byte // what is left of the piece that Read gives
 	err     error
 }
 
@@ -118,6 +119,9 @@ func (v *verifier) fill(buf []byte) (n int, err error) {
 		if n += k; err != nil || n == len(buf) {
 			return n, err
 		}
+		if v.isWhole {
+			continue
+		}
 		if begun.IsZero() {
 			begun = time.Now()
 		} else if time.Since(begun) > fillTime {
@@ -135,7 +139,7 @@ func (v *verifier) sum(piece []byte) {
 		v.pending++
 	default:
 		v.hash.Write(piece)
-		if len(piece) < beside || runtime.GOMAXPROCS(0) == 1 {
+		if len(piece) < minLongPiece || runtime.GOMAXPROCS(0) == 1 {
 			break
 		}
 		work, done, hash := make(chan []byte, pieces), make(chan struct{}, pieces), v.hash
@@ -157,8 +161,8 @@ func (v *verifier) verify() error {
 	if v.hash != nil {
 		if got := digest.NewDigest(v.want.Algorithm(), v.hash); got != v.want {
 			err := mismatch(v.want, got)
-			if v.blame != nil {
-				err = fmt.Errorf("%w%s", err, v.blame())
+			if v.explain != nil {
+				err = fmt.Errorf("%w%s", err, v.explain())
 			}
 			return err
 		}
@@ -170,6 +174,17 @@ func (v *verifier) verify() error {
 		return classf(errdefs.ErrInvalidArgument, "the offset is %d bytes past the end", v.skip)
 	}
 	return nil
+}
+
+// peek reads the first piece. A stream that is no longer has been verified then, and nothing of it was given.
+func (v *verifier) peek() (err error) {
+	v.isWhole = true
+	v.given, err = v.next()
+	v.isWhole = false
+	if err == io.EOF {
+		return nil
+	}
+	return err
 }
 
 func (v *verifier) Read(p []byte) (int, error) {
@@ -194,10 +209,6 @@ func (e *writeError) Unwrap() error { return e.error }
 
 func (v *verifier) WriteTo(w io.Writer) (int64, error) {
 	pipe := pipeOf(w)
-	if pipe != nil && v.unseen != nil && v.given == nil && v.held == nil {
-		widen(pipe)
-		return v.unseen.writeTo(pipe)
-	}
 	var total int64
 	for {
 		piece := v.given
@@ -209,7 +220,7 @@ func (v *verifier) WriteTo(w io.Writer) (int64, error) {
 				return total, err
 			}
 		}
-		if pipe != nil && len(piece) >= beside {
+		if pipe != nil && len(piece) >= minLongPiece {
 			widen(pipe)
 			pipe = nil
 		}

@@ -1,0 +1,316 @@
+package remotes
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"net/url"
+	"os"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"distkit/errclass"
+
+	"github.com/containerd/errdefs"
+	"oras.land/oras-go/v2/registry/remote/auth"
+)
+
+// request is one call of the API.
+type request struct {
+	method string
+	path   string // behind the API's root
+	query  url.Values
+	header http.Header
+	scopes []string // what a token is asked for
+	isBlob bool     // a blob is read by its digest
+	// url, where set, is asked instead: one that the registry gave. It gets neither the
+	// headers configured nor credentials where it is of another origin.
+	url *url.URL
+	// body, where set, gives size bytes, each time from the start.
+	body func() io.Reader
+	size int64
+}
+
+// do sends a request, again after temporary failures while t allows it.
+func (c *client) do(ctx context.Context, r request, t *tries) (resp *http.Response, err error) {
+	err = c.retry(ctx, t, func() (err error) {
+		resp, err = c.once(ctx, r)
+		return err
+	})
+	return resp, err
+}
+
+// once sends a request a single time and judges the reply: those of 400 and more are errors. The reply's body
+// ends in a stallError when it stalls.
+func (c *client) once(parent context.Context, r request) (*http.Response, error) {
+	if err := c.waitShared(parent); err != nil {
+		return nil, err
+	}
+	ctx, cancel := context.WithCancelCause(parent)
+	dog := newWatchdog(cancel)
+	dog.start(c.timeout)
+	resp, err := c.send(ctx, r, dog)
+	dog.stop()
+	if err != nil {
+		cancel(nil)
+		return nil, err
+	}
+	resp.Body = &guardedBody{resp.Body, ctx, dog, c.stall}
+	err = c.judge(resp, r)
+	if err == nil {
+		return resp, nil
+	}
+	resp.Body.Close()
+	if err == errUseHTTPS {
+		return c.once(parent, r)
+	}
+	return nil, err
+}
+
+// errUseHTTPS reports that HTTP was a wrong guess: the request is sent again.
+var errUseHTTPS = errors.New("the host speaks HTTPS")
+
+// judge returns the error that a reply stands for, nil if it is a success. It is the one place that decides what
+// a reply means, whatever was asked. Redirects and challenges were followed before (see roundTripper); the
+// caller of firstHost turns to the next host, and retry waits as long as a retryAfterError says.
+func (c *client) judge(resp *http.Response, r request) error {
+	if resp.StatusCode < 400 {
+		return nil
+	}
+	b, _ := io.ReadAll(io.LimitReader(resp.Body, maxErrorBody))
+	if asked := resp.Request.URL; asked.Scheme == "http" && asked.Host == c.host && isHTTPSHint(resp, b) {
+		if !c.guessed {
+			return errors.New("the host speaks HTTPS, and was asked in HTTP: by --plain-http, or by its configuration")
+		}
+		if c.https.Store(true); r.url == nil {
+			return errUseHTTPS
+		}
+	}
+	serr := newStatusError(resp, b)
+	if resp.StatusCode == http.StatusUnauthorized || resp.StatusCode == http.StatusForbidden {
+		if strings.HasPrefix(resp.Request.Header.Get("Authorization"), "Basic ") && serr.text == "" {
+			serr.text = "the credentials for this host are refused"
+		}
+		if why := c.login.explain(); why != "" && c.isOwn(resp.Request.URL) {
+			serr.text = strings.TrimPrefix(serr.text+"; "+why, "; ")
+		}
+	}
+	if after := retryAfter(resp.Header); after > 0 && isTemporary(serr) {
+		// What a redirect led to has asked for itself alone.
+		if c.isOwn(resp.Request.URL) {
+			c.postpone(min(after, maxSharedWait))
+		}
+		return &retryAfterError{serr, after}
+	}
+	return serr
+}
+
+// isHTTPSHint recognises the reply of a TLS server to plain HTTP, and of nothing else: a
+// registry names its API version.
+func isHTTPSHint(resp *http.Response, body []byte) bool {
+	return resp.StatusCode == http.StatusBadRequest &&
+		resp.Header.Get("Docker-Distribution-Api-Version") == "" &&
+		strings.Contains(strings.ToUpper(string(body)), "HTTPS")
+}
+
+func (c *client) send(ctx context.Context, r request, dog *watchdog) (*http.Response, error) {
+	u, foreign := &url.URL{Scheme: c.currentScheme(), Host: c.host, Path: c.path + r.path, RawQuery: r.query.Encode()}, false
+	if r.url != nil {
+		if foreign = !sameOrigin(u, r.url); foreign {
+			u = r.url
+		} else {
+			own := *r.url
+			own.Host = c.host // oras keeps tokens by this spelling
+			u = &own
+		}
+	}
+	state := &authState{url: u, isBlob: r.isBlob && r.url == nil}
+	ctx = context.WithValue(ctx, authStateKey{}, state)
+	ctx = auth.WithScopesForHost(ctx, c.host, r.scopes...)
+	req, err := http.NewRequestWithContext(ctx, r.method, u.String(), nil)
+	if err != nil {
+		return nil, errclass.As(err, errdefs.ErrInvalidArgument)
+	}
+	if r.body != nil {
+		req.ContentLength = r.size
+		var bodies []*upload
+		req.GetBody = func() (io.ReadCloser, error) {
+			body := &upload{Reader: r.body(), dog: dog, stall: c.stall, commit: max(commitTimeout, c.timeout), left: r.size}
+			bodies = append(bodies, body)
+			return body, nil
+		}
+		// The server may reply while net/http still reads the body. Close stops that.
+		defer func() {
+			for _, b := range bodies {
+				b.Close()
+			}
+		}()
+		req.Body, _ = req.GetBody()
+		if r.size == 0 {
+			req.Body = http.NoBody
+		}
+	}
+	if !foreign {
+		for name, v := range c.header {
+			req.Header[name] = v
+		}
+	}
+	for name, v := range r.header {
+		req.Header[name] = v
+	}
+	req.Header.Set("Accept-Encoding", "identity")
+	do := c.http.Do
+	if foreign {
+		do = c.http.Client.Do
+	}
+	resp, err := do(req)
+	if err != nil {
+		if c.wanted.Load() && !c.replied.Load() && isClosed(err) {
+			// Since TLS 1.3 the refusal comes, if at all, after the request.
+			return nil, errors.New("TLS: the host wants a certificate of its clients, and none is configured")
+		}
+		var refused *refusedError
+		isRefused := errors.As(err, &refused)
+		err = classify(ctx, err, state.challenged.Load())
+		if why := c.login.explain(); why != "" && (errdefs.IsUnauthorized(err) || errdefs.IsPermissionDenied(err)) && !isRefused {
+			err = fmt.Errorf("%w; %s", err, why)
+		}
+		if state.unanswered.Load() && isTemporary(err) {
+			err = &noReplyError{err}
+		}
+		return nil, err
+	}
+	if resp.StatusCode == http.StatusUnauthorized && !foreign && req.Header.Get("Authorization") == "" && !state.fetched.Load() && c.isOwn(resp.Request.URL) {
+		// A token from before this request was refused, perhaps without a challenge, so that oras did
+		// not ask for another. A request without a token gets one.
+		if token, ok := strings.CutPrefix(resp.Request.Header.Get("Authorization"), "Bearer "); ok && c.tokens.refuse(token) {
+			resp.Body.Close()
+			return c.send(ctx, r, dog)
+		}
+	}
+	return resp, nil
+}
+
+func (c *client) currentScheme() string {
+	if c.https.Load() {
+		return "https"
+	}
+	return c.scheme
+}
+
+// noReplyError reports that a host could not be reached, or did not reply in time.
+type noReplyError struct{ error }
+
+func (e *noReplyError) Unwrap() error { return e.error }
+
+// stallError reports that nothing came for so long.
+type stallError struct{ after time.Duration }
+
+func (e *stallError) Error() string { return fmt.Sprintf("no data came for %v", e.after) }
+
+func (e *stallError) Unwrap() error { return context.DeadlineExceeded }
+
+// watchdog cancels a request during which nothing moves for a while.
+type watchdog struct {
+	cancel context.CancelCauseFunc
+	timer  *time.Timer
+	after  atomic.Int64 // nanoseconds
+}
+
+func newWatchdog(cancel context.CancelCauseFunc) *watchdog {
+	d := &watchdog{cancel: cancel}
+	d.timer = time.AfterFunc(time.Hour, func() { cancel(&stallError{time.Duration(d.after.Load())}) })
+	return d
+}
+
+func (d *watchdog) start(after time.Duration) {
+	d.after.Store(int64(after))
+	d.timer.Reset(after)
+}
+
+func (d *watchdog) stop() { d.timer.Stop() }
+
+// upload is the body of a request, which must keep flowing.
+type upload struct {
+	io.Reader
+	dog    *watchdog
+	stall  time.Duration
+	commit time.Duration // what the registry has for its work once it has all
+	left   int64
+
+	mu     sync.Mutex
+	closed bool
+}
+
+func (u *upload) Read(p []byte) (int, error) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	if u.closed {
+		return 0, os.ErrClosed
+	}
+	// The registry's time counts, not that of the producer.
+	u.dog.stop()
+	n, err := u.Reader.Read(p)
+	if u.left -= int64(n); u.left > 0 {
+		u.dog.start(u.stall)
+	} else {
+		u.dog.start(u.commit)
+	}
+	if err != nil && err != io.EOF {
+		err = &sourceError{err}
+	}
+	return n, err
+}
+
+// Close ends reading: nothing is read from then on.
+func (u *upload) Close() error {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	u.closed = true
+	return nil
+}
+
+// sourceError is of what an upload reads, not of the registry.
+type sourceError struct{ error }
+
+func (e *sourceError) Unwrap() error { return e.error }
+
+// guardedBody is a reply's body whose request is cancelled when no data comes for a while.
+type guardedBody struct {
+	io.ReadCloser
+	ctx   context.Context
+	dog   *watchdog
+	stall time.Duration
+}
+
+func (b *guardedBody) Read(p []byte) (int, error) {
+	// The consumer's time does not count.
+	b.dog.start(b.stall)
+	n, err := b.ReadCloser.Read(p)
+	b.dog.stop()
+	if err != nil && err != io.EOF {
+		if context.Cause(b.ctx) != nil {
+			err = classify(b.ctx, err, false)
+		} else {
+			err = errclass.As(err, errdefs.ErrAborted)
+		}
+	}
+	return n, err
+}
+
+// limit bounds the time that all of the body may take.
+func (b *guardedBody) limit(d time.Duration) (stop func() bool) {
+	return time.AfterFunc(d, func() {
+		b.dog.cancel(errclass.As(fmt.Errorf("the reply did not end within %v", d), context.DeadlineExceeded))
+	}).Stop
+}
+
+func (b *guardedBody) Close() error {
+	b.dog.stop()
+	b.dog.cancel(nil)
+	return b.ReadCloser.Close()
+}

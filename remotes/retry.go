@@ -1,0 +1,170 @@
+package remotes
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"net"
+	"net/http"
+	"strconv"
+	"time"
+
+	"github.com/containerd/errdefs"
+)
+
+const (
+	maxTries   = 5
+	firstPause = 200 * time.Millisecond
+	// renewAfter is the progress of a transfer, in bytes, that gives it all tries again.
+	renewAfter = 4 << 10
+)
+
+// tries is what one operation may still do after temporary failures. Progress renews it.
+type tries struct {
+	most, left int
+	first      time.Duration // the pause after the first failure; each later one is twice as long
+	pause      time.Duration
+	waited     time.Duration // for Retry-After, since the last progress
+	silent     time.Duration // while nothing came, since the last progress
+	moved      int64         // bytes, since the tries were renewed
+	hasNext    bool          // another host is asked if this one fails
+}
+
+func (c *client) newTries(n int) *tries {
+	return &tries{most: n, left: n, first: c.pause, pause: c.pause}
+}
+
+// progress records that n bytes were moved.
+func (t *tries) progress(n int64) {
+	if t.moved += n; t.moved >= renewAfter {
+		*t = tries{most: t.most, left: t.most, first: t.first, pause: t.first, hasNext: t.hasNext}
+	}
+}
+
+// next uses up a try and returns the pause before it. Pauses are random, so that many processes do not
+// come back together.
+func (t *tries) next() time.Duration {
+	pause := t.pause
+	t.left--
+	t.pause *= 2
+	return pause/2 + rand.N(pause/2+1)
+}
+
+// retry calls f until it succeeds, fails for good, or has used up its tries. This is the only loop that
+// repeats a request: what f does must be a single try of everything that may have to be repeated, such
+// as a request and the reading of its reply.
+func (c *client) retry(ctx context.Context, t *tries, f func() error) error {
+	for {
+		err := f()
+		if err == nil {
+			return nil
+		}
+		if err := c.again(ctx, t, err); err != nil {
+			return err
+		}
+	}
+}
+
+// again waits before the next try. It returns the error if there is none.
+func (c *client) again(ctx context.Context, t *tries, err error) error {
+	if !isWorthRetry(err) || ctx.Err() != nil || t.left <= 1 {
+		return err
+	}
+	var stall *stallError
+	if errors.As(err, &stall) {
+		// Silence has one bound over all tries: a cache that has to fetch what it was asked for begins anew with each.
+		if t.silent += stall.after; t.silent >= c.timeout {
+			return err
+		}
+	}
+	var asked *retryAfterError
+	if !errors.As(err, &asked) {
+		return sleep(ctx, t.next())
+	}
+	if t.waited+asked.after > c.options.MaxWait {
+		return fmt.Errorf("%w (the registry asks to wait %v)", err, asked.after)
+	}
+	// Such a wait uses up no try, since waits have a bound of their own: of many processes that come back
+	// together, a registry turns some away again.
+	t.waited += asked.after
+	if c.options.Notify != nil {
+		c.options.Notify(fmt.Sprintf("%s asks to wait %v: %d %s", c.host, asked.after, asked.status, http.StatusText(asked.status)))
+	}
+	return sleep(ctx, asked.after+rand.N(asked.after/8+1))
+}
+
+// isTemporary reports whether a failure may be gone later. Such failures have exit status 6.
+func isTemporary(err error) bool {
+	return errdefs.IsAborted(err) || errdefs.IsDeadlineExceeded(err) || errdefs.IsResourceExhausted(err)
+}
+
+// isWorthRetry reports whether a failure may be gone within seconds.
+func isWorthRetry(err error) bool {
+	var dnsErr *net.DNSError
+	noSuchHost := errors.As(err, &dnsErr) && dnsErr.IsNotFound
+	return isTemporary(err) && !noSuchHost && !errors.Is(err, errToldToWait)
+}
+
+// retryAfterError is an error reply that says when to come back.
+type retryAfterError struct {
+	*statusError
+	after time.Duration
+}
+
+func (e *retryAfterError) Unwrap() error { return e.statusError }
+
+// retryAfter reads the header of that name, 0 if there is none.
+func retryAfter(h http.Header) time.Duration {
+	v := h.Get("Retry-After")
+	if n, err := strconv.Atoi(v); err == nil && n >= 0 {
+		return min(time.Duration(n), 1<<30) * time.Second
+	}
+	if t, err := http.ParseTime(v); err == nil {
+		return max(time.Until(t).Round(time.Second), 0)
+	}
+	return 0
+}
+
+// finalError is an error after which no other host is asked.
+type finalError struct{ error }
+
+// firstHost calls f with the hosts in order until one succeeds. Every host but the last gets a single try:
+// the next host serves as the retry. A host is left out while it asks for no requests (Retry-After), and
+// while another process has just found it down.
+func (r *Registry) firstHost(ctx context.Context, need capability, f func(*client, *tries) error) error {
+	var able []*client
+	for _, c := range r.clients {
+		if c.capabilities&need == need {
+			able = append(able, c)
+		}
+	}
+	err := r.errNoHost()
+	for i, c := range able {
+		if i == len(able)-1 {
+			err = f(c, c.newTries(maxTries))
+		} else if wait := c.sharedWait(); wait > 0 {
+			err = c.toldToWait(wait)
+			continue
+		} else if c.isDown() {
+			err = classf(errdefs.ErrAborted, "%s did not reply to another process", c.host)
+			continue
+		} else {
+			t := c.newTries(1)
+			t.hasNext = true
+			err = f(c, t)
+			c.markDown(err)
+		}
+		if final, ok := err.(finalError); ok {
+			return final.error
+		}
+		if err == nil || ctx.Err() != nil {
+			return err
+		}
+	}
+	return err
+}
+
+func (r *Registry) errNoHost() error {
+	return classf(errdefs.ErrFailedPrecondition, "no host of %s is configured for this", r.locator.Host)
+}
