@@ -18,6 +18,8 @@ import (
 	"testing"
 	"time"
 
+	"distkit/disk"
+
 	"github.com/containerd/console"
 	"github.com/containerd/errdefs"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
@@ -75,6 +77,11 @@ func TestMain(m *testing.M) {
 		}
 		os.Exit(status)
 	}
+	// The tests look for what is left in the host's cgroups: two runs of them would find each other's.
+	alone, err := disk.LockFile(filepath.Join(os.TempDir(), fmt.Sprintf("distkit-runtime-test-%d", os.Geteuid())), os.O_RDWR|os.O_CREATE, 0o600, unix.LOCK_EX)
+	if err != nil {
+		panic(err)
+	}
 	// The key by which this user's containers are known.
 	dir, err := os.MkdirTemp("", "distkit-key-")
 	if err != nil {
@@ -85,6 +92,7 @@ func TestMain(m *testing.M) {
 	}
 	status := m.Run()
 	_ = os.RemoveAll(dir)
+	disk.Release(alone)
 	os.Exit(status)
 }
 
