@@ -183,14 +183,22 @@ func (s *Store) writer(ctx context.Context, key, ref string, size int64, expecte
 	return w, nil
 }
 
-// there is AlreadyExists if the blob is stored, DataLoss if it is with another size.
+// there is AlreadyExists if the blob is stored, DataLoss if it is with another size. An alternate's of another size doesn't
+// count.
 func (s *Store) there(dgst digest.Digest, size int64) error {
 	if dgst == "" {
 		return nil
 	}
 	fi, err := s.stat(dgst)
 	if errdefs.IsNotFound(err) {
-		return nil
+		tree, fi, err := s.lookup(dgst)
+		if err == nil && (size <= 0 || fi.Size() == size) {
+			err = errclass.As(fmt.Errorf("blob %s: already exists in %s", dgst, tree), errdefs.ErrAlreadyExists)
+		}
+		if errdefs.IsNotFound(err) {
+			return nil
+		}
+		return err
 	}
 	if err != nil {
 		return err

@@ -9,6 +9,7 @@ import (
 	"maps"
 	"os"
 	"path"
+	"slices"
 	"strings"
 	"time"
 
@@ -34,8 +35,8 @@ func labelName(dgst digest.Digest) string {
 
 // readLabels gives a blob's labels and when they last changed. A file that doesn't parse is
 // an error, not an absence of labels.
-func (s *Store) readLabels(dgst digest.Digest) (map[string]string, time.Time, error) {
-	f, err := s.Tree.Open(labelName(dgst))
+func readLabels(tree disk.Tree, dgst digest.Digest) (map[string]string, time.Time, error) {
+	f, err := tree.Open(labelName(dgst))
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, time.Time{}, nil
 	}
@@ -106,6 +107,17 @@ func (s *Store) lockBlob(dgst digest.Digest) (*os.File, error) {
 	return f, nil
 }
 
+// lockOwn is lockBlob for a change that somebody asks for: FailedPrecondition if only an alternate has the blob.
+func (s *Store) lockOwn(dgst digest.Digest) (*os.File, error) {
+	lock, err := s.lockBlob(dgst)
+	if errdefs.IsNotFound(err) {
+		if tree, _, lerr := s.lookup(dgst); lerr == nil && tree != s.Tree {
+			err = errclass.As(fmt.Errorf("blob %s: it is in the alternate store %s, which is not written to", dgst, tree), errdefs.ErrFailedPrecondition)
+		}
+	}
+	return lock, err
+}
+
 func checkLabels(labels map[string]string) error {
 	for k, v := range labels {
 		if k == "" || len(k)+len(v) > maxLabel {
@@ -116,37 +128,41 @@ func checkLabels(labels map[string]string) error {
 }
 
 // Update changes labels of the blob info.Digest. Without fieldpaths, or with "labels", all
-// are replaced; "labels.KEY" sets that one, or deletes it where its value is empty. Any
-// other field is InvalidArgument; a missing blob NotFound. It gives what is there then.
+// are replaced, also if their file is damaged; "labels.KEY" sets that one, or deletes it where its value is empty. Any
+// other field is InvalidArgument; a missing blob NotFound, one that only an alternate has FailedPrecondition. It gives what
+// is there then.
 func (s *Store) Update(_ context.Context, info Info, fieldpaths ...string) (Info, error) {
 	if err := checkLabels(info.Labels); err != nil {
 		return Info{}, err
 	}
-	lock, err := s.lockBlob(info.Digest)
+	lock, err := s.lockOwn(info.Digest)
 	if err != nil {
 		return Info{}, err
 	}
 	defer disk.Release(lock)
-	labels, _, err := s.readLabels(info.Digest)
-	if err != nil {
-		return Info{}, err
-	}
-	if labels == nil {
-		labels = map[string]string{}
-	}
+	labels := map[string]string{}
 	if len(fieldpaths) == 0 {
 		fieldpaths = []string{"labels"}
+	}
+	if !slices.Contains(fieldpaths, "labels") {
+		old, _, err := readLabels(s.Tree, info.Digest)
+		if err != nil {
+			return Info{}, err
+		}
+		maps.Copy(labels, old)
 	}
 	for _, field := range fieldpaths {
 		key, one := strings.CutPrefix(field, "labels.")
 		switch {
 		case field == "labels":
-			labels = map[string]string{}
-			maps.Copy(labels, info.Labels)
+			labels = maps.Clone(info.Labels)
 		case one:
 			labels[key] = info.Labels[key]
 		default:
 			return Info{}, errclass.As(fmt.Errorf("update %s: field %q can't be changed", info.Digest, field), errdefs.ErrInvalidArgument)
+		}
+		if labels == nil {
+			labels = map[string]string{}
 		}
 	}
 	maps.DeleteFunc(labels, func(_, v string) bool { return v == "" })
@@ -158,5 +174,5 @@ func (s *Store) Update(_ context.Context, info Info, fieldpaths ...string) (Info
 	if err != nil {
 		return Info{}, err
 	}
-	return s.info(info.Digest, fi, true)
+	return newInfo(s.Tree, info.Digest, fi, true)
 }

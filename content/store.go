@@ -33,12 +33,15 @@ type Store struct {
 // Open opens the store at root, which need not exist: it is created by the first write, and
 // reads as empty until then. The directory of a namespace opens the store that it is part of;
 // see [Store.Namespace]. A layout version that is not known is FailedPrecondition.
+//
+// Blobs of the alternates that [layout.AlternatesEnv] names are read as the store's own. They are not listed, swept, deleted
+// or labelled by it.
 func Open(root string) (*Store, error) {
 	d, err := layout.Open(root)
 	if err != nil {
 		return nil, fmt.Errorf("open store %s: %w", root, err)
 	}
-	s := &Store{Dir: layout.Dir{Tree: d.Tree, Name: "."}}
+	s := &Store{Dir: layout.Dir{Tree: d.Tree, Name: ".", Alternates: d.Alternates}}
 	if d.Name != "." {
 		s.namespace = path.Base(d.Name)
 	}
@@ -119,7 +122,7 @@ func valid(alg digest.Algorithm, hex string) bool {
 	return true
 }
 
-// stat finds a blob: what the file system knows of it. What is no regular file is no blob.
+// stat finds a blob of the store's own: what the file system knows of it. What is no regular file is no blob.
 func (s *Store) stat(dgst digest.Digest) (fs.FileInfo, error) {
 	if err := Validate(dgst); err != nil {
 		return nil, err
@@ -141,27 +144,42 @@ func blobError(dgst digest.Digest, err error) error {
 	return fmt.Errorf("blob %s: %w", dgst, cause(err))
 }
 
+// lookup finds a blob, of the store's own or of an alternate, and the tree that has it.
+func (s *Store) lookup(dgst digest.Digest) (disk.Tree, fs.FileInfo, error) {
+	if err := Validate(dgst); err != nil {
+		return "", nil, err
+	}
+	tree, fi, err := s.FindBlob(dgst)
+	if err != nil {
+		return "", nil, blobError(dgst, err)
+	}
+	return tree, fi, nil
+}
+
 // Path is the absolute path of a blob that exists; NotFound if it doesn't.
 func (s *Store) Path(dgst digest.Digest) (string, error) {
-	_, err := s.stat(dgst)
-	return s.Tree.Path(layout.BlobName(dgst)), err
+	tree, _, err := s.lookup(dgst)
+	if err != nil {
+		return "", err
+	}
+	return tree.Path(layout.BlobName(dgst)), nil
 }
 
 // Info describes one blob; NotFound if there is none.
 func (s *Store) Info(_ context.Context, dgst digest.Digest) (Info, error) {
-	fi, err := s.stat(dgst)
+	tree, fi, err := s.lookup(dgst)
 	if err != nil {
 		return Info{}, err
 	}
-	return s.info(dgst, fi, true)
+	return newInfo(tree, dgst, fi, true)
 }
 
-func (s *Store) info(dgst digest.Digest, fi fs.FileInfo, labels bool) (Info, error) {
+func newInfo(tree disk.Tree, dgst digest.Digest, fi fs.FileInfo, labels bool) (Info, error) {
 	info := Info{Digest: dgst, Size: fi.Size(), CreatedAt: fi.ModTime(), UpdatedAt: fi.ModTime()}
 	if !labels {
 		return info, nil
 	}
-	set, changed, err := s.readLabels(dgst)
+	set, changed, err := readLabels(tree, dgst)
 	if err != nil {
 		return Info{}, err
 	}
@@ -186,10 +204,10 @@ func (s *Store) File(dgst digest.Digest) (*File, error) {
 	if err := Validate(dgst); err != nil {
 		return nil, err
 	}
-	f, err := s.Tree.Open(layout.BlobName(dgst))
+	f, err := s.OpenBlob(dgst)
 	if err != nil {
-		if fi, serr := s.Tree.Stat(layout.BlobName(dgst)); serr == nil && !fi.Mode().IsRegular() {
-			err = fs.ErrNotExist
+		if _, _, ferr := s.FindBlob(dgst); errors.Is(ferr, fs.ErrNotExist) {
+			err = ferr // it is no regular file
 		}
 		return nil, blobError(dgst, err)
 	}
@@ -210,7 +228,7 @@ func (s *Store) ReaderAt(_ context.Context, dgst digest.Digest) (ReaderAt, error
 	return f, nil
 }
 
-// Digests calls f with the digest of every blob, in no order and without looking at the
+// Digests calls f with the digest of every blob of the store's own, in no order and without looking at the
 // blobs themselves. Memory does not grow with the store. Files whose names are no digests
 // are passed over.
 func (s *Store) Digests(ctx context.Context, f func(digest.Digest) error) error {
@@ -279,7 +297,7 @@ func (s *Store) walk(ctx context.Context, labels bool, f func(Info) error) error
 		if err != nil {
 			return err
 		}
-		info, err := s.info(dgst, fi, labels)
+		info, err := newInfo(s.Tree, dgst, fi, labels)
 		if err != nil {
 			return err
 		}
@@ -287,7 +305,8 @@ func (s *Store) walk(ctx context.Context, labels bool, f func(Info) error) error
 	})
 }
 
-// Delete removes a blob and its labels; NotFound if there is none. Who has it open reads on.
+// Delete removes a blob and its labels; NotFound if there is none, FailedPrecondition if only an alternate has it. Who has
+// it open reads on.
 func (s *Store) Delete(ctx context.Context, dgst digest.Digest) error {
 	return s.DeleteBefore(ctx, dgst, time.Time{})
 }
@@ -295,7 +314,7 @@ func (s *Store) Delete(ctx context.Context, dgst digest.Digest) error {
 // DeleteBefore is Delete for a sweep: FailedPrecondition if the blob was stored or freshened
 // at that time or later. Nobody freshens it in between.
 func (s *Store) DeleteBefore(_ context.Context, dgst digest.Digest, before time.Time) error {
-	lock, err := s.lockBlob(dgst)
+	lock, err := s.lockOwn(dgst)
 	if err != nil {
 		return err
 	}
@@ -330,9 +349,9 @@ func (s *Store) remove(dgst digest.Digest) error {
 }
 
 // Freshen marks a blob as used now, so that a sweep beside it spares it; NotFound if there is
-// none. A store that can't be written to is left as it is.
+// none. A store that can't be written to is left as it is, and so is an alternate.
 func (s *Store) Freshen(dgst digest.Digest) error {
-	if _, err := s.stat(dgst); err != nil {
+	if tree, _, err := s.lookup(dgst); err != nil || tree != s.Tree {
 		return err
 	}
 	if err := s.Dir.Freshen(dgst); err != nil {

@@ -44,7 +44,7 @@ func verifyFile(ctx context.Context, dgst digest.Digest, f *os.File, size int64)
 // verified it once more under its lock: FailedPrecondition if it is right, or was replaced
 // in between.
 func (s *Store) DeleteCorrupt(ctx context.Context, dgst digest.Digest) error {
-	lock, err := s.lockBlob(dgst)
+	lock, err := s.lockOwn(dgst)
 	if err != nil {
 		return err
 	}

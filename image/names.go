@@ -259,6 +259,9 @@ func (n *Names) settle(ctx context.Context, d v1.Descriptor) (v1.Descriptor, err
 	if d.Size != is.Size {
 		return d, errclass.Errorf(errdefs.ErrDataLoss, "%s has %d bytes, the descriptor says %d", d.Digest, is.Size, d.Size)
 	}
+	if err := adopt(ctx, n.store, d); err != nil {
+		return d, err
+	}
 	if is.MediaType == octets {
 		// If the document has no media type, the descriptor's counts, provided that the document refers to blobs.
 		if d.MediaType != "" && d.MediaType != octets && !IsIndex(d.MediaType) && !IsManifest(d.MediaType) {

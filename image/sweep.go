@@ -170,26 +170,12 @@ func unreadable(what string, err error) error {
 	return fmt.Errorf("%s: %w", what, err)
 }
 
-// reach marks a blob and all that it refers to. What isn't here is not remembered, however many digests a document has.
+// reach marks a blob and all that it refers to.
 func (s Sweep) reach(ctx context.Context, m *marks, d v1.Descriptor) error {
-	w := Walker{Store: s.Store}
-	return walk(ctx, d, m.blobs, func(d v1.Descriptor, _ int) ([]v1.Descriptor, error) {
-		b, err := w.blob(d.Digest)
-		switch {
-		case errdefs.IsNotFound(err), errdefs.IsInvalidArgument(err), errdefs.IsNotImplemented(err):
-			return nil, nil
-		case err != nil:
-			return nil, err
-		}
-		var children []v1.Descriptor
-		references(b, func(_ string, d v1.Descriptor) {
-			if _, err := s.Store.Path(d.Digest); !errdefs.IsNotFound(err) {
-				children = append(children, v1.Descriptor{Digest: d.Digest})
-			}
-		})
+	return documents(ctx, s.Store, d, m.blobs, func(_ digest.Digest, b []byte) error {
 		for _, id := range chains(b) {
 			m.Chains[id] = true
 		}
-		return children, nil
+		return nil
 	})
 }

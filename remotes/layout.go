@@ -43,7 +43,12 @@ func (l *Layout) files() (ondisk.Dir, error) {
 
 // readBlob reads a small blob whole.
 func readBlob(d ondisk.Dir, dgst digest.Digest) ([]byte, error) {
-	return d.Tree.ReadFile(ondisk.BlobName(dgst), MaxManifest)
+	f, err := d.OpenBlob(dgst)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	return disk.ReadAll(f, MaxManifest)
 }
 
 // index lists the names.
@@ -213,7 +218,7 @@ func sniff(b []byte) string {
 
 // openBlob opens a blob. NotFound if there is none.
 func openBlob(d ondisk.Dir, dgst digest.Digest) (*os.File, int64, error) {
-	f, err := d.Tree.Open(ondisk.BlobName(dgst))
+	f, err := d.OpenBlob(dgst)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, 0, classf(errdefs.ErrNotFound, "no such blob")
 	}

@@ -17,7 +17,7 @@ import (
 // change writes an index.json, changes it, and returns what it is then.
 func change(t *testing.T, text string, f func(*Index) error) (string, error) {
 	t.Helper()
-	d := Dir{disk.Tree(t.TempDir()), "."}
+	d := Dir{Tree: disk.Tree(t.TempDir()), Name: "."}
 	path := filepath.Join(string(d.Tree), "index.json")
 	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
 		t.Fatal(err)

@@ -52,18 +52,28 @@ const maxVersion = 64 << 10
 
 // Dir is an image layout: a directory of a tree, which has the blobs. Name is "." but for a namespace's.
 type Dir struct {
-	Tree disk.Tree
-	Name string
+	Tree       disk.Tree
+	Name       string
+	Alternates []disk.Tree // see [AlternatesEnv]
 }
 
-// Open selects the layout in a directory, an absolute path. It need not exist. The directory of a namespace is
+// Open selects the layout in a directory, and its alternates. It need not exist. The directory of a namespace is
 // recognised, and selected as a part of its store.
 func Open(root string) (Dir, error) {
+	d, err := open(root)
+	if err == nil {
+		d.Alternates, err = alternates(os.Getenv(AlternatesEnv))
+	}
+	return d, err
+}
+
+// open is Open without the alternates.
+func open(root string) (Dir, error) {
 	root, err := filepath.Abs(root)
 	if err != nil {
 		return Dir{}, err
 	}
-	d := Dir{disk.Tree(root), "."}
+	d := Dir{Tree: disk.Tree(root), Name: "."}
 	if target, err := os.Readlink(d.Tree.Path(v1.ImageBlobsDir)); err != nil || filepath.Clean(target) != blobsLink {
 		return d, nil
 	}
@@ -75,7 +85,7 @@ func Open(root string) (Dir, error) {
 	if filepath.Base(filepath.Dir(real)) != Namespaces {
 		return d, nil
 	}
-	return Dir{disk.Tree(store), path.Join(Namespaces, filepath.Base(real))}, nil
+	return Dir{Tree: disk.Tree(store), Name: path.Join(Namespaces, filepath.Base(real))}, nil
 }
 
 // File is the name of one of the layout's files in the tree.
