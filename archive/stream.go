@@ -6,56 +6,27 @@ import (
 	"context"
 	"crypto/sha256"
 	"errors"
-	"fmt"
 	"hash"
 	"io"
 
 	"github.com/containerd/errdefs"
-	"github.com/klauspost/compress/zstd"
 
-	"distkit/archive/inflate"
-	"distkit/errclass"
+	"distkit/compression"
 )
 
 const (
 	blockSize  = 512       // of tar
 	chunkSize  = 256 << 10 // of whole blocks: a header is never parted
 	chunkCount = 8
-
-	// maxWindow is the largest zstd window accepted, the limit of zstd(1) itself. It is what
-	// a hostile frame can make us hold.
-	maxWindow = 128 << 20
 )
 
-// decompress returns the plain bytes of r, whose compression it tells by its first bytes,
-// and a function that releases what the decompressor holds.
+// decompress returns the plain bytes of r, and a function that releases what the decompressor holds.
 func decompress(r *bufio.Reader) (io.Reader, func(), error) {
-	magic, err := r.Peek(6)
-	if err != nil && err != io.EOF {
-		return nil, nil, err
+	plain, release, err := compression.NewReader(r)
+	if err == io.EOF {
+		err = dataLoss("layer is empty")
 	}
-	switch {
-	case len(magic) == 0:
-		return nil, nil, dataLoss("layer is empty")
-	case bytes.HasPrefix(magic, []byte{0x1f, 0x8b}):
-		return inflate.NewReader(r), func() {}, nil
-	case bytes.HasPrefix(magic, []byte{0x28, 0xb5, 0x2f, 0xfd}),
-		len(magic) >= 4 && magic[0]&0xf0 == 0x50 && bytes.HasPrefix(magic[1:], []byte{0x2a, 0x4d, 0x18}):
-		z, err := zstd.NewReader(r, zstd.WithDecoderMaxWindow(maxWindow), zstd.WithDecoderLowmem(true))
-		if err != nil {
-			return nil, nil, err
-		}
-		return z, z.Close, nil
-	case bytes.HasPrefix(magic, []byte("\xfd7zXZ\x00")):
-		return nil, nil, notSupported("xz")
-	case bytes.HasPrefix(magic, []byte("BZh")):
-		return nil, nil, notSupported("bzip2")
-	}
-	return r, func() {}, nil
-}
-
-func notSupported(compression string) error {
-	return errclass.As(fmt.Errorf("compressed with %s: only gzip, zstd and plain layers are supported", compression), errdefs.ErrNotImplemented)
+	return plain, release, err
 }
 
 // A stream reads, decompresses and hashes ahead of its reader: one goroutine decompresses
