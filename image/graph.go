@@ -55,7 +55,152 @@ func walk(ctx context.Context, root v1.Descriptor, seen map[digest.Digest]bool, 
 	return nil
 }
 
-// blob reads a blob that may be a document: a JSON object that is not larger than MaxDocument. Of any other it returns nil. NotFound if there is none; DataLoss if it does not hash to its name.
+// Limits of one image: the blobs that it refers to, and the bytes of all its documents.
+const (
+	maxBlobs = 1 << 15
+	maxBytes = 256 << 20
+)
+
+// Node is a blob that [Walker.Walk] has come to.
+type Node struct {
+	v1.Descriptor // as the document that refers to the blob has it
+	// Type is the media type that the blob itself tells: of an index, a manifest, or a document of another kind that refers
+	// to blobs by descriptors. It is empty for every other blob, and for one that is not in the store.
+	Type string
+	Here bool // in the store
+	// Part is true for what a manifest refers to: its config, its layers and the like. What a part holds is not looked at.
+	Part bool
+	// Children are what a document refers to: an index to manifests, only to the best for the walker's platform if one is
+	// set; a manifest to its config and layers; a document of another kind to all blobs that it names, but not to its subject.
+	Children []v1.Descriptor
+}
+
+// Walk calls visit with d and with everything that d refers to, parents before children, in the order of the documents.
+// The blobs tell what is a document, whatever media types the descriptors have. Each blob is visited once, or twice if it
+// is both a part and a document. What a blob refers to that is not in the store can't be known.
+//
+// DataLoss: a document does not hash to its name, or a blob has another size than its descriptor says. InvalidArgument: a
+// descriptor says that a blob is an index or manifest, and the blob is none; or indexes nest too deep, or the image refers to
+// too many blobs, or its documents are too large together. NotFound: an index has nothing for the platform.
+func (w Walker) Walk(ctx context.Context, d v1.Descriptor, visit func(Node) error) error {
+	return w.walk(ctx, d, map[digest.Digest]bool{}, visit)
+}
+
+// walk is Walk that passes over the documents of seen, and adds those that it visits.
+func (w Walker) walk(ctx context.Context, d v1.Descriptor, seen map[digest.Digest]bool, visit func(Node) error) error {
+	parts := map[digest.Digest]bool{}
+	blobs, size := 0, int64(0)
+	return walk(ctx, d, seen, func(d v1.Descriptor, depth int) ([]v1.Descriptor, error) {
+		if depth > maxDepth {
+			return nil, errclass.Errorf(errdefs.ErrInvalidArgument, "indexes nest deeper than %d", maxDepth)
+		}
+		n, err := w.node(ctx, d, depth == 0)
+		if err != nil {
+			return nil, err
+		}
+		if n.Type != "" {
+			size += n.Size
+		}
+		if blobs += len(n.Children); blobs > maxBlobs || size > maxBytes {
+			return nil, errclass.Errorf(errdefs.ErrInvalidArgument, "%s refers to more than %d blobs, or to documents of more than %d bytes", d.Digest, maxBlobs, maxBytes)
+		}
+		if err := visit(n); err != nil {
+			return nil, err
+		}
+		if IsIndex(n.Type) {
+			return n.Children, nil
+		}
+		for _, c := range n.Children {
+			if parts[c.Digest] {
+				continue
+			}
+			parts[c.Digest] = true
+			part := Node{Descriptor: c, Part: true}
+			if part.Here, err = w.here(ctx, c); err != nil {
+				return nil, err
+			}
+			if err := visit(part); err != nil {
+				return nil, err
+			}
+		}
+		return nil, nil
+	})
+}
+
+// here reports whether a blob is in the store. DataLoss if it has another size than its descriptor says.
+func (w Walker) here(ctx context.Context, d v1.Descriptor) (bool, error) {
+	info, err := w.Store.Info(ctx, d.Digest)
+	if errdefs.IsNotFound(err) || errdefs.IsNotImplemented(err) {
+		return false, nil
+	}
+	if err == nil && info.Size != d.Size {
+		err = errclass.Errorf(errdefs.ErrDataLoss, "%s has %d bytes, its descriptor says %d", d.Digest, info.Size, d.Size)
+	}
+	return err == nil, err
+}
+
+// node looks at a blob that may be a document. What a name points at (root) is one also if its type is not its own, but the
+// name's.
+func (w Walker) node(ctx context.Context, d v1.Descriptor, root bool) (Node, error) {
+	n := Node{Descriptor: d}
+	var err error
+	if n.Here, err = w.here(ctx, d); err != nil || !n.Here {
+		return n, err
+	}
+	known := IsIndex(d.MediaType) || IsManifest(d.MediaType)
+	b, err := w.blob(d.Digest)
+	if err != nil {
+		return n, err
+	}
+	if b == nil && known {
+		_, err = w.document(d) // says why it is none
+		return n, err
+	}
+	if b == nil {
+		return n, nil
+	}
+	doc, err := parseDocument(string(d.Digest), b)
+	switch {
+	case err == nil:
+		n.Type = doc.MediaType
+		n.Children, err = w.choose(ctx, d.Digest, doc)
+		return n, err
+	case known:
+		return n, err
+	}
+	foreign, ok := foreignType(b)
+	if !ok && root && d.MediaType != "" && d.MediaType != octets {
+		foreign, ok = d.MediaType, refers(b)
+	}
+	if !ok {
+		return n, nil
+	}
+	n.Type = foreign
+	references(b, func(key string, c v1.Descriptor) {
+		if key != "subject" && len(n.Children) <= maxBlobs {
+			n.Children = append(n.Children, c)
+		}
+	})
+	return n, nil
+}
+
+// choose returns what a document refers to: of an index only the best manifest for the platform, if one is set.
+func (w Walker) choose(ctx context.Context, dgst digest.Digest, doc document) ([]v1.Descriptor, error) {
+	if doc.Config != nil {
+		return append([]v1.Descriptor{*doc.Config}, doc.Layers...), nil
+	}
+	if w.Platform == nil {
+		return doc.Manifests, nil
+	}
+	if err := w.settleTypes(ctx, doc.Manifests); err != nil {
+		return nil, err
+	}
+	best, err := w.pick(dgst, doc.Manifests)
+	return []v1.Descriptor{best}, err
+}
+
+// blob reads a blob that may be a document: a JSON object that is not larger than MaxDocument. Of any other it returns nil.
+// NotFound if there is none; DataLoss if it does not hash to its name.
 func (w Walker) blob(dgst digest.Digest) ([]byte, error) {
 	f, err := w.Store.File(dgst)
 	if err != nil {
@@ -81,14 +226,14 @@ func (w Walker) blob(dgst digest.Digest) ([]byte, error) {
 }
 
 // small reports whether a document has so few members and objects that decoding it takes little memory.
-func small(b []byte) bool {
-	return bytes.Count(b, []byte("{")) <= maxObjects && bytes.Count(b, []byte(",")) <= maxMembers
+func small(b []byte, members int) bool {
+	return bytes.Count(b, []byte("{")) <= maxObjects && bytes.Count(b, []byte(",")) <= members
 }
 
 // Decode is json.Unmarshal of what strangers wrote: InvalidArgument if it is too large, or has so many members that
 // decoding it would take many times its size.
 func Decode(b []byte, v any) error {
-	if len(b) > MaxDocument || !small(b) {
+	if len(b) > MaxDocument || !small(b, maxMembers) {
 		return errclass.Errorf(errdefs.ErrInvalidArgument, "it has more than %d bytes, %d objects or %d members", MaxDocument, maxObjects, maxMembers)
 	}
 	if err := json.Unmarshal(b, v); err != nil {

@@ -12,6 +12,7 @@ import (
 
 	"distkit/content"
 	"distkit/disk"
+	"distkit/disk/layout"
 	"distkit/errclass"
 
 	"github.com/containerd/errdefs"
@@ -29,13 +30,14 @@ const (
 	dockerConfig       = "application/vnd.docker.container.image.v1+json"
 )
 
-// MaxDocument bounds a manifest, an index and a config, in bytes, maxObjects and maxMembers
-// the memory that decoding one takes, and maxDepth how deep indexes may nest.
+// MaxDocument bounds a manifest, an index and a config, in bytes. maxObjects and maxMembers bound the memory that decoding
+// one takes, and maxChildMembers that of an index or manifest, of which more is kept. maxDepth is how deep indexes may nest.
 const (
-	MaxDocument = 8 << 20
-	maxObjects  = 1 << 17
-	maxMembers  = 1 << 19
-	maxDepth    = 4
+	MaxDocument     = 8 << 20
+	maxObjects      = 1 << 17
+	maxMembers      = 1 << 19
+	maxChildMembers = 1 << 17
+	maxDepth        = 4
 )
 
 // maxDigest bounds a digest of an unknown algorithm, in bytes.
@@ -50,11 +52,41 @@ type Walker struct {
 // document is what an index and a manifest have, read as one: which of them it is, the media
 // type says, or, where there is none, what the document holds.
 type document struct {
-	MediaType string          `json:"mediaType"`
-	Manifests []v1.Descriptor `json:"manifests"`
-	Config    *v1.Descriptor  `json:"config"`
-	Layers    []v1.Descriptor `json:"layers"`
-	Subject   *v1.Descriptor  `json:"subject"`
+	MediaType string         `json:"mediaType"`
+	Manifests Descriptors    `json:"manifests"`
+	Config    *v1.Descriptor `json:"config"`
+	Layers    Descriptors    `json:"layers"`
+	Subject   *v1.Descriptor `json:"subject"`
+}
+
+// Descriptors decodes an array of descriptors one after another: no more than an image may have. A longer array is
+// InvalidArgument.
+type Descriptors []v1.Descriptor
+
+// UnmarshalJSON implements json.Unmarshaler.
+func (list *Descriptors) UnmarshalJSON(b []byte) error {
+	var failed error
+	*list = nil
+	array := layout.Elements(b, func(value json.RawMessage) {
+		if failed == nil && len(*list) == maxBlobs {
+			failed = errclass.Errorf(errdefs.ErrInvalidArgument, "more than %d descriptors", maxBlobs)
+		}
+		if failed != nil {
+			return
+		}
+		var d v1.Descriptor
+		failed = json.Unmarshal(value, &d)
+		*list = append(*list, d)
+	})
+	switch {
+	case failed != nil:
+		return failed
+	case !array && string(b) != "null":
+		return errclass.Errorf(errdefs.ErrInvalidArgument, "no array of descriptors")
+	case array && *list == nil:
+		*list = Descriptors{}
+	}
+	return nil
 }
 
 // IsIndex tells whether the media type is an index's, OCI's or docker's.
@@ -128,7 +160,7 @@ func (w Walker) document(d v1.Descriptor) (document, error) {
 // parseDocument is document for bytes that messages call by name.
 func parseDocument(name string, b []byte) (document, error) {
 	var doc document
-	if !small(b) {
+	if !small(b, maxChildMembers) {
 		return doc, errclass.Errorf(errdefs.ErrInvalidArgument, "%s is no manifest or index: it has too many members", name)
 	}
 	if err := json.Unmarshal(b, &doc); err != nil {
@@ -181,33 +213,29 @@ func checkMediaType(s string) error {
 	return nil
 }
 
-// Children returns what an index or manifest refers to: an index's manifests for the platform
-// (the best one, or all where no platform is set), a manifest's config and layers. Other blobs
-// have none. NotFound when the blob isn't in the store or the index has nothing that fits.
+// Children returns what a document refers to: see [Node.Children]. Those of an index have the media types that the blobs tell.
+// Other blobs have none. NotFound when the blob isn't in the store or the index has nothing that fits.
 func (w Walker) Children(ctx context.Context, d v1.Descriptor) ([]v1.Descriptor, error) {
-	doc, err := w.document(d)
-	if err != nil {
-		if errdefs.IsInvalidArgument(err) && !IsIndex(d.MediaType) && !IsManifest(d.MediaType) {
-			return nil, nil
-		}
-		return nil, err
-	}
-	if doc.Config != nil {
-		return append([]v1.Descriptor{*doc.Config}, doc.Layers...), nil
-	}
-	for i, c := range doc.Manifests {
-		if doc.Manifests[i].MediaType, err = w.typeOf(ctx, c); err != nil {
-			return nil, err
-		}
-	}
-	if w.Platform == nil {
-		return doc.Manifests, nil
-	}
-	best, err := w.pick(d.Digest, doc.Manifests)
+	info, err := w.Store.Info(ctx, d.Digest)
 	if err != nil {
 		return nil, err
 	}
-	return []v1.Descriptor{best}, nil
+	d.Size = info.Size
+	n, err := w.node(ctx, d, true)
+	if err == nil && IsIndex(n.Type) && w.Platform == nil {
+		err = w.settleTypes(ctx, n.Children)
+	}
+	return n.Children, err
+}
+
+// settleTypes gives manifests of an index the media types that typeOf tells.
+func (w Walker) settleTypes(ctx context.Context, manifests []v1.Descriptor) (err error) {
+	for i, m := range manifests {
+		if manifests[i].MediaType, err = w.typeOf(ctx, m); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // typeOf is the media type of a child of an index: what its descriptor says if that is a manifest's or an index's, else what
@@ -285,7 +313,7 @@ func (w Walker) Manifest(ctx context.Context, d v1.Descriptor) (v1.Descriptor, e
 }
 
 func (w Walker) manifest(ctx context.Context, d v1.Descriptor) (v1.Descriptor, document, error) {
-	for range maxDepth {
+	for range maxDepth + 1 {
 		doc, err := w.document(d)
 		if err != nil {
 			return d, doc, err
@@ -376,13 +404,10 @@ func (w Walker) Contents(ctx context.Context, d v1.Descriptor) (Contents, error)
 	if err != nil {
 		return Contents{}, err
 	}
-	var config struct {
-		RootFS v1.RootFS `json:"rootfs"`
-	}
-	if err := Decode(b, &config); err != nil {
+	diffIDs, err := DiffIDs(b)
+	if err != nil {
 		return Contents{}, fmt.Errorf("config %s: %w", doc.Config.Digest, err)
 	}
-	diffIDs := config.RootFS.DiffIDs
 	if len(diffIDs) != len(doc.Layers) {
 		return Contents{}, errclass.Errorf(errdefs.ErrInvalidArgument, "manifest %s has %d layers, its config %d diff IDs: no image that can be unpacked",
 			d.Digest, len(doc.Layers), len(diffIDs))
@@ -400,65 +425,23 @@ func (w Walker) Contents(ctx context.Context, d v1.Descriptor) (Contents, error)
 	return Contents{d, b, layers}, nil
 }
 
-// Missing returns the blobs of an image that aren't in the store. It follows Children, whatever media types the
-// descriptors of manifests have. Of a manifest of an unknown kind it looks for every blob but the subject. What a missing
-// manifest refers to can't be known, and isn't reported.
+// Missing returns the blobs of an image that aren't in the store, as far as can be known. If a platform was asked for, the
+// manifest must be for it.
 func (w Walker) Missing(ctx context.Context, d v1.Descriptor) ([]v1.Descriptor, error) {
 	var missing []v1.Descriptor
-	parts := map[digest.Digest]bool{} // configs, layers and the like: what they hold is not looked at
-	err := walk(ctx, d, map[digest.Digest]bool{}, func(d v1.Descriptor, depth int) ([]v1.Descriptor, error) {
-		if depth > maxDepth+1 {
-			return nil, errclass.Errorf(errdefs.ErrInvalidArgument, "indexes nest deeper than %d", maxDepth)
+	told := map[digest.Digest]bool{}
+	err := w.Walk(ctx, d, func(n Node) error {
+		if !n.Here && !told[n.Digest] {
+			told[n.Digest] = true
+			missing = append(missing, n.Descriptor)
 		}
-		info, err := w.Store.Info(ctx, d.Digest)
-		if errdefs.IsNotFound(err) || errdefs.IsNotImplemented(err) {
-			missing = append(missing, d)
-			return nil, nil
+		if !IsManifest(n.Type) {
+			return nil
 		}
-		if err != nil {
-			return nil, err
+		if _, err := w.Store.Info(ctx, n.Children[0].Digest); err != nil {
+			return nil // the config is what is missing, or Walk fails on it
 		}
-		if info.Size != d.Size {
-			return nil, errclass.Errorf(errdefs.ErrDataLoss, "%s has %d bytes, its descriptor says %d", d.Digest, info.Size, d.Size)
-		}
-		if parts[d.Digest] {
-			return nil, nil
-		}
-		is, err := w.Describe(ctx, d.Digest)
-		if err != nil {
-			return nil, err
-		}
-		var children []v1.Descriptor
-		switch {
-		case IsIndex(is.MediaType):
-			return w.Children(ctx, d)
-		case IsManifest(is.MediaType):
-			if children, err = w.Children(ctx, d); err != nil {
-				return nil, err
-			}
-			if _, err := w.Store.Info(ctx, children[0].Digest); err == nil { // else it is what is missing
-				if err := w.fits(ctx, d, children[0]); err != nil {
-					return nil, err
-				}
-			}
-		case is.MediaType != octets:
-			b, err := w.blob(d.Digest)
-			if err != nil {
-				return nil, err
-			}
-			references(b, func(key string, d v1.Descriptor) {
-				if key != "subject" {
-					children = append(children, d)
-				}
-			})
-		case IsIndex(d.MediaType), IsManifest(d.MediaType):
-			_, err := w.Children(ctx, d) // says why it is none
-			return nil, err
-		}
-		for _, c := range children {
-			parts[c.Digest] = true
-		}
-		return children, nil
+		return w.fits(ctx, n.Descriptor, n.Children[0])
 	})
 	return missing, err
 }
@@ -474,6 +457,45 @@ func (w Walker) Size(ctx context.Context, d v1.Descriptor) (int64, error) {
 		size += l.Size
 	}
 	return size, nil
+}
+
+// DiffIDs returns the diff IDs that an image config gives to its layers: nil if it has no rootfs, and so is no image's.
+// InvalidArgument if it is no JSON object.
+func DiffIDs(config []byte) ([]digest.Digest, error) {
+	var c struct {
+		RootFS *v1.RootFS `json:"rootfs"`
+	}
+	if err := Decode(config, &c); err != nil || c.RootFS == nil {
+		return nil, err
+	}
+	return append([]digest.Digest{}, c.RootFS.DiffIDs...), nil
+}
+
+// Put stores a document that was made here. Another process that stores the same one is waited for.
+func (w Walker) Put(ctx context.Context, mediaType string, b []byte) (v1.Descriptor, error) {
+	d := v1.Descriptor{MediaType: mediaType, Digest: digest.FromBytes(b), Size: int64(len(b))}
+	if d.Size > MaxDocument {
+		return d, errclass.Errorf(errdefs.ErrInvalidArgument, "a document of %d bytes, more than %d", d.Size, MaxDocument)
+	}
+	out, err := w.Store.BlobWriter(ctx, "document:"+string(d.Digest), d.Size, d.Digest, true)
+	if errdefs.IsAlreadyExists(err) {
+		return d, nil
+	}
+	if err != nil {
+		return d, err
+	}
+	defer out.Abort()
+	// Whatever an earlier attempt left.
+	if err := out.Truncate(0); err != nil {
+		return d, err
+	}
+	if _, err := out.Write(b); err != nil {
+		return d, err
+	}
+	if err := out.Commit(ctx, d.Size, d.Digest, nil); err != nil && !errdefs.IsAlreadyExists(err) {
+		return d, err
+	}
+	return d, nil
 }
 
 // ReadDescriptor reads one descriptor as JSON. What is none is InvalidArgument.

@@ -104,21 +104,17 @@ func (n *Names) Sources(ctx context.Context, w Walker, target v1.Descriptor, hos
 
 // blobs calls f with what an image refers to that is no manifest or index, as far as it is here.
 func (w Walker) blobs(ctx context.Context, d v1.Descriptor, seen map[digest.Digest]bool, left *int, f func(v1.Descriptor) error) error {
-	return walk(ctx, d, seen, func(d v1.Descriptor, depth int) ([]v1.Descriptor, error) {
-		if !IsIndex(d.MediaType) && !IsManifest(d.MediaType) {
-			return nil, f(d)
+	return w.walk(ctx, d, seen, func(n Node) error {
+		switch {
+		case n.Type != "":
+			if *left--; *left < 0 {
+				return errclass.Errorf(errdefs.ErrInvalidArgument, "more than %d manifests", maxSources)
+			}
+			return nil
+		case IsIndex(n.MediaType), IsManifest(n.MediaType):
+			return nil // of a platform that is not here
 		}
-		if depth > maxDepth+1 {
-			return nil, nil
-		}
-		if *left--; *left < 0 {
-			return nil, errclass.Errorf(errdefs.ErrInvalidArgument, "more than %d manifests", maxSources)
-		}
-		children, err := w.Children(ctx, d)
-		if errdefs.IsNotFound(err) {
-			return nil, nil // a platform that is not here
-		}
-		return children, err
+		return f(n.Descriptor)
 	})
 }
 
