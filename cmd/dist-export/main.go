@@ -1,14 +1,16 @@
-// Dist-export writes images of the store to standard output as an archive.
+// Dist-export writes images of the store to standard output as an archive, or to a directory.
 package main
 
 import (
 	"os"
+	"sync"
 
 	"distkit/cmd/internal/cli"
 	"distkit/content"
 	"distkit/image"
 	"distkit/image/transfer"
 
+	"github.com/opencontainers/go-digest"
 	"github.com/spf13/cobra"
 )
 
@@ -16,8 +18,8 @@ func main() { cli.Main(newCommand()) }
 
 func newCommand() *cobra.Command {
 	c := &cobra.Command{
-		Use:   "dist-export [flags] NAME…|-",
-		Short: "write images to standard output, as an OCI archive that docker takes too",
+		Use:   "dist-export [flags] NAME|DIGEST…|-",
+		Short: "write images to standard output, as an OCI archive that docker takes too, or to a directory",
 		Args:  cobra.ArbitraryArgs,
 	}
 	f := c.Flags()
@@ -25,14 +27,18 @@ func newCommand() *cobra.Command {
 	platform := f.String("platform", "", "of an index, write the manifest of this `PLATFORM`, os/arch[/variant]")
 	all := f.Bool("all-platforms", false, "write all of an index, or fail")
 	sparse := f.Bool("sparse", false, "write an index with those of its manifests that are here")
+	format := f.String("format", "both", "the `FORMAT` of the archive: both, oci or docker")
+	dir := f.String("dir", "", "write an image layout to this `DIR` instead of an archive")
 	f.BoolP("zero", "z", false, "names on standard input end with NUL instead of newline")
 	c.MarkFlagsMutuallyExclusive("platform", "all-platforms", "sparse")
 	c.RunE = func(c *cobra.Command, args []string) error {
-		if _, tty := cli.IsTerminal(os.Stdout); tty {
-			return cli.Usagef("standard output is a terminal: redirect it to a file or a pipe")
+		if _, tty := cli.IsTerminal(os.Stdout); tty && *dir == "" {
+			return cli.Usagef("standard output is a terminal: redirect it to a file or a pipe, or give --dir")
 		}
-		if f.Changed("platform") && *platform == "" {
-			return cli.Usagef("--platform is empty")
+		for _, name := range []string{"platform", "dir"} {
+			if f.Changed(name) && f.Lookup(name).Value.String() == "" {
+				return cli.Usagef("--%s is empty", name)
+			}
 		}
 		var o transfer.ExportOptions
 		switch {
@@ -44,8 +50,8 @@ func newCommand() *cobra.Command {
 			o.Select = transfer.One
 		}
 		var err error
-		if f.Changed("platform") && *platform == "" {
-			return cli.Usagef("--platform is empty")
+		if o.Format, err = transfer.ParseFormat(*format); err != nil {
+			return err
 		}
 		if o.Platform, err = image.ParsePlatform(*platform); err != nil {
 			return err
@@ -58,16 +64,34 @@ func newCommand() *cobra.Command {
 		if err != nil {
 			return err
 		}
-		var images []image.Image
-		err = cli.Each(c, args, func(name string) error {
-			img, err := names.Get(name)
-			images = append(images, img)
-			return err
-		})
+		images, err := lookup(c, args, store, names)
 		if err != nil {
 			return err // an archive has all of them, or is not begun
+		}
+		if *dir != "" {
+			return transfer.ExportDir(c.Context(), store, *dir, images, o)
 		}
 		return transfer.Export(c.Context(), store, c.OutOrStdout(), images, o)
 	}
 	return c
+}
+
+// lookup finds the images of names and digests. The names of the store are read once.
+func lookup(c *cobra.Command, args []string, store *content.Store, names *image.Names) (images []image.Image, err error) {
+	listing := sync.OnceValues(names.Read)
+	err = cli.Each(c, args, func(object string) error {
+		img := image.Image{}
+		if dgst, err := digest.Parse(object); err == nil {
+			img.Target, err = image.Walker{Store: store}.Describe(c.Context(), dgst)
+			images = append(images, img)
+			return err
+		}
+		all, err := listing()
+		if err == nil {
+			img, err = all.Get(object)
+		}
+		images = append(images, img)
+		return err
+	})
+	return images, err
 }

@@ -1,7 +1,10 @@
-// Dist-import stores the images of an archive on standard input.
+// Dist-import stores the images of an archive on standard input, or of a directory.
 package main
 
 import (
+	"context"
+	"errors"
+	"io/fs"
 	"os"
 
 	"distkit/cmd/internal/cli"
@@ -22,8 +25,8 @@ type record struct {
 
 func newCommand() *cobra.Command {
 	c := &cobra.Command{
-		Use:   "dist-import [flags] [-]",
-		Short: "store and name the images of a docker-save or OCI archive on standard input",
+		Use:   "dist-import [flags] [DIR|-]",
+		Short: "store and name the images of a docker-save or OCI archive on standard input, or of a directory",
 		Args:  cobra.MaximumNArgs(1),
 	}
 	f := c.Flags()
@@ -31,15 +34,14 @@ func newCommand() *cobra.Command {
 	var o transfer.ImportOptions
 	f.StringVar(&o.Name, "name", "", "the `NAME` of the archive's one image, whatever it is called there")
 	f.StringVar(&o.BaseName, "base-name", "", "the `NAME` before the tag of images that have a tag alone")
+	f.StringArrayVar(&o.Only, "only", nil, "take this image alone: its `NAME` or tag in the archive, or its digest; may be repeated")
+	list := f.Bool("list", false, "list the images, and store nothing")
 	platform := f.String("platform", "", "name the manifest of this `PLATFORM`, os/arch[/variant], instead of an index")
 	all := f.Bool("all-platforms", false, "fail unless all of an index is there")
 	c.MarkFlagsMutuallyExclusive("platform", "all-platforms")
 	c.MarkFlagsMutuallyExclusive("name", "base-name")
 	out := cli.NewRecords(c, "NAME", "DIGEST")
 	c.RunE = func(c *cobra.Command, args []string) error {
-		if len(args) == 1 && args[0] != "-" {
-			return cli.Usagef("archives are read from standard input: dist-import < %s", args[0])
-		}
 		for _, name := range []string{"name", "base-name", "platform"} {
 			if f.Changed(name) && f.Lookup(name).Value.String() == "" {
 				return cli.Usagef("--%s is empty", name)
@@ -55,27 +57,17 @@ func newCommand() *cobra.Command {
 			}
 			o.Select, o.Platform = transfer.One, p
 		}
-		store, err := content.Open(*root)
+		from, done, err := source(c.Context(), args)
 		if err != nil {
 			return err
 		}
-		names, err := image.OpenNames(store, *namespace)
-		if err != nil {
-			return err
+		defer done()
+		var images []image.Image
+		if *list {
+			images, err = transfer.List(c.Context(), from, o)
+		} else {
+			images, err = load(c.Context(), *root, *namespace, from, o)
 		}
-		if _, tty := cli.IsTerminal(os.Stdin); tty {
-			return cli.Usagef("standard input is a terminal: an archive is needed")
-		}
-		in, err := cli.Stdin(c.Context())
-		if err != nil {
-			return err
-		}
-		defer in.Close()
-		// For as long as this process lives: what has come has no name yet.
-		if _, err := store.Hold(c.Context()); err != nil {
-			return err
-		}
-		images, err := transfer.Import(c.Context(), store, names, in, o)
 		if err != nil {
 			return err
 		}
@@ -87,4 +79,39 @@ func newCommand() *cobra.Command {
 		return out.Close()
 	}
 	return c
+}
+
+// source is the archive: standard input, unless the argument is a directory.
+func source(ctx context.Context, args []string) (from transfer.Source, done func(), err error) {
+	if len(args) == 1 && args[0] != "-" {
+		fi, err := os.Stat(args[0])
+		if err == nil && !fi.IsDir() || errors.Is(err, fs.ErrNotExist) {
+			return nil, nil, cli.Usagef("%q is no directory; archives are read from standard input: dist-import < %[1]s", args[0])
+		}
+		return transfer.Dir(args[0]), func() {}, err
+	}
+	if _, tty := cli.IsTerminal(os.Stdin); tty {
+		return nil, nil, cli.Usagef("standard input is a terminal: an archive is needed")
+	}
+	in, err := cli.Stdin(ctx)
+	if err != nil {
+		return nil, nil, err
+	}
+	return transfer.Stream(in), func() { _ = in.Close() }, nil
+}
+
+func load(ctx context.Context, root, namespace string, from transfer.Source, o transfer.ImportOptions) ([]image.Image, error) {
+	store, err := content.Open(root)
+	if err != nil {
+		return nil, err
+	}
+	names, err := image.OpenNames(store, namespace)
+	if err != nil {
+		return nil, err
+	}
+	// For as long as this process lives: what has come has no name yet.
+	if _, err := store.Hold(ctx); err != nil {
+		return nil, err
+	}
+	return transfer.Import(ctx, store, names, from, o)
 }

@@ -1,13 +1,16 @@
 package transfer
 
 import (
-	"bytes"
+	"bufio"
 	"context"
 	"encoding/json"
 	"fmt"
 	"io"
+	"strings"
 
+	"distkit/compression"
 	"distkit/content"
+	"distkit/errclass"
 	"distkit/image"
 
 	"github.com/containerd/errdefs"
@@ -49,110 +52,177 @@ func listed(b []byte) (map[string]bool, error) {
 	return names, nil
 }
 
+// maxImages bounds how many manifests are made of one archive.
+const maxImages = 1 << 12
+
 // dockerReader makes OCI manifests of the images of an archive that has none. They depend on
 // nothing but config and layers, so that an archive gives the same digest each time.
 type dockerReader struct {
 	*archive
-	store   *content.Store
+	store   *content.Store                  // nil if nothing is to be stored
 	diffIDs map[digest.Digest]digest.Digest // of layers that are compressed
+	configs map[digest.Digest][]digest.Digest
+	made    map[string]v1.Descriptor // by the digests of config and layers
 }
 
-func (a *archive) dockerImages(ctx context.Context, store *content.Store) ([]found, error) {
+// dockerImages are the images of an archive's manifest.json, but for those that o does not want.
+func (a *archive) dockerImages(ctx context.Context, store *content.Store, o ImportOptions) ([]found, error) {
 	images, err := parseDocker(a.docker)
 	if err != nil {
 		return nil, err
 	}
-	r := dockerReader{a, store, map[digest.Digest]digest.Digest{}}
+	r := dockerReader{a, store, map[digest.Digest]digest.Digest{}, map[digest.Digest][]digest.Digest{}, map[string]v1.Descriptor{}}
 	var all []found
 	for _, img := range images {
-		d, err := r.manifest(ctx, img)
-		if err != nil {
-			return nil, err
-		}
-		if len(img.RepoTags) == 0 {
-			all = append(all, found{target: d})
-		}
+		tags := make([]found, 0, max(1, len(img.RepoTags)))
 		for _, tag := range img.RepoTags {
 			name, err := normalize(tag)
 			if err != nil {
 				return nil, err
 			}
-			all = append(all, found{target: d, name: name})
+			if o.maybe(name) {
+				tags = append(tags, found{name: name})
+			}
+		}
+		if len(img.RepoTags) == 0 {
+			tags = append(tags, found{})
+		}
+		if len(tags) == 0 {
+			continue
+		}
+		d, err := r.manifest(ctx, img)
+		if err != nil {
+			return nil, err
+		}
+		for _, f := range tags {
+			f.target = d
+			all = append(all, f)
 		}
 	}
 	return all, nil
 }
 
+// manifest returns the manifest of an image. It makes one for each config with its layers.
 func (r dockerReader) manifest(ctx context.Context, img dockerImage) (v1.Descriptor, error) {
 	var none v1.Descriptor
 	config, err := r.find(img.Config)
 	if err != nil {
 		return none, err
 	}
-	diffIDs, err := r.config(config)
-	if err != nil {
-		return none, err
+	layers := make([]file, len(img.Layers))
+	key := strings.Builder{}
+	key.WriteString(string(config.digest))
+	for i, name := range img.Layers {
+		if name == "" {
+			layers[i], err = r.layerOfStore(ctx, config, i)
+		} else {
+			layers[i], err = r.find(name)
+		}
+		if err != nil {
+			return none, fmt.Errorf("layer %d of image %s: %w", i+1, img.Config, err)
+		}
+		key.WriteString(" " + string(layers[i].digest))
 	}
-	if len(diffIDs) != len(img.Layers) {
-		return none, invalid("image %s has %d layers, its config %d diff IDs", img.Config, len(img.Layers), len(diffIDs))
+	if d, ok := r.made[key.String()]; ok {
+		return d, nil
+	}
+	if len(r.made) == maxImages {
+		return none, invalid("%s has more than %d images", dockerManifestsFile, maxImages)
+	}
+	if r.store != nil {
+		if err := r.verify(ctx, img, config, layers); err != nil {
+			return none, err
+		}
 	}
 	m := v1.Manifest{
 		Versioned: specs.Versioned{SchemaVersion: 2},
 		MediaType: v1.MediaTypeImageManifest,
 		Config:    v1.Descriptor{MediaType: v1.MediaTypeImageConfig, Digest: config.digest, Size: config.size},
-		Layers:    make([]v1.Descriptor, len(img.Layers)),
+		Layers:    make([]v1.Descriptor, len(layers)),
 	}
-	for i, name := range img.Layers {
-		layer, err := r.find(name)
+	for i, layer := range layers {
+		mediaType, err := layerType(layer.compression)
 		if err != nil {
-			return none, err
+			return none, fmt.Errorf("layer %s: %w", img.Layers[i], err)
 		}
-		got, err := r.diffID(ctx, layer)
-		if err != nil {
-			return none, fmt.Errorf("layer %s: %w", name, err)
-		}
-		if got != diffIDs[i] {
-			return none, damaged("layer %s: its diff ID is %s, config %s says %s", name, got, img.Config, diffIDs[i])
-		}
-		m.Layers[i] = v1.Descriptor{MediaType: layerType(layer.compression), Digest: layer.digest, Size: layer.size}
+		m.Layers[i] = v1.Descriptor{MediaType: mediaType, Digest: layer.digest, Size: layer.size}
 	}
 	b, err := json.Marshal(m)
 	if err != nil {
 		return none, err
 	}
-	if len(b) > image.MaxDocument {
-		return none, invalid("image %s has too many layers: %d", img.Config, len(img.Layers))
-	}
 	d := v1.Descriptor{MediaType: m.MediaType, Digest: digest.FromBytes(b), Size: int64(len(b))}
-	w, err := r.store.BlobWriter(ctx, "import:manifest of "+img.Config, d.Size, d.Digest, true)
-	if errdefs.IsAlreadyExists(err) {
-		return d, nil
+	if r.store != nil {
+		d, err = image.Walker{Store: r.store}.Put(ctx, m.MediaType, b)
 	}
 	if err != nil {
-		return none, fmt.Errorf("store manifest of %s: %w", img.Config, err)
+		return none, fmt.Errorf("manifest of %s: %w", img.Config, err)
 	}
-	defer w.Abort()
-	if err := w.Truncate(0); err != nil {
-		return none, fmt.Errorf("store manifest of %s: %w", img.Config, err)
-	}
-	if _, err := io.Copy(w, bytes.NewReader(b)); err != nil {
-		return none, fmt.Errorf("store manifest of %s: %w", img.Config, err)
-	}
-	if err := w.Commit(ctx, d.Size, d.Digest, nil); err != nil && !errdefs.IsAlreadyExists(err) {
-		return none, fmt.Errorf("store manifest of %s: %w", img.Config, err)
-	}
+	r.made[key.String()] = d
 	return d, nil
 }
 
-func layerType(compression string) string {
-	if compression == "" {
-		return v1.MediaTypeImageLayer
+// verify compares the layers with the diff IDs of the config.
+func (r dockerReader) verify(ctx context.Context, img dockerImage, config file, layers []file) error {
+	diffIDs, err := r.config(config)
+	if err != nil {
+		return err
 	}
-	return v1.MediaTypeImageLayer + "+" + compression
+	if len(diffIDs) != len(layers) {
+		return invalid("image %s has %d layers, its config %d diff IDs", img.Config, len(layers), len(diffIDs))
+	}
+	r.configs[config.digest] = diffIDs
+	for i, layer := range layers {
+		got, err := r.diffID(ctx, layer)
+		if err != nil {
+			return fmt.Errorf("layer %s: %w", img.Layers[i], err)
+		}
+		if got != diffIDs[i] {
+			return damaged("layer %s: its diff ID is %s, config %s says %s", img.Layers[i], got, img.Config, diffIDs[i])
+		}
+	}
+	return nil
+}
+
+// layerOfStore is a layer that an archive leaves out, by an empty name, since whoever reads the archive is thought to have it:
+// a blob whose digest is the diff ID. DataLoss if there is none.
+func (r dockerReader) layerOfStore(ctx context.Context, config file, i int) (file, error) {
+	if r.store == nil {
+		return file{}, damaged("the archive does not have it")
+	}
+	diffIDs, err := r.config(config)
+	if err != nil {
+		return file{}, err
+	}
+	if i >= len(diffIDs) {
+		return file{}, invalid("its config has %d diff IDs", len(diffIDs))
+	}
+	if err := content.Validate(diffIDs[i]); err != nil {
+		return file{}, err
+	}
+	info, err := r.store.Info(ctx, diffIDs[i])
+	if errdefs.IsNotFound(err) {
+		err = damaged("the archive does not have it, nor does the store have a blob %s", diffIDs[i])
+	}
+	return file{digest: diffIDs[i], size: info.Size}, err
+}
+
+// layerType is the media type of a layer. NotImplemented for compressions that OCI has no type for.
+func layerType(format compression.Format) (string, error) {
+	switch format {
+	case compression.None:
+		return v1.MediaTypeImageLayer, nil
+	case compression.Gzip, compression.Zstd:
+		return v1.MediaTypeImageLayer + "+" + string(format), nil
+	}
+	return "", errclass.Errorf(errdefs.ErrNotImplemented, "it is compressed with %s, and OCI layers are plain, or compressed with gzip or zstd", format)
 }
 
 // config returns the diff IDs that a config gives.
 func (r dockerReader) config(f file) ([]digest.Digest, error) {
+	if diffIDs, ok := r.configs[f.digest]; ok {
+		return diffIDs, nil
+	}
 	if f.size > image.MaxDocument {
 		return nil, invalid("config %s has %d bytes, more than %d", f.digest, f.size, image.MaxDocument)
 	}
@@ -161,26 +231,27 @@ func (r dockerReader) config(f file) ([]digest.Digest, error) {
 		return nil, err
 	}
 	defer blob.Close()
-	var config struct {
-		RootFS *v1.RootFS `json:"rootfs"`
-	}
 	b, err := io.ReadAll(io.LimitReader(blob, image.MaxDocument))
 	if err != nil {
 		return nil, fmt.Errorf("read config %s: %w", f.digest, err)
 	}
-	if err := image.Decode(b, &config); err != nil {
+	diffIDs, err := image.DiffIDs(b)
+	if err != nil {
 		return nil, invalid("config %s: %w", f.digest, err)
 	}
-	if config.RootFS == nil {
+	if diffIDs == nil {
 		return nil, invalid("config %s has no rootfs: no image config", f.digest)
 	}
-	return config.RootFS.DiffIDs, nil
+	return diffIDs, nil
 }
 
 // diffID is the digest of the layer's tar: its own, or that of what it inflates to.
 func (r dockerReader) diffID(ctx context.Context, f file) (digest.Digest, error) {
-	if f.compression == "" {
+	if f.compression == compression.None {
 		return f.digest, nil
+	}
+	if _, err := layerType(f.compression); err != nil {
+		return "", err
 	}
 	if id, ok := r.diffIDs[f.digest]; ok {
 		return id, nil
@@ -190,7 +261,7 @@ func (r dockerReader) diffID(ctx context.Context, f file) (digest.Digest, error)
 		return "", err
 	}
 	defer blob.Close()
-	plain, stop, err := inflate(&source{ctx: ctx, r: blob.File}, f.compression)
+	plain, stop, err := compression.NewReader(bufio.NewReader(&input{ctx: ctx, r: blob.File}))
 	if err != nil {
 		return "", damaged("%w", err)
 	}

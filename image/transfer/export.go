@@ -23,136 +23,209 @@ import (
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
-// ExportOptions tell how much of an index is written.
+// Format is what an export is for.
+type Format int
+
+// Formats of an export.
+const (
+	Both   Format = iota // an OCI layout that also has what docker reads
+	OCI                  // an OCI layout alone
+	Docker               // what docker reads alone: manifest.json, configs and layers
+)
+
+// ParseFormat takes both, oci or docker.
+func ParseFormat(s string) (Format, error) {
+	i := slices.Index([]string{"both", "oci", "docker"}, s)
+	if i < 0 {
+		return 0, invalid("format %.40q is not one of both, oci, docker", s)
+	}
+	return Format(i), nil
+}
+
+// ExportOptions tell how much of an index is written, and how.
 type ExportOptions struct {
 	Select Selection
 	// Platform selects the manifest of an index, where it is not written whole, and the one
 	// that docker is given.
 	Platform *image.Platform
+	Format   Format
 }
 
 // Export writes images as an OCI layout in a tar, which also has the manifest.json that
 // `docker load` reads, for those images that docker can take. The same images give the same
 // bytes: names and blobs are sorted, and times are zero. Names and labels are annotations of
 // the entries in index.json: io.containerd.image.name is the full name and
-// org.opencontainers.image.ref.name the tag, or the full name too if two have that tag.
+// org.opencontainers.image.ref.name the tag, or the full name too if two have that tag. An image may have no name.
 //
 // NotFound: a blob, or the platform, is not there, told before the first byte is written.
-// InvalidArgument: a name points at what is no manifest or index. DataLoss: a blob is corrupt;
-// the archive then ends without its end-of-archive marker.
+// InvalidArgument: a name points at what is no manifest or index, or at what the format can't have. DataLoss: a blob is
+// corrupt; the archive then ends without its end-of-archive marker.
 func Export(ctx context.Context, store *content.Store, w io.Writer, images []image.Image, o ExportOptions) error {
-	e := exporter{o: o, tree: newTree(store)}
+	e, err := plan(ctx, store, images, o)
+	if err != nil {
+		return err
+	}
+	return e.write(ctx, tarSink{tar.NewWriter(w)})
+}
+
+// ExportDir is Export to a directory, which is made; its parent exists. It is no layout before all of it is there and on disk:
+// one whose export was broken off is gone on with. AlreadyExists: it is a layout. FailedPrecondition: it has other files.
+func ExportDir(ctx context.Context, store *content.Store, dir string, images []image.Image, o ExportOptions) error {
+	if o.Format == Docker {
+		return invalid("docker reads archives, and no directories")
+	}
+	e, err := plan(ctx, store, images, o)
+	if err != nil {
+		return err
+	}
+	to, err := newDirSink(dir)
+	if err != nil {
+		return err
+	}
+	defer to.close()
+	return e.write(ctx, to)
+}
+
+// plan settles what an export will hold.
+func plan(ctx context.Context, store *content.Store, images []image.Image, o ExportOptions) (*exporter, error) {
+	e := &exporter{
+		o: o, store: store,
+		blobs:   map[digest.Digest]int64{},
+		settled: map[digest.Digest]settled{},
+		places:  map[string]int{},
+		tags:    map[string]bool{},
+	}
 	images = slices.Clone(images)
-	slices.SortFunc(images, func(a, b image.Image) int { return cmp.Compare(a.Name, b.Name) })
-	images = slices.CompactFunc(images, func(a, b image.Image) bool { return a.Name == b.Name })
-	for i := range images {
-		if err := e.add(ctx, &images[i]); err != nil {
-			return fmt.Errorf("export %s: %w", images[i].Name, err)
+	slices.SortFunc(images, func(a, b image.Image) int {
+		return cmp.Or(cmp.Compare(a.Name, b.Name), cmp.Compare(a.Target.Digest, b.Target.Digest))
+	})
+	same := func(a, b image.Image) bool { return a.Name == b.Name && a.Target.Digest == b.Target.Digest }
+	e.images = slices.CompactFunc(images, same)
+	for i := range e.images {
+		if err := e.add(ctx, &e.images[i]); err != nil {
+			return nil, fmt.Errorf("export %s: %w", cmp.Or(e.images[i].Name, string(e.images[i].Target.Digest)), err)
 		}
 	}
-	return e.write(ctx, w, images)
+	return e, nil
 }
 
 type exporter struct {
-	o      ExportOptions
-	tree   *tree
-	docker []dockerImage
-	at     map[digest.Digest]int // of manifests in docker
+	o       ExportOptions
+	store   *content.Store
+	images  []image.Image // sorted by name
+	blobs   map[digest.Digest]int64
+	settled map[digest.Digest]settled
+	docker  []dockerImage
+	places  map[string]int  // in docker, by config and layers
+	tags    map[string]bool // of docker's images
+}
+
+// settled is what stands for a target, and which of docker's images it is.
+type settled struct {
+	target v1.Descriptor
+	docker int // -1 for none
 }
 
 // add collects the blobs of an image, and settles what its name stands for.
 func (e *exporter) add(ctx context.Context, img *image.Image) error {
-	walker := image.Walker{Store: e.tree.walker.Store, Platform: e.o.Platform}
-	if e.o.Select == One {
-		if err := e.one(ctx, walker, img); err != nil {
+	s, ok := e.settled[img.Target.Digest]
+	if !ok {
+		var err error
+		if s, err = e.settle(ctx, img.Target); err != nil {
 			return err
 		}
-		return e.addDocker(ctx, walker, img)
+		e.settled[img.Target.Digest] = s
 	}
-	trial := newTree(e.tree.walker.Store)
-	whole, err := trial.add(ctx, img.Target)
-	if err != nil {
-		return err
-	}
-	switch {
-	case whole:
-	case e.o.Select == Sparse && trial.whole > 0:
-	case e.o.Select == Available && trial.gaps[0].manifest.Digest != img.Target.Digest:
-		if err := e.one(ctx, walker, img); err != nil {
-			return err
-		}
-		return e.addDocker(ctx, walker, img)
-	default:
-		return absent("blob %s is not in the store", trial.gaps[0].missing.Digest)
-	}
-	maps.Copy(e.tree.blobs, trial.blobs)
-	return e.addDocker(ctx, walker, img)
-}
-
-// one puts the manifest for the platform in the place of an index.
-func (e *exporter) one(ctx context.Context, walker image.Walker, img *image.Image) error {
-	m, err := walker.Manifest(ctx, img.Target)
-	if err != nil {
-		return err
-	}
-	t := newTree(walker.Store)
-	whole, err := t.add(ctx, m)
-	if err != nil {
-		return err
-	}
-	if !whole {
-		return absent("blob %s is not in the store", t.gaps[0].missing.Digest)
-	}
-	maps.Copy(e.tree.blobs, t.blobs)
-	img.Target = m
-	return nil
-}
-
-// addDocker adds what `docker load` is to make of an image, if it can take it.
-func (e *exporter) addDocker(ctx context.Context, walker image.Walker, img *image.Image) error {
-	m, err := walker.Manifest(ctx, img.Target)
-	if errdefs.IsNotFound(err) {
-		return nil // nothing for this platform in an index that is written whole
-	}
-	if err != nil {
-		return err
-	}
-	if _, written := e.tree.blobs[m.Digest]; !written {
+	img.Target = s.target
+	if s.docker < 0 {
 		return nil
 	}
-	i, there := e.at[m.Digest]
-	if !there {
-		children, err := walker.Children(ctx, m)
-		if err != nil {
-			return err
-		}
-		for _, c := range children {
-			if _, written := e.tree.blobs[c.Digest]; !written {
-				return nil // a foreign layer
-			}
-		}
-		layers, err := walker.Layers(ctx, m)
-		if errdefs.IsInvalidArgument(err) || err == nil && !isDocker(layers, children[0].MediaType) {
-			return nil // an artifact, not an image
-		}
-		if err != nil {
-			return err
-		}
-		d := dockerImage{Config: blobPath(children[0].Digest), RepoTags: []string{}, Layers: []string{}}
-		for _, l := range layers {
-			d.Layers = append(d.Layers, blobPath(l.Digest))
-		}
-		if e.at == nil {
-			e.at = map[digest.Digest]int{}
-		}
-		i = len(e.docker)
-		e.at[m.Digest] = i
-		e.docker = append(e.docker, d)
-	}
-	if tag := repoTag(img.Name); tag != "" && !slices.Contains(e.docker[i].RepoTags, tag) {
-		e.docker[i].RepoTags = append(e.docker[i].RepoTags, tag)
+	if tag := repoTag(img.Name); tag != "" && !e.tags[tag] {
+		e.tags[tag] = true
+		e.docker[s.docker].RepoTags = append(e.docker[s.docker].RepoTags, tag)
 	}
 	return nil
+}
+
+func (e *exporter) settle(ctx context.Context, target v1.Descriptor) (s settled, err error) {
+	walker := image.Walker{Store: e.store, Platform: e.o.Platform}
+	choice := e.o.Select
+	if e.o.Format == Docker && choice == Available {
+		choice = One // docker takes no index
+	}
+	var t *tree
+	if choice != One {
+		if t, err = survey(ctx, e.store, target); err != nil {
+			return s, err
+		}
+		switch rootMissing := t.root.MediaType == ""; {
+		case len(t.gaps) == 0, choice == Sparse && t.images > 0:
+		case choice == Available && !rootMissing:
+			t = nil
+		default:
+			return s, absent("blob %s is not in the store", t.gaps[0].missing.Digest)
+		}
+	}
+	if t == nil { // the manifest for the platform in the place of an index
+		if target, err = walker.Manifest(ctx, target); err != nil {
+			return s, err
+		}
+		if t, err = survey(ctx, e.store, target); err != nil {
+			return s, err
+		}
+		if len(t.gaps) > 0 {
+			return s, absent("blob %s is not in the store", t.gaps[0].missing.Digest)
+		}
+	}
+	s.target = t.root
+	if s.docker, err = e.addDocker(ctx, walker, s.target, t.blobs); err != nil {
+		return s, err
+	}
+	if s.docker < 0 && e.o.Format == Docker {
+		return s, invalid("docker can't have it: it is no image, or a layer is missing or of a type that docker does not know")
+	}
+	for _, d := range t.blobs {
+		e.blobs[d.Digest] = d.Size
+	}
+	return s, nil
+}
+
+// addDocker adds what `docker load` is to make of an image, if it can take it, and returns its place; -1 if it can't.
+func (e *exporter) addDocker(ctx context.Context, walker image.Walker, target v1.Descriptor, blobs map[digest.Digest]v1.Descriptor) (int, error) {
+	c, err := walker.Contents(ctx, target)
+	if errdefs.IsNotFound(err) || errdefs.IsInvalidArgument(err) {
+		return -1, nil // nothing for this platform in an index that is written whole, or an artifact, not an image
+	}
+	if err != nil {
+		return -1, err
+	}
+	children, err := walker.Children(ctx, c.Manifest)
+	if err != nil {
+		return -1, err
+	}
+	for _, d := range append(children, c.Manifest) {
+		if _, written := blobs[d.Digest]; !written {
+			return -1, nil // a foreign layer, or what an index lacks
+		}
+	}
+	if !isDocker(c.Layers, children[0].MediaType) {
+		return -1, nil
+	}
+	d := dockerImage{Config: blobPath(children[0].Digest), RepoTags: []string{}, Layers: []string{}}
+	for _, l := range c.Layers {
+		d.Layers = append(d.Layers, blobPath(l.Digest))
+	}
+	if e.o.Format == Docker {
+		delete(blobs, c.Manifest.Digest)
+	}
+	key := d.Config + " " + strings.Join(d.Layers, " ")
+	i, ok := e.places[key]
+	if !ok {
+		i = len(e.docker)
+		e.places[key] = i
+		e.docker = append(e.docker, d)
+	}
+	return i, nil
 }
 
 func blobPath(d digest.Digest) string {
@@ -173,34 +246,48 @@ func index(images []image.Image) v1.Index {
 	for _, img := range images {
 		d := img.Target
 		d.Annotations = labels(img.Labels)
-		if d.Annotations == nil {
-			d.Annotations = map[string]string{}
+		if img.Name != "" {
+			if d.Annotations == nil {
+				d.Annotations = map[string]string{}
+			}
+			ref := tagOf(img.Name)
+			if tags[ref] > 1 {
+				ref = img.Name
+			}
+			d.Annotations[AnnotationImageName] = img.Name
+			d.Annotations[v1.AnnotationRefName] = ref
 		}
-		ref := tagOf(img.Name)
-		if tags[ref] > 1 {
-			ref = img.Name
-		}
-		d.Annotations[AnnotationImageName] = img.Name
-		d.Annotations[v1.AnnotationRefName] = ref
 		ix.Manifests = append(ix.Manifests, d)
 	}
 	return ix
 }
 
+// sink is where an export goes: a tar or a directory.
+type sink interface {
+	// document is called with the documents, directory and blob after it with all blobs, sorted by digest.
+	document(name string, b []byte) error
+	directory(name string) error
+	blob(d digest.Digest, size int64, write func(io.Writer) error) error
+	end() error
+}
+
 // write writes the documents before the blobs, so that who reads the stream knows early what
 // it holds.
-func (e *exporter) write(ctx context.Context, w io.Writer, images []image.Image) error {
-	t := tar.NewWriter(w)
-	documents := []struct {
+func (e *exporter) write(ctx context.Context, to sink) error {
+	type document struct {
 		name  string
 		value any
-	}{
-		{v1.ImageLayoutFile, v1.ImageLayout{Version: v1.ImageLayoutVersion}},
-		{v1.ImageIndexFile, index(images)},
-		{dockerManifestsFile, e.docker},
 	}
-	if e.docker == nil {
-		documents = documents[:2]
+	var documents []document
+	if e.o.Format != Docker {
+		documents = append(documents, document{v1.ImageLayoutFile, v1.ImageLayout{Version: v1.ImageLayoutVersion}},
+			document{v1.ImageIndexFile, index(e.images)})
+	}
+	if e.o.Format == Docker && e.docker == nil {
+		e.docker = []dockerImage{}
+	}
+	if e.o.Format != OCI && e.docker != nil {
+		documents = append(documents, document{dockerManifestsFile, e.docker})
 	}
 	for _, d := range documents {
 		b, err := json.Marshal(d.value)
@@ -210,31 +297,57 @@ func (e *exporter) write(ctx context.Context, w io.Writer, images []image.Image)
 		if len(b) > image.MaxDocument {
 			return invalid("%s would have %d bytes, more than %d: export fewer images at a time", d.name, len(b), image.MaxDocument)
 		}
-		if err := t.WriteHeader(header(d.name, 0o644, int64(len(b)))); err != nil {
-			return fmt.Errorf("write archive: %w", err)
-		}
-		if _, err := t.Write(b); err != nil {
-			return fmt.Errorf("write archive: %w", err)
+		if err := to.document(d.name, b); err != nil {
+			return fmt.Errorf("write %s: %w", d.name, err)
 		}
 	}
-	digests := slices.SortedFunc(maps.Keys(e.tree.blobs), func(a, b digest.Digest) int { return strings.Compare(string(a), string(b)) })
-	dirs := []string{v1.ImageBlobsDir + "/"}
+	digests := slices.Sorted(maps.Keys(e.blobs))
+	dirs := []string{v1.ImageBlobsDir}
 	for _, d := range digests {
-		if dir := path.Dir(blobPath(d)) + "/"; !slices.Contains(dirs, dir) {
+		if dir := path.Dir(blobPath(d)); !slices.Contains(dirs, dir) {
 			dirs = append(dirs, dir)
 		}
 	}
 	for _, dir := range dirs {
-		if err := t.WriteHeader(header(dir, 0o755, 0)); err != nil {
-			return fmt.Errorf("write archive: %w", err)
+		if err := to.directory(dir); err != nil {
+			return fmt.Errorf("write %s: %w", dir, err)
 		}
 	}
 	buf := make([]byte, 256<<10)
 	for _, d := range digests {
-		if err := e.blob(ctx, t, d, buf); err != nil {
+		err := to.blob(d, e.blobs[d], func(w io.Writer) error { return e.blob(ctx, w, d, buf) })
+		if err != nil {
 			return fmt.Errorf("write %s: %w", d, err)
 		}
 	}
+	return to.end()
+}
+
+// tarSink writes a tar.
+type tarSink struct{ *tar.Writer }
+
+func (t tarSink) document(name string, b []byte) error {
+	err := t.WriteHeader(header(name, 0o644, int64(len(b))))
+	if err == nil {
+		_, err = t.Write(b)
+	}
+	return err
+}
+
+func (t tarSink) directory(name string) error { return t.WriteHeader(header(name+"/", 0o755, 0)) }
+
+func (t tarSink) blob(d digest.Digest, size int64, write func(io.Writer) error) error {
+	if err := t.WriteHeader(header(blobPath(d), 0o444, size)); err != nil {
+		return err
+	}
+	err := write(t)
+	if errors.Is(err, tar.ErrWriteTooLong) {
+		return damaged("blob grew while it was read")
+	}
+	return err
+}
+
+func (t tarSink) end() error {
 	if err := t.Close(); err != nil {
 		return fmt.Errorf("write archive: %w", err)
 	}
@@ -251,17 +364,14 @@ func header(name string, mode, size int64) *tar.Header {
 
 // blob writes a blob and verifies it once more: what is corrupt here must not pass for an
 // archive that was damaged on its way.
-func (e *exporter) blob(ctx context.Context, t *tar.Writer, d digest.Digest, buf []byte) error {
-	f, err := e.tree.walker.Store.File(d)
+func (e *exporter) blob(ctx context.Context, w io.Writer, d digest.Digest, buf []byte) error {
+	f, err := e.store.File(d)
 	if err != nil {
 		return err
 	}
 	defer f.Close()
-	if f.Size() != e.tree.blobs[d].Size {
-		return damaged("blob has %d bytes, its descriptor says %d", f.Size(), e.tree.blobs[d].Size)
-	}
-	if err := t.WriteHeader(header(blobPath(d), 0o444, f.Size())); err != nil {
-		return err
+	if f.Size() != e.blobs[d] {
+		return damaged("blob has %d bytes, its descriptor says %d", f.Size(), e.blobs[d])
 	}
 	h := d.Algorithm().Hash()
 	for {
@@ -270,10 +380,7 @@ func (e *exporter) blob(ctx context.Context, t *tar.Writer, d digest.Digest, buf
 		}
 		n, err := f.Read(buf)
 		h.Write(buf[:n])
-		if _, werr := t.Write(buf[:n]); werr != nil {
-			if errors.Is(werr, tar.ErrWriteTooLong) {
-				return damaged("blob grew while it was read")
-			}
+		if _, werr := w.Write(buf[:n]); werr != nil {
 			return werr
 		}
 		if errors.Is(err, io.EOF) {

@@ -243,11 +243,11 @@ func TestExportOfAnArtifactIsNotForDocker(t *testing.T) {
 
 func TestExportWithoutAForeignLayer(t *testing.T) {
 	w := newWorld(t)
-	cfg, layers := config(t, "amd64", "one")
+	cfg, layers := config(t, "amd64", "away", "one")
 	away := v1.Descriptor{MediaType: "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip", Digest: digest.FromString("away"), Size: 4}
 	m := w.putJSON(v1.MediaTypeImageManifest, v1.Manifest{
 		MediaType: v1.MediaTypeImageManifest, Config: w.put(v1.MediaTypeImageConfig, cfg, digest.SHA256),
-		Layers: []v1.Descriptor{away, w.put(v1.MediaTypeImageLayer, layers[0], digest.SHA256)},
+		Layers: []v1.Descriptor{away, w.put(v1.MediaTypeImageLayer, layers[1], digest.SHA256)},
 	})
 	w.name("x:1", m)
 	archive := w.mustSave(transfer.ExportOptions{}, "x:1")

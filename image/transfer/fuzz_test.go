@@ -32,7 +32,7 @@ func FuzzImport(f *testing.F) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		_, failed := transfer.Import(t.Context(), store, names, bytes.NewReader(archive), transfer.ImportOptions{BaseName: "base"})
+		_, failed := transfer.Import(t.Context(), store, names, transfer.Stream(bytes.NewReader(archive)), transfer.ImportOptions{BaseName: "base"})
 		images, err := names.List()
 		if err != nil {
 			t.Fatal(err)

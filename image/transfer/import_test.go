@@ -35,7 +35,7 @@ func (s stream) Read(p []byte) (int, error) { return s.r.Read(p[:min(len(p), 100
 
 func (w *world) load(archive []byte, o transfer.ImportOptions) ([]string, error) {
 	w.t.Helper()
-	images, err := transfer.Import(w.t.Context(), w.store, w.names, stream{bytes.NewReader(archive)}, o)
+	images, err := transfer.Import(w.t.Context(), w.store, w.names, transfer.Stream(stream{bytes.NewReader(archive)}), o)
 	w.clean()
 	var all []string
 	for _, img := range images {
@@ -283,7 +283,9 @@ func TestImportLinks(t *testing.T) {
 		"in a circle":         {"d", []entry{{name: "d", kind: tar.TypeSymlink, link: "e"}, {name: "e", kind: tar.TypeSymlink, link: "d"}}, false},
 		"to nothing":          {"d", []entry{{name: "d", kind: tar.TypeSymlink, link: "nothing"}}, false},
 		"to a directory":      {"d/l.tar", []entry{{name: "d", kind: tar.TypeSymlink, link: "e"}, {name: "e/l.tar", body: string(layers[0])}}, false},
-		"absolute in listing": {"/l.tar", nil, false},
+		"absolute in listing": {"/l.tar", nil, true},
+		"absolute hard link":  {"d/l.tar", []entry{{name: "/d/l.tar", kind: tar.TypeLink, link: "/l.tar"}}, true},
+		"to the top alone":    {"d/e/l.tar", []entry{{name: "d/e/l.tar", kind: tar.TypeSymlink, link: "../other/l.tar"}}, true},
 		"upwards in listing":  {"d/../l.tar", nil, false},
 		"passed over":         {"d/VERSION", []entry{{name: "d/VERSION", body: "1.0"}}, false},
 		"link for index.json": {"l.tar", []entry{{name: "oci-layout", body: `{"imageLayoutVersion":"1.0.0"}`}, {name: "index.json", kind: tar.TypeSymlink, link: "c.json"}}, false},
@@ -367,7 +369,6 @@ func TestImportHostile(t *testing.T) {
 		"traversal within":          {with(entry{name: "blobs/../../x"}), bad},
 		"traversal that comes back": {with(entry{name: "a/../b"}), bad},
 		"directory outside":         {with(entry{name: "../", kind: tar.TypeDir}), bad},
-		"absolute":                  {with(entry{name: "/etc/passwd"}), bad},
 		"control characters":        {with(entry{name: "a\nb"}), bad},
 		"not UTF-8":                 {with(entry{name: "a\xffb"}), bad},
 		"long name":                 {with(entry{name: strings.Repeat("n", 2000)}), bad},
@@ -398,7 +399,7 @@ func TestImportHostile(t *testing.T) {
 		"digest that is none":       {change(func(d *v1.Descriptor) { d.Digest = "" }), bad},
 		"size that lies":            {change(func(d *v1.Descriptor) { d.Size++ }), lacking},
 		"type that lies":            {change(func(d *v1.Descriptor) { d.MediaType = v1.MediaTypeImageIndex }), bad},
-		"type that is none":         {change(func(d *v1.Descriptor) { d.MediaType = "text/plain" }), bad},
+		"absolute and not":          {with(entry{name: "/oci-layout"}), bad},
 		"a blob for an image": {change(func(d *v1.Descriptor) {
 			*d = annotated(from.put("application/json", []byte("{}"), digest.SHA256), v1.AnnotationRefName, "x:1")
 		}), bad},
@@ -596,6 +597,7 @@ func TestImportPassesOverWhatItDoesNotKnow(t *testing.T) {
 	}, good, []entry{
 		{name: "blobs/sha256/.partial", body: "x"}, {name: "blobs/blake3/" + strings.Repeat("0", 64), body: "x"},
 		{name: "usr/share/doc/x.tar", body: "x"}, {name: "blobs/", kind: tar.TypeDir},
+		{name: "/", kind: tar.TypeDir}, {name: "/etc/passwd", body: "root"},
 	})
 	for i := range entries {
 		if entries[i].kind == tar.TypeXGlobalHeader {
@@ -617,12 +619,12 @@ func TestImportFailuresOfReading(t *testing.T) {
 	to := newWorld(t)
 	broken := errors.New("broken pipe")
 	half := io.MultiReader(bytes.NewReader(archive[:len(archive)/2]), failing{broken})
-	if _, err := transfer.Import(t.Context(), to.store, to.names, half, transfer.ImportOptions{}); !errors.Is(err, broken) || errdefs.IsDataLoss(err) {
+	if _, err := transfer.Import(t.Context(), to.store, to.names, transfer.Stream(half), transfer.ImportOptions{}); !errors.Is(err, broken) || errdefs.IsDataLoss(err) {
 		t.Errorf("a read that fails: %v", err)
 	}
 	ctx, cancel := context.WithCancel(t.Context())
 	stopping := io.MultiReader(bytes.NewReader(archive[:len(archive)/2]), call{cancel}, bytes.NewReader(archive[len(archive)/2:]))
-	if _, err := transfer.Import(ctx, to.store, to.names, stopping, transfer.ImportOptions{}); !errors.Is(err, context.Canceled) {
+	if _, err := transfer.Import(ctx, to.store, to.names, transfer.Stream(stopping), transfer.ImportOptions{}); !errors.Is(err, context.Canceled) {
 		t.Errorf("cancelled: %v", err)
 	}
 	to.clean()

@@ -4,22 +4,20 @@ import (
 	"archive/tar"
 	"bufio"
 	"bytes"
+	"cmp"
 	"context"
-	"errors"
 	"fmt"
 	"io"
-	"math"
 	"path"
 	"strings"
 	"unicode"
 	"unicode/utf8"
 
+	"distkit/compression"
 	"distkit/content"
 	"distkit/image"
 
 	"github.com/containerd/errdefs"
-	"github.com/klauspost/compress/gzip"
-	"github.com/klauspost/compress/zstd"
 	"github.com/opencontainers/go-digest"
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
 )
@@ -33,14 +31,11 @@ const (
 	maxLinks   = 16 // one leads to the next
 )
 
-// maxWindow is the largest zstd window accepted, in bytes: that of zstd --long.
-const maxWindow = 128 << 20
-
 // file is an entry of an archive that may matter: a blob that is stored now, or a link.
 type file struct {
 	digest      digest.Digest // "" of a link, and of what was passed over
 	size        int64
-	compression string // "", "gzip" or "zstd"
+	compression compression.Format
 	link        string // the name of the entry it leads to
 }
 
@@ -53,158 +48,32 @@ type archive struct {
 	docker []byte                 // manifest.json
 }
 
-// source reads the archive's bytes, until ctx is done. It remembers a failure to read, which
-// is another thing than an archive that is damaged.
-type source struct {
-	ctx context.Context
-	r   io.Reader
-	err error
-}
-
-func (s *source) Read(p []byte) (int, error) {
-	if err := s.ctx.Err(); err != nil {
-		s.err = err
-		return 0, err
-	}
-	n, err := s.r.Read(p)
-	if err != nil && err != io.EOF {
-		s.err = err
-	}
-	return n, err
-}
-
-// zeroCounter counts the zero bytes at the end of what it has read: an archive ends with a
-// block of them at least, and package tar takes one without for whole.
-type zeroCounter struct {
-	r io.Reader
-	n int
-}
-
-func (z *zeroCounter) Read(p []byte) (int, error) {
-	n, err := z.r.Read(p)
-	rest := len(bytes.TrimRight(p[:n], "\x00"))
-	if rest > 0 {
-		z.n = 0
-	}
-	z.n = min(z.n+n-rest, math.MaxInt32)
-	return n, err
-}
-
 // reader reads one archive into a store.
 type reader struct {
-	store  *content.Store
-	src    *source
-	tar    *tar.Reader
-	end    *zeroCounter
-	buf    []byte
-	names  int
-	listed map[string]bool // what manifest.json names, where it came first
+	store   *content.Store // nil if nothing is to be stored
+	buf     []byte
+	entries int
+	names   int
+	listed  map[string]bool // what manifest.json names, where it came first
 	archive
 }
 
 // readArchive stores the blobs of an archive as they pass, each verified against its name if
 // that is its digest.
-func readArchive(ctx context.Context, store *content.Store, in io.Reader) (*archive, error) {
-	r := &reader{store: store, src: &source{ctx: ctx, r: in}, buf: make([]byte, 256<<10)}
+func readArchive(ctx context.Context, store *content.Store, from Source) (*archive, error) {
+	r := &reader{store: store, buf: make([]byte, 256<<10)}
 	r.files, r.blobs = map[string]file{}, map[digest.Digest]bool{}
-	plain, stop, err := decompress(r.src)
-	if err != nil {
-		return nil, r.failed(err)
-	}
-	defer stop()
-	r.end = &zeroCounter{r: plain}
-	r.tar = tar.NewReader(r.end)
-	for n := 0; ; n++ {
-		r.end.n = 0
-		h, err := r.tar.Next()
-		if err == io.EOF {
-			break
+	err := from(ctx, func(h *tar.Header, body io.Reader) error {
+		if r.entries++; r.entries > maxEntries {
+			return invalid("archive has more than %d entries", maxEntries)
 		}
-		if errors.Is(err, tar.ErrHeader) && n == 0 {
-			return nil, r.failed(invalid("no tar archive"))
-		}
-		if err != nil && !errors.Is(err, tar.ErrInsecurePath) {
-			return nil, r.failed(err)
-		}
-		if n >= maxEntries {
-			return nil, invalid("archive has more than %d entries", maxEntries)
-		}
-		if err := r.entry(ctx, h); err != nil {
-			return nil, err
-		}
-		// Not left to Next, so that the zeros it reads are no entry's.
-		if _, err := io.CopyBuffer(io.Discard, onlyReader{r.tar}, r.buf); err != nil {
-			return nil, r.failed(err)
-		}
-	}
-	if r.end.n < 512 {
-		return nil, damaged("archive is truncated: it has no end-of-archive marker")
-	}
-	// To the end, so that the producer upstream is not killed and checksums are looked at.
-	if _, err := io.CopyBuffer(io.Discard, onlyReader{plain}, r.buf); err != nil {
-		return nil, r.failed(err)
-	}
-	return &r.archive, nil
+		return r.entry(ctx, h, body)
+	})
+	return &r.archive, err
 }
 
-type onlyReader struct{ io.Reader }
-
-// decompress reads gzip, zstd or what is neither.
-func decompress(src *source) (io.Reader, func(), error) {
-	b := bufio.NewReaderSize(src, 64<<10)
-	head, err := b.Peek(4)
-	if err != nil && err != io.EOF {
-		return nil, nil, err
-	}
-	if len(head) == 0 {
-		return nil, nil, invalid("no archive: there is nothing to read")
-	}
-	r, stop, err := inflate(b, compression(head))
-	return r, stop, err
-}
-
-// compression tells how bytes that begin like this are compressed: "gzip", "zstd" or "".
-func compression(head []byte) string {
-	switch {
-	case bytes.HasPrefix(head, []byte{0x1f, 0x8b, 8}):
-		return "gzip"
-	case bytes.HasPrefix(head, []byte{0x28, 0xb5, 0x2f, 0xfd}):
-		return "zstd"
-	}
-	return ""
-}
-
-func inflate(r io.Reader, compression string) (io.Reader, func(), error) {
-	switch compression {
-	case "gzip":
-		z, err := gzip.NewReader(r)
-		return z, func() {}, err
-	case "zstd":
-		z, err := zstd.NewReader(r, zstd.WithDecoderConcurrency(1), zstd.WithDecoderLowmem(true), zstd.WithDecoderMaxWindow(maxWindow))
-		if err != nil {
-			return nil, nil, err
-		}
-		return z, z.Close, nil
-	}
-	return r, func() {}, nil
-}
-
-// failed makes an error of reading the archive one that tells what is wrong with it.
-func (r *reader) failed(err error) error {
-	switch {
-	case r.src.err != nil:
-		return fmt.Errorf("read archive: %w", r.src.err)
-	case errdefs.IsInvalidArgument(err):
-		return err
-	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF):
-		return damaged("archive is truncated")
-	}
-	return damaged("archive is damaged: %w", err)
-}
-
-// entryName is the name of an entry, without ./ before it or a slash behind. What is absolute
-// or leads upwards is refused, though it would never become a path here: whoever made that
-// had no image in mind.
+// entryName is the name of an entry, relative to the archive: without / or ./ before it or a slash behind. "." is the archive
+// itself. What leads upwards is refused, though it would never become a path here: whoever made that had no image in mind.
 func entryName(name string) (string, error) {
 	if len(name) > maxName {
 		return "", invalid("entry %.40q…: a name of more than %d bytes", name, maxName)
@@ -212,15 +81,12 @@ func entryName(name string) (string, error) {
 	if !utf8.ValidString(name) || strings.ContainsFunc(name, unicode.IsControl) {
 		return "", invalid("entry %q: a name with control characters or what is not UTF-8", name)
 	}
-	if strings.HasPrefix(name, "/") {
-		return "", invalid("entry %q: an absolute name", name)
-	}
 	for part := range strings.SplitSeq(name, "/") {
 		if part == ".." {
 			return "", invalid("entry %q: a name that leads outside the archive", name)
 		}
 	}
-	return path.Clean(name), nil
+	return cmp.Or(strings.TrimLeft(path.Clean(name), "/"), "."), nil
 }
 
 // linkTarget is the name of the entry that a link leads to.
@@ -229,20 +95,19 @@ func linkTarget(h *tar.Header, name string) (string, error) {
 	if len(to) > maxName || !utf8.ValidString(to) || strings.ContainsFunc(to, unicode.IsControl) {
 		return "", invalid("entry %q: a link to %.40q", name, to)
 	}
-	if !path.IsAbs(to) {
-		if h.Typeflag == tar.TypeSymlink {
-			to = path.Join(path.Dir(name), to)
-		} else {
-			to = path.Clean(to)
-		}
+	if h.Typeflag == tar.TypeLink { // to the name of an entry
+		to = strings.TrimLeft(to, "/")
+	} else if !path.IsAbs(to) {
+		to = path.Join(path.Dir(name), to)
 	}
-	if path.IsAbs(to) || to == "" || to == ".." || strings.HasPrefix(to, "../") {
+	to = path.Clean(to)
+	if h.Linkname == "" || path.IsAbs(to) || to == ".." || strings.HasPrefix(to, "../") {
 		return "", invalid("entry %q: a link to %q, outside the archive", name, h.Linkname)
 	}
 	return to, nil
 }
 
-func (r *reader) entry(ctx context.Context, h *tar.Header) error {
+func (r *reader) entry(ctx context.Context, h *tar.Header, body io.Reader) error {
 	if h.Typeflag == tar.TypeXGlobalHeader {
 		return nil
 	}
@@ -270,7 +135,7 @@ func (r *reader) entry(ctx context.Context, h *tar.Header) error {
 				return invalid("entry %q is sparse", name)
 			}
 		}
-		f, err = r.regular(ctx, name, h.Size)
+		f, err = r.regular(ctx, name, h.Size, body)
 	case tar.TypeSymlink, tar.TypeLink:
 		f.link, err = linkTarget(h, name)
 	case tar.TypeGNUSparse:
@@ -282,26 +147,34 @@ func (r *reader) entry(ctx context.Context, h *tar.Header) error {
 	return err
 }
 
-func (r *reader) regular(ctx context.Context, name string, size int64) (file, error) {
+func (r *reader) regular(ctx context.Context, name string, size int64, body io.Reader) (file, error) {
 	var err error
 	switch name {
 	case v1.ImageLayoutFile:
-		r.layout, err = r.document(name, size)
+		r.layout, err = document(name, size, body)
 		return file{}, err
 	case v1.ImageIndexFile:
-		r.index, err = r.document(name, size)
+		r.index, err = document(name, size, body)
 		return file{}, err
 	case dockerManifestsFile:
-		if r.docker, err = r.document(name, size); err == nil {
+		if r.docker, err = document(name, size, body); err == nil {
 			r.listed, err = listed(r.docker)
 		}
 		return file{}, err
 	}
 	if dgst, ok := blobName(name); ok {
-		return r.blob(ctx, name, size, dgst)
+		return r.blob(ctx, name, size, dgst, body)
 	}
-	if r.layout == nil && (plausible(name) || r.listed[name]) {
-		return r.blob(ctx, name, size, "")
+	if r.layout != nil {
+		return file{}, nil
+	}
+	b := bufio.NewReaderSize(body, tarBlock)
+	head, err := b.Peek(tarBlock)
+	if err != nil && err != io.EOF {
+		return file{}, err
+	}
+	if plausible(name, size, head) || r.listed[name] {
+		return r.blob(ctx, name, size, "", b)
 	}
 	return file{}, nil
 }
@@ -317,9 +190,12 @@ func blobName(name string) (digest.Digest, bool) {
 	return dgst, ok && content.Validate(dgst) == nil
 }
 
+// tarBlock is the size of a tar's header.
+const tarBlock = 512
+
 // plausible tells whether a file may be a layer or config that a manifest.json will name, so
-// that a tar of something else does not end up in the store.
-func plausible(name string) bool {
+// that a tar of something else does not end up in the store. What a layer holds tells as much as its name.
+func plausible(name string, size int64, head []byte) bool {
 	if strings.Count(name, "/") > 2 {
 		return false
 	}
@@ -329,28 +205,45 @@ func plausible(name string) bool {
 		return true
 	}
 	base = strings.TrimPrefix(base, "sha256:")
-	return len(base) == 64 && strings.Trim(base, "0123456789abcdef") == ""
+	if len(base) == 64 && strings.Trim(base, "0123456789abcdef") == "" {
+		return true
+	}
+	isTar := len(head) == tarBlock && string(head[257:262]) == "ustar"
+	isConfig := size <= image.MaxDocument && bytes.HasPrefix(head, []byte("{")) && base != "json" && base != "repositories"
+	return isTar || isConfig || compression.Sniff(head) != compression.None
 }
 
 // document reads a file that is JSON.
-func (r *reader) document(name string, size int64) ([]byte, error) {
+func document(name string, size int64, body io.Reader) ([]byte, error) {
 	if size > image.MaxDocument {
 		return nil, invalid("%s has %d bytes, more than %d", name, size, image.MaxDocument)
 	}
 	b := make([]byte, size)
-	if _, err := io.ReadFull(r.tar, b); err != nil {
-		return nil, r.failed(err)
+	_, err := io.ReadFull(body, b)
+	return b, entryError(name, err)
+}
+
+// entryError gives the early end of an entry its class.
+func entryError(name string, err error) error {
+	if err == io.EOF || err == io.ErrUnexpectedEOF {
+		return damaged("entry %q ends too early", name)
 	}
-	return b, nil
+	return err
 }
 
 // blob stores a file; its digest is verified if it is known.
-func (r *reader) blob(ctx context.Context, name string, size int64, dgst digest.Digest) (file, error) {
+func (r *reader) blob(ctx context.Context, name string, size int64, dgst digest.Digest, body io.Reader) (file, error) {
 	f := file{digest: dgst, size: size}
+	if r.store == nil {
+		return r.look(name, f, body)
+	}
 	w, err := r.writer(ctx, name, size, dgst)
 	if errdefs.IsAlreadyExists(err) {
 		r.blobs[dgst] = true
-		return f, nil
+		head := r.buf[:min(size, compression.HeadSize)]
+		_, err = io.ReadFull(body, head)
+		f.compression = compression.Sniff(head)
+		return f, entryError(name, err)
 	}
 	if err != nil {
 		return f, fmt.Errorf("store %s: %w", name, err)
@@ -360,18 +253,12 @@ func (r *reader) blob(ctx context.Context, name string, size int64, dgst digest.
 	if err := w.Truncate(0); err != nil {
 		return f, fmt.Errorf("store %s: %w", name, err)
 	}
-	for n := int64(0); n < size; {
-		k, err := io.ReadFull(r.tar, r.buf[:min(int64(len(r.buf)), size-n)])
-		if err != nil {
-			return f, r.failed(err)
-		}
-		if n == 0 {
-			f.compression = compression(r.buf[:k])
-		}
-		if _, err := w.Write(r.buf[:k]); err != nil {
-			return f, fmt.Errorf("store %s: %w", name, err)
-		}
-		n += int64(k)
+	store := func(p []byte) error {
+		_, err := w.Write(p)
+		return err
+	}
+	if f.compression, err = r.copy(name, size, body, store); err != nil {
+		return f, err
 	}
 	if dgst == "" {
 		f.digest = w.Digest()
@@ -382,6 +269,39 @@ func (r *reader) blob(ctx context.Context, name string, size int64, dgst digest.
 		return f, fmt.Errorf("store %s: %w", name, err)
 	}
 	return f, nil
+}
+
+// look is blob without a store: it finds the digest of a file.
+func (r *reader) look(name string, f file, body io.Reader) (_ file, err error) {
+	if f.digest != "" {
+		r.blobs[f.digest] = true
+		return f, nil
+	}
+	h := digest.Canonical.Digester()
+	f.compression, err = r.copy(name, f.size, body, func(p []byte) error {
+		_, err := h.Hash().Write(p)
+		return err
+	})
+	f.digest = h.Digest()
+	return f, err
+}
+
+// copy gives write all of a file, and tells how the file is compressed.
+func (r *reader) copy(name string, size int64, body io.Reader, write func([]byte) error) (format compression.Format, err error) {
+	for n := int64(0); n < size; {
+		k, err := io.ReadFull(body, r.buf[:min(int64(len(r.buf)), size-n)])
+		if err != nil {
+			return "", entryError(name, err)
+		}
+		if n == 0 {
+			format = compression.Sniff(r.buf[:k])
+		}
+		if err := write(r.buf[:k]); err != nil {
+			return "", fmt.Errorf("store %s: %w", name, err)
+		}
+		n += int64(k)
+	}
+	return format, nil
 }
 
 // writer opens an ingest: the digest's, or else one that the name is known by, so that what
@@ -401,15 +321,22 @@ func (r *reader) writer(ctx context.Context, name string, size int64, dgst diges
 	}
 }
 
-// find returns the blob that an entry is, through links. DataLoss if there is none.
+// find returns the blob that an entry is, through links. A link that leads to no entry is taken for one to the entry of the
+// same base name at the top of the archive. DataLoss if there is none.
 func (a *archive) find(name string) (file, error) {
 	clean, err := entryName(name)
 	if err != nil {
 		return file{}, err
 	}
-	for range maxLinks {
+	for n := range maxLinks {
 		f, ok := a.files[clean]
+		if !ok && n > 0 {
+			f, ok = a.files[path.Base(clean)]
+			ok = ok && f.link == ""
+		}
 		switch {
+		case !ok && n > 0:
+			return f, damaged("archive has no %q, to which %q leads, which %s names", clean, name, dockerManifestsFile)
 		case !ok:
 			return f, damaged("archive has no %q, which %s names", name, dockerManifestsFile)
 		case f.link != "":

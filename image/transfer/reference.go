@@ -15,6 +15,16 @@ func normalize(tag string) (string, error) {
 	return named.String(), nil
 }
 
+// sameName reports whether two names mean the same image, as docker reads them: redis is docker.io/library/redis:latest.
+func sameName(a, b string) bool {
+	if a == b {
+		return true
+	}
+	na, aerr := reference.ParseDockerRef(a)
+	nb, berr := reference.ParseDockerRef(b)
+	return aerr == nil && berr == nil && na.String() == nb.String()
+}
+
 // isTag is containerd's rule for org.opencontainers.image.ref.name: whether it is a tag, to
 // which the repository is missing.
 func isTag(ref string) bool { return ref != "" && !strings.ContainsAny(ref, "/:@") }

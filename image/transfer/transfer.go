@@ -50,9 +50,6 @@ const (
 	dockerManifestsFile = "manifest.json"
 )
 
-// maxDepth bounds how deep indexes nest.
-const maxDepth = 4
-
 // foreign are layers that are fetched from elsewhere and that archives leave out.
 func foreign(mediaType string) bool {
 	return strings.Contains(mediaType, ".nondistributable.") || strings.Contains(mediaType, ".foreign.")
@@ -70,13 +67,13 @@ func absent(format string, a ...any) error {
 	return errclass.Errorf(errdefs.ErrNotFound, format, a...)
 }
 
-// tree finds what of an image the store has. Its zero value but for the walker is ready.
+// tree is what of an image the store has.
 type tree struct {
-	walker image.Walker
-	seen   map[digest.Digest]bool          // whether what was visited is whole
-	blobs  map[digest.Digest]v1.Descriptor // of indexes, and of manifests that are whole
-	gaps   []gap
-	whole  int // manifests that are whole
+	root      v1.Descriptor                   // with the media type that the blob tells; "" if it is not here
+	blobs     map[digest.Digest]v1.Descriptor // of indexes, and of manifests that are whole
+	gaps      []gap
+	manifests []image.Node // that are whole
+	images    int          // of those, as are not attached to others
 }
 
 // gap is a manifest or index that is not whole.
@@ -86,117 +83,65 @@ type gap struct {
 	missing  v1.Descriptor // the first of what is missing
 }
 
-func newTree(store *content.Store) *tree {
-	return &tree{
-		walker: image.Walker{Store: store},
-		seen:   map[digest.Digest]bool{},
-		blobs:  map[digest.Digest]v1.Descriptor{},
-	}
-}
-
-// here tells whether a blob is in the store. DataLoss if its size is not the descriptor's.
-func (t *tree) here(ctx context.Context, d v1.Descriptor) (bool, error) {
-	info, err := t.walker.Store.Info(ctx, d.Digest)
-	if errdefs.IsNotFound(err) || errdefs.IsNotImplemented(err) {
-		return false, nil
-	}
-	if err != nil {
-		return false, err
-	}
-	if info.Size != d.Size {
-		return false, damaged("%s has %d bytes, its descriptor says %d", d.Digest, info.Size, d.Size)
-	}
-	return true, nil
-}
-
-// add visits an index or a manifest and tells whether it is whole. A descriptor that lies
-// about what its blob is, or about its size, is an error also where gaps are not.
-func (t *tree) add(ctx context.Context, d v1.Descriptor) (bool, error) { return t.visit(ctx, d, 0) }
-
-func (t *tree) visit(ctx context.Context, d v1.Descriptor, depth int) (bool, error) {
-	if whole, seen := t.seen[d.Digest]; seen {
-		return whole, nil
-	}
-	if depth > maxDepth {
-		return false, invalid("indexes nest deeper than %d", maxDepth)
-	}
-	if err := ctx.Err(); err != nil {
-		return false, err
-	}
-	t.seen[d.Digest] = false
-	if here, err := t.here(ctx, d); err != nil || !here {
-		t.gaps = append(t.gaps, gap{manifest: d, missing: d})
-		return false, err
-	}
-	is, err := t.walker.Describe(ctx, d.Digest)
-	if err != nil {
-		return false, err
-	}
-	if !image.IsIndex(is.MediaType) && !image.IsManifest(is.MediaType) {
-		return false, invalid("%s is no manifest or index", d.Digest)
-	}
-	// The same bytes must not be one thing to us and another to the next who reads them.
-	if d.MediaType != "" && d.MediaType != is.MediaType {
-		return false, invalid("%s is of type %s, its descriptor says %.80q", d.Digest, is.MediaType, d.MediaType)
-	}
-	children, err := t.walker.Children(ctx, d)
-	if err != nil {
-		return false, err
-	}
-	whole := true
-	if image.IsIndex(is.MediaType) {
-		t.blobs[d.Digest] = d
-		for _, c := range children {
-			ok, err := t.child(ctx, c, depth)
-			if err != nil {
-				return false, err
-			}
-			whole = whole && ok
+// survey finds what of an image the store has. A descriptor that lies about what its blob is, or about its size, is an error
+// also where gaps are not. NotFound: the image itself isn't there.
+func survey(ctx context.Context, store *content.Store, d v1.Descriptor) (*tree, error) {
+	t := &tree{root: d, blobs: map[digest.Digest]v1.Descriptor{}}
+	here := map[digest.Digest]bool{}
+	var manifests []image.Node
+	err := image.Walker{Store: store}.Walk(ctx, d, func(n image.Node) error {
+		here[n.Digest] = n.Here
+		isRoot := n.Digest == d.Digest && !n.Part
+		// The same bytes must not be one thing to us and another to the next who reads them.
+		if n.Type != "" && n.MediaType != n.Type && (image.IsIndex(n.MediaType) || image.IsManifest(n.MediaType)) {
+			return invalid("%s is of type %s, its descriptor says %.80q", n.Digest, n.Type, n.MediaType)
 		}
-	} else if whole, err = t.manifest(ctx, d, children); err != nil {
-		return false, err
-	}
-	t.seen[d.Digest] = whole
-	return whole, nil
-}
-
-// child visits an entry of an index, which may be of any type, and a manifest whatever type the entry tells: Children says
-// what it is. One of an unknown algorithm is missing everywhere.
-func (t *tree) child(ctx context.Context, d v1.Descriptor, depth int) (bool, error) {
-	if image.IsIndex(d.MediaType) || image.IsManifest(d.MediaType) {
-		return t.visit(ctx, d, depth+1)
-	}
-	here, err := t.here(ctx, d)
-	if here {
-		t.blobs[d.Digest] = d
-	} else if err == nil {
-		t.gaps = append(t.gaps, gap{manifest: d, missing: d})
-	}
-	return here, err
-}
-
-// manifest adds a manifest's blobs if all are there.
-func (t *tree) manifest(ctx context.Context, d v1.Descriptor, children []v1.Descriptor) (bool, error) {
-	have := []v1.Descriptor{d}
-	for _, c := range children {
-		here, err := t.here(ctx, c)
-		if err != nil {
-			return false, err
+		if isRoot {
+			t.root.MediaType = n.Type
 		}
 		switch {
-		case here:
-			have = append(have, c)
-		case foreign(c.MediaType):
+		case n.Part:
+		case !n.Here:
+			t.gaps = append(t.gaps, gap{manifest: n.Descriptor, missing: n.Descriptor})
+		case n.Type != "" && !image.IsIndex(n.Type):
+			manifests = append(manifests, n)
+		case n.Type == "" && isRoot:
+			return invalid("%s is no manifest or index", n.Digest)
 		default:
-			t.gaps = append(t.gaps, gap{d, children[0].Digest, c})
-			return false, nil
+			t.blobs[n.Digest] = n.Descriptor
+		}
+		return nil
+	})
+	for _, n := range manifests {
+		t.add(n, here)
+	}
+	return t, err
+}
+
+// add takes a manifest with its parts, or notes what it lacks.
+func (t *tree) add(n image.Node, here map[digest.Digest]bool) {
+	for _, c := range n.Children {
+		if !here[c.Digest] && !foreign(c.MediaType) {
+			t.gaps = append(t.gaps, gap{n.Descriptor, n.Children[0].Digest, c})
+			return
 		}
 	}
-	for _, h := range have {
-		t.blobs[h.Digest] = h
+	t.blobs[n.Digest] = n.Descriptor
+	for _, c := range n.Children {
+		if here[c.Digest] {
+			t.blobs[c.Digest] = c
+		}
 	}
-	t.whole++
-	return true, nil
+	t.manifests = append(t.manifests, n)
+	if !attached(n.Descriptor) {
+		t.images++
+	}
+}
+
+// attached reports whether a manifest is about another one of its index: an attestation, as buildkit writes them. docker saves
+// attestations in part.
+func attached(d v1.Descriptor) bool {
+	return d.Annotations["vnd.docker.reference.type"] != "" || d.Platform != nil && d.Platform.OS == "unknown"
 }
 
 func unknownVersion(version string) error {
