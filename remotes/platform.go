@@ -2,6 +2,7 @@ package remotes
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"slices"
@@ -9,13 +10,14 @@ import (
 
 	"github.com/containerd/errdefs"
 	"github.com/containerd/platforms"
+	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
 // Bounds of a walk from an index to a manifest.
 const (
 	maxIndexDepth = 4  // indexes in indexes
-	maxWalk       = 32 // indexes and configs read
+	maxWalk       = 32 // indexes, manifests and configs read
 	maxPlatforms  = 20 // named in an error
 )
 
@@ -39,12 +41,16 @@ func ResolvePlatform(ctx context.Context, r Remote, object, platform string) (oc
 	if err := w.visit(desc, 0); err != nil {
 		return ocispec.Descriptor{}, fmt.Errorf("resolve %s for %s: %w", object, platforms.Format(p), err)
 	}
+	if len(w.found) == 0 && w.unsupported != "" {
+		return ocispec.Descriptor{}, classf(errdefs.ErrNotImplemented, "resolve %s: the manifest for %s has a digest of an algorithm that is not supported: %s",
+			object, platforms.Format(p), w.unsupported)
+	}
 	if len(w.found) == 0 {
-		there := "none"
+		list := "none"
 		if len(w.others) > 0 {
-			there = strings.Join(w.others, ", ")
+			list = strings.Join(w.others, ", ")
 		}
-		return ocispec.Descriptor{}, classf(errdefs.ErrNotFound, "resolve %s: no manifest for %s: there is %s", object, platforms.Format(p), there)
+		return ocispec.Descriptor{}, classf(errdefs.ErrNotFound, "resolve %s: no manifest for %s: there is %s", object, platforms.Format(p), list)
 	}
 	slices.SortStableFunc(w.found, func(a, b ocispec.Descriptor) int {
 		switch {
@@ -79,6 +85,8 @@ type walk struct {
 	left    int
 	found   []ocispec.Descriptor
 	others  []string // platforms that do not fit
+	// unsupported is a digest that can't be verified here, of a manifest that may fit.
+	unsupported string
 }
 
 func (w *walk) visit(desc ocispec.Descriptor, depth int) error {
@@ -102,8 +110,15 @@ func (w *walk) index(desc ocispec.Descriptor, depth int) error {
 		return err
 	}
 	for _, m := range index.Manifests {
+		err := m.Digest.Validate()
 		switch {
-		case m.Digest.Validate() != nil || m.Size < 0:
+		case errors.Is(err, digest.ErrDigestUnsupported):
+			if m.Platform == nil || w.match.Match(*m.Platform) {
+				w.unsupported = printable(m.Digest.String())
+			} else {
+				w.other(*m.Platform)
+			}
+		case err != nil || m.Size < 0:
 			return classf(errdefs.ErrDataLoss, "index %s has an entry without digest or size", desc.Digest)
 		case m.Platform == nil || isIndex(m.MediaType):
 			if err := w.visit(m, depth+1); err != nil {
@@ -168,7 +183,7 @@ func (w *walk) other(p ocispec.Platform) {
 // read decodes a small object, and sets its size where that was not known.
 func (w *walk) read(desc *ocispec.Descriptor, v any) error {
 	if w.left--; w.left < 0 {
-		return classf(errdefs.ErrDataLoss, "more than %d indexes and configs to read", maxWalk)
+		return classf(errdefs.ErrNotImplemented, "more than %d indexes, manifests and configs to read: name the digest of one", maxWalk)
 	}
 	if desc.Size > MaxManifest {
 		return classf(errdefs.ErrDataLoss, "%s is larger than a manifest may be (%s)", desc.Digest, sizeString(MaxManifest))

@@ -195,6 +195,48 @@ func TestResolvePlatform(t *testing.T) {
 	}
 }
 
+// An index may have children whose digests can't be verified here. They keep nobody from the others.
+func TestResolvePlatformUnknownAlgorithm(t *testing.T) {
+	f := newFake(t)
+	m := f.image("", "linux/amd64")
+	unknown := map[string]string{
+		"blake3": "blake3:" + strings.Repeat("ab", 32), "md5": "md5:" + strings.Repeat("ab", 16), "+": "sha256+b64u:LCa0a2j_xo_5m0U8HTBBNBNCLXBkg7-g-YpeiGJm564",
+	}
+	odd := func(d, platform string) ocispec.Descriptor {
+		desc := ocispec.Descriptor{MediaType: ocispec.MediaTypeImageManifest, Digest: digest.Digest(d), Size: 500}
+		if platform != "" {
+			desc = with(desc, platform)
+		}
+		return desc
+	}
+	r := open(t, f.host(), Options{})
+	for name, d := range unknown {
+		for _, platform := range []string{"linux/arm64", "linux/amd64", "unknown/unknown", ""} {
+			for i, children := range [][]ocispec.Descriptor{{odd(d, platform), with(m, "linux/amd64")}, {m, odd(d, platform)}} {
+				f.index("t", children...)
+				if got, err := ResolvePlatform(context.Background(), r, "t", "linux/amd64"); err != nil || got.Digest != m.Digest {
+					t.Errorf("%s for %q, %d: %+v, %v", name, platform, i, got, err)
+				}
+			}
+		}
+		// Where nothing else fits, it is not said that there is none.
+		f.index("t", odd(d, "linux/s390x"), with(m, "linux/amd64"))
+		_, err := ResolvePlatform(context.Background(), r, "t", "linux/s390x")
+		is(t, err, errdefs.IsNotImplemented)
+		if !strings.Contains(err.Error(), d) {
+			t.Error(err)
+		}
+		_, err = ResolvePlatform(context.Background(), r, "t", "linux/riscv64")
+		is(t, err, errdefs.IsNotFound)
+	}
+	// What is no digest at all is damage.
+	for _, d := range []string{"", "sha256", "sha256:", "sha256:" + strings.Repeat("AB", 32), "sha256:ab", "../x:y"} {
+		f.index("t", odd(d, "linux/arm64"), with(m, "linux/amd64"))
+		_, err := ResolvePlatform(context.Background(), r, "t", "linux/amd64")
+		is(t, err, errdefs.IsDataLoss)
+	}
+}
+
 func TestResolvePlatformBounds(t *testing.T) {
 	f := newFake(t)
 	// A hundred indexes in a row, and a thousand beside each other.
@@ -217,7 +259,7 @@ func TestResolvePlatformBounds(t *testing.T) {
 	f.index("huge", ocispec.Descriptor{MediaType: ocispec.MediaTypeImageIndex, Digest: deep.Digest, Size: 1 << 40})
 	r := open(t, f.host(), Options{})
 	for tag, class := range map[string]func(error) bool{
-		"deep": errdefs.IsDataLoss, "wide": errdefs.IsDataLoss, "many": errdefs.IsNotFound, "liar": errdefs.IsDataLoss, "huge": errdefs.IsDataLoss,
+		"deep": errdefs.IsDataLoss, "wide": errdefs.IsNotImplemented, "many": errdefs.IsNotFound, "liar": errdefs.IsDataLoss, "huge": errdefs.IsDataLoss,
 	} {
 		f.reset()
 		_, err := ResolvePlatform(context.Background(), r, tag, "linux/amd64")
