@@ -153,7 +153,9 @@ func (r *Registry) firstHost(ctx context.Context, need capability, f func(*clien
 			t := c.newTries(1)
 			t.hasNext = true
 			err = f(c, t)
-			c.markDown(err)
+			if ctx.Err() == nil {
+				c.markDown(err)
+			}
 		}
 		if final, ok := err.(finalError); ok {
 			return final.error

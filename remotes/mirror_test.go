@@ -1,0 +1,264 @@
+package remotes
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	"golang.org/x/sys/unix"
+)
+
+// mirrored returns a mirror, its upstream, and how to open their repository. Processes share a directory.
+func mirrored(t *testing.T) (mirror, upstream *fake, start func(Options) *Registry) {
+	runtimeDir(t)
+	mirror, upstream = newFake(t), newFake(t)
+	root := t.TempDir()
+	writeHosts(t, root, "good.example", "server = '"+upstream.URL+"'\n[host.'"+mirror.URL+"']\n")
+	return mirror, upstream, func(o Options) *Registry {
+		o.HostsDir = root
+		return open(t, "good.example", o)
+	}
+}
+
+// What a mirror has wrong comes from the next host: at once while nothing was given, else for the next process.
+func TestCorruptMirror(t *testing.T) {
+	for _, size := range []int{1, 1000, pieceSize - 1, pieceSize, pieceSize + 1, 5 << 20} {
+		for _, o := range []Options{{}, {Unverified: true}, {Parts: 4}, {Parts: 4, Unverified: true}} {
+			for _, at := range []int{0, size - 1} {
+				mirror, upstream, start := mirrored(t)
+				content := noise(size)
+				id := upstream.blob(content)
+				wrong := slices.Clone(content)
+				wrong[at] ^= 1
+				mirror.blobs[digest.Digest(id)] = wrong
+				name := fmt.Sprintf("%d bytes, %+v, wrong at %d", size, o, at)
+				got, err := fetch(t, start(o), id)
+				small := size <= pieceSize && o.Parts < 2 || size <= parallelPiece
+				switch {
+				case small && (err != nil || !bytes.Equal(got, content)):
+					t.Errorf("%s: %d bytes, %v", name, len(got), err)
+				case !small && err == nil && !bytes.Equal(got, content):
+					t.Errorf("%s: wrong bytes, and no error", name)
+				case err != nil:
+					is(t, err, errdefs.IsDataLoss)
+					if len(got) >= size || !strings.Contains(err.Error(), mirror.host()) {
+						t.Errorf("%s: %d bytes, %v", name, len(got), err)
+					}
+				}
+				mirror.reset()
+				if got, err := fetch(t, start(o), id); err != nil || !bytes.Equal(got, content) || mirror.count() != 0 {
+					t.Errorf("%s, again: %d bytes, %v, mirror %q", name, len(got), err, mirror.seen())
+				}
+				// Other blobs still come from the mirror.
+				other := mirror.blob([]byte("other"))
+				if _, err := fetch(t, start(o), other); err != nil || mirror.count() == 0 {
+					t.Errorf("%s: another blob: %v", name, err)
+				}
+			}
+		}
+	}
+}
+
+// A mirror's wrong manifest, size, or cut small blob is no last word either.
+func TestMirrorFallsThrough(t *testing.T) {
+	manifest := []byte(tinyManifest)
+	content := noise(1000)
+	for name, fault := range map[string]func(w http.ResponseWriter, r *http.Request, n int) bool{
+		"wrong bytes": func(w http.ResponseWriter, r *http.Request, n int) bool {
+			w.Header().Set("Content-Type", ocispec.MediaTypeImageManifest)
+			w.Write([]byte(`{"schemaVersion":2,"layers":[{}]}`))
+			return true
+		},
+		"html":  func(w http.ResponseWriter, r *http.Request, n int) bool { w.Write([]byte("<html>")); return true },
+		"empty": func(w http.ResponseWriter, r *http.Request, n int) bool { return true },
+		"cut":   func(w http.ResponseWriter, r *http.Request, n int) bool { cut(w, content, 10); return true },
+		"closed": func(w http.ResponseWriter, r *http.Request, n int) bool {
+			panic(http.ErrAbortHandler)
+		},
+		"unauthorized": func(w http.ResponseWriter, r *http.Request, n int) bool { w.WriteHeader(401); return true },
+		"busy":         func(w http.ResponseWriter, r *http.Request, n int) bool { w.WriteHeader(503); return true },
+		"redirect": func(w http.ResponseWriter, r *http.Request, n int) bool {
+			http.Redirect(w, r, "ftp://x/", http.StatusFound)
+			return true
+		},
+	} {
+		mirror, upstream, start := mirrored(t)
+		mirror.reply(fault)
+		m := upstream.manifest("latest", ocispec.MediaTypeImageManifest, manifest)
+		id := upstream.blob(content)
+		r := start(Options{})
+		for _, hints := range [][]string{nil, {"mediatype:" + m.MediaType}, {fmt.Sprintf("size:%d", m.Size)}} {
+			if got, err := fetch(t, r, m.Digest.String(), hints...); err != nil || !bytes.Equal(got, manifest) {
+				t.Errorf("%s: manifest %q: %.80q, %v", name, hints, got, err)
+			}
+		}
+		for _, hints := range [][]string{nil, {"size:1000"}, {"mediatype:a/b"}} {
+			if got, err := fetch(t, r, id, hints...); err != nil || !bytes.Equal(got, content) {
+				t.Errorf("%s: blob %q: %d bytes, %v", name, hints, len(got), err)
+			}
+		}
+	}
+}
+
+// downFiles counts the files that say that a host is down, and sets until when.
+func downFiles(t *testing.T, by time.Duration) int {
+	t.Helper()
+	files, err := filepath.Glob(filepath.Join(sharedDir(), "down-*"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, f := range files {
+		tv := unix.NsecToTimeval(time.Now().Add(by).UnixNano())
+		if err := unix.Utimes(f, []unix.Timeval{tv, tv}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return len(files)
+}
+
+// A mirror that is down costs one process its time, and not every one. When the time is over, one process looks whether it is
+// back.
+func TestMirrorIsDown(t *testing.T) {
+	for name, fault := range map[string]func(w http.ResponseWriter, r *http.Request, n int) bool{
+		"no reply": func(w http.ResponseWriter, r *http.Request, n int) bool { <-r.Context().Done(); return true },
+		"closed":   func(w http.ResponseWriter, r *http.Request, n int) bool { panic(http.ErrAbortHandler) },
+		"stalls": func(w http.ResponseWriter, r *http.Request, n int) bool {
+			w.Header().Set("Content-Length", "1000")
+			w.(http.Flusher).Flush()
+			<-r.Context().Done()
+			return true
+		},
+	} {
+		mirror, upstream, start := mirrored(t)
+		mirror.reply(fault)
+		upstream.manifest("latest", ocispec.MediaTypeImageManifest, []byte(tinyManifest))
+		mirror.manifest("latest", ocispec.MediaTypeImageManifest, []byte(tinyManifest))
+		get := func(object string) {
+			t.Helper()
+			r := start(Options{Timeout: 100 * time.Millisecond})
+			if _, err := fetch(t, r, object); err != nil {
+				t.Errorf("%s: %v", name, err)
+			}
+		}
+		for range 3 {
+			get("latest")
+		}
+		if mirror.count() != 1 || upstream.count() != 3 {
+			t.Errorf("%s: mirror %q, upstream %q", name, mirror.seen(), upstream.seen())
+		}
+		// One of those that come after the time is over probes it.
+		if n := downFiles(t, -time.Second); n != 1 {
+			t.Errorf("%s: %d files", name, n)
+		}
+		for range 3 {
+			get("latest")
+		}
+		if mirror.count() != 2 {
+			t.Errorf("%s: after a while: mirror %q", name, mirror.seen())
+		}
+		// It is back: the others ask it again.
+		mirror.reply(nil)
+		downFiles(t, -time.Second)
+		for range 3 {
+			get("latest")
+		}
+		if mirror.count() != 3 {
+			t.Errorf("%s: when it is back: mirror %q", name, mirror.seen())
+		}
+	}
+	// A reply, whatever it is, is one; and the last host is asked in any case.
+	mirror, upstream, start := mirrored(t)
+	mirror.reply(func(w http.ResponseWriter, r *http.Request, n int) bool { w.WriteHeader(500); return true })
+	upstream.reply(func(w http.ResponseWriter, r *http.Request, n int) bool { panic(http.ErrAbortHandler) })
+	for range 2 {
+		upstream.reset()
+		_, err := fetch(t, start(Options{}), "latest")
+		is(t, err, errdefs.IsAborted)
+		if upstream.count() != maxTries {
+			t.Errorf("%d requests", upstream.count())
+		}
+	}
+	if n := downFiles(t, 0); n != 0 || mirror.count() != 2 {
+		t.Errorf("%d files, mirror %q", n, mirror.seen())
+	}
+	// What the user stops says nothing of the host.
+	mirror.reply(func(w http.ResponseWriter, r *http.Request, n int) bool { <-r.Context().Done(); return true })
+	ctx, cancel := context.WithTimeout(context.Background(), 50*time.Millisecond)
+	defer cancel()
+	if _, err := start(Options{}).Fetch(ctx, "latest"); !errors.Is(err, context.DeadlineExceeded) || downFiles(t, 0) != 0 {
+		t.Errorf("%v, %d files", err, downFiles(t, 0))
+	}
+}
+
+// Silence is bounded over all tries, and nobody who is slow to begin is asked five times.
+func TestSilenceIsBounded(t *testing.T) {
+	f := newFake(t)
+	content := noise(100000)
+	id := f.blob(content)
+	silent := func(w http.ResponseWriter, r *http.Request, n int) bool { <-r.Context().Done(); return true }
+	for _, method := range []string{"fetch", "resolve", "tags"} {
+		f.reply(silent)
+		r := open(t, f.host(), Options{Timeout: 50 * time.Millisecond})
+		var err error
+		switch method {
+		case "fetch":
+			_, err = fetch(t, r, id)
+		case "resolve":
+			_, err = r.Resolve(context.Background(), "latest")
+		case "tags":
+			_, err = tags(r)
+		}
+		is(t, err, errdefs.IsDeadlineExceeded)
+		if f.count() != 1 || !strings.Contains(err.Error(), "50ms") {
+			t.Errorf("%s: %q, %v", method, f.seen(), err)
+		}
+	}
+	// A reply that is slow to begin is waited for longer than one that has stopped.
+	f.reply(func(w http.ResponseWriter, r *http.Request, n int) bool {
+		time.Sleep(300 * time.Millisecond)
+		return false
+	})
+	r := open(t, f.host(), Options{Timeout: time.Minute})
+	r.clients[0].stall = 100 * time.Millisecond
+	if _, err := fetch(t, r, id); err != nil || f.count() != 1 {
+		t.Errorf("slow to begin: %v, %q", err, f.seen())
+	}
+	// What stops is asked for again, until the silences are too long together. Progress makes them good.
+	r = open(t, f.host(), Options{})
+	r.clients[0].stall, r.clients[0].timeout = 30*time.Millisecond, 80*time.Millisecond
+	each := 0
+	f.reply(func(w http.ResponseWriter, r *http.Request, n int) bool {
+		from := 0
+		fmt.Sscanf(r.Header.Get("Range"), "bytes=%d-", &from)
+		w.Header().Set("Content-Range", fmt.Sprintf("bytes %d-%d/%d", from, len(content)-1, len(content)))
+		w.Header().Set("Content-Length", fmt.Sprint(len(content)-from))
+		if r.Header.Get("Range") != "" {
+			w.WriteHeader(http.StatusPartialContent)
+		}
+		w.Write(content[from:min(len(content), from+each)])
+		w.(http.Flusher).Flush()
+		if from+each < len(content) {
+			<-r.Context().Done()
+		}
+		return true
+	})
+	_, err := fetch(t, r, id)
+	is(t, err, errdefs.IsDeadlineExceeded)
+	if f.count() != 3 {
+		t.Errorf("silence: %q", f.seen())
+	}
+	each = 10000
+	if got, err := fetch(t, r, id); err != nil || !bytes.Equal(got, content) {
+		t.Errorf("%d bytes, %v", len(got), err)
+	}
+}
