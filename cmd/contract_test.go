@@ -55,7 +55,7 @@ var behaviours = map[string]behaviour{
 	"dist-fetch":        {output: []string{"STORE", "BLOB"}, bad: []string{"redis"}, waits: []string{"HOST/x", "latest"}},
 	"dist-image":        {output: []string{"ls"}, bad: []string{"no-such-verb"}, waits: []string{"rm", "-"}},
 	"dist-ingest":       {output: []string{"ref"}, stdin: "x", bad: []string{}, waits: []string{"ref"}},
-	"dist-label":        {output: []string{"BLOB", "k=v"}, bad: []string{}},
+	"dist-label":        {output: []string{"BLOB", "k=v"}, bad: []string{}, waits: []string{"-"}},
 	"dist-list":         {output: []string{}, bad: []string{"labels.a~="}},
 	"dist-namespace":    {output: []string{"ls"}, bad: []string{"no-such-verb"}, waits: []string{"rm", "-"}},
 	"dist-path":         {output: []string{"BLOB"}, waits: []string{"-"}},

@@ -28,7 +28,7 @@ var mayImport = map[string][]string{
 	"dist-abort":     {"content"},
 	"dist-active":    {"content"},
 	"dist-apply":     {"archive"},
-	"dist-cat":       {"content"},
+	"dist-cat":       {"image", "content"},
 	"dist-chain":     {"archive"},
 	"dist-delete":    {"content"},
 	"dist-edit":      {"image", "content"},

@@ -2,12 +2,17 @@
 package main
 
 import (
+	"context"
 	"fmt"
 	"io"
+	"math"
 
 	"distkit/cmd/internal/cli"
 	"distkit/content"
+	"distkit/errclass"
+	"distkit/image"
 
+	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
 	"github.com/spf13/cobra"
 )
@@ -16,31 +21,74 @@ func main() { cli.Main(newCommand()) }
 
 func newCommand() *cobra.Command {
 	c := &cobra.Command{
-		Use:   "dist-cat [flags] DIGEST…",
+		Use:   "dist-cat [flags] DIGEST|NAME…",
 		Short: "write blobs to standard output",
 		Args:  cobra.ArbitraryArgs,
 	}
-	root := cli.Root(c.Flags())
+	f := c.Flags()
+	root, namespace := cli.Root(f), cli.Namespace(f)
+	platform := f.String("platform", "", "of an index write the manifest for `PLATFORM`, as linux/amd64")
+	offset := f.Int64("offset", 0, "leave out the first `N` bytes of each blob")
+	length := f.Int64("length", math.MaxInt64, "write at most `N` bytes of each blob")
+	f.Lookup("length").DefValue = "0" // no default is shown
 	c.RunE = func(c *cobra.Command, args []string) error {
+		if *offset < 0 || *length < 0 {
+			return cli.Usagef("--offset and --length are not negative")
+		}
 		s, err := content.Open(*root)
 		if err != nil {
 			return err
 		}
+		names, err := image.OpenNames(s, *namespace)
+		if err != nil {
+			return err
+		}
+		w := image.Walker{Store: s}
+		if *platform != "" {
+			if w.Platform, err = image.ParsePlatform(*platform); err != nil {
+				return err
+			}
+		}
+		finder := image.Finder{Names: names}
 		return cli.Each(c, args, func(object string) error {
-			f, err := s.File(digest.Digest(object))
+			dgst, err := find(c.Context(), &finder, w, object)
 			if err != nil {
 				return err
 			}
-			defer f.Close()
-			n, err := io.Copy(c.OutOrStdout(), f.File)
-			if err == nil && n != f.Size() {
-				err = io.ErrUnexpectedEOF
-			}
-			if err != nil {
-				return fmt.Errorf("write %s: %w", object, err)
-			}
-			return nil
+			return write(c.OutOrStdout(), s, dgst, *offset, *length)
 		})
 	}
 	return c
+}
+
+// find returns the digest of what is to be written.
+func find(ctx context.Context, f *image.Finder, w image.Walker, object string) (digest.Digest, error) {
+	d, err := f.Find(object)
+	if err == nil && w.Platform != nil {
+		d, err = w.Manifest(ctx, d)
+	}
+	return d.Digest, err
+}
+
+// write writes a part of a blob: no more than length bytes from offset on, which is not beyond its end.
+func write(out io.Writer, s *content.Store, dgst digest.Digest, offset, length int64) error {
+	f, err := s.File(dgst)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	if offset > f.Size() {
+		return errclass.Errorf(errdefs.ErrInvalidArgument, "--offset %d is beyond the %d bytes of %s", offset, f.Size(), dgst)
+	}
+	var n int64
+	if _, err = f.Seek(offset, io.SeekStart); err == nil {
+		n, err = io.Copy(out, io.LimitReader(f.File, length))
+	}
+	if err == nil && n != min(length, f.Size()-offset) {
+		err = io.ErrUnexpectedEOF
+	}
+	if err != nil {
+		return fmt.Errorf("write %s: %w", dgst, err)
+	}
+	return nil
 }

@@ -30,10 +30,12 @@ func TestLabel(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	var input string
 	want := func(status int, out string, args ...string) {
 		t.Helper()
 		c := exec.Command(os.Args[0], args...)
 		c.Env = append(os.Environ(), "DIST_LABEL_TEST=1", "DIST_ROOT="+root)
+		c.Stdin = strings.NewReader(input)
 		got, _ := c.Output()
 		if c.ProcessState.ExitCode() != status || string(got) != out {
 			t.Errorf("%q: status %d, %q; want %d, %q", args, c.ProcessState.ExitCode(), got, status, out)
@@ -43,9 +45,43 @@ func TestLabel(t *testing.T) {
 	want(0, "", d)
 	want(0, "a\t1\nb\t2=3\n", d, "b=2=3", "a=1")
 	want(0, "a\t1\nb\t2=3\n", d)
-	want(0, `{"key":"b","value":"2=3"}`+"\n", "--json", d, "a=")
-	want(2, "", d, "nonsense")
+	want(0, `{"digest":"`+d+`","key":"b","value":"2=3"}`+"\n", "--json", d, "a=")
+	want(0, d+"\n", "-q", d)
+	want(0, d+"\n", "-q", d, "b=2=3")
+	want(2, d+"\tb\t2=3\n", d, "nonsense")
 	want(2, "", d, "=x")
 	want(2, "", "nonsense")
-	want(3, "", string(digest.FromString("absent")), "a=1")
+	want(2, "", "a=1")
+	want(2, "", "")
+	absent := string(digest.FromString("absent"))
+	want(3, "", absent, "a=1")
+
+	// Several at a time: records say whose label it is; one that isn't there doesn't hinder the others.
+	other, err := content.WriteBlob(t.Context(), s, "ref", strings.NewReader("y"), 0, "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	o := string(other)
+	want(0, d+"\tb\t2=3\n"+d+"\tc\t1\n"+o+"\tc\t1\n", d, o, "c=1")
+	want(3, d+"\n"+o+"\n", "-q", d, absent, o, "e=1")
+	input = d + "\n" + o + "\n"
+	want(0, d+"\te\t2\n"+o+"\te\t2\n", "--replace", "-", "e=2")
+	want(0, "", "-", "e=")
+	want(0, "", "-")
+	input = ""
+	want(0, "", "-", "e=2")
+
+	// What a backslash means is told, so that no two labels look alike.
+	want(0, `n	a\nb`+"\n", "--replace", d, "n=a\nb")
+	want(0, `n	a\\nb`+"\n", d, `n=a\nb`)
+
+	// Labels of a damaged file are replaced, not changed.
+	file := filepath.Join(root, "labels", "sha256", dgst.Encoded())
+	if err := os.WriteFile(file, nil, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	want(4, "", d)
+	want(4, "", d, "a=1")
+	want(0, "", "--replace", d)
+	want(0, "a\t1\n", d, "a=1")
 }

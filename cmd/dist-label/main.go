@@ -1,7 +1,11 @@
-// Dist-label shows and changes the labels of a blob.
+// Dist-label shows and changes the labels of blobs.
 package main
 
 import (
+	"maps"
+	"slices"
+	"strings"
+
 	"distkit/cmd/internal/cli"
 	"distkit/content"
 
@@ -11,34 +15,76 @@ import (
 
 func main() { cli.Main(newCommand()) }
 
+type record struct {
+	Digest digest.Digest `json:"digest"`
+	Key    string        `json:"key"`
+	Value  string        `json:"value"`
+}
+
 func newCommand() *cobra.Command {
 	c := &cobra.Command{
-		Use:   "dist-label [flags] DIGEST [KEY=VALUE…]",
-		Short: "show and change the labels of a blob",
+		Use:   "dist-label [flags] DIGEST…|- [KEY=VALUE…]",
+		Short: "show and change the labels of blobs",
 		Args:  cobra.MinimumNArgs(1),
 	}
 	root := cli.Root(c.Flags())
-	out := cli.NewRecords(c, "KEY", "VALUE")
+	replace := c.Flags().Bool("replace", false, "the labels given replace all that the blob has, also if their file is damaged")
+	out := cli.NewRecords(c, "DIGEST", "KEY", "VALUE")
 	c.RunE = func(c *cobra.Command, args []string) error {
-		change := content.Info{Digest: digest.Digest(args[0])}
-		var err error
-		if change.Labels, err = cli.Labels(args[1:]); err != nil {
+		// No digest has a "=", and no label lacks one.
+		n := slices.IndexFunc(args, func(a string) bool { return strings.Contains(a, "=") })
+		if n < 0 {
+			n = len(args)
+		}
+		if n == 0 {
+			return cli.Usagef("a DIGEST is missing before %q; usage: %s", args[0], c.UseLine())
+		}
+		labels, err := cli.Labels(args[n:])
+		if err != nil {
 			return err
+		}
+		paths := cli.LabelPaths(labels)
+		if *replace {
+			paths = []string{"labels"}
 		}
 		s, err := content.Open(*root)
 		if err != nil {
 			return err
 		}
-		var info content.Info
-		if len(change.Labels) > 0 {
-			info, err = s.Update(c.Context(), change, cli.LabelPaths(change.Labels)...)
-		} else {
-			info, err = s.Info(c.Context(), change.Digest)
+		one := n == 1 && args[0] != "-"
+		if one {
+			out.Columns("KEY", "VALUE")
 		}
-		if err != nil {
-			return err
+		label := func(dgst digest.Digest) (info content.Info, err error) {
+			if len(paths) > 0 {
+				return s.Update(c.Context(), content.Info{Digest: dgst, Labels: labels}, paths...)
+			}
+			return s.Info(c.Context(), dgst)
 		}
-		return out.WriteLabels(info.Labels)
+		err = cli.Each(c, args[:n], func(object string) error {
+			info, err := label(digest.Digest(object))
+			if err != nil {
+				return err
+			}
+			if out.Quiet() {
+				return out.Write(nil, info.Digest)
+			}
+			for _, k := range slices.Sorted(maps.Keys(info.Labels)) {
+				r := record{info.Digest, k, info.Labels[k]}
+				cells := []any{r.Digest, r.Key, r.Value}
+				if one {
+					cells = cells[1:]
+				}
+				if err := out.Write(r, cells...); err != nil {
+					return err
+				}
+			}
+			return nil
+		})
+		if cerr := out.Close(); err == nil {
+			err = cerr
+		}
+		return err
 	}
 	return c
 }

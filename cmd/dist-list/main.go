@@ -15,9 +15,11 @@ import (
 func main() { cli.Main(newCommand()) }
 
 type record struct {
-	Digest digest.Digest `json:"digest"`
-	Size   int64         `json:"size"`
-	Stored time.Time     `json:"storedAt"`
+	Digest  digest.Digest     `json:"digest"`
+	Size    int64             `json:"size"`
+	Stored  time.Time         `json:"storedAt"`
+	Updated time.Time         `json:"updatedAt"` // the last change of its labels, if that is later
+	Labels  map[string]string `json:"labels,omitempty"`
 }
 
 func newCommand() *cobra.Command {
@@ -44,7 +46,7 @@ func newCommand() *cobra.Command {
 			if ok, err := wanted.Match(i); err != nil || !ok {
 				return err
 			}
-			return out.Write(record{i.Digest, i.Size, i.CreatedAt}, i.Digest, cli.Size(i.Size), i.CreatedAt)
+			return out.Write(record{i.Digest, i.Size, i.CreatedAt, i.UpdatedAt, i.Labels}, i.Digest, cli.Size(i.Size), i.CreatedAt)
 		})
 		if err != nil {
 			return err

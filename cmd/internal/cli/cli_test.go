@@ -70,7 +70,7 @@ func testCommand() *cobra.Command {
 			})
 		case "records":
 			at := time.Date(2017, 1, 19, 0, 0, 0, 0, time.UTC)
-			if err := records.Write(map[string]int{"size": 2048}, "a\tb\n", Size(2048), at); err != nil {
+			if err := records.Write(map[string]int{"size": 2048}, "a\tb\\n\n", Size(2048), at); err != nil {
 				return err
 			}
 			return records.Close()
@@ -198,11 +198,12 @@ func TestEach(t *testing.T) {
 
 func TestRecords(t *testing.T) {
 	for want, args := range map[string][]string{
-		"a\\tb\\n\t2048\t2017-01-19T00:00:00Z\n":   {"records"},
-		"a\\tb\\n\n":                               {"-q", "records"},
-		"{\"size\":2048}\n":                        {"--json", "records"},
-		"{\"size\":2048}\x00":                      {"--json", "-z", "records"},
-		"a\\tb\\n\t2048\t2017-01-19T00:00:00Z\x00": {"-z", "records"},
+		`a\tb\\n\n` + "\t2048\t2017-01-19T00:00:00Z\n": {"records"},
+		"a\tb\\n\\n\n":        {"-q", "records"},
+		"a\tb\\n\n\x00":       {"-q", "-z", "records"},
+		"{\"size\":2048}\n":   {"--json", "records"},
+		"{\"size\":2048}\x00": {"--json", "-z", "records"},
+		`a\tb\\n\n` + "\t2048\t2017-01-19T00:00:00Z\x00": {"-z", "records"},
 	} {
 		if r := probe(t, "", nil, args...); r.out != want || r.errs != "" {
 			t.Errorf("%q: %q; stderr %q", args, r.out, r.errs)
@@ -280,6 +281,8 @@ func TestCells(t *testing.T) {
 		{2958300804 * time.Nanosecond, "2958300804", "2.96s"},
 		{time.Time{}, "", "-"},
 		{"a\tb\x1b", "a\\tb\x1b", "a?b?"},
+		{"a\nb", `a\nb`, "a?b"},
+		{`a\nb`, `a\\nb`, `a\nb`},
 	} {
 		if got := raw(c.cell); got != c.inPipe {
 			t.Errorf("%#v in a pipe: %q, want %q", c.cell, got, c.inPipe)

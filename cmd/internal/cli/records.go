@@ -23,6 +23,9 @@ type Limit int64
 // Records prints one record a line: tab-separated with raw numbers and RFC 3339 times in a
 // pipe, an aligned table with a header on a terminal, one JSON object a line with --json,
 // the first cell alone with -q, records ended by NUL with -z.
+//
+// In a pipe a backslash, a tab and a newline of a cell are written as \\, \t and \n, which printf %b turns back. The first
+// cell alone is written as it is, so that it can be read by another command, but for a newline; with -z that too.
 type Records struct {
 	cmd             *cobra.Command
 	columns         []string
@@ -40,6 +43,9 @@ func NewRecords(c *cobra.Command, columns ...string) *Records {
 		zero: f.BoolP("zero", "z", false, "end records with NUL instead of newline"),
 	}
 }
+
+// Columns sets other columns, for a command that prints several kinds of records.
+func (r *Records) Columns(columns ...string) { r.columns = columns }
 
 // Quiet tells whether the key alone is asked for, so that nothing else need be looked up.
 func (r *Records) Quiet() bool { return *r.key && !*r.json }
@@ -61,7 +67,11 @@ func (r *Records) Write(value any, cells ...any) error {
 		_, err = fmt.Fprintf(out, "%s%s", b, end)
 		return err
 	case *r.key:
-		_, err := fmt.Fprintf(out, "%s%s", raw(cells[0]), end)
+		key := plain(cells[0])
+		if !*r.zero {
+			key = strings.ReplaceAll(key, "\n", `\n`)
+		}
+		_, err := fmt.Fprintf(out, "%s%s", key, end)
 		return err
 	}
 	if _, tty := IsTerminal(os.Stdout); tty && !*r.zero {
@@ -102,7 +112,14 @@ func join(w interface{ Write([]byte) (int, error) }, cells []any, form func(any)
 	return err
 }
 
-func raw(c any) string {
+// raw is a cell of a record in a pipe.
+func raw(c any) string { return recordEscape.Replace(plain(c)) }
+
+// recordEscape keeps a cell from ending its record, or being taken for another one.
+var recordEscape = strings.NewReplacer(`\`, `\\`, "\t", `\t`, "\n", `\n`, "\x00", `\0`)
+
+// plain is a cell as text for programs.
+func plain(c any) string {
 	switch v := c.(type) {
 	case Size:
 		return strconv.FormatInt(int64(v), 10)
@@ -116,11 +133,8 @@ func raw(c any) string {
 		}
 		return v.UTC().Format(time.RFC3339Nano)
 	}
-	return recordEscape.Replace(fmt.Sprint(c))
+	return fmt.Sprint(c)
 }
-
-// recordEscape keeps a cell from ending its record: names and media types never hold these.
-var recordEscape = strings.NewReplacer("\t", `\t`, "\n", `\n`, "\x00", `\0`)
 
 func human(c any) string {
 	switch v := c.(type) {

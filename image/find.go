@@ -1,0 +1,40 @@
+package image
+
+import (
+	"strings"
+
+	"distkit/content"
+
+	"github.com/containerd/errdefs"
+	"github.com/opencontainers/go-digest"
+	v1 "github.com/opencontainers/image-spec/specs-go/v1"
+)
+
+// Finder turns what a user names, by a name of one namespace or by a digest, into descriptors. The names are read once,
+// when the first is asked for.
+type Finder struct {
+	Names *Names
+	read  *Listing
+}
+
+// Find returns the target of a name, or a descriptor that has the digest alone. NotFound if there is no such name,
+// InvalidArgument if what is none begins as a digest does.
+func (f *Finder) Find(object string) (v1.Descriptor, error) {
+	dgst := digest.Digest(object)
+	malformed := content.Validate(dgst)
+	if malformed == nil || errdefs.IsNotImplemented(malformed) {
+		return v1.Descriptor{Digest: dgst}, malformed
+	}
+	if f.read == nil {
+		var err error
+		if f.read, err = f.Names.Read(); err != nil {
+			return v1.Descriptor{}, err
+		}
+	}
+	img, err := f.read.Get(object)
+	algorithm, _, _ := strings.Cut(object, ":")
+	if errdefs.IsNotFound(err) && digest.Algorithm(algorithm).Available() {
+		err = malformed
+	}
+	return img.Target, err
+}
