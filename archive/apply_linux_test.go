@@ -637,8 +637,12 @@ func TestCancel(t *testing.T) {
 	if n := openFDs(t); n != fds {
 		t.Errorf("%d descriptors are open, not %d", n, fds)
 	}
-	if n := runtime.NumGoroutine(); n > goroutines {
-		t.Errorf("%d goroutines run, not %d", n, goroutines)
+	// A goroutine that has told its end may still have its last steps before it.
+	for tries := 0; runtime.NumGoroutine() > goroutines; tries++ {
+		if tries == 1000 {
+			t.Fatalf("%d goroutines run, not %d", runtime.NumGoroutine(), goroutines)
+		}
+		time.Sleep(5 * time.Millisecond)
 	}
 }
 
