@@ -234,6 +234,31 @@ func (l *Log) Read(f func(e Event, line []byte) error) error {
 	return nil
 }
 
+// Count counts the events that want selects among those that Read would give at once. Read gives them still.
+func (l *Log) Count(want func(e Event) (bool, error)) (n int, err error) {
+	for _, file := range l.files {
+		from, err := file.Seek(0, io.SeekCurrent)
+		if err != nil {
+			return 0, err
+		}
+		err = l.readFile(file, func(e Event, _ []byte) error {
+			ok, err := want(e)
+			if ok {
+				n++
+			}
+			return err
+		})
+		l.part, l.long = nil, false
+		if err != nil {
+			return 0, err
+		}
+		if _, err := file.Seek(from, io.SeekStart); err != nil {
+			return 0, err
+		}
+	}
+	return n, nil
+}
+
 // find adds the files that have come since.
 func (l *Log) find() error {
 	newer, err := Open(l.root)
@@ -253,6 +278,9 @@ func (l *Log) find() error {
 }
 
 func (l *Log) readFile(file *os.File, f func(Event, []byte) error) error {
+	if err := l.restart(file); err != nil {
+		return err
+	}
 	b := make([]byte, 64<<10)
 	for {
 		n, err := file.Read(b)
@@ -275,6 +303,22 @@ func (l *Log) readFile(file *os.File, f func(Event, []byte) error) error {
 			return err
 		}
 	}
+}
+
+// restart goes back to the beginning of a file that was made shorter than what was read of it, as by "> events": what it has now
+// was appended since.
+func (l *Log) restart(file *os.File) error {
+	fi, err := file.Stat()
+	if err != nil {
+		return err
+	}
+	at, err := file.Seek(0, io.SeekCurrent)
+	if err != nil || at <= fi.Size() {
+		return err
+	}
+	l.part, l.long = nil, false
+	_, err = file.Seek(0, io.SeekStart)
+	return err
 }
 
 // add goes on with a line. Of one that is too long nothing is kept.

@@ -224,3 +224,34 @@ func TestALineWithoutEndIsPassedOver(t *testing.T) {
 		t.Errorf("%d bytes are kept of a line", cap(l.part))
 	}
 }
+
+// A log that is emptied goes on for those who follow it; what is counted is still read.
+func TestTruncatedAndCounted(t *testing.T) {
+	root := t.TempDir()
+	for _, name := range []string{"a", "b", "c"} {
+		Append(root, Event{Topic: "/images/create", Name: name})
+	}
+	log, err := Open(root)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer log.Close()
+	n, err := log.Count(func(e Event) (bool, error) { return e.Name != "b", nil })
+	if err != nil || n != 2 {
+		t.Errorf("counted %d, %v", n, err)
+	}
+	read := func(want string) {
+		t.Helper()
+		got := ""
+		if err := log.Read(func(e Event, _ []byte) error { got += e.Name; return nil }); err != nil || got != want {
+			t.Errorf("read %q, %v; want %q", got, err, want)
+		}
+	}
+	read("abc")
+	if err := os.Truncate(filepath.Join(root, current), 0); err != nil {
+		t.Fatal(err)
+	}
+	Append(root, Event{Topic: "/images/create", Name: "d"})
+	read("d")
+	read("")
+}

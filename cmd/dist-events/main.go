@@ -2,6 +2,7 @@
 package main
 
 import (
+	"errors"
 	"time"
 
 	"distkit/cmd/internal/cli"
@@ -24,11 +25,22 @@ func newCommand() *cobra.Command {
 		Short: "print the log of what changed in a store",
 		Args:  cobra.ArbitraryArgs,
 	}
-	root := cli.Root(c.Flags())
-	follow := c.Flags().BoolP("follow", "f", false, "go on with what changes from now on, until a signal")
+	f := c.Flags()
+	root := cli.Root(f)
+	follow := f.BoolP("follow", "f", false, "go on with what changes from now on, until a signal")
+	since := f.String("since", "", "only events since `TIME`: RFC 3339, a date, or how long ago, as 90m")
+	tail := f.IntP("tail", "n", -1, "of the events that are logged already, only the last `N`")
+	stop := f.IntP("max-count", "m", -1, "stop after `N` events")
 	c.RunE = func(c *cobra.Command, args []string) error {
-		wanted, err := filter.Parse(args)
-		if err != nil {
+		if *tail < 0 && f.Changed("tail") || *stop < 0 && f.Changed("max-count") {
+			return cli.Usagef("--tail and --max-count are not negative")
+		}
+		p := printer{out: c.OutOrStdout(), left: *stop}
+		var err error
+		if p.filter, err = filter.Parse(args); err != nil {
+			return err
+		}
+		if p.since, err = parseTime(*since, time.Now()); err != nil {
 			return err
 		}
 		s, err := content.Open(*root)
@@ -40,17 +52,22 @@ func newCommand() *cobra.Command {
 			return err
 		}
 		defer log.Close()
-		for {
-			err := log.Read(func(e events.Event, line []byte) error {
-				if ok, err := wanted.Match(e); err != nil || !ok {
-					return err
-				}
-				_, err := c.OutOrStdout().Write(line)
+		if *tail >= 0 {
+			n, err := log.Count(p.wants)
+			if err != nil {
 				return err
-			})
+			}
+			p.skip = max(0, n-*tail)
+		}
+		for p.left != 0 {
+			err := log.Read(p.print)
+			if errors.Is(err, errEnough) {
+				return nil
+			}
 			if err != nil || !*follow {
 				return err
 			}
+			p.skip = 0
 			if err := cli.Flush(c); err != nil {
 				return err
 			}
@@ -60,6 +77,7 @@ func newCommand() *cobra.Command {
 			case <-time.After(pause):
 			}
 		}
+		return nil
 	}
 	return c
 }
