@@ -19,7 +19,7 @@ func main() {
 		Use:   "dist-image VERB",
 		Short: "Give names to what is in the store, and read what they point at",
 	}
-	c.AddCommand(newCreate(), newUpdate(), newLabel(), newLs(), newRm(), newManifest(), newConfig(), newLayers(), newChain(), newChildren(), newCheck(), newSources(), newTarget())
+	c.AddCommand(newCreate(), newUpdate(), newLabel(), newLs(), newRm(), newManifest(), newConfig(), newLayers(), newChain(), newChildren(), newCheck(), newConvert(), newSources(), newTarget())
 	cli.Main(c)
 }
 

@@ -1,0 +1,68 @@
+package main
+
+import (
+	"maps"
+
+	"distkit/cmd/internal/cli"
+	"distkit/image"
+
+	"github.com/opencontainers/go-digest"
+	v1 "github.com/opencontainers/image-spec/specs-go/v1"
+	"github.com/spf13/cobra"
+)
+
+func newConvert() *cobra.Command {
+	c := &cobra.Command{
+		Use:   "convert [flags] NAME|DIGEST [NEW]",
+		Short: "Make OCI's documents of docker's, and name them; layers and configs stay",
+		Args:  cobra.RangeArgs(1, 2),
+	}
+	f := newFlags(c)
+	f.platform = c.Flags().String("platform", "", "of an index the manifest for `PLATFORM` alone, as linux/amd64")
+	replace := c.Flags().Bool("replace", false, "let a NEW that exists point at it from now on")
+	c.RunE = func(c *cobra.Command, args []string) error {
+		store, names, err := f.open()
+		if err != nil {
+			return err
+		}
+		w := image.Walker{Store: store}
+		if c.Flags().Changed("platform") {
+			if w.Platform, err = image.ParsePlatform(*f.platform); err != nil {
+				return err
+			}
+		}
+		// For as long as this process lives: what is made has no name yet.
+		if _, err := store.Hold(c.Context()); err != nil {
+			return err
+		}
+		put, name := names.Replace, args[0]
+		if len(args) == 2 {
+			name = args[1]
+			if !*replace {
+				put = names.Create
+			}
+		}
+		var old image.Image
+		if dgst, perr := digest.Parse(args[0]); perr != nil {
+			old, err = names.Get(args[0])
+		} else if len(args) == 1 {
+			return cli.Usagef("a NEW name is wanted: %s has none", args[0])
+		} else {
+			old.Target, err = w.Describe(c.Context(), dgst)
+		}
+		var target v1.Descriptor
+		if err == nil {
+			target, err = w.Convert(c.Context(), old.Target)
+		}
+		if err != nil {
+			return err
+		}
+		target.Platform, target.Annotations = nil, maps.Clone(old.Labels)
+		img, err := put(c.Context(), name, target)
+		if err != nil {
+			return err
+		}
+		return printTarget(c, img)
+	}
+	return c
+}

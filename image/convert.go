@@ -1,0 +1,204 @@
+package image
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"strings"
+	"unicode/utf8"
+
+	"distkit/disk/layout"
+	"distkit/errclass"
+
+	"github.com/containerd/errdefs"
+	"github.com/opencontainers/go-digest"
+	v1 "github.com/opencontainers/image-spec/specs-go/v1"
+)
+
+// ociTypes are OCI's media types of what docker had first. The formats are the same but for these words.
+var ociTypes = map[string]string{
+	dockerManifestList: v1.MediaTypeImageIndex,
+	dockerManifest:     v1.MediaTypeImageManifest,
+	dockerConfig:       v1.MediaTypeImageConfig,
+
+	"application/vnd.docker.image.rootfs.diff.tar":              v1.MediaTypeImageLayer,
+	"application/vnd.docker.image.rootfs.diff.tar.gzip":         v1.MediaTypeImageLayerGzip,
+	"application/vnd.docker.image.rootfs.diff.tar.zstd":         v1.MediaTypeImageLayerZstd,
+	"application/vnd.docker.image.rootfs.foreign.diff.tar":      "application/vnd.oci.image.layer.nondistributable.v1.tar",
+	"application/vnd.docker.image.rootfs.foreign.diff.tar.gzip": "application/vnd.oci.image.layer.nondistributable.v1.tar+gzip",
+}
+
+// Convert stores OCI's form of an index or manifest with docker's media types, and returns its descriptor. Configs and layers
+// stay as they are, and so do members that are not known here. Manifests of an index that are not in the store can't be
+// converted: their descriptors stay too. What has no docker types is returned as it is. Of an index only the manifest for the
+// platform is converted if one is set.
+func (w Walker) Convert(ctx context.Context, d v1.Descriptor) (v1.Descriptor, error) {
+	if w.Platform != nil {
+		var err error
+		if d, err = w.Manifest(ctx, d); err != nil {
+			return d, err
+		}
+		w.Platform = nil
+	}
+	var nodes []Node
+	err := w.Walk(ctx, d, func(n Node) error {
+		if n.Type != "" {
+			nodes = append(nodes, n)
+		}
+		return nil
+	})
+	if err != nil {
+		return d, err
+	}
+	if len(nodes) == 0 {
+		_, err := w.document(d) // says why it is none
+		return d, err
+	}
+	c := converter{w: w, nodes: map[digest.Digest]Node{}, done: map[digest.Digest]v1.Descriptor{}}
+	for _, n := range nodes {
+		c.nodes[n.Digest] = n
+	}
+	return c.convert(ctx, nodes[0])
+}
+
+type converter struct {
+	w     Walker
+	nodes map[digest.Digest]Node
+	done  map[digest.Digest]v1.Descriptor // what has become of nodes
+}
+
+// convert converts what a document refers to first. Walk has bounded how deep that goes.
+func (c *converter) convert(ctx context.Context, n Node) (v1.Descriptor, error) {
+	if d, ok := c.done[n.Digest]; ok {
+		return d, nil
+	}
+	d := n.Descriptor
+	d.MediaType = n.Type
+	if !IsIndex(n.Type) && !IsManifest(n.Type) {
+		c.done[n.Digest] = d
+		return d, nil
+	}
+	if IsIndex(n.Type) {
+		for _, child := range n.Children {
+			if node, ok := c.nodes[child.Digest]; ok {
+				if _, err := c.convert(ctx, node); err != nil {
+					return d, err
+				}
+			}
+		}
+	}
+	b, err := c.w.read(n.Descriptor)
+	if err != nil {
+		return d, err
+	}
+	if !utf8.Valid(b) { // what is no UTF-8 could not be carried over
+		return d, errclass.Errorf(errdefs.ErrInvalidArgument, "convert %s: it is not UTF-8", n.Digest)
+	}
+	changed := false
+	b = members(b, func(key string, value json.RawMessage) []byte {
+		switch strings.ToLower(key) {
+		case "mediatype":
+			return newType(value, &changed)
+		case "config":
+			return c.descriptor(value, false, &changed)
+		case "layers", "manifests":
+			return elements(value, func(value json.RawMessage) []byte {
+				return c.descriptor(value, IsIndex(n.Type), &changed)
+			})
+		}
+		return value
+	})
+	if changed {
+		if oci, ok := ociTypes[n.Type]; ok {
+			d.MediaType = oci
+		}
+		put, err := c.w.Put(ctx, d.MediaType, b)
+		if err != nil {
+			return d, fmt.Errorf("convert %s: %w", n.Digest, err)
+		}
+		d.Digest, d.Size = put.Digest, put.Size
+	}
+	c.done[n.Digest] = d
+	return d, nil
+}
+
+// descriptor rewrites a descriptor: of a document that was converted its digest and size too.
+func (c *converter) descriptor(raw json.RawMessage, mayBeDocument bool, changed *bool) []byte {
+	old, _ := reference(raw)
+	now, ok := c.done[old.Digest]
+	ok = ok && mayBeDocument && now.Digest != old.Digest
+	if !ok {
+		return members(raw, func(key string, value json.RawMessage) []byte {
+			if strings.EqualFold(key, "mediaType") && (!mayBeDocument || c.done[old.Digest].Digest != "") {
+				return newType(value, changed)
+			}
+			return value
+		})
+	}
+	*changed = true
+	typed := false
+	b := members(raw, func(key string, value json.RawMessage) []byte {
+		switch strings.ToLower(key) {
+		case "mediatype":
+			typed = true
+			return quote(now.MediaType)
+		case "digest":
+			return quote(string(now.Digest))
+		case "size":
+			return fmt.Append(nil, now.Size)
+		}
+		return value
+	})
+	if !typed {
+		b = append([]byte(`{"mediaType":`+string(quote(now.MediaType))+`,`), b[1:]...)
+	}
+	return b
+}
+
+// newType is OCI's word for a media type of docker's, and every other value as it is.
+func newType(value json.RawMessage, changed *bool) []byte {
+	s, _ := shortString(value)
+	if oci, ok := ociTypes[s]; ok {
+		*changed = true
+		return quote(oci)
+	}
+	return value
+}
+
+// quote is JSON of a media type or digest, which have nothing to escape.
+func quote(s string) []byte { return []byte(`"` + s + `"`) }
+
+// members returns a JSON object without white space around its members, whose values f may change; what is no object is as it
+// was.
+func members(raw []byte, f func(key string, value json.RawMessage) []byte) []byte {
+	b := []byte{'{'}
+	ok := layout.Members(raw, func(key string, value json.RawMessage) {
+		quoted, err := json.Marshal(key)
+		if err != nil {
+			return // not reached with a string
+		}
+		if len(b) > 1 {
+			b = append(b, ',')
+		}
+		b = append(append(append(b, quoted...), ':'), f(key, value)...)
+	})
+	if !ok {
+		return raw
+	}
+	return append(b, '}')
+}
+
+// elements is members for an array.
+func elements(raw []byte, f func(value json.RawMessage) []byte) []byte {
+	b := []byte{'['}
+	ok := layout.Elements(raw, func(value json.RawMessage) {
+		if len(b) > 1 {
+			b = append(b, ',')
+		}
+		b = append(b, f(value)...)
+	})
+	if !ok {
+		return raw
+	}
+	return append(b, ']')
+}
