@@ -69,6 +69,22 @@ func index(d ondisk.Dir) ([]ocispec.Descriptor, error) {
 // Annotations of index.json that say how an entry is named there.
 var nameAnnotations = []string{ocispec.AnnotationRefName, "io.containerd.image.name"}
 
+// implied is the tag of a reference without one. A layout whose one image has no name has it under this tag.
+const implied = "latest"
+
+// listed tells in a message what a layout has: names, and digests of what has no name.
+func listed(names []ocispec.Descriptor) string {
+	const most = 5
+	var all []string
+	for _, desc := range names[:min(most, len(names))] {
+		all = append(all, fmt.Sprintf("%.200q", cmp.Or(desc.Annotations[ocispec.AnnotationRefName], string(desc.Digest))))
+	}
+	if more := len(names) - most; more > 0 {
+		all = append(all, fmt.Sprintf("and %d more", more))
+	}
+	return cmp.Or(strings.Join(all, ", "), "none")
+}
+
 // Resolve gives the descriptor of a full name (docker.io/library/redis:latest), of a tag
 // that one name has, or of a digest.
 func (l *Layout) Resolve(ctx context.Context, object string) (ocispec.Descriptor, error) {
@@ -105,6 +121,9 @@ func resolveIn(d ondisk.Dir, object string) (ocispec.Descriptor, error) {
 			break
 		}
 	}
+	if len(found) == 0 && object == implied && len(names) == 1 && names[0].Annotations[ocispec.AnnotationRefName] == "" {
+		found = names
+	}
 	for _, desc := range found[min(1, len(found)):] {
 		if desc.Digest != found[0].Digest {
 			return ocispec.Descriptor{}, classf(errdefs.ErrInvalidArgument, "several names have this tag: give the full name")
@@ -115,7 +134,7 @@ func resolveIn(d ondisk.Dir, object string) (ocispec.Descriptor, error) {
 	case object == "" || strings.ContainsAny(object, " \t\n"):
 		return ocispec.Descriptor{}, classf(errdefs.ErrInvalidArgument, "not a name, tag or digest")
 	default:
-		return ocispec.Descriptor{}, classf(errdefs.ErrNotFound, "no such name")
+		return ocispec.Descriptor{}, classf(errdefs.ErrNotFound, "no such name: it has %s", listed(names))
 	}
 	desc := found[0]
 	if err := desc.Digest.Validate(); err != nil {

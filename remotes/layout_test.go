@@ -292,3 +292,44 @@ func TestLayoutMadeAtOnce(t *testing.T) {
 		}
 	}
 }
+
+// A layout with one image, which has no name, has it where no tag is given; others say what they have.
+func TestLayoutOfOneImageWithoutAName(t *testing.T) {
+	dir := t.TempDir()
+	want := layout(t, dir, "x:1")
+	write := func(entries ...string) {
+		t.Helper()
+		index := `{"schemaVersion":2,"manifests":[` + strings.Join(entries, ",") + `]}`
+		if err := os.WriteFile(filepath.Join(dir, "index.json"), []byte(index), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	unnamed := fmt.Sprintf(`{"digest":%q,"size":%d}`, want.Digest, want.Size)
+	named := strings.Replace(unnamed, "{", `{"annotations":{"org.opencontainers.image.ref.name":"b:1"},`, 1)
+	resolve := func(object string) (ocispec.Descriptor, error) {
+		t.Helper()
+		r, err := Open(dir, Options{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return r.Resolve(t.Context(), object)
+	}
+	write(unnamed)
+	if got, err := resolve("latest"); err != nil || got.Digest != want.Digest || got.MediaType != ocispec.MediaTypeImageManifest {
+		t.Errorf("%+v, %v", got, err)
+	}
+	for object, entries := range map[string][]string{"1": {unnamed}, "latest": {unnamed, unnamed}, "latest ": {unnamed}, "x": {named}} {
+		write(entries...)
+		if got, err := resolve(object); err == nil {
+			t.Errorf("%q: %+v", object, got)
+		}
+	}
+	write(named, unnamed)
+	if _, err := resolve("latest"); !errdefs.IsNotFound(err) || !strings.Contains(err.Error(), string(want.Digest)) || !strings.Contains(err.Error(), `"b:1"`) {
+		t.Errorf("%v", err)
+	}
+	write(named)
+	if _, err := resolve("latest"); !errdefs.IsNotFound(err) || !strings.Contains(err.Error(), `"b:1"`) {
+		t.Errorf("the one has a name: %v", err)
+	}
+}
