@@ -94,12 +94,12 @@ func (s *scanner) entry() Entry {
 	return e
 }
 
-// is reports whether a quoted string is that text.
+// is reports whether a quoted string is that text, which is ASCII.
 func is(quoted []byte, text string) bool {
-	if bytes.IndexByte(quoted, '\\') >= 0 {
-		return unquote(quoted) == text
+	if len(quoted) <= len(text)+2 { // with escapes it is longer
+		return len(quoted) == len(text)+2 && string(quoted[1:len(quoted)-1]) == text
 	}
-	return len(quoted) == len(text)+2 && string(quoted[1:len(quoted)-1]) == text
+	return bytes.IndexByte(quoted, '\\') >= 0 && unquote(quoted) == text
 }
 
 // Find returns where the name's entry is, or -1.

@@ -66,6 +66,13 @@ type scanner struct {
 
 // peek skips white space and returns the byte that follows, 0 at the end.
 func (s *scanner) peek() byte {
+	if s.i < len(s.b) && s.b[s.i] > ' ' {
+		return s.b[s.i]
+	}
+	return s.skipSpace()
+}
+
+func (s *scanner) skipSpace() byte {
 	for ; s.i < len(s.b); s.i++ {
 		switch c := s.b[s.i]; c {
 		case ' ', '\t', '\r', '\n':
@@ -115,20 +122,17 @@ func (s *scanner) more(bracket byte) bool {
 
 // key returns a member's key as it is quoted, and goes to the value.
 func (s *scanner) key() []byte {
-	key := s.text()
-	if !s.take(':') {
-		s.bad = true
-	}
-	return key
-}
-
-// text returns a string as it is quoted.
-func (s *scanner) text() []byte {
 	if s.peek() != '"' {
 		s.bad = true
 		return nil
 	}
-	return s.value()
+	start := s.i
+	s.skipText()
+	end := s.i
+	if !s.take(':') {
+		s.bad = true
+	}
+	return s.b[start:end]
 }
 
 // value returns the next value, and goes behind it.
@@ -139,12 +143,14 @@ func (s *scanner) value() []byte {
 	case s.bad:
 	case c == '"':
 		s.skipText()
-	case s.enter('{'):
+	case c == '{':
+		s.enter('{')
 		for s.more('}') {
 			s.key()
 			s.value()
 		}
-	case s.enter('['):
+	case c == '[':
+		s.enter('[')
 		for s.more(']') {
 			s.value()
 		}
@@ -172,12 +178,12 @@ func (s *scanner) skipText() {
 	b, i := s.b, s.i+1
 	for {
 		i = plain(b, i)
-		switch {
-		case i == len(b) || b[i] < ' ':
-			s.bad = true
-			return
-		case b[i] == '"':
+		if i < len(b) && b[i] == '"' {
 			s.i = i + 1
+			return
+		}
+		if i == len(b) || b[i] < ' ' {
+			s.bad = true
 			return
 		}
 		i += 2
@@ -205,14 +211,20 @@ func (s *scanner) skipText() {
 // control character. It looks at eight bytes at a time: most of an index.json are strings.
 func plain(b []byte, i int) int {
 	const ones, highs = 0x0101010101010101, 0x8080808080808080
-	// The lowest byte whose high bit is set in (w - ones) &^ w is the first that is 0 in w; in (w - ones*n) &^ w, for n up to
-	// 128, the first below n.
-	for ; i+8 <= len(b); i += 8 {
-		w := binary.LittleEndian.Uint64(b[i:])
-		quote, escape := w^ones*'"', w^ones*'\\'
-		if found := ((quote-ones)&^quote | (escape-ones)&^escape | (w-ones*' ')&^w) & highs; found != 0 {
-			return i + bits.TrailingZeros64(found)/8
+	for i+8 <= len(b) {
+		// The lowest high bit of (w - ones*n) &^ w is that of the first byte below n, for n up to 128.
+		w := binary.LittleEndian.Uint64(b[i : i+8])
+		escape := w ^ ones*'\\'
+		found := ((w-ones*('"'+1))&^w | (escape-ones)&^escape) & highs
+		if found == 0 {
+			i += 8
+			continue
 		}
+		i += bits.TrailingZeros64(found) / 8
+		if b[i] != ' ' && b[i] != '!' { // the two below a quote that are not special
+			return i
+		}
+		i++
 	}
 	for ; i < len(b); i++ {
 		if b[i] == '"' || b[i] == '\\' || b[i] < ' ' {
@@ -222,31 +234,33 @@ func plain(b []byte, i int) int {
 	return i
 }
 
-// skipNumber goes behind a number: no more than one leading 0, and digits on both sides of a point.
+// skipNumber goes behind a number: no leading zeros, and digits on both sides of a point.
 func (s *scanner) skipNumber() {
-	digits := func() {
-		from := s.i
-		for s.i < len(s.b) && isDigit(s.b[s.i]) {
+	if s.b[s.i] == '-' {
+		s.i++
+	}
+	if s.i < len(s.b) && s.b[s.i] == '0' {
+		s.i++
+	} else {
+		s.skipDigits()
+	}
+	if s.i < len(s.b) && s.b[s.i] == '.' {
+		s.i++
+		s.skipDigits()
+	}
+	if s.i < len(s.b) && s.b[s.i]|' ' == 'e' {
+		s.i++
+		if s.i < len(s.b) && (s.b[s.i] == '+' || s.b[s.i] == '-') {
 			s.i++
 		}
-		s.bad = s.bad || s.i == from
+		s.skipDigits()
 	}
-	on := func(chars string) bool {
-		ok := s.i < len(s.b) && bytes.IndexByte([]byte(chars), s.b[s.i]) >= 0
-		if ok {
-			s.i++
-		}
-		return ok
+}
+
+func (s *scanner) skipDigits() {
+	from := s.i
+	for s.i < len(s.b) && isDigit(s.b[s.i]) {
+		s.i++
 	}
-	on("-")
-	if !on("0") {
-		digits()
-	}
-	if on(".") {
-		digits()
-	}
-	if on("eE") {
-		on("+-")
-		digits()
-	}
+	s.bad = s.bad || s.i == from
 }
