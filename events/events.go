@@ -94,25 +94,40 @@ func (e Event) Field(fieldpath []string) (value string, present bool) {
 	return value, value != ""
 }
 
-// Append adds an event, of now, to the log of the store at root. It takes a lock for an
-// instant, and tells nobody whether it could.
-func Append(root string, e Event) {
-	e.Time = time.Now().UTC()
-	line, err := json.Marshal(e)
-	if err != nil {
-		return
+// maxBatch bounds what is written under one lock, in bytes, so that others never wait long, and a log that is begun anew
+// holds it.
+const maxBatch = 256 << 10
+
+// Append adds events, of now, to the log of the store at root. It takes a lock for an instant for some thousands of them,
+// and tells nobody whether it could.
+func Append(root string, all ...Event) {
+	now := time.Now().UTC()
+	var lines []byte
+	for _, e := range all {
+		e.Time = now
+		line, err := json.Marshal(e)
+		if err != nil {
+			continue
+		}
+		if len(lines)+len(line) >= maxBatch {
+			_ = write(root, lines)
+			lines = nil
+		}
+		lines = append(append(lines, line...), '\n')
 	}
-	_ = write(root, append(line, '\n'))
+	if len(lines) > 0 {
+		_ = write(root, lines)
+	}
 }
 
-func write(root string, line []byte) error {
+func write(root string, lines []byte) error {
 	tree := disk.Tree(root)
 	for {
 		f, err := tree.LockFile(current, os.O_RDWR|os.O_CREATE|os.O_APPEND, 0o666, unix.LOCK_EX)
 		if err != nil {
 			return err
 		}
-		again, err := writeTo(tree, f, line)
+		again, err := writeTo(tree, f, lines)
 		disk.Release(f)
 		if !again || err != nil {
 			return err
@@ -120,14 +135,14 @@ func write(root string, line []byte) error {
 	}
 }
 
-// writeTo appends the line to the log, whose lock is held. again is true if it has put the log aside instead.
-func writeTo(tree disk.Tree, f *os.File, line []byte) (again bool, err error) {
+// writeTo appends lines to the log, whose lock is held. again is true if it has put the log aside instead.
+func writeTo(tree disk.Tree, f *os.File, lines []byte) (again bool, err error) {
 	fi, err := f.Stat()
 	if err != nil {
 		return false, err
 	}
 	size := fi.Size()
-	if size > 0 && size+int64(len(line)) > limit {
+	if size > 0 && size+int64(len(lines)) > limit {
 		// Those who wait for the lock find another file, or none, of that name.
 		return true, tree.Rename(current, aside)
 	}
@@ -137,10 +152,10 @@ func writeTo(tree disk.Tree, f *os.File, line []byte) (again bool, err error) {
 			return false, err
 		}
 		if last[0] != '\n' {
-			line = append([]byte{'\n'}, line...) // a writer was killed within its line
+			lines = append([]byte{'\n'}, lines...) // a writer was killed within its line
 		}
 	}
-	if _, err := f.Write(line); err != nil {
+	if _, err := f.Write(lines); err != nil {
 		return false, errors.Join(err, f.Truncate(size)) // a full disk leaves no half a line
 	}
 	return false, nil

@@ -2,6 +2,7 @@ package events
 
 import (
 	"bytes"
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -112,6 +113,29 @@ func TestTheLogStaysBounded(t *testing.T) {
 	}
 	if got := read(t, openLog(t, root)); got[len(got)-1] != "199" {
 		t.Errorf("the last is %q", got[len(got)-1])
+	}
+}
+
+// Many events at once are the same lines, and no line is divided among two files.
+func TestManyAtOnce(t *testing.T) {
+	defer func(old int64) { limit = old }(limit)
+	limit = 2 * maxBatch
+	root := t.TempDir()
+	all := make([]Event, 3*maxBatch/100)
+	for i := range all {
+		all[i] = name(i)
+	}
+	Append(root, all...)
+	Append(root)
+	got := read(t, openLog(t, root))
+	if len(got) < 10 || got[len(got)-1] != fmt.Sprint(len(all)-1) || !slices.IsSortedFunc(got, func(a, b string) int { return cmp.Compare(len(a), len(b)) }) {
+		t.Errorf("%d events, the last %q", len(got), got[max(len(got)-1, 0):])
+	}
+	for _, file := range []string{current, aside} {
+		fi, err := os.Stat(filepath.Join(root, file))
+		if err != nil || fi.Size() > limit {
+			t.Errorf("%s: %v, or too long", file, err)
+		}
 	}
 }
 

@@ -372,15 +372,73 @@ func (img *Image) set(from Image, path string) error {
 
 // Delete takes the name away. NotFound when there is none.
 func (n *Names) Delete(ctx context.Context, name string) error {
-	return n.change(ctx, func(ix *index) error {
-		if ix.Find(name) < 0 {
-			return fmt.Errorf("image %s: %w", name, errdefs.ErrNotFound)
+	errs, err := n.DeleteAll(ctx, []string{name})
+	return cmp.Or(err, errs[0])
+}
+
+// DeleteAll takes names away, all that are there in one change. For each it returns what is wrong with it alone: nil, or
+// NotFound. After an error, none is gone.
+func (n *Names) DeleteAll(ctx context.Context, names []string) ([]error, error) {
+	return n.remove(ctx, names, func(e layout.Entry) string { return e.Name },
+		func(name string) events.Event { return events.Event{Name: name} },
+		func(name string) error { return fmt.Errorf("image %s: %w", name, errdefs.ErrNotFound) })
+}
+
+// DeleteUnnamed is DeleteAll for entries of the index that have no name, by the digests of what they point at.
+func (n *Names) DeleteUnnamed(ctx context.Context, digests []string) ([]error, error) {
+	digestOf := func(e layout.Entry) string {
+		if e.Name != "" {
+			return ""
 		}
-		ix.Entries = slices.DeleteFunc(ix.Entries, func(e layout.Entry) bool { return e.Name == name })
-		ix.events = append(ix.events, events.Event{Topic: "/images/delete", Name: name})
+		d, _ := e.Descriptor()
+		return string(d.Digest)
+	}
+	return n.remove(ctx, digests, digestOf,
+		func(dgst string) events.Event { return events.Event{Digest: dgst} },
+		func(dgst string) error {
+			return errclass.Errorf(errdefs.ErrNotFound, "no entry without a name points at %.80s", dgst)
+		})
+}
+
+// remove removes the entries that have one of the keys. It returns what missing says of each key that no entry has.
+func (n *Names) remove(ctx context.Context, keys []string, keyOf func(layout.Entry) string, event func(key string) events.Event, missing func(key string) error) ([]error, error) {
+	errs := make([]error, len(keys))
+	err := n.change(ctx, func(ix *index) error {
+		there := make(map[string]bool, len(keys))
+		for _, key := range keys {
+			there[key] = false
+		}
+		ix.Entries = slices.DeleteFunc(ix.Entries, func(e layout.Entry) bool {
+			key := keyOf(e)
+			_, wanted := there[key]
+			if wanted = wanted && key != ""; wanted {
+				there[key] = true
+			}
+			return wanted
+		})
+		for i, key := range keys {
+			if !there[key] {
+				errs[i] = missing(key)
+				continue
+			}
+			there[key] = false // a key that is given twice is gone the second time
+			e := event(key)
+			e.Topic = "/images/delete"
+			ix.events = append(ix.events, e)
+		}
+		if len(ix.events) == 0 {
+			return errUnchanged
+		}
 		return nil
 	})
+	if errors.Is(err, errUnchanged) {
+		err = nil
+	}
+	return errs, err
 }
+
+// errUnchanged ends a change that changes nothing.
+var errUnchanged = errors.New("nothing to change")
 
 // index is an index.json that is being changed.
 type index struct {
@@ -460,13 +518,10 @@ func (n *Names) change(ctx context.Context, f func(*index) error) error {
 	if err != nil {
 		return err
 	}
-	for _, e := range ix.events {
-		e.Namespace = n.namespace
-		if e.Name == "" {
-			e.Name = n.namespace // a change of its labels
-		}
-		events.Append(n.store.Root(), e)
+	for i := range ix.events {
+		ix.events[i].Namespace = n.namespace
 	}
+	events.Append(n.store.Root(), ix.events...)
 	return nil
 }
 
@@ -487,40 +542,53 @@ func (n *Names) create() error {
 		return err
 	}
 	defer disk.Release(lock)
-	made, err := n.make()
-	if err != nil {
-		return fmt.Errorf("create namespace %s: %w", n.namespace, err)
-	}
+	made, err := n.make(nil)
 	if made {
-		events.Append(n.store.Root(), events.Event{Namespace: n.namespace, Topic: "/namespaces/create", Name: n.namespace})
+		n.logMade(nil)
 	}
-	return nil
+	return err
+}
+
+func (n *Names) logMade(labels map[string]string) {
+	events.Append(n.store.Root(), events.Event{Namespace: n.namespace, Topic: "/namespaces/create", Name: n.namespace, Labels: labels})
 }
 
 // blobsOfStore is what a namespace's blobs are a symbolic link to.
 const blobsOfStore = "../../" + v1.ImageBlobsDir
 
 // make creates the namespace's directory and files. made is false if the directory was there: another process is about to
-// fill it, or has died.
-func (n *Names) make() (made bool, err error) {
+// fill it, or has died. The labels are those of a namespace that does not exist, as a caller knows who holds the lock of
+// all namespaces alone.
+func (n *Names) make(labels map[string]string) (made bool, err error) {
 	tree := n.dir.Tree
 	made = true
-	if err := tree.Mkdir(n.dir.Name, 0o777); errors.Is(err, fs.ErrExist) {
-		made = false
-	} else if err != nil {
-		return false, err
+	err = tree.Mkdir(n.dir.Name, 0o777)
+	if errors.Is(err, fs.ErrExist) {
+		made, err = false, nil
 	}
 	blobs := n.dir.File(v1.ImageBlobsDir)
-	if err := tree.Symlink(blobsOfStore, blobs); err != nil && !errors.Is(err, fs.ErrExist) {
-		return false, err
+	if err == nil {
+		err = tree.Symlink(blobsOfStore, blobs)
 	}
-	if target, err := tree.Readlink(blobs); err != nil || target != blobsOfStore {
-		return false, errclass.Errorf(errdefs.ErrFailedPrecondition, "%s is no symbolic link to %s", tree.Path(blobs), blobsOfStore)
+	if err == nil || errors.Is(err, fs.ErrExist) {
+		if target, rerr := tree.Readlink(blobs); rerr != nil || target != blobsOfStore {
+			return false, errclass.Errorf(errdefs.ErrFailedPrecondition, "create namespace %s: %s is no symbolic link to %s", n.namespace, tree.Path(blobs), blobsOfStore)
+		}
+		err = nil
 	}
 	for _, dir := range []string{layout.Namespaces, "."} {
-		if err := tree.SyncDir(dir); err != nil {
-			return false, err
+		if err == nil {
+			err = tree.SyncDir(dir)
 		}
 	}
-	return made, n.dir.Create(layout.Ingest)
+	if err == nil && len(labels) > 0 {
+		err = n.dir.WriteEmptyIndex(labels)
+	}
+	if err == nil {
+		err = n.dir.Create(layout.Ingest)
+	}
+	if err != nil {
+		return false, fmt.Errorf("create namespace %s: %w", n.namespace, err)
+	}
+	return made, nil
 }

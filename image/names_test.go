@@ -411,6 +411,128 @@ func TestNamespaceLife(t *testing.T) {
 	list("[b default]")
 }
 
+// Names are taken away in one change, those that are there; entries without a name by their digest.
+func TestDeleteAll(t *testing.T) {
+	root := t.TempDir()
+	names := open(t, root, DefaultNamespace)
+	for _, name := range []string{"a", "b", "c"} {
+		if _, err := names.Create(t.Context(), name, target(name)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	names.entry(t, "c", target("z")) // twice, as another tool may write it
+	names.entry(t, "", target("a"))
+	names.entry(t, "", target("u"))
+	path := filepath.Join(root, "index.json")
+	same := func(f func() error) (unchanged bool) {
+		t.Helper()
+		before, err := os.Stat(path)
+		if err == nil {
+			err = f()
+		}
+		after, serr := os.Stat(path)
+		if err != nil || serr != nil {
+			t.Fatal(err, serr)
+		}
+		return os.SameFile(before, after)
+	}
+	remove := func(f func(context.Context, []string) ([]error, error), want string, keys ...string) {
+		t.Helper()
+		var got strings.Builder
+		unchanged := same(func() error {
+			errs, err := f(t.Context(), keys)
+			for _, err := range errs {
+				fmt.Fprint(&got, map[bool]string{true: "+", false: "-"}[err == nil])
+				if err != nil && !errdefs.IsNotFound(err) {
+					t.Error(err)
+				}
+			}
+			return err
+		})
+		if got.String() != want || unchanged != !strings.Contains(want, "+") {
+			t.Errorf("%q: %s, want %s; unchanged: %t", keys, &got, want, unchanged)
+		}
+	}
+	a, b, u := string(target("a").Digest), string(target("b").Digest), string(target("u").Digest)
+	remove(names.DeleteAll, "-+-+-", "none", "c", "c", "a", "")
+	remove(names.DeleteAll, "--", a, "c")
+	remove(names.DeleteAll, "")
+	remove(names.DeleteUnnamed, "-+--", b, u, "", "b")
+	if all, err := names.List(); err != nil || len(all) != 1 || all[0].Name != "b" {
+		t.Errorf("%+v, %v", all, err)
+	}
+	remove(names.DeleteUnnamed, "+", a)
+	ix, err := names.read()
+	if err != nil || len(ix.Entries) != 1 {
+		t.Errorf("%d entries, %v", len(ix.Entries), err)
+	}
+}
+
+// To make a namespace is to claim it: of all who try at once one gets it, with its labels.
+func TestNamespaceIsClaimedOnce(t *testing.T) {
+	store, err := content.Open(t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for round := range 10 {
+		namespace := fmt.Sprint("ns", round)
+		errs := make([]error, 8)
+		var wg sync.WaitGroup
+		for i := range errs {
+			wg.Go(func() {
+				errs[i] = OpenNamespaces(store).Create(t.Context(), namespace, map[string]string{"by": fmt.Sprint(i), fmt.Sprint("l", i): "1"})
+			})
+		}
+		wg.Wait()
+		var winners []int
+		for i, err := range errs {
+			if err == nil {
+				winners = append(winners, i)
+			} else if !errdefs.IsAlreadyExists(err) {
+				t.Error(err)
+			}
+		}
+		if len(winners) != 1 {
+			t.Fatalf("%s: %v have made it", namespace, winners)
+		}
+		if labels, err := OpenNamespaces(store).Labels(namespace); err != nil || len(labels) != 2 || labels["by"] != fmt.Sprint(winners[0]) {
+			t.Errorf("%s by %v: labels %v, %v", namespace, winners, labels, err)
+		}
+	}
+}
+
+// A namespace that has snapshots is not removed: they would show up in the next one of that name.
+func TestNamespaceWithSnapshotsStays(t *testing.T) {
+	root := t.TempDir()
+	store, err := content.Open(root)
+	if err != nil {
+		t.Fatal(err)
+	}
+	all := OpenNamespaces(store)
+	for _, namespace := range []string{"a", "b"} {
+		if err := all.Create(t.Context(), namespace, nil); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for path, text := range map[string]string{
+		"1/info": `{"key":"k","namespace":"a","kind":"Active"}`, "2/info": `{"key":"sha256:x"}`, "3/info": "", "keys/x": "", "state": "",
+	} {
+		path = filepath.Join(root, "snapshots", "native", path)
+		if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := all.Delete(t.Context(), "a"); !errdefs.IsFailedPrecondition(err) || !strings.Contains(err.Error(), `snapshot "k" of native`) {
+		t.Errorf("delete one with a snapshot: %v", err)
+	}
+	if err := all.Delete(t.Context(), "b"); err != nil {
+		t.Error(err)
+	}
+}
+
 // A namespace may be removed under those who give names in it: each name is kept, or the
 // removal refused.
 func TestRemovalOfANamespaceLosesNoName(t *testing.T) {

@@ -67,23 +67,32 @@ func (n Namespaces) exists(namespace string) (bool, error) {
 	return there, nil
 }
 
-// Create makes a namespace with these labels. AlreadyExists when it is there, InvalidArgument
-// when it is no identifier.
+// Create makes a namespace with these labels. Of several that make it at once, one does; the others get AlreadyExists, as
+// when it was there before. InvalidArgument: it is no identifier.
 func (n Namespaces) Create(ctx context.Context, namespace string, labels map[string]string) error {
 	names, err := openNames(n.store, namespace)
 	if err != nil {
 		return err
 	}
+	if err := n.store.Init(); err != nil {
+		return err
+	}
+	lock, err := lockNamespaces(n.store, unix.LOCK_EX)
+	if err != nil {
+		return err
+	}
+	defer disk.Release(lock)
 	if there, err := n.exists(namespace); err != nil {
 		return err
 	} else if there {
 		return fmt.Errorf("namespace %s: %w", namespace, errdefs.ErrAlreadyExists)
 	}
-	if err := names.change(ctx, func(ix *index) error { return ix.setLabels(labels) }); err != nil {
-		// It may be there already, without its labels, if nobody else has used it since.
-		_ = n.Delete(context.WithoutCancel(ctx), namespace)
+	labels = maps.Clone(labels)
+	maps.DeleteFunc(labels, func(_, v string) bool { return v == "" })
+	if _, err := names.make(labels); err != nil {
 		return err
 	}
+	names.logMade(labels)
 	return nil
 }
 
@@ -110,10 +119,9 @@ func (n Namespaces) SetLabels(ctx context.Context, namespace string, labels map[
 	}
 	var all map[string]string
 	err = names.change(ctx, func(ix *index) error {
-		if err := ix.setLabels(labels); err != nil {
-			return err
+		if all, err = ix.setLabels(labels); err == nil {
+			ix.events = append(ix.events, events.Event{Topic: "/namespaces/update", Name: namespace, Labels: all})
 		}
-		all, err = ix.labels()
 		return err
 	})
 	return all, err
@@ -132,8 +140,8 @@ func (n Namespaces) open(namespace string) (*Names, error) {
 	return names, nil
 }
 
-// Delete removes a namespace that is empty. FailedPrecondition when it has names or
-// containers, or is the default one; NotFound when there is none.
+// Delete removes a namespace that is empty. FailedPrecondition when it has names, containers or
+// snapshots, or is the default one; NotFound when there is none.
 func (n Namespaces) Delete(ctx context.Context, namespace string) error {
 	gone := path.Join(layout.Namespaces, "."+namespace+".removed")
 	names, err := n.open(namespace)
@@ -145,15 +153,6 @@ func (n Namespaces) Delete(ctx context.Context, namespace string) error {
 	}
 	if namespace == DefaultNamespace {
 		return errclass.Errorf(errdefs.ErrFailedPrecondition, "namespace %s is part of every store", namespace)
-	}
-	tree := n.store.Tree
-	containers := path.Join("containers", namespace)
-	ids, err := subdirs(n.store, containers)
-	if err != nil {
-		return fmt.Errorf("remove namespace %s: %w", namespace, err)
-	}
-	if len(ids) > 0 {
-		return errclass.Errorf(errdefs.ErrFailedPrecondition, "namespace %s is not empty, it has container %s", namespace, ids[0])
 	}
 	all, err := lockNamespaces(n.store, unix.LOCK_EX)
 	if err != nil {
@@ -168,15 +167,13 @@ func (n Namespaces) Delete(ctx context.Context, namespace string) error {
 	}
 	if lock != nil {
 		defer disk.Release(lock)
-		ix, err := names.read()
-		if err != nil {
-			return err
-		}
-		if len(ix.Entries) > 0 {
-			return errclass.Errorf(errdefs.ErrFailedPrecondition, "namespace %s is not empty, it has image %s",
-				namespace, ix.Entries[0].Name)
-		}
 	}
+	if has, err := n.content(names, lock != nil); err != nil {
+		return fmt.Errorf("remove namespace %s: %w", namespace, err)
+	} else if has != "" {
+		return errclass.Errorf(errdefs.ErrFailedPrecondition, "namespace %s is not empty, it has %s", namespace, has)
+	}
+	tree := n.store.Tree
 	if err := tree.RemoveAll(gone); err != nil {
 		return fmt.Errorf("remove namespace %s: %w", namespace, err)
 	}
@@ -190,11 +187,58 @@ func (n Namespaces) Delete(ctx context.Context, namespace string) error {
 		return fmt.Errorf("remove namespace %s: %w", namespace, err)
 	}
 	events.Append(n.store.Root(), events.Event{Namespace: namespace, Topic: "/namespaces/delete", Name: namespace})
-	_ = tree.RemoveDir(containers)
+	_ = tree.RemoveDir(path.Join(containersDir, namespace))
 	if err := tree.RemoveAll(gone); err != nil {
 		return fmt.Errorf("remove namespace %s: %w", namespace, err)
 	}
 	return nil
+}
+
+// content names one thing that a namespace has: an image, a container or a snapshot; "" if it is empty.
+func (n Namespaces) content(names *Names, index bool) (string, error) {
+	if index {
+		ix, err := names.read()
+		if err != nil {
+			return "", err
+		}
+		if len(ix.Entries) > 0 {
+			return "image " + ix.Entries[0].Name, nil
+		}
+	}
+	ids, err := subdirs(n.store, path.Join(containersDir, names.namespace))
+	if err != nil {
+		return "", err
+	}
+	if len(ids) > 0 {
+		return "container " + ids[0], nil
+	}
+	drivers, err := subdirs(n.store, snapshotsDir)
+	if err != nil {
+		return "", err
+	}
+	for _, driver := range drivers {
+		ids, err := subdirs(n.store, path.Join(snapshotsDir, driver))
+		if err != nil {
+			return "", err
+		}
+		for _, id := range ids {
+			b, err := n.store.Tree.ReadFile(path.Join(snapshotsDir, driver, id, "info"), maxRecord)
+			if errors.Is(err, fs.ErrNotExist) {
+				continue
+			}
+			if err != nil {
+				return "", err
+			}
+			var info struct {
+				Key, Namespace string
+			}
+			// A snapshot whose record is torn was never committed, and has no namespace that it could show up in.
+			if json.Unmarshal(b, &info) == nil && info.Namespace == names.namespace {
+				return fmt.Sprintf("snapshot %.80q of %s", info.Key, driver), nil
+			}
+		}
+	}
+	return "", nil
 }
 
 // lockNamespaces locks the directory of all namespaces: shared by those who make one, held
@@ -225,23 +269,20 @@ func (ix *index) labels() (map[string]string, error) {
 	return labels, nil
 }
 
-func (ix *index) setLabels(changes map[string]string) error {
+func (ix *index) setLabels(changes map[string]string) (map[string]string, error) {
 	labels, err := ix.labels()
 	if err != nil {
-		return err
+		return nil, err
 	}
 	if labels == nil {
 		labels = map[string]string{}
 	}
 	maps.Copy(labels, changes)
 	maps.DeleteFunc(labels, func(_, v string) bool { return v == "" })
-	if len(changes) > 0 {
-		ix.events = append(ix.events, events.Event{Topic: "/namespaces/update", Labels: labels})
-	}
 	if len(labels) == 0 {
 		delete(ix.Fields, "annotations")
-		return nil
+		return labels, nil
 	}
 	ix.Fields["annotations"], err = json.Marshal(labels)
-	return err
+	return labels, err
 }

@@ -15,6 +15,12 @@ import (
 	"github.com/opencontainers/go-digest"
 )
 
+// Directories of the store whose records tell what containers and namespaces have: distkit-layout(5).
+const (
+	containersDir = "containers"
+	snapshotsDir  = "snapshots"
+)
+
 // Pin is what a container keeps from a sweep: distkit-layout(5), CONTAINERS.
 type Pin struct {
 	Namespace   string
@@ -28,18 +34,17 @@ type Pin struct {
 // does not parse: then nothing is known to be free.
 func Pins(store *content.Store) ([]Pin, error) {
 	var pins []Pin
-	const top = "containers"
-	namespaces, err := subdirs(store, top)
+	namespaces, err := subdirs(store, containersDir)
 	if err != nil {
 		return nil, fmt.Errorf("list containers: %w", err)
 	}
 	for _, namespace := range namespaces {
-		ids, err := subdirs(store, path.Join(top, namespace))
+		ids, err := subdirs(store, path.Join(containersDir, namespace))
 		if err != nil {
 			return nil, fmt.Errorf("list containers: %w", err)
 		}
 		for _, id := range ids {
-			b, err := store.Tree.ReadFile(path.Join(top, namespace, id, "container.json"), maxRecord)
+			b, err := store.Tree.ReadFile(path.Join(containersDir, namespace, id, "container.json"), maxRecord)
 			if errors.Is(err, fs.ErrNotExist) || err == nil && len(b) == 0 {
 				continue
 			}

@@ -15,6 +15,7 @@ func newRm() *cobra.Command {
 		Args:  cobra.ArbitraryArgs,
 	}
 	f := newFlags(c)
+	digests := c.Flags().Bool("digest", false, "objects are digests: take away what points at them and has no name")
 	zero := c.Flags().BoolP("zero", "z", false, "names on standard input and output end with NUL instead of newline")
 	c.RunE = func(c *cobra.Command, args []string) error {
 		_, names, err := f.open()
@@ -25,11 +26,14 @@ func newRm() *cobra.Command {
 		if *zero {
 			end = "\x00"
 		}
-		return cli.Each(c, args, func(name string) error {
-			if err := names.Delete(c.Context(), name); err != nil {
-				return err
-			}
-			_, err := fmt.Fprint(c.OutOrStdout(), name, end)
+		remove := names.DeleteAll
+		if *digests {
+			remove = names.DeleteUnnamed
+		}
+		return cli.Batch(c, args, func(objects []string) ([]error, error) {
+			return remove(c.Context(), objects)
+		}, func(object string) error {
+			_, err := fmt.Fprint(c.OutOrStdout(), object, end)
 			return err
 		})
 	}

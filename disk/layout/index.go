@@ -304,7 +304,11 @@ func (d Dir) Change(ctx context.Context, create func() error, f func(*Index) err
 	if err := f(ix); err != nil {
 		return err
 	}
-	err = d.Tree.ReplaceBy(d.File(v1.ImageIndexFile), 0o666, true, func(w io.Writer) error {
+	return d.replace(ix)
+}
+
+func (d Dir) replace(ix *Index) error {
+	err := d.Tree.ReplaceBy(d.File(v1.ImageIndexFile), 0o666, true, func(w io.Writer) error {
 		n, err := ix.write(w)
 		if err == nil && (n > maxIndex || len(ix.Entries) > maxEntries) {
 			return errclass.Errorf(errdefs.ErrFailedPrecondition, "too many names: %s would have %d entries and %d bytes",
@@ -316,6 +320,20 @@ func (d Dir) Change(ctx context.Context, create func() error, f func(*Index) err
 		return fmt.Errorf("write names: %w", err)
 	}
 	return nil
+}
+
+// WriteEmptyIndex writes an index.json without names that has these annotations, whatever is there.
+func (d Dir) WriteEmptyIndex(annotations map[string]string) error {
+	all, err := json.Marshal(annotations)
+	if err != nil {
+		return err
+	}
+	ix, err := d.parse([]byte(emptyIndex))
+	if err != nil {
+		return err
+	}
+	ix.Fields["annotations"] = all
+	return d.replace(ix)
 }
 
 // lockTries bounds how often a layout is made anew because others keep removing it.

@@ -59,15 +59,34 @@ func testCommand() *cobra.Command {
 			fmt.Fprintln(os.Stderr, "waiting")
 			_, err = in.Read(make([]byte, 1))
 			return err
-		case "each":
-			return Each(c, args[1:], func(o string) error {
-				class := map[byte]error{'n': errdefs.ErrNotFound, 'b': errdefs.ErrUnavailable}[o[0]]
-				if class != nil {
+		case "each", "batch":
+			bad := func(o string) error {
+				if class := map[byte]error{'n': errdefs.ErrNotFound, 'b': errdefs.ErrUnavailable}[o[0]]; class != nil {
 					return fmt.Errorf("object %q: %w", o, class)
 				}
+				return nil
+			}
+			done := func(o string) error {
 				_, err := fmt.Fprintf(c.OutOrStdout(), "%q\n", o)
 				return err
-			})
+			}
+			if args[0] == "each" {
+				return Each(c, args[1:], func(o string) error {
+					if err := bad(o); err != nil {
+						return err
+					}
+					return done(o)
+				})
+			}
+			return Batch(c, args[1:], func(objects []string) (errs []error, err error) {
+				for _, o := range objects {
+					if o == "a0" {
+						return nil, fmt.Errorf("a batch of %d: %w", len(objects), errdefs.ErrDataLoss)
+					}
+					errs = append(errs, bad(o))
+				}
+				return errs, nil
+			}, done)
 		case "records":
 			at := time.Date(2017, 1, 19, 0, 0, 0, 0, time.UTC)
 			if err := records.Write(map[string]int{"size": 2048}, "a\tb\\n\n", Size(2048), at); err != nil {
@@ -188,11 +207,22 @@ func TestEach(t *testing.T) {
 		{"", []string{"n", "b", "b"}, 1, "", 3},
 		{"x\ny\x00z", []string{"-z", "-"}, 0, "\"x\\ny\"\n\"z\"\n", 0},
 		{strings.Repeat("x", maxObject+1), []string{"-"}, 2, "", 1},
+		{"x\n" + strings.Repeat("y", maxObject+1), []string{"-"}, 2, "\"x\"\n", 1},
 	} {
-		r := probe(t, c.stdin, nil, append([]string{"each"}, c.args...)...)
-		if r.state.ExitCode() != c.status || r.out != c.out || strings.Count(r.errs, "\n") != c.errors {
-			t.Errorf("%q: %v, stdout %q, stderr %q", c.args, r.state, r.out, r.errs)
+		for _, verb := range []string{"each", "batch"} {
+			r := probe(t, c.stdin, nil, append([]string{verb}, c.args...)...)
+			if r.state.ExitCode() != c.status || r.out != c.out || strings.Count(r.errs, "\n") != c.errors {
+				t.Errorf("%s %q: %v, stdout %q, stderr %q", verb, c.args, r.state, r.out, r.errs)
+			}
 		}
+	}
+	// Objects come in batches. One that fails as a whole ends the command, after those before it.
+	many := strings.Repeat("a\n", maxBatch+10)
+	if r := probe(t, many+"n\n", nil, "batch", "-"); r.state.ExitCode() != 3 || strings.Count(r.out, "\n") != maxBatch+10 {
+		t.Errorf("%v, %d lines, stderr %q", r.state, strings.Count(r.out, "\n"), r.errs)
+	}
+	if r := probe(t, many+"a0\n", nil, "batch", "-"); r.state.ExitCode() != 4 || strings.Count(r.out, "\n") != maxBatch || r.errs != "probe: a batch of 11: data loss\n" {
+		t.Errorf("%v, %d lines, stderr %q", r.state, strings.Count(r.out, "\n"), r.errs)
 	}
 }
 

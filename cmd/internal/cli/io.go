@@ -2,6 +2,7 @@ package cli
 
 import (
 	"bufio"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -86,39 +87,99 @@ const maxObject = 64 << 10
 // "-" (ended by NUL with -z). It goes on after an error, reports each, and exits non-zero at
 // the end: with the class they share, else 1. No object at all is success.
 func Each(c *cobra.Command, args []string, f func(object string) error) error {
-	failed := 0
+	t := tally{c: c}
+	if err := eachObject(c, args, func(object string) error { return t.add(f(object)) }); err != nil {
+		return err
+	}
+	return t.end()
+}
+
+// maxBatch bounds how many objects Batch keeps in memory.
+const maxBatch = 1 << 16
+
+// Batch is Each for what is best done for many objects at once. do returns an error for each object, or nil if it is done;
+// done is then called with the object. After do's own error, none of them is done.
+func Batch(c *cobra.Command, args []string, do func(objects []string) ([]error, error), done func(object string) error) error {
+	t := tally{c: c}
+	var objects []string
+	flush := func() error {
+		if len(objects) == 0 {
+			return nil
+		}
+		errs, err := do(objects)
+		if err != nil {
+			return err
+		}
+		for i, object := range objects {
+			if errs[i] == nil {
+				errs[i] = done(object)
+			}
+			if err := t.add(errs[i]); err != nil {
+				return err
+			}
+		}
+		objects = objects[:0]
+		return nil
+	}
+	err := eachObject(c, args, func(object string) error {
+		if objects = append(objects, object); len(objects) < maxBatch {
+			return nil
+		}
+		return flush()
+	})
+	if err != nil && c.Context().Err() != nil {
+		return err
+	}
+	// A line that can't be read spares nothing that was named before it.
+	return cmp.Or(flush(), err, t.end())
+}
+
+// tally reports errors, and keeps the status that they share.
+type tally struct {
+	c      *cobra.Command
+	failed int
+}
+
+// add reports an error. It returns one that ends the command.
+func (t *tally) add(err error) error {
+	switch {
+	case err == nil:
+	case t.c.Context().Err() != nil:
+		return err
+	default:
+		report(t.c, err)
+		if n := status(err); t.failed == 0 || t.failed == n {
+			t.failed = n
+		} else {
+			t.failed = 1
+		}
+	}
+	return nil
+}
+
+func (t *tally) end() error {
+	if t.failed != 0 {
+		return Exit(t.failed)
+	}
+	return nil
+}
+
+// eachObject calls f for every argument, and for every line of standard input where an argument is "-".
+func eachObject(c *cobra.Command, args []string, f func(string) error) error {
 	try := func(object string) error {
 		if err := c.Context().Err(); err != nil {
 			return err
 		}
-		err := f(object)
-		switch {
-		case err == nil:
-		case c.Context().Err() != nil:
-			return err
-		default:
-			report(c, err)
-			if n := status(err); failed == 0 || failed == n {
-				failed = n
-			} else {
-				failed = 1
-			}
-		}
-		return nil
+		return f(object)
 	}
 	for _, a := range args {
 		if a != "-" {
 			if err := try(a); err != nil {
 				return err
 			}
-			continue
-		}
-		if err := eachLine(c, try); err != nil {
+		} else if err := eachLine(c, try); err != nil {
 			return err
 		}
-	}
-	if failed != 0 {
-		return Exit(failed)
 	}
 	return nil
 }
