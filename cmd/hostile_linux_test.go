@@ -105,7 +105,9 @@ func (h *hostile) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	case "endless-error":
 		w.WriteHeader(http.StatusForbidden)
-		forever("\x1b[31mno\x1b[0m\n")
+		if r.Method != http.MethodHead { // to which nobody waits for a body, so that the next request would have no reply
+			forever("\x1b[31mno\x1b[0m\n")
+		}
 		return
 	case "token", "endless-token":
 		if r.Header.Get("Authorization") == "" {

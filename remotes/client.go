@@ -53,6 +53,7 @@ type client struct {
 	timeout time.Duration // for the header of a reply, and for all silence of an operation
 	stall   time.Duration // between two pieces of a body
 	pause   time.Duration
+	chunk   int64       // how much of an upload is sent at a time
 	shared  string      // the directory of what processes share
 	https   atomic.Bool // a guessed scheme that proved wrong
 	// A host that asked for a client's certificate where there is none, and one that has
@@ -61,7 +62,7 @@ type client struct {
 }
 
 func newClient(e endpoint, o Options, login *login) *client {
-	c := &client{endpoint: e, login: login, options: o, pause: firstPause, shared: sharedDir()}
+	c := &client{endpoint: e, login: login, options: o, pause: firstPause, chunk: chunkSize, shared: sharedDir()}
 	if c.options.MaxWait == 0 {
 		c.options.MaxWait = defaultMaxWait
 	}
@@ -77,6 +78,7 @@ func newClient(e endpoint, o Options, login *login) *client {
 		TLSClientConfig:        e.tls,
 		TLSHandshakeTimeout:    dialTimeout,
 		IdleConnTimeout:        30 * time.Second,
+		ExpectContinueTimeout:  time.Second,
 		ForceAttemptHTTP2:      true,
 		OnProxyConnectResponse: proxyReply,
 		// What is hashed is what was stored: no compression is taken off on the way.

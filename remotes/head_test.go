@@ -133,7 +133,7 @@ func TestTypeByContent(t *testing.T) {
 	dir := t.TempDir()
 	f := newFake(t)
 	index := []byte(`{"schemaVersion":2,"manifests":[]}`)
-	for _, r := range []Remote{&Layout{dir}, open(t, f.host(), Options{}), helper(t, t.TempDir())} {
+	for _, r := range []Remote{&Layout{dir: dir}, open(t, f.host(), Options{}), helper(t, t.TempDir())} {
 		for _, said := range []string{"", "mediatype:application/json", "mediatype:application/vnd.oci.image.layer.v1.tar"} {
 			if pushed, err := r.Push(ctx, "a", bytes.NewReader(index), said); err != nil || pushed.MediaType != ocispec.MediaTypeImageIndex {
 				t.Errorf("%T, %q: %+v, %v", r, said, pushed, err)
@@ -159,11 +159,11 @@ func TestTypeByContent(t *testing.T) {
 			t.Fatal(err)
 		}
 		for _, object := range []string{"a", d.String()} {
-			if desc, err := (&Layout{dir}).Resolve(ctx, object); err != nil || desc.MediaType != ocispec.MediaTypeImageIndex || desc.Size != int64(len(index)) {
+			if desc, err := (&Layout{dir: dir}).Resolve(ctx, object); err != nil || desc.MediaType != ocispec.MediaTypeImageIndex || desc.Size != int64(len(index)) {
 				t.Errorf("%s of %s: %+v, %v", object, said, desc, err)
 			}
 		}
-		if desc, err := (&Layout{dir}).Resolve(ctx, "gone"); err != nil || desc.MediaType == "" {
+		if desc, err := (&Layout{dir: dir}).Resolve(ctx, "gone"); err != nil || desc.MediaType == "" {
 			t.Errorf("what is not here: %+v, %v", desc, err)
 		}
 	}

@@ -276,6 +276,17 @@ func (h *Helper) push(ctx context.Context, id string, content io.Reader, hint hi
 			return Pushed{}, err
 		}
 		content, hint.size, hint.mediaType = strings.NewReader(string(b)), desc.Size, desc.MediaType
+		if h.options.IfAbsent {
+			old, err := h.resolve(ctx, id)
+			switch {
+			case err == nil && old.Digest == desc.Digest:
+				return Pushed{desc, Exists}, nil
+			case err == nil:
+				return Pushed{}, errTagged(old.Digest)
+			case !errdefs.IsNotFound(err):
+				return Pushed{}, err
+			}
+		}
 	}
 	hint.offset = 0
 	in := &sized{newVerifier(ctx, io.NopCloser(content), desc.Digest, 0, 0, -1), 0, hint.size}

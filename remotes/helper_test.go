@@ -51,7 +51,7 @@ func helperMain(args []string) int {
 		fmt.Print(fault)
 		return 0
 	}
-	l := &Layout{address}
+	l := &Layout{dir: address}
 	var err error
 	switch verb {
 	case "resolve":

@@ -22,7 +22,10 @@ import (
 
 // Layout is a directory in the form of an OCI image layout, such as the store's: its names
 // are those of index.json, and objects are named in full, by tag or by digest.
-type Layout struct{ dir string }
+type Layout struct {
+	dir      string
+	ifAbsent bool // see Options.IfAbsent
+}
 
 // files selects the layout's files, and checks that they are of one that can be read. NotFound if there is none.
 func (l *Layout) files() (ondisk.Dir, error) {

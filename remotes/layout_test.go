@@ -276,7 +276,7 @@ func TestLayoutPut(t *testing.T) {
 // Many that put into a directory that is not there yet make one layout of it.
 func TestLayoutMadeAtOnce(t *testing.T) {
 	for range 20 {
-		l := &Layout{filepath.Join(t.TempDir(), "new")}
+		l := &Layout{dir: filepath.Join(t.TempDir(), "new")}
 		var wg sync.WaitGroup
 		for i := range 8 {
 			wg.Go(func() {

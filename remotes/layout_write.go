@@ -60,8 +60,17 @@ func (l *Layout) push(ctx context.Context, id string, content io.Reader, h hints
 	}
 	var labels map[string]string
 	var made bool
+	state := Stored
 	// A sweep has the lock of the names while it works: it never takes the manifest before the name is there.
 	err = l.change(ctx, d, func(index *ondisk.Index) error {
+		if at := index.Find(id); at >= 0 {
+			switch old, err := index.Entries[at].Descriptor(); {
+			case err == nil && old.Digest == desc.Digest:
+				state = Exists
+			case l.ifAbsent:
+				return errTagged(old.Digest)
+			}
+		}
 		_, _, err := store(ctx, d, desc.Digest, bytes.NewReader(b), h)
 		if err == nil {
 			labels, made, err = index.Point(id, desc, time.Now())
@@ -76,7 +85,7 @@ func (l *Layout) push(ctx context.Context, id string, content io.Reader, h hints
 		topic = "/images/create"
 	}
 	logEvent(d, events.Event{Namespace: namespace(d), Topic: topic, Name: id, Digest: string(desc.Digest), Size: desc.Size, Labels: labels})
-	return Pushed{desc, Stored}, nil
+	return Pushed{desc, state}, nil
 }
 
 // change changes index.json. The layout is made again if it was removed meanwhile.

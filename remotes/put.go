@@ -4,14 +4,12 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
 	"net/http"
-	"net/url"
 	"os"
-	"strconv"
-	"strings"
+
+	"distkit/errclass"
 
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
@@ -19,16 +17,7 @@ import (
 	"oras.land/oras-go/v2/registry/remote/auth"
 )
 
-// Sizes of the pieces in which a stream that can't be read twice is uploaded: one is kept
-// in memory until the registry has it.
-const (
-	chunkSize    = 8 << 20
-	maxChunkSize = 64 << 20 // that a registry may ask for
-)
-
-// Push uploads a manifest or blob. A blob whose upload is cut goes on where the registry has
-// it: content that is a file is sent in one piece, of which the rest is sent again; another
-// stream in pieces of 8 MiB.
+// Push uploads a manifest or blob. A blob whose upload is cut goes on where the registry has it (see blobUpload).
 func (r *Registry) Push(ctx context.Context, id string, content io.Reader, hintList ...string) (Pushed, error) {
 	o, err := parseObject(id)
 	if err != nil {
@@ -48,13 +37,13 @@ func (r *Registry) Push(ctx context.Context, id string, content io.Reader, hintL
 func (p *push) push(content io.Reader) (ocispec.Descriptor, error) {
 	o, h := p.object, p.hints
 	asManifest := o.tag != "" || isIndex(h.mediaType) || isManifest(h.mediaType)
+	if asManifest && o.tag != "" {
+		return p.manifest(content, false)
+	}
 	if asManifest {
-		there := false
-		if o.digest != "" {
-			var err error
-			if there, err = p.hasManifest(o); err != nil {
-				return ocispec.Descriptor{}, err
-			}
+		there, err := p.hasManifest(o)
+		if err != nil {
+			return ocispec.Descriptor{}, err
 		}
 		return p.manifest(content, there)
 	}
@@ -67,7 +56,7 @@ func (p *push) push(content io.Reader) (ocispec.Descriptor, error) {
 			}
 			p.state, desc.Size = Exists, p.knownSize(desc.Size)
 			return desc, nil
-		} else if !errdefs.IsNotFound(err) {
+		} else if !errdefs.IsNotFound(err) && !isRefusedElsewhere(err) {
 			return ocispec.Descriptor{}, err
 		}
 		b, rest, err := peekManifest(content)
@@ -175,20 +164,57 @@ func (p *push) request(method, kind, object string) request {
 
 // hasManifest reports whether the registry has a manifest.
 func (p *push) hasManifest(o object) (bool, error) {
+	resp, err := p.headManifest(o)
+	if errdefs.IsNotFound(err) {
+		return false, nil
+	}
+	return resp != nil, err
+}
+
+func (p *push) headManifest(o object) (*http.Response, error) {
 	req := p.request(http.MethodHead, "manifests", o.String())
 	req.header.Set("Accept", accept(p.hints.mediaType))
 	resp, err := p.client.do(p.ctx, req, p.tries)
-	if err != nil {
-		if errdefs.IsNotFound(err) {
-			err = nil
+	if err == nil {
+		resp.Body.Close()
+	}
+	return resp, err
+}
+
+// isTagged reports whether the registry has the manifest under the tag already. With Options.IfAbsent, another manifest
+// there is AlreadyExists. Without, what the registry does not tell does not matter: the tag is put.
+func (p *push) isTagged(want digest.Digest) (bool, error) {
+	resp, err := p.headManifest(p.object)
+	var got digest.Digest
+	switch ifAbsent := p.client.options.IfAbsent; {
+	case errdefs.IsNotFound(err):
+		return false, nil
+	case err == nil:
+		got = contentDigest(resp)
+		if ifAbsent && (got == "" || got.Algorithm() != want.Algorithm()) {
+			m, err := p.Registry.manifest(p.ctx, p.client, p.tries, p.object, accept(p.hints.mediaType))
+			if err != nil {
+				return false, err
+			}
+			got = want.Algorithm().FromBytes(m.content)
 		}
+		if ifAbsent && got != want {
+			return false, errTagged(got)
+		}
+	case ifAbsent, isTemporary(err), p.ctx.Err() != nil:
 		return false, err
 	}
-	return true, resp.Body.Close()
+	return got == want, nil
+}
+
+// errTagged reports that a tag or name exists and names another manifest.
+func errTagged(other digest.Digest) error {
+	return classf(errdefs.ErrAlreadyExists, "it exists, and names %s", other)
 }
 
 // manifest uploads one, unless it is there. One with a subject is put in any case: whoever put it
-// first may have died before the list of referrers had it, and the reply says who keeps that list.
+// first may have died before the list of referrers had it, and the reply says who keeps that list. A tag that has it
+// already is not put again, because registries with immutable tags refuse that.
 func (p *push) manifest(content io.Reader, there bool) (ocispec.Descriptor, error) {
 	b, err := io.ReadAll(io.LimitReader(content, MaxManifest+1))
 	if err != nil {
@@ -222,10 +248,19 @@ func (p *push) manifest(content io.Reader, there bool) (ocispec.Descriptor, erro
 	if desc.MediaType = manifestType(desc.MediaType, b); desc.MediaType == mediaTypeOctets {
 		return desc, classf(errdefs.ErrInvalidArgument, "the content does not tell its type: give the hint mediatype:TYPE")
 	}
+	o := p.object
+	if o.tag != "" {
+		if there, err = p.isTagged(desc.Digest); err != nil {
+			return desc, err
+		}
+		if there {
+			p.state, o = Exists, object{digest: desc.Digest}
+		}
+	}
 	if there && head.Subject == nil {
 		return desc, nil
 	}
-	resp, err := p.putManifest(p.object, desc, b, "")
+	resp, err := p.putManifest(o, desc, b, "")
 	if err != nil {
 		return desc, err
 	}
@@ -244,8 +279,15 @@ func (p *push) putManifest(o object, desc ocispec.Descriptor, b []byte, etag str
 	if etag != "" {
 		req.header.Set("If-Match", etag)
 	}
+	mayExist := o != p.object || o.tag == "" || !p.client.options.IfAbsent
+	if !mayExist {
+		req.header.Set("If-None-Match", "*")
+	}
 	req.body, req.size = func() io.Reader { return bytes.NewReader(b) }, int64(len(b))
 	resp, err := p.client.do(p.ctx, req, p.tries)
+	if !mayExist && isStatus(err, http.StatusPreconditionFailed) {
+		err = errclass.As(err, errdefs.ErrAlreadyExists)
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -254,377 +296,4 @@ func (p *push) putManifest(o object, desc ocispec.Descriptor, b []byte, etag str
 		return nil, classf(errdefs.ErrDataLoss, "the registry stored %s, not %s", got, desc.Digest)
 	}
 	return resp, nil
-}
-
-// blob uploads one, having looked first whether it is there.
-func (p *push) blob(content io.Reader, look bool) (ocispec.Descriptor, error) {
-	desc := ocispec.Descriptor{MediaType: p.hints.mediaType, Digest: p.object.digest}
-	if desc.MediaType == "" {
-		desc.MediaType = mediaTypeOctets
-	}
-	if look {
-		size, err := p.exists()
-		if err == nil {
-			desc.Size, p.state = p.knownSize(size), Exists
-			return desc, nil
-		}
-		if !errdefs.IsNotFound(err) && !isRefusedElsewhere(err) {
-			return desc, err
-		}
-	}
-	p.saved = p.openSaved()
-	defer p.saved.close()
-	session, offset, err := p.resume()
-	if err != nil {
-		return desc, err
-	}
-	if offset == 0 {
-		var mounted bool
-		if session, mounted, err = p.begin(); err != nil {
-			return desc, err
-		}
-		if mounted {
-			p.saved.forget()
-			p.state = Mounted
-			size, err := p.exists()
-			if isRefusedElsewhere(err) {
-				size, err = -1, nil
-			}
-			desc.Size = p.knownSize(size)
-			return desc, err
-		}
-	}
-	desc.Size, err = p.send(session, offset, content)
-	return desc, err
-}
-
-// send uploads content, of which the registry has the bytes before offset, in the way that it
-// allows, and gives its size.
-func (p *push) send(s session, offset int64, content io.Reader) (size int64, err error) {
-	defer func() {
-		switch {
-		case err == nil:
-			p.saved.forget()
-		case p.ctx.Err() == nil && !isTemporary(err):
-			p.cancel(s)
-			p.saved.forget()
-		}
-	}()
-	if f, size, ok := section(content); ok {
-		if p.hints.size >= 0 && p.hints.size != size {
-			return 0, classf(errdefs.ErrDataLoss, "size mismatch: got %s, not %d", sizeString(size), p.hints.size)
-		}
-		whole := func(offset int64) io.Reader {
-			return newVerifier(p.ctx, io.NopCloser(io.NewSectionReader(f, 0, size)), p.object.digest, 0, offset, size)
-		}
-		err := p.sendFile(s, offset, whole, size)
-		if offset > 0 && isStatus(err, http.StatusBadRequest) {
-			// What another process sent was something else.
-			if s, _, err = p.begin(); err != nil {
-				return 0, err
-			}
-			err = p.sendFile(s, 0, whole, size)
-		}
-		if !isStatus(err, http.StatusRequestEntityTooLarge) {
-			return size, err
-		}
-		// A proxy on the way limits the size of a request.
-		if s, _, err = p.begin(); err != nil {
-			return 0, err
-		}
-		content, offset = io.NewSectionReader(f, 0, size), 0
-	}
-	size, err = p.sendStream(s, offset, newVerifier(p.ctx, io.NopCloser(content), p.object.digest, 0, 0, -1))
-	if offset > 0 && isStatus(err, http.StatusBadRequest) {
-		p.cancel(s)
-		p.saved.forget()
-		err = classf(errdefs.ErrAborted, "what was sent before is not of this content, and is thrown away: put it once more: %v", err)
-	}
-	return size, err
-}
-
-// cancel has the registry forget an upload, if it will.
-func (p *push) cancel(s session) {
-	resp, err := p.client.once(p.ctx, p.put(http.MethodDelete, &s, nil, 0))
-	if err == nil {
-		resp.Body.Close()
-	}
-}
-
-// exists returns the size of the blob that the registry has, -1 where it does not tell.
-func (p *push) exists() (int64, error) {
-	return p.client.blobSize(p.ctx, p.request(http.MethodHead, "blobs", p.object.String()), p.tries)
-}
-
-// session is an upload that the registry has begun.
-type session struct {
-	url   *url.URL
-	chunk int64 // the least that it takes at a time
-}
-
-// begin opens an upload, or mounts the blob from the hinted repository.
-func (p *push) begin() (s session, mounted bool, err error) {
-	req := p.request(http.MethodPost, "blobs", "uploads/")
-	if p.hints.mount != "" {
-		req.query = url.Values{"mount": {p.object.digest.String()}, "from": {p.hints.mount}}
-		req.scopes = append(req.scopes, auth.ScopeRepository(p.hints.mount, auth.ActionPull))
-	}
-	req.body = func() io.Reader { return http.NoBody }
-	resp, err := p.client.do(p.ctx, req, p.tries)
-	if err != nil && p.hints.mount != "" && !isTemporary(err) {
-		// Some refuse a mount instead of beginning an upload.
-		p.hints.mount = ""
-		return p.begin()
-	}
-	if err != nil {
-		return s, false, err
-	}
-	resp.Body.Close()
-	if resp.StatusCode == http.StatusCreated && p.hints.mount != "" {
-		return s, true, nil
-	}
-	if s.chunk, _ = strconv.ParseInt(resp.Header.Get("OCI-Chunk-Min-Length"), 10, 64); s.chunk > maxChunkSize {
-		return s, false, classf(errdefs.ErrNotImplemented, "the registry wants chunks of at least %s", sizeString(s.chunk))
-	}
-	return s, false, p.move(&s, resp)
-}
-
-// move follows an upload to where the registry says that it goes on.
-func (p *push) move(s *session, resp *http.Response) error {
-	location := resp.Header.Get("Location")
-	if location == "" {
-		if s.url != nil {
-			return nil
-		}
-		return classf(errdefs.ErrDataLoss, "%s began an upload without saying where", p.client.host)
-	}
-	u, err := resp.Request.URL.Parse(location)
-	if err != nil || u.Scheme != "http" && u.Scheme != "https" || u.User != nil {
-		return classf(errdefs.ErrDataLoss, "%s sent an upload to %q", p.client.host, printable(location))
-	}
-	if ours := p.client.currentScheme(); ours == "https" && u.Scheme == "http" {
-		// Proxies that end TLS make registries think they speak HTTP.
-		if !strings.EqualFold(u.Hostname(), resp.Request.URL.Hostname()) {
-			return classf(errdefs.ErrDataLoss, "%s sent an upload from https to http://%s", p.client.host, printable(u.Host))
-		}
-		u.Scheme, u.Host = ours, resp.Request.URL.Host
-	}
-	u.Fragment = ""
-	s.url = u
-	p.saved.save(*s)
-	return nil
-}
-
-// put is a request of an upload.
-func (p *push) put(method string, s *session, body func() io.Reader, size int64) request {
-	req := p.request(method, "blobs", "uploads/")
-	req.url, req.body, req.size = s.url, body, size
-	if method == http.MethodPut {
-		u := *s.url
-		q := u.Query()
-		q.Set("digest", p.object.digest.String())
-		u.RawQuery = q.Encode()
-		req.url = &u
-	}
-	if body != nil {
-		req.header.Set("Content-Type", mediaTypeOctets)
-	}
-	return req
-}
-
-func (p *push) finish(s *session) error {
-	resp, err := p.client.do(p.ctx, p.put(http.MethodPut, s, func() io.Reader { return http.NoBody }, 0), p.tries)
-	if err == nil {
-		resp.Body.Close()
-	}
-	return err
-}
-
-// sendFile uploads what can be read from any offset in one piece, and what is missing of it
-// after each cut.
-func (p *push) sendFile(s session, offset int64, from func(offset int64) io.Reader, size int64) (err error) {
-	if offset > size {
-		offset = 0
-		if s, _, err = p.begin(); err != nil {
-			return err
-		}
-	}
-	for {
-		var resp *http.Response
-		if offset == 0 {
-			req := p.put(http.MethodPut, &s, func() io.Reader { return from(0) }, size)
-			resp, err = p.client.once(p.ctx, req)
-			if err == nil {
-				resp.Body.Close()
-				return nil
-			}
-		} else {
-			if offset < size {
-				req := p.put(http.MethodPatch, &s, func() io.Reader { return from(offset) }, size-offset)
-				req.header.Set("Content-Range", fmt.Sprintf("%d-%d", offset, size-1))
-				if resp, err = p.client.once(p.ctx, req); err == nil {
-					resp.Body.Close()
-					err = p.move(&s, resp)
-				}
-			}
-			if err == nil {
-				return p.finish(&s)
-			}
-		}
-		err = lostSession(err)
-		if err := p.client.again(p.ctx, p.tries, err); err != nil {
-			return err
-		}
-		had := offset
-		if offset, err = p.status(&s); err != nil {
-			if p.there() {
-				return nil // its reply was lost
-			}
-			if isTemporary(err) {
-				return err
-			}
-			offset = 0
-		}
-		if offset == 0 {
-			// Of nothing, and of a single byte, a registry says the same.
-			if s, _, err = p.begin(); err != nil {
-				return err
-			}
-		}
-		if offset > size {
-			return classf(errdefs.ErrDataLoss, "the registry says it has %s of %d", sizeString(offset), size)
-		}
-		if offset-had >= renewAfter {
-			p.tries = p.client.newTries(maxTries)
-		}
-	}
-}
-
-// lostSession makes a failure for now of a reply that says that the registry does not have the
-// upload as far as was thought, or at all: where it runs as several that share their storage,
-// one may not know yet what another has.
-func lostSession(err error) error {
-	var e *statusError
-	if !errors.As(err, &e) {
-		return err
-	}
-	unknown := strings.Contains(e.text, "BLOB_UPLOAD_UNKNOWN")
-	if unknown || e.status == http.StatusRequestedRangeNotSatisfiable || e.status == http.StatusNotFound && e.text == "" {
-		return classf(errdefs.ErrAborted, "%v", err)
-	}
-	return err
-}
-
-// status asks how much of an upload the registry has.
-func (p *push) status(s *session) (int64, error) {
-	resp, err := p.client.do(p.ctx, p.put(http.MethodGet, s, nil, 0), p.tries)
-	if err != nil {
-		return 0, err
-	}
-	resp.Body.Close()
-	if err := p.move(s, resp); err != nil {
-		return 0, err
-	}
-	return uploaded(resp)
-}
-
-// uploaded reads a Range of "0-N", which is of N+1 bytes; of none, registries say 0-0 or
-// nothing.
-func uploaded(resp *http.Response) (int64, error) {
-	v := strings.TrimPrefix(resp.Header.Get("Range"), "bytes=")
-	if v == "" {
-		return 0, nil
-	}
-	first, last, _ := strings.Cut(v, "-")
-	n, err := strconv.ParseInt(last, 10, 64)
-	if first != "0" || err != nil || n < -1 {
-		return 0, classf(errdefs.ErrDataLoss, "the registry says it has the range %q", printable(v))
-	}
-	if n <= 0 {
-		return 0, nil
-	}
-	return n + 1, nil
-}
-
-// sendStream uploads what can be read once, a piece at a time, and gives its size. What the
-// registry has of it is read, and not sent.
-func (p *push) sendStream(s session, offset int64, content io.Reader) (int64, error) {
-	if n, err := io.CopyN(io.Discard, content, offset); err == io.EOF {
-		return n, classf(errdefs.ErrDataLoss, "size mismatch: got %s, and the registry has %d already", sizeString(n), offset)
-	} else if err != nil {
-		return n, err
-	}
-	buf := make([]byte, max(chunkSize, s.chunk)) // from offset on
-	for {
-		n, err := io.ReadFull(content, buf)
-		piece, end := buf[:n], offset+int64(n)
-		last := err == io.EOF || err == io.ErrUnexpectedEOF
-		if err != nil && !last {
-			return 0, err
-		}
-		if p.hints.size >= 0 && (end > p.hints.size || last && end != p.hints.size) {
-			return 0, classf(errdefs.ErrDataLoss, "size mismatch: got %s or more, not %d", sizeString(end), p.hints.size)
-		}
-		if err := p.sendPiece(&s, piece, offset, last); err != nil {
-			return 0, err
-		}
-		if last {
-			return end, nil
-		}
-		offset = end
-		p.tries = p.client.newTries(maxTries)
-	}
-}
-
-// sendPiece has one piece arrive, the last by the request that ends the upload. A session
-// whose only piece it is can be begun again.
-func (p *push) sendPiece(s *session, piece []byte, offset int64, last bool) error {
-	end := offset + int64(len(piece))
-	at := offset
-	for {
-		rest := piece[at-offset:]
-		method := http.MethodPatch
-		if last {
-			method = http.MethodPut
-		}
-		req := p.put(method, s, func() io.Reader { return bytes.NewReader(rest) }, int64(len(rest)))
-		if len(rest) > 0 && (at > 0 || !last) {
-			req.header.Set("Content-Range", fmt.Sprintf("%d-%d", at, end-1))
-		}
-		resp, err := p.client.once(p.ctx, req)
-		if err == nil {
-			resp.Body.Close()
-			if last {
-				return nil
-			}
-			return p.move(s, resp)
-		}
-		err = lostSession(err)
-		if err := p.client.again(p.ctx, p.tries, err); err != nil {
-			return err
-		}
-		have, err := p.status(s)
-		switch {
-		case err != nil && last && p.there():
-			return nil
-		case offset == 0 && have == 0 && !isTemporary(err):
-			// The session is gone, or has nothing or a single byte: that is said alike.
-			if *s, _, err = p.begin(); err != nil {
-				return err
-			}
-		case err != nil:
-			return lostSession(err)
-		}
-		if have < offset || have > end {
-			return classf(errdefs.ErrDataLoss, "the registry says it has %s, where %d were sent", sizeString(have), end)
-		}
-		if at = have; at == end && !last {
-			return nil
-		}
-	}
-}
-
-func (p *push) there() bool {
-	_, err := p.exists()
-	return err == nil
 }

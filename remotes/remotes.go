@@ -126,6 +126,8 @@ type Options struct {
 	// Unverified leaves it to the caller to hash blobs that are fetched by digest: their
 	// length alone is checked. Manifests are verified anyway.
 	Unverified bool
+	// IfAbsent has Push under a tag or name fail with AlreadyExists if that names another manifest.
+	IfAbsent bool
 	// Notify is told of waits that a registry asked for, in one line.
 	Notify func(string)
 	// Debug is told of each request and its reply, without secrets, in one line.
@@ -153,7 +155,7 @@ func Open(locator string, o Options) (Remote, error) {
 		return nil, err
 	}
 	if l.Path != "" {
-		return &Layout{l.Path}, nil
+		return &Layout{l.Path, o.IfAbsent}, nil
 	}
 	if l.Helper != "" {
 		return &Helper{l.Helper, l.Address, o}, nil

@@ -44,7 +44,7 @@ func (c *client) do(ctx context.Context, r request, t *tries) (resp *http.Respon
 	return resp, err
 }
 
-// once sends a request a single time and judges the reply: those of 400 and more are errors. The reply's body
+// once sends a request a single time and judges the reply: those of 300 and more are errors. The reply's body
 // ends in a stallError when it stalls.
 func (c *client) once(parent context.Context, r request) (*http.Response, error) {
 	if err := c.waitShared(parent); err != nil {
@@ -78,7 +78,11 @@ var errUseHTTPS = errors.New("the host speaks HTTPS")
 // a reply means, whatever was asked. Redirects and challenges were followed before (see roundTripper); the
 // caller of firstHost turns to the next host, and retry waits as long as a retryAfterError says.
 func (c *client) judge(resp *http.Response, r request) error {
-	if resp.StatusCode < 400 {
+	if resp.Request.Method != r.method {
+		// A redirect by 301, 302 or 303 turns what should change something into a GET.
+		return fmt.Errorf("%w: %s became %s at %s", errRedirect, r.method, resp.Request.Method, printable(origin(resp.Request.URL)))
+	}
+	if resp.StatusCode < 300 {
 		return nil
 	}
 	b, _ := io.ReadAll(io.LimitReader(resp.Body, maxErrorBody))

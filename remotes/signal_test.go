@@ -25,7 +25,7 @@ func TestFetchEndsWithItsContext(t *testing.T) {
 	f := newFake(t)
 	f.blob(content)
 	dir := filepath.Join(t.TempDir(), "x")
-	l := &Layout{dir}
+	l := &Layout{dir: dir}
 	if _, err := l.Push(context.Background(), id, bytes.NewReader(content)); err != nil {
 		t.Fatal(err)
 	}
@@ -96,7 +96,7 @@ func TestLengthIsChecked(t *testing.T) {
 	}
 	// A file that shrinks while it is read.
 	dir := t.TempDir()
-	l := &Layout{dir}
+	l := &Layout{dir: dir}
 	if _, err := l.Push(context.Background(), id.String(), bytes.NewReader(content)); err != nil {
 		t.Fatal(err)
 	}

@@ -21,6 +21,7 @@ func newCommand() *cobra.Command {
 		Args:  cobra.MinimumNArgs(2),
 	}
 	options := registry.Flags(c)
+	c.Flags().BoolVar(&options.IfAbsent, "if-absent", false, "put no tag that exists with another digest")
 	records := cli.NewRecords(c, "DIGEST", "SIZE", "STATE")
 	c.RunE = func(c *cobra.Command, args []string) error {
 		r, err := remotes.Open(args[0], *options)
