@@ -51,7 +51,7 @@ var mayImport = map[string][]string{
 	"dist-tags":      {"remotes"},
 	"dist-untag":     {"remotes"},
 	"dist-userns":    {},
-	"dist-verify":    {"content"},
+	"dist-verify":    {"image", "content"},
 	"run":            {"runtime", "snapshot"},
 	"run-net":        {"runtime"},
 	"run-spec":       {"runtime"},

@@ -33,28 +33,43 @@ func labelName(dgst digest.Digest) string {
 	return path.Join("labels", string(alg), hex)
 }
 
-// readLabels gives a blob's labels and when they last changed. A file that doesn't parse is
-// an error, not an absence of labels.
+// readLabels gives a blob's labels and when they last changed. A file that isn't one of labels is DataLoss, not an absence of
+// labels.
 func readLabels(tree disk.Tree, dgst digest.Digest) (map[string]string, time.Time, error) {
-	f, err := tree.Open(labelName(dgst))
+	labels, changed, err := parseLabels(tree, labelName(dgst))
+	if errdefs.IsFailedPrecondition(err) { // it is too large or no regular file, or a directory above it is none
+		if _, serr := tree.Stat(labelName(dgst)); serr == nil {
+			err = errdefs.ErrDataLoss.WithMessage(cause(err).Error())
+		}
+	}
+	if errdefs.IsDataLoss(err) {
+		return nil, time.Time{}, fmt.Errorf("labels of %s are damaged, dist-label --replace mends them: %w", dgst, err)
+	}
+	if err != nil {
+		return nil, time.Time{}, fmt.Errorf("labels of %s: %w", dgst, cause(err))
+	}
+	return labels, changed, nil
+}
+
+func parseLabels(tree disk.Tree, name string) (labels map[string]string, changed time.Time, err error) {
+	f, err := tree.Open(name)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, time.Time{}, nil
 	}
 	if err != nil {
-		return nil, time.Time{}, fmt.Errorf("labels of %s: %w", dgst, cause(err))
+		return nil, time.Time{}, err
 	}
 	defer f.Close()
 	fi, err := f.Stat()
 	if err != nil {
-		return nil, time.Time{}, fmt.Errorf("labels of %s: %w", dgst, cause(err))
+		return nil, time.Time{}, err
 	}
 	b, err := disk.ReadAll(f, maxLabels)
 	if err != nil {
-		return nil, time.Time{}, fmt.Errorf("labels of %s: %w", dgst, err)
+		return nil, time.Time{}, err
 	}
-	var labels map[string]string
 	if err := json.Unmarshal(b, &labels); err != nil {
-		return nil, time.Time{}, errclass.As(fmt.Errorf("labels of %s: %w", dgst, err), errdefs.ErrDataLoss)
+		return nil, time.Time{}, errclass.As(err, errdefs.ErrDataLoss)
 	}
 	return labels, fi.ModTime(), nil
 }

@@ -1,6 +1,7 @@
 package content
 
 import (
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"crypto/sha512"
@@ -274,7 +275,8 @@ func readNames(ctx context.Context, dir *os.File, f func(fs.DirEntry) error) err
 	}
 }
 
-// Walk calls f with every blob, in no order. One that is deleted meanwhile is passed over.
+// Walk calls f with every blob, in no order. One that is deleted meanwhile is passed over. A blob whose labels are damaged
+// has none; once f has had all blobs, the first such failure is returned.
 func (s *Store) Walk(ctx context.Context, f func(Info) error) error {
 	return s.walk(ctx, true, f)
 }
@@ -289,7 +291,8 @@ func (s *Store) walk(ctx context.Context, labels bool, f func(Info) error) error
 		_, err := s.Tree.Stat("labels")
 		labels = !errors.Is(err, fs.ErrNotExist)
 	}
-	return s.Digests(ctx, func(dgst digest.Digest) error {
+	var damaged error
+	err := s.Digests(ctx, func(dgst digest.Digest) error {
 		fi, err := s.stat(dgst)
 		if errdefs.IsNotFound(err) {
 			return nil
@@ -298,11 +301,16 @@ func (s *Store) walk(ctx context.Context, labels bool, f func(Info) error) error
 			return err
 		}
 		info, err := newInfo(s.Tree, dgst, fi, labels)
+		if errdefs.IsDataLoss(err) {
+			damaged = cmp.Or(damaged, err)
+			info, err = newInfo(s.Tree, dgst, fi, false)
+		}
 		if err != nil {
 			return err
 		}
 		return f(info)
 	})
+	return cmp.Or(err, damaged)
 }
 
 // Delete removes a blob and its labels; NotFound if there is none, FailedPrecondition if only an alternate has it. Who has

@@ -48,10 +48,10 @@ func newCommand() *cobra.Command {
 			}
 			return out.Write(record{i.Digest, i.Size, i.CreatedAt, i.UpdatedAt, i.Labels}, i.Digest, cli.Size(i.Size), i.CreatedAt)
 		})
-		if err != nil {
-			return err
+		if cerr := out.Close(); err == nil {
+			err = cerr
 		}
-		return out.Close()
+		return err
 	}
 	return c
 }

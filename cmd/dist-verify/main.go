@@ -1,10 +1,11 @@
-// Dist-verify hashes blobs again and reports what is corrupt, missing or stray.
+// Dist-verify hashes blobs again and reports what is corrupt, missing, damaged or stray.
 package main
 
 import (
 	"context"
 	"errors"
 	"fmt"
+	"path"
 	"runtime"
 
 	"distkit/cmd/internal/cli"
@@ -29,7 +30,7 @@ const problemsFound = 4
 func newCommand() *cobra.Command {
 	c := &cobra.Command{
 		Use:   "dist-verify [flags] [DIGEST…]",
-		Short: "hash blobs again and report what is corrupt, missing or stray",
+		Short: "hash blobs again and report what is corrupt, missing or stray; or which names are whole",
 		Args:  cobra.ArbitraryArgs,
 	}
 	f := c.Flags()
@@ -37,14 +38,23 @@ func newCommand() *cobra.Command {
 	remove := f.Bool("delete", false, "delete what is corrupt, and print the digests of that alone")
 	jobs := f.IntP("jobs", "j", runtime.GOMAXPROCS(0), "hash `N` blobs at a time")
 	resume := f.String("resume", "", "go on where a run stopped that was interrupted, by what it noted in `FILE`")
+	names := f.Bool("names", false, "tell of every name of every namespace whether its image is whole")
+	c.MarkFlagsMutuallyExclusive("names", "delete")
+	c.MarkFlagsMutuallyExclusive("names", "resume")
 	out := cli.NewRecords(c, "OBJECT", "PROBLEM")
 	c.RunE = func(c *cobra.Command, args []string) error {
 		if *jobs < 1 {
 			return cli.Usagef("--jobs %d is less than 1", *jobs)
 		}
+		if *names && len(args) > 0 {
+			return cli.Usagef("--names is of all names: no DIGEST goes with it")
+		}
 		s, err := content.Open(*root)
 		if err != nil {
 			return err
+		}
+		if *names {
+			return checkNames(c, s, out)
 		}
 		v := verification{store: s, jobs: *jobs, remove: *remove, found: make(chan record)}
 		if *resume != "" {
@@ -130,6 +140,12 @@ func (v verification) run(c *cobra.Command, args []string) error {
 
 func (v verification) one(ctx context.Context, dgst digest.Digest, named bool) error {
 	err := v.store.Verify(ctx, dgst)
+	if err == nil {
+		if _, err := v.store.Info(ctx, dgst); errdefs.IsDataLoss(err) {
+			v.found <- record{path.Join("labels", string(dgst.Algorithm()), dgst.Encoded()), "damaged"}
+			return nil
+		}
+	}
 	if errdefs.IsDataLoss(err) && v.remove {
 		err = v.store.DeleteCorrupt(ctx, dgst)
 		if err == nil {
