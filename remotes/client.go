@@ -59,6 +59,7 @@ type client struct {
 	// A host that asked for a client's certificate where there is none, and one that has
 	// replied whatever it asked for.
 	wanted, replied atomic.Bool
+	warned          warnings
 }
 
 func newClient(e endpoint, o Options, login *login) *client {

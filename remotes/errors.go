@@ -13,6 +13,7 @@ import (
 	"net/url"
 	"slices"
 	"strings"
+	"sync"
 	"syscall"
 	"unicode"
 
@@ -97,26 +98,67 @@ const (
 func newStatusError(resp *http.Response, b []byte) *statusError {
 	e := &statusError{status: resp.StatusCode, class: classOfStatus(resp.StatusCode), elsewhere: wasRedirected(resp)}
 	var body struct {
-		Errors []struct{ Code, Message string } `json:"errors"`
+		Errors []struct {
+			Code, Message string
+			Detail        json.RawMessage
+		} `json:"errors"`
 	}
 	switch {
 	case json.Unmarshal(b, &body) == nil && len(body.Errors) > 0:
 		var parts []string
 		for _, err := range body.Errors {
-			switch {
-			case err.Message == "":
-				parts = append(parts, err.Code)
-			case err.Code == "":
-				parts = append(parts, err.Message)
-			default:
-				parts = append(parts, err.Code+": "+err.Message)
-			}
+			said := slices.DeleteFunc([]string{err.Code, err.Message, detailText(err.Detail)}, func(s string) bool { return s == "" })
+			parts = append(parts, strings.Join(said, ": "))
 		}
 		e.text = printable(strings.Join(parts, "; "))
 	case strings.HasPrefix(resp.Header.Get("Content-Type"), "text/plain"):
 		e.text = printable(string(b))
 	}
 	return e
+}
+
+// detailText returns the detail of an error as text: a string as it is, what else says something as JSON.
+func detailText(detail json.RawMessage) string {
+	var text string
+	if len(detail) == 0 || json.Unmarshal(detail, &text) == nil {
+		return text
+	}
+	switch compact := string(detail); compact {
+	case "{}", "[]", "null":
+		return ""
+	default:
+		return compact
+	}
+}
+
+// maxWarnings bounds how many warnings of a registry are shown.
+const maxWarnings = 5
+
+// warnings are those that were shown.
+type warnings struct {
+	mu    sync.Mutex
+	shown []string
+}
+
+// warn shows the warnings of a reply (OCI distribution specification, "Warnings": Warning: 299 - "TEXT"), each once.
+// Those of other hosts, to which a redirect led, are not the registry's.
+func (c *client) warn(resp *http.Response) {
+	lines := resp.Header.Values("Warning")
+	if len(lines) == 0 || c.options.Notify == nil || !c.isOwn(resp.Request.URL) {
+		return
+	}
+	c.warned.mu.Lock()
+	defer c.warned.mu.Unlock()
+	for _, line := range lines {
+		quoted, ok := strings.CutPrefix(strings.TrimSpace(line), "299 - ")
+		text, _, err := parseValue(quoted)
+		if text = printable(text); !ok || !strings.HasPrefix(quoted, `"`) || err != nil || text == "" ||
+			len(c.warned.shown) == maxWarnings || slices.Contains(c.warned.shown, text) {
+			continue
+		}
+		c.warned.shown = append(c.warned.shown, text)
+		c.options.Notify(c.host + " warns: " + text)
+	}
 }
 
 // printable makes text of a registry safe to show: one bounded line without control characters.

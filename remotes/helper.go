@@ -393,7 +393,7 @@ func (h *Helper) Tags(ctx context.Context) iter.Seq2[string, error] {
 }
 
 // Referrers lists the manifests that the helper tells to have the subject.
-func (h *Helper) Referrers(ctx context.Context, subject digest.Digest, artifactType string) iter.Seq2[ocispec.Descriptor, error] {
+func (h *Helper) Referrers(ctx context.Context, subject digest.Digest, filter ReferrerFilter) iter.Seq2[ocispec.Descriptor, error] {
 	return func(yield func(ocispec.Descriptor, error) bool) {
 		for line, err := range h.lines(ctx, "referrers", subject.String()) {
 			var desc ocispec.Descriptor
@@ -404,7 +404,7 @@ func (h *Helper) Referrers(ctx context.Context, subject digest.Digest, artifactT
 				yield(ocispec.Descriptor{}, fmt.Errorf("list referrers of %s in %s: %w", subject, h.where(), err))
 				return
 			}
-			if (artifactType == "" || desc.ArtifactType == artifactType) && !yield(desc, nil) {
+			if filter.selects(desc) && !yield(desc, nil) {
 				return
 			}
 		}

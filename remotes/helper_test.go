@@ -76,7 +76,7 @@ func helperMain(args []string) int {
 			}
 		}
 	case "referrers":
-		for desc, rerr := range l.Referrers(ctx, digest.Digest(rest[0]), "") {
+		for desc, rerr := range l.Referrers(ctx, digest.Digest(rest[0]), ReferrerFilter{}) {
 			if err = rerr; err == nil {
 				err = json.NewEncoder(os.Stdout).Encode(desc)
 			}
@@ -153,7 +153,7 @@ func TestHelper(t *testing.T) {
 	artifacts := []ocispec.Descriptor{artifact("application/a"), artifact("application/b"), artifact("application/a")}
 	for kind, n := range map[string]int{"": 2, "application/a": 1, "application/none": 0} {
 		found := 0
-		for desc, err := range r.Referrers(ctx, want.Digest, kind) {
+		for desc, err := range r.Referrers(ctx, want.Digest, ReferrerFilter{ArtifactType: kind}) {
 			if err != nil || kind != "" && desc.ArtifactType != kind || desc.MediaType != ocispec.MediaTypeImageManifest {
 				t.Fatalf("%+v, %v", desc, err)
 			}
@@ -163,7 +163,7 @@ func TestHelper(t *testing.T) {
 			t.Errorf("%d referrers of type %q, want %d", found, kind, n)
 		}
 	}
-	for _, err := range r.Referrers(ctx, digest.FromString("none"), "") {
+	for _, err := range r.Referrers(ctx, digest.FromString("none"), ReferrerFilter{}) {
 		t.Errorf("a referrer of what is not there: %v", err)
 	}
 
@@ -190,7 +190,7 @@ func TestHelper(t *testing.T) {
 	if err := r.Delete(ctx, artifacts[0].Digest.String()); err != nil {
 		t.Fatal(err)
 	}
-	for desc, err := range r.Referrers(ctx, want.Digest, "application/a") {
+	for desc, err := range r.Referrers(ctx, want.Digest, ReferrerFilter{ArtifactType: "application/a"}) {
 		t.Errorf("a referrer that was deleted: %+v, %v", desc, err)
 	}
 	// What a helper could take for a flag does not reach it.
@@ -211,7 +211,7 @@ func TestHelperThatLies(t *testing.T) {
 	r := helper(t, t.TempDir())
 	subject := digest.FromString("x")
 	referrers := func() (err error) {
-		for _, e := range r.Referrers(ctx, subject, "") {
+		for _, e := range r.Referrers(ctx, subject, ReferrerFilter{}) {
 			err = errors.Join(err, e)
 		}
 		return err
@@ -256,7 +256,7 @@ func TestHelperIsEnded(t *testing.T) {
 			return err
 		},
 		func(ctx context.Context) (err error) {
-			for _, err = range r.Referrers(ctx, digest.FromString("x"), "") {
+			for _, err = range r.Referrers(ctx, digest.FromString("x"), ReferrerFilter{}) {
 				if errdefs.IsDataLoss(err) { // "begun" is none
 					<-ctx.Done()
 					err = context.Cause(ctx)
@@ -320,7 +320,7 @@ func TestHelperConcurrently(t *testing.T) {
 			if _, err := r.Resolve(ctx, tag); err != nil {
 				t.Error(err)
 			}
-			for _, err := range r.Referrers(ctx, want.Digest, "") {
+			for _, err := range r.Referrers(ctx, want.Digest, ReferrerFilter{}) {
 				if err != nil {
 					t.Error(err)
 				}

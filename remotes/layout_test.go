@@ -236,7 +236,7 @@ func TestLayoutPut(t *testing.T) {
 		t.Errorf("names: %q", tags)
 	}
 	n := 0
-	for desc, err := range r.Referrers(ctx, d, "a/b") {
+	for desc, err := range r.Referrers(ctx, d, ReferrerFilter{ArtifactType: "a/b"}) {
 		if n++; err != nil || desc.ArtifactType != "a/b" || desc.Annotations["n"] == "" || desc.Annotations[ocispec.AnnotationRefName] != "" {
 			t.Errorf("%+v, %v", desc, err)
 		}
@@ -244,7 +244,7 @@ func TestLayoutPut(t *testing.T) {
 	if n != 10 {
 		t.Errorf("%d referrers", n)
 	}
-	for range r.Referrers(ctx, d, "c/d") {
+	for range r.Referrers(ctx, d, ReferrerFilter{ArtifactType: "c/d"}) {
 		t.Error("a referrer of another type")
 	}
 	if err := r.Delete(ctx, "host.example/x:1"); err != nil {

@@ -249,7 +249,7 @@ func (l *Layout) checkedIndex() (ondisk.Dir, []ocispec.Descriptor, error) {
 }
 
 // Referrers lists those of the manifests in index.json that have the subject.
-func (l *Layout) Referrers(ctx context.Context, subject digest.Digest, artifactType string) iter.Seq2[ocispec.Descriptor, error] {
+func (l *Layout) Referrers(ctx context.Context, subject digest.Digest, filter ReferrerFilter) iter.Seq2[ocispec.Descriptor, error] {
 	return func(yield func(ocispec.Descriptor, error) bool) {
 		fail := func(err error) {
 			yield(ocispec.Descriptor{}, fmt.Errorf("list referrers of %s in %s: %w", subject, l.dir, err))
@@ -278,7 +278,7 @@ func (l *Layout) Referrers(ctx context.Context, subject digest.Digest, artifactT
 				continue
 			}
 			head.describe(&desc)
-			if (artifactType == "" || desc.ArtifactType == artifactType) && !yield(desc, nil) {
+			if filter.selects(desc) && !yield(desc, nil) {
 				return
 			}
 		}

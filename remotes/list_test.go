@@ -131,7 +131,7 @@ func TestReferrers(t *testing.T) {
 		return ocispec.Descriptor{MediaType: ocispec.MediaTypeImageManifest, Digest: digest.FromString(n), Size: 5, ArtifactType: "type/" + n}
 	}
 	list := func(r Remote, artifactType string) (list []string, err error) {
-		for desc, err := range r.Referrers(context.Background(), subject, artifactType) {
+		for desc, err := range r.Referrers(context.Background(), subject, ReferrerFilter{ArtifactType: artifactType}) {
 			if err != nil {
 				return list, err
 			}

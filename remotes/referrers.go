@@ -59,15 +59,15 @@ var errNoReferrers = errors.New("no referrers")
 
 // Referrers lists the manifests whose subject is the digest. Registries that keep no such
 // list are asked for the index under the tag that clients keep it in.
-func (r *Registry) Referrers(ctx context.Context, subject digest.Digest, artifactType string) iter.Seq2[ocispec.Descriptor, error] {
+func (r *Registry) Referrers(ctx context.Context, subject digest.Digest, filter ReferrerFilter) iter.Seq2[ocispec.Descriptor, error] {
 	return func(yield func(ocispec.Descriptor, error) bool) {
 		listed := 0
 		err := r.firstHost(ctx, canResolve, func(c *client, t *tries) error {
-			err := r.referrers(ctx, c, t, subject, artifactType, func(d ocispec.Descriptor) error {
+			err := r.referrers(ctx, c, t, subject, filter.ArtifactType, func(d ocispec.Descriptor) error {
 				if listed++; listed > maxListed {
 					return classf(errdefs.ErrDataLoss, "the list has more than %d", maxListed)
 				}
-				if (artifactType == "" || d.ArtifactType == artifactType) && !yield(d, nil) {
+				if filter.selects(d) && !yield(d, nil) {
 					return errStopped
 				}
 				return nil

@@ -32,7 +32,7 @@ func putArtifact(t *testing.T, r Remote, subject digest.Digest, n int) (digest.D
 }
 
 func referrersOf(r Remote, subject digest.Digest) (list []digest.Digest, err error) {
-	for desc, err := range r.Referrers(context.Background(), subject, "") {
+	for desc, err := range r.Referrers(context.Background(), subject, ReferrerFilter{}) {
 		if err != nil {
 			return list, err
 		}

@@ -89,11 +89,25 @@ type Remote interface {
 	Pusher
 	// Tags lists what there is to resolve beside digests, while it comes.
 	Tags(ctx context.Context) iter.Seq2[string, error]
-	// Referrers lists the manifests whose subject is the digest, of one type of artifact
-	// where that is not empty.
-	Referrers(ctx context.Context, subject digest.Digest, artifactType string) iter.Seq2[ocispec.Descriptor, error]
+	// Referrers lists the manifests whose subject is the digest and which the filter selects.
+	Referrers(ctx context.Context, subject digest.Digest, filter ReferrerFilter) iter.Seq2[ocispec.Descriptor, error]
 	// Delete deletes a tag, or a manifest with all tags that it has.
 	Delete(ctx context.Context, id string) error
+}
+
+// ReferrerFilter selects referrers: of a type of artifact, where that is not empty, and with all of the annotations.
+type ReferrerFilter struct {
+	ArtifactType string
+	Annotations  map[string]string
+}
+
+func (f ReferrerFilter) selects(d ocispec.Descriptor) bool {
+	for key, value := range f.Annotations {
+		if got, ok := d.Annotations[key]; !ok || got != value {
+			return false
+		}
+	}
+	return f.ArtifactType == "" || f.ArtifactType == d.ArtifactType
 }
 
 // Options say how registries are reached. The zero value is ready to use.

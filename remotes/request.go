@@ -60,6 +60,7 @@ func (c *client) once(parent context.Context, r request) (*http.Response, error)
 		return nil, err
 	}
 	resp.Body = &guardedBody{resp.Body, ctx, dog, c.stall}
+	c.warn(resp)
 	err = c.judge(resp, r)
 	if err == nil {
 		return resp, nil

@@ -1,44 +1,67 @@
-// Dist-referrers lists the manifests that refer to another as their subject.
+// Dist-referrers lists the manifests that refer to others as their subject.
 package main
 
 import (
+	"strings"
+
 	"distkit/cmd/internal/cli"
 	"distkit/cmd/internal/registry"
 	"distkit/remotes"
 
 	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"github.com/spf13/cobra"
 )
 
 func main() { cli.Main(newCommand()) }
 
+type record struct {
+	ocispec.Descriptor
+	Subject digest.Digest `json:"subject"`
+}
+
 func newCommand() *cobra.Command {
 	c := &cobra.Command{
-		Use:   "dist-referrers [flags] LOCATOR DIGEST",
-		Short: "list the manifests that refer to another as their subject",
-		Args:  cobra.ExactArgs(2),
+		Use:   "dist-referrers [flags] LOCATOR DIGEST…",
+		Short: "list the manifests that refer to others as their subject",
+		Args:  cobra.MinimumNArgs(1),
 	}
 	options := registry.Flags(c)
-	artifactType := c.Flags().String("type", "", "list artifacts of `TYPE` only")
-	records := cli.NewRecords(c, "DIGEST", "TYPE", "SIZE")
+	filter := remotes.ReferrerFilter{Annotations: map[string]string{}}
+	c.Flags().StringVar(&filter.ArtifactType, "artifact-type", "", "list artifacts of `TYPE` only")
+	annotations := c.Flags().StringArray("annotation", nil, "list those with the annotation `KEY=VALUE` only; may be repeated")
+	records := cli.NewRecords(c, "DIGEST", "TYPE", "SIZE", "SUBJECT")
 	c.RunE = func(c *cobra.Command, args []string) error {
+		for _, a := range *annotations {
+			key, value, ok := strings.Cut(a, "=")
+			if !ok || key == "" {
+				return cli.Usagef("--annotation wants KEY=VALUE, got %q", a)
+			}
+			filter.Annotations[key] = value
+		}
 		r, err := remotes.Open(args[0], *options)
 		if err != nil {
 			return err
 		}
-		subject, err := digest.Parse(args[1])
-		if err != nil {
-			return cli.Usagef("digest %q: %v: resolve a tag first", args[1], err)
-		}
-		for desc, err := range r.Referrers(c.Context(), subject, *artifactType) {
+		err = cli.Each(c, args[1:], func(object string) error {
+			subject, err := digest.Parse(object)
 			if err != nil {
-				return err
+				return cli.Usagef("digest %q: %v: resolve a tag first", object, err)
 			}
-			if err := records.Write(desc, desc.Digest, desc.ArtifactType, cli.Size(desc.Size)); err != nil {
-				return err
+			for desc, err := range r.Referrers(c.Context(), subject, filter) {
+				if err != nil {
+					return err
+				}
+				if err := records.Write(record{desc, subject}, desc.Digest, desc.ArtifactType, cli.Size(desc.Size), subject); err != nil {
+					return err
+				}
 			}
+			return nil
+		})
+		if cerr := records.Close(); err == nil {
+			err = cerr
 		}
-		return records.Close()
+		return err
 	}
 	return c
 }

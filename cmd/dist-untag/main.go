@@ -1,9 +1,7 @@
-// Dist-untag deletes a tag or manifest at a remote.
+// Dist-untag deletes tags and manifests at a remote.
 package main
 
 import (
-	"fmt"
-
 	"distkit/cmd/internal/cli"
 	"distkit/cmd/internal/registry"
 	"distkit/remotes"
@@ -13,22 +11,32 @@ import (
 
 func main() { cli.Main(newCommand()) }
 
+type record struct {
+	Object string `json:"object"`
+}
+
 func newCommand() *cobra.Command {
 	c := &cobra.Command{
-		Use:   "dist-untag [flags] LOCATOR OBJECT",
-		Short: "delete a tag or manifest at a remote",
-		Args:  cobra.ExactArgs(2),
+		Use:   "dist-untag [flags] LOCATOR OBJECT…",
+		Short: "delete tags and manifests at a remote",
+		Args:  cobra.MinimumNArgs(1),
 	}
 	options := registry.Flags(c)
+	records := cli.NewRecords(c, "OBJECT")
 	c.RunE = func(c *cobra.Command, args []string) error {
 		r, err := remotes.Open(args[0], *options)
 		if err != nil {
 			return err
 		}
-		if err := r.Delete(c.Context(), args[1]); err != nil {
-			return err
+		err = cli.Each(c, args[1:], func(object string) error {
+			if err := r.Delete(c.Context(), object); err != nil {
+				return err
+			}
+			return records.Write(record{object}, object)
+		})
+		if cerr := records.Close(); err == nil {
+			err = cerr
 		}
-		_, err = fmt.Fprintln(c.OutOrStdout(), args[1])
 		return err
 	}
 	return c

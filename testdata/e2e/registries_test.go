@@ -529,7 +529,7 @@ done`)
 			q.t.Errorf("oras sees %q", got)
 		}
 		q.sh(oras + `echo signed >note && oras attach --artifact-type tests/oras "$HOST/by/hand:other" note:text/plain >/dev/null`)
-		if got := q.sh(list + `--type tests/oras --json | jq -r .digest | while read -r d; do dist-fetch "$HOST/by/hand" "$(dist-fetch "$HOST/by/hand" "$d" | jq -r '.layers[0].digest')"; done`); got != "signed" {
+		if got := q.sh(list + `--artifact-type tests/oras --json | jq -r .digest | while read -r d; do dist-fetch "$HOST/by/hand" "$(dist-fetch "$HOST/by/hand" "$d" | jq -r '.layers[0].digest')"; done`); got != "signed" {
 			q.t.Errorf("what oras attached is read as %q", got)
 		}
 	})
