@@ -16,15 +16,14 @@ import (
 // hostileMemory is what a command may take for documents that strangers wrote, some of 8 MiB each.
 const hostileMemory = 64 << 20
 
-// Documents of 8 MiB whose decoding would take a hundred times as much.
-func TestMemoryOfHostileDocuments(t *testing.T) {
-	const size = 8<<20 - 1000
-	fill := func(begin, piece, end string) string {
-		n := (size - len(begin) - len(end)) / len(piece)
-		return begin + strings.Repeat(piece, n-1) + strings.TrimRight(piece, ",") + end
-	}
+// hostileSize is a little less than the most that a document may have.
+const hostileSize = 8<<20 - 1000
+
+// boundedStore returns what runs a command on a store of its own, and fails the test if it takes too much memory.
+func boundedStore(t *testing.T) func(stdin string, args ...string) (string, int) {
+	t.Helper()
 	root := filepath.Join(t.TempDir(), "store")
-	run := func(stdin string, args ...string) (string, int) {
+	return func(stdin string, args ...string) (string, int) {
 		t.Helper()
 		c := exec.Command(filepath.Join(bin, args[0]), append(args[1:], "--root", root)...)
 		c.Stdin = strings.NewReader(stdin)
@@ -37,6 +36,15 @@ func TestMemoryOfHostileDocuments(t *testing.T) {
 		}
 		return out.String(), c.ProcessState.ExitCode()
 	}
+}
+
+// Documents of 8 MiB whose decoding would take a hundred times as much.
+func TestMemoryOfHostileDocuments(t *testing.T) {
+	fill := func(begin, piece, end string) string {
+		n := (hostileSize - len(begin) - len(end)) / len(piece)
+		return begin + strings.Repeat(piece, n-1) + strings.TrimRight(piece, ",") + end
+	}
+	run := boundedStore(t)
 	for i, config := range []string{
 		fill(`{"manifests":[`, `{},`, `]}`),
 		fill(`{"rootfs":{"type":"layers","diff_ids":[`, `"",`, `]}}`),
@@ -65,24 +73,144 @@ func TestMemoryOfHostileDocuments(t *testing.T) {
 		"index.json":    fill(`{"schemaVersion":2,"manifests":[`, `{},`, `]}`),
 		"manifest.json": fill(`[`, `{},`, `]`),
 	} {
-		var b bytes.Buffer
-		w := tar.NewWriter(&b)
-		for _, f := range [][2]string{{"oci-layout", `{"imageLayoutVersion":"1.0.0"}`}, {name, text}} {
-			if name == "manifest.json" && f[0] == "oci-layout" {
-				continue
-			}
-			if err := w.WriteHeader(&tar.Header{Name: f[0], Mode: 0o644, Size: int64(len(f[1])), Typeflag: tar.TypeReg}); err != nil {
-				t.Fatal(err)
-			}
-			if _, err := w.Write([]byte(f[1])); err != nil {
-				t.Fatal(err)
-			}
+		files := [][2]string{{"oci-layout", `{"imageLayoutVersion":"1.0.0"}`}, {name, text}}
+		if name == "manifest.json" {
+			files = files[1:]
 		}
-		if err := w.Close(); err != nil {
+		if _, status := run(tarOf(t, files...), "dist-import"); status != 2 {
+			t.Errorf("import of a hostile %s: status %d", name, status)
+		}
+	}
+}
+
+// tarOf is an archive of files: names and what they hold.
+func tarOf(t *testing.T, files ...[2]string) string {
+	t.Helper()
+	var b bytes.Buffer
+	w := tar.NewWriter(&b)
+	for _, f := range files {
+		if err := w.WriteHeader(&tar.Header{Name: f[0], Mode: 0o644, Size: int64(len(f[1])), Typeflag: tar.TypeReg}); err != nil {
 			t.Fatal(err)
 		}
-		if _, status := run(b.String(), "dist-import"); status != 2 {
-			t.Errorf("import of a hostile %s: status %d", name, status)
+		if _, err := w.Write([]byte(f[1])); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := w.Close(); err != nil {
+		t.Fatal(err)
+	}
+	return b.String()
+}
+
+// Images that refer to as many blobs as fit into their documents, or as an image may have, each another one.
+func TestMemoryOfHostileGraphs(t *testing.T) {
+	run := boundedStore(t)
+	const (
+		manifestType = "application/vnd.oci.image.manifest.v1+json"
+		indexType    = "application/vnd.oci.image.index.v1+json"
+		most         = 1 << 15 // blobs of an image
+	)
+	n := 0
+	many := func(count int, begin, format, end string) string {
+		b := bytes.NewBufferString(begin)
+		for i := 0; i < count && b.Len() < hostileSize-len(format)-100-len(end); i++ {
+			if i > 0 {
+				b.WriteByte(',')
+			}
+			n++
+			fmt.Fprintf(b, format, n)
+		}
+		return b.String() + end
+	}
+	descriptor := func(mediaType, rest string) string {
+		return `{"mediaType":"` + mediaType + `","digest":"sha256:%064x","size":1` + rest + `}`
+	}
+	config := `{"mediaType":"application/vnd.oci.image.config.v1+json","digest":"` + digest.FromString("config").String() + `","size":6}`
+	manifest := `{"schemaVersion":2,"mediaType":"` + manifestType + `","config":` + config + `,"layers":[`
+	index := `{"schemaVersion":2,"mediaType":"` + indexType + `","manifests":[`
+	platform := `,"platform":{"os":"linux","architecture":"amd64","variant":"v1"}`
+	ingest := func(text string) string {
+		t.Helper()
+		if _, status := run(text, "dist-ingest", digest.FromString(text).String()); status != 0 {
+			t.Fatal("dist-ingest failed")
+		}
+		return digest.FromString(text).String()
+	}
+	ingest("config")
+	var nested []string
+	for range 4 {
+		text := many(most/2, index, descriptor(manifestType, ""), `]}`)
+		nested = append(nested, fmt.Sprintf(`{"mediaType":"%s","digest":"%s","size":%d}`, indexType, ingest(text), len(text)))
+	}
+	for name, text := range map[string]string{
+		"index":       many(1<<20, index, descriptor(manifestType, ""), `]}`),
+		"platforms":   many(most, index, descriptor(manifestType, platform), `]}`),
+		"objects":     many(1<<20, index, `{"digest":"sha256:%064x"}`, `]}`),
+		"manifest":    many(most-2, manifest, descriptor("application/vnd.oci.image.layer.v1.tar", ""), `]}`),
+		"annotations": many(1<<16, index+`{"digest":"`+digest.FromString("config").String()+`","size":6,"annotations":{`, `"%x":""`, `}}]}`),
+		"commas":      many(1<<20, index+`{"digest":"`+digest.FromString("config").String()+`","size":6,"annotations":{`, `"%x":""`, `}}]}`),
+		"foreign":     many(1<<20, `{"mediaType":"application/x","blobs":[`, descriptor("a/b", ""), `]}`),
+		"nested":      index + strings.Join(nested, ",") + `]}`,
+	} {
+		d := ingest(text)
+		if _, status := run("", "dist-image", "create", "x:"+name, d); status != 0 && status != 2 {
+			t.Errorf("create %s: %d", name, status)
+		}
+		for _, args := range [][]string{
+			{"dist-image", "check"}, {"dist-image", "check", "--all-platforms"}, {"dist-image", "children", "--all-platforms"}, {"dist-image", "layers"},
+			{"dist-image", "convert", "--replace"}, {"dist-export", "--sparse"}, {"dist-export"},
+		} {
+			args = append(args, d)
+			if args[1] == "convert" {
+				args = append(args, "y:"+name)
+			}
+			if _, status := run("", args...); status != 0 && status != 2 && status != 3 && status != 4 {
+				t.Errorf("%q of %s: %d", args, name, status)
+			}
+		}
+		run("", "dist-image", "sources", d, "registry.example/x")
+	}
+	run("", "dist-image", "ls")
+	if _, status := run("", "dist-gc", "--grace", "0"); status != 0 {
+		t.Errorf("dist-gc: %d", status)
+	}
+
+	layout := [2]string{"oci-layout", `{"imageLayoutVersion":"1.0.0"}`}
+	name := `,"annotations":{"org.opencontainers.image.ref.name":"example.org/x:1","a":"b","c":"d"}`
+	for _, count := range []int{most, 1 << 20} {
+		if _, status := run(tarOf(t, layout, [2]string{"index.json", many(count, `{"manifests":[`, descriptor(manifestType, name), `]}`)}), "dist-import", "--base-name", "x"); status != 2 && status != 4 {
+			t.Errorf("import of an index.json of %d: %d", count, status)
+		}
+	}
+	// As many names as an export can write.
+	blob := func(text string) [2]string {
+		return [2]string{"blobs/sha256/" + digest.FromString(text).Encoded(), text}
+	}
+	empty := `{"schemaVersion":2,"mediaType":"` + indexType + `","manifests":[]}`
+	entry := fmt.Sprintf(`{"mediaType":%q,"digest":%q,"size":%d,"annotations":{"io.containerd.image.name":"example.org/x:%%d","org.opencontainers.image.ref.name":"1"}}`,
+		indexType, digest.FromString(empty), len(empty))
+	named := many(25_000, `{"manifests":[`, entry, `]}`)
+	if out, status := run(tarOf(t, layout, blob(empty), [2]string{"index.json", named}), "dist-import"); status != 0 || strings.Count(out, "\n") != 25_000 {
+		t.Errorf("import of many names: %d, %d lines", status, strings.Count(out, "\n"))
+	}
+	annotations := many(1<<20, `{"manifests":[{"digest":"`+digest.FromString("config").String()+`","size":6,"annotations":{`, `"%x":""`, `}}]}`)
+	if _, status := run(tarOf(t, layout, [2]string{"index.json", annotations}), "dist-import", "--name", "x"); status != 2 && status != 4 {
+		t.Errorf("import of many annotations: %d", status)
+	}
+	run = boundedStore(t) // names that are there already take memory too
+	// As many entries as an archive may have, and as many images as a manifest.json: the config, of 4 MB, is read once.
+	files := make([][2]string, 0, 1<<17)
+	for i := range cap(files) - 1 {
+		files = append(files, [2]string{fmt.Sprintf("%0100x", i), ""})
+	}
+	run(tarOf(t, files...), "dist-import")
+	layer := tarOf(t)
+	big := `{"rootfs":{"type":"layers","diff_ids":["` + digest.FromString(layer).String() + `"]},"x":"` + strings.Repeat("x", 4<<20) + `"}`
+	for count, want := range map[int]int{most: 0, 100_000: 2} {
+		images := many(count, `[`, `{"Config":"c.json","Layers":["l.tar"],"RepoTags":["x:%d"]}`, `]`)
+		out, status := run(tarOf(t, [2]string{"c.json", big}, [2]string{"l.tar", layer}, [2]string{"manifest.json", images}), "dist-import")
+		if lines := strings.Count(out, "\n"); status != want || status == 0 && lines != count {
+			t.Errorf("import of %d images: %d, %d lines", count, status, lines)
 		}
 	}
 }

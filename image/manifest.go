@@ -59,34 +59,42 @@ type document struct {
 	Subject   *v1.Descriptor `json:"subject"`
 }
 
-// Descriptors decodes an array of descriptors one after another: no more than an image may have. A longer array is
-// InvalidArgument.
+// Descriptors decodes an array of descriptors as EachDescriptor does.
 type Descriptors []v1.Descriptor
 
 // UnmarshalJSON implements json.Unmarshaler.
 func (list *Descriptors) UnmarshalJSON(b []byte) error {
-	var failed error
 	*list = nil
+	if string(b) != "null" {
+		*list = Descriptors{}
+	}
+	return EachDescriptor(b, func(d v1.Descriptor) error {
+		*list = append(*list, d)
+		return nil
+	})
+}
+
+// EachDescriptor decodes an array of descriptors, JSON that is valid, one after another: no more than an image may have. A
+// longer array is InvalidArgument. null is an empty one.
+func EachDescriptor(b []byte, f func(v1.Descriptor) error) error {
+	n := 0
+	var failed error
 	array := layout.Elements(b, func(value json.RawMessage) {
-		if failed == nil && len(*list) == maxBlobs {
+		if n++; n > maxBlobs && failed == nil {
 			failed = errclass.Errorf(errdefs.ErrInvalidArgument, "more than %d descriptors", maxBlobs)
 		}
 		if failed != nil {
 			return
 		}
 		var d v1.Descriptor
-		failed = json.Unmarshal(value, &d)
-		*list = append(*list, d)
+		if failed = json.Unmarshal(value, &d); failed == nil {
+			failed = f(d)
+		}
 	})
-	switch {
-	case failed != nil:
-		return failed
-	case !array && string(b) != "null":
-		return errclass.Errorf(errdefs.ErrInvalidArgument, "no array of descriptors")
-	case array && *list == nil:
-		*list = Descriptors{}
+	if failed == nil && !array && string(b) != "null" {
+		failed = errclass.Errorf(errdefs.ErrInvalidArgument, "no array of descriptors")
 	}
-	return nil
+	return failed
 }
 
 // IsIndex tells whether the media type is an index's, OCI's or docker's.

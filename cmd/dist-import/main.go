@@ -6,6 +6,7 @@ import (
 	"errors"
 	"io/fs"
 	"os"
+	"runtime/debug"
 
 	"distkit/cmd/internal/cli"
 	"distkit/content"
@@ -101,6 +102,8 @@ func source(ctx context.Context, args []string) (from transfer.Source, done func
 }
 
 func load(ctx context.Context, root, namespace string, from transfer.Source, o transfer.ImportOptions) ([]image.Image, error) {
+	// An archive with tens of thousands of names makes much that is soon garbage; blobs, which take the time, make none.
+	debug.SetGCPercent(50)
 	store, err := content.Open(root)
 	if err != nil {
 		return nil, err

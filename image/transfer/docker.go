@@ -52,8 +52,11 @@ func listed(b []byte) (map[string]bool, error) {
 	return names, nil
 }
 
-// maxImages bounds how many manifests are made of one archive.
-const maxImages = 1 << 12
+// Bounds on one archive: manifests that are made, and names that are given, as many as an index.json may have.
+const (
+	maxImages = 1 << 12
+	maxGiven  = 1 << 15
+)
 
 // dockerReader makes OCI manifests of the images of an archive that has none. They depend on
 // nothing but config and layers, so that an archive gives the same digest each time.
@@ -97,6 +100,9 @@ func (a *archive) dockerImages(ctx context.Context, store *content.Store, o Impo
 		for _, f := range tags {
 			f.target = d
 			all = append(all, f)
+		}
+		if len(all) > maxGiven {
+			return nil, invalid("%s has more than %d names", dockerManifestsFile, maxGiven)
 		}
 	}
 	return all, nil

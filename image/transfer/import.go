@@ -4,9 +4,11 @@ import (
 	"cmp"
 	"context"
 	"errors"
+	"fmt"
 	"slices"
 
 	"distkit/content"
+	"distkit/errclass"
 	"distkit/image"
 
 	"github.com/containerd/errdefs"
@@ -192,16 +194,22 @@ func (a *archive) layoutImages() ([]found, error) {
 		return nil, damaged("archive has no %s", v1.ImageIndexFile)
 	}
 	var index struct {
-		Manifests image.Descriptors `json:"manifests"`
+		Manifests entries `json:"manifests"`
 	}
 	if err := image.Decode(a.index, &index); err != nil {
-		return nil, invalid("%s: %w", v1.ImageIndexFile, err)
+		return nil, errclass.As(fmt.Errorf("%s: %w", v1.ImageIndexFile, err), errdefs.ErrInvalidArgument)
 	}
-	var all []found
-	for _, d := range index.Manifests {
-		if err := content.Validate(d.Digest); err != nil {
-			return nil, err
-		}
+	a.index = nil // it may be large
+	return index.Manifests, nil
+}
+
+// entries decodes those of an index.json, one after the other.
+type entries []found
+
+// UnmarshalJSON implements json.Unmarshaler.
+func (all *entries) UnmarshalJSON(b []byte) error {
+	*all = nil
+	return image.EachDescriptor(b, func(d v1.Descriptor) error {
 		f := found{target: d, name: d.Annotations[AnnotationImageName]}
 		if ref := d.Annotations[v1.AnnotationRefName]; f.name == "" && isTag(ref) {
 			f.tag = ref
@@ -209,9 +217,9 @@ func (a *archive) layoutImages() ([]found, error) {
 			f.name = ref
 		}
 		f.target.Annotations = labels(d.Annotations)
-		all = append(all, f)
-	}
-	return all, nil
+		*all = append(*all, f)
+		return content.Validate(d.Digest)
+	})
 }
 
 // labels are the annotations of an entry that are no names and no times of ours.

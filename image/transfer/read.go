@@ -33,7 +33,7 @@ const (
 
 // file is an entry of an archive that may matter: a blob that is stored now, or a link.
 type file struct {
-	digest      digest.Digest // "" of a link, and of what was passed over
+	digest      digest.Digest // "" of a link
 	size        int64
 	compression compression.Format
 	link        string // the name of the entry it leads to
@@ -41,7 +41,7 @@ type file struct {
 
 // archive is what was read of an archive.
 type archive struct {
-	files  map[string]file
+	files  map[string]*file       // nil for what was passed over
 	blobs  map[digest.Digest]bool // under blobs/
 	layout []byte                 // oci-layout
 	index  []byte                 // index.json
@@ -62,7 +62,7 @@ type reader struct {
 // that is its digest.
 func readArchive(ctx context.Context, store *content.Store, from Source) (*archive, error) {
 	r := &reader{store: store, buf: make([]byte, 256<<10)}
-	r.files, r.blobs = map[string]file{}, map[digest.Digest]bool{}
+	r.files, r.blobs = map[string]*file{}, map[digest.Digest]bool{}
 	err := from(ctx, func(h *tar.Header, body io.Reader) error {
 		if r.entries++; r.entries > maxEntries {
 			return invalid("archive has more than %d entries", maxEntries)
@@ -143,7 +143,10 @@ func (r *reader) entry(ctx context.Context, h *tar.Header, body io.Reader) error
 	default:
 		err = invalid("entry %q is neither a file nor a directory or link", name)
 	}
-	r.files[name] = f
+	r.files[name] = nil
+	if f != (file{}) {
+		r.files[name] = &f
+	}
 	return err
 }
 
@@ -332,19 +335,19 @@ func (a *archive) find(name string) (file, error) {
 		f, ok := a.files[clean]
 		if !ok && n > 0 {
 			f, ok = a.files[path.Base(clean)]
-			ok = ok && f.link == ""
+			ok = ok && f != nil && f.link == ""
 		}
 		switch {
 		case !ok && n > 0:
-			return f, damaged("archive has no %q, to which %q leads, which %s names", clean, name, dockerManifestsFile)
+			return file{}, damaged("archive has no %q, to which %q leads, which %s names", clean, name, dockerManifestsFile)
 		case !ok:
-			return f, damaged("archive has no %q, which %s names", name, dockerManifestsFile)
+			return file{}, damaged("archive has no %q, which %s names", name, dockerManifestsFile)
+		case f == nil:
+			return file{}, invalid("%q, which %s names, is no layer and no config", name, dockerManifestsFile)
 		case f.link != "":
 			clean = f.link
-		case f.digest == "":
-			return f, invalid("%q, which %s names, is no layer and no config", name, dockerManifestsFile)
 		default:
-			return f, nil
+			return *f, nil
 		}
 	}
 	return file{}, invalid("entry %q: links without end", name)
