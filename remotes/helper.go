@@ -66,11 +66,7 @@ func (h *Helper) start(parent context.Context, stdin io.Reader, verb string, arg
 	p.WaitDelay = helperGrace
 	p.Stdin, p.Stderr = stdin, &p.said
 	p.Env = os.Environ()
-	for name, value := range map[string]string{"REGISTRY_AUTH_FILE": h.options.AuthFile, "DIST_HOSTS_DIR": h.options.HostsDir} {
-		if value != "" {
-			p.Env = append(p.Env, name+"="+value)
-		}
-	}
+	p.Env = append(p.Env, h.options.environment()...)
 	out, err := p.StdoutPipe()
 	if err == nil {
 		err = p.Start()
@@ -84,6 +80,27 @@ func (h *Helper) start(parent context.Context, stdin io.Reader, verb string, arg
 	}
 	p.out = out
 	return p, nil
+}
+
+// environment returns the options as the variables that stand for them. Headers are not among them: they are for the
+// registry alone.
+func (o Options) environment() (env []string) {
+	is := map[bool]string{true: "1"}
+	duration := func(d time.Duration) string {
+		if d == 0 {
+			return ""
+		}
+		return max(d, 0).String()
+	}
+	for _, v := range [][2]string{
+		{"REGISTRY_AUTH_FILE", o.AuthFile}, {"DIST_HOSTS_DIR", o.HostsDir}, {"DIST_CA", strings.Join(o.CA, ":")}, {"DIST_MAX_WAIT", duration(o.MaxWait)},
+		{"DIST_PLAIN_HTTP", is[o.PlainHTTP]}, {"DIST_INSECURE", is[o.Insecure]}, {"DIST_DEBUG", is[o.Debug != nil]}, {"DIST_TIMEOUT", duration(o.Timeout)},
+	} {
+		if v[1] != "" {
+			env = append(env, v[0]+"="+v[1])
+		}
+	}
+	return env
 }
 
 func (p *process) Read(b []byte) (int, error) {

@@ -1,6 +1,7 @@
 package remotes
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"encoding/json"
@@ -9,6 +10,7 @@ import (
 	"iter"
 	"net/http"
 	"net/url"
+	"strings"
 
 	"distkit/errclass"
 
@@ -80,14 +82,21 @@ func nextPage(resp *http.Response) (*url.URL, error) {
 
 // Tags lists the tags of the repository, in the order of the registry.
 func (r *Registry) Tags(ctx context.Context) iter.Seq2[string, error] {
+	return r.names(ctx, func(c *client) request {
+		return r.request(c, http.MethodGet, "tags", "list")
+	}, tagNames)
+}
+
+// names lists names that come in pages, from the first host that has the list.
+func (r *Registry) names(ctx context.Context, request func(*client) request, kind nameList) iter.Seq2[string, error] {
 	return func(yield func(string, error) bool) {
 		listed := 0
 		err := r.firstHost(ctx, canResolve, func(c *client, t *tries) error {
-			err := r.tags(ctx, c, t, func(tag string) error {
+			err := c.names(ctx, t, request(c), kind, func(name string) error {
 				if listed++; listed > maxListed {
 					return classf(errdefs.ErrDataLoss, "the list has more than %d", maxListed)
 				}
-				if !yield(tag, nil) {
+				if !yield(name, nil) {
 					return errStopped
 				}
 				return nil
@@ -98,7 +107,7 @@ func (r *Registry) Tags(ctx context.Context) iter.Seq2[string, error] {
 			return err
 		})
 		if err != nil && err != errStopped {
-			yield("", fmt.Errorf("list tags of %s: %w", r.locator, err))
+			yield("", fmt.Errorf("list %s of %s: %w", kind.what, strings.TrimSuffix(r.locator.String(), "/"), err))
 		}
 	}
 }
@@ -106,38 +115,86 @@ func (r *Registry) Tags(ctx context.Context) iter.Seq2[string, error] {
 // errStopped ends a list that its consumer has enough of.
 var errStopped = errors.New("stopped")
 
-func (r *Registry) tags(ctx context.Context, c *client, t *tries, give func(string) error) error {
-	req := r.request(c, http.MethodGet, "tags", "list")
+// nameList is a kind of list of names.
+type nameList struct {
+	what  string // the list's member, too
+	valid func(string) bool
+}
+
+var (
+	tagNames        = nameList{"tags", isTag}
+	repositoryNames = nameList{"repositories", isRepository}
+)
+
+// names gives the names of a list page by page. A name outside of the grammar could not be asked for: it is left out,
+// and the user is told of it once.
+func (c *client) names(ctx context.Context, t *tries, req request, kind nameList, give func(string) error) error {
 	if req.query == nil {
 		req.query = url.Values{}
 	}
 	req.query.Set("n", "1000")
-	last := ""
+	last, bad := "", ""
 	for p, err := range c.pages(ctx, req, t) {
 		if err != nil {
 			return err
 		}
-		var list struct {
-			Tags []string `json:"tags"`
+		var members map[string]json.RawMessage
+		var list []string
+		err := decode(p.content, &members)
+		if b := members[kind.what]; err == nil && b != nil {
+			err = json.Unmarshal(b, &list)
 		}
-		if err := decode(p.content, &list); err != nil {
-			return classf(errdefs.ErrDataLoss, "what %s sent is not a list of tags: %s", c.host, printable(err.Error()))
+		if err != nil {
+			return classf(errdefs.ErrDataLoss, "what %s sent is not a list of %s: %s", c.host, kind.what, printable(err.Error()))
 		}
-		if n := len(list.Tags); p.next != nil && (n == 0 || list.Tags[n-1] == last) {
+		if n := len(list); p.next != nil && (n == 0 || list[n-1] == last) {
 			return errCircles()
 		} else if n > 0 {
-			last = list.Tags[n-1]
+			last = list[n-1]
 		}
-		for _, tag := range list.Tags {
-			if !isTag(tag) {
-				return classf(errdefs.ErrDataLoss, "the list holds %q", printable(tag))
+		for _, name := range list {
+			if !kind.valid(name) {
+				if bad == "" && c.options.Notify != nil {
+					c.options.Notify(fmt.Sprintf("%s lists what its %s can't be, such as %q: left out", c.host, kind.what, printable(name)))
+				}
+				bad = cmp.Or(bad, name, "an empty one")
+				continue
 			}
-			if err := give(tag); err != nil {
+			if err := give(name); err != nil {
 				return err
 			}
 		}
 	}
 	return nil
+}
+
+// Repositories lists the repositories of a registry, in its order.
+func Repositories(ctx context.Context, host string, o Options) iter.Seq2[string, error] {
+	return func(yield func(string, error) bool) {
+		l, err := ParseLocator(host + "/x")
+		var config hostConfig
+		if err == nil && l.Host == "" {
+			err = classf(errdefs.ErrInvalidArgument, "%q is not the host of a registry", host)
+		}
+		if err == nil {
+			config, err = readHosts(l.Host, o)
+		}
+		if err == nil && config.helper != "" {
+			err = classf(errdefs.ErrNotImplemented, "dist-remote-%s lists no repositories", config.helper)
+		}
+		if err != nil {
+			yield("", err)
+			return
+		}
+		r := openRegistry(Locator{Host: l.Host}, o, config.endpoints)
+		for name, err := range r.names(ctx, func(c *client) request {
+			return request{method: http.MethodGet, path: "/_catalog", query: r.query(c), header: http.Header{}, scopes: []string{auth.ScopeRegistryCatalog}}
+		}, repositoryNames) {
+			if !yield(name, err) {
+				return
+			}
+		}
+	}
 }
 
 func errCircles() error {

@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
@@ -89,7 +90,6 @@ func TestTagsHostile(t *testing.T) {
 				}
 			}
 		},
-		"no tags": func(w http.ResponseWriter, r *http.Request, n int) { fmt.Fprint(w, `{"tags":["a\u001b[31m\n"]}`) },
 		"no list": func(w http.ResponseWriter, r *http.Request, n int) { fmt.Fprint(w, `<html>`) },
 		"bad link": func(w http.ResponseWriter, r *http.Request, n int) {
 			next(w, "%zz")
@@ -228,4 +228,90 @@ func TestDelete(t *testing.T) {
 			t.Errorf("%s: left are %v, %v", kind, f.manifests, err)
 		}
 	}
+}
+
+// A name that can't be asked for is left out, and told of once; the list goes on. Repositories are listed as tags are.
+func TestNamesLeftOut(t *testing.T) {
+	for path, list := range map[string]string{"/v2/x/tags/list": "tags", "/v2/_catalog": "repositories"} {
+		f := newFake(t)
+		scope := ""
+		f.reply(func(w http.ResponseWriter, r *http.Request, n int) bool {
+			switch {
+			case r.URL.Path == "/token":
+				scope = r.URL.Query().Get("scope")
+				fmt.Fprint(w, `{"token":"t"}`)
+			case r.URL.Path != path:
+				return false
+			case r.Header.Get("Authorization") == "":
+				w.Header().Set("Www-Authenticate", `Bearer realm="`+f.URL+`/token"`)
+				w.WriteHeader(http.StatusUnauthorized)
+			case !r.URL.Query().Has("last"):
+				w.Header().Set("Link", "<"+path+`?last=b>; rel="next"`)
+				fmt.Fprintf(w, `{"name":"x",%q:["a","","a\u001b[31m\n","../b","b"]}`, list)
+			default:
+				fmt.Fprintf(w, `{%q:["c","-d"]}`, list)
+			}
+			return true
+		})
+		var told []string
+		o := Options{Notify: func(s string) { told = append(told, s) }, HostsDir: t.TempDir()}
+		names := open(t, f.host(), o).Tags(context.Background())
+		want := "repository:x:pull"
+		if list == "repositories" {
+			names, want = Repositories(context.Background(), f.host(), o), "registry:catalog:*"
+		}
+		var got []string
+		for name, err := range names {
+			if err != nil {
+				t.Fatal(err)
+			}
+			got = append(got, name)
+		}
+		if !slices.Equal(got, []string{"a", "b", "c"}) || scope != want {
+			t.Errorf("%s: %q, scope %q", list, got, scope)
+		}
+		if len(told) != 1 || strings.ContainsAny(told[0], "\x1b\n") {
+			t.Errorf("%s: told %q", list, told)
+		}
+	}
+	for _, host := range []string{"", "x", "./x", "http::x", "h.example/x:1"} {
+		for _, err := range Repositories(context.Background(), host, Options{}) {
+			is(t, err, errdefs.IsInvalidArgument)
+		}
+	}
+}
+
+// Limits are told by the reply to a HEAD, which takes no part of them.
+func TestRateLimits(t *testing.T) {
+	f := newFake(t)
+	f.manifest("latest", ocispec.MediaTypeImageManifest, []byte(tinyManifest))
+	for _, c := range []struct {
+		header http.Header
+		want   Limits
+	}{
+		{http.Header{"RateLimit-Limit": {"100;w=21600"}, "RateLimit-Remaining": {"76;w=21600"}, "Docker-RateLimit-Source": {"192.0.2.1"}}, Limits{100, 76, 6 * time.Hour, "192.0.2.1"}},
+		{http.Header{"X-RateLimit-Limit": {"5000"}, "X-RateLimit-Remaining": {"0"}}, Limits{5000, 0, 0, ""}},
+		{http.Header{"RateLimit-Remaining": {"7 ; w=60"}, "RateLimit-Limit": {"many"}}, Limits{-1, 7, time.Minute, ""}},
+		{http.Header{"RateLimit-Limit": {"9999999999999999999;w=1"}}, Limits{}},
+		{http.Header{"RateLimit-Limit": {"-1"}, "RateLimit-Remaining": {""}}, Limits{}},
+		{nil, Limits{}},
+	} {
+		f.reply(func(w http.ResponseWriter, r *http.Request, n int) bool {
+			for name, values := range c.header {
+				w.Header()[http.CanonicalHeaderKey(name)] = values
+			}
+			return false
+		})
+		got, err := RateLimits(context.Background(), open(t, f.host(), Options{}), "latest")
+		if c.want == (Limits{}) {
+			is(t, err, errdefs.IsNotFound)
+		} else if err != nil || got != c.want {
+			t.Errorf("%v: %+v, %v", c.header, got, err)
+		}
+		if seen := f.seen(); len(seen) != 1 || !strings.HasPrefix(seen[0], "HEAD ") {
+			t.Errorf("asked by %q", seen)
+		}
+	}
+	_, err := RateLimits(context.Background(), &Layout{dir: t.TempDir()}, "latest")
+	is(t, err, errdefs.IsNotImplemented)
 }

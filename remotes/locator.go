@@ -45,7 +45,7 @@ func ParseLocator(s string) (Locator, error) {
 		return Locator{}, classf(errdefs.ErrInvalidArgument, "the locator is empty: write host/path, as docker.io/library/redis")
 	case strings.ContainsRune(s, 0):
 		return bad("has a NUL byte")
-	case s == "." || s == ".." || strings.HasPrefix(s, "/") || strings.HasPrefix(s, "./") || strings.HasPrefix(s, "../"):
+	case isPath(s):
 		return Locator{Path: s}, nil
 	}
 	if name, address, ok := strings.Cut(s, "::"); ok && isHelperName(name) {
@@ -83,6 +83,11 @@ func ParseLocator(s string) (Locator, error) {
 		return bad("%s is invalid as a host", host)
 	}
 	return Locator{Host: reference.Domain(named), Name: reference.Path(named)}, nil
+}
+
+// isPath reports whether a locator is the path of a directory.
+func isPath(s string) bool {
+	return s == "." || s == ".." || strings.HasPrefix(s, "/") || strings.HasPrefix(s, "./") || strings.HasPrefix(s, "../")
 }
 
 // isRepository tells names of repositories without their host.

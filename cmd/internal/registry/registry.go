@@ -2,11 +2,15 @@
 package registry
 
 import (
+	"bufio"
 	"errors"
 	"fmt"
 	"io"
 	"log"
 	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
 	"time"
 
 	"distkit/cmd/internal/cli"
@@ -15,38 +19,68 @@ import (
 	"github.com/spf13/cobra"
 )
 
-// Flags registers --auth-file, --plain-http, --hosts-dir (env DIST_HOSTS_DIR), --max-wait, --timeout (env
-// DIST_TIMEOUT) and --debug. The options are complete once the flags are parsed.
+// environment are the variables that stand for a flag. A helper gets them too (remotes.Options).
+var environment = []struct{ name, flag string }{
+	{"DIST_CA", "ca"}, {"DIST_DEBUG", "debug"}, {"DIST_HEADERS", "header"}, {"DIST_HOSTS_DIR", "hosts-dir"},
+	{"DIST_INSECURE", "insecure"}, {"DIST_MAX_WAIT", "max-wait"}, {"DIST_PLAIN_HTTP", "plain-http"}, {"DIST_TIMEOUT", "timeout"},
+}
+
+// Flags registers the flags that say how registries are reached, each with a variable of the environment that
+// stands for it. The options are complete once the command runs.
 func Flags(c *cobra.Command) *remotes.Options {
 	// net/http logs what strange servers send.
 	log.SetOutput(io.Discard)
 	o := &remotes.Options{}
 	f := c.Flags()
-	f.StringVar(&o.AuthFile, "auth-file", "", "credentials in the form of docker's config.json are in `FILE` (env REGISTRY_AUTH_FILE)")
-	f.BoolVar(&o.PlainHTTP, "plain-http", false, "speak HTTP, not HTTPS, to the host")
-	f.StringVar(&o.HostsDir, "hosts-dir", remotes.DefaultHostsDir, "`DIR` with containerd's hosts.toml of each host (env DIST_HOSTS_DIR)")
-	if dir := os.Getenv("DIST_HOSTS_DIR"); dir != "" {
-		o.HostsDir = dir
-	}
-	o.MaxWait = time.Minute
-	f.Var(&duration{&o.MaxWait, true}, "max-wait", "wait at most `DURATION` when a registry asks to")
-	timeout := &duration{value: &o.Timeout}
-	f.Var(timeout, "timeout", "give up a host that sends nothing for `DURATION`: 2m, or 30s for a mirror, unless given (env DIST_TIMEOUT)")
-	if text := os.Getenv("DIST_TIMEOUT"); text != "" {
-		err := timeout.Set(text)
+	wrong := func(flag, what string, err error) {
 		c.PreRunE = func(c *cobra.Command, _ []string) error {
-			if err != nil && !c.Flags().Changed("timeout") {
-				return cli.Usagef("DIST_TIMEOUT=%q: %w", text, err)
+			if what != "--"+flag && c.Flags().Changed(flag) {
+				return nil // the flag stands in the variable's place
 			}
-			return nil
+			return cli.Usagef("%s: %w", what, err)
 		}
 	}
-	tell := func(s string) { fmt.Fprintf(os.Stderr, "%s: %s\n", c.Name(), s) }
-	o.Notify = tell
-	f.BoolFuncP("debug", "v", "show each request, without secrets, on standard error", func(string) error {
-		o.Debug = tell
+	f.StringVar(&o.AuthFile, "auth-file", "", "credentials in the form of docker's config.json are in `FILE` (env REGISTRY_AUTH_FILE)")
+	f.StringArrayVar(&o.CA, "ca", nil, "trust the authorities in `FILE`, too (env DIST_CA)")
+	f.Func("header", "send `NAME:VALUE`, or the lines of @FILE, to the registry (env DIST_HEADERS=FILE)", func(s string) error {
+		lines, err := headers(s)
+		if err != nil {
+			wrong("header", "--header", err) // without the flag's value, which a flag's own error shows
+		}
+		o.Headers = append(o.Headers, lines...)
 		return nil
 	})
+	f.StringVar(&o.HostsDir, "hosts-dir", remotes.DefaultHostsDir, "`DIR` with containerd's hosts.toml of each host (env DIST_HOSTS_DIR)")
+	f.BoolVar(&o.Insecure, "insecure", false, "take certificates without verifying them (env DIST_INSECURE)")
+	o.MaxWait = time.Minute
+	f.Var(&duration{&o.MaxWait, true}, "max-wait", "wait at most `DURATION` when a registry asks to (env DIST_MAX_WAIT)")
+	f.BoolVar(&o.PlainHTTP, "plain-http", false, "speak HTTP, not HTTPS, to the host (env DIST_PLAIN_HTTP)")
+	f.Var(&duration{value: &o.Timeout}, "timeout", "give up a host that sends nothing for `DURATION`: 2m, or 30s for a mirror, unless given (env DIST_TIMEOUT)")
+	tell := func(s string) { fmt.Fprintf(os.Stderr, "%s: %s\n", c.Name(), s) }
+	o.Notify = tell
+	f.BoolFuncP("debug", "v", "show each request, without secrets, on standard error (env DIST_DEBUG)", func(s string) error {
+		on, err := strconv.ParseBool(s)
+		if o.Debug = nil; on {
+			o.Debug = tell
+		}
+		return err
+	})
+	for _, v := range environment {
+		values := []string{os.Getenv(v.name)}
+		switch {
+		case values[0] == "":
+			continue
+		case v.flag == "ca":
+			values = filepath.SplitList(values[0])
+		case v.flag == "header":
+			values[0] = "@" + values[0]
+		}
+		for _, value := range values {
+			if err := f.Lookup(v.flag).Value.Set(value); err != nil {
+				wrong(v.flag, v.name, err)
+			}
+		}
+	}
 	return o
 }
 
@@ -79,3 +113,30 @@ func (d *duration) String() string {
 }
 
 func (d *duration) Type() string { return "duration" }
+
+// maxHeaders bounds a file of headers.
+const maxHeaders = 64 << 10
+
+// headers reads one header, or those of @FILE, a line each. Errors show no value: it may be secret.
+func headers(s string) ([]string, error) {
+	if name, ok := strings.CutPrefix(s, "@"); ok {
+		f, err := os.Open(name)
+		if err != nil {
+			return nil, err
+		}
+		defer f.Close()
+		var lines []string
+		scanner := bufio.NewScanner(io.LimitReader(f, maxHeaders))
+		scanner.Buffer(nil, maxHeaders)
+		for scanner.Scan() {
+			if line := strings.TrimSpace(scanner.Text()); line != "" {
+				lines = append(lines, line)
+			}
+		}
+		return lines, scanner.Err()
+	}
+	if i := strings.IndexAny(s, ":="); i > 0 {
+		return []string{s[:i] + ":" + s[i+1:]}, nil
+	}
+	return nil, errors.New("a header is NAME:VALUE, or @FILE")
+}

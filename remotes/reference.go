@@ -1,0 +1,79 @@
+package remotes
+
+import (
+	"os"
+	"strings"
+
+	"github.com/containerd/errdefs"
+)
+
+// Reference is the name of an object in one word, LOCATOR[:TAG][@DIGEST], taken apart.
+type Reference struct {
+	// Name is the reference in full: docker.io/library/redis:latest for docker.io/redis.
+	Name string `json:"name"`
+	// Locator selects the remote, and Object what of it: the digest if there is one, else the tag, by default "latest".
+	Locator string `json:"locator"`
+	Object  string `json:"object"`
+}
+
+// ParseReference takes a reference apart without asking anybody. Of a directory the locator is the longest beginning
+// that is one, because names have slashes and colons too. Errors are of class InvalidArgument.
+func ParseReference(s string) (Reference, error) {
+	base, dgst := s, ""
+	if i := strings.LastIndexByte(s, '@'); i >= 0 {
+		if _, ok, err := parseDigest(s[i+1:]); ok && err == nil {
+			base, dgst = s[:i], s[i+1:]
+		}
+	}
+	locator, tag := base, ""
+	switch {
+	case isPath(base):
+		for locator != "" && !isDir(locator) && strings.Contains(locator, ":") {
+			locator = locator[:strings.LastIndexByte(locator, ':')]
+		}
+		tag = strings.TrimPrefix(base[len(locator):], ":")
+	default:
+		locator, tag = cutTag(base)
+	}
+	l, err := ParseLocator(locator)
+	if err != nil {
+		return Reference{}, err
+	}
+	r := Reference{Locator: l.String(), Object: tag}
+	if l.Host != "" && tag != "" && !isTag(tag) {
+		return Reference{}, classf(errdefs.ErrInvalidArgument, "reference %q: %q is not a tag", s, tag)
+	}
+	switch {
+	case dgst != "":
+		r.Object = dgst
+	case tag == "":
+		tag, r.Object = "latest", "latest"
+	}
+	r.Name = r.Locator
+	if tag != "" {
+		r.Name += ":" + tag
+	}
+	if dgst != "" {
+		r.Name += "@" + dgst
+	}
+	return r, nil
+}
+
+// cutTag splits a tag off. The colon of a port is no tag's: it stands before the last slash, or behind the slashes of a
+// URL, which a helper's address can be.
+func cutTag(s string) (locator, tag string) {
+	slash := strings.LastIndexByte(s, '/')
+	if strings.HasSuffix(s[:slash+1], "://") {
+		return s, ""
+	}
+	colon := strings.LastIndexByte(s, ':')
+	if colon <= slash || strings.HasSuffix(s[:colon], ":") { // NAME::ADDRESS
+		return s, ""
+	}
+	return s[:colon], s[colon+1:]
+}
+
+func isDir(name string) bool {
+	info, err := os.Stat(name)
+	return err == nil && info.IsDir()
+}
