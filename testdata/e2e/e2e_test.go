@@ -102,7 +102,7 @@ var started struct {
 
 func startRegistry() (*url.URL, error) {
 	dir := filepath.Join(fixture.Dir, "docker-registry")
-	addr, held, err := serve(dir, "", "", http.DefaultClient)
+	addr, held, err := serve("docker-registry", dir, "", "", http.DefaultClient)
 	if err != nil {
 		return nil, err
 	}
@@ -120,9 +120,9 @@ func startRegistry() (*url.URL, error) {
 	return &url.URL{Scheme: "http", Host: addr}, nil
 }
 
-// serve starts Debian's registry in a directory of its own, more and tls being parts of its
-// configuration. It ends when held is closed, at the latest with this process.
-func serve(dir, more, tls string, client *http.Client) (addr string, held io.Closer, err error) {
+// serve starts a distribution registry, of which Debian's docker-registry is an old one, in a directory of its own. More
+// and tls are parts of its configuration. It ends when held is closed, at the latest with this process.
+func serve(program, dir, more, tls string, client *http.Client) (addr string, held io.Closer, err error) {
 	if err := os.Mkdir(dir, 0o755); err != nil {
 		return "", nil, err
 	}
@@ -145,7 +145,7 @@ func serve(dir, more, tls string, client *http.Client) (addr string, held io.Clo
 		if err := os.WriteFile(dir+"/config.yml", []byte(conf), 0o600); err != nil {
 			return "", nil, err
 		}
-		held, err = serveAt(dir, &bounded, scheme+"://"+addr+"/v2/")
+		held, err = serveAt(program, dir, &bounded, scheme+"://"+addr+"/v2/")
 		if !errors.Is(err, unix.EADDRINUSE) {
 			return addr, held, err
 		}
@@ -153,15 +153,15 @@ func serve(dir, more, tls string, client *http.Client) (addr string, held io.Clo
 	return "", nil, unix.EADDRINUSE
 }
 
-// serveAt starts Debian's registry as configured in the directory, and waits until the URL answers.
-func serveAt(dir string, client *http.Client, url string) (io.Closer, error) {
+// serveAt starts a registry as configured in the directory, and waits until the URL answers.
+func serveAt(program, dir string, client *http.Client, url string) (io.Closer, error) {
 	log, err := os.Create(dir + "/log")
 	if err != nil {
 		return nil, err
 	}
 	defer log.Close()
 	// The shell's standard input ends with this process; then it ends the registry.
-	c := exec.Command("sh", "-c", `docker-registry serve "$0" & read -r _; kill $!; wait`, dir+"/config.yml")
+	c := exec.Command("sh", "-c", `"$1" serve "$0" & read -r _; kill $!; wait`, dir+"/config.yml", program)
 	c.Stdout, c.Stderr = log, log
 	stdin, err := c.StdinPipe()
 	if err != nil {
@@ -184,7 +184,7 @@ func serveAt(dir string, client *http.Client, url string) (io.Closer, error) {
 		}
 		if time.Now().After(deadline) {
 			stdin.Close()
-			return nil, fmt.Errorf("docker-registry does not answer: %w\n%s", err, text)
+			return nil, fmt.Errorf("%s does not answer: %w\n%s", program, err, text)
 		}
 	}
 }

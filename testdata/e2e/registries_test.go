@@ -132,7 +132,7 @@ func private(t *testing.T, mutual bool) (addr string, a *authority) {
 		files += fmt.Sprintf(", clientcas: [%q]", a.dir+"/ca.pem")
 	}
 	dir := filepath.Join(t.TempDir(), "registry")
-	addr, held, err := serve(dir, fmt.Sprintf("auth: {htpasswd: {realm: tests, path: %q}}", users), files, a.client(t, "client"))
+	addr, held, err := serve("docker-registry", dir, fmt.Sprintf("auth: {htpasswd: {realm: tests, path: %q}}", users), files, a.client(t, "client"))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -395,7 +395,7 @@ func TestPullThrough(t *testing.T) {
 		}
 		registry.ServeHTTP(w, r)
 	}))
-	mirror, held, err := serve(filepath.Join(t.TempDir(), "mirror"), fmt.Sprintf("proxy: {remoteurl: \"http://%s\"}", p.Addr), "", http.DefaultClient)
+	mirror, held, err := serve("docker-registry", filepath.Join(t.TempDir(), "mirror"), fmt.Sprintf("proxy: {remoteurl: \"http://%s\"}", p.Addr), "", http.DefaultClient)
 	if err != nil {
 		t.Fatal(err)
 	}
