@@ -23,12 +23,6 @@ import (
 // HoldEnv tells a process which holds it has inherited: "FD:DEVICE:INODE", separated by spaces.
 const HoldEnv = "DIST_HOLD"
 
-// The files of a hold: distkit-layout(5), HOLDS.
-const (
-	holdFile = layout.Hold
-	gateFile = "gate"
-)
-
 // Hold takes the store's shared lock against the sweep and leaves it open in this process,
 // for what it executes to inherit: the returned setting of [HoldEnv] must be in its
 // environment. The lock lasts until the last process that has it ends. A process that has
@@ -67,7 +61,7 @@ func (s *Store) inherits(holds string) bool {
 // lookupHold looks for this store's hold among those of [HoldEnv]. named is true if there is one, and open if its descriptor is
 // open too: programs between may have closed it, such as sudo.
 func (s *Store) lookupHold(holds string) (open, named bool) {
-	fi, err := s.Tree.Stat(holdFile)
+	fi, err := s.Tree.Stat(layout.Hold)
 	if err != nil {
 		return false, false
 	}
@@ -85,67 +79,85 @@ func (s *Store) lookupHold(holds string) (open, named bool) {
 	return false, named
 }
 
-// A sweeper that waits for holders keeps the gate for one turn and gives it back for the next. New holders wait only
-// while it has the gate, so one holder that hangs does not stop the others.
-var (
-	turn = 10 * time.Second
-	poll = 20 * time.Millisecond
+// A sweeper that waits for holders stands at the gate for one turn, and stays away for ten. New holders wait only while it
+// stands there. So holders who come and go all the time let the sweeper in, and one that hangs does not stop the others.
+const (
+	turn = 50 * time.Millisecond
+	poll = 2 * time.Millisecond
 )
 
-// Exclude waits until nobody holds the store, no longer than wait, and keeps new holders out until the returned function is
-// called. While it waits it keeps them out by turns.
-//
-// Unavailable: somebody holds it for longer. FailedPrecondition: this process has inherited a hold; or the directory has blobs but
-// is no layout, since they may be another tool's.
-func (s *Store) Exclude(ctx context.Context, wait time.Duration) (release func(), err error) {
+// CheckSweep returns an error if the store can't be swept. FailedPrecondition: this process holds it; or the directory has blobs
+// but is no layout, since they may be another tool's.
+func (s *Store) CheckSweep(ctx context.Context) error {
 	if err := s.Check(); errors.Is(err, fs.ErrNotExist) {
 		err := s.Digests(ctx, func(digest.Digest) error {
 			return errclass.Errorf(errdefs.ErrFailedPrecondition, "sweep %s: it has blobs but no %s: it is no store", s.Root(), ocispec.ImageLayoutFile)
 		})
 		if err != nil {
-			return nil, err
+			return err
 		}
 	}
 	if err := s.Init(); err != nil {
-		return nil, err
+		return err
 	}
-	own := errclass.Errorf(errdefs.ErrFailedPrecondition, "sweep %s: this process holds it against the sweep itself", s.Root())
-	inherited, named := s.lookupHold(os.Getenv(HoldEnv))
-	if inherited {
-		return nil, own
+	open, named := s.lookupHold(os.Getenv(HoldEnv))
+	if named && !open {
+		// A program between has closed the descriptor. If somebody holds the store, it is a process above this one.
+		_, free, err := s.Holders()
+		if err != nil {
+			return err
+		}
+		open = !free
 	}
-	if named {
-		wait = 0 // a process above this one may have it, and wait for this one
+	if open {
+		return s.ownHold()
 	}
+	return nil
+}
+
+func (s *Store) ownHold() error {
+	return errclass.Errorf(errdefs.ErrFailedPrecondition, "sweep %s: this process holds it against the sweep itself", s.Root())
+}
+
+// Exclude waits until nobody holds the store, no longer than wait, and returns the file hold, locked: new holders wait until it
+// is released. waiting, if not nil, is called once it turns out that somebody holds the store.
+//
+// Unavailable: somebody holds it for longer. FailedPrecondition: a process above this one does.
+func (s *Store) Exclude(ctx context.Context, wait time.Duration, waiting func()) (*os.File, error) {
+	_, named := s.lookupHold(os.Getenv(HoldEnv))
 	for end := time.Now().Add(wait); ; {
 		hold, err := s.exclude(ctx, min(turn, time.Until(end)))
 		switch {
 		case err == nil:
-			return func() { disk.Release(hold) }, nil
+			return hold, nil
 		case !errors.Is(err, unix.EWOULDBLOCK):
 			return nil, fmt.Errorf("sweep %s: %w", s.Root(), err)
 		case named:
-			return nil, own
+			return nil, s.ownHold() // a process above has it, and waits for this one
 		case time.Until(end) <= 0:
-			return nil, errclass.Errorf(errdefs.ErrUnavailable, "sweep %s: busy: somebody has held it for more than %s", s.Root(), wait)
+			return nil, errclass.Errorf(errdefs.ErrUnavailable, "sweep %s: busy: it has been held for more than %s", s.Root(), wait)
+		}
+		if waiting != nil {
+			waiting()
+			waiting = nil
 		}
 		select {
 		case <-ctx.Done():
 			return nil, fmt.Errorf("sweep %s: %w", s.Root(), ctx.Err())
-		case <-time.After(min(turn, time.Until(end)/2)):
+		case <-time.After(min(10*turn, time.Until(end))):
 		}
 	}
 }
 
-// exclude tries for a while, with the gate in its hand, to take the hold alone. EWOULDBLOCK if it is still held then.
+// exclude stands at the gate for a while, and tries to take the hold alone. EWOULDBLOCK if it is still held then.
 func (s *Store) exclude(ctx context.Context, while time.Duration) (*os.File, error) {
 	end := time.Now().Add(while)
-	gate, err := s.tryUntil(ctx, gateFile, end)
+	gate, err := s.tryUntil(ctx, layout.Gate, end)
 	if err != nil {
 		return nil, err
 	}
 	defer disk.Release(gate)
-	return s.tryUntil(ctx, holdFile, end)
+	return s.tryUntil(ctx, layout.Hold, end)
 }
 
 // tryUntil opens one of the files of a hold and takes its exclusive lock, once at least. EWOULDBLOCK if another process still
@@ -174,20 +186,44 @@ func (s *Store) tryUntil(ctx context.Context, name string, end time.Time) (*os.F
 	return nil, err
 }
 
+// Holders tells who has held the store so far. free is false if somebody does just now: then it does not tell what that holder
+// will have done.
+func (s *Store) Holders() (h layout.Holders, free bool, err error) {
+	f, err := layout.OpenHold(s.Tree, layout.Hold)
+	if err == nil {
+		defer f.Close()
+		switch err = disk.Lock(f, unix.LOCK_EX|unix.LOCK_NB); {
+		case err == nil:
+			free = true
+			defer disk.Unlock(f)
+		case errors.Is(err, unix.EWOULDBLOCK):
+			err = nil
+		}
+	}
+	if err == nil {
+		h, err = layout.HoldersOf(f)
+	}
+	if err != nil {
+		return h, false, fmt.Errorf("sweep %s: %w", s.Root(), err)
+	}
+	return h, free, nil
+}
+
 // enter takes the hold, shared, through the gate. A process below one that has it need not pass that: the sweeper which has the
 // gate waits for the process above.
 func (s *Store) enter(ctx context.Context, inherited string) (*os.File, error) {
 	if _, named := s.lookupHold(inherited); named {
-		hold, err := layout.OpenHold(s.Tree, holdFile)
+		hold, err := layout.OpenHold(s.Tree, layout.Hold)
 		if err != nil {
 			return nil, err
 		}
 		if disk.Lock(hold, unix.LOCK_SH|unix.LOCK_NB) == nil {
+			layout.Announce(hold)
 			return hold, nil
 		}
 		_ = hold.Close() // the environment outlived the hold
 	}
-	gate, err := layout.OpenHold(s.Tree, gateFile)
+	gate, err := layout.OpenHold(s.Tree, layout.Gate)
 	if err != nil {
 		return nil, err
 	}
@@ -195,12 +231,13 @@ func (s *Store) enter(ctx context.Context, inherited string) (*os.File, error) {
 		return nil, err
 	}
 	defer disk.Release(gate)
-	hold, err := layout.OpenHold(s.Tree, holdFile)
+	hold, err := layout.OpenHold(s.Tree, layout.Hold)
 	if err != nil {
 		return nil, err
 	}
 	if err := disk.LockContext(ctx, hold, unix.LOCK_SH); err != nil {
 		return nil, err
 	}
+	layout.Announce(hold)
 	return hold, nil
 }

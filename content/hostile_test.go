@@ -128,10 +128,16 @@ func useEverything(ctx context.Context, root string, dgst digest.Digest) {
 		}
 	}
 	_, _ = content.WriteBlob(ctx, s, "third", strings.NewReader("third"), 5, digest.FromString("third"))
-	if release, err := s.Exclude(ctx, 0); err == nil {
-		release()
+	if s.CheckSweep(ctx) == nil {
+		if hold, err := s.Exclude(ctx, 0, nil); err == nil {
+			disk.Release(hold)
+		}
 	}
-	_ = s.SweepIngests(ctx, time.Now().Add(time.Hour), false, func(content.Leftover) error { return nil })
+	_, _, _ = s.Holders()
+	_ = s.SweepIngests(ctx, time.Now().Add(time.Hour), false, nil, func(content.Leftover) error { return nil })
+	_ = s.SweepLabels(ctx, time.Now().Add(time.Hour), false, func(content.Leftover) error { return nil })
+	_ = s.Labelled(ctx, "b", time.Time{}, func(digest.Digest) error { return nil })
+	_ = s.DeleteUnused(dgst, time.Now(), time.Now())
 	_ = s.Abort(ctx, "ref")
 	_ = s.DeleteCorrupt(ctx, dgst)
 	_ = s.Delete(ctx, dgst)
@@ -202,7 +208,7 @@ func TestInitDoesNotReplaceAnIndexThatIsGone(t *testing.T) {
 		t.Fatal(err)
 	}
 	_, err := s.Writer(t.Context(), "ref", 0, "")
-	_, xerr := s.Exclude(t.Context(), 0)
+	xerr := s.CheckSweep(t.Context())
 	for _, err := range []error{s.Init(), open(t, s.Root()).Init(), err, xerr} {
 		if !errdefs.IsFailedPrecondition(err) || !bytes.Contains([]byte(err.Error()), []byte(index)) {
 			t.Errorf("%v", err)

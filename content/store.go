@@ -12,7 +12,6 @@ import (
 	"io/fs"
 	"os"
 	"path"
-	"time"
 
 	"distkit/disk"
 	"distkit/disk/layout"
@@ -315,32 +314,26 @@ func (s *Store) walk(ctx context.Context, labels bool, f func(Info) error) error
 
 // Delete removes a blob and its labels; NotFound if there is none, FailedPrecondition if only an alternate has it. Who has
 // it open reads on.
-func (s *Store) Delete(ctx context.Context, dgst digest.Digest) error {
-	return s.DeleteBefore(ctx, dgst, time.Time{})
-}
-
-// DeleteBefore is Delete for a sweep: FailedPrecondition if the blob was stored or freshened
-// at that time or later. Nobody freshens it in between.
-func (s *Store) DeleteBefore(_ context.Context, dgst digest.Digest, before time.Time) error {
+func (s *Store) Delete(_ context.Context, dgst digest.Digest) error {
 	lock, err := s.lockOwn(dgst)
 	if err != nil {
 		return err
 	}
 	defer disk.Release(lock)
-	if !before.IsZero() {
-		fi, err := s.stat(dgst)
-		if err != nil {
-			return err
-		}
-		if !fi.ModTime().Before(before) {
-			return errclass.As(fmt.Errorf("delete %s: in use since %s", dgst, fi.ModTime().Format(time.RFC3339)), errdefs.ErrFailedPrecondition)
-		}
-	}
 	return s.remove(dgst)
 }
 
-// remove unlinks a blob whose lock is held.
+// remove unlinks a blob whose lock is held, and logs it.
 func (s *Store) remove(dgst digest.Digest) error {
+	if err := s.unlink(dgst); err != nil {
+		return err
+	}
+	events.Append(s.Root(), events.Event{Topic: "/content/delete", Digest: string(dgst)})
+	return nil
+}
+
+// unlink unlinks a blob whose lock is held.
+func (s *Store) unlink(dgst digest.Digest) error {
 	// Labels first: a crash in between leaves a blob without labels, never labels that a
 	// later blob of the same bytes would inherit.
 	if err := s.Tree.Remove(labelName(dgst)); err != nil && !errors.Is(err, fs.ErrNotExist) {
@@ -352,7 +345,6 @@ func (s *Store) remove(dgst digest.Digest) error {
 		}
 		return fmt.Errorf("delete %s: %w", dgst, cause(err))
 	}
-	events.Append(s.Root(), events.Event{Topic: "/content/delete", Digest: string(dgst)})
 	return nil
 }
 

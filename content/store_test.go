@@ -328,11 +328,11 @@ func TestDelete(t *testing.T) {
 	}
 }
 
-func TestDeleteBefore(t *testing.T) {
+func TestDeleteUnused(t *testing.T) {
 	s := newStore(t)
 	dgst := put(t, s, []byte("x"))
 	old := time.Now().Add(-time.Hour)
-	if err := s.DeleteBefore(t.Context(), dgst, old); !errdefs.IsFailedPrecondition(err) {
+	if err := s.DeleteUnused(dgst, old, time.Now().Add(time.Hour)); !errdefs.IsFailedPrecondition(err) {
 		t.Errorf("a blob that is new: %v", err)
 	}
 	path, _ := s.Path(dgst)
@@ -342,13 +342,13 @@ func TestDeleteBefore(t *testing.T) {
 	if err := s.Freshen(dgst); err != nil {
 		t.Fatal(err)
 	}
-	if err := s.DeleteBefore(t.Context(), dgst, time.Now().Add(-time.Minute)); !errdefs.IsFailedPrecondition(err) {
+	if err := s.DeleteUnused(dgst, time.Now().Add(-time.Minute), time.Now().Add(time.Hour)); !errdefs.IsFailedPrecondition(err) {
 		t.Errorf("a blob that was freshened: %v", err)
 	}
 	if err := os.Chtimes(path, old, old); err != nil {
 		t.Fatal(err)
 	}
-	if err := s.DeleteBefore(t.Context(), dgst, time.Now().Add(-time.Minute)); err != nil {
+	if err := s.DeleteUnused(dgst, time.Now().Add(-time.Minute), time.Now().Add(time.Hour)); err != nil {
 		t.Error(err)
 	}
 }

@@ -2,21 +2,28 @@ package content_test
 
 import (
 	"cmp"
+	"context"
+	"fmt"
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
 	"distkit/content"
+	"distkit/disk"
+	"distkit/disk/layout"
 
+	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
+	"golang.org/x/sys/unix"
 )
 
 // sweepIngests gives what was swept, by ref or path.
 func sweepIngests(t *testing.T, s *content.Store, before time.Time, dryRun bool) (refs []string) {
 	t.Helper()
-	err := s.SweepIngests(t.Context(), before, dryRun, func(l content.Leftover) error {
+	err := s.SweepIngests(t.Context(), before, dryRun, nil, func(l content.Leftover) error {
 		refs = append(refs, cmp.Or(l.Ref, l.Path))
 		return nil
 	})
@@ -214,5 +221,133 @@ func TestSweepFilesWrittenAside(t *testing.T) {
 	}
 	if got := sweepIngests(t, s, time.Now(), false); !slices.Equal(got, []string{"blobs/sha256/.tmp-put", "ingest/.tmp-old"}) {
 		t.Errorf("%q", got)
+	}
+}
+
+func TestSweepLabels(t *testing.T) {
+	s := newStore(t)
+	dgst := put(t, s, []byte("x"))
+	if _, err := s.Update(t.Context(), content.Info{Digest: dgst, Labels: map[string]string{"a": "b"}}); err != nil {
+		t.Fatal(err)
+	}
+	labels := filepath.Join(s.Root(), "labels", "sha256")
+	for name, age := range map[string]time.Duration{dgst.Encoded(): 2 * time.Hour, strings.Repeat("0", 64): 2 * time.Hour, strings.Repeat("1", 64): time.Minute, "other": 2 * time.Hour} {
+		path := filepath.Join(labels, name)
+		if name != dgst.Encoded() {
+			if err := os.WriteFile(path, []byte(`{"a":"b"}`), 0o644); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if at := time.Now().Add(-age); os.Chtimes(path, at, at) != nil {
+			t.Fatal("can't change times")
+		}
+	}
+	for _, dryRun := range []bool{true, false} {
+		var swept []string
+		err := s.SweepLabels(t.Context(), time.Now(), dryRun, func(l content.Leftover) error {
+			swept = append(swept, l.Path)
+			return nil
+		})
+		if want := []string{"labels/sha256/" + strings.Repeat("0", 64)}; err != nil || !slices.Equal(swept, want) {
+			t.Errorf("%q, not %q: %v", swept, want, err)
+		}
+	}
+	if left, err := os.ReadDir(labels); err != nil || len(left) != 3 {
+		t.Errorf("left: %v, %v", left, err)
+	}
+	if left, err := os.ReadDir(filepath.Join(s.Root(), "ingest")); err != nil || len(left) != 0 {
+		t.Errorf("left in ingest: %v, %v", left, err)
+	}
+}
+
+// A blob that got a label since the sweep began stays, and so does one that somebody works on.
+func TestDeleteUnusedSparesWhatIsWorkedOn(t *testing.T) {
+	s := newStore(t)
+	dgst := put(t, s, []byte("x"))
+	began, later := time.Now(), time.Now().Add(time.Hour)
+	if _, err := s.Update(t.Context(), content.Info{Digest: dgst, Labels: map[string]string{"a": "b"}}); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.DeleteUnused(dgst, later, began); !errdefs.IsFailedPrecondition(err) {
+		t.Errorf("with a label: %v", err)
+	}
+	path, err := s.Path(dgst)
+	if err != nil {
+		t.Fatal(err)
+	}
+	f, err := os.Open(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := disk.Lock(f, unix.LOCK_EX); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.DeleteUnused(dgst, later, later); !errdefs.IsUnavailable(err) {
+		t.Errorf("locked: %v", err)
+	}
+	disk.Release(f)
+	if err := s.DeleteUnused(dgst, later, later); err != nil {
+		t.Error(err)
+	}
+	if err := s.DeleteUnused(dgst, later, later); !errdefs.IsNotFound(err) {
+		t.Errorf("again: %v", err)
+	}
+}
+
+// While a sweep waits for a holder, others take the hold. A holder that comes and goes is seen.
+func TestExcludeWaitsWithoutStandingInTheWay(t *testing.T) {
+	t.Setenv(content.HoldEnv, "")
+	s := newStore(t)
+	if err := s.Init(); err != nil {
+		t.Fatal(err)
+	}
+	before, free, err := s.Holders()
+	if err != nil || !free {
+		t.Fatal(before, free, err)
+	}
+	release, err := layout.Share(t.Context(), s.Tree)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, free, err := s.Holders(); err != nil || free {
+		t.Errorf("it is held, and free is %t, %v", free, err)
+	}
+	if _, err := s.Exclude(t.Context(), 0, nil); !errdefs.IsUnavailable(err) {
+		t.Errorf("exclude: %v", err)
+	}
+	waits := make(chan struct{})
+	got := make(chan error, 1)
+	go func() {
+		hold, err := s.Exclude(t.Context(), time.Minute, func() { close(waits) })
+		if err == nil {
+			disk.Release(hold)
+		}
+		got <- err
+	}()
+	<-waits
+	for range 3 {
+		// As dist-hold does, through the gate.
+		ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+		env, err := s.Hold(ctx)
+		cancel()
+		if err != nil {
+			t.Fatal(err)
+		}
+		var fd int
+		if _, err := fmt.Sscanf(env, content.HoldEnv+"=%d:", &fd); err != nil || unix.Close(fd) != nil {
+			t.Fatalf("%q: %v", env, err)
+		}
+	}
+	select {
+	case err := <-got:
+		t.Errorf("it did not wait: %v", err)
+	default:
+	}
+	release()
+	if err := <-got; err != nil {
+		t.Error(err)
+	}
+	if after, _, err := s.Holders(); err != nil || after == before {
+		t.Errorf("%v, %v: nobody saw the holders", after, err)
 	}
 }

@@ -38,7 +38,8 @@ type Event struct {
 	Topic       string            `json:"topic"`
 	Name        string            `json:"name,omitempty"` // of an image, a namespace or a committed snapshot
 	Digest      string            `json:"digest,omitempty"`
-	Size        int64             `json:"size,omitempty"` // bytes; absent for 0
+	Size        int64             `json:"size,omitempty"`  // bytes; absent for 0
+	Count       int               `json:"count,omitempty"` // of blobs that a sweep has deleted
 	Key         string            `json:"key,omitempty"`
 	Parent      string            `json:"parent,omitempty"`
 	Snapshotter string            `json:"snapshotter,omitempty"`
@@ -69,8 +70,12 @@ func (e Event) Field(fieldpath []string) (value string, present bool) {
 	case "digest":
 		value = e.Digest
 	case "size":
-		if e.Digest != "" {
+		if e.Digest != "" || e.Count != 0 {
 			value = strconv.FormatInt(e.Size, 10)
+		}
+	case "count":
+		if e.Count != 0 {
+			value = strconv.Itoa(e.Count)
 		}
 	case "key":
 		value = e.Key

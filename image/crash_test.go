@@ -133,10 +133,7 @@ func changeNames(_ context.Context, r *rand.Rand, s *content.Store) error {
 
 func sweepAll(ctx context.Context, _ *rand.Rand, s *content.Store) error {
 	later := time.Now().Add(time.Hour)
-	err := Sweep{Store: s, Wait: time.Minute, Before: later}.Run(ctx, func(content.Info) error { return nil })
-	if err == nil {
-		err = s.SweepIngests(ctx, later, false, func(content.Leftover) error { return nil })
-	}
+	_, err := Sweep{Store: s, Wait: time.Minute, Before: later, Leftovers: func(content.Leftover) error { return nil }}.Run(ctx, func(content.Info) error { return nil })
 	return err
 }
 

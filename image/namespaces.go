@@ -140,10 +140,13 @@ func (n Namespaces) open(namespace string) (*Names, error) {
 	return names, nil
 }
 
+// removedSuffix ends the name of the directory of a namespace that is being removed.
+const removedSuffix = ".removed"
+
 // Delete removes a namespace that is empty. FailedPrecondition when it has names, containers or
 // snapshots, or is the default one; NotFound when there is none.
 func (n Namespaces) Delete(ctx context.Context, namespace string) error {
-	gone := path.Join(layout.Namespaces, "."+namespace+".removed")
+	gone := path.Join(layout.Namespaces, "."+namespace+removedSuffix)
 	names, err := n.open(namespace)
 	if errdefs.IsNotFound(err) {
 		_ = n.store.Tree.RemoveAll(gone) // an earlier removal may have been cut short

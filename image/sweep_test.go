@@ -1,16 +1,20 @@
 package image
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
 
 	"distkit/content"
+	"distkit/disk/layout"
+	"distkit/events"
 
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
@@ -20,7 +24,7 @@ import (
 func (f fixture) sweep(before time.Time, dry bool) map[digest.Digest]bool {
 	f.t.Helper()
 	swept := map[digest.Digest]bool{}
-	err := Sweep{Store: f.store, Before: before, DryRun: dry}.Run(f.t.Context(), func(info content.Info) error {
+	_, err := Sweep{Store: f.store, Before: before, DryRun: dry}.Run(f.t.Context(), func(info content.Info) error {
 		swept[info.Digest] = true
 		return nil
 	})
@@ -50,6 +54,53 @@ func (f fixture) names(namespace string) *Names {
 func (f fixture) name(namespace, name string, d v1.Descriptor) {
 	f.t.Helper()
 	if _, err := f.names(namespace).Create(f.t.Context(), name, d); err != nil {
+		f.t.Fatal(err)
+	}
+}
+
+func (f fixture) record(ns, id, text string) {
+	f.t.Helper()
+	dir := filepath.Join(f.store.Root(), "containers", ns, id)
+	if err := errors.Join(os.MkdirAll(dir, 0o755), os.WriteFile(filepath.Join(dir, "container.json"), []byte(text), 0o600)); err != nil {
+		f.t.Fatal(err)
+	}
+}
+
+func (f fixture) container(ns, id string, image digest.Digest) {
+	f.t.Helper()
+	f.record(ns, id, fmt.Sprintf(`{"id":%q,"image":{"name":"x","digest":%q}}`, id, image))
+}
+
+func (f fixture) path(d digest.Digest) string {
+	f.t.Helper()
+	path, err := f.store.Path(d)
+	if err != nil {
+		f.t.Fatal(err)
+	}
+	return path
+}
+
+func (f fixture) bytes(d digest.Digest) []byte {
+	f.t.Helper()
+	b, err := os.ReadFile(f.path(d))
+	if err != nil {
+		f.t.Fatal(err)
+	}
+	return b
+}
+
+func (f fixture) delete(d digest.Digest) {
+	f.t.Helper()
+	if err := f.store.Delete(f.t.Context(), d); err != nil {
+		f.t.Fatal(err)
+	}
+}
+
+// link makes a blob that is quickly made, since nobody reads it.
+func (f fixture) link(i int) {
+	f.t.Helper()
+	name := fmt.Sprintf("%s/blobs/sha256/%064x", f.store.Root(), i)
+	if err := os.WriteFile(name, nil, 0o444); err != nil {
 		f.t.Fatal(err)
 	}
 }
@@ -107,7 +158,7 @@ func TestSweepDeletesNothingWhenNamesCannotBeRead(t *testing.T) {
 	f.name("other", "b", f.image("amd64", 1))
 	f.add(v1.MediaTypeImageLayer, []byte("loose"))
 	damage(t, f.store.Root()+"/namespaces/other/index.json", "<html>")
-	err := Sweep{Store: f.store, Before: time.Now().Add(time.Hour)}.Run(t.Context(), func(content.Info) error { return nil })
+	_, err := Sweep{Store: f.store, Before: time.Now().Add(time.Hour)}.Run(t.Context(), func(content.Info) error { return nil })
 	if err == nil || f.count() != 4 {
 		t.Errorf("%v; %d blobs are left", err, f.count())
 	}
@@ -118,23 +169,19 @@ func TestSweepDeletesNothingWhenNamesCannotBeRead(t *testing.T) {
 func TestSweepSparesWhatContainersPin(t *testing.T) {
 	f := newFixture(t)
 	pinned, loose := f.image("amd64", 2), f.image("arm64", 1)
-	record := func(ns, id, text string) {
-		dir := filepath.Join(f.store.Root(), "containers", ns, id)
-		if err := errors.Join(os.MkdirAll(dir, 0o755), os.WriteFile(filepath.Join(dir, "container.json"), []byte(text), 0o600)); err != nil {
-			t.Fatal(err)
-		}
-	}
-	record("default", "a", fmt.Sprintf(`{"id":"a","image":{"name":"x","digest":%q},"snapshot":{"driver":"native","key":"k"}}`, pinned.Digest))
-	record("other", "gone", `{"image":{"digest":"sha256:`+strings.Repeat("0", 64)+`"}}`)
-	record("other", "empty", "")
+	f.record("default", "a", fmt.Sprintf(`{"id":"a","image":{"name":"x","digest":%q},"snapshot":{"driver":"native","key":"k"}}`, pinned.Digest))
+	f.record("other", "gone", `{"image":{"digest":"sha256:`+strings.Repeat("0", 64)+`"}}`)
+	f.record("other", "empty", "")
 	later := time.Now().Add(time.Hour)
 	var needed Needed
-	s := Sweep{Store: f.store, Before: later, DryRun: true, Snapshots: func(_ context.Context, n Needed) error { needed = n; return nil }}
-	if err := s.Run(t.Context(), func(content.Info) error { return nil }); err != nil {
+	s := Sweep{Store: f.store, Before: later, DryRun: true, Snapshots: func(_ context.Context, alone func(func(Needed) error) error) error {
+		return alone(func(n Needed) error { needed = n; return nil })
+	}}
+	if _, err := s.Run(t.Context(), func(content.Info) error { return nil }); err != nil {
 		t.Fatal(err)
 	}
 	layers, err := f.walker("").Layers(t.Context(), pinned)
-	if err != nil || len(needed.Chains) != 2 || !needed.Chains[layers[0].ChainID] || !needed.Chains[layers[1].ChainID] {
+	if err != nil || len(needed.Chains) != 2 || !needed.Chains.Has(layers[0].ChainID) || !needed.Chains.Has(layers[1].ChainID) {
 		t.Errorf("chains %v, layers %v: %v", needed.Chains, layers, err)
 	}
 	if len(needed.Containers) != 2 || needed.Containers[0] != (Pin{"default", "a", pinned.Digest, "native", "k"}) {
@@ -143,35 +190,297 @@ func TestSweepSparesWhatContainersPin(t *testing.T) {
 	if swept := f.sweep(later, false); len(swept) != 3 || !swept[loose.Digest] {
 		t.Errorf("swept %v", swept)
 	}
-	record("other", "torn", `{"image":`)
-	if err := (Sweep{Store: f.store, Before: later}).Run(t.Context(), func(content.Info) error { return nil }); !errdefs.IsFailedPrecondition(err) {
+	f.record("other", "torn", `{"image":`)
+	if _, err := (Sweep{Store: f.store, Before: later}).Run(t.Context(), func(content.Info) error { return nil }); !errdefs.IsFailedPrecondition(err) {
 		t.Errorf("with a torn record: %v", err)
 	}
 }
 
-// While a sweep has the names nobody changes one, and who waits for that can be called off.
-func TestNamesWaitForASweep(t *testing.T) {
+// What happens between the look at names and the deletions counts, whatever it is.
+func TestSweepSeesWhatHappensMeanwhile(t *testing.T) {
+	labelled := func(f fixture, d digest.Digest) {
+		if _, err := f.store.Update(f.t.Context(), content.Info{Digest: d, Labels: map[string]string{LabelRoot: "now"}}); err != nil {
+			f.t.Fatal(err)
+		}
+	}
+	held := func(f fixture, change func()) {
+		release, err := layout.Share(f.t.Context(), f.store.Tree)
+		if err != nil {
+			f.t.Fatal(err)
+		}
+		change()
+		release()
+	}
+	type change = func(f fixture) (meanwhile func())
+	for name, c := range map[string]struct {
+		change
+		left int
+	}{
+		"nothing": {func(f fixture) func() {
+			f.image("amd64", 1)
+			return func() {}
+		}, 0},
+		"a name is made": {func(f fixture) func() {
+			d := f.image("amd64", 1)
+			return func() { f.name("default", "a", d) }
+		}, 3},
+		"a name is made in a new namespace": {func(f fixture) func() {
+			d := f.image("amd64", 1)
+			return func() { f.name("new", "a", d) }
+		}, 3},
+		"a name moves": {func(f fixture) func() {
+			d, other := f.image("amd64", 1), f.image("arm64", 1)
+			f.name("two", "a", d)
+			f.name("one", "base", other)
+			return func() {
+				f.name("one", "a", d)
+				if err := f.names("two").Delete(f.t.Context(), "a"); err != nil {
+					f.t.Fatal(err)
+				}
+			}
+		}, 6},
+		"a name is gone": {func(f fixture) func() {
+			f.name("default", "a", f.image("amd64", 1))
+			return func() {
+				if err := f.names("default").Delete(f.t.Context(), "a"); err != nil {
+					f.t.Fatal(err)
+				}
+			}
+		}, 3}, // the next one takes them
+		"a container is recorded": {func(f fixture) func() {
+			d := f.image("amd64", 1)
+			return func() { held(f, func() { f.container("default", "c", d.Digest) }) }
+		}, 3},
+		"a manifest that was missing comes": {func(f fixture) func() {
+			d := f.image("amd64", 1)
+			b := f.bytes(d.Digest)
+			f.name("default", "a", f.index(d))
+			f.delete(d.Digest)
+			return func() { held(f, func() { f.add(d.MediaType, b) }) }
+		}, 4},
+		"a manifest that was missing comes, and its name is made again": {func(f fixture) func() {
+			d := f.image("amd64", 1)
+			b := f.bytes(d.Digest)
+			ix := f.index(d)
+			f.name("default", "a", ix)
+			f.delete(d.Digest)
+			return func() {
+				f.add(d.MediaType, b)
+				if _, err := f.names("default").Replace(f.t.Context(), "a", ix); err != nil {
+					f.t.Fatal(err)
+				}
+			}
+		}, 4},
+		"a corrupt manifest is replaced": {func(f fixture) func() {
+			d := f.image("amd64", 2)
+			b := f.bytes(d.Digest)
+			f.name("default", "a", d)
+			damage(f.t, f.path(d.Digest), "{")
+			return func() { held(f, func() { f.delete(d.Digest); f.add(d.MediaType, b) }) }
+		}, 4},
+		"a blob is found stored": {func(f fixture) func() {
+			d := f.add("", []byte("x"))
+			f.add("", []byte("y"))
+			return func() { f.add("", []byte("x")); _ = d }
+		}, 1},
+		"a blob is labelled as a root": {func(f fixture) func() {
+			d := f.image("amd64", 1)
+			return func() { held(f, func() { labelled(f, d.Digest) }) }
+		}, 3},
+		"a blob was labelled as a root": {func(f fixture) func() {
+			labelled(f, f.image("amd64", 1).Digest)
+			f.image("arm64", 1)
+			return func() {}
+		}, 3},
+	} {
+		t.Run(name, func(t *testing.T) {
+			f := newFixture(t)
+			meanwhile := c.change(f)
+			f.add("", []byte("loose"))
+			s := Sweep{Store: f.store, Before: time.Now().Add(time.Hour), Snapshots: func(context.Context, func(func(Needed) error) error) error {
+				meanwhile()
+				return nil
+			}}
+			if _, err := s.Run(t.Context(), func(content.Info) error { return nil }); err != nil {
+				t.Error(err)
+			}
+			if n := f.count(); n != c.left {
+				t.Errorf("%d blobs are left, not %d", n, c.left)
+			}
+		})
+	}
+}
+
+// While a sweep reports what it has deleted it keeps nobody waiting.
+func TestSweepKeepsNobodyWaiting(t *testing.T) {
 	f := newFixture(t)
 	d := f.image("amd64", 1)
 	f.name("default", "a", d)
 	f.name("other", "a", d)
-	thaw, err := Sweep{Store: f.store}.freeze(t.Context())
+	for i := range 2 * batch {
+		f.link(i)
+	}
+	reports := 0
+	s := Sweep{Store: f.store, Before: time.Now().Add(time.Hour)}
+	kept, err := s.Run(t.Context(), func(content.Info) error {
+		if reports++; reports%1000 != 1 {
+			return nil
+		}
+		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+		defer cancel()
+		release, err := layout.Share(ctx, f.store.Tree)
+		if err != nil {
+			return err
+		}
+		release()
+		for _, namespace := range []string{"default", "other", fmt.Sprint("new", reports)} {
+			if _, err := f.names(namespace).Create(ctx, fmt.Sprint("b", reports), d); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	if err != nil || reports != 2*batch || kept.Blobs != 3 {
+		t.Errorf("%d reports, %+v, %v", reports, kept, err)
+	}
+	counted := 0
+	log, err := events.Open(f.store.Root())
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, namespace := range []string{"default", "other", "new"} {
-		ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
-		if _, err := f.names(namespace).Create(ctx, "b", d); namespace != "new" && !errors.Is(err, context.DeadlineExceeded) {
-			t.Errorf("%s: %v", namespace, err)
+	defer log.Close()
+	err = log.Read(func(e events.Event, _ []byte) error {
+		if e.Topic == "/content/delete" {
+			t.Errorf("%+v", e)
 		}
-		cancel()
-		if namespace == "other" {
-			thaw()
+		counted += e.Count
+		return nil
+	})
+	if err != nil || counted != 2*batch {
+		t.Errorf("%d deletions are logged: %v", counted, err)
+	}
+}
+
+// In a phase nobody makes a name or takes the hold, and who waits for that can be called off.
+func TestPhaseExcludesOthers(t *testing.T) {
+	f := newFixture(t)
+	d := f.image("amd64", 1)
+	f.name("default", "a", d)
+	f.name("other", "a", d)
+	s := Sweep{Store: f.store, Before: time.Now(), Snapshots: func(ctx context.Context, alone func(func(Needed) error) error) error {
+		return alone(func(Needed) error {
+			ctx, cancel := context.WithTimeout(ctx, 50*time.Millisecond)
+			defer cancel()
+			for _, namespace := range []string{"default", "other"} {
+				if _, err := f.names(namespace).Create(ctx, "b", d); !errors.Is(err, context.DeadlineExceeded) {
+					t.Errorf("%s: %v", namespace, err)
+				}
+			}
+			if _, err := layout.Share(ctx, f.store.Tree); !errors.Is(err, context.DeadlineExceeded) {
+				t.Errorf("hold: %v", err)
+			}
+			return nil
+		})
+	}}
+	if _, err := s.Run(t.Context(), func(content.Info) error { return nil }); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// A corrupt document stops no sweep. What stands in it is kept, and the snapshots that its image may need.
+func TestSweepGoesOnBesideCorruptDocuments(t *testing.T) {
+	for _, torn := range []func(b []byte) []byte{
+		func(b []byte) []byte { return append(b[:len(b)-1:len(b)-1], 'x') },            // no JSON any more
+		func(b []byte) []byte { return bytes.Replace(b, []byte("l"), []byte("L"), 1) }, // JSON
+		func(b []byte) []byte { return append([]byte{0, 0}, b[2:]...) },                // no object
+	} {
+		f := newFixture(t)
+		d, other := f.image("amd64", 2), f.image("arm64", 1)
+		layers, err := f.walker("").Layers(t.Context(), d)
+		if err != nil {
+			t.Fatal(err)
+		}
+		f.name("ci", "a:1", f.index(d))
+		f.name("ci", "b:1", d)
+		loose := f.add("", []byte("loose"))
+		config, err := f.walker("").Children(t.Context(), d)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, dgst := range []digest.Digest{d.Digest, config[0].Digest} {
+			damage(t, f.path(dgst), string(torn(f.bytes(dgst))))
+		}
+		var said []string
+		var needed Needed
+		s := Sweep{Store: f.store, Before: time.Now().Add(time.Hour), Damaged: func(err error) {
+			if !errdefs.IsDataLoss(err) {
+				t.Error(err)
+			}
+			said = append(said, err.Error())
+		}, Snapshots: func(_ context.Context, alone func(func(Needed) error) error) error {
+			return alone(func(n Needed) error { needed = n; return nil })
+		}}
+		swept := map[digest.Digest]bool{}
+		if _, err := s.Run(t.Context(), func(i content.Info) error { swept[i.Digest] = true; return nil }); err != nil {
+			t.Fatal(err)
+		}
+		if len(swept) != 4 || !swept[loose.Digest] || !swept[other.Digest] || f.count() != 5 {
+			t.Errorf("swept %v; %d blobs are left", swept, f.count())
+		}
+		if len(said) == 0 || !strings.Contains(said[0], string(d.Digest)) || !strings.Contains(said[0], ":1 of namespace ci") {
+			t.Errorf("it says %q", said)
+		}
+		for _, l := range layers {
+			if !needed.Chains.Has(l.ChainID) {
+				t.Errorf("chain %s is not needed", l.ChainID)
+			}
 		}
 	}
-	for _, namespace := range []string{"default", "other"} {
-		if _, err := f.names(namespace).Create(t.Context(), "b", d); err != nil {
-			t.Error(err)
-		}
+}
+
+// A document that can't be read at all stops the sweep, and the message says which image that is.
+func TestSweepStopsWhereADocumentCannotBeRead(t *testing.T) {
+	if os.Geteuid() == 0 {
+		t.Skip("root reads every file") // testdata/faults has EIO
+	}
+	f := newFixture(t)
+	d := f.image("amd64", 1)
+	f.name("ci", "a:1", d)
+	f.add("", []byte("loose"))
+	if err := os.Chmod(f.path(d.Digest), 0); err != nil {
+		t.Fatal(err)
+	}
+	_, err := Sweep{Store: f.store, Before: time.Now().Add(time.Hour)}.Run(t.Context(), func(content.Info) error { return nil })
+	if err == nil || !strings.Contains(err.Error(), "image a:1 of namespace ci") || f.count() != 4 {
+		t.Errorf("%v; %d blobs are left", err, f.count())
+	}
+}
+
+// What is left of a killed removal of a namespace goes, and a blob from the future gets today's time.
+func TestSweepOfLeftovers(t *testing.T) {
+	f := newFixture(t)
+	d := f.image("amd64", 1)
+	f.name("gone", "a", d)
+	blob := f.add("", []byte("from the future"))
+	if at := time.Now().Add(1000 * time.Hour); os.Chtimes(f.path(blob.Digest), at, at) != nil {
+		t.Fatal("can't change times")
+	}
+	dir := filepath.Join(f.store.Root(), "namespaces")
+	if err := os.Rename(filepath.Join(dir, "gone"), filepath.Join(dir, ".gone.removed")); err != nil {
+		t.Fatal(err)
+	}
+	var left []string
+	s := Sweep{Store: f.store, Before: time.Now().Add(time.Hour), Leftovers: func(l content.Leftover) error { left = append(left, l.Path); return nil }}
+	if _, err := s.Run(t.Context(), func(content.Info) error { return nil }); err != nil {
+		t.Fatal(err)
+	}
+	if files, err := os.ReadDir(dir); err != nil || len(files) != 0 || !slices.Equal(left, []string{"namespaces/.gone.removed"}) {
+		t.Errorf("%v, %v; said %q", files, err, left)
+	}
+	if info, err := f.store.Info(t.Context(), blob.Digest); err != nil || time.Until(info.CreatedAt) > 0 {
+		t.Errorf("%+v, %v", info, err)
+	}
+	if f.sweep(time.Now().Add(time.Hour), false); f.count() != 0 {
+		t.Errorf("%d blobs are left", f.count())
 	}
 }

@@ -46,6 +46,13 @@ func (l *Layout) push(ctx context.Context, id string, content io.Reader, h hints
 	if err != nil {
 		return Pushed{}, err
 	}
+	if isStore(d) {
+		release, err := ondisk.Share(ctx, d.Tree)
+		if err != nil {
+			return Pushed{}, err
+		}
+		defer release()
+	}
 	if isDigest {
 		size, state, err := store(ctx, d, dgst, content, h)
 		desc := ocispec.Descriptor{MediaType: h.mediaType, Digest: dgst, Size: size}
@@ -95,9 +102,15 @@ func (l *Layout) change(ctx context.Context, d ondisk.Dir, f func(*ondisk.Index)
 
 // logEvent notes a change of a store. Other layouts have no log.
 func logEvent(d ondisk.Dir, e events.Event) {
-	if fi, err := d.Tree.Stat(ondisk.Ingest); err == nil && fi.IsDir() {
+	if isStore(d) {
 		events.Append(string(d.Tree), e)
 	}
+}
+
+// isStore tells a store from another tool's layout, which has neither a log nor sweeps that wait for holders.
+func isStore(d ondisk.Dir) bool {
+	fi, err := d.Tree.Stat(ondisk.Ingest)
+	return err == nil && fi.IsDir()
 }
 
 // namespace is the namespace of a store whose names a layout has.

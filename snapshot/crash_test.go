@@ -247,7 +247,9 @@ func killAt(t *testing.T, d snapshot.Driver, name, before, after string, n int) 
 	if err != nil || len(left) > 0 {
 		t.Errorf("killed at %q: left in tmp: %v, %v", where, left, err)
 	}
-	if err := s.Sweep(ctx, snapshot.Sweep{Needed: func(string, snapshot.Info) bool { return false }}, func(snapshot.Info, snapshot.Usage) error { return nil }); err != nil {
+	if err := s.Sweep(ctx, snapshot.Sweep{Alone: func(f func(func(string, snapshot.Info) bool) error) error {
+		return f(func(string, snapshot.Info) bool { return false })
+	}}, func(snapshot.Info, snapshot.Usage) error { return nil }); err != nil {
 		t.Error(err)
 	}
 	if left, _ := os.ReadDir(filepath.Join(root, "snapshots", d.Name(), "locks")); len(left) > 0 {

@@ -512,6 +512,11 @@ func (s *Snapshotter) removeEntry(e entry) error {
 	if err != nil {
 		return err
 	}
+	return s.delete(e, dir, held)
+}
+
+// delete deletes the files of a snapshot that was detached.
+func (s *Snapshotter) delete(e entry, dir string, held *os.File) error {
 	defer disk.Release(held)
 	// Were the name to come back after a power failure, files would be missing below it. Of
 	// one that isn't committed nobody has been promised any.

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"os"
 	"sort"
 	"time"
 
@@ -18,16 +19,20 @@ const TemporaryLabel = "distkit.temporary"
 // Sweep deletes what can be made again and nothing needs: committed snapshots that all namespaces
 // share, whose names are digests, and what bears [TemporaryLabel].
 type Sweep struct {
-	// Needed tells whether a snapshot of a namespace ("" where all share it) must stay. What
-	// lies below one that stays, stays too.
-	Needed func(namespace string, i Info) bool
 	Before time.Time // what was made or changed later stays
 	DryRun bool      // report, and delete nothing
+	// Alone calls a function while nobody can begin to use a snapshot. The function gets another one, which tells whether a
+	// snapshot of a namespace ("" where all share it) must stay. What lies below one that stays, stays too.
+	Alone func(func(needed func(namespace string, i Info) bool) error) error
 }
+
+// errNeeded is why a snapshot isn't deleted that was free before.
+var errNeeded = errors.New("it is needed")
 
 // Sweep calls f with every snapshot once it is deleted, or would be, children before their
 // parents. What is mounted, or has got a child meanwhile, or is just being filled by
-// [Snapshotter.Stack], stays.
+// [Snapshotter.Stack], stays. A snapshot's name goes in a function that is handed to Alone; its size is found out before, and its
+// files are deleted after it.
 func (s *Snapshotter) Sweep(ctx context.Context, o Sweep, f func(Info, Usage) error) error {
 	if !o.DryRun {
 		s.sweep()
@@ -38,14 +43,20 @@ func (s *Snapshotter) Sweep(ctx context.Context, o Sweep, f func(Info, Usage) er
 		return fmt.Errorf("list snapshots: %w", err)
 	}
 	stays := map[uint64]bool{}
-	for _, e := range all {
-		free := e.Kind == Committed && e.Namespace == "" || e.Kind != Committed && e.Labels[TemporaryLabel] != "" && !s.stacking(e)
-		if !free || o.Needed(e.Namespace, e.Info) || !e.Updated.Before(o.Before) {
-			stays[e.id] = true
-			for _, below := range e.Parents {
-				stays[below] = true
+	err = o.Alone(func(needed func(string, Info) bool) error {
+		for _, e := range all {
+			free := e.Kind == Committed && e.Namespace == "" || e.Kind != Committed && e.Labels[TemporaryLabel] != "" && !s.stacking(e)
+			if !free || needed(e.Namespace, e.Info) || !e.Updated.Before(o.Before) {
+				stays[e.id] = true
+				for _, below := range e.Parents {
+					stays[below] = true
+				}
 			}
 		}
+		return nil
+	})
+	if err != nil {
+		return err
 	}
 	sort.SliceStable(all, func(i, j int) bool { return len(all[i].Parents) > len(all[j].Parents) })
 	for _, e := range all {
@@ -57,10 +68,10 @@ func (s *Snapshotter) Sweep(ctx context.Context, o Sweep, f func(Info, Usage) er
 		}
 		u, err := s.driver.Usage(ctx, s.tree(e.id, e.record))
 		if err = ofOthers(err); err == nil && !o.DryRun {
-			err = s.removeEntry(e)
+			err = s.sweepEntry(e, o)
 		}
 		switch {
-		case errors.Is(err, errChanged), errors.Is(err, fs.ErrNotExist), errdefs.IsUnavailable(err), errdefs.IsFailedPrecondition(err):
+		case errors.Is(err, errChanged), errors.Is(err, errNeeded), errors.Is(err, fs.ErrNotExist), errdefs.IsUnavailable(err), errdefs.IsFailedPrecondition(err):
 			continue
 		case err != nil:
 			return fmt.Errorf("remove %s: %w", e.Key, err)
@@ -70,4 +81,21 @@ func (s *Snapshotter) Sweep(ctx context.Context, o Sweep, f func(Info, Usage) er
 		}
 	}
 	return nil
+}
+
+// sweepEntry removes a snapshot unless it has come to be needed. A parent of one that is needed has a child, and stays for that.
+func (s *Snapshotter) sweepEntry(e entry, o Sweep) error {
+	var dir string
+	var held *os.File
+	err := o.Alone(func(needed func(string, Info) bool) (err error) {
+		if needed(e.Namespace, e.Info) || e.Kind != Committed && s.stacking(e) {
+			return errNeeded
+		}
+		dir, held, err = s.detach(e)
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	return s.delete(e, dir, held)
 }

@@ -2,7 +2,8 @@
 package main
 
 import (
-	"errors"
+	"fmt"
+	"os"
 	"time"
 
 	"distkit/cmd/internal/cli"
@@ -21,49 +22,30 @@ func main() {
 	root := cli.Root(c.Flags())
 	grace := c.Flags().Duration("grace", 24*time.Hour, "spare what was stored less than `DURATION` ago")
 	dryRun := c.Flags().BoolP("dry-run", "n", false, "print what would be deleted, and delete nothing")
-	wait := c.Flags().Duration("wait", 10*time.Minute, "wait for `DURATION` at most until nobody holds the store")
-	records := cli.NewRecords(c, "KEY", "SIZE", "STORED", "KIND")
+	wait := c.Flags().Duration("wait", 10*time.Minute, "wait for `DURATION` at most, in all, for those who hold the store")
+	noWait := c.Flags().Bool("no-wait", false, "don't wait for those who hold the store: --wait 0")
+	out := &report{records: cli.NewRecords(c, "KEY", "SIZE", "STORED", "KIND"), c: c, dryRun: dryRun}
+	total := c.Flags().Bool("total", false, "print a record of the sums at the end")
+	verbose := c.Flags().BoolP("verbose", "v", false, "say on standard error whom it waits for, and the sums")
 	c.RunE = func(c *cobra.Command, _ []string) error {
 		store, err := content.Open(*root)
 		if err != nil {
 			return err
 		}
+		if *noWait {
+			*wait = 0
+		}
+		_, terminal := cli.IsTerminal(os.Stderr)
 		before := time.Now().Add(-*grace)
-		sweep := image.Sweep{Store: store, Before: before, DryRun: *dryRun, Wait: *wait}
-		// What is printed may have to wait for its reader, and nobody else is to wait for that.
-		var printed []func() error
-		later := func(f func() error) error { printed = append(printed, f); return nil }
-		write := func(v any, columns ...any) error { return later(func() error { return records.Write(v, columns...) }) }
-		sweep.Snapshots = sweepSnapshots(store.Root(), before, *dryRun, write)
-		sweep.Leftovers = func(l content.Leftover) error {
-			record := struct {
-				Ingest   string    `json:"ingest,omitempty"`
-				Path     string    `json:"path"`
-				Size     int64     `json:"size"`
-				StoredAt time.Time `json:"storedAt"`
-			}{l.Ref, l.Path, l.Size, l.ChangedAt}
-			if l.Ref == "" {
-				return write(record, l.Path, cli.Size(l.Size), l.ChangedAt, "torn")
-			}
-			return write(record, l.Ref, cli.Size(l.Size), l.ChangedAt, "ingest")
+		sweep := image.Sweep{Store: store, Before: before, DryRun: *dryRun, Wait: *wait, Damaged: out.damaged, Leftovers: out.leftover}
+		if terminal || *verbose {
+			sweep.Waiting = func() { fmt.Fprintln(os.Stderr, "dist-gc: waiting for those who hold the store") }
 		}
-		err = sweep.Run(c.Context(), func(b content.Info) error {
-			record := struct {
-				Digest   string    `json:"digest"`
-				Size     int64     `json:"size"`
-				StoredAt time.Time `json:"storedAt"`
-			}{string(b.Digest), b.Size, b.CreatedAt}
-			return write(record, b.Digest, cli.Size(b.Size), b.CreatedAt, "blob")
-		})
-		for _, f := range printed {
-			if perr := f(); perr != nil {
-				return errors.Join(err, perr)
-			}
-		}
-		if err != nil {
+		sweep.Snapshots = sweepSnapshots(store.Root(), before, *dryRun, out.snapshot)
+		if out.Kept, err = sweep.Run(c.Context(), out.blob); err != nil {
 			return err
 		}
-		return records.Close()
+		return out.close(*total, terminal || *verbose)
 	}
 	cli.Main(c)
 }

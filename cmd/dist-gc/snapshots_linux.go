@@ -4,7 +4,6 @@ import (
 	"context"
 	"time"
 
-	"distkit/cmd/internal/cli"
 	"distkit/image"
 	"distkit/snapshot"
 	"distkit/snapshot/drivers"
@@ -12,15 +11,26 @@ import (
 	"github.com/opencontainers/go-digest"
 )
 
+// alone calls a function in a phase of the sweep: image.Sweep.
+type alone = func(func(image.Needed) error) error
+
 // sweepSnapshots deletes those of all drivers that are not needed.
-func sweepSnapshots(root string, before time.Time, dryRun bool, write func(v any, columns ...any) error) func(context.Context, image.Needed) error {
-	return func(ctx context.Context, needed image.Needed) error {
+func sweepSnapshots(root string, before time.Time, dryRun bool, deleted func(driver, key string, size int64, updated time.Time) error) func(context.Context, alone) error {
+	return func(ctx context.Context, alone alone) error {
 		used, err := drivers.Used(root)
 		if err != nil {
 			return err
 		}
 		for _, driver := range used {
-			if err := sweepDriver(ctx, root, driver, needed, snapshot.Sweep{Before: before, DryRun: dryRun}, write); err != nil {
+			s, err := drivers.Open(root, driver, snapshot.Options{})
+			if err != nil {
+				return err
+			}
+			o := snapshot.Sweep{Before: before, DryRun: dryRun, Alone: func(f func(func(string, snapshot.Info) bool) error) error {
+				return alone(func(n image.Needed) error { return f(needed(n, driver)) })
+			}}
+			err = s.Sweep(ctx, o, func(i snapshot.Info, u snapshot.Usage) error { return deleted(driver, i.Key, u.Size, i.Updated) })
+			if err != nil {
 				return err
 			}
 		}
@@ -28,28 +38,16 @@ func sweepSnapshots(root string, before time.Time, dryRun bool, write func(v any
 	}
 }
 
-func sweepDriver(ctx context.Context, root, driver string, needed image.Needed, sweep snapshot.Sweep, write func(v any, columns ...any) error) error {
-	s, err := drivers.Open(root, driver, snapshot.Options{})
-	if err != nil {
-		return err
-	}
+// needed tells which snapshots of a driver must stay.
+func needed(n image.Needed, driver string) func(namespace string, i snapshot.Info) bool {
 	pinned := map[[2]string]bool{}
-	for _, p := range needed.Containers {
+	for _, p := range n.Containers {
 		if p.Snapshotter == driver {
 			pinned[[2]string{p.Namespace, p.Snapshot}] = true
 			pinned[[2]string{"", p.Snapshot}] = true
 		}
 	}
-	sweep.Needed = func(namespace string, i snapshot.Info) bool {
-		return namespace == "" && needed.Chains[digest.Digest(i.Key)] || pinned[[2]string{namespace, i.Key}]
+	return func(namespace string, i snapshot.Info) bool {
+		return namespace == "" && n.Chains.Has(digest.Digest(i.Key)) || pinned[[2]string{namespace, i.Key}]
 	}
-	return s.Sweep(ctx, sweep, func(i snapshot.Info, u snapshot.Usage) error {
-		record := struct {
-			Snapshot    string    `json:"snapshot"`
-			Snapshotter string    `json:"snapshotter"`
-			Size        int64     `json:"size"`
-			StoredAt    time.Time `json:"storedAt"`
-		}{i.Key, driver, u.Size, i.Updated}
-		return write(record, i.Key, cli.Size(u.Size), i.Updated, driver)
-	})
 }

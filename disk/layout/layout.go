@@ -7,10 +7,8 @@
 package layout
 
 import (
-	"context"
 	"encoding/json"
 	"errors"
-	"fmt"
 	"io"
 	"io/fs"
 	"math/rand/v2"
@@ -39,8 +37,6 @@ const (
 	// Namespaces is the directory of a store's namespaces, and Ingest that of blobs on their way in.
 	Namespaces = "namespaces"
 	Ingest     = "ingest"
-	// Hold is the lock that a sweep has for itself.
-	Hold = "hold"
 	// Aside begins the name of a file that is written aside.
 	Aside = ".tmp-"
 	// blobsLink is where a namespace's blobs are.
@@ -212,32 +208,6 @@ func WriteAside(tree disk.Tree, dir string, b []byte) (name string, err error) {
 		_ = tree.Remove(name)
 	}
 	return name, err
-}
-
-// OpenHold opens the file hold or gate, and creates it if it isn't there. One that this user may not write to, such as
-// root's in a user's store or one on a read-only mount, is opened for reading, which a lock takes no more than, but on NFS.
-func OpenHold(tree disk.Tree, name string) (*os.File, error) {
-	f, err := tree.OpenFile(name, os.O_RDWR|os.O_CREATE, 0o666)
-	if errors.Is(err, fs.ErrPermission) || errors.Is(err, unix.EROFS) {
-		if r, rerr := tree.Open(name); rerr == nil {
-			return r, nil
-		}
-	}
-	return f, err
-}
-
-// Share takes the store's shared lock against the sweep for a change that a sweep must not miss, such as of what a
-// container pins. It waits for a sweep that works, not for one that waits. Whoever brings in blobs takes the lock of
-// [content.Store.Hold], which lets a waiting sweep go first.
-func Share(ctx context.Context, tree disk.Tree) (release func(), err error) {
-	f, err := OpenHold(tree, Hold)
-	if err == nil {
-		err = disk.LockContext(ctx, f, unix.LOCK_SH)
-	}
-	if err != nil {
-		return nil, fmt.Errorf("hold %s: %w", tree, err)
-	}
-	return func() { disk.Release(f) }, nil
 }
 
 // BlobName is the name of a blob's file in the tree. The digest must be valid.

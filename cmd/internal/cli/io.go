@@ -147,7 +147,7 @@ func (t *tally) add(err error) error {
 	case t.c.Context().Err() != nil:
 		return err
 	default:
-		report(t.c, err)
+		Report(t.c, err)
 		if n := status(err); t.failed == 0 || t.failed == n {
 			t.failed = n
 		} else {

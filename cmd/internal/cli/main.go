@@ -79,7 +79,7 @@ func run(c *cobra.Command) int {
 	}
 	if sig := got(); sig != nil && err != nil {
 		if !errors.Is(err, context.Canceled) {
-			report(c, err)
+			Report(c, err)
 		}
 		DieBy(sig)
 	}
@@ -89,11 +89,11 @@ func run(c *cobra.Command) int {
 	var exit exitStatus
 	if errors.As(err, &exit) {
 		if untold := unreported(err); untold != nil {
-			report(c, untold)
+			Report(c, untold)
 		}
 		return exit.status
 	}
-	report(c, err)
+	Report(c, err)
 	if _, ok := ran.Annotations[RunsCommand]; ok {
 		return ownFailure
 	}
@@ -331,7 +331,8 @@ func status(err error) int {
 	return 1
 }
 
-func report(c *cobra.Command, err error) {
+// Report prints an error after which a command goes on.
+func Report(c *cobra.Command, err error) {
 	fmt.Fprintf(os.Stderr, "%s: %s\n", c.Root().Name(), oneLine(err.Error()))
 }
 

@@ -1,0 +1,111 @@
+package main
+
+import (
+	"fmt"
+	"os"
+	"time"
+
+	"distkit/cmd/internal/cli"
+	"distkit/content"
+	"distkit/image"
+
+	"github.com/dustin/go-humanize"
+	"github.com/spf13/cobra"
+)
+
+// report prints what a sweep deletes, and counts it.
+type report struct {
+	c       *cobra.Command
+	records *cli.Records
+	dryRun  *bool
+	corrupt bool
+	sums
+}
+
+// sums are what a sweep has deleted, or would, and what it has left.
+type sums struct {
+	Blobs     int64      `json:"blobs"`
+	Snapshots int64      `json:"snapshots"`
+	Leftovers int64      `json:"leftovers"`
+	Size      int64      `json:"size"` // bytes of all of them
+	Kept      image.Kept `json:"kept"`
+}
+
+func (r *report) blob(b content.Info) error {
+	r.Blobs++
+	r.Size += b.Size
+	record := struct {
+		Digest   string    `json:"digest"`
+		Size     int64     `json:"size"`
+		StoredAt time.Time `json:"storedAt"`
+	}{string(b.Digest), b.Size, b.CreatedAt}
+	return r.records.Write(record, b.Digest, cli.Size(b.Size), b.CreatedAt, "blob")
+}
+
+func (r *report) snapshot(driver, key string, size int64, updated time.Time) error {
+	r.Snapshots++
+	r.Size += size
+	record := struct {
+		Snapshot    string    `json:"snapshot"`
+		Snapshotter string    `json:"snapshotter"`
+		Size        int64     `json:"size"`
+		StoredAt    time.Time `json:"storedAt"`
+	}{key, driver, size, updated}
+	return r.records.Write(record, key, cli.Size(size), updated, driver)
+}
+
+func (r *report) leftover(l content.Leftover) error {
+	r.Leftovers++
+	r.Size += l.Size
+	record := struct {
+		Ingest   string    `json:"ingest,omitempty"`
+		Path     string    `json:"path"`
+		Size     int64     `json:"size"`
+		StoredAt time.Time `json:"storedAt"`
+	}{l.Ref, l.Path, l.Size, l.ChangedAt}
+	if l.Ref == "" {
+		return r.records.Write(record, l.Path, cli.Size(l.Size), l.ChangedAt, "torn")
+	}
+	return r.records.Write(record, l.Ref, cli.Size(l.Size), l.ChangedAt, "ingest")
+}
+
+func (r *report) damaged(err error) {
+	r.corrupt = true
+	cli.Report(r.c, err)
+}
+
+// close ends the report: with a record of the sums, and with a line that says them on standard error, if that is wanted.
+func (r *report) close(record, line bool) error {
+	if record {
+		all := struct {
+			Total sums `json:"total"`
+		}{r.sums}
+		if err := r.records.Write(all, "total", cli.Size(r.Size), time.Time{}, fmt.Sprint(r.Blobs+r.Snapshots+r.Leftovers)); err != nil {
+			return err
+		}
+	}
+	if err := r.records.Close(); err != nil {
+		return err
+	}
+	if line {
+		verb := "deleted"
+		if *r.dryRun {
+			verb = "would delete"
+		}
+		fmt.Fprintf(os.Stderr, "dist-gc: %s %s, %s and %s, %s; %s (%s) stay\n", verb, count(r.Blobs, "blob"), count(r.Snapshots, "snapshot"),
+			count(r.Leftovers, "leftover"), size(r.Size), count(r.Kept.Blobs, "blob"), size(r.Kept.Size))
+	}
+	if r.corrupt {
+		return cli.Exit(4) // it has been said
+	}
+	return nil
+}
+
+func count(n int64, what string) string {
+	if n != 1 {
+		what += "s"
+	}
+	return fmt.Sprintf("%d %s", n, what)
+}
+
+func size(n int64) string { return humanize.IBytes(uint64(n)) }
