@@ -42,6 +42,9 @@ func (w Walker) Convert(ctx context.Context, d v1.Descriptor) (v1.Descriptor, er
 	}
 	var nodes []Node
 	err := w.Walk(ctx, d, func(n Node) error {
+		if !IsIndex(n.Type) {
+			n.Children = nil // they may be many
+		}
 		if n.Type != "" {
 			nodes = append(nodes, n)
 		}

@@ -147,7 +147,7 @@ func (w Walker) node(ctx context.Context, d v1.Descriptor, root bool) (Node, err
 	if n.Here, err = w.here(ctx, d); err != nil || !n.Here {
 		return n, err
 	}
-	known := IsIndex(d.MediaType) || IsManifest(d.MediaType)
+	known := isKnown(d.MediaType)
 	b, err := w.blob(d.Digest)
 	if err != nil {
 		return n, err
@@ -165,7 +165,7 @@ func (w Walker) node(ctx context.Context, d v1.Descriptor, root bool) (Node, err
 		n.Type = doc.MediaType
 		n.Children, err = w.choose(ctx, d.Digest, doc)
 		return n, err
-	case known:
+	case known || isKnown(ownType(b)):
 		return n, err
 	}
 	foreign, ok := foreignType(b)
@@ -317,16 +317,21 @@ func refers(b []byte) (yes bool) {
 	return yes
 }
 
-// foreignType returns the media type of a document that is a manifest of a kind that isn't known here: it tells its own
-// type, and refers to blobs by descriptors.
-func foreignType(b []byte) (mediaType string, ok bool) {
-	if !refers(b) {
-		return "", false
-	}
+func isKnown(mediaType string) bool { return IsIndex(mediaType) || IsManifest(mediaType) }
+
+// ownType returns the media type that a document tells, or "".
+func ownType(b []byte) (mediaType string) {
 	layout.Members(b, func(key string, value json.RawMessage) {
-		if key == "mediaType" {
+		if strings.EqualFold(key, "mediaType") {
 			mediaType, _ = shortString(value)
 		}
 	})
-	return mediaType, mediaType != "" && mediaType != octets && !IsIndex(mediaType) && !IsManifest(mediaType) && checkMediaType(mediaType) == nil
+	return mediaType
+}
+
+// foreignType returns the media type of a document that is a manifest of a kind that isn't known here: it tells its own
+// type, and refers to blobs by descriptors.
+func foreignType(b []byte) (mediaType string, ok bool) {
+	mediaType = ownType(b)
+	return mediaType, mediaType != "" && mediaType != octets && !isKnown(mediaType) && checkMediaType(mediaType) == nil && refers(b)
 }

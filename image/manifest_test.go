@@ -225,6 +225,27 @@ func TestChildrenAndMissing(t *testing.T) {
 	}
 }
 
+// What calls itself an index or manifest and can't be read as one is not complete, whatever its descriptor says.
+func TestMissingOfWhatCallsItselfAManifest(t *testing.T) {
+	f := newFixture(t)
+	for name, doc := range map[string]string{
+		"bad child":  `{"mediaType":"` + v1.MediaTypeImageIndex + `","manifests":[{"digest":"x"}]}`,
+		"no array":   `{"MediaType":"` + dockerManifest + `","layers":"x"}`,
+		"too many":   `{"mediaType":"` + v1.MediaTypeImageIndex + `","manifests":[` + strings.Repeat(`{},`, maxBlobs) + `{}]}`,
+		"no members": `{"mediaType":"` + v1.MediaTypeImageManifest + `"}`,
+	} {
+		for _, said := range []string{"", "application/json"} {
+			d := f.add(said, []byte(doc))
+			if missing, err := f.walker("").Missing(t.Context(), d); !errdefs.IsInvalidArgument(err) {
+				t.Errorf("%s of type %q: %v, %v", name, said, missing, err)
+			}
+			if _, err := f.walker("").Missing(t.Context(), f.index(d)); !errdefs.IsInvalidArgument(err) {
+				t.Errorf("%s of type %q in an index: %v", name, said, err)
+			}
+		}
+	}
+}
+
 func TestWhatIsNoImageIsRefused(t *testing.T) {
 	f := newFixture(t)
 	config := f.add(v1.MediaTypeImageConfig, []byte(`{"rootfs":{"diff_ids":["sha256:x"]}}`))
