@@ -139,7 +139,7 @@ func checkLabels(labels map[string]string) error {
 			return errclass.As(fmt.Errorf("label %.40q: key and value must be 1 to %d bytes", k, maxLabel), errdefs.ErrInvalidArgument)
 		}
 	}
-	return nil
+	return layout.CheckLabels(labels)
 }
 
 // Update changes labels of the blob info.Digest. Without fieldpaths, or with "labels", all

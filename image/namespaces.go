@@ -286,6 +286,9 @@ func (ix *index) setLabels(changes map[string]string) (map[string]string, error)
 		delete(ix.Fields, "annotations")
 		return labels, nil
 	}
+	if err := layout.CheckLabels(labels); err != nil {
+		return nil, err
+	}
 	ix.Fields["annotations"], err = json.Marshal(labels)
 	return labels, err
 }

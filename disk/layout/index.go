@@ -13,6 +13,7 @@ import (
 	"os"
 	"slices"
 	"time"
+	"unicode/utf8"
 
 	"distkit/disk"
 	"distkit/errclass"
@@ -46,8 +47,21 @@ type Entry struct {
 	Strange bool // it is no object, or its name is no text: Descriptor fails, and Name is ""
 }
 
-// NewEntry encodes a descriptor, whose annotations hold its name.
+// CheckLabels refuses what JSON can't carry, and would replace silently: bytes that are no UTF-8. InvalidArgument.
+func CheckLabels(labels map[string]string) error {
+	for k, v := range labels {
+		if !utf8.ValidString(k) || !utf8.ValidString(v) {
+			return errclass.Errorf(errdefs.ErrInvalidArgument, "label %.40q: key or value is not UTF-8", k)
+		}
+	}
+	return nil
+}
+
+// NewEntry encodes a descriptor, whose annotations hold its name. InvalidArgument if they are not UTF-8.
 func NewEntry(d v1.Descriptor) (Entry, error) {
+	if err := CheckLabels(d.Annotations); err != nil {
+		return Entry{}, err
+	}
 	raw, err := json.Marshal(d)
 	return Entry{Raw: raw, Name: d.Annotations[v1.AnnotationRefName]}, err
 }
@@ -324,6 +338,9 @@ func (d Dir) replace(ix *Index) error {
 
 // WriteEmptyIndex writes an index.json without names that has these annotations, whatever is there.
 func (d Dir) WriteEmptyIndex(annotations map[string]string) error {
+	if err := CheckLabels(annotations); err != nil {
+		return err
+	}
 	all, err := json.Marshal(annotations)
 	if err != nil {
 		return err
