@@ -212,6 +212,9 @@ func (t roundTripper) RoundTrip(req *http.Request) (*http.Response, error) {
 	// After an upgrade to TLS, oras asks for tokens past tokenCache, which sets the mark.
 	_, isToken := req.Context().Value(tokenRequestKey{}).(bool)
 	isToken = isToken || req.Response == nil && !sameOrigin(req.URL, state.url) && !t.c.isOwn(req.URL)
+	if sent, ok := req.Context().Value(sentKey{}).(*string); ok && !isToken && t.c.isOwn(req.URL) {
+		*sent = req.Header.Get("Authorization")
+	}
 	if err := t.c.admit(req, isToken); err != nil {
 		if req.Body != nil {
 			req.Body.Close()
