@@ -284,9 +284,16 @@ func (p *push) subject() (digest.Digest, error) {
 func (p *push) deleteManifest(o object) error {
 	req := p.request(http.MethodDelete, "manifests", o.String())
 	req.scopes = append(req.scopes, auth.ScopeRepository(p.locator.Name, auth.ActionDelete))
-	resp, err := p.client.do(p.ctx, req, p.tries)
-	if err == nil {
-		resp.Body.Close()
-	}
-	return err
+	wasLost := false
+	return p.client.retry(p.ctx, p.tries, func() error {
+		resp, err := p.client.once(p.ctx, req)
+		switch {
+		case err == nil:
+			resp.Body.Close()
+		case wasLost && errdefs.IsNotFound(err):
+			return nil // the reply of an earlier try was lost
+		}
+		wasLost = err != nil
+		return err
+	})
 }

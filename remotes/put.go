@@ -41,7 +41,7 @@ func (p *push) push(content io.Reader) (ocispec.Descriptor, error) {
 		return p.manifest(content, false)
 	}
 	if asManifest {
-		there, err := p.hasManifest(o)
+		there, err := p.isAlready(o.digest)
 		if err != nil {
 			return ocispec.Descriptor{}, err
 		}
@@ -181,12 +181,13 @@ func (p *push) headManifest(o object) (*http.Response, error) {
 	return resp, err
 }
 
-// isTagged reports whether the registry has the manifest under the tag already. With Options.IfAbsent, another manifest
-// there is AlreadyExists. Without, what the registry does not tell does not matter: the tag is put.
-func (p *push) isTagged(want digest.Digest) (bool, error) {
+// isAlready reports whether the registry has the manifest under the digest or tag that it is put under, and says so with
+// its digest: some gateways say yes to whatever is asked. Where the registry does not tell, the manifest is put. With
+// Options.IfAbsent, another manifest under the tag is AlreadyExists.
+func (p *push) isAlready(want digest.Digest) (bool, error) {
 	resp, err := p.headManifest(p.object)
 	var got digest.Digest
-	switch ifAbsent := p.client.options.IfAbsent; {
+	switch ifAbsent := p.client.options.IfAbsent && p.object.tag != ""; {
 	case errdefs.IsNotFound(err):
 		return false, nil
 	case err == nil:
@@ -250,7 +251,7 @@ func (p *push) manifest(content io.Reader, there bool) (ocispec.Descriptor, erro
 	}
 	o := p.object
 	if o.tag != "" {
-		if there, err = p.isTagged(desc.Digest); err != nil {
+		if there, err = p.isAlready(desc.Digest); err != nil {
 			return desc, err
 		}
 		if there {
@@ -292,6 +293,11 @@ func (p *push) putManifest(o object, desc ocispec.Descriptor, b []byte, etag str
 		return nil, err
 	}
 	resp.Body.Close()
+	if resp.StatusCode != http.StatusCreated {
+		if there, err := p.hasManifest(object{digest: desc.Digest}); err != nil || !there {
+			return nil, classf(errdefs.ErrAborted, "%s does not have the manifest after it was put (%d %s)", p.client.host, resp.StatusCode, http.StatusText(resp.StatusCode))
+		}
+	}
 	if got := contentDigest(resp); got != "" && got.Algorithm() == desc.Digest.Algorithm() && got != desc.Digest {
 		return nil, classf(errdefs.ErrDataLoss, "the registry stored %s, not %s", got, desc.Digest)
 	}

@@ -121,14 +121,19 @@ func (p *push) blob(content io.Reader, look bool) (ocispec.Descriptor, error) {
 			return desc, err
 		}
 		if mounted {
-			p.saved.forget()
-			p.state = Mounted
 			size, err := p.exists()
-			if isRefusedElsewhere(err) {
-				size, err = -1, nil
+			if !errdefs.IsNotFound(err) {
+				if isRefusedElsewhere(err) {
+					size, err = -1, nil
+				}
+				p.saved.forget()
+				p.state, desc.Size = Mounted, p.knownSize(size)
+				return desc, err
 			}
-			desc.Size = p.knownSize(size)
-			return desc, err
+			// It has not done what it said.
+			if _, err := u.begin(); err != nil {
+				return desc, err
+			}
 		}
 	}
 	err = u.send()
