@@ -77,7 +77,7 @@ const LabelRoot = "containerd.io/gc.root"
 
 const (
 	// slice is how long a phase goes on, and batch how many blobs are looked at before one.
-	slice = 25 * time.Millisecond
+	slice = 15 * time.Millisecond
 	batch = 2048
 	// patience is how often names are marked anew before that counts as waiting.
 	patience = 16
@@ -94,7 +94,7 @@ func (s Sweep) Run(ctx context.Context, f func(content.Info) error) (kept Kept, 
 			return kept, err
 		}
 	}
-	w := &sweeper{Sweep: s, started: time.Now(), names: map[string]*markedNames{}, pins: map[Pin]bool{}, marked: Set{}, missing: Set{}, chains: Set{}, damaged: Set{}}
+	w := newSweeper(s)
 	defer w.close()
 	if w.Before.After(w.started) {
 		w.Before = w.started
@@ -125,13 +125,13 @@ type Kept struct {
 	Size  int64 `json:"size"` // bytes
 }
 
-// Set is a set of digests. It takes them for equal if they begin with the same 128 bits: whoever finds such a pair only keeps a blob.
+// Set is a set of digests. It takes them for equal if they end with the same 128 bits: whoever finds such a pair only keeps a blob.
 type Set map[[16]byte]struct{}
 
 func keyOf(d digest.Digest) (key [16]byte) {
 	alg, text, _ := strings.Cut(string(d), ":")
 	if alg == string(digest.SHA256) && len(text) == 2*sha256.Size {
-		if _, err := hex.Decode(key[:], []byte(text[:2*len(key)])); err == nil {
+		if _, err := hex.Decode(key[:], []byte(text[len(text)-2*len(key):])); err == nil {
 			return key
 		}
 	}
@@ -171,6 +171,10 @@ type sweeper struct {
 	missing        Set // what marked documents refer to that isn't here or is corrupt
 	overflow       bool
 	damaged        Set // what Damaged was called for
+}
+
+func newSweeper(s Sweep) *sweeper {
+	return &sweeper{Sweep: s, started: time.Now(), names: map[string]*markedNames{}, pins: map[Pin]bool{}, marked: Set{}, missing: Set{}, chains: Set{}, damaged: Set{}}
 }
 
 // markedNames are the names of a namespace, whose images are marked.

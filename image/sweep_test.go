@@ -484,3 +484,88 @@ func TestSweepOfLeftovers(t *testing.T) {
 		t.Errorf("%d blobs are left", f.count())
 	}
 }
+
+func TestExplain(t *testing.T) {
+	f := newFixture(t)
+	a, b := f.image("amd64", 2), f.image("arm64", 1)
+	layers, err := f.walker("").Layers(t.Context(), a)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ix := f.index(a, b)
+	f.name("default", "both:1", ix)
+	f.name("ci", "a:1", a)
+	f.name("ci", "a:2", a)
+	f.container("ci", "c", b.Digest)
+	f.record("ci", "snap", fmt.Sprintf(`{"id":"snap","snapshot":{"driver":"native","key":%q}}`, layers[1].ChainID))
+	root := f.add("", map[string]any{"policies": []v1.Descriptor{layers[0].Descriptor}})
+	if _, err := f.store.Update(t.Context(), content.Info{Digest: root.Digest, Labels: map[string]string{LabelRoot: "x"}}); err != nil {
+		t.Fatal(err)
+	}
+	loose := f.add("", []byte("loose"))
+	if err := f.store.Delete(t.Context(), layers[1].Digest); err != nil {
+		t.Fatal(err)
+	}
+	explain := func(before time.Time, d digest.Digest) (all []string, err error) {
+		err = Sweep{Store: f.store, Before: before}.Explain(t.Context(), d, func(r Reason) error {
+			all = append(all, strings.TrimSpace(fmt.Sprintf("%s %s %s %s", r.Reason, r.Namespace, r.Name, r.Target)))
+			return nil
+		})
+		return all, err
+	}
+	of := func(kind, namespace, name string, target v1.Descriptor) string {
+		return strings.TrimSpace(fmt.Sprintf("%s %s %s %s", kind, namespace, name, target.Digest))
+	}
+	ofA := []string{of("image", "ci", "a:1", a), of("image", "ci", "a:2", a), of("image", "default", "both:1", ix)}
+	later := time.Now().Add(time.Hour)
+	for name, c := range map[string]struct {
+		digest digest.Digest
+		want   []string
+	}{
+		"a manifest":            {a.Digest, ofA},
+		"a layer":               {layers[0].Digest, append(slices.Clone(ofA), of("label", "", "", root))},
+		"a layer that is gone":  {layers[1].Digest, ofA},
+		"a chain":               {layers[0].ChainID, append(slices.Clone(ofA), of("label", "", "", root))}, // of one layer, whose digest it is
+		"a chain of a snapshot": {layers[1].ChainID, append(slices.Clone(ofA), "container ci snap")},
+		"of a container":        {b.Digest, []string{of("image", "default", "both:1", ix), of("container", "ci", "c", b)}},
+		"a root":                {root.Digest, []string{of("label", "", "", root)}},
+		"loose":                 {loose.Digest, nil},
+	} {
+		if got, err := explain(later, c.digest); err != nil || !slices.Equal(got, c.want) {
+			t.Errorf("%s: %v\n%s\nnot\n%s", name, err, strings.Join(got, "\n"), strings.Join(c.want, "\n"))
+		}
+	}
+	if got, err := explain(time.Now().Add(-time.Hour), loose.Digest); err != nil || !slices.Equal(got, []string{"grace"}) {
+		t.Errorf("young: %q, %v", got, err)
+	}
+	release, err := layout.Share(t.Context(), f.store.Tree)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got, err := explain(later, loose.Digest); err != nil || !slices.Equal(got, []string{"hold"}) {
+		t.Errorf("held: %q, %v", got, err)
+	}
+	release()
+	if got, err := explain(later, digest.FromString("nothing")); !errdefs.IsNotFound(err) {
+		t.Errorf("of nothing: %q, %v", got, err)
+	}
+	if _, err := explain(later, "x"); !errdefs.IsInvalidArgument(err) {
+		t.Errorf("of no digest: %v", err)
+	}
+}
+
+// Documents of older kinds refer to their blobs as well: the withdrawn artifact manifest by "blobs", docker's schema 1 by "fsLayers".
+func TestSweepFollowsOlderManifests(t *testing.T) {
+	f := newFixture(t)
+	blob, layer := f.add("", []byte("an artifact's")), f.add("", []byte("a layer"))
+	artifact := f.add("application/vnd.oci.artifact.manifest.v1+json", map[string]any{"mediaType": "application/vnd.oci.artifact.manifest.v1+json", "blobs": []v1.Descriptor{blob}})
+	schema1 := f.add("application/vnd.docker.distribution.manifest.v1+prettyjws", map[string]any{
+		"schemaVersion": 1, "fsLayers": []map[string]any{{"blobSum": layer.Digest}},
+		"mediaType": "application/vnd.docker.distribution.manifest.v1+prettyjws",
+	})
+	f.name("default", "artifact", artifact)
+	f.name("default", "schema1", schema1)
+	if swept := f.sweep(time.Now().Add(time.Hour), false); len(swept) != 0 || f.count() != 4 {
+		t.Errorf("swept %v; %d blobs are left", swept, f.count())
+	}
+}

@@ -10,6 +10,7 @@ import (
 	"distkit/content"
 	"distkit/image"
 
+	"github.com/opencontainers/go-digest"
 	"github.com/spf13/cobra"
 )
 
@@ -26,6 +27,7 @@ func main() {
 	noWait := c.Flags().Bool("no-wait", false, "don't wait for those who hold the store: --wait 0")
 	out := &report{records: cli.NewRecords(c, "KEY", "SIZE", "STORED", "KIND"), c: c, dryRun: dryRun}
 	total := c.Flags().Bool("total", false, "print a record of the sums at the end")
+	explain := c.Flags().String("explain", "", "print what keeps the blob, or the snapshot, of `DIGEST`, and delete nothing")
 	verbose := c.Flags().BoolP("verbose", "v", false, "say on standard error whom it waits for, and the sums")
 	c.RunE = func(c *cobra.Command, _ []string) error {
 		store, err := content.Open(*root)
@@ -38,6 +40,13 @@ func main() {
 		_, terminal := cli.IsTerminal(os.Stderr)
 		before := time.Now().Add(-*grace)
 		sweep := image.Sweep{Store: store, Before: before, DryRun: *dryRun, Wait: *wait, Damaged: out.damaged, Leftovers: out.leftover}
+		if *explain != "" {
+			out.records.Columns("REASON", "NAMESPACE", "NAME", "TARGET")
+			if err := sweep.Explain(c.Context(), digest.Digest(*explain), out.reason); err != nil {
+				return err
+			}
+			return out.close(false, false)
+		}
 		if terminal || *verbose {
 			sweep.Waiting = func() { fmt.Fprintln(os.Stderr, "dist-gc: waiting for those who hold the store") }
 		}

@@ -69,6 +69,14 @@ func (r *report) leftover(l content.Leftover) error {
 	return r.records.Write(record, l.Ref, cli.Size(l.Size), l.ChangedAt, "ingest")
 }
 
+func (r *report) reason(why image.Reason) error {
+	name := why.Name
+	if why.StoredAt != nil {
+		name = why.StoredAt.UTC().Format(time.RFC3339)
+	}
+	return r.records.Write(why, why.Reason, why.Namespace, name, string(why.Target))
+}
+
 func (r *report) damaged(err error) {
 	r.corrupt = true
 	cli.Report(r.c, err)

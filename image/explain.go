@@ -1,0 +1,153 @@
+package image
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"time"
+
+	"distkit/content"
+	"distkit/disk/layout"
+	"distkit/errclass"
+
+	"github.com/containerd/errdefs"
+	"github.com/opencontainers/go-digest"
+	v1 "github.com/opencontainers/image-spec/specs-go/v1"
+)
+
+// Reason is why a sweep keeps a blob, or a snapshot whose name is a chain ID.
+type Reason struct {
+	// Reason is image, container, label, hold or grace.
+	Reason    string        `json:"reason"`
+	Namespace string        `json:"namespace,omitempty"` // of the image or container
+	Name      string        `json:"name,omitempty"`      // of the image, or the container's ID; empty for an entry without a name
+	Target    digest.Digest `json:"target,omitempty"`    // what the name points at, the container was made from, or has the label
+	StoredAt  *time.Time    `json:"storedAt,omitempty"`  // when the blob was stored or last found stored, for grace
+}
+
+// Explain calls f with each reason for which the sweep would keep a blob or a snapshot. NotFound if there is no such blob and nothing
+// refers to it. What is corrupt is read as a sweep reads it.
+func (s Sweep) Explain(ctx context.Context, dgst digest.Digest, f func(Reason) error) error {
+	if err := dgst.Validate(); err != nil {
+		return errclass.Errorf(errdefs.ErrInvalidArgument, "digest %.80q: %w", dgst, err)
+	}
+	e := explanation{sweeper: newSweeper(s), of: dgst, f: f}
+	for _, step := range []func(context.Context) error{e.images, e.containers, e.roots, e.holders, e.grace} {
+		if err := step(ctx); err != nil {
+			return err
+		}
+	}
+	if !e.known {
+		return errclass.Errorf(errdefs.ErrNotFound, "%s: there is no such blob, and nothing refers to it", dgst)
+	}
+	return nil
+}
+
+type explanation struct {
+	*sweeper
+	of    digest.Digest
+	f     func(Reason) error
+	known bool
+}
+
+// from calls f if a blob leads to the one that is explained.
+func (e *explanation) from(ctx context.Context, r Reason, root digest.Digest, what func() string) error {
+	if err := e.reach(ctx, v1.Descriptor{Digest: root}, false, what); err != nil {
+		return err
+	}
+	if !e.marked.Has(e.of) && !e.missing.Has(e.of) && !e.chains.Has(e.of) {
+		return nil // what is marked leads nowhere, and need not be read again
+	}
+	e.marked, e.missing, e.chains = Set{}, Set{}, Set{}
+	e.known = true
+	r.Target = root
+	return e.f(r)
+}
+
+func (e *explanation) images(ctx context.Context) error {
+	namespaces, err := OpenNamespaces(e.Store).List()
+	if err != nil {
+		return err
+	}
+	for _, namespace := range namespaces {
+		names, err := openNames(e.Store, namespace)
+		if err != nil {
+			return err
+		}
+		ix, err := names.read()
+		if err != nil {
+			return err
+		}
+		for _, entry := range ix.Entries {
+			if d, ok := reference(entry.Raw); ok {
+				what := func() string { return fmt.Sprintf("image %s of namespace %s", entry.Name, namespace) }
+				if err := e.from(ctx, Reason{Reason: "image", Namespace: namespace, Name: entry.Name}, d.Digest, what); err != nil {
+					return err
+				}
+			}
+		}
+	}
+	return nil
+}
+
+func (e *explanation) containers(ctx context.Context) error {
+	pins, err := Pins(e.Store)
+	if err != nil {
+		return err
+	}
+	for _, p := range pins {
+		r := Reason{Reason: "container", Namespace: p.Namespace, Name: p.ID}
+		if p.Snapshot == string(e.of) {
+			e.known = true
+			r.Target = p.Image
+			if err := e.f(r); err != nil {
+				return err
+			}
+			continue
+		}
+		what := func() string { return fmt.Sprintf("image of container %s of namespace %s", p.ID, p.Namespace) }
+		if err := e.from(ctx, r, p.Image, what); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (e *explanation) roots(ctx context.Context) error {
+	return e.Store.Labelled(ctx, LabelRoot, time.Time{}, func(dgst digest.Digest) error {
+		return e.from(ctx, Reason{Reason: "label"}, dgst, func() string { return string(dgst) })
+	})
+}
+
+func (e *explanation) holders(context.Context) error {
+	if _, err := e.Store.Tree.Stat(layout.Hold); err != nil {
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil
+		}
+		return err
+	}
+	_, free, err := e.Store.Holders()
+	if err != nil || free {
+		return err
+	}
+	return e.f(Reason{Reason: "hold"})
+}
+
+func (e *explanation) grace(context.Context) error {
+	if content.Validate(e.of) != nil {
+		return nil
+	}
+	fi, err := e.Store.Tree.Stat(layout.BlobName(e.of))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	e.known = true
+	if at := fi.ModTime(); !at.Before(e.Before) {
+		return e.f(Reason{Reason: "grace", StoredAt: &at})
+	}
+	return nil
+}
