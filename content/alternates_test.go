@@ -65,7 +65,7 @@ func TestBlobsOfAlternatesAreReadAndNotWritten(t *testing.T) {
 	if err := s.Verify(ctx, dgst); err != nil {
 		t.Error(err)
 	}
-	if err := s.Freshen(dgst); err != nil {
+	if err := s.Freshen(t.Context(), dgst); err != nil {
 		t.Error(err)
 	}
 	if _, err := s.Writer(ctx, "ref", 5, dgst); !errdefs.IsAlreadyExists(err) {

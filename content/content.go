@@ -19,7 +19,6 @@ import (
 	"strings"
 	"time"
 
-	"distkit/disk"
 	"distkit/errclass"
 
 	"github.com/containerd/errdefs"
@@ -83,7 +82,3 @@ type Ingester interface {
 func mismatch(err error) error {
 	return errclass.As(err, errdefs.ErrDataLoss, errdefs.ErrFailedPrecondition)
 }
-
-// cause drops the operation and path that package os puts before an error, where the
-// message names the object already.
-func cause(err error) error { return disk.Cause(err) }

@@ -81,15 +81,11 @@ func (s *Store) lockIngest(ctx context.Context, dir string, wait bool) (*os.File
 		if err != nil {
 			return nil, err
 		}
-		if wait {
-			err = disk.LockContext(ctx, f, unix.LOCK_EX)
-		} else if err = disk.Lock(f, unix.LOCK_EX|unix.LOCK_NB); err != nil {
-			_ = f.Close()
+		how := unix.LOCK_EX
+		if !wait {
+			how |= unix.LOCK_NB
 		}
-		if errors.Is(err, unix.EWOULDBLOCK) {
-			return nil, errclass.As(errors.New("busy: another process holds it"), errdefs.ErrUnavailable)
-		}
-		if err != nil {
+		if err := disk.LockContext(ctx, f, how); err != nil {
 			return nil, err
 		}
 		if s.Tree.Names(path.Join(dir, lockFile), f) {
@@ -157,7 +153,7 @@ func (s *Store) writer(ctx context.Context, key, ref string, size int64, expecte
 		}
 	}
 	dir := ingestDir(key)
-	if err := s.there(expected, size); err != nil {
+	if err := s.there(ctx, expected, size); err != nil {
 		if errdefs.IsAlreadyExists(err) {
 			s.reap(ctx, dir, expected)
 		}
@@ -171,7 +167,7 @@ func (s *Store) writer(ctx context.Context, key, ref string, size int64, expecte
 		return nil, fmt.Errorf("ingest %s: %w", ref, err)
 	}
 	// The one we waited for may have brought it.
-	if err := s.there(expected, size); err != nil {
+	if err := s.there(ctx, expected, size); err != nil {
 		_ = s.removeIngest(dir, lock)
 		return nil, err
 	}
@@ -185,7 +181,7 @@ func (s *Store) writer(ctx context.Context, key, ref string, size int64, expecte
 
 // there is AlreadyExists if the blob is stored, DataLoss if it is with another size. An alternate's of another size doesn't
 // count.
-func (s *Store) there(dgst digest.Digest, size int64) error {
+func (s *Store) there(ctx context.Context, dgst digest.Digest, size int64) error {
 	if dgst == "" {
 		return nil
 	}
@@ -206,7 +202,7 @@ func (s *Store) there(dgst digest.Digest, size int64) error {
 	if size > 0 && fi.Size() != size {
 		return mismatch(fmt.Errorf("blob %s: size mismatch: stored are %d bytes, expected %d", dgst, fi.Size(), size))
 	}
-	if err := s.Freshen(dgst); err != nil {
+	if err := s.Freshen(ctx, dgst); err != nil {
 		if errdefs.IsNotFound(err) {
 			return nil // deleted in between
 		}

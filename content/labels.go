@@ -39,14 +39,14 @@ func readLabels(tree disk.Tree, dgst digest.Digest) (map[string]string, time.Tim
 	labels, changed, err := parseLabels(tree, labelName(dgst))
 	if errdefs.IsFailedPrecondition(err) { // it is too large or no regular file, or a directory above it is none
 		if _, serr := tree.Stat(labelName(dgst)); serr == nil {
-			err = errdefs.ErrDataLoss.WithMessage(cause(err).Error())
+			err = errdefs.ErrDataLoss.WithMessage(disk.Cause(err).Error())
 		}
 	}
 	if errdefs.IsDataLoss(err) {
 		return nil, time.Time{}, fmt.Errorf("labels of %s are damaged, dist-label --replace mends them: %w", dgst, err)
 	}
 	if err != nil {
-		return nil, time.Time{}, fmt.Errorf("labels of %s: %w", dgst, cause(err))
+		return nil, time.Time{}, fmt.Errorf("labels of %s: %w", dgst, disk.Cause(err))
 	}
 	return labels, changed, nil
 }
@@ -108,23 +108,23 @@ func (s *Store) writeLabels(dgst digest.Digest, labels map[string]string, now ti
 
 // lockBlob locks the blob's own file, so that changes of labels and its deletion follow each
 // other. NotFound if there is no such blob.
-func (s *Store) lockBlob(dgst digest.Digest) (*os.File, error) {
+func (s *Store) lockBlob(ctx context.Context, dgst digest.Digest) (*os.File, error) {
 	if _, err := s.stat(dgst); err != nil {
 		return nil, err
 	}
-	f, err := s.LockBlob(dgst)
+	f, err := s.LockBlob(ctx, dgst)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, blobError(dgst, err)
 	}
 	if err != nil {
-		return nil, fmt.Errorf("lock %s: %w", dgst, cause(err))
+		return nil, fmt.Errorf("lock %s: %w", dgst, disk.Cause(err))
 	}
 	return f, nil
 }
 
 // lockOwn is lockBlob for a change that somebody asks for: FailedPrecondition if only an alternate has the blob.
-func (s *Store) lockOwn(dgst digest.Digest) (*os.File, error) {
-	lock, err := s.lockBlob(dgst)
+func (s *Store) lockOwn(ctx context.Context, dgst digest.Digest) (*os.File, error) {
+	lock, err := s.lockBlob(ctx, dgst)
 	if errdefs.IsNotFound(err) {
 		if tree, _, lerr := s.lookup(dgst); lerr == nil && tree != s.Tree {
 			err = errclass.As(fmt.Errorf("blob %s: it is in the alternate store %s, which is not written to", dgst, tree), errdefs.ErrFailedPrecondition)
@@ -146,11 +146,11 @@ func checkLabels(labels map[string]string) error {
 // are replaced, also if their file is damaged; "labels.KEY" sets that one, or deletes it where its value is empty. Any
 // other field is InvalidArgument; a missing blob NotFound, one that only an alternate has FailedPrecondition. It gives what
 // is there then.
-func (s *Store) Update(_ context.Context, info Info, fieldpaths ...string) (Info, error) {
+func (s *Store) Update(ctx context.Context, info Info, fieldpaths ...string) (Info, error) {
 	if err := checkLabels(info.Labels); err != nil {
 		return Info{}, err
 	}
-	lock, err := s.lockOwn(info.Digest)
+	lock, err := s.lockOwn(ctx, info.Digest)
 	if err != nil {
 		return Info{}, err
 	}

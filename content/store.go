@@ -46,7 +46,7 @@ func Open(root string) (*Store, error) {
 		s.namespace = path.Base(d.Name)
 	}
 	if err := s.Check(); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return nil, fmt.Errorf("open store %s: %w", root, cause(err))
+		return nil, fmt.Errorf("open store %s: %w", root, disk.Cause(err))
 	}
 	return s, nil
 }
@@ -141,7 +141,7 @@ func blobError(dgst digest.Digest, err error) error {
 	if errors.Is(err, fs.ErrNotExist) {
 		return errclass.As(fmt.Errorf("blob %s: not found", dgst), errdefs.ErrNotFound)
 	}
-	return fmt.Errorf("blob %s: %w", dgst, cause(err))
+	return fmt.Errorf("blob %s: %w", dgst, disk.Cause(err))
 }
 
 // lookup finds a blob, of the store's own or of an alternate, and the tree that has it.
@@ -266,7 +266,7 @@ func readNames(ctx context.Context, dir *os.File, f func(fs.DirEntry) error) err
 			return nil
 		}
 		if err != nil {
-			return fmt.Errorf("list %s: %w", dir.Name(), cause(err))
+			return fmt.Errorf("list %s: %w", dir.Name(), disk.Cause(err))
 		}
 		if err := ctx.Err(); err != nil {
 			return err
@@ -314,8 +314,8 @@ func (s *Store) walk(ctx context.Context, labels bool, f func(Info) error) error
 
 // Delete removes a blob and its labels; NotFound if there is none, FailedPrecondition if only an alternate has it. Who has
 // it open reads on.
-func (s *Store) Delete(_ context.Context, dgst digest.Digest) error {
-	lock, err := s.lockOwn(dgst)
+func (s *Store) Delete(ctx context.Context, dgst digest.Digest) error {
+	lock, err := s.lockOwn(ctx, dgst)
 	if err != nil {
 		return err
 	}
@@ -343,18 +343,18 @@ func (s *Store) unlink(dgst digest.Digest) error {
 		if errors.Is(err, fs.ErrNotExist) {
 			return blobError(dgst, err)
 		}
-		return fmt.Errorf("delete %s: %w", dgst, cause(err))
+		return fmt.Errorf("delete %s: %w", dgst, disk.Cause(err))
 	}
 	return nil
 }
 
 // Freshen marks a blob as used now, so that a sweep beside it spares it; NotFound if there is
 // none. A store that can't be written to is left as it is, and so is an alternate.
-func (s *Store) Freshen(dgst digest.Digest) error {
+func (s *Store) Freshen(ctx context.Context, dgst digest.Digest) error {
 	if tree, _, err := s.lookup(dgst); err != nil || tree != s.Tree {
 		return err
 	}
-	if err := s.Dir.Freshen(dgst); err != nil {
+	if err := s.Dir.Freshen(ctx, dgst); err != nil {
 		return blobError(dgst, err)
 	}
 	return nil

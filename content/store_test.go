@@ -339,7 +339,7 @@ func TestDeleteUnused(t *testing.T) {
 	if err := os.Chtimes(path, old, old); err != nil {
 		t.Fatal(err)
 	}
-	if err := s.Freshen(dgst); err != nil {
+	if err := s.Freshen(t.Context(), dgst); err != nil {
 		t.Fatal(err)
 	}
 	if err := s.DeleteUnused(dgst, time.Now().Add(-time.Minute), time.Now().Add(time.Hour)); !errdefs.IsFailedPrecondition(err) {

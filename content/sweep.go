@@ -200,9 +200,9 @@ func (s *Store) newest(dir string) (at time.Time) {
 // at the time before or later, or got labels after the time labelled, and Unavailable if somebody is working on it. Nobody freshens
 // or labels it in between.
 func (s *Store) DeleteUnused(dgst digest.Digest, before, labelled time.Time) error {
-	lock, err := s.Tree.LockFile(layout.BlobName(dgst), os.O_RDONLY, 0, unix.LOCK_EX|unix.LOCK_NB)
+	lock, err := s.Tree.LockFile(context.Background(), layout.BlobName(dgst), os.O_RDONLY, 0, unix.LOCK_EX|unix.LOCK_NB)
 	if errors.Is(err, unix.EWOULDBLOCK) {
-		return errclass.Errorf(errdefs.ErrUnavailable, "delete %s: busy", dgst)
+		return fmt.Errorf("delete %s: %w", dgst, err)
 	}
 	if err != nil {
 		return blobError(dgst, err)
@@ -241,7 +241,7 @@ func (s *Store) eachLabelled(ctx context.Context, f func(digest.Digest, fs.FileI
 				return nil
 			}
 			if err != nil {
-				return fmt.Errorf("labels of %s: %w", dgst, cause(err))
+				return fmt.Errorf("labels of %s: %w", dgst, disk.Cause(err))
 			}
 			return f(dgst, fi)
 		})
@@ -267,7 +267,7 @@ func (s *Store) Labelled(ctx context.Context, key string, since time.Time, f fun
 		case errdefs.IsFailedPrecondition(err): // no file, or too large: no labels
 			return nil
 		case err != nil:
-			return fmt.Errorf("labels of %s: %w", dgst, cause(err))
+			return fmt.Errorf("labels of %s: %w", dgst, disk.Cause(err))
 		}
 		var labels map[string]json.RawMessage
 		has := bytes.Contains(b, []byte(key))

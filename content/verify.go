@@ -44,14 +44,14 @@ func verifyFile(ctx context.Context, dgst digest.Digest, f *os.File, size int64)
 // verified it once more under its lock: FailedPrecondition if it is right, or was replaced
 // in between.
 func (s *Store) DeleteCorrupt(ctx context.Context, dgst digest.Digest) error {
-	lock, err := s.lockOwn(dgst)
+	lock, err := s.lockOwn(ctx, dgst)
 	if err != nil {
 		return err
 	}
 	defer disk.Release(lock)
 	fi, err := lock.Stat()
 	if err != nil {
-		return fmt.Errorf("verify %s: %w", dgst, cause(err))
+		return fmt.Errorf("verify %s: %w", dgst, disk.Cause(err))
 	}
 	switch err := verifyFile(ctx, dgst, lock, fi.Size()); {
 	case err == nil:
@@ -89,7 +89,7 @@ func (s *Store) strays(ctx context.Context, top, alg string, f func(path string)
 		return nil
 	}
 	if err != nil {
-		return fmt.Errorf("list %s: %w", name, cause(err))
+		return fmt.Errorf("list %s: %w", name, disk.Cause(err))
 	}
 	defer dir.Close()
 	return readNames(ctx, dir, func(e fs.DirEntry) error {

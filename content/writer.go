@@ -98,7 +98,8 @@ func (w *Writer) open(ctx context.Context) error {
 	w.data = data
 	// The lock on data excludes nobody: it tells those who list ingests that this one is
 	// alive, without their ever touching the lock that excludes.
-	if err := disk.Lock(data, unix.LOCK_EX); err != nil {
+	if err := disk.LockContext(ctx, data, unix.LOCK_EX); err != nil {
+		w.data = nil
 		return err
 	}
 	fi, err := data.Stat()
@@ -395,13 +396,13 @@ func (w *Writer) Commit(ctx context.Context, size int64, expected digest.Digest,
 		return fmt.Errorf("commit %s: %w", name, err)
 	}
 	// A stored blob of another size is damaged, and replaced.
-	if err := w.s.there(dgst, w.offset); err != nil && !errdefs.IsDataLoss(err) {
+	if err := w.s.there(ctx, dgst, w.offset); err != nil && !errdefs.IsDataLoss(err) {
 		if errdefs.IsAlreadyExists(err) {
 			_ = w.remove()
 		}
 		return err
 	}
-	if err := w.publish(dgst, labels); err != nil {
+	if err := w.publish(ctx, dgst, labels); err != nil {
 		return fmt.Errorf("commit %s: %w", dgst, err)
 	}
 	events.Append(w.s.Root(), events.Event{Topic: "/content/create", Digest: string(dgst), Size: w.offset, Labels: labels})
@@ -438,7 +439,7 @@ func (w *Writer) verify(ctx context.Context, size int64, expected digest.Digest)
 }
 
 // publish: distkit-layout(5), BLOBS, tells the order of these steps and why.
-func (w *Writer) publish(dgst digest.Digest, labels map[string]string) error {
+func (w *Writer) publish(ctx context.Context, dgst digest.Digest, labels map[string]string) error {
 	now := time.Now()
 	if err := w.data.Chmod(0o444); err != nil {
 		return err
@@ -452,7 +453,7 @@ func (w *Writer) publish(dgst digest.Digest, labels map[string]string) error {
 		return errors.Join(err, w.Truncate(0))
 	}
 	// A damaged blob may be there. Whoever has its lock may be about to delete it.
-	old, err := w.s.lockBlob(dgst)
+	old, err := w.s.lockBlob(ctx, dgst)
 	if err == nil {
 		defer disk.Release(old)
 	} else if !errdefs.IsNotFound(err) {
@@ -474,7 +475,7 @@ func (w *Writer) publish(dgst digest.Digest, labels map[string]string) error {
 		return err
 	}
 	if err := w.s.Tree.SyncDir(path.Dir(target)); err != nil {
-		return fmt.Errorf("sync %s: %w", path.Dir(target), cause(err))
+		return fmt.Errorf("sync %s: %w", path.Dir(target), disk.Cause(err))
 	}
 	return nil
 }

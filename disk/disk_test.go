@@ -5,9 +5,11 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
+	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
 )
 
@@ -48,16 +50,16 @@ func TestReplace(t *testing.T) {
 // A lock that was waited for is of what the name leads to by then.
 func TestLockFile(t *testing.T) {
 	name := filepath.Join(t.TempDir(), "file")
-	old, err := LockFile(name, os.O_RDWR|os.O_CREATE, 0o600, unix.LOCK_EX)
+	old, err := LockFile(t.Context(), name, os.O_RDWR|os.O_CREATE, 0o600, unix.LOCK_EX)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := LockFile(name, os.O_RDWR, 0, unix.LOCK_EX|unix.LOCK_NB); !errors.Is(err, unix.EWOULDBLOCK) {
+	if _, err := LockFile(t.Context(), name, os.O_RDWR, 0, unix.LOCK_EX|unix.LOCK_NB); !errors.Is(err, unix.EWOULDBLOCK) || !errdefs.IsUnavailable(err) {
 		t.Errorf("locked twice: %v", err)
 	}
 	got := make(chan *os.File)
 	go func() {
-		f, err := LockFile(name, os.O_RDWR, 0, unix.LOCK_EX)
+		f, err := LockFile(t.Context(), name, os.O_RDWR, 0, unix.LOCK_EX)
 		if err != nil {
 			t.Error(err)
 		}
@@ -75,14 +77,14 @@ func TestLockFile(t *testing.T) {
 	if !Names(name, f) {
 		t.Error("the lock is of what was replaced")
 	}
-	if _, err := LockFile(name+"-no", os.O_RDWR, 0, unix.LOCK_EX); !errors.Is(err, os.ErrNotExist) {
+	if _, err := LockFile(t.Context(), name+"-no", os.O_RDWR, 0, unix.LOCK_EX); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("no file: %v", err)
 	}
 }
 
 func TestLockContext(t *testing.T) {
 	name := filepath.Join(t.TempDir(), "file")
-	holder, err := LockFile(name, os.O_RDWR|os.O_CREATE, 0o600, unix.LOCK_EX)
+	holder, err := LockFile(t.Context(), name, os.O_RDWR|os.O_CREATE, 0o600, unix.LOCK_EX)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -92,8 +94,10 @@ func TestLockContext(t *testing.T) {
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
 	defer cancel()
-	if err := LockContext(ctx, waiter, unix.LOCK_EX); !errors.Is(err, context.DeadlineExceeded) {
-		t.Fatal(err)
+	told := false
+	ctx = WithNotice(ctx, func(string) { told = true })
+	if err := LockContext(ctx, waiter, unix.LOCK_EX); !errors.Is(err, context.DeadlineExceeded) || told {
+		t.Fatal(err, told)
 	}
 	// What comes too late is given back.
 	Unlock(holder)
@@ -106,4 +110,45 @@ func TestLockContext(t *testing.T) {
 	}
 	next.Close()
 	holder.Close()
+}
+
+// A wait that lasts is told, with who has the lock, and goes on.
+func TestNotice(t *testing.T) {
+	name := filepath.Join(t.TempDir(), "file")
+	holder, err := LockFile(t.Context(), name, os.O_RDWR|os.O_CREATE, 0o600, unix.LOCK_EX)
+	if err != nil {
+		t.Fatal(err)
+	}
+	told := make(chan string, 1)
+	ctx := WithNotice(t.Context(), func(text string) { told <- text })
+	got := make(chan error, 1)
+	go func() {
+		f, err := LockFile(ctx, name, os.O_RDWR, 0, unix.LOCK_EX)
+		if err == nil {
+			Release(f)
+		}
+		got <- err
+	}()
+	if text, want := <-told, "waiting for the lock of "+name+": "; !strings.HasPrefix(text, want) {
+		t.Errorf("%q does not begin with %q", text, want)
+	}
+	Release(holder)
+	if err := <-got; err != nil {
+		t.Error(err)
+	}
+}
+
+func TestNoLocks(t *testing.T) {
+	for _, errno := range []error{unix.EBADF, unix.ENOLCK, unix.ENOSYS, unix.EOPNOTSUPP} {
+		err := lockFailed("/x/file", errno)
+		if !errdefs.IsNotImplemented(err) || !errors.Is(err, errno) ||
+			err.Error() != "the file system of /x/file has no locks that processes share (flock: "+errno.Error()+")" {
+			t.Errorf("%v: %v", errno, err)
+		}
+	}
+	for _, errno := range []error{nil, unix.EWOULDBLOCK, unix.EIO} {
+		if err := lockFailed("/x/file", errno); err != errno {
+			t.Errorf("%v: %v", errno, err)
+		}
+	}
 }

@@ -483,20 +483,11 @@ func (t Tree) Names(name string, f *os.File) bool {
 }
 
 // LockFile opens a regular file, which others may replace or remove, and locks it: what it returns is what the name
-// leads to. how is as for Lock.
-func (t Tree) LockFile(name string, flag int, perm fs.FileMode, how int) (*os.File, error) {
-	return lockNamed(
+// leads to. how is as for Lock; with LOCK_NB it fails as [Busy] does. It waits until ctx is done.
+func (t Tree) LockFile(ctx context.Context, name string, flag int, perm fs.FileMode, how int) (*os.File, error) {
+	return lockNamed(ctx, how,
 		func() (*os.File, error) { return t.OpenFile(name, flag, perm) },
-		func(f *os.File) bool { return t.Names(name, f) },
-		func(f *os.File) error { return lockOrClose(f, how) })
-}
-
-// LockFileContext is LockFile, and waits until ctx is done.
-func (t Tree) LockFileContext(ctx context.Context, name string, flag int, perm fs.FileMode, how int) (*os.File, error) {
-	return lockNamed(
-		func() (*os.File, error) { return t.OpenFile(name, flag, perm) },
-		func(f *os.File) bool { return t.Names(name, f) },
-		func(f *os.File) error { return LockContext(ctx, f, how) })
+		func(f *os.File) bool { return t.Names(name, f) })
 }
 
 // Replace atomically replaces a file: it writes NAME.new and renames it, so readers see old or new content. The caller

@@ -69,7 +69,10 @@ func TestTreeRefusesWhatIsNoFile(t *testing.T) {
 			"create":    func() error { _, err := tree.OpenFile(name, os.O_RDWR|os.O_CREATE, 0o644); return err },
 			"ReadFile":  func() error { _, err := tree.ReadFile(name, 100); return err },
 			"WriteFile": func() error { return tree.WriteFile(name, []byte("evil"), 0o644) },
-			"LockFile":  func() error { _, err := tree.LockFile(name, os.O_RDWR|os.O_CREATE, 0o644, unix.LOCK_EX); return err },
+			"LockFile": func() error {
+				_, err := tree.LockFile(t.Context(), name, os.O_RDWR|os.O_CREATE, 0o644, unix.LOCK_EX)
+				return err
+			},
 		} {
 			var pe *fs.PathError
 			if err := f(); !errdefs.IsFailedPrecondition(err) || !errors.As(err, &pe) {
@@ -139,7 +142,7 @@ func TestTree(t *testing.T) {
 	if err := tree.Rename("a/g", "h"); err != nil {
 		t.Error(err)
 	}
-	lock, err := tree.LockFile("h", os.O_RDWR, 0, unix.LOCK_EX)
+	lock, err := tree.LockFile(t.Context(), "h", os.O_RDWR, 0, unix.LOCK_EX)
 	if err != nil || !tree.Names("h", lock) || !tree.Names("a/b/f", lock) || tree.Names("a", lock) {
 		t.Errorf("lock: %v", err)
 	}

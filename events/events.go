@@ -7,6 +7,7 @@ package events
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
 	"errors"
 	"io"
@@ -125,10 +126,16 @@ func Append(root string, all ...Event) {
 	}
 }
 
+// patience bounds how long the lock of the log is waited for.
+const patience = 2 * time.Second
+
 func write(root string, lines []byte) error {
 	tree := disk.Tree(root)
+	// The change itself has happened: it doesn't wait for who keeps the log locked.
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
 	for {
-		f, err := tree.LockFile(current, os.O_RDWR|os.O_CREATE|os.O_APPEND, 0o666, unix.LOCK_EX)
+		f, err := tree.LockFile(ctx, current, os.O_RDWR|os.O_CREATE|os.O_APPEND, 0o666, unix.LOCK_EX)
 		if err != nil {
 			return err
 		}

@@ -19,7 +19,7 @@ func adopt(ctx context.Context, store *content.Store, d v1.Descriptor) error {
 		return nil
 	}
 	return documents(ctx, store, d, map[digest.Digest]bool{}, func(dgst digest.Digest, b []byte) error {
-		size, exists, err := store.PutBlob(dgst, func(w io.Writer) error {
+		size, exists, err := store.PutBlob(ctx, dgst, func(w io.Writer) error {
 			_, err := w.Write(b)
 			return err
 		})

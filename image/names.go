@@ -511,7 +511,7 @@ func (n *Names) read() (*layout.Index, error) { return n.dir.ReadIndex() }
 // change lets f change the names under the lock of index.json, and logs what it has changed.
 func (n *Names) change(ctx context.Context, f func(*index) error) error {
 	var ix *index
-	err := n.dir.Change(ctx, n.create, func(read *layout.Index) error {
+	err := n.dir.Change(ctx, func() error { return n.create(ctx) }, func(read *layout.Index) error {
 		ix = &index{Index: read}
 		return f(ix)
 	})
@@ -527,7 +527,7 @@ func (n *Names) change(ctx context.Context, f func(*index) error) error {
 
 // create makes the layout where it is missing. A namespace's shares the store's blobs and
 // the place where files are written aside; it exists once it has an index.json.
-func (n *Names) create() error {
+func (n *Names) create(ctx context.Context) error {
 	if n.dir.Name == "." {
 		return n.store.Init()
 	}
@@ -537,7 +537,7 @@ func (n *Names) create() error {
 	if err := n.store.Init(); err != nil {
 		return err
 	}
-	lock, err := lockNamespaces(n.store, unix.LOCK_SH)
+	lock, err := lockNamespaces(ctx, n.store, unix.LOCK_SH)
 	if err != nil {
 		return err
 	}

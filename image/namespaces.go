@@ -77,7 +77,7 @@ func (n Namespaces) Create(ctx context.Context, namespace string, labels map[str
 	if err := n.store.Init(); err != nil {
 		return err
 	}
-	lock, err := lockNamespaces(n.store, unix.LOCK_EX)
+	lock, err := lockNamespaces(ctx, n.store, unix.LOCK_EX)
 	if err != nil {
 		return err
 	}
@@ -157,7 +157,7 @@ func (n Namespaces) Delete(ctx context.Context, namespace string) error {
 	if namespace == DefaultNamespace {
 		return errclass.Errorf(errdefs.ErrFailedPrecondition, "namespace %s is part of every store", namespace)
 	}
-	all, err := lockNamespaces(n.store, unix.LOCK_EX)
+	all, err := lockNamespaces(ctx, n.store, unix.LOCK_EX)
 	if err != nil {
 		return err
 	}
@@ -246,15 +246,13 @@ func (n Namespaces) content(names *Names, index bool) (string, error) {
 
 // lockNamespaces locks the directory of all namespaces: shared by those who make one, held
 // alone by who removes one, and by a sweep.
-func lockNamespaces(store *content.Store, how int) (*os.File, error) {
+func lockNamespaces(ctx context.Context, store *content.Store, how int) (*os.File, error) {
 	if err := store.Tree.MakeDir(layout.Namespaces); err != nil {
 		return nil, fmt.Errorf("create namespace: %w", err)
 	}
 	f, err := store.Tree.OpenDir(layout.Namespaces)
 	if err == nil {
-		if err = disk.Lock(f, how); err != nil {
-			f.Close()
-		}
+		err = disk.LockContext(ctx, f, how)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("lock namespaces: %w", err)

@@ -576,7 +576,7 @@ func (s *sweeper) lockNames() (unlock func(), current bool, err error) {
 			disk.Unlock(f)
 		}
 	}
-	all, err := lockNamespaces(s.Store, unix.LOCK_EX|unix.LOCK_NB)
+	all, err := lockNamespaces(context.Background(), s.Store, unix.LOCK_EX|unix.LOCK_NB)
 	if err != nil {
 		return unlock, false, err
 	}
@@ -650,7 +650,7 @@ func (s *sweeper) blobs(ctx context.Context, kept *Kept, f func(content.Info) er
 			keep(info)
 			if info.CreatedAt.After(future) && !s.DryRun {
 				// The clock was wrong. The blob would stay for as long, and so its grace begins now.
-				if err := s.Store.Freshen(info.Digest); err != nil && !errdefs.IsNotFound(err) {
+				if err := s.Store.Freshen(ctx, info.Digest); err != nil && !errdefs.IsNotFound(err) {
 					return err
 				}
 			}

@@ -217,7 +217,7 @@ func store(ctx context.Context, d ondisk.Dir, dgst digest.Digest, content io.Rea
 	wrongSize := func(size int64) error {
 		return classf(errdefs.ErrDataLoss, "size mismatch: got %s, not %d", sizeString(size), h.size)
 	}
-	size, exists, err := d.PutBlob(dgst, func(w io.Writer) error {
+	size, exists, err := d.PutBlob(ctx, dgst, func(w io.Writer) error {
 		n, err := io.Copy(w, newVerifier(ctx, io.NopCloser(content), dgst, 0, 0, -1))
 		if err == nil && h.size >= 0 && h.size != n {
 			err = wrongSize(n)

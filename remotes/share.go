@@ -17,6 +17,7 @@ import (
 	"sync"
 	"time"
 
+	"distkit/disk"
 	"distkit/errclass"
 
 	"github.com/containerd/errdefs"
@@ -213,7 +214,7 @@ func (c *tokenCache) refuse(token string) bool {
 	}
 	if f, err := c.file(os.O_RDWR, kept[0], kept[1]); err == nil {
 		defer f.Close()
-		if unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB) == nil && c.read(f).Token == token {
+		if disk.Lock(f, unix.LOCK_EX|unix.LOCK_NB) == nil && c.read(f).Token == token {
 			_ = f.Truncate(0)
 		}
 	}
@@ -305,11 +306,11 @@ func (c *tokenCache) fetch(ctx context.Context, fetch func(context.Context) (str
 // waitLock takes the lock of a file, and gives up on a process that keeps it long.
 func waitLock(ctx context.Context, f *os.File) bool {
 	for deadline := time.Now().Add(lockPatience); ; {
-		err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+		err := disk.Lock(f, unix.LOCK_EX|unix.LOCK_NB)
 		if err == nil {
 			return true
 		}
-		if !errors.Is(err, unix.EWOULDBLOCK) && !errors.Is(err, unix.EINTR) || time.Now().After(deadline) {
+		if !errors.Is(err, unix.EWOULDBLOCK) || time.Now().After(deadline) {
 			return false
 		}
 		if sleep(ctx, 10*time.Millisecond) != nil {
@@ -432,7 +433,7 @@ func (c *client) isDown() bool {
 		return false
 	}
 	defer f.Close()
-	if unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB) != nil || timeLeft(f) > 0 {
+	if disk.Lock(f, unix.LOCK_EX|unix.LOCK_NB) != nil || timeLeft(f) > 0 {
 		return true
 	}
 	if info, err := f.Stat(); err == nil && info.Size() > 0 {

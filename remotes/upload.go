@@ -582,7 +582,7 @@ func (p *push) openSaved() *savedUpload {
 		return nil
 	}
 	s := &savedUpload{f}
-	if locked := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB) == nil; !locked || !disk.Names(f.Name(), f) {
+	if locked := disk.Lock(f, unix.LOCK_EX|unix.LOCK_NB) == nil; !locked || !disk.Names(f.Name(), f) {
 		s.close()
 		return nil
 	}

@@ -287,12 +287,12 @@ func lockFile(t disk.Tree, name string, create bool) (*os.File, error) {
 		flags |= os.O_CREATE
 	}
 	for tries := 0; ; tries++ {
-		f, err := t.LockFile(name, flags, 0o600, unix.LOCK_EX|unix.LOCK_NB)
+		f, err := t.LockFile(context.Background(), name, flags, 0o600, unix.LOCK_EX|unix.LOCK_NB)
 		switch {
 		case !errors.Is(err, unix.EWOULDBLOCK):
 			return f, err
 		case tries > 20:
-			return nil, busy("it is in use")
+			return nil, err
 		}
 		time.Sleep(5 * time.Millisecond)
 	}

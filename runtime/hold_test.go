@@ -15,7 +15,7 @@ import (
 // A container is made before a sweep begins, or after it has ended: never while it deletes what the container is to pin.
 func TestCreateWaitsForASweep(t *testing.T) {
 	root := t.TempDir()
-	hold, err := disk.LockFile(filepath.Join(root, "hold"), os.O_RDWR|os.O_CREATE, 0o600, unix.LOCK_EX)
+	hold, err := disk.LockFile(t.Context(), filepath.Join(root, "hold"), os.O_RDWR|os.O_CREATE, 0o600, unix.LOCK_EX)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -20,6 +20,7 @@ import (
 	"time"
 	"unsafe"
 
+	"distkit/disk"
 	"distkit/events"
 
 	"github.com/containerd/errdefs"
@@ -558,7 +559,7 @@ func (u *execution) leave(ctx context.Context) error {
 	u.claim.release()
 	if !u.c.RemoveAtEnd {
 		// A guard that has been killed may close its descriptors of the lock a little later.
-		_ = unix.Flock(int(u.lock.Fd()), unix.LOCK_UN)
+		disk.Unlock(u.lock)
 		return u.lock.Close()
 	}
 	return u.c.remove(ctx, u.lock)

@@ -78,7 +78,7 @@ func TestMain(m *testing.M) {
 		os.Exit(status)
 	}
 	// The tests look for what is left in the host's cgroups: two runs of them would find each other's.
-	alone, err := disk.LockFile(filepath.Join(os.TempDir(), fmt.Sprintf("distkit-runtime-test-%d", os.Geteuid())), os.O_RDWR|os.O_CREATE, 0o600, unix.LOCK_EX)
+	alone, err := disk.LockFile(context.Background(), filepath.Join(os.TempDir(), fmt.Sprintf("distkit-runtime-test-%d", os.Geteuid())), os.O_RDWR|os.O_CREATE, 0o600, unix.LOCK_EX)
 	if err != nil {
 		panic(err)
 	}

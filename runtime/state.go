@@ -12,6 +12,8 @@ import (
 	"strconv"
 	"time"
 
+	"distkit/disk"
+
 	"golang.org/x/sys/unix"
 )
 
@@ -98,7 +100,7 @@ func claimID(ctx context.Context, state, id string, owner identity) (*claim, err
 		if err != nil {
 			return nil, fmt.Errorf("lock container %s: %w", id, err)
 		}
-		if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		if err := disk.Lock(f, unix.LOCK_EX|unix.LOCK_NB); err != nil {
 			f.Close()
 			if errors.Is(err, unix.EWOULDBLOCK) {
 				return nil, busy("container %s is in use: take another --id, or let its run end", id)
@@ -154,7 +156,7 @@ func (c *claim) open(ctx context.Context, id string, owner identity) (err error)
 func (c *claim) quiet() bool {
 	end := time.Now().Add(10 * time.Second)
 	for made := false; ; time.Sleep(10 * time.Millisecond) {
-		if unix.Flock(int(c.working.Fd()), unix.LOCK_EX|unix.LOCK_NB) == nil {
+		if disk.Lock(c.working, unix.LOCK_EX|unix.LOCK_NB) == nil {
 			return true
 		}
 		if _, err := os.Stat(c.path("pid")); err == nil && !made {

@@ -136,14 +136,14 @@ func (s *Snapshotter) mount(key, target string, options func(Kind) MountOptions)
 // use locks a snapshot's directory without waiting: shared by those who mount it or prepare from it,
 // exclusively by those who commit or remove it. errChanged where the snapshot is gone.
 func (s *Snapshotter) use(e entry, how int) (*os.File, error) {
-	f, err := lockFile(s.dirOf(e.id), unix.O_DIRECTORY, how|unix.LOCK_NB)
+	f, err := lockFile(context.Background(), s.dirOf(e.id), unix.O_DIRECTORY, how|unix.LOCK_NB)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
 		return nil, errChanged
 	case errors.Is(err, unix.EWOULDBLOCK) && how == unix.LOCK_SH:
-		return nil, errdefs.ErrUnavailable.WithMessage("another process is committing or removing it")
+		return nil, fmt.Errorf("it is being committed or removed: %w", err)
 	case errors.Is(err, unix.EWOULDBLOCK):
-		return nil, errdefs.ErrUnavailable.WithMessage("another process is mounting it, preparing a snapshot from it, committing or removing it")
+		return nil, fmt.Errorf("it is being mounted, prepared from, committed or removed: %w", err)
 	}
 	return f, err
 }

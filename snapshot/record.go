@@ -1,6 +1,7 @@
 package snapshot
 
 import (
+	"context"
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
@@ -162,16 +163,16 @@ type lock struct {
 	next uint64
 }
 
-func (s *Snapshotter) lock() (*lock, error) {
+func (s *Snapshotter) lock(ctx context.Context) (*lock, error) {
 	if err := s.checkDirs(); err != nil {
 		return nil, fmt.Errorf("lock store: %w", err)
 	}
-	f, err := s.files.LockFile("state", os.O_RDWR|os.O_CREATE, 0o600, unix.LOCK_EX)
+	f, err := s.files.LockFile(ctx, "state", os.O_RDWR|os.O_CREATE, 0o600, unix.LOCK_EX)
 	if errors.Is(err, fs.ErrNotExist) {
 		if err := s.create(); err != nil {
 			return nil, err
 		}
-		f, err = s.files.LockFile("state", os.O_RDWR|os.O_CREATE, 0o600, unix.LOCK_EX)
+		f, err = s.files.LockFile(ctx, "state", os.O_RDWR|os.O_CREATE, 0o600, unix.LOCK_EX)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("lock store: %w", err)
@@ -336,8 +337,8 @@ func (s *Snapshotter) unindex(namespace, key string) {
 }
 
 // lockFile opens and locks a file or directory of the store, and makes sure that it still has that name.
-func lockFile(name string, flag, how int) (*os.File, error) {
-	return disk.LockFile(name, flag|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0o600, how)
+func lockFile(ctx context.Context, name string, flag, how int) (*os.File, error) {
+	return disk.LockFile(ctx, name, flag|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0o600, how)
 }
 
 // scratch makes a directory in tmp/, locked, so that nobody takes it for a leftover. It
@@ -355,7 +356,7 @@ func (s *Snapshotter) scratch() (string, *os.File, error) {
 			return "", nil, err
 		}
 		step("scratch made")
-		f, err := lockFile(dir, unix.O_DIRECTORY, unix.LOCK_EX|unix.LOCK_NB)
+		f, err := lockFile(context.Background(), dir, unix.O_DIRECTORY, unix.LOCK_EX|unix.LOCK_NB)
 		if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.EWOULDBLOCK) {
 			continue // swept between the two calls
 		}
@@ -375,7 +376,7 @@ func (s *Snapshotter) sweep() {
 	names, _ := d.Readdirnames(-1)
 	for _, n := range names {
 		dir := filepath.Join(tmp, n)
-		f, err := lockFile(dir, unix.O_DIRECTORY, unix.LOCK_EX|unix.LOCK_NB)
+		f, err := lockFile(context.Background(), dir, unix.O_DIRECTORY, unix.LOCK_EX|unix.LOCK_NB)
 		if err == nil {
 			_ = s.driver.Remove(dir)
 			disk.Release(f)

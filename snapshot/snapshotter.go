@@ -71,7 +71,7 @@ func Open(root string, d Driver, o Options) (*Snapshotter, error) {
 		return nil, err
 	}
 	if boot != bootID() {
-		l, err := s.lock()
+		l, err := s.lock(context.Background())
 		switch {
 		case err == nil:
 			l.unlock()
@@ -140,7 +140,7 @@ func (s *Snapshotter) make(ctx context.Context, kind Kind, key, parent string, l
 	r := record{Namespace: s.namespace, Info: Info{Key: key, Kind: kind, Parent: parent, Labels: compact(labels), Created: now()}}
 	r.Updated = r.Created
 	if parent != "" {
-		below, held, err := s.hold(parent)
+		below, held, err := s.hold(ctx, parent)
 		if err != nil {
 			return nil, err
 		}
@@ -174,7 +174,7 @@ func (s *Snapshotter) make(ctx context.Context, kind Kind, key, parent string, l
 		return nil, err
 	}
 
-	l, err := s.lock()
+	l, err := s.lock(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -238,7 +238,7 @@ func taken(k Kind) error {
 
 // hold finds a parent and keeps it from being removed until the file is closed. It returns
 // the ids of what will lie below a child: the parent's own, then those of its parents.
-func (s *Snapshotter) hold(parent string) ([]uint64, *os.File, error) {
+func (s *Snapshotter) hold(ctx context.Context, parent string) ([]uint64, *os.File, error) {
 	for {
 		e, err := s.parent(parent)
 		if err != nil {
@@ -248,7 +248,7 @@ func (s *Snapshotter) hold(parent string) ([]uint64, *os.File, error) {
 			return nil, nil, errdefs.ErrFailedPrecondition.WithMessage(fmt.Sprintf(
 				"parent %s makes %d layers below, and %s mounts at most %d", parent, len(e.Parents)+1, s.driver.Name(), n))
 		}
-		f, err := lockFile(s.dirOf(e.id), unix.O_DIRECTORY, unix.LOCK_SH)
+		f, err := lockFile(ctx, s.dirOf(e.id), unix.O_DIRECTORY, unix.LOCK_SH)
 		if errors.Is(err, fs.ErrNotExist) {
 			continue // removed meanwhile: says so the next time round
 		}
@@ -376,7 +376,7 @@ func (s *Snapshotter) commit(ctx context.Context, name, key string, o *CommitOpt
 		case s.driver.Whiteouts(s.dir) == "":
 			return errdefs.ErrNotImplemented.WithMessage(fmt.Sprintf("%s can't give a snapshot a parent when it is committed", s.driver.Name()))
 		}
-		below, held, err := s.hold(o.Parent)
+		below, held, err := s.hold(ctx, o.Parent)
 		if err != nil {
 			return err
 		}
@@ -403,7 +403,7 @@ func (s *Snapshotter) commit(ctx context.Context, name, key string, o *CommitOpt
 	if err := ctx.Err(); err != nil {
 		return err
 	}
-	err = s.replace(e, r, func() error {
+	err = s.replace(ctx, e, r, func() error {
 		if err := free(); err != nil || name == key && r.Namespace == e.Namespace {
 			return err
 		}
@@ -417,7 +417,7 @@ func (s *Snapshotter) commit(ctx context.Context, name, key string, o *CommitOpt
 
 // replace puts r in the place of e's record, if that still is what it was. The record is
 // written and synced aside; check is called under the lock, before it takes its place.
-func (s *Snapshotter) replace(e entry, r record, check func() error) error {
+func (s *Snapshotter) replace(ctx context.Context, e entry, r record, check func() error) error {
 	dir, held, err := s.scratch()
 	if err != nil {
 		return err
@@ -433,7 +433,7 @@ func (s *Snapshotter) replace(e entry, r record, check func() error) error {
 	}
 	step("record written")
 	if err := func() error {
-		l, err := s.lock()
+		l, err := s.lock(ctx)
 		if err != nil {
 			return err
 		}
@@ -491,24 +491,24 @@ var errCommitted = errdefs.ErrFailedPrecondition.WithMessage("it is committed: m
 // children; Unavailable where it is mounted (in this process's mount namespace), or another process
 // mounts it, commits it, or makes a child of it.
 func (s *Snapshotter) Remove(ctx context.Context, key string) error {
-	if err := retry(func() error { return s.remove(key) }); err != nil {
+	if err := retry(func() error { return s.remove(ctx, key) }); err != nil {
 		return fmt.Errorf("remove %s: %w", key, err)
 	}
 	return nil
 }
 
-func (s *Snapshotter) remove(key string) error {
+func (s *Snapshotter) remove(ctx context.Context, key string) error {
 	s.sweep()
 	e, err := s.lookup(key)
 	if err != nil {
 		return err
 	}
-	return s.removeEntry(e)
+	return s.removeEntry(ctx, e)
 }
 
 // removeEntry is remove for a snapshot that was found; errChanged where it is gone.
-func (s *Snapshotter) removeEntry(e entry) error {
-	dir, held, err := s.detach(e)
+func (s *Snapshotter) removeEntry(ctx context.Context, e entry) error {
+	dir, held, err := s.detach(ctx, e)
 	if err != nil {
 		return err
 	}
@@ -540,7 +540,7 @@ func ofOthers(err error) error {
 }
 
 // detach takes a snapshot's name away, and leaves its directory locked in tmp/.
-func (s *Snapshotter) detach(e entry) (string, *os.File, error) {
+func (s *Snapshotter) detach(ctx context.Context, e entry) (string, *os.File, error) {
 	held, err := s.use(e, unix.LOCK_EX)
 	if err != nil {
 		return "", nil, err
@@ -555,7 +555,7 @@ func (s *Snapshotter) detach(e entry) (string, *os.File, error) {
 		return "", nil, err
 	}
 	step("not mounted")
-	l, err := s.lock()
+	l, err := s.lock(ctx)
 	if err != nil {
 		return "", nil, err
 	}
@@ -652,9 +652,9 @@ func (s *Snapshotter) Walk(ctx context.Context, f func(context.Context, Info) er
 // Update changes a snapshot's labels to those of info, whose Key says which snapshot is
 // meant: all of them, or with field paths of the form "labels.NAME" those alone, where an
 // empty value takes the label away. Other paths than these and "labels" are InvalidArgument.
-func (s *Snapshotter) Update(_ context.Context, info Info, fieldpaths ...string) (i Info, err error) {
+func (s *Snapshotter) Update(ctx context.Context, info Info, fieldpaths ...string) (i Info, err error) {
 	err = retry(func() error {
-		i, err = s.update(info, fieldpaths)
+		i, err = s.update(ctx, info, fieldpaths)
 		return err
 	})
 	if err != nil {
@@ -663,7 +663,7 @@ func (s *Snapshotter) Update(_ context.Context, info Info, fieldpaths ...string)
 	return i, nil
 }
 
-func (s *Snapshotter) update(info Info, fieldpaths []string) (Info, error) {
+func (s *Snapshotter) update(ctx context.Context, info Info, fieldpaths []string) (Info, error) {
 	if err := checkLabels(info.Labels); err != nil {
 		return Info{}, err
 	}
@@ -693,7 +693,7 @@ func (s *Snapshotter) update(info Info, fieldpaths []string) (Info, error) {
 		}
 	}
 	r.Labels = compact(r.Labels)
-	if err := s.replace(e, r, func() error { return nil }); err != nil {
+	if err := s.replace(ctx, e, r, func() error { return nil }); err != nil {
 		return Info{}, err
 	}
 	s.log(r, events.Event{Topic: "/snapshot/update", Key: r.Key})

@@ -278,7 +278,7 @@ func (s *Snapshotter) stacking(e entry) bool {
 	if !ok {
 		return false
 	}
-	f, err := lockFile(s.lockOf(e.Namespace, name), os.O_RDWR, unix.LOCK_SH|unix.LOCK_NB)
+	f, err := lockFile(context.Background(), s.lockOf(e.Namespace, name), os.O_RDWR, unix.LOCK_SH|unix.LOCK_NB)
 	if err == nil {
 		disk.Release(f)
 	}
@@ -294,7 +294,7 @@ func (s *Snapshotter) sweepLocks() {
 	}
 	for _, n := range names {
 		file := filepath.Join(locks, n.Name())
-		if f, err := lockFile(file, os.O_RDWR, unix.LOCK_EX|unix.LOCK_NB); err == nil {
+		if f, err := lockFile(context.Background(), file, os.O_RDWR, unix.LOCK_EX|unix.LOCK_NB); err == nil {
 			_ = os.Remove(file)
 			disk.Release(f)
 		}

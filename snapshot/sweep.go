@@ -68,7 +68,7 @@ func (s *Snapshotter) Sweep(ctx context.Context, o Sweep, f func(Info, Usage) er
 		}
 		u, err := s.driver.Usage(ctx, s.tree(e.id, e.record))
 		if err = ofOthers(err); err == nil && !o.DryRun {
-			err = s.sweepEntry(e, o)
+			err = s.sweepEntry(ctx, e, o)
 		}
 		switch {
 		case errors.Is(err, errChanged), errors.Is(err, errNeeded), errors.Is(err, fs.ErrNotExist), errdefs.IsUnavailable(err), errdefs.IsFailedPrecondition(err):
@@ -84,14 +84,14 @@ func (s *Snapshotter) Sweep(ctx context.Context, o Sweep, f func(Info, Usage) er
 }
 
 // sweepEntry removes a snapshot unless it has come to be needed. A parent of one that is needed has a child, and stays for that.
-func (s *Snapshotter) sweepEntry(e entry, o Sweep) error {
+func (s *Snapshotter) sweepEntry(ctx context.Context, e entry, o Sweep) error {
 	var dir string
 	var held *os.File
 	err := o.Alone(func(needed func(string, Info) bool) (err error) {
 		if needed(e.Namespace, e.Info) || e.Kind != Committed && s.stacking(e) {
 			return errNeeded
 		}
-		dir, held, err = s.detach(e)
+		dir, held, err = s.detach(ctx, e)
 		return err
 	})
 	if err != nil {

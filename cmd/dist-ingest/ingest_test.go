@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"crypto/rand"
 	"errors"
+	"fmt"
 	"io"
 	"io/fs"
 	"os"
@@ -333,7 +334,7 @@ func (f *fixture) waiting(args ...string) *exec.Cmd {
 	}
 	f.t.Cleanup(func() {
 		if c.ProcessState == nil {
-			_ = c.Process.Kill()
+			_ = c.Process.Signal(syscall.SIGTERM) // it waits for its command, which writes here
 			_ = c.Wait()
 		}
 	})
@@ -382,8 +383,8 @@ func TestWaitingForAnother(t *testing.T) {
 	f.there()
 
 	f = newFixture(t)
-	f.waiting("ref")
-	f.want(f.run(strings.NewReader("x"), "ref"), 5, "busy")
+	c = f.waiting("ref")
+	f.want(f.run(strings.NewReader("x"), "ref"), 5, fmt.Sprintf("dist-ingest: ingest ref: busy: process %d (", c.Process.Pid))
 }
 
 func TestTee(t *testing.T) {

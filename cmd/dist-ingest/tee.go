@@ -8,9 +8,10 @@ import (
 	"fmt"
 	"hash"
 	"io"
-	"io/fs"
 	"os"
 	"sync"
+
+	"distkit/disk"
 
 	"github.com/containerd/errdefs"
 )
@@ -55,7 +56,7 @@ func (t *tee) follow(f *os.File) {
 			}
 			// Past the command's buffer, which is not for use beside the main goroutine.
 			if _, err := os.Stdout.Write(buf[:n]); err != nil {
-				t.fail(fmt.Errorf("write standard output: %w", cause(err)))
+				t.fail(fmt.Errorf("write standard output: %w", disk.Cause(err)))
 				return
 			}
 		}
@@ -155,12 +156,4 @@ func (t *tee) stop() {
 	t.quit = true
 	t.cond.Signal()
 	t.mu.Unlock()
-}
-
-func cause(err error) error {
-	var pe *fs.PathError
-	if errors.As(err, &pe) {
-		return pe.Err
-	}
-	return err
 }

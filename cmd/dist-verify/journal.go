@@ -10,6 +10,7 @@ import (
 	"sync"
 
 	"distkit/content"
+	"distkit/disk"
 	"distkit/errclass"
 
 	"github.com/containerd/errdefs"
@@ -44,9 +45,9 @@ func openJournal(path string) (*journal, error) {
 }
 
 func (j *journal) read() error {
-	err := unix.Flock(int(j.file.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+	err := disk.Lock(j.file, unix.LOCK_EX|unix.LOCK_NB)
 	if errors.Is(err, unix.EWOULDBLOCK) {
-		return errclass.As(errors.New("busy: another process goes on from it"), errdefs.ErrUnavailable)
+		return disk.Busy(j.file)
 	}
 	if err != nil {
 		return err

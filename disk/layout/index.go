@@ -375,9 +375,9 @@ func (d Dir) lockIndex(ctx context.Context, create func() error) (*os.File, erro
 // is none.
 func (d Dir) LockIndex(ctx context.Context, how int) (*os.File, error) {
 	// NFS locks exclusively only what is open for writing.
-	f, err := d.Tree.LockFileContext(ctx, d.File(v1.ImageIndexFile), os.O_RDWR, 0, how)
+	f, err := d.Tree.LockFile(ctx, d.File(v1.ImageIndexFile), os.O_RDWR, 0, how)
 	if errors.Is(err, fs.ErrPermission) {
-		f, err = d.Tree.LockFileContext(ctx, d.File(v1.ImageIndexFile), os.O_RDONLY, 0, how)
+		f, err = d.Tree.LockFile(ctx, d.File(v1.ImageIndexFile), os.O_RDONLY, 0, how)
 	}
 	return f, err
 }

@@ -7,6 +7,7 @@
 package layout
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"io"
@@ -218,14 +219,14 @@ func BlobName(dgst digest.Digest) string {
 
 // LockBlob locks a blob's own file, so that its deletion, changes of its labels and freshening follow each other.
 // fs.ErrNotExist if there is none.
-func (d Dir) LockBlob(dgst digest.Digest) (*os.File, error) {
-	return d.Tree.LockFile(BlobName(dgst), os.O_RDONLY, 0, unix.LOCK_EX)
+func (d Dir) LockBlob(ctx context.Context, dgst digest.Digest) (*os.File, error) {
+	return d.Tree.LockFile(ctx, BlobName(dgst), os.O_RDONLY, 0, unix.LOCK_EX)
 }
 
 // Freshen marks a blob as used now, so that a sweep beside it spares it. fs.ErrNotExist if there is none. In a store that
 // can't be written to the blob is left as it is.
-func (d Dir) Freshen(dgst digest.Digest) error {
-	f, err := d.LockBlob(dgst)
+func (d Dir) Freshen(ctx context.Context, dgst digest.Digest) error {
+	f, err := d.LockBlob(ctx, dgst)
 	if err != nil {
 		return err
 	}
@@ -239,9 +240,9 @@ func (d Dir) Freshen(dgst digest.Digest) error {
 
 // PutBlob stores a blob, unless it is there: then it is freshened, and write isn't called. write writes the blob's bytes,
 // and fails if they aren't those of the digest. When PutBlob returns the blob is on disk.
-func (d Dir) PutBlob(dgst digest.Digest, write func(io.Writer) error) (size int64, exists bool, err error) {
+func (d Dir) PutBlob(ctx context.Context, dgst digest.Digest, write func(io.Writer) error) (size int64, exists bool, err error) {
 	name := BlobName(dgst)
-	if err = d.Freshen(dgst); err == nil {
+	if err = d.Freshen(ctx, dgst); err == nil {
 		if fi, err := d.Tree.Stat(name); err == nil {
 			return fi.Size(), true, nil
 		}

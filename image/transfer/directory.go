@@ -1,6 +1,7 @@
 package transfer
 
 import (
+	"context"
 	"fmt"
 	"io"
 	"os"
@@ -101,8 +102,8 @@ func (s *dirSink) directory(name string) error {
 	return err
 }
 
-func (s *dirSink) blob(d digest.Digest, size int64, write func(io.Writer) error) error {
-	got, exists, err := s.PutBlob(d, write)
+func (s *dirSink) blob(ctx context.Context, d digest.Digest, size int64, write func(io.Writer) error) error {
+	got, exists, err := s.PutBlob(ctx, d, write)
 	if exists && got != size {
 		return damaged("%s is there with %d bytes, not %d", s.Tree.Path(layout.BlobName(d)), got, size)
 	}

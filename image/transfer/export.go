@@ -267,7 +267,7 @@ type sink interface {
 	// document is called with the documents, directory and blob after it with all blobs, sorted by digest.
 	document(name string, b []byte) error
 	directory(name string) error
-	blob(d digest.Digest, size int64, write func(io.Writer) error) error
+	blob(ctx context.Context, d digest.Digest, size int64, write func(io.Writer) error) error
 	end() error
 }
 
@@ -315,7 +315,7 @@ func (e *exporter) write(ctx context.Context, to sink) error {
 	}
 	buf := make([]byte, 256<<10)
 	for _, d := range digests {
-		err := to.blob(d, e.blobs[d], func(w io.Writer) error { return e.blob(ctx, w, d, buf) })
+		err := to.blob(ctx, d, e.blobs[d], func(w io.Writer) error { return e.blob(ctx, w, d, buf) })
 		if err != nil {
 			return fmt.Errorf("write %s: %w", d, err)
 		}
@@ -336,7 +336,7 @@ func (t tarSink) document(name string, b []byte) error {
 
 func (t tarSink) directory(name string) error { return t.WriteHeader(header(name+"/", 0o755, 0)) }
 
-func (t tarSink) blob(d digest.Digest, size int64, write func(io.Writer) error) error {
+func (t tarSink) blob(ctx context.Context, d digest.Digest, size int64, write func(io.Writer) error) error {
 	if err := t.WriteHeader(header(blobPath(d), 0o444, size)); err != nil {
 		return err
 	}

@@ -18,6 +18,7 @@ import (
 	"strings"
 	"time"
 
+	"distkit/disk"
 	"distkit/errclass"
 	"distkit/runtime"
 
@@ -143,9 +144,9 @@ func (n *Networks) open(id string, create bool) (place, error) {
 		if err != nil {
 			return place{}, err
 		}
-		err = unix.Flock(int(lock.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+		err = disk.Lock(lock, unix.LOCK_EX|unix.LOCK_NB)
 		if errors.Is(err, unix.EWOULDBLOCK) {
-			err = errclass.Errorf(errdefs.ErrUnavailable, "network %s: another process works on it", id)
+			err = fmt.Errorf("network %s: %w", id, disk.Busy(lock))
 		}
 		if err != nil {
 			_ = lock.Close()

@@ -18,6 +18,7 @@ import (
 	"time"
 	"unicode"
 
+	"distkit/disk"
 	"distkit/errclass"
 
 	"github.com/containerd/errdefs"
@@ -59,6 +60,9 @@ func run(c *cobra.Command) int {
 
 	ctx, cancel := context.WithCancel(context.Background())
 	defer cancel()
+	if _, tty := IsTerminal(os.Stderr); tty {
+		ctx = disk.WithNotice(ctx, func(text string) { Report(c, errors.New(text)) })
+	}
 	var got func() os.Signal
 	verb := c
 	if v, _, err := c.Find(os.Args[1:]); err == nil {
@@ -75,7 +79,7 @@ func run(c *cobra.Command) int {
 		err = Usagef("%w", err) // cobra's own check of the flags
 	}
 	if ferr := stdout.Flush(); ferr != nil && err == nil {
-		err = fmt.Errorf("write standard output: %w", unwrapPath(ferr))
+		err = fmt.Errorf("write standard output: %w", disk.Cause(ferr))
 	}
 	if sig := got(); sig != nil && err != nil {
 		if !errors.Is(err, context.Canceled) {
@@ -355,12 +359,4 @@ func oneLine(s string) string {
 		}
 	}
 	return b.String()
-}
-
-func unwrapPath(err error) error {
-	var pe *fs.PathError
-	if errors.As(err, &pe) {
-		return pe.Err
-	}
-	return err
 }
