@@ -237,6 +237,10 @@ func (t roundTripper) RoundTrip(req *http.Request) (*http.Response, error) {
 		return resp, err
 	}
 	t.c.replied.Store(true)
+	if _, err := resp.Location(); err != nil && err != http.ErrNoLocation && resp.StatusCode/100 == 3 {
+		resp.Body.Close()
+		return nil, fmt.Errorf("%w: to %q, which is no address", errRedirect, printable(resp.Header.Get("Location")))
+	}
 	if isToken {
 		if err := t.c.admitTokenRedirect(resp); err != nil {
 			resp.Body.Close()

@@ -3,6 +3,7 @@ package remotes
 import (
 	"context"
 	"crypto/sha256"
+	"encoding/json"
 	"fmt"
 	"io"
 	"math/rand/v2"
@@ -51,8 +52,9 @@ type fake struct {
 	blobs     map[digest.Digest][]byte
 	manifests map[string]entry // by tag and by digest
 	uploads   map[string][]byte
-	begun     int  // uploads; no two have one ID
-	referrers bool // the list of referrers is known
+	tags      []string // listed in pages of two; nil: there is no such list
+	begun     int      // uploads; no two have one ID
+	referrers bool     // the list of referrers is known
 	requests  []*http.Request
 	// fault replies in the place of the registry where it returns true.
 	fault func(w http.ResponseWriter, r *http.Request, n int) bool
@@ -168,6 +170,18 @@ func (f *fake) serve(w http.ResponseWriter, r *http.Request) {
 			}
 			return
 		}
+	}
+	if r.URL.Path == "/v2/x/tags/list" && f.tags != nil {
+		list, rest := f.tags, []string(nil)
+		if last := r.URL.Query().Get("last"); last != "" {
+			list = list[slices.Index(list, last)+1:]
+		}
+		if list, rest = list[:min(2, len(list))], list[min(2, len(list)):]; len(rest) > 0 {
+			w.Header().Set("Link", "</v2/x/tags/list?n=2&last="+list[len(list)-1]+`>; rel="next"`)
+		}
+		w.Header().Set("Content-Type", "application/json")
+		_ = json.NewEncoder(w).Encode(map[string]any{"name": "x", "tags": list})
+		return
 	}
 	if id, ok := strings.CutPrefix(r.URL.Path, "/v2/x/blobs/"); ok {
 		f.mu.Lock()

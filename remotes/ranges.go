@@ -61,7 +61,9 @@ func (s *blobSource) open(ctx context.Context, want span) (stream, error) {
 	}
 	begin, size := int64(0), resp.ContentLength
 	isRange := resp.StatusCode == http.StatusPartialContent
-	if isRange {
+	switch resp.StatusCode {
+	case http.StatusOK, http.StatusNonAuthoritativeInfo:
+	case http.StatusPartialContent:
 		begin, size, err = parseContentRange(resp.Header.Get("Content-Range"))
 		if err == nil && begin != want.begin {
 			err = fmt.Errorf("bytes from %d on were asked for, and came from %d on", want.begin, begin)
@@ -77,6 +79,9 @@ func (s *blobSource) open(ctx context.Context, want span) (stream, error) {
 			s.noRanges = true
 			return s.open(ctx, want)
 		}
+	default:
+		resp.Body.Close()
+		return stream{}, classf(errdefs.ErrDataLoss, "%s sent no content: %s", s.client.host, printable(resp.Status))
 	}
 	if s.size >= 0 && size >= 0 && size != s.size {
 		resp.Body.Close()

@@ -149,7 +149,6 @@ func (r *Registry) resolve(ctx context.Context, c *client, t *tries, o object) (
 		}
 		return err
 	})
-	var status *statusError
 	switch {
 	case blob != nil:
 		return *blob, nil
@@ -160,7 +159,7 @@ func (r *Registry) resolve(ctx context.Context, c *client, t *tries, o object) (
 		}
 	case errdefs.IsNotFound(err) && o.digest != "":
 		return r.resolveBlob(ctx, c, t, o, err)
-	case !errors.As(err, &status), isTemporary(err), errdefs.IsUnauthorized(err) && !status.elsewhere:
+	case !isHeadRefused(err):
 		return ocispec.Descriptor{}, err
 	}
 	// HEAD has told too little, or was refused, which says nothing of GET.
@@ -172,37 +171,52 @@ func (r *Registry) resolve(ctx context.Context, c *client, t *tries, o object) (
 }
 
 func (r *Registry) resolveBlob(ctx context.Context, c *client, t *tries, o object, notFound error) (ocispec.Descriptor, error) {
-	size, err := c.blobSize(ctx, r.request(c, http.MethodHead, "blobs", o.String()), t)
+	size, err := c.blobSize(ctx, r.request(c, http.MethodHead, "blobs", o.String()), o.digest, t)
+	if errdefs.IsNotFound(err) {
+		err = notFound
+	}
 	if err != nil {
-		if isTemporary(err) || isRefusedElsewhere(err) {
-			return ocispec.Descriptor{}, err
-		}
-		return ocispec.Descriptor{}, notFound
+		return ocispec.Descriptor{}, err
 	}
 	return ocispec.Descriptor{MediaType: mediaTypeOctets, Digest: o.digest, Size: size}, nil
 }
 
-// blobSize returns the size of a blob that req asks for by HEAD, -1 where the registry has the blob and does
-// not tell. Where HEAD tells no size, or is refused by a place that it was redirected to and that may have
-// been told of GET alone, the first byte is asked for.
-func (c *client) blobSize(ctx context.Context, req request, t *tries) (int64, error) {
+// isHeadRefused reports whether a host refused HEAD in a way that says nothing of GET: with another status than those that
+// mean the object, the user or the moment, or by a redirect that leads nowhere.
+func isHeadRefused(err error) bool {
+	var status *statusError
+	switch {
+	case isTemporary(err):
+		return false
+	case errors.Is(err, errRedirect):
+		return true
+	case !errors.As(err, &status):
+		return false
+	}
+	return status.elsewhere || !errdefs.IsUnauthorized(err)
+}
+
+// blobSize returns the size of the blob of a digest, which req asks for by HEAD: -1 where the registry has the blob and
+// does not tell. Where HEAD is refused or tells no size, the first byte is asked for. Some tell 0 in the place of nothing.
+func (c *client) blobSize(ctx context.Context, req request, d digest.Digest, t *tries) (int64, error) {
 	resp, err := c.do(ctx, req, t)
 	switch {
 	case err == nil:
 		resp.Body.Close()
-		if resp.ContentLength >= 0 {
+		if resp.ContentLength > 0 || resp.ContentLength == 0 && d == d.Algorithm().FromBytes(nil) {
 			return resp.ContentLength, nil
 		}
-	case !isRefusedElsewhere(err):
+	case errdefs.IsNotFound(err) || !isHeadRefused(err):
 		return -1, err
 	}
 	req.method = http.MethodGet
-	d := &rangeReader{ctx: ctx, source: blobSource{client: c, request: req, size: -1}, tries: t, end: 1}
-	gerr := d.connect(0)
-	d.Close()
-	if gerr == nil {
-		return d.source.size, nil
-	} else if ctx.Err() != nil {
+	first := &rangeReader{ctx: ctx, source: blobSource{client: c, request: req, size: -1}, tries: t, end: 1}
+	gerr := first.connect(0)
+	first.Close()
+	switch {
+	case gerr == nil:
+		return first.source.size, nil
+	case ctx.Err() != nil || errdefs.IsNotFound(gerr):
 		return -1, gerr
 	}
 	return -1, err

@@ -44,15 +44,17 @@ type recorder struct {
 
 func newRecorder(t *testing.T, next http.HandlerFunc) *recorder {
 	rec := &recorder{next: next}
-	rec.Server = httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		body, _ := io.ReadAll(r.Body)
-		rec.mu.Lock()
-		rec.all = append(rec.all, fmt.Sprintln(r.Method, r.URL, r.Header, string(body)))
-		rec.mu.Unlock()
-		rec.next(w, r)
-	}))
+	rec.Server = httptest.NewServer(rec)
 	t.Cleanup(rec.Close)
 	return rec
+}
+
+func (r *recorder) ServeHTTP(w http.ResponseWriter, req *http.Request) {
+	body, _ := io.ReadAll(req.Body)
+	r.mu.Lock()
+	r.all = append(r.all, fmt.Sprintln(req.Method, req.URL, req.Header, string(body)))
+	r.mu.Unlock()
+	r.next(w, req)
 }
 
 func (r *recorder) host() string { return r.Listener.Addr().String() }

@@ -143,7 +143,7 @@ func (p *push) blob(content io.Reader, look bool) (ocispec.Descriptor, error) {
 
 // exists returns the size of the blob that the registry has, -1 where it does not tell.
 func (p *push) exists() (int64, error) {
-	return p.client.blobSize(p.ctx, p.request(http.MethodHead, "blobs", p.object.String()), p.tries)
+	return p.client.blobSize(p.ctx, p.request(http.MethodHead, "blobs", p.object.String()), p.object.digest, p.tries)
 }
 
 // begin opens an upload, or has the registry mount the blob from the hinted repository.

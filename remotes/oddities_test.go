@@ -1,0 +1,510 @@
+package remotes
+
+import (
+	"bytes"
+	"cmp"
+	"context"
+	"fmt"
+	"io"
+	"maps"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+)
+
+// This table has every request that a client makes against everything that may be odd about its reply:
+// {operation} × {oddity}. For each cell it asserts what comes of it (the right result, or an error of a class),
+// that the registry's secrets went to nobody else, that the error is one line, and that the requests are few.
+//
+// To add a request, add an operation: how it is made (run), which of its requests is answered oddly (at), and what
+// comes of it (want; check, where the registry's own state counts). To add an oddity, add it to oddities. An outcome
+// that is not the oddity's usual one stands in the operation's expect.
+
+// operation is what a client does, and the one of its requests that is answered oddly.
+type operation struct {
+	name string
+	// at is the request's method, a space, and a part of its path.
+	at      string
+	options Options
+	run     func(r *Registry) (string, error)
+	want    string // the right result
+	// check, where set, looks at the registry after a success.
+	check func(f *fake) error
+	// isHint marks a request whose refusal, or whatever its reply tells, another request makes good.
+	isHint bool
+	// expect has outcomes by the oddity's name, or by the beginning of it that ends in *.
+	expect map[string]string
+}
+
+// oddity is one way for a reply to be odd.
+type oddity struct {
+	name   string
+	answer func(x *exchange)
+	// want lists the outcomes that are right, with | between them.
+	want string
+	once bool // only the first reply is odd
+}
+
+// Outcomes of an operation.
+const (
+	right     = "right"
+	wrong     = "wrong" // success with another result than the right one
+	notFound  = "not found"
+	refused   = "refused"
+	damaged   = "damaged"
+	temporary = "temporary"
+	other     = "other"
+)
+
+func outcome(op operation, got string, err error, f *fake) string {
+	switch {
+	case err == nil && got != op.want:
+		return wrong
+	case err == nil:
+		if op.check != nil {
+			if err := op.check(f); err != nil {
+				return wrong + ": " + err.Error()
+			}
+		}
+		return right
+	case errdefs.IsNotFound(err):
+		return notFound
+	case errdefs.IsUnauthorized(err), errdefs.IsPermissionDenied(err):
+		return refused
+	case errdefs.IsDataLoss(err):
+		return damaged
+	case isTemporary(err):
+		return temporary
+	}
+	return other
+}
+
+// exchange is one request and the honest reply to it, which an oddity changes and sends.
+type exchange struct {
+	w         http.ResponseWriter
+	r         *http.Request
+	status    int
+	header    [][2]string
+	body      []byte
+	elsewhere map[string]string // URLs of other servers, which have the same content
+	cutAt     int               // of the body; -1: not
+}
+
+// send writes the reply as it stands, byte for byte, and closes the connection.
+func (x *exchange) send() {
+	conn, _, err := x.w.(http.Hijacker).Hijack()
+	if err != nil {
+		panic(err)
+	}
+	defer conn.Close()
+	var b bytes.Buffer
+	fmt.Fprintf(&b, "HTTP/1.1 %d %s\r\nConnection: close\r\n", x.status, cmp.Or(http.StatusText(x.status), "Odd"))
+	for _, h := range x.header {
+		fmt.Fprintf(&b, "%s: %s\r\n", h[0], h[1])
+	}
+	b.WriteString("\r\n")
+	if x.r.Method != http.MethodHead {
+		if x.cutAt >= 0 {
+			x.body = x.body[:min(x.cutAt, len(x.body))]
+		}
+		b.Write(x.body)
+	}
+	_, _ = conn.Write(b.Bytes())
+}
+
+func (x *exchange) get(name string) (value string, ok bool) {
+	for _, h := range x.header {
+		if strings.EqualFold(h[0], name) {
+			return h[1], true
+		}
+	}
+	return "", false
+}
+
+// set replaces a header's lines by others.
+func (x *exchange) set(name string, lines ...[2]string) {
+	x.header = slices.DeleteFunc(x.header, func(h [2]string) bool { return strings.EqualFold(h[0], name) })
+	x.header = append(x.header, lines...)
+}
+
+// empty makes the reply one of a status, without a body.
+func (x *exchange) empty(status int) {
+	x.status, x.header, x.body = status, [][2]string{{"Content-Length", "0"}}, nil
+}
+
+func oddCase(s string) string {
+	b := []byte(strings.ToLower(s))
+	for i := 1; i < len(b); i += 2 {
+		b[i] = strings.ToUpper(s)[i]
+	}
+	return string(b)
+}
+
+// oddHeaders are the headers that are sent odd where a reply has them, and added where it has not.
+var oddHeaders = []string{
+	"Content-Type", "Content-Length", "Content-Encoding", "Content-Range", "Docker-Content-Digest", "ETag", "Link", "Location", "Range",
+	"OCI-Subject", "OCI-Chunk-Min-Length", "OCI-Filters-Applied", "Retry-After", "Www-Authenticate", "Warning", "Transfer-Encoding",
+}
+
+func oddities() (list []oddity) {
+	add := func(name, want string, answer func(x *exchange)) {
+		list = append(list, oddity{name: name, want: want, answer: answer})
+	}
+	for _, name := range oddHeaders {
+		edit := func(kind, want string, lines func(value string) [][2]string) {
+			add(name+" "+kind, want, func(x *exchange) {
+				value, _ := x.get(name)
+				x.set(name, lines(value)...)
+				x.send()
+			})
+		}
+		line := func(v string) [2]string { return [2]string{name, v} }
+		if name != "Content-Length" && name != "Transfer-Encoding" {
+			edit("in odd case", right, func(v string) [][2]string {
+				if v == "" {
+					return nil
+				}
+				return [][2]string{{oddCase(name), v}}
+			})
+		}
+		malformed := right // what HTTP itself is made of
+		if name == "Content-Length" || name == "Transfer-Encoding" {
+			malformed = temporary
+		}
+		edit("absent", right, func(string) [][2]string { return nil })
+		edit("twice", right, func(v string) [][2]string {
+			if v == "" {
+				return nil
+			}
+			return [][2]string{line(v), line(v)}
+		})
+		edit("empty", malformed, func(string) [][2]string { return [][2]string{line("")} })
+		edit("garbage", malformed, func(string) [][2]string { return [][2]string{line(";,<\"=%zz")} })
+		edit("enormous", malformed, func(string) [][2]string { return [][2]string{line(strings.Repeat("9", 100_000))} })
+		edit("with control characters", temporary, func(string) [][2]string { return [][2]string{line("\x1b[31m")} })
+		if name == "Link" {
+			edit("too large", temporary, func(string) [][2]string { return [][2]string{line(strings.Repeat("9", 2<<20))} })
+		}
+	}
+	for status := 200; status <= 999; status++ {
+		if http.StatusText(status) == "" && !slices.Contains([]int{420, 444, 499, 520, 521, 522, 523, 524, 530, 599, 600, 999}, status) {
+			continue
+		}
+		name := fmt.Sprintf("status %d", status)
+		add(name, statusOutcome(status), func(x *exchange) { x.empty(status); x.send() })
+		if status >= 400 {
+			add(name+" with errors", statusOutcome(status), func(x *exchange) {
+				body := `{"errors":[{"code":"ODD","message":"\u001b[31m very\nodd"}]}`
+				x.empty(status)
+				x.body, x.header = []byte(body), [][2]string{{"Content-Type", "application/json"}, {"Content-Length", fmt.Sprint(len(body))}}
+				x.send()
+			})
+		}
+	}
+	for _, status := range []int{408, 429, 500, 502, 503, 504} {
+		list = append(list, oddity{fmt.Sprintf("once status %d", status), func(x *exchange) { x.empty(status); x.send() }, right, true})
+	}
+	for name, after := range map[string]string{"an hour": "3600", "garbage": "soon", "nothing": "", "ages": strings.Repeat("9", 1000), "negative": "-1"} {
+		add("asks to wait for "+name, temporary, func(x *exchange) {
+			x.empty(429)
+			x.set("Retry-After", [2]string{"rETRY-aFTER", after})
+			x.send()
+		})
+	}
+	for _, status := range []int{301, 302, 303, 307, 308} {
+		for where, outcome := range map[string]string{"other port": right, "TLS": right, "clear text": right, "nowhere": temporary, "ftp": other, "garbage": other, "itself": other} {
+			add(fmt.Sprintf("redirect %d to %s", status, where), outcome, func(x *exchange) {
+				scheme := "http"
+				if x.r.TLS != nil {
+					scheme = "https"
+				}
+				to := map[string]string{"nowhere": scheme + "://127.0.0.1:1/", "ftp": "ftp://127.0.0.1/", "garbage": "http://[::1:/%zz", "itself": x.r.URL.RequestURI()}[where]
+				if base := x.elsewhere[where]; base != "" {
+					to = base + x.r.URL.RequestURI()
+				}
+				x.empty(status)
+				x.set("Location", [2]string{"lOCATION", to})
+				x.send()
+			})
+		}
+	}
+	for _, n := range []int{0, 1, 10} {
+		add(fmt.Sprintf("cut after %d bytes", n), temporary, func(x *exchange) { x.cutAt = n; x.send() })
+		list = append(list, oddity{fmt.Sprintf("once cut after %d bytes", n), func(x *exchange) { x.cutAt = n; x.send() }, right, true})
+	}
+	add("closed", temporary, func(x *exchange) { panic(http.ErrAbortHandler) })
+	list = append(list, oddity{"once closed", func(x *exchange) { panic(http.ErrAbortHandler) }, right, true})
+	replaceBody := func(name, want string, body string) {
+		add(name, want, func(x *exchange) {
+			x.body = []byte(body)
+			x.set("Content-Length", [2]string{"Content-Length", fmt.Sprint(len(body))})
+			x.send()
+		})
+	}
+	replaceBody("empty body", damaged, "")
+	replaceBody("web page", damaged, "<!DOCTYPE html><title>Sign in</title>")
+	replaceBody("null", damaged, "null")
+	replaceBody("list", damaged, "[]")
+	replaceBody("braces", damaged, strings.Repeat("{", 1<<20))
+	replaceBody("NUL", damaged, strings.Repeat("\x00", 1000))
+	add("not HTTP", temporary, func(x *exchange) {
+		conn, _, err := x.w.(http.Hijacker).Hijack()
+		if err == nil {
+			_, _ = io.WriteString(conn, "220 \x1b[31mmail.example ESMTP\r\n")
+			conn.Close()
+		}
+	})
+	return list
+}
+
+// statusOutcome is what comes of a status without a body, to a request that reads.
+func statusOutcome(status int) string {
+	switch status {
+	case 401, 403, 407:
+		return refused
+	case 404:
+		return notFound
+	case 408, 425, 429, 500, 502, 503, 504, 520, 521, 522, 523, 524:
+		return temporary
+	}
+	if status < 300 {
+		return damaged
+	}
+	return other
+}
+
+// expected returns the outcomes of a cell.
+func (op operation) expected(o oddity) string {
+	if want, ok := op.expect[o.name]; ok {
+		return want
+	}
+	best := ""
+	for name := range op.expect {
+		if prefix, ok := strings.CutSuffix(name, "*"); ok && strings.HasPrefix(o.name, prefix) && len(name) > len(best) {
+			best = name
+		}
+	}
+	if best != "" {
+		return op.expect[best]
+	}
+	if op.isHint && o.want != temporary {
+		return right
+	}
+	return o.want
+}
+
+// oddWorld is the registry whose replies are odd, and the other servers.
+type oddWorld struct {
+	*fake
+	elsewhere map[string]*recorder
+	urls      map[string]string
+	options   Options
+	isTLS     bool
+}
+
+const oddSecret = "S3CRET"
+
+// newOddWorld starts the servers; isTLS says whether the registry has TLS.
+func newOddWorld(t *testing.T, isTLS bool) *oddWorld {
+	w := &oddWorld{fake: unstarted(), elsewhere: map[string]*recorder{}, urls: map[string]string{}, isTLS: isTLS}
+	if isTLS {
+		w.StartTLS()
+	} else {
+		w.Start()
+	}
+	t.Cleanup(w.Close)
+	for name, start := range map[string]func(http.Handler) *httptest.Server{"other port": httptest.NewServer, "clear text": httptest.NewServer, "TLS": httptest.NewTLSServer} {
+		if isTLS && name == "other port" {
+			start = httptest.NewTLSServer
+		}
+		rec := &recorder{next: w.serve}
+		rec.Server = start(rec)
+		rec.Config.ErrorLog = quiet
+		t.Cleanup(rec.Close)
+		w.elsewhere[name], w.urls[name] = rec, rec.URL
+	}
+	root, auth := t.TempDir(), filepath.Join(t.TempDir(), "auth.json")
+	writeHosts(t, root, w.host(), fmt.Sprintf("server = '%s'\nskip_verify = true\n[header]\nX-Key = '%s'\n", w.URL, oddSecret))
+	if err := os.WriteFile(auth, []byte(`{"auths":{"`+w.host()+`":{"auth":"`+basic("me:"+oddSecret)+`"}}}`), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	w.options = Options{HostsDir: root, AuthFile: auth, MaxWait: 10 * time.Millisecond, Timeout: 5 * time.Second}
+	return w
+}
+
+// cell runs one operation against one oddity.
+func (w *oddWorld) cell(t *testing.T, op operation, o oddity) {
+	w.mu.Lock()
+	w.blobs, w.manifests, w.uploads = map[digest.Digest][]byte{}, map[string]entry{}, map[string][]byte{}
+	w.mu.Unlock()
+	w.fill()
+	for _, s := range w.elsewhere {
+		s.mu.Lock()
+		s.all = nil
+		s.mu.Unlock()
+	}
+	odd := 0
+	method, path, _ := strings.Cut(op.at, " ")
+	w.reply(func(rw http.ResponseWriter, r *http.Request, n int) bool {
+		if _, password, _ := r.BasicAuth(); password != oddSecret || r.Header.Get("X-Key") != oddSecret {
+			rw.Header().Set("Www-Authenticate", `Basic realm="x"`)
+			rw.WriteHeader(http.StatusUnauthorized)
+			return true
+		}
+		if r.Method != method || !strings.Contains(r.URL.Path, path) {
+			return false
+		}
+		w.mu.Lock()
+		odd++
+		isOdd := odd == 1 || !o.once
+		w.mu.Unlock()
+		if !isOdd {
+			return false
+		}
+		rec := httptest.NewRecorder()
+		w.serve(rec, r)
+		x := &exchange{w: rw, r: r, status: rec.Code, body: rec.Body.Bytes(), elsewhere: w.urls, cutAt: -1}
+		for name, values := range rec.Header() {
+			for _, v := range values {
+				x.header = append(x.header, [2]string{name, v})
+			}
+		}
+		if _, ok := x.get("Content-Length"); !ok {
+			x.header = append(x.header, [2]string{"Content-Length", fmt.Sprint(len(x.body))})
+		}
+		o.answer(x)
+		return true
+	})
+	options := w.options
+	options.Unverified, options.Parts = op.options.Unverified, op.options.Parts
+	r := open(t, w.host(), options)
+	got, err := op.run(r)
+	if odd == 0 {
+		t.Errorf("%s: no request for %s in %q", op.name, op.at, w.seen())
+		return
+	}
+	want := op.expected(o)
+	if w.isTLS && strings.HasSuffix(o.name, "clear text") && method != http.MethodHead && path != "/blobs/" {
+		want = other // only a blob that is read by its digest may come so
+	}
+	if come := outcome(op, got, err, w.fake); !slices.Contains(strings.Split(want, "|"), come) {
+		t.Errorf("%s, %s: %s, not %s: %.60q, %v", op.at, o.name, come, want, got, err)
+	}
+	if err != nil {
+		if s := err.Error(); strings.ContainsAny(s, "\n\r\x1b") || len(s) > 1500 || strings.Contains(s, oddSecret) {
+			t.Errorf("%s, %s %s: not one clear line: %.200q", op.name, op.at, o.name, s)
+		}
+	}
+	for name, s := range w.elsewhere {
+		if seen := s.seen(); tellsSecret(seen) {
+			t.Errorf("%s, %s %s: %s got %.300s", op.name, op.at, o.name, name, seen)
+		}
+	}
+	if n := w.count(); n > 40 {
+		t.Errorf("%s, %s %s: %d requests", op.name, op.at, o.name, n)
+	}
+}
+
+// The content that operations read.
+var (
+	oddBlob  = noise(3000)
+	oddIndex = []byte(`{"schemaVersion":2,"manifests":[],"annotations":{"for":"the table of oddities"}}`)
+)
+
+func (f *fake) fill() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.blob(oddBlob)
+	f.manifest("latest", ocispec.MediaTypeImageIndex, oddIndex)
+	f.tags = []string{"a", "b", "c"}
+}
+
+// operations are all that are tested; other files add to them.
+var operations = slices.Concat(readOperations)
+
+// with404 adds that a digest that is not found is believed not to be there.
+func with404(expect map[string]string) map[string]string {
+	expect = maps.Clone(expect)
+	expect["status 404*"] = notFound
+	return expect
+}
+
+// headOutcomes are of requests by HEAD. What it tells can't be checked, and GET makes good what it refuses.
+var headOutcomes = map[string]string{
+	"status 401*": refused, "status 407*": refused, "cut*": right, "web page": wrong, "null": wrong, "list": wrong, "braces": wrong, "NUL": wrong,
+}
+
+var readOperations = func() []operation {
+	ctx := context.Background()
+	index, blob := digest.FromBytes(oddIndex).String(), digest.FromBytes(oddBlob).String()
+	read := func(id string, hints ...string) func(r *Registry) (string, error) {
+		return func(r *Registry) (string, error) {
+			body, err := r.Fetch(ctx, id, hints...)
+			if err != nil {
+				return "", err
+			}
+			defer body.Close()
+			b, err := io.ReadAll(body)
+			return string(b), err
+		}
+	}
+	resolve := func(id string) func(r *Registry) (string, error) {
+		return func(r *Registry) (string, error) {
+			d, err := r.Resolve(ctx, id)
+			return fmt.Sprint(d.Digest, " ", d.Size), err
+		}
+	}
+	return []operation{
+		{name: "fetch a tag", at: "GET /manifests/", run: read("latest"), want: string(oddIndex)},
+		{name: "fetch a manifest", at: "GET /manifests/", run: read(index, "mediatype:"+ocispec.MediaTypeImageIndex), want: string(oddIndex)},
+		{name: "fetch a blob", at: "GET /blobs/", run: read(blob), want: string(oddBlob)},
+		{name: "fetch a blob unverified", at: "GET /blobs/", run: read(blob), want: string(oddBlob), options: Options{Unverified: true},
+			expect: map[string]string{"status 200": wrong, "status 203": wrong, "empty body": wrong, "web page": wrong, "null": wrong, "list": wrong, "braces": wrong, "NUL": wrong}},
+		{name: "fetch a blob of known size", at: "GET /blobs/", run: read(blob, "size:3000"), want: string(oddBlob)},
+		{name: "fetch the rest of a blob", at: "GET /blobs/", run: read(blob, "offset:1000"), want: string(oddBlob[1000:]),
+			expect: map[string]string{"status 200": other, "status 203": other, "empty body": temporary, "web page": temporary, "null": temporary, "list": temporary, "NUL": wrong}},
+		{name: "fetch a blob in parts", at: "GET /blobs/", run: read(blob), want: string(oddBlob), options: Options{Parts: 4},
+			expect: map[string]string{"web page": temporary, "null": temporary, "list": temporary}},
+		{name: "resolve a tag", at: "HEAD /manifests/", run: resolve("latest"), want: fmt.Sprint(index, " ", len(oddIndex)), isHint: true, expect: headOutcomes},
+		{name: "resolve a manifest", at: "HEAD /manifests/", run: resolve(index), want: fmt.Sprint(index, " ", len(oddIndex)), isHint: true, expect: with404(headOutcomes)},
+		{name: "resolve a blob", at: "HEAD /blobs/", run: resolve(blob), want: blob + " 3000", isHint: true, expect: with404(headOutcomes)},
+		{name: "list tags", at: "GET /tags/list", run: func(r *Registry) (string, error) {
+			list, err := tags(r)
+			return strings.Join(list, " "), err
+		}, want: "a b c", expect: map[string]string{"Link absent": wrong, "Link empty": wrong, "Link garbage": damaged, "Link enormous": damaged}},
+	}
+}()
+
+func TestOddities(t *testing.T) {
+	w := newOddWorld(t, false)
+	for _, op := range operations {
+		t.Run(op.name, func(t *testing.T) {
+			for _, o := range oddities() {
+				w.cell(t, op, o)
+			}
+		})
+	}
+}
+
+// With TLS, where a redirect leads counts.
+func TestOdditiesTLS(t *testing.T) {
+	w := newOddWorld(t, true)
+	for _, op := range operations {
+		t.Run(op.name, func(t *testing.T) {
+			for _, o := range oddities() {
+				if strings.HasPrefix(o.name, "redirect") {
+					w.cell(t, op, o)
+				}
+			}
+		})
+	}
+}
