@@ -51,6 +51,7 @@ var behaviours = map[string]behaviour{
 	"dist-referrers":    {bad: []string{"redis"}, waits: []string{"HOST/x", "BLOB"}},
 	"dist-tags":         {output: []string{"STORE"}, bad: []string{"redis", "y"}, waits: []string{"HOST/x"}},
 	"dist-login":        {bad: []string{}, waits: []string{"-u", "me", "--password-stdin", "HOST"}},
+	"dist-hosts":        {output: []string{"--host", "h.example"}, stdin: "[[registry]]\nlocation = 'h.example'\n", bad: []string{}, waits: []string{"TMP/hosts"}},
 	"dist-logout":       {bad: []string{}},
 	"dist-token":        {bad: []string{"redis"}, waits: []string{"HOST/x"}},
 	"dist-untag":        {bad: []string{"redis"}, waits: []string{"HOST/x", "latest"}},

@@ -38,6 +38,7 @@ var mayImport = map[string][]string{
 	"dist-fetch":     {"remotes"},
 	"dist-gc":        {"image", "content", "snapshot"},
 	"dist-hold":      {"content"},
+	"dist-hosts":     {"remotes"},
 	"dist-image":     {"image", "content", "snapshot"},
 	"dist-import":    {"image", "content"},
 	"dist-ingest":    {"content"},

@@ -145,14 +145,17 @@ func hostRoots(o Options) []string {
 	return roots
 }
 
+func hostDirNames(host string) []string {
+	if i := strings.LastIndexByte(host, ':'); i > 0 && !strings.HasSuffix(host, "]") {
+		return []string{host[:i] + "_" + host[i+1:] + "_", host}
+	}
+	return []string{host}
+}
+
 // hostDir finds the directory of a host as containerd does: HOST_PORT_, HOST:PORT, _default. The latter is taken only
 // where no root has one for the host itself.
 func hostDir(roots []string, host string) (string, error) {
-	names := []string{host}
-	if i := strings.LastIndexByte(host, ':'); i > 0 && !strings.HasSuffix(host, "]") {
-		names = []string{host[:i] + "_" + host[i+1:] + "_", host}
-	}
-	for _, names := range [][]string{names, {"_default"}} {
+	for _, names := range [][]string{hostDirNames(host), {"_default"}} {
 		for _, root := range roots {
 			for _, name := range names {
 				dir := filepath.Join(root, name)
