@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 
 	"distkit/compression"
@@ -115,12 +116,18 @@ func (r dockerReader) manifest(ctx context.Context, img dockerImage) (v1.Descrip
 	if err != nil {
 		return none, err
 	}
+	var diffIDs []digest.Digest
+	if slices.Contains(img.Layers, "") && r.store != nil {
+		if diffIDs, err = r.config(config); err != nil {
+			return none, err
+		}
+	}
 	layers := make([]file, len(img.Layers))
 	key := strings.Builder{}
 	key.WriteString(string(config.digest))
 	for i, name := range img.Layers {
 		if name == "" {
-			layers[i], err = r.layerOfStore(ctx, config, i)
+			layers[i], err = r.layerOfStore(ctx, diffIDs, i)
 		} else {
 			layers[i], err = r.find(name)
 		}
@@ -192,16 +199,9 @@ func (r dockerReader) verify(ctx context.Context, img dockerImage, config file, 
 
 // layerOfStore is a layer that an archive leaves out, by an empty name, since whoever reads the archive is thought to have it:
 // a blob whose digest is the diff ID. DataLoss if there is none.
-func (r dockerReader) layerOfStore(ctx context.Context, config file, i int) (file, error) {
-	if r.store == nil {
-		return file{}, damaged("the archive does not have it")
-	}
-	diffIDs, err := r.config(config)
-	if err != nil {
-		return file{}, err
-	}
+func (r dockerReader) layerOfStore(ctx context.Context, diffIDs []digest.Digest, i int) (file, error) {
 	if i >= len(diffIDs) {
-		return file{}, invalid("its config has %d diff IDs", len(diffIDs))
+		return file{}, damaged("the archive does not have it, and the config has %d diff IDs", len(diffIDs))
 	}
 	if err := content.Validate(diffIDs[i]); err != nil {
 		return file{}, err

@@ -281,6 +281,23 @@ func TestImportOnly(t *testing.T) {
 	}
 }
 
+// An image whose digest is of an unknown algorithm is in nobody's way unless it is wanted.
+func TestImportBesideAnUnknownAlgorithm(t *testing.T) {
+	from := newWorld(t)
+	a := annotated(from.image("amd64", "a"), v1.AnnotationRefName, "x:1")
+	strange := annotated(v1.Descriptor{MediaType: v1.MediaTypeImageManifest, Digest: digest.Digest("sha384:" + strings.Repeat("0", 96)), Size: 1}, v1.AnnotationRefName, "x:2")
+	archive := archiveOf(t, from.layout(strange, a)...)
+	equal(t, newWorld(t).mustLoad(archive, transfer.ImportOptions{Only: []string{"x:1"}}), "x:1 "+string(a.Digest))
+	for _, only := range [][]string{nil, {"x:2"}} {
+		if _, err := newWorld(t).load(archive, transfer.ImportOptions{Only: only}); !errdefs.IsNotImplemented(err) {
+			t.Errorf("%v: %v", only, err)
+		}
+	}
+	if listed, err := transfer.List(t.Context(), transfer.Stream(bytes.NewReader(archive)), transfer.ImportOptions{}); err != nil || len(listed) != 2 {
+		t.Errorf("%v, %v", listed, err)
+	}
+}
+
 func TestList(t *testing.T) {
 	from := newWorld(t)
 	a := from.image("amd64", "a")

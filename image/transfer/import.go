@@ -218,7 +218,10 @@ func (all *entries) UnmarshalJSON(b []byte) error {
 		}
 		f.target.Annotations = labels(d.Annotations)
 		*all = append(*all, f)
-		return content.Validate(d.Digest)
+		if err := content.Validate(d.Digest); !errdefs.IsNotImplemented(err) { // which concerns that image alone
+			return err
+		}
+		return nil
 	})
 }
 
@@ -292,6 +295,8 @@ func (o ImportOptions) verify(ctx context.Context, store *content.Store, a *arch
 	target.Annotations = nil
 	if _, err := store.Info(ctx, d.Digest); errdefs.IsNotFound(err) {
 		return d, damaged("image %s is not in the archive", d.Digest)
+	} else if err != nil {
+		return d, err
 	}
 	if o.Select == One {
 		// An index whose other platforms lie is none of our business; this one's may not.
