@@ -30,9 +30,11 @@ const (
 	minChunkSize = 64 << 10
 	// maxChunkSize is the largest chunk that a registry may ask for. A chunk is kept in memory.
 	maxChunkSize = 64 << 20
-	// retained is how many chunks of a stream are kept in memory after they were sent: the buffers of a broken
-	// connection hold less, so that what was in them can be sent again.
+	// retained is how many chunks of a stream that is sent as a whole are kept in memory after that: the buffers of a
+	// broken connection hold less, so that what was in them can be sent again.
 	retained = 2
+	// smallBlob is the size of the first buffer of a stream.
+	smallBlob = 256 << 10
 	// expectAbove is the size above which a registry is asked before it is sent what can be read only once.
 	expectAbove = 1 << 20
 )
@@ -83,7 +85,10 @@ func (p *push) newUpload(content io.Reader) (*blobUpload, error) {
 	}
 	f, size, ok := section(content)
 	if !ok {
-		u.window = &window{content: verified(content), keep: retained * u.chunk, step: u.chunk}
+		u.window = &window{content: verified(content), step: u.chunk}
+		if u.size >= 0 {
+			u.window.keep = retained * u.chunk
+		}
 		return u, nil
 	}
 	if u.size >= 0 && u.size != size {
@@ -527,7 +532,11 @@ func (w *window) more() {
 		w.start += w.step
 	}
 	if len(w.buf) == cap(w.buf) {
-		grown := make([]byte, len(w.buf), min(limit, max(2*cap(w.buf), 256<<10)))
+		size := limit // of which the system gives what is written to
+		if cap(w.buf) == 0 {
+			size = min(limit, smallBlob)
+		}
+		grown := make([]byte, len(w.buf), size)
 		copy(grown, w.buf)
 		w.buf = grown
 	}
