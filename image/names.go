@@ -225,23 +225,76 @@ func (l *Listing) List() ([]Image, error) {
 	return all, strange
 }
 
+// Unnamed returns the entries of the index that have no name, in its order. Those that are no descriptors are passed over:
+// List tells of them.
+func (l *Listing) Unnamed() []Image {
+	var all []Image
+	for _, e := range l.index.Entries {
+		if e.Name == "" && !e.Strange {
+			if img, err := decode(e); err == nil {
+				all = append(all, img)
+			}
+		}
+	}
+	return all
+}
+
+// ContentLabels returns the labels that describe what the name points at, and not the name.
+func (img Image) ContentLabels() map[string]string {
+	labels := maps.Clone(img.Labels)
+	maps.DeleteFunc(labels, func(k, _ string) bool { return !layout.DescribesContent(k) })
+	return labels
+}
+
 // Create gives target a new name; its annotations become the labels. AlreadyExists when the
 // name is there, whatever it points at.
 func (n *Names) Create(ctx context.Context, name string, target v1.Descriptor) (Image, error) {
-	return n.put(ctx, name, target, func(*Image, v1.Descriptor) error {
-		return fmt.Errorf("image %s: %w", name, errdefs.ErrAlreadyExists)
-	})
+	return n.put(ctx, name, target, false)
 }
 
-// Replace gives target the name, new or not. The time of creation stays, and so do labels that the
-// target's annotations don't change.
+// Replace gives target the name, new or not. The time of creation stays, and so do labels, as [layout.Index.Point] says.
 func (n *Names) Replace(ctx context.Context, name string, target v1.Descriptor) (Image, error) {
-	return n.put(ctx, name, target, func(old *Image, target v1.Descriptor) error {
-		old.Target = target
-		if old.Labels == nil {
-			old.Labels = map[string]string{}
+	return n.put(ctx, name, target, true)
+}
+
+// ReplaceAll gives each image its name, new or not, as Replace does, all in one change: after an error none of
+// them has it. Of the images given, only name, target and labels count.
+func (n *Names) ReplaceAll(ctx context.Context, images []Image) error {
+	for _, img := range images {
+		if err := checkName(img.Name); err != nil {
+			return err
 		}
-		maps.Copy(old.Labels, target.Annotations)
+	}
+	if len(images) == 0 {
+		return nil
+	}
+	return n.change(ctx, func(ix *index) error {
+		now := time.Now()
+		all, given := positions(ix.Index), map[string]int{}
+		for _, img := range images {
+			target, err := n.settle(ctx, img.Target)
+			if err != nil {
+				return fmt.Errorf("name %s: %w", img.Name, err)
+			}
+			target.Annotations = img.Labels
+			at, there := all[img.Name]
+			if !there {
+				at = -1
+				all[img.Name] = len(ix.Entries)
+			}
+			given[img.Name] = all[img.Name]
+			labels, made, err := ix.PointAt(at, img.Name, target, now)
+			if err != nil {
+				return fmt.Errorf("name %s: %w", img.Name, err)
+			}
+			ix.changed(Image{Name: img.Name, Target: target, Labels: labels}, made)
+		}
+		i := -1
+		ix.Entries = slices.DeleteFunc(ix.Entries, func(e layout.Entry) bool {
+			i++
+			at, there := given[e.Name]
+			return there && at != i // another tool's further entry of the name
+		})
 		return nil
 	})
 }
@@ -281,35 +334,26 @@ func (n *Names) settle(ctx context.Context, d v1.Descriptor) (v1.Descriptor, err
 	return d, nil
 }
 
-// put makes the name, or lets exists change the image that has it.
-func (n *Names) put(ctx context.Context, name string, target v1.Descriptor, exists func(*Image, v1.Descriptor) error) (Image, error) {
+// put makes the name. If it is there, it is replaced, or the error is AlreadyExists.
+func (n *Names) put(ctx context.Context, name string, target v1.Descriptor, replace bool) (Image, error) {
 	var img Image
 	if err := checkName(name); err != nil {
 		return img, err
 	}
 	err := n.change(ctx, func(ix *index) error {
-		var err error
-		if target, err = n.settle(ctx, target); err != nil {
+		target, err := n.settle(ctx, target)
+		if err != nil {
 			return fmt.Errorf("name %s: %w", name, err)
 		}
-		now := time.Now().UTC()
-		img = Image{Name: name, Target: target, Labels: maps.Clone(target.Annotations), CreatedAt: now}
-		at := ix.Find(name)
-		if at >= 0 {
-			if img, err = decode(ix.Entries[at]); err != nil {
-				return err
-			}
-			if err := exists(&img, target); err != nil {
-				return err
-			}
-		} else {
-			at = len(ix.Entries)
-			ix.Entries = append(ix.Entries, layout.Entry{})
+		if !replace && ix.Find(name) >= 0 {
+			return fmt.Errorf("image %s: %w", name, errdefs.ErrAlreadyExists)
 		}
-		maps.DeleteFunc(img.Labels, func(k, v string) bool { return v == "" || reserved(k) })
-		img.UpdatedAt = now
-		ix.changed(img, img.CreatedAt.Equal(now))
-		ix.Entries[at], err = img.entry()
+		labels, made, err := ix.Point(name, target, time.Now())
+		if err != nil {
+			return err
+		}
+		ix.changed(Image{Name: name, Target: target, Labels: labels}, made)
+		img, err = decode(ix.Entries[ix.Find(name)])
 		return err
 	})
 	return img, err
@@ -317,48 +361,140 @@ func (n *Names) put(ctx context.Context, name string, target v1.Descriptor, exis
 
 // Update changes those fields of a name that the paths name, as containerd's image store does:
 // "target", "labels" (all of them) or "labels.KEY" (set, or removed where img has it empty or
-// not at all). NotFound when there is no such name, InvalidArgument for another path or none.
+// not at all). Labels that describe content go with a target that changes. NotFound when there is no such name,
+// InvalidArgument for another path or none.
 func (n *Names) Update(ctx context.Context, img Image, paths ...string) (Image, error) {
-	var updated Image
+	updated, errs, err := n.UpdateAll(ctx, []string{img.Name}, img, paths...)
+	return updated[0], cmp.Or(err, errs[0])
+}
+
+// UpdateAll is Update of many names, all that are there in one change. For each it returns what it is then, and what is
+// wrong with it alone: nil, or NotFound. After an error, none is changed.
+func (n *Names) UpdateAll(ctx context.Context, names []string, to Image, paths ...string) ([]Image, []error, error) {
+	updated, errs := make([]Image, len(names)), make([]error, len(names))
 	if len(paths) == 0 {
-		return updated, errclass.Errorf(errdefs.ErrInvalidArgument, "update %s: no field is named", img.Name)
+		return updated, errs, errclass.Errorf(errdefs.ErrInvalidArgument, "update %.80s: no field is named", strings.Join(names, " "))
 	}
 	err := n.change(ctx, func(ix *index) error {
-		at := ix.Find(img.Name)
-		if at < 0 {
-			return fmt.Errorf("image %s: %w", img.Name, errdefs.ErrNotFound)
+		find := ix.Find
+		if len(names) > 1 {
+			at := positions(ix.Index)
+			find = func(name string) int {
+				if i, ok := at[name]; ok {
+					return i
+				}
+				return -1
+			}
 		}
-		var err error
-		if updated, err = decode(ix.Entries[at]); err != nil {
-			return err
+		if slices.Contains(paths, "target") {
+			var err error
+			if to.Target, err = n.settle(ctx, to.Target); err != nil {
+				return fmt.Errorf("update %.80s: %w", strings.Join(names, " "), err)
+			}
 		}
-		for _, path := range paths {
-			from := img
-			if path == "target" {
-				if from.Target, err = n.settle(ctx, img.Target); err != nil {
-					return fmt.Errorf("update %s: %w", img.Name, err)
+		for i, name := range names {
+			at := find(name)
+			if at < 0 {
+				errs[i] = fmt.Errorf("image %s: %w", name, errdefs.ErrNotFound)
+				continue
+			}
+			img, err := decode(ix.Entries[at])
+			if err != nil {
+				return err
+			}
+			for _, path := range paths {
+				if err := img.set(to, path); err != nil {
+					return fmt.Errorf("update %s: %w", name, err)
 				}
 			}
-			if err := updated.set(from, path); err != nil {
-				return fmt.Errorf("update %s: %w", img.Name, err)
+			img.UpdatedAt = time.Now().UTC()
+			ix.changed(img, false)
+			if ix.Entries[at], err = img.entry(); err != nil {
+				return err
+			}
+			updated[i] = img
+		}
+		if len(ix.events) == 0 {
+			return errUnchanged
+		}
+		return nil
+	})
+	if errors.Is(err, errUnchanged) {
+		err = nil
+	}
+	return updated, errs, err
+}
+
+// Rename gives what a name points at another name, which may be in another namespace of the store, and takes the name away,
+// with its labels and the time at which it was made. NotFound if there is no such name; AlreadyExists if the other is there,
+// unless it is to be replaced. A crash between two namespaces leaves the image with both names; Rename then ends it.
+func (n *Names) Rename(ctx context.Context, old string, to *Names, name string, replace bool) (Image, error) {
+	var img Image
+	if err := checkName(name); err != nil {
+		return img, err
+	}
+	if n.namespace == to.namespace && old == name {
+		return img, errclass.Errorf(errdefs.ErrInvalidArgument, "rename %s: that is its name", old)
+	}
+	move := func(from, into *index) error {
+		at := from.Find(old)
+		if at < 0 {
+			return fmt.Errorf("image %s: %w", old, errdefs.ErrNotFound)
+		}
+		var err error
+		if img, err = decode(from.Entries[at]); err != nil {
+			return err
+		}
+		if there := into.Find(name); there >= 0 && !replace {
+			// A move that was cut short between two namespaces is ended.
+			is, err := decode(into.Entries[there])
+			if err != nil || from == into || !is.isCopyOf(img) {
+				return fmt.Errorf("image %s: %w", name, errdefs.ErrAlreadyExists)
 			}
 		}
-		updated.UpdatedAt = time.Now().UTC()
-		ix.changed(updated, false)
-		ix.Entries[at], err = updated.entry()
-		return err
-	})
-	return updated, err
+		img.Name, img.UpdatedAt = name, time.Now().UTC()
+		e, err := img.entry()
+		if err != nil {
+			return err
+		}
+		into.drop(name)
+		into.Entries = append(into.Entries, e)
+		into.changed(img, true)
+		from.drop(old)
+		from.events = append(from.events, events.Event{Topic: "/images/delete", Name: old})
+		return nil
+	}
+	if n.namespace == to.namespace {
+		return img, n.change(ctx, func(ix *index) error { return move(ix, ix) })
+	}
+	two, from := [2]*Names{n, to}, 0
+	if to.namespace < n.namespace {
+		two, from = [2]*Names{to, n}, 1
+	}
+	return img, changeTwo(ctx, two, 1-from, func(ix [2]*index) error { return move(ix[from], ix[1-from]) })
+}
+
+// isCopyOf reports whether two names point at the same, were made at the same time, and have the same labels.
+func (img Image) isCopyOf(as Image) bool {
+	return img.Target.Digest == as.Target.Digest && img.CreatedAt.Equal(as.CreatedAt) && maps.Equal(img.Labels, as.Labels)
+}
+
+// drop removes the entries of a name.
+func (ix *index) drop(name string) {
+	ix.Entries = slices.DeleteFunc(ix.Entries, func(e layout.Entry) bool { return e.Name == name })
 }
 
 func (img *Image) set(from Image, path string) error {
 	key, label := strings.CutPrefix(path, "labels.")
 	switch {
 	case path == "target":
+		if img.Target.Digest != from.Target.Digest {
+			maps.DeleteFunc(img.Labels, func(k, _ string) bool { return layout.DescribesContent(k) })
+		}
 		img.Target = from.Target
 	case path == "labels":
 		img.Labels = maps.Clone(from.Labels)
-	case label && key != "" && !reserved(key):
+	case label && key != "" && !layout.Reserved(key):
 		if img.Labels == nil {
 			img.Labels = map[string]string{}
 		}
@@ -366,7 +502,7 @@ func (img *Image) set(from Image, path string) error {
 	default:
 		return errclass.Errorf(errdefs.ErrInvalidArgument, "field %q: one of target, labels, labels.KEY", path)
 	}
-	maps.DeleteFunc(img.Labels, func(k, v string) bool { return v == "" || reserved(k) })
+	maps.DeleteFunc(img.Labels, func(k, v string) bool { return v == "" || layout.Reserved(k) })
 	return nil
 }
 
@@ -489,7 +625,7 @@ func (img Image) entry() (layout.Entry, error) {
 		d.Annotations[AnnotationCreated] = img.CreatedAt.Format(time.RFC3339Nano)
 	}
 	for k, v := range img.Labels {
-		if !reserved(k) {
+		if !layout.Reserved(k) {
 			d.Annotations[k] = v
 		}
 	}
@@ -498,11 +634,6 @@ func (img Image) entry() (layout.Entry, error) {
 		return e, fmt.Errorf("encode image %s: %w", img.Name, err)
 	}
 	return e, nil
-}
-
-// reserved are the annotations that are no labels.
-func reserved(key string) bool {
-	return key == v1.AnnotationRefName || key == AnnotationCreated || key == AnnotationUpdated
 }
 
 // read returns the names as they are now; none where there is no layout yet.
@@ -515,14 +646,32 @@ func (n *Names) change(ctx context.Context, f func(*index) error) error {
 		ix = &index{Index: read}
 		return f(ix)
 	})
-	if err != nil {
-		return err
+	if err == nil {
+		n.log(ix)
 	}
+	return err
+}
+
+// changeTwo is change of two namespaces, in the order of their names.
+func changeTwo(ctx context.Context, two [2]*Names, before int, f func([2]*index) error) error {
+	var ix [2]*index
+	create := func() error { return cmp.Or(two[0].create(ctx), two[1].create(ctx)) }
+	err := layout.ChangeTwo(ctx, [2]layout.Dir{two[0].dir, two[1].dir}, before, create, func(read [2]*layout.Index) error {
+		ix = [2]*index{{Index: read[0]}, {Index: read[1]}}
+		return f(ix)
+	})
+	if err == nil {
+		two[before].log(ix[before])
+		two[1-before].log(ix[1-before])
+	}
+	return err
+}
+
+func (n *Names) log(ix *index) {
 	for i := range ix.events {
 		ix.events[i].Namespace = n.namespace
 	}
 	events.Append(n.store.Root(), ix.events...)
-	return nil
 }
 
 // create makes the layout where it is missing. A namespace's shares the store's blobs and

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -409,6 +410,230 @@ func TestNamespaceLife(t *testing.T) {
 		}
 	}
 	list("[b default]")
+}
+
+// Labels that describe content follow the target, and the user's own stay, however a name comes to point elsewhere.
+func TestLabelsFollowTheTarget(t *testing.T) {
+	const version, source = "org.opencontainers.image.version", LabelSource + "docker.io"
+	names := open(t, t.TempDir(), DefaultNamespace)
+	with := func(letter string, labels ...string) v1.Descriptor {
+		d := target(letter)
+		d.Annotations = map[string]string{}
+		for i := 0; i < len(labels); i += 2 {
+			d.Annotations[labels[i]] = labels[i+1]
+		}
+		return d
+	}
+	for how, point := range map[string]func(v1.Descriptor) error{
+		"Replace": func(d v1.Descriptor) error {
+			_, err := names.Replace(t.Context(), "Replace", d)
+			return err
+		},
+		"ReplaceAll": func(d v1.Descriptor) error {
+			labels := d.Annotations
+			d.Annotations = map[string]string{"no": "label"}
+			return names.ReplaceAll(t.Context(), []Image{{Name: "ReplaceAll", Target: d, Labels: labels}})
+		},
+		"Update": func(d v1.Descriptor) error {
+			paths := []string{"target"}
+			for k := range d.Annotations {
+				paths = append(paths, "labels."+k)
+			}
+			_, err := names.Update(t.Context(), Image{Name: "Update", Target: d, Labels: d.Annotations}, paths...)
+			return err
+		},
+	} {
+		if _, err := names.Create(t.Context(), how, with("a", version, "1", source, "x", "team", "core", "tier", "1")); err != nil {
+			t.Fatal(err)
+		}
+		for _, step := range []struct {
+			d    v1.Descriptor
+			want string
+		}{
+			{with("a", source, "y", "tier", ""), "map[" + source + ":y " + version + ":1 team:core]"},
+			{with("b", source, "z", "empty", "", v1.AnnotationRefName, "x"), "map[" + source + ":z team:core]"},
+			{with("c", "team", "web"), "map[team:web]"},
+		} {
+			given := maps.Clone(step.d.Annotations)
+			if how == "Update" {
+				delete(step.d.Annotations, v1.AnnotationRefName)
+			}
+			if err := point(step.d); err != nil {
+				t.Fatalf("%s: %v", how, err)
+			}
+			img, err := names.Get(how)
+			if got := fmt.Sprint(img.Labels); err != nil || got != step.want || img.Target.Digest != step.d.Digest {
+				t.Errorf("%s: %s, want %s; %v", how, got, step.want, err)
+			}
+			if how == "Replace" && !maps.Equal(given, step.d.Annotations) {
+				t.Errorf("the caller's map was %v, and is %v", given, step.d.Annotations)
+			}
+		}
+	}
+}
+
+func TestRename(t *testing.T) {
+	root := t.TempDir()
+	names, other, first := open(t, root, "m"), open(t, root, "z"), open(t, root, "a")
+	d := target("a")
+	d.Annotations = map[string]string{"k": "v"}
+	made, err := names.Create(t.Context(), "n", d)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{"taken", "last"} {
+		if _, err := names.Create(t.Context(), name, target("b")); err != nil {
+			t.Fatal(err)
+		}
+	}
+	names.entry(t, "taken", target("c"))
+	for _, c := range []struct {
+		old     string
+		to      *Names
+		name    string
+		replace bool
+		is      func(error) bool
+	}{
+		{"none", names, "x", false, errdefs.IsNotFound}, {"none", other, "x", false, errdefs.IsNotFound}, {"none", first, "n", true, errdefs.IsNotFound},
+		{"n", names, "taken", false, errdefs.IsAlreadyExists}, {"n", names, "n", true, errdefs.IsInvalidArgument},
+		{"n", names, "a b", false, errdefs.IsInvalidArgument}, {"n", other, string(d.Digest), false, errdefs.IsInvalidArgument},
+	} {
+		if _, err := names.Rename(t.Context(), c.old, c.to, c.name, c.replace); !c.is(err) {
+			t.Errorf("%s to %s of %s: %v", c.old, c.name, c.to.namespace, err)
+		}
+	}
+	from, name := names, "n"
+	for _, step := range []struct {
+		to   *Names
+		name string
+	}{{names, "new"}, {other, "new"}, {first, "other"}, {names, "taken"}} {
+		img, err := from.Rename(t.Context(), name, step.to, step.name, true)
+		if err != nil || img.Name != step.name {
+			t.Fatalf("%s of %s to %s of %s: %+v, %v", name, from.namespace, step.name, step.to.namespace, img, err)
+		}
+		got, err := step.to.Get(step.name)
+		if err != nil || fmt.Sprint(got) != fmt.Sprint(img) || got.Target.Digest != d.Digest || got.Labels["k"] != "v" || !got.CreatedAt.Equal(made.CreatedAt) {
+			t.Errorf("%+v, %v", got, err)
+		}
+		if _, err := from.Get(name); !errdefs.IsNotFound(err) {
+			t.Errorf("the old name: %v", err)
+		}
+		from, name = step.to, step.name
+	}
+	if all, err := names.List(); err != nil || len(all) != 2 {
+		t.Errorf("%+v, %v", all, err)
+	}
+	// What a crash between two namespaces leaves is both; the same call ends it, and no other.
+	left, err := names.Get("taken")
+	if err != nil {
+		t.Fatal(err)
+	}
+	err = other.change(t.Context(), func(ix *index) error {
+		e, err := left.entry()
+		ix.Entries = append(ix.Entries, e)
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := names.Rename(t.Context(), "last", other, "taken", false); !errdefs.IsAlreadyExists(err) {
+		t.Errorf("another name: %v", err)
+	}
+	if _, err := names.Rename(t.Context(), "taken", other, "taken", false); err != nil {
+		t.Error(err)
+	}
+	if _, err := other.Rename(t.Context(), "taken", names, "taken", false); err != nil {
+		t.Error(err)
+	}
+	for _, n := range []*Names{other, first} {
+		if all, err := n.List(); err != nil || len(all) != 0 {
+			t.Errorf("%s: %+v, %v", n.namespace, all, err)
+		}
+	}
+}
+
+// Who moves names to and fro between namespaces, in both directions, beside a removal of one, never waits for ever, and
+// loses none.
+func TestRenamesBetweenNamespaces(t *testing.T) {
+	root := t.TempDir()
+	all := []*Names{open(t, root, DefaultNamespace), open(t, root, "a"), open(t, root, "z")}
+	var wg sync.WaitGroup
+	for g := range 6 {
+		name := fmt.Sprint("n", g)
+		if _, err := all[0].Create(t.Context(), name, target("a")); err != nil {
+			t.Fatal(err)
+		}
+		wg.Go(func() {
+			at := 0
+			for i := range 20 {
+				to := (at + 1 + (g+i)%2) % 3
+				if _, err := all[at].Rename(t.Context(), name, all[to], name, false); err != nil {
+					t.Errorf("%s from %s to %s: %v", name, all[at].namespace, all[to].namespace, err)
+					return
+				}
+				at = to
+			}
+		})
+	}
+	wg.Go(func() {
+		for range 20 {
+			err := OpenNamespaces(all[0].store).Delete(t.Context(), "a")
+			if err != nil && !errdefs.IsNotFound(err) && !errdefs.IsFailedPrecondition(err) {
+				t.Error(err)
+			}
+		}
+	})
+	wg.Wait()
+	n := 0
+	for _, names := range all {
+		list, err := names.List()
+		if err != nil {
+			t.Error(err)
+		}
+		n += len(list)
+	}
+	if n != 6 {
+		t.Errorf("%d names, not 6", n)
+	}
+}
+
+// One entry that is no descriptor hides no other, and can be taken away.
+func TestStrangeEntries(t *testing.T) {
+	root := t.TempDir()
+	names := open(t, root, DefaultNamespace)
+	if _, err := names.Create(t.Context(), "good", target("a")); err != nil {
+		t.Fatal(err)
+	}
+	path := filepath.Join(root, "index.json")
+	b, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	strange := `[{"digest":"sha256:x","annotations":{"` + v1.AnnotationRefName + `":"bad","k":1}},` + `{"annotations":{"` + v1.AnnotationRefName + `":{}}},7,`
+	if err := os.WriteFile(path, []byte(strings.Replace(string(b), "[", strange, 1)), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if all, err := names.List(); !errdefs.IsFailedPrecondition(err) || len(all) != 1 || all[0].Name != "good" {
+		t.Errorf("%+v, %v", all, err)
+	}
+	if _, err := names.Get("bad"); !errdefs.IsFailedPrecondition(err) {
+		t.Errorf("the strange one: %v", err)
+	}
+	if _, err := names.Create(t.Context(), "new", target("b")); err != nil {
+		t.Error(err)
+	}
+	if _, err := names.Replace(t.Context(), "bad", target("b")); !errdefs.IsFailedPrecondition(err) {
+		t.Errorf("replace the strange one: %v", err)
+	}
+	if err := names.Delete(t.Context(), "bad"); err != nil {
+		t.Error(err)
+	}
+	if all, err := names.List(); !errdefs.IsFailedPrecondition(err) || len(all) != 2 {
+		t.Errorf("%+v, %v", all, err)
+	}
+	if b, err = os.ReadFile(path); err != nil || !strings.Contains(string(b), `":{}}},7,`) {
+		t.Errorf("%s, %v", b, err)
+	}
 }
 
 // Names are taken away in one change, those that are there; entries without a name by their digest.

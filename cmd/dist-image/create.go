@@ -4,17 +4,20 @@ import (
 	"maps"
 
 	"distkit/cmd/internal/cli"
+	"distkit/image"
 
+	"github.com/opencontainers/go-digest"
 	"github.com/spf13/cobra"
 )
 
 func newCreate() *cobra.Command {
 	c := &cobra.Command{
-		Use:   "create [flags] NAME DIGEST|-",
-		Short: "Name a manifest or index of the store; - reads its descriptor from standard input",
+		Use:   "create [flags] NAME DIGEST|OLD|-",
+		Short: "Name a manifest or index of the store, by its digest or another name; - reads its descriptor from standard input",
 		Args:  cobra.ExactArgs(2),
 	}
 	f := newFlags(c)
+	from := c.Flags().String("from-namespace", "", "OLD is a name of this `NAMESPACE`")
 	replace := c.Flags().Bool("replace", false, "let a name that exists point at it from now on")
 	labels := c.Flags().StringArray("label", nil, "set the label `KEY=VALUE`; without a value take it away")
 	c.RunE = func(c *cobra.Command, args []string) error {
@@ -22,7 +25,16 @@ func newCreate() *cobra.Command {
 		if err != nil {
 			return err
 		}
-		target, err := descriptor(c, store, args[1])
+		source := names
+		if *from != "" {
+			if _, err := digest.Parse(args[1]); err == nil || args[1] == "-" {
+				return cli.Usagef("--from-namespace is for an OLD name, not for %s", args[1])
+			}
+			if source, err = image.OpenNames(store, *from); err != nil {
+				return err
+			}
+		}
+		target, err := descriptor(c, store, source, args[1])
 		if err != nil {
 			return err
 		}

@@ -1,20 +1,31 @@
 package main
 
 import (
+	"cmp"
+	"maps"
+	"slices"
+
 	"distkit/cmd/internal/cli"
 	"distkit/image"
 
 	"github.com/spf13/cobra"
 )
 
+// labelRecord is a label as --json shows it.
+type labelRecord struct {
+	Name  string `json:"name"`
+	Key   string `json:"key"`
+	Value string `json:"value"`
+}
+
 func newLabel() *cobra.Command {
 	c := &cobra.Command{
-		Use:   "label [flags] NAME [KEY=VALUE…]",
-		Short: "Set labels of an image (KEY= takes one away) and list them all",
+		Use:   "label [flags] NAME|- [KEY=VALUE…]",
+		Short: "Set labels of an image (KEY= takes one away) and list them all; - reads names from standard input",
 		Args:  cobra.MinimumNArgs(1),
 	}
 	f := newFlags(c)
-	records := cli.NewRecords(c, "KEY", "VALUE")
+	records := cli.NewRecords(c, "REF", "KEY", "VALUE")
 	c.RunE = func(c *cobra.Command, args []string) error {
 		_, names, err := f.open()
 		if err != nil {
@@ -24,16 +35,55 @@ func newLabel() *cobra.Command {
 		if err != nil {
 			return err
 		}
-		var img image.Image
-		if len(changes) == 0 {
-			img, err = names.Get(args[0])
-		} else {
-			img, err = names.Update(c.Context(), image.Image{Name: args[0], Labels: changes}, cli.LabelPaths(changes)...)
+		one := args[0] != "-"
+		if one {
+			records.Columns("KEY", "VALUE")
 		}
-		if err != nil {
-			return err
-		}
-		return records.WriteLabels(img.Labels)
+		images := map[string]image.Image{}
+		do := func(objects []string) ([]error, error) { return label(c, names, objects, changes, images) }
+		err = cli.Batch(c, args[:1], do, func(name string) error {
+			labels := images[name].Labels
+			if records.Quiet() && !one {
+				return records.Write(nil, name)
+			}
+			for _, k := range slices.Sorted(maps.Keys(labels)) {
+				cells := []any{name, k, labels[k]}
+				if one {
+					cells = cells[1:]
+				}
+				if err := records.Write(labelRecord{name, k, labels[k]}, cells...); err != nil {
+					return err
+				}
+			}
+			return nil
+		})
+		return cmp.Or(err, records.Close())
 	}
 	return c
+}
+
+// label changes labels of names, if there is anything to change, and puts into images what they are then.
+func label(c *cobra.Command, names *image.Names, objects []string, changes map[string]string, images map[string]image.Image) ([]error, error) {
+	var all []image.Image
+	errs := make([]error, len(objects))
+	if len(changes) > 0 {
+		var err error
+		if all, errs, err = names.UpdateAll(c.Context(), objects, image.Image{Labels: changes}, cli.LabelPaths(changes)...); err != nil {
+			return nil, err
+		}
+	} else {
+		listing, err := names.Read()
+		if err != nil {
+			return nil, err
+		}
+		all = make([]image.Image, len(objects))
+		for i, name := range objects {
+			all[i], errs[i] = listing.Get(name)
+		}
+	}
+	clear(images)
+	for i, name := range objects {
+		images[name] = all[i]
+	}
+	return errs, nil
 }

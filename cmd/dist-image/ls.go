@@ -1,12 +1,15 @@
 package main
 
 import (
+	"cmp"
 	"time"
 
 	"distkit/cmd/internal/cli"
 	"distkit/cmd/internal/filter"
+	"distkit/content"
 	"distkit/image"
 
+	"github.com/opencontainers/go-digest"
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
 	"github.com/spf13/cobra"
 )
@@ -18,6 +21,8 @@ func newLs() *cobra.Command {
 		Args:  cobra.ArbitraryArgs,
 	}
 	f := newPlatformFlags(c)
+	unnamed := c.Flags().BoolP("all", "a", false, "list entries of the index without a name, too, by their digest")
+	contains := c.Flags().String("contains", "", "list only what has the blob of this `DIGEST`: a manifest, a config, a layer or any other")
 	records := cli.NewRecords(c, "REF", "TYPE", "DIGEST", "SIZE", "UPDATED")
 	c.RunE = func(c *cobra.Command, args []string) error {
 		wanted, err := filter.Parse(args)
@@ -32,28 +37,63 @@ func newLs() *cobra.Command {
 		if w.Platform, err = image.ParsePlatform(*f.platform); err != nil {
 			return err
 		}
-		all, err := names.List()
+		containing, err := parseContains(store, *contains)
 		if err != nil {
 			return err
 		}
+		listing, err := names.Read()
+		if err != nil {
+			return err
+		}
+		// What can't be read of some entries is told after the others are listed.
+		all, failed := listing.List()
+		if *unnamed {
+			all = append(all, listing.Unnamed()...)
+		}
+		sizes := map[digest.Digest]int64{}
 		for _, img := range all {
 			if ok, err := wanted.Match(img); err != nil {
 				return err
 			} else if !ok {
 				continue
 			}
+			if ok, err := containing.Match(c.Context(), img.Target); !ok {
+				if err != nil && c.Context().Err() != nil {
+					return err
+				}
+				failed = cmp.Or(failed, err)
+				continue
+			}
 			r := record{Name: img.Name, Target: img.Target, Labels: img.Labels, CreatedAt: img.CreatedAt, UpdatedAt: img.UpdatedAt}
 			if !records.Quiet() {
-				// What can't be told, since blobs are missing or it is no image, is 0.
-				r.Size, _ = w.Size(c.Context(), img.Target)
+				size, known := sizes[img.Target.Digest]
+				if !known {
+					// What can't be told, since blobs are missing or it is no image, is 0.
+					size, _ = w.Size(c.Context(), img.Target)
+					sizes[img.Target.Digest] = size
+				}
+				r.Size = size
 			}
-			if err := records.Write(r, r.Name, r.Target.MediaType, r.Target.Digest, cli.Size(r.Size), r.UpdatedAt); err != nil {
+			ref := cmp.Or(r.Name, string(r.Target.Digest))
+			if err := records.Write(r, ref, r.Target.MediaType, r.Target.Digest, cli.Size(r.Size), r.UpdatedAt); err != nil {
 				return err
 			}
 		}
-		return records.Close()
+		return cmp.Or(records.Close(), failed)
 	}
 	return c
+}
+
+// parseContains returns what matches every target if the digest is empty.
+func parseContains(store *content.Store, arg string) (*image.Containing, error) {
+	if arg == "" {
+		return nil, nil
+	}
+	dgst, err := digest.Parse(arg)
+	if err != nil {
+		return nil, cli.Usagef("--contains %q: %v", arg, err)
+	}
+	return image.NewContaining(store, dgst), nil
 }
 
 // record is a name as --json shows it.

@@ -19,7 +19,7 @@ func main() {
 		Use:   "dist-image VERB",
 		Short: "Give names to what is in the store, and read what they point at",
 	}
-	c.AddCommand(newCreate(), newUpdate(), newLabel(), newLs(), newRm(), newManifest(), newConfig(), newLayers(), newChain(), newChildren(), newCheck(), newConvert(), newSources(), newTarget())
+	c.AddCommand(newCreate(), newUpdate(), newLabel(), newLs(), newMv(), newRm(), newManifest(), newConfig(), newLayers(), newChain(), newChildren(), newCheck(), newConvert(), newSources(), newTarget())
 	cli.Main(c)
 }
 
@@ -77,21 +77,27 @@ func (f *flags) walker(ctx context.Context, ref string) (image.Walker, v1.Descri
 	return w, img.Target, err
 }
 
-// descriptor is what a name is to point at. Whether a name can is checked when it is made.
-func descriptor(c *cobra.Command, store *content.Store, arg string) (v1.Descriptor, error) {
-	if arg != "-" {
-		dgst, err := digest.Parse(arg)
+// descriptor is what a name is to point at, which arg says: a digest, a descriptor on standard input (-), or a name that
+// points there. Labels of that name that describe the content come with it. Whether a name can point there is checked when
+// it is made.
+func descriptor(c *cobra.Command, store *content.Store, names *image.Names, arg string) (v1.Descriptor, error) {
+	if arg == "-" {
+		in, err := cli.Stdin(c.Context())
 		if err != nil {
-			return v1.Descriptor{}, cli.Usagef("digest %q: %v", arg, err)
+			return v1.Descriptor{}, err
 		}
+		defer in.Close()
+		return image.ReadDescriptor(in)
+	}
+	if dgst, err := digest.Parse(arg); err == nil {
 		return image.Walker{Store: store}.Describe(c.Context(), dgst)
 	}
-	in, err := cli.Stdin(c.Context())
+	img, err := names.Get(arg)
 	if err != nil {
 		return v1.Descriptor{}, err
 	}
-	defer in.Close()
-	return image.ReadDescriptor(in)
+	img.Target.Annotations = img.ContentLabels()
+	return img.Target, nil
 }
 
 func printTarget(c *cobra.Command, img image.Image) error {

@@ -14,7 +14,7 @@ func newUpdate() *cobra.Command {
 		Args:  cobra.ExactArgs(1),
 	}
 	f := newFlags(c)
-	to := c.Flags().String("target", "", "point at this `DIGEST`; - reads a descriptor from standard input")
+	to := c.Flags().String("target", "", "point at this `DIGEST`, or at what this name does; - reads a descriptor from standard input")
 	labels := c.Flags().StringArray("label", nil, "set the label `KEY=VALUE`; without a value take it away")
 	c.RunE = func(c *cobra.Command, args []string) error {
 		store, names, err := f.open()
@@ -24,7 +24,7 @@ func newUpdate() *cobra.Command {
 		img := image.Image{Name: args[0]}
 		var paths []string
 		if *to != "" {
-			if img.Target, err = descriptor(c, store, *to); err != nil {
+			if img.Target, err = descriptor(c, store, names, *to); err != nil {
 				return err
 			}
 			paths = append(paths, "target")

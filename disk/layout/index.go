@@ -12,6 +12,7 @@ import (
 	"maps"
 	"os"
 	"slices"
+	"strings"
 	"time"
 	"unicode/utf8"
 
@@ -127,34 +128,64 @@ const (
 	AnnotationUpdated = "distkit.updated"
 )
 
-// Point gives target a name, new or not: the entry's other annotations stay, but for the time of the change. Further entries
-// of that name go. It returns the annotations that are no names and no times.
+// Reserved reports whether an annotation of a name's entry is no label.
+func Reserved(key string) bool {
+	return key == v1.AnnotationRefName || key == AnnotationCreated || key == AnnotationUpdated
+}
+
+// DescribesContent reports whether a label says something of what a name points at, and not of the name: image-spec's
+// own annotations, such as the version, and containerd's of the repositories that an image was fetched from.
+func DescribesContent(label string) bool {
+	return strings.HasPrefix(label, "org.opencontainers.") || strings.HasPrefix(label, "containerd.io/distribution.source.")
+}
+
+// Point gives target a name, new or not, and returns the name's labels, and whether it is new. Labels that are among
+// target's annotations are set, those with an empty value taken away. Of the labels that a name has, those that describe
+// content stay only if target has the digest that the name points at already; all others stay. So does the time at which
+// the name was made. Further entries of the name go.
 func (ix *Index) Point(name string, target v1.Descriptor, now time.Time) (labels map[string]string, made bool, err error) {
-	stamp := now.UTC().Format(time.RFC3339Nano)
-	all := map[string]string{AnnotationCreated: stamp}
 	at := ix.Find(name)
+	if labels, made, err = ix.PointAt(at, name, target, now); err != nil || made {
+		return labels, made, err
+	}
+	rest := slices.DeleteFunc(ix.Entries[at+1:], func(e Entry) bool { return e.Name == name })
+	ix.Entries = ix.Entries[:at+1+len(rest)]
+	return labels, made, nil
+}
+
+// PointAt is Point where the caller knows where the name's entry is, -1 if there is none. Further entries of the name stay.
+func (ix *Index) PointAt(at int, name string, target v1.Descriptor, now time.Time) (labels map[string]string, made bool, err error) {
+	stamp := now.UTC().Format(time.RFC3339Nano)
+	labels = map[string]string{}
+	all := map[string]string{v1.AnnotationRefName: name, AnnotationUpdated: stamp}
 	if made = at < 0; made {
-		at = len(ix.Entries)
-		ix.Entries = append(ix.Entries, Entry{})
+		all[AnnotationCreated] = stamp
 	} else {
 		old, err := ix.Entries[at].Descriptor()
 		if err != nil {
 			return nil, false, err
 		}
-		all = map[string]string{}
-		maps.Copy(all, old.Annotations)
+		for k, v := range old.Annotations {
+			if k == AnnotationCreated {
+				all[k] = v
+			} else if !DescribesContent(k) || old.Digest == target.Digest {
+				labels[k] = v
+			}
+		}
 	}
-	labels = maps.Clone(all)
-	maps.DeleteFunc(labels, func(k, _ string) bool {
-		return k == v1.AnnotationRefName || k == AnnotationCreated || k == AnnotationUpdated
-	})
-	all[v1.AnnotationRefName], all[AnnotationUpdated] = name, stamp
+	maps.Copy(labels, target.Annotations)
+	maps.DeleteFunc(labels, func(k, v string) bool { return v == "" || Reserved(k) })
+	maps.Copy(all, labels)
 	target.Annotations = all
-	if ix.Entries[at], err = NewEntry(target); err != nil {
+	e, err := NewEntry(target)
+	switch {
+	case err != nil:
 		return nil, false, err
+	case made:
+		ix.Entries = append(ix.Entries, e)
+	default:
+		ix.Entries[at] = e
 	}
-	rest := slices.DeleteFunc(ix.Entries[at+1:], func(e Entry) bool { return e.Name == name })
-	ix.Entries = ix.Entries[:at+1+len(rest)]
 	return labels, made, nil
 }
 
@@ -302,23 +333,47 @@ func withManifests(fields map[string]json.RawMessage) map[string]json.RawMessage
 // waited for the lock: it makes the layout where that is missing. A sweep may have the lock for minutes: Change waits until ctx
 // is done.
 func (d Dir) Change(ctx context.Context, create func() error, f func(*Index) error) error {
-	lock, err := d.lockIndex(ctx, create)
+	return changeAll(ctx, []Dir{d}, 0, create, func(all []*Index) error { return f(all[0]) })
+}
+
+// ChangeTwo is Change of two layouts under both locks, which are taken in the order given: that of the names of their
+// namespaces, or processes would wait for each other. The one of that number, 0 or 1, is put in its place before the other.
+func ChangeTwo(ctx context.Context, two [2]Dir, before int, create func() error, f func(two [2]*Index) error) error {
+	return changeAll(ctx, two[:], before, create, func(all []*Index) error { return f([2]*Index(all)) })
+}
+
+func changeAll(ctx context.Context, dirs []Dir, before int, create func() error, f func([]*Index) error) error {
+	locks, err := lockIndexes(ctx, dirs, create)
 	if err != nil {
 		return err
 	}
-	defer disk.Release(lock)
-	b, err := disk.ReadAll(lock, maxIndex)
-	if err != nil {
-		return fmt.Errorf("read names: %s: %w", d.Path(v1.ImageIndexFile), err)
+	defer releaseAll(locks)
+	all := make([]*Index, len(dirs))
+	for i, d := range dirs {
+		b, err := disk.ReadAll(locks[i], maxIndex)
+		if err != nil {
+			return fmt.Errorf("read names: %s: %w", d.Path(v1.ImageIndexFile), err)
+		}
+		if all[i], err = d.parse(b); err != nil {
+			return err
+		}
 	}
-	ix, err := d.parse(b)
-	if err != nil {
+	if err := f(all); err != nil {
 		return err
 	}
-	if err := f(ix); err != nil {
-		return err
+	for i := range dirs {
+		i = (i + before) % len(dirs)
+		if err := dirs[i].replace(all[i]); err != nil {
+			return err
+		}
 	}
-	return d.replace(ix)
+	return nil
+}
+
+func releaseAll(locks []*os.File) {
+	for _, f := range locks {
+		disk.Release(f)
+	}
 }
 
 func (d Dir) replace(ix *Index) error {
@@ -341,6 +396,9 @@ func (d Dir) WriteEmptyIndex(annotations map[string]string) error {
 	if err := CheckLabels(annotations); err != nil {
 		return err
 	}
+	if err := CheckLabels(annotations); err != nil {
+		return err
+	}
 	all, err := json.Marshal(annotations)
 	if err != nil {
 		return err
@@ -356,15 +414,24 @@ func (d Dir) WriteEmptyIndex(annotations map[string]string) error {
 // lockTries bounds how often a layout is made anew because others keep removing it.
 const lockTries = 100
 
-func (d Dir) lockIndex(ctx context.Context, create func() error) (*os.File, error) {
+func lockIndexes(ctx context.Context, dirs []Dir, create func() error) ([]*os.File, error) {
 	for n := 1; ; n++ {
 		if err := create(); err != nil {
 			return nil, err
 		}
-		f, err := d.LockIndex(ctx, unix.LOCK_EX)
-		if err == nil {
-			return f, nil
+		var locks []*os.File
+		var err error
+		for _, d := range dirs {
+			var f *os.File
+			if f, err = d.LockIndex(ctx, unix.LOCK_EX); err != nil {
+				break
+			}
+			locks = append(locks, f)
 		}
+		if err == nil {
+			return locks, nil
+		}
+		releaseAll(locks)
 		if !errors.Is(err, fs.ErrNotExist) || n == lockTries {
 			return nil, fmt.Errorf("lock names: %w", err)
 		}

@@ -41,7 +41,7 @@ func TestReplaceAllIsOneChange(t *testing.T) {
 		t.Fatalf("%+v, %v", all, err)
 	}
 	a, b := all[0], all[1]
-	if a.Target.Digest != target("y").Digest || len(a.Labels) != 1 || a.Labels["k"] != "v" || !a.CreatedAt.Equal(first.CreatedAt) || !a.UpdatedAt.After(first.UpdatedAt) {
+	if a.Target.Digest != target("y").Digest || len(a.Labels) != 2 || a.Labels["k"] != "v" || a.Labels["l"] != "a" || !a.CreatedAt.Equal(first.CreatedAt) || !a.UpdatedAt.After(first.UpdatedAt) {
 		t.Errorf("replaced: %+v", a)
 	}
 	if b.Target.Digest != target("z").Digest || b.Labels["l"] != "b" || b.CreatedAt.IsZero() {
