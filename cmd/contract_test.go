@@ -424,6 +424,9 @@ func TestEmptyArgumentsAreWrongUsage(t *testing.T) {
 					wrong = append(wrong, args)
 				}
 				for _, args := range wrong {
+					if strings.Contains(usage[1], "[-- COMMAND") {
+						args = append(args, "--")
+					}
 					if strings.Contains(usage[1], " COMMAND") {
 						args = append(args, "true")
 					}

@@ -321,8 +321,17 @@ func (w Walker) Manifest(ctx context.Context, d v1.Descriptor) (v1.Descriptor, e
 }
 
 func (w Walker) manifest(ctx context.Context, d v1.Descriptor) (v1.Descriptor, document, error) {
+	return w.descend(ctx, d, func(digest.Digest, []byte, int) {})
+}
+
+// descend is manifest. It calls through with every index on the way, its bytes, and which of its manifests is followed.
+func (w Walker) descend(ctx context.Context, d v1.Descriptor, through func(index digest.Digest, b []byte, child int)) (v1.Descriptor, document, error) {
 	for range maxDepth + 1 {
-		doc, err := w.document(d)
+		b, err := w.read(d)
+		if err != nil {
+			return d, document{}, err
+		}
+		doc, err := parseDocument(string(d.Digest), b)
 		if err != nil {
 			return d, doc, err
 		}
@@ -336,13 +345,16 @@ func (w Walker) manifest(ctx context.Context, d v1.Descriptor) (v1.Descriptor, d
 			return d, doc, errclass.Errorf(errdefs.ErrInvalidArgument, "index %s has %d manifests: a platform is needed",
 				d.Digest, len(doc.Manifests))
 		}
-		if w.Platform == nil {
-			d = doc.Manifests[0]
-			continue
+		child := 0
+		if w.Platform != nil {
+			best, err := w.pick(d.Digest, doc.Manifests)
+			if err != nil {
+				return d, doc, err
+			}
+			child = slices.IndexFunc(doc.Manifests, func(m v1.Descriptor) bool { return m.Digest == best.Digest && m.Platform == best.Platform })
 		}
-		if d, err = w.pick(d.Digest, doc.Manifests); err != nil {
-			return d, doc, err
-		}
+		through(d.Digest, b, child)
+		d = doc.Manifests[child]
 	}
 	return d, document{}, errclass.Errorf(errdefs.ErrInvalidArgument, "indexes nest deeper than %d", maxDepth)
 }

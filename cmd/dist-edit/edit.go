@@ -15,6 +15,7 @@ import (
 
 	"distkit/cmd/internal/cli"
 	"distkit/content"
+	"distkit/errclass"
 	"distkit/image"
 
 	"github.com/containerd/errdefs"
@@ -24,9 +25,11 @@ import (
 
 // edit is what one call of the command is to do.
 type edit struct {
-	store  *content.Store
-	editor string             // a shell command, to which the file is an argument
-	check  func([]byte) error // nil: anything may be stored
+	store   *content.Store
+	editor  string   // a shell command, to which the file is an argument
+	command []string // a program, in the place of the editor, that reads the blob and writes the new one
+	// put stores the file that holds the outcome, the caller's to close.
+	put func(ctx context.Context, f *os.File) (record, error)
 }
 
 // editor is the user's, found as git finds it: VISUAL needs a terminal that can do more than
@@ -43,8 +46,7 @@ func editor() string {
 	return "vi"
 }
 
-// run lets the user edit the blob and stores the outcome, under a digest of the same
-// algorithm. What was edited and can't be stored stays where the error says.
+// run has the blob edited, and stores the outcome. What was edited by hand and can't be stored stays where the error says.
 func (e edit) run(ctx context.Context, old digest.Digest) (record, error) {
 	// A directory, so that what the editor puts beside the file is private and goes too.
 	dir, err := os.MkdirTemp("", "dist-edit-")
@@ -57,19 +59,53 @@ func (e edit) run(ctx context.Context, old digest.Digest) (record, error) {
 			_ = os.RemoveAll(dir)
 		}
 	}()
-	path, err := e.copyOut(old, dir)
+	var path string
+	if len(e.command) > 0 {
+		path = filepath.Join(dir, "blob")
+		err = e.runCommand(ctx, old, path)
+	} else if path, err = e.copyOut(old, dir); err == nil {
+		err = e.runEditor(ctx, path)
+	}
 	if err != nil {
 		return record{}, err
 	}
-	if err := e.runEditor(ctx, path); err != nil {
-		return record{}, err
+	// The editor may have put another file in the place of the one it got.
+	f, err := os.Open(path)
+	var r record
+	if err == nil {
+		defer f.Close()
+		r, err = e.put(ctx, f)
 	}
-	r, err := e.storeEdited(ctx, path, old)
-	if err != nil && ctx.Err() == nil {
+	if err != nil && ctx.Err() == nil && len(e.command) == 0 {
 		keep = true
-		return record{}, fmt.Errorf("%w (what was edited is kept in %s)", err, path)
+		err = fmt.Errorf("%w (what was edited is kept in %s)", err, path)
 	}
 	return r, err
+}
+
+// runCommand lets a program read the blob from its standard input, and write the new one into the file.
+func (e edit) runCommand(ctx context.Context, old digest.Digest, path string) error {
+	blob, err := e.store.File(old)
+	if err != nil {
+		return err
+	}
+	defer blob.Close()
+	out, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+	if err != nil {
+		return err
+	}
+	defer out.Close()
+	c := exec.CommandContext(ctx, e.command[0], e.command[1:]...)
+	c.Cancel = func() error { return c.Process.Signal(unix.SIGTERM) }
+	c.WaitDelay = 5 * time.Second
+	c.Stdin, c.Stdout, c.Stderr = blob.File, out, os.Stderr
+	if err := c.Run(); err != nil {
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+		return fmt.Errorf("%s: %w", e.command[0], err)
+	}
+	return out.Close()
 }
 
 // copyOut puts the blob into a file of dir, named so that an editor knows JSON.
@@ -151,34 +187,38 @@ func (e edit) runEditor(ctx context.Context, path string) error {
 // errInterrupted: an interrupt ended the editor.
 var errInterrupted = errors.New("interrupted")
 
-// storeEdited stores the file, which the editor may have put in the place of the one it got.
-func (e edit) storeEdited(ctx context.Context, path string, old digest.Digest) (record, error) {
-	f, err := os.Open(path)
-	if err != nil {
-		return record{}, err
+// storeBlob stores the file under a digest of the old one's algorithm, if it passes check, which may be nil.
+func storeBlob(ctx context.Context, s *content.Store, f *os.File, old digest.Digest, check func([]byte) error) (record, error) {
+	if check != nil {
+		b, err := readDocument(f)
+		if err == nil {
+			err = check(b)
+		}
+		if err != nil {
+			return record{}, err
+		}
 	}
-	defer f.Close()
 	h := old.Algorithm().Digester()
 	size, err := io.Copy(h.Hash(), f)
+	if err == nil {
+		_, err = f.Seek(0, io.SeekStart)
+	}
 	if err != nil {
 		return record{}, err
 	}
 	r := record{h.Digest(), size}
-	if e.check != nil {
-		if size > image.MaxDocument {
-			return r, errdefs.ErrInvalidArgument.WithMessage(fmt.Sprintf("%d bytes are too many for a manifest or config", size))
-		}
-		b := make([]byte, size)
-		if _, err := f.ReadAt(b, 0); err != nil && err != io.EOF {
-			return r, err
-		}
-		if err := e.check(b); err != nil {
-			return r, err
-		}
-	}
-	if _, err := f.Seek(0, io.SeekStart); err != nil {
-		return r, err
-	}
-	_, err = content.WriteBlob(ctx, e.store, string(r.Digest), f, size, r.Digest)
+	_, err = content.WriteBlob(ctx, s, string(r.Digest), f, size, r.Digest)
 	return r, err
+}
+
+// readDocument reads all of a file that is to be a manifest, an index or a config, and leaves it at its beginning.
+func readDocument(f *os.File) ([]byte, error) {
+	b, err := io.ReadAll(io.LimitReader(f, image.MaxDocument+1))
+	if err == nil && len(b) > image.MaxDocument {
+		err = errclass.Errorf(errdefs.ErrInvalidArgument, "more than %d bytes are too many for a manifest, index or config", image.MaxDocument)
+	}
+	if err == nil {
+		_, err = f.Seek(0, io.SeekStart)
+	}
+	return b, err
 }

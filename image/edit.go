@@ -1,0 +1,214 @@
+package image
+
+import (
+	"bytes"
+	"context"
+	"encoding/base64"
+	"encoding/json"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"distkit/content"
+	"distkit/disk/layout"
+	"distkit/errclass"
+
+	"github.com/containerd/errdefs"
+	"github.com/opencontainers/go-digest"
+	v1 "github.com/opencontainers/image-spec/specs-go/v1"
+)
+
+// Part is a document of an image that is to be replaced, together with the manifest and the indexes that lead to it.
+type Part struct {
+	v1.Descriptor
+	walker Walker
+	config bool
+	above  []link // from the top
+}
+
+// link is a document and which of its descriptors is followed: an element of manifests, or the config.
+type link struct {
+	dgst   digest.Digest
+	bytes  []byte
+	config bool
+	child  int
+}
+
+// TargetPart is what a descriptor means itself, whether it is an index, a manifest or another document.
+func (w Walker) TargetPart(ctx context.Context, d v1.Descriptor) (*Part, error) {
+	is, err := w.Describe(ctx, d.Digest)
+	if err != nil {
+		return nil, err
+	}
+	return &Part{Descriptor: is, walker: w}, nil
+}
+
+// ManifestPart is the manifest for the platform.
+func (w Walker) ManifestPart(ctx context.Context, d v1.Descriptor) (*Part, error) {
+	p := &Part{walker: w}
+	m, _, err := w.descend(ctx, d, func(index digest.Digest, b []byte, child int) {
+		p.above = append(p.above, link{dgst: index, bytes: b, child: child})
+	})
+	p.Descriptor = m
+	return p, err
+}
+
+// ConfigPart is the config of the manifest for the platform.
+func (w Walker) ConfigPart(ctx context.Context, d v1.Descriptor) (*Part, error) {
+	p, err := w.ManifestPart(ctx, d)
+	if err != nil {
+		return nil, err
+	}
+	b, err := w.read(p.Descriptor)
+	if err != nil {
+		return nil, err
+	}
+	doc, err := parseDocument(string(p.Digest), b)
+	if err != nil {
+		return nil, err
+	}
+	p.above = append(p.above, link{dgst: p.Digest, bytes: b, config: true})
+	p.Descriptor, p.config = *doc.Config, true
+	return p, nil
+}
+
+// Replace stores b in the place of the part, and every document that leads to it with the new digest and size: of these
+// all other bytes stay as they are. It returns the descriptor of the topmost one. The old ones stay. The caller holds the
+// store against the sweep until the new image has a name.
+//
+// InvalidArgument: b is not what the part has to be, or a document that leads to it is ambiguous.
+func (p *Part) Replace(ctx context.Context, b []byte) (v1.Descriptor, error) {
+	d, err := p.describe(b)
+	if err != nil {
+		return d, err
+	}
+	type blob struct {
+		v1.Descriptor
+		bytes []byte
+	}
+	made := []blob{{d, b}}
+	for _, l := range slices.Backward(p.above) {
+		below := made[len(made)-1]
+		doc, b, err := l.relink(below.Descriptor, below.bytes)
+		if err != nil {
+			return d, fmt.Errorf("%s: %w", l.dgst, err)
+		}
+		made = append(made, blob{v1.Descriptor{MediaType: doc.MediaType, Digest: l.dgst.Algorithm().FromBytes(b), Size: int64(len(b))}, b})
+	}
+	for _, m := range made {
+		if _, err := content.WriteBlob(ctx, p.walker.Store, string(m.Digest), bytes.NewReader(m.bytes), m.Size, m.Digest); err != nil {
+			return d, err
+		}
+	}
+	return made[len(made)-1].Descriptor, nil
+}
+
+// describe checks bytes that are to replace the part: an index stays an index, a manifest a manifest, an image config one.
+func (p *Part) describe(b []byte) (v1.Descriptor, error) {
+	d := v1.Descriptor{MediaType: p.MediaType, Digest: p.Digest.Algorithm().FromBytes(b), Size: int64(len(b))}
+	if d.Size > MaxDocument {
+		return d, errclass.Errorf(errdefs.ErrInvalidArgument, "%d bytes are too many for a manifest, index or config", d.Size)
+	}
+	switch {
+	case p.config && (p.MediaType == v1.MediaTypeImageConfig || p.MediaType == dockerConfig):
+		if err := validateConfig(b); err != nil {
+			return d, errclass.Errorf(errdefs.ErrInvalidArgument, "config: %w", err)
+		}
+	case !p.config && (IsIndex(p.MediaType) || IsManifest(p.MediaType)):
+		doc, err := parseDocument("what was edited", b)
+		if err != nil {
+			return d, err
+		}
+		if IsIndex(doc.MediaType) != IsIndex(p.MediaType) {
+			return d, errclass.Errorf(errdefs.ErrInvalidArgument, "what was edited is of type %s, and was of type %s", doc.MediaType, p.MediaType)
+		}
+		d.MediaType = doc.MediaType
+	}
+	return d, nil
+}
+
+// relink returns the document with the descriptor of to, whose bytes are b, in the place of the one that is followed.
+func (l link) relink(to v1.Descriptor, b []byte) (document, []byte, error) {
+	var found []json.RawMessage
+	layout.Members(l.bytes, func(key string, value json.RawMessage) {
+		switch {
+		case l.config && strings.EqualFold(key, "config"):
+			found = append(found, value)
+		case !l.config && strings.EqualFold(key, "manifests"):
+			n := 0
+			layout.Elements(value, func(value json.RawMessage) {
+				if n == l.child {
+					found = append(found, value)
+				}
+				n++
+			})
+		}
+	})
+	if len(found) != 1 {
+		return document{}, nil, errAmbiguous
+	}
+	edited, rest := []byte(nil), l.bytes
+	layout.Members(found[0], func(key string, value json.RawMessage) {
+		with := []byte(value)
+		switch strings.ToLower(key) {
+		case "digest":
+			with = quote(string(to.Digest))
+		case "size":
+			with = fmt.Append(nil, to.Size)
+		case "mediatype":
+			if s, _ := shortString(value); s != to.MediaType {
+				with, _ = json.Marshal(to.MediaType)
+			}
+		case "data": // the bytes themselves
+			with = quote(base64.StdEncoding.EncodeToString(b))
+		}
+		// The value is a part of the rest: where it begins, its capacity tells.
+		at := cap(rest) - cap(value)
+		edited = append(append(edited, rest[:at]...), with...)
+		rest = rest[at+len(value):]
+	})
+	edited = append(edited, rest...)
+	doc, err := parseDocument(string(l.dgst), edited)
+	if err != nil {
+		return doc, nil, err
+	}
+	// A document may have members twice, or in other cases, of which readers take one or the other.
+	now := doc.Config
+	if !l.config {
+		now = nil
+		if l.child < len(doc.Manifests) {
+			now = &doc.Manifests[l.child]
+		}
+	}
+	if now == nil || now.Digest != to.Digest || now.Size != to.Size {
+		return doc, nil, errAmbiguous
+	}
+	return doc, edited, nil
+}
+
+var errAmbiguous = errclass.Errorf(errdefs.ErrInvalidArgument, "it does not have one config or one list of manifests, whose descriptors have digest and size once")
+
+// Move lets a name point at target, if it still points at the digest from: FailedPrecondition if not, NotFound if there is no
+// such name. Its labels stay.
+func (n *Names) Move(ctx context.Context, name string, from digest.Digest, target v1.Descriptor) (Image, error) {
+	var img Image
+	err := n.change(ctx, func(ix *index) error {
+		at := ix.Find(name)
+		var err error
+		if img, err = get(ix.Index, name, at); err != nil {
+			return err
+		}
+		if img.Target.Digest != from {
+			return errclass.Errorf(errdefs.ErrFailedPrecondition, "image %s points at %s meanwhile, no longer at %s", name, img.Target.Digest, from)
+		}
+		if img.Target, err = n.settle(ctx, target); err != nil {
+			return fmt.Errorf("name %s: %w", name, err)
+		}
+		img.UpdatedAt = time.Now().UTC()
+		ix.changed(img, false)
+		ix.Entries[at], err = img.entry()
+		return err
+	})
+	return img, err
+}
