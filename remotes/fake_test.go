@@ -157,7 +157,7 @@ func (f *fake) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 
 func (f *fake) serve(w http.ResponseWriter, r *http.Request) {
 	w.Header().Set("Docker-Distribution-Api-Version", "registry/2.0")
-	if id, ok := strings.CutPrefix(r.URL.Path, "/v2/x/manifests/"); ok && r.Method != http.MethodPut {
+	if id, ok := strings.CutPrefix(r.URL.Path, "/v2/x/manifests/"); ok && (r.Method == http.MethodGet || r.Method == http.MethodHead) {
 		f.mu.Lock()
 		m, ok := f.manifests[id]
 		f.mu.Unlock()
@@ -193,6 +193,10 @@ func (f *fake) serve(w http.ResponseWriter, r *http.Request) {
 			return
 		}
 	}
+	if subject, ok := strings.CutPrefix(r.URL.Path, "/v2/x/referrers/"); ok && f.referrers {
+		f.list(w, subject)
+		return
+	}
 	if f.store(w, r) {
 		return
 	}
@@ -200,7 +204,24 @@ func (f *fake) serve(w http.ResponseWriter, r *http.Request) {
 	fmt.Fprint(w, `{"errors":[{"code":"MANIFEST_UNKNOWN","message":"not known"}]}`)
 }
 
-// store takes manifests and uploads. What came of a request that was cut is kept.
+// list answers for the manifests with a subject.
+func (f *fake) list(w http.ResponseWriter, subject string) {
+	index := ocispec.Index{MediaType: ocispec.MediaTypeImageIndex, Manifests: []ocispec.Descriptor{}}
+	f.mu.Lock()
+	for id, m := range f.manifests {
+		var head referrer
+		if json.Unmarshal(m.content, &head) == nil && head.Subject != nil && head.Subject.Digest.String() == subject && strings.Contains(id, ":") {
+			d := ocispec.Descriptor{MediaType: m.mediaType, Digest: digest.Digest(id), Size: int64(len(m.content))}
+			head.describe(&d)
+			index.Manifests = append(index.Manifests, d)
+		}
+	}
+	f.mu.Unlock()
+	w.Header().Set("Content-Type", ocispec.MediaTypeImageIndex)
+	_ = json.NewEncoder(w).Encode(index)
+}
+
+// store takes manifests and uploads, and deletes manifests. What came of a request that was cut is kept.
 func (f *fake) store(w http.ResponseWriter, r *http.Request) bool {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -219,6 +240,11 @@ func (f *fake) store(w http.ResponseWriter, r *http.Request) bool {
 			w.Header().Set("OCI-Subject", "yes")
 		}
 		w.WriteHeader(http.StatusCreated)
+		return true
+	}
+	if id, ok := strings.CutPrefix(r.URL.Path, "/v2/x/manifests/"); ok && r.Method == http.MethodDelete && f.manifests[id].content != nil {
+		delete(f.manifests, id)
+		w.WriteHeader(http.StatusAccepted)
 		return true
 	}
 	id, ok := strings.CutPrefix(r.URL.Path, "/v2/x/blobs/uploads/")

@@ -54,6 +54,7 @@ func (r *recorder) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 	r.mu.Lock()
 	r.all = append(r.all, fmt.Sprintln(req.Method, req.URL, req.Header, string(body)))
 	r.mu.Unlock()
+	req.Body = io.NopCloser(bytes.NewReader(body))
 	r.next(w, req)
 }
 
