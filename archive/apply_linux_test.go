@@ -489,7 +489,10 @@ func TestCompression(t *testing.T) {
 			}
 		})
 	}
-	for _, data := range []string{"\xfd7zXZ\x00\x00\x04", "BZh91AY&SY"} {
+	for _, data := range []string{
+		"\xfd7zXZ\x00\x00\x04", "BZh91AY&SY", "\x04\x22\x4d\x18\x64\x40\xa7", "\x1f\x9d\x90", "LZIP\x01\x0c",
+		"\x5d\x00\x00\x80\x00\xff\xff\xff\xff\xff\xff\xff\xff",
+	} {
 		if _, err := apply(t, t.TempDir(), []byte(data), Options{}); !errdefs.IsNotImplemented(err) {
 			t.Errorf("%q: %v", data, err)
 		}

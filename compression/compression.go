@@ -34,7 +34,8 @@ const (
 // HeadSize is the number of bytes that Sniff wants to see. Fewer do where a stream is shorter.
 const HeadSize = 13
 
-// maxWindow is the largest zstd window accepted, the limit of zstd(1) itself. It bounds what a hostile frame makes us hold.
+// maxWindow is the largest zstd window accepted, the limit of zstd(1) itself. It bounds what a hostile frame makes us
+// hold.
 const maxWindow = 128 << 20
 
 // magics are the first bytes of each format but for those that a function tells.
@@ -44,11 +45,10 @@ var magics = []struct {
 }{
 	{Gzip, "\x1f\x8b"},
 	{Zstd, "\x28\xb5\x2f\xfd"},
-	{Bzip2, "BZh"},
 	{XZ, "\xfd7zXZ\x00"},
 	{LZ4, "\x04\x22\x4d\x18"},
 	{LZ4, "\x02\x21\x4c\x18"}, // its form before version 1.4
-	{Lzip, "LZIP"},
+	{Lzip, "LZIP\x01"},
 	{Compress, "\x1f\x9d"},
 }
 
@@ -62,14 +62,26 @@ func Sniff(head []byte) Format {
 	switch {
 	case len(head) >= 4 && head[0]&0xf0 == 0x50 && string(head[1:4]) == "\x2a\x4d\x18":
 		return Zstd // a skippable frame; lz4 has those too, but its writers begin with none (RFC 8878, 3.1.2)
+	case isBzip2(head):
+		return Bzip2
 	case isLZMA(head):
 		return LZMA
 	}
 	return None
 }
 
-// isLZMA reports whether head is that of the lzma format, which has no magic number: the properties that lzma(1) writes, a
-// dictionary of a plausible size, and a size that is unknown or below 256 GiB.
+// isBzip2 reports whether head is that of bzip2: a level, and then a block or the end of the stream. "BZh" alone may be a
+// file's name, with which a tar begins.
+func isBzip2(head []byte) bool {
+	const block, end = "1AY&SY", "\x17rE8P\x90"
+	if len(head) < 10 || string(head[:3]) != "BZh" || head[3] < '1' || head[3] > '9' {
+		return false
+	}
+	return string(head[4:10]) == block || string(head[4:10]) == end
+}
+
+// isLZMA reports whether head is that of the lzma format, which has no magic number: the properties that lzma(1)
+// writes, a dictionary of a plausible size, and a size that is unknown or below 256 GiB.
 func isLZMA(head []byte) bool {
 	if len(head) < HeadSize || head[0] != 0x5d {
 		return false

@@ -28,10 +28,10 @@ var ociTypes = map[string]string{
 	"application/vnd.docker.image.rootfs.foreign.diff.tar.gzip": "application/vnd.oci.image.layer.nondistributable.v1.tar+gzip",
 }
 
-// Convert stores OCI's form of an index or manifest with docker's media types, and returns its descriptor. Configs and layers
-// stay as they are, and so do members that are not known here. Manifests of an index that are not in the store can't be
-// converted: their descriptors stay too. What has no docker types is returned as it is. Of an index only the manifest for the
-// platform is converted if one is set.
+// Convert stores OCI's form of an index or manifest with docker's media types, and returns its descriptor. Configs and
+// layers stay as they are, and so do members that are not known here. Manifests of an index that are not in the store
+// can't be converted: their descriptors stay too. What has no docker types is returned as it is. Of an index only the
+// manifest for the platform is converted if one is set.
 func (w Walker) Convert(ctx context.Context, d v1.Descriptor) (v1.Descriptor, error) {
 	if w.Platform != nil {
 		var err error
@@ -171,8 +171,8 @@ func newType(value json.RawMessage, changed *bool) []byte {
 // quote is JSON of a media type or digest, which have nothing to escape.
 func quote(s string) []byte { return []byte(`"` + s + `"`) }
 
-// members returns a JSON object without white space around its members, whose values f may change; what is no object is as it
-// was.
+// members returns a JSON object without white space around its members, whose values f may change; what is no object is
+// as it was.
 func members(raw []byte, f func(key string, value json.RawMessage) []byte) []byte {
 	b := []byte{'{'}
 	ok := layout.Members(raw, func(key string, value json.RawMessage) {

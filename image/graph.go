@@ -64,24 +64,27 @@ const (
 // Node is a blob that [Walker.Walk] has come to.
 type Node struct {
 	v1.Descriptor // as the document that refers to the blob has it
-	// Type is the media type that the blob itself tells: of an index, a manifest, or a document of another kind that refers
-	// to blobs by descriptors. It is empty for every other blob, and for one that is not in the store.
+	// Type is the media type that the blob itself tells: of an index, a manifest, or a document of another kind that
+	// refers to blobs by descriptors. It is empty for every other blob, and for one that is not in the store.
 	Type string
 	Here bool // in the store
-	// Part is true for what a manifest refers to: its config, its layers and the like. What a part holds is not looked at.
+	// Part is true for what a manifest refers to: its config, its layers and the like. What a part holds is not looked
+	// at.
 	Part bool
-	// Children are what a document refers to: an index to manifests, only to the best for the walker's platform if one is
-	// set; a manifest to its config and layers; a document of another kind to all blobs that it names, but not to its subject.
+	// Children are what a document refers to: an index to manifests, only to the best for the walker's platform if one
+	// is set; a manifest to its config and layers; a document of another kind to all blobs that it names, but not to
+	// its subject.
 	Children []v1.Descriptor
 }
 
 // Walk calls visit with d and with everything that d refers to, parents before children, in the order of the documents.
-// The blobs tell what is a document, whatever media types the descriptors have. Each blob is visited once, or twice if it
-// is both a part and a document. What a blob refers to that is not in the store can't be known.
+// The blobs tell what is a document, whatever media types the descriptors have. Each blob is visited once, or twice if
+// it is both a part and a document. What a blob refers to that is not in the store can't be known.
 //
-// DataLoss: a document does not hash to its name, or a blob has another size than its descriptor says. InvalidArgument: a
-// descriptor says that a blob is an index or manifest, and the blob is none; or indexes nest too deep, or the image refers to
-// too many blobs, or its documents are too large together. NotFound: an index has nothing for the platform.
+// DataLoss: a document does not hash to its name, or a blob has another size than its descriptor says. InvalidArgument:
+// a descriptor, or the blob itself, says that a blob is an index or manifest, and the blob is none; or indexes nest too
+// deep, or the image refers to too many blobs, or its documents are too large together. NotFound: an index has nothing
+// for the platform.
 func (w Walker) Walk(ctx context.Context, d v1.Descriptor, visit func(Node) error) error {
 	return w.walk(ctx, d, map[digest.Digest]bool{}, visit)
 }
@@ -139,8 +142,8 @@ func (w Walker) here(ctx context.Context, d v1.Descriptor) (bool, error) {
 	return err == nil, err
 }
 
-// node looks at a blob that may be a document. What a name points at (root) is one also if its type is not its own, but the
-// name's.
+// node looks at a blob that may be a document. What a name points at (root) is one also if its type is not its own, but
+// the name's.
 func (w Walker) node(ctx context.Context, d v1.Descriptor, root bool) (Node, error) {
 	n := Node{Descriptor: d}
 	var err error
@@ -199,8 +202,8 @@ func (w Walker) choose(ctx context.Context, dgst digest.Digest, doc document) ([
 	return []v1.Descriptor{best}, err
 }
 
-// blob reads a blob that may be a document: a JSON object that is not larger than MaxDocument. Of any other it returns nil.
-// NotFound if there is none; DataLoss if it does not hash to its name.
+// blob reads a blob that may be a document: a JSON object that is not larger than MaxDocument. Of any other it returns
+// nil. NotFound if there is none; DataLoss if it does not hash to its name.
 func (w Walker) blob(dgst digest.Digest) ([]byte, error) {
 	f, err := w.Store.File(dgst)
 	if err != nil {
@@ -242,9 +245,9 @@ func Decode(b []byte, v any) error {
 	return nil
 }
 
-// references calls f with every descriptor that a document, valid JSON, has for a member, or in an array that is a member, whatever
-// their names: manifests, config, layers, subject, and what else manifests of other kinds have. Descriptors whose digest no
-// store can have are left out.
+// references calls f with every descriptor that a document, valid JSON, has for a member, or in an array that is a
+// member, whatever their names: manifests, config, layers, subject, and what else manifests of other kinds have.
+// Descriptors whose digest no store can have are left out.
 func references(b []byte, f func(key string, d v1.Descriptor)) {
 	layout.Members(b, func(key string, value json.RawMessage) {
 		one := func(value json.RawMessage) {
@@ -257,8 +260,8 @@ func references(b []byte, f func(key string, d v1.Descriptor)) {
 	})
 }
 
-// reference reads of a descriptor what says which blob it is and of what type. Like encoding/json it takes keys in any case;
-// of several digests, all mean it (docker's schema 1 has blobSum).
+// reference reads of a descriptor what says which blob it is and of what type. Like encoding/json it takes keys in any
+// case; of several digests, all mean it (docker's schema 1 has blobSum).
 func reference(raw json.RawMessage) (d v1.Descriptor, ok bool) {
 	layout.Members(raw, func(key string, value json.RawMessage) {
 		switch strings.ToLower(key) {

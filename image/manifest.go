@@ -30,8 +30,9 @@ const (
 	dockerConfig       = "application/vnd.docker.container.image.v1+json"
 )
 
-// MaxDocument bounds a manifest, an index and a config, in bytes. maxObjects and maxMembers bound the memory that decoding
-// one takes, and maxChildMembers that of an index or manifest, of which more is kept. maxDepth is how deep indexes may nest.
+// MaxDocument bounds a manifest, an index and a config, in bytes. maxObjects and maxMembers bound the memory that
+// decoding one takes, and maxChildMembers that of an index or manifest, of which more is kept. maxDepth is how deep
+// indexes may nest.
 const (
 	MaxDocument     = 8 << 20
 	maxObjects      = 1 << 17
@@ -74,8 +75,8 @@ func (list *Descriptors) UnmarshalJSON(b []byte) error {
 	})
 }
 
-// EachDescriptor decodes an array of descriptors, JSON that is valid, one after another: no more than an image may have. A
-// longer array is InvalidArgument. null is an empty one.
+// EachDescriptor decodes an array of descriptors, JSON that is valid, one after another: no more than an image may
+// have. A longer array is InvalidArgument. null is an empty one.
 func EachDescriptor(b []byte, f func(v1.Descriptor) error) error {
 	n := 0
 	var failed error
@@ -107,8 +108,9 @@ func IsManifest(mediaType string) bool {
 	return mediaType == v1.MediaTypeImageManifest || mediaType == dockerManifest
 }
 
-// Describe makes a descriptor of a blob in the store: the media type of an index, a manifest or another document that refers
-// to blobs by descriptors is found in it, every other blob is application/octet-stream. NotFound when it isn't there.
+// Describe makes a descriptor of a blob in the store: the media type of an index, a manifest or another document that
+// refers to blobs by descriptors is found in it, every other blob is application/octet-stream. NotFound when it isn't
+// there.
 func (w Walker) Describe(ctx context.Context, dgst digest.Digest) (v1.Descriptor, error) {
 	info, err := w.Store.Info(ctx, dgst)
 	if err != nil {
@@ -221,8 +223,8 @@ func checkMediaType(s string) error {
 	return nil
 }
 
-// Children returns what a document refers to: see [Node.Children]. Those of an index have the media types that the blobs tell.
-// Other blobs have none. NotFound when the blob isn't in the store or the index has nothing that fits.
+// Children returns what a document refers to: see [Node.Children]. Those of an index have the media types that the
+// blobs tell. Other blobs have none. NotFound when the blob isn't in the store or the index has nothing that fits.
 func (w Walker) Children(ctx context.Context, d v1.Descriptor) ([]v1.Descriptor, error) {
 	info, err := w.Store.Info(ctx, d.Digest)
 	if err != nil {
@@ -246,8 +248,8 @@ func (w Walker) settleTypes(ctx context.Context, manifests []v1.Descriptor) (err
 	return nil
 }
 
-// typeOf is the media type of a child of an index: what its descriptor says if that is a manifest's or an index's, else what
-// the blob says, if it is here and is one of those.
+// typeOf is the media type of a child of an index: what its descriptor says if that is a manifest's or an index's, else
+// what the blob says, if it is here and is one of those.
 func (w Walker) typeOf(ctx context.Context, d v1.Descriptor) (string, error) {
 	if IsIndex(d.MediaType) || IsManifest(d.MediaType) || content.Validate(d.Digest) != nil {
 		return d.MediaType, nil
@@ -445,8 +447,8 @@ func (w Walker) Contents(ctx context.Context, d v1.Descriptor) (Contents, error)
 	return Contents{d, b, layers}, nil
 }
 
-// Missing returns the blobs of an image that aren't in the store, as far as can be known. If a platform was asked for, the
-// manifest must be for it.
+// Missing returns the blobs of an image that aren't in the store, as far as can be known. If a platform was asked for,
+// the manifest must be for it.
 func (w Walker) Missing(ctx context.Context, d v1.Descriptor) ([]v1.Descriptor, error) {
 	var missing []v1.Descriptor
 	told := map[digest.Digest]bool{}

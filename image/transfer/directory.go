@@ -20,8 +20,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// dirSink writes a directory: blobs first, each aside and then renamed, and the documents when all blobs are on disk, oci-layout
-// last. So the directory is an image layout once it is complete, and an export that was killed is gone on with.
+// dirSink writes a directory: blobs first, each aside and then renamed, and the documents when all blobs are on disk,
+// oci-layout last. So the directory is an image layout once it is complete, and an export that was killed is gone on
+// with.
 type dirSink struct {
 	layout.Dir
 	lock      *os.File // the directory: two exports must not meet in one

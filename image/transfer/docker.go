@@ -197,8 +197,8 @@ func (r dockerReader) verify(ctx context.Context, img dockerImage, config file, 
 	return nil
 }
 
-// layerOfStore is a layer that an archive leaves out, by an empty name, since whoever reads the archive is thought to have it:
-// a blob whose digest is the diff ID. DataLoss if there is none.
+// layerOfStore is a layer that an archive leaves out, by an empty name, since whoever reads the archive is thought to
+// have it: a blob whose digest is the diff ID. DataLoss if there is none.
 func (r dockerReader) layerOfStore(ctx context.Context, diffIDs []digest.Digest, i int) (file, error) {
 	if i >= len(diffIDs) {
 		return file{}, damaged("the archive does not have it, and the config has %d diff IDs", len(diffIDs))

@@ -68,8 +68,8 @@ func Export(ctx context.Context, store *content.Store, w io.Writer, images []ima
 	return e.write(ctx, tarSink{tar.NewWriter(w)})
 }
 
-// ExportDir is Export to a directory, which is made; its parent exists. It is no layout before all of it is there and on disk:
-// one whose export was broken off is gone on with. AlreadyExists: it is a layout. FailedPrecondition: it has other files.
+// ExportDir is Export to a directory, which is made. It is no layout before all of it is there and on disk: one whose
+// export was broken off is gone on with. AlreadyExists: it is a layout. FailedPrecondition: it has other files.
 func ExportDir(ctx context.Context, store *content.Store, dir string, images []image.Image, o ExportOptions) error {
 	if o.Format == Docker {
 		return invalid("docker reads archives, and no directories")

@@ -21,8 +21,8 @@ type ImportOptions struct {
 	Select   Selection
 	Platform *image.Platform // for One
 
-	// Only are the images that are wanted: a name or tag that the archive gives, or the digest of what is named. Empty for
-	// all.
+	// Only are the images that are wanted: a name or tag that the archive gives, or the digest of what is named. Empty
+	// for all.
 	Only []string
 	// Name is the name of the one image, whatever the archive calls it.
 	Name string
@@ -38,19 +38,17 @@ type found struct {
 	tag    string        // a name that is a tag alone
 }
 
-// Import stores the blobs of an archive, then names its
-// images, as containerd and docker do: by the annotations io.containerd.image.name and
-// org.opencontainers.image.ref.name of its index.json; in an archive that is no OCI layout, by
-// the RepoTags of its manifest.json, normalised. So it is too where the layout has no images, or one that can't be unpacked:
-// docker writes such archives, with a manifest.json that is right. A name that is there points at the new image
-// from then on. It returns what was named, in the archive's order.
+// Import stores the blobs of an archive, then names its images, as containerd and docker do: by the annotations
+// io.containerd.image.name and org.opencontainers.image.ref.name of its index.json; in an archive that is no OCI
+// layout, by the RepoTags of its manifest.json, normalised. So it is too where the layout has no images, or one that
+// can't be unpacked: docker writes such archives, with a manifest.json that is right. A name that is there points at
+// the new image from then on. It returns what was named, in the archive's order.
 //
-// All images are named in one change, or none is: what a failed import brought are blobs
-// without a name. DataLoss: the archive is truncated or damaged, a blob does not hash to its
-// name, a layer not to its diff ID, or one is missing. InvalidArgument: it is no image
-// archive, has an entry that no image archive has, or an image without a name. NotFound: it
-// has nothing for the platform, or no image that is wanted. FailedPrecondition: an image layout of an unknown version.
-// NotImplemented: a compression that isn't known here.
+// All images are named in one change, or none is: what a failed import brought are blobs without a name. DataLoss: the
+// archive is truncated or damaged, a blob does not hash to its name, a layer not to its diff ID, or one is missing.
+// InvalidArgument: it is no image archive, has an entry that no image archive has, or an image without a name.
+// NotFound: it has nothing for the platform, or no image that is wanted. FailedPrecondition: an image layout of an
+// unknown version. NotImplemented: a compression that isn't known here.
 func Import(ctx context.Context, store *content.Store, names *image.Names, from Source, o ImportOptions) ([]image.Image, error) {
 	a, err := readArchive(ctx, store, from)
 	if err != nil {
@@ -66,8 +64,8 @@ func Import(ctx context.Context, store *content.Store, names *image.Names, from 
 	return images, names.ReplaceAll(ctx, images)
 }
 
-// List returns the images of an archive, as Import would find them, and stores nothing. One without a name has none here too;
-// one that has a tag alone has the tag for a name.
+// List returns the images of an archive, as Import would find them, and stores nothing. One without a name has none
+// here too; one that has a tag alone has the tag for a name.
 func List(ctx context.Context, from Source, o ImportOptions) ([]image.Image, error) {
 	a, err := readArchive(ctx, nil, from)
 	if err != nil {
@@ -332,8 +330,8 @@ type unpackable struct{ error }
 
 func (u unpackable) Unwrap() error { return u.error }
 
-// checkLayers compares the number of a manifest's layers with the diff IDs in its config. What has no rootfs in its config is
-// an artifact, whatever its type.
+// checkLayers compares the number of a manifest's layers with the diff IDs in its config. What has no rootfs in its
+// config is an artifact, whatever its type.
 func checkLayers(ctx context.Context, store *content.Store, m image.Node) error {
 	if !image.IsManifest(m.Type) {
 		return nil

@@ -72,8 +72,9 @@ func readArchive(ctx context.Context, store *content.Store, from Source) (*archi
 	return &r.archive, err
 }
 
-// entryName is the name of an entry, relative to the archive: without / or ./ before it or a slash behind. "." is the archive
-// itself. What leads upwards is refused, though it would never become a path here: whoever made that had no image in mind.
+// entryName is the name of an entry, relative to the archive: without / or ./ before it or a slash behind. "." is the
+// archive itself. What leads upwards is refused, though it would never become a path here: whoever made that had no
+// image in mind.
 func entryName(name string) (string, error) {
 	if len(name) > maxName {
 		return "", invalid("entry %.40q…: a name of more than %d bytes", name, maxName)
@@ -324,8 +325,8 @@ func (r *reader) writer(ctx context.Context, name string, size int64, dgst diges
 	}
 }
 
-// find returns the blob that an entry is, through links. A link that leads to no entry is taken for one to the entry of the
-// same base name at the top of the archive. DataLoss if there is none.
+// find returns the blob that an entry is, through links. A link that leads to no entry is taken for one to the entry of
+// the same base name at the top of the archive. DataLoss if there is none.
 func (a *archive) find(name string) (file, error) {
 	clean, err := entryName(name)
 	if err != nil {

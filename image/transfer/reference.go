@@ -15,7 +15,8 @@ func normalize(tag string) (string, error) {
 	return named.String(), nil
 }
 
-// sameName reports whether two names mean the same image, as docker reads them: redis is docker.io/library/redis:latest.
+// sameName reports whether two names mean the same image, as docker reads them: redis is
+// docker.io/library/redis:latest.
 func sameName(a, b string) bool {
 	if a == b {
 		return true

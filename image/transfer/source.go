@@ -74,8 +74,8 @@ func Stream(in io.Reader) Source {
 	}
 }
 
-// input reads the archive's bytes, until ctx is done. It remembers a failure to read, which is another thing than an archive
-// that is damaged.
+// input reads the archive's bytes, until ctx is done. It remembers a failure to read, which is another thing than an
+// archive that is damaged.
 type input struct {
 	ctx context.Context
 	r   io.Reader
@@ -211,8 +211,8 @@ func (p *program) Read(b []byte) (int, error) {
 // maxNesting bounds how deep the directories of a directory source nest: blobs/sha256 is the deepest of a layout.
 const maxNesting = 3
 
-// Dir is the source of a directory that holds an image layout, or an archive that was unpacked. Of a layout no more than its
-// documents and blobs are read; symbolic links are entries, as in an archive, and never followed.
+// Dir is the source of a directory that holds an image layout, or an archive that was unpacked. Of a layout no more
+// than its documents and blobs are read; symbolic links are entries, as in an archive, and never followed.
 func Dir(dir string) Source {
 	return func(ctx context.Context, f func(*tar.Header, io.Reader) error) error {
 		root, err := filepath.EvalSymlinks(dir)

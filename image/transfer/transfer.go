@@ -83,8 +83,8 @@ type gap struct {
 	missing  v1.Descriptor // the first of what is missing
 }
 
-// survey finds what of an image the store has. A descriptor that lies about what its blob is, or about its size, is an error
-// also where gaps are not. NotFound: the image itself isn't there.
+// survey finds what of an image the store has. A descriptor that lies about what its blob is, or about its size, is an
+// error also where gaps are not. NotFound: the image itself isn't there.
 func survey(ctx context.Context, store *content.Store, d v1.Descriptor) (*tree, error) {
 	t := &tree{root: d, blobs: map[digest.Digest]v1.Descriptor{}}
 	here := map[digest.Digest]bool{}
@@ -138,8 +138,8 @@ func (t *tree) add(n image.Node, here map[digest.Digest]bool) {
 	}
 }
 
-// attached reports whether a manifest is about another one of its index: an attestation, as buildkit writes them. docker saves
-// attestations in part.
+// attached reports whether a manifest is about another one of its index: an attestation, as buildkit writes them.
+// docker saves attestations in part.
 func attached(d v1.Descriptor) bool {
 	return d.Annotations["vnd.docker.reference.type"] != "" || d.Platform != nil && d.Platform.OS == "unknown"
 }
