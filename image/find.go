@@ -17,13 +17,13 @@ type Finder struct {
 	read  *Listing
 }
 
-// Find returns the target of a name, or a descriptor that has the digest alone. NotFound if there is no such name,
-// InvalidArgument if what is none begins as a digest does.
+// Find returns the target of a name, or a descriptor that has the digest alone. NotFound if there is no such name;
+// InvalidArgument or NotImplemented if what is none begins with the algorithm of a digest.
 func (f *Finder) Find(object string) (v1.Descriptor, error) {
 	dgst := digest.Digest(object)
 	malformed := content.Validate(dgst)
-	if malformed == nil || errdefs.IsNotImplemented(malformed) {
-		return v1.Descriptor{Digest: dgst}, malformed
+	if malformed == nil {
+		return v1.Descriptor{Digest: dgst}, nil
 	}
 	if f.read == nil {
 		var err error
