@@ -149,3 +149,11 @@ func writeAs(t *testing.T, s *content.Store, alg digest.Algorithm, text string) 
 	}
 	return dgst
 }
+
+// A config with more members than any needs is refused before they are decoded, which would take many times its size.
+func TestConfigsAreBounded(t *testing.T) {
+	b := strings.Replace(someConfig, "[]", "["+strings.Repeat(`"",`, 1<<20)+`""]`, 1)
+	if err := Validate([]byte(b)); !errdefs.IsInvalidArgument(err) || !strings.Contains(err.Error(), "members") {
+		t.Errorf("%v", err)
+	}
+}

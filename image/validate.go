@@ -49,7 +49,7 @@ func Validate(b []byte) error {
 
 func validateConfig(b []byte) error {
 	var config v1.Image
-	if err := json.Unmarshal(b, &config); err != nil {
+	if err := Decode(b, &config); err != nil {
 		return err
 	}
 	switch {
