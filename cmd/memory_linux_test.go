@@ -3,8 +3,11 @@ package cmd_test
 import (
 	"bytes"
 	"crypto/sha256"
+	"encoding/pem"
 	"fmt"
 	"io"
+	"net/http"
+	"net/http/httptest"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -125,4 +128,67 @@ func TestMemoryIsBounded(t *testing.T) {
 	}
 	from(blobs*72, "dist-list", "-q")
 	from(blobs*72, "dist-list")
+}
+
+// fetchMemory is what dist-fetch may take, with TLS or without.
+const fetchMemory = 16 << 20
+
+// A blob of any size takes the same memory on its way from a registry.
+func TestMemoryOfFetch(t *testing.T) {
+	const size = 192 << 20
+	zeros := make([]byte, 1<<20)
+	sum := sha256.New()
+	for range size / len(zeros) {
+		sum.Write(zeros)
+	}
+	digest := fmt.Sprintf("sha256:%x", sum.Sum(nil))
+	registry := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("Content-Length", fmt.Sprint(size))
+		for range size / len(zeros) {
+			if _, err := w.Write(zeros); err != nil {
+				return
+			}
+		}
+	})
+	plain := httptest.NewServer(registry)
+	defer plain.Close()
+	secure := httptest.NewUnstartedServer(registry)
+	secure.EnableHTTP2 = true
+	secure.StartTLS()
+	defer secure.Close()
+	ca := filepath.Join(t.TempDir(), "ca.pem")
+	if err := os.WriteFile(ca, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: secure.Certificate().Raw}), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for _, server := range []*httptest.Server{plain, secure} {
+		for _, flags := range [][]string{nil, {"--no-verify"}, {"--parts", "4"}} {
+			trust := "--ca=" + ca
+			if server == plain {
+				trust = "--plain-http"
+			}
+			c := exec.Command(filepath.Join(bin, "dist-fetch"), append(flags, trust, server.Listener.Addr().String()+"/x", digest)...)
+			c.Stderr = os.Stderr
+			out, err := c.StdoutPipe()
+			if err == nil {
+				err = c.Start()
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			// More than a pipe and the pieces hold is left, so that it can't have ended.
+			n, err := io.CopyN(io.Discard, out, size-16<<20)
+			took := 0
+			if err == nil {
+				took = mostMemory(t, c)
+			}
+			rest, rerr := io.Copy(io.Discard, out)
+			if werr := c.Wait(); err != nil || rerr != nil || werr != nil || n+rest != size {
+				t.Errorf("%s %q: %d bytes, %v, %v, %v", server.URL, flags, n+rest, err, rerr, werr)
+			}
+			t.Logf("%s %q: %.1f MiB", server.URL, flags, float64(took)/(1<<20))
+			if took > fetchMemory {
+				t.Errorf("%s %q took %d bytes of memory, more than %d", server.URL, flags, took, fetchMemory)
+			}
+		}
+	}
 }

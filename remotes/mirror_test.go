@@ -43,7 +43,7 @@ func TestCorruptMirror(t *testing.T) {
 				mirror.blobs[digest.Digest(id)] = wrong
 				name := fmt.Sprintf("%d bytes, %+v, wrong at %d", size, o, at)
 				got, err := fetch(t, start(o), id)
-				small := size <= pieceSize && o.Parts < 2 || size <= parallelPiece
+				small := size <= pieceSize && o.Parts < 2 || size <= shortPiece
 				switch {
 				case small && (err != nil || !bytes.Equal(got, content)):
 					t.Errorf("%s: %d bytes, %v", name, len(got), err)

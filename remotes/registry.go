@@ -504,10 +504,12 @@ func (r *Registry) blob(ctx context.Context, c *client, t *tries, o object, h hi
 	var v *verifier
 	if isParallel {
 		v = newVerifier(ctx, newParallel(d, length, c.options.Parts), o.digest, begin, h.offset, size)
-		v.piece = parallelPiece // what waits is in memory already
 	} else {
 		d.end = toEnd
 		v = newVerifier(ctx, d, o.digest, begin, h.offset, size)
+	}
+	if isParallel || c.currentScheme() == "https" {
+		v.piece = shortPiece
 	}
 	v.explain = func() (why string) {
 		if coding != "" && coding != "identity" {

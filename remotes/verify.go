@@ -16,10 +16,12 @@ import (
 // filled, one is held back, and the rest wait to be hashed. A piece that is not full after fillTime goes on as
 // it is.
 const (
-	pieceSize     = 1 << 20
-	parallelPiece = 256 << 10 // of a stream that is in memory already
-	pieces        = 4
-	fillTime      = 10 * time.Millisecond
+	pieceSize = 1 << 20
+	// shortPiece is for what is in memory already, or comes in TLS records: longer pieces spare no system calls then, and
+	// leave the processor's cache before they are hashed.
+	shortPiece = 256 << 10
+	pieces     = 4
+	fillTime   = 10 * time.Millisecond
 	// minLongPiece is the length of a first piece that promises a long stream.
 	minLongPiece = 256 << 10
 )

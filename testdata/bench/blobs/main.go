@@ -1,19 +1,28 @@
-// Blobs serves one OCI image layout as repository x of a registry, over plain HTTP on
+// Blobs serves one OCI image layout as repository x of a registry, on
 // loopback and as cheaply as it can be done, so that what is measured is the client.
 //
-//	blobs [-rate BYTES] [-link BYTES] [-last FILE] DIR
+//	blobs [-tls FILE] [-rate BYTES] [-link BYTES] [-last FILE] DIR
 //
-// It prints its address and ends at the end of its standard input. With -rate no connection
+// It prints its address and ends at the end of its standard input. With -tls it speaks HTTPS, HTTP/2 too, with a
+// certificate that is written to FILE. With -rate no connection
 // gets more than so many bytes a second, as some content networks do it; with -link all of
 // them together don't. The times of FILE are set when bytes have been sent.
 package main
 
 import (
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"crypto/x509/pkix"
 	"encoding/json"
+	"encoding/pem"
 	"flag"
 	"fmt"
 	"io"
 	"log"
+	"math/big"
 	"net"
 	"net/http"
 	"os"
@@ -28,6 +37,7 @@ func main() {
 	log.SetPrefix("blobs: ")
 	rate := flag.Int("rate", 0, "`BYTES` a second of each connection")
 	link := flag.Int("link", 0, "`BYTES` a second of all connections")
+	secure := flag.String("tls", "", "speak HTTPS, with a certificate that is written to `FILE`")
 	last := flag.String("last", "", "`FILE` whose times tell when the last bytes were sent")
 	flag.Parse()
 	if flag.NArg() != 1 {
@@ -36,6 +46,12 @@ func main() {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		log.Fatal(err)
+	}
+	server := &http.Server{Handler: layout(flag.Arg(0)), ErrorLog: log.New(io.Discard, "", 0)}
+	if *secure != "" {
+		if server.TLSConfig, err = selfSigned(*secure); err != nil {
+			log.Fatal(err)
+		}
 	}
 	fmt.Println(l.Addr())
 	go func() {
@@ -49,7 +65,27 @@ func main() {
 		all := &pace{rate: *link, last: *last}
 		l = limited{Listener: l, pace: func() *pace { return all }}
 	}
-	log.Fatal(http.Serve(l, layout(flag.Arg(0))))
+	if *secure != "" {
+		log.Fatal(server.ServeTLS(l, "", ""))
+	}
+	log.Fatal(server.Serve(l))
+}
+
+// selfSigned makes a certificate for loopback, and writes it to a file.
+func selfSigned(file string) (*tls.Config, error) {
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		return nil, err
+	}
+	template := &x509.Certificate{SerialNumber: big.NewInt(1), NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(24 * time.Hour),
+		Subject: pkix.Name{CommonName: "blobs"}, KeyUsage: x509.KeyUsageCertSign | x509.KeyUsageDigitalSignature,
+		IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)}, IsCA: true, BasicConstraintsValid: true}
+	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
+	if err != nil {
+		return nil, err
+	}
+	certificate := tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key}
+	return &tls.Config{Certificates: []tls.Certificate{certificate}}, os.WriteFile(file, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}), 0o644)
 }
 
 type layout string
