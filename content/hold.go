@@ -1,11 +1,13 @@
 package content
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"io/fs"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -120,33 +122,74 @@ func (s *Store) ownHold() error {
 }
 
 // Exclude waits until nobody holds the store, no longer than wait, and returns the file hold, locked: new holders wait until it
-// is released. waiting, if not nil, is called once it turns out that somebody holds the store.
+// is released. It tells that it waits as [disk.Notice] does.
 //
-// Unavailable: somebody holds it for longer. FailedPrecondition: a process above this one does.
-func (s *Store) Exclude(ctx context.Context, wait time.Duration, waiting func()) (*os.File, error) {
-	_, named := s.lookupHold(os.Getenv(HoldEnv))
+// Unavailable: somebody holds it for longer; the error names the processes. FailedPrecondition: this process holds it, or one above
+// that waits for it.
+func (s *Store) Exclude(ctx context.Context, wait time.Duration) (*os.File, error) {
+	told := false
 	for end := time.Now().Add(wait); ; {
 		hold, err := s.exclude(ctx, min(turn, time.Until(end)))
-		switch {
-		case err == nil:
+		if err == nil {
 			return hold, nil
-		case !errors.Is(err, unix.EWOULDBLOCK):
-			return nil, fmt.Errorf("sweep %s: %w", s.Root(), err)
-		case named:
-			return nil, s.ownHold() // a process above has it, and waits for this one
-		case time.Until(end) <= 0:
-			return nil, errclass.Errorf(errdefs.ErrUnavailable, "sweep %s: busy: it has been held for more than %s", s.Root(), wait)
 		}
-		if waiting != nil {
-			waiting()
-			waiting = nil
+		if !errors.Is(err, unix.EWOULDBLOCK) {
+			return nil, fmt.Errorf("sweep %s: %w", s.Root(), err)
+		}
+		left := time.Until(end)
+		if !told || left <= 0 {
+			told = true
+			if err := s.held(ctx, left); err != nil {
+				return nil, err
+			}
 		}
 		select {
 		case <-ctx.Done():
 			return nil, fmt.Errorf("sweep %s: %w", s.Root(), ctx.Err())
-		case <-time.After(min(10*turn, time.Until(end))):
+		case <-time.After(min(10*turn, left)):
 		}
 	}
+}
+
+// held tells who holds the store, or returns an error if that is not to be waited for, or no time is left.
+func (s *Store) held(ctx context.Context, left time.Duration) error {
+	f, err := layout.OpenHold(s.Tree, layout.Hold)
+	if err != nil {
+		return fmt.Errorf("sweep %s: %w", s.Root(), err)
+	}
+	defer f.Close()
+	_, named := s.lookupHold(os.Getenv(HoldEnv))
+	if named || slices.ContainsFunc(disk.Holders(f), func(p disk.Process) bool { return isAncestor(p.PID) }) {
+		return s.ownHold()
+	}
+	if left <= 0 {
+		return fmt.Errorf("sweep %s: %w", s.Root(), disk.Busy(f))
+	}
+	disk.Notice(ctx, f)
+	return nil
+}
+
+// isAncestor reports whether a process is this one or above it. Programs between, such as sudo, may have taken both the
+// environment and the descriptor of a hold away.
+func isAncestor(pid int) bool {
+	for p := os.Getpid(); p > 1; {
+		if p == pid {
+			return true
+		}
+		b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", p))
+		if err != nil {
+			return false
+		}
+		// "17 (name) S 4 …": the name may have any character in it.
+		words := strings.Fields(string(b[bytes.LastIndexByte(b, ')')+1:]))
+		if len(words) < 2 {
+			return false
+		}
+		if p, err = strconv.Atoi(words[1]); err != nil {
+			return false
+		}
+	}
+	return false
 }
 
 // exclude stands at the gate for a while, and tries to take the hold alone. EWOULDBLOCK if it is still held then.

@@ -129,7 +129,7 @@ func useEverything(ctx context.Context, root string, dgst digest.Digest) {
 	}
 	_, _ = content.WriteBlob(ctx, s, "third", strings.NewReader("third"), 5, digest.FromString("third"))
 	if s.CheckSweep(ctx) == nil {
-		if hold, err := s.Exclude(ctx, 0, nil); err == nil {
+		if hold, err := s.Exclude(ctx, 0); err == nil {
 			disk.Release(hold)
 		}
 	}

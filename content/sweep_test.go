@@ -3,11 +3,14 @@ package content_test
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -294,6 +297,38 @@ func TestDeleteUnusedSparesWhatIsWorkedOn(t *testing.T) {
 	}
 }
 
+// holdByAnother lets another process hold the store.
+func holdByAnother(t *testing.T, s *content.Store) (release func()) {
+	t.Helper()
+	f, err := layout.OpenHold(s.Tree, layout.Hold)
+	if err != nil {
+		t.Fatal(err)
+	}
+	layout.Announce(f)
+	_ = f.Close()
+	c := exec.Command("flock", "-s", s.Tree.Path(layout.Hold), "cat")
+	in, err := c.StdinPipe()
+	if err == nil {
+		err = c.Start()
+	}
+	if err != nil {
+		t.Skip(err)
+	}
+	release = sync.OnceFunc(func() {
+		if err := errors.Join(in.Close(), c.Wait()); err != nil {
+			t.Error(err)
+		}
+	})
+	t.Cleanup(release)
+	for deadline := time.Now().Add(time.Minute); ; time.Sleep(time.Millisecond) {
+		if _, free, err := s.Holders(); err != nil || time.Now().After(deadline) {
+			t.Fatalf("nobody holds it: %v", err)
+		} else if !free {
+			return release
+		}
+	}
+}
+
 // While a sweep waits for a holder, others take the hold. A holder that comes and goes is seen.
 func TestExcludeWaitsWithoutStandingInTheWay(t *testing.T) {
 	t.Setenv(content.HoldEnv, "")
@@ -305,20 +340,18 @@ func TestExcludeWaitsWithoutStandingInTheWay(t *testing.T) {
 	if err != nil || !free {
 		t.Fatal(before, free, err)
 	}
-	release, err := layout.Share(t.Context(), s.Tree)
-	if err != nil {
-		t.Fatal(err)
-	}
+	release := holdByAnother(t, s)
 	if _, free, err := s.Holders(); err != nil || free {
 		t.Errorf("it is held, and free is %t, %v", free, err)
 	}
-	if _, err := s.Exclude(t.Context(), 0, nil); !errdefs.IsUnavailable(err) {
+	if _, err := s.Exclude(t.Context(), 0); !errdefs.IsUnavailable(err) {
 		t.Errorf("exclude: %v", err)
 	}
 	waits := make(chan struct{})
 	got := make(chan error, 1)
 	go func() {
-		hold, err := s.Exclude(t.Context(), time.Minute, func() { close(waits) })
+		ctx := disk.WithNotice(t.Context(), func(string) { close(waits) })
+		hold, err := s.Exclude(ctx, time.Minute)
 		if err == nil {
 			disk.Release(hold)
 		}

@@ -54,8 +54,6 @@ type Sweep struct {
 	Before time.Time
 	DryRun bool          // report, delete nothing, and take no lock
 	Wait   time.Duration // in all, for those who hold the store; Unavailable after that
-	// Waiting, if set, is called when the sweep begins to wait for those who hold the store.
-	Waiting func()
 	// Snapshots, if set, is called before blobs are deleted. It may delete snapshots that aren't needed, each in a function
 	// that it hands to alone, which is called in a phase.
 	Snapshots func(ctx context.Context, alone func(func(Needed) error) error) error
@@ -525,7 +523,7 @@ const nameWait = 30 * time.Second
 func (s *sweeper) lock(ctx context.Context) (unlock func(), current bool, err error) {
 	for end := time.Now().Add(nameWait); ; {
 		began := time.Now()
-		hold, err := s.Store.Exclude(ctx, s.Wait-s.waited, s.Waiting)
+		hold, err := s.Store.Exclude(ctx, s.Wait-s.waited)
 		if d := time.Since(began); d > slice {
 			s.waited += d
 		}
@@ -544,8 +542,11 @@ func (s *sweeper) lock(ctx context.Context) (unlock func(), current bool, err er
 			return unlock, current, nil
 		}
 		unlock()
-		if !errors.Is(err, unix.EWOULDBLOCK) || time.Now().After(end) {
+		if !errors.Is(err, unix.EWOULDBLOCK) {
 			return nil, false, fmt.Errorf("sweep %s: %w", s.Store.Root(), err)
+		}
+		if time.Now().After(end) {
+			return nil, false, errclass.Errorf(errdefs.ErrUnavailable, "sweep %s: busy: %w", s.Store.Root(), err)
 		}
 		pause(ctx, slice)
 		if err := ctx.Err(); err != nil {

@@ -8,6 +8,7 @@ import (
 
 	"distkit/cmd/internal/cli"
 	"distkit/content"
+	"distkit/disk"
 	"distkit/image"
 
 	"github.com/opencontainers/go-digest"
@@ -37,6 +38,10 @@ func main() {
 		if *noWait {
 			*wait = 0
 		}
+		ctx := c.Context()
+		if *verbose {
+			ctx = disk.WithNotice(ctx, func(text string) { fmt.Fprintln(os.Stderr, "dist-gc:", text) })
+		}
 		_, terminal := cli.IsTerminal(os.Stderr)
 		before := time.Now().Add(-*grace)
 		sweep := image.Sweep{Store: store, Before: before, DryRun: *dryRun, Wait: *wait, Damaged: out.damaged, Leftovers: out.leftover}
@@ -47,11 +52,8 @@ func main() {
 			}
 			return out.close(false, false)
 		}
-		if terminal || *verbose {
-			sweep.Waiting = func() { fmt.Fprintln(os.Stderr, "dist-gc: waiting for those who hold the store") }
-		}
 		sweep.Snapshots = sweepSnapshots(store.Root(), before, *dryRun, out.snapshot)
-		if out.Kept, err = sweep.Run(c.Context(), out.blob); err != nil {
+		if out.Kept, err = sweep.Run(ctx, out.blob); err != nil {
 			return err
 		}
 		return out.close(*total, terminal || *verbose)
