@@ -206,7 +206,7 @@ func TestMemoryOfHostileGraphs(t *testing.T) {
 	run(tarOf(t, files...), "dist-import")
 	layer := tarOf(t)
 	big := `{"rootfs":{"type":"layers","diff_ids":["` + digest.FromString(layer).String() + `"]},"x":"` + strings.Repeat("x", 4<<20) + `"}`
-	for count, want := range map[int]int{most: 0, 100_000: 2} {
+	for count, want := range map[int]int{25_000: 0, 100_000: 2} {
 		images := many(count, `[`, `{"Config":"c.json","Layers":["l.tar"],"RepoTags":["x:%d"]}`, `]`)
 		out, status := run(tarOf(t, [2]string{"c.json", big}, [2]string{"l.tar", layer}, [2]string{"manifest.json", images}), "dist-import")
 		if lines := strings.Count(out, "\n"); status != want || status == 0 && lines != count {

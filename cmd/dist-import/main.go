@@ -103,7 +103,7 @@ func source(ctx context.Context, args []string) (from transfer.Source, done func
 
 func load(ctx context.Context, root, namespace string, from transfer.Source, o transfer.ImportOptions) ([]image.Image, error) {
 	// An archive with tens of thousands of names makes much that is soon garbage; blobs, which take the time, make none.
-	debug.SetGCPercent(50)
+	debug.SetGCPercent(30)
 	store, err := content.Open(root)
 	if err != nil {
 		return nil, err

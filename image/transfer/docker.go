@@ -53,10 +53,10 @@ func listed(b []byte) (map[string]bool, error) {
 	return names, nil
 }
 
-// Bounds on one archive: manifests that are made, and names that are given, as many as an index.json may have.
+// Bounds on one archive: manifests that are made, and names that are given, about as many as an index.json has room for.
 const (
 	maxImages = 1 << 12
-	maxGiven  = 1 << 15
+	maxGiven  = 25_000
 )
 
 // dockerReader makes OCI manifests of the images of an archive that has none. They depend on
