@@ -7,9 +7,11 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"distkit/image"
 	"distkit/image/transfer"
@@ -125,21 +127,22 @@ func TestImportTwoImagesCannotShareAName(t *testing.T) {
 	equal(t, to.mustLoad(two, transfer.ImportOptions{}), "x:1 "+string(a.Digest), "x:2 "+string(b.Digest))
 }
 
+// A name that exists keeps its labels, but for those that describe its old content or that the archive sets.
 func TestImportReplacesNamesAndKeepsLabels(t *testing.T) {
 	from := newWorld(t)
 	d := annotated(from.image("amd64", "new"), v1.AnnotationRefName, "x:1", "vendor", "them", image.AnnotationCreated, "lies")
 	archive := archiveOf(t, from.layout(d)...)
 	fresh, used := newWorld(t), newWorld(t)
 	fresh.mustLoad(archive, transfer.ImportOptions{})
-	used.name("x:1", annotated(used.image("amd64", "old"), "vendor", "me"))
+	used.name("x:1", annotated(used.image("amd64", "old"), "vendor", "me", "team", "core", "org.opencontainers.image.version", "1"))
 	used.mustLoad(archive, transfer.ImportOptions{})
-	for w, vendor := range map[*world]string{fresh: "them", used: "me"} {
+	for w, want := range map[*world]map[string]string{fresh: {"vendor": "them"}, used: {"vendor": "them", "team": "core"}} {
 		img, err := w.names.Get("x:1")
 		if err != nil {
 			t.Fatal(err)
 		}
-		if img.Target.Digest != d.Digest || img.Labels["vendor"] != vendor || len(img.Labels) != 1 || img.CreatedAt.IsZero() {
-			t.Errorf("%+v", img)
+		if img.Target.Digest != d.Digest || !maps.Equal(img.Labels, want) || time.Since(img.CreatedAt) > time.Hour {
+			t.Errorf("%+v, want labels %v", img, want)
 		}
 	}
 }
