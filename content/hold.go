@@ -27,7 +27,7 @@ const HoldEnv = "DIST_HOLD"
 
 // Hold takes the store's shared lock against the sweep and leaves it open in this process,
 // for what it executes to inherit: the returned setting of [HoldEnv] must be in its
-// environment. The lock lasts until the last process that has it ends. A process that has
+// environment. A store that this user can't write to, and that nobody has held before, is not held. The lock lasts until the last process that has it ends. A process that has
 // inherited one already gets it back at once.
 func (s *Store) Hold(ctx context.Context) (env string, err error) {
 	if err := s.Init(); err != nil {
@@ -38,6 +38,11 @@ func (s *Store) Hold(ctx context.Context) (env string, err error) {
 		return HoldEnv + "=" + inherited, nil
 	}
 	hold, err := s.enter(ctx, inherited)
+	if errors.Is(err, unix.EROFS) || errors.Is(err, fs.ErrPermission) {
+		// A store that nobody has held yet, and where this user can't make the file. It is read all the same: whoever may
+		// delete there may do so at any time.
+		return HoldEnv + "=" + inherited, nil
+	}
 	if err != nil {
 		return "", fmt.Errorf("hold %s: %w", s.Root(), err)
 	}

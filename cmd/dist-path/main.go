@@ -41,7 +41,7 @@ func newCommand() *cobra.Command {
 				return err
 			}
 			if out.Quiet() {
-				return out.Write(nil, path)
+				return out.WriteKey(path)
 			}
 			return out.Write(record{object, path}, object, path)
 		})

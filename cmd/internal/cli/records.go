@@ -3,6 +3,7 @@ package cli
 import (
 	"encoding/json"
 	"fmt"
+	"io"
 	"os"
 	"strconv"
 	"strings"
@@ -82,6 +83,16 @@ func (r *Records) Write(value any, cells ...any) error {
 		return join(r.table, cells, human, "\n")
 	}
 	return join(out, cells, raw, end)
+}
+
+// WriteKey prints a key alone, as it is: for paths, which a shell is to use. With -z it may hold newlines.
+func (r *Records) WriteKey(key string) error {
+	end := "\n"
+	if *r.zero {
+		end = "\x00"
+	}
+	_, err := io.WriteString(r.cmd.OutOrStdout(), key+end)
+	return err
 }
 
 // Close ends the table; what is written then begins another.
