@@ -417,7 +417,7 @@ func (c *client) waitShared(ctx context.Context) error {
 	if c.options.Notify != nil && wait >= time.Second {
 		c.options.Notify(fmt.Sprintf("%s has asked another process to wait: %v from now", c.host, wait.Round(time.Second)))
 	}
-	// Not all at once.
+	// The wait is longer by a random part, so that processes do not come back together.
 	return sleep(ctx, wait+rand.N(wait/8+time.Millisecond))
 }
 
