@@ -214,7 +214,7 @@ func TestHostileRegistry(t *testing.T) {
 	for range 2000 {
 		deep = h.index("deep", "latest", deep)
 	}
-	// An index of 40,000 entries, below the bound of a manifest's size, and of 100,000, above.
+	// An index of 20,000 entries, below the bounds of a document's members and of a manifest's size, and of 100,000, above.
 	entries := func(n int) []string {
 		var list []string
 		for i := range n {
@@ -222,11 +222,11 @@ func TestHostileRegistry(t *testing.T) {
 		}
 		return list
 	}
-	h.index("wide", "latest", entries(40000)...)
+	h.index("wide", "latest", entries(20000)...)
 	h.index("wider", "latest", entries(100000)...)
 	// As many without a platform, each of which would have to be asked for.
 	var unnamed []string
-	for i := range 50000 {
+	for i := range 20000 {
 		unnamed = append(unnamed, fmt.Sprintf(`{"mediaType":%q,"digest":%q,"size":1}`, manifestType, digest.FromString(strconv.Itoa(i))))
 	}
 	h.index("unnamed", "latest", unnamed...)
