@@ -91,7 +91,7 @@ until for d in .content/ingest/*/; do find "$d" -type f ! -name lock -delete; do
 	{complaint: "a file that was cut is kept, served, and fails later", faults: []string{"short=100 path=/blobs/"},
 		script: `dist-pull -q docker.io/library/redis:latest 2>/dev/null || true; dist-image ls; curl -sX DELETE "$REGISTRY/_fault"; dist-pull -q docker.io/library/redis:latest >/dev/null; dist-verify -q | wc -l`,
 		stdout: "0", tests: "cmd/dist-ingest/ingest_test.go:TestWhatIsWrongIsThrownAway"},
-	{complaint: "HTTP/2 streams that are reset fail the download", tests: "remotes/fetch_test.go:TestHTTP2StreamError"},
+	{complaint: "HTTP/2 streams that are reset fail the download", tests: "remotes/fetch_test.go:TestTLSCut"},
 
 	// Credentials.
 	{complaint: "a credential helper that is not installed breaks pulls that need none",
