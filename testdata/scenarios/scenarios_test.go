@@ -55,6 +55,7 @@ func TestScripts(t *testing.T) {
 			}
 			env.Defer(func() {
 				w.Close()
+				removeContainers(t, env)
 				if err := fixture.Unmount(env.WorkDir); err != nil {
 					t.Error(err)
 				}
@@ -175,5 +176,21 @@ func requests(ts *testscript.TestScript, neg bool, args []string) {
 			ts.Logf("%s %s %s: %d, %d bytes %s", r.Method, r.Path, r.Range, r.Status, r.Bytes, r.Fault)
 		}
 		ts.Fatalf("%s is %d, not %s %d", args[0], got, args[1], want)
+	}
+}
+
+// removeContainers removes the containers that a script which failed has left: their IDs are the whole host's.
+func removeContainers(t *testing.T, env *testscript.Env) {
+	left, err := filepath.Glob(filepath.Join(env.WorkDir, "*/containers/*/*"))
+	if err != nil {
+		t.Error(err)
+	}
+	for _, dir := range left {
+		namespace := filepath.Dir(dir)
+		c := exec.Command("task", "rm", "--force", "--root", filepath.Dir(filepath.Dir(namespace)), "--namespace", filepath.Base(namespace), filepath.Base(dir))
+		c.Env = env.Vars
+		if out, err := c.CombinedOutput(); err != nil {
+			t.Logf("%s: %v: %s", dir, err, out)
+		}
 	}
 }
