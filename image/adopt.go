@@ -18,22 +18,7 @@ func adopt(ctx context.Context, store *content.Store, d v1.Descriptor) error {
 	if len(store.Alternates) == 0 {
 		return nil
 	}
-	return documents(ctx, store, d, map[digest.Digest]bool{}, func(dgst digest.Digest, b []byte) error {
-		size, exists, err := store.PutBlob(ctx, dgst, func(w io.Writer) error {
-			_, err := w.Write(b)
-			return err
-		})
-		if err == nil && !exists {
-			events.Append(store.Root(), events.Event{Topic: "/content/create", Digest: string(dgst), Size: size})
-		}
-		return err
-	})
-}
-
-// documents calls f with every document that a descriptor reaches. seen has the digests of the blobs that were reached already,
-// and gets those that are here. What isn't here is not remembered, however many digests a document has.
-func documents(ctx context.Context, store *content.Store, d v1.Descriptor, seen map[digest.Digest]bool, f func(dgst digest.Digest, b []byte) error) error {
-	return walk(ctx, d, seen, func(d v1.Descriptor, _ int) ([]v1.Descriptor, error) {
+	return walk(ctx, d, map[digest.Digest]bool{}, func(d v1.Descriptor, _ int) ([]v1.Descriptor, error) {
 		b, err := Walker{Store: store}.blob(d.Digest)
 		switch {
 		case errdefs.IsNotFound(err), errdefs.IsInvalidArgument(err), errdefs.IsNotImplemented(err):
@@ -41,11 +26,19 @@ func documents(ctx context.Context, store *content.Store, d v1.Descriptor, seen 
 		case err != nil || b == nil:
 			return nil, err
 		}
-		if err := f(d.Digest, b); err != nil {
+		size, exists, err := store.PutBlob(ctx, d.Digest, func(w io.Writer) error {
+			_, err := w.Write(b)
+			return err
+		})
+		if err != nil {
 			return nil, err
+		}
+		if !exists {
+			events.Append(store.Root(), events.Event{Topic: "/content/create", Digest: string(d.Digest), Size: size})
 		}
 		var children []v1.Descriptor
 		references(b, func(_ string, d v1.Descriptor) {
+			// What isn't here is not remembered, however many digests a document has.
 			if _, err := store.Path(d.Digest); !errdefs.IsNotFound(err) {
 				children = append(children, v1.Descriptor{Digest: d.Digest})
 			}

@@ -3,7 +3,6 @@ package image
 import (
 	"context"
 	"errors"
-	"fmt"
 	"io/fs"
 	"time"
 
@@ -81,7 +80,7 @@ func (e *explanation) images(ctx context.Context) error {
 		}
 		for _, entry := range ix.Entries {
 			if d, ok := reference(entry.Raw); ok {
-				what := func() string { return fmt.Sprintf("image %s of namespace %s", entry.Name, namespace) }
+				what := func() string { return nameOf(entry, d, namespace) }
 				if err := e.from(ctx, Reason{Reason: "image", Namespace: namespace, Name: entry.Name}, d.Digest, what); err != nil {
 					return err
 				}
@@ -106,8 +105,7 @@ func (e *explanation) containers(ctx context.Context) error {
 			}
 			continue
 		}
-		what := func() string { return fmt.Sprintf("image of container %s of namespace %s", p.ID, p.Namespace) }
-		if err := e.from(ctx, r, p.Image, what); err != nil {
+		if err := e.from(ctx, r, p.Image, func() string { return imageOf(p) }); err != nil {
 			return err
 		}
 	}

@@ -179,24 +179,22 @@ func (n *Names) Read() (*Listing, error) {
 // Listing is the names of a namespace at one instant.
 type Listing struct {
 	index *layout.Index
-	at    map[string]int // where the first entry of a name is; made by the first Get
+	at    positions // made by the first Get
 }
 
 // Get returns the image of that name. NotFound when there is none.
 func (l *Listing) Get(name string) (Image, error) {
 	if l.at == nil {
-		l.at = positions(l.index)
+		l.at = newPositions(l.index)
 	}
-	at, ok := l.at[name]
-	if !ok {
-		at = -1
-	}
-	return get(l.index, name, at)
+	return get(l.index, name, l.at.find(name))
 }
 
-// positions returns where the first entry of each name is.
-func positions(ix *layout.Index) map[string]int {
-	at := make(map[string]int, len(ix.Entries))
+// positions has where the first entry of each name is, for who looks up many.
+type positions map[string]int
+
+func newPositions(ix *layout.Index) positions {
+	at := make(positions, len(ix.Entries))
 	for i, e := range ix.Entries {
 		if _, twice := at[e.Name]; !twice && e.Name != "" {
 			at[e.Name] = i
@@ -205,8 +203,16 @@ func positions(ix *layout.Index) map[string]int {
 	return at
 }
 
-// List returns all images, sorted by name. If entries of the index are no descriptors, the error is FailedPrecondition, and
-// tells of the first; the images are all others.
+// find is [layout.Index.Find].
+func (p positions) find(name string) int {
+	if at, there := p[name]; there {
+		return at
+	}
+	return -1
+}
+
+// List returns all images, sorted by name. If some entries of the index are no descriptors, the error is FailedPrecondition
+// and describes the first of them, and the images are those of all other entries.
 func (l *Listing) List() ([]Image, error) {
 	all := make([]Image, 0, len(l.index.Entries))
 	var strange error
@@ -270,16 +276,15 @@ func (n *Names) ReplaceAll(ctx context.Context, images []Image) error {
 	}
 	return n.change(ctx, func(ix *index) error {
 		now := time.Now()
-		all, given := positions(ix.Index), map[string]int{}
+		all, given := newPositions(ix.Index), map[string]int{}
 		for _, img := range images {
 			target, err := n.settle(ctx, img.Target)
 			if err != nil {
 				return fmt.Errorf("name %s: %w", img.Name, err)
 			}
 			target.Annotations = img.Labels
-			at, there := all[img.Name]
-			if !there {
-				at = -1
+			at := all.find(img.Name)
+			if at < 0 {
 				all[img.Name] = len(ix.Entries)
 			}
 			given[img.Name] = all[img.Name]
@@ -361,15 +366,15 @@ func (n *Names) put(ctx context.Context, name string, target v1.Descriptor, repl
 
 // Update changes those fields of a name that the paths name, as containerd's image store does:
 // "target", "labels" (all of them) or "labels.KEY" (set, or removed where img has it empty or
-// not at all). Labels that describe content go with a target that changes. NotFound when there is no such name,
+// not at all). If the target changes, labels that describe the content are removed. NotFound when there is no such name,
 // InvalidArgument for another path or none.
 func (n *Names) Update(ctx context.Context, img Image, paths ...string) (Image, error) {
 	updated, errs, err := n.UpdateAll(ctx, []string{img.Name}, img, paths...)
 	return updated[0], cmp.Or(err, errs[0])
 }
 
-// UpdateAll is Update of many names, all that are there in one change. For each it returns what it is then, and what is
-// wrong with it alone: nil, or NotFound. After an error, none is changed.
+// UpdateAll is Update of many names in one change. It returns, for each name, the image after the change, and an error:
+// nil, or NotFound if there is no such name. If it returns an error for all of them, none is changed.
 func (n *Names) UpdateAll(ctx context.Context, names []string, to Image, paths ...string) ([]Image, []error, error) {
 	updated, errs := make([]Image, len(names)), make([]error, len(names))
 	if len(paths) == 0 {
@@ -378,13 +383,7 @@ func (n *Names) UpdateAll(ctx context.Context, names []string, to Image, paths .
 	err := n.change(ctx, func(ix *index) error {
 		find := ix.Find
 		if len(names) > 1 {
-			at := positions(ix.Index)
-			find = func(name string) int {
-				if i, ok := at[name]; ok {
-					return i
-				}
-				return -1
-			}
+			find = newPositions(ix.Index).find
 		}
 		if slices.Contains(paths, "target") {
 			var err error
@@ -419,9 +418,6 @@ func (n *Names) UpdateAll(ctx context.Context, names []string, to Image, paths .
 		}
 		return nil
 	})
-	if errors.Is(err, errUnchanged) {
-		err = nil
-	}
 	return updated, errs, err
 }
 
@@ -567,14 +563,8 @@ func (n *Names) remove(ctx context.Context, keys []string, keyOf func(layout.Ent
 		}
 		return nil
 	})
-	if errors.Is(err, errUnchanged) {
-		err = nil
-	}
 	return errs, err
 }
-
-// errUnchanged ends a change that changes nothing.
-var errUnchanged = errors.New("nothing to change")
 
 // index is an index.json that is being changed.
 type index struct {
@@ -639,6 +629,9 @@ func (img Image) entry() (layout.Entry, error) {
 // read returns the names as they are now; none where there is no layout yet.
 func (n *Names) read() (*layout.Index, error) { return n.dir.ReadIndex() }
 
+// errUnchanged ends a change that changes nothing: nothing is written, and it is no error.
+var errUnchanged = errors.New("nothing to change")
+
 // change lets f change the names under the lock of index.json, and logs what it has changed.
 func (n *Names) change(ctx context.Context, f func(*index) error) error {
 	var ix *index
@@ -646,8 +639,11 @@ func (n *Names) change(ctx context.Context, f func(*index) error) error {
 		ix = &index{Index: read}
 		return f(ix)
 	})
-	if err == nil {
+	switch {
+	case err == nil:
 		n.log(ix)
+	case errors.Is(err, errUnchanged):
+		return nil
 	}
 	return err
 }

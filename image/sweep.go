@@ -79,7 +79,7 @@ const (
 	batch = 2048
 	// patience is how often names are marked anew before that counts as waiting.
 	patience = 16
-	// large is the size in bytes of a blob whose deletion takes long unless the file is open.
+	// large is the size in bytes from which deleting a blob takes long. While the file is open, only closing it does.
 	large = 16 << 20
 	// maxMissing bounds the digests that are remembered because documents refer to them and they aren't here.
 	maxMissing = 1 << 20
@@ -269,9 +269,7 @@ func (s *sweeper) markNames(ctx context.Context, namespace string) error {
 		}
 		m.entries[key] = struct{}{}
 		if d, ok := reference(e.Raw); ok {
-			what := func() string {
-				return fmt.Sprintf("image %s of namespace %s", cmp.Or(e.Name, string(d.Digest)), namespace)
-			}
+			what := func() string { return nameOf(e, d, namespace) }
 			// Parts of an image that has got its name again may have been missing.
 			if err := s.reach(ctx, d, old != nil, what); err != nil {
 				return err
@@ -286,6 +284,15 @@ func (s *sweeper) markNames(ctx context.Context, namespace string) error {
 		s.names[namespace] = m
 	}
 	return nil
+}
+
+// nameOf and imageOf are what messages call an image: by its entry in a namespace's index, and by a container.
+func nameOf(e layout.Entry, d v1.Descriptor, namespace string) string {
+	return fmt.Sprintf("image %s of namespace %s", cmp.Or(e.Name, string(d.Digest)), namespace)
+}
+
+func imageOf(p Pin) string {
+	return fmt.Sprintf("image of container %s of namespace %s", p.ID, p.Namespace)
 }
 
 // openMarked reads the names of a namespace. There is no file if there is no layout.
@@ -329,7 +336,7 @@ func (s *sweeper) markContainers(ctx context.Context) error {
 			continue
 		}
 		s.pins[p] = true
-		what := func() string { return fmt.Sprintf("image of container %s of namespace %s", p.ID, p.Namespace) }
+		what := func() string { return imageOf(p) }
 		if err := s.reach(ctx, v1.Descriptor{Digest: p.Image}, s.looked, what); err != nil {
 			return err
 		}
@@ -650,7 +657,7 @@ func (s *sweeper) blobs(ctx context.Context, kept *Kept, f func(content.Info) er
 		if s.marked.Has(info.Digest) || !info.CreatedAt.Before(s.Before) {
 			keep(info)
 			if info.CreatedAt.After(future) && !s.DryRun {
-				// The clock was wrong. The blob would stay for as long, and so its grace begins now.
+				// The time comes from a wrong clock, and would keep the blob until then. Its grace begins now instead.
 				if err := s.Store.Freshen(ctx, info.Digest); err != nil && !errdefs.IsNotFound(err) {
 					return err
 				}

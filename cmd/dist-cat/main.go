@@ -63,7 +63,8 @@ func newCommand() *cobra.Command {
 
 // find returns the digest of what is to be written.
 func find(ctx context.Context, f *image.Finder, w image.Walker, object string) (digest.Digest, error) {
-	d, err := f.Find(object)
+	img, err := f.Find(object)
+	d := img.Target
 	if err == nil && w.Platform != nil {
 		d, err = w.Manifest(ctx, d)
 	}

@@ -66,18 +66,12 @@ func newCommand() *cobra.Command {
 		if n := c.ArgsLenAtDash(); n >= 0 {
 			args, e.command = args[:n], args[n:]
 		}
-		i := imageEdit{store: s, names: names, replace: *replace}
-		if i.old, err = (&image.Finder{Names: names}).Find(args[0]); err != nil {
+		img, err := (&image.Finder{Names: names}).Find(args[0])
+		if err != nil {
 			return err
 		}
-		named := string(i.old.Digest) != args[0]
-		if named {
-			img, err := names.Get(args[0])
-			if err != nil {
-				return err
-			}
-			i.name, i.old, i.labels = img.Name, img.Target, img.Labels
-		}
+		named := img.Name != ""
+		i := imageEdit{store: s, names: names, replace: *replace, name: img.Name, old: img.Target, labels: img.Labels}
 		if len(args) > 1 {
 			i.newName = args[1]
 			// Before a person edits it, not only once it is made.

@@ -7,7 +7,6 @@ import (
 	"distkit/image"
 
 	"github.com/opencontainers/go-digest"
-	v1 "github.com/opencontainers/image-spec/specs-go/v1"
 	"github.com/spf13/cobra"
 )
 
@@ -42,18 +41,14 @@ func newConvert() *cobra.Command {
 				put = names.Create
 			}
 		}
-		var old image.Image
-		if dgst, perr := digest.Parse(args[0]); perr != nil {
-			old, err = names.Get(args[0])
-		} else if len(args) == 1 {
+		if _, err := digest.Parse(args[0]); err == nil && len(args) == 1 {
 			return cli.Usagef("a NEW name is wanted: %s has none", args[0])
-		} else {
-			old.Target, err = w.Describe(c.Context(), dgst)
 		}
-		var target v1.Descriptor
-		if err == nil {
-			target, err = w.Convert(c.Context(), old.Target)
+		old, err := find(c.Context(), w, names, args[0])
+		if err != nil {
+			return err
 		}
+		target, err := w.Convert(c.Context(), old.Target)
 		if err != nil {
 			return err
 		}

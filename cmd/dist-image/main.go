@@ -28,6 +28,7 @@ type flags struct {
 	root, namespace *string
 	platform        *string
 	allPlatforms    *bool
+	names           *image.Names // once the store is open
 }
 
 func newFlags(c *cobra.Command) *flags {
@@ -49,6 +50,7 @@ func (f *flags) open() (*content.Store, *image.Names, error) {
 	if err != nil {
 		return nil, nil, err
 	}
+	f.names = names
 	// Snapshots are the store's, also if the root is the directory of a namespace.
 	*f.root = store.Root()
 	if namespace := store.Namespace(); namespace != "" {
@@ -69,12 +71,17 @@ func (f *flags) walker(ctx context.Context, ref string) (image.Walker, v1.Descri
 			return w, v1.Descriptor{}, err
 		}
 	}
+	img, err := find(ctx, w, names, ref)
+	return w, img.Target, err
+}
+
+// find returns the image of a name. For a digest, it is one without a name whose target is that blob.
+func find(ctx context.Context, w image.Walker, names *image.Names, ref string) (image.Image, error) {
 	if dgst, err := digest.Parse(ref); err == nil {
 		d, err := w.Describe(ctx, dgst)
-		return w, d, err
+		return image.Image{Target: d}, err
 	}
-	img, err := names.Get(ref)
-	return w, img.Target, err
+	return names.Get(ref)
 }
 
 // descriptor is what a name is to point at, which arg says: a digest, a descriptor on standard input (-), or a name that
@@ -89,10 +96,7 @@ func descriptor(c *cobra.Command, store *content.Store, names *image.Names, arg 
 		defer in.Close()
 		return image.ReadDescriptor(in)
 	}
-	if dgst, err := digest.Parse(arg); err == nil {
-		return image.Walker{Store: store}.Describe(c.Context(), dgst)
-	}
-	img, err := names.Get(arg)
+	img, err := find(c.Context(), image.Walker{Store: store}, names, arg)
 	if err != nil {
 		return v1.Descriptor{}, err
 	}

@@ -23,15 +23,11 @@ func newSources() *cobra.Command {
 		if !ok || host == "" {
 			return cli.Usagef("%q is no HOST/REPOSITORY", args[1])
 		}
-		_, names, err := f.open()
-		if err != nil {
-			return err
-		}
 		w, d, err := f.walker(c.Context(), args[0])
 		if err != nil {
 			return err
 		}
-		sources, err := names.Sources(c.Context(), w, d, host, repository)
+		sources, err := f.names.Sources(c.Context(), w, d, host, repository)
 		if err != nil {
 			return err
 		}
