@@ -27,20 +27,20 @@ const HoldEnv = "DIST_HOLD"
 
 // Hold takes the store's shared lock against the sweep and leaves it open in this process,
 // for what it executes to inherit: the returned setting of [HoldEnv] must be in its
-// environment. A store that this user can't write to, and that nobody has held before, is not held. The lock lasts until the last process that has it ends. A process that has
-// inherited one already gets it back at once.
+// environment. The lock lasts until the last process that has it ends. A process that has inherited one already gets it
+// back at once. A store that this user can't write to, and that nobody has held before, is not held.
 func (s *Store) Hold(ctx context.Context) (env string, err error) {
 	if err := s.Init(); err != nil {
 		return "", err
 	}
 	inherited := os.Getenv(HoldEnv)
-	if s.inherits(inherited) {
+	if open, _ := s.lookupHold(inherited); open {
 		return HoldEnv + "=" + inherited, nil
 	}
 	hold, err := s.enter(ctx, inherited)
 	if errors.Is(err, unix.EROFS) || errors.Is(err, fs.ErrPermission) {
-		// A store that nobody has held yet, and where this user can't make the file. It is read all the same: whoever may
-		// delete there may do so at any time.
+		// Nobody has held this store yet, and this user can't make the file for it. The store is read without a hold:
+		// whoever may delete there can do so at any time.
 		return HoldEnv + "=" + inherited, nil
 	}
 	if err != nil {
@@ -57,12 +57,6 @@ func (s *Store) Hold(ctx context.Context) (env string, err error) {
 		return "", fmt.Errorf("hold %s: %w", s.Root(), err)
 	}
 	return HoldEnv + "=" + strings.TrimSpace(fmt.Sprintf("%s %d:%d:%d", inherited, fd, st.Dev, st.Ino)), nil
-}
-
-// inherits reports whether one of the holds is this store's, and really open.
-func (s *Store) inherits(holds string) bool {
-	open, _ := s.lookupHold(holds)
-	return open
 }
 
 // lookupHold looks for this store's hold among those of [HoldEnv]. named is true if there is one, and open if its descriptor is

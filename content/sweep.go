@@ -7,10 +7,8 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"math/rand/v2"
 	"os"
 	"path"
-	"strconv"
 	"strings"
 	"time"
 
@@ -305,7 +303,7 @@ func (s *Store) SweepLabels(ctx context.Context, before time.Time, dryRun bool, 
 // removeLabels removes a file of labels if it is older than a time. There is no blob to lock. So it is moved away first, and back if it
 // turns out to be a new one, whose blob is about to come.
 func (s *Store) removeLabels(name string, before time.Time) (removed bool, err error) {
-	aside := path.Join(layout.Ingest, layout.Aside+strconv.FormatUint(rand.Uint64(), 36))
+	aside := layout.AsideName(layout.Ingest)
 	if err := s.Tree.Rename(name, aside); err != nil {
 		if errors.Is(err, fs.ErrNotExist) {
 			err = nil

@@ -6,6 +6,7 @@ import (
 	"slices"
 	"strings"
 
+	"distkit/disk/layout"
 	"distkit/errclass"
 
 	"github.com/containerd/errdefs"
@@ -13,10 +14,8 @@ import (
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
-// LabelSource, with a registry's host behind it, is the label that has the repositories of that
-// registry in which an image, or a blob, is known to be, separated by commas: containerd's label
-// of blobs. They can be asked to give their blobs to another repository.
-const LabelSource = "containerd.io/distribution.source."
+// LabelSource is the label that tells where a blob is known to be.
+const LabelSource = layout.LabelSource
 
 // maxSources bounds how many manifests and indexes of other images are read.
 const maxSources = 4096

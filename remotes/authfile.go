@@ -51,10 +51,9 @@ func editAuthFile(ctx context.Context, name string, edit func(authFile, []byte) 
 	if len(bytes.TrimSpace(b)) == 0 {
 		b = []byte("{}\n")
 	}
-	f := authFile{name: name}
-	if err := json.Unmarshal(b, &f); err != nil {
-		// Not the error's own text, which may quote what it could not read.
-		return classf(errdefs.ErrInvalidArgument, "%s is not JSON in the form of docker's config.json: it is left as it is", name)
+	f, err := parseAuthFile(name, b)
+	if err != nil {
+		return classf(errdefs.ErrInvalidArgument, "%w: it is left as it is", err)
 	}
 	if b, err = edit(f, b); err != nil || bytes.Equal(b, before) {
 		return err

@@ -1,6 +1,7 @@
 package remotes
 
 import (
+	"bytes"
 	"cmp"
 	"context"
 	"crypto/sha256"
@@ -73,16 +74,22 @@ func readAuthFile(name string) ([]byte, error) {
 
 func (k *keyring) add(name string, content []byte) {
 	k.looked = append(k.looked, name)
-	f := authFile{name: name}
-	if len(strings.TrimSpace(string(content))) == 0 {
-		return
-	}
-	if err := json.Unmarshal(content, &f); err != nil {
-		// Not the error's own text, which may quote what it could not read.
-		k.complain(fmt.Errorf("%s is not JSON in the form of docker's config.json", name))
+	f, err := parseAuthFile(name, content)
+	if err != nil {
+		k.complain(err)
 		return
 	}
 	k.files = append(k.files, f)
+}
+
+// parseAuthFile reads the content of a file, which may be blank. Its error does not quote what it could not read, which may be
+// a secret.
+func parseAuthFile(name string, content []byte) (authFile, error) {
+	f := authFile{name: name}
+	if len(bytes.TrimSpace(content)) > 0 && json.Unmarshal(content, &f) != nil {
+		return f, fmt.Errorf("%s is not JSON in the form of docker's config.json", name)
+	}
+	return f, nil
 }
 
 func (k *keyring) complain(err error) { k.trouble = "credentials: " + printable(err.Error()) }

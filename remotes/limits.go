@@ -39,7 +39,7 @@ func RateLimits(ctx context.Context, remote Remote, object string) (Limits, erro
 }
 
 func (r *Registry) limits(ctx context.Context, o object) (Limits, error) {
-	c := r.clients[len(r.clients)-1] // the registry itself
+	c := r.own()
 	req := r.request(c, http.MethodHead, "manifests", o.String())
 	req.header.Set("Accept", accept(""))
 	resp, err := c.do(ctx, req, c.newTries(maxTries))

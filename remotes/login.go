@@ -50,7 +50,7 @@ func Authorization(ctx context.Context, locator string, o Options, scopes ...str
 }
 
 func (r *Registry) authorization(ctx context.Context, scopes []string) (sent string, err error) {
-	c := r.clients[len(r.clients)-1] // the registry itself
+	c := r.own()
 	ctx = context.WithValue(ctx, sentKey{}, &sent)
 	// Some registries let everybody in at the door, and ask at the repository.
 	for _, path := range []string{"/", "/" + r.locator.Name + "/tags/list"} {
@@ -93,7 +93,7 @@ type account struct {
 	prefix string // the key in canonical form
 }
 
-// newAccount reads HOST or HOST/PATH. The host is that of the endpoint, because that is whom the credentials are sent to.
+// newAccount reads HOST or HOST/PATH. The account's host is the endpoint's, because credentials are sent there.
 func newAccount(name string, o Options) (account, error) {
 	host, path, hasPath := strings.Cut(strings.TrimSuffix(name, "/"), "/")
 	l, err := ParseLocator(host + "/x")
@@ -218,7 +218,7 @@ func Logout(ctx context.Context, host string, o Options) (places []string, err e
 	if err != nil {
 		return nil, err
 	}
-	files, _ := configFiles(o)
+	files, named := configFiles(o)
 	var failed []error
 	for _, file := range files {
 		if _, err := os.Stat(file); errors.Is(err, os.ErrNotExist) {
@@ -250,7 +250,7 @@ func Logout(ctx context.Context, host string, o Options) (places []string, err e
 			failed = append(failed, err)
 		}
 	}
-	if _, named := configFiles(o); !named {
+	if !named {
 		for _, f := range newKeyring(nil, false).files {
 			if len(keysOf(f.Auths, a.scheme, a.prefix)) > 0 {
 				failed = append(failed, classf(errdefs.ErrFailedPrecondition, "DOCKER_AUTH_CONFIG, which is in the environment, has credentials"))

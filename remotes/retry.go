@@ -167,6 +167,9 @@ func (r *Registry) firstHost(ctx context.Context, need capability, f func(*clien
 	return err
 }
 
+// own is the client of the registry itself, which comes after its mirrors.
+func (r *Registry) own() *client { return r.clients[len(r.clients)-1] }
+
 func (r *Registry) errNoHost() error {
 	return classf(errdefs.ErrFailedPrecondition, "no host of %s is configured for this", r.locator.Host)
 }

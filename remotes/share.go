@@ -347,9 +347,9 @@ func sleep(ctx context.Context, d time.Duration) error {
 	}
 }
 
-// deadlineFile opens the file that keeps until when something holds of what the parts name: until the file's
-// modification time. An empty one keeps nothing. It returns nil where nothing is shared, or without O_CREATE if
-// there is none.
+// deadlineFile opens the file whose modification time is until when something is so of what the parts name, such as that
+// a host is down. If the file is empty, nothing is. It returns nil if nothing is shared, or if there is no such file and
+// the flags lack O_CREATE.
 func (c *client) deadlineFile(flags int, kind string, parts ...string) *os.File {
 	if c.shared == "" {
 		return nil

@@ -2,6 +2,8 @@
 package main
 
 import (
+	"cmp"
+
 	"distkit/cmd/internal/cli"
 	"distkit/content"
 
@@ -33,10 +35,7 @@ func newCommand() *cobra.Command {
 			}
 			return out.Write(record{ref}, ref)
 		})
-		if cerr := out.Close(); err == nil {
-			err = cerr
-		}
-		return err
+		return cmp.Or(err, out.Close())
 	}
 	return c
 }

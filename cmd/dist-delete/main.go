@@ -2,6 +2,8 @@
 package main
 
 import (
+	"cmp"
+
 	"distkit/cmd/internal/cli"
 	"distkit/content"
 
@@ -34,10 +36,7 @@ func newCommand() *cobra.Command {
 			}
 			return out.Write(record{object}, object)
 		})
-		if cerr := out.Close(); err == nil {
-			err = cerr
-		}
-		return err
+		return cmp.Or(err, out.Close())
 	}
 	return c
 }

@@ -3,6 +3,7 @@ package main
 
 import (
 	"bytes"
+	"cmp"
 	"fmt"
 	"io"
 	"os"
@@ -62,10 +63,7 @@ func newCommand() *cobra.Command {
 			}
 			return records.Write(map[string]string{"host": host, "file": file}, host, file)
 		})
-		if cerr := records.Close(); err == nil {
-			err = cerr
-		}
-		return err
+		return cmp.Or(err, records.Close())
 	}
 	return c
 }

@@ -2,6 +2,7 @@
 package main
 
 import (
+	"cmp"
 	"maps"
 	"slices"
 	"strings"
@@ -81,10 +82,7 @@ func newCommand() *cobra.Command {
 			}
 			return nil
 		})
-		if cerr := out.Close(); err == nil {
-			err = cerr
-		}
-		return err
+		return cmp.Or(err, out.Close())
 	}
 	return c
 }

@@ -2,6 +2,7 @@
 package main
 
 import (
+	"cmp"
 	"time"
 
 	"distkit/cmd/internal/cli"
@@ -48,10 +49,7 @@ func newCommand() *cobra.Command {
 			}
 			return out.Write(record{i.Digest, i.Size, i.CreatedAt, i.UpdatedAt, i.Labels}, i.Digest, cli.Size(i.Size), i.CreatedAt)
 		})
-		if cerr := out.Close(); err == nil {
-			err = cerr
-		}
-		return err
+		return cmp.Or(err, out.Close())
 	}
 	return c
 }

@@ -2,6 +2,8 @@
 package main
 
 import (
+	"cmp"
+
 	"distkit/cmd/internal/cli"
 	"distkit/cmd/internal/registry"
 	"distkit/remotes"
@@ -26,10 +28,7 @@ func newCommand() *cobra.Command {
 				return werr
 			}
 		}
-		if cerr := records.Close(); err == nil {
-			err = cerr
-		}
-		return err
+		return cmp.Or(err, records.Close())
 	}
 	return c
 }

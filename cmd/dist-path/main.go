@@ -2,6 +2,8 @@
 package main
 
 import (
+	"cmp"
+
 	"distkit/cmd/internal/cli"
 	"distkit/content"
 
@@ -45,10 +47,7 @@ func newCommand() *cobra.Command {
 			}
 			return out.Write(record{object, path}, object, path)
 		})
-		if cerr := out.Close(); err == nil {
-			err = cerr
-		}
-		return err
+		return cmp.Or(err, out.Close())
 	}
 	return c
 }

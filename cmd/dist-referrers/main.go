@@ -2,6 +2,7 @@
 package main
 
 import (
+	"cmp"
 	"strings"
 
 	"distkit/cmd/internal/cli"
@@ -58,10 +59,7 @@ func newCommand() *cobra.Command {
 			}
 			return nil
 		})
-		if cerr := records.Close(); err == nil {
-			err = cerr
-		}
-		return err
+		return cmp.Or(err, records.Close())
 	}
 	return c
 }

@@ -2,6 +2,7 @@
 package main
 
 import (
+	"cmp"
 	"fmt"
 
 	"distkit/cmd/internal/cli"
@@ -70,10 +71,7 @@ func (c *command) run(args []string) error {
 		}
 	}
 	err := cli.Each(c.Command, objects, resolve)
-	if cerr := c.records.Close(); err == nil {
-		err = cerr
-	}
-	return err
+	return cmp.Or(err, c.records.Close())
 }
 
 func (c *command) open(locator string) (remotes.Remote, error) {

@@ -2,6 +2,8 @@
 package main
 
 import (
+	"cmp"
+
 	"distkit/cmd/internal/cli"
 	"distkit/cmd/internal/registry"
 	"distkit/remotes"
@@ -34,10 +36,7 @@ func newCommand() *cobra.Command {
 			}
 			return records.Write(record{object}, object)
 		})
-		if cerr := records.Close(); err == nil {
-			err = cerr
-		}
-		return err
+		return cmp.Or(err, records.Close())
 	}
 	return c
 }

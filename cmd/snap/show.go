@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"slices"
@@ -70,10 +71,7 @@ func newStat(s *store) *cobra.Command {
 			}
 			return r.Write(i, i.Key, i.Parent, i.Kind, i.Created, i.Updated, cli.LabelWords(i.Labels))
 		})
-		if cerr := r.Close(); err == nil {
-			err = cerr
-		}
-		return err
+		return cmp.Or(err, r.Close())
 	}
 	return c
 }
@@ -107,10 +105,7 @@ func newUsage(s *store) *cobra.Command {
 			}{key, u}
 			return r.Write(v, key, cli.Size(u.Size), u.Inodes)
 		})
-		if cerr := r.Close(); err == nil {
-			err = cerr
-		}
-		return err
+		return cmp.Or(err, r.Close())
 	}
 	return c
 }

@@ -134,10 +134,15 @@ func Reserved(key string) bool {
 }
 
 // DescribesContent reports whether a label says something of what a name points at, and not of the name: image-spec's
-// own annotations, such as the version, and containerd's of the repositories that an image was fetched from.
+// own annotations, such as the version, and [LabelSource].
 func DescribesContent(label string) bool {
-	return strings.HasPrefix(label, "org.opencontainers.") || strings.HasPrefix(label, "containerd.io/distribution.source.")
+	return strings.HasPrefix(label, "org.opencontainers.") || strings.HasPrefix(label, LabelSource)
 }
+
+// LabelSource, with a registry's host behind it, is the label that has the repositories of that
+// registry in which an image, or a blob, is known to be, separated by commas: containerd's label
+// of blobs. They can be asked to give their blobs to another repository.
+const LabelSource = "containerd.io/distribution.source."
 
 // Point gives target a name, new or not, and returns the name's labels, and whether it is new. Labels that are among
 // target's annotations are set, those with an empty value taken away. Of the labels that a name has, those that describe
@@ -255,7 +260,7 @@ func (d Dir) parse(b []byte) (*Index, error) {
 	return ix, nil
 }
 
-// write writes the index. Entries that stand where they stood are written with one call, however many they are.
+// write writes the index. Entries that follow each other as they did in the text that was read are written with one call.
 func (ix *Index) write(to io.Writer) (n int, err error) {
 	w := bufio.NewWriterSize(to, 64<<10)
 	put := func(b []byte) {
@@ -393,9 +398,6 @@ func (d Dir) replace(ix *Index) error {
 
 // WriteEmptyIndex writes an index.json without names that has these annotations, whatever is there.
 func (d Dir) WriteEmptyIndex(annotations map[string]string) error {
-	if err := CheckLabels(annotations); err != nil {
-		return err
-	}
 	if err := CheckLabels(annotations); err != nil {
 		return err
 	}

@@ -191,13 +191,18 @@ func (d Dir) renameNew(from, to string) error {
 	return d.Tree.Rename(from, to)
 }
 
+// AsideName makes up a name in a directory for a file that is written aside.
+func AsideName(dir string) string {
+	return path.Join(dir, Aside+strconv.FormatUint(rand.Uint64(), 36))
+}
+
 // WriteAside writes a file into a directory of the tree, synced, that is to be renamed or linked into place. It returns
 // the file's name in the tree.
 func WriteAside(tree disk.Tree, dir string, b []byte) (name string, err error) {
 	if err := tree.MakeDir(dir); err != nil {
 		return "", err
 	}
-	name = path.Join(dir, Aside+strconv.FormatUint(rand.Uint64(), 36))
+	name = AsideName(dir)
 	f, err := tree.OpenFile(name, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o666)
 	if err != nil {
 		return "", err
@@ -254,7 +259,7 @@ func (d Dir) PutBlob(ctx context.Context, dgst digest.Digest, write func(io.Writ
 		return 0, false, err
 	}
 	// Beside the blobs, which may be on another file system than the layout. The name is that of no blob.
-	tmp := path.Join(path.Dir(name), Aside+strconv.FormatUint(rand.Uint64(), 36))
+	tmp := AsideName(path.Dir(name))
 	f, err := d.Tree.OpenFile(tmp, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o666)
 	if err != nil {
 		return 0, false, err

@@ -8,6 +8,7 @@ import (
 	"slices"
 
 	"distkit/content"
+	"distkit/disk/layout"
 	"distkit/errclass"
 	"distkit/image"
 
@@ -225,10 +226,9 @@ func (all *entries) UnmarshalJSON(b []byte) error {
 
 // labels are the annotations of an entry that are no names and no times of ours.
 func labels(annotations map[string]string) map[string]string {
-	var kept map[string]string
+	var kept map[string]string // most entries have none: one for each would take memory
 	for k, v := range annotations {
-		switch k {
-		case v1.AnnotationRefName, AnnotationImageName, image.AnnotationCreated, image.AnnotationUpdated:
+		if k == AnnotationImageName || layout.Reserved(k) {
 			continue
 		}
 		if kept == nil {

@@ -54,11 +54,7 @@ func (r *Records) Quiet() bool { return *r.key && !*r.json }
 // Write prints a record: value is what --json shows, cells are the columns (string, Size,
 // Limit, integers, time.Time, time.Duration: nanoseconds in a pipe), the key first.
 func (r *Records) Write(value any, cells ...any) error {
-	out := r.cmd.OutOrStdout()
-	end := "\n"
-	if *r.zero {
-		end = "\x00"
-	}
+	out, end := r.cmd.OutOrStdout(), r.end()
 	switch {
 	case *r.json:
 		b, err := json.Marshal(value)
@@ -87,12 +83,16 @@ func (r *Records) Write(value any, cells ...any) error {
 
 // WriteKey prints a key alone, as it is: for paths, which a shell is to use. With -z it may hold newlines.
 func (r *Records) WriteKey(key string) error {
-	end := "\n"
-	if *r.zero {
-		end = "\x00"
-	}
-	_, err := io.WriteString(r.cmd.OutOrStdout(), key+end)
+	_, err := io.WriteString(r.cmd.OutOrStdout(), key+r.end())
 	return err
+}
+
+// end is what a record ends with.
+func (r *Records) end() string {
+	if *r.zero {
+		return "\x00"
+	}
+	return "\n"
 }
 
 // Close ends the table; what is written then begins another.
@@ -103,11 +103,6 @@ func (r *Records) Close() error {
 	t := r.table
 	r.table = nil
 	return t.Flush()
-}
-
-// WriteRecord prints one record in the form that a pipe gets.
-func WriteRecord(c *cobra.Command, cells ...any) error {
-	return join(c.OutOrStdout(), cells, raw, "\n")
 }
 
 func join(w interface{ Write([]byte) (int, error) }, cells []any, form func(any) string, end string) error {
