@@ -198,7 +198,8 @@ func TestMemoryOfHostileGraphs(t *testing.T) {
 		t.Errorf("import of many annotations: %d", status)
 	}
 	run = boundedStore(t) // names that are there already take memory too
-	// As many entries as an archive may have, and as many images as a manifest.json: the config, of 4 MB, is read once.
+	// The archives have the most entries, and the most images in manifest.json, that are allowed. The images share a config of
+	// 4 MB, which is to be read once.
 	files := make([][2]string, 0, 1<<17)
 	for i := range cap(files) - 1 {
 		files = append(files, [2]string{fmt.Sprintf("%0100x", i), ""})

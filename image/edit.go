@@ -130,50 +130,49 @@ func (p *Part) describe(b []byte) (v1.Descriptor, error) {
 
 // relink returns the document with the descriptor of to, whose bytes are b, in the place of the one that is followed.
 func (l link) relink(to v1.Descriptor, b []byte) (document, []byte, error) {
-	var found []json.RawMessage
-	layout.Members(l.bytes, func(key string, value json.RawMessage) {
+	found := 0
+	descriptor := func(raw json.RawMessage) []byte {
+		found++
+		return layout.EditMembers(raw, func(key string, value json.RawMessage) []byte {
+			switch strings.ToLower(key) {
+			case "digest":
+				return quote(string(to.Digest))
+			case "size":
+				return fmt.Append(nil, to.Size)
+			case "mediatype":
+				if s, _ := shortString(value); s != to.MediaType {
+					quoted, _ := json.Marshal(to.MediaType)
+					return quoted
+				}
+			case "data": // the bytes themselves
+				return quote(base64.StdEncoding.EncodeToString(b))
+			}
+			return value
+		})
+	}
+	edited := layout.EditMembers(l.bytes, func(key string, value json.RawMessage) []byte {
 		switch {
 		case l.config && strings.EqualFold(key, "config"):
-			found = append(found, value)
+			return descriptor(value)
 		case !l.config && strings.EqualFold(key, "manifests"):
-			n := 0
-			layout.Elements(value, func(value json.RawMessage) {
-				if n == l.child {
-					found = append(found, value)
+			n := -1
+			return layout.EditElements(value, func(value json.RawMessage) []byte {
+				if n++; n == l.child {
+					return descriptor(value)
 				}
-				n++
+				return value
 			})
 		}
+		return value
 	})
-	if len(found) != 1 {
+	if found != 1 {
 		return document{}, nil, errAmbiguous
 	}
-	edited, rest := []byte(nil), l.bytes
-	layout.Members(found[0], func(key string, value json.RawMessage) {
-		with := []byte(value)
-		switch strings.ToLower(key) {
-		case "digest":
-			with = quote(string(to.Digest))
-		case "size":
-			with = fmt.Append(nil, to.Size)
-		case "mediatype":
-			if s, _ := shortString(value); s != to.MediaType {
-				with, _ = json.Marshal(to.MediaType)
-			}
-		case "data": // the bytes themselves
-			with = quote(base64.StdEncoding.EncodeToString(b))
-		}
-		// The value is a part of the rest: where it begins, its capacity tells.
-		at := cap(rest) - cap(value)
-		edited = append(append(edited, rest[:at]...), with...)
-		rest = rest[at+len(value):]
-	})
-	edited = append(edited, rest...)
 	doc, err := parseDocument(string(l.dgst), edited)
 	if err != nil {
 		return doc, nil, err
 	}
-	// A document may have members twice, or in other cases, of which readers take one or the other.
+	// A document may have a member twice, or in another case, and readers differ in which of them they take.
 	now := doc.Config
 	if !l.config {
 		now = nil

@@ -293,7 +293,7 @@ func TestLayoutMadeAtOnce(t *testing.T) {
 	}
 }
 
-// A layout with one image, which has no name, has it where no tag is given; others say what they have.
+// Without a tag, a layout whose only image has no name gives that image. For other layouts the error lists what there is.
 func TestLayoutOfOneImageWithoutAName(t *testing.T) {
 	dir := t.TempDir()
 	want := layout(t, dir, "x:1")

@@ -40,6 +40,43 @@ func Elements(raw []byte, f func(value json.RawMessage)) bool {
 	return true
 }
 
+// EditMembers returns a JSON object that is known to be valid with the values that f returns in the places of its members'
+// values. All other bytes stay as they are. What is no object is returned unchanged.
+func EditMembers(raw []byte, f func(key string, value json.RawMessage) []byte) []byte {
+	return edit(raw, '{', '}', f)
+}
+
+// EditElements is EditMembers for the elements of an array.
+func EditElements(raw []byte, f func(value json.RawMessage) []byte) []byte {
+	return edit(raw, '[', ']', func(_ string, value json.RawMessage) []byte { return f(value) })
+}
+
+func edit(raw []byte, opening, closing byte, f func(key string, value json.RawMessage) []byte) []byte {
+	s := scanner{b: raw}
+	if !s.enter(opening) {
+		return raw
+	}
+	var edited, key []byte
+	copied := 0
+	for s.more(closing) {
+		if opening == '{' {
+			key = s.key()
+		}
+		value := s.value()
+		if s.bad {
+			break
+		}
+		name := ""
+		if key != nil {
+			name = unquote(key)
+		}
+		edited = append(edited, raw[copied:s.i-len(value)]...)
+		edited = append(edited, f(name, value)...)
+		copied = s.i
+	}
+	return append(edited, raw[copied:]...)
+}
+
 // unquote returns the text of a JSON string, which is valid, as encoding/json would.
 func unquote(quoted []byte) string {
 	text := quoted[1 : len(quoted)-1]

@@ -70,3 +70,31 @@ func FuzzScan(f *testing.F) {
 		}
 	})
 }
+
+// Whatever the values become, the bytes between them stay.
+func TestEdit(t *testing.T) {
+	const text = " {\n \"a\" : [ 1,{\"b\":2} , 3 ],\t\"c\\u0062\":\"x\" ,\"a\":null} "
+	var keys []string
+	got := EditMembers([]byte(text), func(key string, value json.RawMessage) []byte {
+		keys = append(keys, key)
+		if key == "cb" {
+			return []byte(`{}`)
+		}
+		n := 0
+		return EditElements(value, func(value json.RawMessage) []byte {
+			if n++; n == 2 {
+				return []byte("long value")
+			}
+			return value
+		})
+	})
+	const want = " {\n \"a\" : [ 1,long value , 3 ],\t\"c\\u0062\":{} ,\"a\":null} "
+	if string(got) != want || strings.Join(keys, " ") != "a cb a" {
+		t.Errorf("%q, keys %q", got, keys)
+	}
+	for _, other := range []string{"[]", "1", `"text"`, "null", "{}"} {
+		if got := EditMembers([]byte(other), func(string, json.RawMessage) []byte { return nil }); string(got) != other {
+			t.Errorf("%s became %s", other, got)
+		}
+	}
+}

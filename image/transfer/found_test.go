@@ -281,7 +281,7 @@ func TestImportOnly(t *testing.T) {
 	}
 }
 
-// An image whose digest is of an unknown algorithm is in nobody's way unless it is wanted.
+// An image whose digest has an unknown algorithm fails the import only if it is asked for.
 func TestImportBesideAnUnknownAlgorithm(t *testing.T) {
 	from := newWorld(t)
 	a := annotated(from.image("amd64", "a"), v1.AnnotationRefName, "x:1")

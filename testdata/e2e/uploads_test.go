@@ -15,7 +15,7 @@ import (
 	"distkit/testdata/fixture"
 )
 
-// servers are registries that others have written: of the same project the one that most machines run, and today's.
+// servers are registries of other projects. Of distribution there are two: the one that Debian has, and the newest.
 var servers = []string{"docker-registry", "distribution", "olareg"}
 
 // server makes a place before a registry, empty and without authentication.
