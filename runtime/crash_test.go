@@ -101,6 +101,7 @@ func (m *machine) snapshotted(id string, rec Record) *Container {
 func (m *machine) as(what, id, step string) *exec.Cmd {
 	c := exec.Command("/proc/self/exe")
 	c.Env = append(os.Environ(), "TEST_RUN="+strings.Join([]string{m.runtime, m.state, id, m.bundle, what}, "|"), killAt+"="+step, "TEST_SNAPSHOTS="+m.bundle)
+	m.endWithTest(c)
 	return c
 }
 

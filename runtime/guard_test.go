@@ -138,9 +138,7 @@ func TestRunKilledWithoutRecord(t *testing.T) {
 	runtimes(t, func(t *testing.T, m *machine) {
 		m.spec(Options{Args: []string{"sh", "-c", "echo ready; exec sleep 2013"}})
 		run, _ := m.started("test-removed")
-		if err := os.RemoveAll(filepath.Join(m.state, "store")); err != nil {
-			t.Fatal(err)
-		}
+		m.removeStore()
 		_ = run.Process.Kill()
 		_ = run.Wait()
 		until(t, "an end", func() bool {
@@ -193,9 +191,7 @@ func TestRunKilledWithoutRecord(t *testing.T) {
 		if _, err := io.ReadFull(r, make([]byte, 6)); err != nil {
 			t.Fatal(err)
 		}
-		if err := os.RemoveAll(filepath.Join(m.state, "store")); err != nil {
-			t.Fatal(err)
-		}
+		m.removeStore()
 		_ = x.Process.Kill()
 		_ = x.Wait()
 		until(t, "its end", func() bool { return len(m.left("none", "sleep 1001", "sleep 1002")) == 0 })
@@ -209,6 +205,12 @@ func TestRunKilledWithoutRecord(t *testing.T) {
 			return len(m.left(c.ID, "sleep 2013")) == 0 && errors.Is(err, fs.ErrNotExist)
 		})
 	})
+}
+
+// removeStore removes the store, into which processes may still write: what they do once they run.
+func (m *machine) removeStore() {
+	m.Helper()
+	until(m.T, "the store is removed", func() bool { return os.RemoveAll(filepath.Join(m.state, "store")) == nil })
 }
 
 // cgroups are the directories that a container's cgroups have.

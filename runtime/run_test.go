@@ -213,13 +213,18 @@ func (m *machine) spec(o Options) {
 func (m *machine) command(id string) *exec.Cmd {
 	c := exec.Command("/proc/self/exe")
 	c.Env = append(os.Environ(), "TEST_RUN="+strings.Join([]string{m.runtime, m.state, id, m.bundle}, "|"))
+	m.endWithTest(c)
+	return c
+}
+
+// endWithTest kills a command that runs when the test has ended.
+func (m *machine) endWithTest(c *exec.Cmd) {
 	m.Cleanup(func() {
 		if c.Process != nil && c.ProcessState == nil {
 			_ = c.Process.Kill()
 			_ = c.Wait()
 		}
 	})
-	return c
 }
 
 func (m *machine) run(stdin string) (stdout, stderr string, status int) {
