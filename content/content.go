@@ -13,8 +13,6 @@
 package content
 
 import (
-	"context"
-	"io"
 	"strconv"
 	"strings"
 	"time"
@@ -56,26 +54,6 @@ type Status struct {
 	StartedAt time.Time
 	UpdatedAt time.Time
 	Active    bool // a writer has it open
-}
-
-// ReaderAt reads a blob. It stays valid when the blob is deleted.
-type ReaderAt interface {
-	io.ReaderAt
-	io.Closer
-	Size() int64
-}
-
-// Provider gives access to blobs.
-type Provider interface {
-	// ReaderAt opens a blob; NotFound if there is none.
-	ReaderAt(ctx context.Context, dgst digest.Digest) (ReaderAt, error)
-}
-
-// Ingester takes blobs in.
-type Ingester interface {
-	// Writer locks the ref's ingest and opens or resumes it, in one atomic step: see
-	// [Store.Writer].
-	Writer(ctx context.Context, ref string, size int64, expected digest.Digest) (*Writer, error)
 }
 
 // mismatch is the class of every failed verification.

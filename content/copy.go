@@ -65,13 +65,13 @@ func copyAll(ctx context.Context, dst io.Writer, src io.Reader) (int64, <-chan s
 	return total, ended, failed
 }
 
-// WriteBlob stores what r holds under its digest, and tells which that is. A blob that is
-// there is success, without a read where expected says so. Otherwise it takes up what an
-// earlier attempt left, if expected is known and r is an io.Seeker or an io.ReaderAt, and
-// begins anew if that turns out wrong; any other reader is read from its beginning. What
-// fails verification (DataLoss) is thrown away; after any other failure it is kept.
-func WriteBlob(ctx context.Context, in Ingester, ref string, r io.Reader, size int64, expected digest.Digest) (digest.Digest, error) {
-	w, err := in.Writer(ctx, ref, size, expected)
+// WriteBlob stores what r holds and returns its digest. It waits for another writer of the same
+// ingest. If the expected blob is there, r is not read. Otherwise WriteBlob resumes what an earlier
+// attempt left, if expected is known and r is an io.Seeker or an io.ReaderAt, and begins anew if
+// that turns out wrong; any other reader is read from its beginning. What fails verification
+// (DataLoss) is thrown away; after any other failure it is kept.
+func WriteBlob(ctx context.Context, s *Store, ref string, r io.Reader, size int64, expected digest.Digest) (digest.Digest, error) {
+	w, err := s.Writer(ctx, ref, size, expected, Wait)
 	if errdefs.IsAlreadyExists(err) {
 		return expected, nil
 	}

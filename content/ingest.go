@@ -122,37 +122,31 @@ func (s *Store) removeIngest(dir string, lock *os.File) error {
 	return nil
 }
 
-// Writer locks the ref's ingest and opens or resumes it, in one atomic step. A size above 0
-// and a digest, where they are known, are verified by Commit.
+// A WriterOption changes how [Store.Writer] opens an ingest.
+type WriterOption int
+
+// Wait lets Writer wait, until the context is done, for another writer of the same ingest. That
+// one has mostly stored the blob by then: AlreadyExists.
+const Wait WriterOption = 1
+
+// Writer locks an ingest and opens or resumes it, in one atomic step. The ingest is that of the
+// digest if one is expected, whatever the ref, so that a blob is stored once; else it is that of
+// the ref. A status shows the ref. Commit verifies the digest and a size above 0.
 //
-// Unavailable: another writer has this ref. AlreadyExists: the expected blob is there, and
+// Unavailable: another writer has the ingest. AlreadyExists: the expected blob is there, and
 // has been freshened. DataLoss: it is there with another size. InvalidArgument: the ref is
 // empty, longer than 4 KiB, not UTF-8 or with control characters.
-func (s *Store) Writer(ctx context.Context, ref string, size int64, expected digest.Digest) (*Writer, error) {
-	return s.writer(ctx, ref, ref, size, expected, false)
-}
-
-// BlobWriter is Writer for a blob whose digest is known: lock and resumption are the
-// digest's, whatever the ref, so that two refs of one blob store it once. The ref is what a
-// status shows. With wait it waits, until ctx is done, for another writer to end, and then
-// mostly finds AlreadyExists.
-func (s *Store) BlobWriter(ctx context.Context, ref string, size int64, expected digest.Digest, wait bool) (*Writer, error) {
-	if err := Validate(expected); err != nil {
-		return nil, err
-	}
-	return s.writer(ctx, string(expected), ref, size, expected, wait)
-}
-
-func (s *Store) writer(ctx context.Context, key, ref string, size int64, expected digest.Digest, wait bool) (*Writer, error) {
+func (s *Store) Writer(ctx context.Context, ref string, size int64, expected digest.Digest, options ...WriterOption) (*Writer, error) {
 	if err := checkRef(ref); err != nil {
 		return nil, err
 	}
+	dir := ingestDir(ref)
 	if expected != "" {
 		if err := Validate(expected); err != nil {
 			return nil, err
 		}
+		dir = ingestDir(string(expected))
 	}
-	dir := ingestDir(key)
 	if err := s.there(ctx, expected, size); err != nil {
 		if errdefs.IsAlreadyExists(err) {
 			s.reap(ctx, dir, expected)
@@ -162,7 +156,7 @@ func (s *Store) writer(ctx context.Context, key, ref string, size int64, expecte
 	if err := s.Init(); err != nil {
 		return nil, err
 	}
-	lock, err := s.lockIngest(ctx, dir, wait)
+	lock, err := s.lockIngest(ctx, dir, slices.Contains(options, Wait))
 	if err != nil {
 		return nil, fmt.Errorf("ingest %s: %w", ref, err)
 	}

@@ -67,7 +67,7 @@ func child(job string, args []string) error {
 			}
 		}
 	case "ingest":
-		w, err := s.BlobWriter(ctx, ref, 0, expected, true)
+		w, err := s.Writer(ctx, ref, 0, expected, content.Wait)
 		if errdefs.IsAlreadyExists(err) {
 			fmt.Println("exists")
 			return nil
@@ -227,12 +227,12 @@ func TestManyProcessesStoreABlobOnce(t *testing.T) {
 		}
 		children[i] = c
 	}
-	if _, err := s.BlobWriter(t.Context(), "other", 0, dgst, false); !errdefs.IsUnavailable(err) {
+	if _, err := s.Writer(t.Context(), "other", 0, dgst); !errdefs.IsUnavailable(err) {
 		t.Errorf("without waiting: %v", err)
 	}
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
-	if _, err := s.BlobWriter(ctx, "other", 0, dgst, true); !errors.Is(err, context.Canceled) {
+	if _, err := s.Writer(ctx, "other", 0, dgst, content.Wait); !errors.Is(err, context.Canceled) {
 		t.Errorf("waiting with a cancelled context: %v", err)
 	}
 	h.kill() // the rest take over; the first of them finds 100 bytes and goes on wrongly
@@ -335,7 +335,7 @@ func TestIngestsThatAreTornHeal(t *testing.T) {
 		}
 	}
 	begin := func(t *testing.T, s *content.Store, b []byte) {
-		w, err := s.BlobWriter(t.Context(), "ref", 0, dgst, false)
+		w, err := s.Writer(t.Context(), "ref", 0, dgst)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -409,7 +409,7 @@ func TestIngestsThatAreTornHeal(t *testing.T) {
 			if err != nil || (len(list) == 1) != c.listed {
 				t.Errorf("listed %+v, %v", list, err)
 			}
-			w, err := s.BlobWriter(t.Context(), "ref", int64(len(b)), dgst, false)
+			w, err := s.Writer(t.Context(), "ref", int64(len(b)), dgst)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -478,7 +478,11 @@ func TestAStateOfAnotherBootIsNotBelieved(t *testing.T) {
 		if err := w.Close(); err != nil {
 			t.Fatal(err)
 		}
-		dir := filepath.Join(s.Root(), "ingest", digest.FromString("ref").Encoded())
+		key := "ref"
+		if c.expected != "" {
+			key = string(c.expected)
+		}
+		dir := filepath.Join(s.Root(), "ingest", digest.FromString(key).Encoded())
 		if err := os.WriteFile(filepath.Join(dir, "data"), make([]byte, 1000), 0o644); err != nil {
 			t.Fatal(err)
 		}
@@ -516,7 +520,7 @@ func TestNoStaleTail(t *testing.T) {
 		}
 		_, _ = w.Write(long)
 		_ = w.Close()
-		w, err = s.Writer(t.Context(), "ref", size, dgst)
+		w, err = s.Writer(t.Context(), "ref", size, "")
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -622,13 +626,11 @@ func TestStatuses(t *testing.T) {
 	b, dgst := random(t, 1000)
 	begin := time.Now()
 	for i, ref := range []string{"first", "second", "third"} {
-		var w *content.Writer
-		var err error
+		size, expected := int64(0), digest.Digest("")
 		if ref == "second" {
-			w, err = s.BlobWriter(t.Context(), ref, 1000, dgst, false)
-		} else {
-			w, err = s.Writer(t.Context(), ref, 0, "")
+			size, expected = 1000, dgst
 		}
+		w, err := s.Writer(t.Context(), ref, size, expected)
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -190,7 +190,7 @@ func newInfo(tree disk.Tree, dgst digest.Digest, fi fs.FileInfo, labels bool) (I
 	return info, nil
 }
 
-// File is a blob opened for reading: a plain file, whose bytes nobody changes.
+// File is a blob that is open for reading. Nobody changes its bytes, and it stays readable when the blob is deleted.
 type File struct {
 	*os.File
 	size int64
@@ -217,15 +217,6 @@ func (s *Store) File(dgst digest.Digest) (*File, error) {
 		return nil, blobError(dgst, err)
 	}
 	return &File{f, fi.Size()}, nil
-}
-
-// ReaderAt is File, as a [Provider] gives it.
-func (s *Store) ReaderAt(_ context.Context, dgst digest.Digest) (ReaderAt, error) {
-	f, err := s.File(dgst)
-	if err != nil {
-		return nil, err
-	}
-	return f, nil
 }
 
 // Digests calls f with the digest of every blob of the store's own, in no order and without looking at the

@@ -57,7 +57,7 @@ func random(t *testing.T, n int) ([]byte, digest.Digest) {
 
 func wantBlob(t *testing.T, s *content.Store, dgst digest.Digest, want []byte) {
 	t.Helper()
-	r, err := s.ReaderAt(t.Context(), dgst)
+	r, err := s.File(dgst)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -98,8 +98,8 @@ func TestReadingCreatesNothing(t *testing.T) {
 	if _, err := s.Info(ctx, absent); !errdefs.IsNotFound(err) {
 		t.Errorf("Info: %v", err)
 	}
-	if _, err := s.ReaderAt(ctx, absent); !errdefs.IsNotFound(err) {
-		t.Errorf("ReaderAt: %v", err)
+	if _, err := s.File(absent); !errdefs.IsNotFound(err) {
+		t.Errorf("File: %v", err)
 	}
 	if err := s.Delete(ctx, absent); !errdefs.IsNotFound(err) {
 		t.Errorf("Delete: %v", err)
@@ -233,9 +233,11 @@ func TestCommitUnderAnotherAlgorithm(t *testing.T) {
 }
 
 func TestDigestsThatCanNotBe(t *testing.T) {
+	if err := content.Validate(""); !errdefs.IsInvalidArgument(err) {
+		t.Errorf("no digest: %v", err)
+	}
 	hex64 := strings.Repeat("a", 64)
 	for dgst, is := range map[string]func(error) bool{
-		"":                                  errdefs.IsInvalidArgument,
 		"sha256":                            errdefs.IsInvalidArgument,
 		"sha256:":                           errdefs.IsInvalidArgument,
 		"sha256:abc":                        errdefs.IsInvalidArgument,
@@ -253,7 +255,7 @@ func TestDigestsThatCanNotBe(t *testing.T) {
 			content.Validate(digest.Digest(dgst)),
 			func() error { _, err := s.Path(digest.Digest(dgst)); return err }(),
 			s.Delete(t.Context(), digest.Digest(dgst)),
-			func() error { _, err := s.BlobWriter(t.Context(), "ref", 0, digest.Digest(dgst), true); return err }(),
+			func() error { _, err := s.Writer(t.Context(), "ref", 0, digest.Digest(dgst)); return err }(),
 		} {
 			if !is(err) {
 				t.Errorf("digest %q: %v", dgst, err)
@@ -307,7 +309,7 @@ func TestDelete(t *testing.T) {
 	if _, err := s.Update(t.Context(), content.Info{Digest: dgst, Labels: map[string]string{"a": "1"}}); err != nil {
 		t.Fatal(err)
 	}
-	r, err := s.ReaderAt(t.Context(), dgst)
+	r, err := s.File(dgst)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -105,7 +105,7 @@ func TestAReadOnlyStore(t *testing.T) {
 	if list, err := s.ListStatuses(t.Context()); err != nil || len(list) != 1 {
 		t.Errorf("%v, %v", list, err)
 	}
-	if _, err := s.BlobWriter(t.Context(), "ref", 1, dgst, true); !errdefs.IsAlreadyExists(err) {
+	if _, err := s.Writer(t.Context(), "ref", 1, dgst); !errdefs.IsAlreadyExists(err) {
 		t.Errorf("a blob that is there: %v", err)
 	}
 	for name, err := range map[string]error{

@@ -43,7 +43,7 @@ func crashImage(ctx context.Context, s *content.Store, i int) (v1.Descriptor, er
 	var failed error
 	add := func(mediaType string, b []byte) v1.Descriptor {
 		d := v1.Descriptor{MediaType: mediaType, Digest: digest.FromBytes(b), Size: int64(len(b))}
-		w, err := s.BlobWriter(ctx, string(d.Digest), d.Size, d.Digest, true)
+		w, err := s.Writer(ctx, string(d.Digest), d.Size, d.Digest, content.Wait)
 		if err == nil {
 			_, err = w.Write(b[w.Offset():])
 			if err == nil {

@@ -1,6 +1,7 @@
 package image
 
 import (
+	"bytes"
 	"cmp"
 	"context"
 	"encoding/json"
@@ -493,31 +494,14 @@ func DiffIDs(config []byte) ([]digest.Digest, error) {
 	return append([]digest.Digest{}, c.RootFS.DiffIDs...), nil
 }
 
-// Put stores a document that was made here. Another process that stores the same one is waited for.
+// Put stores a document that was made here, and returns its descriptor.
 func (w Walker) Put(ctx context.Context, mediaType string, b []byte) (v1.Descriptor, error) {
 	d := v1.Descriptor{MediaType: mediaType, Digest: digest.FromBytes(b), Size: int64(len(b))}
 	if d.Size > MaxDocument {
 		return d, errclass.Errorf(errdefs.ErrInvalidArgument, "a document of %d bytes, more than %d", d.Size, MaxDocument)
 	}
-	out, err := w.Store.BlobWriter(ctx, "document:"+string(d.Digest), d.Size, d.Digest, true)
-	if errdefs.IsAlreadyExists(err) {
-		return d, nil
-	}
-	if err != nil {
-		return d, err
-	}
-	defer out.Abort()
-	// Whatever an earlier attempt left.
-	if err := out.Truncate(0); err != nil {
-		return d, err
-	}
-	if _, err := out.Write(b); err != nil {
-		return d, err
-	}
-	if err := out.Commit(ctx, d.Size, d.Digest, nil); err != nil && !errdefs.IsAlreadyExists(err) {
-		return d, err
-	}
-	return d, nil
+	_, err := content.WriteBlob(ctx, w.Store, "document:"+string(d.Digest), bytes.NewReader(b), d.Size, d.Digest)
+	return d, err
 }
 
 // ReadDescriptor reads one descriptor as JSON. What is none is InvalidArgument.

@@ -39,7 +39,7 @@ func TestTable(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	w, err := s.BlobWriter(t.Context(), "ref", 100, digest.FromString("x"), false)
+	w, err := s.Writer(t.Context(), "ref", 100, digest.FromString("x"))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -124,7 +124,7 @@ func TestLookTellsStatesApart(t *testing.T) {
 		}
 	}
 	want(waiting, 0)
-	w, err := s.BlobWriter(t.Context(), "ref", 5, o.digest, false)
+	w, err := s.Writer(t.Context(), "ref", 5, o.digest)
 	if err != nil {
 		t.Fatal(err)
 	}

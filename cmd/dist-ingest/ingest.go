@@ -43,10 +43,10 @@ func (in *ingest) run(ctx context.Context, s *content.Store) (record, error) {
 }
 
 func (in *ingest) open(ctx context.Context, s *content.Store) (*content.Writer, error) {
-	if in.expected == "" {
-		return s.Writer(ctx, in.ref, in.size, "")
+	if in.expected == "" || !in.wait {
+		return s.Writer(ctx, in.ref, in.size, in.expected)
 	}
-	return s.BlobWriter(ctx, in.ref, in.size, in.expected, in.wait)
+	return s.Writer(ctx, in.ref, in.size, in.expected, content.Wait)
 }
 
 // stored is success for a blob that is in the store already.

@@ -2,7 +2,8 @@
 // testdata/conformance runs: aborts, deletions, walks and filters, the list of statuses, and
 // locks that hold among processes and end with them.
 //
-// A test calls [Main] from TestMain and [Run] from a test.
+// A test calls [Main] from TestMain and [Run] from a test. A store's state is in its directory
+// alone: opened twice, or by two processes, it is one.
 package contenttest
 
 import (
@@ -29,35 +30,17 @@ import (
 	"github.com/opencontainers/go-digest"
 )
 
-// Store is what the suite asks for. A store's state is in its directory alone: opened twice, or
-// by two processes, it is one.
-type Store interface {
-	content.Provider
-	content.Ingester
-	BlobWriter(ctx context.Context, ref string, size int64, expected digest.Digest, wait bool) (*content.Writer, error)
-	Status(ctx context.Context, ref string) (content.Status, error)
-	ListStatuses(ctx context.Context) ([]content.Status, error)
-	Abort(ctx context.Context, ref string) error
-	Info(ctx context.Context, dgst digest.Digest) (content.Info, error)
-	Update(ctx context.Context, info content.Info, fieldpaths ...string) (content.Info, error)
-	Walk(ctx context.Context, f func(content.Info) error) error
-	Delete(ctx context.Context, dgst digest.Digest) error
-}
-
-// Open opens the store in a directory, which need not exist.
-type Open func(root string) (Store, error)
-
 // childEnv makes a test binary one of the suite's other processes: it names the job.
 const childEnv = "CONTENTTEST_CHILD"
 
 // Main is for TestMain: in a process that [Run] has started it does its job and exits, else it
 // returns.
-func Main(open Open) {
+func Main() {
 	job := os.Getenv(childEnv)
 	if job == "" {
 		return
 	}
-	s, err := open(os.Args[1])
+	s, err := content.Open(os.Args[1])
 	if err == nil {
 		err = jobs[job](s, os.Args[2:])
 	}
@@ -68,17 +51,11 @@ func Main(open Open) {
 	os.Exit(0)
 }
 
-var jobs = map[string]func(Store, []string) error{
+var jobs = map[string]func(*content.Store, []string) error{
 	// write REF DIGEST TEXT: opens a writer, writes, and says so; commits when a line comes.
-	"write": func(s Store, args []string) error {
+	"write": func(s *content.Store, args []string) error {
 		ctx := context.Background()
-		var w *content.Writer
-		var err error
-		if expected := digest.Digest(args[1]); expected == "" {
-			w, err = s.Writer(ctx, args[0], 0, "")
-		} else {
-			w, err = s.BlobWriter(ctx, args[0], 0, expected, true)
-		}
+		w, err := s.Writer(ctx, args[0], 0, digest.Digest(args[1]), content.Wait)
 		if errdefs.IsAlreadyExists(err) {
 			fmt.Println("exists")
 			return nil
@@ -96,7 +73,7 @@ var jobs = map[string]func(Store, []string) error{
 		return w.Commit(ctx, 0, "", nil)
 	},
 	// label DIGEST KEY N: sets a label of its own to 1, 2, … N.
-	"label": func(s Store, args []string) error {
+	"label": func(s *content.Store, args []string) error {
 		n, err := strconv.Atoi(args[2])
 		for i := 1; i <= n && err == nil; i++ {
 			_, err = s.Update(context.Background(), content.Info{
@@ -106,7 +83,7 @@ var jobs = map[string]func(Store, []string) error{
 		return err
 	},
 	// churn TEXT N: stores and deletes a blob, again and again.
-	"churn": func(s Store, args []string) error {
+	"churn": func(s *content.Store, args []string) error {
 		n, err := strconv.Atoi(args[1])
 		dgst := digest.FromString(args[0])
 		for i := 0; i < n && err == nil; i++ {
@@ -122,7 +99,7 @@ var jobs = map[string]func(Store, []string) error{
 }
 
 // Run holds a store to the suite, in directories below t.TempDir.
-func Run(t *testing.T, open Open) {
+func Run(t *testing.T) {
 	for _, c := range []struct {
 		name string
 		f    func(*suite)
@@ -142,7 +119,7 @@ func Run(t *testing.T, open Open) {
 		{"LabelsByManyProcesses", (*suite).labels},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			s := &suite{T: t, root: filepath.Join(t.TempDir(), "store"), open: open}
+			s := &suite{T: t, root: filepath.Join(t.TempDir(), "store")}
 			s.Store = s.again()
 			c.f(s)
 		})
@@ -152,15 +129,14 @@ func Run(t *testing.T, open Open) {
 // suite is one test, in a store of its own.
 type suite struct {
 	*testing.T
-	Store
+	*content.Store
 	root string
-	open Open
 }
 
 // again opens the store as another process would.
-func (s *suite) again() Store {
+func (s *suite) again() *content.Store {
 	s.Helper()
-	store, err := s.open(s.root)
+	store, err := content.Open(s.root)
 	s.ok(err)
 	return store
 }
@@ -182,7 +158,7 @@ func (s *suite) want(what string, is func(error) bool, err error) {
 
 func (s *suite) put(text string) digest.Digest {
 	s.Helper()
-	dgst, err := content.WriteBlob(s.Context(), s, "put", strings.NewReader(text), 0, "")
+	dgst, err := content.WriteBlob(s.Context(), s.Store, "put", strings.NewReader(text), 0, "")
 	s.ok(err)
 	return dgst
 }
@@ -199,7 +175,7 @@ func (s *suite) leave(ref, text string) {
 // read is a blob's text.
 func (s *suite) read(dgst digest.Digest) string {
 	s.Helper()
-	r, err := s.ReaderAt(s.Context(), dgst)
+	r, err := s.File(dgst)
 	s.ok(err)
 	defer r.Close()
 	b, err := io.ReadAll(io.NewSectionReader(r, 0, r.Size()))
@@ -292,7 +268,7 @@ func (s *suite) abortBusy() {
 // A ref may be shown by several ingests, of one digest each.
 func (s *suite) abortAll() {
 	for _, text := range []string{"one", "two"} {
-		w, err := s.BlobWriter(s.Context(), "ref", 0, digest.FromString(text), false)
+		w, err := s.Writer(s.Context(), "ref", 0, digest.FromString(text))
 		s.ok(err)
 		_, err = w.Write([]byte(text[:1]))
 		s.ok(errors.Join(err, w.Close()))
@@ -317,14 +293,14 @@ func (s *suite) delete() {
 	dgst, other := s.put("text"), s.put("other")
 	_, err := s.Update(s.Context(), content.Info{Digest: dgst, Labels: map[string]string{"a": "1"}})
 	s.ok(err)
-	r, err := s.ReaderAt(s.Context(), dgst)
+	r, err := s.File(dgst)
 	s.ok(err)
 	defer r.Close()
 	s.ok(s.again().Delete(s.Context(), dgst))
 	s.want("delete of what is deleted", errdefs.IsNotFound, s.Delete(s.Context(), dgst))
 	_, err = s.Info(s.Context(), dgst)
 	s.want("info of what is deleted", errdefs.IsNotFound, err)
-	_, err = s.ReaderAt(s.Context(), dgst)
+	_, err = s.File(dgst)
 	s.want("a reader of what is deleted", errdefs.IsNotFound, err)
 	_, err = s.Update(s.Context(), content.Info{Digest: dgst, Labels: map[string]string{"b": "1"}})
 	s.want("labels of what is deleted", errdefs.IsNotFound, err)
@@ -384,7 +360,7 @@ func (s *suite) walk() {
 		want[s.put(text)] = int64(i)
 	}
 	text512 := digest.SHA512.FromString("other")
-	_, err := content.WriteBlob(s.Context(), s, "ref", strings.NewReader("other"), 0, text512)
+	_, err := content.WriteBlob(s.Context(), s.Store, "ref", strings.NewReader("other"), 0, text512)
 	s.ok(err)
 	want[text512] = 5
 	s.leave("left", "no blob")
@@ -528,12 +504,7 @@ func (s *suite) killed() {
 		if err != nil || st.Active || st.Offset != 4 {
 			s.Errorf("of a dead process: %+v, %v", st, err)
 		}
-		var w *content.Writer
-		if expected == "" {
-			w, err = s.Writer(s.Context(), "ref", 0, "")
-		} else {
-			w, err = s.BlobWriter(s.Context(), "ref", 0, expected, false)
-		}
+		w, err := s.Writer(s.Context(), "ref", 0, expected)
 		s.ok(err)
 		// What was begun without a digest goes on only if its bytes are sure to be there, or anew.
 		rest := "text and more"[w.Offset():]
@@ -554,17 +525,17 @@ func (s *suite) waits() {
 	dgst := digest.FromString("text")
 	p := s.start("write", "one", string(dgst), "text")
 	s.says(p, "written")
-	_, err := s.BlobWriter(s.Context(), "two", 0, dgst, false)
+	_, err := s.Writer(s.Context(), "two", 0, dgst)
 	s.want("without waiting", errdefs.IsUnavailable, err)
 	ctx, cancel := context.WithTimeout(s.Context(), 50*time.Millisecond)
 	defer cancel()
-	if _, err := s.BlobWriter(ctx, "two", 0, dgst, true); !errors.Is(err, context.DeadlineExceeded) {
+	if _, err := s.Writer(ctx, "two", 0, dgst, content.Wait); !errors.Is(err, context.DeadlineExceeded) {
 		s.Errorf("waiting for too long: %v", err)
 	}
 	var wg sync.WaitGroup
 	for i := range 8 {
 		wg.Go(func() {
-			if _, err := s.BlobWriter(s.Context(), "waiter"+strconv.Itoa(i), 0, dgst, true); !errdefs.IsAlreadyExists(err) {
+			if _, err := s.Writer(s.Context(), "waiter"+strconv.Itoa(i), 0, dgst, content.Wait); !errdefs.IsAlreadyExists(err) {
 				s.Errorf("who waited: %v", err)
 			}
 		})

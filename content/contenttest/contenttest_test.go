@@ -4,15 +4,12 @@ import (
 	"os"
 	"testing"
 
-	"distkit/content"
 	"distkit/content/contenttest"
 )
 
-func open(root string) (contenttest.Store, error) { return content.Open(root) }
-
 func TestMain(m *testing.M) {
-	contenttest.Main(open)
+	contenttest.Main()
 	os.Exit(m.Run())
 }
 
-func TestStore(t *testing.T) { contenttest.Run(t, open) }
+func TestStore(t *testing.T) { contenttest.Run(t) }

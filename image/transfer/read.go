@@ -314,7 +314,7 @@ func (r *reader) copy(name string, size int64, body io.Reader, write func([]byte
 func (r *reader) writer(ctx context.Context, name string, size int64, dgst digest.Digest) (*content.Writer, error) {
 	ref := "import:" + name
 	if dgst != "" {
-		return r.store.BlobWriter(ctx, ref, size, dgst, true)
+		return r.store.Writer(ctx, ref, size, dgst, content.Wait)
 	}
 	for n := 2; ; n++ {
 		w, err := r.store.Writer(ctx, ref, 0, "")

@@ -26,8 +26,8 @@ func TestContentSuite(t *testing.T) {
 // store gives our store containerd's words.
 type store struct{ *content.Store }
 
-func (s store) ReaderAt(ctx context.Context, desc ocispec.Descriptor) (containerd.ReaderAt, error) {
-	return s.Store.ReaderAt(ctx, desc.Digest)
+func (s store) ReaderAt(_ context.Context, desc ocispec.Descriptor) (containerd.ReaderAt, error) {
+	return s.File(desc.Digest)
 }
 
 func (s store) Info(ctx context.Context, dgst digest.Digest) (containerd.Info, error) {
