@@ -68,8 +68,9 @@ func copyAll(ctx context.Context, dst io.Writer, src io.Reader) (int64, <-chan s
 // WriteBlob stores what r holds and returns its digest. It waits for another writer of the same
 // ingest. If the expected blob is there, r is not read. Otherwise WriteBlob resumes what an earlier
 // attempt left, if expected is known and r is an io.Seeker or an io.ReaderAt, and begins anew if
-// that turns out wrong; any other reader is read from its beginning. What fails verification
-// (DataLoss) is thrown away; after any other failure it is kept.
+// that turns out wrong; any other reader is read from its beginning. If r is an *os.File or a *[File],
+// it is not copied where [Writer.CloneFrom] can do without. What fails verification (DataLoss) is thrown
+// away; after any other failure it is kept.
 func WriteBlob(ctx context.Context, s *Store, ref string, r io.Reader, size int64, expected digest.Digest) (digest.Digest, error) {
 	w, err := s.Writer(ctx, ref, size, expected, Wait)
 	if errdefs.IsAlreadyExists(err) {
@@ -107,9 +108,16 @@ func WriteBlob(ctx context.Context, s *Store, ref string, r io.Reader, size int6
 	}
 	for {
 		var dgst digest.Digest
-		_, ended, err := copyAll(ctx, w, src)
-		if ctx.Err() == nil {
-			<-ended // r is the caller's again
+		cloned, err := false, error(nil)
+		if !resumed {
+			cloned, err = w.CloneFrom(ctx, r)
+		}
+		if err == nil && !cloned {
+			var ended <-chan struct{}
+			_, ended, err = copyAll(ctx, w, src)
+			if ctx.Err() == nil {
+				<-ended // r is the caller's again
+			}
 		}
 		if err == nil {
 			dgst = w.Digest()

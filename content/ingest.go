@@ -35,11 +35,12 @@ const (
 	updatedFile  = "updatedat"
 	stateFile    = "state"
 	dataFile     = "data"
+	linkFile     = "link"
 )
 
 // known lists them in the order in which they are removed: the lock last, so that nobody
 // else begins in a directory that is going away.
-var known = []string{dataFile, stateFile, stateFile + ".tmp", updatedFile, startedFile, expectedFile, totalFile, refFile, lockFile}
+var known = []string{dataFile, linkFile, stateFile, stateFile + ".tmp", updatedFile, startedFile, expectedFile, totalFile, refFile, lockFile}
 
 const maxRef = 4 << 10
 

@@ -40,6 +40,7 @@ type Writer struct {
 	dir      string
 	lock     *os.File
 	data     *os.File
+	linked   *os.File // another store's blob, stored by a hard link instead of in data; nil if there is none
 	ref      string
 	expected digest.Digest
 	total    int64
@@ -254,8 +255,11 @@ func (w *Writer) Write(p []byte) (int, error) {
 	if w.data == nil {
 		return 0, errClosed
 	}
-	if w.total > 0 && int64(len(p)) > w.total-w.offset {
-		return 0, mismatch(fmt.Errorf("ingest %s: size mismatch: more than the expected %d bytes", w.ref, w.total))
+	if w.linked != nil {
+		return 0, errclass.Errorf(errdefs.ErrFailedPrecondition, "ingest %s: what CloneFrom has stored can't be appended to", w.ref)
+	}
+	if err := w.fits(int64(len(p))); err != nil {
+		return 0, err
 	}
 	n, err := w.data.WriteAt(p, w.offset)
 	w.hash.Write(p[:n])
@@ -268,6 +272,14 @@ func (w *Writer) Write(p []byte) (int, error) {
 		return n, fmt.Errorf("ingest %s: %w", w.ref, err)
 	}
 	return n, nil
+}
+
+// fits is DataLoss if so many bytes more are not expected.
+func (w *Writer) fits(n int64) error {
+	if w.total > 0 && n > w.total-w.offset {
+		return mismatch(fmt.Errorf("ingest %s: size mismatch: more than the expected %d bytes", w.ref, w.total))
+	}
+	return nil
 }
 
 // Offset is the number of bytes stored.
@@ -293,7 +305,16 @@ func (w *Writer) Stored() (*os.File, error) {
 	if w.data == nil {
 		return nil, errClosed
 	}
-	return w.s.Tree.Open(w.file(dataFile))
+	name, _ := w.stored()
+	return w.s.Tree.Open(w.file(name))
+}
+
+// stored is the file that holds what is stored.
+func (w *Writer) stored() (name string, f *os.File) {
+	if w.linked != nil {
+		return linkFile, w.linked
+	}
+	return dataFile, w.data
 }
 
 // Truncate begins anew; only size 0 is possible.
@@ -304,6 +325,7 @@ func (w *Writer) Truncate(size int64) error {
 	if w.data == nil {
 		return errClosed
 	}
+	w.unlink()
 	// The state goes first: it must not outlive the bytes that it is of.
 	if err := w.dropState(); err != nil {
 		return err
@@ -322,8 +344,10 @@ func (w *Writer) Close() error {
 		return nil
 	}
 	var err error
+	linked := w.linked != nil
+	w.unlink()
 	if w.data != nil && w.hash != nil {
-		if w.offset > w.saved {
+		if w.offset > w.saved && !linked {
 			w.saveState()
 		}
 		err = w.write(updatedFile, w.updated.Format(time.RFC3339Nano)+"\n")
@@ -362,6 +386,7 @@ func (w *Writer) release() {
 }
 
 func (w *Writer) remove() error {
+	w.unlink()
 	err := w.s.removeIngest(w.dir, w.lock)
 	w.lock = nil
 	w.release()
@@ -412,7 +437,8 @@ func (w *Writer) Commit(ctx context.Context, size int64, expected digest.Digest,
 }
 
 func (w *Writer) verify(ctx context.Context, size int64, expected digest.Digest) (digest.Digest, error) {
-	fi, err := w.data.Stat()
+	_, stored := w.stored()
+	fi, err := stored.Stat()
 	if err != nil {
 		return "", err
 	}
@@ -427,7 +453,7 @@ func (w *Writer) verify(ctx context.Context, size int64, expected digest.Digest)
 	dgst := w.Digest()
 	if expected != "" && expected.Algorithm() != w.alg {
 		h := newHash(expected.Algorithm())
-		if err := hashRange(ctx, h, w.data, 0, w.offset); err != nil {
+		if err := hashRange(ctx, h, stored, 0, w.offset); err != nil {
 			return "", err
 		}
 		dgst = digest.NewDigest(expected.Algorithm(), h)
@@ -441,13 +467,14 @@ func (w *Writer) verify(ctx context.Context, size int64, expected digest.Digest)
 // publish: distkit-layout(5), BLOBS, tells the order of these steps and why.
 func (w *Writer) publish(ctx context.Context, dgst digest.Digest, labels map[string]string) error {
 	now := time.Now()
-	if err := w.data.Chmod(0o444); err != nil {
+	name, stored := w.stored()
+	if err := stored.Chmod(0o444); err != nil {
 		return err
 	}
-	if err := w.s.Tree.Touch(w.file(dataFile), now); err != nil {
+	if err := w.s.Tree.Touch(w.file(name), now); err != nil {
 		return err
 	}
-	if err := w.data.Sync(); err != nil {
+	if err := stored.Sync(); err != nil {
 		// The kernel reports a failed write-back once and may then call the pages clean:
 		// nothing stored so far can be relied on.
 		return errors.Join(err, w.Truncate(0))
@@ -465,10 +492,10 @@ func (w *Writer) publish(ctx context.Context, dgst digest.Digest, labels map[str
 		}
 	}
 	target := layout.BlobName(dgst)
-	err = w.s.Tree.Rename(w.file(dataFile), target)
+	err = w.s.Tree.Rename(w.file(name), target)
 	if errors.Is(err, fs.ErrNotExist) {
 		if err = w.s.Tree.MakeDir(path.Dir(target)); err == nil {
-			err = w.s.Tree.Rename(w.file(dataFile), target)
+			err = w.s.Tree.Rename(w.file(name), target)
 		}
 	}
 	if err != nil {

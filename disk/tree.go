@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"time"
 
@@ -329,6 +330,13 @@ func (t Tree) Rename(from, to string) error {
 func (t Tree) Link(from, to string) error {
 	return t.both("link", from, to, func(fromDir int, from string, toDir int, to string) error {
 		return unix.Linkat(fromDir, from, toDir, to, 0)
+	})
+}
+
+// LinkFile gives an open file another name, which must not exist. It needs /proc, and fails between mounts (EXDEV).
+func (t Tree) LinkFile(f *os.File, to string) error {
+	return t.at("link", to, func(dir int, base string) error {
+		return unix.Linkat(unix.AT_FDCWD, "/proc/self/fd/"+strconv.Itoa(int(f.Fd())), dir, base, unix.AT_SYMLINK_FOLLOW)
 	})
 }
 

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"os"
 
 	"distkit/cmd/internal/cli"
 	"distkit/content"
@@ -101,6 +102,18 @@ func (in *ingest) fill(ctx context.Context, w *content.Writer) (record, error) {
 func (in *ingest) fromStdin(ctx context.Context, w *content.Writer) (record, error) {
 	if err := w.Truncate(0); err != nil {
 		return record{}, err
+	}
+	if in.size != 0 {
+		cloned, err := w.CloneFrom(ctx, os.Stdin)
+		if err == nil && cloned && in.tee != nil {
+			err = in.tee.advance(w.Offset())
+		}
+		if err != nil {
+			return record{}, err
+		}
+		if cloned {
+			return in.commit(ctx, w)
+		}
 	}
 	stdin, err := cli.Stdin(ctx)
 	if err != nil {

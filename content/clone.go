@@ -1,0 +1,110 @@
+package content
+
+import (
+	"context"
+	"errors"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"syscall"
+
+	"distkit/disk"
+	"distkit/errclass"
+
+	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
+)
+
+// CloneFrom stores all that r holds without copying it, if r is a regular file that stands at its beginning, and leaves it at
+// its end. The bytes are read and hashed as ever. ok is false if the file has to be copied; then nothing is stored.
+//
+// An *os.File is stored as a reflink, which later writes to the file don't change. A *[File] is stored as a hard link
+// where there are no reflinks, provided that nobody but this user can write to it: it is read-only, and it and its directory
+// belong to this user. Nothing can be appended to a hard link; Truncate, Close and Abort give it up.
+//
+// FailedPrecondition: something is stored already. DataLoss: the file has more bytes than are expected; nothing is stored.
+func (w *Writer) CloneFrom(ctx context.Context, r io.Reader) (ok bool, err error) {
+	if w.data == nil {
+		return false, errClosed
+	}
+	if w.offset > 0 {
+		return false, errclass.Errorf(errdefs.ErrFailedPrecondition, "ingest %s: %d bytes are stored already", w.ref, w.offset)
+	}
+	f, _ := r.(*os.File)
+	blob, isBlob := r.(*File)
+	if isBlob {
+		f = blob.File
+	}
+	if f == nil {
+		return false, nil
+	}
+	if fi, err := f.Stat(); err != nil || !fi.Mode().IsRegular() || fi.Size() == 0 {
+		return false, nil
+	}
+	if at, err := f.Seek(0, io.SeekCurrent); err != nil || at != 0 {
+		return false, nil
+	}
+	if disk.Clone(w.data, f) != nil && !(isBlob && w.link(f)) {
+		return false, w.data.Truncate(0) // a part of it may have been cloned
+	}
+	if err := w.adopt(ctx); err != nil {
+		return false, errors.Join(err, w.Truncate(0))
+	}
+	_, err = f.Seek(0, io.SeekEnd)
+	return true, err
+}
+
+// adopt hashes what a file holds that was cloned or linked. It reads what is stored, since what it was cloned from may have
+// changed.
+func (w *Writer) adopt(ctx context.Context) error {
+	_, stored := w.stored()
+	fi, err := stored.Stat()
+	if err != nil {
+		return err
+	}
+	if err := w.fits(fi.Size()); err != nil {
+		return err
+	}
+	if err := hashRange(ctx, w.hash, stored, 0, fi.Size()); err != nil {
+		return err
+	}
+	w.offset = fi.Size()
+	return nil
+}
+
+// link gives another store's blob a name in the ingest. It is false if that is not possible, or the blob is not only ours.
+func (w *Writer) link(blob *os.File) bool {
+	for _, stat := range []func() (fs.FileInfo, error){blob.Stat, func() (fs.FileInfo, error) { return os.Lstat(filepath.Dir(blob.Name())) }} {
+		fi, err := stat()
+		if err != nil {
+			return false
+		}
+		st, ok := fi.Sys().(*syscall.Stat_t)
+		if !ok || int(st.Uid) != os.Geteuid() || fi.Mode().IsRegular() && st.Mode != unix.S_IFREG|0o444 || st.Mode&0o022 != 0 {
+			return false
+		}
+	}
+	tree := w.s.Tree
+	_ = tree.Remove(w.file(linkFile)) // a crash has left it
+	if tree.LinkFile(blob, w.file(linkFile)) != nil {
+		return false
+	}
+	f, err := tree.Open(w.file(linkFile))
+	if err != nil {
+		_ = tree.Remove(w.file(linkFile))
+		return false
+	}
+	w.linked = f
+	return true
+}
+
+// unlink gives up a hard link, if there is one, without touching the blob that it is of.
+func (w *Writer) unlink() {
+	if w.linked == nil {
+		return
+	}
+	_ = w.linked.Close()
+	_ = w.s.Tree.Remove(w.file(linkFile))
+	w.linked = nil
+}

@@ -1,0 +1,12 @@
+//go:build !linux
+
+package disk
+
+import (
+	"os"
+
+	"golang.org/x/sys/unix"
+)
+
+// Clone is for Linux alone.
+func Clone(_, _ *os.File) error { return unix.ENOTSUP }
