@@ -9,6 +9,8 @@ import (
 	"testing"
 	"time"
 
+	"distkit/runtime/spec"
+
 	"github.com/containerd/console"
 	"golang.org/x/sys/unix"
 )
@@ -82,7 +84,7 @@ func (s *screen) ends(status int) {
 // at once; its size follows.
 func TestAttachTerminal(t *testing.T) {
 	runtimes(t, func(t *testing.T, m *machine) {
-		m.spec(Options{Terminal: true, Args: []string{"sh", "-c",
+		m.spec(spec.Options{Terminal: true, Args: []string{"sh", "-c",
 			"while read x; do case $x in size) stty size;; end) exit 5;; *) echo heard $x;; esac; done"}})
 		c := m.detached(Record{ID: "test-attach"})
 		one := m.screen("attach", c.ID)

@@ -12,6 +12,7 @@ import (
 	"strings"
 
 	"distkit/disk"
+	"distkit/runtime/spec"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
@@ -57,7 +58,7 @@ func openBundle(real, dir string) (*bundle, error) {
 
 func openBundleConfig(real, dir string) (*bundle, error) {
 	b := &bundle{dir: real}
-	data, err := disk.Tree(real).ReadFile("config.json", maxDocument)
+	data, err := disk.Tree(real).ReadFile("config.json", spec.MaxDocument)
 	switch {
 	case errors.Is(err, fs.ErrNotExist), err == nil && len(data) == 0:
 		return nil, notFound("bundle %s has no config.json: run-spec makes one", dir)
@@ -169,7 +170,7 @@ func (b *bundle) checkCommand(root *os.File) error {
 	}
 	found := false
 	for _, c := range candidates {
-		f, err := openIn(root, c)
+		f, err := spec.OpenInRoot(root, c)
 		switch {
 		case errors.Is(err, unix.ENOENT), errors.Is(err, unix.ENOTDIR):
 			continue

@@ -9,6 +9,9 @@ import (
 	"strings"
 	"testing"
 
+	"distkit/runtime/internal/testenv"
+	"distkit/runtime/spec"
+
 	"golang.org/x/sys/unix"
 )
 
@@ -62,9 +65,9 @@ func TestForeignCgroup(t *testing.T) {
 				_ = unix.Rmdir(foreign)
 			})
 			other := sleeper(t)
-			write(t, filepath.Join(inner, "cgroup.procs"), strconv.Itoa(other.Process.Pid))
+			testenv.Write(t, filepath.Join(inner, "cgroup.procs"), strconv.Itoa(other.Process.Pid))
 
-			m.spec(Options{Args: []string{"sleep", "1000"}})
+			m.spec(spec.Options{Args: []string{"sleep", "1000"}})
 			c := m.detached(Record{ID: id})
 			l, err := look(c.place())
 			if err != nil {
@@ -94,7 +97,7 @@ func TestForeignCgroup(t *testing.T) {
 			_ = other.Process.Kill()
 			_ = other.Wait()
 			until(t, "an empty cgroup", func() bool { return unix.Rmdir(inner) == nil })
-			m.spec(Options{Args: []string{"true"}})
+			m.spec(spec.Options{Args: []string{"true"}})
 			if out, err := m.command(id).CombinedOutput(); err != nil {
 				m.Errorf("%v %s", err, out)
 			}
@@ -109,11 +112,11 @@ func TestForeignCgroup(t *testing.T) {
 func TestSameIDElsewhere(t *testing.T) {
 	runtimes(t, func(t *testing.T, m *machine) {
 		id := "test-same-" + NewID()
-		m.spec(Options{Args: []string{"sleep", "1000"}})
+		m.spec(spec.Options{Args: []string{"sleep", "1000"}})
 		other := newMachine(t, m.runtime)
-		other.spec(Options{Args: []string{"sleep", "1000"}})
+		other.spec(spec.Options{Args: []string{"sleep", "1000"}})
 		third := newMachine(t, m.runtime)
-		third.spec(Options{Args: []string{"sleep", "1000"}})
+		third.spec(spec.Options{Args: []string{"sleep", "1000"}})
 		a, b := m.detached(Record{ID: id}), other.detached(Record{ID: id})
 		plain := func(args ...string) *exec.Cmd {
 			return exec.Command(m.runtime, append([]string{"--root", filepath.Join(third.state, "plain")}, args...)...)
@@ -173,7 +176,7 @@ func TestSignalAll(t *testing.T) {
 
 // A cgroup is killed with those below it, frozen ones too.
 func TestKillCgroups(t *testing.T) {
-	require(t, "root")
+	testenv.Require(t, "root")
 	for _, root := range cgroupRoots(t) {
 		dir := filepath.Join(root, "distkit-test-kill-"+NewID())
 		inner := filepath.Join(dir, "inner")
@@ -182,10 +185,10 @@ func TestKillCgroups(t *testing.T) {
 		}
 		defer removeCgroups([]string{dir})
 		outside, above, below := sleeper(t), sleeper(t), sleeper(t)
-		write(t, dir+"/cgroup.procs", strconv.Itoa(above.Process.Pid))
-		write(t, inner+"/cgroup.procs", strconv.Itoa(below.Process.Pid))
+		testenv.Write(t, dir+"/cgroup.procs", strconv.Itoa(above.Process.Pid))
+		testenv.Write(t, inner+"/cgroup.procs", strconv.Itoa(below.Process.Pid))
 		if _, err := os.Stat(dir + "/cgroup.freeze"); err == nil {
-			write(t, dir+"/cgroup.freeze", "1")
+			testenv.Write(t, dir+"/cgroup.freeze", "1")
 		}
 		left, err := killCgroups([]string{dir})
 		if !left || err != nil {
@@ -209,7 +212,7 @@ func TestPrivateBundle(t *testing.T) {
 			t.Fatal(err)
 		}
 		defer func() { _ = unix.Rmdir(foreign) }()
-		m.spec(Options{Args: []string{"sh", "-c", "cat /file; exec sleep 1000"}})
+		m.spec(spec.Options{Args: []string{"sh", "-c", "cat /file; exec sleep 1000"}})
 		config := filepath.Join(m.bundle, "config.json")
 		b, err := os.ReadFile(config)
 		if err != nil {
@@ -217,9 +220,9 @@ func TestPrivateBundle(t *testing.T) {
 		}
 		text := strings.Replace(string(b), `"linux":{`, `"linux":{"cgroupsPath":"/`+filepath.Base(foreign)+`",`, 1)
 		text = strings.Replace(text, `"mounts":[`, `"mounts":[{"destination":"/file","source":"file","type":"bind","options":["bind"]},`, 1)
-		write(t, config, text)
-		write(t, filepath.Join(m.bundle, "file"), "its own\n")
-		write(t, filepath.Join(m.bundle, "rootfs/file"), "")
+		testenv.Write(t, config, text)
+		testenv.Write(t, filepath.Join(m.bundle, "file"), "its own\n")
+		testenv.Write(t, filepath.Join(m.bundle, "rootfs/file"), "")
 		c := m.detached(Record{ID: "test-private"})
 		until(t, "output", func() bool { return strings.Contains(m.log(c), "its own") })
 		if got := processes([]string{foreign}); len(got) > 0 {

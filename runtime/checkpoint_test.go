@@ -6,6 +6,9 @@ import (
 	"strings"
 	"testing"
 
+	"distkit/runtime/internal/testenv"
+	"distkit/runtime/spec"
+
 	"github.com/containerd/errdefs"
 )
 
@@ -48,7 +51,7 @@ esac
 
 func TestCheckpoint(t *testing.T) {
 	for _, p := range []string{"root", "runc", "busybox", "bash"} {
-		require(t, p)
+		testenv.Require(t, p)
 	}
 	criu(t, "Looks good.", "0")
 	name := filepath.Join(t.TempDir(), "runc")
@@ -56,7 +59,7 @@ func TestCheckpoint(t *testing.T) {
 		t.Fatal(err)
 	}
 	m := newMachine(t, name)
-	m.spec(Options{Args: []string{"sh", "-c", "while :; do sleep 0.02; done"}})
+	m.spec(spec.Options{Args: []string{"sh", "-c", "while :; do sleep 0.02; done"}})
 	c := m.detached(Record{ID: "test-checkpoint"})
 	images := t.TempDir()
 	save := func() error {

@@ -16,6 +16,7 @@ import (
 	"distkit/disk/layout"
 	"distkit/errclass"
 	"distkit/events"
+	"distkit/runtime/spec"
 
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
@@ -313,7 +314,7 @@ func (c *Container) lockEnding(create bool) (*os.File, error) {
 // write publishes the record.
 func (c *Container) write() error {
 	for k, v := range c.Labels {
-		if err := checkText("label", k+v); err != nil {
+		if err := spec.CheckText("label", k+v); err != nil {
 			return err
 		}
 		if len(k)+len(v) > 4096 {

@@ -15,6 +15,9 @@ import (
 	"testing"
 	"time"
 
+	"distkit/runtime/internal/testenv"
+	"distkit/runtime/spec"
+
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
 )
@@ -83,7 +86,7 @@ func (m *machine) bound() *Containers {
 // snapshotted makes a container with a snapshot and its configuration.
 func (m *machine) snapshotted(id string, rec Record) *Container {
 	m.Helper()
-	write(m.T, filepath.Join(m.bundle, "snapshot-"+id), "")
+	testenv.Write(m.T, filepath.Join(m.bundle, "snapshot-"+id), "")
 	rec.ID, rec.Snapshot = id, &Snapshot{Key: id}
 	c, err := m.bound().Create(m.Context(), rec, "")
 	if err != nil {
@@ -93,7 +96,7 @@ func (m *machine) snapshotted(id string, rec Record) *Container {
 	if err != nil {
 		m.Fatal(err)
 	}
-	write(m.T, filepath.Join(c.Dir(), "config.json"), string(b))
+	testenv.Write(m.T, filepath.Join(c.Dir(), "config.json"), string(b))
 	return c
 }
 
@@ -120,7 +123,7 @@ func TestKilledAtEveryStep(t *testing.T) {
 						continue
 					}
 					name := fmt.Sprintf("%s, keep %v, killed at %q", what, keep, step)
-					m.spec(Options{Args: []string{"sh", "-c", "sleep 0.2; exit 3"}})
+					m.spec(spec.Options{Args: []string{"sh", "-c", "sleep 0.2; exit 3"}})
 					c := m.snapshotted("test-step", Record{RemoveAtEnd: !keep})
 					out, err := m.as(what, "test-step", step).CombinedOutput()
 					if what == "run" && err == nil {
@@ -134,7 +137,7 @@ func TestKilledAtEveryStep(t *testing.T) {
 					if !keep {
 						m.bound().Clear(t.Context())
 					}
-					m.spec(Options{Args: []string{"sh", "-c", "exit 9"}})
+					m.spec(spec.Options{Args: []string{"sh", "-c", "exit 9"}})
 					again := m.snapshotted("test-step", Record{RemoveAtEnd: true})
 					if status, err := m.as("run", again.ID, "").CombinedOutput(); m.code(err) != 9 {
 						t.Errorf("%s: and again: %v %s", name, err, status)
@@ -219,7 +222,7 @@ func (m *machine) code(err error) int {
 func TestShimKilled(t *testing.T) {
 	runtimes(t, func(t *testing.T, m *machine) {
 		// What it prints to has another number by then.
-		m.spec(Options{Args: []string{"sh", "-c", "trap 'echo told >&3; exit 6' TERM; exec 3>&1 >/dev/null; echo before >&3; while ! test -e /go; do sleep 0.02; done; echo meanwhile >&3; while :; do sleep 0.02; done"}})
+		m.spec(spec.Options{Args: []string{"sh", "-c", "trap 'echo told >&3; exit 6' TERM; exec 3>&1 >/dev/null; echo before >&3; while ! test -e /go; do sleep 0.02; done; echo meanwhile >&3; while :; do sleep 0.02; done"}})
 		c := m.detached(Record{ID: "test-shim"})
 		l, err := look(c.place())
 		if err != nil {
@@ -233,7 +236,7 @@ func TestShimKilled(t *testing.T) {
 		if i := m.info(c); i.Status != Running || i.Pid != l.state.Pid {
 			m.Errorf("without its shim: %+v", i)
 		}
-		write(t, filepath.Join(m.bundle, "rootfs/go"), "")
+		testenv.Write(t, filepath.Join(m.bundle, "rootfs/go"), "")
 		m.containers().Clear(t.Context())
 		if i := m.info(c); i.Status != Running {
 			m.Errorf("after a clearing: %+v", i)
@@ -269,7 +272,7 @@ func TestShimKilled(t *testing.T) {
 // So does a further process: it goes on, and the next that works on it brings another shim.
 func TestExecShimKilled(t *testing.T) {
 	runtimes(t, func(t *testing.T, m *machine) {
-		m.spec(Options{Args: []string{"sleep", "1000"}})
+		m.spec(spec.Options{Args: []string{"sleep", "1000"}})
 		c := m.detached(Record{ID: "test-exec-shim"})
 		script := "trap 'echo told; exit 6' TERM; echo before; read x; echo heard $x; while :; do sleep 0.02; done"
 		id, err := c.StartExec(t.Context(), Exec{ID: "further", Args: []string{"sh", "-c", script}, Interactive: true})
@@ -329,7 +332,7 @@ func (m *machine) log(c *Container) string {
 // what was to be removed goes, and everything can be run again.
 func TestBoot(t *testing.T) {
 	runtimes(t, func(t *testing.T, m *machine) {
-		m.spec(Options{Args: []string{"sleep", "1000"}})
+		m.spec(spec.Options{Args: []string{"sleep", "1000"}})
 		keep, gone := m.snapshotted("test-keep", Record{}), m.snapshotted("test-gone", Record{RemoveAtEnd: true})
 		for _, c := range []*Container{keep, gone} {
 			if out, err := m.as("start", c.ID, "").CombinedOutput(); err != nil {
@@ -401,7 +404,7 @@ func TestFullDisk(t *testing.T) {
 		defer func() {
 			until(t, "an end of its shim", func() bool { return unix.Unmount(store, 0) == nil })
 		}()
-		m.spec(Options{Args: []string{"sh", "-c", "while ! test -e /full; do sleep 0.01; done; i=0; while [ $i -lt 3000 ]; do echo a line of some length $i; i=$((i+1)); done; exit 4"}})
+		m.spec(spec.Options{Args: []string{"sh", "-c", "while ! test -e /full; do sleep 0.01; done; i=0; while [ $i -lt 3000 ]; do echo a line of some length $i; i=$((i+1)); done; exit 4"}})
 		c := m.detached(Record{ID: "test-full"})
 		f, err := os.Create(filepath.Join(store, "filler"))
 		if err != nil {
@@ -412,7 +415,7 @@ func TestFullDisk(t *testing.T) {
 		if err == nil {
 			t.Fatal("the disk is not full")
 		}
-		write(t, filepath.Join(m.bundle, "rootfs/full"), "")
+		testenv.Write(t, filepath.Join(m.bundle, "rootfs/full"), "")
 		i := m.stopped(c)
 		if i.Exit.Status == nil || *i.Exit.Status != 4 {
 			m.Errorf("%+v", i.Exit)
@@ -471,7 +474,7 @@ func TestHundred(t *testing.T) {
 			return // crun needs a mount namespace for each here
 		}
 		before := host(t, m)
-		m.spec(Options{Args: []string{"sh", "-c", "echo hello; exec sleep 0.$((RANDOM % 5))"}})
+		m.spec(spec.Options{Args: []string{"sh", "-c", "echo hello; exec sleep 0.$((RANDOM % 5))"}})
 		limit := make(chan struct{}, 16)
 		var wg sync.WaitGroup
 		var mu sync.Mutex

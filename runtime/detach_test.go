@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"distkit/events"
+	"distkit/runtime/spec"
 
 	"github.com/containerd/errdefs"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
@@ -82,7 +83,7 @@ func (m *machine) stopped(c *Container) Info {
 
 func TestDetached(t *testing.T) {
 	runtimes(t, func(t *testing.T, m *machine) {
-		m.spec(Options{Args: []string{"sh", "-c", "echo out; echo err >&2; printf part; ls -l /proc/self/fd | grep -c -- '->'; exit 7"}})
+		m.spec(spec.Options{Args: []string{"sh", "-c", "echo out; echo err >&2; printf part; ls -l /proc/self/fd | grep -c -- '->'; exit 7"}})
 		extra, err := os.Open(m.bundle) // as a shell's 9<file
 		if err != nil {
 			t.Fatal(err)
@@ -137,13 +138,13 @@ func TestDetached(t *testing.T) {
 		}
 
 		// What can't be started leaves nothing.
-		m.spec(Options{Args: []string{"/bin/data"}})
+		m.spec(spec.Options{Args: []string{"/bin/data"}})
 		_, _, err = m.containers().StartBundle(t.Context(), m.finder, Record{ID: "test-detached", Bundle: m.bundle, RemoveAtEnd: true})
 		if ExitStatus(err) != 126 {
 			m.Errorf("%v", err)
 		}
-		tmpfs, _ := ParseTmpfs("/t")
-		m.spec(Options{Args: []string{"nope"}, Mounts: []specs.Mount{tmpfs}})
+		tmpfs, _ := spec.ParseTmpfs("/t")
+		m.spec(spec.Options{Args: []string{"nope"}, Mounts: []specs.Mount{tmpfs}})
 		_, _, err = m.containers().StartBundle(t.Context(), m.finder, Record{ID: "test-detached", Bundle: m.bundle, RemoveAtEnd: true})
 		if ExitStatus(err) != 127 {
 			m.Errorf("%v", err)
@@ -154,7 +155,7 @@ func TestDetached(t *testing.T) {
 // The shim of a container has no descriptors but its own, and its log is bounded.
 func TestShim(t *testing.T) {
 	runtimes(t, func(t *testing.T, m *machine) {
-		m.spec(Options{Args: []string{"sh", "-c", "i=0; while [ $i -lt 20000 ]; do echo line $i; i=$((i+1)); done; exec sleep 1000"}})
+		m.spec(spec.Options{Args: []string{"sh", "-c", "i=0; while [ $i -lt 20000 ]; do echo line $i; i=$((i+1)); done; exec sleep 1000"}})
 		c := m.detached(Record{ID: "test-small", LogSize: 64 << 10})
 		until(t, "the output", func() bool {
 			b, _ := os.ReadFile(c.path("log"))
@@ -235,7 +236,7 @@ func TestNetworkGoesWithTheContainer(t *testing.T) {
 // any more: it leaves nothing.
 func TestExecBesideTheEnd(t *testing.T) {
 	runtimes(t, func(t *testing.T, m *machine) {
-		m.spec(Options{Args: []string{"sleep", "0.1"}})
+		m.spec(spec.Options{Args: []string{"sleep", "0.1"}})
 		for n := range 8 {
 			c := m.detached(Record{ID: "test-beside-" + strconv.Itoa(n), RemoveAtEnd: true})
 			var wg sync.WaitGroup

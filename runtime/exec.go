@@ -16,6 +16,7 @@ import (
 
 	"distkit/errclass"
 	"distkit/events"
+	"distkit/runtime/spec"
 
 	"github.com/containerd/errdefs"
 	runc "github.com/containerd/go-runc"
@@ -202,7 +203,7 @@ func (c *Container) process(x Exec, pid int) (*specs.Process, error) {
 	}
 	p.Args, p.CommandLine = x.Args, ""
 	for _, a := range slices.Concat(x.Args, x.Env, []string{x.Cwd}) {
-		if err := checkText("argument, variable or directory", a); err != nil {
+		if err := spec.CheckText("argument, variable or directory", a); err != nil {
 			return nil, err
 		}
 	}
@@ -211,13 +212,13 @@ func (c *Container) process(x Exec, pid int) (*specs.Process, error) {
 	}
 	if x.User != "" {
 		root := "/proc/" + strconv.Itoa(pid) + "/root"
-		u, home, err := User(root, x.User)
+		u, home, err := spec.User(root, x.User)
 		if err != nil {
 			return nil, err
 		}
 		// HOME is the user's, as docker has it, unless the image or the caller has set it to something
 		// else than the home of the container's own user.
-		if _, own, err := User(root, strconv.FormatUint(uint64(p.User.UID), 10)); err == nil {
+		if _, own, err := spec.User(root, strconv.FormatUint(uint64(p.User.UID), 10)); err == nil {
 			p.Env = slices.DeleteFunc(slices.Clone(p.Env), func(v string) bool { return v == "HOME="+own })
 		}
 		p.Env = withDefault(p.Env, "HOME="+home)

@@ -14,6 +14,9 @@ import (
 	"testing"
 	"time"
 
+	"distkit/runtime/internal/testenv"
+	"distkit/runtime/spec"
+
 	"golang.org/x/sys/unix"
 )
 
@@ -57,7 +60,7 @@ func TestRunKilled(t *testing.T) {
 				if n > 1 {
 					args = []string{"true"}
 				}
-				m.spec(Options{Args: args})
+				m.spec(spec.Options{Args: args})
 				c := m.snapshotted("test-killed", Record{RemoveAtEnd: !keep})
 				if out, err := m.as("run", c.ID, step).CombinedOutput(); err == nil {
 					t.Errorf("%s: it was not killed: %s", name, out)
@@ -94,7 +97,7 @@ func TestRunKilled(t *testing.T) {
 // So it is at any moment, and also where its guard is killed with it: then the next call ends it.
 func TestRunKilledAnytime(t *testing.T) {
 	runtimes(t, func(t *testing.T, m *machine) {
-		m.spec(Options{Args: []string{"sh", "-c", "sleep 2011 & exec sleep 2012"}})
+		m.spec(spec.Options{Args: []string{"sh", "-c", "sleep 2011 & exec sleep 2012"}})
 		running := func() bool {
 			return len(m.left("test-any", "sleep 2011", "sleep 2012")) == 2+len(existing(m.cgroups("test-any")))
 		}
@@ -136,7 +139,7 @@ func TestRunKilledAnytime(t *testing.T) {
 // So it is when its record is broken, or the store was removed meanwhile.
 func TestRunKilledWithoutRecord(t *testing.T) {
 	runtimes(t, func(t *testing.T, m *machine) {
-		m.spec(Options{Args: []string{"sh", "-c", "echo ready; exec sleep 2013"}})
+		m.spec(spec.Options{Args: []string{"sh", "-c", "echo ready; exec sleep 2013"}})
 		run, _ := m.started("test-removed")
 		m.removeStore()
 		_ = run.Process.Kill()
@@ -161,7 +164,7 @@ func TestRunKilledWithoutRecord(t *testing.T) {
 		if _, err := io.ReadFull(r, make([]byte, 6)); err != nil {
 			t.Fatal(err)
 		}
-		write(t, c.path("container.json"), "{")
+		testenv.Write(t, c.path("container.json"), "{")
 		_ = run.Process.Kill()
 		_ = run.Wait()
 		until(t, "an end", func() bool {
@@ -236,7 +239,7 @@ func (m *machine) guards(id string) (all []Process) {
 // A further process in the foreground ends with what started it, and the container goes on.
 func TestExecKilled(t *testing.T) {
 	runtimes(t, func(t *testing.T, m *machine) {
-		m.spec(Options{Args: []string{"sleep", "2021"}})
+		m.spec(spec.Options{Args: []string{"sleep", "2021"}})
 		c := m.detached(Record{ID: "test-exec-killed"})
 		r, w, err := os.Pipe()
 		if err != nil {
@@ -279,13 +282,13 @@ func TestExecKilled(t *testing.T) {
 // Without a PID namespace of its own, what a container's processes leave behind is run's to wait for.
 func TestRunReaps(t *testing.T) {
 	runtimes(t, func(t *testing.T, m *machine) {
-		m.spec(Options{Args: []string{"sh", "-c", "(sh -c 'exit 3' & sh -c 'exit 4' &) ; sleep 0.2; echo ready; cat"}})
+		m.spec(spec.Options{Args: []string{"sh", "-c", "(sh -c 'exit 3' & sh -c 'exit 4' &) ; sleep 0.2; echo ready; cat"}})
 		config := filepath.Join(m.bundle, "config.json")
 		b, err := os.ReadFile(config)
 		if err != nil {
 			t.Fatal(err)
 		}
-		write(t, config, strings.Replace(string(b), `{"type":"pid"},`, "", 1))
+		testenv.Write(t, config, strings.Replace(string(b), `{"type":"pid"},`, "", 1))
 		r, w, err := os.Pipe()
 		if err != nil {
 			t.Fatal(err)

@@ -13,6 +13,9 @@ import (
 	"testing"
 	"time"
 
+	"distkit/runtime/internal/testenv"
+	"distkit/runtime/spec"
+
 	"github.com/containerd/errdefs"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
@@ -26,7 +29,7 @@ func stranger(t *testing.T, all *Containers, id string, files map[string]string)
 		t.Fatal(err)
 	}
 	for name, text := range files {
-		write(t, filepath.Join(dir, name), text)
+		testenv.Write(t, filepath.Join(dir, name), text)
 	}
 	c, err := all.Get(id)
 	if err != nil {
@@ -50,7 +53,7 @@ func TestStrangersStore(t *testing.T) {
 	all := openedStore(t, &gone)
 	mark := filepath.Join(t.TempDir(), "executed")
 	program := filepath.Join(t.TempDir(), "build.sh")
-	write(t, program, "#!/bin/sh\ntouch "+mark+"\n")
+	testenv.Write(t, program, "#!/bin/sh\ntouch "+mark+"\n")
 	if err := os.Chmod(program, 0o755); err != nil {
 		t.Fatal(err)
 	}
@@ -145,12 +148,12 @@ func TestSeal(t *testing.T) {
 		"a network to be": strings.Replace(string(b), `"id"`, `"connection":{"name":"/etc/x"},"id"`, 1),
 		"no seal":         strings.Replace(string(b), `"seal"`, `"x"`, 1),
 	} {
-		write(t, c.path("container.json"), text)
+		testenv.Write(t, c.path("container.json"), text)
 		if c := get("c"); c.own || c.network() != "" {
 			t.Errorf("with %s it is this user's own", what)
 		}
 	}
-	write(t, c.path("container.json"), string(b))
+	testenv.Write(t, c.path("container.json"), string(b))
 	// A copy, also one that takes the place of what was copied.
 	if out, err := exec.Command("cp", "-a", c.dir, c.dir+"-copy").CombinedOutput(); err != nil {
 		t.Fatalf("%v %s", err, out)
@@ -176,7 +179,7 @@ func TestSeal(t *testing.T) {
 
 // Root keeps no key where another user's environment says, which sudo may have kept: that user could replace it.
 func TestKeyOfRoot(t *testing.T) {
-	require(t, "root")
+	testenv.Require(t, "root")
 	home := t.TempDir()
 	if err := os.Chown(home, 1000, 1000); err != nil {
 		t.Fatal(err)
@@ -285,8 +288,8 @@ func TestClosedToOthers(t *testing.T) {
 
 // For a container with a user namespace its root, and nobody else, may search what is above the root filesystem.
 func TestLetSearch(t *testing.T) {
-	require(t, "root")
-	require(t, "setpriv")
+	testenv.Require(t, "root")
+	testenv.Require(t, "setpriv")
 	all := openedStore(t, nil)
 	for dir := filepath.Dir(filepath.Dir(all.dir())); dir != "/tmp" && dir != "/"; dir = filepath.Dir(dir) {
 		if err := os.Chmod(dir, 0o755); err != nil {
@@ -429,7 +432,7 @@ func TestKillWhileCreating(t *testing.T) {
 // What runs is not started a second time, whether its shim lives or not.
 func TestStartOfWhatRuns(t *testing.T) {
 	runtimes(t, func(t *testing.T, m *machine) {
-		m.spec(Options{Args: []string{"sleep", "1000"}})
+		m.spec(spec.Options{Args: []string{"sleep", "1000"}})
 		c := m.detached(Record{ID: "test-runs"})
 		before := m.info(c)
 		for _, killed := range []bool{false, true} {

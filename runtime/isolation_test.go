@@ -8,6 +8,9 @@ import (
 	"testing"
 	"unsafe"
 
+	"distkit/runtime/internal/testenv"
+	"distkit/runtime/spec"
+
 	"github.com/containerd/errdefs"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
@@ -39,7 +42,7 @@ func init() {
 }
 
 // errnos runs those calls in a container, and returns the error of each; "" is success.
-func (m *machine) errnos(o Options) map[string]string {
+func (m *machine) errnos(o spec.Options) map[string]string {
 	m.Helper()
 	self, err := os.Executable()
 	if err != nil {
@@ -71,13 +74,13 @@ func TestIsolation(t *testing.T) {
 	runtimes(t, func(t *testing.T, m *machine) {
 		calls := strings.Fields("keyctl add_key request_key bpf userfaultfd io_uring_setup unshare")
 		for _, c := range []struct {
-			o        Options
+			o        spec.Options
 			filtered bool
 		}{
-			{Options{User: "1000"}, true},
-			{Options{User: "1000", Seccomp: "default", Privileged: true, CapDrop: []string{"ALL"}}, true},
-			{Options{User: "1000", Seccomp: unconfined}, false},
-			{Options{User: "1000", Privileged: true}, false},
+			{spec.Options{User: "1000"}, true},
+			{spec.Options{User: "1000", Seccomp: "default", Privileged: true, CapDrop: []string{"ALL"}}, true},
+			{spec.Options{User: "1000", Seccomp: "unconfined"}, false},
+			{spec.Options{User: "1000", Privileged: true}, false},
 		} {
 			got := m.errnos(c.o)
 			if got["getpid"] != "" {
@@ -102,11 +105,11 @@ func TestDefaultSysctls(t *testing.T) {
 	runtimes(t, func(t *testing.T, m *machine) {
 		show := []string{"sh", "-c", "cat /proc/sys/net/ipv4/ip_unprivileged_port_start /proc/sys/net/ipv4/ping_group_range"}
 		group := "0\t2147483647"
-		if ThisHost().UserNamespace {
+		if spec.ThisHost().UserNamespace {
 			group = "1\t0"
 		}
 		for port, sysctls := range map[string]map[string]string{"0": nil, "1024": {"net.ipv4.ip_unprivileged_port_start": "1024"}} {
-			m.spec(Options{Args: show, Sysctls: sysctls})
+			m.spec(spec.Options{Args: show, Sysctls: sysctls})
 			if out, errs, status := m.run(""); out != port+"\n"+group+"\n" || status != 0 {
 				m.Errorf("%v: %q, %q, status %d", sysctls, out, errs, status)
 			}
@@ -118,7 +121,7 @@ func TestDefaultSysctls(t *testing.T) {
 			m.Skip(err)
 		}
 		for _, network := range []string{"host", "/proc/self/ns/net"} {
-			m.spec(Options{Args: []string{"true"}, Network: network})
+			m.spec(spec.Options{Args: []string{"true"}, Network: network})
 			if _, errs, status := m.run(""); status != 0 {
 				m.Errorf("%s: status %d, %q", network, status, errs)
 			}
@@ -134,10 +137,10 @@ func TestDefaultSysctls(t *testing.T) {
 func TestExecEnvironment(t *testing.T) {
 	runtimes(t, func(t *testing.T, m *machine) {
 		rootfs := filepath.Join(m.bundle, "rootfs")
-		write(t, filepath.Join(rootfs, "etc/passwd"), "root:x:0:0::/root:/bin/sh\nann:x:1000:100::/home/ann:/bin/sh\n")
+		testenv.Write(t, filepath.Join(rootfs, "etc/passwd"), "root:x:0:0::/root:/bin/sh\nann:x:1000:100::/home/ann:/bin/sh\n")
 		defer unix.Umask(unix.Umask(0o077))
 		const show = "echo $HOME,$TERM,$A,$(umask)"
-		m.spec(Options{Args: []string{"sh", "-c", show}, Rootfs: rootfs, Env: []string{"A=1"}})
+		m.spec(spec.Options{Args: []string{"sh", "-c", show}, Rootfs: rootfs, Env: []string{"A=1"}})
 		if out, errs, status := m.run(""); out != "/root,,1,0022\n" {
 			m.Errorf("run: %q, %q, status %d", out, errs, status)
 		}
@@ -157,7 +160,7 @@ func TestExecEnvironment(t *testing.T) {
 			{[]string{"TERM=vt100"}, Exec{Terminal: true}, "/root,vt100,,0022"},
 			{nil, Exec{Terminal: true, Env: []string{"TERM=dumb"}}, "/root,dumb,,0022"},
 		} {
-			m.spec(Options{Args: []string{"sleep", "1000"}, Rootfs: rootfs, Env: c.env})
+			m.spec(spec.Options{Args: []string{"sleep", "1000"}, Rootfs: rootfs, Env: c.env})
 			container := m.detached(Record{ID: fmt.Sprintf("test-exec-environment-%d", i)})
 			p, err := container.process(Exec{Args: []string{"sh", "-c", show}, Env: c.x.Env, User: c.x.User, Terminal: c.x.Terminal}, m.info(container).Pid)
 			if err != nil {

@@ -10,6 +10,9 @@ import (
 	"strings"
 	"testing"
 
+	"distkit/runtime/internal/testenv"
+	"distkit/runtime/spec"
+
 	"github.com/containerd/errdefs"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
@@ -65,9 +68,9 @@ func (m *machine) in(c *exec.Cmd, script string) *exec.Cmd {
 func TestCallerKilled(t *testing.T) {
 	for _, name := range []string{"runc", "crun"} {
 		t.Run(name, func(t *testing.T) {
-			require(t, "root")
-			require(t, name)
-			require(t, "busybox")
+			testenv.Require(t, "root")
+			testenv.Require(t, name)
+			testenv.Require(t, "busybox")
 			m := newMachine(t, name)
 			dir, script := m.caller("test-caller-" + NewID())
 			m.unlimited("sleep", "2031")
@@ -84,7 +87,7 @@ func TestCallerKilled(t *testing.T) {
 				}
 				return false
 			})
-			write(t, dir+"/cgroup.kill", "1")
+			testenv.Write(t, dir+"/cgroup.kill", "1")
 			_ = c.Wait()
 			until(t, "its end", func() bool { return len(m.left("none", "sleep 2031")) == 0 })
 		})
@@ -95,7 +98,7 @@ func TestCallerKilled(t *testing.T) {
 // root of a container may not.
 func (m *machine) unlimited(args ...string) {
 	m.Helper()
-	m.spec(Options{Args: args})
+	m.spec(spec.Options{Args: args})
 	var s specs.Spec
 	name := filepath.Join(m.bundle, "config.json")
 	b, err := os.ReadFile(name)
@@ -109,7 +112,7 @@ func (m *machine) unlimited(args ...string) {
 	if err != nil {
 		m.Fatal(err)
 	}
-	write(m.T, name, string(b))
+	testenv.Write(m.T, name, string(b))
 }
 
 // below lists containers' cgroups below another.
@@ -125,9 +128,9 @@ func (m *machine) below(dir string) []string {
 func TestCgroupParent(t *testing.T) {
 	for _, name := range []string{"runc", "crun"} {
 		t.Run(name, func(t *testing.T) {
-			require(t, "root")
-			require(t, name)
-			require(t, "busybox")
+			testenv.Require(t, "root")
+			testenv.Require(t, name)
+			testenv.Require(t, "busybox")
 			m := newMachine(t, name)
 			dir, script := m.caller("test-caller-" + NewID())
 			parent, _ := m.caller("test-parent-" + NewID())
@@ -151,7 +154,7 @@ func TestCgroupParent(t *testing.T) {
 					return len(below) == 1 && len(processes(below)) == 1 && len(processes([]string{filepath.Join(parent, monitorsName)})) == 1
 				})
 				if what == "" {
-					write(t, dir+"/cgroup.kill", "1")
+					testenv.Write(t, dir+"/cgroup.kill", "1")
 					_ = c.Wait()
 					until(t, "its end", func() bool { return len(m.left("none", "sleep 2041")) == 0 && len(m.below(parent)) == 0 })
 					continue
@@ -159,7 +162,7 @@ func TestCgroupParent(t *testing.T) {
 				if err := c.Wait(); err != nil {
 					t.Fatal(err)
 				}
-				write(t, dir+"/cgroup.kill", "1") // nothing of it is there
+				testenv.Write(t, dir+"/cgroup.kill", "1") // nothing of it is there
 				below := m.below(parent)
 				if got := processes(below); len(got) != 1 {
 					t.Errorf("%v run in %q", got, below)
@@ -185,7 +188,7 @@ func TestCgroupParent(t *testing.T) {
 
 // A cgroup that has processes hands on no controllers, unless its processes may be put aside.
 func TestHandOn(t *testing.T) {
-	require(t, "root")
+	testenv.Require(t, "root")
 	root := unifiedRoot(t)
 	b, err := os.ReadFile(root + "/cgroup.controllers")
 	if err != nil || len(strings.Fields(string(b))) == 0 {
@@ -209,8 +212,8 @@ func TestHandOn(t *testing.T) {
 			_ = os.WriteFile(root+"/cgroup.subtree_control", []byte("-"+have), 0)
 		}
 	})
-	write(t, root+"/cgroup.subtree_control", "+"+have)
-	write(t, dir+"/cgroup.procs", strconv.Itoa(process.Process.Pid))
+	testenv.Write(t, root+"/cgroup.subtree_control", "+"+have)
+	testenv.Write(t, dir+"/cgroup.procs", strconv.Itoa(process.Process.Pid))
 	if !handOn(dir, nil) {
 		t.Error("nothing can't be handed on")
 	}

@@ -14,6 +14,9 @@ import (
 	"testing"
 	"time"
 
+	"distkit/runtime/internal/testenv"
+	"distkit/runtime/spec"
+
 	"github.com/containerd/console"
 	"golang.org/x/sys/unix"
 )
@@ -81,7 +84,7 @@ func filled(t *testing.T, text string) (r, w *os.File) {
 func TestRelayMovesAll(t *testing.T) {
 	data := bytes.Repeat([]byte("0123456789abcdef"), 200000)
 	dir := t.TempDir()
-	write(t, filepath.Join(dir, "in"), string(data))
+	testenv.Write(t, filepath.Join(dir, "in"), string(data))
 	for _, input := range []string{"file", "pipe", "socket"} {
 		for _, output := range []string{"file", "append", "pipe", "socket", "nonblocking"} {
 			name := filepath.Join(dir, input+output)
@@ -148,7 +151,7 @@ func socket(t *testing.T, f func(*os.File)) *os.File {
 // What the process has not read is there for who reads next.
 func TestRelayLeavesWhatIsNotRead(t *testing.T) {
 	name := filepath.Join(t.TempDir(), "in")
-	write(t, name, "1\n2\n3\n4\n")
+	testenv.Write(t, name, "1\n2\n3\n4\n")
 	file := opened(t, name, os.O_RDONLY)
 	pipe, w := filled(t, "1\n2\n3\n4\n")
 	w.Close()
@@ -263,13 +266,13 @@ func TestRelayObeysSignalsAtTheEnd(t *testing.T) {
 func TestRunKeepsTheCallersFiles(t *testing.T) {
 	const script = `echo X > /proc/self/fd/0; cat; : > /proc/self/fd/1; echo bye; echo more > /proc/self/fd/2`
 	runtimes(t, func(t *testing.T, m *machine) {
-		m.spec(Options{User: "1000", Args: []string{"sh", "-c", script}})
+		m.spec(spec.Options{User: "1000", Args: []string{"sh", "-c", script}})
 		run := func() *exec.Cmd { return m.command("test-files") }
 		keepsFiles(t, run)
-		m.spec(Options{User: "1000", Terminal: true, Args: []string{"sh", "-c", "echo bye"}})
+		m.spec(spec.Options{User: "1000", Terminal: true, Args: []string{"sh", "-c", "echo bye"}})
 		keepsTerminal(t, run)
 
-		m.spec(Options{Args: []string{"sleep", "1000"}})
+		m.spec(spec.Options{Args: []string{"sleep", "1000"}})
 		all := m.containers()
 		c, err := all.Create(t.Context(), Record{ID: "test-files", Bundle: m.bundle, RemoveAtEnd: true}, "")
 		if err != nil {
@@ -298,8 +301,8 @@ func keepsFiles(t *testing.T, command func() *exec.Cmd) {
 	t.Helper()
 	dir := t.TempDir()
 	name := func(n string) string { return filepath.Join(dir, n) }
-	write(t, name("in"), "input\n")
-	write(t, name("log"), "earlier\n")
+	testenv.Write(t, name("in"), "input\n")
+	testenv.Write(t, name("log"), "earlier\n")
 	c := command()
 	c.Stdin = opened(t, name("in"), os.O_RDONLY)
 	c.Stdout = opened(t, name("log"), os.O_WRONLY|os.O_APPEND)
@@ -355,7 +358,7 @@ func TestRunInheritsNoMore(t *testing.T) {
 	runtimes(t, func(t *testing.T, m *machine) {
 		dir := t.TempDir()
 		out := opened(t, filepath.Join(dir, "out"), os.O_RDWR|os.O_CREATE)
-		m.spec(Options{Args: []string{"sh", "-c", "ls -l /proc/self/fd"}})
+		m.spec(spec.Options{Args: []string{"sh", "-c", "ls -l /proc/self/fd"}})
 		for _, inherit := range []string{"", "yes"} {
 			c := m.command("test-inherit")
 			c.Env = append(c.Env, "TEST_INHERIT="+inherit)
@@ -376,7 +379,7 @@ func TestRunInheritsNoMore(t *testing.T) {
 // The input of a detached process is a pipe that nobody else can open, and not the FIFO that leads to it.
 func TestDetachedInputIsAPipe(t *testing.T) {
 	runtimes(t, func(t *testing.T, m *machine) {
-		m.spec(Options{User: "1000", Args: []string{"sh", "-c", "ls -l /proc/self/fd/0; cat; exit 6"}})
+		m.spec(spec.Options{User: "1000", Args: []string{"sh", "-c", "ls -l /proc/self/fd/0; cat; exit 6"}})
 		c := m.detached(Record{ID: "test-input", Interactive: true})
 		in := strings.Repeat("0123456789abcde\n", 20000)
 		a := m.command("test-input")
@@ -400,7 +403,7 @@ func TestDetachedInputIsAPipe(t *testing.T) {
 
 func TestRunTerminalTellsWhatIsNotWritten(t *testing.T) {
 	runtimes(t, func(t *testing.T, m *machine) {
-		m.spec(Options{Terminal: true, Args: []string{"sh", "-c", "echo x"}})
+		m.spec(spec.Options{Terminal: true, Args: []string{"sh", "-c", "echo x"}})
 		var errs bytes.Buffer
 		c := m.command("test-full")
 		c.Stdout, c.Stderr = opened(t, "/dev/full", os.O_WRONLY), &errs

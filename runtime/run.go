@@ -22,6 +22,7 @@ import (
 
 	"distkit/disk"
 	"distkit/events"
+	"distkit/runtime/spec"
 
 	"github.com/containerd/errdefs"
 	runc "github.com/containerd/go-runc"
@@ -656,7 +657,7 @@ func (r *Runtime) startError(j job, c *claim, err error) error {
 	if f, ferr := os.Open(c.path("log")); ferr == nil {
 		defer f.Close()
 		lines := bufio.NewScanner(f)
-		lines.Buffer(nil, maxDocument)
+		lines.Buffer(nil, spec.MaxDocument)
 		for lines.Scan() {
 			var entry struct{ Level, Msg string }
 			if json.Unmarshal(lines.Bytes(), &entry) == nil && entry.Level == "error" {

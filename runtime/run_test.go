@@ -19,6 +19,8 @@ import (
 	"time"
 
 	"distkit/disk"
+	"distkit/runtime/internal/testenv"
+	"distkit/runtime/spec"
 
 	"github.com/containerd/console"
 	"github.com/containerd/errdefs"
@@ -115,9 +117,9 @@ type machine struct {
 func runtimes(t *testing.T, f func(t *testing.T, m *machine)) {
 	for _, name := range []string{"runc", "crun"} {
 		t.Run(name, func(t *testing.T) {
-			require(t, "root")
-			require(t, name)
-			require(t, "busybox")
+			testenv.Require(t, "root")
+			testenv.Require(t, name)
+			testenv.Require(t, "busybox")
 			command := name
 			if b, err := os.ReadFile("/sys/fs/cgroup/unified/cgroup.controllers"); err == nil && len(b) > 1 && name == "crun" {
 				command = filepath.Join(t.TempDir(), "crun")
@@ -142,11 +144,11 @@ func newMachine(t *testing.T, command string) *machine {
 	if err != nil {
 		t.Fatal(err)
 	}
-	write(t, filepath.Join(m.bundle, "rootfs/bin/sh"), string(b))
+	testenv.Write(t, filepath.Join(m.bundle, "rootfs/bin/sh"), string(b))
 	if err := os.Chmod(filepath.Join(m.bundle, "rootfs/bin/sh"), 0o755); err != nil {
 		t.Fatal(err)
 	}
-	write(t, filepath.Join(m.bundle, "rootfs/bin/data"), "no program")
+	testenv.Write(t, filepath.Join(m.bundle, "rootfs/bin/data"), "no program")
 	for _, a := range []string{"cat", "sleep", "stty", "ls", "true", "kill"} {
 		if err := os.Symlink("sh", filepath.Join(m.bundle, "rootfs/bin", a)); err != nil {
 			t.Fatal(err)
@@ -196,10 +198,10 @@ func (m *machine) clean() {
 	}
 }
 
-func (m *machine) spec(o Options) {
+func (m *machine) spec(o spec.Options) {
 	m.Helper()
-	o.Host = ThisHost()
-	s, err := Spec(&Image{}, o)
+	o.Host = spec.ThisHost()
+	s, err := spec.New(&spec.Image{}, o)
 	if err != nil {
 		m.Fatal(err)
 	}
@@ -207,7 +209,7 @@ func (m *machine) spec(o Options) {
 	if err != nil {
 		m.Fatal(err)
 	}
-	write(m.T, filepath.Join(m.bundle, "config.json"), string(b))
+	testenv.Write(m.T, filepath.Join(m.bundle, "config.json"), string(b))
 }
 
 func (m *machine) command(id string) *exec.Cmd {
@@ -241,25 +243,25 @@ func (m *machine) run(stdin string) (stdout, stderr string, status int) {
 
 func TestRunStatus(t *testing.T) {
 	runtimes(t, func(t *testing.T, m *machine) {
-		tmpfs, _ := ParseTmpfs("/t")
+		tmpfs, _ := spec.ParseTmpfs("/t")
 		for _, c := range []struct {
-			o      Options
+			o      spec.Options
 			status int
 			stderr string // a part of it; "" is silence
 		}{
-			{Options{Args: []string{"true"}}, 0, ""},
-			{Options{Args: []string{"sh", "-c", "exit 1"}}, 1, ""},
-			{Options{Args: []string{"sh", "-c", "exit 125"}}, 125, ""},
-			{Options{Args: []string{"sh", "-c", "exit 127"}}, 127, ""},
-			{Options{Args: []string{"sh", "-c", "exit 255"}}, 255, ""},
-			{Options{Args: []string{"nope"}}, 127, `run: command "nope": not found in the container`},
-			{Options{Args: []string{"/bin/nope"}}, 127, `run: command "/bin/nope": not found in the container`},
-			{Options{Args: []string{"/bin"}}, 126, `run: command "/bin": not executable`},
-			{Options{Args: []string{"data"}}, 126, `run: command "data": not executable`},
-			{Options{Args: []string{"sh"}, Env: []string{"PATH=/none"}}, 127, `not found`},
-			{Options{Args: []string{"nope"}, Mounts: []specs.Mount{tmpfs}}, 127, "nope"}, // the runtime's to say
-			{Options{Args: []string{"/bin"}, Mounts: []specs.Mount{tmpfs}}, 126, ""},
-			{Options{Args: []string{"true"}, Network: "/none/ns"}, 125, "/none/ns"},
+			{spec.Options{Args: []string{"true"}}, 0, ""},
+			{spec.Options{Args: []string{"sh", "-c", "exit 1"}}, 1, ""},
+			{spec.Options{Args: []string{"sh", "-c", "exit 125"}}, 125, ""},
+			{spec.Options{Args: []string{"sh", "-c", "exit 127"}}, 127, ""},
+			{spec.Options{Args: []string{"sh", "-c", "exit 255"}}, 255, ""},
+			{spec.Options{Args: []string{"nope"}}, 127, `run: command "nope": not found in the container`},
+			{spec.Options{Args: []string{"/bin/nope"}}, 127, `run: command "/bin/nope": not found in the container`},
+			{spec.Options{Args: []string{"/bin"}}, 126, `run: command "/bin": not executable`},
+			{spec.Options{Args: []string{"data"}}, 126, `run: command "data": not executable`},
+			{spec.Options{Args: []string{"sh"}, Env: []string{"PATH=/none"}}, 127, `not found`},
+			{spec.Options{Args: []string{"nope"}, Mounts: []specs.Mount{tmpfs}}, 127, "nope"}, // the runtime's to say
+			{spec.Options{Args: []string{"/bin"}, Mounts: []specs.Mount{tmpfs}}, 126, ""},
+			{spec.Options{Args: []string{"true"}, Network: "/none/ns"}, 125, "/none/ns"},
 		} {
 			m.spec(c.o)
 			_, errs, status := m.run("")
@@ -272,17 +274,17 @@ func TestRunStatus(t *testing.T) {
 
 func TestRunStreams(t *testing.T) {
 	runtimes(t, func(t *testing.T, m *machine) {
-		m.spec(Options{Args: []string{"sh", "-c", "cat; echo e >&2"}})
+		m.spec(spec.Options{Args: []string{"sh", "-c", "cat; echo e >&2"}})
 		in := strings.Repeat("0123456789abcdef", 20000)
 		if out, errs, status := m.run(in); out != in || errs != "e\n" || status != 0 {
 			m.Errorf("%d bytes of %d came through; stderr %q; status %d", len(out), len(in), errs, status)
 		}
-		m.spec(Options{Args: []string{"sh", "-c", "ls -l /proc/self/fd"}})
+		m.spec(spec.Options{Args: []string{"sh", "-c", "ls -l /proc/self/fd"}})
 		if out, _, _ := m.run(""); strings.Contains(out, m.state) || strings.Count(out, "->") > 4 {
 			m.Errorf("the container has descriptors of the host's: %s", out)
 		}
 		// One file is one file: what is written in order stays in order.
-		m.spec(Options{Args: []string{"sh", "-c", "for i in 1 2 3 4 5; do echo o$i; echo e$i >&2; done"}})
+		m.spec(spec.Options{Args: []string{"sh", "-c", "for i in 1 2 3 4 5; do echo o$i; echo e$i >&2; done"}})
 		var both bytes.Buffer
 		c := m.command("test-streams")
 		c.Stdout, c.Stderr = &both, &both
@@ -321,7 +323,7 @@ func TestRunForwardsSignals(t *testing.T) {
 	t.Cleanup(func() { signal.Reset(unix.SIGHUP) })
 	runtimes(t, func(t *testing.T, m *machine) {
 		for _, sig := range []syscall.Signal{unix.SIGHUP, unix.SIGINT, unix.SIGQUIT, unix.SIGTERM, unix.SIGUSR1, unix.SIGUSR2} {
-			m.spec(Options{Args: []string{"sh", "-c", fmt.Sprintf("trap 'echo got; exit %d' %d; echo ready; while :; do sleep 0.1; done", 40+int(sig), int(sig))}})
+			m.spec(spec.Options{Args: []string{"sh", "-c", fmt.Sprintf("trap 'echo got; exit %d' %d; echo ready; while :; do sleep 0.1; done", 40+int(sig), int(sig))}})
 			c, out := m.started("test-signals")
 			if err := c.Process.Signal(sig); err != nil {
 				m.Fatal(err)
@@ -333,7 +335,7 @@ func TestRunForwardsSignals(t *testing.T) {
 			}
 		}
 		// The first process of a PID namespace without a handler: the third one counts.
-		m.spec(Options{Args: []string{"sh", "-c", "echo ready; exec sleep 1000"}})
+		m.spec(spec.Options{Args: []string{"sh", "-c", "echo ready; exec sleep 1000"}})
 		c, out := m.started("test-signals")
 		done := make(chan error, 1)
 		go func() { done <- c.Wait() }()
@@ -355,7 +357,7 @@ func TestRunForwardsSignals(t *testing.T) {
 
 func TestRunIDInUse(t *testing.T) {
 	runtimes(t, func(t *testing.T, m *machine) {
-		m.spec(Options{Args: []string{"sh", "-c", "echo ready; cat"}})
+		m.spec(spec.Options{Args: []string{"sh", "-c", "echo ready; cat"}})
 		r, w, err := os.Pipe()
 		if err != nil {
 			t.Fatal(err)
@@ -384,11 +386,11 @@ func TestRunIDInUse(t *testing.T) {
 		}
 
 		// The next run waits until what a killed one has started has ended.
-		m.spec(Options{Args: []string{"sh", "-c", "echo ready; exec sleep 1000"}})
+		m.spec(spec.Options{Args: []string{"sh", "-c", "echo ready; exec sleep 1000"}})
 		c, _ = m.started("test-use")
 		_ = c.Process.Kill()
 		_ = c.Wait()
-		m.spec(Options{Args: []string{"sh", "-c", "exit 9"}})
+		m.spec(spec.Options{Args: []string{"sh", "-c", "exit 9"}})
 		third := m.command("test-use")
 		if b, _ := third.CombinedOutput(); third.ProcessState.ExitCode() != 9 {
 			m.Errorf("%q %v", b, third.ProcessState)
@@ -415,7 +417,7 @@ func TestRunTerminal(t *testing.T) {
 		if err := master.Resize(console.WinSize{Height: 33, Width: 77}); err != nil {
 			t.Fatal(err)
 		}
-		m.spec(Options{Terminal: true, Args: []string{"sh", "-c",
+		m.spec(spec.Options{Terminal: true, Args: []string{"sh", "-c",
 			"trap 'stty size' WINCH; stty size; test -t 0 && test -t 2 && echo tty; read x; echo got $x; until test \"$(stty size)\" = '44 88'; do sleep 0.05; done; echo resized; exit 5"}})
 		c := m.command("test-terminal")
 		c.Stdin, c.Stdout, c.Stderr = slave, slave, slave
@@ -458,7 +460,7 @@ func TestRunTerminal(t *testing.T) {
 		}
 
 		// A terminal without one on this side: a pipe's end is ^D.
-		m.spec(Options{Terminal: true, Args: []string{"cat"}})
+		m.spec(spec.Options{Terminal: true, Args: []string{"cat"}})
 		if out, _, status := m.run("piped\n"); status != 0 || strings.Count(out, "piped\n") != 2 {
 			t.Errorf("%q %d", out, status)
 		}
@@ -492,7 +494,7 @@ func TestRunRefusesBundles(t *testing.T) {
 			t.Fatal(err)
 		}
 		if c.config != "" {
-			write(t, filepath.Join(dir, "config.json"), c.config)
+			testenv.Write(t, filepath.Join(dir, "config.json"), c.config)
 		}
 		if _, err := all.RunBundle(t.Context(), find, Record{ID: "x", Bundle: dir}, Piped); !c.is(err) || !strings.Contains(err.Error(), c.text) {
 			t.Errorf("%s: %v", name, err)
@@ -526,7 +528,7 @@ func TestClaim(t *testing.T) {
 				}
 				most.Store(max(most.Load(), holders.Add(1)))
 				got.Add(1)
-				write(t, c.path("file"), "")
+				testenv.Write(t, c.path("file"), "")
 				holders.Add(-1)
 				c.release()
 			}

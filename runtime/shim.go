@@ -20,6 +20,7 @@ import (
 	"time"
 
 	"distkit/errclass"
+	"distkit/runtime/spec"
 
 	"github.com/containerd/console"
 	"github.com/containerd/errdefs"
@@ -184,7 +185,7 @@ func Shim(open func(root, namespace, state string) (*Containers, error)) {
 		_ = os.Unsetenv(name) // runtimes are Go programs too
 	}
 	var o order
-	err := json.NewDecoder(io.LimitReader(os.Stdin, maxDocument)).Decode(&o)
+	err := json.NewDecoder(io.LimitReader(os.Stdin, spec.MaxDocument)).Decode(&o)
 	if err == nil {
 		err = quietly()
 	}

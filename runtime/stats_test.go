@@ -10,6 +10,9 @@ import (
 	"testing"
 	"time"
 
+	"distkit/runtime/internal/testenv"
+	"distkit/runtime/spec"
+
 	"golang.org/x/sys/unix"
 )
 
@@ -46,7 +49,7 @@ func TestReadStats(t *testing.T) {
 		seen := map[string]bool{}
 		var dirs []string
 		for f, content := range c.files {
-			write(t, filepath.Join(root, f), content)
+			testenv.Write(t, filepath.Join(root, f), content)
 			if d := filepath.Join(root, filepath.Dir(f)); !seen[d] {
 				seen[d] = true
 				dirs = append(dirs, d)
@@ -60,12 +63,12 @@ func TestReadStats(t *testing.T) {
 
 func TestParseSignal(t *testing.T) {
 	for s, want := range map[string]int{"TERM": 15, "SIGKILL": 9, "hup": 1, "10": 10, "RTMIN": 34, "SIGRTMIN+1": 35, "RTMAX-1": 63, "64": 64} {
-		if got, err := ParseSignal(s); err != nil || int(got) != want {
+		if got, err := spec.ParseSignal(s); err != nil || int(got) != want {
 			t.Errorf("%s: %d %v", s, got, err)
 		}
 	}
 	for _, s := range []string{"", "0", "65", "-1", "TERMINATE", "RTMIN1", "RTMAX+1", "RTMIN-1", "SIG"} {
-		if got, err := ParseSignal(s); err == nil {
+		if got, err := spec.ParseSignal(s); err == nil {
 			t.Errorf("%q: %d", s, got)
 		}
 	}
@@ -107,7 +110,7 @@ func TestDetachKeys(t *testing.T) {
 
 // A cgroup of version 2 as the kernel has it, also beside version 1: it is counted, frozen, thawed and emptied.
 func TestCgroupV2(t *testing.T) {
-	require(t, "root")
+	testenv.Require(t, "root")
 	root := ""
 	for _, dir := range []string{cgroupRoot, filepath.Join(cgroupRoot, "unified")} {
 		var st unix.Statfs_t
@@ -142,7 +145,7 @@ func TestCgroupV2(t *testing.T) {
 		_ = c.Process.Kill()
 		_ = c.Wait()
 	}()
-	write(t, filepath.Join(dir, "cgroup.procs"), strconv.Itoa(c.Process.Pid))
+	testenv.Write(t, filepath.Join(dir, "cgroup.procs"), strconv.Itoa(c.Process.Pid))
 	before := readStats(all)
 	if _, err := in.Write([]byte("go\n")); err != nil {
 		t.Fatal(err)
@@ -164,7 +167,7 @@ func TestCgroupV2(t *testing.T) {
 	if frozen(all) {
 		t.Error("it is frozen")
 	}
-	write(t, filepath.Join(dir, "cgroup.freeze"), "1")
+	testenv.Write(t, filepath.Join(dir, "cgroup.freeze"), "1")
 	if !frozen(all) {
 		t.Error("it is not frozen")
 	}

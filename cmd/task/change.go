@@ -11,6 +11,7 @@ import (
 	"distkit/cmd/internal/cli"
 	"distkit/cmd/internal/containers"
 	"distkit/runtime"
+	"distkit/runtime/spec"
 
 	"github.com/containerd/errdefs"
 	"github.com/spf13/cobra"
@@ -208,7 +209,7 @@ func newKill(o *containers.Flags) *cobra.Command {
 	pid := f.Int("pid", 0, "to the one process `PID`, as task ps has it")
 	zero(c)
 	c.RunE = func(c *cobra.Command, args []string) error {
-		sig, err := runtime.ParseSignal(*name)
+		sig, err := spec.ParseSignal(*name)
 		if err != nil {
 			return err
 		}

@@ -7,6 +7,7 @@ import (
 	"distkit/cmd/internal/checkpoint"
 	"distkit/cmd/internal/cli"
 	"distkit/cmd/internal/containers"
+	"distkit/cmd/internal/specflags"
 	"distkit/content"
 	"distkit/runtime"
 
@@ -53,71 +54,20 @@ func checkpointed(ctx context.Context, root, dgst string, rec *runtime.Record) e
 	return checkpoint.Describe(store, d, rec)
 }
 
-// grants are flags of run-spec, which give a container from a checkpoint what not every container has.
-type grants struct {
-	o                                            runtime.Options
-	devices, mounts, volumes, sysctls, additions []string
-}
-
-func newGrants(c *cobra.Command) *grants {
-	g := &grants{}
-	f := c.Flags()
-	f.StringArrayVar(&g.additions, "annotation", nil, "add the annotation `NAME=VALUE`")
-	f.StringSliceVar(&g.o.CapAdd, "cap-add", nil, "allow the `CAPABILITY` that the checkpoint has")
-	f.StringArrayVar(&g.devices, "device", nil, "allow the host's device `SOURCE[:TARGET][:rwm]` that the checkpoint has")
-	f.StringArrayVar(&g.mounts, "mount", nil, "allow the mount `type=TYPE,src=SOURCE,dst=TARGET[,ro]` that the checkpoint has")
-	f.StringVar(&g.o.Network, "net", "", "the network: none, host, or a namespace's `PATH` (default: none if the checkpoint had a network of its own)")
-	f.StringVar(&g.o.Rootfs, "rootfs", "", "the root filesystem `DIR`, where it isn't the container's own")
-	f.StringVar(&g.o.Seccomp, "seccomp", "", "filter system calls by the `PROFILE` in a file; unconfined for no filter (default docker's)")
-	f.StringArrayVar(&g.sysctls, "sysctl", nil, "allow the namespaced sysctl `NAME=VALUE` that the checkpoint has")
-	f.StringArrayVarP(&g.volumes, "volume", "v", nil, "allow the mount of the host's `SOURCE:TARGET[:OPTION,…]` that the checkpoint has")
-	return g
-}
-
-func (g *grants) get() (runtime.Options, error) {
-	o := g.o
-	o.Host = runtime.ThisHost()
-	for _, s := range g.mounts {
-		m, err := runtime.ParseMount(s)
-		if err != nil {
-			return o, err
-		}
-		o.Mounts = append(o.Mounts, m)
-	}
-	for _, s := range g.volumes {
-		m, err := runtime.ParseVolume(s)
-		if err != nil {
-			return o, err
-		}
-		o.Mounts = append(o.Mounts, m)
-	}
-	for _, s := range g.devices {
-		d, err := runtime.ParseDevice(s)
-		if err != nil {
-			return o, err
-		}
-		o.Devices = append(o.Devices, d)
-	}
-	var err error
-	if o.Annotations, err = cli.Labels(g.additions); err == nil {
-		o.Sysctls, err = cli.Labels(g.sysctls)
-	}
-	return o, err
-}
-
 func newRestore(o *containers.Flags) *cobra.Command {
 	c := &cobra.Command{Use: "restore [flags] ID DIGEST", Short: "start a container that task create made where a checkpoint left off, and print its ID", Args: cobra.ExactArgs(2),
 		Annotations: map[string]string{cli.ForwardsSignals: ""}}
 	foreground := c.Flags().Bool("foreground", false, "as run does: wait for the end, and exit with the process's status")
 	inherit := containers.InheritStdio(c.Flags())
 	which := containers.RuntimeFlags(c.Flags(), o)
-	grant := newGrants(c)
+	grant := specflags.Grants(c.Flags())
+	grant.Network("", "the network: none, host, or a namespace's `PATH` (default: none if the checkpoint had a network of its own)")
 	c.RunE = func(c *cobra.Command, args []string) error {
 		dgst, err := digest.Parse(args[1])
 		if err != nil {
 			return cli.Usagef("%q is no digest: %v", args[1], err)
 		}
-		grants, err := grant.get()
+		grants, err := grant.Options()
 		if err != nil {
 			return err
 		}

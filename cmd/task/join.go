@@ -6,6 +6,7 @@ import (
 	"distkit/cmd/internal/cli"
 	"distkit/cmd/internal/containers"
 	"distkit/runtime"
+	"distkit/runtime/spec"
 
 	"github.com/spf13/cobra"
 )
@@ -91,7 +92,7 @@ func newExec(o *containers.Flags) *cobra.Command {
 		}
 		x.Args, x.Streams = args[1:], containers.Streams(*inherit)
 		for i, v := range x.Env {
-			x.Env[i] = runtime.ParseEnv(v)
+			x.Env[i] = spec.ParseEnv(v)
 		}
 		if *detach {
 			id, err := t.StartExec(c.Context(), x)

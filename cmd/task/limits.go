@@ -7,6 +7,7 @@ import (
 	"distkit/cmd/internal/cli"
 	"distkit/cmd/internal/containers"
 	"distkit/runtime"
+	"distkit/runtime/spec"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"github.com/spf13/cobra"
@@ -95,7 +96,7 @@ func newUpdate(o *containers.Flags) *cobra.Command {
 			if *flag == "" {
 				continue
 			}
-			n, err := runtime.ParseSize(*flag)
+			n, err := spec.ParseSize(*flag)
 			if err != nil {
 				return err
 			}

@@ -19,6 +19,7 @@ import (
 	"distkit/disk"
 	"distkit/errclass"
 	"distkit/runtime"
+	"distkit/runtime/spec"
 
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
@@ -243,7 +244,7 @@ func Describe(store *content.Store, dgst digest.Digest, rec *runtime.Record) err
 // configuration, where it has none, as far as any container may have what that says or grants allow it, and what was
 // changed in its files. It returns the directory of the state of the processes, which lasts until the container is
 // removed.
-func Load(ctx context.Context, store *content.Store, snapshots containers.Snapshots, c *runtime.Container, dgst digest.Digest, grants runtime.Options) (dir string, err error) {
+func Load(ctx context.Context, store *content.Store, snapshots containers.Snapshots, c *runtime.Container, dgst digest.Digest, grants spec.Options) (dir string, err error) {
 	if err := c.CheckOwn(); err != nil {
 		return "", err
 	}

@@ -9,7 +9,7 @@ import (
 	"strings"
 
 	"distkit/errclass"
-	"distkit/runtime"
+	"distkit/runtime/spec"
 
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/runtime-spec/specs-go"
@@ -19,7 +19,7 @@ import (
 // chooses its process, its limits and what any container has. What it had beyond that it has again only if grants has
 // it too; otherwise the error is FailedPrecondition, and says which flags of run-spec grant it. Hooks, annotations and
 // security profiles are never the checkpoint's own.
-func specification(stored []byte, grants runtime.Options) (*specs.Spec, error) {
+func specification(stored []byte, grants spec.Options) (*specs.Spec, error) {
 	var old specs.Spec
 	if err := json.Unmarshal(stored, &old); err != nil {
 		return nil, errclass.Errorf(errdefs.ErrFailedPrecondition, "its configuration: %w", err)
@@ -32,7 +32,7 @@ func specification(stored []byte, grants runtime.Options) (*specs.Spec, error) {
 	}
 	o := grants
 	o.Args, o.Hostname, o.Terminal, o.ReadOnly = old.Process.Args, old.Hostname, old.Process.Terminal, old.Root.Readonly
-	s, err := runtime.Spec(&runtime.Image{}, o)
+	s, err := spec.New(&spec.Image{}, o)
 	if err != nil {
 		return nil, err
 	}

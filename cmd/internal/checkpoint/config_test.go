@@ -11,6 +11,7 @@ import (
 	"distkit/cmd/internal/containers"
 	"distkit/content"
 	"distkit/runtime"
+	"distkit/runtime/spec"
 
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
@@ -20,7 +21,7 @@ import (
 // stored is what a container of run-spec's defaults is stored with, after a change.
 func storedConfig(t *testing.T, change func(*specs.Spec)) []byte {
 	t.Helper()
-	s, err := runtime.Spec(&runtime.Image{}, runtime.Options{Args: []string{"sleep", "1"}, Env: []string{"A=b"}, Hostname: "h", Memory: 1 << 20, Host: runtime.ThisHost()})
+	s, err := spec.New(&spec.Image{}, spec.Options{Args: []string{"sleep", "1"}, Env: []string{"A=b"}, Hostname: "h", Memory: 1 << 20, Host: spec.ThisHost()})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -34,18 +35,18 @@ func storedConfig(t *testing.T, change func(*specs.Spec)) []byte {
 
 // A checkpoint has what any container has. What is more it has only where the caller repeats it.
 func TestSpecification(t *testing.T) {
-	host := runtime.ThisHost()
+	host := spec.ThisHost()
 	for name, c := range map[string]struct {
 		change func(*specs.Spec)
 		wants  string // a part of the refusal, "" if there is none
-		grants func(*runtime.Options)
+		grants func(*spec.Options)
 	}{
 		"what any container has": {change: func(*specs.Spec) {}},
 		"a mount of the host": {
 			func(s *specs.Spec) {
 				s.Mounts = append(s.Mounts, specs.Mount{Type: "bind", Source: "/", Destination: "/host", Options: []string{"rbind"}})
 			}, "--mount type=bind,src=/,dst=/host",
-			func(o *runtime.Options) {
+			func(o *spec.Options) {
 				o.Mounts = []specs.Mount{{Type: "bind", Source: "/", Destination: "/host", Options: []string{"rbind"}}}
 			},
 		},
@@ -63,7 +64,7 @@ func TestSpecification(t *testing.T) {
 			func(s *specs.Spec) {
 				s.Process.Capabilities.Effective = append(s.Process.Capabilities.Effective, "CAP_SYS_ADMIN")
 			}, "--cap-add SYS_ADMIN",
-			func(o *runtime.Options) { o.CapAdd = []string{"SYS_ADMIN"} },
+			func(o *spec.Options) { o.CapAdd = []string{"SYS_ADMIN"} },
 		},
 		"a device": {
 			func(s *specs.Spec) {
@@ -73,7 +74,7 @@ func TestSpecification(t *testing.T) {
 		"the host's network": {
 			func(s *specs.Spec) {
 				s.Linux.Namespaces = slices.DeleteFunc(s.Linux.Namespaces, func(n specs.LinuxNamespace) bool { return n.Type == specs.NetworkNamespace })
-			}, "--net host", func(o *runtime.Options) { o.Network = "host" },
+			}, "--net host", func(o *spec.Options) { o.Network = "host" },
 		},
 		"another's network": {
 			func(s *specs.Spec) {
@@ -82,7 +83,7 @@ func TestSpecification(t *testing.T) {
 						s.Linux.Namespaces[i].Path = "/proc/1/ns/net"
 					}
 				}
-			}, "--net /proc/1/ns/net", func(o *runtime.Options) { o.Network = "none" },
+			}, "--net /proc/1/ns/net", func(o *spec.Options) { o.Network = "none" },
 		},
 		"the host's processes": {
 			func(s *specs.Spec) {
@@ -90,11 +91,11 @@ func TestSpecification(t *testing.T) {
 			}, "another pid namespace", nil,
 		},
 		"another root": {
-			func(s *specs.Spec) { s.Root.Path = "/" }, "--rootfs /", func(o *runtime.Options) { o.Rootfs = "/" },
+			func(s *specs.Spec) { s.Root.Path = "/" }, "--rootfs /", func(o *spec.Options) { o.Rootfs = "/" },
 		},
 		"a sysctl": {
 			func(s *specs.Spec) { s.Linux.Sysctl = map[string]string{"net.core.somaxconn": "9"} }, "--sysctl net.core.somaxconn=9",
-			func(o *runtime.Options) { o.Sysctls = map[string]string{"net.core.somaxconn": "9"} },
+			func(o *spec.Options) { o.Sysctls = map[string]string{"net.core.somaxconn": "9"} },
 		},
 		"escapes": {
 			func(s *specs.Spec) { s.Root.Path = "/\x1b[31m;$(reboot)\n" }, `--rootfs "/\x1b[31m;$(reboot)\n"`, nil,
@@ -102,14 +103,14 @@ func TestSpecification(t *testing.T) {
 		"no process": {func(s *specs.Spec) { s.Process = nil }, "no process", nil},
 	} {
 		b := storedConfig(t, c.change)
-		_, err := specification(b, runtime.Options{Host: host})
+		_, err := specification(b, spec.Options{Host: host})
 		if c.wants == "" && err != nil || c.wants != "" && (!errdefs.IsFailedPrecondition(err) || !strings.Contains(err.Error(), c.wants) || strings.Contains(err.Error(), "\n")) {
 			t.Errorf("%s: %v", name, err)
 		}
 		if c.grants == nil {
 			continue
 		}
-		o := runtime.Options{Host: host}
+		o := spec.Options{Host: host}
 		c.grants(&o)
 		if _, err := specification(b, o); err != nil {
 			t.Errorf("%s, granted: %v", name, err)
@@ -139,7 +140,7 @@ func TestLoadIntoStrangers(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	_, err = Load(t.Context(), store, containers.Snapshots{}, c, digest.FromString("x"), runtime.Options{})
+	_, err = Load(t.Context(), store, containers.Snapshots{}, c, digest.FromString("x"), spec.Options{})
 	if !errdefs.IsFailedPrecondition(err) || !strings.Contains(err.Error(), "task trust") {
 		t.Error(err)
 	}
@@ -156,7 +157,7 @@ func TestSpecificationKeeps(t *testing.T) {
 		s.Linux.Resources.Devices = []specs.LinuxDeviceCgroup{{Allow: true, Access: "rwm"}}
 		s.Process.ApparmorProfile, s.Process.OOMScoreAdj = "unconfined", &n
 		s.Mounts = append(s.Mounts, specs.Mount{Type: "tmpfs", Source: "tmpfs", Destination: "/t", Options: []string{"suid", "dev", "size=1m"}})
-	}), runtime.Options{Host: runtime.ThisHost()})
+	}), spec.Options{Host: spec.ThisHost()})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -178,7 +179,7 @@ func TestSpecificationKeeps(t *testing.T) {
 	if m.Destination != "/t" || !slices.Equal(m.Options, []string{"nosuid", "nodev", "size=1m"}) {
 		t.Errorf("tmpfs: %+v", m)
 	}
-	if _, err := specification([]byte("{"), runtime.Options{}); !errdefs.IsFailedPrecondition(err) {
+	if _, err := specification([]byte("{"), spec.Options{}); !errdefs.IsFailedPrecondition(err) {
 		t.Errorf("garbage: %v", err)
 	}
 }

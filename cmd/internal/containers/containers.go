@@ -16,6 +16,7 @@ import (
 	"distkit/cmd/internal/cli"
 	"distkit/disk"
 	"distkit/runtime"
+	"distkit/runtime/spec"
 	"distkit/snapshot"
 	"distkit/snapshot/drivers"
 
@@ -128,7 +129,7 @@ func (r *NewRecord) Get() (rec runtime.Record, err error) {
 		return rec, err
 	}
 	if *r.logSize != "" {
-		rec.LogSize, err = runtime.ParseSize(*r.logSize)
+		rec.LogSize, err = spec.ParseSize(*r.logSize)
 	}
 	return rec, err
 }

@@ -38,7 +38,7 @@ func TestSpecsPassTheSchema(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	files, err := filepath.Glob("../../../runtime/testdata/*.json")
+	files, err := filepath.Glob("../../../runtime/spec/testdata/*.json")
 	if err != nil || len(files) < 4 {
 		t.Fatalf("golden files: %q, %v", files, err)
 	}

@@ -1,4 +1,4 @@
-package runtime
+package spec
 
 import (
 	"errors"
@@ -20,7 +20,7 @@ import (
 // the container doesn't have (caps is what it has), are left out. InvalidArgument for what is no
 // profile.
 func ReadSeccomp(r io.Reader, caps []string) (*specs.LinuxSeccomp, error) {
-	b, err := io.ReadAll(io.LimitReader(r, maxDocument))
+	b, err := io.ReadAll(io.LimitReader(r, MaxDocument))
 	if err != nil {
 		return nil, fmt.Errorf("read seccomp profile: %w", err)
 	}

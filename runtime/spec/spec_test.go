@@ -1,4 +1,4 @@
-package runtime
+package spec
 
 import (
 	"bytes"
@@ -13,6 +13,8 @@ import (
 	"slices"
 	"strings"
 	"testing"
+
+	"distkit/runtime/internal/testenv"
 
 	"github.com/containerd/errdefs"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
@@ -39,7 +41,7 @@ const redis = `{"architecture":"arm64","variant":"v8","os":"linux","author":"A <
 func profileFile(t *testing.T) string {
 	t.Helper()
 	name := filepath.Join(t.TempDir(), "profile.json")
-	write(t, name, profile)
+	testenv.Write(t, name, profile)
 	return name
 }
 
@@ -65,7 +67,7 @@ func TestGolden(t *testing.T) {
 			if o.Host.Capabilities == nil {
 				o.Host = testHost
 			}
-			s, err := Spec(image(t, redis), o)
+			s, err := New(image(t, redis), o)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -124,7 +126,7 @@ func TestArguments(t *testing.T) {
 		{`{"Cmd":["c"],"ExposedPorts":["80/tcp"],"Labels":["a=b"],"Volumes":"/v","Healthcheck":5,"StopSignal":15,"OnBuild":{}}`, nil, nil, "c"},
 		{`{"Entrypoint":null,"Cmd":null}`, nil, []string{"x"}, "x"},
 	} {
-		s, err := Spec(image(t, `{"config":`+c.image+`}`), Options{Entrypoint: c.entrypoint, Args: c.args, Host: testHost})
+		s, err := New(image(t, `{"config":`+c.image+`}`), Options{Entrypoint: c.entrypoint, Args: c.args, Host: testHost})
 		switch {
 		case c.want == "" && !errdefs.IsInvalidArgument(err):
 			t.Errorf("%+v: %v", c, err)
@@ -136,7 +138,7 @@ func TestArguments(t *testing.T) {
 
 func TestEnvironment(t *testing.T) {
 	root := t.TempDir()
-	write(t, filepath.Join(root, "etc/passwd"), "root:x:0:0::/root:\n")
+	testenv.Write(t, filepath.Join(root, "etc/passwd"), "root:x:0:0::/root:\n")
 	img := image(t, `{"config":{"Cmd":["x"],"Env":["A=1","TERM=vt100","A=2","B=","NOVALUE","","=x","=",null,"PATH"]}}`)
 	for _, c := range []struct {
 		o    Options
@@ -148,7 +150,7 @@ func TestEnvironment(t *testing.T) {
 		{Options{Env: []string{"A", "A=6"}}, []string{"PATH=" + defaultPath, "TERM=vt100", "B=", "A=6"}},
 	} {
 		c.o.Host = testHost
-		s, err := Spec(img, c.o)
+		s, err := New(img, c.o)
 		if err != nil {
 			t.Errorf("%+v: %v", c.o, err)
 		} else if !slices.Equal(s.Process.Env, c.want) {
@@ -162,7 +164,7 @@ func TestHostileImages(t *testing.T) {
 		"", "  \n", "null", "[]", "{", `"x"`, "<html>", `{}`, `{"config":3}`, `{"config":{"Cmd":5}}`, `{"config":{"User":1}}`,
 		"{\"config\":{\"Cmd\":[\"caf\xe9\"]}}", "{\"config\":{\"Cmd\":\"caf\xe9\"}}", "{\"config\":{\"Env\":[\"A=caf\xe9\"]}}", "{\"config\":{\"WorkingDir\":\"caf\xe9\"}}",
 		`{"schemaVersion":2,"config":{},"layers":[]}`, `{"schemaVersion":2,"manifests":[]}`,
-		strings.Repeat(" ", maxDocument+1), strings.Repeat("[", 1<<20),
+		strings.Repeat(" ", MaxDocument+1), strings.Repeat("[", 1<<20),
 	} {
 		if img, err := ReadImage(strings.NewReader(s)); !errdefs.IsInvalidArgument(err) {
 			t.Errorf("%.40q: %+v %v", s, img, err)
@@ -173,11 +175,11 @@ func TestHostileImages(t *testing.T) {
 		`{"Cmd":["x"],"User":"0\u0000"}`, `{"Cmd":["x"],"WorkingDir":"/\u0000"}`,
 		`{"Cmd":["` + strings.Repeat("x", maxText+1) + `"]}`, `{"Cmd":["x"],"User":"4294967295"}`,
 	} {
-		if _, err := Spec(image(t, `{"config":`+c+`}`), Options{Host: testHost}); !errdefs.IsInvalidArgument(err) {
+		if _, err := New(image(t, `{"config":`+c+`}`), Options{Host: testHost}); !errdefs.IsInvalidArgument(err) {
 			t.Errorf("%.60q: %v", c, err)
 		}
 	}
-	s, err := Spec(image(t, `{"config":{"Cmd":["x"],"WorkingDir":"../../etc","Labels":{"":"x"}}}`), Options{Host: testHost})
+	s, err := New(image(t, `{"config":{"Cmd":["x"],"WorkingDir":"../../etc","Labels":{"":"x"}}}`), Options{Host: testHost})
 	if err != nil || s.Process.Cwd != "/etc" || len(s.Annotations) != 0 {
 		t.Errorf("%+v %v", s, err)
 	}
@@ -198,7 +200,7 @@ func TestSpecRefusesOtherBytes(t *testing.T) {
 	} {
 		o.Host = testHost
 		o.Host.AppArmor, o.Host.SELinux = true, true
-		if _, err := Spec(image(t, `{"config":{"Cmd":["x"]}}`), o); !errdefs.IsInvalidArgument(err) {
+		if _, err := New(image(t, `{"config":{"Cmd":["x"]}}`), o); !errdefs.IsInvalidArgument(err) {
 			t.Errorf("%+v: %v", o, err)
 		}
 	}
@@ -215,7 +217,7 @@ func TestRootPath(t *testing.T) {
 		_ = os.MkdirAll("rootfs", 0o755)
 		_ = os.MkdirAll("b/rootfs", 0o755)
 		_ = os.Symlink("rootfs", "link")
-		s, err := Spec(image(t, `{"config":{"Cmd":["x"]}}`), Options{Rootfs: rootfs, Host: testHost})
+		s, err := New(image(t, `{"config":{"Cmd":["x"]}}`), Options{Rootfs: rootfs, Host: testHost})
 		if err != nil || s.Root.Path != want {
 			t.Errorf("%q: %+v %v", rootfs, s, err)
 		}
@@ -333,7 +335,7 @@ func TestDefaultSeccomp(t *testing.T) {
 		{[]string{"SYS_ADMIN"}, []string{"read", "mount", "bpf"}, []string{"kexec_load", "init_module"}},
 		{[]string{"ALL"}, []string{"mount", "init_module"}, []string{"kexec_load"}},
 	} {
-		s, err := Spec(image(t, redis), Options{CapAdd: c.caps, Host: testHost})
+		s, err := New(image(t, redis), Options{CapAdd: c.caps, Host: testHost})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -370,7 +372,7 @@ func TestSeccompMode(t *testing.T) {
 		{"", false, -1}, {"default", false, -1}, {"unconfined", false, 0}, {file, false, 4},
 		{"", true, 0}, {"default", true, -1}, {"unconfined", true, 0}, {file, true, 4},
 	} {
-		s, err := Spec(image(t, redis), Options{Seccomp: c.mode, Privileged: c.privileged, Host: testHost})
+		s, err := New(image(t, redis), Options{Seccomp: c.mode, Privileged: c.privileged, Host: testHost})
 		if err != nil {
 			t.Errorf("%+v: %v", c, err)
 			continue
@@ -391,7 +393,7 @@ func TestSeccompMode(t *testing.T) {
 			t.Errorf("%+v: %d rules, not %d", c, got, want)
 		}
 	}
-	if _, err := Spec(image(t, redis), Options{Seccomp: filepath.Join(t.TempDir(), "none"), Host: testHost}); !errdefs.IsNotFound(err) {
+	if _, err := New(image(t, redis), Options{Seccomp: filepath.Join(t.TempDir(), "none"), Host: testHost}); !errdefs.IsNotFound(err) {
 		t.Errorf("missing profile: %v", err)
 	}
 }
@@ -407,13 +409,13 @@ func TestLabelsAreNoAnnotations(t *testing.T) {
 		`"SIGQUIT"`: {stopSignalAnnotation: "SIGQUIT"}, `15`: {stopSignalAnnotation: "15"}, `"RTMIN+3"`: {stopSignalAnnotation: "RTMIN+3"},
 		`"run.oci"`: {}, `""`: {}, `null`: {}, `["TERM"]`: {}, `-1`: {}, `99999999999999999999`: {},
 	} {
-		s, err := Spec(image(t, fmt.Sprintf(hostile, signal)), Options{Host: testHost})
+		s, err := New(image(t, fmt.Sprintf(hostile, signal)), Options{Host: testHost})
 		if err != nil || !maps.Equal(s.Annotations, want) {
 			t.Errorf("stop signal %s: %v %v", signal, s, err)
 		}
 	}
 	own := map[string]string{"run.oci.handler": "krun", stopSignalAnnotation: "INT"}
-	s, err := Spec(image(t, fmt.Sprintf(hostile, `"TERM"`)), Options{Host: testHost, Annotations: own})
+	s, err := New(image(t, fmt.Sprintf(hostile, `"TERM"`)), Options{Host: testHost, Annotations: own})
 	if err != nil || !maps.Equal(s.Annotations, own) {
 		t.Errorf("the caller's: %v %v", s, err)
 	}
@@ -448,7 +450,7 @@ func TestSysctls(t *testing.T) {
 		{Options{Host: testHost, Sysctls: map[string]string{"net": "1"}}, nil},
 		{Options{Host: testHost, Sysctls: map[string]string{"net.a": "\x00"}}, nil},
 	} {
-		s, err := Spec(image(t, redis), c.o)
+		s, err := New(image(t, redis), c.o)
 		switch {
 		case c.want == nil && !errdefs.IsInvalidArgument(err):
 			t.Errorf("%+v: %v", c.o, err)
@@ -462,28 +464,28 @@ func TestSecurityModules(t *testing.T) {
 	host := testHost
 	host.AppArmor, host.SELinux = true, true
 	const label, file = "system_u:system_r:container_t:s0:c1,c2", "system_u:object_r:container_file_t:s0:c1,c2"
-	s, err := Spec(image(t, redis), Options{AppArmor: "docker-default", SELinuxLabel: label, SELinuxMountLabel: file, Host: host})
+	s, err := New(image(t, redis), Options{AppArmor: "docker-default", SELinuxLabel: label, SELinuxMountLabel: file, Host: host})
 	if err != nil || s.Process.ApparmorProfile != "docker-default" || s.Process.SelinuxLabel != label || s.Linux.MountLabel != file {
 		t.Errorf("%+v %v", s, err)
 	}
-	s, err = Spec(image(t, redis), Options{AppArmor: "unconfined", Host: testHost})
+	s, err = New(image(t, redis), Options{AppArmor: "unconfined", Host: testHost})
 	if err != nil || s.Process.ApparmorProfile != "" || s.Process.SelinuxLabel != "" || s.Linux.MountLabel != "" {
 		t.Errorf("%+v %v", s, err)
 	}
 	for _, o := range []Options{{AppArmor: "docker-default"}, {SELinuxLabel: label}, {SELinuxMountLabel: file}} {
 		o.Host = testHost
-		if _, err := Spec(image(t, redis), o); !errdefs.IsNotImplemented(err) {
+		if _, err := New(image(t, redis), o); !errdefs.IsNotImplemented(err) {
 			t.Errorf("%+v where the host has none: %v", o, err)
 		}
 	}
 	host.Profiles = profileNames("docker-default (enforce)\n/usr/bin/x y (complain)\n")
 	for profile, ok := range map[string]bool{"docker-default": true, "/usr/bin/x y": true, "other": false} {
-		if _, err := Spec(image(t, redis), Options{AppArmor: profile, Host: host}); ok && err != nil || !ok && !errdefs.IsFailedPrecondition(err) {
+		if _, err := New(image(t, redis), Options{AppArmor: profile, Host: host}); ok && err != nil || !ok && !errdefs.IsFailedPrecondition(err) {
 			t.Errorf("profile %s: %v", profile, err)
 		}
 	}
 	for _, bad := range []string{"x", "a:b", ":b:c", "a:b:", "a:b:c d", "a:b:c\x00"} {
-		if _, err := Spec(image(t, redis), Options{SELinuxLabel: bad, Host: host}); !errdefs.IsInvalidArgument(err) {
+		if _, err := New(image(t, redis), Options{SELinuxLabel: bad, Host: host}); !errdefs.IsInvalidArgument(err) {
 			t.Errorf("%q: %v", bad, err)
 		}
 	}
@@ -511,7 +513,7 @@ func TestSeccomp(t *testing.T) {
 // TestUmoci compares with umoci's conversion of the same image; what differs on purpose is in
 // its table.
 func TestUmoci(t *testing.T) {
-	require(t, "umoci")
+	testenv.Require(t, "umoci")
 	dir := t.TempDir()
 	run := func(args ...string) {
 		t.Helper()
@@ -525,8 +527,8 @@ func TestUmoci(t *testing.T) {
 	run("config", "--image", layout+":x", "--config.entrypoint", "/e", "--config.cmd", "c", "--config.env", "A=b",
 		"--config.workingdir", "/w", "--config.user", "alice", "--config.label", "k=v", "--config.exposedports", "80/tcp", "--config.stopsignal", "SIGINT")
 	rootfs := filepath.Join(dir, "rootfs")
-	write(t, filepath.Join(rootfs, "etc/passwd"), passwd)
-	write(t, filepath.Join(rootfs, "etc/group"), group)
+	testenv.Write(t, filepath.Join(rootfs, "etc/passwd"), passwd)
+	testenv.Write(t, filepath.Join(rootfs, "etc/group"), group)
 	run("raw", "runtime-config", "--image", layout+":x", "--rootfs", rootfs, filepath.Join(dir, "config.json"))
 	var theirs specs.Spec
 	b, err := os.ReadFile(filepath.Join(dir, "config.json"))
@@ -552,7 +554,7 @@ func TestUmoci(t *testing.T) {
 	if img == nil {
 		t.Fatal("no config in umoci's layout")
 	}
-	ours, err := Spec(img, Options{Rootfs: rootfs, Host: testHost})
+	ours, err := New(img, Options{Rootfs: rootfs, Host: testHost})
 	if err != nil {
 		t.Fatal(err)
 	}

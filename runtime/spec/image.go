@@ -1,4 +1,4 @@
-package runtime
+package spec
 
 import (
 	"encoding/json"
@@ -8,8 +8,8 @@ import (
 	"unicode/utf8"
 )
 
-// maxDocument bounds an image configuration and a bundle's config.json, in bytes.
-const maxDocument = 8 << 20
+// MaxDocument bounds an image configuration and a bundle's config.json, in bytes.
+const MaxDocument = 8 << 20
 
 // maxText bounds each string that ends up in a process's arguments or environment: execve(2)
 // takes no longer one.
@@ -76,12 +76,12 @@ func (s *stopSignal) UnmarshalJSON(b []byte) error {
 // ReadImage reads one image configuration of at most 8 MiB. What is none, a manifest for
 // example, is InvalidArgument.
 func ReadImage(r io.Reader) (*Image, error) {
-	b, err := io.ReadAll(io.LimitReader(r, maxDocument+1))
+	b, err := io.ReadAll(io.LimitReader(r, MaxDocument+1))
 	if err != nil {
 		return nil, fmt.Errorf("read image config: %w", err)
 	}
-	if len(b) > maxDocument {
-		return nil, invalid("image config is larger than %d bytes", maxDocument)
+	if len(b) > MaxDocument {
+		return nil, invalid("image config is larger than %d bytes", MaxDocument)
 	}
 	if len(strings.TrimSpace(string(b))) == 0 {
 		return nil, invalid("no image config on standard input")
@@ -109,8 +109,8 @@ func ReadImage(r io.Reader) (*Image, error) {
 	return img, nil
 }
 
-// checkText refuses what no process can be given, and what JSON could not carry unchanged.
-func checkText(what, s string) error {
+// CheckText refuses what no process can be given, and what JSON could not carry unchanged.
+func CheckText(what, s string) error {
 	switch {
 	case strings.ContainsRune(s, 0):
 		return invalid("%s %.60q contains a NUL", what, s)

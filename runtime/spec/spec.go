@@ -1,4 +1,5 @@
-package runtime
+// Package spec turns an image's configuration and the caller's flags into an OCI runtime specification.
+package spec
 
 import (
 	"cmp"
@@ -68,11 +69,11 @@ type Options struct {
 	Host Host
 }
 
-// Spec is the runtime specification of a container of the image.
+// New returns the runtime specification of a container of the image.
 //
 // An image without any command, a value that no process can be given and a relative mount
 // destination are InvalidArgument; an unknown user is NotFound.
-func Spec(img *Image, o Options) (*specs.Spec, error) {
+func New(img *Image, o Options) (*specs.Spec, error) {
 	process, err := newProcess(img, o)
 	if err != nil {
 		return nil, err
@@ -83,7 +84,7 @@ func Spec(img *Image, o Options) (*specs.Spec, error) {
 	}
 	maps.Copy(annotations, o.Annotations)
 	for name, value := range annotations {
-		if err := cmp.Or(checkText("annotation", name), checkText("annotation "+name, value)); err != nil {
+		if err := cmp.Or(CheckText("annotation", name), CheckText("annotation "+name, value)); err != nil {
 			return nil, err
 		}
 	}
@@ -98,7 +99,7 @@ func Spec(img *Image, o Options) (*specs.Spec, error) {
 		}
 	}
 	for what, s := range map[string]string{"hostname": o.Hostname, "rootfs": root.Path, "network": o.Network} {
-		if err := checkText(what, s); err != nil {
+		if err := CheckText(what, s); err != nil {
 			return nil, err
 		}
 	}
@@ -121,7 +122,7 @@ func Spec(img *Image, o Options) (*specs.Spec, error) {
 		return nil, err
 	}
 	for _, d := range o.Devices {
-		if err := checkText("device", d.Path); err != nil {
+		if err := CheckText("device", d.Path); err != nil {
 			return nil, err
 		}
 		s.Linux.Devices = append(s.Linux.Devices, d.LinuxDevice)
@@ -157,7 +158,7 @@ func newProcess(img *Image, o Options) (*specs.Process, error) {
 		return nil, invalid("no command: the image has no entrypoint or command of its own, give one")
 	}
 	for _, a := range args {
-		if err := checkText("argument", a); err != nil {
+		if err := CheckText("argument", a); err != nil {
 			return nil, err
 		}
 	}
@@ -179,7 +180,7 @@ func newProcess(img *Image, o Options) (*specs.Process, error) {
 	if o.Cwd != "" {
 		cwd = o.Cwd
 	}
-	if err := checkText("working directory", cwd); err != nil {
+	if err := CheckText("working directory", cwd); err != nil {
 		return nil, err
 	}
 	umask := uint32(0o022) // else the runtime hands on its caller's
@@ -224,7 +225,7 @@ func environment(img *Image, o Options, home string) ([]string, error) {
 		index[name] = i
 	}
 	set := func(v string) error {
-		if err := checkText("variable", v); err != nil {
+		if err := CheckText("variable", v); err != nil {
 			return err
 		}
 		name, _, ok := strings.Cut(v, "=")
@@ -317,7 +318,7 @@ func (o *Options) mounts() ([]specs.Mount, error) {
 	}
 	extra := []specs.Mount{}
 	for _, m := range o.Mounts {
-		if err := checkText("mount", m.Destination+m.Source+strings.Join(m.Options, ",")); err != nil {
+		if err := CheckText("mount", m.Destination+m.Source+strings.Join(m.Options, ",")); err != nil {
 			return nil, err
 		}
 		if !path.IsAbs(m.Destination) {

@@ -1,4 +1,4 @@
-package runtime
+package spec
 
 import (
 	"os"
@@ -7,6 +7,8 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+
+	"distkit/runtime/internal/testenv"
 
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
@@ -35,8 +37,8 @@ short
 
 func TestUser(t *testing.T) {
 	root := t.TempDir()
-	write(t, filepath.Join(root, "etc/passwd"), passwd)
-	write(t, filepath.Join(root, "etc/group"), group)
+	testenv.Write(t, filepath.Join(root, "etc/passwd"), passwd)
+	testenv.Write(t, filepath.Join(root, "etc/group"), group)
 	for _, c := range []struct {
 		user     string
 		uid, gid uint32
@@ -78,8 +80,8 @@ func TestUser(t *testing.T) {
 // Images from scratch have no etc/passwd, and some say USER root all the same.
 func TestUserRoot(t *testing.T) {
 	empty, other, group := t.TempDir(), t.TempDir(), t.TempDir()
-	write(t, filepath.Join(other, "etc/passwd"), "toor:x:0:5::/toor:\nroot:x:7:8::/seven:\n")
-	write(t, filepath.Join(group, "etc/passwd"), "root:x:0:0::/root:\nann:x:9:9::/ann:\n")
+	testenv.Write(t, filepath.Join(other, "etc/passwd"), "toor:x:0:5::/toor:\nroot:x:7:8::/seven:\n")
+	testenv.Write(t, filepath.Join(group, "etc/passwd"), "root:x:0:0::/root:\nann:x:9:9::/ann:\n")
 	if err := os.Symlink("group", filepath.Join(group, "etc/group")); err != nil {
 		t.Fatal(err)
 	}
@@ -113,7 +115,7 @@ func TestUserWithoutRootfs(t *testing.T) {
 // A rootfs is hostile: nothing in it leads the look-up outside, blocks it, or makes it large.
 func TestUserStaysInRootfs(t *testing.T) {
 	outside := t.TempDir()
-	write(t, filepath.Join(outside, "etc/passwd"), "victim:x:1:1::/outside:\n")
+	testenv.Write(t, filepath.Join(outside, "etc/passwd"), "victim:x:1:1::/outside:\n")
 	for name, make := range map[string]func(t *testing.T, root string) error{
 		"absolute link": func(_ *testing.T, root string) error {
 			return os.Symlink(filepath.Join(outside, "etc/passwd"), filepath.Join(root, "etc/passwd"))
@@ -146,7 +148,7 @@ func TestUserStaysInRootfs(t *testing.T) {
 			return f.Truncate(1 << 40)
 		},
 		"long line": func(t *testing.T, root string) error {
-			write(t, filepath.Join(root, "etc/passwd"), strings.Repeat("x", maxUserLine+1)+"\nvictim:x:1:1::/:\n")
+			testenv.Write(t, filepath.Join(root, "etc/passwd"), strings.Repeat("x", maxUserLine+1)+"\nvictim:x:1:1::/:\n")
 			return nil
 		},
 		"magic link": func(_ *testing.T, root string) error {
@@ -179,7 +181,7 @@ func TestUserStaysInRootfs(t *testing.T) {
 
 func TestUserFollowsLinksInside(t *testing.T) {
 	root := t.TempDir()
-	write(t, filepath.Join(root, "real/passwd"), "inside:x:9:9::/in:\n")
+	testenv.Write(t, filepath.Join(root, "real/passwd"), "inside:x:9:9::/in:\n")
 	if err := os.Symlink("/real", filepath.Join(root, "etc")); err != nil {
 		t.Fatal(err)
 	}
@@ -190,12 +192,12 @@ func TestUserFollowsLinksInside(t *testing.T) {
 
 func TestUserInTooManyGroups(t *testing.T) {
 	root := t.TempDir()
-	write(t, filepath.Join(root, "etc/passwd"), "a:x:1:1::/:\n")
+	testenv.Write(t, filepath.Join(root, "etc/passwd"), "a:x:1:1::/:\n")
 	var b strings.Builder
 	for i := range 2000 {
 		b.WriteString("g:x:" + strconv.Itoa(i+2) + ":a\n")
 	}
-	write(t, filepath.Join(root, "etc/group"), b.String())
+	testenv.Write(t, filepath.Join(root, "etc/group"), b.String())
 	if u, _, err := User(root, "a"); err != nil || len(u.AdditionalGids) != 2001 {
 		t.Errorf("%d groups, %v", len(u.AdditionalGids), err)
 	}
@@ -206,8 +208,8 @@ func FuzzUser(f *testing.F) {
 	f.Add("0", "root::0:0::\x00:", "")
 	f.Fuzz(func(t *testing.T, user, passwd, group string) {
 		root := t.TempDir()
-		write(t, filepath.Join(root, "etc/passwd"), passwd)
-		write(t, filepath.Join(root, "etc/group"), group)
+		testenv.Write(t, filepath.Join(root, "etc/passwd"), passwd)
+		testenv.Write(t, filepath.Join(root, "etc/group"), group)
 		u, home, err := User(root, user)
 		if err != nil {
 			return

@@ -1,4 +1,4 @@
-package runtime
+package spec
 
 import (
 	"os"
@@ -36,7 +36,7 @@ func (o *Options) sysctls() (map[string]string, error) {
 		}
 	}
 	for name, value := range o.Sysctls {
-		if err := checkText("sysctl "+name, value); err != nil {
+		if err := CheckText("sysctl "+name, value); err != nil {
 			return nil, err
 		}
 		switch {

@@ -1,4 +1,4 @@
-package runtime
+package spec
 
 import (
 	"bufio"
@@ -35,7 +35,7 @@ const (
 // An unknown name is NotFound.
 func User(rootfs, user string) (u specs.User, home string, err error) {
 	name, group, hasGroup := strings.Cut(user, ":")
-	if err := checkText("user", user); err != nil {
+	if err := CheckText("user", user); err != nil {
 		return u, "", err
 	}
 	uid, uidNumeric, err := number(name)
@@ -83,7 +83,7 @@ func User(rootfs, user string) (u specs.User, home string, err error) {
 		if g, ok := numeric(f[3]); ok && !hasGroup {
 			gid = g
 		}
-		if path.IsAbs(f[5]) && checkText("home", f[5]) == nil {
+		if path.IsAbs(f[5]) && CheckText("home", f[5]) == nil {
 			home = f[5]
 		}
 		return false
@@ -157,7 +157,7 @@ func numeric(s string) (uint32, bool) {
 // userLines calls f with the fields of each line of a file below root until it returns false.
 // A file that isn't there has no lines; one of another kind or without measure is InvalidArgument.
 func userLines(root *os.File, name string, f func(fields []string) bool) error {
-	file, err := openIn(root, name)
+	file, err := OpenInRoot(root, name)
 	switch {
 	case errors.Is(err, unix.ENOENT), errors.Is(err, unix.ENOTDIR):
 		return nil
@@ -203,9 +203,9 @@ func userLines(root *os.File, name string, f func(fields []string) bool) error {
 	return nil
 }
 
-// openIn looks a path up with root as the root directory, symbolic links included, and
+// OpenInRoot looks a path up with root as the root directory, symbolic links included, and
 // returns an O_PATH descriptor.
-func openIn(root *os.File, name string) (*os.File, error) {
+func OpenInRoot(root *os.File, name string) (*os.File, error) {
 	how := unix.OpenHow{
 		Flags:   unix.O_PATH | unix.O_CLOEXEC,
 		Resolve: unix.RESOLVE_IN_ROOT | unix.RESOLVE_NO_MAGICLINKS,

@@ -1,4 +1,4 @@
-package runtime
+package spec
 
 import (
 	"bufio"
@@ -233,7 +233,7 @@ func ParseEnv(s string) string {
 // empty lines and those that begin with # are skipped.
 func ReadEnv(r io.Reader) ([]string, error) {
 	var env []string
-	lines := bufio.NewScanner(io.LimitReader(r, maxDocument))
+	lines := bufio.NewScanner(io.LimitReader(r, MaxDocument))
 	lines.Buffer(nil, maxText+1)
 	for lines.Scan() {
 		line := strings.TrimLeft(lines.Text(), " \t")

@@ -1,4 +1,4 @@
-package runtime
+package spec
 
 import (
 	"slices"
@@ -18,7 +18,7 @@ const unconfined = "unconfined"
 // one InvalidArgument.
 func (o *Options) labelSecurity(s *specs.Spec) error {
 	if o.AppArmor != "" && o.AppArmor != unconfined {
-		if err := checkText("AppArmor profile", o.AppArmor); err != nil {
+		if err := CheckText("AppArmor profile", o.AppArmor); err != nil {
 			return err
 		}
 		if !o.Host.AppArmor {
@@ -33,7 +33,7 @@ func (o *Options) labelSecurity(s *specs.Spec) error {
 		if label == "" {
 			continue
 		}
-		if err := checkText("SELinux label", label); err != nil {
+		if err := CheckText("SELinux label", label); err != nil {
 			return err
 		}
 		if f := strings.SplitN(label, ":", 4); len(f) < 3 || f[0] == "" || f[1] == "" || f[2] == "" || strings.ContainsAny(label, " \t\n\"") {

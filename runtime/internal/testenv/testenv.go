@@ -1,4 +1,5 @@
-package runtime
+// Package testenv is what the tests of the packages below runtime share.
+package testenv
 
 import (
 	"os"
@@ -9,9 +10,9 @@ import (
 	"testing"
 )
 
-// require skips the test where the machine lacks something, or fails it where TEST_REQUIRE, a
+// Require skips the test where the machine lacks something, or fails it where TEST_REQUIRE, a
 // list with commas, names it.
-func require(t *testing.T, what string) {
+func Require(t *testing.T, what string) {
 	t.Helper()
 	ok := false
 	if what == "root" {
@@ -29,7 +30,8 @@ func require(t *testing.T, what string) {
 	}
 }
 
-func write(t *testing.T, name, content string) {
+// Write writes a file, and makes the directories above it.
+func Write(t *testing.T, name, content string) {
 	t.Helper()
 	if err := os.MkdirAll(filepath.Dir(name), 0o755); err != nil {
 		t.Fatal(err)

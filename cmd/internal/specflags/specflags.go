@@ -1,0 +1,163 @@
+// Package specflags holds the flags that say how an image becomes a runtime specification. Run-spec has all of them, and so
+// does task create; task restore has those that grant a checkpoint what not every container has.
+package specflags
+
+import (
+	"fmt"
+	"os"
+	"strings"
+
+	"distkit/cmd/internal/cli"
+	"distkit/runtime/spec"
+
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"github.com/spf13/pflag"
+)
+
+// Flags are the values of the flags.
+type Flags struct {
+	o                                              spec.Options // what needs no parsing
+	set                                            *pflag.FlagSet
+	entrypoint, memory                             string
+	env, envFiles, mounts, volumes, tmpfs, rlimits []string
+	devices, annotations, sysctls                  []string
+}
+
+// Grants registers the flags that give more to a container than it has by default.
+func Grants(f *pflag.FlagSet) *Flags {
+	w := &Flags{set: f}
+	f.StringArrayVar(&w.annotations, "annotation", nil, "add the annotation `NAME=VALUE`")
+	f.StringSliceVar(&w.o.CapAdd, "cap-add", nil, "add the `CAPABILITY`, or ALL")
+	f.StringArrayVar(&w.devices, "device", nil, "give the host's device `SOURCE[:TARGET][:rwm]`")
+	f.StringArrayVar(&w.mounts, "mount", nil, "mount `type=TYPE,src=SOURCE,dst=TARGET[,ro][,options=A:B]`")
+	f.StringVar(&w.o.Rootfs, "rootfs", "", "the container's root filesystem `DIR`, where users are looked up (default \"rootfs\" in the bundle, users by number)")
+	f.StringVar(&w.o.Seccomp, "seccomp", "", "filter system calls by the `PROFILE` in a file; unconfined for no filter (default docker's: default)")
+	f.StringArrayVar(&w.sysctls, "sysctl", nil, "set the namespaced sysctl `NAME=VALUE`")
+	f.StringArrayVarP(&w.volumes, "volume", "v", nil, "mount the host's `SOURCE:TARGET[:OPTION,…]`")
+	return w
+}
+
+// Register registers all of the flags but --net, --label and --hostname, whose meaning is the command's.
+func Register(f *pflag.FlagSet) *Flags {
+	w := Grants(f)
+	f.StringVar(&w.o.AppArmor, "apparmor", "", "confine by the AppArmor `PROFILE`, which is loaded")
+	f.StringSliceVar(&w.o.CapDrop, "cap-drop", nil, "drop the `CAPABILITY`, or ALL")
+	f.Float64Var(&w.o.CPUs, "cpus", 0, "limit to `N` processors' time, 1.5 for example")
+	f.StringVar(&w.o.Cwd, "cwd", "", "the working `DIR` (default: the image's)")
+	f.StringVar(&w.entrypoint, "entrypoint", "", "run `FILE` instead of the image's entrypoint and command; empty for neither")
+	f.Lookup("entrypoint").Annotations = map[string][]string{cli.MayBeEmpty: nil}
+	f.StringArrayVarP(&w.env, "env", "e", nil, "set `NAME=VALUE`; NAME alone takes this process's value, or removes the variable")
+	f.StringArrayVar(&w.envFiles, "env-file", nil, "set the variables in `FILE`, one a line")
+	f.StringVar(&w.o.Hostname, "hostname", "", "the host `NAME` in the container")
+	f.StringVar(&w.memory, "memory", "", "limit memory to `SIZE`, 512m for example")
+	f.BoolVar(&w.o.NoNewPrivileges, "no-new-privs", false, "keep setuid programs from gaining privileges")
+	f.Int64Var(&w.o.Pids, "pids", 0, "limit to `N` processes and threads")
+	f.BoolVar(&w.o.Privileged, "privileged", false, "every capability and device, nothing masked; no seccomp filter unless --seccomp")
+	f.BoolVar(&w.o.ReadOnly, "read-only", false, "mount the root filesystem read-only")
+	f.StringArrayVar(&w.rlimits, "rlimit", nil, "set the limit `NAME=SOFT[:HARD]`, nofile=1024 for example")
+	f.StringVar(&w.o.SELinuxLabel, "selinux-label", "", "the SELinux `LABEL` of the process")
+	f.StringVar(&w.o.SELinuxMountLabel, "selinux-mount-label", "", "the SELinux `LABEL` of the mounts that the runtime makes")
+	f.BoolVarP(&w.o.Terminal, "terminal", "t", false, "give the process a terminal")
+	f.StringArrayVar(&w.tmpfs, "tmpfs", nil, "mount a tmpfs on `TARGET[:OPTION,…]`")
+	f.StringVarP(&w.o.User, "user", "u", "", "run as `USER[:GROUP]`, names or numbers (default: the image's)")
+	return w
+}
+
+// Annotations registers another name for --annotation.
+func (w *Flags) Annotations(name, usage string) {
+	w.set.StringArrayVar(&w.annotations, name, nil, usage)
+}
+
+// Network registers --net.
+func (w *Flags) Network(value, usage string) { w.set.StringVar(&w.o.Network, "net", value, usage) }
+
+// Options returns what the flags ask for, on this host.
+func (w *Flags) Options() (spec.Options, error) {
+	o := w.o
+	o.Host = spec.ThisHost()
+	if w.set.Changed("entrypoint") {
+		o.Entrypoint = new([]string)
+		if w.entrypoint != "" {
+			*o.Entrypoint = []string{w.entrypoint}
+		}
+	}
+	if o.CPUs < 0 || o.CPUs > 1<<20 || o.CPUs != o.CPUs || o.Pids < 0 {
+		return o, cli.Usagef("--cpus and --pids want a positive number")
+	}
+	var err error
+	if w.memory != "" {
+		if o.Memory, err = spec.ParseSize(w.memory); err != nil {
+			return o, fmt.Errorf("--memory: %w", err)
+		}
+	}
+	for _, name := range w.envFiles {
+		env, err := readEnv(name)
+		if err != nil {
+			return o, fmt.Errorf("--env-file: %w", err)
+		}
+		o.Env = append(o.Env, env...)
+	}
+	for _, v := range w.env {
+		o.Env = append(o.Env, spec.ParseEnv(v))
+	}
+	for _, list := range []struct {
+		values []string
+		parse  func(string) (specs.Mount, error)
+	}{{w.mounts, spec.ParseMount}, {w.volumes, spec.ParseVolume}, {w.tmpfs, spec.ParseTmpfs}} {
+		if o.Mounts, err = parse(o.Mounts, list.values, list.parse); err != nil {
+			return o, err
+		}
+	}
+	if o.Rlimits, err = parse(o.Rlimits, w.rlimits, spec.ParseRlimit); err != nil {
+		return o, err
+	}
+	if o.Privileged {
+		if o.Devices, err = spec.HostDevices(); err != nil {
+			return o, err
+		}
+	}
+	if o.Devices, err = parse(o.Devices, w.devices, spec.ParseDevice); err != nil {
+		return o, err
+	}
+	o.Annotations, o.Sysctls = map[string]string{}, map[string]string{}
+	for _, v := range w.annotations {
+		name, value, _ := strings.Cut(v, "=")
+		if name == "" {
+			return o, cli.Usagef("annotation %q is not NAME=VALUE", v)
+		}
+		o.Annotations[name] = value
+	}
+	for _, v := range w.sysctls {
+		name, value, ok := strings.Cut(v, "=")
+		if !ok {
+			return o, cli.Usagef("sysctl %q is not NAME=VALUE", v)
+		}
+		o.Sysctls[name] = value
+	}
+	return o, nil
+}
+
+// parse appends what each of the values says.
+func parse[T any](to []T, values []string, one func(string) (T, error)) ([]T, error) {
+	for _, v := range values {
+		t, err := one(v)
+		if err != nil {
+			return nil, err
+		}
+		to = append(to, t)
+	}
+	return to, nil
+}
+
+func readEnv(name string) ([]string, error) {
+	f, err := os.Open(name)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	env, err := spec.ReadEnv(f)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", name, err)
+	}
+	return env, nil
+}
