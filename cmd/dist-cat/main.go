@@ -31,9 +31,17 @@ func newCommand() *cobra.Command {
 	offset := f.Int64("offset", 0, "leave out the first `N` bytes of each blob")
 	length := f.Int64("length", math.MaxInt64, "write at most `N` bytes of each blob")
 	f.Lookup("length").DefValue = "0" // no default is shown
+	follow := f.BoolP("follow", "f", false, "write blobs that are being ingested, too, as their bytes arrive")
+	wait := f.BoolP("wait", "w", false, "with --follow: wait for an ingest that has not begun, or has lost its process")
 	c.RunE = func(c *cobra.Command, args []string) error {
 		if *offset < 0 || *length < 0 {
 			return cli.Usagef("--offset and --length are not negative")
+		}
+		if *follow && (f.Changed("offset") || f.Changed("length")) {
+			return cli.Usagef("--follow writes whole blobs: it goes with neither --offset nor --length")
+		}
+		if *wait && !*follow {
+			return cli.Usagef("--wait goes with --follow")
 		}
 		s, err := content.Open(*root)
 		if err != nil {
@@ -50,15 +58,40 @@ func newCommand() *cobra.Command {
 			}
 		}
 		finder := image.Finder{Names: names}
+		if *follow {
+			cli.DieWithReader()
+		}
 		return cli.Each(c, args, func(object string) error {
 			dgst, err := find(c.Context(), &finder, w, object)
 			if err != nil {
 				return err
 			}
+			if *follow {
+				return s.Follow(c.Context(), dgst, flushed{c}, *wait)
+			}
 			return write(c.OutOrStdout(), s, dgst, *offset, *length)
 		})
 	}
 	return c
+}
+
+// flushed is standard output, of which nothing stays in a buffer.
+type flushed struct{ c *cobra.Command }
+
+func (f flushed) Write(p []byte) (int, error) {
+	n, err := f.c.OutOrStdout().Write(p)
+	if err == nil {
+		err = cli.Flush(f.c)
+	}
+	return n, err
+}
+
+func (f flushed) ReadFrom(r io.Reader) (int64, error) {
+	n, err := io.Copy(f.c.OutOrStdout(), r)
+	if err == nil {
+		err = cli.Flush(f.c)
+	}
+	return n, err
 }
 
 // find returns the digest of what is to be written.

@@ -34,6 +34,23 @@ func IsTerminal(f *os.File) (width int, ok bool) {
 	return int(ws.Col), true
 }
 
+// DieWithReader ends the process by SIGPIPE once nobody can read its standard output any more, also while there is nothing to
+// write: for commands that may wait long for what they write.
+func DieWithReader() {
+	go func() {
+		for {
+			fds := []unix.PollFd{{Fd: 1}}
+			_, err := unix.Poll(fds, -1)
+			if fds[0].Revents&(unix.POLLERR|unix.POLLHUP) != 0 {
+				DieBy(unix.SIGPIPE)
+			}
+			if !errors.Is(err, unix.EINTR) {
+				return
+			}
+		}
+	}()
+}
+
 // Stdin is standard input whose reads end with ctx's error once ctx is done, so that a
 // signal is obeyed also while a producer upstream is silent.
 func Stdin(ctx context.Context) (io.ReadCloser, error) {

@@ -1,0 +1,54 @@
+package content
+
+import (
+	"context"
+	"errors"
+	"os"
+	"strconv"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// watch reports changes of files and directories by inotify(7). That a file system tells nothing of what
+// other machines do to it is no failure: whoever waits also looks from time to time.
+type watch struct{ events *os.File }
+
+// newWatch watches files that are open: what their names lead to may be others by now. It is nil if that can't be done.
+func newWatch(files ...*os.File) *watch {
+	fd, err := unix.InotifyInit1(unix.IN_CLOEXEC | unix.IN_NONBLOCK)
+	if err != nil {
+		return nil
+	}
+	w := &watch{os.NewFile(uintptr(fd), "inotify")}
+	const changes = unix.IN_MODIFY | unix.IN_ATTRIB | unix.IN_CLOSE_WRITE | unix.IN_MOVE_SELF | unix.IN_DELETE_SELF |
+		unix.IN_CREATE | unix.IN_MOVED_TO | unix.IN_MOVED_FROM | unix.IN_DELETE
+	for _, f := range files {
+		if _, err := unix.InotifyAddWatch(fd, "/proc/self/fd/"+strconv.Itoa(int(f.Fd())), changes); err != nil {
+			w.close()
+			return nil
+		}
+	}
+	return w
+}
+
+// wait waits for a change, for at most a time. All changes that are known by then count as one.
+func (w *watch) wait(ctx context.Context, most time.Duration) (changed bool, err error) {
+	if err := w.events.SetReadDeadline(time.Now().Add(most)); err != nil {
+		return false, err
+	}
+	stop := context.AfterFunc(ctx, func() { _ = w.events.SetReadDeadline(time.Unix(1, 0)) })
+	defer stop()
+	var buf [4 << 10]byte
+	_, err = w.events.Read(buf[:])
+	if errors.Is(err, os.ErrDeadlineExceeded) {
+		return false, ctx.Err()
+	}
+	return err == nil, err
+}
+
+func (w *watch) close() {
+	if w != nil {
+		_ = w.events.Close()
+	}
+}

@@ -1,0 +1,243 @@
+package content_test
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"sync"
+	"testing"
+	"time"
+
+	"distkit/content"
+
+	"github.com/containerd/errdefs"
+	"github.com/opencontainers/go-digest"
+)
+
+// followedSize is the size of a blob whose end does not fit into what a follower holds back.
+const followedSize = 300 << 10
+
+// output is what a follower has written so far.
+type output struct {
+	mu   sync.Mutex
+	cond *sync.Cond
+	b    []byte
+	done chan error
+}
+
+func follow(t *testing.T, s *content.Store, dgst digest.Digest, wait bool) *output {
+	o := &output{done: make(chan error, 1)}
+	o.cond = sync.NewCond(&o.mu)
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan struct{})
+	t.Cleanup(func() {
+		cancel()
+		<-ended
+	})
+	go func() {
+		defer close(ended)
+		o.done <- s.Follow(ctx, dgst, o, wait)
+	}()
+	return o
+}
+
+func (o *output) Write(p []byte) (int, error) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.b = append(o.b, p...)
+	o.cond.Broadcast()
+	return len(p), nil
+}
+
+// await waits until that many bytes were written.
+func (o *output) await(n int) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	for len(o.b) < n {
+		o.cond.Wait()
+	}
+}
+
+// check waits for the end: of success, if want is nil.
+func (o *output) check(t *testing.T, want []byte, class error) {
+	t.Helper()
+	err := <-o.done
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if !errors.Is(err, class) || class == nil && !bytes.Equal(o.b, want) {
+		t.Errorf("%v, not %v; %d bytes, which are right: %v", err, class, len(o.b), bytes.Equal(o.b, want))
+	}
+	if class != nil && bytes.Equal(o.b, want) {
+		t.Errorf("all was written before it failed: %v", err)
+	}
+}
+
+func write(t *testing.T, w *content.Writer, b []byte) {
+	t.Helper()
+	if _, err := w.Write(b); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func commit(t *testing.T, w *content.Writer) {
+	t.Helper()
+	if err := w.Commit(t.Context(), 0, "", nil); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func blobWriter(t *testing.T, s *content.Store, dgst digest.Digest) *content.Writer {
+	t.Helper()
+	w, err := s.Writer(t.Context(), "ref", 0, dgst)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = w.Close() })
+	return w
+}
+
+// Followers that were there before the store was, and one that comes when all is stored, have the blob as it arrives, but
+// for its end.
+func TestFollow(t *testing.T) {
+	t.Parallel()
+	s := newStore(t)
+	b, dgst := random(t, followedSize)
+	early := []*output{follow(t, s, dgst, true), follow(t, s, dgst, true)}
+	time.Sleep(5 * time.Millisecond) // so that the second look mostly finds nothing either
+	w := blobWriter(t, s, dgst)
+	write(t, w, b[:200<<10])
+	late := follow(t, s, dgst, false)
+	all := append(early, late)
+	for _, o := range all {
+		o.await(200<<10 - 64<<10)
+	}
+	write(t, w, b[200<<10:])
+	for _, o := range all {
+		o.await(followedSize - 64<<10)
+		if len(o.b) != followedSize-64<<10 {
+			t.Errorf("%d bytes were written before the blob was verified", len(o.b))
+		}
+	}
+	commit(t, w)
+	for _, o := range append(all, follow(t, s, dgst, false)) {
+		o.check(t, b, nil)
+	}
+}
+
+// Small and empty blobs are written once they are stored.
+func TestFollowSmall(t *testing.T) {
+	t.Parallel()
+	for _, b := range [][]byte{nil, []byte("x")} {
+		s, dgst := newStore(t), digest.FromBytes(b)
+		w := blobWriter(t, s, dgst)
+		write(t, w, b)
+		o := follow(t, s, dgst, false)
+		commit(t, w)
+		o.check(t, b, nil)
+	}
+}
+
+func TestFollowNothing(t *testing.T) {
+	t.Parallel()
+	s := newStore(t)
+	b, dgst := random(t, followedSize)
+	follow(t, s, dgst, false).check(t, b, errdefs.ErrNotFound)
+	_, other := random(t, followedSize)
+	blobWriter(t, s, other)
+	follow(t, s, dgst, false).check(t, b, errdefs.ErrNotFound)
+	follow(t, s, "sha256:x", true).check(t, b, errdefs.ErrInvalidArgument)
+}
+
+// An ingest that begins anew goes on where the follower is, if it brings the same bytes.
+func TestFollowTruncated(t *testing.T) {
+	t.Parallel()
+	b, dgst := random(t, followedSize)
+	wrong, _ := random(t, followedSize)
+	for _, c := range []struct {
+		first []byte
+		class error
+	}{{b, nil}, {wrong, errdefs.ErrDataLoss}} {
+		s := newStore(t)
+		w := blobWriter(t, s, dgst)
+		write(t, w, c.first)
+		o := follow(t, s, dgst, false)
+		o.await(followedSize - 64<<10)
+		if err := w.Truncate(0); err != nil {
+			t.Fatal(err)
+		}
+		write(t, w, b[:100])
+		write(t, w, b[100:])
+		commit(t, w)
+		o.check(t, b, c.class)
+	}
+}
+
+// An ingest that is thrown away ends its followers, but for those that wait for the next.
+func TestFollowAborted(t *testing.T) {
+	t.Parallel()
+	s := newStore(t)
+	b, dgst := random(t, followedSize)
+	w := blobWriter(t, s, dgst)
+	write(t, w, b)
+	o, waits := follow(t, s, dgst, false), follow(t, s, dgst, true)
+	o.await(1)
+	waits.await(1)
+	if err := w.Abort(); err != nil {
+		t.Fatal(err)
+	}
+	o.check(t, b, errdefs.ErrAborted)
+	w = blobWriter(t, s, dgst)
+	write(t, w, b)
+	commit(t, w)
+	waits.check(t, b, nil)
+}
+
+// A writer that is killed leaves an ingest that the next resumes: for it some followers wait, and the others do not.
+func TestFollowKilledWriter(t *testing.T) {
+	t.Parallel()
+	s := newStore(t)
+	b, dgst := random(t, followedSize)
+	h := hold(t, s, string(dgst), dgst)
+	h.write(b[:200<<10])
+	o, waits := follow(t, s, dgst, false), follow(t, s, dgst, true)
+	o.await(1)
+	waits.await(1)
+	h.kill()
+	o.check(t, b, errdefs.ErrAborted)
+	follow(t, s, dgst, false).check(t, b, errdefs.ErrAborted)
+	w := blobWriter(t, s, dgst)
+	if w.Offset() != 200<<10 {
+		t.Errorf("it resumes at %d", w.Offset())
+	}
+	write(t, w, b[200<<10:])
+	commit(t, w)
+	waits.check(t, b, nil)
+}
+
+// Followers have no lock that a writer would find taken.
+func TestFollowersHinderNoWriter(t *testing.T) {
+	t.Parallel()
+	s := newStore(t)
+	b, dgst := random(t, followedSize)
+	var all []*output
+	for range 4 {
+		all = append(all, follow(t, s, dgst, true))
+	}
+	for i := range 50 {
+		w := blobWriter(t, s, dgst)
+		write(t, w, b[w.Offset():min(w.Offset()+1000, followedSize)])
+		if i%10 == 9 {
+			if err := w.Abort(); err != nil {
+				t.Fatal(err)
+			}
+		} else if err := w.Close(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	w := blobWriter(t, s, dgst)
+	write(t, w, b[w.Offset():])
+	commit(t, w)
+	for _, o := range all {
+		o.check(t, b, nil)
+	}
+}
