@@ -189,7 +189,7 @@ func checkStore(t *testing.T, s *content.Store) {
 	}
 	top, _ := os.ReadDir(s.Root())
 	for _, e := range top {
-		if !strings.Contains(" blobs events index.json ingest labels oci-layout ", " "+e.Name()+" ") {
+		if !strings.Contains(" blobs events index.json ingest labels locks oci-layout ", " "+e.Name()+" ") {
 			t.Errorf("left: %s", e.Name())
 		}
 	}

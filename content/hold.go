@@ -269,7 +269,7 @@ func (s *Store) enter(ctx context.Context, inherited string) (*os.File, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := disk.LockContext(ctx, gate, unix.LOCK_EX); err != nil {
+	if err := disk.LockContext(ctx, gate, unix.LOCK_SH); err != nil {
 		return nil, err
 	}
 	defer disk.Release(gate)

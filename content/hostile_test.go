@@ -46,7 +46,7 @@ func TestHostileStore(t *testing.T) {
 	blob, key := []byte("a blob"), digest.FromString("ref").Encoded()
 	dgst := digest.FromBytes(blob)
 	names := []string{"oci-layout", "index.json", "hold", "gate", "events", "events.1", "blobs", "blobs/sha256", "blobs/sha256/" + dgst.Encoded(),
-		"labels", "labels/sha256", "labels/sha256/" + dgst.Encoded(), "ingest", "ingest/" + key}
+		"labels", "labels/sha256", "labels/sha256/" + dgst.Encoded(), "ingest", "ingest/" + key, "locks", "locks/" + dgst.Encoded()[:2]}
 	for _, f := range []string{"lock", "ref", "data", "expected", "total", "startedat", "updatedat", "state", "state.tmp"} {
 		names = append(names, "ingest/"+key+"/"+f)
 	}

@@ -20,6 +20,7 @@ import (
 
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
+	"golang.org/x/sys/unix"
 )
 
 // maxLabel bounds a label's key and value together, as containerd does.
@@ -106,13 +107,12 @@ func (s *Store) writeLabels(dgst digest.Digest, labels map[string]string, now ti
 	return nil
 }
 
-// lockBlob locks the blob's own file, so that changes of labels and its deletion follow each
-// other. NotFound if there is no such blob.
+// lockBlob locks a blob, so that changes of labels and its deletion follow each other. NotFound if there is no such blob.
 func (s *Store) lockBlob(ctx context.Context, dgst digest.Digest) (*os.File, error) {
-	if _, err := s.stat(dgst); err != nil {
+	if err := Validate(dgst); err != nil {
 		return nil, err
 	}
-	f, err := s.LockBlob(ctx, dgst)
+	f, err := s.LockBlob(ctx, dgst, unix.LOCK_EX)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, blobError(dgst, err)
 	}
@@ -125,12 +125,17 @@ func (s *Store) lockBlob(ctx context.Context, dgst digest.Digest) (*os.File, err
 // lockOwn is lockBlob for a change that somebody asks for: FailedPrecondition if only an alternate has the blob.
 func (s *Store) lockOwn(ctx context.Context, dgst digest.Digest) (*os.File, error) {
 	lock, err := s.lockBlob(ctx, dgst)
+	return lock, s.notOwn(dgst, err)
+}
+
+// notOwn is FailedPrecondition in place of NotFound if an alternate has the blob.
+func (s *Store) notOwn(dgst digest.Digest, err error) error {
 	if errdefs.IsNotFound(err) {
 		if tree, _, lerr := s.lookup(dgst); lerr == nil && tree != s.Tree {
 			err = errclass.As(fmt.Errorf("blob %s: it is in the alternate store %s, which is not written to", dgst, tree), errdefs.ErrFailedPrecondition)
 		}
 	}
-	return lock, err
+	return err
 }
 
 func checkLabels(labels map[string]string) error {

@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"os"
 	"path"
 	"strings"
 	"time"
@@ -198,7 +197,7 @@ func (s *Store) newest(dir string) (at time.Time) {
 // at the time before or later, or got labels after the time labelled, and Unavailable if somebody is working on it. Nobody freshens
 // or labels it in between.
 func (s *Store) DeleteUnused(dgst digest.Digest, before, labelled time.Time) error {
-	lock, err := s.Tree.LockFile(context.Background(), layout.BlobName(dgst), os.O_RDONLY, 0, unix.LOCK_EX|unix.LOCK_NB)
+	lock, err := s.LockBlob(context.Background(), dgst, unix.LOCK_EX|unix.LOCK_NB)
 	if errors.Is(err, unix.EWOULDBLOCK) {
 		return fmt.Errorf("delete %s: %w", dgst, err)
 	}

@@ -274,15 +274,8 @@ func TestDeleteUnusedSparesWhatIsWorkedOn(t *testing.T) {
 	if err := s.DeleteUnused(dgst, later, began); !errdefs.IsFailedPrecondition(err) {
 		t.Errorf("with a label: %v", err)
 	}
-	path, err := s.Path(dgst)
+	f, err := s.LockBlob(t.Context(), dgst, unix.LOCK_EX)
 	if err != nil {
-		t.Fatal(err)
-	}
-	f, err := os.Open(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := disk.Lock(f, unix.LOCK_EX); err != nil {
 		t.Fatal(err)
 	}
 	if err := s.DeleteUnused(dgst, later, later); !errdefs.IsUnavailable(err) {

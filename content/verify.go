@@ -40,28 +40,34 @@ func verifyFile(ctx context.Context, dgst digest.Digest, f *os.File, size int64)
 	return nil
 }
 
-// DeleteCorrupt removes a blob that does not hash to its name, and its labels, after it has
-// verified it once more under its lock: FailedPrecondition if it is right, or was replaced
-// in between.
+// DeleteCorrupt removes a blob that does not hash to its name, and its labels: FailedPrecondition if it is right, or was
+// replaced in between. The blob is hashed before it is locked, since that takes long.
 func (s *Store) DeleteCorrupt(ctx context.Context, dgst digest.Digest) error {
-	lock, err := s.lockOwn(ctx, dgst)
-	if err != nil {
-		return err
+	if _, err := s.stat(dgst); err != nil {
+		return s.notOwn(dgst, err)
 	}
-	defer disk.Release(lock)
-	fi, err := lock.Stat()
+	f, err := s.Tree.Open(layout.BlobName(dgst))
 	if err != nil {
-		return fmt.Errorf("verify %s: %w", dgst, disk.Cause(err))
+		return blobError(dgst, err)
 	}
-	switch err := verifyFile(ctx, dgst, lock, fi.Size()); {
+	defer f.Close()
+	fi, err := f.Stat()
+	if err != nil {
+		return blobError(dgst, err)
+	}
+	switch err := verifyFile(ctx, dgst, f, fi.Size()); {
 	case err == nil:
 		return errclass.As(fmt.Errorf("delete %s: it is not corrupt", dgst), errdefs.ErrFailedPrecondition)
 	case !errdefs.IsDataLoss(err):
 		return err
 	}
-	// A commit that replaces a damaged blob has its lock meanwhile, so what is found here stays
-	// until it is removed.
-	if !s.Tree.Names(layout.BlobName(dgst), lock) {
+	lock, err := s.lockBlob(ctx, dgst)
+	if err != nil {
+		return err
+	}
+	defer disk.Release(lock)
+	// A commit that replaces a damaged blob has the lock meanwhile, so what is found here stays until it is removed.
+	if !s.Tree.Names(layout.BlobName(dgst), f) {
 		return errclass.As(fmt.Errorf("delete %s: it was replaced", dgst), errdefs.ErrFailedPrecondition)
 	}
 	return s.remove(dgst)

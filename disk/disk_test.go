@@ -3,6 +3,7 @@ package disk
 import (
 	"context"
 	"errors"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
@@ -139,12 +140,15 @@ func TestNotice(t *testing.T) {
 }
 
 func TestNoLocks(t *testing.T) {
-	for _, errno := range []error{unix.EBADF, unix.ENOLCK, unix.ENOSYS, unix.EOPNOTSUPP} {
+	for _, errno := range []error{unix.ENOLCK, unix.ENOSYS, unix.EOPNOTSUPP} {
 		err := lockFailed("/x/file", errno)
 		if !errdefs.IsNotImplemented(err) || !errors.Is(err, errno) ||
 			err.Error() != "the file system of /x/file has no locks that processes share (flock: "+errno.Error()+")" {
 			t.Errorf("%v: %v", errno, err)
 		}
+	}
+	if err := lockFailed("/x/file", unix.EBADF); !errors.Is(err, fs.ErrPermission) || errdefs.IsNotImplemented(err) {
+		t.Errorf("a file that is open for reading: %v", err)
 	}
 	for _, errno := range []error{nil, unix.EWOULDBLOCK, unix.EIO} {
 		if err := lockFailed("/x/file", errno); err != errno {

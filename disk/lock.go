@@ -17,7 +17,8 @@ import (
 // EWOULDBLOCK if another process has the lock. NotImplemented if the file system has no locks.
 //
 // The kernel releases a lock when the last process that shares the open file has ended. Two open files of one process
-// exclude each other as well. NFS locks exclusively only what is open for writing: EBADF, also NotImplemented.
+// exclude each other as well. NFS locks a file exclusively only if it is open for writing (flock(2)): [Tree.OpenLock] opens it
+// so. PermissionDenied if it is not.
 //
 // A wait can't be called off: [LockContext] is for locks that others may keep.
 func Lock(f *os.File, how int) error {
@@ -26,7 +27,9 @@ func Lock(f *os.File, how int) error {
 
 func lockFailed(name string, err error) error {
 	switch {
-	case errors.Is(err, unix.EBADF), errors.Is(err, unix.ENOLCK), errors.Is(err, unix.ENOSYS),
+	case errors.Is(err, unix.EBADF):
+		return readOnly{name}
+	case errors.Is(err, unix.ENOLCK), errors.Is(err, unix.ENOSYS),
 		errors.Is(err, unix.EOPNOTSUPP), errors.Is(err, unix.ENOTSUP):
 		return noLocks{name, err}
 	}
@@ -44,6 +47,15 @@ func (e noLocks) Error() string {
 }
 
 func (e noLocks) Unwrap() []error { return []error{e.err, errdefs.ErrNotImplemented} }
+
+// readOnly is the error of an exclusive lock on a file of NFS that is open for reading only.
+type readOnly struct{ name string }
+
+func (e readOnly) Error() string {
+	return fmt.Sprintf("lock %s: %v: its file system locks only files that can be written to", e.name, fs.ErrPermission)
+}
+
+func (e readOnly) Unwrap() []error { return []error{unix.EBADF, fs.ErrPermission} }
 
 // Unlock releases the lock also where a child between fork and exec still shares the file.
 func Unlock(f *os.File) { _ = unix.Flock(int(f.Fd()), unix.LOCK_UN) }

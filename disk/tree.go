@@ -480,22 +480,43 @@ func (t Tree) SyncDir(name string) error {
 	return syncDir(d)
 }
 
-// Names reports whether a name still leads to the open file.
+// Names reports whether a name still leads to the open file. It opens the name: only open(2) makes NFS ask the server what a
+// name leads to, where stat(2) may answer from what was known a minute ago (nfs(5), close-to-open cache consistency).
 func (t Tree) Names(name string, f *os.File) bool {
-	var opened, named unix.Stat_t
-	if retry(func() error { return unix.Fstat(int(f.Fd()), &opened) }) != nil {
+	named, err := t.Open(name)
+	if err != nil {
 		return false
 	}
-	err := t.at("stat", name, func(dir int, base string) error { return statAt(dir, base, &named) })
-	return err == nil && opened.Dev == named.Dev && opened.Ino == named.Ino
+	defer named.Close()
+	is, err := named.Stat()
+	if err != nil {
+		return false
+	}
+	was, err := f.Stat()
+	return err == nil && os.SameFile(was, is)
+}
+
+// OpenLock opens a file whose lock is wanted: for writing, which an exclusive lock needs on NFS; or for reading if this user may
+// not write to it, which is enough elsewhere. flag may be os.O_CREATE.
+func (t Tree) OpenLock(name string, flag int, perm fs.FileMode) (*os.File, error) {
+	f, err := t.OpenFile(name, os.O_RDWR|flag, perm)
+	if errors.Is(err, fs.ErrPermission) || errors.Is(err, unix.EROFS) {
+		if r, rerr := t.Open(name); rerr == nil {
+			return r, nil
+		}
+	}
+	return f, err
 }
 
 // LockFile opens a regular file, which others may replace or remove, and locks it: what it returns is what the name
 // leads to. how is as for Lock; with LOCK_NB it fails as [Busy] does. It waits until ctx is done.
 func (t Tree) LockFile(ctx context.Context, name string, flag int, perm fs.FileMode, how int) (*os.File, error) {
-	return lockNamed(ctx, how,
-		func() (*os.File, error) { return t.OpenFile(name, flag, perm) },
-		func(f *os.File) bool { return t.Names(name, f) })
+	return t.LockOpened(ctx, name, how, func() (*os.File, error) { return t.OpenFile(name, flag, perm) })
+}
+
+// LockOpened is LockFile of a file that open opens.
+func (t Tree) LockOpened(ctx context.Context, name string, how int, open func() (*os.File, error)) (*os.File, error) {
+	return lockNamed(ctx, how, open, func(f *os.File) bool { return t.Names(name, f) })
 }
 
 // Replace atomically replaces a file: it writes NAME.new and renames it, so readers see old or new content. The caller

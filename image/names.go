@@ -707,7 +707,9 @@ const blobsOfStore = "../../" + v1.ImageBlobsDir
 func (n *Names) make(labels map[string]string) (made bool, err error) {
 	tree := n.dir.Tree
 	made = true
-	err = tree.Mkdir(n.dir.Name, 0o777)
+	if err = tree.MakeDir(layout.Namespaces); err == nil {
+		err = tree.Mkdir(n.dir.Name, 0o777)
+	}
 	if errors.Is(err, fs.ErrExist) {
 		made, err = false, nil
 	}

@@ -244,16 +244,9 @@ func (n Namespaces) content(names *Names, index bool) (string, error) {
 	return "", nil
 }
 
-// lockNamespaces locks the directory of all namespaces: shared by those who make one, held
-// alone by who removes one, and by a sweep.
+// lockNamespaces is [layout.LockNamespaces].
 func lockNamespaces(ctx context.Context, store *content.Store, how int) (*os.File, error) {
-	if err := store.Tree.MakeDir(layout.Namespaces); err != nil {
-		return nil, fmt.Errorf("create namespace: %w", err)
-	}
-	f, err := store.Tree.OpenDir(layout.Namespaces)
-	if err == nil {
-		err = disk.LockContext(ctx, f, how)
-	}
+	f, err := layout.LockNamespaces(ctx, store.Tree, how)
 	if err != nil {
 		return nil, fmt.Errorf("lock namespaces: %w", err)
 	}

@@ -2,9 +2,7 @@ package layout
 
 import (
 	"context"
-	"errors"
 	"fmt"
-	"io/fs"
 	"os"
 	"time"
 
@@ -22,28 +20,8 @@ const (
 // holdSizes bounds the size of the file hold, which counts its holders.
 const holdSizes = 4096
 
-// OpenHold opens the file hold or gate, and creates it if it isn't there. One that this user may not write to, such as
-// another user's, or one on a read-only mount, is opened for reading, which is enough for a lock, but on NFS.
-func OpenHold(tree disk.Tree, name string) (*os.File, error) {
-	f, err := tree.OpenFile(name, os.O_RDWR|os.O_CREATE, 0o666)
-	if errors.Is(err, fs.ErrPermission) || errors.Is(err, unix.EROFS) {
-		if r, rerr := tree.Open(name); rerr == nil {
-			return r, nil
-		}
-	}
-	if err == nil && os.Geteuid() == 0 {
-		giveAway(tree, f)
-	}
-	return f, err
-}
-
-// giveAway gives root's file in another user's store to that user, who must be able to write to it.
-func giveAway(tree disk.Tree, f *os.File) {
-	var of, is unix.Stat_t
-	if unix.Stat(string(tree), &of) == nil && unix.Fstat(int(f.Fd()), &is) == nil && is.Uid == 0 && of.Uid != 0 {
-		_ = f.Chown(int(of.Uid), int(of.Gid)) // where it can't be, sweeps look more often
-	}
-}
+// OpenHold opens the file hold or gate, and creates it if it isn't there. It may be open for reading alone: see [disk.Tree.OpenLock].
+func OpenHold(tree disk.Tree, name string) (*os.File, error) { return openLock(tree, name) }
 
 // Share takes the store's shared lock against the sweep for a change that a sweep must not miss, such as of what a
 // container pins. It waits for a sweep that works, not for one that waits. Whoever brings in blobs takes the lock of

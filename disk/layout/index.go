@@ -439,14 +439,3 @@ func lockIndexes(ctx context.Context, dirs []Dir, create func() error) ([]*os.Fi
 		}
 	}
 }
-
-// LockIndex locks index.json: nobody changes a name while it is locked. how is as for [disk.Lock]. fs.ErrNotExist if there
-// is none.
-func (d Dir) LockIndex(ctx context.Context, how int) (*os.File, error) {
-	// NFS locks exclusively only what is open for writing.
-	f, err := d.Tree.LockFile(ctx, d.File(v1.ImageIndexFile), os.O_RDWR, 0, how)
-	if errors.Is(err, fs.ErrPermission) {
-		f, err = d.Tree.LockFile(ctx, d.File(v1.ImageIndexFile), os.O_RDONLY, 0, how)
-	}
-	return f, err
-}

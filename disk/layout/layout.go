@@ -222,21 +222,14 @@ func BlobName(dgst digest.Digest) string {
 	return path.Join(v1.ImageBlobsDir, alg, hex)
 }
 
-// LockBlob locks a blob's own file, so that its deletion, changes of its labels and freshening follow each other.
-// fs.ErrNotExist if there is none.
-func (d Dir) LockBlob(ctx context.Context, dgst digest.Digest) (*os.File, error) {
-	return d.Tree.LockFile(ctx, BlobName(dgst), os.O_RDONLY, 0, unix.LOCK_EX)
-}
-
 // Freshen marks a blob as used now, so that a sweep beside it spares it. fs.ErrNotExist if there is none. In a store that
 // can't be written to the blob is left as it is.
 func (d Dir) Freshen(ctx context.Context, dgst digest.Digest) error {
-	f, err := d.LockBlob(ctx, dgst)
-	if err != nil {
-		return err
+	f, err := d.LockBlob(ctx, dgst, unix.LOCK_EX)
+	if err == nil {
+		defer disk.Release(f)
+		err = d.Tree.Touch(BlobName(dgst), time.Now())
 	}
-	defer disk.Release(f)
-	err = d.Tree.Touch(BlobName(dgst), time.Now())
 	if errors.Is(err, fs.ErrPermission) || errors.Is(err, unix.EROFS) {
 		return nil
 	}

@@ -250,6 +250,63 @@ func TestNoTimes(t *testing.T) {
 	}
 }
 
+// NFS locks a file exclusively only if it is open for writing: no command depends on anything else.
+func TestLocksOfNFS(t *testing.T) {
+	everyScenario(t, func(t *testing.T, w *world) {
+		at := w.copy(t)
+		r, err := w.run(at, inject.Fault{Call: "flock", Error: syscall.EBADF, If: inject.LocksReadOnly})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if r.Status != 0 || r.Failed != "" {
+			t.Errorf("status %d, %q: locked exclusively, but open for reading only: %q", r.Status, r.Stderr, r.Failed)
+		} else if err := w.promised(at); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+// On a file system without locks a command changes nothing, says why and has status 10.
+func TestNoLocks(t *testing.T) {
+	everyScenario(t, func(t *testing.T, w *world) {
+		if w.clean.Calls["flock"] == 0 {
+			t.Skip("it takes no lock of the store")
+		}
+		status := 10
+		if w.command[0] == "task" {
+			status = 125 // as all its own failures
+		}
+		for _, errno := range []syscall.Errno{syscall.ENOLCK, syscall.ENOSYS, syscall.EOPNOTSUPP} {
+			at := w.copy(t)
+			r, err := w.run(at, inject.Fault{Call: "flock", Error: errno})
+			if err != nil {
+				t.Fatal(err)
+			}
+			if r.Status != status || strings.Count(r.Stderr, "has no locks that processes share") != 1 || strings.Count(r.Stderr, "\n") != 1 {
+				t.Errorf("%v: status %d, %q", errno, r.Status, r.Stderr)
+			}
+			if err := w.right(at); err != nil {
+				t.Errorf("%v: %v", errno, err)
+			}
+		}
+	})
+}
+
+func everyScenario(t *testing.T, f func(t *testing.T, w *world)) {
+	fixture.Need(t, "seccomp,jq")
+	dir := t.TempDir()
+	if err := script(dir, template); err != nil {
+		t.Fatal(err)
+	}
+	for name, sc := range scenarios {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			fixture.Need(t, sc.needs)
+			f(t, begin(t, dir, name, sc))
+		})
+	}
+}
+
 // world is what the points of one scenario share.
 type world struct {
 	scenario

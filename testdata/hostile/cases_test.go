@@ -156,6 +156,8 @@ func (s *stage) planted(t *testing.T) map[string][]byte {
 		"events.1":                                  []byte(`{"time":"x","topic":"/content/create"}`),
 		"hold":                                      nil,
 		"gate":                                      nil,
+		"locks/00":                                  nil,
+		"locks/namespaces":                          nil,
 	}
 	for _, driver := range s.drivers {
 		dir := "snapshots/" + driver

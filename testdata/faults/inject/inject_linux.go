@@ -13,6 +13,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"slices"
+	"strconv"
 	"strings"
 	"syscall"
 	"time"
@@ -59,6 +60,23 @@ type Fault struct {
 	Call  string
 	N     int
 	Error syscall.Errno
+	// If, unless it is nil, says of a call by its process and arguments whether it can be the one.
+	If func(pid uint32, args [6]uint64) bool
+}
+
+// LocksReadOnly is the If of a flock(2) that NFS refuses with EBADF: of an exclusive lock of a file that is open for reading only. It
+// locks directories.
+func LocksReadOnly(pid uint32, args [6]uint64) bool {
+	var st unix.Stat_t
+	fd := int32(args[0])
+	if args[1]&unix.LOCK_EX == 0 || unix.Stat(fmt.Sprintf("/proc/%d/fd/%d", pid, fd), &st) != nil || st.Mode&unix.S_IFMT == unix.S_IFDIR {
+		return false
+	}
+	info, _ := os.ReadFile(fmt.Sprintf("/proc/%d/fdinfo/%d", pid, fd))
+	_, flags, _ := strings.Cut(string(info), "flags:")
+	flags, _, _ = strings.Cut(strings.TrimSpace(flags), "\n")
+	mode, err := strconv.ParseUint(flags, 8, 64)
+	return err == nil && mode&unix.O_ACCMODE == unix.O_RDONLY
 }
 
 // Result is what came of a command.
@@ -277,7 +295,7 @@ func (s server) serve() error {
 		name := names[n.number]
 		if what, ok := s.concerned(n, calls[name].kind); ok {
 			s.result.Calls[name]++
-			if name == s.fault.Call && (s.fault.N == 0 || s.result.Calls[name] == s.fault.N) {
+			if name == s.fault.Call && (s.fault.If == nil || s.fault.If(n.pid, n.args)) && (s.fault.N == 0 || s.result.Calls[name] == s.fault.N) {
 				s.result.Failed = what
 				answer = response{id: n.id, errno: -int32(s.fault.Error)}
 			}

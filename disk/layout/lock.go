@@ -1,0 +1,99 @@
+package layout
+
+import (
+	"context"
+	"errors"
+	"io/fs"
+	"os"
+	"path"
+	"strings"
+
+	"distkit/disk"
+
+	"github.com/opencontainers/go-digest"
+	v1 "github.com/opencontainers/image-spec/specs-go/v1"
+	"golang.org/x/sys/unix"
+)
+
+// locks is the directory of files that are there for their locks alone: distkit-layout(5), FILES.
+const locks = "locks"
+
+// openLock opens a file that is there for its lock, and creates it if need be. One that this user may not write to, such as
+// another user's, or one on a read-only mount, is opened for reading.
+func openLock(tree disk.Tree, name string) (*os.File, error) {
+	f, err := tree.OpenLock(name, os.O_CREATE, 0o666)
+	if dir := path.Dir(name); errors.Is(err, fs.ErrNotExist) && dir != "." {
+		if err := tree.Mkdir(dir, 0o777); err != nil && !errors.Is(err, fs.ErrExist) {
+			return nil, err
+		}
+		if d, err := tree.OpenDir(dir); err == nil {
+			giveAway(tree, d)
+			_ = d.Close()
+		}
+		f, err = tree.OpenLock(name, os.O_CREATE, 0o666)
+	}
+	if err == nil {
+		giveAway(tree, f)
+	}
+	return f, err
+}
+
+// giveAway gives a file that root has made in another user's store to that user, who must be able to write to it.
+func giveAway(tree disk.Tree, f *os.File) {
+	if os.Geteuid() != 0 {
+		return
+	}
+	var of, is unix.Stat_t
+	if unix.Fstat(int(f.Fd()), &is) == nil && is.Uid == 0 && unix.Stat(string(tree), &of) == nil && of.Uid != 0 {
+		_ = f.Chown(int(of.Uid), int(of.Gid)) // where it can't be, the user locks it without writing to it
+	}
+}
+
+// lockFile locks one of the files in locks. how is as for [disk.Lock].
+func lockFile(ctx context.Context, tree disk.Tree, name string, how int) (*os.File, error) {
+	name = path.Join(locks, name)
+	return tree.LockOpened(ctx, name, how, func() (*os.File, error) { return openLock(tree, name) })
+}
+
+// LockNamespaces locks which namespaces there are. The lock is shared by those who make one, and held alone by a sweep and by those
+// who remove one. how is as for [disk.Lock].
+func LockNamespaces(ctx context.Context, tree disk.Tree, how int) (*os.File, error) {
+	return lockFile(ctx, tree, Namespaces, how)
+}
+
+// LockBlob excludes others who freshen or delete a blob, or change its labels. how is as for [disk.Lock]. fs.ErrNotExist if there is
+// no blob.
+//
+// It is not the blob's own file that is locked, which nobody may write to. Blobs whose digests begin alike share a lock: so
+// nobody waits for a second one.
+func (d Dir) LockBlob(ctx context.Context, dgst digest.Digest, how int) (*os.File, error) {
+	if err := d.isBlob(dgst); err != nil { // no file is created for a blob that isn't there
+		return nil, err
+	}
+	_, hex, _ := strings.Cut(string(dgst), ":")
+	f, err := lockFile(ctx, d.Tree, hex[:2], how)
+	if err != nil {
+		return nil, err
+	}
+	if err := d.isBlob(dgst); err != nil { // deleted meanwhile
+		disk.Release(f)
+		return nil, err
+	}
+	return f, nil
+}
+
+// isBlob is fs.ErrNotExist if there is no such blob. What is no regular file is none.
+func (d Dir) isBlob(dgst digest.Digest) error {
+	fi, err := d.Tree.Stat(BlobName(dgst))
+	if err == nil && !fi.Mode().IsRegular() {
+		err = fs.ErrNotExist
+	}
+	return err
+}
+
+// LockIndex locks index.json: nobody changes a name while it is locked. how is as for [disk.Lock]. fs.ErrNotExist if there
+// is none.
+func (d Dir) LockIndex(ctx context.Context, how int) (*os.File, error) {
+	name := d.File(v1.ImageIndexFile)
+	return d.Tree.LockOpened(ctx, name, how, func() (*os.File, error) { return d.Tree.OpenLock(name, 0, 0) })
+}
