@@ -2,10 +2,8 @@ package image
 
 import (
 	"context"
-	"io"
 
 	"distkit/content"
-	"distkit/events"
 
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
@@ -18,6 +16,8 @@ func adopt(ctx context.Context, store *content.Store, d v1.Descriptor) error {
 	if len(store.Alternates) == 0 {
 		return nil
 	}
+	own := *store
+	own.Alternates = nil
 	return walk(ctx, d, map[digest.Digest]bool{}, func(d v1.Descriptor, _ int) ([]v1.Descriptor, error) {
 		b, err := Walker{Store: store}.blob(d.Digest)
 		switch {
@@ -26,15 +26,8 @@ func adopt(ctx context.Context, store *content.Store, d v1.Descriptor) error {
 		case err != nil || b == nil:
 			return nil, err
 		}
-		size, exists, err := store.PutBlob(ctx, d.Digest, func(w io.Writer) error {
-			_, err := w.Write(b)
-			return err
-		})
-		if err != nil {
+		if err := putDocument(ctx, &own, d.Digest, b); err != nil {
 			return nil, err
-		}
-		if !exists {
-			events.Append(store.Root(), events.Event{Topic: "/content/create", Digest: string(d.Digest), Size: size})
 		}
 		var children []v1.Descriptor
 		references(b, func(_ string, d v1.Descriptor) {

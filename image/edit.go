@@ -1,7 +1,6 @@
 package image
 
 import (
-	"bytes"
 	"context"
 	"encoding/base64"
 	"encoding/json"
@@ -10,7 +9,6 @@ import (
 	"strings"
 	"time"
 
-	"distkit/content"
 	"distkit/disk/layout"
 	"distkit/errclass"
 
@@ -97,7 +95,7 @@ func (p *Part) Replace(ctx context.Context, b []byte) (v1.Descriptor, error) {
 		made = append(made, blob{v1.Descriptor{MediaType: doc.MediaType, Digest: l.dgst.Algorithm().FromBytes(b), Size: int64(len(b))}, b})
 	}
 	for _, m := range made {
-		if _, err := content.WriteBlob(ctx, p.walker.Store, string(m.Digest), bytes.NewReader(m.bytes), m.Size, m.Digest); err != nil {
+		if err := putDocument(ctx, p.walker.Store, m.Digest, m.bytes); err != nil {
 			return d, err
 		}
 	}
@@ -189,7 +187,7 @@ func (l link) relink(to v1.Descriptor, b []byte) (document, []byte, error) {
 var errAmbiguous = errclass.Errorf(errdefs.ErrInvalidArgument, "it does not have one config or one list of manifests, whose descriptors have digest and size once")
 
 // Move lets a name point at target, if it still points at the digest from: FailedPrecondition if not, NotFound if there is no
-// such name. Its labels stay.
+// such name. Its labels stay, but for those that describe the old content.
 func (n *Names) Move(ctx context.Context, name string, from digest.Digest, target v1.Descriptor) (Image, error) {
 	var img Image
 	err := n.change(ctx, func(ix *index) error {
@@ -201,8 +199,11 @@ func (n *Names) Move(ctx context.Context, name string, from digest.Digest, targe
 		if img.Target.Digest != from {
 			return errclass.Errorf(errdefs.ErrFailedPrecondition, "image %s points at %s meanwhile, no longer at %s", name, img.Target.Digest, from)
 		}
-		if img.Target, err = n.settle(ctx, target); err != nil {
+		if target, err = n.settle(ctx, target); err != nil {
 			return fmt.Errorf("name %s: %w", name, err)
+		}
+		if err := img.set(Image{Target: target}, "target"); err != nil {
+			return err
 		}
 		img.UpdatedAt = time.Now().UTC()
 		ix.changed(img, false)

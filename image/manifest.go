@@ -497,11 +497,16 @@ func DiffIDs(config []byte) ([]digest.Digest, error) {
 // Put stores a document that was made here, and returns its descriptor.
 func (w Walker) Put(ctx context.Context, mediaType string, b []byte) (v1.Descriptor, error) {
 	d := v1.Descriptor{MediaType: mediaType, Digest: digest.FromBytes(b), Size: int64(len(b))}
-	if d.Size > MaxDocument {
-		return d, errclass.Errorf(errdefs.ErrInvalidArgument, "a document of %d bytes, more than %d", d.Size, MaxDocument)
+	return d, putDocument(ctx, w.Store, d.Digest, b)
+}
+
+// putDocument stores a manifest, index or config. InvalidArgument if it is larger than MaxDocument.
+func putDocument(ctx context.Context, s *content.Store, dgst digest.Digest, b []byte) error {
+	if len(b) > MaxDocument {
+		return errclass.Errorf(errdefs.ErrInvalidArgument, "a document of %d bytes, more than %d", len(b), MaxDocument)
 	}
-	_, err := content.WriteBlob(ctx, w.Store, "document:"+string(d.Digest), bytes.NewReader(b), d.Size, d.Digest)
-	return d, err
+	_, err := content.WriteBlob(ctx, s, "document:"+string(dgst), bytes.NewReader(b), int64(len(b)), dgst)
+	return err
 }
 
 // ReadDescriptor reads one descriptor as JSON. What is none is InvalidArgument.

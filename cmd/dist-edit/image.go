@@ -6,6 +6,7 @@ import (
 	"os"
 
 	"distkit/content"
+	"distkit/disk/layout"
 	"distkit/image"
 
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
@@ -44,6 +45,9 @@ func (i imageEdit) put(ctx context.Context, f *os.File) (record, error) {
 		return r, err
 	}
 	target.Annotations = maps.Clone(i.labels)
+	if target.Digest != i.old.Digest {
+		maps.DeleteFunc(target.Annotations, func(k, _ string) bool { return layout.DescribesContent(k) })
+	}
 	name := i.names.Create
 	if i.replace {
 		name = i.names.Replace
