@@ -14,6 +14,8 @@ import (
 	"syscall"
 	"time"
 
+	"distkit/errclass"
+
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
@@ -132,11 +134,6 @@ func (p *process) Close() error {
 	return nil
 }
 
-var classOfExit = map[int]error{
-	2: errdefs.ErrInvalidArgument, 3: errdefs.ErrNotFound, 4: errdefs.ErrDataLoss, 5: errdefs.ErrUnavailable, 6: errdefs.ErrAborted,
-	7: errdefs.ErrAlreadyExists, 8: errdefs.ErrFailedPrecondition, 9: errdefs.ErrUnauthenticated, 10: errdefs.ErrNotImplemented,
-}
-
 func (p *process) failure(err error) error {
 	if err == nil {
 		return nil
@@ -154,11 +151,7 @@ func (p *process) failure(err error) error {
 	if text == "" {
 		text = exit.String()
 	}
-	text = name + ": " + text
-	if class := classOfExit[exit.ExitCode()]; class != nil {
-		return classf(class, "%s", text)
-	}
-	return errors.New(text)
+	return errclass.Remote(exit.ExitCode(), name+": "+text)
 }
 
 // object refuses what a helper could take for something else.

@@ -8,7 +8,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
 	"os"
 	"os/signal"
 	"runtime/debug"
@@ -16,7 +15,6 @@ import (
 	"strings"
 	"syscall"
 	"time"
-	"unicode"
 
 	"distkit/disk"
 	"distkit/errclass"
@@ -312,51 +310,11 @@ func status(err error) int {
 		return 0
 	case errors.As(err, &exit):
 		return exit.status
-	case errdefs.IsDataLoss(err):
-		return 4
-	case errdefs.IsInvalidArgument(err):
-		return 2
-	case errdefs.IsNotFound(err):
-		return 3
-	case errdefs.IsUnavailable(err):
-		return 5
-	case errdefs.IsAborted(err), errdefs.IsDeadlineExceeded(err), errdefs.IsResourceExhausted(err):
-		return 6
-	case errdefs.IsAlreadyExists(err):
-		return 7
-	case errdefs.IsFailedPrecondition(err):
-		return 8
-	case errdefs.IsUnauthorized(err), errdefs.IsPermissionDenied(err),
-		errors.Is(err, fs.ErrPermission), errors.Is(err, unix.EROFS):
-		return 9
-	case errdefs.IsNotImplemented(err):
-		return 10
 	}
-	return 1
+	return errclass.Status(err)
 }
 
 // Report prints an error after which a command goes on.
 func Report(c *cobra.Command, err error) {
-	fmt.Fprintf(os.Stderr, "%s: %s\n", c.Root().Name(), oneLine(err.Error()))
-}
-
-// oneLine keeps what a registry or a file name put into an error from breaking the line or
-// driving the terminal.
-func oneLine(s string) string {
-	s = strings.TrimSpace(s)
-	if strings.IndexFunc(s, func(r rune) bool { return !unicode.IsPrint(r) }) < 0 {
-		return s
-	}
-	var b strings.Builder
-	for _, r := range s {
-		switch {
-		case r == '\n':
-			b.WriteString("; ")
-		case unicode.IsPrint(r):
-			b.WriteRune(r)
-		default:
-			fmt.Fprintf(&b, "\\x%02x", r)
-		}
-	}
-	return b.String()
+	fmt.Fprintf(os.Stderr, "%s: %s\n", c.Root().Name(), errclass.OneLine(err.Error()))
 }

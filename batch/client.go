@@ -1,0 +1,473 @@
+package batch
+
+import (
+	"bufio"
+	"context"
+	_ "crypto/sha256" // for digests
+	_ "crypto/sha512"
+	"fmt"
+	"hash"
+	"io"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+
+	"distkit/errclass"
+
+	"github.com/containerd/errdefs"
+	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+)
+
+// Client sends requests to a server and reads its answers. It may be used by several goroutines: what each of them asks
+// goes out at once, and the answers come in the order of the requests. An object whose turn has come holds up those behind
+// it until it is closed.
+//
+// Errors have the class that the server tells. A server that is gone is Aborted, and one whose answers can't be understood
+// is DataLoss; every request then fails with that error.
+type Client struct {
+	// Unverified leaves it to the caller to hash what was asked for by digest: its length alone is checked.
+	Unverified bool
+
+	sending sync.Mutex
+	w       *bufio.Writer
+	closer  io.Closer
+
+	r       *bufio.Reader
+	mu      sync.Mutex
+	more    *sync.Cond // signalled when waiting or closed changes
+	waiting []*Pending // for their answers, the oldest first
+	closed  bool
+	err     error // after which nothing can be asked or read
+}
+
+// NewClient returns a client that reads a server's output and writes its input.
+func NewClient(output io.Reader, input io.WriteCloser) *Client {
+	c := &Client{r: bufio.NewReaderSize(output, bufferSize), w: bufio.NewWriterSize(input, bufferSize), closer: input}
+	c.more = sync.NewCond(&c.mu)
+	go c.read()
+	return c
+}
+
+// Close closes the server's input, which ends it when it has answered. Requests that wait for an answer still get it.
+func (c *Client) Close() error {
+	c.mu.Lock()
+	c.closed = true
+	c.more.Broadcast()
+	c.mu.Unlock()
+	return c.closer.Close()
+}
+
+// Pending is a request that was sent and whose answer has not been taken.
+type Pending struct {
+	client   *Client
+	object   string
+	hints    known
+	answered chan struct{} // closed when answer and err are good
+	answer   Answer
+	err      error
+	over     chan struct{} // closed when all of the answer has been read
+}
+
+// known is what hints say of an object: its size, -1 if they do not tell, and where its bytes are wanted from.
+type known struct{ size, begin int64 }
+
+func parseHints(list []string) known {
+	k := known{size: -1}
+	for _, s := range list {
+		if v, ok := strings.CutPrefix(s, "size:"); ok {
+			if n, err := number(v); err == nil {
+				k.size = n
+			}
+		} else if v, ok := strings.CutPrefix(s, "offset:"); ok {
+			if n, err := number(v); err == nil {
+				k.begin = n
+			}
+		}
+	}
+	return k
+}
+
+// send writes a request and, behind it, content. It returns the error of reading that.
+func (c *Client) send(ctx context.Context, isLast bool, verb string, content io.Reader, object string, hints ...string) (p *Pending, source, err error) {
+	line := strings.Join(append([]string{verb, object}, hints...), " ")
+	if err := checkRequest(line, len(hints)+2); err != nil {
+		return nil, nil, err
+	}
+	c.sending.Lock()
+	defer c.sending.Unlock()
+	p = &Pending{client: c, object: object, hints: parseHints(hints), answered: make(chan struct{}), over: make(chan struct{})}
+	if err := c.enqueue(p); err != nil {
+		return nil, nil, err
+	}
+	_, err = c.w.WriteString(line + "\n")
+	if err == nil && content != nil {
+		out := &chunks{w: c.w}
+		trailer := "end"
+		if source = out.readFrom(contextReader{ctx, content}); source != nil {
+			trailer = "abort"
+		}
+		err = out.end(trailer)
+	}
+	if err == nil && isLast {
+		err = c.w.Flush()
+	}
+	if err != nil {
+		c.fail(errclass.Errorf(errdefs.ErrAborted, "send requests: %w", err))
+	}
+	return p, source, nil
+}
+
+// checkRequest returns an error if a line of n words is not one that a server would understand.
+func checkRequest(line string, n int) error {
+	list, err := words(line)
+	if err == nil && (len(line) >= MaxLine || len(list) != n || n > maxWords || !isText(line)) {
+		err = malformed("a request must be text, of at most %d bytes and %d words", MaxLine, maxWords)
+	}
+	return err
+}
+
+type contextReader struct {
+	ctx context.Context
+	io.Reader
+}
+
+func (r contextReader) Read(p []byte) (int, error) {
+	if err := context.Cause(r.ctx); err != nil {
+		return 0, err
+	}
+	return r.Reader.Read(p)
+}
+
+func (c *Client) enqueue(p *Pending) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.err != nil {
+		return c.err
+	}
+	if c.closed {
+		return errclass.Errorf(errdefs.ErrFailedPrecondition, "the batch is closed")
+	}
+	c.waiting = append(c.waiting, p)
+	c.more.Broadcast()
+	return nil
+}
+
+// fail gives an error to all requests that wait, and to those to come. The first one counts.
+func (c *Client) fail(err error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.err == nil {
+		c.err = err
+	}
+	for _, p := range c.waiting {
+		p.err = c.err
+		close(p.answered)
+	}
+	c.waiting = nil
+	c.more.Broadcast()
+}
+
+// take returns the oldest request that waits, nil once there will be none.
+func (c *Client) take() *Pending {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for len(c.waiting) == 0 {
+		if c.closed || c.err != nil {
+			return nil
+		}
+		c.more.Wait()
+	}
+	p := c.waiting[0]
+	c.waiting = c.waiting[1:]
+	return p
+}
+
+// read gives each request its answer, and waits until it has been read.
+func (c *Client) read() {
+	for p := c.take(); p != nil; p = c.take() {
+		line, err := readLine(c.r)
+		if err == nil {
+			err = p.parse(line)
+		}
+		if err != nil {
+			err = broken(err)
+			p.err = err
+		}
+		close(p.answered)
+		if err == nil && p.answer.Content != nil {
+			<-p.over
+			if err = p.answer.Content.(*Object).in.broken; err != nil {
+				err = broken(err)
+			}
+		}
+		if err != nil {
+			c.fail(err)
+			return
+		}
+	}
+}
+
+// broken returns the error of a stream that can't be read on.
+func broken(err error) error {
+	switch {
+	case err == io.EOF:
+		return errEnd()
+	case errdefs.IsInvalidArgument(err):
+		return errclass.Errorf(errdefs.ErrDataLoss, "the answer is %w", err)
+	case !errdefs.IsAborted(err):
+		return errclass.Errorf(errdefs.ErrAborted, "read answers: %w", err)
+	}
+	return err
+}
+
+// parse reads the line of an answer. Its own failure means that the stream can't be understood.
+func (p *Pending) parse(line string) error {
+	if err, ok := parseFailure(line); ok {
+		p.err = err
+		return nil
+	}
+	list, err := words(line)
+	if err != nil {
+		return err
+	}
+	word, list := list[0], list[1:]
+	want := map[string]int{"ok": 3, "yes": 3, "no": 0, "stored": 2, "exists": 2, "mounted": 2}
+	if n, ok := want[word]; !ok || n != len(list) {
+		return malformed("%.60q", line)
+	}
+	p.answer = Answer{Word: word, Descriptor: ocispec.Descriptor{Size: -1}}
+	if len(list) == 0 {
+		return nil
+	}
+	if p.answer.Descriptor, err = parseDescriptor(list); err != nil {
+		return err
+	}
+	if word == "ok" {
+		p.answer.Content = &Object{Descriptor: p.answer.Descriptor, pending: p,
+			in: content{r: p.client.r, trailer: parseFailure}, left: -1}
+	}
+	return nil
+}
+
+// wait waits for the answer, which must begin with one of the words. What was not waited for is read and thrown away.
+func (p *Pending) wait(ctx context.Context, allowed ...string) (Answer, error) {
+	select {
+	case <-p.answered:
+	case <-ctx.Done():
+		go func() {
+			if <-p.answered; p.answer.Content != nil {
+				p.answer.Content.Close()
+			}
+		}()
+		return Answer{}, context.Cause(ctx)
+	}
+	if p.err != nil {
+		return Answer{}, p.err
+	}
+	err := p.check(allowed)
+	if err != nil {
+		if p.answer.Content != nil {
+			p.answer.Content.Close()
+		}
+		return Answer{}, err
+	}
+	return p.answer, nil
+}
+
+// check compares an answer with what was asked for.
+func (p *Pending) check(allowed []string) error {
+	a := p.answer
+	want, isDigest := asDigest(p.object)
+	switch {
+	case !slices.Contains(allowed, a.Word):
+		return errclass.Errorf(errdefs.ErrDataLoss, "the answer is %.24q", a.Word)
+	case isDigest && a.Digest != "" && a.Digest != want:
+		return errclass.Errorf(errdefs.ErrDataLoss, "digest mismatch: got %s, not %s", a.Digest, want)
+	case p.hints.size >= 0 && a.Size >= 0 && a.Size != p.hints.size:
+		return errclass.Errorf(errdefs.ErrDataLoss, "size mismatch: got %d bytes, not %d", a.Size, p.hints.size)
+	}
+	return nil
+}
+
+func asDigest(s string) (digest.Digest, bool) {
+	d, err := digest.Parse(s)
+	return d, err == nil
+}
+
+// Fetch returns the bytes of a manifest or blob, object being a tag or digest. See [Client.Request].
+func (c *Client) Fetch(ctx context.Context, object string, hints ...string) (*Object, error) {
+	p, err := c.Request(object, hints...)
+	if err != nil {
+		return nil, err
+	}
+	return p.Wait(ctx)
+}
+
+// Request asks for an object without waiting for it, so that one goroutine can ask for several. Each must be waited for.
+func (c *Client) Request(object string, hints ...string) (*Pending, error) {
+	p, _, err := c.send(context.Background(), true, "get", nil, object, hints...)
+	return p, err
+}
+
+// Wait waits for the object. It can be read when those that were asked for before have been closed.
+func (p *Pending) Wait(ctx context.Context) (*Object, error) {
+	a, err := p.wait(ctx, "ok")
+	if err != nil {
+		return nil, err
+	}
+	o := a.Content.(*Object)
+	if size := max(o.Size, p.hints.size); size >= 0 {
+		o.left = max(size-p.hints.begin, 0)
+	}
+	if p.hints.begin == 0 && o.Digest == "" {
+		o.Digest, _ = asDigest(p.object)
+	}
+	if p.hints.begin == 0 && o.Digest != "" && (o.left < 0 || !p.client.Unverified) {
+		o.hash = o.Digest.Algorithm().Hash()
+	}
+	return o, nil
+}
+
+// Object is the content of an answer. Reading it ends in io.EOF only if the server had all of it, if its length is right
+// and, from offset 0, if it hashes to the digest.
+type Object struct {
+	ocispec.Descriptor // Size is -1 where the server does not tell
+	pending            *Pending
+	in                 content
+	left               int64     // -1 if it is not known
+	hash               hash.Hash // nil: it is not verified
+	err                error
+	closed             sync.Once
+}
+
+func (o *Object) Read(b []byte) (int, error) {
+	if o.err != nil {
+		return 0, o.err
+	}
+	n, err := o.in.Read(b)
+	if o.hash != nil {
+		o.hash.Write(b[:n])
+	}
+	if o.left >= 0 {
+		if o.left -= int64(n); o.left < 0 {
+			err = errclass.Errorf(errdefs.ErrDataLoss, "size mismatch: more than %d bytes came", o.Size)
+		}
+	}
+	switch {
+	case err == nil:
+	case o.in.broken != nil:
+		err = broken(o.in.broken)
+	case err == io.EOF && o.left > 0:
+		err = errclass.Errorf(errdefs.ErrDataLoss, "size mismatch: %d bytes are missing", o.left)
+	case err == io.EOF && o.hash != nil:
+		if got := digest.NewDigest(o.Digest.Algorithm(), o.hash); got != o.Digest {
+			err = errclass.Errorf(errdefs.ErrDataLoss, "digest mismatch: got %s, not %s", got, o.Digest)
+		}
+	}
+	o.err = err
+	return n, err
+}
+
+// Close reads the rest, so that the next answer can be read.
+func (o *Object) Close() error {
+	o.closed.Do(func() {
+		_ = o.in.drain()
+		if o.err == nil {
+			o.err = errOver
+		}
+		close(o.pending.over)
+	})
+	return nil
+}
+
+// Referrers returns the descriptors of the manifests that have a subject, as JSON, one a line.
+func (c *Client) Referrers(ctx context.Context, subject digest.Digest, hints ...string) (io.ReadCloser, error) {
+	p, _, err := c.send(ctx, true, "referrers", nil, string(subject), hints...)
+	if err != nil {
+		return nil, err
+	}
+	a, err := p.wait(ctx, "ok")
+	if err != nil {
+		return nil, err
+	}
+	return a.Content, nil
+}
+
+// Has returns the descriptor of an object that the server has, and whether it has it.
+func (c *Client) Has(ctx context.Context, object string, hints ...string) (ocispec.Descriptor, bool, error) {
+	p, _, err := c.send(ctx, true, "has", nil, object, hints...)
+	if err != nil {
+		return ocispec.Descriptor{}, false, err
+	}
+	return p.has(ctx)
+}
+
+func (p *Pending) has(ctx context.Context) (ocispec.Descriptor, bool, error) {
+	a, err := p.wait(ctx, "yes", "no")
+	return a.Descriptor, err == nil && a.Word == "yes", err
+}
+
+// askAhead bounds how many objects HasAll asks for at the same time.
+const askAhead = 1024
+
+// HasAll reports which of the descriptors' objects the server has, and asks for all of them in one go.
+func (c *Client) HasAll(ctx context.Context, list []ocispec.Descriptor) ([]bool, error) {
+	has := make([]bool, len(list))
+	for start := 0; start < len(list); start += askAhead {
+		part := list[start:min(start+askAhead, len(list))]
+		pending := make([]*Pending, len(part))
+		for i, d := range part {
+			var err error
+			if pending[i], _, err = c.send(ctx, i == len(part)-1, "has", nil, string(d.Digest), hintsOf(d)...); err != nil {
+				return nil, err
+			}
+		}
+		for i, p := range pending {
+			var err error
+			if _, has[start+i], err = p.has(ctx); err != nil {
+				return nil, fmt.Errorf("%s: %w", part[i].Digest, err)
+			}
+		}
+	}
+	return has, nil
+}
+
+// hintsOf are the hints that say what a descriptor does.
+func hintsOf(d ocispec.Descriptor) (hints []string) {
+	if typeWord(d.MediaType) != unknown {
+		hints = append(hints, "mediatype:"+d.MediaType)
+	}
+	return append(hints, "size:"+strconv.FormatInt(d.Size, 10))
+}
+
+// Stored is what a server says of an object that it has taken: Word is stored, exists or mounted.
+type Stored = Answer
+
+// Put sends content to be stored under a digest or, of a manifest, a tag. Content that ends in another error than io.EOF
+// is not stored, and Put returns that error. All of it is read, also where the server has the object: see [Client.Has].
+func (c *Client) Put(ctx context.Context, object string, content io.Reader, hints ...string) (Stored, error) {
+	p, source, err := c.send(ctx, true, "put", content, object, hints...)
+	if err != nil {
+		return Stored{}, err
+	}
+	if source != nil {
+		ctx, cancel := context.WithCancel(ctx)
+		cancel() // the answer is that it was aborted
+		_, _ = p.wait(ctx)
+		return Stored{}, source
+	}
+	return p.wait(ctx, "stored", "exists", "mounted")
+}
+
+// Mount has the server take a blob from another place that it has at hand, such as another repository of the same
+// registry. It reports false if it does not.
+func (c *Client) Mount(ctx context.Context, d digest.Digest, from string) (Stored, bool, error) {
+	p, _, err := c.send(ctx, true, "mount", nil, string(d), from)
+	if err != nil {
+		return Stored{}, false, err
+	}
+	a, err := p.wait(ctx, "mounted", "exists", "no")
+	return a, err == nil && a.Word != "no", err
+}

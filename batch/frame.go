@@ -1,0 +1,284 @@
+// Package batch is the protocol of dist-batch(7): many objects over one pipe, in frames. A [Client] sends requests, and
+// [Serve] answers them by handlers. Neither side trusts the other.
+package batch
+
+import (
+	"bufio"
+	"cmp"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"strconv"
+	"strings"
+	"unicode"
+	"unicode/utf8"
+
+	"distkit/errclass"
+
+	"github.com/containerd/errdefs"
+	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+)
+
+// What both sides bound.
+const (
+	// MaxLine is the length of a line, with the newline.
+	MaxLine = 4 << 10
+	// MaxChunk is the length of a chunk of content.
+	MaxChunk = 1 << 20
+	// MaxMessage is the length of what an answer says of a failure.
+	MaxMessage = 1 << 10
+	// Ahead is how many requests a server works on at the same time.
+	Ahead = 8
+)
+
+const (
+	bufferSize = 64 << 10
+	// directSize is the length from which a chunk is written without being copied into the buffer.
+	directSize = 16 << 10
+	copySize   = 256 << 10
+)
+
+// unknown stands for what is not known.
+const unknown = "-"
+
+func errEnd() error {
+	return errclass.Errorf(errdefs.ErrAborted, "unexpected end: the other side is gone")
+}
+
+func malformed(format string, a ...any) error {
+	return errclass.Errorf(errdefs.ErrInvalidArgument, "not understood: "+format, a...)
+}
+
+// readLine reads a line. The error is io.EOF if nothing comes before the end.
+func readLine(r *bufio.Reader) (string, error) {
+	b, err := r.ReadSlice('\n')
+	switch {
+	case len(b) > MaxLine || errors.Is(err, bufio.ErrBufferFull):
+		return "", malformed("a line is longer than %d bytes", MaxLine)
+	case err == io.EOF && len(b) > 0:
+		return "", errEnd()
+	case err != nil:
+		return "", err
+	}
+	line := string(b[:len(b)-1])
+	if !isText(line) {
+		return "", malformed("a line is not text")
+	}
+	return line, nil
+}
+
+func isText(line string) bool {
+	return utf8.ValidString(line) && !strings.ContainsFunc(line, unicode.IsControl)
+}
+
+// words splits a line at single spaces.
+func words(line string) ([]string, error) {
+	list := strings.Split(line, " ")
+	for _, w := range list {
+		if w == "" {
+			return nil, malformed("a line has an empty word")
+		}
+	}
+	return list, nil
+}
+
+// number reads a number in its one form: digits, without a sign or a leading zero.
+func number(s string) (int64, error) {
+	n, err := strconv.ParseUint(s, 10, 63)
+	if err != nil || strconv.FormatUint(n, 10) != s {
+		return 0, malformed("%.24q is not a number", s)
+	}
+	return int64(n), nil
+}
+
+// content reads chunks and the trailer behind them. It ends in io.EOF after the trailer "end", and in an error after
+// another one, or when the stream is broken.
+type content struct {
+	r    *bufio.Reader
+	left int64 // of the chunk
+	// trailer returns the error that a trailer other than "end" stands for, and whether there is such a trailer.
+	trailer func(line string) (error, bool)
+	err     error // that reading ended with
+	broken  error // the same error, if nothing more can be read from the stream
+}
+
+func (c *content) Read(p []byte) (int, error) {
+	if c.err == nil && c.left == 0 {
+		if err := c.next(); err != nil {
+			c.breakOff(err)
+		}
+	}
+	if c.err != nil || len(p) == 0 {
+		return 0, c.err
+	}
+	n, err := c.r.Read(p[:min(int64(len(p)), c.left)])
+	if c.left -= int64(n); err != nil && n == 0 {
+		c.breakOff(err)
+	}
+	return n, c.err
+}
+
+// next reads the length of a chunk, or the trailer. It returns an error if it can't.
+func (c *content) next() error {
+	line, err := readLine(c.r)
+	if err != nil {
+		return err
+	}
+	if c.left, err = number(line); err != nil {
+		return err
+	}
+	if c.left > MaxChunk {
+		return malformed("a chunk of %d bytes", c.left)
+	}
+	if c.left > 0 {
+		return nil
+	}
+	if line, err = readLine(c.r); err != nil {
+		return err
+	}
+	if c.err = io.EOF; line != "end" {
+		ended, ok := c.trailer(line)
+		if !ok {
+			return malformed("the trailer is %.24q", line)
+		}
+		c.err = ended
+	}
+	return nil
+}
+
+func (c *content) breakOff(err error) {
+	if err == io.EOF {
+		err = errEnd()
+	}
+	c.err, c.broken = err, err
+}
+
+// drain reads to the end. It returns an error only if nothing more can be read from the stream.
+func (c *content) drain() error {
+	if c.err == nil {
+		_, _ = io.CopyBuffer(io.Discard, onlyReader{c}, make([]byte, bufferSize))
+	}
+	return c.broken
+}
+
+type onlyReader struct{ io.Reader }
+
+// chunks writes content as chunks. After an error, err is that of the writer below.
+type chunks struct {
+	w   *bufio.Writer
+	err error
+}
+
+func (c *chunks) Write(p []byte) (n int, err error) {
+	for len(p) > 0 && c.err == nil {
+		piece := p[:min(len(p), MaxChunk)]
+		_, c.err = c.w.Write(strconv.AppendInt(c.w.AvailableBuffer(), int64(len(piece)), 10))
+		if c.err == nil {
+			c.err = c.w.WriteByte('\n')
+		}
+		if c.err == nil && len(piece) >= directSize {
+			c.err = c.w.Flush()
+		}
+		if c.err == nil {
+			var k int
+			k, c.err = c.w.Write(piece)
+			n += k
+		}
+		p = p[len(piece):]
+	}
+	return n, c.err
+}
+
+// readFrom copies content, and returns the error of reading it.
+func (c *chunks) readFrom(r io.Reader) error {
+	var err error
+	if w, ok := r.(io.WriterTo); ok && !isFile(r) {
+		_, err = w.WriteTo(c)
+	} else {
+		_, err = io.CopyBuffer(c, onlyReader{r}, make([]byte, copySize))
+	}
+	if c.err != nil {
+		return nil
+	}
+	return err
+}
+
+// isFile reports whether r is a file, which writes itself in pieces that are too small.
+func isFile(r io.Reader) bool {
+	_, ok := r.(*os.File)
+	return ok
+}
+
+// end writes the end of the chunks and a trailer.
+func (c *chunks) end(trailer string) error {
+	if c.err == nil {
+		_, c.err = c.w.WriteString("0\n" + trailer + "\n")
+	}
+	return c.err
+}
+
+// describe writes what is known of an object as words.
+func describe(d digest.Digest, size int64) string {
+	word := unknown
+	if d != "" {
+		word = string(d)
+	}
+	if size < 0 {
+		return word + " " + unknown
+	}
+	return word + " " + strconv.FormatInt(size, 10)
+}
+
+// parseDescriptor reads digest, size and, if there is a third word, type.
+func parseDescriptor(list []string) (ocispec.Descriptor, error) {
+	desc := ocispec.Descriptor{Size: -1}
+	if list[0] != unknown {
+		d, err := digest.Parse(list[0])
+		if err != nil {
+			return desc, malformed("%.24q is not a digest", list[0])
+		}
+		desc.Digest = d
+	}
+	if list[1] != unknown {
+		n, err := number(list[1])
+		if err != nil {
+			return desc, err
+		}
+		desc.Size = n
+	}
+	if len(list) > 2 && list[2] != unknown {
+		if len(list[2]) > maxType || strings.Count(list[2], "/") != 1 {
+			return desc, malformed("%.24q is not a type", list[2])
+		}
+		desc.MediaType = list[2]
+	}
+	return desc, nil
+}
+
+// maxType bounds a media type (RFC 6838, 4.2).
+const maxType = 255
+
+// failure writes an error as words.
+func failure(err error) string {
+	text := errclass.OneLine(strings.ToValidUTF8(err.Error(), "?"))
+	if len(text) > MaxMessage {
+		text = strings.ToValidUTF8(text[:MaxMessage], "") + "…"
+	}
+	return fmt.Sprintf("error %d %s", errclass.Status(err), cmp.Or(text, "failed"))
+}
+
+// parseFailure reads an error. It reports false for a line that is not one.
+func parseFailure(line string) (error, bool) {
+	rest, ok := strings.CutPrefix(line, "error ")
+	if !ok {
+		return nil, false
+	}
+	word, text, _ := strings.Cut(rest, " ")
+	status, err := number(word)
+	if err != nil || status < 1 || status > 255 {
+		return nil, false
+	}
+	return errclass.Remote(int(status), cmp.Or(text, "failed")), true
+}
