@@ -88,12 +88,7 @@ func helperMain(args []string) int {
 	}
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "dist-remote-test:", err)
-		for status, class := range classOfExit {
-			if errors.Is(err, class) {
-				return status
-			}
-		}
-		return 1
+		return errclass.Status(err)
 	}
 	return 0
 }

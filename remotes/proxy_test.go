@@ -3,7 +3,6 @@ package remotes
 import (
 	"context"
 	"encoding/pem"
-	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -17,7 +16,8 @@ import (
 	"testing"
 	"time"
 
-	"github.com/containerd/errdefs"
+	"distkit/errclass"
+
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
@@ -44,15 +44,7 @@ func proxyMain(locator, hosts string) int {
 	}
 	if _, err := r.Resolve(context.Background(), "latest"); err != nil {
 		said(err.Error())
-		for status, class := range classOfExit {
-			if errors.Is(err, class) {
-				return status
-			}
-		}
-		if errdefs.IsPermissionDenied(err) {
-			return 9
-		}
-		return 1
+		return errclass.Status(err)
 	}
 	return 0
 }
