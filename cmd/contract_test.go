@@ -65,6 +65,7 @@ var behaviours = map[string]behaviour{
 	"dist-path":         {output: []string{"BLOB"}, waits: []string{"-"}},
 	"dist-pull":         {bad: []string{}, waits: []string{"HOST/x:latest"}},
 	"dist-remote-http":  {bad: []string{}},
+	"dist-remote-ssh":   {bad: []string{}},
 	"dist-resolve":      {output: []string{"STORE", "example.org/x:1"}, bad: []string{"redis", "latest"}, waits: []string{"HOST/x", "latest"}},
 	"dist-run":          {bad: []string{}},
 	"dist-unpack":       {bad: []string{}},
