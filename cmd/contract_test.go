@@ -39,6 +39,7 @@ var behaviours = map[string]behaviour{
 	"dist-cat":          {output: []string{"BLOB"}, waits: []string{"-"}},
 	"dist-check-remote": {bad: []string{}},
 	"dist-chain":        {output: []string{"BLOB"}, waits: []string{"-"}},
+	"dist-copy-graph":   {output: []string{"--from-root", "STORE", "--root", "TMP/copy", "BLOB"}, bad: []string{}, waits: []string{"--from-root", "STORE", "-"}},
 	"dist-edit":         {bad: []string{}}, // it says on stderr what it did not change
 	"dist-diff":         {output: []string{"STORE"}, bad: []string{}},
 	"dist-events":       {output: []string{}, bad: []string{"topic="}, waits: []string{"-f"}},

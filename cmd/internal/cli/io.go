@@ -225,14 +225,15 @@ func eachObject(c *cobra.Command, args []string, f func(string) error) error {
 			if err := try(a); err != nil {
 				return err
 			}
-		} else if err := eachLine(c, try); err != nil {
+		} else if err := EachLine(c, try); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-func eachLine(c *cobra.Command, f func(string) error) error {
+// EachLine calls f for every line of standard input that is not empty (ended by NUL with -z), until it returns an error.
+func EachLine(c *cobra.Command, f func(string) error) error {
 	in, err := Stdin(c.Context())
 	if err != nil {
 		return err
