@@ -108,14 +108,24 @@ func locked(f *os.File) bool {
 	return errors.Is(err, unix.EWOULDBLOCK)
 }
 
-// removeIngest empties a directory whose lock is held and gives the lock back. Files that
-// are not known stay, and the directory with them.
-func (s *Store) removeIngest(dir string, lock *os.File) error {
-	defer disk.Release(lock)
+// removeIngest empties a directory whose lock is held, gives the lock back and removes the directory. Files that
+// are not known stay, and the directory with them. The files given are its own, and closed.
+func (s *Store) removeIngest(dir string, lock *os.File, files ...*os.File) error {
+	var err error
 	for _, name := range known {
-		if err := s.Tree.Remove(path.Join(dir, name)); err != nil && !errors.Is(err, fs.ErrNotExist) {
-			return err
+		if err = s.Tree.Remove(path.Join(dir, name)); errors.Is(err, fs.ErrNotExist) {
+			err = nil
 		}
+		if err != nil {
+			break
+		}
+	}
+	// NFS keeps a file that was removed in its directory until it is closed.
+	for _, f := range append(files, lock) {
+		disk.Release(f)
+	}
+	if err != nil {
+		return err
 	}
 	if err := s.Tree.RemoveDir(dir); err != nil && !errors.Is(err, unix.ENOTEMPTY) && !errors.Is(err, fs.ErrExist) && !errors.Is(err, fs.ErrNotExist) {
 		return err

@@ -123,7 +123,10 @@ func (s *Store) sweepIngest(ctx context.Context, dir string, before time.Time, d
 	}
 	// While a large file is open its removal takes no time.
 	if data, err := s.Tree.Open(path.Join(dir, dataFile)); err == nil {
-		defer data.Close()
+		defer func() {
+			_ = data.Close()
+			_ = s.Tree.RemoveDir(dir) // if it is empty now: NFS keeps a file that was removed until it is closed
+		}()
 	}
 	remove := func() error {
 		lock, err := s.lockIngest(ctx, dir, false)

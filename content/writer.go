@@ -387,9 +387,12 @@ func (w *Writer) release() {
 
 func (w *Writer) remove() error {
 	w.unlink()
-	err := w.s.removeIngest(w.dir, w.lock)
-	w.lock = nil
-	w.release()
+	var open []*os.File
+	if w.data != nil {
+		open = append(open, w.data)
+	}
+	err := w.s.removeIngest(w.dir, w.lock, open...)
+	w.data, w.lock = nil, nil
 	return err
 }
 

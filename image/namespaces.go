@@ -168,30 +168,43 @@ func (n Namespaces) Delete(ctx context.Context, namespace string) error {
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("lock names: %w", err)
 	}
+	err = n.moveAway(names, lock != nil, gone)
 	if lock != nil {
-		defer disk.Release(lock)
+		disk.Release(lock)
 	}
-	if has, err := n.content(names, lock != nil); err != nil {
-		return fmt.Errorf("remove namespace %s: %w", namespace, err)
-	} else if has != "" {
-		return errclass.Errorf(errdefs.ErrFailedPrecondition, "namespace %s is not empty, it has %s", namespace, has)
+	if err != nil {
+		return err
 	}
 	tree := n.store.Tree
-	if err := tree.RemoveAll(gone); err != nil {
-		return fmt.Errorf("remove namespace %s: %w", namespace, err)
-	}
-	switch err := tree.Rename(names.dir.Name, gone); {
-	case errors.Is(err, fs.ErrNotExist): // another process was first
-		return fmt.Errorf("namespace %s: %w", namespace, errdefs.ErrNotFound)
-	case err != nil:
-		return fmt.Errorf("remove namespace %s: %w", namespace, err)
-	}
-	if err := tree.SyncDir(layout.Namespaces); err != nil {
-		return fmt.Errorf("remove namespace %s: %w", namespace, err)
-	}
 	events.Append(n.store.Root(), events.Event{Namespace: namespace, Topic: "/namespaces/delete", Name: namespace})
 	_ = tree.RemoveDir(path.Join(containersDir, namespace))
-	if err := tree.RemoveAll(gone); err != nil {
+	err = tree.RemoveAll(gone)
+	if err != nil && !errors.Is(err, unix.ENOTEMPTY) { // NFS keeps a file that a reader has open; a sweep removes it
+		return fmt.Errorf("remove namespace %s: %w", namespace, err)
+	}
+	return nil
+}
+
+// moveAway renames the directory of a namespace that is empty, durably. index says whether it has an index.json, which is
+// locked.
+func (n Namespaces) moveAway(names *Names, index bool, to string) error {
+	namespace, tree := names.namespace, n.store.Tree
+	has, err := n.content(names, index)
+	if err == nil && has != "" {
+		return errclass.Errorf(errdefs.ErrFailedPrecondition, "namespace %s is not empty, it has %s", namespace, has)
+	}
+	if err == nil {
+		err = tree.RemoveAll(to)
+	}
+	if err == nil {
+		if err = tree.Rename(names.dir.Name, to); errors.Is(err, fs.ErrNotExist) { // another process was first
+			return fmt.Errorf("namespace %s: %w", namespace, errdefs.ErrNotFound)
+		}
+	}
+	if err == nil {
+		err = tree.SyncDir(layout.Namespaces)
+	}
+	if err != nil {
 		return fmt.Errorf("remove namespace %s: %w", namespace, err)
 	}
 	return nil

@@ -300,16 +300,17 @@ func openMarked(names *Names) (*markedNames, *layout.Index, error) {
 	name := names.dir.File(v1.ImageIndexFile)
 	for {
 		f, err := names.dir.Tree.Open(name)
-		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		if errors.Is(err, fs.ErrNotExist) {
+			there, err := names.dir.Exists()
+			if there {
+				continue
+			}
+			return &markedNames{entries: map[[16]byte]struct{}{}}, &layout.Index{}, err
+		}
+		if err != nil {
 			return nil, nil, fmt.Errorf("read names: %w", err)
 		}
 		ix, err := names.read()
-		if f == nil {
-			if err != nil {
-				return nil, nil, err
-			}
-			return &markedNames{entries: map[[16]byte]struct{}{}}, ix, nil
-		}
 		var fi fs.FileInfo
 		if err == nil {
 			fi, err = f.Stat()

@@ -3,20 +3,14 @@ package remotes
 import (
 	"io"
 	"io/fs"
-	"syscall"
+	"os"
 
 	"golang.org/x/sys/unix"
 )
 
-// osFile is an *os.File, or what has one.
-type osFile interface {
-	Stat() (fs.FileInfo, error)
-	SyscallConn() (syscall.RawConn, error)
-}
-
 // pipeOf returns what is behind w if that is a pipe, else nil.
-func pipeOf(w io.Writer) osFile {
-	f, ok := w.(osFile)
+func pipeOf(w io.Writer) *os.File {
+	f, ok := w.(*os.File)
 	if !ok {
 		return nil
 	}
@@ -27,7 +21,7 @@ func pipeOf(w io.Writer) osFile {
 }
 
 // widen lets a pipe hold a whole piece, where it may: each time that it is full costs both sides a turn.
-func widen(pipe osFile) {
+func widen(pipe *os.File) {
 	c, err := pipe.SyscallConn()
 	if err != nil {
 		return

@@ -3,6 +3,7 @@ module distkit/testdata
 go 1.26.0
 
 require (
+	github.com/hanwen/go-fuse/v2 v2.12.1
 	github.com/klauspost/compress v1.20.3
 	github.com/olareg/olareg v0.2.2
 	github.com/rogpeppe/go-internal v1.16.0

@@ -12,7 +12,6 @@ import (
 	"time"
 
 	"distkit/cmd/internal/cli"
-	"distkit/cmd/internal/progress"
 	"distkit/content"
 
 	"github.com/containerd/errdefs"
@@ -20,10 +19,30 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
+// interval is how often the store is looked at and drawn.
+const interval = 100 * time.Millisecond
+
+type state int
+
+const (
+	waiting state = iota
+	downloading
+	exists // was in the store when first seen
+	done
+)
+
+func (s state) String() string {
+	return [...]string{"waiting", "downloading", "exists", "done"}[s]
+}
+
 // object is one expected blob.
 type object struct {
-	progress.Object
+	name   string
 	digest digest.Digest
+	size   int64
+	state  state
+	offset int64
+	first  int64 // offset when first seen: what an earlier run had brought
 }
 
 // watch follows the blobs whose descriptors come on standard input until it has ended and
@@ -38,17 +57,16 @@ func watch(ctx context.Context, s *content.Store) error {
 	}()
 
 	var objects []*object
-	var lines []*progress.Object
 	seen := map[digest.Digest]bool{}
-	d := progress.New(os.Stderr)
-	tick := time.NewTicker(progress.Interval)
+	d := newDisplay(os.Stderr)
+	tick := time.NewTicker(interval)
 	defer tick.Stop()
 	for {
 		select {
 		case o, ok := <-expected:
 			if !ok {
 				if err := <-failed; err != nil {
-					d.Draw(lines, true)
+					d.draw(objects, true)
 					return err
 				}
 				expected = nil
@@ -61,26 +79,26 @@ func watch(ctx context.Context, s *content.Store) error {
 			if err := o.look(s, true); err != nil {
 				return err
 			}
-			objects, lines = append(objects, &o), append(lines, &o.Object)
+			objects = append(objects, &o)
 			continue
 		case <-tick.C:
 		case <-ctx.Done():
-			d.Draw(lines, true)
+			d.draw(objects, true)
 			return ctx.Err()
 		}
 		left := 0
 		for _, o := range objects {
-			if o.State < progress.Exists {
+			if o.state < exists {
 				if err := o.look(s, false); err != nil {
 					return err
 				}
 			}
-			if o.State < progress.Exists {
+			if o.state < exists {
 				left++
 			}
 		}
 		complete := expected == nil && left == 0
-		d.Draw(lines, complete)
+		d.draw(objects, complete)
 		if complete {
 			return nil
 		}
@@ -92,22 +110,22 @@ func watch(ctx context.Context, s *content.Store) error {
 func (o *object) look(s *content.Store, first bool) error {
 	switch _, err := s.Path(o.digest); {
 	case err == nil && first:
-		o.State = progress.Exists
+		o.state = exists
 	case err == nil:
-		o.State = progress.Done
+		o.state = done
 	case !errdefs.IsNotFound(err):
 		return err
 	default:
-		o.Offset = s.Offset(o.digest)
-		if o.Offset > 0 {
-			o.State = progress.Moving
+		o.offset = s.Offset(o.digest)
+		if o.offset > 0 {
+			o.state = downloading
 		}
 	}
-	if o.State >= progress.Exists {
-		o.Offset = o.Size
+	if o.state >= exists {
+		o.offset = o.size
 	}
-	if first || o.Offset < o.First {
-		o.First = o.Offset
+	if first || o.offset < o.first {
+		o.first = o.offset
 	}
 	return nil
 }
@@ -154,9 +172,25 @@ func readExpected(ctx context.Context, to chan<- object) error {
 			return err
 		}
 		select {
-		case to <- object{progress.Object{Name: progress.Name(d), Size: max(d.Size, 0)}, d.Digest}:
+		case to <- object{name: name(d), digest: d.Digest, size: max(d.Size, 0)}:
 		case <-ctx.Done():
 			return ctx.Err()
 		}
 	}
+}
+
+// name is what a line begins with: layer-sha256:0123456789ab.
+func name(d ocispec.Descriptor) string {
+	kind := "blob"
+	switch t := d.MediaType; {
+	case strings.Contains(t, "image.index"), strings.Contains(t, "manifest.list"):
+		kind = "index"
+	case strings.Contains(t, "manifest"):
+		kind = "manifest"
+	case strings.Contains(t, "config"), strings.Contains(t, "container.image.v1"):
+		kind = "config"
+	case strings.Contains(t, "layer"), strings.Contains(t, "rootfs.diff"):
+		kind = "layer"
+	}
+	return fmt.Sprintf("%s-%s:%.12s", kind, d.Digest.Algorithm(), d.Digest.Encoded())
 }

@@ -3,6 +3,7 @@ package main
 
 import (
 	"io"
+	"os"
 
 	"distkit/cmd/internal/cli"
 	"distkit/cmd/internal/registry"
@@ -35,7 +36,7 @@ func newCommand() *cobra.Command {
 			return err
 		}
 		defer body.Close()
-		_, err = io.Copy(cli.Stdout, body)
+		_, err = io.Copy(os.Stdout, body)
 		return err
 	}
 	return c

@@ -197,7 +197,7 @@ func (ix *Index) PointAt(at int, name string, target v1.Descriptor, now time.Tim
 // ReadIndex returns the names as they are now: none if there is no layout yet, FailedPrecondition if there is one without
 // an index.json, or with a damaged one.
 func (d Dir) ReadIndex() (*Index, error) {
-	for range 3 {
+	for range indexTries {
 		b, err := d.Tree.ReadFile(d.File(v1.ImageIndexFile), maxIndex)
 		if err == nil {
 			return d.parse(b)
@@ -208,10 +208,10 @@ func (d Dir) ReadIndex() (*Index, error) {
 		if there, err := d.Exists(); err != nil {
 			return nil, err
 		} else if !there {
-			break
+			return &Index{Fields: map[string]json.RawMessage{}}, nil
 		}
 	}
-	return &Index{Fields: map[string]json.RawMessage{}}, nil
+	return nil, d.gone()
 }
 
 // parse reads an index.json in one pass. A hundred thousand names are 35 MB.

@@ -110,8 +110,7 @@ func (d Dir) Check() error {
 // Exists reports whether the layout is complete: it has oci-layout and index.json. FailedPrecondition if index.json alone
 // is gone, since the names were in it.
 func (d Dir) Exists() (bool, error) {
-	// The removal of a namespace takes both away at once, so one look at each is not enough.
-	for range 3 {
+	for range indexTries {
 		_, err := d.Tree.Stat(d.File(v1.ImageIndexFile))
 		if err == nil {
 			_, err = d.Tree.Stat(d.File(v1.ImageLayoutFile))
@@ -123,9 +122,17 @@ func (d Dir) Exists() (bool, error) {
 		if _, err := d.Tree.Stat(d.File(v1.ImageLayoutFile)); err != nil {
 			return false, ignoreMissing(err)
 		}
+		time.Sleep(indexPause)
 	}
 	return false, d.gone()
 }
+
+// An index.json that isn't there is looked for this often before it counts as gone. The removal of a namespace takes it
+// away at once with oci-layout. On NFS, it is away for the time of an answer when another client, which has it open, replaces it.
+const (
+	indexTries = 30
+	indexPause = 10 * time.Millisecond
+)
 
 func (d Dir) gone() error {
 	return errclass.Errorf(errdefs.ErrFailedPrecondition,

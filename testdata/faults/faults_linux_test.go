@@ -30,6 +30,7 @@ import (
 	"time"
 
 	"distkit/testdata/faults/inject"
+	"distkit/testdata/faults/nfs"
 	"distkit/testdata/fixture"
 )
 
@@ -47,6 +48,7 @@ func occurrences(call string) int {
 const patience = time.Minute
 
 func TestMain(m *testing.M) {
+	nfs.Main()
 	flag.Parse()
 	fixture.Main(m)
 }
@@ -185,7 +187,7 @@ func TestFaults(t *testing.T) {
 			t.Parallel()
 			sc := scenarios[name]
 			fixture.Need(t, sc.needs)
-			w := begin(t, dir, name, sc)
+			w := begin(t, fixture.Dir, dir, name, sc)
 			for _, call := range inject.Names() {
 				if w.clean.Calls[call] == 0 {
 					continue
@@ -236,7 +238,7 @@ func TestNoTimes(t *testing.T) {
 	for _, name := range []string{"ingest", "ingest_resume", "ingest_there", "label", "edit"} {
 		for _, errno := range []syscall.Errno{syscall.EPERM, syscall.ENOSYS} {
 			t.Run(name+"/"+errno.Error(), func(t *testing.T) {
-				w := begin(t, dir, name, scenarios[name])
+				w := begin(t, fixture.Dir, dir, name, scenarios[name])
 				at := w.copy(t)
 				r, err := w.run(at, inject.Fault{Call: "utimensat", Error: errno})
 				if err != nil {
@@ -252,7 +254,7 @@ func TestNoTimes(t *testing.T) {
 
 // NFS locks a file exclusively only if it is open for writing: no command depends on anything else.
 func TestLocksOfNFS(t *testing.T) {
-	everyScenario(t, func(t *testing.T, w *world) {
+	everyScenario(t, fixture.Dir, func(t *testing.T, w *world) {
 		at := w.copy(t)
 		r, err := w.run(at, inject.Fault{Call: "flock", Error: syscall.EBADF, If: inject.LocksReadOnly})
 		if err != nil {
@@ -268,13 +270,9 @@ func TestLocksOfNFS(t *testing.T) {
 
 // On a file system without locks a command changes nothing, says why and has status 10.
 func TestNoLocks(t *testing.T) {
-	everyScenario(t, func(t *testing.T, w *world) {
+	everyScenario(t, fixture.Dir, func(t *testing.T, w *world) {
 		if w.clean.Calls["flock"] == 0 {
 			t.Skip("it takes no lock of the store")
-		}
-		status := 10
-		if w.command[0] == "task" {
-			status = 125 // as all its own failures
 		}
 		for _, errno := range []syscall.Errno{syscall.ENOLCK, syscall.ENOSYS, syscall.EOPNOTSUPP} {
 			at := w.copy(t)
@@ -282,7 +280,7 @@ func TestNoLocks(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if r.Status != status || strings.Count(r.Stderr, "has no locks that processes share") != 1 || strings.Count(r.Stderr, "\n") != 1 {
+			if r.Status != 10 && (w.command[0] != "task" || r.Status != 125) || strings.Count(r.Stderr, "has no locks that processes share") != 1 || strings.Count(r.Stderr, "\n") != 1 {
 				t.Errorf("%v: status %d, %q", errno, r.Status, r.Stderr)
 			}
 			if err := w.right(at); err != nil {
@@ -292,7 +290,84 @@ func TestNoLocks(t *testing.T) {
 	})
 }
 
-func everyScenario(t *testing.T, f func(t *testing.T, w *world)) {
+// The scenarios hold on a mount that locks, removes and renames as NFS does, and nothing is left over.
+func TestMountOfNFS(t *testing.T) {
+	_, target := mountNFS(t)
+	everyScenario(t, target, func(t *testing.T, w *world) {
+		if left := difference(w.left, begin(t, fixture.Dir, w.template, w.name, w.scenario).left); len(left) > 0 {
+			t.Errorf("left over: %q", left)
+		}
+	})
+}
+
+// Two clients of one server change names, blobs and labels, sweep and read at the same time: nothing is lost, and nobody fails.
+func TestClientsOfNFS(t *testing.T) {
+	source, first := mountNFS(t)
+	second := filepath.Join(t.TempDir(), "second")
+	if err := os.Mkdir(second, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	mount(t, source, second)
+	if err := script(first, template+"rm -r .content/snapshots\n"); err != nil {
+		t.Fatal(err)
+	}
+	const rounds = 8
+	work := func(client string) string {
+		return fmt.Sprintf(`. ./ids
+for n in $(seq %[2]d); do
+	dist-image create example.org/%[1]s:$n $manifest
+	dist-label $config %[1]s$n=x > /dev/null
+	printf 'blob %%s' $n | dist-ingest --expected-digest sha256:$(printf 'blob %%s' $n | sha256sum | cut -d' ' -f1) blob$n > /dev/null
+	dist-namespace create %[1]s$n
+	dist-image rm example.org/%[1]s:$n
+	dist-image create example.org/%[1]s:$n $manifest
+	dist-namespace rm %[1]s$n
+done`, client, rounds)
+	}
+	read := fmt.Sprintf(`. ./ids; for n in $(seq %d); do dist-image ls -q > /dev/null; dist-image check example.org/x:1; dist-cat $manifest > /dev/null; done`, 4*rounds)
+	sweep := fmt.Sprintf(`for n in $(seq %d); do dist-gc --wait 60s > /dev/null; done`, rounds/2)
+	failed := make(chan error, 6)
+	for _, run := range []struct{ at, text string }{{first, work("a")}, {second, work("b")}, {first, read}, {second, read}, {first, sweep}, {second, sweep}} {
+		go func() { failed <- script(run.at, run.text) }()
+	}
+	for range cap(failed) {
+		if err := <-failed; err != nil {
+			t.Error(err)
+		}
+	}
+	err := script(second, fmt.Sprintf(`. ./ids; test "$(dist-image ls -q | grep -c 'example.org/[ab]:')" = %d; test "$(dist-label $config | wc -l)" = %[1]d
+test "$(dist-namespace ls -q)" = default; dist-verify; test "$(dist-list -q | wc -l)" = %d; test -z "$(ls .content/ingest)"; ! find .content -name '.nfs*' | grep .`, 2*rounds, 5+rounds))
+	if err != nil {
+		t.Error(err)
+	}
+}
+
+func mount(t *testing.T, source, target string) {
+	unmount, err := nfs.Mount(source, target)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := unmount(); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+func mountNFS(t *testing.T) (source, target string) {
+	fixture.Need(t, "root,fuse")
+	source, target = filepath.Join(t.TempDir(), "source"), filepath.Join(t.TempDir(), "target")
+	for _, dir := range []string{source, target} {
+		if err := os.Mkdir(dir, 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	mount(t, source, target)
+	return source, target
+}
+
+// everyScenario runs all scenarios in directories of in, and hands each on.
+func everyScenario(t *testing.T, in string, f func(t *testing.T, w *world)) {
 	fixture.Need(t, "seccomp,jq")
 	dir := t.TempDir()
 	if err := script(dir, template); err != nil {
@@ -302,7 +377,7 @@ func everyScenario(t *testing.T, f func(t *testing.T, w *world)) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			fixture.Need(t, sc.needs)
-			f(t, begin(t, dir, name, sc))
+			f(t, begin(t, in, dir, name, sc))
 		})
 	}
 }
@@ -311,15 +386,16 @@ func everyScenario(t *testing.T, f func(t *testing.T, w *world)) {
 type world struct {
 	scenario
 	name     string
+	in       string            // where the directories of its runs are made
 	template string            // the directory each point begins with a copy of
 	ids      map[string]string // of its file ids
 	clean    inject.Result     // of a run without a fault
 	left     []string          // the store's files after that
 }
 
-func begin(t *testing.T, dir, name string, sc scenario) *world {
+func begin(t *testing.T, in, dir, name string, sc scenario) *world {
 	t.Helper()
-	w := &world{scenario: sc, name: name, template: dir, ids: map[string]string{}}
+	w := &world{scenario: sc, name: name, in: in, template: dir, ids: map[string]string{}}
 	b, err := os.ReadFile(filepath.Join(dir, "ids"))
 	if err != nil {
 		t.Fatal(err)
@@ -350,7 +426,7 @@ func begin(t *testing.T, dir, name string, sc scenario) *world {
 // copy makes a directory for one run.
 func (w *world) copy(t *testing.T) string {
 	t.Helper()
-	at, err := os.MkdirTemp(fixture.Dir, w.name+"-")
+	at, err := os.MkdirTemp(w.in, w.name+"-")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -481,7 +557,7 @@ func (w *world) point(t *testing.T, f inject.Fault) bool {
 }
 
 // sweepLocks are files that the sweep makes.
-var sweepLocks = []string{".content/hold", ".content/gate", ".content/namespaces"}
+var sweepLocks = []string{".content/hold", ".content/gate", ".content/locks", ".content/locks/namespaces"}
 
 // leftOver lists the files that a run without a fault would not have left, and that the sweep does not delete either. What could
 // not be deleted because that very call failed may stay, and so may what the message names.

@@ -1,0 +1,220 @@
+// Package nfs mounts a directory as an NFSv4 client shows it, by FUSE: for programs that must work there, on a kernel without NFS.
+//
+// An exclusive flock(2) needs a descriptor that is open for writing. Locks exclude those of other mounts of the directory. A
+// file that is removed, or renamed over, while this mount has it open gets the name .nfsNUMBER until it is closed
+// ("silly rename"), and its directory can't be removed before. Times and modes are the directory's own file system's.
+package nfs
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"github.com/hanwen/go-fuse/v2/fs"
+	"github.com/hanwen/go-fuse/v2/fuse"
+	"golang.org/x/sys/unix"
+)
+
+// serverEnv makes a process of the test's binary the server of a mount.
+const serverEnv = "FAULTS_NFS_SERVER"
+
+// Main must be the first call of TestMain.
+func Main() {
+	if os.Getenv(serverEnv) != "" {
+		if err := serve(os.Args[1], os.Args[2]); err != nil {
+			fmt.Fprintln(os.Stderr, "nfs:", err)
+			os.Exit(1)
+		}
+		os.Exit(0)
+	}
+}
+
+// Mount shows a directory at a mount point until unmount is called. The server is a process of its own, which must not wait for
+// this one.
+func Mount(source, target string) (unmount func() error, err error) {
+	self, err := os.Executable()
+	if err != nil {
+		return nil, err
+	}
+	c := exec.Command(self, source, target)
+	c.Env = append(os.Environ(), serverEnv+"=1")
+	c.Stderr = os.Stderr
+	c.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	ready, err := c.StdoutPipe()
+	if err != nil {
+		return nil, err
+	}
+	if err := c.Start(); err != nil {
+		return nil, err
+	}
+	if _, err := io.ReadFull(ready, make([]byte, 1)); err != nil {
+		return nil, errors.Join(err, c.Wait())
+	}
+	return func() error {
+		err := unix.Unmount(target, unix.MNT_DETACH)
+		return errors.Join(err, c.Wait())
+	}, nil
+}
+
+func serve(source, target string) error {
+	root := &fs.LoopbackRoot{Path: source, NewNode: func(r *fs.LoopbackRoot, _ *fs.Inode, _ string, _ *syscall.Stat_t) fs.InodeEmbedder {
+		return &node{LoopbackNode: fs.LoopbackNode{RootData: r}}
+	}}
+	top := &node{LoopbackNode: fs.LoopbackNode{RootData: root}}
+	root.RootNode = top
+	server, err := fs.Mount(target, top, &fs.Options{MountOptions: fuse.MountOptions{
+		FsName: "nfs-like", DirectMountStrict: true, AllowOther: true, EnableLocks: true, Options: []string{"default_permissions"},
+	}})
+	if err != nil {
+		return err
+	}
+	_, _ = os.Stdout.Write([]byte{1})
+	server.Wait()
+	return nil
+}
+
+// node is a file or directory. Paths are those of the source.
+type node struct{ fs.LoopbackNode }
+
+func (n *node) path() string { return filepath.Join(n.RootData.Path, n.Path(n.Root())) }
+
+func (n *node) Open(_ context.Context, flags uint32) (fs.FileHandle, uint32, syscall.Errno) {
+	f, err := os.OpenFile(n.path(), int(flags)&^(unix.O_APPEND|unix.O_CREAT|unix.O_EXCL), 0)
+	if err != nil {
+		return nil, 0, fs.ToErrno(err)
+	}
+	return newHandle(f, flags), 0, 0
+}
+
+func (n *node) Create(ctx context.Context, name string, flags, mode uint32, out *fuse.EntryOut) (*fs.Inode, fs.FileHandle, uint32, syscall.Errno) {
+	child, made, _, errno := n.LoopbackNode.Create(ctx, name, flags, mode, out)
+	if errno != 0 {
+		return nil, nil, 0, errno
+	}
+	defer made.(fs.FileReleaser).Release(ctx)
+	f, err := os.OpenFile(filepath.Join(n.path(), name), int(flags)&unix.O_ACCMODE, 0)
+	if err != nil {
+		return nil, nil, 0, fs.ToErrno(err)
+	}
+	return child, newHandle(f, flags), 0, 0
+}
+
+func (n *node) Unlink(_ context.Context, name string) syscall.Errno {
+	path := filepath.Join(n.path(), name)
+	if aside(path) {
+		return 0
+	}
+	return fs.ToErrno(syscall.Unlink(path))
+}
+
+func (n *node) Rename(_ context.Context, name string, parent fs.InodeEmbedder, newName string, flags uint32) syscall.Errno {
+	from, to := filepath.Join(n.path(), name), filepath.Join(parent.(*node).path(), newName)
+	if flags&unix.RENAME_NOREPLACE == 0 && aside(to) {
+		time.Sleep(roundTrip) // in which other clients see neither the old file nor the new one
+	}
+	return fs.ToErrno(unix.Renameat2(unix.AT_FDCWD, from, unix.AT_FDCWD, to, uint(flags)))
+}
+
+// open counts the handles of each file, and knows the path of one that was renamed because it was to be removed.
+var open = struct {
+	sync.Mutex
+	handles map[inode]int
+	aside   map[inode]string
+}{handles: map[inode]int{}, aside: map[inode]string{}}
+
+type inode struct{ dev, ino uint64 }
+
+func inodeOf(st *syscall.Stat_t) inode { return inode{uint64(st.Dev), st.Ino} }
+
+// roundTrip is what an answer of the server takes.
+const roundTrip = 2 * time.Millisecond
+
+var asides atomic.Int64
+
+// aside renames a file that is open and has no other name, and reports whether it has.
+func aside(path string) bool {
+	open.Lock()
+	defer open.Unlock()
+	var st syscall.Stat_t
+	if syscall.Lstat(path, &st) != nil || st.Mode&syscall.S_IFMT != syscall.S_IFREG || open.handles[inodeOf(&st)] == 0 {
+		return false
+	}
+	name := filepath.Join(filepath.Dir(path), fmt.Sprintf(".nfs%d.%d", os.Getpid(), asides.Add(1)))
+	if os.Rename(path, name) != nil {
+		return false
+	}
+	open.aside[inodeOf(&st)] = name
+	return true
+}
+
+// handle is an open file.
+type handle struct {
+	*fs.LoopbackFile
+	lock    *os.File // the same open file, whose lock is the mount's
+	inode   inode
+	writing bool
+	closed  sync.Once
+}
+
+func newHandle(f *os.File, flags uint32) *handle {
+	var st syscall.Stat_t
+	_ = syscall.Fstat(int(f.Fd()), &st)
+	h := &handle{LoopbackFile: fs.NewLoopbackFileFromOS(f), lock: f, inode: inodeOf(&st), writing: flags&unix.O_ACCMODE != unix.O_RDONLY}
+	open.Lock()
+	defer open.Unlock()
+	open.handles[h.inode]++
+	return h
+}
+
+// Flush is called when a descriptor is closed, before close(2) returns; the kernel calls Release at some time later. Files whose
+// descriptors are shared are taken for closed too early.
+func (h *handle) Flush(ctx context.Context) syscall.Errno {
+	errno := h.LoopbackFile.Flush(ctx)
+	h.closed.Do(func() {
+		open.Lock()
+		defer open.Unlock()
+		if open.handles[h.inode]--; open.handles[h.inode] == 0 {
+			delete(open.handles, h.inode)
+			if name, ok := open.aside[h.inode]; ok {
+				delete(open.aside, h.inode)
+				_ = os.Remove(name)
+			}
+		}
+	})
+	return errno
+}
+
+func (h *handle) Setlk(ctx context.Context, _ uint64, lk *fuse.FileLock, _ uint32) syscall.Errno {
+	how := unix.LOCK_UN
+	switch {
+	case lk.Typ == unix.F_RDLCK:
+		how = unix.LOCK_SH
+	case lk.Typ == unix.F_WRLCK && !h.writing:
+		return syscall.EBADF
+	case lk.Typ == unix.F_WRLCK:
+		how = unix.LOCK_EX
+	}
+	return fs.ToErrno(unix.Flock(int(h.lock.Fd()), how|unix.LOCK_NB))
+}
+
+// Setlkw asks again and again, so that a signal can end the wait.
+func (h *handle) Setlkw(ctx context.Context, owner uint64, lk *fuse.FileLock, flags uint32) syscall.Errno {
+	for {
+		if errno := h.Setlk(ctx, owner, lk, flags); errno != syscall.EAGAIN {
+			return errno
+		}
+		select {
+		case <-ctx.Done():
+			return syscall.EINTR
+		case <-time.After(2 * time.Millisecond):
+		}
+	}
+}
