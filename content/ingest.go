@@ -1,6 +1,7 @@
 package content
 
 import (
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
@@ -145,7 +146,7 @@ const Wait WriterOption = 1
 // the ref. A status shows the ref. Commit verifies the digest and a size above 0.
 //
 // Unavailable: another writer has the ingest. AlreadyExists: the expected blob is there, and
-// has been freshened. DataLoss: it is there with another size. InvalidArgument: the ref is
+// has been freshened. DataLoss: it is there, not damaged, and has another size. InvalidArgument: the ref is
 // empty, longer than 4 KiB, not UTF-8 or with control characters.
 func (s *Store) Writer(ctx context.Context, ref string, size int64, expected digest.Digest, options ...WriterOption) (*Writer, error) {
 	if err := checkRef(ref); err != nil {
@@ -158,10 +159,18 @@ func (s *Store) Writer(ctx context.Context, ref string, size int64, expected dig
 		}
 		dir = ingestDir(string(expected))
 	}
-	if err := s.there(ctx, expected, size); err != nil {
-		if errdefs.IsAlreadyExists(err) {
-			s.reap(ctx, dir, expected)
-		}
+	if size <= 0 {
+		size = anySize
+	}
+	found, err := s.stored(ctx, expected, size)
+	if err != nil {
+		return nil, err
+	}
+	if found {
+		s.reap(ctx, dir)
+		return nil, errExists(expected)
+	}
+	if err := s.checkSize(ctx, expected, size); err != nil {
 		return nil, err
 	}
 	if err := s.Init(); err != nil {
@@ -171,10 +180,10 @@ func (s *Store) Writer(ctx context.Context, ref string, size int64, expected dig
 	if err != nil {
 		return nil, fmt.Errorf("ingest %s: %w", ref, err)
 	}
-	// The one we waited for may have brought it.
-	if err := s.there(ctx, expected, size); err != nil {
+	// The writer that was waited for may have stored it.
+	if found, err = s.stored(ctx, expected, size); err != nil || found {
 		_ = s.removeIngest(dir, lock)
-		return nil, err
+		return nil, cmp.Or(err, errExists(expected))
 	}
 	w := &Writer{s: s, dir: dir, lock: lock, ref: ref, total: max(size, 0), expected: expected}
 	if err := w.open(ctx); err != nil {
@@ -184,45 +193,74 @@ func (s *Store) Writer(ctx context.Context, ref string, size int64, expected dig
 	return w, nil
 }
 
-// there is AlreadyExists if the blob is stored, DataLoss if it is with another size. An alternate's of another size doesn't
-// count.
-func (s *Store) there(ctx context.Context, dgst digest.Digest, size int64) error {
+// anySize is the size of a blob whose size is not known.
+const anySize = -1
+
+// stored reports whether the store, or an alternate, has a blob of a size: one of another size is damaged. Whoever is told so
+// may rely on it: the blob is freshened, and on disk.
+func (s *Store) stored(ctx context.Context, dgst digest.Digest, size int64) (bool, error) {
 	if dgst == "" {
+		return false, nil
+	}
+	tree, fi, err := s.lookup(dgst)
+	switch {
+	case errdefs.IsNotFound(err):
+		return false, nil
+	case err != nil:
+		return false, err
+	case size != anySize && fi.Size() != size:
+		return false, nil
+	case tree != s.Tree:
+		return true, nil
+	}
+	err = s.Retain(ctx, dgst)
+	if errors.Is(err, fs.ErrNotExist) {
+		return false, nil // deleted in between
+	}
+	if err != nil {
+		return false, blobError(dgst, err)
+	}
+	return true, nil
+}
+
+// maxDoubt bounds how much larger than expected a blob may be so that it is hashed to find out which of both is wrong.
+const maxDoubt = 1 << 30
+
+// checkSize is DataLoss if the expected size is not that of the blob, which is stored and not damaged.
+func (s *Store) checkSize(ctx context.Context, dgst digest.Digest, size int64) error {
+	if dgst == "" || size == anySize {
 		return nil
 	}
-	fi, err := s.stat(dgst)
+	f, err := s.File(dgst)
 	if errdefs.IsNotFound(err) {
-		tree, fi, err := s.lookup(dgst)
-		if err == nil && (size <= 0 || fi.Size() == size) {
-			err = errclass.As(fmt.Errorf("blob %s: already exists in %s", dgst, tree), errdefs.ErrAlreadyExists)
-		}
-		if errdefs.IsNotFound(err) {
-			return nil
-		}
-		return err
+		return nil
 	}
 	if err != nil {
 		return err
 	}
-	if size > 0 && fi.Size() != size {
-		return mismatch(fmt.Errorf("blob %s: size mismatch: stored are %d bytes, expected %d", dgst, fi.Size(), size))
+	defer f.Close()
+	if f.Size() == size || f.Size()-size > maxDoubt {
+		return nil
 	}
-	if err := s.Freshen(ctx, dgst); err != nil {
-		if errdefs.IsNotFound(err) {
-			return nil // deleted in between
-		}
-		return err
+	err = verifyFile(ctx, dgst, f.File, f.Size())
+	if errdefs.IsDataLoss(err) {
+		return nil
 	}
-	return errclass.As(fmt.Errorf("blob %s: already exists", dgst), errdefs.ErrAlreadyExists)
+	if err == nil {
+		err = mismatch(fmt.Errorf("blob %s: size mismatch: stored are %d bytes, expected %d", dgst, f.Size(), size))
+	}
+	return err
 }
 
-// reap deals with an ingest whose blob is there: a commit between its rename and its end, or
-// one that was killed there. The blob's name may not be durable yet, so make it so.
-func (s *Store) reap(ctx context.Context, dir string, dgst digest.Digest) {
+func errExists(dgst digest.Digest) error {
+	return errclass.Errorf(errdefs.ErrAlreadyExists, "blob %s: already exists", dgst)
+}
+
+// reap removes the ingest of a blob that is stored: its commit was killed, or has yet to remove it.
+func (s *Store) reap(ctx context.Context, dir string) {
 	if _, err := s.Tree.Stat(dir); err != nil {
 		return
 	}
-	_ = s.Tree.SyncDir(path.Dir(layout.BlobName(dgst)))
 	if lock, err := s.lockIngest(ctx, dir, false); err == nil {
 		_ = s.removeIngest(dir, lock)
 	}

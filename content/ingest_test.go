@@ -85,7 +85,10 @@ func child(job string, args []string) error {
 			return err
 		}
 		fmt.Println("stored")
-		return w.Commit(ctx, 0, expected, nil)
+		if err := w.Commit(ctx, 0, expected, nil); !errdefs.IsAlreadyExists(err) {
+			return err
+		}
+		return nil
 	}
 	return fmt.Errorf("no such job: %s", job)
 }

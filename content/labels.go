@@ -88,7 +88,10 @@ func (s *Store) writeLabels(dgst digest.Digest, labels map[string]string, now ti
 	if err := s.Tree.MakeDir(path.Dir(name)); err != nil {
 		return fmt.Errorf("labels of %s: %w", dgst, err)
 	}
-	tmp, err := layout.WriteAside(s.Tree, layout.Ingest, append(b, '\n'))
+	tmp, err := layout.WriteAside(s.Tree, layout.Ingest, func(f *os.File) error {
+		_, err := f.Write(append(b, '\n'))
+		return err
+	})
 	if err != nil {
 		return fmt.Errorf("labels of %s: %w", dgst, err)
 	}

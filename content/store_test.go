@@ -460,14 +460,37 @@ func TestFoundBlobsAreFreshened(t *testing.T) {
 	}
 }
 
-func TestACommitReplacesADamagedBlob(t *testing.T) {
-	s := newStore(t)
+// A blob whose size shows that it is damaged is stored again, whether or not its digest is expected. One that is right is not:
+// then the size is wrong.
+func TestADamagedBlobIsReplaced(t *testing.T) {
+	t.Parallel()
 	b, dgst := random(t, 1000)
-	put(t, s, b)
-	path, _ := s.Path(dgst)
-	if err := errors.Join(os.Chmod(path, 0o644), os.Truncate(path, 10), os.Chmod(path, 0o444)); err != nil {
-		t.Fatal(err)
+	empty := digest.FromString("")
+	for what, c := range map[string]struct {
+		dgst, expected digest.Digest
+		b              []byte
+		size, damaged  int64
+	}{
+		"at the commit":                 {dgst, "", b, 0, 10},
+		"at the commit, longer":         {dgst, "", b, 0, 2000},
+		"at the commit, of no bytes":    {empty, "", nil, 0, 10},
+		"where it is expected":          {dgst, dgst, b, 1000, 10},
+		"where it is expected, longer":  {dgst, dgst, b, 1000, 2000},
+		"where it is expected, emptied": {dgst, dgst, b, 1000, 0},
+	} {
+		s := newStore(t)
+		put(t, s, c.b)
+		path, _ := s.Path(c.dgst)
+		if err := errors.Join(os.Chmod(path, 0o644), os.Truncate(path, c.damaged), os.Chmod(path, 0o444)); err != nil {
+			t.Fatal(err)
+		}
+		if got, err := content.WriteBlob(t.Context(), s, "ref", bytes.NewReader(c.b), c.size, c.expected); err != nil || got != c.dgst {
+			t.Errorf("%s: %s, %v", what, got, err)
+			continue
+		}
+		wantBlob(t, s, c.dgst, c.b)
+		if _, err := s.Writer(t.Context(), "ref", 7, c.dgst); !errdefs.IsDataLoss(err) {
+			t.Errorf("%s: with another size: %v", what, err)
+		}
 	}
-	put(t, s, b)
-	wantBlob(t, s, dgst, b)
 }

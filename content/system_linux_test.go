@@ -14,6 +14,7 @@ import (
 	"distkit/content"
 
 	"github.com/containerd/errdefs"
+	"github.com/opencontainers/go-digest"
 	"golang.org/x/sys/unix"
 )
 
@@ -129,28 +130,11 @@ func TestAReadOnlyStore(t *testing.T) {
 // TestWhatACommitSyncs records the system calls of a commit into a new store and checks
 // their order against distkit-layout(5).
 func TestWhatACommitSyncs(t *testing.T) {
-	strace, err := exec.LookPath("strace")
-	require(t, "strace", err)
+	t.Parallel()
 	dir := t.TempDir()
-	root, trace := filepath.Join(dir, "store"), filepath.Join(dir, "trace")
+	root := filepath.Join(dir, "store")
 	b, dgst := random(t, 1000)
-	file := filepath.Join(dir, "blob")
-	if err := os.WriteFile(file, b, 0o644); err != nil {
-		t.Fatal(err)
-	}
-	c := childCommand("ingest", root, "ref", string(dgst), file)
-	c.Args = append([]string{strace, "-f", "-y", "-o", trace, "-e", "signal=none",
-		"-e", "trace=mkdir,mkdirat,link,linkat,rename,renameat,renameat2,fsync,fchmod,pwrite64,utimensat,unlinkat"}, c.Args...)
-	c.Path = strace
-	out, err := c.Output()
-	if err != nil || string(out) != "stored\n" {
-		require(t, "strace", errors.New("it can't trace here: "+string(out)))
-	}
-	text, err := os.ReadFile(trace)
-	if err != nil {
-		t.Fatal(err)
-	}
-	text = joined(text)
+	text := traced(t, root, b, string(dgst), "stored")
 	ingest := filepath.Join(root, "ingest", `[0-9a-f]{64}`)
 	at := 0
 	in := func(dir string) string { return `\d+<` + dir + `>, ` }
@@ -182,6 +166,123 @@ func TestWhatACommitSyncs(t *testing.T) {
 	if regexp.MustCompile(`(pwrite64|fchmod)\(\d+<` + regexp.QuoteMeta(root) + `/blobs`).Match(text) {
 		t.Error("a published blob was changed")
 	}
+}
+
+// traced has another process ingest b with the store at root, as expected and with an outcome, and returns its system calls.
+func traced(t *testing.T, root string, b []byte, expected, outcome string, options ...string) []byte {
+	t.Helper()
+	strace, err := exec.LookPath("strace")
+	require(t, "strace", err)
+	dir := t.TempDir()
+	file, trace := filepath.Join(dir, "blob"), filepath.Join(dir, "trace")
+	if err := os.WriteFile(file, b, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	c := childCommand("ingest", root, "ref", expected, file)
+	c.Args = slices.Concat([]string{strace, "-f", "-y", "-o", trace, "-e", "signal=none",
+		"-e", "trace=mkdir,mkdirat,link,linkat,rename,renameat,renameat2,fsync,fchmod,pwrite64,utimensat,unlinkat"}, options, c.Args)
+	c.Path = strace
+	out, err := c.Output()
+	text, rerr := os.ReadFile(trace)
+	if rerr != nil {
+		require(t, "strace", errors.New("it can't trace here: "+string(out)))
+	}
+	if err != nil || string(out) != outcome+"\n" {
+		t.Fatalf("%q, %v", out, err)
+	}
+	return joined(text)
+}
+
+// Who is told that a blob is there already may rely on it as much as who has stored it: the one who has just renamed it may not
+// have synced it yet.
+func TestABlobThatIsThereIsSynced(t *testing.T) {
+	t.Parallel()
+	s := newStore(t)
+	b, dgst := random(t, 1000)
+	put(t, s, b)
+	for expected, outcome := range map[digest.Digest]string{dgst: "exists", "": "stored"} {
+		text := traced(t, s.Root(), b, string(expected), outcome)
+		if !regexp.MustCompile(`fsync\(\d+<` + s.Root() + `/blobs/sha256>\) += 0`).Match(text) {
+			t.Errorf("expected %q: blobs/sha256 is not synced in\n%s", expected, text)
+		}
+	}
+}
+
+// On a file system without hard links a file of the layout appears by a rename that replaces none.
+func TestALayoutWithoutHardLinks(t *testing.T) {
+	t.Parallel()
+	for _, options := range [][]string{
+		{"-e", "inject=linkat:error=EPERM"},
+		{"-e", "inject=linkat:error=EPERM", "-e", "inject=renameat2:error=EINVAL"},
+	} {
+		root := filepath.Join(t.TempDir(), "store")
+		b, dgst := random(t, 1000)
+		text := traced(t, root, b, string(dgst), "stored", options...)
+		wantBlob(t, open(t, root), dgst, b)
+		for _, name := range []string{"index.json", "oci-layout"} {
+			if !regexp.MustCompile(`renameat2\(.*"` + name + `", RENAME_NOREPLACE\)`).Match(text) {
+				t.Errorf("%s may replace one in\n%s", name, text)
+			}
+			if fi, err := os.Stat(filepath.Join(root, name)); err != nil || fi.Size() == 0 {
+				t.Errorf("%v, %v", fi, err)
+			}
+		}
+		if left, err := filepath.Glob(filepath.Join(root, "ingest", "*")); err != nil || len(left) > 0 {
+			t.Errorf("left: %q, %v", left, err)
+		}
+	}
+}
+
+// blobs/ may be a disk of its own.
+func TestBlobsOnAnotherFileSystem(t *testing.T) {
+	t.Parallel()
+	s := newStore(t)
+	if err := s.Init(); err != nil {
+		t.Fatal(err)
+	}
+	blobs := filepath.Join(s.Root(), "blobs")
+	require(t, "root", unix.Mount("tmpfs", blobs, "tmpfs", 0, "size=16m"))
+	t.Cleanup(func() {
+		if err := unix.Unmount(blobs, 0); err != nil {
+			t.Error(err)
+		}
+	})
+	b, dgst := random(t, 1<<20)
+	if got, err := content.WriteBlob(t.Context(), s, "ref", bytes.NewReader(b), int64(len(b)), dgst); err != nil || got != dgst {
+		t.Fatal(got, err)
+	}
+	wantBlob(t, s, dgst, b)
+	path, err := s.Path(dgst)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if fi, err := os.Stat(path); err != nil || fi.Mode() != 0o444 {
+		t.Errorf("mode %v, %v", fi.Mode(), err)
+	}
+	// A damaged one is replaced.
+	if err := errors.Join(os.Chmod(path, 0o644), os.Truncate(path, 10)); err != nil {
+		t.Fatal(err)
+	}
+	put(t, s, b)
+	wantBlob(t, s, dgst, b)
+	// What does not fit leaves nothing, and goes on later.
+	large, other := random(t, 20<<20)
+	if _, err := content.WriteBlob(t.Context(), s, "ref", bytes.NewReader(large), 0, other); !errors.Is(err, unix.ENOSPC) {
+		t.Errorf("more than there is room for: %v", err)
+	}
+	if got := files(t, blobs); !slices.Equal(got, []string{"sha256", "sha256/" + dgst.Encoded()}) {
+		t.Errorf("blobs has %q", got)
+	}
+	if st := status(t, s, string(other)); st.Offset != int64(len(large)) {
+		t.Errorf("kept: %+v", st)
+	}
+	if err := unix.Mount("tmpfs", blobs, "tmpfs", unix.MS_REMOUNT, "size=64m"); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := content.WriteBlob(t.Context(), s, "ref", bytes.NewReader(large), 0, other); err != nil {
+		t.Error(err)
+	}
+	wantBlob(t, s, other, large)
 }
 
 // joined makes one line of each call that took long, which strace prints on two.

@@ -423,12 +423,13 @@ func (w *Writer) Commit(ctx context.Context, size int64, expected digest.Digest,
 		}
 		return fmt.Errorf("commit %s: %w", name, err)
 	}
-	// A stored blob of another size is damaged, and replaced.
-	if err := w.s.there(ctx, dgst, w.offset); err != nil && !errdefs.IsDataLoss(err) {
-		if errdefs.IsAlreadyExists(err) {
-			_ = w.remove()
-		}
+	found, err := w.s.stored(ctx, dgst, w.offset)
+	if err != nil {
 		return err
+	}
+	if found {
+		_ = w.remove()
+		return errExists(dgst)
 	}
 	if err := w.publish(ctx, dgst, labels); err != nil {
 		return fmt.Errorf("commit %s: %w", dgst, err)
@@ -482,7 +483,7 @@ func (w *Writer) publish(ctx context.Context, dgst digest.Digest, labels map[str
 		// nothing stored so far can be relied on.
 		return errors.Join(err, w.Truncate(0))
 	}
-	// A damaged blob may be there. Whoever has its lock may be about to delete it.
+	// A blob of that name is damaged, or stored would have found it. Whoever has its lock may be about to delete it.
 	old, err := w.s.lockBlob(ctx, dgst)
 	if err == nil {
 		defer disk.Release(old)
@@ -494,11 +495,19 @@ func (w *Writer) publish(ctx context.Context, dgst digest.Digest, labels map[str
 			return err
 		}
 	}
-	target := layout.BlobName(dgst)
-	err = w.s.Tree.Rename(w.file(name), target)
+	from, target := w.file(name), layout.BlobName(dgst)
+	err = w.s.Tree.Rename(from, target)
 	if errors.Is(err, fs.ErrNotExist) {
 		if err = w.s.Tree.MakeDir(path.Dir(target)); err == nil {
-			err = w.s.Tree.Rename(w.file(name), target)
+			err = w.s.Tree.Rename(from, target)
+		}
+	}
+	if errors.Is(err, unix.EXDEV) { // blobs/ is another file system
+		from, err = layout.WriteAside(w.s.Tree, path.Dir(target), func(f *os.File) error { return w.copyTo(ctx, f, dgst) })
+		if err == nil {
+			if err = w.s.Tree.Rename(from, target); err != nil {
+				_ = w.s.Tree.Remove(from)
+			}
 		}
 	}
 	if err != nil {
@@ -508,4 +517,17 @@ func (w *Writer) publish(ctx context.Context, dgst digest.Digest, labels map[str
 		return fmt.Errorf("sync %s: %w", path.Dir(target), disk.Cause(err))
 	}
 	return nil
+}
+
+// copyTo copies what is stored to a file of another file system, and verifies what it reads for that.
+func (w *Writer) copyTo(ctx context.Context, out *os.File, dgst digest.Digest) error {
+	_, stored := w.stored()
+	h := newHash(dgst.Algorithm())
+	if _, err := Copy(ctx, io.MultiWriter(out, h), io.NewSectionReader(stored, 0, w.offset)); err != nil {
+		return err
+	}
+	if got := digest.NewDigest(dgst.Algorithm(), h); got != dgst {
+		return mismatch(fmt.Errorf("read back what is stored: digest mismatch: got %s", got))
+	}
+	return out.Chmod(0o444)
 }

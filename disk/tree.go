@@ -326,6 +326,10 @@ func (t Tree) Rename(from, to string) error {
 	})
 }
 
+// RenameNew is Rename unless there is a file of the new name: fs.ErrExist. EINVAL, ENOSYS or ENOTSUP where the file system can't
+// tell.
+func (t Tree) RenameNew(from, to string) error { return t.both("rename", from, to, renameNew) }
+
 // Link gives a file another name, which must not exist.
 func (t Tree) Link(from, to string) error {
 	return t.both("link", from, to, func(fromDir int, from string, toDir int, to string) error {

@@ -217,7 +217,7 @@ func store(ctx context.Context, d ondisk.Dir, dgst digest.Digest, content io.Rea
 	wrongSize := func(size int64) error {
 		return classf(errdefs.ErrDataLoss, "size mismatch: got %s, not %d", sizeString(size), h.size)
 	}
-	size, exists, err := d.PutBlob(ctx, dgst, func(w io.Writer) error {
+	size, exists, err := d.PutBlob(ctx, dgst, h.size, func(w io.Writer) error {
 		n, err := io.Copy(w, newVerifier(ctx, io.NopCloser(content), dgst, 0, 0, -1))
 		if err == nil && h.size >= 0 && h.size != n {
 			err = wrongSize(n)
@@ -227,8 +227,6 @@ func store(ctx context.Context, d ondisk.Dir, dgst digest.Digest, content io.Rea
 	switch {
 	case err != nil:
 		return 0, "", err
-	case exists && h.size >= 0 && h.size != size:
-		return 0, "", wrongSize(size)
 	case exists:
 		return size, Exists, nil
 	}

@@ -164,17 +164,18 @@ func (d Dir) publish(aside, name, text string) error {
 	if _, err := d.Tree.Stat(name); err == nil {
 		return nil
 	}
-	tmp, err := WriteAside(d.Tree, aside, []byte(text))
+	tmp, err := WriteAside(d.Tree, aside, writes(text))
 	if err != nil {
 		return err
 	}
 	defer d.Tree.Remove(tmp)
 	err = d.Tree.Link(tmp, name)
 	switch {
-	case errors.Is(err, fs.ErrExist):
-		return nil
 	case errors.Is(err, unix.EPERM), errors.Is(err, unix.ENOTSUP), errors.Is(err, unix.ENOSYS):
 		err = d.renameNew(tmp, name) // a file system without hard links
+	}
+	if errors.Is(err, fs.ErrExist) {
+		return nil
 	}
 	if err != nil {
 		return err
@@ -182,8 +183,12 @@ func (d Dir) publish(aside, name, text string) error {
 	return d.Tree.SyncDir(d.Name)
 }
 
-// renameNew renames a file unless there is one of the new name. All that create files in the layout exclude each other.
+// renameNew renames a file unless there is one of the new name: fs.ErrExist. Where the file system can't do that, all that
+// create files in the layout exclude each other.
 func (d Dir) renameNew(from, to string) error {
+	if err := d.Tree.RenameNew(from, to); !errors.Is(err, unix.EINVAL) && !errors.Is(err, unix.ENOSYS) && !errors.Is(err, unix.ENOTSUP) {
+		return err
+	}
 	dir, err := d.Tree.OpenDir(d.Name)
 	if err != nil {
 		return err
@@ -193,7 +198,7 @@ func (d Dir) renameNew(from, to string) error {
 		return err
 	}
 	if _, err := d.Tree.Stat(to); err == nil {
-		return nil
+		return fs.ErrExist
 	}
 	return d.Tree.Rename(from, to)
 }
@@ -205,7 +210,7 @@ func AsideName(dir string) string {
 
 // WriteAside writes a file into a directory of the tree, synced, that is to be renamed or linked into place. It returns
 // the file's name in the tree.
-func WriteAside(tree disk.Tree, dir string, b []byte) (name string, err error) {
+func WriteAside(tree disk.Tree, dir string, write func(*os.File) error) (name string, err error) {
 	if err := tree.MakeDir(dir); err != nil {
 		return "", err
 	}
@@ -214,13 +219,25 @@ func WriteAside(tree disk.Tree, dir string, b []byte) (name string, err error) {
 	if err != nil {
 		return "", err
 	}
-	_, err = f.Write(b)
-	err = errors.Join(err, f.Sync())
-	err = errors.Join(err, f.Close())
+	err = write(f)
+	if err == nil {
+		err = f.Sync()
+	}
+	if cerr := f.Close(); err == nil {
+		err = cerr
+	}
 	if err != nil {
 		_ = tree.Remove(name)
 	}
 	return name, err
+}
+
+// writes writes a text.
+func writes(text string) func(*os.File) error {
+	return func(f *os.File) error {
+		_, err := f.WriteString(text)
+		return err
+	}
 }
 
 // BlobName is the name of a blob's file in the tree. The digest must be valid.
@@ -243,42 +260,52 @@ func (d Dir) Freshen(ctx context.Context, dgst digest.Digest) error {
 	return err
 }
 
-// PutBlob stores a blob, unless it is there: then it is freshened, and write isn't called. write writes the blob's bytes,
-// and fails if they aren't those of the digest. When PutBlob returns the blob is on disk.
-func (d Dir) PutBlob(ctx context.Context, dgst digest.Digest, write func(io.Writer) error) (size int64, exists bool, err error) {
-	name := BlobName(dgst)
-	if err = d.Freshen(ctx, dgst); err == nil {
-		if fi, err := d.Tree.Stat(name); err == nil {
+// Retain freshens a blob, and makes its name durable: who has published it may not have done so yet. fs.ErrNotExist if there
+// is none. In a store that can't be written to the blob is left as it is.
+func (d Dir) Retain(ctx context.Context, dgst digest.Digest) error {
+	if err := d.Freshen(ctx, dgst); err != nil {
+		return err
+	}
+	err := d.Tree.SyncDir(path.Dir(BlobName(dgst)))
+	if errors.Is(err, fs.ErrPermission) || errors.Is(err, unix.EROFS) {
+		return nil
+	}
+	return err
+}
+
+// PutBlob stores a blob, unless it is there: then it is retained, and write isn't called. write writes the blob's bytes, and
+// fails if they aren't those of the digest. A blob of another size than the expected one, -1 if that is not known, is
+// damaged, and replaced. When PutBlob returns the blob is on disk.
+func (d Dir) PutBlob(ctx context.Context, dgst digest.Digest, expected int64, write func(io.Writer) error) (size int64, exists bool, err error) {
+	fi, err := d.Tree.Stat(BlobName(dgst))
+	if err == nil && (expected < 0 || fi.Size() == expected) {
+		if err = d.Retain(ctx, dgst); err == nil {
 			return fi.Size(), true, nil
 		}
 	}
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return 0, false, err
 	}
-	if err := d.Tree.MakeDir(path.Dir(name)); err != nil {
-		return 0, false, err
-	}
 	// Beside the blobs, which may be on another file system than the layout. The name is that of no blob.
-	tmp := AsideName(path.Dir(name))
-	f, err := d.Tree.OpenFile(tmp, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o666)
+	name := BlobName(dgst)
+	tmp, err := WriteAside(d.Tree, path.Dir(name), func(f *os.File) error {
+		if err := write(f); err != nil {
+			return err
+		}
+		if fi, err = f.Stat(); err != nil {
+			return err
+		}
+		return f.Chmod(0o444)
+	})
 	if err != nil {
 		return 0, false, err
 	}
-	err = write(f)
+	// Whoever has the lock of a damaged blob may be about to delete it.
+	lock, err := d.LockBlob(ctx, dgst, unix.LOCK_EX)
 	if err == nil {
-		err = f.Chmod(0o444)
+		defer disk.Release(lock)
 	}
-	if err == nil {
-		err = f.Sync()
-	}
-	var fi fs.FileInfo
-	if err == nil {
-		fi, err = f.Stat()
-	}
-	if cerr := f.Close(); err == nil {
-		err = cerr
-	}
-	if err == nil {
+	if err == nil || errors.Is(err, fs.ErrNotExist) {
 		err = d.Tree.Rename(tmp, name)
 	}
 	if err != nil {
