@@ -5,6 +5,7 @@ import (
 	"context"
 	_ "crypto/sha256" // for digests
 	_ "crypto/sha512"
+	"errors"
 	"fmt"
 	"hash"
 	"io"
@@ -209,14 +210,15 @@ func (c *Client) read() {
 	}
 }
 
-// broken returns the error of a stream that can't be read on.
+// broken returns the error of a stream that can't be read on. One that has a class already, as that of a server's exit
+// status, keeps it.
 func broken(err error) error {
 	switch {
 	case err == io.EOF:
 		return errEnd()
-	case errdefs.IsInvalidArgument(err):
+	case errors.As(err, new(malformedError)):
 		return errclass.Errorf(errdefs.ErrDataLoss, "the answer is %w", err)
-	case !errdefs.IsAborted(err):
+	case errclass.Status(err) == 1:
 		return errclass.Errorf(errdefs.ErrAborted, "read answers: %w", err)
 	}
 	return err

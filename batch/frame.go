@@ -47,9 +47,14 @@ func errEnd() error {
 	return errclass.Errorf(errdefs.ErrAborted, "unexpected end: the other side is gone")
 }
 
+// malformedError reports that a stream is not what it should be. Nothing more can be read from it.
+type malformedError struct{ error }
+
 func malformed(format string, a ...any) error {
-	return errclass.Errorf(errdefs.ErrInvalidArgument, "not understood: "+format, a...)
+	return malformedError{errclass.Errorf(errdefs.ErrInvalidArgument, "not understood: "+format, a...)}
 }
+
+func (e malformedError) Unwrap() error { return e.error }
 
 // readLine reads a line. The error is io.EOF if nothing comes before the end.
 func readLine(r *bufio.Reader) (string, error) {

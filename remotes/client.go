@@ -1,6 +1,7 @@
 package remotes
 
 import (
+	"bytes"
 	"cmp"
 	"context"
 	"crypto/tls"
@@ -87,7 +88,8 @@ func newClient(e endpoint, o Options, login *login) *client {
 		// What is hashed is what was stored: no compression is taken off on the way.
 		DisableCompression:     true,
 		MaxResponseHeaderBytes: 1 << 20,
-		MaxIdleConnsPerHost:    max(2, o.Parts),
+		MaxIdleConnsPerHost:    max(2, o.Parts, o.Streams),
+		MaxConnsPerHost:        o.Streams, // each stream has one at a time
 		ReadBufferSize:         readBuffer,
 	}
 	if o.Parts > 1 {
@@ -249,9 +251,26 @@ func (t roundTripper) RoundTrip(req *http.Request) (*http.Response, error) {
 		resp.Body = &tokenBody{resp.Body, req.URL.Host, maxToken}
 	} else if resp.StatusCode == http.StatusUnauthorized {
 		state.challenged.Store(true)
+		keepConnection(resp)
 		t.c.login.offer(chooseChallenge(resp.Header))
 	}
 	return resp, nil
+}
+
+// keepConnection reads the body of a challenge, which nobody reads before the request is sent again with a token. The
+// connection could not be used again otherwise.
+func keepConnection(resp *http.Response) {
+	var b bytes.Buffer
+	_, err := b.ReadFrom(io.LimitReader(resp.Body, maxErrorBody+1))
+	if err != nil || b.Len() > maxErrorBody {
+		resp.Body = struct {
+			io.Reader
+			io.Closer
+		}{&b, resp.Body}
+		return
+	}
+	resp.Body.Close()
+	resp.Body = io.NopCloser(&b)
 }
 
 // maxToken limits the replies of token servers. It is below oras' own limit, which oras treats as the end of the

@@ -19,11 +19,15 @@ import (
 
 // Push uploads a manifest or blob. A blob whose upload is cut goes on where the registry has it (see blobUpload).
 func (r *Registry) Push(ctx context.Context, id string, content io.Reader, hintList ...string) (Pushed, error) {
+	return r.pushHinted(ctx, id, content, parseHints(hintList))
+}
+
+func (r *Registry) pushHinted(ctx context.Context, id string, content io.Reader, h hints) (Pushed, error) {
 	o, err := parseObject(id)
 	if err != nil {
 		return Pushed{}, err
 	}
-	p, err := r.newPush(ctx, o, parseHints(hintList))
+	p, err := r.newPush(ctx, o, h)
 	if err != nil {
 		return Pushed{}, fmt.Errorf("put %s: %w", o.join(r.locator.String()), err)
 	}
@@ -41,9 +45,12 @@ func (p *push) push(content io.Reader) (ocispec.Descriptor, error) {
 		return p.manifest(content, false)
 	}
 	if asManifest {
-		there, err := p.isAlready(o.digest)
-		if err != nil {
-			return ocispec.Descriptor{}, err
+		there := false
+		if !h.isAbsent {
+			var err error
+			if there, err = p.isAlready(o.digest); err != nil {
+				return ocispec.Descriptor{}, err
+			}
 		}
 		return p.manifest(content, there)
 	}
@@ -68,7 +75,7 @@ func (p *push) push(content io.Reader) (ocispec.Descriptor, error) {
 		}
 		return p.blob(rest, false)
 	}
-	return p.blob(content, true)
+	return p.blob(content, !h.isAbsent)
 }
 
 // newPush picks the host: the first that is configured for it.

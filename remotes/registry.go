@@ -78,6 +78,8 @@ func (r *Registry) Fetch(ctx context.Context, id string, hintList ...string) (io
 type body interface {
 	io.ReadCloser
 	io.WriterTo
+	// descriptor says what is known of the whole object: Size is -1 if it is not known.
+	descriptor() ocispec.Descriptor
 }
 
 // namedBody says in its errors what was being read.
@@ -450,7 +452,7 @@ func (m *manifest) body(h hints) (body, error) {
 	if err := h.check(int64(len(m.content))); err != nil {
 		return nil, err
 	}
-	return &manifestBody{*bytes.NewReader(m.content[h.offset:])}, nil
+	return &manifestBody{*bytes.NewReader(m.content[h.offset:]), m.descriptor}, nil
 }
 
 // check compares the size that the caller knows with the one that the remote tells.
@@ -465,7 +467,12 @@ func (h hints) check(size int64) error {
 }
 
 // manifestBody is the body of a manifest, which is in memory.
-type manifestBody struct{ bytes.Reader }
+type manifestBody struct {
+	bytes.Reader
+	what ocispec.Descriptor
+}
+
+func (m *manifestBody) descriptor() ocispec.Descriptor { return m.what }
 
 func (m *manifestBody) WriteTo(w io.Writer) (int64, error) {
 	n, err := m.Reader.WriteTo(w)
@@ -508,9 +515,10 @@ func (r *Registry) blob(ctx context.Context, c *client, t *tries, o object, h hi
 		d.end = toEnd
 		v = newVerifier(ctx, d, o.digest, begin, h.offset, size)
 	}
-	if isParallel || c.currentScheme() == "https" {
+	if isParallel || c.options.Streams > 1 || c.currentScheme() == "https" {
 		v.piece = shortPiece
 	}
+	v.mediaType = h.mediaType
 	v.explain = func() (why string) {
 		if coding != "" && coding != "identity" {
 			why = " (it came with Content-Encoding " + printable(coding) + ", which was declined)"

@@ -137,6 +137,8 @@ type Options struct {
 	// Parts is how many ranges of a large blob are fetched at the same time, over a
 	// connection each: 0 and 1 mean one stream.
 	Parts int
+	// Streams is how many objects are read at the same time: the connections of so many are kept. 0 stands for one.
+	Streams int
 	// Unverified leaves it to the caller to hash blobs that are fetched by digest: their
 	// length alone is checked. Manifests are verified anyway.
 	Unverified bool
@@ -169,7 +171,7 @@ func Open(locator string, o Options) (Remote, error) {
 		return nil, err
 	}
 	if l.Path != "" {
-		return &Layout{l.Path, o.IfAbsent}, nil
+		return &Layout{l.Path, o.IfAbsent, o.Unverified}, nil
 	}
 	if l.Helper != "" {
 		return &Helper{l.Helper, l.Address, o}, nil
@@ -188,6 +190,7 @@ func Open(locator string, o Options) (Remote, error) {
 type hints struct {
 	mediaType, mount string
 	size, offset     int64
+	isAbsent         bool // the remote has just been asked, and does not have it
 }
 
 func parseHints(list []string) hints {

@@ -121,29 +121,35 @@ func (p *push) blob(content io.Reader, look bool) (ocispec.Descriptor, error) {
 		return desc, err
 	}
 	if u.acked == 0 {
-		mounted, err := u.begin()
-		if err != nil {
+		mounted, err := u.beginOrMount()
+		if err != nil || mounted {
+			desc.Size = p.hints.size
 			return desc, err
-		}
-		if mounted {
-			size, err := p.exists()
-			if !errdefs.IsNotFound(err) {
-				if isRefusedElsewhere(err) {
-					size, err = -1, nil
-				}
-				p.saved.forget()
-				p.state, desc.Size = Mounted, p.knownSize(size)
-				return desc, err
-			}
-			// It has not done what it said.
-			if _, err := u.begin(); err != nil {
-				return desc, err
-			}
 		}
 	}
 	err = u.send()
 	desc.Size = u.sent
 	return desc, err
+}
+
+// beginOrMount opens an upload, unless the registry has mounted the blob from the hinted repository: then it sets the
+// state and the size.
+func (u *blobUpload) beginOrMount() (mounted bool, err error) {
+	mounted, err = u.begin()
+	if err != nil || !mounted {
+		return false, err
+	}
+	size, err := u.exists()
+	if errdefs.IsNotFound(err) { // it has not done what it said
+		_, err = u.begin()
+		return false, err
+	}
+	if isRefusedElsewhere(err) {
+		size, err = -1, nil
+	}
+	u.saved.forget()
+	u.state, u.hints.size = Mounted, u.knownSize(size)
+	return true, err
 }
 
 // exists returns the size of the blob that the registry has, -1 where it does not tell.

@@ -10,6 +10,7 @@ import (
 
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
 // pieceSize is how much is read, hashed and written at a time. There are as many buffers as pieces: one is being
@@ -37,6 +38,8 @@ type verifier struct {
 	at   int64     // the offset that the next byte of the stream has
 	size int64     // of the whole, -1 while unknown
 	skip int64     // bytes to hash but not to pass on
+	// mediaType is that of the content, where it is known.
+	mediaType string
 	// explain, where set, is called for a mismatch, and says what could be the reason.
 	explain func() string
 
@@ -232,6 +235,10 @@ func (v *verifier) WriteTo(w io.Writer) (int64, error) {
 			return total, &writeError{err}
 		}
 	}
+}
+
+func (v *verifier) descriptor() ocispec.Descriptor {
+	return ocispec.Descriptor{MediaType: v.mediaType, Digest: v.want, Size: v.size}
 }
 
 func (v *verifier) Close() error {

@@ -16,16 +16,22 @@ func main() { cli.Main(newCommand()) }
 
 func newCommand() *cobra.Command {
 	c := &cobra.Command{
-		Use:   "dist-fetch [flags] LOCATOR OBJECT [HINT…]",
+		Use:   "dist-fetch [flags] LOCATOR [OBJECT [HINT…]]",
 		Short: "write a manifest or blob of a remote to standard output",
-		Args:  cobra.MinimumNArgs(2),
 	}
+	many := registry.BatchFlag(c, "write what the requests on standard input ask for: dist-batch(7)")
 	options := registry.Flags(c)
 	c.Flags().IntVar(&options.Parts, "parts", 1, "fetch a large blob in `N` ranges at the same time")
 	c.Flags().BoolVar(&options.Unverified, "no-verify", false, "leave it to the reader to hash a blob; its length is checked")
 	c.RunE = func(c *cobra.Command, args []string) error {
 		if options.Parts < 1 || options.Parts > 64 {
 			return cli.Usagef("--parts %d: from 1 to 64", options.Parts)
+		}
+		if *many && options.Parts > 1 {
+			return cli.Usagef("--parts and --batch exclude each other: a batch reads several objects at the same time")
+		}
+		if *many {
+			return registry.Batch(c, args[0], *options, remotes.FetchBatch)
 		}
 		r, err := remotes.Open(args[0], *options)
 		if err != nil {

@@ -16,14 +16,17 @@ func main() { cli.Main(newCommand()) }
 
 func newCommand() *cobra.Command {
 	c := &cobra.Command{
-		Use:   "dist-put [flags] LOCATOR OBJECT [HINT…]",
+		Use:   "dist-put [flags] LOCATOR [OBJECT [HINT…]]",
 		Short: "store standard input as a manifest or blob at a remote",
-		Args:  cobra.MinimumNArgs(2),
 	}
+	many := registry.BatchFlag(c, "store what the requests on standard input bring: dist-batch(7)")
 	options := registry.Flags(c)
 	c.Flags().BoolVar(&options.IfAbsent, "if-absent", false, "put no tag that exists with another digest")
 	records := cli.NewRecords(c, "DIGEST", "SIZE", "STATE")
 	c.RunE = func(c *cobra.Command, args []string) error {
+		if *many {
+			return registry.Batch(c, args[0], *options, remotes.PutBatch)
+		}
 		r, err := remotes.Open(args[0], *options)
 		if err != nil {
 			return err

@@ -3,6 +3,7 @@ package registry
 
 import (
 	"bufio"
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -82,6 +83,32 @@ func Flags(c *cobra.Command) *remotes.Options {
 		}
 	}
 	return o
+}
+
+// BatchFlag registers --batch, which replaces the operands behind LOCATOR, and sets how many operands there must be.
+func BatchFlag(c *cobra.Command, usage string) *bool {
+	many := c.Flags().Bool("batch", false, usage)
+	c.Args = func(c *cobra.Command, args []string) error {
+		if *many {
+			return cobra.ExactArgs(1)(c, args)
+		}
+		return cobra.MinimumNArgs(2)(c, args)
+	}
+	return many
+}
+
+// Batch has serve answer the requests on standard input for a remote.
+func Batch(c *cobra.Command, locator string, o remotes.Options, serve func(context.Context, remotes.Remote, io.Reader, io.Writer) error) error {
+	r, err := remotes.OpenBatch(locator, o)
+	if err != nil {
+		return err
+	}
+	in, err := cli.Stdin(c.Context())
+	if err != nil {
+		return err
+	}
+	defer in.Close()
+	return serve(c.Context(), r, in, os.Stdout)
 }
 
 // duration is a flag of a length of time, which is positive. Where it may be none, 0 is kept as a negative one: in

@@ -1,0 +1,346 @@
+package remotes
+
+import (
+	"bufio"
+	"context"
+	"encoding/json"
+	"io"
+	"net/http"
+	"strings"
+	"sync"
+
+	"distkit/batch"
+	ondisk "distkit/disk/layout"
+
+	"github.com/containerd/errdefs"
+	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+)
+
+// OpenBatch is Open for a remote that serves FetchBatch or PutBatch.
+func OpenBatch(locator string, o Options) (Remote, error) {
+	o.Streams = batch.Ahead
+	return Open(locator, o)
+}
+
+// FetchBatch answers the requests of dist-batch(7) on in for what a remote has: get, has and referrers. The failure of
+// a request is an answer. The class is InvalidArgument if the requests can't be understood, and Aborted if they end amidst one.
+func FetchBatch(ctx context.Context, r Remote, in io.Reader, out io.Writer) error {
+	b := newBatch(r)
+	return batch.Serve(ctx, in, wide(out), map[string]batch.Handler{"get": b.get, "has": b.has(false), "referrers": b.referrers})
+}
+
+// PutBatch is FetchBatch for what stores objects at the remote: has, put and mount.
+func PutBatch(ctx context.Context, r Remote, in io.Reader, out io.Writer) error {
+	b := newBatch(r)
+	if l, ok := r.(*Layout); ok {
+		release, err := l.hold(ctx)
+		if err != nil {
+			return err
+		}
+		defer release()
+	}
+	return batch.Serve(ctx, in, out, map[string]batch.Handler{"has": b.has(true), "put": b.put, "mount": b.mount})
+}
+
+// wide returns out. If that is a pipe, it holds a whole chunk.
+func wide(out io.Writer) io.Writer {
+	if pipe := pipeOf(out); pipe != nil {
+		widen(pipe)
+	}
+	return out
+}
+
+// requests answers the requests of one batch.
+type requests struct {
+	remote Remote
+	puts   chan struct{} // closed when all puts so far are done
+	// Uploads keep what they have sent in memory, so that it can be sent again: each takes its share of memory.
+	memory chan struct{}
+	mu     sync.Mutex
+	absent map[string]bool // what the remote was found not to have
+}
+
+const (
+	// uploadShares is how many shares of memory, of shareSize, uploads have together.
+	uploadShares = 8
+	shareSize    = 2 << 20
+	// largeUpload is how many shares the largest upload takes.
+	largeUpload = (retained + 1) * chunkSize / shareSize
+	// maxAbsent bounds how many absent objects are remembered.
+	maxAbsent = 1 << 16
+)
+
+func newBatch(r Remote) *requests {
+	none := make(chan struct{})
+	close(none)
+	return &requests{remote: r, puts: none, memory: make(chan struct{}, uploadShares), absent: map[string]bool{}}
+}
+
+func (b *requests) get(ctx context.Context, r *batch.Request) func() (batch.Answer, error) {
+	return func() (batch.Answer, error) {
+		got, err := b.remote.Fetch(ctx, r.Object, r.Hints...)
+		if err != nil {
+			return batch.Answer{}, err
+		}
+		return batch.Answer{Word: "ok", Descriptor: got.(body).descriptor(), Content: got}, nil
+	}
+}
+
+func (b *requests) has(forPut bool) batch.Handler {
+	return func(ctx context.Context, r *batch.Request) func() (batch.Answer, error) {
+		puts := b.puts
+		return func() (batch.Answer, error) {
+			if err := waitFor(ctx, puts); err != nil {
+				return batch.Answer{}, err
+			}
+			desc, err := b.lookup(ctx, r.Object, parseHints(r.Hints), forPut)
+			if errdefs.IsNotFound(err) {
+				b.noteAbsent(r.Object)
+				return batch.Answer{Word: "no"}, nil
+			}
+			return batch.Answer{Word: "yes", Descriptor: desc}, err
+		}
+	}
+}
+
+func (b *requests) noteAbsent(object string) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if len(b.absent) < maxAbsent {
+		b.absent[object] = true
+	}
+}
+
+// takeAbsent reports whether an object was found to be absent, once.
+func (b *requests) takeAbsent(object string) bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	was := b.absent[object]
+	delete(b.absent, object)
+	return was
+}
+
+// referrers gives the descriptors as JSON, one a line.
+func (b *requests) referrers(ctx context.Context, r *batch.Request) func() (batch.Answer, error) {
+	return func() (batch.Answer, error) {
+		subject, err := digest.Parse(r.Object)
+		if err != nil {
+			return batch.Answer{}, classf(errdefs.ErrInvalidArgument, "not a digest: %w", err)
+		}
+		var filter ReferrerFilter
+		for _, hint := range r.Hints {
+			if t, ok := strings.CutPrefix(hint, "artifacttype:"); ok {
+				filter.ArtifactType = t
+			}
+		}
+		lines, w := io.Pipe()
+		go func() {
+			out := bufio.NewWriterSize(w, shortPiece)
+			encoder := json.NewEncoder(out)
+			var err error
+			for desc, lerr := range b.remote.Referrers(ctx, subject, filter) {
+				if err = lerr; err == nil {
+					err = encoder.Encode(desc)
+				}
+				if err != nil {
+					break
+				}
+			}
+			if err == nil {
+				err = out.Flush()
+			}
+			w.CloseWithError(err)
+		}()
+		return batch.Answer{Word: "ok", Descriptor: ocispec.Descriptor{Size: -1}, Content: lines}, nil
+	}
+}
+
+func (b *requests) put(ctx context.Context, r *batch.Request) func() (batch.Answer, error) {
+	before, done, all := b.puts, make(chan struct{}), make(chan struct{})
+	b.puts = all
+	go func() {
+		<-before
+		<-done
+		close(all)
+	}()
+	return func() (batch.Answer, error) {
+		defer close(done)
+		h := parseHints(r.Hints)
+		shares := largeUpload
+		if h.size >= 0 {
+			shares = int(min(h.size/shareSize+1, largeUpload))
+		}
+		if _, isDigest, _ := parseDigest(r.Object); !isDigest || !h.isBlob() {
+			// What it refers to must be there before it.
+			if err := waitFor(ctx, before); err != nil {
+				return batch.Answer{}, err
+			}
+		}
+		// Puts take their shares one after the other, since the next one's line is behind this one's content.
+		for taken := range shares {
+			select {
+			case b.memory <- struct{}{}:
+			case <-ctx.Done():
+				b.release(taken)
+				return batch.Answer{}, context.Cause(ctx)
+			}
+		}
+		defer b.release(shares)
+		pushed, err := b.push(ctx, r, h)
+		return batch.Answer{Word: string(pushed.State), Descriptor: pushed.Descriptor}, err
+	}
+}
+
+func waitFor(ctx context.Context, done <-chan struct{}) error {
+	select {
+	case <-done:
+		return nil
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}
+
+func (b *requests) push(ctx context.Context, r *batch.Request, h hints) (Pushed, error) {
+	if registry, ok := b.remote.(*Registry); ok {
+		h.isAbsent = b.takeAbsent(r.Object)
+		return registry.pushHinted(ctx, r.Object, r.Content, h)
+	}
+	return b.remote.Push(ctx, r.Object, r.Content, r.Hints...)
+}
+
+func (b *requests) release(shares int) {
+	for range shares {
+		<-b.memory
+	}
+}
+
+func (b *requests) mount(ctx context.Context, r *batch.Request) func() (batch.Answer, error) {
+	return func() (batch.Answer, error) {
+		registry, ok := b.remote.(*Registry)
+		if !ok {
+			return batch.Answer{Word: "no"}, nil
+		}
+		pushed, err := registry.mount(ctx, r.Object, r.Hints[0])
+		if err == nil && pushed.State != Mounted {
+			b.noteAbsent(r.Object)
+			return batch.Answer{Word: "no"}, nil
+		}
+		return batch.Answer{Word: string(pushed.State), Descriptor: pushed.Descriptor}, err
+	}
+}
+
+// lookup returns the descriptor of an object. forPut asks for it where Push would store it. Of a blob that a hint says to be
+// one, a single request or look is enough. NotFound if there is none.
+func (b *requests) lookup(ctx context.Context, id string, h hints, forPut bool) (ocispec.Descriptor, error) {
+	desc := ocispec.Descriptor{MediaType: h.mediaType, Size: -1}
+	d, isDigest, err := parseDigest(id)
+	if err != nil {
+		return desc, err
+	}
+	desc.Digest = d
+	isBlob := isDigest && h.isBlob()
+	switch r := b.remote.(type) {
+	case *Registry:
+		if forPut {
+			return r.hasForPut(ctx, id, h)
+		}
+		if isBlob {
+			err = r.firstHost(ctx, canPull, func(c *client, t *tries) error {
+				desc.Size, err = c.blobSize(ctx, r.request(c, http.MethodHead, "blobs", id), d, t)
+				return err
+			})
+			return desc, err
+		}
+	case *Layout:
+		if isBlob {
+			desc.Size, err = r.blobSize(d)
+			return desc, err
+		}
+	}
+	return b.remote.Resolve(ctx, id)
+}
+
+// isBlob reports whether a hint says that the object is not a manifest.
+func (h hints) isBlob() bool {
+	return h.mediaType != "" && !isIndex(h.mediaType) && !isManifest(h.mediaType)
+}
+
+// blobSize returns the size of a blob. NotFound if there is none.
+func (l *Layout) blobSize(d digest.Digest) (int64, error) {
+	files, err := l.files()
+	if err != nil {
+		return -1, err
+	}
+	f, size, err := openBlob(files, d)
+	if err != nil {
+		return -1, err
+	}
+	return size, f.Close()
+}
+
+// hold keeps sweeps of a store away. It does nothing for another layout, or where there is none yet.
+func (l *Layout) hold(ctx context.Context) (release func(), err error) {
+	d, err := l.files()
+	if err == nil && isStore(d) {
+		return ondisk.Share(ctx, d.Tree)
+	}
+	if errdefs.IsNotFound(err) {
+		err = nil
+	}
+	return func() {}, err
+}
+
+func (r *Registry) hasForPut(ctx context.Context, id string, h hints) (ocispec.Descriptor, error) {
+	desc := ocispec.Descriptor{MediaType: h.mediaType, Size: -1}
+	o, err := parseObject(id)
+	if err != nil {
+		return desc, err
+	}
+	p, err := r.newPush(ctx, o, h)
+	if err != nil {
+		return desc, err
+	}
+	desc.Digest = o.digest
+	switch {
+	case o.tag != "" || h.mediaType == "":
+		return p.resolve(ctx, p.client, p.tries, o)
+	case h.isBlob():
+		desc.Size, err = p.exists()
+		if isRefusedElsewhere(err) {
+			err = errAbsent()
+		}
+	default:
+		var there bool
+		if there, err = p.isAlready(o.digest); err == nil && !there {
+			err = errAbsent()
+		}
+	}
+	if err == nil {
+		desc.Size = p.knownSize(desc.Size)
+	}
+	return desc, err
+}
+
+func errAbsent() error { return classf(errdefs.ErrNotFound, "the remote does not have it") }
+
+// mount has the registry take a blob from another of its repositories. State is Mounted if it did.
+func (r *Registry) mount(ctx context.Context, id, from string) (Pushed, error) {
+	o, err := parseObject(id)
+	if err == nil && (o.digest == "" || !isRepository(from)) {
+		err = classf(errdefs.ErrInvalidArgument, "a digest and a repository are wanted")
+	}
+	if err != nil {
+		return Pushed{}, err
+	}
+	p, err := r.newPush(ctx, o, hints{size: -1, mount: from})
+	if err != nil {
+		return Pushed{}, err
+	}
+	u := &blobUpload{push: p, size: -1, chunk: p.client.chunk}
+	mounted, err := u.beginOrMount()
+	if err == nil && !mounted {
+		u.cancel()
+	}
+	return Pushed{ocispec.Descriptor{Digest: o.digest, Size: p.hints.size}, p.state}, err
+}

@@ -1,0 +1,297 @@
+package remotes
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+
+	"distkit/batch"
+
+	"github.com/containerd/errdefs"
+	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+)
+
+type serve = func(context.Context, Remote, io.Reader, io.Writer) error
+
+// startBatch serves a remote over pipes. The function that it returns closes the client and gives what the server says.
+func startBatch(t *testing.T, r Remote, serve serve) (*batch.Client, func() error) {
+	t.Helper()
+	inR, inW, err1 := os.Pipe()
+	outR, outW, err2 := os.Pipe()
+	if err := errors.Join(err1, err2); err != nil {
+		t.Fatal(err)
+	}
+	done := make(chan error, 1)
+	go func() {
+		err := serve(t.Context(), r, inR, outW)
+		inR.Close()
+		outW.Close()
+		done <- err
+	}()
+	c := batch.NewClient(outR, inW)
+	end := sync.OnceValue(func() error {
+		c.Close()
+		return <-done
+	})
+	t.Cleanup(func() { end(); outR.Close() })
+	return c, end
+}
+
+func fetchAll(ctx context.Context, c *batch.Client, object string, hints ...string) ([]byte, error) {
+	o, err := c.Fetch(ctx, object, hints...)
+	if err != nil {
+		return nil, err
+	}
+	defer o.Close()
+	return io.ReadAll(o)
+}
+
+// connections counts those that requests came over.
+func (f *fake) connections() int {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	from := map[string]bool{}
+	for _, r := range f.requests {
+		from[r.RemoteAddr] = true
+	}
+	return len(from)
+}
+
+func TestBatchFetchesOverOnePool(t *testing.T) {
+	t.Setenv("XDG_RUNTIME_DIR", t.TempDir())
+	k := newTokens(t)
+	var blobs [][]byte
+	for i := range 50 {
+		blobs = append(blobs, append(noise(i*3_001), byte(i)))
+		k.blob(blobs[i])
+	}
+	c, end := startBatch(t, open(t, k.host(), Options{Streams: batch.Ahead}), FetchBatch)
+	var all sync.WaitGroup
+	for _, b := range blobs {
+		all.Go(func() {
+			d := digest.FromBytes(b).String()
+			got, err := fetchAll(t.Context(), c, d, "mediatype:a/b", fmt.Sprintf("size:%d", len(b)))
+			if err != nil || !bytes.Equal(got, b) {
+				t.Errorf("%s: %d bytes of %d, %v", d, len(got), len(b), err)
+			}
+		})
+	}
+	all.Wait()
+	m := k.manifests["latest"].content
+	o, err := c.Fetch(t.Context(), "latest")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if b, err := io.ReadAll(o); err != nil || !bytes.Equal(b, m) || o.Digest != digest.FromBytes(m) || o.MediaType != ocispec.MediaTypeImageManifest || o.Size != int64(len(m)) {
+		t.Errorf("latest: %q, %v, %v", b, o.Descriptor, err)
+	}
+	o.Close()
+	if err := end(); err != nil {
+		t.Error(err)
+	}
+	if n := k.connections(); n > batch.Ahead || len(k.asked) != 1 {
+		t.Errorf("%d connections, and the token server was asked %d times", n, len(k.asked))
+	}
+	if n := slices.DeleteFunc(k.seen(), func(s string) bool { return s != "GET /v2/x/manifests/latest" }); len(n) != 1 {
+		t.Errorf("the manifest was asked for %d times", len(n))
+	}
+}
+
+func TestBatchFailuresAreAnswers(t *testing.T) {
+	f := newFake(t)
+	good, long := noise(100_000), noise(3<<20)
+	bad := digest.FromString("what it is not").String()
+	f.blobs[digest.Digest(bad)] = []byte("what it is")
+	f.blob(good)
+	cutDigest := f.blob(long)
+	f.reply(func(w http.ResponseWriter, r *http.Request, _ int) bool {
+		if strings.HasSuffix(r.URL.Path, cutDigest) {
+			cut(w, long, 1000)
+		}
+		return false
+	})
+	c, end := startBatch(t, open(t, f.host(), Options{Streams: batch.Ahead}), FetchBatch)
+	for object, class := range map[string]func(error) bool{
+		bad: errdefs.IsDataLoss, digest.FromString("none").String(): errdefs.IsNotFound, "none": errdefs.IsNotFound,
+		cutDigest: errdefs.IsAborted, "sha256:12": errdefs.IsInvalidArgument,
+	} {
+		_, err := fetchAll(t.Context(), c, object)
+		is(t, err, class)
+		if b, err := fetchAll(t.Context(), c, digest.FromBytes(good).String(), "offset:10"); err != nil || !bytes.Equal(b, good[10:]) {
+			t.Errorf("the object after %s: %d bytes, %v", object, len(b), err)
+		}
+	}
+	if err := end(); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestBatchReferrers(t *testing.T) {
+	for _, kind := range []string{"registry", "layout"} {
+		subject := digest.FromString("subject")
+		var list []ocispec.Descriptor
+		f := newFake(t)
+		f.referrers = true
+		l := &Layout{dir: filepath.Join(t.TempDir(), "l")}
+		for i := range 3 {
+			m := fmt.Appendf(nil, `{"schemaVersion":2,"mediaType":%q,"artifactType":"a/%d","config":{"mediaType":"a/b"},"layers":[],"annotations":{"n":"%d"},"subject":{"digest":%q}}`, ocispec.MediaTypeImageManifest, i%2, i, subject)
+			list = append(list, f.manifest("", ocispec.MediaTypeImageManifest, m))
+			if _, err := l.Push(t.Context(), digest.FromBytes(m).String(), bytes.NewReader(m)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		r := map[string]Remote{"registry": open(t, f.host(), Options{}), "layout": l}[kind]
+		c, _ := startBatch(t, r, FetchBatch)
+		for hint, want := range map[string]int{"x:y": 3, "artifacttype:a/0": 2, "artifacttype:a/9": 0} {
+			lines, err := c.Referrers(t.Context(), subject, hint)
+			if err != nil {
+				t.Fatal(err)
+			}
+			n := 0
+			for d := json.NewDecoder(lines); d.More(); n++ {
+				var desc ocispec.Descriptor
+				if err := d.Decode(&desc); err != nil || !slices.ContainsFunc(list, func(d ocispec.Descriptor) bool { return d.Digest == desc.Digest }) {
+					t.Errorf("%s: %v, %v", kind, desc, err)
+				}
+			}
+			if lines.Close(); n != want {
+				t.Errorf("%s: %d referrers with %s, not %d", kind, n, hint, want)
+			}
+		}
+	}
+}
+
+func TestBatchPutsBlobsBeforeTheirManifest(t *testing.T) {
+	f := newFake(t)
+	r := open(t, f.host(), Options{Streams: batch.Ahead})
+	c, end := startBatch(t, r, PutBatch)
+	var list []ocispec.Descriptor
+	var blobs [][]byte
+	for i := range 20 {
+		b := append(noise(i*50_000), byte(i))
+		blobs = append(blobs, b)
+		list = append(list, ocispec.Descriptor{MediaType: "a/b", Digest: digest.FromBytes(b), Size: int64(len(b))})
+	}
+	f.blob(blobs[0])
+	has, err := c.HasAll(t.Context(), list)
+	if err != nil || !has[0] || slices.Contains(has[1:], true) {
+		t.Fatalf("%v, %v", has, err)
+	}
+	f.reset()
+	layers, _ := json.Marshal(list)
+	m := fmt.Appendf(nil, `{"schemaVersion":2,"mediaType":%q,"config":{},"layers":%s}`, ocispec.MediaTypeImageManifest, layers)
+	// The registry refuses a manifest before its blobs.
+	f.fault = func(w http.ResponseWriter, r *http.Request, _ int) bool {
+		if r.Method != http.MethodPut || !strings.Contains(r.URL.Path, "/manifests/") {
+			return false
+		}
+		f.mu.Lock()
+		defer f.mu.Unlock()
+		if len(f.blobs) != len(list) {
+			w.WriteHeader(http.StatusBadRequest)
+			return true
+		}
+		return false
+	}
+	var pipeline bytes.Buffer
+	for i, b := range blobs[1:] {
+		fmt.Fprintf(&pipeline, "put %s mediatype:a/b size:%d\n%d\n%s0\nend\n", list[i+1].Digest, len(b), len(b), b)
+	}
+	fmt.Fprintf(&pipeline, "put latest\n%d\n%s0\nend\nhas latest\nhas %s mediatype:a/b\n", len(m), m, list[3].Digest)
+	var out bytes.Buffer
+	if err := PutBatch(t.Context(), r, &pipeline, &out); err != nil {
+		t.Fatal(err)
+	}
+	want := ""
+	for _, d := range list[1:] {
+		want += fmt.Sprintf("stored %s %d\n", d.Digest, d.Size)
+	}
+	want += fmt.Sprintf("stored %s %d\nyes %[1]s %[2]d %s\nyes %s %d a/b\n", digest.FromBytes(m), len(m), ocispec.MediaTypeImageManifest, list[3].Digest, list[3].Size)
+	if out.String() != want {
+		t.Errorf("answers:\n%s, not:\n%s", out.String(), want)
+	}
+	if err := end(); err != nil {
+		t.Error(err)
+	}
+	if n := f.connections(); n > batch.Ahead {
+		t.Errorf("%d connections", n)
+	}
+}
+
+// What was asked for, and is not there, is put without asking again.
+func TestBatchAsksOnce(t *testing.T) {
+	f := newFake(t)
+	c, _ := startBatch(t, open(t, f.host(), Options{}), PutBatch)
+	b := noise(1000)
+	d := digest.FromBytes(b).String()
+	if _, has, err := c.Has(t.Context(), d, "mediatype:a/b"); has || err != nil {
+		t.Fatal(has, err)
+	}
+	if _, err := c.Put(t.Context(), d, bytes.NewReader(b), "mediatype:a/b", "size:1000"); err != nil {
+		t.Fatal(err)
+	}
+	if got := f.seen(); len(got) != 3 {
+		t.Errorf("requests: %q", got)
+	}
+	if got, err := c.Put(t.Context(), d, bytes.NewReader(b), "mediatype:a/b"); err != nil || got.Word != "exists" || got.Size != 1000 {
+		t.Errorf("put again: %v, %v", got, err)
+	}
+	if got, ok, err := c.Mount(t.Context(), digest.FromString("mounted"), "other"); err != nil || !ok || got.Word != "mounted" {
+		t.Errorf("mount: %v %v, %v", got, ok, err)
+	}
+	if _, ok, err := c.Mount(t.Context(), digest.FromString("more"), "another"); err != nil || ok {
+		t.Errorf("mount of what is not there: %v, %v", ok, err)
+	}
+	if len(f.uploads) != 0 {
+		t.Errorf("%d uploads were left open", len(f.uploads))
+	}
+}
+
+func TestBatchPutCutOrWrong(t *testing.T) {
+	for _, kind := range []string{"registry", "layout"} {
+		f := newFake(t)
+		dir := filepath.Join(t.TempDir(), "l")
+		r := map[string]Remote{"registry": open(t, f.host(), Options{}), "layout": &Layout{dir: dir}}[kind]
+		b := noise(1000)
+		d := digest.FromBytes(b)
+		stored := func() bool {
+			_, err := r.Resolve(t.Context(), d.String())
+			return err == nil
+		}
+		for what, input := range map[string]string{
+			"aborted": fmt.Sprintf("put %s mediatype:a/b\n900\n%s0\nabort\n", d, b[:900]),
+			"wrong":   fmt.Sprintf("put %s mediatype:a/b\n900\n%s0\nend\n", d, b[:900]),
+			"cut":     fmt.Sprintf("put %s mediatype:a/b\n1000\n%s", d, b),
+			"sized":   fmt.Sprintf("put %s mediatype:a/b size:900\n1000\n%s0\nend\n", d, b),
+		} {
+			var out bytes.Buffer
+			err := PutBatch(t.Context(), r, strings.NewReader(input), &out)
+			if (what == "cut") != errdefs.IsAborted(err) {
+				t.Errorf("%s, %s: %v", kind, what, err)
+			}
+			status := map[string]string{"aborted": "error 6 ", "wrong": "error 4 ", "cut": "error 6 ", "sized": "error 4 "}[what]
+			if !strings.HasPrefix(out.String(), status) || strings.Count(out.String(), "\n") != 1 || stored() {
+				t.Errorf("%s, %s: answer %q; stored: %v", kind, what, out.String(), stored())
+			}
+		}
+		var out bytes.Buffer
+		input := fmt.Sprintf("put %s mediatype:a/b\n1000\n%s0\nend\nput %[1]s mediatype:a/b\n1000\n%[2]s0\nend\n", d, b)
+		if err := PutBatch(t.Context(), r, strings.NewReader(input), &out); err != nil || !stored() {
+			t.Errorf("%s: %v", kind, err)
+		}
+		if out.String() != fmt.Sprintf("stored %s 1000\nexists %[1]s 1000\n", d) {
+			t.Errorf("%s: %q", kind, out.String())
+		}
+	}
+}
