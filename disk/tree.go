@@ -196,6 +196,7 @@ func ReadAll(f *os.File, limit int64) ([]byte, error) {
 		return nil, large
 	}
 	b := make([]byte, 0, fi.Size()+1)
+	inLargePages(b)
 	for {
 		n, err := f.Read(b[len(b):cap(b)])
 		b = b[:len(b)+n]

@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"iter"
 	"maps"
 	"path"
 	"slices"
@@ -216,19 +217,38 @@ func (p positions) find(name string) int {
 func (l *Listing) List() ([]Image, error) {
 	all := make([]Image, 0, len(l.index.Entries))
 	var strange error
-	for _, e := range l.index.Entries {
-		if e.Name == "" && !e.Strange {
-			continue
-		}
-		img, err := decode(e)
+	for img, err := range l.All() {
 		if err == nil {
 			all = append(all, img)
-		} else if strange == nil {
-			strange = err
+		}
+		strange = cmp.Or(strange, err)
+	}
+	return all, strange
+}
+
+// All goes through the images in the order of their names. In the place of an entry that is no descriptor it has an error, which is
+// FailedPrecondition.
+func (l *Listing) All() iter.Seq2[Image, error] {
+	return func(yield func(Image, error) bool) {
+		entries := l.index.Entries
+		order := make([]int32, 0, len(entries))
+		for i, e := range entries {
+			if e.Name != "" || e.Strange {
+				order = append(order, int32(i))
+			}
+		}
+		slices.SortFunc(order, func(a, b int32) int {
+			if c := strings.Compare(entries[a].Name, entries[b].Name); c != 0 {
+				return c
+			}
+			return cmp.Compare(a, b)
+		})
+		for _, i := range order {
+			if !yield(decode(entries[i])) {
+				return
+			}
 		}
 	}
-	slices.SortFunc(all, func(a, b Image) int { return cmp.Compare(a.Name, b.Name) })
-	return all, strange
 }
 
 // Unnamed returns the entries of the index that have no name, in its order. Those that are no descriptors are passed over:
@@ -582,25 +602,24 @@ func (ix *index) changed(img Image, made bool) {
 }
 
 func decode(e layout.Entry) (Image, error) {
-	d, err := e.Descriptor()
-	if err != nil {
-		return Image{}, fmt.Errorf("read image %s: %w", e.Name, err)
-	}
-	img := Image{Name: e.Name, Target: d}
-	img.Target.Annotations = nil
-	for k, v := range d.Annotations {
-		switch k {
+	img := Image{Name: e.Name}
+	var err error
+	img.Target, err = e.Target(func(key, value string) {
+		switch key {
 		case v1.AnnotationRefName:
 		case AnnotationCreated:
-			img.CreatedAt, _ = time.Parse(time.RFC3339Nano, v)
+			img.CreatedAt, _ = time.Parse(time.RFC3339Nano, value)
 		case AnnotationUpdated:
-			img.UpdatedAt, _ = time.Parse(time.RFC3339Nano, v)
+			img.UpdatedAt, _ = time.Parse(time.RFC3339Nano, value)
 		default:
 			if img.Labels == nil {
 				img.Labels = map[string]string{}
 			}
-			img.Labels[k] = v
+			img.Labels[key] = value
 		}
+	})
+	if err != nil {
+		return Image{}, fmt.Errorf("read image %s: %w", e.Name, err)
 	}
 	return img, nil
 }

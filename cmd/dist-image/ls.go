@@ -45,38 +45,46 @@ func newLs() *cobra.Command {
 		if err != nil {
 			return err
 		}
-		// What can't be read of some entries is told after the others are listed.
-		all, failed := listing.List()
-		if *unnamed {
-			all = append(all, listing.Unnamed()...)
-		}
+		var failed error // what can't be read of some entries is told after the others are listed
 		sizes := map[digest.Digest]int64{}
-		for _, img := range all {
-			if ok, err := wanted.Match(img); err != nil {
-				return err
-			} else if !ok {
-				continue
+		list := func(img image.Image) error {
+			if !wanted.All() {
+				if ok, err := wanted.Match(img); err != nil || !ok {
+					return err
+				}
 			}
 			if ok, err := containing.Match(c.Context(), img.Target); !ok {
 				if err != nil && c.Context().Err() != nil {
 					return err
 				}
 				failed = cmp.Or(failed, err)
-				continue
+				return nil
 			}
-			r := record{Name: img.Name, Target: img.Target, Labels: img.Labels, CreatedAt: img.CreatedAt, UpdatedAt: img.UpdatedAt}
-			if !records.Quiet() {
-				size, known := sizes[img.Target.Digest]
-				if !known {
-					// What can't be told, since blobs are missing or it is no image, is 0.
-					size, _ = w.Size(c.Context(), img.Target)
-					sizes[img.Target.Digest] = size
-				}
-				r.Size = size
+			ref := cmp.Or(img.Name, string(img.Target.Digest))
+			if records.Quiet() {
+				return records.Write(nil, ref)
 			}
-			ref := cmp.Or(r.Name, string(r.Target.Digest))
-			if err := records.Write(r, ref, r.Target.MediaType, r.Target.Digest, cli.Size(r.Size), r.UpdatedAt); err != nil {
+			size, known := sizes[img.Target.Digest]
+			if !known {
+				// What can't be told, since blobs are missing or it is no image, is 0.
+				size, _ = w.Size(c.Context(), img.Target)
+				sizes[img.Target.Digest] = size
+			}
+			r := record{Name: img.Name, Target: img.Target, Size: size, Labels: img.Labels, CreatedAt: img.CreatedAt, UpdatedAt: img.UpdatedAt}
+			return records.Write(r, ref, r.Target.MediaType, r.Target.Digest, cli.Size(r.Size), r.UpdatedAt)
+		}
+		for img, err := range listing.All() {
+			if err != nil {
+				failed = cmp.Or(failed, err)
+			} else if err := list(img); err != nil {
 				return err
+			}
+		}
+		if *unnamed {
+			for _, img := range listing.Unnamed() {
+				if err := list(img); err != nil {
+					return err
+				}
 			}
 		}
 		return cmp.Or(records.Close(), failed)

@@ -68,7 +68,10 @@ func (r *Records) Write(value any, cells ...any) error {
 		if !*r.zero {
 			key = strings.ReplaceAll(key, "\n", `\n`)
 		}
-		_, err := fmt.Fprintf(out, "%s%s", key, end)
+		_, err := io.WriteString(out, key)
+		if err == nil {
+			_, err = io.WriteString(out, end)
+		}
 		return err
 	}
 	if _, tty := IsTerminal(os.Stdout); tty && !*r.zero {
@@ -127,6 +130,8 @@ var recordEscape = strings.NewReplacer(`\`, `\\`, "\t", `\t`, "\n", `\n`, "\x00"
 // plain is a cell as text for programs.
 func plain(c any) string {
 	switch v := c.(type) {
+	case string:
+		return v
 	case Size:
 		return strconv.FormatInt(int64(v), 10)
 	case Limit:
