@@ -39,6 +39,7 @@ var behaviours = map[string]behaviour{
 	"dist-cat":          {output: []string{"BLOB"}, waits: []string{"-"}},
 	"dist-check-remote": {bad: []string{}},
 	"dist-chain":        {output: []string{"BLOB"}, waits: []string{"-"}},
+	"dist-copy-graph":   {output: []string{"--from-root", "STORE", "--root", "TMP/copy", "BLOB"}, bad: []string{}, waits: []string{"--from-root", "STORE", "-"}},
 	"dist-edit":         {bad: []string{}}, // it says on stderr what it did not change
 	"dist-diff":         {output: []string{"STORE"}, bad: []string{}},
 	"dist-events":       {output: []string{}, bad: []string{"topic="}, waits: []string{"-f"}},
@@ -65,6 +66,7 @@ var behaviours = map[string]behaviour{
 	"dist-path":         {output: []string{"BLOB"}, waits: []string{"-"}},
 	"dist-pull":         {bad: []string{}, waits: []string{"HOST/x:latest"}},
 	"dist-remote-http":  {bad: []string{}},
+	"dist-remote-ssh":   {bad: []string{}},
 	"dist-resolve":      {output: []string{"STORE", "example.org/x:1"}, bad: []string{"redis", "latest"}, waits: []string{"HOST/x", "latest"}},
 	"dist-run":          {bad: []string{}},
 	"dist-unpack":       {bad: []string{}},

@@ -129,7 +129,7 @@ func WriteBlob(ctx context.Context, s *Store, ref string, r io.Reader, size int6
 		switch {
 		case err == nil, errdefs.IsAlreadyExists(err):
 			return dgst, nil
-		case !errdefs.IsDataLoss(err):
+		case !errdefs.IsDataLoss(err) && w.Offset() > 0:
 			return "", err
 		case !resumed:
 			return "", errors.Join(err, w.Abort())

@@ -55,10 +55,10 @@ func walk(ctx context.Context, root v1.Descriptor, seen map[digest.Digest]bool, 
 	return nil
 }
 
-// Limits of one image: the blobs that it refers to, and the bytes of all its documents.
+// MaxDocuments bounds all documents of an image, in bytes, and maxBlobs the blobs that they refer to.
 const (
-	maxBlobs = 1 << 15
-	maxBytes = 256 << 20
+	MaxDocuments = 256 << 20
+	maxBlobs     = 1 << 15
 )
 
 // Node is a blob that [Walker.Walk] has come to.
@@ -104,8 +104,8 @@ func (w Walker) walk(ctx context.Context, d v1.Descriptor, seen map[digest.Diges
 		if n.Type != "" {
 			size += n.Size
 		}
-		if blobs += len(n.Children); blobs > maxBlobs || size > maxBytes {
-			return nil, errclass.Errorf(errdefs.ErrInvalidArgument, "%s refers to more than %d blobs, or to documents of more than %d bytes", d.Digest, maxBlobs, maxBytes)
+		if blobs += len(n.Children); blobs > maxBlobs || size > MaxDocuments {
+			return nil, errclass.Errorf(errdefs.ErrInvalidArgument, "%s refers to more than %d blobs, or to documents of more than %d bytes", d.Digest, maxBlobs, MaxDocuments)
 		}
 		if err := visit(n); err != nil {
 			return nil, err

@@ -194,9 +194,11 @@ func parseDocument(name string, b []byte) (document, error) {
 			return doc, fmt.Errorf("config of %s: %w", name, err)
 		}
 	}
-	for _, child := range slices.Concat(doc.Manifests, doc.Layers) {
-		if err := checkDescriptor(child); err != nil {
-			return doc, fmt.Errorf("child of %s: %w", name, err)
+	for _, children := range []Descriptors{doc.Manifests, doc.Layers} {
+		for _, child := range children {
+			if err := checkDescriptor(child); err != nil {
+				return doc, fmt.Errorf("child of %s: %w", name, err)
+			}
 		}
 	}
 	return doc, nil

@@ -148,6 +148,7 @@ func TestRegistryAuthFile(t *testing.T) {
 }
 
 func TestTokenServerDown(t *testing.T) {
+	t.Parallel()
 	k := newTokens(t)
 	k.realm.Close()
 	_, err := fetch(t, open(t, k.host(), Options{}), "latest")
@@ -333,6 +334,7 @@ func TestRedirectChallenge(t *testing.T) {
 }
 
 func TestRedirectLimits(t *testing.T) {
+	t.Parallel()
 	f := newFake(t)
 	to := ""
 	f.reply(func(w http.ResponseWriter, r *http.Request, n int) bool {

@@ -24,6 +24,7 @@ import (
 var quiet = log.New(io.Discard, "", 0)
 
 func TestFetchBlob(t *testing.T) {
+	t.Parallel()
 	f := newFake(t)
 	for _, size := range []int{0, 1, pieceSize - 1, pieceSize, pieceSize + 1, 2*pieces*pieceSize + 7} {
 		content := noise(size)
@@ -117,6 +118,7 @@ func TestFetchTagAcceptsHintAlone(t *testing.T) {
 }
 
 func TestFetchCutAtEveryPosition(t *testing.T) {
+	t.Parallel()
 	f := newFake(t)
 	content := noise(300)
 	id := f.blob(content)
@@ -143,6 +145,7 @@ func TestFetchCutAtEveryPosition(t *testing.T) {
 
 // Progress renews the tries: a large blob may be cut more often than there are.
 func TestFetchCutOften(t *testing.T) {
+	t.Parallel()
 	f := newFake(t)
 	content := noise(20 * 16 << 10)
 	id := f.blob(content)
@@ -234,6 +237,7 @@ func TestFetchWrongRange(t *testing.T) {
 }
 
 func TestFetchOffset(t *testing.T) {
+	t.Parallel()
 	content := noise(400000)
 	for _, ranges := range []int{http.StatusPartialContent, http.StatusOK, http.StatusRequestedRangeNotSatisfiable, http.StatusNotImplemented} {
 		f := newFake(t)
@@ -298,6 +302,7 @@ func TestFetchWrongSize(t *testing.T) {
 
 // The last bytes are held back until the digest is known to be right.
 func TestFetchWrongDigest(t *testing.T) {
+	t.Parallel()
 	for _, size := range []int{1, 1000, pieceSize, 3 * pieceSize, 2*pieces*pieceSize + 7} {
 		f := newFake(t)
 		content := noise(size)
@@ -346,6 +351,7 @@ func TestFetchUnverified(t *testing.T) {
 }
 
 func TestFetchWrongManifest(t *testing.T) {
+	t.Parallel()
 	good := []byte(`{"schemaVersion":2,"layers":[]}`)
 	id := digest.FromBytes(good).String()
 	serve := func(mediaType, contentDigest, body string) func(http.ResponseWriter, *http.Request, int) bool {
@@ -432,6 +438,7 @@ func TestFetchManifestCut(t *testing.T) {
 }
 
 func TestErrorClasses(t *testing.T) {
+	t.Parallel()
 	f := newFake(t)
 	for status, class := range map[int]func(error) bool{
 		401: errdefs.IsUnauthorized, 403: errdefs.IsPermissionDenied, 404: errdefs.IsNotFound,
@@ -481,6 +488,7 @@ func TestTemporaryFailurePasses(t *testing.T) {
 }
 
 func TestRetryAfter(t *testing.T) {
+	t.Parallel()
 	f := newFake(t)
 	id := f.blob(noise(10))
 	after := "1"
@@ -585,6 +593,7 @@ func TestConnectionErrors(t *testing.T) {
 }
 
 func TestStall(t *testing.T) {
+	t.Parallel()
 	f := newFake(t)
 	content := noise(100000)
 	id := f.blob(content)
@@ -620,6 +629,7 @@ func TestStall(t *testing.T) {
 
 // What comes in drops, each in time, is waited for as a blob, not as a manifest or a list.
 func TestDrip(t *testing.T) {
+	t.Parallel()
 	f := newFake(t)
 	content := noise(30)
 	id := f.blob(content)
@@ -735,6 +745,7 @@ func TestTLSCut(t *testing.T) {
 
 // A proxy that compresses though nobody asked it to.
 func TestGzipTransfer(t *testing.T) {
+	t.Parallel()
 	f := newFake(t)
 	m := f.manifest("latest", ocispec.MediaTypeImageManifest, []byte(tinyManifest))
 	id := f.blob(noise(1000))
@@ -775,6 +786,7 @@ func TestGzipTransfer(t *testing.T) {
 }
 
 func TestFetchParts(t *testing.T) {
+	t.Parallel()
 	content := noise(9<<20 + 12345)
 	for name, fault := range map[string]func(w http.ResponseWriter, r *http.Request, n int) bool{
 		"plain": nil,

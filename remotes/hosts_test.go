@@ -384,6 +384,7 @@ capabilities = ["pull"]
 }
 
 func TestTLS(t *testing.T) {
+	t.Parallel()
 	f := newTLSFake(t)
 	f.manifest("latest", ocispec.MediaTypeImageManifest, []byte(tinyManifest))
 	// An unknown authority is neither temporary nor "not found"; on loopback, where the

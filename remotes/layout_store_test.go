@@ -94,6 +94,7 @@ func TestLayoutPutFollowsThePage(t *testing.T) {
 
 // As many names as dist-image keeps are no trouble here either.
 func TestLayoutOfManyNames(t *testing.T) {
+	t.Parallel()
 	dir := t.TempDir()
 	desc := layout(t, dir, "first:1")
 	var all strings.Builder
@@ -126,6 +127,7 @@ func TestLayoutOfManyNames(t *testing.T) {
 
 // A layout may be a stranger's: nothing in it leads elsewhere, or makes a reader wait.
 func TestLayoutFollowsNoLink(t *testing.T) {
+	t.Parallel()
 	ctx := context.Background()
 	for _, name := range []string{"index.json", "oci-layout", "blobs", "blobs/sha256"} {
 		for what, make := range map[string]func(path, away string) error{

@@ -181,6 +181,7 @@ func TestLayoutDamaged(t *testing.T) {
 }
 
 func TestLayoutPut(t *testing.T) {
+	t.Parallel()
 	ctx := context.Background()
 	dir := filepath.Join(t.TempDir(), "new", "layout")
 	r, err := Open(dir, Options{})
@@ -275,6 +276,7 @@ func TestLayoutPut(t *testing.T) {
 
 // Many that put into a directory that is not there yet make one layout of it.
 func TestLayoutMadeAtOnce(t *testing.T) {
+	t.Parallel()
 	for range 20 {
 		l := &Layout{dir: filepath.Join(t.TempDir(), "new")}
 		var wg sync.WaitGroup

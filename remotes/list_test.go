@@ -59,6 +59,7 @@ func TestTags(t *testing.T) {
 
 // A list that has no end, or is none, ends in bounded time and memory.
 func TestTagsHostile(t *testing.T) {
+	t.Parallel()
 	next := func(w http.ResponseWriter, s string) { w.Header().Set("Link", "<"+s+`>; rel="next"`) }
 	for name, reply := range map[string]func(w http.ResponseWriter, r *http.Request, n int){
 		"same page": func(w http.ResponseWriter, r *http.Request, n int) {

@@ -88,6 +88,7 @@ func TestLoginAndOut(t *testing.T) {
 
 // What is not this entry's stays byte for byte as it was, other spellings of the host go, and a link stays one.
 func TestLoginKeepsTheFile(t *testing.T) {
+	t.Parallel()
 	f := newBasic(t, "me:word")
 	inner := f.fault
 	f.reply(func(w http.ResponseWriter, r *http.Request, n int) bool {

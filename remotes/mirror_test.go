@@ -202,6 +202,7 @@ func TestMirrorIsDown(t *testing.T) {
 
 // Silence is bounded over all tries, and nobody who is slow to begin is asked five times.
 func TestSilenceIsBounded(t *testing.T) {
+	t.Parallel()
 	f := newFake(t)
 	content := noise(100000)
 	id := f.blob(content)

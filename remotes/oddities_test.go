@@ -489,23 +489,24 @@ var readOperations = func() []operation {
 }()
 
 func TestOddities(t *testing.T) {
-	w := newOddWorld(t, false)
-	for _, op := range operations {
-		t.Run(op.name, func(t *testing.T) {
-			for _, o := range oddities() {
-				w.cell(t, op, o)
-			}
-		})
-	}
+	t.Parallel()
+	testOddities(t, false, "")
 }
 
 // With TLS, where a redirect leads counts.
 func TestOdditiesTLS(t *testing.T) {
-	w := newOddWorld(t, true)
+	t.Parallel()
+	testOddities(t, true, "redirect")
+}
+
+// testOddities tests every operation against the oddities whose names begin with prefix.
+func testOddities(t *testing.T, isTLS bool, prefix string) {
 	for _, op := range operations {
 		t.Run(op.name, func(t *testing.T) {
+			t.Parallel()
+			w := newOddWorld(t, isTLS)
 			for _, o := range oddities() {
-				if strings.HasPrefix(o.name, "redirect") {
+				if strings.HasPrefix(o.name, prefix) {
 					w.cell(t, op, o)
 				}
 			}

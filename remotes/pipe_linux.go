@@ -3,14 +3,20 @@ package remotes
 import (
 	"io"
 	"io/fs"
-	"os"
+	"syscall"
 
 	"golang.org/x/sys/unix"
 )
 
+// osFile is an *os.File, or what has one.
+type osFile interface {
+	Stat() (fs.FileInfo, error)
+	SyscallConn() (syscall.RawConn, error)
+}
+
 // pipeOf returns what is behind w if that is a pipe, else nil.
-func pipeOf(w io.Writer) *os.File {
-	f, ok := w.(*os.File)
+func pipeOf(w io.Writer) osFile {
+	f, ok := w.(osFile)
 	if !ok {
 		return nil
 	}
@@ -21,7 +27,7 @@ func pipeOf(w io.Writer) *os.File {
 }
 
 // widen lets a pipe hold a whole piece, where it may: each time that it is full costs both sides a turn.
-func widen(pipe *os.File) {
+func widen(pipe osFile) {
 	c, err := pipe.SyscallConn()
 	if err != nil {
 		return

@@ -2,11 +2,8 @@
 
 package remotes
 
-import (
-	"io"
-	"os"
-)
+import "io"
 
-func pipeOf(io.Writer) *os.File { return nil }
+func pipeOf(io.Writer) any { return nil }
 
-func widen(*os.File) {}
+func widen(any) {}

@@ -100,6 +100,7 @@ func newTestProxy(t *testing.T, plain, tls string) *testProxy {
 }
 
 func TestProxy(t *testing.T) {
+	t.Parallel()
 	plain, secure := newFake(t), newTLSFake(t)
 	for _, f := range []*fake{plain, secure} {
 		f.manifest("latest", ocispec.MediaTypeImageManifest, []byte(`{"schemaVersion":2,"layers":[]}`))

@@ -43,6 +43,7 @@ func pipe(t *testing.T, b []byte) io.Reader { return iotest.HalfReader(bytes.New
 var readers = map[string]func(*testing.T, []byte) io.Reader{"file": file, "pipe": pipe}
 
 func TestPutBlob(t *testing.T) {
+	t.Parallel()
 	for name, reader := range readers {
 		for _, size := range []int{0, 1, 1000, chunkSize - 1, chunkSize, chunkSize + 1} {
 			f := newFake(t)
@@ -74,6 +75,7 @@ func TestPutBlob(t *testing.T) {
 
 // What has another digest or size is never stored, and its upload is cancelled.
 func TestPutWrongBlob(t *testing.T) {
+	t.Parallel()
 	for name, reader := range readers {
 		for _, size := range []int{1, 1000, chunkSize + 1000} {
 			f := newFake(t)
@@ -99,6 +101,7 @@ func TestPutWrongBlob(t *testing.T) {
 
 // An upload goes on where it was cut, at the registry's word.
 func TestPutCut(t *testing.T) {
+	t.Parallel()
 	content := noise(chunkSize + 2<<20)
 	d := digest.FromBytes(content)
 	for name, reader := range readers {
@@ -128,6 +131,7 @@ func TestPutCut(t *testing.T) {
 
 // A registry that forgets an upload gets another one, or all of it once more, where that can be.
 func TestPutForgotten(t *testing.T) {
+	t.Parallel()
 	content := noise(2*chunkSize + 5)
 	d := digest.FromBytes(content)
 	for name, reader := range readers {
@@ -202,6 +206,7 @@ func TestPutDown(t *testing.T) {
 }
 
 func TestPutTooLargeForProxy(t *testing.T) {
+	t.Parallel()
 	f := newFake(t)
 	content := noise(2*chunkSize + 5)
 	d := digest.FromBytes(content)

@@ -60,8 +60,22 @@ func ParseReference(s string) (Reference, error) {
 }
 
 // cutTag splits a tag off. The colon of a port is no tag's: it stands before the last slash, or behind the slashes of a
-// URL, which a helper's address can be.
+// URL, which a helper's address can be. In the path of such an address the first colon is the tag's, because what
+// is there can have a whole name, with slashes and colons of its own, in place of a tag.
 func cutTag(s string) (locator, tag string) {
+	if name, address, ok := strings.Cut(s, "::"); ok && isHelperName(name) {
+		path := 0
+		if i := strings.Index(address, "://"); i >= 0 {
+			path = i + len("://")
+		}
+		if i := strings.IndexByte(address[path:], '/'); i >= 0 {
+			if colon := strings.IndexByte(address[path+i:], ':'); colon >= 0 {
+				at := len(s) - len(address) + path + i + colon
+				return s[:at], s[at+1:]
+			}
+			return s, ""
+		}
+	}
 	slash := strings.LastIndexByte(s, '/')
 	if strings.HasSuffix(s[:slash+1], "://") {
 		return s, ""

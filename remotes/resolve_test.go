@@ -238,6 +238,7 @@ func TestResolvePlatformUnknownAlgorithm(t *testing.T) {
 }
 
 func TestResolvePlatformBounds(t *testing.T) {
+	t.Parallel()
 	f := newFake(t)
 	// A hundred indexes in a row, and a thousand beside each other.
 	deep := f.index("")

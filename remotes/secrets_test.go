@@ -314,6 +314,7 @@ func TestUploadLocationOrigin(t *testing.T) {
 
 // From TLS to clear text goes a blob that is read by its digest, and nothing else.
 func TestBodiesStayInTLS(t *testing.T) {
+	t.Parallel()
 	clear := newRecorder(t, func(w http.ResponseWriter, r *http.Request) {
 		if r.Method == http.MethodGet || r.Method == http.MethodHead {
 			w.Header().Set("Content-Type", ocispec.MediaTypeImageManifest)

@@ -75,6 +75,7 @@ func (f writerFunc) Write(p []byte) (int, error) { return f(p) }
 
 // Where nothing is hashed, the length is what shows the end.
 func TestLengthIsChecked(t *testing.T) {
+	t.Parallel()
 	content := noise(3 << 20)
 	id := digest.FromBytes(content)
 	for _, n := range []int{0, 1, len(content) - 1, len(content)} {

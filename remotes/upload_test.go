@@ -128,6 +128,7 @@ func limit(method string, most int64, status int) func(r *http.Request) int {
 
 // A pipe that should be of a known size is not sent as that, and nothing is stored, if it is not.
 func TestPutPipeOfAnotherSize(t *testing.T) {
+	t.Parallel()
 	for _, size := range []int{0, 1, 1000, (retained+1)*chunkSize + 5} {
 		for _, more := range []int{-1, 1, 2 * chunkSize} {
 			f := newFake(t)
@@ -263,6 +264,7 @@ func TestPutClosesWithContent(t *testing.T) {
 
 // Of the address of an upload nothing is changed: the closing request adds the digest after it.
 func TestPutOpaqueLocation(t *testing.T) {
+	t.Parallel()
 	content := noise(2*chunkSize + 5)
 	d := digest.FromBytes(content)
 	for _, location := range []string{

@@ -10,10 +10,10 @@ import (
 	"testing"
 	"time"
 
+	"distkit/cmd/internal/progress"
 	"distkit/content"
 
 	"github.com/opencontainers/go-digest"
-	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
 // The test binary is the command itself, too.
@@ -116,98 +116,28 @@ func TestLookTellsStatesApart(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	o := &object{digest: digest.FromString("hello"), size: 5}
-	want := func(state state, offset int64) {
+	o := &object{progress.Object{Size: 5}, digest.FromString("hello")}
+	want := func(state progress.State, offset int64) {
 		t.Helper()
-		if err := o.look(s, false); err != nil || o.state != state || o.offset != offset {
-			t.Errorf("%s at %d, %v; want %s at %d", o.state, o.offset, err, state, offset)
+		if err := o.look(s, false); err != nil || o.State != state || o.Offset != offset {
+			t.Errorf("%s at %d, %v; want %s at %d", o.State, o.Offset, err, state, offset)
 		}
 	}
-	want(waiting, 0)
+	want(progress.Waiting, 0)
 	w, err := s.Writer(t.Context(), "ref", 5, o.digest)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer w.Close()
 	_, _ = w.Write([]byte("hel"))
-	want(downloading, 3)
+	want(progress.Moving, 3)
 	_, _ = w.Write([]byte("lo"))
 	if err := w.Commit(t.Context(), 0, "", nil); err != nil {
 		t.Fatal(err)
 	}
-	want(done, 5)
-	again := &object{digest: o.digest, size: 5}
-	if err := again.look(s, true); err != nil || again.state != exists {
-		t.Errorf("%s, %v", again.state, err)
-	}
-}
-
-func TestNames(t *testing.T) {
-	d := ocispec.Descriptor{Digest: digest.FromString("")}
-	for mediaType, want := range map[string]string{
-		ocispec.MediaTypeImageIndex:                                 "index-sha256:e3b0c44298fc",
-		"application/vnd.docker.distribution.manifest.list.v2+json": "index-sha256:e3b0c44298fc",
-		ocispec.MediaTypeImageManifest:                              "manifest-sha256:e3b0c44298fc",
-		"application/vnd.docker.distribution.manifest.v2+json":      "manifest-sha256:e3b0c44298fc",
-		ocispec.MediaTypeImageConfig:                                "config-sha256:e3b0c44298fc",
-		"application/vnd.docker.container.image.v1+json":            "config-sha256:e3b0c44298fc",
-		ocispec.MediaTypeImageLayerZstd:                             "layer-sha256:e3b0c44298fc",
-		"application/vnd.docker.image.rootfs.diff.tar.gzip":         "layer-sha256:e3b0c44298fc",
-		"": "blob-sha256:e3b0c44298fc",
-	} {
-		d.MediaType = mediaType
-		if got := name(d); got != want {
-			t.Errorf("%s: %s, not %s", mediaType, got, want)
-		}
-	}
-}
-
-func TestFramesFitTheTerminal(t *testing.T) {
-	var objects []*object
-	for i := range 30 {
-		o := &object{name: fmt.Sprintf("layer-sha256:%012d", i), size: 1 << 40, state: state(i % 4), offset: int64(i) << 35}
-		if o.state >= exists {
-			o.offset = o.size
-		}
-		objects = append(objects, o)
-	}
-	objects[0].size, objects[0].offset = 0, 12 // a size that isn't known
-	for _, width := range []int{0, 1, 20, 40, 60, 79, 200} {
-		for _, height := range []int{0, 1, 3, 4, 10, 24, 100} {
-			d := &display{begin: time.Now().Add(-time.Minute)}
-			lines := d.frame(objects, width, height, time.Now(), false)
-			if len(lines) > max(height, 3) {
-				t.Errorf("%d lines for a height of %d", len(lines), height)
-			}
-			for _, l := range lines {
-				if len(l) > width {
-					t.Errorf("%q is wider than %d", l, width)
-				}
-			}
-			if width == 200 && height == 10 && !strings.Contains(lines[0], "downloading") {
-				t.Errorf("what moves is not shown first: %q", lines)
-			}
-			if lines := d.frame(objects, width, height, time.Now(), true); len(lines) != len(objects)+1 {
-				t.Errorf("the last frame has %d lines", len(lines))
-			}
-		}
-	}
-}
-
-func TestRateIsOfThisRun(t *testing.T) {
-	begin := time.Now()
-	d := &display{begin: begin}
-	o := &object{size: 100 << 20, first: 50 << 20, offset: 50 << 20, state: downloading}
-	d.summary([]*object{o}, begin, false)
-	o.offset = 60 << 20
-	if got := d.summary([]*object{o}, begin.Add(time.Second), false); !strings.Contains(got, "60 MiB of 100 MiB") || !strings.Contains(got, "(10 MiB/s)") {
-		t.Error(got)
-	}
-	if got := d.summary([]*object{o}, begin.Add(100*time.Second), false); !strings.Contains(got, "(0 B/s)") && !strings.Contains(got, "(103 KiB/s)") {
-		t.Error(got)
-	}
-	o.offset = 100 << 20
-	if got := d.summary([]*object{o}, begin.Add(100*time.Second), true); !strings.Contains(got, "(512 KiB/s)") {
-		t.Error(got)
+	want(progress.Done, 5)
+	again := &object{progress.Object{Size: 5}, o.digest}
+	if err := again.look(s, true); err != nil || again.State != progress.Exists {
+		t.Errorf("%s, %v", again.State, err)
 	}
 }

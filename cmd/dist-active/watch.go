@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"distkit/cmd/internal/cli"
+	"distkit/cmd/internal/progress"
 	"distkit/content"
 
 	"github.com/containerd/errdefs"
@@ -19,30 +20,10 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
-// interval is how often the store is looked at and drawn.
-const interval = 100 * time.Millisecond
-
-type state int
-
-const (
-	waiting state = iota
-	downloading
-	exists // was in the store when first seen
-	done
-)
-
-func (s state) String() string {
-	return [...]string{"waiting", "downloading", "exists", "done"}[s]
-}
-
 // object is one expected blob.
 type object struct {
-	name   string
+	progress.Object
 	digest digest.Digest
-	size   int64
-	state  state
-	offset int64
-	first  int64 // offset when first seen: what an earlier run had brought
 }
 
 // watch follows the blobs whose descriptors come on standard input until it has ended and
@@ -57,16 +38,17 @@ func watch(ctx context.Context, s *content.Store) error {
 	}()
 
 	var objects []*object
+	var lines []*progress.Object
 	seen := map[digest.Digest]bool{}
-	d := newDisplay(os.Stderr)
-	tick := time.NewTicker(interval)
+	d := progress.New(os.Stderr)
+	tick := time.NewTicker(progress.Interval)
 	defer tick.Stop()
 	for {
 		select {
 		case o, ok := <-expected:
 			if !ok {
 				if err := <-failed; err != nil {
-					d.draw(objects, true)
+					d.Draw(lines, true)
 					return err
 				}
 				expected = nil
@@ -79,26 +61,26 @@ func watch(ctx context.Context, s *content.Store) error {
 			if err := o.look(s, true); err != nil {
 				return err
 			}
-			objects = append(objects, &o)
+			objects, lines = append(objects, &o), append(lines, &o.Object)
 			continue
 		case <-tick.C:
 		case <-ctx.Done():
-			d.draw(objects, true)
+			d.Draw(lines, true)
 			return ctx.Err()
 		}
 		left := 0
 		for _, o := range objects {
-			if o.state < exists {
+			if o.State < progress.Exists {
 				if err := o.look(s, false); err != nil {
 					return err
 				}
 			}
-			if o.state < exists {
+			if o.State < progress.Exists {
 				left++
 			}
 		}
 		complete := expected == nil && left == 0
-		d.draw(objects, complete)
+		d.Draw(lines, complete)
 		if complete {
 			return nil
 		}
@@ -110,22 +92,22 @@ func watch(ctx context.Context, s *content.Store) error {
 func (o *object) look(s *content.Store, first bool) error {
 	switch _, err := s.Path(o.digest); {
 	case err == nil && first:
-		o.state = exists
+		o.State = progress.Exists
 	case err == nil:
-		o.state = done
+		o.State = progress.Done
 	case !errdefs.IsNotFound(err):
 		return err
 	default:
-		o.offset = s.Offset(o.digest)
-		if o.offset > 0 {
-			o.state = downloading
+		o.Offset = s.Offset(o.digest)
+		if o.Offset > 0 {
+			o.State = progress.Moving
 		}
 	}
-	if o.state >= exists {
-		o.offset = o.size
+	if o.State >= progress.Exists {
+		o.Offset = o.Size
 	}
-	if first || o.offset < o.first {
-		o.first = o.offset
+	if first || o.Offset < o.First {
+		o.First = o.Offset
 	}
 	return nil
 }
@@ -172,25 +154,9 @@ func readExpected(ctx context.Context, to chan<- object) error {
 			return err
 		}
 		select {
-		case to <- object{name: name(d), digest: d.Digest, size: max(d.Size, 0)}:
+		case to <- object{progress.Object{Name: progress.Name(d), Size: max(d.Size, 0)}, d.Digest}:
 		case <-ctx.Done():
 			return ctx.Err()
 		}
 	}
-}
-
-// name is what a line begins with: layer-sha256:0123456789ab.
-func name(d ocispec.Descriptor) string {
-	kind := "blob"
-	switch t := d.MediaType; {
-	case strings.Contains(t, "image.index"), strings.Contains(t, "manifest.list"):
-		kind = "index"
-	case strings.Contains(t, "manifest"):
-		kind = "manifest"
-	case strings.Contains(t, "config"), strings.Contains(t, "container.image.v1"):
-		kind = "config"
-	case strings.Contains(t, "layer"), strings.Contains(t, "rootfs.diff"):
-		kind = "layer"
-	}
-	return fmt.Sprintf("%s-%s:%.12s", kind, d.Digest.Algorithm(), d.Digest.Encoded())
 }

@@ -3,7 +3,6 @@ package main
 
 import (
 	"io"
-	"os"
 
 	"distkit/cmd/internal/cli"
 	"distkit/cmd/internal/registry"
@@ -42,7 +41,7 @@ func newCommand() *cobra.Command {
 			return err
 		}
 		defer body.Close()
-		_, err = io.Copy(os.Stdout, body)
+		_, err = io.Copy(cli.Stdout, body)
 		return err
 	}
 	return c

@@ -59,6 +59,15 @@ func testCommand() *cobra.Command {
 			fmt.Fprintln(os.Stderr, "waiting")
 			_, err = in.Read(make([]byte, 1))
 			return err
+		case "write", "copy":
+			patience = time.Hour
+			fmt.Fprintln(os.Stderr, "waiting")
+			if args[0] == "write" {
+				_, err := c.OutOrStdout().Write(make([]byte, 1<<20))
+				return err
+			}
+			_, err := Stdout.ReadFrom(strings.NewReader(strings.Repeat("x", 1<<20)))
+			return err
 		case "each", "batch":
 			bad := func(o string) error {
 				if class := map[byte]error{'n': errdefs.ErrNotFound, 'b': errdefs.ErrUnavailable}[o[0]]; class != nil {
@@ -268,6 +277,38 @@ func TestSignalInterruptsStdin(t *testing.T) {
 		errs.Close()
 		if ws := c.ProcessState.Sys().(syscall.WaitStatus); !ws.Signaled() || ws.Signal() != sig {
 			t.Errorf("sent %v: %v", sig, c.ProcessState)
+		}
+	}
+}
+
+// A reader that does not read keeps no signal from ending the process, whichever way it writes.
+func TestSignalInterruptsStdout(t *testing.T) {
+	for _, how := range []string{"write", "copy"} {
+		r, w, err := os.Pipe()
+		if err != nil {
+			t.Fatal(err)
+		}
+		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+		c := exec.CommandContext(ctx, os.Args[0], how)
+		c.Env = append(os.Environ(), commandEnv+"=1")
+		c.Stdout = w
+		errs, err := c.StderrPipe()
+		if err == nil {
+			err = c.Start()
+		}
+		if err == nil {
+			_, err = errs.Read(make([]byte, 16))
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		_ = c.Process.Signal(syscall.SIGTERM)
+		_ = c.Wait()
+		cancel()
+		r.Close()
+		w.Close()
+		if ws := c.ProcessState.Sys().(syscall.WaitStatus); !ws.Signaled() || ws.Signal() != syscall.SIGTERM {
+			t.Errorf("%s: %v", how, c.ProcessState)
 		}
 	}
 }

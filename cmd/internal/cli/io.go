@@ -7,15 +7,46 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
+	"sync/atomic"
+	"syscall"
 
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
 )
 
+// Stdout is standard output without a buffer, for what is written in large pieces.
+var Stdout = &output{file: os.Stdout}
+
+// output is a file that notes when a write to it begins and ends, so that a signal need not wait for a reader that
+// does not read.
+type output struct {
+	file  *os.File
+	steps atomic.Int64 // beginnings and ends of writes: odd during one
+}
+
+func (o *output) Write(b []byte) (int, error) {
+	o.steps.Add(1)
+	defer o.steps.Add(1)
+	return o.file.Write(b)
+}
+
+// ReadFrom lets the kernel copy, where it can.
+func (o *output) ReadFrom(r io.Reader) (int64, error) {
+	o.steps.Add(1)
+	defer o.steps.Add(1)
+	return o.file.ReadFrom(r)
+}
+
+// Stat and SyscallConn are for callers that fit what they write to what the file is.
+func (o *output) Stat() (fs.FileInfo, error) { return o.file.Stat() }
+
+func (o *output) SyscallConn() (syscall.RawConn, error) { return o.file.SyscallConn() }
+
 // newOutput buffers standard output. A large copy into an empty buffer goes straight to the
 // file, so streams lose nothing by it.
-func newOutput() *bufio.Writer { return bufio.NewWriterSize(os.Stdout, 64<<10) }
+func newOutput() *bufio.Writer { return bufio.NewWriterSize(Stdout, 64<<10) }
 
 // Flush hands what was written to standard output on now: for commands that follow something.
 func Flush(c *cobra.Command) error {
@@ -194,14 +225,15 @@ func eachObject(c *cobra.Command, args []string, f func(string) error) error {
 			if err := try(a); err != nil {
 				return err
 			}
-		} else if err := eachLine(c, try); err != nil {
+		} else if err := EachLine(c, try); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-func eachLine(c *cobra.Command, f func(string) error) error {
+// EachLine calls f for every line of standard input that is not empty (ended by NUL with -z), until it returns an error.
+func EachLine(c *cobra.Command, f func(string) error) error {
 	in, err := Stdin(c.Context())
 	if err != nil {
 		return err

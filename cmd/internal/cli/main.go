@@ -211,8 +211,15 @@ func buildVersion() string {
 	return "(devel)"
 }
 
-// cancelOnSignal cancels at the first INT, TERM or HUP that the parent did not have ignored,
-// and lets the second one, or ten seconds, kill. The function it returns tells which came.
+// How long a signal waits for the command to end: in all, and while a single write to standard output lasts. What reads
+// that may never read again.
+var (
+	patience      = 10 * time.Second
+	writePatience = 100 * time.Millisecond
+)
+
+// cancelOnSignal cancels at the first INT, TERM or HUP that the parent did not have ignored. The process is
+// killed by a second one, or when patience ends. The function it returns tells which came.
 func cancelOnSignal(cancel context.CancelFunc) func() os.Signal {
 	var sigs []os.Signal
 	for _, s := range []os.Signal{unix.SIGINT, unix.SIGTERM, unix.SIGHUP} {
@@ -230,11 +237,19 @@ func cancelOnSignal(cancel context.CancelFunc) func() os.Signal {
 		s := <-ch
 		first <- s
 		cancel()
-		select {
-		case s = <-ch:
-		case <-time.After(10 * time.Second):
+		end, steps := time.After(patience), int64(0)
+		for {
+			select {
+			case s = <-ch:
+			case <-end:
+			case <-time.After(writePatience):
+				if last := steps; Stdout.steps.Load() != last || last%2 == 0 {
+					steps = Stdout.steps.Load()
+					continue
+				}
+			}
+			DieBy(s)
 		}
-		DieBy(s)
 	}()
 	return func() os.Signal {
 		select {

@@ -1,0 +1,304 @@
+package copygraph
+
+import (
+	"context"
+	"errors"
+	"slices"
+	"sync"
+
+	"distkit/errclass"
+	"distkit/image"
+
+	"github.com/containerd/errdefs"
+)
+
+// askAtOnce is how many objects the target is asked for at a time: all of nearly every image.
+const askAtOnce = 1024
+
+// ask asks the target for all objects that have not landed.
+func (c *Copy) ask(ctx context.Context) error {
+	var wanted []*object
+	for _, o := range c.objects {
+		if o.landed {
+			continue
+		}
+		if o.wanted {
+			wanted = append(wanted, o)
+		} else if err := c.land(o, Foreign); err != nil {
+			return err
+		}
+	}
+	for some := range slices.Chunk(wanted, askAtOnce) {
+		if err := c.askFor(ctx, some); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (c *Copy) askFor(ctx context.Context, list []*object) error {
+	var asked []Object
+	for _, o := range list {
+		for _, tag := range c.tags(o) {
+			asked = append(asked, Object{tag, o.descriptor()})
+		}
+	}
+	has, err := c.To.Has(ctx, asked)
+	if err != nil {
+		return err
+	}
+	for _, o := range list {
+		all := true
+		for range c.tags(o) {
+			all, has = all && has[0], has[1:]
+		}
+		if !all {
+			continue
+		}
+		if err := c.land(o, Exists); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// tags are those under which the target is to have an object; "" is its digest.
+func (c *Copy) tags(o *object) []string {
+	if o == c.root {
+		return c.Tags
+	}
+	return []string{""}
+}
+
+// bound holds what is to move to MaxBytes.
+func (c *Copy) bound() error {
+	t := c.Totals()
+	if left := t.Bytes - t.LandedBytes; c.MaxBytes > 0 && left > c.MaxBytes {
+		return errclass.Errorf(errdefs.ErrFailedPrecondition, "%d bytes would move, more than %d", left, c.MaxBytes)
+	}
+	return nil
+}
+
+// report records what would move.
+func (c *Copy) report() error {
+	for _, o := range c.objects {
+		if o.landed {
+			continue
+		}
+		if err := c.present(o); err != nil {
+			return err
+		}
+		if err := c.land(o, Missing); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// present returns an error if the source is known not to have an object.
+func (c *Copy) present(o *object) error {
+	if c.From != nil || o.here {
+		return nil
+	}
+	return errclass.Errorf(errdefs.ErrNotFound, "%s is neither in the store nor at the target", o.digest)
+}
+
+// mount has the target take the blobs that it lacks from other repositories, as far as they are known.
+func (c *Copy) mount(ctx context.Context) error {
+	if c.Mount == nil {
+		return nil
+	}
+	var list []*object
+	for _, o := range c.objects {
+		if !o.landed && !image.IsIndex(o.mediaType) && !image.IsManifest(o.mediaType) && c.Mount(o.digest) != "" {
+			list = append(list, o)
+		}
+	}
+	return c.parallel(ctx, list, func(ctx context.Context, o *object) error {
+		done, err := c.To.Mount(ctx, o.descriptor(), c.Mount(o.digest))
+		if err != nil || !done {
+			return err
+		}
+		return c.land(o, Mounted)
+	})
+}
+
+// move moves what has not landed, each object after what it refers to.
+func (c *Copy) move(ctx context.Context) error {
+	left := 0
+	for _, o := range c.objects {
+		if !o.landed {
+			left++
+			continue
+		}
+		for _, p := range o.parents {
+			p.pending--
+		}
+	}
+	ready := make(chan *object, left) // has room for all
+	if left == 0 {
+		return nil
+	}
+	for _, o := range c.objects {
+		if !o.landed && o.pending == 0 {
+			ready <- o
+		}
+	}
+	var mu sync.Mutex // of left and pending
+	return c.work(ctx, func(ctx context.Context) error {
+		for {
+			var o *object
+			select {
+			case next, ok := <-ready:
+				if !ok {
+					return nil
+				}
+				o = next
+			case <-ctx.Done():
+				return ctx.Err()
+			}
+			if err := c.put(ctx, o); err != nil {
+				return err
+			}
+			mu.Lock()
+			for _, p := range o.parents {
+				if p.pending--; p.pending == 0 && !p.landed {
+					ready <- p
+				}
+			}
+			if left--; left == 0 {
+				close(ready)
+			}
+			mu.Unlock()
+		}
+	})
+}
+
+// put moves an object.
+func (c *Copy) put(ctx context.Context, o *object) error {
+	if err := c.present(o); err != nil {
+		return err
+	}
+	outcome := Exists
+	for _, tag := range c.tags(o) {
+		got, err := c.putAs(ctx, o, tag)
+		if err != nil {
+			return err
+		}
+		if got == Stored {
+			outcome = Stored
+		}
+	}
+	return c.land(o, outcome)
+}
+
+// putAs tries again while the target's failures are temporary. Those of the source are dealt with by the reader.
+func (c *Copy) putAs(ctx context.Context, o *object, tag string) (Outcome, error) {
+	var again retry
+	for {
+		r := c.reader(ctx, o)
+		if from, ok := r.from.(fromStore); ok {
+			if _, ok := c.To.(intoStore); ok {
+				return between(ctx, from, c.To, o)
+			}
+		}
+		outcome, err := c.To.Put(ctx, Object{tag, o.descriptor()}, r)
+		offset, failed := r.end()
+		if err == nil || failed != nil || !again.after(ctx, err, offset) {
+			return outcome, err
+		}
+	}
+}
+
+// between hands the blob's file on, so that a store on the same file system need not copy it.
+func between(ctx context.Context, from fromStore, to Target, o *object) (Outcome, error) {
+	f, err := from.File(o.digest)
+	if err != nil {
+		return "", err
+	}
+	defer f.Close()
+	return to.Put(ctx, Object{Descriptor: o.descriptor()}, f)
+}
+
+// expect makes an object known to those who watch.
+func (c *Copy) expect(o *object) {
+	c.mu.Lock()
+	c.totals.Objects++
+	c.totals.Bytes += max(o.size, 0)
+	c.mu.Unlock()
+	if c.Progress != nil {
+		c.Progress.Expect(o.descriptor())
+	}
+}
+
+// land records that an object needs no more.
+func (c *Copy) land(o *object, outcome Outcome) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if o.size < 0 || o.mediaType == "" && c.intoDocuments() { // what the caller or an index didn't tell
+		d, err := image.Walker{Store: c.Documents}.Describe(context.Background(), o.digest)
+		if err == nil {
+			c.totals.Bytes += d.Size - max(o.size, 0)
+			o.size, o.mediaType = d.Size, d.MediaType
+		} else if !errdefs.IsNotFound(err) {
+			return err
+		}
+	}
+	o.landed = true
+	c.totals.Landed++
+	c.totals.LandedBytes += max(o.size, 0)
+	if c.Record != nil {
+		if err := c.Record(o.descriptor(), outcome); err != nil {
+			return err
+		}
+	}
+	if o.check != nil {
+		return o.check()
+	}
+	return nil
+}
+
+// parallel calls f with each object, of several at the same time.
+func (c *Copy) parallel(ctx context.Context, list []*object, f func(context.Context, *object) error) error {
+	next := make(chan *object, len(list))
+	for _, o := range list {
+		next <- o
+	}
+	close(next)
+	return c.work(ctx, func(ctx context.Context) error {
+		for o := range next {
+			if err := ctx.Err(); err != nil {
+				return err
+			}
+			if err := f(ctx, o); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+}
+
+// work runs f in as many goroutines as objects may move at the same time, waits for all, and returns the first error, after
+// which the context of the others is done.
+func (c *Copy) work(ctx context.Context, f func(context.Context) error) error {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	var all sync.WaitGroup
+	for range max(c.Jobs, 1) {
+		all.Go(func() {
+			if err := f(ctx); err != nil {
+				cancel(err)
+			}
+		})
+	}
+	all.Wait()
+	if err := context.Cause(ctx); err != nil {
+		return err
+	}
+	return nil
+}
+
+// temporary reports whether an error is one that another attempt may cure.
+func temporary(err error) bool {
+	return errdefs.IsAborted(err) || errdefs.IsDeadlineExceeded(err) && !errors.Is(err, context.DeadlineExceeded) || errdefs.IsResourceExhausted(err)
+}

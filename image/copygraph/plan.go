@@ -1,0 +1,155 @@
+package copygraph
+
+import (
+	"context"
+	"strings"
+
+	"distkit/errclass"
+	"distkit/image"
+
+	"github.com/containerd/errdefs"
+	v1 "github.com/opencontainers/image-spec/specs-go/v1"
+)
+
+// plan walks the graph of a root, once for each platform, and brings its documents into Documents on the way.
+func (c *Copy) plan(ctx context.Context, root v1.Descriptor) error {
+	if err := c.documents(ctx, root); err != nil {
+		return err
+	}
+	o := c.object(root)
+	o.wanted = true
+	if root.Size < 0 {
+		info, err := c.Documents.Info(ctx, root.Digest)
+		if err != nil && !errdefs.IsNotFound(err) {
+			return err
+		}
+		if err == nil {
+			root.Size = info.Size
+		}
+		if o.size < 0 && err == nil {
+			o.size = info.Size
+			c.totals.Bytes += info.Size
+		}
+	}
+	platforms := c.Platforms
+	if len(platforms) == 0 {
+		platforms = []*image.Platform{nil}
+	}
+	for _, p := range platforms {
+		w := image.Walker{Store: c.Documents, Platform: p}
+		err := w.Walk(ctx, root, func(n image.Node) error {
+			if image.IsIndex(n.Type) {
+				if err := c.documents(ctx, n.Children...); err != nil {
+					return err
+				}
+			}
+			c.add(n)
+			if p == nil || n.Platform != nil || !image.IsManifest(n.Type) {
+				return nil
+			}
+			// No index says which platform this manifest is for. Its config does.
+			return c.checkPlatform(ctx, w, root, n.Children[0])
+		})
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// checkPlatform checks that the manifest with a config fits the walker's platform, as soon as the config is in Documents.
+func (c *Copy) checkPlatform(ctx context.Context, w image.Walker, root, config v1.Descriptor) error {
+	check := func() error {
+		_, err := w.Manifest(ctx, root)
+		return err
+	}
+	switch _, err := c.Documents.Info(ctx, config.Digest); {
+	case err == nil:
+		return check()
+	case !errdefs.IsNotFound(err):
+		return err
+	case c.From == nil:
+		return nil
+	case c.intoDocuments():
+		c.object(config).check = check
+		return nil
+	}
+	if err := c.documents(ctx, config); err != nil {
+		return err
+	}
+	return check()
+}
+
+// documents brings those into Documents that are not there: roots, and what an index refers to. What is too large for a
+// document is left to be moved like any other object.
+func (c *Copy) documents(ctx context.Context, list ...v1.Descriptor) error {
+	if c.From == nil {
+		return nil
+	}
+	var absent []*object
+	size := int64(0)
+	for _, d := range list {
+		if o := c.index[d.Digest]; o != nil && (o.here || o.landed) {
+			continue
+		}
+		_, err := c.Documents.Info(ctx, d.Digest)
+		if err == nil {
+			continue
+		} else if !errdefs.IsNotFound(err) {
+			return err
+		}
+		if d.Size > image.MaxDocument {
+			if image.IsIndex(d.MediaType) || image.IsManifest(d.MediaType) {
+				return errclass.Errorf(errdefs.ErrInvalidArgument, "%s: %d bytes are too many for a manifest or index", d.Digest, d.Size)
+			}
+			continue
+		}
+		if size += max(d.Size, 0); size > image.MaxDocuments {
+			return errclass.Errorf(errdefs.ErrInvalidArgument, "%s and what stands beside it have more than %d bytes", d.Digest, image.MaxDocuments)
+		}
+		absent = append(absent, c.object(d))
+	}
+	return c.parallel(ctx, absent, func(ctx context.Context, o *object) error {
+		if c.intoDocuments() {
+			return c.put(ctx, o)
+		}
+		r := c.reader(ctx, o)
+		defer r.end()
+		_, err := IntoStore(c.Documents).Put(ctx, Object{Descriptor: o.descriptor()}, r)
+		return err
+	})
+}
+
+// object returns the node of a descriptor, which is made if there is none.
+func (c *Copy) object(d v1.Descriptor) *object {
+	if o := c.index[d.Digest]; o != nil {
+		return o
+	}
+	mediaType, ok := c.types[d.MediaType]
+	if !ok {
+		mediaType = strings.Clone(d.MediaType)
+		c.types[mediaType] = mediaType
+	}
+	o := &object{digest: d.Digest, size: d.Size, mediaType: mediaType}
+	c.index[d.Digest] = o
+	c.objects = append(c.objects, o)
+	c.expect(o)
+	return o
+}
+
+// add enters a node of the walk, and what it refers to, into the plan.
+func (c *Copy) add(n image.Node) {
+	o := c.object(n.Descriptor)
+	o.here = n.Here
+	if image.IsIndex(n.Type) || image.IsManifest(n.Type) {
+		o.mediaType = n.Type // its descriptor may have none, or another
+	}
+	for _, d := range n.Children {
+		child := c.object(d)
+		// A digest that is a foreign layer here and something else elsewhere is copied.
+		child.wanted = child.wanted || image.IsIndex(n.Type) || !isForeign(d.MediaType)
+		// An edge that is there twice counts twice, in both directions.
+		child.parents = append(child.parents, o)
+		o.pending++
+	}
+}

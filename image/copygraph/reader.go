@@ -1,0 +1,164 @@
+package copygraph
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"math/rand/v2"
+	"sync"
+	"time"
+
+	"distkit/errclass"
+	"distkit/image"
+
+	"github.com/containerd/errdefs"
+)
+
+// Of a source or target that fails for the time being, these bound the attempts.
+const (
+	maxIdle      = 3       // attempts in a row that may bring less than enough
+	enough       = 4 << 10 // bytes
+	firstBackoff = 200 * time.Millisecond
+)
+
+// retry counts the attempts that brought nothing.
+type retry struct {
+	best    int64
+	idle    int
+	backoff time.Duration
+}
+
+// after waits, and reports whether another attempt is worth making after an error at an offset.
+func (r *retry) after(ctx context.Context, err error, offset int64) bool {
+	if !temporary(err) {
+		return false
+	}
+	if r.backoff == 0 || offset >= r.best+enough {
+		r.best, r.idle, r.backoff = max(offset, r.best), 0, firstBackoff
+	} else if r.idle++; r.idle >= maxIdle {
+		return false
+	}
+	select {
+	case <-time.After(r.backoff/2 + rand.N(r.backoff/2)):
+	case <-ctx.Done():
+		return false
+	}
+	r.backoff *= 2
+	return true
+}
+
+// reader reads an object. It begins when it is first read, goes on from where a source failed for the time being, and
+// reads no more than the object may have.
+type reader struct {
+	ctx    context.Context
+	o      *object
+	from   Source
+	limit  int64
+	moved  func(offset int64)
+	mu     sync.Mutex // a Read may still be under way when ctx is done
+	body   io.ReadCloser
+	offset int64
+	again  retry
+	err    error
+}
+
+// reader returns a reader at the beginning of an object.
+func (c *Copy) reader(ctx context.Context, o *object) *reader {
+	r := &reader{ctx: ctx, o: o, from: c.From, limit: o.size, moved: func(int64) {}}
+	if c.From == nil || o.here {
+		r.from = FromStore(c.Documents)
+	}
+	if o.size < 0 {
+		r.limit = image.MaxDocument
+	}
+	if c.Progress != nil {
+		r.moved = func(offset int64) { c.Progress.Move(o.digest, offset) }
+	}
+	return r
+}
+
+// Read implements io.Reader.
+func (r *reader) Read(p []byte) (int, error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for r.err == nil {
+		n, err := r.attempt(p)
+		if n > 0 {
+			r.offset += int64(n)
+			r.moved(r.offset)
+		}
+		if err != nil {
+			r.stop()
+			if !r.again.after(r.ctx, err, r.offset) {
+				r.err = err
+			}
+		}
+		if n > 0 {
+			return n, nil
+		}
+	}
+	return 0, r.err
+}
+
+// attempt reads once.
+func (r *reader) attempt(p []byte) (int, error) {
+	if err := r.ctx.Err(); err != nil {
+		return 0, err
+	}
+	if r.body == nil {
+		if r.offset == r.o.size {
+			return 0, io.EOF // all that a part lacked is its verification
+		}
+		var err error
+		if r.body, err = r.from.Open(r.ctx, r.o.descriptor(), r.offset); err != nil {
+			return 0, fmt.Errorf("%s: %w", r.o.digest, err)
+		}
+		r.moved(r.offset)
+	}
+	n, err := r.body.Read(p)
+	switch at := r.offset + int64(n); {
+	case at > r.limit:
+		return 0, errclass.Errorf(errdefs.ErrDataLoss, "%s: the source has more than %d bytes", r.o.digest, r.limit)
+	case err == io.EOF && at < r.o.size:
+		return n, errclass.Errorf(errdefs.ErrAborted, "%s: the source ended after %d of %d bytes", r.o.digest, at, r.o.size)
+	case err != nil && err != io.EOF:
+		return n, fmt.Errorf("%s: %w", r.o.digest, err)
+	}
+	return n, err
+}
+
+// Seek implements io.Seeker, relative to the beginning, or for no more than to tell the offset.
+func (r *reader) Seek(offset int64, whence int) (int64, error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	switch {
+	case whence == io.SeekCurrent && offset == 0:
+	case whence == io.SeekStart && offset >= 0:
+		r.stop()
+		r.offset, r.again, r.err = offset, retry{}, nil
+	default:
+		return 0, errors.New("seek: only from the beginning")
+	}
+	return r.offset, nil
+}
+
+// end ends the reader, and returns how much it read and what the source failed of, if it did. A Read that comes later fails.
+func (r *reader) end() (offset int64, failed error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.stop()
+	failed, r.err = r.err, fs.ErrClosed
+	if failed == io.EOF {
+		failed = nil
+	}
+	return r.offset, failed
+}
+
+func (r *reader) stop() {
+	if r.body != nil {
+		_ = r.body.Close()
+		r.body = nil
+	}
+}

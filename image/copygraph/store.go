@@ -1,0 +1,95 @@
+package copygraph
+
+import (
+	"context"
+	"fmt"
+	"io"
+
+	"distkit/content"
+	"distkit/disk"
+
+	"github.com/containerd/errdefs"
+	v1 "github.com/opencontainers/image-spec/specs-go/v1"
+)
+
+// Source gives objects.
+type Source interface {
+	// Open returns the bytes of an object from an offset on. Read returns io.EOF only after all of them, and ends when ctx
+	// is done. NotFound if there is no such object; Aborted, DeadlineExceeded or ResourceExhausted if another attempt may
+	// succeed.
+	Open(ctx context.Context, d v1.Descriptor, offset int64) (io.ReadCloser, error)
+}
+
+// Target takes objects.
+type Target interface {
+	// Has reports for each object whether the target has it.
+	Has(ctx context.Context, objects []Object) ([]bool, error)
+	// Mount has the target take a blob from another of its repositories. It is false if the target can't.
+	Mount(ctx context.Context, d v1.Descriptor, repository string) (bool, error)
+	// Put stores what r, which is at the object's beginning, holds. A target that has a part of it may seek. The outcome is
+	// Stored or Exists. DataLoss if the bytes are not those of the descriptor.
+	Put(ctx context.Context, o Object, r io.ReadSeeker) (Outcome, error)
+}
+
+// FromStore is a store as a source.
+func FromStore(s *content.Store) Source { return fromStore{s} }
+
+type fromStore struct{ *content.Store }
+
+func (s fromStore) Open(_ context.Context, d v1.Descriptor, offset int64) (io.ReadCloser, error) {
+	f, err := s.File(d.Digest)
+	if err != nil {
+		return nil, err
+	}
+	if _, err := f.Seek(offset, io.SeekStart); err != nil {
+		_ = f.Close()
+		return nil, fmt.Errorf("read %s: %w", d.Digest, disk.Cause(err))
+	}
+	return f, nil
+}
+
+// Either is several sources: an object comes from the first that has it.
+type Either []Source
+
+// Open implements Source.
+func (list Either) Open(ctx context.Context, d v1.Descriptor, offset int64) (r io.ReadCloser, err error) {
+	for _, from := range list {
+		if r, err = from.Open(ctx, d, offset); !errdefs.IsNotFound(err) {
+			break
+		}
+	}
+	return r, err
+}
+
+// IntoStore is a store as a target.
+func IntoStore(s *content.Store) Target { return intoStore{s} }
+
+type intoStore struct{ *content.Store }
+
+// Has marks the blobs that are there as used.
+func (s intoStore) Has(ctx context.Context, objects []Object) ([]bool, error) {
+	has := make([]bool, len(objects))
+	for i, o := range objects {
+		err := s.Freshen(ctx, o.Digest)
+		if err != nil && !errdefs.IsNotFound(err) {
+			return nil, err
+		}
+		has[i] = err == nil
+	}
+	return has, nil
+}
+
+// Mount implements Target: a store has no repositories.
+func (s intoStore) Mount(context.Context, v1.Descriptor, string) (bool, error) { return false, nil }
+
+// Put waits for another process that stores the same blob.
+func (s intoStore) Put(ctx context.Context, o Object, r io.ReadSeeker) (Outcome, error) {
+	_, err := content.WriteBlob(ctx, s.Store, string(o.Digest), r, max(o.Size, 0), o.Digest)
+	if err != nil {
+		return "", err
+	}
+	if at, err := r.Seek(0, io.SeekCurrent); err == nil && at == 0 && o.Size != 0 {
+		return Exists, nil // nothing was read
+	}
+	return Stored, nil
+}
