@@ -253,8 +253,9 @@ func (p *Pending) parse(line string) error {
 	return nil
 }
 
-// wait waits for the answer, which must begin with one of the words. What was not waited for is read and thrown away.
-func (p *Pending) wait(ctx context.Context, allowed ...string) (Answer, error) {
+// Answer waits for the answer, which must begin with one of the words. Its content, if there is some, is an *[Object]. An
+// answer that is no longer waited for is read and thrown away.
+func (p *Pending) Answer(ctx context.Context, allowed ...string) (Answer, error) {
 	select {
 	case <-p.answered:
 	case <-ctx.Done():
@@ -309,13 +310,18 @@ func (c *Client) Fetch(ctx context.Context, object string, hints ...string) (*Ob
 
 // Request asks for an object without waiting for it, so that one goroutine can ask for several. Each must be waited for.
 func (c *Client) Request(object string, hints ...string) (*Pending, error) {
-	p, _, err := c.send(context.Background(), true, "get", nil, object, hints...)
+	return c.Ask("get", object, hints...)
+}
+
+// Ask sends a request of a verb, other than put, without waiting for the answer.
+func (c *Client) Ask(verb, object string, hints ...string) (*Pending, error) {
+	p, _, err := c.send(context.Background(), true, verb, nil, object, hints...)
 	return p, err
 }
 
 // Wait waits for the object. It can be read when those that were asked for before have been closed.
 func (p *Pending) Wait(ctx context.Context) (*Object, error) {
-	a, err := p.wait(ctx, "ok")
+	a, err := p.Answer(ctx, "ok")
 	if err != nil {
 		return nil, err
 	}
@@ -386,11 +392,11 @@ func (o *Object) Close() error {
 
 // Referrers returns the descriptors of the manifests that have a subject, as JSON, one a line.
 func (c *Client) Referrers(ctx context.Context, subject digest.Digest, hints ...string) (io.ReadCloser, error) {
-	p, _, err := c.send(ctx, true, "referrers", nil, string(subject), hints...)
+	p, err := c.Ask("referrers", string(subject), hints...)
 	if err != nil {
 		return nil, err
 	}
-	a, err := p.wait(ctx, "ok")
+	a, err := p.Answer(ctx, "ok")
 	if err != nil {
 		return nil, err
 	}
@@ -399,7 +405,7 @@ func (c *Client) Referrers(ctx context.Context, subject digest.Digest, hints ...
 
 // Has returns the descriptor of an object that the server has, and whether it has it.
 func (c *Client) Has(ctx context.Context, object string, hints ...string) (ocispec.Descriptor, bool, error) {
-	p, _, err := c.send(ctx, true, "has", nil, object, hints...)
+	p, err := c.Ask("has", object, hints...)
 	if err != nil {
 		return ocispec.Descriptor{}, false, err
 	}
@@ -407,7 +413,7 @@ func (c *Client) Has(ctx context.Context, object string, hints ...string) (ocisp
 }
 
 func (p *Pending) has(ctx context.Context) (ocispec.Descriptor, bool, error) {
-	a, err := p.wait(ctx, "yes", "no")
+	a, err := p.Answer(ctx, "yes", "no")
 	return a.Descriptor, err == nil && a.Word == "yes", err
 }
 
@@ -457,19 +463,19 @@ func (c *Client) Put(ctx context.Context, object string, content io.Reader, hint
 	if source != nil {
 		ctx, cancel := context.WithCancel(ctx)
 		cancel() // the answer is that it was aborted
-		_, _ = p.wait(ctx)
+		_, _ = p.Answer(ctx)
 		return Stored{}, source
 	}
-	return p.wait(ctx, "stored", "exists", "mounted")
+	return p.Answer(ctx, "stored", "exists", "mounted")
 }
 
 // Mount has the server take a blob from another place that it has at hand, such as another repository of the same
 // registry. It reports false if it does not.
 func (c *Client) Mount(ctx context.Context, d digest.Digest, from string) (Stored, bool, error) {
-	p, _, err := c.send(ctx, true, "mount", nil, string(d), from)
+	p, err := c.Ask("mount", string(d), from)
 	if err != nil {
 		return Stored{}, false, err
 	}
-	a, err := p.wait(ctx, "mounted", "exists", "no")
+	a, err := p.Answer(ctx, "mounted", "exists", "no")
 	return a, err == nil && a.Word != "no", err
 }

@@ -26,13 +26,21 @@ func OpenBatch(locator string, o Options) (Remote, error) {
 // FetchBatch answers the requests of dist-batch(7) on in for what a remote has: get, has and referrers. The failure of
 // a request is an answer. The class is InvalidArgument if the requests can't be understood, and Aborted if they end amidst one.
 func FetchBatch(ctx context.Context, r Remote, in io.Reader, out io.Writer) error {
-	b := newBatch(r)
+	b, err := newBatch(ctx, r, "batch-fetch")
+	if err != nil {
+		return err
+	}
+	defer b.close()
 	return batch.Serve(ctx, in, wide(out), map[string]batch.Handler{"get": b.get, "has": b.has(false), "referrers": b.referrers})
 }
 
 // PutBatch is FetchBatch for what stores objects at the remote: has, put and mount.
 func PutBatch(ctx context.Context, r Remote, in io.Reader, out io.Writer) error {
-	b := newBatch(r)
+	b, err := newBatch(ctx, r, "batch-put")
+	if err != nil {
+		return err
+	}
+	defer b.close()
 	if l, ok := r.(*Layout); ok {
 		release, err := l.hold(ctx)
 		if err != nil {
@@ -54,6 +62,7 @@ func wide(out io.Writer) io.Writer {
 // requests answers the requests of one batch.
 type requests struct {
 	remote Remote
+	helper *helperBatch  // nil if the remote is not a helper
 	puts   chan struct{} // closed when all puts so far are done
 	// Uploads keep what they have sent in memory, so that it can be sent again: each takes its share of memory.
 	memory chan struct{}
@@ -71,26 +80,39 @@ const (
 	maxAbsent = 1 << 16
 )
 
-func newBatch(r Remote) *requests {
-	none := make(chan struct{})
-	close(none)
-	return &requests{remote: r, puts: none, memory: make(chan struct{}, uploadShares), absent: map[string]bool{}}
+func newBatch(ctx context.Context, r Remote, verb string) (b *requests, err error) {
+	b = &requests{remote: r, puts: make(chan struct{}), memory: make(chan struct{}, uploadShares), absent: map[string]bool{}}
+	close(b.puts)
+	if h, ok := r.(*Helper); ok {
+		b.helper, err = h.startBatch(ctx, verb)
+	}
+	return b, err
+}
+
+func (b *requests) close() {
+	if b.helper != nil {
+		b.helper.Close()
+	}
 }
 
 func (b *requests) get(ctx context.Context, r *batch.Request) func() (batch.Answer, error) {
-	return func() (batch.Answer, error) {
+	plain := func() (batch.Answer, error) {
 		got, err := b.remote.Fetch(ctx, r.Object, r.Hints...)
 		if err != nil {
 			return batch.Answer{}, err
 		}
 		return batch.Answer{Word: "ok", Descriptor: got.(body).descriptor(), Content: got}, nil
 	}
+	if b.helper != nil {
+		return b.helper.get(ctx, r, plain)
+	}
+	return plain
 }
 
 func (b *requests) has(forPut bool) batch.Handler {
 	return func(ctx context.Context, r *batch.Request) func() (batch.Answer, error) {
 		puts := b.puts
-		return func() (batch.Answer, error) {
+		plain := func() (batch.Answer, error) {
 			if err := waitFor(ctx, puts); err != nil {
 				return batch.Answer{}, err
 			}
@@ -101,6 +123,10 @@ func (b *requests) has(forPut bool) batch.Handler {
 			}
 			return batch.Answer{Word: "yes", Descriptor: desc}, err
 		}
+		if b.helper != nil {
+			return b.helper.forward(ctx, "has", r, plain, "yes", "no")
+		}
+		return plain
 	}
 }
 
@@ -123,7 +149,7 @@ func (b *requests) takeAbsent(object string) bool {
 
 // referrers gives the descriptors as JSON, one a line.
 func (b *requests) referrers(ctx context.Context, r *batch.Request) func() (batch.Answer, error) {
-	return func() (batch.Answer, error) {
+	plain := func() (batch.Answer, error) {
 		subject, err := digest.Parse(r.Object)
 		if err != nil {
 			return batch.Answer{}, classf(errdefs.ErrInvalidArgument, "not a digest: %w", err)
@@ -154,6 +180,10 @@ func (b *requests) referrers(ctx context.Context, r *batch.Request) func() (batc
 		}()
 		return batch.Answer{Word: "ok", Descriptor: ocispec.Descriptor{Size: -1}, Content: lines}, nil
 	}
+	if b.helper != nil {
+		return b.helper.forward(ctx, "referrers", r, plain, "ok")
+	}
+	return plain
 }
 
 func (b *requests) put(ctx context.Context, r *batch.Request) func() (batch.Answer, error) {
@@ -206,6 +236,9 @@ func (b *requests) push(ctx context.Context, r *batch.Request, h hints) (Pushed,
 		h.isAbsent = b.takeAbsent(r.Object)
 		return registry.pushHinted(ctx, r.Object, r.Content, h)
 	}
+	if b.helper != nil && b.helper.knowsVerb(ctx) {
+		return b.helper.put(ctx, r.Object, r.Content, h)
+	}
 	return b.remote.Push(ctx, r.Object, r.Content, r.Hints...)
 }
 
@@ -216,18 +249,21 @@ func (b *requests) release(shares int) {
 }
 
 func (b *requests) mount(ctx context.Context, r *batch.Request) func() (batch.Answer, error) {
-	return func() (batch.Answer, error) {
-		registry, ok := b.remote.(*Registry)
-		if !ok {
-			return batch.Answer{Word: "no"}, nil
+	no := func() (batch.Answer, error) { return batch.Answer{Word: "no"}, nil }
+	switch remote := b.remote.(type) {
+	case *Helper:
+		return b.helper.forward(ctx, "mount", r, no, "mounted", "exists", "no")
+	case *Registry:
+		return func() (batch.Answer, error) {
+			pushed, err := remote.mount(ctx, r.Object, r.Hints[0])
+			if err == nil && pushed.State != Mounted {
+				b.noteAbsent(r.Object)
+				return no()
+			}
+			return batch.Answer{Word: string(pushed.State), Descriptor: pushed.Descriptor}, err
 		}
-		pushed, err := registry.mount(ctx, r.Object, r.Hints[0])
-		if err == nil && pushed.State != Mounted {
-			b.noteAbsent(r.Object)
-			return batch.Answer{Word: "no"}, nil
-		}
-		return batch.Answer{Word: string(pushed.State), Descriptor: pushed.Descriptor}, err
 	}
+	return no
 }
 
 // lookup returns the descriptor of an object. forPut asks for it where Push would store it. Of a blob that a hint says to be

@@ -2,6 +2,7 @@ package remotes
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -292,6 +293,109 @@ func TestBatchPutCutOrWrong(t *testing.T) {
 		}
 		if out.String() != fmt.Sprintf("stored %s 1000\nexists %[1]s 1000\n", d) {
 			t.Errorf("%s: %q", kind, out.String())
+		}
+	}
+}
+
+// A helper serves a batch by one process, and one that knows no batches by a process an object.
+func TestBatchOfHelper(t *testing.T) {
+	for _, knows := range []bool{true, false} {
+		t.Run(fmt.Sprint(knows), func(t *testing.T) {
+			dir, log := t.TempDir(), filepath.Join(t.TempDir(), "log")
+			r := helper(t, filepath.Join(dir, "l"))
+			t.Setenv("HELPER_LOG", log)
+			if !knows {
+				t.Setenv("HELPER_LACKS", "batch")
+			}
+			var blobs [][]byte
+			var list []ocispec.Descriptor
+			for i := range 12 {
+				b := append(noise(i*50_000), byte(i))
+				blobs = append(blobs, b)
+				list = append(list, ocispec.Descriptor{MediaType: "a/b", Digest: digest.FromBytes(b), Size: int64(len(b))})
+			}
+			m := fmt.Appendf(nil, `{"schemaVersion":2,"mediaType":%q,"config":{},"layers":[],"subject":{"digest":%q}}`, ocispec.MediaTypeImageManifest, list[0].Digest)
+			c, end := startBatch(t, r, PutBatch)
+			for i, b := range blobs {
+				if got, err := c.Put(t.Context(), list[i].Digest.String(), bytes.NewReader(b), "mediatype:a/b"); err != nil || got.Word != "stored" || got.Size != int64(len(b)) {
+					t.Errorf("put: %v, %v", got, err)
+				}
+			}
+			if got, err := c.Put(t.Context(), list[3].Digest.String(), bytes.NewReader(blobs[3])); err != nil || got.Word != "exists" {
+				t.Errorf("put again: %v, %v", got, err)
+			}
+			for _, object := range []string{"latest", digest.FromBytes(m).String()} {
+				if got, err := c.Put(t.Context(), object, bytes.NewReader(m)); err != nil || got.Digest != digest.FromBytes(m) {
+					t.Errorf("put %s: %v, %v", object, got, err)
+				}
+			}
+			_, err := c.Put(t.Context(), digest.FromString("other").String(), bytes.NewReader(blobs[3]), "mediatype:a/b")
+			is(t, err, errdefs.IsDataLoss)
+			has, err := c.HasAll(t.Context(), append(list, ocispec.Descriptor{MediaType: "a/b", Digest: digest.FromString("other")}))
+			if err != nil || slices.Contains(has[:len(list)], false) || has[len(list)] {
+				t.Errorf("%v, %v", has, err)
+			}
+			if _, ok, err := c.Mount(t.Context(), list[0].Digest, "other"); err != nil || ok {
+				t.Errorf("mount: %v, %v", ok, err)
+			}
+			if err := end(); err != nil {
+				t.Error(err)
+			}
+
+			c, end = startBatch(t, r, FetchBatch)
+			var all sync.WaitGroup
+			for i, b := range blobs {
+				all.Go(func() {
+					got, err := fetchAll(t.Context(), c, list[i].Digest.String(), fmt.Sprintf("size:%d", len(b)), "offset:1")
+					if err != nil || !bytes.Equal(got, b[1:]) {
+						t.Errorf("%d bytes, not %d: %v", len(got), len(b)-1, err)
+					}
+					if _, has, err := c.Has(t.Context(), list[i].Digest.String(), "mediatype:a/b"); err != nil || !has {
+						t.Errorf("has: %v, %v", has, err)
+					}
+				})
+			}
+			all.Wait()
+			if got, err := fetchAll(t.Context(), c, "latest"); err != nil || !bytes.Equal(got, m) {
+				t.Errorf("latest: %q, %v", got, err)
+			}
+			_, err = fetchAll(t.Context(), c, "none")
+			is(t, err, errdefs.IsNotFound)
+			lines, err := c.Referrers(t.Context(), list[0].Digest)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if b, err := io.ReadAll(lines); err != nil || !strings.Contains(string(b), digest.FromBytes(m).String()) {
+				t.Errorf("referrers: %q, %v", b, err)
+			}
+			lines.Close()
+			if err := end(); err != nil {
+				t.Error(err)
+			}
+			said, _ := os.ReadFile(log)
+			if n := strings.Count(string(said), "\n"); knows != (n == 2) {
+				t.Errorf("%d processes:\n%s", n, said)
+			}
+		})
+	}
+}
+
+// What a helper sends in a batch is not trusted.
+func TestBatchOfHelperThatLies(t *testing.T) {
+	d := digest.FromString("content")
+	for said, class := range map[string]func(error) bool{
+		"ok " + d.String() + " 7 -\n7\nCONTENT0\nend\n": errdefs.IsDataLoss,
+		"ok - - -\n7\nCONTENT0\nend\n":                  errdefs.IsDataLoss,
+		"ok " + d.String() + " 7 -\n7\ncont":            errdefs.IsAborted,
+		"Welcome\n":                                     errdefs.IsDataLoss,
+		"error 9 no\n":                                  errdefs.IsUnauthorized,
+		"":                                              errdefs.IsAborted,
+	} {
+		t.Setenv("HELPER_FAULT", cmp.Or(said, " "))
+		c, _ := startBatch(t, helper(t, t.TempDir()), FetchBatch)
+		b, err := fetchAll(t.Context(), c, d.String())
+		if is(t, err, class); len(b) == len("content") {
+			t.Errorf("%q: all of the content came", said)
 		}
 	}
 }

@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
 
@@ -47,7 +48,7 @@ type process struct {
 	cancel context.CancelFunc
 	out    io.ReadCloser
 	said   tail
-	waited bool
+	ended  sync.Once
 	err    error
 }
 
@@ -119,11 +120,10 @@ func (p *process) Read(b []byte) (int, error) {
 
 // end waits for the process and tells how it ended.
 func (p *process) end() error {
-	if !p.waited {
-		p.waited = true
+	p.ended.Do(func() {
 		p.err = p.failure(p.Wait())
 		p.cancel()
-	}
+	})
 	return p.err
 }
 
@@ -286,16 +286,8 @@ func (h *Helper) push(ctx context.Context, id string, content io.Reader, hint hi
 			return Pushed{}, err
 		}
 		content, hint.size, hint.mediaType = strings.NewReader(string(b)), desc.Size, desc.MediaType
-		if h.options.IfAbsent {
-			old, err := h.resolve(ctx, id)
-			switch {
-			case err == nil && old.Digest == desc.Digest:
-				return Pushed{desc, Exists}, nil
-			case err == nil:
-				return Pushed{}, errTagged(old.Digest)
-			case !errdefs.IsNotFound(err):
-				return Pushed{}, err
-			}
+		if has, err := h.hasTag(ctx, id, desc.Digest); has || err != nil {
+			return Pushed{desc, Exists}, err
 		}
 	}
 	hint.offset = 0
@@ -353,6 +345,22 @@ func (h *Helper) push(ctx context.Context, id string, content io.Reader, hint hi
 		}
 	}
 	return Pushed{desc, state}, nil
+}
+
+// hasTag reports, with Options.IfAbsent, whether a tag names the manifest already. If it names another one, that is
+// AlreadyExists.
+func (h *Helper) hasTag(ctx context.Context, id string, d digest.Digest) (bool, error) {
+	if !h.options.IfAbsent {
+		return false, nil
+	}
+	old, err := h.resolve(ctx, id)
+	switch {
+	case errdefs.IsNotFound(err):
+		return false, nil
+	case err == nil && old.Digest != d:
+		err = errTagged(old.Digest)
+	}
+	return err == nil, err
 }
 
 // lines are those of a helper's output.

@@ -51,6 +51,9 @@ func helperMain(args []string) int {
 		fmt.Print(fault)
 		return 0
 	}
+	if lacks := os.Getenv("HELPER_LACKS"); lacks != "" && strings.HasPrefix(verb, lacks) {
+		return 10
+	}
 	l := &Layout{dir: address}
 	var err error
 	switch verb {
@@ -69,6 +72,10 @@ func helperMain(args []string) int {
 		if pushed, err = l.Push(ctx, rest[0], os.Stdin, rest[1:]...); err == nil && pushed.State == Exists {
 			fmt.Println("exists")
 		}
+	case "batch-fetch":
+		err = FetchBatch(ctx, l, os.Stdin, os.Stdout)
+	case "batch-put":
+		err = PutBatch(ctx, l, os.Stdin, os.Stdout)
 	case "tags":
 		for name, terr := range l.Tags(ctx) {
 			if err = terr; err == nil {
