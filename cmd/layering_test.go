@@ -61,7 +61,7 @@ var mayImport = map[string][]string{
 	"run-net":         {"runtime"},
 	"run-spec":        {"runtime/spec"},
 	"snap":            {"snapshot"},
-	"task":            {"runtime", "snapshot", "content", "archive"},
+	"task":            {"runtime", "snapshot", "content", "archive", "image"},
 }
 
 func deps(t *testing.T, pkg string) []string {

@@ -130,6 +130,16 @@ func (w Walker) Describe(ctx context.Context, dgst digest.Digest) (v1.Descriptor
 	return d, nil
 }
 
+// Target returns what ref, a name or a digest, points at. For a digest it is an image without a name. NotFound if there is
+// no such name or blob.
+func (w Walker) Target(ctx context.Context, names *Names, ref string) (Image, error) {
+	if dgst, err := digest.Parse(ref); err == nil {
+		d, err := w.Describe(ctx, dgst)
+		return Image{Target: d}, err
+	}
+	return names.Get(ref)
+}
+
 // read returns the bytes of a blob. DataLoss if it does not hash to its name, InvalidArgument if it is larger than
 // MaxDocument.
 func (w Walker) read(d v1.Descriptor) ([]byte, error) {

@@ -87,7 +87,7 @@ func TestCheckpoint(t *testing.T) {
 	if i := m.stopped(c); i.Exit.Status == nil || *i.Exit.Status != 137 {
 		t.Errorf("%+v", i.Exit)
 	}
-	again, err := m.containers().Create(t.Context(), Record{ID: "test-restored", Bundle: c.Bundle}, "")
+	again, err := m.containers().Create(t.Context(), Record{ID: "test-restored", Bundle: c.Bundle}, "", nil)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -38,6 +38,7 @@ type Record struct {
 	Network     string            `json:"network,omitempty"`    // the namespace's path, of one that is up while it runs, and removed with it
 	Owner       *Process          `json:"owner,omitempty"`      // who makes it, and is to run it
 	Connection  *Connection       `json:"connection,omitempty"` // what makes the network again after a boot
+	Stored      bool              `json:"stored,omitempty"`     // its first run goes on from the checkpoint in its directory
 	Seal        string            `json:"seal,omitempty"`       // proof that this user made it on this host
 }
 
@@ -46,6 +47,13 @@ type Connection struct {
 	Name    string   `json:"name"`              // of the configuration, or the absolute path of its file
 	ConfDir string   `json:"confDir,omitempty"` // with configurations, absolute
 	Ports   []string `json:"ports,omitempty"`   // [IP:]HOST:CONTAINER/PROTOCOL
+}
+
+// NetworkPlan is a network that run-net can make.
+type NetworkPlan struct {
+	Path       string     `json:"path"` // of its namespace
+	Connection Connection `json:"connection"`
+	ResolvConf string     `json:"resolvConf,omitempty"` // the path of a resolv.conf for it
 }
 
 // ImageName is the image that a container is made from.
@@ -154,9 +162,10 @@ func (c *Container) log(e events.Event) {
 // Create makes a container: its directory is the claim on the ID, and the record in it pins
 // what the container uses. AlreadyExists where the ID has one; but one that was to be removed
 // at its end, and whose run or owner was killed, makes place. With a parent the record's snapshot is
-// made, on that one, and mounted; NotFound where there is no such parent.
-func (s *Containers) Create(ctx context.Context, r Record, parent string) (*Container, error) {
-	c, lock, err := s.create(ctx, r, parent)
+// made, on that one, and mounted; NotFound where there is no such parent. Complete, unless it is nil, is called then to make
+// what else is in the container's directory. If it fails, nothing of the container stays.
+func (s *Containers) Create(ctx context.Context, r Record, parent string, complete func(*Container) error) (*Container, error) {
+	c, lock, err := s.create(ctx, r, parent, complete)
 	if err != nil {
 		return nil, err
 	}
@@ -164,7 +173,7 @@ func (s *Containers) Create(ctx context.Context, r Record, parent string) (*Cont
 }
 
 // create returns the container locked.
-func (s *Containers) create(ctx context.Context, r Record, parent string) (_ *Container, lock *os.File, err error) {
+func (s *Containers) create(ctx context.Context, r Record, parent string, complete func(*Container) error) (_ *Container, lock *os.File, err error) {
 	if err := CheckID(r.ID); err != nil {
 		return nil, nil, err
 	}
@@ -188,6 +197,7 @@ func (s *Containers) create(ctx context.Context, r Record, parent string) (_ *Co
 		if err := c.write(); err != nil {
 			return err
 		}
+		at("written")
 		if c.Bundle != "" {
 			return nil
 		}
@@ -204,6 +214,16 @@ func (s *Containers) create(ctx context.Context, r Record, parent string) (_ *Co
 		}
 		return s.snapshots.Prepare(ctx, *c.Snapshot, parent, c.path("rootfs"))
 	}()
+	if err == nil && complete != nil {
+		at("prepared")
+		if err = complete(c); err == nil {
+			err = ctx.Err()
+		}
+		at("completed")
+		if err != nil {
+			err = errors.Join(err, c.unmount(), c.removeResources(context.WithoutCancel(ctx)))
+		}
+	}
 	if err != nil {
 		_ = c.delete(lock)
 		return nil, nil, fmt.Errorf("create container %s: %w", r.ID, err)

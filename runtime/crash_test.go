@@ -88,7 +88,7 @@ func (m *machine) snapshotted(id string, rec Record) *Container {
 	m.Helper()
 	testenv.Write(m.T, filepath.Join(m.bundle, "snapshot-"+id), "")
 	rec.ID, rec.Snapshot = id, &Snapshot{Key: id}
-	c, err := m.bound().Create(m.Context(), rec, "")
+	c, err := m.bound().Create(m.Context(), rec, "", nil)
 	if err != nil {
 		m.Fatal(err)
 	}

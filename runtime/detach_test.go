@@ -216,7 +216,7 @@ func TestNetworkGoesWithTheContainer(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, path := range []string{"/good/netns", "", "/bad/netns"} {
-		c, err := all.Create(t.Context(), Record{ID: "c", Network: path}, "")
+		c, err := all.Create(t.Context(), Record{ID: "c", Network: path}, "", nil)
 		if err != nil {
 			t.Fatal(err)
 		}

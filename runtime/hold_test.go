@@ -26,7 +26,7 @@ func TestCreateWaitsForASweep(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error, 1)
 	go func() {
-		_, err := all.Create(ctx, Record{ID: "test-held"}, "")
+		_, err := all.Create(ctx, Record{ID: "test-held"}, "", nil)
 		done <- err
 	}()
 	// It has its ID before it waits.
@@ -42,7 +42,7 @@ func TestCreateWaitsForASweep(t *testing.T) {
 		t.Error("it has a record")
 	}
 	hold.Close()
-	if _, err := all.Create(t.Context(), Record{ID: "test-held"}, ""); err != nil {
+	if _, err := all.Create(t.Context(), Record{ID: "test-held"}, "", nil); err != nil {
 		t.Error(err)
 	}
 }

@@ -98,7 +98,7 @@ func TestStrangersStore(t *testing.T) {
 		if err := c.Kill(t.Context(), unix.SIGKILL, true); !errdefs.IsFailedPrecondition(err) {
 			t.Errorf("%s: kill: %v", id, err)
 		}
-		if _, err := all.Create(t.Context(), Record{ID: id}, ""); !errdefs.IsAlreadyExists(err) {
+		if _, err := all.Create(t.Context(), Record{ID: id}, "", nil); !errdefs.IsAlreadyExists(err) {
 			t.Errorf("%s: create: %v", id, err)
 		}
 		if _, err := c.Remove(t.Context(), true); err != nil {
@@ -119,7 +119,7 @@ func TestStrangersStore(t *testing.T) {
 // A record proves that this user made the container at this place, with what it says of the host; a copy does not.
 func TestSeal(t *testing.T) {
 	all := openedStore(t, &noted{})
-	c, err := all.Create(t.Context(), Record{ID: "c", Network: "/networks/c/netns"}, "")
+	c, err := all.Create(t.Context(), Record{ID: "c", Network: "/networks/c/netns"}, "", nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -203,7 +203,7 @@ func TestKeyOfRoot(t *testing.T) {
 func TestClosedToOthers(t *testing.T) {
 	all := openedStore(t, nil)
 	old := unix.Umask(0)
-	c, err := all.Create(t.Context(), Record{ID: "c"}, "")
+	c, err := all.Create(t.Context(), Record{ID: "c"}, "", nil)
 	unix.Umask(old)
 	if err != nil {
 		t.Fatal(err)
@@ -262,7 +262,7 @@ func TestClosedToOthers(t *testing.T) {
 		if _, err := all.Get("c"); !errdefs.IsFailedPrecondition(err) {
 			t.Errorf("%s is open to a group: %v", dir, err)
 		}
-		if _, err := all.Create(t.Context(), Record{ID: "d"}, ""); dir != c.dir && !errdefs.IsFailedPrecondition(err) {
+		if _, err := all.Create(t.Context(), Record{ID: "d"}, "", nil); dir != c.dir && !errdefs.IsFailedPrecondition(err) {
 			t.Errorf("%s is open to a group: create: %v", dir, err)
 		}
 		if err := os.Chmod(dir, 0o700); err != nil {
@@ -296,7 +296,7 @@ func TestLetSearch(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	c, err := all.Create(t.Context(), Record{ID: "c"}, "")
+	c, err := all.Create(t.Context(), Record{ID: "c"}, "", nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -334,7 +334,7 @@ func TestUnfitFiles(t *testing.T) {
 			},
 		} {
 			all := openedStore(t, nil)
-			c, err := all.Create(t.Context(), Record{ID: "c"}, "")
+			c, err := all.Create(t.Context(), Record{ID: "c"}, "", nil)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -379,7 +379,7 @@ func TestRemoveBesideItsOwner(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	c, err := all.Create(t.Context(), Record{ID: "c", Owner: &p}, "")
+	c, err := all.Create(t.Context(), Record{ID: "c", Owner: &p}, "", nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -394,7 +394,7 @@ func TestRemoveBesideItsOwner(t *testing.T) {
 // A process can print something before its monitor has written down that it runs: whoever signals it then is not refused.
 func TestKillWhileCreating(t *testing.T) {
 	all := openedStore(t, nil)
-	c, err := all.Create(t.Context(), Record{ID: "c"}, "")
+	c, err := all.Create(t.Context(), Record{ID: "c"}, "", nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -488,7 +488,7 @@ func TestNetworkAfterBoot(t *testing.T) {
 	asked := &Connection{Name: "bridge", ConfDir: "/etc/cni/net.d", Ports: []string{"8080:80/tcp"}}
 	n := &remembering{asked: asked}
 	all := openedStore(t, n)
-	c, err := all.Create(t.Context(), Record{ID: "c", Network: "/networks/c/netns"}, "")
+	c, err := all.Create(t.Context(), Record{ID: "c", Network: "/networks/c/netns"}, "", nil)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -138,7 +138,7 @@ func TestCgroupParent(t *testing.T) {
 				m.unlimited("sleep", "2041")
 				c := m.in(m.command("test-parent"), script)
 				if what != "" {
-					made, err := m.containers().Create(t.Context(), Record{ID: "test-parent", Bundle: m.bundle}, "")
+					made, err := m.containers().Create(t.Context(), Record{ID: "test-parent", Bundle: m.bundle}, "", nil)
 					if err != nil {
 						t.Fatal(err)
 					}

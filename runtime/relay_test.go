@@ -274,7 +274,7 @@ func TestRunKeepsTheCallersFiles(t *testing.T) {
 
 		m.spec(spec.Options{Args: []string{"sleep", "1000"}})
 		all := m.containers()
-		c, err := all.Create(t.Context(), Record{ID: "test-files", Bundle: m.bundle, RemoveAtEnd: true}, "")
+		c, err := all.Create(t.Context(), Record{ID: "test-files", Bundle: m.bundle, RemoveAtEnd: true}, "", nil)
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -117,7 +117,7 @@ func (c *Container) Run(ctx context.Context, r *Runtime, s Streams) (status int,
 	if err != nil {
 		return -1, err
 	}
-	return c.run(ctx, r, lock, "", s)
+	return c.run(ctx, r, lock, c.checkpoint(), s)
 }
 
 // Finder finds the runtime for a container that asks for the one of this name, or for any.
@@ -132,7 +132,7 @@ func (s *Containers) RunBundle(ctx context.Context, find Finder, rec Record, str
 	if err != nil {
 		return -1, err
 	}
-	return c.run(ctx, r, lock, "", streams)
+	return c.run(ctx, r, lock, c.checkpoint(), streams)
 }
 
 // forBundle returns the container to run a bundle in, locked, and its runtime: the one whose directory it
@@ -184,7 +184,7 @@ func (s *Containers) forBundle(ctx context.Context, find Finder, rec Record) (*C
 		return nil, nil, nil, err
 	}
 	rec.Owner = &self // killed before it runs, the container is nobody's
-	c, lock, err := s.create(ctx, rec, "")
+	c, lock, err := s.create(ctx, rec, "", nil)
 	return c, r, lock, err
 }
 
@@ -271,6 +271,14 @@ func (c *Container) lockStopped(ctx context.Context) (*os.File, error) {
 		return c.waitLock(ctx)
 	}
 	return lock, err
+}
+
+// checkpoint is the directory of the stored state from which the container's first run goes on, "" if it begins anew.
+func (c *Container) checkpoint() string {
+	if c.Stored && c.never() {
+		return c.path("checkpoint")
+	}
+	return ""
 }
 
 // run runs a container; images is where the state of its processes is, if that was stored.

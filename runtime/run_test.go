@@ -44,13 +44,17 @@ func TestMain(m *testing.M) {
 		if err == nil {
 			var all *Containers
 			var c *Container
-			if all, err = Open(filepath.Join(f[1], "store"), "default", f[1], bound{f[3]}, nil); err == nil && len(f) > 4 {
+			if all, err = Open(filepath.Join(f[1], "store"), "default", f[1], bound{f[3]}, nil); err == nil && len(f) > 4 && f[4] != "create" {
 				c, err = all.Get(f[2])
 			}
 			switch {
 			case err != nil:
 			case len(f) == 4:
 				status, err = all.RunBundle(context.Background(), func(string) (*Runtime, error) { return r, nil }, Record{ID: f[2], Bundle: f[3]}, testStreams())
+			case f[4] == "create":
+				self, _ := Identify(os.Getpid())
+				rec := Record{ID: f[2], Snapshot: &Snapshot{Key: f[2]}, Owner: &self, RemoveAtEnd: os.Getenv("TEST_KEEP") == ""}
+				_, err = all.Create(context.Background(), rec, "parent", func(*Container) error { return nil })
 			case f[4] == "attach":
 				var e *Exit
 				if e, err = c.Attach(context.Background(), Attach{Input: true, DetachKeys: []byte{16, 17}}); err == nil && e != nil && e.Status != nil {

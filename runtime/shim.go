@@ -79,7 +79,7 @@ func (c *Container) Start(ctx context.Context, r *Runtime) (pid int, err error) 
 	if err != nil {
 		return -1, err
 	}
-	return c.detach(ctx, r, lock, "")
+	return c.detach(ctx, r, lock, c.checkpoint())
 }
 
 // StartBundle makes a container for a bundle and starts it; with a bundle that is the directory
@@ -89,7 +89,7 @@ func (s *Containers) StartBundle(ctx context.Context, find Finder, rec Record) (
 	if err != nil {
 		return nil, -1, err
 	}
-	if pid, err = c.detach(ctx, r, lock, ""); err != nil && c.Bundle != "" {
+	if pid, err = c.detach(ctx, r, lock, c.checkpoint()); err != nil && c.Bundle != "" {
 		_, _ = c.Remove(ctx, false) // it was made for this
 	}
 	return c, pid, err

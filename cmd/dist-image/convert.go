@@ -44,7 +44,7 @@ func newConvert() *cobra.Command {
 		if _, err := digest.Parse(args[0]); err == nil && len(args) == 1 {
 			return cli.Usagef("a NEW name is wanted: %s has none", args[0])
 		}
-		old, err := find(c.Context(), w, names, args[0])
+		old, err := w.Target(c.Context(), names, args[0])
 		if err != nil {
 			return err
 		}

@@ -9,7 +9,6 @@ import (
 	"distkit/content"
 	"distkit/image"
 
-	"github.com/opencontainers/go-digest"
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
 	"github.com/spf13/cobra"
 )
@@ -71,17 +70,8 @@ func (f *flags) walker(ctx context.Context, ref string) (image.Walker, v1.Descri
 			return w, v1.Descriptor{}, err
 		}
 	}
-	img, err := find(ctx, w, names, ref)
+	img, err := w.Target(ctx, names, ref)
 	return w, img.Target, err
-}
-
-// find returns the image of a name. For a digest, it is one without a name whose target is that blob.
-func find(ctx context.Context, w image.Walker, names *image.Names, ref string) (image.Image, error) {
-	if dgst, err := digest.Parse(ref); err == nil {
-		d, err := w.Describe(ctx, dgst)
-		return image.Image{Target: d}, err
-	}
-	return names.Get(ref)
 }
 
 // descriptor is what a name is to point at, which arg says: a digest, a descriptor on standard input (-), or a name that
@@ -96,7 +86,7 @@ func descriptor(c *cobra.Command, store *content.Store, names *image.Names, arg 
 		defer in.Close()
 		return image.ReadDescriptor(in)
 	}
-	img, err := find(c.Context(), image.Walker{Store: store}, names, arg)
+	img, err := image.Walker{Store: store}.Target(c.Context(), names, arg)
 	if err != nil {
 		return v1.Descriptor{}, err
 	}

@@ -3,6 +3,7 @@ package main
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
@@ -25,7 +26,7 @@ func newCommand() *cobra.Command {
 	f := c.PersistentFlags()
 	o.namespace = cli.Namespace(f)
 	o.state = f.String("state", os.Getenv("DIST_STATE"), "the `DIR` for what runs (env DIST_STATE) (default: /run/distkit)")
-	c.AddCommand(newAdd(o), newDel(o), newDown(o), newLs(o), newPath(o), newResolv(o), newUp(o))
+	c.AddCommand(newAdd(o), newDel(o), newDown(o), newLs(o), newPath(o), newPlan(o), newResolv(o), newUp(o))
 	return c
 }
 
@@ -116,16 +117,47 @@ func newResolv(o options) *cobra.Command {
 		if err != nil {
 			return err
 		}
-		path, servers, err := all.ResolvConf()
+		path, err := resolvConf(c, all)
 		if err != nil {
 			return err
-		}
-		if !servers {
-			fmt.Fprintln(c.ErrOrStderr(), "run-net: the host's resolv.conf has no name server that a network reaches: names will not resolve")
 		}
 		_, err = fmt.Fprintln(c.OutOrStdout(), path)
 		return err
 	}}
+}
+
+// newPlan is what task create asks before it makes a container, so that it need not link CNI.
+func newPlan(o options) *cobra.Command {
+	c := &cobra.Command{Use: "plan [flags] ID", Short: "check what is asked for a network, and print, in JSON, where it would be and a resolv.conf for it", Args: cobra.ExactArgs(1)}
+	w := newWanted(c, network.Bridge)
+	c.RunE = func(c *cobra.Command, args []string) error {
+		wanted, err := w.get()
+		if err != nil {
+			return err
+		}
+		all, err := o.open()
+		if err != nil {
+			return err
+		}
+		p := runtime.NetworkPlan{Connection: wanted.Connection()}
+		if p.Path, err = all.Path(args[0]); err != nil {
+			return err
+		}
+		if p.ResolvConf, err = resolvConf(c, all); err != nil && !errdefs.IsNotFound(err) {
+			return err
+		}
+		return json.NewEncoder(c.OutOrStdout()).Encode(p)
+	}
+	return c
+}
+
+// resolvConf is the path of a resolv.conf whose servers networks reach. It warns if there is none.
+func resolvConf(c *cobra.Command, all *network.Networks) (string, error) {
+	path, servers, err := all.ResolvConf()
+	if err == nil && !servers {
+		fmt.Fprintln(c.ErrOrStderr(), "run-net: the host's resolv.conf has no name server that a network reaches: names will not resolve")
+	}
+	return path, err
 }
 
 func newDel(o options) *cobra.Command {

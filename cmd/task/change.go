@@ -17,71 +17,6 @@ import (
 	"github.com/spf13/cobra"
 )
 
-func newCreate(o *containers.Flags) *cobra.Command {
-	c := &cobra.Command{Use: "create [flags] ID", Short: "make a container, and print its directory", Args: cobra.ExactArgs(1)}
-	f := c.Flags()
-	rec := containers.Record(f)
-	f.StringVar(&rec.Runtime, "runtime", "", "the OCI runtime's `NAME` or path to run it with")
-	bundle := f.String("bundle", "", "the OCI bundle's `DIR`, where it isn't the container's directory")
-	image := f.String("image", "", "the `NAME` of the image it is made from")
-	digest := f.String("digest", "", "the `DIGEST` of the image's manifest or index, which it keeps from dist-gc")
-	key := f.String("snapshot", "", "the `KEY` of the snapshot that is its root filesystem, which it mounts, keeps from dist-gc, and removes at its own removal")
-	parent := f.String("parent", "", "make that snapshot on the snapshot `PARENT`, and mount it")
-	driver := f.String("snapshotter", "", "the snapshot's `DRIVER`")
-	f.StringVar(&rec.Network, "network", "", "the `PATH` of the network that run-net made for it, and that is removed with it")
-	stored := f.String("checkpoint", "", "the `DIGEST` of the checkpoint that task restore is to begin it with: its image, runtime and snapshotter unless given")
-	owner := f.Int("owner", 0, "the `PID` of the process that is to run it: with --rm it goes if that dies before")
-	c.RunE = func(c *cobra.Command, args []string) error {
-		r, err := rec.Get()
-		if err != nil {
-			return err
-		}
-		r.ID = args[0]
-		switch {
-		case *image != "" && *digest == "":
-			return cli.Usagef("--image needs the image's --digest")
-		case *driver != "" && *key == "":
-			return cli.Usagef("--snapshotter needs a --snapshot")
-		case *parent != "" && (*key == "" || *bundle != ""):
-			return cli.Usagef("--parent needs a --snapshot, and no --bundle")
-		case *digest != "":
-			r.Image = &runtime.ImageName{Name: *image, Digest: *digest}
-		}
-		if *key != "" {
-			r.Snapshot = &runtime.Snapshot{Driver: *driver, Key: *key}
-		}
-		if *owner != 0 {
-			p, err := runtime.Identify(*owner)
-			if err != nil {
-				return fmt.Errorf("owner: %w", err)
-			}
-			r.Owner = &p
-		}
-		if *stored != "" {
-			if err := checkpointed(c.Context(), o.Root(), *stored, &r); err != nil {
-				return err
-			}
-		}
-		all, err := o.Open()
-		if err != nil {
-			return err
-		}
-		if r.Runtime, err = runtime.Recorded(r.Runtime); err != nil {
-			return err
-		}
-		if r.Bundle, err = runtime.Bundle(*bundle); err != nil {
-			return err
-		}
-		made, err := all.Create(c.Context(), r, *parent)
-		if err != nil {
-			return err
-		}
-		_, err = fmt.Fprintln(c.OutOrStdout(), made.Dir())
-		return err
-	}
-	return c
-}
-
 func newStart(o *containers.Flags) *cobra.Command {
 	c := &cobra.Command{Use: "start [flags] ID…|-", Short: "start containers in the background, and print their IDs", Args: cobra.ArbitraryArgs}
 	which := containers.RuntimeFlags(c.Flags(), o)
@@ -127,6 +62,7 @@ func newTrust(o *containers.Flags) *cobra.Command {
 func newRm(o *containers.Flags) *cobra.Command {
 	c := &cobra.Command{Use: "rm [flags] ID…|-", Short: "remove containers; of one, exit with its status", Args: cobra.ArbitraryArgs, Annotations: passesOn()}
 	force := c.Flags().BoolP("force", "f", false, "kill what runs, mind no absence, and no record that can't be read")
+	owner := c.Flags().Int("owner", 0, "remove only what the process `PID` has made and is to run (create --owner)")
 	exec := c.Flags().String("exec-id", "", "remove the ended process `EXECID` of task exec --detach alone")
 	zero(c)
 	c.RunE = func(c *cobra.Command, args []string) error {
@@ -144,6 +80,9 @@ func newRm(o *containers.Flags) *cobra.Command {
 			}
 			if err != nil {
 				return err
+			}
+			if *owner != 0 && (t.Owner == nil || t.Owner.Pid != *owner || !t.Owner.Alive()) {
+				return nil
 			}
 			if err := containers.Join(t); err != nil {
 				return err

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"context"
 	"fmt"
 
 	"distkit/cmd/internal/checkpoint"
@@ -9,9 +8,7 @@ import (
 	"distkit/cmd/internal/containers"
 	"distkit/cmd/internal/specflags"
 	"distkit/content"
-	"distkit/runtime"
 
-	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
 	"github.com/spf13/cobra"
 )
@@ -36,22 +33,6 @@ func newCheckpoint(o *containers.Flags) *cobra.Command {
 		return err
 	}
 	return c
-}
-
-// checkpointed adds to a record what a checkpoint says of the container.
-func checkpointed(ctx context.Context, root, dgst string, rec *runtime.Record) error {
-	d, err := digest.Parse(dgst)
-	if err != nil {
-		return cli.Usagef("%q is no digest: %v", dgst, err)
-	}
-	if err := runtime.CheckCriu(ctx); err != nil {
-		return err
-	}
-	store, err := content.Open(root)
-	if err != nil {
-		return err
-	}
-	return checkpoint.Describe(store, d, rec)
 }
 
 func newRestore(o *containers.Flags) *cobra.Command {
@@ -94,11 +75,7 @@ func newRestore(o *containers.Flags) *cobra.Command {
 			return err
 		}
 		if *foreground {
-			status, err := t.Restore(c.Context(), r, images, containers.Streams(*inherit))
-			if errdefs.IsNotImplemented(err) {
-				return err
-			}
-			return containers.Ended(status, err)
+			return containers.Ended(t.Restore(c.Context(), r, images, containers.Streams(*inherit)))
 		}
 		if _, err := t.StartRestored(c.Context(), r, images); err != nil {
 			return err

@@ -94,6 +94,9 @@ func Find(name, dir string, ports []Port) (*Wanted, error) {
 	return w, err
 }
 
+// Connection is what was asked for, as a container's record keeps it.
+func (w *Wanted) Connection() runtime.Connection { return w.connection }
+
 func read(file string) (*libcni.NetworkConfigList, error) {
 	b, err := os.ReadFile(file)
 	if errors.Is(err, fs.ErrNotExist) {

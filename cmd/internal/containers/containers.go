@@ -7,10 +7,13 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"distkit/cmd/internal/cli"
@@ -48,6 +51,9 @@ func (o *Flags) State() string {
 	}
 	return runtime.DefaultState()
 }
+
+// Namespace is the namespace of the containers and of names.
+func (o *Flags) Namespace() string { return *o.namespace }
 
 // Root is the store's directory.
 func (o *Flags) Root() string { return *o.root }
@@ -141,6 +147,15 @@ func (s Snapshots) open(driver string) (*snapshot.Snapshotter, error) {
 	return drivers.Open(s.root, driver, snapshot.Options{Namespace: s.namespace})
 }
 
+// Stat is NotFound if there is no such snapshot.
+func (s Snapshots) Stat(ctx context.Context, what runtime.Snapshot) (snapshot.Info, error) {
+	sn, err := s.open(what.Driver)
+	if err != nil {
+		return snapshot.Info{}, err
+	}
+	return sn.Stat(ctx, what.Key)
+}
+
 func (s Snapshots) Prepare(ctx context.Context, what runtime.Snapshot, parent, target string) error {
 	sn, err := s.open(what.Driver)
 	if err != nil {
@@ -182,6 +197,25 @@ func (s Snapshots) Remove(ctx context.Context, what runtime.Snapshot) error {
 	return nil
 }
 
+// PlanNetwork has run-net check what is asked for a network, and find out where it will be. Nothing is made. What run-net
+// warns of goes to warnings.
+func (o *Flags) PlanNetwork(ctx context.Context, id, name string, ports []string, warnings io.Writer) (*runtime.NetworkPlan, error) {
+	args := []string{"--namespace=" + *o.namespace, "--network=" + name}
+	for _, p := range ports {
+		args = append(args, "--publish="+p)
+	}
+	out, said, err := networks{o.State()}.runNet(ctx, "plan", id, args...)
+	if err != nil {
+		return nil, err
+	}
+	p := &runtime.NetworkPlan{}
+	if err := json.Unmarshal(out, p); err != nil {
+		return nil, fmt.Errorf("run-net plan: %w", err)
+	}
+	_, err = warnings.Write(said)
+	return p, err
+}
+
 // networks leaves networks to run-net, so that what runs containers need not link CNI.
 type networks struct{ state string }
 
@@ -200,7 +234,7 @@ func (n networks) Up(ctx context.Context, path string, c *runtime.Connection) er
 			flags = append(flags, "--publish="+p)
 		}
 	}
-	return n.runNet(ctx, "up", path, flags...)
+	return n.change(ctx, "up", path, flags...)
 }
 
 // Connection reads what run-net keeps beside the network's namespace.
@@ -216,20 +250,31 @@ func (n networks) Connection(path string) (*runtime.Connection, error) {
 	return c, json.Unmarshal(b, c)
 }
 
-func (n networks) Down(ctx context.Context, path string) error { return n.runNet(ctx, "down", path) }
+func (n networks) Down(ctx context.Context, path string) error { return n.change(ctx, "down", path) }
 
-func (n networks) Remove(ctx context.Context, path string) error { return n.runNet(ctx, "del", path) }
-
-func (n networks) runNet(ctx context.Context, verb, path string, flags ...string) error {
-	args := append([]string{verb, "--state=" + n.state}, flags...)
-	c := exec.CommandContext(ctx, beside("run-net"), append(args, "--", path)...)
-	var errs bytes.Buffer
-	c.Stderr = &errs
-	err := c.Run()
-	if text := strings.TrimSpace(errs.String()); err != nil && text != "" {
-		return errors.New(strings.TrimPrefix(text, "run-net: "))
+func (n networks) Remove(ctx context.Context, path string) error {
+	// What run-net keeps of a network is beside its namespace: without that there is none.
+	if _, err := os.Stat(filepath.Dir(path)); errors.Is(err, fs.ErrNotExist) {
+		return nil
 	}
+	return n.change(ctx, "del", path)
+}
+
+func (n networks) change(ctx context.Context, verb, path string, flags ...string) error {
+	_, _, err := n.runNet(ctx, verb, path, flags...)
 	return err
+}
+
+// runNet runs run-net, and returns what it prints. If it fails, the error has its message.
+func (n networks) runNet(ctx context.Context, verb, object string, flags ...string) (out, said []byte, err error) {
+	c := exec.CommandContext(ctx, beside("run-net"), slices.Concat([]string{verb, "--state=" + n.state}, flags, []string{"--", object})...)
+	var stdout, stderr bytes.Buffer
+	c.Stdout, c.Stderr = &stdout, &stderr
+	err = c.Run()
+	if text := strings.TrimSpace(stderr.String()); err != nil && text != "" {
+		err = errors.New(strings.TrimPrefix(text, "run-net: "))
+	}
+	return stdout.Bytes(), stderr.Bytes(), err
 }
 
 // beside is the program of that name that lies beside this one, else the one on PATH.
@@ -280,6 +325,8 @@ func Ended(status int, err error) error {
 	switch {
 	case err != nil && runtime.Told(err):
 		return cli.Exit(runtime.ExitStatus(err))
+	case errdefs.IsNotImplemented(err): // criu can't work here
+		return err
 	case err != nil:
 		return cli.ExitWith(runtime.ExitStatus(err), err)
 	case status != 0:

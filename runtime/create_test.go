@@ -1,0 +1,78 @@
+package runtime
+
+import (
+	"context"
+	"errors"
+	"os"
+	"path/filepath"
+	"testing"
+
+	"distkit/runtime/internal/testenv"
+
+	"github.com/containerd/errdefs"
+)
+
+// A container that can't be completed leaves neither directory nor snapshot, whether that fails or is called off.
+func TestCreateUndoes(t *testing.T) {
+	testenv.Require(t, "root")
+	root, source := t.TempDir(), t.TempDir()
+	if err := os.Mkdir(filepath.Join(source, "rootfs"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	all, err := Open(root, "default", t.TempDir(), bound{source}, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	for what, complete := range map[string]func(*Container) error{
+		"failed": func(c *Container) error {
+			if !mounted(filepath.Join(c.Dir(), "rootfs")) {
+				t.Error("it was completed before it had its files")
+			}
+			return errdefs.ErrNotFound
+		},
+		"called off": func(*Container) error { cancel(); return nil },
+	} {
+		_, err := all.Create(ctx, Record{ID: "test-undone", Snapshot: &Snapshot{Key: "k"}}, "parent", complete)
+		if !errdefs.IsNotFound(err) && !errors.Is(err, context.Canceled) {
+			t.Errorf("%s: %v", what, err)
+		}
+		for _, name := range []string{filepath.Join(source, "snapshot-k"), filepath.Join(root, "containers")} {
+			if _, err := os.Lstat(name); !errors.Is(err, os.ErrNotExist) {
+				t.Errorf("%s: %s is there: %v", what, name, err)
+			}
+		}
+		ctx = t.Context()
+	}
+}
+
+// Whoever is killed while it makes a container leaves nothing that the next call, or a removal, does not take.
+func TestCreateKilledAtEveryStep(t *testing.T) {
+	runtimes(t, func(t *testing.T, m *machine) {
+		for _, step := range []string{"written", "prepared", "completed"} {
+			for _, keep := range []string{"", "yes"} {
+				c := m.as("create", "test-made", step)
+				c.Env = append(c.Env, "TEST_KEEP="+keep)
+				if out, err := c.CombinedOutput(); err == nil {
+					t.Fatalf("at %q it was not killed: %s", step, out)
+				}
+				if keep != "" {
+					made, err := m.bound().Get("test-made")
+					if err == nil {
+						_, err = made.Remove(t.Context(), false)
+					}
+					if err != nil {
+						t.Errorf("killed at %q: %v", step, err)
+					}
+				} else {
+					m.bound().Clear(t.Context())
+				}
+				for _, name := range []string{filepath.Join(m.bundle, "snapshot-test-made"), filepath.Join(m.state, "store", "containers")} {
+					if _, err := os.Lstat(name); !errors.Is(err, os.ErrNotExist) {
+						t.Errorf("killed at %q, keep %q: %s is there: %v", step, keep, name, err)
+					}
+				}
+			}
+		}
+	})
+}
