@@ -65,9 +65,12 @@ type Sweep struct {
 
 // Needed is what the images with names, and containers, need of the snapshots.
 type Needed struct {
-	Chains     Set // chain IDs, by all configs that are in the store
-	Containers []Pin
+	Chains    Set // chain IDs, by all configs that are in the store
+	Snapshots map[Snapshot]bool
 }
+
+// Snapshot is one of a namespace, or one that all share, whose namespace is "".
+type Snapshot struct{ Driver, Namespace, Key string }
 
 // LabelRoot is the label of a blob that a sweep keeps, with all that it refers to, as if it had a name. Its value means nothing.
 // containerd's garbage collection knows it too.
@@ -102,7 +105,7 @@ func (s Sweep) Run(ctx context.Context, f func(content.Info) error) (kept Kept, 
 	}
 	if s.Snapshots != nil {
 		err := s.Snapshots(ctx, func(f func(Needed) error) error {
-			return w.alone(ctx, func() error { return f(Needed{w.chains, w.containers}) })
+			return w.alone(ctx, func() error { return f(Needed{w.chains, w.snapshots}) })
 		})
 		if err != nil {
 			return kept, err
@@ -158,12 +161,12 @@ type sweeper struct {
 
 	names map[string]*markedNames // by namespace
 
-	looked     bool           // at containers, labels and arrivals
-	holders    layout.Holders // who had held the store when they were looked at
-	held       bool           // somebody held it meanwhile, so that they have to be looked at again
-	labelled   time.Time      // when labels were looked at
-	pins       map[Pin]bool
-	containers []Pin
+	looked    bool           // at containers, labels and arrivals
+	holders   layout.Holders // who had held the store when they were looked at
+	held      bool           // somebody held it meanwhile, so that they have to be looked at again
+	labelled  time.Time      // when labels were looked at
+	pins      map[Pin]bool
+	snapshots map[Snapshot]bool // of containers
 
 	marked, chains Set
 	missing        Set // what marked documents refer to that isn't here or is corrupt
@@ -331,8 +334,10 @@ func (s *sweeper) markContainers(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	s.containers = pins
+	s.snapshots = make(map[Snapshot]bool, len(pins))
 	for _, p := range pins {
+		s.snapshots[Snapshot{p.Snapshotter, p.Namespace, p.Snapshot}] = true
+		s.snapshots[Snapshot{p.Snapshotter, "", p.Snapshot}] = true // it may be one that all namespaces share
 		if s.pins[p] {
 			continue
 		}

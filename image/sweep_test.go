@@ -184,8 +184,8 @@ func TestSweepSparesWhatContainersPin(t *testing.T) {
 	if err != nil || len(needed.Chains) != 2 || !needed.Chains.Has(layers[0].ChainID) || !needed.Chains.Has(layers[1].ChainID) {
 		t.Errorf("chains %v, layers %v: %v", needed.Chains, layers, err)
 	}
-	if len(needed.Containers) != 2 || needed.Containers[0] != (Pin{"default", "a", pinned.Digest, "native", "k"}) {
-		t.Errorf("containers %+v", needed.Containers)
+	if !needed.Snapshots[Snapshot{"native", "default", "k"}] || needed.Snapshots[Snapshot{"native", "other", "k"}] {
+		t.Errorf("snapshots %+v", needed.Snapshots)
 	}
 	if swept := f.sweep(later, false); len(swept) != 3 || !swept[loose.Digest] {
 		t.Errorf("swept %v", swept)

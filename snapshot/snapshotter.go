@@ -508,7 +508,7 @@ func (s *Snapshotter) remove(ctx context.Context, key string) error {
 
 // removeEntry is remove for a snapshot that was found; errChanged where it is gone.
 func (s *Snapshotter) removeEntry(ctx context.Context, e entry) error {
-	dir, held, err := s.detach(ctx, e)
+	dir, held, err := s.detach(ctx, e, func(*lock) error { return s.childless(e) })
 	if err != nil {
 		return err
 	}
@@ -539,8 +539,9 @@ func ofOthers(err error) error {
 	return err
 }
 
-// detach takes a snapshot's name away, and leaves its directory locked in tmp/.
-func (s *Snapshotter) detach(ctx context.Context, e entry) (string, *os.File, error) {
+// detach takes a snapshot's name away, and leaves its directory locked in tmp/. childless returns an error if it has children; it
+// is called under the store's lock.
+func (s *Snapshotter) detach(ctx context.Context, e entry, childless func(*lock) error) (string, *os.File, error) {
 	held, err := s.use(e, unix.LOCK_EX)
 	if err != nil {
 		return "", nil, err
@@ -567,7 +568,7 @@ func (s *Snapshotter) detach(ctx context.Context, e entry) (string, *os.File, er
 	if err != nil {
 		return "", nil, err
 	}
-	if err := s.childless(e); err != nil {
+	if err := childless(l); err != nil {
 		return "", nil, err
 	}
 	dir := filepath.Join(s.dir, "tmp", filepath.Base(s.dirOf(e.id)))

@@ -40,14 +40,7 @@ func sweepSnapshots(root string, before time.Time, dryRun bool, deleted func(dri
 
 // needed tells which snapshots of a driver must stay.
 func needed(n image.Needed, driver string) func(namespace string, i snapshot.Info) bool {
-	pinned := map[[2]string]bool{}
-	for _, p := range n.Containers {
-		if p.Snapshotter == driver {
-			pinned[[2]string{p.Namespace, p.Snapshot}] = true
-			pinned[[2]string{"", p.Snapshot}] = true
-		}
-	}
 	return func(namespace string, i snapshot.Info) bool {
-		return namespace == "" && n.Chains.Has(digest.Digest(i.Key)) || pinned[[2]string{namespace, i.Key}]
+		return namespace == "" && n.Chains.Has(digest.Digest(i.Key)) || n.Snapshots[image.Snapshot{Driver: driver, Namespace: namespace, Key: i.Key}]
 	}
 }

@@ -1,0 +1,114 @@
+package snapshot_test
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"testing"
+	"time"
+
+	"distkit/snapshot"
+
+	"github.com/opencontainers/go-digest"
+)
+
+// commit makes a committed snapshot that all namespaces share.
+func commit(t *testing.T, s *snapshot.Snapshotter, text, parent string) string {
+	t.Helper()
+	name := string(digest.FromString(text))
+	if err := prepare(s, text, parent); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Commit(t.Context(), name, text, snapshot.CommitOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	return name
+}
+
+// sweep calls f after each deletion, and returns what is deleted.
+func sweep(ctx context.Context, s *snapshot.Snapshotter, needed func(string, snapshot.Info) bool, f func(n int)) (gone []string, err error) {
+	err = s.Sweep(ctx, snapshot.Sweep{Before: time.Now().Add(time.Hour), Alone: func(f func(func(string, snapshot.Info) bool) error) error { return f(needed) }},
+		func(i snapshot.Info, _ snapshot.Usage) error {
+			gone = append(gone, i.Key)
+			f(len(gone))
+			return nil
+		})
+	return gone, err
+}
+
+func nothing(string, snapshot.Info) bool { return false }
+
+// A sweep reads each record once, however many snapshots it deletes: what it does for one does not grow with the others. Here
+// the record of one that stays is damaged once the first is gone.
+func TestASweepReadsRecordsOnce(t *testing.T) {
+	t.Parallel()
+	root := t.TempDir()
+	s := open(t, root, drivers["overlayfs"])
+	stays := commit(t, s, "stays", "")
+	const chains, depth = 20, 3
+	for c := range chains {
+		parent := ""
+		for d := range depth {
+			parent = commit(t, s, fmt.Sprintf("%d-%d", c, d), parent)
+		}
+	}
+	damage := func(n int) {
+		if n == 1 {
+			if err := os.WriteFile(filepath.Join(root, "snapshots", "overlayfs", "1", "info"), []byte("{"), 0o600); err != nil {
+				t.Error(err)
+			}
+		}
+	}
+	gone, err := sweep(t.Context(), s, func(_ string, i snapshot.Info) bool { return i.Key == stays }, damage)
+	if err != nil || len(gone) != chains*depth {
+		t.Errorf("%d are deleted of %d: %v", len(gone), chains*depth, err)
+	}
+}
+
+// What gets a child while the sweep goes on stays, whether the child is new or was there without a parent.
+func TestASweepSparesNewParents(t *testing.T) {
+	t.Parallel()
+	s := open(t, t.TempDir(), drivers["overlayfs"])
+	if err := prepare(s, "alone", ""); err != nil {
+		t.Fatal(err)
+	}
+	var names []string
+	for i := range 6 {
+		names = append(names, commit(t, s, fmt.Sprint("base ", i), ""))
+	}
+	first := ""
+	gone, err := sweep(t.Context(), s, nothing, func(n int) {
+		if n > 1 {
+			return
+		}
+		free := slices.DeleteFunc(slices.Clone(names), func(name string) bool {
+			_, err := s.Stat(t.Context(), name)
+			return err != nil
+		})
+		first = free[len(free)-1] // the last to be looked at
+		if err := prepare(s, "child", first); err != nil {
+			t.Error(err)
+		}
+		if err := s.Commit(t.Context(), "top", "alone", snapshot.CommitOptions{Parent: free[len(free)-2]}); err != nil {
+			t.Error(err)
+		}
+		names = free[len(free)-2:]
+	})
+	if err != nil || len(gone) != 4 {
+		t.Errorf("deleted: %q, %v", gone, err)
+	}
+	for _, name := range names {
+		if _, err := s.Stat(t.Context(), name); err != nil {
+			t.Errorf("it has a child, and is gone: %v", err)
+		}
+	}
+	// A child that another process removes does not keep its parent.
+	if err := s.Remove(t.Context(), "child"); err != nil {
+		t.Error(err)
+	}
+	if gone, err := sweep(t.Context(), s, nothing, func(int) {}); err != nil || !slices.Equal(gone, []string{first}) {
+		t.Errorf("deleted: %q, %v", gone, err)
+	}
+}
