@@ -1,6 +1,7 @@
 package remotes
 
 import (
+	"reflect"
 	"strings"
 	"testing"
 
@@ -96,8 +97,9 @@ func TestParseHints(t *testing.T) {
 		"mediatype:a/b, c/d":        {size: -1},
 		"platform:linux/amd64":      {size: -1},
 		"size:1\nsize:2":            {size: -1},
+		"url:https://a/b?c:d":       {size: -1, urls: []string{"https://a/b?c:d"}},
 	} {
-		if got := parseHints([]string{s}); got != want {
+		if got := parseHints([]string{s}); !reflect.DeepEqual(got, want) {
 			t.Errorf("%q: %+v", s, got)
 		}
 	}

@@ -423,7 +423,7 @@ func (r *Registry) fetch(ctx context.Context, o object, h hints) (body, error) {
 	// place may be at the other.
 	asBlob := func(c *client, t *tries) error {
 		var err error
-		got, err = r.blob(ctx, c, t, o, h)
+		got, err = c.blob(ctx, r.request(c, http.MethodGet, "blobs", o.String()), t, o, h)
 		return err
 	}
 	first, second := asBlob, asManifest(accept(h.mediaType))
@@ -439,7 +439,31 @@ func (r *Registry) fetch(ctx context.Context, o object, h hints) (body, error) {
 		}
 		return err
 	})
+	if c := r.own(); isAbsent(err) && c.options.FollowURLs {
+		for _, address := range h.urls {
+			if got, err = r.blobAt(ctx, c, o, h, address); err == nil || ctx.Err() != nil {
+				break
+			}
+		}
+	}
 	return got, err
+}
+
+// blobAt opens a blob at an address outside of the registry. The rules for redirects hold: no credentials and none of the
+// configured headers go to another origin.
+func (r *Registry) blobAt(ctx context.Context, c *client, o object, h hints, address string) (body, error) {
+	u, err := url.Parse(address)
+	if err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Host == "" || u.User != nil {
+		return nil, classf(errdefs.ErrInvalidArgument, "%q is not an address to fetch a blob from", printable(address))
+	}
+	u.Fragment = ""
+	req := r.request(c, http.MethodGet, "blobs", o.String())
+	req.url = u
+	b, err := c.blob(ctx, req, c.newTries(maxTries), o, h)
+	if err != nil {
+		return nil, fmt.Errorf("from %s: %w", printable(origin(u)), err)
+	}
+	return b, nil
 }
 
 // isAbsent is how registries say that a digest is not of a blob, or not of a manifest.
@@ -484,13 +508,13 @@ func (m *manifestBody) WriteTo(w io.Writer) (int64, error) {
 
 func (*manifestBody) Close() error { return nil }
 
-// blob opens a blob at the hinted offset. What a host before the last sends is verified in any case, the first
-// piece of it before the choice of the host is final.
-func (r *Registry) blob(ctx context.Context, c *client, t *tries, o object, h hints) (body, error) {
+// blob opens the blob that req asks for at the hinted offset. What comes from a host before the last, or from an
+// address outside of the registry, is verified in any case, its first piece before blob returns.
+func (c *client) blob(ctx context.Context, req request, t *tries, o object, h hints) (body, error) {
 	if t.hasNext && c.isCorrupt(o) {
 		return nil, classf(errdefs.ErrDataLoss, "%s has sent wrong bytes before", c.host)
 	}
-	d := &rangeReader{ctx: ctx, source: blobSource{client: c, request: r.request(c, http.MethodGet, "blobs", o.String()), size: h.size}, tries: t, end: toEnd}
+	d := &rangeReader{ctx: ctx, source: blobSource{client: c, request: req, size: h.size}, tries: t, end: toEnd}
 	length := int64(0) // of a part
 	if c.options.Parts > 1 {
 		length = max(partsMemory/int64(c.options.Parts), 1)
@@ -529,7 +553,7 @@ func (r *Registry) blob(ctx context.Context, c *client, t *tries, o object, h hi
 		}
 		return why
 	}
-	if t.hasNext {
+	if t.hasNext || req.url != nil {
 		err = v.peek()
 	} else if c.options.Unverified && size >= 0 { // of an unknown length, the digest alone shows the end
 		v.hash = nil

@@ -39,8 +39,8 @@ type Resolver interface {
 }
 
 // Fetcher gives the bytes of a manifest or blob, id being a tag or digest. Hints are of the
-// form type:value: mediatype:TYPE and size:BYTES say what is known of the object, offset:N
-// asks for the bytes from N on. Hints that are unknown or not of that form are ignored.
+// form type:value: mediatype:TYPE and size:BYTES say what is known of the object, url:URL where
+// else a blob is (see Options.FollowURLs), and offset:N asks for the bytes from N on. Hints that are unknown or not of that form are ignored.
 //
 // Read from offset 0, an object asked for by digest is verified before its last bytes are
 // given. From a later offset its length is, and its digest only where the remote could not
@@ -142,6 +142,8 @@ type Options struct {
 	// Unverified leaves it to the caller to hash blobs that are fetched by digest: their
 	// length alone is checked. Manifests are verified anyway.
 	Unverified bool
+	// FollowURLs has Fetch turn to the addresses of url: hints for a blob that the registry does not have.
+	FollowURLs bool
 	// IfAbsent has Push under a tag or name fail with AlreadyExists if that names another manifest.
 	IfAbsent bool
 	// Notify is told of waits that a registry asked for, in one line.
@@ -190,6 +192,7 @@ func Open(locator string, o Options) (Remote, error) {
 type hints struct {
 	mediaType, mount string
 	size, offset     int64
+	urls             []string
 	isAbsent         bool // the remote has just been asked, and does not have it
 }
 
@@ -205,6 +208,8 @@ func parseHints(list []string) hints {
 			if isMediaType(value) {
 				h.mediaType = value
 			}
+		case "url":
+			h.urls = append(h.urls, value)
 		case "mount":
 			if isRepository(value) {
 				h.mount = value

@@ -27,7 +27,7 @@ type request struct {
 	header http.Header
 	scopes []string // what a token is asked for
 	isBlob bool     // a blob is read by its digest
-	// url, where set, is asked instead: one that the registry gave. It gets neither the
+	// url, where set, is asked instead: one that the registry or a manifest gave. It gets neither the
 	// headers configured nor credentials where it is of another origin.
 	url *url.URL
 	// body, where set, gives size bytes, each time from the start.
@@ -133,7 +133,7 @@ func (c *client) send(ctx context.Context, r request, dog *watchdog) (*http.Resp
 			u = &own
 		}
 	}
-	state := &authState{url: u, isBlob: r.isBlob && r.url == nil}
+	state := &authState{url: u, isBlob: r.isBlob}
 	ctx = context.WithValue(ctx, authStateKey{}, state)
 	ctx = auth.WithScopesForHost(ctx, c.host, r.scopes...)
 	req, err := http.NewRequestWithContext(ctx, r.method, u.String(), nil)

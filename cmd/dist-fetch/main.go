@@ -21,6 +21,7 @@ func newCommand() *cobra.Command {
 	many := registry.BatchFlag(c, "write what the requests on standard input ask for: dist-batch(7)")
 	options := registry.Flags(c)
 	c.Flags().IntVar(&options.Parts, "parts", 1, "fetch a large blob in `N` ranges at the same time")
+	c.Flags().BoolVar(&options.FollowURLs, "follow-urls", false, "fetch a blob that the registry does not have from the addresses of url: hints")
 	c.Flags().BoolVar(&options.Unverified, "no-verify", false, "leave it to the reader to hash a blob; its length is checked")
 	c.RunE = func(c *cobra.Command, args []string) error {
 		if options.Parts < 1 || options.Parts > 64 {
