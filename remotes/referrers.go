@@ -100,16 +100,19 @@ func (r *Registry) referrers(ctx context.Context, c *client, t *tries, subject d
 		var entries []ocispec.Descriptor
 		switch ok := false; {
 		case first && isNoAPI(err):
-			return r.listTagged(ctx, c, subject, give)
+			return r.listTagged(ctx, c, subject, nil, give)
 		case err != nil:
 			return err
 		default:
-			if entries, ok = referrersPage(p); !ok && first {
-				// A gateway answers what it does not know with a page of its own.
-				return r.listTagged(ctx, c, subject, give)
-			} else if !ok {
-				return classf(errdefs.ErrDataLoss, "what %s sent is not an index", c.host)
+			if entries, ok = referrersPage(p); ok {
+				break
 			}
+			err := classf(errdefs.ErrDataLoss, "what %s sent is not an index", c.host)
+			if first {
+				// A gateway answers what it does not know with a page of its own.
+				return r.listTagged(ctx, c, subject, err, give)
+			}
+			return err
 		}
 		first = false
 		if n := len(entries); p.next != nil && (n == 0 || entries[n-1].Digest == last) {
@@ -153,8 +156,13 @@ func giveAll(entries []ocispec.Descriptor, give func(ocispec.Descriptor) error) 
 	return nil
 }
 
-func (r *Registry) listTagged(ctx context.Context, c *client, subject digest.Digest, give func(ocispec.Descriptor) error) error {
+// listTagged gives the list under the subject's tag. If there is none, it returns absent: nil if that means that there are
+// no referrers.
+func (r *Registry) listTagged(ctx context.Context, c *client, subject digest.Digest, absent error, give func(ocispec.Descriptor) error) error {
 	list, err := r.taggedReferrers(ctx, c, subject)
+	if err == nil && list.content == "" {
+		err = absent
+	}
 	if err != nil {
 		return err
 	}

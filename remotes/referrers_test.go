@@ -359,6 +359,11 @@ func TestNoListOfReferrers(t *testing.T) {
 		if got, err := referrersOf(r, subject); err != nil || !slices.Equal(got, []digest.Digest{id}) {
 			t.Errorf("%s %s: %v, %v", contentType, body, got, err)
 		}
+		f.mu.Lock()
+		f.manifests = map[string]entry{}
+		f.mu.Unlock()
+		_, err = referrersOf(r, subject)
+		is(t, err, errdefs.IsDataLoss) // nobody has said that there are none
 	}
 	// One that sends the question elsewhere, where nobody knows the answer.
 	for _, status := range []int{403, 404, 418, 503} {

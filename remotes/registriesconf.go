@@ -25,9 +25,9 @@ type mirrorConf struct {
 	PullFromMirror string `toml:"pull-from-mirror"`
 }
 
-// ParseRegistries reads a registries.conf. Of its other settings, which are about short names and credential helpers,
-// nothing is used; a key that is none of them, as in version 1, is an error.
-func ParseRegistries(b []byte) ([]RegistryConf, error) {
+// ParseRegistries reads a registries.conf. It returns its registries, and the helpers that it names for credentials. Nothing
+// else of it is used; an unknown key, as in version 1, is an error.
+func ParseRegistries(b []byte) (list []RegistryConf, helpers []string, err error) {
 	var c struct {
 		Registries []RegistryConf    `toml:"registry"`
 		Search     []string          `toml:"unqualified-search-registries"`
@@ -37,19 +37,23 @@ func ParseRegistries(b []byte) ([]RegistryConf, error) {
 		Aliases    map[string]string `toml:"aliases"`
 	}
 	if err := decodeTOML(b, &c); err != nil {
-		return nil, classf(errdefs.ErrInvalidArgument, "registries.conf: %w", err)
+		return nil, nil, classf(errdefs.ErrInvalidArgument, "registries.conf: %w", err)
 	}
 	var seen []string
 	for i := range c.Registries {
 		r := &c.Registries[i]
 		r.Prefix = strings.TrimSuffix(cmp.Or(r.Prefix, r.Location), "/")
 		if r.Prefix == "" || slices.Contains(seen, r.Prefix) {
-			return nil, classf(errdefs.ErrInvalidArgument, "registries.conf: registry %d has neither prefix nor location, or that of another one", i+1)
+			return nil, nil, classf(errdefs.ErrInvalidArgument, "registries.conf: registry %d has neither prefix nor location, or that of another one", i+1)
 		}
 		seen = append(seen, r.Prefix)
 	}
-	return c.Registries, nil
+	helpers = slices.DeleteFunc(c.Helpers, func(name string) bool { return name == authFilesHelper })
+	return c.Registries, helpers, nil
 }
+
+// authFilesHelper stands for the auth files among credential-helpers.
+const authFilesHelper = "containers-auth.json"
 
 // HostsTOML returns the host, as it is in names of images, and its hosts.toml. An insecure location is spoken to in HTTPS
 // whose certificate is not verified, or in HTTP if plainHTTP says so: hosts.toml knows no "try both". What hosts.toml can't

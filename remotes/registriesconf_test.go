@@ -11,10 +11,10 @@ import (
 
 // What registries.conf says is what hosts.toml leads to.
 func TestRegistriesConf(t *testing.T) {
-	list, err := ParseRegistries([]byte(`
+	list, helpers, err := ParseRegistries([]byte(`
 unqualified-search-registries = ["docker.io"]
 short-name-mode = "enforcing"
-credential-helpers = ["containers-auth.json"]
+credential-helpers = ["containers-auth.json", "secretservice"]
 [aliases]
 "alpine" = "docker.io/library/alpine"
 [[registry]]
@@ -46,8 +46,8 @@ location = "x.example"
 [[registry]]
 prefix = "*.example.com"
 `))
-	if err != nil {
-		t.Fatal(err)
+	if err != nil || len(helpers) != 1 || helpers[0] != "secretservice" {
+		t.Fatal(helpers, err)
 	}
 	root := t.TempDir()
 	got := map[string]string{}
@@ -101,14 +101,14 @@ prefix = "*.example.com"
 		"[registries.search]\nregistries = ['docker.io']", "[[registry]]", "[[registry]]\nlocation='a.b'\n[[registry]]\nprefix='a.b'", "[[registry]]\nlocatoin='a.b'",
 		"[[registry]]\nlocation=5", "x",
 	} {
-		_, err := ParseRegistries([]byte(bad))
+		_, _, err := ParseRegistries([]byte(bad))
 		is(t, err, errdefs.IsInvalidArgument)
 	}
 	for _, bad := range []string{
 		"location = 'no host'", "location = 'a.b'\n[[registry.mirror]]", "prefix = 'a.b'\nlocation = \"c.d/\\\"\\nx = 1\"", "location = 'a.b'\n[[registry.mirror]]\nlocation = 'https://m'",
 		"location = 'a.b'\n[[registry.mirror]]\nlocation = 'm.n'\npull-from-mirror = 'x'",
 	} {
-		list, err := ParseRegistries([]byte("[[registry]]\n" + bad))
+		list, _, err := ParseRegistries([]byte("[[registry]]\n" + bad))
 		if err != nil || len(list) != 1 {
 			t.Fatal(err)
 		}

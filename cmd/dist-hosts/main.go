@@ -34,7 +34,7 @@ func newCommand() *cobra.Command {
 		if (len(args) == 1) == (*only != "") {
 			return cli.Usagef("either DIR or --host is wanted; usage: %s", c.UseLine())
 		}
-		list, err := read(c)
+		list, helpers, err := read(c)
 		if err != nil {
 			return err
 		}
@@ -48,6 +48,12 @@ func newCommand() *cobra.Command {
 		if *only != "" && len(prefixes) == 0 {
 			return errclass.Errorf(errdefs.ErrNotFound, "no registry %s in registries.conf", *only)
 		}
+		if *only != "" {
+			helpers = nil
+		}
+		left := cli.Each(c, helpers, func(helper string) error {
+			return errclass.Errorf(errdefs.ErrNotImplemented, "hosts.toml names no credential helper: let an auth file have {\"credsStore\": %q}", helper)
+		})
 		err = cli.Each(c, prefixes, func(prefix string) error {
 			host, content, err := byPrefix[prefix].HostsTOML(*plain)
 			if err != nil {
@@ -63,15 +69,15 @@ func newCommand() *cobra.Command {
 			}
 			return records.Write(map[string]string{"host": host, "file": file}, host, file)
 		})
-		return cmp.Or(err, records.Close())
+		return cmp.Or(err, left, records.Close())
 	}
 	return c
 }
 
-func read(c *cobra.Command) ([]remotes.RegistryConf, error) {
+func read(c *cobra.Command) (list []remotes.RegistryConf, helpers []string, err error) {
 	in, err := cli.Stdin(c.Context())
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	defer in.Close()
 	b, err := io.ReadAll(io.LimitReader(in, remotes.MaxManifest+1))
@@ -79,7 +85,7 @@ func read(c *cobra.Command) ([]remotes.RegistryConf, error) {
 		err = errclass.Errorf(errdefs.ErrInvalidArgument, "registries.conf is larger than %d bytes", remotes.MaxManifest)
 	}
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	return remotes.ParseRegistries(b)
 }
