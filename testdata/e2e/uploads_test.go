@@ -66,6 +66,9 @@ dist-put "$HOST/from" "$digest" <blob >/dev/null
 			p.referrers()
 			p.unlisted()
 			p.tags()
+			if name != "olareg" { // which lists no repositories
+				p.catalog()
+			}
 			p.foreign()
 		})
 	}
@@ -125,6 +128,20 @@ status=0 && { printf '%s\n' a none b | dist-untag "$HOST/by/hand" - >gone 2>/dev
 [ "$(paste -sd ' ' gone)" = 'a b' ]
 dist-tags "$HOST/by/hand" >left && grep -qx c left && ! grep -qxE 'a|b' left
 dist-fetch "$HOST/by/hand" c | cmp - m`)
+}
+
+// catalog lists the repositories of the registry.
+func (p *place) catalog() {
+	p.t.Helper()
+	p.sh(makeBlobs + `new 10
+echo '{"schemaVersion":2,"mediaType":"application/vnd.oci.image.index.v1+json","manifests":[]}' >none
+for i in 1 2 3; do # old ones list what has blobs, new ones what has manifests
+	dist-put "$HOST/by/$i" "$digest" >/dev/null <blob
+	dist-put "$HOST/by/$i" latest >/dev/null <none
+done
+dist-tags "$HOST/" >all && for repository in by/hand by/1 by/2 by/3; do grep -qx "$repository" all; done
+[ "$(dist-tags --sort name --filter name~=^by/ "$HOST/" | paste -sd ' ')" = "$(LC_ALL=C sort all | grep ^by/ | paste -sd ' ')" ]
+[ "$(dist-tags --json "$HOST/" | jq -r .repository | sort)" = "$(sort all)" ]`)
 }
 
 // foreign pushes an image with a layer that is not sent.
