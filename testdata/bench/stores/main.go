@@ -2,9 +2,9 @@
 //
 //	stores blobs N DIR       a store of N small blobs
 //	stores names N DIR       a store of N names of one manifest, whose digest is printed
-//	stores hash-cp SRC DST   hash SRC in Go, cp it to DST, sync that and its directory
+//	stores hash-copy DST     hash standard input in Go and write it to DST, in one pass, sync that and its directory
 //
-// The last is what nobody who stores a file verified and durable can do without.
+// The last is what nobody who stores a stream verified and durable can do without.
 package main
 
 import (
@@ -16,7 +16,6 @@ import (
 	"io"
 	"log"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strconv"
 )
@@ -24,48 +23,43 @@ import (
 func main() {
 	log.SetFlags(0)
 	log.SetPrefix("stores: ")
-	if len(os.Args) != 4 {
-		log.Fatal("usage: stores blobs|names N DIR, or stores hash-cp SRC DST")
-	}
 	var err error
-	switch n, nerr := strconv.Atoi(os.Args[2]); {
-	case os.Args[1] == "hash-cp":
-		err = hashCopy(os.Args[2], os.Args[3])
-	case nerr != nil:
-		err = nerr
-	case os.Args[1] == "blobs":
-		err = blobs(n, os.Args[3])
-	case os.Args[1] == "names":
-		err = names(n, os.Args[3])
+	switch {
+	case len(os.Args) == 3 && os.Args[1] == "hash-copy":
+		err = hashCopy(os.Args[2])
+	case len(os.Args) == 4 && (os.Args[1] == "blobs" || os.Args[1] == "names"):
+		var n int
+		if n, err = strconv.Atoi(os.Args[2]); err != nil {
+			break
+		}
+		if os.Args[1] == "blobs" {
+			err = blobs(n, os.Args[3])
+		} else {
+			err = names(n, os.Args[3])
+		}
 	default:
-		err = fmt.Errorf("no command %q", os.Args[1])
+		log.Fatal("usage: stores blobs|names N DIR, or stores hash-copy DST")
 	}
 	if err != nil {
 		log.Fatal(err)
 	}
 }
 
-func hashCopy(from, to string) error {
-	f, err := os.Open(from)
+func hashCopy(to string) error {
+	f, err := os.Create(to)
 	if err != nil {
 		return err
 	}
-	defer f.Close()
 	h := sha256.New()
-	if _, err := io.CopyBuffer(struct{ io.Writer }{h}, struct{ io.Reader }{f}, make([]byte, 256<<10)); err != nil {
+	if _, err := io.CopyBuffer(io.MultiWriter(h, f), struct{ io.Reader }{os.Stdin}, make([]byte, 256<<10)); err != nil {
 		return err
 	}
-	if out, err := exec.Command("cp", from, to).CombinedOutput(); err != nil {
-		return fmt.Errorf("cp: %w: %s", err, out)
+	dir, err := os.Open(filepath.Dir(to))
+	if err != nil {
+		return err
 	}
-	for _, name := range []string{to, filepath.Dir(to)} {
-		g, err := os.Open(name)
-		if err != nil {
-			return err
-		}
-		if err := errors.Join(g.Sync(), g.Close()); err != nil {
-			return err
-		}
+	if err := errors.Join(f.Sync(), f.Close(), dir.Sync(), dir.Close()); err != nil {
+		return err
 	}
 	fmt.Printf("%x\n", h.Sum(nil))
 	return nil
