@@ -60,6 +60,13 @@ func (c *Client) Close() error {
 	return c.closer.Close()
 }
 
+// Err returns the error after which nothing can be asked or read, nil as long as there is none.
+func (c *Client) Err() error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.err
+}
+
 // Pending is a request that was sent and whose answer has not been taken.
 type Pending struct {
 	client   *Client
@@ -272,7 +279,7 @@ func (p *Pending) Answer(ctx context.Context, allowed ...string) (Answer, error)
 	err := p.check(allowed)
 	if err != nil {
 		if p.answer.Content != nil {
-			p.answer.Content.Close()
+			go p.answer.Content.Close() // it may not come
 		}
 		return Answer{}, err
 	}
@@ -420,7 +427,8 @@ func (p *Pending) has(ctx context.Context) (ocispec.Descriptor, bool, error) {
 // askAhead bounds how many objects HasAll asks for at the same time.
 const askAhead = 1024
 
-// HasAll reports which of the descriptors' objects the server has, and asks for all of them in one go.
+// HasAll reports which of the descriptors' objects the server has, and asks for all of them in one go. The server's word for
+// a size does not count: some registries tell another one than an object has.
 func (c *Client) HasAll(ctx context.Context, list []ocispec.Descriptor) ([]bool, error) {
 	has := make([]bool, len(list))
 	for start := 0; start < len(list); start += askAhead {
@@ -428,7 +436,7 @@ func (c *Client) HasAll(ctx context.Context, list []ocispec.Descriptor) ([]bool,
 		pending := make([]*Pending, len(part))
 		for i, d := range part {
 			var err error
-			if pending[i], _, err = c.send(ctx, i == len(part)-1, "has", nil, string(d.Digest), hintsOf(d)...); err != nil {
+			if pending[i], _, err = c.send(ctx, i == len(part)-1, "has", nil, string(d.Digest), Hints(ocispec.Descriptor{MediaType: d.MediaType, Size: -1})...); err != nil {
 				return nil, err
 			}
 		}
@@ -442,12 +450,15 @@ func (c *Client) HasAll(ctx context.Context, list []ocispec.Descriptor) ([]bool,
 	return has, nil
 }
 
-// hintsOf are the hints that say what a descriptor does.
-func hintsOf(d ocispec.Descriptor) (hints []string) {
+// Hints returns the hints that say what a descriptor does. A negative size is not known.
+func Hints(d ocispec.Descriptor) (hints []string) {
 	if typeWord(d.MediaType) != unknown {
 		hints = append(hints, "mediatype:"+d.MediaType)
 	}
-	return append(hints, "size:"+strconv.FormatInt(d.Size, 10))
+	if d.Size >= 0 {
+		hints = append(hints, "size:"+strconv.FormatInt(d.Size, 10))
+	}
+	return hints
 }
 
 // Stored is what a server says of an object that it has taken: Word is stored, exists or mounted.

@@ -3,15 +3,10 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
-	"os"
-	"path/filepath"
 	"runtime/debug"
-	"strings"
 
 	"distkit/cmd/internal/cli"
-	"distkit/content"
 	"distkit/image"
 	"distkit/image/copygraph"
 
@@ -42,8 +37,15 @@ func newCommand() *cobra.Command {
 		Args:  cobra.RangeArgs(1, 3),
 	}
 	f := c.Flags()
-	root := cli.Root(f)
-	fromRoot := f.String("from-root", "", "copy from the store or layout in `DIR`")
+	var at places
+	at.root = cli.Root(f)
+	at.namespace = cli.Namespace(f)
+	f.StringVar(&at.from, "from", "", "copy from the batch `COMMAND`, run by sh")
+	f.StringVar(&at.fromRoot, "from-root", "", "copy from the store or layout in `DIR`")
+	f.StringVar(&at.to, "to", "", "copy to the batch `COMMAND`, run by sh")
+	f.StringVar(&at.mount, "mount", "", "have the target take blobs from its `REPOSITORY` where it can")
+	f.StringVar(&at.sources, "sources", "", "have the target, `HOST/REPOSITORY`, take blobs from where labels say that it has them")
+	tags := f.StringArray("tag", nil, "have the target keep the manifest as `TAG`; may be repeated")
 	platforms := f.StringArray("platform", nil, "of an index, only the manifest for `PLATFORM`; may be repeated")
 	jobs := f.IntP("jobs", "j", 8, "objects that move at the same time: `N`")
 	maxBytes := f.Int64("max-bytes", 0, "fail if more than so many `BYTES` would move")
@@ -57,7 +59,7 @@ func newCommand() *cobra.Command {
 		if err != nil {
 			return err
 		}
-		g := &copygraph.Copy{Jobs: *jobs, MaxBytes: *maxBytes, DryRun: *dryRun}
+		g := &copygraph.Copy{Jobs: *jobs, MaxBytes: *maxBytes, DryRun: *dryRun, Tags: *tags}
 		for _, s := range *platforms {
 			p, err := image.ParsePlatform(s)
 			if err != nil {
@@ -71,65 +73,20 @@ func newCommand() *cobra.Command {
 			}
 			return cli.Flush(c)
 		}
-		end, err := places(c.Context(), g, *root, *fromRoot)
+		end, err := at.open(c.Context(), g, roots)
 		if err != nil {
 			return err
 		}
-		if err := errors.Join(run(c.Context(), g, roots), end()); err != nil {
+		err = run(c.Context(), g, roots)
+		if failed := end(); err == nil {
+			err = failed
+		}
+		if err != nil {
 			return err
 		}
 		return out.Close()
 	}
 	return c
-}
-
-// places opens the source and the target, and holds the stores among them. end is called when all is done.
-func places(ctx context.Context, g *copygraph.Copy, root, fromRoot string) (end func() error, err error) {
-	if fromRoot == "" {
-		return nil, cli.Usagef("nothing to copy from: --from-root is missing")
-	}
-	from, err := content.Open(fromRoot)
-	if err != nil {
-		return nil, err
-	}
-	if _, err := os.Stat(filepath.Join(from.Root(), "ingest")); err == nil { // a layout of other tools is not swept
-		if err := hold(ctx, from); err != nil {
-			return nil, err
-		}
-	}
-	store, err := content.Open(root)
-	if err != nil {
-		return nil, err
-	}
-	g.Documents, g.From, g.To = store, copygraph.FromStore(from), copygraph.IntoStore(store)
-	if g.DryRun {
-		g.From = copygraph.Either{copygraph.FromStore(store), g.From}
-		return scratch(g)
-	}
-	return func() error { return nil }, hold(ctx, store)
-}
-
-// scratch has the documents kept in a store of their own, which end removes.
-func scratch(g *copygraph.Copy) (end func() error, err error) {
-	dir, err := os.MkdirTemp("", "dist-copy-graph-")
-	if err != nil {
-		return nil, err
-	}
-	end = func() error { return os.RemoveAll(dir) }
-	if g.Documents, err = content.Open(dir); err != nil {
-		_ = end()
-	}
-	return end, err
-}
-
-// hold holds a store against the sweep, for this process and those that it starts.
-func hold(ctx context.Context, store *content.Store) error {
-	env, err := store.Hold(ctx)
-	if err != nil {
-		return err
-	}
-	_, value, _ := strings.Cut(env, "=")
-	return os.Setenv(content.HoldEnv, value)
 }
 
 // run copies. It says how far it came if a signal ends it.

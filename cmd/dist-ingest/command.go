@@ -15,6 +15,7 @@ import (
 
 	"distkit/cmd/internal/cli"
 	"distkit/content"
+	"distkit/disk"
 
 	"github.com/containerd/errdefs"
 )
@@ -108,7 +109,7 @@ func (in *ingest) attempt(ctx context.Context, w *content.Writer) (status int, e
 		return 0, fmt.Errorf("pipe: %w", err)
 	}
 	defer r.Close()
-	widen(p)
+	disk.WidenPipe(p)
 	c := exec.Command(args[0], args[1:]...)
 	c.Env = append(os.Environ(), "DIST_OFFSET="+offset)
 	c.Stdin, c.Stdout, c.Stderr = os.Stdin, p, os.Stderr

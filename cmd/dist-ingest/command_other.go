@@ -2,11 +2,6 @@
 
 package main
 
-import (
-	"os"
-	"os/exec"
-)
-
-func widen(*os.File) {}
+import "os/exec"
 
 func tie(*exec.Cmd) (untie func()) { return func() {} }

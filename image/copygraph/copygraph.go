@@ -100,7 +100,7 @@ func (o *object) descriptor() v1.Descriptor {
 // Errors are those of [image.Walker.Walk], of the source and of the target. NotFound: an object is neither at the source
 // nor at the target. FailedPrecondition: more than MaxBytes would move.
 func (c *Copy) Run(ctx context.Context, roots ...v1.Descriptor) error {
-	c.index, c.types = map[digest.Digest]*object{}, map[string]string{}
+	c.objects, c.index, c.types, c.root, c.totals = nil, map[digest.Digest]*object{}, map[string]string{}, nil, Totals{}
 	if len(c.Tags) > 0 && len(roots) != 1 {
 		return errclass.Errorf(errdefs.ErrInvalidArgument, "tags are for one root, not for %d", len(roots))
 	}
@@ -139,6 +139,12 @@ func (c *Copy) Totals() Totals {
 
 // intoDocuments reports whether the target is the store in which the graph is walked.
 func (c *Copy) intoDocuments() bool { return c.To == Target(IntoStore(c.Documents)) }
+
+// intoStore reports whether the target is a store, which may resume an object.
+func (c *Copy) intoStore() bool {
+	_, ok := c.To.(intoStore)
+	return ok
+}
 
 // isForeign reports whether a layer's owner lets nobody else distribute it (image-spec, layer.md, non-distributable layers).
 func isForeign(mediaType string) bool {

@@ -192,21 +192,31 @@ func (c *Copy) put(ctx context.Context, o *object) error {
 	return c.land(o, outcome)
 }
 
-// putAs tries again while the target's failures are temporary. Those of the source are dealt with by the reader.
+// putAs moves an object under one tag.
 func (c *Copy) putAs(ctx context.Context, o *object, tag string) (Outcome, error) {
+	r := c.reader(ctx, o)
+	if c.intoStore() {
+		if from, ok := r.from.(fromStore); ok {
+			return between(ctx, from, c.To, o)
+		}
+		defer r.end()
+		return c.To.Put(ctx, Object{tag, o.descriptor()}, r)
+	}
 	var again retry
 	for {
-		r := c.reader(ctx, o)
-		if from, ok := r.from.(fromStore); ok {
-			if _, ok := c.To.(intoStore); ok {
-				return between(ctx, from, c.To, o)
-			}
+		// The source's turn comes before the target's: whoever has the target must not wait for another turn of the source,
+		// which may come only after that of somebody who waits for the target.
+		r.brittle = true
+		err := r.open()
+		var outcome Outcome
+		if err == nil {
+			outcome, err = c.To.Put(ctx, Object{tag, o.descriptor()}, r)
 		}
-		outcome, err := c.To.Put(ctx, Object{tag, o.descriptor()}, r)
-		offset, failed := r.end()
-		if err == nil || failed != nil || !again.after(ctx, err, offset) {
+		offset, _ := r.end()
+		if err == nil || !again.after(ctx, err, offset) {
 			return outcome, err
 		}
+		r = c.reader(ctx, o)
 	}
 }
 

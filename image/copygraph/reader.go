@@ -49,19 +49,20 @@ func (r *retry) after(ctx context.Context, err error, offset int64) bool {
 	return true
 }
 
-// reader reads an object. It begins when it is first read, goes on from where a source failed for the time being, and
-// reads no more than the object may have.
+// reader reads an object, and no more than that may have. Unless it is to fail with its source, it goes on from where the
+// source failed for the time being.
 type reader struct {
-	ctx    context.Context
-	o      *object
-	from   Source
-	limit  int64
-	moved  func(offset int64)
-	mu     sync.Mutex // a Read may still be under way when ctx is done
-	body   io.ReadCloser
-	offset int64
-	again  retry
-	err    error
+	ctx     context.Context
+	o       *object
+	from    Source
+	limit   int64
+	brittle bool // fails with its source
+	moved   func(offset int64)
+	mu      sync.Mutex // a Read may still be under way when ctx is done
+	body    io.ReadCloser
+	offset  int64
+	again   retry
+	err     error
 }
 
 // reader returns a reader at the beginning of an object.
@@ -91,7 +92,7 @@ func (r *reader) Read(p []byte) (int, error) {
 		}
 		if err != nil {
 			r.stop()
-			if !r.again.after(r.ctx, err, r.offset) {
+			if r.brittle || !r.again.after(r.ctx, err, r.offset) {
 				r.err = err
 			}
 		}
@@ -111,11 +112,9 @@ func (r *reader) attempt(p []byte) (int, error) {
 		if r.offset == r.o.size {
 			return 0, io.EOF // all that a part lacked is its verification
 		}
-		var err error
-		if r.body, err = r.from.Open(r.ctx, r.o.descriptor(), r.offset); err != nil {
-			return 0, fmt.Errorf("%s: %w", r.o.digest, err)
+		if err := r.open(); err != nil {
+			return 0, err
 		}
-		r.moved(r.offset)
 	}
 	n, err := r.body.Read(p)
 	switch at := r.offset + int64(n); {
@@ -127,6 +126,15 @@ func (r *reader) attempt(p []byte) (int, error) {
 		return n, fmt.Errorf("%s: %w", r.o.digest, err)
 	}
 	return n, err
+}
+
+// open has the source begin.
+func (r *reader) open() (err error) {
+	if r.body, err = r.from.Open(r.ctx, r.o.descriptor(), r.offset); err != nil {
+		return fmt.Errorf("%s: %w", r.o.digest, err)
+	}
+	r.moved(r.offset)
+	return nil
 }
 
 // Seek implements io.Seeker, relative to the beginning, or for no more than to tell the offset.

@@ -1,0 +1,331 @@
+package copygraph
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"sync"
+	"syscall"
+	"time"
+
+	"distkit/batch"
+	"distkit/disk"
+	"distkit/errclass"
+
+	"github.com/containerd/errdefs"
+	v1 "github.com/opencontainers/image-spec/specs-go/v1"
+)
+
+// How long a process may take to end.
+const (
+	statusAfter = 10 * time.Second // its output has ended
+	endAfter    = 2 * time.Second  // nothing more is wanted of it
+	storesAfter = 30 * time.Second // it may have something to finish
+	killAfter   = 5 * time.Second  // it was told to end
+)
+
+// process runs a batch command (dist-batch(7)).
+type process struct {
+	*batch.Client
+	cmd    *exec.Cmd
+	output *os.File
+	queued int64         // bytes that were asked for and have not come
+	ended  chan struct{} // closed when its state is known
+	killed sync.Once
+}
+
+// start runs a command by sh.
+func start(command string, unverified bool) (*process, error) {
+	stdin, input, err := os.Pipe()
+	if err != nil {
+		return nil, fmt.Errorf("pipe: %w", err)
+	}
+	defer stdin.Close()
+	output, stdout, err := os.Pipe()
+	if err != nil {
+		_ = input.Close()
+		return nil, fmt.Errorf("pipe: %w", err)
+	}
+	defer stdout.Close()
+	disk.WidenPipe(stdout)
+	disk.WidenPipe(input)
+	p := &process{cmd: exec.Command("sh", "-c", command), output: output, ended: make(chan struct{})}
+	p.cmd.Stdin, p.cmd.Stdout, p.cmd.Stderr = stdin, stdout, os.Stderr
+	if err := p.cmd.Start(); err != nil {
+		return nil, errors.Join(fmt.Errorf("run %s: %w", command, err), input.Close(), output.Close())
+	}
+	go func() {
+		_ = p.cmd.Wait() // its state tells all
+		close(p.ended)
+	}()
+	p.Client = batch.NewClient(output, input)
+	p.Unverified = unverified
+	return p, nil
+}
+
+// kill ends the process. What reads from it or writes to it fails.
+func (p *process) kill() {
+	p.killed.Do(func() {
+		_ = p.cmd.Process.Signal(syscall.SIGTERM)
+		_ = p.Close()
+		_ = p.output.Close()
+		go func() {
+			select {
+			case <-p.ended:
+			case <-time.After(killAfter):
+				_ = p.cmd.Process.Kill()
+			}
+		}()
+	})
+}
+
+// failed returns the error of a request. If the process is gone, its exit status tells the class.
+func (p *process) failed(ctx context.Context, err error) error {
+	if ctx.Err() != nil {
+		return context.Cause(ctx)
+	}
+	if p.Err() == nil {
+		return err // of this request alone
+	}
+	select {
+	case <-p.ended:
+	case <-time.After(statusAfter):
+	}
+	p.kill()
+	<-p.ended
+	// A status from 128 on is a shell's word for a signal, or ssh's for a broken connection.
+	if status := p.cmd.ProcessState.ExitCode(); status > 0 && status < 128 && status != 6 && errdefs.IsAborted(err) {
+		return errclass.Remote(status, fmt.Sprintf("the batch command failed with status %d", status))
+	}
+	return err
+}
+
+// finish lets the process end by itself, for so long, and returns its failure.
+func (p *process) finish(patience time.Duration) error {
+	_ = p.Close()
+	select {
+	case <-p.ended:
+	case <-time.After(patience):
+		p.kill()
+		<-p.ended
+	}
+	_ = p.output.Close()
+	switch status := p.cmd.ProcessState.ExitCode(); {
+	case p.Err() != nil || status == 0:
+		return nil // every request that failed has said so
+	case status > 0:
+		return errclass.Remote(status, fmt.Sprintf("the batch command ended with status %d", status))
+	}
+	return errclass.Errorf(errdefs.ErrAborted, "the batch command was ended: %s", p.cmd.ProcessState)
+}
+
+// command runs processes of a batch command: each when it is needed, and again once one has died.
+type command struct {
+	text       string
+	unverified bool
+	most       int // processes at the same time
+	patience   time.Duration
+	mu         sync.Mutex
+	processes  []*process
+}
+
+// worthAnother is how many bytes have to be queued at a process for another one to be started.
+const worthAnother = 16 << 20
+
+// pick returns the process that has the least to do, and books bytes on it until they are given back.
+func (c *command) pick(bytes int64) (p *process, giveBack func(), err error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	alive := c.processes[:0]
+	for _, q := range c.processes {
+		if q.Err() != nil {
+			q.kill()
+			continue
+		}
+		alive = append(alive, q)
+		if p == nil || q.queued < p.queued {
+			p = q
+		}
+	}
+	c.processes = alive
+	if p == nil || p.queued >= worthAnother && bytes >= worthAnother && len(alive) < c.most {
+		if p, err = start(c.text, c.unverified); err != nil {
+			return nil, nil, err
+		}
+		c.processes = append(c.processes, p)
+	}
+	p.queued += bytes
+	return p, func() {
+		c.mu.Lock()
+		p.queued -= bytes
+		c.mu.Unlock()
+	}, nil
+}
+
+// Close lets the processes end, and returns the failure of one.
+func (c *command) Close() error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	var failed error
+	for _, p := range c.processes {
+		failed = errors.Join(failed, p.finish(c.patience))
+	}
+	c.processes = nil
+	return failed
+}
+
+// maxFetchers bounds the processes of a source: one pipe is slower than two processors.
+const maxFetchers = 2
+
+// FromCommand is a source that is a batch command, run by sh. It runs when something is first asked for. unverified
+// leaves it to the target to hash what comes. The caller closes it.
+func FromCommand(text string, unverified bool) interface {
+	Source
+	io.Closer
+} {
+	return &fromCommand{command{text: text, unverified: unverified, most: maxFetchers, patience: endAfter}}
+}
+
+type fromCommand struct{ command }
+
+// Open implements Source. It waits until all that was asked for before has come.
+func (c *fromCommand) Open(ctx context.Context, d v1.Descriptor, offset int64) (io.ReadCloser, error) {
+	p, giveBack, err := c.pick(max(d.Size-offset, 0))
+	if err != nil {
+		return nil, err
+	}
+	hints := batch.Hints(d)
+	if offset > 0 {
+		hints = append(hints, fmt.Sprint("offset:", offset))
+	}
+	stop := context.AfterFunc(ctx, p.kill)
+	o, err := p.Fetch(ctx, string(d.Digest), hints...)
+	if err != nil {
+		giveBack()
+		stop()
+		if errdefs.IsDataLoss(err) {
+			p.kill() // it may go on with what was not asked for
+		}
+		return nil, p.failed(ctx, err)
+	}
+	return &fetched{ctx: ctx, o: o, p: p, release: func() { giveBack(); stop() }}, nil
+}
+
+// fetched is an object on its way from a process.
+type fetched struct {
+	ctx     context.Context
+	o       *batch.Object
+	p       *process
+	ended   bool
+	release func()
+}
+
+func (f *fetched) Read(b []byte) (int, error) {
+	n, err := f.o.Read(b)
+	if err != nil {
+		f.ended = true
+		if err != io.EOF {
+			err = f.p.failed(f.ctx, err)
+		}
+	}
+	return n, err
+}
+
+// Close ends the process too if there is more to come, which nobody wants.
+func (f *fetched) Close() error {
+	if !f.ended {
+		f.p.kill()
+	}
+	f.release()
+	return f.o.Close()
+}
+
+// IntoCommand is a target that is a batch command, run by sh. The caller closes it: its failure may be the target's.
+func IntoCommand(text string) interface {
+	Target
+	io.Closer
+} {
+	return &intoCommand{command{text: text, most: 1, patience: storesAfter}}
+}
+
+type intoCommand struct{ command }
+
+// do calls f with the process. It ends the process when ctx is done.
+func (c *intoCommand) do(ctx context.Context, f func(*process) error) error {
+	p, _, err := c.pick(0)
+	if err != nil {
+		return err
+	}
+	defer context.AfterFunc(ctx, p.kill)()
+	if err := f(p); err != nil {
+		return p.failed(ctx, err)
+	}
+	return nil
+}
+
+// Has implements Target. All requests are on their way at the same time.
+func (c *intoCommand) Has(ctx context.Context, objects []Object) (has []bool, err error) {
+	has = make([]bool, len(objects))
+	var list []v1.Descriptor
+	var of, tagged []int
+	for i, o := range objects {
+		if o.Tag == "" {
+			list, of = append(list, o.Descriptor), append(of, i)
+		} else {
+			tagged = append(tagged, i)
+		}
+	}
+	err = c.do(ctx, func(p *process) error {
+		var all sync.WaitGroup
+		failures := make([]error, len(tagged)+1)
+		for k, i := range tagged {
+			all.Go(func() {
+				o := objects[i]
+				d, ok, err := p.Has(ctx, o.Tag, batch.Hints(v1.Descriptor{MediaType: o.MediaType, Size: -1})...)
+				has[i], failures[k] = ok && d.Digest == o.Digest, err
+			})
+		}
+		all.Go(func() {
+			got, err := p.HasAll(ctx, list)
+			for k := range got {
+				has[of[k]] = got[k]
+			}
+			failures[len(tagged)] = err
+		})
+		all.Wait()
+		return errors.Join(failures...)
+	})
+	return has, err
+}
+
+// Mount implements Target.
+func (c *intoCommand) Mount(ctx context.Context, d v1.Descriptor, repository string) (done bool, err error) {
+	err = c.do(ctx, func(p *process) error {
+		_, done, err = p.Mount(ctx, d.Digest, repository)
+		return err
+	})
+	return done, err
+}
+
+// Put implements Target. The next object is sent while the target stores this one.
+func (c *intoCommand) Put(ctx context.Context, o Object, r io.ReadSeeker) (outcome Outcome, err error) {
+	name := o.Tag
+	if name == "" {
+		name = string(o.Digest)
+	}
+	err = c.do(ctx, func(p *process) error {
+		got, err := p.Put(ctx, name, r, batch.Hints(o.Descriptor)...)
+		switch {
+		case err != nil:
+			return fmt.Errorf("%s: %w", name, err)
+		case got.Digest != "" && got.Digest != o.Digest:
+			return errclass.Errorf(errdefs.ErrDataLoss, "%s: the target has stored %s", o.Digest, got.Digest)
+		}
+		outcome = Outcome(got.Word)
+		return nil
+	})
+	return outcome, err
+}

@@ -1,0 +1,350 @@
+package copygraph_test
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"distkit/batch"
+	"distkit/content"
+	"distkit/image/copygraph"
+
+	"github.com/containerd/errdefs"
+	"github.com/opencontainers/go-digest"
+	v1 "github.com/opencontainers/image-spec/specs-go/v1"
+)
+
+// The test binary is a batch command, too: with SERVE, over the store in that directory. STARTS names a file that gets a line
+// at each start. The first FAULTS processes write no more than CUT bytes, or read no more, and exit with EXIT.
+func TestMain(m *testing.M) {
+	if dir := os.Getenv("SERVE"); dir != "" {
+		os.Exit(serve(dir))
+	}
+	os.Exit(m.Run())
+}
+
+func serve(dir string) int {
+	s, err := content.Open(dir)
+	if err != nil {
+		return 1
+	}
+	starts, err := os.OpenFile(os.Getenv("STARTS"), os.O_CREATE|os.O_APPEND|os.O_RDWR, 0o600)
+	if err != nil {
+		return 1
+	}
+	_, _ = starts.WriteString("x")
+	n, _ := starts.Seek(0, io.SeekCurrent)
+	var in io.Reader = os.Stdin
+	var out io.Writer = os.Stdout
+	faults, _ := strconv.ParseInt(os.Getenv("FAULTS"), 10, 64)
+	left, _ := strconv.ParseInt(os.Getenv("CUT"), 10, 64)
+	exit, _ := strconv.Atoi(os.Getenv("EXIT"))
+	switch f := (&fault{&left, exit}); {
+	case n > faults:
+	case os.Getenv("WHERE") == "in":
+		in = reading{f, in}
+	default:
+		out = writing{f, out}
+	}
+	get := func(_ context.Context, r *batch.Request) func() (batch.Answer, error) {
+		return func() (batch.Answer, error) {
+			f, err := s.File(digest.Digest(r.Object))
+			if err != nil {
+				return batch.Answer{}, err
+			}
+			for _, h := range r.Hints {
+				if at, ok := strings.CutPrefix(h, "offset:"); ok {
+					n, _ := strconv.ParseInt(at, 10, 64)
+					_, _ = f.Seek(n, io.SeekStart)
+				}
+			}
+			return batch.Answer{Word: "ok", Descriptor: v1.Descriptor{Digest: digest.Digest(r.Object), Size: f.Size()}, Content: f}, nil
+		}
+	}
+	has := func(ctx context.Context, r *batch.Request) func() (batch.Answer, error) {
+		return func() (batch.Answer, error) {
+			info, err := s.Info(ctx, digest.Digest(r.Object))
+			if errdefs.IsNotFound(err) || err != nil && !strings.Contains(r.Object, ":") {
+				return batch.Answer{Word: "no"}, nil
+			}
+			// As some registries do, it tells a wrong size.
+			return batch.Answer{Word: "yes", Descriptor: v1.Descriptor{Digest: info.Digest, Size: info.Size + 1}}, err
+		}
+	}
+	put := func(ctx context.Context, r *batch.Request) func() (batch.Answer, error) {
+		return func() (batch.Answer, error) {
+			expected, _ := digest.Parse(r.Object)
+			d, err := content.WriteBlob(ctx, s, r.Object, struct{ io.Reader }{r.Content}, 0, expected)
+			return batch.Answer{Word: "stored", Descriptor: v1.Descriptor{Digest: d, Size: -1}}, err
+		}
+	}
+	if err := batch.Serve(context.Background(), in, out, map[string]batch.Handler{"get": get, "has": has, "put": put}); err != nil {
+		return 6
+	}
+	return 0
+}
+
+// fault ends the process once so many bytes have passed.
+type fault struct {
+	left *int64
+	exit int
+}
+
+func (f fault) pass(p []byte) []byte {
+	if int64(len(p)) > *f.left {
+		p = p[:*f.left]
+	}
+	*f.left -= int64(len(p))
+	return p
+}
+
+type writing struct {
+	*fault
+	io.Writer
+}
+
+func (w writing) Write(p []byte) (int, error) {
+	n, err := w.Writer.Write(w.pass(p))
+	if *w.left == 0 {
+		os.Exit(w.exit)
+	}
+	return n, err
+}
+
+type reading struct {
+	*fault
+	io.Reader
+}
+
+func (r reading) Read(p []byte) (int, error) {
+	if *r.left == 0 {
+		os.Exit(r.exit)
+	}
+	n, err := r.Reader.Read(p[:min(int64(len(p)), *r.left)])
+	r.pass(p[:n])
+	return n, err
+}
+
+// served is a batch command over a store.
+type served struct {
+	*content.Store
+	starts  string
+	command string
+}
+
+func newServed(t *testing.T, s *content.Store, settings ...string) served {
+	t.Helper()
+	exe, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	starts := filepath.Join(t.TempDir(), "starts")
+	return served{s, starts, fmt.Sprintf("SERVE='%s' STARTS='%s' %s exec '%s'", s.Root(), starts, strings.Join(settings, " "), exe)}
+}
+
+func (s served) count(t *testing.T) int {
+	t.Helper()
+	b, err := os.ReadFile(s.starts)
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		t.Fatal(err)
+	}
+	return len(b)
+}
+
+// noise puts an image whose layers are of 300 KB each, and returns its manifest.
+func noise(t *testing.T, s *content.Store, layers int) v1.Descriptor {
+	t.Helper()
+	r := rand.NewChaCha8([32]byte{1})
+	var texts []string
+	for range layers {
+		b := make([]byte, 300_000)
+		_, _ = r.Read(b)
+		texts = append(texts, string(b))
+	}
+	return manifest(t, s, "amd64", texts...)
+}
+
+func TestFromACommand(t *testing.T) {
+	t.Parallel()
+	from := open(t)
+	root := index(t, from, noise(t, from, 5), nested(t, from))
+	for what, c := range map[string]struct {
+		settings []string
+		starts   int // at least
+		failed   func(error) bool
+	}{
+		"all is well":            {nil, 1, nil},
+		"it is cut":              {[]string{"FAULTS=1 CUT=700000 EXIT=6"}, 2, nil},
+		"it is cut in a line":    {[]string{"FAULTS=3 CUT=3 EXIT=0"}, 4, nil},
+		"it is cut often":        {[]string{"FAULTS=9 CUT=400000 EXIT=141"}, 4, nil},
+		"it never brings a byte": {[]string{"FAULTS=100 CUT=0 EXIT=6"}, 4, errdefs.IsAborted},
+		"it is not allowed to":   {[]string{"FAULTS=100 CUT=0 EXIT=9"}, 1, errdefs.IsUnauthorized},
+		"it isn't there":         {[]string{"no-such-command 2>/dev/null ||"}, 0, func(err error) bool { return strings.Contains(err.Error(), "status 127") }},
+	} {
+		t.Run(what, func(t *testing.T) {
+			t.Parallel()
+			to := open(t)
+			source := newServed(t, from, c.settings...)
+			if c.starts == 0 {
+				source.command = "no-such-command 2>/dev/null"
+			}
+			command := copygraph.FromCommand(source.command, true)
+			got, err := records(t, &copygraph.Copy{Documents: to, From: command, To: copygraph.IntoStore(to)}, root)
+			_ = command.Close()
+			// What was on its way from a process that died may have to come again.
+			if n := source.count(t); n < c.starts || n > max(c.starts, 10) || n > c.starts && what != "it is cut often" {
+				t.Errorf("%d starts, not %d", n, c.starts)
+			}
+			if c.failed != nil {
+				if err == nil || !c.failed(err) {
+					t.Error(err)
+				}
+				return
+			}
+			if err != nil || count(got, copygraph.Stored) != len(got) {
+				t.Errorf("%v, %v", got, err)
+			}
+			whole(t, to, root)
+			// A command that nothing is asked for does not run.
+			source = newServed(t, from)
+			command = copygraph.FromCommand(source.command, true)
+			if _, err := records(t, &copygraph.Copy{Documents: to, From: command, To: copygraph.IntoStore(to)}, root); err != nil || source.count(t) != 0 {
+				t.Errorf("again: %v, %d starts", err, source.count(t))
+			}
+		})
+	}
+}
+
+func TestWhatACommandSaysIsNotTrusted(t *testing.T) {
+	t.Parallel()
+	from := open(t)
+	root := manifest(t, from, "amd64", "layer")
+	for what, command := range map[string]string{
+		"no protocol":    "echo hello; cat >/dev/null",
+		"another blob":   "echo ok sha256:" + strings.Repeat("0", 64) + " 5 -; cat >/dev/null",
+		"other bytes":    fmt.Sprintf("echo ok %s %d -; echo %[2]d; head -c %[2]d /dev/zero; echo 0; echo end; cat >/dev/null", root.Digest, root.Size),
+		"a long line":    "yes | tr -d '\\n'",
+		"without end":    fmt.Sprintf("echo ok %s %d -; while echo 4 && echo 1234; do :; done", root.Digest, root.Size),
+		"a sick trailer": fmt.Sprintf("echo ok %s 0 -; echo 0; echo 'error 300 x'; cat >/dev/null", root.Digest),
+	} {
+		t.Run(what, func(t *testing.T) {
+			t.Parallel()
+			to := open(t)
+			c := copygraph.FromCommand(command+" 2>/dev/null", true)
+			_, err := records(t, &copygraph.Copy{Documents: to, From: c, To: copygraph.IntoStore(to)}, root)
+			_ = c.Close()
+			if !errdefs.IsDataLoss(err) {
+				t.Error(err)
+			}
+			if _, err := to.Info(t.Context(), root.Digest); !errdefs.IsNotFound(err) {
+				t.Errorf("something was stored: %v", err)
+			}
+		})
+	}
+}
+
+func TestIntoACommand(t *testing.T) {
+	t.Parallel()
+	from := open(t)
+	root := index(t, from, noise(t, from, 5), nested(t, from))
+	scratch := open(t)
+	for what, c := range map[string]struct {
+		settings []string
+		failed   func(error) bool
+	}{
+		"all is well":           {nil, nil},
+		"it reads no more":      {[]string{"FAULTS=1 WHERE=in CUT=700000 EXIT=6"}, nil},
+		"it answers no more":    {[]string{"FAULTS=1 CUT=1100 EXIT=137"}, nil},
+		"it never takes a byte": {[]string{"FAULTS=100 CUT=0 EXIT=6"}, errdefs.IsAborted},
+		"it is not allowed to":  {[]string{"FAULTS=100 WHERE=in CUT=0 EXIT=9"}, errdefs.IsUnauthorized},
+	} {
+		for _, remote := range []bool{false, true} {
+			t.Run(fmt.Sprint(what, remote), func(t *testing.T) {
+				t.Parallel()
+				to := newServed(t, open(t), c.settings...)
+				target := copygraph.IntoCommand(to.command)
+				g := &copygraph.Copy{Documents: from, To: target}
+				if remote {
+					source := copygraph.FromCommand(newServed(t, from, "FAULTS=2 CUT=1000000").command, false)
+					defer source.Close()
+					g.Documents, g.From = scratch, source
+				}
+				got, err := records(t, g, root)
+				closed := target.Close()
+				if c.failed != nil {
+					if err == nil || !c.failed(err) {
+						t.Error(err)
+					}
+					return
+				}
+				if err != nil || closed != nil || count(got, copygraph.Foreign) > 0 {
+					t.Errorf("%v, %v, %v", got, err, closed)
+				}
+				whole(t, to.Store, root)
+				target = copygraph.IntoCommand(to.command)
+				g.To, g.DryRun = target, true
+				if got, err = records(t, g, root); err != nil || count(got, copygraph.Exists) != len(got) {
+					t.Errorf("again: %v, %v", got, err)
+				}
+				if err := target.Close(); err != nil {
+					t.Error(err)
+				}
+			})
+		}
+	}
+}
+
+// A target that fails at its end has failed.
+func TestACommandThatEndsBadly(t *testing.T) {
+	t.Parallel()
+	from := open(t)
+	root := manifest(t, from, "amd64", "layer")
+	target := copygraph.IntoCommand(strings.Replace(newServed(t, open(t)).command, "exec ", "", 1) + "; exit 8")
+	if _, err := records(t, &copygraph.Copy{Documents: from, To: target}, root); err != nil {
+		t.Fatal(err)
+	}
+	if err := target.Close(); !errdefs.IsFailedPrecondition(err) {
+		t.Error(err)
+	}
+}
+
+func TestASilentCommandIsEnded(t *testing.T) {
+	t.Parallel()
+	from, to := open(t), open(t)
+	root := manifest(t, from, "amd64", "layer")
+	pid := filepath.Join(t.TempDir(), "pid")
+	silent := fmt.Sprintf("echo $$ >'%s'; exec sleep 1000", pid)
+	for what, c := range map[string]*copygraph.Copy{
+		"source": {Documents: to, From: copygraph.FromCommand(silent, true), To: copygraph.IntoStore(to)},
+		"target": {Documents: from, To: copygraph.IntoCommand(silent)},
+	} {
+		ctx, cancel := context.WithCancel(t.Context())
+		go func() {
+			for ctx.Err() == nil {
+				if b, err := os.ReadFile(pid); err == nil && bytes.HasSuffix(b, []byte("\n")) {
+					cancel()
+				}
+				time.Sleep(time.Millisecond)
+			}
+		}()
+		c.Jobs = 2
+		if err := c.Run(ctx, root); !errors.Is(err, context.Canceled) {
+			t.Errorf("%s: %v", what, err)
+		}
+		_ = os.Remove(pid)
+		if c.From != nil {
+			_ = c.From.(io.Closer).Close()
+		} else {
+			_ = c.To.(io.Closer).Close()
+		}
+	}
+}
