@@ -69,7 +69,9 @@ func run(c *cobra.Command) int {
 	if _, ok := verb.Annotations[ForwardsSignals]; ok {
 		got = func() os.Signal { return nil }
 	} else {
-		got = cancelOnSignal(cancel)
+		got = cancelOnSignal(cancel, func() {
+			Report(c, fmt.Errorf("still at work %d seconds after the signal: ended as it was", int(patience.Seconds())))
+		})
 	}
 
 	ran, err := c.ExecuteContextC(ctx)
@@ -219,8 +221,8 @@ var (
 )
 
 // cancelOnSignal cancels at the first INT, TERM or HUP that the parent did not have ignored. The process is
-// killed by a second one, or when patience ends. The function it returns tells which came.
-func cancelOnSignal(cancel context.CancelFunc) func() os.Signal {
+// killed by a second one, or when patience ends; late is called before the latter. The function it returns tells which came.
+func cancelOnSignal(cancel context.CancelFunc, late func()) func() os.Signal {
 	var sigs []os.Signal
 	for _, s := range []os.Signal{unix.SIGINT, unix.SIGTERM, unix.SIGHUP} {
 		if !signal.Ignored(s) {
@@ -242,6 +244,7 @@ func cancelOnSignal(cancel context.CancelFunc) func() os.Signal {
 			select {
 			case s = <-ch:
 			case <-end:
+				late()
 			case <-time.After(writePatience):
 				if last := steps; Stdout.steps.Load() != last || last%2 == 0 {
 					steps = Stdout.steps.Load()

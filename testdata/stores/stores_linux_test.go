@@ -1,0 +1,287 @@
+// Package stores tests what commands do with a store that is locked, read-only, another user's, shared by a group, a namespace's
+// directory, or damaged.
+package stores
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"distkit/testdata/fixture"
+)
+
+func TestMain(m *testing.M) { fixture.Main(m) }
+
+// template makes a store with an image of one layer, a namespace, snapshots and a corrupt blob. The file ids has their digests.
+const template = `
+mkdir -p home tmp run layer
+echo one > layer/a
+tar --sort=name --mtime=@0 -C layer -cf layer.tar .
+gzip -n < layer.tar > layer.tar.gz
+layer=$(dist-ingest -q l < layer.tar.gz)
+diff=sha256:$(sha256sum < layer.tar | cut -d' ' -f1)
+printf '{"architecture":"%s","os":"linux","config":{},"rootfs":{"type":"layers","diff_ids":["%s"]}}\n' "$(go env GOARCH)" $diff > config
+config=$(dist-ingest -q c < config)
+t=application/vnd.oci.image
+printf '{"schemaVersion":2,"mediaType":"%s.manifest.v1+json","config":{"mediaType":"%s.config.v1+json","digest":"%s","size":%d},"layers":[{"mediaType":"%s.layer.v1.tar+gzip","digest":"%s","size":%d}]}' \
+	$t $t $config $(wc -c < config) $t $layer $(wc -c < layer.tar.gz) > manifest
+manifest=$(dist-ingest -q m < manifest)
+dist-image create example.org/x:1 $manifest
+dist-namespace create ci a=b
+dist-image --namespace ci create example.org/ci:1 $manifest
+dist-label $layer team=core > label
+snap --snapshotter native prepare k > mounts
+snap --snapshotter native commit base k
+loose=$(echo loose | dist-ingest -q loose)
+corrupt=$(echo corrupt | dist-ingest -q corrupt)
+p=$(dist-path -n $corrupt); chmod u+w $p; echo x > $p; chmod 444 $p
+dist-export example.org/x:1 > image.tar
+printf '%s\n' layer=$layer config=$config manifest=$manifest loose=$loose corrupt=$corrupt diff=$diff > ids
+rm label mounts
+`
+
+// place is a directory with a store as template makes it.
+type place struct {
+	dir string
+	ids map[string]string
+}
+
+func newPlace(t *testing.T) *place {
+	t.Helper()
+	fixture.Need(t, "jq")
+	dir, err := os.MkdirTemp(fixture.Dir, "store-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := errors.Join(fixture.Unmount(dir), os.RemoveAll(dir)); err != nil {
+			t.Error(err)
+		}
+	})
+	p := &place{dir, map[string]string{}}
+	p.script(t, template)
+	b, err := os.ReadFile(filepath.Join(dir, "ids"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for line := range strings.Lines(string(b)) {
+		name, value, _ := strings.Cut(strings.TrimSpace(line), "=")
+		p.ids[name] = value
+	}
+	return p
+}
+
+func (p *place) env() []string {
+	return append(os.Environ(), "HOME="+p.dir+"/home", "TMPDIR="+p.dir+"/tmp", "XDG_RUNTIME_DIR="+p.dir+"/run", "DIST_STATE="+p.dir+"/run/distkit",
+		"DOCKER_CONFIG="+p.dir+"/home/.docker", "LC_ALL=C", "GOCACHE="+os.Getenv("GOCACHE"), "CONTAINERD_SNAPSHOTTER=native")
+}
+
+// script runs a script of bash, which must succeed, and returns what it prints.
+func (p *place) script(t *testing.T, text string) string {
+	t.Helper()
+	c := exec.Command("bash", "-euo", "pipefail", "-c", text)
+	c.Dir, c.Env = p.dir, p.env()
+	var errs bytes.Buffer
+	c.Stderr = &errs
+	out, err := c.Output()
+	if err != nil {
+		t.Fatalf("%s: %v: %s%s", text, err, out, errs.String())
+	}
+	return string(out)
+}
+
+// command is a command of words in which $NAME is one of ids.
+func (p *place) command(words string) *exec.Cmd {
+	args := strings.Fields(os.Expand(words, func(name string) string { return p.ids[name] }))
+	c := exec.Command(args[0], args[1:]...)
+	c.Dir, c.Env = p.dir, p.env()
+	return c
+}
+
+// locked takes a lock as another process would have it.
+func (p *place) locked(t *testing.T, name string, how int) {
+	t.Helper()
+	f, err := os.OpenFile(filepath.Join(p.dir, name), os.O_RDONLY|os.O_CREATE, 0o666)
+	if err != nil && errors.Is(err, syscall.EISDIR) {
+		f, err = os.Open(filepath.Join(p.dir, name))
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { f.Close() })
+	if err := unix.Flock(int(f.Fd()), how|unix.LOCK_NB); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// A signal ends every wait for a lock at once: the command dies by it, and not because it took too long to end.
+func TestSignalsEndWaits(t *testing.T) {
+	fixture.Need(t, "root")
+	const (
+		index, ci, ns, hold, gate, config = ".content/index.json", ".content/namespaces/ci/index.json", ".content/locks/namespaces", ".content/hold", ".content/gate", "home/.docker"
+		state                             = ".content/snapshots/native/state"
+	)
+	blob := func(p *place, name string) string {
+		_, hex, _ := strings.Cut(p.ids[name], ":")
+		return ".content/locks/" + hex[:2]
+	}
+	for _, wait := range []struct {
+		command string
+		lock    string // a file, or "blob NAME"
+		stdin   string // a file
+	}{
+		{"dist-image create example.org/y:1 $manifest", index, ""},
+		{"dist-image create --namespace ci example.org/y:1 $manifest", ci, ""},
+		{"dist-image create --namespace new example.org/y:1 $manifest", ns, ""},
+		{"dist-image update --label a=b example.org/x:1", index, ""},
+		{"dist-image label example.org/x:1 a=b", index, ""},
+		{"dist-image mv example.org/x:1 example.org/y:1", index, ""},
+		{"dist-image mv --to-namespace ci example.org/x:1 example.org/y:1", ci, ""},
+		{"dist-image rm example.org/x:1", index, ""},
+		{"dist-image rm --namespace ci example.org/ci:1", ci, ""},
+		{"dist-namespace create new", ns, ""},
+		{"dist-namespace label ci a=b", ci, ""},
+		{"dist-namespace rm ci", ns, ""},
+		{"dist-namespace rm ci", ci, ""},
+		{"dist-edit --config example.org/x:1 example.org/y:1 -- sed s/one/two/", index, ""},
+		{"dist-import", index, "image.tar"},
+		{"dist-import", gate, "image.tar"},
+		{"dist-import", hold, "image.tar"},
+		{"dist-put ./.content example.org/y:1", index, "manifest"},
+		{"dist-put ./.content example.org/y:1", hold, "manifest"},
+		{"dist-put ./.content $layer", "blob layer", "layer.tar.gz"},
+		{"dist-untag ./.content example.org/x:1", index, ""},
+		{"dist-label $layer a=b", "blob layer", ""},
+		{"dist-delete $loose", "blob loose", ""},
+		{"dist-verify --delete $corrupt", "blob corrupt", ""},
+		{"dist-ingest --expected-digest $layer again", "blob layer", "layer.tar.gz"},
+		{"dist-hold -- true", hold, ""},
+		{"dist-hold -- true", gate, ""},
+		{"dist-pull ./.content:example.org/x:1", hold, ""},
+		{"snap prepare n base", state, ""},
+		{"snap label base a=b", state, ""},
+		{"snap rm base", state, ""},
+		{"task create --snapshot s --parent base --image example.org/x:1 --digest $manifest c", hold, ""},
+		{"dist-logout 127.0.0.1:1", config, ""},
+	} {
+		t.Run(wait.command+" "+filepath.Base(wait.lock), func(t *testing.T) {
+			t.Parallel()
+			p := newPlace(t)
+			if err := os.Mkdir(filepath.Join(p.dir, config), 0o700); err != nil {
+				t.Fatal(err)
+			}
+			if err := os.WriteFile(filepath.Join(p.dir, config, "config.json"), []byte(`{"auths":{"127.0.0.1:1":{"auth":"eDp5"}}}`), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			name, ofBlob := strings.CutPrefix(wait.lock, "blob ")
+			if ofBlob {
+				name = blob(p, name)
+				_ = os.Mkdir(filepath.Join(p.dir, filepath.Dir(name)), 0o777)
+			}
+			p.locked(t, name, unix.LOCK_EX)
+			for _, sig := range []syscall.Signal{unix.SIGTERM, unix.SIGINT} {
+				c := p.command(wait.command)
+				if wait.stdin != "" {
+					f, err := os.Open(filepath.Join(p.dir, wait.stdin))
+					if err != nil {
+						t.Fatal(err)
+					}
+					defer f.Close()
+					c.Stdin = f
+				}
+				endWait(t, c, sig, func() bool { return waits(t, c.Process.Pid, filepath.Join(p.dir, name)) })
+			}
+		})
+	}
+	t.Run("dist-gc", func(t *testing.T) { // which asks for the lock again and again
+		t.Parallel()
+		p := newPlace(t)
+		for name, how := range map[string]int{hold: unix.LOCK_SH, index: unix.LOCK_EX, ns: unix.LOCK_SH} {
+			t.Run(filepath.Base(name), func(t *testing.T) {
+				p.locked(t, name, how)
+				for _, sig := range []syscall.Signal{unix.SIGTERM, unix.SIGINT} {
+					c := p.command("dist-gc --grace 0 --wait 1h")
+					path := filepath.Join(p.dir, name)
+					endWait(t, c, sig, func() bool { return asks(c.Process.Pid, path) })
+				}
+			})
+		}
+	})
+}
+
+// endWait starts a command, signals it once it waits, and demands that it dies by that signal.
+func endWait(t *testing.T, c *exec.Cmd, sig syscall.Signal, waits func() bool) {
+	t.Helper()
+	var out bytes.Buffer
+	c.Stdout, c.Stderr = &out, &out
+	c.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	if err := c.Start(); err != nil {
+		t.Fatal(err)
+	}
+	ended := make(chan struct{})
+	go func() { _ = c.Wait(); close(ended) }()
+	for !waits() {
+		select {
+		case <-ended:
+			t.Fatalf("%v does not wait: %v: %s", c.Args, c.ProcessState, out.String())
+		case <-time.After(2 * time.Millisecond):
+		}
+	}
+	// A terminal's signals are for the whole group, and so are those of timeout(1).
+	if err := syscall.Kill(-c.Process.Pid, sig); err != nil {
+		t.Fatal(err)
+	}
+	<-ended
+	ws := c.ProcessState.Sys().(syscall.WaitStatus)
+	if !ws.Signaled() || ws.Signal() != sig || out.Len() > 0 {
+		t.Errorf("%v, %v: %v, %q", c.Args, sig, c.ProcessState, out.String())
+	}
+}
+
+// waits reports whether a process, or one of its group, waits for the lock of a file: proc_locks(5).
+func waits(t *testing.T, group int, path string) bool {
+	t.Helper()
+	var st unix.Stat_t
+	if err := unix.Stat(path, &st); err != nil {
+		t.Fatal(err)
+	}
+	b, err := os.ReadFile("/proc/locks")
+	if err != nil {
+		t.Fatal(err)
+	}
+	file := fmt.Sprintf("%02x:%02x:%d", unix.Major(st.Dev), unix.Minor(st.Dev), st.Ino)
+	for line := range strings.Lines(string(b)) {
+		words := strings.Fields(line)
+		if at := slices.Index(words, "->"); at >= 0 && slices.Contains(words, file) && len(words) > at+4 {
+			var pid int
+			if _, err := fmt.Sscan(words[at+4], &pid); err == nil {
+				if of, err := unix.Getpgid(pid); err == nil && of == group {
+					return true
+				}
+			}
+		}
+	}
+	return false
+}
+
+// asks reports whether a process has a file open, as one that asks for its lock again and again has it at times.
+func asks(pid int, path string) bool {
+	fds, err := os.ReadDir(fmt.Sprintf("/proc/%d/fd", pid))
+	if err != nil {
+		return false
+	}
+	return slices.ContainsFunc(fds, func(e os.DirEntry) bool {
+		to, _ := os.Readlink(fmt.Sprintf("/proc/%d/fd/%s", pid, e.Name()))
+		return to == path
+	})
+}
