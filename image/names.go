@@ -37,7 +37,7 @@ const (
 )
 
 // DefaultNamespace is the namespace whose names stand in the store's own index.json.
-const DefaultNamespace = "default"
+const DefaultNamespace = layout.DefaultNamespace
 
 // maxName and maxNamespace are bytes; the latter is containerd's limit on identifiers.
 const (
@@ -82,11 +82,9 @@ func (img Image) Field(fieldpath []string) (value string, present bool) {
 // is InvalidArgument. A namespace that is no identifier is InvalidArgument, a layout version that
 // is not known FailedPrecondition.
 func OpenNames(store *content.Store, namespace string) (*Names, error) {
-	if own := store.Namespace(); own != "" {
-		if namespace != DefaultNamespace && namespace != own {
-			return nil, errclass.Errorf(errdefs.ErrInvalidArgument, "namespace %.80q: the store was given by the directory of namespace %s", namespace, own)
-		}
-		namespace = own
+	namespace, err := layout.Within(store.Namespace(), namespace)
+	if err != nil {
+		return nil, err
 	}
 	return openNames(store, namespace)
 }

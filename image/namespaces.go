@@ -99,7 +99,7 @@ func (n Namespaces) Create(ctx context.Context, namespace string, labels map[str
 // Labels returns a namespace's labels: the annotations of its index. NotFound when there is
 // no such namespace.
 func (n Namespaces) Labels(namespace string) (map[string]string, error) {
-	names, err := n.open(namespace)
+	names, err := n.Open(namespace)
 	if err != nil {
 		return nil, err
 	}
@@ -113,7 +113,7 @@ func (n Namespaces) Labels(namespace string) (map[string]string, error) {
 // SetLabels changes those labels of a namespace that are given; an empty value takes one away.
 // It returns all.
 func (n Namespaces) SetLabels(ctx context.Context, namespace string, labels map[string]string) (map[string]string, error) {
-	names, err := n.open(namespace)
+	names, err := n.Open(namespace)
 	if err != nil {
 		return nil, err
 	}
@@ -127,7 +127,8 @@ func (n Namespaces) SetLabels(ctx context.Context, namespace string, labels map[
 	return all, err
 }
 
-func (n Namespaces) open(namespace string) (*Names, error) {
+// Open selects a namespace that exists, also if the store was opened by the directory of another one. NotFound if there is none.
+func (n Namespaces) Open(namespace string) (*Names, error) {
 	names, err := openNames(n.store, namespace)
 	if err != nil {
 		return nil, err
@@ -147,7 +148,7 @@ const removedSuffix = ".removed"
 // snapshots, or is the default one; NotFound when there is none.
 func (n Namespaces) Delete(ctx context.Context, namespace string) error {
 	gone := path.Join(layout.Namespaces, "."+namespace+removedSuffix)
-	names, err := n.open(namespace)
+	names, err := n.Open(namespace)
 	if errdefs.IsNotFound(err) {
 		_ = n.store.Tree.RemoveAll(gone) // an earlier removal may have been cut short
 	}

@@ -103,6 +103,10 @@ func Open(root, namespace, state string, s Snapshots, n Networks) (*Containers, 
 	if err := CheckID(namespace); err != nil {
 		return nil, fmt.Errorf("namespace: %w", err)
 	}
+	root, namespace, err := layout.Resolve(root, namespace)
+	if err != nil {
+		return nil, err
+	}
 	real, err := filepath.Abs(root)
 	if err == nil {
 		if r, rerr := filepath.EvalSymlinks(real); rerr == nil {

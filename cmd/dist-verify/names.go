@@ -33,13 +33,14 @@ type state struct {
 // checkNames prints the state of every name of every namespace.
 func checkNames(c *cobra.Command, s *content.Store, out *cli.Records) error {
 	out.Columns("NAME", "NAMESPACE", "DIGEST", "STATE")
-	namespaces, err := image.OpenNamespaces(s).List()
+	all := image.OpenNamespaces(s)
+	namespaces, err := all.List()
 	if err != nil {
 		return err
 	}
 	n := checker{walker: image.Walker{Store: s}, known: map[digest.Digest]state{}}
 	err = cli.Each(c, namespaces, func(namespace string) error {
-		names, err := image.OpenNames(s, namespace)
+		names, err := all.Open(namespace)
 		if err != nil {
 			return err
 		}

@@ -7,6 +7,7 @@
 package layout
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -83,6 +84,28 @@ func open(root string) (Dir, error) {
 		return d, nil
 	}
 	return Dir{Tree: disk.Tree(store), Name: path.Join(Namespaces, filepath.Base(real))}, nil
+}
+
+// DefaultNamespace is the namespace whose names are in the store's own index.json.
+const DefaultNamespace = "default"
+
+// Resolve returns the store that a root stands for, and which of its namespaces is meant: where the root is the directory of a
+// namespace, that one by [DefaultNamespace] too, and no other (InvalidArgument).
+func Resolve(root, namespace string) (store, of string, err error) {
+	d, err := open(root)
+	if err != nil || d.Name == "." {
+		return root, namespace, err
+	}
+	of, err = Within(path.Base(d.Name), namespace)
+	return string(d.Tree), of, err
+}
+
+// Within returns the namespace that is meant by namespace where the root is the directory of own, as Resolve does.
+func Within(own, namespace string) (string, error) {
+	if own != "" && namespace != own && namespace != DefaultNamespace && namespace != "" {
+		return "", errclass.Errorf(errdefs.ErrInvalidArgument, "namespace %.80q: the store was given by the directory of namespace %s", namespace, own)
+	}
+	return cmp.Or(own, namespace), nil
 }
 
 // File is the name of one of the layout's files in the tree.

@@ -12,6 +12,7 @@ import (
 	"strings"
 
 	"distkit/disk"
+	"distkit/disk/layout"
 	"distkit/snapshot"
 	"distkit/snapshot/btrfs"
 	"distkit/snapshot/native"
@@ -37,6 +38,11 @@ func Names() []string {
 // the driver it began with. InvalidArgument for an unknown name, NotImplemented or
 // PermissionDenied where the driver can't work here and the store has nothing of it yet.
 func Open(root, name string, o snapshot.Options) (*snapshot.Snapshotter, error) {
+	root, namespace, err := layout.Resolve(root, o.Namespace)
+	if err != nil {
+		return nil, err
+	}
+	o.Namespace = namespace
 	d, err := choose(root, name)
 	if err != nil {
 		return nil, err
@@ -75,6 +81,10 @@ func choose(root, name string) (snapshot.Driver, error) {
 
 // Used are the names of the drivers that the store has, or had, snapshots of.
 func Used(root string) ([]string, error) {
+	root, _, err := layout.Resolve(root, "")
+	if err != nil {
+		return nil, err
+	}
 	var names []string
 	for _, d := range all {
 		_, err := disk.Tree(root).Stat(filepath.Join("snapshots", d.Name()))
@@ -150,6 +160,9 @@ type Status struct {
 
 // List tries every driver in the store at root.
 func List(root string) []Status {
+	if store, _, err := layout.Resolve(root, ""); err == nil {
+		root = store
+	}
 	var out []Status
 	preferred, _ := choose(root, "")
 	for _, d := range all {

@@ -38,7 +38,8 @@ printf '{"schemaVersion":2,"mediaType":"%s.manifest.v1+json","config":{"mediaTyp
 manifest=$(dist-ingest -q m < manifest)
 dist-image create example.org/x:1 $manifest
 dist-namespace create ci a=b
-dist-image --namespace ci create example.org/ci:1 $manifest
+ci=$(jq -c '.annotations.a = "b"' manifest | dist-ingest -q m2)
+dist-image --namespace ci create example.org/ci:1 $ci
 dist-label $layer team=core > label
 snap --snapshotter native prepare k > mounts
 snap --snapshotter native commit base k
@@ -46,7 +47,7 @@ loose=$(echo loose | dist-ingest -q loose)
 corrupt=$(echo corrupt | dist-ingest -q corrupt)
 p=$(dist-path -n $corrupt); chmod u+w $p; echo x > $p; chmod 444 $p
 dist-export example.org/x:1 > image.tar
-printf '%s\n' layer=$layer config=$config manifest=$manifest loose=$loose corrupt=$corrupt diff=$diff > ids
+printf '%s\n' layer=$layer config=$config manifest=$manifest ci=$ci loose=$loose corrupt=$corrupt diff=$diff > ids
 rm label mounts
 `
 
@@ -284,4 +285,160 @@ func asks(pid int, path string) bool {
 		to, _ := os.Readlink(fmt.Sprintf("/proc/%d/fd/%s", pid, e.Name()))
 		return to == path
 	})
+}
+
+// copy makes another place of this one.
+func (p *place) copy(t *testing.T) *place {
+	t.Helper()
+	dir, err := os.MkdirTemp(fixture.Dir, "store-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := errors.Join(fixture.Unmount(dir), os.RemoveAll(dir)); err != nil {
+			t.Error(err)
+		}
+	})
+	if out, err := exec.Command("cp", "-a", p.dir+"/.", dir).CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	return &place{dir, p.ids}
+}
+
+// atRoot are scripts in which $R is the option --root, and $N an option --namespace: at least one of each command that has them.
+var atRoot = map[string]string{
+	"dist-abort":            `dist-ingest $R left -- sh -c 'echo x; exit 9' 2> /dev/null || true; dist-abort $R left`,
+	"dist-active":           `dist-ingest $R left -- sh -c 'echo x; exit 9' 2> /dev/null || true; dist-active $R -q`,
+	"dist-cat":              `dist-cat $R $config`,
+	"dist-cat NAME":         `dist-cat $R $N example.org/ci:1`,
+	"dist-delete":           `dist-delete $R $loose`,
+	"dist-edit":             `dist-edit $R $N --config example.org/ci:1 example.org/new:1 -- jq -c '.author = "me"'`,
+	"dist-events":           `dist-label $R $loose a=b; dist-events $R | jq -c 'del(.time)'`,
+	"dist-export":           `dist-export $R $N example.org/ci:1 | sha256sum`,
+	"dist-gc":               `dist-gc $R --grace 0 -q; dist-image check example.org/x:1; dist-image --namespace ci check example.org/ci:1`,
+	"dist-hold":             `dist-hold $R -- sh -c 'dist-gc --grace 0 || echo $?'`,
+	"dist-image chain":      `dist-image chain $R $N example.org/ci:1`,
+	"dist-image check":      `dist-image check $R $N example.org/ci:1`,
+	"dist-image children":   `dist-image children $R $N example.org/ci:1`,
+	"dist-image config":     `dist-image config $R $N example.org/ci:1`,
+	"dist-image convert":    `dist-image convert $R $N example.org/ci:1 example.org/new:1`,
+	"dist-image create":     `dist-image create $R $N example.org/new:1 $manifest; dist-image --namespace ci target example.org/new:1`,
+	"dist-image label":      `dist-image label $R $N example.org/ci:1 a=b`,
+	"dist-image layers":     `dist-image layers $R $N example.org/ci:1`,
+	"dist-image ls":         `dist-image ls $R $N -q`,
+	"dist-image manifest":   `dist-image manifest $R $N example.org/ci:1`,
+	"dist-image mv":         `dist-image mv $R $N example.org/ci:1 example.org/new:1; dist-image mv $R $N --to-namespace default example.org/new:1 example.org/new:2`,
+	"dist-image rm":         `dist-image rm $R $N example.org/ci:1`,
+	"dist-image sources":    `dist-image sources $R $N --host r.example --repository x example.org/ci:1 || true`,
+	"dist-image target":     `dist-image target $R $N example.org/ci:1`,
+	"dist-image update":     `dist-image update $R $N --label a=b example.org/ci:1`,
+	"dist-import":           `dist-import $R $N < image.tar`,
+	"dist-ingest":           `echo new | dist-ingest $R new`,
+	"dist-label":            `dist-label $R $loose a=b`,
+	"dist-list":             `dist-list $R -q | sort`,
+	"dist-namespace create": `dist-namespace create $R new a=b`,
+	"dist-namespace label":  `dist-namespace label $R ci`,
+	"dist-namespace ls":     `dist-namespace ls $R`,
+	"dist-namespace rm":     `dist-namespace create $R new; dist-namespace rm $R new`,
+	"dist-path":             `dist-path $R $config`,
+	"dist-pull":             `dist-pull $R $N ./.content:example.org/x:1`,
+	"dist-push":             `dist-push $R $N example.org/ci:1 ./pushed:1 && dist-tags ./pushed`,
+	"dist-put":              `dist-put ./$ROOT example.org/put:1 < manifest > /dev/null; dist-tags ./$ROOT | grep -c put`,
+	"dist-run":              `dist-run $R $N --no-such-flag 2>&1 || echo $?`,
+	"dist-unpack":           `dist-unpack $R $N --snapshotter native example.org/ci:1`,
+	"dist-verify":           `dist-verify $R | sort || true; dist-verify $R --names || true`,
+	"run":                   `mkdir bundle; run $R $N --id c bundle 2>&1 || echo $?`,
+	"snap commit":           `snap prepare $R $N k > /dev/null; snap commit $R $N done k; snap ls $R $N`,
+	"snap drivers":          `snap drivers $R | cut -f1 | sort`,
+	"snap label":            `snap prepare $R $N k > /dev/null; snap label $R $N k a=b`,
+	"snap ls":               `snap prepare $R $N k > /dev/null; snap ls $R $N; snap ls --namespace ci`,
+	"snap mount":            `snap prepare $R $N k > /dev/null; mkdir m; snap mount $R $N k m; ls m; snap umount $R $N m`,
+	"snap mounts":           `snap prepare $R $N k > /dev/null; snap mounts $R $N k`,
+	"snap prepare":          `snap prepare $R $N k`,
+	"snap rm":               `snap prepare $R $N k > /dev/null; snap rm $R $N k`,
+	"snap stack":            `dist-image layers $R $N example.org/ci:1 | sed "s/^/$diff	/" | snap stack $R $N --help | head -1`,
+	"snap stat":             `snap prepare $R $N k > /dev/null; snap stat $R $N k | cut -f1-3`,
+	"snap tree":             `snap prepare $R $N k > /dev/null; snap tree $R $N`,
+	"snap umount":           `snap prepare $R $N k > /dev/null; mkdir m; snap mount $R $N k m; snap umount $R $N m`,
+	"snap usage":            `snap prepare $R $N k > /dev/null; snap usage $R $N k`,
+	"snap view":             `snap prepare $R $N k > /dev/null; snap commit $R $N b k; snap view $R $N v b`,
+	"task create":           `task create $R $N --snapshot s --image example.org/ci:1 --digest $ci c; task ls -aq --namespace ci`,
+	"task info":             `task create $R $N --snapshot s c > /dev/null; task info $R $N c | jq -c 'del(.created, .owner, .seal)'`,
+	"task label":            `task create $R $N --snapshot s c > /dev/null; task label $R $N c a=b`,
+	"task ls":               `task create $R $N --snapshot s c > /dev/null; task ls -a $R $N | cut -f1`,
+	"task rm":               `task create $R $N --snapshot s c > /dev/null; task rm $R $N c`,
+	"task trust":            `task create $R $N --snapshot s c > /dev/null; task trust $R $N c`,
+}
+
+// The directory of a namespace stands for its store: what a command does and prints there is what it does and prints with the
+// store as root, and the namespace by name.
+func TestNamespaceAsRoot(t *testing.T) {
+	fixture.Need(t, "root,jq")
+	pristine := newPlace(t)
+	t.Run("all", func(t *testing.T) { everyCommandIsThere(t, pristine) })
+	for name, text := range atRoot {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			var outs, files [2]string
+			for i, options := range []string{`ROOT=.content R="--root .content" N="--namespace ci"`, `ROOT=.content/namespaces/ci R="--root .content/namespaces/ci" N=`} {
+				p := pristine.copy(t)
+				out := p.script(t, ". ./ids; "+options+"\n"+text)
+				outs[i] = strings.NewReplacer(p.dir, "DIR", "/namespaces/ci", "").Replace(out)
+				files[i] = p.script(t, `find .content -path '*/snapshots/*/keys/*' -prune -o -printf '%P %y\n' | sort`)
+			}
+			// A layout that is put into holds its own names: those of the root are the default namespace's.
+			if name == "dist-put" {
+				return
+			}
+			if outs[0] != outs[1] {
+				t.Errorf("by the store: %q\nby the namespace: %q", outs[0], outs[1])
+			}
+			if files[0] != files[1] {
+				t.Errorf("files by the store alone: %q, by the namespace alone: %q", without(files[0], files[1]), without(files[1], files[0]))
+			}
+		})
+	}
+}
+
+// without are the lines of a text that another one lacks.
+func without(text, other string) (lines []string) {
+	has := strings.Split(other, "\n")
+	for _, line := range strings.Split(text, "\n") {
+		if !slices.Contains(has, line) {
+			lines = append(lines, line)
+		}
+	}
+	return lines
+}
+
+// everyCommandIsThere demands that atRoot has every command that knows --root.
+func everyCommandIsThere(t *testing.T, p *place) {
+	mains, err := filepath.Glob(filepath.Join(fixture.Root, "cmd/*/main.go"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	known := func(name string) bool {
+		for of := range atRoot {
+			if of == name || strings.HasPrefix(of, name+" ") {
+				return true
+			}
+		}
+		return false
+	}
+	for _, file := range append(mains, "/dist-pull/", "/dist-push/", "/dist-run/", "/dist-unpack/") {
+		name := filepath.Base(filepath.Dir(file))
+		help := p.script(t, name+" --help")
+		takes := strings.Contains(help, "--root DIR")
+		_, list, verbs := strings.Cut(help, "Available Commands:\n")
+		list, _, _ = strings.Cut(list, "\n\n")
+		for line := range strings.Lines(list) {
+			verb := name + " " + strings.Fields(line)[0]
+			if !strings.HasSuffix(verb, " help") && strings.Contains(p.script(t, verb+" --help"), "--root DIR") && !known(verb) && name != "task" && name != "run-net" {
+				t.Errorf("%s takes --root, and is not in the table", verb)
+			}
+		}
+		if takes && !verbs && !known(name) {
+			t.Errorf("%s takes --root, and is not in the table", name)
+		}
+	}
 }
