@@ -568,8 +568,11 @@ func (c *Container) delete(lock *os.File) error {
 	}
 	tree := c.set.tree()
 	_ = tree.Remove(c.rel("lock"))
-	_ = lock.Close() // NFS keeps the file in the directory until then
 	err := tree.RemoveDir(c.rel())
+	if errors.Is(err, unix.ENOTEMPTY) { // NFS keeps the file in the directory until it is closed
+		_ = lock.Close()
+		err = tree.RemoveDir(c.rel())
+	}
 	if err != nil && !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, unix.ENOTEMPTY) { // the ID may have another owner by now
 		return err
 	}
