@@ -77,8 +77,11 @@ type Snapshot struct{ Driver, Namespace, Key string }
 const LabelRoot = "containerd.io/gc.root"
 
 const (
-	// slice is how long a phase goes on, and batch how many blobs are looked at before one.
-	slice = 15 * time.Millisecond
+	// slice is how long a phase goes on, and most how many blobs it deletes at most. It is so short that a phase which begins after
+	// a pause mostly ends before the scheduler gives the processor to others: they would keep everybody waiting. batch is how many
+	// blobs are looked at before one.
+	slice = 4 * time.Millisecond
+	most  = 64
 	batch = 2048
 	// patience is how often names are marked anew before that counts as waiting.
 	patience = 16
@@ -681,7 +684,7 @@ func (s *sweeper) blobs(ctx context.Context, kept *Kept, f func(content.Info) er
 	return sweep()
 }
 
-// phase deletes blobs from the beginning of a list until its time is over.
+// phase deletes blobs from the beginning of a list until its time is over, or there are enough.
 func (s *sweeper) phase(ctx context.Context, rest *[]content.Info) (gone, stay []content.Info, err error) {
 	var open []*content.File
 	defer func() {
@@ -692,7 +695,7 @@ func (s *sweeper) phase(ctx context.Context, rest *[]content.Info) (gone, stay [
 			}
 		}()
 	}()
-	for end := time.Now().Add(slice); len(*rest) > 0 && time.Now().Before(end); *rest = (*rest)[1:] {
+	for end := time.Now().Add(slice); len(*rest) > 0 && len(gone) < most && time.Now().Before(end); *rest = (*rest)[1:] {
 		info := (*rest)[0]
 		if s.marked.Has(info.Digest) {
 			stay = append(stay, info)

@@ -353,6 +353,9 @@ func TestSweepKeepsNobodyWaiting(t *testing.T) {
 		if e.Topic == "/content/delete" {
 			t.Errorf("%+v", e)
 		}
+		if e.Count > most {
+			t.Errorf("one phase has deleted %d blobs, and %d are the most", e.Count, most)
+		}
 		counted += e.Count
 		return nil
 	})
