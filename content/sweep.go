@@ -212,8 +212,14 @@ func (s *Store) DeleteUnused(dgst digest.Digest, before, labelled time.Time) err
 	if err != nil {
 		return err
 	}
-	if !fi.ModTime().Before(before) {
-		return errclass.Errorf(errdefs.ErrFailedPrecondition, "delete %s: in use since %s", dgst, fi.ModTime().Format(time.RFC3339))
+	used := fi.ModTime()
+	if at, err := layout.Freshened(lock); err != nil {
+		return fmt.Errorf("delete %s: %w", dgst, disk.Cause(err))
+	} else if at.After(used) {
+		used = at
+	}
+	if !used.Before(before) {
+		return errclass.Errorf(errdefs.ErrFailedPrecondition, "delete %s: in use since %s", dgst, used.Format(time.RFC3339))
 	}
 	if fi, err := s.Tree.Stat(labelName(dgst)); err == nil && !fi.ModTime().Before(labelled) {
 		return errclass.Errorf(errdefs.ErrFailedPrecondition, "delete %s: it has got labels at %s", dgst, fi.ModTime().Format(time.RFC3339))

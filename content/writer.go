@@ -472,7 +472,9 @@ func (w *Writer) verify(ctx context.Context, size int64, expected digest.Digest)
 func (w *Writer) publish(ctx context.Context, dgst digest.Digest, labels map[string]string) error {
 	now := time.Now()
 	name, stored := w.stored()
-	if err := stored.Chmod(0o444); err != nil {
+	err := stored.Chmod(0o444)
+	copied := errors.Is(err, unix.EPERM) // another user of the group has begun it, whose file it would stay
+	if err != nil && !copied {
 		return err
 	}
 	if err := w.s.Tree.Touch(w.file(name), now); err != nil {
@@ -496,13 +498,15 @@ func (w *Writer) publish(ctx context.Context, dgst digest.Digest, labels map[str
 		}
 	}
 	from, target := w.file(name), layout.BlobName(dgst)
-	err = w.s.Tree.Rename(from, target)
-	if errors.Is(err, fs.ErrNotExist) {
-		if err = w.s.Tree.MakeDir(path.Dir(target)); err == nil {
-			err = w.s.Tree.Rename(from, target)
+	if !copied {
+		err = w.s.Tree.Rename(from, target)
+		if errors.Is(err, fs.ErrNotExist) {
+			if err = w.s.Tree.MakeDir(path.Dir(target)); err == nil {
+				err = w.s.Tree.Rename(from, target)
+			}
 		}
 	}
-	if errors.Is(err, unix.EXDEV) { // blobs/ is another file system
+	if copied || errors.Is(err, unix.EXDEV) { // or blobs/ is another file system
 		from, err = layout.WriteAside(w.s.Tree, path.Dir(target), func(f *os.File) error { return w.copyTo(ctx, f, dgst) })
 		if err == nil {
 			if err = w.s.Tree.Rename(from, target); err != nil {

@@ -275,7 +275,11 @@ func (d Dir) Freshen(ctx context.Context, dgst digest.Digest) error {
 	f, err := d.LockBlob(ctx, dgst, unix.LOCK_EX)
 	if err == nil {
 		defer disk.Release(f)
-		err = d.Tree.Touch(BlobName(dgst), time.Now())
+		err = d.Tree.Chtimes(BlobName(dgst), time.Now())
+		if errors.Is(err, unix.EPERM) || errors.Is(err, unix.ENOSYS) || errors.Is(err, unix.EOPNOTSUPP) {
+			// It is another user's, or nobody can set times there.
+			return freshenAll(f)
+		}
 	}
 	if errors.Is(err, fs.ErrPermission) || errors.Is(err, unix.EROFS) {
 		return nil

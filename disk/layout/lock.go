@@ -7,6 +7,7 @@ import (
 	"os"
 	"path"
 	"strings"
+	"time"
 
 	"distkit/disk"
 
@@ -80,6 +81,28 @@ func (d Dir) LockBlob(ctx context.Context, dgst digest.Digest, how int) (*os.Fil
 		return nil, err
 	}
 	return f, nil
+}
+
+// freshenAll marks all blobs of a lock, which is held, as used now: it changes the size of the lock's file, which is empty
+// otherwise. A file that is open for reading only is left as it is.
+func freshenAll(lock *os.File) error {
+	fi, err := lock.Stat()
+	if err == nil {
+		err = lock.Truncate(fi.Size()%holdSizes + 1)
+	}
+	if errors.Is(err, unix.EINVAL) {
+		return nil
+	}
+	return err
+}
+
+// Freshened returns when all blobs of a lock were marked as used, the zero time if they never were.
+func Freshened(lock *os.File) (time.Time, error) {
+	fi, err := lock.Stat()
+	if err != nil || fi.Size() == 0 {
+		return time.Time{}, err
+	}
+	return fi.ModTime(), nil
 }
 
 // isBlob is fs.ErrNotExist if there is no such blob. What is no regular file is none.

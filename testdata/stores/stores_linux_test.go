@@ -442,3 +442,125 @@ func everyCommandIsThere(t *testing.T, p *place) {
 		}
 	}
 }
+
+// reading are scripts that read a store: they succeed where it can't be written to, and print the same.
+var reading = map[string]string{
+	"dist-active":         `dist-active -q`,
+	"dist-cat":            `dist-cat $layer | sha256sum`,
+	"dist-cat NAME":       `dist-cat example.org/x:1`,
+	"dist-events":         `dist-events`,
+	"dist-export":         `dist-export example.org/x:1 | sha256sum`,
+	"dist-fetch":          `dist-fetch ./.content $layer | sha256sum`,
+	"dist-hold":           `dist-hold -- dist-list -q | sort`,
+	"dist-image chain":    `dist-image chain example.org/x:1`,
+	"dist-image check":    `dist-image check example.org/x:1`,
+	"dist-image children": `dist-image children example.org/x:1`,
+	"dist-image config":   `dist-image config example.org/x:1`,
+	"dist-image label":    `dist-image label example.org/x:1`,
+	"dist-image layers":   `dist-image layers example.org/x:1`,
+	"dist-image ls":       `dist-image ls; dist-image ls --namespace ci`,
+	"dist-image manifest": `dist-image manifest example.org/x:1`,
+	"dist-image target":   `dist-image target example.org/x:1`,
+	"dist-ingest":         `dist-ingest --expected-digest $layer again < layer.tar.gz`, // is there
+	"dist-label":          `dist-label $layer`,
+	"dist-list":           `dist-list --json | sort`,
+	"dist-namespace":      `dist-namespace ls; dist-namespace label ci`,
+	"dist-path":           `dist-path -n $layer`,
+	"dist-pull":           `dist-pull --root $OWN/pulled ./.content:example.org/x:1; dist-image check --root $OWN/pulled ./.content:example.org/x:1`,
+	"dist-push":           `dist-push example.org/x:1 $OWN/pushed:1; dist-fetch $OWN/pushed 1 | sha256sum`,
+	"dist-referrers":      `dist-referrers ./.content $manifest`,
+	"dist-resolve":        `dist-resolve ./.content example.org/x:1`,
+	"dist-tags":           `dist-tags ./.content`,
+	"dist-unpack":         `test $(id -u) != 0 || DIST_ALTERNATES=$PWD/.content dist-unpack --root $OWN/mine --snapshotter native $manifest > $OWN/id`,
+	"dist-verify":         `dist-verify | sort || true; dist-verify --names`,
+	"layers to files":     `dist-image layers -q example.org/x:1 | xargs dist-cat | dist-apply $OWN/files 2> $OWN/owners; cat $OWN/files/a`,
+}
+
+// All that reads does so in a store on a read-only mount, and in another user's, whether or not somebody has held it before.
+func TestStoresThatCanNotBeWrittenTo(t *testing.T) {
+	fixture.Need(t, "root,jq,unshare,setpriv")
+	p := newPlace(t)
+	p.script(t, `chmod -R go+rX .; dist-image rm --namespace ci example.org/ci:1; dist-delete $(sed -n s/^corrupt=//p ids)`)
+	const each = `for name in "${!scripts[@]}"; do
+	OWN=$(mktemp -d); export OWN
+	bash -euo pipefail -c ". ./ids; ${scripts[$name]}" > "$OWN/out" 2> "$OWN/err" || echo "status $?" >> "$OWN/out"
+	sed "s|$OWN|OWN|g; s/^/$name: /" "$OWN/out" "$OWN/err"
+	rm -rf "$OWN"
+done | sort`
+	var list strings.Builder
+	list.WriteString("declare -A scripts=(\n")
+	for name, text := range reading {
+		fmt.Fprintf(&list, "[%q]='%s'\n", name, strings.ReplaceAll(text, "'", `'\''`))
+	}
+	list.WriteString(")\nexport TMPDIR=/tmp HOME=/nonexistent\n" + each)
+	if err := os.WriteFile(filepath.Join(p.dir, "read.sh"), []byte(list.String()), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	want := p.script(t, `bash -euo pipefail read.sh`)
+	if strings.Contains(want, ": status ") {
+		t.Fatalf("as its owner: %s", want)
+	}
+	for _, held := range []bool{true, false} {
+		for as, text := range map[string]string{
+			"mounted": `unshare --mount --propagation private bash -euo pipefail -c 'mount --bind .content .content; mount -o remount,bind,ro .content; ! touch .content/x 2> /dev/null; exec bash -euo pipefail read.sh'`,
+			"another": `setpriv --reuid 65534 --regid 65534 --clear-groups bash -euo pipefail read.sh`,
+		} {
+			t.Run(fmt.Sprintf("%s, held %v", as, held), func(t *testing.T) {
+				q := p.copy(t)
+				if !held {
+					q.script(t, `rm -rf .content/hold .content/gate .content/locks`)
+				}
+				before := q.script(t, `find .content -printf '%P %y %s %T@\n' | sort`)
+				got := q.script(t, `chmod 755 .; `+text)
+				if want := strings.ReplaceAll(want, p.dir, q.dir); got != want {
+					t.Errorf("differs: %q, not %q", without(got, want), without(want, got))
+				}
+				if after := q.script(t, `find .content -printf '%P %y %s %T@\n' | sort`); after != before {
+					t.Errorf("changed: %q, before %q", without(after, before), without(before, after))
+				}
+			})
+		}
+	}
+}
+
+// Two users of one group share a store: what one has made the other changes, with umask 002 in a directory that the group owns.
+func TestStoreOfAGroup(t *testing.T) {
+	fixture.Need(t, "root,jq,setpriv")
+	p := newPlace(t)
+	p.script(t, `rm -rf .content; mkdir .content; chgrp 60100 .content; chmod 2775 .content; chmod 755 .; chmod -R go+rX ids image.tar manifest config layer.tar.gz; mkdir -m 1777 own`)
+	steps := []string{
+		`dist-import < image.tar`,
+		`echo one | dist-ingest one; dist-image label example.org/x:1 a=b`,
+		`dist-label $layer a=b`,
+		`dist-label $layer c=d; dist-label $layer a=`,
+		`dist-namespace create team a=b`,
+		`dist-namespace label team c=d; dist-image --namespace team create example.org/y:1 $manifest`,
+		`dist-image --namespace team mv example.org/y:1 example.org/z:1; dist-image mv --namespace team --to-namespace default example.org/z:1 example.org/z:1`,
+		`dist-namespace rm team`,
+		`dist-edit --config example.org/x:1 example.org/e:1 -- jq -c '.author = "me"'`,
+		`dist-image rm example.org/e:1; dist-gc --grace 0`,
+		`dist-ingest left -- sh -c 'echo part; exit 9' 2> /dev/null || true`,
+		`dist-ingest left -- echo whole`,
+		`dist-ingest left -- sh -c 'echo part; exit 9' 2> /dev/null || true`,
+		`dist-abort left`,
+		`dist-ingest --expected-digest $layer again < layer.tar.gz`,
+		`dist-put ./.content example.org/p:1 < manifest`,
+		`dist-untag ./.content example.org/p:1`,
+		`echo two | dist-ingest two`,
+		`dist-delete $(printf 'two\n' | sha256sum | sed 's/ .*//; s/^/sha256:/')`,
+		`dist-hold -- dist-image check example.org/x:1`,
+		`echo old | dist-ingest old; touch -d "2 days ago" .content/blobs/sha256/$(printf "old\n" | sha256sum | sed "s/ .*//")`,
+		`echo old | dist-ingest --expected-digest sha256:$(printf "old\n" | sha256sum | sed "s/ .*//") old`, // which is not theirs
+		`dist-gc --grace 1h; dist-path -n sha256:$(printf "old\n" | sha256sum | sed "s/ .*//")`,
+		`dist-image rm - < <(dist-image ls -q)`,
+		`dist-gc --grace 0; test -z "$(dist-list -q)"`,
+	}
+	for _, first := range []int{60101, 60102} {
+		for i, step := range steps {
+			user := 60101 + (first+i)%2
+			text := fmt.Sprintf(`setpriv --reuid %d --regid %[1]d --groups 60100 env HOME=/nonexistent TMPDIR=$PWD/own bash -euo pipefail -c 'umask 002; . ./ids; %s'`, user, strings.ReplaceAll(step, "'", `'\''`))
+			p.script(t, text)
+		}
+		p.script(t, `dist-verify; dist-events | jq -e .topic > own/topics; test $(wc -l < own/topics) -gt 20`)
+	}
+}
