@@ -98,14 +98,14 @@ func (c *converter) convert(ctx context.Context, n Node) (v1.Descriptor, error) 
 		return d, errclass.Errorf(errdefs.ErrInvalidArgument, "convert %s: it is not UTF-8", n.Digest)
 	}
 	changed := false
-	b = members(b, func(key string, value json.RawMessage) []byte {
+	b = layout.EditMembers(b, func(key string, value json.RawMessage) []byte {
 		switch strings.ToLower(key) {
 		case "mediatype":
 			return newType(value, &changed)
 		case "config":
 			return c.descriptor(value, false, &changed)
 		case "layers", "manifests":
-			return elements(value, func(value json.RawMessage) []byte {
+			return layout.EditElements(value, func(value json.RawMessage) []byte {
 				return c.descriptor(value, IsIndex(n.Type), &changed)
 			})
 		}
@@ -125,13 +125,13 @@ func (c *converter) convert(ctx context.Context, n Node) (v1.Descriptor, error) 
 	return d, nil
 }
 
-// descriptor rewrites a descriptor: of a document that was converted its digest and size too.
+// descriptor rewrites a descriptor: of a document that was converted all that describes it.
 func (c *converter) descriptor(raw json.RawMessage, mayBeDocument bool, changed *bool) []byte {
 	old, _ := reference(raw)
 	now, ok := c.done[old.Digest]
 	ok = ok && mayBeDocument && now.Digest != old.Digest
 	if !ok {
-		return members(raw, func(key string, value json.RawMessage) []byte {
+		return layout.EditMembers(raw, func(key string, value json.RawMessage) []byte {
 			if strings.EqualFold(key, "mediaType") && (!mayBeDocument || c.done[old.Digest].Digest != "") {
 				return newType(value, changed)
 			}
@@ -139,20 +139,11 @@ func (c *converter) descriptor(raw json.RawMessage, mayBeDocument bool, changed 
 		})
 	}
 	*changed = true
-	typed := false
-	b := members(raw, func(key string, value json.RawMessage) []byte {
-		switch strings.ToLower(key) {
-		case "mediatype":
-			typed = true
-			return quote(now.MediaType)
-		case "digest":
-			return quote(string(now.Digest))
-		case "size":
-			return fmt.Append(nil, now.Size)
-		}
-		return value
+	b := repoint(raw, now, func() []byte {
+		b, _ := c.w.read(now) // it has just been stored; without its bytes the descriptor is right, too
+		return b
 	})
-	if !typed {
+	if is, _ := reference(b); is.MediaType == "" {
 		b = append([]byte(`{"mediaType":`+string(quote(now.MediaType))+`,`), b[1:]...)
 	}
 	return b
@@ -170,38 +161,3 @@ func newType(value json.RawMessage, changed *bool) []byte {
 
 // quote is JSON of a media type or digest, which have nothing to escape.
 func quote(s string) []byte { return []byte(`"` + s + `"`) }
-
-// members returns a JSON object without white space around its members, whose values f may change; what is no object is
-// as it was.
-func members(raw []byte, f func(key string, value json.RawMessage) []byte) []byte {
-	b := []byte{'{'}
-	ok := layout.Members(raw, func(key string, value json.RawMessage) {
-		quoted, err := json.Marshal(key)
-		if err != nil {
-			return // not reached with a string
-		}
-		if len(b) > 1 {
-			b = append(b, ',')
-		}
-		b = append(append(append(b, quoted...), ':'), f(key, value)...)
-	})
-	if !ok {
-		return raw
-	}
-	return append(b, '}')
-}
-
-// elements is members for an array.
-func elements(raw []byte, f func(value json.RawMessage) []byte) []byte {
-	b := []byte{'['}
-	ok := layout.Elements(raw, func(value json.RawMessage) {
-		if len(b) > 1 {
-			b = append(b, ',')
-		}
-		b = append(b, f(value)...)
-	})
-	if !ok {
-		return raw
-	}
-	return append(b, ']')
-}

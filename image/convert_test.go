@@ -1,6 +1,7 @@
 package image
 
 import (
+	"bytes"
 	"encoding/json"
 	"strings"
 	"testing"
@@ -65,7 +66,7 @@ func TestConvert(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if strings.Contains(string(b), "docker") || !strings.Contains(string(b), `"vendor":{"note": "<kept>", "n": 1e3}`) {
+		if strings.Contains(string(b), "docker") || !strings.Contains(string(b), "\n   \"vendor\": {\"note\": \"<kept>\", \"n\": 1e3},\n") {
 			t.Errorf("manifest %s", b)
 		}
 		was, err := f.walker(platform).Layers(t.Context(), list)
@@ -86,6 +87,26 @@ func TestConvert(t *testing.T) {
 		if err != nil || alone.Digest != m.Digest {
 			t.Errorf("for %s alone: %+v, %v", platform, alone, err)
 		}
+	}
+}
+
+// A descriptor may embed the document that it describes: it has the new one then. What is a part, and stays, is embedded as it was.
+func TestConvertEmbeds(t *testing.T) {
+	f := newFixture(t)
+	m := f.dockerImage("amd64")
+	m.Data = f.bytes(m.Digest)
+	list := f.add(dockerManifestList, []byte(`{"schemaVersion":2,"manifests":[`+f.json(m)+`]}`))
+	d, err := f.walker("").Convert(t.Context(), list)
+	if err != nil {
+		t.Fatal(err)
+	}
+	doc, err := f.walker("").document(d)
+	if err != nil {
+		t.Fatal(err)
+	}
+	now := doc.Manifests[0]
+	if now.Digest == m.Digest || now.Digest != digest.FromBytes(now.Data) || int64(len(now.Data)) != now.Size || !bytes.Equal(now.Data, f.bytes(now.Digest)) {
+		t.Errorf("%s embeds %q", now.Digest, now.Data)
 	}
 }
 

@@ -131,22 +131,7 @@ func (l link) relink(to v1.Descriptor, b []byte) (document, []byte, error) {
 	found := 0
 	descriptor := func(raw json.RawMessage) []byte {
 		found++
-		return layout.EditMembers(raw, func(key string, value json.RawMessage) []byte {
-			switch strings.ToLower(key) {
-			case "digest":
-				return quote(string(to.Digest))
-			case "size":
-				return fmt.Append(nil, to.Size)
-			case "mediatype":
-				if s, _ := shortString(value); s != to.MediaType {
-					quoted, _ := json.Marshal(to.MediaType)
-					return quoted
-				}
-			case "data": // the bytes themselves
-				return quote(base64.StdEncoding.EncodeToString(b))
-			}
-			return value
-		})
+		return repoint(raw, to, func() []byte { return b })
 	}
 	edited := layout.EditMembers(l.bytes, func(key string, value json.RawMessage) []byte {
 		switch {
@@ -182,6 +167,31 @@ func (l link) relink(to v1.Descriptor, b []byte) (document, []byte, error) {
 		return doc, nil, errAmbiguous
 	}
 	return doc, edited, nil
+}
+
+// repoint returns a descriptor with the digest, size and type of another document. If it has the bytes of the old one, it gets those of
+// the other, or loses them if there are none. All else stays as it is.
+func repoint(raw json.RawMessage, to v1.Descriptor, bytes func() []byte) []byte {
+	return layout.EditMembers(raw, func(key string, value json.RawMessage) []byte {
+		switch strings.ToLower(key) {
+		case "digest":
+			return quote(string(to.Digest))
+		case "size":
+			return fmt.Append(nil, to.Size)
+		case "mediatype":
+			if s, _ := shortString(value); s != to.MediaType {
+				quoted, _ := json.Marshal(to.MediaType)
+				return quoted
+			}
+		case "data":
+			b := bytes()
+			if b == nil {
+				return nil
+			}
+			return quote(base64.StdEncoding.EncodeToString(b))
+		}
+		return value
+	})
 }
 
 var errAmbiguous = errclass.Errorf(errdefs.ErrInvalidArgument, "it does not have one config or one list of manifests, whose descriptors have digest and size once")

@@ -8,9 +8,11 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"syscall"
 
 	"distkit/disk"
+	ondisk "distkit/disk/layout"
 
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
@@ -68,107 +70,52 @@ func editAuthFile(ctx context.Context, name string, edit func(authFile, []byte) 
 	return os.Chown(name, int(st.Uid), int(st.Gid))
 }
 
-// member is one of a JSON object: where its name begins, and its value.
-type member struct {
-	name           string
-	at, start, end int
-}
-
-// members lists those of the object b, which may stand between white space.
-func members(b []byte) (list []member, err error) {
-	d := json.NewDecoder(bytes.NewReader(b))
-	if t, err := d.Token(); err != nil || t != json.Delim('{') {
-		return nil, errors.New("it is not a JSON object")
-	}
-	for d.More() {
-		from := int(d.InputOffset())
-		name, err := d.Token()
-		if err != nil {
-			return nil, err
-		}
-		m := member{at: from + bytes.IndexByte(b[from:], '"')}
-		m.name, _ = name.(string)
-		var value json.RawMessage
-		if err := d.Decode(&value); err != nil {
-			return nil, err
-		}
-		m.end = int(d.InputOffset())
-		m.start = m.end - len(value)
-		list = append(list, m)
-	}
-	return list, nil
-}
-
 // setMember sets a member of the object b. Every other byte stays as it is.
 func setMember(b []byte, name string, value []byte, indent string) ([]byte, error) {
-	list, err := members(b)
-	if err != nil {
-		return nil, err
-	}
-	for _, m := range list {
-		if m.name == name {
-			return splice(b, m.start, m.end, value), nil
+	count, found := 0, false
+	b, err := editMembers(b, func(key string, old json.RawMessage) []byte {
+		count++
+		if key != name {
+			return old
 		}
+		found = true
+		return value
+	})
+	if err != nil || found {
+		return b, err
 	}
 	quoted, err := json.Marshal(name)
 	if err != nil {
 		return nil, err
 	}
 	text := string(quoted) + ": " + string(value)
-	if len(list) == 0 {
-		open, end := bytes.IndexByte(b, '{'), bytes.LastIndexByte(b, '}')
-		return splice(b, open+1, end, []byte("\n"+indent+"\t"+text+"\n"+indent)), nil
+	open, end := bytes.IndexByte(b, '{')+1, bytes.LastIndexByte(b, '}')
+	if count == 0 {
+		return slices.Concat(b[:open], []byte("\n"+indent+"\t"+text+"\n"+indent), b[end:]), nil
 	}
-	last := list[len(list)-1]
-	space := last.at - len(bytes.TrimRight(b[:last.at], " \t\r\n"))
-	return splice(b, last.end, last.end, []byte(","+string(b[last.at-space:last.at])+text)), nil
+	space := b[open : open+bytes.IndexByte(b[open:], '"')]
+	last := len(bytes.TrimRight(b[:end], " \t\r\n"))
+	return slices.Concat(b[:last], []byte{','}, space, []byte(text), b[last:]), nil
 }
 
-// removeMembers removes those of the object b that have one of the names.
-func removeMembers(b []byte, names []string) ([]byte, error) {
-	for {
-		list, err := members(b)
-		if err != nil {
-			return nil, err
-		}
-		i := -1
-		for j, m := range list {
-			for _, name := range names {
-				if m.name == name {
-					i = j
-				}
-			}
-		}
-		switch {
-		case i < 0:
-			return b, nil
-		case i > 0:
-			b = splice(b, list[i-1].end, list[i].end, nil)
-		case len(list) > 1:
-			b = splice(b, list[0].at, list[1].at, nil)
-		default:
-			b = splice(b, bytes.IndexByte(b, '{')+1, bytes.LastIndexByte(b, '}'), nil)
-		}
+// editMembers is [ondisk.EditMembers] of what has to be an object.
+func editMembers(b []byte, f func(key string, value json.RawMessage) []byte) ([]byte, error) {
+	if !bytes.HasPrefix(bytes.TrimSpace(b), []byte{'{'}) {
+		return nil, errors.New("it is not a JSON object")
 	}
-}
-
-func splice(b []byte, from, to int, by []byte) []byte {
-	return bytes.Join([][]byte{b[:from], by, b[to:]}, nil)
+	return ondisk.EditMembers(b, f), nil
 }
 
 // authsOf returns the object "auths" of an auth file.
 func authsOf(b []byte) ([]byte, error) {
-	list, err := members(b)
-	if err != nil {
-		return nil, err
-	}
 	found := []byte("{}")
-	for _, m := range list {
-		if value := b[m.start:m.end]; m.name == "auths" && string(value) != "null" {
+	_, err := editMembers(b, func(key string, value json.RawMessage) []byte {
+		if key == "auths" && string(value) != "null" {
 			found = value
 		}
-	}
-	return found, nil
+		return value
+	})
+	return found, err
 }
 
 func setAuth(b []byte, key string, entry []byte) ([]byte, error) {
@@ -188,7 +135,12 @@ func removeAuths(b []byte, keys []string) ([]byte, error) {
 	}
 	object, err := authsOf(b)
 	if err == nil {
-		object, err = removeMembers(object, keys)
+		object, err = editMembers(object, func(key string, value json.RawMessage) []byte {
+			if slices.Contains(keys, key) {
+				return nil
+			}
+			return value
+		})
 	}
 	if err != nil {
 		return nil, err

@@ -41,7 +41,8 @@ func Elements(raw []byte, f func(value json.RawMessage)) bool {
 }
 
 // EditMembers returns a JSON object that is known to be valid with the values that f returns in the places of its members'
-// values. All other bytes stay as they are. What is no object is returned unchanged.
+// values, and without the members for which f returns nil. All other bytes stay as they are; if all members go, so does the white
+// space between them. What is no object is returned unchanged.
 func EditMembers(raw []byte, f func(key string, value json.RawMessage) []byte) []byte {
 	return edit(raw, '{', '}', f)
 }
@@ -56,25 +57,35 @@ func edit(raw []byte, opening, closing byte, f func(key string, value json.RawMe
 	if !s.enter(opening) {
 		return raw
 	}
-	var edited, key []byte
-	copied := 0
-	for s.more(closing) {
+	edited := raw[:s.i:s.i]
+	copied, index, kept := s.i, 0, 0
+	for ; s.more(closing); index++ {
+		key := ""
 		if opening == '{' {
-			key = s.key()
+			if quoted := s.key(); !s.bad {
+				key = unquote(quoted)
+			}
 		}
 		value := s.value()
 		if s.bad {
 			break
 		}
-		name := ""
-		if key != nil {
-			name = unquote(key)
-		}
-		edited = append(edited, raw[copied:s.i-len(value)]...)
-		edited = append(edited, f(name, value)...)
+		before := raw[copied : s.i-len(value)]
 		copied = s.i
+		now := f(key, value)
+		if now == nil {
+			continue
+		}
+		if kept++; kept == 1 && index > 0 {
+			_, before, _ = bytes.Cut(before, []byte{','}) // what stood before it is gone
+		}
+		edited = append(append(edited, before...), now...)
 	}
-	return append(edited, raw[copied:]...)
+	rest := raw[copied:]
+	if kept == 0 && index > 0 {
+		rest = bytes.TrimLeft(rest, " \t\r\n")
+	}
+	return append(edited, rest...)
 }
 
 // unquote returns the text of a JSON string, which is valid, as encoding/json would.

@@ -98,3 +98,33 @@ func TestEdit(t *testing.T) {
 		}
 	}
 }
+
+func TestEditRemoves(t *testing.T) {
+	for _, c := range []struct{ text, gone, want string }{
+		{"{\n\t\"a\": 1,\n\t\"b\": 2,\n\t\"c\": 3\n}\n", "a", "{\n\t\"b\": 2,\n\t\"c\": 3\n}\n"},
+		{"{\n\t\"a\": 1,\n\t\"b\": 2,\n\t\"c\": 3\n}\n", "ab", "{\n\t\"c\": 3\n}\n"},
+		{"{\n\t\"a\": 1,\n\t\"b\": 2,\n\t\"c\": 3\n}\n", "b", "{\n\t\"a\": 1,\n\t\"c\": 3\n}\n"},
+		{"{\n\t\"a\": 1,\n\t\"b\": 2,\n\t\"c\": 3\n}\n", "bc", "{\n\t\"a\": 1\n}\n"},
+		{"{\n\t\"a\": 1,\n\t\"b\": 2\n}\n", "ab", "{}\n"},
+		{`{"a":",","b":2 , "a":3}`, "a", `{"b":2}`},
+		{` { "a" : 1 } `, "a", ` {} `},
+	} {
+		got := EditMembers([]byte(c.text), func(key string, value json.RawMessage) []byte {
+			if strings.Contains(c.gone, key) {
+				return nil
+			}
+			return value
+		})
+		if string(got) != c.want {
+			t.Errorf("%q without %s is %q, not %q", c.text, c.gone, got, c.want)
+		}
+	}
+	if got := EditElements([]byte("[1, 2,3]"), func(value json.RawMessage) []byte {
+		if string(value) == "1" {
+			return nil
+		}
+		return value
+	}); string(got) != "[ 2,3]" {
+		t.Errorf("%q", got)
+	}
+}
