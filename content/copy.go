@@ -1,6 +1,7 @@
 package content
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -11,24 +12,24 @@ import (
 	"github.com/opencontainers/go-digest"
 )
 
+// chunk is the unit of copying: large enough that system calls don't count, small enough that several fit into a cache.
+const chunk = 256 << 10
+
 // Copy copies src to dst until end-of-file. A read that brings little is passed on at once, so
 // progress shows. When it fails, one Read of src may still be under way.
-func Copy(ctx context.Context, dst io.Writer, src io.Reader) (int64, error) {
-	n, _, err := copyAll(ctx, dst, src)
-	return n, err
+func Copy(ctx context.Context, dst io.Writer, src io.Reader) error {
+	_, err := copyAll(ctx, dst, src)
+	return err
 }
 
-// copyAll is Copy; the channel is closed when src is read no more. It reads and writes by turns: what
-// has just been read is hashed and stored while it is in the processor's cache, and a pipe reads ahead by
-// itself.
-func copyAll(ctx context.Context, dst io.Writer, src io.Reader) (int64, <-chan struct{}, error) {
+// copyAll is Copy. The channel is closed when src is read no more. Reads and writes take turns: what has just been read is hashed
+// and stored while it is in the processor's cache, and a pipe reads ahead by itself.
+func copyAll(ctx context.Context, dst io.Writer, src io.Reader) (ended chan struct{}, failed error) {
 	var (
-		mu      sync.Mutex // of what follows, and of dst
-		total   int64
-		failed  error
+		mu      sync.Mutex // of failed, stopped and dst
 		stopped bool
 	)
-	ended := make(chan struct{})
+	ended = make(chan struct{})
 	write := func(p []byte, rerr error) (done bool) {
 		mu.Lock()
 		defer mu.Unlock()
@@ -36,9 +37,7 @@ func copyAll(ctx context.Context, dst io.Writer, src io.Reader) (int64, <-chan s
 			return true
 		}
 		if len(p) > 0 {
-			n, err := dst.Write(p)
-			total += int64(n)
-			if err != nil {
+			if _, err := dst.Write(p); err != nil {
 				rerr = err
 			}
 		}
@@ -62,15 +61,13 @@ func copyAll(ctx context.Context, dst io.Writer, src io.Reader) (int64, <-chan s
 		defer mu.Unlock()
 		stopped, failed = true, ctx.Err()
 	}
-	return total, ended, failed
+	return ended, failed
 }
 
-// WriteBlob stores what r holds and returns its digest. It waits for another writer of the same
-// ingest. If the expected blob is there, r is not read. Otherwise WriteBlob resumes what an earlier
-// attempt left, if expected is known and r is an io.Seeker or an io.ReaderAt, and begins anew if
-// that turns out wrong; any other reader is read from its beginning. If r is an *os.File or a *[File],
-// it is not copied where [Writer.CloneFrom] can do without. What fails verification (DataLoss) is thrown
-// away; after any other failure it is kept.
+// WriteBlob stores what r holds and returns its digest. It waits for another writer of the same ingest. If the expected blob is
+// there, r is not read. Otherwise WriteBlob resumes what an earlier attempt left, if expected is known and r can seek, and begins
+// anew if that turns out wrong; any other reader is read from its beginning. If r is an *os.File or a *[File], it is not copied
+// where [Writer.CloneFrom] can do without. What fails verification (DataLoss) is thrown away; after any other failure what came is kept.
 func WriteBlob(ctx context.Context, s *Store, ref string, r io.Reader, size int64, expected digest.Digest) (digest.Digest, error) {
 	w, err := s.Writer(ctx, ref, size, expected, Wait)
 	if errdefs.IsAlreadyExists(err) {
@@ -81,74 +78,67 @@ func WriteBlob(ctx context.Context, s *Store, ref string, r io.Reader, size int6
 	}
 	defer w.Close()
 
-	begin := int64(0)
-	seeker, seekable := r.(io.Seeker)
-	if seekable {
+	begin := int64(-1)
+	seeker, ok := r.(io.Seeker)
+	if ok {
 		if begin, err = seeker.Seek(0, io.SeekCurrent); err != nil {
-			seekable = false // a pipe in a file's clothes
+			begin = -1 // an *os.File of a pipe
 		}
 	}
-	at, random := r.(io.ReaderAt)
-	at = onlyIf(at, random && !seekable)
-	src := r
-	resumed := w.Offset() > 0
-	switch {
-	case !resumed:
-	case expected != "" && seekable:
-		if _, err := seeker.Seek(begin+w.Offset(), io.SeekStart); err != nil {
-			return "", fmt.Errorf("ingest %s: %w", ref, err)
+	// from makes r and the writer ready to go on at an offset.
+	from := func(offset int64) error {
+		var err error
+		if offset < w.Offset() {
+			err = w.Truncate(0)
 		}
-	case expected != "" && at != nil:
-		src = io.NewSectionReader(at, w.Offset(), 1<<62)
-	default:
-		resumed = false
-		if err := w.Truncate(0); err != nil {
-			return "", fmt.Errorf("ingest %s: %w", ref, err)
+		if err == nil && begin >= 0 {
+			_, err = seeker.Seek(begin+offset, io.SeekStart)
 		}
+		if err != nil {
+			return fmt.Errorf("ingest %s: %w", ref, err)
+		}
+		return nil
+	}
+	offset := int64(0)
+	if expected != "" && begin >= 0 {
+		offset = w.Offset()
 	}
 	for {
-		var dgst digest.Digest
-		cloned, err := false, error(nil)
-		if !resumed {
-			cloned, err = w.CloneFrom(ctx, r)
+		if err := from(offset); err != nil {
+			return "", err
 		}
-		if err == nil && !cloned {
-			var ended <-chan struct{}
-			_, ended, err = copyAll(ctx, w, src)
-			if ctx.Err() == nil {
-				<-ended // r is the caller's again
-			}
-		}
-		if err == nil {
-			dgst = w.Digest()
-			if expected != "" {
-				dgst = expected
-			}
-			err = w.Commit(ctx, size, expected, nil)
-		}
+		dgst, err := w.fill(ctx, r, size, expected)
 		switch {
 		case err == nil, errdefs.IsAlreadyExists(err):
 			return dgst, nil
-		case !errdefs.IsDataLoss(err) && w.Offset() > 0:
-			return "", err
-		case !resumed:
+		case errdefs.IsDataLoss(err) && offset > 0:
+			offset = 0
+		case errdefs.IsDataLoss(err), w.Offset() == 0:
 			return "", errors.Join(err, w.Abort())
-		}
-		resumed = false
-		if err := w.Truncate(0); err != nil {
-			return "", fmt.Errorf("ingest %s: %w", ref, err)
-		}
-		if at != nil {
-			src = io.NewSectionReader(at, 0, 1<<62)
-		} else if _, err := seeker.Seek(begin, io.SeekStart); err != nil {
-			return "", fmt.Errorf("ingest %s: %w", ref, err)
+		default:
+			return "", err
 		}
 	}
 }
 
-func onlyIf(at io.ReaderAt, ok bool) io.ReaderAt {
-	if ok {
-		return at
+// fill stores what is left of r, and commits it.
+func (w *Writer) fill(ctx context.Context, r io.Reader, size int64, expected digest.Digest) (digest.Digest, error) {
+	cloned := false
+	if w.offset == 0 {
+		var err error
+		if cloned, err = w.CloneFrom(ctx, r); err != nil {
+			return "", err
+		}
 	}
-	return nil
+	if !cloned {
+		ended, err := copyAll(ctx, w, r)
+		if ctx.Err() == nil {
+			<-ended // r is the caller's again
+		}
+		if err != nil {
+			return "", err
+		}
+	}
+	dgst := cmp.Or(expected, w.Digest())
+	return dgst, w.Commit(ctx, size, expected, nil)
 }

@@ -106,11 +106,11 @@ func (f *follower) run(ctx context.Context, wait bool) error {
 		case wait, f.data != nil && locked(f.data):
 			orphaned = time.Time{}
 		case !found:
-			return errclass.As(errors.New("it is not stored, and no process ingests it"), errdefs.ErrNotFound)
+			return errclass.Errorf(errdefs.ErrNotFound, "it is not stored, and no process ingests it")
 		case orphaned.IsZero():
 			orphaned = time.Now()
 		case time.Since(orphaned) > deadAfter:
-			return errclass.As(errors.New("its ingest ended without storing it"), errdefs.ErrAborted)
+			return errclass.Errorf(errdefs.ErrAborted, "its ingest ended without storing it")
 		}
 		happened, err := f.await(ctx, pause)
 		if err != nil {
@@ -195,7 +195,7 @@ func (f *follower) finish(ctx context.Context, blob *File) error {
 	}
 	f.hash.Write(rest)
 	if digest.NewDigest(f.dgst.Algorithm(), f.hash) != f.dgst {
-		return mismatch(errors.New("digest mismatch: the content differs from what was written of it before"))
+		return mismatch("digest mismatch: the content differs from what was written of it before")
 	}
 	_, err = f.out.Write(rest)
 	return err

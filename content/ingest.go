@@ -1,7 +1,6 @@
 package content
 
 import (
-	"cmp"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
@@ -26,6 +25,17 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// Status describes a write under way, or one that was left behind.
+type Status struct {
+	Ref       string // as the last writer named it
+	Offset    int64  // bytes stored
+	Total     int64  // bytes expected; 0 when not known
+	Expected  digest.Digest
+	StartedAt time.Time
+	UpdatedAt time.Time
+	Active    bool // a writer has it open
+}
+
 // Files of an ingest directory: distkit-layout(5), INGESTS.
 const (
 	lockFile     = "lock"
@@ -33,39 +43,39 @@ const (
 	totalFile    = "total"
 	expectedFile = "expected"
 	startedFile  = "startedat"
-	updatedFile  = "updatedat"
 	stateFile    = "state"
 	dataFile     = "data"
 	linkFile     = "link"
 )
 
-// known lists them in the order in which they are removed: the lock last, so that nobody
-// else begins in a directory that is going away.
-var known = []string{dataFile, linkFile, stateFile, stateFile + ".tmp", updatedFile, startedFile, expectedFile, totalFile, refFile, lockFile}
+// ingestFiles are removed in this order: the lock last, so that nobody else begins in a directory that is going away.
+// Nothing writes updatedat any more.
+var ingestFiles = []string{dataFile, linkFile, stateFile, stateFile + ".tmp", "updatedat", startedFile, expectedFile, totalFile, refFile, lockFile}
 
+// maxRef bounds a ref, in bytes.
 const maxRef = 4 << 10
 
+// checkRef is InvalidArgument if a text can be no ref.
 func checkRef(ref string) error {
 	switch {
 	case ref == "":
-		return errclass.As(errors.New("ref is empty"), errdefs.ErrInvalidArgument)
+		return errclass.Errorf(errdefs.ErrInvalidArgument, "ref is empty")
 	case len(ref) > maxRef:
-		return errclass.As(fmt.Errorf("ref %.40q… is longer than %d bytes", ref, maxRef), errdefs.ErrInvalidArgument)
+		return errclass.Errorf(errdefs.ErrInvalidArgument, "ref %.40q… is longer than %d bytes", ref, maxRef)
 	case strings.ContainsFunc(ref, unicode.IsControl) || !utf8.ValidString(ref):
-		return errclass.As(fmt.Errorf("ref %.40q holds control characters or what is not UTF-8", ref), errdefs.ErrInvalidArgument)
+		return errclass.Errorf(errdefs.ErrInvalidArgument, "ref %.40q holds control characters or what is not UTF-8", ref)
 	}
 	return nil
 }
 
-// ingestDir is where an ingest of that key lives: the key is a ref, or a digest. Like all
-// directories of ingests here it is a name in the store's tree.
+// ingestDir returns the directory, a name in the store's tree, of the ingest whose key is a ref or a digest.
 func ingestDir(key string) string {
 	sum := sha256.Sum256([]byte(key))
 	return path.Join(layout.Ingest, hex.EncodeToString(sum[:]))
 }
 
-// lockIngest creates the directory if need be and locks it: Unavailable if somebody else
-// has it and wait is false.
+// lockIngest locks an ingest, and creates its directory if there is none. Unavailable if another process has the lock and wait
+// is false.
 func (s *Store) lockIngest(ctx context.Context, dir string, wait bool) (*os.File, error) {
 	for {
 		if err := s.Tree.Mkdir(dir, 0o777); errors.Is(err, fs.ErrNotExist) {
@@ -78,7 +88,7 @@ func (s *Store) lockIngest(ctx context.Context, dir string, wait bool) (*os.File
 		}
 		f, err := s.Tree.OpenFile(path.Join(dir, lockFile), os.O_RDWR|os.O_CREATE, 0o666)
 		if errors.Is(err, fs.ErrNotExist) {
-			continue // its last owner has just removed the directory
+			continue // the process that had it has just removed the directory
 		}
 		if err != nil {
 			return nil, err
@@ -93,14 +103,14 @@ func (s *Store) lockIngest(ctx context.Context, dir string, wait bool) (*os.File
 		if s.Tree.Names(path.Join(dir, lockFile), f) {
 			return f, nil
 		}
-		_ = f.Close() // locked what its owner has removed meanwhile
+		_ = f.Close() // the process that had it has removed the file
 		if err := ctx.Err(); err != nil {
 			return nil, err
 		}
 	}
 }
 
-// locked tells whether somebody holds f's lock, without keeping it.
+// locked reports whether a process has an exclusive lock on an open file.
 func locked(f *os.File) bool {
 	err := disk.Lock(f, unix.LOCK_SH|unix.LOCK_NB)
 	if err == nil {
@@ -113,11 +123,8 @@ func locked(f *os.File) bool {
 // are not known stay, and the directory with them. The files given are its own, and closed.
 func (s *Store) removeIngest(dir string, lock *os.File, files ...*os.File) error {
 	var err error
-	for _, name := range known {
-		if err = s.Tree.Remove(path.Join(dir, name)); errors.Is(err, fs.ErrNotExist) {
-			err = nil
-		}
-		if err != nil {
+	for _, name := range ingestFiles {
+		if err = s.discard(path.Join(dir, name)); err != nil {
 			break
 		}
 	}
@@ -134,128 +141,6 @@ func (s *Store) removeIngest(dir string, lock *os.File, files ...*os.File) error
 	return nil
 }
 
-// A WriterOption changes how [Store.Writer] opens an ingest.
-type WriterOption int
-
-// Wait lets Writer wait, until the context is done, for another writer of the same ingest. That
-// one has mostly stored the blob by then: AlreadyExists.
-const Wait WriterOption = 1
-
-// Writer locks an ingest and opens or resumes it, in one atomic step. The ingest is that of the
-// digest if one is expected, whatever the ref, so that a blob is stored once; else it is that of
-// the ref. A status shows the ref. Commit verifies the digest and a size above 0.
-//
-// Unavailable: another writer has the ingest. AlreadyExists: the expected blob is there, and
-// has been freshened. DataLoss: it is there, not damaged, and has another size. InvalidArgument: the ref is
-// empty, longer than 4 KiB, not UTF-8 or with control characters.
-func (s *Store) Writer(ctx context.Context, ref string, size int64, expected digest.Digest, options ...WriterOption) (*Writer, error) {
-	if err := checkRef(ref); err != nil {
-		return nil, err
-	}
-	dir := ingestDir(ref)
-	if expected != "" {
-		if err := Validate(expected); err != nil {
-			return nil, err
-		}
-		dir = ingestDir(string(expected))
-	}
-	if size <= 0 {
-		size = anySize
-	}
-	found, err := s.stored(ctx, expected, size)
-	if err != nil {
-		return nil, err
-	}
-	if found {
-		s.reap(ctx, dir)
-		return nil, errExists(expected)
-	}
-	if err := s.checkSize(ctx, expected, size); err != nil {
-		return nil, err
-	}
-	if err := s.Init(); err != nil {
-		return nil, err
-	}
-	lock, err := s.lockIngest(ctx, dir, slices.Contains(options, Wait))
-	if err != nil {
-		return nil, fmt.Errorf("ingest %s: %w", ref, err)
-	}
-	// The writer that was waited for may have stored it.
-	if found, err = s.stored(ctx, expected, size); err != nil || found {
-		_ = s.removeIngest(dir, lock)
-		return nil, cmp.Or(err, errExists(expected))
-	}
-	w := &Writer{s: s, dir: dir, lock: lock, ref: ref, total: max(size, 0), expected: expected}
-	if err := w.open(ctx); err != nil {
-		_ = w.Close()
-		return nil, fmt.Errorf("ingest %s: %w", ref, err)
-	}
-	return w, nil
-}
-
-// anySize is the size of a blob whose size is not known.
-const anySize = -1
-
-// stored reports whether the store, or an alternate, has a blob of a size: one of another size is damaged. Whoever is told so
-// may rely on it: the blob is freshened, and on disk.
-func (s *Store) stored(ctx context.Context, dgst digest.Digest, size int64) (bool, error) {
-	if dgst == "" {
-		return false, nil
-	}
-	tree, fi, err := s.lookup(dgst)
-	switch {
-	case errdefs.IsNotFound(err):
-		return false, nil
-	case err != nil:
-		return false, err
-	case size != anySize && fi.Size() != size:
-		return false, nil
-	case tree != s.Tree:
-		return true, nil
-	}
-	err = s.Retain(ctx, dgst)
-	if errors.Is(err, fs.ErrNotExist) {
-		return false, nil // deleted in between
-	}
-	if err != nil {
-		return false, blobError(dgst, err)
-	}
-	return true, nil
-}
-
-// maxDoubt bounds how much larger than expected a blob may be so that it is hashed to find out which of both is wrong.
-const maxDoubt = 1 << 30
-
-// checkSize is DataLoss if the expected size is not that of the blob, which is stored and not damaged.
-func (s *Store) checkSize(ctx context.Context, dgst digest.Digest, size int64) error {
-	if dgst == "" || size == anySize {
-		return nil
-	}
-	f, err := s.File(dgst)
-	if errdefs.IsNotFound(err) {
-		return nil
-	}
-	if err != nil {
-		return err
-	}
-	defer f.Close()
-	if f.Size() == size || f.Size()-size > maxDoubt {
-		return nil
-	}
-	err = verifyFile(ctx, dgst, f.File, f.Size())
-	if errdefs.IsDataLoss(err) {
-		return nil
-	}
-	if err == nil {
-		err = mismatch(fmt.Errorf("blob %s: size mismatch: stored are %d bytes, expected %d", dgst, f.Size(), size))
-	}
-	return err
-}
-
-func errExists(dgst digest.Digest) error {
-	return errclass.Errorf(errdefs.ErrAlreadyExists, "blob %s: already exists", dgst)
-}
-
 // reap removes the ingest of a blob that is stored: its commit was killed, or has yet to remove it.
 func (s *Store) reap(ctx context.Context, dir string) {
 	if _, err := s.Tree.Stat(dir); err != nil {
@@ -266,32 +151,27 @@ func (s *Store) reap(ctx context.Context, dir string) {
 	}
 }
 
-// readIngest reads what a directory says of its ingest. What is missing or torn reads as
-// not known; without a ref or data it is none: NotFound.
+// readIngest reads what a directory says of its ingest. What is missing or torn counts as not known; a directory without a ref or
+// data is no ingest: NotFound.
 func (s *Store) readIngest(dir string) (Status, error) {
-	var st Status
-	st.Ref = s.readWord(dir, refFile)
-	data, err := s.Tree.Open(path.Join(dir, dataFile))
-	if errors.Is(err, fs.ErrPermission) {
-		// Readable to its owner alone: what stat tells is enough.
-		var fi fs.FileInfo
-		if fi, err = s.Tree.Stat(path.Join(dir, dataFile)); err == nil {
-			st.Offset, st.UpdatedAt = fi.Size(), fi.ModTime()
-		}
-	} else if err == nil {
-		defer data.Close()
-		var fi fs.FileInfo
-		if fi, err = data.Stat(); err == nil {
-			st.Offset, st.UpdatedAt = fi.Size(), fi.ModTime()
-			st.Active = locked(data)
-		}
+	st := Status{Ref: s.readWord(dir, refFile)}
+	name := path.Join(dir, dataFile)
+	data, err := s.Tree.Open(name)
+	if err == nil {
+		st.Active = locked(data)
+		_ = data.Close()
 	}
-	if err != nil && !errors.Is(err, fs.ErrNotExist) && !errdefs.IsFailedPrecondition(err) {
+	var fi fs.FileInfo
+	if err == nil || errors.Is(err, fs.ErrPermission) { // only its owner may read it
+		fi, err = s.Tree.Stat(name)
+	}
+	if errors.Is(err, fs.ErrNotExist) || errdefs.IsFailedPrecondition(err) || checkRef(st.Ref) != nil {
+		return Status{}, errclass.Errorf(errdefs.ErrNotFound, "no such ingest")
+	}
+	if err != nil {
 		return Status{}, err
 	}
-	if err != nil || checkRef(st.Ref) != nil {
-		return Status{}, errclass.As(errors.New("no such ingest"), errdefs.ErrNotFound)
-	}
+	st.Offset, st.UpdatedAt = fi.Size(), fi.ModTime()
 	st.Total, _ = strconv.ParseInt(s.readWord(dir, totalFile), 10, 64)
 	if d := digest.Digest(s.readWord(dir, expectedFile)); Validate(d) == nil {
 		st.Expected = d
@@ -312,17 +192,9 @@ func (s *Store) readWord(dir, name string) string {
 	return strings.TrimSuffix(string(b), "\n")
 }
 
-// ingests calls f with every ingest and its directory.
-func (s *Store) ingests(ctx context.Context, f func(dir string, st Status) error) error {
-	root, err := s.Tree.OpenDir(layout.Ingest)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil
-	}
-	if err != nil {
-		return fmt.Errorf("list ingests: %w", err)
-	}
-	defer root.Close()
-	return readNames(ctx, root, func(e fs.DirEntry) error {
+// eachIngest calls f with every ingest and its directory.
+func (s *Store) eachIngest(ctx context.Context, f func(dir string, st Status) error) error {
+	return s.eachEntry(ctx, layout.Ingest, func(e fs.DirEntry) error {
 		if !e.IsDir() || !valid(digest.SHA256, e.Name()) {
 			return nil
 		}
@@ -338,9 +210,9 @@ func (s *Store) ingests(ctx context.Context, f func(dir string, st Status) error
 	})
 }
 
-// find calls f with every ingest that ref means: the one of that key, else all that show the
-// ref or expect that digest. NotFound if there is none, InvalidArgument if it can be no ref.
-func (s *Store) find(ctx context.Context, ref string, f func(dir string, st Status) error) error {
+// eachMeant calls f with every ingest that a ref means: the one whose key it is, else all that show the ref or expect that
+// digest. NotFound if there is none, InvalidArgument if it can be no ref.
+func (s *Store) eachMeant(ctx context.Context, ref string, f func(dir string, st Status) error) error {
 	if err := checkRef(ref); err != nil {
 		return err
 	}
@@ -351,7 +223,7 @@ func (s *Store) find(ctx context.Context, ref string, f func(dir string, st Stat
 		return fmt.Errorf("ingest %s: %w", ref, err)
 	}
 	found := false
-	err := s.ingests(ctx, func(dir string, st Status) error {
+	err := s.eachIngest(ctx, func(dir string, st Status) error {
 		if st.Ref != ref && string(st.Expected) != ref {
 			return nil
 		}
@@ -359,7 +231,7 @@ func (s *Store) find(ctx context.Context, ref string, f func(dir string, st Stat
 		return f(dir, st)
 	})
 	if err == nil && !found {
-		err = errclass.As(fmt.Errorf("ingest %s: not found", ref), errdefs.ErrNotFound)
+		err = errclass.Errorf(errdefs.ErrNotFound, "ingest %s: not found", ref)
 	}
 	return err
 }
@@ -367,7 +239,7 @@ func (s *Store) find(ctx context.Context, ref string, f func(dir string, st Stat
 // Status describes the ingest of a ref, or of a digest; NotFound if there is none.
 func (s *Store) Status(ctx context.Context, ref string) (Status, error) {
 	var first *Status
-	err := s.find(ctx, ref, func(_ string, st Status) error {
+	err := s.eachMeant(ctx, ref, func(_ string, st Status) error {
 		if first == nil || st.Active && !first.Active {
 			first = &st
 		}
@@ -382,7 +254,7 @@ func (s *Store) Status(ctx context.Context, ref string) (Status, error) {
 // ListStatuses describes every ingest, the oldest first.
 func (s *Store) ListStatuses(ctx context.Context) ([]Status, error) {
 	var list []Status
-	err := s.ingests(ctx, func(_ string, st Status) error {
+	err := s.eachIngest(ctx, func(_ string, st Status) error {
 		list = append(list, st)
 		return nil
 	})
@@ -398,7 +270,7 @@ func (s *Store) ListStatuses(ctx context.Context) ([]Status, error) {
 // Abort throws away what is stored of the ingests that show a ref, or expect a digest.
 // NotFound if there is none, Unavailable if a writer has one open: it takes the lock first.
 func (s *Store) Abort(ctx context.Context, ref string) error {
-	return s.find(ctx, ref, func(dir string, _ Status) error {
+	return s.eachMeant(ctx, ref, func(dir string, _ Status) error {
 		lock, err := s.lockIngest(ctx, dir, false)
 		if err == nil {
 			err = s.removeIngest(dir, lock)

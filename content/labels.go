@@ -1,6 +1,7 @@
 package content
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -29,9 +30,10 @@ const maxLabel = 4096
 // maxLabels bounds a blob's labels, in bytes of their file.
 const maxLabels = 1 << 20
 
+const labelsDir = "labels"
+
 func labelName(dgst digest.Digest) string {
-	alg, hex, _ := split(string(dgst))
-	return path.Join("labels", string(alg), hex)
+	return path.Join(labelsDir, string(dgst.Algorithm()), dgst.Encoded())
 }
 
 // readLabels gives a blob's labels and when they last changed. A file that isn't one of labels is DataLoss, not an absence of
@@ -40,7 +42,7 @@ func readLabels(tree disk.Tree, dgst digest.Digest) (map[string]string, time.Tim
 	labels, changed, err := parseLabels(tree, labelName(dgst))
 	if errdefs.IsFailedPrecondition(err) { // it is too large or no regular file, or a directory above it is none
 		if _, serr := tree.Stat(labelName(dgst)); serr == nil {
-			err = errdefs.ErrDataLoss.WithMessage(disk.Cause(err).Error())
+			err = errclass.As(disk.Cause(err), errdefs.ErrDataLoss)
 		}
 	}
 	if errdefs.IsDataLoss(err) {
@@ -82,7 +84,7 @@ func (s *Store) writeLabels(dgst digest.Digest, labels map[string]string, now ti
 		return err
 	}
 	if len(b) >= maxLabels {
-		return errclass.As(fmt.Errorf("labels of %s: more than %d bytes", dgst, maxLabels), errdefs.ErrInvalidArgument)
+		return errclass.Errorf(errdefs.ErrInvalidArgument, "labels of %s: more than %d bytes", dgst, maxLabels)
 	}
 	name := labelName(dgst)
 	if err := s.Tree.MakeDir(path.Dir(name)); err != nil {
@@ -135,7 +137,7 @@ func (s *Store) lockOwn(ctx context.Context, dgst digest.Digest) (*os.File, erro
 func (s *Store) notOwn(dgst digest.Digest, err error) error {
 	if errdefs.IsNotFound(err) {
 		if tree, _, lerr := s.lookup(dgst); lerr == nil && tree != s.Tree {
-			err = errclass.As(fmt.Errorf("blob %s: it is in the alternate store %s, which is not written to", dgst, tree), errdefs.ErrFailedPrecondition)
+			err = errclass.Errorf(errdefs.ErrFailedPrecondition, "blob %s: it is in the alternate store %s, which is not written to", dgst, tree)
 		}
 	}
 	return err
@@ -144,7 +146,7 @@ func (s *Store) notOwn(dgst digest.Digest, err error) error {
 func checkLabels(labels map[string]string) error {
 	for k, v := range labels {
 		if k == "" || len(k)+len(v) > maxLabel {
-			return errclass.As(fmt.Errorf("label %.40q: key and value must be 1 to %d bytes", k, maxLabel), errdefs.ErrInvalidArgument)
+			return errclass.Errorf(errdefs.ErrInvalidArgument, "label %.40q: key and value must be 1 to %d bytes", k, maxLabel)
 		}
 	}
 	return layout.CheckLabels(labels)
@@ -182,7 +184,7 @@ func (s *Store) Update(ctx context.Context, info Info, fieldpaths ...string) (In
 		case one:
 			labels[key] = info.Labels[key]
 		default:
-			return Info{}, errclass.As(fmt.Errorf("update %s: field %q can't be changed", info.Digest, field), errdefs.ErrInvalidArgument)
+			return Info{}, errclass.Errorf(errdefs.ErrInvalidArgument, "update %s: field %q can't be changed", info.Digest, field)
 		}
 		if labels == nil {
 			labels = map[string]string{}
@@ -198,4 +200,56 @@ func (s *Store) Update(ctx context.Context, info Info, fieldpaths ...string) (In
 		return Info{}, err
 	}
 	return newInfo(s.Tree, info.Digest, fi, true)
+}
+
+// eachLabelled calls f with the digest of every file of labels, and what the file system knows of it.
+func (s *Store) eachLabelled(ctx context.Context, f func(digest.Digest, fs.FileInfo) error) error {
+	for alg := range hexSize {
+		err := s.eachEntry(ctx, path.Join(labelsDir, string(alg)), func(e fs.DirEntry) error {
+			if !e.Type().IsRegular() || !valid(alg, e.Name()) {
+				return nil
+			}
+			dgst := digest.NewDigestFromEncoded(alg, e.Name())
+			fi, err := s.Tree.Stat(labelName(dgst))
+			if errors.Is(err, fs.ErrNotExist) {
+				return nil
+			}
+			if err != nil {
+				return fmt.Errorf("labels of %s: %w", dgst, disk.Cause(err))
+			}
+			return f(dgst, fi)
+		})
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// Labelled calls f with every blob that has a label, if its labels were changed after a time. Labels that are damaged count, if
+// the key stands anywhere in them.
+func (s *Store) Labelled(ctx context.Context, key string, since time.Time, f func(digest.Digest) error) error {
+	return s.eachLabelled(ctx, func(dgst digest.Digest, fi fs.FileInfo) error {
+		if fi.ModTime().Before(since) {
+			return nil
+		}
+		b, err := s.Tree.ReadFile(labelName(dgst), maxLabels)
+		switch {
+		case errors.Is(err, fs.ErrNotExist):
+			return nil
+		case errdefs.IsFailedPrecondition(err): // no file, or too large: no labels
+			return nil
+		case err != nil:
+			return fmt.Errorf("labels of %s: %w", dgst, disk.Cause(err))
+		}
+		var labels map[string]json.RawMessage
+		has := bytes.Contains(b, []byte(key))
+		if json.Unmarshal(b, &labels) == nil {
+			_, has = labels[key]
+		}
+		if !has {
+			return nil
+		}
+		return f(dgst)
+	})
 }

@@ -1,9 +1,7 @@
 package content
 
 import (
-	"bytes"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -21,11 +19,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-const (
-	// tmpGrace is the least age at which a file written aside counts as nobody's: it has no
-	// lock, and lives for an instant.
-	tmpGrace = time.Hour
-)
+// tmpGrace is the age at which a file that was written aside, which has no lock, counts as left by a crash.
+const tmpGrace = time.Hour
 
 // Leftover is what a process that died has left in ingest/, or a file that it wrote aside.
 type Leftover struct {
@@ -42,14 +37,7 @@ type Leftover struct {
 func (s *Store) SweepIngests(ctx context.Context, before time.Time, dryRun bool, alone func(func() error) error, f func(Leftover) error) error {
 	aside := asideBefore(before)
 	for _, dir := range []string{".", layout.Ingest, path.Join(ocispec.ImageBlobsDir, string(digest.SHA256)), path.Join(ocispec.ImageBlobsDir, string(digest.SHA512))} {
-		d, err := s.Tree.OpenDir(dir)
-		if errors.Is(err, fs.ErrNotExist) {
-			continue
-		}
-		if err != nil {
-			return fmt.Errorf("sweep ingests: %w", err)
-		}
-		err = readNames(ctx, d, func(e fs.DirEntry) error {
+		err := s.eachEntry(ctx, dir, func(e fs.DirEntry) error {
 			name := path.Join(dir, e.Name())
 			var left *Leftover
 			var err error
@@ -67,7 +55,6 @@ func (s *Store) SweepIngests(ctx context.Context, before time.Time, dryRun bool,
 			}
 			return f(*left)
 		})
-		_ = d.Close()
 		if err != nil {
 			return err
 		}
@@ -100,8 +87,8 @@ func (s *Store) sweepAside(name string, before time.Time, dryRun bool) (*Leftove
 	return &Leftover{Path: name, Size: fi.Size(), ChangedAt: fi.ModTime()}, nil
 }
 
-// sweepIngest looks first, so that what is in use is not disturbed, and once more under the
-// lock: whoever went on with the ingest in between keeps it.
+// sweepIngest looks at the times first, so that an ingest in use is not disturbed, and once more under the lock: whoever has
+// resumed the ingest in between keeps it.
 func (s *Store) sweepIngest(ctx context.Context, dir string, before time.Time, dryRun bool, alone func(func() error) error) (*Leftover, error) {
 	left := &Leftover{Path: dir}
 	st, err := s.readIngest(dir)
@@ -114,7 +101,7 @@ func (s *Store) sweepIngest(ctx context.Context, dir string, before time.Time, d
 		return nil, err
 	}
 	var ours bool
-	left.ChangedAt, ours, err = s.lastChange(dir)
+	left.ChangedAt, ours, err = s.lastChange(ctx, dir)
 	if errors.Is(err, fs.ErrNotExist) || err == nil && (!ours || !left.ChangedAt.Before(before)) {
 		return nil, nil
 	}
@@ -137,7 +124,7 @@ func (s *Store) sweepIngest(ctx context.Context, dir string, before time.Time, d
 		if err != nil {
 			return err
 		}
-		if at := s.newest(dir); !at.IsZero() && !at.Before(before) {
+		if at := s.lastWrite(dir); !at.IsZero() && !at.Before(before) {
 			disk.Release(lock)
 			left = nil
 			return nil
@@ -155,40 +142,27 @@ func (s *Store) sweepIngest(ctx context.Context, dir string, before time.Time, d
 	return left, nil
 }
 
-// lastChange tells when something was last done to an ingest. It is not ours to remove if it
-// holds files that are not known and no others.
-func (s *Store) lastChange(dir string) (at time.Time, ours bool, err error) {
-	if at = s.newest(dir); !at.IsZero() {
+// lastChange returns when something was last done to an ingest. ours is false if its directory holds only unknown files.
+func (s *Store) lastChange(ctx context.Context, dir string) (at time.Time, ours bool, err error) {
+	if at = s.lastWrite(dir); !at.IsZero() {
 		return at, true, nil
 	}
-	d, err := s.Tree.OpenDir(dir)
+	fi, err := s.Tree.Stat(dir)
 	if err != nil {
 		return at, false, err
 	}
-	defer d.Close()
-	fi, err := d.Stat()
-	if err != nil {
-		return at, false, err
+	if _, err := s.Tree.Stat(path.Join(dir, lockFile)); err == nil {
+		return fi.ModTime(), true, nil
 	}
 	ours = true
-	err = readNames(context.Background(), d, func(e fs.DirEntry) error {
-		if e.Name() == lockFile {
-			ours = true
-			return fs.SkipAll
-		}
-		ours = false
-		return nil
-	})
-	if errors.Is(err, fs.SkipAll) {
-		err = nil
-	}
+	err = s.eachEntry(ctx, dir, func(fs.DirEntry) error { ours = false; return nil })
 	return fi.ModTime(), ours, err
 }
 
-// newest is the latest time at which one of an ingest's files was written, zero if there is
-// none but the lock, which is made by whoever looks.
-func (s *Store) newest(dir string) (at time.Time) {
-	for _, name := range known {
+// lastWrite returns the latest time at which one of an ingest's files was written. It is zero if there are none but the lock,
+// which whoever looks makes.
+func (s *Store) lastWrite(dir string) (at time.Time) {
+	for _, name := range ingestFiles {
 		if fi, err := s.Tree.Stat(path.Join(dir, name)); err == nil && name != lockFile && fi.ModTime().After(at) {
 			at = fi.ModTime()
 		}
@@ -225,66 +199,6 @@ func (s *Store) DeleteUnused(dgst digest.Digest, before, labelled time.Time) err
 		return errclass.Errorf(errdefs.ErrFailedPrecondition, "delete %s: it has got labels at %s", dgst, fi.ModTime().Format(time.RFC3339))
 	}
 	return s.unlink(dgst)
-}
-
-// eachLabelled calls f with the digest of every file of labels, and what the file system knows of it.
-func (s *Store) eachLabelled(ctx context.Context, f func(digest.Digest, fs.FileInfo) error) error {
-	for alg := range hexSize {
-		dir, err := s.Tree.OpenDir(path.Join("labels", string(alg)))
-		if errors.Is(err, fs.ErrNotExist) {
-			continue
-		}
-		if err != nil {
-			return fmt.Errorf("list labels: %w", err)
-		}
-		err = readNames(ctx, dir, func(e fs.DirEntry) error {
-			if !e.Type().IsRegular() || !valid(alg, e.Name()) {
-				return nil
-			}
-			dgst := digest.NewDigestFromEncoded(alg, e.Name())
-			fi, err := s.Tree.Stat(labelName(dgst))
-			if errors.Is(err, fs.ErrNotExist) {
-				return nil
-			}
-			if err != nil {
-				return fmt.Errorf("labels of %s: %w", dgst, disk.Cause(err))
-			}
-			return f(dgst, fi)
-		})
-		_ = dir.Close()
-		if err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-// Labelled calls f with every blob that has a label, if its labels were changed after a time. Labels that are damaged count, if
-// the key stands anywhere in them.
-func (s *Store) Labelled(ctx context.Context, key string, since time.Time, f func(digest.Digest) error) error {
-	return s.eachLabelled(ctx, func(dgst digest.Digest, fi fs.FileInfo) error {
-		if fi.ModTime().Before(since) {
-			return nil
-		}
-		b, err := s.Tree.ReadFile(labelName(dgst), maxLabels)
-		switch {
-		case errors.Is(err, fs.ErrNotExist):
-			return nil
-		case errdefs.IsFailedPrecondition(err): // no file, or too large: no labels
-			return nil
-		case err != nil:
-			return fmt.Errorf("labels of %s: %w", dgst, disk.Cause(err))
-		}
-		var labels map[string]json.RawMessage
-		has := bytes.Contains(b, []byte(key))
-		if json.Unmarshal(b, &labels) == nil {
-			_, has = labels[key]
-		}
-		if !has {
-			return nil
-		}
-		return f(dgst)
-	})
 }
 
 // SweepLabels removes labels of no blob, older than before and an hour, which a crash left between the labels and the blob. It

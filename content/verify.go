@@ -2,8 +2,9 @@ package content
 
 import (
 	"context"
-	"errors"
 	"fmt"
+	"hash"
+	"io"
 	"io/fs"
 	"os"
 	"path"
@@ -35,7 +36,24 @@ func verifyFile(ctx context.Context, dgst digest.Digest, f *os.File, size int64)
 		return fmt.Errorf("verify %s: %w", dgst, err)
 	}
 	if got := digest.NewDigest(dgst.Algorithm(), h); got != dgst {
-		return mismatch(fmt.Errorf("verify %s: digest mismatch: got %s", dgst, got))
+		return mismatch("verify %s: digest mismatch: got %s", dgst, got)
+	}
+	return nil
+}
+
+// hashRange hashes the bytes [from, to) of a file.
+func hashRange(ctx context.Context, h hash.Hash, f *os.File, from, to int64) error {
+	buf := make([]byte, chunk)
+	for from < to {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		n, err := f.ReadAt(buf[:min(chunk, to-from)], from)
+		h.Write(buf[:n])
+		from += int64(n)
+		if err != nil && (err != io.EOF || n == 0) {
+			return fmt.Errorf("read back what is stored: %w", err)
+		}
 	}
 	return nil
 }
@@ -57,7 +75,7 @@ func (s *Store) DeleteCorrupt(ctx context.Context, dgst digest.Digest) error {
 	}
 	switch err := verifyFile(ctx, dgst, f, fi.Size()); {
 	case err == nil:
-		return errclass.As(fmt.Errorf("delete %s: it is not corrupt", dgst), errdefs.ErrFailedPrecondition)
+		return errclass.Errorf(errdefs.ErrFailedPrecondition, "delete %s: it is not corrupt", dgst)
 	case !errdefs.IsDataLoss(err):
 		return err
 	}
@@ -68,7 +86,7 @@ func (s *Store) DeleteCorrupt(ctx context.Context, dgst digest.Digest) error {
 	defer disk.Release(lock)
 	// A commit that replaces a damaged blob has the lock meanwhile, so what is found here stays until it is removed.
 	if !s.Tree.Names(layout.BlobName(dgst), f) {
-		return errclass.As(fmt.Errorf("delete %s: it was replaced", dgst), errdefs.ErrFailedPrecondition)
+		return errclass.Errorf(errdefs.ErrFailedPrecondition, "delete %s: it was replaced", dgst)
 	}
 	return s.remove(dgst)
 }
@@ -76,7 +94,7 @@ func (s *Store) DeleteCorrupt(ctx context.Context, dgst digest.Digest) error {
 // Strays calls f with the path, relative to the root, of every file below blobs/ and labels/
 // that is no blob, or belongs to none, in no order.
 func (s *Store) Strays(ctx context.Context, f func(path string) error) error {
-	for _, top := range []string{ocispec.ImageBlobsDir, "labels"} {
+	for _, top := range []string{ocispec.ImageBlobsDir, labelsDir} {
 		if err := s.strays(ctx, top, "", f); err != nil {
 			return err
 		}
@@ -90,15 +108,7 @@ const maxStrayDepth = 16
 // strays is Strays for a directory, alg, below top, or for top itself.
 func (s *Store) strays(ctx context.Context, top, alg string, f func(path string) error) error {
 	name := path.Join(top, alg)
-	dir, err := s.Tree.OpenDir(name)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil
-	}
-	if err != nil {
-		return fmt.Errorf("list %s: %w", name, disk.Cause(err))
-	}
-	defer dir.Close()
-	return readNames(ctx, dir, func(e fs.DirEntry) error {
+	return s.eachEntry(ctx, name, func(e fs.DirEntry) error {
 		if e.IsDir() && strings.Count(alg, "/") < maxStrayDepth {
 			return s.strays(ctx, top, path.Join(alg, e.Name()), f)
 		}

@@ -1,9 +1,8 @@
 package content
 
 import (
+	"cmp"
 	"context"
-	"encoding"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"hash"
@@ -11,6 +10,7 @@ import (
 	"io/fs"
 	"os"
 	"path"
+	"slices"
 	"strconv"
 	"time"
 
@@ -22,16 +22,6 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
 	"golang.org/x/sys/unix"
-)
-
-const (
-	// chunk is the unit of copying: large enough that system calls don't count, small
-	// enough that several fit into a cache.
-	chunk = 256 << 10
-	// saveEvery bounds what a resume after a kill has to hash again.
-	saveEvery = 64 << 20
-	// maxState bounds the file of a hash's state, in bytes.
-	maxState = 64 << 10
 )
 
 // Writer is an ingest that is open and locked. It is not for concurrent use.
@@ -52,12 +42,63 @@ type Writer struct {
 	updated  time.Time
 }
 
-// hashState is the stored state of a hash at an offset of data: distkit-layout(5), INGESTS.
-type hashState struct {
-	Algorithm digest.Algorithm `json:"algorithm"`
-	Offset    int64            `json:"offset"`
-	Boot      string           `json:"boot"`
-	State     []byte           `json:"state"`
+// A WriterOption changes how [Store.Writer] opens an ingest.
+type WriterOption int
+
+// Wait lets Writer wait, until the context is done, for another writer of the same ingest. That
+// one has mostly stored the blob by then: AlreadyExists.
+const Wait WriterOption = 1
+
+// Writer locks an ingest and opens or resumes it, in one atomic step. The ingest is that of the digest if one is expected,
+// whatever the ref, so that a blob is stored once; else it is that of the ref. A status shows the ref. Commit verifies the
+// digest and a size above 0.
+//
+// Unavailable: another writer has the ingest. AlreadyExists: the expected blob is there, and has been freshened; one of another
+// size is damaged, and counts as missing. DataLoss: it is there and right, so the size is wrong. InvalidArgument: the ref is
+// empty, longer than 4 KiB, not UTF-8 or with control characters.
+func (s *Store) Writer(ctx context.Context, ref string, size int64, expected digest.Digest, options ...WriterOption) (*Writer, error) {
+	if err := checkRef(ref); err != nil {
+		return nil, err
+	}
+	dir := ingestDir(ref)
+	if expected != "" {
+		if err := Validate(expected); err != nil {
+			return nil, err
+		}
+		dir = ingestDir(string(expected))
+	}
+	if size <= 0 {
+		size = anySize
+	}
+	found, err := s.stored(ctx, expected, size)
+	if err != nil {
+		return nil, err
+	}
+	if found {
+		s.reap(ctx, dir)
+		return nil, errExists(expected)
+	}
+	if err := s.checkSize(ctx, expected, size); err != nil {
+		return nil, err
+	}
+	if err := s.Init(); err != nil {
+		return nil, err
+	}
+	lock, err := s.lockIngest(ctx, dir, slices.Contains(options, Wait))
+	if err != nil {
+		return nil, fmt.Errorf("ingest %s: %w", ref, err)
+	}
+	// The writer that was waited for may have stored it.
+	if found, err = s.stored(ctx, expected, size); err != nil || found {
+		_ = s.removeIngest(dir, lock)
+		return nil, cmp.Or(err, errExists(expected))
+	}
+	w := &Writer{s: s, dir: dir, lock: lock, ref: ref, total: max(size, 0), expected: expected}
+	if err := w.open(ctx); err != nil {
+		_ = w.Close()
+		return nil, fmt.Errorf("ingest %s: %w", ref, err)
+	}
+	return w, nil
 }
 
 // file is the name of one of the ingest's files in the store's tree.
@@ -74,8 +115,8 @@ func (w *Writer) write(name, text string) error {
 	return err
 }
 
-// open begins or resumes the ingest whose lock is held. Whatever it finds, torn or strange,
-// it makes an ingest of: what can't be trusted is thrown away.
+// open begins or resumes the ingest whose lock is held. What it finds may be torn or strange; what can't be trusted of it is
+// thrown away.
 func (w *Writer) open(ctx context.Context) error {
 	tree := w.s.Tree
 	data, err := tree.OpenFile(w.file(dataFile), os.O_RDWR|os.O_CREATE, 0o666)
@@ -97,8 +138,8 @@ func (w *Writer) open(ctx context.Context) error {
 		return err
 	}
 	w.data = data
-	// The lock on data excludes nobody: it tells those who list ingests that this one is
-	// alive, without their ever touching the lock that excludes.
+	// The lock of data excludes no writer. It shows those who list ingests that this one is active, and they need not touch the lock
+	// that excludes writers.
 	if err := disk.LockContext(ctx, data, unix.LOCK_EX); err != nil {
 		w.data = nil
 		return err
@@ -111,22 +152,20 @@ func (w *Writer) open(ctx context.Context) error {
 	if err != nil && !errdefs.IsNotFound(err) {
 		return err
 	}
-	foreign := err != nil ||
-		old.Expected != "" && w.expected != "" && old.Expected != w.expected ||
-		old.Total > 0 && w.total > 0 && old.Total != w.total
-	// What an earlier writer expected beyond what this one does is not this one's business.
+	// A size that only the earlier writer expected does not bind this one.
+	resumed := err == nil && (old.Total == 0 || w.total == 0 || old.Total == w.total)
 	w.started = time.Now()
-	if !foreign {
+	if resumed {
 		w.started = old.StartedAt
 	}
+	described := resumed && old.Ref == w.ref && old.Total == w.total && old.Expected == w.expected
 	w.alg = digest.SHA256
 	if w.expected != "" {
 		w.alg = w.expected.Algorithm()
 	}
 	w.offset, w.updated = fi.Size(), fi.ModTime()
-	resumed := !foreign && w.offset > 0 && (w.total == 0 || w.offset <= w.total)
-	if resumed {
-		if resumed, err = w.rehash(ctx); err != nil {
+	if resumed = resumed && w.offset > 0 && (w.total == 0 || w.offset <= w.total); resumed {
+		if resumed, err = w.restoreHash(ctx); err != nil {
 			return err
 		}
 	}
@@ -135,13 +174,16 @@ func (w *Writer) open(ctx context.Context) error {
 			return err
 		}
 	}
-	if foreign || old.Ref != w.ref || old.Total != w.total || old.Expected != w.expected {
-		if err := w.describe(); err != nil {
-			return err
-		}
+	if described {
+		err = tree.Touch(w.file(refFile), time.Now()) // a sweep sees that somebody resumes the ingest, also if nothing comes
+	} else {
+		err = w.describe()
+	}
+	if err != nil {
+		return err
 	}
 	if !resumed && w.expected == "" {
-		w.saveState() // the boot ID, for rehash
+		w.saveState() // with the boot ID, which restoreHash asks for
 	}
 	return nil
 }
@@ -155,7 +197,7 @@ func (w *Writer) describe() error {
 		{refFile, w.ref},
 	} {
 		if f.text == "" || f.text == "0" {
-			if err := w.s.Tree.Remove(w.file(f.name)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			if err := w.s.discard(w.file(f.name)); err != nil {
 				return err
 			}
 			continue
@@ -167,87 +209,7 @@ func (w *Writer) describe() error {
 	return nil
 }
 
-// rehash brings the running hash to the end of the data, from the stored state if that can
-// be believed. It is false if the data can't be used: after another boot any of it may be
-// lost, which nothing would show where no digest is expected.
-func (w *Writer) rehash(ctx context.Context) (bool, error) {
-	from, ok := w.loadState()
-	if !ok {
-		if w.expected == "" {
-			return false, nil
-		}
-		// It must go before anything is written, lest a later resume believe it.
-		if err := w.dropState(); err != nil {
-			return false, err
-		}
-		w.hash, from = newHash(w.alg), 0
-	}
-	w.saved = from
-	return true, hashRange(ctx, w.hash, w.data, from, w.offset)
-}
-
-// hashRange hashes the bytes [from, to) of a file.
-func hashRange(ctx context.Context, h hash.Hash, f *os.File, from, to int64) error {
-	buf := make([]byte, chunk)
-	for from < to {
-		if err := ctx.Err(); err != nil {
-			return err
-		}
-		n, err := f.ReadAt(buf[:min(chunk, to-from)], from)
-		h.Write(buf[:n])
-		from += int64(n)
-		if err != nil && (err != io.EOF || n == 0) {
-			return fmt.Errorf("read back what is stored: %w", err)
-		}
-	}
-	return nil
-}
-
-func (w *Writer) loadState() (offset int64, ok bool) {
-	b, err := w.s.Tree.ReadFile(w.file(stateFile), maxState)
-	if err != nil {
-		return 0, false
-	}
-	var st hashState
-	if json.Unmarshal(b, &st) != nil || st.Algorithm != w.alg || st.Offset > w.offset ||
-		st.Boot == "" || st.Boot != bootID() {
-		return 0, false
-	}
-	h := newHash(w.alg)
-	if h.(encoding.BinaryUnmarshaler).UnmarshalBinary(st.State) != nil {
-		return 0, false
-	}
-	w.hash = h
-	return st.Offset, true
-}
-
-// saveState stores the hash's state by rename. It is a short cut for the next resume alone,
-// and never trusted after another boot: nothing is synced, and failure costs time only.
-func (w *Writer) saveState() {
-	state, err := w.hash.(encoding.BinaryMarshaler).MarshalBinary()
-	if err != nil {
-		return
-	}
-	b, err := json.Marshal(hashState{w.alg, w.offset, bootID(), state})
-	if err != nil {
-		return
-	}
-	tmp := stateFile + ".tmp"
-	if w.write(tmp, string(b)+"\n") != nil || w.s.Tree.Rename(w.file(tmp), w.file(stateFile)) != nil {
-		_ = w.s.Tree.Remove(w.file(tmp))
-		return
-	}
-	w.saved = w.offset
-}
-
-func (w *Writer) dropState() error {
-	if err := w.s.Tree.Remove(w.file(stateFile)); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return err
-	}
-	return nil
-}
-
-var errClosed = errclass.As(errors.New("writer is closed"), errdefs.ErrFailedPrecondition)
+var errClosed = errclass.Errorf(errdefs.ErrFailedPrecondition, "writer is closed")
 
 // Write appends. What would go beyond the expected size is refused before it is stored:
 // DataLoss.
@@ -277,7 +239,7 @@ func (w *Writer) Write(p []byte) (int, error) {
 // fits is DataLoss if so many bytes more are not expected.
 func (w *Writer) fits(n int64) error {
 	if w.total > 0 && n > w.total-w.offset {
-		return mismatch(fmt.Errorf("ingest %s: size mismatch: more than the expected %d bytes", w.ref, w.total))
+		return mismatch("ingest %s: size mismatch: more than the expected %d bytes", w.ref, w.total)
 	}
 	return nil
 }
@@ -320,7 +282,7 @@ func (w *Writer) stored() (name string, f *os.File) {
 // Truncate begins anew; only size 0 is possible.
 func (w *Writer) Truncate(size int64) error {
 	if size != 0 {
-		return errclass.As(fmt.Errorf("truncate to %d: only to 0 is possible", size), errdefs.ErrInvalidArgument)
+		return errclass.Errorf(errdefs.ErrInvalidArgument, "truncate to %d: only to 0 is possible", size)
 	}
 	if w.data == nil {
 		return errClosed
@@ -350,9 +312,8 @@ func (w *Writer) Close() error {
 		if w.offset > w.saved && !linked {
 			w.saveState()
 		}
-		err = w.write(updatedFile, w.updated.Format(time.RFC3339Nano)+"\n")
-		// What write(2) leaves there comes from a coarser clock than ours.
-		err = errors.Join(err, w.s.Tree.Touch(w.file(dataFile), w.updated))
+		// The kernel's clock for mtime is coarser than time.Now.
+		err = w.s.Tree.Touch(w.file(dataFile), w.updated)
 	}
 	w.release()
 	if err != nil {
@@ -447,11 +408,11 @@ func (w *Writer) verify(ctx context.Context, size int64, expected digest.Digest)
 		return "", err
 	}
 	if fi.Size() != w.offset {
-		return "", mismatch(fmt.Errorf("data was changed by someone else: %d bytes, %d were written", fi.Size(), w.offset))
+		return "", mismatch("data was changed by someone else: %d bytes, %d were written", fi.Size(), w.offset)
 	}
 	for _, want := range []int64{size, w.total} {
 		if want > 0 && want != w.offset {
-			return "", mismatch(fmt.Errorf("size mismatch: got %d bytes, expected %d", w.offset, want))
+			return "", mismatch("size mismatch: got %d bytes, expected %d", w.offset, want)
 		}
 	}
 	dgst := w.Digest()
@@ -463,7 +424,7 @@ func (w *Writer) verify(ctx context.Context, size int64, expected digest.Digest)
 		dgst = digest.NewDigest(expected.Algorithm(), h)
 	}
 	if expected != "" && dgst != expected {
-		return "", mismatch(fmt.Errorf("digest mismatch: got %s", dgst))
+		return "", mismatch("digest mismatch: got %s", dgst)
 	}
 	return dgst, nil
 }
@@ -527,11 +488,11 @@ func (w *Writer) publish(ctx context.Context, dgst digest.Digest, labels map[str
 func (w *Writer) copyTo(ctx context.Context, out *os.File, dgst digest.Digest) error {
 	_, stored := w.stored()
 	h := newHash(dgst.Algorithm())
-	if _, err := Copy(ctx, io.MultiWriter(out, h), io.NewSectionReader(stored, 0, w.offset)); err != nil {
+	if err := Copy(ctx, io.MultiWriter(out, h), io.NewSectionReader(stored, 0, w.offset)); err != nil {
 		return err
 	}
 	if got := digest.NewDigest(dgst.Algorithm(), h); got != dgst {
-		return mismatch(fmt.Errorf("read back what is stored: digest mismatch: got %s", got))
+		return mismatch("read back what is stored: digest mismatch: got %s", got)
 	}
 	return out.Chmod(0o444)
 }

@@ -124,7 +124,7 @@ func (in *ingest) attempt(ctx context.Context, w *content.Writer) (status int, e
 		fmt.Fprintf(os.Stderr, "dist-ingest: run %s\n", strings.TrimPrefix(err.Error(), "exec: "))
 		return status, nil
 	}
-	_, err = content.Copy(ctx, in.sink(w), r)
+	err = content.Copy(ctx, in.sink(w), r)
 	if err != nil {
 		// It must neither go on writing nor outlive us.
 		_ = r.Close()

@@ -120,7 +120,7 @@ func (in *ingest) fromStdin(ctx context.Context, w *content.Writer) (record, err
 		return record{}, err
 	}
 	defer stdin.Close()
-	if _, err := content.Copy(ctx, in.sink(w), stdin); err != nil {
+	if err := content.Copy(ctx, in.sink(w), stdin); err != nil {
 		return record{}, err
 	}
 	return in.commit(ctx, w)

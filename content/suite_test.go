@@ -1,10 +1,4 @@
-// Package contenttest is what a content store is held to besides containerd's suite, which
-// testdata/conformance runs: aborts, deletions, walks and filters, the list of statuses, and
-// locks that hold among processes and end with them.
-//
-// A test calls [Main] from TestMain and [Run] from a test. A store's state is in its directory
-// alone: opened twice, or by two processes, it is one.
-package contenttest
+package content_test
 
 import (
 	"bufio"
@@ -30,27 +24,7 @@ import (
 	"github.com/opencontainers/go-digest"
 )
 
-// childEnv makes a test binary one of the suite's other processes: it names the job.
-const childEnv = "CONTENTTEST_CHILD"
-
-// Main is for TestMain: in a process that [Run] has started it does its job and exits, else it
-// returns.
-func Main() {
-	job := os.Getenv(childEnv)
-	if job == "" {
-		return
-	}
-	s, err := content.Open(os.Args[1])
-	if err == nil {
-		err = jobs[job](s, os.Args[2:])
-	}
-	if err != nil {
-		fmt.Fprintln(os.Stderr, "contenttest:", err)
-		os.Exit(1)
-	}
-	os.Exit(0)
-}
-
+// jobs are what the other processes of the suite do: see child.
 var jobs = map[string]func(*content.Store, []string) error{
 	// write REF DIGEST TEXT: opens a writer, writes, and says so; commits when a line comes.
 	"write": func(s *content.Store, args []string) error {
@@ -98,8 +72,11 @@ var jobs = map[string]func(*content.Store, []string) error{
 	},
 }
 
-// Run holds a store to the suite, in directories below t.TempDir.
-func Run(t *testing.T) {
+// TestStore is what a store is held to besides containerd's suite, which testdata/conformance runs: aborts, deletions, walks and
+// filters, the list of statuses, and locks that hold among processes and end with them. A store's state is in its directory alone:
+// opened twice, or by two processes, it is one.
+func TestStore(t *testing.T) {
+	t.Parallel()
 	for _, c := range []struct {
 		name string
 		f    func(*suite)
@@ -119,6 +96,7 @@ func Run(t *testing.T) {
 		{"LabelsByManyProcesses", (*suite).labels},
 	} {
 		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
 			s := &suite{T: t, root: filepath.Join(t.TempDir(), "store")}
 			s.Store = s.again()
 			c.f(s)
@@ -192,8 +170,7 @@ type process struct {
 
 func (s *suite) start(job string, args ...string) *process {
 	s.Helper()
-	p := &process{Cmd: exec.Command(os.Args[0], append([]string{s.root}, args...)...)}
-	p.Env, p.Stderr = append(os.Environ(), childEnv+"="+job), os.Stderr
+	p := &process{Cmd: childCommand(job, append([]string{s.root}, args...)...)}
 	var err error
 	p.in, err = p.StdinPipe()
 	s.ok(err)
