@@ -30,12 +30,7 @@ func adopt(ctx context.Context, store *content.Store, d v1.Descriptor) error {
 			return nil, err
 		}
 		var children []v1.Descriptor
-		references(b, func(_ string, d v1.Descriptor) {
-			// What isn't here is not remembered, however many digests a document has.
-			if _, err := store.Path(d.Digest); !errdefs.IsNotFound(err) {
-				children = append(children, v1.Descriptor{Digest: d.Digest})
-			}
-		})
+		references(b, func(_ string, d v1.Descriptor) { children, _ = appendStored(children, store, d) })
 		return children, nil
 	})
 }

@@ -260,6 +260,15 @@ func references(b []byte, f func(key string, d v1.Descriptor)) {
 	})
 }
 
+// appendStored appends what a document refers to if it is in the store. What isn't is not remembered, however many digests a
+// document has.
+func appendStored(list []v1.Descriptor, s *content.Store, d v1.Descriptor) (all []v1.Descriptor, stored bool) {
+	if _, err := s.Path(d.Digest); errdefs.IsNotFound(err) {
+		return list, false
+	}
+	return append(list, v1.Descriptor{Digest: d.Digest, MediaType: d.MediaType}), true
+}
+
 // reference reads of a descriptor what says which blob it is and of what type. Like encoding/json it takes keys in any
 // case; of several digests, all mean it (docker's schema 1 has blobSum).
 func reference(raw json.RawMessage) (d v1.Descriptor, ok bool) {

@@ -415,10 +415,9 @@ func (s *sweeper) reach(ctx context.Context, root v1.Descriptor, again bool, wha
 			if !again && s.marked.Has(d.Digest) {
 				return
 			}
-			if _, err := s.Store.Path(d.Digest); errdefs.IsNotFound(err) {
+			var stored bool
+			if children, stored = appendStored(children, s.Store, d); !stored {
 				s.miss(d.Digest)
-			} else {
-				children = append(children, v1.Descriptor{Digest: d.Digest, MediaType: d.MediaType})
 			}
 		}
 		if corrupt != nil {
