@@ -72,10 +72,10 @@ type requests struct {
 
 const (
 	// uploadShares is how many shares of memory, of shareSize, uploads have together.
-	uploadShares = 8
+	uploadShares = 7
 	shareSize    = 2 << 20
-	// largeUpload is how many shares the largest upload takes.
-	largeUpload = (retained + 1) * chunkSize / shareSize
+	// largeUpload is how many shares the largest upload takes: two of them overlap.
+	largeUpload = (retained + 1) * batchChunkSize / shareSize
 	// maxAbsent bounds how many absent objects are remembered.
 	maxAbsent = 1 << 16
 )
@@ -95,7 +95,23 @@ func (b *requests) close() {
 	}
 }
 
+// turnKey is of the channel that a request's context has, which is closed when its answer is the next to be written.
+type turnKey struct{}
+
+// maxAhead is the size of a reply that is read before the turn of its request has come.
+const maxAhead = 256 << 10
+
+// waitTurn waits for the turn of a request of a batch, so that one large document at a time is in memory.
+func waitTurn(ctx context.Context) error {
+	turn, ok := ctx.Value(turnKey{}).(<-chan struct{})
+	if !ok {
+		return nil
+	}
+	return waitFor(ctx, turn)
+}
+
 func (b *requests) get(ctx context.Context, r *batch.Request) func() (batch.Answer, error) {
+	ctx = context.WithValue(ctx, turnKey{}, r.Turn)
 	plain := func() (batch.Answer, error) {
 		got, err := b.remote.Fetch(ctx, r.Object, r.Hints...)
 		if err != nil {

@@ -68,6 +68,9 @@ func newClient(e endpoint, o Options, login *login) *client {
 	if c.options.MaxWait == 0 {
 		c.options.MaxWait = defaultMaxWait
 	}
+	if o.Streams > 1 {
+		c.chunk = batchChunkSize
+	}
 	c.timeout = cmp.Or(o.Timeout, defaultTimeout)
 	c.stall = min(stallTimeout, c.timeout)
 	dial := dialTimeout

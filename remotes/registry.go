@@ -357,6 +357,11 @@ func (c *client) readAll(ctx context.Context, req request) (*http.Response, []by
 	if resp.ContentLength > MaxManifest {
 		return nil, nil, errTooLarge()
 	}
+	if resp.ContentLength < 0 || resp.ContentLength > maxAhead {
+		if err := waitTurn(ctx); err != nil {
+			return nil, nil, err
+		}
+	}
 	var buf bytes.Buffer
 	if resp.ContentLength > 0 {
 		buf.Grow(int(resp.ContentLength) + bytes.MinRead)

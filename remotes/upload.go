@@ -26,6 +26,8 @@ import (
 const (
 	// chunkSize is how much is sent at a time where a registry does not take a blob in one request: ghcr.io refuses more.
 	chunkSize = 4 << 20
+	// batchChunkSize replaces it where several uploads share the memory.
+	batchChunkSize = 2 << 20
 	// minChunkSize is the smallest chunk that is tried where something on the way limits the size of requests.
 	minChunkSize = 64 << 10
 	// maxChunkSize is the largest chunk that a registry may ask for. A chunk is kept in memory.
@@ -81,7 +83,11 @@ type session struct {
 func (p *push) newUpload(content io.Reader) (*blobUpload, error) {
 	u := &blobUpload{push: p, size: p.hints.size, chunk: p.client.chunk}
 	verified := func(r io.Reader) io.Reader {
-		return newVerifier(p.ctx, io.NopCloser(r), p.object.digest, 0, 0, -1)
+		v := newVerifier(p.ctx, io.NopCloser(r), p.object.digest, 0, 0, -1)
+		if p.client.options.Streams > 1 {
+			v.piece = shortPiece
+		}
+		return v
 	}
 	f, size, ok := section(content)
 	if !ok {

@@ -10,6 +10,7 @@ import (
 	"log"
 	"os"
 	"path/filepath"
+	"runtime/debug"
 	"strconv"
 	"strings"
 	"time"
@@ -97,6 +98,9 @@ func BatchFlag(c *cobra.Command, usage string) *bool {
 	return many
 }
 
+// batchMemory is what the garbage collector keeps a batch to if it can.
+const batchMemory = 20 << 20
+
 // Batch has serve answer the requests on standard input for a remote.
 func Batch(c *cobra.Command, locator string, o remotes.Options, serve func(context.Context, remotes.Remote, io.Reader, io.Writer) error) error {
 	r, err := remotes.OpenBatch(locator, o)
@@ -108,6 +112,8 @@ func Batch(c *cobra.Command, locator string, o remotes.Options, serve func(conte
 		return err
 	}
 	defer in.Close()
+	// What takes memory are a few large buffers. It costs little to collect them early.
+	debug.SetMemoryLimit(batchMemory)
 	return serve(c.Context(), r, in, os.Stdout)
 }
 
