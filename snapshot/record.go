@@ -29,6 +29,7 @@ import (
 //	<id>/fs       its files
 //	keys/<hash>   symlink to ../<id>: where a key may be found, checked against the record
 //	tmp/<random>  what is being made or removed, locked by whoever does it
+//	sample/       files that show whether the store is a copy that has lost something
 //
 // The records are the truth. keys/ is only an index: it is not synced, and is made anew by
 // the first process of each boot, which is also the only time a power failure can show.
@@ -271,6 +272,9 @@ func (s *Snapshotter) create() error {
 	}
 	if _, err := os.Lstat(filepath.Join(s.dir, "state")); err == nil {
 		return nil
+	}
+	if err := s.makeSample(); err != nil {
+		return fmt.Errorf("create store: %w", err)
 	}
 	return s.driver.Init(s.dir)
 }

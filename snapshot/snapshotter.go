@@ -137,6 +137,9 @@ func (s *Snapshotter) make(ctx context.Context, kind Kind, key, parent string, l
 	if err := s.absent(key); err != nil {
 		return nil, err
 	}
+	if err := s.renew(ctx); err != nil {
+		return nil, err
+	}
 	r := record{Namespace: s.namespace, Info: Info{Key: key, Kind: kind, Parent: parent, Labels: compact(labels), Created: now()}}
 	r.Updated = r.Created
 	if parent != "" {
@@ -331,6 +334,9 @@ func (s *Snapshotter) commit(ctx context.Context, name, key string, o *CommitOpt
 	if err != nil {
 		return fmt.Errorf("%s: %w", key, err)
 	}
+	if err := s.intact(); err != nil {
+		return err
+	}
 	if e.Kind != Active {
 		return errdefs.ErrInvalidArgument.WithMessage(fmt.Sprintf("%s is not active (%s)", key, e.Kind))
 	}
@@ -473,6 +479,9 @@ func syncfs(dir string) error {
 // committed.
 func (s *Snapshotter) Mounts(_ context.Context, key string) ([]Mount, error) {
 	e, err := s.lookup(key)
+	if err == nil {
+		err = s.intact()
+	}
 	if err == nil && e.Kind == Committed {
 		err = errCommitted
 	}
@@ -606,9 +615,13 @@ func (s *Snapshotter) childless(parent entry) error {
 	return nil
 }
 
-// Stat returns what is known of a snapshot.
+// Stat returns what is known of a snapshot. FailedPrecondition if the snapshots are a copy that has lost owners, modes or
+// other properties of their files; then they can only be listed and removed.
 func (s *Snapshotter) Stat(_ context.Context, key string) (Info, error) {
 	e, err := s.lookup(key)
+	if err == nil {
+		err = s.intact()
+	}
 	if err != nil {
 		return Info{}, fmt.Errorf("stat %s: %w", key, err)
 	}

@@ -145,7 +145,7 @@ func (s *Snapshotter) committed(name string) (bool, error) {
 	case e.Kind != Committed:
 		return false, taken(e.Kind)
 	}
-	return true, nil
+	return true, s.intact()
 }
 
 // stackOne makes one layer, whose name is locked, alone or on what is below.

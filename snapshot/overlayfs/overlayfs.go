@@ -52,16 +52,10 @@ func (Driver) MaxParents() int { return maxLower }
 const marker = "userxattr"
 
 func (Driver) Init(dir string) error {
-	if !inUserNamespace() {
+	if !snapshot.InUserNamespace() {
 		return nil
 	}
 	return disk.Tree(dir).WriteFile(marker, nil, 0o600)
-}
-
-// inUserNamespace tells whether root here is not root of the machine.
-func inUserNamespace() bool {
-	b, err := os.ReadFile("/proc/self/uid_map")
-	return err == nil && strings.Join(strings.Fields(string(b)), " ") != "0 0 4294967295"
 }
 
 func (Driver) Whiteouts(dir string) string {
@@ -179,7 +173,7 @@ func overlay(t snapshot.Tree) (l layers, dir string, err error) {
 	if l.source, err = t.MountSource(); err != nil {
 		return l, dir, err
 	}
-	if !slices.Contains(l.options, "userxattr") && inUserNamespace() {
+	if !slices.Contains(l.options, "userxattr") && snapshot.InUserNamespace() {
 		return l, dir, errdefs.ErrPermissionDenied.WithMessage("the store was begun outside of this user namespace, which can't mount its snapshots")
 	}
 	if !isView(t) {
@@ -389,7 +383,7 @@ func (Driver) Check(dir string) error {
 	}
 	l := layers{lower: []string{"1/fs"}, upper: "2/fs", work: "2/work", source: "overlay", options: options}
 	attribute := "trusted.overlay.opaque"
-	if inUserNamespace() {
+	if snapshot.InUserNamespace() {
 		l.options = userOptions
 		attribute = "user.overlay.opaque"
 	}

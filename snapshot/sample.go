@@ -1,0 +1,188 @@
+package snapshot
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"distkit/disk"
+	"distkit/disk/sys"
+
+	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
+)
+
+// A store that was packed and unpacked, or copied, by a tool that does not keep everything has snapshots with other
+// owners or modes, or in which files are seen that the image deleted. Nothing in such a snapshot tells. So a sample lies
+// beside the snapshots: files with what such tools lose, made before the first snapshot. Where one has lost something,
+// so have the snapshots.
+
+// sampleDir holds the sample, and in sampleMade a line for each of its properties that could be made.
+const (
+	sampleDir  = "sample"
+	sampleMade = "made"
+)
+
+// A property is something of files that copies lose.
+type property struct {
+	name string
+	make func(dir int) error
+	kept func(dir int) bool
+}
+
+const (
+	sampleFile  = "file"
+	sampleMode  = 0o2715 // with a set-ID bit: a change of owner takes it away
+	sampleValue = "1"
+)
+
+// sampleCapability is an empty set of file capabilities, of version 2.
+const sampleCapability = "\x00\x00\x00\x02\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00"
+
+var properties = []property{
+	{"owner", func(dir int) error { return sys.Fchownat(dir, sampleFile, os.Geteuid()+1, os.Getegid()+1, 0) },
+		func(dir int) bool {
+			var file, top unix.Stat_t
+			return statIn(dir, sampleFile, &file) && statIn(dir, ".", &top) && file.Uid != top.Uid && file.Gid != top.Gid
+		}},
+	{"mode", func(dir int) error { return sys.Fchmodat(dir, sampleFile, sampleMode, 0) },
+		func(dir int) bool {
+			var st unix.Stat_t
+			return statIn(dir, sampleFile, &st) && st.Mode == unix.S_IFREG|sampleMode
+		}},
+	{"link", func(dir int) error { return sys.Linkat(dir, sampleFile, dir, "link", 0) },
+		func(dir int) bool {
+			var a, b unix.Stat_t
+			return statIn(dir, sampleFile, &a) && statIn(dir, "link", &b) && a.Ino == b.Ino
+		}},
+	{"device", func(dir int) error { return sys.Mknodat(dir, "device", unix.S_IFCHR, 0) },
+		func(dir int) bool {
+			var st unix.Stat_t
+			return statIn(dir, "device", &st) && st.Mode&unix.S_IFMT == unix.S_IFCHR && st.Rdev == 0
+		}},
+	{"empty", func(dir int) error { return sys.Mkdirat(dir, "empty", 0o700) },
+		func(dir int) bool {
+			var st unix.Stat_t
+			return statIn(dir, "empty", &st) && st.Mode&unix.S_IFMT == unix.S_IFDIR
+		}},
+	xattr("user.distkit", sampleValue),
+	xattr("trusted.distkit", sampleValue),
+	xattr("security.capability", sampleCapability),
+}
+
+func statIn(dir int, name string, st *unix.Stat_t) bool {
+	return sys.Fstatat(dir, name, st, unix.AT_SYMLINK_NOFOLLOW) == nil
+}
+
+// xattr is the property of an extended attribute. It counts as kept where another user namespace can't tell.
+func xattr(name, value string) property {
+	path := func(dir int) string { return fmt.Sprintf("/proc/self/fd/%d/%s", dir, sampleFile) }
+	return property{name, func(dir int) error { return sys.Lsetxattr(path(dir), name, []byte(value), 0) },
+		func(dir int) bool {
+			if strings.HasPrefix(name, "trusted.") && InUserNamespace() {
+				return true // such attributes are not shown to it
+			}
+			_, err := unix.Lgetxattr(path(dir), name, nil)
+			return !errors.Is(err, unix.ENODATA) && !errors.Is(err, unix.ENOENT)
+		}}
+}
+
+// InUserNamespace tells whether root here is not root of the machine.
+func InUserNamespace() bool {
+	b, err := os.ReadFile("/proc/self/uid_map")
+	return err == nil && strings.Join(strings.Fields(string(b)), " ") != "0 0 4294967295"
+}
+
+// makeSample makes a sample, of what this process and file system can. Another process may be first.
+func (s *Snapshotter) makeSample() error {
+	tmp, held, err := s.scratch()
+	if err != nil {
+		return err
+	}
+	defer disk.Release(held)
+	defer func() { _ = s.driver.Remove(tmp) }() // if it has no other name by then
+	tree := disk.Tree(tmp)
+	if err := tree.WriteFile(sampleFile, nil, 0o600); err != nil {
+		return err
+	}
+	d, err := tree.OpenDir(".")
+	if err != nil {
+		return err
+	}
+	defer d.Close()
+	var made strings.Builder
+	for _, p := range properties {
+		if p.make(int(d.Fd())) == nil && p.kept(int(d.Fd())) {
+			made.WriteString(p.name + "\n")
+		}
+	}
+	if err := tree.WriteFile(sampleMade, []byte(made.String()), 0o600); err != nil {
+		return err
+	}
+	if err := os.Rename(tmp, filepath.Join(s.dir, sampleDir)); !errors.Is(err, fs.ErrExist) && !errors.Is(err, unix.ENOTEMPTY) {
+		return err
+	}
+	return nil
+}
+
+// lost names a property that the sample, and so every snapshot, has lost; "" if there is none, or no sample.
+func (s *Snapshotter) lost() (string, error) {
+	made, err := s.files.ReadFile(filepath.Join(sampleDir, sampleMade), 4<<10)
+	if errors.Is(err, fs.ErrNotExist) {
+		return "", nil
+	}
+	if err != nil {
+		return "", err
+	}
+	d, err := s.files.OpenDir(sampleDir)
+	if err != nil {
+		return "", err
+	}
+	defer d.Close()
+	words := strings.Fields(string(made))
+	for _, p := range properties {
+		if slices.Contains(words, p.name) && !p.kept(int(d.Fd())) {
+			return p.name, nil
+		}
+	}
+	return "", nil
+}
+
+// intact is FailedPrecondition if the snapshots are a copy that has lost something of their files.
+func (s *Snapshotter) intact() error {
+	lost, err := s.lost()
+	if err != nil || lost == "" {
+		return err
+	}
+	return errdefs.ErrFailedPrecondition.WithMessage(fmt.Sprintf(
+		"the snapshots in %s are a copy that has not kept all of their files (%s): remove them, and unpack the images again", s.dir, lost))
+}
+
+// renew is intact for who makes a snapshot. Where the last of those that have lost something is gone, it makes a new sample.
+func (s *Snapshotter) renew(ctx context.Context) error {
+	failed := s.intact()
+	if failed == nil {
+		return nil
+	}
+	l, err := s.lock(ctx)
+	if err != nil {
+		return err
+	}
+	defer l.unlock()
+	ids, err := s.ids()
+	if err != nil {
+		return err
+	}
+	if len(ids) > 0 {
+		return s.intact() // another process may have made a new one
+	}
+	if err := s.files.RemoveAll(sampleDir); err != nil {
+		return err
+	}
+	return s.makeSample()
+}
