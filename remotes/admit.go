@@ -110,6 +110,8 @@ func (c *client) admitTokenRedirect(resp *http.Response) error {
 	}
 	from, keepsBody := printable(origin(resp.Request.URL)), resp.StatusCode == http.StatusTemporaryRedirect || resp.StatusCode == http.StatusPermanentRedirect
 	switch {
+	case to.Scheme != "http" && to.Scheme != "https":
+		return &refusedError{reason: "the token server " + from + " redirects to scheme " + printable(to.Scheme)}
 	case c.currentScheme() == "https" && to.Scheme != "https":
 		return &refusedError{reason: "the token server " + from + " redirects to " + printable(origin(to)) + ", which has no TLS"}
 	case keepsBody && resp.Request.Body != nil && !sameOrigin(resp.Request.URL, to):

@@ -288,16 +288,20 @@ type tokenBody struct {
 
 func (b *tokenBody) Read(p []byte) (int, error) {
 	n, err := b.ReadCloser.Read(p)
-	if b.left -= n; b.left < 0 {
-		return 0, &longTokenError{b.host}
+	switch b.left -= n; {
+	case b.left < 0:
+		return 0, &badTokenError{b.host, "longer than " + sizeString(maxToken)}
+	case b.left == maxToken && err == io.EOF:
+		return 0, &badTokenError{b.host, "empty"}
 	}
 	return n, err
 }
 
-type longTokenError struct{ host string }
+// badTokenError reports that the reply of a token server can't be one.
+type badTokenError struct{ host, what string }
 
-func (e *longTokenError) Error() string {
-	return fmt.Sprintf("get a token from %s: the reply is longer than %s", e.host, sizeString(maxToken))
+func (e *badTokenError) Error() string {
+	return fmt.Sprintf("get a token from %s: the reply is %s", e.host, e.what)
 }
 
 // debugLine leaves out the query, which may be a signature, and all headers but the range.

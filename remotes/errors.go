@@ -204,7 +204,7 @@ func classify(ctx context.Context, err error, challenged bool) error {
 	}
 	var (
 		tokenErr *errcode.ErrorResponse
-		longErr  *longTokenError
+		badErr   *badTokenError
 		urlErr   *url.Error
 		dnsErr   *net.DNSError
 		netErr   net.Error
@@ -225,8 +225,8 @@ func classify(ctx context.Context, err error, challenged bool) error {
 		}
 		return classf(class, "get a token from %s: %d %s%s", tokenErr.URL.Host, tokenErr.StatusCode, http.StatusText(tokenErr.StatusCode), text)
 	}
-	if errors.As(err, &longErr) {
-		return errclass.As(longErr, errdefs.ErrUnauthenticated)
+	if errors.As(err, &badErr) {
+		return errclass.As(badErr, errdefs.ErrUnauthenticated)
 	}
 	if errors.Is(err, auth.ErrBasicCredentialNotFound) {
 		return classf(errdefs.ErrUnauthenticated, "authentication required")

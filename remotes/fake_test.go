@@ -52,7 +52,7 @@ type fake struct {
 	blobs     map[digest.Digest][]byte
 	manifests map[string]entry // by tag and by digest
 	uploads   map[string][]byte
-	tags      []string // listed in pages of two; nil: there is no such list
+	tags      []string // listed in pages of two, as tags and as repositories; nil: there is no such list
 	begun     int      // uploads; no two have one ID
 	referrers bool     // the list of referrers is known
 	requests  []*http.Request
@@ -171,16 +171,21 @@ func (f *fake) serve(w http.ResponseWriter, r *http.Request) {
 			return
 		}
 	}
-	if r.URL.Path == "/v2/x/tags/list" && f.tags != nil {
+	if r.URL.Path == "/token" {
+		w.Header().Set("Content-Type", "application/json")
+		fmt.Fprintf(w, `{"token":%q,"expires_in":300}`, oddSecret)
+		return
+	}
+	if kind, ok := map[string]string{"/v2/x/tags/list": "tags", "/v2/_catalog": "repositories"}[r.URL.Path]; ok && f.tags != nil {
 		list, rest := f.tags, []string(nil)
 		if last := r.URL.Query().Get("last"); last != "" {
 			list = list[slices.Index(list, last)+1:]
 		}
 		if list, rest = list[:min(2, len(list))], list[min(2, len(list)):]; len(rest) > 0 {
-			w.Header().Set("Link", "</v2/x/tags/list?n=2&last="+list[len(list)-1]+`>; rel="next"`)
+			w.Header().Set("Link", "<"+r.URL.Path+"?n=2&last="+list[len(list)-1]+`>; rel="next"`)
 		}
 		w.Header().Set("Content-Type", "application/json")
-		_ = json.NewEncoder(w).Encode(map[string]any{"name": "x", "tags": list})
+		_ = json.NewEncoder(w).Encode(map[string]any{"name": "x", kind: list})
 		return
 	}
 	if id, ok := strings.CutPrefix(r.URL.Path, "/v2/x/blobs/"); ok {

@@ -89,6 +89,20 @@ func readHosts(registry string, o Options) (hostConfig, error) {
 	return config, nil
 }
 
+// readHost reads the configuration of a host that is named alone. The locator returned has no repository.
+func readHost(host string, o Options) (l Locator, config hostConfig, err error) {
+	if l, err = ParseLocator(host + "/x"); err == nil && l.Host == "" {
+		err = classf(errdefs.ErrInvalidArgument, "%q is not the host of a registry", host)
+	}
+	if err == nil {
+		config, err = readHosts(l.Host, o)
+	}
+	if err == nil && config.helper != "" {
+		err = classf(errdefs.ErrNotImplemented, "%s is served by dist-remote-%s, not by a registry", l.Host, config.helper)
+	}
+	return Locator{Host: l.Host}, config, err
+}
+
 // addTLS adds what the options say of certificates to a host's own configuration.
 func addTLS(c *tls.Config, o Options) (*tls.Config, error) {
 	if len(o.CA) == 0 && !o.Insecure {

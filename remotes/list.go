@@ -171,30 +171,23 @@ func (c *client) names(ctx context.Context, t *tries, req request, kind nameList
 // Repositories lists the repositories of a registry, in its order.
 func Repositories(ctx context.Context, host string, o Options) iter.Seq2[string, error] {
 	return func(yield func(string, error) bool) {
-		l, err := ParseLocator(host + "/x")
-		var config hostConfig
-		if err == nil && l.Host == "" {
-			err = classf(errdefs.ErrInvalidArgument, "%q is not the host of a registry", host)
-		}
-		if err == nil {
-			config, err = readHosts(l.Host, o)
-		}
-		if err == nil && config.helper != "" {
-			err = classf(errdefs.ErrNotImplemented, "dist-remote-%s lists no repositories", config.helper)
-		}
+		l, config, err := readHost(host, o)
 		if err != nil {
 			yield("", err)
 			return
 		}
-		r := openRegistry(Locator{Host: l.Host}, o, config.endpoints)
-		for name, err := range r.names(ctx, func(c *client) request {
-			return request{method: http.MethodGet, path: "/_catalog", query: r.query(c), header: http.Header{}, scopes: []string{auth.ScopeRegistryCatalog}}
-		}, repositoryNames) {
+		for name, err := range openRegistry(l, o, config.endpoints).repositories(ctx) {
 			if !yield(name, err) {
 				return
 			}
 		}
 	}
+}
+
+func (r *Registry) repositories(ctx context.Context) iter.Seq2[string, error] {
+	return r.names(ctx, func(c *client) request {
+		return request{method: http.MethodGet, path: "/_catalog", query: r.query(c), header: http.Header{}, scopes: []string{auth.ScopeRegistryCatalog}}
+	}, repositoryNames)
 }
 
 func errCircles() error {

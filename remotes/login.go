@@ -96,19 +96,12 @@ type account struct {
 // newAccount reads HOST or HOST/PATH. The account's host is the endpoint's, because credentials are sent there.
 func newAccount(name string, o Options) (account, error) {
 	host, path, hasPath := strings.Cut(strings.TrimSuffix(name, "/"), "/")
-	l, err := ParseLocator(host + "/x")
-	if err == nil && l.Host == "" || err == nil && hasPath && !isRepository(path) {
+	_, config, err := readHost(host, o)
+	if err == nil && hasPath && !isRepository(path) {
 		err = classf(errdefs.ErrInvalidArgument, "%q is neither HOST nor HOST/PATH", name)
 	}
 	if err != nil {
 		return account{}, err
-	}
-	config, err := readHosts(l.Host, o)
-	if err != nil {
-		return account{}, err
-	}
-	if config.helper != "" {
-		return account{}, classf(errdefs.ErrNotImplemented, "dist-remote-%s serves %s: it has credentials of its own", config.helper, l.Host)
 	}
 	a := account{endpoint: config.endpoints[len(config.endpoints)-1]}
 	a.key, a.prefix = a.host, authHost(a.scheme, a.host)

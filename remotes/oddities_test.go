@@ -36,6 +36,9 @@ type operation struct {
 	at      string
 	options Options
 	setup   func(f *fake) // where set, is called with the registry as fill leaves it
+	chunk   int64         // where set, the length of an upload's chunks
+	lost    string        // the method of a request whose first reply is lost, after the registry has done what it asks
+	isToken bool          // the registry wants a token, which it gives for the password
 	run     func(r *Registry) (string, error)
 	want    string // the right result
 	// check, where set, looks at the registry after a success.
@@ -356,13 +359,26 @@ func (w *oddWorld) cell(t *testing.T, op operation, o oddity) {
 		s.all = nil
 		s.mu.Unlock()
 	}
-	odd := 0
+	odd, lost := 0, false
 	method, path, _ := strings.Cut(op.at, " ")
 	w.reply(func(rw http.ResponseWriter, r *http.Request, n int) bool {
-		if _, password, _ := r.BasicAuth(); password != oddSecret || r.Header.Get("X-Key") != oddSecret {
-			rw.Header().Set("Www-Authenticate", `Basic realm="x"`)
+		_, password, _ := r.BasicAuth()
+		isIn, challenge := password == oddSecret, `Basic realm="x"`
+		if op.isToken && r.URL.Path != "/token" {
+			isIn, challenge = r.Header.Get("Authorization") == "Bearer "+oddSecret, `Bearer realm="`+w.URL+`/token",service="x"`
+		}
+		if !isIn || r.Header.Get("X-Key") != oddSecret && r.URL.Path != "/token" {
+			rw.Header().Set("Www-Authenticate", challenge)
 			rw.WriteHeader(http.StatusUnauthorized)
 			return true
+		}
+		w.mu.Lock()
+		isLost := r.Method == op.lost && !lost
+		lost = lost || isLost
+		w.mu.Unlock()
+		if isLost {
+			w.serve(httptest.NewRecorder(), r)
+			panic(http.ErrAbortHandler)
 		}
 		if r.Method != method || !strings.Contains(r.URL.Path, path) {
 			return false
@@ -391,6 +407,9 @@ func (w *oddWorld) cell(t *testing.T, op operation, o oddity) {
 	options := w.options
 	options.Unverified, options.Parts = op.options.Unverified, op.options.Parts
 	r := open(t, w.host(), options)
+	if op.chunk > 0 {
+		r.own().chunk = op.chunk
+	}
 	got, err := op.run(r)
 	if odd == 0 {
 		t.Errorf("%s: no request for %s in %q", op.name, op.at, w.seen())
@@ -398,7 +417,7 @@ func (w *oddWorld) cell(t *testing.T, op operation, o oddity) {
 	}
 	want := op.expected(o)
 	if _, ok := op.expect[o.name]; !ok && w.isTLS && strings.HasSuffix(o.name, "clear text") && method != http.MethodHead && path != "/blobs/" {
-		want = other // only a blob that is read by its digest may come so
+		want = map[bool]string{false: other, true: refused}[op.isToken] // only a blob that is read by its digest may come so
 	}
 	if come := outcome(op, got, err, w.fake); !slices.Contains(strings.Split(want, "|"), come) {
 		t.Errorf("%s, %s: %s, not %s: %.60q, %v", op.at, o.name, come, want, got, err)
@@ -447,6 +466,21 @@ var headOutcomes = map[string]string{
 	"status 401*": refused, "status 407*": refused, "cut*": right, "web page": wrong, "null": wrong, "list": wrong, "braces": wrong, "NUL": wrong,
 }
 
+// listOutcomes are of lists in pages.
+var listOutcomes = map[string]string{"Link absent": wrong, "Link empty": wrong, "Link garbage": damaged, "Link enormous": damaged}
+
+// tokenOutcomes are of requests for a token. A token server that gives none refuses, whatever it sends.
+var tokenOutcomes = func() map[string]string {
+	outcomes := map[string]string{"status*": refused, "empty body": refused, "web page": refused, "null": refused, "list": refused, "braces": refused, "NUL": refused}
+	for _, status := range []int{408, 425, 429, 500, 502, 503, 504, 520, 521, 522, 523, 524} {
+		outcomes[fmt.Sprintf("status %d*", status)] = temporary
+	}
+	for _, status := range []int{301, 302, 303, 307, 308} {
+		outcomes[fmt.Sprintf("redirect %d to ftp", status)] = refused
+	}
+	return outcomes
+}()
+
 var readOperations = func() []operation {
 	ctx := context.Background()
 	index, blob := digest.FromBytes(oddIndex).String(), digest.FromBytes(oddBlob).String()
@@ -481,10 +515,21 @@ var readOperations = func() []operation {
 		{name: "resolve a tag", at: "HEAD /manifests/", run: resolve("latest"), want: fmt.Sprint(index, " ", len(oddIndex)), isHint: true, expect: headOutcomes},
 		{name: "resolve a manifest", at: "HEAD /manifests/", run: resolve(index), want: fmt.Sprint(index, " ", len(oddIndex)), isHint: true, expect: with404(headOutcomes)},
 		{name: "resolve a blob", at: "HEAD /blobs/", run: resolve(blob), want: blob + " 3000", isHint: true, expect: with404(headOutcomes)},
+		{name: "get a token", at: "GET /token", isToken: true, run: read("latest"), want: string(oddIndex), expect: tokenOutcomes},
+		{name: "list repositories", at: "GET /_catalog", run: func(r *Registry) (string, error) {
+			var all []string
+			for name, err := range r.repositories(ctx) {
+				if err != nil {
+					return "", err
+				}
+				all = append(all, name)
+			}
+			return strings.Join(all, " "), nil
+		}, want: "a b c", expect: listOutcomes},
 		{name: "list tags", at: "GET /tags/list", run: func(r *Registry) (string, error) {
 			list, err := tags(r)
 			return strings.Join(list, " "), err
-		}, want: "a b c", expect: map[string]string{"Link absent": wrong, "Link empty": wrong, "Link garbage": damaged, "Link enormous": damaged}},
+		}, want: "a b c", expect: listOutcomes},
 	}
 }()
 

@@ -77,7 +77,7 @@ func (r *rangeReader) readChunk(at int64, buf []byte) chunk {
 	defer r.Close()
 	c := chunk{buf: buf}
 	if r.stream.ReadCloser == nil {
-		c.err = r.reconnect(at, nil)
+		c.err = r.connect(at, true, nil)
 	}
 	if c.err == nil {
 		var n int

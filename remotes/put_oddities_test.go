@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"net/http"
 	"strings"
 	"testing/iotest"
 
@@ -130,6 +131,19 @@ var writeOperations = func() []operation {
 	for _, status := range []int{408, 425, 429, 500, 502, 503, 504, 520, 521, 522, 523, 524} {
 		unread[fmt.Sprintf("status %d*", status)] = temporary
 	}
+	// The reply to a chunk is made good by asking how much is there, and what that does not tell by what was sent.
+	sentChunk := maps.Clone(stored)
+	maps.Copy(sentChunk, map[string]string{"status 416*": right, "Location garbage": damaged, "Location enormous": temporary, "Location with control characters": right})
+	asked := map[string]string{"status*": right, "status 407*": right, "cut*": right, "empty body": right, "web page": right, "null": right, "list": right, "braces": right, "NUL": right,
+		"Location enormous": temporary}
+	for _, status := range []int{408, 425, 429, 500, 502, 503, 504, 520, 521, 522, 523, 524} {
+		asked[fmt.Sprintf("status %d*", status)] = temporary
+	}
+	for _, status := range []int{301, 302, 303, 307, 308} {
+		for _, where := range []string{"clear text", "ftp", "garbage", "itself"} {
+			asked[fmt.Sprintf("redirect %d to %s", status, where)] = right
+		}
+	}
 	begun := map[string]string{"Location absent": damaged, "Location empty": damaged, "Location garbage": damaged, "Location enormous": temporary, "OCI-Chunk-Min-Length enormous": other,
 		"cut*": right, "empty body": right, "web page": right, "null": right, "list": right, "braces": right, "NUL": right}
 	for _, status := range []int{301, 302, 303} { // a POST becomes a GET
@@ -143,6 +157,8 @@ var writeOperations = func() []operation {
 		{name: "put a blob: mount", at: "POST /blobs/uploads/", run: put(blob.String(), oddNewBlob, append(sized, "mount:none")...), want: blob.String(), check: hasBlob, expect: begun},
 		{name: "put a blob: whole", at: "PUT /blobs/uploads/", run: put(blob.String(), oddNewBlob, sized...), want: blob.String(), check: hasBlob, expect: stored},
 		{name: "put a blob: last chunk", at: "PUT /blobs/uploads/", run: put(blob.String(), oddNewBlob, "mediatype:a/b"), want: blob.String(), check: hasBlob, expect: stored},
+		{name: "put a blob: a chunk", at: "PATCH /blobs/uploads/", chunk: 1000, run: put(blob.String(), oddNewBlob, "mediatype:a/b"), want: blob.String(), check: hasBlob, expect: sentChunk},
+		{name: "put a blob: how much of it is there", at: "GET /blobs/uploads/", chunk: 1000, lost: http.MethodPatch, run: put(blob.String(), oddNewBlob, "mediatype:a/b"), want: blob.String(), check: hasBlob, expect: asked},
 		{name: "put a manifest: whether it is there", at: "HEAD /manifests/", run: put(manifest.String(), oddManifest, isManifest), want: manifest.String(), check: has(manifest.String()), isHint: true, expect: look},
 		{name: "put a manifest", at: "PUT /manifests/", run: put(manifest.String(), oddManifest, isManifest), want: manifest.String(), check: has(manifest.String()), expect: done},
 		{name: "put a tag: whether it is there", at: "HEAD /manifests/", run: put("v1", oddManifest), want: manifest.String(), check: has("v1"), isHint: true, expect: look},

@@ -144,16 +144,9 @@ type rangeReader struct {
 	stream stream
 }
 
-// connect opens the span from an offset on. The stream may begin earlier.
-func (r *rangeReader) connect(at int64) error {
-	return r.source.client.retry(r.ctx, r.tries, func() (err error) {
-		r.stream, err = r.source.open(r.ctx, span{at, r.end})
-		return err
-	})
-}
-
-// reconnect goes on at an offset, after an error if there was one.
-func (r *rangeReader) reconnect(at int64, cause error) error {
+// connect opens the span from an offset on, after an error if there was one. Where the host sends all of the blob, the
+// stream begins earlier, or those bytes are skipped if isExact says so.
+func (r *rangeReader) connect(at int64, isExact bool, cause error) error {
 	return r.source.client.retry(r.ctx, r.tries, func() error {
 		if err := cause; err != nil {
 			cause = nil
@@ -163,9 +156,11 @@ func (r *rangeReader) reconnect(at int64, cause error) error {
 		if err != nil {
 			return err
 		}
-		if err := s.skip(at); err != nil {
-			s.Close()
-			return err
+		if isExact {
+			if err := s.skip(at); err != nil {
+				s.Close()
+				return err
+			}
 		}
 		r.stream = s
 		return nil
@@ -198,7 +193,7 @@ func (r *rangeReader) Read(p []byte) (int, error) {
 			err = classf(errdefs.ErrAborted, "the connection ended after %d of %s", at, sizeString(size))
 		}
 		r.stream.Close()
-		if err := r.reconnect(at, err); err != nil {
+		if err := r.connect(at, true, err); err != nil {
 			return n, err
 		}
 		if n > 0 {

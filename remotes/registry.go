@@ -213,7 +213,7 @@ func (c *client) blobSize(ctx context.Context, req request, d digest.Digest, t *
 	}
 	req.method = http.MethodGet
 	first := &rangeReader{ctx: ctx, source: blobSource{client: c, request: req, size: -1}, tries: t, end: 1}
-	gerr := first.connect(0)
+	gerr := first.connect(0, false, nil)
 	first.Close()
 	switch {
 	case gerr == nil:
@@ -526,7 +526,7 @@ func (c *client) blob(ctx context.Context, req request, t *tries, o object, h hi
 		d.end = h.offset + length
 		d.ctx, d.cancel = context.WithCancel(ctx)
 	}
-	err := d.connect(h.offset)
+	err := d.connect(h.offset, false, nil)
 	size := d.source.size
 	if err == nil && size >= 0 {
 		err = h.check(size)
