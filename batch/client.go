@@ -336,8 +336,8 @@ func (p *Pending) Wait(ctx context.Context) (*Object, error) {
 	if size := max(o.Size, p.hints.size); size >= 0 {
 		o.left = max(size-p.hints.begin, 0)
 	}
-	if p.hints.begin == 0 && o.Digest == "" {
-		o.Digest, _ = asDigest(p.object)
+	if want, ok := asDigest(p.object); ok && p.hints.begin == 0 && o.Digest == "" {
+		o.Digest = want
 	}
 	if p.hints.begin == 0 && o.Digest != "" && (o.left < 0 || !p.client.Unverified) {
 		o.hash = o.Digest.Algorithm().Hash()

@@ -4,6 +4,7 @@ package main
 import (
 	"context"
 	"fmt"
+	"os"
 	"runtime/debug"
 
 	"distkit/cmd/internal/cli"
@@ -32,7 +33,7 @@ type record struct {
 
 func newCommand() *cobra.Command {
 	c := &cobra.Command{
-		Use:   "dist-copy-graph [flags] DIGEST [SIZE [TYPE]]",
+		Use:   "dist-copy-graph [flags] DIGEST|TAG [SIZE [TYPE]]",
 		Short: "Copy everything that a manifest refers to from one place to another",
 		Args:  cobra.RangeArgs(1, 3),
 	}
@@ -45,7 +46,8 @@ func newCommand() *cobra.Command {
 	f.StringVar(&at.to, "to", "", "copy to the batch `COMMAND`, run by sh")
 	f.StringVar(&at.mount, "mount", "", "have the target take blobs from its `REPOSITORY` where it can")
 	f.StringVar(&at.sources, "sources", "", "have the target, `HOST/REPOSITORY`, take blobs from where labels say that it has them")
-	tags := f.StringArray("tag", nil, "have the target keep the manifest as `TAG`; may be repeated")
+	f.StringArrayVar(&at.tags, "tag", nil, "the target keeps the manifest as `TAG`, in a store as a name; may be repeated")
+	f.StringArrayVar(&at.labels, "label", nil, "set the label `KEY=VALUE` of a name in the store; without a value take it away")
 	platforms := f.StringArray("platform", nil, "of an index, only the manifest for `PLATFORM`; may be repeated")
 	jobs := f.IntP("jobs", "j", 8, "objects that move at the same time: `N`")
 	maxBytes := f.Int64("max-bytes", 0, "fail if more than so many `BYTES` would move")
@@ -59,7 +61,7 @@ func newCommand() *cobra.Command {
 		if err != nil {
 			return err
 		}
-		g := &copygraph.Copy{Jobs: *jobs, MaxBytes: *maxBytes, DryRun: *dryRun, Tags: *tags}
+		g := &copygraph.Copy{Jobs: *jobs, MaxBytes: *maxBytes, DryRun: *dryRun}
 		for _, s := range *platforms {
 			p, err := image.ParsePlatform(s)
 			if err != nil {
@@ -67,7 +69,9 @@ func newCommand() *cobra.Command {
 			}
 			g.Platforms = append(g.Platforms, p)
 		}
+		var last v1.Descriptor
 		g.Record = func(d v1.Descriptor, state copygraph.Outcome) error {
+			last = d
 			if err := out.Write(record{d.Digest, d.Size, d.MediaType, state}, d.Digest, cli.Size(d.Size), d.MediaType, string(state)); err != nil {
 				return err
 			}
@@ -77,7 +81,10 @@ func newCommand() *cobra.Command {
 		if err != nil {
 			return err
 		}
-		err = run(c.Context(), g, roots)
+		end = shown(g, out.Quiet(), end)
+		if err = run(c.Context(), g, roots); err == nil && at.to == "" && !g.DryRun {
+			err = at.name(c.Context(), g.Documents, last)
+		}
 		if failed := end(); err == nil {
 			err = failed
 		}
@@ -89,9 +96,26 @@ func newCommand() *cobra.Command {
 	return c
 }
 
+// shown has the progress drawn until the end, if standard error is a terminal.
+func shown(g *copygraph.Copy, quiet bool, end func() error) func() error {
+	if _, ok := cli.IsTerminal(os.Stderr); !ok || quiet {
+		return end
+	}
+	v := newView()
+	g.Progress = v
+	return func() error {
+		v.end()
+		return end()
+	}
+}
+
 // run copies. It says how far it came if a signal ends it.
-func run(ctx context.Context, g *copygraph.Copy, roots []v1.Descriptor) error {
-	err := g.Run(ctx, roots...)
+func run(ctx context.Context, g *copygraph.Copy, roots []root) error {
+	var list []v1.Descriptor
+	for _, r := range roots {
+		list = append(list, r.Descriptor)
+	}
+	err := g.Run(ctx, list...)
 	if err == nil || ctx.Err() == nil {
 		return err
 	}

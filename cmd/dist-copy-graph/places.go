@@ -2,9 +2,11 @@ package main
 
 import (
 	"context"
+	"fmt"
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"distkit/cmd/internal/cli"
@@ -12,6 +14,7 @@ import (
 	"distkit/image"
 	"distkit/image/copygraph"
 
+	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
 )
@@ -21,23 +24,30 @@ type places struct {
 	root, namespace    *string
 	from, fromRoot, to string
 	mount, sources     string
+	tags, labels       []string
 }
 
 // open opens the source and the target of a copy, and holds the stores among them. end is called when all is done; it returns
 // the failure of a target that is a command.
-func (p places) open(ctx context.Context, g *copygraph.Copy, roots []v1.Descriptor) (end func() error, err error) {
+func (p places) open(ctx context.Context, g *copygraph.Copy, roots []root) (end func() error, err error) {
 	switch {
 	case p.from != "" && p.fromRoot != "":
 		return nil, cli.Usagef("--from and --from-root are two sources")
 	case p.from == "" && p.fromRoot == "" && p.to == "":
 		return nil, cli.Usagef("the store is both source and target: one of --from, --from-root and --to is needed")
-	case p.to == "" && (len(g.Tags) > 0 || p.mount != "" || p.sources != ""):
-		return nil, cli.Usagef("--tag, --mount and --sources are for a target that is a command: --to is missing")
+	case p.to == "" && (p.mount != "" || p.sources != ""):
+		return nil, cli.Usagef("--mount and --sources are for a target that is a command: --to is missing")
+	case len(p.labels) > 0 && (p.to != "" || len(p.tags) == 0):
+		return nil, cli.Usagef("--label is for a --tag in the store")
+	case len(p.tags) > 0 && len(roots) != 1:
+		return nil, cli.Usagef("--tag is for one manifest, not for %d", len(roots))
+	case p.from == "" && slices.ContainsFunc(roots, func(r root) bool { return r.tag != "" }):
+		return nil, cli.Usagef("a tag is for --from; otherwise a digest is wanted")
 	case p.from != "" && p.sources != "":
 		return nil, cli.Usagef("--sources is for a source that is a store: its labels tell")
 	}
 	var ends []func() error
-	end = func() (err error) {
+	endAll := func() (err error) {
 		for _, f := range ends {
 			if failed := f(); err == nil {
 				err = failed
@@ -47,7 +57,7 @@ func (p places) open(ctx context.Context, g *copygraph.Copy, roots []v1.Descript
 	}
 	defer func() {
 		if err != nil {
-			_ = end()
+			_ = endAll()
 		}
 	}()
 	store, err := content.Open(*p.root)
@@ -60,6 +70,12 @@ func (p places) open(ctx context.Context, g *copygraph.Copy, roots []v1.Descript
 		from := copygraph.FromCommand(p.from, p.to == "")
 		ends = append(ends, ignoring(from))
 		g.From, source = from, nil
+		if p.to != "" || !here(ctx, store, roots) {
+			from.Start() // before anything else is done
+		}
+		if err := p.resolve(ctx, from, store, roots); err != nil {
+			return nil, err
+		}
 	case p.fromRoot != "":
 		if source, err = content.Open(p.fromRoot); err != nil {
 			return nil, err
@@ -74,17 +90,17 @@ func (p places) open(ctx context.Context, g *copygraph.Copy, roots []v1.Descript
 	if p.to != "" {
 		to := copygraph.IntoCommand(p.to)
 		ends = append(ends, to.Close)
-		g.To = to
+		g.To, g.Tags = to, p.tags
 		if source != nil {
 			g.Documents, g.From = source, nil
-			return end, p.mounts(ctx, g, source, roots)
+			return endAll, p.mounts(ctx, g, source, roots)
 		}
 		g.Mount = func(digest.Digest) string { return p.mount }
 	} else {
 		g.To = copygraph.IntoStore(store)
 		if !g.DryRun {
 			g.Documents = store
-			return end, hold(ctx, store)
+			return endAll, hold(ctx, store)
 		}
 		g.From = copygraph.Either{copygraph.FromStore(store), g.From}
 	}
@@ -94,7 +110,49 @@ func (p places) open(ctx context.Context, g *copygraph.Copy, roots []v1.Descript
 	}
 	ends = append(ends, func() error { return os.RemoveAll(scratch) })
 	g.Documents, err = content.Open(scratch)
-	return end, err
+	return endAll, err
+}
+
+// here reports whether the store has all roots, so that perhaps nothing has to come.
+func here(ctx context.Context, store *content.Store, roots []root) bool {
+	for _, r := range roots {
+		if _, err := store.Info(ctx, r.Digest); r.tag != "" || err != nil {
+			return false
+		}
+	}
+	return true
+}
+
+// resolve finds out what tags of the source point at. Where the store has had the name, it is likely that nothing has
+// changed: it is asked for the digest alone, which registries do not count as a pull.
+func (p places) resolve(ctx context.Context, from *copygraph.CommandSource, store *content.Store, roots []root) error {
+	for i, r := range roots {
+		if r.tag == "" {
+			continue
+		}
+		ask := from.Resolve
+		if p.to == "" && len(p.tags) > 0 {
+			names, err := image.OpenNames(store, *p.namespace)
+			if err != nil {
+				return err
+			}
+			if _, err := names.Get(p.tags[0]); errdefs.IsNotFound(err) {
+				ask = from.Take
+			}
+		}
+		d, err := ask(ctx, r.tag)
+		if err != nil {
+			return err
+		}
+		if r.Size >= 0 {
+			d.Size = r.Size // held to what was given
+		}
+		if err := content.Validate(d.Digest); err != nil {
+			return fmt.Errorf("resolve %s: the source tells: %w", r.tag, err)
+		}
+		roots[i].Descriptor = d
+	}
+	return nil
 }
 
 // ignoring closes a source, whose failures are told with the objects that they are of.
@@ -106,7 +164,7 @@ func ignoring(c io.Closer) func() error {
 }
 
 // mounts has blobs mounted from where labels of the store say that they are, else from the one repository that was named.
-func (p places) mounts(ctx context.Context, g *copygraph.Copy, store *content.Store, roots []v1.Descriptor) error {
+func (p places) mounts(ctx context.Context, g *copygraph.Copy, store *content.Store, roots []root) error {
 	known := map[digest.Digest]string{}
 	g.Mount = func(d digest.Digest) string {
 		if from := known[d]; from != "" {
@@ -126,13 +184,14 @@ func (p places) mounts(ctx context.Context, g *copygraph.Copy, store *content.St
 		return err
 	}
 	w := image.Walker{Store: store}
-	for _, root := range roots {
-		if root.Size < 0 {
-			if root, err = w.Describe(ctx, root.Digest); err != nil {
+	for _, r := range roots {
+		d := r.Descriptor
+		if d.Size < 0 {
+			if d, err = w.Describe(ctx, d.Digest); err != nil {
 				return err
 			}
 		}
-		list, err := names.Sources(ctx, w, root, host, repository)
+		list, err := names.Sources(ctx, w, d, host, repository)
 		if err != nil {
 			return err
 		}
@@ -141,6 +200,23 @@ func (p places) mounts(ctx context.Context, g *copygraph.Copy, store *content.St
 		}
 	}
 	return nil
+}
+
+// name gives the store's names to what was copied.
+func (p places) name(ctx context.Context, store *content.Store, d v1.Descriptor) error {
+	labels, err := cli.Labels(p.labels)
+	if err != nil {
+		return err
+	}
+	names, err := image.OpenNames(store, *p.namespace)
+	if err != nil {
+		return err
+	}
+	var images []image.Image
+	for _, tag := range p.tags {
+		images = append(images, image.Image{Name: tag, Target: d, Labels: labels})
+	}
+	return names.ReplaceAll(ctx, images)
 }
 
 // holdIfSwept holds a store. A layout of other tools is not swept.

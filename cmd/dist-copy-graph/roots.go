@@ -15,11 +15,17 @@ import (
 // maxRoots bounds how many graphs are copied at once.
 const maxRoots = 1 << 12
 
+// root is what is to be copied: a descriptor, or a tag of the source that is still to be resolved.
+type root struct {
+	v1.Descriptor
+	tag string
+}
+
 // readRoots reads what is to be copied: one root by the arguments, or with "-" one from each line of standard input.
-func readRoots(c *cobra.Command, args []string) (roots []v1.Descriptor, err error) {
+func readRoots(c *cobra.Command, args []string) (roots []root, err error) {
 	if args[0] != "-" {
-		root, err := parseRoot(args)
-		return append(roots, root), err
+		r, err := parseRoot(args)
+		return append(roots, r), err
 	}
 	if len(args) > 1 {
 		return nil, cli.Usagef("- stands alone; usage: %s", c.UseLine())
@@ -28,28 +34,29 @@ func readRoots(c *cobra.Command, args []string) (roots []v1.Descriptor, err erro
 		if len(roots) == maxRoots {
 			return cli.Usagef("standard input has more than %d records", maxRoots)
 		}
-		root, err := parseRoot(strings.Split(line, "\t"))
-		roots = append(roots, root)
+		r, err := parseRoot(strings.Split(line, "\t"))
+		roots = append(roots, r)
 		return err
 	})
 	return roots, err
 }
 
-// parseRoot reads a digest, a size or "-", and a media type; the last two may be missing.
-func parseRoot(fields []string) (v1.Descriptor, error) {
-	d := v1.Descriptor{Digest: digest.Digest(fields[0]), Size: -1}
-	if err := content.Validate(d.Digest); err != nil {
-		return d, err
+// parseRoot reads a digest or tag, a size or "-", and a media type; the last two may be missing.
+func parseRoot(fields []string) (r root, err error) {
+	r.Digest, r.Size = digest.Digest(fields[0]), -1
+	if !strings.Contains(fields[0], ":") {
+		r.Digest, r.tag = "", fields[0]
+	} else if err := content.Validate(r.Digest); err != nil {
+		return r, err
 	}
 	if len(fields) > 1 && fields[1] != "-" {
-		n, err := strconv.ParseInt(fields[1], 10, 64)
-		if err != nil || n < 0 {
-			return d, cli.Usagef("%s: %.40q is no size in bytes", d.Digest, fields[1])
+		r.Size, err = strconv.ParseInt(fields[1], 10, 64)
+		if err != nil || r.Size < 0 {
+			return r, cli.Usagef("%s: %.40q is not a size in bytes", fields[0], fields[1])
 		}
-		d.Size = n
 	}
 	if len(fields) > 2 {
-		d.MediaType = fields[2]
+		r.MediaType = fields[2]
 	}
-	return d, nil
+	return r, nil
 }

@@ -1,6 +1,7 @@
 package copygraph
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -14,8 +15,10 @@ import (
 	"distkit/batch"
 	"distkit/disk"
 	"distkit/errclass"
+	"distkit/image"
 
 	"github.com/containerd/errdefs"
+	"github.com/opencontainers/go-digest"
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
@@ -180,19 +183,86 @@ func (c *command) Close() error {
 // maxFetchers bounds the processes of a source: one pipe is slower than two processors.
 const maxFetchers = 2
 
-// FromCommand is a source that is a batch command, run by sh. It runs when something is first asked for. unverified
-// leaves it to the target to hash what comes. The caller closes it.
-func FromCommand(text string, unverified bool) interface {
-	Source
-	io.Closer
-} {
-	return &fromCommand{command{text: text, unverified: unverified, most: maxFetchers, patience: endAfter}}
+// CommandSource is a source that is a batch command.
+type CommandSource struct {
+	command
+	taken map[digest.Digest][]byte // by Take
 }
 
-type fromCommand struct{ command }
+// FromCommand returns the source that is a batch command, run by sh when something is first asked for. unverified leaves it
+// to the target to hash what comes. The caller closes it.
+func FromCommand(text string, unverified bool) *CommandSource {
+	return &CommandSource{command: command{text: text, unverified: unverified, most: maxFetchers, patience: endAfter}, taken: map[digest.Digest][]byte{}}
+}
+
+// Start runs the command in advance.
+func (c *CommandSource) Start() {
+	go func() { _, _, _ = c.pick(0) }() // whoever asks for something finds out if it can't run
+}
+
+// Resolve asks what a tag points at. The size is -1: registries are not to be trusted with it. NotFound if there is no such
+// tag.
+func (c *CommandSource) Resolve(ctx context.Context, tag string) (d v1.Descriptor, err error) {
+	err = c.ask(ctx, tag, func(p *process) error {
+		var there bool
+		if d, there, err = p.Has(ctx, tag); err == nil && !there {
+			err = errclass.Errorf(errdefs.ErrNotFound, "the source has no such tag")
+		}
+		return err
+	})
+	return v1.Descriptor{MediaType: d.MediaType, Digest: d.Digest, Size: -1}, err
+}
+
+// Take is Resolve that fetches what the tag points at in the same step, for Open to give it.
+func (c *CommandSource) Take(ctx context.Context, tag string) (d v1.Descriptor, err error) {
+	err = c.ask(ctx, tag, func(p *process) error {
+		o, err := p.Fetch(ctx, tag)
+		if err != nil {
+			return err
+		}
+		b, err := io.ReadAll(io.LimitReader(o, image.MaxDocument+1))
+		if err == nil && len(b) > image.MaxDocument {
+			p.kill() // nobody wants the rest
+			err = errclass.Errorf(errdefs.ErrInvalidArgument, "more than %d bytes are too many for a manifest or index", image.MaxDocument)
+		}
+		if err = errors.Join(err, o.Close()); err != nil {
+			return err
+		}
+		d = v1.Descriptor{MediaType: o.MediaType, Digest: o.Digest, Size: int64(len(b))}
+		if d.Digest == "" {
+			d.Digest = digest.FromBytes(b)
+		}
+		c.taken[d.Digest] = b
+		return nil
+	})
+	return d, err
+}
+
+// ask calls f, and again while its failures are temporary.
+func (c *CommandSource) ask(ctx context.Context, tag string, f func(*process) error) error {
+	var again retry
+	for {
+		p, _, err := c.pick(0)
+		if err != nil {
+			return err
+		}
+		stop := context.AfterFunc(ctx, p.kill)
+		err = f(p)
+		stop()
+		if err == nil {
+			return nil
+		}
+		if err = p.failed(ctx, err); !again.after(ctx, err, 0) {
+			return fmt.Errorf("resolve %s: %w", tag, err)
+		}
+	}
+}
 
 // Open implements Source. It waits until all that was asked for before has come.
-func (c *fromCommand) Open(ctx context.Context, d v1.Descriptor, offset int64) (io.ReadCloser, error) {
+func (c *CommandSource) Open(ctx context.Context, d v1.Descriptor, offset int64) (io.ReadCloser, error) {
+	if b, ok := c.taken[d.Digest]; ok {
+		return io.NopCloser(bytes.NewReader(b[min(offset, int64(len(b))):])), nil
+	}
 	p, giveBack, err := c.pick(max(d.Size-offset, 0))
 	if err != nil {
 		return nil, err
@@ -243,18 +313,17 @@ func (f *fetched) Close() error {
 	return f.o.Close()
 }
 
-// IntoCommand is a target that is a batch command, run by sh. The caller closes it: its failure may be the target's.
-func IntoCommand(text string) interface {
-	Target
-	io.Closer
-} {
-	return &intoCommand{command{text: text, most: 1, patience: storesAfter}}
+// CommandTarget is a target that is a batch command.
+type CommandTarget struct{ command }
+
+// IntoCommand returns the target that is a batch command, run by sh when it is first asked something. The caller closes it:
+// its failure may be the target's.
+func IntoCommand(text string) *CommandTarget {
+	return &CommandTarget{command{text: text, most: 1, patience: storesAfter}}
 }
 
-type intoCommand struct{ command }
-
 // do calls f with the process. It ends the process when ctx is done.
-func (c *intoCommand) do(ctx context.Context, f func(*process) error) error {
+func (c *CommandTarget) do(ctx context.Context, f func(*process) error) error {
 	p, _, err := c.pick(0)
 	if err != nil {
 		return err
@@ -267,7 +336,7 @@ func (c *intoCommand) do(ctx context.Context, f func(*process) error) error {
 }
 
 // Has implements Target. All requests are on their way at the same time.
-func (c *intoCommand) Has(ctx context.Context, objects []Object) (has []bool, err error) {
+func (c *CommandTarget) Has(ctx context.Context, objects []Object) (has []bool, err error) {
 	has = make([]bool, len(objects))
 	var list []v1.Descriptor
 	var of, tagged []int
@@ -302,7 +371,7 @@ func (c *intoCommand) Has(ctx context.Context, objects []Object) (has []bool, er
 }
 
 // Mount implements Target.
-func (c *intoCommand) Mount(ctx context.Context, d v1.Descriptor, repository string) (done bool, err error) {
+func (c *CommandTarget) Mount(ctx context.Context, d v1.Descriptor, repository string) (done bool, err error) {
 	err = c.do(ctx, func(p *process) error {
 		_, done, err = p.Mount(ctx, d.Digest, repository)
 		return err
@@ -311,7 +380,7 @@ func (c *intoCommand) Mount(ctx context.Context, d v1.Descriptor, repository str
 }
 
 // Put implements Target. The next object is sent while the target stores this one.
-func (c *intoCommand) Put(ctx context.Context, o Object, r io.ReadSeeker) (outcome Outcome, err error) {
+func (c *CommandTarget) Put(ctx context.Context, o Object, r io.ReadSeeker) (outcome Outcome, err error) {
 	name := o.Tag
 	if name == "" {
 		name = string(o.Digest)

@@ -24,7 +24,7 @@ import (
 )
 
 // The test binary is a batch command, too: with SERVE, over the store in that directory. STARTS names a file that gets a line
-// at each start. The first FAULTS processes write no more than CUT bytes, or read no more, and exit with EXIT.
+// at each start; LATEST is what its one tag points at. The first FAULTS processes write no more than CUT bytes, or read no more, and exit with EXIT.
 func TestMain(m *testing.M) {
 	if dir := os.Getenv("SERVE"); dir != "" {
 		os.Exit(serve(dir))
@@ -57,6 +57,9 @@ func serve(dir string) int {
 	}
 	get := func(_ context.Context, r *batch.Request) func() (batch.Answer, error) {
 		return func() (batch.Answer, error) {
+			if r.Object == "latest" {
+				r.Object = os.Getenv("LATEST")
+			}
 			f, err := s.File(digest.Digest(r.Object))
 			if err != nil {
 				return batch.Answer{}, err
@@ -72,6 +75,9 @@ func serve(dir string) int {
 	}
 	has := func(ctx context.Context, r *batch.Request) func() (batch.Answer, error) {
 		return func() (batch.Answer, error) {
+			if r.Object == "latest" {
+				r.Object = os.Getenv("LATEST")
+			}
 			info, err := s.Info(ctx, digest.Digest(r.Object))
 			if errdefs.IsNotFound(err) || err != nil && !strings.Contains(r.Object, ":") {
 				return batch.Answer{Word: "no"}, nil
@@ -341,10 +347,56 @@ func TestASilentCommandIsEnded(t *testing.T) {
 			t.Errorf("%s: %v", what, err)
 		}
 		_ = os.Remove(pid)
-		if c.From != nil {
-			_ = c.From.(io.Closer).Close()
-		} else {
-			_ = c.To.(io.Closer).Close()
+		for _, end := range []any{c.From, c.To} {
+			if end, ok := end.(io.Closer); ok {
+				_ = end.Close()
+			}
 		}
 	}
+}
+
+func TestTags(t *testing.T) {
+	t.Parallel()
+	from := open(t)
+	root := index(t, from, nested(t, from))
+	for what, ask := range map[string]func(*copygraph.CommandSource) (v1.Descriptor, error){
+		"Resolve": func(c *copygraph.CommandSource) (v1.Descriptor, error) { return c.Resolve(t.Context(), "latest") },
+		"Take":    func(c *copygraph.CommandSource) (v1.Descriptor, error) { return c.Take(t.Context(), "latest") },
+	} {
+		source := newServed(t, from, "LATEST="+string(root.Digest), "FAULTS=2 CUT=3 EXIT=6")
+		c := copygraph.FromCommand(source.command, true)
+		c.Start()
+		d, err := ask(c)
+		if err != nil || d.Digest != root.Digest || d.Size != root.Size && d.Size != -1 {
+			t.Fatalf("%s: %v, %v", what, d, err)
+		}
+		to := open(t)
+		got, err := records(t, &copygraph.Copy{Documents: to, From: c, To: copygraph.IntoStore(to)}, d)
+		if err != nil || count(got, copygraph.Stored) != len(got) {
+			t.Errorf("%s: %v, %v", what, got, err)
+		}
+		_ = c.Close()
+		whole(t, to, root)
+		c = copygraph.FromCommand(newServed(t, from, "LATEST="+string(digest.FromString("none"))).command, true)
+		if d, err := ask(c); !errdefs.IsNotFound(err) {
+			t.Errorf("%s: %v, %v", what, d, err)
+		}
+		_ = c.Close()
+	}
+	// What was taken is held to the digest that was told.
+	c := copygraph.FromCommand(fmt.Sprintf("echo ok %s 5 -; printf '5\nother0\nend\n'; cat >/dev/null", root.Digest), true)
+	d, err := c.Take(t.Context(), "latest")
+	if err == nil {
+		to := open(t)
+		_, err = records(t, &copygraph.Copy{Documents: to, From: c, To: copygraph.IntoStore(to)}, d)
+	}
+	if !errdefs.IsDataLoss(err) {
+		t.Error(err)
+	}
+	_ = c.Close()
+	c = copygraph.FromCommand("echo ok - - -; while echo 1000 && head -c 1000 /dev/zero; do :; done", true)
+	if _, err := c.Take(t.Context(), "latest"); !errdefs.IsInvalidArgument(err) {
+		t.Errorf("a document without end: %v", err)
+	}
+	_ = c.Close()
 }

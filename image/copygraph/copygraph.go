@@ -42,6 +42,8 @@ type Progress interface {
 	Expect(d v1.Descriptor)
 	// Move is called with how much of an object has come, also when it goes on with a part that was there.
 	Move(dgst digest.Digest, offset int64)
+	// Land is called once with each object when nothing more is to be done for it.
+	Land(dgst digest.Digest, outcome Outcome)
 }
 
 // Copy describes a copy.
@@ -58,7 +60,7 @@ type Copy struct {
 	DryRun    bool              // move nothing but documents, into Documents
 	// Mount, if set, returns the repository of the target that is said to have a blob, or "".
 	Mount func(digest.Digest) string
-	// Record, if set, is called with each object once, when it has landed.
+	// Record, if set, is called with each object once, when it has landed; with the roots at the end, in their order.
 	Record   func(v1.Descriptor, Outcome) error
 	Progress Progress // may be nil
 
@@ -66,6 +68,7 @@ type Copy struct {
 	index   map[digest.Digest]*object
 	types   map[string]string // one string for each media type
 	root    *object           // that is to have the tags
+	roots   map[*object]Outcome
 
 	mu     sync.Mutex // of totals and calls of Record
 	totals Totals
@@ -85,6 +88,7 @@ type object struct {
 	here      bool // in Documents
 	wanted    bool // false for what is a foreign layer wherever it is referred to
 	landed    bool // the target has it, or it is foreign
+	root      bool
 	pending   int32
 	parents   []*object    // each has it pending until it has landed
 	check     func() error // if set, is called once it has landed
@@ -100,7 +104,8 @@ func (o *object) descriptor() v1.Descriptor {
 // Errors are those of [image.Walker.Walk], of the source and of the target. NotFound: an object is neither at the source
 // nor at the target. FailedPrecondition: more than MaxBytes would move.
 func (c *Copy) Run(ctx context.Context, roots ...v1.Descriptor) error {
-	c.objects, c.index, c.types, c.root, c.totals = nil, map[digest.Digest]*object{}, map[string]string{}, nil, Totals{}
+	c.objects, c.index, c.types, c.totals = nil, map[digest.Digest]*object{}, map[string]string{}, Totals{}
+	c.root, c.roots = nil, map[*object]Outcome{}
 	if len(c.Tags) > 0 && len(roots) != 1 {
 		return errclass.Errorf(errdefs.ErrInvalidArgument, "tags are for one root, not for %d", len(roots))
 	}
@@ -115,6 +120,25 @@ func (c *Copy) Run(ctx context.Context, roots ...v1.Descriptor) error {
 			c.root = c.index[root.Digest]
 		}
 	}
+	if err := c.finish(ctx); err != nil || c.Record == nil {
+		return err
+	}
+	for _, root := range roots {
+		o := c.index[root.Digest]
+		outcome, ok := c.roots[o]
+		if !ok {
+			continue // it was named twice
+		}
+		delete(c.roots, o)
+		if err := c.Record(o.descriptor(), outcome); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// finish does what has been planned.
+func (c *Copy) finish(ctx context.Context) error {
 	if err := c.ask(ctx); err != nil {
 		return err
 	}

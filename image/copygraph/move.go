@@ -257,7 +257,12 @@ func (c *Copy) land(o *object, outcome Outcome) error {
 	o.landed = true
 	c.totals.Landed++
 	c.totals.LandedBytes += max(o.size, 0)
-	if c.Record != nil {
+	if c.Progress != nil {
+		c.Progress.Land(o.digest, outcome)
+	}
+	if o.root {
+		c.roots[o] = outcome
+	} else if c.Record != nil {
 		if err := c.Record(o.descriptor(), outcome); err != nil {
 			return err
 		}

@@ -13,11 +13,11 @@ import (
 
 // plan walks the graph of a root, once for each platform, and brings its documents into Documents on the way.
 func (c *Copy) plan(ctx context.Context, root v1.Descriptor) error {
+	o := c.object(root)
+	o.wanted, o.root = true, true
 	if err := c.documents(ctx, root); err != nil {
 		return err
 	}
-	o := c.object(root)
-	o.wanted = true
 	if root.Size < 0 {
 		info, err := c.Documents.Info(ctx, root.Digest)
 		if err != nil && !errdefs.IsNotFound(err) {

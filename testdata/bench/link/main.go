@@ -1,0 +1,87 @@
+// Link relays TCP connections to an address as if it were far away, so that what is measured is how often a client waits
+// for an answer.
+//
+//	link [-delay D] [-connect D] ADDRESS
+//
+// It prints its own address and ends at the end of its standard input. What is sent arrives after -delay, in each
+// direction; nothing is relayed for -connect after a connection was made, which stands for the handshakes of TCP and TLS.
+package main
+
+import (
+	"flag"
+	"fmt"
+	"io"
+	"log"
+	"net"
+	"os"
+	"time"
+)
+
+func main() {
+	log.SetFlags(0)
+	log.SetPrefix("link: ")
+	delay := flag.Duration("delay", 30*time.Millisecond, "of each direction")
+	connect := flag.Duration("connect", 120*time.Millisecond, "of a new connection")
+	flag.Parse()
+	if flag.NArg() != 1 {
+		log.Fatal("usage: link [-delay D] [-connect D] ADDRESS")
+	}
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		log.Fatal(err)
+	}
+	fmt.Println(l.Addr())
+	go func() {
+		_, _ = io.Copy(io.Discard, os.Stdin)
+		os.Exit(0)
+	}()
+	for {
+		near, err := l.Accept()
+		if err != nil {
+			log.Fatal(err)
+		}
+		go func() {
+			time.Sleep(*connect)
+			far, err := net.Dial("tcp", flag.Arg(0))
+			if err != nil {
+				_ = near.Close()
+				return
+			}
+			go relay(far, near, *delay)
+			relay(near, far, *delay)
+		}()
+	}
+}
+
+// piece is what came at a time.
+type piece struct {
+	due time.Time
+	b   []byte
+}
+
+// relay passes on what it reads, each piece after the delay, however many are under way, and then the end.
+func relay(to, from net.Conn, delay time.Duration) {
+	pieces := make(chan piece, 1024)
+	go func() {
+		defer close(pieces)
+		for {
+			b := make([]byte, 64<<10)
+			n, err := from.Read(b)
+			if n > 0 {
+				pieces <- piece{time.Now().Add(delay), b[:n]}
+			}
+			if err != nil {
+				return
+			}
+		}
+	}()
+	for p := range pieces {
+		time.Sleep(time.Until(p.due))
+		if _, err := to.Write(p.b); err != nil {
+			break
+		}
+	}
+	_ = to.Close()
+	for range pieces { // the reader must not wait for ever
+	}
+}
