@@ -20,6 +20,7 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	"golang.org/x/sys/unix"
 )
 
 // Info describes a blob at rest.
@@ -81,7 +82,16 @@ func (s *Store) Path(dgst digest.Digest) (string, error) {
 	return tree.Path(layout.BlobName(dgst)), nil
 }
 
-// Info describes one blob; NotFound if there is none.
+// Size is the size of a blob in bytes; NotFound if there is none.
+func (s *Store) Size(dgst digest.Digest) (int64, error) {
+	_, fi, err := s.lookup(dgst)
+	if err != nil {
+		return 0, err
+	}
+	return fi.Size(), nil
+}
+
+// Info describes one blob; NotFound if there is none, DataLoss if its labels are damaged.
 func (s *Store) Info(_ context.Context, dgst digest.Digest) (Info, error) {
 	tree, fi, err := s.lookup(dgst)
 	if err != nil {
@@ -289,7 +299,7 @@ func (s *Store) remove(dgst digest.Digest) error {
 func (s *Store) unlink(dgst digest.Digest) error {
 	// Labels first: a crash in between leaves a blob without labels, never labels that a
 	// later blob of the same bytes would inherit.
-	if err := s.discard(labelName(dgst)); err != nil {
+	if err := s.dropLabels(dgst); err != nil && !errors.Is(err, unix.ENOTEMPTY) { // what is in a directory is none of ours
 		return fmt.Errorf("delete %s: %w", dgst, err)
 	}
 	if err := s.Tree.Remove(layout.BlobName(dgst)); err != nil {

@@ -102,6 +102,11 @@ func (s *Store) writeLabels(dgst digest.Digest, labels map[string]string, now ti
 	if err == nil {
 		err = s.Tree.Rename(tmp, name)
 	}
+	if errors.Is(err, unix.EISDIR) { // damaged
+		if err = s.dropLabels(dgst); err == nil {
+			err = s.Tree.Rename(tmp, name)
+		}
+	}
 	if err == nil {
 		err = s.Tree.SyncDir(path.Dir(name))
 	}
@@ -110,6 +115,15 @@ func (s *Store) writeLabels(dgst digest.Digest, labels map[string]string, now ti
 		return fmt.Errorf("labels of %s: %w", dgst, err)
 	}
 	return nil
+}
+
+// dropLabels removes a blob's labels, which may be damaged: a directory is removed if it is empty, else the error is ENOTEMPTY.
+func (s *Store) dropLabels(dgst digest.Digest) error {
+	err := s.discard(labelName(dgst))
+	if errors.Is(err, unix.EISDIR) {
+		err = s.Tree.RemoveDir(labelName(dgst))
+	}
+	return err
 }
 
 // lockBlob locks a blob, so that changes of labels and its deletion follow each other. NotFound if there is no such blob.

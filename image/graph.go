@@ -132,12 +132,12 @@ func (w Walker) walk(ctx context.Context, d v1.Descriptor, seen map[digest.Diges
 
 // here reports whether a blob is in the store. DataLoss if it has another size than its descriptor says.
 func (w Walker) here(ctx context.Context, d v1.Descriptor) (bool, error) {
-	info, err := w.Store.Info(ctx, d.Digest)
+	size, err := w.Store.Size(d.Digest)
 	if errdefs.IsNotFound(err) || errdefs.IsNotImplemented(err) {
 		return false, nil
 	}
-	if err == nil && info.Size != d.Size {
-		err = errclass.Errorf(errdefs.ErrDataLoss, "%s has %d bytes, its descriptor says %d", d.Digest, info.Size, d.Size)
+	if err == nil && size != d.Size {
+		err = errclass.Errorf(errdefs.ErrDataLoss, "%s has %d bytes, its descriptor says %d", d.Digest, size, d.Size)
 	}
 	return err == nil, err
 }

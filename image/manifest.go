@@ -113,11 +113,11 @@ func IsManifest(mediaType string) bool {
 // refers to blobs by descriptors is found in it, every other blob is application/octet-stream. NotFound when it isn't
 // there.
 func (w Walker) Describe(ctx context.Context, dgst digest.Digest) (v1.Descriptor, error) {
-	info, err := w.Store.Info(ctx, dgst)
+	size, err := w.Store.Size(dgst)
 	if err != nil {
 		return v1.Descriptor{}, err
 	}
-	d := v1.Descriptor{MediaType: octets, Digest: dgst, Size: info.Size}
+	d := v1.Descriptor{MediaType: octets, Digest: dgst, Size: size}
 	b, err := w.blob(dgst)
 	if err != nil || b == nil {
 		return d, err
@@ -239,11 +239,10 @@ func checkMediaType(s string) error {
 // Children returns what a document refers to: see [Node.Children]. Those of an index have the media types that the
 // blobs tell. Other blobs have none. NotFound when the blob isn't in the store or the index has nothing that fits.
 func (w Walker) Children(ctx context.Context, d v1.Descriptor) ([]v1.Descriptor, error) {
-	info, err := w.Store.Info(ctx, d.Digest)
-	if err != nil {
+	var err error
+	if d.Size, err = w.Store.Size(d.Digest); err != nil {
 		return nil, err
 	}
-	d.Size = info.Size
 	n, err := w.node(ctx, d, true)
 	if err == nil && IsIndex(n.Type) && w.Platform == nil {
 		err = w.settleTypes(ctx, n.Children)
@@ -473,7 +472,7 @@ func (w Walker) Missing(ctx context.Context, d v1.Descriptor) ([]v1.Descriptor, 
 		if !IsManifest(n.Type) {
 			return nil
 		}
-		if _, err := w.Store.Info(ctx, n.Children[0].Digest); err != nil {
+		if _, err := w.Store.Size(n.Children[0].Digest); err != nil {
 			return nil // the config is what is missing, or Walk fails on it
 		}
 		return w.fits(ctx, n.Descriptor, n.Children[0])

@@ -56,7 +56,7 @@ func (n *Names) Sources(ctx context.Context, w Walker, target v1.Descriptor, hos
 	}
 	for i, s := range list {
 		info, err := w.Store.Info(ctx, s.Digest)
-		if err != nil && !errdefs.IsNotFound(err) {
+		if err != nil && !errdefs.IsNotFound(err) && !errdefs.IsDataLoss(err) {
 			return nil, err
 		}
 		if from := sources(info.Labels[label], host, repository); len(from) > 0 {

@@ -19,16 +19,16 @@ func (c *Copy) plan(ctx context.Context, root v1.Descriptor) error {
 		return err
 	}
 	if root.Size < 0 {
-		info, err := c.Documents.Info(ctx, root.Digest)
+		size, err := c.Documents.Size(root.Digest)
 		if err != nil && !errdefs.IsNotFound(err) {
 			return err
 		}
 		if err == nil {
-			root.Size = info.Size
+			root.Size = size
 		}
 		if o.size < 0 && err == nil {
-			o.size = info.Size
-			c.totals.Bytes += info.Size
+			o.size = size
+			c.totals.Bytes += size
 		}
 	}
 	platforms := c.Platforms
@@ -63,7 +63,7 @@ func (c *Copy) checkPlatform(ctx context.Context, w image.Walker, root, config v
 		_, err := w.Manifest(ctx, root)
 		return err
 	}
-	switch _, err := c.Documents.Info(ctx, config.Digest); {
+	switch _, err := c.Documents.Size(config.Digest); {
 	case err == nil:
 		return check()
 	case !errdefs.IsNotFound(err):
@@ -92,7 +92,7 @@ func (c *Copy) documents(ctx context.Context, list ...v1.Descriptor) error {
 		if o := c.index[d.Digest]; o != nil && (o.here || o.landed) {
 			continue
 		}
-		_, err := c.Documents.Info(ctx, d.Digest)
+		_, err := c.Documents.Size(d.Digest)
 		if err == nil {
 			continue
 		} else if !errdefs.IsNotFound(err) {

@@ -206,11 +206,11 @@ func (r dockerReader) layerOfStore(ctx context.Context, diffIDs []digest.Digest,
 	if err := content.Validate(diffIDs[i]); err != nil {
 		return file{}, err
 	}
-	info, err := r.store.Info(ctx, diffIDs[i])
+	size, err := r.store.Size(diffIDs[i])
 	if errdefs.IsNotFound(err) {
 		err = damaged("the archive does not have it, nor does the store have a blob %s", diffIDs[i])
 	}
-	return file{digest: diffIDs[i], size: info.Size}, err
+	return file{digest: diffIDs[i], size: size}, err
 }
 
 // layerType is the media type of a layer. NotImplemented for compressions that OCI has no type for.

@@ -564,3 +564,61 @@ func TestStoreOfAGroup(t *testing.T) {
 		p.script(t, `dist-verify; dist-events | jq -e .topic > own/topics; test $(wc -l < own/topics) -gt 20`)
 	}
 }
+
+// Whatever stands in the place of a blob's labels, the blob is read, mended, deleted and swept, and what is damaged is told.
+func TestDamagedLabels(t *testing.T) {
+	pristine := newPlace(t)
+	const damaged, right = 4, 0
+	for name, kind := range map[string]struct {
+		make  string // of $l
+		label int    // status of dist-label
+		mend  int    // status of dist-label --replace
+	}{
+		"empty":           {`: > $l`, damaged, right},
+		"not JSON":        {`head -c 100 /dev/zero > $l`, damaged, right},
+		"torn":            {`printf '{"a":"b"' > $l`, damaged, right},
+		"two values":      {`echo '{"a":"b"}{"c":"d"}' > $l`, damaged, right},
+		"an array":        {`echo '["a"]' > $l`, damaged, right},
+		"a number":        {`echo '{"a":1}' > $l`, damaged, right},
+		"huge":            {`{ printf '{"a":"'; head -c 2000000 /dev/zero | tr '\0' x; printf '"}\n'; } > $l`, damaged, right},
+		"endless":         {`rm $l; truncate -s 1T $l`, damaged, right},
+		"a directory":     {`rm $l; mkdir $l`, damaged, right},
+		"a full one":      {`rm $l; mkdir $l; echo x > $l/x`, damaged, 1},
+		"a FIFO":          {`rm $l; mkfifo $l`, damaged, right},
+		"a symbolic link": {`rm $l; ln -s /etc/passwd $l`, damaged, right},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			p := pristine.copy(t)
+			p.script(t, fmt.Sprintf(`. ./ids
+status() { local want=$1 got=0; shift; timeout 60 "$@" > out 2> errors || got=$?; test $got = $want || { echo "$*: status $got: $(cat out errors)"; exit 1; }; }
+dist-delete $corrupt > out
+l=.content/labels/sha256/${layer#*:} m=.content/labels/sha256/${loose#*:}
+cp $l $m
+%[1]s
+status %[2]d dist-label $layer
+status %[2]d dist-label $layer x=y
+status 0 dist-cat $layer
+status 0 dist-path -q $layer
+status 0 dist-image check example.org/x:1
+dist-list -q > list; grep -qx $layer list; grep -qx $loose list
+status 4 dist-list --json
+test $(wc -l < out) = $(wc -l < list)
+status 4 dist-verify
+grep -q ${layer#*:} out
+status 0 dist-export example.org/x:1
+status 0 dist-ingest --expected-digest $layer again < layer.tar.gz
+status %[3]d dist-label --replace $layer a=b
+if [ %[3]d = 0 ]; then test "$(dist-label $layer)" = $'a\tb'; status 0 dist-verify; fi
+# Nor does it stop the sweep of that blob or of others.
+l=$m
+%[1]s
+status 0 dist-gc --grace 0
+test "$(dist-list -q | wc -l)" = 4
+loose=$(echo loose | dist-ingest -q loose)
+test -e $l || { : > $l; %[1]s; }
+status 0 dist-delete $loose
+! dist-path -q $loose 2> errors`, kind.make, kind.label, kind.mend))
+		})
+	}
+}

@@ -129,11 +129,11 @@ func (s *saver) add(mediaType string, write func(io.Writer) error) error {
 	if err != nil {
 		return err
 	}
-	info, err := s.store.Info(s.ctx, dgst)
+	size, err := s.store.Size(dgst)
 	if err != nil {
 		return err
 	}
-	s.parts = append(s.parts, v1.Descriptor{MediaType: mediaType, Digest: dgst, Size: info.Size})
+	s.parts = append(s.parts, v1.Descriptor{MediaType: mediaType, Digest: dgst, Size: size})
 	return nil
 }
 
