@@ -3,14 +3,12 @@ package main
 
 import (
 	"os"
-	"sync"
 
 	"distkit/cmd/internal/cli"
 	"distkit/content"
 	"distkit/image"
 	"distkit/image/transfer"
 
-	"github.com/opencontainers/go-digest"
 	"github.com/spf13/cobra"
 )
 
@@ -76,19 +74,13 @@ func newCommand() *cobra.Command {
 	return c
 }
 
-// lookup finds the images of names and digests. The names of the store are read once.
+// lookup finds the images of names and digests.
 func lookup(c *cobra.Command, args []string, store *content.Store, names *image.Names) (images []image.Image, err error) {
-	listing := sync.OnceValues(names.Read)
+	finder := image.Finder{Names: names}
 	err = cli.Each(c, args, func(object string) error {
-		img := image.Image{}
-		if dgst, err := digest.Parse(object); err == nil {
-			img.Target, err = image.Walker{Store: store}.Describe(c.Context(), dgst)
-			images = append(images, img)
-			return err
-		}
-		all, err := listing()
-		if err == nil {
-			img, err = all.Get(object)
+		img, err := finder.Find(object)
+		if err == nil && img.Name == "" {
+			img.Target, err = image.Walker{Store: store}.Describe(c.Context(), img.Target.Digest)
 		}
 		images = append(images, img)
 		return err
