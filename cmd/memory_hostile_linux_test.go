@@ -171,6 +171,7 @@ func TestMemoryOfHostileGraphs(t *testing.T) {
 		run("", "dist-image", "sources", d, "registry.example/x")
 	}
 	run("", "dist-image", "ls")
+	run("", "dist-image", "du")
 	if _, status := run("", "dist-gc", "--grace", "0"); status != 0 {
 		t.Errorf("dist-gc: %d", status)
 	}

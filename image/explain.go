@@ -25,6 +25,8 @@ type Reason struct {
 	StoredAt  *time.Time    `json:"storedAt,omitempty"`  // when the blob was stored or last found stored, for grace
 }
 
+const reasonImage = "image"
+
 // Explain calls f with each reason for which the sweep would keep a blob or a snapshot. NotFound if there is no such blob and nothing
 // refers to it. What is corrupt is read as a sweep reads it.
 func (s Sweep) Explain(ctx context.Context, dgst digest.Digest, f func(Reason) error) error {
@@ -32,7 +34,10 @@ func (s Sweep) Explain(ctx context.Context, dgst digest.Digest, f func(Reason) e
 		return errclass.Errorf(errdefs.ErrInvalidArgument, "digest %.80q: %w", dgst, err)
 	}
 	e := explanation{sweeper: newSweeper(s), of: dgst, f: f}
-	for _, step := range []func(context.Context) error{e.images, e.containers, e.roots, e.holders, e.grace} {
+	if err := s.roots(ctx, func(r root) error { return e.root(ctx, r) }); err != nil {
+		return err
+	}
+	for _, step := range []func(context.Context) error{e.holders, e.grace} {
 		if err := step(ctx); err != nil {
 			return err
 		}
@@ -50,27 +55,36 @@ type explanation struct {
 	known bool
 }
 
-// from calls f if a blob leads to the one that is explained.
-func (e *explanation) from(ctx context.Context, r Reason, root digest.Digest, what func() string) error {
-	if err := e.reach(ctx, v1.Descriptor{Digest: root}, false, what); err != nil {
-		return err
+// root calls f if a root of the graph is, or leads to, what is explained.
+func (e *explanation) root(ctx context.Context, r root) error {
+	if r.snapshot != string(e.of) {
+		if err := e.reach(ctx, v1.Descriptor{Digest: r.Target}, false, r.what); err != nil {
+			return err
+		}
+		if !e.marked.Has(e.of) && !e.missing.Has(e.of) && !e.chains.Has(e.of) {
+			return nil // what is marked leads nowhere, and need not be read again
+		}
+		e.marked, e.missing, e.chains = Set{}, Set{}, Set{}
 	}
-	if !e.marked.Has(e.of) && !e.missing.Has(e.of) && !e.chains.Has(e.of) {
-		return nil // what is marked leads nowhere, and need not be read again
-	}
-	e.marked, e.missing, e.chains = Set{}, Set{}, Set{}
 	e.known = true
-	r.Target = root
-	return e.f(r)
+	return e.f(r.Reason)
 }
 
-func (e *explanation) images(ctx context.Context) error {
-	namespaces, err := OpenNamespaces(e.Store).List()
+// root is a reason for which a sweep keeps its target, with all that this leads to.
+type root struct {
+	Reason
+	snapshot string        // of a container
+	what     func() string // for messages
+}
+
+// roots calls f with all of them: the entries of the indexes of all namespaces, containers, and blobs with [LabelRoot].
+func (s Sweep) roots(ctx context.Context, f func(root) error) error {
+	namespaces, err := OpenNamespaces(s.Store).List()
 	if err != nil {
 		return err
 	}
 	for _, namespace := range namespaces {
-		names, err := openNames(e.Store, namespace)
+		names, err := openNames(s.Store, namespace)
 		if err != nil {
 			return err
 		}
@@ -81,40 +95,24 @@ func (e *explanation) images(ctx context.Context) error {
 		for _, entry := range ix.Entries {
 			if d, ok := reference(entry.Raw); ok {
 				what := func() string { return nameOf(entry, d, namespace) }
-				if err := e.from(ctx, Reason{Reason: "image", Namespace: namespace, Name: entry.Name}, d.Digest, what); err != nil {
+				if err := f(root{Reason{Reason: reasonImage, Namespace: namespace, Name: entry.Name, Target: d.Digest}, "", what}); err != nil {
 					return err
 				}
 			}
 		}
 	}
-	return nil
-}
-
-func (e *explanation) containers(ctx context.Context) error {
-	pins, err := Pins(e.Store)
+	pins, err := Pins(s.Store)
 	if err != nil {
 		return err
 	}
 	for _, p := range pins {
-		r := Reason{Reason: "container", Namespace: p.Namespace, Name: p.ID}
-		if p.Snapshot == string(e.of) {
-			e.known = true
-			r.Target = p.Image
-			if err := e.f(r); err != nil {
-				return err
-			}
-			continue
-		}
-		if err := e.from(ctx, r, p.Image, func() string { return imageOf(p) }); err != nil {
+		r := Reason{Reason: "container", Namespace: p.Namespace, Name: p.ID, Target: p.Image}
+		if err := f(root{r, p.Snapshot, func() string { return imageOf(p) }}); err != nil {
 			return err
 		}
 	}
-	return nil
-}
-
-func (e *explanation) roots(ctx context.Context) error {
-	return e.Store.Labelled(ctx, LabelRoot, time.Time{}, func(dgst digest.Digest) error {
-		return e.from(ctx, Reason{Reason: "label"}, dgst, func() string { return string(dgst) })
+	return s.Store.Labelled(ctx, LabelRoot, time.Time{}, func(dgst digest.Digest) error {
+		return f(root{Reason{Reason: "label", Target: dgst}, "", func() string { return string(dgst) }})
 	})
 }
 
