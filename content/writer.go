@@ -313,7 +313,9 @@ func (w *Writer) Close() error {
 			w.saveState()
 		}
 		// The kernel's clock for mtime is coarser than time.Now.
-		err = w.s.Tree.Touch(w.file(dataFile), w.updated)
+		if err = w.s.Tree.Touch(w.file(dataFile), w.updated); errors.Is(err, fs.ErrNotExist) {
+			err = nil // a commit that failed has renamed it
+		}
 	}
 	w.release()
 	if err != nil {
