@@ -37,8 +37,7 @@ func (u *execution) adopt(interactive bool, tell func(report)) error {
 	s.begin()
 	tell(report{Pid: u.state.Pid})
 	e := waitForeign(u.state.Process, fd)
-	s.drain()
-	return u.end(ctx, e)
+	return u.finish(ctx, s, e)
 }
 
 // waitForeign waits for the end of a process that is no child. What it exited with stands in /proc

@@ -1,6 +1,7 @@
 package runtime
 
 import (
+	"bufio"
 	"bytes"
 	"context"
 	"errors"
@@ -10,6 +11,8 @@ import (
 	"os"
 	"os/signal"
 	"syscall"
+
+	"distkit/runtime/stdio"
 
 	"github.com/containerd/console"
 	"golang.org/x/sys/unix"
@@ -24,7 +27,7 @@ type Attach struct {
 // Attach joins a detached container: its output from now on comes to this process's standard
 // output and error, standard input goes to it, and so do signals and the size of the terminal.
 // It returns how the process ended, or nil when the user has left it with the keys. The process
-// never waits for anybody who is attached.
+// never waits for anybody who is attached: what could not be read fast enough is a [stdio.Missing] error beside that.
 func (c *Container) Attach(ctx context.Context, o Attach) (*Exit, error) {
 	l, err := c.live()
 	if err != nil {
@@ -43,16 +46,16 @@ func (c *Container) Attach(ctx context.Context, o Attach) (*Exit, error) {
 var errDetached = errors.New("detached")
 
 func (c *Container) attach(ctx context.Context, p place, what string, l looked, o Attach) (exit *Exit, err error) {
-	w, err := watch(p.dir(), what)
+	w, err := p.watch(what)
 	if err != nil {
 		return nil, err
 	}
-	defer w.close()
-	r, err := openReader(p, true)
+	defer w.Close()
+	r, err := stdio.NewReader(p.logDir(), true)
 	if err != nil {
 		return nil, fmt.Errorf("attach to %s: %w", what, err)
 	}
-	defer r.close()
+	defer r.Close()
 	done := c.ends(ctx, p, what)
 	defer done.close()
 	ctx, cancel := context.WithCancelCause(ctx)
@@ -106,21 +109,27 @@ func (c *Container) attach(ctx context.Context, p place, what string, l looked, 
 			}
 		}()
 	}
-	err = r.follow(ctx, w, done.over, func(e Entry) error {
-		out := os.Stdout
+	var missing stdio.Missing
+	out := bufio.NewWriterSize(os.Stdout, 64<<10)
+	err = r.Follow(ctx, w, done.over, func(e stdio.Entry) error {
+		missing += stdio.Missing(e.Missing)
 		if e.Stream == "stderr" {
-			out = os.Stderr
+			if err := out.Flush(); err != nil { // what is one terminal keeps its order
+				return err
+			}
+			_, err := os.Stderr.Write(e.Text)
+			return err
 		}
 		_, err := out.Write(e.Text)
 		return err
-	})
-	if errors.Is(context.Cause(ctx), errDetached) {
-		return nil, nil
-	}
-	if err != nil {
+	}, out.Flush)
+	switch {
+	case errors.Is(context.Cause(ctx), errDetached):
+		return nil, errors.Join(out.Flush(), missing.Err())
+	case err != nil:
 		return nil, err
 	}
-	return done.exit, nil
+	return done.exit, missing.Err()
 }
 
 // hostSize is the size of this process's terminal.

@@ -17,6 +17,7 @@ import (
 
 	"distkit/runtime/internal/testenv"
 	"distkit/runtime/spec"
+	"distkit/runtime/stdio"
 
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
@@ -244,7 +245,7 @@ func TestShimKilled(t *testing.T) {
 		// Who looks at the log is enough.
 		until(t, "what it printed meanwhile", func() bool {
 			var text strings.Builder
-			if err := c.Logs(t.Context(), Logs{Tail: -1}, func(e Entry) error { text.Write(e.Text); return nil }); err != nil {
+			if err := c.Logs(t.Context(), Logs{Tail: -1}, func(e stdio.Entry) error { text.Write(e.Text); return nil }); err != nil {
 				t.Fatal(err)
 			}
 			return strings.Contains(text.String(), "meanwhile")

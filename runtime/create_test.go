@@ -23,7 +23,7 @@ func TestCreateUndoes(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	ctx, cancel := context.WithCancel(t.Context())
+	var cancel context.CancelFunc
 	for what, complete := range map[string]func(*Container) error{
 		"failed": func(c *Container) error {
 			if !mounted(filepath.Join(c.Dir(), "rootfs")) {
@@ -33,6 +33,9 @@ func TestCreateUndoes(t *testing.T) {
 		},
 		"called off": func(*Container) error { cancel(); return nil },
 	} {
+		var ctx context.Context
+		ctx, cancel = context.WithCancel(t.Context())
+		defer cancel()
 		_, err := all.Create(ctx, Record{ID: "test-undone", Snapshot: &Snapshot{Key: "k"}}, "parent", complete)
 		if !errdefs.IsNotFound(err) && !errors.Is(err, context.Canceled) {
 			t.Errorf("%s: %v", what, err)
@@ -42,7 +45,6 @@ func TestCreateUndoes(t *testing.T) {
 				t.Errorf("%s: %s is there: %v", what, name, err)
 			}
 		}
-		ctx = t.Context()
 	}
 }
 

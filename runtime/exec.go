@@ -17,6 +17,7 @@ import (
 	"distkit/errclass"
 	"distkit/events"
 	"distkit/runtime/spec"
+	"distkit/runtime/stdio"
 
 	"github.com/containerd/errdefs"
 	runc "github.com/containerd/go-runc"
@@ -329,7 +330,7 @@ func (c *Container) WaitExec(ctx context.Context, id string) (*Exit, error) {
 }
 
 // ExecLogs calls f with what such a process, a detached one, has printed.
-func (c *Container) ExecLogs(ctx context.Context, id string, o Logs, f func(Entry) error) error {
+func (c *Container) ExecLogs(ctx context.Context, id string, o Logs, f func(stdio.Entry) error) error {
 	p, err := c.findExec(id)
 	if err != nil {
 		return err

@@ -15,6 +15,7 @@ import (
 
 	"distkit/runtime/internal/testenv"
 	"distkit/runtime/spec"
+	"distkit/runtime/stdio"
 
 	"github.com/containerd/errdefs"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
@@ -351,7 +352,7 @@ func TestUnfitFiles(t *testing.T) {
 					return
 				}
 				_, _ = c.Info()
-				_ = c.Logs(t.Context(), Logs{Tail: -1}, func(Entry) error { return nil })
+				_ = c.Logs(t.Context(), Logs{Tail: -1}, func(stdio.Entry) error { return nil })
 				_, _ = c.Start(t.Context(), &Runtime{command: "/bin/false", state: all.state})
 				_, _ = c.Remove(t.Context(), true)
 			}()

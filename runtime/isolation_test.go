@@ -10,6 +10,7 @@ import (
 
 	"distkit/runtime/internal/testenv"
 	"distkit/runtime/spec"
+	"distkit/runtime/stdio"
 
 	"github.com/containerd/errdefs"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
@@ -185,7 +186,7 @@ func TestExecEnvironment(t *testing.T) {
 					m.Fatal(err)
 				}
 				var out strings.Builder
-				if err := container.ExecLogs(t.Context(), id, Logs{Tail: -1}, func(e Entry) error { _, err := out.Write(e.Text); return err }); err != nil {
+				if err := container.ExecLogs(t.Context(), id, Logs{Tail: -1}, func(e stdio.Entry) error { _, err := out.Write(e.Text); return err }); err != nil {
 					m.Fatal(err)
 				}
 				if got := strings.TrimSpace(out.String()); got != c.want {

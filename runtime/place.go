@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 
 	"distkit/disk"
+	"distkit/runtime/stdio"
 
 	"golang.org/x/sys/unix"
 )
@@ -36,6 +37,18 @@ func (p place) dir() string { return p.store.Path(p.name) }
 
 // file is a file's name in the store's tree.
 func (p place) file(name string) string { return filepath.Join(p.name, name) }
+
+// logDir is where its log is.
+func (p place) logDir() stdio.Dir { return stdio.Dir{Tree: p.store, Name: p.name} }
+
+// watch watches the directory in the store. NotFound if there is no such process, which what names.
+func (p place) watch(what string) (*stdio.Watcher, error) {
+	w, err := stdio.Watch(p.dir())
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, notFound("no %s", what)
+	}
+	return w, err
+}
 
 // identity tells a directory from every other on this host: from a copy, and from a later one of the same name.
 type identity struct {

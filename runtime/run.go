@@ -537,6 +537,7 @@ func (u *execution) end(ctx context.Context, e Exit) error {
 	if u.exec != "" {
 		return u.endExec(e)
 	}
+	e.OOMKilled = oomKills(u.state.Cgroups) > 0
 	// First of all: whoever is killed in what follows does not lose it.
 	errs = append(errs, u.c.record(u.state, e))
 	at("recorded")
@@ -555,6 +556,9 @@ func (u *execution) end(ctx context.Context, e Exit) error {
 // record writes down the end of a run.
 func (c *Container) record(s state, e Exit) error {
 	err := c.place().writeExit(e.of(s))
+	if e.OOMKilled {
+		c.log(events.Event{Topic: "/tasks/oom", Pid: s.Pid})
+	}
 	c.log(events.Event{Topic: "/tasks/exit", Pid: s.Pid, Status: e.Status})
 	if err != nil {
 		return fmt.Errorf("container %s: record the exit: %w", c.ID, err)

@@ -21,6 +21,7 @@ import (
 
 	"distkit/errclass"
 	"distkit/runtime/spec"
+	"distkit/runtime/stdio"
 
 	"github.com/containerd/console"
 	"github.com/containerd/errdefs"
@@ -295,8 +296,19 @@ func (o order) work(open func(root, namespace, state string) (*Containers, error
 		return err
 	}
 	at("reaped")
-	s.drain()
-	return u.end(ctx, exited(status))
+	return u.finish(ctx, s, exited(status))
+}
+
+// finish records the end of a detached process, after what it has printed. What a further process has left behind in the
+// container may go on printing: it is read until nobody can.
+func (u *execution) finish(ctx context.Context, s *streams, e Exit) error {
+	s.settle()
+	err := u.end(ctx, e)
+	for ; u.exec != "" && s.n > 0; s.n-- {
+		<-s.ended
+	}
+	s.log.Close()
+	return err
 }
 
 // startDetached does the shim's part of starting.
@@ -314,6 +326,7 @@ func (u *execution) startDetached(ctx context.Context, interactive bool) (*strea
 	if err != nil {
 		return nil, -1, err
 	}
+	s.log.Begin()
 	u.state.Pipes = s.pipes
 	opts := &runc.CreateOpts{}
 	var term *terminal
@@ -321,7 +334,7 @@ func (u *execution) startDetached(ctx context.Context, interactive bool) (*strea
 		if term, err = newTerminal(u.claim.path("console")); err != nil {
 			return nil, -1, err
 		}
-		defer term.listener.Close()
+		defer term.close()
 		term.detached = s
 		opts.ConsoleSocket = term
 	} else {
@@ -354,7 +367,7 @@ func reap(pid int) (status int, err error) {
 // write its input to, pipes for what it prints, and its log. Pipes have no path, which criu could not restore
 // from outside of the container.
 type streams struct {
-	log         *logWriter
+	log         *stdio.Writer
 	interactive bool
 	outputs     map[string]*os.File // by stream: what the process prints
 	theirs      []*os.File          // the process's own ends, in the order stdin, stdout, stderr
@@ -380,19 +393,16 @@ func makeStreams(p place) error {
 			return &fs.PathError{Op: "mkfifo", Path: name, Err: err}
 		}
 	}
-	// A new run has a new log.
-	for _, name := range []string{"log", "log.1"} {
-		if err := p.store.Remove(p.file(name)); err != nil && !errors.Is(err, fs.ErrNotExist) {
-			return err
-		}
-	}
 	return nil
 }
 
 // openStreams opens the streams of a process to be, or, with a state, of one that has lost its monitor.
 func (c *Container) openStreams(p place, terminal, interactive bool, old *state) (*streams, error) {
-	s := &streams{log: openLog(p, c.LogSize), interactive: interactive, outputs: map[string]*os.File{}, over: make(chan struct{}), ended: make(chan struct{}, 2)}
-	var err error
+	log, err := stdio.NewWriter(p.logDir(), c.LogSize)
+	if err != nil {
+		return nil, err
+	}
+	s := &streams{log: log, interactive: interactive, outputs: map[string]*os.File{}, over: make(chan struct{}), ended: make(chan struct{}, 2)}
 	if s.inputEnds, err = newLatch(); err != nil {
 		return nil, err
 	}
@@ -402,9 +412,6 @@ func (c *Container) openStreams(p place, terminal, interactive bool, old *state)
 			f, err = os.OpenFile(name, flags, 0)
 		}
 		return f
-	}
-	if err := replaceLog(p); err != nil {
-		return nil, err
 	}
 	s.control = open(p.private+"/control", os.O_RDWR|unix.O_NONBLOCK)
 	if terminal {
@@ -504,15 +511,6 @@ func findPipe(s state, pipe string, mode int) (*os.File, error) {
 	return nil, denied
 }
 
-// replaceLog makes the log be there from the beginning, for those who follow it.
-func replaceLog(p place) error {
-	f, err := p.store.OpenFile(p.file("log"), os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o600)
-	if err != nil {
-		return err
-	}
-	return f.Close()
-}
-
 // Set gives the process its streams: s is the runc.IO of its making.
 func (s *streams) Set(c *exec.Cmd) {
 	c.Stdin, c.Stdout, c.Stderr = s.theirs[0], s.theirs[1], s.theirs[2]
@@ -526,7 +524,9 @@ func (s *streams) Stderr() io.ReadCloser { return nil }
 
 // begin copies, once the process has its ends.
 func (s *streams) begin() {
-	closeFiles(s.theirs)
+	for _, f := range s.theirs {
+		_ = f.Close()
+	}
 	if s.master != nil {
 		s.outputs["stdout"] = s.master
 		go func() {
@@ -542,11 +542,11 @@ func (s *streams) begin() {
 		}
 		s.n++
 		go func() {
-			b := make([]byte, pieceRoom)
+			b := make([]byte, stdio.PieceRoom)
 			for {
 				n, err := f.Read(b)
 				if n > 0 {
-					s.log.write(stream, b[:n])
+					s.log.Write(stream, b[:n])
 				}
 				if err == nil {
 					continue
@@ -639,16 +639,16 @@ func (s *streams) eof() {
 	}
 }
 
-// drain waits for the end of the output. A process outside the container may hold it open.
-func (s *streams) drain() {
+// settle waits for the end of the output, as long as it may take if only the process itself has printed.
+func (s *streams) settle() {
 	close(s.over)
 	end := time.After(2 * time.Second)
-	for ; s.n > 0; s.n-- {
+	for s.n > 0 {
 		select {
 		case <-s.ended:
+			s.n--
 		case <-end:
-			s.n = 1
+			return
 		}
 	}
-	s.log.close()
 }

@@ -42,14 +42,25 @@ func (c *Container) Stats() (Stats, error) {
 	return s, nil
 }
 
-func readStats(cgroups []string) (s Stats) {
-	file := func(name string) string {
-		if d, ok := hierarchy(cgroups, name); ok {
-			b, _ := os.ReadFile(filepath.Join(d, name))
-			return string(b)
-		}
-		return ""
+// cgroupFile reads a file of the cgroup that has it, of v1 or v2; "" if none has.
+func cgroupFile(cgroups []string, name string) string {
+	if d, ok := hierarchy(cgroups, name); ok {
+		b, _ := os.ReadFile(filepath.Join(d, name))
+		return string(b)
 	}
+	return ""
+}
+
+// oomKills counts the processes that the kernel has killed for want of memory.
+func oomKills(cgroups []string) uint64 {
+	if events := cgroupFile(cgroups, "memory.events"); events != "" {
+		return keyed(events)["oom_kill"]
+	}
+	return keyed(cgroupFile(cgroups, "memory.oom_control"))["oom_kill"]
+}
+
+func readStats(cgroups []string) (s Stats) {
+	file := func(name string) string { return cgroupFile(cgroups, name) }
 	// Of cgroup v2, else of v1.
 	if cpu := keyed(file("cpu.stat")); cpu["usage_usec"] > 0 || file("cpuacct.usage") == "" {
 		s.CPU, s.CPUUser, s.CPUSystem = cpu["usage_usec"]*1000, cpu["user_usec"]*1000, cpu["system_usec"]*1000
@@ -63,15 +74,14 @@ func readStats(cgroups []string) (s Stats) {
 	memory := keyed(file("memory.stat"))
 	if current := file("memory.current"); current != "" {
 		s.Memory, s.MemoryLimit, s.Inactive = count(current), count(file("memory.max")), memory["inactive_file"]
-		s.OOMKills = keyed(file("memory.events"))["oom_kill"]
 	} else {
 		s.Memory, s.Inactive = count(file("memory.usage_in_bytes")), memory["total_inactive_file"]
 		// Without a limit there the kernel has the largest multiple of a page that it can count.
 		if s.MemoryLimit = count(file("memory.limit_in_bytes")); s.MemoryLimit >= 1<<62 {
 			s.MemoryLimit = 0
 		}
-		s.OOMKills = keyed(file("memory.oom_control"))["oom_kill"]
 	}
+	s.OOMKills = oomKills(cgroups)
 	s.Processes, s.ProcessMost = count(file("pids.current")), count(file("pids.max"))
 	if io := file("io.stat"); io != "" {
 		for _, word := range strings.Fields(io) {

@@ -56,6 +56,8 @@ type Exit struct {
 	Exited time.Time `json:"exited,omitzero"`
 	Error  string    `json:"error,omitempty"` // what is known where the status is not
 
+	OOMKilled bool `json:"oomKilled,omitempty"` // the kernel has killed a process of the container for want of memory
+
 	Started  time.Time `json:"started,omitzero"`
 	Terminal bool      `json:"terminal,omitempty"`
 	Detached bool      `json:"detached,omitempty"`

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"distkit/events"
+	"distkit/runtime/stdio"
 
 	"github.com/containerd/errdefs"
 	runc "github.com/containerd/go-runc"
@@ -351,13 +352,8 @@ func (c *Container) Wait(ctx context.Context) (*Exit, error) {
 	return c.wait(ctx, c.place(), fmt.Sprintf("container %s", c.ID))
 }
 
-// wait waits for the end of the container's own process or of another in it.
+// wait waits for the end of the container's own process or of another in it. The kernel tells it, however many wait.
 func (c *Container) wait(ctx context.Context, p place, what string) (*Exit, error) {
-	w, err := watch(p.dir(), what)
-	if err != nil {
-		return nil, err
-	}
-	defer w.close()
 	done := c.ends(ctx, p, what)
 	defer done.close()
 	for {
@@ -365,10 +361,45 @@ func (c *Container) wait(ctx context.Context, p place, what string) (*Exit, erro
 		if over || err != nil {
 			return done.exit, err
 		}
-		if err := w.wait(ctx, time.Second); err != nil {
+		if err := p.untilDeath(ctx); err != nil {
 			return nil, err
 		}
 	}
+}
+
+// untilDeath returns when the process or its monitor has ended, or after a while.
+func (p place) untilDeath(ctx context.Context) error {
+	const soon = 5 * time.Millisecond // in which the monitor does what is to come
+	s, err := p.readState()
+	if err != nil {
+		return err
+	}
+	most := time.Second
+	var fds []unix.PollFd
+	if s != nil {
+		for _, of := range []Process{s.Process, s.Monitor} {
+			fd, err := of.open()
+			if err != nil { // it is not there yet, or no more
+				most = soon
+				continue
+			}
+			defer unix.Close(fd)
+			fds = append(fds, unix.PollFd{Fd: int32(fd), Events: unix.POLLIN})
+		}
+	} else {
+		most = soon
+	}
+	called, err := newLatch()
+	if err != nil {
+		return err
+	}
+	defer unix.Close(called.r)
+	defer called.close()
+	defer context.AfterFunc(ctx, called.close)()
+	if err := pollFor(most, append(fds, unix.PollFd{Fd: int32(called.r), Events: unix.POLLIN})); err != nil {
+		return err
+	}
+	return ctx.Err()
 }
 
 // end looks for the end of a process, also where its directory goes with it.
@@ -442,36 +473,37 @@ func (c *Container) ends(ctx context.Context, p place, what string) *end {
 
 // Logs are how to read a log.
 type Logs struct {
-	Follow bool // until the process ends
-	Tail   int  // begin with the last lines, as many as this; all if negative
+	Follow bool         // until the process ends
+	Tail   int          // begin with the last lines, as many as this; all if negative
+	Idle   func() error // called, with Follow, whenever there is nothing more for now
 }
 
 // Logs calls f with what a detached container has printed, and will.
-func (c *Container) Logs(ctx context.Context, o Logs, f func(Entry) error) error {
+func (c *Container) Logs(ctx context.Context, o Logs, f func(stdio.Entry) error) error {
 	return c.logs(ctx, c.place(), fmt.Sprintf("container %s", c.ID), o, f)
 }
 
-func (c *Container) logs(ctx context.Context, p place, what string, o Logs, f func(Entry) error) error {
-	w, err := watch(p.dir(), what)
+func (c *Container) logs(ctx context.Context, p place, what string, o Logs, f func(stdio.Entry) error) error {
+	w, err := p.watch(what)
 	if err != nil {
 		return err
 	}
-	defer w.close()
-	r, err := openReader(p, o.Follow && o.Tail == 0)
+	defer w.Close()
+	r, err := stdio.NewReader(p.logDir(), o.Follow && o.Tail == 0)
 	if err != nil {
 		return fmt.Errorf("log of %s: %w", what, err)
 	}
-	defer r.close()
+	defer r.Close()
 	if l, err := look(p); err == nil && (l.state != nil && !l.state.Detached || l.exit != nil && !l.lost() && !l.exit.Detached) {
 		return failed("%s has no log: it runs, or ran, in the foreground", what)
 	}
 	_ = c.tendTo(ctx, p) // what was kept can be read without a monitor, too
 	if o.Tail > 0 {
-		last := newTail(o.Tail)
-		if err := r.read(last.add); err != nil {
+		last := stdio.NewTail(o.Tail)
+		if err := r.Read(last.Add); err != nil {
 			return fmt.Errorf("log of %s: %w", what, err)
 		}
-		if err := last.each(f); err != nil {
+		if err := last.Each(f); err != nil {
 			return err
 		}
 	}
@@ -479,45 +511,11 @@ func (c *Container) logs(ctx context.Context, p place, what string, o Logs, f fu
 		if o.Tail == 0 {
 			return nil
 		}
-		return r.read(f)
+		return r.Read(f)
 	}
 	done := c.ends(ctx, p, what)
 	defer done.close()
-	return r.follow(ctx, w, done.over, f)
-}
-
-// tail keeps the entries of the last lines.
-type tail struct {
-	n       int
-	lines   [][]Entry
-	partial bool
-}
-
-func newTail(n int) *tail { return &tail{n: n} }
-
-func (t *tail) add(e Entry) error {
-	if t.partial {
-		last := len(t.lines) - 1
-		t.lines[last] = append(t.lines[last], e)
-	} else {
-		if len(t.lines) == t.n {
-			t.lines = t.lines[1:]
-		}
-		t.lines = append(t.lines, []Entry{e})
-	}
-	t.partial = len(e.Text) == 0 || e.Text[len(e.Text)-1] != '\n'
-	return nil
-}
-
-func (t *tail) each(f func(Entry) error) error {
-	for _, line := range t.lines {
-		for _, e := range line {
-			if err := f(e); err != nil {
-				return err
-			}
-		}
-	}
-	return nil
+	return r.Follow(ctx, w, done.over, f, o.Idle)
 }
 
 // Execs lists the IDs of the further processes of a container.

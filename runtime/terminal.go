@@ -6,6 +6,7 @@ import (
 	"io"
 	"net"
 	"os"
+	"path/filepath"
 	"sync/atomic"
 	"time"
 
@@ -16,6 +17,7 @@ import (
 // terminal copies between a container's pseudo-terminal and this process's standard streams.
 type terminal struct {
 	path     string
+	dir      *os.File // of the socket, if its path is too long for one
 	listener *net.UnixListener
 	host     console.Console // standard input if that's a terminal, set raw
 	master   console.Console
@@ -28,12 +30,24 @@ type terminal struct {
 // newTerminal listens on a socket on which the runtime hands the pseudo-terminal over.
 func newTerminal(path string) (*terminal, error) {
 	_ = os.Remove(path) // of a process that was killed; the claim is ours
-	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: path, Net: "unix"})
-	if err != nil {
+	t := &terminal{path: path}
+	var err error
+	if len(path) > maxSocket {
+		// The runtime, too, has to reach it by a path that is short enough.
+		if t.dir, err = os.Open(filepath.Dir(path)); err != nil {
+			return nil, fmt.Errorf("console socket: %w", err)
+		}
+		t.path = fmt.Sprintf("/proc/%d/fd/%d/%s", os.Getpid(), t.dir.Fd(), filepath.Base(path))
+	}
+	if t.listener, err = net.ListenUnix("unix", &net.UnixAddr{Name: t.path, Net: "unix"}); err != nil {
+		_ = t.dir.Close()
 		return nil, fmt.Errorf("console socket: %w", err)
 	}
-	return &terminal{path: path, listener: l}, nil
+	return t, nil
 }
+
+// maxSocket is how long a socket's path can be (unix(7)).
+const maxSocket = 107
 
 // Path is the socket's, for the runtime.
 func (t *terminal) Path() string { return t.path }
@@ -166,6 +180,7 @@ func (t *terminal) resize() {
 // close puts our terminal back as it was.
 func (t *terminal) close() {
 	t.listener.Close()
+	_ = t.dir.Close()
 	if t.host != nil {
 		_ = t.host.Reset()
 	}

@@ -1,12 +1,14 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 
 	"distkit/cmd/internal/cli"
 	"distkit/cmd/internal/containers"
 	"distkit/runtime"
 	"distkit/runtime/spec"
+	"distkit/runtime/stdio"
 
 	"github.com/spf13/cobra"
 )
@@ -55,6 +57,11 @@ func newAttach(o *containers.Flags) *cobra.Command {
 			e, err = t.AttachExec(c.Context(), *exec, a)
 		} else {
 			e, err = t.Attach(c.Context(), a)
+		}
+		var missing stdio.Missing
+		if errors.As(err, &missing) && e != nil && e.Status != nil && *e.Status != 0 {
+			cli.Report(c, err) // the process's status says more
+			err = nil
 		}
 		if err != nil {
 			return err

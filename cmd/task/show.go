@@ -10,6 +10,7 @@ import (
 	"distkit/cmd/internal/containers"
 	"distkit/cmd/internal/filter"
 	"distkit/runtime"
+	"distkit/runtime/stdio"
 
 	"github.com/containerd/errdefs"
 	"github.com/spf13/cobra"
@@ -114,37 +115,53 @@ func newLogs(o *containers.Flags) *cobra.Command {
 		if err != nil {
 			return err
 		}
-		p := printer{cmd: c, times: *times, json: *records, flush: l.Follow}
+		p := printer{cmd: c, times: *times, json: *records}
+		l.Idle = func() error { return cli.Flush(c) }
 		if *exec != "" {
-			return t.ExecLogs(c.Context(), *exec, l, p.print)
+			err = t.ExecLogs(c.Context(), *exec, l, p.print)
+		} else {
+			err = t.Logs(c.Context(), l, p.print)
 		}
-		return t.Logs(c.Context(), l, p.print)
+		if err == nil && p.missing {
+			err = cli.Exit(1) // it was told at its place
+		}
+		return err
 	}
 	return c
 }
 
 // printer prints a log: what was standard error to standard error.
 type printer struct {
-	cmd                *cobra.Command
-	times, json, flush bool
-	open               map[string]bool // streams whose line goes on
+	cmd         *cobra.Command
+	times, json bool
+	open        map[string]bool // streams whose line goes on
+	missing     bool            // something could not be read
 }
 
-func (p *printer) print(e runtime.Entry) (err error) {
+func (p *printer) print(e stdio.Entry) (err error) {
 	out := p.cmd.OutOrStdout()
 	switch {
+	case e.Missing > 0:
+		p.missing = true
+		if err := cli.Flush(p.cmd); err != nil {
+			return err
+		}
+		cli.Report(p.cmd, stdio.Missing(e.Missing))
 	case p.json:
 		err = json.NewEncoder(out).Encode(struct {
 			Time   time.Time `json:"time"`
 			Stream string    `json:"stream"`
 			Text   string    `json:"text"`
-		}{e.Time, e.Stream, string(e.Text)})
+		}{e.Time(), e.Stream, string(e.Text)})
 	default:
 		if e.Stream == "stderr" {
+			if err := cli.Flush(p.cmd); err != nil { // what is one terminal keeps its order
+				return err
+			}
 			out = p.cmd.ErrOrStderr()
 		}
 		if p.times && !p.open[e.Stream] {
-			if _, err := fmt.Fprintf(out, "%s ", e.Time.Format(time.RFC3339Nano)); err != nil {
+			if _, err := fmt.Fprintf(out, "%s ", e.Time().Format(time.RFC3339Nano)); err != nil {
 				return err
 			}
 		}
@@ -153,9 +170,6 @@ func (p *printer) print(e runtime.Entry) (err error) {
 		}
 		p.open[e.Stream] = len(e.Text) == 0 || e.Text[len(e.Text)-1] != '\n'
 		_, err = out.Write(e.Text)
-	}
-	if err == nil && p.flush {
-		err = cli.Flush(p.cmd)
 	}
 	return err
 }

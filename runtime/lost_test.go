@@ -1,0 +1,143 @@
+package runtime
+
+import (
+	"bytes"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+
+	"distkit/runtime/internal/testenv"
+	"distkit/runtime/spec"
+	"distkit/runtime/stdio"
+)
+
+// What a process of task exec leaves behind goes on printing, and all of it is in the log, though the process has ended.
+func TestExecLeavesOneThatPrints(t *testing.T) {
+	runtimes(t, func(t *testing.T, m *machine) {
+		m.spec(spec.Options{Args: []string{"sleep", "1000"}})
+		c := m.detached(Record{ID: "test-leaves"})
+		const script = "(sleep 3; i=0; while [ $i -lt 5000 ]; do echo a line of some length $i; i=$((i+1)); done) & exit 4"
+		id, err := c.StartExec(t.Context(), Exec{Args: []string{"sh", "-c", script}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		e, err := c.WaitExec(t.Context(), id)
+		if err != nil || e.Status == nil || *e.Status != 4 {
+			t.Fatalf("%+v, %v", e, err)
+		}
+		until(t, "the last line", func() bool {
+			var text bytes.Buffer
+			err := c.ExecLogs(t.Context(), id, Logs{Tail: -1}, func(e stdio.Entry) error { text.Write(e.Text); return nil })
+			return err == nil && strings.HasSuffix(text.String(), " 4999\n") && strings.Count(text.String(), "\n") == 5000
+		})
+		if _, err := c.Remove(t.Context(), true); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+// printed is what a container has printed.
+func printed(t *testing.T, c *Container) (text string) {
+	t.Helper()
+	if err := c.Logs(t.Context(), Logs{Tail: -1}, func(e stdio.Entry) error { text += string(e.Text); return nil }); err != nil {
+		t.Fatal(err)
+	}
+	return text
+}
+
+// The log of a run that has crashed is still there when the container runs again.
+func TestRestartKeepsTheLog(t *testing.T) {
+	runtimes(t, func(t *testing.T, m *machine) {
+		m.spec(spec.Options{Args: []string{"sh", "-c", "echo crashed; exit 3"}})
+		c := m.detached(Record{ID: "test-again"})
+		m.stopped(c)
+		if _, err := c.Start(t.Context(), m.find()); err != nil {
+			t.Fatal(err)
+		}
+		m.stopped(c)
+		if got := printed(t, c); got != "crashed\ncrashed\n" {
+			t.Errorf("the log is %q", got)
+		}
+		if _, err := c.Remove(t.Context(), false); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+// Who has died for want of memory is told from who was killed.
+func TestOutOfMemory(t *testing.T) {
+	runtimes(t, func(t *testing.T, m *machine) {
+		for script, want := range map[string]bool{"x=0123456789abcdef; while :; do x=$x$x; done": true, "kill -9 $$; exit 137": false} {
+			m.spec(spec.Options{Args: []string{"sh", "-c", script}, Memory: 32 << 20})
+			c := m.detached(Record{ID: "test-memory"})
+			m.stopped(c)
+			i, err := c.Info()
+			if err != nil {
+				t.Fatal(err)
+			}
+			if i.Exit.Status == nil || *i.Exit.Status != 137 || i.Exit.OOMKilled != want {
+				t.Errorf("%q: %+v", script, i.Exit)
+			}
+			if _, err := c.Remove(t.Context(), false); err != nil {
+				t.Error(err)
+			}
+		}
+	})
+}
+
+// More can wait for a container than a user has instances of inotify.
+func TestManyWait(t *testing.T) {
+	runtimes(t, func(t *testing.T, m *machine) {
+		m.spec(spec.Options{Args: []string{"sh", "-c", "while ! test -e /go; do sleep 0.01; done; exit 6"}})
+		c := m.detached(Record{ID: "test-awaited"})
+		var waiting, done sync.WaitGroup
+		for range 200 {
+			waiting.Add(1)
+			done.Go(func() {
+				waiting.Done()
+				if e, err := c.Wait(t.Context()); err != nil || e.Status == nil || *e.Status != 6 {
+					t.Errorf("%+v, %v", e, err)
+				}
+			})
+			done.Go(func() {
+				if err := c.Logs(t.Context(), Logs{Follow: true, Tail: -1}, func(stdio.Entry) error { return nil }); err != nil {
+					t.Error(err)
+				}
+			})
+		}
+		waiting.Wait()
+		testenv.Write(t, filepath.Join(m.bundle, "rootfs/go"), "")
+		done.Wait()
+		if err := os.Remove(filepath.Join(m.bundle, "rootfs/go")); err != nil {
+			t.Error(err)
+		}
+		if _, err := c.Remove(t.Context(), false); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+// A console's socket can lie deeper than a socket's path can be long.
+func TestLongSocketPath(t *testing.T) {
+	t.Parallel()
+	dir := filepath.Join(t.TempDir(), strings.Repeat("d", 200))
+	if err := os.Mkdir(dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	term, err := newTerminal(filepath.Join(dir, "console"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer term.close()
+	conn, err := net.Dial("unix", term.Path())
+	if err != nil {
+		t.Fatal(err)
+	}
+	conn.Close()
+	if _, err := os.Lstat(filepath.Join(dir, "console")); err != nil {
+		t.Error(err)
+	}
+}

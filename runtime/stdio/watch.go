@@ -1,0 +1,108 @@
+// Package stdio keeps what a detached process prints, and shows it to those who look on.
+package stdio
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"sync"
+	"time"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+// Watcher tells that something has changed in a directory.
+type Watcher struct {
+	f       *os.File // nil if the user has no inotify instance left
+	changed chan struct{}
+
+	mu       sync.Mutex
+	callback func()
+}
+
+// lookEach is how often a watcher without inotify lets its caller look.
+const lookEach = 20 * time.Millisecond
+
+// Watch watches a directory; fs.ErrNotExist if it isn't there. A user has few inotify instances (128, mostly). Without one, Wait
+// returns every now and then.
+func Watch(dir string) (*Watcher, error) {
+	w := &Watcher{changed: make(chan struct{}, 1)}
+	fd, err := unix.InotifyInit1(unix.IN_CLOEXEC | unix.IN_NONBLOCK)
+	if errors.Is(err, unix.EMFILE) {
+		_, err := os.Stat(dir)
+		return w, err
+	}
+	if err != nil {
+		return nil, fmt.Errorf("watch %s: %w", dir, err)
+	}
+	const mask = unix.IN_MODIFY | unix.IN_CREATE | unix.IN_MOVED_TO | unix.IN_DELETE | unix.IN_DELETE_SELF
+	if _, err := unix.InotifyAddWatch(fd, dir, mask); err != nil {
+		_ = unix.Close(fd)
+		return nil, &fs.PathError{Op: "watch", Path: dir, Err: err}
+	}
+	w.f = os.NewFile(uintptr(fd), "inotify")
+	go func() {
+		b := make([]byte, 4096)
+		for {
+			n, err := w.f.Read(b)
+			if n <= 0 || err != nil {
+				return
+			}
+			w.mu.Lock()
+			if w.callback != nil && madeFile(b[:n]) {
+				w.callback()
+			}
+			w.mu.Unlock()
+			select {
+			case w.changed <- struct{}{}:
+			default:
+			}
+		}
+	}()
+	return w, nil
+}
+
+// madeFile reports whether a file was made or renamed, by the events that the kernel tells.
+func madeFile(events []byte) bool {
+	for len(events) >= unix.SizeofInotifyEvent {
+		e := (*unix.InotifyEvent)(unsafe.Pointer(&events[0]))
+		if e.Mask&(unix.IN_CREATE|unix.IN_MOVED_TO|unix.IN_Q_OVERFLOW) != 0 {
+			return true
+		}
+		events = events[min(len(events), unix.SizeofInotifyEvent+int(e.Len)):]
+	}
+	return false
+}
+
+// onChange has f called whenever a file was made, beside whatever else goes on, until it is set anew.
+func (w *Watcher) onChange(f func()) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.callback = f
+}
+
+// Wait returns at the next change, or after a while: not all that matters changes a file.
+func (w *Watcher) Wait(ctx context.Context, most time.Duration) error {
+	if w.f == nil {
+		most = min(most, lookEach)
+	}
+	t := time.NewTimer(most)
+	defer t.Stop()
+	select {
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-w.changed:
+	case <-t.C:
+	}
+	return nil
+}
+
+// Close ends it.
+func (w *Watcher) Close() {
+	if w.f != nil {
+		_ = w.f.Close()
+	}
+}
