@@ -214,6 +214,7 @@ type file struct {
 	gid    uint32
 	mode   uint32
 	chmod  bool
+	isDir  bool
 	times  [2]unix.Timespec
 	xattrs []xattr
 }
@@ -266,10 +267,10 @@ func (a *applier) readError(err error) error {
 			return dataLoss("layer ends too early, after %d bytes", a.in.offset)
 		}
 		fallthrough
-	case errors.Is(err, tar.ErrHeader) && a.result.Entries == 0:
+	case errors.Is(err, tar.ErrHeader) && a.in.offset <= blockSize:
 		return dataLoss("not a layer: neither a tar archive nor one compressed with gzip or zstd")
 	}
-	return dataLoss("read layer: %w", err)
+	return dataLoss("read layer, at the entry at byte %d: %w", a.in.watch, err)
 }
 
 // end is the end of the archive.
@@ -386,7 +387,7 @@ func newFile(h *tar.Header) (file, error) {
 	f := file{
 		fd: -1, name: h.Name,
 		owner: true, uid: uint32(h.Uid), gid: uint32(h.Gid),
-		chmod: true, mode: uint32(h.Mode) & 0o7777,
+		chmod: true, mode: uint32(h.Mode) & 0o7777, isDir: h.Typeflag == tar.TypeDir,
 		times: [2]unix.Timespec{timespec(access), timespec(h.ModTime)},
 	}
 	var err error
@@ -618,10 +619,10 @@ func (a *applier) complete(f *file) error {
 // the set-user-ID bit and capabilities away.
 func (a *applier) attributes(f *file) error {
 	if f.owner {
-		if err := a.settle("owners", "set owner", sys.Fchown(f.fd, int(f.uid), int(f.gid))); err != nil {
+		f.chmod = f.chmod || f.mode&0o6000 != 0
+		if err := a.owned(f, sys.Fchown(f.fd, int(f.uid), int(f.gid))); err != nil {
 			return err
 		}
-		f.chmod = f.chmod || f.mode&0o6000 != 0
 	}
 	xattrs := f.xattrs
 	if !a.tree.privileged && !a.opts.Strict {
@@ -650,6 +651,22 @@ func (a *applier) attributes(f *file) error {
 		}
 	}
 	return nil
+}
+
+// owned settles a change of a file's owner, which ended with err. A file that has kept another owner doesn't get
+// its set-ID bits, which would give away the rights of that one.
+func (a *applier) owned(f *file, err error) error {
+	if err == nil {
+		return nil
+	}
+	if err := a.settle("owners", "set owner", err); err != nil {
+		return err
+	}
+	if f.isDir || f.mode&0o6000 == 0 {
+		return nil
+	}
+	f.mode &^= 0o6000
+	return a.settle("set-ID bits", "set mode", unix.EPERM)
 }
 
 func (a *applier) setXattrs(xattrs []xattr, set func(xattr) error) error {
@@ -848,8 +865,7 @@ func (a *applier) special(h *tar.Header, parent, base string) error {
 		return err
 	}
 	if !d.owns(f) {
-		err := sys.Fchownat(d.fd, base, int(f.uid), int(f.gid), unix.AT_SYMLINK_NOFOLLOW)
-		if err := a.settle("owners", "set owner", err); err != nil {
+		if err := a.owned(&f, sys.Fchownat(d.fd, base, int(f.uid), int(f.gid), unix.AT_SYMLINK_NOFOLLOW)); err != nil {
 			return err
 		}
 	}

@@ -663,6 +663,16 @@ func TestBadTarget(t *testing.T) {
 	if _, err := apply(t, t.TempDir(), []byte(strings.Repeat("not a layer ", 100)), Options{}); !errdefs.IsDataLoss(err) || !strings.Contains(err.Error(), "not a layer") {
 		t.Error(err)
 	}
+	// A header that can't be read is one of an archive, whether it is the first or a later one, and the message says where.
+	for _, before := range [][]entry{nil, {fileEntry("first", "x")}} {
+		at := len(layer(t, before...)) - 2*blockSize
+		bad := fileEntry("second", "x")
+		bad.ModTime, bad.Format = time.Unix(1, 5e8), tar.FormatPAX
+		b := bytes.Replace(layer(t, append(before, bad)...), []byte("mtime=1.5"), []byte("mtime=abc"), 1)
+		if _, err := apply(t, t.TempDir(), b, Options{}); !errdefs.IsDataLoss(err) || !strings.Contains(err.Error(), fmt.Sprintf("at byte %d:", at)) {
+			t.Error(err)
+		}
+	}
 	if r, err := apply(t, t.TempDir(), layer(t), Options{}); err != nil || r.Entries != 0 || r.Size != 1024 {
 		t.Errorf("empty layer: %+v, %v", r, err)
 	}
@@ -702,12 +712,12 @@ func TestUnprivileged(t *testing.T) {
 		t.Fatal("still root")
 	}
 	r := mustApply(t, root, attributeLayer(t), Options{})
-	for kind, n := range map[string]int64{"owners": 6, "devices": 2, "security attributes": 1} {
+	for kind, n := range map[string]int64{"owners": 6, "set-ID bits": 1, "devices": 2, "security attributes": 1} {
 		if r.Unset[kind] != n {
 			t.Errorf("%s unset: %d, not %d", kind, r.Unset[kind], n)
 		}
 	}
-	for p, want := range map[string]uint32{"d": 0o40000, "setuid": 0o106755, "fifo": 0o10622} {
+	for p, want := range map[string]uint32{"d": 0o40000, "setuid": 0o100755, "fifo": 0o10622} {
 		var st unix.Stat_t
 		if err := unix.Lstat(filepath.Join(root, p), &st); err != nil || st.Mode != want {
 			t.Errorf("%s: %v, mode %o, not %o", p, err, st.Mode, want)
