@@ -122,7 +122,7 @@ func (c *Client) send(ctx context.Context, isLast bool, verb string, content io.
 		err = c.w.Flush()
 	}
 	if err != nil {
-		c.fail(errclass.Errorf(errdefs.ErrAborted, "send requests: %w", err))
+		c.w = bufio.NewWriter(io.Discard) // the server is gone, or will be: the end of its output says why
 	}
 	return p, source, nil
 }
