@@ -62,7 +62,7 @@ func (s *Store) SweepIngests(ctx context.Context, before time.Time, dryRun bool,
 	return nil
 }
 
-// asideBefore is the time before which a file must have been written so that it counts as nobody's.
+// asideBefore returns the time before which a file without a lock must have been written to count as left by a crash.
 func asideBefore(before time.Time) time.Time {
 	if t := time.Now().Add(-tmpGrace); t.Before(before) {
 		return t

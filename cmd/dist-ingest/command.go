@@ -28,7 +28,7 @@ const (
 	notRunnable  = 126
 	noSuchFile   = 127
 	maxIdle      = 3       // attempts in a row that may bring less than enough
-	enough       = 4 << 10 // bytes; or all of a blob that goes on byte by byte would be asked for
+	enough       = 4 << 10 // bytes: an attempt that brings less counts as idle, or a server could have us retry for every byte
 	firstBackoff = 200 * time.Millisecond
 	killAfter    = 5 * time.Second
 )

@@ -3,12 +3,12 @@ package main
 import (
 	"context"
 	"errors"
-	"fmt"
 	"io"
 	"os"
 
 	"distkit/cmd/internal/cli"
 	"distkit/content"
+	"distkit/errclass"
 
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
@@ -70,7 +70,7 @@ func (in *ingest) stored(ctx context.Context, s *content.Store) (record, error) 
 }
 
 func (in *ingest) wrongSize() error {
-	return errdefs.ErrDataLoss.WithMessage(fmt.Sprintf("ingest %s: size mismatch: expected %d bytes", in.ref, in.size))
+	return errclass.Errorf(errdefs.ErrDataLoss, "ingest %s: size mismatch: expected %d bytes", in.ref, in.size)
 }
 
 // fill brings the content into the writer and commits it.

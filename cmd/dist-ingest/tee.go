@@ -12,6 +12,7 @@ import (
 	"sync"
 
 	"distkit/disk"
+	"distkit/errclass"
 
 	"github.com/containerd/errdefs"
 )
@@ -120,7 +121,7 @@ func (t *tee) compare(stored int64, complete bool) error {
 	h := sha256.New()
 	n, err := io.Copy(h, io.NewSectionReader(t.file, 0, t.sent))
 	if err == nil && (n != t.sent || !bytes.Equal(h.Sum(nil), t.sum.Sum(nil))) {
-		err = errdefs.ErrDataLoss.WithMessage("the content differs from what was written to standard output of it before")
+		err = errclass.Errorf(errdefs.ErrDataLoss, "the content differs from what was written to standard output of it before")
 	}
 	t.check = false
 	if t.err == nil {
