@@ -114,7 +114,7 @@ func Batch(c *cobra.Command, locator string, o remotes.Options, serve func(conte
 	defer in.Close()
 	// What takes memory are a few large buffers. It costs little to collect them early.
 	debug.SetMemoryLimit(batchMemory)
-	return serve(c.Context(), r, in, os.Stdout)
+	return serve(c.Context(), r, in, cli.Stdout)
 }
 
 // duration is a flag of a length of time, which is positive. Where it may be none, 0 is kept as a negative one: in
