@@ -56,6 +56,7 @@ var behaviours = map[string]behaviour{
 	"dist-logout":       {bad: []string{}},
 	"dist-token":        {bad: []string{"redis"}, waits: []string{"HOST/x"}},
 	"dist-untag":        {bad: []string{"redis"}, waits: []string{"HOST/x", "latest"}},
+	"dist-copy":         {bad: []string{}, waits: []string{"HOST/x:1", "./x"}},
 	"dist-delete":       {waits: []string{"-"}},
 	"dist-fetch":        {output: []string{"STORE", "BLOB"}, bad: []string{"redis"}, waits: []string{"HOST/x", "latest"}},
 	"dist-image":        {output: []string{"ls"}, bad: []string{"no-such-verb"}, waits: []string{"rm", "-"}},

@@ -34,11 +34,12 @@ const (
 
 // Follow writes a blob to out: one that is stored, or one that another process is ingesting, as its bytes arrive. It takes
 // no lock that a writer waits for. The last 64 KiB are written once the blob is stored and what was written of it hashes to
-// the digest. With wait it also waits for an ingest that has not begun yet, or that has lost its writer.
+// the digest. While wait, if it is not nil, returns true, it also waits for an ingest that has not begun yet, or that has lost
+// its writer.
 //
 // NotFound: the blob is not stored, and no process ingests it. Aborted: its ingest was thrown away or has lost its
 // writer. DataLoss: what was written is not how the blob begins, because the ingest began anew with other content.
-func (s *Store) Follow(ctx context.Context, dgst digest.Digest, out io.Writer, wait bool) error {
+func (s *Store) Follow(ctx context.Context, dgst digest.Digest, out io.Writer, wait func() bool) error {
 	if err := Validate(dgst); err != nil {
 		return err
 	}
@@ -63,7 +64,7 @@ type follower struct {
 	watch *watch
 }
 
-func (f *follower) run(ctx context.Context, wait bool) error {
+func (f *follower) run(ctx context.Context, wait func() bool) error {
 	pause, found := minPause, false
 	var orphaned time.Time // since when the ingest has had no writer
 	for {
@@ -103,8 +104,11 @@ func (f *follower) run(ctx context.Context, wait bool) error {
 		case f.sent > before:
 			pause, orphaned = minPause, time.Time{}
 			continue
-		case wait, f.data != nil && locked(f.data):
+		case f.data != nil && locked(f.data), wait != nil && wait():
 			orphaned = time.Time{}
+		case wait != nil:
+			wait = nil // it may have come since it was looked for
+			continue
 		case !found:
 			return errclass.Errorf(errdefs.ErrNotFound, "it is not stored, and no process ingests it")
 		case orphaned.IsZero():

@@ -25,7 +25,7 @@ type output struct {
 	done chan error
 }
 
-func follow(t *testing.T, s *content.Store, dgst digest.Digest, wait bool) *output {
+func follow(t *testing.T, s *content.Store, dgst digest.Digest, waits bool) *output {
 	o := &output{done: make(chan error, 1)}
 	o.cond = sync.NewCond(&o.mu)
 	ctx, cancel := context.WithCancel(t.Context())
@@ -36,6 +36,10 @@ func follow(t *testing.T, s *content.Store, dgst digest.Digest, wait bool) *outp
 	})
 	go func() {
 		defer close(ended)
+		var wait func() bool
+		if waits {
+			wait = func() bool { return true }
+		}
 		o.done <- s.Follow(ctx, dgst, o, wait)
 	}()
 	return o
@@ -146,6 +150,31 @@ func TestFollowNothing(t *testing.T) {
 	blobWriter(t, s, other)
 	follow(t, s, dgst, false).check(t, b, errdefs.ErrNotFound)
 	follow(t, s, "sha256:x", true).check(t, b, errdefs.ErrInvalidArgument)
+}
+
+// A follower that waits no longer looks once more for what it has waited for.
+func TestFollowWaitsNoLonger(t *testing.T) {
+	t.Parallel()
+	s := newStore(t)
+	b, dgst := random(t, followedSize)
+	o := &output{}
+	o.cond = sync.NewCond(&o.mu)
+	err := s.Follow(t.Context(), dgst, o, func() bool {
+		put(t, s, b)
+		return false
+	})
+	if err != nil || !bytes.Equal(o.b, b) {
+		t.Errorf("%v, %d bytes", err, len(o.b))
+	}
+	_, dgst = random(t, followedSize)
+	left := 3
+	err = s.Follow(t.Context(), dgst, o, func() bool {
+		left--
+		return left > 0
+	})
+	if !errors.Is(err, errdefs.ErrNotFound) || left != 0 {
+		t.Errorf("%v, after %d calls", err, 3-left)
+	}
 }
 
 // An ingest that begins anew goes on where the follower is, if it brings the same bytes.

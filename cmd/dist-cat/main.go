@@ -15,6 +15,7 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
 	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
 )
 
 func main() { cli.Main(newCommand()) }
@@ -33,6 +34,7 @@ func newCommand() *cobra.Command {
 	f.Lookup("length").DefValue = "0" // no default is shown
 	follow := f.BoolP("follow", "f", false, "write blobs that are being ingested, too, as their bytes arrive")
 	wait := f.BoolP("wait", "w", false, "with --follow: wait for an ingest that has not begun, or has lost its process")
+	pid := f.Int("pid", 0, "with --wait: only while the process `PID` lives")
 	c.RunE = func(c *cobra.Command, args []string) error {
 		if *offset < 0 || *length < 0 {
 			return cli.Usagef("--offset and --length are not negative")
@@ -42,6 +44,9 @@ func newCommand() *cobra.Command {
 		}
 		if *wait && !*follow {
 			return cli.Usagef("--wait goes with --follow")
+		}
+		if f.Changed("pid") && (!*wait || *pid <= 0) {
+			return cli.Usagef("--pid goes with --wait, and is above 0")
 		}
 		s, err := content.Open(*root)
 		if err != nil {
@@ -58,6 +63,13 @@ func newCommand() *cobra.Command {
 			}
 		}
 		finder := image.Finder{Names: names}
+		var waits func() bool
+		if *wait {
+			waits = func() bool { return true }
+		}
+		if *pid != 0 {
+			waits = alive(*pid)
+		}
 		if *follow {
 			cli.DieWithReader()
 		}
@@ -67,12 +79,17 @@ func newCommand() *cobra.Command {
 				return err
 			}
 			if *follow {
-				return s.Follow(c.Context(), dgst, flushed{c}, *wait)
+				return s.Follow(c.Context(), dgst, flushed{c}, waits)
 			}
 			return write(c.OutOrStdout(), s, dgst, *offset, *length)
 		})
 	}
 	return c
+}
+
+// exists returns a function that reports whether there is a process of that ID.
+func exists(pid int) func() bool {
+	return func() bool { return unix.Kill(pid, 0) != unix.ESRCH }
 }
 
 // flushed is standard output, of which nothing stays in a buffer.

@@ -1,0 +1,171 @@
+# workflow.sh: what dist-pull, dist-push, dist-copy and dist-unpack share. Each sets usage, about and flags, reads this file, which lies
+# beside it, and calls options with its arguments.
+# shellcheck shell=bash
+# shellcheck disable=SC2154 # usage, about and flags
+# A closed standard stream becomes one that can't be used. In the place of a closed standard error bash has its script.
+[[ -e /dev/fd/0 ]] || exec 0>/dev/null
+[[ -e /dev/fd/1 ]] || exec 1</dev/null
+[[ -e /dev/fd/2 && ! /dev/fd/2 -ef $0 ]] || exec 2</dev/null
+version=devel
+[[ $self == /* ]] || self=$PWD/$self
+PATH=${self%/*}:$PATH
+
+# The flags of commands that talk to remotes.
+# shellcheck disable=SC2034 # for scripts
+remote='
+      --auth-file FILE     take credentials from FILE, in the form of docker'\''s config.json
+      --ca FILE            trust the authorities in FILE, too; may be repeated (env DIST_CA)
+  -v, --debug              show each request, without secrets, on standard error (env DIST_DEBUG)
+      --header @FILE       send the header lines of FILE to the registry (env DIST_HEADERS)
+      --hosts-dir DIR      the directory of hosts.toml files (env DIST_HOSTS_DIR)
+      --insecure           take certificates without verifying them (env DIST_INSECURE)
+      --max-wait DURATION  wait at most DURATION when a registry asks to (env DIST_MAX_WAIT)
+      --plain-http         plain HTTP instead of HTTPS (env DIST_PLAIN_HTTP)
+      --remote-path DIR    the directory of the commands on a machine of ssh:: (env DIST_REMOTE_PATH)
+      --timeout DURATION   give up a host that sends nothing for DURATION (env DIST_TIMEOUT)'
+# The flags that stand for a variable of the environment.
+declare -A variables=(
+	[auth-file]=REGISTRY_AUTH_FILE [ca]=DIST_CA [debug]=DIST_DEBUG [header]=DIST_HEADERS [hosts-dir]=DIST_HOSTS_DIR
+	[insecure]=DIST_INSECURE [max-wait]=DIST_MAX_WAIT [namespace]=CONTAINERD_NAMESPACE [plain-http]=DIST_PLAIN_HTTP
+	[remote-path]=DIST_REMOTE_PATH [root]=DIST_ROOT [snapshotter]=CONTAINERD_SNAPSHOTTER [timeout]=DIST_TIMEOUT
+)
+
+fail() { # STATUS MESSAGE
+	printf '%s: %s\n' "${self##*/}" "$2" >&2 || true
+	exit "$1"
+}
+
+misused() { fail 2 "$1; usage: $usage"; }
+
+# options reads the flags, which are those of the help text, and the operands. A flag's value, or yes, is in option, those of one that may be
+# repeated in lines; the operands are in operands.
+declare -A option=()
+operands=()
+# shellcheck disable=SC2034
+options() { # [ARG…]
+	local line name value pattern='^  (-(.),|   ) --([a-z-]+)( [^ ]+)?  '
+	local -A long=() takes=()
+	given=("$@")
+	flags+='
+  -h, --help               print this help and exit
+  -x, --trace              print each step on standard error as it is taken, as a line for the shell
+      --version            print the version and exit'
+	while IFS= read -r line; do
+		[[ $line =~ $pattern ]] || continue
+		name=${BASH_REMATCH[3]}
+		long["-${BASH_REMATCH[2]}"]=$name long["--$name"]=$name takes[$name]=${BASH_REMATCH[4]}
+		[[ $line != *'may be repeated'* ]] || takes[$name]=' many'
+	done <<<"$flags"
+	while (($#)); do
+		value=''
+		case $1 in
+		--) shift && break ;;
+		--*=*) set -- "${1%%=*}" "${@:1}" && value=${2#*=} ;;
+		-?*) ;;
+		*) break ;;
+		esac
+		name=${long[$1]-}
+		[[ -n $name ]] || misused "unknown flag: $1"
+		if [[ -z ${takes[$name]} ]]; then
+			[[ -z ${2+set} || $2 != "$1"=* ]] || misused "flag takes no argument: $1"
+			value=yes
+		else
+			[[ ${2-} == "$1"=* ]] || value=${2-}
+			[[ -n $value ]] || misused "flag needs an argument that is not empty: $1"
+			shift
+		fi
+		shift
+		case $name in
+		help) printf '%s\n\nUsage:\n  %s\n\nFlags:\n' "$about" "$usage" && sort -k1.9 <<<"${flags#$'\n'}" && exit ;;
+		version) printf '%s version %s\n' "${self##*/}" "$version" && exit ;;
+		header) [[ $value == @?* ]] || misused '--header wants @FILE, so that no list of processes shows it' && value=${value#@} ;;
+		esac
+		[[ ${takes[$name]} != ' many' || -z ${option[$name]-} ]] || value=${option[$name]}$'\n'$value
+		option[$name]=$value
+	done
+	operands=("$@")
+	for value in "$@"; do [[ -n $value ]] || misused 'an operand is empty'; done
+	for name in "${!option[@]}"; do
+		line=${variables[$name]-} value=${option[$name]}
+		[[ -n $line ]] || continue
+		[[ $name != ca ]] || value=${DIST_CA:+$DIST_CA:}${value//$'\n'/:}
+		[[ -n ${takes[$name]} ]] || value=1
+		step export "$line=$value"
+	done
+	[[ ${option[jobs]:=8} =~ ^[1-9][0-9]?$ ]] || fail 2 "--jobs wants a number from 1 to 99, got '${option[jobs]}'"
+}
+
+# registry reports whether a locator is of a registry, and not of a directory or another program.
+registry() { [[ $1 != [./]* && $1 != *::* ]]; } # LOCATOR
+
+# show prints a step with --trace. What it is given on standard input is in input.
+show() { # COMMAND [ARG…]
+	[[ -n ${option[trace]-} ]] || return 0
+	printf -v traced ' %q' "$@"
+	printf '%s\n' "${traced# }${input:+ <<<${input@Q}}" >&2
+}
+
+step() { show "$@" && "$@"; } # COMMAND [ARG…]
+
+# hold keeps a sweep away from what has no name yet: dist-hold becomes the script again, in the same process.
+hold() { [[ ${DIST_HELD-} == "$$" ]] || DIST_HELD=$$ exec dist-hold --classed -- "$BASH" "$self" "${given[@]}"; }
+
+# keep copies a file that can be read only once, such as <(command), into one that has no name any more, because several processes read
+# it. It sets kept.
+keep() { # FILE
+	local secret
+	kept=$1
+	[[ -e $1 && (! -f $1 || $1 == /dev/*) ]] || return 0
+	kept=$(mktemp -p "${XDG_RUNTIME_DIR:-/dev/shm}" 2>/dev/null || mktemp)
+	exec {secret}<>"$kept"
+	rm -- "$kept"
+	cat -- "$1" >&"$secret"
+	kept=/dev/fd/$secret
+}
+
+# secrets keeps what holds credentials.
+secrets() {
+	keep "${REGISTRY_AUTH_FILE-}"
+	[[ -z $kept ]] || export REGISTRY_AUTH_FILE=$kept
+	keep "${DIST_HEADERS-}"
+	[[ -z $kept ]] || export DIST_HEADERS=$kept
+}
+
+# The processes that the script has started end with it, also when a signal ends it.
+children=()
+end() { ((${#children[@]} == 0)) || { kill -TERM "${children[@]}" && wait "${children[@]}"; } 2>/dev/null || true; }
+
+# begin starts a command, whose output is then read from $output. Not by <(…): of that bash does not know any more, when a signal ends it,
+# that it is a child.
+begin() { # COMMAND [ARG…]
+	local pipe
+	exec {pipe}<> <(:)
+	exec {output}<"/dev/fd/$pipe"
+	start "$@" >&"$pipe" {pipe}>&- {output}<&-
+	exec {pipe}>&-
+}
+
+# start starts a command.
+start() { # COMMAND [ARG…]
+	trap end EXIT
+	show "$@"
+	if [[ -n ${input-} ]]; then "$@" <<<"$input" & else "$@" <&0 & fi
+	children+=("$!")
+}
+
+# answers waits for the command that begin has started last, and fails as it does. What it has printed is in answer, a line an element.
+# shellcheck disable=SC2034
+answers() {
+	mapfile -t answer <&"$output"
+	exec {output}<&-
+	await
+}
+
+# run runs a command to its end. A signal does not wait for it.
+run() { start "$@" && await; } # COMMAND [ARG…]
+
+# await waits for the child that was started last, and fails as it does.
+await() {
+	wait "${children[-1]}" || exit
+	unset 'children[-1]'
+}
