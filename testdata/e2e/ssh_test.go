@@ -1,0 +1,93 @@
+//go:build e2e
+
+package e2e
+
+import (
+	"os"
+	"testing"
+
+	"distkit/testdata/fixture"
+)
+
+// TestSSH copies images through an sshd of an ordinary user, with its own host key, that runs on loopback.
+func TestSSH(t *testing.T) {
+	fixture.Need(t, "ssh")
+	if _, err := os.Stat("/usr/sbin/sshd"); err != nil {
+		t.Skip("needs sshd")
+	}
+	p := here(t)
+	p.user()
+	p.set("DIST_REMOTE_PATH=" + fixture.Bin)
+	p.sh(`
+mkdir ssh && chmod 700 ssh && cd ssh
+ssh-keygen -q -t ed25519 -N "" -f host
+ssh-keygen -q -t ed25519 -N "" -f other
+ssh-keygen -q -t ed25519 -N "" -f me
+cp me.pub authorized
+cat >sshd.conf <<END
+HostKey $PWD/host
+AuthorizedKeysFile $PWD/authorized
+StrictModes no
+UsePAM no
+PasswordAuthentication no
+PidFile none
+END
+cat >config <<END
+Host *
+	IdentityFile $PWD/me
+	IdentitiesOnly yes
+	UserKnownHostsFile $PWD/known
+	GlobalKnownHostsFile none
+END
+cat >ssh <<END
+#!/bin/sh
+echo "\$*" >>$PWD/log
+exec ssh -F $PWD/config "\$@"
+END
+chmod 755 ssh
+export DIST_SSH=$PWD/ssh
+cd ..
+for port in $(shuf -n 20 -i 20000-60000); do
+	/usr/sbin/sshd -D -e -f ssh/sshd.conf -o ListenAddress=127.0.0.1 -p $port 2>ssh/said & sshd=$!
+	trap 'kill $sshd' EXIT
+	until grep -q "^Server listening" ssh/said || ! kill -0 $sshd 2>/dev/null; do sleep 0.01; done
+	! grep -q "^Server listening" ssh/said || break
+done
+far=ssh::user@127.0.0.1:$port$PWD/far
+same() { diff <(dist-list -q --root "$1" | sort) <(dist-list -q --root "$2" | sort); }
+
+# No host key is accepted that is not known, or is another.
+for known in '' "$(cut -d' ' -f1,2 ssh/other.pub)"; do
+	[ -z "$known" ] && : >ssh/known || echo "[127.0.0.1]:$port $known" >ssh/known
+	status=0; dist-tags "$far" >out 2>errors || status=$?
+	[ $status = 9 ] && [ "$(wc -l <errors)" = 1 ] && grep -q 'Host key verification failed' errors
+done
+echo "[127.0.0.1]:$port $(cut -d' ' -f1,2 ssh/host.pub)" >ssh/known
+status=0; dist-tags "ssh::user@127.0.0.1:1/x" 2>errors || status=$?
+[ $status = 6 ]
+status=0; dist-tags "$far" 2>errors || status=$?
+[ $status = 3 ]
+
+# There and back.
+name=$(dist-pull --all-platforms ` + image + ` | cut -f1)
+dist-push "$name" "$far" | cut -f3 | sort | uniq -c >pushed
+! grep -q exists pushed
+[ "$(dist-tags "$far")" = "$name" ]
+same .content far
+dist-push "$name" "$far" | cut -f3 | sort -u | grep -qx exists
+dist-pull -q --root back --all-platforms "$far:$name" >digest
+same .content back
+
+# What is here already costs one call.
+: >ssh/log
+dist-pull -q --root back --all-platforms "$far:$name" | cmp - digest
+[ "$(wc -l <ssh/log)" = 1 ]
+
+# From one machine to another, and a key that is refused.
+dist-copy "$far:$name" "ssh::user@127.0.0.1:$port$PWD/third" >/dev/null
+same far third
+cp ssh/other.pub ssh/authorized
+status=0; dist-tags "$far" 2>errors || status=$?
+[ $status = 9 ] && grep -q 'Permission denied' errors
+`)
+}
