@@ -2,6 +2,7 @@ package transfer
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -48,8 +49,11 @@ func newDirSink(dir string) (*dirSink, error) {
 		return nil, err
 	}
 	if err := disk.Lock(s.lock, unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		if errors.Is(err, unix.EWOULDBLOCK) {
+			err = errclass.Errorf(errdefs.ErrUnavailable, "%s is locked, as by another export: %w", dir, disk.Busy(s.lock))
+		}
 		s.close()
-		return nil, errclass.Errorf(errdefs.ErrUnavailable, "%s is locked, as by another export: %w", dir, err)
+		return nil, err
 	}
 	if err := s.check(dir); err != nil {
 		s.close()
