@@ -4,6 +4,7 @@ import (
 	"archive/tar"
 	"bytes"
 	"fmt"
+	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
@@ -15,6 +16,9 @@ import (
 
 // hostileMemory is what a command may take for documents that strangers wrote, some of 8 MiB each.
 const hostileMemory = 64 << 20
+
+// copyMemory is what dist-copy-graph may take for any graph.
+const copyMemory = 32 << 20
 
 // hostileSize is a little less than the most that a document may have.
 const hostileSize = 8<<20 - 1000
@@ -137,6 +141,20 @@ func TestMemoryOfHostileGraphs(t *testing.T) {
 		return digest.FromString(text).String()
 	}
 	ingest("config")
+	// Copies take less. What would move is known once all documents have come, by a command.
+	root := filepath.Join(t.TempDir(), "copy")
+	copies := func(name, d string) {
+		t.Helper()
+		file, _ := run("", "dist-path", "-q", d)
+		source := strings.TrimSuffix(file, "/blobs/sha256/"+strings.TrimPrefix(d, "sha256:")+"\n")
+		c := exec.Command(filepath.Join(bin, "dist-copy-graph"), "-q", "--dry-run", "--root", root, "--from", `exec "$FETCH" --batch --no-verify "$FROM"`, d)
+		c.Env = append(os.Environ(), "FETCH="+filepath.Join(bin, "dist-fetch"), "FROM="+source)
+		peak := bounded(t, c, 2*time.Minute)
+		t.Logf("copy of %s: status %d, %d MiB", name, c.ProcessState.ExitCode(), peak>>20)
+		if status := c.ProcessState.ExitCode(); peak > copyMemory || status != 0 && status != 2 && status != 3 {
+			t.Errorf("copy of %s: status %d, %d MiB", name, status, peak>>20)
+		}
+	}
 	var nested []string
 	for range 4 {
 		text := many(most/2, index, descriptor(manifestType, ""), `]}`)
@@ -169,6 +187,7 @@ func TestMemoryOfHostileGraphs(t *testing.T) {
 			}
 		}
 		run("", "dist-image", "sources", d, "registry.example/x")
+		copies(name, d)
 	}
 	run("", "dist-image", "ls")
 	run("", "dist-image", "du")

@@ -17,7 +17,7 @@ import (
 )
 
 // softLimit is what the heap may grow to before it is collected more often: a graph of 32,768 objects fits.
-const softLimit = 20 << 20
+const softLimit = 24 << 20
 
 func main() {
 	debug.SetMemoryLimit(softLimit)
