@@ -238,7 +238,7 @@ func (c *CommandSource) Take(ctx context.Context, tag string) (d v1.Descriptor, 
 	return d, err
 }
 
-// ask calls f, and again while its failures are temporary.
+// ask calls f, and again with another process if that one has died.
 func (c *CommandSource) ask(ctx context.Context, tag string, f func(*process) error) error {
 	var again retry
 	for {
@@ -252,7 +252,8 @@ func (c *CommandSource) ask(ctx context.Context, tag string, f func(*process) er
 		if err == nil {
 			return nil
 		}
-		if err = p.failed(ctx, err); !again.after(ctx, err, 0) {
+		alive := p.Err() == nil // and has tried again by itself
+		if err = p.failed(ctx, err); alive || !again.after(ctx, err, 0) {
 			return fmt.Errorf("resolve %s: %w", tag, err)
 		}
 	}
