@@ -344,7 +344,7 @@ var atRoot = map[string]string{
 	"dist-namespace rm":     `dist-namespace create $R new; dist-namespace rm $R new`,
 	"dist-path":             `dist-path $R $config`,
 	"dist-pull":             `dist-pull $R $N ./.content:example.org/x:1`,
-	"dist-push":             `dist-push $R $N example.org/ci:1 ./pushed:1 && dist-tags ./pushed`,
+	"dist-push":             `dist-push $R $N example.org/ci:1 ./pushed:1 | sort && dist-tags ./pushed`,
 	"dist-put":              `dist-put ./$ROOT example.org/put:1 < manifest > /dev/null; dist-tags ./$ROOT | grep -c put`,
 	"dist-run":              `dist-run $R $N --no-such-flag 2>&1 || echo $?`,
 	"dist-unpack":           `dist-unpack $R $N --snapshotter native example.org/ci:1`,
@@ -552,7 +552,7 @@ func TestStoreOfAGroup(t *testing.T) {
 		`dist-delete $(printf 'two\n' | sha256sum | sed 's/ .*//; s/^/sha256:/')`,
 		`dist-hold -- dist-image check example.org/x:1`,
 		`echo old | dist-ingest old; touch -d "2 days ago" .content/blobs/sha256/$(printf "old\n" | sha256sum | sed "s/ .*//")`,
-		`echo old | dist-ingest --expected-digest sha256:$(printf "old\n" | sha256sum | sed "s/ .*//") old`, // which is not theirs
+		`dist-ingest --expected-digest sha256:$(printf "old\n" | sha256sum | sed "s/ .*//") old < /dev/null`, // which is not theirs
 		`dist-gc --grace 1h; dist-path -n sha256:$(printf "old\n" | sha256sum | sed "s/ .*//")`,
 		`dist-image rm - < <(dist-image ls -q)`,
 		`dist-gc --grace 0; test -z "$(dist-list -q)"`,
