@@ -149,7 +149,8 @@ begin() { # COMMAND [ARG…]
 start() { # COMMAND [ARG…]
 	trap end EXIT
 	show "$@"
-	if [[ -n ${input-} ]]; then "$@" <<<"$input" & else "$@" <&0 & fi
+	# Not by <<<: for long texts that takes a temporary file.
+	if [[ -n ${input-} ]]; then "$@" < <(printf '%s\n' "$input") & else "$@" <&0 & fi
 	children+=("$!")
 }
 

@@ -65,10 +65,8 @@ func Mount(source, target string) (unmount func() error, err error) {
 }
 
 func serve(source, target string) error {
-	root := &fs.LoopbackRoot{Path: source, NewNode: func(r *fs.LoopbackRoot, _ *fs.Inode, _ string, _ *syscall.Stat_t) fs.InodeEmbedder {
-		return &node{LoopbackNode: fs.LoopbackNode{RootData: r}}
-	}}
-	top := &node{LoopbackNode: fs.LoopbackNode{RootData: root}}
+	root := &fs.LoopbackRoot{Path: source}
+	top := &node{&fs.LoopbackNode{RootData: root}}
 	root.RootNode = top
 	server, err := fs.Mount(target, top, &fs.Options{MountOptions: fuse.MountOptions{
 		FsName: "nfs-like", DirectMountStrict: true, AllowOther: true, EnableLocks: true, Options: []string{"default_permissions"},
@@ -82,7 +80,12 @@ func serve(source, target string) error {
 }
 
 // node is a file or directory. Paths are those of the source.
-type node struct{ fs.LoopbackNode }
+type node struct{ *fs.LoopbackNode }
+
+// WrapChild makes a node of each file and directory.
+func (n *node) WrapChild(_ context.Context, ops fs.InodeEmbedder) fs.InodeEmbedder {
+	return &node{ops.(*fs.LoopbackNode)}
+}
 
 func (n *node) path() string { return filepath.Join(n.RootData.Path, n.Path(n.Root())) }
 
