@@ -64,7 +64,7 @@ func (t Tree) failed(op, name string, err error) error {
 	return &fs.PathError{Op: op, Path: t.Path(name), Err: err}
 }
 
-// openDir opens the directory of a clean relative path, component by component.
+// openDir opens the directory of a clean relative path, in one call if the system can, or component by component.
 func (t Tree) openDir(name string) (dir int, err error) {
 	err = retry(func() (err error) {
 		dir, err = unix.Open(string(t), unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
@@ -72,6 +72,12 @@ func (t Tree) openDir(name string) (dir int, err error) {
 	})
 	if err != nil || name == "." {
 		return dir, err
+	}
+	if strings.Contains(name, "/") {
+		if fd, ok := openBeneath(dir, name); ok {
+			_ = unix.Close(dir)
+			return fd, nil
+		}
 	}
 	for part := range strings.SplitSeq(name, "/") {
 		next, err := openat(dir, part, unix.O_RDONLY|unix.O_DIRECTORY, 0)
@@ -131,36 +137,43 @@ func (t Tree) OpenDir(name string) (*os.File, error) {
 func (t Tree) Open(name string) (*os.File, error) { return t.OpenFile(name, os.O_RDONLY, 0) }
 
 // OpenFile opens a regular file. With os.O_CREATE it creates the file if there is nothing of that name.
-func (t Tree) OpenFile(name string, flag int, perm fs.FileMode) (f *os.File, err error) {
+func (t Tree) OpenFile(name string, flag int, perm fs.FileMode) (*os.File, error) {
+	var st unix.Stat_t
+	fd, err := t.open(name, flag, perm, &st)
+	if err != nil {
+		return nil, err
+	}
+	return os.NewFile(uintptr(fd), t.Path(name)), nil
+}
+
+// open is OpenFile for a descriptor. It describes the open file in st.
+func (t Tree) open(name string, flag int, perm fs.FileMode, st *unix.Stat_t) (fd int, err error) {
 	err = t.at("open", name, func(dir int, base string) error {
 		// To open a device can have effects, so its kind is looked at before.
-		var st unix.Stat_t
-		err := statAt(dir, base, &st)
+		err := statAt(dir, base, st)
 		if err == nil {
-			err = regular(&st)
+			err = regular(st)
 		}
 		if err != nil && (flag&os.O_CREATE == 0 || !errors.Is(err, fs.ErrNotExist)) {
 			return err
 		}
-		fd, err := openat(dir, base, flag, perm)
+		fd, err = openat(dir, base, flag, perm)
 		if errors.Is(err, unix.ELOOP) {
 			return errLink
 		}
 		if err != nil {
 			return err
 		}
-		err = retry(func() error { return unix.Fstat(fd, &st) })
+		err = retry(func() error { return unix.Fstat(fd, st) })
 		if err == nil {
-			err = regular(&st)
+			err = regular(st)
 		}
 		if err != nil {
 			_ = unix.Close(fd)
-			return err
 		}
-		f = os.NewFile(uintptr(fd), t.Path(name))
-		return nil
+		return err
 	})
-	return f, err
+	return fd, err
 }
 
 func regular(st *unix.Stat_t) error {
@@ -273,6 +286,15 @@ func (t Tree) Stat(name string) (fs.FileInfo, error) {
 	err := t.at("stat", name, func(dir int, base string) error { return statAt(dir, base, &info.st) })
 	if err != nil {
 		return nil, err
+	}
+	return info, nil
+}
+
+// StatAt is [Tree.Stat] of a name in an open directory, such as one that [Tree.OpenDir] has opened.
+func StatAt(dir *os.File, name string) (fs.FileInfo, error) {
+	info := &fileInfo{name: name}
+	if err := statAt(int(dir.Fd()), name, &info.st); err != nil {
+		return nil, &fs.PathError{Op: "stat", Path: filepath.Join(dir.Name(), name), Err: err}
 	}
 	return info, nil
 }
@@ -488,17 +510,14 @@ func (t Tree) SyncDir(name string) error {
 // Names reports whether a name still leads to the open file. It opens the name: only open(2) makes NFS ask the server what a
 // name leads to, where stat(2) may answer from what was known a minute ago (nfs(5), close-to-open cache consistency).
 func (t Tree) Names(name string, f *os.File) bool {
-	named, err := t.Open(name)
+	var is, was unix.Stat_t
+	fd, err := t.open(name, os.O_RDONLY, 0, &is)
 	if err != nil {
 		return false
 	}
-	defer named.Close()
-	is, err := named.Stat()
-	if err != nil {
-		return false
-	}
-	was, err := f.Stat()
-	return err == nil && os.SameFile(was, is)
+	defer unix.Close(fd) // while it is open no other file gets its inode
+	err = retry(func() error { return unix.Fstat(int(f.Fd()), &was) })
+	return err == nil && is.Dev == was.Dev && is.Ino == was.Ino
 }
 
 // OpenLock opens a file whose lock is wanted: for writing, which an exclusive lock needs on NFS; or for reading if this user may

@@ -1,0 +1,47 @@
+package disk
+
+import (
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"golang.org/x/sys/unix"
+)
+
+// Where the kernel, or a filter of system calls, lacks openat2(2), all is as where it is there. It is asked for once.
+func TestWithoutOpenat2(t *testing.T) {
+	t.Parallel()
+	if _, err := exec.LookPath("strace"); err != nil {
+		if slices.Contains(strings.Split(os.Getenv("TEST_REQUIRE"), ","), "strace") {
+			t.Fatal(err)
+		}
+		t.Skip(err)
+	}
+	if fd, ok := openBeneath(unix.AT_FDCWD, "."); ok { // or the machine lacks it
+		_ = unix.Close(fd)
+	}
+	for name, inject := range map[string][]string{
+		"there":  nil,
+		"ENOSYS": {"-e", "inject=openat2:error=ENOSYS"},
+		"EPERM":  {"-e", "inject=openat2:error=EPERM"},
+	} {
+		trace := filepath.Join(t.TempDir(), "trace")
+		args := slices.Concat([]string{"-f", "-qq", "-o", trace, "-e", "trace=openat2", "-e", "signal=none"}, inject,
+			[]string{os.Args[0], "-test.run=^(TestTree|TestTreeRefusesWhatIsNoFile)$", "-test.v"})
+		out, err := exec.Command("strace", args...).CombinedOutput()
+		if err != nil || strings.Count(string(out), "--- PASS") != 2 {
+			t.Errorf("%s: %v\n%s", name, err, out)
+			continue
+		}
+		b, err := os.ReadFile(trace)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if n := strings.Count(string(b), "openat2("); inject != nil && n != 1 || inject == nil && n < 10 && !noOpenat2.Load() {
+			t.Errorf("%s: it was called %d times", name, n)
+		}
+	}
+}

@@ -1,0 +1,6 @@
+//go:build !linux
+
+package disk
+
+// openBeneath is of Linux alone.
+func openBeneath(int, string) (fd int, ok bool) { return -1, false }
