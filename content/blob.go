@@ -148,12 +148,17 @@ func (s *Store) File(dgst digest.Digest) (*File, error) {
 // Digests calls f with the digest of every blob of the store's own, in no order. It does not look at the blobs themselves, and
 // passes over files whose names are no digests. Memory does not grow with the store.
 func (s *Store) Digests(ctx context.Context, f func(digest.Digest) error) error {
+	return s.digestsIn(ctx, func(_ *os.File, dgst digest.Digest) error { return f(dgst) })
+}
+
+// digestsIn is Digests, and calls f with the open directory of the blob too.
+func (s *Store) digestsIn(ctx context.Context, f func(*os.File, digest.Digest) error) error {
 	for _, alg := range []digest.Algorithm{digest.SHA256, digest.SHA512} {
-		err := s.eachEntry(ctx, path.Join(ocispec.ImageBlobsDir, string(alg)), func(e fs.DirEntry) error {
+		err := s.eachEntryIn(ctx, path.Join(ocispec.ImageBlobsDir, string(alg)), func(dir *os.File, e fs.DirEntry) error {
 			if !valid(alg, e.Name()) || e.IsDir() {
 				return nil
 			}
-			return f(digest.Digest(string(alg) + ":" + e.Name()))
+			return f(dir, digest.Digest(string(alg)+":"+e.Name()))
 		})
 		if err != nil {
 			return err
@@ -179,13 +184,13 @@ func (s *Store) walk(ctx context.Context, labels bool, f func(Info) error) error
 		labels = !errors.Is(err, fs.ErrNotExist)
 	}
 	var damaged error
-	err := s.Digests(ctx, func(dgst digest.Digest) error {
-		fi, err := s.stat(dgst)
-		if errdefs.IsNotFound(err) {
+	err := s.digestsIn(ctx, func(dir *os.File, dgst digest.Digest) error {
+		fi, err := disk.StatAt(dir, dgst.Encoded())
+		if errors.Is(err, fs.ErrNotExist) || err == nil && !fi.Mode().IsRegular() {
 			return nil
 		}
 		if err != nil {
-			return err
+			return blobError(dgst, err)
 		}
 		info, err := newInfo(s.Tree, dgst, fi, labels)
 		if errdefs.IsDataLoss(err) {
@@ -302,6 +307,11 @@ func (s *Store) unlink(dgst digest.Digest) error {
 	if err := s.dropLabels(dgst); err != nil && !errors.Is(err, unix.ENOTEMPTY) { // what is in a directory is none of ours
 		return fmt.Errorf("delete %s: %w", dgst, err)
 	}
+	return s.unlinkBare(dgst)
+}
+
+// unlinkBare is unlink for a blob without labels.
+func (s *Store) unlinkBare(dgst digest.Digest) error {
 	if err := s.Tree.Remove(layout.BlobName(dgst)); err != nil {
 		if errors.Is(err, fs.ErrNotExist) {
 			return blobError(dgst, err)

@@ -137,7 +137,7 @@ func useEverything(ctx context.Context, root string, dgst digest.Digest) {
 	_ = s.SweepIngests(ctx, time.Now().Add(time.Hour), false, nil, func(content.Leftover) error { return nil })
 	_ = s.SweepLabels(ctx, time.Now().Add(time.Hour), false, func(content.Leftover) error { return nil })
 	_ = s.Labelled(ctx, "b", time.Time{}, func(digest.Digest) error { return nil })
-	_ = s.DeleteUnused(dgst, time.Now(), time.Now())
+	_ = deleteUnused(s, dgst, time.Now(), time.Now())
 	_ = s.Abort(ctx, "ref")
 	_ = s.DeleteCorrupt(ctx, dgst)
 	_ = s.Delete(ctx, dgst)

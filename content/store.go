@@ -18,6 +18,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"os"
 	"path"
 
 	"distkit/disk"
@@ -99,6 +100,11 @@ func mismatch(format string, a ...any) error {
 // eachEntry calls f with the entries of a directory of the store, which it reads in portions. A directory that is not there has
 // none.
 func (s *Store) eachEntry(ctx context.Context, name string, f func(fs.DirEntry) error) error {
+	return s.eachEntryIn(ctx, name, func(_ *os.File, e fs.DirEntry) error { return f(e) })
+}
+
+// eachEntryIn is eachEntry, and calls f with the open directory too.
+func (s *Store) eachEntryIn(ctx context.Context, name string, f func(*os.File, fs.DirEntry) error) error {
 	dir, err := s.Tree.OpenDir(name)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
@@ -110,7 +116,7 @@ func (s *Store) eachEntry(ctx context.Context, name string, f func(fs.DirEntry) 
 	for {
 		entries, err := dir.ReadDir(512)
 		for _, e := range entries {
-			if err := f(e); err != nil {
+			if err := f(dir, e); err != nil {
 				return err
 			}
 		}

@@ -330,11 +330,18 @@ func TestDelete(t *testing.T) {
 	}
 }
 
-func TestDeleteUnused(t *testing.T) {
+// deleteUnused deletes one blob as a sweep does.
+func deleteUnused(s *content.Store, dgst digest.Digest, before, labelled time.Time) error {
+	u := s.Unused(before, labelled)
+	defer u.Close()
+	return u.Delete(dgst)
+}
+
+func TestUnused(t *testing.T) {
 	s := newStore(t)
 	dgst := put(t, s, []byte("x"))
 	old := time.Now().Add(-time.Hour)
-	if err := s.DeleteUnused(dgst, old, time.Now().Add(time.Hour)); !errdefs.IsFailedPrecondition(err) {
+	if err := deleteUnused(s, dgst, old, time.Now().Add(time.Hour)); !errdefs.IsFailedPrecondition(err) {
 		t.Errorf("a blob that is new: %v", err)
 	}
 	path, _ := s.Path(dgst)
@@ -344,13 +351,13 @@ func TestDeleteUnused(t *testing.T) {
 	if err := s.Freshen(t.Context(), dgst); err != nil {
 		t.Fatal(err)
 	}
-	if err := s.DeleteUnused(dgst, time.Now().Add(-time.Minute), time.Now().Add(time.Hour)); !errdefs.IsFailedPrecondition(err) {
+	if err := deleteUnused(s, dgst, time.Now().Add(-time.Minute), time.Now().Add(time.Hour)); !errdefs.IsFailedPrecondition(err) {
 		t.Errorf("a blob that was freshened: %v", err)
 	}
 	if err := os.Chtimes(path, old, old); err != nil {
 		t.Fatal(err)
 	}
-	if err := s.DeleteUnused(dgst, time.Now().Add(-time.Minute), time.Now().Add(time.Hour)); err != nil {
+	if err := deleteUnused(s, dgst, time.Now().Add(-time.Minute), time.Now().Add(time.Hour)); err != nil {
 		t.Error(err)
 	}
 }

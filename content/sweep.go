@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"os"
 	"path"
 	"strings"
 	"time"
@@ -170,35 +171,79 @@ func (s *Store) lastWrite(dir string) (at time.Time) {
 	return at
 }
 
-// DeleteUnused is Delete for a sweep, which logs what it has deleted itself. FailedPrecondition if the blob was stored or freshened
-// at the time before or later, or got labels after the time labelled, and Unavailable if somebody is working on it. Nobody freshens
-// or labels it in between.
-func (s *Store) DeleteUnused(dgst digest.Digest, before, labelled time.Time) error {
-	lock, err := s.LockBlob(context.Background(), dgst, unix.LOCK_EX|unix.LOCK_NB)
+// Unused deletes blobs for a sweep, which logs what it has deleted itself. It has one lock at a time, and keeps it until it is asked
+// for a blob of another one, or closed: deleted in the order of their digests, blobs that share a lock cost one.
+type Unused struct {
+	s                *Store
+	before, labelled time.Time
+	name             string // of the lock
+	lock             *os.File
+	freshened        time.Time // when all blobs of the lock were
+}
+
+// Unused returns what deletes blobs that were stored or freshened before a time, and got no labels since the time labelled.
+func (s *Store) Unused(before, labelled time.Time) *Unused {
+	return &Unused{s: s, before: before, labelled: labelled}
+}
+
+// Close gives the lock back.
+func (u *Unused) Close() {
+	if u.lock != nil {
+		disk.Release(u.lock)
+		u.lock = nil
+	}
+}
+
+// Delete deletes a blob. NotFound if there is none, FailedPrecondition if it is in use since before or has got labels, and
+// Unavailable if somebody is working on it. Nobody freshens or labels it in between.
+func (u *Unused) Delete(dgst digest.Digest) error {
+	if err := Validate(dgst); err != nil {
+		return err
+	}
+	if err := u.take(dgst); err != nil {
+		return err
+	}
+	fi, err := u.s.stat(dgst)
+	if err != nil {
+		return err
+	}
+	used := fi.ModTime()
+	if u.freshened.After(used) {
+		used = u.freshened
+	}
+	if !used.Before(u.before) {
+		return errclass.Errorf(errdefs.ErrFailedPrecondition, "delete %s: in use since %s", dgst, used.Format(time.RFC3339))
+	}
+	fi, err = u.s.Tree.Stat(labelName(dgst))
+	if errors.Is(err, fs.ErrNotExist) {
+		return u.s.unlinkBare(dgst)
+	}
+	if err == nil && !fi.ModTime().Before(u.labelled) {
+		return errclass.Errorf(errdefs.ErrFailedPrecondition, "delete %s: it has got labels at %s", dgst, fi.ModTime().Format(time.RFC3339))
+	}
+	return u.s.unlink(dgst)
+}
+
+// take takes the lock of a blob, unless it has it.
+func (u *Unused) take(dgst digest.Digest) error {
+	name := layout.LockName(dgst)
+	if u.lock != nil && u.name == name {
+		return nil
+	}
+	u.Close()
+	lock, err := u.s.LockBlob(context.Background(), dgst, unix.LOCK_EX|unix.LOCK_NB)
 	if errors.Is(err, unix.EWOULDBLOCK) {
 		return fmt.Errorf("delete %s: %w", dgst, err)
 	}
 	if err != nil {
 		return blobError(dgst, err)
 	}
-	defer disk.Release(lock)
-	fi, err := s.stat(dgst)
-	if err != nil {
-		return err
-	}
-	used := fi.ModTime()
-	if at, err := layout.Freshened(lock); err != nil {
+	u.name, u.lock = name, lock
+	if u.freshened, err = layout.Freshened(lock); err != nil {
+		u.Close()
 		return fmt.Errorf("delete %s: %w", dgst, disk.Cause(err))
-	} else if at.After(used) {
-		used = at
 	}
-	if !used.Before(before) {
-		return errclass.Errorf(errdefs.ErrFailedPrecondition, "delete %s: in use since %s", dgst, used.Format(time.RFC3339))
-	}
-	if fi, err := s.Tree.Stat(labelName(dgst)); err == nil && !fi.ModTime().Before(labelled) {
-		return errclass.Errorf(errdefs.ErrFailedPrecondition, "delete %s: it has got labels at %s", dgst, fi.ModTime().Format(time.RFC3339))
-	}
-	return s.unlink(dgst)
+	return nil
 }
 
 // SweepLabels removes labels of no blob, older than before and an hour, which a crash left between the labels and the blob. It

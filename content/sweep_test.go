@@ -264,28 +264,28 @@ func TestSweepLabels(t *testing.T) {
 }
 
 // A blob that got a label since the sweep began stays, and so does one that somebody works on.
-func TestDeleteUnusedSparesWhatIsWorkedOn(t *testing.T) {
+func TestUnusedSparesWhatIsWorkedOn(t *testing.T) {
 	s := newStore(t)
 	dgst := put(t, s, []byte("x"))
 	began, later := time.Now(), time.Now().Add(time.Hour)
 	if _, err := s.Update(t.Context(), content.Info{Digest: dgst, Labels: map[string]string{"a": "b"}}); err != nil {
 		t.Fatal(err)
 	}
-	if err := s.DeleteUnused(dgst, later, began); !errdefs.IsFailedPrecondition(err) {
+	if err := deleteUnused(s, dgst, later, began); !errdefs.IsFailedPrecondition(err) {
 		t.Errorf("with a label: %v", err)
 	}
 	f, err := s.LockBlob(t.Context(), dgst, unix.LOCK_EX)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := s.DeleteUnused(dgst, later, later); !errdefs.IsUnavailable(err) {
+	if err := deleteUnused(s, dgst, later, later); !errdefs.IsUnavailable(err) {
 		t.Errorf("locked: %v", err)
 	}
 	disk.Release(f)
-	if err := s.DeleteUnused(dgst, later, later); err != nil {
+	if err := deleteUnused(s, dgst, later, later); err != nil {
 		t.Error(err)
 	}
-	if err := s.DeleteUnused(dgst, later, later); !errdefs.IsNotFound(err) {
+	if err := deleteUnused(s, dgst, later, later); !errdefs.IsNotFound(err) {
 		t.Errorf("again: %v", err)
 	}
 }

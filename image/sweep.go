@@ -633,6 +633,10 @@ func (s *sweeper) blobs(ctx context.Context, kept *Kept, f func(content.Info) er
 	candidates := make([]content.Info, 0, batch)
 	sweep := func() error {
 		defer func() { candidates = candidates[:0] }()
+		// Those that share a lock follow each other.
+		slices.SortFunc(candidates, func(a, b content.Info) int {
+			return cmp.Compare(layout.LockName(a.Digest), layout.LockName(b.Digest))
+		})
 		for rest := candidates; len(rest) > 0; {
 			var gone, stay []content.Info
 			err := s.alone(ctx, func() (err error) {
@@ -694,6 +698,8 @@ func (s *sweeper) phase(ctx context.Context, rest *[]content.Info) (gone, stay [
 			}
 		}()
 	}()
+	unused := s.Store.Unused(s.Before, s.started)
+	defer unused.Close()
 	for end := time.Now().Add(slice); len(*rest) > 0 && len(gone) < most && time.Now().Before(end); *rest = (*rest)[1:] {
 		info := (*rest)[0]
 		if s.marked.Has(info.Digest) {
@@ -709,7 +715,7 @@ func (s *sweeper) phase(ctx context.Context, rest *[]content.Info) (gone, stay [
 				open = append(open, f)
 			}
 		}
-		err := s.Store.DeleteUnused(info.Digest, s.Before, s.started)
+		err := unused.Delete(info.Digest)
 		switch {
 		case errdefs.IsNotFound(err):
 		case errdefs.IsFailedPrecondition(err), errdefs.IsUnavailable(err): // freshened or labelled since it was looked at

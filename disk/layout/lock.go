@@ -71,8 +71,7 @@ func (d Dir) LockBlob(ctx context.Context, dgst digest.Digest, how int) (*os.Fil
 	if err := d.isBlob(dgst); err != nil { // no file is created for a blob that isn't there
 		return nil, err
 	}
-	_, hex, _ := strings.Cut(string(dgst), ":")
-	f, err := lockFile(ctx, d.Tree, hex[:2], how)
+	f, err := lockFile(ctx, d.Tree, LockName(dgst), how)
 	if err != nil {
 		return nil, err
 	}
@@ -81,6 +80,12 @@ func (d Dir) LockBlob(ctx context.Context, dgst digest.Digest, how int) (*os.Fil
 		return nil, err
 	}
 	return f, nil
+}
+
+// LockName is the name of a blob's lock, which blobs share whose digests begin alike. The digest must be valid.
+func LockName(dgst digest.Digest) string {
+	_, hex, _ := strings.Cut(string(dgst), ":")
+	return hex[:2]
 }
 
 // freshenAll marks all blobs of a lock, which is held, as used now: it changes the size of the lock's file, which is empty

@@ -1,0 +1,88 @@
+package content_test
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strconv"
+	"testing"
+	"time"
+
+	"distkit/content"
+
+	"github.com/opencontainers/go-digest"
+)
+
+func init() {
+	jobs["unused"] = func(s *content.Store, args []string) error {
+		n, err := strconv.Atoi(args[0])
+		if err != nil {
+			return err
+		}
+		u := s.Unused(time.Now().Add(time.Hour), time.Now())
+		defer u.Close()
+		for i := range n {
+			if err := u.Delete(unusedBlob(i)); err != nil {
+				return err
+			}
+		}
+		return nil
+	}
+	jobs["walk"] = func(s *content.Store, _ []string) error {
+		return s.WalkSizes(context.Background(), func(content.Info) error { return nil })
+	}
+}
+
+// unusedBlob is the digest of a blob that shares its lock with all others.
+func unusedBlob(i int) digest.Digest { return digest.Digest(fmt.Sprintf("sha256:%064x", i)) }
+
+// systemCalls runs a job in a process of its own, and counts its system calls on files.
+func systemCalls(t *testing.T, job string, args ...string) int {
+	t.Helper()
+	strace, err := exec.LookPath("strace")
+	require(t, "strace", err)
+	counts := filepath.Join(t.TempDir(), "counts")
+	c := childCommand(job, args...)
+	c.Args = append([]string{strace, "-f", "-c", "-e", "trace=%file,%desc", "-e", "signal=none", "-o", counts}, c.Args...)
+	c.Path = strace
+	if out, err := c.Output(); err != nil {
+		t.Fatalf("%s: %v\n%s", job, err, out)
+	}
+	b, err := os.ReadFile(counts)
+	if err != nil {
+		t.Fatal(err)
+	}
+	total := regexp.MustCompile(`(?m)^100\.00 +\S+ +\S* +(\d+) .*total$`).FindSubmatch(b)
+	if total == nil {
+		t.Fatalf("no total: %s", b)
+	}
+	n, _ := strconv.Atoi(string(total[1]))
+	return n
+}
+
+// A sweep takes a lock that blobs share once, and looks at a blob in the directory that it lists.
+func TestSystemCallsOfASweep(t *testing.T) {
+	t.Parallel()
+	const few, many = 10, 510
+	for job, most := range map[string]float64{"walk": 2, "unused": 20} {
+		calls := map[int]int{}
+		for _, n := range []int{few, many} {
+			s := newStore(t)
+			put(t, s, []byte("x"))
+			for i := range n {
+				if err := os.WriteFile(filepath.Join(s.Root(), "blobs/sha256", unusedBlob(i).Encoded()), nil, 0o444); err != nil {
+					t.Fatal(err)
+				}
+			}
+			calls[n] = systemCalls(t, job, s.Root(), strconv.Itoa(n))
+		}
+		if each := float64(calls[many]-calls[few]) / (many - few); each < 1 || each > most {
+			t.Errorf("%s: %.1f system calls a blob, want at most %.0f", job, each, most)
+		} else {
+			t.Logf("%s: %.1f", job, each)
+		}
+	}
+}
