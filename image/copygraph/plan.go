@@ -50,6 +50,9 @@ func (c *Copy) plan(ctx context.Context, root v1.Descriptor) error {
 			// No index says which platform this manifest is for. Its config does.
 			return c.checkPlatform(ctx, w, root, n.Children[0])
 		})
+		if c.From != nil && errdefs.IsInvalidArgument(err) {
+			return errclass.As(err, errdefs.ErrDataLoss) // what a source sends is no argument of the user's
+		}
 		if err != nil {
 			return err
 		}
