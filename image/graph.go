@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
 	"slices"
 	"strings"
@@ -61,6 +62,22 @@ const (
 	maxBlobs     = 1 << 15
 )
 
+// Tally counts what walks come to, so that the limits of one walk hold for several together.
+type Tally struct {
+	blobs int
+	size  int64
+}
+
+// Add counts blobs that are referred to, and bytes of documents. InvalidArgument if they are too many now.
+func (t *Tally) Add(blobs int, size int64) error {
+	t.blobs += blobs
+	t.size += size
+	if t.blobs > maxBlobs || t.size > MaxDocuments {
+		return errclass.Errorf(errdefs.ErrInvalidArgument, "more than %d blobs are referred to, or documents of more than %d bytes", maxBlobs, MaxDocuments)
+	}
+	return nil
+}
+
 // Node is a blob that [Walker.Walk] has come to.
 type Node struct {
 	v1.Descriptor // as the document that refers to the blob has it
@@ -92,20 +109,24 @@ func (w Walker) Walk(ctx context.Context, d v1.Descriptor, visit func(Node) erro
 // walk is Walk that passes over the documents of seen, and adds those that it visits.
 func (w Walker) walk(ctx context.Context, d v1.Descriptor, seen map[digest.Digest]bool, visit func(Node) error) error {
 	parts := map[digest.Digest]bool{}
-	blobs, size := 0, int64(0)
+	tally := w.Tally
+	if tally == nil {
+		tally = &Tally{}
+	}
 	return walk(ctx, d, seen, func(d v1.Descriptor, depth int) ([]v1.Descriptor, error) {
-		if depth > maxDepth {
-			return nil, errclass.Errorf(errdefs.ErrInvalidArgument, "indexes nest deeper than %d", maxDepth)
+		if depth > MaxDepth {
+			return nil, errclass.Errorf(errdefs.ErrInvalidArgument, "indexes nest deeper than %d", MaxDepth)
 		}
 		n, err := w.node(ctx, d, depth == 0)
 		if err != nil {
 			return nil, err
 		}
+		size := int64(0)
 		if n.Type != "" {
-			size += n.Size
+			size = n.Size
 		}
-		if blobs += len(n.Children); blobs > maxBlobs || size > MaxDocuments {
-			return nil, errclass.Errorf(errdefs.ErrInvalidArgument, "%s refers to more than %d blobs, or to documents of more than %d bytes", d.Digest, maxBlobs, MaxDocuments)
+		if err := tally.Add(len(n.Children), size); err != nil {
+			return nil, fmt.Errorf("%s: %w", d.Digest, err)
 		}
 		if err := visit(n); err != nil {
 			return nil, err
@@ -332,13 +353,16 @@ func refers(b []byte) (yes bool) {
 func isKnown(mediaType string) bool { return IsIndex(mediaType) || IsManifest(mediaType) }
 
 // ownType returns the media type that a document tells, or "".
-func ownType(b []byte) (mediaType string) {
+func ownType(b []byte) string { return member(b, "mediaType") }
+
+// member returns the short text that an object has for a member, or "".
+func member(b []byte, name string) (text string) {
 	layout.Members(b, func(key string, value json.RawMessage) {
-		if strings.EqualFold(key, "mediaType") {
-			mediaType, _ = shortString(value)
+		if strings.EqualFold(key, name) {
+			text, _ = shortString(value)
 		}
 	})
-	return mediaType
+	return text
 }
 
 // foreignType returns the media type of a document that is a manifest of a kind that isn't known here: it tells its own

@@ -32,14 +32,14 @@ const (
 )
 
 // MaxDocument bounds a manifest, an index and a config, in bytes. maxObjects and maxMembers bound the memory that
-// decoding one takes, and maxChildMembers that of an index or manifest, of which more is kept. maxDepth is how deep
+// decoding one takes, and maxChildMembers that of an index or manifest, of which more is kept. MaxDepth is how deep
 // indexes may nest.
 const (
 	MaxDocument     = 8 << 20
 	maxObjects      = 1 << 17
 	maxMembers      = 1 << 19
 	maxChildMembers = 1 << 17
-	maxDepth        = 4
+	MaxDepth        = 4
 )
 
 // maxDigest bounds a digest of an unknown algorithm, in bytes.
@@ -49,6 +49,7 @@ const maxDigest = 1 << 10
 type Walker struct {
 	Store    *content.Store
 	Platform *Platform // which manifests of an index count, best first; nil for all
+	Tally    *Tally    // of this walk and others, which its limits hold for together; nil: of this walk alone
 }
 
 // document is what an index and a manifest have, read as one: which of them it is, the media
@@ -340,7 +341,7 @@ func (w Walker) manifest(ctx context.Context, d v1.Descriptor) (v1.Descriptor, d
 
 // descend is manifest. It calls through with every index on the way, its bytes, and which of its manifests is followed.
 func (w Walker) descend(ctx context.Context, d v1.Descriptor, through func(index digest.Digest, b []byte, child int)) (v1.Descriptor, document, error) {
-	for range maxDepth + 1 {
+	for range MaxDepth + 1 {
 		b, err := w.read(d)
 		if err != nil {
 			return d, document{}, err
@@ -370,7 +371,7 @@ func (w Walker) descend(ctx context.Context, d v1.Descriptor, through func(index
 		through(d.Digest, b, child)
 		d = doc.Manifests[child]
 	}
-	return d, document{}, errclass.Errorf(errdefs.ErrInvalidArgument, "indexes nest deeper than %d", maxDepth)
+	return d, document{}, errclass.Errorf(errdefs.ErrInvalidArgument, "indexes nest deeper than %d", MaxDepth)
 }
 
 // fits holds a manifest to a platform that was asked for, by what its config says where no

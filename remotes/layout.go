@@ -44,16 +44,6 @@ func (l *Layout) files() (ondisk.Dir, error) {
 	return d, nil
 }
 
-// readBlob reads a small blob whole.
-func readBlob(d ondisk.Dir, dgst digest.Digest) ([]byte, error) {
-	f, err := d.OpenBlob(dgst)
-	if err != nil {
-		return nil, err
-	}
-	defer f.Close()
-	return disk.ReadAll(f, MaxManifest)
-}
-
 // index lists the names.
 func index(d ondisk.Dir) ([]ocispec.Descriptor, error) {
 	ix, err := d.ReadIndex()

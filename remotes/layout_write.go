@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
 	"io/fs"
@@ -127,29 +126,19 @@ func (l *Layout) listReferrer(ctx context.Context, d ondisk.Dir, desc ocispec.De
 	if desc.Size > MaxManifest || desc.MediaType != "" && !isIndex(desc.MediaType) && !isManifest(desc.MediaType) {
 		return nil
 	}
-	b, err := readBlob(d, desc.Digest)
+	b, err := d.ReadBlob(desc.Digest, MaxManifest)
 	if err != nil {
 		return err
 	}
 	if desc.MediaType == "" {
 		desc.MediaType = sniff(b)
 	}
-	var head referrer
-	if desc.MediaType == mediaTypeOctets || json.Unmarshal(b, &head) != nil || head.Subject == nil {
+	if desc.MediaType == mediaTypeOctets || ondisk.Subject(b) == "" {
 		return nil
-	}
-	entry, err := ondisk.NewEntry(desc)
-	if err != nil {
-		return err
 	}
 	return l.change(ctx, d, func(index *ondisk.Index) error {
-		for _, e := range index.Entries {
-			if listed, err := e.Descriptor(); err == nil && listed.Digest == desc.Digest {
-				return nil
-			}
-		}
-		index.Entries = append(index.Entries, entry)
-		return nil
+		_, err := index.AddUnnamed(desc)
+		return err
 	})
 }
 
@@ -265,33 +254,22 @@ func (l *Layout) Referrers(ctx context.Context, subject digest.Digest, filter Re
 		fail := func(err error) {
 			yield(ocispec.Descriptor{}, fmt.Errorf("list referrers of %s in %s: %w", subject, l.dir, err))
 		}
-		d, names, err := l.checkedIndex()
-		if err != nil {
-			fail(err)
-			return
+		d, err := l.files()
+		if err == nil {
+			err = d.Referrers(MaxManifest, func(desc ocispec.Descriptor, of digest.Digest, manifest []byte) error {
+				var head referrer
+				if of != subject || json.Unmarshal(manifest, &head) != nil {
+					return nil
+				}
+				head.describe(&desc)
+				if filter.selects(desc) && !yield(desc, nil) {
+					return errStopped
+				}
+				return nil
+			})
 		}
-		seen := map[digest.Digest]bool{}
-		for _, desc := range names {
-			if seen[desc.Digest] || desc.Digest.Validate() != nil || desc.Size > MaxManifest {
-				continue
-			}
-			seen[desc.Digest] = true
-			b, err := readBlob(d, desc.Digest)
-			if errors.Is(err, fs.ErrNotExist) {
-				continue // the rest of an index that is not all here
-			}
-			if err != nil {
-				fail(err)
-				return
-			}
-			var head referrer
-			if json.Unmarshal(b, &head) != nil || head.Subject == nil || head.Subject.Digest != subject {
-				continue
-			}
-			head.describe(&desc)
-			if filter.selects(desc) && !yield(desc, nil) {
-				return
-			}
+		if err != nil && err != errStopped {
+			fail(err)
 		}
 	}
 }

@@ -43,7 +43,7 @@ declare -A option=()
 operands=()
 # shellcheck disable=SC2034
 options() { # [ARG…]
-	local line name value pattern='^  (-(.),|   ) --([a-z-]+)( [^ ]+)?  '
+	local line name value pattern='^  (-(.),|   ) --([a-z-]+)( [^ ]+|\[=[^ ]+\])?  '
 	local -A long=() takes=()
 	given=("$@")
 	flags+='
@@ -66,7 +66,10 @@ options() { # [ARG…]
 		esac
 		name=${long[$1]-}
 		[[ -n $name ]] || misused "unknown flag: $1"
-		if [[ -z ${takes[$name]} ]]; then
+		if [[ ${takes[$name]} == \[* ]]; then
+			[[ ${2-} == "$1=$value" ]] && shift || value=all
+			[[ -n $value ]] || misused "flag needs an argument that is not empty: $1"
+		elif [[ -z ${takes[$name]} ]]; then
 			[[ -z ${2+set} || $2 != "$1"=* ]] || misused "flag takes no argument: $1"
 			value=yes
 		else

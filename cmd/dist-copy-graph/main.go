@@ -48,6 +48,8 @@ func newCommand() *cobra.Command {
 	f.StringVar(&at.sources, "sources", "", "have the target, `HOST/REPOSITORY`, take blobs from where labels say that it has them")
 	f.StringArrayVar(&at.tags, "tag", nil, "the target keeps the manifest as `TAG`, in a store as a name; may be repeated")
 	f.StringArrayVar(&at.labels, "label", nil, "set the label `KEY=VALUE` of a name in the store; without a value take it away")
+	f.StringArrayVar(&at.referrers, "referrers", nil, "copy the referrers too, or those of artifact type `TYPE,…` alone; may be repeated")
+	f.Lookup("referrers").NoOptDefVal = allTypes
 	platforms := f.StringArray("platform", nil, "of an index, only the manifest for `PLATFORM`; may be repeated")
 	jobs := f.IntP("jobs", "j", 8, "objects that move at the same time: `N`")
 	maxBytes := f.Int64("max-bytes", 0, "fail if more than so many `BYTES` would move")
@@ -83,7 +85,7 @@ func newCommand() *cobra.Command {
 		}
 		end = shown(g, out.Quiet(), end)
 		if err = run(c.Context(), g, roots); err == nil && at.to == "" && !g.DryRun {
-			err = at.name(c.Context(), g.Documents, last)
+			err = at.name(c.Context(), g.Documents, last, g.Referring())
 		}
 		if failed := end(); err == nil {
 			err = failed

@@ -25,6 +25,7 @@ type places struct {
 	from, fromRoot, to string
 	mount, sources     string
 	tags, labels       []string
+	referrers          []string // values of --referrers
 }
 
 // open opens the source and the target of a copy, and holds the stores among them. end is called when all is done; it returns
@@ -46,6 +47,10 @@ func (p places) open(ctx context.Context, g *copygraph.Copy, roots []root) (end 
 	case p.from != "" && p.sources != "":
 		return nil, cli.Usagef("--sources is for a source that is a store: its labels tell")
 	}
+	referrers, err := p.setTypes(g)
+	if err != nil {
+		return nil, err
+	}
 	var ends []func() error
 	endAll := func() (err error) {
 		for _, f := range ends {
@@ -64,7 +69,7 @@ func (p places) open(ctx context.Context, g *copygraph.Copy, roots []root) (end 
 	if err != nil {
 		return nil, err
 	}
-	source := store
+	source, namespace := store, *p.namespace
 	switch {
 	case p.from != "":
 		from := copygraph.FromCommand(p.from, p.to == "")
@@ -76,13 +81,19 @@ func (p places) open(ctx context.Context, g *copygraph.Copy, roots []root) (end 
 		if err := p.resolve(ctx, from, store, roots); err != nil {
 			return nil, err
 		}
+		if referrers {
+			g.Referrers = listed(from, g.ArtifactTypes)
+		}
 	case p.fromRoot != "":
 		if source, err = content.Open(p.fromRoot); err != nil {
 			return nil, err
 		}
-		g.From = copygraph.FromStore(source)
+		g.From, namespace = copygraph.FromStore(source), image.DefaultNamespace
 	}
 	if source != nil {
+		if referrers {
+			g.Referrers = listedIn(source, namespace)
+		}
 		if err := holdIfSwept(ctx, source); err != nil {
 			return nil, err
 		}
@@ -202,8 +213,8 @@ func (p places) mounts(ctx context.Context, g *copygraph.Copy, store *content.St
 	return nil
 }
 
-// name gives the store's names to what was copied.
-func (p places) name(ctx context.Context, store *content.Store, d v1.Descriptor) error {
+// name gives the store's names to what was copied, and has its index list the referrers before.
+func (p places) name(ctx context.Context, store *content.Store, d v1.Descriptor, referrers []v1.Descriptor) error {
 	labels, err := cli.Labels(p.labels)
 	if err != nil {
 		return err
@@ -215,6 +226,9 @@ func (p places) name(ctx context.Context, store *content.Store, d v1.Descriptor)
 	var images []image.Image
 	for _, tag := range p.tags {
 		images = append(images, image.Image{Name: tag, Target: d, Labels: labels})
+	}
+	if err := names.AddUnnamed(ctx, referrers); err != nil {
+		return err
 	}
 	return names.ReplaceAll(ctx, images)
 }

@@ -1,7 +1,9 @@
 package copygraph
 
 import (
+	"bufio"
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -203,19 +205,19 @@ func (c *CommandSource) Start() {
 // Resolve asks what a tag points at. The size is -1: registries are not to be trusted with it. NotFound if there is no such
 // tag.
 func (c *CommandSource) Resolve(ctx context.Context, tag string) (d v1.Descriptor, err error) {
-	err = c.ask(ctx, tag, func(p *process) error {
+	err = c.ask(ctx, func(p *process) error {
 		var there bool
 		if d, there, err = p.Has(ctx, tag); err == nil && !there {
 			err = errclass.Errorf(errdefs.ErrNotFound, "the source has no such tag")
 		}
 		return err
 	})
-	return v1.Descriptor{MediaType: d.MediaType, Digest: d.Digest, Size: -1}, err
+	return v1.Descriptor{MediaType: d.MediaType, Digest: d.Digest, Size: -1}, resolving(tag, err)
 }
 
 // Take is Resolve that fetches what the tag points at in the same step, for Open to give it.
 func (c *CommandSource) Take(ctx context.Context, tag string) (d v1.Descriptor, err error) {
-	err = c.ask(ctx, tag, func(p *process) error {
+	err = c.ask(ctx, func(p *process) error {
 		o, err := p.Fetch(ctx, tag)
 		if err != nil {
 			return err
@@ -235,11 +237,18 @@ func (c *CommandSource) Take(ctx context.Context, tag string) (d v1.Descriptor, 
 		c.taken[d.Digest] = b
 		return nil
 	})
-	return d, err
+	return d, resolving(tag, err)
+}
+
+func resolving(tag string, err error) error {
+	if err != nil {
+		return fmt.Errorf("resolve %s: %w", tag, err)
+	}
+	return nil
 }
 
 // ask calls f, and again with another process if that one has died.
-func (c *CommandSource) ask(ctx context.Context, tag string, f func(*process) error) error {
+func (c *CommandSource) ask(ctx context.Context, f func(*process) error) error {
 	var again retry
 	for {
 		p, _, err := c.pick(0)
@@ -254,9 +263,46 @@ func (c *CommandSource) ask(ctx context.Context, tag string, f func(*process) er
 		}
 		alive := p.Err() == nil // and has tried again by itself
 		if err = p.failed(ctx, err); alive || !again.after(ctx, err, 0) {
-			return fmt.Errorf("resolve %s: %w", tag, err)
+			return err
 		}
 	}
+}
+
+// maxReferrer bounds a descriptor of a list of referrers, with its annotations, in bytes.
+const maxReferrer = 1 << 20
+
+// Referrers calls f with each manifest that the source says to have a subject: of an artifact type, unless that is "". After a
+// failure for the time being the list begins again. DataLoss if the list is none.
+func (c *CommandSource) Referrers(ctx context.Context, subject digest.Digest, artifactType string, f func(v1.Descriptor) error) error {
+	var hints []string
+	if artifactType != "" {
+		hints = append(hints, "artifacttype:"+artifactType)
+	}
+	return c.ask(ctx, func(p *process) error {
+		list, err := p.Referrers(ctx, subject, hints...)
+		if err != nil {
+			return err
+		}
+		lines := bufio.NewScanner(list)
+		lines.Buffer(nil, maxReferrer)
+		for err == nil && lines.Scan() {
+			var d v1.Descriptor
+			if d, err = image.ParseReferrer(lines.Bytes()); err != nil {
+				err = errclass.As(err, errdefs.ErrDataLoss)
+			} else {
+				err = f(d)
+			}
+		}
+		failed := lines.Err() // before err: what ends inside a line is no descriptor
+		if errors.Is(failed, bufio.ErrTooLong) {
+			failed = errclass.Errorf(errdefs.ErrDataLoss, "the list has a descriptor of more than %d bytes", maxReferrer)
+		}
+		if err = cmp.Or(failed, err); err != nil {
+			p.kill() // nobody wants the rest
+			return err
+		}
+		return list.Close()
+	})
 }
 
 // Open implements Source. It waits until all that was asked for before has come.

@@ -60,6 +60,10 @@ type Copy struct {
 	DryRun    bool              // move nothing but documents, into Documents
 	// Mount, if set, returns the repository of the target that is said to have a blob, or "".
 	Mount func(digest.Digest) string
+	// Referrers, if set, lists the referrers of each document that is copied: they are copied too, and what they refer to, and
+	// their own referrers.
+	Referrers     ListReferrers
+	ArtifactTypes []string // of those that are copied; none: all
 	// Record, if set, is called with each object once, when it has landed; with the roots at the end, in their order.
 	Record   func(v1.Descriptor, Outcome) error
 	Progress Progress // may be nil
@@ -69,6 +73,8 @@ type Copy struct {
 	types   map[string]string // one string for each media type
 	root    *object           // that is to have the tags
 	roots   map[*object]Outcome
+	// subjects are documents whose referrers are not planned yet.
+	subjects []*object
 
 	mu     sync.Mutex // of totals and calls of Record
 	totals Totals
@@ -89,8 +95,10 @@ type object struct {
 	wanted    bool // false for what is a foreign layer wherever it is referred to
 	landed    bool // the target has it, or it is foreign
 	root      bool
+	subject   bool // its referrers are planned, or are to be
+	referrer  bool
 	pending   int32
-	parents   []*object    // each has it pending until it has landed
+	parents   []*object    // each has it pending until it has landed: what refers to it, as a child or as the subject
 	check     func() error // if set, is called once it has landed
 }
 
@@ -102,10 +110,10 @@ func (o *object) descriptor() v1.Descriptor {
 // and returns its error. What had come of objects that were on their way is kept where the target can resume.
 //
 // Errors are those of [image.Walker.Walk], of the source and of the target. NotFound: an object is neither at the source
-// nor at the target. FailedPrecondition: more than MaxBytes would move.
+// nor at the target. FailedPrecondition: more than MaxBytes would move. DataLoss: what is listed as a referrer is none.
 func (c *Copy) Run(ctx context.Context, roots ...v1.Descriptor) error {
 	c.objects, c.index, c.types, c.totals = nil, map[digest.Digest]*object{}, map[string]string{}, Totals{}
-	c.root, c.roots = nil, map[*object]Outcome{}
+	c.root, c.roots, c.subjects = nil, map[*object]Outcome{}, nil
 	if len(c.Tags) > 0 && len(roots) != 1 {
 		return errclass.Errorf(errdefs.ErrInvalidArgument, "tags are for one root, not for %d", len(roots))
 	}
@@ -119,6 +127,9 @@ func (c *Copy) Run(ctx context.Context, roots ...v1.Descriptor) error {
 		if len(c.Tags) > 0 {
 			c.root = c.index[root.Digest]
 		}
+	}
+	if err := c.planReferrers(ctx); err != nil {
+		return c.blame(err)
 	}
 	if err := c.finish(ctx); err != nil || c.Record == nil {
 		return err

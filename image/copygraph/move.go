@@ -15,11 +15,15 @@ import (
 // askAtOnce is how many objects the target is asked for at a time: all of nearly every image.
 const askAtOnce = 1024
 
-// ask asks the target for all objects that have not landed.
+// ask asks the target for all objects that have not landed, but not a remote for referrers: it may have one that no list of
+// referrers has, because whoever put it died before that. Putting it again lists it.
 func (c *Copy) ask(ctx context.Context) error {
 	var wanted []*object
 	for _, o := range c.objects {
 		if o.landed {
+			continue
+		}
+		if o.referrer && !c.intoStore() && !c.DryRun {
 			continue
 		}
 		if o.wanted {

@@ -38,26 +38,28 @@ func (c *Copy) plan(ctx context.Context, root v1.Descriptor) error {
 	for _, p := range platforms {
 		w := image.Walker{Store: c.Documents, Platform: p}
 		err := w.Walk(ctx, root, func(n image.Node) error {
-			if image.IsIndex(n.Type) {
-				if err := c.documents(ctx, n.Children...); err != nil {
-					return err
-				}
+			if err := c.visit(ctx, n); err != nil {
+				return err
 			}
-			c.add(n)
 			if p == nil || n.Platform != nil || !image.IsManifest(n.Type) {
 				return nil
 			}
 			// No index says which platform this manifest is for. Its config does.
 			return c.checkPlatform(ctx, w, root, n.Children[0])
 		})
-		if c.From != nil && errdefs.IsInvalidArgument(err) {
-			return errclass.As(err, errdefs.ErrDataLoss) // what a source sends is no argument of the user's
-		}
 		if err != nil {
-			return err
+			return c.blame(err)
 		}
 	}
 	return nil
+}
+
+// blame returns the error of a graph. What a source sends is no argument of the user's.
+func (c *Copy) blame(err error) error {
+	if c.From != nil && errdefs.IsInvalidArgument(err) {
+		return errclass.As(err, errdefs.ErrDataLoss)
+	}
+	return err
 }
 
 // checkPlatform checks that the manifest with a config fits the walker's platform, as soon as the config is in Documents.
@@ -146,6 +148,10 @@ func (c *Copy) add(n image.Node) {
 	o.here = n.Here
 	if image.IsIndex(n.Type) || image.IsManifest(n.Type) {
 		o.mediaType = n.Type // its descriptor may have none, or another
+	}
+	if c.Referrers != nil && n.Type != "" && !o.subject {
+		o.subject = true
+		c.subjects = append(c.subjects, o)
 	}
 	for _, d := range n.Children {
 		child := c.object(d)

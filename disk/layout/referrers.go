@@ -1,0 +1,97 @@
+package layout
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"strings"
+
+	"distkit/disk"
+
+	"github.com/opencontainers/go-digest"
+	v1 "github.com/opencontainers/image-spec/specs-go/v1"
+)
+
+// Referrers calls f once with each document of the index, of at most maxSize bytes, that has a subject: its descriptor as the
+// index has it, its subject, and its bytes, which nobody has hashed. Documents that are not in the layout are passed over:
+// an image may be here in part.
+func (d Dir) Referrers(maxSize int64, f func(desc v1.Descriptor, subject digest.Digest, document []byte) error) error {
+	ix, err := d.ReadIndex()
+	if err != nil {
+		return err
+	}
+	seen := map[digest.Digest]bool{}
+	for _, e := range ix.Entries {
+		desc, err := e.Descriptor()
+		if err != nil {
+			return err
+		}
+		if seen[desc.Digest] || desc.Digest.Validate() != nil || desc.Size > maxSize {
+			continue
+		}
+		seen[desc.Digest] = true
+		b, err := d.ReadBlob(desc.Digest, maxSize)
+		if errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		if err != nil {
+			return fmt.Errorf("read %s: %w", desc.Digest, err)
+		}
+		if subject := Subject(b); subject != "" {
+			if err := f(desc, subject, b); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// ReadBlob reads a blob of at most maxSize bytes; a larger one is FailedPrecondition. Its digest is not verified.
+func (d Dir) ReadBlob(dgst digest.Digest, maxSize int64) ([]byte, error) {
+	f, err := d.OpenBlob(dgst)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	return disk.ReadAll(f, maxSize)
+}
+
+// Subject returns the digest of a document's subject, or "" if it has none.
+func Subject(document []byte) (subject digest.Digest) {
+	if !json.Valid(document) {
+		return ""
+	}
+	Members(document, func(key string, value json.RawMessage) {
+		if !strings.EqualFold(key, "subject") {
+			return
+		}
+		var s struct{ Digest digest.Digest }
+		if subject = ""; json.Unmarshal(value, &s) == nil && s.Digest.Validate() == nil {
+			subject = s.Digest
+		}
+	})
+	return subject
+}
+
+// AddUnnamed adds entries without a name for those descriptors whose digest no entry has yet. Sweeps keep what they point at,
+// and lists of referrers are made from them.
+func (ix *Index) AddUnnamed(list ...v1.Descriptor) (added bool, err error) {
+	there := make(map[digest.Digest]bool, len(ix.Entries))
+	for _, e := range ix.Entries {
+		if d, err := e.Descriptor(); err == nil {
+			there[d.Digest] = true
+		}
+	}
+	for _, d := range list {
+		if there[d.Digest] {
+			continue
+		}
+		e, err := NewEntry(d)
+		if err != nil {
+			return false, err
+		}
+		ix.Entries, there[d.Digest], added = append(ix.Entries, e), true, true
+	}
+	return added, nil
+}

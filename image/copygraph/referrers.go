@@ -1,0 +1,117 @@
+package copygraph
+
+import (
+	"context"
+	"fmt"
+	"slices"
+
+	"distkit/errclass"
+	"distkit/image"
+
+	"github.com/containerd/errdefs"
+	"github.com/opencontainers/go-digest"
+	v1 "github.com/opencontainers/image-spec/specs-go/v1"
+)
+
+// ListReferrers calls f with each manifest that is said to have a subject.
+type ListReferrers func(ctx context.Context, subject digest.Digest, f func(v1.Descriptor) error) error
+
+// Referring returns the referrers that a copy has come to, in the order of the plan.
+func (c *Copy) Referring() []v1.Descriptor {
+	var list []v1.Descriptor
+	for _, o := range c.objects {
+		if o.referrer {
+			list = append(list, o.descriptor())
+		}
+	}
+	return list
+}
+
+// planReferrers plans the copy of what refers to documents of the plan, level by level, since referrers may have referrers.
+// The lists are a stranger's. So what they name counts towards the limits of one graph, and a referrer has to say itself what
+// its subject is: otherwise two objects might wait for each other.
+func (c *Copy) planReferrers(ctx context.Context) error {
+	tally := &image.Tally{}
+	for depth := 1; len(c.subjects) > 0; depth++ {
+		subjects := c.subjects
+		c.subjects = nil
+		lists, err := c.listReferrers(ctx, tally, subjects)
+		if err != nil {
+			return err
+		}
+		all := slices.Concat(lists...)
+		if len(all) > 0 && depth > image.MaxDepth {
+			return errclass.Errorf(errdefs.ErrInvalidArgument, "%s: referrers of referrers nest deeper than %d", all[0].Digest, image.MaxDepth)
+		}
+		if err := c.documents(ctx, all...); err != nil {
+			return err
+		}
+		for i, subject := range subjects {
+			for _, d := range lists[i] {
+				if err := c.planReferrer(ctx, tally, subject, d); err != nil {
+					return fmt.Errorf("referrer %s of %s: %w", d.Digest, subject.digest, err)
+				}
+			}
+		}
+	}
+	return nil
+}
+
+// listReferrers lists the referrers of each subject, several lists at a time.
+func (c *Copy) listReferrers(ctx context.Context, tally *image.Tally, subjects []*object) ([][]v1.Descriptor, error) {
+	lists := make([][]v1.Descriptor, len(subjects))
+	at := make(map[*object]int, len(subjects))
+	for i, o := range subjects {
+		at[o] = i
+	}
+	err := c.parallel(ctx, subjects, func(ctx context.Context, o *object) error {
+		err := c.Referrers(ctx, o.digest, func(d v1.Descriptor) error {
+			if d.Size > image.MaxDocument {
+				return errclass.Errorf(errdefs.ErrInvalidArgument, "%s: %d bytes are too many for a manifest or index", d.Digest, d.Size)
+			}
+			c.mu.Lock()
+			defer c.mu.Unlock()
+			if len(c.ArtifactTypes) == 0 || slices.Contains(c.ArtifactTypes, d.ArtifactType) {
+				lists[at[o]] = append(lists[at[o]], v1.Descriptor{MediaType: d.MediaType, Digest: d.Digest, Size: d.Size})
+			}
+			return tally.Add(1, 0)
+		})
+		if err != nil {
+			return fmt.Errorf("list referrers of %s: %w", o.digest, err)
+		}
+		return nil
+	})
+	return lists, err
+}
+
+// planReferrer plans the copy of a referrer, whose document is in Documents, and of all that it refers to, whatever the
+// platforms: after its subject.
+func (c *Copy) planReferrer(ctx context.Context, tally *image.Tally, subject *object, d v1.Descriptor) error {
+	w := image.Walker{Store: c.Documents, Tally: tally}
+	of, err := w.Subject(d.Digest)
+	if err != nil {
+		return err
+	}
+	if of != subject.digest {
+		return errclass.Errorf(errdefs.ErrDataLoss, "it does not refer to that")
+	}
+	o := c.object(d)
+	if o.referrer {
+		return nil
+	}
+	o.wanted, o.referrer = true, true
+	subject.parents = append(subject.parents, o)
+	o.pending++
+	return w.Walk(ctx, d, func(n image.Node) error { return c.visit(ctx, n) })
+}
+
+// visit enters a node of a walk into the plan, and brings the documents that an index refers to.
+func (c *Copy) visit(ctx context.Context, n image.Node) error {
+	if image.IsIndex(n.Type) {
+		if err := c.documents(ctx, n.Children...); err != nil {
+			return err
+		}
+	}
+	c.add(n)
+	return nil
+}

@@ -1,0 +1,80 @@
+package image
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"strings"
+
+	"distkit/content"
+	"distkit/disk/layout"
+	"distkit/errclass"
+
+	"github.com/containerd/errdefs"
+	"github.com/opencontainers/go-digest"
+	v1 "github.com/opencontainers/image-spec/specs-go/v1"
+)
+
+// ParseReferrer decodes a descriptor of a list of referrers: digest, size, and both types. InvalidArgument if it is none.
+func ParseReferrer(raw []byte) (v1.Descriptor, error) {
+	if !json.Valid(raw) {
+		return v1.Descriptor{}, errclass.Errorf(errdefs.ErrInvalidArgument, "%.80q is no descriptor of a referrer", raw)
+	}
+	d, _ := reference(raw)
+	d.ArtifactType = member(raw, "artifactType")
+	if err := content.Validate(d.Digest); err != nil {
+		return d, err
+	}
+	return d, checkDescriptor(d)
+}
+
+// Subject returns the subject of a document in the store, or "" if it has none. NotFound if it isn't there; DataLoss if it
+// does not hash to its name.
+func (w Walker) Subject(dgst digest.Digest) (digest.Digest, error) {
+	b, err := w.blob(dgst)
+	if err != nil {
+		return "", err
+	}
+	return layout.Subject(b), nil
+}
+
+// Referrers calls f with each manifest of the namespace's index that has a subject, and with that.
+func (n *Names) Referrers(f func(d v1.Descriptor, subject digest.Digest) error) error {
+	err := n.dir.Referrers(MaxDocument, func(d v1.Descriptor, subject digest.Digest, document []byte) error {
+		d = v1.Descriptor{MediaType: d.MediaType, Digest: d.Digest, Size: d.Size, ArtifactType: member(document, "artifactType")}
+		if d.ArtifactType == "" {
+			layout.Members(document, func(key string, value json.RawMessage) {
+				if strings.EqualFold(key, "config") {
+					d.ArtifactType = member(value, "mediaType")
+				}
+			})
+		}
+		return f(d, subject)
+	})
+	if err != nil {
+		return fmt.Errorf("list referrers: %w", err)
+	}
+	return nil
+}
+
+// AddUnnamed gives documents entries in the index that have no name, all in one change: sweeps keep them, and lists of referrers
+// have them. Errors are those of [Names.Create], but for AlreadyExists.
+func (n *Names) AddUnnamed(ctx context.Context, list []v1.Descriptor) error {
+	if len(list) == 0 {
+		return nil
+	}
+	return n.change(ctx, func(ix *index) error {
+		settled := make([]v1.Descriptor, len(list))
+		for i, d := range list {
+			var err error
+			if settled[i], err = n.settle(ctx, v1.Descriptor{MediaType: d.MediaType, Digest: d.Digest, Size: d.Size}); err != nil {
+				return fmt.Errorf("list %s: %w", d.Digest, err)
+			}
+		}
+		added, err := ix.AddUnnamed(settled...)
+		if err == nil && !added {
+			err = errUnchanged
+		}
+		return err
+	})
+}
