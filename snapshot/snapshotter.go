@@ -496,34 +496,6 @@ func (s *Snapshotter) Mounts(_ context.Context, key string) ([]Mount, error) {
 
 var errCommitted = errdefs.ErrFailedPrecondition.WithMessage("it is committed: make a view of it")
 
-// Remove deletes a snapshot and its files. FailedPrecondition, naming them, where it has
-// children; Unavailable where it is mounted (in this process's mount namespace), or another process
-// mounts it, commits it, or makes a child of it.
-func (s *Snapshotter) Remove(ctx context.Context, key string) error {
-	if err := retry(func() error { return s.remove(ctx, key) }); err != nil {
-		return fmt.Errorf("remove %s: %w", key, err)
-	}
-	return nil
-}
-
-func (s *Snapshotter) remove(ctx context.Context, key string) error {
-	s.sweep()
-	e, err := s.lookup(key)
-	if err != nil {
-		return err
-	}
-	return s.removeEntry(ctx, e)
-}
-
-// removeEntry is remove for a snapshot that was found; errChanged where it is gone.
-func (s *Snapshotter) removeEntry(ctx context.Context, e entry) error {
-	dir, held, err := s.detach(ctx, e, func(*lock) error { return s.childless(e) })
-	if err != nil {
-		return err
-	}
-	return s.delete(e, dir, held)
-}
-
 // delete deletes the files of a snapshot that was detached.
 func (s *Snapshotter) delete(e entry, dir string, held *os.File) error {
 	defer disk.Release(held)
@@ -588,31 +560,6 @@ func (s *Snapshotter) detach(ctx context.Context, e entry, childless func(*lock)
 	step("renamed away")
 	s.unindex(e.Namespace, e.Key)
 	return dir, held, nil
-}
-
-func (s *Snapshotter) childless(parent entry) error {
-	if parent.Kind != Committed {
-		return nil
-	}
-	all, err := s.entries()
-	if err != nil {
-		return err
-	}
-	var children []string
-	for _, e := range all {
-		if len(e.Parents) > 0 && e.Parents[0] == parent.id {
-			name := e.Key
-			if e.Namespace != "" && e.Namespace != s.namespace {
-				name += " (namespace " + e.Namespace + ")"
-			}
-			children = append(children, name)
-		}
-	}
-	if len(children) > 0 {
-		sort.Strings(children)
-		return errdefs.ErrFailedPrecondition.WithMessage("it has children, remove them first: " + strings.Join(children, ", "))
-	}
-	return nil
 }
 
 // Stat returns what is known of a snapshot. FailedPrecondition if the snapshots are a copy that has lost owners, modes or

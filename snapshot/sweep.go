@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"maps"
 	"os"
 	"slices"
 	"sort"
@@ -43,18 +42,9 @@ func (s *Snapshotter) Sweep(ctx context.Context, o Sweep, f func(Info, Usage) er
 		s.sweep()
 		s.sweepLocks()
 	}
-	known, err := s.newFamily(ctx, o.DryRun)
+	known, all, err := s.newFamily(ctx, o.DryRun)
 	if err != nil {
 		return err
-	}
-	all, err := s.entries()
-	if err != nil {
-		return fmt.Errorf("list snapshots: %w", err)
-	}
-	for _, e := range all {
-		if e.id < known.next {
-			known.add(e)
-		}
 	}
 	stays := map[uint64]bool{}
 	for some := range slices.Chunk(all, chunk) {
@@ -109,7 +99,7 @@ func (s *Snapshotter) sweepEntry(ctx context.Context, e entry, known *family, o 
 		if needed(e.Namespace, e.Info) || e.Kind != Committed && s.stacking(e) {
 			return errNeeded
 		}
-		dir, held, err = s.detach(ctx, e, func(l *lock) error { return s.childlessNow(e, known, l) })
+		dir, held, err = s.detach(ctx, e, func(l *lock) error { return s.childless(e, known, l) })
 		return err
 	})
 	if err != nil {
@@ -117,68 +107,4 @@ func (s *Snapshotter) sweepEntry(ctx context.Context, e entry, known *family, o 
 	}
 	known.remove(e)
 	return s.delete(e, dir, held)
-}
-
-// family is which snapshots have children, for who asks of many. A parent never changes, but for that of an active snapshot
-// without one: committing gives it one.
-type family struct {
-	next     uint64 // ids from here on are not known
-	children map[uint64]int
-	orphans  map[uint64]bool // active ones without a parent
-}
-
-// newFamily knows nobody yet. When it returns, whoever has an id below next is in the store, or is gone.
-func (s *Snapshotter) newFamily(ctx context.Context, dryRun bool) (*family, error) {
-	k := &family{children: map[uint64]int{}, orphans: map[uint64]bool{}}
-	if dryRun {
-		return k, nil
-	}
-	l, err := s.lock(ctx)
-	if err != nil {
-		return nil, err
-	}
-	defer l.unlock()
-	k.next = l.next
-	return k, nil
-}
-
-func (k *family) add(e entry) {
-	delete(k.orphans, e.id)
-	if len(e.Parents) > 0 {
-		k.children[e.Parents[0]]++
-	} else if e.Kind == Active {
-		k.orphans[e.id] = true
-	}
-}
-
-func (k *family) remove(e entry) {
-	if len(e.Parents) > 0 {
-		k.children[e.Parents[0]]--
-	}
-	delete(k.orphans, e.id)
-}
-
-// childlessNow is childless under the store's lock. It reads only the records that may have come, or been given a parent, since it
-// was called last.
-func (s *Snapshotter) childlessNow(parent entry, known *family, l *lock) error {
-	ids := slices.Collect(maps.Keys(known.orphans))
-	for id := known.next; id < l.next; id++ {
-		ids = append(ids, id)
-	}
-	for _, id := range ids {
-		e, err := s.read(id)
-		if errors.Is(err, fs.ErrNotExist) {
-			delete(known.orphans, id)
-			continue
-		}
-		if err != nil {
-			return err
-		}
-		known.add(e)
-	}
-	known.next = l.next
-	if known.children[parent.id] == 0 {
-		return nil
-	}
-	return s.childless(parent) // it may be that another process has removed them
 }

@@ -6,11 +6,13 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
 	"distkit/snapshot"
 
+	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
 )
 
@@ -64,6 +66,44 @@ func TestASweepReadsRecordsOnce(t *testing.T) {
 	gone, err := sweep(t.Context(), s, func(_ string, i snapshot.Info) bool { return i.Key == stays }, damage)
 	if err != nil || len(gone) != chains*depth {
 		t.Errorf("%d are deleted of %d: %v", len(gone), chains*depth, err)
+	}
+}
+
+// So does who removes many, in whatever order: what is refused because it has a child reads that child alone.
+func TestARemoverReadsRecordsOnce(t *testing.T) {
+	t.Parallel()
+	root := t.TempDir()
+	s := open(t, root, drivers["overlayfs"])
+	commit(t, s, "stays", "")
+	var names []string
+	parent := ""
+	for d := range 6 {
+		parent = commit(t, s, fmt.Sprint(d), parent)
+		names = append(names, parent)
+	}
+	r := s.Remover()
+	for i, name := range names[:5] {
+		if err := r.Remove(t.Context(), name); !errdefs.IsFailedPrecondition(err) || !strings.HasSuffix(err.Error(), ": "+names[i+1]) {
+			t.Errorf("with a child: %v", err)
+		}
+		if err := os.WriteFile(filepath.Join(root, "snapshots", "overlayfs", "1", "info"), []byte("{"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	// What has come since is known, and so is that another process has removed one.
+	if err := prepare(s, "late", names[5]); err != nil {
+		t.Fatal(err)
+	}
+	if err := r.Remove(t.Context(), names[5]); !errdefs.IsFailedPrecondition(err) || !strings.HasSuffix(err.Error(), ": late") {
+		t.Errorf("with a late child: %v", err)
+	}
+	if err := open(t, root, drivers["overlayfs"]).Remove(t.Context(), "late"); err != nil {
+		t.Error(err)
+	}
+	for _, name := range slices.Backward(names) {
+		if err := r.Remove(t.Context(), name); err != nil {
+			t.Error(err)
+		}
 	}
 }
 

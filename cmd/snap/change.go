@@ -91,13 +91,14 @@ func newRm(s *store) *cobra.Command {
 		if err != nil {
 			return err
 		}
+		remover := sn.Remover()
 		return cli.Each(c, args, func(key string) error {
 			if *umount {
 				if err := sn.UnmountAll(c.Context(), key); err != nil {
 					return err
 				}
 			}
-			return sn.Remove(c.Context(), key)
+			return remover.Remove(c.Context(), key)
 		})
 	}
 	return c

@@ -1,0 +1,160 @@
+package snapshot
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"maps"
+	"slices"
+	"strings"
+
+	"github.com/containerd/errdefs"
+)
+
+// Remove deletes a snapshot and its files. FailedPrecondition, naming them, where it has
+// children; Unavailable where it is mounted (in this process's mount namespace), or another process
+// mounts it, commits it, or makes a child of it.
+func (s *Snapshotter) Remove(ctx context.Context, key string) error {
+	return s.Remover().Remove(ctx, key)
+}
+
+// Remover removes snapshots one after the other. It reads the records of all snapshots once, and then only those that it has not
+// read yet.
+type Remover struct {
+	s     *Snapshotter
+	known *family // nil until a committed snapshot is removed: no other has children
+}
+
+// Remover returns what removes many snapshots.
+func (s *Snapshotter) Remover() *Remover { return &Remover{s: s} }
+
+// Remove is [Snapshotter.Remove].
+func (r *Remover) Remove(ctx context.Context, key string) error {
+	r.s.sweep()
+	if err := retry(func() error { return r.remove(ctx, key) }); err != nil {
+		return fmt.Errorf("remove %s: %w", key, err)
+	}
+	return nil
+}
+
+func (r *Remover) remove(ctx context.Context, key string) error {
+	e, err := r.s.lookup(key)
+	if err != nil {
+		return err
+	}
+	if r.known == nil && e.Kind == Committed {
+		if r.known, _, err = r.s.newFamily(ctx, false); err != nil {
+			return err
+		}
+	}
+	dir, held, err := r.s.detach(ctx, e, func(l *lock) error {
+		if r.known == nil {
+			return nil
+		}
+		return r.s.childless(e, r.known, l)
+	})
+	if err != nil {
+		return err
+	}
+	if r.known != nil {
+		r.known.remove(e)
+	}
+	return r.s.delete(e, dir, held)
+}
+
+// family is which snapshots have children, for who asks of many. A parent never changes, but for that of an active snapshot
+// without one: committing gives it one.
+type family struct {
+	next     uint64 // ids from here on are not known
+	children map[uint64]map[uint64]bool
+	orphans  map[uint64]bool // active ones without a parent
+}
+
+// newFamily returns the family of all snapshots, and their records. With dryRun, which takes no lock, it knows of none.
+func (s *Snapshotter) newFamily(ctx context.Context, dryRun bool) (*family, []entry, error) {
+	k := &family{children: map[uint64]map[uint64]bool{}, orphans: map[uint64]bool{}}
+	if !dryRun {
+		l, err := s.lock(ctx)
+		if err != nil {
+			return nil, nil, err
+		}
+		k.next = l.next
+		l.unlock()
+	}
+	// Whoever has an id below next is in the store by now, or is gone.
+	all, err := s.entries()
+	if err != nil {
+		return nil, nil, fmt.Errorf("list snapshots: %w", err)
+	}
+	for _, e := range all {
+		if e.id < k.next {
+			k.add(e)
+		}
+	}
+	return k, all, nil
+}
+
+func (k *family) add(e entry) {
+	delete(k.orphans, e.id)
+	if len(e.Parents) > 0 {
+		of := k.children[e.Parents[0]]
+		if of == nil {
+			of = map[uint64]bool{}
+			k.children[e.Parents[0]] = of
+		}
+		of[e.id] = true
+	} else if e.Kind == Active {
+		k.orphans[e.id] = true
+	}
+}
+
+func (k *family) remove(e entry) {
+	if len(e.Parents) > 0 {
+		delete(k.children[e.Parents[0]], e.id)
+	}
+	delete(k.orphans, e.id)
+}
+
+// childless returns an error, FailedPrecondition, that names the children of a snapshot if it has any. It is called under the
+// store's lock. It reads the records of the children that are known, which others may have removed, and those that may have come,
+// or been given a parent, since it was called last.
+func (s *Snapshotter) childless(parent entry, known *family, l *lock) error {
+	ids := slices.Collect(maps.Keys(known.orphans))
+	for id := known.next; id < l.next; id++ {
+		ids = append(ids, id)
+	}
+	for _, id := range ids {
+		e, err := s.read(id)
+		if errors.Is(err, fs.ErrNotExist) {
+			delete(known.orphans, id)
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		known.add(e)
+	}
+	known.next = l.next
+	var names []string
+	for id := range known.children[parent.id] {
+		e, err := s.read(id)
+		if errors.Is(err, fs.ErrNotExist) {
+			delete(known.children[parent.id], id)
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		name := e.Key
+		if e.Namespace != "" && e.Namespace != s.namespace {
+			name += " (namespace " + e.Namespace + ")"
+		}
+		names = append(names, name)
+	}
+	if len(names) > 0 {
+		slices.Sort(names)
+		return errdefs.ErrFailedPrecondition.WithMessage("it has children, remove them first: " + strings.Join(names, ", "))
+	}
+	return nil
+}
