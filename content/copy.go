@@ -15,6 +15,9 @@ import (
 // chunk is the unit of copying: large enough that system calls don't count, small enough that several fit into a cache.
 const chunk = 256 << 10
 
+// chunks keeps buffers of one blob for the next: a new one costs more than to store a small blob's bytes.
+var chunks = sync.Pool{New: func() any { return new([chunk]byte) }}
+
 // Copy copies src to dst until end-of-file. A read that brings little is passed on at once, so
 // progress shows. When it fails, one Read of src may still be under way.
 func Copy(ctx context.Context, dst io.Writer, src io.Reader) error {
@@ -48,9 +51,10 @@ func copyAll(ctx context.Context, dst io.Writer, src io.Reader) (ended chan stru
 	}
 	go func() {
 		defer close(ended)
-		b := make([]byte, chunk)
+		b := chunks.Get().(*[chunk]byte)
+		defer chunks.Put(b)
 		for done := false; !done; {
-			n, err := src.Read(b)
+			n, err := src.Read(b[:])
 			done = write(b[:n], err)
 		}
 	}()

@@ -8,11 +8,13 @@ import (
 	"encoding/hex"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
 	"io/fs"
 	"maps"
 	"os"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
 	"sync"
@@ -499,5 +501,22 @@ func TestADamagedBlobIsReplaced(t *testing.T) {
 		if _, err := s.Writer(t.Context(), "ref", 7, c.dgst); !errdefs.IsDataLoss(err) {
 			t.Errorf("%s: with another size: %v", what, err)
 		}
+	}
+}
+
+// Small blobs share the buffer through which they are copied.
+func TestSmallBlobsTakeLittleMemory(t *testing.T) {
+	s := newStore(t)
+	var before, after runtime.MemStats
+	const n = 50
+	runtime.ReadMemStats(&before)
+	for i := range n {
+		if _, err := content.WriteBlob(t.Context(), s, "ref", strings.NewReader(fmt.Sprint(i)), 0, ""); err != nil {
+			t.Fatal(err)
+		}
+	}
+	runtime.ReadMemStats(&after)
+	if each := (after.TotalAlloc - before.TotalAlloc) / n; each > 128<<10 {
+		t.Errorf("%d bytes are allocated for a blob of two", each)
 	}
 }
