@@ -33,7 +33,7 @@ type Client struct {
 
 	sending sync.Mutex
 	w       *bufio.Writer
-	closer  io.Closer
+	closeW  func() error
 
 	r       *bufio.Reader
 	mu      sync.Mutex
@@ -45,7 +45,7 @@ type Client struct {
 
 // NewClient returns a client that reads a server's output and writes its input.
 func NewClient(output io.Reader, input io.WriteCloser) *Client {
-	c := &Client{r: bufio.NewReaderSize(output, bufferSize), w: bufio.NewWriterSize(input, bufferSize), closer: input}
+	c := &Client{r: bufio.NewReaderSize(output, bufferSize), w: bufio.NewWriterSize(input, bufferSize), closeW: sync.OnceValue(input.Close)}
 	c.more = sync.NewCond(&c.mu)
 	go c.read()
 	return c
@@ -57,7 +57,7 @@ func (c *Client) Close() error {
 	c.closed = true
 	c.more.Broadcast()
 	c.mu.Unlock()
-	return c.closer.Close()
+	return c.closeW()
 }
 
 // Err returns the error after which nothing can be asked or read, nil as long as there is none.
@@ -162,8 +162,10 @@ func (c *Client) enqueue(p *Pending) error {
 	return nil
 }
 
-// fail gives an error to all requests that wait, and to those to come. The first one counts.
+// fail gives an error to all requests that wait, and to those to come. The first one counts. The server's input is closed, because
+// whoever writes to it may wait for a reader that is gone.
 func (c *Client) fail(err error) {
+	defer c.closeW()
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.err == nil {

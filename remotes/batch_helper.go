@@ -5,6 +5,7 @@ import (
 	"io"
 	"os"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -14,56 +15,109 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
-// helperBatch is one process of a helper that serves a batch: the verbs batch-fetch and batch-put of dist-remote(7). Requests
-// go to it in the order in which they come. A helper that does not know the verb gets a process a request instead.
+// helperBatch serves a batch by a process of a helper: the verbs batch-fetch and batch-put of dist-remote(7). Requests go to it in the
+// order in which they come. One that fails for the time being, as with its connection, is replaced when the next request comes; what
+// was asked of it fails, and the client asks again. A helper that does not know the verb gets a process a request instead.
 type helperBatch struct {
 	*Helper
-	process *process
-	client  *batch.Client
-	// answered is true once something has come from the process, and lacking if it has ended without, since it does not know the verb.
-	answered, lacking atomic.Bool
+	ctx  context.Context
+	verb string
+
+	mu      sync.Mutex
+	current *batchProcess
+	started time.Time
+	failed  int // processes in a row that have not answered
+	// lacking is true if a process has ended without an answer, since it does not know the verb.
+	lacking atomic.Bool
 }
 
+// batchProcess is a process that serves a batch.
+type batchProcess struct {
+	*process
+	client   *batch.Client
+	lacking  *atomic.Bool
+	answered atomic.Bool // something has come from it
+}
+
+// restartAfter is the least time between the starts of two processes of which the first has not answered. It doubles with each.
+const restartAfter = 100 * time.Millisecond
+
 func (h *Helper) startBatch(ctx context.Context, verb string) (*helperBatch, error) {
+	b := &helperBatch{Helper: h, ctx: ctx, verb: verb}
+	return b, b.start()
+}
+
+// start starts a process. The lock is held, if there was one before.
+func (b *helperBatch) start() error {
 	r, w, err := os.Pipe()
 	if err != nil {
-		return nil, err
+		return err
 	}
-	p, err := h.start(ctx, r, verb)
+	p, err := b.Helper.start(b.ctx, r, b.verb)
 	r.Close()
 	if err != nil {
 		w.Close()
-		return nil, err
+		return err
 	}
-	b := &helperBatch{Helper: h, process: p}
-	b.client = batch.NewClient(b, w)
-	b.client.Unverified = true // the verifiers here hash
-	return b, nil
+	p.patience = helperGrace
+	b.current, b.started = &batchProcess{process: p, lacking: &b.lacking}, time.Now()
+	b.current.client = batch.NewClient(b.current, w)
+	b.current.client.Unverified = true // the verifiers here hash
+	return nil
+}
+
+// process returns the process to ask, which may be one that has failed.
+func (b *helperBatch) process() *batchProcess {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	old := b.current
+	if !errdefs.IsAborted(old.client.Err()) || b.ctx.Err() != nil {
+		return old
+	}
+	if old.answered.Load() {
+		b.failed = 0
+	} else if time.Since(b.started) < restartAfter<<min(b.failed, 10) {
+		return old
+	} else {
+		b.failed++
+	}
+	if b.start() == nil {
+		old.close()
+	}
+	return b.current
 }
 
 // Read reads the output of the process.
-func (b *helperBatch) Read(p []byte) (int, error) {
-	n, err := b.process.Read(p)
+func (p *batchProcess) Read(b []byte) (int, error) {
+	n, err := p.process.Read(b)
 	if n > 0 {
-		b.answered.Store(true)
-	} else if errdefs.IsNotImplemented(err) && !b.answered.Load() {
-		b.lacking.Store(true)
+		p.answered.Store(true)
+	} else if errdefs.IsNotImplemented(err) && !p.answered.Load() {
+		p.lacking.Store(true)
 	}
 	return n, err
 }
 
-// Close closes the input of the process and waits for its end. A process that does not end is told to stop.
+// close closes the input of the process and waits for its end. A process that does not end is told to stop.
+func (p *batchProcess) close() {
+	p.client.Close()
+	defer time.AfterFunc(helperGrace, p.cancel).Stop()
+	_ = p.end()
+	_ = p.out.Close()
+}
+
+// Close ends the process.
 func (b *helperBatch) Close() {
-	b.client.Close()
-	defer time.AfterFunc(helperGrace, b.process.cancel).Stop()
-	_ = b.process.end()
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.current.close()
 }
 
 // knowsVerb reports whether the process serves a batch. It asks for what no server knows if nothing has been answered yet.
 func (b *helperBatch) knowsVerb(ctx context.Context) bool {
-	if !b.answered.Load() {
-		if p, err := b.client.Ask("probe", unnamed); err == nil {
-			_, _ = p.Answer(ctx)
+	if p := b.process(); !p.answered.Load() {
+		if answer, err := p.client.Ask("probe", unnamed); err == nil {
+			_, _ = answer.Answer(ctx)
 		}
 	}
 	return !b.lacking.Load()
@@ -73,7 +127,7 @@ const unnamed = "-"
 
 // forward passes a request on. If the helper does not know the verb, plain deals with it.
 func (b *helperBatch) forward(ctx context.Context, verb string, r *batch.Request, plain func() (batch.Answer, error), words ...string) func() (batch.Answer, error) {
-	p, err := b.client.Ask(verb, r.Object, r.Hints...)
+	p, err := b.process().client.Ask(verb, r.Object, r.Hints...)
 	return func() (batch.Answer, error) {
 		var a batch.Answer
 		if err == nil {
@@ -139,7 +193,7 @@ func (b *helperBatch) put(ctx context.Context, id string, content io.Reader, h h
 	}
 	h.size, h.mediaType, h.offset = desc.Size, desc.MediaType, 0
 	in := &sized{newVerifier(ctx, io.NopCloser(content), desc.Digest, 0, 0, -1), 0, h.size}
-	a, err := b.client.Put(ctx, id, in, h.arguments(id)[1:]...)
+	a, err := b.process().client.Put(ctx, id, in, h.arguments(id)[1:]...)
 	if err != nil {
 		return Pushed{}, err
 	}

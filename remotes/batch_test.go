@@ -14,7 +14,9 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
+	"time"
 
 	"distkit/batch"
 
@@ -380,6 +382,62 @@ func TestBatchOfHelper(t *testing.T) {
 				t.Errorf("%d processes:\n%s", n, said)
 			}
 		})
+	}
+}
+
+// Who asks again once a helper has died gets the rest, from another process. Processes that are left behind keep nothing waiting.
+func TestBatchOfHelperThatDies(t *testing.T) {
+	dir, log, fifo := t.TempDir(), filepath.Join(t.TempDir(), "log"), filepath.Join(t.TempDir(), "fifo")
+	if err := syscall.Mkfifo(fifo, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	release, err := os.OpenFile(fifo, os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer release.Close()
+	layout(t, filepath.Join(dir, "l"), "latest")
+	r := helper(t, filepath.Join(dir, "l"))
+	blob := noise(6 << 20)
+	id := digest.FromBytes(blob).String()
+	if _, err := r.Push(t.Context(), id, bytes.NewReader(blob)); err != nil {
+		t.Fatal(err)
+	}
+	t.Setenv("HELPER_LOG", log)
+	t.Setenv("HELPER_FIFO", fifo)
+	t.Setenv("HELPER_FAULT", "leave")
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	var beside sync.WaitGroup
+	beside.Go(func() {
+		for name, err := range r.Tags(ctx) {
+			if name != "latest" || err != nil {
+				t.Errorf("tags: %q, %v", name, err)
+			}
+		}
+	})
+	c, end := startBatch(t, r, FetchBatch)
+	o, err := c.Fetch(ctx, id, fmt.Sprintf("size:%d", len(blob)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	got, err := io.ReadAll(o)
+	o.Close()
+	is(t, err, errdefs.IsAborted)
+	if len(got) == 0 || len(got) == len(blob) {
+		t.Fatalf("%d bytes came", len(got))
+	}
+	rest, err := fetchAll(ctx, c, id, fmt.Sprintf("size:%d", len(blob)), fmt.Sprintf("offset:%d", len(got)))
+	if err != nil || !bytes.Equal(append(got, rest...), blob) {
+		t.Errorf("%d and %d bytes, %v", len(got), len(rest), err)
+	}
+	beside.Wait()
+	if err := end(); err != nil {
+		t.Error(err)
+	}
+	said, _ := os.ReadFile(log)
+	if n := strings.Count(string(said), "batch-fetch"); n != 2 {
+		t.Errorf("%d processes:\n%s", n, said)
 	}
 }
 

@@ -15,6 +15,7 @@ import (
 	"syscall"
 	"time"
 
+	"distkit/disk"
 	"distkit/errclass"
 
 	"github.com/containerd/errdefs"
@@ -46,10 +47,12 @@ type process struct {
 	*exec.Cmd
 	ctx    context.Context
 	cancel context.CancelFunc
-	out    io.ReadCloser
+	out    *disk.Piped
 	said   tail
 	ended  sync.Once
 	err    error
+	// patience, if it is not 0, bounds how long the process may live once its output has ended.
+	patience time.Duration
 }
 
 // tail keeps the end of what is written to it.
@@ -70,18 +73,14 @@ func (h *Helper) start(parent context.Context, stdin io.Reader, verb string, arg
 	p.Stdin, p.Stderr = stdin, &p.said
 	p.Env = os.Environ()
 	p.Env = append(p.Env, h.options.environment()...)
-	out, err := p.StdoutPipe()
-	if err == nil {
-		err = p.Start()
-	}
-	if err != nil {
+	var err error
+	if p.out, err = disk.StartPiped(p.Cmd); err != nil {
 		cancel()
 		if errors.Is(err, exec.ErrNotFound) {
 			return nil, classf(errdefs.ErrNotImplemented, "there is no dist-remote-%s on PATH", h.name)
 		}
 		return nil, err
 	}
-	p.out = out
 	return p, nil
 }
 
@@ -109,10 +108,15 @@ func (o Options) environment() (env []string) {
 func (p *process) Read(b []byte) (int, error) {
 	n, err := p.out.Read(b)
 	if err != nil {
+		if p.patience > 0 {
+			defer time.AfterFunc(p.patience, p.cancel).Stop()
+		}
 		if werr := p.end(); werr != nil {
 			err = werr
 		} else if errors.Is(err, os.ErrClosed) {
 			err = io.EOF
+		} else if err != io.EOF {
+			err = classf(errdefs.ErrAborted, "%s: %w", p.Args[0], err)
 		}
 	}
 	return n, err
@@ -121,7 +125,8 @@ func (p *process) Read(b []byte) (int, error) {
 // end waits for the process and tells how it ended.
 func (p *process) end() error {
 	p.ended.Do(func() {
-		p.err = p.failure(p.Wait())
+		<-p.out.Ended
+		p.err = p.failure(p.out.Err)
 		p.cancel()
 	})
 	return p.err
@@ -131,11 +136,11 @@ func (p *process) end() error {
 func (p *process) Close() error {
 	p.cancel()
 	_ = p.end()
-	return nil
+	return p.out.Close()
 }
 
 func (p *process) failure(err error) error {
-	if err == nil {
+	if err == nil || errors.Is(err, exec.ErrWaitDelay) { // it has succeeded, and left a process that keeps standard error open
 		return nil
 	}
 	if p.ctx.Err() != nil {
@@ -435,6 +440,7 @@ func (h *Helper) Delete(ctx context.Context, id string) error {
 	if err == nil {
 		var p *process
 		if p, err = h.start(ctx, nil, "delete", id); err == nil {
+			defer p.Close()
 			_, err = io.Copy(io.Discard, p)
 		}
 	}

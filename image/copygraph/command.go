@@ -36,9 +36,8 @@ const (
 type process struct {
 	*batch.Client
 	cmd    *exec.Cmd
-	output *os.File
-	queued int64         // bytes that were asked for and have not come
-	ended  chan struct{} // closed when its state is known
+	output *disk.Piped
+	queued int64 // bytes that were asked for and have not come
 	killed sync.Once
 }
 
@@ -49,24 +48,13 @@ func start(command string, unverified bool) (*process, error) {
 		return nil, fmt.Errorf("pipe: %w", err)
 	}
 	defer stdin.Close()
-	output, stdout, err := os.Pipe()
-	if err != nil {
-		_ = input.Close()
-		return nil, fmt.Errorf("pipe: %w", err)
-	}
-	defer stdout.Close()
-	disk.WidenPipe(stdout)
 	disk.WidenPipe(input)
-	p := &process{cmd: exec.Command("sh", "-c", command), output: output, ended: make(chan struct{})}
-	p.cmd.Stdin, p.cmd.Stdout, p.cmd.Stderr = stdin, stdout, os.Stderr
-	if err := p.cmd.Start(); err != nil {
-		return nil, errors.Join(fmt.Errorf("run %s: %w", command, err), input.Close(), output.Close())
+	p := &process{cmd: exec.Command("sh", "-c", command)}
+	p.cmd.Stdin, p.cmd.Stderr = stdin, os.Stderr
+	if p.output, err = disk.StartPiped(p.cmd); err != nil {
+		return nil, errors.Join(fmt.Errorf("run %s: %w", command, err), input.Close())
 	}
-	go func() {
-		_ = p.cmd.Wait() // its state tells all
-		close(p.ended)
-	}()
-	p.Client = batch.NewClient(output, input)
+	p.Client = batch.NewClient(p.output, input)
 	p.Unverified = unverified
 	return p, nil
 }
@@ -79,7 +67,7 @@ func (p *process) kill() {
 		_ = p.output.Close()
 		go func() {
 			select {
-			case <-p.ended:
+			case <-p.output.Ended:
 			case <-time.After(killAfter):
 				_ = p.cmd.Process.Kill()
 			}
@@ -96,11 +84,11 @@ func (p *process) failed(ctx context.Context, err error) error {
 		return err // of this request alone
 	}
 	select {
-	case <-p.ended:
+	case <-p.output.Ended:
 	case <-time.After(statusAfter):
 	}
 	p.kill()
-	<-p.ended
+	<-p.output.Ended
 	// A status from 128 on is a shell's word for a signal, or ssh's for a broken connection.
 	if status := p.cmd.ProcessState.ExitCode(); status > 0 && status < 128 && status != 6 && errdefs.IsAborted(err) {
 		return errclass.Remote(status, fmt.Sprintf("the batch command failed with status %d", status))
@@ -112,10 +100,10 @@ func (p *process) failed(ctx context.Context, err error) error {
 func (p *process) finish(patience time.Duration) error {
 	_ = p.Close()
 	select {
-	case <-p.ended:
+	case <-p.output.Ended:
 	case <-time.After(patience):
 		p.kill()
-		<-p.ended
+		<-p.output.Ended
 	}
 	_ = p.output.Close()
 	switch status := p.cmd.ProcessState.ExitCode(); {

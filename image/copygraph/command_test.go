@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -352,6 +353,62 @@ func TestASilentCommandIsEnded(t *testing.T) {
 				_ = end.Close()
 			}
 		}
+	}
+}
+
+// leaver is a command that leaves a process behind which keeps its pipes open until the test is over.
+func leaver(t *testing.T, command string) string {
+	t.Helper()
+	fifo := filepath.Join(t.TempDir(), "fifo")
+	if err := syscall.Mkfifo(fifo, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	end, err := os.OpenFile(fifo, os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = end.Close() })
+	return fmt.Sprintf("cat '%s' <&0 & %s", fifo, command)
+}
+
+// A command that dies does not keep the copy waiting because something else has its pipes.
+func TestACommandThatLeavesAProcessBehind(t *testing.T) {
+	t.Parallel()
+	from := open(t)
+	root := noise(t, from, 5)
+	const cut = "FAULTS=1 CUT=700000 EXIT=6"
+	t.Run("source", func(t *testing.T) {
+		t.Parallel()
+		to := open(t)
+		source := copygraph.FromCommand(leaver(t, newServed(t, from, cut).command), true)
+		finishes(t, &copygraph.Copy{Documents: to, From: source, To: copygraph.IntoStore(to), Jobs: 2}, root)
+		_ = source.Close()
+		whole(t, to, root)
+	})
+	t.Run("target", func(t *testing.T) {
+		t.Parallel()
+		to := newServed(t, open(t), "WHERE=in", cut)
+		target := copygraph.IntoCommand(leaver(t, to.command))
+		finishes(t, &copygraph.Copy{Documents: from, To: target, Jobs: 2}, root)
+		if err := target.Close(); err != nil {
+			t.Error(err)
+		}
+		whole(t, to.Store, root)
+	})
+}
+
+// finishes runs a copy, which must not wait forever.
+func finishes(t *testing.T, c *copygraph.Copy, root v1.Descriptor) {
+	t.Helper()
+	done := make(chan error, 1)
+	go func() { done <- c.Run(t.Context(), root) }()
+	select {
+	case err := <-done:
+		if err != nil {
+			t.Error(err)
+		}
+	case <-time.After(time.Minute):
+		t.Fatal("the copy waits for what does not come")
 	}
 }
 
