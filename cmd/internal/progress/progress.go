@@ -75,7 +75,7 @@ type point struct {
 // New returns a display that draws on out.
 func New(out *os.File) *Display { return &Display{out: out, begin: time.Now()} }
 
-// Draw draws the objects in the place of those drawn before. The last frame shows all of them.
+// Draw draws the objects in the place of those drawn before. The last frame has the rate of the whole time.
 func (d *Display) Draw(objects []*Object, last bool) {
 	ws, err := unix.IoctlGetWinsize(int(d.out.Fd()), unix.TIOCGWINSZ)
 	if err != nil || len(objects) == 0 {
@@ -119,7 +119,7 @@ func (d *Display) rows(width int) int {
 func (d *Display) frame(objects []*Object, width, height int, now time.Time, last bool) []string {
 	shown := objects
 	var hidden []*Object
-	if room := max(height-3, 1); len(objects) > room && !last {
+	if room := max(height-3, 1); len(objects) > room {
 		shown = nil
 		for _, want := range []func(*Object) bool{
 			func(o *Object) bool { return o.State == Moving },
