@@ -97,6 +97,10 @@ var scenarios = map[string]scenario{
 		command: []string{"dist-put", "./layout", "tag"}, stdin: "m", promise: `dist-fetch ./layout tag | cmp - m; test "$(dist-tags ./layout)" = tag`},
 	"import": {before: `dist-export example.org/x:1 > tar; rm -rf .content`, command: []string{"dist-import"}, stdin: "tar", promise: `dist-image check example.org/x:1`},
 	"export": {command: []string{"dist-export", "example.org/x:1"}, promise: `DIST_ROOT=copy dist-import < out > /dev/null; DIST_ROOT=copy dist-image check example.org/x:1`},
+	"copy_graph": {before: referrer, command: []string{"dist-copy-graph", "--from-root", "other", "--referrers", "--tag", "example.org/g:1", "$index"},
+		promise: `dist-image check example.org/g:1; test "$(dist-referrers -q ./.content $manifest)" = "$(cat r)"`},
+	"copy_graph_command": {before: referrer, command: []string{"dist-copy-graph", "--from", "exec dist-fetch --batch ./other", "--tag", "example.org/g:1", "$index"},
+		promise: `dist-image check example.org/g:1`},
 	"verify": {before: `dist-ingest x < new > /dev/null; p=$(dist-path -n $new); chmod u+w $p; echo x >> $p; chmod u-w $p`,
 		command: []string{"dist-verify", "--delete"}, promise: `! dist-path $new 2> /dev/null; test -z "$(dist-verify)"`},
 	"gc": {before: `dist-ingest x < new > /dev/null; dist-image create example.org/y:1 $index; dist-image rm example.org/y:1`, command: []string{"dist-gc", "--grace", "0"},
@@ -131,6 +135,12 @@ done"`},
 }
 
 const partial = `dist-ingest --expected-digest $new ref -- sh -c 'head -c 70000 new; exit 9' 2> /dev/null && exit 1; dist-active -q | grep -qx ref`
+
+// referrer makes the store another one, which .content is not, and an artifact in it that refers to the manifest.
+const referrer = `mv .content other; export DIST_ROOT=other; empty=sha256:$(printf '{}' | sha256sum | cut -d' ' -f1); printf '{}' | dist-put ./other $empty; dist-image target example.org/x:1 |
+	jq -Rrc --arg c $empty 'split("\t") | {schemaVersion: 2, mediaType: "application/vnd.oci.image.manifest.v1+json", artifactType: "a/b", layers: [],
+		config: {mediaType: "application/vnd.oci.empty.v1+json", digest: $c, size: 2}, subject: {mediaType: .[2], digest: .[0], size: (.[1] | tonumber)}}' > m
+echo sha256:$(sha256sum < m | cut -d' ' -f1) > r; dist-put ./other $(cat r) mediatype:application/vnd.oci.image.manifest.v1+json < m; rm m; `
 
 const overlay = `mkdir m; export CONTAINERD_SNAPSHOTTER=overlayfs; echo x > $(snap prepare o | jq -r '.[0].source')/file; snap commit obase o; `
 

@@ -206,6 +206,10 @@ dist-resolve ./.content IMAGE
 dist-tags ./.content
 dist-referrers ./.content MANIFEST
 dist-untag ./.content IMAGE
+dist-copy-graph --root copy --from-root .content --referrers --tag x MANIFEST
+dist-copy-graph --from-root .content --tag x MANIFEST
+bash FROM=./.content dist-copy-graph --root copy --referrers --from 'exec dist-fetch --batch "$FROM"' --tag x MANIFEST
+bash TO=./copy dist-copy-graph --referrers --to 'exec dist-put --batch "$TO"' --tag x MANIFEST
 dist-pull -q ./.content:IMAGE
 dist-pull -q IMAGE
 dist-push -q --platform local IMAGE ./copy:x
