@@ -111,7 +111,8 @@ func TestStoreToStore(t *testing.T) {
 	t.Parallel()
 	from, to := open(t), open(t)
 	shared := strings.Repeat("shared", 1000)
-	root := index(t, from, on(manifest(t, from, "amd64", shared, "a"), "amd64"), on(manifest(t, from, "arm64", shared, "b"), "arm64"))
+	amd := on(manifest(t, from, "amd64", shared, "a"), "amd64")
+	root := index(t, from, amd, on(manifest(t, from, "arm64", shared, "b"), "arm64"), amd)
 	c := func() *copygraph.Copy {
 		return &copygraph.Copy{Documents: to, From: copygraph.FromStore(from), To: copygraph.IntoStore(to)}
 	}

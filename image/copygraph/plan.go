@@ -8,6 +8,7 @@ import (
 	"distkit/image"
 
 	"github.com/containerd/errdefs"
+	"github.com/opencontainers/go-digest"
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
@@ -93,10 +94,12 @@ func (c *Copy) documents(ctx context.Context, list ...v1.Descriptor) error {
 	}
 	var absent []*object
 	size := int64(0)
+	seen := make(map[digest.Digest]bool, len(list)) // an index may have a manifest twice
 	for _, d := range list {
-		if o := c.index[d.Digest]; o != nil && (o.here || o.landed) {
+		if o := c.index[d.Digest]; seen[d.Digest] || o != nil && (o.here || o.landed) {
 			continue
 		}
+		seen[d.Digest] = true
 		_, err := c.Documents.Size(d.Digest)
 		if err == nil {
 			continue
