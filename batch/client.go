@@ -208,9 +208,7 @@ func (c *Client) read() {
 		close(p.answered)
 		if err == nil && p.answer.Content != nil {
 			<-p.over
-			if err = p.answer.Content.(*Object).in.broken; err != nil {
-				err = broken(err)
-			}
+			err = c.Err() // of its Close
 		}
 		if err != nil {
 			c.fail(err)
@@ -387,10 +385,12 @@ func (o *Object) Read(b []byte) (int, error) {
 	return n, err
 }
 
-// Close reads the rest, so that the next answer can be read.
+// Close reads the rest, so that the next answer can be read. If there can be none, the client's Err says so from now on.
 func (o *Object) Close() error {
 	o.closed.Do(func() {
-		_ = o.in.drain()
+		if err := o.in.drain(); err != nil {
+			o.pending.client.fail(broken(err))
+		}
 		if o.err == nil {
 			o.err = errOver
 		}

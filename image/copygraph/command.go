@@ -281,15 +281,16 @@ func (c *CommandSource) Referrers(ctx context.Context, subject digest.Digest, ar
 				err = f(d)
 			}
 		}
-		failed := lines.Err() // before err: what ends inside a line is no descriptor
+		// What ends inside a line is no descriptor: so the reason why the list ended counts first.
+		failed := lines.Err()
 		if errors.Is(failed, bufio.ErrTooLong) {
-			failed = errclass.Errorf(errdefs.ErrDataLoss, "the list has a descriptor of more than %d bytes", maxReferrer)
+			failed, err = nil, errclass.Errorf(errdefs.ErrDataLoss, "the list has a descriptor of more than %d bytes", maxReferrer)
 		}
-		if err = cmp.Or(failed, err); err != nil {
+		if failed == nil && err != nil {
 			p.kill() // nobody wants the rest
-			return err
 		}
-		return list.Close()
+		_ = list.Close()
+		return cmp.Or(failed, err)
 	})
 }
 

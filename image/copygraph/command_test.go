@@ -3,6 +3,7 @@ package copygraph_test
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -17,6 +18,7 @@ import (
 
 	"distkit/batch"
 	"distkit/content"
+	"distkit/image"
 	"distkit/image/copygraph"
 
 	"github.com/containerd/errdefs"
@@ -94,7 +96,23 @@ func serve(dir string) int {
 			return batch.Answer{Word: "stored", Descriptor: v1.Descriptor{Digest: d, Size: -1}}, err
 		}
 	}
-	if err := batch.Serve(context.Background(), in, out, map[string]batch.Handler{"get": get, "has": has, "put": put}); err != nil {
+	referrers := func(_ context.Context, r *batch.Request) func() (batch.Answer, error) {
+		return func() (batch.Answer, error) {
+			var list bytes.Buffer
+			names, err := image.OpenNames(s, image.DefaultNamespace)
+			if err == nil {
+				err = names.Referrers(func(d v1.Descriptor, subject digest.Digest) error {
+					if string(subject) != r.Object {
+						return nil
+					}
+					d.Annotations = map[string]string{"text": strings.Repeat("x", 10000)}
+					return json.NewEncoder(&list).Encode(d)
+				})
+			}
+			return batch.Answer{Word: "ok", Descriptor: v1.Descriptor{Size: -1}, Content: io.NopCloser(&list)}, err
+		}
+	}
+	if err := batch.Serve(context.Background(), in, out, map[string]batch.Handler{"get": get, "has": has, "put": put, "referrers": referrers}); err != nil {
 		return 6
 	}
 	return 0

@@ -124,6 +124,38 @@ func TestReferrers(t *testing.T) {
 	}
 }
 
+// A list that a command does not bring to its end begins again with another process.
+func TestReferrersOfACommand(t *testing.T) {
+	t.Parallel()
+	from := open(t)
+	root := manifest(t, from, "amd64", "a")
+	for i := range 3 {
+		attach(t, from, root, "a/b", fmt.Sprint(i))
+	}
+	for what, c := range map[string]struct {
+		setting string
+		starts  int
+	}{"all is well": {"CUT=0", 1}, "it is cut in the list": {"FAULTS=1 CUT=25000 EXIT=6", 2}} {
+		t.Run(what, func(t *testing.T) {
+			t.Parallel()
+			to, source := open(t), newServed(t, from, c.setting)
+			command := copygraph.FromCommand(source.command, true)
+			list := func(ctx context.Context, subject digest.Digest, f func(v1.Descriptor) error) error {
+				return command.Referrers(ctx, subject, "", f)
+			}
+			g := &copygraph.Copy{Documents: to, From: command, To: copygraph.IntoStore(to), Referrers: list}
+			got, err := records(t, g, root)
+			_ = command.Close()
+			if err != nil || len(g.Referring()) != 3 || count(got, copygraph.Stored) != 3+3+4 {
+				t.Errorf("%d referrers, %v, %v", len(g.Referring()), got, err)
+			}
+			if n := source.count(t); n != c.starts {
+				t.Errorf("%d starts, not %d", n, c.starts)
+			}
+		})
+	}
+}
+
 // A list of referrers may name anything.
 func TestHostileReferrers(t *testing.T) {
 	t.Parallel()
