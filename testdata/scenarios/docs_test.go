@@ -2,6 +2,7 @@ package scenarios
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -9,7 +10,9 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
+	"time"
 
 	"distkit/testdata/fixture"
 )
@@ -262,7 +265,16 @@ func surroundings(t *testing.T) (*fixture.World, string) {
 		if err := fixture.Unmount(top); err != nil {
 			t.Error(err)
 		}
-		if err := os.RemoveAll(top); err != nil {
+		// The shim of a container that an example waited for may still write to the store's log.
+		err := os.RemoveAll(top)
+		for range 20 {
+			if !errors.Is(err, syscall.ENOTEMPTY) {
+				break
+			}
+			time.Sleep(100 * time.Millisecond)
+			err = os.RemoveAll(top)
+		}
+		if err != nil {
 			t.Error(err)
 		}
 	})
