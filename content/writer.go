@@ -261,16 +261,6 @@ func (w *Writer) Status() (Status, error) {
 	}, nil
 }
 
-// Stored opens what is stored for reading, from its beginning. It grows with the ingest, and
-// stays valid after Commit and Close.
-func (w *Writer) Stored() (*os.File, error) {
-	if w.data == nil {
-		return nil, errClosed
-	}
-	name, _ := w.stored()
-	return w.s.Tree.Open(w.file(name))
-}
-
 // stored is the file that holds what is stored.
 func (w *Writer) stored() (name string, f *os.File) {
 	if w.linked != nil {

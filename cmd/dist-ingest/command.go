@@ -49,9 +49,6 @@ func (in *ingest) fromCommand(ctx context.Context, w *content.Writer) (record, e
 	best, idle, backoff := w.Offset(), 0, firstBackoff
 	for {
 		if anew && w.Offset() > 0 {
-			if in.tee != nil {
-				in.tee.restart()
-			}
 			if err := w.Truncate(0); err != nil {
 				return record{}, err
 			}
@@ -94,11 +91,6 @@ func (in *ingest) fromCommand(ctx context.Context, w *content.Writer) (record, e
 
 // attempt runs the command once, from what is stored on, and tells its exit status.
 func (in *ingest) attempt(ctx context.Context, w *content.Writer) (status int, err error) {
-	if in.tee != nil {
-		if err := in.tee.advance(w.Offset()); err != nil {
-			return 0, err
-		}
-	}
 	offset := strconv.FormatInt(w.Offset(), 10)
 	args := make([]string, len(in.command))
 	for i, a := range in.command {

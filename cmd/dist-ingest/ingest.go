@@ -22,7 +22,6 @@ type ingest struct {
 	keep     bool
 	wait     bool
 	command  []string // nil: standard input
-	tee      *tee     // nil: none
 }
 
 func (in *ingest) run(ctx context.Context, s *content.Store) (record, error) {
@@ -60,12 +59,6 @@ func (in *ingest) stored(ctx context.Context, s *content.Store) (record, error) 
 	if in.size >= 0 && f.Size() != in.size {
 		return record{}, in.wrongSize()
 	}
-	if in.tee != nil {
-		in.tee.follow(f.File)
-		if err := in.tee.finish(ctx, f.Size()); err != nil {
-			return record{}, err
-		}
-	}
 	return record{in.expected, f.Size()}, nil
 }
 
@@ -75,26 +68,10 @@ func (in *ingest) wrongSize() error {
 
 // fill brings the content into the writer and commits it.
 func (in *ingest) fill(ctx context.Context, w *content.Writer) (record, error) {
-	if in.tee != nil {
-		f, err := w.Stored()
-		if err != nil {
-			return record{}, err
-		}
-		defer f.Close()
-		in.tee.follow(f)
-		defer in.tee.stop()
-	}
-	var r record
-	var err error
 	if in.command != nil {
-		r, err = in.fromCommand(ctx, w)
-	} else {
-		r, err = in.fromStdin(ctx, w)
+		return in.fromCommand(ctx, w)
 	}
-	if err == nil && in.tee != nil {
-		err = in.tee.finish(ctx, r.Size)
-	}
-	return r, err
+	return in.fromStdin(ctx, w)
 }
 
 // fromStdin stores standard input. It begins anew: what an earlier attempt left can't be
@@ -105,9 +82,6 @@ func (in *ingest) fromStdin(ctx context.Context, w *content.Writer) (record, err
 	}
 	if in.size != 0 {
 		cloned, err := w.CloneFrom(ctx, os.Stdin)
-		if err == nil && cloned && in.tee != nil {
-			err = in.tee.advance(w.Offset())
-		}
 		if err != nil {
 			return record{}, err
 		}
@@ -138,18 +112,13 @@ func (in *ingest) commit(ctx context.Context, w *content.Writer) (record, error)
 	return r, nil
 }
 
-// sink is the writer as content comes into it: the tee follows, and an expected size of 0 is
-// one, too.
+// sink is the writer as content comes into it, which holds an expected size of 0, too.
 func (in *ingest) sink(w *content.Writer) io.Writer {
 	return sink(func(p []byte) (int, error) {
 		if in.size == 0 && len(p) > 0 {
 			return 0, in.wrongSize()
 		}
-		n, err := w.Write(p)
-		if err == nil && in.tee != nil {
-			err = in.tee.advance(w.Offset())
-		}
-		return n, err
+		return w.Write(p)
 	})
 }
 

@@ -168,9 +168,6 @@ func TestNothingIsABlobToo(t *testing.T) {
 	if r := f.run(nil, "--expected-size", "0", "ref"); r.status != 0 || r.out != empty+"\t0\n" {
 		t.Errorf("%+v", r)
 	}
-	if r := f.run(nil, "--tee", "--expected-digest", empty); r.status != 0 || r.out != "" {
-		t.Errorf("%+v", r)
-	}
 }
 
 func TestWhatIsWrongIsThrownAway(t *testing.T) {
@@ -385,93 +382,6 @@ func TestWaitingForAnother(t *testing.T) {
 	f = newFixture(t)
 	c = f.waiting("ref")
 	f.want(f.run(strings.NewReader("x"), "ref"), 5, fmt.Sprintf("dist-ingest: ingest ref: busy: process %d (", c.Process.Pid))
-}
-
-func TestTee(t *testing.T) {
-	want := func(t *testing.T, f *fixture, r result) {
-		t.Helper()
-		f.want(r, 0, "")
-		if r.out != string(f.b) {
-			t.Errorf("%d bytes came out", len(r.out))
-		}
-		f.there()
-	}
-	f := newFixture(t)
-	want(t, f, f.run(bytes.NewReader(f.b), "--tee", "ref"))
-	want(t, f, f.run(nil, "--tee", "--expected-digest", f.dgst)) // from the store
-
-	f = newFixture(t)
-	want(t, f, f.script(`cat blob`, "--tee", "--expected-digest", f.dgst))
-
-	f = newFixture(t) // from the beginning, though the ingest is resumed
-	f.want(f.script(`head -c 300000 blob; exit 1`, "--expected-digest", f.dgst), 1, "")
-	want(t, f, f.script(`tail -c +$((DIST_OFFSET+1)) blob`, "--tee", "--expected-digest", f.dgst))
-
-	f = newFixture(t) // a second attempt that begins as the first
-	f.want(f.script(`head -c 300000 blob; exit 1`, "--expected-digest", f.dgst), 1, "")
-	want(t, f, f.script(`test $DIST_OFFSET = 0 || exit 4; cat blob`, "--tee", "--expected-digest", f.dgst))
-}
-
-func TestTeeHoldsTheEndBack(t *testing.T) {
-	f := newFixture(t)
-	r := f.script(`cat blob; echo x`, "--tee", "--expected-digest", f.dgst)
-	f.want(r, 4, "digest mismatch")
-	if len(r.out) > len(f.b)+2-heldBack || !bytes.HasPrefix(f.b, []byte(r.out)) {
-		t.Errorf("%d bytes came out", len(r.out))
-	}
-	r = f.run(strings.NewReader("short and wrong"), "--tee", "--expected-digest", f.dgst)
-	f.want(r, 4, "digest mismatch")
-	if r.out != "" {
-		t.Errorf("%q came out", r.out)
-	}
-}
-
-func TestTeeNeverPassesOnASecondAttemptThatDiffers(t *testing.T) {
-	f := newFixture(t)
-	wrong := bytes.Repeat([]byte("x"), 500_000)
-	f.file("wrong", wrong)
-	f.want(f.script(`cat wrong; exit 1`, "--expected-digest", f.dgst), 1, "")
-	// What is left comes out before the command, which waits for that, has written anything.
-	c := f.command(nil, "--tee", "--expected-digest", f.dgst, "ref", "--", "sh", "-c",
-		`test $DIST_OFFSET = 0 || read line <gate; tail -c +$((DIST_OFFSET+1)) blob`)
-	if err := syscall.Mkfifo(filepath.Join(f.dir, "gate"), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	var errs bytes.Buffer
-	c.Stderr = &errs
-	out, err := c.StdoutPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := c.Start(); err != nil {
-		t.Fatal(err)
-	}
-	defer c.Process.Kill()
-	first := make([]byte, 100_000)
-	if _, err := io.ReadFull(out, first); err != nil {
-		t.Fatal(err)
-	}
-	f.file("gate", []byte("go\n"))
-	rest, _ := io.ReadAll(out)
-	_ = c.Wait()
-	if got := append(first, rest...); !bytes.HasPrefix(append(wrong, f.b[len(wrong):]...), got) {
-		t.Errorf("%d bytes came out, of two attempts", len(got))
-	}
-	f.want(result{c.ProcessState.ExitCode(), "", errs.String()}, 4, "differs")
-}
-
-func TestTeeToAFullDisk(t *testing.T) {
-	full, err := os.OpenFile("/dev/full", os.O_WRONLY, 0)
-	if err != nil {
-		t.Skip(err)
-	}
-	defer full.Close()
-	f := newFixture(t)
-	c := f.command(bytes.NewReader(f.b), "--tee", "--expected-digest", f.dgst)
-	var errs bytes.Buffer
-	c.Stdout, c.Stderr = full, &errs
-	_ = c.Run()
-	f.want(result{c.ProcessState.ExitCode(), "", errs.String()}, 1, "write standard output")
 }
 
 func TestStoresThatCanNotBe(t *testing.T) {

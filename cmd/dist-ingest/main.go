@@ -28,7 +28,6 @@ func newCommand() *cobra.Command {
 	size := f.Int64("expected-size", 0, "store only a blob of this many `BYTES`")
 	keep := f.Bool("keep", false, "keep what failed verification")
 	noWait := f.Bool("no-wait", false, "fail if another process stores the same blob")
-	tee := f.Bool("tee", false, "write the content to standard output too")
 	out := cli.NewRecords(c, "DIGEST", "SIZE")
 	c.RunE = func(c *cobra.Command, args []string) error {
 		in := ingest{expected: digest.Digest(*expected), size: -1, keep: *keep, wait: !*noWait}
@@ -62,11 +61,8 @@ func newCommand() *cobra.Command {
 		if err != nil {
 			return err
 		}
-		if *tee {
-			in.tee = newTee()
-		}
 		r, err := in.run(c.Context(), s)
-		if err != nil || *tee {
+		if err != nil {
 			return err
 		}
 		if err := out.Write(r, r.Digest, cli.Size(r.Size)); err != nil {
