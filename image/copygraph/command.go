@@ -390,7 +390,9 @@ func (c *CommandTarget) Has(ctx context.Context, objects []Object) (has []bool, 
 			all.Go(func() {
 				o := objects[i]
 				d, ok, err := p.Has(ctx, o.Tag, batch.Hints(v1.Descriptor{MediaType: o.MediaType, Size: -1})...)
-				has[i], failures[k] = ok && d.Digest == o.Digest, err
+				if has[i] = ok && d.Digest == o.Digest; err != nil {
+					failures[k] = fmt.Errorf("%s: %w", o.Tag, err)
+				}
 			})
 		}
 		all.Go(func() {
@@ -409,7 +411,9 @@ func (c *CommandTarget) Has(ctx context.Context, objects []Object) (has []bool, 
 // Mount implements Target.
 func (c *CommandTarget) Mount(ctx context.Context, d v1.Descriptor, repository string) (done bool, err error) {
 	err = c.do(ctx, func(p *process) error {
-		_, done, err = p.Mount(ctx, d.Digest, repository)
+		if _, done, err = p.Mount(ctx, d.Digest, repository); err != nil {
+			err = fmt.Errorf("%s from %s: %w", d.Digest, repository, err)
+		}
 		return err
 	})
 	return done, err

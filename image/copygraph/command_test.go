@@ -328,6 +328,31 @@ func TestIntoACommand(t *testing.T) {
 	}
 }
 
+// A target's refusal is of an object.
+func TestRefusalsNameTheObject(t *testing.T) {
+	t.Parallel()
+	from := open(t)
+	root := manifest(t, from, "amd64", "layer")
+	refuse := `while read -r verb rest; do case $verb in has) echo "$answer";; *) echo "error 9 403 Forbidden";; esac; done`
+	for what, c := range map[string]struct {
+		command string
+		tags    []string
+		mount   func(digest.Digest) string
+		want    string
+	}{
+		"has, of a tag":    {`answer="error 9 403 Forbidden"; ` + refuse, []string{"latest"}, nil, "latest: 403 Forbidden"},
+		"has, of a digest": {`answer="error 9 403 Forbidden"; ` + refuse, nil, nil, "sha256:"},
+		"mount":            {`answer=no; ` + refuse, nil, func(digest.Digest) string { return "other/place" }, " from other/place: 403 Forbidden"},
+	} {
+		target := copygraph.IntoCommand(c.command)
+		err := (&copygraph.Copy{Documents: from, To: target, Tags: c.tags, Mount: c.mount, Jobs: 1}).Run(t.Context(), root)
+		if !errdefs.IsUnauthorized(err) || !strings.Contains(err.Error(), c.want) {
+			t.Errorf("%s: %v", what, err)
+		}
+		_ = target.Close()
+	}
+}
+
 // A target that fails at its end has failed.
 func TestACommandThatEndsBadly(t *testing.T) {
 	t.Parallel()
