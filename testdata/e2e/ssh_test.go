@@ -18,7 +18,7 @@ func TestSSH(t *testing.T) {
 	p := here(t)
 	p.user()
 	p.set("DIST_REMOTE_PATH=" + fixture.Bin)
-	p.sh(`
+	t.Log(p.sh(`
 mkdir ssh && chmod 700 ssh && cd ssh
 ssh-keygen -q -t ed25519 -N "" -f host
 ssh-keygen -q -t ed25519 -N "" -f other
@@ -83,11 +83,56 @@ same .content back
 dist-pull -q --root back --all-platforms "$far:$name" | cmp - digest
 [ "$(wc -l <ssh/log)" = 1 ]
 
+# The far end of the first connection that brings the image is killed after a third of the bytes. It goes on from there, over another one.
+cat >ssh/breaking <<'END'
+#!/bin/bash
+case $* in
+*dist-fetch*) ;;
+*) exec "$DIR/ssh" "$@" ;;
+esac
+n=$(flock "$DIR/lock" sh -c 'echo x >>"$0"; wc -l <"$0"' "$DIR/started")
+"$DIR/ssh" "$@" < <(tee -a "$DIR/requests") | {
+	stdbuf -o0 head -c "$((ALL / 3))"
+	if ((n == 1)); then
+		touch "$DIR/half"
+		until [[ -e $DIR/killed ]]; do sleep 0.01; done
+	fi
+	cat
+} | tee -a "$DIR/came"
+exit "${PIPESTATUS[0]}"
+END
+chmod 755 ssh/breaking
+broken() { # ROOT COMMAND…
+	rm -f ssh/started ssh/requests ssh/came ssh/half ssh/killed
+	DIR=$PWD/ssh ALL=$all DIST_SSH=$PWD/ssh/breaking dist-pull -q --root "$1" --jobs 1 --all-platforms "$far:$name" >digest 2>errors &
+	pull=$!
+	until [ -e ssh/half ] || ! kill -0 $pull 2>/dev/null; do sleep 0.01; done
+	"${@:2}"
+	for child in $(pgrep -P $sshd); do kill -9 $(pgrep -P $child) $child; done
+	touch ssh/killed
+	wait $pull
+}
+all=$(cat far/blobs/sha256/* | wc -c)
+broken broken true
+same far broken
+grep -q offset: ssh/requests
+[ "$(wc -l <ssh/started)" = 2 ]
+came=$(wc -c <ssh/came)
+echo "$came bytes came of $all"
+[ "$came" -lt $((all * 5 / 4)) ]
+
 # From one machine to another, and a key that is refused.
 dist-copy "$far:$name" "ssh::user@127.0.0.1:$port$PWD/third" >/dev/null
 same far third
 cp ssh/other.pub ssh/authorized
 status=0; dist-tags "$far" 2>errors || status=$?
 [ $status = 9 ] && grep -q 'Permission denied' errors
-`)
+cp ssh/me.pub ssh/authorized
+
+# If the machine does not come back, what has come stays for another attempt.
+status=0; broken gone kill $sshd || status=$?
+[ $status = 6 ] && [ "$(wc -l <errors)" = 1 ]
+[ "$(find gone/blobs/ gone/ingest/ -type f -exec cat {} + | wc -c)" -gt $((all / 4)) ]
+trap - EXIT
+`))
 }
