@@ -202,15 +202,17 @@ func (c *Client) read() {
 			err = p.parse(line)
 		}
 		if err != nil {
-			err = broken(err)
-			p.err = err
+			p.err = broken(err)
+			c.fail(p.err) // first, so that whoever gets the error finds out by Err that it is not of the request alone
+			close(p.answered)
+			return
 		}
 		close(p.answered)
-		if err == nil && p.answer.Content != nil {
-			<-p.over
-			err = c.Err() // of its Close
+		if p.answer.Content == nil {
+			continue
 		}
-		if err != nil {
+		<-p.over
+		if err := c.Err(); err != nil { // of its Close
 			c.fail(err)
 			return
 		}
