@@ -84,18 +84,12 @@ func xattr(name, value string) property {
 	path := func(dir int) string { return fmt.Sprintf("/proc/self/fd/%d/%s", dir, sampleFile) }
 	return property{name, func(dir int) error { return sys.Lsetxattr(path(dir), name, []byte(value), 0) },
 		func(dir int) bool {
-			if strings.HasPrefix(name, "trusted.") && InUserNamespace() {
+			if strings.HasPrefix(name, "trusted.") && sys.InUserNamespace() {
 				return true // such attributes are not shown to it
 			}
 			_, err := unix.Lgetxattr(path(dir), name, nil)
 			return !errors.Is(err, unix.ENODATA) && !errors.Is(err, unix.ENOENT)
 		}}
-}
-
-// InUserNamespace tells whether root here is not root of the machine.
-func InUserNamespace() bool {
-	b, err := os.ReadFile("/proc/self/uid_map")
-	return err == nil && strings.Join(strings.Fields(string(b)), " ") != "0 0 4294967295"
 }
 
 // makeSample makes a sample, of what this process and file system can. Another process may be first.
@@ -154,10 +148,18 @@ func (s *Snapshotter) lost() (string, error) {
 }
 
 // intact is FailedPrecondition if the snapshots are a copy that has lost something of their files.
+// What is intact stays so while a process has it open: of a stack of layers it is looked at once.
 func (s *Snapshotter) intact() error {
+	if s.whole.Load() {
+		return nil
+	}
 	lost, err := s.lost()
-	if err != nil || lost == "" {
+	if err != nil {
 		return err
+	}
+	if lost == "" {
+		s.whole.Store(true)
+		return nil
 	}
 	return errdefs.ErrFailedPrecondition.WithMessage(fmt.Sprintf(
 		"the snapshots in %s are a copy that has not kept all of their files (%s): remove them, and unpack the images again", s.dir, lost))

@@ -14,6 +14,7 @@ import (
 	"path/filepath"
 	"sort"
 	"strings"
+	"sync/atomic"
 
 	"distkit/disk"
 	"distkit/disk/sys"
@@ -35,6 +36,7 @@ type Snapshotter struct {
 	files     disk.Tree // dir
 	namespace string
 	noSync    bool
+	whole     atomic.Bool // the sample has lost nothing
 }
 
 // Open opens the snapshots that the driver keeps in the store at root. Nothing is created

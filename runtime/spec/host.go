@@ -6,8 +6,9 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"slices"
 	"strings"
+
+	"distkit/disk/sys"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
@@ -32,9 +33,7 @@ func ThisHost() Host {
 	if err := unix.Statfs("/sys/fs/cgroup", &st); err == nil {
 		h.CgroupV2 = st.Type == unix.CGROUP2_SUPER_MAGIC
 	}
-	if b, err := os.ReadFile("/proc/self/uid_map"); err == nil {
-		h.UserNamespace = !slices.Equal(strings.Fields(string(b)), []string{"0", "0", "4294967295"})
-	}
+	h.UserNamespace = sys.InUserNamespace()
 	for name := range defaultSysctls {
 		if name == pingGroupRange && os.Geteuid() != 0 {
 			continue // an ordinary user's containers are in a user namespace

@@ -52,7 +52,7 @@ func (Driver) MaxParents() int { return maxLower }
 const marker = "userxattr"
 
 func (Driver) Init(dir string) error {
-	if !snapshot.InUserNamespace() {
+	if !sys.InUserNamespace() {
 		return nil
 	}
 	return disk.Tree(dir).WriteFile(marker, nil, 0o600)
@@ -173,7 +173,7 @@ func overlay(t snapshot.Tree) (l layers, dir string, err error) {
 	if l.source, err = t.MountSource(); err != nil {
 		return l, dir, err
 	}
-	if !slices.Contains(l.options, "userxattr") && snapshot.InUserNamespace() {
+	if !slices.Contains(l.options, "userxattr") && sys.InUserNamespace() {
 		return l, dir, errdefs.ErrPermissionDenied.WithMessage("the store was begun outside of this user namespace, which can't mount its snapshots")
 	}
 	if !isView(t) {
@@ -383,7 +383,7 @@ func (Driver) Check(dir string) error {
 	}
 	l := layers{lower: []string{"1/fs"}, upper: "2/fs", work: "2/work", source: "overlay", options: options}
 	attribute := "trusted.overlay.opaque"
-	if snapshot.InUserNamespace() {
+	if sys.InUserNamespace() {
 		l.options = userOptions
 		attribute = "user.overlay.opaque"
 	}
