@@ -86,10 +86,7 @@ func (s *Snapshotter) mountAs(key, target string, options func(Kind) MountOption
 }
 
 func (s *Snapshotter) mount(key, target string, options func(Kind) MountOptions) error {
-	e, err := s.lookup(key)
-	if err == nil {
-		err = s.intact()
-	}
+	e, err := s.lookupIntact(key)
 	if err != nil {
 		return err
 	}

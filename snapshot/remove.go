@@ -19,14 +19,14 @@ func (s *Snapshotter) Remove(ctx context.Context, key string) error {
 	return s.Remover().Remove(ctx, key)
 }
 
-// Remover removes snapshots one after the other. It reads the records of all snapshots once, and then only those that it has not
-// read yet.
+// A Remover removes snapshots one after the other. It reads the records of all snapshots once. After that it reads only the
+// records that are new to it, and those of the children of what it is to remove.
 type Remover struct {
 	s     *Snapshotter
 	known *family // nil until a committed snapshot is removed: no other has children
 }
 
-// Remover returns what removes many snapshots.
+// Remover returns a Remover, for a caller that removes many snapshots.
 func (s *Snapshotter) Remover() *Remover { return &Remover{s: s} }
 
 // Remove is [Snapshotter.Remove].
@@ -48,30 +48,22 @@ func (r *Remover) remove(ctx context.Context, key string) error {
 			return err
 		}
 	}
-	dir, held, err := r.s.detach(ctx, e, func(l *lock) error {
-		if r.known == nil {
-			return nil
-		}
-		return r.s.childless(e, r.known, l)
-	})
+	dir, held, err := r.s.detach(ctx, e, r.known)
 	if err != nil {
 		return err
-	}
-	if r.known != nil {
-		r.known.remove(e)
 	}
 	return r.s.delete(e, dir, held)
 }
 
-// family is which snapshots have children, for who asks of many. A parent never changes, but for that of an active snapshot
-// without one: committing gives it one.
+// A family records which snapshots have children, for a caller that asks about many. The parent of a snapshot never changes, with
+// one exception: committing can give a parent to an active snapshot that has none.
 type family struct {
-	next     uint64 // ids from here on are not known
-	children map[uint64]map[uint64]bool
-	orphans  map[uint64]bool // active ones without a parent
+	next     uint64                     // ids from here on are not known
+	children map[uint64]map[uint64]bool // by parent
+	orphans  map[uint64]bool            // active snapshots without a parent
 }
 
-// newFamily returns the family of all snapshots, and their records. With dryRun, which takes no lock, it knows of none.
+// newFamily returns the family of all snapshots, and their records. With dryRun it takes no lock, and the family is empty.
 func (s *Snapshotter) newFamily(ctx context.Context, dryRun bool) (*family, []entry, error) {
 	k := &family{children: map[uint64]map[uint64]bool{}, orphans: map[uint64]bool{}}
 	if !dryRun {
@@ -82,7 +74,7 @@ func (s *Snapshotter) newFamily(ctx context.Context, dryRun bool) (*family, []en
 		k.next = l.next
 		l.unlock()
 	}
-	// Whoever has an id below next is in the store by now, or is gone.
+	// Every snapshot with an id below next is in the store by now, or gone.
 	all, err := s.entries()
 	if err != nil {
 		return nil, nil, fmt.Errorf("list snapshots: %w", err)
@@ -116,9 +108,9 @@ func (k *family) remove(e entry) {
 	delete(k.orphans, e.id)
 }
 
-// childless returns an error, FailedPrecondition, that names the children of a snapshot if it has any. It is called under the
-// store's lock. It reads the records of the children that are known, which others may have removed, and those that may have come,
-// or been given a parent, since it was called last.
+// childless returns FailedPrecondition, naming the children, if a committed snapshot has any. The caller holds the store's lock.
+// Known children are read again, since other processes may have removed them. Snapshots that are new since the last call, or
+// may have been given a parent since, are read too.
 func (s *Snapshotter) childless(parent entry, known *family, l *lock) error {
 	ids := slices.Collect(maps.Keys(known.orphans))
 	for id := known.next; id < l.next; id++ {

@@ -17,18 +17,18 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// A store that was packed and unpacked, or copied, by a tool that does not keep everything has snapshots with other
-// owners or modes, or in which files are seen that the image deleted. Nothing in such a snapshot tells. So a sample lies
-// beside the snapshots: files with what such tools lose, made before the first snapshot. Where one has lost something,
-// so have the snapshots.
+// A tool that copies or packs files may not keep everything. In a copy that it made of a store, files of snapshots have other
+// owners or modes, or files appear that an image deleted. Nothing in such a snapshot shows that. So a sample lies beside the
+// snapshots, made before the first of them: files with the properties that such tools lose. If the sample has lost one, so
+// have the snapshots.
 
-// sampleDir holds the sample, and in sampleMade a line for each of its properties that could be made.
+// sampleDir is the sample's directory. Its file sampleMade has a line for each property that could be made.
 const (
 	sampleDir  = "sample"
 	sampleMade = "made"
 )
 
-// A property is something of files that copies lose.
+// A property is an attribute of files that a copy may lose.
 type property struct {
 	name string
 	make func(dir int) error
@@ -79,20 +79,21 @@ func statIn(dir int, name string, st *unix.Stat_t) bool {
 	return sys.Fstatat(dir, name, st, unix.AT_SYMLINK_NOFOLLOW) == nil
 }
 
-// xattr is the property of an extended attribute. It counts as kept where another user namespace can't tell.
+// xattr is the property of an extended attribute. It counts as kept in a user namespace that can't see such attributes.
 func xattr(name, value string) property {
 	path := func(dir int) string { return fmt.Sprintf("/proc/self/fd/%d/%s", dir, sampleFile) }
 	return property{name, func(dir int) error { return sys.Lsetxattr(path(dir), name, []byte(value), 0) },
 		func(dir int) bool {
 			if strings.HasPrefix(name, "trusted.") && sys.InUserNamespace() {
-				return true // such attributes are not shown to it
+				return true // the kernel does not show them there
 			}
 			_, err := unix.Lgetxattr(path(dir), name, nil)
 			return !errors.Is(err, unix.ENODATA) && !errors.Is(err, unix.ENOENT)
 		}}
 }
 
-// makeSample makes a sample, of what this process and file system can. Another process may be first.
+// makeSample makes a sample of the properties that this process can give files on this file system. If another process was
+// first, its sample stays.
 func (s *Snapshotter) makeSample() error {
 	tmp, held, err := s.scratch()
 	if err != nil {
@@ -124,7 +125,7 @@ func (s *Snapshotter) makeSample() error {
 	return nil
 }
 
-// lost names a property that the sample, and so every snapshot, has lost; "" if there is none, or no sample.
+// lost names a property that the sample, and so every snapshot, has lost. It returns "" if nothing is lost, or there is no sample.
 func (s *Snapshotter) lost() (string, error) {
 	made, err := s.files.ReadFile(filepath.Join(sampleDir, sampleMade), 4<<10)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -147,8 +148,8 @@ func (s *Snapshotter) lost() (string, error) {
 	return "", nil
 }
 
-// intact is FailedPrecondition if the snapshots are a copy that has lost something of their files.
-// What is intact stays so while a process has it open: of a stack of layers it is looked at once.
+// intact returns FailedPrecondition if the snapshots are a copy that has lost properties of their files. Once it has found them
+// intact it does not look again, so a process with a stack of layers looks once.
 func (s *Snapshotter) intact() error {
 	if s.whole.Load() {
 		return nil
@@ -165,10 +166,19 @@ func (s *Snapshotter) intact() error {
 		"the snapshots in %s are a copy that has not kept all of their files (%s): remove them, and unpack the images again", s.dir, lost))
 }
 
-// renew is intact for who makes a snapshot. Where the last of those that have lost something is gone, it makes a new sample.
+// lookupIntact is lookup for a snapshot whose files are to be used: it fails as intact does, too.
+func (s *Snapshotter) lookupIntact(key string) (entry, error) {
+	e, err := s.lookup(key)
+	if err == nil {
+		err = s.intact()
+	}
+	return e, err
+}
+
+// renew is intact for a caller that makes a snapshot. If no snapshot is left of a copy that has lost something, it makes a new
+// sample.
 func (s *Snapshotter) renew(ctx context.Context) error {
-	failed := s.intact()
-	if failed == nil {
+	if s.intact() == nil {
 		return nil
 	}
 	l, err := s.lock(ctx)

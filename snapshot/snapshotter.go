@@ -480,10 +480,7 @@ func syncfs(dir string) error {
 // Mounts returns the mounts of an active snapshot or a view; FailedPrecondition where it is
 // committed.
 func (s *Snapshotter) Mounts(_ context.Context, key string) ([]Mount, error) {
-	e, err := s.lookup(key)
-	if err == nil {
-		err = s.intact()
-	}
+	e, err := s.lookupIntact(key)
 	if err == nil && e.Kind == Committed {
 		err = errCommitted
 	}
@@ -522,9 +519,9 @@ func ofOthers(err error) error {
 	return err
 }
 
-// detach takes a snapshot's name away, and leaves its directory locked in tmp/. childless returns an error if it has children; it
-// is called under the store's lock.
-func (s *Snapshotter) detach(ctx context.Context, e entry, childless func(*lock) error) (string, *os.File, error) {
+// detach takes a snapshot's name away, and leaves its directory locked in tmp/. It fails as childless does if the snapshot has
+// children. known may be nil for a snapshot that is not committed: only committed ones have children.
+func (s *Snapshotter) detach(ctx context.Context, e entry, known *family) (string, *os.File, error) {
 	held, err := s.use(e, unix.LOCK_EX)
 	if err != nil {
 		return "", nil, err
@@ -551,26 +548,28 @@ func (s *Snapshotter) detach(ctx context.Context, e entry, childless func(*lock)
 	if err != nil {
 		return "", nil, err
 	}
-	if err := childless(l); err != nil {
-		return "", nil, err
+	if e.Kind == Committed {
+		if err := s.childless(e, known, l); err != nil {
+			return "", nil, err
+		}
 	}
 	dir := filepath.Join(s.dir, "tmp", filepath.Base(s.dirOf(e.id)))
 	if err := os.Rename(s.dirOf(e.id), dir); err != nil {
 		return "", nil, err
 	}
 	detached = true
+	if known != nil {
+		known.remove(e)
+	}
 	step("renamed away")
 	s.unindex(e.Namespace, e.Key)
 	return dir, held, nil
 }
 
 // Stat returns what is known of a snapshot. FailedPrecondition if the snapshots are a copy that has lost owners, modes or
-// other properties of their files; then they can only be listed and removed.
+// other properties of their files: then they can only be listed and removed.
 func (s *Snapshotter) Stat(_ context.Context, key string) (Info, error) {
-	e, err := s.lookup(key)
-	if err == nil {
-		err = s.intact()
-	}
+	e, err := s.lookupIntact(key)
 	if err != nil {
 		return Info{}, fmt.Errorf("stat %s: %w", key, err)
 	}

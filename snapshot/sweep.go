@@ -27,7 +27,7 @@ type Sweep struct {
 	Alone func(func(needed func(namespace string, i Info) bool) error) error
 }
 
-// chunk is how many snapshots are looked at in one call of Alone.
+// chunk is how many snapshots one call of Alone looks at.
 const chunk = 512
 
 // errNeeded is why a snapshot isn't deleted that was free before.
@@ -99,12 +99,11 @@ func (s *Snapshotter) sweepEntry(ctx context.Context, e entry, known *family, o 
 		if needed(e.Namespace, e.Info) || e.Kind != Committed && s.stacking(e) {
 			return errNeeded
 		}
-		dir, held, err = s.detach(ctx, e, func(l *lock) error { return s.childless(e, known, l) })
+		dir, held, err = s.detach(ctx, e, known)
 		return err
 	})
 	if err != nil {
 		return err
 	}
-	known.remove(e)
 	return s.delete(e, dir, held)
 }
