@@ -38,7 +38,7 @@ func (s *Store) Hold(ctx context.Context) (env string, err error) {
 		return HoldEnv + "=" + inherited, nil
 	}
 	hold, err := s.enter(ctx, inherited)
-	if errors.Is(err, unix.EROFS) || errors.Is(err, fs.ErrPermission) {
+	if disk.Unwritable(err) {
 		// Nobody has held this store yet, and this user can't make the file for it. The store is read without a hold:
 		// whoever may delete there can do so at any time.
 		return HoldEnv + "=" + inherited, nil

@@ -227,6 +227,11 @@ func ReadAll(f *os.File, limit int64) ([]byte, error) {
 	}
 }
 
+// Unwritable reports whether an operation failed because this user may not write there, or nobody can: the mount is read-only.
+func Unwritable(err error) bool {
+	return errors.Is(err, fs.ErrPermission) || errors.Is(err, unix.EROFS)
+}
+
 // Cause returns the error within an *fs.PathError or *os.LinkError, for a message that names the object already.
 func Cause(err error) error {
 	var pe *fs.PathError
@@ -255,17 +260,18 @@ func (t Tree) WriteFile(name string, b []byte, perm fs.FileMode) error {
 
 // Create writes a new file, whose content is on disk when it returns if durable is set. fs.ErrExist if the name is taken.
 func (t Tree) Create(name string, b []byte, perm fs.FileMode, durable bool) error {
-	return t.createBy(name, perm, durable, writes(b))
+	return t.CreateBy(name, perm, durable, writes(b))
 }
 
-func writes(b []byte) func(io.Writer) error {
-	return func(w io.Writer) error {
-		_, err := w.Write(b)
+func writes(b []byte) func(*os.File) error {
+	return func(f *os.File) error {
+		_, err := f.Write(b)
 		return err
 	}
 }
 
-func (t Tree) createBy(name string, perm fs.FileMode, durable bool, write func(io.Writer) error) error {
+// CreateBy is Create with what write writes. If it fails, and not with fs.ErrExist, a part of the file may be left.
+func (t Tree) CreateBy(name string, perm fs.FileMode, durable bool, write func(*os.File) error) error {
 	f, err := t.OpenFile(name, os.O_WRONLY|os.O_CREATE|os.O_EXCL, perm)
 	if err != nil {
 		return err
@@ -524,7 +530,7 @@ func (t Tree) Names(name string, f *os.File) bool {
 // not write to it, which is enough elsewhere. flag may be os.O_CREATE.
 func (t Tree) OpenLock(name string, flag int, perm fs.FileMode) (*os.File, error) {
 	f, err := t.OpenFile(name, os.O_RDWR|flag, perm)
-	if errors.Is(err, fs.ErrPermission) || errors.Is(err, unix.EROFS) {
+	if Unwritable(err) {
 		if r, rerr := t.Open(name); rerr == nil {
 			return r, nil
 		}
@@ -550,7 +556,7 @@ func (t Tree) Replace(name string, b []byte, perm fs.FileMode, durable bool) err
 }
 
 // ReplaceBy is Replace with what write writes.
-func (t Tree) ReplaceBy(name string, perm fs.FileMode, durable bool, write func(io.Writer) error) error {
+func (t Tree) ReplaceBy(name string, perm fs.FileMode, durable bool, write func(*os.File) error) error {
 	aside := name + ".new"
 	// Opened before: once the file has its name others may rename or remove the directory.
 	dir, err := t.OpenDir(filepath.Dir(filepath.Clean(name)))
@@ -562,7 +568,7 @@ func (t Tree) ReplaceBy(name string, perm fs.FileMode, durable bool, write func(
 	if err := t.Remove(aside); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
-	if err = t.createBy(aside, perm, durable, write); err == nil {
+	if err = t.CreateBy(aside, perm, durable, write); err == nil {
 		err = t.Rename(aside, name)
 	} else if errors.Is(err, fs.ErrExist) {
 		return err // another process's

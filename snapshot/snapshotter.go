@@ -77,7 +77,7 @@ func Open(root string, d Driver, o Options) (*Snapshotter, error) {
 		switch {
 		case err == nil:
 			l.unlock()
-		case errors.Is(err, unix.EROFS), errors.Is(err, fs.ErrPermission):
+		case disk.Unwritable(err):
 			// It can be read as it is.
 		default:
 			return nil, fmt.Errorf("recover store: %w", err)

@@ -453,8 +453,8 @@ func releaseAll(locks []*os.File) {
 }
 
 func (d Dir) replace(ix *Index) error {
-	err := d.Tree.ReplaceBy(d.File(v1.ImageIndexFile), 0o666, true, func(w io.Writer) error {
-		n, err := ix.write(w)
+	err := d.Tree.ReplaceBy(d.File(v1.ImageIndexFile), 0o666, true, func(f *os.File) error {
+		n, err := ix.write(f)
 		if err == nil && (n > maxIndex || len(ix.Entries) > maxEntries) {
 			return errclass.Errorf(errdefs.ErrFailedPrecondition, "too many names: %s would have %d entries and %d bytes",
 				d.Path(v1.ImageIndexFile), len(ix.Entries), n)

@@ -187,14 +187,16 @@ func (d Dir) publish(aside, name, text string) error {
 	if _, err := d.Tree.Stat(name); err == nil {
 		return nil
 	}
-	tmp, err := WriteAside(d.Tree, aside, writes(text))
+	tmp, err := WriteAside(d.Tree, aside, func(f *os.File) error {
+		_, err := f.WriteString(text)
+		return err
+	})
 	if err != nil {
 		return err
 	}
 	defer d.Tree.Remove(tmp)
 	err = d.Tree.Link(tmp, name)
-	switch {
-	case errors.Is(err, unix.EPERM), errors.Is(err, unix.ENOTSUP), errors.Is(err, unix.ENOSYS):
+	if errors.Is(err, unix.EPERM) || errors.Is(err, unix.ENOTSUP) || errors.Is(err, unix.ENOSYS) {
 		err = d.renameNew(tmp, name) // a file system without hard links
 	}
 	if errors.Is(err, fs.ErrExist) {
@@ -238,29 +240,10 @@ func WriteAside(tree disk.Tree, dir string, write func(*os.File) error) (name st
 		return "", err
 	}
 	name = AsideName(dir)
-	f, err := tree.OpenFile(name, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o666)
-	if err != nil {
-		return "", err
-	}
-	err = write(f)
-	if err == nil {
-		err = f.Sync()
-	}
-	if cerr := f.Close(); err == nil {
-		err = cerr
-	}
-	if err != nil {
+	if err = tree.CreateBy(name, 0o666, true, write); err != nil && !errors.Is(err, fs.ErrExist) {
 		_ = tree.Remove(name)
 	}
 	return name, err
-}
-
-// writes writes a text.
-func writes(text string) func(*os.File) error {
-	return func(f *os.File) error {
-		_, err := f.WriteString(text)
-		return err
-	}
 }
 
 // BlobName is the name of a blob's file in the tree. The digest must be valid.
@@ -281,7 +264,7 @@ func (d Dir) Freshen(ctx context.Context, dgst digest.Digest) error {
 			return freshenAll(f)
 		}
 	}
-	if errors.Is(err, fs.ErrPermission) || errors.Is(err, unix.EROFS) {
+	if disk.Unwritable(err) {
 		return nil
 	}
 	return err
@@ -294,7 +277,7 @@ func (d Dir) Retain(ctx context.Context, dgst digest.Digest) error {
 		return err
 	}
 	err := d.Tree.SyncDir(path.Dir(BlobName(dgst)))
-	if errors.Is(err, fs.ErrPermission) || errors.Is(err, unix.EROFS) {
+	if disk.Unwritable(err) {
 		return nil
 	}
 	return err

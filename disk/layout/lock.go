@@ -68,14 +68,15 @@ func LockNamespaces(ctx context.Context, tree disk.Tree, how int) (*os.File, err
 // It is not the blob's own file that is locked, which nobody may write to. Blobs whose digests begin alike share a lock: so
 // nobody waits for a second one.
 func (d Dir) LockBlob(ctx context.Context, dgst digest.Digest, how int) (*os.File, error) {
-	if err := d.isBlob(dgst); err != nil { // no file is created for a blob that isn't there
+	own := Dir{Tree: d.Tree}                         // without the alternates
+	if _, _, err := own.FindBlob(dgst); err != nil { // no file is created for a blob that isn't there
 		return nil, err
 	}
 	f, err := lockFile(ctx, d.Tree, LockName(dgst), how)
 	if err != nil {
 		return nil, err
 	}
-	if err := d.isBlob(dgst); err != nil { // deleted meanwhile
+	if _, _, err := own.FindBlob(dgst); err != nil { // deleted meanwhile
 		disk.Release(f)
 		return nil, err
 	}
@@ -108,15 +109,6 @@ func Freshened(lock *os.File) (time.Time, error) {
 		return time.Time{}, err
 	}
 	return fi.ModTime(), nil
-}
-
-// isBlob is fs.ErrNotExist if there is no such blob. What is no regular file is none.
-func (d Dir) isBlob(dgst digest.Digest) error {
-	fi, err := d.Tree.Stat(BlobName(dgst))
-	if err == nil && !fi.Mode().IsRegular() {
-		err = fs.ErrNotExist
-	}
-	return err
 }
 
 // LockIndex locks index.json: nobody changes a name while it is locked. how is as for [disk.Lock]. fs.ErrNotExist if there

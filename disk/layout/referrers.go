@@ -79,7 +79,7 @@ func Subject(document []byte) (subject digest.Digest) {
 func (ix *Index) AddUnnamed(list ...v1.Descriptor) (added bool, err error) {
 	there := make(map[digest.Digest]bool, len(ix.Entries))
 	for _, e := range ix.Entries {
-		if d, err := e.Descriptor(); err == nil {
+		if d, err := e.Target(func(string, string) {}); err == nil {
 			there[d.Digest] = true
 		}
 	}
