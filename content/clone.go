@@ -13,7 +13,6 @@ import (
 	"distkit/errclass"
 
 	"github.com/containerd/errdefs"
-	"golang.org/x/sys/unix"
 )
 
 // CloneFrom stores all that r holds without copying it, if r is a regular file that stands at its beginning, and leaves it at
@@ -75,15 +74,10 @@ func (w *Writer) adopt(ctx context.Context) error {
 
 // link gives another store's blob a name in the ingest. It is false if that is not possible, or the blob is not only ours.
 func (w *Writer) link(blob *os.File) bool {
-	for _, stat := range []func() (fs.FileInfo, error){blob.Stat, func() (fs.FileInfo, error) { return os.Lstat(filepath.Dir(blob.Name())) }} {
-		fi, err := stat()
-		if err != nil {
-			return false
-		}
-		st, ok := fi.Sys().(*syscall.Stat_t)
-		if !ok || int(st.Uid) != os.Geteuid() || fi.Mode().IsRegular() && st.Mode != unix.S_IFREG|0o444 || st.Mode&0o022 != 0 {
-			return false
-		}
+	file, err := blob.Stat()
+	dir, derr := os.Lstat(filepath.Dir(blob.Name()))
+	if err != nil || derr != nil || file.Mode() != 0o444 || !isOurs(file) || !isOurs(dir) {
+		return false
 	}
 	tree := w.s.Tree
 	_ = tree.Remove(w.file(linkFile)) // a crash has left it
@@ -97,6 +91,12 @@ func (w *Writer) link(blob *os.File) bool {
 	}
 	w.linked = f
 	return true
+}
+
+// isOurs reports whether a file belongs to this user, and nobody else can write to it.
+func isOurs(fi fs.FileInfo) bool {
+	st, ok := fi.Sys().(*syscall.Stat_t)
+	return ok && int(st.Uid) == os.Geteuid() && fi.Mode()&0o022 == 0
 }
 
 // unlink gives up a hard link, if there is one, without touching the blob that it is of.

@@ -77,37 +77,27 @@ func ingestDir(key string) string {
 // lockIngest locks an ingest, and creates its directory if there is none. Unavailable if another process has the lock and wait
 // is false.
 func (s *Store) lockIngest(ctx context.Context, dir string, wait bool) (*os.File, error) {
-	for {
-		if err := s.Tree.Mkdir(dir, 0o777); errors.Is(err, fs.ErrNotExist) {
-			if err := s.Tree.MakeDir(path.Dir(dir)); err != nil {
+	how := unix.LOCK_EX
+	if !wait {
+		how |= unix.LOCK_NB
+	}
+	name := path.Join(dir, lockFile)
+	return s.Tree.LockOpened(ctx, name, how, func() (*os.File, error) {
+		for {
+			if err := s.Tree.Mkdir(dir, 0o777); errors.Is(err, fs.ErrNotExist) {
+				if err := s.Tree.MakeDir(path.Dir(dir)); err != nil {
+					return nil, err
+				}
+				continue
+			} else if err != nil && !errors.Is(err, fs.ErrExist) {
 				return nil, err
 			}
-			continue
-		} else if err != nil && !errors.Is(err, fs.ErrExist) {
-			return nil, err
+			f, err := s.Tree.OpenFile(name, os.O_RDWR|os.O_CREATE, 0o666)
+			if !errors.Is(err, fs.ErrNotExist) { // else the last writer has just removed the directory
+				return f, err
+			}
 		}
-		f, err := s.Tree.OpenFile(path.Join(dir, lockFile), os.O_RDWR|os.O_CREATE, 0o666)
-		if errors.Is(err, fs.ErrNotExist) {
-			continue // the process that had it has just removed the directory
-		}
-		if err != nil {
-			return nil, err
-		}
-		how := unix.LOCK_EX
-		if !wait {
-			how |= unix.LOCK_NB
-		}
-		if err := disk.LockContext(ctx, f, how); err != nil {
-			return nil, err
-		}
-		if s.Tree.Names(path.Join(dir, lockFile), f) {
-			return f, nil
-		}
-		_ = f.Close() // the process that had it has removed the file
-		if err := ctx.Err(); err != nil {
-			return nil, err
-		}
-	}
+	})
 }
 
 // locked reports whether a process has an exclusive lock on an open file.

@@ -219,12 +219,12 @@ func (s *Store) Update(ctx context.Context, info Info, fieldpaths ...string) (In
 // eachLabelled calls f with the digest of every file of labels, and what the file system knows of it.
 func (s *Store) eachLabelled(ctx context.Context, f func(digest.Digest, fs.FileInfo) error) error {
 	for alg := range hexSize {
-		err := s.eachEntry(ctx, path.Join(labelsDir, string(alg)), func(e fs.DirEntry) error {
+		err := s.eachEntryIn(ctx, path.Join(labelsDir, string(alg)), func(dir *os.File, e fs.DirEntry) error {
 			if !e.Type().IsRegular() || !valid(alg, e.Name()) {
 				return nil
 			}
 			dgst := digest.NewDigestFromEncoded(alg, e.Name())
-			fi, err := s.Tree.Stat(labelName(dgst))
+			fi, err := disk.StatAt(dir, e.Name())
 			if errors.Is(err, fs.ErrNotExist) {
 				return nil
 			}
