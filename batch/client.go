@@ -233,6 +233,9 @@ func broken(err error) error {
 	return err
 }
 
+// answerWords are the first words of answers, and how many follow them: digest, size and type.
+var answerWords = map[string]int{"ok": 3, "yes": 3, "no": 0, "stored": 2, "exists": 2, "mounted": 2}
+
 // parse reads the line of an answer. Its own failure means that the stream can't be understood.
 func (p *Pending) parse(line string) error {
 	if err, ok := parseFailure(line); ok {
@@ -244,8 +247,7 @@ func (p *Pending) parse(line string) error {
 		return err
 	}
 	word, list := list[0], list[1:]
-	want := map[string]int{"ok": 3, "yes": 3, "no": 0, "stored": 2, "exists": 2, "mounted": 2}
-	if n, ok := want[word]; !ok || n != len(list) {
+	if n, ok := answerWords[word]; !ok || n != len(list) {
 		return malformed("%.60q", line)
 	}
 	p.answer = Answer{Word: word, Descriptor: ocispec.Descriptor{Size: -1}}
@@ -428,27 +430,21 @@ func (p *Pending) has(ctx context.Context) (ocispec.Descriptor, bool, error) {
 	return a.Descriptor, err == nil && a.Word == "yes", err
 }
 
-// askAhead bounds how many objects HasAll asks for at the same time.
-const askAhead = 1024
-
-// HasAll reports which of the descriptors' objects the server has, and asks for all of them in one go. The server's word for
-// a size does not count: some registries tell another one than an object has.
+// HasAll reports which of the descriptors' objects the server has. It sends all requests before it waits for an answer, so
+// the caller bounds the list. The size that the server tells is ignored: some registries tell a wrong one.
 func (c *Client) HasAll(ctx context.Context, list []ocispec.Descriptor) ([]bool, error) {
-	has := make([]bool, len(list))
-	for start := 0; start < len(list); start += askAhead {
-		part := list[start:min(start+askAhead, len(list))]
-		pending := make([]*Pending, len(part))
-		for i, d := range part {
-			var err error
-			if pending[i], _, err = c.send(ctx, i == len(part)-1, "has", nil, string(d.Digest), Hints(ocispec.Descriptor{MediaType: d.MediaType, Size: -1})...); err != nil {
-				return nil, err
-			}
+	var err error
+	pending := make([]*Pending, len(list))
+	for i, d := range list {
+		hints := Hints(ocispec.Descriptor{MediaType: d.MediaType, Size: -1})
+		if pending[i], _, err = c.send(ctx, i == len(list)-1, "has", nil, string(d.Digest), hints...); err != nil {
+			return nil, err
 		}
-		for i, p := range pending {
-			var err error
-			if _, has[start+i], err = p.has(ctx); err != nil {
-				return nil, fmt.Errorf("%s: %w", part[i].Digest, err)
-			}
+	}
+	has := make([]bool, len(list))
+	for i, p := range pending {
+		if _, has[i], err = p.has(ctx); err != nil {
+			return nil, fmt.Errorf("%s: %w", list[i].Digest, err)
 		}
 	}
 	return has, nil
@@ -465,31 +461,29 @@ func Hints(d ocispec.Descriptor) (hints []string) {
 	return hints
 }
 
-// Stored is what a server says of an object that it has taken: Word is stored, exists or mounted.
-type Stored = Answer
-
-// Put sends content to be stored under a digest or, of a manifest, a tag. Content that ends in another error than io.EOF
-// is not stored, and Put returns that error. All of it is read, also where the server has the object: see [Client.Has].
-func (c *Client) Put(ctx context.Context, object string, content io.Reader, hints ...string) (Stored, error) {
+// Put sends content to be stored under a digest or, of a manifest, a tag. The word of the answer is stored, exists or mounted.
+// Content that ends in another error than io.EOF is not stored, and Put returns that error. All of it is read, even if the
+// server has the object: see [Client.Has].
+func (c *Client) Put(ctx context.Context, object string, content io.Reader, hints ...string) (Answer, error) {
 	p, source, err := c.send(ctx, true, "put", content, object, hints...)
 	if err != nil {
-		return Stored{}, err
+		return Answer{}, err
 	}
 	if source != nil {
 		ctx, cancel := context.WithCancel(ctx)
 		cancel() // the answer is that it was aborted
 		_, _ = p.Answer(ctx)
-		return Stored{}, source
+		return Answer{}, source
 	}
 	return p.Answer(ctx, "stored", "exists", "mounted")
 }
 
 // Mount has the server take a blob from another place that it has at hand, such as another repository of the same
-// registry. It reports false if it does not.
-func (c *Client) Mount(ctx context.Context, d digest.Digest, from string) (Stored, bool, error) {
+// registry. It reports false if it does not. The word of the answer is mounted or exists otherwise.
+func (c *Client) Mount(ctx context.Context, d digest.Digest, from string) (Answer, bool, error) {
 	p, err := c.Ask("mount", string(d), from)
 	if err != nil {
-		return Stored{}, false, err
+		return Answer{}, false, err
 	}
 	a, err := p.Answer(ctx, "mounted", "exists", "no")
 	return a, err == nil && a.Word != "no", err

@@ -254,7 +254,7 @@ func parseDescriptor(list []string) (ocispec.Descriptor, error) {
 		desc.Size = n
 	}
 	if len(list) > 2 && list[2] != unknown {
-		if len(list[2]) > maxType || strings.Count(list[2], "/") != 1 {
+		if !isType(list[2]) {
 			return desc, malformed("%.24q is not a type", list[2])
 		}
 		desc.MediaType = list[2]
@@ -262,8 +262,20 @@ func parseDescriptor(list []string) (ocispec.Descriptor, error) {
 	return desc, nil
 }
 
+// typeWord writes a media type as a word.
+func typeWord(mediaType string) string {
+	if !isType(mediaType) {
+		return unknown
+	}
+	return mediaType
+}
+
 // maxType bounds a media type (RFC 6838, 4.2).
 const maxType = 255
+
+func isType(s string) bool {
+	return len(s) <= maxType && strings.Count(s, "/") == 1 && !strings.ContainsAny(s, " \t\n")
+}
 
 // failure writes an error as words.
 func failure(err error) string {

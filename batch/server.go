@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"strings"
 	"sync"
 
 	"distkit/errclass"
@@ -160,39 +159,39 @@ func (j *job) do(work func() (Answer, error)) {
 // answerAll writes the answers until there are no more requests.
 func (s *server) answerAll() error {
 	for {
-		var j *job
-		select {
-		case j = <-s.jobs:
-		default:
-			if err := s.flush(); err != nil {
-				return err
-			}
-			select {
-			case j = <-s.jobs:
-			case <-s.ctx.Done():
-				return context.Cause(s.ctx)
-			}
+		j, err := receive(s, s.jobs)
+		if err != nil {
+			return err
 		}
 		if j == nil {
 			return s.flush()
 		}
 		close(j.turn)
-		select {
-		case <-j.done:
-		default:
-			if err := s.flush(); err != nil {
-				return err
-			}
-			select {
-			case <-j.done:
-			case <-s.ctx.Done():
-				go closeWhenDone(j)
-				return context.Cause(s.ctx)
-			}
+		if _, err := receive(s, j.done); err != nil {
+			go closeWhenDone(j)
+			return err
 		}
 		if err := s.write(j); err != nil {
 			return fmt.Errorf("write answers: %w", err)
 		}
+	}
+}
+
+// receive returns the next value of a channel, the zero value if it is closed. If it has to wait, it flushes the answers first.
+func receive[T any](s *server, from <-chan T) (v T, err error) {
+	select {
+	case v = <-from:
+		return v, nil
+	default:
+	}
+	if err := s.flush(); err != nil {
+		return v, err
+	}
+	select {
+	case v = <-from:
+		return v, nil
+	case <-s.ctx.Done():
+		return v, context.Cause(s.ctx)
 	}
 }
 
@@ -231,13 +230,6 @@ func (s *server) write(j *job) error {
 		trailer = failure(err)
 	}
 	return c.end(trailer)
-}
-
-func typeWord(mediaType string) string {
-	if mediaType == "" || len(mediaType) > maxType || strings.Count(mediaType, "/") != 1 || strings.ContainsAny(mediaType, " \t\n") {
-		return unknown
-	}
-	return mediaType
 }
 
 // discard closes what nobody will read.
