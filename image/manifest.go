@@ -521,6 +521,11 @@ func putDocument(ctx context.Context, s *content.Store, dgst digest.Digest, b []
 	return err
 }
 
+// IsForeign reports whether a layer's owner lets nobody else distribute it (image-spec, layer.md, non-distributable layers).
+func IsForeign(mediaType string) bool {
+	return strings.Contains(mediaType, ".nondistributable.") || strings.Contains(mediaType, ".foreign.")
+}
+
 // ReadDescriptor reads one descriptor as JSON. What is none is InvalidArgument.
 func ReadDescriptor(r io.Reader) (v1.Descriptor, error) {
 	var d v1.Descriptor

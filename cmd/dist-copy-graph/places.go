@@ -75,14 +75,14 @@ func (p places) open(ctx context.Context, g *copygraph.Copy, roots []root) (end 
 		from := copygraph.FromCommand(p.from, p.to == "")
 		ends = append(ends, ignoring(from))
 		g.From, source = from, nil
-		if p.to != "" || !here(ctx, store, roots) {
+		if p.to != "" || !here(store, roots) {
 			from.Start() // before anything else is done
 		}
 		if err := p.resolve(ctx, from, store, roots); err != nil {
 			return nil, err
 		}
 		if referrers {
-			g.Referrers = listed(from, g.ArtifactTypes)
+			g.Referrers = from.Referrers(g.ArtifactTypes...)
 		}
 	case p.fromRoot != "":
 		if source, err = content.Open(p.fromRoot); err != nil {
@@ -92,7 +92,7 @@ func (p places) open(ctx context.Context, g *copygraph.Copy, roots []root) (end 
 	}
 	if source != nil {
 		if referrers {
-			g.Referrers = listedIn(source, namespace)
+			g.Referrers = copygraph.ReferrersOf(source, namespace)
 		}
 		if err := holdIfSwept(ctx, source); err != nil {
 			return nil, err
@@ -125,9 +125,9 @@ func (p places) open(ctx context.Context, g *copygraph.Copy, roots []root) (end 
 }
 
 // here reports whether the store has all roots, so that perhaps nothing has to come.
-func here(ctx context.Context, store *content.Store, roots []root) bool {
+func here(store *content.Store, roots []root) bool {
 	for _, r := range roots {
-		if _, err := store.Info(ctx, r.Digest); r.tag != "" || err != nil {
+		if _, err := store.Size(r.Digest); r.tag != "" || err != nil {
 			return false
 		}
 	}

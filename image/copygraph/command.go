@@ -158,6 +158,20 @@ func (c *command) pick(bytes int64) (p *process, giveBack func(), err error) {
 	}, nil
 }
 
+// do calls f with a process, and ends the process when ctx is done. died reports whether the process is gone.
+func (c *command) do(ctx context.Context, f func(*process) error) (died bool, err error) {
+	p, _, err := c.pick(0)
+	if err != nil {
+		return false, err
+	}
+	defer context.AfterFunc(ctx, p.kill)()
+	if err := f(p); err != nil {
+		died = p.Err() != nil
+		return died, p.failed(ctx, err)
+	}
+	return false, nil
+}
+
 // Close lets the processes end, and returns the failure of one.
 func (c *command) Close() error {
 	c.mu.Lock()
@@ -235,22 +249,11 @@ func resolving(tag string, err error) error {
 	return nil
 }
 
-// ask calls f, and again with another process if that one has died.
+// ask calls f, and again with another process if that one has died. A process that lives has tried again by itself.
 func (c *CommandSource) ask(ctx context.Context, f func(*process) error) error {
 	var again retry
 	for {
-		p, _, err := c.pick(0)
-		if err != nil {
-			return err
-		}
-		stop := context.AfterFunc(ctx, p.kill)
-		err = f(p)
-		stop()
-		if err == nil {
-			return nil
-		}
-		alive := p.Err() == nil // and has tried again by itself
-		if err = p.failed(ctx, err); alive || !again.after(ctx, err, 0) {
+		if died, err := c.do(ctx, f); !died || !again.after(ctx, err, 0) {
 			return err
 		}
 	}
@@ -259,39 +262,44 @@ func (c *CommandSource) ask(ctx context.Context, f func(*process) error) error {
 // maxReferrer bounds a descriptor of a list of referrers, with its annotations, in bytes.
 const maxReferrer = 1 << 20
 
-// Referrers calls f with each manifest that the source says to have a subject: of an artifact type, unless that is "". After a
-// failure for the time being the list begins again. DataLoss if the list is none.
-func (c *CommandSource) Referrers(ctx context.Context, subject digest.Digest, artifactType string, f func(v1.Descriptor) error) error {
+// Referrers returns the source's list. If a single artifact type is wanted, the source is asked for that type alone. After a
+// temporary failure, the list begins again from its first manifest. DataLoss if what the source sends is no list.
+func (c *CommandSource) Referrers(artifactTypes ...string) ListReferrers {
 	var hints []string
-	if artifactType != "" {
-		hints = append(hints, "artifacttype:"+artifactType)
+	if len(artifactTypes) == 1 {
+		hints = append(hints, "artifacttype:"+artifactTypes[0])
 	}
-	return c.ask(ctx, func(p *process) error {
-		list, err := p.Referrers(ctx, subject, hints...)
-		if err != nil {
-			return err
+	return func(ctx context.Context, subject digest.Digest, f func(v1.Descriptor) error) error {
+		return c.ask(ctx, func(p *process) error { return p.referrers(ctx, subject, hints, f) })
+	}
+}
+
+// referrers calls f with each manifest of a list.
+func (p *process) referrers(ctx context.Context, subject digest.Digest, hints []string, f func(v1.Descriptor) error) error {
+	list, err := p.Referrers(ctx, subject, hints...)
+	if err != nil {
+		return err
+	}
+	lines := bufio.NewScanner(list)
+	lines.Buffer(nil, maxReferrer)
+	for err == nil && lines.Scan() {
+		var d v1.Descriptor
+		if d, err = image.ParseReferrer(lines.Bytes()); err != nil {
+			err = errclass.As(err, errdefs.ErrDataLoss)
+		} else {
+			err = f(d)
 		}
-		lines := bufio.NewScanner(list)
-		lines.Buffer(nil, maxReferrer)
-		for err == nil && lines.Scan() {
-			var d v1.Descriptor
-			if d, err = image.ParseReferrer(lines.Bytes()); err != nil {
-				err = errclass.As(err, errdefs.ErrDataLoss)
-			} else {
-				err = f(d)
-			}
-		}
-		// What ends inside a line is no descriptor: so the reason why the list ended counts first.
-		failed := lines.Err()
-		if errors.Is(failed, bufio.ErrTooLong) {
-			failed, err = nil, errclass.Errorf(errdefs.ErrDataLoss, "the list has a descriptor of more than %d bytes", maxReferrer)
-		}
-		if failed == nil && err != nil {
-			p.kill() // nobody wants the rest
-		}
-		_ = list.Close()
-		return cmp.Or(failed, err)
-	})
+	}
+	// The reason why the list ended comes first: its last line may be cut, and then it is no descriptor.
+	failed := lines.Err()
+	if errors.Is(failed, bufio.ErrTooLong) {
+		failed, err = nil, errclass.Errorf(errdefs.ErrDataLoss, "the list has a descriptor of more than %d bytes", maxReferrer)
+	}
+	if failed == nil && err != nil {
+		p.kill() // nobody wants the rest
+	}
+	_ = list.Close()
+	return cmp.Or(failed, err)
 }
 
 // Open implements Source. It waits until all that was asked for before has come.
@@ -358,19 +366,6 @@ func IntoCommand(text string) *CommandTarget {
 	return &CommandTarget{command{text: text, most: 1, patience: storesAfter}}
 }
 
-// do calls f with the process. It ends the process when ctx is done.
-func (c *CommandTarget) do(ctx context.Context, f func(*process) error) error {
-	p, _, err := c.pick(0)
-	if err != nil {
-		return err
-	}
-	defer context.AfterFunc(ctx, p.kill)()
-	if err := f(p); err != nil {
-		return p.failed(ctx, err)
-	}
-	return nil
-}
-
 // Has implements Target. All requests are on their way at the same time.
 func (c *CommandTarget) Has(ctx context.Context, objects []Object) (has []bool, err error) {
 	has = make([]bool, len(objects))
@@ -383,7 +378,7 @@ func (c *CommandTarget) Has(ctx context.Context, objects []Object) (has []bool, 
 			tagged = append(tagged, i)
 		}
 	}
-	err = c.do(ctx, func(p *process) error {
+	_, err = c.do(ctx, func(p *process) error {
 		var all sync.WaitGroup
 		failures := make([]error, len(tagged)+1)
 		for k, i := range tagged {
@@ -410,7 +405,7 @@ func (c *CommandTarget) Has(ctx context.Context, objects []Object) (has []bool, 
 
 // Mount implements Target.
 func (c *CommandTarget) Mount(ctx context.Context, d v1.Descriptor, repository string) (done bool, err error) {
-	err = c.do(ctx, func(p *process) error {
+	_, err = c.do(ctx, func(p *process) error {
 		if _, done, err = p.Mount(ctx, d.Digest, repository); err != nil {
 			err = fmt.Errorf("%s from %s: %w", d.Digest, repository, err)
 		}
@@ -425,7 +420,7 @@ func (c *CommandTarget) Put(ctx context.Context, o Object, r io.ReadSeeker) (out
 	if name == "" {
 		name = string(o.Digest)
 	}
-	err = c.do(ctx, func(p *process) error {
+	_, err = c.do(ctx, func(p *process) error {
 		got, err := p.Put(ctx, name, r, batch.Hints(o.Descriptor)...)
 		switch {
 		case err != nil:

@@ -6,7 +6,6 @@ package copygraph
 
 import (
 	"context"
-	"strings"
 	"sync"
 
 	"distkit/content"
@@ -70,9 +69,9 @@ type Copy struct {
 
 	objects []*object // in the order of the documents
 	index   map[digest.Digest]*object
-	types   map[string]string // one string for each media type
-	root    *object           // that is to have the tags
-	roots   map[*object]Outcome
+	types   map[string]string   // one string for each media type
+	root    *object             // that is to have the tags
+	roots   map[*object]Outcome // "" until they have landed
 	// subjects are documents whose referrers are not planned yet.
 	subjects []*object
 
@@ -94,7 +93,6 @@ type object struct {
 	here      bool // in Documents
 	wanted    bool // false for what is a foreign layer wherever it is referred to
 	landed    bool // the target has it, or it is foreign
-	root      bool
 	subject   bool // its referrers are planned, or are to be
 	referrer  bool
 	pending   int32
@@ -179,9 +177,4 @@ func (c *Copy) intoDocuments() bool { return c.To == Target(IntoStore(c.Document
 func (c *Copy) intoStore() bool {
 	_, ok := c.To.(intoStore)
 	return ok
-}
-
-// isForeign reports whether a layer's owner lets nobody else distribute it (image-spec, layer.md, non-distributable layers).
-func isForeign(mediaType string) bool {
-	return strings.Contains(mediaType, ".nondistributable.") || strings.Contains(mediaType, ".foreign.")
 }

@@ -2,7 +2,6 @@ package copygraph
 
 import (
 	"context"
-	"errors"
 	"slices"
 	"sync"
 
@@ -198,16 +197,12 @@ func (c *Copy) put(ctx context.Context, o *object) error {
 
 // putAs moves an object under one tag.
 func (c *Copy) putAs(ctx context.Context, o *object, tag string) (Outcome, error) {
-	r := c.reader(ctx, o)
 	if c.intoStore() {
-		if from, ok := r.from.(fromStore); ok {
-			return between(ctx, from, c.To, o)
-		}
-		defer r.end()
-		return c.To.Put(ctx, Object{tag, o.descriptor()}, r)
+		return c.store(ctx, c.To, o)
 	}
 	var again retry
 	for {
+		r := c.reader(ctx, o)
 		// The source's turn comes before the target's: whoever has the target must not wait for another turn of the source,
 		// which may come only after that of somebody who waits for the target.
 		r.brittle = true
@@ -220,12 +215,18 @@ func (c *Copy) putAs(ctx context.Context, o *object, tag string) (Outcome, error
 		if err == nil || !again.after(ctx, err, offset) {
 			return outcome, err
 		}
-		r = c.reader(ctx, o)
 	}
 }
 
-// between hands the blob's file on, so that a store on the same file system need not copy it.
-func between(ctx context.Context, from fromStore, to Target, o *object) (Outcome, error) {
+// store moves an object to a store. If the source is a store too, it hands the blob's file on, so that a store on the same file
+// system need not copy it.
+func (c *Copy) store(ctx context.Context, to Target, o *object) (Outcome, error) {
+	r := c.reader(ctx, o)
+	defer r.end()
+	from, ok := r.from.(fromStore)
+	if !ok {
+		return to.Put(ctx, Object{Descriptor: o.descriptor()}, r)
+	}
 	f, err := from.File(o.digest)
 	if err != nil {
 		return "", err
@@ -264,7 +265,7 @@ func (c *Copy) land(o *object, outcome Outcome) error {
 	if c.Progress != nil {
 		c.Progress.Land(o.digest, outcome)
 	}
-	if o.root {
+	if _, isRoot := c.roots[o]; isRoot {
 		c.roots[o] = outcome
 	} else if c.Record != nil {
 		if err := c.Record(o.descriptor(), outcome); err != nil {
@@ -315,9 +316,4 @@ func (c *Copy) work(ctx context.Context, f func(context.Context) error) error {
 		return err
 	}
 	return nil
-}
-
-// temporary reports whether an error is one that another attempt may cure.
-func temporary(err error) bool {
-	return errdefs.IsAborted(err) || errdefs.IsDeadlineExceeded(err) && !errors.Is(err, context.DeadlineExceeded) || errdefs.IsResourceExhausted(err)
 }

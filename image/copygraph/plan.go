@@ -15,21 +15,21 @@ import (
 // plan walks the graph of a root, once for each platform, and brings its documents into Documents on the way.
 func (c *Copy) plan(ctx context.Context, root v1.Descriptor) error {
 	o := c.object(root)
-	o.wanted, o.root = true, true
+	o.wanted = true
+	c.roots[o] = ""
 	if err := c.documents(ctx, root); err != nil {
 		return err
 	}
 	if root.Size < 0 {
-		size, err := c.Documents.Size(root.Digest)
-		if err != nil && !errdefs.IsNotFound(err) {
-			return err
-		}
-		if err == nil {
+		switch size, err := c.Documents.Size(root.Digest); {
+		case err == nil:
 			root.Size = size
-		}
-		if o.size < 0 && err == nil {
-			o.size = size
-			c.totals.Bytes += size
+			if o.size < 0 {
+				o.size = size
+				c.totals.Bytes += size
+			}
+		case !errdefs.IsNotFound(err):
+			return err
 		}
 	}
 	platforms := c.Platforms
@@ -121,9 +121,7 @@ func (c *Copy) documents(ctx context.Context, list ...v1.Descriptor) error {
 		if c.intoDocuments() {
 			return c.put(ctx, o)
 		}
-		r := c.reader(ctx, o)
-		defer r.end()
-		_, err := IntoStore(c.Documents).Put(ctx, Object{Descriptor: o.descriptor()}, r)
+		_, err := c.store(ctx, IntoStore(c.Documents), o)
 		return err
 	})
 }
@@ -159,7 +157,7 @@ func (c *Copy) add(n image.Node) {
 	for _, d := range n.Children {
 		child := c.object(d)
 		// A digest that is a foreign layer here and something else elsewhere is copied.
-		child.wanted = child.wanted || image.IsIndex(n.Type) || !isForeign(d.MediaType)
+		child.wanted = child.wanted || image.IsIndex(n.Type) || !image.IsForeign(d.MediaType)
 		// An edge that is there twice counts twice, in both directions.
 		child.parents = append(child.parents, o)
 		o.pending++

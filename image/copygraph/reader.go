@@ -49,6 +49,11 @@ func (r *retry) after(ctx context.Context, err error, offset int64) bool {
 	return true
 }
 
+// temporary reports whether an error is one that another attempt may cure.
+func temporary(err error) bool {
+	return errdefs.IsAborted(err) || errdefs.IsDeadlineExceeded(err) && !errors.Is(err, context.DeadlineExceeded) || errdefs.IsResourceExhausted(err)
+}
+
 // reader reads an object, and no more than that may have. Unless it is to fail with its source, it goes on from where the
 // source failed for the time being.
 type reader struct {

@@ -4,7 +4,9 @@ import (
 	"context"
 	"fmt"
 	"slices"
+	"sync"
 
+	"distkit/content"
 	"distkit/errclass"
 	"distkit/image"
 
@@ -15,6 +17,33 @@ import (
 
 // ListReferrers calls f with each manifest that is said to have a subject.
 type ListReferrers func(ctx context.Context, subject digest.Digest, f func(v1.Descriptor) error) error
+
+// ReferrersOf returns the list of a namespace's index in a store. The index is read once, when the list is first asked for.
+func ReferrersOf(store *content.Store, namespace string) ListReferrers {
+	read := sync.OnceValues(func() (map[digest.Digest][]v1.Descriptor, error) {
+		all := map[digest.Digest][]v1.Descriptor{}
+		names, err := image.OpenNames(store, namespace)
+		if err == nil {
+			err = names.Referrers(func(d v1.Descriptor, subject digest.Digest) error {
+				all[subject] = append(all[subject], d)
+				return nil
+			})
+		}
+		return all, err
+	})
+	return func(_ context.Context, subject digest.Digest, f func(v1.Descriptor) error) error {
+		all, err := read()
+		if err != nil {
+			return err
+		}
+		for _, d := range all[subject] {
+			if err := f(d); err != nil {
+				return err
+			}
+		}
+		return nil
+	}
+}
 
 // Referring returns the referrers that a copy has come to, in the order of the plan.
 func (c *Copy) Referring() []v1.Descriptor {
@@ -39,15 +68,18 @@ func (c *Copy) planReferrers(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		all := slices.Concat(lists...)
+		var all []v1.Descriptor
+		for _, subject := range subjects {
+			all = append(all, lists[subject]...)
+		}
 		if len(all) > 0 && depth > image.MaxDepth {
 			return errclass.Errorf(errdefs.ErrInvalidArgument, "%s: referrers of referrers nest deeper than %d", all[0].Digest, image.MaxDepth)
 		}
 		if err := c.documents(ctx, all...); err != nil {
 			return err
 		}
-		for i, subject := range subjects {
-			for _, d := range lists[i] {
+		for _, subject := range subjects {
+			for _, d := range lists[subject] {
 				if err := c.planReferrer(ctx, tally, subject, d); err != nil {
 					return fmt.Errorf("referrer %s of %s: %w", d.Digest, subject.digest, err)
 				}
@@ -58,12 +90,8 @@ func (c *Copy) planReferrers(ctx context.Context) error {
 }
 
 // listReferrers lists the referrers of each subject, several lists at a time.
-func (c *Copy) listReferrers(ctx context.Context, tally *image.Tally, subjects []*object) ([][]v1.Descriptor, error) {
-	lists := make([][]v1.Descriptor, len(subjects))
-	at := make(map[*object]int, len(subjects))
-	for i, o := range subjects {
-		at[o] = i
-	}
+func (c *Copy) listReferrers(ctx context.Context, tally *image.Tally, subjects []*object) (map[*object][]v1.Descriptor, error) {
+	lists := map[*object][]v1.Descriptor{}
 	err := c.parallel(ctx, subjects, func(ctx context.Context, o *object) error {
 		err := c.Referrers(ctx, o.digest, func(d v1.Descriptor) error {
 			if d.Size > image.MaxDocument {
@@ -72,7 +100,7 @@ func (c *Copy) listReferrers(ctx context.Context, tally *image.Tally, subjects [
 			c.mu.Lock()
 			defer c.mu.Unlock()
 			if len(c.ArtifactTypes) == 0 || slices.Contains(c.ArtifactTypes, d.ArtifactType) {
-				lists[at[o]] = append(lists[at[o]], v1.Descriptor{MediaType: d.MediaType, Digest: d.Digest, Size: d.Size})
+				lists[o] = append(lists[o], v1.Descriptor{MediaType: d.MediaType, Digest: d.Digest, Size: d.Size})
 			}
 			return tally.Add(1, 0)
 		})

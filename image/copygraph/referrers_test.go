@@ -23,32 +23,14 @@ func attach(t *testing.T, s *content.Store, subject v1.Descriptor, artifactType,
 	m.Config = put(t, s, v1.MediaTypeEmptyJSON, []byte("{}"))
 	m.Layers = []v1.Descriptor{put(t, s, "text/plain", []byte(text))}
 	d := putJSON(t, s, v1.MediaTypeImageManifest, m)
-	if err := namesOf(t, s).AddUnnamed(t.Context(), []v1.Descriptor{d}); err != nil {
-		t.Fatal(err)
-	}
-	return d
-}
-
-func namesOf(t *testing.T, s *content.Store) *image.Names {
-	t.Helper()
 	names, err := image.OpenNames(s, image.DefaultNamespace)
+	if err == nil {
+		err = names.AddUnnamed(t.Context(), []v1.Descriptor{d})
+	}
 	if err != nil {
 		t.Fatal(err)
 	}
-	return names
-}
-
-// listedIn has a store list the referrers.
-func listedIn(t *testing.T, s *content.Store) copygraph.ListReferrers {
-	names := namesOf(t, s)
-	return func(_ context.Context, subject digest.Digest, f func(v1.Descriptor) error) error {
-		return names.Referrers(func(d v1.Descriptor, of digest.Digest) error {
-			if of != subject {
-				return nil
-			}
-			return f(d)
-		})
-	}
+	return d
 }
 
 func TestReferrers(t *testing.T) {
@@ -81,7 +63,7 @@ func TestReferrers(t *testing.T) {
 			if c.platforms != nil {
 				to.blobs[arm.Digest] = nil // its index refers to it
 			}
-			g := &copygraph.Copy{Documents: from, To: to, Tags: []string{"v1"}, Platforms: c.platforms, Referrers: listedIn(t, from), ArtifactTypes: c.types}
+			g := &copygraph.Copy{Documents: from, To: to, Tags: []string{"v1"}, Platforms: c.platforms, Referrers: copygraph.ReferrersOf(from, image.DefaultNamespace), ArtifactTypes: c.types}
 			got, err := records(t, g, root)
 			if err != nil {
 				t.Fatal(err)
@@ -111,7 +93,7 @@ func TestReferrers(t *testing.T) {
 	}
 	// Into a store: it is asked for referrers like for anything else.
 	to := open(t)
-	g := &copygraph.Copy{Documents: to, From: copygraph.FromStore(from), To: copygraph.IntoStore(to), Referrers: listedIn(t, from)}
+	g := &copygraph.Copy{Documents: to, From: copygraph.FromStore(from), To: copygraph.IntoStore(to), Referrers: copygraph.ReferrersOf(from, image.DefaultNamespace)}
 	for _, want := range []copygraph.Outcome{copygraph.Stored, copygraph.Exists} {
 		got, err := records(t, g, root)
 		if err != nil || count(got, want) != len(got) || got[signed.Digest] != want {
@@ -140,10 +122,7 @@ func TestReferrersOfACommand(t *testing.T) {
 			t.Parallel()
 			to, source := open(t), newServed(t, from, c.setting)
 			command := copygraph.FromCommand(source.command, true)
-			list := func(ctx context.Context, subject digest.Digest, f func(v1.Descriptor) error) error {
-				return command.Referrers(ctx, subject, "", f)
-			}
-			g := &copygraph.Copy{Documents: to, From: command, To: copygraph.IntoStore(to), Referrers: list}
+			g := &copygraph.Copy{Documents: to, From: command, To: copygraph.IntoStore(to), Referrers: command.Referrers()}
 			got, err := records(t, g, root)
 			_ = command.Close()
 			if err != nil || len(g.Referring()) != 3 || count(got, copygraph.Stored) != 3+3+4 {
@@ -188,7 +167,7 @@ func TestHostileReferrers(t *testing.T) {
 		"another's":          {one(child, chain[1]), errdefs.IsDataLoss},
 		"too large":          {one(root, large), errdefs.IsInvalidArgument},
 		"absent":             {one(root, v1.Descriptor{MediaType: v1.MediaTypeImageManifest, Digest: digest.FromString("none"), Size: 4}), errdefs.IsNotFound},
-		"too deep":           {listedIn(t, from), errdefs.IsInvalidArgument},
+		"too deep":           {copygraph.ReferrersOf(from, image.DefaultNamespace), errdefs.IsInvalidArgument},
 		"without end": {func(_ context.Context, _ digest.Digest, f func(v1.Descriptor) error) error {
 			for {
 				if err := f(chain[1]); err != nil {

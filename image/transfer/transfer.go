@@ -11,7 +11,6 @@ package transfer
 import (
 	"context"
 	"fmt"
-	"strings"
 
 	"distkit/content"
 	"distkit/errclass"
@@ -49,11 +48,6 @@ const (
 	dockerLayer         = "application/vnd.docker.image.rootfs.diff.tar"
 	dockerManifestsFile = "manifest.json"
 )
-
-// foreign are layers that are fetched from elsewhere and that archives leave out.
-func foreign(mediaType string) bool {
-	return strings.Contains(mediaType, ".nondistributable.") || strings.Contains(mediaType, ".foreign.")
-}
 
 func invalid(format string, a ...any) error {
 	return errclass.Errorf(errdefs.ErrInvalidArgument, format, a...)
@@ -121,7 +115,7 @@ func survey(ctx context.Context, store *content.Store, d v1.Descriptor) (*tree, 
 // add takes a manifest with its parts, or notes what it lacks.
 func (t *tree) add(n image.Node, here map[digest.Digest]bool) {
 	for _, c := range n.Children {
-		if !here[c.Digest] && !foreign(c.MediaType) {
+		if !here[c.Digest] && !image.IsForeign(c.MediaType) {
 			t.gaps = append(t.gaps, gap{n.Descriptor, n.Children[0].Digest, c})
 			return
 		}
