@@ -52,6 +52,9 @@ func (n *Names) Usage(ctx context.Context) ([]Usage, error) {
 		t.roots++
 		return nil
 	})
+	if err != nil {
+		return nil, err
+	}
 	for i := range all {
 		u, t := &all[i], targets[all[i].Target]
 		u.Size = t.size
@@ -61,7 +64,7 @@ func (n *Names) Usage(ctx context.Context) ([]Usage, error) {
 		u.Shared = u.Size - u.Exclusive
 	}
 	slices.SortStableFunc(all, func(a, b Usage) int { return cmp.Compare(a.Name, b.Name) })
-	return all, err
+	return all, nil
 }
 
 // blobUse is a blob's size, and the first target that needs it.

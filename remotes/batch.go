@@ -334,7 +334,7 @@ func (l *Layout) blobSize(d digest.Digest) (int64, error) {
 // hold keeps sweeps of a store away. It does nothing for another layout, or where there is none yet.
 func (l *Layout) hold(ctx context.Context) (release func(), err error) {
 	d, err := l.files()
-	if err == nil && isStore(d) {
+	if err == nil && ondisk.IsStore(d.Tree) {
 		return ondisk.Share(ctx, d.Tree)
 	}
 	if errdefs.IsNotFound(err) {

@@ -45,7 +45,7 @@ func (l *Layout) push(ctx context.Context, id string, content io.Reader, h hints
 	if err != nil {
 		return Pushed{}, err
 	}
-	if isStore(d) {
+	if ondisk.IsStore(d.Tree) {
 		release, err := ondisk.Share(ctx, d.Tree)
 		if err != nil {
 			return Pushed{}, err
@@ -101,15 +101,9 @@ func (l *Layout) change(ctx context.Context, d ondisk.Dir, f func(*ondisk.Index)
 
 // logEvent notes a change of a store. Other layouts have no log.
 func logEvent(d ondisk.Dir, e events.Event) {
-	if isStore(d) {
+	if ondisk.IsStore(d.Tree) {
 		events.Append(string(d.Tree), e)
 	}
-}
-
-// isStore tells a store from another tool's layout, which has neither a log nor sweeps that wait for holders.
-func isStore(d ondisk.Dir) bool {
-	fi, err := d.Tree.Stat(ondisk.Ingest)
-	return err == nil && fi.IsDir()
 }
 
 // namespace is the namespace of a store whose names a layout has.

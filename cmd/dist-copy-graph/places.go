@@ -5,12 +5,12 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 
 	"distkit/cmd/internal/cli"
 	"distkit/content"
+	"distkit/disk/layout"
 	"distkit/image"
 	"distkit/image/copygraph"
 
@@ -28,24 +28,32 @@ type places struct {
 	referrers          []string // values of --referrers
 }
 
+// check returns an error if flags and roots do not go together.
+func (p places) check(roots []root) error {
+	switch {
+	case p.from != "" && p.fromRoot != "":
+		return cli.Usagef("--from and --from-root are two sources")
+	case p.from == "" && p.fromRoot == "" && p.to == "":
+		return cli.Usagef("the store is both source and target: one of --from, --from-root and --to is needed")
+	case p.to == "" && (p.mount != "" || p.sources != ""):
+		return cli.Usagef("--mount and --sources are for a target that is a command: --to is missing")
+	case len(p.labels) > 0 && (p.to != "" || len(p.tags) == 0):
+		return cli.Usagef("--label is for a --tag in the store")
+	case len(p.tags) > 0 && len(roots) != 1:
+		return cli.Usagef("--tag is for one manifest, not for %d", len(roots))
+	case p.from == "" && slices.ContainsFunc(roots, func(r root) bool { return r.tag != "" }):
+		return cli.Usagef("a tag is for --from; otherwise a digest is wanted")
+	case p.from != "" && p.sources != "":
+		return cli.Usagef("--sources is for a source that is a store: its labels tell")
+	}
+	return nil
+}
+
 // open opens the source and the target of a copy, and holds the stores among them. end is called when all is done; it returns
 // the failure of a target that is a command.
 func (p places) open(ctx context.Context, g *copygraph.Copy, roots []root) (end func() error, err error) {
-	switch {
-	case p.from != "" && p.fromRoot != "":
-		return nil, cli.Usagef("--from and --from-root are two sources")
-	case p.from == "" && p.fromRoot == "" && p.to == "":
-		return nil, cli.Usagef("the store is both source and target: one of --from, --from-root and --to is needed")
-	case p.to == "" && (p.mount != "" || p.sources != ""):
-		return nil, cli.Usagef("--mount and --sources are for a target that is a command: --to is missing")
-	case len(p.labels) > 0 && (p.to != "" || len(p.tags) == 0):
-		return nil, cli.Usagef("--label is for a --tag in the store")
-	case len(p.tags) > 0 && len(roots) != 1:
-		return nil, cli.Usagef("--tag is for one manifest, not for %d", len(roots))
-	case p.from == "" && slices.ContainsFunc(roots, func(r root) bool { return r.tag != "" }):
-		return nil, cli.Usagef("a tag is for --from; otherwise a digest is wanted")
-	case p.from != "" && p.sources != "":
-		return nil, cli.Usagef("--sources is for a source that is a store: its labels tell")
+	if err := p.check(roots); err != nil {
+		return nil, err
 	}
 	referrers, err := p.setTypes(g)
 	if err != nil {
@@ -94,8 +102,10 @@ func (p places) open(ctx context.Context, g *copygraph.Copy, roots []root) (end 
 		if referrers {
 			g.Referrers = copygraph.ReferrersOf(source, namespace)
 		}
-		if err := holdIfSwept(ctx, source); err != nil {
-			return nil, err
+		if layout.IsStore(source.Tree) { // no sweep runs over another tool's layout
+			if err := hold(ctx, source); err != nil {
+				return nil, err
+			}
 		}
 	}
 	if p.to != "" {
@@ -231,14 +241,6 @@ func (p places) name(ctx context.Context, store *content.Store, d v1.Descriptor,
 		return err
 	}
 	return names.ReplaceAll(ctx, images)
-}
-
-// holdIfSwept holds a store. A layout of other tools is not swept.
-func holdIfSwept(ctx context.Context, store *content.Store) error {
-	if _, err := os.Stat(filepath.Join(store.Root(), "ingest")); err != nil {
-		return nil
-	}
-	return hold(ctx, store)
 }
 
 // hold holds a store against the sweep, for this process and those that it starts.

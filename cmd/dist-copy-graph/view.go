@@ -67,9 +67,6 @@ func (v *view) Move(dgst digest.Digest, offset int64) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	o := v.index[dgst]
-	if o == nil {
-		return
-	}
 	if o.State == progress.Waiting {
 		o.State, o.First = progress.Moving, offset
 	}
@@ -81,9 +78,6 @@ func (v *view) Land(dgst digest.Digest, outcome copygraph.Outcome) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	o := v.index[dgst]
-	if o == nil {
-		return
-	}
 	switch outcome {
 	case copygraph.Missing:
 		return

@@ -48,6 +48,12 @@ const (
 // maxVersion bounds oci-layout, in bytes.
 const maxVersion = 64 << 10
 
+// IsStore reports whether a layout is a store. Another tool's layout has neither a log of events nor sweeps, which wait for holds.
+func IsStore(tree disk.Tree) bool {
+	fi, err := tree.Stat(Ingest)
+	return err == nil && fi.IsDir()
+}
+
 // Dir is an image layout: a directory of a tree, which has the blobs. Name is "." but for a namespace's.
 type Dir struct {
 	Tree       disk.Tree
