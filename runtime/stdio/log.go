@@ -16,19 +16,20 @@ import (
 	"distkit/disk"
 )
 
-// defaultLimit is the size of a log that is put aside, unless the caller says otherwise.
+// defaultLimit is the size at which a log is put aside, unless the caller says otherwise.
 const defaultLimit = 16 << 20
 
-// PieceRoom is how much of a line is written at once.
+// PieceRoom is the most bytes of a line that are written at once.
 const PieceRoom = 16 << 10
 
-// Streams of a log's lines beside stdout and stderr. Readers that don't know them pass over them.
+// Streams of a log's lines besides stdout and stderr. A reader that doesn't know a stream skips its lines.
 const (
-	offsetStream = "offset" // the first line of a file: how many bytes of the log came before it
-	lostStream   = "lost"   // how many bytes could not be written here
+	offsetStream = "offset" // the first line of a file: how many bytes of the log came before the file
+	lostStream   = "lost"   // how many bytes could not be written at this place
+	beginStream  = "begin"  // a run begins here
 )
 
-// Dir is the directory of a log.
+// Dir is the directory that a log is in.
 type Dir struct {
 	Tree disk.Tree
 	Name string
@@ -36,9 +37,9 @@ type Dir struct {
 
 func (d Dir) current() string { return filepath.Join(d.Name, "log") }
 
-// Writer writes what a process prints to its log, in the form of Kubernetes': a line has a
-// time, the stream, F or P (a piece, whose line goes on), and the bytes. The log before stays
-// as log.1; together they take at most twice the limit.
+// Writer writes what a process prints to its log, in Kubernetes' form: each line has a time, the stream, F (full) or P
+// (partial: the line goes on), and the bytes. A file that reaches the limit is renamed to log.1 and replaces the one there,
+// so that both together take at most twice the limit.
 type Writer struct {
 	dir   Dir
 	limit int64
@@ -47,12 +48,12 @@ type Writer struct {
 	file   *os.File
 	size   int64
 	offset int64 // of the file in the whole log
-	lost   int64 // what could not be written since
+	lost   int64 // bytes that could not be written since the last line that was
 	buf    []byte
 }
 
-// NewWriter returns a writer of the log in a directory, which is made if it isn't there, so that it can be followed. What
-// an earlier process has printed stays. A limit of 0 is 16 MiB.
+// NewWriter returns a writer of the log in a directory. It creates the log at once, so that the log can be followed, and
+// appends to one that an earlier process has left. A limit of 0 is 16 MiB.
 func NewWriter(d Dir, limit int64) (*Writer, error) {
 	if limit <= 0 {
 		limit = defaultLimit
@@ -61,8 +62,8 @@ func NewWriter(d Dir, limit int64) (*Writer, error) {
 	return l, l.open()
 }
 
-// Write appends what a stream has brought. A full disk does not stop the process whose output it is: what can't be
-// written is counted, and told to readers once there is room.
+// Write appends output of a stream. It has no error, because a full disk must not stop the process that prints: bytes that
+// can't be written are counted, and the count is written for readers once there is room.
 func (l *Writer) Write(stream string, p []byte) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -93,7 +94,7 @@ func appendLine(b []byte, now time.Time, stream string, tag byte, text []byte) [
 	return append(append(b, text...), '\n')
 }
 
-// flush writes the buffer, into a new file if it has no room in this one.
+// flush writes the buffer, to a new file if this one has no room for it.
 func (l *Writer) flush(now time.Time) {
 	if l.file != nil && l.size > 0 && l.size+int64(len(l.buf)) > l.limit {
 		_ = l.file.Close()
@@ -119,7 +120,7 @@ func (l *Writer) flush(now time.Time) {
 	}
 }
 
-// append writes whole lines to the file, or nothing.
+// append writes lines to the file: all of them, or nothing.
 func (l *Writer) append(b []byte) error {
 	n, err := l.file.Write(b)
 	if err != nil && n > 0 {
@@ -130,7 +131,7 @@ func (l *Writer) append(b []byte) error {
 	return err
 }
 
-// open opens the current file, and ends a line that a killed writer left torn.
+// open opens the current file. It ends a line that a killed writer left incomplete.
 func (l *Writer) open() error {
 	f, err := l.dir.Tree.OpenFile(l.dir.current(), os.O_RDWR|os.O_CREATE|os.O_APPEND, 0o600)
 	if err != nil {
@@ -141,26 +142,23 @@ func (l *Writer) open() error {
 		return err
 	}
 	l.file = f
-	switch last := make([]byte, 1); {
-	case l.size == 0:
+	if l.size == 0 {
 		return l.append(appendLine(nil, time.Now().UTC(), offsetStream, 'F', strconv.AppendInt(nil, l.offset, 10)))
-	default:
-		first := make([]byte, 128)
-		n, _ := f.ReadAt(first, 0)
-		l.offset = max(0, offsetOf(first[:n]))
-		if _, err := f.ReadAt(last, l.size-1); err == nil && last[0] != '\n' {
-			return l.append([]byte{'\n'})
-		}
+	}
+	l.offset = max(0, offsetOf(beginning(f)))
+	last := make([]byte, 1)
+	if _, err := f.ReadAt(last, l.size-1); err == nil && last[0] != '\n' {
+		return l.append([]byte{'\n'})
 	}
 	return nil
 }
 
-// Begin marks the beginning of a run, after what an earlier one has printed. Readers pass over the line.
+// Begin marks the beginning of a run, after the output of earlier runs. Readers skip the mark.
 func (l *Writer) Begin() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.file != nil {
-		_ = l.append(appendLine(nil, time.Now().UTC(), "begin", 'F', nil))
+		_ = l.append(appendLine(nil, time.Now().UTC(), beginStream, 'F', nil))
 	}
 }
 
@@ -177,21 +175,21 @@ func (l *Writer) Close() {
 // Entry is a piece of what a process printed.
 type Entry struct {
 	Stream string // stdout or stderr
-	Text   []byte // with its newline, where the line ends; it changes after the call that it was handed to
-	// Missing is the number of bytes of the log, if not 0, that can't be read at this place. Such an entry has no text.
+	Text   []byte // with its newline if the line ends; valid only during the call that gets the entry
+	// Missing, if it isn't 0, is the number of bytes that the log lacks at this place. Such an entry has no text.
 	Missing int64
 
-	at []byte
+	at []byte // the time, as it is in the log
 }
 
-// Missing is how many bytes of a log could not be read, since it was put aside faster than that, or could not be written.
+// Missing is an error: how many bytes of a log were put aside before they were read, or could not be written.
 type Missing int64
 
 func (m Missing) Error() string {
 	return strconv.FormatInt(int64(m), 10) + " bytes of the log are missing: it was put aside faster than it was read (see --log-size), or its disk was full"
 }
 
-// Err is nil if nothing is missing.
+// Err returns m, or nil if nothing is missing.
 func (m Missing) Err() error {
 	if m == 0 {
 		return nil
@@ -199,13 +197,13 @@ func (m Missing) Err() error {
 	return m
 }
 
-// Time is when the piece was printed, the zero time if the log doesn't tell.
+// Time returns when the piece was printed, or the zero time if the log doesn't say.
 func (e Entry) Time() time.Time {
 	t, _ := time.Parse(time.RFC3339Nano, string(e.at))
 	return t
 }
 
-// parseEntry reads a line of a log. False: it is none that is shown.
+// parseEntry parses a line of a log. ok is false if readers skip the line.
 func parseEntry(line []byte) (e Entry, ok bool) {
 	at, rest, _ := bytes.Cut(line, []byte{' '})
 	stream, rest, _ := bytes.Cut(rest, []byte{' '})
@@ -235,7 +233,14 @@ func parseEntry(line []byte) (e Entry, ok bool) {
 	return e, true
 }
 
-// offsetOf is what a file that begins like this says of its place in the log, -1 if it doesn't.
+// beginning returns the first bytes of a file: enough for its offset line.
+func beginning(f *os.File) []byte {
+	b := make([]byte, 128)
+	n, _ := f.ReadAt(b, 0)
+	return b[:n]
+}
+
+// offsetOf returns the offset in the log of a file that begins with b. It is -1 if the file doesn't say.
 func offsetOf(b []byte) int64 {
 	line, _, _ := bytes.Cut(b, []byte{'\n'})
 	_, rest, _ := bytes.Cut(line, []byte{' '})
@@ -247,25 +252,25 @@ func offsetOf(b []byte) int64 {
 	return n
 }
 
-// Reader reads a log from an end that moves, through rotations. What was put aside twice before it could be opened is
-// missing, which an entry says.
+// Reader reads a log that grows, across rotations. If a file was put aside twice before the reader opened it, an entry says
+// how many bytes are missing.
 type Reader struct {
 	dir Dir
 
 	mu    sync.Mutex
 	files []*os.File // still to be read, the oldest first
 	part  []byte
-	pos   int64 // in the whole log, of what was read of files[0]; -1 if that is not known
-	fresh bool  // files[0] was not read yet
+	pos   int64 // the offset in the whole log up to which files[0] was read; -1 if it isn't known
+	fresh bool  // nothing of files[0] was read yet
 }
 
-// backlog is how many files a reader holds open that it has not read.
+// backlog is the most files that a reader holds open.
 const backlog = 64
 
-// maxLine bounds what is kept of a line that doesn't end.
+// maxLine is the most bytes of a line that a reader keeps while it looks for the line's end.
 const maxLine = 1 << 20
 
-// NewReader returns a reader of a log from its beginning, or from where it ends now.
+// NewReader returns a reader of a log, from its beginning or from its present end.
 func NewReader(d Dir, fromEnd bool) (*Reader, error) {
 	r := &Reader{dir: d, pos: -1, fresh: true}
 	if err := r.find(); err != nil {
@@ -292,7 +297,7 @@ func NewReader(d Dir, fromEnd bool) (*Reader, error) {
 	return r, nil
 }
 
-// find adds the files that are new.
+// find opens the files that the reader doesn't have yet.
 func (r *Reader) find() error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -313,7 +318,7 @@ func (r *Reader) find() error {
 		if len(found) < 2 || !sameFile(found[0], found[1]) || tries > 10 {
 			break
 		}
-		closeFiles(found) // it was put aside in between
+		closeFiles(found) // the log was put aside between the two
 	}
 	if n := len(r.files); n > 0 {
 		for i, f := range found {
@@ -355,7 +360,7 @@ func (r *Reader) Close() {
 	r.files = nil
 }
 
-// current returns the first of the files, nil if there is none, and whether it is the last.
+// current returns the first file, or nil if there is none, and whether no file comes after it.
 func (r *Reader) current() (f *os.File, last bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -365,15 +370,14 @@ func (r *Reader) current() (f *os.File, last bool) {
 	return r.files[0], len(r.files) == 1
 }
 
-// enter begins a file, and returns how many bytes of the log are missing before it.
+// enter begins to read a file. It returns how many bytes of the log are missing before the file.
 func (r *Reader) enter(f *os.File) (missing int64) {
-	first := make([]byte, 128)
-	n, _ := f.ReadAt(first, 0)
-	if n == 0 {
+	first := beginning(f)
+	if len(first) == 0 {
 		return 0 // its writer has just made it
 	}
 	r.fresh = false
-	offset := offsetOf(first[:n])
+	offset := offsetOf(first)
 	if offset >= 0 && r.pos >= 0 {
 		missing = max(0, offset-r.pos)
 	}
@@ -381,7 +385,7 @@ func (r *Reader) enter(f *os.File) (missing int64) {
 	return missing
 }
 
-// Read calls f with what is new.
+// Read calls f with each entry that is new.
 func (r *Reader) Read(f func(Entry) error) error {
 	if err := r.find(); err != nil {
 		return err
@@ -401,7 +405,7 @@ func (r *Reader) Read(f func(Entry) error) error {
 		if err := r.readFile(file, f); err != nil || last {
 			return err
 		}
-		// It was put aside before it was read to its end: nothing more comes to it.
+		// The file was put aside before it was read to its end, so nothing is added to it any more.
 		r.mu.Lock()
 		r.files, r.part, r.fresh = r.files[1:], nil, true
 		r.mu.Unlock()
@@ -409,7 +413,7 @@ func (r *Reader) Read(f func(Entry) error) error {
 	}
 }
 
-// readFile reads a file to its end.
+// readFile calls f with each entry of a file, to the file's end.
 func (r *Reader) readFile(file *os.File, f func(Entry) error) error {
 	in := bufio.NewReaderSize(file, 64<<10)
 	for {
@@ -438,8 +442,8 @@ func (r *Reader) readFile(file *os.File, f func(Entry) error) error {
 	}
 }
 
-// Follow calls f with all that comes until done says that nothing comes any more, and idle, unless it is nil, whenever
-// there is nothing more for now. New files are opened as they come, however slow f is.
+// Follow calls f with each entry until done reports that the log is complete. Whenever all entries so far were read, it
+// calls idle, unless that is nil. It opens new files as they appear, even while f is busy.
 func (r *Reader) Follow(ctx context.Context, w *Watcher, done func() (bool, error), f func(Entry) error, idle func() error) error {
 	w.onChange(func() { _ = r.find() })
 	defer w.onChange(nil)
@@ -472,7 +476,7 @@ type Tail struct {
 	partial bool
 }
 
-// NewTail keeps n lines.
+// NewTail returns a Tail of n lines.
 func NewTail(n int) *Tail { return &Tail{n: n} }
 
 // Add adds an entry.
@@ -494,7 +498,7 @@ func (t *Tail) Add(e Entry) error {
 	return nil
 }
 
-// Each calls f with them.
+// Each calls f with the entries that were kept.
 func (t *Tail) Each(f func(Entry) error) error {
 	for _, line := range t.lines {
 		for _, e := range line {

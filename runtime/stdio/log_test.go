@@ -31,7 +31,7 @@ func newWriter(t *testing.T, d Dir, limit int64) *Writer {
 	return w
 }
 
-// all is what a new reader reads.
+// all returns what a new reader reads.
 func all(t *testing.T, d Dir) (text string, missing int64) {
 	t.Helper()
 	r, err := NewReader(d, false)
@@ -52,7 +52,7 @@ func all(t *testing.T, d Dir) (text string, missing int64) {
 	return text, missing
 }
 
-// A reader that is late for a rotation says how much it has missed, to the byte.
+// A reader that misses a rotation says how many bytes it has missed.
 func TestWhatIsMissingIsTold(t *testing.T) {
 	t.Parallel()
 	d := dir(t)
@@ -76,12 +76,12 @@ func TestWhatIsMissingIsTold(t *testing.T) {
 	}); err != nil {
 		t.Fatal(err)
 	}
-	// The three files that were read begin with a line of their own.
+	// Each of the three files that were read begins with an offset line, which no entry shows.
 	w.mu.Lock()
 	end := w.offset + w.size
 	w.mu.Unlock()
 	own := int64(0)
-	for _, f := range append([]string{"log.1"}, "log") {
+	for _, f := range []string{"log.1", "log"} {
 		b, err := os.ReadFile(d.Tree.Path("c/" + f))
 		if err != nil {
 			t.Fatal(err)
@@ -94,7 +94,7 @@ func TestWhatIsMissingIsTold(t *testing.T) {
 	}
 }
 
-// A reader that follows opens each file as it comes, so that it has every line, however slow it is.
+// A reader that follows opens each file as it appears, so it gets every line, however slow it is.
 func TestSlowReaderHasEveryLine(t *testing.T) {
 	t.Parallel()
 	d := dir(t)
@@ -145,7 +145,7 @@ func TestSlowReaderHasEveryLine(t *testing.T) {
 	}
 }
 
-// What an earlier run has printed stays, and a line that a killed writer left torn hides nothing.
+// The output of an earlier run stays, and a line that a killed writer left incomplete hides no other line.
 func TestAppendsToWhatIsThere(t *testing.T) {
 	t.Parallel()
 	d := dir(t)
@@ -171,7 +171,7 @@ func TestAppendsToWhatIsThere(t *testing.T) {
 	}
 }
 
-// What can't be written is counted, and told once something can be.
+// Bytes that can't be written are counted, and readers get the count once the log can be written again.
 func TestWhatWasNotWrittenIsTold(t *testing.T) {
 	t.Parallel()
 	d := dir(t)
@@ -190,7 +190,7 @@ func TestWhatWasNotWrittenIsTold(t *testing.T) {
 	}
 }
 
-// A hostile log is no more than its lines.
+// Lines of an odd form are skipped, and do no harm.
 func TestOddLines(t *testing.T) {
 	t.Parallel()
 	d := dir(t)

@@ -1,4 +1,4 @@
-// Package stdio keeps what a detached process prints, and shows it to those who look on.
+// Package stdio keeps the output of detached processes in logs, and reads and follows these logs.
 package stdio
 
 import (
@@ -14,20 +14,20 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Watcher tells that something has changed in a directory.
+// Watcher waits for changes in a directory.
 type Watcher struct {
 	f       *os.File // nil if the user has no inotify instance left
 	changed chan struct{}
 
 	mu       sync.Mutex
-	callback func()
+	callback func() // see onChange
 }
 
-// lookEach is how often a watcher without inotify lets its caller look.
+// lookEach is how long Wait waits at most if there is no inotify instance.
 const lookEach = 20 * time.Millisecond
 
-// Watch watches a directory; fs.ErrNotExist if it isn't there. A user has few inotify instances (128, mostly). Without one, Wait
-// returns every now and then.
+// Watch watches a directory. The error is fs.ErrNotExist if there is no such directory. A user has few inotify instances
+// (128 by default): if none is left, Wait returns at short intervals instead.
 func Watch(dir string) (*Watcher, error) {
 	w := &Watcher{changed: make(chan struct{}, 1)}
 	fd, err := unix.InotifyInit1(unix.IN_CLOEXEC | unix.IN_NONBLOCK)
@@ -65,7 +65,7 @@ func Watch(dir string) (*Watcher, error) {
 	return w, nil
 }
 
-// madeFile reports whether a file was made or renamed, by the events that the kernel tells.
+// madeFile reports whether inotify's events say that a file was made or renamed, or that events were lost.
 func madeFile(events []byte) bool {
 	for len(events) >= unix.SizeofInotifyEvent {
 		e := (*unix.InotifyEvent)(unsafe.Pointer(&events[0]))
@@ -77,14 +77,14 @@ func madeFile(events []byte) bool {
 	return false
 }
 
-// onChange has f called whenever a file was made, beside whatever else goes on, until it is set anew.
+// onChange sets the function that is called, in another goroutine, whenever a file was made; nil for none.
 func (w *Watcher) onChange(f func()) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.callback = f
 }
 
-// Wait returns at the next change, or after a while: not all that matters changes a file.
+// Wait waits for the next change, but not longer than most: the caller may wait for something that changes no file.
 func (w *Watcher) Wait(ctx context.Context, most time.Duration) error {
 	if w.f == nil {
 		most = min(most, lookEach)
@@ -100,7 +100,7 @@ func (w *Watcher) Wait(ctx context.Context, most time.Duration) error {
 	return nil
 }
 
-// Close ends it.
+// Close stops watching.
 func (w *Watcher) Close() {
 	if w.f != nil {
 		_ = w.f.Close()
