@@ -26,8 +26,9 @@ type Attach struct {
 
 // Attach joins a detached container: its output from now on comes to this process's standard
 // output and error, standard input goes to it, and so do signals and the size of the terminal.
-// It returns how the process ended, or nil when the user has left it with the keys. The process
-// never waits for anybody who is attached: what could not be read fast enough is a [stdio.Missing] error beside that.
+// It returns how the process ended, or nil when the user has left it with the keys. The process never
+// waits for those who are attached. If its output was not read fast enough, the error is a [stdio.Missing],
+// and the exit is valid nevertheless.
 func (c *Container) Attach(ctx context.Context, o Attach) (*Exit, error) {
 	l, err := c.live()
 	if err != nil {
@@ -114,7 +115,7 @@ func (c *Container) attach(ctx context.Context, p place, what string, l looked, 
 	err = r.Follow(ctx, w, done.over, func(e stdio.Entry) error {
 		missing += stdio.Missing(e.Missing)
 		if e.Stream == "stderr" {
-			if err := out.Flush(); err != nil { // what is one terminal keeps its order
+			if err := out.Flush(); err != nil { // if both are one terminal, the order is kept
 				return err
 			}
 			_, err := os.Stderr.Write(e.Text)

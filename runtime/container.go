@@ -38,7 +38,7 @@ type Record struct {
 	Network     string            `json:"network,omitempty"`    // the namespace's path, of one that is up while it runs, and removed with it
 	Owner       *Process          `json:"owner,omitempty"`      // who makes it, and is to run it
 	Connection  *Connection       `json:"connection,omitempty"` // what makes the network again after a boot
-	Stored      bool              `json:"stored,omitempty"`     // its first run goes on from the checkpoint in its directory
+	Stored      bool              `json:"stored,omitempty"`     // its first run restores the checkpoint in its directory
 	Seal        string            `json:"seal,omitempty"`       // proof that this user made it on this host
 }
 
@@ -163,11 +163,11 @@ func (c *Container) log(e events.Event) {
 	events.Append(c.set.root, e)
 }
 
-// Create makes a container: its directory is the claim on the ID, and the record in it pins
-// what the container uses. AlreadyExists where the ID has one; but one that was to be removed
-// at its end, and whose run or owner was killed, makes place. With a parent the record's snapshot is
-// made, on that one, and mounted; NotFound where there is no such parent. Complete, unless it is nil, is called then to make
-// what else is in the container's directory. If it fails, nothing of the container stays.
+// Create makes a container. Its directory is the claim on the ID, and the record in it pins what the container uses. The
+// error is AlreadyExists if the ID has a container, unless that was to be removed at its end and its run or its owner was
+// killed: then it is removed first. With a parent, Create makes the record's snapshot on that one and mounts it; the error is
+// NotFound if there is no such parent. After that Create calls complete, unless it is nil, to make the rest of the container's
+// directory. If complete fails, or ctx has ended by then, Create removes the container.
 func (s *Containers) Create(ctx context.Context, r Record, parent string, complete func(*Container) error) (*Container, error) {
 	c, lock, err := s.create(ctx, r, parent, complete)
 	if err != nil {
@@ -569,7 +569,7 @@ func (c *Container) delete(lock *os.File) error {
 	tree := c.set.tree()
 	_ = tree.Remove(c.rel("lock"))
 	err := tree.RemoveDir(c.rel())
-	if errors.Is(err, unix.ENOTEMPTY) { // NFS keeps the file in the directory until it is closed
+	if errors.Is(err, unix.ENOTEMPTY) { // on NFS a removed file keeps a name in the directory until it is closed
 		_ = lock.Close()
 		err = tree.RemoveDir(c.rel())
 	}

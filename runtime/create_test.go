@@ -12,7 +12,7 @@ import (
 	"github.com/containerd/errdefs"
 )
 
-// A container that can't be completed leaves neither directory nor snapshot, whether that fails or is called off.
+// A container that can't be completed leaves neither a directory nor a snapshot, whether completing it failed or was cancelled.
 func TestCreateUndoes(t *testing.T) {
 	testenv.Require(t, "root")
 	root, source := t.TempDir(), t.TempDir()
@@ -48,7 +48,7 @@ func TestCreateUndoes(t *testing.T) {
 	}
 }
 
-// Whoever is killed while it makes a container leaves nothing that the next call, or a removal, does not take.
+// A process that is killed while it makes a container leaves only what the next clearing, or a removal, takes away.
 func TestCreateKilledAtEveryStep(t *testing.T) {
 	runtimes(t, func(t *testing.T, m *machine) {
 		for _, step := range []string{"written", "prepared", "completed"} {

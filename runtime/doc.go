@@ -1,7 +1,7 @@
 // Package runtime runs OCI bundles with an OCI runtime (runc or crun), without a daemon. Package
-// [distkit/runtime/spec] makes the configuration of a bundle from that of an image.
+// [distkit/runtime/spec] makes a bundle's configuration from an image's.
 //
-// [Runtime] finds the runtime program and runs a bundle in the foreground; what it must remember while the
-// container lives is in its state directory, and a dead process leaves nothing there that the
-// next one with the same ID does not clean up.
+// [Runtime] finds the runtime program and runs a bundle in the foreground. What it must remember while the
+// container lives is in its state directory. If it dies, the next run with the same ID cleans up what it has
+// left there.
 package runtime

@@ -210,7 +210,7 @@ func TestRunKilledWithoutRecord(t *testing.T) {
 	})
 }
 
-// removeStore removes the store, into which processes may still write: what they do once they run.
+// removeStore removes the store. It tries until it succeeds, because processes that are just starting may still write there.
 func (m *machine) removeStore() {
 	m.Helper()
 	until(m.T, "the store is removed", func() bool { return os.RemoveAll(filepath.Join(m.state, "store")) == nil })

@@ -14,7 +14,7 @@ import (
 	"distkit/runtime/stdio"
 )
 
-// What a process of task exec leaves behind goes on printing, and all of it is in the log, though the process has ended.
+// A process that task exec started leaves another one behind, which goes on printing: all of that is in the log.
 func TestExecLeavesOneThatPrints(t *testing.T) {
 	runtimes(t, func(t *testing.T, m *machine) {
 		m.spec(spec.Options{Args: []string{"sleep", "1000"}})
@@ -39,7 +39,7 @@ func TestExecLeavesOneThatPrints(t *testing.T) {
 	})
 }
 
-// printed is what a container has printed.
+// printed returns what a container has printed.
 func printed(t *testing.T, c *Container) (text string) {
 	t.Helper()
 	if err := c.Logs(t.Context(), Logs{Tail: -1}, func(e stdio.Entry) error { text += string(e.Text); return nil }); err != nil {
@@ -67,7 +67,7 @@ func TestRestartKeepsTheLog(t *testing.T) {
 	})
 }
 
-// Who has died for want of memory is told from who was killed.
+// The exit says whether the OOM killer has killed the process, or somebody else.
 func TestOutOfMemory(t *testing.T) {
 	runtimes(t, func(t *testing.T, m *machine) {
 		for script, want := range map[string]bool{"x=0123456789abcdef; while :; do x=$x$x; done": true, "kill -9 $$; exit 137": false} {
@@ -88,7 +88,7 @@ func TestOutOfMemory(t *testing.T) {
 	})
 }
 
-// More can wait for a container than a user has instances of inotify.
+// More callers can wait for a container than a user has inotify instances.
 func TestManyWait(t *testing.T) {
 	runtimes(t, func(t *testing.T, m *machine) {
 		m.spec(spec.Options{Args: []string{"sh", "-c", "while ! test -e /go; do sleep 0.01; done; exit 6"}})
@@ -120,7 +120,7 @@ func TestManyWait(t *testing.T) {
 	})
 }
 
-// A console's socket can lie deeper than a socket's path can be long.
+// A console's socket can be in a directory whose path is longer than a socket's path may be.
 func TestLongSocketPath(t *testing.T) {
 	t.Parallel()
 	dir := filepath.Join(t.TempDir(), strings.Repeat("d", 200))

@@ -38,10 +38,10 @@ func (p place) dir() string { return p.store.Path(p.name) }
 // file is a file's name in the store's tree.
 func (p place) file(name string) string { return filepath.Join(p.name, name) }
 
-// logDir is where its log is.
+// logDir is the directory of the process's log.
 func (p place) logDir() stdio.Dir { return stdio.Dir{Tree: p.store, Name: p.name} }
 
-// watch watches the directory in the store. NotFound if there is no such process, which what names.
+// watch watches the directory in the store. The error is NotFound if there is no such process; what names it in the message.
 func (p place) watch(what string) (*stdio.Watcher, error) {
 	w, err := stdio.Watch(p.dir())
 	if errors.Is(err, fs.ErrNotExist) {

@@ -273,10 +273,13 @@ func (c *Container) lockStopped(ctx context.Context) (*os.File, error) {
 	return lock, err
 }
 
-// checkpoint is the directory of the stored state from which the container's first run goes on, "" if it begins anew.
+// CheckpointDir is the directory for the stored state of the container's processes.
+func (c *Container) CheckpointDir() string { return c.path("checkpoint") }
+
+// checkpoint returns the directory of the stored state that the next run restores, or "" if that run starts anew.
 func (c *Container) checkpoint() string {
 	if c.Stored && c.never() {
-		return c.path("checkpoint")
+		return c.CheckpointDir()
 	}
 	return ""
 }

@@ -299,8 +299,8 @@ func (o order) work(open func(root, namespace, state string) (*Containers, error
 	return u.finish(ctx, s, exited(status))
 }
 
-// finish records the end of a detached process, after what it has printed. What a further process has left behind in the
-// container may go on printing: it is read until nobody can.
+// finish records the end of a detached process, after its output. Processes that a further process has left behind in the
+// container may go on printing: finish copies their output to the log until the last of them has closed its end.
 func (u *execution) finish(ctx context.Context, s *streams, e Exit) error {
 	s.settle()
 	err := u.end(ctx, e)
@@ -639,7 +639,7 @@ func (s *streams) eof() {
 	}
 }
 
-// settle waits for the end of the output, as long as it may take if only the process itself has printed.
+// settle waits until all output was copied, but at most two seconds: another process may hold the pipe open for longer.
 func (s *streams) settle() {
 	close(s.over)
 	end := time.After(2 * time.Second)

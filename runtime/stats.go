@@ -42,7 +42,7 @@ func (c *Container) Stats() (Stats, error) {
 	return s, nil
 }
 
-// cgroupFile reads a file of the cgroup that has it, of v1 or v2; "" if none has.
+// cgroupFile returns the content of a file in that of the cgroups, of v1 or v2, which has the file; "" if none has it.
 func cgroupFile(cgroups []string, name string) string {
 	if d, ok := hierarchy(cgroups, name); ok {
 		b, _ := os.ReadFile(filepath.Join(d, name))
@@ -51,7 +51,7 @@ func cgroupFile(cgroups []string, name string) string {
 	return ""
 }
 
-// oomKills counts the processes that the kernel has killed for want of memory.
+// oomKills returns how many processes in the cgroups the kernel's OOM killer has killed.
 func oomKills(cgroups []string) uint64 {
 	if events := cgroupFile(cgroups, "memory.events"); events != "" {
 		return keyed(events)["oom_kill"]

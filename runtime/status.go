@@ -56,7 +56,7 @@ type Exit struct {
 	Exited time.Time `json:"exited,omitzero"`
 	Error  string    `json:"error,omitempty"` // what is known where the status is not
 
-	OOMKilled bool `json:"oomKilled,omitempty"` // the kernel has killed a process of the container for want of memory
+	OOMKilled bool `json:"oomKilled,omitempty"` // the kernel's OOM killer has killed a process of the container
 
 	Started  time.Time `json:"started,omitzero"`
 	Terminal bool      `json:"terminal,omitempty"`

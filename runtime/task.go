@@ -352,7 +352,8 @@ func (c *Container) Wait(ctx context.Context) (*Exit, error) {
 	return c.wait(ctx, c.place(), fmt.Sprintf("container %s", c.ID))
 }
 
-// wait waits for the end of the container's own process or of another in it. The kernel tells it, however many wait.
+// wait waits for the end of the container's own process, or of another one in it. It polls pidfds and needs no inotify
+// instance, of which a user has few.
 func (c *Container) wait(ctx context.Context, p place, what string) (*Exit, error) {
 	done := c.ends(ctx, p, what)
 	defer done.close()
@@ -367,27 +368,26 @@ func (c *Container) wait(ctx context.Context, p place, what string) (*Exit, erro
 	}
 }
 
-// untilDeath returns when the process or its monitor has ended, or after a while.
+// untilDeath waits until the process or its monitor has ended, but at most a second.
 func (p place) untilDeath(ctx context.Context) error {
-	const soon = 5 * time.Millisecond // in which the monitor does what is to come
+	const soon = 5 * time.Millisecond // for what the monitor has still to write down
 	s, err := p.readState()
 	if err != nil {
 		return err
 	}
-	most := time.Second
+	most := soon
 	var fds []unix.PollFd
 	if s != nil {
+		most = time.Second
 		for _, of := range []Process{s.Process, s.Monitor} {
 			fd, err := of.open()
-			if err != nil { // it is not there yet, or no more
+			if err != nil { // it doesn't run yet, or has ended
 				most = soon
 				continue
 			}
 			defer unix.Close(fd)
 			fds = append(fds, unix.PollFd{Fd: int32(fd), Events: unix.POLLIN})
 		}
-	} else {
-		most = soon
 	}
 	called, err := newLatch()
 	if err != nil {
@@ -475,7 +475,7 @@ func (c *Container) ends(ctx context.Context, p place, what string) *end {
 type Logs struct {
 	Follow bool         // until the process ends
 	Tail   int          // begin with the last lines, as many as this; all if negative
-	Idle   func() error // called, with Follow, whenever there is nothing more for now
+	Idle   func() error // with Follow: called whenever all that was printed so far was read
 }
 
 // Logs calls f with what a detached container has printed, and will.

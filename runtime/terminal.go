@@ -17,7 +17,7 @@ import (
 // terminal copies between a container's pseudo-terminal and this process's standard streams.
 type terminal struct {
 	path     string
-	dir      *os.File // of the socket, if its path is too long for one
+	dir      *os.File // of the socket, nil unless the socket's own path is too long
 	listener *net.UnixListener
 	host     console.Console // standard input if that's a terminal, set raw
 	master   console.Console
@@ -33,7 +33,7 @@ func newTerminal(path string) (*terminal, error) {
 	t := &terminal{path: path}
 	var err error
 	if len(path) > maxSocket {
-		// The runtime, too, has to reach it by a path that is short enough.
+		// The runtime has to connect to this path, too, so it names our process.
 		if t.dir, err = os.Open(filepath.Dir(path)); err != nil {
 			return nil, fmt.Errorf("console socket: %w", err)
 		}
@@ -46,7 +46,7 @@ func newTerminal(path string) (*terminal, error) {
 	return t, nil
 }
 
-// maxSocket is how long a socket's path can be (unix(7)).
+// maxSocket is the most bytes that a socket's path can have (unix(7)).
 const maxSocket = 107
 
 // Path is the socket's, for the runtime.

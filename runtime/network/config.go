@@ -94,7 +94,7 @@ func Find(name, dir string, ports []Port) (*Wanted, error) {
 	return w, err
 }
 
-// Connection is what was asked for, as a container's record keeps it.
+// Connection returns what a container's record keeps of the network, so that it can be made again.
 func (w *Wanted) Connection() runtime.Connection { return w.connection }
 
 func read(file string) (*libcni.NetworkConfigList, error) {

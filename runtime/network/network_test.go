@@ -11,6 +11,8 @@ import (
 	"strings"
 	"testing"
 
+	"distkit/runtime/internal/testenv"
+
 	"github.com/containerd/errdefs"
 	"github.com/containernetworking/cni/libcni"
 	"golang.org/x/sys/unix"
@@ -49,12 +51,7 @@ echo '{"cniVersion":"1.0.0","ips":[{"address":"10.9.8.7/24"}]}'
 
 func newWorld(t *testing.T) (world, *Networks) {
 	t.Helper()
-	if os.Geteuid() != 0 {
-		if strings.Contains(os.Getenv("TEST_REQUIRE"), "root") {
-			t.Fatal("needs root, which TEST_REQUIRE demands")
-		}
-		t.Skip("making a network namespace needs root")
-	}
+	testenv.Require(t, "root")
 	dir := t.TempDir()
 	w := world{filepath.Join(dir, "state"), filepath.Join(dir, "plugins"), filepath.Join(dir, "plugins", "log")}
 	if err := os.Mkdir(w.plugins, 0o755); err != nil {

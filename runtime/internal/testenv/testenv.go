@@ -1,4 +1,4 @@
-// Package testenv is what the tests of the packages below runtime share.
+// Package testenv is what the tests of runtime and of the packages below it share.
 package testenv
 
 import (
@@ -10,8 +10,8 @@ import (
 	"testing"
 )
 
-// Require skips the test where the machine lacks something, or fails it where TEST_REQUIRE, a
-// list with commas, names it.
+// Require skips the test if the machine lacks something: "root", or a program. If TEST_REQUIRE, a list with commas, names it,
+// the test fails instead.
 func Require(t *testing.T, what string) {
 	t.Helper()
 	ok := false
