@@ -9,7 +9,6 @@ import (
 	"distkit/cmd/internal/specflags"
 	"distkit/content"
 
-	"github.com/opencontainers/go-digest"
 	"github.com/spf13/cobra"
 )
 
@@ -44,9 +43,9 @@ func newRestore(o *containers.Flags) *cobra.Command {
 	grant := specflags.Grants(c.Flags())
 	grant.Network("", "the network: none, host, or a namespace's `PATH` (default: none if the checkpoint had a network of its own)")
 	c.RunE = func(c *cobra.Command, args []string) error {
-		dgst, err := digest.Parse(args[1])
+		dgst, err := checkpoint.ParseDigest(args[1])
 		if err != nil {
-			return cli.Usagef("%q is no digest: %v", args[1], err)
+			return err
 		}
 		grants, err := grant.Options()
 		if err != nil {

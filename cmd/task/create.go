@@ -1,46 +1,32 @@
 package main
 
 import (
-	"bytes"
-	"cmp"
-	"context"
-	"encoding/json"
-	"errors"
 	"fmt"
-	"io/fs"
-	"os"
-	"path/filepath"
-	"strings"
 
 	"distkit/cmd/internal/checkpoint"
 	"distkit/cmd/internal/cli"
 	"distkit/cmd/internal/containers"
+	"distkit/cmd/internal/create"
 	"distkit/cmd/internal/specflags"
 	"distkit/content"
-	"distkit/disk"
-	"distkit/disk/layout"
-	"distkit/errclass"
-	"distkit/image"
 	"distkit/runtime"
-	"distkit/runtime/spec"
 
 	"github.com/containerd/errdefs"
-	"github.com/opencontainers/go-digest"
-	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 )
 
-// creation is what the flags of task create say.
+// creation holds the flags of task create.
 type creation struct {
 	of                                         *containers.Flags
-	set                                        *pflag.FlagSet
+	set                                        *pflag.FlagSet // all of them
 	record                                     *containers.NewRecord
 	bundle, image, digest, key, parent, driver string
 	network, checkpoint                        string
 	owner                                      int
 
-	// Of a container that is made from an image, a directory or a checkpoint, complete with its configuration.
+	// Only for a container that task create makes complete, from an image, a directory or a checkpoint.
+	complete      *pflag.FlagSet // those but --quiet
 	spec          *specflags.Flags
 	net, platform string
 	publish       []string
@@ -49,9 +35,9 @@ type creation struct {
 
 func newCreate(o *containers.Flags) *cobra.Command {
 	c := &cobra.Command{Use: "create [flags] ID [CMD…]", Short: "make a container, and print its directory", Args: cobra.MinimumNArgs(1)}
-	f := c.Flags()
+	f, complete := c.Flags(), pflag.NewFlagSet("", pflag.ContinueOnError)
 	f.SetInterspersed(false)
-	m := &creation{of: o, set: f, record: containers.Record(f), spec: specflags.Register(f)}
+	m := &creation{of: o, set: f, record: containers.Record(f), complete: complete, spec: specflags.Register(complete)}
 	f.StringVar(&m.record.Runtime, "runtime", "", "the OCI runtime's `NAME` or path to run it with")
 	f.StringVar(&m.bundle, "bundle", "", "the OCI bundle's `DIR`, where it isn't the container's directory")
 	f.StringVar(&m.image, "image", "", "the `NAME` or digest of the image to make it from, whose snapshot is mounted; with --digest, a name to write down")
@@ -62,9 +48,10 @@ func newCreate(o *containers.Flags) *cobra.Command {
 	f.StringVar(&m.network, "network", "", "the `PATH` of the network that run-net made for it, and that is removed with it")
 	f.StringVar(&m.checkpoint, "checkpoint", "", "the `DIGEST` of the checkpoint that its first run goes on from: its image, runtime and snapshotter unless given")
 	f.IntVar(&m.owner, "owner", 0, "the `PID` of the process that is to run it: with --rm it goes if that dies before")
-	f.StringVar(&m.net, "net", "", "`NETWORK`: none, host, a namespace's path, or a network that run-net makes, such as bridge (default none)")
-	f.StringArrayVarP(&m.publish, "publish", "p", nil, "let a port of the host lead to the container's, by --net bridge: `[IP:]HOST:PORT[/PROTOCOL]` (can be repeated)")
-	f.StringVar(&m.platform, "platform", "", "the `PLATFORM` of an index: os/arch[/variant] (default: this machine's)")
+	complete.StringVar(&m.net, "net", "", "`NETWORK`: none, host, a namespace's path, or a network that run-net makes, such as bridge (default none)")
+	complete.StringArrayVarP(&m.publish, "publish", "p", nil, "let a port of the host lead to the container's, by --net bridge: `[IP:]HOST:PORT[/PROTOCOL]` (can be repeated)")
+	complete.StringVar(&m.platform, "platform", "", "the `PLATFORM` of an index: os/arch[/variant] (default: this machine's)")
+	f.AddFlagSet(complete)
 	f.BoolVarP(&m.quiet, "quiet", "q", false, "no message if the image is not here, but status 3")
 	c.RunE = func(c *cobra.Command, args []string) error {
 		made, err := m.create(c, args[0], args[1:])
@@ -76,9 +63,6 @@ func newCreate(o *containers.Flags) *cobra.Command {
 	}
 	return c
 }
-
-// outlined are the flags of a container whose directory others complete.
-var outlined = []string{"bundle", "digest", "snapshot", "parent", "network"}
 
 func (m *creation) create(c *cobra.Command, id string, cmd []string) (*runtime.Container, error) {
 	r, err := m.record.Get()
@@ -93,7 +77,7 @@ func (m *creation) create(c *cobra.Command, id string, cmd []string) (*runtime.C
 		}
 		r.Owner = &p
 	}
-	outline := m.changed(outlined...)
+	outline := m.outlined()
 	switch {
 	case outline != "" || m.image == "" && m.checkpoint == "" && !m.set.Changed("rootfs"):
 		return m.outline(c, r, cmd, outline)
@@ -102,33 +86,34 @@ func (m *creation) create(c *cobra.Command, id string, cmd []string) (*runtime.C
 	case m.checkpoint != "" && (len(cmd) > 0 || m.platform != "" || m.set.Changed("hostname")):
 		return nil, cli.Usagef("--checkpoint goes on with what was stored: no CMD, and no --platform or --hostname, fits it")
 	}
-	made, err := m.complete(c, r, cmd)
-	var missing missingImage
-	switch {
-	case errors.As(err, &missing) && m.quiet:
+	made, err := m.whole(c, r, cmd)
+	switch missing := create.IsMissing(err); {
+	case missing && m.quiet:
 		err = cli.Exit(3)
-	case errdefs.IsNotFound(err) && missing.error == nil:
-		err = cli.ExitWith(1, err) // 3 is for the image alone: whoever gets it fetches that
+	case !missing && errdefs.IsNotFound(err):
+		err = cli.ExitWith(1, err) // 3 is for the image alone: callers fetch the image then
 	}
 	return made, err
 }
 
-// missingImage is the error of an image that is not here.
-type missingImage struct{ error }
-
-func (e missingImage) Unwrap() error { return e.error }
-
-// missing marks the error of an image that is not here.
-func missing(err error) error {
-	if errdefs.IsNotFound(err) {
-		return missingImage{err}
+// whole makes a container with its root filesystem and its configuration.
+func (m *creation) whole(c *cobra.Command, r runtime.Record, cmd []string) (*runtime.Container, error) {
+	o, err := m.spec.Options()
+	if err != nil {
+		return nil, err
 	}
-	return err
+	o.Args = cmd
+	q := create.Request{
+		Of: m.of, Record: r, Spec: o,
+		Image: m.image, Platform: m.platform, Checkpoint: m.checkpoint, Driver: m.driver,
+		Network: m.net, Publish: m.publish, Warnings: c.ErrOrStderr(),
+	}
+	return q.Container(c.Context())
 }
 
-// changed returns the first of these flags that was given.
-func (m *creation) changed(names ...string) string {
-	for _, n := range names {
+// outlined returns the first flag that was given and says that others complete the container's directory, "" if none was.
+func (m *creation) outlined() string {
+	for _, n := range []string{"bundle", "digest", "snapshot", "parent", "network"} {
 		if m.set.Changed(n) {
 			return n
 		}
@@ -136,7 +121,7 @@ func (m *creation) changed(names ...string) string {
 	return ""
 }
 
-// outline makes a container of which others make the configuration.
+// outline makes a container whose configuration others make. The flag because says so; it is "" if no flag does.
 func (m *creation) outline(c *cobra.Command, r runtime.Record, cmd []string, because string) (*runtime.Container, error) {
 	switch foreign := m.foreign(); {
 	case foreign != "" && because == "":
@@ -161,7 +146,7 @@ func (m *creation) outline(c *cobra.Command, r runtime.Record, cmd []string, bec
 	if m.checkpoint != "" {
 		store, err := content.Open(m.of.Root())
 		if err == nil {
-			_, err = m.stored(c.Context(), store, &r)
+			_, err = checkpoint.Describe(c.Context(), store, m.checkpoint, &r)
 		}
 		if err != nil {
 			return nil, err
@@ -180,204 +165,12 @@ func (m *creation) outline(c *cobra.Command, r runtime.Record, cmd []string, bec
 	return all.Create(c.Context(), r, m.parent, nil)
 }
 
-// foreign returns the first flag that was given and says something of a configuration that is not made here.
+// foreign returns the first flag that was given and is only for a container that is made complete, "" if none was.
 func (m *creation) foreign() (name string) {
-	mine := pflag.NewFlagSet("", pflag.ContinueOnError)
-	specflags.Register(mine)
-	m.set.Visit(func(f *pflag.Flag) {
-		if name == "" && (mine.Lookup(f.Name) != nil || f.Name == "net" || f.Name == "publish" || f.Name == "platform") {
+	m.complete.VisitAll(func(f *pflag.Flag) {
+		if name == "" && f.Changed {
 			name = f.Name
 		}
 	})
 	return name
-}
-
-// stored adds to a record what a checkpoint says of the container, and returns the checkpoint's digest.
-func (m *creation) stored(ctx context.Context, store *content.Store, r *runtime.Record) (digest.Digest, error) {
-	d, err := digest.Parse(m.checkpoint)
-	if err != nil {
-		return "", cli.Usagef("%q is no digest: %v", m.checkpoint, err)
-	}
-	if err := runtime.CheckCriu(ctx); err != nil {
-		return "", err
-	}
-	return d, checkpoint.Describe(store, d, r)
-}
-
-// complete makes a container with its root filesystem and its configuration. All flags are checked before.
-func (m *creation) complete(c *cobra.Command, r runtime.Record, cmd []string) (*runtime.Container, error) {
-	ctx := c.Context()
-	o, err := m.spec.Options()
-	if err != nil {
-		return nil, err
-	}
-	if r.Runtime, err = runtime.Recorded(r.Runtime); err != nil {
-		return nil, err
-	}
-	o.Args = cmd
-	if o.Hostname == "" && m.checkpoint == "" {
-		o.Hostname = r.ID[:min(len(r.ID), 63)]
-	}
-	for k, v := range r.Labels {
-		o.Annotations[k] = v
-	}
-	if m.set.Changed("rootfs") {
-		if o.Rootfs, err = rootfs(o.Rootfs); err != nil {
-			return nil, err
-		}
-	}
-	all, err := m.of.Open()
-	if err != nil {
-		return nil, err
-	}
-	if err := m.connect(c, &r, &o); err != nil {
-		return nil, err
-	}
-	var config *spec.Image
-	r.Snapshot = &runtime.Snapshot{Driver: cmp.Or(m.driver, os.Getenv("CONTAINERD_SNAPSHOTTER")), Key: "run." + r.ID}
-	parent, from := "", m.image
-	var load func(*runtime.Container) error
-	if m.image != "" || m.checkpoint != "" {
-		store, err := content.Open(m.of.Root())
-		if err != nil {
-			return nil, missing(err)
-		}
-		// A sweep sees the container's record, or has ended before its image is looked for.
-		release, err := layout.Share(ctx, disk.Tree(store.Root()))
-		if errors.Is(err, fs.ErrNotExist) {
-			err = errclass.As(err, errdefs.ErrNotFound)
-		}
-		if err != nil {
-			return nil, missing(err)
-		}
-		defer release()
-		if m.checkpoint != "" {
-			d, err := m.stored(ctx, store, &r)
-			if err != nil {
-				return nil, err
-			}
-			r.Stored = true
-			if r.Image != nil && o.Rootfs == "" {
-				from = r.Image.Digest
-			}
-			load = func(c *runtime.Container) error {
-				_, err := checkpoint.Load(ctx, store, m.of.Snapshots(), c, d, o)
-				return err
-			}
-		}
-		if from != "" {
-			if config, parent, err = m.find(ctx, store, from, &r); err != nil {
-				return nil, missing(err)
-			}
-		}
-	}
-	if from == "" {
-		r.Snapshot = nil
-	}
-	if load == nil {
-		if config == nil {
-			config = &spec.Image{}
-		}
-		// What is wrong with the flags is found before anything is made. Names of users are looked up in the container's files.
-		check := o
-		check.Rootfs, check.User = "", "0"
-		if _, err := spec.New(config, check); err != nil {
-			return nil, err
-		}
-		load = func(c *runtime.Container) error { return configure(c, config, o) }
-	}
-	made, err := all.Create(ctx, r, parent, load)
-	if parent != "" && errdefs.IsNotFound(err) && !m.unpacked(ctx, runtime.Snapshot{Driver: r.Snapshot.Driver, Key: parent}) {
-		err = missing(err)
-	}
-	return made, err
-}
-
-// unpacked reports whether the snapshot of an image's layers is there.
-func (m *creation) unpacked(ctx context.Context, chain runtime.Snapshot) bool {
-	_, err := m.of.Snapshots().Stat(ctx, chain)
-	return err == nil || !errdefs.IsNotFound(err)
-}
-
-// find finds an image, and adds it to the record. It returns the image's configuration and the snapshot of its layers.
-func (m *creation) find(ctx context.Context, store *content.Store, ref string, r *runtime.Record) (*spec.Image, string, error) {
-	platform, err := image.ParsePlatform(m.platform)
-	if err != nil {
-		return nil, "", err
-	}
-	w := image.Walker{Store: store, Platform: platform}
-	names, err := image.OpenNames(store, m.of.Namespace())
-	if err != nil {
-		return nil, "", err
-	}
-	img, err := w.Target(ctx, names, ref)
-	if err != nil {
-		return nil, "", err
-	}
-	is, err := w.Contents(ctx, img.Target)
-	switch {
-	case err != nil:
-		return nil, "", err
-	case len(is.Layers) == 0:
-		return nil, "", errclass.Errorf(errdefs.ErrNotImplemented, "%s has no layers", ref)
-	case r.Image == nil:
-		r.Image = &runtime.ImageName{Name: img.Name, Digest: is.Manifest.Digest.String()}
-	}
-	config, err := spec.ReadImage(bytes.NewReader(is.Config))
-	return config, is.Layers[len(is.Layers)-1].ChainID.String(), err
-}
-
-// rootfs is a root filesystem's directory, absolute, so that it is not taken for one in the container's directory.
-func rootfs(dir string) (string, error) {
-	dir, err := filepath.Abs(dir)
-	if err == nil {
-		dir, err = filepath.EvalSymlinks(dir)
-	}
-	if err != nil {
-		return "", fmt.Errorf("--rootfs: %w", err)
-	}
-	return dir, nil
-}
-
-// connect asks for the network that --net names. What is not one of run-net's is for the specification alone.
-func (m *creation) connect(c *cobra.Command, r *runtime.Record, o *spec.Options) error {
-	name := m.net
-	switch file := strings.HasSuffix(name, ".conf") || strings.HasSuffix(name, ".conflist") || strings.HasSuffix(name, ".json"); {
-	case name == "" && len(m.publish) > 0:
-		name = "bridge"
-	case name == "", name == "none", name == "host", strings.Contains(name, "/") && !file:
-		if len(m.publish) > 0 {
-			return cli.Usagef("--publish goes with a network of run-net, not with --net %s", name)
-		}
-		o.Network = name
-		return nil
-	}
-	if o.Host.UserNamespace {
-		return errclass.Errorf(errdefs.ErrNotImplemented, "--net %s takes root: none, host and a namespace's path don't", name)
-	}
-	p, err := m.of.PlanNetwork(c.Context(), "run."+r.ID, name, m.publish, c.ErrOrStderr())
-	if err != nil {
-		return err
-	}
-	o.Network, r.Network, r.Connection = p.Path, p.Path, &p.Connection
-	if p.ResolvConf != "" { // before the caller's own mounts, of which the last counts
-		o.Mounts = append([]specs.Mount{{Destination: "/etc/resolv.conf", Type: "bind", Source: p.ResolvConf, Options: []string{"rbind", "rprivate", "ro"}}}, o.Mounts...)
-	}
-	return nil
-}
-
-// configure writes a container's config.json.
-func configure(c *runtime.Container, img *spec.Image, o spec.Options) error {
-	if o.Rootfs == "" {
-		o.Rootfs = filepath.Join(c.Dir(), "rootfs")
-	}
-	s, err := spec.New(img, o)
-	if err != nil {
-		return err
-	}
-	b, err := json.Marshal(s)
-	if err != nil {
-		return err
-	}
-	return disk.Tree(c.Dir()).Replace("config.json", append(b, '\n'), 0o600, !c.RemoveAtEnd)
 }

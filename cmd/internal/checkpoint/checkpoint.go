@@ -14,6 +14,7 @@ import (
 	"path/filepath"
 
 	"distkit/archive"
+	"distkit/cmd/internal/cli"
 	"distkit/cmd/internal/containers"
 	"distkit/content"
 	"distkit/disk"
@@ -220,12 +221,29 @@ func parse(store *content.Store, dgst digest.Digest) (stored, error) {
 	return s, nil
 }
 
-// Describe adds to the record of a container to be what a checkpoint says and the record doesn't: its image,
-// its runtime, and the driver of its snapshot, if it is to have one.
-func Describe(store *content.Store, dgst digest.Digest, rec *runtime.Record) error {
+// ParseDigest parses a checkpoint's digest, as a user gives it.
+func ParseDigest(s string) (digest.Digest, error) {
+	d, err := digest.Parse(s)
+	if err != nil {
+		return "", cli.Usagef("%q is no digest: %v", s, err)
+	}
+	return d, nil
+}
+
+// Describe completes the record of a container that is to be restored, and returns the checkpoint's digest. Where the record
+// doesn't say its image, its runtime, or the driver of the snapshot that it has, the checkpoint does. It is an error if criu
+// can't restore here.
+func Describe(ctx context.Context, store *content.Store, ref string, rec *runtime.Record) (digest.Digest, error) {
+	dgst, err := ParseDigest(ref)
+	if err != nil {
+		return "", err
+	}
+	if err := runtime.CheckCriu(ctx); err != nil {
+		return "", err
+	}
 	s, err := parse(store, dgst)
 	if err != nil {
-		return err
+		return "", err
 	}
 	if image, ok := s.parts[""]; ok && rec.Image == nil {
 		rec.Image = &runtime.ImageName{Name: s.annotations[nameImage], Digest: image.Digest.String()}
@@ -237,13 +255,12 @@ func Describe(store *content.Store, dgst digest.Digest, rec *runtime.Record) err
 	if rec.Snapshot != nil && rec.Snapshot.Driver == "" {
 		rec.Snapshot.Driver = s.annotations[nameDriver]
 	}
-	return nil
+	return dgst, nil
 }
 
-// Load brings a container, which has never run, to where it was when it was stored: its
-// configuration, where it has none, as far as any container may have what that says or grants allow it, and what was
-// changed in its files. It returns the directory of the state of the processes, which lasts until the container is
-// removed.
+// Load brings a container that has never run to where it was when it was stored. It applies the changes of its files, and
+// writes the stored configuration if the container has none; what that asks for beyond what any container has, grants must
+// allow. It returns the directory of the state of the processes, which stays until the container is removed.
 func Load(ctx context.Context, store *content.Store, snapshots containers.Snapshots, c *runtime.Container, dgst digest.Digest, grants spec.Options) (dir string, err error) {
 	if err := c.CheckOwn(); err != nil {
 		return "", err
@@ -256,7 +273,7 @@ func Load(ctx context.Context, store *content.Store, snapshots containers.Snapsh
 	if changed && c.Snapshot == nil && c.Bundle == "" {
 		return "", errclass.Errorf(errdefs.ErrFailedPrecondition, "%s has what was changed in a snapshot: the container wants one, on the same image", dgst)
 	}
-	dir = filepath.Join(c.Dir(), "checkpoint")
+	dir = c.CheckpointDir()
 	if err := os.RemoveAll(dir); err != nil {
 		return "", err
 	}
@@ -272,11 +289,11 @@ func Load(ctx context.Context, store *content.Store, snapshots containers.Snapsh
 		if err != nil {
 			return "", err
 		}
-		spec, err := specification(b, grants)
+		granted, err := specification(b, grants)
 		if err != nil {
 			return "", fmt.Errorf("checkpoint %s: %w", dgst, err)
 		}
-		if b, err = json.Marshal(spec); err == nil {
+		if b, err = json.Marshal(granted); err == nil {
 			err = bundle.Replace("config.json", b, 0o600, false)
 		}
 		if err != nil {

@@ -18,7 +18,7 @@ import (
 	"github.com/opencontainers/runtime-spec/specs-go"
 )
 
-// stored is what a container of run-spec's defaults is stored with, after a change.
+// storedConfig returns the configuration that a container with run-spec's defaults is stored with, after a change.
 func storedConfig(t *testing.T, change func(*specs.Spec)) []byte {
 	t.Helper()
 	s, err := spec.New(&spec.Image{}, spec.Options{Args: []string{"sleep", "1"}, Env: []string{"A=b"}, Hostname: "h", Memory: 1 << 20, Host: spec.ThisHost()})
@@ -33,7 +33,7 @@ func storedConfig(t *testing.T, change func(*specs.Spec)) []byte {
 	return b
 }
 
-// A checkpoint has what any container has. What is more it has only where the caller repeats it.
+// A checkpoint gets what any container has. It gets more only if the caller grants it.
 func TestSpecification(t *testing.T) {
 	host := spec.ThisHost()
 	for name, c := range map[string]struct {

@@ -1,0 +1,244 @@
+// Package create makes a container complete, with its root filesystem and its configuration: from an image, from a directory, or
+// from a checkpoint.
+package create
+
+import (
+	"bytes"
+	"cmp"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"distkit/cmd/internal/checkpoint"
+	"distkit/cmd/internal/cli"
+	"distkit/cmd/internal/containers"
+	"distkit/content"
+	"distkit/disk"
+	"distkit/disk/layout"
+	"distkit/errclass"
+	"distkit/image"
+	"distkit/runtime"
+	"distkit/runtime/spec"
+
+	"github.com/containerd/errdefs"
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+)
+
+// Request says which container to make.
+type Request struct {
+	Of     *containers.Flags // the store and what runs
+	Record runtime.Record    // of the container: its ID, its labels, its runtime
+	Spec   spec.Options      // of its configuration
+
+	Image, Platform string   // the image, a name or a digest; the platform "" is this machine's
+	Checkpoint      string   // the digest of the checkpoint that its first run restores
+	Driver          string   // of its snapshot
+	Network         string   // none, host, a namespace's path, or a network of run-net
+	Publish         []string // ports
+
+	Warnings io.Writer // where run-net's warnings go
+}
+
+// missing is the error of an image that is not in the store, or not unpacked.
+type missing struct{ error }
+
+func (e missing) Unwrap() error { return e.error }
+
+// IsMissing reports whether err says that the image is not in the store, or not unpacked.
+func IsMissing(err error) bool {
+	var m missing
+	return errors.As(err, &m)
+}
+
+// ifNotFound marks err as that of a missing image if it is NotFound.
+func ifNotFound(err error) error {
+	if errdefs.IsNotFound(err) {
+		return missing{err}
+	}
+	return err
+}
+
+// Container makes the container. It checks the whole request before it makes anything.
+func (q *Request) Container(ctx context.Context) (*runtime.Container, error) {
+	r, o := q.Record, q.Spec
+	var err error
+	if r.Runtime, err = runtime.Recorded(r.Runtime); err != nil {
+		return nil, err
+	}
+	if o.Hostname == "" && q.Checkpoint == "" {
+		o.Hostname = r.ID[:min(len(r.ID), 63)]
+	}
+	for k, v := range r.Labels {
+		o.Annotations[k] = v
+	}
+	if o.Rootfs != "" {
+		if o.Rootfs, err = realDir(o.Rootfs); err != nil {
+			return nil, fmt.Errorf("--rootfs: %w", err)
+		}
+	}
+	all, err := q.Of.Open()
+	if err != nil {
+		return nil, err
+	}
+	own := "run." + r.ID // names the container's network and its snapshot
+	if err := q.connect(ctx, own, &r, &o); err != nil {
+		return nil, err
+	}
+	var config *spec.Image
+	r.Snapshot = &runtime.Snapshot{Driver: cmp.Or(q.Driver, os.Getenv("CONTAINERD_SNAPSHOTTER")), Key: own}
+	parent, from := "", q.Image
+	var complete func(*runtime.Container) error
+	if q.Image != "" || q.Checkpoint != "" {
+		store, release, err := hold(ctx, q.Of.Root())
+		if err != nil {
+			return nil, ifNotFound(err)
+		}
+		defer release()
+		if q.Checkpoint != "" {
+			d, err := checkpoint.Describe(ctx, store, q.Checkpoint, &r)
+			if err != nil {
+				return nil, err
+			}
+			r.Stored = true
+			if r.Image != nil && o.Rootfs == "" {
+				from = r.Image.Digest
+			}
+			complete = func(c *runtime.Container) error {
+				_, err := checkpoint.Load(ctx, store, q.Of.Snapshots(), c, d, o)
+				return err
+			}
+		}
+		if from != "" {
+			if config, parent, err = q.find(ctx, store, from, &r); err != nil {
+				return nil, ifNotFound(err)
+			}
+		}
+	}
+	if from == "" {
+		r.Snapshot = nil
+	}
+	if complete == nil {
+		if config == nil {
+			config = &spec.Image{}
+		}
+		// This finds what is wrong with the options before anything is made. A user's name can't be looked up yet: it is in the
+		// container's files.
+		check := o
+		check.Rootfs, check.User = "", "0"
+		if _, err := spec.New(config, check); err != nil {
+			return nil, err
+		}
+		complete = func(c *runtime.Container) error { return configure(c, config, o) }
+	}
+	made, err := all.Create(ctx, r, parent, complete)
+	if parent != "" && errdefs.IsNotFound(err) && !q.unpacked(ctx, runtime.Snapshot{Driver: r.Snapshot.Driver, Key: parent}) {
+		err = ifNotFound(err)
+	}
+	return made, err
+}
+
+// hold opens the store, and keeps sweeps away until release is called: the container's record pins its image only once it is
+// written.
+func hold(ctx context.Context, root string) (store *content.Store, release func(), err error) {
+	if store, err = content.Open(root); err != nil {
+		return nil, nil, err
+	}
+	release, err = layout.Share(ctx, disk.Tree(store.Root()))
+	if errors.Is(err, fs.ErrNotExist) {
+		err = errclass.As(err, errdefs.ErrNotFound)
+	}
+	return store, release, err
+}
+
+// unpacked reports whether the snapshot of an image's layers is there.
+func (q *Request) unpacked(ctx context.Context, chain runtime.Snapshot) bool {
+	_, err := q.Of.Snapshots().Stat(ctx, chain)
+	return err == nil || !errdefs.IsNotFound(err)
+}
+
+// find finds an image, and adds it to the record. It returns the image's configuration and the snapshot of its layers.
+func (q *Request) find(ctx context.Context, store *content.Store, ref string, r *runtime.Record) (*spec.Image, string, error) {
+	platform, err := image.ParsePlatform(q.Platform)
+	if err != nil {
+		return nil, "", err
+	}
+	w := image.Walker{Store: store, Platform: platform}
+	names, err := image.OpenNames(store, q.Of.Namespace())
+	if err != nil {
+		return nil, "", err
+	}
+	img, err := w.Target(ctx, names, ref)
+	if err != nil {
+		return nil, "", err
+	}
+	is, err := w.Contents(ctx, img.Target)
+	switch {
+	case err != nil:
+		return nil, "", err
+	case len(is.Layers) == 0:
+		return nil, "", errclass.Errorf(errdefs.ErrNotImplemented, "%s has no layers", ref)
+	case r.Image == nil:
+		r.Image = &runtime.ImageName{Name: img.Name, Digest: is.Manifest.Digest.String()}
+	}
+	config, err := spec.ReadImage(bytes.NewReader(is.Config))
+	return config, is.Layers[len(is.Layers)-1].ChainID.String(), err
+}
+
+// realDir returns a directory's absolute path without links. A relative one would be taken for one in the container's directory.
+func realDir(dir string) (string, error) {
+	dir, err := filepath.Abs(dir)
+	if err != nil {
+		return "", err
+	}
+	return filepath.EvalSymlinks(dir)
+}
+
+// connect plans the network that was asked for. One that run-net makes goes into the record; every other one is for the
+// configuration alone.
+func (q *Request) connect(ctx context.Context, own string, r *runtime.Record, o *spec.Options) error {
+	name := q.Network
+	switch file := strings.HasSuffix(name, ".conf") || strings.HasSuffix(name, ".conflist") || strings.HasSuffix(name, ".json"); {
+	case name == "" && len(q.Publish) > 0:
+		name = "bridge"
+	case name == "", name == "none", name == "host", strings.Contains(name, "/") && !file:
+		if len(q.Publish) > 0 {
+			return cli.Usagef("--publish goes with a network of run-net, not with --net %s", name)
+		}
+		o.Network = name
+		return nil
+	}
+	if o.Host.UserNamespace {
+		return errclass.Errorf(errdefs.ErrNotImplemented, "--net %s takes root: none, host and a namespace's path don't", name)
+	}
+	p, err := q.Of.PlanNetwork(ctx, own, name, q.Publish, q.Warnings)
+	if err != nil {
+		return err
+	}
+	o.Network, r.Network, r.Connection = p.Path, p.Path, &p.Connection
+	if p.ResolvConf != "" { // before the caller's own mounts: of several on one path the last counts
+		o.Mounts = append([]specs.Mount{{Destination: "/etc/resolv.conf", Type: "bind", Source: p.ResolvConf, Options: []string{"rbind", "rprivate", "ro"}}}, o.Mounts...)
+	}
+	return nil
+}
+
+// configure writes a container's config.json.
+func configure(c *runtime.Container, img *spec.Image, o spec.Options) error {
+	if o.Rootfs == "" {
+		o.Rootfs = filepath.Join(c.Dir(), "rootfs")
+	}
+	s, err := spec.New(img, o)
+	if err != nil {
+		return err
+	}
+	b, err := json.Marshal(s)
+	if err != nil {
+		return err
+	}
+	return disk.Tree(c.Dir()).Replace("config.json", append(b, '\n'), 0o600, !c.RemoveAtEnd)
+}
