@@ -126,7 +126,7 @@ func newResolv(o options) *cobra.Command {
 	}}
 }
 
-// newPlan is what task create asks before it makes a container, so that it need not link CNI.
+// newPlan makes the verb that task create calls before it makes a container, so that task need not link CNI.
 func newPlan(o options) *cobra.Command {
 	c := &cobra.Command{Use: "plan [flags] ID", Short: "check what is asked for a network, and print, in JSON, where it would be and a resolv.conf for it", Args: cobra.ExactArgs(1)}
 	w := newWanted(c, network.Bridge)
@@ -151,7 +151,7 @@ func newPlan(o options) *cobra.Command {
 	return c
 }
 
-// resolvConf is the path of a resolv.conf whose servers networks reach. It warns if there is none.
+// resolvConf returns the path of a resolv.conf whose servers networks reach. It warns if that has no server left.
 func resolvConf(c *cobra.Command, all *network.Networks) (string, error) {
 	path, servers, err := all.ResolvConf()
 	if err == nil && !servers {

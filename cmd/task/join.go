@@ -60,7 +60,7 @@ func newAttach(o *containers.Flags) *cobra.Command {
 		}
 		var missing stdio.Missing
 		if errors.As(err, &missing) && e != nil && e.Status != nil && *e.Status != 0 {
-			cli.Report(c, err) // the process's status says more
+			cli.Report(c, err) // and exit with the process's status
 			err = nil
 		}
 		if err != nil {

@@ -123,19 +123,19 @@ func newLogs(o *containers.Flags) *cobra.Command {
 			err = t.Logs(c.Context(), l, p.print)
 		}
 		if err == nil && p.missing {
-			err = cli.Exit(1) // it was told at its place
+			err = cli.Exit(1) // print has reported it at its place
 		}
 		return err
 	}
 	return c
 }
 
-// printer prints a log: what was standard error to standard error.
+// printer prints a log: standard output to standard output, standard error to standard error.
 type printer struct {
 	cmd         *cobra.Command
 	times, json bool
-	open        map[string]bool // streams whose line goes on
-	missing     bool            // something could not be read
+	open        map[string]bool // streams whose last line has not ended yet
+	missing     bool            // part of the log could not be read
 }
 
 func (p *printer) print(e stdio.Entry) (err error) {
@@ -155,7 +155,7 @@ func (p *printer) print(e stdio.Entry) (err error) {
 		}{e.Time(), e.Stream, string(e.Text)})
 	default:
 		if e.Stream == "stderr" {
-			if err := cli.Flush(p.cmd); err != nil { // what is one terminal keeps its order
+			if err := cli.Flush(p.cmd); err != nil { // if both are one terminal, the order is kept
 				return err
 			}
 			out = p.cmd.ErrOrStderr()

@@ -52,7 +52,7 @@ func (o *Flags) State() string {
 	return runtime.DefaultState()
 }
 
-// Namespace is the namespace of the containers and of names.
+// Namespace is the namespace of the containers and of image names.
 func (o *Flags) Namespace() string { return *o.namespace }
 
 // Root is the store's directory.
@@ -147,7 +147,7 @@ func (s Snapshots) open(driver string) (*snapshot.Snapshotter, error) {
 	return drivers.Open(s.root, driver, snapshot.Options{Namespace: s.namespace})
 }
 
-// Stat is NotFound if there is no such snapshot.
+// Stat returns what a snapshot is. The error is NotFound if there is no such snapshot.
 func (s Snapshots) Stat(ctx context.Context, what runtime.Snapshot) (snapshot.Info, error) {
 	sn, err := s.open(what.Driver)
 	if err != nil {
@@ -197,14 +197,11 @@ func (s Snapshots) Remove(ctx context.Context, what runtime.Snapshot) error {
 	return nil
 }
 
-// PlanNetwork has run-net check what is asked for a network, and find out where it will be. Nothing is made. What run-net
-// warns of goes to warnings.
+// PlanNetwork calls run-net plan, which checks what is asked for a network and makes nothing. It writes run-net's warnings to
+// warnings.
 func (o *Flags) PlanNetwork(ctx context.Context, id, name string, ports []string, warnings io.Writer) (*runtime.NetworkPlan, error) {
-	args := []string{"--namespace=" + *o.namespace, "--network=" + name}
-	for _, p := range ports {
-		args = append(args, "--publish="+p)
-	}
-	out, said, err := networks{o.State()}.runNet(ctx, "plan", id, args...)
+	flags := append(networkFlags(runtime.Connection{Name: name, Ports: ports}), "--namespace="+*o.namespace)
+	out, warned, err := networks{o.State()}.runNet(ctx, "plan", id, flags...)
 	if err != nil {
 		return nil, err
 	}
@@ -212,8 +209,20 @@ func (o *Flags) PlanNetwork(ctx context.Context, id, name string, ports []string
 	if err := json.Unmarshal(out, p); err != nil {
 		return nil, fmt.Errorf("run-net plan: %w", err)
 	}
-	_, err = warnings.Write(said)
+	_, err = warnings.Write(warned)
 	return p, err
+}
+
+// networkFlags are run-net's flags for a network.
+func networkFlags(c runtime.Connection) []string {
+	flags := []string{"--network=" + c.Name}
+	if c.ConfDir != "" {
+		flags = append(flags, "--conf-dir="+c.ConfDir)
+	}
+	for _, p := range c.Ports {
+		flags = append(flags, "--publish="+p)
+	}
+	return flags
 }
 
 // networks leaves networks to run-net, so that what runs containers need not link CNI.
@@ -226,13 +235,7 @@ func (n networks) Up(ctx context.Context, path string, c *runtime.Connection) er
 	}
 	var flags []string
 	if c != nil {
-		flags = append(flags, "--network="+c.Name)
-		if c.ConfDir != "" {
-			flags = append(flags, "--conf-dir="+c.ConfDir)
-		}
-		for _, p := range c.Ports {
-			flags = append(flags, "--publish="+p)
-		}
+		flags = networkFlags(*c)
 	}
 	return n.change(ctx, "up", path, flags...)
 }
@@ -253,7 +256,7 @@ func (n networks) Connection(path string) (*runtime.Connection, error) {
 func (n networks) Down(ctx context.Context, path string) error { return n.change(ctx, "down", path) }
 
 func (n networks) Remove(ctx context.Context, path string) error {
-	// What run-net keeps of a network is beside its namespace: without that there is none.
+	// All that run-net keeps of a network is in this directory: without it there is no network.
 	if _, err := os.Stat(filepath.Dir(path)); errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}
@@ -265,8 +268,8 @@ func (n networks) change(ctx context.Context, verb, path string, flags ...string
 	return err
 }
 
-// runNet runs run-net, and returns what it prints. If it fails, the error has its message.
-func (n networks) runNet(ctx context.Context, verb, object string, flags ...string) (out, said []byte, err error) {
+// runNet runs run-net, and returns its standard output and its standard error. If it fails, err has its message.
+func (n networks) runNet(ctx context.Context, verb, object string, flags ...string) (out, errs []byte, err error) {
 	c := exec.CommandContext(ctx, beside("run-net"), slices.Concat([]string{verb, "--state=" + n.state}, flags, []string{"--", object})...)
 	var stdout, stderr bytes.Buffer
 	c.Stdout, c.Stderr = &stdout, &stderr

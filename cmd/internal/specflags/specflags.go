@@ -1,5 +1,5 @@
-// Package specflags holds the flags that say how an image becomes a runtime specification. Run-spec has all of them, and so
-// does task create; task restore has those that grant a checkpoint what not every container has.
+// Package specflags holds the flags that say how an image becomes a runtime specification. Run-spec and task create have all
+// of them. Task restore has those that give a container more than any container has, which a checkpoint needs granted.
 package specflags
 
 import (
@@ -16,7 +16,7 @@ import (
 
 // Flags are the values of the flags.
 type Flags struct {
-	o                                              spec.Options // what needs no parsing
+	o                                              spec.Options // the values that need no parsing
 	set                                            *pflag.FlagSet
 	entrypoint, memory                             string
 	env, envFiles, mounts, volumes, tmpfs, rlimits []string
@@ -37,7 +37,7 @@ func Grants(f *pflag.FlagSet) *Flags {
 	return w
 }
 
-// Register registers all of the flags but --net, --label and --hostname, whose meaning is the command's.
+// Register registers all of the flags but --net and --label, which don't mean the same in each command.
 func Register(f *pflag.FlagSet) *Flags {
 	w := Grants(f)
 	f.StringVar(&w.o.AppArmor, "apparmor", "", "confine by the AppArmor `PROFILE`, which is loaded")
@@ -68,7 +68,7 @@ func (w *Flags) Annotations(name, usage string) {
 	w.set.StringArrayVar(&w.annotations, name, nil, usage)
 }
 
-// Network registers --net.
+// Network registers --net, with a default value.
 func (w *Flags) Network(value, usage string) { w.set.StringVar(&w.o.Network, "net", value, usage) }
 
 // Options returns what the flags ask for, on this host.
@@ -137,7 +137,7 @@ func (w *Flags) Options() (spec.Options, error) {
 	return o, nil
 }
 
-// parse appends what each of the values says.
+// parse appends what each of the values is parsed to.
 func parse[T any](to []T, values []string, one func(string) (T, error)) ([]T, error) {
 	for _, v := range values {
 		t, err := one(v)
