@@ -49,7 +49,11 @@ func (s *store) get(_ context.Context, r *Request) func() (Answer, error) {
 		if err != nil {
 			return Answer{}, err
 		}
-		var in io.Reader = bytes.NewReader(b[parseHints(r.Hints).begin:])
+		begin := parseHints(r.Hints).begin
+		if begin > int64(len(b)) {
+			return Answer{}, errclass.Errorf(errdefs.ErrInvalidArgument, "%d is behind the end", begin)
+		}
+		var in io.Reader = bytes.NewReader(b[begin:])
 		if s.fault != nil {
 			in = s.fault(r.Object, b)
 		}

@@ -18,7 +18,7 @@ func FuzzServe(f *testing.F) {
 	d := digest.FromBytes(known).String()
 	for _, s := range []string{
 		"", "get " + d + "\nget " + d + " offset:3 size:12\n", "has " + d + "\nhas x\n", "put x\n3\nabc0\nend\nget x\n",
-		"put x\n3\nabc2\nde0\nabort\n", "put x\n3\nab", "mount " + d + " y\n", "referrers " + d + "\n", "put x\n99999999\n", "get  \n", "nope\n",
+		"put x\n3\nabc2\nde0\nabort\n", "put x\n3\nab", "mount " + d + " y\n", "referrers " + d + "\n", "put x\n99999999\n", "get  \n", "nope\n", "get " + d + " offset:13\n",
 	} {
 		f.Add([]byte(s))
 	}
