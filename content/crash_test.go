@@ -99,7 +99,7 @@ func TestKilledProcesses(t *testing.T) {
 		errs *bytes.Buffer
 	}
 	start := func() process {
-		p := process{childCommand("havoc", s.Root(), strconv.FormatUint(r.Uint64()>>1, 10), ""), &bytes.Buffer{}}
+		p := process{childCommand("havoc", s.Root(), strconv.FormatUint(r.Uint64()>>1, 10)), &bytes.Buffer{}}
 		p.c.Stderr = p.errs
 		if err := p.c.Start(); err != nil {
 			t.Fatal(err)
@@ -195,14 +195,12 @@ func checkStore(t *testing.T, s *content.Store) {
 	}
 }
 
-func runHavoc(args []string) error {
-	s, err := content.Open(args[0])
-	if err != nil {
-		return err
+func init() {
+	jobs["havoc"] = func(s *content.Store, args []string) error {
+		seed, err := strconv.ParseUint(args[0], 10, 64)
+		if err != nil {
+			return err
+		}
+		return fmt.Errorf("havoc %d: %w", seed, havoc(s, seed))
 	}
-	seed, err := strconv.ParseUint(args[1], 10, 64)
-	if err != nil {
-		return err
-	}
-	return fmt.Errorf("havoc %d: %w", seed, havoc(s, seed))
 }

@@ -25,9 +25,14 @@ type output struct {
 	done chan error
 }
 
-func follow(t *testing.T, s *content.Store, dgst digest.Digest, waits bool) *output {
+func newOutput() *output {
 	o := &output{done: make(chan error, 1)}
 	o.cond = sync.NewCond(&o.mu)
+	return o
+}
+
+func follow(t *testing.T, s *content.Store, dgst digest.Digest, waits bool) *output {
+	o := newOutput()
 	ctx, cancel := context.WithCancel(t.Context())
 	ended := make(chan struct{})
 	t.Cleanup(func() {
@@ -157,8 +162,7 @@ func TestFollowWaitsNoLonger(t *testing.T) {
 	t.Parallel()
 	s := newStore(t)
 	b, dgst := random(t, followedSize)
-	o := &output{}
-	o.cond = sync.NewCond(&o.mu)
+	o := newOutput()
 	err := s.Follow(t.Context(), dgst, o, func() bool {
 		put(t, s, b)
 		return false

@@ -86,7 +86,7 @@ func hostileStore(t *testing.T, name string, blob []byte) {
 		if _, err := s.Update(t.Context(), content.Info{Digest: dgst, Labels: map[string]string{"a": "1"}}); err != nil {
 			t.Fatal(err)
 		}
-		leave(t, s, "ref")
+		leave(t, s, "ref", "ref")
 		for _, f := range []string{"hold", "gate"} {
 			if err := os.WriteFile(filepath.Join(s.Root(), f), nil, 0o644); err != nil {
 				t.Fatal(err)
@@ -188,8 +188,8 @@ func TestDeleteCorruptSparesWhatReplacedIt(t *testing.T) {
 
 func TestAbortWantsARef(t *testing.T) {
 	s := newStore(t)
-	leave(t, s, "a")
-	leave(t, s, "b")
+	leave(t, s, "a", "a")
+	leave(t, s, "b", "b")
 	for _, ref := range []string{"", "a\n", strings.Repeat("x", 5000)} {
 		if err := s.Abort(t.Context(), ref); !errdefs.IsInvalidArgument(err) {
 			t.Errorf("abort %.10q: %v", ref, err)

@@ -1,6 +1,7 @@
 package content_test
 
 import (
+	"bufio"
 	"bytes"
 	"context"
 	"encoding/json"
@@ -36,25 +37,25 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
-// child does one job in a process of its own. "hold ROOT REF DIGEST" ingests standard input,
-// says what it has stored after each piece, and never ends by itself; "ingest ROOT REF
-// DIGEST FILE" waits for the lock, then stores the file, and says what came of it.
+// jobs are what other processes do in the tests. A job gets the store and its arguments; the test that needs it registers it.
+var jobs = map[string]func(*content.Store, []string) error{}
+
+// child does one job, in the store at args[0], in a process of its own.
 func child(job string, args []string) error {
-	if job == "havoc" {
-		return runHavoc(args)
-	}
 	s, err := content.Open(args[0])
 	if err != nil {
 		return err
 	}
-	if f := jobs[job]; f != nil {
-		return f(s, args[1:])
+	if jobs[job] == nil {
+		return fmt.Errorf("no such job: %s", job)
 	}
-	ctx := context.Background()
-	ref, expected := args[1], digest.Digest(args[2])
-	switch job {
-	case "hold":
-		w, err := s.Writer(ctx, ref, 0, expected)
+	return jobs[job](s, args[1:])
+}
+
+func init() {
+	// hold REF DIGEST: ingests standard input, says what it has stored after each piece, and never ends by itself.
+	jobs["hold"] = func(s *content.Store, args []string) error {
+		w, err := s.Writer(context.Background(), args[0], 0, digest.Digest(args[1]))
 		if err != nil {
 			return err
 		}
@@ -69,8 +70,11 @@ func child(job string, args []string) error {
 				return err
 			}
 		}
-	case "ingest":
-		w, err := s.Writer(ctx, ref, 0, expected, content.Wait)
+	}
+	// ingest REF DIGEST FILE: waits for the lock, appends the file to what is stored, and says what came of it.
+	jobs["ingest"] = func(s *content.Store, args []string) error {
+		ctx, expected := context.Background(), digest.Digest(args[1])
+		w, err := s.Writer(ctx, args[0], 0, expected, content.Wait)
 		if errdefs.IsAlreadyExists(err) {
 			fmt.Println("exists")
 			return nil
@@ -79,7 +83,7 @@ func child(job string, args []string) error {
 			return err
 		}
 		defer w.Close()
-		f, err := os.Open(args[3])
+		f, err := os.Open(args[2])
 		if err != nil {
 			return err
 		}
@@ -93,7 +97,6 @@ func child(job string, args []string) error {
 		}
 		return nil
 	}
-	return fmt.Errorf("no such job: %s", job)
 }
 
 func childCommand(job string, args ...string) *exec.Cmd {
@@ -103,64 +106,76 @@ func childCommand(job string, args ...string) *exec.Cmd {
 	return c
 }
 
-// holder is a process that has an ingest open.
-type holder struct {
-	t  *testing.T
-	c  *exec.Cmd
-	in io.WriteCloser
-	r  io.Reader
+// process is another process that uses a store.
+type process struct {
+	*exec.Cmd
+	t   *testing.T
+	in  io.WriteCloser
+	out *bufio.Reader
 }
 
-func hold(t *testing.T, s *content.Store, ref string, expected digest.Digest) *holder {
+// start has another process do a job, until the test ends at most.
+func start(t *testing.T, s *content.Store, job string, args ...string) *process {
 	t.Helper()
-	h := &holder{t: t, c: childCommand("hold", s.Root(), ref, string(expected))}
-	var err error
-	if h.in, err = h.c.StdinPipe(); err != nil {
+	p := &process{Cmd: childCommand(job, append([]string{s.Root()}, args...)...), t: t}
+	in, err := p.StdinPipe()
+	if err != nil {
 		t.Fatal(err)
 	}
-	if h.r, err = h.c.StdoutPipe(); err != nil {
+	out, err := p.StdoutPipe()
+	if err != nil {
 		t.Fatal(err)
 	}
-	if err := h.c.Start(); err != nil {
+	if err := p.Start(); err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(h.kill)
+	p.in, p.out = in, bufio.NewReader(out)
+	t.Cleanup(p.kill)
+	return p
+}
+
+// line reads what the process says next.
+func (p *process) line() string {
+	p.t.Helper()
+	line, err := p.out.ReadString('\n')
+	if err != nil {
+		p.t.Fatalf("the other process ended: %q, %v", line, err)
+	}
+	return strings.TrimSuffix(line, "\n")
+}
+
+func (p *process) kill() {
+	if p.ProcessState == nil {
+		_ = p.Process.Kill()
+		_ = p.Wait()
+	}
+}
+
+// holder is a process that has an ingest open.
+type holder struct{ *process }
+
+func hold(t *testing.T, s *content.Store, ref string, expected digest.Digest) holder {
+	t.Helper()
+	h := holder{start(t, s, "hold", ref, string(expected))}
 	h.stored()
 	return h
 }
 
 // stored waits until the process says how much it has stored.
-func (h *holder) stored() int {
+func (h holder) stored() int {
 	h.t.Helper()
-	var line []byte
-	b := make([]byte, 1)
-	for {
-		if _, err := io.ReadFull(h.r, b); err != nil {
-			h.t.Fatalf("the other process ended: %v", err)
-		}
-		if b[0] == '\n' {
-			n, err := strconv.Atoi(string(line))
-			if err != nil {
-				h.t.Fatal(err)
-			}
-			return n
-		}
-		line = append(line, b[0])
+	n, err := strconv.Atoi(h.line())
+	if err != nil {
+		h.t.Fatal(err)
 	}
+	return n
 }
 
-func (h *holder) write(b []byte) {
+func (h holder) write(b []byte) {
 	h.t.Helper()
 	go h.in.Write(b)
 	for n := 0; n < len(b); {
 		n = h.stored()
-	}
-}
-
-func (h *holder) kill() {
-	if h.c.ProcessState == nil {
-		_ = h.c.Process.Kill()
-		_ = h.c.Wait()
 	}
 }
 
@@ -252,7 +267,7 @@ func TestManyProcessesStoreABlobOnce(t *testing.T) {
 			stored++
 		}
 	}
-	// child appends the whole file to what is there, so whoever resumed failed; the data it
+	// The job appends the whole file to what is there, so whoever resumed failed; the data it
 	// kept makes the next fail as well. Nobody may store a wrong blob for that.
 	if stored > 1 {
 		t.Errorf("%d stored it", stored)

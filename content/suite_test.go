@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -24,10 +23,9 @@ import (
 	"github.com/opencontainers/go-digest"
 )
 
-// jobs are what the other processes of the suite do: see child.
-var jobs = map[string]func(*content.Store, []string) error{
+func init() {
 	// write REF DIGEST TEXT: opens a writer, writes, and says so; commits when a line comes.
-	"write": func(s *content.Store, args []string) error {
+	jobs["write"] = func(s *content.Store, args []string) error {
 		ctx := context.Background()
 		w, err := s.Writer(ctx, args[0], 0, digest.Digest(args[1]), content.Wait)
 		if errdefs.IsAlreadyExists(err) {
@@ -45,9 +43,9 @@ var jobs = map[string]func(*content.Store, []string) error{
 			return err
 		}
 		return w.Commit(ctx, 0, "", nil)
-	},
+	}
 	// label DIGEST KEY N: sets a label of its own to 1, 2, … N.
-	"label": func(s *content.Store, args []string) error {
+	jobs["label"] = func(s *content.Store, args []string) error {
 		n, err := strconv.Atoi(args[2])
 		for i := 1; i <= n && err == nil; i++ {
 			_, err = s.Update(context.Background(), content.Info{
@@ -55,9 +53,9 @@ var jobs = map[string]func(*content.Store, []string) error{
 			}, "labels."+args[1])
 		}
 		return err
-	},
+	}
 	// churn TEXT N: stores and deletes a blob, again and again.
-	"churn": func(s *content.Store, args []string) error {
+	jobs["churn"] = func(s *content.Store, args []string) error {
 		n, err := strconv.Atoi(args[1])
 		dgst := digest.FromString(args[0])
 		for i := 0; i < n && err == nil; i++ {
@@ -69,7 +67,7 @@ var jobs = map[string]func(*content.Store, []string) error{
 			}
 		}
 		return err
-	},
+	}
 }
 
 // TestStore is what a store is held to besides containerd's suite, which testdata/conformance runs: aborts, deletions, walks and
@@ -98,7 +96,7 @@ func TestStore(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()
 			s := &suite{T: t, root: filepath.Join(t.TempDir(), "store")}
-			s.Store = s.again()
+			s.Store = open(t, s.root)
 			c.f(s)
 		})
 	}
@@ -114,9 +112,7 @@ type suite struct {
 // again opens the store as another process would.
 func (s *suite) again() *content.Store {
 	s.Helper()
-	store, err := content.Open(s.root)
-	s.ok(err)
-	return store
+	return open(s.T, s.root)
 }
 
 func (s *suite) ok(err error) {
@@ -136,57 +132,31 @@ func (s *suite) want(what string, is func(error) bool, err error) {
 
 func (s *suite) put(text string) digest.Digest {
 	s.Helper()
-	dgst, err := content.WriteBlob(s.Context(), s.Store, "put", strings.NewReader(text), 0, "")
-	s.ok(err)
-	return dgst
+	return put(s.T, s.Store, []byte(text))
 }
 
 // leave begins an ingest and closes it.
 func (s *suite) leave(ref, text string) {
 	s.Helper()
-	w, err := s.Writer(s.Context(), ref, 0, "")
-	s.ok(err)
-	_, err = w.Write([]byte(text))
-	s.ok(errors.Join(err, w.Close()))
+	leave(s.T, s.Store, ref, text)
 }
 
-// read is a blob's text.
-func (s *suite) read(dgst digest.Digest) string {
+// wantText demands that a blob is stored and has a text.
+func (s *suite) wantText(dgst digest.Digest, text string) {
 	s.Helper()
-	r, err := s.File(dgst)
-	s.ok(err)
-	defer r.Close()
-	b, err := io.ReadAll(io.NewSectionReader(r, 0, r.Size()))
-	s.ok(err)
-	return string(b)
-}
-
-// process is another one that uses the store.
-type process struct {
-	*exec.Cmd
-	in  io.WriteCloser
-	out *bufio.Reader
+	wantBlob(s.T, s.Store, dgst, []byte(text))
 }
 
 func (s *suite) start(job string, args ...string) *process {
 	s.Helper()
-	p := &process{Cmd: childCommand(job, append([]string{s.root}, args...)...)}
-	var err error
-	p.in, err = p.StdinPipe()
-	s.ok(err)
-	out, err := p.StdoutPipe()
-	s.ok(err)
-	p.out = bufio.NewReader(out)
-	s.ok(p.Start())
-	s.Cleanup(p.kill)
-	return p
+	return start(s.T, s.Store, job, args...)
 }
 
-// says reads a line.
+// says demands that the other process says a line.
 func (s *suite) says(p *process, want string) {
 	s.Helper()
-	if line, err := p.out.ReadString('\n'); line != want+"\n" {
-		s.Fatalf("the other process says %q, not %q: %v", line, want, err)
+	if line := p.line(); line != want {
+		s.Fatalf("the other process says %q, not %q", line, want)
 	}
 }
 
@@ -195,11 +165,6 @@ func (s *suite) commit(p *process) {
 	s.Helper()
 	_, err := io.WriteString(p.in, "\n")
 	s.ok(errors.Join(err, p.Wait()))
-}
-
-func (p *process) kill() {
-	_ = p.Process.Kill()
-	_ = p.Wait()
 }
 
 func (s *suite) abort() {
@@ -237,9 +202,7 @@ func (s *suite) abortBusy() {
 		s.want("abort of "+ref, errdefs.IsUnavailable, s.again().Abort(s.Context(), ref))
 	}
 	s.commit(p)
-	if got := s.read(digest.FromString("text")); got != "text" {
-		s.Errorf("stored: %q", got)
-	}
+	s.wantText(digest.FromString("text"), "text")
 }
 
 // A ref may be shown by several ingests, of one digest each.
@@ -291,9 +254,7 @@ func (s *suite) delete() {
 	if info, err := s.Info(s.Context(), dgst); err != nil || len(info.Labels) != 0 {
 		s.Errorf("stored again, it has the labels of before: %v, %v", info.Labels, err)
 	}
-	if got := s.read(other); got != "other" {
-		s.Errorf("another blob: %q", got)
-	}
+	s.wantText(other, "other")
 }
 
 func (s *suite) churn() {
@@ -491,9 +452,7 @@ func (s *suite) killed() {
 		_, err = w.Write([]byte(rest))
 		s.ok(err)
 		s.ok(w.Commit(s.Context(), 0, dgst, nil))
-		if got := s.read(dgst); got != "text and more" {
-			s.Errorf("stored: %q", got)
-		}
+		s.wantText(dgst, "text and more")
 		s.ok(s.Delete(s.Context(), dgst))
 	}
 }
@@ -521,9 +480,7 @@ func (s *suite) waits() {
 	s.commit(p)
 	wg.Wait()
 	s.says(q, "exists")
-	if got := s.read(dgst); got != "text" {
-		s.Errorf("stored: %q", got)
-	}
+	s.wantText(dgst, "text")
 	if list, err := s.ListStatuses(s.Context()); err != nil || len(list) != 0 {
 		s.Errorf("left: %+v, %v", list, err)
 	}

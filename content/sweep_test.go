@@ -37,14 +37,14 @@ func sweepIngests(t *testing.T, s *content.Store, before time.Time, dryRun bool)
 	return refs
 }
 
-// leave writes some bytes into an ingest and closes it.
-func leave(t *testing.T, s *content.Store, ref string) {
+// leave writes a text into an ingest and closes it.
+func leave(t *testing.T, s *content.Store, ref, text string) {
 	t.Helper()
 	w, err := s.Writer(t.Context(), ref, 0, "")
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := w.Write([]byte(ref)); err != nil {
+	if _, err := w.Write([]byte(text)); err != nil {
 		t.Fatal(err)
 	}
 	if err := w.Close(); err != nil {
@@ -63,8 +63,8 @@ func TestSweepIngests(t *testing.T) {
 		t.Errorf("in no store: %q", got)
 	}
 	kept := put(t, s, []byte("a blob"))
-	leave(t, s, "old")
-	leave(t, s, "young")
+	leave(t, s, "old", "old")
+	leave(t, s, "young", "young")
 	w, err := s.Writer(t.Context(), "busy", 0, "")
 	if err != nil {
 		t.Fatal(err)
