@@ -21,3 +21,17 @@ func TestAs(t *testing.T) {
 		t.Errorf("%v", err)
 	}
 }
+
+// The class that a program's exit status stands for has that status.
+func TestRemote(t *testing.T) {
+	for status := range 12 {
+		err := Remote(status, "text")
+		want := status
+		if status < 2 || status > 10 {
+			want = 1
+		}
+		if got := Status(err); got != want || err.Error() != "text" {
+			t.Errorf("%d became %d: %v", status, got, err)
+		}
+	}
+}
