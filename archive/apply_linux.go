@@ -653,8 +653,8 @@ func (a *applier) attributes(f *file) error {
 	return nil
 }
 
-// owned settles a change of a file's owner, which ended with err. A file that has kept another owner doesn't get
-// its set-ID bits, which would give away the rights of that one.
+// owned settles a change of a file's owner that ended with err. If it was not permitted, the file gets no set-ID bits either:
+// they would give away the rights of the owner that it has kept.
 func (a *applier) owned(f *file, err error) error {
 	if err == nil {
 		return nil

@@ -48,7 +48,7 @@ func (i Info) Field(fieldpath []string) (value string, present bool) {
 // own is the store without its alternates.
 func (s *Store) own() *Store { return &Store{Dir: layout.Dir{Tree: s.Tree, Name: s.Name}} }
 
-// stat returns what the file system knows of a blob of the store's own.
+// stat describes the file of a blob that is in the store itself, not in an alternate.
 func (s *Store) stat(dgst digest.Digest) (fs.FileInfo, error) {
 	_, fi, err := s.own().lookup(dgst)
 	return fi, err
@@ -220,8 +220,8 @@ func (s *Store) Freshen(ctx context.Context, dgst digest.Digest) error {
 // anySize is the size of a blob whose size is not known.
 const anySize = -1
 
-// stored reports whether the store, or an alternate, has a blob of a size: one of another size is damaged. Whoever is told so
-// may rely on it: the blob is freshened, and on disk.
+// stored reports whether the store, or an alternate, has a blob. A blob of another size is damaged, and does not count. Callers may
+// rely on a blob that is reported: it has been freshened, and is on disk.
 func (s *Store) stored(ctx context.Context, dgst digest.Digest, size int64) (bool, error) {
 	if dgst == "" {
 		return false, nil
@@ -247,10 +247,12 @@ func (s *Store) stored(ctx context.Context, dgst digest.Digest, size int64) (boo
 	return true, nil
 }
 
-// maxDoubt bounds how much larger than expected a blob may be so that it is hashed to find out which of both is wrong.
+// maxDoubt is how many bytes larger than expected a blob may be and still be hashed, to find out whether it or the expected size
+// is wrong.
 const maxDoubt = 1 << 30
 
-// checkSize is DataLoss if the expected size is not that of the blob, which is stored and not damaged.
+// checkSize returns DataLoss if the blob is stored and right, and its size is not the expected one. A blob that is larger by more
+// than maxDoubt counts as damaged.
 func (s *Store) checkSize(ctx context.Context, dgst digest.Digest, size int64) error {
 	if dgst == "" || size == anySize {
 		return nil
@@ -280,8 +282,8 @@ func errExists(dgst digest.Digest) error {
 	return errclass.Errorf(errdefs.ErrAlreadyExists, "blob %s: already exists", dgst)
 }
 
-// Delete removes a blob and its labels; NotFound if there is none, FailedPrecondition if only an alternate has it. Who has
-// it open reads on.
+// Delete removes a blob and its labels; NotFound if there is none, FailedPrecondition if only an alternate has it. Processes
+// that have it open can read on.
 func (s *Store) Delete(ctx context.Context, dgst digest.Digest) error {
 	lock, err := s.lockOwn(ctx, dgst)
 	if err != nil {
@@ -304,7 +306,7 @@ func (s *Store) remove(dgst digest.Digest) error {
 func (s *Store) unlink(dgst digest.Digest) error {
 	// Labels first: a crash in between leaves a blob without labels, never labels that a
 	// later blob of the same bytes would inherit.
-	if err := s.dropLabels(dgst); err != nil && !errors.Is(err, unix.ENOTEMPTY) { // what is in a directory is none of ours
+	if err := s.dropLabels(dgst); err != nil && !errors.Is(err, unix.ENOTEMPTY) { // a directory with files in it is not ours
 		return fmt.Errorf("delete %s: %w", dgst, err)
 	}
 	return s.unlinkBare(dgst)

@@ -15,11 +15,11 @@ import (
 	"github.com/containerd/errdefs"
 )
 
-// CloneFrom stores all that r holds without copying it, if r is a regular file that stands at its beginning, and leaves it at
-// its end. The bytes are read and hashed as ever. ok is false if the file has to be copied; then nothing is stored.
+// CloneFrom stores the content of r without copying it, if r is a regular file whose offset is at its beginning. It leaves the
+// offset at the end. The bytes are still read and hashed. ok is false if the content has to be copied; then nothing is stored.
 //
 // An *os.File is stored as a reflink, which later writes to the file don't change. A *[File] is stored as a hard link
-// where there are no reflinks, provided that nobody but this user can write to it: it is read-only, and it and its directory
+// if there are no reflinks, provided that nobody but this user can write to it: it is read-only, and it and its directory
 // belong to this user. Nothing can be appended to a hard link; Truncate, Close and Abort give it up.
 //
 // FailedPrecondition: something is stored already. DataLoss: the file has more bytes than are expected; nothing is stored.
@@ -45,7 +45,7 @@ func (w *Writer) CloneFrom(ctx context.Context, r io.Reader) (ok bool, err error
 		return false, nil
 	}
 	if disk.Clone(w.data, f) != nil && !(isBlob && w.link(f)) {
-		return false, w.data.Truncate(0) // a part of it may have been cloned
+		return false, w.data.Truncate(0) // a part of the file may have been cloned
 	}
 	if err := w.adopt(ctx); err != nil {
 		return false, errors.Join(err, w.Truncate(0))
@@ -54,8 +54,7 @@ func (w *Writer) CloneFrom(ctx context.Context, r io.Reader) (ok bool, err error
 	return true, err
 }
 
-// adopt hashes what a file holds that was cloned or linked. It reads what is stored, since what it was cloned from may have
-// changed.
+// adopt hashes the content that was cloned or linked. It reads the ingest's file, since the original may have changed since.
 func (w *Writer) adopt(ctx context.Context) error {
 	_, stored := w.stored()
 	fi, err := stored.Stat()
@@ -72,7 +71,7 @@ func (w *Writer) adopt(ctx context.Context) error {
 	return nil
 }
 
-// link gives another store's blob a name in the ingest. It is false if that is not possible, or the blob is not only ours.
+// link gives another store's blob a name in the ingest. It returns false if it can't, or if another user could change the blob.
 func (w *Writer) link(blob *os.File) bool {
 	file, err := blob.Stat()
 	dir, derr := os.Lstat(filepath.Dir(blob.Name()))
@@ -80,7 +79,7 @@ func (w *Writer) link(blob *os.File) bool {
 		return false
 	}
 	tree := w.s.Tree
-	_ = tree.Remove(w.file(linkFile)) // a crash has left it
+	_ = tree.Remove(w.file(linkFile)) // a crash may have left it
 	if tree.LinkFile(blob, w.file(linkFile)) != nil {
 		return false
 	}
@@ -99,7 +98,7 @@ func isOurs(fi fs.FileInfo) bool {
 	return ok && int(st.Uid) == os.Geteuid() && fi.Mode()&0o022 == 0
 }
 
-// unlink gives up a hard link, if there is one, without touching the blob that it is of.
+// unlink removes the ingest's hard link, if it has one. The other store's blob stays as it is.
 func (w *Writer) unlink() {
 	if w.linked == nil {
 		return

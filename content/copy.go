@@ -15,7 +15,7 @@ import (
 // chunk is the unit of copying: large enough that system calls don't count, small enough that several fit into a cache.
 const chunk = 256 << 10
 
-// chunks keeps buffers of one blob for the next: a new one costs more than to store a small blob's bytes.
+// chunks keeps buffers for the next blob: to make a new one takes longer than to store a small blob.
 var chunks = sync.Pool{New: func() any { return new([chunk]byte) }}
 
 // Copy copies src to dst until end-of-file. A read that brings little is passed on at once, so
@@ -25,7 +25,7 @@ func Copy(ctx context.Context, dst io.Writer, src io.Reader) error {
 	return err
 }
 
-// copyAll is Copy. The channel is closed when src is read no more. Reads and writes take turns: what has just been read is hashed
+// copyAll is Copy. ended is closed once src is no longer read. Reads and writes take turns: what has just been read is hashed
 // and stored while it is in the processor's cache, and a pipe reads ahead by itself.
 func copyAll(ctx context.Context, dst io.Writer, src io.Reader) (ended chan struct{}, failed error) {
 	var (

@@ -24,8 +24,8 @@ const (
 	// heldBack is how much of the end is written only once the whole is verified: enough that a reader of an
 	// archive or a compressed stream misses its end.
 	heldBack = 64 << 10
-	// deadAfter is how long an ingest may have no writer before it counts as left behind. The next writer has the lock
-	// of the ingest before that of its data.
+	// deadAfter is how long an ingest may have no writer before it counts as left behind. A new writer is not seen at once:
+	// it locks the ingest first, and then its data, whose lock shows that it is there.
 	deadAfter = time.Second
 	// A follower looks again after an event, and without one after a pause that grows from minPause to maxPause.
 	minPause = 2 * time.Millisecond
@@ -107,7 +107,7 @@ func (f *follower) run(ctx context.Context, wait func() bool) error {
 		case f.data != nil && locked(f.data), wait != nil && wait():
 			orphaned = time.Time{}
 		case wait != nil:
-			wait = nil // it may have come since it was looked for
+			wait = nil // look once more: the ingest may have begun since the last look
 			continue
 		case !found:
 			return errclass.Errorf(errdefs.ErrNotFound, "it is not stored, and no process ingests it")
@@ -150,7 +150,7 @@ func (f *follower) forget() {
 	f.watch = nil
 }
 
-// send writes what is in a file from where it is on, up to an offset. A file that has become shorter ends it early.
+// send writes the bytes of a file that were not sent yet, up to an offset. It stops early if the file has become shorter.
 func (f *follower) send(ctx context.Context, from *os.File, to int64) error {
 	if f.buf == nil && f.sent < to {
 		f.buf = make([]byte, chunk)
@@ -192,7 +192,7 @@ func (f *follower) finish(ctx context.Context, blob *File) error {
 	if err := f.send(ctx, blob.File, blob.Size()-heldBack); err != nil {
 		return err
 	}
-	// However long somebody else has made the file meanwhile, no more than this is taken into memory.
+	// Another process may have made the file longer: no more than this is read into memory.
 	rest, err := io.ReadAll(io.NewSectionReader(blob.File, f.sent, min(blob.Size()-f.sent, heldBack)))
 	if err != nil {
 		return disk.Cause(err)
@@ -205,7 +205,7 @@ func (f *follower) finish(ctx context.Context, blob *File) error {
 	return err
 }
 
-// await waits for something to happen to the ingest, or to those of the store if there is none yet, for at most a pause.
+// await waits for a change of the ingest, or of the store's ingests and blobs if there is none yet, for at most a pause.
 func (f *follower) await(ctx context.Context, pause time.Duration) (happened bool, err error) {
 	if f.watch == nil {
 		// What happened before the watch began is seen by looking at once.

@@ -10,11 +10,11 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// watch reports changes of files and directories by inotify(7). That a file system tells nothing of what
-// other machines do to it is no failure: whoever waits also looks from time to time.
+// A watch reports changes of files and directories by inotify(7). It misses what other machines do to a network file system, so
+// its user also looks from time to time.
 type watch struct{ events *os.File }
 
-// newWatch watches files that are open: what their names lead to may be others by now. It is nil if that can't be done.
+// newWatch watches open files, since their names may lead to other files by now. It returns nil if it can't.
 func newWatch(files ...*os.File) *watch {
 	fd, err := unix.InotifyInit1(unix.IN_CLOEXEC | unix.IN_NONBLOCK)
 	if err != nil {
@@ -32,7 +32,7 @@ func newWatch(files ...*os.File) *watch {
 	return w
 }
 
-// wait waits for a change, for at most a time. All changes that are known by then count as one.
+// wait waits for a change, no longer than most. Changes that have come by the same time count as one.
 func (w *watch) wait(ctx context.Context, most time.Duration) (changed bool, err error) {
 	if err := w.events.SetReadDeadline(time.Now().Add(most)); err != nil {
 		return false, err

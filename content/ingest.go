@@ -55,7 +55,7 @@ var ingestFiles = []string{dataFile, linkFile, stateFile, stateFile + ".tmp", "u
 // maxRef bounds a ref, in bytes.
 const maxRef = 4 << 10
 
-// checkRef is InvalidArgument if a text can be no ref.
+// checkRef returns InvalidArgument if a text can't be a ref.
 func checkRef(ref string) error {
 	switch {
 	case ref == "":
@@ -110,7 +110,7 @@ func locked(f *os.File) bool {
 }
 
 // removeIngest empties a directory whose lock is held, gives the lock back and removes the directory. Files that
-// are not known stay, and the directory with them. The files given are its own, and closed.
+// are not known stay, and the directory with them. files are open files of the ingest, which removeIngest closes.
 func (s *Store) removeIngest(dir string, lock *os.File, files ...*os.File) error {
 	var err error
 	for _, name := range ingestFiles {
@@ -201,7 +201,7 @@ func (s *Store) eachIngest(ctx context.Context, f func(dir string, st Status) er
 }
 
 // eachMeant calls f with every ingest that a ref means: the one whose key it is, else all that show the ref or expect that
-// digest. NotFound if there is none, InvalidArgument if it can be no ref.
+// digest. NotFound if there is none, InvalidArgument if it can't be a ref.
 func (s *Store) eachMeant(ctx context.Context, ref string, f func(dir string, st Status) error) error {
 	if err := checkRef(ref); err != nil {
 		return err

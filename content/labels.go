@@ -40,7 +40,7 @@ func labelName(dgst digest.Digest) string {
 // labels.
 func readLabels(tree disk.Tree, dgst digest.Digest) (map[string]string, time.Time, error) {
 	labels, changed, err := parseLabels(tree, labelName(dgst))
-	if errdefs.IsFailedPrecondition(err) { // it is too large or no regular file, or a directory above it is none
+	if errdefs.IsFailedPrecondition(err) { // it is too large or not a regular file, or what is above it is not a directory
 		if _, serr := tree.Stat(labelName(dgst)); serr == nil {
 			err = errclass.As(disk.Cause(err), errdefs.ErrDataLoss)
 		}
@@ -168,8 +168,8 @@ func checkLabels(labels map[string]string) error {
 
 // Update changes labels of the blob info.Digest. Without fieldpaths, or with "labels", all
 // are replaced, also if their file is damaged; "labels.KEY" sets that one, or deletes it where its value is empty. Any
-// other field is InvalidArgument; a missing blob NotFound, one that only an alternate has FailedPrecondition. It gives what
-// is there then.
+// other field is InvalidArgument; a missing blob NotFound, one that only an alternate has FailedPrecondition. It returns the
+// blob with its new labels.
 func (s *Store) Update(ctx context.Context, info Info, fieldpaths ...string) (Info, error) {
 	if err := checkLabels(info.Labels); err != nil {
 		return Info{}, err
@@ -240,8 +240,8 @@ func (s *Store) eachLabelled(ctx context.Context, f func(digest.Digest, fs.FileI
 	return nil
 }
 
-// Labelled calls f with every blob that has a label, if its labels were changed after a time. Labels that are damaged count, if
-// the key stands anywhere in them.
+// Labelled calls f with every blob that has a label of this key, and whose labels have changed since a time. Damaged labels count
+// if their text contains the key.
 func (s *Store) Labelled(ctx context.Context, key string, since time.Time, f func(digest.Digest) error) error {
 	return s.eachLabelled(ctx, func(dgst digest.Digest, fi fs.FileInfo) error {
 		if fi.ModTime().Before(since) {

@@ -34,7 +34,7 @@ type Leftover struct {
 // SweepIngests removes the ingests to which nothing was added since a time and that no writer
 // has open, torn ones among them, and files written aside that are older than an hour, too. It
 // calls f with each once it is gone, or would be with dryRun. Files that are not known stay,
-// and their directory with them. Ingests are removed in functions that are handed to alone, if it is set.
+// and their directory with them. If alone is set, it is called to run each removal of an ingest.
 func (s *Store) SweepIngests(ctx context.Context, before time.Time, dryRun bool, alone func(func() error) error, f func(Leftover) error) error {
 	aside := asideBefore(before)
 	for _, dir := range []string{".", layout.Ingest, path.Join(ocispec.ImageBlobsDir, string(digest.SHA256)), path.Join(ocispec.ImageBlobsDir, string(digest.SHA512))} {
@@ -109,7 +109,7 @@ func (s *Store) sweepIngest(ctx context.Context, dir string, before time.Time, d
 	if err != nil || dryRun {
 		return left, err
 	}
-	// While a large file is open its removal takes no time.
+	// To remove a large file takes no time while it is open.
 	if data, err := s.Tree.Open(path.Join(dir, dataFile)); err == nil {
 		defer func() {
 			_ = data.Close()
@@ -160,8 +160,8 @@ func (s *Store) lastChange(ctx context.Context, dir string) (at time.Time, ours 
 	return fi.ModTime(), ours, err
 }
 
-// lastWrite returns the latest time at which one of an ingest's files was written. It is zero if there are none but the lock,
-// which whoever looks makes.
+// lastWrite returns the latest time at which one of an ingest's files was written. The lock does not count, since a sweep creates it
+// too. The time is zero if there is no other file.
 func (s *Store) lastWrite(dir string) (at time.Time) {
 	for _, name := range ingestFiles {
 		if fi, err := s.Tree.Stat(path.Join(dir, name)); err == nil && name != lockFile && fi.ModTime().After(at) {
@@ -171,8 +171,8 @@ func (s *Store) lastWrite(dir string) (at time.Time) {
 	return at
 }
 
-// Unused deletes blobs for a sweep, which logs what it has deleted itself. It has one lock at a time, and keeps it until it is asked
-// for a blob of another one, or closed: deleted in the order of their digests, blobs that share a lock cost one.
+// Unused deletes blobs for a sweep. It writes no events: the sweep does. It holds one lock at a time, until it is asked to delete a
+// blob of another lock, or closed. So blobs that share a lock cost one if they are deleted in the order of their digests.
 type Unused struct {
 	s                *Store
 	before, labelled time.Time
@@ -181,7 +181,8 @@ type Unused struct {
 	freshened        time.Time // when all blobs of the lock were
 }
 
-// Unused returns what deletes blobs that were stored or freshened before a time, and got no labels since the time labelled.
+// Unused returns an Unused, which deletes only blobs that were last stored or freshened before a time, and whose labels have not
+// changed since the time labelled.
 func (s *Store) Unused(before, labelled time.Time) *Unused {
 	return &Unused{s: s, before: before, labelled: labelled}
 }
@@ -194,8 +195,8 @@ func (u *Unused) Close() {
 	}
 }
 
-// Delete deletes a blob. NotFound if there is none, FailedPrecondition if it is in use since before or has got labels, and
-// Unavailable if somebody is working on it. Nobody freshens or labels it in between.
+// Delete deletes a blob. NotFound if there is none, FailedPrecondition if it has been used, or has got labels, since the times given
+// to [Store.Unused], and Unavailable if another process has its lock. Nobody freshens or labels it in between.
 func (u *Unused) Delete(dgst digest.Digest) error {
 	if err := Validate(dgst); err != nil {
 		return err
@@ -246,8 +247,8 @@ func (u *Unused) take(dgst digest.Digest) error {
 	return nil
 }
 
-// SweepLabels removes labels of no blob, older than before and an hour, which a crash left between the labels and the blob. It
-// calls f with each.
+// SweepLabels removes labels that belong to no blob, if they are older than before and an hour: a crash can leave labels whose blob
+// was not published. It calls f with each.
 func (s *Store) SweepLabels(ctx context.Context, before time.Time, dryRun bool, f func(Leftover) error) error {
 	before = asideBefore(before)
 	return s.eachLabelled(ctx, func(dgst digest.Digest, fi fs.FileInfo) error {

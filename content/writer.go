@@ -236,7 +236,7 @@ func (w *Writer) Write(p []byte) (int, error) {
 	return n, nil
 }
 
-// fits is DataLoss if so many bytes more are not expected.
+// fits returns DataLoss if n more bytes would exceed the expected size.
 func (w *Writer) fits(n int64) error {
 	if w.total > 0 && n > w.total-w.offset {
 		return mismatch("ingest %s: size mismatch: more than the expected %d bytes", w.ref, w.total)
@@ -326,7 +326,7 @@ func (w *Writer) Abort() error {
 	return nil
 }
 
-// release gives up what is open, the mark of life before the lock.
+// release closes what is open. The data goes before the lock: its lock shows that the ingest is active.
 func (w *Writer) release() {
 	if w.data != nil {
 		disk.Release(w.data)
@@ -426,7 +426,7 @@ func (w *Writer) publish(ctx context.Context, dgst digest.Digest, labels map[str
 	now := time.Now()
 	name, stored := w.stored()
 	err := stored.Chmod(0o444)
-	copied := errors.Is(err, unix.EPERM) // another user of the group has begun it, whose file it would stay
+	copied := errors.Is(err, unix.EPERM) // data is a file of another user, and would stay that user's
 	if err != nil && !copied {
 		return err
 	}
@@ -476,7 +476,7 @@ func (w *Writer) publish(ctx context.Context, dgst digest.Digest, labels map[str
 	return nil
 }
 
-// copyTo copies what is stored to a file of another file system, and verifies what it reads for that.
+// copyTo copies what is stored to another file, and verifies the bytes that it copies.
 func (w *Writer) copyTo(ctx context.Context, out *os.File, dgst digest.Digest) error {
 	_, stored := w.stored()
 	h := newHash(dgst.Algorithm())

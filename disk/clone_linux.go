@@ -6,9 +6,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Clone makes what a file holds a reflink of what another one does: both share their blocks until one of them is written to. The
-// file keeps what it has behind that. Any error means that it is to be copied: few file systems have reflinks, and only within
-// one of them.
+// Clone makes the content of a file a reflink of another file's: the two share blocks until one of them is written to. If to is
+// longer, the rest of it stays. Any error means that the content has to be copied: few file systems have reflinks, and none has
+// them to another file system.
 func Clone(to, from *os.File) error {
 	return retry(func() error { return unix.IoctlFileClone(int(to.Fd()), int(from.Fd())) })
 }

@@ -2,5 +2,5 @@
 
 package disk
 
-// openBeneath is of Linux alone.
+// openBeneath is for Linux alone.
 func openBeneath(int, string) (fd int, ok bool) { return -1, false }

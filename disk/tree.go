@@ -544,7 +544,7 @@ func (t Tree) LockFile(ctx context.Context, name string, flag int, perm fs.FileM
 	return t.LockOpened(ctx, name, how, func() (*os.File, error) { return t.OpenFile(name, flag, perm) })
 }
 
-// LockOpened is LockFile of a file that open opens.
+// LockOpened is LockFile with a function that opens the file.
 func (t Tree) LockOpened(ctx context.Context, name string, how int, open func() (*os.File, error)) (*os.File, error) {
 	return lockNamed(ctx, how, open, func(f *os.File) bool { return t.Names(name, f) })
 }

@@ -92,7 +92,7 @@ func exists(pid int) func() bool {
 	return func() bool { return unix.Kill(pid, 0) != unix.ESRCH }
 }
 
-// flushed is standard output, of which nothing stays in a buffer.
+// flushed is standard output, flushed after each write.
 type flushed struct{ c *cobra.Command }
 
 func (f flushed) Write(p []byte) (int, error) {

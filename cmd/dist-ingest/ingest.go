@@ -112,7 +112,7 @@ func (in *ingest) commit(ctx context.Context, w *content.Writer) (record, error)
 	return r, nil
 }
 
-// sink is the writer as content comes into it, which holds an expected size of 0, too.
+// sink is the writer, with a check for an expected size of 0: for [content.Store.Writer] that means a size that is not known.
 func (in *ingest) sink(w *content.Writer) io.Writer {
 	return sink(func(p []byte) (int, error) {
 		if in.size == 0 && len(p) > 0 {

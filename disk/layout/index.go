@@ -83,7 +83,7 @@ func (e Entry) Descriptor() (v1.Descriptor, error) {
 	return d, err
 }
 
-// Target is Descriptor without the annotations. It calls f with each of them instead, with some twice if need be: the last
+// Target is Descriptor without the annotations. It calls f with each of them instead. If it does so twice with a key, the last
 // value counts.
 func (e Entry) Target(f func(key, value string)) (v1.Descriptor, error) {
 	if d, ok := e.plain(f); ok {
@@ -100,8 +100,8 @@ func (e Entry) Target(f func(key, value string)) (v1.Descriptor, error) {
 	return d, nil
 }
 
-// plain is Target of a descriptor that has only the members that the names of a store have, each once, and false of others.
-// encoding/json takes ten times as long.
+// plain is Target for a descriptor that has no other members than the names of a store have, and each once. For any other, ok is
+// false. encoding/json takes ten times as long.
 func (e Entry) plain(f func(key, value string)) (d v1.Descriptor, ok bool) {
 	s := scanner{b: e.Raw}
 	text := func() string {
@@ -171,8 +171,8 @@ func (s *scanner) entry() Entry {
 	return e
 }
 
-// share is unquote. A text without escapes is a part of the index's text, which nobody changes, and not a copy of it: of a hundred
-// thousand names mostly one is wanted.
+// share is unquote, but it does not copy a text without escapes: that shares the memory of the index's text, which nobody changes.
+// Of a hundred thousand names mostly one is wanted.
 func share(quoted []byte) string {
 	if text := quoted[1 : len(quoted)-1]; len(text) > 0 && bytes.IndexByte(text, '\\') < 0 && utf8.Valid(text) {
 		return unsafe.String(&text[0], len(text))
@@ -210,9 +210,9 @@ func DescribesContent(label string) bool {
 	return strings.HasPrefix(label, "org.opencontainers.") || strings.HasPrefix(label, LabelSource)
 }
 
-// LabelSource, with a registry's host behind it, is the label that has the repositories of that
-// registry in which an image, or a blob, is known to be, separated by commas: containerd's label
-// of blobs. They can be asked to give their blobs to another repository.
+// LabelSource, followed by a registry's host, is the label that lists the repositories of that
+// registry which are known to have an image or a blob, separated by commas. containerd gives it
+// to blobs. The registry can be asked to mount their blobs into another repository.
 const LabelSource = "containerd.io/distribution.source."
 
 // Point gives target a name, new or not, and returns the name's labels, and whether it is new. Labels that are among

@@ -95,8 +95,8 @@ func open(root string) (Dir, error) {
 // DefaultNamespace is the namespace whose names are in the store's own index.json.
 const DefaultNamespace = "default"
 
-// Resolve returns the store that a root stands for, and which of its namespaces is meant: where the root is the directory of a
-// namespace, that one by [DefaultNamespace] too, and no other (InvalidArgument).
+// Resolve returns the store that a root stands for, and the namespace that is meant. If the root is the directory of a namespace,
+// it is that one: "" and [DefaultNamespace] stand for it too, and any other is InvalidArgument.
 func Resolve(root, namespace string) (store, of string, err error) {
 	d, err := open(root)
 	if err != nil || d.Name == "." {
@@ -106,7 +106,8 @@ func Resolve(root, namespace string) (store, of string, err error) {
 	return string(d.Tree), of, err
 }
 
-// Within returns the namespace that is meant by namespace where the root is the directory of own, as Resolve does.
+// Within returns the namespace that is meant, as Resolve does. own is the namespace whose directory the root is, "" if it is the
+// store's.
 func Within(own, namespace string) (string, error) {
 	if own != "" && namespace != own && namespace != DefaultNamespace && namespace != "" {
 		return "", errclass.Errorf(errdefs.ErrInvalidArgument, "namespace %.80q: the store was given by the directory of namespace %s", namespace, own)
@@ -214,8 +215,8 @@ func (d Dir) publish(aside, name, text string) error {
 	return d.Tree.SyncDir(d.Name)
 }
 
-// renameNew renames a file unless there is one of the new name: fs.ErrExist. Where the file system can't do that, all that
-// create files in the layout exclude each other.
+// renameNew renames a file unless there is one of the new name: fs.ErrExist. Where the file system can't do that, those who
+// create files in the layout exclude each other by a lock.
 func (d Dir) renameNew(from, to string) error {
 	if err := d.Tree.RenameNew(from, to); !errors.Is(err, unix.EINVAL) && !errors.Is(err, unix.ENOSYS) && !errors.Is(err, unix.ENOTSUP) {
 		return err
@@ -276,7 +277,7 @@ func (d Dir) Freshen(ctx context.Context, dgst digest.Digest) error {
 	return err
 }
 
-// Retain freshens a blob, and makes its name durable: who has published it may not have done so yet. fs.ErrNotExist if there
+// Retain freshens a blob, and makes its name durable: the process that publishes it may not have done so yet. fs.ErrNotExist if there
 // is none. In a store that can't be written to the blob is left as it is.
 func (d Dir) Retain(ctx context.Context, dgst digest.Digest) error {
 	if err := d.Freshen(ctx, dgst); err != nil {
@@ -290,8 +291,8 @@ func (d Dir) Retain(ctx context.Context, dgst digest.Digest) error {
 }
 
 // PutBlob stores a blob, unless it is there: then it is retained, and write isn't called. write writes the blob's bytes, and
-// fails if they aren't those of the digest. A blob of another size than the expected one, -1 if that is not known, is
-// damaged, and replaced. When PutBlob returns the blob is on disk.
+// fails if they don't hash to the digest. expected is the blob's size, -1 if it is not known: a blob of another size is damaged,
+// and is replaced. When PutBlob returns the blob is on disk.
 func (d Dir) PutBlob(ctx context.Context, dgst digest.Digest, expected int64, write func(io.Writer) error) (size int64, exists bool, err error) {
 	fi, err := d.Tree.Stat(BlobName(dgst))
 	if err == nil && (expected < 0 || fi.Size() == expected) {

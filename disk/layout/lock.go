@@ -56,8 +56,8 @@ func lockFile(ctx context.Context, tree disk.Tree, name string, how int) (*os.Fi
 	return tree.LockOpened(ctx, name, how, func() (*os.File, error) { return openLock(tree, name) })
 }
 
-// LockNamespaces locks which namespaces there are. The lock is shared by those who make one, and held alone by a sweep and by those
-// who remove one. how is as for [disk.Lock].
+// LockNamespaces locks the set of namespaces. Those who make a namespace share the lock; a sweep, and those who remove one, hold it
+// alone. how is as for [disk.Lock].
 func LockNamespaces(ctx context.Context, tree disk.Tree, how int) (*os.File, error) {
 	return lockFile(ctx, tree, Namespaces, how)
 }
@@ -65,8 +65,8 @@ func LockNamespaces(ctx context.Context, tree disk.Tree, how int) (*os.File, err
 // LockBlob excludes others who freshen or delete a blob, or change its labels. how is as for [disk.Lock]. fs.ErrNotExist if there is
 // no blob.
 //
-// It is not the blob's own file that is locked, which nobody may write to. Blobs whose digests begin alike share a lock: so
-// nobody waits for a second one.
+// The blob's own file is not locked, since nobody may open it for writing. Blobs whose digests begin alike share a lock, so a
+// process that has one must not wait for another.
 func (d Dir) LockBlob(ctx context.Context, dgst digest.Digest, how int) (*os.File, error) {
 	own := Dir{Tree: d.Tree}                         // without the alternates
 	if _, _, err := own.FindBlob(dgst); err != nil { // no file is created for a blob that isn't there

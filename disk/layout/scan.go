@@ -276,8 +276,8 @@ func plain(b []byte, i int) int {
 	return i
 }
 
-// special has the high bit of the first byte of eight that is a quote, a backslash or a control character. Bits of bytes
-// behind it mean nothing.
+// special looks for quotes, backslashes and control characters among eight bytes. The lowest bit that it sets is the high bit of the
+// first one. Bits of later bytes mean nothing.
 func special(w uint64) uint64 {
 	const ones, highs = 0x0101010101010101, 0x8080808080808080
 	// The lowest high bit of (w - ones*n) &^ w is that of the first byte below n, for n up to 128.
