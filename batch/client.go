@@ -21,14 +21,13 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
-// Client sends requests to a server and reads its answers. It may be used by several goroutines: what each of them asks
-// goes out at once, and the answers come in the order of the requests. An object whose turn has come holds up those behind
-// it until it is closed.
+// Client sends requests to a server and reads its answers. Several goroutines may use it at the same time. Requests are sent
+// at once, and the answers come in the order of the requests. While an answer's object is open, the answers behind it wait.
 //
-// Errors have the class that the server tells. A server that is gone is Aborted, and one whose answers can't be understood
-// is DataLoss; every request then fails with that error.
+// An error has the class that the server sent. If the server is gone, the class is Aborted. If an answer can't be understood,
+// it is DataLoss. In both cases all requests that wait, and all later ones, fail with the same error.
 type Client struct {
-	// Unverified leaves it to the caller to hash what was asked for by digest: its length alone is checked.
+	// Unverified is set if the caller hashes what it asks for by digest. The client then checks the length alone.
 	Unverified bool
 
 	sending sync.Mutex
@@ -51,7 +50,8 @@ func NewClient(output io.Reader, input io.WriteCloser) *Client {
 	return c
 }
 
-// Close closes the server's input, which ends it when it has answered. Requests that wait for an answer still get it.
+// Close closes the server's input. The server ends once it has answered all requests, and those that wait still get their
+// answers.
 func (c *Client) Close() error {
 	c.mu.Lock()
 	c.closed = true
@@ -78,7 +78,7 @@ type Pending struct {
 	over     chan struct{} // closed when all of the answer has been read
 }
 
-// known is what hints say of an object: its size, -1 if they do not tell, and where its bytes are wanted from.
+// known is what hints say about an object: its size, or -1 if they don't say, and the offset of the first byte that is wanted.
 type known struct{ size, begin int64 }
 
 func parseHints(list []string) known {
@@ -97,7 +97,8 @@ func parseHints(list []string) known {
 	return k
 }
 
-// send writes a request and, behind it, content. It returns the error of reading that.
+// send writes a request and, behind it, content, if that is not nil. source is the error of reading the content. isLast is false
+// if another request follows at once.
 func (c *Client) send(ctx context.Context, isLast bool, verb string, content io.Reader, object string, hints ...string) (p *Pending, source, err error) {
 	line := strings.Join(append([]string{verb, object}, hints...), " ")
 	if err := checkRequest(line, len(hints)+2); err != nil {
@@ -162,8 +163,8 @@ func (c *Client) enqueue(p *Pending) error {
 	return nil
 }
 
-// fail gives an error to all requests that wait, and to those to come. The first one counts. The server's input is closed, because
-// whoever writes to it may wait for a reader that is gone.
+// fail ends all requests that wait, and all later ones, with an error. Of several calls, the first one's error stays. The server's
+// input is closed, because a goroutine that writes to it may wait for a reader that is gone.
 func (c *Client) fail(err error) {
 	defer c.closeW()
 	c.mu.Lock()
@@ -179,7 +180,7 @@ func (c *Client) fail(err error) {
 	c.more.Broadcast()
 }
 
-// take returns the oldest request that waits, nil once there will be none.
+// take waits for a request, and returns the oldest that waits for an answer. It returns nil once there will be none.
 func (c *Client) take() *Pending {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -194,7 +195,7 @@ func (c *Client) take() *Pending {
 	return p
 }
 
-// read gives each request its answer, and waits until it has been read.
+// read gives each request its answer, and waits until the answer's content has been read.
 func (c *Client) read() {
 	for p := c.take(); p != nil; p = c.take() {
 		line, err := readLine(c.r)
@@ -212,14 +213,14 @@ func (c *Client) read() {
 			continue
 		}
 		<-p.over
-		if err := c.Err(); err != nil { // of its Close
+		if err := c.Err(); err != nil { // the object's Close could not read the rest
 			c.fail(err)
 			return
 		}
 	}
 }
 
-// broken returns the error of a stream that can't be read on. One that has a class already, as that of a server's exit
+// broken gives a class to the error that ended a stream. An error that has one already, such as that of a server's exit
 // status, keeps it.
 func broken(err error) error {
 	switch {
@@ -236,7 +237,8 @@ func broken(err error) error {
 // answerWords are the first words of answers, and how many follow them: digest, size and type.
 var answerWords = map[string]int{"ok": 3, "yes": 3, "no": 0, "stored": 2, "exists": 2, "mounted": 2}
 
-// parse reads the line of an answer. Its own failure means that the stream can't be understood.
+// parse reads the line of an answer. It returns an error if the stream can't be understood. An error that the server reports is
+// in p.err.
 func (p *Pending) parse(line string) error {
 	if err, ok := parseFailure(line); ok {
 		p.err = err
@@ -264,8 +266,8 @@ func (p *Pending) parse(line string) error {
 	return nil
 }
 
-// Answer waits for the answer, which must begin with one of the words. Its content, if there is some, is an *[Object]. An
-// answer that is no longer waited for is read and thrown away.
+// Answer waits for the answer, which must begin with one of the words. Its content, if there is some, is an *[Object]. If ctx
+// is done before the answer comes, it is read and thrown away later.
 func (p *Pending) Answer(ctx context.Context, allowed ...string) (Answer, error) {
 	select {
 	case <-p.answered:
@@ -283,7 +285,7 @@ func (p *Pending) Answer(ctx context.Context, allowed ...string) (Answer, error)
 	err := p.check(allowed)
 	if err != nil {
 		if p.answer.Content != nil {
-			go p.answer.Content.Close() // it may not come
+			go p.answer.Content.Close() // in the background: the content may never come
 		}
 		return Answer{}, err
 	}
@@ -310,7 +312,7 @@ func asDigest(s string) (digest.Digest, bool) {
 	return d, err == nil
 }
 
-// Fetch returns the bytes of a manifest or blob, object being a tag or digest. See [Client.Request].
+// Fetch returns the bytes of a manifest or blob. object is a tag or digest. See [Client.Request].
 func (c *Client) Fetch(ctx context.Context, object string, hints ...string) (*Object, error) {
 	p, err := c.Request(object, hints...)
 	if err != nil {
@@ -330,7 +332,7 @@ func (c *Client) Ask(verb, object string, hints ...string) (*Pending, error) {
 	return p, err
 }
 
-// Wait waits for the object. It can be read when those that were asked for before have been closed.
+// Wait waits for the object, whose answer comes once all objects that were asked for before it have been closed.
 func (p *Pending) Wait(ctx context.Context) (*Object, error) {
 	a, err := p.Answer(ctx, "ok")
 	if err != nil {
@@ -349,8 +351,8 @@ func (p *Pending) Wait(ctx context.Context) (*Object, error) {
 	return o, nil
 }
 
-// Object is the content of an answer. Reading it ends in io.EOF only if the server had all of it, if its length is right
-// and, from offset 0, if it hashes to the digest.
+// Object is the content of an answer. Read returns io.EOF only if the server had all of it and its length is right. If it
+// begins at offset 0, it must also hash to the digest, but see [Client.Unverified].
 type Object struct {
 	ocispec.Descriptor // Size is -1 where the server does not tell
 	pending            *Pending
@@ -389,7 +391,7 @@ func (o *Object) Read(b []byte) (int, error) {
 	return n, err
 }
 
-// Close reads the rest, so that the next answer can be read. If there can be none, the client's Err says so from now on.
+// Close reads the rest, so that the next answer can be read. If that fails, the client's Err returns the error from then on.
 func (o *Object) Close() error {
 	o.closed.Do(func() {
 		if err := o.in.drain(); err != nil {
@@ -478,8 +480,8 @@ func (c *Client) Put(ctx context.Context, object string, content io.Reader, hint
 	return p.Answer(ctx, "stored", "exists", "mounted")
 }
 
-// Mount has the server take a blob from another place that it has at hand, such as another repository of the same
-// registry. It reports false if it does not. The word of the answer is mounted or exists otherwise.
+// Mount has the server take a blob from another place that it can reach, such as another repository of the same registry. It
+// reports false if the server does not. Otherwise the word of the answer is mounted or exists.
 func (c *Client) Mount(ctx context.Context, d digest.Digest, from string) (Answer, bool, error) {
 	p, err := c.Ask("mount", string(d), from)
 	if err != nil {

@@ -47,7 +47,7 @@ func errEnd() error {
 	return errclass.Errorf(errdefs.ErrAborted, "unexpected end: the other side is gone")
 }
 
-// malformedError reports that a stream is not what it should be. Nothing more can be read from it.
+// malformedError reports that the other side has broken the protocol. Nothing more can be read from the stream.
 type malformedError struct{ error }
 
 func malformed(format string, a ...any) error {
@@ -98,14 +98,14 @@ func number(s string) (int64, error) {
 	return int64(n), nil
 }
 
-// content reads chunks and the trailer behind them. It ends in io.EOF after the trailer "end", and in an error after
-// another one, or when the stream is broken.
+// content reads chunks and the trailer that follows them. Read returns io.EOF after the trailer "end". It returns another error
+// after another trailer, and if the stream is broken.
 type content struct {
 	r    *bufio.Reader
-	left int64 // of the chunk
+	left int64 // bytes of the chunk that have not been read
 	// trailer returns the error that a trailer other than "end" stands for, and whether there is such a trailer.
 	trailer func(line string) (error, bool)
-	err     error // that reading ended with
+	err     error // the error that ended reading
 	broken  error // the same error, if nothing more can be read from the stream
 }
 
@@ -170,7 +170,7 @@ func (c *content) drain() error {
 
 type onlyReader struct{ io.Reader }
 
-// chunks writes content as chunks. After an error, err is that of the writer below.
+// chunks writes content as chunks. err is the first error of w.
 type chunks struct {
 	w   *bufio.Writer
 	err error
@@ -196,7 +196,7 @@ func (c *chunks) Write(p []byte) (n int, err error) {
 	return n, c.err
 }
 
-// readFrom copies content, and returns the error of reading it.
+// readFrom copies content, and returns an error of reading it. An error of writing is in c.err.
 func (c *chunks) readFrom(r io.Reader) error {
 	var err error
 	if w, ok := r.(io.WriterTo); ok && !isFile(r) {
@@ -210,7 +210,7 @@ func (c *chunks) readFrom(r io.Reader) error {
 	return err
 }
 
-// isFile reports whether r is a file, which writes itself in pieces that are too small.
+// isFile reports whether r is a file. The WriteTo of a file writes pieces that are too small.
 func isFile(r io.Reader) bool {
 	_, ok := r.(*os.File)
 	return ok
@@ -224,7 +224,7 @@ func (c *chunks) end(trailer string) error {
 	return c.err
 }
 
-// describe writes what is known of an object as words.
+// describe returns an object's digest and size as words.
 func describe(d digest.Digest, size int64) string {
 	word := unknown
 	if d != "" {
@@ -262,7 +262,7 @@ func parseDescriptor(list []string) (ocispec.Descriptor, error) {
 	return desc, nil
 }
 
-// typeWord writes a media type as a word.
+// typeWord returns a media type as a word.
 func typeWord(mediaType string) string {
 	if !isType(mediaType) {
 		return unknown
@@ -277,7 +277,7 @@ func isType(s string) bool {
 	return len(s) <= maxType && strings.Count(s, "/") == 1 && !strings.ContainsAny(s, " \t\n")
 }
 
-// failure writes an error as words.
+// failure returns the line that reports an error, as an answer or as a trailer.
 func failure(err error) string {
 	text := errclass.OneLine(strings.ToValidUTF8(err.Error(), "?"))
 	if len(text) > MaxMessage {

@@ -18,7 +18,7 @@ import (
 type Request struct {
 	// Object is a tag or digest, not yet checked.
 	Object string
-	// Hints are the words behind it: of a mount, the one place.
+	// Hints are the words behind Object. A mount has one: the place to take the blob from.
 	Hints []string
 	// Content is that of a put, nil for every other request. It ends in io.EOF only if the sender had all of it.
 	Content io.Reader
@@ -40,7 +40,7 @@ type Answer struct {
 // it returns does the work. Several of those run at the same time.
 type Handler func(ctx context.Context, r *Request) func() (Answer, error)
 
-// wants says how many words a request of a verb has: at least, and at most.
+// wants has the least and the greatest number of words of each verb's requests.
 var wants = map[string]struct{ least, most int }{
 	"get": {2, maxWords}, "has": {2, maxWords}, "referrers": {2, maxWords}, "put": {2, maxWords}, "mount": {3, 3},
 }
@@ -147,7 +147,7 @@ func (s *server) begin(line string) (*job, func() (Answer, error), error) {
 	}
 }
 
-// do does the work, and reads what that has left of the content.
+// do does the work, and then reads the rest of the content.
 func (j *job) do(work func() (Answer, error)) {
 	j.answer, j.err = work()
 	if j.body != nil {
@@ -232,7 +232,7 @@ func (s *server) write(j *job) error {
 	return c.end(trailer)
 }
 
-// discard closes what nobody will read.
+// discard closes the content of answers that will not be written.
 func (s *server) discard() {
 	for j := range s.jobs {
 		closeWhenDone(j)
@@ -245,8 +245,8 @@ func closeWhenDone(j *job) {
 	}
 }
 
-// body is the content of a put. Whoever reads it may go on in the background after the put has been dealt with, as an
-// HTTP client does: nothing is read for it then.
+// body is the content of a put. A reader may go on in the background after the put has been dealt with, as an HTTP client
+// does. Read then takes nothing from the stream.
 type body struct {
 	mu sync.Mutex
 	content

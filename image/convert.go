@@ -125,7 +125,8 @@ func (c *converter) convert(ctx context.Context, n Node) (v1.Descriptor, error) 
 	return d, nil
 }
 
-// descriptor rewrites a descriptor: of a document that was converted all that describes it.
+// descriptor rewrites a descriptor. If it is of a document that was converted, it gets all that describes the new one. Otherwise
+// at most its media type changes.
 func (c *converter) descriptor(raw json.RawMessage, mayBeDocument bool, changed *bool) []byte {
 	old, _ := reference(raw)
 	now, ok := c.done[old.Digest]

@@ -169,8 +169,8 @@ func (l link) relink(to v1.Descriptor, b []byte) (document, []byte, error) {
 	return doc, edited, nil
 }
 
-// repoint returns a descriptor with the digest, size and type of another document. If it has the bytes of the old one, it gets those of
-// the other, or loses them if there are none. All else stays as it is.
+// repoint returns a descriptor with the digest, size and type of another document. If the descriptor embeds the old document, it
+// embeds the other one instead, or none if bytes returns nil. All else stays as it is.
 func repoint(raw json.RawMessage, to v1.Descriptor, bytes func() []byte) []byte {
 	return layout.EditMembers(raw, func(key string, value json.RawMessage) []byte {
 		switch strings.ToLower(key) {

@@ -281,8 +281,8 @@ func references(b []byte, f func(key string, d v1.Descriptor)) {
 	})
 }
 
-// appendStored appends what a document refers to if it is in the store. What isn't is not remembered, however many digests a
-// document has.
+// appendStored appends what a document refers to if the store has it. What the store lacks takes no memory, however many digests
+// a document has.
 func appendStored(list []v1.Descriptor, s *content.Store, d v1.Descriptor) (all []v1.Descriptor, stored bool) {
 	if _, err := s.Path(d.Digest); errdefs.IsNotFound(err) {
 		return list, false

@@ -49,7 +49,7 @@ const maxDigest = 1 << 10
 type Walker struct {
 	Store    *content.Store
 	Platform *Platform // which manifests of an index count, best first; nil for all
-	Tally    *Tally    // of this walk and others, which its limits hold for together; nil: of this walk alone
+	Tally    *Tally    // shared with other walks, so that the limits hold for all together; nil: for this walk alone
 }
 
 // document is what an index and a manifest have, read as one: which of them it is, the media

@@ -189,7 +189,7 @@ func (l *Listing) Get(name string) (Image, error) {
 	return get(l.index, name, l.at.find(name))
 }
 
-// positions has where the first entry of each name is, for who looks up many.
+// positions is where the first entry of each name is: for callers that look up many.
 type positions map[string]int
 
 func newPositions(ix *layout.Index) positions {
@@ -224,7 +224,7 @@ func (l *Listing) List() ([]Image, error) {
 	return all, strange
 }
 
-// All goes through the images in the order of their names. In the place of an entry that is no descriptor it has an error, which is
+// All yields the images in the order of their names. For an entry that is no descriptor it yields an error, which is
 // FailedPrecondition.
 func (l *Listing) All() iter.Seq2[Image, error] {
 	return func(yield func(Image, error) bool) {

@@ -13,6 +13,7 @@ import (
 	"testing"
 
 	"distkit/content"
+	"distkit/disk/layout"
 
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
@@ -414,7 +415,7 @@ func TestNamespaceLife(t *testing.T) {
 
 // Labels that describe content follow the target, and the user's own stay, however a name comes to point elsewhere.
 func TestLabelsFollowTheTarget(t *testing.T) {
-	const version, source = "org.opencontainers.image.version", LabelSource + "docker.io"
+	const version, source = "org.opencontainers.image.version", layout.LabelSource + "docker.io"
 	names := open(t, t.TempDir(), DefaultNamespace)
 	with := func(letter string, labels ...string) v1.Descriptor {
 		d := target(letter)

@@ -38,7 +38,7 @@ func (w Walker) Subject(dgst digest.Digest) (digest.Digest, error) {
 	return layout.Subject(b), nil
 }
 
-// Referrers calls f with each manifest of the namespace's index that has a subject, and with that.
+// Referrers calls f with each manifest of the namespace's index that has a subject, and with the subject's digest.
 func (n *Names) Referrers(f func(d v1.Descriptor, subject digest.Digest) error) error {
 	err := n.dir.Referrers(MaxDocument, func(d v1.Descriptor, subject digest.Digest, document []byte) error {
 		d = v1.Descriptor{MediaType: d.MediaType, Digest: d.Digest, Size: d.Size, ArtifactType: member(document, "artifactType")}
@@ -57,8 +57,8 @@ func (n *Names) Referrers(f func(d v1.Descriptor, subject digest.Digest) error) 
 	return nil
 }
 
-// AddUnnamed gives documents entries in the index that have no name, all in one change: sweeps keep them, and lists of referrers
-// have them. Errors are those of [Names.Create], but for AlreadyExists.
+// AddUnnamed adds entries without a name to the index, all in one change: sweeps keep the documents, and lists of referrers have
+// them. Errors are those of [Names.Create], but for AlreadyExists.
 func (n *Names) AddUnnamed(ctx context.Context, list []v1.Descriptor) error {
 	if len(list) == 0 {
 		return nil

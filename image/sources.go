@@ -14,9 +14,6 @@ import (
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
-// LabelSource is the label that tells where a blob is known to be.
-const LabelSource = layout.LabelSource
-
 // maxSources bounds how many manifests and indexes of other images are read.
 const maxSources = 4096
 
@@ -33,7 +30,7 @@ type Source struct {
 func (n *Names) Sources(ctx context.Context, w Walker, target v1.Descriptor, host, repository string) ([]Source, error) {
 	w.Platform = nil
 	repository = fullRepository(host, repository)
-	label := LabelSource + host
+	label := layout.LabelSource + host
 	var list []Source
 	wanted := map[digest.Digest]int{} // where it is in the list
 	left := maxSources

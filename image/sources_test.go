@@ -6,6 +6,7 @@ import (
 	"testing"
 
 	"distkit/content"
+	"distkit/disk/layout"
 
 	"github.com/opencontainers/go-digest"
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
@@ -22,7 +23,7 @@ func TestSources(t *testing.T) {
 		t.Helper()
 		d.Annotations = map[string]string{}
 		for i := 0; i < len(labels); i += 2 {
-			d.Annotations[LabelSource+labels[i]] = labels[i+1]
+			d.Annotations[layout.LabelSource+labels[i]] = labels[i+1]
 		}
 		if _, err := names.Replace(t.Context(), name, d); err != nil {
 			t.Fatal(err)
@@ -45,7 +46,7 @@ func TestSources(t *testing.T) {
 	name(names, "reg.example/base:1", f.index(gone, base), "reg.example", "team/base,../up,A B,team/app", "other.example", "elsewhere")
 	name(names, "reg.example/team/app:1", derived)
 	broken := f.add(v1.MediaTypeImageManifest, []byte(`{"mediaType":"text/html"}`))
-	broken.Annotations = map[string]string{LabelSource + "reg.example": "team/app/broken"}
+	broken.Annotations = map[string]string{layout.LabelSource + "reg.example": "team/app/broken"}
 	names.entry(t, "broken", broken)
 
 	check := func(d v1.Descriptor, host, repository string, want map[digest.Digest]string) {
@@ -79,7 +80,7 @@ func TestSources(t *testing.T) {
 	check(derived, "docker.io", "base", nil)
 
 	// A blob's own label says more.
-	if _, err := f.store.Update(t.Context(), content.Info{Digest: own.Digest, Labels: map[string]string{LabelSource + "reg.example": "z/own,team/own"}}); err != nil {
+	if _, err := f.store.Update(t.Context(), content.Info{Digest: own.Digest, Labels: map[string]string{layout.LabelSource + "reg.example": "z/own,team/own"}}); err != nil {
 		t.Fatal(err)
 	}
 	want := both("team/base")
@@ -96,7 +97,7 @@ func TestSources(t *testing.T) {
 	name(names, "n", base, "a", "1", "b", "2")
 	name(names, "n", derived, "b", "3")
 	img, err := names.Get("n")
-	if want := map[string]string{LabelSource + "b": "3"}; err != nil || !reflect.DeepEqual(img.Labels, want) || img.Target.Digest != derived.Digest {
+	if want := map[string]string{layout.LabelSource + "b": "3"}; err != nil || !reflect.DeepEqual(img.Labels, want) || img.Target.Digest != derived.Digest {
 		t.Errorf("%v, %v", img, err)
 	}
 }

@@ -77,9 +77,9 @@ type Snapshot struct{ Driver, Namespace, Key string }
 const LabelRoot = "containerd.io/gc.root"
 
 const (
-	// slice is how long a phase goes on, and most how many blobs it deletes at most. It is so short that a phase which begins after
-	// a pause mostly ends before the scheduler gives the processor to others: they would keep everybody waiting. batch is how many
-	// blobs are looked at before one.
+	// slice bounds the time of a phase, and most the blobs that it deletes. A phase begins after a pause, and is so short that it
+	// mostly ends before the scheduler gives the processor to others: then everybody who waits for the phase would wait for them too.
+	// batch is how many blobs are looked at before a phase.
 	slice = 4 * time.Millisecond
 	most  = 64
 	batch = 2048

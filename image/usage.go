@@ -73,7 +73,7 @@ type blobUse struct {
 	first *targetUse
 }
 
-// targetUse is what those need together that point at one target.
+// targetUse sums up what a target needs, for all roots that point at it.
 type targetUse struct {
 	roots           int
 	size, exclusive int64

@@ -144,8 +144,8 @@ func here(store *content.Store, roots []root) bool {
 	return true
 }
 
-// resolve finds out what tags of the source point at. Where the store has had the name, it is likely that nothing has
-// changed: it is asked for the digest alone, which registries do not count as a pull.
+// resolve replaces tags by the descriptors that they point at. If the store has the first name of --tag already, probably
+// nothing has changed: the source is asked for the digest alone, which registries do not count as a pull.
 func (p places) resolve(ctx context.Context, from *copygraph.CommandSource, store *content.Store, roots []root) error {
 	for i, r := range roots {
 		if r.tag == "" {
@@ -166,7 +166,7 @@ func (p places) resolve(ctx context.Context, from *copygraph.CommandSource, stor
 			return err
 		}
 		if r.Size >= 0 {
-			d.Size = r.Size // held to what was given
+			d.Size = r.Size // the copy checks it
 		}
 		if err := content.Validate(d.Digest); err != nil {
 			return fmt.Errorf("resolve %s: the source tells: %w", r.tag, err)
@@ -176,7 +176,8 @@ func (p places) resolve(ctx context.Context, from *copygraph.CommandSource, stor
 	return nil
 }
 
-// ignoring closes a source, whose failures are told with the objects that they are of.
+// ignoring returns a function that closes a source and ignores the error: the failures of a source are reported with their
+// objects.
 func ignoring(c io.Closer) func() error {
 	return func() error {
 		_ = c.Close()
@@ -184,7 +185,7 @@ func ignoring(c io.Closer) func() error {
 	}
 }
 
-// mounts has blobs mounted from where labels of the store say that they are, else from the one repository that was named.
+// mounts has each blob mounted from the repository that labels of the store name for it, or else from that of --mount.
 func (p places) mounts(ctx context.Context, g *copygraph.Copy, store *content.Store, roots []root) error {
 	known := map[digest.Digest]string{}
 	g.Mount = func(d digest.Digest) string {
@@ -223,7 +224,7 @@ func (p places) mounts(ctx context.Context, g *copygraph.Copy, store *content.St
 	return nil
 }
 
-// name gives the store's names to what was copied, and has its index list the referrers before.
+// name gives what was copied the names of --tag in the store. Before that, it lists the referrers in the index.
 func (p places) name(ctx context.Context, store *content.Store, d v1.Descriptor, referrers []v1.Descriptor) error {
 	labels, err := cli.Labels(p.labels)
 	if err != nil {

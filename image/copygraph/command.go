@@ -26,10 +26,10 @@ import (
 
 // How long a process may take to end.
 const (
-	statusAfter = 10 * time.Second // its output has ended
-	endAfter    = 2 * time.Second  // nothing more is wanted of it
-	storesAfter = 30 * time.Second // it may have something to finish
-	killAfter   = 5 * time.Second  // it was told to end
+	statusAfter = 10 * time.Second // once its output has ended
+	endAfter    = 2 * time.Second  // once nothing more is wanted of a source
+	storesAfter = 30 * time.Second // once a target has everything: it may still have to finish something
+	killAfter   = 5 * time.Second  // after SIGTERM
 )
 
 // process runs a batch command (dist-batch(7)).
@@ -96,7 +96,7 @@ func (p *process) failed(ctx context.Context, err error) error {
 	return err
 }
 
-// finish lets the process end by itself, for so long, and returns its failure.
+// finish waits for the process to end by itself, and kills it when patience is over. It returns the failure of the process.
 func (p *process) finish(patience time.Duration) error {
 	_ = p.Close()
 	select {
@@ -128,7 +128,7 @@ type command struct {
 // worthAnother is how many bytes have to be queued at a process for another one to be started.
 const worthAnother = 16 << 20
 
-// pick returns the process that has the least to do, and books bytes on it until they are given back.
+// pick returns the process at which the fewest bytes are queued, and adds bytes to them until giveBack is called.
 func (c *command) pick(bytes int64) (p *process, giveBack func(), err error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -193,8 +193,8 @@ type CommandSource struct {
 	taken map[digest.Digest][]byte // by Take
 }
 
-// FromCommand returns the source that is a batch command, run by sh when something is first asked for. unverified leaves it
-// to the target to hash what comes. The caller closes it.
+// FromCommand returns the source that is a batch command, run by sh when something is first asked for. If unverified is
+// set, the target hashes what comes. The caller closes the source.
 func FromCommand(text string, unverified bool) *CommandSource {
 	return &CommandSource{command: command{text: text, unverified: unverified, most: maxFetchers, patience: endAfter}, taken: map[digest.Digest][]byte{}}
 }
@@ -217,7 +217,7 @@ func (c *CommandSource) Resolve(ctx context.Context, tag string) (d v1.Descripto
 	return v1.Descriptor{MediaType: d.MediaType, Digest: d.Digest, Size: -1}, resolving(tag, err)
 }
 
-// Take is Resolve that fetches what the tag points at in the same step, for Open to give it.
+// Take resolves a tag and fetches what it points at in the same step. Open then returns the bytes that were fetched.
 func (c *CommandSource) Take(ctx context.Context, tag string) (d v1.Descriptor, err error) {
 	err = c.ask(ctx, func(p *process) error {
 		o, err := p.Fetch(ctx, tag)
@@ -348,7 +348,7 @@ func (f *fetched) Read(b []byte) (int, error) {
 	return n, err
 }
 
-// Close ends the process too if there is more to come, which nobody wants.
+// Close implements io.Closer. If there is more to come, it ends the process, because nobody wants the rest.
 func (f *fetched) Close() error {
 	if !f.ended {
 		f.p.kill()
@@ -360,8 +360,8 @@ func (f *fetched) Close() error {
 // CommandTarget is a target that is a batch command.
 type CommandTarget struct{ command }
 
-// IntoCommand returns the target that is a batch command, run by sh when it is first asked something. The caller closes it:
-// its failure may be the target's.
+// IntoCommand returns the target that is a batch command, run by sh when it is first asked something. The caller closes it,
+// and checks the error: a target may fail when it ends.
 func IntoCommand(text string) *CommandTarget {
 	return &CommandTarget{command{text: text, most: 1, patience: storesAfter}}
 }

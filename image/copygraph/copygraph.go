@@ -91,12 +91,12 @@ type object struct {
 	size      int64 // negative if it is not known
 	mediaType string
 	here      bool // in Documents
-	wanted    bool // false for what is a foreign layer wherever it is referred to
+	wanted    bool // false if everything that refers to it has it as a foreign layer
 	landed    bool // the target has it, or it is foreign
 	subject   bool // its referrers are planned, or are to be
 	referrer  bool
 	pending   int32
-	parents   []*object    // each has it pending until it has landed: what refers to it, as a child or as the subject
+	parents   []*object    // what refers to it, as a child or as the subject; each counts it as pending until it has landed
 	check     func() error // if set, is called once it has landed
 }
 
@@ -105,7 +105,7 @@ func (o *object) descriptor() v1.Descriptor {
 }
 
 // Run copies the graphs of the roots; a root's size may be -1, and its media type empty. It stops at the first failure,
-// and returns its error. What had come of objects that were on their way is kept where the target can resume.
+// and returns its error. The parts of objects that have come by then are kept if the target can resume them.
 //
 // Errors are those of [image.Walker.Walk], of the source and of the target. NotFound: an object is neither at the source
 // nor at the target. FailedPrecondition: more than MaxBytes would move. DataLoss: what is listed as a referrer is none.

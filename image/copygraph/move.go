@@ -14,8 +14,8 @@ import (
 // askAtOnce is how many objects the target is asked for at a time: all of nearly every image.
 const askAtOnce = 1024
 
-// ask asks the target for all objects that have not landed, but not a remote for referrers: it may have one that no list of
-// referrers has, because whoever put it died before that. Putting it again lists it.
+// ask asks the target which of the objects it has that have not landed. A remote is not asked for referrers: it may have one
+// that its list of referrers lacks, because the process that put it died before the list was changed. Putting it again lists it.
 func (c *Copy) ask(ctx context.Context) error {
 	var wanted []*object
 	for _, o := range c.objects {
@@ -73,7 +73,7 @@ func (c *Copy) tags(o *object) []string {
 	return []string{""}
 }
 
-// bound holds what is to move to MaxBytes.
+// bound returns an error if more than MaxBytes would move.
 func (c *Copy) bound() error {
 	t := c.Totals()
 	if left := t.Bytes - t.LandedBytes; c.MaxBytes > 0 && left > c.MaxBytes {
@@ -203,16 +203,15 @@ func (c *Copy) putAs(ctx context.Context, o *object, tag string) (Outcome, error
 	var again retry
 	for {
 		r := c.reader(ctx, o)
-		// The source's turn comes before the target's: whoever has the target must not wait for another turn of the source,
-		// which may come only after that of somebody who waits for the target.
+		// The source is opened before the target is asked, and not again while the target takes the object. Otherwise a
+		// goroutine that has the target could wait for its turn at the source behind one that waits for the target.
 		r.brittle = true
 		err := r.open()
 		var outcome Outcome
 		if err == nil {
 			outcome, err = c.To.Put(ctx, Object{tag, o.descriptor()}, r)
 		}
-		offset, _ := r.end()
-		if err == nil || !again.after(ctx, err, offset) {
+		if offset := r.end(); err == nil || !again.after(ctx, err, offset) {
 			return outcome, err
 		}
 	}
@@ -235,7 +234,7 @@ func (c *Copy) store(ctx context.Context, to Target, o *object) (Outcome, error)
 	return to.Put(ctx, Object{Descriptor: o.descriptor()}, f)
 }
 
-// expect makes an object known to those who watch.
+// expect counts an object, and tells Progress of it.
 func (c *Copy) expect(o *object) {
 	c.mu.Lock()
 	c.totals.Objects++
@@ -246,7 +245,7 @@ func (c *Copy) expect(o *object) {
 	}
 }
 
-// land records that an object needs no more.
+// land records that nothing more is to be done for an object.
 func (c *Copy) land(o *object, outcome Outcome) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()

@@ -55,7 +55,8 @@ func (c *Copy) plan(ctx context.Context, root v1.Descriptor) error {
 	return nil
 }
 
-// blame returns the error of a graph. What a source sends is no argument of the user's.
+// blame gives the error of a graph its class. If the graph comes from a source, the user's arguments are not to blame: an
+// InvalidArgument becomes DataLoss.
 func (c *Copy) blame(err error) error {
 	if c.From != nil && errdefs.IsInvalidArgument(err) {
 		return errclass.As(err, errdefs.ErrDataLoss)
@@ -86,7 +87,7 @@ func (c *Copy) checkPlatform(ctx context.Context, w image.Walker, root, config v
 	return check()
 }
 
-// documents brings those into Documents that are not there: roots, and what an index refers to. What is too large for a
+// documents brings roots, and what an index refers to, into Documents, unless they are there. A blob that is too large for a
 // document is left to be moved like any other object.
 func (c *Copy) documents(ctx context.Context, list ...v1.Descriptor) error {
 	if c.From == nil {
@@ -126,7 +127,7 @@ func (c *Copy) documents(ctx context.Context, list ...v1.Descriptor) error {
 	})
 }
 
-// object returns the node of a descriptor, which is made if there is none.
+// object returns the node of a descriptor. It makes one if there is none.
 func (c *Copy) object(d v1.Descriptor) *object {
 	if o := c.index[d.Digest]; o != nil {
 		return o

@@ -16,14 +16,14 @@ import (
 	"github.com/containerd/errdefs"
 )
 
-// Of a source or target that fails for the time being, these bound the attempts.
+// These bound the attempts at a source or target that fails temporarily.
 const (
 	maxIdle      = 3       // attempts in a row that may bring less than enough
 	enough       = 4 << 10 // bytes
 	firstBackoff = 200 * time.Millisecond
 )
 
-// retry counts the attempts that brought nothing.
+// retry counts the attempts in a row that brought less than enough.
 type retry struct {
 	best    int64
 	idle    int
@@ -54,8 +54,8 @@ func temporary(err error) bool {
 	return errdefs.IsAborted(err) || errdefs.IsDeadlineExceeded(err) && !errors.Is(err, context.DeadlineExceeded) || errdefs.IsResourceExhausted(err)
 }
 
-// reader reads an object, and no more than that may have. Unless it is to fail with its source, it goes on from where the
-// source failed for the time being.
+// reader reads an object, and no more bytes than it may have. If its source fails temporarily, it opens the source again where
+// that failed, unless it is brittle.
 type reader struct {
 	ctx     context.Context
 	o       *object
@@ -115,7 +115,7 @@ func (r *reader) attempt(p []byte) (int, error) {
 	}
 	if r.body == nil {
 		if r.offset == r.o.size {
-			return 0, io.EOF // all that a part lacked is its verification
+			return 0, io.EOF // the target had all bytes, and only has to verify them
 		}
 		if err := r.open(); err != nil {
 			return 0, err
@@ -133,7 +133,7 @@ func (r *reader) attempt(p []byte) (int, error) {
 	return n, err
 }
 
-// open has the source begin.
+// open opens the source at the offset.
 func (r *reader) open() (err error) {
 	if r.body, err = r.from.Open(r.ctx, r.o.descriptor(), r.offset); err != nil {
 		return fmt.Errorf("%s: %w", r.o.digest, err)
@@ -142,7 +142,7 @@ func (r *reader) open() (err error) {
 	return nil
 }
 
-// Seek implements io.Seeker, relative to the beginning, or for no more than to tell the offset.
+// Seek implements io.Seeker. It sets an offset from the beginning, or returns the one that it has.
 func (r *reader) Seek(offset int64, whence int) (int64, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -157,16 +157,13 @@ func (r *reader) Seek(offset int64, whence int) (int64, error) {
 	return r.offset, nil
 }
 
-// end ends the reader, and returns how much it read and what the source failed of, if it did. A Read that comes later fails.
-func (r *reader) end() (offset int64, failed error) {
+// end ends the reader, and returns the offset that it has reached. A later Read fails.
+func (r *reader) end() (offset int64) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.stop()
-	failed, r.err = r.err, fs.ErrClosed
-	if failed == io.EOF {
-		failed = nil
-	}
-	return r.offset, failed
+	r.err = fs.ErrClosed
+	return r.offset
 }
 
 func (r *reader) stop() {

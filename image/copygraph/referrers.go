@@ -57,8 +57,8 @@ func (c *Copy) Referring() []v1.Descriptor {
 }
 
 // planReferrers plans the copy of what refers to documents of the plan, level by level, since referrers may have referrers.
-// The lists are a stranger's. So what they name counts towards the limits of one graph, and a referrer has to say itself what
-// its subject is: otherwise two objects might wait for each other.
+// The lists are not trusted. All that they name counts towards the limits of one graph. And each referrer's own document must
+// name the subject: otherwise two objects might wait for each other.
 func (c *Copy) planReferrers(ctx context.Context) error {
 	tally := &image.Tally{}
 	for depth := 1; len(c.subjects) > 0; depth++ {
@@ -112,8 +112,8 @@ func (c *Copy) listReferrers(ctx context.Context, tally *image.Tally, subjects [
 	return lists, err
 }
 
-// planReferrer plans the copy of a referrer, whose document is in Documents, and of all that it refers to, whatever the
-// platforms: after its subject.
+// planReferrer plans the copy of a referrer, whose document is in Documents, after its subject. All that it refers to is copied
+// too, for all platforms.
 func (c *Copy) planReferrer(ctx context.Context, tally *image.Tally, subject *object, d v1.Descriptor) error {
 	w := image.Walker{Store: c.Documents, Tally: tally}
 	of, err := w.Subject(d.Digest)

@@ -26,8 +26,8 @@ type Target interface {
 	Has(ctx context.Context, objects []Object) ([]bool, error)
 	// Mount has the target take a blob from another of its repositories. It is false if the target can't.
 	Mount(ctx context.Context, d v1.Descriptor, repository string) (bool, error)
-	// Put stores what r, which is at the object's beginning, holds. A target that has a part of it may seek. The outcome is
-	// Stored or Exists. DataLoss if the bytes are not those of the descriptor.
+	// Put stores what r holds. r is at the beginning of the object, and a target that has a part of the object may seek. The
+	// outcome is Stored or Exists. DataLoss if the bytes are not those of the descriptor.
 	Put(ctx context.Context, o Object, r io.ReadSeeker) (Outcome, error)
 }
 
@@ -66,7 +66,7 @@ func IntoStore(s *content.Store) Target { return intoStore{s} }
 
 type intoStore struct{ *content.Store }
 
-// Has marks the blobs that are there as used.
+// Has implements Target. It freshens the blobs that are there.
 func (s intoStore) Has(ctx context.Context, objects []Object) ([]bool, error) {
 	has := make([]bool, len(objects))
 	for i, o := range objects {
