@@ -8,8 +8,10 @@ import (
 	"net/http"
 	"strings"
 	"sync"
+	"syscall"
 
 	"distkit/batch"
+	"distkit/disk"
 	ondisk "distkit/disk/layout"
 
 	"github.com/containerd/errdefs"
@@ -31,7 +33,10 @@ func FetchBatch(ctx context.Context, r Remote, in io.Reader, out io.Writer) erro
 		return err
 	}
 	defer b.close()
-	return batch.Serve(ctx, in, wide(out), map[string]batch.Handler{"get": b.get, "has": b.has(false), "referrers": b.referrers})
+	if pipe, ok := out.(syscall.Conn); ok {
+		disk.WidenPipe(pipe)
+	}
+	return batch.Serve(ctx, in, out, map[string]batch.Handler{"get": b.get, "has": b.has(false), "referrers": b.referrers})
 }
 
 // PutBatch is FetchBatch for what stores objects at the remote: has, put and mount.
@@ -49,14 +54,6 @@ func PutBatch(ctx context.Context, r Remote, in io.Reader, out io.Writer) error 
 		defer release()
 	}
 	return batch.Serve(ctx, in, out, map[string]batch.Handler{"has": b.has(true), "put": b.put, "mount": b.mount})
-}
-
-// wide returns out. If that is a pipe, it holds a whole chunk.
-func wide(out io.Writer) io.Writer {
-	if pipe := pipeOf(out); pipe != nil {
-		widen(pipe)
-	}
-	return out
 }
 
 // requests answers the requests of one batch.

@@ -6,7 +6,10 @@ import (
 	"hash"
 	"io"
 	"runtime"
+	"syscall"
 	"time"
+
+	"distkit/disk"
 
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
@@ -213,7 +216,7 @@ type writeError struct{ error }
 func (e *writeError) Unwrap() error { return e.error }
 
 func (v *verifier) WriteTo(w io.Writer) (int64, error) {
-	pipe := pipeOf(w)
+	pipe, _ := w.(syscall.Conn)
 	var total int64
 	for {
 		piece := v.given
@@ -226,7 +229,7 @@ func (v *verifier) WriteTo(w io.Writer) (int64, error) {
 			}
 		}
 		if pipe != nil && len(piece) >= minLongPiece {
-			widen(pipe)
+			disk.WidenPipe(pipe)
 			pipe = nil
 		}
 		n, err := w.Write(piece)

@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"io/fs"
 	"os"
 	"sync/atomic"
 	"syscall"
@@ -39,9 +38,7 @@ func (o *output) ReadFrom(r io.Reader) (int64, error) {
 	return o.file.ReadFrom(r)
 }
 
-// Stat and SyscallConn are for callers that fit what they write to what the file is.
-func (o *output) Stat() (fs.FileInfo, error) { return o.file.Stat() }
-
+// SyscallConn is for callers that enlarge a pipe.
 func (o *output) SyscallConn() (syscall.RawConn, error) { return o.file.SyscallConn() }
 
 // newOutput buffers standard output. A large copy into an empty buffer goes straight to the
