@@ -3,8 +3,6 @@ package remotes
 import (
 	"context"
 	"io"
-	"os"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -12,7 +10,6 @@ import (
 	"distkit/batch"
 
 	"github.com/containerd/errdefs"
-	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
 // helperBatch serves a batch by a process of a helper: the verbs batch-fetch and batch-put of dist-remote(7). Requests go to it in the
@@ -49,14 +46,8 @@ func (h *Helper) startBatch(ctx context.Context, verb string) (*helperBatch, err
 
 // start starts a process. The lock is held, if there was one before.
 func (b *helperBatch) start() error {
-	r, w, err := os.Pipe()
+	p, w, err := b.startFed(b.ctx, b.verb)
 	if err != nil {
-		return err
-	}
-	p, err := b.Helper.start(b.ctx, r, b.verb)
-	r.Close()
-	if err != nil {
-		w.Close()
 		return err
 	}
 	p.patience = helperGrace
@@ -176,24 +167,14 @@ func (b *helperBatch) get(ctx context.Context, r *batch.Request, plain func() (b
 
 // put passes content on. It is aborted where it is not what its digest or size says.
 func (b *helperBatch) put(ctx context.Context, id string, content io.Reader, h hints) (Pushed, error) {
-	d, isDigest, err := b.object(id)
+	in, desc, exists, err := b.outgoing(ctx, id, content, h)
 	if err != nil {
 		return Pushed{}, err
 	}
-	desc := ocispec.Descriptor{MediaType: h.mediaType, Digest: d, Size: h.size}
-	if !isDigest {
-		var manifest []byte
-		if manifest, desc, err = readTagged(content, h); err != nil {
-			return Pushed{}, err
-		}
-		content = strings.NewReader(string(manifest))
-		if has, err := b.hasTag(ctx, id, desc.Digest); has || err != nil {
-			return Pushed{desc, Exists}, err
-		}
+	if exists {
+		return Pushed{desc, Exists}, nil
 	}
-	h.size, h.mediaType, h.offset = desc.Size, desc.MediaType, 0
-	in := &sized{newVerifier(ctx, io.NopCloser(content), desc.Digest, 0, 0, -1), 0, h.size}
-	a, err := b.process().client.Put(ctx, id, in, h.arguments(id)[1:]...)
+	a, err := b.process().client.Put(ctx, id, in, hints{mediaType: desc.MediaType, size: desc.Size}.list()...)
 	if err != nil {
 		return Pushed{}, err
 	}

@@ -2,6 +2,7 @@ package remotes
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -82,6 +83,21 @@ func (h *Helper) start(parent context.Context, stdin io.Reader, verb string, arg
 		return nil, err
 	}
 	return p, nil
+}
+
+// startFed starts a process whose standard input is a pipe, and returns the end to write to.
+func (h *Helper) startFed(ctx context.Context, verb string, args ...string) (*process, *os.File, error) {
+	r, w, err := os.Pipe()
+	if err != nil {
+		return nil, nil, err
+	}
+	defer r.Close()
+	p, err := h.start(ctx, r, verb, args...)
+	if err != nil {
+		w.Close()
+		return nil, nil, err
+	}
+	return p, w, nil
 }
 
 // environment returns the options as the variables that stand for them. Headers are not among them: they are for the
@@ -232,29 +248,29 @@ func (h *Helper) fetch(ctx context.Context, id string, hint hints) (body, error)
 	if hint.size >= 0 && hint.offset > hint.size {
 		return nil, hint.check(hint.size)
 	}
-	p, err := h.start(ctx, nil, "fetch", hint.arguments(d.String())...)
+	p, err := h.start(ctx, nil, "fetch", append([]string{d.String()}, hint.list()...)...)
 	if err != nil {
 		return nil, err
 	}
 	return newVerifier(ctx, &sized{p, hint.offset, hint.size}, d, hint.offset, hint.offset, hint.size), nil
 }
 
-// arguments are the object and what is known of it, as a helper gets them.
-func (h hints) arguments(object string) []string {
-	args := []string{object}
+// list returns the hints that a helper gets, in the form that parseHints reads.
+func (h hints) list() (list []string) {
 	if h.mediaType != "" {
-		args = append(args, "mediatype:"+h.mediaType)
+		list = append(list, "mediatype:"+h.mediaType)
 	}
 	if h.size >= 0 {
-		args = append(args, fmt.Sprintf("size:%d", h.size))
+		list = append(list, fmt.Sprintf("size:%d", h.size))
 	}
 	if h.offset > 0 {
-		args = append(args, fmt.Sprintf("offset:%d", h.offset))
+		list = append(list, fmt.Sprintf("offset:%d", h.offset))
 	}
-	return args
+	return list
 }
 
-// sized is a stream from an offset on, of what has that size, -1 where it is not known.
+// sized is a stream that begins at offset at of an object of that size, -1 if it is not known. Reading fails if the stream ends
+// earlier or later.
 type sized struct {
 	io.ReadCloser
 	at, size int64
@@ -280,31 +296,15 @@ func (h *Helper) Push(ctx context.Context, id string, content io.Reader, hintLis
 }
 
 func (h *Helper) push(ctx context.Context, id string, content io.Reader, hint hints) (Pushed, error) {
-	d, isDigest, err := h.object(id)
+	in, desc, exists, err := h.outgoing(ctx, id, content, hint)
 	if err != nil {
 		return Pushed{}, err
 	}
-	desc := ocispec.Descriptor{MediaType: hint.mediaType, Digest: d, Size: hint.size}
-	if !isDigest {
-		var b []byte
-		if b, desc, err = readTagged(content, hint); err != nil {
-			return Pushed{}, err
-		}
-		content, hint.size, hint.mediaType = strings.NewReader(string(b)), desc.Size, desc.MediaType
-		if has, err := h.hasTag(ctx, id, desc.Digest); has || err != nil {
-			return Pushed{desc, Exists}, err
-		}
+	if exists {
+		return Pushed{desc, Exists}, nil
 	}
-	hint.offset = 0
-	in := &sized{newVerifier(ctx, io.NopCloser(content), desc.Digest, 0, 0, -1), 0, hint.size}
-	r, w, err := os.Pipe()
+	p, w, err := h.startFed(ctx, "put", append([]string{id}, hints{mediaType: desc.MediaType, size: desc.Size}.list()...)...)
 	if err != nil {
-		return Pushed{}, err
-	}
-	p, err := h.start(ctx, r, "put", hint.arguments(id)...)
-	r.Close()
-	if err != nil {
-		w.Close()
 		return Pushed{}, err
 	}
 	defer p.Close()
@@ -350,6 +350,27 @@ func (h *Helper) push(ctx context.Context, id string, content io.Reader, hint hi
 		}
 	}
 	return Pushed{desc, state}, nil
+}
+
+// outgoing returns what the helper is to store, and its descriptor. Reading the content fails if it is not what the digest or
+// the size says. exists reports, with Options.IfAbsent, that nothing is to be stored because the tag names the manifest already.
+func (h *Helper) outgoing(ctx context.Context, id string, content io.Reader, hint hints) (in *sized, desc ocispec.Descriptor, exists bool, err error) {
+	d, isDigest, err := h.object(id)
+	if err != nil {
+		return nil, desc, false, err
+	}
+	desc = ocispec.Descriptor{MediaType: hint.mediaType, Digest: d, Size: hint.size}
+	if !isDigest {
+		var manifest []byte
+		if manifest, desc, err = readTagged(content, hint); err != nil {
+			return nil, desc, false, err
+		}
+		if exists, err = h.hasTag(ctx, id, desc.Digest); exists || err != nil {
+			return nil, desc, exists, err
+		}
+		content = bytes.NewReader(manifest)
+	}
+	return &sized{newVerifier(ctx, io.NopCloser(content), desc.Digest, 0, 0, -1), 0, desc.Size}, desc, false, nil
 }
 
 // hasTag reports, with Options.IfAbsent, whether a tag names the manifest already. If it names another one, that is
