@@ -17,6 +17,7 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	"golang.org/x/sync/semaphore"
 )
 
 // OpenBatch is Open for a remote that serves FetchBatch or PutBatch.
@@ -61,8 +62,8 @@ type requests struct {
 	remote Remote
 	helper *helperBatch  // nil if the remote is not a helper
 	puts   chan struct{} // closed when all puts so far are done
-	// Uploads keep what they have sent in memory, so that it can be sent again: each takes its share of memory.
-	memory chan struct{}
+	// memory has the shares that uploads take: they keep what they have sent, so that it can be sent again.
+	memory *semaphore.Weighted
 	mu     sync.Mutex
 	absent map[string]bool // what the remote was found not to have
 }
@@ -78,7 +79,7 @@ const (
 )
 
 func newBatch(ctx context.Context, r Remote, verb string) (b *requests, err error) {
-	b = &requests{remote: r, puts: make(chan struct{}), memory: make(chan struct{}, uploadShares), absent: map[string]bool{}}
+	b = &requests{remote: r, puts: make(chan struct{}), memory: semaphore.NewWeighted(uploadShares), absent: map[string]bool{}}
 	close(b.puts)
 	if h, ok := r.(*Helper); ok {
 		b.helper, err = h.startBatch(ctx, verb)
@@ -210,26 +211,20 @@ func (b *requests) put(ctx context.Context, r *batch.Request) func() (batch.Answ
 	return func() (batch.Answer, error) {
 		defer close(done)
 		h := parseHints(r.Hints)
-		shares := largeUpload
+		shares := int64(largeUpload)
 		if h.size >= 0 {
-			shares = int(min(h.size/shareSize+1, largeUpload))
+			shares = min(h.size/shareSize+1, largeUpload)
 		}
 		if _, isDigest, _ := parseDigest(r.Object); !isDigest || !h.isBlob() {
-			// What it refers to must be there before it.
+			// It may be a manifest: what it refers to must be there first.
 			if err := waitFor(ctx, before); err != nil {
 				return batch.Answer{}, err
 			}
 		}
-		// Puts take their shares one after the other, since the next one's line is behind this one's content.
-		for taken := range shares {
-			select {
-			case b.memory <- struct{}{}:
-			case <-ctx.Done():
-				b.release(taken)
-				return batch.Answer{}, context.Cause(ctx)
-			}
+		if b.memory.Acquire(ctx, shares) != nil {
+			return batch.Answer{}, context.Cause(ctx)
 		}
-		defer b.release(shares)
+		defer b.memory.Release(shares)
 		pushed, err := b.push(ctx, r, h)
 		return batch.Answer{Word: string(pushed.State), Descriptor: pushed.Descriptor}, err
 	}
@@ -253,12 +248,6 @@ func (b *requests) push(ctx context.Context, r *batch.Request, h hints) (Pushed,
 		return b.helper.put(ctx, r.Object, r.Content, h)
 	}
 	return b.remote.Push(ctx, r.Object, r.Content, r.Hints...)
-}
-
-func (b *requests) release(shares int) {
-	for range shares {
-		<-b.memory
-	}
 }
 
 func (b *requests) mount(ctx context.Context, r *batch.Request) func() (batch.Answer, error) {
