@@ -59,19 +59,17 @@ func ParseReference(s string) (Reference, error) {
 	return r, nil
 }
 
-// cutTag splits a tag off. The colon of a port is no tag's: it stands before the last slash, or behind the slashes of a
-// URL, which a helper's address can be. In the path of such an address the first colon is the tag's, because what
-// is there can have a whole name, with slashes and colons of its own, in place of a tag.
+// cutTag splits a tag off. The colon of a port begins no tag: it stands before the last slash, or behind the "://" of a
+// URL, which a helper's address can be. In the path of a helper's address the first colon begins the tag, because the tag can be
+// a whole name there, with slashes and colons of its own.
 func cutTag(s string) (locator, tag string) {
 	if name, address, ok := strings.Cut(s, "::"); ok && isHelperName(name) {
-		path := 0
-		if i := strings.Index(address, "://"); i >= 0 {
-			path = i + len("://")
+		if _, behind, isURL := strings.Cut(address, "://"); isURL {
+			address = behind
 		}
-		if i := strings.IndexByte(address[path:], '/'); i >= 0 {
-			if colon := strings.IndexByte(address[path+i:], ':'); colon >= 0 {
-				at := len(s) - len(address) + path + i + colon
-				return s[:at], s[at+1:]
+		if _, path, ok := strings.Cut(address, "/"); ok {
+			if _, tag, ok := strings.Cut(path, ":"); ok {
+				return strings.TrimSuffix(s, ":"+tag), tag
 			}
 			return s, ""
 		}

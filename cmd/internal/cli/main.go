@@ -213,15 +213,14 @@ func buildVersion() string {
 	return "(devel)"
 }
 
-// How long a signal waits for the command to end: in all, and while a single write to standard output lasts. What reads
-// that may never read again.
-var (
-	patience      = 10 * time.Second
-	writePatience = 100 * time.Millisecond
-)
+// patience is how long a command may take to end after a signal.
+var patience = 10 * time.Second
 
-// cancelOnSignal cancels at the first INT, TERM or HUP that the parent did not have ignored. The process is
-// killed by a second one, or when patience ends; late is called before the latter. The function it returns tells which came.
+// writePatience is how long a single write to standard output may last after a signal: its reader may never read again.
+const writePatience = 100 * time.Millisecond
+
+// cancelOnSignal cancels at the first INT, TERM or HUP that the parent did not have ignored. A second signal kills the process, and so
+// does the end of patience, before which late is called, or of writePatience. The function returned tells which signal came first.
 func cancelOnSignal(cancel context.CancelFunc, late func()) func() os.Signal {
 	var sigs []os.Signal
 	for _, s := range []os.Signal{unix.SIGINT, unix.SIGTERM, unix.SIGHUP} {
@@ -246,8 +245,8 @@ func cancelOnSignal(cancel context.CancelFunc, late func()) func() os.Signal {
 			case <-end:
 				late()
 			case <-time.After(writePatience):
-				if last := steps; Stdout.steps.Load() != last || last%2 == 0 {
-					steps = Stdout.steps.Load()
+				last := steps
+				if steps = Stdout.steps.Load(); steps != last || steps%2 == 0 { // no write is stuck
 					continue
 				}
 			}
