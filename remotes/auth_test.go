@@ -124,8 +124,7 @@ func TestRegistryAuthFile(t *testing.T) {
 	k := newTokens(t)
 	k.user = "me:word"
 	dockerConfig(t, `{"auths":{"`+k.host()+`":{"auth":"`+basic("me:other")+`"}}}`)
-	file := filepath.Join(t.TempDir(), "auth.json")
-	os.WriteFile(file, []byte(`{"auths":{"`+k.host()+`":{"auth":"`+basic("me:word")+`"}}}`), 0o600)
+	file := k.authFile(t, "me:word")
 	if _, err := fetch(t, open(t, k.host(), Options{AuthFile: file}), "latest"); err != nil {
 		t.Fatal(err)
 	}

@@ -88,6 +88,16 @@ func unstarted() *fake {
 
 func (f *fake) host() string { return f.Listener.Addr().String() }
 
+// authFile writes an auth file that has user:password for the registry.
+func (f *fake) authFile(t *testing.T, login string) string {
+	t.Helper()
+	name := filepath.Join(t.TempDir(), "auth.json")
+	if err := os.WriteFile(name, []byte(`{"auths":{"`+f.host()+`":{"auth":"`+basic(login)+`"}}}`), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return name
+}
+
 func (f *fake) blob(content []byte) string {
 	d := digest.FromBytes(content)
 	f.blobs[d] = content

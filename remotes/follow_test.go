@@ -3,8 +3,6 @@ package remotes
 import (
 	"net/http"
 	"net/http/httptest"
-	"os"
-	"path/filepath"
 	"strings"
 	"testing"
 
@@ -57,11 +55,8 @@ func TestFollowURLs(t *testing.T) {
 			w.WriteHeader(http.StatusUnauthorized)
 			return true
 		})
-		root, auth := t.TempDir(), filepath.Join(t.TempDir(), "auth.json")
+		root, auth := t.TempDir(), f.authFile(t, "me:"+oddSecret)
 		writeHosts(t, root, f.host(), "server = '"+f.URL+"'\nskip_verify = true\n[header]\nX-Key = '"+oddSecret+"'\n")
-		if err := os.WriteFile(auth, []byte(`{"auths":{"`+f.host()+`":{"auth":"`+basic("me:"+oddSecret)+`"}}}`), 0o600); err != nil {
-			t.Fatal(err)
-		}
 		for _, c := range []struct {
 			what    string
 			hints   []string

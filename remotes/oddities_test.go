@@ -9,8 +9,6 @@ import (
 	"maps"
 	"net/http"
 	"net/http/httptest"
-	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -336,12 +334,9 @@ func newOddWorld(t *testing.T, isTLS bool) *oddWorld {
 		t.Cleanup(rec.Close)
 		w.elsewhere[name], w.urls[name] = rec, rec.URL
 	}
-	root, auth := t.TempDir(), filepath.Join(t.TempDir(), "auth.json")
+	root := t.TempDir()
 	writeHosts(t, root, w.host(), fmt.Sprintf("server = '%s'\nskip_verify = true\n[header]\nX-Key = '%s'\n", w.URL, oddSecret))
-	if err := os.WriteFile(auth, []byte(`{"auths":{"`+w.host()+`":{"auth":"`+basic("me:"+oddSecret)+`"}}}`), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	w.options = Options{HostsDir: root, AuthFile: auth, MaxWait: 10 * time.Millisecond, Timeout: 5 * time.Second}
+	w.options = Options{HostsDir: root, AuthFile: w.authFile(t, "me:"+oddSecret), MaxWait: 10 * time.Millisecond, Timeout: 5 * time.Second}
 	return w
 }
 

@@ -5,8 +5,6 @@ import (
 	"context"
 	"fmt"
 	"net/http"
-	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -96,13 +94,7 @@ func TestHarbor(t *testing.T) {
 	t.Parallel()
 	ctx := context.Background()
 	h := newHarbor(t)
-	login := func(secret string) Options {
-		file := filepath.Join(t.TempDir(), "auth.json")
-		if err := os.WriteFile(file, []byte(`{"auths":{"`+h.host()+`":{"auth":"`+basic(robot+":"+secret)+`"}}}`), 0o600); err != nil {
-			t.Fatal(err)
-		}
-		return Options{AuthFile: file}
-	}
+	login := func(secret string) Options { return Options{AuthFile: h.authFile(t, robot+":"+secret)} }
 	content := noise(100000)
 	id := digest.FromBytes(content)
 	r := open(t, h.host(), login(oddSecret))
@@ -199,10 +191,7 @@ func TestSlowCache(t *testing.T) {
 		}
 		return false
 	})
-	auth := filepath.Join(t.TempDir(), "auth.json")
-	if err := os.WriteFile(auth, []byte(`{"auths":{"`+f.host()+`":{"auth":"`+basic("me:word")+`"}}}`), 0o600); err != nil {
-		t.Fatal(err)
-	}
+	auth := f.authFile(t, "me:word")
 	impatient := open(t, f.host(), Options{AuthFile: auth, Timeout: 50 * time.Millisecond})
 	_, err := fetch(t, impatient, id)
 	is(t, err, errdefs.IsDeadlineExceeded)
