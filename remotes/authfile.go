@@ -98,7 +98,7 @@ func setMember(b []byte, name string, value []byte, indent string) ([]byte, erro
 	return slices.Concat(b[:last], []byte{','}, space, []byte(text), b[last:]), nil
 }
 
-// editMembers is [ondisk.EditMembers] of what has to be an object.
+// editMembers is [ondisk.EditMembers] that refuses what is not a JSON object.
 func editMembers(b []byte, f func(key string, value json.RawMessage) []byte) ([]byte, error) {
 	if !bytes.HasPrefix(bytes.TrimSpace(b), []byte{'{'}) {
 		return nil, errors.New("it is not a JSON object")

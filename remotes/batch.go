@@ -26,8 +26,9 @@ func OpenBatch(locator string, o Options) (Remote, error) {
 	return Open(locator, o)
 }
 
-// FetchBatch answers the requests of dist-batch(7) on in for what a remote has: get, has and referrers. The failure of
-// a request is an answer. The class is InvalidArgument if the requests can't be understood, and Aborted if they end amidst one.
+// FetchBatch reads requests of dist-batch(7) from in and answers them for a remote: get, has and referrers. The failure of a
+// request is an answer. FetchBatch fails with InvalidArgument if it can't understand the requests, and with Aborted if they end
+// inside one.
 func FetchBatch(ctx context.Context, r Remote, in io.Reader, out io.Writer) error {
 	b, err := newBatch(ctx, r, "batch-fetch")
 	if err != nil {
@@ -40,7 +41,7 @@ func FetchBatch(ctx context.Context, r Remote, in io.Reader, out io.Writer) erro
 	return batch.Serve(ctx, in, out, map[string]batch.Handler{"get": b.get, "has": b.has(false), "referrers": b.referrers})
 }
 
-// PutBatch is FetchBatch for what stores objects at the remote: has, put and mount.
+// PutBatch is FetchBatch for the requests has, put and mount. It keeps sweeps of a store away until it returns.
 func PutBatch(ctx context.Context, r Remote, in io.Reader, out io.Writer) error {
 	b, err := newBatch(ctx, r, "batch-put")
 	if err != nil {
@@ -93,13 +94,14 @@ func (b *requests) close() {
 	}
 }
 
-// turnKey is of the channel that a request's context has, which is closed when its answer is the next to be written.
+// turnKey is the key of batch.Request.Turn in a context.
 type turnKey struct{}
 
-// maxAhead is the size of a reply that is read before the turn of its request has come.
+// maxAhead is the size of the largest reply that is read into memory before its request's turn.
 const maxAhead = 256 << 10
 
-// waitTurn waits for the turn of a request of a batch, so that one large document at a time is in memory.
+// waitTurn waits until the answer to the context's request is the next to be written, so that only one large document is in memory
+// at a time. Outside of a batch it does not wait.
 func waitTurn(ctx context.Context) error {
 	turn, ok := ctx.Value(turnKey{}).(<-chan struct{})
 	if !ok {
@@ -268,8 +270,8 @@ func (b *requests) mount(ctx context.Context, r *batch.Request) func() (batch.An
 	return no
 }
 
-// lookup returns the descriptor of an object. forPut asks for it where Push would store it. Of a blob that a hint says to be
-// one, a single request or look is enough. NotFound if there is none.
+// lookup returns the descriptor of an object, or NotFound. With forPut it asks the host where Push would store the object. If a
+// hint says that the object is a blob, one request is enough.
 func (b *requests) lookup(ctx context.Context, id string, h hints, forPut bool) (ocispec.Descriptor, error) {
 	desc := ocispec.Descriptor{MediaType: h.mediaType, Size: -1}
 	d, isDigest, err := parseDigest(id)
@@ -299,7 +301,7 @@ func (b *requests) lookup(ctx context.Context, id string, h hints, forPut bool) 
 	return b.remote.Resolve(ctx, id)
 }
 
-// isBlob reports whether a hint says that the object is not a manifest.
+// isBlob reports whether the hints give the object a type that is not a manifest's.
 func (h hints) isBlob() bool {
 	return h.mediaType != "" && !isIndex(h.mediaType) && !isManifest(h.mediaType)
 }
@@ -317,7 +319,7 @@ func (l *Layout) blobSize(d digest.Digest) (int64, error) {
 	return size, f.Close()
 }
 
-// hold keeps sweeps of a store away. It does nothing for another layout, or where there is none yet.
+// hold keeps sweeps of a store away until release. It does nothing for a layout that is not a store, or does not exist yet.
 func (l *Layout) hold(ctx context.Context) (release func(), err error) {
 	d, err := l.files()
 	if err == nil && ondisk.IsStore(d.Tree) {
@@ -329,6 +331,7 @@ func (l *Layout) hold(ctx context.Context) (release func(), err error) {
 	return func() {}, err
 }
 
+// hasForPut returns the descriptor of an object at the host where Push would store it, or NotFound.
 func (r *Registry) hasForPut(ctx context.Context, id string, h hints) (ocispec.Descriptor, error) {
 	desc := ocispec.Descriptor{MediaType: h.mediaType, Size: -1}
 	o, err := parseObject(id)
@@ -362,7 +365,7 @@ func (r *Registry) hasForPut(ctx context.Context, id string, h hints) (ocispec.D
 
 func errAbsent() error { return classf(errdefs.ErrNotFound, "the remote does not have it") }
 
-// mount has the registry take a blob from another of its repositories. State is Mounted if it did.
+// mount asks the registry to take a blob from another of its repositories. State is Mounted if it did.
 func (r *Registry) mount(ctx context.Context, id, from string) (Pushed, error) {
 	o, err := parseObject(id)
 	if err == nil && (o.digest == "" || !isRepository(from)) {

@@ -12,9 +12,9 @@ import (
 	"github.com/containerd/errdefs"
 )
 
-// helperBatch serves a batch by a process of a helper: the verbs batch-fetch and batch-put of dist-remote(7). Requests go to it in the
-// order in which they come. One that fails for the time being, as with its connection, is replaced when the next request comes; what
-// was asked of it fails, and the client asks again. A helper that does not know the verb gets a process a request instead.
+// helperBatch passes the requests of a batch, in their order, to one process of a helper: the verbs batch-fetch and batch-put of
+// dist-remote(7). If the process fails for the time being, as when its connection breaks, its open requests fail and the client may
+// ask again; the next request starts another process. If the helper does not know the verb, each request gets a process of its own.
 type helperBatch struct {
 	*Helper
 	ctx  context.Context
@@ -24,7 +24,7 @@ type helperBatch struct {
 	current *batchProcess
 	started time.Time
 	failed  int // processes in a row that have not answered
-	// lacking is true if a process has ended without an answer, since it does not know the verb.
+	// lacking is set when a process has ended with NotImplemented before its first answer: the helper does not know the verb.
 	lacking atomic.Bool
 }
 
@@ -36,7 +36,8 @@ type batchProcess struct {
 	answered atomic.Bool // something has come from it
 }
 
-// restartAfter is the least time between the starts of two processes of which the first has not answered. It doubles with each.
+// restartAfter is the least time between the start of a process that has not answered and that of the next one. It doubles with
+// each such process in a row.
 const restartAfter = 100 * time.Millisecond
 
 func (h *Helper) startBatch(ctx context.Context, verb string) (*helperBatch, error) {
@@ -44,7 +45,7 @@ func (h *Helper) startBatch(ctx context.Context, verb string) (*helperBatch, err
 	return b, b.start()
 }
 
-// start starts a process. The lock is held, if there was one before.
+// start starts a process. The caller holds mu, except for the first process.
 func (b *helperBatch) start() error {
 	p, w, err := b.startFed(b.ctx, b.verb)
 	if err != nil {
@@ -57,7 +58,7 @@ func (b *helperBatch) start() error {
 	return nil
 }
 
-// process returns the process to ask, which may be one that has failed.
+// process returns the process to ask. It replaces one that has failed, unless it is too early for another one.
 func (b *helperBatch) process() *batchProcess {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -104,7 +105,8 @@ func (b *helperBatch) Close() {
 	b.current.close()
 }
 
-// knowsVerb reports whether the process serves a batch. It asks for what no server knows if nothing has been answered yet.
+// knowsVerb reports whether the helper serves a batch. Before the first answer it sends a request that no server knows, to see
+// whether the process answers at all.
 func (b *helperBatch) knowsVerb(ctx context.Context) bool {
 	if p := b.process(); !p.answered.Load() {
 		if answer, err := p.client.Ask("probe", unnamed); err == nil {
@@ -116,7 +118,8 @@ func (b *helperBatch) knowsVerb(ctx context.Context) bool {
 
 const unnamed = "-"
 
-// forward passes a request on. If the helper does not know the verb, plain deals with it.
+// forward passes a request on; the answer must begin with one of the words. If the helper does not know the verb of the batch,
+// plain deals with the request.
 func (b *helperBatch) forward(ctx context.Context, verb string, r *batch.Request, plain func() (batch.Answer, error), words ...string) func() (batch.Answer, error) {
 	p, err := b.process().client.Ask(verb, r.Object, r.Hints...)
 	return func() (batch.Answer, error) {
@@ -131,13 +134,13 @@ func (b *helperBatch) forward(ctx context.Context, verb string, r *batch.Request
 	}
 }
 
-// get is forward for an object, which is verified.
+// get is forward for an object, whose content it verifies.
 func (b *helperBatch) get(ctx context.Context, r *batch.Request, plain func() (batch.Answer, error)) func() (batch.Answer, error) {
 	wait := b.forward(ctx, "get", r, plain, "ok")
 	return func() (batch.Answer, error) {
 		a, err := wait()
 		o, ok := a.Content.(*batch.Object)
-		if err != nil || !ok { // it was plain
+		if err != nil || !ok { // the answer is plain's, which has verified it
 			return a, err
 		}
 		h := parseHints(r.Hints)
@@ -165,7 +168,7 @@ func (b *helperBatch) get(ctx context.Context, r *batch.Request, plain func() (b
 	}
 }
 
-// put passes content on. It is aborted where it is not what its digest or size says.
+// put passes content on. The put is aborted if the content is not what its digest or size says.
 func (b *helperBatch) put(ctx context.Context, id string, content io.Reader, h hints) (Pushed, error) {
 	in, desc, exists, err := b.outgoing(ctx, id, content, h)
 	if err != nil {

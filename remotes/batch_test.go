@@ -232,7 +232,7 @@ func TestBatchPutsBlobsBeforeTheirManifest(t *testing.T) {
 	}
 }
 
-// What was asked for, and is not there, is put without asking again.
+// A client that has found an object to be absent can put it, and the registry is not asked for it again.
 func TestBatchAsksOnce(t *testing.T) {
 	f := newFake(t)
 	c, _ := startBatch(t, open(t, f.host(), Options{}), PutBatch)
@@ -295,14 +295,14 @@ func TestBatchPutCutOrWrong(t *testing.T) {
 				t.Errorf("%s: %v", kind, err)
 			}
 		}
-		// The second is read while the first is being stored, and need not find it.
+		// The server reads the second put while it stores the first, so it may or may not find the object.
 		if got := strings.Replace(out.String(), "\nexists ", "\nstored ", 1); got != fmt.Sprintf("stored %s 1000\nstored %[1]s 1000\n", d) {
 			t.Errorf("%s: %q", kind, out.String())
 		}
 	}
 }
 
-// A helper serves a batch by one process, and one that knows no batches by a process an object.
+// A helper serves a batch by one process. A helper that knows no batches is called once for each object.
 func TestBatchOfHelper(t *testing.T) {
 	for _, knows := range []bool{true, false} {
 		t.Run(fmt.Sprint(knows), func(t *testing.T) {
@@ -385,7 +385,8 @@ func TestBatchOfHelper(t *testing.T) {
 	}
 }
 
-// Who asks again once a helper has died gets the rest, from another process. Processes that are left behind keep nothing waiting.
+// After a helper has died, a client that asks again gets the rest from another process. Processes that the helper left behind keep
+// nobody waiting.
 func TestBatchOfHelperThatDies(t *testing.T) {
 	dir, log, fifo := t.TempDir(), filepath.Join(t.TempDir(), "log"), filepath.Join(t.TempDir(), "fifo")
 	if err := syscall.Mkfifo(fifo, 0o600); err != nil {

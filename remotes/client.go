@@ -260,8 +260,8 @@ func (t roundTripper) RoundTrip(req *http.Request) (*http.Response, error) {
 	return resp, nil
 }
 
-// keepConnection reads the body of a challenge, which nobody reads before the request is sent again with a token. The
-// connection could not be used again otherwise.
+// keepConnection reads the body of a challenge, so that the connection can be used again. Nobody else reads it before the request
+// is sent again with a token.
 func keepConnection(resp *http.Response) {
 	var b bytes.Buffer
 	_, err := b.ReadFrom(io.LimitReader(resp.Body, maxErrorBody+1))
@@ -297,7 +297,7 @@ func (b *tokenBody) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// badTokenError reports that the reply of a token server can't be one.
+// badTokenError reports a reply of a token server that can't hold a token.
 type badTokenError struct{ host, what string }
 
 func (e *badTokenError) Error() string {

@@ -37,13 +37,13 @@ const (
 	helperGrace   = 5 * time.Second
 )
 
-// isHelperName is of what can stand behind dist-remote-.
+// isHelperName reports whether s can stand behind dist-remote-.
 func isHelperName(s string) bool {
 	return s != "" && s[0] != '-' && strings.Trim(s, "abcdefghijklmnopqrstuvwxyz0123456789-") == ""
 }
 
-// process is one call of a helper. Reading its standard output ends in io.EOF where it has
-// ended well, else in the error that its status and its last line tell.
+// process is one call of a helper. Reading its standard output ends in io.EOF if its status is 0, else in the error that its
+// status and its last line tell.
 type process struct {
 	*exec.Cmd
 	ctx    context.Context
@@ -138,7 +138,7 @@ func (p *process) Read(b []byte) (int, error) {
 	return n, err
 }
 
-// end waits for the process and tells how it ended.
+// end waits for the process and returns its failure, if any.
 func (p *process) end() error {
 	p.ended.Do(func() {
 		<-p.out.Ended
@@ -148,7 +148,7 @@ func (p *process) end() error {
 	return p.err
 }
 
-// Close ends the process where it has not.
+// Close ends the process if it still runs.
 func (p *process) Close() error {
 	p.cancel()
 	_ = p.end()
@@ -156,7 +156,7 @@ func (p *process) Close() error {
 }
 
 func (p *process) failure(err error) error {
-	if err == nil || errors.Is(err, exec.ErrWaitDelay) { // it has succeeded, and left a process that keeps standard error open
+	if err == nil || errors.Is(err, exec.ErrWaitDelay) { // it has succeeded, but a child that it left holds standard error open
 		return nil
 	}
 	if p.ctx.Err() != nil {
@@ -175,7 +175,7 @@ func (p *process) failure(err error) error {
 	return errclass.Remote(exit.ExitCode(), name+": "+text)
 }
 
-// object refuses what a helper could take for something else.
+// object parses an object. It refuses one that a helper could take for something else, such as a flag.
 func (h *Helper) object(id string) (d digest.Digest, isDigest bool, err error) {
 	if d, isDigest, err = parseDigest(id); err != nil || isDigest {
 		return d, isDigest, err
@@ -389,7 +389,7 @@ func (h *Helper) hasTag(ctx context.Context, id string, d digest.Digest) (bool, 
 	return err == nil, err
 }
 
-// lines are those of a helper's output.
+// lines yields the lines of a helper's output.
 func (h *Helper) lines(ctx context.Context, verb string, args ...string) iter.Seq2[string, error] {
 	return func(yield func(string, error) bool) {
 		p, err := h.start(ctx, nil, verb, args...)

@@ -88,8 +88,8 @@ func (h *harbor) answer(w http.ResponseWriter, r *http.Request, n int) bool {
 	return false
 }
 
-// An image goes into Harbor and comes back by a robot's account, with a token for each thing to do; anybody reads what is
-// public, and is told what he may not.
+// A robot account pushes an image to Harbor and pulls it, with a token for each kind of action. Anybody can pull what is public, and
+// is told which action is refused.
 func TestHarbor(t *testing.T) {
 	t.Parallel()
 	ctx := context.Background()
@@ -145,9 +145,8 @@ func TestHarbor(t *testing.T) {
 	}
 }
 
-// A cache such as Nexus replies when it has fetched all of a blob. It is asked once, and waited for; a client that has no such
-// patience gives up with a temporary failure, and finds the blob when it comes again. A first reply has no length, and
-// understands no ranges.
+// A cache such as Nexus replies only when it has fetched all of a blob. The client asks once and waits. With a short timeout it gives
+// up with a temporary failure, and a later request finds the blob. The cache's first reply tells no length and ignores ranges.
 func TestSlowCache(t *testing.T) {
 	t.Parallel()
 	content := noise(300000)

@@ -144,8 +144,9 @@ type rangeReader struct {
 	stream stream
 }
 
-// connect opens the span from an offset on, after an error if there was one. Where the host sends all of the blob, the
-// stream begins earlier, or those bytes are skipped if isExact says so.
+// connect opens the span from an offset on. A host may send the whole blob instead: the stream then begins earlier or, with
+// isExact, the bytes before the offset are skipped. cause is the error that ended the last stream, or
+// nil. It counts as a try.
 func (r *rangeReader) connect(at int64, isExact bool, cause error) error {
 	return r.source.client.retry(r.ctx, r.tries, func() error {
 		if err := cause; err != nil {

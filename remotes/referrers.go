@@ -156,8 +156,8 @@ func giveAll(entries []ocispec.Descriptor, give func(ocispec.Descriptor) error) 
 	return nil
 }
 
-// listTagged gives the list under the subject's tag. If there is none, it returns absent: nil if that means that there are
-// no referrers.
+// listTagged gives the list under the subject's tag. If there is no such tag, it returns absent, which is nil where that means that
+// the subject has no referrers.
 func (r *Registry) listTagged(ctx context.Context, c *client, subject digest.Digest, absent error, give func(ocispec.Descriptor) error) error {
 	list, err := r.taggedReferrers(ctx, c, subject)
 	if err == nil && list.content == "" {

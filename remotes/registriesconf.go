@@ -25,8 +25,8 @@ type mirrorConf struct {
 	PullFromMirror string `toml:"pull-from-mirror"`
 }
 
-// ParseRegistries reads a registries.conf. It returns its registries, and the helpers that it names for credentials. Nothing
-// else of it is used; an unknown key, as in version 1, is an error.
+// ParseRegistries reads a registries.conf. It returns the registries and the credential helpers that it names, and ignores its other
+// settings. An unknown key, as in version 1, is an error.
 func ParseRegistries(b []byte) (list []RegistryConf, helpers []string, err error) {
 	var c struct {
 		Registries []RegistryConf    `toml:"registry"`
@@ -52,7 +52,7 @@ func ParseRegistries(b []byte) (list []RegistryConf, helpers []string, err error
 	return c.Registries, helpers, nil
 }
 
-// authFilesHelper stands for the auth files among credential-helpers.
+// authFilesHelper is the entry of credential-helpers that stands for the auth files.
 const authFilesHelper = "containers-auth.json"
 
 // HostsTOML returns the host, as it is in names of images, and its hosts.toml. An insecure location is spoken to in HTTPS

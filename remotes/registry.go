@@ -78,7 +78,7 @@ func (r *Registry) Fetch(ctx context.Context, id string, hintList ...string) (io
 type body interface {
 	io.ReadCloser
 	io.WriterTo
-	// descriptor says what is known of the whole object: Size is -1 if it is not known.
+	// descriptor returns what is known of the whole object. Its Size is -1 if that is not known.
 	descriptor() ocispec.Descriptor
 }
 

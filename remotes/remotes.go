@@ -40,7 +40,8 @@ type Resolver interface {
 
 // Fetcher gives the bytes of a manifest or blob, id being a tag or digest. Hints are of the
 // form type:value: mediatype:TYPE and size:BYTES say what is known of the object, url:URL where
-// else a blob is (see Options.FollowURLs), and offset:N asks for the bytes from N on. Hints that are unknown or not of that form are ignored.
+// else a blob is (see Options.FollowURLs), and offset:N asks for the bytes from N on. Hints that are
+// unknown or not of that form are ignored.
 //
 // Read from offset 0, an object asked for by digest is verified before its last bytes are
 // given. From a later offset its length is, and its digest only where the remote could not
@@ -137,12 +138,12 @@ type Options struct {
 	// Parts is how many ranges of a large blob are fetched at the same time, over a
 	// connection each: 0 and 1 mean one stream.
 	Parts int
-	// Streams is how many objects are read at the same time: the connections of so many are kept. 0 stands for one.
+	// Streams is how many objects the caller reads or stores at the same time, over a connection each. 0 stands for one.
 	Streams int
 	// Unverified leaves it to the caller to hash blobs that are fetched by digest: their
 	// length alone is checked. Manifests are verified anyway.
 	Unverified bool
-	// FollowURLs has Fetch turn to the addresses of url: hints for a blob that the registry does not have.
+	// FollowURLs lets Fetch ask the addresses of url: hints for a blob that the registry does not have.
 	FollowURLs bool
 	// IfAbsent has Push under a tag or name fail with AlreadyExists if that names another manifest.
 	IfAbsent bool

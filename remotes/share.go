@@ -347,9 +347,9 @@ func sleep(ctx context.Context, d time.Duration) error {
 	}
 }
 
-// deadlineFile opens the file whose modification time is until when something is so of what the parts name, such as that
-// a host is down. If the file is empty, nothing is. It returns nil if nothing is shared, or if there is no such file and
-// the flags lack O_CREATE.
+// deadlineFile opens the file that says until when something holds for what the parts name, such as that a host is down. That time
+// is the file's modification time, unless the file is empty: then nothing holds. deadlineFile returns nil if nothing is shared, or
+// if there is no such file and the flags lack O_CREATE.
 func (c *client) deadlineFile(flags int, kind string, parts ...string) *os.File {
 	if c.shared == "" {
 		return nil

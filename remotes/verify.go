@@ -41,7 +41,7 @@ type verifier struct {
 	at   int64     // the offset that the next byte of the stream has
 	size int64     // of the whole, -1 while unknown
 	skip int64     // bytes to hash but not to pass on
-	// mediaType is that of the content, where it is known.
+	// mediaType is that of the content, empty if it is not known.
 	mediaType string
 	// explain, where set, is called for a mismatch, and says what could be the reason.
 	explain func() string

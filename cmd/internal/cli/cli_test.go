@@ -281,7 +281,7 @@ func TestSignalInterruptsStdin(t *testing.T) {
 	}
 }
 
-// A reader that does not read keeps no signal from ending the process, whichever way it writes.
+// A signal ends the process even if the reader of its standard output does not read, whichever way the process writes.
 func TestSignalInterruptsStdout(t *testing.T) {
 	for _, how := range []string{"write", "copy"} {
 		r, w, err := os.Pipe()

@@ -62,8 +62,8 @@ func IsTerminal(f *os.File) (width int, ok bool) {
 	return int(ws.Col), true
 }
 
-// DieWithReader ends the process by SIGPIPE once nobody can read its standard output any more, also while there is nothing to
-// write: for commands that may wait long for what they write.
+// DieWithReader ends the process by SIGPIPE as soon as its standard output has no reader any more, even while it writes nothing. It
+// is for commands that may wait long before they write.
 func DieWithReader() {
 	go func() {
 		for {

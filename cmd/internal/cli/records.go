@@ -90,7 +90,7 @@ func (r *Records) WriteKey(key string) error {
 	return err
 }
 
-// end is what a record ends with.
+// end returns what ends a record.
 func (r *Records) end() string {
 	if *r.zero {
 		return "\x00"
