@@ -1,8 +1,8 @@
-# workflow.sh: what dist-pull, dist-push, dist-copy and dist-unpack share. Each sets usage, about and flags, reads this file, which lies
-# beside it, and calls options with its arguments.
+# workflow.sh: the shared part of dist-pull, dist-push, dist-copy and dist-unpack. Each sets self, usage, about and flags, sources this
+# file, which is in the same directory, and calls options with its arguments.
 # shellcheck shell=bash
 # shellcheck disable=SC2154 # usage, about and flags
-# A closed standard stream becomes one that can't be used. In the place of a closed standard error bash has its script.
+# A closed standard stream is replaced by /dev/null, opened so that using it fails. Descriptor 2 is the script itself if bash found it closed.
 [[ -e /dev/fd/0 ]] || exec 0>/dev/null
 [[ -e /dev/fd/1 ]] || exec 1</dev/null
 [[ -e /dev/fd/2 && ! /dev/fd/2 -ef $0 ]] || exec 2</dev/null
@@ -23,7 +23,10 @@ remote='
       --plain-http         plain HTTP instead of HTTPS (env DIST_PLAIN_HTTP)
       --remote-path DIR    the directory of the commands on a machine of ssh:: (env DIST_REMOTE_PATH)
       --timeout DURATION   give up a host that sends nothing for DURATION (env DIST_TIMEOUT)'
-# The flags that stand for a variable of the environment.
+# The ends of a copy, for the shell that dist-copy-graph starts.
+# shellcheck disable=SC2016,SC2034
+fetch=(--from 'exec dist-fetch --no-verify --batch -- "$FROM"') put=(--to 'exec dist-put --batch -- "$TO"')
+# The environment variable that each of these flags sets.
 declare -A variables=(
 	[auth-file]=REGISTRY_AUTH_FILE [ca]=DIST_CA [debug]=DIST_DEBUG [header]=DIST_HEADERS [hosts-dir]=DIST_HOSTS_DIR
 	[insecure]=DIST_INSECURE [max-wait]=DIST_MAX_WAIT [namespace]=CONTAINERD_NAMESPACE [plain-http]=DIST_PLAIN_HTTP
@@ -37,8 +40,9 @@ fail() { # STATUS MESSAGE
 
 misused() { fail 2 "$1; usage: $usage"; }
 
-# options reads the flags, which are those of the help text, and the operands. A flag's value, or yes, is in option, those of one that may be
-# repeated in lines; the operands are in operands.
+# options parses the flags, which the help text in flags defines, and the operands. It sets option to each flag's value, or to yes if the flag takes
+# none. The values of a flag that may be repeated are lines. It sets operands to the operands, and graph to the dist-copy-graph command with the
+# flags that the script hands on.
 declare -A option=()
 operands=()
 # shellcheck disable=SC2034
@@ -50,12 +54,14 @@ options() { # [ARG…]
   -h, --help               print this help and exit
   -x, --trace              print each step on standard error as it is taken, as a line for the shell
       --version            print the version and exit'
-	while IFS= read -r line; do
+	local - IFS=$'\n' # $flags is split into lines, and a [=TYPE…] in it is no pattern
+	set -f
+	for line in $flags; do
 		[[ $line =~ $pattern ]] || continue
 		name=${BASH_REMATCH[3]}
 		long["-${BASH_REMATCH[2]}"]=$name long["--$name"]=$name takes[$name]=${BASH_REMATCH[4]}
 		[[ $line != *'may be repeated'* ]] || takes[$name]=' many'
-	done <<<"$flags"
+	done
 	while (($#)); do
 		value=''
 		case $1 in
@@ -96,12 +102,13 @@ options() { # [ARG…]
 		step export "$line=$value"
 	done
 	[[ ${option[jobs]:=8} =~ ^[1-9][0-9]?$ ]] || fail 2 "--jobs wants a number from 1 to 99, got '${option[jobs]}'"
+	graph=(dist-copy-graph --jobs "${option[jobs]}" ${option[quiet]:+--quiet} ${option[referrers]:+"--referrers=${option[referrers]}"})
 }
 
-# registry reports whether a locator is of a registry, and not of a directory or another program.
+# registry reports whether a locator names a registry, not a directory or a helper's remote.
 registry() { [[ $1 != [./]* && $1 != *::* ]]; } # LOCATOR
 
-# show prints a step with --trace. What it is given on standard input is in input.
+# show prints a step if --trace is set. If input is set, it is the step's standard input and printed too.
 show() { # COMMAND [ARG…]
 	[[ -n ${option[trace]-} ]] || return 0
 	printf -v traced ' %q' "$@"
@@ -110,11 +117,11 @@ show() { # COMMAND [ARG…]
 
 step() { show "$@" && "$@"; } # COMMAND [ARG…]
 
-# hold keeps a sweep away from what has no name yet: dist-hold becomes the script again, in the same process.
+# hold protects blobs that have no name yet from a sweep: dist-hold takes the lock and runs the script again, in the same process.
 hold() { [[ ${DIST_HELD-} == "$$" ]] || DIST_HELD=$$ exec dist-hold --classed -- "$BASH" "$self" "${given[@]}"; }
 
-# keep copies a file that can be read only once, such as <(command), into one that has no name any more, because several processes read
-# it. It sets kept.
+# keep copies a file that can be read only once, such as <(command), to an unlinked file, because several processes read it. It sets kept to the path to
+# use.
 keep() { # FILE
 	local secret
 	kept=$1
@@ -126,7 +133,7 @@ keep() { # FILE
 	kept=/dev/fd/$secret
 }
 
-# secrets keeps what holds credentials.
+# secrets keeps the files that hold credentials.
 secrets() {
 	keep "${REGISTRY_AUTH_FILE-}"
 	[[ -z $kept ]] || export REGISTRY_AUTH_FILE=$kept
@@ -134,12 +141,12 @@ secrets() {
 	[[ -z $kept ]] || export DIST_HEADERS=$kept
 }
 
-# The processes that the script has started end with it, also when a signal ends it.
+# The running processes that start has started. They are ended with the script, also if a signal ends it.
 children=()
 end() { ((${#children[@]} == 0)) || { kill -TERM "${children[@]}" && wait "${children[@]}"; } 2>/dev/null || true; }
 
-# begin starts a command, whose output is then read from $output. Not by <(…): of that bash does not know any more, when a signal ends it,
-# that it is a child.
+# begin starts a command and sets output to the descriptor to read its output from. It does not use <(…), because bash no longer knows that such a
+# process is its child when a signal ends the script.
 begin() { # COMMAND [ARG…]
 	local pipe
 	exec {pipe}<> <(:)
@@ -148,16 +155,16 @@ begin() { # COMMAND [ARG…]
 	exec {pipe}>&-
 }
 
-# start starts a command.
+# start starts a command in the background, with input as its standard input if that is set.
 start() { # COMMAND [ARG…]
 	trap end EXIT
 	show "$@"
-	# Not by <<<: for long texts that takes a temporary file.
+	# <<< would write a long text to a temporary file.
 	if [[ -n ${input-} ]]; then "$@" < <(printf '%s\n' "$input") & else "$@" <&0 & fi
 	children+=("$!")
 }
 
-# answers waits for the command that begin has started last, and fails as it does. What it has printed is in answer, a line an element.
+# answers waits for the command that begin started last, and exits with its status if it fails. It sets answer to the lines of its output.
 # shellcheck disable=SC2034
 answers() {
 	mapfile -t answer <&"$output"
@@ -165,10 +172,10 @@ answers() {
 	await
 }
 
-# run runs a command to its end. A signal does not wait for it.
+# run runs a command and waits for it. Unlike a foreground command, it does not delay the script's reaction to a signal.
 run() { start "$@" && await; } # COMMAND [ARG…]
 
-# await waits for the child that was started last, and fails as it does.
+# await waits for the child that was started last, and exits with its status if it fails.
 await() {
 	wait "${children[-1]}" || exit
 	unset 'children[-1]'
