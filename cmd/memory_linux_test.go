@@ -18,9 +18,9 @@ import (
 // are.
 const storeMemory = 20 << 20
 
-// mostMemory is the most that a running process had. (What wait4 tells of a child counts what
-// its parent had when it was made.)
-func mostMemory(t *testing.T, c *exec.Cmd) int {
+// checkMemory fails the test if a running process has ever had more memory than that. (What wait4 reports of a child includes what
+// its parent had when it was forked.)
+func checkMemory(t *testing.T, c *exec.Cmd, most int) {
 	t.Helper()
 	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", c.Process.Pid))
 	_, text, ok := bytes.Cut(b, []byte("VmHWM:"))
@@ -28,7 +28,11 @@ func mostMemory(t *testing.T, c *exec.Cmd) int {
 	if n, serr := fmt.Sscanf(string(text), "%d kB", &kilobytes); err != nil || !ok || n != 1 {
 		t.Fatalf("no VmHWM: %v, %v", err, serr)
 	}
-	return kilobytes << 10
+	took := kilobytes << 10
+	t.Logf("%q: %.1f MiB", c.Args, float64(took)/(1<<20))
+	if took > most {
+		t.Errorf("%q took %d bytes of memory, more than %d", c.Args, took, most)
+	}
 }
 
 // What goes through a pipe to a command, and from one, takes no more memory the more it is: looked
@@ -42,14 +46,6 @@ func TestMemoryIsBounded(t *testing.T) {
 		sum.Write(zeros)
 	}
 	digest := fmt.Sprintf("sha256:%x", sum.Sum(nil))
-	check := func(c *exec.Cmd) {
-		t.Helper()
-		n := mostMemory(t, c)
-		t.Logf("%s: %.1f MiB", c.Args, float64(n)/(1<<20))
-		if n > storeMemory {
-			t.Errorf("%s took %d bytes of memory, more than %d", c.Args, n, storeMemory)
-		}
-	}
 	into := func(args ...string) {
 		t.Helper()
 		c := exec.Command(filepath.Join(bin, args[0]), append(args[1:], "--root", root)...)
@@ -68,7 +64,7 @@ func TestMemoryIsBounded(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
-		check(c)
+		checkMemory(t, c, storeMemory)
 		if err := in.Close(); err != nil {
 			t.Error(err)
 		}
@@ -92,7 +88,7 @@ func TestMemoryIsBounded(t *testing.T) {
 		if err != nil {
 			t.Errorf("%q: %d bytes, %v", args, n, err)
 		}
-		check(c)
+		checkMemory(t, c, storeMemory)
 		rest, err := io.Copy(io.Discard, out)
 		if err := c.Wait(); err != nil || n+rest < atLeast {
 			t.Errorf("%q: %d bytes, %v", args, n+rest, err)
@@ -177,17 +173,12 @@ func TestMemoryOfFetch(t *testing.T) {
 			}
 			// More than a pipe and the pieces hold is left, so that it can't have ended.
 			n, err := io.CopyN(io.Discard, out, size-16<<20)
-			took := 0
 			if err == nil {
-				took = mostMemory(t, c)
+				checkMemory(t, c, fetchMemory)
 			}
 			rest, rerr := io.Copy(io.Discard, out)
 			if werr := c.Wait(); err != nil || rerr != nil || werr != nil || n+rest != size {
 				t.Errorf("%s %q: %d bytes, %v, %v, %v", server.URL, flags, n+rest, err, rerr, werr)
-			}
-			t.Logf("%s %q: %.1f MiB", server.URL, flags, float64(took)/(1<<20))
-			if took > fetchMemory {
-				t.Errorf("%s %q took %d bytes of memory, more than %d", server.URL, flags, took, fetchMemory)
 			}
 		}
 	}
