@@ -31,6 +31,7 @@ func newOutput() *output {
 	return o
 }
 
+// follow starts a follower. If it waits, it does so without end.
 func follow(t *testing.T, s *content.Store, dgst digest.Digest, waits bool) *output {
 	o := newOutput()
 	ctx, cancel := context.WithCancel(t.Context())

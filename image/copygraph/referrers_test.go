@@ -18,7 +18,7 @@ import (
 // attach puts an artifact that refers to a subject, and lists it in the index of the store.
 func attach(t *testing.T, s *content.Store, subject v1.Descriptor, artifactType, text string) v1.Descriptor {
 	t.Helper()
-	m := v1.Manifest{MediaType: v1.MediaTypeImageManifest, ArtifactType: artifactType, Config: v1.DescriptorEmptyJSON, Subject: &subject}
+	m := v1.Manifest{MediaType: v1.MediaTypeImageManifest, ArtifactType: artifactType, Subject: &subject}
 	m.SchemaVersion = 2
 	m.Config = put(t, s, v1.MediaTypeEmptyJSON, []byte("{}"))
 	m.Layers = []v1.Descriptor{put(t, s, "text/plain", []byte(text))}
