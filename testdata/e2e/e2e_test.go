@@ -57,26 +57,16 @@ func here(t *testing.T) *place {
 // before makes a place before a registry.
 func before(t *testing.T, registry http.Handler) *place {
 	t.Helper()
-	top, err := os.MkdirTemp(fixture.Dir, "e2e-")
-	if err != nil {
-		t.Fatal(err)
-	}
+	top := fixture.TempDir(t, fixture.Dir, "e2e")
 	p := &place{t: t, dir: filepath.Join(top, "here")}
 	if err := os.Mkdir(p.dir, 0o755); err != nil {
 		t.Fatal(err)
 	}
+	var err error
 	if p.World, err = fixture.Surround(filepath.Join(top, "world"), registry); err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() {
-		p.Close()
-		if err := fixture.Unmount(top); err != nil {
-			t.Error(err)
-		}
-		if err := os.RemoveAll(top); err != nil {
-			t.Error(err)
-		}
-	})
+	t.Cleanup(p.Close)
 	return p
 }
 

@@ -18,6 +18,7 @@ import (
 	"fmt"
 	"hash/fnv"
 	"io/fs"
+	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -136,7 +137,7 @@ done"`},
 
 const partial = `dist-ingest --expected-digest $new ref -- sh -c 'head -c 70000 new; exit 9' 2> /dev/null && exit 1; dist-active -q | grep -qx ref`
 
-// referrer makes the store another one, which .content is not, and an artifact in it that refers to the manifest.
+// referrer moves the store to other, and adds an artifact there that refers to the manifest.
 const referrer = `mv .content other; export DIST_ROOT=other; empty=sha256:$(printf '{}' | sha256sum | cut -d' ' -f1); printf '{}' | dist-put ./other $empty; dist-image target example.org/x:1 |
 	jq -Rrc --arg c $empty 'split("\t") | {schemaVersion: 2, mediaType: "application/vnd.oci.image.manifest.v1+json", artifactType: "a/b", layers: [],
 		config: {mediaType: "application/vnd.oci.empty.v1+json", digest: $c, size: 2}, subject: {mediaType: .[2], digest: .[0], size: (.[1] | tonumber)}}' > m
@@ -180,56 +181,40 @@ var errnos = []struct {
 }{{"EIO", syscall.EIO}, {"ENOSPC", syscall.ENOSPC}, {"EINTR", syscall.EINTR}, {"EDQUOT", syscall.EDQUOT}}
 
 func TestFaults(t *testing.T) {
-	fixture.Need(t, "seccomp,jq")
-	dir := t.TempDir()
-	if err := script(dir, template); err != nil {
-		t.Fatal(err)
-	}
 	var points atomic.Int64
-	names := make([]string, 0, len(scenarios))
-	for name := range scenarios {
-		names = append(names, name)
-	}
-	slices.Sort(names)
 	t.Cleanup(func() { t.Logf("%d points", points.Load()) })
-	for _, name := range names {
-		t.Run(name, func(t *testing.T) {
-			t.Parallel()
-			sc := scenarios[name]
-			fixture.Need(t, sc.needs)
-			w := begin(t, fixture.Dir, dir, name, sc)
-			for _, call := range inject.Names() {
-				if w.clean.Calls[call] == 0 {
-					continue
-				}
-				t.Run(call, func(t *testing.T) {
-					came := true
-					if *long { // a fault that stays ends the command too
-						for _, e := range errnos {
-							if e.errno == syscall.EINTR {
-								continue // for which calls are made again, without end
-							}
-							t.Run("every/"+e.name, func(t *testing.T) { w.point(t, inject.Fault{Call: call, Error: e.errno}) })
-						}
-					}
-					for n := 1; came && (*long || n <= min(w.clean.Calls[call], occurrences(call))); n++ {
-						came = false
-						for i, e := range errnos {
-							if !*long && int(hash(name, call, fmt.Sprint(n))%uint32(len(errnos))) != i {
-								continue
-							}
-							t.Run(fmt.Sprint(n, "/", e.name), func(t *testing.T) {
-								if w.point(t, inject.Fault{Call: call, N: n, Error: e.errno}) {
-									came = true
-									points.Add(1)
-								}
-							})
-						}
-					}
-				})
+	everyScenario(t, fixture.Dir, func(t *testing.T, w *world) {
+		for _, call := range inject.Names() {
+			if w.clean.Calls[call] == 0 {
+				continue
 			}
-		})
-	}
+			t.Run(call, func(t *testing.T) {
+				came := true
+				if *long { // a fault that stays ends the command too
+					for _, e := range errnos {
+						if e.errno == syscall.EINTR {
+							continue // for which calls are made again, without end
+						}
+						t.Run("every/"+e.name, func(t *testing.T) { w.point(t, inject.Fault{Call: call, Error: e.errno}) })
+					}
+				}
+				for n := 1; came && (*long || n <= min(w.clean.Calls[call], occurrences(call))); n++ {
+					came = false
+					for i, e := range errnos {
+						if !*long && int(hash(w.name, call, fmt.Sprint(n))%uint32(len(errnos))) != i {
+							continue
+						}
+						t.Run(fmt.Sprint(n, "/", e.name), func(t *testing.T) {
+							if w.point(t, inject.Fault{Call: call, N: n, Error: e.errno}) {
+								came = true
+								points.Add(1)
+							}
+						})
+					}
+				}
+			})
+		}
+	})
 }
 
 func hash(words ...string) uint32 {
@@ -262,7 +247,7 @@ func TestNoTimes(t *testing.T) {
 	}
 }
 
-// NFS locks a file exclusively only if it is open for writing: no command depends on anything else.
+// NFS locks a file exclusively only if it is open for writing. No command locks a file that is open for reading only.
 func TestLocksOfNFS(t *testing.T) {
 	everyScenario(t, fixture.Dir, func(t *testing.T, w *world) {
 		at := w.copy(t)
@@ -302,8 +287,7 @@ func TestNoLocks(t *testing.T) {
 
 // The scenarios hold on a mount that locks, removes and renames as NFS does, and nothing is left over.
 func TestMountOfNFS(t *testing.T) {
-	_, target := mountNFS(t)
-	everyScenario(t, target, func(t *testing.T, w *world) {
+	everyScenario(t, mountNFS(t, t.TempDir()), func(t *testing.T, w *world) {
 		if left := difference(w.left, begin(t, fixture.Dir, w.template, w.name, w.scenario).left); len(left) > 0 {
 			t.Errorf("left over: %q", left)
 		}
@@ -312,12 +296,8 @@ func TestMountOfNFS(t *testing.T) {
 
 // Two clients of one server change names, blobs and labels, sweep and read at the same time: nothing is lost, and nobody fails.
 func TestClientsOfNFS(t *testing.T) {
-	source, first := mountNFS(t)
-	second := filepath.Join(t.TempDir(), "second")
-	if err := os.Mkdir(second, 0o755); err != nil {
-		t.Fatal(err)
-	}
-	mount(t, source, second)
+	source := t.TempDir()
+	first, second := mountNFS(t, source), mountNFS(t, source)
 	if err := script(first, template+"rm -r .content/snapshots\n"); err != nil {
 		t.Fatal(err)
 	}
@@ -352,7 +332,11 @@ test "$(dist-namespace ls -q)" = default; dist-verify; test "$(dist-list -q | wc
 	}
 }
 
-func mount(t *testing.T, source, target string) {
+// mountNFS shows a directory as an NFS client does, and returns the mount point.
+func mountNFS(t *testing.T, source string) string {
+	t.Helper()
+	fixture.Need(t, "root,fuse")
+	target := t.TempDir()
 	unmount, err := nfs.Mount(source, target)
 	if err != nil {
 		t.Fatal(err)
@@ -362,28 +346,19 @@ func mount(t *testing.T, source, target string) {
 			t.Error(err)
 		}
 	})
+	return target
 }
 
-func mountNFS(t *testing.T) (source, target string) {
-	fixture.Need(t, "root,fuse")
-	source, target = filepath.Join(t.TempDir(), "source"), filepath.Join(t.TempDir(), "target")
-	for _, dir := range []string{source, target} {
-		if err := os.Mkdir(dir, 0o755); err != nil {
-			t.Fatal(err)
-		}
-	}
-	mount(t, source, target)
-	return source, target
-}
-
-// everyScenario runs all scenarios in directories of in, and hands each on.
+// everyScenario begins each scenario in a subtest, which calls f. The directories of the runs are made in in.
 func everyScenario(t *testing.T, in string, f func(t *testing.T, w *world)) {
+	t.Helper()
 	fixture.Need(t, "seccomp,jq")
 	dir := t.TempDir()
 	if err := script(dir, template); err != nil {
 		t.Fatal(err)
 	}
-	for name, sc := range scenarios {
+	for _, name := range slices.Sorted(maps.Keys(scenarios)) {
+		sc := scenarios[name]
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			fixture.Need(t, sc.needs)
@@ -405,16 +380,9 @@ type world struct {
 
 func begin(t *testing.T, in, dir, name string, sc scenario) *world {
 	t.Helper()
-	w := &world{scenario: sc, name: name, in: in, template: dir, ids: map[string]string{}}
-	b, err := os.ReadFile(filepath.Join(dir, "ids"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	for line := range strings.Lines(string(b)) {
-		name, value, _ := strings.Cut(strings.TrimSpace(line), "=")
-		w.ids[name] = value
-	}
+	w := &world{scenario: sc, name: name, in: in, template: dir, ids: fixture.Pairs(t, filepath.Join(dir, "ids"))}
 	at := w.copy(t)
+	var err error
 	if w.clean, err = w.run(at, inject.Fault{}); err != nil {
 		t.Fatal(err)
 	}
@@ -436,15 +404,7 @@ func begin(t *testing.T, in, dir, name string, sc scenario) *world {
 // copy makes a directory for one run.
 func (w *world) copy(t *testing.T) string {
 	t.Helper()
-	at, err := os.MkdirTemp(w.in, w.name+"-")
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := errors.Join(fixture.Unmount(at), os.RemoveAll(at)); err != nil {
-			t.Error(err)
-		}
-	})
+	at := fixture.TempDir(t, w.in, w.name)
 	if out, err := exec.Command("cp", "-a", "--reflink=auto", w.template+"/.", at).CombinedOutput(); err != nil {
 		t.Fatalf("%v: %s", err, out)
 	}
@@ -456,7 +416,7 @@ func (w *world) copy(t *testing.T) string {
 
 func environment(at string) []string {
 	return append(os.Environ(), "HOME="+at+"/home", "TMPDIR="+at+"/tmp", "XDG_RUNTIME_DIR="+at+"/run", "DIST_STATE="+at+"/run/distkit",
-		"LC_ALL=C", "VISUAL=", "EDITOR=sed -i '1s/{/{\"author\":\"me\",/'", "TERM=xterm", "GOTRACEBACK=all", "GOCACHE="+os.Getenv("GOCACHE"))
+		"LC_ALL=C", "VISUAL=", "EDITOR=sed -i '1s/{/{\"author\":\"me\",/'", "TERM=xterm", "GOTRACEBACK=all")
 }
 
 func script(at, text string) error {
@@ -566,8 +526,8 @@ func (w *world) point(t *testing.T, f inject.Fault) bool {
 	return true
 }
 
-// isLock reports whether a file is there for its lock alone: of the sweep, of namespaces, or of a blob that the command found when it
-// was called again. Nobody deletes it.
+// isLock reports whether a file serves only to be locked: for the sweep, the list of namespaces, or a blob that the command found when it
+// was called again. Such files are never deleted.
 func isLock(name string) bool {
 	_, name, _ = strings.Cut(name, "/") // of the store or layout
 	return name == "hold" || name == "gate" || name == "locks" || strings.HasPrefix(name, "locks/")

@@ -184,7 +184,7 @@ func newStage(t *testing.T, uid, owner int) *stage {
 		t.Fatal(err)
 	}
 	s.prepare(t)
-	// Snapshots that have lost their owners are refused by their sample: it stays for the owner who has made them.
+	// The sample shows that snapshots have lost their owners, and they are refused. It is removed if the store gets another owner.
 	if owner != os.Geteuid() {
 		for _, driver := range s.drivers {
 			if err := os.RemoveAll(filepath.Join(s.pristine, ".content", "snapshots", driver, "sample")); err != nil {
@@ -195,7 +195,7 @@ func newStage(t *testing.T, uid, owner int) *stage {
 			t.Fatal(err)
 		}
 	}
-	if err := errors.Join(chown(s.outside, uid), chown(s.outside, uid), chown(s.private, uid)); err != nil {
+	if err := errors.Join(chown(s.outside, uid), chown(s.private, uid)); err != nil {
 		t.Fatal(err)
 	}
 	return s

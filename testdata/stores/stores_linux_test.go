@@ -1,5 +1,5 @@
-// Package stores tests what commands do with a store that is locked, read-only, another user's, shared by a group, a namespace's
-// directory, or damaged.
+// Package stores tests commands on stores that are locked, read-only, another user's, shared by a group, named by a namespace's directory,
+// or damaged.
 package stores
 
 import (
@@ -51,7 +51,7 @@ printf '%s\n' layer=$layer config=$config manifest=$manifest ci=$ci loose=$loose
 rm label mounts
 `
 
-// place is a directory with a store as template makes it.
+// place is a directory with a store that template made.
 type place struct {
 	dir string
 	ids map[string]string
@@ -60,31 +60,15 @@ type place struct {
 func newPlace(t *testing.T) *place {
 	t.Helper()
 	fixture.Need(t, "jq")
-	dir, err := os.MkdirTemp(fixture.Dir, "store-")
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := errors.Join(fixture.Unmount(dir), os.RemoveAll(dir)); err != nil {
-			t.Error(err)
-		}
-	})
-	p := &place{dir, map[string]string{}}
+	p := &place{dir: fixture.TempDir(t, fixture.Dir, "store")}
 	p.script(t, template)
-	b, err := os.ReadFile(filepath.Join(dir, "ids"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	for line := range strings.Lines(string(b)) {
-		name, value, _ := strings.Cut(strings.TrimSpace(line), "=")
-		p.ids[name] = value
-	}
+	p.ids = fixture.Pairs(t, filepath.Join(p.dir, "ids"))
 	return p
 }
 
 func (p *place) env() []string {
 	return append(os.Environ(), "HOME="+p.dir+"/home", "TMPDIR="+p.dir+"/tmp", "XDG_RUNTIME_DIR="+p.dir+"/run", "DIST_STATE="+p.dir+"/run/distkit",
-		"DOCKER_CONFIG="+p.dir+"/home/.docker", "LC_ALL=C", "GOCACHE="+os.Getenv("GOCACHE"), "CONTAINERD_SNAPSHOTTER=native")
+		"DOCKER_CONFIG="+p.dir+"/home/.docker", "LC_ALL=C", "CONTAINERD_SNAPSHOTTER=native")
 }
 
 // script runs a script of bash, which must succeed, and returns what it prints.
@@ -101,7 +85,7 @@ func (p *place) script(t *testing.T, text string) string {
 	return string(out)
 }
 
-// command is a command of words in which $NAME is one of ids.
+// command returns a command of words, in which $NAME stands for a digest of ids.
 func (p *place) command(words string) *exec.Cmd {
 	args := strings.Fields(os.Expand(words, func(name string) string { return p.ids[name] }))
 	c := exec.Command(args[0], args[1:]...)
@@ -109,7 +93,7 @@ func (p *place) command(words string) *exec.Cmd {
 	return c
 }
 
-// locked takes a lock as another process would have it.
+// locked takes a lock, as another process would.
 func (p *place) locked(t *testing.T, name string, how int) {
 	t.Helper()
 	f, err := os.OpenFile(filepath.Join(p.dir, name), os.O_RDONLY|os.O_CREATE, 0o666)
@@ -125,7 +109,7 @@ func (p *place) locked(t *testing.T, name string, how int) {
 	}
 }
 
-// A signal ends every wait for a lock at once: the command dies by it, and not because it took too long to end.
+// A signal ends every wait for a lock at once: the command dies by that signal, and not because it takes too long to end.
 func TestSignalsEndWaits(t *testing.T) {
 	fixture.Need(t, "root")
 	const (
@@ -275,7 +259,7 @@ func waits(t *testing.T, group int, path string) bool {
 	return false
 }
 
-// asks reports whether a process has a file open, as one that asks for its lock again and again has it at times.
+// asks reports whether a process has a file open. One that polls for the file's lock has it open at times.
 func asks(pid int, path string) bool {
 	fds, err := os.ReadDir(fmt.Sprintf("/proc/%d/fd", pid))
 	if err != nil {
@@ -287,25 +271,17 @@ func asks(pid int, path string) bool {
 	})
 }
 
-// copy makes another place of this one.
+// copy copies the place to a new directory.
 func (p *place) copy(t *testing.T) *place {
 	t.Helper()
-	dir, err := os.MkdirTemp(fixture.Dir, "store-")
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := errors.Join(fixture.Unmount(dir), os.RemoveAll(dir)); err != nil {
-			t.Error(err)
-		}
-	})
+	dir := fixture.TempDir(t, fixture.Dir, "store")
 	if out, err := exec.Command("cp", "-a", p.dir+"/.", dir).CombinedOutput(); err != nil {
 		t.Fatalf("%v: %s", err, out)
 	}
 	return &place{dir, p.ids}
 }
 
-// atRoot are scripts in which $R is the option --root, and $N an option --namespace: at least one of each command that has them.
+// atRoot are scripts with the options $R, which is --root, and $N, which is --namespace: at least one of each command that has --root.
 var atRoot = map[string]string{
 	"dist-abort":            `dist-ingest $R left -- sh -c 'echo x; exit 9' 2> /dev/null || true; dist-abort $R left`,
 	"dist-active":           `dist-ingest $R left -- sh -c 'echo x; exit 9' 2> /dev/null || true; dist-active $R -q`,
@@ -372,8 +348,8 @@ var atRoot = map[string]string{
 	"task trust":            `task create $R $N --snapshot s c > /dev/null; task trust $R $N c`,
 }
 
-// The directory of a namespace stands for its store: what a command does and prints there is what it does and prints with the
-// store as root, and the namespace by name.
+// A namespace's directory as --root means its store and that namespace: a command does and prints the same as with the store as --root and
+// the namespace as --namespace.
 func TestNamespaceAsRoot(t *testing.T) {
 	fixture.Need(t, "root,jq")
 	pristine := newPlace(t)
@@ -478,7 +454,7 @@ var reading = map[string]string{
 	"layers to files":     `dist-image layers -q example.org/x:1 | xargs dist-cat | dist-apply $OWN/files 2> $OWN/owners; cat $OWN/files/a`,
 }
 
-// All that reads does so in a store on a read-only mount, and in another user's, whether or not somebody has held it before.
+// Commands that only read work in a store on a read-only mount, and in another user's, whether or not anybody has held it before.
 func TestStoresThatCanNotBeWrittenTo(t *testing.T) {
 	fixture.Need(t, "root,jq,unshare,setpriv")
 	p := newPlace(t)
@@ -525,7 +501,7 @@ done | sort`
 	}
 }
 
-// Two users of one group share a store: what one has made the other changes, with umask 002 in a directory that the group owns.
+// Two users of one group share a store: each changes what the other has made, with umask 002 in a directory that the group owns.
 func TestStoreOfAGroup(t *testing.T) {
 	fixture.Need(t, "root,jq,setpriv")
 	p := newPlace(t)
@@ -567,7 +543,7 @@ func TestStoreOfAGroup(t *testing.T) {
 	}
 }
 
-// Whatever stands in the place of a blob's labels, the blob is read, mended, deleted and swept, and what is damaged is told.
+// Whatever is in the place of a blob's labels, the blob can be read, labelled anew, deleted and swept, and the damage is reported.
 func TestDamagedLabels(t *testing.T) {
 	pristine := newPlace(t)
 	const damaged, right = 4, 0

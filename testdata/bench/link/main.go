@@ -53,13 +53,13 @@ func main() {
 	}
 }
 
-// piece is what came at a time.
+// piece is what one read returned, and when it is due.
 type piece struct {
 	due time.Time
 	b   []byte
 }
 
-// relay passes on what it reads, each piece after the delay, however many are under way, and then the end.
+// relay copies from one connection to the other, each piece after the delay, however many are under way. At the end it closes the other.
 func relay(to, from net.Conn, delay time.Duration) {
 	pieces := make(chan piece, 1024)
 	go func() {
@@ -82,6 +82,6 @@ func relay(to, from net.Conn, delay time.Duration) {
 		}
 	}
 	_ = to.Close()
-	for range pieces { // the reader must not wait for ever
+	for range pieces { // so that the reader is not blocked for ever
 	}
 }

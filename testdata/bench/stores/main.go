@@ -4,7 +4,7 @@
 //	stores names N DIR       a store of N names of one manifest, whose digest is printed
 //	stores hash-copy DST     hash standard input in Go and write it to DST, in one pass, sync that and its directory
 //
-// The last is what nobody who stores a stream verified and durable can do without.
+// The last is the least that it takes to store a stream verified and durably.
 package main
 
 import (

@@ -60,12 +60,12 @@ type Fault struct {
 	Call  string
 	N     int
 	Error syscall.Errno
-	// If, unless it is nil, says of a call by its process and arguments whether it can be the one.
+	// If, unless it is nil, reports by a call's process and arguments whether the call can fail.
 	If func(pid uint32, args [6]uint64) bool
 }
 
-// LocksReadOnly is the If of a flock(2) that NFS refuses with EBADF: of an exclusive lock of a file that is open for reading only. It
-// locks directories.
+// LocksReadOnly is a Fault's If for flock(2). It reports whether NFS would refuse the call with EBADF: an exclusive lock of a file that is
+// open for reading only. Locks of directories are not refused.
 func LocksReadOnly(pid uint32, args [6]uint64) bool {
 	var st unix.Stat_t
 	fd := int32(args[0])

@@ -1,8 +1,9 @@
-// Package nfs mounts a directory as an NFSv4 client shows it, by FUSE: for programs that must work there, on a kernel without NFS.
+// Package nfs mounts a directory by FUSE with the locks, removals and renames of an NFSv4 client. Programs that must work on NFS can so be
+// tested on a kernel without it.
 //
 // An exclusive flock(2) needs a descriptor that is open for writing. Locks exclude those of other mounts of the directory. A
 // file that is removed, or renamed over, while this mount has it open gets the name .nfsNUMBER until it is closed
-// ("silly rename"), and its directory can't be removed before. Times and modes are the directory's own file system's.
+// ("silly rename"). Its directory can't be removed before that. Times and modes are those of the directory's own file system.
 package nfs
 
 import (
@@ -23,10 +24,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// serverEnv makes a process of the test's binary the server of a mount.
+// serverEnv is set in the environment of a process of the test's binary that serves a mount.
 const serverEnv = "FAULTS_NFS_SERVER"
 
-// Main must be the first call of TestMain.
+// Main serves the mount if this process was started by Mount, and exits. It must be the first call of TestMain.
 func Main() {
 	if os.Getenv(serverEnv) != "" {
 		if err := serve(os.Args[1], os.Args[2]); err != nil {
@@ -37,8 +38,8 @@ func Main() {
 	}
 }
 
-// Mount shows a directory at a mount point until unmount is called. The server is a process of its own, which must not wait for
-// this one.
+// Mount mounts a directory at a mount point until unmount is called. The server is a process of its own: this one waits for calls that
+// the server answers, and a process that does both could block itself.
 func Mount(source, target string) (unmount func() error, err error) {
 	self, err := os.Executable()
 	if err != nil {
@@ -79,7 +80,7 @@ func serve(source, target string) error {
 	return nil
 }
 
-// node is a file or directory. Paths are those of the source.
+// node is a file or directory of the mount.
 type node struct{ *fs.LoopbackNode }
 
 // WrapChild makes a node of each file and directory.
@@ -87,6 +88,7 @@ func (n *node) WrapChild(_ context.Context, ops fs.InodeEmbedder) fs.InodeEmbedd
 	return &node{ops.(*fs.LoopbackNode)}
 }
 
+// path returns the node's path in the source.
 func (n *node) path() string { return filepath.Join(n.RootData.Path, n.Path(n.Root())) }
 
 func (n *node) Open(_ context.Context, flags uint32) (fs.FileHandle, uint32, syscall.Errno) {
@@ -121,12 +123,12 @@ func (n *node) Unlink(_ context.Context, name string) syscall.Errno {
 func (n *node) Rename(_ context.Context, name string, parent fs.InodeEmbedder, newName string, flags uint32) syscall.Errno {
 	from, to := filepath.Join(n.path(), name), filepath.Join(parent.(*node).path(), newName)
 	if flags&unix.RENAME_NOREPLACE == 0 && aside(to) {
-		time.Sleep(roundTrip) // in which other clients see neither the old file nor the new one
+		time.Sleep(roundTrip) // meanwhile other clients see neither the old file nor the new one
 	}
 	return fs.ToErrno(unix.Renameat2(unix.AT_FDCWD, from, unix.AT_FDCWD, to, uint(flags)))
 }
 
-// open counts the handles of each file, and knows the path of one that was renamed because it was to be removed.
+// open counts the handles of each file. aside has the new path of each open file that was renamed instead of being removed.
 var open = struct {
 	sync.Mutex
 	handles map[inode]int
@@ -137,12 +139,12 @@ type inode struct{ dev, ino uint64 }
 
 func inodeOf(st *syscall.Stat_t) inode { return inode{uint64(st.Dev), st.Ino} }
 
-// roundTrip is what an answer of the server takes.
+// roundTrip is how long an NFS server takes to answer.
 const roundTrip = 2 * time.Millisecond
 
 var asides atomic.Int64
 
-// aside renames a file that is open and has no other name, and reports whether it has.
+// aside renames a file to .nfsNUMBER if it is open, and reports whether it did.
 func aside(path string) bool {
 	open.Lock()
 	defer open.Unlock()
@@ -161,7 +163,7 @@ func aside(path string) bool {
 // handle is an open file.
 type handle struct {
 	*fs.LoopbackFile
-	lock    *os.File // the same open file, whose lock is the mount's
+	lock    *os.File // the same open file: a lock of the mount is held by it
 	inode   inode
 	writing bool
 	closed  sync.Once
@@ -177,8 +179,8 @@ func newHandle(f *os.File, flags uint32) *handle {
 	return h
 }
 
-// Flush is called when a descriptor is closed, before close(2) returns; the kernel calls Release at some time later. Files whose
-// descriptors are shared are taken for closed too early.
+// Flush is called when a descriptor is closed, before close(2) returns. The kernel calls Release some time later, which is too late. A file
+// whose descriptor is shared counts as closed too early.
 func (h *handle) Flush(ctx context.Context) syscall.Errno {
 	errno := h.LoopbackFile.Flush(ctx)
 	h.closed.Do(func() {
@@ -208,7 +210,7 @@ func (h *handle) Setlk(ctx context.Context, _ uint64, lk *fuse.FileLock, _ uint3
 	return fs.ToErrno(unix.Flock(int(h.lock.Fd()), how|unix.LOCK_NB))
 }
 
-// Setlkw asks again and again, so that a signal can end the wait.
+// Setlkw polls, so that a signal can end the wait.
 func (h *handle) Setlkw(ctx context.Context, owner uint64, lk *fuse.FileLock, flags uint32) syscall.Errno {
 	for {
 		if errno := h.Setlk(ctx, owner, lk, flags); errno != syscall.EAGAIN {
