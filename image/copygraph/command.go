@@ -172,6 +172,22 @@ func (c *command) do(ctx context.Context, f func(*process) error) (died bool, er
 	return false, nil
 }
 
+// ask calls f with a process, and again after a temporary failure. A process that has died is replaced. One that lives has tried
+// again by itself, unless it was its helper that died (dist-remote(7)): it gets one more attempt, for which it starts another helper.
+func (c *command) ask(ctx context.Context, f func(*process) error) error {
+	var again retry
+	lives := 0
+	for {
+		died, err := c.do(ctx, f)
+		if !died {
+			lives++
+		}
+		if lives > 1 || !again.after(ctx, err, 0) {
+			return err
+		}
+	}
+}
+
 // Close lets the processes end, and returns the failure of one.
 func (c *command) Close() error {
 	c.mu.Lock()
@@ -247,16 +263,6 @@ func resolving(tag string, err error) error {
 		return fmt.Errorf("resolve %s: %w", tag, err)
 	}
 	return nil
-}
-
-// ask calls f, and again with another process if that one has died. A process that lives has tried again by itself.
-func (c *CommandSource) ask(ctx context.Context, f func(*process) error) error {
-	var again retry
-	for {
-		if died, err := c.do(ctx, f); !died || !again.after(ctx, err, 0) {
-			return err
-		}
-	}
 }
 
 // maxReferrer bounds a descriptor of a list of referrers, with its annotations, in bytes.
@@ -378,7 +384,7 @@ func (c *CommandTarget) Has(ctx context.Context, objects []Object) (has []bool, 
 			tagged = append(tagged, i)
 		}
 	}
-	_, err = c.do(ctx, func(p *process) error {
+	err = c.ask(ctx, func(p *process) error {
 		var all sync.WaitGroup
 		failures := make([]error, len(tagged)+1)
 		for k, i := range tagged {
@@ -405,7 +411,7 @@ func (c *CommandTarget) Has(ctx context.Context, objects []Object) (has []bool, 
 
 // Mount implements Target.
 func (c *CommandTarget) Mount(ctx context.Context, d v1.Descriptor, repository string) (done bool, err error) {
-	_, err = c.do(ctx, func(p *process) error {
+	err = c.ask(ctx, func(p *process) error {
 		if _, done, err = p.Mount(ctx, d.Digest, repository); err != nil {
 			err = fmt.Errorf("%s from %s: %w", d.Digest, repository, err)
 		}

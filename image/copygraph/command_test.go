@@ -9,7 +9,9 @@ import (
 	"io"
 	"math/rand/v2"
 	"os"
+	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -112,7 +114,13 @@ func serve(dir string) int {
 			return batch.Answer{Word: "ok", Descriptor: v1.Descriptor{Size: -1}, Content: io.NopCloser(&list)}, err
 		}
 	}
-	if err := batch.Serve(context.Background(), in, out, map[string]batch.Handler{"get": get, "has": has, "put": put, "referrers": referrers}); err != nil {
+	mount := func(ctx context.Context, r *batch.Request) func() (batch.Answer, error) {
+		return func() (batch.Answer, error) {
+			info, err := s.Info(ctx, digest.Digest(r.Object))
+			return batch.Answer{Word: "mounted", Descriptor: v1.Descriptor{Digest: info.Digest, Size: info.Size}}, err
+		}
+	}
+	if err := batch.Serve(context.Background(), in, out, map[string]batch.Handler{"get": get, "has": has, "put": put, "mount": mount, "referrers": referrers}); err != nil {
 		return 6
 	}
 	return 0
@@ -246,6 +254,123 @@ func TestFromACommand(t *testing.T) {
 				t.Errorf("again: %v, %d starts", err, source.count(t))
 			}
 		})
+	}
+}
+
+// A process dies at each frame of its first request, or of the answer. The request is made again of another process.
+func TestACommandThatDiesAtEachFrame(t *testing.T) {
+	t.Parallel()
+	from := open(t)
+	root := manifest(t, from, "amd64", "layer")
+	signature := attach(t, from, root, "a/signature", "signature")
+	isRoot := func(d v1.Descriptor, err error) error {
+		if err == nil && d.Digest != root.Digest {
+			err = fmt.Errorf("got %s", d.Digest)
+		}
+		return err
+	}
+	source := func(f func(*copygraph.CommandSource) error) func(string) error {
+		return func(command string) error {
+			c := copygraph.FromCommand(command, true)
+			return errors.Join(f(c), c.Close())
+		}
+	}
+	target := func(f func(*copygraph.CommandTarget) (bool, error)) func(string) error {
+		return func(command string) error {
+			c := copygraph.IntoCommand(command)
+			ok, err := f(c)
+			if err == nil && !ok {
+				err = errors.New("it says no")
+			}
+			return errors.Join(err, c.Close())
+		}
+	}
+	hasAll := func(objects ...copygraph.Object) func(*copygraph.CommandTarget) (bool, error) {
+		return func(c *copygraph.CommandTarget) (bool, error) {
+			has, err := c.Has(t.Context(), objects)
+			return !slices.Contains(has, false), err
+		}
+	}
+	for what, c := range map[string]struct {
+		request string
+		ask     func(command string) error
+	}{
+		"the source has":  {"has latest\n", source(func(c *copygraph.CommandSource) error { return isRoot(c.Resolve(t.Context(), "latest")) })},
+		"the source gets": {"get latest\n", source(func(c *copygraph.CommandSource) error { return isRoot(c.Take(t.Context(), "latest")) })},
+		"the source lists": {"referrers " + string(root.Digest) + "\n", source(func(c *copygraph.CommandSource) error {
+			var last v1.Descriptor
+			err := c.Referrers()(t.Context(), root.Digest, func(d v1.Descriptor) error {
+				last = d
+				return nil
+			})
+			if err == nil && last.Digest != signature.Digest {
+				err = fmt.Errorf("it lists %v", last)
+			}
+			return err
+		})},
+		"the target has":         {"has " + string(root.Digest) + "\n", target(hasAll(copygraph.Object{Descriptor: root}))},
+		"the target has a tag":   {"has latest\n", target(hasAll(copygraph.Object{Tag: "latest", Descriptor: root}))},
+		"the target has several": {"has latest\nhas latest\n", target(hasAll(copygraph.Object{Tag: "latest", Descriptor: root}, copygraph.Object{Descriptor: root}))},
+		"the target mounts": {"mount " + string(root.Digest) + " a/b\n", target(func(c *copygraph.CommandTarget) (bool, error) {
+			return c.Mount(t.Context(), root, "a/b")
+		})},
+	} {
+		t.Run(what, func(t *testing.T) {
+			t.Parallel()
+			latest := "LATEST=" + string(root.Digest)
+			run := exec.Command("sh", "-c", newServed(t, from, latest).command)
+			run.Stdin = strings.NewReader(c.request)
+			answer, err := run.Output()
+			if err != nil {
+				t.Fatal(err)
+			}
+			cuts := []int{0, 1}
+			for i, b := range answer[:len(answer)-1] {
+				if b == '\n' {
+					cuts = append(cuts, i, i+1, i+2)
+				}
+			}
+			dies := func(starts int, settings ...string) {
+				t.Run(strings.Join(settings, " "), func(t *testing.T) {
+					t.Parallel()
+					s := newServed(t, from, append(settings, latest)...)
+					if err := c.ask(s.command); err != nil {
+						t.Error(err)
+					}
+					if n := s.count(t); n < starts || n > 2 {
+						t.Errorf("%d starts, not %d", n, starts)
+					}
+				})
+			}
+			for _, cut := range append(cuts, len(answer)-1) {
+				dies(2, "FAULTS=1 EXIT=6", fmt.Sprint("CUT=", cut))
+			}
+			dies(2, "WHERE=in FAULTS=1 EXIT=255", "CUT=0")
+			dies(2, "WHERE=in FAULTS=1 EXIT=255", "CUT=5")
+			dies(1, "WHERE=in FAULTS=1 EXIT=255", fmt.Sprint("CUT=", len(c.request))) // it may have answered
+			s := newServed(t, from, "FAULTS=100 EXIT=6 CUT=3", latest)
+			if err := c.ask(s.command); !errdefs.IsAborted(err) || s.count(t) != 4 {
+				t.Errorf("it dies always: %d starts, %v", s.count(t), err)
+			}
+		})
+	}
+}
+
+// A process that lives has tried again by itself, unless its helper died: it gets one more attempt.
+func TestATemporaryAnswerIsAskedForOnceMore(t *testing.T) {
+	t.Parallel()
+	from := open(t)
+	root := manifest(t, from, "amd64", "layer")
+	const fails = `n=0; while read -r _; do n=$((n+1)); if [ $n -gt %d ]; then echo "yes - - -"; else echo "error 6 the link broke"; fi; done`
+	for failures, ok := range []bool{true, true, false} {
+		target := copygraph.IntoCommand(fmt.Sprintf(fails, failures))
+		has, err := target.Has(t.Context(), []copygraph.Object{{Descriptor: root}})
+		if ok != (err == nil && has[0]) || !ok && !errdefs.IsAborted(err) {
+			t.Errorf("%d failures: %v, %v", failures, has, err)
+		}
+		if err := target.Close(); err != nil {
+			t.Error(err)
+		}
 	}
 }
 
