@@ -433,9 +433,7 @@ func (a *applier) regular(h *tar.Header, parent, base string) error {
 	}
 	a.tree.probe(d)
 	err = a.create(d, base, func() (err error) {
-		f.fd, err = retry(func() (int, error) {
-			return sys.Openat(d.fd, base, unix.O_WRONLY|unix.O_CREAT|unix.O_EXCL|unix.O_NOFOLLOW|unix.O_CLOEXEC, f.mode&0o777)
-		})
+		f.fd, err = sys.Openat(d.fd, base, unix.O_WRONLY|unix.O_CREAT|unix.O_EXCL|unix.O_NOFOLLOW|unix.O_CLOEXEC, f.mode&0o777)
 		return err
 	})
 	if err != nil {

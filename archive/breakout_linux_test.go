@@ -12,6 +12,8 @@ import (
 
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
+
+	"distkit/disk/sys"
 )
 
 type breakout struct {
@@ -172,9 +174,9 @@ func TestBreakouts(t *testing.T) {
 			name = "walk"
 		}
 		t.Run(name, func(t *testing.T) {
-			was := noOpenat2.Load()
-			noOpenat2.Store(fallback)
-			defer noOpenat2.Store(was)
+			was := sys.NoOpenat2.Load()
+			sys.NoOpenat2.Store(fallback)
+			defer sys.NoOpenat2.Store(was)
 			for _, b := range breakouts() {
 				t.Run(b.name, func(t *testing.T) { b.test(t) })
 			}

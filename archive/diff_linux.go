@@ -156,7 +156,7 @@ func (n *node) fail(verb string, err error) error {
 }
 
 func openTop(path string) (*node, error) {
-	fd, err := retry(func() (int, error) { return sys.Open(path, openDir&^unix.O_NOFOLLOW, 0) })
+	fd, err := sys.Open(path, sys.OpenDir&^unix.O_NOFOLLOW, 0)
 	switch {
 	case errors.Is(err, unix.ENOTDIR):
 		return nil, refused("open %s: %w", path, err)
@@ -204,9 +204,7 @@ func (n *node) open() error {
 
 // openFile opens a regular file, and sees that it is the one that was there.
 func (n *node) openFile() (int, error) {
-	fd, err := retry(func() (int, error) {
-		return sys.Openat(n.parent, n.name, unix.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
-	})
+	fd, err := sys.Openat(n.parent, n.name, unix.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return -1, n.fail("open", err)
 	}
@@ -233,7 +231,7 @@ func sortedNames(fd int, dir string) ([]string, error) {
 	if fd < 0 {
 		return nil, nil
 	}
-	names, err := readNames(fd)
+	names, err := sys.Names(fd)
 	if err != nil {
 		return nil, (&node{path: dir}).fail("read directory", err)
 	}
@@ -488,7 +486,7 @@ func (d *differ) sameContent(lo, up *node) (bool, error) {
 
 func (n *node) readFull(fd int, p []byte) error {
 	for len(p) > 0 {
-		m, err := retry(func() (int, error) { return unix.Read(fd, p) })
+		m, err := sys.Read(fd, p)
 		if err != nil {
 			return n.fail("read", err)
 		}
@@ -713,7 +711,7 @@ func (n *node) notUpper(what string) error {
 func (n *node) procPath() string { return fmt.Sprintf("/proc/self/fd/%d/%s", n.parent, n.name) }
 
 func (n *node) listXattrs() ([]string, error) {
-	b, err := grow(func(buf []byte) (int, error) {
+	b, err := sys.Grow(func(buf []byte) (int, error) {
 		if n.fd >= 0 {
 			return unix.Flistxattr(n.fd, buf)
 		}
@@ -732,7 +730,7 @@ func (n *node) listXattrs() ([]string, error) {
 
 // xattr returns an attribute's value, nil where there is none.
 func (n *node) xattr(name string) ([]byte, error) {
-	b, err := grow(func(buf []byte) (int, error) {
+	b, err := sys.Grow(func(buf []byte) (int, error) {
 		if n.fd >= 0 {
 			return unix.Fgetxattr(n.fd, name, buf)
 		}
@@ -746,18 +744,4 @@ func (n *node) xattr(name string) ([]byte, error) {
 		return nil, n.fail("read attribute "+quote(name)+" of", err)
 	}
 	return b, nil
-}
-
-// grow calls f with a buffer that is large enough.
-func grow(f func([]byte) (int, error)) ([]byte, error) {
-	for size := 256; ; size *= 16 {
-		buf := make([]byte, size)
-		n, err := f(buf)
-		if err == nil {
-			return buf[:n], nil
-		}
-		if !errors.Is(err, unix.ERANGE) || size > 64<<10 {
-			return nil, err
-		}
-	}
 }

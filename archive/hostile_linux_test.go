@@ -17,6 +17,8 @@ import (
 
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
+
+	"distkit/disk/sys"
 )
 
 // Headers that tar.Writer does not write: each is refused or harms nobody, and is never more than
@@ -143,9 +145,9 @@ func TestWithoutOpenat2(t *testing.T) {
 			t.Fatalf("openat2 gives %v", err)
 		}
 		root := t.TempDir()
-		noOpenat2.Store(false)
+		sys.NoOpenat2.Store(false)
 		mustApply(t, root, layer(t, fileEntry("a/b/c/d", "1"), symlink("l", "/a/b"), fileEntry("l/c/e", "2"), symlink("out", "/etc"), fileEntry("out/distkit", "3")), Options{})
-		if !noOpenat2.Load() {
+		if !sys.NoOpenat2.Load() {
 			t.Error("openat2 was not missed")
 		}
 		if got := strings.Join(names(t, root), " "); got != "a a/b a/b/c a/b/c/d a/b/c/e etc etc/distkit l out" {

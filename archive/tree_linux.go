@@ -7,7 +7,6 @@ import (
 	"path"
 	"slices"
 	"strings"
-	"sync/atomic"
 	"unsafe"
 
 	"distkit/disk/sys"
@@ -70,12 +69,7 @@ type tree struct {
 	report *report // of what lower layers would tell, or nil
 }
 
-// noOpenat2 is set once the kernel, or a filter before it, is seen to lack the call.
-var noOpenat2 atomic.Bool
-
 const (
-	openDir   = unix.O_RDONLY | unix.O_DIRECTORY | unix.O_NOFOLLOW | unix.O_CLOEXEC
-	confined  = unix.RESOLVE_BENEATH | unix.RESOLVE_NO_SYMLINKS | unix.RESOLVE_NO_MAGICLINKS
 	unchanged = ^uint32(0)
 
 	defaultACL = "system.posix_acl_default"
@@ -83,7 +77,7 @@ const (
 )
 
 func newTree(root string) (*tree, error) {
-	fd, err := retry(func() (int, error) { return sys.Open(root, openDir&^unix.O_NOFOLLOW, 0) })
+	fd, err := sys.Open(root, sys.OpenDir&^unix.O_NOFOLLOW, 0)
 	if err != nil {
 		return nil, err
 	}
@@ -97,7 +91,7 @@ func newTree(root string) (*tree, error) {
 		touched:    map[uint64]struct{}{},
 		opaques:    map[uint64]struct{}{},
 	}
-	names, err := readNames(fd)
+	names, err := sys.Names(fd)
 	if err != nil {
 		_ = unix.Close(fd)
 		return nil, err
@@ -434,7 +428,7 @@ func (t *tree) remove(d *dir, name string) error {
 	case unix.S_IFDIR:
 		t.again(join(d.path, name), "a directory is replaced by what is none")
 		t.drop(join(d.path, name))
-		return t.removeAll(d.fd, name)
+		return sys.RemoveAll(d.fd, name)
 	case unix.S_IFLNK:
 		clear(t.links)
 	}
@@ -452,46 +446,12 @@ func (t *tree) drop(p string) {
 	}
 }
 
-func (t *tree) removeAll(parent int, name string) error {
-	err := sys.Unlinkat(parent, name, 0)
-	if err == nil || errors.Is(err, unix.ENOENT) {
-		return nil
-	}
-	if !errors.Is(err, unix.EISDIR) && !errors.Is(err, unix.EPERM) {
-		return err
-	}
-	if err := sys.Unlinkat(parent, name, unix.AT_REMOVEDIR); err == nil || errors.Is(err, unix.ENOENT) {
-		return nil
-	}
-	fd, err := openBeneath(parent, name)
-	if errors.Is(err, unix.EACCES) && !t.privileged {
-		fd, err = openForbidden(parent, name)
-	}
-	if err != nil {
-		return err
-	}
-	defer unix.Close(fd)
-	if !t.privileged {
-		_ = sys.Fchmod(fd, 0o700)
-	}
-	names, err := readNames(fd)
-	if err != nil {
-		return err
-	}
-	for _, n := range names {
-		if err := t.removeAll(fd, n); err != nil {
-			return err
-		}
-	}
-	return ignore(sys.Unlinkat(parent, name, unix.AT_REMOVEDIR), unix.ENOENT)
-}
-
 // hide removes from d what lower layers put there, and leaves what this layer wrote.
 func (t *tree) hide(d *dir) error {
 	if d.ours {
 		return nil
 	}
-	names, err := readNames(d.fd)
+	names, err := sys.Names(d.fd)
 	if err != nil {
 		return err
 	}
@@ -555,7 +515,7 @@ func (t *tree) isOpaque(p string) bool {
 }
 
 func removeWhiteouts(fd int) error {
-	names, err := readNames(fd)
+	names, err := sys.Names(fd)
 	if err != nil {
 		return err
 	}
@@ -629,29 +589,7 @@ func (d *dir) close() error {
 }
 
 // openBeneath opens the directory at a relative path below fd that has no symbolic link in it.
-func openBeneath(fd int, p string) (int, error) {
-	if !noOpenat2.Load() {
-		n, err := retry(func() (int, error) {
-			return unix.Openat2(fd, p, &unix.OpenHow{Flags: openDir, Resolve: confined})
-		})
-		if err == nil || !errors.Is(err, unix.ENOSYS) && !errors.Is(err, unix.EPERM) {
-			return n, err
-		}
-		noOpenat2.Store(true)
-	}
-	held := -1
-	for {
-		name, rest, more := strings.Cut(p, "/")
-		n, err := retry(func() (int, error) { return sys.Openat(fd, name, openDir, 0) })
-		if held >= 0 {
-			_ = unix.Close(held)
-		}
-		if err != nil || !more {
-			return n, err
-		}
-		fd, held, p = n, n, rest
-	}
-}
+func openBeneath(fd int, p string) (int, error) { return sys.OpenBeneath(fd, p, sys.OpenDir, 0) }
 
 // openForbidden opens a directory of ours whose mode keeps us out, and lets us in.
 func openForbidden(fd int, name string) (int, error) {
@@ -673,28 +611,6 @@ func openForbidden(fd int, name string) (int, error) {
 	return n, err
 }
 
-func readNames(fd int) ([]string, error) {
-	if _, err := unix.Seek(fd, 0, 0); err != nil {
-		return nil, err
-	}
-	var names []string
-	buf := make([]byte, 32<<10)
-	for {
-		n, err := unix.Getdents(fd, buf)
-		if errors.Is(err, unix.EINTR) {
-			continue
-		}
-		if err != nil || n == 0 {
-			return names, err
-		}
-		for b := buf[:n]; len(b) > 0; {
-			var used int
-			used, _, names = unix.ParseDirent(b, -1, names)
-			b = b[used:]
-		}
-	}
-}
-
 func isWhiteout(st *unix.Stat_t) bool {
 	return st.Mode&unix.S_IFMT == unix.S_IFCHR && st.Rdev == 0
 }
@@ -708,15 +624,6 @@ func futimens(fd int, times *[2]unix.Timespec) error {
 		case unix.EINTR:
 		default:
 			return e
-		}
-	}
-}
-
-func retry(f func() (int, error)) (int, error) {
-	for {
-		n, err := f()
-		if !errors.Is(err, unix.EINTR) && !errors.Is(err, unix.EAGAIN) {
-			return n, err
 		}
 	}
 }

@@ -9,6 +9,8 @@ import (
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"distkit/disk/sys"
 )
 
 // Where the kernel, or a filter of system calls, lacks openat2(2), all is as where it is there. It is asked for once.
@@ -40,7 +42,7 @@ func TestWithoutOpenat2(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if n := strings.Count(string(b), "openat2("); inject != nil && n != 1 || inject == nil && n < 10 && !noOpenat2.Load() {
+		if n := strings.Count(string(b), "openat2("); inject != nil && n != 1 || inject == nil && n < 10 && !sys.NoOpenat2.Load() {
 			t.Errorf("%s: it was called %d times", name, n)
 		}
 	}

@@ -1,11 +1,19 @@
 // Package sys is golang.org/x/sys/unix's calls on files and mounts, each made again when a signal interrupts it (EINTR), as
 // package os does with those it makes. The Go runtime interrupts threads all the time, and FUSE and NFS answer it so.
+//
+// It also opens, lists and removes what is below a directory and was made by strangers: [OpenBeneath], [EachName], [RemoveAll].
 package sys
 
 import "golang.org/x/sys/unix"
 
+// Calling, if not nil, is called before each system call. Tests count by it.
+var Calling func()
+
 func retry(f func() error) error {
 	for {
+		if Calling != nil {
+			Calling()
+		}
 		if err := f(); err != unix.EINTR {
 			return err
 		}
@@ -19,6 +27,11 @@ func Open(path string, flags int, perm uint32) (n int, err error) {
 
 func Openat(dir int, path string, flags int, perm uint32) (n int, err error) {
 	err = retry(func() error { n, err = unix.Openat(dir, path, flags, perm); return err })
+	return n, err
+}
+
+func Read(fd int, p []byte) (n int, err error) {
+	err = retry(func() error { n, err = unix.Read(fd, p); return err })
 	return n, err
 }
 
@@ -64,6 +77,10 @@ func Linkat(olddir int, oldpath string, newdir int, newpath string, flags int) e
 
 func Unlinkat(dir int, path string, flags int) error {
 	return retry(func() error { return unix.Unlinkat(dir, path, flags) })
+}
+
+func Renameat(olddir int, oldpath string, newdir int, newpath string) error {
+	return retry(func() error { return unix.Renameat(olddir, oldpath, newdir, newpath) })
 }
 
 func Readlinkat(dir int, path string, buf []byte) (n int, err error) {

@@ -96,44 +96,12 @@ func parseNotes(r io.Reader) ([]note, error) {
 func proper(p string) bool { return p == "." || p != "" && path.Clean("/"+p) == "/"+p }
 
 // openAt opens a path below a directory, through no symbolic link.
-func openAt(at int, p string, flags uint64) (*os.File, error) {
-	how := unix.OpenHow{
-		Flags:   flags | unix.O_NOFOLLOW | unix.O_CLOEXEC,
-		Resolve: unix.RESOLVE_BENEATH | unix.RESOLVE_NO_SYMLINKS | unix.RESOLVE_NO_MAGICLINKS,
+func openAt(at int, p string, flags int) (*os.File, error) {
+	fd, err := sys.OpenBeneath(at, p, flags|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, &os.PathError{Op: "open", Path: p, Err: err}
 	}
-	for {
-		fd, err := unix.Openat2(at, p, &how)
-		switch {
-		case errors.Is(err, unix.EINTR), errors.Is(err, unix.EAGAIN):
-			continue
-		case errors.Is(err, unix.ENOSYS):
-			fd, err = openEach(at, p, int(how.Flags))
-		}
-		if err != nil {
-			return nil, &os.PathError{Op: "open", Path: p, Err: err}
-		}
-		return os.NewFile(uintptr(fd), p), nil
-	}
-}
-
-// openEach is openAt for kernels without openat2, name by name.
-func openEach(at int, p string, flags int) (int, error) {
-	names := strings.Split(p, "/")
-	for i, name := range names {
-		how := flags
-		if i < len(names)-1 {
-			how = unix.O_PATH | unix.O_DIRECTORY | unix.O_NOFOLLOW | unix.O_CLOEXEC
-		}
-		fd, err := sys.Openat(at, name, how, 0)
-		if i > 0 {
-			unix.Close(at)
-		}
-		if err != nil {
-			return -1, err
-		}
-		at = fd
-	}
-	return at, nil
+	return os.NewFile(uintptr(fd), p), nil
 }
 
 // none tells whether an error means that there is nothing at a path.

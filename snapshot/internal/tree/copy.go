@@ -309,7 +309,7 @@ func (x pathXattrs) get(n string, b []byte) (int, error) { return unix.Lgetxattr
 func (x pathXattrs) set(n string, b []byte) error        { return sys.Lsetxattr(x.path, n, b, 0) }
 
 func copyXattrs(from, to xattrs) error {
-	names, err := grow(from.list)
+	names, err := sys.Grow(from.list)
 	if errors.Is(err, unix.ENOTSUP) || len(names) == 0 && err == nil {
 		return nil
 	}
@@ -321,7 +321,7 @@ func copyXattrs(from, to xattrs) error {
 		if strings.HasPrefix(name, "trusted.overlay.") || strings.HasPrefix(name, "user.overlay.") {
 			continue
 		}
-		value, err := grow(func(b []byte) (int, error) { return from.get(name, b) })
+		value, err := sys.Grow(func(b []byte) (int, error) { return from.get(name, b) })
 		if errors.Is(err, unix.ENODATA) {
 			continue
 		}
@@ -333,22 +333,4 @@ func copyXattrs(from, to xattrs) error {
 		}
 	}
 	return nil
-}
-
-// grow calls one of the system calls that tell their result's size when given no buffer.
-func grow(f func([]byte) (int, error)) ([]byte, error) {
-	b := make([]byte, 256)
-	for {
-		n, err := f(b)
-		if err == nil {
-			return b[:n], nil
-		}
-		if !errors.Is(err, unix.ERANGE) {
-			return nil, err
-		}
-		if n, err = f(nil); err != nil {
-			return nil, err
-		}
-		b = make([]byte, n+64)
-	}
 }

@@ -16,25 +16,20 @@ import (
 
 // openDir opens a directory below another one, or name itself with AT_FDCWD.
 func openDir(at int, name string) (*os.File, error) {
-	how := unix.OpenHow{Flags: unix.O_RDONLY | unix.O_DIRECTORY | unix.O_NOFOLLOW | unix.O_CLOEXEC}
-	if at != unix.AT_FDCWD {
-		how.Resolve = unix.RESOLVE_NO_XDEV | unix.RESOLVE_NO_SYMLINKS | unix.RESOLVE_BENEATH
+	var fd int
+	var err error
+	if at == unix.AT_FDCWD {
+		fd, err = sys.Open(name, sys.OpenDir, 0)
+	} else {
+		fd, err = sys.OpenBeneath(at, name, sys.OpenDir, unix.RESOLVE_NO_XDEV)
 	}
-	for {
-		fd, err := unix.Openat2(at, name, &how)
-		if errors.Is(err, unix.ENOSYS) { // before 5.6, or hidden by a seccomp filter
-			fd, err = sys.Openat(at, name, int(how.Flags), 0)
-		}
-		switch {
-		case errors.Is(err, unix.EINTR), errors.Is(err, unix.EAGAIN):
-			continue
-		case errors.Is(err, unix.EXDEV):
-			return nil, &os.PathError{Op: "open", Path: name, Err: errors.New("something is mounted there")}
-		case err != nil:
-			return nil, &os.PathError{Op: "open", Path: name, Err: err}
-		}
-		return os.NewFile(uintptr(fd), name), nil
+	if errors.Is(err, unix.EXDEV) {
+		err = sys.ErrMounted
 	}
+	if err != nil {
+		return nil, &os.PathError{Op: "open", Path: name, Err: err}
+	}
+	return os.NewFile(uintptr(fd), name), nil
 }
 
 func lstat(at int, name string) (st unix.Stat_t, err error) {
@@ -163,60 +158,10 @@ func Remove(dir string) error {
 	}
 	if err == nil {
 		defer parent.Close()
-		err = remove(int(parent.Fd()), filepath.Base(dir))
+		err = sys.RemoveAll(int(parent.Fd()), filepath.Base(dir))
 	}
 	if err != nil {
 		return fmt.Errorf("delete %s: %w", dir, err)
-	}
-	return nil
-}
-
-func remove(at int, name string) error {
-	err := sys.Unlinkat(at, name, 0)
-	if err == nil || errors.Is(err, unix.ENOENT) {
-		return nil
-	}
-	if !errors.Is(err, unix.EISDIR) && !errors.Is(err, unix.EPERM) && !errors.Is(err, unix.EACCES) {
-		return &os.PathError{Op: "unlink", Path: name, Err: err}
-	}
-	d, derr := openDir(at, name)
-	if errors.Is(derr, unix.EACCES) { // overlayfs leaves work/work with mode 000
-		if st, err := lstat(at, name); err == nil && st.Mode&unix.S_IFMT == unix.S_IFDIR {
-			_ = sys.Fchmodat(at, name, 0o700, 0)
-			d, derr = openDir(at, name)
-		}
-	}
-	if errors.Is(derr, unix.ENOTDIR) || errors.Is(derr, unix.ELOOP) {
-		return &os.PathError{Op: "unlink", Path: name, Err: err}
-	}
-	if derr != nil {
-		return derr
-	}
-	defer d.Close()
-	writable := false
-	for {
-		left := 0
-		if err := each(d, func(name string) error {
-			left++
-			err := remove(int(d.Fd()), name)
-			if errors.Is(err, unix.EACCES) && !writable {
-				writable = true
-				_ = d.Chmod(0o700)
-				err = remove(int(d.Fd()), name)
-			}
-			return err
-		}); err != nil {
-			return err
-		}
-		if left == 0 {
-			break
-		}
-		if _, err := d.Seek(0, 0); err != nil {
-			return err
-		}
-	}
-	if err := sys.Unlinkat(at, name, unix.AT_REMOVEDIR); err != nil && !errors.Is(err, unix.ENOENT) {
-		return &os.PathError{Op: "rmdir", Path: name, Err: err}
 	}
 	return nil
 }

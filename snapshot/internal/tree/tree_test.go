@@ -12,6 +12,8 @@ import (
 
 	"distkit/snapshot/snapshottest"
 
+	"distkit/disk/sys"
+
 	"golang.org/x/sys/unix"
 )
 
@@ -95,12 +97,12 @@ func describe(t *testing.T, dir string) []string {
 			to, _ := os.Readlink(path)
 			line += " to " + to
 		}
-		names, err := grow(pathXattrs{path}.list)
+		names, err := sys.Grow(pathXattrs{path}.list)
 		if err == nil && len(names) > 0 {
 			all := strings.Split(strings.TrimSuffix(string(names), "\x00"), "\x00")
 			slices.Sort(all)
 			for _, n := range all {
-				v, err := grow(func(b []byte) (int, error) { return unix.Lgetxattr(path, n, b) })
+				v, err := sys.Grow(func(b []byte) (int, error) { return unix.Lgetxattr(path, n, b) })
 				if err != nil {
 					return err
 				}

@@ -1,0 +1,270 @@
+package sys
+
+import (
+	"bufio"
+	"errors"
+	"fmt"
+	"os"
+	"strconv"
+	"strings"
+	"sync/atomic"
+
+	"golang.org/x/sys/unix"
+)
+
+// NoOpenat2 is set once the kernel (before 5.6), or a filter of system calls in front of it, is seen to lack openat2(2). Tests set it
+// to try what is done then.
+var NoOpenat2 atomic.Bool
+
+// OpenDir are the flags that open a directory itself, not one that a symbolic link leads to.
+const OpenDir = unix.O_RDONLY | unix.O_DIRECTORY | unix.O_NOFOLLOW | unix.O_CLOEXEC
+
+// OpenBeneath opens a relative path below the directory dir. It follows no symbolic link: ELOOP or ENOTDIR. resolve may be
+// RESOLVE_NO_XDEV, by which a path that leads into another mount is EXDEV.
+func OpenBeneath(dir int, path string, flags int, resolve uint64) (int, error) {
+	if !NoOpenat2.Load() {
+		how := unix.OpenHow{
+			Flags:   uint64(flags),
+			Resolve: unix.RESOLVE_BENEATH | unix.RESOLVE_NO_SYMLINKS | unix.RESOLVE_NO_MAGICLINKS | resolve,
+		}
+		fd, err := -1, unix.EAGAIN
+		for err == unix.EAGAIN { // something was renamed meanwhile
+			e := retry(func() (err error) { fd, err = unix.Openat2(dir, path, &how); return err })
+			if e == nil {
+				return fd, nil
+			}
+			err = e.(unix.Errno)
+		}
+		if err != unix.ENOSYS && err != unix.EPERM {
+			return -1, err
+		}
+		NoOpenat2.Store(true)
+	}
+	return openEach(dir, path, flags, resolve)
+}
+
+// openEach is OpenBeneath without openat2, component by component.
+func openEach(dir int, path string, flags int, resolve uint64) (int, error) {
+	at := dir
+	for {
+		name, rest, more := strings.Cut(path, "/")
+		how := flags | unix.O_NOFOLLOW
+		if more {
+			how = unix.O_PATH | unix.O_DIRECTORY | unix.O_NOFOLLOW | unix.O_CLOEXEC
+		}
+		fd, err := -1, error(unix.EXDEV)
+		if name != ".." {
+			fd, err = Openat(at, name, how, 0)
+		}
+		if at != dir {
+			_ = unix.Close(at)
+		}
+		if err == nil && resolve&unix.RESOLVE_NO_XDEV != 0 && mountOf(fd) != mountOf(dir) {
+			_ = unix.Close(fd)
+			err = unix.EXDEV
+		}
+		if err != nil {
+			return -1, err
+		}
+		if !more {
+			return fd, nil
+		}
+		at, path = fd, rest
+	}
+}
+
+// mountOf is the ID of the mount that an open file is in, "" if it can't be told.
+func mountOf(fd int) string {
+	f, err := os.Open("/proc/self/fdinfo/" + strconv.Itoa(fd))
+	if err != nil {
+		return ""
+	}
+	defer f.Close()
+	for lines := bufio.NewScanner(f); lines.Scan(); {
+		if id, ok := strings.CutPrefix(lines.Text(), "mnt_id:"); ok {
+			return strings.TrimSpace(id)
+		}
+	}
+	return ""
+}
+
+// EachName calls f for each name in an open directory, from the first on. It holds a few names at a time, and f may remove them.
+func EachName(fd int, f func(name string) error) error {
+	if err := retry(func() error { _, err := unix.Seek(fd, 0, 0); return err }); err != nil {
+		return err
+	}
+	buf := make([]byte, 32<<10)
+	names := make([]string, 0, 256)
+	for {
+		n := 0
+		err := retry(func() (err error) { n, err = unix.Getdents(fd, buf); return err })
+		if err != nil || n == 0 {
+			return err
+		}
+		names = names[:0]
+		for b := buf[:n]; len(b) > 0; {
+			var used int
+			used, _, names = unix.ParseDirent(b, -1, names)
+			b = b[used:]
+		}
+		for _, name := range names {
+			if err := f(name); err != nil {
+				return err
+			}
+		}
+	}
+}
+
+// Names lists an open directory.
+func Names(fd int) (names []string, err error) {
+	err = EachName(fd, func(name string) error {
+		names = append(names, name)
+		return nil
+	})
+	return names, err
+}
+
+// ErrMounted is why something is not removed: it is, or holds, what another file system is mounted on.
+var ErrMounted = errors.New("something is mounted there")
+
+// RemoveAll removes name in the directory dir with all that is below it, whatever the modes of the directories. It is nil if there is
+// nothing of that name. It removes nothing of other mounts: ErrMounted, or EBUSY.
+//
+// The work is linear in the number of files, and so are neither memory nor open files: a tree can be as deep as a disk is large.
+func RemoveAll(dir int, name string) error {
+	r := remover{top: -1, aside: -1}
+	defer func() { r.close(&r.aside) }()
+	return r.remove(dir, name, 0)
+}
+
+// maxDepth is how many levels of directories RemoveAll holds open.
+const maxDepth = 64
+
+// A remover removes a tree. Directories at its depth limit that are not empty it moves into a new directory in the top one, whose
+// names it removes in the next pass.
+type remover struct {
+	top, aside int // descriptors, -1 before there is one
+	n          int // names given
+}
+
+func (r *remover) close(fd *int) {
+	if *fd >= 0 {
+		_ = unix.Close(*fd)
+	}
+	*fd = -1
+}
+
+func (r *remover) remove(dir int, name string, depth int) error {
+	err := Unlinkat(dir, name, 0)
+	switch err {
+	case nil, unix.ENOENT:
+		return nil
+	case unix.EISDIR, unix.EPERM, unix.EACCES:
+	default:
+		return fmt.Errorf("remove %q: %w", name, err)
+	}
+	fd, oerr := openForRemoval(dir, name)
+	switch oerr {
+	case nil:
+	case unix.ENOENT:
+		return nil
+	case unix.ENOTDIR, unix.ELOOP:
+		return fmt.Errorf("remove %q: %w", name, err)
+	case unix.EXDEV:
+		return fmt.Errorf("remove %q: %w", name, ErrMounted)
+	default:
+		return fmt.Errorf("open %q: %w", name, oerr)
+	}
+	defer unix.Close(fd)
+	if depth == 0 {
+		r.top = fd
+	}
+	for {
+		err := Unlinkat(dir, name, unix.AT_REMOVEDIR)
+		switch err {
+		case nil, unix.ENOENT:
+			return nil
+		case unix.ENOTEMPTY, unix.EEXIST:
+		default:
+			return fmt.Errorf("remove %q: %w", name, err)
+		}
+		if depth == maxDepth {
+			return r.setAside(dir, name)
+		}
+		if depth == 0 {
+			r.close(&r.aside) // of the last pass, which is now one of the names to remove
+		}
+		if err := r.empty(fd, depth); err != nil {
+			return err
+		}
+	}
+}
+
+// empty removes, or moves away, what an open directory holds.
+func (r *remover) empty(fd, depth int) error {
+	writable := false
+	return EachName(fd, func(name string) error {
+		err := r.remove(fd, name, depth+1)
+		if errors.Is(err, unix.EACCES) && !writable {
+			writable = true
+			_ = Fchmod(fd, 0o700)
+			err = r.remove(fd, name, depth+1)
+		}
+		return err
+	})
+}
+
+func (r *remover) setAside(dir int, name string) error {
+	for r.aside < 0 {
+		_ = Fchmod(r.top, 0o700)
+		r.n++
+		aside := strconv.Itoa(r.n)
+		err := Mkdirat(r.top, aside, 0o700)
+		if err == unix.EEXIST {
+			continue
+		}
+		if err == nil {
+			r.aside, err = OpenBeneath(r.top, aside, OpenDir, unix.RESOLVE_NO_XDEV)
+		}
+		if err != nil {
+			return fmt.Errorf("make a directory for deep ones: %w", err)
+		}
+	}
+	r.n++
+	if err := Renameat(dir, name, r.aside, strconv.Itoa(r.n)); err != nil {
+		return fmt.Errorf("move %q: %w", name, err)
+	}
+	return nil
+}
+
+// openForRemoval opens a directory, and lets its owner in where the mode keeps him out.
+func openForRemoval(dir int, name string) (int, error) {
+	fd, err := OpenBeneath(dir, name, OpenDir, unix.RESOLVE_NO_XDEV)
+	if err != unix.EACCES {
+		return fd, err
+	}
+	p, perr := OpenBeneath(dir, name, unix.O_PATH|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, unix.RESOLVE_NO_XDEV)
+	if perr != nil {
+		return -1, err
+	}
+	defer unix.Close(p)
+	if unix.Chmod("/proc/self/fd/"+strconv.Itoa(p), 0o700) != nil {
+		return -1, err
+	}
+	return OpenBeneath(dir, name, OpenDir, unix.RESOLVE_NO_XDEV)
+}
+
+// Grow calls f, which fills a buffer and gives the number of bytes, with one that is large enough: for extended attributes.
+func Grow(f func(buf []byte) (int, error)) ([]byte, error) {
+	for size := 256; ; size *= 16 {
+		buf := make([]byte, size)
+		n := 0
+		err := retry(func() (err error) { n, err = f(buf); return err })
+		if err == nil {
+			return buf[:n], nil
+		}
+		if err != unix.ERANGE || size > 64<<10 {
+			return nil, err
+		}
+	}
+}
