@@ -7,7 +7,6 @@ import (
 	"path"
 	"slices"
 	"strings"
-	"unsafe"
 
 	"distkit/disk/sys"
 
@@ -20,29 +19,6 @@ const (
 	maxHops  = 40   // symbolic links followed for one path, as the kernel does
 	maxPath  = 4095 // bytes of a name, PATH_MAX without its NUL
 )
-
-// A dir is a directory below the target that is held open.
-type dir struct {
-	fd   int
-	path string // from the target, no symbolic link in it; "" is the target
-
-	// ours tells that this layer created it: nothing below it is of lower layers.
-	ours bool
-
-	touched bool // the tree's touched holds it
-
-	// What creating files in it does, once probed.
-	probed   bool
-	mask     uint32 // permission bits that a new file does not get
-	uid, gid uint32 // owner of a new file
-	setgid   bool   // new directories inherit the set-group-ID bit
-	acl      bool   // it has a default ACL, which new files and directories inherit
-
-	// What the directory must have again when it is closed.
-	times   *[2]unix.Timespec
-	mode    uint32
-	setMode bool
-}
 
 // A tree holds directories open by their canonical path, and remembers which canonical path a
 // path through symbolic links stands for.
@@ -317,107 +293,6 @@ func (t *tree) child(d *dir, name string, keep ...*dir) (*dir, string, error) {
 	return nil, "", err
 }
 
-// mkdir makes the directory name in d, with the mode whatever the umask, in place of what is
-// there; or opens it, if it is a directory already.
-func (t *tree) mkdir(d *dir, name string, mode uint32, keep ...*dir) (c *dir, made bool, err error) {
-	first := mode & 0o777
-	if !t.privileged {
-		first |= 0o700
-	}
-	err = sys.Mkdirat(d.fd, name, first)
-	replaced := false
-	if errors.Is(err, unix.EEXIST) {
-		var st unix.Stat_t
-		if err := sys.Fstatat(d.fd, name, &st, unix.AT_SYMLINK_NOFOLLOW); err != nil {
-			return nil, false, err
-		}
-		if st.Mode&unix.S_IFMT == unix.S_IFDIR {
-			c, _, err = t.child(d, name, keep...)
-			return c, false, err
-		}
-		if err := t.remove(d, name); err != nil {
-			return nil, false, err
-		}
-		replaced = true
-		err = sys.Mkdirat(d.fd, name, first)
-	}
-	if err != nil {
-		return nil, false, err
-	}
-	t.wrote(d, name)
-	fd, err := openBeneath(d.fd, name)
-	if err != nil {
-		return nil, false, err
-	}
-	defer func() {
-		if err != nil {
-			_ = unix.Close(fd)
-		}
-	}()
-	t.probe(d)
-	if d.acl {
-		if err := dropACLs(fd, accessACL, defaultACL); err != nil {
-			return nil, false, err
-		}
-	}
-	if d.setgid || first&^d.mask != first || mode&0o7000 != 0 {
-		if err := sys.Fchmod(fd, mode&0o7000|first); err != nil {
-			return nil, false, err
-		}
-	}
-	if replaced && t.opaque != "" {
-		// What the replaced entry hid of the lower layers must stay hidden.
-		if err := t.makeOpaque(&dir{fd: fd, path: join(d.path, name)}); err != nil {
-			return nil, false, err
-		}
-	}
-	if err := t.makeRoom(append(keep, d)...); err != nil {
-		return nil, false, err
-	}
-	c = &dir{fd: fd, path: join(d.path, name), ours: true}
-	if first != mode&0o777 {
-		c.mode, c.setMode = mode, true
-	}
-	if !d.setgid && mode&unix.S_ISGID == 0 {
-		c.probed, c.mask, c.uid, c.gid = true, d.mask, d.uid, d.gid
-	}
-	t.open[c.path] = c
-	return c, true, nil
-}
-
-// probe learns what a file created in d gets, from one that never has a name: umask, default
-// ACLs, set-group-ID and mount options all show in it.
-func (t *tree) probe(d *dir) {
-	if d.probed {
-		return
-	}
-	d.probed, d.setgid = true, true
-	d.mask, d.uid, d.gid = 0o777, unchanged, unchanged
-	fd, err := sys.Openat(d.fd, ".", unix.O_TMPFILE|unix.O_WRONLY|unix.O_CLOEXEC, 0o777)
-	if err != nil {
-		return // every file is told its mode and owner
-	}
-	defer unix.Close(fd)
-	var f, st unix.Stat_t
-	if sys.Fstat(fd, &f) == nil && sys.Fstat(d.fd, &st) == nil {
-		d.mask, d.uid, d.gid = 0o777&^f.Mode, f.Uid, f.Gid
-		d.setgid = st.Mode&unix.S_ISGID != 0 || f.Gid != uint32(unix.Getegid())
-	}
-	_, err = unix.Fgetxattr(d.fd, defaultACL, nil)
-	d.acl = err == nil
-}
-
-// dropACLs takes from a new file or directory what it inherited: a layer's entry names all its
-// attributes.
-func dropACLs(fd int, names ...string) error {
-	for _, name := range names {
-		if err := ignore(unix.Fremovexattr(fd, name), unix.ENODATA, unix.ENOTSUP); err != nil {
-			return fmt.Errorf("remove %s: %w", name, err)
-		}
-	}
-	return nil
-}
-
 // remove removes what is at name in d, with everything below it.
 func (t *tree) remove(d *dir, name string) error {
 	var st unix.Stat_t
@@ -446,102 +321,12 @@ func (t *tree) drop(p string) {
 	}
 }
 
-// hide removes from d what lower layers put there, and leaves what this layer wrote.
-func (t *tree) hide(d *dir) error {
-	if d.ours {
-		return nil
-	}
-	names, err := sys.Names(d.fd)
-	if err != nil {
-		return err
-	}
-	p := d.path
-	for _, n := range names {
-		if d, err = t.lookup(p); err != nil { // a level below may have closed it
-			return err
-		}
-		if err := t.whiteout(d, n); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-// whiteout removes name from d as far as it is of lower layers.
-func (t *tree) whiteout(d *dir, name string) error {
-	if d.ours {
-		return nil
-	}
-	p := join(d.path, name)
-	h := t.hash(p)
-	switch {
-	case has(t.created, h):
-		return nil
-	case has(t.touched, h):
-		c, err := t.lookup(p)
-		if err != nil {
-			return err
-		}
-		return t.hide(c)
-	}
-	return t.remove(d, name)
-}
-
 // makeRoom lets one more directory be opened.
 func (t *tree) makeRoom(keep ...*dir) error {
 	if len(t.open) < maxOpen {
 		return nil
 	}
 	return t.closeAll(keep...)
-}
-
-// makeOpaque hides in overlay form all that lower layers have in d. Whiteouts below it are
-// removed: overlayfs lists those of a directory that it need not merge.
-func (t *tree) makeOpaque(d *dir) error {
-	if err := sys.Fsetxattr(d.fd, t.opaque, []byte("y"), 0); err != nil {
-		return fmt.Errorf("set %s: %w", t.opaque, err)
-	}
-	t.opaques[t.hash(d.path)] = struct{}{}
-	return removeWhiteouts(d.fd)
-}
-
-func (t *tree) isOpaque(p string) bool {
-	for ; p != "" && len(t.opaques) > 0; p, _ = split(p) {
-		if has(t.opaques, t.hash(p)) {
-			return true
-		}
-	}
-	return false
-}
-
-func removeWhiteouts(fd int) error {
-	names, err := sys.Names(fd)
-	if err != nil {
-		return err
-	}
-	for _, n := range names {
-		var st unix.Stat_t
-		if err := sys.Fstatat(fd, n, &st, unix.AT_SYMLINK_NOFOLLOW); err != nil {
-			return err
-		}
-		switch {
-		case isWhiteout(&st):
-			if err := sys.Unlinkat(fd, n, 0); err != nil {
-				return err
-			}
-		case st.Mode&unix.S_IFMT == unix.S_IFDIR:
-			below, err := openBeneath(fd, n)
-			if err != nil {
-				return err
-			}
-			err = removeWhiteouts(below)
-			_ = unix.Close(below)
-			if err != nil {
-				return err
-			}
-		}
-	}
-	return nil
 }
 
 // closeAll closes every directory but the target and those to keep, and gives each its times
@@ -574,59 +359,8 @@ func (t *tree) abandon() {
 	_ = unix.Close(t.root.fd)
 }
 
-func (d *dir) close() error {
-	var err error
-	if d.setMode {
-		err = sys.Fchmod(d.fd, d.mode)
-	}
-	if d.times != nil && err == nil {
-		if err = futimens(d.fd, d.times); errors.Is(err, unix.EPERM) {
-			err = nil // another user's directory, which its owner lets us write to
-		}
-	}
-	_ = unix.Close(d.fd)
-	return err
-}
-
 // openBeneath opens the directory at a relative path below fd that has no symbolic link in it.
 func openBeneath(fd int, p string) (int, error) { return sys.OpenBeneath(fd, p, sys.OpenDir, 0) }
-
-// openForbidden opens a directory of ours whose mode keeps us out, and lets us in.
-func openForbidden(fd int, name string) (int, error) {
-	var st unix.Stat_t
-	if err := sys.Fstatat(fd, name, &st, unix.AT_SYMLINK_NOFOLLOW); err != nil {
-		return -1, err
-	}
-	p, err := sys.Openat(fd, name, unix.O_PATH|unix.O_NOFOLLOW|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return -1, err
-	}
-	defer unix.Close(p)
-	self := fmt.Sprintf("/proc/self/fd/%d", p)
-	if err := unix.Chmod(self, st.Mode&0o7777|0o700); err != nil {
-		return -1, unix.EACCES
-	}
-	n, err := openBeneath(fd, name)
-	_ = unix.Chmod(self, st.Mode&0o7777) // add opens it again by descriptor
-	return n, err
-}
-
-func isWhiteout(st *unix.Stat_t) bool {
-	return st.Mode&unix.S_IFMT == unix.S_IFCHR && st.Rdev == 0
-}
-
-func futimens(fd int, times *[2]unix.Timespec) error {
-	for {
-		_, _, e := unix.Syscall6(unix.SYS_UTIMENSAT, uintptr(fd), 0, uintptr(unsafe.Pointer(times)), 0, 0, 0)
-		switch e {
-		case 0:
-			return nil
-		case unix.EINTR:
-		default:
-			return e
-		}
-	}
-}
 
 func ignore(err error, ignored ...error) error {
 	for _, i := range ignored {

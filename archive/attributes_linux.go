@@ -1,0 +1,203 @@
+package archive
+
+import (
+	"encoding/base64"
+	"errors"
+	"fmt"
+	"net/url"
+	"slices"
+	"strings"
+
+	"distkit/disk/sys"
+
+	"golang.org/x/sys/unix"
+)
+
+// A file is what remains to be done to a file that is open.
+type file struct {
+	fd     int
+	name   string
+	owner  bool
+	uid    uint32
+	gid    uint32
+	mode   uint32
+	chmod  bool
+	isDir  bool
+	times  [2]unix.Timespec
+	xattrs []xattr
+}
+
+type xattr struct {
+	name  string
+	value []byte
+}
+
+// attributes sets owner, mode and extended attributes, in this order: a change of owner takes
+// the set-user-ID bit and capabilities away.
+func (a *applier) attributes(f *file) error {
+	if f.owner {
+		f.chmod = f.chmod || f.mode&0o6000 != 0
+		if err := a.owned(f, sys.Fchown(f.fd, int(f.uid), int(f.gid))); err != nil {
+			return err
+		}
+	}
+	xattrs := f.xattrs
+	if !a.tree.privileged && !a.opts.Strict {
+		xattrs = slices.DeleteFunc(xattrs, func(x xattr) bool { return x.name == ownerAttribute })
+		if f.uid != 0 || f.gid != 0 {
+			xattrs = append(xattrs, xattr{ownerAttribute, encodeOwner(f.uid, f.gid)})
+		}
+	}
+	// Attributes of an ordinary user's file want it to be writable.
+	locked := !a.tree.privileged && len(xattrs) > 0 && f.mode&0o200 == 0
+	if locked {
+		if err := sys.Fchmod(f.fd, f.mode|0o200); err != nil {
+			return fmt.Errorf("set mode: %w", err)
+		}
+	} else if f.chmod {
+		if err := sys.Fchmod(f.fd, f.mode); err != nil {
+			return fmt.Errorf("set mode: %w", err)
+		}
+	}
+	if err := a.setXattrs(xattrs, func(x xattr) error { return sys.Fsetxattr(f.fd, x.name, x.value, 0) }); err != nil {
+		return err
+	}
+	if locked {
+		if err := sys.Fchmod(f.fd, f.mode); err != nil {
+			return fmt.Errorf("set mode: %w", err)
+		}
+	}
+	return nil
+}
+
+// owned settles a change of a file's owner that ended with err. If it was not permitted, the file gets no set-ID bits either:
+// they would give away the rights of the owner that it has kept.
+func (a *applier) owned(f *file, err error) error {
+	if err == nil {
+		return nil
+	}
+	if err := a.settle("owners", "set owner", err); err != nil {
+		return err
+	}
+	if f.isDir || f.mode&0o6000 == 0 {
+		return nil
+	}
+	f.mode &^= 0o6000
+	return a.settle("set-ID bits", "set mode", unix.EPERM)
+}
+
+func (a *applier) setXattrs(xattrs []xattr, set func(xattr) error) error {
+	for _, x := range xattrs {
+		class, _, _ := strings.Cut(x.name, ".")
+		if rest, ok := overlayName(x.name); ok {
+			// A layer may not speak to overlayfs. In overlay form overlayfs itself can hide the
+			// name, else nothing can; and what is reported is to be what the latter gives.
+			if a.tree.opaque == "" || a.tree.report != nil {
+				if err := a.settle("overlay attributes", "set attribute "+quote(x.name), unix.EPERM); err != nil {
+					return err
+				}
+				continue
+			}
+			x.name = class + ".overlay.overlay." + rest
+		}
+		if err := a.settle(class+" attributes", "set attribute "+quote(x.name), set(x)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func overlayName(name string) (string, bool) {
+	for _, p := range []string{"trusted.overlay.", "user.overlay."} {
+		if rest, ok := strings.CutPrefix(name, p); ok {
+			return rest, true
+		}
+	}
+	return "", false
+}
+
+// settle counts what can't be set here, for want of rights or of support, unless that is
+// refused.
+func (a *applier) settle(kind, verb string, err error) error {
+	if err == nil {
+		return nil
+	}
+	err = fmt.Errorf("%s: %w", verb, err)
+	switch {
+	case a.opts.Strict:
+		return err
+	case errors.Is(err, unix.EPERM), errors.Is(err, unix.ENOTSUP):
+	case kind == "owners" && (errors.Is(err, unix.EINVAL) || errors.Is(err, unix.EACCES)): // not mapped in a user namespace
+	default:
+		return err
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.unset == nil {
+		a.unset = map[string]int64{}
+	}
+	a.unset[kind]++
+	return nil
+}
+
+// xattrs are the extended attributes among PAX records, as star and GNU tar write them or,
+// where those are missing, libarchive.
+func xattrs(records map[string]string) ([]xattr, error) {
+	var list []xattr
+	for k, v := range records {
+		if name, ok := strings.CutPrefix(k, "SCHILY.xattr."); ok {
+			list = append(list, xattr{name, []byte(v)})
+		} else if escaped, ok := strings.CutPrefix(k, "LIBARCHIVE.xattr."); ok {
+			name, err := url.PathUnescape(escaped)
+			if err != nil {
+				return nil, refused("attribute %s: %w", quote(escaped), err)
+			}
+			if _, both := records["SCHILY.xattr."+name]; both {
+				continue
+			}
+			value, err := base64.RawStdEncoding.DecodeString(strings.TrimRight(v, "="))
+			if err != nil {
+				return nil, refused("attribute %s: %w", quote(name), err)
+			}
+			list = append(list, xattr{name, value})
+		}
+	}
+	slices.SortFunc(list, func(a, b xattr) int { return strings.Compare(a.name, b.name) })
+	return list, nil
+}
+
+// clearXattrs takes from a directory of a lower layer the attributes that the layer's own entry
+// would have to name.
+func clearXattrs(fd int) error {
+	buf := make([]byte, 1<<10)
+	n, err := unix.Flistxattr(fd, buf)
+	if errors.Is(err, unix.ERANGE) {
+		buf = make([]byte, 64<<10)
+		n, err = unix.Flistxattr(fd, buf)
+	}
+	if err != nil {
+		return ignore(err, unix.ENOTSUP)
+	}
+	for name := range strings.SplitSeq(string(buf[:n]), "\x00") {
+		if _, overlay := overlayName(name); name == "" || overlay || name == "security.selinux" {
+			continue
+		}
+		if err := unix.Fremovexattr(fd, name); err != nil {
+			if err := ignore(err, unix.EPERM, unix.ENOTSUP, unix.ENODATA, unix.EACCES); err != nil {
+				return fmt.Errorf("remove attribute %s: %w", quote(name), err)
+			}
+		}
+	}
+	return nil
+}
+
+// dropACLs takes from a new file or directory what it inherited: a layer's entry names all its
+// attributes.
+func dropACLs(fd int, names ...string) error {
+	for _, name := range names {
+		if err := ignore(unix.Fremovexattr(fd, name), unix.ENODATA, unix.ENOTSUP); err != nil {
+			return fmt.Errorf("remove %s: %w", name, err)
+		}
+	}
+	return nil
+}

@@ -1,0 +1,303 @@
+package archive
+
+import (
+	"archive/tar"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	"distkit/disk/sys"
+
+	"golang.org/x/sys/unix"
+)
+
+func (a *applier) entry(h *tar.Header) error {
+	if len(h.Name) > maxPath {
+		return refused("name of %d bytes", len(h.Name))
+	}
+	name := clean(h.Name)
+	if strings.HasPrefix(name, metaPrefix) && name != opaqueMarker {
+		return nil // what aufs kept for itself at the top of a layer
+	}
+	if name == "" {
+		if h.Typeflag != tar.TypeDir {
+			return nil
+		}
+		return a.directory(h, a.tree.root, false)
+	}
+	parent, base := split(name)
+	if strings.HasPrefix(base, whiteoutPrefix) {
+		return a.whiteout(parent, base)
+	}
+	switch h.Typeflag {
+	case tar.TypeDir:
+		d, err := a.tree.lookup(parent)
+		if err != nil {
+			return err
+		}
+		c, made, err := a.tree.mkdir(d, base, uint32(h.Mode)&0o7777)
+		if err != nil {
+			return err
+		}
+		return a.directory(h, c, made)
+	case tar.TypeReg, tar.TypeCont, tar.TypeGNUSparse:
+		return a.regular(h, parent, base)
+	case tar.TypeLink:
+		return a.link(h, parent, base)
+	case tar.TypeSymlink, tar.TypeChar, tar.TypeBlock, tar.TypeFifo:
+		return a.special(h, parent, base)
+	}
+	return refused("type %q is not supported", h.Typeflag)
+}
+
+// directory gives an open directory what the entry says; made tells that it was made for it.
+func (a *applier) directory(h *tar.Header, d *dir, made bool) error {
+	t := a.tree
+	t.touch(d)
+	t.named(d.path)
+	f, err := newFile(h)
+	if err != nil {
+		return err
+	}
+	f.fd = d.fd
+	if made {
+		f.chmod = false
+		f.owner = !d.owns(f)
+		if !t.privileged {
+			f.mode |= 0o700 // until the directory is closed
+		}
+	} else {
+		if err := clearXattrs(d.fd); err != nil {
+			return err
+		}
+		d.setMode = false
+		if !t.privileged && f.mode&0o700 != 0o700 {
+			d.mode, d.setMode = f.mode, true
+			f.mode |= 0o700
+		}
+	}
+	if !made || len(f.xattrs) > 0 {
+		d.probed = false
+	}
+	d.times = &[2]unix.Timespec{f.times[0], f.times[1]}
+	return a.attributes(&f)
+}
+
+// owns tells whether a file made in d, or d if it was just made, has the owner it shall have.
+func (d *dir) owns(f file) bool {
+	return d.probed && f.uid == d.uid && f.gid == d.gid
+}
+
+// newFile takes an entry's attributes. All are to be set.
+func newFile(h *tar.Header) (file, error) {
+	const most = int(^uint32(0)) // itself means "leave it" to chown
+	if h.Uid < 0 || h.Uid >= most || h.Gid < 0 || h.Gid >= most {
+		return file{}, refused("owner %d:%d is out of range", h.Uid, h.Gid)
+	}
+	access := h.AccessTime
+	if access.Before(h.ModTime) {
+		access = h.ModTime
+	}
+	f := file{
+		fd: -1, name: h.Name,
+		owner: true, uid: uint32(h.Uid), gid: uint32(h.Gid),
+		chmod: true, mode: uint32(h.Mode) & 0o7777, isDir: h.Typeflag == tar.TypeDir,
+		times: [2]unix.Timespec{timespec(access), timespec(h.ModTime)},
+	}
+	var err error
+	if len(h.PAXRecords) > 0 {
+		f.xattrs, err = xattrs(h.PAXRecords)
+	}
+	return f, err
+}
+
+func timespec(t time.Time) unix.Timespec {
+	return unix.Timespec{Sec: t.Unix(), Nsec: int64(t.Nanosecond())}
+}
+
+// create makes the new file base in d with make, in place of what is there.
+func (a *applier) create(d *dir, base string, make func() error) error {
+	err := make()
+	if errors.Is(err, unix.EEXIST) {
+		if err := a.tree.remove(d, base); err != nil {
+			return err
+		}
+		err = make()
+	}
+	if err == nil {
+		a.tree.wrote(d, base)
+	}
+	return err
+}
+
+func (a *applier) regular(h *tar.Header, parent, base string) error {
+	f, err := newFile(h)
+	if err != nil {
+		return err
+	}
+	if sparse(h) {
+		if h.Size > maxSparse-a.sparse {
+			return refused("sparse files have more than %d bytes together", int64(maxSparse))
+		}
+		a.sparse += h.Size
+	}
+	d, err := a.tree.lookup(parent)
+	if err != nil {
+		return err
+	}
+	a.tree.probe(d)
+	err = a.create(d, base, func() (err error) {
+		f.fd, err = sys.Openat(d.fd, base, unix.O_WRONLY|unix.O_CREAT|unix.O_EXCL|unix.O_NOFOLLOW|unix.O_CLOEXEC, f.mode&0o777)
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	if d.acl {
+		if err := dropACLs(f.fd, accessACL); err != nil {
+			_ = unix.Close(f.fd)
+			return err
+		}
+	}
+	f.owner = !d.owns(f)
+	f.chmod = f.mode&0o7000 != 0 || f.mode&^d.mask != f.mode
+	if h.Size <= smallFile && !sparse(h) {
+		return a.small(f, int(h.Size))
+	}
+	if err := a.large(h, f.fd); err != nil {
+		_ = unix.Close(f.fd)
+		return err
+	}
+	return a.complete(&f)
+}
+
+func (a *applier) link(h *tar.Header, parent, base string) error {
+	if h.Linkname == "" || len(h.Linkname) > maxPath {
+		return refused("hard link to a name of %d bytes", len(h.Linkname))
+	}
+	target := clean(h.Linkname)
+	if target == clean(h.Name) {
+		return refused("hard link to itself")
+	}
+	tparent, tbase := split(target)
+	if target == "" {
+		return refused("hard link to the root directory")
+	}
+	t := a.tree
+	from, err := t.existing(tparent)
+	if target, ok := t.below(tbase, err); ok {
+		return a.unresolvedLink(parent, base, target)
+	}
+	if err != nil {
+		return refused("hard link to %s: %w", quote(h.Linkname), err)
+	}
+	d, err := t.lookup(parent, from)
+	if err != nil {
+		return err
+	}
+	if from == d && tbase == base {
+		return refused("hard link to itself")
+	}
+	// Nothing is removed to make way for a link that can't be.
+	var st unix.Stat_t
+	err = sys.Fstatat(from.fd, tbase, &st, unix.AT_SYMLINK_NOFOLLOW)
+	if errors.Is(err, unix.ENOENT) {
+		if target, ok := t.below(tbase, &missing{dir: from}); ok {
+			return a.unresolvedLink(parent, base, target)
+		}
+	}
+	if err == nil && t.opaque != "" && isWhiteout(&st) {
+		err = unix.ENOENT
+	}
+	if err != nil {
+		return refused("hard link to %s: %w", quote(h.Linkname), err)
+	}
+	if st.Mode&unix.S_IFMT == unix.S_IFDIR {
+		return refused("hard link to the directory %s", quote(h.Linkname))
+	}
+	if p := join(d.path, base); from.path == p || strings.HasPrefix(from.path, p+"/") {
+		return refused("hard link to %s, which it would replace", quote(h.Linkname))
+	}
+	if err := a.create(d, base, func() error { return sys.Linkat(from.fd, tbase, d.fd, base, 0) }); err != nil {
+		return err
+	}
+	if source := join(from.path, tbase); t.report != nil && has(t.report.links, t.hash(source)) {
+		t.report.links[t.hash(join(d.path, base))] = struct{}{}
+		t.record(recordLink, join(d.path, base), source)
+	}
+	return nil
+}
+
+// special makes what is not opened: symbolic links, devices and fifos.
+func (a *applier) special(h *tar.Header, parent, base string) error {
+	f, err := newFile(h)
+	if err != nil {
+		return err
+	}
+	d, err := a.tree.lookup(parent)
+	if err != nil {
+		return err
+	}
+	if a.tree.opaque != "" && h.Typeflag == tar.TypeChar && h.Devmajor == 0 && h.Devminor == 0 {
+		return a.whiteoutDevice(d, base)
+	}
+	a.tree.probe(d)
+	make := func() error { return sys.Symlinkat(h.Linkname, d.fd, base) }
+	if h.Typeflag != tar.TypeSymlink {
+		kind := map[byte]uint32{tar.TypeChar: unix.S_IFCHR, tar.TypeBlock: unix.S_IFBLK, tar.TypeFifo: unix.S_IFIFO}[h.Typeflag]
+		var device uint64
+		if h.Typeflag != tar.TypeFifo {
+			if h.Devmajor < 0 || h.Devmajor >= 1<<12 || h.Devminor < 0 || h.Devminor >= 1<<20 {
+				return refused("device number %d:%d is out of range", h.Devmajor, h.Devminor)
+			}
+			device = unix.Mkdev(uint32(h.Devmajor), uint32(h.Devminor))
+		}
+		make = func() error { return sys.Mknodat(d.fd, base, kind|f.mode&0o777, int(device)) }
+	}
+	err = a.create(d, base, make)
+	if errors.Is(err, unix.EPERM) && (h.Typeflag == tar.TypeChar || h.Typeflag == tar.TypeBlock) {
+		return a.settle("devices", "create device", err)
+	}
+	if err != nil {
+		return err
+	}
+	if !d.owns(f) {
+		if err := a.owned(&f, sys.Fchownat(d.fd, base, int(f.uid), int(f.gid), unix.AT_SYMLINK_NOFOLLOW)); err != nil {
+			return err
+		}
+	}
+	// The directory by descriptor, and in it the entry itself whatever it is.
+	path := fmt.Sprintf("/proc/self/fd/%d/%s", d.fd, base)
+	if d.acl && h.Typeflag != tar.TypeSymlink {
+		if err := ignore(unix.Lremovexattr(path, accessACL), unix.ENODATA, unix.ENOTSUP); err != nil {
+			return fmt.Errorf("remove %s: %w", accessACL, err)
+		}
+	}
+	if h.Typeflag != tar.TypeSymlink && (f.mode&0o7000 != 0 || f.mode&^d.mask != f.mode) {
+		if err := chmodat(d.fd, base, f.mode); err != nil {
+			return fmt.Errorf("set mode: %w", err)
+		}
+	}
+	if err := a.setXattrs(f.xattrs, func(x xattr) error { return sys.Lsetxattr(path, x.name, x.value, 0) }); err != nil {
+		return err
+	}
+	if err := sys.UtimesNanoAt(d.fd, base, f.times[:], unix.AT_SYMLINK_NOFOLLOW); err != nil {
+		return fmt.Errorf("set times: %w", err)
+	}
+	return nil
+}
+
+// chmodat changes the mode of what is at base, never of what a symbolic link there leads to.
+func chmodat(fd int, base string, mode uint32) error {
+	err := sys.Fchmodat(fd, base, mode, unix.AT_SYMLINK_NOFOLLOW)
+	if !errors.Is(err, unix.EOPNOTSUPP) && !errors.Is(err, unix.ENOSYS) {
+		return err
+	}
+	p, err := sys.Openat(fd, base, unix.O_PATH|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(p)
+	return unix.Chmod(fmt.Sprintf("/proc/self/fd/%d", p), mode)
+}

@@ -1,0 +1,181 @@
+package archive
+
+import (
+	"archive/tar"
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"strings"
+
+	"distkit/disk/sys"
+
+	"golang.org/x/sys/unix"
+)
+
+// A batch is small files on their way to a worker.
+type batch struct {
+	data  []byte
+	files []pending
+}
+
+type pending struct {
+	file
+	from, to int // in the batch's data
+}
+
+// small leaves a file to the workers.
+func (a *applier) small(f file, size int) error {
+	if a.batch != nil && (len(a.batch.data)+size > batchBytes || len(a.batch.files) == batchFiles) {
+		a.send()
+	}
+	if a.batch == nil {
+		a.batch = <-a.spare
+		if a.batch.data == nil {
+			a.batch.data = make([]byte, 0, batchBytes)
+		}
+	}
+	b := a.batch
+	from := len(b.data)
+	b.data = b.data[:from+size]
+	b.files = append(b.files, pending{f, from, from + size})
+	if _, err := io.ReadFull(a.tar, b.data[from:]); err != nil {
+		return a.readError(err)
+	}
+	return nil
+}
+
+func (a *applier) send() {
+	a.work <- a.batch
+	a.batch = nil
+}
+
+// worker fills files. Once the layer has failed it only closes them.
+func (a *applier) worker() {
+	for b := range a.work {
+		for i := range b.files {
+			p := &b.files[i]
+			if a.ctx.Err() != nil {
+				_ = unix.Close(p.fd)
+				continue
+			}
+			err := writeAll(p.fd, b.data[p.from:p.to])
+			if err != nil {
+				_ = unix.Close(p.fd)
+			} else {
+				err = a.complete(&p.file)
+			}
+			if err != nil {
+				a.fail(fmt.Errorf("entry %s: %w", quote(p.name), err))
+			}
+		}
+		clear(b.files)
+		b.data, b.files = b.data[:0], b.files[:0]
+		a.spare <- b
+	}
+}
+
+func (a *applier) fail(err error) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.failed == nil {
+		a.failed = err
+		a.cancel(err)
+	}
+}
+
+func (a *applier) workerErr() error {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.failed
+}
+
+// sparse tells whether the entry is an archive's form of a file with holes.
+func sparse(h *tar.Header) bool {
+	if h.Typeflag == tar.TypeGNUSparse {
+		return true
+	}
+	for k := range h.PAXRecords {
+		if strings.HasPrefix(k, "GNU.sparse.") {
+			return true
+		}
+	}
+	return false
+}
+
+// large copies an entry's content, and leaves holes where a sparse one has them.
+func (a *applier) large(h *tar.Header, fd int) error {
+	holes := sparse(h)
+	if holes { // refuses at once a size that the file system can't have
+		if err := sys.Ftruncate(fd, h.Size); err != nil {
+			return err
+		}
+	}
+	var at int64
+	for {
+		n, err := io.ReadFull(a.tar, a.buffer)
+		b := a.buffer[:n]
+		if holes {
+			if werr := writeSparse(fd, b, at); werr != nil {
+				return werr
+			}
+		} else if werr := writeAll(fd, b); werr != nil {
+			return werr
+		}
+		at += int64(n)
+		if n < len(a.buffer) && at == h.Size {
+			return nil
+		}
+		if err == io.EOF || err == io.ErrUnexpectedEOF {
+			return a.readError(io.ErrUnexpectedEOF)
+		}
+		if err != nil {
+			return a.readError(err)
+		}
+		if err := a.ctx.Err(); err != nil {
+			return err
+		}
+	}
+}
+
+func writeSparse(fd int, b []byte, at int64) error {
+	for len(b) > 0 {
+		n := min(len(b), len(zeros))
+		if !bytes.Equal(b[:n], zeros[:n]) {
+			for done := 0; done < n; {
+				m, err := unix.Pwrite(fd, b[done:n], at+int64(done))
+				if err != nil && !errors.Is(err, unix.EINTR) {
+					return err
+				}
+				done += max(m, 0)
+			}
+		}
+		b, at = b[n:], at+int64(n)
+	}
+	return nil
+}
+
+func writeAll(fd int, b []byte) error {
+	for len(b) > 0 {
+		n, err := unix.Write(fd, b)
+		if err != nil && !errors.Is(err, unix.EINTR) {
+			return err
+		}
+		b = b[max(n, 0):]
+	}
+	return nil
+}
+
+// complete sets the attributes of a file that is written, and closes it.
+func (a *applier) complete(f *file) error {
+	err := a.attributes(f)
+	if err == nil {
+		if err = futimens(f.fd, &f.times); err != nil {
+			err = fmt.Errorf("set times: %w", err)
+		}
+	}
+	if cerr := unix.Close(f.fd); cerr != nil && err == nil {
+		err = cerr
+	}
+	return err
+}

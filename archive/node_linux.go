@@ -1,0 +1,247 @@
+package archive
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+
+	"distkit/disk/sys"
+	"distkit/errclass"
+
+	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
+)
+
+type inode struct{ dev, ino uint64 }
+
+// A node is a file in a tree: a name in an open directory, and what is there.
+type node struct {
+	parent int // descriptor
+	name   string
+	path   string // from the top
+	st     unix.Stat_t
+	fd     int // of a directory, once it is open
+
+	parentNode *node // in the upper tree
+	written    bool  // the layer holds the directory
+	xattrs     []xattr
+	overlay    map[string][]byte // attributes of overlayfs
+	read       bool              // both are
+}
+
+func (n *node) kind() uint32 { return n.st.Mode & unix.S_IFMT }
+
+func (n *node) isDir() bool { return n.kind() == unix.S_IFDIR }
+
+func (n *node) inode() inode { return inode{uint64(n.st.Dev), n.st.Ino} }
+
+func (n *node) close() {
+	if n.fd >= 0 {
+		_ = unix.Close(n.fd)
+		n.fd = -1
+	}
+}
+
+func (n *node) fail(verb string, err error) error {
+	p := n.path
+	if p == "" {
+		p = "."
+	}
+	return fmt.Errorf("%s %s: %w", verb, quote(p), err)
+}
+
+func openTop(path string) (*node, error) {
+	fd, err := sys.Open(path, sys.OpenDir&^unix.O_NOFOLLOW, 0)
+	switch {
+	case errors.Is(err, unix.ENOTDIR):
+		return nil, refused("open %s: %w", path, err)
+	case errors.Is(err, unix.ENOENT):
+		return nil, errclass.As(fmt.Errorf("open %s: %w", path, err), errdefs.ErrNotFound)
+	case err != nil:
+		return nil, fmt.Errorf("open %s: %w", path, err)
+	}
+	n := &node{fd: fd, parent: -1}
+	if err := sys.Fstat(fd, &n.st); err != nil {
+		n.close()
+		return nil, fmt.Errorf("stat %s: %w", path, err)
+	}
+	return n, nil
+}
+
+// stat returns the name in a directory, nil where there is none or a socket.
+func stat(parent int, dir, name string) (*node, error) {
+	n := &node{parent: parent, name: name, path: join(dir, name), fd: -1}
+	err := sys.Fstatat(parent, name, &n.st, unix.AT_SYMLINK_NOFOLLOW)
+	if errors.Is(err, unix.ENOENT) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, n.fail("stat", err)
+	}
+	if n.kind() == unix.S_IFSOCK {
+		return nil, nil
+	}
+	return n, nil
+}
+
+// open opens a directory.
+func (n *node) open() error {
+	if n.fd >= 0 {
+		return nil
+	}
+	fd, err := openBeneath(n.parent, n.name)
+	if err != nil {
+		return n.fail("open", err)
+	}
+	n.fd = fd
+	return nil
+}
+
+// openFile opens a regular file, and sees that it is the one that was there.
+func (n *node) openFile() (int, error) {
+	fd, err := sys.Openat(n.parent, n.name, unix.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return -1, n.fail("open", err)
+	}
+	if err := n.unchanged(fd); err != nil {
+		_ = unix.Close(fd)
+		return -1, err
+	}
+	return fd, nil
+}
+
+func (n *node) unchanged(fd int) error {
+	var st unix.Stat_t
+	if err := sys.Fstat(fd, &st); err != nil {
+		return n.fail("stat", err)
+	}
+	if st.Dev != n.st.Dev || st.Ino != n.st.Ino || st.Mode != n.st.Mode || st.Size != n.st.Size || st.Mtim != n.st.Mtim {
+		return n.fail("read", errors.New("changed meanwhile"))
+	}
+	return nil
+}
+
+// sortedNames lists a directory.
+func sortedNames(fd int, dir string) ([]string, error) {
+	if fd < 0 {
+		return nil, nil
+	}
+	names, err := sys.Names(fd)
+	if err != nil {
+		return nil, (&node{path: dir}).fail("read directory", err)
+	}
+	slices.Sort(names)
+	return names, nil
+}
+
+func (n *node) readFull(fd int, p []byte) error {
+	for len(p) > 0 {
+		m, err := sys.Read(fd, p)
+		if err != nil {
+			return n.fail("read", err)
+		}
+		if m == 0 {
+			return n.fail("read", errors.New("changed meanwhile"))
+		}
+		p = p[m:]
+	}
+	return nil
+}
+
+func (n *node) readlink() (string, error) {
+	buf := make([]byte, maxPath+1)
+	m, err := sys.Readlinkat(n.parent, n.name, buf)
+	if err != nil {
+		return "", n.fail("read link", err)
+	}
+	return string(buf[:m]), nil
+}
+
+// hostXattrs belong to the host or its file system, as umoci has it.
+var hostXattrs = []string{"security.selinux", "security.ima", "security.evm", "system.nfs4_acl"}
+
+// readXattrs reads the attributes that a layer holds, in order, and those of overlayfs.
+func (d *differ) readXattrs(n *node) error {
+	if n.read {
+		return nil
+	}
+	n.read = true
+	names, err := n.listXattrs()
+	if err != nil {
+		return err
+	}
+	for _, name := range names {
+		if name == "" || slices.Contains(hostXattrs, name) {
+			continue
+		}
+		rest, overlay := overlayName(name)
+		if overlay && !slices.Contains(overlayMarks, rest) {
+			continue
+		}
+		v, err := n.xattr(name)
+		switch {
+		case err != nil:
+			return err
+		case v == nil: // it is gone
+		case !overlay:
+			n.xattrs = append(n.xattrs, xattr{name, v})
+		case !d.opts.Overlay:
+			return n.notUpper("has the overlayfs attribute " + quote(name))
+		case rest == "metacopy" || rest == "redirect":
+			return n.fail("read", unsayable("has the overlayfs attribute "+quote(name)+", so what it shows is elsewhere: mount with metacopy=off,redirect_dir=off"))
+		default:
+			if n.overlay == nil {
+				n.overlay = map[string][]byte{}
+			}
+			n.overlay[rest] = v
+		}
+	}
+	return nil
+}
+
+// overlayMarks are the attributes by which overlayfs makes a file another than it is.
+var overlayMarks = []string{"opaque", "whiteout", "metacopy", "redirect"}
+
+func (n *node) notUpper(what string) error {
+	return errclass.As(n.fail("read", errors.New(what+": only an upper directory, read as one, may have it")), errdefs.ErrInvalidArgument)
+}
+
+// procPath leads to the name itself in the directory that is open, whatever it is.
+func (n *node) procPath() string { return fmt.Sprintf("/proc/self/fd/%d/%s", n.parent, n.name) }
+
+func (n *node) listXattrs() ([]string, error) {
+	b, err := sys.Grow(func(buf []byte) (int, error) {
+		if n.fd >= 0 {
+			return unix.Flistxattr(n.fd, buf)
+		}
+		return unix.Llistxattr(n.procPath(), buf)
+	})
+	if err != nil {
+		if errors.Is(err, unix.ENOTSUP) {
+			return nil, nil
+		}
+		return nil, n.fail("list attributes of", err)
+	}
+	names := strings.Split(string(b), "\x00")
+	slices.Sort(names)
+	return names, nil
+}
+
+// xattr returns an attribute's value, nil where there is none.
+func (n *node) xattr(name string) ([]byte, error) {
+	b, err := sys.Grow(func(buf []byte) (int, error) {
+		if n.fd >= 0 {
+			return unix.Fgetxattr(n.fd, name, buf)
+		}
+		return unix.Lgetxattr(n.procPath(), name, buf)
+	})
+	switch {
+	case errors.Is(err, unix.ENODATA), errors.Is(err, unix.ENOTSUP),
+		errors.Is(err, unix.EPERM): // user attributes of what is neither file nor directory
+		return nil, nil
+	case err != nil:
+		return nil, n.fail("read attribute "+quote(name)+" of", err)
+	}
+	return b, nil
+}

@@ -1,0 +1,177 @@
+package archive
+
+import (
+	"errors"
+	"fmt"
+	"strings"
+
+	"distkit/disk/sys"
+	"distkit/errclass"
+
+	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
+)
+
+// whiteoutDevice is for an entry that overlayfs would take for a whiteout, and that it does not
+// let anybody create: nothing is at its place.
+func (a *applier) whiteoutDevice(d *dir, base string) error {
+	if err := a.settle("devices", "create device", unix.EPERM); err != nil {
+		return err
+	}
+	if err := a.tree.remove(d, base); err != nil || a.tree.isOpaque(d.path) {
+		return err
+	}
+	if err := sys.Mknodat(d.fd, base, unix.S_IFCHR, 0); err != nil {
+		return fmt.Errorf("create whiteout: %w", err)
+	}
+	a.tree.wrote(d, base)
+	a.tree.record(recordWhiteout, join(d.path, base), "")
+	return nil
+}
+
+func (a *applier) whiteout(parent, base string) error {
+	t := a.tree
+	name := strings.TrimPrefix(base, whiteoutPrefix)
+	if name == "" || name == "." || name == ".." {
+		return refused("whiteout of %q", name)
+	}
+	a.result.Whiteouts++
+	d, err := t.lookup(parent)
+	if err != nil {
+		return err
+	}
+	t.touch(d)
+	switch {
+	case base == opaqueMarker && t.opaque == "":
+		return t.hide(d)
+	case base == opaqueMarker && d == t.root && t.report != nil:
+		t.again("", "all lower layers are hidden")
+		return nil
+	case base == opaqueMarker && d == t.root:
+		return errclass.As(errors.New("overlayfs can't hide all lower layers: apply it with whiteouts removed"), errdefs.ErrNotImplemented)
+	case base == opaqueMarker:
+		return t.makeOpaque(d)
+	case strings.HasPrefix(base, metaPrefix):
+		return nil // of aufs's own, which no layer has
+	case t.opaque == "":
+		return t.whiteout(d, name)
+	}
+	if t.isOpaque(d.path) {
+		return nil // a device would be of no use, and seen in a listing
+	}
+	err = sys.Mknodat(d.fd, name, unix.S_IFCHR, 0)
+	if !errors.Is(err, unix.EEXIST) {
+		if err != nil {
+			return fmt.Errorf("create whiteout: %w", err)
+		}
+		t.record(recordWhiteout, join(d.path, name), "")
+		return nil
+	}
+	// This layer has the name itself, so hides it unless both are directories.
+	var st unix.Stat_t
+	if err := sys.Fstatat(d.fd, name, &st, unix.AT_SYMLINK_NOFOLLOW); err != nil {
+		return err
+	}
+	if st.Mode&unix.S_IFMT != unix.S_IFDIR {
+		return nil
+	}
+	c, _, err := t.child(d, name)
+	if err != nil {
+		return err
+	}
+	return t.makeOpaque(c)
+}
+
+// hide removes from d what lower layers put there, and leaves what this layer wrote.
+func (t *tree) hide(d *dir) error {
+	if d.ours {
+		return nil
+	}
+	names, err := sys.Names(d.fd)
+	if err != nil {
+		return err
+	}
+	p := d.path
+	for _, n := range names {
+		if d, err = t.lookup(p); err != nil { // a level below may have closed it
+			return err
+		}
+		if err := t.whiteout(d, n); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// whiteout removes name from d as far as it is of lower layers.
+func (t *tree) whiteout(d *dir, name string) error {
+	if d.ours {
+		return nil
+	}
+	p := join(d.path, name)
+	h := t.hash(p)
+	switch {
+	case has(t.created, h):
+		return nil
+	case has(t.touched, h):
+		c, err := t.lookup(p)
+		if err != nil {
+			return err
+		}
+		return t.hide(c)
+	}
+	return t.remove(d, name)
+}
+
+// makeOpaque hides in overlay form all that lower layers have in d. Whiteouts below it are
+// removed: overlayfs lists those of a directory that it need not merge.
+func (t *tree) makeOpaque(d *dir) error {
+	if err := sys.Fsetxattr(d.fd, t.opaque, []byte("y"), 0); err != nil {
+		return fmt.Errorf("set %s: %w", t.opaque, err)
+	}
+	t.opaques[t.hash(d.path)] = struct{}{}
+	return removeWhiteouts(d.fd)
+}
+
+func (t *tree) isOpaque(p string) bool {
+	for ; p != "" && len(t.opaques) > 0; p, _ = split(p) {
+		if has(t.opaques, t.hash(p)) {
+			return true
+		}
+	}
+	return false
+}
+
+func removeWhiteouts(fd int) error {
+	names, err := sys.Names(fd)
+	if err != nil {
+		return err
+	}
+	for _, n := range names {
+		var st unix.Stat_t
+		if err := sys.Fstatat(fd, n, &st, unix.AT_SYMLINK_NOFOLLOW); err != nil {
+			return err
+		}
+		switch {
+		case isWhiteout(&st):
+			if err := sys.Unlinkat(fd, n, 0); err != nil {
+				return err
+			}
+		case st.Mode&unix.S_IFMT == unix.S_IFDIR:
+			below, err := openBeneath(fd, n)
+			if err != nil {
+				return err
+			}
+			err = removeWhiteouts(below)
+			_ = unix.Close(below)
+			if err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+func isWhiteout(st *unix.Stat_t) bool {
+	return st.Mode&unix.S_IFMT == unix.S_IFCHR && st.Rdev == 0
+}

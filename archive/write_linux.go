@@ -1,0 +1,154 @@
+package archive
+
+import (
+	"archive/tar"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	"distkit/errclass"
+
+	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
+)
+
+func (d *differ) whiteout(dir *node, name string) error {
+	if strings.HasPrefix(name, whiteoutPrefix) {
+		return (&node{path: join(dir.path, name)}).fail("remove", unsayable("no layer can remove a file of such a name"))
+	}
+	return d.mark(dir, whiteoutPrefix+name)
+}
+
+func (d *differ) mark(dir *node, name string) error {
+	if err := d.writeParents(dir); err != nil {
+		return err
+	}
+	return d.header(&tar.Header{Typeflag: tar.TypeReg, Name: join(dir.path, name), ModTime: time.Unix(0, 0)})
+}
+
+func unsayable(text string) error { return errclass.As(errors.New(text), errdefs.ErrNotImplemented) }
+
+// writeParents writes a directory and those above it that the layer does not hold yet.
+func (d *differ) writeParents(dir *node) error {
+	if dir == nil || dir.written {
+		return nil
+	}
+	if err := d.writeParents(dir.parentNode); err != nil {
+		return err
+	}
+	dir.written = true
+	return d.write(dir)
+}
+
+// write writes the entry of a file or directory.
+func (d *differ) write(n *node) error {
+	if err := d.writeParents(n.parentNode); err != nil {
+		return err
+	}
+	if strings.HasPrefix(n.name, whiteoutPrefix) {
+		return n.fail("write", unsayable("no layer can hold a file of such a name"))
+	}
+	if err := d.readXattrs(n); err != nil {
+		return err
+	}
+	if _, ok := n.overlay["whiteout"]; ok && n.kind() == unix.S_IFREG && n.parentNode != nil {
+		return d.whiteout(n.parentNode, n.name)
+	}
+	uid, gid := keptOwner(n)
+	h := &tar.Header{
+		Name: n.path,
+		Mode: int64(n.st.Mode & 0o7777),
+		Uid:  int(uid), Gid: int(gid),
+		ModTime: time.Unix(n.st.Mtim.Unix()),
+	}
+	if !d.opts.Latest.IsZero() && h.ModTime.After(d.opts.Latest) {
+		h.ModTime = d.opts.Latest
+	}
+	if len(n.xattrs) > 0 {
+		h.PAXRecords = map[string]string{}
+		for _, x := range n.xattrs {
+			if x.name == ownerAttribute && unix.Geteuid() != 0 {
+				continue
+			}
+			if strings.Contains(x.name, "=") {
+				return n.fail("write", unsayable("no layer can hold the attribute "+quote(x.name)))
+			}
+			h.PAXRecords["SCHILY.xattr."+x.name] = string(x.value)
+		}
+	}
+	if !n.isDir() && n.st.Nlink > 1 {
+		if first, ok := d.links[n.inode()]; ok {
+			h.Typeflag, h.Linkname, h.PAXRecords = tar.TypeLink, first, nil
+			return d.header(h)
+		}
+		d.links[n.inode()] = n.path
+	}
+	switch n.kind() {
+	case unix.S_IFDIR:
+		h.Typeflag = tar.TypeDir
+		h.Name += "/"
+		if n.path == "" {
+			h.Name = "./"
+		}
+	case unix.S_IFREG:
+		h.Typeflag, h.Size = tar.TypeReg, n.st.Size
+		return d.file(n, h)
+	case unix.S_IFLNK:
+		target, err := n.readlink()
+		if err != nil {
+			return err
+		}
+		h.Typeflag, h.Linkname = tar.TypeSymlink, target
+	case unix.S_IFIFO:
+		h.Typeflag = tar.TypeFifo
+	case unix.S_IFCHR, unix.S_IFBLK:
+		h.Typeflag = tar.TypeChar
+		if n.kind() == unix.S_IFBLK {
+			h.Typeflag = tar.TypeBlock
+		}
+		h.Devmajor, h.Devminor = int64(unix.Major(n.st.Rdev)), int64(unix.Minor(n.st.Rdev))
+	default:
+		return n.fail("write", unsayable(fmt.Sprintf("no layer can hold a file of type %o", n.kind())))
+	}
+	return d.header(h)
+}
+
+// header writes an entry's header, in plain USTAR where that can say all.
+func (d *differ) header(h *tar.Header) error {
+	if len(h.Name) > maxPath {
+		return fmt.Errorf("write %s: %w", quote(h.Name), unsayable(fmt.Sprintf("path of %d bytes", len(h.Name))))
+	}
+	if h.ModTime.Nanosecond() != 0 {
+		h.Format = tar.FormatPAX
+	}
+	if err := d.tar.WriteHeader(h); err != nil {
+		return fmt.Errorf("write %s: %w", quote(h.Name), err)
+	}
+	return nil
+}
+
+func (d *differ) file(n *node, h *tar.Header) error {
+	fd, err := n.openFile()
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	if err := d.header(h); err != nil {
+		return err
+	}
+	for left := h.Size; left > 0; {
+		if err := d.ctx.Err(); err != nil {
+			return err
+		}
+		b := d.buffers[0][:min(left, compareSize)]
+		if err := n.readFull(fd, b); err != nil {
+			return err
+		}
+		if _, err := d.tar.Write(b); err != nil {
+			return fmt.Errorf("write %s: %w", quote(h.Name), err)
+		}
+		left -= int64(len(b))
+	}
+	return n.unchanged(fd)
+}
