@@ -9,6 +9,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"sync"
 	"time"
@@ -297,28 +298,26 @@ func NewReader(d Dir, fromEnd bool) (*Reader, error) {
 	return r, nil
 }
 
-// find opens the files that the reader doesn't have yet.
+// find opens the files that the reader doesn't have yet. It opens the current file first: if the log is put aside meanwhile,
+// what is opened then is the same file or the one after it. In the other order, the file between the two could be passed over.
 func (r *Reader) find() error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	var found []*os.File
-	for tries := 0; ; tries++ {
-		found = found[:0]
-		for _, name := range []string{r.dir.current() + ".1", r.dir.current()} {
-			f, err := r.dir.Tree.Open(name)
-			if errors.Is(err, fs.ErrNotExist) {
-				continue
-			}
-			if err != nil {
-				closeFiles(found)
-				return err
-			}
+	for _, name := range []string{r.dir.current(), r.dir.current() + ".1"} {
+		f, err := r.dir.Tree.Open(name)
+		switch {
+		case errors.Is(err, fs.ErrNotExist):
+		case err != nil:
+			closeFiles(found)
+			return err
+		case len(found) == 1 && sameFile(f, found[0]): // the watcher tells of the file that is current now
+			_ = f.Close()
+		case len(found) == 1 && isAfter(f, found[0]):
 			found = append(found, f)
+		default:
+			found = slices.Insert(found, 0, f)
 		}
-		if len(found) < 2 || !sameFile(found[0], found[1]) || tries > 10 {
-			break
-		}
-		closeFiles(found) // the log was put aside between the two
 	}
 	if n := len(r.files); n > 0 {
 		for i, f := range found {
@@ -335,6 +334,12 @@ func (r *Reader) find() error {
 	}
 	r.files = append(r.files, found...)
 	return nil
+}
+
+// isAfter reports whether a file comes after another one in the log. One that doesn't say has just been made.
+func isAfter(a, b *os.File) bool {
+	before := offsetOf(beginning(b))
+	return before >= 0 && offsetOf(beginning(a)) > before
 }
 
 func closeFiles(files []*os.File) {
