@@ -30,7 +30,7 @@ var mayImport = map[string][]string{
 	"dist-apply":      {"archive"},
 	"dist-cat":        {"image", "content"},
 	"dist-chain":      {"archive"},
-	"dist-copy-graph": {"image", "content"},
+	"dist-copy-graph": {"image", "content", "remotes"},
 	"dist-delete":     {"content"},
 	"dist-edit":       {"image", "content"},
 	"dist-diff":       {"archive"},

@@ -4,14 +4,13 @@ package main
 import (
 	"context"
 	"fmt"
-	"os"
 	"runtime/debug"
 
 	"distkit/cmd/internal/cli"
+	"distkit/cmd/internal/registry"
 	"distkit/image"
 	"distkit/image/copygraph"
 
-	"github.com/opencontainers/go-digest"
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
 	"github.com/spf13/cobra"
 )
@@ -24,16 +23,9 @@ func main() {
 	cli.Main(newCommand())
 }
 
-type record struct {
-	Digest    digest.Digest     `json:"digest"`
-	Size      int64             `json:"size"`
-	MediaType string            `json:"mediaType"`
-	State     copygraph.Outcome `json:"state"`
-}
-
 func newCommand() *cobra.Command {
 	c := &cobra.Command{
-		Use:   "dist-copy-graph [flags] DIGEST|TAG [SIZE [TYPE]]",
+		Use:   "dist-copy-graph [flags] DIGEST|TAG|REF [SIZE [TYPE]]",
 		Short: "Copy everything that a manifest refers to from one place to another",
 		Args:  cobra.RangeArgs(1, 3),
 	}
@@ -43,7 +35,10 @@ func newCommand() *cobra.Command {
 	at.namespace = cli.Namespace(f)
 	f.StringVar(&at.from, "from", "", "copy from the batch `COMMAND`, run by sh")
 	f.StringVar(&at.fromRoot, "from-root", "", "copy from the store or layout in `DIR`")
+	f.StringVar(&at.fromRemote, "from-remote", "", "copy from the remote `LOCATOR`")
+	f.BoolVar(&at.ref, "ref", false, "copy REF, LOCATOR[:TAG][@DIGEST], from its remote; in the store it gets its name")
 	f.StringVar(&at.to, "to", "", "copy to the batch `COMMAND`, run by sh")
+	f.StringVar(&at.toRemote, "to-remote", "", "copy to the remote `LOCATOR`")
 	f.StringVar(&at.mount, "mount", "", "have the target take blobs from its `REPOSITORY` where it can")
 	f.StringVar(&at.sources, "sources", "", "have the target, `HOST/REPOSITORY`, take blobs from where labels say that it has them")
 	f.StringArrayVar(&at.tags, "tag", nil, "the target keeps the manifest as `TAG`, in a store as a name; may be repeated")
@@ -54,12 +49,13 @@ func newCommand() *cobra.Command {
 	jobs := f.IntP("jobs", "j", 8, "objects that move at the same time: `N`")
 	maxBytes := f.Int64("max-bytes", 0, "fail if more than so many `BYTES` would move")
 	dryRun := f.Bool("dry-run", false, "list what would move, and move nothing")
-	out := cli.NewRecords(c, "DIGEST", "SIZE", "TYPE", "STATE")
+	out := newOutput(c)
+	at.options = registry.Flags(c)
 	c.RunE = func(c *cobra.Command, args []string) error {
 		if *jobs < 1 || *jobs > 99 {
 			return cli.Usagef("--jobs wants a number from 1 to 99, got %d", *jobs)
 		}
-		roots, err := readRoots(c, args)
+		roots, err := at.readRoots(c, args)
 		if err != nil {
 			return err
 		}
@@ -71,21 +67,14 @@ func newCommand() *cobra.Command {
 			}
 			g.Platforms = append(g.Platforms, p)
 		}
-		var last v1.Descriptor
-		g.Record = func(d v1.Descriptor, state copygraph.Outcome) error {
-			last = d
-			if err := out.Write(record{d.Digest, d.Size, d.MediaType, state}, d.Digest, cli.Size(d.Size), d.MediaType, string(state)); err != nil {
-				return err
-			}
-			return cli.Flush(c)
-		}
+		g.Record = out.record
 		end, err := at.open(c.Context(), g, roots)
 		if err != nil {
 			return err
 		}
 		end = shown(g, out.Quiet(), end)
-		if err = run(c.Context(), g, roots); err == nil && at.to == "" && !g.DryRun {
-			err = at.name(c.Context(), g.Documents, last, g.Referring())
+		if err = run(c.Context(), g, roots); err == nil && at.intoStore() && !g.DryRun {
+			err = at.name(c.Context(), g.Documents, out.last, g.Referring())
 		}
 		if failed := end(); err == nil {
 			err = failed
@@ -93,22 +82,9 @@ func newCommand() *cobra.Command {
 		if err != nil {
 			return err
 		}
-		return out.Close()
+		return out.end(at.tags)
 	}
 	return c
-}
-
-// shown has the progress drawn until the end, if standard error is a terminal.
-func shown(g *copygraph.Copy, quiet bool, end func() error) func() error {
-	if _, ok := cli.IsTerminal(os.Stderr); !ok || quiet {
-		return end
-	}
-	v := newView()
-	g.Progress = v
-	return func() error {
-		v.end()
-		return end()
-	}
 }
 
 // run copies. It says how far it came if a signal ends it.

@@ -13,6 +13,7 @@ import (
 	"distkit/disk/layout"
 	"distkit/image"
 	"distkit/image/copygraph"
+	"distkit/remotes"
 
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
@@ -21,29 +22,40 @@ import (
 
 // places are where a graph is copied from and to, as the flags name them.
 type places struct {
-	root, namespace    *string
-	from, fromRoot, to string
-	mount, sources     string
-	tags, labels       []string
-	referrers          []string // values of --referrers
+	root, namespace      *string
+	from, fromRemote, to string
+	fromRoot, toRemote   string
+	ref                  bool
+	options              *remotes.Options
+	mount, sources       string
+	tags, labels         []string
+	referrers            []string // values of --referrers
 }
+
+// intoStore reports whether the target is the store.
+func (p places) intoStore() bool { return p.to == "" && p.toRemote == "" }
+
+// fromBatch reports whether the source answers batches, and is not a store.
+func (p places) fromBatch() bool { return p.from != "" || p.fromRemote != "" }
 
 // check returns an error if flags and roots do not go together.
 func (p places) check(roots []root) error {
 	switch {
-	case p.from != "" && p.fromRoot != "":
-		return cli.Usagef("--from and --from-root are two sources")
-	case p.from == "" && p.fromRoot == "" && p.to == "":
-		return cli.Usagef("the store is both source and target: one of --from, --from-root and --to is needed")
-	case p.to == "" && (p.mount != "" || p.sources != ""):
-		return cli.Usagef("--mount and --sources are for a target that is a command: --to is missing")
-	case len(p.labels) > 0 && (p.to != "" || len(p.tags) == 0):
+	case p.fromBatch() && p.fromRoot != "" || p.from != "" && p.fromRemote != "":
+		return cli.Usagef("--from, --from-remote, --from-root and --ref exclude each other: each is a source")
+	case p.to != "" && p.toRemote != "":
+		return cli.Usagef("--to and --to-remote are two targets")
+	case !p.fromBatch() && p.fromRoot == "" && p.intoStore():
+		return cli.Usagef("the store is both source and target: one of --ref, --from, --from-remote, --from-root, --to and --to-remote is needed")
+	case p.intoStore() && (p.mount != "" || p.sources != ""):
+		return cli.Usagef("--mount and --sources are for a target other than the store: --to or --to-remote is missing")
+	case len(p.labels) > 0 && (!p.intoStore() || len(p.tags) == 0):
 		return cli.Usagef("--label is for a --tag in the store")
 	case len(p.tags) > 0 && len(roots) != 1:
 		return cli.Usagef("--tag is for one manifest, not for %d", len(roots))
-	case p.from == "" && slices.ContainsFunc(roots, func(r root) bool { return r.tag != "" }):
-		return cli.Usagef("a tag is for --from; otherwise a digest is wanted")
-	case p.from != "" && p.sources != "":
+	case !p.fromBatch() && slices.ContainsFunc(roots, func(r root) bool { return r.tag != "" }):
+		return cli.Usagef("a tag is for --from and --from-remote; otherwise a digest is wanted")
+	case p.fromBatch() && p.sources != "":
 		return cli.Usagef("--sources is for a source that is a store: its labels tell")
 	}
 	return nil
@@ -79,11 +91,14 @@ func (p places) open(ctx context.Context, g *copygraph.Copy, roots []root) (end 
 	}
 	source, namespace := store, *p.namespace
 	switch {
-	case p.from != "":
-		from := copygraph.FromCommand(p.from, p.to == "")
+	case p.fromBatch():
+		from, err := p.source()
+		if err != nil {
+			return nil, err
+		}
 		ends = append(ends, ignoring(from))
 		g.From, source = from, nil
-		if p.to != "" || !here(store, roots) {
+		if !p.intoStore() || !here(store, roots) {
 			from.Start() // before anything else is done
 		}
 		if err := p.resolve(ctx, from, store, roots); err != nil {
@@ -108,8 +123,11 @@ func (p places) open(ctx context.Context, g *copygraph.Copy, roots []root) (end 
 			}
 		}
 	}
-	if p.to != "" {
-		to := copygraph.IntoCommand(p.to)
+	if !p.intoStore() {
+		to, err := p.target()
+		if err != nil {
+			return nil, err
+		}
 		ends = append(ends, to.Close)
 		g.To, g.Tags = to, p.tags
 		if source != nil {
@@ -134,6 +152,30 @@ func (p places) open(ctx context.Context, g *copygraph.Copy, roots []root) (end 
 	return endAll, err
 }
 
+// source returns the source that answers batches. What comes is hashed by the store, or else by the remote's client.
+func (p places) source() (*copygraph.CommandSource, error) {
+	if p.fromRemote == "" {
+		return copygraph.FromCommand(p.from, p.intoStore()), nil
+	}
+	o := *p.options
+	o.Unverified = p.intoStore()
+	r, err := remotes.OpenBatch(p.fromRemote, o)
+	return copygraph.FromServer(func(ctx context.Context, in io.Reader, out io.Writer) error {
+		return remotes.FetchBatch(ctx, r, in, out)
+	}), err
+}
+
+// target returns the target that is not the store.
+func (p places) target() (*copygraph.CommandTarget, error) {
+	if p.toRemote == "" {
+		return copygraph.IntoCommand(p.to), nil
+	}
+	r, err := remotes.OpenBatch(p.toRemote, *p.options)
+	return copygraph.IntoServer(func(ctx context.Context, in io.Reader, out io.Writer) error {
+		return remotes.PutBatch(ctx, r, in, out)
+	}), err
+}
+
 // here reports whether the store has all roots, so that perhaps nothing has to come.
 func here(store *content.Store, roots []root) bool {
 	for _, r := range roots {
@@ -152,7 +194,7 @@ func (p places) resolve(ctx context.Context, from *copygraph.CommandSource, stor
 			continue
 		}
 		ask := from.Resolve
-		if p.to == "" && len(p.tags) > 0 {
+		if p.intoStore() && len(p.tags) > 0 {
 			names, err := image.OpenNames(store, *p.namespace)
 			if err != nil {
 				return err
@@ -224,11 +266,18 @@ func (p places) mounts(ctx context.Context, g *copygraph.Copy, store *content.St
 	return nil
 }
 
-// name gives what was copied the names of --tag in the store. Before that, it lists the referrers in the index.
+// name gives what was copied the names of --tag in the store. Before that, it lists the referrers in the index. A name that is
+// right already is left alone.
 func (p places) name(ctx context.Context, store *content.Store, d v1.Descriptor, referrers []v1.Descriptor) error {
 	labels, err := cli.Labels(p.labels)
 	if err != nil {
 		return err
+	}
+	if l, err := remotes.ParseLocator(p.fromRemote); err == nil && l.Host != "" {
+		label := layout.LabelSource + l.Host
+		if _, given := labels[label]; !given {
+			labels[label] = l.Name
+		}
 	}
 	names, err := image.OpenNames(store, *p.namespace)
 	if err != nil {
@@ -236,12 +285,28 @@ func (p places) name(ctx context.Context, store *content.Store, d v1.Descriptor,
 	}
 	var images []image.Image
 	for _, tag := range p.tags {
-		images = append(images, image.Image{Name: tag, Target: d, Labels: labels})
+		has, err := names.Get(tag)
+		if err != nil && !errdefs.IsNotFound(err) {
+			return err
+		}
+		if err != nil || has.Target.Digest != d.Digest || !within(labels, has.Labels) {
+			images = append(images, image.Image{Name: tag, Target: d, Labels: labels})
+		}
 	}
 	if err := names.AddUnnamed(ctx, referrers); err != nil {
 		return err
 	}
 	return names.ReplaceAll(ctx, images)
+}
+
+// within reports whether a name with the labels in has would keep them all if it was given these labels.
+func within(labels, has map[string]string) bool {
+	for key, value := range labels {
+		if has[key] != value {
+			return false
+		}
+	}
+	return true
 }
 
 // hold holds a store against the sweep, for this process and those that it starts.

@@ -6,6 +6,7 @@ import (
 
 	"distkit/cmd/internal/cli"
 	"distkit/content"
+	"distkit/remotes"
 
 	"github.com/opencontainers/go-digest"
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
@@ -22,7 +23,11 @@ type root struct {
 }
 
 // readRoots reads what is to be copied: one root by the arguments, or with "-" one from each line of standard input.
-func readRoots(c *cobra.Command, args []string) (roots []root, err error) {
+func (p *places) readRoots(c *cobra.Command, args []string) (roots []root, err error) {
+	if p.ref {
+		r, err := p.parseReference(c, args)
+		return append(roots, r), err
+	}
 	if args[0] != "-" {
 		r, err := parseRoot(args)
 		return append(roots, r), err
@@ -39,6 +44,26 @@ func readRoots(c *cobra.Command, args []string) (roots []root, err error) {
 		return err
 	})
 	return roots, err
+}
+
+// parseReference reads the reference of --ref. It sets the source and, unless --tag gives another, the name in the store.
+func (p *places) parseReference(c *cobra.Command, args []string) (r root, err error) {
+	if len(args) > 1 || p.fromRemote != "" {
+		return r, cli.Usagef("--ref takes one REF, and no --from-remote; usage: %s", c.UseLine())
+	}
+	ref, err := remotes.ParseReference(args[0])
+	if err != nil {
+		return r, err
+	}
+	p.fromRemote = ref.Locator
+	if len(p.tags) == 0 && p.intoStore() {
+		p.tags = []string{ref.Name}
+	}
+	r.Size, r.tag = -1, ref.Object
+	if d, err := digest.Parse(ref.Object); err == nil {
+		r.Digest, r.tag = d, ""
+	}
+	return r, nil
 }
 
 // parseRoot reads a digest or tag, a size or "-", and a media type; the last two may be missing.

@@ -5,6 +5,7 @@ import (
 	"sync"
 	"time"
 
+	"distkit/cmd/internal/cli"
 	"distkit/cmd/internal/progress"
 	"distkit/image/copygraph"
 
@@ -21,6 +22,19 @@ type view struct {
 	mu      sync.Mutex
 	objects []*progress.Object
 	index   map[digest.Digest]*progress.Object
+}
+
+// shown has the progress drawn until the end, if standard error is a terminal.
+func shown(g *copygraph.Copy, quiet bool, end func() error) func() error {
+	if _, ok := cli.IsTerminal(os.Stderr); !ok || quiet {
+		return end
+	}
+	v := newView()
+	g.Progress = v
+	return func() error {
+		v.end()
+		return end()
+	}
 }
 
 func newView() *view {

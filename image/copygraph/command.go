@@ -8,14 +8,10 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"os"
-	"os/exec"
 	"sync"
-	"syscall"
 	"time"
 
 	"distkit/batch"
-	"distkit/disk"
 	"distkit/errclass"
 	"distkit/image"
 
@@ -24,58 +20,31 @@ import (
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
-// How long a process may take to end.
+// How long a peer may take to end.
 const (
 	statusAfter = 10 * time.Second // once its output has ended
 	endAfter    = 2 * time.Second  // once nothing more is wanted of a source
 	storesAfter = 30 * time.Second // once a target has everything: it may still have to finish something
-	killAfter   = 5 * time.Second  // after SIGTERM
 )
 
-// process runs a batch command (dist-batch(7)).
+// process is a running peer and what is asked of it.
 type process struct {
 	*batch.Client
-	cmd    *exec.Cmd
-	output *disk.Piped
+	peer
 	queued int64 // bytes that were asked for and have not come
 	killed sync.Once
-}
-
-// start runs a command by sh.
-func start(command string, unverified bool) (*process, error) {
-	stdin, input, err := os.Pipe()
-	if err != nil {
-		return nil, fmt.Errorf("pipe: %w", err)
-	}
-	defer stdin.Close()
-	disk.WidenPipe(input)
-	p := &process{cmd: exec.Command("sh", "-c", command)}
-	p.cmd.Stdin, p.cmd.Stderr = stdin, os.Stderr
-	if p.output, err = disk.StartPiped(p.cmd); err != nil {
-		return nil, errors.Join(fmt.Errorf("run %s: %w", command, err), input.Close())
-	}
-	p.Client = batch.NewClient(p.output, input)
-	p.Unverified = unverified
-	return p, nil
 }
 
 // kill ends the process. What reads from it or writes to it fails.
 func (p *process) kill() {
 	p.killed.Do(func() {
-		_ = p.cmd.Process.Signal(syscall.SIGTERM)
-		_ = p.Close()
-		_ = p.output.Close()
-		go func() {
-			select {
-			case <-p.output.Ended:
-			case <-time.After(killAfter):
-				_ = p.cmd.Process.Kill()
-			}
-		}()
+		p.stop()
+		_ = p.Client.Close()
+		_ = p.peer.Close()
 	})
 }
 
-// failed returns the error of a request. If the process is gone, its exit status tells the class.
+// failed returns the error of a request. If the process is gone, the error that it ended with tells the class.
 func (p *process) failed(ctx context.Context, err error) error {
 	if ctx.Err() != nil {
 		return context.Cause(ctx)
@@ -84,45 +53,40 @@ func (p *process) failed(ctx context.Context, err error) error {
 		return err // of this request alone
 	}
 	select {
-	case <-p.output.Ended:
+	case <-p.ended():
 	case <-time.After(statusAfter):
 	}
 	p.kill()
-	<-p.output.Ended
-	// A status from 128 on is a shell's word for a signal, or ssh's for a broken connection.
-	if status := p.cmd.ProcessState.ExitCode(); status > 0 && status < 128 && status != 6 && errdefs.IsAborted(err) {
-		return errclass.Remote(status, fmt.Sprintf("the batch command failed with status %d", status))
+	<-p.ended()
+	if failed := p.failure(); failed != nil && !errdefs.IsAborted(failed) && errdefs.IsAborted(err) {
+		return failed
 	}
 	return err
 }
 
 // finish waits for the process to end by itself, and kills it when patience is over. It returns the failure of the process.
 func (p *process) finish(patience time.Duration) error {
-	_ = p.Close()
+	_ = p.Client.Close()
 	select {
-	case <-p.output.Ended:
+	case <-p.ended():
 	case <-time.After(patience):
 		p.kill()
-		<-p.output.Ended
+		<-p.ended()
 	}
-	_ = p.output.Close()
-	switch status := p.cmd.ProcessState.ExitCode(); {
-	case p.Err() != nil || status == 0:
+	_ = p.peer.Close()
+	if p.Err() != nil {
 		return nil // every request that failed has said so
-	case status > 0:
-		return errclass.Remote(status, fmt.Sprintf("the batch command ended with status %d", status))
 	}
-	return errclass.Errorf(errdefs.ErrAborted, "the batch command was ended: %s", p.cmd.ProcessState)
+	return p.failure()
 }
 
 // command runs processes of a batch command: each when it is needed, and again once one has died.
 type command struct {
-	text       string
-	unverified bool
-	most       int // processes at the same time
-	patience   time.Duration
-	mu         sync.Mutex
-	processes  []*process
+	start     func() (*process, error)
+	most      int // processes at the same time
+	patience  time.Duration
+	mu        sync.Mutex
+	processes []*process
 }
 
 // worthAnother is how many bytes have to be queued at a process for another one to be started.
@@ -145,7 +109,7 @@ func (c *command) pick(bytes int64) (p *process, giveBack func(), err error) {
 	}
 	c.processes = alive
 	if p == nil || p.queued >= worthAnother && bytes >= worthAnother && len(alive) < c.most {
-		if p, err = start(c.text, c.unverified); err != nil {
+		if p, err = c.start(); err != nil {
 			return nil, nil, err
 		}
 		c.processes = append(c.processes, p)
@@ -203,7 +167,7 @@ func (c *command) Close() error {
 // maxFetchers bounds the processes of a source: one pipe is slower than two processors.
 const maxFetchers = 2
 
-// CommandSource is a source that is a batch command.
+// CommandSource is a source that is a batch command, or a Server.
 type CommandSource struct {
 	command
 	taken map[digest.Digest][]byte // by Take
@@ -212,7 +176,17 @@ type CommandSource struct {
 // FromCommand returns the source that is a batch command, run by sh when something is first asked for. If unverified is
 // set, the target hashes what comes. The caller closes the source.
 func FromCommand(text string, unverified bool) *CommandSource {
-	return &CommandSource{command: command{text: text, unverified: unverified, most: maxFetchers, patience: endAfter}, taken: map[digest.Digest][]byte{}}
+	return source(func() (*process, error) { return startCommand(text, unverified) })
+}
+
+// FromServer returns the source that is a server, which verifies what it sends unless the target does. The caller closes the
+// source.
+func FromServer(s Server) *CommandSource {
+	return source(func() (*process, error) { return startServer(s) })
+}
+
+func source(start func() (*process, error)) *CommandSource {
+	return &CommandSource{command: command{start: start, most: maxFetchers, patience: endAfter}, taken: map[digest.Digest][]byte{}}
 }
 
 // Start runs the command in advance.
@@ -363,13 +337,22 @@ func (f *fetched) Close() error {
 	return f.o.Close()
 }
 
-// CommandTarget is a target that is a batch command.
+// CommandTarget is a target that is a batch command, or a Server.
 type CommandTarget struct{ command }
 
 // IntoCommand returns the target that is a batch command, run by sh when it is first asked something. The caller closes it,
 // and checks the error: a target may fail when it ends.
 func IntoCommand(text string) *CommandTarget {
-	return &CommandTarget{command{text: text, most: 1, patience: storesAfter}}
+	return target(func() (*process, error) { return startCommand(text, false) })
+}
+
+// IntoServer returns the target that is a server. The caller closes it, as that of IntoCommand.
+func IntoServer(s Server) *CommandTarget {
+	return target(func() (*process, error) { return startServer(s) })
+}
+
+func target(start func() (*process, error)) *CommandTarget {
+	return &CommandTarget{command{start: start, most: 1, patience: storesAfter}}
 }
 
 // Has implements Target. All requests are on their way at the same time.

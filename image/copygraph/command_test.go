@@ -60,6 +60,14 @@ func serve(dir string) int {
 	default:
 		out = writing{f, out}
 	}
+	if answer(s, in, out) != nil {
+		return 6
+	}
+	return 0
+}
+
+// answer serves a store.
+func answer(s *content.Store, in io.Reader, out io.Writer) error {
 	get := func(_ context.Context, r *batch.Request) func() (batch.Answer, error) {
 		return func() (batch.Answer, error) {
 			if r.Object == "latest" {
@@ -120,10 +128,7 @@ func serve(dir string) int {
 			return batch.Answer{Word: "mounted", Descriptor: v1.Descriptor{Digest: info.Digest, Size: info.Size}}, err
 		}
 	}
-	if err := batch.Serve(context.Background(), in, out, map[string]batch.Handler{"get": get, "has": has, "put": put, "mount": mount, "referrers": referrers}); err != nil {
-		return 6
-	}
-	return 0
+	return batch.Serve(context.Background(), in, out, map[string]batch.Handler{"get": get, "has": has, "put": put, "mount": mount, "referrers": referrers})
 }
 
 // fault ends the process once so many bytes have passed.

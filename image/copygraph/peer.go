@@ -1,0 +1,123 @@
+package copygraph
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"syscall"
+	"time"
+
+	"distkit/batch"
+	"distkit/disk"
+	"distkit/errclass"
+
+	"github.com/containerd/errdefs"
+)
+
+// peer answers the requests of one batch (dist-batch(7)).
+type peer interface {
+	// stop tells the peer to end.
+	stop()
+	// ended returns a channel that is closed once the peer has ended.
+	ended() <-chan struct{}
+	// failure returns the error that the peer has ended with, nil if there is none.
+	failure() error
+	// Close closes the peer's output: what it goes on writing fails.
+	Close() error
+}
+
+// killAfter is how long a command may take to end after SIGTERM.
+const killAfter = 5 * time.Second
+
+// child is a peer that is a command's process.
+type child struct {
+	*disk.Piped
+	cmd *exec.Cmd
+}
+
+// startCommand runs a batch command by sh.
+func startCommand(command string, unverified bool) (*process, error) {
+	stdin, input, err := os.Pipe()
+	if err != nil {
+		return nil, fmt.Errorf("pipe: %w", err)
+	}
+	defer stdin.Close()
+	disk.WidenPipe(input)
+	cmd := exec.Command("sh", "-c", command)
+	cmd.Stdin, cmd.Stderr = stdin, os.Stderr
+	output, err := disk.StartPiped(cmd)
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("run %s: %w", command, err), input.Close())
+	}
+	p := &process{Client: batch.NewClient(output, input), peer: child{output, cmd}}
+	p.Unverified = unverified
+	return p, nil
+}
+
+func (c child) stop() {
+	_ = c.cmd.Process.Signal(syscall.SIGTERM)
+	go func() {
+		select {
+		case <-c.Ended:
+		case <-time.After(killAfter):
+			_ = c.cmd.Process.Kill()
+		}
+	}()
+}
+
+func (c child) ended() <-chan struct{} { return c.Ended }
+
+// failure returns an error with the class of the exit status. A status from 128 on is a shell's word for a signal, or ssh's for a
+// broken connection.
+func (c child) failure() error {
+	status := c.cmd.ProcessState.ExitCode()
+	switch {
+	case status == 0:
+		return nil
+	case status > 0 && status < 128:
+		return errclass.Remote(status, fmt.Sprintf("the batch command failed with status %d", status))
+	}
+	return errclass.Errorf(errdefs.ErrAborted, "the batch command was ended: %s", c.cmd.ProcessState)
+}
+
+// Server answers requests until they end or ctx is done. [batch.Serve] is one, with its handlers.
+type Server func(ctx context.Context, in io.Reader, out io.Writer) error
+
+// thread is a peer that is a Server, run by a goroutine.
+type thread struct {
+	*os.File // its output
+	cancel   context.CancelFunc
+	done     chan struct{}
+	err      error // good once done is closed
+}
+
+// startServer runs a server. Pipes of the system stand between it and the client, because they buffer.
+func startServer(s Server) (*process, error) {
+	requests, input, err := os.Pipe()
+	if err != nil {
+		return nil, fmt.Errorf("pipe: %w", err)
+	}
+	output, answers, err := os.Pipe()
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("pipe: %w", err), requests.Close(), input.Close())
+	}
+	disk.WidenPipe(input)
+	ctx, cancel := context.WithCancel(context.Background())
+	t := &thread{File: output, cancel: cancel, done: make(chan struct{})}
+	go func() {
+		defer close(t.done)
+		t.err = s(ctx, requests, answers)
+		_ = requests.Close()
+		_ = answers.Close()
+	}()
+	p := &process{Client: batch.NewClient(output, input), peer: t}
+	p.Unverified = true // the server or the target hashes
+	return p, nil
+}
+
+func (t *thread) stop()                  { t.cancel() }
+func (t *thread) ended() <-chan struct{} { return t.done }
+func (t *thread) failure() error         { return t.err }

@@ -1,0 +1,106 @@
+package copygraph_test
+
+import (
+	"context"
+	"io"
+	"sync/atomic"
+	"testing"
+
+	"distkit/errclass"
+	"distkit/image/copygraph"
+
+	"github.com/containerd/errdefs"
+)
+
+func TestServers(t *testing.T) {
+	t.Parallel()
+	from := open(t)
+	root := index(t, from, noise(t, from, 5), nested(t, from))
+	for what, c := range map[string]struct {
+		// fails fails the nth run of a server, which writes to out.
+		fails  func(n int64, out io.Writer) error
+		starts int64 // at least
+		failed func(error) bool
+	}{
+		"all is well": {func(int64, io.Writer) error { return nil }, 1, nil},
+		"it ends in an answer": {func(n int64, out io.Writer) error {
+			if n > 2 {
+				return nil
+			}
+			_, err := out.Write([]byte("o"))
+			return errclass.Errorf(errdefs.ErrAborted, "the first two runs fail: %w", err)
+		}, 3, nil},
+		"it is not allowed to": {func(int64, io.Writer) error { return errclass.Errorf(errdefs.ErrPermissionDenied, "no") }, 1, errdefs.IsPermissionDenied},
+	} {
+		t.Run(what, func(t *testing.T) {
+			t.Parallel()
+			middle, to := open(t), open(t)
+			var starts atomic.Int64
+			server := copygraph.FromServer(func(_ context.Context, in io.Reader, out io.Writer) error {
+				if err := c.fails(starts.Add(1), out); err != nil {
+					return err
+				}
+				return answer(from, in, out)
+			})
+			got, err := records(t, &copygraph.Copy{Documents: middle, From: server, To: copygraph.IntoStore(middle)}, root)
+			if cerr := server.Close(); cerr != nil && c.failed == nil || starts.Load() != c.starts {
+				t.Errorf("close: %v, %d starts", cerr, starts.Load())
+			}
+			if c.failed != nil {
+				if err == nil || !c.failed(err) {
+					t.Error(err)
+				}
+				return
+			}
+			if err != nil || count(got, copygraph.Stored) != len(got) {
+				t.Errorf("%v, %v", got, err)
+			}
+			whole(t, middle, root)
+			target := copygraph.IntoServer(func(_ context.Context, in io.Reader, out io.Writer) error { return answer(to, in, out) })
+			if got, err = records(t, &copygraph.Copy{Documents: middle, To: target}, root); err != nil || count(got, copygraph.Stored) != len(got) {
+				t.Errorf("%v, %v", got, err)
+			}
+			if err := target.Close(); err != nil {
+				t.Error(err)
+			}
+			whole(t, to, root)
+		})
+	}
+}
+
+// A target's server may fail when it ends, and a server that does not answer ends with the copy.
+func TestEndsOfServers(t *testing.T) {
+	t.Parallel()
+	from := open(t)
+	root := manifest(t, from, "amd64", "layer")
+	to := open(t)
+	target := copygraph.IntoServer(func(_ context.Context, in io.Reader, out io.Writer) error {
+		if err := answer(to, in, out); err != nil {
+			return err
+		}
+		return errclass.Errorf(errdefs.ErrFailedPrecondition, "it is full")
+	})
+	if _, err := records(t, &copygraph.Copy{Documents: from, To: target}, root); err != nil {
+		t.Error(err)
+	}
+	if err := target.Close(); !errdefs.IsFailedPrecondition(err) {
+		t.Error(err)
+	}
+
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan struct{})
+	silent := copygraph.FromServer(func(ctx context.Context, in io.Reader, _ io.Writer) error {
+		defer close(ended)
+		_, _ = in.Read(make([]byte, 1))
+		cancel()
+		<-ctx.Done()
+		return context.Cause(ctx)
+	})
+	stored := open(t)
+	g := &copygraph.Copy{Documents: stored, From: silent, To: copygraph.IntoStore(stored)}
+	if err := g.Run(ctx, root); err == nil {
+		t.Error("it has copied from a server that did not answer")
+	}
+	<-ended
+	_ = silent.Close()
+}
