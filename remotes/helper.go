@@ -3,6 +3,7 @@ package remotes
 import (
 	"bufio"
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -35,6 +36,8 @@ const (
 	maxHelperText = 4 << 10 // kept of what a helper says on standard error
 	maxHelperLine = 1 << 20 // of a list
 	helperGrace   = 5 * time.Second
+	// helperTries is how many processes are asked in turn if each fails for the time being, as when its connection breaks.
+	helperTries = 3
 )
 
 // isHelperName reports whether s can stand behind dist-remote-.
@@ -188,6 +191,12 @@ func (h *Helper) object(id string) (d digest.Digest, isDigest bool, err error) {
 
 func (h *Helper) where() string { return h.name + "::" + h.address }
 
+// retry calls f, and again after a temporary failure, which each call has another process for.
+func (h *Helper) retry(ctx context.Context, f func() error) error {
+	t := newTries(helperTries, firstPause)
+	return t.retry(f, func(err error) error { return t.again(ctx, err) })
+}
+
 // Resolve asks the helper for a descriptor.
 func (h *Helper) Resolve(ctx context.Context, object string) (ocispec.Descriptor, error) {
 	desc, err := h.resolve(ctx, object)
@@ -202,12 +211,16 @@ func (h *Helper) resolve(ctx context.Context, object string) (desc ocispec.Descr
 	if err != nil {
 		return desc, err
 	}
-	p, err := h.start(ctx, nil, "resolve", object)
-	if err != nil {
-		return desc, err
-	}
-	defer p.Close()
-	b, err := io.ReadAll(io.LimitReader(p, MaxManifest))
+	var b []byte
+	err = h.retry(ctx, func() error {
+		p, err := h.start(ctx, nil, "resolve", object)
+		if err != nil {
+			return err
+		}
+		defer p.Close()
+		b, err = io.ReadAll(io.LimitReader(p, MaxManifest))
+		return err
+	})
 	if err != nil {
 		return desc, err
 	}
@@ -389,30 +402,40 @@ func (h *Helper) hasTag(ctx context.Context, id string, d digest.Digest) (bool, 
 	return err == nil, err
 }
 
-// lines yields the lines of a helper's output.
+// lines yields the lines of a helper's output. After a temporary failure another process is asked, unless a line has come.
 func (h *Helper) lines(ctx context.Context, verb string, args ...string) iter.Seq2[string, error] {
 	return func(yield func(string, error) bool) {
-		p, err := h.start(ctx, nil, verb, args...)
-		if err != nil {
-			yield("", err)
-			return
-		}
-		defer p.Close()
-		s := bufio.NewScanner(p)
-		s.Buffer(nil, maxHelperLine)
-		for n := 0; s.Scan(); n++ {
-			if n == maxListed {
-				yield("", classf(errdefs.ErrDataLoss, "the list has more than %d", maxListed))
-				return
+		n := 0
+		list := func() error {
+			p, err := h.start(ctx, nil, verb, args...)
+			if err != nil {
+				return err
 			}
-			if !yield(s.Text(), nil) {
-				return
+			defer p.Close()
+			s := bufio.NewScanner(p)
+			s.Buffer(nil, maxHelperLine)
+			for ; s.Scan(); n++ {
+				if n == maxListed {
+					return classf(errdefs.ErrDataLoss, "the list has more than %d", maxListed)
+				}
+				if !yield(s.Text(), nil) {
+					return errStopped
+				}
 			}
+			if errors.Is(s.Err(), bufio.ErrTooLong) {
+				return classf(errdefs.ErrDataLoss, "the list has a line of more than %s", sizeString(maxHelperLine))
+			}
+			return s.Err()
 		}
-		switch err := s.Err(); {
-		case errors.Is(err, bufio.ErrTooLong):
-			yield("", classf(errdefs.ErrDataLoss, "the list has a line of more than %s", sizeString(maxHelperLine)))
-		case err != nil:
+		var failed error
+		err := h.retry(ctx, func() error {
+			err := list()
+			if n > 0 {
+				failed, err = err, nil // no other process goes on with the list
+			}
+			return err
+		})
+		if err = cmp.Or(err, failed); err != nil && err != errStopped {
 			yield("", err)
 		}
 	}

@@ -2,6 +2,7 @@ package remotes
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -11,6 +12,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -36,6 +38,16 @@ func helperMain(args []string) int {
 	}
 	switch fault := os.Getenv("HELPER_FAULT"); fault {
 	case "":
+	case "break", "break in a line", "break behind a line":
+		// The first HELPER_BREAKS processes lose their connection.
+		said, _ := os.ReadFile(os.Getenv("HELPER_LOG"))
+		breaks, _ := strconv.Atoi(os.Getenv("HELPER_BREAKS"))
+		if bytes.Count(said, []byte("\n")) > breaks {
+			break
+		}
+		fmt.Print(map[string]string{"break": "", "break in a line": `{"digest":"sha256:`, "break behind a line": "name\n"}[fault])
+		fmt.Fprintln(os.Stderr, "dist-remote-test: the connection broke")
+		return 6
 	case "hang":
 		fmt.Println("begun")
 		time.Sleep(time.Hour)
@@ -273,6 +285,65 @@ func TestHelperThatLies(t *testing.T) {
 	is(t, err, errdefs.IsDataLoss)
 	_, err = fetch(t, r, subject.String(), "size:3")
 	is(t, err, errdefs.IsDataLoss)
+}
+
+// A helper whose connection breaks is asked again, a bounded number of times.
+func TestHelperWhoseLinkBreaks(t *testing.T) {
+	ctx := context.Background()
+	dir := filepath.Join(t.TempDir(), "x")
+	want := layout(t, dir, "example.org/x:1")
+	r := helper(t, dir)
+	calls := func(fault, breaks string, call func() error) (int, error) {
+		t.Helper()
+		log := filepath.Join(t.TempDir(), "log")
+		t.Setenv("HELPER_LOG", log)
+		t.Setenv("HELPER_FAULT", fault)
+		t.Setenv("HELPER_BREAKS", breaks)
+		err := call()
+		b, rerr := os.ReadFile(log)
+		if rerr != nil {
+			t.Fatal(rerr)
+		}
+		return bytes.Count(b, []byte("\n")), err
+	}
+	resolve := func() error {
+		desc, err := r.Resolve(ctx, "1")
+		if err == nil && desc.Digest != want.Digest {
+			err = fmt.Errorf("%+v", desc)
+		}
+		return err
+	}
+	tags := func() (err error) {
+		var got []string
+		for name, e := range r.Tags(ctx) {
+			got, err = append(got, name), e
+		}
+		if err == nil && !slices.Equal(got, []string{"example.org/x:1"}) {
+			err = fmt.Errorf("%q", got)
+		}
+		return err
+	}
+	referrers := func() error {
+		for _, err := range r.Referrers(ctx, want.Digest, ReferrerFilter{}) {
+			return cmp.Or(err, errors.New("there is none"))
+		}
+		return nil
+	}
+	for what, call := range map[string]func() error{"resolve": resolve, "tags": tags, "referrers": referrers} {
+		if n, err := calls("break", "2", call); n != 3 || err != nil {
+			t.Errorf("%s: %d calls, %v", what, n, err)
+		}
+		if n, err := calls("break", "99", call); n != helperTries || !errdefs.IsAborted(err) || !strings.Contains(err.Error(), "the connection broke") {
+			t.Errorf("%s, for ever: %d calls, %v", what, n, err)
+		}
+	}
+	if n, err := calls("break in a line", "2", resolve); n != 3 || err != nil {
+		t.Errorf("resolve, in a line: %d calls, %v", n, err)
+	}
+	// A list goes to the caller as it comes: it can't begin anew.
+	if n, err := calls("break behind a line", "2", tags); n != 1 || !errdefs.IsAborted(err) {
+		t.Errorf("tags, behind a line: %d calls, %v", n, err)
+	}
 }
 
 // Whoever gives up ends the helper, and does not wait for it.

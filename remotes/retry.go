@@ -31,8 +31,10 @@ type tries struct {
 	hasNext    bool          // another host is asked if this one fails
 }
 
-func (c *client) newTries(n int) *tries {
-	return &tries{most: n, left: n, first: c.pause, pause: c.pause}
+func (c *client) newTries(n int) *tries { return newTries(n, c.pause) }
+
+func newTries(n int, pause time.Duration) *tries {
+	return &tries{most: n, left: n, first: pause, pause: pause}
 }
 
 // progress records that n bytes were moved.
@@ -51,24 +53,42 @@ func (t *tries) next() time.Duration {
 	return pause/2 + rand.N(pause/2+1)
 }
 
-// retry calls f until it succeeds, fails for good, or has used up its tries. This is the only loop that
-// repeats a request: what f does must be a single try of everything that may have to be repeated, such
-// as a request and the reading of its reply.
+// retry calls f until it succeeds, fails for good, or has used up its tries. What f does must be a single try of everything that
+// may have to be repeated, such as a request and the reading of its reply.
 func (c *client) retry(ctx context.Context, t *tries, f func() error) error {
+	return t.retry(f, func(err error) error { return c.again(ctx, t, err) })
+}
+
+// retry calls f until it succeeds, or until again, which waits before the next try, returns the error. This is the only loop that
+// repeats a request.
+func (t *tries) retry(f func() error, again func(error) error) error {
 	for {
 		err := f()
 		if err == nil {
 			return nil
 		}
-		if err := c.again(ctx, t, err); err != nil {
+		if err := again(err); err != nil {
 			return err
 		}
 	}
 }
 
-// again waits before the next try. It returns the error if there is none.
+// again waits before the next try after an error. It returns the error if there is none.
+func (t *tries) again(ctx context.Context, err error) error {
+	if t.isOver(ctx, err) {
+		return err
+	}
+	return sleep(ctx, t.next())
+}
+
+// isOver reports whether no try follows an error.
+func (t *tries) isOver(ctx context.Context, err error) bool {
+	return !isWorthRetry(err) || ctx.Err() != nil || t.left <= 1
+}
+
+// again waits before the next try, also as long as the registry asks to. It returns the error if there is none.
 func (c *client) again(ctx context.Context, t *tries, err error) error {
-	if !isWorthRetry(err) || ctx.Err() != nil || t.left <= 1 {
+	if t.isOver(ctx, err) {
 		return err
 	}
 	var stall *stallError
@@ -80,7 +100,7 @@ func (c *client) again(ctx context.Context, t *tries, err error) error {
 	}
 	var asked *retryAfterError
 	if !errors.As(err, &asked) {
-		return sleep(ctx, t.next())
+		return t.again(ctx, err)
 	}
 	if t.waited+asked.after > c.options.MaxWait {
 		return fmt.Errorf("%w (the registry asks to wait %v)", err, asked.after)
