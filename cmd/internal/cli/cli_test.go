@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"os/exec"
@@ -13,9 +14,12 @@ import (
 	"syscall"
 	"testing"
 	"time"
+	"unicode/utf8"
 
+	"github.com/containerd/console"
 	"github.com/containerd/errdefs"
 	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
 )
 
 // commandEnv makes the test binary a command of its own, run by Main.
@@ -46,6 +50,15 @@ func testCommand() *cobra.Command {
 			return err
 		case "exit":
 			return Exit(77)
+		case "table":
+			records.Columns("DIGEST", "SIZE", "NAME")
+			if err := records.Write(nil, args[1], Size(1024), args[2]); err != nil {
+				return err
+			}
+			if err := records.Write(nil, "", Size(0), "x"); err != nil {
+				return err
+			}
+			return records.Close()
 		case "fail":
 			return fmt.Errorf("open\n\x1b[31mred: %w", errdefs.ErrNotFound)
 		case "failed":
@@ -248,6 +261,67 @@ func TestRecords(t *testing.T) {
 			t.Errorf("%q: %q; stderr %q", args, r.out, r.errs)
 		}
 	}
+}
+
+// A table fits the terminal. Digests are shortened before anything else is.
+func TestTables(t *testing.T) {
+	const a, b = "sha256:0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef", "docker.io/library/redis:7.2@sha256:fedcba9876543210fedcba9876543210fedcba9876543210fedcba9876543210"
+	for width, want := range map[uint16]string{
+		200: "DIGEST                                                                   SIZE     NAME\r\n" + a + "  1.0 KiB  " + b + "\r\n-                                                                        0 B      x\r\n",
+		80:  "DIGEST               SIZE     NAME\r\nsha256:0123456789ab  1.0 KiB  docker.io/library/redis:7.2@sha256:fedcba987654\r\n-                    0 B      x\r\n",
+		40:  "DIGEST          SIZE     NAME\r\nsha256:…6789ab  1.0 KiB  docker.…a987654\r\n-               0 B      x\r\n",
+		5:   "DIGEST  SIZE    NAME\r\nsha…ab  1.0…iB  doc…54\r\n-       0 B     x\r\n",
+		0:   "DIGEST                                                                   SIZE     NAME\r\n" + a + "  1.0 KiB  " + b + "\r\n-                                                                        0 B      x\r\n",
+	} {
+		got := onTerminal(t, width, "table", a, b)
+		if got != want {
+			t.Errorf("%d columns:\n%s, not\n%s", width, got, want)
+		}
+		for line := range strings.Lines(got) {
+			if n := utf8.RuneCountInString(strings.TrimSpace(line)); n > int(width) && width > 5 {
+				t.Errorf("%d columns: a line has %d", width, n)
+			}
+		}
+		if got := onTerminal(t, width, "--full", "table", a, b); !strings.Contains(got, a) || !strings.Contains(got, b) {
+			t.Errorf("%d columns, in full:\n%s", width, got)
+		}
+		if got := onTerminal(t, width, "-z", "table", a, b); !strings.Contains(got, a+"\t1024\t"+b) {
+			t.Errorf("%d columns, with -z:\n%s", width, got)
+		}
+	}
+	// No cell sends anything to the terminal but text.
+	if got := onTerminal(t, 80, "table", "\x1b[31m", "x\ty\nz"); strings.ContainsAny(got, "\x1b\t") || strings.Count(got, "\n") != 3 {
+		t.Errorf("%q", got)
+	}
+}
+
+// onTerminal runs the command on a terminal of so many columns, and returns what comes there.
+func onTerminal(t *testing.T, columns uint16, args ...string) string {
+	t.Helper()
+	pty, slave, err := console.NewPty()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer pty.Close()
+	tty, err := os.OpenFile(slave, os.O_RDWR|syscall.O_NOCTTY, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.IoctlSetWinsize(int(tty.Fd()), unix.TIOCSWINSZ, &unix.Winsize{Row: 24, Col: columns}); err != nil {
+		t.Fatal(err)
+	}
+	c := exec.Command(os.Args[0], args...)
+	c.Env = append(os.Environ(), commandEnv+"=1")
+	c.Stdin, c.Stdout, c.Stderr = tty, tty, os.Stderr
+	if err := c.Start(); err != nil {
+		t.Fatal(err)
+	}
+	tty.Close()
+	b, _ := io.ReadAll(pty) // it ends with EIO when nothing has the terminal open
+	if err := c.Wait(); err != nil {
+		t.Fatal(err)
+	}
+	return string(b)
 }
 
 func TestSignalInterruptsStdin(t *testing.T) {

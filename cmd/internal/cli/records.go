@@ -5,11 +5,13 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"regexp"
+	"slices"
 	"strconv"
 	"strings"
-	"text/tabwriter"
 	"time"
 	"unicode"
+	"unicode/utf8"
 
 	"github.com/dustin/go-humanize"
 	"github.com/spf13/cobra"
@@ -25,20 +27,23 @@ type Limit int64
 // pipe, an aligned table with a header on a terminal, one JSON object a line with --json,
 // the first cell alone with -q, records ended by NUL with -z.
 //
+// A table fits the terminal's width unless --full is given: digests are shortened if it would not, and then the widest columns.
+//
 // In a pipe a backslash, a tab and a newline of a cell are written as \\, \t and \n, which printf %b turns back. The first
 // cell alone is written as it is, so that it can be read by another command, but for a newline; with -z that too.
 type Records struct {
-	cmd             *cobra.Command
-	columns         []string
-	json, key, zero *bool
-	table           *tabwriter.Writer
+	cmd                   *cobra.Command
+	columns               []string
+	full, json, key, zero *bool
+	table                 [][]string // the header and the records that have not been printed
 }
 
-// NewRecords registers --json, -q and -z. The first column is the record's key.
+// NewRecords registers --full, --json, -q and -z. The first column is the record's key.
 func NewRecords(c *cobra.Command, columns ...string) *Records {
 	f := c.Flags()
 	return &Records{
 		cmd: c, columns: columns,
+		full: f.Bool("full", false, "shorten nothing to fit a terminal's width"),
 		json: f.Bool("json", false, "print one JSON object a line"),
 		key:  f.BoolP("quiet", "q", false, "print the "+strings.ToLower(columns[0])+" alone"),
 		zero: f.BoolP("zero", "z", false, "end records with NUL instead of newline"),
@@ -76,12 +81,16 @@ func (r *Records) Write(value any, cells ...any) error {
 	}
 	if _, tty := IsTerminal(os.Stdout); tty && !*r.zero {
 		if r.table == nil {
-			r.table = tabwriter.NewWriter(out, 0, 8, 2, ' ', 0)
-			fmt.Fprintln(r.table, strings.Join(r.columns, "\t"))
+			r.table = [][]string{r.columns}
 		}
-		return join(r.table, cells, human, "\n")
+		row := make([]string, len(cells))
+		for i, c := range cells {
+			row[i] = human(c)
+		}
+		r.table = append(r.table, row)
+		return nil
 	}
-	return join(out, cells, raw, end)
+	return join(out, cells, end)
 }
 
 // WriteKey prints a key alone, as it is: for paths, which a shell is to use. With -z it may hold newlines.
@@ -98,23 +107,110 @@ func (r *Records) end() string {
 	return "\n"
 }
 
-// Close ends the table; what is written then begins another.
+// Close prints the table; what is written then begins another.
 func (r *Records) Close() error {
 	if r.table == nil {
 		return nil
 	}
-	t := r.table
+	width, _ := IsTerminal(os.Stdout)
+	if *r.full {
+		width = 0
+	}
+	text := align(r.table, width)
 	r.table = nil
-	return t.Flush()
+	_, err := io.WriteString(r.cmd.OutOrStdout(), text)
+	return err
 }
 
-func join(w interface{ Write([]byte) (int, error) }, cells []any, form func(any) string, end string) error {
+const (
+	columnGap = 2
+	// minColumn is the width below which a column is not cut.
+	minColumn = 6
+	// shortDigest is how many hexadecimal digits are left of a digest. It is docker's number.
+	shortDigest = 12
+)
+
+// align returns rows as a table that fits a width, unless that is 0 or too small for the columns.
+func align(rows [][]string, width int) string {
+	widths := measure(rows)
+	if over(widths, width) > 0 {
+		digests := regexp.MustCompile(`\b([a-z0-9]+:[0-9a-f]{` + strconv.Itoa(shortDigest) + `})[0-9a-f]{20,}`)
+		for _, row := range rows[1:] {
+			for i := range row {
+				row[i] = digests.ReplaceAllString(row[i], "$1")
+			}
+		}
+		widths = measure(rows)
+	}
+	for n := over(widths, width); n > 0; n-- {
+		widest := 0
+		for i := range widths {
+			if widths[i] > widths[widest] {
+				widest = i
+			}
+		}
+		if widths[widest] <= minColumn {
+			break
+		}
+		widths[widest]--
+	}
+	var b strings.Builder
+	for _, row := range rows {
+		for i, cell := range row {
+			cell = cut(cell, widths[i])
+			b.WriteString(cell)
+			if i < len(row)-1 {
+				b.WriteString(strings.Repeat(" ", widths[i]-utf8.RuneCountInString(cell)+columnGap))
+			}
+		}
+		b.WriteByte('\n')
+	}
+	return b.String()
+}
+
+// measure returns the width of each column.
+func measure(rows [][]string) (widths []int) {
+	for _, row := range rows {
+		for i, cell := range row {
+			if i == len(widths) {
+				widths = append(widths, 0)
+			}
+			widths[i] = max(widths[i], utf8.RuneCountInString(cell))
+		}
+	}
+	return widths
+}
+
+// over returns by how much a table of such columns is wider than a width. Width 0 is not known.
+func over(widths []int, width int) int {
+	if width == 0 {
+		return 0
+	}
+	n := (len(widths) - 1) * columnGap
+	for _, w := range widths {
+		n += w
+	}
+	return n - width
+}
+
+// cut takes characters out of the middle of a cell that is too wide: the end of a name, path or media type tells as much as its
+// beginning.
+func cut(cell string, width int) string {
+	runes := []rune(cell)
+	if len(runes) <= width {
+		return cell
+	}
+	tail := (width - 1) / 2
+	return string(slices.Concat(runes[:width-1-tail], []rune{'…'}, runes[len(runes)-tail:]))
+}
+
+func join(w io.Writer, cells []any, end string) error {
 	var b strings.Builder
 	for i, c := range cells {
 		if i > 0 {
 			b.WriteByte('\t')
 		}
-		b.WriteString(form(c))
+		b.WriteString(raw(c))
 	}
 	b.WriteString(end)
 	_, err := w.Write([]byte(b.String()))
