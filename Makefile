@@ -65,7 +65,7 @@ man: $(PAGES)
 man/%: ; @mkdir -p man; go run github.com/cpuguy83/go-md2man/v2@v2.0.7 -in $(wildcard cmd/*/$*.md scripts/$*.md content/$*.md remotes/$*.md) -out $@
 
 completions:
-	@go run ./cmd/internal/completions completions $(COMMANDS)
+	@go run ./cmd/internal/completions completions $(COMMANDS) $(filter-out dist-check-remote dist-remote-%,$(WORKFLOWS))
 
 install: build man completions
 	install -d $(addprefix $(DESTDIR)$(PREFIX)/,bin share/man/man1 share/man/man5 share/man/man7 share/bash-completion/completions share/zsh/site-functions share/fish/vendor_completions.d)

@@ -62,6 +62,7 @@ options() { # [ARG…]
 		long["-${BASH_REMATCH[2]}"]=$name long["--$name"]=$name takes[$name]=${BASH_REMATCH[4]}
 		[[ $line != *'may be repeated'* ]] || takes[$name]=' many'
 	done
+	[[ ${1-} != __complete* ]] || { candidates "${@:2}" && exit; }
 	while (($#)); do
 		value=''
 		case $1 in
@@ -103,6 +104,23 @@ options() { # [ARG…]
 	done
 	[[ ${option[jobs]:=8} =~ ^[1-9][0-9]?$ ]] || fail 2 "--jobs wants a number from 1 to 99, got '${option[jobs]}'"
 	graph=(dist-copy-graph --jobs "${option[jobs]}" ${option[quiet]:+--quiet} ${option[referrers]:+"--referrers=${option[referrers]}"})
+}
+
+# candidates prints the flags that complete the last argument, for the completion scripts of the shells, in the form that cobra's commands print
+# them in: a tab before the description, and at the end :4 for flags alone, or :0 for files.
+candidates() { # [ARG…]
+	local word=${*: -1} before='' line list='' directive=:4
+	[[ $# -eq 1 ]] || before=${*: -2:1}
+	[[ $word == -* && $word != *=* ]] || directive=:0
+	for line in $flags; do
+		[[ $line =~ $pattern ]] || continue
+		# Behind a flag that takes a value comes that.
+		[[ ${BASH_REMATCH[4]} != ' '* || ($before != "--${BASH_REMATCH[3]}" && $before != "-${BASH_REMATCH[2]}") ]] || directive=:0
+		line=${line#"${BASH_REMATCH[0]}"}
+		[[ --${BASH_REMATCH[3]} != "$word"* ]] || list+=--${BASH_REMATCH[3]}$'\t'${line#"${line%%[! ]*}"}$'\n'
+	done
+	[[ $directive == :0 ]] || printf %s "$list"
+	printf '%s\n' "$directive"
 }
 
 # registry reports whether a locator names a registry, not a directory or a helper's remote.

@@ -1,4 +1,4 @@
-// Command completions writes the shell completion scripts of the named commands into DIR.
+// Command completions writes the shell completion scripts of the named commands and workflows into DIR.
 // A script depends on the command's name alone: it asks the command itself at run time.
 package main
 
