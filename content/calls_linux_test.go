@@ -1,6 +1,7 @@
 package content_test
 
 import (
+	"bytes"
 	"context"
 	"fmt"
 	"os"
@@ -31,6 +32,14 @@ func init() {
 		}
 		return nil
 	}
+	jobs["zeros"] = func(s *content.Store, args []string) error {
+		n, err := strconv.Atoi(args[0])
+		if err != nil {
+			return err
+		}
+		_, err = content.WriteBlob(context.Background(), s, "zeros", bytes.NewReader(make([]byte, n)), int64(n), "")
+		return err
+	}
 	jobs["walk"] = func(s *content.Store, _ []string) error {
 		return s.WalkSizes(context.Background(), func(content.Info) error { return nil })
 	}
@@ -39,8 +48,8 @@ func init() {
 // unusedBlob is the digest of a blob that shares its lock with all others.
 func unusedBlob(i int) digest.Digest { return digest.Digest(fmt.Sprintf("sha256:%064x", i)) }
 
-// systemCalls runs a job in a process of its own, and counts its system calls on files.
-func systemCalls(t *testing.T, job string, args ...string) int {
+// systemCalls runs a job in a process of its own, and counts its system calls on files: those of a name, or all of them ("total").
+func systemCalls(t *testing.T, name, job string, args ...string) int {
 	t.Helper()
 	strace, err := exec.LookPath("strace")
 	require(t, "strace", err)
@@ -55,12 +64,21 @@ func systemCalls(t *testing.T, job string, args ...string) int {
 	if err != nil {
 		t.Fatal(err)
 	}
-	total := regexp.MustCompile(`(?m)^100\.00 +\S+ +\S* +(\d+) .*total$`).FindSubmatch(b)
-	if total == nil {
-		t.Fatalf("no total: %s", b)
+	count := regexp.MustCompile(`(?m)^ *[\d.]+ +\S+ +\S* +(\d+) .*\b` + name + `$`).FindSubmatch(b)
+	if count == nil {
+		t.Fatalf("no %s: %s", name, b)
 	}
-	n, _ := strconv.Atoi(string(total[1]))
+	n, _ := strconv.Atoi(string(count[1]))
 	return n
+}
+
+// The disk works while a large blob arrives: the sync of the commit does not wait for all of it.
+func TestWritebackBeginsWhileABlobArrives(t *testing.T) {
+	t.Parallel()
+	s := newStore(t)
+	if n := systemCalls(t, "sync_file_range", "zeros", s.Root(), strconv.Itoa(25<<20)); n != 3 {
+		t.Errorf("write-back was begun %d times for 25 MiB, want 3", n)
+	}
 }
 
 // A sweep takes a lock that blobs share once, and looks at a blob in the directory that it lists.
@@ -77,7 +95,7 @@ func TestSystemCallsOfASweep(t *testing.T) {
 					t.Fatal(err)
 				}
 			}
-			calls[n] = systemCalls(t, job, s.Root(), strconv.Itoa(n))
+			calls[n] = systemCalls(t, "total", job, s.Root(), strconv.Itoa(n))
 		}
 		if each := float64(calls[many]-calls[few]) / (many - few); each < 1 || each > most {
 			t.Errorf("%s: %.1f system calls a blob, want at most %.0f", job, each, most)

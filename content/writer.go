@@ -36,6 +36,7 @@ type Writer struct {
 	total    int64
 	offset   int64
 	saved    int64 // offset of the stored hash state
+	begun    int64 // offset up to which write-back has begun
 	alg      digest.Algorithm
 	hash     hash.Hash
 	started  time.Time
@@ -211,6 +212,10 @@ func (w *Writer) describe() error {
 
 var errClosed = errclass.Errorf(errdefs.ErrFailedPrecondition, "writer is closed")
 
+// writebackEvery is how many bytes are stored before the kernel is told to write them to the disk. The disk then works while the rest
+// arrives, and the sync of the commit waits for the last bytes alone.
+const writebackEvery = 8 << 20
+
 // Write appends. What would go beyond the expected size is refused before it is stored:
 // DataLoss.
 func (w *Writer) Write(p []byte) (int, error) {
@@ -227,6 +232,10 @@ func (w *Writer) Write(p []byte) (int, error) {
 	w.hash.Write(p[:n])
 	w.offset += int64(n)
 	w.updated = time.Now()
+	if w.offset-w.begun >= writebackEvery {
+		disk.StartWriteback(w.data, w.begun, w.offset-w.begun)
+		w.begun = w.offset
+	}
 	if w.offset-w.saved >= saveEvery {
 		w.saveState()
 	}
@@ -285,7 +294,7 @@ func (w *Writer) Truncate(size int64) error {
 	if err := w.data.Truncate(0); err != nil {
 		return err
 	}
-	w.offset, w.saved, w.hash, w.updated = 0, 0, newHash(w.alg), time.Now()
+	w.offset, w.saved, w.begun, w.hash, w.updated = 0, 0, 0, newHash(w.alg), time.Now()
 	return nil
 }
 
