@@ -78,11 +78,13 @@ func keyFile(namespace, key string) string {
 func (s *Snapshotter) read(id uint64) (entry, error) {
 	e := entry{id: id}
 	var err error
-	if e.raw, err = s.files.ReadFile(strconv.FormatUint(id, 10)+"/info", maxRecord); err != nil {
+	if e.raw, err = s.files.ReadFile(strconv.FormatUint(id, 10)+"/info", maxRecord); err == nil {
+		err = json.Unmarshal(e.raw, &e.record)
+	} else if !errdefs.IsFailedPrecondition(err) { // else it is no file that was ever a record
 		return e, err
 	}
-	if err := json.Unmarshal(e.raw, &e.record); err != nil {
-		return e, errdefs.ErrDataLoss.WithMessage(fmt.Sprintf("record of snapshot %d is damaged: %v", id, err))
+	if err != nil {
+		return e, errdefs.ErrDataLoss.WithMessage(fmt.Sprintf("record of snapshot %d is damaged: %v", id, disk.Cause(err)))
 	}
 	return e, nil
 }
@@ -115,24 +117,28 @@ func (s *Snapshotter) lookupIn(namespace, key string) (entry, error) {
 	return e, err
 }
 
-// entries reads the records of all namespaces, in the order of their ids.
+// entries reads the records of all namespaces, in the order of their ids. It leaves out damaged ones, and returns a DataLoss
+// error of these beside the others.
 func (s *Snapshotter) entries() ([]entry, error) {
 	ids, err := s.ids()
 	if err != nil {
 		return nil, err
 	}
 	all := make([]entry, 0, len(ids))
+	var damaged []error
 	for _, id := range ids {
 		e, err := s.read(id)
-		if errors.Is(err, fs.ErrNotExist) {
-			continue // removed meanwhile
-		}
-		if err != nil {
+		switch {
+		case errors.Is(err, fs.ErrNotExist): // removed meanwhile
+		case errdefs.IsDataLoss(err):
+			damaged = append(damaged, err)
+		case err != nil:
 			return nil, err
+		default:
+			all = append(all, e)
 		}
-		all = append(all, e)
 	}
-	return all, nil
+	return all, errors.Join(damaged...)
 }
 
 func (s *Snapshotter) ids() ([]uint64, error) {
@@ -348,7 +354,7 @@ func lockFile(ctx context.Context, name string, flag, how int) (*os.File, error)
 // scratch makes a directory in tmp/, locked, so that nobody takes it for a leftover. It
 // sweeps first.
 func (s *Snapshotter) scratch() (string, *os.File, error) {
-	s.sweep()
+	_ = s.sweep()
 	for {
 		dir, err := os.MkdirTemp(filepath.Join(s.dir, "tmp"), "")
 		if errors.Is(err, fs.ErrNotExist) {
@@ -368,24 +374,29 @@ func (s *Snapshotter) scratch() (string, *os.File, error) {
 	}
 }
 
-// sweep deletes what processes that died have left in tmp/. It needs no lock on the store:
-// what is in use is locked itself.
-func (s *Snapshotter) sweep() {
+// sweep deletes what processes that died have left in tmp/. It needs no lock on the store: what is in use is locked itself.
+// The error says what can't be deleted.
+func (s *Snapshotter) sweep() error {
 	tmp := filepath.Join(s.dir, "tmp")
 	d, err := os.Open(tmp)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
 	if err != nil {
-		return
+		return err
 	}
 	defer d.Close()
-	names, _ := d.Readdirnames(-1)
+	names, err := d.Readdirnames(-1)
+	left := []error{err}
 	for _, n := range names {
 		dir := filepath.Join(tmp, n)
 		f, err := lockFile(context.Background(), dir, unix.O_DIRECTORY, unix.LOCK_EX|unix.LOCK_NB)
 		if err == nil {
-			_ = s.driver.Remove(dir)
+			left = append(left, ofOthers(s.driver.Remove(dir)))
 			disk.Release(f)
 		}
 	}
+	return errors.Join(left...)
 }
 
 // encode is a record as it stands on disk.

@@ -31,7 +31,7 @@ func (s *Snapshotter) Remover() *Remover { return &Remover{s: s} }
 
 // Remove is [Snapshotter.Remove].
 func (r *Remover) Remove(ctx context.Context, key string) error {
-	r.s.sweep()
+	_ = r.s.sweep()
 	if err := retry(func() error { return r.remove(ctx, key) }); err != nil {
 		return fmt.Errorf("remove %s: %w", key, err)
 	}
@@ -44,7 +44,7 @@ func (r *Remover) remove(ctx context.Context, key string) error {
 		return err
 	}
 	if r.known == nil && e.Kind == Committed {
-		if r.known, _, err = r.s.newFamily(ctx, false); err != nil {
+		if r.known, _, err = r.s.newFamily(ctx, false); err != nil && !errdefs.IsDataLoss(err) {
 			return err
 		}
 	}
@@ -64,6 +64,7 @@ type family struct {
 }
 
 // newFamily returns the family of all snapshots, and their records. With dryRun it takes no lock, and the family is empty.
+// A DataLoss error says which records are damaged, beside the others.
 func (s *Snapshotter) newFamily(ctx context.Context, dryRun bool) (*family, []entry, error) {
 	k := &family{children: map[uint64]map[uint64]bool{}, orphans: map[uint64]bool{}}
 	if !dryRun {
@@ -77,14 +78,14 @@ func (s *Snapshotter) newFamily(ctx context.Context, dryRun bool) (*family, []en
 	// Every snapshot with an id below next is in the store by now, or gone.
 	all, err := s.entries()
 	if err != nil {
-		return nil, nil, fmt.Errorf("list snapshots: %w", err)
+		err = fmt.Errorf("list snapshots: %w", err)
 	}
 	for _, e := range all {
 		if e.id < k.next {
 			k.add(e)
 		}
 	}
-	return k, all, nil
+	return k, all, err
 }
 
 func (k *family) add(e entry) {

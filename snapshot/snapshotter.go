@@ -532,10 +532,6 @@ func (s *Snapshotter) detach(ctx context.Context, e entry, known *family) (strin
 			disk.Release(held)
 		}
 	}()
-	if err := s.unmounted(e); err != nil {
-		return "", nil, err
-	}
-	step("not mounted")
 	l, err := s.lock(ctx)
 	if err != nil {
 		return "", nil, err
@@ -549,10 +545,15 @@ func (s *Snapshotter) detach(ctx context.Context, e entry, known *family) (strin
 		return "", nil, err
 	}
 	if e.Kind == Committed {
+		// Before the mounts: a mounted child makes its parent's files mounted.
 		if err := s.childless(e, known, l); err != nil {
 			return "", nil, err
 		}
 	}
+	if err := s.unmounted(e); err != nil {
+		return "", nil, err
+	}
+	step("not mounted")
 	dir := filepath.Join(s.dir, "tmp", filepath.Base(s.dirOf(e.id)))
 	if err := os.Rename(s.dirOf(e.id), dir); err != nil {
 		return "", nil, err
@@ -589,11 +590,12 @@ func (s *Snapshotter) Usage(ctx context.Context, key string) (Usage, error) {
 }
 
 // Walk calls f for each snapshot that the namespace sees, parents before their children. It
-// ends with f's error, if that returns one. f may call the Snapshotter's methods.
+// ends with f's error, if that returns one. f may call the Snapshotter's methods. DataLoss, at the
+// end, if the records of some are damaged.
 func (s *Snapshotter) Walk(ctx context.Context, f func(context.Context, Info) error) error {
-	all, err := s.entries()
-	if err != nil {
-		return fmt.Errorf("list snapshots: %w", err)
+	all, damaged := s.entries()
+	if damaged != nil {
+		damaged = fmt.Errorf("list snapshots: %w", damaged)
 	}
 	// Ids order what has parents, but for what was given its parent by Commit.
 	sort.SliceStable(all, func(i, j int) bool { return len(all[i].Parents) < len(all[j].Parents) })
@@ -608,7 +610,7 @@ func (s *Snapshotter) Walk(ctx context.Context, f func(context.Context, Info) er
 			return err
 		}
 	}
-	return nil
+	return damaged
 }
 
 // Update changes a snapshot's labels to those of info, whose Key says which snapshot is

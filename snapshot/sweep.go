@@ -1,6 +1,7 @@
 package snapshot
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -25,6 +26,8 @@ type Sweep struct {
 	// Alone calls a function while nobody can begin to use a snapshot. The function gets another one, which tells whether a
 	// snapshot of a namespace ("" where all share it) must stay. What lies below one that stays, stays too.
 	Alone func(func(needed func(namespace string, i Info) bool) error) error
+	// Failed is called with the reason why something can't be deleted: the sweep goes on.
+	Failed func(error)
 }
 
 // chunk is how many snapshots one call of Alone looks at.
@@ -39,11 +42,15 @@ var errNeeded = errors.New("it is needed")
 // files are deleted after it.
 func (s *Snapshotter) Sweep(ctx context.Context, o Sweep, f func(Info, Usage) error) error {
 	if !o.DryRun {
-		s.sweep()
+		if err := s.sweep(); err != nil {
+			o.Failed(err)
+		}
 		s.sweepLocks()
 	}
 	known, all, err := s.newFamily(ctx, o.DryRun)
-	if err != nil {
+	if errdefs.IsDataLoss(err) {
+		o.Failed(err)
+	} else if err != nil {
 		return err
 	}
 	stays := map[uint64]bool{}
@@ -74,15 +81,19 @@ func (s *Snapshotter) Sweep(ctx context.Context, o Sweep, f func(Info, Usage) er
 		if err := ctx.Err(); err != nil {
 			return err
 		}
-		u, err := s.driver.Usage(ctx, s.tree(e.id, e.record))
-		if err = ofOthers(err); err == nil && !o.DryRun {
-			err = s.sweepEntry(ctx, e, known, o)
-		}
-		switch {
-		case errors.Is(err, errChanged), errors.Is(err, errNeeded), errors.Is(err, fs.ErrNotExist), errdefs.IsUnavailable(err), errdefs.IsFailedPrecondition(err):
-			continue
-		case err != nil:
-			return fmt.Errorf("remove %s: %w", e.Key, err)
+		u, _ := s.driver.Usage(ctx, s.tree(e.id, e.record)) // nothing, if it can't be measured
+		if !o.DryRun {
+			failed, err := s.sweepEntry(ctx, e, known, o)
+			if err = cmp.Or(err, ctx.Err()); err != nil {
+				return err
+			}
+			switch {
+			case errors.Is(failed, errChanged), errors.Is(failed, errNeeded), errors.Is(failed, fs.ErrNotExist), errdefs.IsUnavailable(failed), errdefs.IsFailedPrecondition(failed):
+				continue
+			case failed != nil:
+				o.Failed(fmt.Errorf("remove %s: %w", e.Key, failed))
+				continue
+			}
 		}
 		if err := f(e.Info, u); err != nil {
 			return err
@@ -92,18 +103,20 @@ func (s *Snapshotter) Sweep(ctx context.Context, o Sweep, f func(Info, Usage) er
 }
 
 // sweepEntry removes a snapshot unless it has come to be needed. A parent of one that is needed has a child, and stays for that.
-func (s *Snapshotter) sweepEntry(ctx context.Context, e entry, known *family, o Sweep) error {
+// failed is why this one stays; err is an error of Alone itself.
+func (s *Snapshotter) sweepEntry(ctx context.Context, e entry, known *family, o Sweep) (failed, err error) {
 	var dir string
 	var held *os.File
-	err := o.Alone(func(needed func(string, Info) bool) (err error) {
+	err = o.Alone(func(needed func(string, Info) bool) error {
 		if needed(e.Namespace, e.Info) || e.Kind != Committed && s.stacking(e) {
-			return errNeeded
+			failed = errNeeded
+		} else {
+			dir, held, failed = s.detach(ctx, e, known)
 		}
-		dir, held, err = s.detach(ctx, e, known)
-		return err
+		return nil
 	})
-	if err != nil {
-		return err
+	if failed == nil && held != nil {
+		failed = s.delete(e, dir, held)
 	}
-	return s.delete(e, dir, held)
+	return failed, err
 }

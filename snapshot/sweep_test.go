@@ -2,6 +2,7 @@ package snapshot_test
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -31,13 +32,19 @@ func commit(t *testing.T, s *snapshot.Snapshotter, text, parent string) string {
 
 // sweep calls f after each deletion, and returns what is deleted.
 func sweep(ctx context.Context, s *snapshot.Snapshotter, needed func(string, snapshot.Info) bool, f func(n int)) (gone []string, err error) {
-	err = s.Sweep(ctx, snapshot.Sweep{Before: time.Now().Add(time.Hour), Alone: func(f func(func(string, snapshot.Info) bool) error) error { return f(needed) }},
+	var failed []error
+	o := snapshot.Sweep{
+		Before: time.Now().Add(time.Hour),
+		Alone:  func(f func(func(string, snapshot.Info) bool) error) error { return f(needed) },
+		Failed: func(err error) { failed = append(failed, err) },
+	}
+	err = s.Sweep(ctx, o,
 		func(i snapshot.Info, _ snapshot.Usage) error {
 			gone = append(gone, i.Key)
 			f(len(gone))
 			return nil
 		})
-	return gone, err
+	return gone, errors.Join(append(failed, err)...)
 }
 
 func nothing(string, snapshot.Info) bool { return false }
@@ -150,5 +157,64 @@ func TestASweepSparesNewParents(t *testing.T) {
 	}
 	if gone, err := sweep(t.Context(), s, nothing, func(int) {}); err != nil || !slices.Equal(gone, []string{first}) {
 		t.Errorf("deleted: %q, %v", gone, err)
+	}
+}
+
+// broken fails to measure and to remove one directory.
+type broken struct {
+	snapshot.Driver
+	id string
+}
+
+func (b broken) Usage(ctx context.Context, t snapshot.Tree) (snapshot.Usage, error) {
+	if filepath.Base(t.Dir) == b.id {
+		return snapshot.Usage{}, errors.New("can't be measured")
+	}
+	return b.Driver.Usage(ctx, t)
+}
+
+func (b broken) Remove(dir string) error {
+	if filepath.Base(dir) == b.id {
+		return errors.New("can't be removed")
+	}
+	return b.Driver.Remove(dir)
+}
+
+// A sweep goes on after what it can't measure, remove or read, and says what that was.
+func TestASweepGoesOn(t *testing.T) {
+	t.Parallel()
+	root := t.TempDir()
+	s := open(t, root, broken{drivers["native"], "2"})
+	var names []string
+	for i := range 5 {
+		names = append(names, commit(t, s, fmt.Sprint(i), ""))
+	}
+	dir := filepath.Join(root, "snapshots", "native")
+	if err := os.WriteFile(filepath.Join(dir, "4", "info"), []byte("{"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Remove(filepath.Join(dir, "5", "info")); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Mkdir(filepath.Join(dir, "5", "info"), 0o700); err != nil { // nobody has written that
+		t.Fatal(err)
+	}
+	gone, err := sweep(t.Context(), s, nothing, func(int) {})
+	if want := []string{names[0], names[2]}; !slices.Equal(gone, want) {
+		t.Errorf("deleted: %q, not %q", gone, want)
+	}
+	for _, says := range []string{"remove " + names[1] + ": can't be removed", "snapshot 4 is damaged", "snapshot 5 is damaged"} {
+		if err == nil || !strings.Contains(err.Error(), says) {
+			t.Errorf("the failures do not say %q: %v", says, err)
+		}
+	}
+	// It waits in tmp, and every sweep says so.
+	if _, err := sweep(t.Context(), s, nothing, func(int) {}); err == nil || !strings.Contains(err.Error(), "can't be removed") {
+		t.Errorf("the next sweep: %v", err)
+	}
+	seen := 0
+	err = s.Walk(t.Context(), func(context.Context, snapshot.Info) error { seen++; return nil })
+	if !errdefs.IsDataLoss(err) || seen != 0 {
+		t.Errorf("Walk sees %d, and %v", seen, err)
 	}
 }

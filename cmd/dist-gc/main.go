@@ -26,7 +26,7 @@ func main() {
 	dryRun := c.Flags().BoolP("dry-run", "n", false, "print what would be deleted, and delete nothing")
 	wait := c.Flags().Duration("wait", 10*time.Minute, "wait for `DURATION` at most, in all, for those who hold the store")
 	noWait := c.Flags().Bool("no-wait", false, "don't wait for those who hold the store: --wait 0")
-	out := &report{records: cli.NewRecords(c, "KEY", "SIZE", "STORED", "KIND"), c: c, dryRun: dryRun}
+	out := &report{records: cli.NewRecords(c, "KEY", "SIZE", "STORED", "KIND"), failed: cli.Tally{C: c}, dryRun: dryRun}
 	total := c.Flags().Bool("total", false, "print a record of the sums at the end")
 	explain := c.Flags().String("explain", "", "print what keeps the blob, or the snapshot, of `DIGEST`, and delete nothing")
 	verbose := c.Flags().BoolP("verbose", "v", false, "say on standard error whom it waits for, and the sums")
@@ -44,7 +44,7 @@ func main() {
 		}
 		_, terminal := cli.IsTerminal(os.Stderr)
 		before := time.Now().Add(-*grace)
-		sweep := image.Sweep{Store: store, Before: before, DryRun: *dryRun, Wait: *wait, Damaged: out.damaged, Leftovers: out.leftover}
+		sweep := image.Sweep{Store: store, Before: before, DryRun: *dryRun, Wait: *wait, Damaged: out.goOn, Leftovers: out.leftover}
 		if *explain != "" {
 			out.records.Columns("REASON", "NAMESPACE", "NAME", "TARGET")
 			if err := sweep.Explain(c.Context(), digest.Digest(*explain), out.reason); err != nil {
@@ -52,7 +52,7 @@ func main() {
 			}
 			return out.close(false, false)
 		}
-		sweep.Snapshots = sweepSnapshots(store.Root(), before, *dryRun, out.snapshot)
+		sweep.Snapshots = sweepSnapshots(store.Root(), before, *dryRun, out.snapshot, out.goOn)
 		if out.Kept, err = sweep.Run(ctx, out.blob); err != nil {
 			return err
 		}

@@ -10,15 +10,13 @@ import (
 	"distkit/image"
 
 	"github.com/dustin/go-humanize"
-	"github.com/spf13/cobra"
 )
 
 // report prints what a sweep deletes, and counts it.
 type report struct {
-	c       *cobra.Command
+	failed  cli.Tally
 	records *cli.Records
 	dryRun  *bool
-	corrupt bool
 	sums
 }
 
@@ -77,10 +75,8 @@ func (r *report) reason(why image.Reason) error {
 	return r.records.Write(why, why.Reason, why.Namespace, name, string(why.Target))
 }
 
-func (r *report) damaged(err error) {
-	r.corrupt = true
-	cli.Report(r.c, err)
-}
+// goOn reports an error of one document or snapshot.
+func (r *report) goOn(err error) { _ = r.failed.Add(err) }
 
 // close ends the report: with a record of the sums, and with a line that says them on standard error, if that is wanted.
 func (r *report) close(record, line bool) error {
@@ -103,10 +99,7 @@ func (r *report) close(record, line bool) error {
 		fmt.Fprintf(os.Stderr, "dist-gc: %s %s, %s and %s, %s; %s (%s) stay\n", verb, count(r.Blobs, "blob"), count(r.Snapshots, "snapshot"),
 			count(r.Leftovers, "leftover"), size(r.Size), count(r.Kept.Blobs, "blob"), size(r.Kept.Size))
 	}
-	if r.corrupt {
-		return cli.Exit(4) // it has been said
-	}
-	return nil
+	return r.failed.End()
 }
 
 func count(n int64, what string) string {

@@ -15,7 +15,7 @@ import (
 type alone = func(func(image.Needed) error) error
 
 // sweepSnapshots deletes those of all drivers that are not needed.
-func sweepSnapshots(root string, before time.Time, dryRun bool, deleted func(driver, key string, size int64, updated time.Time) error) func(context.Context, alone) error {
+func sweepSnapshots(root string, before time.Time, dryRun bool, deleted func(driver, key string, size int64, updated time.Time) error, failed func(error)) func(context.Context, alone) error {
 	return func(ctx context.Context, alone alone) error {
 		used, err := drivers.Used(root)
 		if err != nil {
@@ -26,7 +26,7 @@ func sweepSnapshots(root string, before time.Time, dryRun bool, deleted func(dri
 			if err != nil {
 				return err
 			}
-			o := snapshot.Sweep{Before: before, DryRun: dryRun, Alone: func(f func(func(string, snapshot.Info) bool) error) error {
+			o := snapshot.Sweep{Before: before, DryRun: dryRun, Failed: failed, Alone: func(f func(func(string, snapshot.Info) bool) error) error {
 				return alone(func(n image.Needed) error { return f(needed(n, driver)) })
 			}}
 			err = s.Sweep(ctx, o, func(i snapshot.Info, u snapshot.Usage) error { return deleted(driver, i.Key, u.Size, i.Updated) })

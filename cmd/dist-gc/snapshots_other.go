@@ -10,6 +10,6 @@ import (
 )
 
 // sweepSnapshots does nothing: there are none here.
-func sweepSnapshots(string, time.Time, bool, func(driver, key string, size int64, updated time.Time) error) func(context.Context, func(func(image.Needed) error) error) error {
+func sweepSnapshots(string, time.Time, bool, func(driver, key string, size int64, updated time.Time) error, func(error)) func(context.Context, func(func(image.Needed) error) error) error {
 	return nil
 }

@@ -24,9 +24,6 @@ func newLs(s *store) *cobra.Command {
 			return err
 		}
 		all, err := list(c, s)
-		if err != nil {
-			return err
-		}
 		slices.SortFunc(all, func(a, b snapshot.Info) int { return strings.Compare(a.Key, b.Key) })
 		for _, i := range all {
 			if ok, err := wanted.Match(i); err != nil {
@@ -38,11 +35,12 @@ func newLs(s *store) *cobra.Command {
 				return err
 			}
 		}
-		return r.Close()
+		return cmp.Or(r.Close(), err)
 	}
 	return c
 }
 
+// list returns the snapshots that can be read; the error may be of others.
 func list(c *cobra.Command, s *store) ([]snapshot.Info, error) {
 	sn, err := s.open()
 	if err != nil {
@@ -80,11 +78,10 @@ func newUsage(s *store) *cobra.Command {
 	c := &cobra.Command{Use: "usage [flags] [KEY…|-]", Short: "print what snapshots take: bytes, inodes", Args: cobra.ArbitraryArgs}
 	r := cli.NewRecords(c, "KEY", "SIZE", "INODES")
 	c.RunE = func(c *cobra.Command, args []string) error {
+		var damaged error
 		if len(args) == 0 {
-			all, err := list(c, s)
-			if err != nil {
-				return err
-			}
+			var all []snapshot.Info
+			all, damaged = list(c, s)
 			for _, i := range all {
 				args = append(args, i.Key)
 			}
@@ -105,7 +102,7 @@ func newUsage(s *store) *cobra.Command {
 			}{key, u}
 			return r.Write(v, key, cli.Size(u.Size), u.Inodes)
 		})
-		return cmp.Or(err, r.Close())
+		return cmp.Or(damaged, err, r.Close())
 	}
 	return c
 }
@@ -114,9 +111,6 @@ func newTree(s *store) *cobra.Command {
 	c := &cobra.Command{Use: "tree [flags]", Short: "draw the snapshots below their parents", Args: cobra.NoArgs}
 	c.RunE = func(c *cobra.Command, _ []string) error {
 		all, err := list(c, s)
-		if err != nil {
-			return err
-		}
 		children := map[string][]snapshot.Info{}
 		for _, i := range all {
 			children[i.Parent] = append(children[i.Parent], i)
@@ -141,7 +135,7 @@ func newTree(s *store) *cobra.Command {
 			}
 		}
 		draw("", "")
-		return nil
+		return err
 	}
 	return c
 }

@@ -119,7 +119,7 @@ func TestMountAtOnce(t *testing.T) {
 			snap prepare --mount none work || test $? = 3
 			snap prepare work >/dev/null; snap commit base work
 			snap view --mount a look base >/dev/null
-			snap rm --umount base || test $? = 5
+			snap rm --umount base || test $? = 8
 			mountpoint a
 			snap view other base >/dev/null
 			snap rm --umount look 2>&1 | grep -o 'it or other, a view of the same files, is mounted on' || true

@@ -155,7 +155,7 @@ func (r *remover) close(fd *int) {
 }
 
 func (r *remover) remove(dir int, name string, depth int) error {
-	err := Unlinkat(dir, name, 0)
+	err := unlink(dir, name, 0)
 	switch err {
 	case nil, unix.ENOENT:
 		return nil
@@ -180,7 +180,7 @@ func (r *remover) remove(dir int, name string, depth int) error {
 		r.top = fd
 	}
 	for {
-		err := Unlinkat(dir, name, unix.AT_REMOVEDIR)
+		err := unlink(dir, name, unix.AT_REMOVEDIR)
 		switch err {
 		case nil, unix.ENOENT:
 			return nil
@@ -198,6 +198,35 @@ func (r *remover) remove(dir int, name string, depth int) error {
 			return err
 		}
 	}
+}
+
+// unlink is unlinkat(2). A file that was made immutable or append-only, or whose directory was, is made neither first, which
+// root can.
+func unlink(dir int, name string, flags int) error {
+	err := Unlinkat(dir, name, flags)
+	if err != unix.EPERM {
+		return err
+	}
+	changed := changeable(dir)
+	var st unix.Stat_t
+	if Fstatat(dir, name, &st, unix.AT_SYMLINK_NOFOLLOW) == nil && (st.Mode&unix.S_IFMT == unix.S_IFREG || st.Mode&unix.S_IFMT == unix.S_IFDIR) {
+		fd, oerr := OpenBeneath(dir, name, unix.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK|unix.O_CLOEXEC, unix.RESOLVE_NO_XDEV)
+		if oerr == nil {
+			changed = changeable(fd) || changed
+			_ = unix.Close(fd)
+		}
+	}
+	if changed {
+		err = Unlinkat(dir, name, flags)
+	}
+	return err
+}
+
+// changeable takes the flags from a file that keep it from being changed, and reports whether it had any.
+func changeable(fd int) bool {
+	const fixed = 0x10 | 0x20 // FS_IMMUTABLE_FL and FS_APPEND_FL of linux/fs.h
+	flags, err := unix.IoctlGetInt(fd, unix.FS_IOC_GETFLAGS)
+	return err == nil && flags&fixed != 0 && unix.IoctlSetPointerInt(fd, unix.FS_IOC_SETFLAGS, flags&^fixed) == nil
 }
 
 // empty removes, or moves away, what an open directory holds.

@@ -440,6 +440,10 @@ func mountingIn(t *testing.T, open opener, root string) {
 			is(t, "mount another", s.Mount(ctx, "other", mnt), errdefs.IsUnavailable)
 			check(t, s.Remove(ctx, "other"))
 		}
+		if key == "active" {
+			// What is to be done first is to remove the child.
+			is(t, "remove the parent of the mounted", s.Remove(ctx, parent), errdefs.IsFailedPrecondition, "children", key)
+		}
 		check(t, snapshot.Unmount(mnt))
 		check(t, snapshot.Unmount(mnt))
 		if n := mountedOn(t, mnt); n != 0 {

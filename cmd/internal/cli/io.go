@@ -132,11 +132,11 @@ const maxObject = 64 << 10
 // "-" (ended by NUL with -z). It goes on after an error, reports each, and exits non-zero at
 // the end: with the class they share, else 1. No object at all is success.
 func Each(c *cobra.Command, args []string, f func(object string) error) error {
-	t := tally{c: c}
-	if err := eachObject(c, args, func(object string) error { return t.add(f(object)) }); err != nil {
+	t := Tally{C: c}
+	if err := eachObject(c, args, func(object string) error { return t.Add(f(object)) }); err != nil {
 		return err
 	}
-	return t.end()
+	return t.End()
 }
 
 // maxBatch bounds how many objects Batch keeps in memory.
@@ -145,7 +145,7 @@ const maxBatch = 1 << 16
 // Batch is Each for what is best done for many objects at once. do returns an error for each object, or nil if it is done;
 // done is then called with the object. After do's own error, none of them is done.
 func Batch(c *cobra.Command, args []string, do func(objects []string) ([]error, error), done func(object string) error) error {
-	t := tally{c: c}
+	t := Tally{C: c}
 	var objects []string
 	flush := func() error {
 		if len(objects) == 0 {
@@ -159,7 +159,7 @@ func Batch(c *cobra.Command, args []string, do func(objects []string) ([]error, 
 			if errs[i] == nil {
 				errs[i] = done(object)
 			}
-			if err := t.add(errs[i]); err != nil {
+			if err := t.Add(errs[i]); err != nil {
 				return err
 			}
 		}
@@ -176,23 +176,23 @@ func Batch(c *cobra.Command, args []string, do func(objects []string) ([]error, 
 		return err
 	}
 	// A line that can't be read spares nothing that was named before it.
-	return cmp.Or(flush(), err, t.end())
+	return cmp.Or(flush(), err, t.End())
 }
 
-// tally reports errors, and keeps the status that they share.
-type tally struct {
-	c      *cobra.Command
+// A Tally reports errors after which a command goes on, and keeps the status that they share.
+type Tally struct {
+	C      *cobra.Command
 	failed int
 }
 
-// add reports an error. It returns one that ends the command.
-func (t *tally) add(err error) error {
+// Add reports an error. It returns one that ends the command.
+func (t *Tally) Add(err error) error {
 	switch {
 	case err == nil:
-	case t.c.Context().Err() != nil:
+	case t.C.Context().Err() != nil:
 		return err
 	default:
-		Report(t.c, err)
+		Report(t.C, err)
 		if n := status(err); t.failed == 0 || t.failed == n {
 			t.failed = n
 		} else {
@@ -202,7 +202,8 @@ func (t *tally) add(err error) error {
 	return nil
 }
 
-func (t *tally) end() error {
+// End returns an error, already reported, if Add was given one.
+func (t *Tally) End() error {
 	if t.failed != 0 {
 		return Exit(t.failed)
 	}

@@ -54,86 +54,151 @@ func UsageBeyond(ctx context.Context, dir, base string) (size, inodes int64, err
 }
 
 func usage(ctx context.Context, dir, base string) (size, inodes int64, err error) {
+	st, err := lstat(unix.AT_FDCWD, dir)
+	if err != nil {
+		return 0, 0, &os.PathError{Op: "stat", Path: dir, Err: err}
+	}
+	size, inodes = st.Blocks*512, 1
+	// was follows is through base. Where base lacks a directory, was stays behind.
+	var is, was trail
+	defer is.close()
+	defer was.close()
+	if err := is.down(dir); err != nil {
+		return 0, 0, err
+	}
+	if base != "" {
+		if err := was.down(base); err != nil {
+			return 0, 0, err
+		}
+	}
 	seen := map[inode]bool{}
-	// below is the directory of base that at stands for, -1 without one.
-	var walk func(at, below int, name string) error
-	walk = func(at, below int, name string) error {
-		st, err := lstat(at, name)
+	for len(is) > 0 {
+		inBase := len(was) == len(is)
+		name, ok := is.next()
+		if !ok {
+			if inBase {
+				err = was.up()
+			}
+			if err = errors.Join(err, is.up(), ctx.Err()); err != nil {
+				return 0, 0, err
+			}
+			continue
+		}
+		st, err := lstat(is.fd(), name)
+		if errors.Is(err, unix.ENOENT) {
+			continue // removed meanwhile
+		}
 		if err != nil {
-			return err
+			return 0, 0, &os.PathError{Op: "stat", Path: name, Err: err}
 		}
 		isDir := st.Mode&unix.S_IFMT == unix.S_IFDIR
 		if !isDir && st.Nlink > 1 {
 			if seen[inodeOf(&st)] {
-				return nil
+				continue
 			}
 			seen[inodeOf(&st)] = true
 		}
 		same := false
-		if below != -1 {
-			was, err := lstat(below, name)
-			same = err == nil && was.Ino == st.Ino && was.Ctim == st.Ctim
+		if inBase {
+			old, err := lstat(was.fd(), name)
+			same = err == nil && old.Ino == st.Ino && old.Ctim == st.Ctim
 		}
 		if !same {
 			size += st.Blocks * 512
 			inodes++
 		}
 		if !isDir {
-			return nil
+			continue
 		}
-		return descend(ctx, at, below, name, walk)
-	}
-	st, err := lstat(unix.AT_FDCWD, dir)
-	if err != nil {
-		return 0, 0, &os.PathError{Op: "stat", Path: dir, Err: err}
-	}
-	size, inodes = st.Blocks*512, 1
-	d, err := openDir(unix.AT_FDCWD, dir)
-	if err != nil {
-		return 0, 0, err
-	}
-	defer d.Close()
-	below := -1
-	if base != "" {
-		b, err := openDir(unix.AT_FDCWD, base)
-		if err != nil {
+		if err := is.down(name); err != nil && !errors.Is(err, unix.ENOENT) {
 			return 0, 0, err
+		} else if err == nil && inBase {
+			_ = was.down(name)
 		}
-		defer b.Close()
-		below = int(b.Fd())
 	}
-	err = eachPresent(d, func(name string) error { return walk(int(d.Fd()), below, name) })
-	return size, inodes, err
+	return size, inodes, nil
 }
 
-func descend(ctx context.Context, at, below int, name string, walk func(at, below int, name string) error) error {
-	if err := ctx.Err(); err != nil {
-		return err
+// maxOpen is how many directories above each other are open at a time.
+const maxOpen = 64
+
+// A trail is the directories from the top of a tree down to one of them, each with the names in it that are left to visit. At
+// most maxOpen of them are open, however deep the tree is.
+type trail []level
+
+type level struct {
+	dir   *os.File // nil if it was closed
+	id    inode
+	names []string
+}
+
+func (t trail) last() *level { return &t[len(t)-1] }
+func (t trail) fd() int      { return int(t.last().dir.Fd()) }
+
+// next returns a name of the last directory, if one is left.
+func (t trail) next() (name string, ok bool) {
+	l := t.last()
+	if len(l.names) == 0 {
+		return "", false
+	}
+	name, l.names = l.names[0], l.names[1:]
+	return name, true
+}
+
+// down goes on to a directory in the last one. Of an empty trail it is the top.
+func (t *trail) down(name string) error {
+	at := unix.AT_FDCWD
+	if len(*t) > 0 {
+		at = t.fd()
 	}
 	d, err := openDir(at, name)
 	if err != nil {
 		return err
 	}
-	defer d.Close()
-	if below != -1 {
-		b, err := openDir(below, name)
-		below = -1
-		if err == nil {
-			defer b.Close()
-			below = int(b.Fd())
+	st, err := fstat(d)
+	if err == nil {
+		var names []string
+		if names, err = d.Readdirnames(-1); err == nil {
+			*t = append(*t, level{d, inodeOf(&st), names})
 		}
 	}
-	return eachPresent(d, func(name string) error { return walk(int(d.Fd()), below, name) })
+	if err != nil {
+		d.Close()
+		return err
+	}
+	if n := len(*t) - 1 - maxOpen; n >= 0 {
+		(*t)[n].dir.Close()
+		(*t)[n].dir = nil
+	}
+	return nil
 }
 
-// eachPresent is each for a tree that changes meanwhile.
-func eachPresent(d *os.File, f func(name string) error) error {
-	return each(d, func(name string) error {
-		if err := f(name); !errors.Is(err, unix.ENOENT) {
-			return err
-		}
+// up goes back to the directory above the last one. That one is opened again by the name "..", unless it is open.
+func (t *trail) up() error {
+	from := t.last().dir
+	defer from.Close()
+	*t = (*t)[:len(*t)-1]
+	if len(*t) == 0 || t.last().dir != nil {
 		return nil
-	})
+	}
+	fd, err := sys.Openat(int(from.Fd()), "..", sys.OpenDir, 0)
+	if err != nil {
+		return &os.PathError{Op: "open", Path: "..", Err: err}
+	}
+	t.last().dir = os.NewFile(uintptr(fd), "..")
+	st, err := fstat(t.last().dir)
+	if err == nil && inodeOf(&st) != t.last().id {
+		err = errors.New("a directory was moved meanwhile")
+	}
+	return err
+}
+
+func (t trail) close() {
+	for _, l := range t {
+		if l.dir != nil {
+			l.dir.Close()
+		}
+	}
 }
 
 func each(d *os.File, f func(name string) error) error {

@@ -195,3 +195,86 @@ func TestRemoveStopsAtMounts(t *testing.T) {
 		t.Errorf("what was mounted is gone: %v", err)
 	}
 }
+
+// fewDescriptors leaves the process n descriptors until the test ends.
+func fewDescriptors(t *testing.T, n uint64) {
+	t.Helper()
+	var was unix.Rlimit
+	ok(t, unix.Getrlimit(unix.RLIMIT_NOFILE, &was))
+	ok(t, unix.Setrlimit(unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: n, Max: was.Max}))
+	t.Cleanup(func() { ok(t, unix.Setrlimit(unix.RLIMIT_NOFILE, &was)) })
+}
+
+// deepen makes directories below each other, each with a file, an empty directory and a full one whose names are numbers.
+func deepen(t *testing.T, dir string, levels int) {
+	t.Helper()
+	at, err := unix.Open(dir, unix.O_RDONLY|unix.O_DIRECTORY, 0)
+	ok(t, err)
+	for range levels {
+		ok(t, unix.Mkdirat(at, "d", 0o500))
+		fd, err := unix.Openat(at, "2", unix.O_CREAT|unix.O_WRONLY, 0o600)
+		ok(t, err)
+		ok(t, unix.Close(fd))
+		ok(t, unix.Mkdirat(at, "0", 0o700))
+		ok(t, unix.Mkdirat(at, "1", 0o700))
+		ok(t, unix.Mkdirat(at, "1/full", 0o700))
+		next, err := unix.Openat(at, "d", unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW, 0)
+		ok(t, err)
+		ok(t, unix.Fchmod(next, 0o700))
+		ok(t, unix.Close(at))
+		at = next
+	}
+	ok(t, unix.Close(at))
+}
+
+// A tree is measured and deleted with a few descriptors, however deep it is.
+func TestDeepTrees(t *testing.T) {
+	const levels = 300
+	dir := filepath.Join(t.TempDir(), "top")
+	ok(t, os.Mkdir(dir, 0o755))
+	deepen(t, dir, levels)
+	other := filepath.Join(t.TempDir(), "base")
+	ok(t, os.Mkdir(other, 0o755))
+	deepen(t, other, levels/2)
+	fewDescriptors(t, 160)
+	_, inodes, err := Usage(t.Context(), dir)
+	if want := int64(5*levels + 1); err != nil || inodes != want {
+		t.Errorf("Usage: %d inodes, %v, of %d", inodes, err, want)
+	}
+	if _, beyond, err := UsageBeyond(t.Context(), dir, other); err != nil || beyond != inodes {
+		t.Errorf("UsageBeyond of other files: %d inodes, %v, of %d", beyond, err, inodes)
+	}
+	if _, beyond, err := UsageBeyond(t.Context(), dir, dir); err != nil || beyond != 1 {
+		t.Errorf("UsageBeyond of the same files: %d inodes, %v", beyond, err)
+	}
+	ok(t, Remove(dir))
+	if _, err := os.Lstat(dir); !os.IsNotExist(err) {
+		t.Errorf("Remove has left the tree: %v", err)
+	}
+	ok(t, Remove(other))
+}
+
+// Flags of chattr(1) that a container has set are no reason to keep its files.
+func TestRemoveImmutable(t *testing.T) {
+	snapshottest.Root(t)
+	dir := filepath.Join(t.TempDir(), "top")
+	ok(t, os.MkdirAll(filepath.Join(dir, "append/sub"), 0o755))
+	ok(t, os.WriteFile(filepath.Join(dir, "append/file"), nil, 0o644))
+	ok(t, os.WriteFile(filepath.Join(dir, "fixed"), nil, 0o644))
+	for name, flag := range map[string]int{"fixed": 0x10, "append": 0x20, "append/file": 0x30} {
+		f, err := os.Open(filepath.Join(dir, name))
+		ok(t, err)
+		err = unix.IoctlSetPointerInt(int(f.Fd()), unix.FS_IOC_SETFLAGS, flag)
+		f.Close()
+		if err != nil {
+			snapshottest.Require(t, "chattr", err)
+		}
+	}
+	if err := os.Remove(filepath.Join(dir, "fixed")); err == nil {
+		t.Fatal("the flag has no effect")
+	}
+	ok(t, Remove(dir))
+	if _, err := os.Lstat(dir); !os.IsNotExist(err) {
+		t.Errorf("Remove has left the tree: %v", err)
+	}
+}
