@@ -72,6 +72,8 @@ const (
 	// maxSparse bounds the sizes of a layer's sparse files together, in bytes: their holes cost
 	// it nothing, but whoever reads through them time. A gzip layer of 1 GiB can hold as much.
 	maxSparse = 1 << 40
+	// Apply itself reads through so many bytes of holes, and so many more for each byte of the layer.
+	maxHoles, maxHolesPerByte = 16 << 30, 1 << 10
 )
 
 // Apply writes the layer in r, plain or compressed with gzip or zstd, into the directory root,
@@ -178,6 +180,7 @@ type applier struct {
 	buffer []byte
 	result Result
 	sparse int64 // bytes that sparse files have had so far, holes and all
+	read   int64 // bytes of all files, holes and all
 
 	batch       *batch
 	work, spare chan *batch
@@ -210,13 +213,14 @@ func (a *applier) run() error {
 			continue
 		}
 		a.result.Entries++
+		a.tree.allow(a.in.offset)
 		if !a.tree.isToApplyAgain() {
 			if err := a.entry(h); err != nil && !a.tree.mayBeWell(h, err) {
 				return fmt.Errorf("entry %s: %w", quote(h.Name), err)
 			}
 		}
-		if _, err := io.Copy(io.Discard, a.tar); err != nil { // what the entry has no use for
-			return fmt.Errorf("entry %s: %w", quote(h.Name), a.readError(err))
+		if err := a.discard(); err != nil { // what the entry has no use for
+			return fmt.Errorf("entry %s: %w", quote(h.Name), err)
 		}
 	}
 }

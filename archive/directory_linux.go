@@ -14,8 +14,9 @@ import (
 type dir struct {
 	fd   int
 	path string // from the target, no symbolic link in it; "" is the target
+	hash uint64 // of the path
 
-	// ours tells that this layer created it: nothing below it is of lower layers.
+	// ours tells that this layer created it, or has hidden what was in it: nothing below it is of lower layers.
 	ours bool
 
 	touched bool // the tree's touched holds it
@@ -36,6 +37,9 @@ type dir struct {
 // mkdir makes the directory name in d, with the mode whatever the umask, in place of what is
 // there; or opens it, if it is a directory already.
 func (t *tree) mkdir(d *dir, name string, mode uint32, keep ...*dir) (c *dir, made bool, err error) {
+	if n := len(d.path) + 1 + len(name); n > maxPath {
+		return nil, false, refused("it leads to a path of %d bytes", n)
+	}
 	first := mode & 0o777
 	if !t.privileged {
 		first |= 0o700
@@ -83,21 +87,21 @@ func (t *tree) mkdir(d *dir, name string, mode uint32, keep ...*dir) (c *dir, ma
 	}
 	if replaced && t.opaque != "" {
 		// What the replaced entry hid of the lower layers must stay hidden.
-		if err := t.makeOpaque(&dir{fd: fd, path: join(d.path, name)}); err != nil {
+		if err := t.setOpaque(fd, t.under(d.hash, name)); err != nil {
 			return nil, false, err
 		}
 	}
 	if err := t.makeRoom(append(keep, d)...); err != nil {
 		return nil, false, err
 	}
-	c = &dir{fd: fd, path: join(d.path, name), ours: true}
+	c = &dir{fd: fd, path: join(d.path, name), hash: t.under(d.hash, name), ours: true}
 	if first != mode&0o777 {
 		c.mode, c.setMode = mode, true
 	}
 	if !d.setgid && mode&unix.S_ISGID == 0 {
 		c.probed, c.mask, c.uid, c.gid = true, d.mask, d.uid, d.gid
 	}
-	t.open[c.path] = c
+	t.open[c.hash] = c
 	return c, true, nil
 }
 

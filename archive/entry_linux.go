@@ -118,6 +118,9 @@ func timespec(t time.Time) unix.Timespec {
 
 // create makes the new file base in d with make, in place of what is there.
 func (a *applier) create(d *dir, base string, make func() error) error {
+	if n := len(d.path) + 1 + len(base); n > maxPath {
+		return refused("it leads to a path of %d bytes", n)
+	}
 	err := make()
 	if errors.Is(err, unix.EEXIST) {
 		if err := a.tree.remove(d, base); err != nil {
@@ -222,8 +225,8 @@ func (a *applier) link(h *tar.Header, parent, base string) error {
 	if err := a.create(d, base, func() error { return sys.Linkat(from.fd, tbase, d.fd, base, 0) }); err != nil {
 		return err
 	}
-	if source := join(from.path, tbase); t.report != nil && has(t.report.links, t.hash(source)) {
-		t.report.links[t.hash(join(d.path, base))] = struct{}{}
+	if source := join(from.path, tbase); t.report != nil && has(t.report.links, t.under(from.hash, tbase)) {
+		t.report.links[t.under(d.hash, base)] = struct{}{}
 		t.record(recordLink, join(d.path, base), source)
 	}
 	return nil

@@ -113,8 +113,8 @@ func (a *applier) large(h *tar.Header, fd int) error {
 	}
 	var at int64
 	for {
-		n, err := io.ReadFull(a.tar, a.buffer)
-		b := a.buffer[:n]
+		b, err := a.next()
+		n := len(b)
 		if holes {
 			if werr := writeSparse(fd, b, at); werr != nil {
 				return werr
@@ -123,16 +123,44 @@ func (a *applier) large(h *tar.Header, fd int) error {
 			return werr
 		}
 		at += int64(n)
-		if n < len(a.buffer) && at == h.Size {
+		if err == io.EOF && at == h.Size {
 			return nil
 		}
-		if err == io.EOF || err == io.ErrUnexpectedEOF {
-			return a.readError(io.ErrUnexpectedEOF)
+		if err == io.EOF {
+			err = a.readError(io.ErrUnexpectedEOF)
 		}
 		if err != nil {
-			return a.readError(err)
+			return err
 		}
-		if err := a.ctx.Err(); err != nil {
+	}
+}
+
+// next returns more of what an entry holds. At the end it is io.EOF, perhaps with the last bytes.
+func (a *applier) next() ([]byte, error) {
+	if err := a.ctx.Err(); err != nil {
+		return nil, err
+	}
+	n, err := 0, error(nil)
+	for m := 0; n < len(a.buffer) && err == nil; n += m {
+		m, err = a.tar.Read(a.buffer[n:])
+	}
+	b := a.buffer[:n]
+	a.read += int64(n)
+	switch {
+	case a.read/maxHolesPerByte > a.in.offset+maxHoles/maxHolesPerByte:
+		return nil, refused("files have holes of more than %d bytes and %d for each byte of the layer", int64(maxHoles), maxHolesPerByte)
+	case err != nil && err != io.EOF:
+		err = a.readError(err)
+	}
+	return b, err
+}
+
+// discard reads what is left of an entry.
+func (a *applier) discard() error {
+	for {
+		if _, err := a.next(); err == io.EOF {
+			return nil
+		} else if err != nil {
 			return err
 		}
 	}

@@ -4,6 +4,9 @@ import (
 	"errors"
 	"fmt"
 	"hash/maphash"
+	"iter"
+	"math/bits"
+	"math/rand/v2"
 	"path"
 	"slices"
 	"strings"
@@ -18,6 +21,10 @@ const (
 	maxLinks = 4096 // paths through symbolic links remembered
 	maxHops  = 40   // symbolic links followed for one path, as the kernel does
 	maxPath  = 4095 // bytes of a name, PATH_MAX without its NUL
+
+	// Symbolic links let a short name lead through many directories. All entries together may lead through so many: some, and
+	// some more for each entry.
+	linkedDirs, linkedDirsPerEntry = 1 << 16, 64
 )
 
 // A tree holds directories open by their canonical path, and remembers which canonical path a
@@ -29,16 +36,16 @@ const (
 // links.
 type tree struct {
 	root       *dir
-	open       map[string]*dir
+	open       map[uint64]*dir // by the hash of the path
 	links      map[string]string
+	linked     int    // directories that symbolic links may still lead through
 	mustExist  bool   // lookups create nothing
 	privileged bool   // permission bits don't bind us
 	opaque     string // the attribute of an opaque directory in overlay form, else ""
 
-	// Paths that this layer created where it did not create the parent, and directories of
-	// lower layers that it names or adds to, by hash: 64 bits with a secret seed can't be made
-	// to collide.
-	seed             maphash.Seed
+	// Paths that this layer created where it did not create the parent, or below which nothing of lower layers is left; and
+	// directories of lower layers that it names or adds to. Both by hash.
+	hasher
 	created, touched map[uint64]struct{}
 	opaques          map[uint64]struct{} // directories, in overlay form
 
@@ -59,10 +66,11 @@ func newTree(root string) (*tree, error) {
 	}
 	t := &tree{
 		root:       &dir{fd: fd},
-		open:       map[string]*dir{},
+		open:       map[uint64]*dir{},
+		linked:     linkedDirs,
 		links:      map[string]string{},
 		privileged: unix.Geteuid() == 0,
-		seed:       maphash.MakeSeed(),
+		hasher:     newHasher(),
 		created:    map[uint64]struct{}{},
 		touched:    map[uint64]struct{}{},
 		opaques:    map[uint64]struct{}{},
@@ -82,7 +90,45 @@ func newTree(root string) (*tree, error) {
 	return t, nil
 }
 
-func (t *tree) hash(p string) uint64 { return maphash.String(t.seed, p) }
+// A hasher hashes paths. 64 bits with secrets can't be made to collide. The hash of a path is made from that of its parent, so that
+// those of all directories above a path cost no more than the path's own.
+type hasher struct {
+	seed   maphash.Seed
+	secret uint64
+}
+
+func newHasher() hasher { return hasher{maphash.MakeSeed(), rand.Uint64() | 1} }
+
+// under returns the hash of the name in the directory of hash h.
+func (s hasher) under(h uint64, name string) uint64 {
+	hi, lo := bits.Mul64(h^maphash.String(s.seed, name), s.secret)
+	return hi ^ lo
+}
+
+// prefixes yields the directories above a path from the top down, and last the path itself: the length of each and its hash.
+func (s hasher) prefixes(p string) iter.Seq2[int, uint64] {
+	return func(yield func(int, uint64) bool) {
+		h := uint64(0)
+		for from := 0; from < len(p); {
+			end := len(p)
+			if i := strings.IndexByte(p[from:], '/'); i >= 0 {
+				end = from + i
+			}
+			h = s.under(h, p[from:end])
+			if !yield(end, h) {
+				return
+			}
+			from = end + 1
+		}
+	}
+}
+
+// hash returns the hash of a path: 0 for the target.
+func (s hasher) hash(p string) (h uint64) {
+	for _, h = range s.prefixes(p) {
+	}
+	return h
+}
 
 func has(set map[uint64]struct{}, h uint64) bool { _, ok := set[h]; return ok }
 
@@ -104,10 +150,10 @@ func split(p string) (dir, base string) {
 // wrote records that this layer made base in d.
 func (t *tree) wrote(d *dir, base string) {
 	if t.report != nil && len(t.report.links) > 0 {
-		delete(t.report.links, t.hash(join(d.path, base)))
+		delete(t.report.links, t.under(d.hash, base))
 	}
 	if !d.ours {
-		t.created[t.hash(join(d.path, base))] = struct{}{}
+		t.created[t.under(d.hash, base)] = struct{}{}
 		t.touch(d)
 	}
 }
@@ -118,11 +164,7 @@ func (t *tree) touch(d *dir) {
 		return
 	}
 	d.touched = true
-	for p := d.path; p != ""; p, _ = split(p) {
-		h := t.hash(p)
-		if has(t.touched, h) {
-			return
-		}
+	for _, h := range t.prefixes(d.path) {
 		t.touched[h] = struct{}{}
 	}
 }
@@ -132,23 +174,42 @@ func (t *tree) isOurs(p string) bool {
 	if t.root.ours {
 		return true
 	}
-	for ; p != ""; p, _ = split(p) {
-		if has(t.created, t.hash(p)) {
+	return t.anyAbove(t.created, p)
+}
+
+// anyAbove reports whether a set holds a path or a directory above it.
+func (t *tree) anyAbove(set map[uint64]struct{}, p string) bool {
+	if len(set) == 0 {
+		return false
+	}
+	for _, h := range t.prefixes(p) {
+		if has(set, h) {
 			return true
 		}
 	}
 	return false
 }
 
+// allow lets an entry do what its bytes are worth; read is the number of bytes of the layer so far.
+func (t *tree) allow(read int64) {
+	t.linked += linkedDirsPerEntry
+	if t.report != nil {
+		t.report.most = maxReport + read
+	}
+}
+
 // lookup returns the directory that a cleaned, relative path leads to inside the target, and
 // creates what is missing on the way. The directory stays open until the next call that is
 // not told to keep it.
 func (t *tree) lookup(p string, keep ...*dir) (*dir, error) {
-	if d, ok := t.open[p]; ok {
-		return d, nil
+	from, rest := t.root, p
+	for end, h := range t.prefixes(p) {
+		if d, ok := t.open[h]; ok {
+			from, rest = d, strings.TrimPrefix(p[end:], "/")
+		}
 	}
-	if p == "" {
-		return t.root, nil
+	if rest == "" {
+		return from, nil
 	}
 	if c, ok := t.links[p]; ok {
 		return t.lookup(c, keep...)
@@ -156,13 +217,8 @@ func (t *tree) lookup(p string, keep ...*dir) (*dir, error) {
 	if err := t.makeRoom(keep...); err != nil {
 		return nil, err
 	}
-	from := t.root
-	rest := p
-	for a, _ := split(p); a != ""; a, _ = split(a) {
-		if d, ok := t.open[a]; ok {
-			from, rest = d, p[len(a)+1:]
-			break
-		}
+	if !t.isOpen(from) { // it was closed to make room
+		from, rest = t.root, p
 	}
 	fd, err := openBeneath(from.fd, rest)
 	if err == nil {
@@ -170,9 +226,42 @@ func (t *tree) lookup(p string, keep ...*dir) (*dir, error) {
 	}
 	switch {
 	case errors.Is(err, unix.ENOENT), errors.Is(err, unix.ELOOP), errors.Is(err, unix.ENOTDIR), errors.Is(err, unix.EACCES):
-		return t.walk(p, keep...)
+		from, rest, err := t.deepest(from, rest)
+		if err != nil {
+			return nil, err
+		}
+		return t.walk(p, from, rest, keep...)
 	}
 	return nil, err
+}
+
+// deepest opens as much as it can of a path below the directory from that can't be opened whole, with few calls. It returns that
+// directory and the rest of the path.
+func (t *tree) deepest(from *dir, p string) (*dir, string, error) {
+	fd, opened := -1, 0 // bytes of the path
+	for failed := p; ; {
+		middle := opened + (len(failed)-opened)/2
+		end := strings.LastIndexByte(failed[:middle], '/')
+		if end <= opened {
+			if end = strings.IndexByte(failed[middle:], '/') + middle; end < middle {
+				break // one component is left, and that failed
+			}
+		}
+		n, err := openBeneath(from.fd, p[:end])
+		if err != nil {
+			failed = p[:end]
+			continue
+		}
+		if fd >= 0 {
+			_ = unix.Close(fd)
+		}
+		fd, opened = n, end
+	}
+	if fd < 0 {
+		return from, p, nil
+	}
+	d, err := t.add(join(from.path, p[:opened]), fd)
+	return d, p[opened+1:], err
 }
 
 // existing is lookup for a directory that must be there.
@@ -189,21 +278,21 @@ func (t *tree) add(p string, fd int) (*dir, error) {
 		_ = unix.Close(fd)
 		return nil, err
 	}
-	d := &dir{fd: fd, path: p, ours: t.isOurs(p), times: &[2]unix.Timespec{st.Atim, st.Mtim}}
+	d := &dir{fd: fd, path: p, hash: t.hash(p), ours: t.isOurs(p), times: &[2]unix.Timespec{st.Atim, st.Mtim}}
 	if !t.privileged && st.Mode&0o700 != 0o700 && sys.Fchmod(fd, st.Mode&0o7777|0o700) == nil {
 		d.mode, d.setMode = st.Mode&0o7777, true
 	}
-	t.open[p] = d
+	t.open[d.hash] = d
 	return d, nil
 }
 
-// walk resolves a path one component at a time, with symbolic links followed as if the target
-// were the root of the file system. It holds no path that it did not open itself.
-func (t *tree) walk(p string, keep ...*dir) (*dir, error) {
-	d, todo, hops := t.root, strings.Split(p, "/"), 0
-	for len(todo) > 0 {
-		name := todo[0]
-		todo = todo[1:]
+// walk resolves the path p, of which todo is left below the directory d, one component at a time, with symbolic links followed as
+// if the target were the root of the file system.
+func (t *tree) walk(p string, d *dir, todo string, keep ...*dir) (*dir, error) {
+	hops := 0
+	for todo != "" {
+		var name string
+		name, todo, _ = strings.Cut(todo, "/")
 		switch name {
 		case "", ".":
 			continue
@@ -217,7 +306,7 @@ func (t *tree) walk(p string, keep ...*dir) (*dir, error) {
 		}
 		child, target, err := t.child(d, name, keep...)
 		if t.mustExist && errors.Is(err, unix.ENOENT) {
-			return nil, &missing{d, strings.Join(append([]string{name}, todo...), "/")}
+			return nil, &missing{d, tidy(name + "/" + todo)}
 		}
 		if err != nil {
 			return nil, err
@@ -232,8 +321,11 @@ func (t *tree) walk(p string, keep ...*dir) (*dir, error) {
 		if strings.HasPrefix(target, "/") {
 			d = t.root
 		}
-		todo = append(strings.Split(target, "/"), todo...)
-		if len(todo) > maxPath {
+		if t.linked -= 1 + strings.Count(target, "/"); t.linked < 0 {
+			return nil, refused("symbolic links lead through too many directories: more than %d and %d for each entry", linkedDirs, linkedDirsPerEntry)
+		}
+		todo = target + "/" + todo
+		if len(todo) > 2*maxPath {
 			return nil, unix.ENAMETOOLONG
 		}
 	}
@@ -249,10 +341,10 @@ func (t *tree) walk(p string, keep ...*dir) (*dir, error) {
 // child opens, or creates, the directory name in d; or returns where it leads, if it is a
 // symbolic link.
 func (t *tree) child(d *dir, name string, keep ...*dir) (*dir, string, error) {
-	p := join(d.path, name)
-	if c, ok := t.open[p]; ok {
+	if c, ok := t.open[t.under(d.hash, name)]; ok {
 		return c, "", nil
 	}
+	p := join(d.path, name)
 	fd, err := openBeneath(d.fd, name)
 	if errors.Is(err, unix.EACCES) && !t.privileged {
 		fd, err = openForbidden(d.fd, name)
@@ -313,13 +405,16 @@ func (t *tree) remove(d *dir, name string) error {
 // drop forgets a directory that is about to go, all below it, and every link.
 func (t *tree) drop(p string) {
 	clear(t.links)
-	for q, d := range t.open {
-		if q == p || len(q) > len(p) && q[len(p)] == '/' && q[:len(p)] == p {
+	for h, d := range t.open {
+		if rest, ok := strings.CutPrefix(d.path, p); ok && (rest == "" || rest[0] == '/') {
 			_ = unix.Close(d.fd)
-			delete(t.open, q)
+			delete(t.open, h)
 		}
 	}
 }
+
+// isOpen reports whether a directory has not been closed since it was looked up.
+func (t *tree) isOpen(d *dir) bool { return d == t.root || t.open[d.hash] == d }
 
 // makeRoom lets one more directory be opened.
 func (t *tree) makeRoom(keep ...*dir) error {
@@ -333,14 +428,14 @@ func (t *tree) makeRoom(keep ...*dir) error {
 // and mode.
 func (t *tree) closeAll(keep ...*dir) error {
 	var first error
-	for p, d := range t.open {
+	for h, d := range t.open {
 		if slices.Contains(keep, d) {
 			continue
 		}
 		if err := d.close(); err != nil && first == nil {
-			first = fmt.Errorf("%s: %w", quote(p), err)
+			first = fmt.Errorf("%s: %w", quote(d.path), err)
 		}
-		delete(t.open, p)
+		delete(t.open, h)
 	}
 	return first
 }

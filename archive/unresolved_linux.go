@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 
 	"distkit/disk/sys"
@@ -25,7 +26,13 @@ type report struct {
 	implicit, links map[uint64]struct{}
 
 	again bool // the layer can't be settled: the rest of it is only read
+
+	// What was written, and what may be: no more than the layer's own bytes and a constant.
+	written, most int64
 }
+
+// maxReport is the constant: bytes of a report that are the least bound of any layer.
+const maxReport = 1 << 20
 
 // A record is a word, the path that it is about, and for some a target or reason.
 const (
@@ -44,7 +51,7 @@ func (t *tree) reportTo(w io.Writer) error {
 	case !t.root.ours:
 		return errclass.As(errors.New("what is unresolved is known in an empty directory only"), errdefs.ErrFailedPrecondition)
 	}
-	t.report = &report{w: bufio.NewWriter(w), implicit: map[uint64]struct{}{}, links: map[uint64]struct{}{}}
+	t.report = &report{w: bufio.NewWriter(w), implicit: map[uint64]struct{}{}, links: map[uint64]struct{}{}, most: maxReport}
 	t.implied("")
 	return nil
 }
@@ -56,6 +63,12 @@ func (t *tree) record(kind, p, target string) {
 	}
 	if p == "" {
 		p = "."
+	}
+	if n := int64(len(kind) + len(p) + len(target) + 3); kind != recordAgain {
+		if t.report.written += n; t.report.written > t.report.most {
+			t.again(p, "more is unresolved than the layer itself is long")
+			return
+		}
 	}
 	for _, field := range []string{kind, p, target} {
 		_, _ = t.report.w.WriteString(field)
@@ -73,7 +86,7 @@ func (t *tree) implied(p string) {
 
 // again records that the layer is to be applied to its parents.
 func (t *tree) again(p, reason string) {
-	if t.report != nil {
+	if t.report != nil && !t.report.again {
 		t.report.again = true
 		t.record(recordAgain, p, reason)
 	}
@@ -113,6 +126,12 @@ func (t *tree) flushReport() error {
 type missing struct {
 	dir  *dir   // the last directory that is there
 	rest string // below it, as yet unresolved
+}
+
+// tidy returns a path without empty components and those that mean the directory itself.
+func tidy(p string) string {
+	parts := slices.DeleteFunc(strings.Split(p, "/"), func(s string) bool { return s == "" || s == "." })
+	return strings.Join(parts, "/")
 }
 
 func (m *missing) Error() string { return unix.ENOENT.Error() }

@@ -91,7 +91,7 @@ func (t *tree) hide(d *dir) error {
 	if err != nil {
 		return err
 	}
-	p := d.path
+	p, h := d.path, d.hash
 	for _, n := range names {
 		if d, err = t.lookup(p); err != nil { // a level below may have closed it
 			return err
@@ -100,6 +100,8 @@ func (t *tree) hide(d *dir) error {
 			return err
 		}
 	}
+	t.created[h] = struct{}{} // what is left is this layer's, so that the next marker need not look again
+	d.ours = true
 	return nil
 }
 
@@ -108,13 +110,12 @@ func (t *tree) whiteout(d *dir, name string) error {
 	if d.ours {
 		return nil
 	}
-	p := join(d.path, name)
-	h := t.hash(p)
+	h := t.under(d.hash, name)
 	switch {
 	case has(t.created, h):
 		return nil
 	case has(t.touched, h):
-		c, err := t.lookup(p)
+		c, err := t.lookup(join(d.path, name))
 		if err != nil {
 			return err
 		}
@@ -126,50 +127,47 @@ func (t *tree) whiteout(d *dir, name string) error {
 // makeOpaque hides in overlay form all that lower layers have in d. Whiteouts below it are
 // removed: overlayfs lists those of a directory that it need not merge.
 func (t *tree) makeOpaque(d *dir) error {
-	if err := sys.Fsetxattr(d.fd, t.opaque, []byte("y"), 0); err != nil {
-		return fmt.Errorf("set %s: %w", t.opaque, err)
+	if t.isOpaque(d.path) {
+		return nil
 	}
-	t.opaques[t.hash(d.path)] = struct{}{}
-	return removeWhiteouts(d.fd)
-}
-
-func (t *tree) isOpaque(p string) bool {
-	for ; p != "" && len(t.opaques) > 0; p, _ = split(p) {
-		if has(t.opaques, t.hash(p)) {
-			return true
-		}
-	}
-	return false
-}
-
-func removeWhiteouts(fd int) error {
-	names, err := sys.Names(fd)
-	if err != nil {
+	if err := t.setOpaque(d.fd, d.hash); err != nil {
 		return err
 	}
-	for _, n := range names {
+	return t.removeWhiteouts(d.fd, d.hash)
+}
+
+func (t *tree) setOpaque(fd int, hash uint64) error {
+	if err := sys.Fsetxattr(fd, t.opaque, []byte("y"), 0); err != nil {
+		return fmt.Errorf("set %s: %w", t.opaque, err)
+	}
+	t.opaques[hash] = struct{}{}
+	return nil
+}
+
+func (t *tree) isOpaque(p string) bool { return t.anyAbove(t.opaques, p) }
+
+// removeWhiteouts removes the whiteouts below the open directory of the hash h. An opaque directory has none: so each is looked
+// through once.
+func (t *tree) removeWhiteouts(fd int, h uint64) error {
+	return sys.EachName(fd, func(n string) error {
 		var st unix.Stat_t
 		if err := sys.Fstatat(fd, n, &st, unix.AT_SYMLINK_NOFOLLOW); err != nil {
 			return err
 		}
 		switch {
 		case isWhiteout(&st):
-			if err := sys.Unlinkat(fd, n, 0); err != nil {
-				return err
-			}
+			return sys.Unlinkat(fd, n, 0)
+		case has(t.opaques, t.under(h, n)):
 		case st.Mode&unix.S_IFMT == unix.S_IFDIR:
 			below, err := openBeneath(fd, n)
 			if err != nil {
 				return err
 			}
-			err = removeWhiteouts(below)
-			_ = unix.Close(below)
-			if err != nil {
-				return err
-			}
+			defer unix.Close(below)
+			return t.removeWhiteouts(below, t.under(h, n))
 		}
-	}
-	return nil
+		return nil
+	})
 }
 
 func isWhiteout(st *unix.Stat_t) bool {
