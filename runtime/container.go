@@ -47,13 +47,14 @@ type Connection struct {
 	Name    string   `json:"name"`              // of the configuration, or the absolute path of its file
 	ConfDir string   `json:"confDir,omitempty"` // with configurations, absolute
 	Ports   []string `json:"ports,omitempty"`   // [IP:]HOST:CONTAINER/PROTOCOL
+	spec.Names
 }
 
 // NetworkPlan is a network that run-net can make.
 type NetworkPlan struct {
-	Path       string     `json:"path"` // of its namespace
-	Connection Connection `json:"connection"`
-	ResolvConf string     `json:"resolvConf,omitempty"` // the path of a resolv.conf for it
+	Path       string            `json:"path"` // of its namespace
+	Connection Connection        `json:"connection"`
+	Files      map[string]string `json:"files"` // by their paths in a container, the files that it finds names by
 }
 
 // ImageName is the image that a container is made from.

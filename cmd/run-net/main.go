@@ -11,8 +11,10 @@ import (
 	"strings"
 
 	"distkit/cmd/internal/cli"
+	"distkit/cmd/internal/specflags"
 	"distkit/runtime"
 	"distkit/runtime/network"
+	"distkit/runtime/spec"
 
 	"github.com/containerd/errdefs"
 	"github.com/spf13/cobra"
@@ -26,7 +28,7 @@ func newCommand() *cobra.Command {
 	f := c.PersistentFlags()
 	o.namespace = cli.Namespace(f)
 	o.state = f.String("state", os.Getenv("DIST_STATE"), "the `DIR` for what runs (env DIST_STATE) (default: /run/distkit)")
-	c.AddCommand(newAdd(o), newDel(o), newDown(o), newLs(o), newPath(o), newPlan(o), newResolv(o), newUp(o))
+	c.AddCommand(newAdd(o), newDel(o), newDown(o), newLs(o), newPath(o), newPlan(o), newUp(o))
 	return c
 }
 
@@ -77,6 +79,7 @@ func newAdd(o options) *cobra.Command {
 type wanted struct {
 	name, dir *string
 	publish   *[]string
+	names     *spec.Names
 }
 
 func newWanted(c *cobra.Command, name string) wanted {
@@ -85,7 +88,9 @@ func newWanted(c *cobra.Command, name string) wanted {
 		name:    f.String("network", name, "the `NAME` or file of CNI's configuration; bridge needs none"),
 		dir:     f.String("conf-dir", "/etc/cni/net.d", "the `DIR` of CNI's configurations (env NETCONFPATH)"),
 		publish: f.StringArrayP("publish", "p", nil, "let a port of the host lead to one of the network: `[IP:]HOST:PORT[/PROTOCOL]` (can be repeated)"),
+		names:   specflags.Names(f),
 	}
+	f.StringVar(&w.names.Hostname, "hostname", "", "the host `NAME` by which the other networks find this one (default: the ID)")
 	if env := os.Getenv("NETCONFPATH"); env != "" {
 		*w.dir = env
 	}
@@ -100,35 +105,12 @@ func (w wanted) get() (*network.Wanted, error) {
 		}
 		return nil, nil
 	}
-	var ports []network.Port
-	for _, s := range *w.publish {
-		p, err := network.ParsePort(s)
-		if err != nil {
-			return nil, err
-		}
-		ports = append(ports, p)
-	}
-	return network.Find(*w.name, *w.dir, ports)
-}
-
-func newResolv(o options) *cobra.Command {
-	return &cobra.Command{Use: "resolv [flags]", Short: "print the path of a resolv.conf whose servers networks reach", Args: cobra.NoArgs, RunE: func(c *cobra.Command, _ []string) error {
-		all, err := o.open()
-		if err != nil {
-			return err
-		}
-		path, err := resolvConf(c, all)
-		if err != nil {
-			return err
-		}
-		_, err = fmt.Fprintln(c.OutOrStdout(), path)
-		return err
-	}}
+	return network.Find(runtime.Connection{Name: *w.name, ConfDir: *w.dir, Ports: *w.publish, Names: *w.names})
 }
 
 // newPlan makes the verb that task create calls before it makes a container, so that task need not link CNI.
 func newPlan(o options) *cobra.Command {
-	c := &cobra.Command{Use: "plan [flags] ID", Short: "check what is asked for a network, and print, in JSON, where it would be and a resolv.conf for it", Args: cobra.ExactArgs(1)}
+	c := &cobra.Command{Use: "plan [flags] ID", Short: "check what is asked for a network, and print, in JSON, where it and its files would be", Args: cobra.ExactArgs(1)}
 	w := newWanted(c, network.Bridge)
 	c.RunE = func(c *cobra.Command, args []string) error {
 		wanted, err := w.get()
@@ -140,24 +122,19 @@ func newPlan(o options) *cobra.Command {
 			return err
 		}
 		p := runtime.NetworkPlan{Connection: wanted.Connection()}
-		if p.Path, err = all.Path(args[0]); err != nil {
+		if p.Path, p.Files, err = all.Paths(args[0]); err != nil {
 			return err
 		}
-		if p.ResolvConf, err = resolvConf(c, all); err != nil && !errdefs.IsNotFound(err) {
+		_, servers, err := network.ResolvConf(*w.names)
+		if err != nil {
 			return err
+		}
+		if !servers {
+			fmt.Fprintln(c.ErrOrStderr(), "run-net: this host's resolv.conf has no name server that a network reaches, so names will not resolve: give one with --dns")
 		}
 		return json.NewEncoder(c.OutOrStdout()).Encode(p)
 	}
 	return c
-}
-
-// resolvConf returns the path of a resolv.conf whose servers networks reach. It warns if that has no server left.
-func resolvConf(c *cobra.Command, all *network.Networks) (string, error) {
-	path, servers, err := all.ResolvConf()
-	if err == nil && !servers {
-		fmt.Fprintln(c.ErrOrStderr(), "run-net: the host's resolv.conf has no name server that a network reaches: names will not resolve")
-	}
-	return path, err
 }
 
 func newDel(o options) *cobra.Command {
@@ -239,7 +216,7 @@ func newPath(o options) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			path, err := all.Path(args[0])
+			path, _, err := all.Paths(args[0])
 			if err == nil {
 				_, err = fmt.Fprintln(c.OutOrStdout(), path)
 			}

@@ -10,6 +10,7 @@ import (
 	"distkit/cmd/internal/specflags"
 	"distkit/content"
 	"distkit/runtime"
+	"distkit/runtime/spec"
 
 	"github.com/containerd/errdefs"
 	"github.com/spf13/cobra"
@@ -30,6 +31,7 @@ type creation struct {
 	spec          *specflags.Flags
 	net, platform string
 	publish       []string
+	names         *spec.Names
 	quiet         bool
 }
 
@@ -37,7 +39,7 @@ func newCreate(o *containers.Flags) *cobra.Command {
 	c := &cobra.Command{Use: "create [flags] ID [CMD…]", Short: "make a container, and print its directory", Args: cobra.MinimumNArgs(1)}
 	f, complete := c.Flags(), pflag.NewFlagSet("", pflag.ContinueOnError)
 	f.SetInterspersed(false)
-	m := &creation{of: o, set: f, record: containers.Record(f), complete: complete, spec: specflags.Register(complete)}
+	m := &creation{of: o, set: f, record: containers.Record(f), complete: complete, spec: specflags.Register(complete), names: specflags.Names(complete)}
 	f.StringVar(&m.record.Runtime, "runtime", "", "the OCI runtime's `NAME` or path to run it with")
 	f.StringVar(&m.bundle, "bundle", "", "the OCI bundle's `DIR`, where it isn't the container's directory")
 	f.StringVar(&m.image, "image", "", "the `NAME` or digest of the image to make it from, whose snapshot is mounted; with --digest, a name to write down")
@@ -106,7 +108,7 @@ func (m *creation) whole(c *cobra.Command, r runtime.Record, cmd []string) (*run
 	q := create.Request{
 		Of: m.of, Record: r, Spec: o,
 		Image: m.image, Platform: m.platform, Checkpoint: m.checkpoint, Driver: m.driver,
-		Network: m.net, Publish: m.publish, Warnings: c.ErrOrStderr(),
+		Network: m.net, Publish: m.publish, Names: *m.names, Warnings: c.ErrOrStderr(),
 	}
 	return q.Container(c.Context())
 }

@@ -7,7 +7,9 @@ import (
 	"io/fs"
 	"net/netip"
 	"os"
+	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -23,20 +25,51 @@ import (
 // addresses of Subnet, the world reached by masquerading, and ports.
 const Bridge = "bridge"
 
-// Subnet has the addresses of [Bridge], the host's own the first.
-const Subnet = "10.86.0.0/16"
+// Subnet has the addresses of [Bridge]. The first one is the host's. Subnet6 has more of them if the host forwards IPv6.
+const (
+	Subnet  = "10.86.0.0/16"
+	Subnet6 = "fd64:6973:746b:6974::/64"
+)
 
-// Leases are kept where they end with the boot, as do all that have one.
-const bridge = `{
-	"cniVersion": "1.0.0",
-	"name": "distkit",
-	"plugins": [
-		{"type": "bridge", "bridge": "distkit0", "isGateway": true, "ipMasq": true, "hairpinMode": true,
-			"ipam": {"type": "host-local", "dataDir": "/run/distkit/addresses",
-				"ranges": [[{"subnet": "` + Subnet + `"}]], "routes": [{"dst": "0.0.0.0/0"}]}},
-		{"type": "portmap", "capabilities": {"portMappings": true}}
-	]
-}`
+// The names that [Bridge] has for CNI, for the kernel, and as a chain of iptables.
+const (
+	bridgeName   = "distkit"
+	bridgeLink   = "distkit0"
+	publishChain = "DISTKIT-ADMIN"
+)
+
+// forwards6 says 1 if the host forwards IPv6. It is a variable for tests.
+var forwards6 = "/proc/sys/net/ipv6/conf/all/forwarding"
+
+// bridge returns the configuration of [Bridge]. Its leases end with the boot, as do the networks that have them.
+//
+// The firewall plugin lets connections through on hosts whose FORWARD chain drops what it doesn't know, as docker's does.
+// It needs iptables; without that, the other plugins take nftables if they can.
+//
+// Networks get IPv6 addresses only if the host forwards IPv6 already. The plugin would switch that on, and a host that
+// forwards ignores router advertisements, so it could lose its own default route.
+func bridge() []byte {
+	type fields map[string]any
+	ranges := []any{[]any{fields{"subnet": Subnet}}}
+	routes := []any{fields{"dst": "0.0.0.0/0"}}
+	if b, err := os.ReadFile(forwards6); err == nil && strings.TrimSpace(string(b)) == "1" {
+		ranges = append(ranges, []any{fields{"subnet": Subnet6}})
+		routes = append(routes, fields{"dst": "::/0"})
+	}
+	plugins := []any{
+		fields{"type": "bridge", "bridge": bridgeLink, "isGateway": true, "ipMasq": true, "hairpinMode": true,
+			"ipam": fields{"type": "host-local", "dataDir": filepath.Join(hostDir, "addresses"), "ranges": ranges, "routes": routes}},
+		fields{"type": "portmap", "capabilities": fields{"portMappings": true}},
+	}
+	if _, err := exec.LookPath("iptables"); err == nil {
+		plugins = append(plugins, fields{"type": "firewall", "iptablesAdminChainName": publishChain})
+	}
+	b, err := json.Marshal(fields{"cniVersion": "1.0.0", "name": bridgeName, "plugins": plugins})
+	if err != nil {
+		panic(err) // constants
+	}
+	return b
+}
 
 // Config finds the configuration of a network: [Bridge], the path of a file (with a slash),
 // or the name of one that dir (mostly /etc/cni/net.d) has. NotFound where there is none,
@@ -61,7 +94,7 @@ func Config(name, dir string) (*libcni.NetworkConfigList, error) {
 		}
 	}
 	if name == Bridge {
-		return parse([]byte(bridge), Bridge)
+		return parse(bridge(), Bridge)
 	}
 	if bad != nil {
 		return nil, fmt.Errorf("network %s: not found in %s, where a file can't be used: %w", name, dir, bad)
@@ -76,21 +109,34 @@ type Wanted struct {
 	connection runtime.Connection
 }
 
-// Find is [Config], and with it what finds it again after a boot.
-func Find(name, dir string, ports []Port) (*Wanted, error) {
-	config, err := Config(name, dir)
+// Find finds the configuration that a connection names, as [Config] does, and checks the connection. Its ports and its names
+// are InvalidArgument if they can't be had. Its paths need not be absolute.
+func Find(c runtime.Connection) (*Wanted, error) {
+	config, err := Config(c.Name, c.ConfDir)
 	if err != nil {
 		return nil, err
 	}
-	w := &Wanted{config: config, ports: ports, connection: runtime.Connection{Name: name}}
-	if strings.Contains(name, "/") {
-		w.connection.Name, err = filepath.Abs(name)
+	w := &Wanted{config: config}
+	for i, s := range c.Ports {
+		p, err := ParsePort(s)
+		if err != nil {
+			return nil, err
+		}
+		if slices.ContainsFunc(w.ports, p.overlaps) {
+			return nil, errclass.Errorf(errdefs.ErrInvalidArgument, "port %q: %s is asked for twice", s, p.host())
+		}
+		w.ports, c.Ports[i] = append(w.ports, p), p.String()
+	}
+	if err := c.Names.Check(); err != nil {
+		return nil, err
+	}
+	if strings.Contains(c.Name, "/") {
+		c.Name, err = filepath.Abs(c.Name)
+		c.ConfDir = ""
 	} else {
-		w.connection.ConfDir, err = filepath.Abs(dir)
+		c.ConfDir, err = filepath.Abs(c.ConfDir)
 	}
-	for _, p := range ports {
-		w.connection.Ports = append(w.connection.Ports, p.String())
-	}
+	w.connection = c
 	return w, err
 }
 

@@ -21,6 +21,7 @@ import (
 	"distkit/disk"
 	"distkit/errclass"
 	"distkit/runtime"
+	"distkit/runtime/spec"
 
 	"github.com/containerd/errdefs"
 	"github.com/containernetworking/cni/libcni"
@@ -75,6 +76,8 @@ type Network struct {
 	Addresses []string      `json:"addresses"`
 	Ports     []Port        `json:"ports,omitempty"`
 	Result    *types.Result `json:"result"` // what CNI's plugins say
+	// Files are those that a container finds names by, by their paths in it.
+	Files map[string]string `json:"files"`
 }
 
 // request is what CNI is asked, as it stands in the network's directory.
@@ -83,6 +86,7 @@ type request struct {
 	Namespace string          `json:"namespace"`
 	Config    json.RawMessage `json:"config"`
 	Ports     []Port          `json:"ports,omitempty"`
+	Names     spec.Names      `json:"names"`
 }
 
 // place is a network's directory, locked.
@@ -94,17 +98,19 @@ type place struct {
 func (p place) file(name string) string { return filepath.Join(p.dir, name) }
 
 // files in a network's directory, in the order in which they go.
-var files = []string{"connection.json", "connection.json.new", "result.json", "result.json.new", "netns", "request.json", "request.json.new", "lock"}
+var files = []string{"connection.json", "connection.json.new", "result.json", "result.json.new", "request.json", "request.json.new", "lock"}
 
 func (n *Networks) path(id string) (string, error) {
 	key, err := runtime.Key(n.namespace, id)
 	return filepath.Join(n.dir, key), err
 }
 
-// Path is where the network namespace of an ID's network is, or would be.
-func (n *Networks) Path(id string) (string, error) {
+// Paths returns where the network namespace of an ID's network is, or would be, and the files that a container finds names by,
+// by their paths in it.
+func (n *Networks) Paths(id string) (netns string, files map[string]string, err error) {
 	dir, err := n.path(id)
-	return filepath.Join(dir, "netns"), err
+	p := place{dir: dir}
+	return p.file("netns"), p.nameFiles(), err
 }
 
 // open locks the directory of a network, which create makes. NotFound where it isn't there,
@@ -163,7 +169,8 @@ func (n *Networks) open(id string, create bool) (place, error) {
 
 // Add makes a network: its namespace, connected as the configuration says, with these ports
 // of the host. AlreadyExists where there is one; what a killed process has left of one is
-// removed first. NotImplemented where a plugin isn't installed. Where one fails nothing is left.
+// removed first. NotImplemented where a plugin isn't installed, Unavailable where a port is taken. Where one fails nothing is
+// left.
 func (n *Networks) Add(ctx context.Context, id string, w Wanted) (_ *Network, err error) {
 	config, ports := w.config, w.ports
 	if err := n.check(config, ports); err != nil {
@@ -186,7 +193,10 @@ func (n *Networks) Add(ctx context.Context, id string, w Wanted) (_ *Network, er
 	if err != nil {
 		return nil, fmt.Errorf("network %s: remove what was left of it: %w", id, err)
 	}
-	r = request{ID: id, Namespace: n.namespace, Config: config.Bytes, Ports: ports}
+	r = request{ID: id, Namespace: n.namespace, Config: config.Bytes, Ports: ports, Names: w.connection.Names}
+	if r.Names.Hostname == "" {
+		r.Names.Hostname = id
+	}
 	err = p.write("request.json", r)
 	if err == nil {
 		err = p.write("connection.json", w.connection)
@@ -200,6 +210,10 @@ func (n *Networks) Add(ctx context.Context, id string, w Wanted) (_ *Network, er
 // connect makes a network's namespace and has the plugins connect it. Where that fails they take back what they
 // did, and undone undoes the rest.
 func (n *Networks) connect(ctx context.Context, p place, r request, config *libcni.NetworkConfigList, undone func() error) (_ *Network, err error) {
+	if err := n.reserve(ctx, p, r); err != nil {
+		_ = errors.Join(unmountAll(p.file("netns")), undone())
+		return nil, fmt.Errorf("network %s: %w", r.ID, err)
+	}
 	defer func() {
 		if err == nil {
 			return
@@ -212,25 +226,38 @@ func (n *Networks) connect(ctx context.Context, p place, r request, config *libc
 			_ = undone()
 		}
 	}()
-	// A container's config.json may name this file, which a boot takes away.
-	if _, _, err := n.ResolvConf(); err != nil && !errdefs.IsNotFound(err) {
+	release, err := using(ctx, r)
+	if err != nil {
 		return nil, err
 	}
-	if err := makeNamespace(p.file("netns")); err != nil {
-		return nil, fmt.Errorf("make namespace: %w", err)
+	defer release()
+	if err := n.sweepLeases(ctx, p, r, config); err != nil {
+		return nil, err
 	}
 	got, err := n.cni(p).AddNetworkList(ctx, config, r.runtimeConf(p))
 	if err != nil {
 		return nil, pluginError(ctx, err)
 	}
 	result, err := types.GetResult(got)
-	if err == nil {
-		err = p.write("result.json", result)
-	}
 	if err != nil {
 		return nil, err
 	}
-	return r.network(p, result), nil
+	if err := p.writeNames(r.Names, result); err != nil {
+		return nil, err
+	}
+	net := r.network(p, result)
+	lock, err := n.lockAll(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer lock.Close()
+	if err := forwardPublished(ctx, net); err != nil {
+		return nil, err
+	}
+	if err := p.write("result.json", result); err != nil {
+		return nil, err
+	}
+	return net, n.announce(p, r)
 }
 
 // Down disconnects a network and removes its namespace, but keeps what was asked for it, for [Networks.Up].
@@ -247,9 +274,6 @@ func (n *Networks) Down(ctx context.Context, id string) error {
 	r, err := p.request()
 	if errdefs.IsNotFound(err) {
 		return nil
-	}
-	if err == nil {
-		err = p.disconnected()
 	}
 	if err == nil {
 		err = n.disconnect(ctx, p, r)
@@ -285,7 +309,7 @@ func (n *Networks) Up(ctx context.Context, id string) (*Network, error) {
 	if err != nil {
 		return nil, fmt.Errorf("network %s: %w", id, err)
 	}
-	return n.connect(ctx, p, r, config, p.disconnected)
+	return n.connect(ctx, p, r, config, func() error { return nil })
 }
 
 // connected reads a network that is connected.
@@ -296,14 +320,6 @@ func (p place) connected(r request) (*Network, bool) {
 		return nil, false
 	}
 	return r.network(p, &result), true
-}
-
-// disconnected makes the network one that is not connected.
-func (p place) disconnected() error {
-	if err := os.Remove(p.file("result.json")); !errors.Is(err, fs.ErrNotExist) {
-		return err
-	}
-	return nil
 }
 
 // Delete disconnects a network and removes its namespace; one that isn't there is success, since
@@ -351,17 +367,44 @@ func (n *Networks) List(ctx context.Context) ([]*Network, error) {
 	return all, ctx.Err()
 }
 
-// disconnect has the plugins take back what they did, as far as they came, and removes the
-// namespace.
+// disconnect makes the network one that is not connected: it has the plugins take back what they did, as far as they came, and
+// removes the namespace and the names. What only the last network leaves on the host goes with it.
 func (n *Networks) disconnect(ctx context.Context, p place, r request) error {
 	config, err := libcni.NetworkConfFromBytes(r.Config)
 	if err != nil {
 		return err
 	}
-	if err := n.cni(p).DelNetworkList(ctx, config, r.runtimeConf(p)); err != nil {
-		return pluginError(ctx, err)
+	if err := n.unannounce(ctx, p, r); err != nil {
+		return err
 	}
-	return removeNamespace(p.file("netns"))
+	err = func() error {
+		release, err := using(ctx, r)
+		if err != nil {
+			return err
+		}
+		defer release()
+		if err := n.cni(p).DelNetworkList(ctx, config, r.runtimeConf(p)); err != nil {
+			return pluginError(ctx, err)
+		}
+		return errors.Join(unmountAll(p.file("netns")), unmountAll(p.file(namesDir)))
+	}()
+	if err == nil {
+		tidy(ctx, r)
+	}
+	return err
+}
+
+// unannounce marks the network as one that is not connected, and takes its name away from the others.
+func (n *Networks) unannounce(ctx context.Context, p place, r request) error {
+	lock, err := n.lockAll(ctx)
+	if err != nil {
+		return err
+	}
+	defer lock.Close()
+	if err := os.Remove(p.file("result.json")); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	return n.announce(p, r)
 }
 
 func (n *Networks) cni(p place) *libcni.CNIConfig {
@@ -378,18 +421,25 @@ func (r request) runtimeConf(p place) *libcni.RuntimeConf {
 }
 
 func (r request) network(p place, result *types.Result) *Network {
-	net := &Network{ID: r.ID, Namespace: r.Namespace, Path: p.file("netns"), Addresses: []string{}, Ports: r.Ports, Result: result}
-	var config struct {
-		Name string `json:"name"`
-	}
-	if json.Unmarshal(r.Config, &config) == nil {
-		net.Name = config.Name
-	}
+	net := &Network{ID: r.ID, Namespace: r.Namespace, Path: p.file("netns"), Name: r.name(), Addresses: []string{}, Ports: r.Ports,
+		Result: result, Files: p.nameFiles()}
 	for _, ip := range result.IPs {
 		net.Addresses = append(net.Addresses, ip.Address.String())
 	}
 	return net
 }
+
+// name returns the name of CNI's configuration.
+func (r request) name() string {
+	var config struct {
+		Name string `json:"name"`
+	}
+	_ = json.Unmarshal(r.Config, &config) // CNI checked it
+	return config.Name
+}
+
+// onBridge reports whether the network is on the host's bridge that [Bridge] is.
+func (r request) onBridge() bool { return r.name() == bridgeName }
 
 // request reads what CNI was asked; NotFound where a killed process has not come so far.
 func (p place) request() (r request, err error) {
@@ -417,7 +467,7 @@ func (p place) write(name string, v any) error {
 
 // remove removes the directory, the lock last.
 func (p place) remove() error {
-	if err := removeNamespace(p.file("netns")); err != nil {
+	if err := errors.Join(unmountAll(p.file("netns")), unmountAll(p.file(namesDir))); err != nil {
 		return err
 	}
 	if err := os.RemoveAll(p.file("cni")); err != nil {

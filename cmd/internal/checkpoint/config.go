@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"maps"
+	"path"
 	"slices"
 	"strconv"
 	"strings"
@@ -119,9 +120,11 @@ func (w *wants) mounts(old []specs.Mount, names []string) {
 		switch {
 		case i >= 0:
 			kept = append(kept, w.granted.Mounts[i])
-		case m.Type == "bind" && m.Source == m.Destination && slices.Contains(names, m.Source):
-			// Which every container in the host's or a run-net network has.
-			kept = append(kept, specs.Mount{Destination: m.Source, Source: m.Source, Type: "bind", Options: []string{"bind", "ro"}})
+		case m.Type == "bind" && isNameFile(m) && w.mounted(m.Destination) != nil:
+			kept = append(kept, *w.mounted(m.Destination))
+		case m.Type == "bind" && isNameFile(m) && slices.Contains(names, m.Destination):
+			// The host's own. Every container in the host's network has it.
+			kept = append(kept, specs.Mount{Destination: m.Destination, Source: m.Destination, Type: "bind", Options: []string{"bind", "ro"}})
 		case m.Type == "tmpfs":
 			options := []string{"nosuid", "nodev"}
 			for _, o := range m.Options {
@@ -139,6 +142,20 @@ func (w *wants) mounts(old []specs.Mount, names []string) {
 		}
 	}
 	w.granted.Mounts = kept
+}
+
+// isNameFile reports whether a mount is that of a file that a container finds names by: each container has its own.
+func isNameFile(m specs.Mount) bool {
+	return slices.Contains(spec.NameFiles, m.Destination) && path.Base(m.Source) == path.Base(m.Destination)
+}
+
+// mounted returns the granted mount on a path, nil if there is none.
+func (w *wants) mounted(destination string) *specs.Mount {
+	i := slices.IndexFunc(w.granted.Mounts, func(m specs.Mount) bool { return m.Destination == destination })
+	if i < 0 {
+		return nil
+	}
+	return &w.granted.Mounts[i]
 }
 
 // namespaces wants the container to have had each namespace of the granted ones for itself.

@@ -199,8 +199,8 @@ func (s Snapshots) Remove(ctx context.Context, what runtime.Snapshot) error {
 
 // PlanNetwork calls run-net plan, which checks what is asked for a network and makes nothing. It writes run-net's warnings to
 // warnings.
-func (o *Flags) PlanNetwork(ctx context.Context, id, name string, ports []string, warnings io.Writer) (*runtime.NetworkPlan, error) {
-	flags := append(networkFlags(runtime.Connection{Name: name, Ports: ports}), "--namespace="+*o.namespace)
+func (o *Flags) PlanNetwork(ctx context.Context, id string, c runtime.Connection, warnings io.Writer) (*runtime.NetworkPlan, error) {
+	flags := append(networkFlags(c), "--namespace="+*o.namespace)
 	out, warned, err := networks{o.State()}.runNet(ctx, "plan", id, flags...)
 	if err != nil {
 		return nil, err
@@ -219,8 +219,16 @@ func networkFlags(c runtime.Connection) []string {
 	if c.ConfDir != "" {
 		flags = append(flags, "--conf-dir="+c.ConfDir)
 	}
-	for _, p := range c.Ports {
-		flags = append(flags, "--publish="+p)
+	if c.Hostname != "" {
+		flags = append(flags, "--hostname="+c.Hostname)
+	}
+	for _, list := range []struct {
+		flag   string
+		values []string
+	}{{"publish", c.Ports}, {"add-host", c.Hosts}, {"dns", c.Servers}, {"dns-search", c.Search}, {"dns-option", c.Options}} {
+		for _, v := range list.values {
+			flags = append(flags, "--"+list.flag+"="+v)
+		}
 	}
 	return flags
 }

@@ -27,7 +27,6 @@ import (
 	"distkit/runtime/spec"
 
 	"github.com/containerd/errdefs"
-	specs "github.com/opencontainers/runtime-spec/specs-go"
 )
 
 // Request says which container to make.
@@ -41,6 +40,7 @@ type Request struct {
 	Driver          string   // of its snapshot
 	Network         string   // none, host, a namespace's path, or a network of run-net
 	Publish         []string // ports
+	Names           spec.Names
 
 	Warnings io.Writer // where run-net's warnings go
 }
@@ -87,13 +87,14 @@ func (q *Request) Container(ctx context.Context) (*runtime.Container, error) {
 		return nil, err
 	}
 	own := "run." + r.ID // names the container's network and its snapshot
-	if err := q.connect(ctx, own, &r, &o); err != nil {
+	files, err := q.connect(ctx, own, &r, &o)
+	if err != nil {
 		return nil, err
 	}
 	var config *spec.Image
 	r.Snapshot = &runtime.Snapshot{Driver: cmp.Or(q.Driver, os.Getenv("CONTAINERD_SNAPSHOTTER")), Key: own}
 	parent, from := "", q.Image
-	var complete func(*runtime.Container) error
+	var complete func(*runtime.Container, spec.Options) error
 	if q.Image != "" || q.Checkpoint != "" {
 		store, release, err := hold(ctx, q.Of.Root())
 		if err != nil {
@@ -109,7 +110,7 @@ func (q *Request) Container(ctx context.Context) (*runtime.Container, error) {
 			if r.Image != nil && o.Rootfs == "" {
 				from = r.Image.Digest
 			}
-			complete = func(c *runtime.Container) error {
+			complete = func(c *runtime.Container, o spec.Options) error {
 				_, err := checkpoint.Load(ctx, store, q.Of.Snapshots(), c, d, o)
 				return err
 			}
@@ -134,9 +135,14 @@ func (q *Request) Container(ctx context.Context) (*runtime.Container, error) {
 		if _, err := spec.New(config, check); err != nil {
 			return nil, err
 		}
-		complete = func(c *runtime.Container) error { return configure(c, config, o) }
+		complete = func(c *runtime.Container, o spec.Options) error { return configure(c, config, o) }
 	}
-	made, err := all.Create(ctx, r, parent, complete)
+	made, err := all.Create(ctx, r, parent, func(c *runtime.Container) error {
+		if err := files.write(c); err != nil {
+			return err
+		}
+		return complete(c, files.mount(c, o))
+	})
 	if parent != "" && errdefs.IsNotFound(err) && !q.unpacked(ctx, runtime.Snapshot{Driver: r.Snapshot.Driver, Key: parent}) {
 		err = ifNotFound(err)
 	}
@@ -199,32 +205,30 @@ func realDir(dir string) (string, error) {
 	return filepath.EvalSymlinks(dir)
 }
 
-// connect plans the network that was asked for. One that run-net makes goes into the record; every other one is for the
-// configuration alone.
-func (q *Request) connect(ctx context.Context, own string, r *runtime.Record, o *spec.Options) error {
-	name := q.Network
+// connect plans the network that was asked for, and the files that the container finds names by. A network that run-net makes
+// goes into the record; every other one is for the configuration alone.
+func (q *Request) connect(ctx context.Context, own string, r *runtime.Record, o *spec.Options) (nameFiles, error) {
+	name, names := q.Network, q.Names
+	names.Hostname = cmp.Or(o.Hostname, r.ID)
 	switch file := strings.HasSuffix(name, ".conf") || strings.HasSuffix(name, ".conflist") || strings.HasSuffix(name, ".json"); {
 	case name == "" && len(q.Publish) > 0:
 		name = "bridge"
 	case name == "", name == "none", name == "host", strings.Contains(name, "/") && !file:
 		if len(q.Publish) > 0 {
-			return cli.Usagef("--publish goes with a network of run-net, not with --net %s", name)
+			return nameFiles{}, cli.Usagef("--publish goes with a network of run-net, not with --net %s", name)
 		}
 		o.Network = name
-		return nil
+		return newNameFiles(names, name == "host")
 	}
 	if o.Host.UserNamespace {
-		return errclass.Errorf(errdefs.ErrNotImplemented, "--net %s takes root: none, host and a namespace's path don't", name)
+		return nameFiles{}, errclass.Errorf(errdefs.ErrNotImplemented, "--net %s takes root: none, host and a namespace's path don't", name)
 	}
-	p, err := q.Of.PlanNetwork(ctx, own, name, q.Publish, q.Warnings)
+	p, err := q.Of.PlanNetwork(ctx, own, runtime.Connection{Name: name, Ports: q.Publish, Names: names}, q.Warnings)
 	if err != nil {
-		return err
+		return nameFiles{}, err
 	}
 	o.Network, r.Network, r.Connection = p.Path, p.Path, &p.Connection
-	if p.ResolvConf != "" { // before the caller's own mounts: of several on one path the last counts
-		o.Mounts = append([]specs.Mount{{Destination: "/etc/resolv.conf", Type: "bind", Source: p.ResolvConf, Options: []string{"rbind", "rprivate", "ro"}}}, o.Mounts...)
-	}
-	return nil
+	return nameFiles{made: p.Files}, nil
 }
 
 // configure writes a container's config.json.

@@ -71,6 +71,16 @@ func (w *Flags) Annotations(name, usage string) {
 // Network registers --net, with a default value.
 func (w *Flags) Network(value, usage string) { w.set.StringVar(&w.o.Network, "net", value, usage) }
 
+// Names registers the flags for the files that a container finds names by.
+func Names(f *pflag.FlagSet) *spec.Names {
+	n := &spec.Names{}
+	f.StringArrayVar(&n.Hosts, "add-host", nil, "add the host `NAME:ADDRESS` to /etc/hosts; host-gateway is this host's address (can be repeated)")
+	f.StringArrayVar(&n.Servers, "dns", nil, "ask the name server at `ADDRESS` instead of this host's (can be repeated)")
+	f.StringArrayVar(&n.Options, "dns-option", nil, "set the `OPTION` of resolv.conf(5) instead of this host's (can be repeated)")
+	f.StringArrayVar(&n.Search, "dns-search", nil, "search the `DOMAIN` instead of this host's; . for none (can be repeated)")
+	return n
+}
+
 // Options returns what the flags ask for, on this host.
 func (w *Flags) Options() (spec.Options, error) {
 	o := w.o

@@ -1,0 +1,279 @@
+package network
+
+import (
+	"bytes"
+	"context"
+	"encoding/binary"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+	"time"
+
+	"distkit/disk"
+	"distkit/runtime"
+
+	"github.com/containernetworking/cni/libcni"
+	"golang.org/x/sys/unix"
+)
+
+// hostDir keeps what the networks of all state directories share: the leases of [Bridge], and its lock.
+const hostDir = "/run/distkit"
+
+// using locks the host's bridge for what works on it, so that nobody removes the bridge meanwhile.
+func using(ctx context.Context, r request) (release func(), err error) {
+	if !r.onBridge() {
+		return func() {}, nil
+	}
+	lock, err := lockBridge(ctx, unix.LOCK_SH)
+	if err != nil {
+		return nil, err
+	}
+	return func() { _ = lock.Close() }, nil
+}
+
+func lockBridge(ctx context.Context, how int) (*os.File, error) {
+	if err := runtime.PrivateDir(hostDir); err != nil {
+		return nil, err
+	}
+	return disk.LockFile(ctx, filepath.Join(hostDir, "bridge.lock"), os.O_RDWR|os.O_CREATE, 0o600, how)
+}
+
+// tidy removes the host's bridge, and the chains of iptables that CNI's plugins leave empty, if the network that was just
+// disconnected was the last one on the bridge. While another process works on the bridge, tidy leaves both to that one.
+// What can't be removed is in nobody's way: it stays, and the next network uses it.
+func tidy(ctx context.Context, r request) {
+	if !r.onBridge() {
+		return
+	}
+	lock, err := lockBridge(ctx, unix.LOCK_EX|unix.LOCK_NB)
+	if err != nil {
+		return
+	}
+	defer lock.Close()
+	index, ports, err := lookupBridge(bridgeLink)
+	if err != nil || ports > 0 {
+		return
+	}
+	if index > 0 && removeBridge(bridgeLink) != nil {
+		return
+	}
+	for _, command := range []string{"iptables", "ip6tables"} {
+		rules, err := exec.CommandContext(ctx, command+"-save").Output()
+		if err != nil {
+			continue // it isn't there, or the kernel lacks the family
+		}
+		if change := withoutIdleChains(string(rules)); change != "" {
+			c := exec.CommandContext(ctx, command+"-restore", "--noflush", "--wait")
+			c.Stdin = strings.NewReader(change)
+			_ = c.Run()
+		}
+	}
+}
+
+// lookupBridge returns the index of the bridge, 0 if there is none, and counts the interfaces that are its ports.
+func lookupBridge(name string) (index, ports int, err error) {
+	rib, err := syscall.NetlinkRIB(syscall.RTM_GETLINK, syscall.AF_UNSPEC)
+	if err != nil {
+		return 0, 0, fmt.Errorf("list interfaces: %w", err)
+	}
+	messages, err := syscall.ParseNetlinkMessage(rib)
+	if err != nil {
+		return 0, 0, fmt.Errorf("list interfaces: %w", err)
+	}
+	masters := map[int]int{}
+	for _, m := range messages {
+		if m.Header.Type != syscall.RTM_NEWLINK || len(m.Data) < syscall.SizeofIfInfomsg {
+			continue
+		}
+		attrs, err := syscall.ParseNetlinkRouteAttr(&m)
+		if err != nil {
+			return 0, 0, fmt.Errorf("list interfaces: %w", err)
+		}
+		for _, a := range attrs {
+			switch {
+			case a.Attr.Type == unix.IFLA_IFNAME && string(bytes.TrimRight(a.Value, "\x00")) == name:
+				index = int(binary.NativeEndian.Uint32(m.Data[4:8]))
+			case a.Attr.Type == unix.IFLA_MASTER && len(a.Value) == 4:
+				masters[int(binary.NativeEndian.Uint32(a.Value))]++
+			}
+		}
+	}
+	return index, masters[index], nil
+}
+
+// withoutIdleChains takes what iptables-save printed, and returns what iptables-restore is to be given so that the chains of
+// CNI's portmap and firewall plugins are gone, if no network uses them. It returns "" if there is nothing to do.
+func withoutIdleChains(rules string) string {
+	var b strings.Builder
+	for _, table := range []struct {
+		name   string
+		chains []string // none of which is removed while the first has rules but those that lead to another one of them
+	}{
+		{"nat", []string{"CNI-HOSTPORT-DNAT", "CNI-HOSTPORT-SETMARK", "CNI-HOSTPORT-MASQ"}},
+		{"filter", []string{"CNI-FORWARD", publishChain}},
+	} {
+		_, text, _ := strings.Cut("\n"+rules, "\n*"+table.name+"\n")
+		text, _, _ = strings.Cut(text, "\nCOMMIT\n")
+		var there, jumps []string
+		used := false
+		for line := range strings.SplitSeq(text, "\n") {
+			if chain, ok := strings.CutPrefix(line, ":"); ok {
+				if chain, _, _ = strings.Cut(chain, " "); slices.Contains(table.chains, chain) {
+					there = append(there, chain)
+				}
+				continue
+			}
+			rule, ok := strings.CutPrefix(line, "-A ")
+			if !ok {
+				continue
+			}
+			from, _, _ := strings.Cut(rule, " ")
+			_, to, _ := strings.Cut(rule, " -j ")
+			to, _, _ = strings.Cut(to, " ")
+			leads, inside := slices.Contains(table.chains, to), slices.Contains(table.chains, from)
+			switch {
+			case from == table.chains[0] && !leads, leads && !inside && !builtin(from):
+				used = true
+			case leads && !inside:
+				jumps = append(jumps, rule)
+			}
+		}
+		if used || len(there) == 0 {
+			continue
+		}
+		fmt.Fprintf(&b, "*%s\n", table.name)
+		for _, rule := range jumps {
+			fmt.Fprintf(&b, "-D %s\n", rule)
+		}
+		for _, chain := range there {
+			fmt.Fprintf(&b, "-F %s\n", chain)
+		}
+		for _, chain := range there {
+			fmt.Fprintf(&b, "-X %s\n", chain)
+		}
+		b.WriteString("COMMIT\n")
+	}
+	return b.String()
+}
+
+// builtin reports whether a chain is one of the kernel's, which has rules for all networks.
+func builtin(chain string) bool {
+	return slices.Contains([]string{"PREROUTING", "INPUT", "FORWARD", "OUTPUT", "POSTROUTING"}, chain)
+}
+
+// forwardPublished lets connections from other hosts to published ports through to the bridge. The firewall plugin lets only
+// connections through that begin in a network. If it made no chain, because firewalld has the host's rules, there is nothing
+// to do. The caller has the lock of the networks.
+func forwardPublished(ctx context.Context, n *Network) error {
+	if n.Name != bridgeName || len(n.Ports) == 0 {
+		return nil
+	}
+	commands := []string{"iptables"}
+	if slices.ContainsFunc(n.Addresses, func(a string) bool { return strings.Contains(a, ":") }) {
+		commands = append(commands, "ip6tables")
+	}
+	for _, command := range commands {
+		rules, err := exec.CommandContext(ctx, command, "--wait", "--list-rules", publishChain).Output()
+		if err != nil || strings.Contains(string(rules), "-o "+bridgeLink+" ") {
+			continue
+		}
+		out, err := exec.CommandContext(ctx, command, "--wait", "--append", publishChain, "--out-interface", bridgeLink,
+			"--match", "conntrack", "--ctstate", "DNAT", "--jump", "ACCEPT").CombinedOutput()
+		if err != nil {
+			return fmt.Errorf("%s: %w: %s", command, err, strings.Join(strings.Fields(string(out)), " "))
+		}
+	}
+	return nil
+}
+
+// defaultLeases is where CNI's host-local plugin keeps its leases unless told. It is a variable for tests.
+var defaultLeases = "/var/lib/cni/networks"
+
+// sweepLeases gives back addresses that host-local leased to networks which are gone: to this one, whose next lease the plugin
+// would refuse, and to networks of before the boot, whose leases would use up the addresses. A lease is a file whose lines are the
+// ID that the plugin was given, and the interface's name. Other programs' leases stay.
+func (n *Networks) sweepLeases(ctx context.Context, p place, r request, config *libcni.NetworkConfigList) error {
+	mine := r.runtimeConf(p).ContainerID
+	for _, plugin := range config.Plugins {
+		var c struct {
+			IPAM struct {
+				Type    string `json:"type"`
+				DataDir string `json:"dataDir"`
+			} `json:"ipam"`
+		}
+		if json.Unmarshal(plugin.Bytes, &c) != nil || c.IPAM.Type != "host-local" {
+			continue
+		}
+		dir := c.IPAM.DataDir
+		if dir == "" {
+			dir = defaultLeases
+		}
+		stale, err := n.staleLeases(filepath.Join(dir, config.Name), mine)
+		if err != nil {
+			return fmt.Errorf("look for stale leases: %w", err)
+		}
+		for _, id := range stale {
+			if err := n.cni(p).DelNetworkList(ctx, config, &libcni.RuntimeConf{ContainerID: id, IfName: ifName}); err != nil {
+				return fmt.Errorf("give back the lease of %s: %w", id, pluginError(ctx, err))
+			}
+		}
+	}
+	return nil
+}
+
+// staleLeases returns the IDs that have a lease in dir and no network: mine, and those of this program's networks whose lease is
+// older than the boot.
+func (n *Networks) staleLeases(dir, mine string) ([]string, error) {
+	entries, err := os.ReadDir(dir)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, err
+	}
+	var up unix.Sysinfo_t
+	if err := unix.Sysinfo(&up); err != nil {
+		return nil, err
+	}
+	boot := time.Now().Add(-time.Duration(up.Uptime+1) * time.Second)
+	var stale []string
+	for _, e := range entries {
+		id, leased, ok := readLease(filepath.Join(dir, e.Name()))
+		if !ok || slices.Contains(stale, id) || id != mine && !leased.Before(boot) {
+			continue
+		}
+		namespace, network, ok := strings.Cut(id, "--")
+		key, err := runtime.Key(namespace, network)
+		if !ok || err != nil {
+			continue // another program's
+		}
+		if _, err := os.Lstat(filepath.Join(n.dir, key, "result.json")); id == mine || errors.Is(err, fs.ErrNotExist) {
+			stale = append(stale, id)
+		}
+	}
+	return stale, nil
+}
+
+// readLease reads the file of a lease: the ID that has it, and when it was leased.
+func readLease(name string) (id string, leased time.Time, ok bool) {
+	f, err := os.OpenFile(name, os.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
+	if err != nil {
+		return "", leased, false
+	}
+	defer f.Close()
+	info, err := f.Stat()
+	if err != nil || !info.Mode().IsRegular() {
+		return "", leased, false
+	}
+	b, err := io.ReadAll(io.LimitReader(f, 1<<10))
+	if err != nil {
+		return "", leased, false
+	}
+	id, name, ok = strings.Cut(strings.TrimSpace(string(b)), "\n")
+	return strings.TrimSpace(id), info.ModTime(), ok && name == ifName
+}
