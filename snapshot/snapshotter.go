@@ -510,11 +510,11 @@ func (s *Snapshotter) delete(e entry, dir string, held *os.File) error {
 	return ofOthers(s.driver.Remove(dir))
 }
 
-// ofOthers explains a user's failure with files that have, or whose directories have, other owners.
+// ofOthers explains a failure with files that have, or whose directories have, other owners. Root without capabilities fails so, too.
 // What is left of a removed snapshot waits in tmp/ for somebody who can delete it.
 func ofOthers(err error) error {
-	if errors.Is(err, fs.ErrPermission) && os.Geteuid() != 0 {
-		return errdefs.ErrPermissionDenied.WithMessage("it has files of other users: only root, or root of the user namespace it was made in, can delete them")
+	if errors.Is(err, fs.ErrPermission) {
+		return errdefs.ErrPermissionDenied.WithMessage("it has files of other users: only root, or root of the user namespace it was made in, can delete them (CAP_DAC_OVERRIDE)")
 	}
 	return err
 }

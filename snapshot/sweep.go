@@ -81,7 +81,12 @@ func (s *Snapshotter) Sweep(ctx context.Context, o Sweep, f func(Info, Usage) er
 		if err := ctx.Err(); err != nil {
 			return err
 		}
-		u, _ := s.driver.Usage(ctx, s.tree(e.id, e.record)) // nothing, if it can't be measured
+		u, err := s.driver.Usage(ctx, s.tree(e.id, e.record))
+		if err = ofOthers(err); errdefs.IsPermissionDenied(err) {
+			// Its files could not be deleted, either. Any other failure to measure is a size of nothing.
+			o.Failed(fmt.Errorf("remove %s: %w", e.Key, err))
+			continue
+		}
 		if !o.DryRun {
 			failed, err := s.sweepEntry(ctx, e, known, o)
 			if err = cmp.Or(err, ctx.Err()); err != nil {
