@@ -3,9 +3,14 @@ package runtime
 import (
 	"context"
 	"errors"
+	"fmt"
+	"io/fs"
 	"os"
+	"path/filepath"
 	"time"
 	"unsafe"
+
+	"distkit/errclass"
 
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
@@ -20,9 +25,7 @@ func (u *execution) adopt(interactive bool, tell func(report)) error {
 		return err
 	}
 	defer unix.Close(fd)
-	// What the process prints it prints to pipes, which it keeps open itself. A terminal went with
-	// the monitor that had it.
-	s, err := u.c.openStreams(u.place(), u.job.Terminal, interactive, &u.state)
+	s, err := u.streams(interactive).Adopt(u.state.Pipes, u.state.findPipe)
 	if err != nil {
 		tell(report{Error: err.Error(), Exit: 125, Denied: errdefs.IsPermissionDenied(err)})
 		return err
@@ -34,10 +37,38 @@ func (u *execution) adopt(interactive bool, tell func(report)) error {
 		tell(report{Error: err.Error(), Exit: 125})
 		return err
 	}
-	s.begin()
+	s.Begin()
 	tell(report{Pid: u.state.Pid})
 	e := waitForeign(u.state.Process, fd)
 	return u.finish(ctx, s, e)
+}
+
+// findPipe opens a pipe that the process, or another one in its container, has open. It returns nil if none of them has. The
+// error is PermissionDenied in a user namespace that is neither theirs nor above it.
+func (s *state) findPipe(pipe string, mode int) (*os.File, error) {
+	var denied error
+	for _, pid := range append([]int{s.Pid}, processes(s.Cgroups)...) {
+		dir := fmt.Sprintf("/proc/%d/fd", pid)
+		fds, err := os.ReadDir(dir)
+		if errors.Is(err, fs.ErrPermission) {
+			denied = errclass.Errorf(errdefs.ErrPermissionDenied, "its streams can't be opened: %w", err)
+		}
+		for _, fd := range fds {
+			name := filepath.Join(dir, fd.Name())
+			if got, err := os.Readlink(name); err != nil || got != pipe {
+				continue
+			}
+			f, err := unix.Open(name, mode|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
+			if err != nil {
+				continue
+			}
+			if got, _ := os.Readlink(fmt.Sprintf("/proc/self/fd/%d", f)); got == pipe {
+				return os.NewFile(uintptr(f), pipe), nil
+			}
+			_ = unix.Close(f) // another file has the number by now
+		}
+	}
+	return nil, denied
 }
 
 // waitForeign waits for the end of a process that is no child. What it exited with stands in /proc

@@ -11,6 +11,7 @@ import (
 
 	"distkit/errclass"
 	"distkit/events"
+	"distkit/runtime/stdio"
 
 	"github.com/containerd/errdefs"
 	runc "github.com/containerd/go-runc"
@@ -137,20 +138,20 @@ func (c *Container) lockRestored(ctx context.Context) (*os.File, error) {
 }
 
 // restore has the runtime make the container from its processes' state.
-func (r *Runtime) restore(ctx context.Context, client *runc.Runc, id string, u *execution, opts *runc.CreateOpts, term *terminal) error {
+func (r *Runtime) restore(ctx context.Context, client *runc.Runc, id string, u *execution, opts *runc.CreateOpts, console *stdio.Console) error {
 	work, err := os.MkdirTemp(u.claim.dir, "criu-")
 	if err != nil {
 		return err
 	}
 	o := &runc.RestoreOpts{
-		CheckpointOpts: runc.CheckpointOpts{ImagePath: u.images, WorkDir: work, AllowOpenTCP: true, AllowExternalUnixSockets: true, FileLocks: true, AllowTerminal: term != nil},
+		CheckpointOpts: runc.CheckpointOpts{ImagePath: u.images, WorkDir: work, AllowOpenTCP: true, AllowExternalUnixSockets: true, FileLocks: true, AllowTerminal: console != nil},
 		IO:             opts.IO, Detach: true, PidFile: opts.PidFile, ConsoleSocket: opts.ConsoleSocket,
 	}
 	if _, err := client.Restore(ctx, id, u.job.Bundle, o); err != nil {
 		return criuFailed(err, filepath.Join(work, "restore.log"))
 	}
-	if term != nil {
-		return term.start()
+	if console != nil {
+		return console.Receive()
 	}
 	return nil
 }

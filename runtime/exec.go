@@ -48,7 +48,7 @@ func (c *Container) Exec(ctx context.Context, x Exec) (status int, err error) {
 	signals := catchSignals()
 	defer signal.Stop(signals)
 	if x.Terminal {
-		if ws, err := hostSize(); err == nil {
+		if ws, err := stdio.WindowSize(); err == nil {
 			p.ConsoleSize = &specs.Box{Height: uint(ws.Row), Width: uint(ws.Col)}
 		}
 	}
@@ -62,9 +62,6 @@ func (c *Container) StartExec(ctx context.Context, x Exec) (id string, err error
 	u, p, err := c.beginExec(ctx, x, true)
 	if err != nil {
 		return "", err
-	}
-	if err := makeStreams(u.place()); err != nil {
-		return "", u.abandon(ctx, err)
 	}
 	o := order{
 		Root: c.set.root, Namespace: c.Namespace, ID: c.ID, Command: u.r.command, State: u.r.state, Job: u.job, Run: u.state,
@@ -265,7 +262,7 @@ func withDefault(env []string, v string) []string {
 }
 
 // startExec has the runtime execute a process.
-func (r *Runtime) startExec(ctx context.Context, client *runc.Runc, id string, p *specs.Process, opts *runc.CreateOpts, term *terminal) error {
+func (r *Runtime) startExec(ctx context.Context, client *runc.Runc, id string, p *specs.Process, opts *runc.CreateOpts, console *stdio.Console) error {
 	// runc gives a further process its own umask.
 	umask := 0o022
 	if p.User.Umask != nil {
@@ -273,8 +270,8 @@ func (r *Runtime) startExec(ctx context.Context, client *runc.Runc, id string, p
 	}
 	defer unix.Umask(unix.Umask(umask))
 	err := client.Exec(ctx, id, *p, &runc.ExecOpts{IO: opts.IO, PidFile: opts.PidFile, ConsoleSocket: opts.ConsoleSocket, Detach: true})
-	if err == nil && term != nil {
-		err = term.start()
+	if err == nil && console != nil {
+		err = console.Receive()
 	}
 	return err
 }

@@ -2,7 +2,6 @@ package runtime
 
 import (
 	"bytes"
-	"net"
 	"os"
 	"path/filepath"
 	"strings"
@@ -118,26 +117,4 @@ func TestManyWait(t *testing.T) {
 			t.Error(err)
 		}
 	})
-}
-
-// A console's socket can be in a directory whose path is longer than a socket's path may be.
-func TestLongSocketPath(t *testing.T) {
-	t.Parallel()
-	dir := filepath.Join(t.TempDir(), strings.Repeat("d", 200))
-	if err := os.Mkdir(dir, 0o700); err != nil {
-		t.Fatal(err)
-	}
-	term, err := newTerminal(filepath.Join(dir, "console"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer term.close()
-	conn, err := net.Dial("unix", term.Path())
-	if err != nil {
-		t.Fatal(err)
-	}
-	conn.Close()
-	if _, err := os.Lstat(filepath.Join(dir, "console")); err != nil {
-		t.Error(err)
-	}
 }

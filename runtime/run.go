@@ -23,6 +23,7 @@ import (
 	"distkit/disk"
 	"distkit/events"
 	"distkit/runtime/spec"
+	"distkit/runtime/stdio"
 
 	"github.com/containerd/errdefs"
 	runc "github.com/containerd/go-runc"
@@ -296,6 +297,36 @@ func (c *Container) run(ctx context.Context, r *Runtime, lock *os.File, images s
 	return u.foreground(ctx, signals, s)
 }
 
+// foreground runs the process and returns its status. Its streams are those that s says, or a terminal.
+func (u *execution) foreground(ctx context.Context, signals <-chan os.Signal, s Streams) (status int, err error) {
+	if err := u.startGuard(); err != nil {
+		return -1, u.abandon(ctx, err)
+	}
+	streams := stdio.Inherit()
+	switch {
+	case u.job.Terminal:
+		streams, err = stdio.Terminal(u.claim.path("console"))
+	case s != Inherited:
+		streams, err = stdio.Pipe()
+	}
+	if err != nil {
+		return -1, u.abandon(ctx, err)
+	}
+	pid, err := u.start(ctx, &streams.Ends, streams.Console)
+	if err == nil {
+		streams.Begin()
+		status, err = wait(pid, signals, streams.Resize)
+	}
+	if err != nil {
+		err = u.abandon(ctx, err)
+		_, _ = streams.Finish(signals, 0) // the runtime's message
+		return -1, err
+	}
+	err = u.end(ctx, exited(status))
+	status, ferr := streams.Finish(signals, status)
+	return status, errors.Join(err, ferr)
+}
+
 func exited(status int) Exit { return Exit{Status: &status, Exited: time.Now().UTC()} }
 
 // job is what must be known of a bundle to run it.
@@ -418,21 +449,24 @@ func (c *Container) begin(ctx context.Context, r *Runtime, lock *os.File, detach
 var at = func(string) {}
 
 // start has the runtime make the process, which becomes this process's child.
-func (u *execution) start(ctx context.Context, opts *runc.CreateOpts, term *terminal) (pid int, err error) {
+func (u *execution) start(ctx context.Context, streams *stdio.Ends, console *stdio.Console) (pid int, err error) {
 	// The container's process becomes our child when the runtime that made it ends.
 	if err := unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0); err != nil {
 		return -1, fmt.Errorf("become subreaper: %w", err)
 	}
 	client := u.r.client(u.claim)
-	opts.PidFile, opts.Detach = u.claim.path("pid"), true
+	opts := &runc.CreateOpts{IO: streams, PidFile: u.claim.path("pid"), Detach: true}
+	if console != nil {
+		opts.ConsoleSocket = console
+	}
 	topic := "/tasks/start"
 	if u.exec != "" {
 		topic = "/tasks/exec-started"
-		err = u.r.startExec(ctx, client, u.c.key(), u.process, opts, term)
+		err = u.r.startExec(ctx, client, u.c.key(), u.process, opts, console)
 	} else if u.images != "" {
-		err = u.r.restore(ctx, client, u.c.key(), u, opts, term)
+		err = u.r.restore(ctx, client, u.c.key(), u, opts, console)
 	} else {
-		err = u.r.start(ctx, client, u.c.key(), u.job.Bundle, opts, term)
+		err = u.r.start(ctx, client, u.c.key(), u.job.Bundle, opts, console)
 	}
 	if err != nil {
 		return -1, u.r.startError(u.job, u.claim, err)
@@ -584,8 +618,8 @@ func (u *execution) leave(ctx context.Context) error {
 // start makes and starts a container: at once where it can. A terminal must have its size
 // before the process looks at it. And only runc leaves a process that ends at once to be waited
 // for; others must have ended themselves before the container's process begins.
-func (r *Runtime) start(ctx context.Context, client *runc.Runc, id, dir string, opts *runc.CreateOpts, term *terminal) error {
-	if term == nil && filepath.Base(r.command) == "runc" {
+func (r *Runtime) start(ctx context.Context, client *runc.Runc, id, dir string, opts *runc.CreateOpts, console *stdio.Console) error {
+	if console == nil && filepath.Base(r.command) == "runc" {
 		_, err := client.Run(ctx, id, dir, opts)
 		return err
 	}
@@ -593,8 +627,8 @@ func (r *Runtime) start(ctx context.Context, client *runc.Runc, id, dir string, 
 	if err := client.Create(ctx, id, dir, opts); err != nil {
 		return err
 	}
-	if term != nil {
-		if err := term.start(); err != nil {
+	if console != nil {
+		if err := console.Receive(); err != nil {
 			return err
 		}
 	}
@@ -655,6 +689,16 @@ func (r *Runtime) removeEnded(j job, id string, cgroups []string) bool {
 	}
 	return os.RemoveAll(dir) == nil
 }
+
+// Streams says what the standard streams of a process in the foreground are.
+type Streams int
+
+const (
+	// Piped gives the process pipes, see [stdio.Pipe].
+	Piped Streams = iota
+	// Inherited gives the process this process's own standard streams, see [stdio.Inherit].
+	Inherited
+)
 
 // job tells what is to be done with a bundle.
 func (b *bundle) job(r *Runtime) job {
@@ -751,8 +795,9 @@ func forwarded() []os.Signal {
 	return out
 }
 
-// wait forwards signals to a child until it ends. It waits for what the child leaves behind, too.
-func wait(pid int, signals <-chan os.Signal, term *terminal) (int, error) {
+// wait forwards signals to a child until it ends, but for changes of the terminal's size if resize returns true. It waits for
+// what the child leaves behind, too.
+func wait(pid int, signals <-chan os.Signal, resize func() bool) (int, error) {
 	type end struct {
 		status int
 		err    error
@@ -777,8 +822,7 @@ func wait(pid int, signals <-chan os.Signal, term *terminal) (int, error) {
 			return e.status, e.err
 		case s := <-signals:
 			sig := s.(syscall.Signal)
-			if sig == unix.SIGWINCH && term != nil {
-				term.resize()
+			if sig == unix.SIGWINCH && resize() {
 				continue
 			}
 			if sig == unix.SIGTERM && abandoned() {

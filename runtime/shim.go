@@ -1,13 +1,11 @@
 package runtime
 
 import (
-	"bufio"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
-	"io/fs"
 	"os"
 	"os/exec"
 	"os/signal"
@@ -17,15 +15,12 @@ import (
 	"strconv"
 	"strings"
 	"syscall"
-	"time"
 
 	"distkit/errclass"
 	"distkit/runtime/spec"
 	"distkit/runtime/stdio"
 
-	"github.com/containerd/console"
 	"github.com/containerd/errdefs"
-	runc "github.com/containerd/go-runc"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 )
@@ -101,9 +96,6 @@ func (c *Container) detach(ctx context.Context, r *Runtime, lock *os.File, image
 	u, err := c.begin(ctx, r, lock, true)
 	if err != nil {
 		return -1, err
-	}
-	if err := makeStreams(c.place()); err != nil {
-		return -1, u.abandon(ctx, fmt.Errorf("container %s: %w", c.ID, err))
 	}
 	o := order{Root: c.set.root, Namespace: c.Namespace, ID: c.ID, Command: r.command, State: r.state, Job: u.job, Run: u.state, Images: images}
 	rep, err := spawn(o, u.lock, u.claim)
@@ -301,18 +293,24 @@ func (o order) work(open func(root, namespace, state string) (*Containers, error
 
 // finish records the end of a detached process, after its output. Processes that a further process has left behind in the
 // container may go on printing: finish copies their output to the log until the last of them has closed its end.
-func (u *execution) finish(ctx context.Context, s *streams, e Exit) error {
-	s.settle()
+func (u *execution) finish(ctx context.Context, s *stdio.Detached, e Exit) error {
+	defer s.Close()
+	s.Settle()
 	err := u.end(ctx, e)
-	for ; u.exec != "" && s.n > 0; s.n-- {
-		<-s.ended
+	if u.exec != "" {
+		s.Drain()
 	}
-	s.log.Close()
 	return err
 }
 
+// streams says what the streams of the process are.
+func (u *execution) streams(interactive bool) stdio.Options {
+	p := u.place()
+	return stdio.Options{Dir: p.private, Log: p.logDir(), LogSize: u.c.LogSize, Terminal: u.job.Terminal, Interactive: interactive}
+}
+
 // startDetached does the shim's part of starting.
-func (u *execution) startDetached(ctx context.Context, interactive bool) (*streams, int, error) {
+func (u *execution) startDetached(ctx context.Context, interactive bool) (*stdio.Detached, int, error) {
 	self, err := Identify(os.Getpid())
 	if err != nil {
 		return nil, -1, err
@@ -322,29 +320,16 @@ func (u *execution) startDetached(ctx context.Context, interactive bool) (*strea
 		return nil, -1, err
 	}
 	at("shim")
-	s, err := u.c.openStreams(u.place(), u.job.Terminal, interactive, nil)
+	s, err := u.streams(interactive).Open(u.claim.path("console"))
 	if err != nil {
 		return nil, -1, err
 	}
-	s.log.Begin()
-	u.state.Pipes = s.pipes
-	opts := &runc.CreateOpts{}
-	var term *terminal
-	if u.job.Terminal {
-		if term, err = newTerminal(u.claim.path("console")); err != nil {
-			return nil, -1, err
-		}
-		defer term.close()
-		term.detached = s
-		opts.ConsoleSocket = term
-	} else {
-		opts.IO = s
-	}
-	pid, err := u.start(ctx, opts, term)
+	u.state.Pipes = s.Pipes
+	pid, err := u.start(ctx, &s.Ends, s.Console)
 	if err != nil {
 		return nil, -1, err
 	}
-	s.begin()
+	s.Begin()
 	return s, pid, nil
 }
 
@@ -359,296 +344,6 @@ func reap(pid int) (status int, err error) {
 			return -1, fmt.Errorf("wait for container's process: %w", err)
 		case got == pid:
 			return statusOf(ws), nil
-		}
-	}
-}
-
-// streams are the standard streams of a detached process: a FIFO in its directory that anybody can
-// write its input to, pipes for what it prints, and its log. Pipes have no path, which criu could not restore
-// from outside of the container.
-type streams struct {
-	log         *stdio.Writer
-	interactive bool
-	outputs     map[string]*os.File // by stream: what the process prints
-	theirs      []*os.File          // the process's own ends, in the order stdin, stdout, stderr
-	pipes       map[string]string   // what the kernel calls the process's pipes
-	input       *os.File            // the FIFO, held open, so that who comes and goes does not end the input
-	feed        *os.File            // the pipe that is the process's input, if that is no terminal
-	inputEnds   *latch              // closed when feed is to end with what the FIFO holds
-	control     *os.File
-	master      *os.File      // of a terminal
-	over        chan struct{} // closed when the process has ended
-	ended       chan struct{}
-	n           int
-}
-
-// makeStreams makes the FIFOs.
-func makeStreams(p place) error {
-	for _, name := range []string{"stdin", "control"} {
-		name = filepath.Join(p.private, name)
-		if err := os.Remove(name); err != nil && !errors.Is(err, fs.ErrNotExist) {
-			return err
-		}
-		if err := unix.Mkfifo(name, 0o600); err != nil {
-			return &fs.PathError{Op: "mkfifo", Path: name, Err: err}
-		}
-	}
-	return nil
-}
-
-// openStreams opens the streams of a process to be, or, with a state, of one that has lost its monitor.
-func (c *Container) openStreams(p place, terminal, interactive bool, old *state) (*streams, error) {
-	log, err := stdio.NewWriter(p.logDir(), c.LogSize)
-	if err != nil {
-		return nil, err
-	}
-	s := &streams{log: log, interactive: interactive, outputs: map[string]*os.File{}, over: make(chan struct{}), ended: make(chan struct{}, 2)}
-	if s.inputEnds, err = newLatch(); err != nil {
-		return nil, err
-	}
-	open := func(name string, flags int) *os.File {
-		var f *os.File
-		if err == nil {
-			f, err = os.OpenFile(name, flags, 0)
-		}
-		return f
-	}
-	s.control = open(p.private+"/control", os.O_RDWR|unix.O_NONBLOCK)
-	if terminal {
-		s.input = open(p.private+"/stdin", os.O_RDWR|unix.O_NONBLOCK)
-		return s, err
-	}
-	stdin := open(os.DevNull, os.O_RDONLY)
-	if interactive {
-		s.input = open(p.private+"/stdin", os.O_RDWR|unix.O_NONBLOCK)
-	}
-	if err != nil {
-		return nil, err
-	}
-	if old != nil {
-		_ = stdin.Close()
-		for name, pipe := range old.Pipes {
-			if name == "stdin" {
-				s.feed, err = findPipe(*old, pipe, unix.O_WRONLY)
-			} else {
-				s.outputs[name], err = findPipe(*old, pipe, unix.O_RDONLY)
-			}
-			if err != nil {
-				return nil, err
-			}
-		}
-		return s, nil
-	}
-	s.pipes = map[string]string{}
-	if interactive {
-		// Not the FIFO: the process could open that again, and the runtime would make it its own.
-		_ = stdin.Close()
-		var fd int
-		if stdin, fd, err = newPipe(false); err != nil {
-			return nil, err
-		}
-		s.feed = os.NewFile(uintptr(fd), "stdin")
-		if s.pipes["stdin"], err = os.Readlink(fmt.Sprintf("/proc/self/fd/%d", fd)); err != nil {
-			return nil, err
-		}
-	}
-	s.theirs = []*os.File{stdin}
-	for _, name := range []string{"stdout", "stderr"} {
-		ours, theirs, err := pipe()
-		if err != nil {
-			return nil, err
-		}
-		s.outputs[name], s.theirs = ours, append(s.theirs, theirs)
-		if s.pipes[name], err = os.Readlink(fmt.Sprintf("/proc/self/fd/%d", theirs.Fd())); err != nil {
-			return nil, err
-		}
-	}
-	for _, f := range s.theirs {
-		if err := unix.SetNonblock(int(f.Fd()), false); err != nil {
-			return nil, err
-		}
-	}
-	return s, nil
-}
-
-// pipe makes a pipe for what a process prints. The process has its end for reading too, so that it lives
-// on without its monitor.
-func pipe() (ours, theirs *os.File, err error) {
-	ours, in, err := os.Pipe()
-	if err != nil {
-		return nil, nil, err
-	}
-	defer in.Close()
-	theirs, err = os.OpenFile(fmt.Sprintf("/proc/self/fd/%d", in.Fd()), os.O_RDWR, 0)
-	return ours, theirs, err
-}
-
-// findPipe opens a pipe that a process, or another in its container, has open; nil where none has
-// any more. PermissionDenied from a user namespace that is neither theirs nor above it.
-func findPipe(s state, pipe string, mode int) (*os.File, error) {
-	var denied error
-	for _, pid := range append([]int{s.Pid}, processes(s.Cgroups)...) {
-		dir := fmt.Sprintf("/proc/%d/fd", pid)
-		fds, err := os.ReadDir(dir)
-		if errors.Is(err, fs.ErrPermission) {
-			denied = errclass.Errorf(errdefs.ErrPermissionDenied, "its streams can't be opened: %w", err)
-		}
-		for _, fd := range fds {
-			name := filepath.Join(dir, fd.Name())
-			if got, err := os.Readlink(name); err != nil || got != pipe {
-				continue
-			}
-			f, err := unix.Open(name, mode|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
-			if err != nil {
-				continue
-			}
-			if got, _ := os.Readlink(fmt.Sprintf("/proc/self/fd/%d", f)); got == pipe {
-				return os.NewFile(uintptr(f), pipe), nil
-			}
-			_ = unix.Close(f) // another file has the number by now
-		}
-	}
-	return nil, denied
-}
-
-// Set gives the process its streams: s is the runc.IO of its making.
-func (s *streams) Set(c *exec.Cmd) {
-	c.Stdin, c.Stdout, c.Stderr = s.theirs[0], s.theirs[1], s.theirs[2]
-}
-
-// The rest of runc.IO is for others.
-func (s *streams) Close() error          { return nil }
-func (s *streams) Stdin() io.WriteCloser { return nil }
-func (s *streams) Stdout() io.ReadCloser { return nil }
-func (s *streams) Stderr() io.ReadCloser { return nil }
-
-// begin copies, once the process has its ends.
-func (s *streams) begin() {
-	for _, f := range s.theirs {
-		_ = f.Close()
-	}
-	if s.master != nil {
-		s.outputs["stdout"] = s.master
-		go func() {
-			_, _ = io.CopyBuffer(struct{ io.Writer }{s.master}, struct{ io.Reader }{s.input}, make([]byte, 4096))
-		}()
-	}
-	if s.feed != nil {
-		go s.pass()
-	}
-	for stream, f := range s.outputs {
-		if f == nil {
-			continue
-		}
-		s.n++
-		go func() {
-			b := make([]byte, stdio.PieceRoom)
-			for {
-				n, err := f.Read(b)
-				if n > 0 {
-					s.log.Write(stream, b[:n])
-				}
-				if err == nil {
-					continue
-				}
-				// A terminal that no process has open is no end: the next may open it.
-				if s.master == nil || !errors.Is(err, unix.EIO) {
-					break
-				}
-				select {
-				case <-s.over:
-				case <-time.After(50 * time.Millisecond):
-					continue
-				}
-				break
-			}
-			s.ended <- struct{}{}
-		}()
-	}
-	go s.obey()
-}
-
-// pass moves what comes by the FIFO to the process's input, until that is to end or nobody reads it. Then nobody can write
-// to the FIFO either.
-func (s *streams) pass() {
-	f := &flow{from: int(s.input.Fd()), to: int(s.feed.Fd()), stop: s.inputEnds}
-	_ = f.run()
-	_ = s.input.Close()
-	_ = s.feed.Close()
-}
-
-// obey does what control says.
-func (s *streams) obey() {
-	lines := bufio.NewScanner(s.control)
-	lines.Buffer(make([]byte, 256), 4096)
-	for {
-		for lines.Scan() {
-			words := strings.Fields(lines.Text())
-			switch {
-			case len(words) == 3 && words[0] == "resize":
-				s.resize(words[1], words[2])
-			case len(words) == 1 && words[0] == "eof":
-				s.eof()
-			}
-		}
-		if !errors.Is(lines.Err(), bufio.ErrTooLong) {
-			return
-		}
-		lines = bufio.NewScanner(s.control) // of what is no command of ours
-		lines.Buffer(make([]byte, 256), 4096)
-	}
-}
-
-// take makes a terminal's master the process's streams.
-func (s *streams) take(f *os.File) error {
-	if err := console.ClearONLCR(f.Fd()); err != nil {
-		return fmt.Errorf("set console: %w", err)
-	}
-	fd, err := unix.FcntlInt(f.Fd(), unix.F_DUPFD_CLOEXEC, 0)
-	_ = f.Close()
-	if err == nil {
-		err = unix.SetNonblock(fd, true)
-	}
-	if err != nil {
-		return fmt.Errorf("receive console: %w", err)
-	}
-	s.master = os.NewFile(uintptr(fd), "console") // one that can be waited for
-	return nil
-}
-
-func (s *streams) resize(columns, rows string) {
-	c, cerr := strconv.ParseUint(columns, 10, 16)
-	r, rerr := strconv.ParseUint(rows, 10, 16)
-	if s.master == nil || cerr != nil || rerr != nil {
-		return
-	}
-	if raw, err := s.master.SyscallConn(); err == nil {
-		_ = raw.Control(func(fd uintptr) {
-			_ = unix.IoctlSetWinsize(int(fd), unix.TIOCSWINSZ, &unix.Winsize{Col: uint16(c), Row: uint16(r)})
-		})
-	}
-}
-
-// eof ends the input: on a terminal as ^D does.
-func (s *streams) eof() {
-	switch {
-	case s.master != nil:
-		_, _ = s.master.Write([]byte{4})
-	case s.feed != nil:
-		s.inputEnds.close()
-	}
-}
-
-// settle waits until all output was copied, but at most two seconds: another process may hold the pipe open for longer.
-func (s *streams) settle() {
-	close(s.over)
-	end := time.After(2 * time.Second)
-	for s.n > 0 {
-		select {
-		case <-s.ended:
-			s.n--
-		case <-end:
-			return
 		}
 	}
 }

@@ -74,40 +74,6 @@ func TestParseSignal(t *testing.T) {
 	}
 }
 
-func TestDetachKeys(t *testing.T) {
-	keys, err := ParseDetachKeys("ctrl-p,ctrl-p,ctrl-q")
-	if err != nil || string(keys) != "\x10\x10\x11" {
-		t.Fatalf("%q %v", keys, err)
-	}
-	for _, c := range []struct {
-		typed []string
-		out   string
-		left  bool
-	}{
-		{[]string{"abc"}, "abc", false},
-		{[]string{"a\x10\x10\x11b"}, "a", true},
-		{[]string{"a\x10", "\x10", "\x11"}, "a", true},
-		{[]string{"\x10\x10\x10\x11"}, "\x10", true},
-		{[]string{"\x10x\x10\x10\x10", "y"}, "\x10x\x10\x10\x10y", false},
-	} {
-		var out []byte
-		matched, left := 0, false
-		for _, s := range c.typed {
-			var o []byte
-			o, matched, left = detachKeys([]byte(s), keys, matched)
-			out = append(out, o...)
-		}
-		if string(out) != c.out || left != c.left {
-			t.Errorf("%q: %q %v", c.typed, out, left)
-		}
-	}
-	for _, s := range []string{"ctrl-", "ctrl-1", "ab", ",", "ctrl-pp"} {
-		if _, err := ParseDetachKeys(s); err == nil {
-			t.Errorf("%q is taken", s)
-		}
-	}
-}
-
 // A cgroup of version 2 as the kernel has it, also beside version 1: it is counted, frozen, thawed and emptied.
 func TestCgroupV2(t *testing.T) {
 	testenv.Require(t, "root")

@@ -385,19 +385,20 @@ func (p place) untilDeath(ctx context.Context) error {
 				most = soon
 				continue
 			}
-			defer unix.Close(fd)
 			fds = append(fds, unix.PollFd{Fd: int32(fd), Events: unix.POLLIN})
 		}
 	}
-	called, err := newLatch()
-	if err != nil {
-		return err
-	}
-	defer unix.Close(called.r)
-	defer called.close()
-	defer context.AfterFunc(ctx, called.close)()
-	if err := pollFor(most, append(fds, unix.PollFd{Fd: int32(called.r), Events: unix.POLLIN})); err != nil {
-		return err
+	polled := make(chan struct{})
+	go func() {
+		defer close(polled)
+		_, _ = unix.Poll(fds, int(most.Milliseconds()))
+		for _, fd := range fds {
+			_ = unix.Close(int(fd.Fd))
+		}
+	}()
+	select {
+	case <-ctx.Done():
+	case <-polled:
 	}
 	return ctx.Err()
 }

@@ -49,7 +49,7 @@ func newAttach(o *containers.Flags) *cobra.Command {
 			return err
 		}
 		a := runtime.Attach{Input: !*noInput}
-		if a.DetachKeys, err = runtime.ParseDetachKeys(*keys); err != nil {
+		if a.DetachKeys, err = stdio.ParseDetachKeys(*keys); err != nil {
 			return err
 		}
 		var e *runtime.Exit

@@ -260,6 +260,7 @@ type Reader struct {
 
 	mu    sync.Mutex
 	files []*os.File // still to be read, the oldest first
+	full  bool       // there are newer files, for which files had no room
 	part  []byte
 	pos   int64 // the offset in the whole log up to which files[0] was read; -1 if it isn't known
 	fresh bool  // nothing of files[0] was read yet
@@ -328,7 +329,8 @@ func (r *Reader) find() error {
 			}
 		}
 	}
-	if room := max(0, backlog-len(r.files)); len(found) > room {
+	room := max(0, backlog-len(r.files))
+	if r.full = len(found) > room; r.full {
 		closeFiles(found[room:])
 		found = found[:room]
 	}
@@ -365,14 +367,15 @@ func (r *Reader) Close() {
 	r.files = nil
 }
 
-// current returns the first file, or nil if there is none, and whether no file comes after it.
-func (r *Reader) current() (f *os.File, last bool) {
+// current returns the first file, or nil if there is none, whether it is the last one that is open, and whether there were
+// newer ones that could not be opened.
+func (r *Reader) current() (f *os.File, last, full bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if len(r.files) == 0 {
-		return nil, true
+		return nil, true, false
 	}
-	return r.files[0], len(r.files) == 1
+	return r.files[0], len(r.files) == 1, r.full
 }
 
 // enter begins to read a file. It returns how many bytes of the log are missing before the file.
@@ -396,7 +399,7 @@ func (r *Reader) Read(f func(Entry) error) error {
 		return err
 	}
 	for {
-		file, last := r.current()
+		file, last, full := r.current()
 		if file == nil {
 			return nil
 		}
@@ -407,8 +410,18 @@ func (r *Reader) Read(f func(Entry) error) error {
 				}
 			}
 		}
-		if err := r.readFile(file, f); err != nil || last {
+		if err := r.readFile(file, f); err != nil {
 			return err
+		}
+		switch {
+		case !last:
+		case !full:
+			return nil
+		default:
+			if err := r.find(); err != nil {
+				return err
+			}
+			continue
 		}
 		// The file was put aside before it was read to its end, so nothing is added to it any more.
 		r.mu.Lock()

@@ -221,3 +221,31 @@ func TestOddLines(t *testing.T) {
 		t.Errorf("%.60q, %d missing", got, missing)
 	}
 }
+
+// A reader that has no room for more files reads the newest ones nevertheless.
+func TestReaderReachesTheEndOfALongBacklog(t *testing.T) {
+	t.Parallel()
+	d := dir(t)
+	w := newWriter(t, d, 100)
+	r, err := NewReader(d, false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	for i := range 4 * backlog {
+		w.Write("stdout", fmt.Appendf(nil, "%050d\n", i))
+		if err := r.find(); err != nil { // as when the watcher tells of a new file
+			t.Fatal(err)
+		}
+	}
+	lines, last, missing := 0, "", int64(0)
+	err = r.Read(func(e Entry) error {
+		if missing += e.Missing; e.Missing == 0 {
+			lines, last = lines+1, string(e.Text)
+		}
+		return nil
+	})
+	if want := fmt.Sprintf("%050d\n", 4*backlog-1); err != nil || last != want || missing == 0 || lines < backlog {
+		t.Errorf("%d lines, %d bytes missing, the last line is %q; %v", lines, missing, last, err)
+	}
+}

@@ -1,4 +1,5 @@
-// Package stdio keeps the output of detached processes in logs, and reads and follows these logs.
+// Package stdio has the standard streams of processes: pipes and terminals between a process and its caller in the foreground, and
+// for a detached process an input, a log, and those who join it. It knows nothing of runtimes and containers.
 package stdio
 
 import (

@@ -1,0 +1,207 @@
+package stdio
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"strings"
+	"syscall"
+
+	"distkit/errclass"
+
+	"github.com/containerd/console"
+	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
+)
+
+// Attach says how to join a detached process.
+type Attach struct {
+	Dir        string // see [Options]
+	Log        Dir
+	Terminal   bool   // the process has a terminal
+	Input      bool   // standard input goes to the process
+	DetachKeys []byte // keys that end the joining if typed on a terminal; none if empty
+
+	Own     Ends                       // this process's standard streams
+	Signals <-chan os.Signal           // that this process gets
+	Signal  func(syscall.Signal) error // sends a signal to the process
+}
+
+// errDetached is the cause of the context's end if the user has left by the keys.
+var errDetached = errors.New("detached")
+
+// Run copies the process's output from now on to this process's, until over says that the process has ended. It
+// passes on standard input, signals, and the size of the terminal. The process never waits for those who have joined it: if
+// they read too slowly, the error is a [Missing]. Left is true if the user has left by the keys.
+func (a *Attach) Run(ctx context.Context, w *Watcher, over func() (bool, error)) (left bool, err error) {
+	r, err := NewReader(a.Log, true)
+	if err != nil {
+		return false, err
+	}
+	defer r.Close()
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	if a.Terminal {
+		var host console.Console
+		if a.Input {
+			if host, err = rawTerminal(a.Own[0]); err != nil {
+				return false, err
+			}
+		}
+		if host != nil {
+			defer func() { _ = host.Reset() }()
+		} else {
+			a.DetachKeys = nil
+		}
+		a.resize(1) // a size that differs for an instant has the process draw its screen again
+		a.resize(0)
+	} else {
+		a.DetachKeys = nil
+	}
+	go func() {
+		for {
+			select {
+			case <-ctx.Done():
+				return
+			case s := <-a.Signals:
+				if s != unix.SIGWINCH {
+					_ = a.Signal(s.(syscall.Signal))
+				} else if a.Terminal {
+					a.resize(0)
+				}
+			}
+		}
+	}()
+	if a.Input {
+		go func() {
+			switch err := a.feed(a.Own[0]); {
+			case errors.Is(err, errDetached):
+				cancel(errDetached)
+			case err == nil:
+				a.control("eof")
+			}
+		}()
+	}
+	var missing Missing
+	out := bufio.NewWriterSize(a.Own[1], 64<<10)
+	err = r.Follow(ctx, w, over, func(e Entry) error {
+		missing += Missing(e.Missing)
+		if e.Stream == "stderr" {
+			if err := out.Flush(); err != nil { // if both are one terminal, the order is kept
+				return err
+			}
+			_, err := a.Own[2].Write(e.Text)
+			return err
+		}
+		_, err := out.Write(e.Text)
+		return err
+	}, out.Flush)
+	if left = errors.Is(context.Cause(ctx), errDetached); left {
+		err = out.Flush()
+	}
+	if err != nil {
+		return left, err
+	}
+	return left, missing.Err()
+}
+
+// resize sets the process's terminal to the size of this process's, with so many rows more.
+func (a *Attach) resize(rows uint16) {
+	if ws, err := WindowSize(); err == nil {
+		a.control(fmt.Sprintf("resize %d %d", ws.Col, ws.Row+rows))
+	}
+}
+
+// control sends a command to the process's monitor, if it has one.
+func (a *Attach) control(line string) {
+	if f, err := os.OpenFile(a.Dir+"/control", os.O_WRONLY|unix.O_NONBLOCK, 0); err == nil {
+		_, _ = f.Write([]byte(line + "\n"))
+		_ = f.Close()
+	}
+}
+
+// feed copies to the process's input until in ends. The error is EPIPE if no process reads the input, and errDetached if the
+// keys were typed, which are not passed on.
+func (a *Attach) feed(in io.Reader) error {
+	f, err := os.OpenFile(a.Dir+"/stdin", os.O_WRONLY|unix.O_NONBLOCK, 0)
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENXIO) {
+		return unix.EPIPE
+	}
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	b := make([]byte, 32<<10)
+	matched := 0
+	for {
+		n, rerr := in.Read(b)
+		out := b[:n]
+		if len(a.DetachKeys) > 0 {
+			var left bool
+			if out, matched, left = detachKeys(out, a.DetachKeys, matched); left {
+				_, _ = f.Write(out)
+				return errDetached
+			}
+		}
+		if _, err := f.Write(out); err != nil {
+			return err
+		}
+		if errors.Is(rerr, io.EOF) {
+			return nil
+		}
+		if rerr != nil {
+			return rerr
+		}
+	}
+}
+
+// detachKeys looks for the keys in what was typed; the first ones, as many as before says, were typed earlier. It holds bytes
+// back that may begin the keys, until it is clear that they don't.
+func detachKeys(typed, keys []byte, before int) (out []byte, matched int, left bool) {
+	matched = before
+	for _, b := range typed {
+		for matched > 0 && b != keys[matched] {
+			// The longest end of the held bytes that also begins the keys still counts.
+			held := keys[:matched]
+			n := matched - 1
+			for n > 0 && !bytes.Equal(held[matched-n:], keys[:n]) {
+				n--
+			}
+			out = append(out, held[:matched-n]...)
+			matched = n
+		}
+		if b != keys[matched] {
+			out = append(out, b)
+			continue
+		}
+		if matched++; matched == len(keys) {
+			return out, 0, true
+		}
+	}
+	return out, matched, false
+}
+
+// ParseDetachKeys reads docker's --detach-keys: keys separated by commas, each a character, or ctrl- and one of a-z @ [ \ ] ^ _.
+// "" is none. The error is InvalidArgument.
+func ParseDetachKeys(s string) (keys []byte, err error) {
+	if s == "" {
+		return nil, nil
+	}
+	for _, k := range strings.Split(s, ",") {
+		c, ctrl := strings.CutPrefix(k, "ctrl-")
+		switch {
+		case len(c) != 1, ctrl && (c[0] < '@' || c[0] > '_') && (c[0] < 'a' || c[0] > 'z'):
+			return nil, errclass.Errorf(errdefs.ErrInvalidArgument, "detach keys %q: %q is no key: want a character, or ctrl- and one", s, k)
+		case ctrl:
+			keys = append(keys, c[0]&0x1f)
+		default:
+			keys = append(keys, c[0])
+		}
+	}
+	return keys, nil
+}
