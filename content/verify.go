@@ -112,6 +112,9 @@ func (s *Store) strays(ctx context.Context, top, alg string, f func(path string)
 		if e.IsDir() && strings.Count(alg, "/") < maxStrayDepth {
 			return s.strays(ctx, top, path.Join(alg, e.Name()), f)
 		}
+		if e.Type().IsRegular() && strings.HasPrefix(e.Name(), ".nfs") {
+			return nil // NFS keeps what was removed while it was open, and removes it once it is closed
+		}
 		if e.Type().IsRegular() && valid(digest.Algorithm(alg), e.Name()) {
 			if top == ocispec.ImageBlobsDir {
 				return nil

@@ -69,7 +69,7 @@ func TestStrays(t *testing.T) {
 		"blobs/sha256/dir/" + dgst.Encoded(),
 		"labels/sha256/" + digest.FromString("none").Encoded(),
 	}
-	for _, path := range want {
+	for _, path := range append(want, "blobs/sha256/.nfs000000000000000100000002", "labels/sha256/.nfs1") {
 		path = filepath.Join(s.Root(), path)
 		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
 			t.Fatal(err)

@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
-	"os/signal"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -46,7 +45,6 @@ func (c *Container) Exec(ctx context.Context, x Exec) (status int, err error) {
 		return -1, err
 	}
 	signals := catchSignals()
-	defer signal.Stop(signals)
 	if x.Terminal {
 		if ws, err := stdio.WindowSize(); err == nil {
 			p.ConsoleSize = &specs.Box{Height: uint(ws.Row), Width: uint(ws.Col)}

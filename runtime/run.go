@@ -288,7 +288,6 @@ func (c *Container) checkpoint() string {
 // run runs a container; images is where the state of its processes is, if that was stored.
 func (c *Container) run(ctx context.Context, r *Runtime, lock *os.File, images string, s Streams) (status int, err error) {
 	signals := catchSignals()
-	defer signal.Stop(signals)
 	u, err := c.begin(ctx, r, lock, false)
 	if err != nil {
 		return -1, err
@@ -848,7 +847,8 @@ var parent = func() int {
 	return os.Getppid()
 }()
 
-// catchSignals delivers the signals that are passed on. If the parent was killed before this process caught
+// catchSignals delivers the signals that are passed on. They are caught until this process exits with the status of what it
+// ran, since one more of them must not change that status. If the parent was killed before this process caught
 // them, the TERM of that may be lost, and is delivered again.
 func catchSignals() chan os.Signal {
 	signals := make(chan os.Signal, 64)

@@ -108,6 +108,10 @@ func (s *dirSink) directory(name string) error {
 }
 
 func (s *dirSink) blob(ctx context.Context, d digest.Digest, size int64, write func(io.Writer) error) error {
+	name := layout.BlobName(d)
+	if fi, err := s.Tree.Stat(name); err == nil && fi.Mode().IsRegular() && fi.Size() == size {
+		return s.Tree.SyncDir(path.Dir(name)) // from an export that was killed. Nobody else is here, so no lock file is made for it.
+	}
 	_, _, err := s.PutBlob(ctx, d, size, write)
 	return err
 }

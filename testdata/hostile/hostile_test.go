@@ -268,15 +268,16 @@ func (s *stage) try(t *testing.T, c hostileCase, cmd command) (status int, text 
 	if cpu := state.UserTime() + state.SystemTime(); cpu > patience {
 		t.Errorf("%s: %v of processor time", name, cpu)
 	}
-	s.checkLeft(t, name, cmd, before)
+	s.checkLeft(t, name, cmd, before, errs.text)
 	if stat, _ := os.ReadFile(fmt.Sprintf("/proc/%d/stat", s.canary.Process.Pid)); !bytes.Contains(stat, []byte(") S ")) {
 		t.Fatalf("%s: a foreign process was killed or stopped: %s", name, stat)
 	}
 	return status, errs.text
 }
 
-// checkLeft complains about what a command has changed outside of the store or left behind, and takes that away.
-func (s *stage) checkLeft(t *testing.T, name string, cmd command, before string) {
+// checkLeft complains about what a command has changed outside of the store or left behind, but for what it said it keeps, and
+// takes that away.
+func (s *stage) checkLeft(t *testing.T, name string, cmd command, before, said string) {
 	var groups []string
 	if cmd.runs {
 		groups = s.cgroups()
@@ -321,8 +322,14 @@ func (s *stage) checkLeft(t *testing.T, name string, cmd command, before string)
 	if err := removeCgroups(groups); err != nil {
 		t.Fatalf("%s: %v", name, err)
 	}
-	if files, _ := filepath.Glob(s.private + "/tmp/*"); len(files) > 0 {
-		t.Errorf("%s: files are left in TMPDIR: %q", name, files)
+	files, _ := filepath.Glob(s.private + "/tmp/*")
+	for _, f := range files {
+		if !strings.Contains(said, "is kept in "+f) {
+			t.Errorf("%s: a file is left in TMPDIR: %q", name, f)
+		}
+		if err := os.RemoveAll(f); err != nil {
+			t.Fatal(err)
+		}
 	}
 }
 
