@@ -78,11 +78,12 @@ type Pending struct {
 	over     chan struct{} // closed when all of the answer has been read
 }
 
-// known is what hints say about an object: its size, or -1 if they don't say, and the offset of the first byte that is wanted.
-type known struct{ size, begin int64 }
+// known is what hints say about an object: its size, and the offsets of the first byte that is wanted and of the end of those. Size and
+// end are -1 if the hints don't say them.
+type known struct{ size, begin, end int64 }
 
 func parseHints(list []string) known {
-	k := known{size: -1}
+	k := known{size: -1, end: -1}
 	for _, s := range list {
 		if v, ok := strings.CutPrefix(s, "size:"); ok {
 			if n, err := number(v); err == nil {
@@ -90,7 +91,11 @@ func parseHints(list []string) known {
 			}
 		} else if v, ok := strings.CutPrefix(s, "offset:"); ok {
 			if n, err := number(v); err == nil {
-				k.begin = n
+				k.begin = max(k.begin, n)
+			}
+		} else if v, ok := strings.CutPrefix(s, "range:"); ok {
+			if begin, end, err := ParseRange(v); err == nil {
+				k.begin, k.end = max(k.begin, begin), end
 			}
 		}
 	}
@@ -339,25 +344,33 @@ func (p *Pending) Wait(ctx context.Context) (*Object, error) {
 		return nil, err
 	}
 	o := a.Content.(*Object)
-	if size := max(o.Size, p.hints.size); size >= 0 {
+	size, end := max(o.Size, p.hints.size), p.hints.end
+	o.isCut = end >= 0 && (size < 0 || end < size)
+	switch {
+	case o.isCut:
+		o.left, o.mayEnd = max(end-p.hints.begin, 0), size < 0
+	case size >= 0:
 		o.left = max(size-p.hints.begin, 0)
 	}
 	if want, ok := asDigest(p.object); ok && p.hints.begin == 0 && o.Digest == "" {
 		o.Digest = want
 	}
-	if p.hints.begin == 0 && o.Digest != "" && (o.left < 0 || !p.client.Unverified) {
+	if p.hints.begin == 0 && !o.isCut && o.Digest != "" && (o.left < 0 || !p.client.Unverified) {
 		o.hash = o.Digest.Algorithm().Hash()
 	}
 	return o, nil
 }
 
 // Object is the content of an answer. Read returns io.EOF only if the server had all of it and its length is right. If it
-// begins at offset 0, it must also hash to the digest, but see [Client.Unverified].
+// begins at offset 0 and is not the range before a later end, it must also hash to the digest, but see [Client.Unverified]. What a server
+// sends behind the end of a range is thrown away.
 type Object struct {
 	ocispec.Descriptor // Size is -1 where the server does not tell
 	pending            *Pending
 	in                 content
 	left               int64     // -1 if it is not known
+	isCut              bool      // the end of a range comes before the object's
+	mayEnd             bool      // or after it: the object's size is not known
 	hash               hash.Hash // nil: it is not verified
 	err                error
 	closed             sync.Once
@@ -366,6 +379,12 @@ type Object struct {
 func (o *Object) Read(b []byte) (int, error) {
 	if o.err != nil {
 		return 0, o.err
+	}
+	if o.isCut && o.left == 0 {
+		_ = o.in.drain()
+		b = nil // the trailer alone is of interest
+	} else if o.isCut {
+		b = b[:min(int64(len(b)), o.left)]
 	}
 	n, err := o.in.Read(b)
 	if o.hash != nil {
@@ -380,7 +399,7 @@ func (o *Object) Read(b []byte) (int, error) {
 	case err == nil:
 	case o.in.broken != nil:
 		err = broken(o.in.broken)
-	case err == io.EOF && o.left > 0:
+	case err == io.EOF && o.left > 0 && !o.mayEnd:
 		err = errclass.Errorf(errdefs.ErrDataLoss, "size mismatch: %d bytes are missing", o.left)
 	case err == io.EOF && o.hash != nil:
 		if got := digest.NewDigest(o.Digest.Algorithm(), o.hash); got != o.Digest {

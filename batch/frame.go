@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"os"
 	"strconv"
 	"strings"
@@ -96,6 +97,19 @@ func number(s string) (int64, error) {
 		return 0, malformed("%.24q is not a number", s)
 	}
 	return int64(n), nil
+}
+
+// ParseRange reads the A-B of a hint range:A-B. The end that it returns is the offset after B. InvalidArgument if B is less than A.
+func ParseRange(s string) (begin, end int64, err error) {
+	first, last, _ := strings.Cut(s, "-")
+	begin, err = number(first)
+	if err == nil {
+		end, err = number(last)
+	}
+	if err == nil && (end < begin || end == math.MaxInt64) {
+		err = malformed("%.48q is not a range", s)
+	}
+	return begin, end + 1, err
 }
 
 // content reads chunks and the trailer that follows them. Read returns io.EOF after the trailer "end". It returns another error

@@ -2,7 +2,9 @@ package remotes
 
 import (
 	"context"
+	"fmt"
 	"io"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -136,14 +138,18 @@ func (b *helperBatch) forward(ctx context.Context, verb string, r *batch.Request
 
 // get is forward for an object, whose content it verifies.
 func (b *helperBatch) get(ctx context.Context, r *batch.Request, plain func() (batch.Answer, error)) func() (batch.Answer, error) {
-	wait := b.forward(ctx, "get", r, plain, "ok")
+	h := parseHints(r.Hints)
+	asked := *r
+	if h.end >= 0 { // the helper may know no ranges
+		asked.Hints = append(slices.Clone(r.Hints), fmt.Sprint("offset:", h.offset))
+	}
+	wait := b.forward(ctx, "get", &asked, plain, "ok")
 	return func() (batch.Answer, error) {
 		a, err := wait()
 		o, ok := a.Content.(*batch.Object)
 		if err != nil || !ok { // the answer is plain's, which has verified it
 			return a, err
 		}
-		h := parseHints(r.Hints)
 		d, isDigest, err := b.object(r.Object)
 		if !isDigest {
 			d = a.Digest
@@ -160,6 +166,7 @@ func (b *helperBatch) get(ctx context.Context, r *batch.Request, plain func() (b
 			return batch.Answer{}, err
 		}
 		v := newVerifier(ctx, &sized{o, h.offset, size}, d, h.offset, h.offset, size)
+		v.cut(h.end)
 		v.mediaType = a.MediaType
 		if b.options.Unverified && size > MaxManifest {
 			v.hash = nil

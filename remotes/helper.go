@@ -258,14 +258,18 @@ func (h *Helper) fetch(ctx context.Context, id string, hint hints) (body, error)
 		}
 		d, hint.size, hint.mediaType = desc.Digest, desc.Size, desc.MediaType
 	}
-	if hint.size >= 0 && hint.offset > hint.size {
-		return nil, hint.check(hint.size)
+	if hint.size >= 0 {
+		if err := hint.check(hint.size); err != nil {
+			return nil, err
+		}
 	}
 	p, err := h.start(ctx, nil, "fetch", append([]string{d.String()}, hint.list()...)...)
 	if err != nil {
 		return nil, err
 	}
-	return newVerifier(ctx, &sized{p, hint.offset, hint.size}, d, hint.offset, hint.offset, hint.size), nil
+	v := newVerifier(ctx, &sized{p, hint.offset, hint.size}, d, hint.offset, hint.offset, hint.size)
+	v.cut(hint.end)
+	return v, nil
 }
 
 // list returns the hints that a helper gets, in the form that parseHints reads.
@@ -278,6 +282,9 @@ func (h hints) list() (list []string) {
 	}
 	if h.offset > 0 {
 		list = append(list, fmt.Sprintf("offset:%d", h.offset))
+	}
+	if h.end > h.offset {
+		list = append(list, fmt.Sprintf("range:%d-%d", h.offset, h.end-1))
 	}
 	return list
 }

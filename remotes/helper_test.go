@@ -1,6 +1,7 @@
 package remotes
 
 import (
+	"bufio"
 	"bytes"
 	"cmp"
 	"context"
@@ -84,6 +85,12 @@ func helperMain(args []string) int {
 	}
 	l := &Layout{dir: address}
 	var err error
+	if ignored := os.Getenv("HELPER_IGNORES"); ignored != "" {
+		rest = slices.DeleteFunc(rest, func(hint string) bool { return strings.HasPrefix(hint, ignored) })
+		if strings.HasPrefix(verb, "batch") {
+			return ignoring(ctx, ignored, l)
+		}
+	}
 	switch verb {
 	case "resolve":
 		var desc ocispec.Descriptor
@@ -126,6 +133,20 @@ func helperMain(args []string) int {
 		return errclass.Status(err)
 	}
 	return 0
+}
+
+// ignoring serves a batch without the hints that begin so.
+func ignoring(ctx context.Context, hint string, l *Layout) int {
+	r, w := io.Pipe()
+	go func() {
+		s := bufio.NewScanner(os.Stdin)
+		for s.Scan() {
+			words := slices.DeleteFunc(strings.Split(s.Text(), " "), func(word string) bool { return strings.HasPrefix(word, hint) })
+			fmt.Fprintln(w, strings.Join(words, " "))
+		}
+		w.Close()
+	}()
+	return errclass.Status(FetchBatch(ctx, l, r, os.Stdout))
 }
 
 // limited is a writer that fails after so many bytes.

@@ -280,6 +280,7 @@ func (l *Layout) fetch(ctx context.Context, id string, h hints) (body, error) {
 		return nil, err
 	}
 	v := newVerifier(ctx, f, d, h.offset, h.offset, size)
+	v.cut(h.end)
 	v.mediaType = cmp.Or(desc.MediaType, h.mediaType)
 	if l.unverified && size > MaxManifest { // no manifest is that large
 		v.hash = nil

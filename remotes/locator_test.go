@@ -83,22 +83,35 @@ func FuzzParseLocator(f *testing.F) {
 
 func TestParseHints(t *testing.T) {
 	for s, want := range map[string]hints{
-		"":                          {size: -1},
-		"-":                         {size: -1},
-		"size:5":                    {size: 5},
-		"size:-5":                   {size: -1},
-		"size:5x":                   {size: -1},
-		"size:99999999999999999999": {size: -1},
-		"offset:7":                  {size: -1, offset: 7},
-		"offset:-7":                 {size: -1},
-		"mediatype:a/b+c":           {size: -1, mediaType: "a/b+c"},
-		"mediatype:a":               {size: -1},
-		"mediatype:a/b\r\nX: y":     {size: -1},
-		"mediatype:a/b, c/d":        {size: -1},
-		"platform:linux/amd64":      {size: -1},
-		"size:1\nsize:2":            {size: -1},
-		"url:https://a/b?c:d":       {size: -1, urls: []string{"https://a/b?c:d"}},
+		"":                            {size: -1},
+		"-":                           {size: -1},
+		"size:5":                      {size: 5},
+		"size:-5":                     {size: -1},
+		"size:5x":                     {size: -1},
+		"size:99999999999999999999":   {size: -1},
+		"offset:7":                    {size: -1, offset: 7},
+		"offset:-7":                   {size: -1},
+		"range:7-7":                   {size: -1, offset: 7, end: 8},
+		"range:0-99":                  {size: -1, end: 100},
+		"range:7-6":                   {size: -1},
+		"range:7-":                    {size: -1},
+		"range:-7":                    {size: -1},
+		"range:1-2-3":                 {size: -1},
+		"range:+1-2":                  {size: -1},
+		"range:1-2,4-5":               {size: -1},
+		"range:0-9223372036854775807": {size: -1},
+		"range:0-9223372036854775806": {size: -1, end: 1<<63 - 1},
+		"mediatype:a/b+c":             {size: -1, mediaType: "a/b+c"},
+		"mediatype:a":                 {size: -1},
+		"mediatype:a/b\r\nX: y":       {size: -1},
+		"mediatype:a/b, c/d":          {size: -1},
+		"platform:linux/amd64":        {size: -1},
+		"size:1\nsize:2":              {size: -1},
+		"url:https://a/b?c:d":         {size: -1, urls: []string{"https://a/b?c:d"}},
 	} {
+		if want.end == 0 {
+			want.end = toEnd
+		}
 		if got := parseHints([]string{s}); !reflect.DeepEqual(got, want) {
 			t.Errorf("%q: %+v", s, got)
 		}

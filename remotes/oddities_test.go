@@ -97,8 +97,23 @@ type exchange struct {
 	status    int
 	header    [][2]string
 	body      []byte
-	elsewhere map[string]string // URLs of other servers, which have the same content
-	cutAt     int               // of the body; -1: not
+	elsewhere map[string]string               // URLs of other servers, which have the same content
+	cutAt     int                             // of the body; -1: not
+	serve     func(r *http.Request) *exchange // the honest reply to another request
+}
+
+// otherRange replies honestly to the request with another range, none if edit returns "". A request without a range is left as it is.
+func (x *exchange) otherRange(edit func(begin, end string) string) {
+	if asked, ok := strings.CutPrefix(x.r.Header.Get("Range"), "bytes="); ok {
+		begin, end, _ := strings.Cut(asked, "-")
+		r := x.r.Clone(x.r.Context())
+		if r.Header.Del("Range"); edit(begin, end) != "" {
+			r.Header.Set("Range", "bytes="+edit(begin, end))
+		}
+		y := x.serve(r)
+		x.status, x.header, x.body = y.status, y.header, y.body
+	}
+	x.send()
 }
 
 // send writes the reply as it stands, byte for byte, and closes the connection.
@@ -243,6 +258,12 @@ func oddities() (list []oddity) {
 		add(fmt.Sprintf("cut after %d bytes", n), temporary, func(x *exchange) { x.cutAt = n; x.send() })
 		list = append(list, oddity{fmt.Sprintf("once cut after %d bytes", n), func(x *exchange) { x.cutAt = n; x.send() }, right, true})
 	}
+	add("ignores Range", right, func(x *exchange) { x.otherRange(func(string, string) string { return "" }) })
+	add("sends a longer range", right, func(x *exchange) { x.otherRange(func(begin, _ string) string { return begin + "-" }) })
+	add("sends an earlier range", right, func(x *exchange) { x.otherRange(func(_, end string) string { return "1-" + end }) })
+	list = append(list, oddity{"once sends a shorter range", func(x *exchange) {
+		x.otherRange(func(begin, _ string) string { return begin + "-" + begin })
+	}, right, true})
 	add("closed", temporary, func(x *exchange) { panic(http.ErrAbortHandler) })
 	list = append(list, oddity{"once closed", func(x *exchange) { panic(http.ErrAbortHandler) }, right, true})
 	replaceBody := func(name, want string, body string) {
@@ -385,17 +406,22 @@ func (w *oddWorld) cell(t *testing.T, op operation, o oddity) {
 		if !isOdd {
 			return false
 		}
-		rec := httptest.NewRecorder()
-		w.serve(rec, r)
-		x := &exchange{w: rw, r: r, status: rec.Code, body: rec.Body.Bytes(), elsewhere: w.urls, cutAt: -1}
-		for name, values := range rec.Header() {
-			for _, v := range values {
-				x.header = append(x.header, [2]string{name, v})
+		serve := func(r *http.Request) *exchange {
+			rec := httptest.NewRecorder()
+			w.serve(rec, r)
+			x := &exchange{w: rw, r: r, status: rec.Code, body: rec.Body.Bytes(), elsewhere: w.urls, cutAt: -1}
+			for name, values := range rec.Header() {
+				for _, v := range values {
+					x.header = append(x.header, [2]string{name, v})
+				}
 			}
+			if _, ok := x.get("Content-Length"); !ok {
+				x.header = append(x.header, [2]string{"Content-Length", fmt.Sprint(len(x.body))})
+			}
+			return x
 		}
-		if _, ok := x.get("Content-Length"); !ok {
-			x.header = append(x.header, [2]string{"Content-Length", fmt.Sprint(len(x.body))})
-		}
+		x := serve(r)
+		x.serve = serve
 		o.answer(x)
 		return true
 	})
@@ -451,14 +477,31 @@ var operations = slices.Concat(readOperations, writeOperations)
 
 // with404 adds that a digest that is not found is believed not to be there.
 func with404(expect map[string]string) map[string]string {
-	expect = maps.Clone(expect)
-	expect["status 404*"] = notFound
-	return expect
+	return merged(expect, "status 404*", notFound)
 }
 
 // headOutcomes are of requests by HEAD. What it tells can't be checked, and GET makes good what it refuses.
 var headOutcomes = map[string]string{
 	"status 401*": refused, "status 407*": refused, "cut*": right, "web page": wrong, "null": wrong, "list": wrong, "braces": wrong, "NUL": wrong,
+}
+
+// rangeOutcomes are of the rest of a blob, of which the length alone is verified; cutOutcomes of a part whose end is not the
+// blob's: what comes behind it is not looked at.
+var (
+	rangeOutcomes = map[string]string{
+		"status 200": other, "status 203": other, "empty body": temporary, "web page": temporary, "null": temporary, "list": temporary, "NUL": wrong,
+	}
+	cutOutcomes       = merged(rangeOutcomes, "braces", wrong)
+	rangesOfKnownSize = merged(rangeOutcomes, "status 200", damaged, "status 203", damaged)
+)
+
+// merged returns outcomes with others, an oddity's name before its outcome.
+func merged(outcomes map[string]string, others ...string) map[string]string {
+	outcomes = maps.Clone(outcomes)
+	for pair := range slices.Chunk(others, 2) {
+		outcomes[pair[0]] = pair[1]
+	}
+	return outcomes
 }
 
 // listOutcomes are of lists in pages.
@@ -503,8 +546,11 @@ var readOperations = func() []operation {
 		{name: "fetch a blob unverified", at: "GET /blobs/", run: read(blob), want: string(oddBlob), options: Options{Unverified: true},
 			expect: map[string]string{"status 200": wrong, "status 203": wrong, "empty body": wrong, "web page": wrong, "null": wrong, "list": wrong, "braces": wrong, "NUL": wrong}},
 		{name: "fetch a blob of known size", at: "GET /blobs/", run: read(blob, "size:3000"), want: string(oddBlob)},
-		{name: "fetch the rest of a blob", at: "GET /blobs/", run: read(blob, "offset:1000"), want: string(oddBlob[1000:]),
-			expect: map[string]string{"status 200": other, "status 203": other, "empty body": temporary, "web page": temporary, "null": temporary, "list": temporary, "NUL": wrong}},
+		{name: "fetch the rest of a blob", at: "GET /blobs/", run: read(blob, "offset:1000"), want: string(oddBlob[1000:]), expect: rangeOutcomes},
+		{name: "fetch a range of a blob", at: "GET /blobs/", run: read(blob, "range:1000-1999"), want: string(oddBlob[1000:2000]), expect: cutOutcomes},
+		{name: "fetch a range of a blob of known size", at: "GET /blobs/", run: read(blob, "range:1000-9999", "size:3000"), want: string(oddBlob[1000:]), expect: rangesOfKnownSize},
+		{name: "fetch a range of a blob in parts", at: "GET /blobs/", run: read(blob, "range:1-2998"), want: string(oddBlob[1:2999]), options: Options{Parts: 4}, expect: cutOutcomes},
+		{name: "fetch a range of a manifest", at: "GET /manifests/", run: read("latest", "range:3-20"), want: string(oddIndex[3:21])},
 		{name: "fetch a blob in parts", at: "GET /blobs/", run: read(blob), want: string(oddBlob), options: Options{Parts: 4},
 			expect: map[string]string{"web page": temporary, "null": temporary, "list": temporary}},
 		{name: "resolve a tag", at: "HEAD /manifests/", run: resolve("latest"), want: fmt.Sprint(index, " ", len(oddIndex)), isHint: true, expect: headOutcomes},

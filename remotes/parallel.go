@@ -20,7 +20,7 @@ type parallel struct {
 	workers []worker
 	turn    int
 	at      int64 // the offset of the next byte
-	size    int64 // of the blob
+	end     int64 // of what is read
 	current chunk
 	err     error
 }
@@ -35,15 +35,15 @@ type chunk struct {
 	err       error
 }
 
-// newParallel goes on with a reader whose span is the first chunk, to the end of the blob: n chunks of the same
+// newParallel goes on with a reader whose span is the first chunk, up to an end: n chunks of the same
 // length at a time. It takes the reader's context.
-func newParallel(first *rangeReader, length int64, n int) *parallel {
+func newParallel(first *rangeReader, length int64, n int, end int64) *parallel {
 	source := first.source
-	p := &parallel{ctx: first.ctx, cancel: first.cancel, at: first.stream.at, size: source.size}
+	p := &parallel{ctx: first.ctx, cancel: first.cancel, at: first.stream.at, end: end}
 	first.cancel, first.tries = nil, source.client.newTries(maxTries)
 	start := p.at
 	for i := range int64(n) {
-		if start+i*length >= p.size {
+		if start+i*length >= p.end {
 			break
 		}
 		w := worker{make(chan chunk), make(chan []byte, 1)}
@@ -51,10 +51,10 @@ func newParallel(first *rangeReader, length int64, n int) *parallel {
 		p.done.Go(func() {
 			defer close(w.full)
 			buf := make([]byte, length)
-			for at := start + i*length; at < p.size; at += int64(n) * length {
+			for at := start + i*length; at < p.end; at += int64(n) * length {
 				r := first
 				if at != start {
-					r = &rangeReader{ctx: first.ctx, source: source, tries: source.client.newTries(maxTries), end: min(at+length, p.size)}
+					r = &rangeReader{ctx: first.ctx, source: source, tries: source.client.newTries(maxTries), end: min(at+length, p.end)}
 				}
 				select {
 				case w.full <- r.readChunk(at, buf):
@@ -111,13 +111,13 @@ func (p *parallel) Read(b []byte) (int, error) {
 
 // ended returns io.EOF only if all has been read: workers stop before that when the context is done.
 func (p *parallel) ended() error {
-	if p.at == p.size {
+	if p.at == p.end {
 		return io.EOF
 	}
 	if err := context.Cause(p.ctx); err != nil {
 		return err
 	}
-	return classf(errdefs.ErrAborted, "the download ended after %d of %s", p.at, sizeString(p.size))
+	return classf(errdefs.ErrAborted, "the download ended after %d of %s", p.at, sizeString(p.end))
 }
 
 // Close stops the workers and waits for them.

@@ -41,7 +41,7 @@ func (s *blobSource) open(ctx context.Context, want span) (stream, error) {
 	req := s.request
 	if (want.begin > 0 || want.end >= 0) && !s.noRanges {
 		value := "bytes=" + strconv.FormatInt(want.begin, 10) + "-"
-		if want.end >= 0 {
+		if want.end > want.begin {
 			value += strconv.FormatInt(want.end-1, 10)
 		}
 		req.header = req.header.Clone()

@@ -476,12 +476,16 @@ func isAbsent(err error) bool {
 	return isStatus(err, http.StatusNotFound, http.StatusBadRequest, http.StatusMethodNotAllowed)
 }
 
-// body is the manifest from the hinted offset on.
+// body is the manifest from the hinted offset on, to the hinted end.
 func (m *manifest) body(h hints) (body, error) {
 	if err := h.check(int64(len(m.content))); err != nil {
 		return nil, err
 	}
-	return &manifestBody{*bytes.NewReader(m.content[h.offset:]), m.descriptor}, nil
+	content := m.content
+	if h.end >= 0 {
+		content = content[:min(h.end, int64(len(content)))]
+	}
+	return &manifestBody{*bytes.NewReader(content[h.offset:]), m.descriptor}, nil
 }
 
 // check compares the size that the caller knows with the one that the remote tells.
@@ -489,10 +493,14 @@ func (h hints) check(size int64) error {
 	if h.size >= 0 && h.size != size {
 		return classf(errdefs.ErrDataLoss, "size mismatch: got %s, not %d", sizeString(size), h.size)
 	}
-	if h.offset > size {
-		return classf(errdefs.ErrInvalidArgument, "offset %d is past the end (%s)", h.offset, sizeString(size))
+	if h.offset > size || h.end > h.offset && h.offset == size {
+		return errPastEnd(h.offset, size)
 	}
 	return nil
+}
+
+func errPastEnd(offset, size int64) error {
+	return classf(errdefs.ErrInvalidArgument, "offset %d is past the end (%s)", offset, sizeString(size))
 }
 
 // manifestBody is the body of a manifest, which is in memory.
@@ -519,11 +527,13 @@ func (c *client) blob(ctx context.Context, req request, t *tries, o object, h hi
 	if t.hasNext && c.isCorrupt(o) {
 		return nil, classf(errdefs.ErrDataLoss, "%s has sent wrong bytes before", c.host)
 	}
-	d := &rangeReader{ctx: ctx, source: blobSource{client: c, request: req, size: h.size}, tries: t, end: toEnd}
+	d := &rangeReader{ctx: ctx, source: blobSource{client: c, request: req, size: h.size}, tries: t, end: h.end}
 	length := int64(0) // of a part
 	if c.options.Parts > 1 {
 		length = max(partsMemory/int64(c.options.Parts), 1)
-		d.end = h.offset + length
+		if d.end < 0 || d.end > h.offset+length {
+			d.end = h.offset + length
+		}
 		d.ctx, d.cancel = context.WithCancel(ctx)
 	}
 	err := d.connect(h.offset, false, nil)
@@ -536,14 +546,19 @@ func (c *client) blob(ctx context.Context, req request, t *tries, o object, h hi
 		return nil, err
 	}
 	begin, coding := d.stream.at, d.stream.coding
-	isParallel := d.end >= 0 && d.stream.isRange && size > d.end
+	end := size
+	if h.end >= 0 {
+		end = min(end, h.end)
+	}
+	isParallel := c.options.Parts > 1 && d.stream.isRange && end > d.end
 	var v *verifier
 	if isParallel {
-		v = newVerifier(ctx, newParallel(d, length, c.options.Parts), o.digest, begin, h.offset, size)
+		v = newVerifier(ctx, newParallel(d, length, c.options.Parts, end), o.digest, begin, h.offset, size)
 	} else {
-		d.end = toEnd
+		d.end = h.end
 		v = newVerifier(ctx, d, o.digest, begin, h.offset, size)
 	}
+	v.cut(h.end)
 	if isParallel || c.options.Streams > 1 || c.currentScheme() == "https" {
 		v.piece = shortPiece
 	}

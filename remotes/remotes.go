@@ -29,6 +29,8 @@ import (
 	"strings"
 	"time"
 
+	"distkit/batch"
+
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
@@ -40,12 +42,12 @@ type Resolver interface {
 
 // Fetcher gives the bytes of a manifest or blob, id being a tag or digest. Hints are of the
 // form type:value: mediatype:TYPE and size:BYTES say what is known of the object, url:URL where
-// else a blob is (see Options.FollowURLs), and offset:N asks for the bytes from N on. Hints that are
-// unknown or not of that form are ignored.
+// else a blob is (see Options.FollowURLs), offset:N asks for the bytes from N on, and range:A-B for those from A to B, both
+// included, or to the end if that comes first. Hints that are unknown or not of that form are ignored.
 //
-// Read from offset 0, an object asked for by digest is verified before its last bytes are
+// Read from offset 0 to its end, an object asked for by digest is verified before its last bytes are
 // given. From a later offset its length is, and its digest only where the remote could not
-// skip and sent all of it.
+// skip and sent all of it. Of a range that ends earlier the length alone is.
 type Fetcher interface {
 	Fetch(ctx context.Context, id string, hints ...string) (io.ReadCloser, error)
 }
@@ -193,12 +195,13 @@ func Open(locator string, o Options) (Remote, error) {
 type hints struct {
 	mediaType, mount string
 	size, offset     int64
+	end              int64 // of the bytes that are wanted, or toEnd; at least offset
 	urls             []string
 	isAbsent         bool // the remote has just been asked, and does not have it
 }
 
 func parseHints(list []string) hints {
-	h := hints{size: -1}
+	h := hints{size: -1, end: toEnd}
 	for _, s := range list {
 		kind, value, ok := strings.Cut(s, ":")
 		if !ok {
@@ -221,9 +224,16 @@ func parseHints(list []string) hints {
 			}
 		case "offset":
 			if n, err := strconv.ParseInt(value, 10, 64); err == nil && n >= 0 {
-				h.offset = n
+				h.offset = max(h.offset, n)
+			}
+		case "range":
+			if begin, end, err := batch.ParseRange(value); err == nil {
+				h.offset, h.end = max(h.offset, begin), end
 			}
 		}
+	}
+	if h.end >= 0 {
+		h.end = max(h.end, h.offset) // what is left of a range to go on with may be nothing
 	}
 	return h
 }

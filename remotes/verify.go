@@ -40,6 +40,8 @@ type verifier struct {
 	hash hash.Hash // nil: the stream does not begin at 0, or the caller hashes; its length is checked
 	at   int64     // the offset that the next byte of the stream has
 	size int64     // of the whole, -1 while unknown
+	end  int64     // of the stream, or toEnd
+	from int64     // the first offset that is passed on
 	skip int64     // bytes to hash but not to pass on
 	// mediaType is that of the content, empty if it is not known.
 	mediaType string
@@ -62,11 +64,35 @@ type verifier struct {
 // newVerifier reads a stream that begins at offset begin of what has the digest, and passes
 // it on from offset from on. The size is that of the whole, -1 where it is not known.
 func newVerifier(ctx context.Context, rc io.ReadCloser, want digest.Digest, begin, from, size int64) *verifier {
-	v := &verifier{ctx: ctx, rc: rc, want: want, at: begin, size: size, skip: from - begin, piece: pieceSize}
+	v := &verifier{ctx: ctx, rc: rc, want: want, at: begin, size: size, end: toEnd, from: from, skip: from - begin, piece: pieceSize}
 	if begin == 0 {
 		v.hash = want.Algorithm().Hash()
 	}
 	return v
+}
+
+// cut has the stream end at an offset, unless that is toEnd or not before the end of the whole. What the remote sends behind it is
+// not read, and the length alone is verified.
+func (v *verifier) cut(end int64) {
+	if end < 0 || v.size >= 0 && end >= v.size {
+		return
+	}
+	v.rc, v.end, v.hash = &cutReader{v.rc, end - v.at}, end, nil
+}
+
+// cutReader ends after so many bytes.
+type cutReader struct {
+	io.ReadCloser
+	left int64
+}
+
+func (c *cutReader) Read(b []byte) (int, error) {
+	if c.left <= 0 {
+		return 0, io.EOF
+	}
+	n, err := c.ReadCloser.Read(b[:min(int64(len(b)), c.left)])
+	c.left -= int64(n)
+	return n, err
 }
 
 // next gives the next piece, which is good until the call after.
@@ -175,11 +201,15 @@ func (v *verifier) verify() error {
 			return err
 		}
 	}
-	if v.size >= 0 && v.at != v.size {
-		return classf(errdefs.ErrDataLoss, "size mismatch: got %s, not %d", sizeString(v.at), v.size)
+	want := v.size
+	if want >= 0 && v.end >= 0 {
+		want = min(want, v.end)
 	}
-	if v.skip > 0 {
-		return classf(errdefs.ErrInvalidArgument, "the offset is %d bytes past the end", v.skip)
+	if want >= 0 && v.at != want {
+		return classf(errdefs.ErrDataLoss, "size mismatch: got %s, not %d", sizeString(v.at), want)
+	}
+	if v.skip > 0 || v.at == v.from && v.end > v.from {
+		return errPastEnd(v.from, v.at)
 	}
 	return nil
 }
