@@ -13,7 +13,7 @@ PATH=${self%/*}:$PATH
 # The flags of commands that talk to remotes.
 # shellcheck disable=SC2034 # for scripts
 remote='
-      --auth-file FILE     take credentials from FILE, in the form of docker'\''s config.json
+      --auth-file FILE     take credentials from FILE, in the form of docker'\''s config.json (env REGISTRY_AUTH_FILE)
       --ca FILE            trust the authorities in FILE, too; may be repeated (env DIST_CA)
   -v, --debug              show each request, without secrets, on standard error (env DIST_DEBUG)
       --header @FILE       send the header lines of FILE to the registry (env DIST_HEADERS)
@@ -26,13 +26,6 @@ remote='
 # The ends of a copy, for the shell that dist-copy-graph starts.
 # shellcheck disable=SC2016,SC2034
 fetch=(--from 'exec dist-fetch --no-verify --batch -- "$FROM"') put=(--to 'exec dist-put --batch -- "$TO"')
-# The environment variable that each of these flags sets.
-declare -A variables=(
-	[auth-file]=REGISTRY_AUTH_FILE [ca]=DIST_CA [debug]=DIST_DEBUG [header]=DIST_HEADERS [hosts-dir]=DIST_HOSTS_DIR
-	[insecure]=DIST_INSECURE [max-wait]=DIST_MAX_WAIT [namespace]=CONTAINERD_NAMESPACE [plain-http]=DIST_PLAIN_HTTP
-	[remote-path]=DIST_REMOTE_PATH [root]=DIST_ROOT [snapshotter]=CONTAINERD_SNAPSHOTTER [timeout]=DIST_TIMEOUT
-)
-
 fail() { # STATUS MESSAGE
 	printf '%s: %s\n' "${self##*/}" "$2" >&2 || true
 	exit "$1"
@@ -41,67 +34,52 @@ fail() { # STATUS MESSAGE
 misused() { fail 2 "$1; usage: $usage"; }
 
 # options parses the flags, which the help text in flags defines, and the operands. It sets option to each flag's value, or to yes if the flag takes
-# none. The values of a flag that may be repeated are lines. It sets operands to the operands, and graph to the dist-copy-graph command with the
-# flags that the script hands on.
+# none. The values of a flag that may be repeated are lines. A flag with an environment variable is exported as that. It sets operands to the operands,
+# and graph to the dist-copy-graph command with the flags that the script hands on.
 declare -A option=()
 operands=()
 # shellcheck disable=SC2034
 options() { # [ARG…]
-	local line name value pattern='^  (-(.),|   ) --([a-z-]+)( [^ ]+|\[=[^ ]+\])?  '
-	local -A long=() takes=()
+	local flag name line takes value exports=()
 	given=("$@")
 	flags+='
   -h, --help               print this help and exit
   -x, --trace              print each step on standard error as it is taken, as a line for the shell
       --version            print the version and exit'
-	local - IFS=$'\n' # $flags is split into lines, and a [=TYPE…] in it is no pattern
-	set -f
-	for line in $flags; do
-		[[ $line =~ $pattern ]] || continue
-		name=${BASH_REMATCH[3]}
-		long["-${BASH_REMATCH[2]}"]=$name long["--$name"]=$name takes[$name]=${BASH_REMATCH[4]}
-		[[ $line != *'may be repeated'* ]] || takes[$name]=' many'
-	done
 	[[ ${1-} != __complete* ]] || { candidates "${@:2}" && exit; }
-	while (($#)); do
-		value=''
-		case $1 in
-		--) shift && break ;;
-		--*=*) set -- "${1%%=*}" "${@:1}" && value=${2#*=} ;;
-		-?*) ;;
-		*) break ;;
-		esac
-		name=${long[$1]-}
-		[[ -n $name ]] || misused "unknown flag: $1"
-		if [[ ${takes[$name]} == \[* ]]; then
-			[[ ${2-} == "$1=$value" ]] && shift || value=all
-			[[ -n $value ]] || misused "flag needs an argument that is not empty: $1"
-		elif [[ -z ${takes[$name]} ]]; then
-			[[ -z ${2+set} || $2 != "$1"=* ]] || misused "flag takes no argument: $1"
-			value=yes
-		else
-			[[ ${2-} == "$1"=* ]] || value=${2-}
-			[[ -n $value ]] || misused "flag needs an argument that is not empty: $1"
-			shift
+	while [[ ${1-} == -?* && $1 != -- ]]; do
+		flag=${1%%=*} name=''
+		[[ $1 != -? || ! $flags =~ $'\n  '"$1"', --'([a-z-]+) ]] || name=${BASH_REMATCH[1]}
+		[[ $flag != --+([a-z-]) ]] || name=${flag#--}
+		line=$'\n  (-., |    )--'$name$'( [^ ]+|\\[=[^ ]+\\]|)  ([^\n]*)'
+		[[ -n $name && $flags =~ $line ]] || misused "unknown flag: $flag"
+		takes=${BASH_REMATCH[2]} line=${BASH_REMATCH[3]} value=yes
+		if [[ $1 == *=* ]]; then
+			[[ -n $takes ]] || misused "flag takes no argument: $flag"
+			value=${1#*=}
+		elif [[ $takes == \[* ]]; then
+			value=all
+		elif [[ -n $takes ]]; then
+			value=${2-}
+			shift $(($# > 1))
 		fi
+		[[ -n $value ]] || misused "flag needs an argument that is not empty: $flag"
 		shift
 		case $name in
 		help) printf '%s\n\nUsage:\n  %s\n\nFlags:\n' "$about" "$usage" && sort -k1.9 <<<"${flags#$'\n'}" && exit ;;
 		version) printf '%s version %s\n' "${self##*/}" "$version" && exit ;;
 		header) [[ $value == @?* ]] || misused '--header wants @FILE, so that no list of processes shows it' && value=${value#@} ;;
 		esac
-		[[ ${takes[$name]} != ' many' || -z ${option[$name]-} ]] || value=${option[$name]}$'\n'$value
+		[[ $line != *'may be repeated'* || -z ${option[$name]-} ]] || value=${option[$name]}$'\n'$value
 		option[$name]=$value
+		[[ -n $takes ]] || value=1
+		[[ $name != ca ]] || value=${DIST_CA:+$DIST_CA:}${value//$'\n'/:}
+		[[ ! $line =~ '(env '([A-Z_]+)')' ]] || exports+=("${BASH_REMATCH[1]}=$value")
 	done
+	[[ ${1-} != -- ]] || shift
 	operands=("$@")
 	for value in "$@"; do [[ -n $value ]] || misused 'an operand is empty'; done
-	for name in "${!option[@]}"; do
-		line=${variables[$name]-} value=${option[$name]}
-		[[ -n $line ]] || continue
-		[[ $name != ca ]] || value=${DIST_CA:+$DIST_CA:}${value//$'\n'/:}
-		[[ -n ${takes[$name]} ]] || value=1
-		step export "$line=$value"
-	done
+	[[ -z ${exports[*]-} ]] || step export "${exports[@]}"
 	[[ ${option[jobs]:=8} =~ ^[1-9][0-9]?$ ]] || fail 2 "--jobs wants a number from 1 to 99, got '${option[jobs]}'"
 	graph=(dist-copy-graph --jobs "${option[jobs]}" ${option[quiet]:+--quiet} ${option[referrers]:+"--referrers=${option[referrers]}"})
 }
@@ -109,7 +87,8 @@ options() { # [ARG…]
 # candidates prints the flags that complete the last argument, for the completion scripts of the shells, in the form that cobra's commands print
 # them in: a tab before the description, and at the end :4 for flags alone, or :0 for files.
 candidates() { # [ARG…]
-	local word=${*: -1} before='' line list='' directive=:4
+	local - IFS=$'\n' pattern='^  (-(.),|   ) --([a-z-]+)( [^ ]+|\[=[^ ]+\])?  ' word=${*: -1} before='' line list='' directive=:4
+	set -f # $flags is split into lines, and a [=TYPE…] in it is no pattern
 	[[ $# -eq 1 ]] || before=${*: -2:1}
 	[[ $word == -* && $word != *=* ]] || directive=:0
 	for line in $flags; do
@@ -134,6 +113,9 @@ show() { # COMMAND [ARG…]
 }
 
 step() { show "$@" && "$@"; } # COMMAND [ARG…]
+
+# become takes the last step: its command takes the place of the script.
+become() { show "$@" && exec "$@"; } # COMMAND [ARG…]
 
 # hold protects blobs that have no name yet from a sweep: dist-hold takes the lock and runs the script again, in the same process.
 hold() { [[ ${DIST_HELD-} == "$$" ]] || DIST_HELD=$$ exec dist-hold --classed -- "$BASH" "$self" "${given[@]}"; }

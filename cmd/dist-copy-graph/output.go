@@ -2,6 +2,7 @@ package main
 
 import (
 	"cmp"
+	"slices"
 
 	"distkit/cmd/internal/cli"
 	"distkit/image/copygraph"
@@ -34,10 +35,15 @@ func newOutput(c *cobra.Command) *output {
 // record prints the record of an object at once.
 func (o *output) record(d v1.Descriptor, state copygraph.Outcome) error {
 	o.last = d
-	if *o.brief && (o.Quiet() || state != copygraph.Foreign) {
-		return nil
+	cells := []any{d.Digest, cli.Size(d.Size), d.MediaType, string(state)}
+	if *o.brief {
+		if o.Quiet() || state != copygraph.Foreign {
+			return nil
+		}
+		o.Columns("DIGEST", "SIZE", "STATE")
+		cells = slices.Delete(cells, 2, 3)
 	}
-	if err := o.Write(record{d.Digest, d.Size, d.MediaType, state}, d.Digest, cli.Size(d.Size), d.MediaType, string(state)); err != nil {
+	if err := o.Write(record{d.Digest, d.Size, d.MediaType, state}, cells...); err != nil {
 		return err
 	}
 	return cli.Flush(o.command)
