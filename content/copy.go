@@ -69,9 +69,7 @@ func copyAll(ctx context.Context, dst io.Writer, src io.Reader) (ended chan stru
 }
 
 // WriteBlob stores what r holds and returns its digest. It waits for another writer of the same ingest. If the expected blob is
-// there, r is not read. Otherwise WriteBlob resumes what an earlier attempt left, if expected is known and r can seek, and begins
-// anew if that turns out wrong; any other reader is read from its beginning. If r is an *os.File or a *[File], it is not copied
-// where [Writer.CloneFrom] can do without. What fails verification (DataLoss) is thrown away; after any other failure what came is kept.
+// there, r is not read. Otherwise it does what [Writer.Fill] does.
 func WriteBlob(ctx context.Context, s *Store, ref string, r io.Reader, size int64, expected digest.Digest) (digest.Digest, error) {
 	w, err := s.Writer(ctx, ref, size, expected, Wait)
 	if errdefs.IsAlreadyExists(err) {
@@ -80,9 +78,17 @@ func WriteBlob(ctx context.Context, s *Store, ref string, r io.Reader, size int6
 	if err != nil {
 		return "", err
 	}
-	defer w.Close()
+	return w.Fill(ctx, r, size, expected)
+}
 
+// Fill stores what r holds, commits it, closes the writer and returns the digest. It resumes what an earlier attempt left, if expected
+// is known and r can seek, and begins anew if that turns out wrong; any other reader is read from its beginning. If r is an *os.File
+// or a *[File], it is not copied where [Writer.CloneFrom] can do without. What fails verification (DataLoss) is thrown away; after any
+// other failure what came is kept.
+func (w *Writer) Fill(ctx context.Context, r io.Reader, size int64, expected digest.Digest) (digest.Digest, error) {
+	defer w.Close()
 	begin := int64(-1)
+	var err error
 	seeker, ok := r.(io.Seeker)
 	if ok {
 		if begin, err = seeker.Seek(0, io.SeekCurrent); err != nil {
@@ -99,7 +105,7 @@ func WriteBlob(ctx context.Context, s *Store, ref string, r io.Reader, size int6
 			_, err = seeker.Seek(begin+offset, io.SeekStart)
 		}
 		if err != nil {
-			return fmt.Errorf("ingest %s: %w", ref, err)
+			return fmt.Errorf("ingest %s: %w", w.ref, err)
 		}
 		return nil
 	}
@@ -111,7 +117,7 @@ func WriteBlob(ctx context.Context, s *Store, ref string, r io.Reader, size int6
 		if err := from(offset); err != nil {
 			return "", err
 		}
-		dgst, err := w.fill(ctx, r, size, expected)
+		dgst, err := w.storeRest(ctx, r, size, expected)
 		switch {
 		case err == nil, errdefs.IsAlreadyExists(err):
 			return dgst, nil
@@ -125,8 +131,8 @@ func WriteBlob(ctx context.Context, s *Store, ref string, r io.Reader, size int6
 	}
 }
 
-// fill stores what is left of r, and commits it.
-func (w *Writer) fill(ctx context.Context, r io.Reader, size int64, expected digest.Digest) (digest.Digest, error) {
+// storeRest stores what is left of r, and commits it.
+func (w *Writer) storeRest(ctx context.Context, r io.Reader, size int64, expected digest.Digest) (digest.Digest, error) {
 	cloned := false
 	if w.offset == 0 {
 		var err error

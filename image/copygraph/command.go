@@ -283,7 +283,7 @@ func (p *process) referrers(ctx context.Context, subject digest.Digest, hints []
 }
 
 // Open implements Source. It waits until all that was asked for before has come.
-func (c *CommandSource) Open(ctx context.Context, d v1.Descriptor, offset int64) (io.ReadCloser, error) {
+func (c *CommandSource) Open(ctx context.Context, d v1.Descriptor, offset int64, asked func()) (io.ReadCloser, error) {
 	if b, ok := c.taken[d.Digest]; ok {
 		return io.NopCloser(bytes.NewReader(b[min(offset, int64(len(b))):])), nil
 	}
@@ -296,7 +296,12 @@ func (c *CommandSource) Open(ctx context.Context, d v1.Descriptor, offset int64)
 		hints = append(hints, fmt.Sprint("offset:", offset))
 	}
 	stop := context.AfterFunc(ctx, p.kill)
-	o, err := p.Fetch(ctx, string(d.Digest), hints...)
+	var o *batch.Object
+	request, err := p.Request(string(d.Digest), hints...)
+	if err == nil {
+		asked()
+		o, err = request.Wait(ctx)
+	}
 	if err != nil {
 		giveBack()
 		stop()

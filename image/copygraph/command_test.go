@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"math/rand/v2"
 	"os"
 	"os/exec"
@@ -29,7 +30,7 @@ import (
 )
 
 // The test binary is a batch command, too: with SERVE, over the store in that directory. STARTS names a file that gets a line
-// at each start; LATEST is what its one tag points at. The first FAULTS processes write no more than CUT bytes, or read no more, and exit with EXIT.
+// at each start; ASKED names a file that gets a line for each get; LATEST is what its one tag points at. The first FAULTS processes write no more than CUT bytes, or read no more, and exit with EXIT.
 func TestMain(m *testing.M) {
 	if dir := os.Getenv("SERVE"); dir != "" {
 		os.Exit(serve(dir))
@@ -68,7 +69,17 @@ func serve(dir string) int {
 
 // answer serves a store.
 func answer(s *content.Store, in io.Reader, out io.Writer) error {
+	asked := io.Discard
+	if name := os.Getenv("ASKED"); name != "" {
+		f, err := os.OpenFile(name, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
+		if err != nil {
+			return err
+		}
+		defer f.Close()
+		asked = f
+	}
 	get := func(_ context.Context, r *batch.Request) func() (batch.Answer, error) {
+		fmt.Fprintln(asked, r.Object)
 		return func() (batch.Answer, error) {
 			if r.Object == "latest" {
 				r.Object = os.Getenv("LATEST")
@@ -376,6 +387,71 @@ func TestATemporaryAnswerIsAskedForOnceMore(t *testing.T) {
 		if err := target.Close(); err != nil {
 			t.Error(err)
 		}
+	}
+}
+
+// The config, which says what to do with the layers, comes before them, and the lowest layer before those on it. A layer that another
+// process is storing keeps nobody.
+func TestACommandIsAskedInOrder(t *testing.T) {
+	t.Parallel()
+	from := open(t)
+	root := noise(t, from, 30)
+	b, err := os.ReadFile(filepath.Join(from.Root(), "blobs/sha256", root.Digest.Encoded()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var m v1.Manifest
+	if err := json.Unmarshal(b, &m); err != nil {
+		t.Fatal(err)
+	}
+	number := map[string]int{}
+	for i, d := range append([]v1.Descriptor{root, m.Config}, m.Layers...) {
+		number[string(d.Digest)] = i
+	}
+	inOrder := slices.Sorted(maps.Values(number))
+	for what, stored := range map[string]int{"into a store": -1, "while another process stores a layer": 3} {
+		t.Run(what, func(t *testing.T) {
+			t.Parallel()
+			list := filepath.Join(t.TempDir(), "asked")
+			to, want := open(t), inOrder
+			c := &copygraph.Copy{Documents: to, To: copygraph.IntoStore(to), Jobs: 8}
+			if stored >= 0 {
+				d := m.Layers[stored]
+				w, err := to.Writer(t.Context(), "other", d.Size, d.Digest)
+				if err != nil {
+					t.Fatal(err)
+				}
+				left := len(m.Layers)
+				c.Record = func(landed v1.Descriptor, _ copygraph.Outcome) error {
+					if left--; left == 0 {
+						return w.Abort() // all but this layer have landed
+					}
+					return nil
+				}
+				late := number[string(d.Digest)]
+				want = slices.Concat(inOrder[:late], inOrder[late+1:], []int{late})
+			}
+			command := copygraph.FromCommand(newServed(t, from, "ASKED='"+list+"'").command, true)
+			c.From = command
+			if err := c.Run(t.Context(), root); err != nil {
+				t.Fatal(err)
+			}
+			if err := command.Close(); err != nil {
+				t.Error(err)
+			}
+			whole(t, to, root)
+			asked, err := os.ReadFile(list)
+			if err != nil {
+				t.Fatal(err)
+			}
+			var got []int
+			for _, object := range strings.Fields(string(asked)) {
+				got = append(got, number[object])
+			}
+			if !slices.Equal(got, want) {
+				t.Errorf("it was asked for %v, not for %v", got, want)
+			}
+		})
 	}
 }
 

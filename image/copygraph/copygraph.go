@@ -98,6 +98,7 @@ type object struct {
 	pending   int32
 	parents   []*object    // what refers to it, as a child or as the subject; each counts it as pending until it has landed
 	check     func() error // if set, is called once it has landed
+	turn      *turn        // to ask its source; nil if the order does not matter
 }
 
 func (o *object) descriptor() v1.Descriptor {

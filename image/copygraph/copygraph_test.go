@@ -410,12 +410,12 @@ type flaky struct {
 	failure error
 }
 
-func (f *flaky) Open(ctx context.Context, d v1.Descriptor, offset int64) (io.ReadCloser, error) {
+func (f *flaky) Open(ctx context.Context, d v1.Descriptor, offset int64, asked func()) (io.ReadCloser, error) {
 	f.mu.Lock()
 	f.opened[d.Digest] = append(f.opened[d.Digest], offset)
 	after, cut := f.cut(d.Digest, len(f.opened[d.Digest]))
 	f.mu.Unlock()
-	r, err := f.Source.Open(ctx, d, offset)
+	r, err := f.Source.Open(ctx, d, offset, asked)
 	if err != nil || !cut {
 		return r, err
 	}
@@ -486,7 +486,7 @@ func TestAHostileSource(t *testing.T) {
 			if d.Digest == layer {
 				return io.NopCloser(strings.NewReader(content)), nil
 			}
-			return copygraph.FromStore(from).Open(ctx, d, offset)
+			return copygraph.FromStore(from).Open(ctx, d, offset, nil)
 		})
 		_, err := records(t, &copygraph.Copy{Documents: to, From: source, To: copygraph.IntoStore(to)}, root)
 		if !errdefs.IsDataLoss(err) && !errdefs.IsAborted(err) {
@@ -515,7 +515,7 @@ func TestAHostileSource(t *testing.T) {
 	opened := 0
 	source := sourceFunc(func(ctx context.Context, d v1.Descriptor, offset int64) (io.ReadCloser, error) {
 		opened++
-		return copygraph.FromStore(from).Open(ctx, d, offset)
+		return copygraph.FromStore(from).Open(ctx, d, offset, nil)
 	})
 	if _, err := records(t, &copygraph.Copy{Documents: to, From: source, To: copygraph.IntoStore(to)}, wide); !errdefs.IsInvalidArgument(err) || opened != 1 {
 		t.Errorf("%v; %d objects were opened", err, opened)
@@ -524,7 +524,7 @@ func TestAHostileSource(t *testing.T) {
 
 type sourceFunc func(context.Context, v1.Descriptor, int64) (io.ReadCloser, error)
 
-func (f sourceFunc) Open(ctx context.Context, d v1.Descriptor, offset int64) (io.ReadCloser, error) {
+func (f sourceFunc) Open(ctx context.Context, d v1.Descriptor, offset int64, _ func()) (io.ReadCloser, error) {
 	return f(ctx, d, offset)
 }
 
@@ -571,7 +571,7 @@ func TestTheFirstFailureCounts(t *testing.T) {
 			<-ctx.Done() // stops because of the other
 			return nil, ctx.Err()
 		}
-		return copygraph.FromStore(from).Open(ctx, d, offset)
+		return copygraph.FromStore(from).Open(ctx, d, offset, nil)
 	})}
 	if err := c.Run(t.Context(), root); !errors.Is(err, first) {
 		t.Error(err)

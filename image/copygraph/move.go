@@ -126,6 +126,58 @@ func (c *Copy) mount(ctx context.Context) error {
 	})
 }
 
+// turn puts the objects that move at the same time in order: each asks its source after the one before. A config is then not behind a
+// layer, and a layer not behind those above it. The turn passes when an object has asked, does not have to, or waits for another
+// process.
+type turn struct {
+	before <-chan struct{} // closed when the object before has passed the turn; nil if there is none
+	pass   func()
+}
+
+// queue has the objects that can move now, in the order of the documents.
+type queue struct {
+	ready chan *object
+	mu    sync.Mutex
+	last  <-chan struct{} // closed when the object that was taken last has passed the turn
+}
+
+// take waits for the next object and gives it its turn. It returns nil once all have moved.
+func (q *queue) take(ctx context.Context) (*object, error) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	select {
+	case o, ok := <-q.ready:
+		if ok {
+			passed := make(chan struct{})
+			o.turn = &turn{q.last, sync.OnceFunc(func() { close(passed) })}
+			q.last = passed
+		}
+		return o, nil
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+}
+
+// wait waits for the object's turn. The error is the context's.
+func (o *object) wait(ctx context.Context) error {
+	if o.turn == nil || o.turn.before == nil {
+		return nil
+	}
+	select {
+	case <-o.turn.before:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// pass lets the next object ask.
+func (o *object) pass() {
+	if o.turn != nil {
+		o.turn.pass()
+	}
+}
+
 // move moves what has not landed, each object after what it refers to.
 func (c *Copy) move(ctx context.Context) error {
 	left := 0
@@ -138,39 +190,36 @@ func (c *Copy) move(ctx context.Context) error {
 			p.pending--
 		}
 	}
-	ready := make(chan *object, left) // has room for all
+	q := queue{ready: make(chan *object, left)} // has room for all
 	if left == 0 {
 		return nil
 	}
 	for _, o := range c.objects {
 		if !o.landed && o.pending == 0 {
-			ready <- o
+			q.ready <- o
 		}
 	}
 	var mu sync.Mutex // of left and pending
 	return c.work(ctx, func(ctx context.Context) error {
 		for {
-			var o *object
-			select {
-			case next, ok := <-ready:
-				if !ok {
-					return nil
-				}
-				o = next
-			case <-ctx.Done():
-				return ctx.Err()
+			o, err := q.take(ctx)
+			if o == nil {
+				return err
 			}
-			if err := c.put(ctx, o); err != nil {
+			err = c.put(ctx, o)
+			o.pass()
+			o.turn = nil
+			if err != nil {
 				return err
 			}
 			mu.Lock()
 			for _, p := range o.parents {
 				if p.pending--; p.pending == 0 && !p.landed {
-					ready <- p
+					q.ready <- p
 				}
 			}
 			if left--; left == 0 {
-				close(ready)
+				close(q.ready)
 			}
 			mu.Unlock()
 		}
@@ -226,6 +275,7 @@ func (c *Copy) store(ctx context.Context, to Target, o *object) (Outcome, error)
 	if !ok {
 		return to.Put(ctx, Object{Descriptor: o.descriptor()}, r)
 	}
+	o.pass()
 	f, err := from.File(o.digest)
 	if err != nil {
 		return "", err

@@ -133,9 +133,14 @@ func (r *reader) attempt(p []byte) (int, error) {
 	return n, err
 }
 
-// open opens the source at the offset.
+// open opens the source at the offset, in the object's turn.
 func (r *reader) open() (err error) {
-	if r.body, err = r.from.Open(r.ctx, r.o.descriptor(), r.offset); err != nil {
+	if err := r.o.wait(r.ctx); err != nil {
+		return err
+	}
+	r.body, err = r.from.Open(r.ctx, r.o.descriptor(), r.offset, r.o.pass)
+	r.o.pass()
+	if err != nil {
 		return fmt.Errorf("%s: %w", r.o.digest, err)
 	}
 	r.moved(r.offset)

@@ -15,9 +15,9 @@ import (
 // Source gives objects.
 type Source interface {
 	// Open returns the bytes of an object from an offset on. Read returns io.EOF only after all of them, and ends when ctx
-	// is done. NotFound if there is no such object; Aborted, DeadlineExceeded or ResourceExhausted if another attempt may
-	// succeed.
-	Open(ctx context.Context, d v1.Descriptor, offset int64) (io.ReadCloser, error)
+	// is done. A source that has to wait for the object's turn calls asked before that, when it has asked for the object.
+	// NotFound if there is no such object; Aborted, DeadlineExceeded or ResourceExhausted if another attempt may succeed.
+	Open(ctx context.Context, d v1.Descriptor, offset int64, asked func()) (io.ReadCloser, error)
 }
 
 // Target takes objects.
@@ -36,7 +36,7 @@ func FromStore(s *content.Store) Source { return fromStore{s} }
 
 type fromStore struct{ *content.Store }
 
-func (s fromStore) Open(_ context.Context, d v1.Descriptor, offset int64) (io.ReadCloser, error) {
+func (s fromStore) Open(_ context.Context, d v1.Descriptor, offset int64, _ func()) (io.ReadCloser, error) {
 	f, err := s.File(d.Digest)
 	if err != nil {
 		return nil, err
@@ -52,9 +52,9 @@ func (s fromStore) Open(_ context.Context, d v1.Descriptor, offset int64) (io.Re
 type Either []Source
 
 // Open implements Source.
-func (list Either) Open(ctx context.Context, d v1.Descriptor, offset int64) (r io.ReadCloser, err error) {
+func (list Either) Open(ctx context.Context, d v1.Descriptor, offset int64, asked func()) (r io.ReadCloser, err error) {
 	for _, from := range list {
-		if r, err = from.Open(ctx, d, offset); !errdefs.IsNotFound(err) {
+		if r, err = from.Open(ctx, d, offset, asked); !errdefs.IsNotFound(err) {
 			break
 		}
 	}
@@ -82,10 +82,23 @@ func (s intoStore) Has(ctx context.Context, objects []Object) ([]bool, error) {
 // Mount implements Target: a store has no repositories.
 func (s intoStore) Mount(context.Context, v1.Descriptor, string) (bool, error) { return false, nil }
 
-// Put waits for another process that stores the same blob.
+// Put waits for another process that stores the same blob. The objects behind this one don't wait for that process.
 func (s intoStore) Put(ctx context.Context, o Object, r io.ReadSeeker) (Outcome, error) {
-	_, err := content.WriteBlob(ctx, s.Store, string(o.Digest), r, max(o.Size, 0), o.Digest)
-	if err != nil {
+	ref, size := string(o.Digest), max(o.Size, 0)
+	w, err := s.Writer(ctx, ref, size, o.Digest)
+	if errdefs.IsUnavailable(err) {
+		if r, ok := r.(*reader); ok {
+			r.o.pass()
+		}
+		w, err = s.Writer(ctx, ref, size, o.Digest, content.Wait)
+	}
+	switch {
+	case errdefs.IsAlreadyExists(err):
+		return Exists, nil
+	case err != nil:
+		return "", err
+	}
+	if _, err := w.Fill(ctx, r, size, o.Digest); err != nil {
 		return "", err
 	}
 	if at, err := r.Seek(0, io.SeekCurrent); err == nil && at == 0 && o.Size != 0 {
