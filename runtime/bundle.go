@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"path"
@@ -75,6 +76,47 @@ func openBundleConfig(real, dir string) (*bundle, error) {
 		return nil, invalid("bundle %s: config.json has no root.path", dir)
 	}
 	return b, nil
+}
+
+// Command returns the command of the container's process, as its configuration says, and nil if there is none to be read. A
+// configuration outside of the container's directory is read only if this user made the container.
+func (c *Container) Command() []string {
+	tree, name := c.set.tree(), c.rel("config.json")
+	if c.Bundle != "" {
+		if !c.own {
+			return nil
+		}
+		tree, name = disk.Tree(c.Bundle), "config.json"
+	}
+	f, err := tree.Open(name)
+	if err != nil {
+		return nil
+	}
+	defer f.Close()
+	// The process is near the beginning of a document of which the system call filter is the larger part.
+	d := json.NewDecoder(io.LimitReader(f, spec.MaxDocument))
+	if t, err := d.Token(); err != nil || t != json.Delim('{') {
+		return nil
+	}
+	for d.More() {
+		field, err := d.Token()
+		if err != nil {
+			return nil
+		}
+		if field != "process" {
+			var skipped json.RawMessage
+			if d.Decode(&skipped) != nil {
+				return nil
+			}
+			continue
+		}
+		var p struct {
+			Args []string `json:"args"`
+		}
+		_ = d.Decode(&p)
+		return p.Args
+	}
+	return nil
 }
 
 func (b *bundle) check(name string) error {

@@ -425,12 +425,21 @@ func (s *Containers) readRecord(id string) (*Container, error) {
 // maxFile bounds what is read of a container's small files.
 const maxFile = 1 << 20
 
-// List returns the containers, sorted by ID. One whose record can't be read is passed over and
-// told in the error, which then comes beside the others.
-func (s *Containers) List() ([]*Container, error) {
+// List returns the containers, sorted by ID; with begun, only those that have the state of a run on this host, as every
+// container with a process has. Containers whose records can't be read are in the error, which then comes beside the others.
+func (s *Containers) List(begun bool) ([]*Container, error) {
 	ids, err := s.ids()
 	if err != nil {
 		return nil, fmt.Errorf("list containers: %w", err)
+	}
+	if begun {
+		ids = slices.DeleteFunc(ids, func(id string) bool {
+			key, err := Key(s.namespace, id)
+			if err == nil {
+				_, err = os.Lstat(filepath.Join(claimDir(s.state, key), "state.json"))
+			}
+			return errors.Is(err, fs.ErrNotExist)
+		})
 	}
 	var all []*Container
 	var errs []error

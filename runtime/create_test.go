@@ -5,6 +5,8 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"slices"
+	"strings"
 	"testing"
 
 	"distkit/runtime/internal/testenv"
@@ -77,4 +79,60 @@ func TestCreateKilledAtEveryStep(t *testing.T) {
 			}
 		}
 	})
+}
+
+// A list of the containers with a process opens nothing of the others, of which there may be thousands.
+func TestListOpensWhatHasBegunAlone(t *testing.T) {
+	t.Parallel()
+	state := t.TempDir()
+	all, err := Open(t.TempDir(), "default", state, nil, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, id := range []string{"begun", "stopped"} {
+		c, err := all.Create(t.Context(), Record{ID: id}, "", nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		testenv.Write(t, filepath.Join(c.Dir(), "container.json"), "{") // an error for whoever opens it
+	}
+	if list, err := all.List(true); len(list) != 0 || err != nil {
+		t.Errorf("%v, %v", list, err)
+	}
+	testenv.Write(t, filepath.Join(claimDir(state, "begun"), "state.json"), "{}")
+	if _, err := all.List(true); !errdefs.IsFailedPrecondition(err) || strings.Contains(err.Error(), "stopped") {
+		t.Errorf("one that has begun: %v", err)
+	}
+	if _, err := all.List(false); err == nil || !strings.Contains(err.Error(), "stopped") {
+		t.Errorf("all: %v", err)
+	}
+}
+
+// The command is read from the container's configuration. One that a stranger's record names elsewhere is not opened.
+func TestCommand(t *testing.T) {
+	t.Parallel()
+	all, err := Open(t.TempDir(), "default", t.TempDir(), nil, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c, err := all.Create(t.Context(), Record{ID: "c"}, "", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	const config = `{"ociVersion":"1.0","hooks":{"process":[1]},"process":{"env":[],"args":["sh","-c","a b"]},"linux":`
+	for text, want := range map[string][]string{config: {"sh", "-c", "a b"}, "": nil, "[]": nil, `{"process":3}`: nil, `{"process":{"args":{}}}`: nil, `{"root":{}}`: nil} {
+		testenv.Write(t, filepath.Join(c.Dir(), "config.json"), text)
+		if got := c.Command(); !slices.Equal(got, want) {
+			t.Errorf("%s: %q", text, got)
+		}
+	}
+	testenv.Write(t, filepath.Join(c.Dir(), "config.json"), config)
+	elsewhere := &Container{Record: Record{ID: "e", Bundle: c.Dir()}, set: all}
+	if got := elsewhere.Command(); got != nil {
+		t.Errorf("of a stranger's: %q", got)
+	}
+	elsewhere.own = true
+	if got := elsewhere.Command(); len(got) != 3 {
+		t.Errorf("of this user's: %q", got)
+	}
 }

@@ -345,7 +345,7 @@ func TestUnfitFiles(t *testing.T) {
 			done := make(chan struct{})
 			go func() {
 				defer close(done)
-				_, _ = all.List()
+				_, _ = all.List(false)
 				all.Clear(t.Context())
 				c, err := all.Any("c")
 				if err != nil {

@@ -163,7 +163,7 @@ func newMachine(t *testing.T, command string) *machine {
 
 // removeAll removes what a test that failed has left.
 func (m *machine) removeAll() {
-	left, err := m.containers().List()
+	left, err := m.containers().List(false)
 	if err != nil {
 		m.Error(err)
 	}

@@ -28,7 +28,7 @@ func newStats(o *containers.Flags) *cobra.Command {
 		}
 		list := func() ([]*runtime.Container, error) {
 			if len(args) == 0 {
-				return all.List()
+				return all.List(true)
 			}
 			var named []*runtime.Container
 			for _, id := range args {

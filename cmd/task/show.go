@@ -1,9 +1,12 @@
 package main
 
 import (
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"strconv"
+	"strings"
 	"time"
 
 	"distkit/cmd/internal/cli"
@@ -19,8 +22,8 @@ import (
 func isNotFound(err error) bool { return errdefs.IsNotFound(err) }
 
 func newLs(o *containers.Flags) *cobra.Command {
-	c := &cobra.Command{Use: "ls [flags] [FILTER…]", Short: "list the containers that have a process: ID, PID, status", Args: cobra.ArbitraryArgs}
-	r := cli.NewRecords(c, "TASK", "PID", "STATUS")
+	c := &cobra.Command{Use: "ls [flags] [FILTER…]", Short: "list the containers that have a process", Args: cobra.ArbitraryArgs}
+	r := cli.NewRecords(c, "TASK", "PID", "STATUS", "EXIT", "CREATED", "IMAGE", "PORTS", "COMMAND")
 	all := c.Flags().BoolP("all", "a", false, "those without a process too")
 	c.RunE = func(c *cobra.Command, args []string) error {
 		wanted, err := filter.Parse(args)
@@ -31,7 +34,7 @@ func newLs(o *containers.Flags) *cobra.Command {
 		if err != nil {
 			return err
 		}
-		list, lerr := cs.List() // some may be there beside an error
+		list, lerr := cs.List(!*all) // some may be there beside an error
 		for _, t := range list {
 			i, err := t.Info()
 			if isNotFound(err) {
@@ -49,13 +52,35 @@ func newLs(o *containers.Flags) *cobra.Command {
 			} else if !ok {
 				continue
 			}
-			if err := r.Write(i, i.ID, i.Pid, i.Status); err != nil {
+			if err := writeContainer(r, t, i); err != nil {
 				return err
 			}
 		}
 		return errors.Join(lerr, r.Close())
 	}
 	return c
+}
+
+// writeContainer writes a container's record.
+func writeContainer(r *cli.Records, t *runtime.Container, i runtime.Info) error {
+	if r.Quiet() {
+		return r.Write(nil, i.ID)
+	}
+	l := struct {
+		runtime.Info
+		Command []string `json:"command,omitempty"`
+	}{i, t.Command()}
+	exit, image, ports := "", "", ""
+	if i.Exit != nil && i.Exit.Status != nil {
+		exit = strconv.Itoa(*i.Exit.Status)
+	}
+	if i.Image != nil {
+		image = cmp.Or(i.Image.Name, i.Image.Digest)
+	}
+	if i.Connection != nil {
+		ports = strings.Join(i.Connection.Ports, ",")
+	}
+	return r.Write(l, i.ID, i.Pid, i.Status, exit, i.Created, image, ports, command(l.Command))
 }
 
 func newInfo(o *containers.Flags) *cobra.Command {
