@@ -25,6 +25,7 @@ import (
 type MountOptions struct {
 	NoSuid bool // set-user-ID bits and file capabilities of its files have no effect
 	NoDev  bool // its device files can't be opened
+	NoExec bool // its programs can't be executed
 }
 
 // DefaultMountOptions are those of [Snapshotter.Mount]. A view is for looking at, by whoever reaches the
@@ -41,6 +42,9 @@ func (o MountOptions) words() (words []string) {
 	if o.NoDev {
 		words = append(words, "nodev")
 	}
+	if o.NoExec {
+		words = append(words, "noexec")
+	}
 	return words
 }
 
@@ -52,6 +56,9 @@ func (o MountOptions) Attributes() (attributes int) {
 	if o.NoDev {
 		attributes |= unix.MOUNT_ATTR_NODEV
 	}
+	if o.NoExec {
+		attributes |= unix.MOUNT_ATTR_NOEXEC
+	}
 	return attributes
 }
 
@@ -62,6 +69,9 @@ func (o MountOptions) Flags() (flags uintptr) {
 	}
 	if o.NoDev {
 		flags |= unix.MS_NODEV
+	}
+	if o.NoExec {
+		flags |= unix.MS_NOEXEC
 	}
 	return flags
 }

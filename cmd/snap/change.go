@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io/fs"
 	"os"
+	"slices"
 	"strings"
 
 	"distkit/cmd/internal/cli"
@@ -85,6 +86,7 @@ func newRm(s *store) *cobra.Command {
 	c := &cobra.Command{Use: "rm [flags] KEY…|-", Short: "delete snapshots", Args: cobra.ArbitraryArgs}
 	noSync := noSyncFlag(c)
 	umount := c.Flags().Bool("umount", false, "unmount them first, wherever they are mounted")
+	recursive := c.Flags().BoolP("recursive", "r", false, "delete their children first, and the children of these")
 	zero(c)
 	c.RunE = func(c *cobra.Command, args []string) error {
 		sn, err := s.openWith(*noSync)
@@ -92,16 +94,58 @@ func newRm(s *store) *cobra.Command {
 			return err
 		}
 		remover := sn.Remover()
-		return cli.Each(c, args, func(key string) error {
+		remove := func(key string) error {
 			if *umount {
 				if err := sn.UnmountAll(c.Context(), key); err != nil {
 					return err
 				}
 			}
 			return remover.Remove(c.Context(), key)
+		}
+		if !*recursive {
+			return cli.Each(c, args, remove)
+		}
+		all, damaged := list(c, s) // a damaged record names no parent
+		if all == nil && damaged != nil {
+			return damaged
+		}
+		children := byParent(all)
+		return cli.Each(c, args, func(key string) error {
+			i, err := sn.Stat(c.Context(), key)
+			if err != nil && !errdefs.IsFailedPrecondition(err) { // which a copy is that has lost something
+				return err
+			}
+			return children.each(key, i.Kind == snapshot.Committed, remove)
 		})
 	}
 	return c
+}
+
+// A family is the snapshots that have a parent, by its name.
+type family map[string][]snapshot.Info
+
+func byParent(all []snapshot.Info) family {
+	f := family{}
+	for _, i := range all {
+		f[i.Parent] = append(f[i.Parent], i)
+	}
+	for _, level := range f {
+		slices.SortFunc(level, func(a, b snapshot.Info) int { return strings.Compare(a.Key, b.Key) })
+	}
+	return f
+}
+
+// each calls do for the descendants of a snapshot, children before their parents, and then for the snapshot itself. One that is
+// not committed has none, whatever else has its name.
+func (f family) each(key string, committed bool, do func(key string) error) error {
+	if committed {
+		for _, i := range f[key] {
+			if err := f.each(i.Key, i.Kind == snapshot.Committed, do); err != nil {
+				return err
+			}
+		}
+	}
+	return do(key)
 }
 
 func newLabel(s *store) *cobra.Command {

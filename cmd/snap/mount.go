@@ -86,6 +86,7 @@ func newMount(s *store) *cobra.Command {
 // mountFlags are those of a mount, and what mounts a snapshot with them.
 func mountFlags(c *cobra.Command) func(sn *snapshot.Snapshotter, key, target string) error {
 	noSuid := c.Flags().Bool("nosuid", false, "set-user-ID bits of its programs have no effect (of a view they have none unless --nosuid=false)")
+	noExec := c.Flags().Bool("noexec", false, "its programs can't be executed")
 	noDev := c.Flags().Bool("nodev", false, "its device files can't be opened (those of a view can't unless --nodev=false)")
 	return func(sn *snapshot.Snapshotter, key, target string) error {
 		i, err := sn.Stat(c.Context(), key)
@@ -99,6 +100,7 @@ func mountFlags(c *cobra.Command) func(sn *snapshot.Snapshotter, key, target str
 		if c.Flags().Changed("nodev") {
 			o.NoDev = *noDev
 		}
+		o.NoExec = *noExec
 		return sn.MountWith(c.Context(), key, target, o)
 	}
 }

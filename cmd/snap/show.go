@@ -111,15 +111,11 @@ func newTree(s *store) *cobra.Command {
 	c := &cobra.Command{Use: "tree [flags]", Short: "draw the snapshots below their parents", Args: cobra.NoArgs}
 	c.RunE = func(c *cobra.Command, _ []string) error {
 		all, err := list(c, s)
-		children := map[string][]snapshot.Info{}
-		for _, i := range all {
-			children[i.Parent] = append(children[i.Parent], i)
-		}
+		children := byParent(all)
 		out := c.OutOrStdout()
 		var draw func(parent, indent string)
 		draw = func(parent, indent string) {
 			level := children[parent]
-			slices.SortFunc(level, func(a, b snapshot.Info) int { return strings.Compare(a.Key, b.Key) })
 			for n, i := range level {
 				mark, below := "├── ", "│   "
 				switch {

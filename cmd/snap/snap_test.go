@@ -131,6 +131,32 @@ func TestMountAtOnce(t *testing.T) {
 	}
 }
 
+// A snapshot goes with its descendants, of which one that can't go keeps those below it.
+func TestRemoveRecursive(t *testing.T) {
+	snapshottest.Root(t)
+	for _, driver := range []string{"overlayfs", "native"} {
+		out, errs, status := shell(t, t.TempDir(), `
+			mkdir m; trap 'umount m 2>/dev/null || true' EXIT
+			make() { snap prepare t ${2-} > /dev/null; snap commit $1 t; }
+			left() { snap ls -q | sed 's/:.*/:/' | tr '\n' ' '; echo; }
+			chain=sha256:$(echo x | sha256sum | cut -c1-64)
+			make base; make a base; make b base; make aa a; make $chain
+			snap prepare --mount m work aa > /dev/null; snap view v a > /dev/null
+			snap prepare child $chain > /dev/null
+			snap rm -r base || test $? = 5
+			left
+			snap rm -r --umount base none b || test $? = 3
+			left
+			snap --namespace else prepare foreign $chain > /dev/null
+			snap rm -r $chain || test $? = 8
+			left`, "CONTAINERD_SNAPSHOTTER="+driver)
+		if status != 0 || out != "a aa b base child sha256: v work \nchild sha256: \nsha256: \n" || !strings.Contains(errs, "remove work: it is mounted") ||
+			!strings.Contains(errs, "stat none: no such snapshot") || !strings.Contains(errs, "foreign (namespace else)") {
+			t.Errorf("%s: status %d, stdout %q, stderr %q", driver, status, out, errs)
+		}
+	}
+}
+
 func TestStatuses(t *testing.T) {
 	for _, c := range []struct {
 		script string
@@ -309,15 +335,17 @@ func TestMountsWithoutSetUserID(t *testing.T) {
 	out, errs, status := shell(t, t.TempDir(), `
 		mkdir m; snap prepare a > /dev/null; snap commit base a; snap prepare a base > /dev/null; snap view v base > /dev/null
 		trap 'umount m 2> /dev/null || true' EXIT
-		options() { echo $(findmnt -nro OPTIONS m | tr , '\n' | sort | sed -n -e '/^nosuid$/p' -e '/^nodev$/p'); snap umount m; }
+		options() { echo $(findmnt -nro OPTIONS m | tr , '\n' | sort | sed -n -e '/^nosuid$/p' -e '/^nodev$/p' -e '/^noexec$/p'); snap umount m; }
 		snap mount a m; options
 		snap mount --nosuid a m; options
 		snap mount --nosuid --nodev a m; options
+		snap mount --noexec a m; snap mount a m; options
+		snap mount a m; snap mount --noexec a m || test $? = 5; options
 		snap mount v m; options
 		snap mount --nosuid=false v m; options
 		snap prepare --mount m --nodev b base > /dev/null; options
 		snap view --mount m w base > /dev/null; options`)
-	if want := "\nnosuid\nnodev nosuid\nnodev nosuid\nnodev\nnodev\nnodev nosuid\n"; status != 0 || out != want {
+	if want := "\nnosuid\nnodev nosuid\nnoexec\n\nnodev nosuid\nnodev\nnodev\nnodev nosuid\n"; status != 0 || out != want {
 		t.Errorf("status %d, stdout %q, not %q: %s", status, out, want, errs)
 	}
 }

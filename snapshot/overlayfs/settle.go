@@ -23,8 +23,13 @@ import (
 // A note is what a layer could not tell without its parents, in the form of dist-apply(1).
 type note struct{ kind, path, more string }
 
-// maxNote bounds a note: two paths and a word.
-const maxNote = 64 << 10
+// maxNote bounds a note: two paths and a word. maxNotes and maxBytes bound all of a layer: one that compresses to a few kilobytes
+// can have gigabytes of notes. A layer with more is applied again, on its parents.
+const (
+	maxNote  = 64 << 10
+	maxNotes = 1 << 17
+	maxBytes = 16 << 20
+)
 
 // settler gives the layer in upper its parents, whose files are seen in lower.
 type settler struct {
@@ -70,7 +75,7 @@ func (Driver) Settle(ctx context.Context, t snapshot.Tree, unresolved io.Reader)
 func parseNotes(r io.Reader) ([]note, error) {
 	var all []note
 	b := bufio.NewReaderSize(r, maxNote)
-	for {
+	for size := 0; ; {
 		var fields [3]string
 		for i := range fields {
 			f, err := b.ReadSlice(0)
@@ -88,6 +93,9 @@ func parseNotes(r io.Reader) ([]note, error) {
 		n := note{fields[0], fields[1], fields[2]}
 		if !proper(n.path) || n.kind == "link" && !proper(n.more) {
 			return nil, errdefs.ErrInvalidArgument.WithMessage(fmt.Sprintf("what is unresolved has a path of a strange form: %q %q", n.path, n.more))
+		}
+		if size += len(n.kind) + len(n.path) + len(n.more); size > maxBytes || len(all) == maxNotes {
+			return nil, again("the layer leaves more unresolved than is kept in memory")
 		}
 		all = append(all, n)
 	}

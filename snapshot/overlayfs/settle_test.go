@@ -1,6 +1,7 @@
 package overlayfs_test
 
 import (
+	"io"
 	"os"
 	"path/filepath"
 	"strings"
@@ -67,6 +68,34 @@ func TestSettleRefuses(t *testing.T) {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
+}
+
+// What is unresolved of a layer can be gigabytes where the layer itself is a few kilobytes: little of it is read.
+func TestSettleKeepsLittle(t *testing.T) {
+	tree, _, _ := settling(t)
+	long := strings.Repeat("d/", 1999) + "d"
+	for name, one := range map[string]string{"many": "directory\x00d\x00\x00", "long": "link\x00" + long + "\x00" + long + "\x00"} {
+		r := &endless{one: one}
+		err := overlayfs.Driver{}.Settle(t.Context(), tree, r)
+		if !errdefs.IsFailedPrecondition(err) || !strings.Contains(err.Error(), "apply the layer again") || r.read > 32<<20 {
+			t.Errorf("%s: after %d bytes: %v", name, r.read, err)
+		}
+	}
+}
+
+// endless repeats itself, but for a gigabyte at most.
+type endless struct {
+	one  string
+	read int
+}
+
+func (e *endless) Read(b []byte) (int, error) {
+	if e.read > 1<<30 {
+		return 0, io.EOF
+	}
+	n := copy(b, e.one[e.read%len(e.one):])
+	e.read += n
+	return n, nil
 }
 
 // What the layer or its parents have as symbolic links leads nowhere.
