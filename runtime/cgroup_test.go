@@ -69,7 +69,7 @@ func TestForeignCgroup(t *testing.T) {
 
 			m.spec(spec.Options{Args: []string{"sleep", "1000"}})
 			c := m.detached(Record{ID: id})
-			l, err := look(c.place())
+			l, err := c.proc("").look()
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -85,7 +85,7 @@ func TestForeignCgroup(t *testing.T) {
 			if err != nil || slices.ContainsFunc(all, func(p InContainer) bool { return p.Pid == other.Process.Pid }) {
 				m.Errorf("%+v %v", all, err)
 			}
-			if err := c.Kill(t.Context(), unix.SIGKILL, true); err != nil {
+			if err := c.KillAll(t.Context(), unix.SIGKILL); err != nil {
 				m.Error(err)
 			}
 			if _, err := c.Remove(t.Context(), true); err != nil {

@@ -11,7 +11,6 @@ import (
 
 	"distkit/errclass"
 	"distkit/events"
-	"distkit/runtime/stdio"
 
 	"github.com/containerd/errdefs"
 	runc "github.com/containerd/go-runc"
@@ -62,18 +61,15 @@ func criuFailed(err error, name string) error {
 // while nothing in the container moves. Then the container goes on, or ends if exit says so.
 // NotImplemented where criu can't work.
 func (c *Container) Checkpoint(ctx context.Context, dir string, exit bool, save func() error) (err error) {
-	l, err := c.live()
+	l, err := c.proc("").attended(ctx, "checkpoint")
 	if err != nil {
-		return fmt.Errorf("checkpoint: %w", err)
+		return err
 	}
 	if err := CheckCriu(ctx); err != nil {
 		return fmt.Errorf("checkpoint container %s: %w", c.ID, err)
 	}
-	if c.Interactive && l.state.Detached && !l.state.Terminal {
+	if l.state.Interactive && l.state.Detached && !l.state.Terminal {
 		return failed("checkpoint: container %s has an input that comes from outside of it: only one without, or with a terminal, can be stored", c.ID)
-	}
-	if err := c.tend(ctx); err != nil {
-		return err
 	}
 	if l.status != Paused {
 		if err := l.client().Pause(ctx, c.key()); err != nil {
@@ -104,54 +100,29 @@ func (c *Container) Checkpoint(ctx context.Context, dir string, exit bool, save 
 		return err
 	}
 	thaw(l.state.Cgroups)
-	_, err = c.Wait(ctx)
+	_, err = c.proc("").Wait(ctx)
 	if errdefs.IsNotFound(err) {
 		return nil // it was to be removed at its end
 	}
 	return err
 }
 
-// Restore runs a container in the foreground, as [Container.Run] does, with the processes whose state is in
-// the directory images, as [Container.Checkpoint] wrote it. NotImplemented where criu can't work.
-func (c *Container) Restore(ctx context.Context, r *Runtime, images string, s Streams) (status int, err error) {
-	lock, err := c.lockRestored(ctx)
-	if err != nil {
-		return -1, err
-	}
-	return c.run(ctx, r, lock, images, s)
-}
-
-// StartRestored is Restore in the background, as [Container.Start] is.
-func (c *Container) StartRestored(ctx context.Context, r *Runtime, images string) (pid int, err error) {
-	lock, err := c.lockRestored(ctx)
-	if err != nil {
-		return -1, err
-	}
-	return c.detach(ctx, r, lock, images)
-}
-
-func (c *Container) lockRestored(ctx context.Context) (*os.File, error) {
-	if err := CheckCriu(ctx); err != nil {
-		return nil, fmt.Errorf("restore container %s: %w", c.ID, err)
-	}
-	return c.lockStopped(ctx)
-}
+// FromCheckpoint makes the next run of a container restore the processes whose state is in [Container.CheckpointDir], as
+// [Container.Checkpoint] wrote it. The error of that run is NotImplemented if criu can't work.
+func (c *Container) FromCheckpoint() { c.restored = true }
 
 // restore has the runtime make the container from its processes' state.
-func (r *Runtime) restore(ctx context.Context, client *runc.Runc, id string, u *execution, opts *runc.CreateOpts, console *stdio.Console) error {
+func (r *Runtime) restore(ctx context.Context, client *runc.Runc, u *execution, opts *runc.CreateOpts, terminal bool) error {
 	work, err := os.MkdirTemp(u.claim.dir, "criu-")
 	if err != nil {
 		return err
 	}
 	o := &runc.RestoreOpts{
-		CheckpointOpts: runc.CheckpointOpts{ImagePath: u.images, WorkDir: work, AllowOpenTCP: true, AllowExternalUnixSockets: true, FileLocks: true, AllowTerminal: console != nil},
+		CheckpointOpts: runc.CheckpointOpts{ImagePath: u.images, WorkDir: work, AllowOpenTCP: true, AllowExternalUnixSockets: true, FileLocks: true, AllowTerminal: terminal},
 		IO:             opts.IO, Detach: true, PidFile: opts.PidFile, ConsoleSocket: opts.ConsoleSocket,
 	}
-	if _, err := client.Restore(ctx, id, u.job.Bundle, o); err != nil {
+	if _, err := client.Restore(ctx, u.c.key(), u.job.Bundle, o); err != nil {
 		return criuFailed(err, filepath.Join(work, "restore.log"))
-	}
-	if console != nil {
-		return console.Receive()
 	}
 	return nil
 }

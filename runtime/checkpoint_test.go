@@ -91,10 +91,14 @@ func TestCheckpoint(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := again.StartRestored(t.Context(), m.find(), t.TempDir()); err == nil {
+	again.FromCheckpoint()
+	if _, err := again.Start(t.Context(), m.find()); err == nil {
 		t.Error("restored from nothing")
 	}
-	if pid, err := again.StartRestored(t.Context(), m.find(), images); err != nil || m.info(again).Pid != pid {
+	if err := os.CopyFS(again.CheckpointDir(), os.DirFS(images)); err != nil {
+		t.Fatal(err)
+	}
+	if pid, err := again.Start(t.Context(), m.find()); err != nil || m.info(again).Pid != pid {
 		t.Errorf("%d %v", pid, err)
 	}
 	for _, c := range []*Container{c, again} {

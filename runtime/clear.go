@@ -6,30 +6,32 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"slices"
 	"time"
 
 	"distkit/events"
 
 	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
 )
 
 // never tells whether the container has not been run.
 func (c *Container) never() bool {
-	l, err := look(c.place())
+	l, err := c.proc("").look()
 	return err == nil && l.state == nil && l.exit == nil
 }
 
 // dead tells whether a container has to be cleared up: its process or its making has ended,
 // and nobody lives who will record that. One that was to be removed at its end is to be, too.
 func (c *Container) dead() bool {
-	l, err := look(c.place())
+	l, err := c.proc("").look()
 	if err != nil {
 		return false
 	}
 	switch {
 	case l.state != nil:
 		// Nobody removes what is left of it on the host. In the foreground its process ends with its run.
-		return !l.monitored && (l.status != Running && l.status != Paused || !l.state.Detached)
+		return !l.monitored && (!l.runs() || !l.state.Detached)
 	case !c.own:
 		return false // a stranger's, in which nothing of this host's is left
 	case c.RemoveAtEnd:
@@ -41,7 +43,7 @@ func (c *Container) dead() bool {
 // runIsGone reports whether the container was that of a run in the foreground that was killed, and was to be removed at
 // its end: it does not keep the ID.
 func (c *Container) runIsGone() bool {
-	l, err := look(c.place())
+	l, err := c.proc("").look()
 	return err == nil && c.RemoveAtEnd && l.state != nil && !l.state.Detached && !l.monitored
 }
 
@@ -82,13 +84,13 @@ func (s *Containers) Clear(ctx context.Context) {
 // clear removes what the last run has left on the host, its process too, and records the end
 // that nobody saw. The caller has the lock, and held, the right to the runtime's ID, or nil.
 func (c *Container) clear(ctx context.Context, held *claim) (err error) {
-	l, err := look(c.place())
+	l, err := c.proc("").look()
 	if err != nil || l.state == nil && !l.lost() {
 		return err
 	}
 	claim := held
 	if held == nil && l.state != nil {
-		if claim, err = c.claimID(ctx); err != nil {
+		if claim, err = c.proc("").claimHost(ctx); err != nil {
 			return err
 		}
 		// Where this fails the state stays for the next who tries.
@@ -119,7 +121,7 @@ func (c *Container) clear(ctx context.Context, held *claim) (err error) {
 		if l.state != nil {
 			s = *l.state
 		}
-		err = c.record(s, Exit{Exited: time.Now().UTC(), Error: errLost})
+		err = c.proc("").record(s, Exit{Exited: time.Now().UTC(), Error: errLost})
 	default:
 		if err = os.Remove(c.path("exit.json")); errors.Is(err, fs.ErrNotExist) {
 			err = nil
@@ -150,71 +152,6 @@ func (s *state) clearHost(ctx context.Context, c *claim, key string) error {
 	}
 	removeCgroups(s.Cgroups)
 	return nil
-}
-
-// Remove removes a container, and returns how its last run ended, nil if it was never run. One that runs
-// is FailedPrecondition unless force says that it is to be killed.
-func (c *Container) Remove(ctx context.Context, force bool) (*Exit, error) {
-	defer c.set.Clear(ctx)
-	// Who monitors it, and sees its end, may remove it too: the file is open before.
-	exit, _ := c.set.tree().Open(c.rel("exit.json"))
-	if exit != nil {
-		defer exit.Close()
-	}
-	l, err := look(c.place())
-	if errdefs.IsNotFound(err) && c.RemoveAtEnd && exit != nil {
-		return exitOf(exit), nil
-	}
-	if err != nil {
-		return nil, fmt.Errorf("remove container %s: %w", c.ID, err)
-	}
-	if !force && l.status == Created && c.own && c.Owner != nil && c.Owner.Alive() && c.Owner.Pid != os.Getpid() {
-		return nil, failed("remove container %s: process %d is making it: let it, or force the removal", c.ID, c.Owner.Pid)
-	}
-	if l.status == Running || l.status == Paused || l.status == Creating {
-		if !force {
-			return nil, failed("remove container %s: it is %s: end it first, or force it", c.ID, l.status)
-		}
-		if l.state.Status == Running {
-			if err := killAll(ctx, l.state); err != nil {
-				return nil, fmt.Errorf("remove container %s: %w", c.ID, err)
-			}
-		}
-	}
-	lock, err := c.waitLock(ctx)
-	switch {
-	case errdefs.IsNotFound(err) && c.RemoveAtEnd && exit != nil:
-		return exitOf(exit), nil
-	case err != nil:
-		return nil, err
-	}
-	if err := c.clear(ctx, nil); err != nil {
-		_ = lock.Close()
-		return nil, fmt.Errorf("remove container %s: %w", c.ID, err)
-	}
-	l, err = look(c.place())
-	if err == nil {
-		err = c.remove(ctx, lock)
-	} else {
-		_ = lock.Close()
-	}
-	return l.exit, err
-}
-
-// waitLock takes the lock of a container that ends.
-func (c *Container) waitLock(ctx context.Context) (*os.File, error) {
-	end := time.Now().Add(15 * time.Second)
-	for {
-		lock, err := c.lock()
-		if !errdefs.IsUnavailable(err) || time.Now().After(end) {
-			return lock, err
-		}
-		select {
-		case <-ctx.Done():
-			return nil, ctx.Err()
-		case <-time.After(10 * time.Millisecond):
-		}
-	}
 }
 
 // remove removes a container that has no process. It owns the lock.
@@ -251,8 +188,79 @@ func (c *Container) removeResources(ctx context.Context) error {
 	return nil
 }
 
-func exitOf(f *os.File) *Exit {
-	b := make([]byte, 2*exitRoom)
-	n, _ := f.ReadAt(b, 0)
-	return parseExit(b[:n])
+// clearKilled ends what a killed run in the foreground has started, whatever has become of the container's directory in the
+// store. What it can't end is left to the next call that clears up.
+func (u *execution) clearKilled(ctx context.Context) error {
+	if u.exec != "" {
+		if err := u.killStarted(); err != nil {
+			return err
+		}
+		err := errors.Join(u.removeDir(), u.leave(ctx))
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil // the container has been removed
+		}
+		return err
+	}
+	for tries := 0; ; tries++ {
+		err := u.c.clear(ctx, u.claim)
+		if errdefs.IsNotFound(err) {
+			err = nil
+		}
+		s, serr := readPrivateState(u.private)
+		if s != nil && serr == nil {
+			serr = s.clearHost(ctx, u.claim, u.c.key())
+		}
+		if err = errors.Join(err, serr); err == nil {
+			return u.leave(ctx)
+		}
+		if tries == 10 {
+			return err
+		}
+		time.Sleep(100 * time.Millisecond)
+	}
+}
+
+// killStarted kills a further process, if the runtime has started it, and what that started and has not left its
+// session.
+func (u *execution) killStarted() error {
+	u.claim.quiet()
+	l, err := u.c.proc("").look()
+	if errdefs.IsNotFound(err) { // the store was removed
+		if l.state, err = readPrivateState(u.c.proc("").private); l.state != nil && l.state.Alive() {
+			l.status = Running
+		}
+	}
+	if err == nil && l.runs() {
+		pid, leader := 0, uint64(0)
+		if s, _ := readPrivateState(u.claim.dir); s != nil && s.Status == Running {
+			pid, leader = s.Pid, s.Session
+		} else {
+			pid, _ = readPid(u.claim.path("pid"))
+		}
+		// The session need not have the process's number: crun makes it in a process that is gone.
+		if s, err := statOf(pid); err == nil && leader == 0 && slices.Contains(l.pids(), pid) {
+			leader = s.session
+		}
+		if own, err := statOf(l.state.Pid); err != nil || leader == own.session {
+			leader = uint64(pid)
+		}
+		session := func() (pids []int) {
+			for _, p := range l.pids() {
+				if s, err := statOf(p); err == nil && pid > 0 && (p == pid || s.session == leader) {
+					pids = append(pids, p)
+				}
+			}
+			return pids
+		}
+		for range 100 {
+			if len(session()) == 0 {
+				break
+			}
+			if err := signalAll(session, unix.SIGKILL); err != nil && !errdefs.IsNotFound(err) {
+				return err
+			}
+			time.Sleep(10 * time.Millisecond)
+		}
+	}
+	return nil
 }

@@ -36,7 +36,7 @@ type Record struct {
 	RemoveAtEnd bool              `json:"remove,omitempty"`
 	LogSize     int64             `json:"logSize,omitempty"`    // 0 is 16 MiB
 	Network     string            `json:"network,omitempty"`    // the namespace's path, of one that is up while it runs, and removed with it
-	Owner       *Process          `json:"owner,omitempty"`      // who makes it, and is to run it
+	Owner       *HostProcess      `json:"owner,omitempty"`      // who makes it, and is to run it
 	Connection  *Connection       `json:"connection,omitempty"` // what makes the network again after a boot
 	Stored      bool              `json:"stored,omitempty"`     // its first run restores the checkpoint in its directory
 	Seal        string            `json:"seal,omitempty"`       // proof that this user made it on this host
@@ -137,6 +137,8 @@ type Container struct {
 	set    *Containers
 	unread bool // its record can't be read
 	own    bool // this user made it on this host: the record's seal says so
+
+	restored bool // see FromCheckpoint
 }
 
 // Dir is the container's directory.
@@ -267,7 +269,7 @@ func (c *Container) claim(ctx context.Context) (*os.File, error) {
 		if err != nil && !errors.Is(err, fs.ErrExist) {
 			return nil, err
 		}
-		lock, lerr := c.lockEnding(true)
+		lock, lerr := c.proc("").lockEnding(true)
 		if errors.Is(lerr, fs.ErrNotExist) {
 			continue
 		}
@@ -321,18 +323,6 @@ func lockFile(t disk.Tree, name string, create bool) (*os.File, error) {
 			return nil, err
 		}
 		time.Sleep(5 * time.Millisecond)
-	}
-}
-
-// lockEnding takes the lock of a container. It waits while the guard of a killed run ends what that has started.
-func (c *Container) lockEnding(create bool) (*os.File, error) {
-	for end := time.Now().Add(15 * time.Second); ; time.Sleep(10 * time.Millisecond) {
-		l, err := look(c.place())
-		guarded := err == nil && l.state != nil && !l.monitored && !l.state.Detached
-		lock, err := lockFile(c.set.tree(), c.rel("lock"), create)
-		if !errdefs.IsUnavailable(err) || !guarded || time.Now().After(end) {
-			return lock, err
-		}
 	}
 }
 
@@ -532,7 +522,7 @@ func (c *Container) empty() error {
 		return busy("something else is mounted on %s", c.path("rootfs"))
 	}
 	// The record goes first: after that a sweep has nothing to keep.
-	if err := c.place().undescribe(); err != nil {
+	if err := c.proc("").undescribe(); err != nil {
 		return err
 	}
 	dir, err := c.set.tree().OpenDir(c.rel())

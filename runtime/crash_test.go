@@ -203,7 +203,7 @@ func (m *machine) truth(name string, c *Container, step string) {
 }
 
 func monitored(c *Container) bool {
-	l, err := look(c.place())
+	l, err := c.proc("").look()
 	return err == nil && l.monitored
 }
 
@@ -225,7 +225,7 @@ func TestShimKilled(t *testing.T) {
 		// What it prints to has another number by then.
 		m.spec(spec.Options{Args: []string{"sh", "-c", "trap 'echo told >&3; exit 6' TERM; exec 3>&1 >/dev/null; echo before >&3; while ! test -e /go; do sleep 0.02; done; echo meanwhile >&3; while :; do sleep 0.02; done"}})
 		c := m.detached(Record{ID: "test-shim"})
-		l, err := look(c.place())
+		l, err := c.proc("").look()
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -245,7 +245,7 @@ func TestShimKilled(t *testing.T) {
 		// Who looks at the log is enough.
 		until(t, "what it printed meanwhile", func() bool {
 			var text strings.Builder
-			if err := c.Logs(t.Context(), Logs{Tail: -1}, func(e stdio.Entry) error { text.Write(e.Text); return nil }); err != nil {
+			if err := c.proc("").Logs(t.Context(), Logs{Tail: -1}, func(e stdio.Entry) error { text.Write(e.Text); return nil }); err != nil {
 				t.Fatal(err)
 			}
 			return strings.Contains(text.String(), "meanwhile")
@@ -253,10 +253,10 @@ func TestShimKilled(t *testing.T) {
 		if !monitored(c) {
 			m.Error("no other shim")
 		}
-		if err := c.Kill(t.Context(), unix.SIGTERM, false); err != nil {
+		if err := c.proc("").Kill(t.Context(), unix.SIGTERM); err != nil {
 			t.Fatal(err)
 		}
-		e, err := c.Wait(t.Context())
+		e, err := c.proc("").Wait(t.Context())
 		if err != nil || e == nil || e.Status == nil || *e.Status != 6 {
 			m.Errorf("%+v %v", e, err)
 		}
@@ -286,7 +286,7 @@ func TestExecShimKilled(t *testing.T) {
 			return string(b)
 		}
 		until(m.T, "output", func() bool { return strings.Contains(log(), "before") })
-		l, err := look(c.execPlace(id))
+		l, err := c.proc(id).look()
 		if err != nil || l.state == nil {
 			m.Fatal(err)
 		}
@@ -294,28 +294,28 @@ func TestExecShimKilled(t *testing.T) {
 			m.Fatal(err)
 		}
 		until(m.T, "the shim's death", func() bool { return !l.state.Monitor.Alive() })
-		if l, err = look(c.execPlace(id)); err != nil || l.status != Running || l.monitored {
+		if l, err = c.proc(id).look(); err != nil || l.status != Running || l.monitored {
 			t.Errorf("without its shim: %+v %v", l, err)
 		}
-		if err := c.KillExec(t.Context(), id, unix.SIGCONT); err != nil {
+		if err := c.proc(id).Kill(t.Context(), unix.SIGCONT); err != nil {
 			m.Fatal(err)
 		}
-		if l, err = look(c.execPlace(id)); err != nil || l.status != Running || !l.monitored {
+		if l, err = c.proc(id).look(); err != nil || l.status != Running || !l.monitored {
 			t.Errorf("with another shim: %+v %v", l, err)
 		}
 		// Its input had no writer left.
 		until(m.T, "the end of its input", func() bool { return strings.Contains(log(), "heard") })
-		if err := c.KillExec(t.Context(), id, unix.SIGTERM); err != nil {
+		if err := c.proc(id).Kill(t.Context(), unix.SIGTERM); err != nil {
 			m.Fatal(err)
 		}
-		e, err := c.WaitExec(t.Context(), id)
+		e, err := c.proc(id).Wait(t.Context())
 		if err != nil || e == nil || e.Status == nil || *e.Status != 6 {
 			m.Errorf("%+v %v", e, err)
 		}
 		if !strings.Contains(log(), "told") {
 			m.Errorf("log %q", log())
 		}
-		if e, err := c.RemoveExec(t.Context(), id, false); err != nil || e == nil || *e.Status != 6 {
+		if e, err := c.proc(id).Remove(t.Context(), false); err != nil || e == nil || *e.Status != 6 {
 			m.Errorf("remove: %+v %v", e, err)
 		}
 		if _, err := c.Remove(t.Context(), true); err != nil {
@@ -339,7 +339,7 @@ func TestBoot(t *testing.T) {
 			if out, err := m.as("start", c.ID, "").CombinedOutput(); err != nil {
 				t.Fatalf("%v %s", err, out)
 			}
-			l, err := look(c.place())
+			l, err := c.proc("").look()
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -356,7 +356,7 @@ func TestBoot(t *testing.T) {
 			// Of another boot: the number may be another process's now.
 			s := *l.state
 			s.Pid, s.Boot, s.Monitor.Pid, s.Monitor.Boot = os.Getpid(), "00000000-0000-0000-0000-000000000000", os.Getpid(), "00000000-0000-0000-0000-000000000000"
-			if err := c.place().writeState(s); err != nil {
+			if err := c.proc("").writeState(s); err != nil {
 				t.Fatal(err)
 			}
 		}
@@ -373,7 +373,7 @@ func TestBoot(t *testing.T) {
 		if i.Status != Stopped || i.Pid != 0 || i.Exit == nil || i.Exit.Status != nil || i.Exit.Error == "" {
 			m.Errorf("%+v %+v", i, i.Exit)
 		}
-		if err := keep.Kill(t.Context(), unix.SIGKILL, true); !errdefs.IsFailedPrecondition(err) {
+		if err := keep.KillAll(t.Context(), unix.SIGKILL); !errdefs.IsFailedPrecondition(err) {
 			m.Errorf("kill: %v", err)
 		}
 		m.bound().Clear(t.Context())
@@ -498,7 +498,7 @@ func TestHundred(t *testing.T) {
 				switch {
 				case n%3 == 0: // it goes by itself
 				case n%2 == 0:
-					if _, err := c.Wait(t.Context()); err != nil {
+					if _, err := c.proc("").Wait(t.Context()); err != nil {
 						t.Errorf("wait %s: %v", id, err)
 					}
 					fallthrough

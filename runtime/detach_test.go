@@ -162,7 +162,7 @@ func TestShim(t *testing.T) {
 			return bytes.Contains(b, []byte("line 19999\n"))
 		})
 		var s state
-		b, err := os.ReadFile(filepath.Join(c.place().private, "state.json"))
+		b, err := os.ReadFile(filepath.Join(c.proc("").private, "state.json"))
 		if err == nil {
 			err = json.Unmarshal(b, &s)
 		}

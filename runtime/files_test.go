@@ -154,7 +154,7 @@ func TestDetachedInputIsAPipe(t *testing.T) {
 			t.Errorf("%.300s %v", b, err)
 		}
 		var printed strings.Builder
-		if err := c.Logs(t.Context(), Logs{Tail: -1}, func(e stdio.Entry) error { printed.Write(e.Text); return nil }); err != nil {
+		if err := c.proc("").Logs(t.Context(), Logs{Tail: -1}, func(e stdio.Entry) error { printed.Write(e.Text); return nil }); err != nil {
 			t.Error(err)
 		}
 		if first, rest, _ := strings.Cut(printed.String(), "\n"); !strings.Contains(first, "-> pipe:[") || rest != in {

@@ -75,7 +75,7 @@ func TestRunKilled(t *testing.T) {
 					continue
 				}
 				until(t, name+": its lock", func() bool {
-					lock, err := c.lock()
+					lock, err := c.proc("").takeLock()
 					if err == nil {
 						_ = lock.Close()
 					}
@@ -198,7 +198,7 @@ func TestRunKilledWithoutRecord(t *testing.T) {
 		_ = x.Process.Kill()
 		_ = x.Wait()
 		until(t, "its end", func() bool { return len(m.left("none", "sleep 1001", "sleep 1002")) == 0 })
-		s, err := readPrivateState(claimDir(m.state, c.key()))
+		s, err := readPrivateState(c.proc("").private)
 		if s == nil || !s.Alive() {
 			t.Fatalf("the container ended with it: %v", err)
 		}
@@ -222,7 +222,7 @@ func (m *machine) cgroups(id string) []string {
 }
 
 // guards lists the guards and shims of a container.
-func (m *machine) guards(id string) (all []Process) {
+func (m *machine) guards(id string) (all []HostProcess) {
 	entries, _ := filepath.Glob("/proc/[0-9]*/cmdline")
 	for _, e := range entries {
 		if b, _ := os.ReadFile(e); string(b) == shimName+"\x00"+id+"\x00" {

@@ -67,8 +67,8 @@ func TestStrangersStore(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	dead := Process{Pid: 1<<22 + 1, Boot: bootID()}
-	b, err := json.Marshal(state{Status: Running, Process: victim, Runtime: program, RuntimeState: all.state + "/runc", Detached: true, Monitor: dead,
+	dead := HostProcess{Pid: 1<<22 + 1, Boot: bootID()}
+	b, err := json.Marshal(state{Status: Running, HostProcess: victim, Runtime: program, RuntimeState: all.state + "/runc", Detached: true, Monitor: dead,
 		Cgroups: []string{"/sys/fs/cgroup/pids", "/sys/fs/cgroup"}})
 	if err != nil {
 		t.Fatal(err)
@@ -96,7 +96,7 @@ func TestStrangersStore(t *testing.T) {
 		if _, err := all.RunBundle(t.Context(), func(string) (*Runtime, error) { return r, nil }, Record{Bundle: c.Dir()}, Piped); !errdefs.IsFailedPrecondition(err) {
 			t.Errorf("%s: run: %v", id, err)
 		}
-		if err := c.Kill(t.Context(), unix.SIGKILL, true); !errdefs.IsFailedPrecondition(err) {
+		if err := c.KillAll(t.Context(), unix.SIGKILL); !errdefs.IsFailedPrecondition(err) {
 			t.Errorf("%s: kill: %v", id, err)
 		}
 		if _, err := all.Create(t.Context(), Record{ID: id}, "", nil); !errdefs.IsAlreadyExists(err) {
@@ -352,7 +352,7 @@ func TestUnfitFiles(t *testing.T) {
 					return
 				}
 				_, _ = c.Info()
-				_ = c.Logs(t.Context(), Logs{Tail: -1}, func(stdio.Entry) error { return nil })
+				_ = c.proc("").Logs(t.Context(), Logs{Tail: -1}, func(stdio.Entry) error { return nil })
 				_, _ = c.Start(t.Context(), &Runtime{command: "/bin/false", state: all.state})
 				_, _ = c.Remove(t.Context(), true)
 			}()
@@ -412,13 +412,13 @@ func TestKillWhileCreating(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	p := c.place()
-	if err := errors.Join(PrivateDir(p.state), os.MkdirAll(p.private, 0o700), p.writeState(state{Status: Creating, Monitor: self}), p.blankExit()); err != nil {
+	p := c.proc("")
+	if err := errors.Join(PrivateDir(all.state), os.MkdirAll(p.private, 0o700), p.writeState(state{Status: Creating, Monitor: self}), p.blankExit()); err != nil {
 		t.Fatal(err)
 	}
 	written := make(chan error, 1)
-	time.AfterFunc(50*time.Millisecond, func() { written <- p.writeState(state{Status: Running, Monitor: self, Process: process}) })
-	if err := c.Kill(t.Context(), unix.SIGKILL, false); err != nil {
+	time.AfterFunc(50*time.Millisecond, func() { written <- p.writeState(state{Status: Running, Monitor: self, HostProcess: process}) })
+	if err := c.proc("").Kill(t.Context(), unix.SIGKILL); err != nil {
 		t.Error(err)
 	}
 	if err := <-written; err != nil {
@@ -438,7 +438,7 @@ func TestStartOfWhatRuns(t *testing.T) {
 		before := m.info(c)
 		for _, killed := range []bool{false, true} {
 			if killed {
-				l, err := look(c.place())
+				l, err := c.proc("").look()
 				if err != nil {
 					t.Fatal(err)
 				}

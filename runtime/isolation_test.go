@@ -163,7 +163,7 @@ func TestExecEnvironment(t *testing.T) {
 		} {
 			m.spec(spec.Options{Args: []string{"sleep", "1000"}, Rootfs: rootfs, Env: c.env})
 			container := m.detached(Record{ID: fmt.Sprintf("test-exec-environment-%d", i)})
-			p, err := container.process(Exec{Args: []string{"sh", "-c", show}, Env: c.x.Env, User: c.x.User, Terminal: c.x.Terminal}, m.info(container).Pid)
+			p, err := container.further(Exec{Args: []string{"sh", "-c", show}, Env: c.x.Env, User: c.x.User, Terminal: c.x.Terminal}, m.info(container).Pid)
 			if err != nil {
 				m.Fatal(err)
 			}
@@ -182,11 +182,11 @@ func TestExecEnvironment(t *testing.T) {
 				if err != nil {
 					m.Fatal(err)
 				}
-				if _, err := container.WaitExec(t.Context(), id); err != nil {
+				if _, err := container.proc(id).Wait(t.Context()); err != nil {
 					m.Fatal(err)
 				}
 				var out strings.Builder
-				if err := container.ExecLogs(t.Context(), id, Logs{Tail: -1}, func(e stdio.Entry) error { _, err := out.Write(e.Text); return err }); err != nil {
+				if err := container.proc(id).Logs(t.Context(), Logs{Tail: -1}, func(e stdio.Entry) error { _, err := out.Write(e.Text); return err }); err != nil {
 					m.Fatal(err)
 				}
 				if got := strings.TrimSpace(out.String()); got != c.want {

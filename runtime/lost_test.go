@@ -23,13 +23,13 @@ func TestExecLeavesOneThatPrints(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		e, err := c.WaitExec(t.Context(), id)
+		e, err := c.proc(id).Wait(t.Context())
 		if err != nil || e.Status == nil || *e.Status != 4 {
 			t.Fatalf("%+v, %v", e, err)
 		}
 		until(t, "the last line", func() bool {
 			var text bytes.Buffer
-			err := c.ExecLogs(t.Context(), id, Logs{Tail: -1}, func(e stdio.Entry) error { text.Write(e.Text); return nil })
+			err := c.proc(id).Logs(t.Context(), Logs{Tail: -1}, func(e stdio.Entry) error { text.Write(e.Text); return nil })
 			return err == nil && strings.HasSuffix(text.String(), " 4999\n") && strings.Count(text.String(), "\n") == 5000
 		})
 		if _, err := c.Remove(t.Context(), true); err != nil {
@@ -41,7 +41,7 @@ func TestExecLeavesOneThatPrints(t *testing.T) {
 // printed returns what a container has printed.
 func printed(t *testing.T, c *Container) (text string) {
 	t.Helper()
-	if err := c.Logs(t.Context(), Logs{Tail: -1}, func(e stdio.Entry) error { text += string(e.Text); return nil }); err != nil {
+	if err := c.proc("").Logs(t.Context(), Logs{Tail: -1}, func(e stdio.Entry) error { text += string(e.Text); return nil }); err != nil {
 		t.Fatal(err)
 	}
 	return text
@@ -97,12 +97,12 @@ func TestManyWait(t *testing.T) {
 			waiting.Add(1)
 			done.Go(func() {
 				waiting.Done()
-				if e, err := c.Wait(t.Context()); err != nil || e.Status == nil || *e.Status != 6 {
+				if e, err := c.proc("").Wait(t.Context()); err != nil || e.Status == nil || *e.Status != 6 {
 					t.Errorf("%+v, %v", e, err)
 				}
 			})
 			done.Go(func() {
-				if err := c.Logs(t.Context(), Logs{Follow: true, Tail: -1}, func(stdio.Entry) error { return nil }); err != nil {
+				if err := c.proc("").Logs(t.Context(), Logs{Follow: true, Tail: -1}, func(stdio.Entry) error { return nil }); err != nil {
 					t.Error(err)
 				}
 			})

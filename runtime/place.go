@@ -8,47 +8,9 @@ import (
 	"path/filepath"
 
 	"distkit/disk"
-	"distkit/runtime/stdio"
 
 	"golang.org/x/sys/unix"
 )
-
-// place is where a container, or a further process in one, is kept: a directory in the store for the record and the
-// results, and a private directory on this host for the state of its run. The store may be a stranger's, so nothing
-// in it tells which programs, processes, cgroups or pipes of the host are meant.
-type place struct {
-	store   disk.Tree
-	name    string // of the directory in the store
-	state   string // the state directory
-	private string // the directory for this run in the state directory
-	exec    string // the ID of a further process, "" for the container's own
-}
-
-func (c *Container) place() place {
-	return place{store: c.set.tree(), name: c.rel(), state: c.set.state, private: claimDir(c.set.state, c.key())}
-}
-
-func (c *Container) execPlace(id string) place {
-	return place{c.set.tree(), c.rel("exec", id), c.set.state, execScratch(c.set.state, c.key(), id), id}
-}
-
-// dir is the directory in the store.
-func (p place) dir() string { return p.store.Path(p.name) }
-
-// file is a file's name in the store's tree.
-func (p place) file(name string) string { return filepath.Join(p.name, name) }
-
-// logDir is the directory of the process's log.
-func (p place) logDir() stdio.Dir { return stdio.Dir{Tree: p.store, Name: p.name} }
-
-// watch watches the directory in the store. The error is NotFound if there is no such process; what names it in the message.
-func (p place) watch(what string) (*stdio.Watcher, error) {
-	w, err := stdio.Watch(p.dir())
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil, notFound("no %s", what)
-	}
-	return w, err
-}
 
 // identity tells a directory from every other on this host: from a copy, and from a later one of the same name.
 type identity struct {

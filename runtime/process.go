@@ -1,119 +1,528 @@
 package runtime
 
 import (
-	"bytes"
+	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
+	"path/filepath"
+	"slices"
 	"strconv"
-	"strings"
-	"sync"
+	"time"
 
+	"distkit/runtime/stdio"
+
+	"github.com/containerd/errdefs"
+	runc "github.com/containerd/go-runc"
 	"golang.org/x/sys/unix"
 )
 
-// Process tells a process from every other that had or will have its number.
+// Process is a container's own process, or a further one that [Container.Exec] or [Container.StartExec] started in it.
+// Both are alike: a directory in the store keeps what the process is, what it printed and how it ended, and a private
+// directory on this host keeps the state of its run. The store may be a stranger's, so nothing in it tells which programs,
+// processes, cgroups or pipes of the host are meant.
 type Process struct {
-	Pid   int    `json:"pid"`
-	Start uint64 `json:"start"` // ticks from the boot to its start, as the kernel says
-	Boot  string `json:"boot"`  // the kernel's ID of the boot
+	c       *Container
+	exec    string // the ID of a further process, "" for the container's own
+	name    string // of the directory in the store's tree
+	private string // the directory on this host
 }
 
-var bootID = sync.OnceValue(func() string {
-	b, _ := os.ReadFile("/proc/sys/kernel/random/boot_id")
-	return strings.TrimSpace(string(b))
-})
+func (c *Container) proc(exec string) *Process {
+	p := &Process{c, exec, c.rel(), claimDir(c.set.state, c.key())}
+	if exec != "" {
+		p.name, p.private = c.rel("exec", exec), filepath.Join(p.private, "exec-"+exec)
+	}
+	return p
+}
 
-// Identify returns the identity of a process that is there now.
-func Identify(pid int) (Process, error) {
-	s, err := statOf(pid)
+// Process returns the container's own process if exec is "", else the further process with that ID. The error is NotFound
+// if the container has no such process.
+func (c *Container) Process(exec string) (*Process, error) {
+	p := c.proc(exec)
+	if exec == "" {
+		return p, nil
+	}
+	if err := CheckID(exec); err != nil {
+		return nil, err
+	}
+	if _, err := c.set.tree().Stat(p.name); errors.Is(err, fs.ErrNotExist) {
+		return nil, notFound("container %s has no process %s", c.ID, exec)
+	}
+	return p, nil
+}
+
+// String names the process in messages.
+func (p *Process) String() string {
+	if p.exec != "" {
+		return fmt.Sprintf("process %s of container %s", p.exec, p.c.ID)
+	}
+	return "container " + p.c.ID
+}
+
+// dir is the directory in the store.
+func (p *Process) dir() string { return p.c.set.tree().Path(p.name) }
+
+// file is a file's name in the store's tree.
+func (p *Process) file(name string) string { return filepath.Join(p.name, name) }
+
+// logDir is the directory of the process's log.
+func (p *Process) logDir() stdio.Dir { return stdio.Dir{Tree: p.c.set.tree(), Name: p.name} }
+
+// watch watches the directory in the store. The error is NotFound if there is no such process.
+func (p *Process) watch() (*stdio.Watcher, error) {
+	w, err := stdio.Watch(p.dir())
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, notFound("no %s", p)
+	}
+	return w, err
+}
+
+// takeLock makes this process the one that runs or removes p. It waits while the guard of a killed run ends what that
+// has started. The error is NotFound if there is no such process, and Unavailable if another process has the lock.
+func (p *Process) takeLock() (*os.File, error) {
+	c := p.c
+	if err := c.set.secure(c.ID); err != nil {
+		return nil, fmt.Errorf("%s: %w", p, err)
+	}
+	lock, err := p.lockEnding(false)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return nil, notFound("no %s", p)
+	case errdefs.IsUnavailable(err):
+		return nil, busy("%s is in use: let its run end, or take another ID", p)
+	case err != nil:
+		return nil, fmt.Errorf("%s: %w", p, err)
+	}
+	if c.unread || p.exec != "" {
+		return lock, nil
+	}
+	now, err := c.set.read(c.ID)
 	if err != nil {
-		return Process{}, fmt.Errorf("process %d: %w", pid, err)
+		_ = lock.Close()
+		return nil, err
 	}
-	return Process{pid, s.start, bootID()}, nil
+	c.Record, c.own = now.Record, now.own
+	return lock, nil
 }
 
-// Alive tells whether this very process runs. One that has ended and was not waited for doesn't.
-func (p Process) Alive() bool {
-	_, alive := p.stat()
-	return alive
+func (p *Process) lockEnding(create bool) (*os.File, error) {
+	for end := time.Now().Add(15 * time.Second); ; time.Sleep(10 * time.Millisecond) {
+		l, err := p.look()
+		guarded := err == nil && l.state != nil && !l.monitored && !l.state.Detached
+		lock, err := lockFile(p.c.set.tree(), p.file("lock"), create)
+		if !errdefs.IsUnavailable(err) || !guarded || time.Now().After(end) {
+			return lock, err
+		}
+	}
 }
 
-// ending tells whether it has ended or is about to: what a process that ends has below it ends before it.
-func (p Process) ending() bool {
-	const exiting = 0x4 // PF_EXITING
-	s, alive := p.stat()
-	return !alive || s.flags&exiting != 0 && s.threads <= 1
+// waitLock takes the lock of a process that is ending.
+func (p *Process) waitLock(ctx context.Context) (*os.File, error) {
+	end := time.Now().Add(15 * time.Second)
+	for {
+		lock, err := p.takeLock()
+		if !errdefs.IsUnavailable(err) || time.Now().After(end) {
+			return lock, err
+		}
+		select {
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		case <-time.After(10 * time.Millisecond):
+		}
+	}
 }
 
-func (p Process) stat() (s procStat, alive bool) {
-	if p.Pid <= 0 || p.Boot != bootID() {
-		return s, false
+// live returns what a look at the process shows while it runs. The error is FailedPrecondition if it does not run.
+func (p *Process) live() (looked, error) {
+	l, err := p.look()
+	// It may have begun already, and printed something, before that is written down.
+	for end := time.Now().Add(10 * time.Second); err == nil && l.status == Creating && time.Now().Before(end); l, err = p.look() {
+		time.Sleep(5 * time.Millisecond)
 	}
-	s, err := statOf(p.Pid)
-	ended := s.state == 'Z' && s.threads <= 1 || s.state == 'X'
-	return s, err == nil && s.start == p.Start && !ended
+	if err != nil {
+		return l, fmt.Errorf("%s: %w", p, err)
+	}
+	if !l.runs() {
+		return l, failed("%s is %s", p, l.status)
+	}
+	return l, nil
 }
 
-// open returns a descriptor of the process, NotFound where it is no more.
-func (p Process) open() (int, error) {
-	fd, err := unix.PidfdOpen(p.Pid, 0)
-	if err != nil && !errors.Is(err, unix.ESRCH) && !errors.Is(err, unix.EINVAL) {
-		return -1, fmt.Errorf("open process %d: %w", p.Pid, err)
-	}
-	if err == nil && p.Alive() {
-		return fd, nil
-	}
+// attended is live for a caller that changes something: if the process's monitor was killed, it has another one then.
+// What begins the message of an error.
+func (p *Process) attended(ctx context.Context, what string) (looked, error) {
+	l, err := p.live()
 	if err == nil {
-		_ = unix.Close(fd)
+		err = p.adoptIfLost(ctx)
 	}
-	return -1, notFound("process %d has ended", p.Pid)
+	if err != nil {
+		err = fmt.Errorf("%s: %w", what, err)
+	}
+	return l, err
 }
 
-// signal sends a signal to this very process.
-func (p Process) signal(sig unix.Signal) error {
-	fd, err := p.open()
+// unlessEnded returns err, or, if the container has ended, that it has.
+func (c *Container) unlessEnded(what string, err error) error {
+	switch l, lerr := c.proc("").live(); {
+	case lerr != nil:
+		return fmt.Errorf("%s: %w", what, lerr)
+	case l.state.ending():
+		return failed("%s: container %s has just ended", what, c.ID)
+	}
+	return err
+}
+
+// client is the runtime's for a container that another process runs.
+func (l looked) client() *runc.Runc {
+	return &runc.Runc{Command: l.state.Runtime, Root: l.state.RuntimeState, LogFormat: runc.JSON, Setpgid: true}
+}
+
+// Kill sends a signal to the process. The error is FailedPrecondition if it does not run.
+func (p *Process) Kill(ctx context.Context, sig unix.Signal) error {
+	l, err := p.attended(ctx, "kill")
 	if err != nil {
 		return err
 	}
-	defer unix.Close(fd)
-	if err := unix.PidfdSendSignal(fd, sig, nil, 0); err != nil && !errors.Is(err, unix.ESRCH) {
-		return fmt.Errorf("signal process %d: %w", p.Pid, err)
+	if err := l.state.signal(sig); errdefs.IsNotFound(err) {
+		return failed("kill: %s has just ended", p)
+	} else if err != nil {
+		return fmt.Errorf("kill %s: %w", p, err)
+	}
+	if p.exec == "" {
+		l.thawKilled(sig)
 	}
 	return nil
 }
 
-// procStat is what is wanted of a /proc/PID/stat.
-type procStat struct {
-	state   byte   // of the first thread, as flags are: the others may outlive it
-	flags   uint64 // the kernel's PF_*
-	session uint64
-	threads uint64
-	start   uint64
-	code    uint64 // of a zombie, as wait(2) gives it
+// KillAll sends a signal to all processes in the container. The error is FailedPrecondition if its own does not run.
+func (c *Container) KillAll(ctx context.Context, sig unix.Signal) error {
+	l, err := c.proc("").attended(ctx, "kill")
+	if err != nil {
+		return err
+	}
+	if err := signalAll(l.pids, sig); err != nil {
+		return fmt.Errorf("kill: container %s: %w", c.ID, err)
+	}
+	l.thawKilled(sig)
+	return nil
 }
 
-func statOf(pid int) (s procStat, err error) {
-	b, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/stat")
+// thawKilled lets a paused container go on that was sent a KILL: nothing dies while it is paused.
+func (l looked) thawKilled(sig unix.Signal) {
+	if sig == unix.SIGKILL && l.status == Paused {
+		thaw(l.state.Cgroups)
+	}
+}
+
+// KillPid sends a signal to one process in a container, by the number that the host knows it by, as
+// [Container.Processes] tells it. The error is NotFound if the container has no process with that number.
+func (c *Container) KillPid(pid int, sig unix.Signal) error {
+	l, err := c.proc("").live()
 	if err != nil {
-		if errors.Is(err, unix.ESRCH) {
-			err = os.ErrNotExist
+		return fmt.Errorf("kill: %w", err)
+	}
+	found := false
+	err = signalAll(func() []int {
+		found = slices.Contains(l.pids(), pid)
+		return slices.DeleteFunc(l.pids(), func(p int) bool { return p != pid })
+	}, sig)
+	if err == nil && !found {
+		return notFound("container %s has no process %d", c.ID, pid)
+	}
+	return err
+}
+
+// pids lists the processes in the container.
+func (l looked) pids() []int {
+	if pids := processes(l.state.Cgroups); len(pids) > 0 {
+		return pids
+	}
+	return namespacePeers(l.state.Pid) // it has no cgroup of its own
+}
+
+// namespacePeers lists the processes that share pid's PID namespace. It returns pid alone if that is our own
+// namespace or can't be read.
+func namespacePeers(pid int) []int {
+	namespace := func(pid string) string {
+		ns, _ := os.Readlink("/proc/" + pid + "/ns/pid")
+		return ns
+	}
+	pids := []int{pid}
+	theirs := namespace(strconv.Itoa(pid))
+	if theirs == "" || theirs == namespace("self") {
+		return pids
+	}
+	entries, _ := os.ReadDir("/proc")
+	for _, e := range entries {
+		if n, err := strconv.Atoi(e.Name()); err == nil && n != pid && namespace(e.Name()) == theirs {
+			pids = append(pids, n)
 		}
-		return s, err
 	}
-	// The name, in parentheses, may hold anything.
-	fields := bytes.Fields(b[bytes.LastIndexByte(b, ')')+1:])
-	if len(fields) < 50 || len(fields[0]) != 1 {
-		return s, fmt.Errorf("/proc/%d/stat has %d fields", pid, len(fields))
+	slices.Sort(pids)
+	return pids
+}
+
+// adoptIfLost starts a shim for a detached process that runs and whose shim was killed. The new shim records the end, and
+// reads what the process prints. What ran in the foreground is not adopted: it ends with its run.
+func (p *Process) adoptIfLost(ctx context.Context) error {
+	lookLost := func() (l looked, lost bool, err error) {
+		if l, err = p.look(); err != nil {
+			return l, false, fmt.Errorf("%s: %w", p, err)
+		}
+		return l, l.state != nil && l.state.Detached && !l.monitored && l.runs(), nil
 	}
-	s.state = fields[0][0]
-	for _, f := range []struct {
-		at int
-		to *uint64
-	}{{3, &s.session}, {6, &s.flags}, {17, &s.threads}, {19, &s.start}, {49, &s.code}} {
-		if *f.to, err = strconv.ParseUint(string(fields[f.at]), 10, 64); err != nil {
-			return s, fmt.Errorf("/proc/%d/stat: %w", pid, err)
+	_, lost, err := lookLost()
+	if !lost {
+		return err
+	}
+	lock, err := p.takeLock()
+	switch {
+	case errdefs.IsUnavailable(err), p.exec != "" && errdefs.IsNotFound(err):
+		return nil // another process adopts it, or it has been removed
+	case err != nil:
+		return err
+	}
+	defer lock.Close()
+	l, lost, err := lookLost()
+	if !lost {
+		return err
+	}
+	claim, err := p.claimHost(ctx)
+	if err != nil {
+		return err
+	}
+	defer claim.close()
+	u := &execution{Process: p, r: &Runtime{command: l.state.Runtime, state: p.c.set.state}, lock: lock, claim: claim, state: *l.state}
+	if _, err = u.spawnShim(order{Adopt: true}); err != nil && !errdefs.IsPermissionDenied(err) { // who may not read what it prints leaves that to others
+		return fmt.Errorf("%s: %w", p, err)
+	}
+	return nil
+}
+
+// Wait returns how the process ended, once it has. The error is FailedPrecondition if it was not started.
+//
+// It polls pidfds and needs no inotify instance, of which a user has few.
+func (p *Process) Wait(ctx context.Context) (*Exit, error) {
+	done := p.ends(ctx)
+	defer done.close()
+	for {
+		over, err := done.over()
+		if over || err != nil {
+			return done.exit, err
+		}
+		if err := p.untilDeath(ctx); err != nil {
+			return nil, err
 		}
 	}
-	return s, nil
+}
+
+// untilDeath waits until the process or its monitor has ended, but at most a second.
+func (p *Process) untilDeath(ctx context.Context) error {
+	const soon = 5 * time.Millisecond // for what the monitor has still to write down
+	s, err := p.readState()
+	if err != nil {
+		return err
+	}
+	most := soon
+	var fds []unix.PollFd
+	if s != nil {
+		most = time.Second
+		for _, of := range []HostProcess{s.HostProcess, s.Monitor} {
+			fd, err := of.open()
+			if err != nil { // it doesn't run yet, or has ended
+				most = soon
+				continue
+			}
+			fds = append(fds, unix.PollFd{Fd: int32(fd), Events: unix.POLLIN})
+		}
+	}
+	polled := make(chan struct{})
+	go func() {
+		defer close(polled)
+		_, _ = unix.Poll(fds, int(most.Milliseconds()))
+		for _, fd := range fds {
+			_ = unix.Close(int(fd.Fd))
+		}
+	}()
+	select {
+	case <-ctx.Done():
+	case <-polled:
+	}
+	return ctx.Err()
+}
+
+// ending looks for the end of a process, also where its directory goes with it.
+type ending struct {
+	p    *Process
+	ctx  context.Context
+	file *os.File // exit.json, which is written to before it is removed
+	ran  bool
+	exit *Exit
+}
+
+func (p *Process) ends(ctx context.Context) *ending { return &ending{p: p, ctx: ctx} }
+
+func (e *ending) close() { _ = e.file.Close() } // nil is none
+
+func (e *ending) open() {
+	if f, err := e.p.c.set.tree().Open(e.p.file("exit.json")); err == nil {
+		e.close()
+		e.file = f
+	}
+}
+
+// over reports whether the process has ended; exit is valid then. If its monitor was killed, it has another one then.
+func (e *ending) over() (bool, error) {
+	if e.file == nil {
+		e.open()
+	}
+	l, err := e.p.look()
+	switch {
+	case errdefs.IsNotFound(err):
+		if e.exit = exitOf(e.file); e.exit != nil {
+			return true, nil
+		}
+		if e.ran {
+			return true, notFound("%s was removed while it ran", e.p)
+		}
+		return true, notFound("no %s", e.p)
+	case err != nil:
+		return false, fmt.Errorf("%s: %w", e.p, err)
+	case l.status == Stopped:
+		// What is left of it on the host is being removed, which changes nothing in the store.
+		for l.monitored && time.Since(l.exit.Exited) < 10*time.Second && e.ctx.Err() == nil {
+			time.Sleep(2 * time.Millisecond)
+			now, err := e.p.look()
+			if err != nil || now.status != Stopped {
+				break
+			}
+			l = now
+		}
+		e.exit = l.exit
+		return true, nil
+	case l.status == Created:
+		return true, failed("%s was not started", e.p)
+	}
+	if !e.ran {
+		e.open() // what was open may be of the run before
+		e.ran = true
+	}
+	if !l.monitored {
+		if err := e.p.adoptIfLost(e.ctx); err != nil && !errdefs.IsNotFound(err) {
+			return false, err
+		}
+	}
+	return false, nil
+}
+
+// exitOf reads an exit.json that is open; nil if there is none, or no end in it.
+func exitOf(f *os.File) *Exit {
+	b := make([]byte, 2*exitRoom)
+	n, _ := f.ReadAt(b, 0) // nil is empty
+	return parseExit(b[:n])
+}
+
+// Logs are how to read a log.
+type Logs struct {
+	Follow bool         // until the process ends
+	Tail   int          // begin with the last lines, as many as this; all if negative
+	Idle   func() error // with Follow: called whenever all that was printed so far was read
+}
+
+// Logs calls f with what a detached process has printed, and will.
+func (p *Process) Logs(ctx context.Context, o Logs, f func(stdio.Entry) error) error {
+	w, err := p.watch()
+	if err != nil {
+		return err
+	}
+	defer w.Close()
+	r, err := stdio.NewReader(p.logDir(), o.Follow && o.Tail == 0)
+	if err != nil {
+		return fmt.Errorf("log of %s: %w", p, err)
+	}
+	defer r.Close()
+	if l, err := p.look(); err == nil && (l.state != nil && !l.state.Detached || l.exit != nil && !l.lost() && !l.exit.Detached) {
+		return failed("%s has no log: it runs, or ran, in the foreground", p)
+	}
+	_ = p.adoptIfLost(ctx) // what was kept can be read without a monitor, too
+	if o.Tail > 0 {
+		last := stdio.NewTail(o.Tail)
+		if err := r.Read(last.Add); err != nil {
+			return fmt.Errorf("log of %s: %w", p, err)
+		}
+		if err := last.Each(f); err != nil {
+			return err
+		}
+	}
+	if !o.Follow {
+		if o.Tail == 0 {
+			return nil
+		}
+		return r.Read(f)
+	}
+	done := p.ends(ctx)
+	defer done.close()
+	return r.Follow(ctx, w, done.over, f, o.Idle)
+}
+
+// Remove removes what is kept of a process, and returns how its last run ended, nil if it was never run. With the
+// container's own process the container goes. A process that runs is FailedPrecondition unless force says that it is to be killed.
+func (p *Process) Remove(ctx context.Context, force bool) (*Exit, error) {
+	c := p.c
+	if p.exec == "" {
+		defer c.set.Clear(ctx)
+	}
+	// Who monitors it, and sees its end, may remove it too: the file is open before.
+	exit, _ := c.set.tree().Open(p.file("exit.json"))
+	defer exit.Close() // nil is none
+	gone := func(err error) bool { return errdefs.IsNotFound(err) && exit != nil && (c.RemoveAtEnd || p.exec != "") }
+	l, err := p.look()
+	switch {
+	case gone(err):
+		return exitOf(exit), nil
+	case err != nil:
+		return nil, fmt.Errorf("remove %s: %w", p, err)
+	case !force && l.status == Created && c.own && c.Owner != nil && c.Owner.Alive() && c.Owner.Pid != os.Getpid():
+		return nil, failed("remove %s: process %d is making it: let it, or force the removal", p, c.Owner.Pid)
+	case !force && (l.runs() || l.status == Creating):
+		return nil, failed("remove %s: it is %s: end it first, or force it", p, l.status)
+	case l.runs() && l.state.Status == Running:
+		if p.exec == "" {
+			err = killAll(ctx, l.state)
+		} else if err = l.state.signal(unix.SIGKILL); err == nil {
+			err = p.adoptIfLost(ctx)
+		}
+		if err != nil && !errdefs.IsNotFound(err) {
+			return nil, fmt.Errorf("remove %s: %w", p, err)
+		}
+	}
+	lock, err := p.waitLock(ctx)
+	switch {
+	case gone(err):
+		return exitOf(exit), nil
+	case err != nil:
+		return nil, err
+	}
+	if p.exec == "" {
+		err = c.clear(ctx, nil)
+	}
+	if err == nil {
+		l, err = p.look()
+	}
+	switch {
+	case err != nil:
+		_ = lock.Close()
+		return nil, fmt.Errorf("remove %s: %w", p, err)
+	case p.exec == "":
+		return l.exit, c.remove(ctx, lock)
+	}
+	defer lock.Close()
+	return l.exit, p.removeDir()
+}
+
+// Remove is [Process.Remove] of the container's own process.
+func (c *Container) Remove(ctx context.Context, force bool) (*Exit, error) {
+	return c.proc("").Remove(ctx, force)
 }

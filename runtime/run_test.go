@@ -57,7 +57,7 @@ func TestMain(m *testing.M) {
 				_, err = all.Create(context.Background(), rec, "parent", func(*Container) error { return nil })
 			case f[4] == "attach":
 				var e *Exit
-				if e, err = c.Attach(context.Background(), Attach{Input: true, DetachKeys: []byte{16, 17}}); err == nil && e != nil && e.Status != nil {
+				if e, err = c.proc("").Attach(context.Background(), Attach{Input: true, DetachKeys: []byte{16, 17}}); err == nil && e != nil && e.Status != nil {
 					status = *e.Status
 				} else if err == nil {
 					status = 0

@@ -1,11 +1,13 @@
 package runtime
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"os/exec"
 	"os/signal"
@@ -25,7 +27,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// shimName is the argument 0 that makes a program the shim of a detached container.
+// shimName is the argument 0 that makes a program a shim, which looks after a detached process, or a [guard].
 const shimName = "distkit-shim"
 
 // Descriptors that a shim inherits beside an order on its standard input.
@@ -37,22 +39,21 @@ const (
 	shimRest // the first of those that it must not have
 )
 
-// order is what a shim has to do.
+// order is an [execution] for a shim or a guard, and what that has to do.
 type order struct {
-	Root      string `json:"root"`
-	Namespace string `json:"namespace"`
-	ID        string `json:"id"`
-	Command   string `json:"command"` // the runtime's
-	State     string `json:"state"`
-	Job       job    `json:"job"`
-	Run       state  `json:"run"`
-	Adopt     bool   `json:"adopt,omitempty"` // the process runs already
-	Guard     bool   `json:"guard,omitempty"` // see [guard]
+	Root      string         `json:"root"`
+	Namespace string         `json:"namespace"`
+	ID        string         `json:"id"`
+	Exec      string         `json:"exec,omitempty"` // a further process in the container
+	Command   string         `json:"command"`        // the runtime's
+	State     string         `json:"state"`
+	Job       job            `json:"job"`
+	Run       state          `json:"run"`
+	Images    string         `json:"images,omitempty"`
+	Config    *specs.Process `json:"config,omitempty"`
 
-	Images      string         `json:"images,omitempty"` // the processes' state, to be restored
-	Exec        string         `json:"exec,omitempty"`   // a further process in the container
-	Process     *specs.Process `json:"process,omitempty"`
-	Interactive bool           `json:"interactive,omitempty"`
+	Adopt bool `json:"adopt,omitempty"` // the process runs already
+	Guard bool `json:"guard,omitempty"`
 }
 
 // report is what a shim tells once the process runs, or can't.
@@ -64,83 +65,64 @@ type report struct {
 	Denied bool `json:"denied,omitempty"` // the error is PermissionDenied
 }
 
-// Start runs a container without anybody waiting for it: a shim, which is this program once
-// more, has its standard streams, records its end, and then cleans up as [Container.Run] does. It
-// returns once the process runs; the errors are those of Run.
-//
-// The program's main must call [Shim] first.
-func (c *Container) Start(ctx context.Context, r *Runtime) (pid int, err error) {
-	c.set.Clear(ctx)
-	lock, err := c.lockStopped(ctx)
-	if err != nil {
-		return -1, err
-	}
-	return c.detach(ctx, r, lock, c.checkpoint())
-}
-
-// StartBundle makes a container for a bundle and starts it; with a bundle that is the directory
-// of a container it starts that.
-func (s *Containers) StartBundle(ctx context.Context, find Finder, rec Record) (c *Container, pid int, err error) {
-	c, r, lock, err := s.forBundle(ctx, find, rec)
-	if err != nil {
-		return nil, -1, err
-	}
-	if pid, err = c.detach(ctx, r, lock, c.checkpoint()); err != nil && c.Bundle != "" {
-		_, _ = c.Remove(ctx, false) // it was made for this
-	}
-	return c, pid, err
-}
-
-// detach starts a container; images is where the state of its processes is, if that was stored.
-func (c *Container) detach(ctx context.Context, r *Runtime, lock *os.File, images string) (pid int, err error) {
-	u, err := c.begin(ctx, r, lock, true)
-	if err != nil {
-		return -1, err
-	}
-	o := order{Root: c.set.root, Namespace: c.Namespace, ID: c.ID, Command: r.command, State: r.state, Job: u.job, Run: u.state, Images: images}
-	rep, err := spawn(o, u.lock, u.claim)
-	if err != nil {
+// detach starts the process, and leaves it to a shim. Its error is one of abandon.
+func (u *execution) detach(ctx context.Context) (pid int, err error) {
+	if pid, err = u.spawnShim(order{}); err != nil {
 		return -1, u.abandon(ctx, err)
 	}
 	// The shim has the locks now: they are one with these.
 	u.claim.close()
-	_ = lock.Close()
-	return rep.Pid, nil
+	_ = u.lock.Close()
+	return pid, nil
 }
 
-// spawn starts a shim. Where it fails, it has ended, and the locks are the caller's alone again.
-func spawn(o order, lock *os.File, claim *claim) (report, error) {
-	b, err := json.Marshal(o)
+// spawn starts this program once more as a shim or a guard.
+func (u *execution) spawn(o order, stdin io.Reader, report *os.File) (*exec.Cmd, error) {
+	c := exec.Command("/proc/self/exe")
+	c.Args = []string{shimName, u.c.ID} // what ps shows
+	c.Dir, c.Env, c.Stdin = "/", shimEnviron(), stdin
+	c.ExtraFiles = []*os.File{u.lock, u.claim.lock, u.claim.working, report}
+	if o.Guard {
+		c.ExtraFiles[shimWorking-shimLock] = nil // it waits for who has that lock
+	}
+	c.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	return c, c.Start()
+}
+
+// encode completes an order by what it is for.
+func (u *execution) encode(o order) ([]byte, error) {
+	o.Root, o.Namespace, o.ID, o.Exec, o.State = u.c.set.root, u.c.Namespace, u.c.ID, u.exec, u.c.set.state
+	o.Command, o.Job, o.Run, o.Images, o.Config = u.r.command, u.job, u.state, u.images, u.config
+	return json.Marshal(o)
+}
+
+// spawnShim starts a shim, and returns when the process runs. If it fails, the shim has ended, and the locks are the
+// caller's alone again.
+func (u *execution) spawnShim(o order) (pid int, err error) {
+	b, err := u.encode(o)
 	if err != nil {
-		return report{}, err
+		return -1, err
 	}
 	out, in, err := os.Pipe()
 	if err != nil {
-		return report{}, err
+		return -1, err
 	}
 	defer out.Close()
-	c := exec.Command("/proc/self/exe")
-	c.Args = []string{shimName, o.ID} // what ps shows
-	c.Dir = "/"
-	c.Env = shimEnviron()
-	c.Stdin = strings.NewReader(string(b))
-	c.ExtraFiles = []*os.File{lock, claim.lock, claim.working, in}
-	c.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
-	err = c.Start()
+	c, err := u.spawn(o, bytes.NewReader(b), in)
 	_ = in.Close()
 	if err != nil {
-		return report{}, fmt.Errorf("start the shim: %w", err)
+		return -1, fmt.Errorf("start the shim: %w", err)
 	}
 	var rep report
 	err = json.NewDecoder(out).Decode(&rep)
 	if err == nil && rep.Error == "" {
 		// It is nobody's child once this process ends.
 		_ = c.Process.Release()
-		return rep, nil
+		return rep.Pid, nil
 	}
 	werr := c.Wait()
 	if err != nil {
-		return report{}, fmt.Errorf("the shim ended before the process ran: %w", errors.Join(werr, err))
+		return -1, fmt.Errorf("the shim ended before the process ran: %w", errors.Join(werr, err))
 	}
 	switch err = errors.New(rep.Error); {
 	case rep.Denied:
@@ -150,7 +132,7 @@ func spawn(o order, lock *os.File, claim *claim) (report, error) {
 	case rep.Exit == 126:
 		err = errclass.As(err, ErrCommandNotExecutable)
 	}
-	return report{}, err
+	return -1, err
 }
 
 // lean are the settings of the Go runtime that keep a shim small: there may be hundreds.
@@ -165,10 +147,12 @@ func shimEnviron() []string {
 	return append(env, lean...)
 }
 
-// Shim is to be called first by the main of a program that starts containers: where the
-// program was started as a shim it does a shim's work, and does not return. Open opens the
-// containers of a store's namespace.
-func Shim(open func(root, namespace, state string) (*Containers, error)) {
+// Opener opens the containers of a store's namespace.
+type Opener func(root, namespace, state string) (*Containers, error)
+
+// Shim is to be called first by the main of a program that starts containers: where the program was started as a shim or
+// a guard it does their work, and does not return.
+func Shim(open Opener) {
 	if os.Args[0] != shimName {
 		return
 	}
@@ -179,6 +163,10 @@ func Shim(open func(root, namespace, state string) (*Containers, error)) {
 	}
 	var o order
 	err := json.NewDecoder(io.LimitReader(os.Stdin, spec.MaxDocument)).Decode(&o)
+	var pipe int // standard input, whose end is that of the run which is guarded
+	if err == nil {
+		pipe, err = unix.FcntlInt(0, unix.F_DUPFD_CLOEXEC, shimRest)
+	}
 	if err == nil {
 		err = quietly()
 	}
@@ -187,11 +175,13 @@ func Shim(open func(root, namespace, state string) (*Containers, error)) {
 		os.Exit(1)
 	}
 	enterMonitors(o.Run.Monitors)
-	work := o.work
 	if o.Guard {
-		work = o.guard
+		err = o.guard(os.NewFile(uintptr(pipe), "pipe"), open)
+	} else {
+		_ = unix.Close(pipe)
+		err = o.supervise(open)
 	}
-	if err := work(open); err != nil {
+	if err != nil {
 		os.Exit(1) // there is nobody to tell
 	}
 	os.Exit(0)
@@ -233,117 +223,204 @@ func quietly() error {
 	return nil
 }
 
-// work runs the container and tells its beginning.
-func (o order) work(open func(root, namespace, state string) (*Containers, error)) error {
+// execution is the order's, with the locks that this process has inherited. A guard opens the second lock anew, because it
+// waits for the runtime, which has inherited that of the run.
+func (o order) execution(open Opener) (*execution, error) {
+	all, err := open(o.Root, o.Namespace, o.State)
+	if err != nil {
+		return nil, err
+	}
+	c, err := all.Get(o.ID)
+	if err != nil && o.Guard {
+		c, err = all.unread(o.ID), nil // the store was removed, or its record is broken: that keeps nothing alive
+	}
+	if err != nil {
+		return nil, err
+	}
+	p := c.proc(o.Exec)
+	u := &execution{Process: p, r: &Runtime{command: o.Command, state: o.State}, job: o.Job, state: o.Run, images: o.Images, config: o.Config}
+	u.lock = os.NewFile(shimLock, filepath.Join(p.dir(), "lock"))
+	u.claim = &claim{state: o.State, dir: p.private}
+	if o.Exec == "" {
+		u.claim.lock = os.NewFile(shimClaim, claimLock(o.State, c.key()))
+	}
+	if o.Guard {
+		err = u.claim.openWorking()
+	} else {
+		u.claim.working = os.NewFile(shimWorking, u.claim.path("working"))
+	}
+	return u, err
+}
+
+// supervise starts or adopts a detached process, reports that, and records its end.
+func (o order) supervise(open Opener) error {
 	ctx := context.Background()
 	signal.Ignore(unix.SIGHUP, unix.SIGINT, unix.SIGPIPE)
 	terms := make(chan os.Signal, 8)
 	signal.Notify(terms, unix.SIGTERM)
-	out := os.NewFile(shimReport, "report")
-	tell := func(r report) {
-		b, err := json.Marshal(r)
-		if err == nil {
-			_, _ = out.Write(b)
+	var s *stdio.Detached
+	wait := func() (Exit, error) { return Exit{}, nil }
+	u, err := o.execution(open)
+	if err == nil {
+		if o.Adopt {
+			s, wait, err = u.adopt()
+		} else {
+			s, wait, err = u.startDetached(ctx)
 		}
-		_ = out.Close()
 	}
-	all, err := open(o.Root, o.Namespace, o.State)
+	rep := report{}
+	if err != nil { // the parent cleans up
+		rep = report{Error: err.Error(), Exit: ExitStatus(err), Denied: errdefs.IsPermissionDenied(err)}
+	} else {
+		rep.Pid = u.state.Pid
+		s.Begin()
+	}
+	out := os.NewFile(shimReport, "report")
+	if b, err := json.Marshal(rep); err == nil {
+		_, _ = out.Write(b)
+	}
+	_ = out.Close()
 	if err != nil {
-		tell(report{Error: err.Error(), Exit: 125})
 		return err
 	}
-	c, err := all.Get(o.ID)
-	if err != nil {
-		tell(report{Error: err.Error(), Exit: 125})
-		return err
-	}
-	u := &execution{c: c, exec: o.Exec, images: o.Images, process: o.Process, r: &Runtime{command: o.Command, state: o.State}, job: o.Job, state: o.Run}
-	u.lock = os.NewFile(shimLock, filepath.Join(u.place().dir(), "lock"))
-	dir, lock := claimDir(o.State, c.key()), claimLock(o.State, c.key())
-	if o.Exec != "" {
-		dir = execScratch(o.State, c.key(), o.Exec)
-		lock = dir + "/lock"
-	}
-	u.claim = &claim{state: o.State, dir: dir, lock: os.NewFile(shimClaim, lock), working: os.NewFile(shimWorking, dir+"/working")}
-	if o.Exec == "" {
-		o.Interactive = c.Interactive
-	}
-	if o.Adopt {
-		return u.adopt(o.Interactive, tell)
-	}
-	s, pid, err := u.startDetached(ctx, o.Interactive)
-	if err != nil {
-		tell(report{Error: err.Error(), Exit: ExitStatus(err)}) // the parent cleans up
-		return err
-	}
-	tell(report{Pid: pid})
 	debug.FreeOSMemory()
 	go func() {
 		for range terms {
 			_ = u.state.signal(unix.SIGTERM)
 		}
 	}()
-	status, err := reap(pid)
+	e, err := wait()
 	if err != nil {
 		return err
 	}
 	at("reaped")
-	return u.finish(ctx, s, exited(status))
-}
-
-// finish records the end of a detached process, after its output. Processes that a further process has left behind in the
-// container may go on printing: finish copies their output to the log until the last of them has closed its end.
-func (u *execution) finish(ctx context.Context, s *stdio.Detached, e Exit) error {
 	defer s.Close()
 	s.Settle()
-	err := u.end(ctx, e)
+	err = u.end(ctx, e)
 	if u.exec != "" {
-		s.Drain()
+		s.Drain() // what it has left behind in the container may go on printing
 	}
 	return err
 }
 
-// streams says what the streams of the process are.
-func (u *execution) streams(interactive bool) stdio.Options {
-	p := u.place()
-	return stdio.Options{Dir: p.private, Log: p.logDir(), LogSize: u.c.LogSize, Terminal: u.job.Terminal, Interactive: interactive}
+// streams says what the streams of a detached process are.
+func (u *execution) streams() stdio.Options {
+	return stdio.Options{Dir: u.private, Log: u.logDir(), LogSize: u.c.LogSize, Terminal: u.state.Terminal, Interactive: u.state.Interactive}
 }
 
 // startDetached does the shim's part of starting.
-func (u *execution) startDetached(ctx context.Context, interactive bool) (*stdio.Detached, int, error) {
-	self, err := Identify(os.Getpid())
-	if err != nil {
-		return nil, -1, err
+func (u *execution) startDetached(ctx context.Context) (s *stdio.Detached, wait func() (Exit, error), err error) {
+	if u.state.Monitor, err = Identify(os.Getpid()); err == nil {
+		err = u.writeState(u.state)
 	}
-	u.state.Monitor = self
-	if err := u.place().writeState(u.state); err != nil {
-		return nil, -1, err
+	if err != nil {
+		return nil, nil, err
 	}
 	at("shim")
-	s, err := u.streams(interactive).Open(u.claim.path("console"))
-	if err != nil {
-		return nil, -1, err
+	if s, err = u.streams().Open(u.claim.path("console")); err != nil {
+		return nil, nil, err
 	}
 	u.state.Pipes = s.Pipes
 	pid, err := u.start(ctx, &s.Ends, s.Console)
-	if err != nil {
-		return nil, -1, err
-	}
-	s.Begin()
-	return s, pid, nil
+	return s, func() (Exit, error) {
+		status, err := reap(pid)
+		return exited(status), err
+	}, err
 }
 
-// reap waits for the process, and for those that it has left to this one.
-func reap(pid int) (status int, err error) {
-	for {
-		var ws unix.WaitStatus
-		got, err := unix.Wait4(-1, &ws, 0, nil)
-		switch {
-		case errors.Is(err, unix.EINTR):
-		case err != nil:
-			return -1, fmt.Errorf("wait for container's process: %w", err)
-		case got == pid:
-			return statusOf(ws), nil
+// adopt makes this process the monitor of a process that has lost its own, and is no child of this one.
+func (u *execution) adopt() (s *stdio.Detached, wait func() (Exit, error), err error) {
+	fd, err := u.state.open()
+	if err != nil {
+		return nil, nil, err
+	}
+	if s, err = u.streams().Adopt(u.state.Pipes, u.state.findPipe); err == nil {
+		u.state.Monitor, err = Identify(os.Getpid())
+	}
+	if err == nil {
+		err = u.writeState(u.state)
+	}
+	return s, func() (Exit, error) { return waitForeign(u.state.HostProcess, fd), nil }, err
+}
+
+// findPipe opens a pipe that the process, or another one in its container, has open. It returns nil if none of them has. The
+// error is PermissionDenied in a user namespace that is neither theirs nor above it.
+func (s *state) findPipe(pipe string, mode int) (*os.File, error) {
+	var denied error
+	for _, pid := range append([]int{s.Pid}, processes(s.Cgroups)...) {
+		dir := fmt.Sprintf("/proc/%d/fd", pid)
+		fds, err := os.ReadDir(dir)
+		if errors.Is(err, fs.ErrPermission) {
+			denied = errclass.Errorf(errdefs.ErrPermissionDenied, "its streams can't be opened: %w", err)
+		}
+		for _, fd := range fds {
+			name := filepath.Join(dir, fd.Name())
+			if got, err := os.Readlink(name); err != nil || got != pipe {
+				continue
+			}
+			f, err := unix.Open(name, mode|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
+			if err != nil {
+				continue
+			}
+			if got, _ := os.Readlink(fmt.Sprintf("/proc/self/fd/%d", f)); got == pipe {
+				return os.NewFile(uintptr(f), pipe), nil
+			}
+			_ = unix.Close(f) // another file has the number by now
 		}
 	}
+	return nil, denied
+}
+
+// guard is a small process beside a run in the foreground. It does nothing until that run's process is
+// killed, which closes a pipe. Then it ends what the run started, and cleans up.
+type guard struct {
+	process *os.Process
+	pipe    *os.File // which the end of this process closes
+}
+
+// startGuard starts the guard of a run in the foreground before its runtime makes anything. The guard shares the
+// locks, so that nobody takes the ID before it is done.
+func (u *execution) startGuard() error {
+	o := order{Guard: true}
+	b, err := u.encode(o)
+	if err != nil {
+		return err
+	}
+	out, in, err := os.Pipe()
+	if err != nil {
+		return fmt.Errorf("start the guard: %w", err)
+	}
+	defer out.Close()
+	var c *exec.Cmd
+	if _, err = in.Write(b); err == nil { // a pipe has room for it
+		c, err = u.spawn(o, out, nil)
+	}
+	if err != nil {
+		_ = in.Close()
+		return fmt.Errorf("start the guard: %w", err)
+	}
+	u.guard = &guard{c.Process, in}
+	return nil
+}
+
+// end ends the guard, before the locks that it shares are given back.
+func (g *guard) end() {
+	if g == nil {
+		return
+	}
+	_ = g.process.Kill()
+	go func() { _, _ = g.process.Wait() }() // it may have been waited for with others
+}
+
+// guard waits until the run's process has ended, and then ends what that has started.
+func (o order) guard(pipe *os.File, open Opener) error {
+	signal.Ignore(unix.SIGHUP, unix.SIGINT, unix.SIGQUIT, unix.SIGTERM, unix.SIGPIPE)
+	if _, err := io.Copy(io.Discard, pipe); err != nil {
+		return err
+	}
+	u, err := o.execution(open)
+	if err != nil {
+		return err
+	}
+	return u.clearKilled(context.Background())
 }

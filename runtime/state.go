@@ -74,12 +74,14 @@ func PrivateDir(dir string) error {
 	return privateState(dir)
 }
 
-// claim is the right to one container ID: a lock that dies with its process, and a directory
-// for what the container needs while it lives. A second lock is inherited by each runtime
-// process: one that outlives a killed run ends its work on the ID before the next one begins.
+// claim is the right to run a process on this host, and a directory for what it needs while it lives. The right to a
+// container's own process is a lock on its ID, which dies with its holder; that to a further one is its lock in the
+// store. A second lock is inherited by each runtime process: one that outlives a killed run ends its work before the next one
+// begins.
 type claim struct {
-	state, dir    string
-	lock, working *os.File
+	state, dir string
+	lock       *os.File // nil for a further process
+	working    *os.File
 }
 
 func claimDir(state, id string) string  { return filepath.Join(state, "run", id) }
@@ -127,15 +129,11 @@ func (c *claim) open(ctx context.Context, id string, owner identity) (err error)
 		if err := os.MkdirAll(c.dir, 0o700); err != nil {
 			return err
 		}
-		if c.working, err = os.OpenFile(c.path("working"), os.O_RDWR|os.O_CREATE, 0o600); !errors.Is(err, fs.ErrNotExist) {
+		if err = c.openWorking(); !errors.Is(err, fs.ErrNotExist) {
 			break
 		}
 	}
 	if err != nil {
-		return err
-	}
-	// Runtimes are to inherit it; in what they start in the container they close it.
-	if _, err = unix.FcntlInt(c.working.Fd(), unix.F_SETFD, 0); err != nil {
 		return err
 	}
 	other, err := readPrivateState(c.dir)
@@ -149,6 +147,43 @@ func (c *claim) open(ctx context.Context, id string, owner identity) (err error)
 		return err
 	}
 	return os.Remove(c.path("state.json"))
+}
+
+// openWorking opens the second lock, which runtimes inherit. In what they start in the container they close it.
+func (c *claim) openWorking() (err error) {
+	if c.working, err = os.OpenFile(c.path("working"), os.O_RDWR|os.O_CREATE, 0o600); err == nil {
+		_, err = unix.FcntlInt(c.working.Fd(), unix.F_SETFD, 0)
+	}
+	return err
+}
+
+// claimHost takes the right to run a process on this host: for the container's own that to its ID. A further process, whose
+// lock in the store this process holds, needs a directory alone.
+func (p *Process) claimHost(ctx context.Context) (*claim, error) {
+	c := &claim{state: p.c.set.state, dir: p.private}
+	if p.exec == "" {
+		if err := PrivateDir(c.state); err != nil {
+			return nil, err
+		}
+		owner, err := identify(p.dir())
+		if err != nil {
+			return nil, fmt.Errorf("%s: %w", p, err)
+		}
+		return claimID(ctx, c.state, p.c.key(), owner)
+	}
+	if err := os.Mkdir(c.dir, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
+		return nil, err
+	}
+	err := c.openWorking()
+	if err == nil && !c.quiet() {
+		err = busy("a runtime that an earlier call started still works on it")
+	}
+	if err != nil {
+		c.close()
+		return nil, err
+	}
+	_ = os.Remove(c.path("pid")) // of one that was killed
+	return c, nil
 }
 
 // quiet waits until no runtime process works on the ID, for ten seconds at most, or two once
@@ -170,13 +205,16 @@ func (c *claim) quiet() bool {
 
 func (c *claim) path(name string) string { return filepath.Join(c.dir, name) }
 
-// release gives the ID up: the lock's name last, and by its owner alone.
+// release gives the right up, and removes the directory; the lock's name goes last, and by its owner alone.
 //
 // A further process may begin while its container ends, and make its directory, which is in the container's, when the
 // rest of that has gone. Then the one who is last removes the container's.
 func (c *claim) release() {
+	if c == nil {
+		return
+	}
 	_ = os.RemoveAll(c.dir)
-	if c.lock.Name() == c.path("lock") {
+	if c.lock == nil {
 		_ = os.Remove(filepath.Dir(c.dir)) // it is empty only then
 	} else {
 		_ = os.Remove(c.lock.Name())
@@ -184,10 +222,12 @@ func (c *claim) release() {
 	c.close()
 }
 
-// close gives the ID up and leaves what is in the directory.
+// close gives the right up and leaves what is in the directory.
 func (c *claim) close() {
-	_ = c.working.Close() // nil is none
-	_ = c.lock.Close()
+	if c != nil {
+		_ = c.working.Close() // nil is none
+		_ = c.lock.Close()
+	}
 }
 
 // Key is a container's ID for the runtime, which knows no namespaces: the ID itself in the

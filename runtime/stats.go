@@ -30,7 +30,7 @@ type Stats struct {
 
 // Stats counts what a container uses, by cgroup v1 or v2. FailedPrecondition where it has no process.
 func (c *Container) Stats() (Stats, error) {
-	l, err := c.live()
+	l, err := c.proc("").live()
 	if err == nil && len(l.state.Cgroups) == 0 {
 		err = failed("container %s has no cgroups of its own", c.ID)
 	}

@@ -34,17 +34,17 @@ type state struct {
 	Dir      string   `json:"dir"`      // in the store
 	Identity identity `json:"identity"` // of Dir: another directory of that name has no part in the run
 
-	Status       Status    `json:"status"` // Creating or Running
-	Process                // the zero value while Creating
-	Started      time.Time `json:"started,omitzero"`
-	Runtime      string    `json:"runtime"`      // the program
-	RuntimeState string    `json:"runtimeState"` // where it keeps its own
-	Cgroups      []string  `json:"cgroups,omitempty"`
-	Monitors     string    `json:"monitors,omitempty"` // as [placement] has it
-	Session      uint64    `json:"session,omitempty"`  // of a further process, as the kernel numbers it
-	Terminal     bool      `json:"terminal,omitempty"`
-	Detached     bool      `json:"detached,omitempty"`
-	Monitor      Process   `json:"monitor"`
+	Status       Status      `json:"status"` // Creating or Running
+	HostProcess              // the zero value while Creating
+	Started      time.Time   `json:"started,omitzero"`
+	Runtime      string      `json:"runtime"`      // the program
+	RuntimeState string      `json:"runtimeState"` // where it keeps its own
+	Cgroups      []string    `json:"cgroups,omitempty"`
+	Monitors     string      `json:"monitors,omitempty"` // as [placement] has it
+	Session      uint64      `json:"session,omitempty"`  // of a further process, as the kernel numbers it
+	Terminal     bool        `json:"terminal,omitempty"`
+	Detached     bool        `json:"detached,omitempty"`
+	Monitor      HostProcess `json:"monitor"`
 
 	Interactive bool              `json:"interactive,omitempty"` // of a further process; of the container its record says it
 	Pipes       map[string]string `json:"pipes,omitempty"`       // that it prints to: by stream, as /proc/PID/fd names them
@@ -72,7 +72,7 @@ func (e Exit) of(s state) Exit {
 // exitRoom is the size of an exit.json: it is made blank, so that a full disk has room for it.
 const exitRoom = 512
 
-func (p place) writeState(s state) (err error) {
+func (p *Process) writeState(s state) (err error) {
 	s.Dir = p.dir()
 	if s.Identity, err = identify(s.Dir); err != nil {
 		return err
@@ -85,8 +85,8 @@ func (p place) writeState(s state) (err error) {
 }
 
 // readState returns nil if nothing of a run of this very directory is left on the host.
-func (p place) readState() (*state, error) {
-	switch err := privateState(p.state); {
+func (p *Process) readState() (*state, error) {
+	switch err := privateState(p.c.set.state); {
 	case errors.Is(err, fs.ErrNotExist):
 		return nil, nil
 	case err != nil:
@@ -120,14 +120,14 @@ func readPrivateState(private string) (*state, error) {
 }
 
 // blankExit makes exit.json anew, without contents: readers of the one before keep that.
-func (p place) blankExit() error {
+func (p *Process) blankExit() error {
 	b := bytes.Repeat([]byte{' '}, exitRoom)
 	b[exitRoom-1] = '\n'
-	return p.store.Replace(p.file("exit.json"), b, 0o600, false)
+	return p.c.set.tree().Replace(p.file("exit.json"), b, 0o600, false)
 }
 
 // writeExit fills the room that was made.
-func (p place) writeExit(e Exit) error {
+func (p *Process) writeExit(e Exit) error {
 	b, err := json.Marshal(e)
 	if err != nil || len(b) >= exitRoom {
 		e.Error = fmt.Sprintf("%.200s", e.Error)
@@ -138,7 +138,7 @@ func (p place) writeExit(e Exit) error {
 	room := bytes.Repeat([]byte{' '}, max(exitRoom, len(b)+1))
 	copy(room, b)
 	room[len(room)-1] = '\n'
-	f, err := p.store.OpenFile(p.file("exit.json"), os.O_WRONLY|os.O_CREATE, 0o600)
+	f, err := p.c.set.tree().OpenFile(p.file("exit.json"), os.O_WRONLY|os.O_CREATE, 0o600)
 	if err != nil {
 		return err
 	}
@@ -150,8 +150,8 @@ func (p place) writeExit(e Exit) error {
 }
 
 // readExit returns nil while the end is not recorded. Blank is the file that is there then, since the run began.
-func (p place) readExit() (e *Exit, blank fs.FileInfo, err error) {
-	f, err := p.store.Open(p.file("exit.json"))
+func (p *Process) readExit() (e *Exit, blank fs.FileInfo, err error) {
+	f, err := p.c.set.tree().Open(p.file("exit.json"))
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil, nil
 	}
@@ -202,7 +202,7 @@ func (i Info) Field(path []string) (string, bool) {
 // Info looks at the container: files count only as far as the kernel agrees.
 func (c *Container) Info() (Info, error) {
 	i := Info{Record: c.Record, Dir: c.dir, Root: c.BundleDir()}
-	l, err := look(c.place())
+	l, err := c.proc("").look()
 	if err != nil {
 		return i, fmt.Errorf("container %s: %w", c.ID, err)
 	}
@@ -227,11 +227,14 @@ type looked struct {
 	monitored bool // somebody will record the end
 }
 
+// runs reports whether there is a process, which may be paused.
+func (l looked) runs() bool { return l.status == Running || l.status == Paused }
+
 // errLost is the error of an end that nobody saw.
 const errLost = "its monitor was killed, and nobody saw the end"
 
 // look returns NotFound where there is no container and no process, or no longer one.
-func look(p place) (looked, error) {
+func (p *Process) look() (looked, error) {
 	for {
 		// In this order: a run begins with state.json, then exit.json is made blank; it ends with exit.json
 		// written, then state.json is removed.
@@ -315,9 +318,9 @@ func (l looked) lost() bool {
 
 // described tells whether a directory is that of a container or of a process: what it is is written
 // before anything else, and removed first.
-func (p place) described() bool {
+func (p *Process) described() bool {
 	for _, name := range []string{"container.json", "process.json"} {
-		if _, err := p.store.Stat(p.file(name)); err == nil {
+		if _, err := p.c.set.tree().Stat(p.file(name)); err == nil {
 			return true
 		}
 	}
@@ -326,9 +329,9 @@ func (p place) described() bool {
 
 // undescribe takes away what tells of a container or a process, in the order that [look] relies on. The
 // rest of its directory may follow.
-func (p place) undescribe() error {
+func (p *Process) undescribe() error {
 	for _, name := range []string{"container.json", "process.json"} {
-		if err := p.store.Remove(p.file(name)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		if err := p.c.set.tree().Remove(p.file(name)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return err
 		}
 	}

@@ -8,8 +8,6 @@ import (
 	"testing"
 	"time"
 
-	"distkit/disk"
-
 	"github.com/containerd/errdefs"
 )
 
@@ -18,8 +16,8 @@ import (
 func TestLookBesideRemoval(t *testing.T) {
 	store := t.TempDir()
 	for n := range 300 {
-		p := place{store: disk.Tree(store), name: fmt.Sprint(n), state: t.TempDir()}
-		p.private = p.state
+		all := &Containers{root: store, state: t.TempDir()}
+		p := &Process{c: &Container{set: all}, name: fmt.Sprint(n), private: all.state}
 		dir := p.dir()
 		kind := "container.json"
 		if n%2 == 1 {
@@ -31,17 +29,17 @@ func TestLookBesideRemoval(t *testing.T) {
 		if err := os.WriteFile(filepath.Join(dir, kind), []byte("{}\n"), 0o600); err != nil {
 			t.Fatal(err)
 		}
-		if l, err := look(p); err != nil || l.status != Created {
+		if l, err := p.look(); err != nil || l.status != Created {
 			t.Fatalf("before it runs it is %q: %v", l.status, err)
 		}
-		dead := Process{Pid: 1<<22 + 1, Boot: bootID()}
-		if err := p.writeState(state{Status: Running, Process: dead, Monitor: dead}); err != nil {
+		dead := HostProcess{Pid: 1<<22 + 1, Boot: bootID()}
+		if err := p.writeState(state{Status: Running, HostProcess: dead, Monitor: dead}); err != nil {
 			t.Fatal(err)
 		}
 		if err := p.blankExit(); err != nil {
 			t.Fatal(err)
 		}
-		if l, err := look(p); err != nil || l.status != Stopped || l.exit.Error != errLost {
+		if l, err := p.look(); err != nil || l.status != Stopped || l.exit.Error != errLost {
 			t.Fatalf("with a dead monitor it is %q: %v", l.status, err)
 		}
 		status := 7
@@ -52,7 +50,7 @@ func TestLookBesideRemoval(t *testing.T) {
 		for range 3 {
 			wg.Go(func() {
 				for {
-					l, err := look(p)
+					l, err := p.look()
 					if errdefs.IsNotFound(err) {
 						return
 					}
@@ -66,7 +64,7 @@ func TestLookBesideRemoval(t *testing.T) {
 		if err := os.Remove(filepath.Join(p.private, "state.json")); err != nil {
 			t.Error(err)
 		}
-		if err := removeExecDir(p); err != nil {
+		if err := p.removeDir(); err != nil {
 			t.Error(err)
 		}
 		wg.Wait()

@@ -12,15 +12,15 @@ import (
 // UserNamespace opens the user namespace that a container's processes were started from, in which who
 // works on them has to be; nil where that is this process's own, or nothing of the container lives.
 func (c *Container) UserNamespace() (*os.File, error) {
-	l, err := look(c.place())
+	l, err := c.proc("").look()
 	if err != nil || l.state == nil {
 		return nil, err
 	}
 	if l.monitored {
 		return foreignUserNamespace(l.state.Monitor, false)
 	}
-	if l.status == Running || l.status == Paused {
-		return foreignUserNamespace(l.state.Process, c.HasUserNamespace())
+	if l.runs() {
+		return foreignUserNamespace(l.state.HostProcess, c.HasUserNamespace())
 	}
 	return nil, nil
 }
@@ -42,7 +42,7 @@ func BundleHasUserNamespace(dir string) bool {
 	return false
 }
 
-func foreignUserNamespace(p Process, above bool) (*os.File, error) {
+func foreignUserNamespace(p HostProcess, above bool) (*os.File, error) {
 	f, err := os.Open(fmt.Sprintf("/proc/%d/ns/user", p.Pid))
 	if err == nil && above {
 		var fd int

@@ -87,12 +87,11 @@ func newRm(o *containers.Flags) *cobra.Command {
 			if err := containers.Join(t); err != nil {
 				return err
 			}
-			var e *runtime.Exit
-			if *exec != "" {
-				e, err = t.RemoveExec(c.Context(), *exec, *force)
-			} else {
-				e, err = t.Remove(c.Context(), *force)
+			p, err := t.Process(*exec)
+			if err != nil {
+				return err
 			}
+			e, err := p.Remove(c.Context(), *force)
 			if one && (errors.Is(err, fs.ErrPermission) || errdefs.IsPermissionDenied(err)) && os.Geteuid() != 0 {
 				err = errors.Join(err, containers.BeRoot()) // which its files may want
 			}
@@ -161,11 +160,15 @@ func newKill(o *containers.Flags) *cobra.Command {
 			case err != nil:
 				return err
 			case *pid != 0:
-				return t.KillProcess(*pid, sig)
-			case *exec != "":
-				return t.KillExec(c.Context(), *exec, sig)
+				return t.KillPid(*pid, sig)
+			case *all:
+				return t.KillAll(c.Context(), sig)
 			}
-			return t.Kill(c.Context(), sig, *all)
+			p, err := t.Process(*exec)
+			if err != nil {
+				return err
+			}
+			return p.Kill(c.Context(), sig)
 		})
 	}
 	return c

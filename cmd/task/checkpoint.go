@@ -66,17 +66,18 @@ func newRestore(o *containers.Flags) *cobra.Command {
 		if err != nil {
 			return err
 		}
-		images, err := checkpoint.Load(c.Context(), store, o.Snapshots(), t, dgst, grants)
+		err = checkpoint.Load(c.Context(), store, o.Snapshots(), t, dgst, grants)
 		if err != nil {
 			if t.RemoveAtEnd {
 				_, _ = t.Remove(c.Context(), false)
 			}
 			return err
 		}
+		t.FromCheckpoint()
 		if *foreground {
-			return containers.Ended(t.Restore(c.Context(), r, images, containers.Streams(*inherit)))
+			return containers.Ended(t.Run(c.Context(), r, containers.Streams(*inherit)))
 		}
-		if _, err := t.StartRestored(c.Context(), r, images); err != nil {
+		if _, err := t.Start(c.Context(), r); err != nil {
 			return err
 		}
 		_, err = fmt.Fprintln(c.OutOrStdout(), t.ID)

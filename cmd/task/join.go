@@ -17,16 +17,11 @@ func newWait(o *containers.Flags) *cobra.Command {
 	c := &cobra.Command{Use: "wait [flags] ID", Short: "wait for a container's end, and exit with its status", Args: cobra.ExactArgs(1), Annotations: passesOn()}
 	exec := c.Flags().String("exec-id", "", "wait for the process `EXECID` of task exec")
 	c.RunE = func(c *cobra.Command, args []string) error {
-		t, err := join(o, args[0])
+		p, err := joinProcess(o, args[0], *exec)
 		if err != nil {
 			return err
 		}
-		var e *runtime.Exit
-		if *exec != "" {
-			e, err = t.WaitExec(c.Context(), *exec)
-		} else {
-			e, err = t.Wait(c.Context())
-		}
+		e, err := p.Wait(c.Context())
 		if err != nil {
 			return err
 		}
@@ -44,7 +39,7 @@ func newAttach(o *containers.Flags) *cobra.Command {
 	noInput := c.Flags().Bool("no-stdin", false, "give it no input")
 	exec := c.Flags().String("exec-id", "", "join the process `EXECID` of task exec --detach")
 	c.RunE = func(c *cobra.Command, args []string) error {
-		t, err := join(o, args[0])
+		p, err := joinProcess(o, args[0], *exec)
 		if err != nil {
 			return err
 		}
@@ -52,12 +47,7 @@ func newAttach(o *containers.Flags) *cobra.Command {
 		if a.DetachKeys, err = stdio.ParseDetachKeys(*keys); err != nil {
 			return err
 		}
-		var e *runtime.Exit
-		if *exec != "" {
-			e, err = t.AttachExec(c.Context(), *exec, a)
-		} else {
-			e, err = t.Attach(c.Context(), a)
-		}
+		e, err := p.Attach(c.Context(), a)
 		var missing stdio.Missing
 		if errors.As(err, &missing) && e != nil && e.Status != nil && *e.Status != 0 {
 			cli.Report(c, err) // and exit with the process's status

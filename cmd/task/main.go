@@ -63,6 +63,15 @@ func join(o *containers.Flags, id string) (*runtime.Container, error) {
 	return t, err
 }
 
+// joinProcess is join for a container's own process, or for the further one with that ID.
+func joinProcess(o *containers.Flags, id, exec string) (*runtime.Process, error) {
+	t, err := join(o, id)
+	if err != nil {
+		return nil, err
+	}
+	return t.Process(exec)
+}
+
 // each is [cli.Each] for verbs that work on containers. Those of an ordinary user may be in user namespaces of
 // their own: each that is one of several gets a process.
 func each(c *cobra.Command, args []string, f func(id string) error) error {

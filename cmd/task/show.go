@@ -136,17 +136,13 @@ func newLogs(o *containers.Flags) *cobra.Command {
 	records := f.Bool("json", false, "print a JSON object for each piece of output: time, stream, text")
 	exec := f.String("exec-id", "", "of the process `EXECID` of task exec --detach")
 	c.RunE = func(c *cobra.Command, args []string) error {
-		t, err := join(o, args[0])
+		of, err := joinProcess(o, args[0], *exec)
 		if err != nil {
 			return err
 		}
 		p := printer{cmd: c, times: *times, json: *records}
 		l.Idle = func() error { return cli.Flush(c) }
-		if *exec != "" {
-			err = t.ExecLogs(c.Context(), *exec, l, p.print)
-		} else {
-			err = t.Logs(c.Context(), l, p.print)
-		}
+		err = of.Logs(c.Context(), l, p.print)
 		if err == nil && p.missing {
 			err = cli.Exit(1) // print has reported it at its place
 		}

@@ -260,52 +260,52 @@ func Describe(ctx context.Context, store *content.Store, ref string, rec *runtim
 
 // Load brings a container that has never run to where it was when it was stored. It applies the changes of its files, and
 // writes the stored configuration if the container has none; what that asks for beyond what any container has, grants must
-// allow. It returns the directory of the state of the processes, which stays until the container is removed.
-func Load(ctx context.Context, store *content.Store, snapshots containers.Snapshots, c *runtime.Container, dgst digest.Digest, grants spec.Options) (dir string, err error) {
+// allow. The state of the processes is in [runtime.Container.CheckpointDir] then, until the container is removed.
+func Load(ctx context.Context, store *content.Store, snapshots containers.Snapshots, c *runtime.Container, dgst digest.Digest, grants spec.Options) (err error) {
 	if err := c.CheckOwn(); err != nil {
-		return "", err
+		return err
 	}
 	s, err := parse(store, dgst)
 	if err != nil {
-		return "", err
+		return err
 	}
 	rw, changed := s.parts[typeRW]
 	if changed && c.Snapshot == nil && c.Bundle == "" {
-		return "", errclass.Errorf(errdefs.ErrFailedPrecondition, "%s has what was changed in a snapshot: the container wants one, on the same image", dgst)
+		return errclass.Errorf(errdefs.ErrFailedPrecondition, "%s has what was changed in a snapshot: the container wants one, on the same image", dgst)
 	}
-	dir = c.CheckpointDir()
+	dir := c.CheckpointDir()
 	if err := os.RemoveAll(dir); err != nil {
-		return "", err
+		return err
 	}
 	if err := os.Mkdir(dir, 0o700); err != nil {
-		return "", err
+		return err
 	}
 	if err := apply(ctx, store, s.parts[typeState].Digest, dir); err != nil {
-		return "", err
+		return err
 	}
 	bundle := disk.Tree(c.BundleDir())
 	if fi, err := bundle.Stat("config.json"); errors.Is(err, fs.ErrNotExist) || err == nil && fi.Size() == 0 {
 		b, err := read(store, s.parts[typeConfig].Digest)
 		if err != nil {
-			return "", err
+			return err
 		}
 		granted, err := specification(b, grants)
 		if err != nil {
-			return "", fmt.Errorf("checkpoint %s: %w", dgst, err)
+			return fmt.Errorf("checkpoint %s: %w", dgst, err)
 		}
 		if b, err = json.Marshal(granted); err == nil {
 			err = bundle.Replace("config.json", b, 0o600, false)
 		}
 		if err != nil {
-			return "", err
+			return err
 		}
 	} else if err != nil {
-		return "", err
+		return err
 	}
 	if changed && c.Snapshot != nil {
 		rootfs := filepath.Join(c.Dir(), "rootfs")
 		if err := snapshots.Mount(ctx, *c.Snapshot, rootfs); err != nil {
-			return "", err
+			return err
 		}
 		defer func() {
 			if err != nil {
@@ -313,10 +313,10 @@ func Load(ctx context.Context, store *content.Store, snapshots containers.Snapsh
 			}
 		}()
 		if err := apply(ctx, store, rw.Digest, rootfs); err != nil {
-			return "", err
+			return err
 		}
 	}
-	return dir, nil
+	return nil
 }
 
 func apply(ctx context.Context, store *content.Store, dgst digest.Digest, dir string) error {

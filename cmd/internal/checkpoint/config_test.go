@@ -140,7 +140,7 @@ func TestLoadIntoStrangers(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	_, err = Load(t.Context(), store, containers.Snapshots{}, c, digest.FromString("x"), spec.Options{})
+	err = Load(t.Context(), store, containers.Snapshots{}, c, digest.FromString("x"), spec.Options{})
 	if !errdefs.IsFailedPrecondition(err) || !strings.Contains(err.Error(), "task trust") {
 		t.Error(err)
 	}

@@ -111,8 +111,7 @@ func (q *Request) Container(ctx context.Context) (*runtime.Container, error) {
 				from = r.Image.Digest
 			}
 			complete = func(c *runtime.Container, o spec.Options) error {
-				_, err := checkpoint.Load(ctx, store, q.Of.Snapshots(), c, d, o)
-				return err
+				return checkpoint.Load(ctx, store, q.Of.Snapshots(), c, d, o)
 			}
 		}
 		if from != "" {

@@ -1,0 +1,274 @@
+package runtime
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+
+	"distkit/runtime/spec"
+	"distkit/runtime/stdio"
+
+	runc "github.com/containerd/go-runc"
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+)
+
+// Runtime is an OCI runtime's program and where it keeps its state.
+type Runtime struct {
+	command string
+	state   string
+
+	cgroupParent string
+}
+
+// Find looks for a runtime: a program's name or path, "" for runc, else crun. State is the
+// directory for what runs, see [DefaultState]; the runtime's own is in it under the program's
+// name, so that `runc --root STATE/runc list` shows the containers. No runtime is NotFound.
+func Find(name, state string) (*Runtime, error) {
+	names := []string{name}
+	if name == "" {
+		names = []string{"runc", "crun"}
+	}
+	for _, n := range names {
+		command, err := exec.LookPath(n)
+		if err != nil && !strings.Contains(n, "/") {
+			// A user's PATH may lack where distributions put runc.
+			for _, dir := range []string{"/usr/local/sbin", "/usr/sbin", "/sbin"} {
+				if command, err = exec.LookPath(filepath.Join(dir, n)); err == nil {
+					break
+				}
+			}
+		}
+		if err == nil {
+			if command, err = filepath.Abs(command); err != nil {
+				return nil, fmt.Errorf("runtime %s: %w", n, err)
+			}
+			if state, err = filepath.Abs(state); err != nil {
+				return nil, fmt.Errorf("state directory: %w", err)
+			}
+			return &Runtime{command: command, state: state}, nil
+		}
+	}
+	if name == "" {
+		return nil, notFound("no OCI runtime: install runc or crun, or name one with --runtime")
+	}
+	return nil, notFound("runtime %s is not installed", name)
+}
+
+// Recorded is the name of a runtime as a [Record] keeps it: a path is absolute. NotFound where there is
+// no such runtime.
+func Recorded(name string) (string, error) {
+	if name == "" {
+		return "", nil
+	}
+	r, err := Find(name, "/")
+	if err == nil && strings.Contains(name, "/") {
+		name = r.command
+	}
+	return name, err
+}
+
+// client is the runtime's for one run, logging into a file of the claim's.
+func (r *Runtime) client(c *claim) *runc.Runc {
+	return &runc.Runc{
+		Command:   r.command,
+		Root:      r.root(),
+		Log:       c.path("log"),
+		LogFormat: runc.JSON,
+		Setpgid:   true, // a terminal's ^C is for us to forward, once
+	}
+}
+
+func (r *Runtime) root() string { return filepath.Join(r.state, filepath.Base(r.command)) }
+
+// make has the runtime make the process: at once if it can. A terminal must have its size before the process looks at
+// it. And only runc leaves a process that ends at once to be waited for; other runtimes must have ended themselves before the
+// container's process begins.
+func (r *Runtime) make(ctx context.Context, u *execution, opts *runc.CreateOpts, console *stdio.Console) (err error) {
+	client, id, created := r.client(u.claim), u.c.key(), false
+	switch {
+	case u.exec != "":
+		err = r.execute(ctx, client, id, u.config, opts)
+	case u.images != "":
+		err = r.restore(ctx, client, u, opts, console != nil)
+	case console == nil && filepath.Base(r.command) == "runc":
+		_, err = client.Run(ctx, id, u.job.Bundle, opts)
+	default:
+		opts.Detach, created = false, true
+		err = client.Create(ctx, id, u.job.Bundle, opts)
+	}
+	if err == nil && console != nil {
+		err = console.Receive()
+	}
+	if err == nil && created {
+		err = client.Start(ctx, id)
+	}
+	return err
+}
+
+// execute has the runtime start a further process.
+func (r *Runtime) execute(ctx context.Context, client *runc.Runc, id string, p *specs.Process, opts *runc.CreateOpts) error {
+	// runc gives a further process its own umask.
+	umask := 0o022
+	if p.User.Umask != nil {
+		umask = int(*p.User.Umask)
+	}
+	defer unix.Umask(unix.Umask(umask))
+	return client.Exec(ctx, id, *p, &runc.ExecOpts{IO: opts.IO, PidFile: opts.PidFile, ConsoleSocket: opts.ConsoleSocket, Detach: true})
+}
+
+// reclaim removes what a run of the same ID has left that did not live to do so, after the
+// runtime that it may have started has ended.
+func (r *Runtime) reclaim(ctx context.Context, c *claim, id string) error {
+	quiet := c.quiet()
+	_, err := os.Lstat(filepath.Join(r.root(), id))
+	if err == nil {
+		err = r.remove(ctx, r.client(c), id)
+	}
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("container %s: %w", id, err)
+	}
+	if !quiet && !c.quiet() {
+		return busy("container %s: a runtime that an earlier run started still works on it", id)
+	}
+	for _, name := range []string{"pid", "log"} {
+		_ = os.Remove(c.path(name))
+	}
+	return nil
+}
+
+// remove deletes a container in whatever state it is. One that isn't there is removed.
+func (r *Runtime) remove(ctx context.Context, client *runc.Runc, id string) error {
+	err := client.Delete(ctx, id, &runc.DeleteOpts{Force: true})
+	if err == nil {
+		return nil
+	}
+	dir := filepath.Join(r.root(), id)
+	if _, serr := os.Lstat(dir); errors.Is(serr, fs.ErrNotExist) {
+		return nil
+	}
+	// A runtime killed between making its directory and writing its state refuses it for ever.
+	if os.Remove(filepath.Join(dir, "exec.fifo")); os.Remove(dir) == nil {
+		return nil
+	}
+	return fmt.Errorf("remove container %s: %s", id, firstLine(err.Error()))
+}
+
+// removeEnded removes a container whose process has ended, as `runc delete` does, without
+// starting runc once more, which takes a quarter of the time of a short run. It does so only
+// where removing directories is all there is to do: runc's state, the container's cgroups, and a
+// PID namespace that the kernel has emptied. Otherwise, and where anything is unexpected, it
+// leaves the rest to remove and returns false.
+func (r *Runtime) removeEnded(j job, id string, cgroups []string) bool {
+	if !j.Simple || len(cgroups) == 0 {
+		return false
+	}
+	dir := filepath.Join(r.root(), id)
+	for _, d := range cgroups {
+		if err := unix.Rmdir(d); err != nil && err != unix.ENOENT {
+			return false
+		}
+	}
+	return os.RemoveAll(dir) == nil
+}
+
+// job tells what is to be done with a bundle.
+func (b *bundle) job(r *Runtime) job {
+	l := b.spec.Linux
+	return job{
+		Bundle: b.dir, Command: b.spec.Process.Args[0],
+		Simple: filepath.Base(r.command) == "runc" && b.spec.Hooks == nil && l != nil && l.IntelRdt == nil &&
+			slices.ContainsFunc(l.Namespaces, func(n specs.LinuxNamespace) bool { return n.Type == specs.PIDNamespace && n.Path == "" }),
+	}
+}
+
+// startError is what the runtime logged of its failure.
+func (r *Runtime) startError(u *execution, err error) error {
+	message := ""
+	if f, ferr := os.Open(u.claim.path("log")); ferr == nil {
+		defer f.Close()
+		lines := bufio.NewScanner(f)
+		lines.Buffer(nil, spec.MaxDocument)
+		for lines.Scan() {
+			var entry struct{ Level, Msg string }
+			if json.Unmarshal(lines.Bytes(), &entry) == nil && entry.Level == "error" {
+				message = entry.Msg
+			}
+		}
+	}
+	if message == "" {
+		return fmt.Errorf("%s: %w", filepath.Base(r.command), err)
+	}
+	told := func(err error) error {
+		if u.state.Terminal {
+			return err
+		}
+		return fmt.Errorf("%w%w", err, errTold)
+	}
+	message = firstLine(message)
+	for _, p := range []string{"runc run failed: ", "runc create failed: ", "exec failed: "} {
+		message = strings.TrimPrefix(message, p)
+	}
+	message = strings.TrimPrefix(message, "unable to start container process: ")
+	// The runtimes' words are all there is to tell these by; docker does the same.
+	command := strings.HasPrefix(message, "exec: ") || strings.HasPrefix(message, "exec "+strconv.Quote(u.job.Command)) ||
+		strings.HasPrefix(message, "executable file") || strings.HasPrefix(message, "open executable")
+	switch {
+	case command && (strings.Contains(message, "not found") || strings.Contains(strings.ToLower(message), "no such file")):
+		return told(commandError(u.job.Command, ErrCommandNotFound))
+	case command && (strings.Contains(strings.ToLower(message), "permission denied") || strings.Contains(message, "not permitted") || strings.Contains(message, "is a directory")):
+		return told(commandError(u.job.Command, ErrCommandNotExecutable))
+	}
+	return told(fmt.Errorf("%s: %s", filepath.Base(r.command), message))
+}
+
+// errTold marks an error that the runtime has written to the standard error that it shares
+// with the container.
+var errTold = told{}
+
+type told struct{}
+
+func (told) Error() string { return "" }
+
+// Told tells whether standard error has the message of an error of [Container.Run] already: the
+// runtime writes its own there, since the container inherits it.
+func Told(err error) bool { return errors.Is(err, errTold) }
+
+func firstLine(s string) string {
+	s, _, _ = strings.Cut(strings.TrimSpace(s), "\n")
+	return s
+}
+
+func readPid(name string) (int, error) {
+	b, err := os.ReadFile(name)
+	if err != nil {
+		return 0, fmt.Errorf("read pid: %w", err)
+	}
+	pid, err := strconv.Atoi(string(bytes.TrimSpace(b)))
+	if err != nil || pid <= 1 {
+		return 0, fmt.Errorf("read pid: %q is none", b)
+	}
+	return pid, nil
+}
+
+// ExitStatus tells docker's status for an error of [Container.Run]: 127 and 126 for the
+// command's, else 125.
+func ExitStatus(err error) int {
+	switch {
+	case errors.Is(err, ErrCommandNotFound):
+		return 127
+	case errors.Is(err, ErrCommandNotExecutable):
+		return 126
+	}
+	return 125
+}
