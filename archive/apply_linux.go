@@ -39,6 +39,16 @@ type Options struct {
 	// counting it in the Result. Without it an ordinary user's files and directories get the
 	// attribute user.rootlesscontainers for the owner that they should have, unless that is 0:0.
 	Strict bool
+	// UIDs and GIDs map the owners of the layer to those that files get. An owner that is not mapped can't be set.
+	UIDs, GIDs IDMap
+	// Only, if not empty, leaves out all entries but those of these paths, below them, and on the way to them; Exclude leaves
+	// out those of its paths and below them. Both go by names in the layer, and are nothing for one with Unresolved.
+	Only, Exclude []string
+	// MaxBytes bounds the bytes of the uncompressed archive, and those of its sparse files, holes and all; MaxEntries its entries
+	// and the directories that it does not name together; MaxDepth the names in a path. 0 is no bound. A layer that exceeds one is
+	// ErrFailedPrecondition.
+	MaxBytes, MaxEntries int64
+	MaxDepth             int
 	// Workers is the number of goroutines that fill small files, by default as many as there
 	// are processors, up to four.
 	Workers int
@@ -57,7 +67,7 @@ type Result struct {
 	Whiteouts int64         `json:"whiteouts"` // opaque directories among them
 
 	// Unset counts what could not be set, by kind, as in "owners" or "security attributes".
-	Unset map[string]int64 `json:"-"`
+	Unset map[string]int64 `json:"unset,omitempty"`
 }
 
 const (
@@ -110,6 +120,8 @@ func Apply(ctx context.Context, root string, r io.Reader, opts Options) (Result,
 	case OverlayUser:
 		t.opaque = "user.overlay.opaque"
 	}
+	t.maxDepth = opts.MaxDepth
+	opts.Only, opts.Exclude = cleanAll(opts.Only), cleanAll(opts.Exclude)
 	if opts.Unresolved != nil {
 		if err := t.reportTo(opts.Unresolved); err != nil {
 			t.abandon()
@@ -123,7 +135,7 @@ func Apply(ctx context.Context, root string, r io.Reader, opts Options) (Result,
 	defer cancel(nil)
 	a := &applier{
 		ctx: ctx, cancel: cancel, opts: opts, tree: t,
-		in:     newStream(ctx, r),
+		in:     newStream(ctx, r, opts.MaxBytes),
 		work:   make(chan *batch, 2),
 		spare:  make(chan *batch, opts.Workers+3),
 		buffer: make([]byte, chunkSize),
@@ -214,6 +226,9 @@ func (a *applier) run() error {
 		}
 		a.result.Entries++
 		a.tree.allow(a.in.offset)
+		if n := a.opts.MaxEntries; n > 0 && a.result.Entries+a.tree.made > n {
+			return tooMuch("layer has more than %d entries", n)
+		}
 		if !a.tree.isToApplyAgain() {
 			if err := a.entry(h); err != nil && !a.tree.mayBeWell(h, err) {
 				return fmt.Errorf("entry %s: %w", quote(h.Name), err)
@@ -249,15 +264,15 @@ func (a *applier) end() error {
 	if err := a.in.drain(); err != nil {
 		return err
 	}
-	if a.in.offset == 0 {
-		return a.readError(io.EOF)
-	}
 	if want := a.opts.ExpectDiffID; want != "" {
 		<-a.in.done
 		if got := a.diffID(); got != want {
 			return dataLoss("diff ID mismatch: got %s, expected %s", got, want)
 		}
 		return nil
+	}
+	if a.in.offset == 0 {
+		return dataLoss("layer is empty")
 	}
 	if !a.in.marked {
 		return dataLoss("layer ends without the end-of-archive marker, after %d bytes", a.in.offset)

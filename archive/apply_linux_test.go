@@ -763,6 +763,11 @@ func checkKeptOwners(t *testing.T) {
 	if v := xattrDump(filepath.Join(root, "d")); v != ` user.rootlesscontainers="\b\x01\x10\x02"` {
 		t.Error(v)
 	}
+	// What the user makes himself is root's in the layer, as umoci has it.
+	if err := os.WriteFile(filepath.Join(root, "made"), nil, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	own = append(own, fileEntry("made", ""))
 	var b bytes.Buffer
 	if _, err := Diff(t.Context(), &b, "", root, DiffOptions{Compression: Uncompressed}); err != nil {
 		t.Fatal(err)

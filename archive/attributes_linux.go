@@ -15,16 +15,18 @@ import (
 
 // A file is what remains to be done to a file that is open.
 type file struct {
-	fd     int
-	name   string
-	owner  bool
-	uid    uint32
-	gid    uint32
-	mode   uint32
-	chmod  bool
-	isDir  bool
-	times  [2]unix.Timespec
-	xattrs []xattr
+	fd                 int
+	name               string
+	owner              bool
+	uid                uint32 // of the file
+	gid                uint32
+	layerUID, layerGID uint32
+	unmapped           bool // no file can have the layer's owner
+	mode               uint32
+	chmod              bool
+	isDir              bool
+	times              [2]unix.Timespec
+	xattrs             []xattr
 }
 
 type xattr struct {
@@ -37,15 +39,15 @@ type xattr struct {
 func (a *applier) attributes(f *file) error {
 	if f.owner {
 		f.chmod = f.chmod || f.mode&0o6000 != 0
-		if err := a.owned(f, sys.Fchown(f.fd, int(f.uid), int(f.gid))); err != nil {
+		if err := a.chown(f, func() error { return sys.Fchown(f.fd, int(f.uid), int(f.gid)) }); err != nil {
 			return err
 		}
 	}
 	xattrs := f.xattrs
-	if !a.tree.privileged && !a.opts.Strict {
+	if !a.tree.chowns && !a.opts.Strict {
 		xattrs = slices.DeleteFunc(xattrs, func(x xattr) bool { return x.name == ownerAttribute })
-		if f.uid != 0 || f.gid != 0 {
-			xattrs = append(xattrs, xattr{ownerAttribute, encodeOwner(f.uid, f.gid)})
+		if f.layerUID != 0 || f.layerGID != 0 {
+			xattrs = append(xattrs, xattr{ownerAttribute, encodeOwner(f.layerUID, f.layerGID)})
 		}
 	}
 	// Attributes of an ordinary user's file want it to be writable.
@@ -70,9 +72,13 @@ func (a *applier) attributes(f *file) error {
 	return nil
 }
 
-// owned settles a change of a file's owner that ended with err. If it was not permitted, the file gets no set-ID bits either:
-// they would give away the rights of the owner that it has kept.
-func (a *applier) owned(f *file, err error) error {
+// chown changes a file's owner by set. If that is not permitted, the file gets no set-ID bits either: they would give away the
+// rights of the owner that it has kept.
+func (a *applier) chown(f *file, set func() error) error {
+	err := error(unix.EINVAL)
+	if !f.unmapped {
+		err = set()
+	}
 	if err == nil {
 		return nil
 	}
@@ -90,8 +96,8 @@ func (a *applier) setXattrs(xattrs []xattr, set func(xattr) error) error {
 	for _, x := range xattrs {
 		class, _, _ := strings.Cut(x.name, ".")
 		if rest, ok := overlayName(x.name); ok {
-			// A layer may not speak to overlayfs. In overlay form overlayfs itself can hide the
-			// name, else nothing can; and what is reported is to be what the latter gives.
+			// Layers must not set overlayfs attributes. In overlay form they are stored escaped (overlay.overlay.*); otherwise, and
+			// with a report, they are dropped and counted.
 			if a.tree.opaque == "" || a.tree.report != nil {
 				if err := a.settle("overlay attributes", "set attribute "+quote(x.name), unix.EPERM); err != nil {
 					return err
@@ -100,11 +106,32 @@ func (a *applier) setXattrs(xattrs []xattr, set func(xattr) error) error {
 			}
 			x.name = class + ".overlay.overlay." + rest
 		}
-		if err := a.settle(class+" attributes", "set attribute "+quote(x.name), set(x)); err != nil {
+		if class == "SCHILY" {
+			if err := a.settle("ACLs", "set "+x.name, unix.ENOTSUP); err != nil {
+				return err
+			}
+			continue
+		}
+		err := a.attributeError(set(x))
+		if err := a.settle(class+" attributes", "set attribute "+quote(x.name), err); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// attributeError takes what means that a file system can't hold an attribute of such a size or value for want of support.
+func (a *applier) attributeError(err error) error {
+	switch err {
+	case unix.E2BIG, unix.ERANGE, unix.EINVAL:
+		return fmt.Errorf("%w: %w", unix.ENOTSUP, err)
+	case unix.ENOSPC: // also for one that is larger than a block, as of ext4
+		var fs unix.Statfs_t
+		if unix.Fstatfs(a.tree.root.fd, &fs) == nil && fs.Bavail > 256 {
+			return fmt.Errorf("%w: %w", unix.ENOTSUP, err)
+		}
+	}
+	return err
 }
 
 func overlayName(name string) (string, bool) {
@@ -140,19 +167,36 @@ func (a *applier) settle(kind, verb string, err error) error {
 	return nil
 }
 
+const schilyXattr = "SCHILY.xattr."
+
+// As GNU tar and bsdtar do: a record's keyword ends at the first "=", so that is escaped, and so is what would be taken for an escape.
+var unescapeName = strings.NewReplacer("%3D", "=", "%25", "%")
+
+func escapeName(name string) string {
+	if strings.Contains(name, "%3D") || strings.Contains(name, "%25") {
+		name = strings.ReplaceAll(name, "%", "%25")
+	}
+	return strings.ReplaceAll(name, "=", "%3D")
+}
+
 // xattrs are the extended attributes among PAX records, as star and GNU tar write them or,
 // where those are missing, libarchive.
 func xattrs(records map[string]string) ([]xattr, error) {
 	var list []xattr
 	for k, v := range records {
-		if name, ok := strings.CutPrefix(k, "SCHILY.xattr."); ok {
-			list = append(list, xattr{name, []byte(v)})
+		if name, ok := strings.CutPrefix(k, schilyXattr); ok {
+			list = append(list, xattr{unescapeName.Replace(name), []byte(v)})
+		} else if kind, ok := strings.CutPrefix(k, "SCHILY.acl."); ok {
+			_, both := records[schilyXattr+"system.posix_acl_"+kind]
+			if !both && (kind != "access" || strings.Contains(v, "mask:")) { // else it says what the mode says
+				list = append(list, xattr{k, nil})
+			}
 		} else if escaped, ok := strings.CutPrefix(k, "LIBARCHIVE.xattr."); ok {
 			name, err := url.PathUnescape(escaped)
 			if err != nil {
 				return nil, refused("attribute %s: %w", quote(escaped), err)
 			}
-			if _, both := records["SCHILY.xattr."+name]; both {
+			if _, both := records[schilyXattr+escapeName(name)]; both {
 				continue
 			}
 			value, err := base64.RawStdEncoding.DecodeString(strings.TrimRight(v, "="))

@@ -11,6 +11,8 @@ import (
 	"strings"
 	"time"
 
+	"distkit/disk/sys"
+
 	"golang.org/x/sys/unix"
 )
 
@@ -23,6 +25,8 @@ type DiffOptions struct {
 	Overlay bool
 	// Latest, if not zero, is the time that entries with a later one get.
 	Latest time.Time
+	// UIDs and GIDs map the owners of the layer to those of the files.
+	UIDs, GIDs IDMap
 	// Workers is the number of goroutines that compress, by default as many as there are
 	// processors, up to four. The layer's bytes do not depend on it.
 	Workers int
@@ -54,7 +58,8 @@ func Diff(ctx context.Context, w io.Writer, lower, upper string, opts DiffOption
 	}
 	d := &differ{
 		ctx: ctx, opts: opts,
-		seed: maphash.MakeSeed(), links: map[inode]string{},
+		chowns: sys.Capable(unix.CAP_CHOWN),
+		seed:   maphash.MakeSeed(), links: map[inode]string{},
 		lowerLinks: map[inode]nameSet{}, upperLinks: map[inode]nameSet{},
 		buffers: [2][]byte{make([]byte, compareSize), make([]byte, compareSize)},
 	}
@@ -97,6 +102,7 @@ type differ struct {
 	opts    DiffOptions
 	tar     *tar.Writer
 	buffers [2][]byte
+	chowns  bool // CAP_CHOWN: files have the owners that they were to get
 
 	// Of files with several names, which names those are in each tree, as far as both trees
 	// have the name: what one tree lacks is removed or written anyway.

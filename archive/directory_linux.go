@@ -37,8 +37,8 @@ type dir struct {
 // mkdir makes the directory name in d, with the mode whatever the umask, in place of what is
 // there; or opens it, if it is a directory already.
 func (t *tree) mkdir(d *dir, name string, mode uint32, keep ...*dir) (c *dir, made bool, err error) {
-	if n := len(d.path) + 1 + len(name); n > maxPath {
-		return nil, false, refused("it leads to a path of %d bytes", n)
+	if err := t.check(d, name); err != nil {
+		return nil, false, err
 	}
 	first := mode & 0o777
 	if !t.privileged {
@@ -113,6 +113,8 @@ func (t *tree) probe(d *dir) {
 	}
 	d.probed, d.setgid = true, true
 	d.mask, d.uid, d.gid = 0o777, unchanged, unchanged
+	_, err := unix.Fgetxattr(d.fd, defaultACL, nil)
+	d.acl = err == nil
 	fd, err := sys.Openat(d.fd, ".", unix.O_TMPFILE|unix.O_WRONLY|unix.O_CLOEXEC, 0o777)
 	if err != nil {
 		return // every file is told its mode and owner
@@ -123,8 +125,6 @@ func (t *tree) probe(d *dir) {
 		d.mask, d.uid, d.gid = 0o777&^f.Mode, f.Uid, f.Gid
 		d.setgid = st.Mode&unix.S_ISGID != 0 || f.Gid != uint32(unix.Getegid())
 	}
-	_, err = unix.Fgetxattr(d.fd, defaultACL, nil)
-	d.acl = err == nil
 }
 
 func (d *dir) close() error {

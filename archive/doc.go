@@ -5,7 +5,7 @@
 // tells its diff ID, the digest of the uncompressed archive; [Diff] writes the layer that makes
 // one directory of another; [ChainID] computes the name of a stack of layers.
 //
-// Layers are hostile input. Apply never resolves a path by cleaning strings: every name is
+// Layers are hostile input. Apply cleans names to relative ones, and the kernel resolves them: every name is
 // used as a single component below a directory that is held open, symbolic links that lead to
 // a parent directory are followed inside the target only, and the kernel is told to refuse
 // anything else (openat2 with RESOLVE_BENEATH and RESOLVE_NO_SYMLINKS, or one O_NOFOLLOW

@@ -4,6 +4,7 @@ import (
 	"archive/tar"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -17,6 +18,9 @@ func (a *applier) entry(h *tar.Header) error {
 		return refused("name of %d bytes", len(h.Name))
 	}
 	name := clean(h.Name)
+	if !a.wanted(name) {
+		return nil
+	}
 	if strings.HasPrefix(name, metaPrefix) && name != opaqueMarker {
 		return nil // what aufs kept for itself at the top of a layer
 	}
@@ -51,12 +55,37 @@ func (a *applier) entry(h *tar.Header) error {
 	return refused("type %q is not supported", h.Typeflag)
 }
 
+// wanted reports whether Only and Exclude leave an entry in: by its name, or that of the file that a whiteout is for.
+func (a *applier) wanted(name string) bool {
+	dir, base := split(name)
+	whiteout := strings.HasPrefix(base, whiteoutPrefix)
+	switch {
+	case base == opaqueMarker:
+		name = dir
+	case whiteout:
+		name = join(dir, strings.TrimPrefix(base, whiteoutPrefix))
+	}
+	if slices.ContainsFunc(a.opts.Exclude, func(p string) bool { return within(name, p) }) {
+		return false
+	}
+	// A directory on the way is wanted for its attributes, a symbolic link for where it leads.
+	return len(a.opts.Only) == 0 || slices.ContainsFunc(a.opts.Only, func(p string) bool {
+		return within(name, p) || !whiteout && within(p, name)
+	})
+}
+
+// within reports whether a path is dir, or below it.
+func within(p, dir string) bool {
+	rest, ok := strings.CutPrefix(p, dir)
+	return ok && (dir == "" || rest == "" || rest[0] == '/')
+}
+
 // directory gives an open directory what the entry says; made tells that it was made for it.
 func (a *applier) directory(h *tar.Header, d *dir, made bool) error {
 	t := a.tree
 	t.touch(d)
 	t.named(d.path)
-	f, err := newFile(h)
+	f, err := a.newFile(h)
 	if err != nil {
 		return err
 	}
@@ -86,28 +115,40 @@ func (a *applier) directory(h *tar.Header, d *dir, made bool) error {
 
 // owns tells whether a file made in d, or d if it was just made, has the owner it shall have.
 func (d *dir) owns(f file) bool {
-	return d.probed && f.uid == d.uid && f.gid == d.gid
+	return d.probed && f.uid == d.uid && f.gid == d.gid && !f.unmapped
 }
 
 // newFile takes an entry's attributes. All are to be set.
-func newFile(h *tar.Header) (file, error) {
+func (a *applier) newFile(h *tar.Header) (file, error) {
 	const most = int(^uint32(0)) // itself means "leave it" to chown
 	if h.Uid < 0 || h.Uid >= most || h.Gid < 0 || h.Gid >= most {
 		return file{}, refused("owner %d:%d is out of range", h.Uid, h.Gid)
 	}
+	uid, mapped := a.opts.UIDs.file(uint32(h.Uid))
+	gid, gidMapped := a.opts.GIDs.file(uint32(h.Gid))
 	access := h.AccessTime
 	if access.Before(h.ModTime) {
 		access = h.ModTime
 	}
 	f := file{
 		fd: -1, name: h.Name,
-		owner: true, uid: uint32(h.Uid), gid: uint32(h.Gid),
+		owner: true, uid: uid, gid: gid, layerUID: uint32(h.Uid), layerGID: uint32(h.Gid), unmapped: !mapped || !gidMapped,
 		chmod: true, mode: uint32(h.Mode) & 0o7777, isDir: h.Typeflag == tar.TypeDir,
 		times: [2]unix.Timespec{timespec(access), timespec(h.ModTime)},
 	}
 	var err error
 	if len(h.PAXRecords) > 0 {
 		f.xattrs, err = xattrs(h.PAXRecords)
+	}
+	for i, x := range f.xattrs {
+		if x.name == capabilityAttribute && len(a.opts.UIDs) > 0 {
+			var ok bool
+			if f.xattrs[i].value, ok = mapCapability(x.value, a.opts.UIDs.file); !ok {
+				f.xattrs = slices.Delete(f.xattrs, i, i+1)
+				return f, a.settle("security attributes", "set attribute "+x.name, unix.EPERM)
+			}
+			break
+		}
 	}
 	return f, err
 }
@@ -118,8 +159,8 @@ func timespec(t time.Time) unix.Timespec {
 
 // create makes the new file base in d with make, in place of what is there.
 func (a *applier) create(d *dir, base string, make func() error) error {
-	if n := len(d.path) + 1 + len(base); n > maxPath {
-		return refused("it leads to a path of %d bytes", n)
+	if err := a.tree.check(d, base); err != nil {
+		return err
 	}
 	err := make()
 	if errors.Is(err, unix.EEXIST) {
@@ -135,7 +176,7 @@ func (a *applier) create(d *dir, base string, make func() error) error {
 }
 
 func (a *applier) regular(h *tar.Header, parent, base string) error {
-	f, err := newFile(h)
+	f, err := a.newFile(h)
 	if err != nil {
 		return err
 	}
@@ -143,7 +184,9 @@ func (a *applier) regular(h *tar.Header, parent, base string) error {
 		if h.Size > maxSparse-a.sparse {
 			return refused("sparse files have more than %d bytes together", int64(maxSparse))
 		}
-		a.sparse += h.Size
+		if a.sparse += h.Size; a.opts.MaxBytes > 0 && a.sparse > a.opts.MaxBytes {
+			return tooMuch("sparse files have more than %d bytes together", a.opts.MaxBytes)
+		}
 	}
 	d, err := a.tree.lookup(parent)
 	if err != nil {
@@ -234,7 +277,7 @@ func (a *applier) link(h *tar.Header, parent, base string) error {
 
 // special makes what is not opened: symbolic links, devices and fifos.
 func (a *applier) special(h *tar.Header, parent, base string) error {
-	f, err := newFile(h)
+	f, err := a.newFile(h)
 	if err != nil {
 		return err
 	}
@@ -242,7 +285,7 @@ func (a *applier) special(h *tar.Header, parent, base string) error {
 	if err != nil {
 		return err
 	}
-	if a.tree.opaque != "" && h.Typeflag == tar.TypeChar && h.Devmajor == 0 && h.Devminor == 0 {
+	if h.Typeflag == tar.TypeChar && h.Devmajor == 0 && h.Devminor == 0 {
 		return a.whiteoutDevice(d, base)
 	}
 	a.tree.probe(d)
@@ -266,7 +309,7 @@ func (a *applier) special(h *tar.Header, parent, base string) error {
 		return err
 	}
 	if !d.owns(f) {
-		if err := a.owned(&f, sys.Fchownat(d.fd, base, int(f.uid), int(f.gid), unix.AT_SYMLINK_NOFOLLOW)); err != nil {
+		if err := a.chown(&f, func() error { return sys.Fchownat(d.fd, base, int(f.uid), int(f.gid), unix.AT_SYMLINK_NOFOLLOW) }); err != nil {
 			return err
 		}
 	}

@@ -16,6 +16,11 @@ func refused(format string, a ...any) error {
 	return errclass.Errorf(errdefs.ErrInvalidArgument, format, a...)
 }
 
+// tooMuch is for a layer that exceeds a limit of the caller's.
+func tooMuch(format string, a ...any) error {
+	return errclass.Errorf(errdefs.ErrFailedPrecondition, format, a...)
+}
+
 // quote shows a name in an error, cut to a length that can be read.
 func quote(name string) string {
 	const most = 200

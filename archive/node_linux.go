@@ -90,7 +90,10 @@ func (n *node) open() error {
 	if n.fd >= 0 {
 		return nil
 	}
-	fd, err := openBeneath(n.parent, n.name)
+	fd, err := sys.OpenBeneath(n.parent, n.name, sys.OpenDir, unix.RESOLVE_NO_XDEV)
+	if errors.Is(err, unix.EXDEV) {
+		return n.fail("open", errclass.As(sys.ErrMounted, errdefs.ErrFailedPrecondition))
+	}
 	if err != nil {
 		return n.fail("open", err)
 	}

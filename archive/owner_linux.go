@@ -2,14 +2,20 @@ package archive
 
 import (
 	"encoding/binary"
+	"slices"
+	"strconv"
+	"strings"
 
+	"distkit/errclass"
+
+	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
 )
 
 // ownerAttribute is where an owner is kept that an ordinary user can't give a file, as PRoot and umoci
 // do: https://github.com/rootless-containers/proto. Its value is a protocol buffer of two numbers, the
-// user in field 1 and the group in field 2, of which 0 may be left out. noOwner says that the file's
-// own counts, which is that of who is root in the tree.
+// user in field 1 and the group in field 2, of which 0 may be left out. noOwner means: keep the
+// file's own owner, which is root inside the tree.
 const (
 	ownerAttribute = "user.rootlesscontainers"
 	noOwner        = 1<<32 - 1
@@ -42,14 +48,117 @@ func decodeOwner(b []byte) (uid, gid uint32, ok bool) {
 	return ids[1], ids[2], true
 }
 
-// keptOwner is the owner that n's attribute tells an ordinary user, else the one that it has.
-func keptOwner(n *node) (uid, gid uint32) {
-	for _, x := range n.xattrs {
-		if x.name == ownerAttribute && unix.Geteuid() != 0 {
-			if uid, gid, ok := decodeOwner(x.value); ok {
-				return uid, gid
+// An IDMap maps the user or group IDs of a layer to those of files, by ranges. One without ranges changes nothing.
+type IDMap []IDRange
+
+// An IDRange maps Size IDs, from Layer on, to those from File on.
+type IDRange struct{ Layer, File, Size uint32 }
+
+// ParseIDMap reads ranges of the form LAYER:FILE or LAYER:FILE:SIZE, as umoci does. Anything else is ErrInvalidArgument.
+func ParseIDMap(ranges []string) (m IDMap, err error) {
+	for _, s := range ranges {
+		r, err := parseIDRange(s)
+		if err != nil {
+			return nil, err
+		}
+		m = append(m, r)
+	}
+	return m, nil
+}
+
+func parseIDRange(s string) (IDRange, error) {
+	fields := strings.Split(s, ":")
+	if len(fields) == 2 {
+		fields = append(fields, "1")
+	}
+	var n [3]uint64
+	for i, f := range fields {
+		var err error
+		if len(fields) != len(n) {
+			return IDRange{}, refused("%q is not of the form LAYER:FILE:SIZE", s)
+		}
+		if n[i], err = strconv.ParseUint(f, 10, 32); err != nil {
+			return IDRange{}, refused("%q: %w", s, err)
+		}
+	}
+	if n[2] == 0 || max(n[0], n[1])+n[2] > noOwner {
+		return IDRange{}, refused("%q: no ID is as large", s)
+	}
+	return IDRange{uint32(n[0]), uint32(n[1]), uint32(n[2])}, nil
+}
+
+// file returns the ID that files get for one of the layer, layer the reverse. ok is false if the ID is not mapped.
+func (m IDMap) file(id uint32) (mapped uint32, ok bool) {
+	for _, r := range m {
+		if id >= r.Layer && id-r.Layer < r.Size {
+			return id - r.Layer + r.File, true
+		}
+	}
+	return id, len(m) == 0
+}
+
+func (m IDMap) layer(id uint32) (mapped uint32, ok bool) {
+	for _, r := range m {
+		if id >= r.File && id-r.File < r.Size {
+			return id - r.File + r.Layer, true
+		}
+	}
+	return id, len(m) == 0
+}
+
+// File capabilities, as capabilities(7) and linux/capability.h have them: revision 2 is for root of the host, revision 3 for the user
+// namespaces whose root is the user at its end.
+const (
+	capabilityAttribute = "security.capability"
+	capabilityRevision  = 0xff000000
+	capability2Size     = 20
+)
+
+// mapCapability returns file capabilities for the root that root maps theirs to. ok is false if there is none.
+func mapCapability(v []byte, root func(uint32) (uint32, bool)) (mapped []byte, ok bool) {
+	if len(v) < capability2Size {
+		return v, true // the kernel refuses it
+	}
+	id := uint32(0)
+	if len(v) > capability2Size {
+		v, id = v[:capability2Size], binary.LittleEndian.Uint32(append(v[capability2Size:len(v):len(v)], 0, 0, 0))
+	}
+	if id, ok = root(id); !ok {
+		return nil, false
+	}
+	revision, size := uint32(2<<24), capability2Size
+	if id != 0 {
+		revision, size = 3<<24, capability2Size+4
+	}
+	mapped = binary.LittleEndian.AppendUint32(slices.Clone(v), id)[:size]
+	binary.LittleEndian.PutUint32(mapped, binary.LittleEndian.Uint32(v)&^capabilityRevision|revision)
+	return mapped, true
+}
+
+// ownerOf returns the owner that a layer gives a file. For whoever can't give files away it is the one in the file's attribute, and
+// without it the user himself is root.
+func (d *differ) ownerOf(n *node) (uid, gid uint32, err error) {
+	if !d.chowns {
+		for _, x := range n.xattrs {
+			if x.name == ownerAttribute {
+				if uid, gid, ok := decodeOwner(x.value); ok {
+					return uid, gid, nil
+				}
 			}
 		}
 	}
-	return n.st.Uid, n.st.Gid
+	own := func(m IDMap, id uint32, self int) (uint32, error) {
+		if len(m) == 0 && !d.chowns && int(id) == self {
+			return 0, nil
+		}
+		mapped, ok := m.layer(id)
+		if !ok {
+			return 0, n.fail("write", errclass.Errorf(errdefs.ErrFailedPrecondition, "its owner %d is not mapped to one of the layer", id))
+		}
+		return mapped, nil
+	}
+	if uid, err = own(d.opts.UIDs, n.st.Uid, unix.Geteuid()); err == nil {
+		gid, err = own(d.opts.GIDs, n.st.Gid, unix.Getegid())
+	}
+	return uid, gid, err
 }

@@ -23,8 +23,8 @@ const (
 // decompress returns the plain bytes of r, and a function that releases what the decompressor holds.
 func decompress(r *bufio.Reader) (io.Reader, func(), error) {
 	plain, release, err := compression.NewReader(r)
-	if err == io.EOF {
-		err = dataLoss("layer is empty")
+	if err == io.EOF { // an empty layer is known by its diff ID
+		return r, func() {}, nil
 	}
 	return plain, release, err
 }
@@ -33,6 +33,7 @@ func decompress(r *bufio.Reader) (io.Reader, func(), error) {
 // into chunks, a second one hashes them, the reader gets them in order.
 type stream struct {
 	ctx    context.Context
+	most   int64 // bytes that may be read, 0 for any number
 	hashed chan chunk
 	free   chan []byte
 	done   chan struct{} // closed when both goroutines have ended
@@ -71,9 +72,10 @@ func (i *input) Read(p []byte) (int, error) {
 
 // newStream starts to read r. Both goroutines end once ctx is done and the read of r that is
 // under way has returned.
-func newStream(ctx context.Context, r io.Reader) *stream {
+func newStream(ctx context.Context, r io.Reader, most int64) *stream {
 	s := &stream{
 		ctx:    ctx,
+		most:   most,
 		hashed: make(chan chunk, chunkCount+1),
 		free:   make(chan []byte, chunkCount),
 		done:   make(chan struct{}),
@@ -163,6 +165,10 @@ func (s *stream) next() error {
 				s.err = c.err
 			default:
 				s.whole, s.rest = c.data, c.data
+				if s.most > 0 && s.offset+int64(len(c.data)) > s.most {
+					s.rest, s.err = nil, tooMuch("layer has more than %d bytes", s.most)
+					return s.err
+				}
 			}
 		case <-s.ctx.Done():
 			s.err = s.ctx.Err()

@@ -39,8 +39,11 @@ type tree struct {
 	open       map[uint64]*dir // by the hash of the path
 	links      map[string]string
 	linked     int    // directories that symbolic links may still lead through
+	made       int64  // directories that are in the layer only by what is in them
+	maxDepth   int    // of directories, 0 for none
 	mustExist  bool   // lookups create nothing
-	privileged bool   // permission bits don't bind us
+	privileged bool   // permission bits don't bind us: CAP_DAC_OVERRIDE
+	chowns     bool   // we can give files away: CAP_CHOWN
 	opaque     string // the attribute of an opaque directory in overlay form, else ""
 
 	// Paths that this layer created where it did not create the parent, or below which nothing of lower layers is left; and
@@ -69,7 +72,8 @@ func newTree(root string) (*tree, error) {
 		open:       map[uint64]*dir{},
 		linked:     linkedDirs,
 		links:      map[string]string{},
-		privileged: unix.Geteuid() == 0,
+		privileged: sys.Capable(unix.CAP_DAC_OVERRIDE),
+		chowns:     sys.Capable(unix.CAP_CHOWN),
 		hasher:     newHasher(),
 		created:    map[uint64]struct{}{},
 		touched:    map[uint64]struct{}{},
@@ -188,6 +192,17 @@ func (t *tree) anyAbove(set map[uint64]struct{}, p string) bool {
 		}
 	}
 	return false
+}
+
+// check refuses a name in d whose path is too long or too deep.
+func (t *tree) check(d *dir, name string) error {
+	if n := len(d.path) + 1 + len(name); n > maxPath {
+		return refused("it leads to a path of %d bytes", n)
+	}
+	if t.maxDepth > 0 && strings.Count(join(d.path, name), "/") >= t.maxDepth {
+		return tooMuch("it is deeper than %d names", t.maxDepth)
+	}
+	return nil
 }
 
 // allow lets an entry do what its bytes are worth; read is the number of bytes of the layer so far.
@@ -360,6 +375,7 @@ func (t *tree) child(d *dir, name string, keep ...*dir) (*dir, string, error) {
 	case errors.Is(err, unix.ENOENT) && !t.mustExist:
 		c, _, err := t.mkdir(d, name, 0o755, keep...)
 		if err == nil {
+			t.made++
 			t.implied(p)
 		}
 		return c, "", err
@@ -464,6 +480,13 @@ func ignore(err error, ignored ...error) error {
 		}
 	}
 	return err
+}
+
+func cleanAll(names []string) (list []string) {
+	for _, n := range names {
+		list = append(list, clean(n))
+	}
+	return list
 }
 
 // clean makes a name of an archive relative to the target: "" is the target itself. What

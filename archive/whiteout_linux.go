@@ -12,13 +12,13 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// whiteoutDevice is for an entry that overlayfs would take for a whiteout, and that it does not
-// let anybody create: nothing is at its place.
+// whiteoutDevice handles a character device 0:0, which overlayfs would read as a whiteout: it is not created, and what was there is
+// removed.
 func (a *applier) whiteoutDevice(d *dir, base string) error {
 	if err := a.settle("devices", "create device", unix.EPERM); err != nil {
 		return err
 	}
-	if err := a.tree.remove(d, base); err != nil || a.tree.isOpaque(d.path) {
+	if err := a.tree.remove(d, base); err != nil || a.tree.opaque == "" || a.tree.isOpaque(d.path) {
 		return err
 	}
 	if err := sys.Mknodat(d.fd, base, unix.S_IFCHR, 0); err != nil {

@@ -55,7 +55,10 @@ func (d *differ) write(n *node) error {
 	if _, ok := n.overlay["whiteout"]; ok && n.kind() == unix.S_IFREG && n.parentNode != nil {
 		return d.whiteout(n.parentNode, n.name)
 	}
-	uid, gid := keptOwner(n)
+	uid, gid, err := d.ownerOf(n)
+	if err != nil {
+		return err
+	}
 	h := &tar.Header{
 		Name: n.path,
 		Mode: int64(n.st.Mode & 0o7777),
@@ -68,13 +71,17 @@ func (d *differ) write(n *node) error {
 	if len(n.xattrs) > 0 {
 		h.PAXRecords = map[string]string{}
 		for _, x := range n.xattrs {
-			if x.name == ownerAttribute && unix.Geteuid() != 0 {
+			if x.name == ownerAttribute && !d.chowns {
 				continue
 			}
-			if strings.Contains(x.name, "=") {
-				return n.fail("write", unsayable("no layer can hold the attribute "+quote(x.name)))
+			if x.name == capabilityAttribute && len(d.opts.UIDs) > 0 {
+				v, ok := mapCapability(x.value, d.opts.UIDs.layer)
+				if !ok {
+					return n.fail("write", tooMuch("the root of its capabilities is not mapped to one of the layer"))
+				}
+				x.value = v
 			}
-			h.PAXRecords["SCHILY.xattr."+x.name] = string(x.value)
+			h.PAXRecords[schilyXattr+escapeName(x.name)] = string(x.value)
 		}
 	}
 	if !n.isDir() && n.st.Nlink > 1 {

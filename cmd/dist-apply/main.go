@@ -2,17 +2,15 @@
 package main
 
 import (
-	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"maps"
+	"math"
 	"os"
 	"slices"
 	"strings"
-	"time"
 
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
@@ -40,6 +38,13 @@ func newCmd() *cobra.Command {
 	strict := c.Flags().Bool("strict", false, "fail where an owner, device or attribute can't be set")
 	form := c.Flags().String("whiteouts", "remove", "what becomes of whiteouts: `FORM` is remove, overlay or overlay-user")
 	unresolved := c.Flags().String("unresolved", "", "record in `FILE` what only the layers below can tell")
+	maxBytes := c.Flags().Uint64("max-bytes", 0, "fail where the uncompressed layer, or its sparse files, has more than `N` bytes")
+	maxEntries := c.Flags().Uint32("max-entries", 0, "fail where the layer makes more than `N` files and directories")
+	maxDepth := c.Flags().Uint16("max-depth", 0, "fail where a path of the layer has more than `N` names")
+	uids := c.Flags().StringArray("uid-map", nil, "give files of the users from LAYER on to those from FILE on: `LAYER:FILE:SIZE`")
+	gids := c.Flags().StringArray("gid-map", nil, "the same for groups: `LAYER:FILE:SIZE`")
+	only := c.Flags().StringArray("only", nil, "write only `PATH` and what is below it")
+	exclude := c.Flags().StringArray("exclude", nil, "leave out `PATH` and what is below it")
 	// Scripts pass on what snap stack gives them, which is empty where the driver wants none.
 	c.Flags().Lookup("unresolved").Annotations = map[string][]string{cli.MayBeEmpty: nil}
 	c.RunE = func(c *cobra.Command, args []string) error {
@@ -47,7 +52,15 @@ func newCmd() *cobra.Command {
 		if !ok {
 			return cli.Usagef("--whiteouts: %q is not one of remove, overlay, overlay-user", *form)
 		}
-		opts := archive.Options{ExpectDiffID: digest.Digest(*expect), Strict: *strict, Whiteouts: w}
+		opts := archive.Options{ExpectDiffID: digest.Digest(*expect), Strict: *strict, Whiteouts: w, Only: *only, Exclude: *exclude,
+			MaxBytes: int64(min(*maxBytes, math.MaxInt64)), MaxEntries: int64(*maxEntries), MaxDepth: int(*maxDepth)}
+		var err error
+		if opts.UIDs, err = archive.ParseIDMap(*uids); err != nil {
+			return cli.Usagef("--uid-map: %w", err)
+		}
+		if opts.GIDs, err = archive.ParseIDMap(*gids); err != nil {
+			return cli.Usagef("--gid-map: %w", err)
+		}
 		if opts.ExpectDiffID != "" && opts.ExpectDiffID.Validate() != nil {
 			return cli.Usagef("--expect-diff-id: %q is not a digest", *expect)
 		}
@@ -56,6 +69,9 @@ func newCmd() *cobra.Command {
 		}
 		if w == archive.Remove {
 			return cli.Usagef("--unresolved: wants --whiteouts overlay or overlay-user")
+		}
+		if len(*only)+len(*exclude) > 0 {
+			return cli.Usagef("--unresolved: is for a whole layer, without --only and --exclude")
 		}
 		f, err := os.Create(*unresolved)
 		if err != nil {
@@ -67,11 +83,22 @@ func newCmd() *cobra.Command {
 	return c
 }
 
-func apply(c *cobra.Command, dir string, opts archive.Options) error {
-	if err := os.Mkdir(dir, 0o755); errors.Is(err, fs.ErrNotExist) {
-		return errdefs.ErrNotFound.WithMessage(err.Error())
-	} else if err != nil && !errors.Is(err, fs.ErrExist) {
-		return err
+func apply(c *cobra.Command, dir string, opts archive.Options) (err error) {
+	switch made := os.Mkdir(dir, 0o755); {
+	case errors.Is(made, fs.ErrNotExist):
+		return errdefs.ErrNotFound.WithMessage(made.Error())
+	case errors.Is(made, fs.ErrExist):
+	case made != nil:
+		return made
+	default:
+		defer func() {
+			if err != nil {
+				_ = os.Remove(dir) // if it is still empty
+			}
+		}()
+		if err := os.Chmod(dir, 0o755); err != nil { // the umask plays no role
+			return err
+		}
 	}
 	in, err := stdin(c.Context())
 	if err != nil {
@@ -90,26 +117,4 @@ func apply(c *cobra.Command, dir string, opts archive.Options) error {
 		fmt.Fprintf(c.ErrOrStderr(), "%s: could not set %s\n", c.Name(), strings.Join(unset, ", "))
 	}
 	return json.NewEncoder(c.OutOrStdout()).Encode(result)
-}
-
-// stdin is read as it is where reads never wait, else so that a signal ends them, and a failure
-// to apply does too.
-func stdin(ctx context.Context) (io.ReadCloser, error) {
-	if info, err := os.Stdin.Stat(); err == nil && info.Mode().IsRegular() {
-		return os.Stdin, nil
-	}
-	ctx, cancel := context.WithCancel(ctx)
-	in, err := cli.Stdin(ctx)
-	return waiting{in, cancel}, err
-}
-
-type waiting struct {
-	io.ReadCloser
-	cancel context.CancelFunc
-}
-
-// SetReadDeadline ends a read that waits: the only deadline that Apply sets is now.
-func (w waiting) SetReadDeadline(time.Time) error {
-	w.cancel()
-	return nil
 }

@@ -25,6 +25,8 @@ func newCmd() *cobra.Command {
 	form := c.Flags().String("compress", "gzip", "compress with `FORM`: gzip, zstd or none")
 	descriptor := c.Flags().String("descriptor", "", "write the layer's descriptor to `FILE` at the end")
 	overlay := c.Flags().Bool("overlay", false, "UPPER is an upper directory of overlayfs, and says itself what it changes")
+	uids := c.Flags().StringArray("uid-map", nil, "files of the users from FILE on are those from LAYER on in the layer: `LAYER:FILE:SIZE`")
+	gids := c.Flags().StringArray("gid-map", nil, "the same for groups: `LAYER:FILE:SIZE`")
 	c.RunE = func(c *cobra.Command, args []string) error {
 		compression, err := archive.ParseCompression(*form)
 		if err != nil {
@@ -33,6 +35,13 @@ func newCmd() *cobra.Command {
 		latest, err := sourceDate()
 		if err != nil {
 			return err
+		}
+		opts := archive.DiffOptions{Compression: compression, Overlay: *overlay, Latest: latest}
+		if opts.UIDs, err = archive.ParseIDMap(*uids); err != nil {
+			return cli.Usagef("--uid-map: %w", err)
+		}
+		if opts.GIDs, err = archive.ParseIDMap(*gids); err != nil {
+			return cli.Usagef("--gid-map: %w", err)
 		}
 		lower, upper := "", args[len(args)-1]
 		if len(args) == 2 {
@@ -43,7 +52,7 @@ func newCmd() *cobra.Command {
 		if *overlay && lower != "" {
 			return cli.Usagef("--overlay: LOWER is not read: leave it out")
 		}
-		return diff(c, lower, upper, *descriptor, archive.DiffOptions{Compression: compression, Overlay: *overlay, Latest: latest})
+		return diff(c, lower, upper, *descriptor, opts)
 	}
 	return c
 }

@@ -1,0 +1,254 @@
+package archive
+
+import (
+	"archive/tar"
+	"bytes"
+	"errors"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"testing"
+
+	"github.com/containerd/errdefs"
+	"github.com/opencontainers/go-digest"
+	"golang.org/x/sys/unix"
+
+	"distkit/disk/sys"
+)
+
+func TestLimits(t *testing.T) {
+	t.Parallel()
+	data := layer(t, fileEntry("a/b/c/f", strings.Repeat("x", 100_000)), dirEntry("d", 0o755))
+	sparse := block(block(nil, 'x', "pax", record("GNU.sparse.major", "1")+record("GNU.sparse.minor", "0")+record("GNU.sparse.realsize", "1000000")), '0', "f", "1\n0\n0\n"+strings.Repeat("\x00", 506))
+	sparse = append(sparse, make([]byte, 1024)...)
+	for name, test := range map[string]struct {
+		data []byte
+		opts Options
+		ok   bool
+	}{
+		"bytes":         {data, Options{MaxBytes: int64(len(data))}, true},
+		"a byte less":   {data, Options{MaxBytes: int64(len(data)) - 1}, false},
+		"few bytes":     {data, Options{MaxBytes: 5000}, false},
+		"sparse":        {sparse, Options{MaxBytes: 1_000_000}, true},
+		"larger sparse": {sparse, Options{MaxBytes: 999_999}, false},
+		"entries":       {data, Options{MaxEntries: 5}, true},
+		"more entries":  {data, Options{MaxEntries: 4}, false},
+		"depth":         {data, Options{MaxDepth: 4}, true},
+		"deeper":        {data, Options{MaxDepth: 3}, false},
+		"directories":   {data, Options{MaxDepth: 1}, false},
+	} {
+		_, err := apply(t, t.TempDir(), test.data, test.opts)
+		if test.ok != (err == nil) || !test.ok && !errdefs.IsFailedPrecondition(err) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
+func TestOnlyAndExclude(t *testing.T) {
+	t.Parallel()
+	data := layer(t, dirEntry("etc", 0o700), fileEntry("etc/passwd", ""), fileEntry("etc/ssl/key", ""), fileEntry("etcetera", ""), symlink("lib", "usr/lib"),
+		fileEntry("usr/lib/x/y", ""), fileEntry("usr/.wh.low", ""), fileEntry("low/.wh..wh..opq", ""))
+	for _, test := range []struct {
+		only, exclude []string
+		want          string
+	}{
+		{nil, []string{"/etc/", "usr/low", "./low"}, "etcetera lib low low/kept usr usr/lib usr/lib/x usr/lib/x/y usr/low"},
+		{[]string{"etc"}, nil, "etc etc/passwd etc/ssl etc/ssl/key low low/kept usr usr/low"},
+		{[]string{"etc"}, []string{"etc/ssl"}, "etc etc/passwd low low/kept usr usr/low"},
+		{[]string{"etc/ssl", "low"}, nil, "etc etc/ssl etc/ssl/key low usr usr/low"},
+		{[]string{"lib/x", "usr"}, nil, "lib low low/kept usr usr/lib usr/lib/x usr/lib/x/y"},
+	} {
+		root := t.TempDir()
+		mustApply(t, root, layer(t, fileEntry("usr/low", ""), fileEntry("low/kept", "")), Options{})
+		r := mustApply(t, root, data, Options{Only: test.only, Exclude: test.exclude})
+		if got := strings.Join(names(t, root), " "); got != test.want {
+			t.Errorf("only %q exclude %q: %s, not %s", test.only, test.exclude, got, test.want)
+		}
+		if r.DiffID != digest.FromBytes(data) {
+			t.Error("another diff ID")
+		}
+		if fi, err := os.Stat(filepath.Join(root, "etc")); err == nil && fi.Mode().Perm() != 0o700 {
+			t.Errorf("a directory on the way has mode %v", fi.Mode())
+		}
+	}
+}
+
+// Owners and the root of capabilities are mapped, and mapped back.
+func TestIDMaps(t *testing.T) {
+	needRoot(t)
+	t.Parallel()
+	uids, err := ParseIDMap([]string{"0:100000:10", "70:5"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	capability := "\x01\x00\x00\x02\x00\x04\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00"
+	owned := func(e entry, uid, gid int) entry { e.Uid, e.Gid = uid, gid; return e }
+	capable := fileEntry("capable", "x")
+	capable.PAXRecords = map[string]string{"SCHILY.xattr.security.capability": capability}
+	list := []entry{owned(dirEntry("./", 0o755), 0, 0), capable, owned(fileEntry("f", "x"), 9, 3), owned(symlink("l", "x"), 70, 70)}
+	root := t.TempDir()
+	opts := Options{Strict: true, UIDs: uids, GIDs: IDMap{{0, 200000, 100}}}
+	mustApply(t, root, layer(t, list...), opts)
+	for p, want := range map[string][2]uint32{"capable": {100000, 200000}, "f": {100009, 200003}, "l": {5, 200070}} {
+		var st unix.Stat_t
+		if err := unix.Lstat(filepath.Join(root, p), &st); err != nil || st.Uid != want[0] || st.Gid != want[1] {
+			t.Errorf("%s: %v, owner %d:%d, not %v", p, err, st.Uid, st.Gid, want)
+		}
+	}
+	b := make([]byte, 64)
+	n, err := unix.Lgetxattr(filepath.Join(root, "capable"), capabilityAttribute, b)
+	if err != nil || n != 24 || b[3] != 3 || !bytes.Equal(b[20:n], []byte{0xa0, 0x86, 1, 0}) {
+		t.Errorf("capabilities are %q (%v)", b[:max(n, 0)], err)
+	}
+	back := mustDiff(t, "", root, DiffOptions{Compression: Uncompressed, UIDs: opts.UIDs, GIDs: opts.GIDs})
+	r := tar.NewReader(bytes.NewReader(back))
+	for _, e := range list {
+		h, err := r.Next()
+		if err != nil || h.Name != e.Name || h.Uid != e.Uid || h.Gid != e.Gid || h.PAXRecords["SCHILY.xattr.security.capability"] != e.PAXRecords["SCHILY.xattr.security.capability"] {
+			t.Errorf("%s: %v, %+v", e.Name, err, h)
+		}
+	}
+	// What is not mapped is not set, and set-ID bits neither.
+	setuid := owned(fileEntry("f", "x"), 10, 0)
+	setuid.Mode = 0o4755
+	res := mustApply(t, t.TempDir(), layer(t, setuid), Options{UIDs: uids})
+	if res.Unset["owners"] != 1 || res.Unset["set-ID bits"] != 1 {
+		t.Errorf("unset: %v", res.Unset)
+	}
+	if _, err := apply(t, t.TempDir(), layer(t, setuid), opts); err == nil {
+		t.Error("an owner that is not mapped passes as strict")
+	}
+	if _, err := Diff(t.Context(), io.Discard, "", root, DiffOptions{UIDs: IDMap{{0, 100000, 1}}}); !errdefs.IsFailedPrecondition(err) {
+		t.Errorf("files of owners that are not mapped: %v", err)
+	}
+	for _, bad := range []string{"", "1", "1:2:0", "1:2:3:4", "-1:0", "a:b", "0:4294967295:1", "4294967290:0:10"} {
+		if _, err := ParseIDMap([]string{bad}); !errdefs.IsInvalidArgument(err) {
+			t.Errorf("%q: %v", bad, err)
+		}
+	}
+}
+
+func TestEmptyLayers(t *testing.T) {
+	t.Parallel()
+	empty := digest.FromString("")
+	for name, data := range map[string][]byte{"plain": nil, "gzip": gz(t, nil), "zstd": zst(t, nil)} {
+		r, err := apply(t, t.TempDir(), data, Options{ExpectDiffID: empty})
+		if err != nil || r.DiffID != empty || r.Size != 0 {
+			t.Errorf("%s: %+v %v", name, r, err)
+		}
+		for _, expect := range []digest.Digest{"", digest.FromString("x")} {
+			if _, err := apply(t, t.TempDir(), data, Options{ExpectDiffID: expect}); !errdefs.IsDataLoss(err) {
+				t.Errorf("%s, expected %q: %v", name, expect, err)
+			}
+		}
+	}
+}
+
+// Attributes as GNU tar, bsdtar and star write them.
+func TestAttributesOfOthers(t *testing.T) {
+	root := t.TempDir()
+	e := fileEntry("f", "x")
+	e.PAXRecords = map[string]string{
+		"SCHILY.xattr.user.a%3Db":     "1",
+		"LIBARCHIVE.xattr.user.a%3Db": "MQ",
+		"SCHILY.xattr.user.100%25":    "2",
+		"SCHILY.acl.access":           "user::rw-,user:nobody:r--:65534,group::r--,mask::r--,other::r--",
+		"SCHILY.xattr.security.bad":   "?",
+	}
+	plain := fileEntry("plain", "x")
+	plain.PAXRecords = map[string]string{"SCHILY.acl.access": "user::rw-,group::r--,other::r--"}
+	large := fileEntry("large", "x")
+	large.PAXRecords = map[string]string{"SCHILY.xattr.user.large": strings.Repeat("x", 70_000)}
+	broken := fileEntry("broken", "x")
+	broken.PAXRecords = map[string]string{"SCHILY.xattr.security.capability": "?"}
+	data := layer(t, e, plain, large, broken)
+	r := mustApply(t, root, data, Options{})
+	if got := xattrDump(filepath.Join(root, "f")); !strings.Contains(got, `user.100%="2" user.a=b="1"`) {
+		t.Error(got)
+	}
+	if r.Unset["ACLs"] != 1 || r.Unset["user attributes"] != 1 || r.Unset["security attributes"] == 0 {
+		t.Errorf("unset: %v", r.Unset)
+	}
+	again := t.TempDir()
+	mustApply(t, again, mustDiff(t, "", root, DiffOptions{Compression: Uncompressed}), Options{})
+	if a, b := xattrDump(filepath.Join(root, "f")), xattrDump(filepath.Join(again, "f")); a != b {
+		t.Errorf("%s became %s", a, b)
+	}
+}
+
+// A device that overlayfs would take for a whiteout is not made in a directory either that may become a lower one.
+func TestWhiteoutDeviceIsNotMade(t *testing.T) {
+	needRoot(t)
+	root := t.TempDir()
+	mustApply(t, root, layer(t, fileEntry("f", "")), Options{})
+	r := mustApply(t, root, layer(t, entry{Header: tar.Header{Typeflag: tar.TypeChar, Name: "f"}}, fileEntry("g", "")), Options{})
+	if got := strings.Join(names(t, root), " "); got != "g" || r.Unset["devices"] != 1 {
+		t.Errorf("left %q, unset %v", got, r.Unset)
+	}
+}
+
+func TestDiffEntersNoMount(t *testing.T) {
+	needRoot(t)
+	root := t.TempDir()
+	sub := filepath.Join(root, "sub")
+	if err := os.Mkdir(sub, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Mount("tmpfs", sub, "tmpfs", 0, ""); err != nil {
+		t.Skip(err)
+	}
+	t.Cleanup(func() { _ = unix.Unmount(sub, unix.MNT_DETACH) })
+	if _, err := Diff(t.Context(), io.Discard, "", root, DiffOptions{}); !errors.Is(err, sys.ErrMounted) || !errdefs.IsFailedPrecondition(err) {
+		t.Error(err)
+	}
+}
+
+// Root without capabilities, as in a pod that drops all, is bound by permission bits, and keeps owners as an ordinary user does.
+func TestRootWithoutCapabilities(t *testing.T) {
+	needRoot(t)
+	const variable = "ARCHIVE_TEST_NO_CAPABILITIES"
+	if os.Getenv(variable) == "" {
+		c := exec.Command(os.Args[0], "-test.run=^TestRootWithoutCapabilities$", "-test.v")
+		c.Env = append(os.Environ(), variable+"=1")
+		var out []byte
+		done := make(chan error)
+		go func() { // in a thread of its own, which ends with it
+			runtime.LockOSThread()
+			for i := range uintptr(64) {
+				_ = unix.Prctl(unix.PR_CAPBSET_DROP, i, 0, 0, 0)
+			}
+			var err error
+			out, err = c.CombinedOutput()
+			done <- err
+		}()
+		if err := <-done; err != nil {
+			t.Errorf("%v\n%s", err, out)
+		}
+		return
+	}
+	if sys.Capable(unix.CAP_CHOWN) || sys.Capable(unix.CAP_DAC_OVERRIDE) {
+		t.Fatal("it has capabilities")
+	}
+	root := t.TempDir()
+	f := fileEntry("d/f", "x")
+	f.Uid, f.Gid = 1, 2
+	mustApply(t, root, layer(t, dirEntry("d", 0o555), f), Options{})
+	mustApply(t, root, layer(t, fileEntry("d/g", "y"), fileEntry("d/h/i", "z"), fileEntry("d/.wh.none", "")), Options{})
+	owners := map[string][2]int{}
+	for tr := tar.NewReader(bytes.NewReader(mustDiff(t, "", root, DiffOptions{Compression: Uncompressed}))); ; {
+		h, err := tr.Next()
+		if err != nil {
+			break
+		}
+		owners[h.Name] = [2]int{h.Uid, h.Gid}
+	}
+	if owners["d/f"] != [2]int{1, 2} || owners["d/g"] != [2]int{0, 0} {
+		t.Errorf("owners are %v", owners)
+	}
+	if err := os.Chmod(filepath.Join(root, "d"), 0o755); err != nil { // for the cleanup
+		t.Fatal(err)
+	}
+}

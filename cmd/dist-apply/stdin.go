@@ -1,0 +1,32 @@
+package main
+
+import (
+	"context"
+	"io"
+	"os"
+	"time"
+
+	"distkit/cmd/internal/cli"
+)
+
+// stdin is read as it is where reads never wait, else so that a signal ends them, and a failure
+// to apply does too.
+func stdin(ctx context.Context) (io.ReadCloser, error) {
+	if info, err := os.Stdin.Stat(); err == nil && info.Mode().IsRegular() {
+		return os.Stdin, nil
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	in, err := cli.Stdin(ctx)
+	return waiting{in, cancel}, err
+}
+
+type waiting struct {
+	io.ReadCloser
+	cancel context.CancelFunc
+}
+
+// SetReadDeadline ends a read that waits: the only deadline that Apply sets is now.
+func (w waiting) SetReadDeadline(time.Time) error {
+	w.cancel()
+	return nil
+}
