@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -109,59 +110,74 @@ func lookupBridge(name string) (index, ports int, err error) {
 	return index, masters[index], nil
 }
 
-// withoutIdleChains takes what iptables-save printed, and returns what iptables-restore is to be given so that the chains of
-// CNI's portmap and firewall plugins are gone, if no network uses them. It returns "" if there is nothing to do.
+// withoutIdleChains takes what iptables-save printed once the bridge is gone, and returns what iptables-restore is to be given so
+// that the chains of CNI's portmap and firewall plugins are gone, if no other network uses them. It returns "" if there is nothing to
+// do. Rules of the firewall plugin for the bridge's addresses go in any case: the plugin finds them by what it answered, so those of
+// a run-net that was killed before it had the answer are left.
 func withoutIdleChains(rules string) string {
 	var b strings.Builder
 	for _, table := range []struct {
 		name   string
-		chains []string // none of which is removed while the first has rules but those that lead to another one of them
+		chains []string // the first one has the networks' rules
 	}{
 		{"nat", []string{"CNI-HOSTPORT-DNAT", "CNI-HOSTPORT-SETMARK", "CNI-HOSTPORT-MASQ"}},
 		{"filter", []string{"CNI-FORWARD", publishChain}},
 	} {
 		_, text, _ := strings.Cut("\n"+rules, "\n*"+table.name+"\n")
 		text, _, _ = strings.Cut(text, "\nCOMMIT\n")
-		var there, jumps []string
+		var idle, jumps, left []string
 		used := false
 		for line := range strings.SplitSeq(text, "\n") {
-			if chain, ok := strings.CutPrefix(line, ":"); ok {
-				if chain, _, _ = strings.Cut(chain, " "); slices.Contains(table.chains, chain) {
-					there = append(there, chain)
-				}
-				continue
+			words := append(strings.Fields(line), "", "")
+			if chain, ok := strings.CutPrefix(words[0], ":"); ok && slices.Contains(table.chains, chain) {
+				idle = append(idle, chain)
 			}
 			rule, ok := strings.CutPrefix(line, "-A ")
 			if !ok {
 				continue
 			}
-			from, _, _ := strings.Cut(rule, " ")
 			_, to, _ := strings.Cut(rule, " -j ")
 			to, _, _ = strings.Cut(to, " ")
-			leads, inside := slices.Contains(table.chains, to), slices.Contains(table.chains, from)
+			from, leads := words[1], slices.Contains(table.chains, to)
 			switch {
-			case from == table.chains[0] && !leads, leads && !inside && !builtin(from):
-				used = true
-			case leads && !inside:
+			case leads && builtin(from):
 				jumps = append(jumps, rule)
+			case from == table.chains[0] && !leads && ofBridge(words):
+				left = append(left, rule)
+			case leads && !slices.Contains(table.chains, from), from == table.chains[0] && !leads:
+				used = true
 			}
 		}
-		if used || len(there) == 0 {
+		if used {
+			idle, jumps = nil, nil
+		}
+		if len(idle)+len(left) == 0 {
 			continue
 		}
 		fmt.Fprintf(&b, "*%s\n", table.name)
-		for _, rule := range jumps {
+		for _, rule := range slices.Concat(jumps, left) {
 			fmt.Fprintf(&b, "-D %s\n", rule)
 		}
-		for _, chain := range there {
-			fmt.Fprintf(&b, "-F %s\n", chain)
-		}
-		for _, chain := range there {
-			fmt.Fprintf(&b, "-X %s\n", chain)
+		for _, command := range []string{"-F", "-X"} {
+			for _, chain := range idle {
+				fmt.Fprintf(&b, "%s %s\n", command, chain)
+			}
 		}
 		b.WriteString("COMMIT\n")
 	}
 	return b.String()
+}
+
+// ofBridge reports whether a rule is for one of the bridge's addresses.
+func ofBridge(rule []string) bool {
+	for i, word := range rule[:len(rule)-1] {
+		p, err := netip.ParsePrefix(rule[i+1])
+		if err == nil && (word == "-s" || word == "-d") &&
+			(netip.MustParsePrefix(Subnet).Contains(p.Addr()) || netip.MustParsePrefix(Subnet6).Contains(p.Addr())) {
+			return true
+		}
+	}
+	return false
 }
 
 // builtin reports whether a chain is one of the kernel's, which has rules for all networks.

@@ -414,3 +414,53 @@ func TestConfig(t *testing.T) {
 		t.Errorf("the user's bridge: %+v, %v", c, err)
 	}
 }
+
+// Chains that a network of somebody else uses stay, with what leads to them.
+func TestIdleChains(t *testing.T) {
+	const (
+		nat = "*nat\n:PREROUTING ACCEPT [0:0]\n:CNI-HOSTPORT-DNAT - [0:0]\n:CNI-HOSTPORT-SETMARK - [0:0]\n:OTHER - [0:0]\n" +
+			"-A PREROUTING -m addrtype --dst-type LOCAL -j CNI-HOSTPORT-DNAT\n-A PREROUTING -j OTHER\n-A CNI-HOSTPORT-SETMARK -j MARK --set-xmark 0x2000/0x2000\n"
+		filter = "*filter\n:FORWARD DROP [0:0]\n:CNI-FORWARD - [0:0]\n:DISTKIT-ADMIN - [0:0]\n-A FORWARD -m comment --comment \"CNI firewall plugin rules\" -j CNI-FORWARD\n" +
+			"-A CNI-FORWARD -j DISTKIT-ADMIN\n-A CNI-FORWARD -s 10.86.0.9/32 -j ACCEPT\n-A DISTKIT-ADMIN -o distkit0 -j ACCEPT\n"
+		end         = "COMMIT\n"
+		withoutLeft = "*filter\n-D CNI-FORWARD -s 10.86.0.9/32 -j ACCEPT\nCOMMIT\n"
+		natGone     = "*nat\n-D PREROUTING -m addrtype --dst-type LOCAL -j CNI-HOSTPORT-DNAT\n-F CNI-HOSTPORT-DNAT\n-F CNI-HOSTPORT-SETMARK\n-X CNI-HOSTPORT-DNAT\n-X CNI-HOSTPORT-SETMARK\nCOMMIT\n"
+		filterGone  = "*filter\n-D FORWARD -m comment --comment \"CNI firewall plugin rules\" -j CNI-FORWARD\n-D CNI-FORWARD -s 10.86.0.9/32 -j ACCEPT\n" +
+			"-F CNI-FORWARD\n-F DISTKIT-ADMIN\n-X CNI-FORWARD\n-X DISTKIT-ADMIN\nCOMMIT\n"
+	)
+	for _, c := range []struct{ what, rules, want string }{
+		{"nothing", "", ""},
+		{"none of CNI's", "*nat\n:PREROUTING ACCEPT [0:0]\nCOMMIT\n*filter\n:FORWARD DROP [0:0]\nCOMMIT\n", ""},
+		{"idle", nat + end + filter + end, natGone + filterGone},
+		{"a port of another program", nat + "-A CNI-HOSTPORT-DNAT -p tcp -j CNI-DN-1\n" + end + filter + end, filterGone},
+		{"another chain needs the mark", nat + "-A OTHER -j CNI-HOSTPORT-SETMARK\n" + end + filter + end, filterGone},
+		{"an address of another program", nat + end + filter + "-A CNI-FORWARD -s 10.87.0.2/32 -j ACCEPT\n" + end, natGone + withoutLeft},
+		{"overrides of another program", nat + end + filter + "-A CNI-FORWARD -j CNI-ADMIN\n" + end, natGone + withoutLeft},
+	} {
+		if got := withoutIdleChains(c.rules); got != c.want {
+			t.Errorf("%s:\n%s\nnot\n%s", c.what, got, c.want)
+		}
+	}
+}
+
+func TestOverlaps(t *testing.T) {
+	port := func(s string) Port {
+		p, err := ParsePort(s)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return p
+	}
+	for _, c := range []struct {
+		a, b string
+		want bool
+	}{
+		{"80:1", "80:2", true}, {"80:1", "81:1", false}, {"80:1", "80:1/udp", false},
+		{"127.0.0.1:80:1", "80:2", true}, {"127.0.0.1:80:1", "127.0.0.2:80:1", false}, {"[::1]:80:1", "80:1", true},
+		{"0.0.0.0:80:1", "127.0.0.1:80:1", true}, {"0.0.0.0:80:1", "[::1]:80:1", false}, {"[::]:80:1", "[::1]:80:1", true}, {"0.0.0.0:80:1", "[::]:80:1", false},
+	} {
+		if a, b := port(c.a), port(c.b); a.overlaps(b) != c.want || b.overlaps(a) != c.want {
+			t.Errorf("%s and %s: %v, %v", c.a, c.b, a.overlaps(b), b.overlaps(a))
+		}
+	}
+}

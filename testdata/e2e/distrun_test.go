@@ -166,9 +166,6 @@ func TestDistRunNet(t *testing.T) {
 	p := here(t)
 	p.t = t
 	id := p.id()
-	if _, err := net.InterfaceByName("distkit0"); err != nil {
-		t.Cleanup(func() { p.sh("ip link delete distkit0") }) // which the host didn't have
-	}
 	p.sh("dist-run --rm " + single + " true")
 	before := p.sh(left)
 	l, err := net.Listen("tcp", "127.0.0.1:0")
@@ -256,9 +253,6 @@ func TestDistRunKilled(t *testing.T) {
 			me = "1000"
 		} else if fixture.Has("cni") {
 			flags = "--rm --net bridge"
-			if _, err := net.InterfaceByName("distkit0"); err != nil {
-				t.Cleanup(func() { p.sh("ip link delete distkit0") })
-			}
 		}
 		p.Vars = append(p.Vars, "BIN="+fixture.Bin, "ME="+me)
 		p.sh(`mkdir w && cp "$BIN/dist-run" w/ && for f in task snap run-net run-spec run dist-image dist-unpack dist-pull workflow.sh; do

@@ -41,6 +41,8 @@ type place struct {
 	t      *testing.T
 	dir    string
 	before string // what each command does first, in a mount namespace of its own
+
+	shutdown func() // ends the host that boot started
 }
 
 // here makes a place before Debian's registry, which holds the image.
