@@ -20,6 +20,7 @@ type Host struct {
 	Capabilities  []string // what a container can be given: the bounding set
 	NameFiles     []string // the files that a container in the host's network shares
 	UserNamespace bool     // this is not the machine's own: sysfs of its network can't be mounted
+	MaskedPaths   []string // the paths of a processor each that docker masks, too
 	Sysctls       []string // those of docker's default sysctls that the kernel has
 	AppArmor      bool     // the kernel has it, and it is enabled
 	Profiles      []string // the AppArmor profiles that are loaded; nil if they can't be listed
@@ -34,6 +35,8 @@ func ThisHost() Host {
 		h.CgroupV2 = st.Type == unix.CGROUP2_SUPER_MAGIC
 	}
 	h.UserNamespace = sys.InUserNamespace()
+	// A container could learn from them what other programs compute (moby's GHSA-6fw5-f8r9-fgfm).
+	h.MaskedPaths, _ = filepath.Glob("/sys/devices/system/cpu/cpu[0-9]*/thermal_throttle")
 	for name := range defaultSysctls {
 		if name == pingGroupRange && os.Geteuid() != 0 {
 			continue // an ordinary user's containers are in a user namespace

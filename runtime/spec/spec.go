@@ -110,7 +110,7 @@ func New(img *Image, o Options) (*specs.Spec, error) {
 		Hostname:    o.Hostname,
 		Annotations: annotations,
 		Linux: &specs.Linux{
-			MaskedPaths:   slices.Clone(maskedPaths),
+			MaskedPaths:   slices.Concat(maskedPaths, o.Host.MaskedPaths),
 			ReadonlyPaths: slices.Clone(readonlyPaths),
 			Resources:     o.resources(),
 		},
