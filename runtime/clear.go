@@ -6,7 +6,9 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"path/filepath"
 	"slices"
+	"strings"
 	"time"
 
 	"distkit/events"
@@ -52,7 +54,7 @@ func (c *Container) runIsGone() bool {
 // removed at their end. Others are not touched. What it can't clear up stays as it is, for the
 // call that works on it to say why.
 func (s *Containers) Clear(ctx context.Context) {
-	ids, err := s.ids()
+	ids, first, err := s.due()
 	if err != nil {
 		return
 	}
@@ -60,6 +62,9 @@ func (s *Containers) Clear(ctx context.Context) {
 		c, err := s.readRecord(id)
 		if err != nil {
 			continue
+		}
+		if first && c.RemoveAtEnd && c.markDue() != nil {
+			first = false
 		}
 		c.own = true // which is found out below, for the few that may be dead
 		if !c.dead() {
@@ -79,6 +84,80 @@ func (s *Containers) Clear(ctx context.Context) {
 		}
 		_ = lock.Close()
 	}
+	if first {
+		_ = s.writeDue(seen, bootID())
+	}
+}
+
+// seen is the file of a due directory that has the ID of the boot in which all containers were looked at. It is no container's.
+const seen = ".seen"
+
+// dueDir is a directory on this host with a file for each container of this store and namespace that is to be removed at
+// its end. Clear looks at these, and at the containers that have the state of a run: a store may have thousands of others, which
+// leave nothing to clear up, but for those whose end was lost with a boot. Clear looks at all once in each boot.
+func (s *Containers) dueDir() (string, error) {
+	root, err := identify(s.root)
+	return filepath.Join(s.state, "due", fmt.Sprintf("%s+%x+%x+%x", s.namespace, root.Device, root.Inode, root.Born)), err
+}
+
+// writeDue writes a file of the due directory.
+func (s *Containers) writeDue(name, text string) error {
+	dir, err := s.dueDir()
+	if err == nil {
+		err = PrivateDir(s.state)
+	}
+	if err == nil {
+		err = os.MkdirAll(dir, 0o700)
+	}
+	if err == nil {
+		err = os.WriteFile(filepath.Join(dir, name), []byte(text), 0o600)
+	}
+	return err
+}
+
+// markDue is called before the container's record is written, and unmarkDue when that is gone.
+func (c *Container) markDue() error { return c.set.writeDue(c.ID, "") }
+
+func (c *Container) unmarkDue() {
+	if dir, err := c.set.dueDir(); err == nil {
+		_ = os.Remove(filepath.Join(dir, c.ID))
+	}
+}
+
+// due lists the IDs of the containers that may have to be cleared up. First reports that they are all, because no call
+// has looked at all of them since the boot.
+func (s *Containers) due() (ids []string, first bool, err error) {
+	dir, err := s.dueDir()
+	if err != nil {
+		return nil, false, err
+	}
+	if boot, err := os.ReadFile(filepath.Join(dir, seen)); err != nil || string(boot) != bootID() || privateState(s.state) != nil {
+		ids, err = s.ids()
+		return ids, true, err
+	}
+	marked, err := os.ReadDir(dir)
+	if err != nil {
+		return nil, false, err
+	}
+	running, err := os.ReadDir(filepath.Join(s.state, "run"))
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, false, err
+	}
+	for _, e := range marked {
+		ids = append(ids, e.Name())
+	}
+	for _, e := range running {
+		namespace, id, ok := strings.Cut(e.Name(), "+")
+		if !ok {
+			namespace, id = "default", e.Name()
+		}
+		if namespace == s.namespace {
+			ids = append(ids, id)
+		}
+	}
+	ids = slices.DeleteFunc(ids, func(id string) bool { return CheckID(id) != nil })
+	slices.Sort(ids)
+	return slices.Compact(ids), false, nil
 }
 
 // clear removes what the last run has left on the host, its process too, and records the end

@@ -201,6 +201,11 @@ func (s *Containers) create(ctx context.Context, r Record, parent string, comple
 			return err
 		}
 		defer release()
+		if c.RemoveAtEnd {
+			if err := c.markDue(); err != nil {
+				return err
+			}
+		}
 		if err := c.write(); err != nil {
 			return err
 		}
@@ -565,6 +570,9 @@ func (c *Container) delete(lock *os.File) error {
 	defer lock.Close()
 	if err := c.empty(); err != nil {
 		return err
+	}
+	if c.RemoveAtEnd || c.unread {
+		c.unmarkDue()
 	}
 	tree := c.set.tree()
 	_ = tree.Remove(c.rel("lock"))

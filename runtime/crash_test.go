@@ -360,14 +360,10 @@ func TestBoot(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
-		if err := os.RemoveAll(m.state + "/run"); err != nil {
-			t.Fatal(err)
-		}
-		if err := os.RemoveAll(m.state + "/lock"); err != nil {
-			t.Fatal(err)
-		}
-		if err := os.RemoveAll(filepath.Join(m.state, filepath.Base(m.runtime))); err != nil {
-			t.Fatal(err)
+		for _, dir := range []string{"run", "lock", "due", filepath.Base(m.runtime)} {
+			if err := os.RemoveAll(filepath.Join(m.state, dir)); err != nil {
+				t.Fatal(err)
+			}
 		}
 		i := m.info(keep)
 		if i.Status != Stopped || i.Pid != 0 || i.Exit == nil || i.Exit.Status != nil || i.Exit.Error == "" {
@@ -390,6 +386,59 @@ func TestBoot(t *testing.T) {
 			m.Error(err)
 		}
 	})
+}
+
+// A clearing looks at all containers once in each boot, and then at those alone that may have left something: not at
+// thousands that have stopped.
+func TestClearLooksAtFew(t *testing.T) {
+	t.Parallel()
+	all, err := Open(t.TempDir(), "default", t.TempDir(), bound{}, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	lost := func(id string) *Container {
+		c, err := all.Create(t.Context(), Record{ID: id}, "", nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := c.proc("").blankExit(); err != nil { // as the end of a boot leaves it
+			t.Fatal(err)
+		}
+		return c
+	}
+	recorded := func(c *Container) bool {
+		e, _, err := c.proc("").readExit()
+		if err != nil {
+			t.Fatal(err)
+		}
+		return e != nil
+	}
+	before, other := lost("before"), lost("other")
+	dead := HostProcess{Pid: 1<<22 + 1, Boot: bootID()}
+	if _, err := all.Create(t.Context(), Record{ID: "made", RemoveAtEnd: true, Owner: &dead}, "", nil); err != nil {
+		t.Fatal(err)
+	}
+	all.Clear(t.Context())
+	if recorded(before) {
+		t.Error("a stopped container was looked at for the second time in one boot")
+	}
+	if _, err := all.Get("made"); !errdefs.IsNotFound(err) {
+		t.Errorf("what a dead process was making is left: %v", err)
+	}
+	if err := all.writeDue(seen, "another boot"); err != nil {
+		t.Fatal(err)
+	}
+	all.Clear(t.Context())
+	if !recorded(before) || !recorded(other) {
+		t.Error("the first clearing of a boot has not seen a container whose end was lost")
+	}
+	dir, err := all.dueDir()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if left, err := os.ReadDir(dir); err != nil || len(left) != 1 {
+		t.Errorf("%v %v", left, err)
+	}
 }
 
 // A disk that is full when a container ends loses its output and not how it ended.
