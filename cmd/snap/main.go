@@ -30,7 +30,7 @@ func newCmd() *cobra.Command {
 	c.AddCommand(
 		newPrepare(s), newView(s), newCommit(s), newStack(s), newRm(s), newLabel(s),
 		newLs(s), newStat(s), newUsage(s), newTree(s), newDrivers(s),
-		newMounts(s), newMount(s), newUmount(s),
+		newMounts(s), newMount(s), newUmount(s), newDiff(s), newChanges(s),
 	)
 	return c
 }

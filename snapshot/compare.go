@@ -1,0 +1,101 @@
+package snapshot
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+
+	"distkit/disk"
+	"distkit/disk/sys"
+
+	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
+)
+
+// A Comparison is what a snapshot is compared with its parent by. The snapshot is not committed or removed before Close.
+type Comparison struct {
+	// Upper is the snapshot's own directory: its whole tree, or with Overlay what it changes, in overlayfs's form.
+	Upper   *os.File
+	Overlay bool
+	// Lower is the parent's tree, nil if there is none.
+	Lower *os.File
+
+	held *os.File
+}
+
+// Compare opens an active or committed snapshot for a comparison with its parent. FailedPrecondition if it is a view, which
+// changes nothing.
+func (s *Snapshotter) Compare(_ context.Context, key string) (c *Comparison, err error) {
+	if err := retry(func() error { c, err = s.compare(key); return err }); err != nil {
+		return nil, fmt.Errorf("compare %s: %w", key, err)
+	}
+	return c, nil
+}
+
+func (s *Snapshotter) compare(key string) (*Comparison, error) {
+	e, err := s.lookupIntact(key)
+	if err != nil {
+		return nil, err
+	}
+	if e.Kind == View {
+		return nil, errdefs.ErrFailedPrecondition.WithMessage("it is a view: it changes nothing")
+	}
+	c := &Comparison{Overlay: s.driver.Whiteouts(s.dir) != ""}
+	if c.held, err = s.use(e, unix.LOCK_SH); err != nil {
+		return nil, err
+	}
+	t := s.tree(e.id, e.record)
+	if c.Upper, err = OpenFiles(t.FS()); err == nil && len(t.Parents) > 0 {
+		below := t
+		below.Kind = View
+		c.Lower, err = s.driver.Open(below)
+	}
+	if err != nil {
+		c.Close()
+		return nil, err
+	}
+	return c, nil
+}
+
+// Close closes the directories and lets the snapshot go.
+func (c *Comparison) Close() {
+	for _, f := range []*os.File{c.Upper, c.Lower} {
+		if f != nil {
+			_ = f.Close()
+		}
+	}
+	disk.Release(c.held)
+}
+
+// InLower reports whether the parent has a file of a clean relative path.
+func (c *Comparison) InLower(name string) (bool, error) {
+	if c.Lower == nil {
+		return false, nil
+	}
+	fd, err := sys.OpenBeneath(int(c.Lower.Fd()), name, unix.O_PATH|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	switch {
+	case err == nil:
+		_ = unix.Close(fd)
+		return true, nil
+	case errors.Is(err, unix.ENOENT), errors.Is(err, unix.ENOTDIR), errors.Is(err, unix.ELOOP):
+		return false, nil
+	}
+	return false, &os.PathError{Op: "open", Path: name, Err: err}
+}
+
+// LowerNames lists a directory of the parent, by its clean relative path: nothing if the parent has no directory there.
+func (c *Comparison) LowerNames(dir string) ([]string, error) {
+	if c.Lower == nil {
+		return nil, nil
+	}
+	fd, err := sys.OpenBeneath(int(c.Lower.Fd()), dir, sys.OpenDir, 0)
+	switch {
+	case errors.Is(err, unix.ENOENT), errors.Is(err, unix.ENOTDIR), errors.Is(err, unix.ELOOP):
+		return nil, nil
+	case err != nil:
+		return nil, &os.PathError{Op: "open", Path: dir, Err: err}
+	}
+	defer unix.Close(fd)
+	return sys.Names(fd)
+}
