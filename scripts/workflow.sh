@@ -23,9 +23,6 @@ remote='
       --plain-http         plain HTTP instead of HTTPS (env DIST_PLAIN_HTTP)
       --remote-path DIR    the directory of the commands on a machine of ssh:: (env DIST_REMOTE_PATH)
       --timeout DURATION   give up a host that sends nothing for DURATION (env DIST_TIMEOUT)'
-# The ends of a copy, for the shell that dist-copy-graph starts.
-# shellcheck disable=SC2016,SC2034
-fetch=(--from 'exec dist-fetch --no-verify --batch -- "$FROM"') put=(--to 'exec dist-put --batch -- "$TO"')
 fail() { # STATUS MESSAGE
 	printf '%s: %s\n' "${self##*/}" "$2" >&2 || true
 	exit "$1"
@@ -37,7 +34,7 @@ misused() { fail 2 "$1; usage: $usage"; }
 # none. The values of a flag that may be repeated are lines. A flag with an environment variable is exported as that. It sets operands to the operands,
 # and graph to the dist-copy-graph command with the flags that the script hands on.
 declare -A option=()
-operands=()
+operands=() input=''
 # shellcheck disable=SC2034
 options() { # [ARG…]
 	local flag name line takes value exports=()
