@@ -39,7 +39,7 @@ type DiffOptions struct {
 //
 // Entries are in the order of their names' bytes, a directory before what it holds. With a
 // changed file stand the directories above it, the top only when it is itself changed. Files
-// whose attributes are equal are compared by content, unless they are the same file. The names
+// whose attributes are equal are compared by content, unless they are known to be the same file. The names
 // of a file with several stand together: if their set changed, or the file did, the layer holds
 // the file once and links to it. Sockets are taken for missing, and attributes that belong to a
 // host (security.selinux, security.ima, security.evm, system.nfs4_acl, those of overlayfs) are
@@ -59,7 +59,7 @@ func Diff(ctx context.Context, w io.Writer, lower, upper string, opts DiffOption
 	d := &differ{
 		ctx: ctx, opts: opts,
 		chowns: sys.Capable(unix.CAP_CHOWN),
-		seed:   maphash.MakeSeed(), links: map[inode]string{},
+		seed:   maphash.MakeSeed(), links: map[inode]string{}, clean: map[uint64]struct{}{},
 		lowerLinks: map[inode]nameSet{}, upperLinks: map[inode]nameSet{},
 		buffers: [2][]byte{make([]byte, compareSize), make([]byte, compareSize)},
 	}
@@ -74,7 +74,8 @@ func Diff(ctx context.Context, w io.Writer, lower, upper string, opts DiffOption
 			return Layer{}, err
 		}
 		defer lo.close()
-		if err := d.findLinks("", lo.fd, up.fd); err != nil {
+		d.know(lo, up)
+		if _, err := d.survey("", lo.fd, up.fd); err != nil {
 			return Layer{}, err
 		}
 	}
@@ -102,7 +103,11 @@ type differ struct {
 	opts    DiffOptions
 	tar     *tar.Writer
 	buffers [2][]byte
-	chowns  bool // CAP_CHOWN: files have the owners that they were to get
+	knows   bool                // some files can be known as unchanged
+	clean   map[uint64]struct{} // directories below which nothing differs, by the hash of the path
+	tops    [2]top
+	parted  time.Time // of two btrfs snapshots: before it they were the same
+	chowns  bool      // CAP_CHOWN: files have the owners that they were to get
 
 	// Of files with several names, which names those are in each tree, as far as both trees
 	// have the name: what one tree lacks is removed or written anyway.
@@ -166,11 +171,14 @@ func (d *differ) each(dir string, lower, upper int, f func(lo, up *node) error) 
 	return nil
 }
 
-// findLinks records the names of files with several that both trees have.
-func (d *differ) findLinks(dir string, lower, upper int) error {
-	return d.each(dir, lower, upper, func(lo, up *node) error {
+// survey records the names of files with several that both trees have, and the directories of which it is known that nothing below
+// them differs: clean reports that of this one.
+func (d *differ) survey(dir string, lower, upper int) (clean bool, err error) {
+	clean = d.knows && lower >= 0
+	err = d.each(dir, lower, upper, func(lo, up *node) error {
 		switch {
 		case up == nil:
+			clean = false
 			return nil
 		case up.isDir() && (lo == nil || !lo.isDir()):
 			lo = nil
@@ -179,6 +187,7 @@ func (d *differ) findLinks(dir string, lower, upper int) error {
 			if lo != nil && !lo.isDir() {
 				d.note(d.lowerLinks, lo)
 			}
+			clean = clean && lo != nil && up.st.Nlink == 1 && lo.st.Nlink == 1 && !isWhiteout(&up.st) && d.unchanged(lo, up)
 			return nil
 		}
 		if err := up.open(); err != nil {
@@ -193,8 +202,15 @@ func (d *differ) findLinks(dir string, lower, upper int) error {
 			defer lo.close()
 			fd = lo.fd
 		}
-		return d.findLinks(up.path, fd, up.fd)
+		below, err := d.survey(up.path, fd, up.fd)
+		if below && err == nil {
+			d.clean[maphash.String(d.seed, up.path)] = struct{}{}
+			below, err = d.same(lo, up)
+		}
+		clean = clean && below
+		return err
 	})
+	return clean, err
 }
 
 func (d *differ) note(links map[inode]nameSet, n *node) {
@@ -234,6 +250,9 @@ func (d *differ) directory(lo, up *node) error {
 	}
 	if err := d.overlayDir(up); err != nil {
 		return err
+	}
+	if lo != nil && has(d.clean, maphash.String(d.seed, up.path)) {
+		return nil
 	}
 	return d.each(up.path, lower, up.fd, func(lo, up2 *node) error {
 		if up2 == nil {
@@ -291,7 +310,7 @@ func (d *differ) same(lo, up *node) (bool, error) {
 	if !up.isDir() && d.namesOf(d.lowerLinks, lo) != d.namesOf(d.upperLinks, up) {
 		return false, nil
 	}
-	if lo.inode() == up.inode() {
+	if lo.inode() == up.inode() || d.unchanged(lo, up) {
 		return true, nil
 	}
 	a, b := &lo.st, &up.st

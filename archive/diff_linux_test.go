@@ -419,6 +419,10 @@ func FuzzDiff(f *testing.F) {
 		for range change % 16 {
 			f.change(trees[1])
 		}
+		n := calls(func() { mustDiff(t, trees[0], trees[1], DiffOptions{Compression: Uncompressed}) })
+		if most := 50 * int64(len(names(t, trees[0]))+len(names(t, trees[1]))+2); n > most {
+			t.Errorf("%d calls, more than %d", n, most)
+		}
 		roundTrip(t, trees[0], trees[1], DiffOptions{Compression: Uncompressed})
 		roundTrip(t, trees[1], trees[0], DiffOptions{Compression: Uncompressed})
 	})
