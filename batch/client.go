@@ -239,8 +239,12 @@ func broken(err error) error {
 	return err
 }
 
+// Resume is the hint of a has that allows the answer part: the server has as many of the first bytes as the answer's size says, and
+// a put with the hint offset: of that number may bring the rest alone.
+const Resume = "resume:yes"
+
 // answerWords are the first words of answers, and how many follow them: digest, size and type.
-var answerWords = map[string]int{"ok": 3, "yes": 3, "no": 0, "stored": 2, "exists": 2, "mounted": 2}
+var answerWords = map[string]int{"ok": 3, "yes": 3, "no": 0, "part": 2, "stored": 2, "exists": 2, "mounted": 2}
 
 // parse reads the line of an answer. It returns an error if the stream can't be understood. An error that the server reports is
 // in p.err.
@@ -306,7 +310,7 @@ func (p *Pending) check(allowed []string) error {
 		return errclass.Errorf(errdefs.ErrDataLoss, "the answer is %.24q", a.Word)
 	case isDigest && a.Digest != "" && a.Digest != want:
 		return errclass.Errorf(errdefs.ErrDataLoss, "digest mismatch: got %s, not %s", a.Digest, want)
-	case p.hints.size >= 0 && a.Size >= 0 && a.Size != p.hints.size:
+	case a.Word != "part" && p.hints.size >= 0 && a.Size >= 0 && a.Size != p.hints.size:
 		return errclass.Errorf(errdefs.ErrDataLoss, "size mismatch: got %d bytes, not %d", a.Size, p.hints.size)
 	}
 	return nil
@@ -443,32 +447,33 @@ func (c *Client) Has(ctx context.Context, object string, hints ...string) (ocisp
 	if err != nil {
 		return ocispec.Descriptor{}, false, err
 	}
-	return p.has(ctx)
-}
-
-func (p *Pending) has(ctx context.Context) (ocispec.Descriptor, bool, error) {
 	a, err := p.Answer(ctx, "yes", "no")
 	return a.Descriptor, err == nil && a.Word == "yes", err
 }
 
-// HasAll reports which of the descriptors' objects the server has. It sends all requests before it waits for an answer, so
-// the caller bounds the list. The size that the server tells is ignored: some registries tell a wrong one.
-func (c *Client) HasAll(ctx context.Context, list []ocispec.Descriptor) ([]bool, error) {
+// HasAll asks which of the descriptors' objects the server has. The word of an answer is yes, no or, with the hint [Resume], part. It
+// sends all requests before it waits for an answer, so
+// the caller bounds the list. The size that the server tells of an object is of no use: some registries tell a wrong one.
+func (c *Client) HasAll(ctx context.Context, list []ocispec.Descriptor, more ...string) ([]Answer, error) {
 	var err error
 	pending := make([]*Pending, len(list))
 	for i, d := range list {
-		hints := Hints(ocispec.Descriptor{MediaType: d.MediaType, Size: -1})
+		hints := append(Hints(ocispec.Descriptor{MediaType: d.MediaType, Size: -1}), more...)
 		if pending[i], _, err = c.send(ctx, i == len(list)-1, "has", nil, string(d.Digest), hints...); err != nil {
 			return nil, err
 		}
 	}
-	has := make([]bool, len(list))
+	words := []string{"yes", "no"}
+	if slices.Contains(more, Resume) {
+		words = append(words, "part")
+	}
+	answers := make([]Answer, len(list))
 	for i, p := range pending {
-		if _, has[i], err = p.has(ctx); err != nil {
+		if answers[i], err = p.Answer(ctx, words...); err != nil {
 			return nil, fmt.Errorf("%s: %w", list[i].Digest, err)
 		}
 	}
-	return has, nil
+	return answers, nil
 }
 
 // Hints returns the hints that say what a descriptor does. A negative size is not known.
@@ -482,7 +487,7 @@ func Hints(d ocispec.Descriptor) (hints []string) {
 	return hints
 }
 
-// Put sends content to be stored under a digest or, of a manifest, a tag. The word of the answer is stored, exists or mounted.
+// Put sends content to be stored under a digest or, of a manifest, a tag. With the hint offset: it begins there. The word of the answer is stored, exists or mounted.
 // Content that ends in another error than io.EOF is not stored, and Put returns that error. All of it is read, even if the
 // server has the object: see [Client.Has].
 func (c *Client) Put(ctx context.Context, object string, content io.Reader, hints ...string) (Answer, error) {

@@ -19,6 +19,7 @@ func FuzzServe(f *testing.F) {
 	for _, s := range []string{
 		"", "get " + d + "\nget " + d + " offset:3 size:12\n", "has " + d + "\nhas x\n", "put x\n3\nabc0\nend\nget x\n",
 		"put x\n3\nabc2\nde0\nabort\n", "put x\n3\nab", "mount " + d + " y\n", "referrers " + d + "\n", "put x\n99999999\n", "get  \n", "nope\n", "get " + d + " offset:13\n",
+		"get " + d + " range:3-5\nget " + d + " range:12-12 offset:3\n", "has sha256:x resume:yes\nput x offset:3\n2\nab0\nend\n",
 	} {
 		f.Add([]byte(s))
 	}
@@ -58,7 +59,7 @@ func FuzzClient(f *testing.F) {
 	d := digest.FromBytes(known).String()
 	for _, s := range []string{
 		"", "ok " + d + " 12 a/b\n12\nsome content0\nend\nno\n", "ok - - -\n5\nsome 7\ncontent0\nend\nyes " + d + " 12 -\n",
-		"error 3 no\nerror 6 \n", "ok " + d + " 12 -\n5\nsome 0\nerror 6 cut\nno\n", "ok " + d + " 012 -\n", "stored " + d + " 1\n",
+		"error 3 no\nerror 6 \n", "ok " + d + " 12 -\n5\nsome 0\nerror 6 cut\nno\n", "ok " + d + " 012 -\n", "stored " + d + " 1\n", "no\npart " + d + " 7\n", "no\npart " + d + "\n",
 	} {
 		f.Add([]byte(s))
 	}

@@ -28,7 +28,7 @@ type Request struct {
 
 // Answer is what a server says to a request.
 type Answer struct {
-	// Word is ok, yes, no, stored, exists or mounted.
+	// Word is ok, yes, no, part, stored, exists or mounted.
 	Word string
 	// Descriptor says what is known of the object: Size is -1 if it is not known.
 	ocispec.Descriptor

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"io"
 	"net/http"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -135,15 +136,28 @@ func (b *requests) has(forPut bool) batch.Handler {
 			desc, err := b.lookup(ctx, r.Object, parseHints(r.Hints), forPut)
 			if errdefs.IsNotFound(err) {
 				b.noteAbsent(r.Object)
-				return batch.Answer{Word: "no"}, nil
+				return b.part(ctx, r), nil
 			}
 			return batch.Answer{Word: "yes", Descriptor: desc}, err
 		}
 		if b.helper != nil {
-			return b.helper.forward(ctx, "has", r, plain, "yes", "no")
+			return b.helper.forward(ctx, "has", r, plain, "yes", "no", "part")
 		}
 		return plain
 	}
+}
+
+// part is the answer to a has of an object that the remote lacks: it may have the first bytes, of a put that was interrupted.
+func (b *requests) part(ctx context.Context, r *batch.Request) batch.Answer {
+	l, ok := b.remote.(*Layout)
+	if dgst, isDigest, err := parseDigest(r.Object); ok && isDigest && err == nil && slices.Contains(r.Hints, batch.Resume) {
+		if d, err := l.files(); err == nil {
+			if size := d.PartSize(ctx, dgst); size > 0 {
+				return batch.Answer{Word: "part", Descriptor: ocispec.Descriptor{Digest: dgst, Size: size}}
+			}
+		}
+	}
+	return batch.Answer{Word: "no"}
 }
 
 func (b *requests) noteAbsent(object string) {
@@ -242,12 +256,16 @@ func waitFor(ctx context.Context, done <-chan struct{}) error {
 }
 
 func (b *requests) push(ctx context.Context, r *batch.Request, h hints) (Pushed, error) {
-	if registry, ok := b.remote.(*Registry); ok {
+	switch remote := b.remote.(type) {
+	case *Layout:
+		return remote.push(ctx, r.Object, r.Content, h)
+	case *Registry:
 		h.isAbsent = b.takeAbsent(r.Object)
-		return registry.pushHinted(ctx, r.Object, r.Content, h)
-	}
-	if b.helper != nil && b.helper.knowsVerb(ctx) {
-		return b.helper.put(ctx, r.Object, r.Content, h)
+		return remote.pushHinted(ctx, r.Object, r.Content, h)
+	case *Helper:
+		if b.helper.knowsVerb(ctx) {
+			return b.helper.put(ctx, r.Object, r.Content, h)
+		}
 	}
 	return b.remote.Push(ctx, r.Object, r.Content, r.Hints...)
 }

@@ -175,7 +175,7 @@ func (b *helperBatch) get(ctx context.Context, r *batch.Request, plain func() (b
 	}
 }
 
-// put passes content on. The put is aborted if the content is not what its digest or size says.
+// put passes content on, which begins at the hinted offset. The put is aborted if the content is not what its digest or size says.
 func (b *helperBatch) put(ctx context.Context, id string, content io.Reader, h hints) (Pushed, error) {
 	in, desc, exists, err := b.outgoing(ctx, id, content, h)
 	if err != nil {
@@ -184,7 +184,7 @@ func (b *helperBatch) put(ctx context.Context, id string, content io.Reader, h h
 	if exists {
 		return Pushed{desc, Exists}, nil
 	}
-	a, err := b.process().client.Put(ctx, id, in, hints{mediaType: desc.MediaType, size: desc.Size}.list()...)
+	a, err := b.process().client.Put(ctx, id, in, hints{mediaType: desc.MediaType, size: desc.Size, offset: h.offset}.list()...)
 	if err != nil {
 		return Pushed{}, err
 	}

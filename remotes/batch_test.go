@@ -51,6 +51,9 @@ func startBatch(t *testing.T, r Remote, serve serve) (*batch.Client, func() erro
 	return c, end
 }
 
+func isYes(a batch.Answer) bool { return a.Word == "yes" }
+func isNo(a batch.Answer) bool  { return a.Word != "yes" }
+
 func fetchAll(ctx context.Context, c *batch.Client, object string, hints ...string) ([]byte, error) {
 	o, err := c.Fetch(ctx, object, hints...)
 	if err != nil {
@@ -188,7 +191,7 @@ func TestBatchPutsBlobsBeforeTheirManifest(t *testing.T) {
 	}
 	f.blob(blobs[0])
 	has, err := c.HasAll(t.Context(), list)
-	if err != nil || !has[0] || slices.Contains(has[1:], true) {
+	if err != nil || has[0].Word != "yes" || slices.ContainsFunc(has[1:], isYes) {
 		t.Fatalf("%v, %v", has, err)
 	}
 	f.reset()
@@ -337,7 +340,7 @@ func TestBatchOfHelper(t *testing.T) {
 			_, err := c.Put(t.Context(), digest.FromString("other").String(), bytes.NewReader(blobs[3]), "mediatype:a/b")
 			is(t, err, errdefs.IsDataLoss)
 			has, err := c.HasAll(t.Context(), append(list, ocispec.Descriptor{MediaType: "a/b", Digest: digest.FromString("other")}))
-			if err != nil || slices.Contains(has[:len(list)], false) || has[len(list)] {
+			if err != nil || slices.ContainsFunc(has[:len(list)], isNo) || isYes(has[len(list)]) {
 				t.Errorf("%v, %v", has, err)
 			}
 			if _, ok, err := c.Mount(t.Context(), list[0].Digest, "other"); err != nil || ok {
@@ -461,3 +464,84 @@ func TestBatchOfHelperThatLies(t *testing.T) {
 		}
 	}
 }
+
+// A put that is cut off leaves a part. The next one sends the rest alone, also through a helper.
+func TestBatchPutGoesOn(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "x")
+	layout(t, dir, "example.org/x:1")
+	for what, r := range map[string]Remote{"a directory": &Layout{dir: dir}, "a helper": helper(t, dir)} {
+		blob := noise(8 << 20)
+		blob = append(blob, what...)
+		id := digest.FromBytes(blob).String()
+		list := []ocispec.Descriptor{{MediaType: "a/b", Digest: digest.FromBytes(blob), Size: int64(len(blob))}}
+		hints := batch.Hints(list[0])
+		cut := func(content []byte, hints ...string) error {
+			c, end := startBatch(t, r, PutBatch)
+			_, err := c.Put(t.Context(), id, io.MultiReader(bytes.NewReader(content), errReader{errors.New("the source broke")}), hints...)
+			return errors.Join(err, end())
+		}
+		ask := func(more ...string) batch.Answer {
+			t.Helper()
+			c, end := startBatch(t, r, PutBatch)
+			has, err := c.HasAll(t.Context(), list, more...)
+			if err = errors.Join(err, end()); err != nil {
+				t.Fatal(err)
+			}
+			return has[0]
+		}
+		rest := func(content []byte, from int64) (batch.Answer, error) {
+			c, end := startBatch(t, r, PutBatch)
+			a, err := c.Put(t.Context(), id, bytes.NewReader(content), append(slices.Clone(hints), fmt.Sprint("offset:", from))...)
+			return a, errors.Join(err, end())
+		}
+		if err := cut(blob[:6<<20], hints...); err == nil || !strings.Contains(err.Error(), "the source broke") {
+			t.Fatalf("%s: %v", what, err)
+		}
+		part := ask(batch.Resume)
+		if part.Word != "part" || part.Size <= 0 || part.Size > 6<<20 {
+			t.Fatalf("%s: %v", what, part)
+		}
+		if a := ask(); a.Word != "no" {
+			t.Errorf("%s: who does not ask for a part is told %q", what, a.Word)
+		}
+		if _, err := rest(blob[part.Size+1:], part.Size+1); !errdefs.IsAborted(err) {
+			t.Errorf("%s: a rest that begins later: %v", what, err)
+		}
+		// Cut once more, further on.
+		if err := cut(blob[part.Size:len(blob)-1], append(slices.Clone(hints), fmt.Sprint("offset:", part.Size))...); err == nil {
+			t.Errorf("%s: a rest that was cut is stored", what)
+		}
+		if a := ask(batch.Resume); a.Word != "part" || a.Size < part.Size {
+			t.Errorf("%s: after another cut: %v", what, a)
+		} else {
+			part = a
+		}
+		// A part that is wrong goes.
+		if err := os.WriteFile(filepath.Join(dir, "blobs/sha256/.tmp-"+digest.Digest(id).Encoded()), bytes.Repeat([]byte("x"), int(part.Size)), 0); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := rest(blob[part.Size:], part.Size); !errdefs.IsAborted(err) {
+			t.Errorf("%s: a part that is wrong: %v", what, err)
+		}
+		if a := ask(batch.Resume); a.Word != "no" {
+			t.Errorf("%s: a part that is wrong stays: %v", what, a)
+		}
+		_ = cut(blob[:6<<20], hints...)
+		part = ask(batch.Resume)
+		if _, err := rest([]byte("other"), part.Size); err == nil {
+			t.Errorf("%s: a rest that is wrong is stored", what)
+		}
+		_ = cut(blob[:6<<20], hints...)
+		part = ask(batch.Resume)
+		if a, err := rest(blob[part.Size:], part.Size); err != nil || a.Word != "stored" || a.Size != int64(len(blob)) {
+			t.Errorf("%s: %v, %v", what, a, err)
+		}
+		if b, err := fetch(t, r, id); err != nil || !bytes.Equal(b, blob) {
+			t.Errorf("%s: %d bytes, %v", what, len(b), err)
+		}
+	}
+}
+
+type errReader struct{ error }
+
+func (e errReader) Read([]byte) (int, error) { return 0, e.error }

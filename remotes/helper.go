@@ -308,7 +308,9 @@ func (s *sized) Read(b []byte) (int, error) {
 // Push has the helper store content. It is killed before it has all of content that is not
 // what its digest says.
 func (h *Helper) Push(ctx context.Context, id string, content io.Reader, hintList ...string) (Pushed, error) {
-	pushed, err := h.push(ctx, id, content, parseHints(hintList))
+	hint := parseHints(hintList)
+	hint.offset = 0 // that of a put is for batches
+	pushed, err := h.push(ctx, id, content, hint)
 	if err != nil {
 		return Pushed{}, fmt.Errorf("put %s into %s: %w", id, h.where(), err)
 	}
@@ -390,7 +392,7 @@ func (h *Helper) outgoing(ctx context.Context, id string, content io.Reader, hin
 		}
 		content = bytes.NewReader(manifest)
 	}
-	return &sized{newVerifier(ctx, io.NopCloser(content), desc.Digest, 0, 0, -1), 0, desc.Size}, desc, false, nil
+	return &sized{newVerifier(ctx, io.NopCloser(content), desc.Digest, hint.offset, hint.offset, -1), hint.offset, desc.Size}, desc, false, nil
 }
 
 // hasTag reports, with Options.IfAbsent, whether a tag names the manifest already. If it names another one, that is

@@ -26,7 +26,9 @@ import (
 // so that it can be used beside the store's own commands: nothing appears under a digest that
 // is not complete and right, and names are changed under the lock of index.json.
 func (l *Layout) Push(ctx context.Context, id string, content io.Reader, hintList ...string) (Pushed, error) {
-	pushed, err := l.push(ctx, id, content, parseHints(hintList))
+	h := parseHints(hintList)
+	h.offset = 0 // that of a put is for batches
+	pushed, err := l.push(ctx, id, content, h)
 	if err != nil {
 		return Pushed{}, fmt.Errorf("put %s into %s: %w", id, l.dir, err)
 	}
@@ -195,19 +197,22 @@ func isName(s string) bool {
 	return s != "" && len(s) <= 4096 && strings.IndexFunc(s, func(r rune) bool { return r <= ' ' || r == 0x7f }) < 0
 }
 
-// store has a blob appear, complete and synced, or freshens the one that is there.
+// store has a blob appear, complete and synced, or freshens the one that is there. content begins at the hinted offset.
 func store(ctx context.Context, d ondisk.Dir, dgst digest.Digest, content io.Reader, h hints) (int64, State, error) {
 	wrongSize := func(size int64) error {
 		return classf(errdefs.ErrDataLoss, "size mismatch: got %s, not %d", sizeString(size), h.size)
 	}
-	size, exists, err := d.PutBlob(ctx, dgst, h.size, func(w io.Writer) error {
-		n, err := io.Copy(w, newVerifier(ctx, io.NopCloser(content), dgst, 0, 0, -1))
-		if err == nil && h.size >= 0 && h.size != n {
+	size, exists, err := d.PutBlob(ctx, dgst, h.size, h.offset, func(f *os.File) error {
+		whole := io.MultiReader(io.NewSectionReader(f, 0, h.offset), content)
+		n, err := io.Copy(f, newVerifier(ctx, io.NopCloser(whole), dgst, 0, h.offset, -1))
+		if n += h.offset; err == nil && h.size >= 0 && h.size != n {
 			err = wrongSize(n)
 		}
 		return err
 	})
 	switch {
+	case errdefs.IsDataLoss(err) && h.offset > 0:
+		return 0, "", classf(errdefs.ErrAborted, "what was left of an earlier put may be wrong, and is gone: put all of it: %v", err)
 	case err != nil:
 		return 0, "", err
 	case exists:

@@ -290,10 +290,14 @@ func (d Dir) Retain(ctx context.Context, dgst digest.Digest) error {
 	return err
 }
 
-// PutBlob stores a blob, unless it is there: then it is retained, and write isn't called. write writes the blob's bytes, and
-// fails if they don't hash to the digest. expected is the blob's size, -1 if it is not known: a blob of another size is damaged,
+// PutBlob stores a blob, unless it is there: then it is retained, and write isn't called. write writes the blob's bytes from the
+// offset begin on, at which the file is, and fails if all of them don't hash to the digest. The file has those before, which
+// [Dir.PartSize] has told of. expected is the blob's size, -1 if it is not known: a blob of another size is damaged,
 // and is replaced. When PutBlob returns the blob is on disk.
-func (d Dir) PutBlob(ctx context.Context, dgst digest.Digest, expected int64, write func(io.Writer) error) (size int64, exists bool, err error) {
+//
+// If write is interrupted (Aborted, or ctx is done), what it has written is kept for another call. Aborted: there are no longer as many
+// bytes as begin.
+func (d Dir) PutBlob(ctx context.Context, dgst digest.Digest, expected, begin int64, write func(*os.File) error) (size int64, exists bool, err error) {
 	fi, err := d.Tree.Stat(BlobName(dgst))
 	if err == nil && (expected < 0 || fi.Size() == expected) {
 		if err = d.Retain(ctx, dgst); err == nil {
@@ -303,31 +307,108 @@ func (d Dir) PutBlob(ctx context.Context, dgst digest.Digest, expected int64, wr
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return 0, false, err
 	}
-	// Beside the blobs, which may be on another file system than the layout. The name is that of no blob.
-	name := BlobName(dgst)
-	tmp, err := WriteAside(d.Tree, path.Dir(name), func(f *os.File) error {
-		if err := write(f); err != nil {
-			return err
-		}
-		if fi, err = f.Stat(); err != nil {
-			return err
-		}
-		return f.Chmod(0o444)
-	})
+	f, aside, err := d.openAside(ctx, dgst, begin)
 	if err != nil {
 		return 0, false, err
 	}
+	defer disk.Release(f) // after the file has its name
+	if err = write(f); err == nil {
+		fi, err = f.Stat()
+	}
+	if err == nil {
+		err = f.Chmod(0o444)
+	}
+	if err == nil {
+		err = f.Sync()
+	}
+	if err != nil {
+		if have, serr := f.Stat(); aside != partName(dgst) || serr != nil || have.Size() < minPart || !errdefs.IsAborted(err) && ctx.Err() == nil {
+			_ = d.Tree.Remove(aside)
+		}
+		return 0, false, err
+	}
+	name := BlobName(dgst)
 	// Whoever has the lock of a damaged blob may be about to delete it.
 	lock, err := d.LockBlob(ctx, dgst, unix.LOCK_EX)
 	if err == nil {
 		defer disk.Release(lock)
 	}
 	if err == nil || errors.Is(err, fs.ErrNotExist) {
-		err = d.Tree.Rename(tmp, name)
+		err = d.Tree.Rename(aside, name)
 	}
 	if err != nil {
-		_ = d.Tree.Remove(tmp)
+		_ = d.Tree.Remove(aside)
 		return 0, false, err
 	}
 	return fi.Size(), false, d.Tree.SyncDir(path.Dir(name))
+}
+
+// minPart is the least number of bytes of an interrupted put that are kept.
+const minPart = 64 << 10
+
+// partName is the name of the file that a put of a blob writes. It is beside the blobs, which may be on another file system than the
+// layout, and the name of no blob.
+func partName(dgst digest.Digest) string {
+	return path.Join(path.Dir(BlobName(dgst)), Aside+dgst.Encoded())
+}
+
+// PartSize returns how many bytes of a blob an interrupted put has left, 0 if there are none that another put may go on with.
+func (d Dir) PartSize(ctx context.Context, dgst digest.Digest) int64 {
+	f, size, err := d.openPart(ctx, dgst, 0)
+	if err != nil {
+		return 0
+	}
+	disk.Release(f)
+	if size < minPart {
+		return 0
+	}
+	return size
+}
+
+// openPart opens and locks the file of partName.
+func (d Dir) openPart(ctx context.Context, dgst digest.Digest, flag int) (f *os.File, size int64, err error) {
+	f, err = d.Tree.LockFile(ctx, partName(dgst), os.O_RDWR|flag, 0o600, unix.LOCK_EX|unix.LOCK_NB)
+	if err != nil {
+		return nil, 0, err
+	}
+	var st unix.Stat_t
+	err = unix.Fstat(int(f.Fd()), &st)
+	if err == nil && (st.Nlink != 1 || int(st.Uid) != os.Geteuid()) {
+		err = errclass.Errorf(errdefs.ErrFailedPrecondition, "%s is another user's, or has other names", f.Name())
+	}
+	if err != nil {
+		disk.Release(f)
+		return nil, 0, err
+	}
+	return f, st.Size, nil
+}
+
+// openAside opens the file that a put is to write, at an offset. It is the one of partName, with the bytes before the offset, or
+// another one if that can't be had and the offset is 0.
+func (d Dir) openAside(ctx context.Context, dgst digest.Digest, begin int64) (f *os.File, name string, err error) {
+	dir := path.Dir(BlobName(dgst))
+	if err := d.Tree.MakeDir(dir); err != nil {
+		return nil, "", err
+	}
+	name = partName(dgst)
+	f, size, err := d.openPart(ctx, dgst, os.O_CREATE)
+	if err == nil && size < begin {
+		disk.Release(f)
+	}
+	if begin > 0 && (err != nil || size < begin) {
+		return nil, "", errclass.Errorf(errdefs.ErrAborted, "the first %d bytes are no longer there: put all of it", begin)
+	}
+	if err != nil {
+		name = AsideName(dir)
+		f, err = d.Tree.OpenFile(name, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
+		return f, name, err
+	}
+	if err = f.Truncate(begin); err == nil {
+		_, err = f.Seek(begin, io.SeekStart)
+	}
+	if err != nil {
+		disk.Release(f)
+		return nil, "", err
+	}
+	return f, name, nil
 }

@@ -5,10 +5,15 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
+	"distkit/errclass"
+
+	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
+	"golang.org/x/sys/unix"
 )
 
 func TestPutBlob(t *testing.T) {
@@ -23,9 +28,9 @@ func TestPutBlob(t *testing.T) {
 	put := func(what string, expected int64, stored bool) {
 		t.Helper()
 		written := false
-		size, exists, err := d.PutBlob(t.Context(), dgst, expected, func(w io.Writer) error {
+		size, exists, err := d.PutBlob(t.Context(), dgst, expected, 0, func(f *os.File) error {
 			written = true
-			_, err := io.WriteString(w, text)
+			_, err := f.WriteString(text)
 			return err
 		})
 		if err != nil || size != 4 || exists == stored || written != stored {
@@ -55,10 +60,106 @@ func TestPutBlob(t *testing.T) {
 		put("damaged", 4, true)
 	}
 	failed := errors.New("failed")
-	if _, _, err := d.PutBlob(t.Context(), digest.FromString("other"), -1, func(w io.Writer) error { return failed }); !errors.Is(err, failed) {
+	if _, _, err := d.PutBlob(t.Context(), digest.FromString("other"), -1, 0, func(*os.File) error { return failed }); !errors.Is(err, failed) {
 		t.Error(err)
 	}
 	if all, err := os.ReadDir(filepath.Dir(name)); err != nil || len(all) != 1 {
+		t.Errorf("there are %q, %v", all, err)
+	}
+}
+
+// A put that is interrupted leaves a part, which the next put goes on with.
+func TestPutBlobInParts(t *testing.T) {
+	t.Parallel()
+	d, err := Open(filepath.Join(t.TempDir(), "layout"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	text := strings.Repeat("0123456789abcdef", 16<<10)
+	dgst := digest.FromString(text)
+	half, n := int64(len(text)/2), int64(len(text))
+	cut := errclass.Errorf(errdefs.ErrAborted, "the link broke")
+	put := func(begin, end int64, failure error) error {
+		_, _, err := d.PutBlob(t.Context(), dgst, n, begin, func(f *os.File) error {
+			if at, err := f.Seek(0, io.SeekCurrent); at != begin || err != nil {
+				t.Errorf("it writes at %d, not %d, %v", at, begin, err)
+			}
+			if _, err := f.WriteString(text[begin:end]); err != nil {
+				return err
+			}
+			if d.PartSize(t.Context(), dgst) != 0 {
+				t.Error("a part that is written to is offered")
+			}
+			return failure
+		})
+		return err
+	}
+	has := func(what string, want int64) {
+		t.Helper()
+		if size := d.PartSize(t.Context(), dgst); size != want {
+			t.Errorf("%s: a part of %d bytes, not %d", what, size, want)
+		}
+	}
+	has("nothing was put", 0)
+	if err := put(half, n, nil); !errdefs.IsAborted(err) {
+		t.Errorf("a rest without a beginning: %v", err)
+	}
+	if err := put(0, 1000, cut); !errdefs.IsAborted(err) {
+		t.Error(err)
+	}
+	has("a short put was cut", 0)
+	if err := put(0, half, errors.New("the disk is full")); err == nil {
+		t.Error("a put that fails succeeds")
+	}
+	has("a put has failed", 0)
+	if err := put(0, half, cut); !errdefs.IsAborted(err) {
+		t.Error(err)
+	}
+	has("a put was cut", half)
+	if err := put(half+1, n, nil); !errdefs.IsAborted(err) {
+		t.Errorf("a rest that begins later: %v", err)
+	}
+	has("it did not fit", half)
+	if err := put(half-10, n-10, cut); !errdefs.IsAborted(err) {
+		t.Error(err)
+	}
+	has("the rest was cut", n-10)
+	// What has other names, or is no file, is left alone.
+	part := d.Tree.Path(partName(dgst))
+	other := filepath.Join(t.TempDir(), "other")
+	if err := os.Link(part, other); err != nil {
+		t.Fatal(err)
+	}
+	has("it has another name", 0)
+	if err := put(0, half, cut); !errdefs.IsAborted(err) {
+		t.Error(err)
+	}
+	if b, err := os.ReadFile(other); err != nil || int64(len(b)) != n-10 {
+		t.Errorf("another file was changed: %d bytes, %v", len(b), err)
+	}
+	for what, replace := range map[string]func() error{
+		"a symbolic link": func() error { return os.Symlink(other, part) },
+		"a directory":     func() error { return os.Mkdir(part, 0o700) },
+		"a FIFO":          func() error { return unix.Mkfifo(part, 0o600) },
+	} {
+		if err := errors.Join(os.Remove(part), replace()); err != nil {
+			t.Fatal(err)
+		}
+		has(what, 0)
+		if err := put(0, n, cut); !errdefs.IsAborted(err) {
+			t.Errorf("%s: %v", what, err)
+		}
+	}
+	if err := os.Remove(part); err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(os.Rename(other, part), put(n-10, n, nil)); err != nil {
+		t.Error(err)
+	}
+	if b, err := os.ReadFile(d.Tree.Path(BlobName(dgst))); err != nil || string(b) != text {
+		t.Errorf("%d bytes, %v", len(b), err)
+	}
+	if all, err := os.ReadDir(filepath.Dir(part)); err != nil || len(all) != 1 {
 		t.Errorf("there are %q, %v", all, err)
 	}
 }

@@ -343,7 +343,13 @@ func (f *fetched) Close() error {
 }
 
 // CommandTarget is a target that is a batch command, or a Server.
-type CommandTarget struct{ command }
+type CommandTarget struct {
+	command
+	parts map[digest.Digest]int64 // what the target is said to have of objects, or unasked; under mu
+}
+
+// unasked stands for a part of an object of which the target may have got more since it was asked.
+const unasked = -1
 
 // IntoCommand returns the target that is a batch command, run by sh when it is first asked something. The caller closes it,
 // and checks the error: a target may fail when it ends.
@@ -357,7 +363,7 @@ func IntoServer(s Server) *CommandTarget {
 }
 
 func target(start func() (*process, error)) *CommandTarget {
-	return &CommandTarget{command{start: start, most: 1, patience: storesAfter}}
+	return &CommandTarget{command{start: start, most: 1, patience: storesAfter}, map[digest.Digest]int64{}}
 }
 
 // Has implements Target. All requests are on their way at the same time.
@@ -385,9 +391,10 @@ func (c *CommandTarget) Has(ctx context.Context, objects []Object) (has []bool, 
 			})
 		}
 		all.Go(func() {
-			got, err := p.HasAll(ctx, list)
-			for k := range got {
-				has[of[k]] = got[k]
+			got, err := p.HasAll(ctx, list, batch.Resume)
+			for k, answer := range got {
+				has[of[k]] = answer.Word == "yes"
+				c.notePart(list[k], answer)
 			}
 			failures[len(tagged)] = err
 		})
@@ -395,6 +402,31 @@ func (c *CommandTarget) Has(ctx context.Context, objects []Object) (has []bool, 
 		return errors.Join(failures...)
 	})
 	return has, err
+}
+
+// notePart notes what the target is said to have of an object.
+func (c *CommandTarget) notePart(d v1.Descriptor, answer batch.Answer) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	delete(c.parts, d.Digest)
+	if answer.Word == "part" && answer.Size > 0 && answer.Size <= d.Size {
+		c.parts[d.Digest] = answer.Size
+	}
+}
+
+// Part implements Resumer. The target is asked once more if it may have got more of the object since.
+func (c *CommandTarget) Part(ctx context.Context, o Object) (int64, error) {
+	if part := c.part(o.Digest); part != unasked {
+		return part, nil
+	}
+	_, err := c.Has(ctx, []Object{o})
+	return max(c.part(o.Digest), 0), err
+}
+
+func (c *CommandTarget) part(dgst digest.Digest) int64 {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.parts[dgst]
 }
 
 // Mount implements Target.
@@ -414,10 +446,21 @@ func (c *CommandTarget) Put(ctx context.Context, o Object, r io.ReadSeeker) (out
 	if name == "" {
 		name = string(o.Digest)
 	}
+	begin, err := r.Seek(0, io.SeekCurrent)
+	if err != nil {
+		return "", err
+	}
+	hints := batch.Hints(o.Descriptor)
+	if begin > 0 {
+		hints = append(hints, fmt.Sprint("offset:", begin))
+	}
 	_, err = c.do(ctx, func(p *process) error {
-		got, err := p.Put(ctx, name, r, batch.Hints(o.Descriptor)...)
+		got, err := p.Put(ctx, name, r, hints...)
 		switch {
 		case err != nil:
+			c.mu.Lock()
+			c.parts[o.Digest] = unasked
+			c.mu.Unlock()
 			return fmt.Errorf("%s: %w", name, err)
 		case got.Digest != "" && got.Digest != o.Digest:
 			return errclass.Errorf(errdefs.ErrDataLoss, "%s: the target has stored %s", o.Digest, got.Digest)

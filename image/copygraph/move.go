@@ -255,7 +255,13 @@ func (c *Copy) putAs(ctx context.Context, o *object, tag string) (Outcome, error
 		// The source is opened before the target is asked, and not again while the target takes the object. Otherwise a
 		// goroutine that has the target could wait for its turn at the source behind one that waits for the target.
 		r.brittle = true
-		err := r.open()
+		var err error
+		if to, ok := c.To.(Resumer); ok && tag == "" {
+			r.offset, err = to.Part(ctx, Object{Descriptor: o.descriptor()})
+		}
+		if err == nil {
+			err = r.open()
+		}
 		var outcome Outcome
 		if err == nil {
 			outcome, err = c.To.Put(ctx, Object{tag, o.descriptor()}, r)

@@ -26,9 +26,16 @@ type Target interface {
 	Has(ctx context.Context, objects []Object) ([]bool, error)
 	// Mount has the target take a blob from another of its repositories. It is false if the target can't.
 	Mount(ctx context.Context, d v1.Descriptor, repository string) (bool, error)
-	// Put stores what r holds. r is at the beginning of the object, and a target that has a part of the object may seek. The
-	// outcome is Stored or Exists. DataLoss if the bytes are not those of the descriptor.
+	// Put stores what r holds. r is at the beginning of the object, and a target that has a part of the object may seek: but see
+	// [Resumer]. The outcome is Stored or Exists. DataLoss if the bytes are not those of the descriptor.
 	Put(ctx context.Context, o Object, r io.ReadSeeker) (Outcome, error)
+}
+
+// Resumer is a target that may have a part of an object and can be sent the rest.
+type Resumer interface {
+	// Part returns how many of the first bytes of an object the target has. If r is at that offset, the next Put of the object stores
+	// them with what r holds. Aborted, if the target can't be asked.
+	Part(ctx context.Context, o Object) (int64, error)
 }
 
 // FromStore is a store as a source.

@@ -112,7 +112,7 @@ func (s *dirSink) blob(ctx context.Context, d digest.Digest, size int64, write f
 	if fi, err := s.Tree.Stat(name); err == nil && fi.Mode().IsRegular() && fi.Size() == size {
 		return s.Tree.SyncDir(path.Dir(name)) // from an export that was killed. Nobody else is here, so no lock file is made for it.
 	}
-	_, _, err := s.PutBlob(ctx, d, size, write)
+	_, _, err := s.PutBlob(ctx, d, size, 0, func(f *os.File) error { return write(f) })
 	return err
 }
 

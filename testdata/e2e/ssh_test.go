@@ -121,6 +121,36 @@ came=$(wc -c <ssh/came)
 echo "$came bytes came of $all"
 [ "$came" -lt $((all * 5 / 4)) ]
 
+# A push whose connection breaks after half of the bytes sends the rest alone, in the same run and after another one that gave up.
+head -c 40000000 /dev/urandom >noise
+dist-ingest --root large <noise noise >layer
+config=$(printf '{"os":"linux","architecture":"amd64"}' | dist-ingest --root large -q config)
+printf '{"schemaVersion":2,"mediaType":"application/vnd.oci.image.manifest.v1+json","config":{"mediaType":"application/vnd.oci.image.config.v1+json","digest":"%s","size":37},"layers":[{"mediaType":"application/vnd.oci.image.layer.v1.tar","digest":"%s","size":40000000}]}' "$config" "$(cut -f1 layer)" >manifest
+dist-image create --root large large:1 "$(dist-ingest --root large -q manifest <manifest)"
+cat >ssh/breaking <<'END'
+#!/bin/bash
+case $* in
+*dist-put*) ;;
+*) exec "$DIR/ssh" "$@" ;;
+esac
+n=$(flock "$DIR/lock" sh -c 'echo x >>"$0"; wc -l <"$0"' "$DIR/started")
+most=1000000000
+((n > CUTS)) || most=$((n == 1 ? 20000000 : 100000))
+stdbuf -o0 head -c "$most" | tee >(wc -c >>"$DIR/sent") | "$DIR/ssh" "$@"
+END
+sent() { # CUTS STATUS
+	rm -f ssh/started ssh/sent
+	status=0
+	DIR=$PWD/ssh CUTS=$1 DIST_SSH=$PWD/ssh/breaking dist-push -q --root large large:1 "$far" >digest 2>errors || status=$?
+	[ $status = "$2" ] || { cat errors; return 1; }
+	awk '{n += $1} END {print n}' ssh/sent
+}
+sent 9 6
+total=$(sent 0 0)
+echo "$total bytes were sent after a push that gave up"
+[ "$total" -lt 30000000 ]
+dist-fetch "$far" "$(cut -f1 layer)" | cmp - noise
+
 # From one machine to another, and a key that is refused.
 dist-copy "$far:$name" "ssh::user@127.0.0.1:$port$PWD/third" >/dev/null
 same far third
