@@ -274,11 +274,7 @@ func (u *execution) clearKilled(ctx context.Context) error {
 		if err := u.killStarted(); err != nil {
 			return err
 		}
-		err := errors.Join(u.removeDir(), u.leave(ctx))
-		if errors.Is(err, fs.ErrNotExist) {
-			return nil // the container has been removed
-		}
-		return err
+		return u.vanish()
 	}
 	for tries := 0; ; tries++ {
 		err := u.c.clear(ctx, u.claim)

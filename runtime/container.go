@@ -527,27 +527,7 @@ func (c *Container) empty() error {
 		return busy("something else is mounted on %s", c.path("rootfs"))
 	}
 	// The record goes first: after that a sweep has nothing to keep.
-	if err := c.proc("").undescribe(); err != nil {
-		return err
-	}
-	dir, err := c.set.tree().OpenDir(c.rel())
-	if err != nil {
-		return err
-	}
-	defer dir.Close()
-	entries, err := dir.ReadDir(-1)
-	if err != nil {
-		return err
-	}
-	for _, e := range entries {
-		if e.Name() == "lock" {
-			continue
-		}
-		if err := removeAll(c.set.tree(), c.rel(e.Name())); err != nil {
-			return err
-		}
-	}
-	return nil
+	return c.proc("").empty()
 }
 
 // unmount unmounts the root filesystem, if it is mounted.
@@ -574,16 +554,10 @@ func (c *Container) delete(lock *os.File) error {
 	if c.RemoveAtEnd || c.unread {
 		c.unmarkDue()
 	}
-	tree := c.set.tree()
-	_ = tree.Remove(c.rel("lock"))
-	err := tree.RemoveDir(c.rel())
-	if errors.Is(err, unix.ENOTEMPTY) { // on NFS a removed file keeps a name in the directory until it is closed
-		_ = lock.Close()
-		err = tree.RemoveDir(c.rel())
-	}
-	if err != nil && !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, unix.ENOTEMPTY) { // the ID may have another owner by now
+	if err := c.proc("").removeEmptied(lock); err != nil {
 		return err
 	}
+	tree := c.set.tree()
 	_ = tree.RemoveDir(filepath.Dir(c.rel()))
 	_ = tree.RemoveDir("containers")
 	return nil

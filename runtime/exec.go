@@ -12,6 +12,7 @@ import (
 	"strconv"
 	"strings"
 
+	"distkit/disk"
 	"distkit/errclass"
 	"distkit/runtime/spec"
 	"distkit/runtime/stdio"
@@ -107,21 +108,25 @@ func (c *Container) beginExec(ctx context.Context, x Exec, detached bool) (*exec
 // claimStore makes the directory of a further process, and takes its lock. A directory that a killed process left behind
 // is reused.
 func (p *Process) claimStore() (*os.File, error) {
-	// Not the directories above, which are there as long as the container runs.
-	if err := p.c.set.makeDir(p.name); err != nil && !errors.Is(err, fs.ErrExist) {
-		return nil, err
+	var lock *os.File
+	err := fs.ErrNotExist
+	for errors.Is(err, fs.ErrNotExist) { // the guard of a killed process removes the directory in the end
+		// Not the directories above, which are there as long as the container runs.
+		if err := p.c.set.makeDir(p.name); err != nil && !errors.Is(err, fs.ErrExist) {
+			return nil, err
+		}
+		lock, err = p.lockEnding(true)
 	}
-	lock, err := p.lockEnding(true)
 	if errdefs.IsUnavailable(err) {
 		return nil, errclass.Errorf(errdefs.ErrAlreadyExists, "it runs: take another ID")
 	}
 	if err != nil {
 		return nil, err
 	}
-	l, err := p.look()
-	if errdefs.IsNotFound(err) {
+	if !p.described() {
 		return lock, nil
 	}
+	l, err := p.look()
 	if err == nil && (l.status == Running || l.status == Stopped && (l.state == nil || l.state.Detached)) {
 		err = errclass.Errorf(errdefs.ErrAlreadyExists, "it exists: remove it with task rm --exec-id, or take another ID")
 	}
@@ -205,10 +210,19 @@ func withDefault(env []string, v string) []string {
 	return append(slices.Clone(env), v)
 }
 
-// removeDir removes the directory of a further process.
-func (p *Process) removeDir() error {
-	if err := p.undescribe(); err != nil {
-		return err
+// vanish gives up a further process that nobody is to see any more: its directory on this host before the lock of that in
+// the store, by which another one with its ID can take both.
+func (u *execution) vanish() error {
+	err := u.undescribe()
+	u.guard.end()
+	u.claim.release()
+	if err == nil {
+		err = u.removeDir(u.lock)
 	}
-	return removeAll(p.c.set.tree(), p.name)
+	disk.Unlock(u.lock)
+	_ = u.lock.Close()
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil // the container has been removed
+	}
+	return err
 }

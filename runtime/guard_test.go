@@ -263,6 +263,24 @@ func TestExecKilled(t *testing.T) {
 		if i := m.info(c); i.Status != Running {
 			m.Errorf("%+v", i)
 		}
+		// Another one with its ID waits for that.
+		for range 5 {
+			x := m.as("exec-sleep", c.ID, "running")
+			x.Env = append(x.Env, "TEST_SCRIPT=:")
+			if out, err := x.CombinedOutput(); err == nil {
+				t.Errorf("it was not killed: %s", out)
+			}
+			id, err := c.StartExec(t.Context(), Exec{ID: "further", Args: []string{"sh", "-c", "exit 4"}})
+			if err != nil {
+				t.Fatalf("with the ID of one that is being ended: %v", err)
+			}
+			if e, err := c.proc(id).Wait(t.Context()); err != nil || e.Status == nil || *e.Status != 4 {
+				t.Errorf("%+v %v", e, err)
+			}
+			if _, err := c.proc(id).Remove(t.Context(), false); err != nil {
+				t.Error(err)
+			}
+		}
 		// Before it was written down, too.
 		for _, step := range []string{"started", "running"} {
 			x := m.as("exec-sleep", c.ID, step)

@@ -519,7 +519,7 @@ func (p *Process) Remove(ctx context.Context, force bool) (*Exit, error) {
 		return l.exit, c.remove(ctx, lock)
 	}
 	defer lock.Close()
-	return l.exit, p.removeDir()
+	return l.exit, p.removeDir(lock)
 }
 
 // Remove is [Process.Remove] of the container's own process.

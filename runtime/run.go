@@ -392,8 +392,7 @@ func (u *execution) abandon(ctx context.Context, err error) error {
 	if u.guard != nil { // until the process is dead, its guard is to see to that if this one is killed
 		_ = u.killStarted()
 	}
-	_ = u.removeDir()
-	_ = u.leave(ctx)
+	_ = u.vanish()
 	if errors.Is(err, ErrCommandNotFound) || errors.Is(err, ErrCommandNotExecutable) {
 		return err
 	}
@@ -454,7 +453,7 @@ func (u *execution) end(ctx context.Context, e Exit) error {
 		u.c.disconnect(ctx)
 		at("unmounted")
 	case !u.state.Detached:
-		errs = []error{u.removeDir()}
+		return u.vanish()
 	}
 	err := errors.Join(append(errs, u.leave(ctx))...)
 	if u.exec != "" && errors.Is(err, fs.ErrNotExist) {

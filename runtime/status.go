@@ -338,6 +338,56 @@ func (p *Process) undescribe() error {
 	return nil
 }
 
+// empty deletes all of the directory but its lock.
+func (p *Process) empty() error {
+	if err := p.undescribe(); err != nil {
+		return err
+	}
+	tree := p.c.set.tree()
+	dir, err := tree.OpenDir(p.name)
+	if err != nil {
+		return err
+	}
+	defer dir.Close()
+	entries, err := dir.ReadDir(-1)
+	if err != nil {
+		return err
+	}
+	for _, e := range entries {
+		if e.Name() == "lock" {
+			continue
+		}
+		if err := removeAll(tree, p.file(e.Name())); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// removeEmptied removes the directory, which has nothing but the lock that this process holds. From then on another process
+// may make a directory of that name.
+func (p *Process) removeEmptied(lock *os.File) error {
+	tree := p.c.set.tree()
+	_ = tree.Remove(p.file("lock"))
+	err := tree.RemoveDir(p.name)
+	if errors.Is(err, unix.ENOTEMPTY) { // on NFS a removed file keeps a name in the directory until it is closed
+		_ = lock.Close()
+		err = tree.RemoveDir(p.name)
+	}
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENOTEMPTY) { // the ID may have another owner by now
+		return nil
+	}
+	return err
+}
+
+// removeDir removes the directory with what is in it.
+func (p *Process) removeDir(lock *os.File) error {
+	if err := p.empty(); err != nil {
+		return err
+	}
+	return p.removeEmptied(lock)
+}
+
 // removeAll removes a directory in which others may just be making something.
 func removeAll(tree disk.Tree, name string) error {
 	for tries := 0; ; tries++ {

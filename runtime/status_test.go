@@ -64,7 +64,7 @@ func TestLookBesideRemoval(t *testing.T) {
 		if err := os.Remove(filepath.Join(p.private, "state.json")); err != nil {
 			t.Error(err)
 		}
-		if err := p.removeDir(); err != nil {
+		if err := p.removeDir(nil); err != nil {
 			t.Error(err)
 		}
 		wg.Wait()
