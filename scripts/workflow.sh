@@ -31,13 +31,13 @@ fail() { # STATUS MESSAGE
 misused() { fail 2 "$1; usage: $usage"; }
 
 # options parses the flags, which the help text in flags defines, and the operands. It sets option to each flag's value, or to yes if the flag takes
-# none. The values of a flag that may be repeated are lines. A flag with an environment variable is exported as that. It sets operands to the operands,
-# and graph to the dist-copy-graph command with the flags that the script hands on.
+# none. The values of a flag that may be repeated are lines. A flag with an environment variable is exported as that, and exports keeps it. One that is
+# for task create is added to handed. It sets operands to the operands, and graph to the dist-copy-graph command with the flags that the script hands on.
 declare -A option=()
-operands=() input=''
+operands=() handed=() exports=() input=''
 # shellcheck disable=SC2034
 options() { # [ARG…]
-	local flag name line takes value exports=()
+	local flag name line takes value
 	given=("$@")
 	flags+='
   -h, --help               print this help and exit
@@ -45,6 +45,12 @@ options() { # [ARG…]
       --version            print the version and exit'
 	[[ ${1-} != __complete* ]] || { candidates "${@:2}" && exit; }
 	while [[ ${1-} == -?* && $1 != -- ]]; do
+		if [[ $1 == -[!-]?* && $flags =~ $'\n  '"${1:0:2}"', --'[a-z-]+(' '[^\ ])? ]]; then
+			# The value is in the same word, or other flags are.
+			name=${1:2}
+			[[ -n ${BASH_REMATCH[1]} ]] || name=-$name
+			set -- "${1:0:2}" "$name" "${@:2}"
+		fi
 		flag=${1%%=*} name=''
 		[[ $1 != -? || ! $flags =~ $'\n  '"$1"', --'([a-z-]+) ]] || name=${BASH_REMATCH[1]}
 		[[ $flag != --+([a-z-]) ]] || name=${flag#--}
@@ -56,11 +62,12 @@ options() { # [ARG…]
 			value=${1#*=}
 		elif [[ $takes == \[* ]]; then
 			value=all
+			[[ $takes != '[=BOOL]' ]] || value=true
 		elif [[ -n $takes ]]; then
 			value=${2-}
 			shift $(($# > 1))
 		fi
-		[[ -n $value ]] || misused "flag needs an argument that is not empty: $flag"
+		[[ -n $value || $name == entrypoint ]] || misused "flag needs an argument that is not empty: $flag"
 		shift
 		case $name in
 		help) printf '%s\n\nUsage:\n  %s\n\nFlags:\n' "$about" "$usage" && sort -k1.9 <<<"${flags#$'\n'}" && exit ;;
@@ -71,11 +78,13 @@ options() { # [ARG…]
 		option[$name]=$value
 		[[ -n $takes ]] || value=1
 		[[ $name != ca ]] || value=${DIST_CA:+$DIST_CA:}${value//$'\n'/:}
+		[[ $line != *'see task create' ]] || handed+=("--$name=$value")
 		[[ ! $line =~ '(env '([A-Z_]+)')' ]] || exports+=("${BASH_REMATCH[1]}=$value")
 	done
 	[[ ${1-} != -- ]] || shift
 	operands=("$@")
-	for value in "$@"; do [[ -n $value ]] || misused 'an operand is empty'; done
+	# A word of a CMD may be empty.
+	[[ $usage == *CMD* ]] || for value in "$@"; do [[ -n $value ]] || misused 'an operand is empty'; done
 	[[ -z ${exports[*]-} ]] || step export "${exports[@]}"
 	[[ ${option[jobs]:=8} =~ ^[1-9][0-9]?$ ]] || fail 2 "--jobs wants a number from 1 to 99, got '${option[jobs]}'"
 	graph=(dist-copy-graph --jobs "${option[jobs]}" ${option[quiet]:+--quiet} ${option[referrers]:+"--referrers=${option[referrers]}"})
