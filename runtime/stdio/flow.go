@@ -25,7 +25,7 @@ type flow struct {
 	from, to int
 	offset   *int64 // in from, if from is a file
 	input    bool   // to is a process's input
-	waits    bool   // a read of from may block
+	waits    bool   // for bytes before it moves any: a read of from may block, or to may refuse them
 	stop     *latch
 
 	done chan struct{} // closed when deliver has ended

@@ -48,7 +48,10 @@ func newRelay(ours [3]int) (*relay, error) {
 			r.Ends[i] = os.NewFile(uintptr(to), "pipe")
 			_ = unix.SetNonblock(from, true)
 			_, _ = unix.FcntlInt(uintptr(from), unix.F_SETPIPE_SZ, relayRoom) // a failure leaves the kernel's size
-			r.outputs = append(r.outputs, &flow{from: from, to: r.ours[i], stop: r.stop, done: make(chan struct{})})
+			flags, err := unix.FcntlInt(uintptr(r.ours[i]), unix.F_GETFL, 0)
+			// splice(2) refuses a descriptor that is not open for writing even if there is nothing to write.
+			unfit := err != nil || flags&unix.O_ACCMODE == unix.O_RDONLY
+			r.outputs = append(r.outputs, &flow{from: from, to: r.ours[i], waits: unfit, stop: r.stop, done: make(chan struct{})})
 		}
 		return nil
 	}()

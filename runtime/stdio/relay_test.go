@@ -208,6 +208,9 @@ func TestRelayTellsWhatIsNotWritten(t *testing.T) {
 	if _, err := relayed(t, in, in, null(t, os.O_WRONLY), nil, "echo x"); !errors.Is(err, unix.EBADF) {
 		t.Errorf("not open for writing: %v", err)
 	}
+	if status, err := relayed(t, in, in, openFile(t, os.DevNull, os.O_RDONLY), nil, "exit 3"); status != 3 || err != nil {
+		t.Errorf("not open for writing, and nothing to write: status %d, %v", status, err)
+	}
 	if _, err := relayed(t, openFile(t, t.TempDir(), os.O_RDONLY), null(t, os.O_WRONLY), null(t, os.O_WRONLY), nil, "cat"); !errors.Is(err, unix.EISDIR) {
 		t.Errorf("a directory as input: %v", err)
 	}
