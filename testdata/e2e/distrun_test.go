@@ -255,7 +255,7 @@ func TestDistRunKilled(t *testing.T) {
 			flags = "--rm --net bridge"
 		}
 		p.Vars = append(p.Vars, "BIN="+fixture.Bin, "ME="+me)
-		p.sh(`mkdir w && cp "$BIN/dist-run" w/ && for f in task snap run-net run-spec run dist-image dist-unpack dist-pull workflow.sh; do
+		p.sh(`mkdir w && cp "$BIN/dist-run" "$BIN/workflow.sh" w/ && for f in task snap run-net run-spec run dist-image dist-unpack dist-pull; do
 			echo "$0" >w/$f && chmod +x w/$f; done`, stopping)
 		p.sh("dist-run --rm " + single + " true")
 		before := p.sh(left)
