@@ -192,7 +192,7 @@ func (d *Detached) pass() {
 // copy writes an output to the log.
 func (d *Detached) copy(stream string, f *os.File) {
 	defer func() { d.ended <- struct{}{} }()
-	b := make([]byte, PieceRoom)
+	b := make([]byte, pieceRoom)
 	for {
 		n, err := f.Read(b)
 		if n > 0 {

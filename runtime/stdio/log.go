@@ -20,8 +20,8 @@ import (
 // defaultLimit is the size at which a log is put aside, unless the caller says otherwise.
 const defaultLimit = 16 << 20
 
-// PieceRoom is the most bytes of a line that are written at once.
-const PieceRoom = 16 << 10
+// pieceRoom is the most bytes of a line that are written at once.
+const pieceRoom = 16 << 10
 
 // Streams of a log's lines besides stdout and stderr. A reader that doesn't know a stream skips its lines.
 const (
@@ -71,13 +71,13 @@ func (l *Writer) Write(stream string, p []byte) {
 	now := time.Now().UTC()
 	for len(p) > 0 {
 		l.buf = l.buf[:0]
-		for len(p) > 0 && len(l.buf) < PieceRoom {
+		for len(p) > 0 && len(l.buf) < pieceRoom {
 			line, tag := p, byte('P')
 			if i := bytes.IndexByte(p, '\n'); i >= 0 {
 				line, tag = p[:i], 'F'
 			}
-			if len(line) > PieceRoom {
-				line, tag = line[:PieceRoom], 'P'
+			if len(line) > pieceRoom {
+				line, tag = line[:pieceRoom], 'P'
 			}
 			p = p[len(line):]
 			if tag == 'F' {
