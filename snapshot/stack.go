@@ -46,7 +46,7 @@ const inherited = "/proc/self/fd/3/."
 // order, and done is called with each name once it is there, in order too.
 //
 // A layer that fails leaves nothing, and neither do those above it; those below are there. The
-// error is that of the lowest. A process that is killed leaves an active snapshot with
+// same holds where done fails. The error is that of the lowest. A process that is killed leaves an active snapshot with
 // [TemporaryLabel], which the next that makes this layer removes.
 func (s *Snapshotter) Stack(ctx context.Context, parent string, layers []Layer, jobs int, done func(name string) error) error {
 	if parent != "" {
@@ -54,6 +54,8 @@ func (s *Snapshotter) Stack(ctx context.Context, parent string, layers []Layer, 
 			return fmt.Errorf("stack: %w", err)
 		}
 	}
+	ctx, stop := context.WithCancel(ctx)
+	defer stop()
 	slots := make(chan struct{}, max(jobs, 1))
 	below := &made{name: parent, is: make(chan struct{})}
 	close(below.is)
@@ -75,7 +77,9 @@ func (s *Snapshotter) Stack(ctx context.Context, parent string, layers []Layer, 
 			first = m.err
 		}
 		if first == nil {
-			first = done(m.name)
+			if first = done(m.name); first != nil {
+				stop() // those above
+			}
 		}
 	}
 	return first
