@@ -167,18 +167,6 @@ func (s *Snapshotter) unmounted(e entry) error {
 	return err
 }
 
-// Mountpoints are the places where a snapshot is mounted in this process's mount namespace.
-func (s *Snapshotter) Mountpoints(_ context.Context, key string) ([]string, error) {
-	e, err := s.lookup(key)
-	if err == nil {
-		var where []string
-		if where, err = mountsOf(s.tree(e.id, e.record)); err == nil {
-			return where, nil
-		}
-	}
-	return nil, fmt.Errorf("mounts of %s: %w", key, err)
-}
-
 // UnmountAll unmounts an active snapshot or a view wherever it is mounted in this process's
 // mount namespace; a committed one is mounted nowhere, but as a part of others. Unavailable
 // where it is in use, or where what is mounted may be another view of the same files.

@@ -108,9 +108,6 @@ func checkLayout(root string) error {
 // Driver is the driver's name.
 func (s *Snapshotter) Driver() string { return s.driver.Name() }
 
-// Close releases the store. Every call after the first does nothing.
-func (s *Snapshotter) Close() error { return nil }
-
 // Prepare makes an Active snapshot of the committed parent, or an empty one where parent is
 // "", and returns its mounts. AlreadyExists if the key is taken, NotFound without such a
 // parent, InvalidArgument where the parent is not committed, FailedPrecondition where it has
