@@ -82,14 +82,14 @@ func (a *applier) chown(f *file, set func() error) error {
 	if err == nil {
 		return nil
 	}
-	if err := a.settle("owners", "set owner", err); err != nil {
+	if err := a.tolerate("owners", "set owner", err); err != nil {
 		return err
 	}
 	if f.isDir || f.mode&0o6000 == 0 {
 		return nil
 	}
 	f.mode &^= 0o6000
-	return a.settle("set-ID bits", "set mode", unix.EPERM)
+	return a.tolerate("set-ID bits", "set mode", unix.EPERM)
 }
 
 func (a *applier) setXattrs(xattrs []xattr, set func(xattr) error) error {
@@ -99,7 +99,7 @@ func (a *applier) setXattrs(xattrs []xattr, set func(xattr) error) error {
 			// Layers must not set overlayfs attributes. In overlay form they are stored escaped (overlay.overlay.*); otherwise, and
 			// with a report, they are dropped and counted.
 			if a.tree.opaque == "" || a.tree.report != nil {
-				if err := a.settle("overlay attributes", "set attribute "+quote(x.name), unix.EPERM); err != nil {
+				if err := a.tolerate("overlay attributes", "set attribute "+quote(x.name), unix.EPERM); err != nil {
 					return err
 				}
 				continue
@@ -107,13 +107,13 @@ func (a *applier) setXattrs(xattrs []xattr, set func(xattr) error) error {
 			x.name = class + ".overlay.overlay." + rest
 		}
 		if class == "SCHILY" {
-			if err := a.settle("ACLs", "set "+x.name, unix.ENOTSUP); err != nil {
+			if err := a.tolerate("ACLs", "set "+x.name, unix.ENOTSUP); err != nil {
 				return err
 			}
 			continue
 		}
 		err := a.attributeError(set(x))
-		if err := a.settle(class+" attributes", "set attribute "+quote(x.name), err); err != nil {
+		if err := a.tolerate(class+" attributes", "set attribute "+quote(x.name), err); err != nil {
 			return err
 		}
 	}
@@ -143,9 +143,9 @@ func overlayName(name string) (string, bool) {
 	return "", false
 }
 
-// settle counts what can't be set here, for want of rights or of support, unless that is
+// tolerate counts what can't be set here, for want of rights or of support, unless that is
 // refused.
-func (a *applier) settle(kind, verb string, err error) error {
+func (a *applier) tolerate(kind, verb string, err error) error {
 	if err == nil {
 		return nil
 	}

@@ -145,7 +145,7 @@ func (a *applier) newFile(h *tar.Header) (file, error) {
 			var ok bool
 			if f.xattrs[i].value, ok = mapCapability(x.value, a.opts.UIDs.file); !ok {
 				f.xattrs = slices.Delete(f.xattrs, i, i+1)
-				return f, a.settle("security attributes", "set attribute "+x.name, unix.EPERM)
+				return f, a.tolerate("security attributes", "set attribute "+x.name, unix.EPERM)
 			}
 			break
 		}
@@ -157,17 +157,17 @@ func timespec(t time.Time) unix.Timespec {
 	return unix.Timespec{Sec: t.Unix(), Nsec: int64(t.Nanosecond())}
 }
 
-// create makes the new file base in d with make, in place of what is there.
-func (a *applier) create(d *dir, base string, make func() error) error {
+// create makes the new file base in d by the system call in call, in place of what is there.
+func (a *applier) create(d *dir, base string, call func() error) error {
 	if err := a.tree.check(d, base); err != nil {
 		return err
 	}
-	err := make()
+	err := call()
 	if errors.Is(err, unix.EEXIST) {
 		if err := a.tree.remove(d, base); err != nil {
 			return err
 		}
-		err = make()
+		err = call()
 	}
 	if err == nil {
 		a.tree.wrote(d, base)
@@ -232,7 +232,7 @@ func (a *applier) link(h *tar.Header, parent, base string) error {
 	}
 	t := a.tree
 	from, err := t.existing(tparent)
-	if target, ok := t.below(tbase, err); ok {
+	if target, ok := t.lowerPath(tbase, err); ok {
 		return a.unresolvedLink(parent, base, target)
 	}
 	if err != nil {
@@ -249,7 +249,7 @@ func (a *applier) link(h *tar.Header, parent, base string) error {
 	var st unix.Stat_t
 	err = sys.Fstatat(from.fd, tbase, &st, unix.AT_SYMLINK_NOFOLLOW)
 	if errors.Is(err, unix.ENOENT) {
-		if target, ok := t.below(tbase, &missing{dir: from}); ok {
+		if target, ok := t.lowerPath(tbase, &missing{dir: from}); ok {
 			return a.unresolvedLink(parent, base, target)
 		}
 	}
@@ -289,7 +289,7 @@ func (a *applier) special(h *tar.Header, parent, base string) error {
 		return a.whiteoutDevice(d, base)
 	}
 	a.tree.probe(d)
-	make := func() error { return sys.Symlinkat(h.Linkname, d.fd, base) }
+	call := func() error { return sys.Symlinkat(h.Linkname, d.fd, base) }
 	if h.Typeflag != tar.TypeSymlink {
 		kind := map[byte]uint32{tar.TypeChar: unix.S_IFCHR, tar.TypeBlock: unix.S_IFBLK, tar.TypeFifo: unix.S_IFIFO}[h.Typeflag]
 		var device uint64
@@ -299,11 +299,11 @@ func (a *applier) special(h *tar.Header, parent, base string) error {
 			}
 			device = unix.Mkdev(uint32(h.Devmajor), uint32(h.Devminor))
 		}
-		make = func() error { return sys.Mknodat(d.fd, base, kind|f.mode&0o777, int(device)) }
+		call = func() error { return sys.Mknodat(d.fd, base, kind|f.mode&0o777, int(device)) }
 	}
-	err = a.create(d, base, make)
+	err = a.create(d, base, call)
 	if errors.Is(err, unix.EPERM) && (h.Typeflag == tar.TypeChar || h.Typeflag == tar.TypeBlock) {
-		return a.settle("devices", "create device", err)
+		return a.tolerate("devices", "create device", err)
 	}
 	if err != nil {
 		return err

@@ -42,8 +42,7 @@ type stream struct {
 	err         error
 	offset      int64 // bytes read
 
-	// marked tells that the block at watch, of an archive the place of its next header, was
-	// read and is of zeros: an end-of-archive marker.
+	// marked is set when the block at offset watch, where the next header is due, was all zeros: an end-of-archive marker.
 	watch  int64
 	marked bool
 

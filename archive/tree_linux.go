@@ -409,7 +409,7 @@ func (t *tree) remove(d *dir, name string) error {
 	}
 	switch st.Mode & unix.S_IFMT {
 	case unix.S_IFDIR:
-		t.again(join(d.path, name), "a directory is replaced by what is none")
+		t.reapply(join(d.path, name), "a directory is replaced by what is none")
 		t.drop(join(d.path, name))
 		return sys.RemoveAll(d.fd, name)
 	case unix.S_IFLNK:

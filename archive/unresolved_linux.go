@@ -66,7 +66,7 @@ func (t *tree) record(kind, p, target string) {
 	}
 	if n := int64(len(kind) + len(p) + len(target) + 3); kind != recordAgain {
 		if t.report.written += n; t.report.written > t.report.most {
-			t.again(p, "more is unresolved than the layer itself is long")
+			t.reapply(p, "more is unresolved than the layer itself is long")
 			return
 		}
 	}
@@ -84,8 +84,8 @@ func (t *tree) implied(p string) {
 	}
 }
 
-// again records that the layer is to be applied to its parents.
-func (t *tree) again(p, reason string) {
+// reapply records that the layer is to be applied to its parents.
+func (t *tree) reapply(p, reason string) {
 	if t.report != nil && !t.report.again {
 		t.report.again = true
 		t.record(recordAgain, p, reason)
@@ -94,13 +94,13 @@ func (t *tree) again(p, reason string) {
 
 func (t *tree) isToApplyAgain() bool { return t.report != nil && t.report.again }
 
-// mayBeWell tells whether an entry that failed with err here may succeed with what is below: then
-// the layer is to be applied again.
+// mayBeWell reports whether an entry that failed with err could succeed once lower layers are present. The layer is then marked as one to
+// apply again.
 func (t *tree) mayBeWell(h *tar.Header, err error) bool {
 	if t.report == nil || !errdefs.IsInvalidArgument(err) {
 		return false
 	}
-	t.again(clean(h.Name), err.Error())
+	t.reapply(clean(h.Name), err.Error())
 	return true
 }
 
@@ -137,9 +137,9 @@ func tidy(p string) string {
 func (m *missing) Error() string { return unix.ENOENT.Error() }
 func (m *missing) Unwrap() error { return unix.ENOENT }
 
-// below returns the path in lower layers that a target whose lookup failed with err would have,
-// and whether there can be one.
-func (t *tree) below(base string, err error) (target string, ok bool) {
+// lowerPath turns a lookup that failed with err into the path that base would have in a lower layer. ok is false if no lower layer can
+// show it.
+func (t *tree) lowerPath(base string, err error) (target string, ok bool) {
 	var m *missing
 	if t.report == nil || !errors.As(err, &m) || t.isOpaque(m.dir.path) {
 		return "", false
@@ -158,9 +158,9 @@ func (a *applier) unresolvedLink(parent, base, target string) error {
 	name := join(d.path, base)
 	switch {
 	case strings.Contains("/"+target+"/", "/../"):
-		t.again(name, "hard link through .. of what lower layers may have")
+		t.reapply(name, "hard link through .. of what lower layers may have")
 	case target == name, strings.HasPrefix(target, name+"/"):
-		t.again(name, "hard link that replaces what it leads to")
+		t.reapply(name, "hard link that replaces what it leads to")
 	}
 	if t.report.again {
 		return nil

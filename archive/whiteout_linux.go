@@ -15,7 +15,7 @@ import (
 // whiteoutDevice handles a character device 0:0, which overlayfs would read as a whiteout: it is not created, and what was there is
 // removed.
 func (a *applier) whiteoutDevice(d *dir, base string) error {
-	if err := a.settle("devices", "create device", unix.EPERM); err != nil {
+	if err := a.tolerate("devices", "create device", unix.EPERM); err != nil {
 		return err
 	}
 	if err := a.tree.remove(d, base); err != nil || a.tree.opaque == "" || a.tree.isOpaque(d.path) {
@@ -45,7 +45,7 @@ func (a *applier) whiteout(parent, base string) error {
 	case base == opaqueMarker && t.opaque == "":
 		return t.hide(d)
 	case base == opaqueMarker && d == t.root && t.report != nil:
-		t.again("", "all lower layers are hidden")
+		t.reapply("", "all lower layers are hidden")
 		return nil
 	case base == opaqueMarker && d == t.root:
 		return errclass.As(errors.New("overlayfs can't hide all lower layers: apply it with whiteouts removed"), errdefs.ErrNotImplemented)
