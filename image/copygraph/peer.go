@@ -88,25 +88,23 @@ type Server func(ctx context.Context, in io.Reader, out io.Writer) error
 
 // thread is a peer that is a Server, run by a goroutine.
 type thread struct {
-	*os.File // its output
-	cancel   context.CancelFunc
-	done     chan struct{}
-	err      error // good once done is closed
+	io.Closer // of its output
+	cancel    context.CancelFunc
+	done      chan struct{}
+	err       error // good once done is closed
 }
 
-// startServer runs a server. Pipes of the system stand between it and the client, because they buffer.
+// startServer runs a server. Requests go through a pipe of the system, which buffers: the server reads no further while it has enough
+// to do. Answers are handed over in memory, where their bytes are copied once.
 func startServer(s Server) (*process, error) {
 	requests, input, err := os.Pipe()
 	if err != nil {
 		return nil, fmt.Errorf("pipe: %w", err)
 	}
-	output, answers, err := os.Pipe()
-	if err != nil {
-		return nil, errors.Join(fmt.Errorf("pipe: %w", err), requests.Close(), input.Close())
-	}
 	disk.WidenPipe(input)
+	output, answers := io.Pipe()
 	ctx, cancel := context.WithCancel(context.Background())
-	t := &thread{File: output, cancel: cancel, done: make(chan struct{})}
+	t := &thread{Closer: output, cancel: cancel, done: make(chan struct{})}
 	go func() {
 		defer close(t.done)
 		t.err = s(ctx, requests, answers)
