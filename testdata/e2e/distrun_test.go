@@ -91,7 +91,7 @@ func TestDistRunEnds(t *testing.T) {
 			{"detached", detached + ` >/dev/null; task ls | cut -f3; task rm -f $ID || echo $?`, "running\n137"},
 			// Killed at any moment, by itself or with its process group, it leaves no process behind.
 			{"killed", `gone() { for _ in $(seq 600); do pgrep -f '^sleep 400[78]' >/dev/null || return 0; sleep 0.05; done; echo orphans; }
-				for s in 0.02 0.1 0.2 0.3 0.4 0.5 0.7 1; do dist-run --rm --id $ID ` + single + ` sh -c 'sleep 4007 & exec sleep 4008' & pid=$!; sleep $s; kill -9 $pid; wait $pid || true; gone; done
+				for s in 0.02 0.1 0.2 0.3 0.4 0.5 0.7 1; do dist-run --rm --id $ID ` + single + ` sh -c 'sleep 4007 & exec sleep 4008' & pid=$!; sleep $s; kill -9 $pid || true; wait $pid || true; gone; done
 				timeout -s KILL 1 dist-run --rm --id $ID ` + single + ` sh -c 'sleep 4007 & exec sleep 4008' || true; gone
 				again=no; for _ in 1 2 3 4 5; do if dist-run --rm --id $ID ` + single + ` true; then again=yes; break; fi; sleep 1; done; echo $again`, "yes"},
 			{"keep", `dist-run --id $ID ` + single + ` sh -c 'exit 4' || echo $?; task ls -a | cut -f3; task rm $ID || true`, "4\nstopped"},
