@@ -71,9 +71,9 @@ func bridge() []byte {
 	return b
 }
 
-// Config finds the configuration of a network: [Bridge], the path of a file (with a slash),
-// or the name of one that dir (mostly /etc/cni/net.d) has. NotFound where there is none,
-// InvalidArgument where it is none of CNI.
+// Config finds the configuration of a network by its name: the path of a file if there is a slash in it, else the name of a
+// configuration in dir (mostly /etc/cni/net.d), else [Bridge]. The error is NotFound if there is none, and InvalidArgument if
+// the file is not a configuration of CNI.
 func Config(name, dir string) (*libcni.NetworkConfigList, error) {
 	if strings.Contains(name, "/") {
 		return read(name)
@@ -154,7 +154,7 @@ func read(file string) (*libcni.NetworkConfigList, error) {
 	return parse(b, filepath.Base(file))
 }
 
-// parse takes a list of plugins, or one plugin's configuration.
+// parse reads a list of plugins, or the configuration of a single plugin.
 func parse(b []byte, what string) (*libcni.NetworkConfigList, error) {
 	config, err := libcni.NetworkConfFromBytes(b)
 	if err == nil && len(config.Plugins) > 0 {
@@ -232,7 +232,7 @@ func ParsePort(s string) (p Port, err error) {
 	return p, nil
 }
 
-// check finds that all plugins are there, and that one maps ports, where there are any.
+// check fails if a plugin isn't installed, or if there are ports and no plugin maps them.
 func (n *Networks) check(config *libcni.NetworkConfigList, ports []Port) error {
 	maps := len(ports) == 0
 	for _, p := range config.Plugins {

@@ -157,6 +157,9 @@ func replaceNames(file, names string) {
 		return
 	}
 	defer f.Close()
+	if info, err := f.Stat(); err != nil || !info.Mode().IsRegular() {
+		return
+	}
 	b, err := io.ReadAll(io.LimitReader(f, namesSize))
 	if err != nil {
 		return

@@ -1,11 +1,15 @@
 package network
 
 import (
+	"errors"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"distkit/runtime/spec"
+
+	"golang.org/x/sys/unix"
 )
 
 // A server on the host's loopback address is out of a network's reach, and so is one on a link of the host's.
@@ -48,4 +52,57 @@ func TestResolvConf(t *testing.T) {
 			}
 		})
 	}
+}
+
+// A container may do what it likes with its hosts file: others' names are not written elsewhere, and nobody waits.
+func TestReplaceNamesInHostileFiles(t *testing.T) {
+	dir := t.TempDir()
+	const fine = "127.0.0.1\tlocalhost\n" + namesBegin + "192.0.2.7\told\n" + namesEnd + "# mine\n"
+	for _, c := range []struct {
+		what, text, want string
+		make             func(file string) error
+	}{
+		{"longer", fine, "127.0.0.1\tlocalhost\n" + namesBegin + "192.0.2.8\tnew\n192.0.2.9\tnewer\n" + namesEnd + "# mine\n", nil},
+		{"no lines", "mine\n", "mine\n", nil},
+		{"no end", namesBegin + "mine\n", namesBegin + "mine\n", nil},
+		{"the end first", namesEnd + namesBegin, namesEnd + namesBegin, nil},
+		{"empty", "", "", nil},
+		{"a link", "", fine, func(file string) error {
+			return errors.Join(os.WriteFile(file+".victim", []byte(fine), 0o600), os.Remove(file), os.Symlink(file+".victim", file))
+		}},
+		{"a lease on it", fine, fine, func(file string) error {
+			f, err := os.Open(file)
+			if err != nil {
+				return err
+			}
+			t.Cleanup(func() { f.Close() })
+			_, err = unix.FcntlInt(f.Fd(), unix.F_SETLEASE, unix.F_RDLCK)
+			return err
+		}},
+	} {
+		t.Run(c.what, func(t *testing.T) {
+			file := filepath.Join(dir, strings.ReplaceAll(c.what, " ", "-"))
+			err := os.WriteFile(file, []byte(c.text), 0o644)
+			if err == nil && c.make != nil {
+				err = c.make(file)
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			replaceNames(file, "192.0.2.8\tnew\n192.0.2.9\tnewer\n")
+			if got, err := os.ReadFile(file); err != nil || string(got) != c.want {
+				t.Errorf("%q, %v", got, err)
+			}
+		})
+	}
+	fifo := filepath.Join(dir, "fifo")
+	if err := unix.Mkfifo(fifo, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	replaceNames(fifo, "192.0.2.8\tnew\n") // and doesn't wait
+	huge := filepath.Join(dir, "huge")
+	if err := errors.Join(os.WriteFile(huge, []byte(fine), 0o600), os.Truncate(huge, 1<<40)); err != nil {
+		t.Fatal(err)
+	}
+	replaceNames(huge, "192.0.2.8\tnew\n")
 }

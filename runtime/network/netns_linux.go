@@ -11,7 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// makeNamespace makes a network namespace, with loopback up, that stays where path is.
+// makeNamespace makes a network namespace with loopback up, and mounts it on path, which keeps it.
 func makeNamespace(path string) error {
 	f, err := os.OpenFile(path, os.O_CREATE|os.O_RDONLY, 0o600)
 	if err != nil {

@@ -1,9 +1,19 @@
 // Package network makes network namespaces that outlive the process that made them, and
 // connects them by CNI plugins (https://www.cni.dev/docs/spec/).
 //
-// A network is a directory below the state directory, which like what it describes does not
-// outlive a boot: what CNI is asked is written down before any plugin runs, so that whatever a
-// killed process has left can be taken away by [Networks.Delete].
+// A network is a directory below the state directory. Neither outlives a boot. What CNI is asked is written
+// there before any plugin runs, so [Networks.Delete] removes whatever a killed process has left. A directory has:
+//
+//	lock             held by the process that works on the network
+//	connection.json  what a container's record keeps, so that the network can be made again after a boot
+//	request.json     what the plugins are asked
+//	netns            the network namespace, mounted; the network's ports are taken while it is there
+//	etc/             hosts, hostname and resolv.conf, in a file system of their own
+//	cni/             the plugins' answers, for their removal
+//	result.json      the network is connected
+//
+// Two more locks order what concerns several networks: networks.lock beside the directory, for ports and names, and
+// bridge.lock in /run/distkit, for the host's bridge.
 package network
 
 import (
@@ -32,7 +42,7 @@ import (
 // ifName is the interface in the network's namespace.
 const ifName = "eth0"
 
-// Networks are those of a namespace of IDs.
+// Networks are the networks of a namespace of IDs.
 type Networks struct {
 	dir       string
 	namespace string
@@ -52,8 +62,8 @@ func Open(state, namespace string, plugins []string) (*Networks, error) {
 	return &Networks{filepath.Join(state, "networks"), namespace, plugins}, nil
 }
 
-// Locate returns the networks of this state directory among which one is by the path of its network namespace, and
-// its ID. InvalidArgument if it can't be one: what stands beside another path says nothing about what to run.
+// Locate finds a network of this state directory by the path of its network namespace. It returns the networks of the
+// same namespace of IDs, and the network's ID. A path elsewhere is InvalidArgument: what lies beside it is not trusted.
 func (n *Networks) Locate(path string) (*Networks, string, error) {
 	dir := filepath.Dir(path)
 	namespace, id, has := strings.Cut(filepath.Base(dir), "+")
@@ -97,7 +107,7 @@ type place struct {
 
 func (p place) file(name string) string { return filepath.Join(p.dir, name) }
 
-// files in a network's directory, in the order in which they go.
+// files are those in a network's directory, in the order in which they are removed.
 var files = []string{"connection.json", "connection.json.new", "result.json", "result.json.new", "request.json", "request.json.new", "lock"}
 
 func (n *Networks) path(id string) (string, error) {
@@ -113,8 +123,8 @@ func (n *Networks) Paths(id string) (netns string, files map[string]string, err 
 	return p.file("netns"), p.nameFiles(), err
 }
 
-// open locks the directory of a network, which create makes. NotFound where it isn't there,
-// Unavailable where another process works on it.
+// open locks the directory of a network, and makes it if create is set. The error is NotFound if there is none, and
+// Unavailable if another process works on it.
 func (n *Networks) open(id string, create bool) (place, error) {
 	dir, err := n.path(id)
 	if err != nil {
@@ -167,10 +177,9 @@ func (n *Networks) open(id string, create bool) (place, error) {
 	return place{}, errclass.Errorf(errdefs.ErrUnavailable, "network %s: it is removed again and again", id)
 }
 
-// Add makes a network: its namespace, connected as the configuration says, with these ports
-// of the host. AlreadyExists where there is one; what a killed process has left of one is
-// removed first. NotImplemented where a plugin isn't installed, Unavailable where a port is taken. Where one fails nothing is
-// left.
+// Add makes a network: its namespace, connected as the configuration says, with the ports and names that w has. The error is
+// AlreadyExists if the ID has a network, NotImplemented if a plugin isn't installed, and Unavailable if a port is taken. Add first
+// removes what a killed process has left of a network with this ID. If it fails, nothing is left.
 func (n *Networks) Add(ctx context.Context, id string, w Wanted) (_ *Network, err error) {
 	config, ports := w.config, w.ports
 	if err := n.check(config, ports); err != nil {
@@ -207,7 +216,7 @@ func (n *Networks) Add(ctx context.Context, id string, w Wanted) (_ *Network, er
 	return n.connect(ctx, p, r, config, p.remove)
 }
 
-// connect makes a network's namespace and has the plugins connect it. Where that fails they take back what they
+// connect makes a network's namespace and has the plugins connect it. If that fails, the plugins take back what they
 // did, and undone undoes the rest.
 func (n *Networks) connect(ctx context.Context, p place, r request, config *libcni.NetworkConfigList, undone func() error) (_ *Network, err error) {
 	if err := n.reserve(ctx, p, r); err != nil {
@@ -261,7 +270,7 @@ func (n *Networks) connect(ctx context.Context, p place, r request, config *libc
 }
 
 // Down disconnects a network and removes its namespace, but keeps what was asked for it, for [Networks.Up].
-// One that isn't there is success.
+// If there is no such network, that is success.
 func (n *Networks) Down(ctx context.Context, id string) error {
 	p, err := n.open(id, false)
 	if errdefs.IsNotFound(err) {
@@ -284,8 +293,8 @@ func (n *Networks) Down(ctx context.Context, id string) error {
 	return nil
 }
 
-// Up connects a network that is down as it was, with addresses that may be others; one that is up stays as
-// it is. NotFound where there is none.
+// Up connects a network that is down, as it was asked for; its addresses may be others. A network that is up stays as
+// it is. The error is NotFound if there is no such network.
 func (n *Networks) Up(ctx context.Context, id string) (*Network, error) {
 	p, err := n.open(id, false)
 	if err != nil {
@@ -322,8 +331,7 @@ func (p place) connected(r request) (*Network, bool) {
 	return r.network(p, &result), true
 }
 
-// Delete disconnects a network and removes its namespace; one that isn't there is success, since
-// what is to be gone is gone.
+// Delete disconnects a network and removes it. If there is no such network, that is success.
 func (n *Networks) Delete(ctx context.Context, id string) error {
 	p, err := n.open(id, false)
 	if errdefs.IsNotFound(err) {
@@ -346,7 +354,7 @@ func (n *Networks) Delete(ctx context.Context, id string) error {
 	return nil
 }
 
-// List gives the networks of this namespace, by ID. Those that are being made, or are down, are none.
+// List returns the connected networks of this namespace, sorted by ID.
 func (n *Networks) List(ctx context.Context) ([]*Network, error) {
 	entries, err := os.ReadDir(n.dir)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
@@ -441,7 +449,7 @@ func (r request) name() string {
 // onBridge reports whether the network is on the host's bridge that [Bridge] is.
 func (r request) onBridge() bool { return r.name() == bridgeName }
 
-// request reads what CNI was asked; NotFound where a killed process has not come so far.
+// request reads what CNI was asked. The error is NotFound if a killed process has not written it yet.
 func (p place) request() (r request, err error) {
 	b, err := os.ReadFile(p.file("request.json"))
 	if errors.Is(err, fs.ErrNotExist) {
@@ -453,7 +461,7 @@ func (p place) request() (r request, err error) {
 	return r, err
 }
 
-// write puts a file there at once and whole. Nothing is synced: it does not outlive a boot.
+// write replaces a file atomically. Nothing is synced, since nothing outlives a boot.
 func (p place) write(name string, v any) error {
 	b, err := json.Marshal(v)
 	if err != nil {
@@ -481,7 +489,7 @@ func (p place) remove() error {
 	return os.Remove(p.dir)
 }
 
-// pluginError says in one line what a plugin said.
+// pluginError returns a plugin's error in one line.
 func pluginError(ctx context.Context, err error) error {
 	if ctx.Err() != nil {
 		return ctx.Err()

@@ -23,6 +23,12 @@ type Names struct {
 	Options []string `json:"dnsOptions,omitempty"`
 }
 
+// Given reports whether n says more than the container's own name.
+func (n Names) Given() bool { return len(n.Hosts) > 0 || n.Resolves() }
+
+// Resolves reports whether n says something about resolv.conf.
+func (n Names) Resolves() bool { return len(n.Servers)+len(n.Search)+len(n.Options) > 0 }
+
 // Check returns InvalidArgument if a name, an address or an option can't be in its file.
 func (n Names) Check() error {
 	for _, s := range n.Hosts {
@@ -106,8 +112,8 @@ func (n Names) writeHosts(b *strings.Builder, gateway string) error {
 }
 
 // ResolvConf returns the resolv.conf of a container, made from the text of the host's. Servers reports whether it has a name
-// server that is not on a loopback address and not of an interface of the host's (fe80::1%eth0): no network reaches these, so
-// they are left out if isolated is set.
+// server. In a network of its own (isolated) a container reaches neither loopback addresses of the host nor addresses that are
+// those of a link of the host's, such as fe80::1%eth0: these servers are left out.
 func (n Names) ResolvConf(host string, isolated bool) (conf string, servers bool) {
 	var b strings.Builder
 	for line := range strings.Lines(host) {

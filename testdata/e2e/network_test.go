@@ -200,6 +200,8 @@ func TestNetworkNone(t *testing.T) {
 		{"started again", `dist-run --id again --rootfs rootfs sh -c 'echo 192.0.2.7 mine >> /etc/hosts'; task start again >/dev/null; task wait again >/dev/null; grep -c mine .content/containers/default/again/hosts; task rm again`, "2"},
 		{"other users", `umask 077; dist-run --rm --user 1000 --rootfs rootfs cat /etc/hostname | wc -l`, "1"},
 		{"led elsewhere", `dist-run --rm --id me --net bridge --rootfs led sh -c 'cat /etc/hostname; echo x >> /etc/hosts; echo x >> /etc/resolv.conf' || true; dist-run --rm --id me --rootfs led sh -c 'echo x >> /etc/hosts' || true; cat victim; stat -c %a victim`, "me\nhost\n600"},
+		{"two in one network", `path=$(run-net add -q --add-host a:192.0.2.7 pod); dist-run -d --rm --id web --net "$path"` + httpd + `
+			dist-run --rm --net "$path" --rootfs rootfs sh -c 'wget -q -O- http://pod/; grep -c a$ /etc/hosts'; task rm -f web || true; run-net del pod`, "page\n1"},
 	} {
 		if got := p.sh(tt.script); got != tt.want {
 			t.Errorf("%s: %q, not %q", tt.name, got, tt.want)

@@ -213,6 +213,24 @@ func (o *Flags) PlanNetwork(ctx context.Context, id string, c runtime.Connection
 	return p, err
 }
 
+// NetworkFiles returns the files that a container finds names by, by their paths in it, if run-net made the network namespace at
+// path and has them beside it; else nil.
+func (o *Flags) NetworkFiles(path string) map[string]string {
+	state, err := filepath.Abs(o.State())
+	dir := filepath.Join(filepath.Dir(path), "etc")
+	if err != nil || filepath.Dir(filepath.Dir(path)) != filepath.Join(state, "networks") {
+		return nil
+	}
+	files := map[string]string{}
+	for _, name := range spec.NameFiles {
+		files[name] = filepath.Join(dir, filepath.Base(name))
+		if _, err := os.Stat(files[name]); err != nil {
+			return nil
+		}
+	}
+	return files
+}
+
 // networkFlags are run-net's flags for a network.
 func networkFlags(c runtime.Connection) []string {
 	flags := []string{"--network=" + c.Name}

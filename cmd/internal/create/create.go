@@ -217,6 +217,9 @@ func (q *Request) connect(ctx context.Context, own string, r *runtime.Record, o 
 			return nameFiles{}, cli.Usagef("--publish goes with a network of run-net, not with --net %s", name)
 		}
 		o.Network = name
+		if files := q.Of.NetworkFiles(name); files != nil && !q.Names.Given() {
+			return nameFiles{made: files}, nil
+		}
 		return newNameFiles(names, name == "host")
 	}
 	if o.Host.UserNamespace {

@@ -40,7 +40,7 @@ func newNameFiles(names spec.Names, host bool) (nameFiles, error) {
 	if err != nil {
 		return nameFiles{}, err
 	}
-	if len(names.Servers)+len(names.Search)+len(names.Options) > 0 {
+	if names.Resolves() {
 		b, err := readHost("/etc/resolv.conf")
 		if err != nil {
 			return nameFiles{}, err
