@@ -55,6 +55,7 @@ type fake struct {
 	tags      []string // listed in pages of two, as tags and as repositories; nil: there is no such list
 	begun     int      // uploads; no two have one ID
 	referrers bool     // the list of referrers is known
+	limits    bool     // replies tell limits, as Docker Hub's do
 	requests  []*http.Request
 	// fault replies in the place of the registry where it returns true.
 	fault func(w http.ResponseWriter, r *http.Request, n int) bool
@@ -175,6 +176,10 @@ func (f *fake) serve(w http.ResponseWriter, r *http.Request) {
 			w.Header().Set("Content-Type", m.mediaType)
 			w.Header().Set("Docker-Content-Digest", digest.FromBytes(m.content).String())
 			w.Header().Set("Content-Length", strconv.Itoa(len(m.content)))
+			if f.limits {
+				w.Header().Set("RateLimit-Limit", "100;w=21600")
+				w.Header().Set("RateLimit-Remaining", "76;w=21600")
+			}
 			if r.Method != http.MethodHead {
 				w.Write(m.content)
 			}
@@ -183,7 +188,7 @@ func (f *fake) serve(w http.ResponseWriter, r *http.Request) {
 	}
 	if r.URL.Path == "/token" {
 		w.Header().Set("Content-Type", "application/json")
-		fmt.Fprintf(w, `{"token":%q,"expires_in":300}`, oddSecret)
+		fmt.Fprintf(w, `{"token":%q,"access_token":%[1]q,"expires_in":300}`, oddSecret)
 		return
 	}
 	if kind, ok := map[string]string{"/v2/x/tags/list": "tags", "/v2/_catalog": "repositories"}[r.URL.Path]; ok && f.tags != nil {

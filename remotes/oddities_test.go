@@ -9,6 +9,8 @@ import (
 	"maps"
 	"net/http"
 	"net/http/httptest"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -37,8 +39,10 @@ type operation struct {
 	chunk   int64         // where set, the length of an upload's chunks
 	lost    string        // the method of a request whose first reply is lost, after the registry has done what it asks
 	isToken bool          // the registry wants a token, which it gives for the password
-	run     func(r *Registry) (string, error)
-	want    string // the right result
+	// hasIdentity is set if the user has an identity token in the place of a password.
+	hasIdentity bool
+	run         func(r *Registry) (string, error)
+	want        string // the right result
 	// check, where set, looks at the registry after a success.
 	check func(f *fake) error
 	// isHint marks a request whose refusal, or whatever its reply tells, another request makes good.
@@ -169,7 +173,7 @@ func oddCase(s string) string {
 // oddHeaders are the headers that are sent odd where a reply has them, and added where it has not.
 var oddHeaders = []string{
 	"Content-Type", "Content-Length", "Content-Encoding", "Content-Range", "Docker-Content-Digest", "ETag", "Link", "Location", "Range",
-	"OCI-Subject", "OCI-Chunk-Min-Length", "OCI-Filters-Applied", "Retry-After", "Www-Authenticate", "Warning", "Transfer-Encoding",
+	"OCI-Subject", "OCI-Chunk-Min-Length", "RateLimit-Limit", "RateLimit-Remaining", "OCI-Filters-Applied", "Retry-After", "Www-Authenticate", "Warning", "Transfer-Encoding",
 }
 
 func oddities() (list []oddity) {
@@ -380,6 +384,9 @@ func (w *oddWorld) cell(t *testing.T, op operation, o oddity) {
 	w.reply(func(rw http.ResponseWriter, r *http.Request, n int) bool {
 		_, password, _ := r.BasicAuth()
 		isIn, challenge := password == oddSecret, `Basic realm="x"`
+		if op.hasIdentity && r.URL.Path == "/token" {
+			isIn = r.PostFormValue("refresh_token") == oddSecret
+		}
 		if op.isToken && r.URL.Path != "/token" {
 			isIn, challenge = r.Header.Get("Authorization") == "Bearer "+oddSecret, `Bearer realm="`+w.URL+`/token",service="x"`
 		}
@@ -427,6 +434,12 @@ func (w *oddWorld) cell(t *testing.T, op operation, o oddity) {
 	})
 	options := w.options
 	options.Unverified, options.Parts = op.options.Unverified, op.options.Parts
+	if op.hasIdentity {
+		options.AuthFile = filepath.Join(t.TempDir(), "auth.json")
+		if err := os.WriteFile(options.AuthFile, fmt.Appendf(nil, `{"auths":{%q:{"identitytoken":%q}}}`, w.host(), oddSecret), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
 	r := open(t, w.host(), options)
 	if op.chunk > 0 {
 		r.own().chunk = op.chunk
@@ -519,6 +532,29 @@ var tokenOutcomes = func() map[string]string {
 	return outcomes
 }()
 
+// postedOutcomes are of requests for a token that hold a secret in their body, which no redirect sends anywhere.
+var postedOutcomes = func() map[string]string {
+	outcomes := maps.Clone(tokenOutcomes)
+	for _, status := range []int{301, 302, 303, 307, 308} {
+		if status <= 303 {
+			outcomes[fmt.Sprintf("redirect %d to itself", status)] = refused
+			continue
+		}
+		outcomes[fmt.Sprintf("redirect %d to*", status)] = refused
+		outcomes[fmt.Sprintf("redirect %d to itself", status)], outcomes[fmt.Sprintf("redirect %d to garbage", status)] = other, other
+	}
+	return outcomes
+}()
+
+// limitOutcomes are of the question for limits, which the header alone answers. What is not told is unknown.
+var limitOutcomes = map[string]string{
+	"redirect 301 to clear text": right + "|" + other, "redirect 302 to clear text": right + "|" + other, "redirect 303 to clear text": right + "|" + other,
+	"redirect 307 to clear text": right + "|" + other, "redirect 308 to clear text": right + "|" + other, // other, if it is asked over TLS
+	"RateLimit-Limit absent": wrong, "RateLimit-Limit empty": wrong, "RateLimit-Limit garbage": wrong, "RateLimit-Limit enormous": wrong,
+	"RateLimit-Remaining absent": wrong, "RateLimit-Remaining empty": wrong, "RateLimit-Remaining garbage": wrong, "RateLimit-Remaining enormous": wrong,
+	"status 2*": notFound, "cut*": right, "empty body": right, "web page": right, "null": right, "list": right, "braces": right, "NUL": right,
+}
+
 var readOperations = func() []operation {
 	ctx := context.Background()
 	index, blob := digest.FromBytes(oddIndex).String(), digest.FromBytes(oddBlob).String()
@@ -557,6 +593,11 @@ var readOperations = func() []operation {
 		{name: "resolve a manifest", at: "HEAD /manifests/", run: resolve(index), want: fmt.Sprint(index, " ", len(oddIndex)), isHint: true, expect: with404(headOutcomes)},
 		{name: "resolve a blob", at: "HEAD /blobs/", run: resolve(blob), want: blob + " 3000", isHint: true, expect: with404(headOutcomes)},
 		{name: "get a token", at: "GET /token", isToken: true, run: read("latest"), want: string(oddIndex), expect: tokenOutcomes},
+		{name: "get a token by POST", at: "POST /token", isToken: true, hasIdentity: true, run: read("latest"), want: string(oddIndex), expect: postedOutcomes},
+		{name: "ask for the limits", at: "HEAD /manifests/", setup: func(f *fake) { f.limits = true }, run: func(r *Registry) (string, error) {
+			l, err := RateLimits(ctx, r, "latest")
+			return fmt.Sprint(l.Limit, " ", l.Remaining, " ", l.Window), err
+		}, want: "100 76 6h0m0s", expect: limitOutcomes},
 		{name: "list repositories", at: "GET /_catalog", run: func(r *Registry) (string, error) {
 			var all []string
 			for name, err := range r.repositories(ctx) {

@@ -144,6 +144,11 @@ var writeOperations = func() []operation {
 			asked[fmt.Sprintf("redirect %d to %s", status, where)] = right
 		}
 	}
+	// What comes of cancelling an upload changes nothing of why it is cancelled.
+	cancelled := map[string]string{"*": damaged}
+	for _, status := range []int{301, 302, 303, 307, 308} {
+		cancelled[fmt.Sprintf("redirect %d to clear text", status)] = damaged
+	}
 	begun := map[string]string{"Location absent": damaged, "Location empty": damaged, "Location garbage": damaged, "Location enormous": temporary, "OCI-Chunk-Min-Length enormous": other,
 		"cut*": right, "empty body": right, "web page": right, "null": right, "list": right, "braces": right, "NUL": right}
 	for _, status := range []int{301, 302, 303} { // a POST becomes a GET
@@ -159,6 +164,7 @@ var writeOperations = func() []operation {
 		{name: "put a blob: last chunk", at: "PUT /blobs/uploads/", run: put(blob.String(), oddNewBlob, "mediatype:a/b"), want: blob.String(), check: hasBlob, expect: stored},
 		{name: "put a blob: a chunk", at: "PATCH /blobs/uploads/", chunk: 1000, run: put(blob.String(), oddNewBlob, "mediatype:a/b"), want: blob.String(), check: hasBlob, expect: sentChunk},
 		{name: "put a blob: how much of it is there", at: "GET /blobs/uploads/", chunk: 1000, lost: http.MethodPatch, run: put(blob.String(), oddNewBlob, "mediatype:a/b"), want: blob.String(), check: hasBlob, expect: asked},
+		{name: "put a blob that is wrong: cancel", at: "DELETE /blobs/uploads/", run: put(blob.String(), oddBlob, "mediatype:a/b"), expect: cancelled},
 		{name: "put a manifest: whether it is there", at: "HEAD /manifests/", run: put(manifest.String(), oddManifest, isManifest), want: manifest.String(), check: has(manifest.String()), isHint: true, expect: look},
 		{name: "put a manifest", at: "PUT /manifests/", run: put(manifest.String(), oddManifest, isManifest), want: manifest.String(), check: has(manifest.String()), expect: done},
 		{name: "put a tag: whether it is there", at: "HEAD /manifests/", run: put("v1", oddManifest), want: manifest.String(), check: has("v1"), isHint: true, expect: look},
