@@ -143,17 +143,19 @@ func (c *client) send(ctx context.Context, r request, dog *watchdog) (*http.Resp
 	if r.body != nil {
 		req.ContentLength = r.size
 		var bodies []*upload
+		// The server may reply while net/http still reads the body. Close stops that.
+		stop := func() {
+			for _, b := range bodies {
+				b.Close()
+			}
+		}
+		defer stop()
 		req.GetBody = func() (io.ReadCloser, error) {
+			stop() // the readers of one content must not run at the same time
 			body := &upload{Reader: r.body(), dog: dog, stall: c.stall, commit: max(commitTimeout, c.timeout), left: r.size}
 			bodies = append(bodies, body)
 			return body, nil
 		}
-		// The server may reply while net/http still reads the body. Close stops that.
-		defer func() {
-			for _, b := range bodies {
-				b.Close()
-			}
-		}()
 		req.Body, _ = req.GetBody()
 		if r.size == 0 {
 			req.Body = http.NoBody
