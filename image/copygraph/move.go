@@ -148,8 +148,19 @@ func (q *queue) take(ctx context.Context) (*object, error) {
 	select {
 	case o, ok := <-q.ready:
 		if ok {
-			passed := make(chan struct{})
-			o.turn = &turn{q.last, sync.OnceFunc(func() { close(passed) })}
+			before, passed := q.last, make(chan struct{})
+			o.turn = &turn{before, sync.OnceFunc(func() {
+				// Who needs no turn may pass it before it has come, but not over those before it.
+				go func() {
+					defer close(passed)
+					if before != nil {
+						select {
+						case <-before:
+						case <-ctx.Done():
+						}
+					}
+				}()
+			})}
 			q.last = passed
 		}
 		return o, nil
