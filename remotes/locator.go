@@ -4,6 +4,7 @@ import (
 	"strings"
 
 	"github.com/containerd/errdefs"
+	"github.com/distribution/reference"
 	"github.com/opencontainers/go-digest"
 
 	// The algorithms of digests that OCI registers.
@@ -70,103 +71,29 @@ func ParseLocator(s string) (Locator, error) {
 	if path == "" {
 		return bad("has no repository: write host/path, as %s/NAME", host)
 	}
-	if host == "index.docker.io" {
-		host = hub
+	named, err := reference.ParseNormalizedNamed(s)
+	if err != nil {
+		return bad("%v", err)
 	}
-	object := ""
-	if i := strings.IndexAny(path, ":@"); i >= 0 {
-		path, object = path[:i], path[i:]
+	if !reference.IsNameOnly(named) {
+		object := strings.TrimLeft(strings.TrimPrefix(named.String(), named.Name()), ":@")
+		return bad("the object is an argument of its own: write %s %s", named.Name(), object)
 	}
-	if host == hub && !strings.Contains(path, "/") {
-		path = "library/" + path
-	}
-	switch {
-	case !isHost(host):
+	if reference.Domain(named) == "" { // as with "_" in it, which names have and hosts don't
 		return bad("%s is invalid as a host", host)
-	case len(path) > maxRepository:
-		return bad("the repository has more than %d characters", maxRepository)
-	case strings.ToLower(path) != path:
-		return bad("the repository %s must be lowercase", path)
-	case !isRepository(path):
-		return bad("%s is invalid as a repository", path)
-	case object != "":
-		return bad("the object is an argument of its own: write %s/%s %s", host, path, object[1:])
 	}
-	return Locator{Host: host, Name: path}, nil
+	return Locator{Host: reference.Domain(named), Name: reference.Path(named)}, nil
 }
-
-// hub is the host of names that docker writes without one.
-const hub = "docker.io"
 
 // isPath reports whether a locator is the path of a directory.
 func isPath(s string) bool {
 	return s == "." || s == ".." || strings.HasPrefix(s, "/") || strings.HasPrefix(s, "./") || strings.HasPrefix(s, "../")
 }
 
-// The grammar of names is that of github.com/distribution/reference. It is not used itself, because its regular expressions would
-// double the time in which every command starts that talks to a remote.
-
-// maxRepository bounds the name of a repository.
-const maxRepository = 255
-
-// isRepository reports whether s names a repository, without its host.
+// isRepository tells names of repositories without their host.
 func isRepository(s string) bool {
-	if len(s) > maxRepository {
-		return false
-	}
-	for component := range strings.SplitSeq(s, "/") {
-		if !isComponent(component) {
-			return false
-		}
-	}
-	return true
-}
-
-// isComponent reports whether s is lower-case letters and digits, with a dot, one or two underscores or any number of dashes in between.
-func isComponent(s string) bool {
-	separators := 0 // in a row
-	for i := range len(s) {
-		switch c := s[i]; {
-		case c == '.', c == '_', c == '-':
-			separators++
-		case c >= 'a' && c <= 'z', c >= '0' && c <= '9':
-			if before := s[i-separators : i]; before != "" && (before == s[:i] || !isSeparator(before)) {
-				return false
-			}
-			separators = 0
-		default:
-			return false
-		}
-	}
-	return s != "" && separators == 0
-}
-
-func isSeparator(s string) bool {
-	return s == "." || s == "_" || s == "__" || strings.Trim(s, "-") == ""
-}
-
-// isHost reports whether s is a domain name or an address, an IPv6 address in brackets, with or without a port.
-func isHost(s string) bool {
-	const digits = "0123456789"
-	if i := strings.LastIndexByte(s, ':'); i >= 0 && !strings.HasSuffix(s, "]") {
-		if i+1 == len(s) || strings.Trim(s[i+1:], digits) != "" {
-			return false
-		}
-		s = s[:i]
-	}
-	if strings.HasPrefix(s, "[") && strings.HasSuffix(s, "]") {
-		return len(s) > 2 && strings.Trim(s[1:len(s)-1], digits+"abcdefABCDEF:") == ""
-	}
-	for label := range strings.SplitSeq(s, ".") {
-		if label == "" || label[0] == '-' || label[len(label)-1] == '-' || strings.ContainsFunc(label, isNoLabel) {
-			return false
-		}
-	}
-	return true
-}
-
-func isNoLabel(r rune) bool {
-	return (r < 'a' || r > 'z') && (r < 'A' || r > 'Z') && (r < '0' || r > '9') && r != '-'
+	_, err := reference.WithName("host.example/" + s)
+	return err == nil
 }
 
 // object is a tag or a digest.

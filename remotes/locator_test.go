@@ -1,13 +1,11 @@
 package remotes
 
 import (
-	"errors"
 	"reflect"
 	"strings"
 	"testing"
 
 	"github.com/containerd/errdefs"
-	"github.com/distribution/reference"
 )
 
 func TestParseLocator(t *testing.T) {
@@ -64,33 +62,6 @@ func TestParseLocator(t *testing.T) {
 			t.Errorf("%q: %v does not say %q", s, err, say)
 		}
 	}
-}
-
-// FuzzNames compares what is a name with docker's own parser.
-func FuzzNames(f *testing.F) {
-	for _, s := range []string{
-		"docker.io/library/redis", "index.docker.io/redis", "[::1]:5000/x", "[]/x", "[::1]x/y", "[::1]:/y", "a.b:/x", "a.b:5x/y", "a:b:1/x", "a..b/x",
-		"-a.b/x", "a-.b/x", "a.b-/x", "A-9.b/x", "a_b.c/x", "ho st.x/a", "localhost/x", "localhost:5000/a/b:c", "LOCALHOST:1/x",
-		"a.b/x_y", "a.b/x__y", "a.b/x___y", "a.b/x--y", "a.b/x-_y", "a.b/x..y", "a.b/-x", "a.b/x-", "a.b/x//y", "a.b/x/", "a.b/X", "a.b/é", "é.b/x", "a.b/x y",
-		"a.b/x:tag", "a.b/x:", "a.b/x@sha256:" + strings.Repeat("a", 64), "a.b/x:tag@sha256:" + strings.Repeat("a", 64),
-		"a.b/" + strings.Repeat("a", 255), "a.b/" + strings.Repeat("a", 256), "a.b/" + strings.Repeat("é", 200), "docker.io/" + strings.Repeat("a", 250),
-	} {
-		f.Add(s)
-	}
-	f.Fuzz(func(t *testing.T, s string) {
-		l, err := ParseLocator(s)
-		named, refused := reference.ParseNormalizedNamed(s)
-		if refused == nil && (!reference.IsNameOnly(named) || reference.Domain(named) == "") {
-			refused = errors.New("more or less than a name")
-		}
-		host, path, _ := strings.Cut(s, "/")
-		switch isName := path != "" && (host == "localhost" || strings.ContainsAny(host, ".:")) && !isPath(s) && !strings.Contains(s, "::") && !strings.Contains(s, "://"); {
-		case isName && (err == nil) != (refused == nil):
-			t.Errorf("%q: %v; docker's parser: %v", s, err, refused)
-		case isName && err == nil && (l.Host != reference.Domain(named) || l.Name != reference.Path(named)):
-			t.Errorf("%q: %+v; docker's parser: %s", s, l, named)
-		}
-	})
 }
 
 func FuzzParseLocator(f *testing.F) {
