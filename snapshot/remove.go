@@ -48,11 +48,10 @@ func (r *Remover) remove(ctx context.Context, key string) error {
 			return err
 		}
 	}
-	dir, held, err := r.s.detach(ctx, e, r.known)
-	if err != nil {
-		return err
-	}
-	return r.s.delete(e, dir, held)
+	gone := &removal{entry: e}
+	gone.dir, gone.held, gone.failed = r.s.detach(ctx, e, r.known)
+	r.s.delete([]*removal{gone})
+	return gone.failed
 }
 
 // A family records which snapshots have children, for a caller that asks about many. The parent of a snapshot never changes, with

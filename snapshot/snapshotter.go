@@ -12,6 +12,7 @@ import (
 	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"sort"
 	"strings"
 	"sync/atomic"
@@ -492,19 +493,28 @@ func (s *Snapshotter) Mounts(_ context.Context, key string) ([]Mount, error) {
 
 var errCommitted = errdefs.ErrFailedPrecondition.WithMessage("it is committed: make a view of it")
 
-// delete deletes the files of a snapshot that was detached.
-func (s *Snapshotter) delete(e entry, dir string, held *os.File) error {
-	defer disk.Release(held)
-	// Were the name to come back after a power failure, files would be missing below it. Of
-	// one that isn't committed nobody has been promised any.
-	if e.Kind == Committed {
-		if err := s.syncDir(s.dir, filepath.Join(s.dir, "tmp")); err != nil {
-			return err
-		}
+// delete deletes the files of snapshots that were detached, of which none is another's parent.
+func (s *Snapshotter) delete(list []*removal) {
+	// Were a name to come back after a power failure, files would be missing below it. Of one that isn't committed nobody has been
+	// promised any.
+	var unsynced error
+	if slices.ContainsFunc(list, func(r *removal) bool { return r.held != nil && r.Kind == Committed }) {
+		unsynced = s.syncDir(s.dir, filepath.Join(s.dir, "tmp"))
 	}
-	step("detached")
-	s.log(e.record, events.Event{Topic: "/snapshot/remove", Key: e.Key})
-	return ofOthers(s.driver.Remove(dir))
+	for _, r := range list {
+		if r.held == nil {
+			continue
+		}
+		if r.Kind == Committed {
+			r.failed = unsynced
+		}
+		if r.failed == nil {
+			step("detached")
+			s.log(r.record, events.Event{Topic: "/snapshot/remove", Key: r.Key})
+			r.failed = ofOthers(s.driver.Remove(r.dir))
+		}
+		disk.Release(r.held)
+	}
 }
 
 // ofOthers explains a failure with files that have, or whose directories have, other owners. Root without capabilities fails so, too.

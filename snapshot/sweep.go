@@ -1,14 +1,12 @@
 package snapshot
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"io/fs"
 	"os"
 	"slices"
-	"sort"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -73,11 +71,38 @@ func (s *Snapshotter) Sweep(ctx context.Context, o Sweep, f func(Info, Usage) er
 			}
 		}
 	}
-	sort.SliceStable(all, func(i, j int) bool { return len(all[i].Parents) > len(all[j].Parents) })
-	for _, e := range all {
-		if stays[e.id] {
-			continue
+	all = slices.DeleteFunc(all, func(e entry) bool { return stays[e.id] })
+	slices.SortStableFunc(all, func(a, b entry) int { return len(b.Parents) - len(a.Parents) })
+	for len(all) > 0 {
+		n := 1
+		for n < min(len(all), batch) && len(all[n].Parents) == len(all[0].Parents) {
+			n++
 		}
+		if err := s.sweepAlike(ctx, all[:n], known, o, f); err != nil {
+			return err
+		}
+		all = all[n:]
+	}
+	return nil
+}
+
+// batch is how many snapshots lose their names at once: so many are open, and one sync of the directory is for all.
+const batch = 64
+
+// removal is a snapshot that is to be deleted.
+type removal struct {
+	entry
+	usage  Usage
+	dir    string   // where its files are once it has lost its name
+	held   *os.File // their lock
+	failed error    // why it is not deleted
+}
+
+// sweepAlike deletes snapshots with equally many parents, of which none is another's, unless they have come to be needed. A parent of
+// one that is needed has a child, and stays for that.
+func (s *Snapshotter) sweepAlike(ctx context.Context, some []entry, known *family, o Sweep, f func(Info, Usage) error) error {
+	var list []*removal
+	for _, e := range some {
 		if err := ctx.Err(); err != nil {
 			return err
 		}
@@ -87,41 +112,35 @@ func (s *Snapshotter) Sweep(ctx context.Context, o Sweep, f func(Info, Usage) er
 			o.Failed(fmt.Errorf("remove %s: %w", e.Key, err))
 			continue
 		}
-		if !o.DryRun {
-			failed, err := s.sweepEntry(ctx, e, known, o)
-			if err = cmp.Or(err, ctx.Err()); err != nil {
-				return err
+		list = append(list, &removal{entry: e, usage: u})
+	}
+	if !o.DryRun && len(list) > 0 {
+		err := o.Alone(func(needed func(string, Info) bool) error {
+			for _, r := range list {
+				if needed(r.Namespace, r.Info) || r.Kind != Committed && s.stacking(r.entry) {
+					r.failed = errNeeded
+				} else {
+					r.dir, r.held, r.failed = s.detach(ctx, r.entry, known)
+				}
 			}
-			switch {
-			case errors.Is(failed, errChanged), errors.Is(failed, errNeeded), errors.Is(failed, fs.ErrNotExist), errdefs.IsUnavailable(failed), errdefs.IsFailedPrecondition(failed):
-				continue
-			case failed != nil:
-				o.Failed(fmt.Errorf("remove %s: %w", e.Key, failed))
-				continue
-			}
-		}
-		if err := f(e.Info, u); err != nil {
+			return nil
+		})
+		s.delete(list)
+		if err != nil {
 			return err
 		}
 	}
-	return nil
-}
-
-// sweepEntry removes a snapshot unless it has come to be needed. A parent of one that is needed has a child, and stays for that.
-// failed is why this one stays; err is an error of Alone itself.
-func (s *Snapshotter) sweepEntry(ctx context.Context, e entry, known *family, o Sweep) (failed, err error) {
-	var dir string
-	var held *os.File
-	err = o.Alone(func(needed func(string, Info) bool) error {
-		if needed(e.Namespace, e.Info) || e.Kind != Committed && s.stacking(e) {
-			failed = errNeeded
-		} else {
-			dir, held, failed = s.detach(ctx, e, known)
+	for _, r := range list {
+		switch failed := r.failed; {
+		case failed == nil:
+			if err := f(r.Info, r.usage); err != nil {
+				return err
+			}
+		case errors.Is(failed, errChanged), errors.Is(failed, errNeeded), errors.Is(failed, fs.ErrNotExist), errdefs.IsUnavailable(failed), errdefs.IsFailedPrecondition(failed):
+		case ctx.Err() != nil && errors.Is(failed, ctx.Err()):
+		default:
+			o.Failed(fmt.Errorf("remove %s: %w", r.Key, failed))
 		}
-		return nil
-	})
-	if failed == nil && held != nil {
-		failed = s.delete(e, dir, held)
 	}
-	return failed, err
+	return ctx.Err()
 }

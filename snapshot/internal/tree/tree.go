@@ -193,8 +193,8 @@ func (t *trail) up() error {
 	return err
 }
 
-func (t trail) close() {
-	for _, l := range t {
+func (t *trail) close() {
+	for _, l := range *t {
 		if l.dir != nil {
 			l.dir.Close()
 		}
