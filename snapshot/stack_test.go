@@ -14,9 +14,10 @@ func TestStackEndsWithItsReader(t *testing.T) {
 	t.Parallel()
 	s := open(t, t.TempDir(), drivers["overlayfs"])
 	gone := errors.New("nobody reads")
-	calledOff := false
-	low := snapshot.Layer{Name: "low", Apply: func(context.Context, snapshot.Place) error { return nil }}
+	calledOff, begun := false, make(chan struct{})
+	low := snapshot.Layer{Name: "low", Apply: func(context.Context, snapshot.Place) error { <-begun; return nil }}
 	high := snapshot.Layer{Name: "high", Apply: func(ctx context.Context, p snapshot.Place) error {
+		close(begun)
 		if err := os.WriteFile(p.Unresolved, nil, 0o600); err != nil {
 			return err
 		}

@@ -191,7 +191,6 @@ func TestAdopt(t *testing.T) {
 	}
 	pipes := first.Pipes
 	first.Ends.close() // as a killed monitor's
-	_ = first.feed.Close()
 	for _, f := range first.outputs {
 		_ = f.Close()
 	}
@@ -209,6 +208,7 @@ func TestAdopt(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	_ = first.feed.Close() // not before, or the process may see the end of its input
 	second.Begin()
 	a := Attach{Dir: o.Dir}
 	if err := a.feed(strings.NewReader("you\n")); err != nil {
