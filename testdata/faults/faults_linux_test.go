@@ -574,14 +574,15 @@ func difference(a, b []string) (only []string) {
 var (
 	number = regexp.MustCompile(`/[0-9]+(/|$)`)
 	random = regexp.MustCompile(`/[0-9a-f]{64}(/|$)`)
+	store  = regexp.MustCompile(`/due/[^/]*`)
 )
 
-// plain is a name without the numbers of snapshots and the hashes of keys.
+// plain is a name without the numbers of snapshots, the hashes of keys and the identity of the store.
 func plain(name string) string {
 	if strings.Contains(name, "/keys/") {
 		name = random.ReplaceAllString(name, "/HASH$1")
 	}
-	return number.ReplaceAllString(name, "/N$1")
+	return number.ReplaceAllString(store.ReplaceAllString(name, "/due/STORE"), "/N$1")
 }
 
 // files lists the store's files, the layout's and the state's, without the numbers of snapshots.

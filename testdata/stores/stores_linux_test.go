@@ -326,7 +326,9 @@ var atRoot = map[string]string{
 	"dist-unpack":           `dist-unpack $R $N --snapshotter native example.org/ci:1`,
 	"dist-verify":           `dist-verify $R | sort || true; dist-verify $R --names || true`,
 	"run":                   `mkdir bundle; run $R $N --id c bundle 2>&1 || echo $?`,
+	"snap changes":          `snap prepare $R $N k > /dev/null; snap changes $R $N k`,
 	"snap commit":           `snap prepare $R $N k > /dev/null; snap commit $R $N done k; snap ls $R $N`,
+	"snap diff":             `snap prepare $R $N k > /dev/null; snap diff $R $N k -- --compress none 2> /dev/null | wc -c`,
 	"snap drivers":          `snap drivers $R | cut -f1 | sort`,
 	"snap label":            `snap prepare $R $N k > /dev/null; snap label $R $N k a=b`,
 	"snap ls":               `snap prepare $R $N k > /dev/null; snap ls $R $N; snap ls --namespace ci`,
@@ -451,7 +453,7 @@ var reading = map[string]string{
 	"dist-tags":           `dist-tags ./.content`,
 	"dist-unpack":         `test $(id -u) != 0 || DIST_ALTERNATES=$PWD/.content dist-unpack --root $OWN/mine --snapshotter native $manifest > $OWN/id`,
 	"dist-verify":         `dist-verify | sort || true; dist-verify --names`,
-	"layers to files":     `dist-image layers -q example.org/x:1 | xargs dist-cat | dist-apply $OWN/files 2> $OWN/owners; cat $OWN/files/a`,
+	"layers to files":     `dist-image layers -q example.org/x:1 | xargs dist-cat | dist-apply $OWN/files 2> $OWN/owners | jq -c 'del(.unset)'; cat $OWN/files/a`,
 }
 
 // Commands that only read work in a store on a read-only mount, and in another user's, whether or not anybody has held it before.
