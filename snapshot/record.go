@@ -394,6 +394,8 @@ func (s *Snapshotter) sweep() error {
 		if err == nil {
 			left = append(left, ofOthers(s.driver.Remove(dir)))
 			disk.Release(f)
+		} else if !errors.Is(err, unix.EWOULDBLOCK) && !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, unix.ENOTDIR) && !errors.Is(err, unix.ELOOP) {
+			left = append(left, ofOthers(err))
 		}
 	}
 	return errors.Join(left...)

@@ -44,13 +44,15 @@ func (r *Remover) remove(ctx context.Context, key string) error {
 		return err
 	}
 	if r.known == nil && e.Kind == Committed {
-		if r.known, _, err = r.s.newFamily(ctx, false); err != nil && !errdefs.IsDataLoss(err) {
-			return err
+		known, _, err := r.s.newFamily(ctx, false)
+		if err != nil && !errdefs.IsDataLoss(err) {
+			return err // without its children no parent may go
 		}
+		r.known = known
 	}
 	gone := &removal{entry: e}
 	gone.dir, gone.held, gone.failed = r.s.detach(ctx, e, r.known)
-	r.s.delete([]*removal{gone})
+	r.s.delete(ctx, []*removal{gone})
 	return gone.failed
 }
 
@@ -78,6 +80,9 @@ func (s *Snapshotter) newFamily(ctx context.Context, dryRun bool) (*family, []en
 	all, err := s.entries()
 	if err != nil {
 		err = fmt.Errorf("list snapshots: %w", err)
+		if !errdefs.IsDataLoss(err) {
+			return nil, nil, err
+		}
 	}
 	for _, e := range all {
 		if e.id < k.next {

@@ -494,7 +494,8 @@ func (s *Snapshotter) Mounts(_ context.Context, key string) ([]Mount, error) {
 var errCommitted = errdefs.ErrFailedPrecondition.WithMessage("it is committed: make a view of it")
 
 // delete deletes the files of snapshots that were detached, of which none is another's parent.
-func (s *Snapshotter) delete(list []*removal) {
+// Once ctx is done, the files are left in tmp/ for the next sweep.
+func (s *Snapshotter) delete(ctx context.Context, list []*removal) {
 	// Were a name to come back after a power failure, files would be missing below it. Of one that isn't committed nobody has been
 	// promised any.
 	var unsynced error
@@ -511,7 +512,9 @@ func (s *Snapshotter) delete(list []*removal) {
 		if r.failed == nil {
 			step("detached")
 			s.log(r.record, events.Event{Topic: "/snapshot/remove", Key: r.Key})
-			r.failed = ofOthers(s.driver.Remove(r.dir))
+			if ctx.Err() == nil {
+				r.failed = ofOthers(s.driver.Remove(r.dir))
+			}
 		}
 		disk.Release(r.held)
 	}

@@ -1,6 +1,7 @@
 package snapshot
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -78,7 +79,7 @@ func (s *Snapshotter) Sweep(ctx context.Context, o Sweep, f func(Info, Usage) er
 		for n < min(len(all), batch) && len(all[n].Parents) == len(all[0].Parents) {
 			n++
 		}
-		if err := s.sweepAlike(ctx, all[:n], known, o, f); err != nil {
+		if err := s.sweepAlike(ctx, all[:n], stays, known, o, f); err != nil {
 			return err
 		}
 		all = all[n:]
@@ -100,9 +101,13 @@ type removal struct {
 
 // sweepAlike deletes snapshots with equally many parents, of which none is another's, unless they have come to be needed. A parent of
 // one that is needed has a child, and stays for that.
-func (s *Snapshotter) sweepAlike(ctx context.Context, some []entry, known *family, o Sweep, f func(Info, Usage) error) error {
+func (s *Snapshotter) sweepAlike(ctx context.Context, some []entry, stays map[uint64]bool, known *family, o Sweep, f func(Info, Usage) error) error {
 	var list []*removal
+	var alone error
 	for _, e := range some {
+		if stays[e.id] {
+			continue
+		}
 		if err := ctx.Err(); err != nil {
 			return err
 		}
@@ -110,6 +115,9 @@ func (s *Snapshotter) sweepAlike(ctx context.Context, some []entry, known *famil
 		if err = ofOthers(err); errdefs.IsPermissionDenied(err) {
 			// Its files could not be deleted, either. Any other failure to measure is a size of nothing.
 			o.Failed(fmt.Errorf("remove %s: %w", e.Key, err))
+			for _, below := range e.Parents {
+				stays[below] = true
+			}
 			continue
 		}
 		list = append(list, &removal{entry: e, usage: u})
@@ -125,9 +133,10 @@ func (s *Snapshotter) sweepAlike(ctx context.Context, some []entry, known *famil
 			}
 			return nil
 		})
-		s.delete(list)
+		s.delete(ctx, list)
 		if err != nil {
-			return err
+			list = slices.DeleteFunc(list, func(r *removal) bool { return r.held == nil })
+			alone = err
 		}
 	}
 	for _, r := range list {
@@ -142,5 +151,5 @@ func (s *Snapshotter) sweepAlike(ctx context.Context, some []entry, known *famil
 			o.Failed(fmt.Errorf("remove %s: %w", r.Key, failed))
 		}
 	}
-	return ctx.Err()
+	return cmp.Or(alone, ctx.Err())
 }

@@ -139,7 +139,9 @@ func byParent(all []snapshot.Info) family {
 // not committed has none, whatever else has its name.
 func (f family) each(key string, committed bool, do func(key string) error) error {
 	if committed {
-		for _, i := range f[key] {
+		children := f[key]
+		delete(f, key) // records may name each other in a circle
+		for _, i := range children {
 			if err := f.each(i.Key, i.Kind == snapshot.Committed, do); err != nil {
 				return err
 			}

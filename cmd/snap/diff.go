@@ -20,6 +20,7 @@ import (
 	"distkit/snapshot"
 
 	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
 )
 
 func newDiff(s *store) *cobra.Command {
@@ -60,9 +61,12 @@ func distDiff(ctx context.Context, compared *snapshot.Comparison, flags []string
 	} else if compared.Lower == nil {
 		dirs = dirs[1:]
 	}
-	for i, d := range dirs {
-		c.Args = append(c.Args, fmt.Sprintf("/proc/self/fd/%d", 3+i))
-		c.ExtraFiles = append(c.ExtraFiles, d)
+	for _, d := range dirs {
+		// At the numbers that they have here: the flags may name others of the caller's, as /dev/fd/3.
+		if _, err := unix.FcntlInt(d.Fd(), unix.F_SETFD, 0); err != nil {
+			return err
+		}
+		c.Args = append(c.Args, fmt.Sprintf("/proc/self/fd/%d", d.Fd()))
 	}
 	runtime.LockOSThread() // the kernel goes by the thread
 	defer runtime.UnlockOSThread()
@@ -73,6 +77,8 @@ func distDiff(ctx context.Context, compared *snapshot.Comparison, flags []string
 		return ctx.Err()
 	case errors.As(err, &exit) && exit.Exited():
 		return cli.Exit(exit.ExitCode()) // it has said why
+	case exit != nil && exit.Sys().(syscall.WaitStatus).Signal() == syscall.SIGPIPE:
+		return cli.Exit(128 + int(syscall.SIGPIPE)) // as a shell has it: nobody reads
 	case errors.Is(err, exec.ErrNotFound):
 		return cli.ExitWith(noSuchFile, fmt.Errorf("run dist-diff: %w", err))
 	case err != nil:
