@@ -59,7 +59,7 @@ func openEach(dir int, path string, flags int, resolve uint64) (int, error) {
 		if at != dir {
 			_ = unix.Close(at)
 		}
-		if err == nil && resolve&unix.RESOLVE_NO_XDEV != 0 && mountOf(fd) != mountOf(dir) {
+		if err == nil && resolve&unix.RESOLVE_NO_XDEV != 0 && !sameMount(fd, dir) {
 			_ = unix.Close(fd)
 			err = unix.EXDEV
 		}
@@ -71,6 +71,12 @@ func openEach(dir int, path string, flags int, resolve uint64) (int, error) {
 		}
 		at, path = fd, rest
 	}
+}
+
+// sameMount reports whether two open files are in one mount. If that can't be told they are not.
+func sameMount(a, b int) bool {
+	id := mountOf(a)
+	return id != "" && id == mountOf(b)
 }
 
 // mountOf is the ID of the mount that an open file is in, "" if it can't be told.
@@ -143,8 +149,9 @@ const maxDepth = 64
 // A remover removes a tree. Directories at its depth limit that are not empty it moves into a new directory in the top one, whose
 // names it removes in the next pass.
 type remover struct {
-	top, aside int // descriptors, -1 before there is one
-	n          int // names given
+	top, aside int    // descriptors, -1 before there is one
+	name       string // of aside
+	n          int    // names given
 }
 
 func (r *remover) close(fd *int) {
@@ -155,7 +162,7 @@ func (r *remover) close(fd *int) {
 }
 
 func (r *remover) remove(dir int, name string, depth int) error {
-	err := unlink(dir, name, 0)
+	err := r.unlinkBelow(dir, name, 0, depth)
 	switch err {
 	case nil, unix.ENOENT:
 		return nil
@@ -180,7 +187,7 @@ func (r *remover) remove(dir int, name string, depth int) error {
 		r.top = fd
 	}
 	for {
-		err := unlink(dir, name, unix.AT_REMOVEDIR)
+		err := r.unlinkBelow(dir, name, unix.AT_REMOVEDIR, depth)
 		switch err {
 		case nil, unix.ENOENT:
 			return nil
@@ -189,6 +196,7 @@ func (r *remover) remove(dir int, name string, depth int) error {
 			return fmt.Errorf("remove %q: %w", name, err)
 		}
 		if depth == maxDepth {
+			_ = Fchmod(fd, 0o700) // a directory is moved only by who may write to it
 			return r.setAside(dir, name)
 		}
 		if depth == 0 {
@@ -231,29 +239,34 @@ func changeable(fd int) bool {
 
 // empty removes, or moves away, what an open directory holds.
 func (r *remover) empty(fd, depth int) error {
-	writable := false
 	return EachName(fd, func(name string) error {
-		err := r.remove(fd, name, depth+1)
-		if errors.Is(err, unix.EACCES) && !writable {
-			writable = true
-			_ = Fchmod(fd, 0o700)
-			err = r.remove(fd, name, depth+1)
+		if depth == 0 && r.aside >= 0 && name == r.name {
+			return nil // the next pass removes it
 		}
-		return err
+		return r.remove(fd, name, depth+1)
 	})
+}
+
+// unlinkBelow is unlink in a directory of the tree, which its owner may have to be let into first.
+func (r *remover) unlinkBelow(dir int, name string, flags, depth int) error {
+	err := unlink(dir, name, flags)
+	if err == unix.EACCES && depth > 0 && Fchmod(dir, 0o700) == nil {
+		err = unlink(dir, name, flags)
+	}
+	return err
 }
 
 func (r *remover) setAside(dir int, name string) error {
 	for r.aside < 0 {
 		_ = Fchmod(r.top, 0o700)
 		r.n++
-		aside := strconv.Itoa(r.n)
-		err := Mkdirat(r.top, aside, 0o700)
+		r.name = strconv.Itoa(r.n)
+		err := Mkdirat(r.top, r.name, 0o700)
 		if err == unix.EEXIST {
 			continue
 		}
 		if err == nil {
-			r.aside, err = OpenBeneath(r.top, aside, OpenDir, unix.RESOLVE_NO_XDEV)
+			r.aside, err = OpenBeneath(r.top, r.name, OpenDir, unix.RESOLVE_NO_XDEV)
 		}
 		if err != nil {
 			return fmt.Errorf("make a directory for deep ones: %w", err)
