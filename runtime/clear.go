@@ -66,7 +66,7 @@ func (s *Containers) Clear(ctx context.Context) {
 		if first && c.RemoveAtEnd && c.markDue() != nil {
 			first = false
 		}
-		c.own = true // which is found out below, for the few that may be dead
+		c.own = true // read finds out, for the few that may be dead
 		if !c.dead() {
 			continue
 		}
@@ -84,7 +84,7 @@ func (s *Containers) Clear(ctx context.Context) {
 		}
 		_ = lock.Close()
 	}
-	if first {
+	if first && len(ids) > 0 {
 		_ = s.writeDue(seen, bootID())
 	}
 }
@@ -106,11 +106,14 @@ func (s *Containers) writeDue(name, text string) error {
 	if err == nil {
 		err = PrivateDir(s.state)
 	}
-	if err == nil {
-		err = os.MkdirAll(dir, 0o700)
-	}
-	if err == nil {
-		err = os.WriteFile(filepath.Join(dir, name), []byte(text), 0o600)
+	for tries := 0; err == nil; tries++ {
+		if err = os.MkdirAll(dir, 0o700); err == nil {
+			err = os.WriteFile(filepath.Join(dir, name), []byte(text), 0o600)
+		}
+		if !errors.Is(err, fs.ErrNotExist) || tries == 10 {
+			break
+		}
+		err = nil // the last container went meanwhile, and the directory with it
 	}
 	return err
 }
@@ -121,6 +124,15 @@ func (c *Container) markDue() error { return c.set.writeDue(c.ID, "") }
 func (c *Container) unmarkDue() {
 	if dir, err := c.set.dueDir(); err == nil {
 		_ = os.Remove(filepath.Join(dir, c.ID))
+	}
+}
+
+// removeDue removes the due directory of a namespace without containers. A mark that is made meanwhile keeps it.
+func (s *Containers) removeDue() {
+	if dir, err := s.dueDir(); err == nil {
+		_ = os.Remove(filepath.Join(dir, seen))
+		_ = os.Remove(dir)
+		_ = os.Remove(filepath.Dir(dir))
 	}
 }
 

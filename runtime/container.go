@@ -558,7 +558,9 @@ func (c *Container) delete(lock *os.File) error {
 		return err
 	}
 	tree := c.set.tree()
-	_ = tree.RemoveDir(filepath.Dir(c.rel()))
+	if tree.RemoveDir(filepath.Dir(c.rel())) == nil {
+		c.set.removeDue()
+	}
 	_ = tree.RemoveDir("containers")
 	return nil
 }

@@ -413,6 +413,10 @@ func TestClearLooksAtFew(t *testing.T) {
 		}
 		return e != nil
 	}
+	if _, err := all.Create(t.Context(), Record{ID: "kept"}, "", nil); err != nil {
+		t.Fatal(err)
+	}
+	all.Clear(t.Context()) // the first of the boot with a container
 	before, other := lost("before"), lost("other")
 	dead := HostProcess{Pid: 1<<22 + 1, Boot: bootID()}
 	if _, err := all.Create(t.Context(), Record{ID: "made", RemoveAtEnd: true, Owner: &dead}, "", nil); err != nil {

@@ -197,8 +197,17 @@ func TestExecEnvironment(t *testing.T) {
 				m.Fatal(err)
 			}
 		}
+		// What is asked for may be more than a pipe holds.
+		m.spec(spec.Options{Args: []string{"sleep", "1000"}, Rootfs: rootfs})
+		container := m.detached(Record{ID: "test-exec-large"})
+		if status, err := container.Exec(t.Context(), Exec{Args: []string{"true", strings.Repeat("a", 100_000)}}); err != nil || status != 0 {
+			m.Errorf("a large argument: status %d, %v", status, err)
+		}
+		if _, err := container.Remove(t.Context(), true); err != nil {
+			m.Fatal(err)
+		}
 		const x = "caf\xe9"
-		container := m.detached(Record{ID: "test-exec-bytes"})
+		container = m.detached(Record{ID: "test-exec-bytes"})
 		for _, e := range []Exec{{Args: []string{x}}, {Args: []string{"true"}, Env: []string{"A=" + x}}, {Args: []string{"true"}, Cwd: "/" + x}, {Args: []string{"true"}, User: x}} {
 			if id, err := container.StartExec(t.Context(), e); !errdefs.IsInvalidArgument(err) {
 				m.Errorf("%+v: %s %v", e, id, err)

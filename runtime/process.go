@@ -443,7 +443,7 @@ func (p *Process) Logs(ctx context.Context, o Logs, f func(stdio.Entry) error) e
 		return fmt.Errorf("log of %s: %w", p, err)
 	}
 	defer r.Close()
-	if l, err := p.look(); err == nil && (l.state != nil && !l.state.Detached || l.exit != nil && !l.lost() && !l.exit.Detached) {
+	if l, err := p.look(); err == nil && (l.state != nil && !l.state.Detached || l.exit != nil && l.exit.Error != errLost && !l.exit.Detached) {
 		return failed("%s has no log: it runs, or ran, in the foreground", p)
 	}
 	_ = p.adoptIfLost(ctx) // what was kept can be read without a monitor, too
@@ -484,7 +484,7 @@ func (p *Process) Remove(ctx context.Context, force bool) (*Exit, error) {
 		return exitOf(exit), nil
 	case err != nil:
 		return nil, fmt.Errorf("remove %s: %w", p, err)
-	case !force && l.status == Created && c.own && c.Owner != nil && c.Owner.Alive() && c.Owner.Pid != os.Getpid():
+	case p.exec == "" && !force && l.status == Created && c.own && c.Owner != nil && c.Owner.Alive() && c.Owner.Pid != os.Getpid():
 		return nil, failed("remove %s: process %d is making it: let it, or force the removal", p, c.Owner.Pid)
 	case !force && (l.runs() || l.status == Creating):
 		return nil, failed("remove %s: it is %s: end it first, or force it", p, l.status)

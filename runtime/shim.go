@@ -391,9 +391,12 @@ func (u *execution) startGuard() error {
 		return fmt.Errorf("start the guard: %w", err)
 	}
 	defer out.Close()
-	var c *exec.Cmd
-	if _, err = in.Write(b); err == nil { // a pipe has room for it
-		c, err = u.spawn(o, out, nil)
+	c, err := u.spawn(o, out, nil)
+	if err == nil {
+		if _, err = in.Write(b); err != nil { // which may be more than a pipe holds: the guard reads it meanwhile
+			_ = c.Process.Kill()
+			_ = c.Wait()
+		}
 	}
 	if err != nil {
 		_ = in.Close()

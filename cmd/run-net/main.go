@@ -4,7 +4,7 @@ package main
 import (
 	"context"
 	"encoding/json"
-	"errors"
+
 	"fmt"
 	"os"
 	"path/filepath"
@@ -100,8 +100,8 @@ func newWanted(c *cobra.Command, name string) wanted {
 // get returns nil if no network is named.
 func (w wanted) get() (*network.Wanted, error) {
 	if *w.name == "" {
-		if len(*w.publish) > 0 {
-			return nil, cli.Usagef("--publish needs a --network")
+		if len(*w.publish) > 0 || w.names.Given() || w.names.Hostname != "" {
+			return nil, cli.Usagef("--publish, and what is for names, need a --network")
 		}
 		return nil, nil
 	}
@@ -148,13 +148,12 @@ func newDown(o options) *cobra.Command {
 func newUp(o options) *cobra.Command {
 	var w wanted
 	c := o.each("up [flags] ID|PATH…|-", "connect networks that are down as they were; with --network, make those that are gone", func(n *network.Networks, ctx context.Context, id string) error {
-		_, err := n.Up(ctx, id)
-		if !errdefs.IsNotFound(err) {
+		wanted, err := w.get()
+		if err != nil {
 			return err
 		}
-		wanted, werr := w.get()
-		if wanted == nil || werr != nil {
-			return errors.Join(werr, err)
+		if _, err = n.Up(ctx, id); !errdefs.IsNotFound(err) || wanted == nil {
+			return err
 		}
 		_, err = n.Add(ctx, id, *wanted)
 		return err

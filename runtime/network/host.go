@@ -144,7 +144,8 @@ func withoutIdleChains(rules string) string {
 				jumps = append(jumps, rule)
 			case from == table.chains[0] && !leads && ofBridge(words):
 				left = append(left, rule)
-			case leads && !slices.Contains(table.chains, from), from == table.chains[0] && !leads:
+			case from == publishChain && strings.Contains(rule, " -o "+bridgeLink+" "): // ours; others are the administrator's
+			case leads && !slices.Contains(table.chains, from), (from == table.chains[0] || from == publishChain) && !leads:
 				used = true
 			}
 		}

@@ -173,6 +173,10 @@ func replaceNames(file, names string) {
 	if text == string(b) {
 		return
 	}
+	// A write that finds no room has written a part.
+	if err := unix.Fallocate(int(f.Fd()), unix.FALLOC_FL_KEEP_SIZE, 0, int64(len(text))); err == unix.ENOSPC || err == unix.EDQUOT {
+		return
+	}
 	if _, err := f.WriteAt([]byte(text), 0); err == nil {
 		_ = f.Truncate(int64(len(text)))
 	}

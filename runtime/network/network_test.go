@@ -435,6 +435,7 @@ func TestIdleChains(t *testing.T) {
 		{"a port of another program", nat + "-A CNI-HOSTPORT-DNAT -p tcp -j CNI-DN-1\n" + end + filter + end, filterGone},
 		{"another chain needs the mark", nat + "-A OTHER -j CNI-HOSTPORT-SETMARK\n" + end + filter + end, filterGone},
 		{"an address of another program", nat + end + filter + "-A CNI-FORWARD -s 10.87.0.2/32 -j ACCEPT\n" + end, natGone + withoutLeft},
+		{"an administrator's override", nat + end + filter + "-A DISTKIT-ADMIN -s 192.0.2.0/24 -j DROP\n" + end, natGone + withoutLeft},
 		{"overrides of another program", nat + end + filter + "-A CNI-FORWARD -j CNI-ADMIN\n" + end, natGone + withoutLeft},
 	} {
 		if got := withoutIdleChains(c.rules); got != c.want {

@@ -154,6 +154,8 @@ func (f *flow) wait() error {
 	switch from := fds[0].Revents; {
 	case f.input && fds[2].Revents != 0:
 		return errStopped
+	case from&unix.POLLIN != 0 && f.waits && !f.input:
+		return nil // to may be open for reading only, which is never writable: moving tells
 	case from&unix.POLLIN != 0:
 		return f.room()
 	case from&unix.POLLHUP != 0:

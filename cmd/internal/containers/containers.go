@@ -18,6 +18,7 @@ import (
 
 	"distkit/cmd/internal/cli"
 	"distkit/disk"
+	"distkit/errclass"
 	"distkit/runtime"
 	"distkit/runtime/spec"
 	"distkit/snapshot"
@@ -300,8 +301,12 @@ func (n networks) runNet(ctx context.Context, verb, object string, flags ...stri
 	var stdout, stderr bytes.Buffer
 	c.Stdout, c.Stderr = &stdout, &stderr
 	err = c.Run()
-	if text := strings.TrimSpace(stderr.String()); err != nil && text != "" {
-		err = errors.New(strings.TrimPrefix(text, "run-net: "))
+	if text := strings.TrimPrefix(strings.TrimSpace(stderr.String()), "run-net: "); err != nil && text != "" {
+		if status := c.ProcessState.ExitCode(); status > 0 {
+			err = errclass.Remote(status, text)
+		} else {
+			err = errors.New(text)
+		}
 	}
 	return stdout.Bytes(), stderr.Bytes(), err
 }
