@@ -451,9 +451,8 @@ func (c *Client) Has(ctx context.Context, object string, hints ...string) (ocisp
 	return a.Descriptor, err == nil && a.Word == "yes", err
 }
 
-// HasAll asks which of the descriptors' objects the server has. The word of an answer is yes, no or, with the hint [Resume], part. It
-// sends all requests before it waits for an answer, so
-// the caller bounds the list. The size that the server tells of an object is of no use: some registries tell a wrong one.
+// HasAll asks which of the descriptors' objects the server has. The word of an answer is yes, no or, with the hint [Resume], part. All
+// requests are sent before an answer is waited for, so the caller bounds the list. The size that the server tells of an object is of no use: some registries tell a wrong one.
 func (c *Client) HasAll(ctx context.Context, list []ocispec.Descriptor, more ...string) ([]Answer, error) {
 	var err error
 	pending := make([]*Pending, len(list))

@@ -289,7 +289,7 @@ func (p places) name(ctx context.Context, store *content.Store, d v1.Descriptor,
 		if err != nil && !errdefs.IsNotFound(err) {
 			return err
 		}
-		if err != nil || has.Target.Digest != d.Digest || !within(labels, has.Labels) {
+		if err != nil || has.Target.Digest != d.Digest || has.Target.Size != d.Size || has.Target.MediaType != d.MediaType || !within(labels, has.Labels) {
 			images = append(images, image.Image{Name: tag, Target: d, Labels: labels})
 		}
 	}

@@ -316,6 +316,9 @@ func (d Dir) PutBlob(ctx context.Context, dgst digest.Digest, expected, begin in
 		fi, err = f.Stat()
 	}
 	if err == nil {
+		err = f.Sync() // before the mode: a part that this user can't open for writing could not be gone on with
+	}
+	if err == nil {
 		err = f.Chmod(0o444)
 	}
 	if err == nil {

@@ -107,7 +107,9 @@ func startServer(s Server) (*process, error) {
 	t := &thread{Closer: output, cancel: cancel, done: make(chan struct{})}
 	go func() {
 		defer close(t.done)
-		t.err = s(ctx, requests, answers)
+		if t.err = s(ctx, requests, answers); ctx.Err() != nil { // as a command that was killed: others may ask again
+			t.err = errclass.Errorf(errdefs.ErrAborted, "the server was stopped: %v", t.err)
+		}
 		_ = requests.Close()
 		_ = answers.Close()
 	}()
