@@ -349,3 +349,18 @@ func TestMountsWithoutSetUserID(t *testing.T) {
 		t.Errorf("status %d, stdout %q, not %q: %s", status, out, want, errs)
 	}
 }
+
+// Records of a hostile store may name each other as parents in a circle.
+func TestFamilyInACircle(t *testing.T) {
+	t.Parallel()
+	var order []string
+	f := byParent([]snapshot.Info{{Key: "a", Parent: "b", Kind: snapshot.Committed}, {Key: "b", Parent: "a", Kind: snapshot.Committed}, {Key: "c", Parent: "c", Kind: snapshot.Committed}})
+	for _, key := range []string{"a", "c"} {
+		if err := f.each(key, true, func(key string) error { order = append(order, key); return nil }); err != nil {
+			t.Error(err)
+		}
+	}
+	if got := strings.Join(order, " "); got != "a b a c c" {
+		t.Errorf("in the order %s", got)
+	}
+}

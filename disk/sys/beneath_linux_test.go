@@ -2,8 +2,10 @@ package sys
 
 import (
 	"errors"
+	"io/fs"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strconv"
 	"strings"
 	"testing"
@@ -90,6 +92,51 @@ func TestRemoveAllOfADeepTree(t *testing.T) {
 	}
 	if n := openFiles(t); n != before {
 		t.Errorf("%d files are open, where %d were before", n, before)
+	}
+}
+
+// A user's own tree of directories that nobody may write to, deeper than RemoveAll holds open, costs no more than another.
+func TestRemoveAllOfReadOnlyDirectories(t *testing.T) {
+	const levels, perDirectory, nobody = 3 * maxDepth, 30, 65534
+	dir := t.TempDir()
+	top := filepath.Join(dir, "top")
+	if err := errors.Join(os.Mkdir(top, 0o755), os.Chmod(dir, 0o777)); err != nil {
+		t.Fatal(err)
+	}
+	deepTree(t, top, levels)
+	isRoot := os.Geteuid() == 0
+	err := filepath.WalkDir(top, func(name string, d fs.DirEntry, err error) error {
+		if err == nil && isRoot {
+			err = os.Lchown(name, nobody, nobody)
+		}
+		if err == nil && d.IsDir() && isRoot {
+			err = os.Chmod(name, 0o555)
+		}
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	fd, calls := openTop(t, dir), 0
+	Calling = func() { calls++ }
+	ended := make(chan error)
+	go func() {
+		runtime.LockOSThread() // the thread ends with the goroutine
+		if isRoot {
+			if _, err := unix.SetfsuidRetUid(nobody); err != nil {
+				ended <- err
+				return
+			}
+		}
+		ended <- RemoveAll(fd, "top")
+	}()
+	err = <-ended
+	Calling = nil
+	if err != nil || calls > perDirectory*levels {
+		t.Errorf("%d calls for %d directories, %v", calls, levels, err)
+	}
+	if _, err := os.Lstat(top); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("it is still there: %v", err)
 	}
 }
 
