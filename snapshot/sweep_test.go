@@ -4,17 +4,21 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
 	"testing"
 	"time"
 
 	"distkit/snapshot"
+	"distkit/snapshot/snapshottest"
 
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
+	"golang.org/x/sys/unix"
 )
 
 // commit makes a committed snapshot that all namespaces share.
@@ -221,5 +225,49 @@ func TestASweepGoesOn(t *testing.T) {
 	err = s.Walk(t.Context(), func(context.Context, snapshot.Info) error { seen++; return nil })
 	if !errdefs.IsDataLoss(err) || seen != 1 {
 		t.Errorf("Walk sees %d, and %v", seen, err)
+	}
+}
+
+// A Remover that could not list the snapshots once removes no parent after that.
+func TestARemoverThatCanNotListRemovesNoParent(t *testing.T) {
+	t.Parallel()
+	snapshottest.Root(t)
+	const user = 65534
+	root := t.TempDir()
+	if err := os.Chmod(filepath.Dir(root), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	s := open(t, root, drivers["native"])
+	base, other := commit(t, s, "base", ""), commit(t, s, "other", "")
+	if err := prepare(s, "child", base); err != nil {
+		t.Fatal(err)
+	}
+	err := filepath.WalkDir(root, func(name string, d fs.DirEntry, err error) error {
+		if err == nil && d.Name() == "info" {
+			var b []byte
+			if b, err = os.ReadFile(name); err == nil && strings.Contains(string(b), `"child"`) {
+				err = os.Chmod(name, 0)
+			}
+		}
+		return errors.Join(err, os.Lchown(name, user, user))
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ended := make(chan error)
+	go func() {
+		runtime.LockOSThread() // the thread ends with the goroutine
+		if _, err := unix.SetfsuidRetUid(user); err != nil {
+			ended <- err
+			return
+		}
+		r := s.Remover()
+		if err := r.Remove(t.Context(), other); !errors.Is(err, fs.ErrPermission) {
+			t.Errorf("it has listed them: %v", err)
+		}
+		ended <- r.Remove(t.Context(), base)
+	}()
+	if err := <-ended; err == nil {
+		t.Error("a snapshot with a child is removed")
 	}
 }

@@ -104,3 +104,37 @@ func TestEndsOfServers(t *testing.T) {
 	<-ended
 	_ = silent.Close()
 }
+
+// giddy is a target that takes the beginning of one layer and then fails for now.
+type giddy struct {
+	copygraph.Target
+	failed atomic.Bool
+}
+
+func (g *giddy) Put(ctx context.Context, o copygraph.Object, r io.ReadSeeker) (copygraph.Outcome, error) {
+	if o.Size > 100_000 && g.failed.CompareAndSwap(false, true) {
+		_, _ = io.ReadFull(r, make([]byte, 1000))
+		return "", errclass.Errorf(errdefs.ErrAborted, "not now")
+	}
+	return g.Target.Put(ctx, o, r)
+}
+
+// A put that fails for now ends a server that sends several objects: they are all asked for again.
+func TestAServerThatIsStopped(t *testing.T) {
+	t.Parallel()
+	from := open(t)
+	root := noise(t, from, 12)
+	for range 5 {
+		documents, to := open(t), open(t)
+		server := copygraph.FromServer(func(_ context.Context, in io.Reader, out io.Writer) error { return answer(from, in, out) })
+		target := copygraph.IntoServer(func(_ context.Context, in io.Reader, out io.Writer) error { return answer(to, in, out) })
+		if _, err := records(t, &copygraph.Copy{Documents: documents, From: server, To: &giddy{Target: target}}, root); err != nil {
+			t.Error(err)
+		}
+		_ = server.Close()
+		if err := target.Close(); err != nil {
+			t.Error(err)
+		}
+		whole(t, to, root)
+	}
+}
