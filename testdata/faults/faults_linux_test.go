@@ -544,7 +544,7 @@ func (w *world) leftOver(at string, r inject.Result) ([]string, error) {
 		}
 		return slices.DeleteFunc(difference(left, w.left), func(name string) bool {
 			return filepath.Base(name) == filepath.Base(failed) || strings.HasPrefix(name, failed+"/") ||
-				strings.Contains(r.Stderr, at+"/"+name) || isLock(name)
+				strings.Contains(r.Stderr, at+"/"+name) || isLock(name) || slices.Contains(looked, name)
 		}), nil
 	}
 	left, err := extra()
@@ -558,6 +558,9 @@ func (w *world) leftOver(at string, r inject.Result) ([]string, error) {
 	}
 	return extra()
 }
+
+// looked is what is left in the private state when a command has looked at containers that were there before it.
+var looked = []string{"run/distkit", "run/distkit/due", "run/distkit/due/STORE", "run/distkit/due/STORE/.seen"}
 
 func difference(a, b []string) (only []string) {
 	b = slices.Clone(b)
