@@ -237,6 +237,7 @@ func TestNetworkGoesWithTheContainer(t *testing.T) {
 func TestExecBesideTheEnd(t *testing.T) {
 	runtimes(t, func(t *testing.T, m *machine) {
 		m.spec(spec.Options{Args: []string{"sleep", "0.1"}})
+		var set string // the directory of the containers, which the last one takes with it
 		for n := range 8 {
 			c := m.detached(Record{ID: "test-beside-" + strconv.Itoa(n), RemoveAtEnd: true})
 			var wg sync.WaitGroup
@@ -255,6 +256,7 @@ func TestExecBesideTheEnd(t *testing.T) {
 				})
 			}
 			wg.Wait()
+			set = filepath.Dir(c.dir)
 			until(t, "the container is removed", func() bool {
 				_, err := os.Stat(c.dir)
 				return err != nil
@@ -262,7 +264,8 @@ func TestExecBesideTheEnd(t *testing.T) {
 		}
 		until(t, "its shims have ended", func() bool {
 			left, _ := os.ReadDir(filepath.Join(m.state, "run"))
-			return len(left) == 0
+			_, err := os.Stat(set)
+			return len(left) == 0 && err != nil
 		})
 	})
 }
