@@ -1,4 +1,4 @@
-# workflow.sh: the shared part of dist-pull, dist-push, dist-copy and dist-unpack. Each sets self, usage, about and flags, sources this
+# workflow.sh: the shared part of dist-pull, dist-push, dist-copy, dist-unpack and dist-run. Each sets self, usage, about and flags, sources this
 # file, which is in the same directory, and calls options with its arguments.
 # shellcheck shell=bash
 # shellcheck disable=SC2154 # usage, about and flags
@@ -149,7 +149,8 @@ secrets() {
 
 # The running processes that start has started. They are ended with the script, also if a signal ends it.
 children=()
-end() { ((${#children[@]} == 0)) || { kill -TERM "${children[@]}" && wait "${children[@]}"; } 2>/dev/null || true; }
+stop() { ((${#children[@]} == 0)) || { kill -TERM "${children[@]}" && wait "${children[@]}"; } 2>/dev/null || true; }
+end() { stop; } # which a script may extend
 
 # begin starts a command and sets output to the descriptor to read its output from. It does not use <(…), because bash no longer knows that such a
 # process is its child when a signal ends the script.
@@ -182,7 +183,12 @@ answers() {
 run() { start "$@" && await; } # COMMAND [ARG…]
 
 # await waits for the child that was started last, and exits with its status if it fails.
-await() {
-	wait "${children[-1]}" || exit
+await() { child || exit; }
+
+# child waits for the child that was started last, and returns its status.
+child() {
+	local status=0
+	wait "${children[-1]}" || status=$?
 	unset 'children[-1]'
+	return "$status"
 }
