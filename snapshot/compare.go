@@ -70,32 +70,34 @@ func (c *Comparison) Close() {
 
 // InLower reports whether the parent has a file of a clean relative path.
 func (c *Comparison) InLower(name string) (bool, error) {
-	if c.Lower == nil {
-		return false, nil
-	}
-	fd, err := sys.OpenBeneath(int(c.Lower.Fd()), name, unix.O_PATH|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
-	switch {
-	case err == nil:
+	fd, ok, err := c.openLower(name, unix.O_PATH|unix.O_NOFOLLOW|unix.O_CLOEXEC)
+	if ok {
 		_ = unix.Close(fd)
-		return true, nil
-	case errors.Is(err, unix.ENOENT), errors.Is(err, unix.ENOTDIR), errors.Is(err, unix.ELOOP):
-		return false, nil
 	}
-	return false, &os.PathError{Op: "open", Path: name, Err: err}
+	return ok, err
 }
 
 // LowerNames lists a directory of the parent, by its clean relative path: nothing if the parent has no directory there.
 func (c *Comparison) LowerNames(dir string) ([]string, error) {
-	if c.Lower == nil {
-		return nil, nil
-	}
-	fd, err := sys.OpenBeneath(int(c.Lower.Fd()), dir, sys.OpenDir, 0)
-	switch {
-	case errors.Is(err, unix.ENOENT), errors.Is(err, unix.ENOTDIR), errors.Is(err, unix.ELOOP):
-		return nil, nil
-	case err != nil:
-		return nil, &os.PathError{Op: "open", Path: dir, Err: err}
+	fd, ok, err := c.openLower(dir, sys.OpenDir)
+	if !ok {
+		return nil, err
 	}
 	defer unix.Close(fd)
 	return sys.Names(fd)
+}
+
+// openLower opens a file of the parent. ok is false if the parent has no such file.
+func (c *Comparison) openLower(name string, flags int) (fd int, ok bool, err error) {
+	if c.Lower == nil {
+		return -1, false, nil
+	}
+	fd, err = sys.OpenBeneath(int(c.Lower.Fd()), name, flags, 0)
+	switch {
+	case err == nil:
+		return fd, true, nil
+	case errors.Is(err, unix.ENOENT), errors.Is(err, unix.ENOTDIR), errors.Is(err, unix.ELOOP):
+		return -1, false, nil
+	}
+	return -1, false, &os.PathError{Op: "open", Path: name, Err: err}
 }

@@ -148,8 +148,8 @@ func (s *Snapshotter) lost() (string, error) {
 	return "", nil
 }
 
-// intact returns FailedPrecondition if the snapshots are a copy that has lost properties of their files. Once it has found them
-// intact it does not look again, so a process with a stack of layers looks once.
+// intact returns FailedPrecondition if the snapshots are a copy that has lost properties of their files. A process looks
+// only until it has found them intact, so one with a stack of layers looks once.
 func (s *Snapshotter) intact() error {
 	if s.whole.Load() {
 		return nil

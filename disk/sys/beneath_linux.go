@@ -136,29 +136,29 @@ var ErrMounted = errors.New("something is mounted there")
 // RemoveAll removes name in the directory dir with all that is below it, whatever the modes of the directories. It is nil if there is
 // nothing of that name. It removes nothing of other mounts: ErrMounted, or EBUSY.
 //
-// The work is linear in the number of files, and so are neither memory nor open files: a tree can be as deep as a disk is large.
+// The work grows with the number of files. Memory and the number of open files do not: a tree can be as deep as a disk is large.
 func RemoveAll(dir int, name string) error {
 	r := remover{top: -1, aside: -1}
-	defer func() { r.close(&r.aside) }()
+	defer r.closeAside()
 	return r.remove(dir, name, 0)
 }
 
 // maxDepth is how many levels of directories RemoveAll holds open.
 const maxDepth = 64
 
-// A remover removes a tree. Directories at its depth limit that are not empty it moves into a new directory in the top one, whose
-// names it removes in the next pass.
+// A remover removes a tree. It moves a directory at its depth limit that is not empty into a new directory in the top one, and
+// removes what is there in the next pass.
 type remover struct {
 	top, aside int    // descriptors, -1 before there is one
 	name       string // of aside
 	n          int    // names given
 }
 
-func (r *remover) close(fd *int) {
-	if *fd >= 0 {
-		_ = unix.Close(*fd)
+func (r *remover) closeAside() {
+	if r.aside >= 0 {
+		_ = unix.Close(r.aside)
 	}
-	*fd = -1
+	r.aside = -1
 }
 
 func (r *remover) remove(dir int, name string, depth int) error {
@@ -200,7 +200,7 @@ func (r *remover) remove(dir int, name string, depth int) error {
 			return r.setAside(dir, name)
 		}
 		if depth == 0 {
-			r.close(&r.aside) // of the last pass, which is now one of the names to remove
+			r.closeAside() // of the last pass, which is now one of the names to remove
 		}
 		if err := r.empty(fd, depth); err != nil {
 			return err

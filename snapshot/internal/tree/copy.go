@@ -97,7 +97,7 @@ func (c *copier) dir(from, to *os.File, rel string) error {
 	if err != nil {
 		return err
 	}
-	if err := each(from, func(name string) error {
+	if err := sys.EachName(int(from.Fd()), func(name string) error {
 		if err := c.entry(from, to, name, path.Join(rel, name)); err != nil {
 			var pe *os.PathError
 			if errors.As(err, &pe) || errors.Is(err, c.ctx.Err()) {

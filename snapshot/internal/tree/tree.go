@@ -201,19 +201,6 @@ func (t *trail) close() {
 	}
 }
 
-func each(d *os.File, f func(name string) error) error {
-	names, err := d.Readdirnames(-1)
-	if err != nil {
-		return err
-	}
-	for _, name := range names {
-		if err := f(name); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
 // Remove deletes a tree, whatever the modes of its directories. A tree that isn't there is
 // success. Nothing that is mounted in it is touched: that is an error.
 func Remove(dir string) error {
