@@ -36,6 +36,8 @@ const (
 	bridgeName   = "distkit"
 	bridgeLink   = "distkit0"
 	publishChain = "DISTKIT-ADMIN"
+	// ofPublished is what our rule in it has, as iptables prints it. Other rules are the administrator's.
+	ofPublished = " -o " + bridgeLink + " "
 )
 
 // forwards6 says 1 if the host forwards IPv6. It is a variable for tests.

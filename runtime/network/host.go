@@ -125,38 +125,12 @@ func withoutIdleChains(rules string) string {
 	} {
 		_, text, _ := strings.Cut("\n"+rules, "\n*"+table.name+"\n")
 		text, _, _ = strings.Cut(text, "\nCOMMIT\n")
-		var idle, jumps, left []string
-		used := false
-		for line := range strings.SplitSeq(text, "\n") {
-			words := append(strings.Fields(line), "", "")
-			if chain, ok := strings.CutPrefix(words[0], ":"); ok && slices.Contains(table.chains, chain) {
-				idle = append(idle, chain)
-			}
-			rule, ok := strings.CutPrefix(line, "-A ")
-			if !ok {
-				continue
-			}
-			_, to, _ := strings.Cut(rule, " -j ")
-			to, _, _ = strings.Cut(to, " ")
-			from, leads := words[1], slices.Contains(table.chains, to)
-			switch {
-			case leads && builtin(from):
-				jumps = append(jumps, rule)
-			case from == table.chains[0] && !leads && ofBridge(words):
-				left = append(left, rule)
-			case from == publishChain && strings.Contains(rule, " -o "+bridgeLink+" "): // ours; others are the administrator's
-			case leads && !slices.Contains(table.chains, from), (from == table.chains[0] || from == publishChain) && !leads:
-				used = true
-			}
-		}
-		if used {
-			idle, jumps = nil, nil
-		}
-		if len(idle)+len(left) == 0 {
+		idle, unneeded := idleChains(text, table.chains)
+		if len(idle)+len(unneeded) == 0 {
 			continue
 		}
 		fmt.Fprintf(&b, "*%s\n", table.name)
-		for _, rule := range slices.Concat(jumps, left) {
+		for _, rule := range unneeded {
 			fmt.Fprintf(&b, "-D %s\n", rule)
 		}
 		for _, command := range []string{"-F", "-X"} {
@@ -167,6 +141,39 @@ func withoutIdleChains(rules string) string {
 		b.WriteString("COMMIT\n")
 	}
 	return b.String()
+}
+
+// idleChains returns which of a table's chains no network uses, and the rules that nobody needs any more: jumps to idle chains, and
+// those for addresses of the bridge.
+func idleChains(table string, chains []string) (idle, unneeded []string) {
+	var jumps []string // from the kernel's chains to these
+	used := false
+	for line := range strings.SplitSeq(table, "\n") {
+		words := append(strings.Fields(line), "", "")
+		if chain, ok := strings.CutPrefix(words[0], ":"); ok && slices.Contains(chains, chain) {
+			idle = append(idle, chain)
+		}
+		rule, ok := strings.CutPrefix(line, "-A ")
+		if !ok {
+			continue
+		}
+		_, to, _ := strings.Cut(rule, " -j ")
+		to, _, _ = strings.Cut(to, " ")
+		from, leads := words[1], slices.Contains(chains, to)
+		switch {
+		case leads && builtin(from):
+			jumps = append(jumps, rule)
+		case from == chains[0] && !leads && ofBridge(words):
+			unneeded = append(unneeded, rule)
+		case from == publishChain && strings.Contains(rule, ofPublished):
+		case leads && !slices.Contains(chains, from), (from == chains[0] || from == publishChain) && !leads:
+			used = true
+		}
+	}
+	if used {
+		return nil, unneeded
+	}
+	return idle, append(jumps, unneeded...)
 }
 
 // ofBridge reports whether a rule is for one of the bridge's addresses.
@@ -199,7 +206,7 @@ func forwardPublished(ctx context.Context, n *Network) error {
 	}
 	for _, command := range commands {
 		rules, err := exec.CommandContext(ctx, command, "--wait", "--list-rules", publishChain).Output()
-		if err != nil || strings.Contains(string(rules), "-o "+bridgeLink+" ") {
+		if err != nil || strings.Contains(string(rules), ofPublished) {
 			continue
 		}
 		out, err := exec.CommandContext(ctx, command, "--wait", "--append", publishChain, "--out-interface", bridgeLink,
