@@ -85,18 +85,18 @@ type known struct{ size, begin, end int64 }
 func parseHints(list []string) known {
 	k := known{size: -1, end: -1}
 	for _, s := range list {
-		if v, ok := strings.CutPrefix(s, "size:"); ok {
-			if n, err := number(v); err == nil {
-				k.size = n
-			}
-		} else if v, ok := strings.CutPrefix(s, "offset:"); ok {
-			if n, err := number(v); err == nil {
-				k.begin = max(k.begin, n)
-			}
-		} else if v, ok := strings.CutPrefix(s, "range:"); ok {
-			if begin, end, err := ParseRange(v); err == nil {
+		kind, value, _ := strings.Cut(s, ":")
+		n, err := number(value)
+		switch {
+		case kind == "range":
+			if begin, end, err := ParseRange(value); err == nil {
 				k.begin, k.end = max(k.begin, begin), end
 			}
+		case err != nil:
+		case kind == "size":
+			k.size = n
+		case kind == "offset":
+			k.begin = max(k.begin, n)
 		}
 	}
 	return k
@@ -452,7 +452,8 @@ func (c *Client) Has(ctx context.Context, object string, hints ...string) (ocisp
 }
 
 // HasAll asks which of the descriptors' objects the server has. The word of an answer is yes, no or, with the hint [Resume], part. All
-// requests are sent before an answer is waited for, so the caller bounds the list. The size that the server tells of an object is of no use: some registries tell a wrong one.
+// requests are sent before an answer is waited for, so the caller bounds the list. The size that the server tells of an object is of
+// no use: some registries tell a wrong one.
 func (c *Client) HasAll(ctx context.Context, list []ocispec.Descriptor, more ...string) ([]Answer, error) {
 	var err error
 	pending := make([]*Pending, len(list))
@@ -486,7 +487,9 @@ func Hints(d ocispec.Descriptor) (hints []string) {
 	return hints
 }
 
-// Put sends content to be stored under a digest or, of a manifest, a tag. With the hint offset: it begins there. The word of the answer is stored, exists or mounted.
+// Put sends content to be stored under a digest or, of a manifest, a tag. With the hint offset:, it is what follows that offset. The
+// word of the answer is stored, exists or mounted.
+//
 // Content that ends in another error than io.EOF is not stored, and Put returns that error. All of it is read, even if the
 // server has the object: see [Client.Has].
 func (c *Client) Put(ctx context.Context, object string, content io.Reader, hints ...string) (Answer, error) {

@@ -291,13 +291,9 @@ func (c *CommandSource) Open(ctx context.Context, d v1.Descriptor, offset int64,
 	if err != nil {
 		return nil, err
 	}
-	hints := batch.Hints(d)
-	if offset > 0 {
-		hints = append(hints, fmt.Sprint("offset:", offset))
-	}
 	stop := context.AfterFunc(ctx, p.kill)
 	var o *batch.Object
-	request, err := p.Request(string(d.Digest), hints...)
+	request, err := p.Request(string(d.Digest), hintsFrom(d, offset)...)
 	if err == nil {
 		asked()
 		o, err = request.Wait(ctx)
@@ -311,6 +307,15 @@ func (c *CommandSource) Open(ctx context.Context, d v1.Descriptor, offset int64,
 		return nil, p.failed(ctx, err)
 	}
 	return &fetched{ctx: ctx, o: o, p: p, release: func() { giveBack(); stop() }}, nil
+}
+
+// hintsFrom are the hints for an object's bytes from an offset on.
+func hintsFrom(d v1.Descriptor, offset int64) []string {
+	hints := batch.Hints(d)
+	if offset > 0 {
+		hints = append(hints, fmt.Sprint("offset:", offset))
+	}
+	return hints
 }
 
 // fetched is an object on its way from a process.
@@ -450,12 +455,8 @@ func (c *CommandTarget) Put(ctx context.Context, o Object, r io.ReadSeeker) (out
 	if err != nil {
 		return "", err
 	}
-	hints := batch.Hints(o.Descriptor)
-	if begin > 0 {
-		hints = append(hints, fmt.Sprint("offset:", begin))
-	}
 	_, err = c.do(ctx, func(p *process) error {
-		got, err := p.Put(ctx, name, r, hints...)
+		got, err := p.Put(ctx, name, r, hintsFrom(o.Descriptor, begin)...)
 		switch {
 		case err != nil:
 			c.mu.Lock()

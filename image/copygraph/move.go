@@ -130,7 +130,7 @@ func (c *Copy) mount(ctx context.Context) error {
 // layer, and a layer not behind those above it. The turn passes when an object has asked, does not have to, or waits for another
 // process.
 type turn struct {
-	before <-chan struct{} // closed when the object before has passed the turn; nil if there is none
+	before <-chan struct{} // closed when the object before has passed the turn
 	pass   func()
 }
 
@@ -150,15 +150,10 @@ func (q *queue) take(ctx context.Context) (*object, error) {
 		if ok {
 			before, passed := q.last, make(chan struct{})
 			o.turn = &turn{before, sync.OnceFunc(func() {
-				// Who needs no turn may pass it before it has come, but not over those before it.
+				// An object that needs no turn may pass it before the turn has come, but not over those before it.
 				go func() {
-					defer close(passed)
-					if before != nil {
-						select {
-						case <-before:
-						case <-ctx.Done():
-						}
-					}
+					_ = waitFor(ctx, before)
+					close(passed)
 				}()
 			})}
 			q.last = passed
@@ -171,11 +166,16 @@ func (q *queue) take(ctx context.Context) (*object, error) {
 
 // wait waits for the object's turn. The error is the context's.
 func (o *object) wait(ctx context.Context) error {
-	if o.turn == nil || o.turn.before == nil {
+	if o.turn == nil {
 		return nil
 	}
+	return waitFor(ctx, o.turn.before)
+}
+
+// waitFor waits until a channel is closed. The error is the context's.
+func waitFor(ctx context.Context, closed <-chan struct{}) error {
 	select {
-	case <-o.turn.before:
+	case <-closed:
 		return nil
 	case <-ctx.Done():
 		return ctx.Err()
@@ -201,10 +201,12 @@ func (c *Copy) move(ctx context.Context) error {
 			p.pending--
 		}
 	}
-	q := queue{ready: make(chan *object, left)} // has room for all
 	if left == 0 {
 		return nil
 	}
+	first := make(chan struct{}) // nobody is before the first object
+	close(first)
+	q := queue{ready: make(chan *object, left), last: first} // has room for all
 	for _, o := range c.objects {
 		if !o.landed && o.pending == 0 {
 			q.ready <- o
