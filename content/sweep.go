@@ -181,8 +181,8 @@ type Unused struct {
 	freshened        time.Time // when all blobs of the lock were
 }
 
-// Unused returns an Unused, which deletes only blobs that were last stored or freshened before a time, and whose labels have not
-// changed since the time labelled.
+// Unused returns an Unused. It deletes only blobs that were last stored or freshened before the time before, and whose labels have
+// not changed since the time labelled.
 func (s *Store) Unused(before, labelled time.Time) *Unused {
 	return &Unused{s: s, before: before, labelled: labelled}
 }

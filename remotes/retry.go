@@ -73,7 +73,7 @@ func (t *tries) retry(f func() error, again func(error) error) error {
 	}
 }
 
-// again waits before the next try after an error. It returns the error if there is none.
+// again waits before the next try after an error. It returns the error if there is to be no other try.
 func (t *tries) again(ctx context.Context, err error) error {
 	if t.isOver(ctx, err) {
 		return err
@@ -86,7 +86,7 @@ func (t *tries) isOver(ctx context.Context, err error) bool {
 	return !isWorthRetry(err) || ctx.Err() != nil || t.left <= 1
 }
 
-// again waits before the next try, also as long as the registry asks to. It returns the error if there is none.
+// again waits before the next try, also as long as the registry asks to. It returns the error if there is to be no other try.
 func (c *client) again(ctx context.Context, t *tries, err error) error {
 	if t.isOver(ctx, err) {
 		return err

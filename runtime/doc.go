@@ -39,7 +39,7 @@
 //	                      cgroups, unmounts, disconnects, and removes STATE/run/KEY, and STATE/lock/KEY last
 //	remove    the caller  removes network and snapshot, then container.json, then the rest of the directory, its lock last
 //
-// Whoever is killed between two steps leaves files from which the next call goes on: [Containers.Clear] removes what
+// A process that is killed between two steps leaves files from which the next call goes on: [Containers.Clear] removes what
 // nobody looks after, and records that the end was not seen. Which containers it has to look at is in STATE/run and
 // STATE/due. Tests kill at each step, see at.
 //

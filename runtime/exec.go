@@ -210,8 +210,8 @@ func withDefault(env []string, v string) []string {
 	return append(slices.Clone(env), v)
 }
 
-// vanish gives up a further process that nobody is to see any more: its directory on this host before the lock of that in
-// the store, by which another one with its ID can take both.
+// vanish removes what there is of a further process that nobody is to see any more. The directory on this host goes before the lock
+// in the store is given back: whoever gets that lock takes the ID, and both directories with it.
 func (u *execution) vanish() error {
 	err := u.undescribe()
 	u.guard.end()

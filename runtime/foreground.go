@@ -116,8 +116,8 @@ func wait(pid int, signals <-chan os.Signal, resize func() bool) (int, error) {
 	}
 }
 
-// parent is the process that started this one. dist-userns tells its own ID to what it executes, since it may
-// have been killed before this program began.
+// parent is the process that started this one. dist-userns tells its own ID by a variable, since it may have been killed, and this
+// process have another parent, before this program began.
 var parent = func() int {
 	if pid, err := strconv.Atoi(os.Getenv("DIST_PARENT")); err == nil {
 		return pid

@@ -66,7 +66,7 @@ func TestRestartKeepsTheLog(t *testing.T) {
 	})
 }
 
-// The exit says whether the OOM killer has killed the process, or somebody else.
+// What is recorded of an end tells a kill by the OOM killer from any other kill.
 func TestOutOfMemory(t *testing.T) {
 	runtimes(t, func(t *testing.T, m *machine) {
 		for script, want := range map[string]bool{"x=0123456789abcdef; while :; do x=$x$x; done": true, "kill -9 $$; exit 137": false} {

@@ -7,7 +7,7 @@ import (
 	"strings"
 )
 
-// HostGateway stands for the host in [Names.Hosts], as docker's does: it is the address that the network has of it.
+// HostGateway, in the place of an address in [Names.Hosts], is the address by which the network reaches the host, as in docker.
 const HostGateway = "host-gateway"
 
 // NameFiles are the files that tell a container names, its own among them.
