@@ -104,7 +104,7 @@ func parted(lower, upper int) time.Time {
 	return t.Add(-underWay)
 }
 
-// underWay is the time that a write may take between the change time and the data.
+// underWay is how long a write may go on to store data after it has set the file's change time.
 var underWay = 2 * time.Second
 
 type subvolumeInfo struct {

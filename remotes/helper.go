@@ -191,7 +191,7 @@ func (h *Helper) object(id string) (d digest.Digest, isDigest bool, err error) {
 
 func (h *Helper) where() string { return h.name + "::" + h.address }
 
-// retry calls f, and again after a temporary failure, which each call has another process for.
+// retry calls f, and again after a temporary failure. Each call of f must start a process of its own.
 func (h *Helper) retry(ctx context.Context, f func() error) error {
 	t := newTries(helperTries, firstPause)
 	return t.retry(f, func(err error) error { return t.again(ctx, err) })

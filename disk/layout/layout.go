@@ -290,9 +290,9 @@ func (d Dir) Retain(ctx context.Context, dgst digest.Digest) error {
 	return err
 }
 
-// PutBlob stores a blob, unless it is there: then it is retained, and write isn't called. write writes the blob's bytes from the
-// offset begin on, at which the file is, and fails if all of them don't hash to the digest. The file has those before, which
-// [Dir.PartSize] has told of. expected is the blob's size, -1 if it is not known: a blob of another size is damaged,
+// PutBlob stores a blob, unless it is there: then it is retained, and write isn't called. begin is 0, or at most the number that
+// [Dir.PartSize] has told. write gets the file at that offset, with the bytes before it, and writes the rest; it fails if they all
+// don't hash to the digest. expected is the blob's size, -1 if it is not known: a blob of another size is damaged,
 // and is replaced. When PutBlob returns the blob is on disk.
 //
 // If write is interrupted (Aborted, or ctx is done), what it has written is kept for another call. Aborted: there are no longer as many
