@@ -291,6 +291,18 @@ func TestExecKilled(t *testing.T) {
 			until(t, step+": its end", func() bool { return len(m.left("none", "sleep 1001", "sleep 1002")) == 0 })
 			until(t, step+": its directory's", func() bool { _, err := os.Stat(c.path("exec", "further")); return err != nil })
 		}
+		// Nor does one go on whose shim is killed before it has told anybody.
+		for _, step := range []string{"started", "running"} {
+			if out, err := m.as("start-exec", c.ID, step).CombinedOutput(); err == nil {
+				t.Errorf("%s: its shim was not killed: %s", step, out)
+			}
+			if left := m.left("none", "sleep 1001", "sleep 1002"); len(left) > 0 {
+				t.Errorf("its shim killed at %q: %q", step, left)
+			}
+			if _, err := os.Stat(c.path("exec", "further")); !errors.Is(err, fs.ErrNotExist) {
+				t.Errorf("its shim killed at %q: its directory: %v", step, err)
+			}
+		}
 		if _, err := c.Remove(t.Context(), true); err != nil {
 			m.Error(err)
 		}

@@ -296,7 +296,7 @@ func (p *Process) adoptIfLost(ctx context.Context) error {
 	defer claim.close()
 	u := &execution{Process: p, r: &Runtime{command: l.state.Runtime, state: p.c.set.state}, lock: lock, claim: claim, state: *l.state}
 	// A user who may not open the process's streams can still kill it, and leaves it to be adopted by one who may.
-	if _, err = u.spawnShim(order{Adopt: true}); err != nil && !errdefs.IsPermissionDenied(err) {
+	if _, err = u.spawnShim(true); err != nil && !errdefs.IsPermissionDenied(err) {
 		return fmt.Errorf("%s: %w", p, err)
 	}
 	return nil

@@ -389,7 +389,7 @@ func (u *execution) abandon(ctx context.Context, err error) error {
 		_ = u.leave(ctx)
 		return err
 	}
-	if u.guard != nil { // until the process is dead, its guard is to see to that if this one is killed
+	if u.claim != nil { // until the process is dead, its guard is to see to that if this one is killed
 		_ = u.killStarted()
 	}
 	_ = u.vanish()

@@ -11,6 +11,7 @@ import (
 	"os/exec"
 	"os/signal"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -68,6 +69,9 @@ func TestMain(m *testing.M) {
 				status, err = c.Exec(context.Background(), Exec{Args: []string{"sh", "-c", os.Getenv("TEST_SCRIPT")}, User: "1000", Streams: testStreams()})
 			case f[4] == "exec-sleep":
 				status, err = c.Exec(context.Background(), Exec{ID: "further", Args: []string{"sh", "-c", "sleep 1001 & " + os.Getenv("TEST_SCRIPT") + "; exec sleep 1002"}})
+			case f[4] == "start-exec":
+				_, err = c.StartExec(context.Background(), Exec{ID: "further", Args: []string{"sh", "-c", "sleep 1001 & exec sleep 1002"}})
+				status = 0
 			case f[4] == "start":
 				_, err = c.Start(context.Background(), r)
 				status = 0
@@ -173,6 +177,25 @@ func (m *machine) removeAll() {
 		}
 	}
 	m.containers().Clear(context.Background())
+	until(m.T, "the end of shims and guards", func() bool { return len(m.attendants()) == 0 })
+}
+
+// attendants lists the shims and guards of the machine's containers: they have a file of its state directory open.
+func (m *machine) attendants() (pids []string) {
+	commands, _ := filepath.Glob("/proc/[0-9]*/cmdline")
+	for _, name := range commands {
+		if b, _ := os.ReadFile(name); !bytes.HasPrefix(b, []byte(shimName+"\x00")) {
+			continue
+		}
+		open, _ := filepath.Glob(filepath.Join(filepath.Dir(name), "fd/*"))
+		if slices.ContainsFunc(open, func(fd string) bool {
+			file, _ := os.Readlink(fd)
+			return strings.HasPrefix(file, m.state+"/")
+		}) {
+			pids = append(pids, filepath.Base(filepath.Dir(name)))
+		}
+	}
+	return pids
 }
 
 // clean demands that nothing of any container is left.

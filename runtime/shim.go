@@ -39,21 +39,22 @@ const (
 	shimRest // the first of those that it must not have
 )
 
-// order is an [execution] for a shim or a guard, and what that has to do.
+// order says which process a shim or a guard looks after. The rest is an [execution] for a shim.
 type order struct {
-	Root      string         `json:"root"`
-	Namespace string         `json:"namespace"`
-	ID        string         `json:"id"`
-	Exec      string         `json:"exec,omitempty"` // a further process in the container
-	Command   string         `json:"command"`        // the runtime's
-	State     string         `json:"state"`
-	Job       job            `json:"job"`
-	Run       state          `json:"run"`
-	Images    string         `json:"images,omitempty"`
-	Config    *specs.Process `json:"config,omitempty"`
+	Root      string `json:"root"`
+	Namespace string `json:"namespace"`
+	ID        string `json:"id"`
+	Exec      string `json:"exec,omitempty"` // a further process in the container
+	State     string `json:"state"`
+	Monitors  string `json:"monitors,omitempty"` // as [placement] has it
+	Guard     bool   `json:"guard,omitempty"`
 
-	Adopt bool `json:"adopt,omitempty"` // the process runs already
-	Guard bool `json:"guard,omitempty"`
+	Command string         `json:"command,omitempty"` // the runtime's
+	Job     job            `json:"job,omitzero"`
+	Run     state          `json:"run,omitzero"`
+	Images  string         `json:"images,omitempty"`
+	Config  *specs.Process `json:"config,omitempty"`
+	Adopt   bool           `json:"adopt,omitempty"` // the process runs already
 }
 
 // report is what a shim tells once the process runs, or can't.
@@ -67,7 +68,7 @@ type report struct {
 
 // detach starts the process, and leaves it to a shim. Its error is one of abandon.
 func (u *execution) detach(ctx context.Context) (pid int, err error) {
-	if pid, err = u.spawnShim(order{}); err != nil {
+	if pid, err = u.spawnShim(false); err != nil {
 		return -1, u.abandon(ctx, err)
 	}
 	// The shim has the locks now: they are one with these.
@@ -76,30 +77,30 @@ func (u *execution) detach(ctx context.Context) (pid int, err error) {
 	return pid, nil
 }
 
-// spawn starts this program once more as a shim or a guard.
-func (u *execution) spawn(o order, stdin io.Reader, report *os.File) (*exec.Cmd, error) {
+// spawn starts this program once more as a shim, which has a report to make, or as a guard.
+func (u *execution) spawn(stdin io.Reader, report *os.File) (*exec.Cmd, error) {
 	c := exec.Command("/proc/self/exe")
 	c.Args = []string{shimName, u.c.ID} // what ps shows
 	c.Dir, c.Env, c.Stdin = "/", shimEnviron(), stdin
 	c.ExtraFiles = []*os.File{u.lock, u.claim.lock, u.claim.working, report}
-	if o.Guard {
-		c.ExtraFiles[shimWorking-shimLock] = nil // it waits for who has that lock
+	if report == nil {
+		c.ExtraFiles[shimWorking-shimLock] = nil // a guard waits for who has that lock
 	}
 	c.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	return c, c.Start()
 }
 
-// encode completes an order by what it is for.
-func (u *execution) encode(o order) ([]byte, error) {
-	o.Root, o.Namespace, o.ID, o.Exec, o.State = u.c.set.root, u.c.Namespace, u.c.ID, u.exec, u.c.set.state
-	o.Command, o.Job, o.Run, o.Images, o.Config = u.r.command, u.job, u.state, u.images, u.config
-	return json.Marshal(o)
+// order is one for a guard.
+func (u *execution) order() order {
+	return order{Root: u.c.set.root, Namespace: u.c.Namespace, ID: u.c.ID, Exec: u.exec, State: u.c.set.state, Monitors: u.state.Monitors, Guard: true}
 }
 
-// spawnShim starts a shim, and returns when the process runs. If it fails, the shim has ended, and the locks are the
-// caller's alone again.
-func (u *execution) spawnShim(o order) (pid int, err error) {
-	b, err := u.encode(o)
+// spawnShim starts a shim, which starts or adopts the process, and returns when that runs. If it fails, the shim has ended,
+// and the locks are the caller's alone again.
+func (u *execution) spawnShim(adopt bool) (pid int, err error) {
+	o := u.order()
+	o.Guard, o.Adopt, o.Command, o.Job, o.Run, o.Images, o.Config = false, adopt, u.r.command, u.job, u.state, u.images, u.config
+	b, err := json.Marshal(o)
 	if err != nil {
 		return -1, err
 	}
@@ -108,7 +109,7 @@ func (u *execution) spawnShim(o order) (pid int, err error) {
 		return -1, err
 	}
 	defer out.Close()
-	c, err := u.spawn(o, bytes.NewReader(b), in)
+	c, err := u.spawn(bytes.NewReader(b), in)
 	_ = in.Close()
 	if err != nil {
 		return -1, fmt.Errorf("start the shim: %w", err)
@@ -174,7 +175,7 @@ func Shim(open Opener) {
 		fmt.Fprintf(os.Stderr, "%s: %v\n", shimName, err)
 		os.Exit(1)
 	}
-	enterMonitors(o.Run.Monitors)
+	enterMonitors(o.Monitors)
 	if o.Guard {
 		err = o.guard(os.NewFile(uintptr(pipe), "pipe"), open)
 	} else {
@@ -381,8 +382,7 @@ type guard struct {
 // startGuard starts the guard of a run in the foreground before its runtime makes anything. The guard shares the
 // locks, so that nobody takes the ID before it is done.
 func (u *execution) startGuard() error {
-	o := order{Guard: true}
-	b, err := u.encode(o)
+	b, err := json.Marshal(u.order())
 	if err != nil {
 		return err
 	}
@@ -391,9 +391,9 @@ func (u *execution) startGuard() error {
 		return fmt.Errorf("start the guard: %w", err)
 	}
 	defer out.Close()
-	c, err := u.spawn(o, out, nil)
+	c, err := u.spawn(out, nil)
 	if err == nil {
-		if _, err = in.Write(b); err != nil { // which may be more than a pipe holds: the guard reads it meanwhile
+		if _, err = in.Write(b); err != nil {
 			_ = c.Process.Kill()
 			_ = c.Wait()
 		}
