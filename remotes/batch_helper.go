@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"distkit/batch"
+	"distkit/disk/program"
 
 	"github.com/containerd/errdefs"
 )
@@ -32,7 +33,7 @@ type helperBatch struct {
 
 // batchProcess is a process that serves a batch.
 type batchProcess struct {
-	*process
+	*program.Process
 	client   *batch.Client
 	lacking  *atomic.Bool
 	answered atomic.Bool // something has come from it
@@ -53,8 +54,8 @@ func (b *helperBatch) start() error {
 	if err != nil {
 		return err
 	}
-	p.patience = helperGrace
-	b.current, b.started = &batchProcess{process: p, lacking: &b.lacking}, time.Now()
+	p.Patience = program.Grace
+	b.current, b.started = &batchProcess{Process: p, lacking: &b.lacking}, time.Now()
 	b.current.client = batch.NewClient(b.current, w)
 	b.current.client.Unverified = true // the verifiers here hash
 	return nil
@@ -83,7 +84,7 @@ func (b *helperBatch) process() *batchProcess {
 
 // Read reads the output of the process.
 func (p *batchProcess) Read(b []byte) (int, error) {
-	n, err := p.process.Read(b)
+	n, err := p.Process.Read(b)
 	if n > 0 {
 		p.answered.Store(true)
 	} else if errdefs.IsNotImplemented(err) && !p.answered.Load() {
@@ -95,9 +96,9 @@ func (p *batchProcess) Read(b []byte) (int, error) {
 // close closes the input of the process and waits for its end. A process that does not end is told to stop.
 func (p *batchProcess) close() {
 	p.client.Close()
-	defer time.AfterFunc(helperGrace, p.cancel).Stop()
-	_ = p.end()
-	_ = p.out.Close()
+	defer p.StopAfter(program.Grace).Stop()
+	_ = p.End()
+	_ = p.CloseOutput()
 }
 
 // Close ends the process.

@@ -13,12 +13,9 @@ import (
 	"os"
 	"os/exec"
 	"strings"
-	"sync"
-	"syscall"
 	"time"
 
-	"distkit/disk"
-	"distkit/errclass"
+	"distkit/disk/program"
 
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
@@ -33,63 +30,21 @@ type Helper struct {
 }
 
 const (
-	maxHelperText = 4 << 10 // kept of what a helper says on standard error
+	maxHelperText = 4 << 10 // read of what a put prints
 	maxHelperLine = 1 << 20 // of a list
-	helperGrace   = 5 * time.Second
 	// helperTries is how many processes are asked in turn if each fails for the time being, as when its connection breaks.
 	helperTries = 3
 )
 
-// isHelperName reports whether s can stand behind dist-remote-.
-func isHelperName(s string) bool {
-	return s != "" && s[0] != '-' && strings.Trim(s, "abcdefghijklmnopqrstuvwxyz0123456789-") == ""
-}
-
-// process is one call of a helper. Reading its standard output ends in io.EOF if its status is 0, else in the error that its
-// status and its last line tell.
-type process struct {
-	*exec.Cmd
-	ctx    context.Context
-	cancel context.CancelFunc
-	out    *disk.Piped
-	said   tail
-	ended  sync.Once
-	err    error
-	// patience, if it is not 0, bounds how long the process may live once its output has ended.
-	patience time.Duration
-}
-
-// tail keeps the end of what is written to it.
-type tail struct{ b []byte }
-
-func (t *tail) Write(p []byte) (int, error) {
-	t.b = append(t.b, p...)
-	t.b = t.b[max(0, len(t.b)-maxHelperText):]
-	return len(p), nil
-}
-
-func (h *Helper) start(parent context.Context, stdin io.Reader, verb string, args ...string) (*process, error) {
-	ctx, cancel := context.WithCancel(parent)
-	p := &process{ctx: parent, cancel: cancel}
-	p.Cmd = exec.CommandContext(ctx, "dist-remote-"+h.name, append([]string{verb, h.address}, args...)...)
-	p.Cancel = func() error { return p.Process.Signal(syscall.SIGTERM) }
-	p.WaitDelay = helperGrace
-	p.Stdin, p.Stderr = stdin, &p.said
-	p.Env = os.Environ()
-	p.Env = append(p.Env, h.options.environment()...)
-	var err error
-	if p.out, err = disk.StartPiped(p.Cmd); err != nil {
-		cancel()
-		if errors.Is(err, exec.ErrNotFound) {
-			return nil, classf(errdefs.ErrNotImplemented, "there is no dist-remote-%s on PATH", h.name)
-		}
-		return nil, err
-	}
-	return p, nil
+func (h *Helper) start(ctx context.Context, stdin io.Reader, verb string, args ...string) (*program.Process, error) {
+	return program.Start(ctx, func(c *exec.Cmd) {
+		c.Stdin = stdin
+		c.Env = append(os.Environ(), h.options.environment()...)
+	}, "dist-remote-"+h.name, append([]string{verb, h.address}, args...)...)
 }
 
 // startFed starts a process whose standard input is a pipe, and returns the end to write to.
-func (h *Helper) startFed(ctx context.Context, verb string, args ...string) (*process, *os.File, error) {
+func (h *Helper) startFed(ctx context.Context, verb string, args ...string) (*program.Process, *os.File, error) {
 	r, w, err := os.Pipe()
 	if err != nil {
 		return nil, nil, err
@@ -122,60 +77,6 @@ func (o Options) environment() (env []string) {
 		}
 	}
 	return env
-}
-
-func (p *process) Read(b []byte) (int, error) {
-	n, err := p.out.Read(b)
-	if err != nil {
-		if p.patience > 0 {
-			defer time.AfterFunc(p.patience, p.cancel).Stop()
-		}
-		if werr := p.end(); werr != nil {
-			err = werr
-		} else if errors.Is(err, os.ErrClosed) {
-			err = io.EOF
-		} else if err != io.EOF {
-			err = classf(errdefs.ErrAborted, "%s: %w", p.Args[0], err)
-		}
-	}
-	return n, err
-}
-
-// end waits for the process and returns its failure, if any.
-func (p *process) end() error {
-	p.ended.Do(func() {
-		<-p.out.Ended
-		p.err = p.failure(p.out.Err)
-		p.cancel()
-	})
-	return p.err
-}
-
-// Close ends the process if it still runs.
-func (p *process) Close() error {
-	p.cancel()
-	_ = p.end()
-	return p.out.Close()
-}
-
-func (p *process) failure(err error) error {
-	if err == nil || errors.Is(err, exec.ErrWaitDelay) { // it has succeeded, but a child that it left holds standard error open
-		return nil
-	}
-	if p.ctx.Err() != nil {
-		return context.Cause(p.ctx)
-	}
-	var exit *exec.ExitError
-	if !errors.As(err, &exit) {
-		return err
-	}
-	lines := strings.Split(strings.TrimSpace(string(p.said.b)), "\n")
-	name := p.Args[0]
-	text := strings.TrimPrefix(printable(lines[len(lines)-1]), name+": ")
-	if text == "" {
-		text = exit.String()
-	}
-	return errclass.Remote(exit.ExitCode(), name+": "+text)
 }
 
 // object parses an object. It refuses one that a helper could take for something else, such as a flag.
@@ -491,7 +392,7 @@ func (h *Helper) Referrers(ctx context.Context, subject digest.Digest, filter Re
 func (h *Helper) Delete(ctx context.Context, id string) error {
 	_, _, err := h.object(id)
 	if err == nil {
-		var p *process
+		var p *program.Process
 		if p, err = h.start(ctx, nil, "delete", id); err == nil {
 			defer p.Close()
 			_, err = io.Copy(io.Discard, p)

@@ -18,6 +18,7 @@ import (
 	"time"
 	"unicode"
 
+	"distkit/disk/program"
 	"distkit/errclass"
 
 	"github.com/containerd/errdefs"
@@ -234,7 +235,7 @@ func parseHosts(dir string, b []byte) (hostConfig, error) {
 	switch {
 	case c.Blocked:
 		return hostConfig{}, classf(errdefs.ErrPermissionDenied, "the registry is blocked")
-	case c.Helper != nil && (!isHelperName(*c.Helper) || c.Server == "" || c.Server[0] == '-' || len(c.Hosts) > 0):
+	case c.Helper != nil && (!program.IsName(*c.Helper) || c.Server == "" || c.Server[0] == '-' || len(c.Hosts) > 0):
 		return hostConfig{}, fmt.Errorf("helper %q wants a name of a-z, 0-9 and -, a server, and no host", *c.Helper)
 	case c.Helper != nil:
 		return hostConfig{helper: *c.Helper, address: strings.TrimSuffix(c.Server, "/")}, nil

@@ -3,6 +3,8 @@ package remotes
 import (
 	"strings"
 
+	"distkit/disk/program"
+
 	"github.com/containerd/errdefs"
 	"github.com/distribution/reference"
 	"github.com/opencontainers/go-digest"
@@ -48,7 +50,7 @@ func ParseLocator(s string) (Locator, error) {
 	case isPath(s):
 		return Locator{Path: s}, nil
 	}
-	if name, address, ok := strings.Cut(s, "::"); ok && isHelperName(name) {
+	if name, address, ok := strings.Cut(s, "::"); ok && program.IsName(name) {
 		if address == "" || address[0] == '-' || strings.ContainsAny(address, "\r\n") {
 			return bad("is for dist-remote-%s, and has no address: write %s::ADDRESS", name, name)
 		}

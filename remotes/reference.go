@@ -4,6 +4,8 @@ import (
 	"os"
 	"strings"
 
+	"distkit/disk/program"
+
 	"github.com/containerd/errdefs"
 )
 
@@ -63,7 +65,7 @@ func ParseReference(s string) (Reference, error) {
 // URL, which a helper's address can be. In the path of a helper's address the first colon begins the tag, because the tag can be
 // a whole name there, with slashes and colons of its own.
 func cutTag(s string) (locator, tag string) {
-	if name, address, ok := strings.Cut(s, "::"); ok && isHelperName(name) {
+	if name, address, ok := strings.Cut(s, "::"); ok && program.IsName(name) {
 		if _, behind, isURL := strings.Cut(address, "://"); isURL {
 			address = behind
 		}
