@@ -25,7 +25,8 @@ import (
 // at once, and the answers come in the order of the requests. While an answer's object is open, the answers behind it wait.
 //
 // An error has the class that the server sent. If the server is gone, the class is Aborted. If an answer can't be understood,
-// it is DataLoss. In both cases all requests that wait, and all later ones, fail with the same error.
+// it is DataLoss. In both cases all requests that wait, and all later ones, fail with the same error. A request after Close fails
+// with FailedPrecondition.
 type Client struct {
 	// Unverified is set if the caller hashes what it asks for by digest. The client then checks the length alone.
 	Unverified bool
@@ -58,6 +59,12 @@ func (c *Client) Close() error {
 	c.more.Broadcast()
 	c.mu.Unlock()
 	return c.closeW()
+}
+
+// Abort is for a caller that ends the server before it has answered: all requests that wait, and all later ones, fail with an
+// error of class Aborted. It closes the server's input.
+func (c *Client) Abort() {
+	c.fail(errclass.Errorf(errdefs.ErrAborted, "the batch was given up"))
 }
 
 // Err returns the error after which nothing can be asked or read, nil as long as there is none.

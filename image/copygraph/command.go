@@ -35,11 +35,11 @@ type process struct {
 	killed sync.Once
 }
 
-// kill ends the process. What reads from it or writes to it fails.
+// kill ends the process. What reads from it or writes to it fails, and so does what is asked of it later: from then on it is gone.
 func (p *process) kill() {
 	p.killed.Do(func() {
 		p.stop()
-		_ = p.Client.Close()
+		p.Abort()
 		_ = p.peer.Close()
 	})
 }
@@ -66,6 +66,7 @@ func (p *process) failed(ctx context.Context, err error) error {
 
 // finish waits for the process to end by itself, and kills it when patience is over. It returns the failure of the process.
 func (p *process) finish(patience time.Duration) error {
+	gone := p.Err() != nil
 	_ = p.Client.Close()
 	select {
 	case <-p.ended():
@@ -74,7 +75,7 @@ func (p *process) finish(patience time.Duration) error {
 		<-p.ended()
 	}
 	_ = p.peer.Close()
-	if p.Err() != nil {
+	if gone {
 		return nil // every request that failed has said so
 	}
 	return p.failure()
