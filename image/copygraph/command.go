@@ -147,7 +147,7 @@ func (c *command) ask(ctx context.Context, f func(*process) error) error {
 		if !died {
 			lives++
 		}
-		if lives > 1 || !again.after(ctx, err, 0) {
+		if lives > 1 || !again.after(ctx, err, 0, 0) {
 			return err
 		}
 	}

@@ -557,6 +557,39 @@ func TestATargetThatFailsForTheTimeBeing(t *testing.T) {
 	}
 }
 
+// boastful is a target that says each time that it has more of a layer, and takes nothing of it.
+type boastful struct {
+	*remote
+	part, puts int64
+}
+
+func (b *boastful) Part(_ context.Context, o copygraph.Object) (int64, error) {
+	if o.Size < 100_000 {
+		return 0, nil
+	}
+	b.part += 5000
+	return b.part, nil
+}
+
+func (b *boastful) Put(ctx context.Context, o copygraph.Object, in io.ReadSeeker) (copygraph.Outcome, error) {
+	if o.Size < 100_000 {
+		return b.remote.Put(ctx, o, in)
+	}
+	b.puts++
+	return "", errclass.Errorf(errdefs.ErrAborted, "not now")
+}
+
+func TestAPartThatATargetOnlySaysItHasIsNoProgress(t *testing.T) {
+	t.Parallel()
+	from := open(t)
+	root := manifest(t, from, "amd64", strings.Repeat("layer", 30_000))
+	to := &boastful{remote: newRemote(t)}
+	_, err := records(t, &copygraph.Copy{Documents: from, To: to}, root)
+	if !errdefs.IsAborted(err) || to.puts != 4 {
+		t.Errorf("%d attempts, %v", to.puts, err)
+	}
+}
+
 func TestTheFirstFailureCounts(t *testing.T) {
 	t.Parallel()
 	from := open(t)

@@ -279,7 +279,7 @@ func (c *Copy) putAs(ctx context.Context, o *object, tag string) (Outcome, error
 		if err == nil {
 			outcome, err = c.To.Put(ctx, Object{tag, o.descriptor()}, r)
 		}
-		if offset := r.end(); err == nil || !again.after(ctx, err, offset) {
+		if begin, end := r.end(); err == nil || !again.after(ctx, err, begin, end) {
 			return outcome, err
 		}
 	}

@@ -25,18 +25,20 @@ const (
 
 // retry counts the attempts in a row that brought less than enough.
 type retry struct {
-	best    int64
+	best    int64 // the farthest offset of an attempt
 	idle    int
 	backoff time.Duration
 }
 
-// after waits, and reports whether another attempt is worth making after an error at an offset.
-func (r *retry) after(ctx context.Context, err error, offset int64) bool {
+// after waits, and reports whether another attempt is worth making after one that began at an offset and failed at another.
+func (r *retry) after(ctx context.Context, err error, begin, end int64) bool {
 	if !temporary(err) {
 		return false
 	}
-	if r.backoff == 0 || offset >= r.best+enough {
-		r.best, r.idle, r.backoff = max(offset, r.best), 0, firstBackoff
+	progress := end-max(begin, r.best) >= enough // not a part that the target only says it has
+	r.best = max(r.best, end)
+	if progress || r.backoff == 0 {
+		r.idle, r.backoff = 0, firstBackoff
 	} else if r.idle++; r.idle >= maxIdle {
 		return false
 	}
@@ -65,6 +67,7 @@ type reader struct {
 	moved   func(offset int64)
 	mu      sync.Mutex // a Read may still be under way when ctx is done
 	body    io.ReadCloser
+	begin   int64 // where the body was opened
 	offset  int64
 	again   retry
 	err     error
@@ -97,7 +100,7 @@ func (r *reader) Read(p []byte) (int, error) {
 		}
 		if err != nil {
 			r.stop()
-			if r.brittle || !r.again.after(r.ctx, err, r.offset) {
+			if r.brittle || !r.again.after(r.ctx, err, r.begin, r.offset) {
 				r.err = err
 			}
 		}
@@ -138,6 +141,7 @@ func (r *reader) open() (err error) {
 	if err := r.o.wait(r.ctx); err != nil {
 		return err
 	}
+	r.begin = r.offset
 	r.body, err = r.from.Open(r.ctx, r.o.descriptor(), r.offset, r.o.pass)
 	r.o.pass()
 	if err != nil {
@@ -162,13 +166,13 @@ func (r *reader) Seek(offset int64, whence int) (int64, error) {
 	return r.offset, nil
 }
 
-// end ends the reader, and returns the offset that it has reached. A later Read fails.
-func (r *reader) end() (offset int64) {
+// end ends the reader, and returns where it began to read and the offset that it has reached. A later Read fails.
+func (r *reader) end() (begin, offset int64) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.stop()
 	r.err = fs.ErrClosed
-	return r.offset
+	return r.begin, r.offset
 }
 
 func (r *reader) stop() {
