@@ -93,7 +93,7 @@ func parseHints(list []string) known {
 	k := known{size: -1, end: -1}
 	for _, s := range list {
 		kind, value, _ := strings.Cut(s, ":")
-		n, err := number(value)
+		n, err := ParseNumber(value)
 		switch {
 		case kind == "range":
 			if begin, end, err := ParseRange(value); err == nil {

@@ -90,8 +90,8 @@ func words(line string) ([]string, error) {
 	return list, nil
 }
 
-// number reads a number in its one form: digits, without a sign or a leading zero.
-func number(s string) (int64, error) {
+// ParseNumber reads a number in its one form: digits, without a sign or a leading zero. InvalidArgument if it is none.
+func ParseNumber(s string) (int64, error) {
 	n, err := strconv.ParseUint(s, 10, 63)
 	if err != nil || strconv.FormatUint(n, 10) != s {
 		return 0, malformed("%.24q is not a number", s)
@@ -102,9 +102,9 @@ func number(s string) (int64, error) {
 // ParseRange reads the A-B of a hint range:A-B. The end that it returns is the offset after B. InvalidArgument if B is less than A.
 func ParseRange(s string) (begin, end int64, err error) {
 	first, last, _ := strings.Cut(s, "-")
-	begin, err = number(first)
+	begin, err = ParseNumber(first)
 	if err == nil {
-		end, err = number(last)
+		end, err = ParseNumber(last)
 	}
 	if err == nil && (end < begin || end == math.MaxInt64) {
 		err = malformed("%.48q is not a range", s)
@@ -145,7 +145,7 @@ func (c *content) next() error {
 	if err != nil {
 		return err
 	}
-	if c.left, err = number(line); err != nil {
+	if c.left, err = ParseNumber(line); err != nil {
 		return err
 	}
 	if c.left > MaxChunk {
@@ -261,7 +261,7 @@ func parseDescriptor(list []string) (ocispec.Descriptor, error) {
 		desc.Digest = d
 	}
 	if list[1] != unknown {
-		n, err := number(list[1])
+		n, err := ParseNumber(list[1])
 		if err != nil {
 			return desc, err
 		}
@@ -307,7 +307,7 @@ func parseFailure(line string) (error, bool) {
 		return nil, false
 	}
 	word, text, _ := strings.Cut(rest, " ")
-	status, err := number(word)
+	status, err := ParseNumber(word)
 	if err != nil || status < 1 || status > 255 {
 		return nil, false
 	}

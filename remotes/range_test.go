@@ -82,6 +82,8 @@ func TestRanges(t *testing.T) {
 				{"range:1000-1999 offset:2000", 2000, 2000},
 				{"range:9-5", 0, n},
 				{"range:x-5", 0, n},
+				{"offset:+5", 0, n},
+				{"offset:05 size:+1", 0, n},
 				{fmt.Sprintf("range:%d-%d", n, n), -1, -1},
 				{fmt.Sprintf("range:%d-%d", n+1, n+5), -1, -1},
 			} {
@@ -126,7 +128,7 @@ func TestRangesAreAskedFor(t *testing.T) {
 
 // Whatever the hints say, a directory and a batch give the same: a part of the blob, or an error of class InvalidArgument or DataLoss.
 func FuzzHints(f *testing.F) {
-	for _, s := range []string{"", "range:0-5", "range:5-5 offset:7", "range:10-2 size:12", "offset:12", "range:12-12", "size:11", "range:0-9223372036854775807 x", "range:-5 mediatype:a/b"} {
+	for _, s := range []string{"", "range:0-5", "range:5-5 offset:7", "range:10-2 size:12", "offset:12", "range:12-12", "size:11", "range:0-9223372036854775807 x", "range:-5 mediatype:a/b", "offset:+5", "offset:05", "size:+11"} {
 		f.Add(s)
 	}
 	blob := []byte("some content")

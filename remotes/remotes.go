@@ -25,7 +25,6 @@ import (
 	"fmt"
 	"io"
 	"iter"
-	"strconv"
 	"strings"
 	"time"
 
@@ -219,11 +218,11 @@ func parseHints(list []string) hints {
 				h.mount = value
 			}
 		case "size":
-			if n, err := strconv.ParseInt(value, 10, 64); err == nil && n >= 0 {
+			if n, err := batch.ParseNumber(value); err == nil {
 				h.size = n
 			}
 		case "offset":
-			if n, err := strconv.ParseInt(value, 10, 64); err == nil && n >= 0 {
+			if n, err := batch.ParseNumber(value); err == nil {
 				h.offset = max(h.offset, n)
 			}
 		case "range":
