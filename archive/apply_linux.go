@@ -1,7 +1,6 @@
 package archive
 
 import (
-	"archive/tar"
 	"context"
 	"errors"
 	"fmt"
@@ -11,6 +10,7 @@ import (
 	"time"
 
 	"distkit/errclass"
+	"distkit/layer"
 
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
@@ -71,10 +71,6 @@ type Result struct {
 }
 
 const (
-	whiteoutPrefix = ".wh."
-	metaPrefix     = ".wh..wh."
-	opaqueMarker   = ".wh..wh..opq"
-
 	smallFile  = 64 << 10  // most bytes that are left to a worker
 	batchBytes = 256 << 10 // of small files that go to a worker together
 	batchFiles = 16
@@ -82,8 +78,6 @@ const (
 	// maxSparse bounds the sizes of a layer's sparse files together, in bytes: their holes cost
 	// it nothing, but whoever reads through them time. A gzip layer of 1 GiB can hold as much.
 	maxSparse = 1 << 40
-	// Apply itself reads through so many bytes of holes, and so many more for each byte of the layer.
-	maxHoles, maxHolesPerByte = 16 << 30, 1 << 10
 )
 
 // Apply writes the layer in r, plain or compressed with gzip or zstd, into the directory root,
@@ -135,10 +129,10 @@ func Apply(ctx context.Context, root string, r io.Reader, opts Options) (Result,
 	defer cancel(nil)
 	a := &applier{
 		ctx: ctx, cancel: cancel, opts: opts, tree: t,
-		in:     newStream(ctx, r, opts.MaxBytes),
+		in:     layer.NewReader(ctx, r, opts.MaxBytes),
 		work:   make(chan *batch, 2),
 		spare:  make(chan *batch, opts.Workers+3),
-		buffer: make([]byte, chunkSize),
+		buffer: make([]byte, 256<<10),
 	}
 	for range cap(a.spare) {
 		a.spare <- &batch{}
@@ -164,17 +158,17 @@ func Apply(ctx context.Context, root string, r io.Reader, opts Options) (Result,
 		if d, ok := r.(interface{ SetReadDeadline(time.Time) error }); ok {
 			_ = d.SetReadDeadline(time.Now())
 		}
-		<-a.in.done
+		a.in.Wait()
 		return Result{}, err
 	}
-	<-a.in.done
+	a.in.Wait()
 	if err := t.finish(); err != nil {
 		return Result{}, fmt.Errorf("set times of directories: %w", err)
 	}
 	if err := t.flushReport(); err != nil {
 		return Result{}, err
 	}
-	a.result.DiffID, a.result.Size = a.diffID(), a.in.size
+	a.result.DiffID, a.result.Size = a.in.DiffID(), a.in.Size()
 	a.result.Unset = a.unset
 	return a.result, nil
 }
@@ -187,12 +181,10 @@ type applier struct {
 	cancel context.CancelCauseFunc
 	opts   Options
 	tree   *tree
-	in     *stream
-	tar    *tar.Reader
+	in     *layer.Reader
 	buffer []byte
 	result Result
 	sparse int64 // bytes that sparse files have had so far, holes and all
-	read   int64 // bytes of all files, holes and all
 
 	batch       *batch
 	work, spare chan *batch
@@ -203,29 +195,20 @@ type applier struct {
 	unset  map[string]int64
 }
 
-func (a *applier) diffID() digest.Digest {
-	return digest.NewDigest(digest.SHA256, a.in.digest)
-}
-
 func (a *applier) run() error {
-	a.tar = tar.NewReader(a.in)
 	for {
 		if err := a.ctx.Err(); err != nil {
 			return err
 		}
-		a.in.watch = (a.in.offset + blockSize - 1) / blockSize * blockSize
-		h, err := a.tar.Next()
+		h, err := a.in.Next()
 		if err == io.EOF {
 			return a.end()
 		}
 		if err != nil {
-			return a.readError(err)
-		}
-		if h.Typeflag == tar.TypeXGlobalHeader {
-			continue
+			return err
 		}
 		a.result.Entries++
-		a.tree.allow(a.in.offset)
+		a.tree.allow(a.in.Offset())
 		if n := a.opts.MaxEntries; n > 0 && a.result.Entries+a.tree.made > n {
 			return tooMuch("layer has more than %d entries", n)
 		}
@@ -240,42 +223,10 @@ func (a *applier) run() error {
 	}
 }
 
-// readError gives an error of the archive's reader its class.
-func (a *applier) readError(err error) error {
-	switch {
-	case a.in.err != nil && a.in.err != io.EOF:
-		return a.in.err
-	case errors.Is(err, io.ErrUnexpectedEOF), err == io.EOF:
-		if a.in.offset >= blockSize {
-			return dataLoss("layer ends too early, after %d bytes", a.in.offset)
-		}
-		fallthrough
-	case errors.Is(err, tar.ErrHeader) && a.in.offset <= blockSize:
-		return dataLoss("not a layer: neither a tar archive nor one compressed with gzip or zstd")
-	}
-	return dataLoss("read layer, at the entry at byte %d: %w", a.in.watch, err)
-}
-
 // end is the end of the archive.
 func (a *applier) end() error {
 	if a.batch != nil { // it need not wait for what trails the archive
 		a.send()
 	}
-	if err := a.in.drain(); err != nil {
-		return err
-	}
-	if want := a.opts.ExpectDiffID; want != "" {
-		<-a.in.done
-		if got := a.diffID(); got != want {
-			return dataLoss("diff ID mismatch: got %s, expected %s", got, want)
-		}
-		return nil
-	}
-	if a.in.offset == 0 {
-		return dataLoss("layer is empty")
-	}
-	if !a.in.marked {
-		return dataLoss("layer ends without the end-of-archive marker, after %d bytes", a.in.offset)
-	}
-	return nil
+	return a.in.End(a.opts.ExpectDiffID)
 }

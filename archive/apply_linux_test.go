@@ -88,8 +88,8 @@ func TestWhiteouts(t *testing.T) {
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			root := t.TempDir()
-			mustApply(t, root, layer(t, base...), Options{})
-			mustApply(t, root, layer(t, test.layer...), Options{})
+			mustApply(t, root, layerOf(t, base...), Options{})
+			mustApply(t, root, layerOf(t, test.layer...), Options{})
 			equal(t, names(t, root), test.left)
 		})
 	}
@@ -125,7 +125,7 @@ func TestOverlayEqualsRemove(t *testing.T) {
 	for seed := range uint64(150) {
 		t.Run(fmt.Sprint(seed), func(t *testing.T) {
 			rnd := mrand.New(mrand.NewPCG(seed, 1))
-			base, upper := layer(t, randomEntries(rnd, 12, false)...), layer(t, randomEntries(rnd, 10, true)...)
+			base, upper := layerOf(t, randomEntries(rnd, 12, false)...), layerOf(t, randomEntries(rnd, 10, true)...)
 			dir := t.TempDir()
 			for _, d := range []string{"lower", "upper", "plain"} {
 				if err := os.Mkdir(filepath.Join(dir, d), 0o755); err != nil {
@@ -210,7 +210,7 @@ func randomEntries(rnd *mrand.Rand, n int, whiteouts bool) []entry {
 func TestOverlayForm(t *testing.T) {
 	needRoot(t)
 	root := t.TempDir()
-	r := mustApply(t, root, layer(t,
+	r := mustApply(t, root, layerOf(t,
 		dirEntry("d", 0o755), fileEntry("d/.wh.gone", ""), fileEntry("o/.wh..wh..opq", ""), fileEntry("o/new", ""),
 		fileEntry(".wh.a", ""), fileEntry("a/b", ""), fileEntry("s/x", ""), fileEntry(".wh.s", ""),
 		entry{Header: tar.Header{Typeflag: tar.TypeDir, Name: "x", Mode: 0o755, PAXRecords: map[string]string{
@@ -231,14 +231,14 @@ func TestOverlayForm(t *testing.T) {
 			t.Errorf("%s has attributes %q, not %q", p, got, want)
 		}
 	}
-	if _, err := apply(t, t.TempDir(), layer(t, fileEntry(".wh..wh..opq", "")), Options{Whiteouts: Overlay}); !errdefs.IsNotImplemented(err) {
+	if _, err := apply(t, t.TempDir(), layerOf(t, fileEntry(".wh..wh..opq", "")), Options{Whiteouts: Overlay}); !errdefs.IsNotImplemented(err) {
 		t.Errorf("an opaque root is %v", err)
 	}
 }
 
 func attributeLayer(t testing.TB) []byte {
 	set := func(e entry, f func(*tar.Header)) entry { f(&e.Header); return e }
-	return layer(t,
+	return layerOf(t,
 		set(dirEntry("./", 0o711), func(h *tar.Header) { h.Uid, h.Gid = 7, 8 }),
 		set(dirEntry("d", 0), func(h *tar.Header) { h.Uid, h.Gid = 1, 2 }),
 		set(fileEntry("d/locked", "x"), func(h *tar.Header) { h.Mode = 0 }),
@@ -333,13 +333,13 @@ func TestLowerDirectories(t *testing.T) {
 	root := t.TempDir()
 	lower := dirEntry("d", 0o2700)
 	lower.PAXRecords = map[string]string{"SCHILY.xattr.user.lower": "1"}
-	mustApply(t, root, layer(t, lower, dirEntry("d/e", 0o755)), Options{})
-	mustApply(t, root, layer(t, fileEntry("d/e/new", ""), fileEntry("d/.wh.x", "")), Options{})
+	mustApply(t, root, layerOf(t, lower, dirEntry("d/e", 0o755)), Options{})
+	mustApply(t, root, layerOf(t, fileEntry("d/e/new", ""), fileEntry("d/.wh.x", "")), Options{})
 	equal(t, slices.DeleteFunc(regexpTimes(dump(t, root), "."), func(l string) bool { return strings.HasPrefix(l, "d/e/") }),
 		[]string{`d 42700 0:0 T user.lower="1"`, "d/e 40755 0:0 T"})
 	upper := dirEntry("d", 0o711)
 	upper.Uid, upper.ModTime = 3, then.Add(time.Second)
-	mustApply(t, root, layer(t, upper), Options{})
+	mustApply(t, root, layerOf(t, upper), Options{})
 	if got := dump(t, root)[1]; got != "d 40711 3:0 1486094707.000000789" {
 		t.Error(got)
 	}
@@ -353,13 +353,13 @@ func TestDefaultACL(t *testing.T) {
 	if err := unix.Setxattr(root, "system.posix_acl_default", []byte(acl), 0); err != nil {
 		t.Skipf("set ACL: %v", err)
 	}
-	mustApply(t, root, layer(t, fileEntry("f", ""), dirEntry("d", 0o755), fileEntry("d/f", ""), fileEntry("implicit/f", "")), Options{})
+	mustApply(t, root, layerOf(t, fileEntry("f", ""), dirEntry("d", 0o755), fileEntry("d/f", ""), fileEntry("implicit/f", "")), Options{})
 	// With a named user too: what is created in it would inherit that.
 	acl = acl[:12] + "\x02\x00\x07\x00\x05\x00\x00\x00" + acl[12:20] + "\x10\x00\x07\x00\xff\xff\xff\xff" + acl[20:]
 	if err := unix.Setxattr(root, "system.posix_acl_default", []byte(acl), 0); err != nil {
 		t.Fatal(err)
 	}
-	mustApply(t, root, layer(t, fileEntry("f2", ""), dirEntry("d2", 0o755), fileEntry("d2/f", ""), fileEntry("implicit2/f", "")), Options{})
+	mustApply(t, root, layerOf(t, fileEntry("f2", ""), dirEntry("d2", 0o755), fileEntry("d2/f", ""), fileEntry("implicit2/f", "")), Options{})
 	for _, l := range dump(t, root) {
 		if strings.HasPrefix(l, ". ") {
 			continue
@@ -415,7 +415,7 @@ func manyFiles(t testing.TB, n int) []byte {
 			list = append(list, dirEntry(fmt.Sprintf("d%d/e%d", i, j), 0o755))
 		}
 	}
-	return layer(t, list...)
+	return layerOf(t, list...)
 }
 
 func TestParallelEqualsSequential(t *testing.T) {
@@ -500,7 +500,7 @@ func TestCompression(t *testing.T) {
 }
 
 func TestTruncated(t *testing.T) {
-	plain := layer(t, dirEntry("d", 0o755), fileEntry("d/f", strings.Repeat("x", 1300)), symlink("d/l", "f"),
+	plain := layerOf(t, dirEntry("d", 0o755), fileEntry("d/f", strings.Repeat("x", 1300)), symlink("d/l", "f"),
 		entry{Header: tar.Header{Typeflag: tar.TypeReg, Name: strings.Repeat("n", 150), Mode: 0o644}, body: "y"}, fileEntry("empty", ""))
 	root := t.TempDir()
 	check := func(kind string, data []byte, n int) {
@@ -633,7 +633,7 @@ func TestCancel(t *testing.T) {
 		}
 	}
 	// A layer that fails ends a producer that hangs.
-	bad := append(layer(t, dirEntry("d", 0o755))[:1536], layer(t, fileEntry(".wh..", ""))...)
+	bad := append(layerOf(t, dirEntry("d", 0o755))[:1536], layerOf(t, fileEntry(".wh..", ""))...)
 	if _, err := Apply(t.Context(), t.TempDir(), silent{bytes.NewReader(append(bad, make([]byte, chunkSize)...)), make(chan struct{})}, Options{}); !errdefs.IsInvalidArgument(err) {
 		t.Error(err)
 	}
@@ -654,10 +654,10 @@ func TestBadTarget(t *testing.T) {
 	if err := os.WriteFile(file, nil, 0o644); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := apply(t, file, layer(t), Options{}); !errdefs.IsInvalidArgument(err) {
+	if _, err := apply(t, file, layerOf(t), Options{}); !errdefs.IsInvalidArgument(err) {
 		t.Error(err)
 	}
-	if _, err := apply(t, t.TempDir(), layer(t), Options{ExpectDiffID: "sha256:x"}); !errdefs.IsInvalidArgument(err) {
+	if _, err := apply(t, t.TempDir(), layerOf(t), Options{ExpectDiffID: "sha256:x"}); !errdefs.IsInvalidArgument(err) {
 		t.Error(err)
 	}
 	if _, err := apply(t, t.TempDir(), []byte(strings.Repeat("not a layer ", 100)), Options{}); !errdefs.IsDataLoss(err) || !strings.Contains(err.Error(), "not a layer") {
@@ -665,15 +665,15 @@ func TestBadTarget(t *testing.T) {
 	}
 	// A header that can't be read is one of an archive, whether it is the first or a later one, and the message says where.
 	for _, before := range [][]entry{nil, {fileEntry("first", "x")}} {
-		at := len(layer(t, before...)) - 2*blockSize
+		at := len(layerOf(t, before...)) - 2*blockSize
 		bad := fileEntry("second", "x")
 		bad.ModTime, bad.Format = time.Unix(1, 5e8), tar.FormatPAX
-		b := bytes.Replace(layer(t, append(before, bad)...), []byte("mtime=1.5"), []byte("mtime=abc"), 1)
+		b := bytes.Replace(layerOf(t, append(before, bad)...), []byte("mtime=1.5"), []byte("mtime=abc"), 1)
 		if _, err := apply(t, t.TempDir(), b, Options{}); !errdefs.IsDataLoss(err) || !strings.Contains(err.Error(), fmt.Sprintf("at byte %d:", at)) {
 			t.Error(err)
 		}
 	}
-	if r, err := apply(t, t.TempDir(), layer(t), Options{}); err != nil || r.Entries != 0 || r.Size != 1024 {
+	if r, err := apply(t, t.TempDir(), layerOf(t), Options{}); err != nil || r.Entries != 0 || r.Size != 1024 {
 		t.Errorf("empty layer: %+v, %v", r, err)
 	}
 }
@@ -725,7 +725,7 @@ func TestUnprivileged(t *testing.T) {
 	}
 	checkKeptOwners(t)
 	// A layer above that works in a directory whose mode keeps its owner out.
-	mustApply(t, root, layer(t, fileEntry("d/e/f", "x"), fileEntry("d/.wh.locked", "")), Options{})
+	mustApply(t, root, layerOf(t, fileEntry("d/e/f", "x"), fileEntry("d/.wh.locked", "")), Options{})
 	var st unix.Stat_t
 	if err := unix.Lstat(filepath.Join(root, "d"), &st); err != nil || st.Mode != 0o40000 || st.Mtim.Sec != then.Unix() {
 		t.Errorf("d: %v, mode %o, time %d", err, st.Mode, st.Mtim.Sec)
@@ -736,7 +736,7 @@ func TestUnprivileged(t *testing.T) {
 	if got := names(t, filepath.Join(root, "d")); !slices.Equal(got, []string{"e", "e/f"}) {
 		t.Errorf("d holds %q", got)
 	}
-	mustApply(t, root, layer(t, dirEntry("d/e", 0), fileEntry("d/e/g", "x"), fileEntry(".wh.d", "")), Options{})
+	mustApply(t, root, layerOf(t, dirEntry("d/e", 0), fileEntry("d/e/g", "x"), fileEntry(".wh.d", "")), Options{})
 	strict := filepath.Join(root, "strict")
 	if err := os.Mkdir(strict, 0o755); err != nil {
 		t.Fatal(err)
@@ -755,7 +755,7 @@ func checkKeptOwners(t *testing.T) {
 			PAXRecords: map[string]string{"SCHILY.xattr.user.rootlesscontainers": "a lie", "SCHILY.xattr.user.x": "1"}}},
 	}
 	root := t.TempDir()
-	r := mustApply(t, root, layer(t, own...), Options{})
+	r := mustApply(t, root, layerOf(t, own...), Options{})
 	t.Cleanup(func() { _ = os.Chmod(filepath.Join(root, "d"), 0o755) })
 	if r.Unset["owners"] != 4 {
 		t.Errorf("%d owners unset, not 4", r.Unset["owners"])

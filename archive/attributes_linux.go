@@ -1,14 +1,13 @@
 package archive
 
 import (
-	"encoding/base64"
 	"errors"
 	"fmt"
-	"net/url"
 	"slices"
 	"strings"
 
 	"distkit/disk/sys"
+	"distkit/layer"
 
 	"golang.org/x/sys/unix"
 )
@@ -26,12 +25,7 @@ type file struct {
 	chmod              bool
 	isDir              bool
 	times              [2]unix.Timespec
-	xattrs             []xattr
-}
-
-type xattr struct {
-	name  string
-	value []byte
+	xattrs             []layer.Xattr
 }
 
 // attributes sets owner, mode and extended attributes, in this order: a change of owner takes
@@ -45,9 +39,9 @@ func (a *applier) attributes(f *file) error {
 	}
 	xattrs := f.xattrs
 	if !a.tree.chowns && !a.opts.Strict {
-		xattrs = slices.DeleteFunc(xattrs, func(x xattr) bool { return x.name == ownerAttribute })
+		xattrs = slices.DeleteFunc(xattrs, func(x layer.Xattr) bool { return x.Name == ownerAttribute })
 		if f.layerUID != 0 || f.layerGID != 0 {
-			xattrs = append(xattrs, xattr{ownerAttribute, encodeOwner(f.layerUID, f.layerGID)})
+			xattrs = append(xattrs, layer.Xattr{Name: ownerAttribute, Value: encodeOwner(f.layerUID, f.layerGID)})
 		}
 	}
 	// Attributes of an ordinary user's file want it to be writable.
@@ -61,7 +55,7 @@ func (a *applier) attributes(f *file) error {
 			return fmt.Errorf("set mode: %w", err)
 		}
 	}
-	if err := a.setXattrs(xattrs, func(x xattr) error { return sys.Fsetxattr(f.fd, x.name, x.value, 0) }); err != nil {
+	if err := a.setXattrs(xattrs, func(x layer.Xattr) error { return sys.Fsetxattr(f.fd, x.Name, x.Value, 0) }); err != nil {
 		return err
 	}
 	if locked {
@@ -92,28 +86,28 @@ func (a *applier) chown(f *file, set func() error) error {
 	return a.tolerate("set-ID bits", "set mode", unix.EPERM)
 }
 
-func (a *applier) setXattrs(xattrs []xattr, set func(xattr) error) error {
+func (a *applier) setXattrs(xattrs []layer.Xattr, set func(layer.Xattr) error) error {
 	for _, x := range xattrs {
-		class, _, _ := strings.Cut(x.name, ".")
-		if rest, ok := overlayName(x.name); ok {
+		class, _, _ := strings.Cut(x.Name, ".")
+		if rest, ok := layer.OverlayName(x.Name); ok {
 			// Layers must not set overlayfs attributes. In overlay form they are stored escaped (overlay.overlay.*); otherwise, and
 			// with a report, they are dropped and counted.
 			if a.tree.opaque == "" || a.tree.report != nil {
-				if err := a.tolerate("overlay attributes", "set attribute "+quote(x.name), unix.EPERM); err != nil {
+				if err := a.tolerate("overlay attributes", "set attribute "+quote(x.Name), unix.EPERM); err != nil {
 					return err
 				}
 				continue
 			}
-			x.name = class + ".overlay.overlay." + rest
+			x.Name = class + ".overlay.overlay." + rest
 		}
 		if class == "SCHILY" {
-			if err := a.tolerate("ACLs", "set "+x.name, unix.ENOTSUP); err != nil {
+			if err := a.tolerate("ACLs", "set "+x.Name, unix.ENOTSUP); err != nil {
 				return err
 			}
 			continue
 		}
 		err := a.attributeError(set(x))
-		if err := a.tolerate(class+" attributes", "set attribute "+quote(x.name), err); err != nil {
+		if err := a.tolerate(class+" attributes", "set attribute "+quote(x.Name), err); err != nil {
 			return err
 		}
 	}
@@ -132,15 +126,6 @@ func (a *applier) attributeError(err error) error {
 		}
 	}
 	return err
-}
-
-func overlayName(name string) (string, bool) {
-	for _, p := range []string{"trusted.overlay.", "user.overlay."} {
-		if rest, ok := strings.CutPrefix(name, p); ok {
-			return rest, true
-		}
-	}
-	return "", false
 }
 
 // tolerate counts what can't be set here, for want of rights or of support, unless that is
@@ -167,49 +152,6 @@ func (a *applier) tolerate(kind, verb string, err error) error {
 	return nil
 }
 
-const schilyXattr = "SCHILY.xattr."
-
-// As GNU tar and bsdtar do: a record's keyword ends at the first "=", so that is escaped, and so is what would be taken for an escape.
-var unescapeName = strings.NewReplacer("%3D", "=", "%25", "%")
-
-func escapeName(name string) string {
-	if strings.Contains(name, "%3D") || strings.Contains(name, "%25") {
-		name = strings.ReplaceAll(name, "%", "%25")
-	}
-	return strings.ReplaceAll(name, "=", "%3D")
-}
-
-// xattrs are the extended attributes among PAX records, as star and GNU tar write them or,
-// where those are missing, libarchive.
-func xattrs(records map[string]string) ([]xattr, error) {
-	var list []xattr
-	for k, v := range records {
-		if name, ok := strings.CutPrefix(k, schilyXattr); ok {
-			list = append(list, xattr{unescapeName.Replace(name), []byte(v)})
-		} else if kind, ok := strings.CutPrefix(k, "SCHILY.acl."); ok {
-			_, both := records[schilyXattr+"system.posix_acl_"+kind]
-			if !both && (kind != "access" || strings.Contains(v, "mask:")) { // else it says what the mode says
-				list = append(list, xattr{k, nil})
-			}
-		} else if escaped, ok := strings.CutPrefix(k, "LIBARCHIVE.xattr."); ok {
-			name, err := url.PathUnescape(escaped)
-			if err != nil {
-				return nil, refused("attribute %s: %w", quote(escaped), err)
-			}
-			if _, both := records[schilyXattr+escapeName(name)]; both {
-				continue
-			}
-			value, err := base64.RawStdEncoding.DecodeString(strings.TrimRight(v, "="))
-			if err != nil {
-				return nil, refused("attribute %s: %w", quote(name), err)
-			}
-			list = append(list, xattr{name, value})
-		}
-	}
-	slices.SortFunc(list, func(a, b xattr) int { return strings.Compare(a.name, b.name) })
-	return list, nil
-}
-
 // clearXattrs takes from a directory of a lower layer the attributes that the layer's own entry
 // would have to name.
 func clearXattrs(fd int) error {
@@ -223,7 +165,7 @@ func clearXattrs(fd int) error {
 		return ignore(err, unix.ENOTSUP)
 	}
 	for name := range strings.SplitSeq(string(buf[:n]), "\x00") {
-		if _, overlay := overlayName(name); name == "" || overlay || name == "security.selinux" {
+		if _, overlay := layer.OverlayName(name); name == "" || overlay || name == "security.selinux" {
 			continue
 		}
 		if err := unix.Fremovexattr(fd, name); err != nil {

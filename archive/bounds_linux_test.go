@@ -86,9 +86,9 @@ func TestWorkIsBounded(t *testing.T) {
 			t.Run(fmt.Sprint(name, " ", form), func(t *testing.T) {
 				root := t.TempDir()
 				if form == Remove {
-					mustApply(t, root, layer(t, test.base...), Options{})
+					mustApply(t, root, layerOf(t, test.base...), Options{})
 				}
-				data := layer(t, test.layer...)
+				data := layerOf(t, test.layer...)
 				var err error
 				got := calls(func() { _, err = apply(t, root, data, Options{Whiteouts: form}) })
 				if test.refused != errdefs.IsInvalidArgument(err) || !test.refused && err != nil {
@@ -111,8 +111,8 @@ func TestWorkIsBounded(t *testing.T) {
 // What lower layers have in a directory is hidden once; what the layer itself put there stays.
 func TestOpaqueTwice(t *testing.T) {
 	root := t.TempDir()
-	mustApply(t, root, layer(t, fileEntry("d/low", ""), fileEntry("d/e/low", "")), Options{})
-	mustApply(t, root, layer(t, fileEntry("d/e/.wh..wh..opq", ""), fileEntry("d/e/high", ""), fileEntry("d/.wh..wh..opq", ""), fileEntry("d/high", ""),
+	mustApply(t, root, layerOf(t, fileEntry("d/low", ""), fileEntry("d/e/low", "")), Options{})
+	mustApply(t, root, layerOf(t, fileEntry("d/e/.wh..wh..opq", ""), fileEntry("d/e/high", ""), fileEntry("d/.wh..wh..opq", ""), fileEntry("d/high", ""),
 		fileEntry("d/.wh..wh..opq", ""), fileEntry("d/e/.wh.high", ""), fileEntry("d/.wh.e", ""), fileEntry(".wh.d", "")), Options{})
 	if got := strings.Join(names(t, root), " "); got != "d d/e d/e/high d/high" {
 		t.Error(got)
@@ -122,7 +122,7 @@ func TestOpaqueTwice(t *testing.T) {
 // A directory that was opaque, gave way to a file and is there again is opaque again.
 func TestOpaqueReplaced(t *testing.T) {
 	root := t.TempDir()
-	mustApply(t, root, layer(t, fileEntry("d/.wh..wh..opq", ""), fileEntry("d", ""), dirEntry("d", 0o755)), Options{Whiteouts: OverlayUser})
+	mustApply(t, root, layerOf(t, fileEntry("d/.wh..wh..opq", ""), fileEntry("d", ""), dirEntry("d", 0o755)), Options{Whiteouts: OverlayUser})
 	if got := xattrDump(filepath.Join(root, "d")); !strings.Contains(got, "user.overlay.opaque") {
 		t.Errorf("it has %q", got)
 	}
@@ -132,7 +132,7 @@ func TestOpaqueReplaced(t *testing.T) {
 func TestDepthIsBounded(t *testing.T) {
 	root := t.TempDir()
 	half := strings.Repeat("d/", 1500)
-	_, err := apply(t, root, layer(t, dirEntry(half, 0o755), symlink("l", half), fileEntry("l/"+half+"f", "")), Options{})
+	_, err := apply(t, root, layerOf(t, dirEntry(half, 0o755), symlink("l", half), fileEntry("l/"+half+"f", "")), Options{})
 	if !errdefs.IsInvalidArgument(err) {
 		t.Errorf("error is %v", err)
 	}
@@ -157,7 +157,7 @@ func TestUnresolvedIsBounded(t *testing.T) {
 	for i := range 2000 {
 		list = append(list, hardlink(fmt.Sprint("h", i), "l/x"), fileEntry(fmt.Sprint("l/.wh.", i), ""))
 	}
-	data := layer(t, list...)
+	data := layerOf(t, list...)
 	var b strings.Builder
 	if _, err := Apply(t.Context(), t.TempDir(), strings.NewReader(string(data)), Options{Whiteouts: OverlayUser, Unresolved: &b}); err != nil {
 		t.Fatal(err)

@@ -187,10 +187,10 @@ func TestBreakouts(t *testing.T) {
 
 func (b breakout) test(t *testing.T) {
 	j := newJail(t)
-	mustApply(t, j.root, layer(t, b.base...), Options{})
+	mustApply(t, j.root, layerOf(t, b.base...), Options{})
 	before := j.around(t)
 	fds := openFDs(t)
-	_, err := apply(t, j.root, layer(t, b.layer...), Options{})
+	_, err := apply(t, j.root, layerOf(t, b.layer...), Options{})
 	if n := openFDs(t); n != fds {
 		t.Errorf("%d descriptors are open, not %d", n, fds)
 	}
@@ -248,7 +248,7 @@ func TestBreakoutHostPath(t *testing.T) {
 	j := newJail(t)
 	secret := filepath.Join(j.outside, "etc", "passwd")
 	before := j.around(t)
-	mustApply(t, j.root, layer(t, symlink(secret, secret+"x"), hardlink("sketchy", secret),
+	mustApply(t, j.root, layerOf(t, symlink(secret, secret+"x"), hardlink("sketchy", secret),
 		symlink("out", filepath.Join(j.outside, "etc")), fileEntry("out/passwd", "mine"), fileEntry(filepath.Join(j.outside, "tmp")+"/.wh.passwd", "")), Options{})
 	equal(t, j.around(t), before)
 }
@@ -256,7 +256,7 @@ func TestBreakoutHostPath(t *testing.T) {
 func FuzzApply(f *testing.F) {
 	for _, b := range breakouts() {
 		if !strings.HasPrefix(b.name, "Long") && !strings.HasPrefix(b.name, "Deep") { // slow to mutate
-			f.Add(layer(f, b.layer...))
+			f.Add(layerOf(f, b.layer...))
 		}
 	}
 	f.Fuzz(func(t *testing.T, data []byte) { fuzz(t, data) })
@@ -286,14 +286,14 @@ func FuzzEntries(f *testing.F) {
 				entries = append(entries, fileEntry(name+"/passwd", "body"))
 			}
 		}
-		fuzz(t, layer(t, entries...))
+		fuzz(t, layerOf(t, entries...))
 	})
 }
 
 // FuzzHeader makes every input a header whose checksum is right, after PAX records, so that what
 // is in them is reached.
 func FuzzHeader(f *testing.F) {
-	whole := layer(f, entry{Header: tar.Header{Typeflag: tar.TypeReg, Name: "a/b", Uid: 1 << 25, Mode: 0o7777, Format: tar.FormatGNU}, body: "x"})
+	whole := layerOf(f, entry{Header: tar.Header{Typeflag: tar.TypeReg, Name: "a/b", Uid: 1 << 25, Mode: 0o7777, Format: tar.FormatGNU}, body: "x"})
 	f.Add(whole[:blockSize], record("path", "../x")+record("SCHILY.xattr.user.a", "1"), "body")
 	f.Add(whole[:blockSize], record("GNU.sparse.major", "1")+record("GNU.sparse.minor", "0")+record("GNU.sparse.realsize", "99"), "1\n0\n1\n")
 	f.Add(whole[:blockSize], record("size", "5")+record("mtime", "-1.5")+record("LIBARCHIVE.xattr.user.%61", "AQ"), "")
@@ -344,7 +344,7 @@ func checksum(h []byte) []byte {
 
 func fuzz(t *testing.T, data []byte) {
 	j := newJail(t)
-	mustApply(t, j.root, layer(t, dirEntry("etc", 0o755), fileEntry("etc/passwd", "inside"), symlink("b", "/a"), fileEntry("c/b/a", "1")), Options{})
+	mustApply(t, j.root, layerOf(t, dirEntry("etc", 0o755), fileEntry("etc/passwd", "inside"), symlink("b", "/a"), fileEntry("c/b/a", "1")), Options{})
 	before := j.around(t)
 	fds := openFDs(t)
 	most := callsPerByte*int64(len(data)) + 200 // for what is there, and to begin and end

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"distkit/disk/sys"
+	"distkit/layer"
 
 	"golang.org/x/sys/unix"
 )
@@ -332,7 +333,7 @@ func (d *differ) same(lo, up *node) (bool, error) {
 			return false, err
 		}
 	}
-	if !slices.EqualFunc(lo.xattrs, up.xattrs, func(a, b xattr) bool { return a.name == b.name && bytes.Equal(a.value, b.value) }) {
+	if !slices.EqualFunc(lo.xattrs, up.xattrs, func(a, b layer.Xattr) bool { return a.Name == b.Name && bytes.Equal(a.Value, b.Value) }) {
 		return false, nil
 	}
 	switch up.kind() {
@@ -391,5 +392,5 @@ func (d *differ) overlayDir(up *node) error {
 	if string(up.overlay["opaque"]) != "y" { // x tells that files in it may be whiteouts
 		return nil
 	}
-	return d.mark(up, opaqueMarker)
+	return d.mark(up, layer.OpaqueMarker)
 }

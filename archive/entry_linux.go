@@ -9,19 +9,20 @@ import (
 	"time"
 
 	"distkit/disk/sys"
+	"distkit/layer"
 
 	"golang.org/x/sys/unix"
 )
 
 func (a *applier) entry(h *tar.Header) error {
-	if len(h.Name) > maxPath {
+	if len(h.Name) > layer.MaxPath {
 		return refused("name of %d bytes", len(h.Name))
 	}
-	name := clean(h.Name)
+	name := layer.Clean(h.Name)
 	if !a.wanted(name) {
 		return nil
 	}
-	if strings.HasPrefix(name, metaPrefix) && name != opaqueMarker {
+	if strings.HasPrefix(name, layer.MetaPrefix) && name != layer.OpaqueMarker {
 		return nil // what aufs kept for itself at the top of a layer
 	}
 	if name == "" {
@@ -30,8 +31,8 @@ func (a *applier) entry(h *tar.Header) error {
 		}
 		return a.directory(h, a.tree.root, false)
 	}
-	parent, base := split(name)
-	if strings.HasPrefix(base, whiteoutPrefix) {
+	parent, base := layer.Split(name)
+	if strings.HasPrefix(base, layer.WhiteoutPrefix) {
 		return a.whiteout(parent, base)
 	}
 	switch h.Typeflag {
@@ -57,13 +58,13 @@ func (a *applier) entry(h *tar.Header) error {
 
 // wanted reports whether Only and Exclude leave an entry in: by its name, or that of the file that a whiteout is for.
 func (a *applier) wanted(name string) bool {
-	dir, base := split(name)
-	whiteout := strings.HasPrefix(base, whiteoutPrefix)
+	dir, base := layer.Split(name)
+	whiteout := strings.HasPrefix(base, layer.WhiteoutPrefix)
 	switch {
-	case base == opaqueMarker:
+	case base == layer.OpaqueMarker:
 		name = dir
 	case whiteout:
-		name = join(dir, strings.TrimPrefix(base, whiteoutPrefix))
+		name = join(dir, strings.TrimPrefix(base, layer.WhiteoutPrefix))
 	}
 	if slices.ContainsFunc(a.opts.Exclude, func(p string) bool { return within(name, p) }) {
 		return false
@@ -138,14 +139,14 @@ func (a *applier) newFile(h *tar.Header) (file, error) {
 	}
 	var err error
 	if len(h.PAXRecords) > 0 {
-		f.xattrs, err = xattrs(h.PAXRecords)
+		f.xattrs, err = layer.Xattrs(h.PAXRecords)
 	}
 	for i, x := range f.xattrs {
-		if x.name == capabilityAttribute && len(a.opts.UIDs) > 0 {
+		if x.Name == capabilityAttribute && len(a.opts.UIDs) > 0 {
 			var ok bool
-			if f.xattrs[i].value, ok = mapCapability(x.value, a.opts.UIDs.file); !ok {
+			if f.xattrs[i].Value, ok = mapCapability(x.Value, a.opts.UIDs.file); !ok {
 				f.xattrs = slices.Delete(f.xattrs, i, i+1)
-				return f, a.tolerate("security attributes", "set attribute "+x.name, unix.EPERM)
+				return f, a.tolerate("security attributes", "set attribute "+x.Name, unix.EPERM)
 			}
 			break
 		}
@@ -180,7 +181,7 @@ func (a *applier) regular(h *tar.Header, parent, base string) error {
 	if err != nil {
 		return err
 	}
-	if sparse(h) {
+	if layer.Sparse(h) {
 		if h.Size > maxSparse-a.sparse {
 			return refused("sparse files have more than %d bytes together", int64(maxSparse))
 		}
@@ -208,7 +209,7 @@ func (a *applier) regular(h *tar.Header, parent, base string) error {
 	}
 	f.owner = !d.owns(f)
 	f.chmod = f.mode&0o7000 != 0 || f.mode&^d.mask != f.mode
-	if h.Size <= smallFile && !sparse(h) {
+	if h.Size <= smallFile && !layer.Sparse(h) {
 		return a.small(f, int(h.Size))
 	}
 	if err := a.large(h, f.fd); err != nil {
@@ -219,14 +220,14 @@ func (a *applier) regular(h *tar.Header, parent, base string) error {
 }
 
 func (a *applier) link(h *tar.Header, parent, base string) error {
-	if h.Linkname == "" || len(h.Linkname) > maxPath {
+	if h.Linkname == "" || len(h.Linkname) > layer.MaxPath {
 		return refused("hard link to a name of %d bytes", len(h.Linkname))
 	}
-	target := clean(h.Linkname)
-	if target == clean(h.Name) {
+	target := layer.Clean(h.Linkname)
+	if target == layer.Clean(h.Name) {
 		return refused("hard link to itself")
 	}
-	tparent, tbase := split(target)
+	tparent, tbase := layer.Split(target)
 	if target == "" {
 		return refused("hard link to the root directory")
 	}
@@ -325,7 +326,7 @@ func (a *applier) special(h *tar.Header, parent, base string) error {
 			return fmt.Errorf("set mode: %w", err)
 		}
 	}
-	if err := a.setXattrs(f.xattrs, func(x xattr) error { return sys.Lsetxattr(path, x.name, x.value, 0) }); err != nil {
+	if err := a.setXattrs(f.xattrs, func(x layer.Xattr) error { return sys.Lsetxattr(path, x.Name, x.Value, 0) }); err != nil {
 		return err
 	}
 	if err := sys.UtimesNanoAt(d.fd, base, f.times[:], unix.AT_SYMLINK_NOFOLLOW); err != nil {

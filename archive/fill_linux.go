@@ -6,9 +6,9 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"strings"
 
 	"distkit/disk/sys"
+	"distkit/layer"
 
 	"golang.org/x/sys/unix"
 )
@@ -39,8 +39,8 @@ func (a *applier) small(f file, size int) error {
 	from := len(b.data)
 	b.data = b.data[:from+size]
 	b.files = append(b.files, pending{f, from, from + size})
-	if _, err := io.ReadFull(a.tar, b.data[from:]); err != nil {
-		return a.readError(err)
+	if _, err := io.ReadFull(a.in, b.data[from:]); err != nil {
+		return err
 	}
 	return nil
 }
@@ -90,22 +90,9 @@ func (a *applier) workerErr() error {
 	return a.failed
 }
 
-// sparse tells whether the entry is an archive's form of a file with holes.
-func sparse(h *tar.Header) bool {
-	if h.Typeflag == tar.TypeGNUSparse {
-		return true
-	}
-	for k := range h.PAXRecords {
-		if strings.HasPrefix(k, "GNU.sparse.") {
-			return true
-		}
-	}
-	return false
-}
-
 // large copies an entry's content, and leaves holes where a sparse one has them.
 func (a *applier) large(h *tar.Header, fd int) error {
-	holes := sparse(h)
+	holes := layer.Sparse(h)
 	if holes { // refuses at once a size that the file system can't have
 		if err := sys.Ftruncate(fd, h.Size); err != nil {
 			return err
@@ -127,7 +114,7 @@ func (a *applier) large(h *tar.Header, fd int) error {
 			return nil
 		}
 		if err == io.EOF {
-			err = a.readError(io.ErrUnexpectedEOF)
+			err = dataLoss("layer ends too early, after %d bytes", a.in.Offset())
 		}
 		if err != nil {
 			return err
@@ -142,17 +129,9 @@ func (a *applier) next() ([]byte, error) {
 	}
 	n, err := 0, error(nil)
 	for m := 0; n < len(a.buffer) && err == nil; n += m {
-		m, err = a.tar.Read(a.buffer[n:])
+		m, err = a.in.Read(a.buffer[n:])
 	}
-	b := a.buffer[:n]
-	a.read += int64(n)
-	switch {
-	case a.read/maxHolesPerByte > a.in.offset+maxHoles/maxHolesPerByte:
-		return nil, refused("files have holes of more than %d bytes and %d for each byte of the layer", int64(maxHoles), maxHolesPerByte)
-	case err != nil && err != io.EOF:
-		err = a.readError(err)
-	}
-	return b, err
+	return a.buffer[:n], err
 }
 
 // discard reads what is left of an entry.
@@ -165,6 +144,8 @@ func (a *applier) discard() error {
 		}
 	}
 }
+
+var zeros [4096]byte
 
 func writeSparse(fd int, b []byte, at int64) error {
 	for len(b) > 0 {

@@ -146,7 +146,7 @@ func TestWithoutOpenat2(t *testing.T) {
 		}
 		root := t.TempDir()
 		sys.NoOpenat2.Store(false)
-		mustApply(t, root, layer(t, fileEntry("a/b/c/d", "1"), symlink("l", "/a/b"), fileEntry("l/c/e", "2"), symlink("out", "/etc"), fileEntry("out/distkit", "3")), Options{})
+		mustApply(t, root, layerOf(t, fileEntry("a/b/c/d", "1"), symlink("l", "/a/b"), fileEntry("l/c/e", "2"), symlink("out", "/etc"), fileEntry("out/distkit", "3")), Options{})
 		if !sys.NoOpenat2.Load() {
 			t.Error("openat2 was not missed")
 		}

@@ -42,8 +42,13 @@ func hardlink(name, target string) entry {
 	return entry{Header: tar.Header{Typeflag: tar.TypeLink, Name: name, Linkname: target, Mode: 0o644}}
 }
 
-// layer writes an archive as it stands, without the cleaning that tar.Writer does to names.
-func layer(t testing.TB, entries ...entry) []byte {
+const (
+	blockSize = 512       // of tar
+	chunkSize = 256 << 10 // more than a reader reads at a time
+)
+
+// layerOf writes an archive as it stands, without the cleaning that tar.Writer does to names.
+func layerOf(t testing.TB, entries ...entry) []byte {
 	t.Helper()
 	var b bytes.Buffer
 	w := tar.NewWriter(&b)

@@ -8,6 +8,7 @@ import (
 
 	"distkit/disk/sys"
 	"distkit/errclass"
+	"distkit/layer"
 
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
@@ -25,7 +26,7 @@ type node struct {
 
 	parentNode *node // in the upper tree
 	written    bool  // the layer holds the directory
-	xattrs     []xattr
+	xattrs     []layer.Xattr
 	overlay    map[string][]byte // attributes of overlayfs
 	read       bool              // both are
 }
@@ -153,7 +154,7 @@ func (n *node) readFull(fd int, p []byte) error {
 }
 
 func (n *node) readlink() (string, error) {
-	buf := make([]byte, maxPath+1)
+	buf := make([]byte, layer.MaxPath+1)
 	m, err := sys.Readlinkat(n.parent, n.name, buf)
 	if err != nil {
 		return "", n.fail("read link", err)
@@ -178,7 +179,7 @@ func (d *differ) readXattrs(n *node) error {
 		if name == "" || slices.Contains(hostXattrs, name) {
 			continue
 		}
-		rest, overlay := overlayName(name)
+		rest, overlay := layer.OverlayName(name)
 		if overlay && !slices.Contains(overlayMarks, rest) {
 			continue
 		}
@@ -188,7 +189,7 @@ func (d *differ) readXattrs(n *node) error {
 			return err
 		case v == nil: // it is gone
 		case !overlay:
-			n.xattrs = append(n.xattrs, xattr{name, v})
+			n.xattrs = append(n.xattrs, layer.Xattr{Name: name, Value: v})
 		case !d.opts.Overlay:
 			return n.notUpper("has the overlayfs attribute " + quote(name))
 		case rest == "metacopy" || rest == "redirect":

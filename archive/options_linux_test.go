@@ -21,7 +21,7 @@ import (
 
 func TestLimits(t *testing.T) {
 	t.Parallel()
-	data := layer(t, fileEntry("a/b/c/f", strings.Repeat("x", 100_000)), dirEntry("d", 0o755))
+	data := layerOf(t, fileEntry("a/b/c/f", strings.Repeat("x", 100_000)), dirEntry("d", 0o755))
 	sparse := block(block(nil, 'x', "pax", record("GNU.sparse.major", "1")+record("GNU.sparse.minor", "0")+record("GNU.sparse.realsize", "1000000")), '0', "f", "1\n0\n0\n"+strings.Repeat("\x00", 506))
 	sparse = append(sparse, make([]byte, 1024)...)
 	for name, test := range map[string]struct {
@@ -49,7 +49,7 @@ func TestLimits(t *testing.T) {
 
 func TestOnlyAndExclude(t *testing.T) {
 	t.Parallel()
-	data := layer(t, dirEntry("etc", 0o700), fileEntry("etc/passwd", ""), fileEntry("etc/ssl/key", ""), fileEntry("etcetera", ""), symlink("lib", "usr/lib"),
+	data := layerOf(t, dirEntry("etc", 0o700), fileEntry("etc/passwd", ""), fileEntry("etc/ssl/key", ""), fileEntry("etcetera", ""), symlink("lib", "usr/lib"),
 		fileEntry("usr/lib/x/y", ""), fileEntry("usr/.wh.low", ""), fileEntry("low/.wh..wh..opq", ""))
 	for _, test := range []struct {
 		only, exclude []string
@@ -62,7 +62,7 @@ func TestOnlyAndExclude(t *testing.T) {
 		{[]string{"lib/x", "usr"}, nil, "lib low low/kept usr usr/lib usr/lib/x usr/lib/x/y"},
 	} {
 		root := t.TempDir()
-		mustApply(t, root, layer(t, fileEntry("usr/low", ""), fileEntry("low/kept", "")), Options{})
+		mustApply(t, root, layerOf(t, fileEntry("usr/low", ""), fileEntry("low/kept", "")), Options{})
 		r := mustApply(t, root, data, Options{Only: test.only, Exclude: test.exclude})
 		if got := strings.Join(names(t, root), " "); got != test.want {
 			t.Errorf("only %q exclude %q: %s, not %s", test.only, test.exclude, got, test.want)
@@ -91,7 +91,7 @@ func TestIDMaps(t *testing.T) {
 	list := []entry{owned(dirEntry("./", 0o755), 0, 0), capable, owned(fileEntry("f", "x"), 9, 3), owned(symlink("l", "x"), 70, 70)}
 	root := t.TempDir()
 	opts := Options{Strict: true, UIDs: uids, GIDs: IDMap{{0, 200000, 100}}}
-	mustApply(t, root, layer(t, list...), opts)
+	mustApply(t, root, layerOf(t, list...), opts)
 	for p, want := range map[string][2]uint32{"capable": {100000, 200000}, "f": {100009, 200003}, "l": {5, 200070}} {
 		var st unix.Stat_t
 		if err := unix.Lstat(filepath.Join(root, p), &st); err != nil || st.Uid != want[0] || st.Gid != want[1] {
@@ -114,11 +114,11 @@ func TestIDMaps(t *testing.T) {
 	// What is not mapped is not set, and set-ID bits neither.
 	setuid := owned(fileEntry("f", "x"), 10, 0)
 	setuid.Mode = 0o4755
-	res := mustApply(t, t.TempDir(), layer(t, setuid), Options{UIDs: uids})
+	res := mustApply(t, t.TempDir(), layerOf(t, setuid), Options{UIDs: uids})
 	if res.Unset["owners"] != 1 || res.Unset["set-ID bits"] != 1 {
 		t.Errorf("unset: %v", res.Unset)
 	}
-	if _, err := apply(t, t.TempDir(), layer(t, setuid), opts); err == nil {
+	if _, err := apply(t, t.TempDir(), layerOf(t, setuid), opts); err == nil {
 		t.Error("an owner that is not mapped passes as strict")
 	}
 	if _, err := Diff(t.Context(), io.Discard, "", root, DiffOptions{UIDs: IDMap{{0, 100000, 1}}}); !errdefs.IsFailedPrecondition(err) {
@@ -164,7 +164,7 @@ func TestAttributesOfOthers(t *testing.T) {
 	large.PAXRecords = map[string]string{"SCHILY.xattr.user.large": strings.Repeat("x", 70_000)}
 	broken := fileEntry("broken", "x")
 	broken.PAXRecords = map[string]string{"SCHILY.xattr.security.capability": "?"}
-	data := layer(t, e, plain, large, broken)
+	data := layerOf(t, e, plain, large, broken)
 	r := mustApply(t, root, data, Options{})
 	if got := xattrDump(filepath.Join(root, "f")); !strings.Contains(got, `user.100%="2" user.a=b="1"`) {
 		t.Error(got)
@@ -183,8 +183,8 @@ func TestAttributesOfOthers(t *testing.T) {
 func TestWhiteoutDeviceIsNotMade(t *testing.T) {
 	needRoot(t)
 	root := t.TempDir()
-	mustApply(t, root, layer(t, fileEntry("f", "")), Options{})
-	r := mustApply(t, root, layer(t, entry{Header: tar.Header{Typeflag: tar.TypeChar, Name: "f"}}, fileEntry("g", "")), Options{})
+	mustApply(t, root, layerOf(t, fileEntry("f", "")), Options{})
+	r := mustApply(t, root, layerOf(t, entry{Header: tar.Header{Typeflag: tar.TypeChar, Name: "f"}}, fileEntry("g", "")), Options{})
 	if got := strings.Join(names(t, root), " "); got != "g" || r.Unset["devices"] != 1 {
 		t.Errorf("left %q, unset %v", got, r.Unset)
 	}
@@ -235,8 +235,8 @@ func TestRootWithoutCapabilities(t *testing.T) {
 	root := t.TempDir()
 	f := fileEntry("d/f", "x")
 	f.Uid, f.Gid = 1, 2
-	mustApply(t, root, layer(t, dirEntry("d", 0o555), f), Options{})
-	mustApply(t, root, layer(t, fileEntry("d/g", "y"), fileEntry("d/h/i", "z"), fileEntry("d/.wh.none", "")), Options{})
+	mustApply(t, root, layerOf(t, dirEntry("d", 0o555), f), Options{})
+	mustApply(t, root, layerOf(t, fileEntry("d/g", "y"), fileEntry("d/h/i", "z"), fileEntry("d/.wh.none", "")), Options{})
 	owners := map[string][2]int{}
 	for tr := tar.NewReader(bytes.NewReader(mustDiff(t, "", root, DiffOptions{Compression: Uncompressed}))); ; {
 		h, err := tr.Next()

@@ -140,8 +140,8 @@ func mapCapability(v []byte, root func(uint32) (uint32, bool)) (mapped []byte, o
 func (d *differ) ownerOf(n *node) (uid, gid uint32, err error) {
 	if !d.chowns {
 		for _, x := range n.xattrs {
-			if x.name == ownerAttribute {
-				if uid, gid, ok := decodeOwner(x.value); ok {
+			if x.Name == ownerAttribute {
+				if uid, gid, ok := decodeOwner(x.Value); ok {
 					return uid, gid, nil
 				}
 			}

@@ -7,11 +7,11 @@ import (
 	"iter"
 	"math/bits"
 	"math/rand/v2"
-	"path"
 	"slices"
 	"strings"
 
 	"distkit/disk/sys"
+	"distkit/layer"
 
 	"golang.org/x/sys/unix"
 )
@@ -20,7 +20,6 @@ const (
 	maxOpen  = 128  // directories held open
 	maxLinks = 4096 // paths through symbolic links remembered
 	maxHops  = 40   // symbolic links followed for one path, as the kernel does
-	maxPath  = 4095 // bytes of a name, PATH_MAX without its NUL
 
 	// Symbolic links let a short name lead through many directories. All entries together may lead through so many: some, and
 	// some more for each entry.
@@ -143,14 +142,6 @@ func join(dir, base string) string {
 	return dir + "/" + base
 }
 
-func split(p string) (dir, base string) {
-	i := strings.LastIndexByte(p, '/')
-	if i < 0 {
-		return "", p
-	}
-	return p[:i], p[i+1:]
-}
-
 // wrote records that this layer made base in d.
 func (t *tree) wrote(d *dir, base string) {
 	if t.report != nil && len(t.report.links) > 0 {
@@ -196,7 +187,7 @@ func (t *tree) anyAbove(set map[uint64]struct{}, p string) bool {
 
 // check refuses a name in d whose path is too long or too deep.
 func (t *tree) check(d *dir, name string) error {
-	if n := len(d.path) + 1 + len(name); n > maxPath {
+	if n := len(d.path) + 1 + len(name); n > layer.MaxPath {
 		return refused("it leads to a path of %d bytes", n)
 	}
 	if t.maxDepth > 0 && strings.Count(join(d.path, name), "/") >= t.maxDepth {
@@ -312,7 +303,7 @@ func (t *tree) walk(p string, d *dir, todo string, keep ...*dir) (*dir, error) {
 		case "", ".":
 			continue
 		case "..":
-			up, _ := split(d.path)
+			up, _ := layer.Split(d.path)
 			var err error
 			if d, err = t.lookup(up, keep...); err != nil {
 				return nil, err
@@ -340,7 +331,7 @@ func (t *tree) walk(p string, d *dir, todo string, keep ...*dir) (*dir, error) {
 			return nil, refused("symbolic links lead through too many directories: more than %d and %d for each entry", linkedDirs, linkedDirsPerEntry)
 		}
 		todo = target + "/" + todo
-		if len(todo) > 2*maxPath {
+		if len(todo) > 2*layer.MaxPath {
 			return nil, unix.ENAMETOOLONG
 		}
 	}
@@ -380,7 +371,7 @@ func (t *tree) child(d *dir, name string, keep ...*dir) (*dir, string, error) {
 		}
 		return c, "", err
 	case errors.Is(err, unix.ELOOP), errors.Is(err, unix.ENOTDIR):
-		buf := make([]byte, maxPath+1)
+		buf := make([]byte, layer.MaxPath+1)
 		n, err := sys.Readlinkat(d.fd, name, buf)
 		if err == nil {
 			return nil, string(buf[:n]), nil
@@ -484,13 +475,7 @@ func ignore(err error, ignored ...error) error {
 
 func cleanAll(names []string) (list []string) {
 	for _, n := range names {
-		list = append(list, clean(n))
+		list = append(list, layer.Clean(n))
 	}
 	return list
-}
-
-// clean makes a name of an archive relative to the target: "" is the target itself. What
-// leads above it stops there, as at the root of a file system.
-func clean(name string) string {
-	return path.Clean("/" + name)[1:]
 }

@@ -11,6 +11,7 @@ import (
 
 	"distkit/disk/sys"
 	"distkit/errclass"
+	"distkit/layer"
 
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
@@ -100,7 +101,7 @@ func (t *tree) mayBeWell(h *tar.Header, err error) bool {
 	if t.report == nil || !errdefs.IsInvalidArgument(err) {
 		return false
 	}
-	t.reapply(clean(h.Name), err.Error())
+	t.reapply(layer.Clean(h.Name), err.Error())
 	return true
 }
 

@@ -37,7 +37,7 @@ func TestUnresolvedRecords(t *testing.T) {
 	needRoot(t)
 	var b bytes.Buffer
 	root := t.TempDir()
-	mustApply(t, root, layer(t,
+	mustApply(t, root, layerOf(t,
 		fileEntry("a/b/f", ""), dirEntry("a/b", 0o755), dirEntry("c", 0o755), fileEntry("c/.wh.gone", ""),
 		symlink("s", "a/x"), fileEntry("s/f", ""), hardlink("h", "a/lower"), hardlink("h2", "h"), hardlink("h3", "s/deep/lower"),
 		fileEntry("o/.wh..wh..opq", ""), fileEntry("o/p/new", ""), dirEntry(".", 0o755), dirEntry("c", 0o700),
@@ -71,7 +71,7 @@ func TestUnresolvedRecords(t *testing.T) {
 		"link up":               {symlink("s", "x/../y"), hardlink("h", "s/z")},
 	} {
 		b.Reset()
-		mustApply(t, t.TempDir(), layer(t, entries...), Options{Whiteouts: Overlay, Unresolved: &b})
+		mustApply(t, t.TempDir(), layerOf(t, entries...), Options{Whiteouts: Overlay, Unresolved: &b})
 		if !slices.ContainsFunc(records(t, b.Bytes()), func(r [3]string) bool { return r[0] == "again" }) {
 			t.Errorf("%s: %q", name, b.String())
 		}
@@ -81,7 +81,7 @@ func TestUnresolvedRecords(t *testing.T) {
 func TestUnresolvedRefuses(t *testing.T) {
 	needRoot(t)
 	var b bytes.Buffer
-	empty := layer(t)
+	empty := layerOf(t)
 	if _, err := apply(t, t.TempDir(), empty, Options{Unresolved: &b}); !errdefs.IsInvalidArgument(err) {
 		t.Errorf("with whiteouts removed: %v", err)
 	}
@@ -313,7 +313,7 @@ func TestSettledEqualsSequential(t *testing.T) {
 		shell(t, dir, "mkdir -p lower seq/upper alone/upper")
 		possible := func(root string, entries []entry) (list []entry) {
 			for _, e := range entries {
-				if _, err := apply(t, root, layer(t, e), Options{}); err == nil {
+				if _, err := apply(t, root, layerOf(t, e), Options{}); err == nil {
 					list = append(list, e)
 				}
 			}
@@ -321,7 +321,7 @@ func TestSettledEqualsSequential(t *testing.T) {
 		}
 		possible(in("lower"), metEntries(rnd, 20, nil))
 		shell(t, dir, "cp -a lower trial")
-		upper := layer(t, possible(in("trial"), metEntries(rnd, 2+rnd.IntN(8), names(t, in("lower"))))...)
+		upper := layerOf(t, possible(in("trial"), metEntries(rnd, 2+rnd.IntN(8), names(t, in("lower"))))...)
 		t.Run(fmt.Sprint(seed), func(t *testing.T) {
 			sequential := mountOverlay(t, in("seq"), in("lower"), in("seq/upper"))
 			before, serr := apply(t, sequential, upper, Options{})

@@ -7,6 +7,7 @@ import (
 
 	"distkit/disk/sys"
 	"distkit/errclass"
+	"distkit/layer"
 
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
@@ -31,7 +32,7 @@ func (a *applier) whiteoutDevice(d *dir, base string) error {
 
 func (a *applier) whiteout(parent, base string) error {
 	t := a.tree
-	name := strings.TrimPrefix(base, whiteoutPrefix)
+	name := strings.TrimPrefix(base, layer.WhiteoutPrefix)
 	if name == "" || name == "." || name == ".." {
 		return refused("whiteout of %q", name)
 	}
@@ -42,16 +43,16 @@ func (a *applier) whiteout(parent, base string) error {
 	}
 	t.touch(d)
 	switch {
-	case base == opaqueMarker && t.opaque == "":
+	case base == layer.OpaqueMarker && t.opaque == "":
 		return t.hide(d)
-	case base == opaqueMarker && d == t.root && t.report != nil:
+	case base == layer.OpaqueMarker && d == t.root && t.report != nil:
 		t.reapply("", "all lower layers are hidden")
 		return nil
-	case base == opaqueMarker && d == t.root:
+	case base == layer.OpaqueMarker && d == t.root:
 		return errclass.As(errors.New("overlayfs can't hide all lower layers: apply it with whiteouts removed"), errdefs.ErrNotImplemented)
-	case base == opaqueMarker:
+	case base == layer.OpaqueMarker:
 		return t.makeOpaque(d)
-	case strings.HasPrefix(base, metaPrefix):
+	case strings.HasPrefix(base, layer.MetaPrefix):
 		return nil // of aufs's own, which no layer has
 	case t.opaque == "":
 		return t.whiteout(d, name)

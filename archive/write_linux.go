@@ -8,16 +8,17 @@ import (
 	"time"
 
 	"distkit/errclass"
+	"distkit/layer"
 
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
 )
 
 func (d *differ) whiteout(dir *node, name string) error {
-	if strings.HasPrefix(name, whiteoutPrefix) {
+	if strings.HasPrefix(name, layer.WhiteoutPrefix) {
 		return (&node{path: join(dir.path, name)}).fail("remove", unsayable("no layer can remove a file of such a name"))
 	}
-	return d.mark(dir, whiteoutPrefix+name)
+	return d.mark(dir, layer.WhiteoutPrefix+name)
 }
 
 func (d *differ) mark(dir *node, name string) error {
@@ -46,7 +47,7 @@ func (d *differ) write(n *node) error {
 	if err := d.writeParents(n.parentNode); err != nil {
 		return err
 	}
-	if strings.HasPrefix(n.name, whiteoutPrefix) {
+	if strings.HasPrefix(n.name, layer.WhiteoutPrefix) {
 		return n.fail("write", unsayable("no layer can hold a file of such a name"))
 	}
 	if err := d.readXattrs(n); err != nil {
@@ -71,17 +72,17 @@ func (d *differ) write(n *node) error {
 	if len(n.xattrs) > 0 {
 		h.PAXRecords = map[string]string{}
 		for _, x := range n.xattrs {
-			if x.name == ownerAttribute && !d.chowns {
+			if x.Name == ownerAttribute && !d.chowns {
 				continue
 			}
-			if x.name == capabilityAttribute && len(d.opts.UIDs) > 0 {
-				v, ok := mapCapability(x.value, d.opts.UIDs.layer)
+			if x.Name == capabilityAttribute && len(d.opts.UIDs) > 0 {
+				v, ok := mapCapability(x.Value, d.opts.UIDs.layer)
 				if !ok {
 					return n.fail("write", tooMuch("the root of its capabilities is not mapped to one of the layer"))
 				}
-				x.value = v
+				x.Value = v
 			}
-			h.PAXRecords[schilyXattr+escapeName(x.name)] = string(x.value)
+			h.PAXRecords[layer.XattrRecord+layer.EscapeName(x.Name)] = string(x.Value)
 		}
 	}
 	if !n.isDir() && n.st.Nlink > 1 {
@@ -123,7 +124,7 @@ func (d *differ) write(n *node) error {
 
 // header writes an entry's header, in plain USTAR where that can say all.
 func (d *differ) header(h *tar.Header) error {
-	if len(h.Name) > maxPath {
+	if len(h.Name) > layer.MaxPath {
 		return fmt.Errorf("write %s: %w", quote(h.Name), unsayable(fmt.Sprintf("path of %d bytes", len(h.Name))))
 	}
 	if h.ModTime.Nanosecond() != 0 {

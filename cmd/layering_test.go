@@ -10,7 +10,7 @@ import (
 const module = "distkit/"
 
 // leaves are what every package may import: they import none of ours.
-var leaves = []string{"errclass", "disk", "compression", "batch"}
+var leaves = []string{"errclass", "disk", "compression", "batch", "layer"}
 
 // eventLog is a leaf that the packages which change a store write to, and no other.
 const eventLog = "events"

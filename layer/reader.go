@@ -1,6 +1,7 @@
-package archive
+package layer
 
 import (
+	"archive/tar"
 	"bufio"
 	"bytes"
 	"context"
@@ -10,6 +11,7 @@ import (
 	"io"
 
 	"github.com/containerd/errdefs"
+	"github.com/opencontainers/go-digest"
 
 	"distkit/compression"
 )
@@ -18,7 +20,107 @@ const (
 	blockSize  = 512       // of tar
 	chunkSize  = 256 << 10 // of whole blocks: a header is never parted
 	chunkCount = 8
+
+	// Holes of sparse files cost a layer nothing, but whoever reads through them time. A Reader gives so many bytes of files, and so
+	// many more for each byte of the layer.
+	maxHoles, maxHolesPerByte = 16 << 30, 1 << 10
 )
+
+// A Reader gives the entries of a layer in order: a tar archive, plain or compressed with gzip or zstd.
+//
+// What is wrong with the layer is ErrDataLoss: an archive or compressed data that is corrupt or ends too early. A compression that
+// is not supported is ErrNotImplemented. Errors of the reader below keep their class.
+type Reader struct {
+	in   *stream
+	tar  *tar.Reader
+	read int64 // bytes of all files, holes and all
+}
+
+// NewReader starts to read r in goroutines of its own: they decompress and hash ahead. Both end once ctx is done and the read of r
+// that is under way has returned. A layer of more than most plain bytes is ErrFailedPrecondition, unless most is 0.
+func NewReader(ctx context.Context, r io.Reader, most int64) *Reader {
+	in := newStream(ctx, r, most)
+	return &Reader{in: in, tar: tar.NewReader(in)}
+}
+
+// Next returns the next entry that is not a global header, or io.EOF where the archive ends.
+func (r *Reader) Next() (*tar.Header, error) {
+	for {
+		r.in.watch = (r.in.offset + blockSize - 1) / blockSize * blockSize
+		h, err := r.tar.Next()
+		if err != nil {
+			return nil, r.classify(err)
+		}
+		if h.Typeflag != tar.TypeXGlobalHeader {
+			return h, nil
+		}
+	}
+}
+
+// Read reads the content of the entry that Next returned last. The holes of a sparse file read as zeros.
+func (r *Reader) Read(p []byte) (int, error) {
+	n, err := r.tar.Read(p)
+	r.read += int64(n)
+	if r.read/maxHolesPerByte > r.in.offset+maxHoles/maxHolesPerByte {
+		return 0, refused("files have holes of more than %d bytes and %d for each byte of the layer", int64(maxHoles), maxHolesPerByte)
+	}
+	return n, r.classify(err)
+}
+
+// classify gives an error of the archive's reader its class.
+func (r *Reader) classify(err error) error {
+	switch {
+	case err == nil, err == io.EOF:
+		return err
+	case r.in.err != nil && r.in.err != io.EOF:
+		return r.in.err
+	case errors.Is(err, io.ErrUnexpectedEOF):
+		if r.in.offset >= blockSize {
+			return dataLoss("layer ends too early, after %d bytes", r.in.offset)
+		}
+		fallthrough
+	case errors.Is(err, tar.ErrHeader) && r.in.offset <= blockSize:
+		return dataLoss("not a layer: neither a tar archive nor one compressed with gzip or zstd")
+	}
+	return dataLoss("read layer, at the entry at byte %d: %w", r.in.watch, err)
+}
+
+// End reads to the end of the stream, once Next has returned io.EOF. It fails if the layer does not have the diff ID expect. Where
+// none is expected, a layer without an end-of-archive marker is taken for one that was cut short.
+func (r *Reader) End(expect digest.Digest) error {
+	if err := r.in.drain(); err != nil {
+		return err
+	}
+	switch {
+	case expect != "":
+		if got := r.DiffID(); got != expect {
+			return dataLoss("diff ID mismatch: got %s, expected %s", got, expect)
+		}
+	case r.in.offset == 0:
+		return dataLoss("layer is empty")
+	case !r.in.marked:
+		return dataLoss("layer ends without the end-of-archive marker, after %d bytes", r.in.offset)
+	}
+	return nil
+}
+
+// Offset returns the number of plain bytes read so far: after Next, where the entry's content begins.
+func (r *Reader) Offset() int64 { return r.in.offset }
+
+// Wait returns once nothing reads the layer any more: at its end, or after the context is done.
+func (r *Reader) Wait() { <-r.in.done }
+
+// DiffID returns the digest of the plain archive, and is only for after End.
+func (r *Reader) DiffID() digest.Digest {
+	r.Wait()
+	return digest.NewDigest(digest.SHA256, r.in.digest)
+}
+
+// Size returns the number of bytes of the plain archive, and is only for after End.
+func (r *Reader) Size() int64 {
+	r.Wait()
+	return r.in.size
+}
 
 // decompress returns the plain bytes of r, and a function that releases what the decompressor holds.
 func decompress(r *bufio.Reader) (io.Reader, func(), error) {
@@ -69,8 +171,6 @@ func (i *input) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// newStream starts to read r. Both goroutines end once ctx is done and the read of r that is
-// under way has returned.
 func newStream(ctx context.Context, r io.Reader, most int64) *stream {
 	s := &stream{
 		ctx:    ctx,
@@ -143,7 +243,7 @@ func (s *stream) hash(raw <-chan chunk) {
 	}
 }
 
-var zeros [4096]byte
+var zeros [blockSize]byte
 
 // next makes rest hold bytes that were not read yet.
 func (s *stream) next() error {
@@ -182,7 +282,7 @@ func (s *stream) Read(p []byte) (int, error) {
 	}
 	n := copy(p, s.rest)
 	if s.offset == s.watch && n == blockSize {
-		s.marked = bytes.Equal(p[:n], zeros[:blockSize])
+		s.marked = bytes.Equal(p[:n], zeros[:])
 	}
 	s.rest = s.rest[n:]
 	s.offset += int64(n)

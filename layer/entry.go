@@ -1,0 +1,112 @@
+package layer
+
+import (
+	"archive/tar"
+	"encoding/base64"
+	"net/url"
+	"path"
+	"slices"
+	"strings"
+)
+
+const (
+	// WhiteoutPrefix begins the name of an entry that deletes the file of the rest of the name from the layers below.
+	WhiteoutPrefix = ".wh."
+	// MetaPrefix begins names that aufs kept for itself.
+	MetaPrefix = ".wh..wh."
+	// OpaqueMarker is the name of an entry that deletes all that the layers below have in its directory.
+	OpaqueMarker = ".wh..wh..opq"
+
+	// MaxPath is the most bytes that a path may have: PATH_MAX without its NUL.
+	MaxPath = 4095
+)
+
+// Clean makes a name of an archive relative to the root: "" is the root itself. What leads above it stops there, as at the root of a
+// file system.
+func Clean(name string) string {
+	return path.Clean("/" + name)[1:]
+}
+
+// Split parts a cleaned path into that of the directory and the name in it.
+func Split(p string) (dir, base string) {
+	i := strings.LastIndexByte(p, '/')
+	if i < 0 {
+		return "", p
+	}
+	return p[:i], p[i+1:]
+}
+
+// Sparse reports whether an entry is an archive's form of a file with holes.
+func Sparse(h *tar.Header) bool {
+	if h.Typeflag == tar.TypeGNUSparse {
+		return true
+	}
+	for k := range h.PAXRecords {
+		if strings.HasPrefix(k, "GNU.sparse.") {
+			return true
+		}
+	}
+	return false
+}
+
+// An Xattr is an extended attribute.
+type Xattr struct {
+	Name  string
+	Value []byte
+}
+
+// OverlayName returns the name of an extended attribute of overlayfs without its prefix. ok is false for every other attribute.
+func OverlayName(name string) (rest string, ok bool) {
+	for _, p := range []string{"trusted.overlay.", "user.overlay."} {
+		if rest, ok := strings.CutPrefix(name, p); ok {
+			return rest, true
+		}
+	}
+	return "", false
+}
+
+// XattrRecord begins the keyword of a PAX record of an extended attribute, as star and GNU tar write it.
+const XattrRecord = "SCHILY.xattr."
+
+// As GNU tar and bsdtar do: a record's keyword ends at the first "=", so that is escaped, and so is what would be taken for an escape.
+var unescapeName = strings.NewReplacer("%3D", "=", "%25", "%")
+
+// EscapeName returns the name of an extended attribute as it follows XattrRecord.
+func EscapeName(name string) string {
+	if strings.Contains(name, "%3D") || strings.Contains(name, "%25") {
+		name = strings.ReplaceAll(name, "%", "%25")
+	}
+	return strings.ReplaceAll(name, "=", "%3D")
+}
+
+// Xattrs returns the extended attributes among PAX records, as star and GNU tar write them or,
+// where those are missing, libarchive: sorted by name. One whose name or value can't be decoded is ErrInvalidArgument. An ACL that
+// no attribute repeats, as Solaris's tar writes it, is listed by its record's keyword, without a value.
+func Xattrs(records map[string]string) ([]Xattr, error) {
+	var list []Xattr
+	for k, v := range records {
+		if name, ok := strings.CutPrefix(k, XattrRecord); ok {
+			list = append(list, Xattr{unescapeName.Replace(name), []byte(v)})
+		} else if kind, ok := strings.CutPrefix(k, "SCHILY.acl."); ok {
+			_, both := records[XattrRecord+"system.posix_acl_"+kind]
+			if !both && (kind != "access" || strings.Contains(v, "mask:")) { // else it says what the mode says
+				list = append(list, Xattr{k, nil})
+			}
+		} else if escaped, ok := strings.CutPrefix(k, "LIBARCHIVE.xattr."); ok {
+			name, err := url.PathUnescape(escaped)
+			if err != nil {
+				return nil, refused("attribute %.200q: %w", escaped, err)
+			}
+			if _, both := records[XattrRecord+EscapeName(name)]; both {
+				continue
+			}
+			value, err := base64.RawStdEncoding.DecodeString(strings.TrimRight(v, "="))
+			if err != nil {
+				return nil, refused("attribute %.200q: %w", name, err)
+			}
+			list = append(list, Xattr{name, value})
+		}
+	}
+	slices.SortFunc(list, func(a, b Xattr) int { return strings.Compare(a.Name, b.Name) })
+	return list, nil
+}
