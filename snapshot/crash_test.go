@@ -50,13 +50,13 @@ func (d dying) Settle(ctx context.Context, t snapshot.Tree, r io.Reader) error {
 	return err
 }
 
-func (d dying) Remove(dir string) error {
+func (d dying) Remove(ctx context.Context, dir string) error {
 	at("remove begins")
-	if err := d.Driver.Remove(filepath.Join(dir, "fs")); err != nil {
+	if err := d.Driver.Remove(ctx, filepath.Join(dir, "fs")); err != nil {
 		return err
 	}
 	at("remove amid")
-	return d.Driver.Remove(dir)
+	return d.Driver.Remove(ctx, dir)
 }
 
 // A scenario changes a store that has a committed snapshot "base" and an active "active" of

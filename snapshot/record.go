@@ -176,7 +176,7 @@ func (s *Snapshotter) lock(ctx context.Context) (*lock, error) {
 	}
 	f, err := s.files.LockFile(ctx, "state", os.O_RDWR|os.O_CREATE, 0o600, unix.LOCK_EX)
 	if errors.Is(err, fs.ErrNotExist) {
-		if err := s.create(); err != nil {
+		if err := s.create(ctx); err != nil {
 			return nil, err
 		}
 		f, err = s.files.LockFile(ctx, "state", os.O_RDWR|os.O_CREATE, 0o600, unix.LOCK_EX)
@@ -189,7 +189,7 @@ func (s *Snapshotter) lock(ctx context.Context) (*lock, error) {
 	if err == nil {
 		l.next = next
 		if boot != bootID() || next == 0 {
-			err = s.recover(l)
+			err = s.recover(ctx, l)
 		}
 	}
 	if err != nil {
@@ -267,7 +267,7 @@ func (s *Snapshotter) checkDirs() error {
 
 // create makes the store's directories. Root filesystems hold set-user-ID programs, so
 // nobody but the owner may enter.
-func (s *Snapshotter) create() error {
+func (s *Snapshotter) create(ctx context.Context) error {
 	if err := os.MkdirAll(filepath.Dir(s.dir), 0o755); err != nil {
 		return fmt.Errorf("create store: %w", err)
 	}
@@ -279,15 +279,15 @@ func (s *Snapshotter) create() error {
 	if _, err := os.Lstat(filepath.Join(s.dir, "state")); err == nil {
 		return nil
 	}
-	if err := s.makeSample(); err != nil {
+	if err := s.makeSample(ctx); err != nil {
 		return fmt.Errorf("create store: %w", err)
 	}
 	return s.driver.Init(s.dir)
 }
 
 // recover makes the index anew from the records, in the first locked call after a boot.
-func (s *Snapshotter) recover(l *lock) error {
-	if err := s.create(); err != nil {
+func (s *Snapshotter) recover(ctx context.Context, l *lock) error {
+	if err := s.create(ctx); err != nil {
 		return err
 	}
 	ids, err := s.ids()
@@ -353,12 +353,12 @@ func lockFile(ctx context.Context, name string, flag, how int) (*os.File, error)
 
 // scratch makes a directory in tmp/, locked, so that nobody takes it for a leftover. It
 // sweeps first.
-func (s *Snapshotter) scratch() (string, *os.File, error) {
-	_ = s.sweep()
+func (s *Snapshotter) scratch(ctx context.Context) (string, *os.File, error) {
+	_ = s.sweep(ctx)
 	for {
 		dir, err := os.MkdirTemp(filepath.Join(s.dir, "tmp"), "")
 		if errors.Is(err, fs.ErrNotExist) {
-			if err = s.create(); err == nil {
+			if err = s.create(ctx); err == nil {
 				continue
 			}
 		}
@@ -376,7 +376,7 @@ func (s *Snapshotter) scratch() (string, *os.File, error) {
 
 // sweep deletes what processes that died have left in tmp/. It needs no lock on the store: what is in use is locked itself.
 // The error says what can't be deleted.
-func (s *Snapshotter) sweep() error {
+func (s *Snapshotter) sweep(ctx context.Context) error {
 	tmp := filepath.Join(s.dir, "tmp")
 	d, err := os.Open(tmp)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -392,7 +392,7 @@ func (s *Snapshotter) sweep() error {
 		dir := filepath.Join(tmp, n)
 		f, err := lockFile(context.Background(), dir, unix.O_DIRECTORY, unix.LOCK_EX|unix.LOCK_NB)
 		if err == nil {
-			left = append(left, ofOthers(s.driver.Remove(dir)))
+			left = append(left, ofOthers(s.driver.Remove(ctx, dir)))
 			disk.Release(f)
 		} else if !errors.Is(err, unix.EWOULDBLOCK) && !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, unix.ENOTDIR) && !errors.Is(err, unix.ELOOP) {
 			left = append(left, ofOthers(err))

@@ -31,7 +31,7 @@ func (s *Snapshotter) Remover() *Remover { return &Remover{s: s} }
 
 // Remove is [Snapshotter.Remove].
 func (r *Remover) Remove(ctx context.Context, key string) error {
-	_ = r.s.sweep()
+	_ = r.s.sweep(ctx)
 	if err := retry(func() error { return r.remove(ctx, key) }); err != nil {
 		return fmt.Errorf("remove %s: %w", key, err)
 	}

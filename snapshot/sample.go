@@ -94,13 +94,13 @@ func xattr(name, value string) property {
 
 // makeSample makes a sample of the properties that this process can give files on this file system. If another process was
 // first, its sample stays.
-func (s *Snapshotter) makeSample() error {
-	tmp, held, err := s.scratch()
+func (s *Snapshotter) makeSample(ctx context.Context) error {
+	tmp, held, err := s.scratch(ctx)
 	if err != nil {
 		return err
 	}
 	defer disk.Release(held)
-	defer func() { _ = s.driver.Remove(tmp) }() // if it has no other name by then
+	defer func() { _ = s.driver.Remove(context.WithoutCancel(ctx), tmp) }() // if it has no other name by then
 	tree := disk.Tree(tmp)
 	if err := tree.WriteFile(sampleFile, nil, 0o600); err != nil {
 		return err
@@ -196,5 +196,5 @@ func (s *Snapshotter) renew(ctx context.Context) error {
 	if err := s.files.RemoveAll(sampleDir); err != nil {
 		return err
 	}
-	return s.makeSample()
+	return s.makeSample(ctx)
 }

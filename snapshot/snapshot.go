@@ -98,7 +98,7 @@ type Driver interface {
 	Name() string
 	// Check tells by trying whether the driver works with snapshots below dir, which exists:
 	// nil, or a NotImplemented or PermissionDenied error that says why not. It leaves nothing.
-	Check(dir string) error
+	Check(ctx context.Context, dir string) error
 	// Init prepares dir, where the snapshots will be, before there is any. It may be called
 	// more than once.
 	Init(dir string) error
@@ -125,7 +125,7 @@ type Driver interface {
 	// Usage measures what the snapshot itself holds.
 	Usage(ctx context.Context, t Tree) (Usage, error)
 	// Remove deletes the directory of a snapshot, or what a Create that was cut short left.
-	Remove(dir string) error
+	Remove(ctx context.Context, dir string) error
 }
 
 // Options say how a store is used.

@@ -151,7 +151,7 @@ func (s *Snapshotter) make(ctx context.Context, kind Kind, key, parent string, l
 		r.Parents = below
 	}
 
-	dir, held, err := s.scratch()
+	dir, held, err := s.scratch(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -159,7 +159,7 @@ func (s *Snapshotter) make(ctx context.Context, kind Kind, key, parent string, l
 	published := false
 	defer func() {
 		if !published {
-			_ = s.driver.Remove(dir)
+			_ = s.driver.Remove(context.WithoutCancel(ctx), dir)
 		}
 	}()
 	t := s.tree(0, r)
@@ -424,7 +424,7 @@ func (s *Snapshotter) commit(ctx context.Context, name, key string, o *CommitOpt
 // replace puts r in the place of e's record, if that still is what it was. The record is
 // written and synced aside; check is called under the lock, before it takes its place.
 func (s *Snapshotter) replace(ctx context.Context, e entry, r record, check func() error) error {
-	dir, held, err := s.scratch()
+	dir, held, err := s.scratch(ctx)
 	if err != nil {
 		return err
 	}
@@ -513,7 +513,7 @@ func (s *Snapshotter) delete(ctx context.Context, list []*removal) {
 			step("detached")
 			s.log(r.record, events.Event{Topic: "/snapshot/remove", Key: r.Key})
 			if ctx.Err() == nil {
-				r.failed = ofOthers(s.driver.Remove(r.dir))
+				r.failed = ofOthers(s.driver.Remove(ctx, r.dir))
 			}
 		}
 		disk.Release(r.held)

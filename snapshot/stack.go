@@ -249,7 +249,7 @@ func (s *Snapshotter) lockName(ctx context.Context, name string) (unlock func(),
 	for {
 		f, err := os.OpenFile(file, os.O_RDWR|os.O_CREATE|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0o600)
 		if errors.Is(err, fs.ErrNotExist) {
-			if err = s.create(); err == nil {
+			if err = s.create(ctx); err == nil {
 				err = os.Mkdir(filepath.Dir(file), 0o700)
 			}
 			if err == nil || errors.Is(err, fs.ErrExist) {

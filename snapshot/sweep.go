@@ -41,7 +41,7 @@ var errNeeded = errors.New("it is needed")
 // files are deleted after it.
 func (s *Snapshotter) Sweep(ctx context.Context, o Sweep, f func(Info, Usage) error) error {
 	if !o.DryRun {
-		if err := s.sweep(); err != nil {
+		if err := s.sweep(ctx); err != nil {
 			o.Failed(err)
 		}
 		s.sweepLocks()

@@ -178,11 +178,11 @@ func (b broken) Usage(ctx context.Context, t snapshot.Tree) (snapshot.Usage, err
 	return b.Driver.Usage(ctx, t)
 }
 
-func (b broken) Remove(dir string) error {
+func (b broken) Remove(ctx context.Context, dir string) error {
 	if filepath.Base(dir) == b.id {
 		return errors.New("can't be removed")
 	}
-	return b.Driver.Remove(dir)
+	return b.Driver.Remove(ctx, dir)
 }
 
 // A sweep goes on after what it can't measure, remove or read, and says what that was.

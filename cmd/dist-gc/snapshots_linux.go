@@ -22,7 +22,7 @@ func sweepSnapshots(root string, before time.Time, dryRun bool, deleted func(dri
 			return err
 		}
 		for _, driver := range used {
-			s, err := drivers.Open(root, driver, snapshot.Options{})
+			s, err := drivers.Open(ctx, root, driver, snapshot.Options{})
 			if err != nil {
 				return err
 			}

@@ -12,7 +12,7 @@ import (
 
 // unpacked tells whether a driver, or the store's own where none is named, has the chain.
 func (f *flags) unpacked(ctx context.Context, driver string, chain digest.Digest) (bool, error) {
-	s, err := drivers.Open(*f.root, driver, snapshot.Options{Namespace: *f.namespace})
+	s, err := drivers.Open(ctx, *f.root, driver, snapshot.Options{Namespace: *f.namespace})
 	if err != nil {
 		return false, err
 	}

@@ -29,7 +29,7 @@ func newMake(s *store, verb, short string, do func(*snapshot.Snapshotter, contex
 	target := c.Flags().String("mount", "", "mount it on `DIR` too; where that fails it is not made")
 	mount := mountFlags(c)
 	c.RunE = func(c *cobra.Command, args []string) error {
-		sn, err := s.open()
+		sn, err := s.open(c.Context())
 		if err != nil {
 			return err
 		}
@@ -57,7 +57,7 @@ func newCommit(s *store) *cobra.Command {
 	parent := c.Flags().String("parent", "", "the `PARENT` of a snapshot that was prepared without one")
 	settle := c.Flags().String("settle", "", "what dist-apply --unresolved wrote into `FILE` is settled first")
 	c.RunE = func(c *cobra.Command, args []string) error {
-		sn, err := s.openWith(*noSync)
+		sn, err := s.openWith(c.Context(), *noSync)
 		if err != nil {
 			return err
 		}
@@ -89,7 +89,7 @@ func newRm(s *store) *cobra.Command {
 	recursive := c.Flags().BoolP("recursive", "r", false, "delete their children first, and the children of these")
 	zero(c)
 	c.RunE = func(c *cobra.Command, args []string) error {
-		sn, err := s.openWith(*noSync)
+		sn, err := s.openWith(c.Context(), *noSync)
 		if err != nil {
 			return err
 		}
@@ -154,7 +154,7 @@ func newLabel(s *store) *cobra.Command {
 	c := &cobra.Command{Use: "label [flags] KEY [KEY=VALUE…]", Short: "set a snapshot's labels, and print them", Args: cobra.MinimumNArgs(1)}
 	r := cli.NewRecords(c, "KEY", "VALUE")
 	c.RunE = func(c *cobra.Command, args []string) error {
-		sn, err := s.open()
+		sn, err := s.open(c.Context())
 		if err != nil {
 			return err
 		}

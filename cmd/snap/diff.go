@@ -37,7 +37,7 @@ func newDiff(s *store) *cobra.Command {
 }
 
 func (s *store) compare(ctx context.Context, key string, do func(*snapshot.Comparison) error) error {
-	sn, err := s.open()
+	sn, err := s.open(ctx)
 	if err != nil {
 		return err
 	}

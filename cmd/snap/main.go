@@ -2,6 +2,7 @@
 package main
 
 import (
+	"context"
 	"os"
 
 	"distkit/cmd/internal/cli"
@@ -35,10 +36,10 @@ func newCmd() *cobra.Command {
 	return c
 }
 
-func (s *store) open() (*snapshot.Snapshotter, error) {
-	return s.openWith(false)
+func (s *store) open(ctx context.Context) (*snapshot.Snapshotter, error) {
+	return s.openWith(ctx, false)
 }
 
-func (s *store) openWith(noSync bool) (*snapshot.Snapshotter, error) {
-	return drivers.Open(*s.root, *s.driver, snapshot.Options{Namespace: *s.namespace, NoSync: noSync})
+func (s *store) openWith(ctx context.Context, noSync bool) (*snapshot.Snapshotter, error) {
+	return drivers.Open(ctx, *s.root, *s.driver, snapshot.Options{Namespace: *s.namespace, NoSync: noSync})
 }

@@ -18,7 +18,7 @@ func newMounts(s *store) *cobra.Command {
 	c := &cobra.Command{Use: "mounts [flags] KEY", Short: "print the mounts that show a snapshot", Args: cobra.ExactArgs(1)}
 	target := c.Flags().StringP("target", "t", "", "print the mount(8) commands that mount it on `DIR` instead")
 	c.RunE = func(c *cobra.Command, args []string) error {
-		sn, err := s.open()
+		sn, err := s.open(c.Context())
 		if err != nil {
 			return err
 		}
@@ -74,7 +74,7 @@ func newMount(s *store) *cobra.Command {
 	c := &cobra.Command{Use: "mount [flags] KEY DIR", Short: "mount a snapshot on a directory", Args: cobra.ExactArgs(2)}
 	mount := mountFlags(c)
 	c.RunE = func(_ *cobra.Command, args []string) error {
-		sn, err := s.open()
+		sn, err := s.open(c.Context())
 		if err != nil {
 			return err
 		}

@@ -42,7 +42,7 @@ func newLs(s *store) *cobra.Command {
 
 // list returns the snapshots that can be read; the error may be of others.
 func list(c *cobra.Command, s *store) ([]snapshot.Info, error) {
-	sn, err := s.open()
+	sn, err := s.open(c.Context())
 	if err != nil {
 		return nil, err
 	}
@@ -58,7 +58,7 @@ func newStat(s *store) *cobra.Command {
 	c := &cobra.Command{Use: "stat [flags] KEY…|-", Short: "print what is known of snapshots", Args: cobra.ArbitraryArgs}
 	r := cli.NewRecords(c, "KEY", "PARENT", "KIND", "CREATED", "UPDATED", "LABELS")
 	c.RunE = func(c *cobra.Command, args []string) error {
-		sn, err := s.open()
+		sn, err := s.open(c.Context())
 		if err != nil {
 			return err
 		}
@@ -87,7 +87,7 @@ func newUsage(s *store) *cobra.Command {
 			}
 			slices.Sort(args)
 		}
-		sn, err := s.open()
+		sn, err := s.open(c.Context())
 		if err != nil {
 			return err
 		}
@@ -140,7 +140,7 @@ func newDrivers(s *store) *cobra.Command {
 	c := &cobra.Command{Use: "drivers [flags]", Short: "list the drivers, and why one can't work here", Args: cobra.NoArgs}
 	r := cli.NewRecords(c, "DRIVER", "STATE", "REASON")
 	c.RunE = func(*cobra.Command, []string) error {
-		for _, d := range drivers.List(*s.root) {
+		for _, d := range drivers.List(c.Context(), *s.root) {
 			state := "works"
 			switch {
 			case !d.Works:

@@ -36,7 +36,7 @@ func newStack(s *store) *cobra.Command {
 		if *jobs < 1 {
 			return cli.Usagef("--jobs: %d is less than 1", *jobs)
 		}
-		sn, err := s.openWith(*noSync)
+		sn, err := s.openWith(c.Context(), *noSync)
 		if err != nil {
 			return err
 		}

@@ -50,14 +50,14 @@ func (Driver) Usage(ctx context.Context, t snapshot.Tree) (u snapshot.Usage, err
 	return u, err
 }
 
-func (Driver) Remove(dir string) error {
+func (Driver) Remove(_ context.Context, dir string) error {
 	// This fails where the subvolume holds others, or the user may only delete empty ones:
 	// then its files are deleted one by one, which works too.
 	_ = destroySubvolume(dir)
 	return tree.Remove(dir)
 }
 
-func (Driver) Check(dir string) error {
+func (Driver) Check(ctx context.Context, dir string) error {
 	var st unix.Statfs_t
 	if err := unix.Statfs(dir, &st); err != nil {
 		return fmt.Errorf("check btrfs: %w", err)
@@ -69,7 +69,7 @@ func (Driver) Check(dir string) error {
 	if err != nil {
 		return fmt.Errorf("check btrfs: %w", err)
 	}
-	defer Driver{}.Remove(scratch)
+	defer Driver{}.Remove(ctx, scratch)
 	if err := createSubvolume(scratch); err != nil {
 		return errdefs.ErrNotImplemented.WithMessage("btrfs doesn't work here: " + err.Error())
 	}

@@ -21,12 +21,12 @@ func TestSuite(t *testing.T) {
 }
 
 func TestCheck(t *testing.T) {
-	if err := (btrfs.Driver{}).Check("/proc"); !errdefs.IsNotImplemented(err) {
+	if err := (btrfs.Driver{}).Check(t.Context(), "/proc"); !errdefs.IsNotImplemented(err) {
 		t.Errorf("on procfs: %v", err)
 	}
 	snapshottest.Btrfs(t)
 	dir := t.TempDir()
-	if err := (btrfs.Driver{}).Check(dir); err != nil {
+	if err := (btrfs.Driver{}).Check(t.Context(), dir); err != nil {
 		t.Errorf("on btrfs: %v", err)
 	}
 	if left, err := os.ReadDir(dir); err != nil || len(left) > 0 {

@@ -2,6 +2,7 @@
 package drivers
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -37,20 +38,20 @@ func Names() []string {
 // one that the store has snapshots of, else the first that works here: so a store stays with
 // the driver it began with. InvalidArgument for an unknown name, NotImplemented or
 // PermissionDenied where the driver can't work here and the store has nothing of it yet.
-func Open(root, name string, o snapshot.Options) (*snapshot.Snapshotter, error) {
+func Open(ctx context.Context, root, name string, o snapshot.Options) (*snapshot.Snapshotter, error) {
 	root, namespace, err := layout.Resolve(root, o.Namespace)
 	if err != nil {
 		return nil, err
 	}
 	o.Namespace = namespace
-	d, err := choose(root, name)
+	d, err := choose(ctx, root, name)
 	if err != nil {
 		return nil, err
 	}
 	return snapshot.Open(root, d, o)
 }
 
-func choose(root, name string) (snapshot.Driver, error) {
+func choose(ctx context.Context, root, name string) (snapshot.Driver, error) {
 	known := false
 	for _, d := range all {
 		if name != "" && name != d.Name() {
@@ -72,7 +73,7 @@ func choose(root, name string) (snapshot.Driver, error) {
 		if name != "" && name != d.Name() {
 			continue
 		}
-		if err = check(root, d); err == nil {
+		if err = check(ctx, root, d); err == nil {
 			return d, nil
 		}
 	}
@@ -124,7 +125,7 @@ func used(root string, d snapshot.Driver) (bool, error) {
 }
 
 // check tries a driver in the store, or where the store will be.
-func check(root string, d snapshot.Driver) error {
+func check(ctx context.Context, root string, d snapshot.Driver) error {
 	root, err := filepath.Abs(root)
 	if err != nil {
 		return err
@@ -132,7 +133,7 @@ func check(root string, d snapshot.Driver) error {
 	switch dir, err := disk.Tree(root).OpenDir("snapshots"); {
 	case err == nil:
 		defer dir.Close()
-		return d.Check(filepath.Join(root, "snapshots"))
+		return d.Check(ctx, filepath.Join(root, "snapshots"))
 	case !errors.Is(err, fs.ErrNotExist):
 		return err
 	}
@@ -140,7 +141,7 @@ func check(root string, d snapshot.Driver) error {
 		fi, err := os.Stat(dir)
 		switch {
 		case err == nil && fi.IsDir():
-			return d.Check(dir)
+			return d.Check(ctx, dir)
 		case err == nil:
 			return errdefs.ErrInvalidArgument.WithMessage(dir + " is not a directory")
 		case !errors.Is(err, fs.ErrNotExist) || dir == filepath.Dir(dir):
@@ -159,17 +160,17 @@ type Status struct {
 }
 
 // List tries every driver in the store at root.
-func List(root string) []Status {
+func List(ctx context.Context, root string) []Status {
 	if store, _, err := layout.Resolve(root, ""); err == nil {
 		root = store
 	}
 	var out []Status
-	preferred, _ := choose(root, "")
+	preferred, _ := choose(ctx, root, "")
 	for _, d := range all {
 		s := Status{Driver: d.Name(), Default: preferred != nil && preferred.Name() == d.Name()}
 		var err error
 		if s.Used, err = used(root, d); err == nil {
-			err = check(root, d)
+			err = check(ctx, root, d)
 		}
 		if err != nil {
 			s.Reason = err.Error()

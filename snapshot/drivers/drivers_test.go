@@ -14,7 +14,7 @@ import (
 
 func driverOf(t *testing.T, root, name string) string {
 	t.Helper()
-	s, err := drivers.Open(root, name, snapshot.Options{})
+	s, err := drivers.Open(t.Context(), root, name, snapshot.Options{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -29,7 +29,7 @@ func TestChoiceStays(t *testing.T) {
 	if left, err := os.ReadDir(root); err != nil || len(left) > 0 {
 		t.Errorf("choosing left %v, %v", left, err)
 	}
-	s, err := drivers.Open(root, "native", snapshot.Options{NoSync: true})
+	s, err := drivers.Open(t.Context(), root, "native", snapshot.Options{NoSync: true})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -51,13 +51,13 @@ func TestChoiceStays(t *testing.T) {
 }
 
 func TestUnknown(t *testing.T) {
-	if _, err := drivers.Open(t.TempDir(), "zfs", snapshot.Options{}); !errdefs.IsInvalidArgument(err) {
+	if _, err := drivers.Open(t.Context(), t.TempDir(), "zfs", snapshot.Options{}); !errdefs.IsInvalidArgument(err) {
 		t.Errorf("unknown driver: %v", err)
 	}
 }
 
 func TestList(t *testing.T) {
-	all := drivers.List(t.TempDir())
+	all := drivers.List(t.Context(), t.TempDir())
 	defaults := 0
 	for i, d := range all {
 		if d.Driver != drivers.Names()[i] || d.Works != (d.Reason == "") || d.Used {

@@ -21,10 +21,10 @@ type Driver struct{ snapshot.WholeTrees }
 
 var _ snapshot.Driver = Driver{}
 
-func (Driver) Name() string       { return Name }
-func (Driver) Check(string) error { return nil }
-func (Driver) Init(string) error  { return nil }
-func (Driver) MaxParents() int    { return 0 }
+func (Driver) Name() string                        { return Name }
+func (Driver) Check(context.Context, string) error { return nil }
+func (Driver) Init(string) error                   { return nil }
+func (Driver) MaxParents() int                     { return 0 }
 
 func (Driver) Create(ctx context.Context, t snapshot.Tree) error {
 	if err := os.Mkdir(t.FS(), 0o755); err != nil {
@@ -44,4 +44,4 @@ func (Driver) Usage(ctx context.Context, t snapshot.Tree) (u snapshot.Usage, err
 	return u, err
 }
 
-func (Driver) Remove(dir string) error { return tree.Remove(dir) }
+func (Driver) Remove(_ context.Context, dir string) error { return tree.Remove(dir) }

@@ -367,7 +367,7 @@ func (l layers) mountClassic(target string) error {
 }
 
 // Check makes two layers and an overlay of them, without a place in the tree.
-func (Driver) Check(dir string) error {
+func (Driver) Check(_ context.Context, dir string) error {
 	scratch, err := os.MkdirTemp(dir, ".overlayfs-")
 	if err != nil {
 		return fmt.Errorf("check overlayfs: %w", err)
@@ -429,4 +429,4 @@ func (Driver) Usage(ctx context.Context, t snapshot.Tree) (u snapshot.Usage, err
 	return u, err
 }
 
-func (Driver) Remove(dir string) error { return tree.Remove(dir) }
+func (Driver) Remove(_ context.Context, dir string) error { return tree.Remove(dir) }

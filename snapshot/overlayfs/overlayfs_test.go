@@ -21,14 +21,14 @@ func TestMain(m *testing.M) { snapshottest.Main(m, overlayfs.Driver{}) }
 
 func TestSuite(t *testing.T) {
 	snapshottest.Root(t)
-	snapshottest.Require(t, "overlay", overlayfs.Driver{}.Check(t.TempDir()))
+	snapshottest.Require(t, "overlay", overlayfs.Driver{}.Check(t.Context(), t.TempDir()))
 	snapshottest.Run(t, overlayfs.Driver{})
 }
 
 // The kernel takes 500 lower layers; one more is refused before anything is made.
 func TestAsManyLayersAsTheKernelTakes(t *testing.T) {
 	snapshottest.Root(t)
-	snapshottest.Require(t, "overlay", overlayfs.Driver{}.Check(t.TempDir()))
+	snapshottest.Require(t, "overlay", overlayfs.Driver{}.Check(t.Context(), t.TempDir()))
 	ctx := t.Context()
 	s, err := snapshot.Open(t.TempDir(), overlayfs.Driver{}, snapshot.Options{NoSync: true})
 	if err != nil {
@@ -119,7 +119,7 @@ func TestSuiteInUserNamespace(t *testing.T) {
 // A directory that is deleted and made again hides what is below.
 func TestOpaque(t *testing.T) {
 	snapshottest.Root(t)
-	snapshottest.Require(t, "overlay", overlayfs.Driver{}.Check(t.TempDir()))
+	snapshottest.Require(t, "overlay", overlayfs.Driver{}.Check(t.Context(), t.TempDir()))
 	ctx := t.Context()
 	s, err := snapshot.Open(t.TempDir(), overlayfs.Driver{}, snapshot.Options{NoSync: true})
 	if err != nil {
@@ -154,7 +154,7 @@ func TestOpaque(t *testing.T) {
 // A snapshot that was prepared alone gets its parent when it is committed.
 func TestRebase(t *testing.T) {
 	snapshottest.Root(t)
-	snapshottest.Require(t, "overlay", overlayfs.Driver{}.Check(t.TempDir()))
+	snapshottest.Require(t, "overlay", overlayfs.Driver{}.Check(t.Context(), t.TempDir()))
 	ctx := t.Context()
 	s, err := snapshot.Open(t.TempDir(), overlayfs.Driver{}, snapshot.Options{NoSync: true})
 	if err != nil {

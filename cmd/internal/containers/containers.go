@@ -144,13 +144,13 @@ func (r *NewRecord) Get() (rec runtime.Record, err error) {
 // Snapshots are a namespace's, as [runtime.Snapshots] wants them.
 type Snapshots struct{ root, namespace string }
 
-func (s Snapshots) open(driver string) (*snapshot.Snapshotter, error) {
-	return drivers.Open(s.root, driver, snapshot.Options{Namespace: s.namespace})
+func (s Snapshots) open(ctx context.Context, driver string) (*snapshot.Snapshotter, error) {
+	return drivers.Open(ctx, s.root, driver, snapshot.Options{Namespace: s.namespace})
 }
 
 // Stat returns what a snapshot is. The error is NotFound if there is no such snapshot.
 func (s Snapshots) Stat(ctx context.Context, what runtime.Snapshot) (snapshot.Info, error) {
-	sn, err := s.open(what.Driver)
+	sn, err := s.open(ctx, what.Driver)
 	if err != nil {
 		return snapshot.Info{}, err
 	}
@@ -158,7 +158,7 @@ func (s Snapshots) Stat(ctx context.Context, what runtime.Snapshot) (snapshot.In
 }
 
 func (s Snapshots) Prepare(ctx context.Context, what runtime.Snapshot, parent, target string) error {
-	sn, err := s.open(what.Driver)
+	sn, err := s.open(ctx, what.Driver)
 	if err != nil {
 		return err
 	}
@@ -173,7 +173,7 @@ func (s Snapshots) Prepare(ctx context.Context, what runtime.Snapshot, parent, t
 }
 
 func (s Snapshots) Mount(ctx context.Context, what runtime.Snapshot, target string) error {
-	sn, err := s.open(what.Driver)
+	sn, err := s.open(ctx, what.Driver)
 	if err != nil {
 		return err
 	}
@@ -188,7 +188,7 @@ func (s Snapshots) Unmount(target string) error {
 }
 
 func (s Snapshots) Remove(ctx context.Context, what runtime.Snapshot) error {
-	sn, err := s.open(what.Driver)
+	sn, err := s.open(ctx, what.Driver)
 	if err == nil {
 		err = sn.Remove(ctx, what.Key)
 	}
@@ -324,7 +324,7 @@ func beside(name string) string {
 
 // Below calls f with a directory that shows, while f runs, what is below a snapshot; "" where there is nothing.
 func (s Snapshots) Below(ctx context.Context, what runtime.Snapshot, f func(dir string) error) (err error) {
-	sn, err := s.open(what.Driver)
+	sn, err := s.open(ctx, what.Driver)
 	if err != nil {
 		return err
 	}

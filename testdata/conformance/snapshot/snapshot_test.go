@@ -30,8 +30,8 @@ func TestSnapshotterSuite(t *testing.T) {
 				t.Cleanup(func() { os.Setenv("TMPDIR", was) })
 				os.Setenv("TMPDIR", snapshottest.MountBtrfs(t))
 			}
-			testsuite.SnapshotterSuite(t, name, func(_ context.Context, root string) (snapshots.Snapshotter, func() error, error) {
-				s, err := drivers.Open(root, name, snapshot.Options{})
+			testsuite.SnapshotterSuite(t, name, func(ctx context.Context, root string) (snapshots.Snapshotter, func() error, error) {
+				s, err := drivers.Open(ctx, root, name, snapshot.Options{})
 				if err != nil {
 					return nil, nil, err
 				}
