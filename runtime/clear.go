@@ -235,7 +235,7 @@ func (s *state) clearHost(ctx context.Context, c *claim, key string) error {
 	if err := killAll(ctx, s); err != nil {
 		return err
 	}
-	if err := r.remove(ctx, r.client(c), key); err != nil {
+	if err := r.remove(ctx, c, key); err != nil {
 		return err
 	}
 	if !quiet && !c.quiet() {

@@ -14,6 +14,7 @@ import (
 	"testing"
 	"time"
 
+	"distkit/disk"
 	"distkit/runtime/internal/testenv"
 	"distkit/runtime/spec"
 
@@ -372,5 +373,59 @@ func TestCatches(t *testing.T) {
 	})
 	if !catches(c.Process.Pid, unix.SIGTERM) || catches(c.Process.Pid, unix.SIGINT) {
 		t.Error("what is blocked is not told from what is not")
+	}
+}
+
+// A start that waits for a process that was killed before it took the start's word ends when what is left is cleared.
+func TestClearEndsAStart(t *testing.T) {
+	host, bin := t.TempDir(), t.TempDir()
+	crun := filepath.Join(bin, "crun")
+	if err := os.WriteFile(crun, []byte("#!/bin/sh\n[ \"$1\" = --root ] && exec rm -r \"$2/left\"\n"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	dir := filepath.Join(host, "crun", "left")
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Mkfifo(filepath.Join(dir, "exec.fifo"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	c, err := claimID(t.Context(), host, "left", identity{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.close()
+	working, err := os.OpenFile(c.path("working"), os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer working.Close()
+	if err := disk.Lock(working, unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		t.Fatal(err)
+	}
+	start := exec.CommandContext(t.Context(), "sh", "-c", `echo begins; echo 0 >"$0"`, filepath.Join(dir, "exec.fifo"))
+	start.ExtraFiles = []*os.File{working}
+	out, err := start.StdoutPipe()
+	if err == nil {
+		err = start.Start()
+	}
+	if err == nil {
+		_, err = io.ReadFull(out, make([]byte, 7))
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	until(t, "it waits", func() bool {
+		b, _ := os.ReadFile(fmt.Sprintf("/proc/%d/stat", start.Process.Pid))
+		_, state, _ := strings.Cut(string(b), ") ")
+		return strings.HasPrefix(state, "S")
+	})
+	_ = working.Close()
+	testenv.Write(t, c.path("pid"), "")
+	if err := (&state{Runtime: crun}).clearHost(t.Context(), c, "left"); err != nil {
+		t.Fatal(err)
+	}
+	if err := start.Wait(); err != nil {
+		t.Errorf("the start: %v", err)
 	}
 }

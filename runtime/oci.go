@@ -133,7 +133,7 @@ func (r *Runtime) reclaim(ctx context.Context, c *claim, id string) error {
 	quiet := c.quiet()
 	_, err := os.Lstat(filepath.Join(r.root(), id))
 	if err == nil {
-		err = r.remove(ctx, r.client(c), id)
+		err = r.remove(ctx, c, id)
 	}
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("container %s: %w", id, err)
@@ -148,12 +148,21 @@ func (r *Runtime) reclaim(ctx context.Context, c *claim, id string) error {
 }
 
 // remove deletes a container in whatever state it is. One that isn't there is removed.
-func (r *Runtime) remove(ctx context.Context, client *runc.Runc, id string) error {
-	err := client.Delete(ctx, id, &runc.DeleteOpts{Force: true})
+func (r *Runtime) remove(ctx context.Context, c *claim, id string) error {
+	dir := filepath.Join(r.root(), id)
+	// A start waits at this pipe for the container's process. Where that was killed before it came, the start waits for ever.
+	fifo, ferr := unix.Open(filepath.Join(dir, "exec.fifo"), unix.O_PATH|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	err := r.client(c).Delete(ctx, id, &runc.DeleteOpts{Force: true})
+	if ferr == nil {
+		if end, err := unix.Open(fmt.Sprintf("/proc/self/fd/%d", fifo), unix.O_RDONLY|unix.O_NONBLOCK|unix.O_CLOEXEC, 0); err == nil {
+			c.quiet()
+			_ = unix.Close(end)
+		}
+		_ = unix.Close(fifo)
+	}
 	if err == nil {
 		return nil
 	}
-	dir := filepath.Join(r.root(), id)
 	if _, serr := os.Lstat(dir); errors.Is(serr, fs.ErrNotExist) {
 		return nil
 	}

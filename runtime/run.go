@@ -381,7 +381,7 @@ func (u *execution) start(ctx context.Context, streams *stdio.Ends, console *std
 // abandon undoes what led to no run, and returns err, the cause.
 func (u *execution) abandon(ctx context.Context, err error) error {
 	if u.exec == "" {
-		_ = u.r.remove(ctx, u.r.client(u.claim), u.c.key())
+		_ = u.r.remove(ctx, u.claim, u.c.key())
 		removeCgroups(u.state.Cgroups)
 		_ = u.c.unmountSnapshot()
 		u.c.disconnect(ctx)
@@ -445,7 +445,7 @@ func (u *execution) end(ctx context.Context, e Exit) error {
 	switch {
 	case u.exec == "":
 		if !u.r.removeEnded(u.job, u.c.key(), u.state.Cgroups) {
-			errs = append(errs, u.r.remove(ctx, u.r.client(u.claim), u.c.key()))
+			errs = append(errs, u.r.remove(ctx, u.claim, u.c.key()))
 			removeCgroups(u.state.Cgroups)
 		}
 		at("removed")
