@@ -2,8 +2,10 @@ package archive
 
 import (
 	"fmt"
+	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 
@@ -116,6 +118,35 @@ func TestOpaqueTwice(t *testing.T) {
 		fileEntry("d/.wh..wh..opq", ""), fileEntry("d/e/.wh.high", ""), fileEntry("d/.wh.e", ""), fileEntry(".wh.d", "")), Options{})
 	if got := strings.Join(names(t, root), " "); got != "d d/e d/e/high d/high" {
 		t.Error(got)
+	}
+}
+
+// What is hidden below a marker is found with a few descriptors, however deep it is.
+func TestOpaqueAboveADeepTree(t *testing.T) {
+	const levels = 400
+	deep := strings.Repeat("d/", levels)
+	data := layerOf(t, fileEntry(deep+"high", ""), fileEntry(deep+".wh.low", ""), fileEntry("d/.wh..wh..opq", ""))
+	for _, form := range []Whiteouts{Remove, OverlayUser} {
+		root := t.TempDir()
+		if form == Remove {
+			mustApply(t, root, layerOf(t, fileEntry(deep+"low", ""), fileEntry("d/low", "")), Options{})
+		}
+		var mu sync.Mutex
+		most := 0
+		sys.Calling = func() {
+			mu.Lock()
+			defer mu.Unlock()
+			list, _ := os.ReadDir("/proc/self/fd")
+			most = max(most, len(list))
+		}
+		_, err := apply(t, root, data, Options{Whiteouts: form})
+		sys.Calling = nil
+		if err != nil || most > levels/2 {
+			t.Errorf("form %d: %v, with %d files open", form, err, most)
+		}
+		if got := len(names(t, root)); got != levels+1 {
+			t.Errorf("form %d: %d names are left, not %d", form, got, levels+1)
+		}
 	}
 }
 

@@ -2,7 +2,6 @@ package archive
 
 import (
 	"errors"
-	"fmt"
 	"unsafe"
 
 	"distkit/disk/sys"
@@ -139,26 +138,6 @@ func (d *dir) close() error {
 	}
 	_ = unix.Close(d.fd)
 	return err
-}
-
-// openForbidden opens a directory of ours whose mode keeps us out, and lets us in.
-func openForbidden(fd int, name string) (int, error) {
-	var st unix.Stat_t
-	if err := sys.Fstatat(fd, name, &st, unix.AT_SYMLINK_NOFOLLOW); err != nil {
-		return -1, err
-	}
-	p, err := sys.Openat(fd, name, unix.O_PATH|unix.O_NOFOLLOW|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return -1, err
-	}
-	defer unix.Close(p)
-	self := fmt.Sprintf("/proc/self/fd/%d", p)
-	if err := unix.Chmod(self, st.Mode&0o7777|0o700); err != nil {
-		return -1, unix.EACCES
-	}
-	n, err := openBeneath(fd, name)
-	_ = unix.Chmod(self, st.Mode&0o7777) // add opens it again by descriptor
-	return n, err
 }
 
 func futimens(fd int, times *[2]unix.Timespec) error {

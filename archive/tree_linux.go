@@ -353,7 +353,7 @@ func (t *tree) child(d *dir, name string, keep ...*dir) (*dir, string, error) {
 	p := join(d.path, name)
 	fd, err := openBeneath(d.fd, name)
 	if errors.Is(err, unix.EACCES) && !t.privileged {
-		fd, err = openForbidden(d.fd, name)
+		fd, err = sys.OpenForbidden(d.fd, name, 0)
 	}
 	switch {
 	case err == nil:

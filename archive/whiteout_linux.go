@@ -88,20 +88,31 @@ func (t *tree) hide(d *dir) error {
 	if d.ours {
 		return nil
 	}
-	names, err := sys.Names(d.fd)
-	if err != nil {
+	p, h := d.path, d.hash
+	var both []string // directories of lower layers in which this layer wrote: memory is for these alone
+	if err := sys.EachName(d.fd, func(name string) error {
+		if has(t.touched, t.under(h, name)) && !has(t.created, t.under(h, name)) {
+			both = append(both, name)
+			return nil
+		}
+		return t.whiteout(d, name)
+	}); err != nil {
 		return err
 	}
-	p, h := d.path, d.hash
-	for _, n := range names {
-		if d, err = t.lookup(p); err != nil { // a level below may have closed it
+	for _, name := range both {
+		c, err := t.lookup(join(p, name))
+		if err != nil {
 			return err
 		}
-		if err := t.whiteout(d, n); err != nil {
+		if err := t.hide(c); err != nil {
 			return err
 		}
 	}
-	t.created[h] = struct{}{} // what is left is this layer's, so that the next marker need not look again
+	// What is left is this layer's, so that the next marker need not look again.
+	t.created[h] = struct{}{}
+	if open, ok := t.open[h]; ok { // a level below may have closed d, and opened it again
+		d = open
+	}
 	d.ours = true
 	return nil
 }
@@ -150,25 +161,42 @@ func (t *tree) isOpaque(p string) bool { return t.anyAbove(t.opaques, p) }
 // removeWhiteouts removes the whiteouts below the open directory of the hash h. An opaque directory has none: so each is looked
 // through once.
 func (t *tree) removeWhiteouts(fd int, h uint64) error {
-	return sys.EachName(fd, func(n string) error {
-		var st unix.Stat_t
-		if err := sys.Fstatat(fd, n, &st, unix.AT_SYMLINK_NOFOLLOW); err != nil {
+	trail, err := sys.NewTrail(fd, ".")
+	defer func() { trail.Close() }()
+	if err != nil {
+		return err
+	}
+	hashes := []uint64{h} // of the trail's directories
+	for len(trail) > 0 {
+		name, err := trail.Next()
+		if err != nil {
 			return err
 		}
-		switch {
-		case isWhiteout(&st):
-			return sys.Unlinkat(fd, n, 0)
-		case has(t.opaques, t.under(h, n)):
-		case st.Mode&unix.S_IFMT == unix.S_IFDIR:
-			below, err := openBeneath(fd, n)
-			if err != nil {
+		if name == "" {
+			if err := trail.Up(); err != nil {
 				return err
 			}
-			defer unix.Close(below)
-			return t.removeWhiteouts(below, t.under(h, n))
+			hashes = hashes[:len(trail)]
+			continue
 		}
-		return nil
-	})
+		var st unix.Stat_t
+		if err := sys.Fstatat(trail.FD(), name, &st, unix.AT_SYMLINK_NOFOLLOW); err != nil {
+			return err
+		}
+		below := t.under(hashes[len(hashes)-1], name)
+		switch {
+		case isWhiteout(&st):
+			err = sys.Unlinkat(trail.FD(), name, 0)
+		case has(t.opaques, below):
+		case st.Mode&unix.S_IFMT == unix.S_IFDIR:
+			hashes = append(hashes, below)
+			err = trail.Down(name)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 func isWhiteout(st *unix.Stat_t) bool {

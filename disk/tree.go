@@ -409,41 +409,6 @@ func (t Tree) RemoveAll(name string) error {
 	return t.at("remove", name, removeAll)
 }
 
-func removeAll(dir int, name string) error {
-	err := retry(func() error { return unix.Unlinkat(dir, name, 0) })
-	if err == nil || errors.Is(err, fs.ErrNotExist) {
-		return nil
-	}
-	fd, oerr := openat(dir, name, unix.O_RDONLY|unix.O_DIRECTORY, 0)
-	if errors.Is(oerr, fs.ErrNotExist) {
-		return nil
-	}
-	if oerr != nil {
-		return err
-	}
-	d := os.NewFile(uintptr(fd), name)
-	defer d.Close()
-	for {
-		entries, err := d.ReadDir(256)
-		for _, e := range entries {
-			if err := removeAll(fd, e.Name()); err != nil {
-				return err
-			}
-		}
-		if err == io.EOF || errors.Is(err, fs.ErrNotExist) { // another process has removed it meanwhile
-			break
-		}
-		if err != nil {
-			return Cause(err)
-		}
-	}
-	err = retry(func() error { return unix.Unlinkat(dir, name, unix.AT_REMOVEDIR) })
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil
-	}
-	return err
-}
-
 // Chtimes sets the times of a file, not of what a symbolic link leads to.
 func (t Tree) Chtimes(name string, at time.Time) error {
 	ts := unix.NsecToTimespec(at.UnixNano())

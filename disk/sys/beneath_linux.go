@@ -94,7 +94,8 @@ func mountOf(fd int) string {
 	return ""
 }
 
-// EachName calls f for each name in an open directory, from the first on. It holds a few names at a time, and f may remove them.
+// EachName calls f for each name in an open directory, from the first on. It holds a few names at a time, and f may remove them. A
+// directory that was removed meanwhile has none.
 func EachName(fd int, f func(name string) error) error {
 	if err := retry(func() error { _, err := unix.Seek(fd, 0, 0); return err }); err != nil {
 		return err
@@ -102,21 +103,33 @@ func EachName(fd int, f func(name string) error) error {
 	buf := make([]byte, 32<<10)
 	names := make([]string, 0, 256)
 	for {
-		n := 0
-		err := retry(func() (err error) { n, err = unix.Getdents(fd, buf); return err })
-		if err != nil || n == 0 {
+		var err error
+		if names, err = readNames(fd, buf, names[:0]); err != nil || len(names) == 0 {
 			return err
-		}
-		names = names[:0]
-		for b := buf[:n]; len(b) > 0; {
-			var used int
-			used, _, names = unix.ParseDirent(b, -1, names)
-			b = b[used:]
 		}
 		for _, name := range names {
 			if err := f(name); err != nil {
 				return err
 			}
+		}
+	}
+}
+
+// readNames adds the next names of an open directory to a list: none at its end.
+func readNames(fd int, buf []byte, names []string) ([]string, error) {
+	for {
+		n := 0
+		err := retry(func() (err error) { n, err = unix.Getdents(fd, buf); return err })
+		if err == unix.ENOENT { // the directory was removed
+			n, err = 0, nil
+		}
+		for b := buf[:max(n, 0)]; len(b) > 0; {
+			var used int
+			used, _, names = unix.ParseDirent(b, -1, names)
+			b = b[used:]
+		}
+		if err != nil || n == 0 || len(names) > 0 {
+			return names, err
 		}
 	}
 }
@@ -170,7 +183,10 @@ func (r *remover) remove(dir int, name string, depth int) error {
 	default:
 		return fmt.Errorf("remove %q: %w", name, err)
 	}
-	fd, oerr := openForRemoval(dir, name)
+	fd, oerr := OpenBeneath(dir, name, OpenDir, unix.RESOLVE_NO_XDEV)
+	if oerr == unix.EACCES {
+		fd, oerr = OpenForbidden(dir, name, unix.RESOLVE_NO_XDEV)
+	}
 	switch oerr {
 	case nil:
 	case unix.ENOENT:
@@ -279,21 +295,25 @@ func (r *remover) setAside(dir int, name string) error {
 	return nil
 }
 
-// openForRemoval opens a directory, and lets its owner in where the mode keeps him out.
-func openForRemoval(dir int, name string) (int, error) {
-	fd, err := OpenBeneath(dir, name, OpenDir, unix.RESOLVE_NO_XDEV)
-	if err != unix.EACCES {
-		return fd, err
-	}
-	p, perr := OpenBeneath(dir, name, unix.O_PATH|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, unix.RESOLVE_NO_XDEV)
-	if perr != nil {
+// OpenForbidden opens a directory whose mode keeps its owner out: it lets the owner in for as long as that takes. EACCES if this
+// process is not the owner. resolve is as for [OpenBeneath].
+func OpenForbidden(dir int, name string, resolve uint64) (int, error) {
+	p, err := OpenBeneath(dir, name, unix.O_PATH|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, resolve)
+	if err != nil {
 		return -1, err
 	}
 	defer unix.Close(p)
-	if unix.Chmod("/proc/self/fd/"+strconv.Itoa(p), 0o700) != nil {
+	var st unix.Stat_t
+	if err := Fstat(p, &st); err != nil {
 		return -1, err
 	}
-	return OpenBeneath(dir, name, OpenDir, unix.RESOLVE_NO_XDEV)
+	self := "/proc/self/fd/" + strconv.Itoa(p)
+	if unix.Chmod(self, st.Mode&0o7777|0o700) != nil {
+		return -1, unix.EACCES
+	}
+	fd, err := OpenBeneath(dir, name, OpenDir, resolve)
+	_ = unix.Chmod(self, st.Mode&0o7777)
+	return fd, err
 }
 
 // Grow calls f, which fills a buffer and gives the number of bytes, with one that is large enough: for extended attributes.

@@ -17,21 +17,71 @@ import (
 
 // Copy makes dst, a directory that exists and is empty, like src: files by reflink where the
 // filesystem can, else by copying what they hold (holes stay holes), with owners, modes,
-// times, extended attributes, hard links, devices, pipes and sockets.
+// times, extended attributes, hard links, devices, pipes and sockets. Few files are open at a time, however deep src is.
 func Copy(ctx context.Context, src, dst string) error {
-	from, err := openDir(unix.AT_FDCWD, src)
-	if err != nil {
-		return err
-	}
-	defer from.Close()
-	to, err := openDir(unix.AT_FDCWD, dst)
-	if err != nil {
-		return err
-	}
-	defer to.Close()
-	c := copier{ctx: ctx, root: int(to.Fd()), links: map[inode]string{}, buf: make([]byte, 256<<10)}
-	if err := c.dir(from, to, ""); err != nil {
+	if err := copyTree(ctx, src, dst); err != nil {
 		return fmt.Errorf("copy %s: %w", src, err)
+	}
+	return nil
+}
+
+func copyTree(ctx context.Context, src, dst string) error {
+	from, err := sys.NewTrail(unix.AT_FDCWD, src)
+	defer func() { from.Close() }()
+	if err != nil {
+		return err
+	}
+	to, err := sys.NewTrail(unix.AT_FDCWD, dst)
+	defer func() { to.Close() }()
+	if err != nil {
+		return err
+	}
+	root, err := openDir(dst)
+	if err != nil {
+		return err
+	}
+	defer root.Close()
+	c := copier{ctx: ctx, root: int(root.Fd()), links: map[inode]string{}, buf: make([]byte, 256<<10)}
+	top, err := fstat(from.FD())
+	if err != nil {
+		return err
+	}
+	was := []unix.Stat_t{top} // of the directories of from, before they were read
+	var names []string        // of those below the top
+	for len(from) > 0 {
+		name, err := from.Next()
+		if err == nil {
+			err = ctx.Err()
+		}
+		if err != nil {
+			return err
+		}
+		if name == "" {
+			last := len(was) - 1
+			// The directory's own attributes come last: its entries have changed its times.
+			if err := attributes(from.FD(), to.FD(), &was[last]); err != nil {
+				return &os.PathError{Op: "copy", Path: path.Join(names...), Err: err}
+			}
+			if err := errors.Join(from.Up(), to.Up()); err != nil {
+				return err
+			}
+			was, names = was[:last], names[:max(last-1, 0)]
+			continue
+		}
+		st, err := c.entry(from.FD(), to.FD(), names, name)
+		if err == nil && st.Mode&unix.S_IFMT == unix.S_IFDIR {
+			was, names = append(was, st), append(names, name)
+			if err = from.Down(name); err == nil {
+				err = to.Down(name)
+			}
+		}
+		if err != nil {
+			var pe *os.PathError
+			if errors.As(err, &pe) || errors.Is(err, ctx.Err()) {
+				return err
+			}
+			return &os.PathError{Op: "copy", Path: path.Join(path.Join(names...), name), Err: err}
+		}
 	}
 	return nil
 }
@@ -53,12 +103,12 @@ func CopyEntry(ctx context.Context, from *os.File, name string, to *os.File, new
 // CopyAttributes gives the directory dst the owner, mode, times and extended attributes of
 // src, but for those by which overlayfs keeps its books.
 func CopyAttributes(src, dst string) error {
-	from, err := openDir(unix.AT_FDCWD, src)
+	from, err := openDir(src)
 	if err != nil {
 		return err
 	}
 	defer from.Close()
-	to, err := openDir(unix.AT_FDCWD, dst)
+	to, err := openDir(dst)
 	if err != nil {
 		return err
 	}
@@ -68,11 +118,11 @@ func CopyAttributes(src, dst string) error {
 
 // CopyOpenAttributes is CopyAttributes for what is open.
 func CopyOpenAttributes(from, to *os.File) error {
-	st, err := fstat(from)
+	st, err := fstat(int(from.Fd()))
 	if err != nil {
 		return err
 	}
-	return attributes(from, to, &st)
+	return attributes(int(from.Fd()), int(to.Fd()), &st)
 }
 
 type copier struct {
@@ -84,64 +134,27 @@ type copier struct {
 	noRanges bool // nor copy_file_range
 }
 
-func fstat(f *os.File) (st unix.Stat_t, err error) {
-	err = sys.Fstat(int(f.Fd()), &st)
+func fstat(fd int) (st unix.Stat_t, err error) {
+	err = sys.Fstat(fd, &st)
 	return st, err
 }
 
-func (c *copier) dir(from, to *os.File, rel string) error {
-	if err := c.ctx.Err(); err != nil {
-		return err
-	}
-	st, err := fstat(from)
-	if err != nil {
-		return err
-	}
-	if err := sys.EachName(int(from.Fd()), func(name string) error {
-		if err := c.entry(from, to, name, path.Join(rel, name)); err != nil {
-			var pe *os.PathError
-			if errors.As(err, &pe) || errors.Is(err, c.ctx.Err()) {
-				return err
-			}
-			return &os.PathError{Op: "copy", Path: path.Join(rel, name), Err: err}
-		}
-		return nil
-	}); err != nil {
-		return err
-	}
-	return attributes(from, to, &st) // last: its entries changed its times
-}
-
-func (c *copier) entry(from, to *os.File, name, rel string) error {
-	src, dst := int(from.Fd()), int(to.Fd())
+// entry copies what is at a name below the directories named above: of a directory, the name alone.
+func (c *copier) entry(src, dst int, above []string, name string) (unix.Stat_t, error) {
 	st, err := lstat(src, name)
 	if err != nil {
-		return err
+		return st, err
 	}
-	typ := st.Mode & unix.S_IFMT
-	if typ == unix.S_IFDIR {
-		if err := sys.Mkdirat(dst, name, 0o700); err != nil {
-			return err
-		}
-		sub, err := openDir(src, name)
-		if err != nil {
-			return err
-		}
-		defer sub.Close()
-		made, err := openDir(dst, name)
-		if err != nil {
-			return err
-		}
-		defer made.Close()
-		return c.dir(sub, made, rel)
+	if st.Mode&unix.S_IFMT == unix.S_IFDIR {
+		return st, sys.Mkdirat(dst, name, 0o700)
 	}
 	if st.Nlink > 1 {
 		if first, ok := c.links[inodeOf(&st)]; ok {
-			return sys.Linkat(c.root, first, dst, name, 0)
+			return st, sys.Linkat(c.root, first, dst, name, 0)
 		}
-		c.links[inodeOf(&st)] = rel
+		c.links[inodeOf(&st)] = path.Join(path.Join(above...), name)
 	}
-	return c.leaf(src, name, dst, name, &st)
+	return st, c.leaf(src, name, dst, name, &st)
 }
 
 // leaf copies what is no directory.
@@ -201,25 +214,24 @@ func (c *copier) file(src int, name string, dst int, newname string, st *unix.St
 			return err
 		}
 	}
-	if err := attributes(from, to, st); err != nil {
+	if err := attributes(int(from.Fd()), int(to.Fd()), st); err != nil {
 		return err
 	}
 	return to.Close()
 }
 
 // attributes sets what chown takes away (set-user-ID, capabilities) after it, and times last.
-func attributes(from, to *os.File, st *unix.Stat_t) error {
-	fd := int(to.Fd())
-	if err := sys.Fchown(fd, int(st.Uid), int(st.Gid)); err != nil {
+func attributes(from, to int, st *unix.Stat_t) error {
+	if err := sys.Fchown(to, int(st.Uid), int(st.Gid)); err != nil {
 		return err
 	}
-	if err := sys.Fchmod(fd, st.Mode&0o7777); err != nil {
+	if err := sys.Fchmod(to, st.Mode&0o7777); err != nil {
 		return err
 	}
-	if err := copyXattrs(fdXattrs{int(from.Fd())}, fdXattrs{fd}); err != nil {
+	if err := copyXattrs(fdXattrs{from}, fdXattrs{to}); err != nil {
 		return err
 	}
-	return sys.UtimesNanoAt(fd, "", []unix.Timespec{st.Atim, st.Mtim}, unix.AT_EMPTY_PATH)
+	return sys.UtimesNanoAt(to, "", []unix.Timespec{st.Atim, st.Mtim}, unix.AT_EMPTY_PATH)
 }
 
 func (c *copier) data(from, to *os.File, st *unix.Stat_t) error {

@@ -14,18 +14,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// openDir opens a directory below another one, or name itself with AT_FDCWD.
-func openDir(at int, name string) (*os.File, error) {
-	var fd int
-	var err error
-	if at == unix.AT_FDCWD {
-		fd, err = sys.Open(name, sys.OpenDir, 0)
-	} else {
-		fd, err = sys.OpenBeneath(at, name, sys.OpenDir, unix.RESOLVE_NO_XDEV)
-	}
-	if errors.Is(err, unix.EXDEV) {
-		err = sys.ErrMounted
-	}
+// openDir opens a directory. A symbolic link there is not followed.
+func openDir(name string) (*os.File, error) {
+	fd, err := sys.Open(name, sys.OpenDir, 0)
 	if err != nil {
 		return nil, &os.PathError{Op: "open", Path: name, Err: err}
 	}
@@ -59,32 +50,36 @@ func usage(ctx context.Context, dir, base string) (size, inodes int64, err error
 		return 0, 0, &os.PathError{Op: "stat", Path: dir, Err: err}
 	}
 	size, inodes = st.Blocks*512, 1
-	// was follows is through base. Where base lacks a directory, was stays behind.
-	var is, was trail
-	defer is.close()
-	defer was.close()
-	if err := is.down(dir); err != nil {
+	is, err := sys.NewTrail(unix.AT_FDCWD, dir)
+	defer func() { is.Close() }()
+	if err != nil {
 		return 0, 0, err
 	}
+	// was follows is through base. Where base lacks a directory, was stays behind.
+	var was sys.Trail
+	defer func() { was.Close() }()
 	if base != "" {
-		if err := was.down(base); err != nil {
+		if was, err = sys.NewTrail(unix.AT_FDCWD, base); err != nil {
 			return 0, 0, err
 		}
 	}
 	seen := map[inode]bool{}
 	for len(is) > 0 {
 		inBase := len(was) == len(is)
-		name, ok := is.next()
-		if !ok {
+		name, err := is.Next()
+		if err != nil {
+			return 0, 0, err
+		}
+		if name == "" {
 			if inBase {
-				err = was.up()
+				err = was.Up()
 			}
-			if err = errors.Join(err, is.up(), ctx.Err()); err != nil {
+			if err = errors.Join(err, is.Up(), ctx.Err()); err != nil {
 				return 0, 0, err
 			}
 			continue
 		}
-		st, err := lstat(is.fd(), name)
+		st, err := lstat(is.FD(), name)
 		if errors.Is(err, unix.ENOENT) {
 			continue // removed meanwhile
 		}
@@ -100,7 +95,7 @@ func usage(ctx context.Context, dir, base string) (size, inodes int64, err error
 		}
 		same := false
 		if inBase {
-			old, err := lstat(was.fd(), name)
+			old, err := lstat(was.FD(), name)
 			same = err == nil && old.Ino == st.Ino && old.Ctim == st.Ctim
 		}
 		if !same {
@@ -110,101 +105,19 @@ func usage(ctx context.Context, dir, base string) (size, inodes int64, err error
 		if !isDir {
 			continue
 		}
-		if err := is.down(name); err != nil && !errors.Is(err, unix.ENOENT) {
+		if err := is.Down(name); err != nil && !errors.Is(err, unix.ENOENT) {
 			return 0, 0, err
 		} else if err == nil && inBase {
-			_ = was.down(name)
+			_ = was.Down(name)
 		}
 	}
 	return size, inodes, nil
 }
 
-// maxOpen is how many directories above each other are open at a time.
-const maxOpen = 64
-
-// A trail is the directories from the top of a tree down to one of them, each with the names in it that are left to visit. At
-// most maxOpen of them are open, however deep the tree is.
-type trail []level
-
-type level struct {
-	dir   *os.File // nil if it was closed
-	id    inode
-	names []string
-}
-
-func (t trail) last() *level { return &t[len(t)-1] }
-func (t trail) fd() int      { return int(t.last().dir.Fd()) }
-
-// next returns a name of the last directory, if one is left.
-func (t trail) next() (name string, ok bool) {
-	l := t.last()
-	if len(l.names) == 0 {
-		return "", false
-	}
-	name, l.names = l.names[0], l.names[1:]
-	return name, true
-}
-
-// down goes on to a directory in the last one. Of an empty trail it is the top.
-func (t *trail) down(name string) error {
-	at := unix.AT_FDCWD
-	if len(*t) > 0 {
-		at = t.fd()
-	}
-	d, err := openDir(at, name)
-	if err != nil {
-		return err
-	}
-	st, err := fstat(d)
-	if err == nil {
-		var names []string
-		if names, err = d.Readdirnames(-1); err == nil {
-			*t = append(*t, level{d, inodeOf(&st), names})
-		}
-	}
-	if err != nil {
-		d.Close()
-		return err
-	}
-	if n := len(*t) - 1 - maxOpen; n >= 0 {
-		(*t)[n].dir.Close()
-		(*t)[n].dir = nil
-	}
-	return nil
-}
-
-// up goes back to the directory above the last one. That one is opened again by the name "..", unless it is open.
-func (t *trail) up() error {
-	from := t.last().dir
-	defer from.Close()
-	*t = (*t)[:len(*t)-1]
-	if len(*t) == 0 || t.last().dir != nil {
-		return nil
-	}
-	fd, err := sys.Openat(int(from.Fd()), "..", sys.OpenDir, 0)
-	if err != nil {
-		return &os.PathError{Op: "open", Path: "..", Err: err}
-	}
-	t.last().dir = os.NewFile(uintptr(fd), "..")
-	st, err := fstat(t.last().dir)
-	if err == nil && inodeOf(&st) != t.last().id {
-		err = errors.New("a directory was moved meanwhile")
-	}
-	return err
-}
-
-func (t *trail) close() {
-	for _, l := range *t {
-		if l.dir != nil {
-			l.dir.Close()
-		}
-	}
-}
-
 // Remove deletes a tree, whatever the modes of its directories. A tree that isn't there is
 // success. Nothing that is mounted in it is touched: that is an error.
 func Remove(dir string) error {
-	parent, err := openDir(unix.AT_FDCWD, filepath.Dir(dir))
+	parent, err := openDir(filepath.Dir(dir))
 	if errors.Is(err, unix.ENOENT) {
 		return nil
 	}

@@ -227,7 +227,7 @@ func deepen(t *testing.T, dir string, levels int) {
 	ok(t, unix.Close(at))
 }
 
-// A tree is measured and deleted with a few descriptors, however deep it is.
+// A tree is measured, copied and deleted with a few descriptors, however deep it is.
 func TestDeepTrees(t *testing.T) {
 	const levels = 300
 	dir := filepath.Join(t.TempDir(), "top")
@@ -247,6 +247,14 @@ func TestDeepTrees(t *testing.T) {
 	if _, beyond, err := UsageBeyond(t.Context(), dir, dir); err != nil || beyond != 1 {
 		t.Errorf("UsageBeyond of the same files: %d inodes, %v", beyond, err)
 	}
+	copied := filepath.Join(t.TempDir(), "copied")
+	ok(t, os.Mkdir(copied, 0o755))
+	if err := Copy(t.Context(), dir, copied); err != nil {
+		t.Errorf("Copy: %v", err)
+	} else if _, again, err := Usage(t.Context(), copied); err != nil || again != inodes {
+		t.Errorf("the copy has %d inodes (%v), not %d", again, err, inodes)
+	}
+	ok(t, Remove(copied))
 	ok(t, Remove(dir))
 	if _, err := os.Lstat(dir); !os.IsNotExist(err) {
 		t.Errorf("Remove has left the tree: %v", err)

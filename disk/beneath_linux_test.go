@@ -47,3 +47,43 @@ func TestWithoutOpenat2(t *testing.T) {
 		}
 	}
 }
+
+// A directory that is deeper than a process may have files open is removed.
+func TestTreeRemoveAllOfADeepOne(t *testing.T) {
+	const levels = 500
+	tree := Tree(t.TempDir())
+	for _, name := range []string{"d", "d/f"} {
+		if err := tree.Mkdir(name, 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	at, err := sys.Open(tree.Path("d"), sys.OpenDir, 0)
+	for range levels {
+		next := -1
+		if err == nil {
+			err = sys.Mkdirat(at, "d", 0o755)
+		}
+		if err == nil {
+			next, err = sys.Openat(at, "d", sys.OpenDir, 0)
+		}
+		_ = unix.Close(at)
+		at = next
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	_ = unix.Close(at)
+	most := 0
+	sys.Calling = func() {
+		list, _ := os.ReadDir("/proc/self/fd")
+		most = max(most, len(list))
+	}
+	err = tree.RemoveAll("d")
+	sys.Calling = nil
+	if err != nil || most == 0 || most > levels/2 {
+		t.Errorf("%v, with %d files open", err, most)
+	}
+	if _, err := tree.Stat("d"); !os.IsNotExist(err) {
+		t.Errorf("it is still there: %v", err)
+	}
+}

@@ -12,3 +12,6 @@ func openBeneath(dir int, name string) (fd int, ok bool) {
 	fd, err := sys.OpenBeneath(dir, name, unix.O_RDONLY|unix.O_DIRECTORY|openFlags, 0)
 	return fd, err == nil
 }
+
+// removeAll removes a name with all that is below it, with few files open, however deep that is.
+func removeAll(dir int, name string) error { return sys.RemoveAll(dir, name) }
