@@ -11,6 +11,7 @@ import (
 	"strconv"
 	"time"
 
+	"distkit/runtime/spec"
 	"distkit/runtime/stdio"
 
 	"github.com/containerd/errdefs"
@@ -207,6 +208,47 @@ func (c *Container) KillAll(ctx context.Context, sig unix.Signal) error {
 	}
 	l.thawKilled(sig)
 	return nil
+}
+
+// Stop ends a container: it sends the signal that its configuration names for that, else TERM, or sig unless that is 0, and kills
+// all in the container if its process has not ended after grace. If grace is negative, Stop waits for ever. A container that does
+// not run is no error.
+func (c *Container) Stop(ctx context.Context, sig unix.Signal, grace time.Duration) error {
+	p := c.proc("")
+	l, err := p.attended(ctx, "stop")
+	switch {
+	case err != nil && (l.status == Stopped || l.status == Created):
+		return nil
+	case err != nil:
+		return err
+	case sig == 0:
+		b, err := openBundleConfig(filepath.Join(p.private, "bundle"), c.BundleDir())
+		if err != nil {
+			return fmt.Errorf("stop: %w", err)
+		}
+		sig = spec.StopSignal(b.spec.Annotations)
+	}
+	ended := func(err error) bool { return errdefs.IsFailedPrecondition(err) || errdefs.IsNotFound(err) }
+	if err = p.Kill(ctx, sig); err == nil && l.status == Paused {
+		err = c.Resume(ctx)
+	}
+	if err != nil && !ended(err) {
+		return err
+	}
+	patient, cancel := ctx, func() {}
+	if grace >= 0 {
+		patient, cancel = context.WithTimeout(ctx, grace)
+	}
+	defer cancel()
+	if _, err = p.Wait(patient); err != nil && patient.Err() != nil && ctx.Err() == nil {
+		if err = c.KillAll(ctx, unix.SIGKILL); err == nil || ended(err) {
+			_, err = p.Wait(ctx)
+		}
+	}
+	if errdefs.IsNotFound(err) { // it was removed at its end
+		return nil
+	}
+	return err
 }
 
 // thawKilled lets a paused container go on that was sent a KILL: nothing dies while it is paused.

@@ -10,6 +10,7 @@ import (
 	"os/signal"
 	"os/user"
 	"runtime"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -40,12 +41,16 @@ func mappings() (m idMaps, err error) {
 		own  string
 	}{{&m.uid, "/etc/subuid", uid}, {&m.gid, "/etc/subgid", gid}} {
 		*p.to = []string{"0", p.own, "1"}
-		next := uint64(1)
 		ranges, err := subordinate(p.file, name, uid)
 		if err != nil {
 			return m, err
 		}
-		for _, r := range ranges {
+		own, err := strconv.ParseUint(p.own, 10, 32)
+		if err != nil {
+			return m, err
+		}
+		next := uint64(1)
+		for _, r := range disjoint(idRange{own, 1}, ranges) {
 			*p.to = append(*p.to, fmt.Sprint(next), fmt.Sprint(r.start), fmt.Sprint(r.count))
 			next += r.count
 		}
@@ -82,6 +87,30 @@ func subordinate(file, name, uid string) (ranges []idRange, err error) {
 		}
 	}
 	return ranges, lines.Err()
+}
+
+// disjoint returns the ranges without own and without what earlier ones have: the kernel refuses a map that names an ID twice,
+// and a user may have a line by name and one by number.
+func disjoint(own idRange, ranges []idRange) (all []idRange) {
+	taken := []idRange{own}
+	for len(ranges) > 0 {
+		r := ranges[0]
+		ranges = ranges[1:]
+		i := slices.IndexFunc(taken, func(t idRange) bool { return r.start < t.start+t.count && t.start < r.start+r.count })
+		if i < 0 {
+			all, taken = append(all, r), append(taken, r)
+			continue
+		}
+		var parts []idRange
+		if t := taken[i]; r.start < t.start {
+			parts = append(parts, idRange{r.start, t.start - r.start})
+		}
+		if t := taken[i]; r.start+r.count > t.start+t.count {
+			parts = append(parts, idRange{t.start + t.count, r.start + r.count - t.start - t.count})
+		}
+		ranges = append(parts, ranges...)
+	}
+	return all
 }
 
 // run starts the command in new namespaces, hands signals on to it, and ends as it does.
@@ -157,7 +186,10 @@ func (m idMaps) run(path string, args []string) error {
 }
 
 func forwarded() []os.Signal {
-	all := []os.Signal{unix.SIGINT, unix.SIGTERM, unix.SIGHUP, unix.SIGQUIT, unix.SIGUSR1, unix.SIGUSR2, unix.SIGCONT}
+	all := []os.Signal{unix.SIGINT, unix.SIGTERM, unix.SIGHUP, unix.SIGQUIT, unix.SIGUSR1, unix.SIGUSR2, unix.SIGALRM, unix.SIGCONT}
+	for s := syscall.Signal(34); s <= 64; s++ { // real-time signals, which an init may take
+		all = append(all, s)
+	}
 	var heeded []os.Signal
 	for _, s := range all {
 		if !signal.Ignored(s) {

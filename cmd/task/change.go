@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"strings"
+	"time"
 
 	"distkit/cmd/internal/cli"
 	"distkit/cmd/internal/containers"
@@ -15,6 +16,7 @@ import (
 
 	"github.com/containerd/errdefs"
 	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
 )
 
 func newStart(o *containers.Flags) *cobra.Command {
@@ -169,6 +171,30 @@ func newKill(o *containers.Flags) *cobra.Command {
 				return err
 			}
 			return p.Kill(c.Context(), sig)
+		})
+	}
+	return c
+}
+
+func newStop(o *containers.Flags) *cobra.Command {
+	c := &cobra.Command{Use: "stop [flags] ID…|-", Short: "end containers, by their images' signal, and kill what has not ended after a while", Args: cobra.ArbitraryArgs}
+	f := c.Flags()
+	name := f.StringP("signal", "s", "", "the `SIGNAL`, a name or a number (default: the image's, else TERM)")
+	seconds := f.IntP("timeout", "t", 10, "the `SECONDS` until it is killed; -1 is never")
+	zero(c)
+	c.RunE = func(c *cobra.Command, args []string) (err error) {
+		var sig unix.Signal
+		if *name != "" {
+			if sig, err = spec.ParseSignal(*name); err != nil {
+				return err
+			}
+		}
+		return each(c, args, func(id string) error {
+			t, err := join(o, id)
+			if err != nil {
+				return err
+			}
+			return t.Stop(c.Context(), sig, time.Duration(*seconds)*time.Second)
 		})
 	}
 	return c

@@ -81,8 +81,8 @@ func newStats(o *containers.Flags) *cobra.Command {
 func newUpdate(o *containers.Flags) *cobra.Command {
 	c := &cobra.Command{Use: "update [flags] ID…|-", Short: "change what running containers may use", Args: cobra.ArbitraryArgs}
 	f := c.Flags()
-	memory := f.String("memory", "", "the most memory, as a `SIZE`")
-	swap := f.String("memory-swap", "", "the most memory and swap together, as a `SIZE`")
+	memory := f.String("memory", "", "the most memory, as a `SIZE`; -1 is no limit")
+	swap := f.String("memory-swap", "", "the most memory and swap together, as a `SIZE`; -1 is no limit (default: twice --memory)")
 	cpus := f.Float64("cpus", 0, "the most processor time, in `CPUS`")
 	shares := f.Uint64("cpu-shares", 0, "the `WEIGHT` of its processor time against others', 1024 being usual")
 	set := f.String("cpuset-cpus", "", "the processors it may use, a `LIST` such as 0-2,5")
@@ -91,16 +91,22 @@ func newUpdate(o *containers.Flags) *cobra.Command {
 	zero(c)
 	c.RunE = func(c *cobra.Command, args []string) error {
 		var r specs.LinuxResources
-		var m specs.LinuxMemory
-		for flag, field := range map[*string]**int64{memory: &m.Limit, swap: &m.Swap} {
-			if *flag == "" {
-				continue
-			}
-			n, err := spec.ParseSize(*flag)
+		if *memory != "" {
+			n, err := spec.ParseLimit(*memory)
 			if err != nil {
 				return err
 			}
-			*field, r.Memory = &n, &m
+			r.Memory = spec.MemoryLimit(n, spec.ThisHost())
+		}
+		if *swap != "" {
+			n, err := spec.ParseLimit(*swap)
+			if err != nil {
+				return err
+			}
+			if r.Memory == nil {
+				r.Memory = &specs.LinuxMemory{}
+			}
+			r.Memory.Swap = &n
 		}
 		cpu := specs.LinuxCPU{Cpus: *set, Mems: *mems}
 		if *cpus < 0 || *cpus > 0 && *cpus < 0.01 || *cpus > 1<<20 {

@@ -32,7 +32,7 @@ func newCommand() *cobra.Command {
 	c.AddCommand(
 		newCreate(o), newStart(o), newTrust(o), newRm(o), newLabel(o),
 		newLs(o), newInfo(o), newPs(o), newLogs(o),
-		newKill(o), newPause(o), newResume(o), newWait(o), newAttach(o), newExec(o),
+		newKill(o), newStop(o), newPause(o), newResume(o), newWait(o), newAttach(o), newExec(o),
 		newStats(o), newUpdate(o), newCheckpoint(o), newRestore(o),
 	)
 	return c

@@ -19,6 +19,7 @@ type Host struct {
 	CgroupV2      bool     // cgroup v2 alone: containers get a cgroup namespace, as docker does
 	Capabilities  []string // what a container can be given: the bounding set
 	NameFiles     []string // the files that a container in the host's network shares
+	LimitsSwap    bool     // the kernel can limit swap
 	UserNamespace bool     // this is not the machine's own: sysfs of its network can't be mounted
 	MaskedPaths   []string // the paths of a processor each that docker masks, too
 	Sysctls       []string // those of docker's default sysctls that the kernel has
@@ -34,6 +35,7 @@ func ThisHost() Host {
 	if err := unix.Statfs("/sys/fs/cgroup", &st); err == nil {
 		h.CgroupV2 = st.Type == unix.CGROUP2_SUPER_MAGIC
 	}
+	h.LimitsSwap = limitsSwap()
 	h.UserNamespace = sys.InUserNamespace()
 	// A container could learn from them what other programs compute (moby's GHSA-6fw5-f8r9-fgfm).
 	h.MaskedPaths, _ = filepath.Glob("/sys/devices/system/cpu/cpu[0-9]*/thermal_throttle")
@@ -73,32 +75,66 @@ func profileNames(list string) []string {
 	return names
 }
 
+// limitsSwap reports whether memory cgroups, of version 1 or 2, have a limit of swap. The root of version 2 has no limits.
+func limitsSwap() bool {
+	for _, pattern := range []string{"memory/memory.memsw.limit_in_bytes", "memory.swap.max", "*/memory.swap.max"} {
+		if found, _ := filepath.Glob(filepath.Join("/sys/fs/cgroup", pattern)); len(found) > 0 {
+			return true
+		}
+	}
+	return false
+}
+
 // Device is a device node in the container and what the container may do with it.
 type Device struct {
 	specs.LinuxDevice
 	Access string // of r, w and m
 }
 
-// HostDevice is a device of the host, under the path that it shall have in the container.
-// A path that is no device is InvalidArgument.
-func HostDevice(source, target, access string) (Device, error) {
+// HostDevices returns a device of the host under the path that it shall have in the container, or, if source is a directory,
+// all devices below it but those that every container has of its own. The error is NotFound if there is no source, and
+// InvalidArgument if it holds no device.
+func HostDevices(source, target, access string) (all []Device, err error) {
 	if access == "" || strings.Trim(access, "rwm") != "" {
-		return Device{}, invalid("device %s: access %q is not of r, w and m", source, access)
+		return nil, invalid("device %s: access %q is not of r, w and m", source, access)
 	}
 	if !filepath.IsAbs(target) {
-		return Device{}, invalid("device %s: %q is not an absolute path", source, target)
+		return nil, invalid("device %s: %q is not an absolute path", source, target)
 	}
-	var st unix.Stat_t
-	if err := unix.Stat(source, &st); errors.Is(err, unix.ENOENT) {
-		return Device{}, notFound("device %s: %v", source, err)
+	// A link may lead to either.
+	real, err := filepath.EvalSymlinks(source)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, notFound("device %s: %v", source, unix.ENOENT)
 	} else if err != nil {
-		return Device{}, fmt.Errorf("device %s: %w", source, err)
+		return nil, fmt.Errorf("device %s: %w", source, err)
 	}
-	d, ok := deviceOf(&st, target)
-	if !ok {
-		return Device{}, invalid("device %s is not a device", source)
+	err = filepath.WalkDir(real, func(name string, _ fs.DirEntry, err error) error {
+		if err != nil && name != real {
+			return nil //nolint:nilerr // devices come and go
+		}
+		if err == nil && name != real {
+			switch name {
+			case "/dev/pts", "/dev/shm", "/dev/fd", "/dev/mqueue", "/dev/.lxc", "/dev/.lxd-mounts", "/dev/.udev":
+				return fs.SkipDir
+			case "/dev/console", "/dev/ptmx", "/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom", "/dev/tty":
+				return nil
+			}
+		}
+		var st unix.Stat_t
+		if err == nil && unix.Lstat(name, &st) == nil {
+			if d, ok := deviceOf(&st, filepath.Join(target, strings.TrimPrefix(name, real))); ok {
+				all = append(all, Device{d, access})
+			}
+		}
+		return err
+	})
+	if err == nil && len(all) == 0 {
+		return nil, invalid("device %s is not a device, nor a directory with one", source)
 	}
-	return Device{d, access}, nil
+	if err != nil {
+		return nil, fmt.Errorf("device %s: %w", source, err)
+	}
+	return all, nil
 }
 
 func deviceOf(st *unix.Stat_t, target string) (specs.LinuxDevice, bool) {
@@ -117,31 +153,4 @@ func deviceOf(st *unix.Stat_t, target string) (specs.LinuxDevice, bool) {
 		Path: target, Type: kind, FileMode: &mode, UID: &uid, GID: &gid,
 		Major: int64(unix.Major(st.Rdev)), Minor: int64(unix.Minor(st.Rdev)),
 	}, true
-}
-
-// HostDevices are all of the host's devices below /dev, for --privileged.
-func HostDevices() ([]Device, error) {
-	var all []Device
-	err := filepath.WalkDir("/dev", func(name string, e fs.DirEntry, err error) error {
-		if err != nil {
-			return nil //nolint:nilerr // devices come and go
-		}
-		switch name {
-		case "/dev/pts", "/dev/shm", "/dev/fd", "/dev/mqueue", "/dev/.lxc", "/dev/.lxd-mounts", "/dev/.udev":
-			return fs.SkipDir
-		case "/dev/console", "/dev/ptmx", "/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom", "/dev/tty":
-			return nil // every container has these
-		}
-		var st unix.Stat_t
-		if unix.Lstat(name, &st) == nil {
-			if d, ok := deviceOf(&st, name); ok {
-				all = append(all, Device{d, "rwm"})
-			}
-		}
-		return nil
-	})
-	if err != nil {
-		return nil, fmt.Errorf("list /dev: %w", err)
-	}
-	return all, nil
 }

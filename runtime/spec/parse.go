@@ -187,8 +187,8 @@ func ParseRlimit(s string) (specs.POSIXRlimit, error) {
 	return r, nil
 }
 
-// ParseDevice parses docker's --device SOURCE[:TARGET][:ACCESS].
-func ParseDevice(s string) (Device, error) {
+// ParseDevice parses docker's --device SOURCE[:TARGET][:ACCESS], as [HostDevices] takes them.
+func ParseDevice(s string) ([]Device, error) {
 	f := strings.Split(s, ":")
 	source, target, access := f[0], f[0], "rwm"
 	switch {
@@ -199,9 +199,9 @@ func ParseDevice(s string) (Device, error) {
 	case len(f) == 2:
 		access = f[1]
 	case len(f) > 3:
-		return Device{}, invalid("device %q is not SOURCE[:TARGET][:ACCESS]", s)
+		return nil, invalid("device %q is not SOURCE[:TARGET][:ACCESS]", s)
 	}
-	return HostDevice(source, target, access)
+	return HostDevices(source, target, access)
 }
 
 // ParseSize parses bytes with an optional binary unit as docker's --memory: 512m, 1g, 64KiB.
@@ -216,6 +216,25 @@ func ParseSize(s string) (int64, error) {
 		return 0, invalid("size %q is not a number of bytes with k, m, g or t", s)
 	}
 	return int64(n * float64(int64(1)<<shift)), nil
+}
+
+// ParseLimit parses a size as [ParseSize] does, and -1, which is no limit.
+func ParseLimit(s string) (int64, error) {
+	if s == "-1" {
+		return -1, nil
+	}
+	return ParseSize(s)
+}
+
+// MemoryLimit limits memory to n bytes, -1 for no limit, and memory and swap together to twice that, as docker does: on a host
+// with swap a limit of memory alone limits little.
+func MemoryLimit(n int64, h Host) *specs.LinuxMemory {
+	m := &specs.LinuxMemory{Limit: &n}
+	if h.LimitsSwap {
+		swap := max(2*n, -1)
+		m.Swap = &swap
+	}
+	return m
 }
 
 // ParseEnv resolves docker's --env: NAME=VALUE is taken as it is; NAME alone becomes the

@@ -7,6 +7,14 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// StopSignal returns the signal that asks a container with these annotations to end: the image's, else TERM.
+func StopSignal(annotations map[string]string) unix.Signal {
+	if sig, err := ParseSignal(annotations[stopSignalAnnotation]); err == nil {
+		return sig
+	}
+	return unix.SIGTERM
+}
+
 // ParseSignal reads a signal as kill(1) does: TERM, SIGTERM, 15, RTMIN+1.
 func ParseSignal(s string) (unix.Signal, error) {
 	if n, err := strconv.Atoi(s); err == nil && n > 0 && n <= 64 {

@@ -362,7 +362,7 @@ func (o *Options) resources() *specs.LinuxResources {
 		}
 	}
 	if o.Memory > 0 {
-		r.Memory = &specs.LinuxMemory{Limit: &o.Memory}
+		r.Memory = MemoryLimit(o.Memory, o.Host)
 	}
 	if o.CPUs > 0 {
 		period := uint64(100000)

@@ -18,6 +18,7 @@ import (
 
 	"github.com/containerd/errdefs"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
 )
 
 var update = flag.Bool("update", false, "write the golden files")
@@ -299,7 +300,7 @@ func TestParse(t *testing.T) {
 			t.Errorf("%s: %+v %v", s, r, err)
 		}
 	}
-	if d, err := ParseDevice("/dev/null:/dev/x:r"); err != nil || d.Path != "/dev/x" || d.Major != 1 || d.Minor != 3 || d.Access != "r" {
+	if d, err := ParseDevice("/dev/null:/dev/x:r"); err != nil || len(d) != 1 || d[0].Path != "/dev/x" || d[0].Major != 1 || d[0].Minor != 3 || d[0].Access != "r" {
 		t.Errorf("%+v %v", d, err)
 	}
 	for s, is := range map[string]func(error) bool{
@@ -309,10 +310,74 @@ func TestParse(t *testing.T) {
 			t.Errorf("%s: %v", s, err)
 		}
 	}
+	for s, want := range map[string]int64{"-1": -1, "1k": 1024} {
+		if n, err := ParseLimit(s); err != nil || n != want {
+			t.Errorf("%s: %d %v", s, n, err)
+		}
+	}
 	t.Setenv("FROM_HERE", "v")
 	env, err := ReadEnv(strings.NewReader("# c\n\n  A=1 2 \nFROM_HERE\nNOT_HERE\n"))
 	if err != nil || !slices.Equal(env, []string{"A=1 2 ", "FROM_HERE=v", "NOT_HERE"}) {
 		t.Errorf("%q %v", env, err)
+	}
+}
+
+// A directory gives all devices below it, under the target, and what is no device is left out.
+func TestDevicesOfADirectory(t *testing.T) {
+	dir := t.TempDir()
+	nodes := filepath.Join(dir, "nodes")
+	if err := os.MkdirAll(filepath.Join(nodes, "below"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	testenv.Write(t, filepath.Join(nodes, "file"), "")
+	if _, err := ParseDevice(nodes); !errdefs.IsInvalidArgument(err) {
+		t.Errorf("without a device: %v", err)
+	}
+	testenv.Require(t, "root")
+	for i, name := range []string{"one", "below/two"} {
+		if err := unix.Mknod(filepath.Join(nodes, name), unix.S_IFCHR|0o600, int(unix.Mkdev(1, uint32(3+2*i)))); err != nil {
+			t.Fatal(err)
+		}
+	}
+	link := filepath.Join(dir, "link")
+	if err := os.Symlink("nodes", link); err != nil {
+		t.Fatal(err)
+	}
+	for _, source := range []string{nodes, link} {
+		all, err := ParseDevice(source + ":/dev/these:r")
+		var got []string
+		for _, d := range all {
+			got = append(got, fmt.Sprintf("%s %s %d:%d %s", d.Path, d.Type, d.Major, d.Minor, d.Access))
+		}
+		if want := []string{"/dev/these/below/two c 1:5 r", "/dev/these/one c 1:3 r"}; err != nil || !slices.Equal(got, want) {
+			t.Errorf("%s: %q %v", source, got, err)
+		}
+	}
+}
+
+// A limit of memory limits swap, too, as docker has it, where the kernel can.
+func TestSwap(t *testing.T) {
+	for _, c := range []struct {
+		memory int64
+		limits bool
+		want   string
+	}{
+		{0, true, `null`},
+		{1 << 20, true, `{"limit":1048576,"swap":2097152}`},
+		{1 << 20, false, `{"limit":1048576}`},
+	} {
+		o := Options{Args: []string{"x"}, Memory: c.memory, Host: testHost}
+		o.Host.LimitsSwap = c.limits
+		s, err := New(&Image{}, o)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if b, _ := json.Marshal(s.Linux.Resources.Memory); string(b) != c.want {
+			t.Errorf("%d, limits %v: %s", c.memory, c.limits, b)
+		}
+	}
+	if m := MemoryLimit(-1, Host{LimitsSwap: true}); *m.Limit != -1 || *m.Swap != -1 {
+		t.Errorf("no limit: %d %d", *m.Limit, *m.Swap)
 	}
 }
 

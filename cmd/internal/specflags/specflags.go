@@ -10,6 +10,7 @@ import (
 	"distkit/cmd/internal/cli"
 	"distkit/runtime/spec"
 
+	"github.com/containerd/errdefs"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"github.com/spf13/pflag"
 )
@@ -28,7 +29,7 @@ func Grants(f *pflag.FlagSet) *Flags {
 	w := &Flags{set: f}
 	f.StringArrayVar(&w.annotations, "annotation", nil, "add the annotation `NAME=VALUE`")
 	f.StringSliceVar(&w.o.CapAdd, "cap-add", nil, "add the `CAPABILITY`, or ALL")
-	f.StringArrayVar(&w.devices, "device", nil, "give the host's device `SOURCE[:TARGET][:rwm]`")
+	f.StringArrayVar(&w.devices, "device", nil, "give the host's device `SOURCE[:TARGET][:rwm]`, or all below a directory")
 	f.StringArrayVar(&w.mounts, "mount", nil, "mount `type=TYPE,src=SOURCE,dst=TARGET[,ro][,options=A:B]`")
 	f.StringVar(&w.o.Rootfs, "rootfs", "", "the container's root filesystem `DIR`, where users are looked up (default \"rootfs\" in the bundle, users by number)")
 	f.StringVar(&w.o.Seccomp, "seccomp", "", "filter system calls by the `PROFILE` in a file; unconfined for no filter (default docker's: default)")
@@ -122,12 +123,17 @@ func (w *Flags) Options() (spec.Options, error) {
 		return o, err
 	}
 	if o.Privileged {
-		if o.Devices, err = spec.HostDevices(); err != nil {
+		// A machine's /dev may have none but those of every container.
+		if o.Devices, err = spec.HostDevices("/dev", "/dev", "rwm"); err != nil && !errdefs.IsInvalidArgument(err) {
 			return o, err
 		}
 	}
-	if o.Devices, err = parse(o.Devices, w.devices, spec.ParseDevice); err != nil {
-		return o, err
+	for _, v := range w.devices {
+		devices, err := spec.ParseDevice(v)
+		if err != nil {
+			return o, err
+		}
+		o.Devices = append(o.Devices, devices...)
 	}
 	o.Annotations, o.Sysctls = map[string]string{}, map[string]string{}
 	for _, v := range w.annotations {
