@@ -52,16 +52,17 @@ func TestRanges(t *testing.T) {
 	h := helper(t, dir)
 	t.Setenv("HELPER_IGNORES", "range:")
 	for what, get := range map[string]fetcher{
-		"a directory":                         ofRemote(t, l),
-		"a batch of a directory":              ofBatch(t, l),
-		"a registry":                          ofRemote(t, open(t, f.host(), Options{})),
-		"a registry, in parts":                ofRemote(t, open(t, f.host(), Options{Parts: 3})),
-		"a registry, unverified":              ofRemote(t, open(t, f.host(), Options{Unverified: true})),
-		"a batch of a registry":               ofBatch(t, open(t, f.host(), Options{Streams: batch.Ahead})),
-		"a registry without ranges":           ofRemote(t, open(t, whole.host(), Options{})),
-		"a registry without ranges, in parts": ofRemote(t, open(t, whole.host(), Options{Parts: 3})),
-		"a helper without ranges":             ofRemote(t, h),
-		"a batch of a helper without ranges":  ofBatch(t, h),
+		"a directory":                           ofRemote(t, l),
+		"a batch of a directory":                ofBatch(t, l),
+		"a registry":                            ofRemote(t, open(t, f.host(), Options{})),
+		"a registry, in parts":                  ofRemote(t, open(t, f.host(), Options{Parts: 3})),
+		"a registry, unverified":                ofRemote(t, open(t, f.host(), Options{Unverified: true})),
+		"a batch of a registry":                 ofBatch(t, open(t, f.host(), Options{Streams: batch.Ahead})),
+		"a registry without ranges":             ofRemote(t, open(t, whole.host(), Options{})),
+		"a registry without ranges, unverified": ofRemote(t, open(t, whole.host(), Options{Unverified: true})),
+		"a registry without ranges, in parts":   ofRemote(t, open(t, whole.host(), Options{Parts: 3})),
+		"a helper without ranges":               ofRemote(t, h),
+		"a batch of a helper without ranges":    ofBatch(t, h),
 	} {
 		for _, b := range [][]byte{small, large} {
 			id, n := digest.FromBytes(b).String(), int64(len(b))

@@ -576,7 +576,7 @@ func (c *client) blob(ctx context.Context, req request, t *tries, o object, h hi
 	if t.hasNext || req.url != nil {
 		err = v.peek()
 	} else if c.options.Unverified && size >= 0 { // of an unknown length, the digest alone shows the end
-		v.hash = nil
+		v.hash, v.isDirect = nil, true
 	}
 	if err != nil {
 		v.Close()

@@ -15,11 +15,16 @@ import (
 	"github.com/spf13/cobra"
 )
 
-// softLimit is what the heap may grow to before it is collected more often: a graph of 32,768 objects fits.
-const softLimit = 24 << 20
+// softLimit is what the heap may grow to before it is collected more often: a graph of 32,768 objects fits. Below that, it is seldom
+// collected, and for a small image not at all.
+const (
+	softLimit     = 24 << 20
+	seldomPercent = 400
+)
 
 func main() {
 	debug.SetMemoryLimit(softLimit)
+	debug.SetGCPercent(seldomPercent)
 	cli.Main(newCommand())
 }
 

@@ -160,9 +160,16 @@ func (p places) source() (*copygraph.CommandSource, error) {
 	o := *p.options
 	o.Unverified = p.intoStore()
 	r, err := remotes.OpenBatch(p.fromRemote, o)
+	if err != nil {
+		return nil, err
+	}
+	fetch := r.Fetch
+	if _, isHelper := r.(*remotes.Helper); isHelper {
+		fetch = nil // it serves a batch, or is started for each object
+	}
 	return copygraph.FromServer(func(ctx context.Context, in io.Reader, out io.Writer) error {
 		return remotes.FetchBatch(ctx, r, in, out)
-	}), err
+	}, fetch), nil
 }
 
 // target returns the target that is not the store.

@@ -171,8 +171,13 @@ const maxFetchers = 2
 // CommandSource is a source that is a batch command, or a Server.
 type CommandSource struct {
 	command
+	fetch Fetch                    // of blobs; nil if they come in the frames of a batch
+	slots chan struct{}            // that fetches take
 	taken map[digest.Digest][]byte // by Take
 }
+
+// Fetch returns the bytes of the blob of a digest. Its hints are those of a batch's get. It verifies what it returns unless the target does.
+type Fetch func(ctx context.Context, object string, hints ...string) (io.ReadCloser, error)
 
 // FromCommand returns the source that is a batch command, run by sh when something is first asked for. If unverified is
 // set, the target hashes what comes. The caller closes the source.
@@ -180,14 +185,20 @@ func FromCommand(text string, unverified bool) *CommandSource {
 	return source(func() (*process, error) { return startCommand(text, unverified) })
 }
 
-// FromServer returns the source that is a server, which verifies what it sends unless the target does. The caller closes the
-// source.
-func FromServer(s Server) *CommandSource {
-	return source(func() (*process, error) { return startServer(s) })
+// FromServer returns the source that is a server, which verifies what it sends unless the target does. Unless fetch is nil, blobs come
+// by it, [batch.Ahead] at a time: not in frames, which would have to be copied once more. The caller closes the source.
+func FromServer(s Server, fetch Fetch) *CommandSource {
+	c := source(func() (*process, error) { return startServer(s) })
+	c.fetch = fetch
+	return c
 }
 
 func source(start func() (*process, error)) *CommandSource {
-	return &CommandSource{command: command{start: start, most: maxFetchers, patience: endAfter}, taken: map[digest.Digest][]byte{}}
+	return &CommandSource{
+		command: command{start: start, most: maxFetchers, patience: endAfter},
+		slots:   make(chan struct{}, batch.Ahead),
+		taken:   map[digest.Digest][]byte{},
+	}
 }
 
 // Start runs the command in advance.
@@ -288,6 +299,9 @@ func (c *CommandSource) Open(ctx context.Context, d v1.Descriptor, offset int64,
 	if b, ok := c.taken[d.Digest]; ok {
 		return io.NopCloser(bytes.NewReader(b[min(offset, int64(len(b))):])), nil
 	}
+	if c.fetch != nil && d.MediaType != "" && !image.IsIndex(d.MediaType) && !image.IsManifest(d.MediaType) {
+		return c.open(ctx, d, offset, asked)
+	}
 	p, giveBack, err := c.pick(max(d.Size-offset, 0))
 	if err != nil {
 		return nil, err
@@ -308,6 +322,54 @@ func (c *CommandSource) Open(ctx context.Context, d v1.Descriptor, offset int64,
 		return nil, p.failed(ctx, err)
 	}
 	return &fetched{ctx: ctx, o: o, p: p, release: func() { giveBack(); stop() }}, nil
+}
+
+// open fetches a blob.
+func (c *CommandSource) open(ctx context.Context, d v1.Descriptor, offset int64, asked func()) (io.ReadCloser, error) {
+	select {
+	case c.slots <- struct{}{}:
+	case <-ctx.Done():
+		return nil, context.Cause(ctx)
+	}
+	asked()
+	b := &fetchedBlob{ctx: ctx, release: sync.OnceFunc(func() { <-c.slots })}
+	var err error
+	if b.ReadCloser, err = c.fetch(ctx, string(d.Digest), hintsFrom(d, offset)...); err != nil {
+		b.release()
+		return nil, b.failed(err)
+	}
+	return b, nil
+}
+
+// fetchedBlob is a blob on its way by Fetch.
+type fetchedBlob struct {
+	io.ReadCloser
+	ctx     context.Context
+	release func()
+}
+
+func (b *fetchedBlob) Read(p []byte) (int, error) {
+	n, err := b.ReadCloser.Read(p)
+	if err != nil && err != io.EOF {
+		err = b.failed(err)
+	}
+	return n, err
+}
+
+func (b *fetchedBlob) Close() error {
+	defer b.release()
+	return b.ReadCloser.Close()
+}
+
+// failed returns an error of Fetch, with the class that it would have in the answer of a batch.
+func (b *fetchedBlob) failed(err error) error {
+	if b.ctx.Err() != nil {
+		return context.Cause(b.ctx)
+	}
+	if errclass.Status(err) == errclass.Status(errdefs.ErrAborted) {
+		err = errclass.As(err, errdefs.ErrAborted)
+	}
+	return err
 }
 
 // hintsFrom are the hints for an object's bytes from an offset on.

@@ -2,14 +2,20 @@ package copygraph_test
 
 import (
 	"context"
+	"fmt"
 	"io"
+	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
+	"time"
 
+	"distkit/batch"
 	"distkit/errclass"
 	"distkit/image/copygraph"
 
 	"github.com/containerd/errdefs"
+	"github.com/opencontainers/go-digest"
 )
 
 func TestServers(t *testing.T) {
@@ -41,7 +47,7 @@ func TestServers(t *testing.T) {
 					return err
 				}
 				return answer(from, in, out)
-			})
+			}, nil)
 			got, err := records(t, &copygraph.Copy{Documents: middle, From: server, To: copygraph.IntoStore(middle)}, root)
 			if cerr := server.Close(); cerr != nil && c.failed == nil || starts.Load() != c.starts {
 				t.Errorf("close: %v, %d starts", cerr, starts.Load())
@@ -95,7 +101,7 @@ func TestEndsOfServers(t *testing.T) {
 		cancel()
 		<-ctx.Done()
 		return context.Cause(ctx)
-	})
+	}, nil)
 	stored := open(t)
 	g := &copygraph.Copy{Documents: stored, From: silent, To: copygraph.IntoStore(stored)}
 	if err := g.Run(ctx, root); err == nil {
@@ -126,7 +132,7 @@ func TestAServerThatIsStopped(t *testing.T) {
 	root := noise(t, from, 12)
 	for range 5 {
 		documents, to := open(t), open(t)
-		server := copygraph.FromServer(func(_ context.Context, in io.Reader, out io.Writer) error { return answer(from, in, out) })
+		server := copygraph.FromServer(func(_ context.Context, in io.Reader, out io.Writer) error { return answer(from, in, out) }, nil)
 		target := copygraph.IntoServer(func(_ context.Context, in io.Reader, out io.Writer) error { return answer(to, in, out) })
 		if _, err := records(t, &copygraph.Copy{Documents: documents, From: server, To: &giddy{Target: target}}, root); err != nil {
 			t.Error(err)
@@ -138,3 +144,71 @@ func TestAServerThatIsStopped(t *testing.T) {
 		whole(t, to, root)
 	}
 }
+
+// Blobs come by Fetch if a server has one: a bounded number at a time, and again from where they were cut.
+func TestBlobsComeByFetch(t *testing.T) {
+	t.Parallel()
+	from, to := open(t), open(t)
+	root := index(t, from, noise(t, from, 3*batch.Ahead), nested(t, from))
+	var running, most, blobs, cuts atomic.Int64
+	var isFull sync.Once
+	full := make(chan struct{}) // closed when as many run as may
+	server := func(_ context.Context, in io.Reader, out io.Writer) error { return answer(from, in, out) }
+	fetch := func(_ context.Context, object string, hints ...string) (io.ReadCloser, error) {
+		blobs.Add(1)
+		n := running.Add(1)
+		for old := most.Load(); n > old && !most.CompareAndSwap(old, n); old = most.Load() {
+		}
+		if n == batch.Ahead {
+			isFull.Do(func() { close(full) })
+		}
+		<-full
+		time.Sleep(10 * time.Millisecond) // one more would come
+		f, err := from.File(digest.Digest(object))
+		if err != nil {
+			return nil, err
+		}
+		cut := int64(1000)
+		for _, hint := range hints {
+			if n, err := batch.ParseNumber(strings.TrimPrefix(hint, "offset:")); err == nil {
+				cut = -1
+				if _, err := f.Seek(n, io.SeekStart); err != nil {
+					return nil, err
+				}
+			}
+		}
+		b := struct {
+			io.Reader
+			io.Closer
+		}{f, closer(func() error { running.Add(-1); return f.Close() })}
+		if cut > 0 && f.Size() > cut {
+			cuts.Add(1)
+			b.Reader = io.MultiReader(io.LimitReader(f, cut), failing{fmt.Errorf("dial: %w", context.DeadlineExceeded)})
+		}
+		return b, nil
+	}
+	source := copygraph.FromServer(server, fetch)
+	g := &copygraph.Copy{Documents: to, From: source, To: copygraph.IntoStore(to), Jobs: 3 * batch.Ahead}
+	if err := g.Run(t.Context(), root); err != nil {
+		t.Error(err)
+	}
+	if err := source.Close(); err != nil {
+		t.Error(err)
+	}
+	whole(t, to, root)
+	if most.Load() > batch.Ahead || running.Load() != 0 || cuts.Load() == 0 || blobs.Load() <= cuts.Load() {
+		t.Errorf("%d of %d blobs at a time, %d were cut, %d are open", most.Load(), blobs.Load(), cuts.Load(), running.Load())
+	}
+	failed := copygraph.FromServer(server, func(context.Context, string, ...string) (io.ReadCloser, error) {
+		return nil, errclass.Errorf(errdefs.ErrPermissionDenied, "not for you")
+	})
+	to = open(t)
+	if _, err := records(t, &copygraph.Copy{Documents: to, From: failed, To: copygraph.IntoStore(to)}, root); !errdefs.IsPermissionDenied(err) {
+		t.Error(err)
+	}
+	_ = failed.Close()
+}
+
+type closer func() error
+
+func (c closer) Close() error { return c() }

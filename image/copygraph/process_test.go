@@ -14,7 +14,7 @@ import (
 // cure, and the next request goes to another peer.
 func TestAKilledPeerIsGone(t *testing.T) {
 	t.Parallel()
-	source := FromServer(func(ctx context.Context, in io.Reader, out io.Writer) error { return batch.Serve(ctx, in, out, nil) })
+	source := FromServer(func(ctx context.Context, in io.Reader, out io.Writer) error { return batch.Serve(ctx, in, out, nil) }, nil)
 	killed, _, err := source.pick(0)
 	if err != nil {
 		t.Fatal(err)
