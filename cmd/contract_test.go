@@ -306,11 +306,11 @@ func closedStreams(t *testing.T, dir, store, name string, outputs map[string][]s
 	}
 	for _, closed := range []string{"2>&-", "<&- 2>&-", ">&- 2>&-", "<&- >&- 2>&-", "<&-"} {
 		seen := filepath.Join(dir, "seen")
-		atExit := filepath.Join(dir, "at-exit")
-		if err := os.WriteFile(atExit, []byte(`trap 'for fd in 0 1 2; do readlink "/proc/$$/fd/$fd" || echo closed; done >"$SEEN"' EXIT`), 0o600); err != nil {
+		hook := filepath.Join(dir, "hook")
+		if err := os.WriteFile(hook, []byte(`trap 'for fd in 0 1 2; do readlink "/proc/$$/fd/$fd" || echo closed; done >"$SEEN"' DEBUG`), 0o600); err != nil {
 			t.Fatal(err)
 		}
-		_, status := run("", fmt.Sprintf("BASH_ENV=%s SEEN=%s", atExit, seen)+" "+closed, "--no-such-flag")
+		_, status := run("", fmt.Sprintf("BASH_ENV=%s SEEN=%s", hook, seen)+" "+closed, "--no-such-flag")
 		got, err := os.ReadFile(seen)
 		if err != nil || bytes.Contains(got, []byte("closed")) || bytes.Contains(got, []byte(bin)) || status == 0 {
 			t.Errorf("%s: status %d, descriptors %q, %v", closed, status, got, err)

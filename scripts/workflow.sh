@@ -1,5 +1,5 @@
-# workflow.sh: the shared part of dist-pull, dist-push, dist-copy, dist-unpack and dist-run. Each sets self, usage, about and flags, sources this
-# file, which is in the same directory, and calls options with its arguments.
+# workflow.sh: the shared part of dist-pull, dist-push, dist-copy, dist-unpack and dist-run. Each sets self and sources this file, which is in
+# the same directory. All but dist-run set usage, about and flags before, and call options with their arguments.
 # shellcheck shell=bash
 # shellcheck disable=SC2154 # usage, about and flags
 # A closed standard stream is replaced by /dev/null, opened so that using it fails. Descriptor 2 is the script itself if bash found it closed.
@@ -31,13 +31,12 @@ fail() { # STATUS MESSAGE
 misused() { fail 2 "$1; usage: $usage"; }
 
 # options parses the flags, which the help text in flags defines, and the operands. It sets option to each flag's value, or to yes if the flag takes
-# none. The values of a flag that may be repeated are lines. A flag with an environment variable is exported as that, and exports keeps it. One that is
-# for task create is added to handed. It sets operands to the operands, and graph to the dist-copy-graph command with the flags that the script hands on.
+# none. The values of a flag that may be repeated are lines. A flag with an environment variable is exported as that. It sets operands to the operands, and graph to the dist-copy-graph command with the flags that the script hands on.
 declare -A option=()
-operands=() handed=() exports=() input=''
+operands=() input=''
 # shellcheck disable=SC2034
 options() { # [ARG…]
-	local flag name line takes value
+	local flag name line takes value exports=()
 	given=("$@")
 	flags+='
   -h, --help               print this help and exit
@@ -62,12 +61,11 @@ options() { # [ARG…]
 			value=${1#*=}
 		elif [[ $takes == \[* ]]; then
 			value=all
-			[[ $takes != '[=BOOL]' ]] || value=true
 		elif [[ -n $takes ]]; then
 			value=${2-}
 			shift $(($# > 1))
 		fi
-		[[ -n $value || $name == entrypoint ]] || misused "flag needs an argument that is not empty: $flag"
+		[[ -n $value ]] || misused "flag needs an argument that is not empty: $flag"
 		shift
 		case $name in
 		help) printf '%s\n\nUsage:\n  %s\n\nFlags:\n' "$about" "$usage" && sort -k1.9 <<<"${flags#$'\n'}" && exit ;;
@@ -78,13 +76,11 @@ options() { # [ARG…]
 		option[$name]=$value
 		[[ -n $takes ]] || value=1
 		[[ $name != ca ]] || value=${DIST_CA:+$DIST_CA:}${value//$'\n'/:}
-		[[ $line != *'see task create' ]] || handed+=("--$name=$value")
 		[[ ! $line =~ '(env '([A-Z_]+)')' ]] || exports+=("${BASH_REMATCH[1]}=$value")
 	done
 	[[ ${1-} != -- ]] || shift
 	operands=("$@")
-	# A word of a CMD may be empty.
-	[[ $usage == *CMD* ]] || for value in "$@"; do [[ -n $value ]] || misused 'an operand is empty'; done
+	for value in "$@"; do [[ -n $value ]] || misused 'an operand is empty'; done
 	[[ -z ${exports[*]-} ]] || step export "${exports[@]}"
 	[[ ${option[jobs]:=8} =~ ^[1-9][0-9]?$ ]] || fail 2 "--jobs wants a number from 1 to 99, got '${option[jobs]}'"
 	graph=(dist-copy-graph --jobs "${option[jobs]}" ${option[quiet]:+--quiet} ${option[referrers]:+"--referrers=${option[referrers]}"})

@@ -57,17 +57,7 @@ func command(m snapshot.Mount, target string) (string, error) {
 	if len(o) >= os.Getpagesize() {
 		return "", errdefs.ErrFailedPrecondition.WithMessage("the options are longer than a page, which mount(8) can't pass on: use snap mount")
 	}
-	return fmt.Sprintf("mount -t %s -o %s %s %s", quote(m.Type), quote(o), quote(m.Source), quote(target)), nil
-}
-
-func quote(s string) string {
-	plain := func(r rune) bool {
-		return r < 0x80 && !strings.ContainsRune("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789/=,.:_-", r)
-	}
-	if s != "" && strings.IndexFunc(s, plain) < 0 {
-		return s
-	}
-	return "'" + strings.ReplaceAll(s, "'", `'\''`) + "'"
+	return fmt.Sprintf("mount -t %s -o %s %s %s", cli.Quote(m.Type), cli.Quote(o), cli.Quote(m.Source), cli.Quote(target)), nil
 }
 
 func newMount(s *store) *cobra.Command {

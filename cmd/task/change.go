@@ -64,11 +64,24 @@ func newTrust(o *containers.Flags) *cobra.Command {
 func newRm(o *containers.Flags) *cobra.Command {
 	c := &cobra.Command{Use: "rm [flags] ID…|-", Short: "remove containers; of one, exit with its status", Args: cobra.ArbitraryArgs, Annotations: passesOn()}
 	force := c.Flags().BoolP("force", "f", false, "kill what runs, mind no absence, and no record that can't be read")
-	owner := c.Flags().Int("owner", 0, "remove only what the process `PID` has made and is to run (create --owner)")
+	owner := c.Flags().Int("owner", 0, "remove only what the process `PID` has made and is to run (create --owner): all of that if no ID is given")
 	exec := c.Flags().String("exec-id", "", "remove the ended process `EXECID` of task exec --detach alone")
 	zero(c)
 	c.RunE = func(c *cobra.Command, args []string) error {
 		one := len(args) == 1 && args[0] != "-"
+		if *owner != 0 && len(args) == 0 {
+			all, err := o.Open()
+			if err != nil {
+				return err
+			}
+			made, err := all.List(false)
+			if err != nil {
+				return err
+			}
+			for _, t := range made {
+				args = append(args, t.ID) // of which those go that are the owner's
+			}
+		}
 		return eachOr(c, args, one, func(id string) error {
 			all, err := o.Open()
 			if err != nil {

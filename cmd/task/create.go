@@ -50,8 +50,7 @@ func newCreate(o *containers.Flags) *cobra.Command {
 	f.StringVar(&m.network, "network", "", "the `PATH` of the network that run-net made for it, and that is removed with it")
 	f.StringVar(&m.checkpoint, "checkpoint", "", "the `DIGEST` of the checkpoint that its first run goes on from: its image, runtime and snapshotter unless given")
 	f.IntVar(&m.owner, "owner", 0, "the `PID` of the process that is to run it: with --rm it goes if that dies before")
-	complete.StringVar(&m.net, "net", "", "`NETWORK`: none, host, a namespace's path, or a network that run-net makes, such as bridge (default none)")
-	complete.StringArrayVarP(&m.publish, "publish", "p", nil, "let a port of the host lead to the container's, by --net bridge: `[IP:]HOST:PORT[/PROTOCOL]` (can be repeated)")
+	networkFlags(complete, &m.net, &m.publish)
 	complete.StringVar(&m.platform, "platform", "", "the `PLATFORM` of an index: os/arch[/variant] (default: this machine's)")
 	f.AddFlagSet(complete)
 	f.BoolVarP(&m.quiet, "quiet", "q", false, "no message if the image is not here, but status 3")
@@ -64,6 +63,12 @@ func newCreate(o *containers.Flags) *cobra.Command {
 		return err
 	}
 	return c
+}
+
+// networkFlags registers --net and --publish.
+func networkFlags(f *pflag.FlagSet, net *string, publish *[]string) {
+	f.StringVar(net, "net", "", "`NETWORK`: none, host, a namespace's path, or a network that run-net makes, such as bridge (default none)")
+	f.StringArrayVarP(publish, "publish", "p", nil, "let a port of the host lead to the container's, by --net bridge: `[IP:]HOST:PORT[/PROTOCOL]` (can be repeated)")
 }
 
 func (m *creation) create(c *cobra.Command, id string, cmd []string) (*runtime.Container, error) {

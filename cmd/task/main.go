@@ -19,6 +19,10 @@ import (
 
 func main() {
 	runtime.Shim(containers.Open)
+	if len(os.Args) > 1 && os.Args[1] == "dist-run" {
+		os.Args = os.Args[1:]
+		cli.Main(newDistRun())
+	}
 	cli.Main(newCommand())
 }
 

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"strings"
 	"sync/atomic"
 	"syscall"
 
@@ -51,6 +52,17 @@ func Flush(c *cobra.Command) error {
 		return w.Flush()
 	}
 	return nil
+}
+
+// Quote returns a word as a POSIX shell takes it.
+func Quote(s string) string {
+	plain := func(r rune) bool {
+		return r < 0x80 && !strings.ContainsRune("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789/=,.:_-", r)
+	}
+	if s != "" && strings.IndexFunc(s, plain) < 0 {
+		return s
+	}
+	return "'" + strings.ReplaceAll(s, "'", `'\''`) + "'"
 }
 
 // IsTerminal tells whether the file is a terminal, and its width in columns.

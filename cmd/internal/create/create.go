@@ -167,18 +167,38 @@ func (q *Request) unpacked(ctx context.Context, chain runtime.Snapshot) bool {
 	return err == nil || !errdefs.IsNotFound(err)
 }
 
-// find finds an image, and adds it to the record. It returns the image's configuration and the snapshot of its layers.
-func (q *Request) find(ctx context.Context, store *content.Store, ref string, r *runtime.Record) (*spec.Image, string, error) {
+// target finds the image that ref names.
+func (q *Request) target(ctx context.Context, store *content.Store, ref string) (w image.Walker, img image.Image, err error) {
 	platform, err := image.ParsePlatform(q.Platform)
 	if err != nil {
-		return nil, "", err
+		return w, img, err
 	}
-	w := image.Walker{Store: store, Platform: platform}
+	w = image.Walker{Store: store, Platform: platform}
 	names, err := image.OpenNames(store, q.Of.Namespace())
-	if err != nil {
-		return nil, "", err
+	if err == nil {
+		img, err = w.Target(ctx, names, ref)
 	}
-	img, err := w.Target(ctx, names, ref)
+	return w, img, err
+}
+
+// Here reports whether the store has all of the image, so that it can be unpacked.
+func (q *Request) Here(ctx context.Context) bool {
+	store, release, err := hold(ctx, q.Of.Root())
+	if err != nil {
+		return false
+	}
+	defer release()
+	w, img, err := q.target(ctx, store, q.Image)
+	if err != nil {
+		return false
+	}
+	missing, err := w.Missing(ctx, img.Target)
+	return err == nil && len(missing) == 0
+}
+
+// find finds an image, and adds it to the record. It returns the image's configuration and the snapshot of its layers.
+func (q *Request) find(ctx context.Context, store *content.Store, ref string, r *runtime.Record) (*spec.Image, string, error) {
+	w, img, err := q.target(ctx, store, ref)
 	if err != nil {
 		return nil, "", err
 	}
