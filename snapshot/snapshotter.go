@@ -327,96 +327,156 @@ func (s *Snapshotter) settle(ctx context.Context, t Tree, unresolved io.Reader) 
 }
 
 func (s *Snapshotter) commit(ctx context.Context, name, key string, o *CommitOptions) error {
-	if err := errors.Join(checkKey("name", name), checkLabels(o.Labels)); err != nil {
+	c, err := s.ready(ctx, name, key, o, nil)
+	if err != nil {
 		return err
+	}
+	defer c.release()
+	if err := s.sync(); err != nil {
+		return fmt.Errorf("sync %s: %w", key, err)
+	}
+	return s.publishCommit(ctx, c)
+}
+
+// A commitment is an active snapshot that can be committed once its files are on the disk: nobody else uses it, and they are settled.
+type commitment struct {
+	entry
+	to    record       // what it becomes
+	below *commitment  // its parent, if that was not committed yet
+	free  func() error // AlreadyExists if the name is taken
+	held  []*os.File   // locks of the snapshot and its parent
+}
+
+func (c *commitment) release() {
+	for _, f := range c.held {
+		disk.Release(f)
+	}
+	c.held = nil
+}
+
+// ready locks the snapshot key, checks that it can be committed as name, and settles it. With below, that is its parent.
+func (s *Snapshotter) ready(ctx context.Context, name, key string, o *CommitOptions, below *commitment) (_ *commitment, err error) {
+	if err := errors.Join(checkKey("name", name), checkLabels(o.Labels)); err != nil {
+		return nil, err
 	}
 	e, err := s.lookup(key)
 	if err != nil {
-		return fmt.Errorf("%s: %w", key, err)
+		return nil, fmt.Errorf("%s: %w", key, err)
 	}
 	if err := s.intact(); err != nil {
-		return err
+		return nil, err
 	}
 	if e.Kind != Active {
-		return errdefs.ErrInvalidArgument.WithMessage(fmt.Sprintf("%s is not active (%s)", key, e.Kind))
+		return nil, errdefs.ErrInvalidArgument.WithMessage(fmt.Sprintf("%s is not active (%s)", key, e.Kind))
 	}
 	held, err := s.use(e, unix.LOCK_EX)
 	if err != nil {
-		return fmt.Errorf("%s: %w", key, err)
+		return nil, fmt.Errorf("%s: %w", key, err)
 	}
-	defer disk.Release(held)
+	c := &commitment{entry: e, to: e.record, below: below, held: []*os.File{held}}
+	defer func() {
+		if err != nil {
+			c.release()
+		}
+	}()
 	if is, err := s.read(e.id); err != nil || !bytes.Equal(is.raw, e.raw) {
-		return cmp.Or(err, errChanged)
+		return nil, cmp.Or(err, errChanged)
 	}
 	if !o.Mounted {
 		if err := s.unmounted(e); err != nil {
-			return fmt.Errorf("%s: %w: unmount it first", key, err)
+			return nil, fmt.Errorf("%s: %w: unmount it first", key, err)
 		}
 	}
-	r := e.record
 	if isDigest(name) {
-		r.Namespace = ""
+		c.to.Namespace = ""
 	}
-	free := func() error {
+	c.free = func() error {
 		if name != key {
 			return s.absent(name)
 		}
-		if r.Namespace != e.Namespace {
-			if _, err := s.lookupIn(r.Namespace, name); !errors.Is(err, fs.ErrNotExist) {
+		if c.to.Namespace != e.Namespace {
+			if _, err := s.lookupIn(c.to.Namespace, name); !errors.Is(err, fs.ErrNotExist) {
 				return cmp.Or(err, taken(Committed))
 			}
 		}
 		return nil
 	}
-	if err := free(); err != nil {
-		return err
+	if err := c.free(); err != nil {
+		return nil, err
 	}
 	if o.Settle != nil && e.Parent != "" {
-		return errdefs.ErrFailedPrecondition.WithMessage(key + " was prepared from a parent: there is nothing to settle")
+		return nil, errdefs.ErrFailedPrecondition.WithMessage(key + " was prepared from a parent: there is nothing to settle")
 	}
-	r.Info = Info{Key: name, Kind: Committed, Parent: e.Parent, Labels: compact(o.Labels)}
+	c.to.Info = Info{Key: name, Kind: Committed, Parent: e.Parent, Labels: compact(o.Labels)}
 	if o.Parent != "" && o.Parent != e.Parent {
 		switch {
 		case e.Parent != "":
-			return errdefs.ErrFailedPrecondition.WithMessage(fmt.Sprintf("%s was prepared from %s, not from %s", key, e.Parent, o.Parent))
+			return nil, errdefs.ErrFailedPrecondition.WithMessage(fmt.Sprintf("%s was prepared from %s, not from %s", key, e.Parent, o.Parent))
 		case s.driver.Whiteouts(s.dir) == "":
-			return errdefs.ErrNotImplemented.WithMessage(fmt.Sprintf("%s can't give a snapshot a parent when it is committed", s.driver.Name()))
+			return nil, errdefs.ErrNotImplemented.WithMessage(fmt.Sprintf("%s can't give a snapshot a parent when it is committed", s.driver.Name()))
 		}
-		below, held, err := s.hold(ctx, o.Parent)
-		if err != nil {
-			return err
+		c.to.Parent = o.Parent
+		if below != nil {
+			c.to.Parents = append([]uint64{below.id}, below.to.Parents...)
+		} else {
+			var held *os.File
+			if c.to.Parents, held, err = s.hold(ctx, o.Parent); err != nil {
+				return nil, err
+			}
+			c.held = append(c.held, held)
 		}
-		defer disk.Release(held)
-		r.Parent, r.Parents = o.Parent, below
 	}
 
 	if _, err := os.Lstat(filepath.Join(s.dirOf(e.id), unsettled)); err == nil {
-		return errdefs.ErrFailedPrecondition.WithMessage(key + " could not be settled: apply the layer again, on its mounted parent")
+		return nil, errdefs.ErrFailedPrecondition.WithMessage(key + " could not be settled: apply the layer again, on its mounted parent")
 	}
 	if o.Settle != nil {
-		t := s.tree(e.id, r)
-		if err := s.settle(ctx, t, o.Settle); err != nil {
-			return fmt.Errorf("settle %s: %w", key, err)
+		if err := s.settle(ctx, s.tree(e.id, c.to), o.Settle); err != nil {
+			return nil, fmt.Errorf("settle %s: %w", key, err)
 		}
 		o.Settle = nil
 	}
-	if !s.noSync {
-		if err := syncfs(s.dir); err != nil {
-			return fmt.Errorf("sync %s: %w", key, err)
-		}
+	return c, nil
+}
+
+// sync puts the files of all snapshots on the disk.
+func (s *Snapshotter) sync() error {
+	if s.noSync {
+		return nil
 	}
+	d, err := os.Open(s.dir)
+	if err != nil {
+		return err
+	}
+	defer d.Close()
+	return sys.Syncfs(int(d.Fd()))
+}
+
+// publishCommit gives a snapshot, whose files are on the disk, its new record. FailedPrecondition if its parent has become another
+// one than it was settled for.
+func (s *Snapshotter) publishCommit(ctx context.Context, c *commitment) error {
 	step("synced")
 	if err := ctx.Err(); err != nil {
 		return err
 	}
-	err = s.replace(ctx, e, r, func() error {
-		if err := free(); err != nil || name == key && r.Namespace == e.Namespace {
+	if c.below != nil {
+		below, held, err := s.hold(ctx, c.to.Parent)
+		if err != nil {
 			return err
 		}
-		return s.index(r.Namespace, name, e.id)
+		c.held = append(c.held, held)
+		if !slices.Equal(below, c.to.Parents) {
+			return errdefs.ErrFailedPrecondition.WithMessage("parent " + c.to.Parent + " was made by another process meanwhile")
+		}
+	}
+	err := s.replace(ctx, c.entry, c.to, func() error {
+		if err := c.free(); err != nil || c.to.Key == c.Key && c.to.Namespace == c.Namespace {
+			return err
+		}
+		return s.index(c.to.Namespace, c.to.Key, c.id)
 	})
 	if err == nil {
-		s.log(r, events.Event{Topic: "/snapshot/commit", Key: key, Name: name, Parent: r.Parent})
+		s.log(c.to, events.Event{Topic: "/snapshot/commit", Key: c.Key, Name: c.to.Key, Parent: c.to.Parent})
 	}
 	return err
 }
@@ -464,15 +524,6 @@ func (s *Snapshotter) replace(ctx context.Context, e entry, r record, check func
 		return err
 	}
 	return s.syncDir(s.dirOf(e.id))
-}
-
-func syncfs(dir string) error {
-	d, err := os.Open(dir)
-	if err != nil {
-		return err
-	}
-	defer d.Close()
-	return sys.Syncfs(int(d.Fd()))
 }
 
 // Mounts returns the mounts of an active snapshot or a view; FailedPrecondition where it is

@@ -43,7 +43,8 @@ const inherited = "/proc/self/fd/3/."
 // on parent or on nothing. Those that are there are left alone; one that another process is just
 // making is waited for. Up to jobs layers are applied at once where the driver can give a
 // snapshot its parent afterwards; else one is applied after the other. They are committed in
-// order, and done is called with each name once it is there, in order too.
+// order, and done is called with each name once it is there, in order too. All that can be committed at a time share one sync of the
+// file system.
 //
 // A layer that fails leaves nothing, and neither do those above it; those below are there. The
 // same holds where done fails. The error is that of the lowest. A process that is killed leaves an active snapshot with
@@ -57,22 +58,19 @@ func (s *Snapshotter) Stack(ctx context.Context, parent string, layers []Layer, 
 	ctx, stop := context.WithCancel(ctx)
 	defer stop()
 	slots := make(chan struct{}, max(jobs, 1))
-	below := &made{name: parent, is: make(chan struct{})}
-	close(below.is)
+	below := newMade(ctx, parent)
+	below.end(nil)
 	all := make([]*made, 0, len(layers))
 	for _, l := range layers {
-		m := &made{name: l.Name, is: make(chan struct{})}
 		// What fails takes those above with it.
-		var cancel context.CancelFunc
-		ctx, cancel = context.WithCancel(ctx)
-		defer cancel()
-		m.cancel = cancel
-		go s.stack(ctx, l, m, below, slots)
+		m := newMade(below.ctx, l.Name)
+		defer m.cancel()
+		go s.stack(l, m, below, slots)
 		all, below = append(all, m), m
 	}
 	var first error
-	for _, m := range all {
-		<-m.is
+	for i, m := range all {
+		s.commitEach(m, all[i+1:])
 		if first == nil {
 			first = m.err
 		}
@@ -88,40 +86,152 @@ func (s *Snapshotter) Stack(ctx context.Context, parent string, layers []Layer, 
 // made is a layer of a stack on its way.
 type made struct {
 	name   string
+	ctx    context.Context
+	cancel func()
 	is     chan struct{} // closed when it is there, or has failed with err
 	err    error
-	cancel func()
+
+	known   chan struct{} // closed once settled is set, and after is
+	settled *commitment   // what the layers above are settled on; nil if that is committed, or there is none
+
+	applied chan struct{}    // closed once it is applied without its parent: what it still needs does not wait for anything but below
+	ready   chan *commitment // takes what is to be committed, or nil where it must be applied again
+	verdict chan error       // what has become of that
+	asked   bool             // commitEach has received something from ready
 }
 
-func (m *made) wait(ctx context.Context) error {
+func newMade(ctx context.Context, name string) *made {
+	m := &made{name: name, is: make(chan struct{}), known: make(chan struct{}), applied: make(chan struct{}), ready: make(chan *commitment, 1), verdict: make(chan error, 1)}
+	m.ctx, m.cancel = context.WithCancel(ctx)
+	return m
+}
+
+func (m *made) end(err error) {
+	m.err = err
+	close(m.is)
+	m.settle(nil)
+}
+
+// settle lets the layers above go on. Only its first call counts.
+func (m *made) settle(c *commitment) {
 	select {
-	case <-m.is:
-		return m.err
+	case <-m.known:
+	default:
+		m.settled = c
+		close(m.known)
+	}
+}
+
+// wait waits for one of the layer's channels.
+func (m *made) wait(ctx context.Context, c chan struct{}) error {
+	select {
+	case <-c:
 	case <-ctx.Done():
 		return ctx.Err()
 	}
-}
-
-func (s *Snapshotter) stack(ctx context.Context, l Layer, m, below *made, slots chan struct{}) {
-	defer close(m.is)
-	m.err = s.stackLayer(ctx, l, below, slots)
-	if m.err != nil {
-		m.cancel()
-		m.err = fmt.Errorf("%s: %w", l.Name, m.err)
+	select {
+	case <-m.is:
+		return m.err
+	default:
+		return nil
 	}
 }
 
-func (s *Snapshotter) stackLayer(ctx context.Context, l Layer, below *made, slots chan struct{}) error {
+// commitEach commits the layer, below which all are there, once it is ready, and with it those above that are applied by then. It
+// returns when the layer is there or has failed.
+func (s *Snapshotter) commitEach(m *made, above []*made) {
+	for {
+		select {
+		case <-m.is:
+			return
+		case c := <-m.ready:
+			m.asked = true
+			if c == nil {
+				continue
+			}
+			those, commits := []*made{m}, []*commitment{c}
+			for _, a := range above {
+				if c = a.next(); c == nil {
+					break
+				}
+				those, commits = append(those, a), append(commits, c)
+			}
+			err := m.ctx.Err()
+			if err == nil {
+				err = s.sync()
+			}
+			for i, c := range commits {
+				failed := err
+				if failed == nil {
+					failed = s.publishCommit(those[i].ctx, c)
+				}
+				c.release() // the next one holds it as its parent
+				those[i].verdict <- failed
+			}
+		}
+	}
+}
+
+// next returns what is to be committed of a layer, or nil if that is not known yet. It waits only for a layer that is applied, and
+// settled now that those below are.
+func (m *made) next() (c *commitment) {
+	if m.asked {
+		select {
+		case c = <-m.ready:
+		default:
+		}
+		return c
+	}
+	select {
+	case <-m.applied:
+	default:
+		return nil
+	}
+	select {
+	case c = <-m.ready:
+		m.asked = true
+	case <-m.is:
+	}
+	return c
+}
+
+// commitInTurn has the snapshot key committed as the layer m by [Snapshotter.commitEach].
+func (s *Snapshotter) commitInTurn(m *made, key string, o CommitOptions, below *commitment) error {
+	err := retry(func() error {
+		c, err := s.ready(m.ctx, m.name, key, &o, below)
+		if err != nil {
+			return err
+		}
+		m.settle(c)
+		m.ready <- c
+		return <-m.verdict
+	})
+	if err != nil {
+		return fmt.Errorf("commit: %w", err)
+	}
+	return nil
+}
+
+func (s *Snapshotter) stack(l Layer, m, below *made, slots chan struct{}) {
+	err := s.stackLayer(l, m, below, slots)
+	if err != nil {
+		m.cancel()
+		err = fmt.Errorf("%s: %w", l.Name, err)
+	}
+	m.end(err)
+}
+
+func (s *Snapshotter) stackLayer(l Layer, m, below *made, slots chan struct{}) error {
 	if there, err := s.committed(l.Name); there || err != nil {
 		return err
 	}
 	rebases := s.driver.Whiteouts(s.dir) != "" && below.name != ""
 	if !rebases {
-		if err := below.wait(ctx); err != nil {
+		if err := below.wait(m.ctx, below.is); err != nil {
 			return err
 		}
 	}
-	unlock, err := s.lockName(ctx, l.Name)
+	unlock, err := s.lockName(m.ctx, l.Name)
 	if err != nil {
 		return err
 	}
@@ -130,12 +240,16 @@ func (s *Snapshotter) stackLayer(ctx context.Context, l Layer, below *made, slot
 		return err
 	}
 	if rebases {
-		err = s.stackOne(ctx, l, below, slots, true)
+		err = s.stackOne(l, m, below, slots, true)
 		if !errdefs.IsFailedPrecondition(err) {
 			return err
 		}
+		m.ready <- nil
+		if err := below.wait(m.ctx, below.is); err != nil {
+			return err
+		}
 	}
-	return s.stackOne(ctx, l, below, slots, false)
+	return s.stackOne(l, m, below, slots, false)
 }
 
 // committed tells whether the committed snapshot is there.
@@ -153,7 +267,8 @@ func (s *Snapshotter) committed(name string) (bool, error) {
 }
 
 // stackOne makes one layer, whose name is locked, alone or on what is below.
-func (s *Snapshotter) stackOne(ctx context.Context, l Layer, below *made, slots chan struct{}, alone bool) (err error) {
+func (s *Snapshotter) stackOne(l Layer, m, below *made, slots chan struct{}, alone bool) (err error) {
+	ctx := m.ctx
 	select {
 	case slots <- struct{}{}:
 	case <-ctx.Done():
@@ -209,10 +324,13 @@ func (s *Snapshotter) stackOne(ctx context.Context, l Layer, below *made, slots 
 	release()
 	step("layer applied")
 	o := CommitOptions{Parent: below.name}
+	var pending *commitment
 	if alone {
-		if err := below.wait(ctx); err != nil {
+		close(m.applied)
+		if err := below.wait(ctx, below.known); err != nil {
 			return err
 		}
+		pending = below.settled
 		f, err := disk.Tree(t.Dir).Open("unresolved")
 		if err != nil {
 			return fmt.Errorf("what is unresolved: %w", err)
@@ -225,7 +343,7 @@ func (s *Snapshotter) stackOne(ctx context.Context, l Layer, below *made, slots 
 	} else if p.File != nil {
 		p.File.Close() // what is mounted could still be written to
 	}
-	err = s.Commit(ctx, l.Name, key, o)
+	err = s.commitInTurn(m, key, o, pending)
 	if errdefs.IsAlreadyExists(err) { // somebody made it without the lock
 		return s.discard(key)
 	}

@@ -3,10 +3,16 @@ package snapshot_test
 import (
 	"context"
 	"errors"
+	"fmt"
 	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
 
 	"distkit/snapshot"
+	"distkit/snapshot/snapshottest"
 )
 
 // Whoever reads the names of a stack is gone: the layers above the one that could not be told are called off.
@@ -29,6 +35,85 @@ func TestStackEndsWithItsReader(t *testing.T) {
 		t.Errorf("%v; called off: %v", err, calledOff)
 	}
 	if got := describe(t, s); got != "low:Committed:" {
+		t.Errorf("left: %q", got)
+	}
+}
+
+// layersAbove are layers of which the lowest is applied last.
+func layersAbove(n int, lowest func() error) (list []snapshot.Layer) {
+	var applied sync.WaitGroup
+	applied.Add(n - 1)
+	for i := range n {
+		list = append(list, snapshot.Layer{Name: fmt.Sprint("layer", i), Apply: func(_ context.Context, p snapshot.Place) error {
+			if i == 0 {
+				applied.Wait()
+				return lowest()
+			}
+			defer applied.Done()
+			return errors.Join(os.WriteFile(filepath.Join(p.Dir, fmt.Sprint("file", i)), nil, 0o600), os.WriteFile(p.Unresolved, nil, 0o600))
+		}})
+	}
+	return list
+}
+
+// If another process makes a layer, without the lock of its name, after those above were settled on ours, these are applied again on the
+// other one.
+func TestStackOnAnothersLayer(t *testing.T) {
+	snapshottest.Root(t)
+	s := open(t, t.TempDir(), drivers["overlayfs"])
+	ctx := t.Context()
+	if err := prepare(s, "other", ""); err != nil {
+		t.Fatal(err)
+	}
+	var begun atomic.Bool
+	snapshot.OnStep(func(step string) {
+		if step == "synced" && begun.CompareAndSwap(false, true) {
+			if err := s.Commit(ctx, "layer0", "other", snapshot.CommitOptions{}); err != nil {
+				t.Error(err)
+			}
+		}
+	})
+	defer snapshot.OnStep(func(string) {})
+	applied := make(chan struct{})
+	low := snapshot.Layer{Name: "layer0", Apply: func(context.Context, snapshot.Place) error { <-applied; return nil }}
+	high := snapshot.Layer{Name: "layer1", Apply: func(_ context.Context, p snapshot.Place) error {
+		if p.Unresolved == "" {
+			return os.WriteFile(fmt.Sprintf("/proc/self/fd/%d/again", p.File.Fd()), nil, 0o600)
+		}
+		defer close(applied)
+		return os.WriteFile(p.Unresolved, nil, 0o600)
+	}}
+	if err := s.Stack(ctx, "", []snapshot.Layer{low, high}, 2, func(string) error { return nil }); err != nil {
+		t.Fatal(err)
+	}
+	if got := describe(t, s); got != "layer0:Committed: layer1:Committed:layer0" {
+		t.Error(got)
+	}
+	dir := t.TempDir()
+	if _, err := s.View(ctx, "view", "layer1", nil); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Mount(ctx, "view", dir); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := os.Stat(filepath.Join(dir, "again")); err != nil {
+		t.Errorf("layer1 was not applied again: %v", err)
+	}
+	if err := snapshot.Unmount(dir); err != nil {
+		t.Error(err)
+	}
+}
+
+// Where the lowest layer fails, none of those that wait for it is left, and nothing in their place.
+func TestStackOnAFailure(t *testing.T) {
+	t.Parallel()
+	s := open(t, t.TempDir(), drivers["overlayfs"])
+	bad := errors.New("bad layer")
+	err := s.Stack(t.Context(), "", layersAbove(5, func() error { return bad }), 5, func(name string) error { t.Error(name); return nil })
+	if !errors.Is(err, bad) || !strings.HasPrefix(err.Error(), "layer0: ") {
+		t.Error(err)
+	}
+	if got := describe(t, s); got != "" {
 		t.Errorf("left: %q", got)
 	}
 }

@@ -285,6 +285,25 @@ func TestCommitSyncsFirst(t *testing.T) {
 	}
 }
 
+// Layers that can be committed at a time share one sync, which comes before the first of their names; and those below are named first.
+func TestStackSyncsOnce(t *testing.T) {
+	snapshottest.Root(t)
+	if _, err := exec.LookPath("strace"); err != nil {
+		snapshottest.Require(t, "strace", err)
+	}
+	out, errs, status := shell(t, t.TempDir(), `
+		seq 5 | strace -f -o trace -e trace=syncfs,symlink,symlinkat,rename,renameat,renameat2 -- snap stack -- sh -c '
+			[ -z "$1" ] || : > "$1"
+			if [ "$0" = 1 ]; then until [ -e 2 ] && [ -e 3 ] && [ -e 4 ] && [ -e 5 ]; do sleep 0.01; done; sleep 0.3
+			else : > "$0"; fi' {1} {unresolved} >/dev/null
+		grep -v resumed trace | grep -oE 'syncfs|rename.*info".*/[0-9]+/info"' | sed 's/rename.*/named/' | tr '\n' ' '
+		snap tree`, "CONTAINERD_SNAPSHOTTER=overlayfs")
+	names := strings.TrimSpace(strings.Split(out, "1 (Committed)")[0])
+	if status != 0 || names != "syncfs named named named named named" || !strings.Contains(out, "└── 5 (Committed)") {
+		t.Errorf("status %d: %s\n%s", status, out, errs)
+	}
+}
+
 func TestMountCommandIsQuoted(t *testing.T) {
 	line, err := command(snapshot.Mount{Type: "bind", Source: "/it's $(here)", Options: []string{"bind", "rw"}}, "/a b")
 	if want := `mount -t bind -o bind,rw '/it'\''s $(here)' '/a b'`; err != nil || line != want {
