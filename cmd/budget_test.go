@@ -3,7 +3,6 @@ package cmd_test
 import (
 	"os"
 	"path/filepath"
-	"slices"
 	"testing"
 )
 
@@ -18,7 +17,7 @@ const (
 func TestBinarySizes(t *testing.T) {
 	for _, c := range commands {
 		budget := int64(localBudget)
-		if slices.Contains(mayImport[c], "remotes") {
+		if usesNetwork(c) {
 			budget = networkBudget
 		}
 		if c == "task" {

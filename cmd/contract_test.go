@@ -50,6 +50,7 @@ var behaviours = map[string]behaviour{
 	"dist-push":         {bad: []string{}},
 	"dist-put":          {output: []string{"TMP/copy", "sha256:2d711642b726b04401627ca9fbac32f5c8530fb1903cc4db02258717921a4881"}, stdin: "x", bad: []string{"redis", "latest"}, waits: []string{"HOST/x", "latest"}},
 	"dist-referrers":    {bad: []string{"redis"}, waits: []string{"HOST/x", "BLOB"}},
+	"dist-serve":        {output: []string{"--stdio"}, stdin: "GET /v2/ HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n", bad: []string{"--tls-cert", "x"}, waits: []string{"--stdio"}},
 	"dist-tags":         {output: []string{"STORE"}, bad: []string{"redis", "y"}, waits: []string{"HOST/x"}},
 	"dist-login":        {bad: []string{}, waits: []string{"-u", "me", "--password-stdin", "HOST"}},
 	"dist-hosts":        {output: []string{"--host", "h.example"}, stdin: "[[registry]]\nlocation = 'h.example'\n", bad: []string{}, waits: []string{"TMP/hosts"}},

@@ -123,12 +123,35 @@ func (w Walker) Describe(ctx context.Context, dgst digest.Digest) (v1.Descriptor
 	if err != nil || b == nil {
 		return d, err
 	}
-	if doc, err := parseDocument(string(dgst), b); err == nil {
-		d.MediaType = doc.MediaType
-	} else if foreign, ok := foreignType(b); ok {
-		d.MediaType = foreign
+	if mediaType, ok := TypeOf(b); ok {
+		d.MediaType = mediaType
 	}
 	return d, nil
+}
+
+// TypeOf returns the media type that a document tells. ok is false for what is no index, no manifest and no other document
+// that tells its type and refers to blobs by descriptors.
+func TypeOf(b []byte) (mediaType string, ok bool) {
+	if doc, err := parseDocument("this", b); err == nil {
+		return doc.MediaType, true
+	}
+	return foreignType(b)
+}
+
+// Parts returns the config and the layers of a manifest, but not layers that nobody else may distribute. InvalidArgument if it
+// is none.
+func Parts(manifest []byte) ([]v1.Descriptor, error) {
+	doc, err := parseDocument("this", manifest)
+	if err != nil || doc.Config == nil {
+		return nil, cmp.Or(err, errclass.Errorf(errdefs.ErrInvalidArgument, "this is no manifest"))
+	}
+	parts := []v1.Descriptor{*doc.Config}
+	for _, layer := range doc.Layers {
+		if !IsForeign(layer.MediaType) {
+			parts = append(parts, layer)
+		}
+	}
+	return parts, nil
 }
 
 // Target returns what ref, a name or a digest, points at. For a digest it is an image without a name. NotFound if there is

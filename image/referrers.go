@@ -4,7 +4,6 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
-	"strings"
 
 	"distkit/content"
 	"distkit/disk/layout"
@@ -38,18 +37,11 @@ func (w Walker) Subject(dgst digest.Digest) (digest.Digest, error) {
 	return layout.Subject(b), nil
 }
 
-// Referrers calls f with each manifest of the namespace's index that has a subject, and with the subject's digest.
+// Referrers calls f with each manifest of the namespace's index that has a subject, and with the subject's digest. The
+// descriptor has the manifest's artifact type.
 func (n *Names) Referrers(f func(d v1.Descriptor, subject digest.Digest) error) error {
-	err := n.dir.Referrers(MaxDocument, func(d v1.Descriptor, subject digest.Digest, document []byte) error {
-		d = v1.Descriptor{MediaType: d.MediaType, Digest: d.Digest, Size: d.Size, ArtifactType: member(document, "artifactType")}
-		if d.ArtifactType == "" {
-			layout.Members(document, func(key string, value json.RawMessage) {
-				if strings.EqualFold(key, "config") {
-					d.ArtifactType = member(value, "mediaType")
-				}
-			})
-		}
-		return f(d, subject)
+	err := n.dir.Referrers(MaxDocument, func(d v1.Descriptor, subject digest.Digest) error {
+		return f(v1.Descriptor{MediaType: d.MediaType, Digest: d.Digest, Size: d.Size, ArtifactType: d.ArtifactType}, subject)
 	})
 	if err != nil {
 		return fmt.Errorf("list referrers: %w", err)

@@ -14,6 +14,7 @@ import (
 	"distkit/batch"
 	"distkit/disk"
 	ondisk "distkit/disk/layout"
+	"distkit/refname"
 
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
@@ -386,7 +387,7 @@ func errAbsent() error { return classf(errdefs.ErrNotFound, "the remote does not
 // mount asks the registry to take a blob from another of its repositories. State is Mounted if it did.
 func (r *Registry) mount(ctx context.Context, id, from string) (Pushed, error) {
 	o, err := parseObject(id)
-	if err == nil && (o.digest == "" || !isRepository(from)) {
+	if err == nil && (o.digest == "" || !refname.IsRepository(from)) {
 		err = classf(errdefs.ErrInvalidArgument, "a digest and a repository are wanted")
 	}
 	if err != nil {

@@ -14,6 +14,7 @@ import (
 
 	"distkit/disk"
 	ondisk "distkit/disk/layout"
+	"distkit/refname"
 
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
@@ -106,7 +107,7 @@ func resolveIn(d ondisk.Dir, object string) (ocispec.Descriptor, error) {
 	for _, full := range []bool{true, false} {
 		for _, desc := range names {
 			name := desc.Annotations[ocispec.AnnotationRefName]
-			if full && name == object || !full && isTag(object) && strings.HasSuffix(name, ":"+object) {
+			if full && name == object || !full && refname.IsTag(object) && strings.HasSuffix(name, ":"+object) {
 				found = append(found, desc)
 			}
 		}

@@ -255,13 +255,8 @@ func (l *Layout) Referrers(ctx context.Context, subject digest.Digest, filter Re
 		}
 		d, err := l.files()
 		if err == nil {
-			err = d.Referrers(MaxManifest, func(desc ocispec.Descriptor, of digest.Digest, manifest []byte) error {
-				var head referrer
-				if of != subject || json.Unmarshal(manifest, &head) != nil {
-					return nil
-				}
-				head.describe(&desc)
-				if filter.selects(desc) && !yield(desc, nil) {
+			err = d.Referrers(MaxManifest, func(desc ocispec.Descriptor, of digest.Digest) error {
+				if of == subject && filter.selects(desc) && !yield(desc, nil) {
 					return errStopped
 				}
 				return nil

@@ -13,6 +13,7 @@ import (
 	"strings"
 
 	"distkit/errclass"
+	"distkit/refname"
 
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
@@ -122,8 +123,8 @@ type nameList struct {
 }
 
 var (
-	tagNames        = nameList{"tags", isTag}
-	repositoryNames = nameList{"repositories", isRepository}
+	tagNames        = nameList{"tags", refname.IsTag}
+	repositoryNames = nameList{"repositories", refname.IsRepository}
 )
 
 // names gives the names of a list page by page. A name outside of the grammar could not be asked for: it is left out,

@@ -4,6 +4,7 @@ import (
 	"strings"
 
 	"distkit/disk/program"
+	"distkit/refname"
 
 	"github.com/containerd/errdefs"
 	"github.com/distribution/reference"
@@ -92,12 +93,6 @@ func isPath(s string) bool {
 	return s == "." || s == ".." || strings.HasPrefix(s, "/") || strings.HasPrefix(s, "./") || strings.HasPrefix(s, "../")
 }
 
-// isRepository tells names of repositories without their host.
-func isRepository(s string) bool {
-	_, err := reference.WithName("host.example/" + s)
-	return err == nil
-}
-
 // object is a tag or a digest.
 type object struct {
 	tag    string
@@ -127,24 +122,8 @@ func parseObject(s string) (object, error) {
 		}
 		return object{digest: d}, nil
 	}
-	if !isTag(s) {
+	if !refname.IsTag(s) {
 		return object{}, classf(errdefs.ErrInvalidArgument, "object %q: neither a tag nor a digest", s)
 	}
 	return object{tag: s}, nil
-}
-
-// isTag follows the grammar of tags in the OCI distribution specification.
-func isTag(s string) bool {
-	if s == "" || len(s) > 128 {
-		return false
-	}
-	for i, r := range s {
-		switch {
-		case r >= 'a' && r <= 'z', r >= 'A' && r <= 'Z', r >= '0' && r <= '9', r == '_':
-		case i > 0 && (r == '.' || r == '-'):
-		default:
-			return false
-		}
-	}
-	return true
 }

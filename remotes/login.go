@@ -10,6 +10,8 @@ import (
 	"os"
 	"strings"
 
+	"distkit/refname"
+
 	"github.com/containerd/errdefs"
 	"oras.land/oras-go/v2/registry/remote/auth"
 	"oras.land/oras-go/v2/registry/remote/credentials"
@@ -97,7 +99,7 @@ type account struct {
 func newAccount(name string, o Options) (account, error) {
 	host, path, hasPath := strings.Cut(strings.TrimSuffix(name, "/"), "/")
 	_, config, err := readHost(host, o)
-	if err == nil && hasPath && !isRepository(path) {
+	if err == nil && hasPath && !refname.IsRepository(path) {
 		err = classf(errdefs.ErrInvalidArgument, "%q is neither HOST nor HOST/PATH", name)
 	}
 	if err != nil {

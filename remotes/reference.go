@@ -5,6 +5,7 @@ import (
 	"strings"
 
 	"distkit/disk/program"
+	"distkit/refname"
 
 	"github.com/containerd/errdefs"
 )
@@ -42,7 +43,7 @@ func ParseReference(s string) (Reference, error) {
 		return Reference{}, err
 	}
 	r := Reference{Locator: l.String(), Object: tag}
-	if l.Host != "" && tag != "" && !isTag(tag) {
+	if l.Host != "" && tag != "" && !refname.IsTag(tag) {
 		return Reference{}, classf(errdefs.ErrInvalidArgument, "reference %q: %q is not a tag", s, tag)
 	}
 	switch {

@@ -6,6 +6,8 @@ import (
 	"slices"
 	"strings"
 
+	"distkit/refname"
+
 	"github.com/containerd/errdefs"
 )
 
@@ -100,7 +102,7 @@ func (r RegistryConf) HostsTOML(plainHTTP bool) (host, content string, err error
 func server(location string, insecure, plainHTTP bool) (url, settings string, err error) {
 	host, path, hasPath := strings.Cut(strings.TrimSuffix(location, "/"), "/")
 	l, err := ParseLocator(host + "/x")
-	if err != nil || l.Host == "" || hasPath && !isRepository(path) {
+	if err != nil || l.Host == "" || hasPath && !refname.IsRepository(path) {
 		return "", "", classf(errdefs.ErrInvalidArgument, "location %q is neither HOST nor HOST/PATH", printable(location))
 	}
 	url = "https://" + l.Host

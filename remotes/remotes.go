@@ -29,6 +29,7 @@ import (
 	"time"
 
 	"distkit/batch"
+	"distkit/refname"
 
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
@@ -214,7 +215,7 @@ func parseHints(list []string) hints {
 		case "url":
 			h.urls = append(h.urls, value)
 		case "mount":
-			if isRepository(value) {
+			if refname.IsRepository(value) {
 				h.mount = value
 			}
 		case "size":

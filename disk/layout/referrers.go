@@ -1,6 +1,7 @@
 package layout
 
 import (
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -13,10 +14,10 @@ import (
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
-// Referrers calls f once with each document of the index, of at most maxSize bytes, that has a subject: its descriptor as the
-// index has it, its subject, and its bytes, which nobody has hashed. Documents that are not in the layout are passed over:
-// an image may be here in part.
-func (d Dir) Referrers(maxSize int64, f func(desc v1.Descriptor, subject digest.Digest, document []byte) error) error {
+// Referrers calls f once with each document of the index, of at most maxSize bytes, that has a subject: its descriptor, with
+// what lists of referrers tell of it, and its subject. Nobody has hashed the document. Documents that are not in the layout
+// are passed over: an image may be here in part.
+func (d Dir) Referrers(maxSize int64, f func(desc v1.Descriptor, subject digest.Digest) error) error {
 	ix, err := d.ReadIndex()
 	if err != nil {
 		return err
@@ -39,7 +40,8 @@ func (d Dir) Referrers(maxSize int64, f func(desc v1.Descriptor, subject digest.
 			return fmt.Errorf("read %s: %w", desc.Digest, err)
 		}
 		if subject := Subject(b); subject != "" {
-			if err := f(desc, subject, b); err != nil {
+			desc.ArtifactType, desc.Annotations = DescribeReferrer(b)
+			if err := f(desc, subject); err != nil {
 				return err
 			}
 		}
@@ -72,6 +74,41 @@ func Subject(document []byte) (subject digest.Digest) {
 		}
 	})
 	return subject
+}
+
+// maxAnnotations bounds the annotations that a list of referrers shows of one document, in bytes of JSON.
+const maxAnnotations = 256 << 10
+
+// DescribeReferrer returns what lists of referrers tell of a document, which is valid JSON: the type of the artifact, which
+// is its config's if it has none itself, and its annotations (OCI distribution specification, "Listing Referrers").
+func DescribeReferrer(document []byte) (artifactType string, annotations map[string]string) {
+	config := ""
+	Members(document, func(key string, value json.RawMessage) {
+		switch strings.ToLower(key) {
+		case "artifacttype":
+			artifactType = shortType(value)
+		case "config":
+			config = ""
+			Members(value, func(key string, value json.RawMessage) {
+				if strings.EqualFold(key, "mediaType") {
+					config = shortType(value)
+				}
+			})
+		case "annotations":
+			if annotations = nil; len(value) <= maxAnnotations {
+				_ = json.Unmarshal(value, &annotations)
+			}
+		}
+	})
+	return cmp.Or(artifactType, config), annotations
+}
+
+// shortType returns a media type, "" if it is longer than RFC 6838 allows.
+func shortType(raw json.RawMessage) (s string) {
+	if len(raw) <= 2+255 {
+		_ = json.Unmarshal(raw, &s)
+	}
+	return s
 }
 
 // AddUnnamed adds entries without a name for those descriptors whose digest no entry has yet. Sweeps keep what they point at,

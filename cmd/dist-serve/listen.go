@@ -1,0 +1,121 @@
+package main
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"strconv"
+	"strings"
+
+	"distkit/cmd/internal/cli"
+	"distkit/image/serve"
+
+	"golang.org/x/sys/unix"
+)
+
+// firstPassed is the first descriptor that a supervisor passes (sd_listen_fds(3)).
+const firstPassed = 3
+
+// open returns the listener that a supervisor has passed, else one on the address.
+func open(address string) (net.Listener, error) {
+	if os.Getenv("LISTEN_PID") == strconv.Itoa(os.Getpid()) {
+		if n := os.Getenv("LISTEN_FDS"); n != "1" {
+			return nil, cli.Usagef("LISTEN_FDS is %q: one socket is wanted", n)
+		}
+		f := os.NewFile(firstPassed, "LISTEN_FDS")
+		defer f.Close()
+		l, err := net.FileListener(f)
+		if err != nil {
+			return nil, fmt.Errorf("descriptor %d: %w", firstPassed, err)
+		}
+		return l, nil
+	}
+	path, local := strings.CutPrefix(address, "unix:")
+	if !local {
+		l, err := net.Listen("tcp", address)
+		if err != nil && errors.As(err, new(*net.AddrError)) {
+			return nil, cli.Usagef("--listen: %w", err)
+		}
+		return l, err
+	}
+	if err := removeStale(path); err != nil {
+		return nil, err
+	}
+	// The socket is the user's alone from the beginning.
+	defer unix.Umask(unix.Umask(0o177))
+	return net.Listen("unix", path)
+}
+
+// removeStale removes a socket on which nobody listens any more.
+func removeStale(path string) error {
+	fi, err := os.Lstat(path)
+	if err != nil || fi.Mode()&os.ModeSocket == 0 {
+		return nil // listening says what is wrong with it
+	}
+	c, err := net.Dial("unix", path)
+	if err == nil {
+		return c.Close()
+	}
+	if errors.Is(err, unix.ECONNREFUSED) {
+		return os.Remove(path)
+	}
+	return nil
+}
+
+// onStdio answers one connection: the socket that is standard input, as inetd passes it, or else standard input and output.
+func onStdio(ctx context.Context, s *serve.Server, config *tls.Config) error {
+	if c, err := net.FileConn(os.Stdin); err == nil {
+		return s.Serve(ctx, serve.Single(c), 1, config)
+	}
+	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return fmt.Errorf("socketpair: %w", err)
+	}
+	var ends [2]*net.UnixConn
+	for i, fd := range pair {
+		f := os.NewFile(uintptr(fd), "socketpair")
+		c, err := net.FileConn(f)
+		_ = f.Close()
+		if err != nil {
+			return err
+		}
+		ends[i] = c.(*net.UnixConn)
+	}
+	in, err := cli.Stdin(ctx)
+	if err != nil {
+		return err
+	}
+	defer in.Close()
+	read := make(chan error, 1)
+	go func() {
+		_, err := io.Copy(ends[0], in)
+		if errors.Is(err, unix.EPIPE) {
+			err = nil // the server has ended the connection
+		}
+		read <- err
+		_ = ends[0].CloseWrite()
+	}()
+	written := make(chan error, 1)
+	go func() {
+		// By splice(2) the end of the reader would be no SIGPIPE.
+		_, err := io.Copy(struct{ io.Writer }{cli.Stdout}, ends[0])
+		_ = ends[0].Close() // the server need not go on where nobody reads
+		written <- err
+	}()
+	err = s.Serve(ctx, serve.Single(ends[1]), 1, config)
+	if werr := <-written; err == nil && werr != nil {
+		return fmt.Errorf("write standard output: %w", werr)
+	}
+	select {
+	case rerr := <-read:
+		if err == nil && rerr != nil {
+			return fmt.Errorf("read standard input: %w", rerr)
+		}
+	default:
+	}
+	return err
+}

@@ -1,0 +1,156 @@
+package serve
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"io"
+	"log"
+	"net"
+	"net/http"
+	"sync"
+	"time"
+)
+
+// The bounds of a connection. A client that sends no whole request in time, or nothing for a while, is gone.
+const (
+	maxHeader      = 32 << 10
+	headerPatience = 10 * time.Second
+	idlePatience   = 3 * time.Minute
+	// farewell is how long replies under way may take once the server is to end.
+	farewell = 5 * time.Second
+)
+
+// Serve answers on a listener until ctx is done, or until the listener ends, on no more connections than max at the same
+// time: a new one takes the place of the one that is idle for longest, and waits if there is none. It speaks TLS if config is
+// not nil. The error is ctx's cause if ctx has ended it.
+func (s *Server) Serve(ctx context.Context, l net.Listener, max int, config *tls.Config) error {
+	b := newBound(l, max)
+	// HTTP/2 would let one connection ask for hundreds of replies at the same time.
+	var protocols http.Protocols
+	protocols.SetHTTP1(true)
+	server := &http.Server{
+		Handler: s, MaxHeaderBytes: maxHeader, ReadHeaderTimeout: headerPatience, IdleTimeout: idlePatience,
+		TLSConfig: config, Protocols: &protocols, ConnState: b.changed, ErrorLog: log.New(io.Discard, "", 0),
+		BaseContext: func(net.Listener) context.Context { return context.WithoutCancel(ctx) },
+	}
+	ended := make(chan struct{})
+	stop := context.AfterFunc(ctx, func() {
+		defer close(ended)
+		patience, cancel := context.WithTimeout(context.WithoutCancel(ctx), farewell)
+		defer cancel()
+		if server.Shutdown(patience) != nil {
+			_ = server.Close()
+		}
+	})
+	var err error
+	if config != nil {
+		err = server.ServeTLS(b, "", "")
+	} else {
+		err = server.Serve(b)
+	}
+	if !stop() {
+		<-ended
+		return context.Cause(ctx)
+	}
+	if errors.Is(err, io.EOF) {
+		return nil
+	}
+	return err
+}
+
+// bound is a listener whose connections are counted. They stay what the kernel gave, so that files can go to them without
+// passing through this process.
+type bound struct {
+	net.Listener
+	max int
+
+	mu   sync.Mutex
+	free *sync.Cond
+	// resting are the times since when connections have waited for a request; the zero time while one is answered.
+	resting map[net.Conn]time.Time
+}
+
+func newBound(l net.Listener, max int) *bound {
+	b := &bound{Listener: l, max: max, resting: map[net.Conn]time.Time{}}
+	b.free = sync.NewCond(&b.mu)
+	return b
+}
+
+// Accept implements net.Listener.
+func (b *bound) Accept() (net.Conn, error) {
+	c, err := b.Listener.Accept()
+	if err != nil {
+		return nil, err
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for len(b.resting) >= b.max {
+		if idle := b.longestIdle(); idle != nil {
+			delete(b.resting, idle)
+			_ = idle.Close()
+			break
+		}
+		b.free.Wait()
+	}
+	b.resting[c] = time.Now()
+	return c, nil
+}
+
+func (b *bound) longestIdle() (longest net.Conn) {
+	for c, since := range b.resting {
+		if !since.IsZero() && (longest == nil || since.Before(b.resting[longest])) {
+			longest = c
+		}
+	}
+	return longest
+}
+
+// changed follows what a connection does.
+func (b *bound) changed(c net.Conn, state http.ConnState) {
+	if t, ok := c.(*tls.Conn); ok {
+		c = t.NetConn()
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	since, counted := b.resting[c]
+	switch state {
+	case http.StateActive:
+		since = time.Time{}
+	case http.StateIdle:
+		since = time.Now()
+	case http.StateClosed, http.StateHijacked:
+		delete(b.resting, c)
+		if s, ok := b.Listener.(*single); ok {
+			close(s.ended)
+		}
+		counted = false
+	}
+	if counted {
+		b.resting[c] = since
+	}
+	b.free.Signal()
+}
+
+// Single is a listener that gives one connection, and ends when that does.
+func Single(c net.Conn) net.Listener {
+	return &single{conn: c, ended: make(chan struct{})}
+}
+
+type single struct {
+	conn  net.Conn
+	given bool
+	ended chan struct{}
+}
+
+func (s *single) Accept() (net.Conn, error) {
+	if s.given {
+		<-s.ended
+		return nil, io.EOF
+	}
+	s.given = true
+	return s.conn, nil
+}
+
+func (s *single) Close() error   { return nil }
+func (s *single) Addr() net.Addr { return s.conn.LocalAddr() }

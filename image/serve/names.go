@@ -1,0 +1,176 @@
+package serve
+
+import (
+	"cmp"
+	"net/http"
+	"slices"
+	"sync"
+
+	"distkit/image"
+	"distkit/refname"
+
+	"github.com/containerd/errdefs"
+	"github.com/opencontainers/go-digest"
+	v1 "github.com/opencontainers/image-spec/specs-go/v1"
+)
+
+// hub is the host of images whose names have none, as docker and containerd read them.
+const hub = "docker.io"
+
+// candidates are the names that a repository and a tag can stand for, the first that there is counts. upstream is the host
+// that a client asks a mirror for (containerd's parameter ns): then no other host's image will do.
+func (s *Server) candidates(repository, tag, upstream string) []string {
+	if upstream != "" {
+		return []string{upstream + "/" + repository + ":" + tag}
+	}
+	names := []string{repository + ":" + tag}
+	if repository == s.Bare {
+		names = append(names, tag)
+	}
+	return append(names, hub+"/"+repository+":"+tag)
+}
+
+// upstream is the host for which a client asks a mirror, or "".
+func upstream(r *http.Request) string { return r.URL.Query().Get("ns") }
+
+// cache keeps what index.json says while nobody changes it.
+type cache struct {
+	mu           sync.Mutex
+	watched      *image.Watched
+	repositories map[string][]string // to sorted tags; nil while not known
+	referrers    map[digest.Digest][]v1.Descriptor
+}
+
+// refresh reads the names again if they have changed. The caller has the lock.
+func (s *Server) refresh() (*cache, error) {
+	c := &s.names
+	if c.watched != nil && c.watched.Current() {
+		return c, nil
+	}
+	w, err := s.Names.Watch()
+	if err != nil {
+		return nil, err
+	}
+	if c.watched != nil {
+		c.watched.Close()
+	}
+	c.watched, c.repositories, c.referrers = w, nil, nil
+	return c, nil
+}
+
+// lookup returns the image that a repository and a tag stand for. NotFound if there is none.
+func (s *Server) lookup(repository, tag, upstream string) (image.Image, error) {
+	s.names.mu.Lock()
+	defer s.names.mu.Unlock()
+	c, err := s.refresh()
+	if err != nil {
+		return image.Image{}, err
+	}
+	for _, name := range s.candidates(repository, tag, upstream) {
+		img, gerr := c.watched.Get(name)
+		if gerr == nil || !errdefs.IsNotFound(gerr) {
+			return img, gerr
+		}
+		err = gerr
+	}
+	return image.Image{}, err
+}
+
+// list returns the tags of each repository, and the repositories, sorted. Names that are no repository with a tag are
+// left out, since nobody could ask for them.
+func (s *Server) list() (map[string][]string, error) {
+	s.names.mu.Lock()
+	defer s.names.mu.Unlock()
+	c, err := s.refresh()
+	if err != nil || c.repositories != nil {
+		return c.known(), err
+	}
+	all := map[string][]string{}
+	for img, err := range c.watched.All() {
+		if err != nil {
+			continue // an entry that is no descriptor can't be asked for either
+		}
+		repository, tag, ok := refname.Split(img.Name)
+		if !ok && s.Bare != "" && refname.IsTag(img.Name) {
+			repository, tag, ok = s.Bare, img.Name, true
+		}
+		if !ok {
+			continue
+		}
+		if all[repository] == nil {
+			all[repository] = []string{}
+		}
+		if tag != "" {
+			all[repository] = append(all[repository], tag)
+		}
+	}
+	for repository, tags := range all {
+		slices.Sort(tags)
+		all[repository] = slices.Compact(tags)
+	}
+	c.repositories = all
+	return all, nil
+}
+
+func (c *cache) known() map[string][]string {
+	if c == nil {
+		return nil
+	}
+	return c.repositories
+}
+
+// tagsOf returns the tags of a repository as lookup would find them.
+func (s *Server) tagsOf(repository, upstream string) (tags []string, ok bool, err error) {
+	all, err := s.list()
+	if err != nil {
+		return nil, false, err
+	}
+	if upstream != "" {
+		tags, ok = all[upstream+"/"+repository]
+		return tags, ok, nil
+	}
+	own, ok1 := all[repository]
+	mirrored, ok2 := all[hub+"/"+repository]
+	tags = slices.Concat(own, mirrored)
+	slices.Sort(tags)
+	return slices.Compact(tags), ok1 || ok2, nil
+}
+
+// referrersOf returns the manifests whose subject is the digest.
+func (s *Server) referrersOf(subject digest.Digest) ([]v1.Descriptor, error) {
+	s.names.mu.Lock()
+	defer s.names.mu.Unlock()
+	c, err := s.refresh()
+	if err != nil {
+		return nil, err
+	}
+	if c.referrers == nil {
+		all := map[digest.Digest][]v1.Descriptor{}
+		err := s.Names.Referrers(func(d v1.Descriptor, subject digest.Digest) error {
+			all[subject] = append(all[subject], d)
+			return nil
+		})
+		if err != nil {
+			return nil, err
+		}
+		for _, list := range all {
+			slices.SortFunc(list, func(a, b v1.Descriptor) int { return cmp.Compare(a.Digest, b.Digest) })
+		}
+		c.referrers = all
+	}
+	return c.referrers[subject], nil
+}
+
+// after returns the part of a sorted list behind an element, which need not be in it, no more than n long. more is true if it
+// goes on then.
+func after(list []string, last string, n int) (part []string, more bool) {
+	at, found := slices.BinarySearch(list, last)
+	if found {
+		at++
+	}
+	if last == "" {
+		at = 0
+	}
+	part = list[at:]
+	return part[:min(n, len(part))], len(part) > n
+}

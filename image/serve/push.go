@@ -1,0 +1,404 @@
+package serve
+
+import (
+	"cmp"
+	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"errors"
+	"io"
+	"mime"
+	"net/http"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"distkit/content"
+	"distkit/disk/layout"
+	"distkit/image"
+
+	"github.com/containerd/errdefs"
+	"github.com/opencontainers/go-digest"
+	v1 "github.com/opencontainers/image-spec/specs-go/v1"
+)
+
+// change answers a request that would write.
+func (s *Server) change(w *reply, r *http.Request, t target) error {
+	if s.Writable {
+		switch {
+		case t.kind == kindUploads && r.Method == http.MethodPost && t.object == "":
+			return s.beginUpload(w, r, t)
+		case t.kind == kindUploads && r.Method == http.MethodPatch && t.object != "":
+			return s.continueUpload(w, r, t)
+		case t.kind == kindUploads && r.Method == http.MethodPut && t.object != "":
+			return s.endUpload(w, r, t)
+		case t.kind == kindUploads && r.Method == http.MethodDelete && t.object != "":
+			return s.cancelUpload(w, r, t)
+		case t.kind == kindManifests && r.Method == http.MethodPut:
+			return s.putManifest(w, r, t)
+		}
+	}
+	w.Header().Set("Allow", "GET, HEAD")
+	return refuse(http.StatusMethodNotAllowed, codeUnsupported, "this registry does not allow %s here", printable(r.Method))
+}
+
+// The refs of uploads are upload:REPOSITORY/ID, so that dist-active(1) tells what they are, and an upload belongs to its
+// repository.
+const uploadPrefix = "upload:"
+
+func (t target) ref() string { return uploadPrefix + t.repository + "/" + t.object }
+
+const (
+	// maxUploads bounds uploads that have begun. abandoned is how long one may rest before it makes room for another.
+	maxUploads = 512
+	abandoned  = time.Hour
+)
+
+// uploads make the check of maxUploads and the begin of one more a single step.
+type uploads struct{ mu sync.Mutex }
+
+func (s *Server) beginUpload(w *reply, r *http.Request, t target) error {
+	q := r.URL.Query()
+	if mount := digest.Digest(q.Get("mount")); mount != "" {
+		if err := checkDigest(mount); err != nil {
+			return err
+		}
+		// All repositories share the store's blobs, so it does not matter which one the client means.
+		switch err := s.Store.Freshen(r.Context(), mount); {
+		case err == nil:
+			return s.created(w, t.path(kindBlobs, string(mount)), mount)
+		case !errdefs.IsNotFound(err):
+			return err
+		}
+	}
+	want := digest.Digest(q.Get("digest"))
+	if want != "" {
+		if err := checkDigest(want); err != nil {
+			return err
+		}
+	}
+	if err := s.admitUpload(r.Context(), &t); err != nil {
+		return err
+	}
+	if want != "" {
+		return s.finish(w, r, t, want)
+	}
+	w.Header().Set("Docker-Upload-UUID", t.object)
+	s.accepted(w, t, 0)
+	return nil
+}
+
+// admitUpload makes up the upload's ID, and begins its ingest.
+func (s *Server) admitUpload(ctx context.Context, t *target) error {
+	s.uploads.mu.Lock()
+	defer s.uploads.mu.Unlock()
+	all, err := s.Store.ListStatuses(ctx)
+	if err != nil {
+		return err
+	}
+	n := 0
+	for _, st := range all {
+		if !strings.HasPrefix(st.Ref, uploadPrefix) {
+			continue
+		}
+		if !st.Active && time.Since(st.UpdatedAt) > abandoned && s.Store.Abort(ctx, st.Ref) == nil {
+			continue
+		}
+		n++
+	}
+	if n >= maxUploads {
+		e := refuse(http.StatusTooManyRequests, codeTooManyRequests, "%d uploads have begun and not ended", n)
+		e.headers = http.Header{"Retry-After": {"60"}}
+		return e
+	}
+	id := make([]byte, 16)
+	_, _ = rand.Read(id) // it never fails
+	t.object = hex.EncodeToString(id)
+	upload, err := s.Store.Writer(ctx, t.ref(), 0, "")
+	if err != nil {
+		return err
+	}
+	return upload.Close()
+}
+
+// openUpload opens an upload that has begun.
+func (s *Server) openUpload(ctx context.Context, t target) (*content.Writer, error) {
+	if _, err := s.status(ctx, t); err != nil {
+		return nil, err
+	}
+	return s.Store.Writer(ctx, t.ref(), 0, "")
+}
+
+func (s *Server) status(ctx context.Context, t target) (content.Status, error) {
+	st, err := s.Store.Status(ctx, t.ref())
+	if errdefs.IsNotFound(err) || errdefs.IsInvalidArgument(err) {
+		err = notFound(codeUploadUnknown, "%s has no such upload", t.repository)
+	}
+	return st, err
+}
+
+// progress tells the client how far an upload is, and where it goes on.
+func progress(w *reply, t target, offset int64) {
+	w.Header().Set("Location", t.path(kindBlobs, kindUploads+"/"+t.object))
+	w.Header().Set("Range", "0-"+strconv.FormatInt(max(offset-1, 0), 10))
+	w.Header().Set("Content-Length", "0")
+}
+
+func (s *Server) accepted(w *reply, t target, offset int64) {
+	progress(w, t, offset)
+	w.WriteHeader(http.StatusAccepted)
+}
+
+func (s *Server) uploadStatus(w *reply, r *http.Request, t target) error {
+	if !s.Writable || t.object == "" {
+		return notFound(codeUploadUnknown, "%s has no such upload", t.repository)
+	}
+	st, err := s.status(r.Context(), t)
+	if err != nil {
+		return err
+	}
+	progress(w, t, st.Offset)
+	w.Header().Del("Content-Length")
+	w.WriteHeader(http.StatusNoContent)
+	return nil
+}
+
+// continueUpload stores a chunk, or a stream. What came of one that is cut stays, and the client can ask how much that is.
+func (s *Server) continueUpload(w *reply, r *http.Request, t target) error {
+	upload, err := s.openUpload(r.Context(), t)
+	if err != nil {
+		return err
+	}
+	if err = s.receive(w, r, t, upload); err != nil {
+		return s.giveUp(upload, err)
+	}
+	offset := upload.Offset()
+	if err := upload.Close(); err != nil {
+		return err
+	}
+	s.accepted(w, t, offset)
+	return nil
+}
+
+func (s *Server) endUpload(w *reply, r *http.Request, t target) error {
+	want := digest.Digest(r.URL.Query().Get("digest"))
+	if err := checkDigest(want); err != nil {
+		return err
+	}
+	return s.finish(w, r, t, want)
+}
+
+// finish stores the rest of an upload, which may be all or nothing of it, and publishes the blob.
+func (s *Server) finish(w *reply, r *http.Request, t target, want digest.Digest) error {
+	upload, err := s.openUpload(r.Context(), t)
+	if err != nil {
+		return err
+	}
+	if err = s.receive(w, r, t, upload); err != nil {
+		return s.giveUp(upload, err)
+	}
+	err = upload.Commit(r.Context(), 0, want, nil)
+	switch {
+	case errdefs.IsDataLoss(err):
+		return cmp.Or(upload.Abort(), error(refuse(http.StatusBadRequest, codeDigestInvalid, "what came does not hash to %s", want)))
+	case err != nil && !errdefs.IsAlreadyExists(err):
+		return s.giveUp(upload, err)
+	}
+	return s.created(w, t.path(kindBlobs, string(want)), want)
+}
+
+// giveUp closes an upload after an error, and keeps what came unless the disk is full: then it is not to fill it for longer.
+func (s *Server) giveUp(upload *content.Writer, err error) error {
+	if refusalOf(err).status == http.StatusInsufficientStorage {
+		_ = upload.Abort()
+	} else if cerr := upload.Close(); cerr != nil {
+		return errors.Join(err, cerr)
+	}
+	return err
+}
+
+func (s *Server) created(w *reply, location string, dgst digest.Digest) error {
+	w.Header().Set("Location", location)
+	w.Header().Set("Docker-Content-Digest", string(dgst))
+	w.Header().Set("Content-Length", "0")
+	w.WriteHeader(http.StatusCreated)
+	return nil
+}
+
+// receive appends a request's body to an upload, if it begins where the upload ends.
+func (s *Server) receive(w *reply, r *http.Request, t target, upload *content.Writer) error {
+	if text := r.Header.Get("Content-Range"); text != "" {
+		first, last, ok := parseRange(text)
+		if !ok {
+			return refuse(http.StatusRequestedRangeNotSatisfiable, codeUploadInvalid, "Content-Range %s is not of the form FIRST-LAST", printable(text))
+		}
+		if first != upload.Offset() {
+			progress(w, t, upload.Offset())
+			return refuse(http.StatusRequestedRangeNotSatisfiable, codeUploadInvalid, "the upload goes on at byte %d, not at %d", upload.Offset(), first)
+		}
+		if r.ContentLength >= 0 && last-first+1 != r.ContentLength {
+			return refuse(http.StatusBadRequest, codeSizeInvalid, "Content-Range %s and Content-Length %d differ", printable(text), r.ContentLength)
+		}
+	}
+	before := upload.Offset()
+	body := &body{r.Body, w.control, 0}
+	if err := content.Copy(r.Context(), upload, body); err != nil {
+		if errors.As(err, new(*cutError)) {
+			err = refuse(http.StatusBadRequest, codeUploadInvalid, "the body ended early, after %d bytes", upload.Offset()-before)
+		}
+		return err
+	}
+	if n := upload.Offset() - before; r.ContentLength >= 0 && n != r.ContentLength {
+		return refuse(http.StatusBadRequest, codeSizeInvalid, "%d bytes came, not %d", n, r.ContentLength)
+	}
+	return nil
+}
+
+// parseRange reads the Content-Range of a chunk: FIRST-LAST, both included (distribution-spec, "Pushing a blob in chunks").
+func parseRange(s string) (first, last int64, ok bool) {
+	a, b, ok := strings.Cut(strings.TrimPrefix(s, "bytes "), "-")
+	b, _, _ = strings.Cut(b, "/")
+	first, err1 := strconv.ParseInt(a, 10, 64)
+	last, err2 := strconv.ParseInt(b, 10, 64)
+	return first, last, ok && err1 == nil && err2 == nil && first >= 0 && last >= first
+}
+
+// body is a request's body whose sender may not stall: each piece of it has its own time.
+type body struct {
+	io.Reader
+	control *http.ResponseController
+	left    int // bytes until the time begins anew
+}
+
+func (b *body) Read(p []byte) (int, error) {
+	if b.left <= 0 {
+		_ = b.control.SetReadDeadline(time.Now().Add(stall))
+		b.left = piece / 16
+	}
+	n, err := b.Reader.Read(p)
+	b.left -= n
+	if err != nil && err != io.EOF {
+		err = &cutError{err}
+	}
+	return n, err
+}
+
+// cutError is of a body that its sender did not end.
+type cutError struct{ error }
+
+func (e *cutError) Unwrap() error { return e.error }
+
+func (s *Server) cancelUpload(w *reply, r *http.Request, t target) error {
+	if _, err := s.status(r.Context(), t); err != nil {
+		return err
+	}
+	if err := s.Store.Abort(r.Context(), t.ref()); err != nil && !errdefs.IsNotFound(err) {
+		return err
+	}
+	w.WriteHeader(http.StatusNoContent)
+	return nil
+}
+
+// putManifest stores a manifest or index, and gives it the name that the tag stands for.
+func (s *Server) putManifest(w *reply, r *http.Request, t target) error {
+	release, err := s.documents.take(r.Context(), maxDocuments)
+	if err != nil {
+		return err
+	}
+	defer release()
+	b, err := io.ReadAll(&body{io.LimitReader(r.Body, image.MaxDocument+1), w.control, 0})
+	switch {
+	case err != nil:
+		return refuse(http.StatusBadRequest, codeManifestInvalid, "the body ended early")
+	case len(b) > image.MaxDocument:
+		return refuse(http.StatusRequestEntityTooLarge, codeManifestInvalid, "a manifest has %d bytes at most", image.MaxDocument)
+	}
+	d, parts, err := describe(b, r.Header.Get("Content-Type"), t.digest)
+	if err != nil {
+		return err
+	}
+	if err := s.keep(r.Context(), t, upstream(r), d, parts, b); err != nil {
+		return err
+	}
+	if subject := layout.Subject(b); subject != "" {
+		w.Header().Set("OCI-Subject", string(subject))
+	}
+	return s.created(w, t.path(kindManifests, string(d.Digest)), d.Digest)
+}
+
+// describe checks a manifest that is pushed, and returns the blobs that must be here before it: config and layers, but not the
+// manifests of an index, of which only some may be wanted.
+func describe(b []byte, contentType string, want digest.Digest) (d v1.Descriptor, parts []v1.Descriptor, err error) {
+	d = v1.Descriptor{Digest: cmp.Or(want, digest.FromBytes(b)), Size: int64(len(b))}
+	if d.Digest.Algorithm().FromBytes(b) != d.Digest {
+		return d, nil, refuse(http.StatusBadRequest, codeDigestInvalid, "the manifest does not hash to %s", want)
+	}
+	var ok bool
+	if d.MediaType, ok = image.TypeOf(b); !ok {
+		return d, nil, refuse(http.StatusBadRequest, codeManifestInvalid, "the body is no manifest or index")
+	}
+	if image.IsManifest(d.MediaType) || image.IsIndex(d.MediaType) {
+		if err := image.Validate(b); err != nil {
+			return d, nil, refuse(http.StatusBadRequest, codeManifestInvalid, "%s", err)
+		}
+	}
+	if contentType != "" {
+		if told, _, err := mime.ParseMediaType(contentType); err != nil || told != strings.ToLower(d.MediaType) {
+			return d, nil, refuse(http.StatusBadRequest, codeManifestInvalid, "Content-Type is %s, the manifest's own type %s", printable(contentType), printable(d.MediaType))
+		}
+	}
+	if image.IsManifest(d.MediaType) {
+		if parts, err = image.Parts(b); err != nil {
+			return d, nil, refuse(http.StatusBadRequest, codeManifestInvalid, "%s", err)
+		}
+	}
+	return d, parts, nil
+}
+
+// keep stores a manifest and its name. No sweep deletes what the manifest needs between the check and the name.
+func (s *Server) keep(ctx context.Context, t target, upstream string, d v1.Descriptor, parts []v1.Descriptor, b []byte) error {
+	if err := s.Store.Init(); err != nil {
+		return err
+	}
+	release, err := layout.Share(ctx, s.Store.Tree)
+	if err != nil {
+		return err
+	}
+	defer release()
+	for _, part := range parts {
+		size, err := s.Store.Size(part.Digest)
+		if errdefs.IsNotFound(err) || err == nil && size != part.Size {
+			e := refuse(http.StatusNotFound, codeManifestBlobUnknown, "the manifest needs %s, %d bytes, which is not here: push it first", part.Digest, part.Size)
+			e.detail = map[string]string{"digest": string(part.Digest)}
+			return e
+		}
+		if err != nil {
+			return err
+		}
+	}
+	if _, err := content.WriteBlob(ctx, s.Store, "manifest:"+string(d.Digest), strings.NewReader(string(b)), d.Size, d.Digest); err != nil {
+		return err
+	}
+	if t.digest != "" {
+		if layout.Subject(b) == "" {
+			return nil
+		}
+		return s.Names.AddUnnamed(ctx, []v1.Descriptor{d})
+	}
+	_, err = s.Names.Replace(ctx, s.nameFor(t, upstream), d)
+	return err
+}
+
+// nameFor is the name that a push gives. A tag that another tool has written alone stays so.
+func (s *Server) nameFor(t target, upstream string) string {
+	name := s.candidates(t.repository, t.object, upstream)[0]
+	if upstream == "" && t.repository == s.Bare {
+		if _, err := s.Names.Get(name); errdefs.IsNotFound(err) {
+			if _, err := s.Names.Get(t.object); err == nil {
+				return t.object
+			}
+		}
+	}
+	return name
+}

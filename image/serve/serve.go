@@ -1,0 +1,303 @@
+// Package serve answers the OCI distribution protocol (distribution-spec v1.1) from a content store.
+//
+// A repository and a tag are a name of the store, REPOSITORY:TAG, in one namespace. Blobs are shared by all repositories, as
+// they are in the store: whoever knows a digest can read the blob. Nothing that a client sends becomes a path: repositories
+// and tags are looked up among names, digests are checked by package content.
+//
+// Uploads are ingests of the store: another process can resume them, and a sweep removes those that were left.
+package serve
+
+import (
+	"context"
+	"errors"
+	"io"
+	"net/http"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"distkit/content"
+	"distkit/image"
+	"distkit/refname"
+
+	"github.com/opencontainers/go-digest"
+)
+
+// Server answers requests. Its fields are set before the first.
+type Server struct {
+	Store *content.Store
+	Names *image.Names
+	// Bare is the repository of names that are a tag alone, as other tools write them into layouts; "" for none.
+	Bare string
+	// Writable allows to push, and Deletable to delete too.
+	Writable, Deletable bool
+	// Users are those who may ask at all; nil for everybody.
+	Users *Users
+	// Log, if set, is called after each request.
+	Log func(Request)
+
+	names cache
+	// documents bounds the manifests that are in memory at the same time.
+	documents slots
+	uploads   uploads
+}
+
+// Request is one that was answered.
+type Request struct {
+	From, Method, Path string
+	Status             int
+	Bytes              int64 // of the reply's body
+	Took               time.Duration
+}
+
+// maxDocuments is how many manifests are read or received at the same time: 8 MiB each at most, and decoding takes more.
+const maxDocuments = 8
+
+// slots bound how often something is done at the same time.
+type slots struct {
+	once sync.Once
+	free chan struct{}
+}
+
+// take waits for a slot. The caller calls release once.
+func (s *slots) take(ctx context.Context, n int) (release func(), err error) {
+	s.once.Do(func() { s.free = make(chan struct{}, n) })
+	select {
+	case s.free <- struct{}{}:
+		return func() { <-s.free }, nil
+	case <-ctx.Done():
+		return nil, context.Cause(ctx)
+	}
+}
+
+// ServeHTTP implements http.Handler.
+func (s *Server) ServeHTTP(hw http.ResponseWriter, r *http.Request) {
+	w := newReply(hw, r)
+	begun := time.Now()
+	err := s.answer(w, r)
+	if err != nil {
+		w.fail(err)
+	}
+	if s.Log != nil {
+		s.Log(Request{r.RemoteAddr, r.Method, r.URL.RequestURI(), w.status, w.bytes, time.Since(begun)})
+	}
+}
+
+func (s *Server) answer(w *reply, r *http.Request) error {
+	// A browser says for whom it asks. No client of a registry is a page of some other site.
+	if r.Header.Get("Origin") != "" || r.Header.Get("Sec-Fetch-Site") != "" {
+		return refuse(http.StatusForbidden, codeDenied, "requests of web pages are not answered")
+	}
+	if s.Users != nil {
+		if ok, err := s.Users.allow(r); err != nil {
+			return err
+		} else if !ok {
+			w.Header().Set("WWW-Authenticate", `Basic realm="dist-serve", charset="UTF-8"`)
+			return refuse(http.StatusUnauthorized, codeUnauthorized, "authentication required")
+		}
+	}
+	w.Header().Set("Docker-Distribution-Api-Version", "registry/2.0")
+	t, err := parsePath(r.URL.Path)
+	if err != nil {
+		return err
+	}
+	if r.Method != http.MethodGet && r.Method != http.MethodHead {
+		return s.change(w, r, t)
+	}
+	switch t.kind {
+	case kindBase:
+		return w.json(http.StatusOK, "application/json", struct{}{})
+	case kindCatalog:
+		return s.catalog(w, r)
+	case kindTags:
+		return s.tags(w, r, t)
+	case kindReferrers:
+		return s.referrers(w, r, t)
+	case kindManifests:
+		return s.manifest(w, r, t)
+	case kindUploads:
+		return s.uploadStatus(w, r, t)
+	default:
+		return s.blob(w, r, t)
+	}
+}
+
+// The kinds of paths.
+const (
+	kindBase      = "" // /v2/
+	kindCatalog   = "_catalog"
+	kindTags      = "tags"
+	kindReferrers = "referrers"
+	kindManifests = "manifests"
+	kindBlobs     = "blobs"
+	kindUploads   = "uploads"
+)
+
+// target is what a path means.
+type target struct {
+	kind       string
+	repository string
+	// object is the tag or digest; of an upload its ID, "" for a new one.
+	object string
+	digest digest.Digest // of the object, "" if that is a tag or an upload
+}
+
+func (t target) path(kind, object string) string {
+	return "/v2/" + t.repository + "/" + kind + "/" + object
+}
+
+// parsePath takes a path apart. A repository may itself have components such as blobs: the end of the path counts.
+func parsePath(path string) (target, error) {
+	rest, ok := strings.CutPrefix(path, "/v2/")
+	switch {
+	case path == "/v2" || ok && rest == "":
+		return target{}, nil
+	case ok && rest == kindCatalog:
+		return target{kind: kindCatalog}, nil
+	}
+	parts := strings.Split(rest, "/")
+	t := target{}
+	at := len(parts) - 2 // of the kind
+	if !ok || at < 1 {
+		return t, errNoPath
+	}
+	t.kind, t.object = parts[at], parts[at+1]
+	switch {
+	case t.kind == kindTags && t.object == "list", t.kind == kindReferrers, t.kind == kindManifests:
+	case t.kind == kindBlobs && t.object == kindUploads:
+		t.kind, t.object = kindUploads, ""
+	case t.kind == kindBlobs:
+	case t.kind == kindUploads && at > 1 && parts[at-1] == kindBlobs:
+		at--
+	default:
+		return t, errNoPath
+	}
+	if t.repository = strings.Join(parts[:at], "/"); !refname.IsRepository(t.repository) {
+		return t, refuse(http.StatusBadRequest, codeNameInvalid, "%s is no name of a repository", printable(t.repository))
+	}
+	switch {
+	case t.kind == kindTags, t.kind == kindUploads, t.kind == kindManifests && refname.IsTag(t.object):
+		return t, nil
+	case t.kind == kindManifests && !strings.Contains(t.object, ":"):
+		return t, refuse(http.StatusBadRequest, codeManifestInvalid, "%s is neither a tag nor a digest", printable(t.object))
+	}
+	t.digest = digest.Digest(t.object)
+	return t, checkDigest(t.digest)
+}
+
+var errNoPath = refuse(http.StatusNotFound, codeNameUnknown, "no such path: the paths of a registry begin with /v2/")
+
+func checkDigest(d digest.Digest) error {
+	if err := content.Validate(d); err != nil {
+		return refuse(http.StatusBadRequest, codeDigestInvalid, "digest %s: sha256 and sha512 are known here", printable(string(d)))
+	}
+	return nil
+}
+
+// page reads the parameters n and last of a list: how many elements are wanted, and the one before them.
+func page(r *http.Request) (n int, last string, err error) {
+	q := r.URL.Query()
+	n = maxPage
+	if text := q.Get("n"); text != "" {
+		wanted, err := strconv.ParseUint(text, 10, 31)
+		if err != nil {
+			return 0, "", refuse(http.StatusBadRequest, codePageInvalid, "n=%s is no number of elements", printable(text))
+		}
+		n = min(int(wanted), n)
+	}
+	return n, q.Get("last"), nil
+}
+
+// maxPage bounds the elements of a reply: a repository has 128 bytes in a list, or more.
+const maxPage = 10000
+
+// reply writes one reply. It gives a client that takes nothing a time to go.
+type reply struct {
+	http.ResponseWriter
+	control *http.ResponseController
+	r       *http.Request
+	begun   bool // the status is sent
+	status  int
+	bytes   int64
+}
+
+const (
+	// stall is how long a client may take for a piece of a body, in either direction.
+	stall = time.Minute
+	piece = 1 << 20
+)
+
+func newReply(w http.ResponseWriter, r *http.Request) *reply {
+	p := &reply{ResponseWriter: w, control: http.NewResponseController(w), r: r, status: http.StatusOK}
+	_ = p.control.SetWriteDeadline(time.Now().Add(stall))
+	if r.ContentLength != 0 {
+		_ = p.control.SetReadDeadline(time.Now().Add(stall))
+	}
+	return p
+}
+
+// WriteHeader implements http.ResponseWriter.
+func (p *reply) WriteHeader(status int) {
+	p.begun, p.status = true, status
+	p.ResponseWriter.WriteHeader(status)
+}
+
+func (p *reply) Write(b []byte) (int, error) {
+	n, err := p.ResponseWriter.Write(b)
+	p.bytes += int64(n)
+	return n, err
+}
+
+// ReadFrom lets the kernel move a file to the connection, piece by piece, each of which has its own time. net/http knows how to
+// only if the source is an *io.LimitedReader of the file itself.
+func (p *reply) ReadFrom(src io.Reader) (total int64, err error) {
+	limited, ok := src.(*io.LimitedReader)
+	if !ok {
+		limited = &io.LimitedReader{R: src, N: 1<<63 - 1}
+	}
+	for limited.N > 0 {
+		_ = p.control.SetWriteDeadline(time.Now().Add(stall))
+		part := &io.LimitedReader{R: limited.R, N: min(limited.N, piece)}
+		n, err := io.Copy(p.ResponseWriter, part)
+		limited.N -= n
+		total += n
+		p.bytes += n
+		if err != nil {
+			return total, err
+		}
+		if part.N > 0 {
+			break // the source has ended
+		}
+	}
+	return total, nil
+}
+
+// fail answers with an error, unless the reply has begun: then the connection ends early, so that the client sees it.
+func (p *reply) fail(err error) {
+	var refused *refusal
+	if !errors.As(err, &refused) {
+		refused = refusalOf(err)
+	}
+	if p.begun {
+		panic(http.ErrAbortHandler)
+	}
+	for name := range refused.headers {
+		p.Header().Set(name, refused.headers.Get(name))
+	}
+	type detail struct {
+		Code    string `json:"code"`
+		Message string `json:"message"`
+		Detail  any    `json:"detail,omitempty"`
+	}
+	body := struct {
+		Errors []detail `json:"errors"`
+	}{[]detail{{refused.code, refused.message, refused.detail}}}
+	if jerr := p.json(refused.status, "application/json", body); jerr != nil {
+		panic(http.ErrAbortHandler)
+	}
+}
+
+func notFound(code, format string, a ...any) *refusal {
+	return refuse(http.StatusNotFound, code, format, a...)
+}

@@ -1,0 +1,514 @@
+package serve
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"distkit/content"
+	"distkit/image"
+
+	"github.com/opencontainers/go-digest"
+	v1 "github.com/opencontainers/image-spec/specs-go/v1"
+	"golang.org/x/crypto/bcrypt"
+)
+
+// fixture is a server over a store of its own.
+type fixture struct {
+	*testing.T
+	*Server
+	url string
+}
+
+func newServer(t *testing.T) *Server {
+	t.Helper()
+	store, err := content.Open(t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	names, err := image.OpenNames(store, "default")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return &Server{Store: store, Names: names}
+}
+
+// start answers on a port until the test ends.
+func start(t *testing.T, s *Server, connections int) fixture {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan error, 1)
+	go func() { ended <- s.Serve(ctx, l, connections, nil) }()
+	t.Cleanup(func() {
+		cancel()
+		if err := <-ended; err != context.Canceled {
+			t.Errorf("serve ended with %v", err)
+		}
+	})
+	return fixture{t, s, "http://" + l.Addr().String()}
+}
+
+func (f fixture) blob(b string) v1.Descriptor {
+	f.Helper()
+	d := v1.Descriptor{MediaType: v1.MediaTypeImageLayer, Digest: digest.FromString(b), Size: int64(len(b))}
+	if _, err := content.WriteBlob(f.Context(), f.Store, "test", strings.NewReader(b), d.Size, d.Digest); err != nil {
+		f.Fatal(err)
+	}
+	return d
+}
+
+// manifest makes a manifest's text.
+func manifest(t *testing.T, subject *v1.Descriptor, artifactType string, annotations map[string]string, layers ...v1.Descriptor) string {
+	t.Helper()
+	m := v1.Manifest{MediaType: v1.MediaTypeImageManifest, Config: v1.DescriptorEmptyJSON, Layers: layers, Subject: subject, ArtifactType: artifactType, Annotations: annotations}
+	m.SchemaVersion = 2
+	b, err := json.Marshal(m)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(b)
+}
+
+// image stores an image of one layer, and gives it names.
+func (f fixture) image(layer string, names ...string) v1.Descriptor {
+	f.Helper()
+	f.blob("{}")
+	d := f.blob(manifest(f.T, nil, "", nil, f.blob(layer)))
+	d.MediaType = v1.MediaTypeImageManifest
+	for _, name := range names {
+		if _, err := f.Names.Create(f.Context(), name, d); err != nil {
+			f.Fatal(err)
+		}
+	}
+	return d
+}
+
+type answer struct {
+	status int
+	header http.Header
+	body   string
+}
+
+// code is the code of the error that the answer tells.
+func (a answer) code() string {
+	var body struct {
+		Errors []struct{ Code, Message string }
+	}
+	if json.Unmarshal([]byte(a.body), &body) != nil || len(body.Errors) != 1 || body.Errors[0].Message == "" {
+		return ""
+	}
+	return body.Errors[0].Code
+}
+
+// do sends a request. headers are names and values in turn.
+func (f fixture) do(method, path, body string, headers ...string) answer {
+	f.Helper()
+	r, err := http.NewRequest(method, f.url+path, strings.NewReader(body))
+	if err != nil {
+		f.Fatal(err)
+	}
+	for i := 0; i < len(headers); i += 2 {
+		r.Header.Set(headers[i], headers[i+1])
+	}
+	resp, err := http.DefaultClient.Do(r)
+	if err != nil {
+		f.Fatal(err)
+	}
+	defer resp.Body.Close()
+	b, err := io.ReadAll(resp.Body)
+	if err != nil {
+		f.Fatal(err)
+	}
+	return answer{resp.StatusCode, resp.Header, string(b)}
+}
+
+func (f fixture) want(a answer, status int, code string) answer {
+	f.Helper()
+	if a.status != status || code != "" && a.code() != code {
+		f.Errorf("status %d, body %q; want %d %s", a.status, a.body, status, code)
+	}
+	return a
+}
+
+func TestPull(t *testing.T) {
+	t.Parallel()
+	f := start(t, newServer(t), 10)
+	d := f.image("0123456789", "x/y:1")
+	layer := digest.FromString("0123456789")
+
+	f.want(f.do("GET", "/v2/", ""), 200, "")
+	for _, object := range []string{"1", string(d.Digest)} {
+		a := f.want(f.do("GET", "/v2/x/y/manifests/"+object, ""), 200, "")
+		if digest.FromString(a.body) != d.Digest || a.header.Get("Docker-Content-Digest") != string(d.Digest) || a.header.Get("Content-Type") != d.MediaType {
+			t.Errorf("manifest %s: %+v", object, a)
+		}
+		h := f.want(f.do("HEAD", "/v2/x/y/manifests/"+object, ""), 200, "")
+		if h.body != "" || h.header.Get("Content-Length") != fmt.Sprint(d.Size) || h.header.Get("Docker-Content-Digest") != string(d.Digest) {
+			t.Errorf("HEAD of manifest %s: %+v", object, h)
+		}
+	}
+	path := "/v2/x/y/blobs/" + string(layer)
+	for _, c := range []struct {
+		header, value string
+		status        int
+		body          string
+	}{
+		{"X", "", 200, "0123456789"},
+		{"Range", "bytes=2-4", 206, "234"},
+		{"Range", "bytes=7-", 206, "789"},
+		{"Range", "bytes=-2", 206, "89"},
+		{"Range", "bytes=0-100", 206, "0123456789"},
+		{"Range", "bytes=0-1,3-4", 200, "0123456789"},
+		{"If-None-Match", `"` + string(layer) + `"`, 304, ""},
+		{"If-None-Match", `"other"`, 200, "0123456789"},
+	} {
+		if a := f.want(f.do("GET", path, "", c.header, c.value), c.status, ""); a.body != c.body {
+			t.Errorf("%s: %s gives %q", c.header, c.value, a.body)
+		}
+	}
+	for _, value := range []string{"bytes=10-", "bytes=5-2", "bytes=99999999999999999999-", "bytes=a-b"} {
+		f.want(f.do("GET", path, "", "Range", value), 416, "")
+	}
+	if a := f.do("GET", path, "", "Range", "bytes=2-4", "If-Range", `"other"`); a.status != 200 || a.body != "0123456789" {
+		t.Errorf("a range of another blob gives %+v", a)
+	}
+	f.want(f.do("GET", "/v2/x/y/manifests/2", ""), 404, codeManifestUnknown)
+	f.want(f.do("GET", "/v2/x/y/manifests/"+string(layer), ""), 404, codeManifestUnknown)
+	f.want(f.do("GET", "/v2/x/y/blobs/"+string(digest.FromString("other")), ""), 404, codeBlobUnknown)
+}
+
+// A repository and a tag are a name; a mirror is asked for a host.
+func TestWhichNameIsMeant(t *testing.T) {
+	t.Parallel()
+	s := newServer(t)
+	s.Bare = "layout"
+	f := start(t, s, 10)
+	hub := f.image("hub", "docker.io/library/redis:7")
+	own := f.image("own", "library/nginx:1")
+	both := f.image("both", "docker.io/library/nginx:1", "other.example/a:1", "127.0.0.1:5000/p:1")
+	bare := f.image("bare", "v1")
+	for _, c := range []struct {
+		path string
+		want digest.Digest
+	}{
+		{"library/redis/manifests/7", hub.Digest},
+		{"library/redis/manifests/7?ns=docker.io", hub.Digest},
+		{"docker.io/library/redis/manifests/7", hub.Digest},
+		{"library/redis/manifests/7?ns=other.example", ""},
+		{"library/nginx/manifests/1", own.Digest},
+		{"library/nginx/manifests/1?ns=docker.io", both.Digest},
+		{"a/manifests/1?ns=other.example", both.Digest},
+		{"a/manifests/1", ""},
+		{"p/manifests/1?ns=127.0.0.1:5000", both.Digest},
+		{"layout/manifests/v1", bare.Digest},
+		{"other/manifests/v1", ""},
+		{"layout/manifests/v1?ns=docker.io", ""},
+	} {
+		a := f.do("HEAD", "/v2/"+c.path, "")
+		if got := digest.Digest(a.header.Get("Docker-Content-Digest")); got != c.want || (got == "") != (a.status == 404) {
+			t.Errorf("%s: status %d, %s, not %s", c.path, a.status, got, c.want)
+		}
+	}
+	if a := f.do("GET", "/v2/_catalog", ""); a.body != `{"repositories":["docker.io/library/nginx","docker.io/library/redis","layout","library/nginx","other.example/a"]}` {
+		t.Errorf("catalog %s", a.body)
+	}
+}
+
+func TestListsGoOnWhereTheyEnd(t *testing.T) {
+	t.Parallel()
+	f := start(t, newServer(t), 10)
+	f.image("x", "x:c", "x:a", "x:b", "x:B", "y:1")
+	var all []string
+	for path := "/v2/x/tags/list?n=3"; path != ""; {
+		a := f.want(f.do("GET", path, ""), 200, "")
+		var list struct{ Tags []string }
+		if err := json.Unmarshal([]byte(a.body), &list); err != nil || len(list.Tags) > 3 {
+			t.Fatalf("%s: %v", a.body, err)
+		}
+		all = append(all, list.Tags...)
+		path, _, _ = strings.Cut(strings.TrimPrefix(a.header.Get("Link"), "<"), ">")
+	}
+	if !slices.Equal(all, []string{"B", "a", "b", "c"}) {
+		t.Errorf("tags %q", all)
+	}
+	for path, want := range map[string]string{
+		"/v2/x/tags/list":               `{"name":"x","tags":["B","a","b","c"]}`,
+		"/v2/x/tags/list?n=0":           `{"name":"x","tags":[]}`,
+		"/v2/x/tags/list?last=aa":       `{"name":"x","tags":["b","c"]}`,
+		"/v2/x/tags/list?last=zz":       `{"name":"x","tags":[]}`,
+		"/v2/_catalog?n=1":              `{"repositories":["x"]}`,
+		"/v2/_catalog?n=1&last=x":       `{"repositories":["y"]}`,
+		"/v2/_catalog?n=99999&last=yyy": `{"repositories":[]}`,
+	} {
+		if a := f.do("GET", path, ""); a.body != want {
+			t.Errorf("%s: %s, not %s", path, a.body, want)
+		}
+	}
+	f.want(f.do("GET", "/v2/x/tags/list?n=-1", ""), 400, codePageInvalid)
+	f.want(f.do("GET", "/v2/z/tags/list", ""), 404, codeNameUnknown)
+	f.image("new", "z:1")
+	f.want(f.do("GET", "/v2/z/tags/list", ""), 200, "")
+}
+
+func TestReferrers(t *testing.T) {
+	t.Parallel()
+	s := newServer(t)
+	s.Writable = true
+	f := start(t, s, 10)
+	subject := f.image("x", "x:1")
+	if a := f.want(f.do("GET", "/v2/x/referrers/"+string(subject.Digest), ""), 200, ""); !strings.Contains(a.body, `"manifests":[]`) {
+		t.Errorf("without referrers: %s", a.body)
+	}
+	for _, kind := range []string{"a/sbom", "a/signature"} {
+		m := manifest(t, &subject, kind, map[string]string{"of": kind})
+		a := f.want(f.do("PUT", "/v2/x/manifests/"+string(digest.FromString(m)), m, "Content-Type", v1.MediaTypeImageManifest), 201, "")
+		if a.header.Get("OCI-Subject") != string(subject.Digest) {
+			t.Errorf("OCI-Subject %q", a.header.Get("OCI-Subject"))
+		}
+	}
+	for _, c := range []struct {
+		query   string
+		kinds   []string
+		applied string
+	}{{"", []string{"a/sbom", "a/signature"}, ""}, {"?artifactType=a/sbom", []string{"a/sbom"}, "artifactType"}, {"?artifactType=b", nil, "artifactType"}} {
+		a := f.want(f.do("GET", "/v2/x/referrers/"+string(subject.Digest)+c.query, ""), 200, "")
+		var list v1.Index
+		if err := json.Unmarshal([]byte(a.body), &list); err != nil {
+			t.Fatal(err)
+		}
+		var kinds []string
+		for _, d := range list.Manifests {
+			if d.Annotations["of"] != d.ArtifactType || d.MediaType != v1.MediaTypeImageManifest || d.Size == 0 {
+				t.Errorf("referrer %+v", d)
+			}
+			kinds = append(kinds, d.ArtifactType)
+		}
+		slices.Sort(kinds)
+		if !slices.Equal(kinds, c.kinds) || a.header.Get("OCI-Filters-Applied") != c.applied || a.header.Get("Content-Type") != v1.MediaTypeImageIndex {
+			t.Errorf("%s: %q, %v", c.query, kinds, a.header)
+		}
+	}
+}
+
+// What is no path of the protocol is an error of it, and no file.
+func TestPathsThatMeanNothing(t *testing.T) {
+	t.Parallel()
+	f := start(t, newServer(t), 10)
+	f.image("x", "x:1")
+	long := strings.Repeat("a", 300)
+	for path, want := range map[string]struct {
+		status int
+		code   string
+	}{
+		"/":                                      {404, codeNameUnknown},
+		"/v1/":                                   {404, codeNameUnknown},
+		"/v2/x":                                  {404, codeNameUnknown},
+		"/v2/x/blobs":                            {404, codeNameUnknown},
+		"/v2//manifests/1":                       {400, codeNameInvalid},
+		"/v2/x/other/1":                          {404, codeNameUnknown},
+		"/v2/X/manifests/1":                      {400, codeNameInvalid},
+		"/v2/" + long + "/manifests/1":           {400, codeNameInvalid},
+		"/v2/x/manifests/" + long:                {400, codeManifestInvalid},
+		"/v2/x/manifests/.a":                     {400, codeManifestInvalid},
+		"/v2/x/manifests/%00":                    {400, codeManifestInvalid},
+		"/v2/x/manifests/sha256:12":              {400, codeDigestInvalid},
+		"/v2/x/blobs/sha256:..%2f..%2f":          {404, ""},
+		"/v2/x/blobs/md5:" + long[:32]:           {400, codeDigestInvalid},
+		"/v2/x/blobs/..":                         {400, codeDigestInvalid},
+		"/v2/..%2f..%2fetc/manifests/passwd":     {400, codeNameInvalid},
+		"/v2/../../../../etc/passwd":             {404, codeNameUnknown},
+		"/v2/x/blobs/uploads/" + long:            {404, codeUploadUnknown},
+		"/v2/x/blobs/uploads/":                   {404, codeUploadUnknown},
+		"/v2/x/manifests/1?ns=../../..":          {404, codeManifestUnknown},
+		"/v2/x/manifests/1?ns=%00%0a":            {404, codeManifestUnknown},
+		"/v2/x/referrers/1":                      {400, codeDigestInvalid},
+		"/v2/x/tags/other":                       {404, codeNameUnknown},
+		"/v2/x/tags/list?n=99999999999999999999": {400, codePageInvalid},
+	} {
+		f.want(f.do("GET", path, ""), want.status, want.code)
+	}
+	f.want(f.do("GET", "/v2/x/manifests/1", "", "Origin", "http://evil.example"), 403, codeDenied)
+	f.want(f.do("GET", "/v2/x/manifests/1", "", "Sec-Fetch-Site", "cross-site"), 403, codeDenied)
+}
+
+func TestReadOnlyRefusesToWrite(t *testing.T) {
+	t.Parallel()
+	f := start(t, newServer(t), 10)
+	d := f.image("x", "x:1")
+	for _, c := range [][2]string{
+		{"POST", "/v2/x/blobs/uploads/"}, {"POST", "/v2/x/blobs/uploads/?mount=" + string(d.Digest)}, {"PUT", "/v2/x/manifests/1"},
+		{"PATCH", "/v2/x/blobs/uploads/1"}, {"DELETE", "/v2/x/manifests/1"}, {"DELETE", "/v2/x/blobs/" + string(d.Digest)},
+		{"DELETE", "/v2/x/blobs/uploads/1"}, {"OPTIONS", "/v2/"}, {"X\tY", "/v2/"}, {"PROPFIND", "/v2/x/tags/list"},
+	} {
+		if strings.Contains(c[0], "\t") {
+			continue
+		}
+		a := f.want(f.do(c[0], c[1], "{}"), 405, codeUnsupported)
+		if a.header.Get("Allow") == "" {
+			t.Errorf("%q: no Allow", c)
+		}
+	}
+	f.want(f.do("GET", "/v2/x/manifests/1", ""), 200, "")
+	if list, err := f.Store.ListStatuses(t.Context()); err != nil || len(list) > 0 {
+		t.Errorf("ingests %v, %v", list, err)
+	}
+}
+
+// A file that is being sent stays readable when its blob is deleted.
+func TestDeletedWhileItIsSent(t *testing.T) {
+	t.Parallel()
+	f := start(t, newServer(t), 10)
+	text := strings.Repeat("0123456789abcdef", 1<<20)
+	d := f.blob(text)
+	resp, err := http.Get(f.url + "/v2/x/blobs/" + string(d.Digest))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	first := make([]byte, 100)
+	if _, err := io.ReadFull(resp.Body, first); err != nil {
+		t.Fatal(err)
+	}
+	if err := f.Store.Delete(t.Context(), d.Digest); err != nil {
+		t.Fatal(err)
+	}
+	rest, err := io.ReadAll(resp.Body)
+	if err != nil || digest.FromBytes(append(first, rest...)) != d.Digest {
+		t.Errorf("%d bytes came: %v", len(first)+len(rest), err)
+	}
+	f.want(f.do("GET", "/v2/x/blobs/"+string(d.Digest), ""), 404, codeBlobUnknown)
+}
+
+func TestCorruptManifestIsNotSent(t *testing.T) {
+	t.Parallel()
+	f := start(t, newServer(t), 10)
+	d := f.image("x", "x:1")
+	path, err := f.Store.Path(d.Digest)
+	if err != nil {
+		t.Fatal(err)
+	}
+	damage(t, path)
+	if a := f.do("GET", "/v2/x/manifests/1", ""); a.status != 500 || strings.Contains(a.body, path) {
+		t.Errorf("%+v", a)
+	}
+}
+
+// Idle connections give way to new ones, and busy ones don't.
+func TestConnectionsAreBounded(t *testing.T) {
+	t.Parallel()
+	const most = 4
+	f := start(t, newServer(t), most)
+	var idle []net.Conn
+	for range 3 * most {
+		c, err := net.Dial("tcp", strings.TrimPrefix(f.url, "http://"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()
+		if _, err := io.WriteString(c, "GET /v2/ HTTP/1.1\r\nHost: x\r\n\r\n"); err != nil {
+			t.Fatal(err)
+		}
+		b := make([]byte, 512)
+		if n, err := c.Read(b); err != nil || !bytes.HasPrefix(b[:n], []byte("HTTP/1.1 200")) {
+			t.Fatalf("connection %d: %q, %v", len(idle), b[:n], err)
+		}
+		idle = append(idle, c)
+	}
+	open := 0
+	for _, c := range idle[:2*most] {
+		_ = c.SetReadDeadline(time.Now().Add(10 * time.Second))
+		if _, err := c.Read(make([]byte, 1)); err == io.EOF {
+			continue
+		}
+		open++
+	}
+	if open > 0 {
+		t.Errorf("%d of the oldest connections are open", open)
+	}
+}
+
+func TestHeaderBomb(t *testing.T) {
+	t.Parallel()
+	f := start(t, newServer(t), 10)
+	c, err := net.Dial("tcp", strings.TrimPrefix(f.url, "http://"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	go func() {
+		_, _ = io.WriteString(c, "GET /v2/ HTTP/1.1\r\nHost: x\r\n")
+		for i := range 100000 {
+			if _, err := fmt.Fprintf(c, "X-%d: %d\r\n", i, i); err != nil {
+				return
+			}
+		}
+	}()
+	b := make([]byte, 512)
+	if n, err := c.Read(b); err != nil || !bytes.HasPrefix(b[:n], []byte("HTTP/1.1 431")) {
+		t.Errorf("%q, %v", b[:n], err)
+	}
+}
+
+func TestUsers(t *testing.T) {
+	t.Parallel()
+	hash, err := bcrypt.GenerateFromPassword([]byte("word"), bcrypt.MinCost)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := newServer(t)
+	if s.Users, err = ReadUsers(strings.NewReader("# users\nme:" + string(hash) + "\n\n")); err != nil {
+		t.Fatal(err)
+	}
+	f := start(t, s, 10)
+	a := f.want(f.do("GET", "/v2/", ""), 401, codeUnauthorized)
+	if a.header.Get("WWW-Authenticate") == "" {
+		t.Error("no WWW-Authenticate")
+	}
+	for _, c := range []struct {
+		user, password string
+		status         int
+	}{{"me", "word", 200}, {"me", "word", 200}, {"me", "wor", 401}, {"you", "word", 401}, {"", "", 401}, {"you", "no password", 401}, {"me", strings.Repeat("word", 50), 401}} {
+		r := httptest.NewRequest("GET", "/v2/", nil)
+		r.SetBasicAuth(c.user, c.password)
+		f.want(f.do("GET", "/v2/", "", "Authorization", r.Header.Get("Authorization")), c.status, "")
+	}
+	for _, file := range []string{"", "me", "me:{SHA}abc", "me:word", ":" + string(hash)} {
+		if _, err := ReadUsers(strings.NewReader(file)); err == nil {
+			t.Errorf("%q is taken for a file of users", file)
+		}
+	}
+}
+
+func TestOneConnection(t *testing.T) {
+	t.Parallel()
+	s := newServer(t)
+	client, server := net.Pipe()
+	ended := make(chan error, 1)
+	go func() { ended <- s.Serve(t.Context(), Single(server), 1, nil) }()
+	b := make([]byte, 512)
+	for range 2 {
+		if _, err := io.WriteString(client, "GET /v2/ HTTP/1.1\r\nHost: x\r\n\r\n"); err != nil {
+			t.Fatal(err)
+		}
+		if n, err := client.Read(b); err != nil || !bytes.HasPrefix(b[:n], []byte("HTTP/1.1 200")) {
+			t.Fatalf("%q, %v", b[:n], err)
+		}
+	}
+	_ = client.Close()
+	if err := <-ended; err != nil {
+		t.Errorf("serve ended with %v", err)
+	}
+}
