@@ -282,29 +282,34 @@ func (c *Container) removeResources(ctx context.Context) error {
 // clearKilled ends what a killed run in the foreground has started, whatever has become of the container's directory in the
 // store. What it can't end is left to the next call that clears up.
 func (u *execution) clearKilled(ctx context.Context) error {
+	for tries := 0; ; tries++ {
+		err := u.tryClearKilled(ctx)
+		if err == nil || tries == 10 {
+			return err
+		}
+		time.Sleep(100 * time.Millisecond)
+	}
+}
+
+func (u *execution) tryClearKilled(ctx context.Context) error {
 	if u.exec != "" {
 		if err := u.killStarted(); err != nil {
 			return err
 		}
 		return u.vanish()
 	}
-	for tries := 0; ; tries++ {
-		err := u.c.clear(ctx, u.claim)
-		if errdefs.IsNotFound(err) {
-			err = nil
-		}
-		s, serr := readPrivateState(u.private)
-		if s != nil && serr == nil {
-			serr = s.clearHost(ctx, u.claim, u.c.key())
-		}
-		if err = errors.Join(err, serr); err == nil {
-			return u.leave(ctx)
-		}
-		if tries == 10 {
-			return err
-		}
-		time.Sleep(100 * time.Millisecond)
+	err := u.c.clear(ctx, u.claim)
+	if errdefs.IsNotFound(err) {
+		err = nil
 	}
+	s, serr := readPrivateState(u.private)
+	if s != nil && serr == nil {
+		serr = s.clearHost(ctx, u.claim, u.c.key())
+	}
+	if err = errors.Join(err, serr); err != nil {
+		return err
+	}
+	return u.leave(ctx)
 }
 
 // killStarted kills a further process, if the runtime has started it, and what that started and has not left its
@@ -317,37 +322,38 @@ func (u *execution) killStarted() error {
 			l.status = Running
 		}
 	}
-	if err == nil && l.runs() {
-		pid, leader := 0, uint64(0)
-		if s, _ := readPrivateState(u.claim.dir); s != nil && s.Status == Running {
-			pid, leader = s.Pid, s.Session
-		} else {
-			pid, _ = readPid(u.claim.path("pid"))
-		}
-		// The session need not have the process's number: crun makes it in a process that is gone.
-		if s, err := statOf(pid); err == nil && leader == 0 && slices.Contains(l.pids(), pid) {
-			leader = s.session
-		}
-		if own, err := statOf(l.state.Pid); err != nil || leader == own.session {
-			leader = uint64(pid)
-		}
-		session := func() (pids []int) {
-			for _, p := range l.pids() {
-				if s, err := statOf(p); err == nil && pid > 0 && (p == pid || s.session == leader) {
-					pids = append(pids, p)
-				}
+	if err != nil || !l.runs() {
+		return err
+	}
+	pid, leader := 0, uint64(0)
+	if s, _ := readPrivateState(u.claim.dir); s != nil && s.Status == Running {
+		pid, leader = s.Pid, s.Session
+	} else if pid, err = readPid(u.claim.path("pid")); err != nil {
+		return nil //nolint:nilerr // the runtime has ended, and started none
+	}
+	// The session need not have the process's number: crun makes it in a process that is gone.
+	if s, err := statOf(pid); err == nil && leader == 0 && slices.Contains(l.pids(), pid) {
+		leader = s.session
+	}
+	if own, err := statOf(l.state.Pid); err != nil || leader == 0 || leader == own.session {
+		leader = uint64(pid)
+	}
+	session := func() (pids []int) {
+		for _, p := range l.pids() {
+			if s, err := statOf(p); err == nil && (p == pid || s.session == leader) {
+				pids = append(pids, p)
 			}
-			return pids
 		}
-		for range 100 {
-			if len(session()) == 0 {
-				break
-			}
-			if err := signalAll(session, unix.SIGKILL); err != nil && !errdefs.IsNotFound(err) {
-				return err
-			}
-			time.Sleep(10 * time.Millisecond)
+		return pids
+	}
+	for range 100 { // those of a paused container end when it goes on
+		if len(session()) == 0 {
+			break
 		}
+		if err := signalAll(session, unix.SIGKILL); err != nil {
+			return err
+		}
+		time.Sleep(10 * time.Millisecond)
 	}
 	return nil
 }

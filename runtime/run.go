@@ -389,10 +389,10 @@ func (u *execution) abandon(ctx context.Context, err error) error {
 		_ = u.leave(ctx)
 		return err
 	}
-	if u.claim != nil { // until the process is dead, its guard is to see to that if this one is killed
-		_ = u.killStarted()
+	// Where that fails its guard, which goes on when this process has ended, kills the process.
+	if u.claim == nil || u.killStarted() == nil {
+		_ = u.vanish()
 	}
-	_ = u.vanish()
 	if errors.Is(err, ErrCommandNotFound) || errors.Is(err, ErrCommandNotExecutable) {
 		return err
 	}

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"os/exec"
 	"os/signal"
@@ -167,6 +168,7 @@ func newMachine(t *testing.T, command string) *machine {
 
 // removeAll removes what a test that failed has left.
 func (m *machine) removeAll() {
+	m.tell()
 	left, err := m.containers().List(false)
 	if err != nil {
 		m.Error(err)
@@ -178,6 +180,34 @@ func (m *machine) removeAll() {
 	}
 	m.containers().Clear(context.Background())
 	until(m.T, "the end of shims and guards", func() bool { return len(m.attendants()) == 0 })
+}
+
+// tell logs what is left on the host when a test has failed: why is seen in it.
+func (m *machine) tell() {
+	if !m.Failed() {
+		return
+	}
+	for _, pid := range m.attendants() {
+		stack, _ := os.ReadFile("/proc/" + pid + "/stack")
+		m.Logf("attendant %s waits in %q", pid, firstLine(string(stack)))
+	}
+	_ = filepath.WalkDir(filepath.Join(m.state, "run"), func(name string, e fs.DirEntry, err error) error {
+		if err != nil || e.IsDir() {
+			return err
+		}
+		b, err := os.ReadFile(name)
+		m.Logf("%s: %.500q %v", name, b, err)
+		return nil
+	})
+	out, err := exec.Command("ps", "-eo", "pid,ppid,sid,stat,etimes,wchan:20,args").CombinedOutput()
+	if err != nil {
+		m.Log(err)
+	}
+	for line := range strings.Lines(string(out)) {
+		if strings.Contains(line, "sleep ") || strings.Contains(line, shimName) || strings.Contains(line, m.runtime) {
+			m.Log(strings.TrimSpace(line))
+		}
+	}
 }
 
 // attendants lists the shims and guards of the machine's containers: they have a file of its state directory open.
