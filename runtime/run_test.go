@@ -88,6 +88,9 @@ func TestMain(m *testing.M) {
 		}
 		os.Exit(status)
 	}
+	if os.Getenv(onOtherHost) != "" {
+		os.Exit(m.Run()) // for a test that has the lock
+	}
 	// The tests look for what is left in the host's cgroups: two runs of them would find each other's.
 	alone, err := disk.LockFile(context.Background(), filepath.Join(os.TempDir(), fmt.Sprintf("distkit-runtime-test-%d", os.Geteuid())), os.O_RDWR|os.O_CREATE, 0o600, unix.LOCK_EX)
 	if err != nil {
@@ -125,6 +128,9 @@ type machine struct {
 // where it does not see them.
 func runtimes(t *testing.T, f func(t *testing.T, m *machine)) {
 	for _, name := range []string{"runc", "crun"} {
+		if name == "crun" && os.Getenv(onOtherHost) != "" {
+			break
+		}
 		t.Run(name, func(t *testing.T) {
 			testenv.Require(t, "root")
 			testenv.Require(t, name)
@@ -247,11 +253,8 @@ func (m *machine) clean() {
 	if bytes.Contains(mounts, []byte(m.bundle)) {
 		m.Errorf("mounts are left in %s", m.bundle)
 	}
-	cgroups, _ := filepath.Glob("/sys/fs/cgroup/*/distkit-test-*")
-	apart, _ := filepath.Glob("/sys/fs/cgroup/*" + defaultParent + "/distkit-test-*")
-	cgroups = append(cgroups, apart...)
-	if len(cgroups) > 0 {
-		m.Errorf("cgroups are left: %q", cgroups)
+	if left := m.cgroups("test"); len(left) > 0 {
+		m.Errorf("cgroups are left: %q", left)
 	}
 }
 
