@@ -44,6 +44,9 @@ func (u *execution) foreground(ctx context.Context, s Streams) (status int, err 
 	pid, err := u.start(ctx, &streams.Ends, streams.Console)
 	if err == nil {
 		streams.Begin()
+		if u.exec == "" {
+			tellReady()
+		}
 		status, err = wait(pid, u.signals, streams.Resize)
 	}
 	if err != nil {

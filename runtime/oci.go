@@ -196,9 +196,13 @@ func (b *bundle) job(r *Runtime) job {
 	l := b.spec.Linux
 	return job{
 		Bundle: b.dir, Command: b.spec.Process.Args[0],
-		Simple: filepath.Base(r.command) == "runc" && b.spec.Hooks == nil && l != nil && l.IntelRdt == nil &&
-			slices.ContainsFunc(l.Namespaces, func(n specs.LinuxNamespace) bool { return n.Type == specs.PIDNamespace && n.Path == "" }),
+		Simple: filepath.Base(r.command) == "runc" && b.spec.Hooks == nil && ownPIDs(l) && l.IntelRdt == nil,
 	}
+}
+
+// ownPIDs reports whether a container has a new PID namespace, of which its process is the first.
+func ownPIDs(l *specs.Linux) bool {
+	return l != nil && slices.ContainsFunc(l.Namespaces, func(n specs.LinuxNamespace) bool { return n.Type == specs.PIDNamespace && n.Path == "" })
 }
 
 // startError is what the runtime logged of its failure.

@@ -229,6 +229,8 @@ type execution struct {
 	config  *specs.Process // of a further process
 	guard   *guard         // of a run in the foreground
 	signals chan os.Signal // that this process got since a run in the foreground began
+	sockets []*os.File     // of a supervisor, for a container in the foreground
+	told    []string       // the variables that tell it of them
 }
 
 // job is what must be known of a bundle to run it.
@@ -245,19 +247,25 @@ func (c *Container) begin(ctx context.Context, r *Runtime, lock *os.File, detach
 	if c.restored || c.Stored && c.never() {
 		u.images = c.CheckpointDir()
 	}
-	if !detached {
+	if u.sockets, u.told, err = takeSockets(); detached {
+		u.sockets, u.told = nil, nil // they go with this program
+	} else {
 		u.signals = catchSignals()
 	}
-	if err = c.CheckOwn(); err == nil && u.images != "" {
+	if err == nil {
+		err = c.CheckOwn()
+	}
+	if err == nil && u.images != "" {
 		if err = CheckCriu(ctx); err != nil {
 			err = fmt.Errorf("restore container %s: %w", c.ID, err)
 		}
 	}
 	if err == nil {
-		if u.claim, err = u.claimHost(ctx); err != nil && c.RemoveAtEnd && c.never() {
-			_ = c.delete(lock)
-			return nil, err
-		}
+		u.claim, err = u.claimHost(ctx)
+	}
+	if err != nil && c.own && c.RemoveAtEnd && c.never() { // there is nothing of a run to clear up
+		_ = c.remove(ctx, lock)
+		return nil, err
 	}
 	if err == nil {
 		err = c.clear(ctx, u.claim)
@@ -309,6 +317,9 @@ func (u *execution) prepare(ctx context.Context, detached bool) error {
 	if err == nil {
 		err = c.letSearch(&b.spec)
 	}
+	if err == nil {
+		err = passSockets(&b.spec, u.told)
+	}
 	if err != nil {
 		return err
 	}
@@ -348,7 +359,7 @@ func (u *execution) start(ctx context.Context, streams *stdio.Ends, console *std
 	if err := unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0); err != nil {
 		return -1, fmt.Errorf("become subreaper: %w", err)
 	}
-	opts := &runc.CreateOpts{IO: streams, PidFile: u.claim.path("pid"), Detach: true}
+	opts := &runc.CreateOpts{IO: streams, PidFile: u.claim.path("pid"), Detach: true, ExtraFiles: u.sockets}
 	if console != nil {
 		opts.ConsoleSocket = console
 	}
