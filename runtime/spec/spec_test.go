@@ -17,6 +17,7 @@ import (
 	"distkit/runtime/internal/testenv"
 
 	"github.com/containerd/errdefs"
+	"github.com/moby/profiles/seccomp"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 )
@@ -388,6 +389,60 @@ const profile = `{"defaultAction":"SCMP_ACT_ERRNO","defaultErrnoRet":1,"archMap"
 {"names":["chroot"],"action":"SCMP_ACT_ALLOW","includes":{"caps":["CAP_SYS_CHROOT"]}},
 {"names":["clone"],"action":"SCMP_ACT_ALLOW","excludes":{"caps":["CAP_SYS_ADMIN"]}},
 {"names":["s390"],"action":"SCMP_ACT_ALLOW","includes":{"arches":["s390"]}}]}`
+
+// The default profile has fewer rules than docker's, and allows the same.
+func TestDefaultSeccompRules(t *testing.T) {
+	docker, err := seccomp.GetDefaultProfile(bounded(nil))
+	if err != nil {
+		t.Fatal(err)
+	}
+	ours, err := DefaultSeccomp(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if slices.Contains(ours.Architectures, specs.ArchX32) || len(ours.Architectures) < 1 {
+		t.Errorf("architectures: %q", ours.Architectures)
+	}
+	// The rules that say what becomes of a call with this first argument. Others are alike in both.
+	apply := func(p *specs.LinuxSeccomp, name string, value uint64) (actions []specs.LinuxSeccompAction) {
+		for _, r := range p.Syscalls {
+			if !slices.Contains(r.Names, name) {
+				continue
+			}
+			holds := true
+			for _, a := range r.Args {
+				switch a.Op {
+				case specs.OpEqualTo:
+					holds = holds && value == a.Value
+				case specs.OpMaskedEqual:
+					holds = holds && value&a.Value == a.ValueTwo
+				case specs.OpLessThan:
+					holds = holds && value < a.Value
+				default:
+					t.Fatalf("%s: no rule of %s is known here", a.Op, name)
+				}
+			}
+			if holds {
+				actions = append(actions, r.Action)
+			}
+		}
+		return slices.Compact(actions)
+	}
+	values := []uint64{1 << 17, 1<<17 | 8, 1<<17 | 9, 1 << 31, 1<<32 - 1, 1<<32 | 8, 1 << 63, ^uint64(0), 0x7e020000, 0x10000000}
+	for v := range uint64(300) {
+		values = append(values, v, v<<8, v<<32|v)
+	}
+	for _, name := range []string{"socket", "personality", "clone", "read", "bpf"} {
+		for _, v := range values {
+			if want, got := apply(docker, name, v), apply(ours, name, v); !slices.Equal(want, got) {
+				t.Errorf("%s(%#x): %q, not docker's %q", name, v, got, want)
+			}
+		}
+	}
+	if len(ours.Syscalls) > len(docker.Syscalls)-10 {
+		t.Errorf("%d rules of docker's %d", len(ours.Syscalls), len(docker.Syscalls))
+	}
+}
 
 // Docker's profile lets through what the container's capabilities are for, and refuses the rest.
 func TestDefaultSeccomp(t *testing.T) {
