@@ -7,8 +7,8 @@ TESTFLAGS ?=
 VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo devel)
 
 COMMANDS  := $(notdir $(patsubst %/main.go,%,$(wildcard cmd/*/main.go)))
-WORKFLOWS := $(notdir $(filter-out %.md,$(wildcard scripts/dist-*)))
-PAGES     := $(patsubst %.md,man/%,$(notdir $(wildcard cmd/*/*.1.md scripts/*.1.md content/*.5.md remotes/*.7.md)))
+WORKFLOWS := $(notdir $(filter-out %.md,$(wildcard scripts/dist-* scripts/snap-*)))
+PAGES     := $(patsubst %.md,man/%,$(notdir $(wildcard cmd/*/*.1.md scripts/*.1.md content/*.5.md remotes/*.7.md snapshot/*.7.md)))
 MODULES   := . $(dir $(wildcard testdata/go.mod testdata/*/go.mod))
 
 export VERSION
@@ -62,10 +62,10 @@ lint:
 	@scripts/lint
 
 man: $(PAGES)
-man/%: ; @mkdir -p man; go run github.com/cpuguy83/go-md2man/v2@v2.0.7 -in $(wildcard cmd/*/$*.md scripts/$*.md content/$*.md remotes/$*.md) -out $@
+man/%: ; @mkdir -p man; go run github.com/cpuguy83/go-md2man/v2@v2.0.7 -in $(wildcard cmd/*/$*.md scripts/$*.md content/$*.md remotes/$*.md snapshot/$*.md) -out $@
 
 completions:
-	@go run ./cmd/internal/completions completions $(COMMANDS) $(filter-out dist-check-remote dist-remote-%,$(WORKFLOWS))
+	@go run ./cmd/internal/completions completions $(COMMANDS) $(filter-out dist-check-remote dist-remote-% snap-%,$(WORKFLOWS))
 
 install: build man completions
 	install -d $(addprefix $(DESTDIR)$(PREFIX)/,bin share/man/man1 share/man/man5 share/man/man7 share/bash-completion/completions share/zsh/site-functions share/fish/vendor_completions.d)

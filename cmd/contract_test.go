@@ -78,6 +78,8 @@ var behaviours = map[string]behaviour{
 	"run-net":           {bad: []string{"no-such-verb"}, waits: []string{"del", "-"}},
 	"run-spec":          {output: []string{}, stdin: `{"config":{"Cmd":["/bin/true"]}}`, bad: []string{"--memory", "much"}, waits: []string{}},
 	"task":              {bad: []string{}, waits: []string{"info", "-"}},
+	"snap-check-driver": {bad: []string{}},
+	"snap-driver-cp":    {output: []string{"form"}, bad: []string{}},
 	"snap":              {output: []string{"drivers"}, bad: []string{"no-such-verb"}, waits: []string{"rm", "-"}},
 }
 

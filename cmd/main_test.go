@@ -59,7 +59,8 @@ func build(m *testing.M) int {
 		}
 	}
 	scripts, _ := filepath.Glob("../scripts/dist-*")
-	for _, s := range scripts {
+	drivers, _ := filepath.Glob("../scripts/snap-*")
+	for _, s := range append(scripts, drivers...) {
 		if !strings.HasSuffix(s, ".md") {
 			workflows = append(workflows, filepath.Base(s))
 		}

@@ -2,6 +2,7 @@
 package drivers
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -9,6 +10,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -18,6 +20,7 @@ import (
 	"distkit/snapshot/btrfs"
 	"distkit/snapshot/native"
 	"distkit/snapshot/overlayfs"
+	"distkit/snapshot/snapdriver"
 
 	"github.com/containerd/errdefs"
 )
@@ -34,10 +37,10 @@ func Names() []string {
 	return names
 }
 
-// Open opens the store's snapshots of the driver called name. Where name is empty it is the
-// one that the store has snapshots of, else the first that works here: so a store stays with
-// the driver it began with. InvalidArgument for an unknown name, NotImplemented or
-// PermissionDenied where the driver can't work here and the store has nothing of it yet.
+// Open opens the store's snapshots of the driver called name, which may be a program's (snap-driver(7)). Where name is empty it is
+// the one that the store has snapshots of, else the first that works here: so a store stays with the driver it began with. No store
+// chooses a program. InvalidArgument for an unknown name, NotImplemented or PermissionDenied where the driver can't work here and the
+// store has nothing of it yet.
 func Open(ctx context.Context, root, name string, o snapshot.Options) (*snapshot.Snapshotter, error) {
 	root, namespace, err := layout.Resolve(root, o.Namespace)
 	if err != nil {
@@ -51,28 +54,60 @@ func Open(ctx context.Context, root, name string, o snapshot.Options) (*snapshot
 	return snapshot.Open(root, d, o)
 }
 
-func choose(ctx context.Context, root, name string) (snapshot.Driver, error) {
-	known := false
+// OpenRecorded is Open for a name that stands in a record of the store, which decides about no program: PermissionDenied if it is
+// that of a program which the environment does not name too.
+func OpenRecorded(ctx context.Context, root, name string, o snapshot.Options) (*snapshot.Snapshotter, error) {
+	if name != "" && builtin(name) == nil && name != os.Getenv(variable) {
+		return nil, errdefs.ErrPermissionDenied.WithMessage(fmt.Sprintf(
+			"the snapshotter %.80q of a record would be a program, which is run only if %s names it too", name, variable))
+	}
+	return Open(ctx, root, name, o)
+}
+
+// variable of the environment names the driver that the user has chosen.
+const variable = "CONTAINERD_SNAPSHOTTER"
+
+// builtin returns the driver of that name, or nil.
+func builtin(name string) snapshot.Driver {
 	for _, d := range all {
-		if name != "" && name != d.Name() {
-			continue
+		if d.Name() == name {
+			return d
 		}
-		known = true
+	}
+	return nil
+}
+
+// named returns the driver of that name.
+func named(ctx context.Context, name string) (snapshot.Driver, error) {
+	if d := builtin(name); d != nil {
+		return d, nil
+	}
+	if !snapdriver.Exists(name) {
+		return nil, errdefs.ErrInvalidArgument.WithMessage(fmt.Sprintf(
+			"unknown snapshotter %q: one of %s, or a program snap-driver-NAME on PATH", name, strings.Join(Names(), ", ")))
+	}
+	return snapdriver.Open(ctx, name)
+}
+
+func choose(ctx context.Context, root, name string) (snapshot.Driver, error) {
+	candidates := all
+	if name != "" {
+		d, err := named(ctx, name)
+		if err != nil {
+			return nil, err
+		}
+		candidates = []snapshot.Driver{d}
+	}
+	for _, d := range candidates {
 		// Another driver would hide the snapshots of one whose directory can't be read.
-		if there, err := used(root, d); err != nil {
+		if there, err := used(root, d.Name()); err != nil {
 			return nil, err
 		} else if there {
 			return d, nil
 		}
 	}
-	if !known {
-		return nil, errdefs.ErrInvalidArgument.WithMessage(fmt.Sprintf("unknown snapshotter %q: one of %s", name, strings.Join(Names(), ", ")))
-	}
 	var err error
-	for _, d := range all {
-		if name != "" && name != d.Name() {
-			continue
-		}
+	for _, d := range candidates {
 		if err = check(ctx, root, d); err == nil {
 			return d, nil
 		}
@@ -80,17 +115,21 @@ func choose(ctx context.Context, root, name string) (snapshot.Driver, error) {
 	return nil, err
 }
 
-// Used are the names of the drivers that the store has, or had, snapshots of.
+// Used are the names of the drivers that the store has, or had, snapshots of. A program is among them if the environment names it.
 func Used(root string) ([]string, error) {
 	root, _, err := layout.Resolve(root, "")
 	if err != nil {
 		return nil, err
 	}
+	candidates := Names()
+	if name := os.Getenv(variable); builtin(name) == nil && snapdriver.Exists(name) {
+		candidates = append(candidates, name)
+	}
 	var names []string
-	for _, d := range all {
-		_, err := disk.Tree(root).Stat(filepath.Join("snapshots", d.Name()))
+	for _, name := range candidates {
+		_, err := disk.Tree(root).Stat(filepath.Join("snapshots", name))
 		if err == nil {
-			names = append(names, d.Name())
+			names = append(names, name)
 		} else if !errors.Is(err, fs.ErrNotExist) {
 			return nil, err
 		}
@@ -99,8 +138,8 @@ func Used(root string) ([]string, error) {
 }
 
 // used reports whether the store has snapshots of a driver.
-func used(root string, d snapshot.Driver) (bool, error) {
-	f, err := disk.Tree(root).OpenDir(filepath.Join("snapshots", d.Name()))
+func used(root, name string) (bool, error) {
+	f, err := disk.Tree(root).OpenDir(filepath.Join("snapshots", name))
 	if errors.Is(err, fs.ErrNotExist) {
 		return false, nil
 	}
@@ -159,20 +198,23 @@ type Status struct {
 	Reason  string `json:"reason,omitempty"` // why it doesn't work
 }
 
-// List tries every driver in the store at root.
+// List tries every driver in the store at root, and the programs on PATH.
 func List(ctx context.Context, root string) []Status {
 	if store, _, err := layout.Resolve(root, ""); err == nil {
 		root = store
 	}
+	programs := slices.DeleteFunc(snapdriver.Names(), func(name string) bool { return builtin(name) != nil })
 	var out []Status
 	preferred, _ := choose(ctx, root, "")
-	for _, d := range all {
-		s := Status{Driver: d.Name(), Default: preferred != nil && preferred.Name() == d.Name()}
-		var err error
-		if s.Used, err = used(root, d); err == nil {
+	for _, name := range append(Names(), programs...) {
+		s := Status{Driver: name, Default: preferred != nil && preferred.Name() == name}
+		d, err := named(ctx, name)
+		if err == nil {
 			err = check(ctx, root, d)
 		}
-		if err != nil {
+		var uerr error
+		s.Used, uerr = used(root, name)
+		if err = cmp.Or(uerr, err); err != nil {
 			s.Reason = err.Error()
 		} else {
 			s.Works = true

@@ -2,6 +2,7 @@ package drivers_test
 
 import (
 	"os"
+	"path/filepath"
 	"slices"
 	"testing"
 
@@ -56,7 +57,71 @@ func TestUnknown(t *testing.T) {
 	}
 }
 
+// Programs on PATH are drivers, by name only: neither a store nor a record in it chooses one.
+func TestPrograms(t *testing.T) {
+	scripts, err := filepath.Abs("../../scripts")
+	if err != nil {
+		t.Fatal(err)
+	}
+	bin := t.TempDir()
+	for _, name := range []string{"snap-driver-native", "snap-driver-Bad", "snap-driver-a.b", "snap-driver-", "snap-driver--x"} {
+		if err := os.WriteFile(filepath.Join(bin, name), []byte("#!/bin/sh\ntouch "+bin+"/called\n"), 0o700); err != nil {
+			t.Fatal(err)
+		}
+	}
+	t.Setenv("PATH", bin+":"+scripts+":"+os.Getenv("PATH"))
+	t.Setenv("CONTAINERD_SNAPSHOTTER", "")
+	root := t.TempDir()
+	s, err := drivers.Open(t.Context(), root, "cp", snapshot.Options{NoSync: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.Prepare(t.Context(), "a", "", nil); err != nil {
+		t.Fatal(err)
+	}
+	if got := driverOf(t, root, ""); got == "cp" {
+		t.Error("a store has chosen a program")
+	}
+	names := func() (names []string) {
+		for _, d := range drivers.List(t.Context(), root) {
+			names = append(names, d.Driver)
+			if d.Driver == "cp" && (!d.Works || !d.Used || d.Default) {
+				t.Errorf("%+v", d)
+			}
+		}
+		return names
+	}
+	if got := names(); !slices.Equal(got, append(drivers.Names(), "cp")) {
+		t.Errorf("the drivers are %q", got)
+	}
+	for _, name := range []string{"Bad", "a.b", "-x", "../x", "none", "cp/../cp"} {
+		if _, err := drivers.Open(t.Context(), root, name, snapshot.Options{}); !errdefs.IsInvalidArgument(err) {
+			t.Errorf("%q: %v", name, err)
+		}
+	}
+	if _, err := drivers.OpenRecorded(t.Context(), root, "cp", snapshot.Options{}); !errdefs.IsPermissionDenied(err) {
+		t.Errorf("a record has chosen a program: %v", err)
+	}
+	if _, err := drivers.OpenRecorded(t.Context(), root, "native", snapshot.Options{}); err != nil {
+		t.Errorf("a record of a built-in driver: %v", err)
+	}
+	if used, err := drivers.Used(root); err != nil || len(used) != 0 {
+		t.Errorf("used are %q, %v", used, err)
+	}
+	t.Setenv("CONTAINERD_SNAPSHOTTER", "cp")
+	if _, err := drivers.OpenRecorded(t.Context(), root, "cp", snapshot.Options{}); err != nil {
+		t.Errorf("a record that names what the environment names: %v", err)
+	}
+	if used, err := drivers.Used(root); err != nil || !slices.Equal(used, []string{"cp"}) {
+		t.Errorf("used are %q, %v", used, err)
+	}
+	if _, err := os.Stat(filepath.Join(bin, "called")); err == nil {
+		t.Error("a program was called whose name is none, or that of a driver that is built in")
+	}
+}
+
 func TestList(t *testing.T) {
+	t.Setenv("PATH", "")
 	all := drivers.List(t.Context(), t.TempDir())
 	defaults := 0
 	for i, d := range all {

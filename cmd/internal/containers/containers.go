@@ -145,7 +145,7 @@ func (r *NewRecord) Get() (rec runtime.Record, err error) {
 type Snapshots struct{ root, namespace string }
 
 func (s Snapshots) open(ctx context.Context, driver string) (*snapshot.Snapshotter, error) {
-	return drivers.Open(ctx, s.root, driver, snapshot.Options{Namespace: s.namespace})
+	return drivers.OpenRecorded(ctx, s.root, driver, snapshot.Options{Namespace: s.namespace})
 }
 
 // Stat returns what a snapshot is. The error is NotFound if there is no such snapshot.

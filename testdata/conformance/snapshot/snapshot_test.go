@@ -4,6 +4,7 @@ package snapshot_test
 import (
 	"context"
 	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 
@@ -20,7 +21,12 @@ import (
 
 func TestSnapshotterSuite(t *testing.T) {
 	snapshottest.Root(t)
-	for _, name := range drivers.Names() {
+	scripts, err := filepath.Abs("../../../scripts")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Setenv("PATH", scripts+":"+os.Getenv("PATH"))
+	for _, name := range append(drivers.Names(), "cp") { // a program
 		// The suite takes the name overlayfs to mean that directories of a lower layer can't
 		// be renamed.
 		t.Run(name, func(t *testing.T) {

@@ -1,0 +1,220 @@
+// Package snapdriver has a program snap-driver-NAME of PATH make the directories of snapshots: see snap-driver(7). Their names,
+// records and locks are package snapshot's, and how they are mounted follows from the program's form. The program is the user's;
+// what it says and makes is a stranger's.
+package snapdriver
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"strconv"
+	"strings"
+	"syscall"
+
+	"distkit/disk"
+	"distkit/disk/program"
+	"distkit/disk/sys"
+	"distkit/errclass"
+	"distkit/snapshot"
+	"distkit/snapshot/internal/tree"
+	"distkit/snapshot/native"
+	"distkit/snapshot/overlayfs"
+
+	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
+)
+
+const (
+	prefix    = "snap-driver-"
+	maxOutput = 4 << 10
+)
+
+// forms are what a program's snapshots can be, with the drivers that mount such ones.
+var forms = map[string]snapshot.Driver{"tree": native.Driver{}, "layer": overlayfs.Driver{}}
+
+// Driver is a program. What it does not do itself, the driver of its form does.
+type Driver struct {
+	snapshot.Driver
+	name string
+}
+
+// Exists reports whether a program that can be a driver of that name is on PATH.
+func Exists(name string) bool {
+	_, err := exec.LookPath(prefix + name)
+	return program.IsName(name) && err == nil
+}
+
+// Names are the names of the programs on PATH.
+func Names() (names []string) {
+	for _, dir := range filepath.SplitList(os.Getenv("PATH")) {
+		files, _ := os.ReadDir(dir) // a directory of PATH may be missing
+		for _, f := range files {
+			if name, ok := strings.CutPrefix(f.Name(), prefix); ok && Exists(name) {
+				names = append(names, name)
+			}
+		}
+	}
+	slices.Sort(names)
+	return slices.Compact(names)
+}
+
+// Open asks a program for its form. NotImplemented if it is not on PATH, DataLoss if it tells no form.
+func Open(ctx context.Context, name string) (Driver, error) {
+	d := Driver{name: name}
+	said, err := d.run(ctx, "/", "form")
+	if err != nil {
+		return d, err
+	}
+	form, ok := strings.CutSuffix(said, "\n")
+	if d.Driver = forms[form]; d.Driver == nil || !ok {
+		return d, errclass.Errorf(errdefs.ErrDataLoss, "%s%s printed no form", prefix, name)
+	}
+	return d, nil
+}
+
+// run calls the program in a directory, and returns what it prints.
+func (d Driver) run(ctx context.Context, dir, verb string, args ...string) (string, error) {
+	runtime.LockOSThread() // the kernel tells a child that its parent has died when the thread has
+	defer runtime.UnlockOSThread()
+	p, err := program.Start(ctx, func(c *exec.Cmd) {
+		c.Dir, c.Env = dir, os.Environ()
+		c.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGTERM}
+	}, prefix+d.name, append([]string{verb}, args...)...)
+	if err != nil {
+		return "", err
+	}
+	defer p.Close()
+	b, err := io.ReadAll(io.LimitReader(p, maxOutput+1))
+	if err == nil && len(b) > maxOutput {
+		err = errclass.Errorf(errdefs.ErrDataLoss, "%s%s printed more than %d bytes", prefix, d.name, maxOutput)
+	}
+	return string(b), err
+}
+
+// runIn calls the program in the directory of the store's snapshots, for the directory dir of one of them and those of its parents,
+// which it names relative to that.
+func (d Driver) runIn(ctx context.Context, verb, dir string, parents ...string) (string, error) {
+	within := filepath.Join("snapshots", d.name)
+	i := strings.LastIndex(dir, "/"+within+"/")
+	if i < 0 {
+		return "", errclass.Errorf(errdefs.ErrInvalidArgument, "%s is no snapshot of %s", dir, d.name)
+	}
+	root := dir[:i]
+	store, err := disk.Tree(root).OpenDir(within)
+	if err != nil {
+		return "", err
+	}
+	defer store.Close()
+	names := make([]string, 0, 1+len(parents))
+	for _, p := range append([]string{dir}, parents...) {
+		names = append(names, strings.TrimPrefix(p, filepath.Join(root, within)+"/"))
+	}
+	return d.run(ctx, fmt.Sprintf("/proc/self/fd/%d", store.Fd()), verb, names...)
+}
+
+// do is runIn for a verb that prints nothing.
+func (d Driver) do(ctx context.Context, verb, dir string, parents ...string) error {
+	said, err := d.runIn(ctx, verb, dir, parents...)
+	if err == nil && said != "" {
+		err = errclass.Errorf(errdefs.ErrDataLoss, "%s%s %s printed something", prefix, d.name, verb)
+	}
+	return err
+}
+
+// Name is the program's name behind snap-driver-.
+func (d Driver) Name() string { return d.name }
+
+// Check tries whether its form can be mounted, and asks the program.
+func (d Driver) Check(ctx context.Context, dir string) error {
+	if err := d.Driver.Check(ctx, dir); err != nil {
+		return err
+	}
+	_, err := d.run(ctx, dir, "check")
+	return err
+}
+
+// Create has the program fill the directory. A view holds nothing of its own, and needs no program.
+func (d Driver) Create(ctx context.Context, t snapshot.Tree) error {
+	if t.Kind == snapshot.View {
+		return d.Driver.Create(ctx, t)
+	}
+	for _, p := range t.Parents {
+		if err := checkDir(p, "fs"); err != nil {
+			return err
+		}
+	}
+	if err := d.do(ctx, "create", t.Dir, t.Parents...); err != nil {
+		return err
+	}
+	err := checkDir(t.Dir, "fs")
+	if err == nil && d.Whiteouts(filepath.Dir(t.Dir)) != "" {
+		err = checkDir(t.Dir, "work")
+	}
+	if err != nil {
+		return errclass.Errorf(errdefs.ErrDataLoss, "%s%s made no snapshot: %w", prefix, d.name, err)
+	}
+	if len(t.Parents) > 0 {
+		return tree.CopyAttributes(t.ParentFS(), t.FS())
+	}
+	return os.Chmod(t.FS(), 0o755)
+}
+
+// checkDir fails if the directory name of a snapshot is a symbolic link, or something is mounted there: that would be looked for
+// elsewhere, and could not be removed.
+func checkDir(dir, name string) error {
+	store, err := disk.Tree(filepath.Dir(dir)).OpenDir(".")
+	if err != nil {
+		return err
+	}
+	defer store.Close()
+	name = filepath.Join(filepath.Base(dir), name)
+	fd, err := sys.OpenBeneath(int(store.Fd()), name, sys.OpenDir, unix.RESOLVE_NO_XDEV)
+	if errors.Is(err, unix.EXDEV) {
+		err = sys.ErrMounted
+	}
+	if err != nil {
+		return &os.PathError{Op: "open", Path: name, Err: err}
+	}
+	return unix.Close(fd)
+}
+
+// Usage asks the program, or measures the files if it does not know.
+func (d Driver) Usage(ctx context.Context, t snapshot.Tree) (u snapshot.Usage, err error) {
+	if t.Kind == snapshot.View {
+		return d.Driver.Usage(ctx, t)
+	}
+	said, err := d.runIn(ctx, "usage", t.Dir, t.Parents...)
+	if errdefs.IsNotImplemented(err) {
+		return d.Driver.Usage(ctx, t)
+	}
+	if err != nil {
+		return u, err
+	}
+	size, inodes, _ := strings.Cut(strings.TrimSuffix(said, "\n"), " ")
+	if u.Size, err = number(size); err == nil {
+		u.Inodes, err = number(inodes)
+	}
+	if err != nil {
+		return snapshot.Usage{}, errclass.Errorf(errdefs.ErrDataLoss, "%s%s printed no usage: two numbers are wanted", prefix, d.name)
+	}
+	return u, nil
+}
+
+func number(s string) (int64, error) {
+	n, err := strconv.ParseUint(s, 10, 63)
+	return int64(n), err
+}
+
+// Remove has the program undo what is more than files, and deletes these.
+func (d Driver) Remove(ctx context.Context, dir string) error {
+	if err := d.do(ctx, "remove", dir); err != nil && !errdefs.IsNotImplemented(err) {
+		return err
+	}
+	return d.Driver.Remove(ctx, dir)
+}

@@ -1,0 +1,402 @@
+package snapdriver_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+	"unicode/utf8"
+
+	"distkit/errclass"
+	"distkit/snapshot"
+	"distkit/snapshot/overlayfs"
+	"distkit/snapshot/snapdriver"
+	"distkit/snapshot/snapshottest"
+
+	"golang.org/x/sys/unix"
+)
+
+// driverEnv tells a worker of the suite its driver.
+const driverEnv = "SNAPDRIVER_TEST_DRIVER"
+
+func TestMain(m *testing.M) {
+	var dirs []string
+	for _, dir := range []string{"../../scripts", "testdata"} {
+		abs, err := filepath.Abs(dir)
+		if err != nil {
+			panic(err)
+		}
+		dirs = append(dirs, abs)
+	}
+	os.Setenv("PATH", strings.Join(dirs, ":")+":"+os.Getenv("PATH"))
+	var d snapdriver.Driver
+	if name := os.Getenv(driverEnv); name != "" {
+		var err error
+		if d, err = snapdriver.Open(context.Background(), name); err != nil {
+			panic(err)
+		}
+	}
+	snapshottest.Main(m, d)
+}
+
+func driver(t *testing.T, name string) snapdriver.Driver {
+	t.Helper()
+	d, err := snapdriver.Open(t.Context(), name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return d
+}
+
+func TestSuite(t *testing.T) {
+	t.Setenv(driverEnv, "cp")
+	snapshottest.Run(t, driver(t, "cp"))
+}
+
+func TestSuiteOfLayers(t *testing.T) {
+	snapshottest.Root(t)
+	snapshottest.Require(t, "overlay", overlayfs.Driver{}.Check(t.Context(), t.TempDir()))
+	t.Setenv(driverEnv, "layer")
+	snapshottest.Run(t, driver(t, "layer"))
+}
+
+// The script that holds drivers to their protocol passes ours, and fails those that break it.
+func TestConformance(t *testing.T) {
+	script := func(name string, env ...string) (string, error) {
+		c := exec.Command("snap-check-driver", "--in", t.TempDir(), name)
+		c.Env = append(os.Environ(), env...)
+		out, err := c.CombinedOutput()
+		return string(out), err
+	}
+	for _, name := range []string{"cp", "layer"} {
+		if out, err := script(name); err != nil || strings.Contains(out, "not ok") {
+			t.Errorf("%s: %v\n%s", name, err, out)
+		}
+	}
+	if out, err := script("bad", "BAD_VERB=usage", "BAD="+scriptOf(t, "echo 0 0")); err == nil || !strings.Contains(out, "not ok") {
+		t.Errorf("children that are empty pass: %v\n%s", err, out)
+	}
+	for verb, bad := range map[string]string{
+		"form":   "echo of none",
+		"check":  "echo talks",
+		"create": `mkdir "$2/fs"; if [[ $# -gt 2 ]]; then cp -al "$3/fs/." "$2/fs"; fi`,
+		"remove": "echo fails >&2; exit 1",
+		"usage":  "echo -1 x",
+	} {
+		out, err := script("bad", "BAD_VERB="+verb, "BAD="+scriptOf(t, bad))
+		if err == nil || !strings.Contains(out, "not ok") {
+			t.Errorf("%s: %s: %v\n%s", verb, bad, err, out)
+		}
+	}
+}
+
+// scriptOf returns a file that holds a script.
+func scriptOf(t *testing.T, text string) string {
+	t.Helper()
+	file := filepath.Join(t.TempDir(), "script")
+	if err := os.WriteFile(file, []byte(text+"\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return file
+}
+
+// bad returns a snapshotter with a driver that breaks the protocol.
+func bad(t *testing.T, verb, what string) (*snapshot.Snapshotter, string, error) {
+	t.Helper()
+	t.Setenv("BAD_VERB", verb)
+	t.Setenv("BAD", scriptOf(t, what))
+	d, err := snapdriver.Open(t.Context(), "bad")
+	if err != nil {
+		return nil, "", err
+	}
+	root := t.TempDir()
+	s, err := snapshot.Open(root, d, snapshot.Options{NoSync: true})
+	return s, filepath.Join(root, "snapshots/bad"), err
+}
+
+// left lists what a store has beside the files that every one has.
+func left(t *testing.T, dir string) string {
+	t.Helper()
+	var out []string
+	for _, pattern := range []string{"[0-9]*", "tmp/*", "keys/*"} {
+		names, err := filepath.Glob(filepath.Join(dir, pattern))
+		if err != nil {
+			t.Fatal(err)
+		}
+		out = append(out, names...)
+	}
+	return strings.Join(out, " ")
+}
+
+// What a driver says and makes decides nothing: the snapshot is not made, and nothing is left of it.
+func TestHostileCreate(t *testing.T) {
+	outside := t.TempDir()
+	if err := os.WriteFile(filepath.Join(outside, "precious"), nil, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []struct {
+		form, what string
+		status     int
+		words      string
+	}{
+		{"tree", `:`, 4, "made no snapshot"},
+		{"tree", `ln -s ` + outside + ` "$2/fs"`, 4, "made no snapshot"},
+		{"tree", `touch "$2/fs"`, 4, "made no snapshot"},
+		{"tree", `mkfifo "$2/fs"`, 4, "made no snapshot"},
+		{"tree", `rmdir "$2"; ln -s ` + outside + ` "$2"`, 4, "made no snapshot"},
+		{"tree", `mkdir "$2/fs"; echo talks`, 4, "printed something"},
+		{"tree", `mkdir "$2/fs"; yes`, 4, "printed more than"},
+		{"tree", `mkdir "$2/fs"; head -c 100000 /dev/urandom`, 4, "printed more than"},
+		{"tree", `mkdir "$2/fs"; ln -s ` + outside + `/x "$2/info"`, 8, "symbolic link"},
+		{"tree", `mkdir "$2/fs"; touch "$2/fs/half"; printf 'one\nno room\033[2J\377\n' >&2; exit 6`, 6, `no room\x1b[2J`},
+		{"tree", `mkdir "$2/fs"; kill -9 $$`, 1, "signal: killed"},
+		{"tree", `exit 255`, 1, "exit status 255"},
+		{"layer", `mkdir "$2/fs"`, 4, "made no snapshot"},
+		{"layer", `mkdir "$2/fs"; ln -s ` + outside + ` "$2/work"`, 4, "made no snapshot"},
+	} {
+		t.Run(c.what, func(t *testing.T) {
+			t.Setenv("FORM", c.form)
+			s, dir, err := bad(t, "create", c.what)
+			if err != nil {
+				t.Fatal(err)
+			}
+			_, err = s.Prepare(t.Context(), "k", "", nil)
+			if got := errclass.Status(err); got != c.status || !strings.Contains(fmt.Sprint(err), c.words) || strings.ContainsAny(err.Error(), "\x1b\n") || !utf8.ValidString(err.Error()) {
+				t.Errorf("status %d, not %d with %q: %q", got, c.status, c.words, err)
+			}
+			if names := left(t, dir); names != "" {
+				t.Errorf("left %s", names)
+			}
+			if _, err := os.Stat(filepath.Join(outside, "precious")); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+}
+
+// What a driver mounts in a snapshot is not taken for the snapshot, and no file of it is deleted with it.
+func TestMountInSnapshot(t *testing.T) {
+	snapshottest.Root(t)
+	outside := t.TempDir()
+	if err := os.WriteFile(filepath.Join(outside, "precious"), nil, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	s, dir, err := bad(t, "create", `mkdir "$2/fs"; mount --bind `+outside+` "$2/fs"`)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		mounts, _ := filepath.Glob(filepath.Join(dir, "tmp/*/fs"))
+		for _, m := range mounts {
+			_ = unix.Unmount(m, unix.MNT_DETACH)
+		}
+	})
+	if _, err := s.Prepare(t.Context(), "k", "", nil); errclass.Status(err) != 4 || !strings.Contains(err.Error(), "mounted") {
+		t.Errorf("prepare: %v", err)
+	}
+	if _, err := os.Stat(filepath.Join(outside, "precious")); err != nil {
+		t.Error(err)
+	}
+}
+
+// A symbolic link in the store is not handed to a driver as a parent.
+func TestHostileParent(t *testing.T) {
+	s, dir, err := bad(t, "", "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.Prepare(t.Context(), "a", "", nil); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Commit(t.Context(), "base", "a", snapshot.CommitOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	fs := filepath.Join(dir, "1/fs")
+	if err := errors.Join(os.Rename(fs, filepath.Join(dir, "1/away")), os.Symlink("/etc", fs)); err != nil {
+		t.Fatal(err)
+	}
+	called := filepath.Join(t.TempDir(), "called")
+	t.Setenv("BAD_VERB", "create")
+	t.Setenv("BAD", scriptOf(t, "touch "+called))
+	if _, err := s.Prepare(t.Context(), "b", "base", nil); err == nil {
+		t.Error("a parent that is a symbolic link was used")
+	}
+	if _, err := os.Stat(called); err == nil {
+		t.Error("the driver was called")
+	}
+}
+
+func TestHostileForm(t *testing.T) {
+	for what, status := range map[string]int{
+		`echo zfs`: 4, `printf tree`: 4, `:`: 4, `yes`: 4, `cat /dev/zero`: 4, `printf 'tree\ntree\n'`: 4, `exit 3`: 3, `exit 10`: 10,
+	} {
+		if _, _, err := bad(t, "form", what); errclass.Status(err) != status {
+			t.Errorf("%s: %v", what, err)
+		}
+	}
+}
+
+func TestHostileUsage(t *testing.T) {
+	for what, want := range map[string]string{
+		`echo 7 2`: "7 2", `echo`: "", `echo 7`: "", `echo -7 2`: "", `echo 7 2 3`: "", `echo "7  2"`: "", `echo 9223372036854775808 1`: "", `echo 1e3 1`: "", `yes 7 2`: "",
+		`printf '7 2\n7 2\n'`: "", `exit 10`: "0 1", // measured
+	} {
+		s, _, err := bad(t, "usage", what)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := s.Prepare(t.Context(), "k", "", nil); err != nil {
+			t.Fatal(err)
+		}
+		u, err := s.Usage(t.Context(), "k")
+		switch got := fmt.Sprint(u.Size, u.Inodes); {
+		case want == "" && errclass.Status(err) != 4:
+			t.Errorf("%s: %+v, %v", what, u, err)
+		case want == "0 1" && (err != nil || u.Inodes != 1), want == "7 2" && (err != nil || got != want):
+			t.Errorf("%s: %+v, %v", what, u, err)
+		}
+	}
+}
+
+// A driver that fails to remove a snapshot is asked again by the next change, and nobody sees the snapshot meanwhile.
+func TestRemoveAgain(t *testing.T) {
+	mark := filepath.Join(t.TempDir(), "mark")
+	s, dir, err := bad(t, "remove", `[[ -e `+mark+` ]] || { echo "pool is down" >&2; exit 1; }`)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.Prepare(t.Context(), "k", "", nil); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Remove(t.Context(), "k"); err == nil || !strings.Contains(err.Error(), "pool is down") {
+		t.Errorf("remove: %v", err)
+	}
+	if _, err := s.Stat(t.Context(), "k"); errclass.Status(err) != 3 {
+		t.Errorf("stat of what is removed: %v", err)
+	}
+	if left(t, dir) == "" {
+		t.Error("the driver can't be asked again: its directory is gone")
+	}
+	if err := os.WriteFile(mark, nil, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.Prepare(t.Context(), "l", "", nil); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Remove(t.Context(), "l"); err != nil {
+		t.Fatal(err)
+	}
+	if names := left(t, dir); names != "" {
+		t.Errorf("left %s", names)
+	}
+}
+
+// hangs is a driver that never ends, with a child that does not end when it is told to. It tells their process IDs.
+const hangs = `mkdir "$2/fs"; (trap "" TERM; while :; do touch "$2/fs/more"; sleep 0.01; done) >/dev/null 2>&1 & echo $$ $! > "$MARK.new"; mv "$MARK.new" "$MARK"; wait`
+
+// begun waits until a driver hangs, and returns its processes.
+func begun(t *testing.T, mark string) (pids []int) {
+	t.Helper()
+	for end := time.Now().Add(time.Minute); time.Now().Before(end); time.Sleep(5 * time.Millisecond) {
+		if b, err := os.ReadFile(mark); err == nil {
+			for _, f := range strings.Fields(string(b)) {
+				pid, err := strconv.Atoi(f)
+				if err != nil {
+					t.Fatal(err)
+				}
+				pids = append(pids, pid)
+			}
+			return pids
+		}
+	}
+	t.Fatal("the driver was not called")
+	return nil
+}
+
+func alive(pid int) bool {
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	return err == nil && !strings.Contains(string(b), ") Z ")
+}
+
+// A caller that is told to end ends its driver, with all that this has started, and leaves nothing.
+func TestCancel(t *testing.T) {
+	mark := filepath.Join(t.TempDir(), "mark")
+	t.Setenv("MARK", mark)
+	s, dir, err := bad(t, "create", hangs)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	done := make(chan error)
+	go func() {
+		_, err := s.Prepare(ctx, "k", "", nil)
+		done <- err
+	}()
+	pids := begun(t, mark)
+	cancel()
+	if err := <-done; !errors.Is(err, context.Canceled) {
+		t.Errorf("prepare: %v", err)
+	}
+	for _, pid := range pids {
+		if alive(pid) {
+			t.Errorf("process %d is alive", pid)
+		}
+	}
+	if names := left(t, dir); names != "" {
+		t.Errorf("left %s", names)
+	}
+}
+
+// What a process leaves that is killed while its driver works is swept by the next change.
+func TestKilled(t *testing.T) {
+	if root := os.Getenv("SNAPDRIVER_TEST_KILLED"); root != "" {
+		s, err := snapshot.Open(root, driver(t, "bad"), snapshot.Options{NoSync: true})
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, err = s.Prepare(t.Context(), "k", "", nil)
+		t.Fatal(err)
+	}
+	mark := filepath.Join(t.TempDir(), "mark")
+	t.Setenv("MARK", mark)
+	s, dir, err := bad(t, "create", `mkdir "$2/fs"; touch "$2/fs/half"; echo $$ > "$MARK.new"; mv "$MARK.new" "$MARK"; sleep 100`)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := exec.Command(os.Args[0], "-test.run=^TestKilled$")
+	c.Env = append(os.Environ(), "SNAPDRIVER_TEST_KILLED="+filepath.Dir(filepath.Dir(dir)))
+	if err := c.Start(); err != nil {
+		t.Fatal(err)
+	}
+	pid := begun(t, mark)[0]
+	t.Cleanup(func() { _ = syscall.Kill(-pid, syscall.SIGKILL) }) // its sleep
+	_ = c.Process.Kill()
+	_ = c.Wait()
+	for end := time.Now().Add(time.Minute); alive(pid) && time.Now().Before(end); {
+		time.Sleep(5 * time.Millisecond)
+	}
+	if alive(pid) {
+		t.Error("the driver outlives its caller")
+	}
+	if left(t, dir) == "" {
+		t.Error("nothing was left: the test was too late")
+	}
+	t.Setenv("BAD_VERB", "")
+	if _, err := s.Prepare(t.Context(), "l", "", nil); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Remove(t.Context(), "l"); err != nil {
+		t.Fatal(err)
+	}
+	if names := left(t, dir); names != "" {
+		t.Errorf("left %s", names)
+	}
+}
