@@ -54,6 +54,7 @@ type Sweep struct {
 	Before time.Time
 	DryRun bool          // report, delete nothing, and take no lock
 	Wait   time.Duration // in all, for those who hold the store; Unavailable after that
+	Only   digest.Digest // delete no other blob; "" for all
 	// Snapshots, if set, is called before blobs are deleted. It may delete snapshots that aren't needed, each in a function
 	// that it hands to alone, which is called in a phase.
 	Snapshots func(ctx context.Context, alone func(func(Needed) error) error) error
@@ -666,6 +667,9 @@ func (s *sweeper) blobs(ctx context.Context, kept *Kept, f func(content.Info) er
 	}
 	future := s.started.Add(time.Hour)
 	err := s.Store.WalkSizes(ctx, func(info content.Info) error {
+		if s.Only != "" && info.Digest != s.Only {
+			return nil
+		}
 		if s.marked.Has(info.Digest) || !info.CreatedAt.Before(s.Before) {
 			keep(info)
 			if info.CreatedAt.After(future) && !s.DryRun {

@@ -90,10 +90,7 @@ func (s *Server) list() (map[string][]string, error) {
 		if err != nil {
 			continue // an entry that is no descriptor can't be asked for either
 		}
-		repository, tag, ok := refname.Split(img.Name)
-		if !ok && s.Bare != "" && refname.IsTag(img.Name) {
-			repository, tag, ok = s.Bare, img.Name, true
-		}
+		repository, tag, ok := s.split(img.Name)
 		if !ok {
 			continue
 		}
@@ -110,6 +107,36 @@ func (s *Server) list() (map[string][]string, error) {
 	}
 	c.repositories = all
 	return all, nil
+}
+
+// split returns the repository and tag that a name is listed as.
+func (s *Server) split(name string) (repository, tag string, ok bool) {
+	if s.Bare != "" && refname.IsTag(name) {
+		return s.Bare, name, true
+	}
+	return refname.Split(name)
+}
+
+// namesOf returns the names of a repository that point at a manifest.
+func (s *Server) namesOf(dgst digest.Digest, repository, upstream string) (names []string, err error) {
+	s.names.mu.Lock()
+	defer s.names.mu.Unlock()
+	c, err := s.refresh()
+	if err != nil {
+		return nil, err
+	}
+	for img, err := range c.watched.All() {
+		if err != nil || img.Target.Digest != dgst {
+			continue
+		}
+		of, _, ok := s.split(img.Name)
+		switch {
+		case !ok:
+		case upstream != "" && of == upstream+"/"+repository, upstream == "" && (of == repository || of == hub+"/"+repository):
+			names = append(names, img.Name)
+		}
+	}
+	return names, nil
 }
 
 func (c *cache) known() map[string][]string {

@@ -39,6 +39,14 @@ func (s *Server) change(w *reply, r *http.Request, t target) error {
 			return s.putManifest(w, r, t)
 		}
 	}
+	if s.Deletable && r.Method == http.MethodDelete {
+		switch t.kind {
+		case kindManifests:
+			return s.deleteManifest(w, r, t)
+		case kindBlobs:
+			return s.deleteBlob(w, r, t)
+		}
+	}
 	w.Header().Set("Allow", "GET, HEAD")
 	return refuse(http.StatusMethodNotAllowed, codeUnsupported, "this registry does not allow %s here", printable(r.Method))
 }

@@ -1,0 +1,104 @@
+package serve
+
+import (
+	"context"
+	"net/http"
+	"time"
+
+	"distkit/content"
+	"distkit/image"
+
+	"github.com/containerd/errdefs"
+	"github.com/opencontainers/go-digest"
+)
+
+// sweepPatience is how long a delete waits for those who hold the store.
+const sweepPatience = 10 * time.Second
+
+// deleteManifest takes a tag away, or a manifest with all tags of the repository that point at it. Its blob goes if nothing in the
+// store needs it any more; its config and layers are left to a sweep.
+func (s *Server) deleteManifest(w *reply, r *http.Request, t target) error {
+	if t.digest == "" {
+		img, err := s.lookup(t.repository, t.object, upstream(r))
+		if err == nil {
+			_, err = s.deleteNames(r.Context(), []string{img.Name}, s.Names.DeleteAll)
+		}
+		if errdefs.IsNotFound(err) {
+			return notFound(codeManifestUnknown, "%s has no %s", t.repository, t.object)
+		}
+		if err != nil {
+			return err
+		}
+		return accept(w)
+	}
+	b, err := s.document(t.digest)
+	if errdefs.IsNotFound(err) {
+		return notFound(codeManifestUnknown, "manifest %s is not here", t.digest)
+	}
+	if err != nil {
+		return err
+	}
+	if _, ok := image.TypeOf(b); !ok {
+		return notFound(codeManifestUnknown, "%s is no manifest", t.digest)
+	}
+	names, err := s.namesOf(t.digest, t.repository, upstream(r))
+	if err != nil {
+		return err
+	}
+	named, err := s.deleteNames(r.Context(), names, s.Names.DeleteAll)
+	if err != nil {
+		return err
+	}
+	listed, err := s.deleteNames(r.Context(), []string{string(t.digest)}, s.Names.DeleteUnnamed)
+	if err != nil {
+		return err
+	}
+	if gone, err := s.sweep(r.Context(), t.digest); err != nil {
+		return err
+	} else if !gone && !named && !listed {
+		return refuse(http.StatusMethodNotAllowed, codeDenied, "%s is needed by another image, or by a container", t.digest)
+	}
+	return accept(w)
+}
+
+func (s *Server) deleteBlob(w *reply, r *http.Request, t target) error {
+	if _, err := s.Store.Size(t.digest); errdefs.IsNotFound(err) {
+		return notFound(codeBlobUnknown, "blob %s is not here", t.digest)
+	}
+	gone, err := s.sweep(r.Context(), t.digest)
+	if err != nil {
+		return err
+	}
+	if !gone {
+		return refuse(http.StatusMethodNotAllowed, codeDenied, "%s is needed by an image or a container", t.digest)
+	}
+	return accept(w)
+}
+
+func accept(w *reply) error {
+	w.Header().Set("Content-Length", "0")
+	w.WriteHeader(http.StatusAccepted)
+	return nil
+}
+
+// deleteNames reports whether any of the names was there.
+func (s *Server) deleteNames(ctx context.Context, names []string, remove func(context.Context, []string) ([]error, error)) (any bool, err error) {
+	if len(names) == 0 {
+		return false, nil
+	}
+	errs, err := remove(ctx, names)
+	for _, e := range errs {
+		any = any || e == nil && err == nil
+	}
+	return any, err
+}
+
+// sweep deletes one blob unless a name, a container or a label needs it, by the rules and locks of any sweep.
+func (s *Server) sweep(ctx context.Context, dgst digest.Digest) (gone bool, err error) {
+	sweep := image.Sweep{Store: s.Store, Before: time.Now(), Only: dgst, Wait: sweepPatience}
+	_, err = sweep.Run(ctx, func(content.Info) error {
+		gone = true
+		return nil
+	})
+	return gone, err
+}

@@ -1,0 +1,57 @@
+package serve
+
+import (
+	"testing"
+
+	"github.com/opencontainers/go-digest"
+	v1 "github.com/opencontainers/image-spec/specs-go/v1"
+)
+
+func TestDelete(t *testing.T) {
+	t.Parallel()
+	s := newServer(t)
+	s.Writable, s.Deletable = true, true
+	f := start(t, s, 10)
+	d := f.image("layer", "x:1", "x:2", "y:1")
+	layer := string(digest.FromString("layer"))
+
+	f.want(f.do("DELETE", "/v2/x/manifests/3", ""), 404, codeManifestUnknown)
+	f.want(f.do("DELETE", "/v2/x/manifests/1", ""), 202, "")
+	f.want(f.do("GET", "/v2/x/manifests/1", ""), 404, codeManifestUnknown)
+	f.want(f.do("GET", "/v2/x/manifests/2", ""), 200, "")
+	f.want(f.do("DELETE", "/v2/x/blobs/"+layer, ""), 405, codeDenied)
+
+	// Another repository's tag keeps the manifest.
+	f.want(f.do("DELETE", "/v2/x/manifests/"+string(d.Digest), ""), 202, "")
+	f.want(f.do("GET", "/v2/x/manifests/2", ""), 404, codeManifestUnknown)
+	f.want(f.do("GET", "/v2/y/manifests/1", ""), 200, "")
+	f.want(f.do("DELETE", "/v2/x/manifests/"+string(d.Digest), ""), 405, codeDenied)
+	f.want(f.do("DELETE", "/v2/y/manifests/"+string(d.Digest), ""), 202, "")
+	f.want(f.do("GET", "/v2/y/manifests/"+string(d.Digest), ""), 404, codeManifestUnknown)
+	f.want(f.do("DELETE", "/v2/y/manifests/"+string(d.Digest), ""), 404, codeManifestUnknown)
+
+	f.want(f.do("DELETE", "/v2/x/manifests/"+layer, ""), 404, codeManifestUnknown)
+	f.want(f.do("DELETE", "/v2/x/blobs/"+layer, ""), 202, "")
+	f.want(f.do("GET", "/v2/x/blobs/"+layer, ""), 404, codeBlobUnknown)
+	f.want(f.do("DELETE", "/v2/x/blobs/"+layer, ""), 404, codeBlobUnknown)
+}
+
+func TestDeletedReferrerIsNotListed(t *testing.T) {
+	t.Parallel()
+	s := newServer(t)
+	s.Writable, s.Deletable = true, true
+	f := start(t, s, 10)
+	subject := f.image("x", "x:1")
+	m := manifest(t, &subject, "a/sbom", nil)
+	path := "/v2/x/manifests/" + string(digest.FromString(m))
+	f.want(f.do("PUT", path, m, "Content-Type", v1.MediaTypeImageManifest), 201, "")
+	list, err := s.referrersOf(subject.Digest)
+	if err != nil || len(list) != 1 {
+		t.Fatalf("referrers %v, %v", list, err)
+	}
+	f.want(f.do("DELETE", path, ""), 202, "")
+	if list, err := s.referrersOf(subject.Digest); err != nil || len(list) != 0 {
+		t.Errorf("referrers %v, %v", list, err)
+	}
+	f.want(f.do("GET", path, ""), 404, codeManifestUnknown)
+}
