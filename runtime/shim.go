@@ -284,7 +284,7 @@ func (o order) supervise(open Opener) error {
 	if err != nil {
 		return err
 	}
-	debug.FreeOSMemory()
+	shrink()
 	go func() {
 		for range terms {
 			_ = u.state.signal(unix.SIGTERM)
@@ -302,6 +302,27 @@ func (o order) supervise(open Opener) error {
 		s.Drain() // what it has left behind in the container may go on printing
 	}
 	return err
+}
+
+// shrink gives back the memory that starting took: the heap's, and the pages of the program, of which waiting needs few. Those are
+// mapped again from the file as they are needed. What is not as in the file, as a position-independent program's, stays.
+func shrink() {
+	debug.FreeOSMemory()
+	self, _ := os.Readlink("/proc/self/exe")
+	maps, _ := os.ReadFile("/proc/self/smaps")
+	var from, to uintptr
+	for line := range strings.Lines(string(maps)) {
+		f := strings.Fields(line)
+		switch {
+		case len(f) > 1 && !strings.HasSuffix(f[0], ":"): // a mapping's first line
+			from, to = 0, 0
+			if f[1][1] == '-' && strings.HasSuffix(line, " "+self+"\n") {
+				_, _ = fmt.Sscanf(f[0], "%x-%x", &from, &to)
+			}
+		case len(f) > 1 && f[0] == "Anonymous:" && f[1] == "0":
+			_, _, _ = unix.Syscall(unix.SYS_MADVISE, from, to-from, unix.MADV_DONTNEED)
+		}
+	}
 }
 
 // streams says what the streams of a detached process are.
