@@ -2,9 +2,7 @@
 package main
 
 import (
-	"errors"
 	"fmt"
-	"io/fs"
 	"os"
 	"os/exec"
 
@@ -30,11 +28,8 @@ func main() {
 			delete(c.Annotations, cli.RunsCommand)
 		}
 		path, err := exec.LookPath(args[0])
-		if errors.Is(err, exec.ErrNotFound) || errors.Is(err, fs.ErrNotExist) {
-			return cli.ExitWith(127, fmt.Errorf("%s: command not found", args[0]))
-		}
 		if err != nil {
-			return cli.ExitWith(126, err)
+			return cli.NotStarted(err)
 		}
 		store, err := content.Open(*root)
 		if err != nil {
@@ -45,7 +40,7 @@ func main() {
 			return err
 		}
 		// The command takes this process's place: its signals and its status are its own.
-		return cli.ExitWith(126, fmt.Errorf("%s: %w", path, unix.Exec(path, args, append(os.Environ(), hold))))
+		return cli.NotStarted(fmt.Errorf("%s: %w", path, unix.Exec(path, args, append(os.Environ(), hold))))
 	}
 	cli.Main(c)
 }

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
 	"math/rand/v2"
 	"os"
 	"os/exec"
@@ -25,8 +24,6 @@ const (
 	wrongUsage   = 2
 	unverified   = 4
 	tryLater     = 6
-	notRunnable  = 126
-	noSuchFile   = 127
 	maxIdle      = 3       // attempts in a row that may bring less than enough
 	enough       = 4 << 10 // bytes: an attempt that brings less counts as idle, or a server could have us retry for every byte
 	firstBackoff = 200 * time.Millisecond
@@ -109,12 +106,7 @@ func (in *ingest) attempt(ctx context.Context, w *content.Writer) (status int, e
 	err = c.Start()
 	_ = p.Close()
 	if err != nil {
-		status := notRunnable
-		if errors.Is(err, exec.ErrNotFound) || errors.Is(err, fs.ErrNotExist) {
-			status = noSuchFile
-		}
-		fmt.Fprintf(os.Stderr, "dist-ingest: run %s\n", strings.TrimPrefix(err.Error(), "exec: "))
-		return status, nil
+		return 0, cli.NotStarted(err)
 	}
 	err = content.Copy(ctx, in.sink(w), r)
 	if err != nil {

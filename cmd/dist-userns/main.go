@@ -2,9 +2,7 @@
 package main
 
 import (
-	"errors"
 	"fmt"
-	"io/fs"
 	"os"
 	"os/exec"
 
@@ -31,14 +29,11 @@ func main() {
 			delete(c.Annotations, cli.RunsCommand)
 		}
 		path, err := exec.LookPath(args[0])
-		if errors.Is(err, exec.ErrNotFound) || errors.Is(err, fs.ErrNotExist) {
-			return cli.ExitWith(127, fmt.Errorf("%s: command not found", args[0]))
-		}
 		if err != nil {
-			return cli.ExitWith(126, err)
+			return cli.NotStarted(err)
 		}
 		if os.Geteuid() == 0 {
-			return cli.ExitWith(126, fmt.Errorf("%s: %w", path, unix.Exec(path, args, os.Environ())))
+			return cli.NotStarted(fmt.Errorf("%s: %w", path, unix.Exec(path, args, os.Environ())))
 		}
 		m, err := mappings()
 		if err != nil {

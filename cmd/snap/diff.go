@@ -79,10 +79,10 @@ func distDiff(ctx context.Context, compared *snapshot.Comparison, flags []string
 		return cli.Exit(exit.ExitCode()) // it has said why
 	case exit != nil && exit.Sys().(syscall.WaitStatus).Signal() == syscall.SIGPIPE:
 		return cli.Exit(128 + int(syscall.SIGPIPE)) // as a shell has it: nobody reads
-	case errors.Is(err, exec.ErrNotFound):
-		return cli.ExitWith(noSuchFile, fmt.Errorf("run dist-diff: %w", err))
-	case err != nil:
+	case exit != nil:
 		return fmt.Errorf("run dist-diff: %w", err)
+	case err != nil:
+		return cli.NotStarted(err)
 	}
 	return nil
 }

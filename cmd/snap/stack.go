@@ -2,9 +2,7 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
-	"io/fs"
 	"os"
 	"os/exec"
 	"runtime"
@@ -19,11 +17,7 @@ import (
 	"github.com/spf13/cobra"
 )
 
-const (
-	notRunnable = 126
-	noSuchFile  = 127
-	killAfter   = 5 * time.Second
-)
+const killAfter = 5 * time.Second
 
 func newStack(s *store) *cobra.Command {
 	c := &cobra.Command{Use: "stack [flags] -- COMMAND [ARG…]", Short: "make a chain of committed snapshots, each filled by COMMAND", Args: cobra.MinimumNArgs(1)}
@@ -87,11 +81,7 @@ func fill(ctx context.Context, args []string, p snapshot.Place) error {
 	runtime.LockOSThread() // the kernel goes by the thread
 	defer runtime.UnlockOSThread()
 	if err := c.Start(); err != nil {
-		status := notRunnable
-		if errors.Is(err, exec.ErrNotFound) || errors.Is(err, fs.ErrNotExist) {
-			status = noSuchFile
-		}
-		return cli.ExitWith(status, fmt.Errorf("run %s", strings.TrimPrefix(err.Error(), "exec: ")))
+		return cli.NotStarted(err)
 	}
 	group := -c.Process.Pid
 	stop := context.AfterFunc(ctx, func() {

@@ -437,3 +437,22 @@ func TestCells(t *testing.T) {
 		}
 	}
 }
+
+func TestNotStarted(t *testing.T) {
+	open := func(err error) error { return &fs.PathError{Op: "open", Path: "/dev/null", Err: err} }
+	for _, c := range []struct {
+		err    error
+		status int
+	}{
+		{&exec.Error{Name: "none", Err: exec.ErrNotFound}, 127},
+		{&fs.PathError{Op: "fork/exec", Path: "/none", Err: syscall.ENOENT}, 127},
+		{&fs.PathError{Op: "fork/exec", Path: "/etc/passwd", Err: syscall.EACCES}, 126},
+		{fmt.Errorf("x: %w", syscall.ENOEXEC), 126},
+		{open(syscall.EMFILE), 1}, {open(syscall.ENFILE), 1}, {open(syscall.ENOMEM), 1},
+		{&fs.PathError{Op: "fork/exec", Path: "/bin/true", Err: syscall.EAGAIN}, 1},
+	} {
+		if got := status(NotStarted(c.err)); got != c.status {
+			t.Errorf("%v: status %d, want %d", c.err, got, c.status)
+		}
+	}
+}

@@ -8,7 +8,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
+	"os/exec"
 	"os/signal"
 	"runtime/debug"
 	"slices"
@@ -293,6 +295,22 @@ func Exit(n int) error { return exitStatus{status: n} }
 // ExitWith is an error that is reported like any other, and has a status of its own: for what
 // has no class, such as 126 and 127.
 func ExitWith(n int, err error) error { return exitStatus{n, err} }
+
+// NotStarted is the error of a command of the user's that could not be started. It has the shell's status: 127 where there is no
+// such command, 126 where it can't be executed. Where the machine had no descriptor, process or memory left for it, that is a
+// failure like any other.
+func NotStarted(err error) error {
+	text := fmt.Errorf("run %s", strings.TrimPrefix(err.Error(), "exec: "))
+	for _, scarce := range []error{syscall.EMFILE, syscall.ENFILE, syscall.EAGAIN, syscall.ENOMEM} {
+		if errors.Is(err, scarce) {
+			return fmt.Errorf("start the command: %w", err)
+		}
+	}
+	if errors.Is(err, exec.ErrNotFound) || errors.Is(err, fs.ErrNotExist) {
+		return ExitWith(127, text)
+	}
+	return ExitWith(126, text)
+}
 
 // unreported is what an error with a status of its own has to say: that of [ExitWith], nothing of
 // [Exit], and what is joined to either.
