@@ -363,7 +363,18 @@ func (r *Registry) hasForPut(ctx context.Context, id string, h hints) (ocispec.D
 	}
 	desc.Digest = o.digest
 	switch {
-	case o.tag != "" || h.mediaType == "":
+	case o.tag != "":
+		resp, err := p.headManifest(o)
+		if errdefs.IsNotFound(err) {
+			return desc, err // what HEAD denies wrongly is put once more
+		}
+		if err == nil {
+			if got, ok, _ := headDescriptor(resp, o); ok {
+				return got, nil
+			}
+		}
+		return p.resolve(ctx, p.client, p.tries, o)
+	case h.mediaType == "":
 		return p.resolve(ctx, p.client, p.tries, o)
 	case h.isBlob():
 		desc.Size, err = p.exists()

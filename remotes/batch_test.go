@@ -250,6 +250,17 @@ func TestBatchAsksOnce(t *testing.T) {
 	if got := f.seen(); len(got) != 3 {
 		t.Errorf("requests: %q", got)
 	}
+	f.reset()
+	if _, has, err := c.Has(t.Context(), "latest"); has || err != nil {
+		t.Fatal(has, err)
+	}
+	m := fmt.Sprintf(`{"schemaVersion":2,"mediaType":%q,"config":{},"layers":[]}`, ocispec.MediaTypeImageManifest)
+	if _, err := c.Put(t.Context(), "latest", strings.NewReader(m)); err != nil {
+		t.Fatal(err)
+	}
+	if got := f.seen(); len(got) != 2 {
+		t.Errorf("requests for a tag: %q", got)
+	}
 	if got, err := c.Put(t.Context(), d, bytes.NewReader(b), "mediatype:a/b"); err != nil || got.Word != "exists" || got.Size != 1000 {
 		t.Errorf("put again: %v, %v", got, err)
 	}

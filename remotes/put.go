@@ -257,7 +257,7 @@ func (p *push) manifest(content io.Reader, there bool) (ocispec.Descriptor, erro
 		return desc, classf(errdefs.ErrInvalidArgument, "the content does not tell its type: give the hint mediatype:TYPE")
 	}
 	o := p.object
-	if o.tag != "" {
+	if o.tag != "" && (!p.hints.isAbsent || p.client.options.IfAbsent) {
 		if there, err = p.isAlready(desc.Digest); err != nil {
 			return desc, err
 		}

@@ -44,6 +44,7 @@ func newCommand() *cobra.Command {
 	f.BoolVar(&at.ref, "ref", false, "copy REF, LOCATOR[:TAG][@DIGEST], from its remote; in the store it gets its name")
 	f.StringVar(&at.to, "to", "", "copy to the batch `COMMAND`, run by sh")
 	f.StringVar(&at.toRemote, "to-remote", "", "copy to the remote `LOCATOR`")
+	f.StringVar(&at.toRef, "to-ref", "", "with --ref: copy to `REF`, LOCATOR[:TAG], which gets the tag of the source unless it has one")
 	f.StringVar(&at.mount, "mount", "", "have the target take blobs from its `REPOSITORY` where it can")
 	f.StringVar(&at.sources, "sources", "", "have the target, `HOST/REPOSITORY`, take blobs from where labels say that it has them")
 	f.StringArrayVar(&at.tags, "tag", nil, "the target keeps the manifest as `TAG`, in a store as a name; may be repeated")

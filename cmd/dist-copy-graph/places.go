@@ -26,6 +26,7 @@ type places struct {
 	from, fromRemote, to string
 	fromRoot, toRemote   string
 	ref                  bool
+	toRef                string
 	options              *remotes.Options
 	mount, sources       string
 	tags, labels         []string
@@ -44,7 +45,7 @@ func (p places) check(roots []root) error {
 	case p.fromBatch() && p.fromRoot != "" || p.from != "" && p.fromRemote != "":
 		return cli.Usagef("--from, --from-remote, --from-root and --ref exclude each other: each is a source")
 	case p.to != "" && p.toRemote != "":
-		return cli.Usagef("--to and --to-remote are two targets")
+		return errTargets()
 	case !p.fromBatch() && p.fromRoot == "" && p.intoStore():
 		return cli.Usagef("the store is both source and target: one of --ref, --from, --from-remote, --from-root, --to and --to-remote is needed")
 	case p.intoStore() && (p.mount != "" || p.sources != ""):
@@ -59,6 +60,10 @@ func (p places) check(roots []root) error {
 		return cli.Usagef("--sources is for a source that is a store: its labels tell")
 	}
 	return nil
+}
+
+func errTargets() error {
+	return cli.Usagef("--to, --to-remote and --to-ref exclude each other: each is a target")
 }
 
 // open opens the source and the target of a copy, and holds the stores among them. end is called when all is done; it returns
@@ -193,21 +198,23 @@ func here(store *content.Store, roots []root) bool {
 	return true
 }
 
-// resolve replaces tags by the descriptors that they point at. If the store has the first name of --tag already, probably
+// resolve replaces tags by the descriptors that they point at. If the target is the store, and has the first name of --tag already, probably
 // nothing has changed: the source is asked for the digest alone, which registries do not count as a pull.
 func (p places) resolve(ctx context.Context, from *copygraph.CommandSource, store *content.Store, roots []root) error {
 	for i, r := range roots {
 		if r.tag == "" {
 			continue
 		}
-		ask := from.Resolve
-		if p.intoStore() && len(p.tags) > 0 {
+		ask := from.Take
+		if p.intoStore() {
 			names, err := image.OpenNames(store, *p.namespace)
 			if err != nil {
 				return err
 			}
-			if _, err := names.Get(p.tags[0]); errdefs.IsNotFound(err) {
-				ask = from.Take
+			if len(p.tags) == 0 {
+				ask = from.Resolve
+			} else if _, err := names.Get(p.tags[0]); !errdefs.IsNotFound(err) {
+				ask = from.Resolve
 			}
 		}
 		d, err := ask(ctx, r.tag)

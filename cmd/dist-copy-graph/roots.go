@@ -24,7 +24,12 @@ type root struct {
 
 // readRoots reads what is to be copied: one root by the arguments, or with "-" one from each line of standard input.
 func (p *places) readRoots(c *cobra.Command, args []string) (roots []root, err error) {
-	if p.ref {
+	switch {
+	case p.toRef != "" && !p.ref:
+		return nil, cli.Usagef("--to-ref is for --ref")
+	case p.toRef != "" && p.toRemote != "":
+		return nil, errTargets()
+	case p.ref:
 		r, err := p.parseReference(c, args)
 		return append(roots, r), err
 	}
@@ -56,7 +61,11 @@ func (p *places) parseReference(c *cobra.Command, args []string) (r root, err er
 		return r, err
 	}
 	p.fromRemote = ref.Locator
-	if len(p.tags) == 0 && p.intoStore() {
+	if p.toRef != "" {
+		if err := p.parseTarget(ref); err != nil {
+			return r, err
+		}
+	} else if len(p.tags) == 0 && p.intoStore() {
 		p.tags = []string{ref.Name}
 	}
 	r.Size, r.tag = -1, ref.Object
@@ -64,6 +73,45 @@ func (p *places) parseReference(c *cobra.Command, args []string) (r root, err er
 		r.Digest, r.tag = d, ""
 	}
 	return r, nil
+}
+
+// parseTarget reads the reference of --to-ref. It sets the target and, unless --tag gives others, the tag: that of the reference if it
+// has one, else that of the source, which in a directory is the whole name. What is named by its digest gets no tag. If both
+// are repositories of one registry, it mounts blobs.
+func (p *places) parseTarget(from remotes.Reference) error {
+	to, err := remotes.ParseReference(p.toRef)
+	if err != nil {
+		return err
+	}
+	if strings.HasSuffix(p.toRef, "@"+to.Object) {
+		return cli.Usagef("--to-ref has no digest: that of the source stays")
+	}
+	p.toRemote = to.Locator
+	source, err := remotes.ParseLocator(from.Locator)
+	if err != nil {
+		return err
+	}
+	target, err := remotes.ParseLocator(to.Locator)
+	if err != nil {
+		return err
+	}
+	if p.mount == "" && source.Host != "" && source.Host == target.Host && source.Name != target.Name {
+		p.mount = source.Name
+	}
+	_, notDigest := digest.Parse(from.Object)
+	switch {
+	case len(p.tags) > 0:
+	case strings.HasSuffix(p.toRef, ":"+to.Object):
+		p.tags = []string{to.Object}
+	case notDigest == nil:
+	case target.Host != "":
+		p.tags = []string{from.Object[strings.LastIndexAny(from.Object, ":/")+1:]}
+	case source.Host != "":
+		p.tags = []string{from.Name}
+	default:
+		p.tags = []string{from.Object}
+	}
+	return nil
 }
 
 // parseRoot reads a digest or tag, a size or "-", and a media type; the last two may be missing.
