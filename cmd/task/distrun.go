@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"fmt"
 	"io"
 	"os"
@@ -118,7 +119,7 @@ func (d *distRun) run(c *cobra.Command, args []string) error {
 	d.next = os.NewFile(3, "the script")
 	c.Flags().Visit(func(f *pflag.Flag) {
 		if name := d.env[f.Name]; name != "" && err == nil {
-			err = d.say(name + "=" + f.Value.String())
+			err = cmp.Or(os.Setenv(name, f.Value.String()), d.say(name+"="+f.Value.String())) // for the first step, and the next ones
 		}
 	})
 	if err == nil {

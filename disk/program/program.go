@@ -125,7 +125,7 @@ func (p *Process) End() error {
 // endGroup kills what is left of a process group, and waits until it is gone: until then it may still write. A zombie that nobody
 // reaps is let be.
 func endGroup(group int) {
-	for end := time.Now().Add(time.Second / 4); syscall.Kill(group, syscall.SIGKILL) == nil && time.Now().Before(end); {
+	for end := time.Now().Add(2 * time.Second); syscall.Kill(group, syscall.SIGKILL) == nil && time.Now().Before(end); {
 		time.Sleep(2 * time.Millisecond)
 	}
 }

@@ -152,8 +152,8 @@ func TestHostileCreate(t *testing.T) {
 		{"tree", `mkfifo "$2/fs"`, 4, "made no snapshot"},
 		{"tree", `rmdir "$2"; ln -s ` + outside + ` "$2"`, 4, "made no snapshot"},
 		{"tree", `mkdir "$2/fs"; echo talks`, 4, "printed something"},
-		{"tree", `mkdir "$2/fs"; yes`, 4, "printed more than"},
-		{"tree", `mkdir "$2/fs"; head -c 100000 /dev/urandom`, 4, "printed more than"},
+		{"tree", `mkdir "$2/fs"; exec yes`, 4, "printed more than"},
+		{"tree", `mkdir "$2/fs"; exec head -c 100000 /dev/urandom`, 4, "printed more than"},
 		{"tree", `mkdir "$2/fs"; ln -s ` + outside + `/x "$2/info"`, 8, "symbolic link"},
 		{"tree", `mkdir "$2/fs"; touch "$2/fs/half"; printf 'one\nno room\033[2J\377\n' >&2; exit 6`, 6, `no room\x1b[2J`},
 		{"tree", `mkdir "$2/fs"; kill -9 $$`, 1, "signal: killed"},
@@ -235,7 +235,7 @@ func TestHostileParent(t *testing.T) {
 
 func TestHostileForm(t *testing.T) {
 	for what, status := range map[string]int{
-		`echo zfs`: 4, `printf tree`: 4, `:`: 4, `yes`: 4, `cat /dev/zero`: 4, `printf 'tree\ntree\n'`: 4, `exit 3`: 3, `exit 10`: 10,
+		`echo zfs`: 4, `printf tree`: 4, `:`: 4, `exec yes`: 4, `exec cat /dev/zero`: 4, `printf 'tree\ntree\n'`: 4, `exit 3`: 3, `exit 10`: 10,
 	} {
 		if _, _, err := bad(t, "form", what); errclass.Status(err) != status {
 			t.Errorf("%s: %v", what, err)
@@ -245,7 +245,7 @@ func TestHostileForm(t *testing.T) {
 
 func TestHostileUsage(t *testing.T) {
 	for what, want := range map[string]string{
-		`echo 7 2`: "7 2", `echo`: "", `echo 7`: "", `echo -7 2`: "", `echo 7 2 3`: "", `echo "7  2"`: "", `echo 9223372036854775808 1`: "", `echo 1e3 1`: "", `yes 7 2`: "",
+		`echo 7 2`: "7 2", `echo`: "", `echo 7`: "", `echo -7 2`: "", `echo 7 2 3`: "", `echo "7  2"`: "", `echo 9223372036854775808 1`: "", `echo 1e3 1`: "", `exec yes 7 2`: "",
 		`printf '7 2\n7 2\n'`: "", `exit 10`: "0 1", // measured
 	} {
 		s, _, err := bad(t, "usage", what)
