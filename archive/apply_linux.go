@@ -7,7 +7,6 @@ import (
 	"io"
 	"runtime"
 	"sync"
-	"time"
 
 	"distkit/errclass"
 	"distkit/layer"
@@ -74,10 +73,6 @@ const (
 	smallFile  = 64 << 10  // most bytes that are left to a worker
 	batchBytes = 256 << 10 // of small files that go to a worker together
 	batchFiles = 16
-
-	// maxSparse bounds the sizes of a layer's sparse files together, in bytes: their holes cost
-	// it nothing, but whoever reads through them time. A gzip layer of 1 GiB can hold as much.
-	maxSparse = 1 << 40
 )
 
 // Apply writes the layer in r, plain or compressed with gzip or zstd, into the directory root,
@@ -129,7 +124,7 @@ func Apply(ctx context.Context, root string, r io.Reader, opts Options) (Result,
 	defer cancel(nil)
 	a := &applier{
 		ctx: ctx, cancel: cancel, opts: opts, tree: t,
-		in:     layer.NewReader(ctx, r, opts.MaxBytes),
+		in:     layer.NewReader(ctx, r, opts.MaxBytes, nil),
 		work:   make(chan *batch, 2),
 		spare:  make(chan *batch, opts.Workers+3),
 		buffer: make([]byte, 256<<10),
@@ -153,15 +148,11 @@ func Apply(ctx context.Context, root string, r io.Reader, opts Options) (Result,
 	if werr := a.workerErr(); werr != nil && (err == nil || errors.Is(err, context.Canceled)) {
 		err = werr
 	}
+	a.in.Close()
 	if err != nil {
 		t.abandon()
-		if d, ok := r.(interface{ SetReadDeadline(time.Time) error }); ok {
-			_ = d.SetReadDeadline(time.Now())
-		}
-		a.in.Wait()
 		return Result{}, err
 	}
-	a.in.Wait()
 	if err := t.finish(); err != nil {
 		return Result{}, fmt.Errorf("set times of directories: %w", err)
 	}
@@ -216,9 +207,6 @@ func (a *applier) run() error {
 			if err := a.entry(h); err != nil && !a.tree.mayBeWell(h, err) {
 				return fmt.Errorf("entry %s: %w", quote(h.Name), err)
 			}
-		}
-		if err := a.discard(); err != nil { // what the entry has no use for
-			return fmt.Errorf("entry %s: %w", quote(h.Name), err)
 		}
 	}
 }

@@ -25,6 +25,8 @@ import (
 	"github.com/klauspost/compress/zstd"
 	"github.com/opencontainers/go-digest"
 	"golang.org/x/sys/unix"
+
+	"distkit/layer"
 )
 
 func needRoot(t *testing.T) {
@@ -592,7 +594,7 @@ func TestSparse(t *testing.T) {
 
 // Files of holes that would be read for ages are refused, one or many.
 func TestSparseBomb(t *testing.T) {
-	for _, sizes := range [][]int64{{1 << 62}, {1 << 41}, {1 << 20, maxSparse}, {1 << 30, maxSparse - 1<<30 + 1}} {
+	for _, sizes := range [][]int64{{1 << 62}, {1 << 41}, {1 << 20, layer.MaxSparse}, {1 << 30, layer.MaxSparse - 1<<30 + 1}} {
 		var b []byte
 		for i, size := range sizes {
 			name := fmt.Sprint("bomb", i)

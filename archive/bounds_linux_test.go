@@ -12,6 +12,7 @@ import (
 	"github.com/containerd/errdefs"
 
 	"distkit/disk/sys"
+	"distkit/layer"
 )
 
 // calls counts the system calls on files that f makes. No other test may run meanwhile.
@@ -175,7 +176,7 @@ func TestHolesAreBounded(t *testing.T) {
 		b := block(nil, 'x', "pax", record("GNU.sparse.major", "1")+record("GNU.sparse.minor", "0")+record("GNU.sparse.name", name)+record("GNU.sparse.realsize", fmt.Sprint(size)))
 		return block(b, '0', name, "1\n0\n0\n"+strings.Repeat("\x00", 506))
 	}
-	_, err := apply(t, t.TempDir(), append(sparse(".wh.gone", maxSparse-1), make([]byte, 1024)...), Options{})
+	_, err := apply(t, t.TempDir(), append(sparse(".wh.gone", layer.MaxSparse-1), make([]byte, 1024)...), Options{})
 	if !errdefs.IsInvalidArgument(err) {
 		t.Error(err)
 	}

@@ -182,8 +182,8 @@ func (a *applier) regular(h *tar.Header, parent, base string) error {
 		return err
 	}
 	if layer.Sparse(h) {
-		if h.Size > maxSparse-a.sparse {
-			return refused("sparse files have more than %d bytes together", int64(maxSparse))
+		if h.Size > layer.MaxSparse-a.sparse {
+			return refused("sparse files have more than %d bytes together", int64(layer.MaxSparse))
 		}
 		if a.sparse += h.Size; a.opts.MaxBytes > 0 && a.sparse > a.opts.MaxBytes {
 			return tooMuch("sparse files have more than %d bytes together", a.opts.MaxBytes)

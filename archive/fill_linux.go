@@ -134,17 +134,6 @@ func (a *applier) next() ([]byte, error) {
 	return a.buffer[:n], err
 }
 
-// discard reads what is left of an entry.
-func (a *applier) discard() error {
-	for {
-		if _, err := a.next(); err == io.EOF {
-			return nil
-		} else if err != nil {
-			return err
-		}
-	}
-}
-
 var zeros [4096]byte
 
 func writeSparse(fd int, b []byte, at int64) error {

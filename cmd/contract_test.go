@@ -42,6 +42,7 @@ var behaviours = map[string]behaviour{
 	"dist-copy-graph":   {output: []string{"--from-root", "STORE", "--root", "TMP/copy", "BLOB"}, bad: []string{}, waits: []string{"--from-root", "STORE", "-"}},
 	"dist-edit":         {bad: []string{}}, // it says on stderr what it did not change
 	"dist-diff":         {output: []string{"STORE"}, bad: []string{}},
+	"dist-erofs":        {bad: []string{"--whiteouts", "keep"}, waits: []string{}},
 	"dist-events":       {output: []string{}, bad: []string{"topic="}, waits: []string{"-f"}},
 	"dist-export":       {output: []string{"example.org/x:1"}, bad: []string{"--platform", ""}, waits: []string{"-"}},
 	"dist-gc":           {output: []string{"--grace", "0", "--dry-run", "--json"}, bad: []string{"x"}},

@@ -20,7 +20,7 @@ func logs(area string) bool {
 }
 
 // domain are the packages that never import each other.
-var domain = []string{"content", "remotes", "archive", "snapshot", "runtime"}
+var domain = []string{"content", "remotes", "archive", "erofs", "snapshot", "runtime"}
 
 // mayImport lists the packages of ours that each command may link, with those below them, beside cmd/internal/cli.
 // Only those that import remotes, and dist-serve, may link net/http.
@@ -34,6 +34,7 @@ var mayImport = map[string][]string{
 	"dist-delete":     {"content"},
 	"dist-edit":       {"image", "content"},
 	"dist-diff":       {"archive"},
+	"dist-erofs":      {"erofs"},
 	"dist-events":     {"content"},
 	"dist-export":     {"image", "content"},
 	"dist-fetch":      {"remotes"},

@@ -19,6 +19,10 @@ const (
 
 	// MaxPath is the most bytes that a path may have: PATH_MAX without its NUL.
 	MaxPath = 4095
+
+	// MaxSparse bounds the sizes of a layer's sparse files together, in bytes: their holes cost
+	// it nothing, but whoever reads through them time. A gzip layer of 1 GiB can hold as much.
+	MaxSparse = 1 << 40
 )
 
 // Clean makes a name of an archive relative to the root: "" is the root itself. What leads above it stops there, as at the root of a

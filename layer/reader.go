@@ -9,6 +9,7 @@ import (
 	"errors"
 	"hash"
 	"io"
+	"time"
 
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
@@ -31,21 +32,44 @@ const (
 // What is wrong with the layer is ErrDataLoss: an archive or compressed data that is corrupt or ends too early. A compression that
 // is not supported is ErrNotImplemented. Errors of the reader below keep their class.
 type Reader struct {
+	r      io.Reader
+	cancel context.CancelFunc
+
 	in   *stream
 	tar  *tar.Reader
 	read int64 // bytes of all files, holes and all
+	rest [32 << 10]byte
 }
 
-// NewReader starts to read r in goroutines of its own: they decompress and hash ahead. Both end once ctx is done and the read of r
-// that is under way has returned. A layer of more than most plain bytes is ErrFailedPrecondition, unless most is 0.
-func NewReader(ctx context.Context, r io.Reader, most int64) *Reader {
-	in := newStream(ctx, r, most)
-	return &Reader{in: in, tar: tar.NewReader(in)}
+// NewReader starts to read r in goroutines of its own: they decompress and hash ahead. Close must be called. A layer of more than most plain bytes is ErrFailedPrecondition, unless most is 0. The plain bytes are
+// written to tee too, unless it is nil: all of them once End has returned.
+func NewReader(ctx context.Context, r io.Reader, most int64, tee io.Writer) *Reader {
+	ctx, cancel := context.WithCancel(ctx)
+	in := newStream(ctx, r, most, tee)
+	return &Reader{r: r, cancel: cancel, in: in, tar: tar.NewReader(in)}
+}
+
+// Close returns once the layer is not read any more. It waits for a read that is under way: to let Close end that, the reader may have
+// SetReadDeadline.
+func (r *Reader) Close() {
+	r.cancel()
+	select {
+	case <-r.in.done:
+		return
+	default:
+	}
+	if d, ok := r.r.(interface{ SetReadDeadline(time.Time) error }); ok {
+		_ = d.SetReadDeadline(time.Now())
+	}
+	<-r.in.done
 }
 
 // Next returns the next entry that is not a global header, or io.EOF where the archive ends.
 func (r *Reader) Next() (*tar.Header, error) {
 	for {
+		if err := r.discard(); err != nil {
+			return nil, err
+		}
 		r.in.watch = (r.in.offset + blockSize - 1) / blockSize * blockSize
 		h, err := r.tar.Next()
 		if err != nil {
@@ -53,6 +77,20 @@ func (r *Reader) Next() (*tar.Header, error) {
 		}
 		if h.Typeflag != tar.TypeXGlobalHeader {
 			return h, nil
+		}
+	}
+}
+
+// discard reads what is left of an entry, so that the stream is where the next header is due.
+func (r *Reader) discard() error {
+	for {
+		if err := r.in.ctx.Err(); err != nil {
+			return err
+		}
+		if _, err := r.Read(r.rest[:]); err == io.EOF {
+			return nil
+		} else if err != nil {
+			return err
 		}
 	}
 }
@@ -107,18 +145,15 @@ func (r *Reader) End(expect digest.Digest) error {
 // Offset returns the number of plain bytes read so far: after Next, where the entry's content begins.
 func (r *Reader) Offset() int64 { return r.in.offset }
 
-// Wait returns once nothing reads the layer any more: at its end, or after the context is done.
-func (r *Reader) Wait() { <-r.in.done }
-
 // DiffID returns the digest of the plain archive, and is only for after End.
 func (r *Reader) DiffID() digest.Digest {
-	r.Wait()
+	<-r.in.done
 	return digest.NewDigest(digest.SHA256, r.in.digest)
 }
 
 // Size returns the number of bytes of the plain archive, and is only for after End.
 func (r *Reader) Size() int64 {
-	r.Wait()
+	<-r.in.done
 	return r.in.size
 }
 
@@ -171,7 +206,7 @@ func (i *input) Read(p []byte) (int, error) {
 	return n, err
 }
 
-func newStream(ctx context.Context, r io.Reader, most int64) *stream {
+func newStream(ctx context.Context, r io.Reader, most int64, tee io.Writer) *stream {
 	s := &stream{
 		ctx:    ctx,
 		most:   most,
@@ -185,7 +220,7 @@ func newStream(ctx context.Context, r io.Reader, most int64) *stream {
 	}
 	raw := make(chan chunk, chunkCount+1)
 	go s.produce(r, raw)
-	go s.hash(raw)
+	go s.hash(raw, tee)
 	return s
 }
 
@@ -233,12 +268,15 @@ func inputError(in *input, err error) error {
 	return dataLoss("decompress: %w", err)
 }
 
-func (s *stream) hash(raw <-chan chunk) {
+func (s *stream) hash(raw <-chan chunk, tee io.Writer) {
 	defer close(s.done)
 	defer close(s.hashed)
 	for c := range raw {
 		s.digest.Write(c.data)
 		s.size += int64(len(c.data))
+		if tee != nil && c.err == nil {
+			_, c.err = tee.Write(c.data)
+		}
 		s.hashed <- c // never blocks: there are as many places as chunks, and one error
 	}
 }

@@ -100,7 +100,7 @@ func apply(c *cobra.Command, dir string, opts archive.Options) (err error) {
 			return err
 		}
 	}
-	in, err := stdin(c.Context())
+	in, err := cli.LayerStdin(c.Context())
 	if err != nil {
 		return err
 	}

@@ -40,12 +40,19 @@ var then = time.Date(2017, 2, 3, 4, 5, 6, 0, time.UTC)
 func require(t *testing.T) {
 	t.Helper()
 	for need, ok := range map[string]bool{"root": os.Geteuid() == 0, "umoci": has("umoci")} {
-		if !ok && slices.Contains(strings.Split(os.Getenv("TEST_REQUIRE"), ","), need) {
-			t.Fatalf("%s is required and not here", need)
-		} else if !ok {
-			t.Skipf("wants %s", need)
+		if !ok {
+			skip(t, need)
 		}
 	}
+}
+
+// skip skips a test that wants what is not here, or fails it where TEST_REQUIRE lists that.
+func skip(t *testing.T, need string) {
+	t.Helper()
+	if slices.Contains(strings.Split(os.Getenv("TEST_REQUIRE"), ","), need) {
+		t.Fatalf("%s is required and not here", need)
+	}
+	t.Skipf("wants %s", need)
 }
 
 func has(program string) bool {

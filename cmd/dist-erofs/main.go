@@ -1,0 +1,123 @@
+// Dist-erofs writes an EROFS image of layers.
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"maps"
+	"math"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"github.com/containerd/errdefs"
+	"github.com/opencontainers/go-digest"
+	"github.com/spf13/cobra"
+
+	"distkit/cmd/internal/cli"
+	"distkit/disk"
+	"distkit/erofs"
+	"distkit/errclass"
+)
+
+func main() { cli.Main(newCmd()) }
+
+func newCmd() *cobra.Command {
+	c := &cobra.Command{
+		Use:   "dist-erofs [flags] [LAYER...]",
+		Short: "write an EROFS image of layers",
+		Args:  cobra.ArbitraryArgs,
+	}
+	output := c.Flags().StringP("output", "o", "", "write the image to `FILE`, which appears when it is whole")
+	index := c.Flags().Bool("index", false, "leave out files' data: they are in the plain layers")
+	form := c.Flags().String("whiteouts", "remove", "what becomes of whiteouts: `FORM` is remove or overlay")
+	expect := c.Flags().StringArray("expect-diff-id", nil, "fail unless the next layer's diff ID is `DIGEST`")
+	maxBytes := c.Flags().Uint64("max-bytes", 0, "fail where an uncompressed layer has more than `N` bytes")
+	maxEntries := c.Flags().Uint32("max-entries", 0, "fail where the layers make more than `N` files and directories")
+	maxMemory := c.Flags().Uint64("max-memory", 1<<30, "fail where the tree of files takes more than `N` bytes of memory")
+	c.RunE = func(c *cobra.Command, layers []string) error {
+		if *form != "remove" && *form != "overlay" {
+			return cli.Usagef("--whiteouts: %q is not one of remove, overlay", *form)
+		}
+		if *form == "overlay" && len(layers) > 1 {
+			return cli.Usagef("--whiteouts overlay: is for one layer")
+		}
+		if len(layers) == 0 {
+			layers = []string{"-"}
+		}
+		if len(*expect) > 0 && len(*expect) != len(layers) {
+			return cli.Usagef("--expect-diff-id: %d for %d layers", len(*expect), len(layers))
+		}
+		for _, d := range *expect {
+			if d := digest.Digest(d); d.Validate() != nil || d.Algorithm() != digest.SHA256 {
+				return cli.Usagef("--expect-diff-id: %q is not a SHA-256 digest", d)
+			}
+		}
+		if _, ok := cli.IsTerminal(os.Stdout); ok && *output == "" {
+			return cli.Usagef("standard output is a terminal: redirect it to a file or a pipe, or give --output")
+		}
+		opts := erofs.Options{Index: *index, Overlay: *form == "overlay",
+			MaxBytes: int64(min(*maxBytes, math.MaxInt64)), MaxEntries: int64(*maxEntries), MaxMemory: int64(min(*maxMemory, math.MaxInt64))}
+		if *output == "" {
+			return write(c, c.OutOrStdout(), layers, *expect, opts)
+		}
+		switch info, err := os.Lstat(*output); {
+		case err == nil && !info.Mode().IsRegular():
+			return cli.Usagef("--output: %s is not a regular file: use standard output", *output)
+		case err != nil && !errors.Is(err, fs.ErrNotExist):
+			return err
+		}
+		opts.Scratch = filepath.Dir(*output)
+		return disk.Tree(opts.Scratch).ReplaceBy(filepath.Base(*output), 0o644, true, func(f *os.File) error {
+			return write(c, f, layers, *expect, opts)
+		})
+	}
+	return c
+}
+
+// write writes an image of layers to w, and tells what it does not hold.
+func write(c *cobra.Command, w io.Writer, layers, expect []string, opts erofs.Options) error {
+	b := erofs.NewBuilder(opts)
+	defer b.Close()
+	for i, l := range layers {
+		var diffID digest.Digest
+		if len(expect) > 0 {
+			diffID = digest.Digest(expect[i])
+		}
+		if err := add(c, b, l, diffID); err != nil {
+			return fmt.Errorf("layer %s: %w", l, err)
+		}
+	}
+	if err := b.Write(c.Context(), w); err != nil {
+		return fmt.Errorf("write image: %w", err)
+	}
+	if len(b.Unset()) > 0 {
+		var unset []string
+		for _, kind := range slices.Sorted(maps.Keys(b.Unset())) {
+			unset = append(unset, fmt.Sprintf("%s of %d entries", kind, b.Unset()[kind]))
+		}
+		fmt.Fprintf(c.ErrOrStderr(), "%s: left out %s\n", c.Name(), strings.Join(unset, ", "))
+	}
+	return nil
+}
+
+// add adds the layer in a file, or on standard input.
+func add(c *cobra.Command, b *erofs.Builder, name string, expect digest.Digest) error {
+	var in io.ReadCloser
+	var err error
+	if name == "-" {
+		in, err = cli.LayerStdin(c.Context())
+	} else {
+		in, err = os.Open(name)
+	}
+	if errors.Is(err, fs.ErrNotExist) {
+		return errclass.As(err, errdefs.ErrNotFound)
+	} else if err != nil {
+		return err
+	}
+	defer in.Close()
+	return b.Add(c.Context(), in, expect)
+}

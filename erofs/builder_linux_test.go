@@ -1,0 +1,365 @@
+package erofs
+
+import (
+	"archive/tar"
+	"bytes"
+	"compress/gzip"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"github.com/opencontainers/go-digest"
+
+	"distkit/archive"
+)
+
+type tarEntry struct {
+	tar.Header
+	body string
+}
+
+func file(name, body string) tarEntry {
+	return tarEntry{tar.Header{Typeflag: tar.TypeReg, Name: name, Mode: 0o644}, body}
+}
+
+func dir(name string) tarEntry {
+	return tarEntry{tar.Header{Typeflag: tar.TypeDir, Name: name + "/", Mode: 0o755}, ""}
+}
+
+func xattr(e tarEntry, name, value string) tarEntry {
+	if e.PAXRecords == nil {
+		e.PAXRecords = map[string]string{}
+	}
+	e.PAXRecords["SCHILY.xattr."+name] = value
+	return e
+}
+
+// pack writes a layer.
+func pack(t testing.TB, entries ...tarEntry) []byte {
+	t.Helper()
+	var b bytes.Buffer
+	w := tar.NewWriter(&b)
+	for _, e := range entries {
+		h := e.Header
+		h.Size, h.Format = int64(len(e.body)), tar.FormatPAX
+		if h.ModTime.IsZero() {
+			h.ModTime = time.Unix(1486094706, 123456789)
+		}
+		if err := w.WriteHeader(&h); err != nil {
+			t.Fatalf("%s: %v", h.Name, err)
+		}
+		if _, err := io.WriteString(w, e.body); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := w.Close(); err != nil {
+		t.Fatal(err)
+	}
+	return b.Bytes()
+}
+
+// build makes an image of layers.
+func build(t testing.TB, opts Options, layers ...[]byte) ([]byte, map[string]int64, error) {
+	t.Helper()
+	opts.Scratch = t.TempDir()
+	b := NewBuilder(opts)
+	defer func() {
+		if err := b.Close(); err != nil {
+			t.Error(err)
+		}
+		if left, err := os.ReadDir(opts.Scratch); err != nil || len(left) > 0 {
+			t.Errorf("temporary files are left: %v, %v", left, err)
+		}
+	}()
+	for _, l := range layers {
+		if err := b.Add(t.Context(), bytes.NewReader(l), ""); err != nil {
+			return nil, nil, err
+		}
+	}
+	var image bytes.Buffer
+	err := b.Write(t.Context(), &image)
+	return image.Bytes(), b.Unset(), err
+}
+
+// judge lets fsck.erofs check an image, where that is here.
+func judge(t testing.TB, image []byte, devices ...[]byte) {
+	t.Helper()
+	fsck, err := exec.LookPath("fsck.erofs")
+	if err != nil {
+		return
+	}
+	dir := t.TempDir()
+	var args []string
+	for i, d := range append(devices, image) {
+		p := filepath.Join(dir, fmt.Sprint(i))
+		if err := os.WriteFile(p, d, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if i < len(devices) {
+			p = "--device=" + p
+		}
+		args = append(args, p)
+	}
+	if out, err := exec.Command(fsck, args...).CombinedOutput(); err != nil {
+		t.Errorf("fsck.erofs: %v: %s", err, out)
+	}
+}
+
+// show makes both kinds of images of plain layers, and returns what they show: the same.
+func show(t testing.TB, layers ...[]byte) []string {
+	t.Helper()
+	whole, _, err := build(t, Options{}, layers...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	lines, err := read(whole)
+	if err != nil {
+		t.Fatal(err)
+	}
+	judge(t, whole)
+	index, _, err := build(t, Options{Index: true}, layers...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	others, err := read(index, layers...)
+	if err != nil {
+		t.Fatalf("index: %v", err)
+	}
+	judge(t, index, layers...)
+	if !slices.Equal(lines, others) {
+		t.Errorf("the index shows other files:\n%s\nthan the complete image:\n%s", strings.Join(others, "\n"), strings.Join(lines, "\n"))
+	}
+	return lines
+}
+
+// Directories of all sizes around those of a block, with names of all lengths, and files of such sizes.
+func TestSizes(t *testing.T) {
+	t.Parallel()
+	r := rand.New(rand.NewPCG(1, 2))
+	var entries []tarEntry
+	for n := range 300 {
+		d := fmt.Sprintf("d%d", n)
+		entries = append(entries, dir(d))
+		for i := range n {
+			entries = append(entries, file(fmt.Sprintf("%s/%03d%s", d, i, strings.Repeat("x", r.IntN(maxName-2))), strings.Repeat("y", n*17+i)))
+		}
+	}
+	for i := range 40 {
+		entries = append(entries, tarEntry{tar.Header{Typeflag: tar.TypeSymlink, Name: fmt.Sprint("l", i), Linkname: strings.Repeat("z/", 51*i+1)}, ""})
+	}
+	if lines := show(t, pack(t, entries...)); len(lines) != len(entries) {
+		t.Errorf("%d files, not %d", len(lines), len(entries))
+	}
+}
+
+// A directory of 100,000 files takes memory in proportion, which is what is counted against the limit.
+func TestWideDirectory(t *testing.T) {
+	const n = 100000
+	entries := []tarEntry{dir("d")}
+	for i := range n {
+		entries = append(entries, file(fmt.Sprintf("d/%d", i*7919%n), ""))
+	}
+	layer := pack(t, entries...)
+	b := NewBuilder(Options{Index: true})
+	defer b.Close()
+	var before, after runtime.MemStats
+	runtime.GC()
+	runtime.ReadMemStats(&before)
+	if err := b.Add(t.Context(), bytes.NewReader(layer), ""); err != nil {
+		t.Fatal(err)
+	}
+	runtime.GC()
+	runtime.ReadMemStats(&after)
+	if used := int64(after.HeapAlloc) - int64(before.HeapAlloc); used > b.tree.memory || b.tree.memory > 256*(n+2) {
+		t.Errorf("%d files take %d bytes of memory, and are counted as %d", n, used, b.tree.memory)
+	}
+	var image bytes.Buffer
+	if err := b.Write(t.Context(), &image); err != nil {
+		t.Fatal(err)
+	}
+	lines, err := read(image.Bytes(), layer)
+	if err != nil || len(lines) != n+1 {
+		t.Errorf("%d files: %v", len(lines), err)
+	}
+}
+
+// Directories may be as deep as a path can be. fsck.erofs 1.8 crashes on such.
+func TestDeepDirectories(t *testing.T) {
+	t.Parallel()
+	image, _, err := build(t, Options{}, pack(t, file(strings.Repeat("d/", 2000)+"f", "x")))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if lines, err := read(image); err != nil || len(lines) != 2001 {
+		t.Errorf("%d files: %v", len(lines), err)
+	}
+}
+
+// The data of sparse files are stored without the holes, which may be of any size.
+func TestSparseFiles(t *testing.T) {
+	t.Parallel()
+	holes, err := os.ReadFile("testdata/sparse.tar")
+	if err != nil {
+		t.Fatal(err)
+	}
+	lines := show(t, holes)
+	root := t.TempDir()
+	if _, err := archive.Apply(t.Context(), root, bytes.NewReader(holes), archive.Options{}); err != nil {
+		t.Fatal(err)
+	}
+	applied := dump(t, root)
+	if !slices.Equal(lines, applied) {
+		t.Errorf("the image shows\n%s\nwhere there is\n%s", strings.Join(lines, "\n"), strings.Join(applied, "\n"))
+	}
+	image, _, err := build(t, Options{}, holes)
+	if err != nil || len(image) > 256<<10 {
+		t.Errorf("the image has %d bytes: %v", len(image), err)
+	}
+}
+
+// The same layers make the same image, whatever they are compressed with.
+func TestSameLayersMakeTheSameImage(t *testing.T) {
+	t.Parallel()
+	var entries []tarEntry
+	for i := range 1000 {
+		entries = append(entries, xattr(xattr(file(fmt.Sprint("d/", i*37%1000), "x"), "user.b", "1"), "user.a", "2"))
+	}
+	layer := pack(t, entries...)
+	var packed bytes.Buffer
+	z := gzip.NewWriter(&packed)
+	if _, err := z.Write(layer); err != nil {
+		t.Fatal(err)
+	}
+	if err := z.Close(); err != nil {
+		t.Fatal(err)
+	}
+	first, _, err := build(t, Options{}, layer)
+	if err != nil {
+		t.Fatal(err)
+	}
+	second, _, err := build(t, Options{}, packed.Bytes())
+	if err != nil || !bytes.Equal(first, second) {
+		t.Errorf("the images differ: %v", err)
+	}
+	other, _, err := build(t, Options{}, layer, layer)
+	if err != nil || bytes.Equal(first[superOffset+48:superOffset+64], other[superOffset+48:superOffset+64]) {
+		t.Errorf("images of other layers have the same UUID: %v", err)
+	}
+}
+
+// What a higher layer hides is not in the image.
+func TestHiddenDataAreLeftOut(t *testing.T) {
+	t.Parallel()
+	secret := strings.Repeat("secret", 2000)
+	image, _, err := build(t, Options{}, pack(t, file("d/a", secret), file("b", secret)), pack(t, file("d/.wh..wh..opq", ""), file(".wh.b", ""), file("c", "x")))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if bytes.Contains(image, []byte("secret")) {
+		t.Error("the image has data of files that are hidden")
+	}
+	if lines, err := read(image); err != nil || len(lines) != 2 {
+		t.Errorf("got %q, %v", lines, err)
+	}
+}
+
+func TestAttributesThatNoImageHolds(t *testing.T) {
+	t.Parallel()
+	big := strings.Repeat("v", 60000)
+	f := file("f", "")
+	for i := range 6 {
+		f = xattr(f, fmt.Sprint("user.", i), big)
+	}
+	f = xattr(f, "user.overlay.opaque", "y")
+	f = xattr(f, "nothing.a", "1")
+	f = xattr(f, "security.capability", "not one")
+	f = xattr(f, "user.long", big+big)
+	link := xattr(tarEntry{tar.Header{Typeflag: tar.TypeSymlink, Name: "l", Linkname: "f"}, ""}, "user.a", "1")
+	image, unset, err := build(t, Options{}, pack(t, f, link, tarEntry{tar.Header{Typeflag: tar.TypeChar, Name: "null"}, ""}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := map[string]int64{"user attributes": 4, "overlay attributes": 1, "nothing attributes": 1, "security attributes": 1, "devices": 1}
+	if fmt.Sprint(unset) != fmt.Sprint(want) {
+		t.Errorf("left out %v, not %v", unset, want)
+	}
+	judge(t, image)
+	lines, err := read(image)
+	if err != nil || len(lines) != 2 || strings.Count(lines[0], " user.") != 4 {
+		t.Errorf("%d files: %v", len(lines), err)
+	}
+}
+
+func TestLimits(t *testing.T) {
+	t.Parallel()
+	layer := pack(t, file("a/b/c", "x"), file("d", "y"))
+	for name, test := range map[string]struct {
+		opts Options
+		is   func(error) bool
+	}{
+		"bytes":           {Options{MaxBytes: 1024}, errdefs.IsFailedPrecondition},
+		"entries":         {Options{MaxEntries: 3}, errdefs.IsFailedPrecondition},
+		"enough entries":  {Options{MaxEntries: 4}, func(err error) bool { return err == nil }},
+		"memory":          {Options{MaxMemory: 1000}, errdefs.IsFailedPrecondition},
+		"enough of all":   {Options{MaxMemory: 3000, MaxBytes: int64(len(layer))}, func(err error) bool { return err == nil }},
+		"memory of names": {Options{MaxMemory: 700}, errdefs.IsFailedPrecondition},
+	} {
+		if _, _, err := build(t, test.opts, layer); !test.is(err) {
+			t.Errorf("%s: got %v", name, err)
+		}
+	}
+}
+
+func TestBadLayers(t *testing.T) {
+	t.Parallel()
+	good := pack(t, file("f", "x"))
+	for name, test := range map[string]struct {
+		layer []byte
+		is    func(error) bool
+	}{
+		"nothing":         {nil, errdefs.IsDataLoss},
+		"no layer":        {[]byte(strings.Repeat("not a layer", 100)), errdefs.IsDataLoss},
+		"no end":          {good[:1024], errdefs.IsDataLoss},
+		"cut":             {good[:700], errdefs.IsDataLoss},
+		"xz":              {[]byte("\xfd7zXZ\x00 and more that is not read"), errdefs.IsNotImplemented},
+		"long name":       {pack(t, file(strings.Repeat("n", maxName+1), "")), errdefs.IsInvalidArgument},
+		"long path":       {pack(t, file(strings.Repeat("n/", 2048)+"f", "")), errdefs.IsInvalidArgument},
+		"file for a dir":  {pack(t, file("f", ""), file("f/g", "")), errdefs.IsInvalidArgument},
+		"link to nothing": {pack(t, tarEntry{tar.Header{Typeflag: tar.TypeLink, Name: "l", Linkname: "f"}, ""}), errdefs.IsInvalidArgument},
+		"link loop":       {pack(t, tarEntry{tar.Header{Typeflag: tar.TypeSymlink, Name: "l", Linkname: "l"}, ""}, file("l/f", "")), errdefs.IsInvalidArgument},
+		"owner":           {pack(t, tarEntry{tar.Header{Typeflag: tar.TypeDir, Name: "d", Uid: 1<<32 - 1}, ""}), errdefs.IsInvalidArgument},
+	} {
+		if _, _, err := build(t, Options{}, test.layer); !test.is(err) {
+			t.Errorf("%s: got %v", name, err)
+		}
+	}
+	b := NewBuilder(Options{})
+	defer b.Close()
+	if err := b.Add(t.Context(), bytes.NewReader(good), digest.FromString("another")); !errdefs.IsDataLoss(err) {
+		t.Errorf("another diff ID: got %v", err)
+	}
+}
+
+// A failed write of a temporary file is an error of Add, not an image with less.
+func TestFullDisk(t *testing.T) {
+	t.Parallel()
+	b := NewBuilder(Options{})
+	defer b.Close()
+	full, err := os.OpenFile("/dev/full", os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	b.plain = full
+	if err := b.Add(t.Context(), bytes.NewReader(pack(t, file("f", "x"))), ""); err == nil || !strings.Contains(err.Error(), "no space left") {
+		t.Errorf("got %v", err)
+	}
+}

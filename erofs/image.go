@@ -1,0 +1,366 @@
+package erofs
+
+import (
+	"context"
+	"crypto/sha256"
+	"fmt"
+	"io"
+	"os"
+)
+
+const (
+	tarBits   = 9  // log2 of the block size of an index: that of a tar archive
+	blockBits = 12 // of a complete image
+
+	headSize = superOffset + superSize
+)
+
+// An image lays out a Builder's tree and writes it: the superblock and the table of devices, the inodes with their attributes, the
+// addresses of their chunks and what of their content is less than a block, and at last whole blocks of content.
+type image struct {
+	*Builder
+	bits    uint8
+	block   int64
+	order   []*inode // by slot
+	next    int64    // first byte that is free for an inode
+	blocks  int64
+	chunked bool
+	out     output
+}
+
+// Write writes the image to w. It is the last that can be done with a Builder but Close. An image that the format can't hold is
+// ErrFailedPrecondition.
+func (b *Builder) Write(ctx context.Context, w io.Writer) error {
+	im := &image{Builder: b, bits: blockBits}
+	if b.opts.Index {
+		im.bits = tarBits
+	}
+	im.block = 1 << im.bits
+	s := superblock{blockBits: im.bits}
+	id := sha256.New()
+	fmt.Fprintf(id, "%t %t\n", b.opts.Index, b.opts.Overlay)
+	for _, l := range b.layers {
+		fmt.Fprintln(id, l.diffID)
+		if b.opts.Index {
+			blocks := align(l.size, im.block) >> im.bits
+			if blocks > nullAddress {
+				return tooMuch("a layer has more than %d bytes", int64(nullAddress)<<im.bits)
+			}
+			s.devices = append(s.devices, device{tag: l.diffID.Encoded(), blocks: uint32(blocks)})
+		}
+	}
+	copy(s.uuid[:], id.Sum(nil))
+	head := align(int64(headSize+len(s.devices)*deviceSize), im.block) // the checksum is over whole blocks
+	if err := im.layout(head); err != nil {
+		return err
+	}
+	s.root, s.inodes, s.blocks, s.chunked = uint16(b.tree.root.slot), uint64(len(im.order)), uint32(im.blocks), im.chunked
+	first := make([]byte, head)
+	s.encode(first)
+	im.out = output{ctx: ctx, w: w, buffer: make([]byte, 0, bufferSize)}
+	if err := im.out.write(first); err != nil {
+		return err
+	}
+	if err := im.inodes(); err != nil {
+		return err
+	}
+	if err := im.contents(); err != nil {
+		return err
+	}
+	return im.out.flush()
+}
+
+// layout finds a place for every inode, from a byte on, and for all content.
+func (im *image) layout(from int64) error {
+	im.next = from
+	im.place(im.tree.root)
+	im.placeAll(im.tree.root)
+	address := align(im.next, im.block) >> im.bits
+	for _, n := range im.order {
+		n.address = uint32(address)
+		if address += im.contentBlocks(n); address >= nullAddress {
+			return tooMuch("the image has more than %d bytes", int64(nullAddress)<<im.bits)
+		}
+	}
+	im.blocks = address
+	return nil
+}
+
+// placeAll places what is below a directory: the inodes of all its entries beside each other, since they are looked at together.
+func (im *image) placeAll(dir *inode) {
+	for e := range dir.dir.each() {
+		if e.inode.slot == 0 { // no other name of it was there before
+			im.place(e.inode)
+		}
+	}
+	for e := range dir.dir.each() {
+		if e.inode.isDir() {
+			im.placeAll(e.inode)
+		}
+	}
+}
+
+// place lays out an inode with what follows it.
+func (im *image) place(n *inode) {
+	if n.isDir() {
+		n.dir.sort(n)
+		n.size = im.direntsSize(n)
+	}
+	size := inodeSize + n.xattrsSize()
+	at := im.next
+	if at%im.block+inodeSize > im.block {
+		at = align(at, im.block)
+	}
+	switch tail := im.size(n) % im.block; {
+	case im.isChunked(n):
+		im.chunked = true
+		n.layout = layoutChunks
+		size = align(size, chunkSize) + chunkSize*im.chunkCount(n)
+	case tail > 0:
+		// The rest must be in one block. If it does not fit behind the inode, the inode may begin in the next block, or else the rest
+		// has a block of its own. What wastes less is done.
+		rest := im.block - at%im.block
+		switch {
+		case (at+size)%im.block+tail <= im.block:
+			n.layout = layoutInline
+		case size%im.block+tail <= im.block && rest < im.block-tail:
+			at += rest
+			n.layout = layoutInline
+		}
+		if n.layout == layoutInline {
+			size += tail
+		}
+	}
+	n.slot = uint32(at / slotSize)
+	im.next = align(at+size, slotSize)
+	im.order = append(im.order, n)
+}
+
+// size returns the number of bytes of a file's content.
+func (im *image) size(n *inode) int64 {
+	if n.mode&typeMask == typeSymlink {
+		return int64(len(n.rare.target))
+	}
+	return n.size
+}
+
+// isSparse reports whether a file's content is in chunks in the scratch file.
+func (n *inode) isSparse() bool { return n.mode&typeMask == typeFile && n.device == 0 && n.size > 0 }
+
+// isChunked reports whether the inode of a file has addresses of chunks.
+func (im *image) isChunked(n *inode) bool {
+	return n.isSparse() || im.opts.Index && n.mode&typeMask == typeFile && n.size > 0
+}
+
+// chunkBits returns log2 of the number of blocks of a chunk. A file in a plain archive is one chunk, if that can be so large.
+func (im *image) chunkBits(n *inode) uint8 {
+	if n.isSparse() {
+		return sparseBits - im.bits
+	}
+	bits := uint8(0)
+	for im.block<<bits < n.size && bits < maxChunkBits {
+		bits++
+	}
+	return bits
+}
+
+func (im *image) chunkCount(n *inode) int64 {
+	size := im.block << im.chunkBits(n)
+	return align(n.size, size) / size
+}
+
+// contentBlocks returns the number of blocks of content that is not beside the inode.
+func (im *image) contentBlocks(n *inode) int64 {
+	switch n.layout {
+	case layoutInline:
+		return im.size(n) >> im.bits
+	case layoutPlain:
+		return align(im.size(n), im.block) >> im.bits
+	}
+	blocks := int64(0)
+	if n.rare != nil {
+		for _, r := range n.rare.runs {
+			blocks += int64(r.chunks) << (sparseBits - im.bits)
+		}
+	}
+	return blocks
+}
+
+// inodes writes all inodes and what follows each.
+func (im *image) inodes() error {
+	var b [inodeSize]byte
+	for i, n := range im.order {
+		if err := im.out.pad(int64(n.slot) * slotSize); err != nil {
+			return err
+		}
+		xattrs := n.xattrsSize()
+		encodeInode(b[:], n, im.size(n), xattrs, im.union(n), uint32(i+1))
+		if err := im.out.write(b[:]); err != nil {
+			return err
+		}
+		if xattrs > 0 {
+			if err := im.xattrs(n); err != nil {
+				return err
+			}
+		}
+		var err error
+		switch n.layout {
+		case layoutChunks:
+			err = im.addresses(n)
+		case layoutInline:
+			size := im.size(n)
+			err = im.content(n, size&^(im.block-1), size)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return im.out.pad(align(im.out.written, im.block))
+}
+
+// union returns the field of an inode whose meaning depends on its type and layout.
+func (im *image) union(n *inode) uint32 {
+	switch n.mode & typeMask {
+	case typeChar, typeBlock:
+		return n.number
+	}
+	if n.layout == layoutChunks {
+		return chunkIndexes | uint32(im.chunkBits(n))
+	}
+	return n.address
+}
+
+// addresses writes the addresses of a file's chunks.
+func (im *image) addresses(n *inode) error {
+	if err := im.out.pad(align(im.out.written, chunkSize)); err != nil {
+		return err
+	}
+	address := func(device uint16, block uint32) error {
+		var b [chunkSize]byte
+		little.PutUint16(b[2:], device)
+		little.PutUint32(b[4:], block)
+		return im.out.write(b[:])
+	}
+	count, bits := uint32(im.chunkCount(n)), im.chunkBits(n)
+	if !n.isSparse() {
+		for i := range count {
+			if err := address(n.device, uint32(n.offset>>im.bits)+i<<bits); err != nil {
+				return err
+			}
+		}
+		return nil
+	}
+	block, chunk := n.address, uint32(0)
+	for _, r := range append(n.rare.runs, run{chunk: count}) {
+		for ; chunk < r.chunk; chunk++ {
+			if err := address(0, nullAddress); err != nil {
+				return err
+			}
+		}
+		for ; chunk < r.chunk+r.chunks; chunk++ {
+			if err := address(0, block); err != nil {
+				return err
+			}
+			block += 1 << bits
+		}
+	}
+	return nil
+}
+
+// contents writes whole blocks of content.
+func (im *image) contents() error {
+	for _, n := range im.order {
+		var err error
+		switch size := im.size(n); n.layout {
+		case layoutInline:
+			err = im.content(n, 0, size&^(im.block-1))
+		case layoutPlain:
+			err = im.content(n, 0, size)
+		case layoutChunks:
+			if n.rare == nil {
+				continue
+			}
+			for _, r := range n.rare.runs {
+				if err := im.out.copy(im.chunks, r.offset, int64(r.chunks)<<sparseBits); err != nil {
+					return err
+				}
+			}
+		}
+		if err != nil {
+			return err
+		}
+		if err := im.out.pad(align(im.out.written, im.block)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// content writes bytes of a file's content: from one that begins a block to another that ends one, or to the end.
+func (im *image) content(n *inode, from, to int64) error {
+	switch {
+	case from == to:
+		return nil
+	case n.isDir():
+		return im.dirents(n, from, to)
+	case n.mode&typeMask == typeSymlink:
+		return im.out.write([]byte(n.rare.target[from:to]))
+	}
+	return im.out.copy(im.plain, im.layers[n.device-1].offset+n.offset+from, to-from)
+}
+
+// An output writes an image in order.
+type output struct {
+	ctx     context.Context
+	w       io.Writer
+	buffer  []byte
+	written int64
+}
+
+var padding [1 << blockBits]byte
+
+func (o *output) flush() error {
+	if err := o.ctx.Err(); err != nil {
+		return err
+	}
+	_, err := o.w.Write(o.buffer)
+	o.buffer = o.buffer[:0]
+	return err
+}
+
+func (o *output) write(b []byte) error {
+	o.written += int64(len(b))
+	for len(b) > 0 {
+		if len(o.buffer) == cap(o.buffer) {
+			if err := o.flush(); err != nil {
+				return err
+			}
+		}
+		n := copy(o.buffer[len(o.buffer):cap(o.buffer)], b)
+		o.buffer, b = o.buffer[:len(o.buffer)+n], b[n:]
+	}
+	return nil
+}
+
+// pad writes zeros up to a byte that is at most a block away.
+func (o *output) pad(to int64) error { return o.write(padding[:to-o.written]) }
+
+// copy writes bytes of a file.
+func (o *output) copy(f *os.File, offset, n int64) error {
+	o.written += n
+	for n > 0 {
+		if len(o.buffer) == cap(o.buffer) {
+			if err := o.flush(); err != nil {
+				return err
+			}
+		}
+		b := o.buffer[len(o.buffer):cap(o.buffer)]
+		b = b[:min(int64(len(b)), n)]
+		if _, err := f.ReadAt(b, offset); err != nil {
+			return fmt.Errorf("read temporary file: %w", err)
+		}
+		o.buffer = o.buffer[:len(o.buffer)+len(b)]
+		offset, n = offset+int64(len(b)), n-int64(len(b))
+	}
+	return nil
+}

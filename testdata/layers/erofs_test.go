@@ -1,0 +1,158 @@
+package layers
+
+import (
+	"bufio"
+	"context"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"distkit/compression"
+	"distkit/erofs"
+)
+
+// mountErofs mounts an image at root until the test ends.
+func mountErofs(t *testing.T, image, root, options string) {
+	t.Helper()
+	if err := unix.Mount(image, root, "erofs", unix.MS_RDONLY, options); err != nil {
+		if err == unix.ENODEV || err == unix.ENOTBLK {
+			skip(t, "erofs")
+		}
+		t.Fatalf("mount: %v", err)
+	}
+	t.Cleanup(func() {
+		if err := unix.Unmount(root, 0); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+// erofsOf makes an image of layers, complete or an index, and returns what the kernel shows of it. fsck.erofs judges it, if that is here.
+func erofsOf(t *testing.T, layers []string, index bool) []string {
+	t.Helper()
+	dir := t.TempDir()
+	b := erofs.NewBuilder(erofs.Options{Index: index, Scratch: dir})
+	defer b.Close()
+	var devices []string
+	for _, l := range layers {
+		f, err := os.Open(l)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer f.Close()
+		if err := b.Add(context.Background(), f, ""); err != nil {
+			t.Logf("erofs: %v", err)
+			return []string{"refused"}
+		}
+		if index {
+			if _, err := f.Seek(0, io.SeekStart); err != nil {
+				t.Fatal(err)
+			}
+			devices = append(devices, plainOf(t, f))
+		}
+	}
+	image := filepath.Join(dir, "image")
+	out, err := os.Create(image)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := b.Write(t.Context(), out); err != nil {
+		t.Fatal(err)
+	}
+	if err := out.Close(); err != nil {
+		t.Fatal(err)
+	}
+	var check, options []string
+	for _, d := range devices {
+		check, options = append(check, "--device="+d), append(options, "device="+d)
+	}
+	if has("fsck.erofs") {
+		if out, err := exec.Command("fsck.erofs", append(check, image)...).CombinedOutput(); err != nil {
+			t.Errorf("fsck.erofs: %v: %s", err, out)
+		}
+	} else {
+		t.Log("fsck.erofs is not here")
+	}
+	root := t.TempDir()
+	mountErofs(t, image, root, strings.Join(options, ","))
+	lines := dump(t, root)
+	for i := range lines { // of directories that no entry names, which others give the time of the extraction
+		lines[i] = strings.Replace(lines[i], " 0:0 @0.000000000", " 0:0 @now", 1)
+	}
+	return lines
+}
+
+// plainOf stores the plain archive of a layer.
+func plainOf(t *testing.T, layer io.Reader) string {
+	t.Helper()
+	r, release, err := compression.NewReader(bufio.NewReader(layer))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer release()
+	dir, err := os.MkdirTemp("", "layer") // its name goes into mount options, which the name of a test would break
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = os.RemoveAll(dir) })
+	f, err := os.Create(filepath.Join(dir, "layer.tar"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := io.Copy(f, r); err != nil {
+		t.Fatal(err)
+	}
+	if err := f.Close(); err != nil {
+		t.Fatal(err)
+	}
+	return f.Name()
+}
+
+// An image of layers shows the tree that applying them to a directory makes, whichever way its files' data are held.
+func TestErofsShowsWhatIsApplied(t *testing.T) {
+	require(t)
+	for _, c := range cases {
+		t.Run(c.name, func(t *testing.T) {
+			layers := []string{write(t, c.layer)}
+			if c.below != nil {
+				layers = []string{write(t, c.below), layers[0]}
+			}
+			ours := result(t, "distkit", layers)
+			for _, index := range []bool{false, true} {
+				if d := difference(erofsOf(t, layers, index), ours); d != "" {
+					t.Errorf("index %t: the image differs:%s", index, d)
+				}
+			}
+		})
+	}
+}
+
+func TestErofsOfDebian(t *testing.T) {
+	if *sets == "" {
+		t.Log("no -sets")
+		return
+	}
+	require(t)
+	dir := t.TempDir()
+	names := strings.Split(*sets, ",")
+	c := exec.Command("bash", append([]string{"debian.sh", dir}, names...)...)
+	if out, err := c.CombinedOutput(); err != nil {
+		t.Fatalf("debian.sh: %v: %s", err, out)
+	}
+	var layers []string
+	for _, set := range names {
+		layers = append(layers, filepath.Join(dir, set+".tar.gz"))
+	}
+	ours := result(t, "distkit", layers)
+	for _, index := range []bool{false, true} {
+		lines := erofsOf(t, layers, index)
+		if d := difference(lines, ours); d != "" {
+			t.Errorf("index %t: the image differs:%s", index, d)
+		}
+	}
+}
