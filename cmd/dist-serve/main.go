@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"runtime/debug"
 	"strings"
 
 	"distkit/cmd/internal/cli"
@@ -19,13 +18,7 @@ import (
 	"github.com/spf13/cobra"
 )
 
-// softLimit is what the heap may grow to before it is collected more often.
-const softLimit = 48 << 20
-
-func main() {
-	debug.SetMemoryLimit(softLimit)
-	cli.Main(newCommand())
-}
+func main() { cli.Main(newCommand()) }
 
 func newCommand() *cobra.Command {
 	c := &cobra.Command{
