@@ -145,6 +145,9 @@ func (s *Store) reap(ctx context.Context, dir string) {
 // data is no ingest: NotFound.
 func (s *Store) readIngest(dir string) (Status, error) {
 	st := Status{Ref: s.readWord(dir, refFile)}
+	if checkRef(st.Ref) != nil { // a new directory, or a torn one
+		return Status{}, errNoIngest()
+	}
 	name := path.Join(dir, dataFile)
 	data, err := s.Tree.Open(name)
 	if err == nil {
@@ -155,8 +158,8 @@ func (s *Store) readIngest(dir string) (Status, error) {
 	if err == nil || errors.Is(err, fs.ErrPermission) { // only its owner may read it
 		fi, err = s.Tree.Stat(name)
 	}
-	if errors.Is(err, fs.ErrNotExist) || errdefs.IsFailedPrecondition(err) || checkRef(st.Ref) != nil {
-		return Status{}, errclass.Errorf(errdefs.ErrNotFound, "no such ingest")
+	if errors.Is(err, fs.ErrNotExist) || errdefs.IsFailedPrecondition(err) {
+		return Status{}, errNoIngest()
 	}
 	if err != nil {
 		return Status{}, err
@@ -172,6 +175,8 @@ func (s *Store) readIngest(dir string) (Status, error) {
 	}
 	return st, nil
 }
+
+func errNoIngest() error { return errclass.Errorf(errdefs.ErrNotFound, "no such ingest") }
 
 // readWord reads a file of one line; empty if it isn't there.
 func (s *Store) readWord(dir, name string) string {
