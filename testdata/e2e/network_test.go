@@ -242,6 +242,59 @@ func TestNetworkPorts(t *testing.T) {
 	}
 }
 
+// TestNetworkIPv6: on a host that forwards IPv6 and drops what it shall forward, containers reach each other, the world and their own
+// ports by IPv6, and the world reaches these.
+func TestNetworkIPv6(t *testing.T) {
+	p, outside := networked(t)
+	p.sh(`ip addr add 2001:db8::1/64 dev up0 nodad; ip -6 route add default via 2001:db8::2; nsenter --net=/proc/$(cat outside.pid)/ns/net ip addr add 2001:db8::2/64 dev up1 nodad
+		echo 1 > /proc/sys/net/ipv6/conf/all/forwarding; iptables -P FORWARD DROP; ip6tables -P FORWARD DROP`)
+	before := p.sh(traces)
+	outside(func() error {
+		l, err := net.Listen("tcp", "[2001:db8::2]:80")
+		if err != nil {
+			return err
+		}
+		t.Cleanup(func() { l.Close() })
+		go func() {
+			_ = http.Serve(l, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { fmt.Fprintf(w, "for %s", r.RemoteAddr) }))
+		}()
+		return nil
+	})
+	if got := p.sh(`dist-run --rm --net bridge --rootfs rootfs wget -q -O- 'http://[2001:db8::2]/'`); !strings.HasPrefix(got, "for [2001:db8::1]:") {
+		t.Errorf("a container fetched %q", got)
+	}
+	p.sh(`dist-run -d --rm --id web --net bridge -p 8080:80 -p '[2001:db8::1]:8081:80'` + httpd + `dist-run -d --rm --id db --net bridge` + httpd)
+	outside(func() error {
+		for _, port := range []string{"8080", "8081"} {
+			c, err := net.Dial("tcp", "[2001:db8::1]:"+port)
+			if err != nil {
+				return err
+			}
+			_, err = c.Write([]byte("GET / HTTP/1.0\r\n\r\n"))
+			b := make([]byte, 1<<10)
+			n, _ := c.Read(b)
+			c.Close()
+			if !strings.HasPrefix(string(b[:n]), "HTTP/1.1 200 OK\r\n") {
+				t.Errorf("another host got %q of port %s: %v", b[:n], port, err)
+			}
+		}
+		return nil
+	})
+	for _, tt := range []struct{ name, script, want string }{
+		{"addresses", `task exec db grep -c ^fd646973746b6974 /proc/net/if_inet6`, "1"},
+		{"each other", `task exec db wget -q -O- "http://[$(task exec web grep ^fd64 /proc/net/if_inet6 | sed -E 's/^(.{4})(.{4})(.{4})(.{4})(.{4})(.{4})(.{4})(.{4}).*/\1:\2:\3:\4:\5:\6:\7:\8/')]/"`, "page"},
+		{"the host", `curl -s 'http://[2001:db8::1]:8081/'`, "page"},
+	} {
+		if got := strings.TrimSpace(p.sh(tt.script)); got != tt.want {
+			t.Errorf("%s: %q, not %q", tt.name, got, tt.want)
+		}
+	}
+	p.sh(`task rm -f web db || true`)
+	if after := p.sh(traces); after != before {
+		t.Errorf("they left:\n%s", difference(before, after))
+	}
+}
+
 // TestNetworkAfterABoot: a container that had a network gets one, of a configuration whose plugin keeps its leases over a boot. Leases
 // of networks that are gone are given back; other programs' stay.
 func TestNetworkAfterABoot(t *testing.T) {
