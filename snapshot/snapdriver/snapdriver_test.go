@@ -9,7 +9,6 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
-	"syscall"
 	"testing"
 	"time"
 	"unicode/utf8"
@@ -367,7 +366,7 @@ func TestKilled(t *testing.T) {
 	}
 	mark := filepath.Join(t.TempDir(), "mark")
 	t.Setenv("MARK", mark)
-	s, dir, err := bad(t, "create", `mkdir "$2/fs"; touch "$2/fs/half"; echo $$ > "$MARK.new"; mv "$MARK.new" "$MARK"; sleep 100`)
+	s, dir, err := bad(t, "create", `mkdir "$2/fs"; touch "$2/fs/half"; echo $$ > "$MARK.new"; mv "$MARK.new" "$MARK"; exec sleep 100`)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -377,7 +376,6 @@ func TestKilled(t *testing.T) {
 		t.Fatal(err)
 	}
 	pid := begun(t, mark)[0]
-	t.Cleanup(func() { _ = syscall.Kill(-pid, syscall.SIGKILL) }) // its sleep
 	_ = c.Process.Kill()
 	_ = c.Wait()
 	for end := time.Now().Add(time.Minute); alive(pid) && time.Now().Before(end); {
