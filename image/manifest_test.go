@@ -300,6 +300,9 @@ func TestCorruptManifestIsDataLoss(t *testing.T) {
 
 func damage(t *testing.T, path, text string) {
 	t.Helper()
+	if err := os.Chmod(path, 0o644); err != nil { // no blob may be written
+		t.Fatal(err)
+	}
 	if err := os.WriteFile(path, []byte(text), 0o644); err != nil {
 		t.Fatal(err)
 	}
