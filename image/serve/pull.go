@@ -1,7 +1,7 @@
 package serve
 
 import (
-	"bytes"
+	"context"
 	"encoding/json"
 	"io"
 	"maps"
@@ -57,11 +57,6 @@ func (p *reply) send(r *http.Request, dgst digest.Digest, mediaType string, body
 
 // manifest sends a manifest or index.
 func (s *Server) manifest(w *reply, r *http.Request, t target) error {
-	release, err := s.documents.take(r.Context(), maxDocuments)
-	if err != nil {
-		return err
-	}
-	defer release()
 	d, err := s.resolve(r, t)
 	if errdefs.IsNotFound(err) {
 		return notFound(codeManifestUnknown, "%s has no %s", t.repository, t.object)
@@ -69,22 +64,41 @@ func (s *Server) manifest(w *reply, r *http.Request, t target) error {
 	if err != nil {
 		return err
 	}
-	b, err := s.document(d.Digest)
+	mediaType, err := s.typeOf(r.Context(), d.Digest)
 	if errdefs.IsNotFound(err) {
 		return notFound(codeManifestUnknown, "manifest %s is not here", d.Digest)
 	}
 	if err != nil {
 		return err
 	}
-	mediaType, ok := image.TypeOf(b)
-	if !ok && t.digest == "" {
-		mediaType, ok = d.MediaType, true // the name tells what the document does not
+	if mediaType == "" && t.digest == "" {
+		mediaType = d.MediaType // the name tells what the document does not
 	}
-	if !ok {
+	if mediaType == "" {
 		return notFound(codeManifestUnknown, "%s is no manifest", d.Digest)
 	}
-	w.send(r, d.Digest, mediaType, bytes.NewReader(b))
+	f, err := s.Store.File(d.Digest)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	w.send(r, d.Digest, mediaType, f.File)
 	return nil
+}
+
+// typeOf verifies a document, and returns the media type that it tells, "" for what is no manifest. It is not kept in memory: a
+// client may take a minute to read it.
+func (s *Server) typeOf(ctx context.Context, dgst digest.Digest) (mediaType string, err error) {
+	release, err := s.documents.take(ctx, maxDocuments)
+	if err != nil {
+		return "", err
+	}
+	defer release()
+	b, err := s.document(dgst)
+	if err == nil {
+		mediaType, _ = image.TypeOf(b)
+	}
+	return mediaType, err
 }
 
 // resolve returns what a tag or digest means. NotFound if there is no such tag.

@@ -310,12 +310,13 @@ func (s *Server) cancelUpload(w *reply, r *http.Request, t target) error {
 
 // putManifest stores a manifest or index, and gives it the name that the tag stands for.
 func (s *Server) putManifest(w *reply, r *http.Request, t target) error {
-	release, err := s.documents.take(r.Context(), maxDocuments)
+	// Whoever sends slowly keeps nobody from reading. All of a manifest comes within the time of a piece.
+	release, err := s.arriving.take(r.Context(), maxDocuments)
 	if err != nil {
 		return err
 	}
 	defer release()
-	b, err := io.ReadAll(&body{io.LimitReader(r.Body, image.MaxDocument+1), w.control, 0})
+	b, err := io.ReadAll(io.LimitReader(r.Body, image.MaxDocument+1))
 	switch {
 	case err != nil:
 		return refuse(http.StatusBadRequest, codeManifestInvalid, "the body ended early")

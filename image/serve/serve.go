@@ -38,9 +38,9 @@ type Server struct {
 	Log func(Request)
 
 	names cache
-	// documents bounds the manifests that are in memory at the same time.
-	documents slots
-	uploads   uploads
+	// documents and arriving bound the manifests that are in memory at the same time, to be sent and as they are pushed.
+	documents, arriving slots
+	uploads             uploads
 }
 
 // Request is one that was answered.
@@ -51,7 +51,7 @@ type Request struct {
 	Took               time.Duration
 }
 
-// maxDocuments is how many manifests are read or received at the same time: 8 MiB each at most, and decoding takes more.
+// maxDocuments is how many manifests are read, and how many received, at the same time: 8 MiB each at most, and decoding takes more.
 const maxDocuments = 8
 
 // slots bound how often something is done at the same time.

@@ -518,3 +518,28 @@ func TestOneConnection(t *testing.T) {
 		t.Errorf("serve ended with %v", err)
 	}
 }
+
+// Clients that ask for manifests and read nothing keep nobody else from one.
+func TestClientsThatReadNothing(t *testing.T) {
+	t.Parallel()
+	f := start(t, newServer(t), 4*maxDocuments)
+	f.image("x", "x:1")
+	large := f.blob(manifest(t, nil, "", map[string]string{"a": strings.Repeat("x", image.MaxDocument-1000)}))
+	for range 2 * maxDocuments {
+		c, err := net.Dial("tcp", strings.TrimPrefix(f.url, "http://"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()
+		if err := c.(*net.TCPConn).SetReadBuffer(4096); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := fmt.Fprintf(c, "GET /v2/x/manifests/%s HTTP/1.1\r\nHost: x\r\n\r\n", large.Digest); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := c.Read(make([]byte, 16)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	f.want(f.do("GET", "/v2/x/manifests/1", ""), 200, "")
+}
