@@ -51,6 +51,8 @@ type Options struct {
 	// Workers is the number of goroutines that fill small files, by default as many as there
 	// are processors, up to four.
 	Workers int
+	// Turn is asked before a large zstd window is used. It may be nil.
+	Turn layer.Turn
 	// Unresolved gets a record of all that the layer alone can't tell, for whoever gives it its
 	// parents later: directories that it adds to but does not name, hard links to what it does
 	// not hold, whiteouts. The form is that of dist-apply(1). It wants an overlay form of
@@ -124,7 +126,7 @@ func Apply(ctx context.Context, root string, r io.Reader, opts Options) (Result,
 	defer cancel(nil)
 	a := &applier{
 		ctx: ctx, cancel: cancel, opts: opts, tree: t,
-		in:     layer.NewReader(ctx, r, opts.MaxBytes, nil),
+		in:     layer.NewReaderInTurn(ctx, r, opts.MaxBytes, nil, opts.Turn),
 		work:   make(chan *batch, 2),
 		spare:  make(chan *batch, opts.Workers+3),
 		buffer: make([]byte, 256<<10),

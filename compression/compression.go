@@ -93,6 +93,12 @@ func isLZMA(head []byte) bool {
 // NewReader returns the plain bytes of r, which is compressed with gzip or zstd, or plain. close releases what the
 // decompressor holds. An empty stream is io.EOF, every other format NotImplemented.
 func NewReader(r *bufio.Reader) (plain io.Reader, close func(), err error) {
+	return NewReaderInTurn(r, nil)
+}
+
+// NewReaderInTurn is NewReader for one of many readers. It calls large, unless that is nil, before it takes memory for a zstd window of
+// more than [LargeWindow]. If that fails, so does the read that needed it.
+func NewReaderInTurn(r *bufio.Reader, large func() error) (plain io.Reader, close func(), err error) {
 	head, err := r.Peek(HeadSize)
 	if len(head) == 0 {
 		return nil, nil, err
@@ -103,7 +109,7 @@ func NewReader(r *bufio.Reader) (plain io.Reader, close func(), err error) {
 	case Gzip:
 		return inflate.NewReader(r), func() {}, nil
 	case Zstd:
-		z, err := zstd.NewReader(r, zstd.WithDecoderMaxWindow(maxWindow), zstd.WithDecoderLowmem(true))
+		z, err := zstd.NewReader(&windows{r: r, large: large}, zstd.WithDecoderMaxWindow(maxWindow), zstd.WithDecoderLowmem(true))
 		if err != nil {
 			return nil, nil, err
 		}

@@ -5,6 +5,7 @@ import (
 	"bufio"
 	"bytes"
 	"compress/gzip"
+	"errors"
 	"io"
 	"strings"
 	"testing"
@@ -47,6 +48,52 @@ func TestNamesAreNoCompression(t *testing.T) {
 		if got := Sniff(b.Bytes()[:HeadSize]); got != None {
 			t.Errorf("a tar that begins with %q is %q", name, got)
 		}
+	}
+}
+
+// A turn is asked for once, before the first large window, wherever in the stream that is. If it fails so does the read.
+func TestReaderInTurn(t *testing.T) {
+	t.Parallel()
+	frame := func(window int, text string, o ...zstd.EOption) string {
+		var b bytes.Buffer
+		w, err := zstd.NewWriter(&b, append(o, zstd.WithWindowSize(window))...)
+		if err != nil {
+			t.Fatal(err)
+		}
+		// Flushed, so that the frame has a window and not the size of its content.
+		if _, err := io.WriteString(w, text[:1]); err != nil || w.Flush() != nil {
+			t.Fatal(err)
+		}
+		if _, err := io.WriteString(w, text[1:]); err != nil || w.Close() != nil {
+			t.Fatal(err)
+		}
+		return b.String()
+	}
+	repeated := strings.Repeat("x", 1<<20)
+	small, large := frame(LargeWindow, "small "+repeated), frame(2*LargeWindow, "large "+repeated, zstd.WithEncoderCRC(false))
+	skippable := "\x50\x2a\x4d\x18\x03\x00\x00\x00abc"
+	for stream, want := range map[string]int{
+		small: 0, small + skippable + small: 0, large: 1, skippable + small + small + large + small + large: 1,
+	} {
+		times := 0
+		r, done, err := NewReaderInTurn(bufio.NewReader(strings.NewReader(stream)), func() error { times++; return nil })
+		if err != nil {
+			t.Fatal(err)
+		}
+		plain, err := io.ReadAll(r)
+		if n := strings.Count(string(plain), " "+repeated); err != nil || times != want || n != strings.Count(stream, small)+strings.Count(stream, large) {
+			t.Errorf("asked %d times, not %d; %d frames: %v", times, want, n, err)
+		}
+		done()
+		late := errors.New("too late")
+		r, done, err = NewReaderInTurn(bufio.NewReader(strings.NewReader(stream)), func() error { return late })
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := io.ReadAll(r); want > 0 && !errors.Is(err, late) || want == 0 && err != nil {
+			t.Errorf("without a turn: %v", err)
+		}
+		done()
 	}
 }
 

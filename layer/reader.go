@@ -44,8 +44,17 @@ type Reader struct {
 // NewReader starts to read r in goroutines of its own: they decompress and hash ahead. Close must be called. A layer of more than most plain bytes is ErrFailedPrecondition, unless most is 0. The plain bytes are
 // written to tee too, unless it is nil: all of them once End has returned.
 func NewReader(ctx context.Context, r io.Reader, most int64, tee io.Writer) *Reader {
+	return NewReaderInTurn(ctx, r, most, tee, nil)
+}
+
+// A Turn waits until memory may be taken for a zstd window of more than [compression.LargeWindow]. What it returns is called once the
+// window is given back.
+type Turn func(context.Context) (over func(), err error)
+
+// NewReaderInTurn is NewReader for one of many layers that are read at the same time. turn may be nil.
+func NewReaderInTurn(ctx context.Context, r io.Reader, most int64, tee io.Writer, turn Turn) *Reader {
 	ctx, cancel := context.WithCancel(ctx)
-	in := newStream(ctx, r, most, tee)
+	in := newStream(ctx, r, most, tee, turn)
 	return &Reader{r: r, cancel: cancel, in: in, tar: tar.NewReader(in)}
 }
 
@@ -157,9 +166,10 @@ func (r *Reader) Size() int64 {
 	return r.in.size
 }
 
-// decompress returns the plain bytes of r, and a function that releases what the decompressor holds.
-func decompress(r *bufio.Reader) (io.Reader, func(), error) {
-	plain, release, err := compression.NewReader(r)
+// decompress returns the plain bytes of r, and a function that releases what the decompressor holds. large is as in
+// [compression.NewReaderInTurn].
+func decompress(r *bufio.Reader, large func() error) (io.Reader, func(), error) {
+	plain, release, err := compression.NewReaderInTurn(r, large)
 	if err == io.EOF { // an empty layer is known by its diff ID
 		return r, func() {}, nil
 	}
@@ -206,7 +216,7 @@ func (i *input) Read(p []byte) (int, error) {
 	return n, err
 }
 
-func newStream(ctx context.Context, r io.Reader, most int64, tee io.Writer) *stream {
+func newStream(ctx context.Context, r io.Reader, most int64, tee io.Writer, turn Turn) *stream {
 	s := &stream{
 		ctx:    ctx,
 		most:   most,
@@ -219,15 +229,29 @@ func newStream(ctx context.Context, r io.Reader, most int64, tee io.Writer) *str
 		s.free <- make([]byte, chunkSize)
 	}
 	raw := make(chan chunk, chunkCount+1)
-	go s.produce(r, raw)
+	go s.produce(r, raw, turn)
 	go s.hash(raw, tee)
 	return s
 }
 
-func (s *stream) produce(r io.Reader, raw chan<- chunk) {
+func (s *stream) produce(r io.Reader, raw chan<- chunk, turn Turn) {
 	defer close(raw)
 	in := &input{r: r}
-	plain, release, err := decompress(bufio.NewReaderSize(in, chunkSize))
+	var large func() error
+	if turn != nil {
+		over := func() {}
+		defer func() { over() }() // after the decompressor is closed
+		large = func() error {
+			done, err := turn(s.ctx)
+			if err != nil {
+				in.err = err
+				return err
+			}
+			over = done
+			return nil
+		}
+	}
+	plain, release, err := decompress(bufio.NewReaderSize(in, chunkSize), large)
 	if err == nil {
 		defer release()
 	}

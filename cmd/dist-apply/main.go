@@ -9,6 +9,7 @@ import (
 	"maps"
 	"math"
 	"os"
+	"runtime/debug"
 	"slices"
 	"strings"
 
@@ -26,7 +27,10 @@ var whiteouts = map[string]archive.Whiteouts{
 	"overlay-user": archive.OverlayUser,
 }
 
-func main() { cli.Main(newCmd()) }
+func main() {
+	debug.SetGCPercent(25) // many run at a time, and most of what each holds is buffers
+	cli.Main(newCmd())
+}
 
 func newCmd() *cobra.Command {
 	c := &cobra.Command{
@@ -52,7 +56,7 @@ func newCmd() *cobra.Command {
 		if !ok {
 			return cli.Usagef("--whiteouts: %q is not one of remove, overlay, overlay-user", *form)
 		}
-		opts := archive.Options{ExpectDiffID: digest.Digest(*expect), Strict: *strict, Whiteouts: w, Only: *only, Exclude: *exclude,
+		opts := archive.Options{ExpectDiffID: digest.Digest(*expect), Strict: *strict, Whiteouts: w, Turn: turn(), Only: *only, Exclude: *exclude,
 			MaxBytes: int64(min(*maxBytes, math.MaxInt64)), MaxEntries: int64(*maxEntries), MaxDepth: int(*maxDepth)}
 		var err error
 		if opts.UIDs, err = archive.ParseIDMap(*uids); err != nil {

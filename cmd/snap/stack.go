@@ -15,6 +15,7 @@ import (
 	"distkit/snapshot"
 
 	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
 )
 
 const killAfter = 5 * time.Second
@@ -34,13 +35,19 @@ func newStack(s *store) *cobra.Command {
 		if err != nil {
 			return err
 		}
+		turn, err := unix.MemfdCreate("large zstd windows", unix.MFD_CLOEXEC)
+		if err != nil {
+			return fmt.Errorf("create the lock of large zstd windows: %w", err)
+		}
+		defer unix.Close(turn)
+		env := append(os.Environ(), fmt.Sprintf("DIST_WINDOW_LOCK=/proc/%d/fd/%d", os.Getpid(), turn))
 		var layers []snapshot.Layer
 		if err := cli.Each(c, []string{"-"}, func(line string) error {
 			fields := strings.Split(line, "\t")
 			layers = append(layers, snapshot.Layer{
 				Name: fields[len(fields)-1],
 				Apply: func(ctx context.Context, p snapshot.Place) error {
-					return fill(ctx, substitute(args, fields, p), p)
+					return fill(ctx, substitute(args, fields, p), env, p)
 				},
 			})
 			return nil
@@ -71,9 +78,9 @@ func substitute(args, fields []string, p snapshot.Place) []string {
 
 // fill runs a command that fills a snapshot. It has a process group of its own, which is told to
 // end when ctx is done; the kernel tells the command itself if we are killed.
-func fill(ctx context.Context, args []string, p snapshot.Place) error {
+func fill(ctx context.Context, args, env []string, p snapshot.Place) error {
 	c := exec.Command(args[0], args[1:]...)
-	c.Stderr = os.Stderr
+	c.Env, c.Stderr = env, os.Stderr
 	if p.File != nil {
 		c.ExtraFiles = []*os.File{p.File}
 	}

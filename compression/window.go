@@ -1,0 +1,88 @@
+package compression
+
+import (
+	"bufio"
+	"io"
+	"math"
+
+	"github.com/klauspost/compress/zstd"
+)
+
+// LargeWindow is the size of the largest zstd window that is free to take. It is the most that RFC 8878 recommends to writers, and what
+// registries' clients write is smaller.
+const LargeWindow = 8 << 20
+
+// A windows passes a zstd stream on, and calls large once, before the header of the first frame whose window is a large one. It does
+// not check the stream: what it does not understand goes to the decoder as it is.
+type windows struct {
+	r      *bufio.Reader
+	large  func() error // nil once it was called
+	left   uint64       // bytes that belong together and are not passed on yet
+	blocks bool         // what follows is a block
+	sum    uint64       // bytes after the last block
+}
+
+func (w *windows) Read(p []byte) (int, error) {
+	if w.left == 0 {
+		if err := w.next(); err != nil {
+			return 0, err
+		}
+	}
+	n, err := w.r.Read(p[:min(uint64(len(p)), w.left)])
+	w.left -= uint64(n)
+	return n, err
+}
+
+// next finds out how long what follows is.
+func (w *windows) next() error {
+	w.left = math.MaxUint64 // unless it is understood
+	if w.blocks {
+		b, err := w.r.Peek(3)
+		if err != nil {
+			return ended(b, err)
+		}
+		header := uint64(b[0]) | uint64(b[1])<<8 | uint64(b[2])<<16
+		last, kind, size := header&1 == 1, header>>1&3, header>>3
+		if kind == 1 { // one byte, repeated
+			size = 1
+		}
+		w.left = 3 + size
+		if last {
+			w.left, w.blocks = w.left+w.sum, false
+		}
+		return nil
+	}
+	b, err := w.r.Peek(zstd.HeaderMaxSize)
+	if len(b) == 0 {
+		return err
+	}
+	var h zstd.Header
+	if h.Decode(b) != nil {
+		return nil
+	}
+	w.left = uint64(h.HeaderSize)
+	if h.Skippable {
+		w.left += uint64(h.SkippableSize)
+		return nil
+	}
+	w.blocks, w.sum = true, 0
+	if h.HasCheckSum {
+		w.sum = 4
+	}
+	if h.SingleSegment {
+		h.WindowSize = h.FrameContentSize
+	}
+	if large := w.large; large != nil && h.WindowSize > LargeWindow {
+		w.large = nil
+		return large()
+	}
+	return nil
+}
+
+// ended is nil where a few bytes are left, for the decoder to complain of.
+func ended(left []byte, err error) error {
+	if err == io.EOF && len(left) > 0 {
+		return nil
+	}
+	return err
+}
