@@ -112,7 +112,6 @@ func Apply(ctx context.Context, root string, r io.Reader, opts Options) (Result,
 		t.opaque = "user.overlay.opaque"
 	}
 	t.maxDepth = opts.MaxDepth
-	opts.Only, opts.Exclude = cleanAll(opts.Only), cleanAll(opts.Exclude)
 	if opts.Unresolved != nil {
 		if err := t.reportTo(opts.Unresolved); err != nil {
 			t.abandon()
@@ -125,7 +124,7 @@ func Apply(ctx context.Context, root string, r io.Reader, opts Options) (Result,
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	a := &applier{
-		ctx: ctx, cancel: cancel, opts: opts, tree: t,
+		ctx: ctx, cancel: cancel, opts: opts, selected: newSelection(opts.Only, opts.Exclude), tree: t,
 		in:     layer.NewReaderInTurn(ctx, r, opts.MaxBytes, nil, opts.Turn),
 		work:   make(chan *batch, 2),
 		spare:  make(chan *batch, opts.Workers+3),
@@ -170,14 +169,15 @@ func Apply(ctx context.Context, root string, r io.Reader, opts Options) (Result,
 // and removed by run alone and in the order of the archive; workers only fill files that are
 // open. So the order means the same for any number of workers.
 type applier struct {
-	ctx    context.Context
-	cancel context.CancelCauseFunc
-	opts   Options
-	tree   *tree
-	in     *layer.Reader
-	buffer []byte
-	result Result
-	sparse int64 // bytes that sparse files have had so far, holes and all
+	ctx      context.Context
+	cancel   context.CancelCauseFunc
+	opts     Options
+	selected selection
+	tree     *tree
+	in       *layer.Reader
+	buffer   []byte
+	result   Result
+	sparse   int64 // bytes that sparse files have had so far, holes and all
 
 	batch       *batch
 	work, spare chan *batch

@@ -28,6 +28,9 @@ type DiffOptions struct {
 	Latest time.Time
 	// UIDs and GIDs map the owners of the layer to those of the files.
 	UIDs, GIDs IDMap
+	// Only, if not empty, leaves out all entries but those of these paths, below them, and on the way to them; Exclude leaves
+	// out those of its paths and below them. What is left out is not read.
+	Only, Exclude []string
 	// Workers is the number of goroutines that compress, by default as many as there are
 	// processors, up to four. The layer's bytes do not depend on it.
 	Workers int
@@ -58,7 +61,7 @@ func Diff(ctx context.Context, w io.Writer, lower, upper string, opts DiffOption
 		opts.Workers = min(4, runtime.GOMAXPROCS(0))
 	}
 	d := &differ{
-		ctx: ctx, opts: opts,
+		ctx: ctx, opts: opts, selected: newSelection(opts.Only, opts.Exclude),
 		chowns: sys.Capable(unix.CAP_CHOWN),
 		seed:   maphash.MakeSeed(), links: map[inode]string{}, clean: map[uint64]struct{}{},
 		lowerLinks: map[inode]nameSet{}, upperLinks: map[inode]nameSet{},
@@ -100,15 +103,16 @@ const compareSize = 128 << 10
 // A differ walks two trees side by side. Nothing is opened but single names below directories
 // that are held open, and no symbolic link is followed.
 type differ struct {
-	ctx     context.Context
-	opts    DiffOptions
-	tar     *tar.Writer
-	buffers [2][]byte
-	knows   bool                // some files can be known as unchanged
-	clean   map[uint64]struct{} // directories below which nothing differs, by the hash of the path
-	tops    [2]top
-	parted  time.Time // of two btrfs snapshots: before it they were the same
-	chowns  bool      // CAP_CHOWN: files have the owners that they were to get
+	ctx      context.Context
+	opts     DiffOptions
+	selected selection
+	tar      *tar.Writer
+	buffers  [2][]byte
+	knows    bool                // some files can be known as unchanged
+	clean    map[uint64]struct{} // directories below which nothing differs, by the hash of the path
+	tops     [2]top
+	parted   time.Time // of two btrfs snapshots: before it they were the same
+	chowns   bool      // CAP_CHOWN: files have the owners that they were to get
 
 	// Of files with several names, which names those are in each tree, as far as both trees
 	// have the name: what one tree lacks is removed or written anyway.
@@ -136,6 +140,8 @@ func (d *differ) each(dir string, lower, upper int, f func(lo, up *node) error) 
 	if err != nil {
 		return err
 	}
+	left := func(name string) bool { return !d.selected.has(join(dir, name), true) }
+	lows, ups = slices.DeleteFunc(lows, left), slices.DeleteFunc(ups, left)
 	for len(lows) > 0 || len(ups) > 0 {
 		if err := d.ctx.Err(); err != nil {
 			return err
@@ -389,7 +395,7 @@ func (d *differ) overlayDir(up *node) error {
 	if err := d.readXattrs(up); err != nil {
 		return err
 	}
-	if string(up.overlay["opaque"]) != "y" { // x tells that files in it may be whiteouts
+	if string(up.overlay["opaque"]) != "y" || !d.selected.has(up.path, false) { // x tells that files in it may be whiteouts
 		return nil
 	}
 	return d.mark(up, layer.OpaqueMarker)

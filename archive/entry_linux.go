@@ -66,13 +66,21 @@ func (a *applier) wanted(name string) bool {
 	case whiteout:
 		name = join(dir, strings.TrimPrefix(base, layer.WhiteoutPrefix))
 	}
-	if slices.ContainsFunc(a.opts.Exclude, func(p string) bool { return within(name, p) }) {
-		return false
-	}
-	// A directory on the way is wanted for its attributes, a symbolic link for where it leads.
-	return len(a.opts.Only) == 0 || slices.ContainsFunc(a.opts.Only, func(p string) bool {
-		return within(name, p) || !whiteout && within(p, name)
-	})
+	return a.selected.has(name, !whiteout)
+}
+
+// A selection is of paths of a layer: those of only, or all if that is empty, without those of exclude; each with what is below it.
+type selection struct{ only, exclude []string }
+
+func newSelection(only, exclude []string) selection {
+	return selection{cleanAll(only), cleanAll(exclude)}
+}
+
+// has reports whether a path is selected. onTheWay also selects what leads to it: a directory is wanted for its attributes, a symbolic link
+// for where it leads.
+func (s selection) has(name string, onTheWay bool) bool {
+	return !slices.ContainsFunc(s.exclude, func(p string) bool { return within(name, p) }) &&
+		(len(s.only) == 0 || slices.ContainsFunc(s.only, func(p string) bool { return within(name, p) || onTheWay && within(p, name) }))
 }
 
 // within reports whether a path is dir, or below it.

@@ -9,8 +9,10 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
@@ -72,6 +74,50 @@ func TestOnlyAndExclude(t *testing.T) {
 		}
 		if fi, err := os.Stat(filepath.Join(root, "etc")); err == nil && fi.Mode().Perm() != 0o700 {
 			t.Errorf("a directory on the way has mode %v", fi.Mode())
+		}
+	}
+}
+
+// What is left out of a comparison stays as it is where the layer is applied.
+func TestDiffOnlyAndExclude(t *testing.T) {
+	t.Parallel()
+	lower, upper := t.TempDir(), t.TempDir()
+	mustApply(t, lower, layerOf(t, fileEntry("etc/passwd", "1"), fileEntry("etc/ssl/key", "1"), fileEntry("etc/ssl/gone", ""), fileEntry("gone/x", ""), dirEntry("usr", 0o755), fileEntry("usr/lib", "1")), Options{})
+	mustApply(t, upper, layerOf(t, fileEntry("etc/passwd", "2"), fileEntry("etc/ssl/key", "2"), fileEntry("etcetera", ""), hardlink("new", "etcetera"), dirEntry("usr", 0o755), fileEntry("usr/lib", "1")), Options{})
+	for _, test := range []struct {
+		only, exclude []string
+		want          string
+	}{
+		{nil, nil, ".wh.gone etc etc/passwd etc/ssl etc/ssl/.wh.gone etc/ssl/key etcetera new"},
+		{nil, []string{"/etc/ssl", "./gone/", "new"}, "etc etc/passwd etcetera"},
+		{[]string{"etc/ssl"}, nil, "etc etc/ssl etc/ssl/.wh.gone etc/ssl/key"},
+		{[]string{"etc", "gone"}, []string{"etc/ssl/gone"}, ".wh.gone etc etc/passwd etc/ssl etc/ssl/key"},
+		{[]string{"gone/x", "usr"}, nil, ""},
+	} {
+		data := mustDiff(t, lower, upper, DiffOptions{Only: test.only, Exclude: test.exclude, Latest: time.Unix(1, 0), Compression: Uncompressed})
+		var got []string
+		for r := tar.NewReader(bytes.NewReader(data)); ; {
+			h, err := r.Next()
+			if err != nil {
+				break
+			}
+			if name := strings.TrimSuffix(h.Name, "/"); name != "." {
+				got = append(got, name)
+			}
+		}
+		slices.Sort(got)
+		if got := strings.Join(got, " "); got != test.want {
+			t.Errorf("only %q exclude %q: %s, not %s", test.only, test.exclude, got, test.want)
+		}
+	}
+	// An opaque marker above what is left out would hide that.
+	if err := unix.Setxattr(filepath.Join(upper, "etc"), "user.overlay.opaque", []byte("y"), 0); err != nil {
+		t.Skip(err)
+	}
+	for only, want := range map[string]int{"etc/ssl": 0, "etc": 1} {
+		data := mustDiff(t, "", upper, DiffOptions{Overlay: true, Only: []string{only}, Compression: Uncompressed})
+		if n := bytes.Count(data, []byte("etc/.wh..wh..opq")); n != want {
+			t.Errorf("only %s: %d markers", only, n)
 		}
 	}
 }

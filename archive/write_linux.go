@@ -15,6 +15,9 @@ import (
 )
 
 func (d *differ) whiteout(dir *node, name string) error {
+	if !d.selected.has(join(dir.path, name), false) {
+		return nil // it would hide what is left out
+	}
 	if strings.HasPrefix(name, layer.WhiteoutPrefix) {
 		return (&node{path: join(dir.path, name)}).fail("remove", unsayable("no layer can remove a file of such a name"))
 	}

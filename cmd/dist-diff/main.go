@@ -27,6 +27,8 @@ func newCmd() *cobra.Command {
 	overlay := c.Flags().Bool("overlay", false, "UPPER is an upper directory of overlayfs, and says itself what it changes")
 	uids := c.Flags().StringArray("uid-map", nil, "files of the users from FILE on are those from LAYER on in the layer: `LAYER:FILE:SIZE`")
 	gids := c.Flags().StringArray("gid-map", nil, "the same for groups: `LAYER:FILE:SIZE`")
+	only := c.Flags().StringArray("only", nil, "write only what differs at `PATH` and below it")
+	exclude := c.Flags().StringArray("exclude", nil, "leave out `PATH` and what is below it")
 	c.RunE = func(c *cobra.Command, args []string) error {
 		compression, err := archive.ParseCompression(*form)
 		if err != nil {
@@ -36,7 +38,7 @@ func newCmd() *cobra.Command {
 		if err != nil {
 			return err
 		}
-		opts := archive.DiffOptions{Compression: compression, Overlay: *overlay, Latest: latest}
+		opts := archive.DiffOptions{Compression: compression, Overlay: *overlay, Latest: latest, Only: *only, Exclude: *exclude}
 		if opts.UIDs, err = archive.ParseIDMap(*uids); err != nil {
 			return cli.Usagef("--uid-map: %w", err)
 		}
