@@ -284,7 +284,12 @@ func (c *Container) removeResources(ctx context.Context) error {
 func (u *execution) clearKilled(ctx context.Context) error {
 	for tries := 0; ; tries++ {
 		err := u.tryClearKilled(ctx)
-		if err == nil || tries == 10 {
+		switch {
+		case err == nil && u.exec != "": // not to be tried again: it gives the locks back
+			return u.vanish()
+		case err == nil:
+			return u.leave(ctx)
+		case tries == 10:
 			return err
 		}
 		time.Sleep(100 * time.Millisecond)
@@ -293,10 +298,7 @@ func (u *execution) clearKilled(ctx context.Context) error {
 
 func (u *execution) tryClearKilled(ctx context.Context) error {
 	if u.exec != "" {
-		if err := u.killStarted(); err != nil {
-			return err
-		}
-		return u.vanish()
+		return u.killStarted()
 	}
 	err := u.c.clear(ctx, u.claim)
 	if errdefs.IsNotFound(err) {
@@ -306,16 +308,15 @@ func (u *execution) tryClearKilled(ctx context.Context) error {
 	if s != nil && serr == nil {
 		serr = s.clearHost(ctx, u.claim, u.c.key())
 	}
-	if err = errors.Join(err, serr); err != nil {
-		return err
-	}
-	return u.leave(ctx)
+	return errors.Join(err, serr)
 }
 
 // killStarted kills a further process, if the runtime has started it, and what that started and has not left its
 // session.
 func (u *execution) killStarted() error {
-	u.claim.quiet()
+	if !u.claim.quiet() {
+		return busy("a runtime still works on it")
+	}
 	l, err := u.c.proc("").look()
 	if errdefs.IsNotFound(err) { // the store was removed
 		if l.state, err = readPrivateState(u.c.proc("").private); l.state != nil && l.state.Alive() {

@@ -1,6 +1,7 @@
 package runtime
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -18,6 +19,7 @@ import (
 	"distkit/runtime/internal/testenv"
 	"distkit/runtime/spec"
 
+	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
 )
 
@@ -427,5 +429,69 @@ func TestClearEndsAStart(t *testing.T) {
 	}
 	if err := start.Wait(); err != nil {
 		t.Errorf("the start: %v", err)
+	}
+}
+
+// stuck are networks that can't be removed.
+type stuck struct{ removed int }
+
+func (*stuck) Up(context.Context, string, *Connection) error { return nil }
+func (*stuck) Connection(string) (*Connection, error)        { return nil, nil }
+func (*stuck) Down(context.Context, string) error            { return nil }
+func (s *stuck) Remove(context.Context, string) error        { s.removed++; return errors.New("it is stuck") }
+
+// connected makes a container that goes at its end, in a network that can't be removed.
+func connected(t *testing.T) (*Container, *stuck) {
+	t.Helper()
+	dir, networks := t.TempDir(), &stuck{}
+	all, err := Open(filepath.Join(dir, "store"), "default", filepath.Join(dir, "state"), bound{}, networks)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c, err := all.Create(t.Context(), Record{ID: "web", Bundle: dir, Network: "/networks/run.web", RemoveAtEnd: true}, "", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return c, networks
+}
+
+// What a guard does after it has given the locks back is not tried again: by then the ID may be another's.
+func TestGuardGivesTheLocksBackOnce(t *testing.T) {
+	c, networks := connected(t)
+	lock, err := c.proc("").takeLock()
+	if err != nil {
+		t.Fatal(err)
+	}
+	u := &execution{Process: c.proc(""), lock: lock}
+	if u.claim, err = u.claimHost(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if err := u.clearKilled(t.Context()); err == nil || !strings.Contains(err.Error(), "it is stuck") {
+		t.Errorf("%v", err)
+	}
+	if networks.removed != 1 {
+		t.Errorf("tried %d times", networks.removed)
+	}
+}
+
+// A run whose ID another store's container has leaves that one's network alone.
+func TestABusyIDKeepsItsNetwork(t *testing.T) {
+	c, networks := connected(t)
+	if err := PrivateDir(c.set.state); err != nil {
+		t.Fatal(err)
+	}
+	other, err := claimID(t.Context(), c.set.state, "web", identity{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer other.close()
+	if _, err := c.Run(t.Context(), &Runtime{command: "/bin/false", state: c.set.state}, Inherited); !errdefs.IsUnavailable(err) {
+		t.Errorf("%v", err)
+	}
+	if networks.removed != 0 {
+		t.Error("its network was removed")
+	}
+	if _, err := os.Stat(c.dir); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("the container is left: %v", err)
 	}
 }

@@ -264,6 +264,9 @@ func (c *Container) begin(ctx context.Context, r *Runtime, lock *os.File, detach
 		u.claim, err = u.claimHost(ctx)
 	}
 	if err != nil && c.own && c.RemoveAtEnd && c.never() { // there is nothing of a run to clear up
+		if errdefs.IsUnavailable(err) {
+			c.Network = "" // it is that of whoever has the ID
+		}
 		_ = c.remove(ctx, lock)
 		return nil, err
 	}
@@ -318,7 +321,7 @@ func (u *execution) prepare(ctx context.Context, detached bool) error {
 		err = c.letSearch(&b.spec)
 	}
 	if err == nil {
-		err = passSockets(&b.spec, u.told)
+		err = passSockets(&b.spec, u.told, u.images != "")
 	}
 	if err != nil {
 		return err

@@ -46,8 +46,14 @@ func takeSockets() (files []*os.File, env []string, err error) {
 }
 
 // passSockets tells a container's first process, which has the number 1 in its own PID namespace, of a supervisor's sockets.
-func passSockets(s *specs.Spec, env []string) error {
-	if len(env) > 0 && !ownPIDs(s.Linux) {
+// A process that is restored has the variables that it was stored with.
+func passSockets(s *specs.Spec, env []string, restored bool) error {
+	switch {
+	case len(env) == 0:
+		return nil
+	case restored:
+		return failed("its processes were stored, and can't be given the supervisor's sockets")
+	case !ownPIDs(s.Linux):
 		return failed("its first process can't be told of the supervisor's sockets: it has no PID namespace of its own")
 	}
 	s.Process.Env = append(s.Process.Env, env...)

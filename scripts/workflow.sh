@@ -31,7 +31,8 @@ fail() { # STATUS MESSAGE
 misused() { fail 2 "$1; usage: $usage"; }
 
 # options parses the flags, which the help text in flags defines, and the operands. It sets option to each flag's value, or to yes if the flag takes
-# none. The values of a flag that may be repeated are lines. A flag with an environment variable is exported as that. It sets operands to the operands, and graph to the dist-copy-graph command with the flags that the script hands on.
+# none. The values of a flag that may be repeated are lines. A flag with an environment variable is exported as that. It sets operands to the
+# operands, and graph to the dist-copy-graph command with the flags that the script hands on.
 declare -A option=()
 operands=() input=''
 # shellcheck disable=SC2034

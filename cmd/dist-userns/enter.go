@@ -260,5 +260,10 @@ func become(args []string) {
 	if err := os.Setenv("DIST_PARENT", parent); err != nil {
 		fail(125, "set DIST_PARENT", err)
 	}
-	fail(126, path, unix.Exec(path, args, os.Environ()))
+	err = unix.Exec(path, args, os.Environ())
+	status := cli.Status(cli.NotStarted(err))
+	if status < 125 {
+		status = 125
+	}
+	fail(status, path, err)
 }

@@ -74,8 +74,8 @@ func newRm(o *containers.Flags) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			made, err := all.List(false)
-			if err != nil {
+			made, err := all.List(false) // those that can be read, beside an error for others
+			if err != nil && !*force {
 				return err
 			}
 			for _, t := range made {

@@ -11,6 +11,7 @@ import (
 	"distkit/cmd/internal/containers"
 	"distkit/cmd/internal/create"
 	"distkit/cmd/internal/specflags"
+	"distkit/errclass"
 	"distkit/runtime"
 	"distkit/runtime/spec"
 
@@ -102,7 +103,22 @@ func (d *distRun) run(c *cobra.Command, args []string) error {
 	if d.dryRun {
 		return d.print(c, args)
 	}
+	d.next = os.NewFile(3, "the script")
 	var err error
+	c.Flags().Visit(func(f *pflag.Flag) {
+		if name := d.env[f.Name]; name != "" && err == nil {
+			err = cmp.Or(os.Setenv(name, f.Value.String()), d.say(name+"="+f.Value.String())) // for the first step, and the next ones
+		}
+	})
+	if err == nil && os.Geteuid() != 0 { // an ordinary user is root in a user namespace, around all of the steps
+		if err = d.say("DIST_STATE=" + d.of.State()); err == nil { // where things are does not change with who one is
+			err = d.take(c, 0, append([]string{"dist-userns", "--", "dist-run"}, os.Args[d.given():]...)...)
+		}
+		return err
+	}
+	if err != nil {
+		return err
+	}
 	if q.Record, err = d.record.Get(); err != nil {
 		return err
 	}
@@ -116,24 +132,12 @@ func (d *distRun) run(c *cobra.Command, args []string) error {
 		return fmt.Errorf("owner: %w", err)
 	}
 	q.Record.Owner = &p
-	d.next = os.NewFile(3, "the script")
-	c.Flags().Visit(func(f *pflag.Flag) {
-		if name := d.env[f.Name]; name != "" && err == nil {
-			err = cmp.Or(os.Setenv(name, f.Value.String()), d.say(name+"="+f.Value.String())) // for the first step, and the next ones
-		}
-	})
-	if err == nil {
-		err = d.step(c, args)
-	}
-	return err
+	return d.step(c, args)
 }
 
 // step makes the container, and names the step after that, or the one that has to come before.
 func (d *distRun) step(c *cobra.Command, args []string) error {
 	q := &d.request
-	if os.Geteuid() != 0 { // an ordinary user is root in a user namespace, around all of the steps
-		return d.take(c, 0, append([]string{"dist-userns", "--", "dist-run"}, os.Args[d.given():]...)...)
-	}
 	if d.pull == "always" && !d.again {
 		return d.take(c, 3, d.fetch()...)
 	}
@@ -164,6 +168,9 @@ func (d *distRun) given() int {
 
 // take says which step the script takes.
 func (d *distRun) take(c *cobra.Command, status int, step ...string) error {
+	if name := d.spec.ReadOnce(); name != "" && status != 0 { // the script would ask again, and it would be empty
+		return errclass.Errorf(errdefs.ErrFailedPrecondition, "--env-file %s can't be read twice: bring the image here first, by %s", name, words(step))
+	}
 	if d.trace {
 		fmt.Fprintln(c.ErrOrStderr(), words(step))
 	}
@@ -236,7 +243,7 @@ func (d *distRun) start(c *cobra.Command) []string {
 func (d *distRun) print(c *cobra.Command, args []string) error {
 	out := c.OutOrStdout()
 	if os.Geteuid() != 0 {
-		fmt.Fprintln(out, "exec dist-userns -- bash")
+		fmt.Fprintf(out, "export DIST_STATE=%s\nexec dist-userns -- bash\n", cli.Quote(d.of.State()))
 	}
 	c.Flags().Visit(func(f *pflag.Flag) {
 		if name := d.env[f.Name]; name != "" {

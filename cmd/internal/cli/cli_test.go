@@ -159,7 +159,7 @@ func TestStatusOfEveryClass(t *testing.T) {
 			if err != nil {
 				err = fmt.Errorf("do x: %w", err)
 			}
-			if got := status(err); got != want {
+			if got := Status(err); got != want {
 				t.Errorf("%v: status %d, want %d", err, got, want)
 			}
 		}
@@ -451,7 +451,7 @@ func TestNotStarted(t *testing.T) {
 		{open(syscall.EMFILE), 1}, {open(syscall.ENFILE), 1}, {open(syscall.ENOMEM), 1},
 		{&fs.PathError{Op: "fork/exec", Path: "/bin/true", Err: syscall.EAGAIN}, 1},
 	} {
-		if got := status(NotStarted(c.err)); got != c.status {
+		if got := Status(NotStarted(c.err)); got != c.status {
 			t.Errorf("%v: status %d, want %d", c.err, got, c.status)
 		}
 	}

@@ -56,10 +56,10 @@ func Flush(c *cobra.Command) error {
 
 // Quote returns a word as a POSIX shell takes it.
 func Quote(s string) string {
-	plain := func(r rune) bool {
+	special := func(r rune) bool {
 		return r < 0x80 && !strings.ContainsRune("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789/=,.:_-", r)
 	}
-	if s != "" && strings.IndexFunc(s, plain) < 0 {
+	if s != "" && strings.IndexFunc(s, special) < 0 {
 		return s
 	}
 	return "'" + strings.ReplaceAll(s, "'", `'\''`) + "'"
@@ -205,7 +205,7 @@ func (t *Tally) Add(err error) error {
 		return err
 	default:
 		Report(t.C, err)
-		if n := status(err); t.failed == 0 || t.failed == n {
+		if n := Status(err); t.failed == 0 || t.failed == n {
 			t.failed = n
 		} else {
 			t.failed = 1

@@ -7,8 +7,8 @@ import (
 	"time"
 )
 
-// LayerStdin is Stdin for a layer. It is read as it is where reads never wait, else so that a signal ends them, and a failure of what
-// reads the layer does too.
+// LayerStdin is Stdin for a layer. A read that waits for a writer ends when ctx is done, or a deadline is set. A regular file never
+// waits, and is returned as it is.
 func LayerStdin(ctx context.Context) (io.ReadCloser, error) {
 	if info, err := os.Stdin.Stat(); err == nil && info.Mode().IsRegular() {
 		return os.Stdin, nil

@@ -77,7 +77,7 @@ func run(c *cobra.Command) int {
 	}
 
 	ran, err := c.ExecuteContextC(ctx)
-	if err != nil && !started && status(err) == 1 {
+	if err != nil && !started && Status(err) == 1 {
 		err = Usagef("%w", err) // cobra's own check of the flags
 	}
 	if ferr := stdout.Flush(); ferr != nil && err == nil {
@@ -103,7 +103,7 @@ func run(c *cobra.Command) int {
 	if _, ok := ran.Annotations[RunsCommand]; ok {
 		return ownFailure
 	}
-	return status(err)
+	return Status(err)
 }
 
 // prepare gives a command and its verbs the behaviour that all share.
@@ -337,8 +337,8 @@ func Usagef(format string, a ...any) error {
 	return errclass.Errorf(errdefs.ErrInvalidArgument, format, a...)
 }
 
-// status maps an error's class to the exit status that all commands share.
-func status(err error) int {
+// Status maps an error's class to the exit status that all commands share.
+func Status(err error) int {
 	var exit exitStatus
 	switch {
 	case err == nil:

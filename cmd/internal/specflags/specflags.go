@@ -165,6 +165,16 @@ func parse[T any](to []T, values []string, one func(string) (T, error)) ([]T, er
 	return to, nil
 }
 
+// ReadOnce is a file of variables that is no regular one, such as a shell's <(…), or "".
+func (w *Flags) ReadOnce() string {
+	for _, name := range w.envFiles {
+		if info, err := os.Stat(name); err == nil && !info.Mode().IsRegular() {
+			return name
+		}
+	}
+	return ""
+}
+
 func readEnv(name string) ([]string, error) {
 	f, err := os.Open(name)
 	if err != nil {
