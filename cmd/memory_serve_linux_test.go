@@ -116,3 +116,16 @@ func TestServeIdleConnections(t *testing.T) {
 	}
 	checkMemory(t, c, idleMemory)
 }
+
+// A client that goes on sending after its last request has its reply, and the status is 0.
+func TestServeOnStdioOfAClientThatGoesOn(t *testing.T) {
+	t.Parallel()
+	c := exec.Command(filepath.Join(bin, "dist-serve"), "--stdio", "--root", t.TempDir())
+	c.Stdin = io.MultiReader(strings.NewReader("GET /v2/ HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"), io.LimitReader(zeros{}, 8<<20))
+	var stderr bytes.Buffer
+	c.Stderr = &stderr
+	out, err := c.Output()
+	if !bytes.HasSuffix(out, []byte("{}")) || c.ProcessState.ExitCode() != 0 {
+		t.Errorf("reply %q, %v, %s", out, err, &stderr)
+	}
+}

@@ -138,12 +138,12 @@ func TypeOf(b []byte) (mediaType string, ok bool) {
 	return foreignType(b)
 }
 
-// Parts returns the config and the layers of a manifest, but not layers that nobody else may distribute. InvalidArgument if it
-// is none.
-func Parts(manifest []byte) ([]v1.Descriptor, error) {
-	doc, err := parseDocument("this", manifest)
+// Parts returns what a document is whole with: the manifests of an index, or the config and the layers of a manifest, but not
+// layers that nobody else may distribute. Any other document has no parts.
+func Parts(document []byte) []v1.Descriptor {
+	doc, err := parseDocument("this", document)
 	if err != nil || doc.Config == nil {
-		return nil, cmp.Or(err, errclass.Errorf(errdefs.ErrInvalidArgument, "this is no manifest"))
+		return doc.Manifests
 	}
 	parts := []v1.Descriptor{*doc.Config}
 	for _, layer := range doc.Layers {
@@ -151,7 +151,7 @@ func Parts(manifest []byte) ([]v1.Descriptor, error) {
 			parts = append(parts, layer)
 		}
 	}
-	return parts, nil
+	return parts
 }
 
 // Target returns what ref, a name or a digest, points at. For a digest it is an image without a name. NotFound if there is

@@ -93,8 +93,8 @@ func onStdio(ctx context.Context, s *serve.Server, config *tls.Config) error {
 	read := make(chan error, 1)
 	go func() {
 		_, err := io.Copy(ends[0], in)
-		if errors.Is(err, unix.EPIPE) {
-			err = nil // the server has ended the connection
+		if errors.Is(err, unix.EPIPE) || ended(err) {
+			err = nil
 		}
 		read <- err
 		_ = ends[0].CloseWrite()
@@ -104,6 +104,9 @@ func onStdio(ctx context.Context, s *serve.Server, config *tls.Config) error {
 		// By splice(2) the end of the reader would be no SIGPIPE.
 		_, err := io.Copy(struct{ io.Writer }{cli.Stdout}, ends[0])
 		_ = ends[0].Close() // the server need not go on where nobody reads
+		if ended(err) {
+			err = nil // the server has not read all: what it sent is written
+		}
 		written <- err
 	}()
 	err = s.Serve(ctx, serve.Single(ends[1]), 1, config)
@@ -118,4 +121,9 @@ func onStdio(ctx context.Context, s *serve.Server, config *tls.Config) error {
 	default:
 	}
 	return err
+}
+
+// ended reports whether an error says that the server has ended the connection.
+func ended(err error) bool {
+	return errors.Is(err, net.ErrClosed) || errors.Is(err, unix.ECONNRESET)
 }

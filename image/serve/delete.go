@@ -31,14 +31,14 @@ func (s *Server) deleteManifest(w *reply, r *http.Request, t target) error {
 		}
 		return accept(w)
 	}
-	b, err := s.document(t.digest)
+	mediaType, _, err := s.inspect(r.Context(), t.digest)
 	if errdefs.IsNotFound(err) {
 		return notFound(codeManifestUnknown, "manifest %s is not here", t.digest)
 	}
 	if err != nil {
 		return err
 	}
-	if _, ok := image.TypeOf(b); !ok {
+	if mediaType == "" {
 		return notFound(codeManifestUnknown, "%s is no manifest", t.digest)
 	}
 	names, err := s.namesOf(t.digest, t.repository, upstream(r))
@@ -95,6 +95,8 @@ func (s *Server) deleteNames(ctx context.Context, names []string, remove func(co
 
 // sweep deletes one blob unless a name, a container or a label needs it, by the rules and locks of any sweep.
 func (s *Server) sweep(ctx context.Context, dgst digest.Digest) (gone bool, err error) {
+	s.hold.Lock()
+	defer s.hold.Unlock()
 	sweep := image.Sweep{Store: s.Store, Before: time.Now(), Only: dgst, Wait: sweepPatience}
 	_, err = sweep.Run(ctx, func(content.Info) error {
 		gone = true

@@ -1,6 +1,8 @@
 package serve
 
 import (
+	"fmt"
+	"sync"
 	"testing"
 
 	"github.com/opencontainers/go-digest"
@@ -54,4 +56,30 @@ func TestDeletedReferrerIsNotListed(t *testing.T) {
 		t.Errorf("referrers %v, %v", list, err)
 	}
 	f.want(f.do("GET", path, ""), 404, codeManifestUnknown)
+}
+
+// A sweep must not take the hold of a push of the same process for one that it waits for.
+func TestDeletesAndPushesAtTheSameTime(t *testing.T) {
+	t.Parallel()
+	s := newServer(t)
+	s.Writable, s.Deletable = true, true
+	f := start(t, s, 20)
+	f.blob("{}")
+	layer := f.blob("layer")
+	var group sync.WaitGroup
+	for w := range 4 {
+		group.Go(func() {
+			for i := range 20 {
+				m := manifest(t, nil, "", map[string]string{"of": fmt.Sprint(w, i)}, layer)
+				f.want(f.do("PUT", fmt.Sprintf("/v2/x/manifests/%d", w), m), 201, "")
+			}
+		})
+		group.Go(func() {
+			for i := range 5 {
+				d := f.blob(fmt.Sprint("blob", w, i))
+				f.want(f.do("DELETE", "/v2/x/blobs/"+string(d.Digest), ""), 202, "")
+			}
+		})
+	}
+	group.Wait()
 }

@@ -1,17 +1,23 @@
 package serve
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
+	"errors"
 	"io"
+	"io/fs"
 	"maps"
 	"net/http"
 	"net/url"
+	"path"
 	"slices"
 	"strconv"
 	"strings"
 	"time"
 
+	"distkit/content"
+	"distkit/disk"
 	"distkit/disk/layout"
 	"distkit/image"
 
@@ -34,7 +40,7 @@ func (s *Server) blob(w *reply, r *http.Request, t target) error {
 	defer f.Close()
 	if s.Writable && r.Method == http.MethodHead {
 		// Whoever finds the blob here does not send it, and names it later.
-		if err := s.Store.Freshen(r.Context(), t.digest); err != nil && !errdefs.IsNotFound(err) {
+		if err := s.retain(r.Context(), v1.Descriptor{Digest: t.digest}); err != nil && !errdefs.IsNotFound(err) {
 			return err
 		}
 	}
@@ -64,7 +70,7 @@ func (s *Server) manifest(w *reply, r *http.Request, t target) error {
 	if err != nil {
 		return err
 	}
-	mediaType, err := s.typeOf(r.Context(), d.Digest)
+	mediaType, parts, err := s.inspect(r.Context(), d.Digest)
 	if errdefs.IsNotFound(err) {
 		return notFound(codeManifestUnknown, "manifest %s is not here", d.Digest)
 	}
@@ -77,6 +83,12 @@ func (s *Server) manifest(w *reply, r *http.Request, t target) error {
 	if mediaType == "" {
 		return notFound(codeManifestUnknown, "%s is no manifest", d.Digest)
 	}
+	if s.Writable && r.Method == http.MethodHead {
+		// Whoever finds the manifest here sends neither it nor its parts, and names it later.
+		if err := s.retain(r.Context(), append(parts, d)...); err != nil && !errdefs.IsNotFound(err) {
+			return err
+		}
+	}
 	f, err := s.Store.File(d.Digest)
 	if err != nil {
 		return err
@@ -86,19 +98,14 @@ func (s *Server) manifest(w *reply, r *http.Request, t target) error {
 	return nil
 }
 
-// typeOf verifies a document, and returns the media type that it tells, "" for what is no manifest. It is not kept in memory: a
-// client may take a minute to read it.
-func (s *Server) typeOf(ctx context.Context, dgst digest.Digest) (mediaType string, err error) {
-	release, err := s.documents.take(ctx, maxDocuments)
-	if err != nil {
-		return "", err
-	}
-	defer release()
-	b, err := s.document(dgst)
-	if err == nil {
+// inspect verifies a document, and returns the media type that it tells, "" for what is no manifest, and its parts. The document
+// is not kept in memory: a client may take a minute to read it.
+func (s *Server) inspect(ctx context.Context, dgst digest.Digest) (mediaType string, parts []v1.Descriptor, err error) {
+	err = s.document(ctx, dgst, func(b []byte) {
 		mediaType, _ = image.TypeOf(b)
-	}
-	return mediaType, err
+		parts = image.Parts(b)
+	})
+	return mediaType, parts, err
 }
 
 // resolve returns what a tag or digest means. NotFound if there is no such tag.
@@ -110,24 +117,64 @@ func (s *Server) resolve(r *http.Request, t target) (v1.Descriptor, error) {
 	return img.Target, err
 }
 
-// document reads a blob that is small enough to be a manifest, and verifies it.
-func (s *Server) document(dgst digest.Digest) ([]byte, error) {
-	f, err := s.Store.File(dgst)
+// document calls f with the bytes of a blob that is small enough to be a manifest, verified. f does not keep them.
+func (s *Server) document(ctx context.Context, dgst digest.Digest, f func([]byte)) error {
+	release, err := s.documents.take(ctx, maxDocuments)
 	if err != nil {
-		return nil, err
+		return err
 	}
-	defer f.Close()
-	if f.Size() > image.MaxDocument {
-		return nil, notFound(codeManifestUnknown, "%s is too large for a manifest", dgst)
+	defer release()
+	file, err := s.Store.File(dgst)
+	if err != nil {
+		return err
 	}
-	b := make([]byte, f.Size())
-	if _, err := io.ReadFull(f, b); err != nil {
-		return nil, err
+	defer file.Close()
+	if file.Size() > image.MaxDocument {
+		return notFound(codeManifestUnknown, "%s is too large for a manifest", dgst)
+	}
+	b := make([]byte, file.Size())
+	if _, err := io.ReadFull(file, b); err != nil {
+		return err
 	}
 	if dgst.Algorithm().FromBytes(b) != dgst {
-		return nil, refuse(http.StatusInternalServerError, codeDigestInvalid, "blob %s is corrupt here", dgst)
+		return refuse(http.StatusInternalServerError, codeDigestInvalid, "blob %s is corrupt here", dgst)
 	}
-	return b, nil
+	f(b)
+	return nil
+}
+
+// retain marks blobs as used now, and makes their names durable. NotFound if one isn't here: the others are retained still. So are
+// they if the client has ended its direction of the connection, since it waits for the reply.
+func (s *Server) retain(ctx context.Context, blobs ...v1.Descriptor) (err error) {
+	ctx = context.WithoutCancel(ctx)
+	for _, d := range blobs {
+		switch ferr := s.Store.Freshen(ctx, d.Digest); {
+		case errdefs.IsNotFound(ferr), errdefs.IsInvalidArgument(ferr), errdefs.IsNotImplemented(ferr):
+			err = ferr // it isn't here, or no store can have it
+		case ferr != nil:
+			return ferr
+		}
+	}
+	return cmp.Or(s.settle(blobs), err)
+}
+
+// settle makes the names of blobs durable. Another process may have renamed a blob into place, and not have synced the directory yet.
+func (s *Server) settle(blobs []v1.Descriptor) error {
+	done := map[string]bool{}
+	for _, d := range blobs {
+		if content.Validate(d.Digest) != nil {
+			continue
+		}
+		dir := path.Dir(layout.BlobName(d.Digest))
+		if done[dir] {
+			continue
+		}
+		done[dir] = true
+		if err := s.Store.Tree.SyncDir(dir); err != nil && !errors.Is(err, fs.ErrNotExist) && !disk.Unwritable(err) {
+			return err
+		}
+	}
+	return nil
 }
 
 // link tells the client where a list goes on (RFC 8288).
@@ -191,8 +238,12 @@ func emptyNotNull(list []string) []string {
 	return list
 }
 
-// maxReferrers bounds a reply with referrers, in bytes: clients take no larger manifest.
-const maxReferrers = 4 << 20
+// maxReferrers bounds a reply with referrers, which is in memory until the client has taken it, and maxRead the documents that are
+// read for it, in bytes. The client asks for the rest.
+const (
+	maxReferrers = 256 << 10
+	maxRead      = 64 << 20
+)
 
 func (s *Server) referrers(w *reply, r *http.Request, t target) error {
 	all, err := s.referrersOf(t.digest)
@@ -201,25 +252,34 @@ func (s *Server) referrers(w *reply, r *http.Request, t target) error {
 	}
 	q := r.URL.Query()
 	wanted, last := q.Get("artifactType"), digest.Digest(q.Get("last"))
-	list, size := []v1.Descriptor{}, 0
+	list, size, left := []v1.Descriptor{}, 0, maxRead
 	for _, d := range all {
 		if wanted != "" && d.ArtifactType != wanted || d.Digest <= last {
 			continue
 		}
-		document, err := s.document(d.Digest)
+		if left < 0 {
+			link(w, r, 0, string(last))
+			break
+		}
+		err := s.document(r.Context(), d.Digest, func(b []byte) {
+			left -= len(b)
+			_, d.Annotations = layout.DescribeReferrer(b)
+		})
+		if context.Cause(r.Context()) != nil && errors.Is(err, context.Cause(r.Context())) {
+			return err
+		}
 		if err != nil {
 			continue // deleted since, or corrupt: nobody can have it
 		}
-		_, d.Annotations = layout.DescribeReferrer(document)
 		b, err := json.Marshal(d)
 		if err != nil {
 			return err
 		}
 		if size += len(b); size > maxReferrers && len(list) > 0 {
-			link(w, r, 0, string(list[len(list)-1].Digest))
+			link(w, r, 0, string(last))
 			break
 		}
-		list = append(list, d)
+		list, last = append(list, d), d.Digest
 	}
 	if wanted != "" {
 		w.Header().Set("OCI-Filters-Applied", "artifactType")

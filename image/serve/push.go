@@ -23,8 +23,10 @@ import (
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
-// change answers a request that would write.
+// change answers a request that would write. net/http cancels the request's context once the client has ended its direction of
+// the connection, which may be right after the request: the change goes on, and bodies have their own deadlines.
 func (s *Server) change(w *reply, r *http.Request, t target) error {
+	r = r.WithContext(context.WithoutCancel(r.Context()))
 	if s.Writable {
 		switch {
 		case t.kind == kindUploads && r.Method == http.MethodPost && t.object == "":
@@ -73,7 +75,7 @@ func (s *Server) beginUpload(w *reply, r *http.Request, t target) error {
 			return err
 		}
 		// All repositories share the store's blobs, so it does not matter which one the client means.
-		switch err := s.Store.Freshen(r.Context(), mount); {
+		switch err := s.retain(r.Context(), v1.Descriptor{Digest: mount}); {
 		case err == nil:
 			return s.created(w, t.path(kindBlobs, string(mount)), mount)
 		case !errdefs.IsNotFound(err):
@@ -90,7 +92,11 @@ func (s *Server) beginUpload(w *reply, r *http.Request, t target) error {
 		return err
 	}
 	if want != "" {
-		return s.finish(w, r, t, want)
+		err := s.finish(w, r, t, want)
+		if err != nil {
+			_ = s.Store.Abort(r.Context(), t.ref()) // the client does not know its ID
+		}
+		return err
 	}
 	w.Header().Set("Docker-Upload-UUID", t.object)
 	s.accepted(w, t, 0)
@@ -327,7 +333,9 @@ func (s *Server) putManifest(w *reply, r *http.Request, t target) error {
 	if err != nil {
 		return err
 	}
-	if err := s.keep(r.Context(), t, upstream(r), d, parts, b); err != nil {
+	ctx, cancel := context.WithTimeout(r.Context(), stall)
+	defer cancel()
+	if err := s.keep(ctx, t, upstream(r), d, parts, b); err != nil {
 		return err
 	}
 	if subject := layout.Subject(b); subject != "" {
@@ -336,8 +344,7 @@ func (s *Server) putManifest(w *reply, r *http.Request, t target) error {
 	return s.created(w, t.path(kindManifests, string(d.Digest)), d.Digest)
 }
 
-// describe checks a manifest that is pushed, and returns the blobs that must be here before it: config and layers, but not the
-// manifests of an index, of which only some may be wanted.
+// describe checks a manifest that is pushed, and returns the blobs that must be here before it.
 func describe(b []byte, contentType string, want digest.Digest) (d v1.Descriptor, parts []v1.Descriptor, err error) {
 	d = v1.Descriptor{Digest: cmp.Or(want, digest.FromBytes(b)), Size: int64(len(b))}
 	if d.Digest.Algorithm().FromBytes(b) != d.Digest {
@@ -357,12 +364,7 @@ func describe(b []byte, contentType string, want digest.Digest) (d v1.Descriptor
 			return d, nil, refuse(http.StatusBadRequest, codeManifestInvalid, "Content-Type is %s, the manifest's own type %s", printable(contentType), printable(d.MediaType))
 		}
 	}
-	if image.IsManifest(d.MediaType) {
-		if parts, err = image.Parts(b); err != nil {
-			return d, nil, refuse(http.StatusBadRequest, codeManifestInvalid, "%s", err)
-		}
-	}
-	return d, parts, nil
+	return d, image.Parts(b), nil
 }
 
 // keep stores a manifest and its name. No sweep deletes what the manifest needs between the check and the name.
@@ -370,12 +372,17 @@ func (s *Server) keep(ctx context.Context, t target, upstream string, d v1.Descr
 	if err := s.Store.Init(); err != nil {
 		return err
 	}
+	s.hold.RLock()
+	defer s.hold.RUnlock()
 	release, err := layout.Share(ctx, s.Store.Tree)
 	if err != nil {
 		return err
 	}
 	defer release()
 	for _, part := range parts {
+		if err := checkDigest(part.Digest); err != nil {
+			return err
+		}
 		size, err := s.Store.Size(part.Digest)
 		if errdefs.IsNotFound(err) || err == nil && size != part.Size {
 			e := refuse(http.StatusNotFound, codeManifestBlobUnknown, "the manifest needs %s, %d bytes, which is not here: push it first", part.Digest, part.Size)
@@ -385,6 +392,9 @@ func (s *Server) keep(ctx context.Context, t target, upstream string, d v1.Descr
 		if err != nil {
 			return err
 		}
+	}
+	if err := s.settle(parts); err != nil {
+		return err
 	}
 	if _, err := content.WriteBlob(ctx, s.Store, "manifest:"+string(d.Digest), strings.NewReader(string(b)), d.Size, d.Digest); err != nil {
 		return err

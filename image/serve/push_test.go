@@ -165,6 +165,106 @@ func TestCutUploadGoesOn(t *testing.T) {
 	f.want(f.do("PUT", path+"?digest="+string(digest.FromString(text)), ""), 201, "")
 }
 
+// late is a ResponseWriter whose first deadline has passed already, as if the request's body had taken that long.
+type late struct {
+	http.ResponseWriter
+	later bool
+}
+
+func (l *late) Unwrap() http.ResponseWriter { return l.ResponseWriter }
+
+func (l *late) SetWriteDeadline(at time.Time) error {
+	if !l.later {
+		l.later, at = true, time.Now().Add(-time.Second)
+	}
+	return http.NewResponseController(l.ResponseWriter).SetWriteDeadline(at)
+}
+
+func TestReplyToALongUpload(t *testing.T) {
+	t.Parallel()
+	s := newServer(t)
+	s.Writable = true
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { s.ServeHTTP(&late{ResponseWriter: w}, r) }))
+	defer server.Close()
+	f := fixture{t, s, server.URL}
+	f.want(f.do("POST", "/v2/x/blobs/uploads/?digest="+string(digest.FromString("text")), "text"), 201, "")
+	f.want(f.do("POST", "/v2/x/blobs/uploads/?digest="+string(digest.FromString("other")), "text"), 400, codeDigestInvalid)
+}
+
+// A client that ends its direction of the connection after the request gets what it asked for, and leaves no upload.
+func TestClientsThatEndTheirDirection(t *testing.T) {
+	t.Parallel()
+	f := writable(t)
+	layer := f.blob("layer")
+	f.blob("{}")
+	m := manifest(t, nil, "", nil, layer)
+	blob := strings.Repeat("0123456789", 1<<20)
+	for _, c := range []struct{ method, path, body string }{
+		{"POST", "/v2/x/blobs/uploads/?digest=" + string(digest.FromString(blob)), blob},
+		{"PUT", "/v2/x/manifests/1", m},
+		{"PUT", f.begin("x") + "?digest=" + string(digest.FromString("")), ""},
+	} {
+		c1, err := net.Dial("tcp", strings.TrimPrefix(f.url, "http://"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c1.Close()
+		if _, err := fmt.Fprintf(c1, "%s %s HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%s", c.method, c.path, len(c.body), c.body); err != nil {
+			t.Fatal(err)
+		}
+		if err := c1.(*net.TCPConn).CloseWrite(); err != nil {
+			t.Fatal(err)
+		}
+		reply, err := io.ReadAll(c1)
+		if err != nil || !strings.HasPrefix(string(reply), "HTTP/1.1 201 ") {
+			t.Errorf("%s %s: %q, %v", c.method, c.path, reply, err)
+		}
+	}
+	f.ingests(0)
+}
+
+// The client doesn't know the ID of an upload that one request begins and ends.
+func TestCutUploadOfOneRequestLeavesNothing(t *testing.T) {
+	t.Parallel()
+	f := writable(t)
+	c, err := net.Dial("tcp", strings.TrimPrefix(f.url, "http://"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	fmt.Fprintf(c, "POST /v2/x/blobs/uploads/?digest=%s HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\ntext", digest.FromString("text"))
+	_ = c.(*net.TCPConn).CloseWrite()
+	if reply, err := io.ReadAll(c); err != nil || !strings.HasPrefix(string(reply), "HTTP/1.1 400 ") {
+		t.Errorf("%q, %v", reply, err)
+	}
+	f.ingests(0)
+}
+
+// Whoever finds a manifest here does not send it: a sweep spares it and its parts.
+func TestHeadOfAManifestFreshensIt(t *testing.T) {
+	t.Parallel()
+	f := writable(t)
+	d := f.image("layer", "x:1")
+	old := time.Now().Add(-48 * time.Hour)
+	var paths []string
+	for _, dgst := range []digest.Digest{d.Digest, digest.FromString("layer"), digest.FromString("{}")} {
+		path, err := f.Store.Path(dgst)
+		if err == nil {
+			err = os.Chtimes(path, old, old)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		paths = append(paths, path)
+	}
+	f.want(f.do("HEAD", "/v2/x/manifests/"+string(d.Digest), ""), 200, "")
+	for _, path := range paths {
+		if fi, err := os.Stat(path); err != nil || !fi.ModTime().After(old) {
+			t.Errorf("%s is not freshened, and a sweep would delete it: %v", path, err)
+		}
+	}
+}
+
 func TestPushManifest(t *testing.T) {
 	t.Parallel()
 	f := writable(t)
@@ -198,9 +298,12 @@ func TestPushManifest(t *testing.T) {
 	f.want(put("..", m, v1.MediaTypeImageManifest), 400, codeManifestInvalid)
 	f.want(f.do("GET", "/v2/x/y/manifests/2", ""), 404, codeManifestUnknown)
 
-	index := fmt.Sprintf(`{"schemaVersion":2,"mediaType":%q,"manifests":[{"mediaType":%q,"digest":"%s","size":%d}]}`,
-		v1.MediaTypeImageIndex, v1.MediaTypeImageManifest, digest.FromString("elsewhere"), 9)
-	f.want(put("3", index, v1.MediaTypeImageIndex), 201, "")
+	index := func(d digest.Digest, size int) string {
+		return fmt.Sprintf(`{"schemaVersion":2,"mediaType":%q,"manifests":[{"mediaType":%q,"digest":"%s","size":%d}]}`,
+			v1.MediaTypeImageIndex, v1.MediaTypeImageManifest, d, size)
+	}
+	f.want(put("3", index(digest.FromString("elsewhere"), 9), v1.MediaTypeImageIndex), 404, codeManifestBlobUnknown)
+	f.want(put("3", index(digest.FromString(m), len(m)), v1.MediaTypeImageIndex), 201, "")
 	f.want(f.do("GET", "/v2/x/y/manifests/3?ns=docker.io", ""), 404, codeManifestUnknown)
 	if a := f.do("GET", "/v2/x/y/tags/list", ""); a.body != `{"name":"x/y","tags":["1","3"]}` {
 		t.Errorf("tags %s", a.body)

@@ -41,6 +41,8 @@ type Server struct {
 	// documents and arriving bound the manifests that are in memory at the same time, to be sent and as they are pushed.
 	documents, arriving slots
 	uploads             uploads
+	// hold orders pushes of manifests and sweeps in this process: a sweep does not wait for a hold of its own process.
+	hold sync.RWMutex
 }
 
 // Request is one that was answered.
@@ -60,12 +62,19 @@ type slots struct {
 	free chan struct{}
 }
 
-// take waits for a slot. The caller calls release once.
+// take waits for a slot. It takes a free one even if ctx is done: a client that has ended its direction of the connection waits
+// for the reply. The caller calls release once.
 func (s *slots) take(ctx context.Context, n int) (release func(), err error) {
 	s.once.Do(func() { s.free = make(chan struct{}, n) })
+	release = func() { <-s.free }
 	select {
 	case s.free <- struct{}{}:
-		return func() { <-s.free }, nil
+		return release, nil
+	default:
+	}
+	select {
+	case s.free <- struct{}{}:
+		return release, nil
 	case <-ctx.Done():
 		return nil, context.Cause(ctx)
 	}
@@ -230,16 +239,17 @@ const (
 
 func newReply(w http.ResponseWriter, r *http.Request) *reply {
 	p := &reply{ResponseWriter: w, control: http.NewResponseController(w), r: r, status: http.StatusOK}
-	_ = p.control.SetWriteDeadline(time.Now().Add(stall))
+	_ = p.control.SetWriteDeadline(time.Now().Add(stall)) // of "100 Continue"
 	if r.ContentLength != 0 {
 		_ = p.control.SetReadDeadline(time.Now().Add(stall))
 	}
 	return p
 }
 
-// WriteHeader implements http.ResponseWriter.
+// WriteHeader implements http.ResponseWriter. The time to take the reply begins here: the request's body may have taken longer.
 func (p *reply) WriteHeader(status int) {
 	p.begun, p.status = true, status
+	_ = p.control.SetWriteDeadline(time.Now().Add(stall))
 	p.ResponseWriter.WriteHeader(status)
 }
 
