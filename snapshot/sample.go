@@ -100,7 +100,7 @@ func (s *Snapshotter) makeSample(ctx context.Context) error {
 		return err
 	}
 	defer disk.Release(held)
-	defer func() { _ = s.driver.Remove(context.WithoutCancel(ctx), tmp) }() // if it has no other name by then
+	defer os.RemoveAll(tmp) // if it has no other name by then
 	tree := disk.Tree(tmp)
 	if err := tree.WriteFile(sampleFile, nil, 0o600); err != nil {
 		return err

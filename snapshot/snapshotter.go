@@ -247,9 +247,9 @@ func (s *Snapshotter) hold(ctx context.Context, parent string) ([]uint64, *os.Fi
 		if err != nil {
 			return nil, nil, err
 		}
-		if n := s.driver.MaxParents(); n > 0 && len(e.Parents)+1 > n {
-			return nil, nil, errdefs.ErrFailedPrecondition.WithMessage(fmt.Sprintf(
-				"parent %s makes %d layers below, and %s mounts at most %d", parent, len(e.Parents)+1, s.driver.Name(), n))
+		below := append([]uint64{e.id}, e.Parents...)
+		if err := s.mountable(parent, below); err != nil {
+			return nil, nil, err
 		}
 		f, err := lockFile(ctx, s.dirOf(e.id), unix.O_DIRECTORY, unix.LOCK_SH)
 		if errors.Is(err, fs.ErrNotExist) {
@@ -258,8 +258,17 @@ func (s *Snapshotter) hold(ctx context.Context, parent string) ([]uint64, *os.Fi
 		if err != nil {
 			return nil, nil, fmt.Errorf("hold parent %s: %w", parent, err)
 		}
-		return append([]uint64{e.id}, e.Parents...), f, nil
+		return below, f, nil
 	}
+}
+
+// mountable returns FailedPrecondition if a parent and those below it are more than the driver can mount below a snapshot.
+func (s *Snapshotter) mountable(parent string, below []uint64) error {
+	if n := s.driver.MaxParents(); n > 0 && len(below) > n {
+		return errdefs.ErrFailedPrecondition.WithMessage(fmt.Sprintf(
+			"parent %s makes %d layers below, and %s mounts at most %d", parent, len(below), s.driver.Name(), n))
+	}
+	return nil
 }
 
 func (s *Snapshotter) parent(name string) (entry, error) {
@@ -418,6 +427,9 @@ func (s *Snapshotter) ready(ctx context.Context, name, key string, o *CommitOpti
 		c.to.Parent = o.Parent
 		if below != nil {
 			c.to.Parents = append([]uint64{below.id}, below.to.Parents...)
+			if err := s.mountable(o.Parent, c.to.Parents); err != nil {
+				return nil, err
+			}
 		} else {
 			var held *os.File
 			if c.to.Parents, held, err = s.hold(ctx, o.Parent); err != nil {

@@ -46,8 +46,8 @@ const inherited = "/proc/self/fd/3/."
 // order, and done is called with each name once it is there, in order too. All that can be committed at a time share one sync of the
 // file system.
 //
-// A layer that fails leaves nothing, and neither do those above it; those below are there. The
-// same holds where done fails. The error is that of the lowest. A process that is killed leaves an active snapshot with
+// A layer that fails leaves nothing, and neither do those above it; those below are there. Where done fails, the layers above are
+// called off, but those that were committed at the same time are there. The error is that of the lowest. A process that is killed leaves an active snapshot with
 // [TemporaryLabel], which the next that makes this layer removes.
 func (s *Snapshotter) Stack(ctx context.Context, parent string, layers []Layer, jobs int, done func(name string) error) error {
 	if parent != "" {
@@ -94,7 +94,7 @@ type made struct {
 	known   chan struct{} // closed once settled is set, and after is
 	settled *commitment   // what the layers above are settled on; nil if that is committed, or there is none
 
-	applied chan struct{}    // closed once it is applied without its parent: what it still needs does not wait for anything but below
+	applied chan struct{}    // closed once it is applied without its parent: then it waits only until the layer below is settled
 	ready   chan *commitment // takes what is to be committed, or nil where it must be applied again
 	verdict chan error       // what has become of that
 	asked   bool             // commitEach has received something from ready
@@ -166,6 +166,9 @@ func (s *Snapshotter) commitEach(m *made, above []*made) {
 					failed = s.publishCommit(those[i].ctx, c)
 				}
 				c.release() // the next one holds it as its parent
+				if errors.Is(failed, errChanged) {
+					err = failed // those above wait until it is committed, too
+				}
 				those[i].verdict <- failed
 			}
 		}

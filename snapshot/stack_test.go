@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"strings"
@@ -13,6 +14,8 @@ import (
 
 	"distkit/snapshot"
 	"distkit/snapshot/snapshottest"
+
+	"github.com/containerd/errdefs"
 )
 
 // Whoever reads the names of a stack is gone: the layers above the one that could not be told are called off.
@@ -101,6 +104,52 @@ func TestStackOnAnothersLayer(t *testing.T) {
 	}
 	if err := snapshot.Unmount(dir); err != nil {
 		t.Error(err)
+	}
+}
+
+// A layer whose record is changed while it is committed is committed all the same, and so are those above that were to be with it.
+func TestStackOfAChangedLayer(t *testing.T) {
+	s := open(t, t.TempDir(), drivers["overlayfs"])
+	var synced atomic.Int32
+	snapshot.OnStep(func(step string) {
+		if step == "synced" && synced.Add(1) == 1 {
+			if _, err := s.Update(t.Context(), snapshot.Info{Key: "stack layer0", Labels: map[string]string{"a": "b"}}); err != nil {
+				t.Error(err)
+			}
+		}
+	})
+	defer snapshot.OnStep(func(string) {})
+	err := s.Stack(t.Context(), "", layersAbove(4, func() error { return nil }), 4, func(string) error { return nil })
+	if err != nil {
+		t.Error(err)
+	}
+	if got := describe(t, s); got != "layer0:Committed: layer1:Committed:layer0 layer2:Committed:layer1 layer3:Committed:layer2" {
+		t.Errorf("there is: %q", got)
+	}
+}
+
+// shallow mounts few layers.
+type shallow struct{ snapshot.Driver }
+
+func (shallow) MaxParents() int { return 2 }
+
+func (d shallow) Settle(ctx context.Context, t snapshot.Tree, unresolved io.Reader) error {
+	if len(t.Parents) > d.MaxParents() {
+		return errors.New("it is settled on more layers than can be mounted")
+	}
+	return d.Driver.Settle(ctx, t, unresolved)
+}
+
+// A stack that is too deep says so, and what can be mounted of it is there.
+func TestStackTooDeep(t *testing.T) {
+	t.Parallel()
+	s := open(t, t.TempDir(), shallow{drivers["overlayfs"]})
+	err := s.Stack(t.Context(), "", layersAbove(5, func() error { return nil }), 5, func(string) error { return nil })
+	if !errdefs.IsFailedPrecondition(err) || !strings.HasSuffix(err.Error(), "parent layer2 makes 3 layers below, and overlayfs mounts at most 2") {
+		t.Error(err)
+	}
+	if got := describe(t, s); got != "layer0:Committed: layer1:Committed:layer0 layer2:Committed:layer1" {
+		t.Errorf("there is: %q", got)
 	}
 }
 

@@ -145,7 +145,8 @@ func (s *Snapshotter) sweepAlike(ctx context.Context, some []entry, stays map[ui
 			if err := f(r.Info, r.usage); err != nil {
 				return err
 			}
-		case errors.Is(failed, errChanged), errors.Is(failed, errNeeded), errors.Is(failed, fs.ErrNotExist), errdefs.IsUnavailable(failed), errdefs.IsFailedPrecondition(failed):
+		case errors.Is(failed, errChanged), errors.Is(failed, errNeeded), errors.Is(failed, fs.ErrNotExist):
+		case r.held == nil && (errdefs.IsUnavailable(failed) || errdefs.IsFailedPrecondition(failed)): // it is in use
 		case ctx.Err() != nil && errors.Is(failed, ctx.Err()):
 		default:
 			o.Failed(fmt.Errorf("remove %s: %w", r.Key, failed))

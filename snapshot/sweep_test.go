@@ -228,6 +228,33 @@ func TestASweepGoesOn(t *testing.T) {
 	}
 }
 
+// stuck fails to remove the directory of one id.
+type stuck struct {
+	snapshot.Driver
+	id  string
+	err error
+}
+
+func (d stuck) Remove(ctx context.Context, dir string) error {
+	if filepath.Base(dir) == d.id {
+		return d.err
+	}
+	return d.Driver.Remove(ctx, dir)
+}
+
+// A snapshot in use just stays, but a driver that can't delete the files of one without a name is heard, whatever its error's class.
+func TestASweepTellsFailuresFromUse(t *testing.T) {
+	t.Parallel()
+	for _, class := range []error{errdefs.ErrUnavailable, errdefs.ErrFailedPrecondition} {
+		s := open(t, t.TempDir(), stuck{drivers["native"], "1", fmt.Errorf("pool is down: %w", class)})
+		name := commit(t, s, "base", "")
+		gone, err := sweep(t.Context(), s, nothing, func(int) {})
+		if len(gone) != 0 || err == nil || !strings.Contains(err.Error(), "remove "+name+": pool is down") {
+			t.Errorf("%v: deleted %q, and %v", class, gone, err)
+		}
+	}
+}
+
 // A Remover that could not list the snapshots once removes no parent after that.
 func TestARemoverThatCanNotListRemovesNoParent(t *testing.T) {
 	t.Parallel()
