@@ -78,7 +78,8 @@ func Open(ctx context.Context, name string) (Driver, error) {
 	return d, nil
 }
 
-// run calls the program in a directory, and returns what it prints.
+// run calls the program in a directory, and returns what it prints. Its failure is never NotFound or AlreadyExists: these would say
+// that of the store's snapshot.
 func (d Driver) run(ctx context.Context, dir, verb string, args ...string) (string, error) {
 	runtime.LockOSThread() // the kernel tells a child that its parent has died when the thread has
 	defer runtime.UnlockOSThread()
@@ -93,6 +94,9 @@ func (d Driver) run(ctx context.Context, dir, verb string, args ...string) (stri
 	b, err := io.ReadAll(io.LimitReader(p, maxOutput+1))
 	if err == nil && len(b) > maxOutput {
 		err = errclass.Errorf(errdefs.ErrDataLoss, "%s%s printed more than %d bytes", prefix, d.name, maxOutput)
+	}
+	if errdefs.IsNotFound(err) || errdefs.IsAlreadyExists(err) {
+		err = errors.New(err.Error())
 	}
 	return string(b), err
 }
@@ -211,10 +215,13 @@ func number(s string) (int64, error) {
 	return int64(n), err
 }
 
-// Remove has the program undo what is more than files, and deletes these.
+// Remove has the program undo what is more than files, and deletes these. A directory whose name is no number is none of the
+// store's: it is only deleted, since a script may put its name into a shell.
 func (d Driver) Remove(ctx context.Context, dir string) error {
-	if err := d.do(ctx, "remove", dir); err != nil && !errdefs.IsNotImplemented(err) {
-		return err
+	if _, err := strconv.ParseUint(filepath.Base(dir), 10, 64); err == nil {
+		if err := d.do(ctx, "remove", dir); err != nil && !errdefs.IsNotImplemented(err) {
+			return err
+		}
 	}
 	return d.Driver.Remove(ctx, dir)
 }

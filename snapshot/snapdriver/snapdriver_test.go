@@ -96,6 +96,85 @@ func TestConformance(t *testing.T) {
 	}
 }
 
+// The script deletes nothing through what a driver has mounted.
+func TestConformanceOfMounts(t *testing.T) {
+	snapshottest.Root(t)
+	for verb, what := range map[string]string{
+		"create": `mkdir "$2/fs"; mount --bind "$OUTSIDE" "$2/fs"`,
+		"usage":  `mkdir 1/fs/deep; mount --bind "$OUTSIDE" 1/fs/deep; echo 0 0`,
+		"remove": `mount --bind "$OUTSIDE" "$2"`,
+	} {
+		t.Run(verb, func(t *testing.T) {
+			outside, in := t.TempDir(), t.TempDir()
+			precious := filepath.Join(outside, "precious")
+			if err := os.WriteFile(precious, nil, 0o644); err != nil {
+				t.Fatal(err)
+			}
+			t.Cleanup(func() {
+				for _, pattern := range []string{"tmp/*", "tmp/*/fs", "1/fs/deep"} {
+					mounts, _ := filepath.Glob(filepath.Join(in, "*/snapshots/bad", pattern))
+					for _, m := range mounts {
+						_ = unix.Unmount(m, unix.MNT_DETACH)
+					}
+				}
+			})
+			c := exec.Command("snap-check-driver", "--in", in, "bad")
+			c.Env = append(os.Environ(), "BAD_VERB="+verb, "BAD="+scriptOf(t, what), "OUTSIDE="+outside)
+			out, err := c.CombinedOutput()
+			if c.ProcessState.ExitCode() != 1 || !strings.Contains(string(out), "Bail out! "+verb+" has left a mount in "+in) {
+				t.Errorf("%v\n%s", err, out)
+			}
+			if _, err := os.Stat(precious); err != nil {
+				t.Errorf("the script has deleted files through a mount: %v\n%s", err, out)
+			}
+		})
+	}
+}
+
+// The example says in one line why it has failed, and the cp that it has started ends with it.
+func TestCp(t *testing.T) {
+	dir := t.TempDir()
+	for _, name := range []string{"1/fs", "tmp/2/fs/fs/a", "tmp/2/fs/fs/b"} {
+		if err := os.MkdirAll(filepath.Join(dir, name), 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, name := range []string{"a", "b"} {
+		if err := os.WriteFile(filepath.Join(dir, "1/fs", name), nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	create := func() (*exec.Cmd, *strings.Builder) {
+		var said strings.Builder
+		c := exec.Command("snap-driver-cp", "create", "tmp/2", "1")
+		c.Dir, c.Stderr = dir, &said
+		return c, &said
+	}
+	c, said := create()
+	if _ = c.Run(); c.ProcessState.ExitCode() != 1 || strings.Count(said.String(), "\n") != 1 || !strings.Contains(said.String(), "directory") {
+		t.Errorf("%v: %q", c.ProcessState, said)
+	}
+
+	bin, mark := t.TempDir(), filepath.Join(t.TempDir(), "mark")
+	hang := "#!/bin/sh\necho one >&2; echo two >&2; echo $$ >'" + mark + ".new'; mv '" + mark + ".new' '" + mark + "'; exec sleep 100\n"
+	if err := os.WriteFile(filepath.Join(bin, "cp"), []byte(hang), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	t.Setenv("PATH", bin+":"+os.Getenv("PATH"))
+	c, _ = create()
+	if err := c.Start(); err != nil {
+		t.Fatal(err)
+	}
+	pid := begun(t, mark)[0]
+	if err := c.Process.Signal(unix.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	if err := c.Wait(); err == nil || alive(pid) {
+		t.Errorf("%v; cp is alive: %v", err, alive(pid))
+		_ = unix.Kill(pid, unix.SIGKILL)
+	}
+}
+
 // scriptOf returns a file that holds a script.
 func scriptOf(t *testing.T, text string) string {
 	t.Helper()
@@ -234,7 +313,7 @@ func TestHostileParent(t *testing.T) {
 
 func TestHostileForm(t *testing.T) {
 	for what, status := range map[string]int{
-		`echo zfs`: 4, `printf tree`: 4, `:`: 4, `exec yes`: 4, `exec cat /dev/zero`: 4, `printf 'tree\ntree\n'`: 4, `exit 3`: 3, `exit 10`: 10,
+		`echo zfs`: 4, `printf tree`: 4, `:`: 4, `exec yes`: 4, `exec cat /dev/zero`: 4, `printf 'tree\ntree\n'`: 4, `exit 3`: 1, `exit 10`: 10,
 	} {
 		if _, _, err := bad(t, "form", what); errclass.Status(err) != status {
 			t.Errorf("%s: %v", what, err)
@@ -260,6 +339,54 @@ func TestHostileUsage(t *testing.T) {
 			t.Errorf("%s: %+v, %v", what, u, err)
 		case want == "0 1" && (err != nil || u.Inodes != 1), want == "7 2" && (err != nil || got != want):
 			t.Errorf("%s: %+v, %v", what, u, err)
+		}
+	}
+}
+
+// Directories that the store has not named are not handed to a driver, whose script may put names into a shell. They are only deleted.
+func TestHostileLeftovers(t *testing.T) {
+	called := filepath.Join(t.TempDir(), "called")
+	s, dir, err := bad(t, "remove", `printf '%s\n' "$2" >>`+called)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.Prepare(t.Context(), "k", "", nil); err != nil {
+		t.Fatal(err)
+	}
+	if b, err := os.ReadFile(called); err == nil {
+		t.Errorf("the driver is to remove what it has not made: %q", b)
+	}
+	for _, name := range []string{"x[$(touch PWNED)]", "-1", "+2", "0x3", "4 5", "6\n7", "8"} {
+		if err := os.MkdirAll(filepath.Join(dir, "tmp", name, "fs"), 0o700); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := s.Remove(t.Context(), "k"); err != nil {
+		t.Fatal(err)
+	}
+	if b, err := os.ReadFile(called); err != nil || string(b) != "tmp/8\ntmp/1\n" {
+		t.Errorf("the driver is to remove %q: %v", b, err)
+	}
+	if names := left(t, dir); names != "" {
+		t.Errorf("left %s", names)
+	}
+}
+
+// What a driver has not found, or has found there, is none of the store's names.
+func TestStatusOfADriver(t *testing.T) {
+	for _, status := range []string{"3", "7"} {
+		for _, verb := range []string{"create", "remove"} {
+			s, _, err := bad(t, verb, "echo of its own >&2; exit "+status)
+			if err != nil {
+				t.Fatal(err)
+			}
+			_, err = s.Prepare(t.Context(), "k", "", nil)
+			if verb == "remove" && err == nil {
+				err = s.Remove(t.Context(), "k")
+			}
+			if errclass.Status(err) != 1 || !strings.Contains(err.Error(), "of its own") {
+				t.Errorf("%s, status %s: %d, %v", verb, status, errclass.Status(err), err)
+			}
 		}
 	}
 }
