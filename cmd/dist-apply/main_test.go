@@ -93,3 +93,22 @@ func TestFlags(t *testing.T) {
 		}
 	}
 }
+
+// A process that can't reach the lock of large windows does without, but another failure is told.
+func TestTurn(t *testing.T) {
+	dir := t.TempDir()
+	t.Setenv(windowLock, filepath.Join(dir, "none"))
+	over, err := turn()(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	over()
+	loop := filepath.Join(dir, "loop")
+	if err := os.Symlink(loop, loop); err != nil {
+		t.Fatal(err)
+	}
+	t.Setenv(windowLock, loop)
+	if _, err := turn()(t.Context()); !errors.Is(err, unix.ELOOP) {
+		t.Error(err)
+	}
+}

@@ -2,7 +2,9 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 
 	"golang.org/x/sys/unix"
@@ -13,7 +15,8 @@ import (
 // windowLock is the environment variable that names a file to lock while a large zstd window is in use.
 const windowLock = "DIST_WINDOW_LOCK"
 
-// turn waits for the lock of [windowLock]. It is nil where there is none.
+// turn waits for the lock of [windowLock]. It is nil where there is none. A process that can't reach the file, as one in another user
+// or mount namespace, goes on without: the lock only saves memory.
 func turn() func(context.Context) (over func(), err error) {
 	name := os.Getenv(windowLock)
 	if name == "" {
@@ -21,6 +24,9 @@ func turn() func(context.Context) (over func(), err error) {
 	}
 	return func(ctx context.Context) (func(), error) {
 		f, err := os.OpenFile(name, os.O_RDONLY|unix.O_NONBLOCK, 0)
+		if errors.Is(err, fs.ErrPermission) || errors.Is(err, fs.ErrNotExist) {
+			return func() {}, nil
+		}
 		if err == nil {
 			err = disk.LockContext(ctx, f, unix.LOCK_EX)
 		}
