@@ -556,3 +556,31 @@ func TestBatchPutGoesOn(t *testing.T) {
 type errReader struct{ error }
 
 func (e errReader) Read([]byte) (int, error) { return 0, e.error }
+
+// A tag that another process has set meanwhile, or a try whose reply was lost, is there: registries with tags that may not change
+// refuse to set it again.
+func TestPutOfATagThatIsSetMeanwhile(t *testing.T) {
+	f := newFake(t)
+	c, _ := startBatch(t, open(t, f.host(), Options{}), PutBatch)
+	if _, has, err := c.Has(t.Context(), "latest"); has || err != nil {
+		t.Fatal(has, err)
+	}
+	m := fmt.Sprintf(`{"schemaVersion":2,"mediaType":%q,"config":{},"layers":[]}`, ocispec.MediaTypeImageManifest)
+	for _, there := range []string{m, m + " "} {
+		f.mu.Lock()
+		f.manifests["latest"] = entry{ocispec.MediaTypeImageManifest, []byte(there)}
+		f.fault = func(w http.ResponseWriter, r *http.Request, _ int) bool {
+			refused := r.Method == http.MethodPut && strings.HasSuffix(r.URL.Path, "/latest")
+			if refused {
+				w.WriteHeader(http.StatusBadRequest)
+				fmt.Fprint(w, `{"errors":[{"code":"TAG_INVALID","message":"the tag is immutable"}]}`)
+			}
+			return refused
+		}
+		f.mu.Unlock()
+		got, err := c.Put(t.Context(), "latest", strings.NewReader(m))
+		if same := there == m; same != (err == nil) || same && got.Word != "exists" {
+			t.Errorf("the same %v: %v, %v", same, got, err)
+		}
+	}
+}

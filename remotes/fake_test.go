@@ -18,6 +18,8 @@ import (
 	"testing"
 	"time"
 
+	ondisk "distkit/disk/layout"
+
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
@@ -232,7 +234,7 @@ func (f *fake) list(w http.ResponseWriter, subject string) {
 		var head referrer
 		if json.Unmarshal(m.content, &head) == nil && head.Subject != nil && head.Subject.Digest.String() == subject && strings.Contains(id, ":") {
 			d := ocispec.Descriptor{MediaType: m.mediaType, Digest: digest.Digest(id), Size: int64(len(m.content))}
-			head.describe(&d)
+			d.ArtifactType, d.Annotations = ondisk.DescribeReferrer(m.content)
 			index.Manifests = append(index.Manifests, d)
 		}
 	}

@@ -269,6 +269,16 @@ func (p *push) manifest(content io.Reader, there bool) (ocispec.Descriptor, erro
 		return desc, nil
 	}
 	resp, err := p.putManifest(o, desc, b, "")
+	if err != nil && o.tag != "" && !isTemporary(err) {
+		// Another process may have put it meanwhile, or a try whose reply was lost did: a tag that may not change is refused then.
+		if there, herr := p.isAlready(desc.Digest); herr == nil && there {
+			p.state = Exists
+			if head.Subject == nil {
+				return desc, nil
+			}
+			resp, err = p.putManifest(object{digest: desc.Digest}, desc, b, "")
+		}
+	}
 	if err != nil {
 		return desc, err
 	}

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"distkit/disk"
+	ondisk "distkit/disk/layout"
 
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
@@ -36,21 +37,9 @@ func referrersTag(subject digest.Digest) object {
 	return object{tag: algorithm[:min(len(algorithm), 32)] + "-" + encoded[:min(len(encoded), 64)]}
 }
 
-// referrer is what lists of referrers tell of a manifest.
+// referrer is what makes a manifest one.
 type referrer struct {
-	Subject      *ocispec.Descriptor `json:"subject"`
-	ArtifactType string              `json:"artifactType"`
-	Annotations  map[string]string   `json:"annotations"`
-	Config       struct {
-		MediaType string `json:"mediaType"`
-	} `json:"config"`
-}
-
-func (r *referrer) describe(desc *ocispec.Descriptor) {
-	if desc.ArtifactType = r.ArtifactType; desc.ArtifactType == "" {
-		desc.ArtifactType = r.Config.MediaType
-	}
-	desc.Annotations = r.Annotations
+	Subject *ocispec.Descriptor `json:"subject"`
 }
 
 // errNoReferrers reports that a host lists no referrers. A mirror may lack what its registry has, so the next
@@ -253,11 +242,7 @@ func (p *push) linkReferrer(subject digest.Digest, desc ocispec.Descriptor, mani
 	if err := subject.Validate(); err != nil {
 		return classf(errdefs.ErrInvalidArgument, "subject: %w", err)
 	}
-	var head referrer
-	if err := decode(manifest, &head); err != nil {
-		return err
-	}
-	head.describe(&desc)
+	desc.ArtifactType, desc.Annotations = ondisk.DescribeReferrer(manifest)
 	raw, err := json.Marshal(desc)
 	if err != nil {
 		return err

@@ -32,7 +32,7 @@ const (
 )
 
 // verifier passes a stream on, one piece late: the last piece goes out when the hash of the
-// whole, or its length, is right, and never otherwise. It ends with the context's error once that is
+// whole, or its length, is right, and never otherwise, unless isDirect. It ends with the context's error once that is
 // done: no consumer takes what came before for the whole.
 type verifier struct {
 	ctx  context.Context

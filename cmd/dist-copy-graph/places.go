@@ -47,9 +47,9 @@ func (p places) check(roots []root) error {
 	case p.to != "" && p.toRemote != "":
 		return errTargets()
 	case !p.fromBatch() && p.fromRoot == "" && p.intoStore():
-		return cli.Usagef("the store is both source and target: one of --ref, --from, --from-remote, --from-root, --to and --to-remote is needed")
+		return cli.Usagef("the store is both source and target: one of --ref, --from, --from-remote, --from-root, --to, --to-remote and --to-ref is needed")
 	case p.intoStore() && (p.mount != "" || p.sources != ""):
-		return cli.Usagef("--mount and --sources are for a target other than the store: --to or --to-remote is missing")
+		return cli.Usagef("--mount and --sources are for a target other than the store: --to, --to-remote or --to-ref is missing")
 	case len(p.labels) > 0 && (!p.intoStore() || len(p.tags) == 0):
 		return cli.Usagef("--label is for a --tag in the store")
 	case len(p.tags) > 0 && len(roots) != 1:
@@ -205,7 +205,10 @@ func (p places) resolve(ctx context.Context, from *copygraph.CommandSource, stor
 		if r.tag == "" {
 			continue
 		}
-		ask := from.Take
+		ask := from.Resolve
+		if len(roots) == 1 {
+			ask = from.Take // what is taken is kept in memory
+		}
 		if p.intoStore() {
 			names, err := image.OpenNames(store, *p.namespace)
 			if err != nil {

@@ -84,7 +84,7 @@ func (p *places) parseTarget(from remotes.Reference) error {
 		return err
 	}
 	if strings.HasSuffix(p.toRef, "@"+to.Object) {
-		return cli.Usagef("--to-ref has no digest: that of the source stays")
+		return cli.Usagef("the target %s may not name a digest: that of the source stays", p.toRef)
 	}
 	p.toRemote = to.Locator
 	source, err := remotes.ParseLocator(from.Locator)
@@ -98,12 +98,13 @@ func (p *places) parseTarget(from remotes.Reference) error {
 	if p.mount == "" && source.Host != "" && source.Host == target.Host && source.Name != target.Name {
 		p.mount = source.Name
 	}
-	_, notDigest := digest.Parse(from.Object)
+	_, err = digest.Parse(from.Object)
+	isDigest := err == nil
 	switch {
 	case len(p.tags) > 0:
 	case strings.HasSuffix(p.toRef, ":"+to.Object):
 		p.tags = []string{to.Object}
-	case notDigest == nil:
+	case isDigest:
 	case target.Host != "":
 		p.tags = []string{from.Object[strings.LastIndexAny(from.Object, ":/")+1:]}
 	case source.Host != "":

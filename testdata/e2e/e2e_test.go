@@ -669,7 +669,7 @@ func TestBadInput(t *testing.T) {
 		if line, err := bufio.NewReader(out).ReadString('\n'); err != nil || line != "started\n" {
 			t.Errorf("the first container: %q %v", line, err)
 		}
-		t.Log(strings.TrimSpace(q.fails(125, "task", `dist-run --rm --id "$0" `+single+` true`, id)))
+		t.Log(strings.TrimSpace(q.fails(125, "dist-run", `dist-run --rm --id "$0" `+single+` true`, id)))
 		_ = first.Process.Signal(unix.SIGTERM)
 		if _, err := io.Copy(io.Discard, out); err != nil {
 			t.Error(err)
