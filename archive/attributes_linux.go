@@ -88,7 +88,7 @@ func (a *applier) chown(f *file, set func() error) error {
 
 func (a *applier) setXattrs(xattrs []layer.Xattr, set func(layer.Xattr) error) error {
 	for _, x := range xattrs {
-		class, _, _ := strings.Cut(x.Name, ".")
+		kind := x.Kind()
 		if rest, ok := layer.OverlayName(x.Name); ok {
 			// Layers must not set overlayfs attributes. In overlay form they are stored escaped (overlay.overlay.*); otherwise, and
 			// with a report, they are dropped and counted.
@@ -98,16 +98,16 @@ func (a *applier) setXattrs(xattrs []layer.Xattr, set func(layer.Xattr) error) e
 				}
 				continue
 			}
-			x.Name = class + ".overlay.overlay." + rest
+			x.Name = strings.TrimSuffix(x.Name, rest) + "overlay." + rest
 		}
-		if class == "SCHILY" {
-			if err := a.tolerate("ACLs", "set "+x.Name, unix.ENOTSUP); err != nil {
+		if kind == "ACLs" {
+			if err := a.tolerate(kind, "set "+x.Name, unix.ENOTSUP); err != nil {
 				return err
 			}
 			continue
 		}
 		err := a.attributeError(set(x))
-		if err := a.tolerate(class+" attributes", "set attribute "+quote(x.Name), err); err != nil {
+		if err := a.tolerate(kind, "set attribute "+quote(x.Name), err); err != nil {
 			return err
 		}
 	}

@@ -210,12 +210,14 @@ func TestAttributesOfOthers(t *testing.T) {
 	large.PAXRecords = map[string]string{"SCHILY.xattr.user.large": strings.Repeat("x", 70_000)}
 	broken := fileEntry("broken", "x")
 	broken.PAXRecords = map[string]string{"SCHILY.xattr.security.capability": "?"}
-	data := layerOf(t, e, plain, large, broken)
+	many := fileEntry("many", "x")
+	many.PAXRecords = map[string]string{"SCHILY.xattr.\x1b]0;a.x": "", "SCHILY.xattr.b.x": ""}
+	data := layerOf(t, e, plain, large, broken, many)
 	r := mustApply(t, root, data, Options{})
 	if got := xattrDump(filepath.Join(root, "f")); !strings.Contains(got, `user.100%="2" user.a=b="1"`) {
 		t.Error(got)
 	}
-	if r.Unset["ACLs"] != 1 || r.Unset["user attributes"] != 1 || r.Unset["security attributes"] == 0 {
+	if r.Unset["ACLs"] != 1 || r.Unset["user attributes"] != 1 || r.Unset["security attributes"] == 0 || r.Unset["other attributes"] != 2 || len(r.Unset) != 4 {
 		t.Errorf("unset: %v", r.Unset)
 	}
 	again := t.TempDir()

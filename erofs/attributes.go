@@ -52,10 +52,7 @@ func (a *adder) attributes(n *inode, h *tar.Header) error {
 // kernel would make of it.
 func (a *adder) holds(n *inode, x *layer.Xattr) (kind string, ok bool) {
 	class, rest, _ := strings.Cut(x.Name, ".")
-	kind = class + " attributes"
-	if class == "SCHILY" {
-		return "ACLs", false
-	}
+	kind = x.Kind()
 	if rest, overlay := layer.OverlayName(x.Name); overlay {
 		// Layers must not set overlayfs attributes. In overlay form they are stored escaped.
 		if !a.opts.Overlay {
@@ -63,7 +60,7 @@ func (a *adder) holds(n *inode, x *layer.Xattr) (kind string, ok bool) {
 		}
 		x.Name = class + ".overlay.overlay." + rest
 	}
-	if len(x.Name) > maxName || len(x.Value) >= 1<<16 {
+	if len(x.Name) > maxName || len(x.Value) >= 1<<16 || strings.IndexByte(x.Name, 0) >= 0 {
 		return kind, false
 	}
 	t := n.mode & typeMask

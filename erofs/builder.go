@@ -28,7 +28,7 @@ type Options struct {
 	// MaxBytes bounds the bytes of a layer's plain archive, and those of its sparse files, holes and all; MaxEntries bounds the entries of all layers and the directories that none
 	// of them names, together. 0 is no bound.
 	MaxBytes, MaxEntries int64
-	// MaxMemory bounds the bytes of memory that the tree of files takes, by default 1 GiB. A file takes some 256.
+	// MaxMemory bounds the bytes of memory that the tree of files takes. 0 is 1 GiB. A file takes some 256.
 	MaxMemory int64
 }
 
@@ -232,7 +232,7 @@ func (a *adder) entry(h *tar.Header) error {
 	case typeFile:
 		return a.content(n, h)
 	case typeSymlink:
-		n.mode |= 0o777
+		n.mode = typeSymlink | 0o777 // symbolic links have no other
 		n.more().target = h.Linkname
 		return a.tree.charge(len(h.Linkname) + rareMemory)
 	case typeChar, typeBlock: // as the kernel's new_encode_dev does

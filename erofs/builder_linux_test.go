@@ -288,7 +288,7 @@ func TestAttributesThatNoImageHolds(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	want := map[string]int64{"user attributes": 4, "overlay attributes": 1, "nothing attributes": 1, "security attributes": 1, "devices": 1}
+	want := map[string]int64{"user attributes": 4, "overlay attributes": 1, "other attributes": 1, "security attributes": 1, "devices": 1}
 	if fmt.Sprint(unset) != fmt.Sprint(want) {
 		t.Errorf("left out %v, not %v", unset, want)
 	}
@@ -296,6 +296,54 @@ func TestAttributesThatNoImageHolds(t *testing.T) {
 	lines, err := read(image)
 	if err != nil || len(lines) != 2 || strings.Count(lines[0], " user.") != 4 {
 		t.Errorf("%d files: %v", len(lines), err)
+	}
+}
+
+// What a report says of a layer's attributes is not the layer's to choose, and does not grow with it.
+func TestKindsOfAttributesAreFew(t *testing.T) {
+	t.Parallel()
+	f := file("f", "")
+	for i := range 100 {
+		f = xattr(f, fmt.Sprintf("\x1b]0;%d\a.x", i), "")
+	}
+	f = xattr(f, "system.x", "")
+	f.PAXRecords["LIBARCHIVE.xattr.user.a%00security.capability"] = "MQ"
+	image, unset, err := build(t, Options{}, pack(t, f))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if want := "map[other attributes:100 system attributes:1 user attributes:1]"; fmt.Sprint(unset) != want {
+		t.Errorf("left out %v, not %s", unset, want)
+	}
+	if bytes.Contains(image, []byte("security.capability")) {
+		t.Error("the image holds an attribute whose name has a NUL")
+	}
+}
+
+func TestSymbolicLinksHaveNoSetIDBits(t *testing.T) {
+	t.Parallel()
+	if got := show(t, pack(t, tarEntry{tar.Header{Typeflag: tar.TypeSymlink, Name: "l", Linkname: "f", Mode: 0o7644}, ""})); !strings.HasPrefix(got[0], "l 120777 ") {
+		t.Errorf("got %q", got)
+	}
+}
+
+// The addresses of sparse files' chunks, holes too, are beside the inodes, whose numbers have 32 bits.
+func TestTooManyInodes(t *testing.T) {
+	t.Parallel()
+	b := NewBuilder(Options{})
+	defer b.Close()
+	for i := range 65 { // of 2 GiB each
+		n, err := b.tree.create(b.tree.root, fmt.Sprint(i), typeFile|0o644)
+		if err != nil {
+			t.Fatal(err)
+		}
+		n.size = 1 << 40
+		if err := (&image{Builder: b, bits: blockBits, block: 1 << blockBits}).layout(1 << blockBits); i < 63 && err != nil || i == 64 && !errdefs.IsFailedPrecondition(err) {
+			t.Errorf("%d files: got %v", i+1, err)
+		}
+		for e := range b.tree.root.dir.each() {
+			e.inode.slot = 0
+		}
 	}
 }
 

@@ -5,6 +5,7 @@ import (
 	"crypto/sha256"
 	"fmt"
 	"io"
+	"math"
 	"os"
 )
 
@@ -75,6 +76,9 @@ func (im *image) layout(from int64) error {
 	im.next = from
 	im.place(im.tree.root)
 	im.placeAll(im.tree.root)
+	if im.next/slotSize > math.MaxUint32 {
+		return tooMuch("the image's inodes take more than %d bytes", int64(math.MaxUint32)*slotSize)
+	}
 	address := align(im.next, im.block) >> im.bits
 	for _, n := range im.order {
 		n.address = uint32(address)

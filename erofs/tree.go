@@ -73,7 +73,7 @@ type directory struct {
 	path    uint16 // bytes of its path
 	touched uint16 // the last layer that names it or adds to it
 	opaque  bool   // in overlay form
-	hidden  uint16 // the last layer of which all that lower layers had in it is hidden
+	hidden  uint16 // number of the last layer for which hide() has run here
 }
 
 // An entry is a name in a directory. One without an inode was removed: it keeps its place for a file of the same name.

@@ -2,6 +2,8 @@ package layer
 
 import (
 	"archive/tar"
+	"bytes"
+	"cmp"
 	"encoding/base64"
 	"net/url"
 	"path"
@@ -59,6 +61,18 @@ type Xattr struct {
 	Value []byte
 }
 
+// Kind returns the kind of an attribute for reports of what can't be set, as in "user attributes". There are few kinds: a layer can't
+// fill a map of them, or choose what a report says.
+func (x *Xattr) Kind() string {
+	switch class, _, _ := strings.Cut(x.Name, "."); class {
+	case "SCHILY":
+		return "ACLs"
+	case "user", "trusted", "security", "system":
+		return class + " attributes"
+	}
+	return "other attributes"
+}
+
 // OverlayName returns the name of an extended attribute of overlayfs without its prefix. ok is false for every other attribute.
 func OverlayName(name string) (rest string, ok bool) {
 	for _, p := range []string{"trusted.overlay.", "user.overlay."} {
@@ -84,7 +98,8 @@ func EscapeName(name string) string {
 }
 
 // Xattrs returns the extended attributes among PAX records, as star and GNU tar write them or,
-// where those are missing, libarchive: sorted by name. One whose name or value can't be decoded is ErrInvalidArgument. An ACL that
+// where those are missing, libarchive: sorted by name. Several records can name one attribute, in different escapes: it has the first of their
+// values, in the order of bytes. One whose name or value can't be decoded is ErrInvalidArgument. An ACL that
 // no attribute repeats, as Solaris's tar writes it, is listed by its record's keyword, without a value.
 func Xattrs(records map[string]string) ([]Xattr, error) {
 	var list []Xattr
@@ -111,6 +126,6 @@ func Xattrs(records map[string]string) ([]Xattr, error) {
 			list = append(list, Xattr{name, value})
 		}
 	}
-	slices.SortFunc(list, func(a, b Xattr) int { return strings.Compare(a.Name, b.Name) })
-	return list, nil
+	slices.SortFunc(list, func(a, b Xattr) int { return cmp.Or(strings.Compare(a.Name, b.Name), bytes.Compare(a.Value, b.Value)) })
+	return slices.CompactFunc(list, func(a, b Xattr) bool { return a.Name == b.Name }), nil
 }

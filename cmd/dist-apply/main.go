@@ -6,12 +6,9 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"maps"
 	"math"
 	"os"
 	"runtime/debug"
-	"slices"
-	"strings"
 
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
@@ -114,11 +111,7 @@ func apply(c *cobra.Command, dir string, opts archive.Options) (err error) {
 		return err
 	}
 	if len(result.Unset) > 0 {
-		var unset []string
-		for _, kind := range slices.Sorted(maps.Keys(result.Unset)) {
-			unset = append(unset, fmt.Sprintf("%s of %d entries", kind, result.Unset[kind]))
-		}
-		fmt.Fprintf(c.ErrOrStderr(), "%s: could not set %s\n", c.Name(), strings.Join(unset, ", "))
+		fmt.Fprintf(c.ErrOrStderr(), "%s: could not set %s\n", c.Name(), cli.Counts(result.Unset))
 	}
 	return json.NewEncoder(c.OutOrStdout()).Encode(result)
 }

@@ -2,9 +2,15 @@ package cli
 
 import (
 	"context"
+	"fmt"
 	"io"
+	"maps"
 	"os"
+	"slices"
+	"strings"
 	"time"
+
+	"distkit/errclass"
 )
 
 // LayerStdin is Stdin for a layer. A read that waits for a writer ends when ctx is done, or a deadline is set. A regular file never
@@ -27,4 +33,13 @@ type waiting struct {
 func (w waiting) SetReadDeadline(time.Time) error {
 	w.cancel()
 	return nil
+}
+
+// Counts lists on one line how many entries of a layer each kind of loss has, sorted by kind.
+func Counts(entries map[string]int64) string {
+	var list []string
+	for _, kind := range slices.Sorted(maps.Keys(entries)) {
+		list = append(list, fmt.Sprintf("%s of %d entries", kind, entries[kind]))
+	}
+	return errclass.OneLine(strings.Join(list, ", "))
 }
