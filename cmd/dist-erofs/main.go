@@ -6,12 +6,10 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
-	"maps"
 	"math"
+	"math/rand/v2"
 	"os"
 	"path/filepath"
-	"slices"
-	"strings"
 
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
@@ -35,7 +33,7 @@ func newCmd() *cobra.Command {
 	index := c.Flags().Bool("index", false, "leave out files' data: they are in the plain layers")
 	form := c.Flags().String("whiteouts", "remove", "what becomes of whiteouts: `FORM` is remove or overlay")
 	expect := c.Flags().StringArray("expect-diff-id", nil, "fail unless the next layer's diff ID is `DIGEST`")
-	maxBytes := c.Flags().Uint64("max-bytes", 0, "fail where an uncompressed layer has more than `N` bytes")
+	maxBytes := c.Flags().Uint64("max-bytes", 0, "fail where an uncompressed layer, or its sparse files, has more than `N` bytes")
 	maxEntries := c.Flags().Uint32("max-entries", 0, "fail where the layers make more than `N` files and directories")
 	maxMemory := c.Flags().Uint64("max-memory", 1<<30, "fail where the tree of files takes more than `N` bytes of memory")
 	c.RunE = func(c *cobra.Command, layers []string) error {
@@ -71,9 +69,16 @@ func newCmd() *cobra.Command {
 			return err
 		}
 		opts.Scratch = filepath.Dir(*output)
-		return disk.Tree(opts.Scratch).ReplaceBy(filepath.Base(*output), 0o644, true, func(f *os.File) error {
-			return write(c, f, layers, *expect, opts)
-		})
+		t, tmp := disk.Tree(opts.Scratch), fmt.Sprintf(".dist-erofs-%016x", rand.Uint64()) // no lock excludes another run
+		err := t.CreateBy(tmp, 0o644, true, func(f *os.File) error { return write(c, f, layers, *expect, opts) })
+		if err == nil {
+			err = t.Rename(tmp, filepath.Base(*output))
+		}
+		if err != nil {
+			_ = t.Remove(tmp)
+			return err
+		}
+		return disk.SyncDir(opts.Scratch)
 	}
 	return c
 }
@@ -95,11 +100,7 @@ func write(c *cobra.Command, w io.Writer, layers, expect []string, opts erofs.Op
 		return fmt.Errorf("write image: %w", err)
 	}
 	if len(b.Unset()) > 0 {
-		var unset []string
-		for _, kind := range slices.Sorted(maps.Keys(b.Unset())) {
-			unset = append(unset, fmt.Sprintf("%s of %d entries", kind, b.Unset()[kind]))
-		}
-		fmt.Fprintf(c.ErrOrStderr(), "%s: left out %s\n", c.Name(), strings.Join(unset, ", "))
+		fmt.Fprintf(c.ErrOrStderr(), "%s: left out %s\n", c.Name(), cli.Counts(b.Unset()))
 	}
 	return nil
 }

@@ -9,6 +9,7 @@ import (
 
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
+	"golang.org/x/sys/unix"
 )
 
 func run(t *testing.T, args ...string) ([]byte, error) {
@@ -63,6 +64,64 @@ func TestOutputIsWholeOrAsItWas(t *testing.T) {
 	}
 	if names, err := os.ReadDir(filepath.Dir(image)); err != nil || len(names) != 1 {
 		t.Errorf("files are left: %v, %v", names, err)
+	}
+}
+
+// Runs on one output don't meet, and a layer may have any name beside it.
+func TestOutputOfSeveralRuns(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	a, _ := layer(t, dir, "a")
+	b, _ := layer(t, dir, "b")
+	want, err := run(t, a)
+	if err != nil {
+		t.Fatal(err)
+	}
+	data, err := os.ReadFile(a)
+	if err != nil {
+		t.Fatal(err)
+	}
+	image, fifo := filepath.Join(dir, "image"), filepath.Join(dir, "fifo")
+	if err := unix.Mkfifo(fifo, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	first := make(chan error, 1)
+	go func() {
+		_, err := run(t, "-o", image, fifo)
+		first <- err
+	}()
+	to, err := os.OpenFile(fifo, os.O_WRONLY, 0) // once the first run reads its layer
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := run(t, "-o", image, b); err != nil {
+		t.Errorf("the second run: %v", err)
+	}
+	if _, err := to.Write(data); err != nil {
+		t.Error(err)
+	}
+	if err := to.Close(); err != nil {
+		t.Error(err)
+	}
+	if err := <-first; err != nil {
+		t.Errorf("the first run: %v", err)
+	}
+	if got, err := os.ReadFile(image); err != nil || !bytes.Equal(got, want) {
+		t.Errorf("the file has %d bytes and not what the last run wrote: %v", len(got), err)
+	}
+	for _, in := range []string{image + ".new", image} { // beside the output, and the output itself
+		if err := os.WriteFile(in, data, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := run(t, "-o", image, in); err != nil {
+			t.Errorf("%s: %v", in, err)
+		}
+		if got, err := os.ReadFile(image); err != nil || !bytes.Equal(got, want) {
+			t.Errorf("of %s: %d bytes, %v", in, len(got), err)
+		}
+	}
+	if got, err := os.ReadFile(image + ".new"); err != nil || !bytes.Equal(got, data) {
+		t.Errorf("the layer has %d bytes: %v", len(got), err)
 	}
 }
 
