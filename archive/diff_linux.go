@@ -29,7 +29,8 @@ type DiffOptions struct {
 	// UIDs and GIDs map the owners of the layer to those of the files.
 	UIDs, GIDs IDMap
 	// Only, if not empty, leaves out all entries but those of these paths, below them, and on the way to them; Exclude leaves
-	// out those of its paths and below them. What is left out is not read.
+	// out those of its paths and below them. What is left out is not read, and the layer does not remove it: where upper has no directory
+	// above it any more, that of lower stays as it is.
 	Only, Exclude []string
 	// Workers is the number of goroutines that compress, by default as many as there are
 	// processors, up to four. The layer's bytes do not depend on it.
@@ -263,7 +264,7 @@ func (d *differ) directory(lo, up *node) error {
 	}
 	return d.each(up.path, lower, up.fd, func(lo, up2 *node) error {
 		if up2 == nil {
-			return d.whiteout(up, lo.name)
+			return d.whiteout(up, lo.name, lo)
 		}
 		up2.parentNode = up
 		return d.entry(lo, up2)
@@ -276,7 +277,7 @@ func (d *differ) entry(lo, up *node) error {
 		if !d.opts.Overlay {
 			return up.notUpper("is a whiteout of overlayfs")
 		}
-		return d.whiteout(up.parentNode, up.name)
+		return d.whiteout(up.parentNode, up.name, nil)
 	}
 	same := false
 	if lo != nil {
@@ -305,7 +306,7 @@ func (d *differ) entry(lo, up *node) error {
 		}
 		return d.directory(lo, up)
 	}
-	if same {
+	if same || d.hidesUnselected(up.path, lo) {
 		return nil
 	}
 	return d.write(up)
@@ -395,7 +396,7 @@ func (d *differ) overlayDir(up *node) error {
 	if err := d.readXattrs(up); err != nil {
 		return err
 	}
-	if string(up.overlay["opaque"]) != "y" || !d.selected.has(up.path, false) { // x tells that files in it may be whiteouts
+	if string(up.overlay["opaque"]) != "y" || !d.selected.whole(up.path) { // x tells that files in it may be whiteouts
 		return nil
 	}
 	return d.mark(up, layer.OpaqueMarker)

@@ -83,6 +83,11 @@ func (s selection) has(name string, onTheWay bool) bool {
 		(len(s.only) == 0 || slices.ContainsFunc(s.only, func(p string) bool { return within(name, p) || onTheWay && within(p, name) }))
 }
 
+// whole reports whether a path is selected with all that is below it.
+func (s selection) whole(name string) bool {
+	return s.has(name, false) && !slices.ContainsFunc(s.exclude, func(p string) bool { return within(p, name) })
+}
+
 // within reports whether a path is dir, or below it.
 func within(p, dir string) bool {
 	rest, ok := strings.CutPrefix(p, dir)

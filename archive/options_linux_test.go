@@ -78,6 +78,24 @@ func TestOnlyAndExclude(t *testing.T) {
 	}
 }
 
+// diffNames returns the sorted names of a layer's entries, without the top.
+func diffNames(t *testing.T, lower, upper string, opts DiffOptions) string {
+	t.Helper()
+	opts.Latest, opts.Compression = time.Unix(1, 0), Uncompressed
+	var got []string
+	for r := tar.NewReader(bytes.NewReader(mustDiff(t, lower, upper, opts))); ; {
+		h, err := r.Next()
+		if err != nil {
+			break
+		}
+		if name := strings.TrimSuffix(h.Name, "/"); name != "." {
+			got = append(got, name)
+		}
+	}
+	slices.Sort(got)
+	return strings.Join(got, " ")
+}
+
 // What is left out of a comparison stays as it is where the layer is applied.
 func TestDiffOnlyAndExclude(t *testing.T) {
 	t.Parallel()
@@ -94,30 +112,48 @@ func TestDiffOnlyAndExclude(t *testing.T) {
 		{[]string{"etc", "gone"}, []string{"etc/ssl/gone"}, ".wh.gone etc etc/passwd etc/ssl etc/ssl/key"},
 		{[]string{"gone/x", "usr"}, nil, ""},
 	} {
-		data := mustDiff(t, lower, upper, DiffOptions{Only: test.only, Exclude: test.exclude, Latest: time.Unix(1, 0), Compression: Uncompressed})
-		var got []string
-		for r := tar.NewReader(bytes.NewReader(data)); ; {
-			h, err := r.Next()
-			if err != nil {
-				break
-			}
-			if name := strings.TrimSuffix(h.Name, "/"); name != "." {
-				got = append(got, name)
-			}
-		}
-		slices.Sort(got)
-		if got := strings.Join(got, " "); got != test.want {
+		if got := diffNames(t, lower, upper, DiffOptions{Only: test.only, Exclude: test.exclude}); got != test.want {
 			t.Errorf("only %q exclude %q: %s, not %s", test.only, test.exclude, got, test.want)
 		}
+	}
+	// Entries above what is left out would remove it, unless LOWER has no directory there.
+	lower, upper = t.TempDir(), t.TempDir()
+	mustApply(t, lower, layerOf(t, fileEntry("a/x", ""), fileEntry("a/y", ""), fileEntry("b/x", ""), fileEntry("c/x", ""), fileEntry("f", ""), fileEntry("g", ""), fileEntry("keep", "")), Options{})
+	mustApply(t, upper, layerOf(t, fileEntry("b", "1"), symlink("c", "keep"), fileEntry("g", "1"), hardlink("h", "b"), fileEntry("keep", "")), Options{})
+	for _, test := range []struct {
+		overlay       bool
+		only, exclude []string
+		want          string
+	}{
+		{false, nil, []string{"a/z"}, ".wh.f b c g h"},
+		{false, nil, []string{"a/x", "b/x", "c/x", "f/x", "g/x"}, ".wh.f g h"},
+		{false, []string{"b/x", "c/x", "g/x", "h"}, nil, "g h"},
+		{false, []string{"b", "c/x"}, []string{"c/y"}, "b"},
+		{true, nil, []string{"b/x", "c/x", "g/x"}, "h keep"},
+		{true, []string{"b/x", "c"}, nil, "c"},
+	} {
+		low := lower
+		if test.overlay {
+			low = ""
+		}
+		if got := diffNames(t, low, upper, DiffOptions{Only: test.only, Exclude: test.exclude, Overlay: test.overlay}); got != test.want {
+			t.Errorf("overlay %t only %q exclude %q: %s, not %s", test.overlay, test.only, test.exclude, got, test.want)
+		}
+	}
+	if err := os.Mkdir(filepath.Join(upper, "etc"), 0o755); err != nil {
+		t.Fatal(err)
 	}
 	// An opaque marker above what is left out would hide that.
 	if err := unix.Setxattr(filepath.Join(upper, "etc"), "user.overlay.opaque", []byte("y"), 0); err != nil {
 		t.Skip(err)
 	}
-	for only, want := range map[string]int{"etc/ssl": 0, "etc": 1} {
-		data := mustDiff(t, "", upper, DiffOptions{Overlay: true, Only: []string{only}, Compression: Uncompressed})
-		if n := bytes.Count(data, []byte("etc/.wh..wh..opq")); n != want {
-			t.Errorf("only %s: %d markers", only, n)
+	for _, test := range []struct {
+		only, exclude string
+		want          int
+	}{{"etc/ssl", "x", 0}, {"etc", "x", 1}, {"etc", "etc/ssl", 0}} {
+		data := mustDiff(t, "", upper, DiffOptions{Overlay: true, Only: []string{test.only}, Exclude: []string{test.exclude}, Compression: Uncompressed})
+		if n := bytes.Count(data, []byte("etc/.wh..wh..opq")); n != test.want {
+			t.Errorf("%+v: %d markers", test, n)
 		}
 	}
 }

@@ -14,14 +14,22 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-func (d *differ) whiteout(dir *node, name string) error {
-	if !d.selected.has(join(dir.path, name), false) {
-		return nil // it would hide what is left out
+// whiteout writes that dir has no longer the name, where lower, if that is known, has a file.
+func (d *differ) whiteout(dir *node, name string, lower *node) error {
+	path := join(dir.path, name)
+	if !d.selected.has(path, false) || d.hidesUnselected(path, lower) {
+		return nil
 	}
 	if strings.HasPrefix(name, layer.WhiteoutPrefix) {
-		return (&node{path: join(dir.path, name)}).fail("remove", unsayable("no layer can remove a file of such a name"))
+		return (&node{path: path}).fail("remove", unsayable("no layer can remove a file of such a name"))
 	}
 	return d.mark(dir, layer.WhiteoutPrefix+name)
+}
+
+// hidesUnselected reports whether an entry at a path, which is no directory, would remove what is left out: below the file that lower
+// has there, or may have if it is an overlay's and not read.
+func (d *differ) hidesUnselected(path string, lower *node) bool {
+	return (d.opts.Overlay || lower != nil && lower.isDir()) && !d.selected.whole(path)
 }
 
 func (d *differ) mark(dir *node, name string) error {
@@ -57,7 +65,7 @@ func (d *differ) write(n *node) error {
 		return err
 	}
 	if _, ok := n.overlay["whiteout"]; ok && n.kind() == unix.S_IFREG && n.parentNode != nil {
-		return d.whiteout(n.parentNode, n.name)
+		return d.whiteout(n.parentNode, n.name, nil)
 	}
 	uid, gid, err := d.ownerOf(n)
 	if err != nil {
