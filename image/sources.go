@@ -8,6 +8,7 @@ import (
 
 	"distkit/disk/layout"
 	"distkit/errclass"
+	"distkit/refname"
 
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
@@ -118,7 +119,7 @@ func (w Walker) blobs(ctx context.Context, d v1.Descriptor, seen map[digest.Dige
 func sources(label, host, but string) []string {
 	var list []string
 	for _, s := range strings.Split(label, ",") {
-		if s = fullRepository(host, s); s != but && isRepository(s) {
+		if s = fullRepository(host, s); s != but && refname.IsRepository(s) {
 			list = append(list, s)
 		}
 	}
@@ -132,10 +133,6 @@ func fullRepository(host, s string) string {
 		return "library/" + s
 	}
 	return s
-}
-
-func isRepository(s string) bool {
-	return s != "" && len(s) <= 255 && s[0] != '/' && strings.Trim(s, "abcdefghijklmnopqrstuvwxyz0123456789._-/") == ""
 }
 
 // nearer orders repositories by how many components of their names they begin with in common

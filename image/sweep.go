@@ -666,10 +666,17 @@ func (s *sweeper) blobs(ctx context.Context, kept *Kept, f func(content.Info) er
 		return nil
 	}
 	future := s.started.Add(time.Hour)
-	err := s.Store.WalkSizes(ctx, func(info content.Info) error {
-		if s.Only != "" && info.Digest != s.Only {
-			return nil
+	each := s.Store.WalkSizes
+	if s.Only != "" {
+		each = func(ctx context.Context, f func(content.Info) error) error {
+			info, err := s.Store.Info(ctx, s.Only)
+			if err != nil && !errdefs.IsDataLoss(err) { // of its labels
+				return err
+			}
+			return f(info)
 		}
+	}
+	err := each(ctx, func(info content.Info) error {
 		if s.marked.Has(info.Digest) || !info.CreatedAt.Before(s.Before) {
 			keep(info)
 			if info.CreatedAt.After(future) && !s.DryRun {

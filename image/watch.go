@@ -1,5 +1,14 @@
 package image
 
+import (
+	"iter"
+
+	"distkit/content"
+
+	"github.com/opencontainers/go-digest"
+	v1 "github.com/opencontainers/image-spec/specs-go/v1"
+)
+
 // Watched is a Listing that knows whether it is still what the store has.
 type Watched struct {
 	Listing
@@ -18,6 +27,23 @@ func (n *Names) Watch() (*Watched, error) {
 
 // Current reports whether no name has changed since.
 func (w *Watched) Current() bool { return w.from.file != nil && w.from.current() }
+
+// Targets yields what the entries point at, those without a name included, each digest once. Entries that are no descriptors are
+// left out.
+func (w *Watched) Targets() iter.Seq[v1.Descriptor] {
+	return func(yield func(v1.Descriptor) bool) {
+		seen := map[digest.Digest]bool{}
+		for _, e := range w.index.Entries {
+			d, err := e.Target(func(string, string) {})
+			if err != nil || seen[d.Digest] || content.Validate(d.Digest) != nil {
+				continue
+			}
+			if seen[d.Digest] = true; !yield(d) {
+				return
+			}
+		}
+	}
+}
 
 // Close forgets the file that the names are from.
 func (w *Watched) Close() {

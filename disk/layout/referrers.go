@@ -111,11 +111,14 @@ func shortType(raw json.RawMessage) (s string) {
 	return s
 }
 
-// AddUnnamed adds entries without a name for those descriptors whose digest no entry has yet. Sweeps keep what they point at,
-// and lists of referrers are made from them.
+// AddUnnamed adds entries without a name for those descriptors whose digest no such entry has yet. Sweeps keep what they point at,
+// and lists of referrers are made from them. An entry with a name doesn't count: the name may move.
 func (ix *Index) AddUnnamed(list ...v1.Descriptor) (added bool, err error) {
 	there := make(map[digest.Digest]bool, len(ix.Entries))
 	for _, e := range ix.Entries {
+		if e.Name != "" {
+			continue
+		}
 		if d, err := e.Target(func(string, string) {}); err == nil {
 			there[d.Digest] = true
 		}

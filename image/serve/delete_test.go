@@ -2,6 +2,7 @@ package serve
 
 import (
 	"fmt"
+	"slices"
 	"sync"
 	"testing"
 
@@ -47,12 +48,12 @@ func TestDeletedReferrerIsNotListed(t *testing.T) {
 	m := manifest(t, &subject, "a/sbom", nil)
 	path := "/v2/x/manifests/" + string(digest.FromString(m))
 	f.want(f.do("PUT", path, m, "Content-Type", v1.MediaTypeImageManifest), 201, "")
-	list, err := s.referrersOf(subject.Digest)
+	list, err := s.referrersOf(t.Context(), subject.Digest)
 	if err != nil || len(list) != 1 {
 		t.Fatalf("referrers %v, %v", list, err)
 	}
 	f.want(f.do("DELETE", path, ""), 202, "")
-	if list, err := s.referrersOf(subject.Digest); err != nil || len(list) != 0 {
+	if list, err := s.referrersOf(t.Context(), subject.Digest); err != nil || len(list) != 0 {
 		t.Errorf("referrers %v, %v", list, err)
 	}
 	f.want(f.do("GET", path, ""), 404, codeManifestUnknown)
@@ -82,4 +83,43 @@ func TestDeletesAndPushesAtTheSameTime(t *testing.T) {
 		})
 	}
 	group.Wait()
+}
+
+// A referrer that was pushed by its digest stays one, whatever happens to a tag of it.
+func TestReferrerOutlivesItsTag(t *testing.T) {
+	t.Parallel()
+	f := writable(t)
+	subject := f.image("x", "x:1")
+	m := manifest(t, &subject, "a/sbom", nil)
+	d := digest.FromString(m)
+	for _, object := range []string{"sbom", string(d)} {
+		f.want(f.do("PUT", "/v2/x/manifests/"+object, m), 201, "")
+	}
+	f.want(f.do("PUT", "/v2/x/manifests/sbom", manifest(t, &subject, "b/other", nil)), 201, "")
+	list, err := f.referrersOf(t.Context(), subject.Digest)
+	if err != nil || !slices.ContainsFunc(list, func(r v1.Descriptor) bool { return r.Digest == d }) {
+		t.Errorf("referrers %v, %v", list, err)
+	}
+}
+
+// A referrer whose document was missing is listed again once it is pushed again: its entry is in the index already.
+func TestReferrerThatComesBack(t *testing.T) {
+	t.Parallel()
+	f := writable(t)
+	subject := f.image("x", "x:1")
+	m := manifest(t, &subject, "a/sbom", nil)
+	d := digest.FromString(m)
+	count := func(want int) {
+		t.Helper()
+		if list, err := f.referrersOf(t.Context(), subject.Digest); err != nil || len(list) != want {
+			t.Errorf("%d referrers, not %d: %v", len(list), want, err)
+		}
+	}
+	f.want(f.do("PUT", "/v2/x/manifests/"+string(d), m), 201, "")
+	if err := f.Store.Delete(t.Context(), d); err != nil {
+		t.Fatal(err)
+	}
+	count(0)
+	f.want(f.do("PUT", "/v2/x/manifests/"+string(d), m), 201, "")
+	count(1)
 }

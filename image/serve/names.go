@@ -2,10 +2,13 @@ package serve
 
 import (
 	"cmp"
+	"context"
 	"net/http"
 	"slices"
+	"strings"
 	"sync"
 
+	"distkit/disk/layout"
 	"distkit/image"
 	"distkit/refname"
 
@@ -39,6 +42,19 @@ type cache struct {
 	watched      *image.Watched
 	repositories map[string][]string // to sorted tags; nil while not known
 	referrers    map[digest.Digest][]v1.Descriptor
+
+	repairs int // how often referrers was forgotten because a document may have come
+
+	reading sync.Mutex // held while documents are read for referrers, and locked before mu
+	// described is what documents of the index told that were read. It outlasts changes of the index.
+	described map[digest.Digest]described
+}
+
+// described is what a document tells of itself: subject is "" if it is no referrer.
+type described struct {
+	subject      digest.Digest
+	artifactType string
+	size         int64
 }
 
 // refresh reads the names again if they have changed. The caller has the lock.
@@ -114,7 +130,10 @@ func (s *Server) split(name string) (repository, tag string, ok bool) {
 	if s.Bare != "" && refname.IsTag(name) {
 		return s.Bare, name, true
 	}
-	return refname.Split(name)
+	if repository, tag, ok = refname.Split(name); strings.Contains(name, "@") {
+		tag = "" // lookup would not find it
+	}
+	return repository, tag, ok
 }
 
 // namesOf returns the names of a repository that point at a manifest.
@@ -163,29 +182,67 @@ func (s *Server) tagsOf(repository, upstream string) (tags []string, ok bool, er
 	return slices.Compact(tags), ok1 || ok2, nil
 }
 
-// referrersOf returns the manifests whose subject is the digest.
-func (s *Server) referrersOf(subject digest.Digest) ([]v1.Descriptor, error) {
+// referrersOf returns the manifests whose subject is the digest. Documents are read without the lock of the names.
+func (s *Server) referrersOf(ctx context.Context, subject digest.Digest) ([]v1.Descriptor, error) {
+	all, _, _, err := s.knownReferrers()
+	if all != nil || err != nil {
+		return all[subject], err
+	}
+	s.names.reading.Lock()
+	defer s.names.reading.Unlock()
+	all, watched, repairs, err := s.knownReferrers()
+	if all != nil || err != nil {
+		return all[subject], err // another request has read them
+	}
+	all = map[digest.Digest][]v1.Descriptor{}
+	known := map[digest.Digest]described{}
+	for d := range watched.Targets() {
+		is, ok := s.names.described[d.Digest]
+		if !ok {
+			err := s.document(ctx, d.Digest, func(b []byte) {
+				if is.subject = layout.Subject(b); is.subject != "" {
+					is.artifactType, _ = layout.DescribeReferrer(b)
+				}
+				is.size = int64(len(b))
+			})
+			if err != nil {
+				continue // it is not here, or corrupt, and may come
+			}
+		}
+		known[d.Digest] = is
+		if is.subject != "" {
+			all[is.subject] = append(all[is.subject], v1.Descriptor{MediaType: d.MediaType, Digest: d.Digest, Size: is.size, ArtifactType: is.artifactType})
+		}
+	}
+	for _, list := range all {
+		slices.SortFunc(list, func(a, b v1.Descriptor) int { return cmp.Compare(a.Digest, b.Digest) })
+	}
+	s.names.mu.Lock()
+	defer s.names.mu.Unlock()
+	s.names.described = known
+	if s.names.watched == watched && s.names.repairs == repairs {
+		s.names.referrers = all
+	}
+	return all[subject], nil
+}
+
+// knownReferrers returns all referrers if they are known, else the names from which they can be read, and the count of repairs.
+func (s *Server) knownReferrers() (all map[digest.Digest][]v1.Descriptor, watched *image.Watched, repairs int, err error) {
 	s.names.mu.Lock()
 	defer s.names.mu.Unlock()
 	c, err := s.refresh()
 	if err != nil {
-		return nil, err
+		return nil, nil, 0, err
 	}
-	if c.referrers == nil {
-		all := map[digest.Digest][]v1.Descriptor{}
-		err := s.Names.Referrers(func(d v1.Descriptor, subject digest.Digest) error {
-			all[subject] = append(all[subject], d)
-			return nil
-		})
-		if err != nil {
-			return nil, err
-		}
-		for _, list := range all {
-			slices.SortFunc(list, func(a, b v1.Descriptor) int { return cmp.Compare(a.Digest, b.Digest) })
-		}
-		c.referrers = all
-	}
-	return c.referrers[subject], nil
+	return c.referrers, c.watched, c.repairs, nil
+}
+
+// forgetReferrers is called once a document has come whose entry may have been in the index before.
+func (s *Server) forgetReferrers() {
+	s.names.mu.Lock()
+	defer s.names.mu.Unlock()
+	s.names.referrers = nil
+	s.names.repairs++
 }
 
 // after returns the part of a sorted list behind an element, which need not be in it, no more than n long. more is true if it
@@ -194,9 +251,6 @@ func after(list []string, last string, n int) (part []string, more bool) {
 	at, found := slices.BinarySearch(list, last)
 	if found {
 		at++
-	}
-	if last == "" {
-		at = 0
 	}
 	part = list[at:]
 	return part[:min(n, len(part))], len(part) > n

@@ -246,7 +246,10 @@ const (
 )
 
 func (s *Server) referrers(w *reply, r *http.Request, t target) error {
-	all, err := s.referrersOf(t.digest)
+	// What is read is bounded, and what the first request reads is kept for others: it goes on also if the client has ended its
+	// direction of the connection.
+	ctx := context.WithoutCancel(r.Context())
+	all, err := s.referrersOf(ctx, t.digest)
 	if err != nil {
 		return err
 	}
@@ -261,13 +264,10 @@ func (s *Server) referrers(w *reply, r *http.Request, t target) error {
 			link(w, r, 0, string(last))
 			break
 		}
-		err := s.document(r.Context(), d.Digest, func(b []byte) {
+		err := s.document(ctx, d.Digest, func(b []byte) {
 			left -= len(b)
 			_, d.Annotations = layout.DescribeReferrer(b)
 		})
-		if context.Cause(r.Context()) != nil && errors.Is(err, context.Cause(r.Context())) {
-			return err
-		}
 		if err != nil {
 			continue // deleted since, or corrupt: nobody can have it
 		}

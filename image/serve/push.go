@@ -399,8 +399,12 @@ func (s *Server) keep(ctx context.Context, t target, upstream string, d v1.Descr
 	if _, err := content.WriteBlob(ctx, s.Store, "manifest:"+string(d.Digest), strings.NewReader(string(b)), d.Size, d.Digest); err != nil {
 		return err
 	}
+	referrer := layout.Subject(b) != ""
+	if referrer {
+		defer s.forgetReferrers() // after its entry is made
+	}
 	if t.digest != "" {
-		if layout.Subject(b) == "" {
+		if !referrer {
 			return nil
 		}
 		return s.Names.AddUnnamed(ctx, []v1.Descriptor{d})
