@@ -13,6 +13,8 @@ import (
 	"strings"
 	"sync"
 	"testing"
+
+	"golang.org/x/sys/unix"
 )
 
 // A server that sends 64 large blobs at the same time takes what one takes, and 10,000 idle connections take 20 KiB each.
@@ -107,7 +109,7 @@ func TestServeIdleConnections(t *testing.T) {
 			t.Skipf("connection %d: %v", i, err)
 		}
 		open = append(open, conn)
-		if _, err := io.WriteString(conn, "GET /v2/ HTTP/1.1\r\nHost: x\r\n\r\n"); err != nil {
+		if _, err := io.WriteString(conn, "GET /v2/ HTTP/1.1\r\nHost: localhost\r\n\r\n"); err != nil {
 			t.Fatal(err)
 		}
 		if n, err := conn.Read(answer); err != nil || !bytes.HasPrefix(answer[:n], []byte("HTTP/1.1 200")) {
@@ -121,11 +123,54 @@ func TestServeIdleConnections(t *testing.T) {
 func TestServeOnStdioOfAClientThatGoesOn(t *testing.T) {
 	t.Parallel()
 	c := exec.Command(filepath.Join(bin, "dist-serve"), "--stdio", "--root", t.TempDir())
-	c.Stdin = io.MultiReader(strings.NewReader("GET /v2/ HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"), io.LimitReader(zeros{}, 8<<20))
+	c.Stdin = io.MultiReader(strings.NewReader("GET /v2/ HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"), io.LimitReader(zeros{}, 8<<20))
 	var stderr bytes.Buffer
 	c.Stderr = &stderr
 	out, err := c.Output()
 	if !bytes.HasSuffix(out, []byte("{}")) || c.ProcessState.ExitCode() != 0 {
 		t.Errorf("reply %q, %v, %s", out, err, &stderr)
+	}
+}
+
+// A pipe of the caller's stays in blocking mode.
+func TestServeOnStdioLeavesThePipeAsItIs(t *testing.T) {
+	t.Parallel()
+	r, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	if _, err = io.WriteString(w, "GET /v2/ HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"); err == nil {
+		err = w.Close()
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := exec.Command(filepath.Join(bin, "dist-serve"), "--stdio", "--root", t.TempDir())
+	c.Stdin = r
+	if out, err := c.CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	raw, err := r.SyscallConn()
+	if err != nil {
+		t.Fatal(err)
+	}
+	err = raw.Control(func(fd uintptr) {
+		if flags, err := unix.FcntlInt(fd, unix.F_GETFL, 0); err != nil || flags&unix.O_NONBLOCK != 0 {
+			t.Errorf("flags %#x, %v", flags, err)
+		}
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestServeOnNoAddress(t *testing.T) {
+	t.Parallel()
+	for _, address := range []string{"127.0.0.1", "127.0.0.1:nosuch", "127.0.0.1:65536"} {
+		c := exec.Command(filepath.Join(bin, "dist-serve"), "--listen", address, "--root", t.TempDir())
+		if out, _ := c.CombinedOutput(); c.ProcessState.ExitCode() != 2 {
+			t.Errorf("--listen %s: status %d, %s", address, c.ProcessState.ExitCode(), out)
+		}
 	}
 }

@@ -59,6 +59,16 @@ func (s *Store) Hold(ctx context.Context) (env string, err error) {
 	return HoldEnv + "=" + strings.TrimSpace(fmt.Sprintf("%s %d:%d:%d", inherited, fd, st.Dev, st.Ino)), nil
 }
 
+// Enter takes the store's shared lock against the sweep, until release is called, for a process that brings in blobs now and then.
+// A sweep that waits goes first.
+func (s *Store) Enter(ctx context.Context) (release func(), err error) {
+	hold, err := s.enter(ctx, os.Getenv(HoldEnv))
+	if err != nil {
+		return nil, fmt.Errorf("hold %s: %w", s.Root(), err)
+	}
+	return func() { disk.Release(hold) }, nil
+}
+
 // lookupHold looks for this store's hold among those of [HoldEnv]. named is true if there is one, and open if its descriptor is
 // open too: programs between may have closed it, such as sudo.
 func (s *Store) lookupHold(holds string) (open, named bool) {

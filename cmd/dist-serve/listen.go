@@ -36,11 +36,14 @@ func open(address string) (net.Listener, error) {
 	}
 	path, local := strings.CutPrefix(address, "unix:")
 	if !local {
-		l, err := net.Listen("tcp", address)
-		if err != nil && errors.As(err, new(*net.AddrError)) {
+		_, port, err := net.SplitHostPort(address)
+		if err == nil {
+			_, err = net.LookupPort("tcp", port)
+		}
+		if err != nil {
 			return nil, cli.Usagef("--listen: %w", err)
 		}
-		return l, err
+		return net.Listen("tcp", address)
 	}
 	if err := removeStale(path); err != nil {
 		return nil, err
@@ -68,7 +71,12 @@ func removeStale(path string) error {
 
 // onStdio answers one connection: the socket that is standard input, as inetd passes it, or else standard input and output.
 func onStdio(ctx context.Context, s *serve.Server, config *tls.Config) error {
-	if c, err := net.FileConn(os.Stdin); err == nil {
+	// net.FileConn would leave a pipe or terminal of the caller's in non-blocking mode.
+	if _, err := unix.GetsockoptInt(0, unix.SOL_SOCKET, unix.SO_TYPE); err == nil {
+		c, err := net.FileConn(os.Stdin)
+		if err != nil {
+			return fmt.Errorf("standard input: %w", err)
+		}
 		return s.Serve(ctx, serve.Single(c), 1, config)
 	}
 	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)

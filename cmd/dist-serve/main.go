@@ -59,7 +59,11 @@ func newCommand() *cobra.Command {
 		}
 		if *verbose {
 			s.Log = func(r serve.Request) {
-				fmt.Fprintln(os.Stderr, errclass.OneLine(fmt.Sprintf("dist-serve: %s %s %.500s %d %d %s", r.From, r.Method, r.Path, r.Status, r.Bytes, r.Took)))
+				line := fmt.Sprintf("dist-serve: %s %s %.500s %d %d %s", r.From, r.Method, r.Path, r.Status, r.Bytes, r.Took)
+				if r.Err != nil {
+					line += fmt.Sprintf(": %v", r.Err)
+				}
+				fmt.Fprintln(os.Stderr, errclass.OneLine(line))
 			}
 		}
 		if *users != "" {

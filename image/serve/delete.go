@@ -2,6 +2,8 @@ package serve
 
 import (
 	"context"
+	"errors"
+	"io/fs"
 	"net/http"
 	"time"
 
@@ -62,8 +64,14 @@ func (s *Server) deleteManifest(w *reply, r *http.Request, t target) error {
 }
 
 func (s *Server) deleteBlob(w *reply, r *http.Request, t target) error {
-	if _, err := s.Store.Size(t.digest); errdefs.IsNotFound(err) {
+	tree, _, err := s.Store.FindBlob(t.digest)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
 		return notFound(codeBlobUnknown, "blob %s is not here", t.digest)
+	case err != nil:
+		return err
+	case tree != s.Store.Tree:
+		return refuse(http.StatusMethodNotAllowed, codeDenied, "%s is in an alternate store, where nothing is deleted", t.digest)
 	}
 	gone, err := s.sweep(r.Context(), t.digest)
 	if err != nil {

@@ -56,6 +56,8 @@ func refusalOf(err error) *refusal {
 		return refuse(http.StatusInsufficientStorage, codeDenied, "the store is full")
 	case errdefs.IsNotFound(err):
 		return refuse(http.StatusNotFound, codeBlobUnknown, "not found")
+	case errdefs.IsInvalidArgument(err), errdefs.IsNotImplemented(err):
+		return refuse(http.StatusBadRequest, codeUnsupported, "a name, digest or document of the request is none that the store can have")
 	case errdefs.IsUnavailable(err), errors.Is(err, context.Canceled), errors.Is(err, context.DeadlineExceeded):
 		e := refuse(http.StatusServiceUnavailable, codeTooManyRequests, "another request is at work on this: try again")
 		e.headers = http.Header{"Retry-After": {"1"}}

@@ -316,20 +316,17 @@ func (s *Server) cancelUpload(w *reply, r *http.Request, t target) error {
 
 // putManifest stores a manifest or index, and gives it the name that the tag stands for.
 func (s *Server) putManifest(w *reply, r *http.Request, t target) error {
-	// Whoever sends slowly keeps nobody from reading. All of a manifest comes within the time of a piece.
-	release, err := s.arriving.take(r.Context(), maxDocuments)
+	b, release, err := s.receiveManifest(r)
 	if err != nil {
 		return err
 	}
 	defer release()
-	b, err := io.ReadAll(io.LimitReader(r.Body, image.MaxDocument+1))
-	switch {
-	case err != nil:
-		return refuse(http.StatusBadRequest, codeManifestInvalid, "the body ended early")
-	case len(b) > image.MaxDocument:
-		return refuse(http.StatusRequestEntityTooLarge, codeManifestInvalid, "a manifest has %d bytes at most", image.MaxDocument)
+	decoded, err := s.documents.take(r.Context(), maxDocuments)
+	if err != nil {
+		return err
 	}
 	d, parts, err := describe(b, r.Header.Get("Content-Type"), t.digest)
+	decoded()
 	if err != nil {
 		return err
 	}
@@ -342,6 +339,31 @@ func (s *Server) putManifest(w *reply, r *http.Request, t target) error {
 		w.Header().Set("OCI-Subject", string(subject))
 	}
 	return s.created(w, t.path(kindManifests, string(d.Digest)), d.Digest)
+}
+
+// receiveManifest reads a body, all of which comes within the time of a piece. A large one needs a slot, so those who send large
+// ones slowly keep nobody from a small one. The caller calls release once it is done with the body.
+func (s *Server) receiveManifest(r *http.Request) (b []byte, release func(), err error) {
+	release = func() {}
+	b, err = io.ReadAll(io.LimitReader(r.Body, small))
+	if err == nil && len(b) == small {
+		if release, err = s.arriving.take(r.Context(), maxDocuments); err != nil {
+			return nil, nil, err
+		}
+		var rest []byte
+		rest, err = io.ReadAll(io.LimitReader(r.Body, image.MaxDocument+1-small))
+		b = append(b, rest...)
+	}
+	switch {
+	case err != nil:
+		err = refuse(http.StatusBadRequest, codeManifestInvalid, "the body ended early")
+	case len(b) > image.MaxDocument:
+		err = refuse(http.StatusRequestEntityTooLarge, codeManifestInvalid, "a manifest has %d bytes at most", image.MaxDocument)
+	default:
+		return b, release, nil
+	}
+	release()
+	return nil, nil, err
 }
 
 // describe checks a manifest that is pushed, and returns the blobs that must be here before it.
@@ -374,7 +396,7 @@ func (s *Server) keep(ctx context.Context, t target, upstream string, d v1.Descr
 	}
 	s.hold.RLock()
 	defer s.hold.RUnlock()
-	release, err := layout.Share(ctx, s.Store.Tree)
+	release, err := s.Store.Enter(ctx)
 	if err != nil {
 		return err
 	}

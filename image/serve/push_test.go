@@ -14,6 +14,8 @@ import (
 	"testing"
 	"time"
 
+	"distkit/image"
+
 	"github.com/opencontainers/go-digest"
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
 )
@@ -154,7 +156,7 @@ func TestCutUploadGoesOn(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	fmt.Fprintf(c, "PATCH %s HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%s", path, len(text), text[:4000])
+	fmt.Fprintf(c, "PATCH %s HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n%s", path, len(text), text[:4000])
 	_ = c.(*net.TCPConn).CloseWrite()
 	_, _ = io.Copy(io.Discard, c) // until the server has given up
 	_ = c.Close()
@@ -209,7 +211,7 @@ func TestClientsThatEndTheirDirection(t *testing.T) {
 			t.Fatal(err)
 		}
 		defer c1.Close()
-		if _, err := fmt.Fprintf(c1, "%s %s HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%s", c.method, c.path, len(c.body), c.body); err != nil {
+		if _, err := fmt.Fprintf(c1, "%s %s HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n%s", c.method, c.path, len(c.body), c.body); err != nil {
 			t.Fatal(err)
 		}
 		if err := c1.(*net.TCPConn).CloseWrite(); err != nil {
@@ -232,12 +234,30 @@ func TestCutUploadOfOneRequestLeavesNothing(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer c.Close()
-	fmt.Fprintf(c, "POST /v2/x/blobs/uploads/?digest=%s HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\ntext", digest.FromString("text"))
+	fmt.Fprintf(c, "POST /v2/x/blobs/uploads/?digest=%s HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9\r\n\r\ntext", digest.FromString("text"))
 	_ = c.(*net.TCPConn).CloseWrite()
 	if reply, err := io.ReadAll(c); err != nil || !strings.HasPrefix(string(reply), "HTTP/1.1 400 ") {
 		t.Errorf("%q, %v", reply, err)
 	}
 	f.ingests(0)
+}
+
+// Those who send large manifests slowly keep nobody from pushing a small one.
+func TestClientsThatSendManifestsSlowly(t *testing.T) {
+	t.Parallel()
+	f := writable(t)
+	f.blob("{}")
+	for range 2 * maxDocuments {
+		c, err := net.Dial("tcp", strings.TrimPrefix(f.url, "http://"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()
+		if _, err := fmt.Fprintf(c, "PUT /v2/x/manifests/1 HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n%s", image.MaxDocument, strings.Repeat(" ", 2*small)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	f.want(f.do("PUT", "/v2/x/manifests/1", manifest(t, nil, "", nil)), 201, "")
 }
 
 // Whoever finds a manifest here does not send it: a sweep spares it and its parts.

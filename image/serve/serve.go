@@ -11,7 +11,10 @@ import (
 	"context"
 	"errors"
 	"io"
+	"net"
 	"net/http"
+	"net/netip"
+	"net/url"
 	"strconv"
 	"strings"
 	"sync"
@@ -38,7 +41,7 @@ type Server struct {
 	Log func(Request)
 
 	names cache
-	// documents and arriving bound the manifests that are in memory at the same time, to be sent and as they are pushed.
+	// documents bounds the manifests that are decoded at the same time, and arriving the large ones that are received.
 	documents, arriving slots
 	uploads             uploads
 	// hold orders pushes of manifests and sweeps in this process: a sweep does not wait for a hold of its own process.
@@ -51,10 +54,16 @@ type Request struct {
 	Status             int
 	Bytes              int64 // of the reply's body
 	Took               time.Duration
+	Err                error // of the store, which the client is not told; nil also for what is the client's fault
 }
 
-// maxDocuments is how many manifests are read, and how many received, at the same time: 8 MiB each at most, and decoding takes more.
-const maxDocuments = 8
+const (
+	// maxDocuments is how many manifests are decoded, and how many large ones received, at the same time: 8 MiB each at most, and
+	// decoding takes more.
+	maxDocuments = 8
+	// small is the size in bytes of manifests that each connection may receive at the same time.
+	small = 32 << 10
+)
 
 // slots bound how often something is done at the same time.
 type slots struct {
@@ -85,11 +94,17 @@ func (s *Server) ServeHTTP(hw http.ResponseWriter, r *http.Request) {
 	w := newReply(hw, r)
 	begun := time.Now()
 	err := s.answer(w, r)
+	if s.Log != nil {
+		// fail panics if the reply has begun.
+		defer func() {
+			if errors.As(err, new(*refusal)) {
+				err = nil
+			}
+			s.Log(Request{r.RemoteAddr, r.Method, r.URL.RequestURI(), w.status, w.bytes, time.Since(begun), err})
+		}()
+	}
 	if err != nil {
 		w.fail(err)
-	}
-	if s.Log != nil {
-		s.Log(Request{r.RemoteAddr, r.Method, r.URL.RequestURI(), w.status, w.bytes, time.Since(begun)})
 	}
 }
 
@@ -97,6 +112,9 @@ func (s *Server) answer(w *reply, r *http.Request) error {
 	// A browser says for whom it asks. No client of a registry is a page of some other site.
 	if r.Header.Get("Origin") != "" || r.Header.Get("Sec-Fetch-Site") != "" {
 		return refuse(http.StatusForbidden, codeDenied, "requests of web pages are not answered")
+	}
+	if !trustedHost(r) {
+		return refuse(http.StatusForbidden, codeDenied, "on loopback, the Host of a request must be an address or localhost")
 	}
 	if s.Users != nil {
 		if ok, err := s.Users.allow(r); err != nil {
@@ -130,6 +148,18 @@ func (s *Server) answer(w *reply, r *http.Request) error {
 	default:
 		return s.blob(w, r, t)
 	}
+}
+
+// trustedHost reports whether a request can't come from a web page whose host's name an attacker has pointed at loopback (DNS
+// rebinding). The browser takes such a page for one of this server, and adds no Origin. With TLS it has no certificate for the name.
+func trustedHost(r *http.Request) bool {
+	local, ok := r.Context().Value(http.LocalAddrContextKey).(*net.TCPAddr)
+	if !ok || !local.IP.IsLoopback() || r.TLS != nil {
+		return true
+	}
+	host := (&url.URL{Host: r.Host}).Hostname()
+	_, err := netip.ParseAddr(host)
+	return err == nil || strings.EqualFold(strings.TrimSuffix(host, "."), "localhost")
 }
 
 // The kinds of paths.

@@ -9,6 +9,8 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -418,7 +420,7 @@ func TestConnectionsAreBounded(t *testing.T) {
 			t.Fatal(err)
 		}
 		defer c.Close()
-		if _, err := io.WriteString(c, "GET /v2/ HTTP/1.1\r\nHost: x\r\n\r\n"); err != nil {
+		if _, err := io.WriteString(c, "GET /v2/ HTTP/1.1\r\nHost: localhost\r\n\r\n"); err != nil {
 			t.Fatal(err)
 		}
 		b := make([]byte, 512)
@@ -455,7 +457,7 @@ func TestHeaderBomb(t *testing.T) {
 	}
 	defer c.Close()
 	go func() {
-		_, _ = io.WriteString(c, "GET /v2/ HTTP/1.1\r\nHost: x\r\n")
+		_, _ = io.WriteString(c, "GET /v2/ HTTP/1.1\r\nHost: localhost\r\n")
 		for i := range 100000 {
 			if _, err := fmt.Fprintf(c, "X-%d: %d\r\n", i, i); err != nil {
 				return
@@ -506,7 +508,7 @@ func TestOneConnection(t *testing.T) {
 	go func() { ended <- s.Serve(t.Context(), Single(server), 1, nil) }()
 	b := make([]byte, 512)
 	for range 2 {
-		if _, err := io.WriteString(client, "GET /v2/ HTTP/1.1\r\nHost: x\r\n\r\n"); err != nil {
+		if _, err := io.WriteString(client, "GET /v2/ HTTP/1.1\r\nHost: localhost\r\n\r\n"); err != nil {
 			t.Fatal(err)
 		}
 		if n, err := client.Read(b); err != nil || !bytes.HasPrefix(b[:n], []byte("HTTP/1.1 200")) {
@@ -534,7 +536,7 @@ func TestClientsThatReadNothing(t *testing.T) {
 		if err := c.(*net.TCPConn).SetReadBuffer(4096); err != nil {
 			t.Fatal(err)
 		}
-		if _, err := fmt.Fprintf(c, "GET /v2/x/manifests/%s HTTP/1.1\r\nHost: x\r\n\r\n", large.Digest); err != nil {
+		if _, err := fmt.Fprintf(c, "GET /v2/x/manifests/%s HTTP/1.1\r\nHost: localhost\r\n\r\n", large.Digest); err != nil {
 			t.Fatal(err)
 		}
 		if _, err := c.Read(make([]byte, 16)); err != nil {
@@ -542,4 +544,70 @@ func TestClientsThatReadNothing(t *testing.T) {
 		}
 	}
 	f.want(f.do("GET", "/v2/x/manifests/1", ""), 200, "")
+}
+
+// On loopback, a web page whose name leads there (DNS rebinding) is not answered.
+func TestHostsOnLoopback(t *testing.T) {
+	t.Parallel()
+	f := start(t, newServer(t), 10)
+	for host, status := range map[string]int{"localhost:5000": 200, "127.0.0.1": 200, "[::1]:80": 200, "attacker.example": 403, "localhost.attacker.example:5000": 403, "": 403} {
+		c, err := net.Dial("tcp", strings.TrimPrefix(f.url, "http://"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()
+		if _, err := fmt.Fprintf(c, "GET /v2/ HTTP/1.1\r\nHost: %s\r\nConnection: close\r\n\r\n", host); err != nil {
+			t.Fatal(err)
+		}
+		if b, err := io.ReadAll(c); err != nil || !strings.HasPrefix(string(b), fmt.Sprintf("HTTP/1.1 %d ", status)) {
+			t.Errorf("Host %q: %q, %v", host, b, err)
+		}
+	}
+}
+
+// A request that asks for what no store can have is the client's mistake.
+func TestMistakesOfClients(t *testing.T) {
+	t.Parallel()
+	f := writable(t)
+	f.blob("{}")
+	layer := v1.Descriptor{MediaType: v1.MediaTypeImageLayer, Digest: digest.SHA384.FromString("layer"), Size: 5}
+	f.want(f.do("PUT", "/v2/x/manifests/1", manifest(t, nil, "", nil, layer)), 400, "")
+	m := manifest(t, nil, "", nil)
+	f.want(f.do("PUT", "/v2/x/manifests/1?ns=a%20b", m), 400, "")
+	f.want(f.do("PUT", "/v2/sha256/manifests/"+digest.FromString("x").Encoded(), m), 400, "")
+	f.want(f.do("PUT", "/v2/x/manifests/1", m), 201, "")
+}
+
+// What fails in the store is not told to the client, but to the log.
+func TestFailuresOfTheStoreAreLogged(t *testing.T) {
+	t.Parallel()
+	s := newServer(t)
+	logged := make(chan Request, 10)
+	s.Log = func(r Request) { logged <- r }
+	f := start(t, s, 10)
+	f.image("x", "x:1")
+	f.want(f.do("GET", "/v2/x/manifests/2", ""), 404, codeManifestUnknown)
+	if r := <-logged; r.Err != nil || r.Status != 404 {
+		t.Errorf("a client's mistake: %+v", r)
+	}
+	if err := os.WriteFile(filepath.Join(s.Store.Root(), v1.ImageIndexFile), []byte("damaged"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	a := f.want(f.do("GET", "/v2/x/manifests/1", ""), 500, codeUnknown)
+	if r := <-logged; r.Err == nil || r.Status != 500 || strings.Contains(a.body, s.Store.Root()) {
+		t.Errorf("%+v, reply %s", r, a.body)
+	}
+}
+
+// Names with a digest make a repository known, but no tag: nobody could pull it.
+func TestNameWithADigestIsNoTag(t *testing.T) {
+	t.Parallel()
+	f := start(t, newServer(t), 10)
+	d := f.image("x")
+	if _, err := f.Names.Create(t.Context(), "x/y:1@"+string(d.Digest), d); err != nil {
+		t.Fatal(err)
+	}
+	if a := f.do("GET", "/v2/x/y/tags/list", ""); a.status != 200 || strings.Contains(a.body, `"1"`) {
+		t.Errorf("%d %s", a.status, a.body)
+	}
 }
