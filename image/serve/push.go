@@ -42,6 +42,9 @@ func (s *Server) change(w *reply, r *http.Request, t target) error {
 		}
 	}
 	if s.Deletable && r.Method == http.MethodDelete {
+		ctx, cancel := context.WithTimeout(r.Context(), stall) // another process may hold the lock of the names
+		defer cancel()
+		r = r.WithContext(ctx)
 		switch t.kind {
 		case kindManifests:
 			return s.deleteManifest(w, r, t)

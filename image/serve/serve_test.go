@@ -305,6 +305,35 @@ func TestReferrers(t *testing.T) {
 	}
 }
 
+// A list of referrers that is too large for one reply goes on where it ended, and has each of them once.
+func TestReferrersInSeveralReplies(t *testing.T) {
+	t.Parallel()
+	f := writable(t)
+	subject := f.image("x", "x:1")
+	for i := range 5 {
+		m := manifest(t, &subject, "a/sbom", map[string]string{"a": strings.Repeat(fmt.Sprint(i), maxReferrers/3)})
+		f.want(f.do("PUT", "/v2/x/manifests/"+string(digest.FromString(m)), m), 201, "")
+	}
+	seen, replies := map[digest.Digest]bool{}, 0
+	for path := "/v2/x/referrers/" + string(subject.Digest) + "?artifactType=a/sbom"; path != ""; replies++ {
+		a := f.want(f.do("GET", path, ""), 200, "")
+		var list v1.Index
+		if err := json.Unmarshal([]byte(a.body), &list); err != nil || len(list.Manifests) == 0 || len(a.body) > maxReferrers+4096 {
+			t.Fatalf("%d bytes with %d referrers, %v", len(a.body), len(list.Manifests), err)
+		}
+		for _, d := range list.Manifests {
+			if seen[d.Digest] {
+				t.Errorf("%s is listed twice", d.Digest)
+			}
+			seen[d.Digest] = true
+		}
+		path, _, _ = strings.Cut(strings.TrimPrefix(a.header.Get("Link"), "<"), ">")
+	}
+	if len(seen) != 5 || replies != 3 {
+		t.Errorf("%d referrers in %d replies", len(seen), replies)
+	}
+}
+
 // What is no path of the protocol is an error of it, and no file.
 func TestPathsThatMeanNothing(t *testing.T) {
 	t.Parallel()
