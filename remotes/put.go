@@ -269,8 +269,8 @@ func (p *push) manifest(content io.Reader, there bool) (ocispec.Descriptor, erro
 		return desc, nil
 	}
 	resp, err := p.putManifest(o, desc, b, "")
-	if err != nil && o.tag != "" && !isTemporary(err) {
-		// Another process may have put it meanwhile, or a try whose reply was lost did: a tag that may not change is refused then.
+	if o.tag != "" && isStatus(err, http.StatusBadRequest, http.StatusForbidden, http.StatusConflict, http.StatusPreconditionFailed) {
+		// Another process may have put it meanwhile, or a try whose reply was lost did: a tag that may not change is refused so.
 		if there, herr := p.isAlready(desc.Digest); herr == nil && there {
 			p.state = Exists
 			if head.Subject == nil {
