@@ -149,12 +149,16 @@ var ErrMounted = errors.New("something is mounted there")
 // RemoveAll removes name in the directory dir with all that is below it, whatever the modes of the directories. It is nil if there is
 // nothing of that name. It removes nothing of other mounts: ErrMounted, or EBUSY.
 //
-// The work grows with the number of files. Memory and the number of open files do not: a tree can be as deep as a disk is large.
+// ENOTEMPTY if others add to the tree meanwhile, or on NFS have a file of it open. The work grows with the number of files. Memory and the number of open files do not: a tree can be as deep as a disk is large.
 func RemoveAll(dir int, name string) error {
 	r := remover{top: -1, aside: -1}
 	defer r.closeAside()
 	return r.remove(dir, name, 0)
 }
+
+// maxPasses is how often a directory is emptied that others may write to. On NFS a file that another process has open gets a new name
+// when it is removed, each time.
+const maxPasses = 2
 
 // maxDepth is how many levels of directories RemoveAll holds open.
 const maxDepth = 64
@@ -202,14 +206,16 @@ func (r *remover) remove(dir int, name string, depth int) error {
 	if depth == 0 {
 		r.top = fd
 	}
-	for {
+	for pass, n := 0, r.n; ; pass++ {
 		err := r.unlinkBelow(dir, name, unix.AT_REMOVEDIR, depth)
-		switch err {
-		case nil, unix.ENOENT:
+		switch {
+		case err == nil, err == unix.ENOENT:
 			return nil
-		case unix.ENOTEMPTY, unix.EEXIST:
-		default:
+		case err != unix.ENOTEMPTY && err != unix.EEXIST, pass == maxPasses:
 			return fmt.Errorf("remove %q: %w", name, err)
+		}
+		if r.n > n && depth == 0 {
+			pass, n = 0, r.n // what the last pass has moved here was not there before
 		}
 		if depth == maxDepth {
 			_ = Fchmod(fd, 0o700) // a directory is moved only by who may write to it

@@ -332,6 +332,22 @@ test "$(dist-namespace ls -q)" = default; dist-verify; test "$(dist-list -q | wc
 	}
 }
 
+// A file that a reader has open does not keep a namespace, nor the process that removes it. A sweep removes the file's other name.
+func TestRemovalOnNFSBesideAReader(t *testing.T) {
+	at := mountNFS(t, t.TempDir())
+	err := script(at, template+`dist-namespace create x
+exec 3< .content/namespaces/x/index.json
+timeout 20 dist-namespace rm x
+test "$(dist-namespace ls -q)" = default
+exec 3<&-
+dist-gc > /dev/null
+test -z "$(ls -A .content/namespaces)"
+`)
+	if err != nil {
+		t.Error(err)
+	}
+}
+
 // mountNFS shows a directory as an NFS client does, and returns the mount point.
 func mountNFS(t *testing.T, source string) string {
 	t.Helper()
