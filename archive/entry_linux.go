@@ -233,17 +233,11 @@ func (a *applier) regular(h *tar.Header, parent, base string) error {
 }
 
 func (a *applier) link(h *tar.Header, parent, base string) error {
-	if h.Linkname == "" || len(h.Linkname) > layer.MaxPath {
-		return refused("hard link to a name of %d bytes", len(h.Linkname))
-	}
-	target := layer.Clean(h.Linkname)
-	if target == layer.Clean(h.Name) {
-		return refused("hard link to itself")
+	target, err := layer.LinkTarget(h)
+	if err != nil {
+		return err
 	}
 	tparent, tbase := layer.Split(target)
-	if target == "" {
-		return refused("hard link to the root directory")
-	}
 	t := a.tree
 	from, err := t.existing(tparent)
 	if target, ok := t.lowerPath(tbase, err); ok {

@@ -300,15 +300,9 @@ func (a *adder) store(runs []run, chunk uint32, data []byte) ([]run, error) {
 }
 
 func (a *adder) link(h *tar.Header, parent, base string) error {
-	if h.Linkname == "" || len(h.Linkname) > layer.MaxPath {
-		return refused("hard link to a name of %d bytes", len(h.Linkname))
-	}
-	target := layer.Clean(h.Linkname)
-	if target == layer.Clean(h.Name) {
-		return refused("hard link to itself")
-	}
-	if target == "" {
-		return refused("hard link to the root directory")
+	target, err := layer.LinkTarget(h)
+	if err != nil {
+		return err
 	}
 	t := a.tree
 	targetDir, targetBase := layer.Split(target)

@@ -129,3 +129,18 @@ func Xattrs(records map[string]string) ([]Xattr, error) {
 	slices.SortFunc(list, func(a, b Xattr) int { return cmp.Or(strings.Compare(a.Name, b.Name), bytes.Compare(a.Value, b.Value)) })
 	return slices.CompactFunc(list, func(a, b Xattr) bool { return a.Name == b.Name }), nil
 }
+
+// LinkTarget returns the cleaned path of the file that a hard link's entry names. InvalidArgument: no entry may name it.
+func LinkTarget(h *tar.Header) (string, error) {
+	if h.Linkname == "" || len(h.Linkname) > MaxPath {
+		return "", refused("hard link to a name of %d bytes", len(h.Linkname))
+	}
+	target := Clean(h.Linkname)
+	switch target {
+	case Clean(h.Name):
+		return "", refused("hard link to itself")
+	case "":
+		return "", refused("hard link to the root directory")
+	}
+	return target, nil
+}

@@ -5,7 +5,7 @@ import (
 	"testing"
 )
 
-// Records in different escapes can name one attribute. It is there once, and not by chance.
+// Several records can name one attribute, escaped differently. Xattrs returns it once, and always with the same value.
 func TestXattrsOfOneName(t *testing.T) {
 	t.Parallel()
 	records := map[string]string{

@@ -20,7 +20,7 @@ import (
 // Users are names and the bcrypt hashes of their passwords.
 type Users struct {
 	hashes map[string][]byte
-	// decoy is compared with where there is no such user, so that both take as long.
+	// decoy is the hash that a password is compared with if there is no such user: the reply takes as long as for one that exists.
 	decoy []byte
 
 	// A client sends its password with each request, and bcrypt is slow on purpose. What was right once is remembered by a

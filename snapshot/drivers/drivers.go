@@ -54,8 +54,8 @@ func Open(ctx context.Context, root, name string, o snapshot.Options) (*snapshot
 	return snapshot.Open(root, d, o)
 }
 
-// OpenRecorded is Open for a name that stands in a record of the store, which decides about no program: PermissionDenied if it is
-// that of a program which the environment does not name too.
+// OpenRecorded is Open for a name that a record of the store has. A record does not choose which program runs: PermissionDenied if the
+// driver is a program, unless the environment names it too.
 func OpenRecorded(ctx context.Context, root, name string, o snapshot.Options) (*snapshot.Snapshotter, error) {
 	if name != "" && builtin(name) == nil && name != os.Getenv(variable) {
 		return nil, errdefs.ErrPermissionDenied.WithMessage(fmt.Sprintf(
