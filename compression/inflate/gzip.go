@@ -11,6 +11,7 @@ type Reader struct {
 	d      decoder
 	member bool // one is being read
 	any    bool // one has been read
+	part   bool // its beginning was not read: its checksum can't be verified
 	crc    uint32
 	size   uint32
 	err    error
@@ -62,6 +63,7 @@ func (z *Reader) more() error {
 		gone := d.w - kept
 		copy(d.out, d.out[gone:d.w])
 		d.w, d.read, d.begin = kept, kept, max(d.begin-gone, 0)
+		d.gone += int64(gone)
 	}
 	err := d.run()
 	fresh := d.out[d.read:d.w]
@@ -76,8 +78,9 @@ func (z *Reader) more() error {
 	}
 	t := d.in[d.pos : d.pos+8]
 	d.pos += 8
-	z.member, z.any = false, true
-	if binary.LittleEndian.Uint32(t) != z.crc || binary.LittleEndian.Uint32(t[4:]) != z.size {
+	part := z.part
+	z.member, z.any, z.part = false, true, false
+	if !part && (binary.LittleEndian.Uint32(t) != z.crc || binary.LittleEndian.Uint32(t[4:]) != z.size) {
 		return ErrChecksum
 	}
 	return nil
@@ -87,8 +90,14 @@ func (z *Reader) more() error {
 func (z *Reader) header() error {
 	d := &z.d
 	d.load(10)
+	if d.points != nil {
+		d.points.end()
+	}
 	if d.pos == d.end && d.eof && d.err == nil && z.any {
 		return io.EOF
+	}
+	if d.points != nil {
+		d.points.member(d)
 	}
 	if d.end-d.pos < 10 {
 		return d.short()

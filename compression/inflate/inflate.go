@@ -66,7 +66,8 @@ const (
 type decoder struct {
 	r        io.Reader
 	in       []byte
-	pos, end int // of the input that is not in the bit buffer
+	pos, end int   // of the input that is not in the bit buffer
+	base     int64 // offset in the input of in[0]
 	eof      bool
 	err      error // of r, io.EOF aside
 
@@ -74,13 +75,17 @@ type decoder struct {
 	nb  uint
 
 	out   []byte
-	w     int // end of what is written
-	read  int // end of what is handed on
-	begin int // where the stream's own output begins: what distances may reach
+	w     int   // end of what is written
+	read  int   // end of what is handed on
+	begin int   // where the stream's own output begins: what distances may reach
+	gone  int64 // bytes of output that are not in out any more
 
 	state  state
 	final  bool
 	stored int
+
+	// points, unless it is nil, is told where blocks begin and what matches refer to.
+	points *points
 
 	lit  *[litSize]uint32
 	dist *[distSize]uint32
@@ -105,6 +110,7 @@ func (d *decoder) load(n int) {
 		return
 	}
 	kept := min(d.pos, 8) // for align
+	d.base += int64(d.pos - kept)
 	d.end = copy(d.in, d.in[d.pos-kept:d.end])
 	d.pos = kept
 	for empty := 0; d.end-d.pos < n && !d.eof; {
@@ -169,6 +175,9 @@ func (d *decoder) run() error {
 		var err error
 		switch d.state {
 		case atBlock:
+			if d.points != nil {
+				d.points.block(d)
+			}
 			err = d.block()
 		case inStored:
 			err = d.copyStored()
@@ -249,10 +258,13 @@ func (d *decoder) codes() error {
 		d.load(fastInput)
 		var done bool
 		var err error
-		if d.end-d.pos >= fastInput {
+		if d.end-d.pos >= fastInput && (d.points == nil || d.points.pending == nil) {
 			done, err = d.fast()
 		} else {
 			done, err = d.slow()
+			if d.points != nil {
+				d.points.settle(d)
+			}
 		}
 		if err != nil {
 			return err
@@ -427,6 +439,9 @@ func (d *decoder) slow() (done bool, err error) {
 	from := d.w - back
 	if from < d.begin {
 		return false, ErrCorrupt
+	}
+	if d.points != nil {
+		d.points.reach(d, back, length)
 	}
 	for range length {
 		d.out[d.w] = d.out[from]
