@@ -70,7 +70,7 @@ func TestRestartKeepsTheLog(t *testing.T) {
 func TestOutOfMemory(t *testing.T) {
 	runtimes(t, func(t *testing.T, m *machine) {
 		for script, want := range map[string]bool{"x=0123456789abcdef; while :; do x=$x$x; done": true, "kill -9 $$; exit 137": false} {
-			m.spec(spec.Options{Args: []string{"sh", "-c", script}, Memory: 32 << 20})
+			m.spec(spec.Options{Args: []string{"sh", "-c", script}, Limits: spec.Limits{Memory: 32 << 20}})
 			c := m.detached(Record{ID: "test-memory"})
 			m.stopped(c)
 			i, err := c.Info()

@@ -6,10 +6,10 @@ import (
 
 	"distkit/cmd/internal/cli"
 	"distkit/cmd/internal/containers"
+	"distkit/cmd/internal/specflags"
 	"distkit/runtime"
 	"distkit/runtime/spec"
 
-	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"github.com/spf13/cobra"
 )
 
@@ -80,51 +80,16 @@ func newStats(o *containers.Flags) *cobra.Command {
 
 func newUpdate(o *containers.Flags) *cobra.Command {
 	c := &cobra.Command{Use: "update [flags] ID…|-", Short: "change what running containers may use", Args: cobra.ArbitraryArgs}
-	f := c.Flags()
-	memory := f.String("memory", "", "the most memory, as a `SIZE`; -1 is no limit")
-	swap := f.String("memory-swap", "", "the most memory and swap together, as a `SIZE`; -1 is no limit (default: twice --memory)")
-	cpus := f.Float64("cpus", 0, "the most processor time, in `CPUS`")
-	shares := f.Uint64("cpu-shares", 0, "the `WEIGHT` of its processor time against others', 1024 being usual")
-	set := f.String("cpuset-cpus", "", "the processors it may use, a `LIST` such as 0-2,5")
-	mems := f.String("cpuset-mems", "", "the memory nodes it may use, a `LIST`")
-	pids := f.Int64("pids", 0, "the most processes and threads, as a `NUMBER`; -1 is no limit")
+	limits := specflags.RegisterLimits(c.Flags())
 	zero(c)
 	c.RunE = func(c *cobra.Command, args []string) error {
-		var r specs.LinuxResources
-		if *memory != "" {
-			n, err := spec.ParseLimit(*memory)
-			if err != nil {
-				return err
-			}
-			r.Memory = spec.MemoryLimit(n, spec.ThisHost())
+		l, err := limits.Get()
+		if err != nil {
+			return err
 		}
-		if *swap != "" {
-			n, err := spec.ParseLimit(*swap)
-			if err != nil {
-				return err
-			}
-			if r.Memory == nil {
-				r.Memory = &specs.LinuxMemory{}
-			}
-			r.Memory.Swap = &n
-		}
-		cpu := specs.LinuxCPU{Cpus: *set, Mems: *mems}
-		if *cpus < 0 || *cpus > 0 && *cpus < 0.01 || *cpus > 1<<20 {
-			return cli.Usagef("--cpus %v is not between 0.01 and 1048576", *cpus)
-		}
-		if *cpus > 0 {
-			period := uint64(100_000)
-			quota := int64(*cpus * float64(period))
-			cpu.Period, cpu.Quota = &period, &quota
-		}
-		if *shares > 0 {
-			cpu.Shares = shares
-		}
-		if cpu.Cpus != "" || cpu.Mems != "" || cpu.Quota != nil || cpu.Shares != nil {
-			r.CPU = &cpu
-		}
-		if *pids != 0 {
-			r.Pids = &specs.LinuxPids{Limit: pids}
+		r, err := l.Resources(spec.ThisHost())
+		if err != nil {
+			return err
 		}
 		if r.Memory == nil && r.CPU == nil && r.Pids == nil {
 			return cli.Usagef("nothing to change: give a limit")
@@ -134,7 +99,7 @@ func newUpdate(o *containers.Flags) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			return t.Update(c.Context(), &r)
+			return t.Update(c.Context(), r)
 		})
 	}
 	return c

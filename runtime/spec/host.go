@@ -20,6 +20,8 @@ type Host struct {
 	Capabilities  []string // what a container can be given: the bounding set
 	NameFiles     []string // the files that a container in the host's network shares
 	LimitsSwap    bool     // the kernel can limit swap
+	CPUSet        string   // the processors that can be used, as cpuset(7) lists them; "" if that isn't known
+	MemSet        string   // the memory nodes, likewise
 	UserNamespace bool     // this is not the machine's own: sysfs of its network can't be mounted
 	MaskedPaths   []string // the paths of a processor each that docker masks, too
 	Sysctls       []string // those of docker's default sysctls that the kernel has
@@ -36,6 +38,7 @@ func ThisHost() Host {
 		h.CgroupV2 = st.Type == unix.CGROUP2_SUPER_MAGIC
 	}
 	h.LimitsSwap = limitsSwap()
+	h.CPUSet, h.MemSet = readSet("cpu/online"), readSet("node/has_memory")
 	h.UserNamespace = sys.InUserNamespace()
 	// A container could learn from them what other programs compute (moby's GHSA-6fw5-f8r9-fgfm).
 	h.MaskedPaths, _ = filepath.Glob("/sys/devices/system/cpu/cpu[0-9]*/thermal_throttle")
@@ -62,6 +65,12 @@ func ThisHost() Host {
 		}
 	}
 	return h
+}
+
+// readSet reads a list of what the system has.
+func readSet(name string) string {
+	b, _ := os.ReadFile(filepath.Join("/sys/devices/system", name))
+	return strings.TrimSpace(string(b))
 }
 
 // profileNames reads the kernel's list of AppArmor profiles: "NAME (MODE)" a line.

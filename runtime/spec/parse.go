@@ -226,17 +226,6 @@ func ParseLimit(s string) (int64, error) {
 	return ParseSize(s)
 }
 
-// MemoryLimit limits memory to n bytes, -1 for no limit, and memory and swap together to twice that, as docker does: on a host
-// with swap a limit of memory alone limits little.
-func MemoryLimit(n int64, h Host) *specs.LinuxMemory {
-	m := &specs.LinuxMemory{Limit: &n}
-	if h.LimitsSwap {
-		swap := max(2*n, -1)
-		m.Swap = &swap
-	}
-	return m
-}
-
 // ParseEnv resolves docker's --env: NAME=VALUE is taken as it is; NAME alone becomes the
 // variable of this process, or stays as it is, which removes it.
 func ParseEnv(s string) string {

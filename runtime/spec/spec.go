@@ -61,9 +61,11 @@ type Options struct {
 
 	Rlimits []specs.POSIXRlimit
 	Devices []Device
-	Memory  int64   // bytes; 0 is no limit
-	CPUs    float64 // 0 is no limit
-	Pids    int64   // 0 is no limit
+	Limits
+
+	GroupAdd    []string // further groups of the process, by name or number
+	ShmSize     int64    // of /dev/shm, in bytes; 0 is docker's 64 MiB
+	OOMScoreAdj *int     // nil is the caller's
 
 	// Host is what the host has; see [ThisHost].
 	Host Host
@@ -112,8 +114,10 @@ func New(img *Image, o Options) (*specs.Spec, error) {
 		Linux: &specs.Linux{
 			MaskedPaths:   slices.Concat(maskedPaths, o.Host.MaskedPaths),
 			ReadonlyPaths: slices.Clone(readonlyPaths),
-			Resources:     o.resources(),
 		},
+	}
+	if s.Linux.Resources, err = o.resources(); err != nil {
+		return nil, err
 	}
 	if s.Linux.Namespaces, err = o.namespaces(); err != nil {
 		return nil, err
@@ -171,6 +175,12 @@ func newProcess(img *Image, o Options) (*specs.Process, error) {
 	if err != nil {
 		return nil, err
 	}
+	if user.AdditionalGids, err = addGroups(o.Rootfs, user.AdditionalGids, o.GroupAdd); err != nil {
+		return nil, err
+	}
+	if a := o.OOMScoreAdj; a != nil && (*a < -1000 || *a > 1000) {
+		return nil, invalid("an OOM score adjustment of %d is not between -1000 and 1000", *a)
+	}
 	env, err := environment(img, o, home)
 	if err != nil {
 		return nil, err
@@ -203,6 +213,7 @@ func newProcess(img *Image, o Options) (*specs.Process, error) {
 		Capabilities:    &specs.LinuxCapabilities{Bounding: caps, Effective: caps, Permitted: caps},
 		Rlimits:         o.Rlimits,
 		NoNewPrivileges: o.NoNewPrivileges,
+		OOMScoreAdj:     o.OOMScoreAdj,
 	}, nil
 }
 
@@ -297,6 +308,13 @@ func (o *Options) mounts() ([]specs.Mount, error) {
 		{Destination: "/dev/mqueue", Type: "mqueue", Source: "mqueue", Options: []string{"nosuid", "noexec", "nodev"}},
 		{Destination: "/dev/shm", Type: "tmpfs", Source: "shm", Options: []string{"nosuid", "noexec", "nodev", "mode=1777", "size=65536k"}},
 	}
+	switch {
+	case o.ShmSize < 0:
+		return nil, invalid("/dev/shm of %d bytes", o.ShmSize)
+	case o.ShmSize > 0:
+		shm := &all[len(all)-1]
+		shm.Options[len(shm.Options)-1] = fmt.Sprintf("size=%d", o.ShmSize)
+	}
 	if o.Privileged {
 		for i := range all {
 			if strings.HasPrefix(all[i].Destination, "/sys") {
@@ -344,8 +362,14 @@ func (o *Options) mounts() ([]specs.Mount, error) {
 	return append(all, extra...), nil
 }
 
-func (o *Options) resources() *specs.LinuxResources {
-	r := &specs.LinuxResources{}
+func (o *Options) resources() (*specs.LinuxResources, error) {
+	r, err := o.Limits.Resources(o.Host)
+	if err == nil && o.MemorySwap > 0 && o.Memory == 0 {
+		err = invalid("a limit of memory and swap needs one of memory, too")
+	}
+	if err != nil {
+		return nil, err
+	}
 	allow := func(kind string, major, minor int64) {
 		r.Devices = append(r.Devices, specs.LinuxDeviceCgroup{Allow: true, Type: kind, Major: &major, Minor: &minor, Access: "rwm"})
 	}
@@ -361,18 +385,7 @@ func (o *Options) resources() *specs.LinuxResources {
 			r.Devices = append(r.Devices, specs.LinuxDeviceCgroup{Allow: true, Type: d.Type, Major: &d.Major, Minor: &d.Minor, Access: d.Access})
 		}
 	}
-	if o.Memory > 0 {
-		r.Memory = MemoryLimit(o.Memory, o.Host)
-	}
-	if o.CPUs > 0 {
-		period := uint64(100000)
-		quota := int64(o.CPUs * float64(period))
-		r.CPU = &specs.LinuxCPU{Period: &period, Quota: &quota}
-	}
-	if o.Pids > 0 {
-		r.Pids = &specs.LinuxPids{Limit: &o.Pids}
-	}
-	return r
+	return r, nil
 }
 
 // maskedPaths and readonlyPaths are docker's.

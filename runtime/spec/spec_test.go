@@ -54,7 +54,7 @@ func TestGolden(t *testing.T) {
 		"userns":     {Host: Host{UserNamespace: true, Capabilities: capabilities, NameFiles: []string{"/etc/hosts"}, Sysctls: testHost.Sysctls}, Network: "host"},
 		"privileged": {Privileged: true, Terminal: true, CapDrop: []string{"mknod"}},
 		"limits": {
-			Memory: 512 << 20, CPUs: 1.5, Pids: 100, ReadOnly: true, Hostname: "h", Network: "host", NoNewPrivileges: true,
+			Limits: Limits{Memory: 512 << 20, CPUs: 1.5, Pids: 100}, ReadOnly: true, Hostname: "h", Network: "host", NoNewPrivileges: true,
 			Rlimits: []specs.POSIXRlimit{{Type: "RLIMIT_NOFILE", Soft: 1, Hard: 2}}, Annotations: map[string]string{"a": "c"},
 			CapAdd: []string{"SYS_ADMIN"}, CapDrop: []string{"ALL"}, Seccomp: profileFile(t),
 			Mounts: []specs.Mount{
@@ -353,32 +353,6 @@ func TestDevicesOfADirectory(t *testing.T) {
 		if want := []string{"/dev/these/below/two c 1:5 r", "/dev/these/one c 1:3 r"}; err != nil || !slices.Equal(got, want) {
 			t.Errorf("%s: %q %v", source, got, err)
 		}
-	}
-}
-
-// A limit of memory limits swap, too, as docker has it, where the kernel can.
-func TestSwap(t *testing.T) {
-	for _, c := range []struct {
-		memory int64
-		limits bool
-		want   string
-	}{
-		{0, true, `null`},
-		{1 << 20, true, `{"limit":1048576,"swap":2097152}`},
-		{1 << 20, false, `{"limit":1048576}`},
-	} {
-		o := Options{Args: []string{"x"}, Memory: c.memory, Host: testHost}
-		o.Host.LimitsSwap = c.limits
-		s, err := New(&Image{}, o)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if b, _ := json.Marshal(s.Linux.Resources.Memory); string(b) != c.want {
-			t.Errorf("%d, limits %v: %s", c.memory, c.limits, b)
-		}
-	}
-	if m := MemoryLimit(-1, Host{LimitsSwap: true}); *m.Limit != -1 || *m.Swap != -1 {
-		t.Errorf("no limit: %d %d", *m.Limit, *m.Swap)
 	}
 }
 

@@ -136,6 +136,26 @@ func User(rootfs, user string) (u specs.User, home string, err error) {
 	return u, home, nil
 }
 
+// addGroups adds groups, by name or number, to those that a process has. Names are looked up as [User] does.
+func addGroups(rootfs string, have []uint32, add []string) ([]uint32, error) {
+	for _, g := range add {
+		if g == "" {
+			return nil, invalid("an added group has no name")
+		}
+		u, _, err := User(rootfs, "0:"+g)
+		if err != nil {
+			return nil, err
+		}
+		if !slices.Contains(have, u.GID) {
+			have = append(have, u.GID)
+		}
+	}
+	if len(have) > maxGroups {
+		return nil, invalid("a process can't be in more than %d groups", maxGroups)
+	}
+	return have, nil
+}
+
 // number parses an ID given by the caller or the image; "" is 0 and not numeric.
 func number(s string) (uint32, bool, error) {
 	if s == "" || strings.Trim(s, "0123456789") != "" {

@@ -21,7 +21,7 @@ import (
 // storedConfig returns the configuration that a container with run-spec's defaults is stored with, after a change.
 func storedConfig(t *testing.T, change func(*specs.Spec)) []byte {
 	t.Helper()
-	s, err := spec.New(&spec.Image{}, spec.Options{Args: []string{"sleep", "1"}, Env: []string{"A=b"}, Hostname: "h", Memory: 1 << 20, Host: spec.ThisHost()})
+	s, err := spec.New(&spec.Image{}, spec.Options{Args: []string{"sleep", "1"}, Env: []string{"A=b"}, Hostname: "h", Limits: spec.Limits{Memory: 32 << 20}, Host: spec.ThisHost()})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -172,7 +172,7 @@ func TestSpecificationKeeps(t *testing.T) {
 			t.Error("it may use every device")
 		}
 	}
-	if !slices.Equal(s.Process.Args, []string{"sleep", "1"}) || !slices.Contains(s.Process.Env, "A=b") || s.Hostname != "h" || *s.Linux.Resources.Memory.Limit != 1<<20 {
+	if !slices.Equal(s.Process.Args, []string{"sleep", "1"}) || !slices.Contains(s.Process.Env, "A=b") || s.Hostname != "h" || *s.Linux.Resources.Memory.Limit != 32<<20 {
 		t.Errorf("it has lost its process or its limits: %+v", s.Process)
 	}
 	m := s.Mounts[len(s.Mounts)-1]

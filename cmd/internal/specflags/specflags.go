@@ -19,7 +19,9 @@ import (
 type Flags struct {
 	o                                              spec.Options // the values that need no parsing
 	set                                            *pflag.FlagSet
-	entrypoint, memory                             string
+	entrypoint, shmSize                            string
+	oomScoreAdj                                    int
+	limits                                         *Limits
 	env, envFiles, mounts, volumes, tmpfs, rlimits []string
 	devices, annotations, sysctls                  []string
 }
@@ -43,24 +45,25 @@ func Register(f *pflag.FlagSet) *Flags {
 	w := Grants(f)
 	f.StringVar(&w.o.AppArmor, "apparmor", "", "confine by the AppArmor `PROFILE`, which is loaded")
 	f.StringSliceVar(&w.o.CapDrop, "cap-drop", nil, "drop the `CAPABILITY`, or ALL")
-	f.Float64Var(&w.o.CPUs, "cpus", 0, "limit to `N` processors' time, 1.5 for example")
 	f.StringVar(&w.o.Cwd, "cwd", "", "the working `DIR` (default: the image's)")
 	f.StringVar(&w.entrypoint, "entrypoint", "", "run `FILE` instead of the image's entrypoint and command; empty for neither")
 	f.Lookup("entrypoint").Annotations = map[string][]string{cli.MayBeEmpty: nil}
 	f.StringArrayVarP(&w.env, "env", "e", nil, "set `NAME=VALUE`; NAME alone takes this process's value, or removes the variable")
 	f.StringArrayVar(&w.envFiles, "env-file", nil, "set the variables in `FILE`, one a line")
+	f.StringArrayVar(&w.o.GroupAdd, "group-add", nil, "let the process be in the `GROUP`, too, a name or a number (can be repeated)")
 	f.StringVar(&w.o.Hostname, "hostname", "", "the host `NAME` in the container")
-	f.StringVar(&w.memory, "memory", "", "limit memory to `SIZE`, 512m for example")
 	f.BoolVar(&w.o.NoNewPrivileges, "no-new-privs", false, "keep setuid programs from gaining privileges")
-	f.Int64Var(&w.o.Pids, "pids", 0, "limit to `N` processes and threads")
+	f.IntVar(&w.oomScoreAdj, "oom-score-adj", 0, "make the OOM killer prefer (`N` up to 1000) or spare (down to -1000) the process (default: the caller's)")
 	f.BoolVar(&w.o.Privileged, "privileged", false, "every capability and device, nothing masked; no seccomp filter unless --seccomp")
 	f.BoolVar(&w.o.ReadOnly, "read-only", false, "mount the root filesystem read-only")
 	f.StringArrayVar(&w.rlimits, "rlimit", nil, "set the limit `NAME=SOFT[:HARD]`, nofile=1024 for example")
 	f.StringVar(&w.o.SELinuxLabel, "selinux-label", "", "the SELinux `LABEL` of the process")
 	f.StringVar(&w.o.SELinuxMountLabel, "selinux-mount-label", "", "the SELinux `LABEL` of the mounts that the runtime makes")
+	f.StringVar(&w.shmSize, "shm-size", "", "the `SIZE` of /dev/shm (default 64m)")
 	f.BoolVarP(&w.o.Terminal, "terminal", "t", false, "give the process a terminal")
 	f.StringArrayVar(&w.tmpfs, "tmpfs", nil, "mount a tmpfs on `TARGET[:OPTION,…]`")
 	f.StringVarP(&w.o.User, "user", "u", "", "run as `USER[:GROUP]`, names or numbers (default: the image's)")
+	w.limits = RegisterLimits(f)
 	return w
 }
 
@@ -92,13 +95,21 @@ func (w *Flags) Options() (spec.Options, error) {
 			*o.Entrypoint = []string{w.entrypoint}
 		}
 	}
-	if o.CPUs < 0 || o.CPUs > 1<<20 || o.CPUs != o.CPUs || o.Pids < 0 {
-		return o, cli.Usagef("--cpus and --pids want a positive number")
+	if w.set.Changed("oom-score-adj") {
+		o.OOMScoreAdj = &w.oomScoreAdj
 	}
 	var err error
-	if w.memory != "" {
-		if o.Memory, err = spec.ParseSize(w.memory); err != nil {
-			return o, fmt.Errorf("--memory: %w", err)
+	if w.limits != nil {
+		if o.Limits, err = w.limits.Get(); err != nil {
+			return o, err
+		}
+	}
+	if w.shmSize != "" {
+		if o.ShmSize, err = spec.ParseSize(w.shmSize); err == nil && o.ShmSize == 0 {
+			err = cli.Usagef("0 bytes are too few")
+		}
+		if err != nil {
+			return o, fmt.Errorf("--shm-size: %w", err)
 		}
 	}
 	for _, name := range w.envFiles {
