@@ -65,6 +65,9 @@ func Find(name, state string) (*Runtime, error) {
 	return nil, notFound("runtime %s is not installed", name)
 }
 
+// Command is the path of the runtime's program.
+func (r *Runtime) Command() string { return r.command }
+
 // Recorded is the name of a runtime as a [Record] keeps it: a path is absolute. NotFound where there is
 // no such runtime.
 func Recorded(name string) (string, error) {

@@ -7,7 +7,6 @@ import (
 
 	"fmt"
 	"os"
-	"path/filepath"
 	"strings"
 
 	"distkit/cmd/internal/cli"
@@ -39,15 +38,7 @@ func (o options) open() (*network.Networks, error) {
 	if state == "" {
 		state = runtime.DefaultState()
 	}
-	return network.Open(state, *o.namespace, plugins())
-}
-
-// plugins are the directories that have CNI's.
-func plugins() []string {
-	if dirs := filepath.SplitList(os.Getenv("CNI_PATH")); len(dirs) > 0 {
-		return dirs
-	}
-	return []string{"/opt/cni/bin", "/usr/lib/cni", "/usr/libexec/cni"}
+	return network.Open(state, *o.namespace, network.PluginDirs())
 }
 
 func newAdd(o options) *cobra.Command {

@@ -73,6 +73,14 @@ func bridge() []byte {
 	return b
 }
 
+// PluginDirs are the directories that have CNI's plugins: those of CNI_PATH if it is set, else where distributions put them.
+func PluginDirs() []string {
+	if dirs := filepath.SplitList(os.Getenv("CNI_PATH")); len(dirs) > 0 {
+		return dirs
+	}
+	return []string{"/opt/cni/bin", "/usr/lib/cni", "/usr/libexec/cni"}
+}
+
 // Config finds the configuration of a network by its name: the path of a file if there is a slash in it, else the name of a
 // configuration in dir (mostly /etc/cni/net.d), else [Bridge]. The error is NotFound if there is none, and InvalidArgument if
 // the file is not a configuration of CNI.

@@ -17,6 +17,7 @@ import (
 	"strings"
 
 	"distkit/cmd/internal/cli"
+	"distkit/cmd/internal/sibling"
 	"distkit/disk"
 	"distkit/errclass"
 	"distkit/runtime"
@@ -297,7 +298,7 @@ func (n networks) change(ctx context.Context, verb, path string, flags ...string
 
 // runNet runs run-net, and returns its standard output and its standard error. If it fails, err has its message.
 func (n networks) runNet(ctx context.Context, verb, object string, flags ...string) (out, errs []byte, err error) {
-	c := exec.CommandContext(ctx, beside("run-net"), slices.Concat([]string{verb, "--state=" + n.state}, flags, []string{"--", object})...)
+	c := exec.CommandContext(ctx, sibling.Path("run-net"), slices.Concat([]string{verb, "--state=" + n.state}, flags, []string{"--", object})...)
 	var stdout, stderr bytes.Buffer
 	c.Stdout, c.Stderr = &stdout, &stderr
 	err = c.Run()
@@ -309,17 +310,6 @@ func (n networks) runNet(ctx context.Context, verb, object string, flags ...stri
 		}
 	}
 	return stdout.Bytes(), stderr.Bytes(), err
-}
-
-// beside is the program of that name that lies beside this one, else the one on PATH.
-func beside(name string) string {
-	if self, err := os.Executable(); err == nil {
-		path := filepath.Join(filepath.Dir(self), name)
-		if _, err := os.Stat(path); err == nil {
-			return path
-		}
-	}
-	return name
 }
 
 // Below calls f with a directory that shows, while f runs, what is below a snapshot; "" where there is nothing.

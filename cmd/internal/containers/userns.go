@@ -5,6 +5,7 @@ import (
 	"os"
 	"os/exec"
 
+	"distkit/cmd/internal/sibling"
 	"distkit/errclass"
 	"distkit/runtime"
 
@@ -39,7 +40,7 @@ func BeRoot() error {
 
 // become executes this program again, by another that comes before its arguments.
 func become(by string, args ...string) error {
-	name := beside(by)
+	name := sibling.Path(by)
 	path, err := exec.LookPath(name)
 	if err != nil {
 		return errclass.Errorf(errdefs.ErrNotImplemented, "%s is not installed, by which an ordinary user works on containers", by)

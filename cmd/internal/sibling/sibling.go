@@ -1,0 +1,36 @@
+// Package sibling finds the commands that were installed with the one that runs.
+package sibling
+
+import (
+	"os"
+	"path/filepath"
+
+	"golang.org/x/sys/unix"
+)
+
+// Dirs are the directories of the commands: that of this program, and libexec/distkit, where those are whose names other programs have, too.
+func Dirs() []string {
+	self, err := os.Executable()
+	if err != nil {
+		return nil
+	}
+	if target, err := filepath.EvalSymlinks(self); err == nil {
+		self = target
+	}
+	dirs := []string{filepath.Dir(self)}
+	inner := filepath.Join(dirs[0], "../libexec/distkit")
+	if info, err := os.Stat(inner); err == nil && info.IsDir() {
+		dirs = append(dirs, inner)
+	}
+	return dirs
+}
+
+// Path returns the path of a command: one of Dirs, else its name, for PATH.
+func Path(name string) string {
+	for _, dir := range Dirs() {
+		if path := filepath.Join(dir, name); unix.Access(path, unix.X_OK) == nil {
+			return path
+		}
+	}
+	return name
+}
