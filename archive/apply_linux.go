@@ -43,6 +43,11 @@ type Options struct {
 	// Only, if not empty, leaves out all entries but those of these paths, below them, and on the way to them; Exclude leaves
 	// out those of its paths and below them. Both go by names in the layer, and are nothing for one with Unresolved.
 	Only, Exclude []string
+	// Below is the directory of root, "" for root itself, that the names of the layer begin from; root is still what no link leads out of.
+	Below string
+	// Archive says that the input is an archive of tar(1), not a layer: names that are marks of deletion are names like any other,
+	// and an entry for the directory that the names begin from changes nothing.
+	Archive bool
 	// MaxBytes bounds the bytes of the uncompressed archive, and those of its sparse files, holes and all; MaxEntries its entries
 	// and the directories that it does not name together; MaxDepth the names in a path. 0 is no bound. A layer that exceeds one is
 	// ErrFailedPrecondition.
@@ -121,6 +126,7 @@ func Apply(ctx context.Context, root string, r io.Reader, opts Options) (Result,
 	if opts.Workers <= 0 {
 		opts.Workers = min(4, runtime.GOMAXPROCS(0))
 	}
+	opts.Below = layer.Clean(opts.Below)
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	a := &applier{

@@ -226,6 +226,34 @@ func (b breakout) test(t *testing.T) {
 	}
 }
 
+// An archive for a directory of the target changes nothing outside of the target, either; nor do its names lead out of the directory,
+// unless they go by a symbolic link.
+func TestBreakoutsBelow(t *testing.T) {
+	t.Parallel()
+	for _, b := range breakouts() {
+		t.Run(b.name, func(t *testing.T) {
+			j := newJail(t)
+			mustApply(t, j.root, layerOf(t, append([]entry{dirEntry("real/sub", 0o755), symlink("link", "/real"), fileEntry("etc/passwd", "inside")}, b.base...)...), Options{})
+			before := j.around(t)
+			_, err := apply(t, j.root, layerOf(t, b.layer...), Options{Archive: true, Below: "/link/sub"})
+			equal(t, j.around(t), before)
+			if b.refused && !errdefs.IsInvalidArgument(err) && !strings.HasPrefix(b.name, "Whiteout") {
+				t.Errorf("error is %v", err)
+			}
+		})
+	}
+	j := newJail(t)
+	mustApply(t, j.root, layerOf(t, dirEntry("real/sub", 0o700), symlink("link", "/real")), Options{})
+	mustApply(t, j.root, layerOf(t, dirEntry("./", 0o777), fileEntry("../../up", "1"), fileEntry(".wh.name", "2"), fileEntry(".wh..wh..opq", "3"), hardlink("hard", "/up")),
+		Options{Archive: true, Below: "link/sub"})
+	if got := strings.Join(names(t, j.root), " "); got != "link real real/sub real/sub/.wh..wh..opq real/sub/.wh.name real/sub/hard real/sub/up" {
+		t.Error(got)
+	}
+	if info, err := os.Stat(filepath.Join(j.root, "real/sub")); err != nil || info.Mode().Perm() != 0o700 {
+		t.Errorf("the directory has mode %v: %v", info.Mode(), err)
+	}
+}
+
 func (j jail) same(t *testing.T, pair [2]string) bool {
 	var infos []os.FileInfo
 	for _, p := range pair {

@@ -4,6 +4,7 @@ import (
 	"archive/tar"
 	"bytes"
 	"context"
+	"errors"
 	"hash/maphash"
 	"io"
 	"runtime"
@@ -14,6 +15,7 @@ import (
 	"distkit/disk/sys"
 	"distkit/layer"
 
+	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
 )
 
@@ -32,6 +34,10 @@ type DiffOptions struct {
 	// out those of its paths and below them. What is left out is not read, and the layer does not remove it: where upper has no directory
 	// above it any more, that of lower stays as it is.
 	Only, Exclude []string
+	// Archive makes an archive of upper for tar(1), which is not a layer: names that are marks of deletion are names like any other,
+	// and what is mounted below upper is left out. Upper itself has no entry. It may change meanwhile: what vanishes is left out,
+	// and a file that grows is written as it was when it was opened.
+	Archive bool
 	// Workers is the number of goroutines that compress, by default as many as there are
 	// processors, up to four. The layer's bytes do not depend on it.
 	Workers int
@@ -243,6 +249,7 @@ func (d *differ) top(lo, up *node) error {
 		}
 		up.written = same
 	}
+	up.written = up.written || d.opts.Archive
 	if err := d.writeParents(up); err != nil {
 		return err
 	}
@@ -273,7 +280,7 @@ func (d *differ) directory(lo, up *node) error {
 
 // entry writes a file that upper has, as far as it differs from lower's, which may be nil.
 func (d *differ) entry(lo, up *node) error {
-	if isWhiteout(&up.st) {
+	if isWhiteout(&up.st) && !d.opts.Archive {
 		if !d.opts.Overlay {
 			return up.notUpper("is a whiteout of overlayfs")
 		}
@@ -287,7 +294,13 @@ func (d *differ) entry(lo, up *node) error {
 		}
 	}
 	if up.isDir() {
-		if err := up.open(); err != nil {
+		err := up.open()
+		switch {
+		case d.opts.Archive && errors.Is(err, unix.ENOENT):
+			return nil
+		case d.opts.Archive && errdefs.IsFailedPrecondition(err):
+			return d.write(up)
+		case err != nil:
 			return err
 		}
 		defer up.close()

@@ -18,6 +18,8 @@ import (
 	"testing"
 	"time"
 
+	"distkit/disk/sys"
+
 	"github.com/containerd/errdefs"
 	"github.com/klauspost/compress/gzip"
 	"github.com/klauspost/compress/zstd"
@@ -646,5 +648,70 @@ func TestDiffOfUpper(t *testing.T) {
 		if _, err := Diff(t.Context(), io.Discard, "", dir, DiffOptions{Overlay: true}); !errdefs.IsNotImplemented(err) {
 			t.Errorf("%s: %v", a, err)
 		}
+	}
+}
+
+// A plain archive has any name, and neither the top nor what is mounted below it. A file that has grown since it was listed is whole.
+func TestDiffArchive(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	mustApply(t, dir, layerOf(t, dirEntry("etc", 0o750), fileEntry("etc/a", "1"), hardlink("etc/b", "etc/a"), dirEntry("mnt", 0o700), fileEntry("other", "")), Options{})
+	if err := os.WriteFile(filepath.Join(dir, "etc/.wh.x"), []byte("2"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	want := "etc/ etc/.wh.x etc/a etc/b mnt/"
+	if sys.Capable(unix.CAP_SYS_ADMIN) {
+		if err := unix.Mount("tmpfs", filepath.Join(dir, "mnt"), "tmpfs", 0, ""); err == nil {
+			defer func() { _ = unix.Unmount(filepath.Join(dir, "mnt"), 0) }()
+			if err := os.WriteFile(filepath.Join(dir, "mnt/inside"), nil, 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	var out bytes.Buffer
+	if _, err := Diff(t.Context(), &out, "", dir, DiffOptions{Archive: true, Compression: Uncompressed, Exclude: []string{"other"}}); err != nil {
+		t.Fatal(err)
+	}
+	var got []string
+	for r := tar.NewReader(&out); ; {
+		h, err := r.Next()
+		if err == io.EOF {
+			break
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		got = append(got, h.Name)
+	}
+	if strings.Join(got, " ") != want {
+		t.Errorf("%q, not %q", got, want)
+	}
+
+	top, err := openTop(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer top.close()
+	listed, err := stat(top.fd, "", "other")
+	if err != nil {
+		t.Fatal(err)
+	}
+	write := func(text string) {
+		if err := os.WriteFile(filepath.Join(dir, "other"), []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	write("grown")
+	fd, err := listed.openNow()
+	if err != nil || listed.st.Size != 5 {
+		t.Fatalf("a file of %d bytes: %v", listed.st.Size, err)
+	}
+	_ = unix.Close(fd)
+	if err := os.Rename(filepath.Join(dir, "other"), filepath.Join(dir, "moved")); err != nil {
+		t.Fatal(err)
+	}
+	write("another")
+	if _, err := listed.openNow(); !errors.Is(err, unix.ENOENT) {
+		t.Errorf("another file is opened: %v", err)
 	}
 }

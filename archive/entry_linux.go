@@ -22,17 +22,21 @@ func (a *applier) entry(h *tar.Header) error {
 	if !a.wanted(name) {
 		return nil
 	}
-	if strings.HasPrefix(name, layer.MetaPrefix) && name != layer.OpaqueMarker {
+	if strings.HasPrefix(name, layer.MetaPrefix) && name != layer.OpaqueMarker && !a.opts.Archive {
 		return nil // what aufs kept for itself at the top of a layer
 	}
 	if name == "" {
-		if h.Typeflag != tar.TypeDir {
+		if h.Typeflag != tar.TypeDir || a.opts.Archive {
 			return nil
 		}
-		return a.directory(h, a.tree.root, false)
+		d, err := a.tree.lookup(a.opts.Below)
+		if err != nil {
+			return err
+		}
+		return a.directory(h, d, false)
 	}
-	parent, base := layer.Split(name)
-	if strings.HasPrefix(base, layer.WhiteoutPrefix) {
+	parent, base := layer.Split(a.below(name))
+	if strings.HasPrefix(base, layer.WhiteoutPrefix) && !a.opts.Archive {
 		return a.whiteout(parent, base)
 	}
 	switch h.Typeflag {
@@ -54,6 +58,14 @@ func (a *applier) entry(h *tar.Header) error {
 		return a.special(h, parent, base)
 	}
 	return refused("type %q is not supported", h.Typeflag)
+}
+
+// below returns a path in the target for one in the layer.
+func (a *applier) below(name string) string {
+	if a.opts.Below == "" {
+		return name
+	}
+	return join(a.opts.Below, name)
 }
 
 // wanted reports whether Only and Exclude leave an entry in: by its name, or that of the file that a whiteout is for.
@@ -237,7 +249,7 @@ func (a *applier) link(h *tar.Header, parent, base string) error {
 	if err != nil {
 		return err
 	}
-	tparent, tbase := layer.Split(target)
+	tparent, tbase := layer.Split(a.below(target))
 	t := a.tree
 	from, err := t.existing(tparent)
 	if target, ok := t.lowerPath(tbase, err); ok {

@@ -115,6 +115,28 @@ func (n *node) openFile() (int, error) {
 	return fd, nil
 }
 
+// openNow opens a regular file as it is now. The error is ENOENT if the name is no longer that file's.
+func (n *node) openNow() (int, error) {
+	fd, err := sys.Openat(n.parent, n.name, unix.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
+	if errors.Is(err, unix.ELOOP) || errors.Is(err, unix.ENXIO) {
+		err = unix.ENOENT
+	}
+	if err != nil {
+		return -1, n.fail("open", err)
+	}
+	var st unix.Stat_t
+	err = sys.Fstat(fd, &st)
+	if err == nil && (st.Dev != n.st.Dev || st.Ino != n.st.Ino) {
+		err = unix.ENOENT
+	}
+	if err != nil {
+		_ = unix.Close(fd)
+		return -1, n.fail("stat", err)
+	}
+	n.st = st
+	return fd, nil
+}
+
 func (n *node) unchanged(fd int) error {
 	var st unix.Stat_t
 	if err := sys.Fstat(fd, &st); err != nil {

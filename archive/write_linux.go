@@ -58,7 +58,7 @@ func (d *differ) write(n *node) error {
 	if err := d.writeParents(n.parentNode); err != nil {
 		return err
 	}
-	if strings.HasPrefix(n.name, layer.WhiteoutPrefix) {
+	if strings.HasPrefix(n.name, layer.WhiteoutPrefix) && !d.opts.Archive {
 		return n.fail("write", unsayable("no layer can hold a file of such a name"))
 	}
 	if err := d.readXattrs(n); err != nil {
@@ -148,11 +148,20 @@ func (d *differ) header(h *tar.Header) error {
 }
 
 func (d *differ) file(n *node, h *tar.Header) error {
-	fd, err := n.openFile()
+	open := n.openFile
+	if d.opts.Archive {
+		open = n.openNow
+	}
+	fd, err := open()
+	if d.opts.Archive && errors.Is(err, unix.ENOENT) {
+		delete(d.links, n.inode())
+		return nil
+	}
 	if err != nil {
 		return err
 	}
 	defer unix.Close(fd)
+	h.Size = n.st.Size
 	if err := d.header(h); err != nil {
 		return err
 	}
@@ -168,6 +177,9 @@ func (d *differ) file(n *node, h *tar.Header) error {
 			return fmt.Errorf("write %s: %w", quote(h.Name), err)
 		}
 		left -= int64(len(b))
+	}
+	if d.opts.Archive {
+		return nil
 	}
 	return n.unchanged(fd)
 }

@@ -10,7 +10,7 @@ import (
 // stores whole containers, runs, mounts, compares and ingests.
 const (
 	localBudget   = 5 << 20
-	taskBudget    = 13 << 19
+	taskBudget    = 7 << 20
 	networkBudget = 9 << 20
 )
 

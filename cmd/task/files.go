@@ -1,0 +1,119 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path"
+
+	"distkit/archive"
+	"distkit/cmd/internal/cli"
+	"distkit/cmd/internal/containers"
+	"distkit/errclass"
+	"distkit/runtime"
+	"distkit/runtime/spec"
+
+	"github.com/containerd/errdefs"
+	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
+)
+
+func newTar(o *containers.Flags) *cobra.Command {
+	c := &cobra.Command{Use: "tar ID PATH", Short: "write a container's file or directory as a tar archive", Args: cobra.ExactArgs(2)}
+	c.RunE = func(c *cobra.Command, args []string) error {
+		return files(c, o, args[0], func(f runtime.Files, uids, gids archive.IDMap) error {
+			opts := archive.DiffOptions{Archive: true, Compression: archive.Uncompressed, UIDs: uids, GIDs: gids}
+			dir, base := path.Split(args[1])
+			if base == "." || base == ".." {
+				dir, base = args[1], ""
+			}
+			if base != "" {
+				opts.Only = []string{base}
+			}
+			d, err := openDir(f.Root, dir)
+			if err != nil {
+				return err
+			}
+			defer d.Close()
+			if base != "" {
+				var st unix.Stat_t
+				if err := unix.Fstatat(int(d.Fd()), base, &st, unix.AT_SYMLINK_NOFOLLOW); err != nil {
+					return inContainer(args[1], err)
+				}
+			}
+			_, err = archive.Diff(c.Context(), c.OutOrStdout(), "", procPath(d), opts)
+			return err
+		})
+	}
+	return c
+}
+
+func newUntar(o *containers.Flags) *cobra.Command {
+	c := &cobra.Command{Use: "untar ID DIR", Short: "write the files of a tar archive into a container's directory", Args: cobra.ExactArgs(2)}
+	c.RunE = func(c *cobra.Command, args []string) error {
+		in, err := cli.LayerStdin(c.Context())
+		if err != nil {
+			return err
+		}
+		defer in.Close()
+		return files(c, o, args[0], func(f runtime.Files, uids, gids archive.IDMap) error {
+			d, err := openDir(f.Root, args[1])
+			if err != nil {
+				return err
+			}
+			d.Close()
+			r, err := archive.Apply(c.Context(), procPath(f.Root), in, archive.Options{Archive: true, Below: args[1], UIDs: uids, GIDs: gids})
+			if err == nil && len(r.Unset) > 0 {
+				cli.Report(c, fmt.Errorf("could not set %s", cli.Counts(r.Unset)))
+			}
+			return err
+		})
+	}
+	return c
+}
+
+// files calls f with a container's root directory, and with how the container's owners of files map to those seen here.
+func files(c *cobra.Command, o *containers.Flags, id string, f func(_ runtime.Files, uids, gids archive.IDMap) error) error {
+	t, err := join(o, id)
+	if err == nil {
+		err = containers.BeRoot()
+	}
+	if err != nil {
+		return err
+	}
+	return t.Files(c.Context(), func(fs runtime.Files) error {
+		uids, err := archive.ParseIDMap(fs.UIDs)
+		if err != nil {
+			return err
+		}
+		gids, err := archive.ParseIDMap(fs.GIDs)
+		if err != nil {
+			return err
+		}
+		return f(fs, uids, gids)
+	})
+}
+
+// openDir opens a container's directory. No symbolic link leads out of the root.
+func openDir(root *os.File, name string) (*os.File, error) {
+	d, err := spec.OpenInRoot(root, path.Join("/", name))
+	if err != nil {
+		return nil, inContainer(name, err)
+	}
+	if info, err := d.Stat(); err != nil || !info.IsDir() {
+		d.Close()
+		return nil, inContainer(name, errors.Join(err, unix.ENOTDIR))
+	}
+	return d, nil
+}
+
+// inContainer is the error of a path in a container.
+func inContainer(name string, err error) error {
+	err = fmt.Errorf("%s in the container: %w", name, err)
+	if errors.Is(err, unix.ENOENT) {
+		return errclass.As(err, errdefs.ErrNotFound)
+	}
+	return errclass.As(err, errdefs.ErrInvalidArgument)
+}
+
+func procPath(f *os.File) string { return fmt.Sprintf("/proc/self/fd/%d", f.Fd()) }
