@@ -7,6 +7,8 @@ import (
 	"distkit/layer"
 )
 
+const opaqueAttribute = "trusted.overlay.opaque"
+
 // attributes gives a file what its entry says, but for what depends on its type.
 func (a *adder) attributes(n *inode, h *tar.Header) error {
 	const most = 1<<32 - 1 // itself means "leave it" to chown
@@ -39,7 +41,7 @@ func (a *adder) attributes(n *inode, h *tar.Header) error {
 			a.unset[kind]++
 			continue
 		}
-		if err := a.tree.charge(len(x.Name) + len(x.Value) + rareMemory); err != nil {
+		if err := a.tree.Charge(int64(len(x.Name) + len(x.Value) + rareMemory)); err != nil {
 			return err
 		}
 		more := n.more()
@@ -164,7 +166,7 @@ func align(n, to int64) int64 { return (n + to - 1) / to * to }
 
 // eachXattr yields the attributes that an image holds of a file.
 func (n *inode) eachXattr(yield func(layer.Xattr) bool) {
-	if n.isDir() && n.dir.opaque && !yield(layer.Xattr{Name: opaqueAttribute, Value: []byte("y")}) || n.rare == nil {
+	if n.opaque && !yield(layer.Xattr{Name: opaqueAttribute, Value: []byte("y")}) || n.rare == nil {
 		return
 	}
 	for _, x := range n.rare.xattrs {

@@ -9,9 +9,9 @@ import (
 	"io"
 	"os"
 	"slices"
-	"strings"
 
 	"distkit/layer"
+	"distkit/layer/tree"
 
 	"github.com/opencontainers/go-digest"
 )
@@ -28,7 +28,7 @@ type Options struct {
 	// MaxBytes bounds the bytes of a layer's plain archive, and those of its sparse files, holes and all; MaxEntries bounds the entries of all layers and the directories that none
 	// of them names, together. 0 is no bound.
 	MaxBytes, MaxEntries int64
-	// MaxMemory bounds the bytes of memory that the tree of files takes. 0 is 1 GiB. A file takes some 256.
+	// MaxMemory bounds the bytes of memory that the tree of files takes. 0 is 1 GiB. A file takes some 130.
 	MaxMemory int64
 }
 
@@ -45,14 +45,13 @@ const (
 
 // A Builder makes an image of layers.
 type Builder struct {
-	opts    Options
-	tree    *tree
-	entries int64
-	unset   map[string]int64
-	layers  []source
-	plain   *os.File // the plain archives of all layers, for a complete image
-	chunks  *os.File // of sparse files
-	stored  int64    // bytes of them
+	opts   Options
+	tree   *tree.Tree[inode]
+	unset  map[string]int64
+	layers []source
+	plain  *os.File // the plain archives of all layers, for a complete image
+	chunks *os.File // of sparse files
+	stored int64    // bytes of them
 }
 
 // A source is a layer's plain archive.
@@ -67,7 +66,7 @@ func NewBuilder(opts Options) *Builder {
 	if opts.MaxMemory == 0 {
 		opts.MaxMemory = defaultMemory
 	}
-	return &Builder{opts: opts, tree: newTree(opts.MaxMemory, opts.Overlay), unset: map[string]int64{}}
+	return &Builder{opts: opts, tree: newTree(opts), unset: map[string]int64{}}
 }
 
 // Close removes the Builder's temporary files.
@@ -125,7 +124,7 @@ func (b *Builder) Add(ctx context.Context, r io.Reader, expect digest.Digest) er
 	}
 	in := layer.NewReader(ctx, r, b.opts.MaxBytes, tee)
 	defer in.Close()
-	b.tree.layer++
+	b.tree.NextLayer()
 	a := &adder{Builder: b, in: in}
 	if err := a.run(ctx); err != nil {
 		return err
@@ -157,85 +156,38 @@ func (a *adder) run(ctx context.Context) error {
 		} else if err != nil {
 			return err
 		}
-		a.entries++
-		a.tree.linked += linkedDirsPerEntry
 		if err := a.entry(h); err != nil {
 			return fmt.Errorf("entry %.200q: %w", h.Name, err)
 		}
-		if n := a.opts.MaxEntries; n > 0 && a.entries+a.tree.made > n {
+		if n := a.opts.MaxEntries; n > 0 && a.tree.Entries() > n {
 			return tooMuch("more than %d entries", n)
 		}
 	}
 }
 
 func (a *adder) entry(h *tar.Header) error {
-	if len(h.Name) > layer.MaxPath {
-		return refused("name of %d bytes", len(h.Name))
-	}
-	name := layer.Clean(h.Name)
-	if strings.HasPrefix(name, layer.MetaPrefix) && name != layer.OpaqueMarker {
-		return nil // what aufs kept for itself at the top of a layer
-	}
-	if name == "" {
-		if h.Typeflag != tar.TypeDir {
-			return nil
-		}
-		a.tree.touch(a.tree.root)
-		return a.attributes(a.tree.root, h)
-	}
-	parent, base := layer.Split(name)
-	if strings.HasPrefix(base, layer.WhiteoutPrefix) {
-		return a.whiteout(parent, strings.TrimPrefix(base, layer.WhiteoutPrefix))
-	}
-	mode := uint16(typeFile)
-	switch h.Typeflag {
-	case tar.TypeLink:
-		return a.link(h, parent, base)
-	case tar.TypeReg, tar.TypeCont, tar.TypeGNUSparse:
-	case tar.TypeDir:
-		mode = typeDir
-	case tar.TypeSymlink:
-		mode = typeSymlink
-		if n := len(h.Linkname); n == 0 || n > maxTarget {
-			return refused("symbolic link to a name of %d bytes", n)
-		}
-	case tar.TypeChar, tar.TypeBlock:
-		mode = typeChar
-		if h.Typeflag == tar.TypeBlock {
-			mode = typeBlock
-		}
-		if h.Devmajor < 0 || h.Devmajor >= 1<<12 || h.Devminor < 0 || h.Devminor >= 1<<20 {
-			return refused("device number %d:%d is out of range", h.Devmajor, h.Devminor)
-		}
-	case tar.TypeFifo:
-		mode = typeFifo
-	default:
-		return refused("type %q is not supported", h.Typeflag)
-	}
-	dir, err := a.tree.lookup(parent, false)
+	c, err := a.tree.Apply(h)
 	if err != nil {
 		return err
 	}
-	if h.Typeflag == tar.TypeChar && h.Devmajor == 0 && h.Devminor == 0 {
-		return a.whiteoutDevice(dir, base)
+	switch c.Action {
+	case tree.Dropped:
+		a.unset["devices"]++
+		return nil
+	case tree.Made, tree.Merged:
+	default:
+		return nil
 	}
-	n := a.tree.find(dir, base)
-	if mode == typeDir && n != nil && n.isDir() {
-		a.tree.touch(n)
-	} else if n, err = a.tree.create(dir, base, mode); err != nil {
-		return err
-	}
+	n := a.tree.File(c.Entry)
 	if err := a.attributes(n, h); err != nil {
 		return err
 	}
-	switch mode {
-	case typeFile:
+	switch a.tree.Kind(c.Entry) {
+	case tree.Regular:
 		return a.content(n, h)
-	case typeSymlink:
+	case tree.Symlink:
 		n.mode = typeSymlink | 0o777 // symbolic links have no other
-		n.more().target = h.Linkname
-		return a.tree.charge(len(h.Linkname) + rareMemory)
-	case typeChar, typeBlock: // as the kernel's new_encode_dev does
+	case tree.Char, tree.Block: // as the kernel's new_encode_dev does
 		n.number = uint32(h.Devminor&0xff | h.Devmajor<<8 | (h.Devminor&^0xff)<<12)
 	}
 	return nil
@@ -245,7 +197,7 @@ func (a *adder) entry(h *tar.Header) error {
 func (a *adder) content(n *inode, h *tar.Header) error {
 	n.size = h.Size
 	if !layer.Sparse(h) {
-		n.device, n.offset = a.tree.layer, a.in.Offset()
+		n.device, n.offset = uint16(len(a.layers)+1), a.in.Offset()
 		return nil
 	}
 	if h.Size > layer.MaxSparse-a.sparse {
@@ -290,47 +242,11 @@ func (a *adder) store(runs []run, chunk uint32, data []byte) ([]run, error) {
 	}
 	if n := len(runs); n > 0 && runs[n-1].chunk+runs[n-1].chunks == chunk {
 		runs[n-1].chunks++
-	} else if err := a.tree.charge(runMemory); err != nil {
+	} else if err := a.tree.Charge(runMemory); err != nil {
 		return nil, err
 	} else {
 		runs = append(runs, run{chunk: chunk, chunks: 1, offset: a.stored})
 	}
 	a.stored += sparseSize
 	return runs, nil
-}
-
-func (a *adder) link(h *tar.Header, parent, base string) error {
-	target, err := layer.LinkTarget(h)
-	if err != nil {
-		return err
-	}
-	t := a.tree
-	targetDir, targetBase := layer.Split(target)
-	from, err := t.lookup(targetDir, true)
-	if err != nil {
-		return refused("hard link to %.200q: %w", h.Linkname, err)
-	}
-	dir, err := t.lookup(parent, false)
-	if err != nil {
-		return err
-	}
-	if from == dir && targetBase == base {
-		return refused("hard link to itself")
-	}
-	n := t.find(from, targetBase)
-	if n == nil || n.isWhiteout() {
-		return refused("hard link to %.200q: %w", h.Linkname, errMissing)
-	}
-	if n.isDir() {
-		return refused("hard link to the directory %.200q", h.Linkname)
-	}
-	if err := t.check(dir, base); err != nil {
-		return err
-	}
-	for replaced := t.find(dir, base); from != t.root; from = from.dir.parent {
-		if from == replaced {
-			return refused("hard link to %.200q, which it would replace", h.Linkname)
-		}
-	}
-	return t.put(dir, base, n)
 }

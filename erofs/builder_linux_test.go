@@ -20,6 +20,7 @@ import (
 	"github.com/opencontainers/go-digest"
 
 	"distkit/archive"
+	"distkit/layer/tree"
 )
 
 type tarEntry struct {
@@ -179,8 +180,8 @@ func TestWideDirectory(t *testing.T) {
 	}
 	runtime.GC()
 	runtime.ReadMemStats(&after)
-	if used := int64(after.HeapAlloc) - int64(before.HeapAlloc); used > b.tree.memory || b.tree.memory > 256*(n+2) {
-		t.Errorf("%d files take %d bytes of memory, and are counted as %d", n, used, b.tree.memory)
+	if used := int64(after.HeapAlloc) - int64(before.HeapAlloc); used > b.tree.Memory() || b.tree.Memory() > 160*(n+2) {
+		t.Errorf("%d files take %d bytes of memory, and are counted as %d", n, used, b.tree.Memory())
 	}
 	var image bytes.Buffer
 	if err := b.Write(t.Context(), &image); err != nil {
@@ -333,16 +334,16 @@ func TestTooManyInodes(t *testing.T) {
 	b := NewBuilder(Options{})
 	defer b.Close()
 	for i := range 65 { // of 2 GiB each
-		n, err := b.tree.create(b.tree.root, fmt.Sprint(i), typeFile|0o644)
+		c, err := b.tree.Apply(&tar.Header{Typeflag: tar.TypeReg, Name: fmt.Sprint(i)})
 		if err != nil {
 			t.Fatal(err)
 		}
-		n.size = 1 << 40
+		b.tree.File(c.Entry).size = 1 << 40
 		if err := (&image{Builder: b, bits: blockBits, block: 1 << blockBits}).layout(1 << blockBits); i < 63 && err != nil || i == 64 && !errdefs.IsFailedPrecondition(err) {
 			t.Errorf("%d files: got %v", i+1, err)
 		}
-		for e := range b.tree.root.dir.each() {
-			e.inode.slot = 0
+		for _, e := range b.tree.Children(tree.Root, nil) {
+			b.tree.File(e).slot = 0
 		}
 	}
 }
@@ -357,9 +358,9 @@ func TestLimits(t *testing.T) {
 		"bytes":           {Options{MaxBytes: 1024}, errdefs.IsFailedPrecondition},
 		"entries":         {Options{MaxEntries: 3}, errdefs.IsFailedPrecondition},
 		"enough entries":  {Options{MaxEntries: 4}, func(err error) bool { return err == nil }},
-		"memory":          {Options{MaxMemory: 1000}, errdefs.IsFailedPrecondition},
+		"memory":          {Options{MaxMemory: 300}, errdefs.IsFailedPrecondition},
 		"enough of all":   {Options{MaxMemory: 3000, MaxBytes: int64(len(layer))}, func(err error) bool { return err == nil }},
-		"memory of names": {Options{MaxMemory: 700}, errdefs.IsFailedPrecondition},
+		"memory of names": {Options{MaxMemory: 450}, errdefs.IsFailedPrecondition},
 	} {
 		if _, _, err := build(t, test.opts, layer); !test.is(err) {
 			t.Errorf("%s: got %v", name, err)

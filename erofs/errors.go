@@ -1,14 +1,10 @@
 package erofs
 
 import (
-	"errors"
-
 	"distkit/errclass"
 
 	"github.com/containerd/errdefs"
 )
-
-var errMissing = errors.New("no such file")
 
 func refused(format string, a ...any) error {
 	return errclass.Errorf(errdefs.ErrInvalidArgument, format, a...)

@@ -24,8 +24,7 @@ const (
 	chunkIndexes                            = 0x20
 	maxChunkBits                            = 31
 
-	maxName   = 255
-	maxTarget = 4095 // bytes of a symbolic link's target
+	maxName = 255
 
 	xattrHeader, xattrEntry = 12, 4
 	maxXattrs               = 4 * (1<<16 - 2) // bytes of all entries of an inode

@@ -7,6 +7,8 @@ import (
 	"io"
 	"math"
 	"os"
+
+	"distkit/layer/tree"
 )
 
 const (
@@ -22,8 +24,9 @@ type image struct {
 	*Builder
 	bits    uint8
 	block   int64
-	order   []*inode // by slot
-	next    int64    // first byte that is free for an inode
+	order   []*inode     // by slot
+	names   []tree.Entry // of a directory
+	next    int64        // first byte that is free for an inode
 	blocks  int64
 	chunked bool
 	out     output
@@ -55,7 +58,7 @@ func (b *Builder) Write(ctx context.Context, w io.Writer) error {
 	if err := im.layout(head); err != nil {
 		return err
 	}
-	s.root, s.inodes, s.blocks, s.chunked = uint16(b.tree.root.slot), uint64(len(im.order)), uint32(im.blocks), im.chunked
+	s.root, s.inodes, s.blocks, s.chunked = uint16(b.tree.File(tree.Root).slot), uint64(len(im.order)), uint32(im.blocks), im.chunked
 	first := make([]byte, head)
 	s.encode(first)
 	im.out = output{ctx: ctx, w: w, buffer: make([]byte, 0, bufferSize)}
@@ -74,8 +77,8 @@ func (b *Builder) Write(ctx context.Context, w io.Writer) error {
 // layout finds a place for every inode, from a byte on, and for all content.
 func (im *image) layout(from int64) error {
 	im.next = from
-	im.place(im.tree.root)
-	im.placeAll(im.tree.root)
+	im.place(tree.Root)
+	im.placeAll(tree.Root)
 	if im.next/slotSize > math.MaxUint32 {
 		return tooMuch("the image's inodes take more than %d bytes", int64(math.MaxUint32)*slotSize)
 	}
@@ -91,24 +94,33 @@ func (im *image) layout(from int64) error {
 }
 
 // placeAll places what is below a directory: the inodes of all its entries beside each other, since they are looked at together.
-func (im *image) placeAll(dir *inode) {
-	for e := range dir.dir.each() {
-		if e.inode.slot == 0 { // no other name of it was there before
-			im.place(e.inode)
+func (im *image) placeAll(dir tree.Entry) {
+	list := im.tree.Children(dir, nil)
+	for _, e := range list {
+		if im.tree.File(e).slot == 0 { // no other name of it was there before
+			im.place(e)
 		}
 	}
-	for e := range dir.dir.each() {
-		if e.inode.isDir() {
-			im.placeAll(e.inode)
+	for _, e := range list {
+		if im.tree.Kind(e) == tree.Dir {
+			im.placeAll(e)
 		}
 	}
 }
 
-// place lays out an inode with what follows it.
-func (im *image) place(n *inode) {
+// place lays out the inode of a name's file, with what follows it.
+func (im *image) place(e tree.Entry) {
+	n := im.tree.File(e)
+	n.entry, n.links = e, im.tree.Links(e)
 	if n.isDir() {
-		n.dir.sort(n)
-		n.size = im.direntsSize(n)
+		list := im.list(n)
+		n.size, n.links = im.direntsSize(list), 0
+		for _, d := range list {
+			if d.inode.isDir() {
+				n.links++
+			}
+		}
+		n.opaque = im.tree.Opaque(e)
 	}
 	size := inodeSize + n.xattrsSize()
 	at := im.next
@@ -143,7 +155,7 @@ func (im *image) place(n *inode) {
 // size returns the number of bytes of a file's content.
 func (im *image) size(n *inode) int64 {
 	if n.mode&typeMask == typeSymlink {
-		return int64(len(n.rare.target))
+		return int64(len(im.tree.Target(n.entry)))
 	}
 	return n.size
 }
@@ -308,7 +320,7 @@ func (im *image) content(n *inode, from, to int64) error {
 	case n.isDir():
 		return im.dirents(n, from, to)
 	case n.mode&typeMask == typeSymlink:
-		return im.out.write([]byte(n.rare.target[from:to]))
+		return im.out.write([]byte(im.tree.Target(n.entry)[from:to]))
 	}
 	return im.out.copy(im.plain, im.layers[n.device-1].offset+n.offset+from, to-from)
 }
