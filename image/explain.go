@@ -34,7 +34,7 @@ func (s Sweep) Explain(ctx context.Context, dgst digest.Digest, f func(Reason) e
 		return errclass.Errorf(errdefs.ErrInvalidArgument, "digest %.80q: %w", dgst, err)
 	}
 	e := explanation{sweeper: newSweeper(s), of: dgst, f: f}
-	if err := s.roots(ctx, func(r root) error { return e.root(ctx, r) }); err != nil {
+	if err := e.roots(ctx, func(r root) error { return e.root(ctx, r) }); err != nil {
 		return err
 	}
 	for _, step := range []func(context.Context) error{e.holders, e.grace} {
@@ -77,12 +77,14 @@ type root struct {
 	what     func() string // for messages
 }
 
-// roots calls f with all of them: the entries of the indexes of all namespaces, containers, and blobs with [LabelRoot].
-func (s Sweep) roots(ctx context.Context, f func(root) error) error {
+// roots calls f with all of them: the entries of the indexes of all namespaces, containers, and blobs with [LabelRoot]. Referrers are
+// none, but from then on their subjects lead to them.
+func (s *sweeper) roots(ctx context.Context, f func(root) error) error {
 	namespaces, err := OpenNamespaces(s.Store).List()
 	if err != nil {
 		return err
 	}
+	var images []root
 	for _, namespace := range namespaces {
 		names, err := openNames(s.Store, namespace)
 		if err != nil {
@@ -93,12 +95,18 @@ func (s Sweep) roots(ctx context.Context, f func(root) error) error {
 			return err
 		}
 		for _, entry := range ix.Entries {
-			if d, ok := reference(entry.Raw); ok {
+			d, ok := reference(entry.Raw)
+			if subject := entry.DependsOn(); ok && subject != "" {
+				s.depend(subject, d)
+			} else if ok {
 				what := func() string { return nameOf(entry, d, namespace) }
-				if err := f(root{Reason{Reason: reasonImage, Namespace: namespace, Name: entry.Name, Target: d.Digest}, "", what}); err != nil {
-					return err
-				}
+				images = append(images, root{Reason{Reason: reasonImage, Namespace: namespace, Name: entry.Name, Target: d.Digest}, "", what})
 			}
+		}
+	}
+	for _, r := range images {
+		if err := f(r); err != nil {
+			return err
 		}
 	}
 	pins, err := Pins(s.Store)

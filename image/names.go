@@ -604,7 +604,7 @@ func decode(e layout.Entry) (Image, error) {
 	var err error
 	img.Target, err = e.Target(func(key, value string) {
 		switch key {
-		case v1.AnnotationRefName:
+		case v1.AnnotationRefName, layout.AnnotationSubject, layout.AnnotationTag:
 		case AnnotationCreated:
 			img.CreatedAt, _ = time.Parse(time.RFC3339Nano, value)
 		case AnnotationUpdated:

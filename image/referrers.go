@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"slices"
 
 	"distkit/content"
 	"distkit/disk/layout"
@@ -49,21 +50,22 @@ func (n *Names) Referrers(f func(d v1.Descriptor, subject digest.Digest) error) 
 	return nil
 }
 
-// AddUnnamed adds entries without a name to the index, all in one change: sweeps keep the documents, and lists of referrers have
-// them. Errors are those of [Names.Create], but for AlreadyExists.
-func (n *Names) AddUnnamed(ctx context.Context, list []v1.Descriptor) error {
+// AddReferrers adds entries without a name to the index, all in one change: lists of referrers have them, and sweeps keep their
+// documents as long as they keep the subjects. Errors are those of [Names.Create], but for AlreadyExists.
+func (n *Names) AddReferrers(ctx context.Context, list []layout.Referrer) error {
 	if len(list) == 0 {
 		return nil
 	}
 	return n.change(ctx, func(ix *index) error {
-		settled := make([]v1.Descriptor, len(list))
-		for i, d := range list {
-			var err error
-			if settled[i], err = n.settle(ctx, v1.Descriptor{MediaType: d.MediaType, Digest: d.Digest, Size: d.Size}); err != nil {
-				return fmt.Errorf("list %s: %w", d.Digest, err)
+		settled := slices.Clone(list)
+		for i, r := range list {
+			d, err := n.settle(ctx, v1.Descriptor{MediaType: r.MediaType, Digest: r.Digest, Size: r.Size})
+			if err != nil {
+				return fmt.Errorf("list %s: %w", r.Digest, err)
 			}
+			settled[i].Descriptor = d
 		}
-		added, err := ix.AddUnnamed(settled...)
+		added, err := ix.AddReferrers(settled...)
 		if err == nil && !added {
 			err = errUnchanged
 		}

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"os"
 	"path"
 	"regexp"
@@ -30,7 +31,8 @@ import (
 
 // Sweep deletes the blobs that nothing needs, if they were stored, or found stored by an ingest, before a time. Names of all
 // namespaces need blobs, and so do containers and the label [LabelRoot]. Entries of an index.json without a name, as other tools
-// write them, count as names.
+// write them, count as names. Those of referrers ([layout.Entry.DependsOn]) are needed by their subjects, and are removed once nothing needs
+// these.
 //
 // What a document refers to is told by its bytes, whatever media types descriptors have. What is missing, is no document, or has a
 // digest of an unknown algorithm refers to nothing. A document that is corrupt refers to every digest that stands in its bytes, and the
@@ -115,6 +117,11 @@ func (s Sweep) Run(ctx context.Context, f func(content.Info) error) (kept Kept, 
 			return kept, err
 		}
 	}
+	if !s.DryRun && s.Only == "" {
+		if err := w.dropReferrers(ctx); err != nil {
+			return kept, err
+		}
+	}
 	if err := w.blobs(ctx, &kept, f); err != nil {
 		return kept, err
 	}
@@ -172,6 +179,7 @@ type sweeper struct {
 	pins      map[Pin]bool
 	snapshots map[Snapshot]bool // of containers
 
+	dependents     map[[16]byte][]v1.Descriptor // by subject: referrers
 	marked, chains Set
 	missing        Set // what marked documents refer to that isn't here or is corrupt
 	overflow       bool
@@ -179,17 +187,21 @@ type sweeper struct {
 }
 
 func newSweeper(s Sweep) *sweeper {
-	return &sweeper{Sweep: s, started: time.Now(), names: map[string]*markedNames{}, pins: map[Pin]bool{}, marked: Set{}, missing: Set{}, chains: Set{}, damaged: Set{}}
+	return &sweeper{Sweep: s, started: time.Now(), names: map[string]*markedNames{}, pins: map[Pin]bool{}, dependents: map[[16]byte][]v1.Descriptor{},
+		marked: Set{}, missing: Set{}, chains: Set{}, damaged: Set{}}
 }
 
 // markedNames are the names of a namespace, whose images are marked.
 type markedNames struct {
-	dir     layout.Dir
-	file    *os.File // the index.json that they are from. It is open, so that no other file gets its inode
-	size    int64
-	changed time.Time
-	entries map[[16]byte]struct{} // by hash
+	dir       layout.Dir
+	file      *os.File // the index.json that they are from. It is open, so that no other file gets its inode
+	size      int64
+	changed   time.Time
+	entries   map[[16]byte]struct{} // by hash
+	referrers []referrer            // the entries that count only with their subject
 }
+
+type referrer struct{ digest, subject digest.Digest }
 
 // current reports whether the names of the namespace are still these.
 func (m *markedNames) current() bool {
@@ -268,6 +280,11 @@ func (s *sweeper) markNames(ctx context.Context, namespace string) error {
 	for _, e := range ix.Entries {
 		hash := sha256.Sum256(e.Raw)
 		key := [16]byte(hash[:])
+		d, ok := reference(e.Raw)
+		subject := e.DependsOn()
+		if ok && subject != "" {
+			m.referrers = append(m.referrers, referrer{d.Digest, subject})
+		}
 		if old != nil {
 			if _, there := old.entries[key]; there {
 				m.entries[key] = struct{}{}
@@ -275,12 +292,13 @@ func (s *sweeper) markNames(ctx context.Context, namespace string) error {
 			}
 		}
 		m.entries[key] = struct{}{}
-		if d, ok := reference(e.Raw); ok {
-			what := func() string { return nameOf(e, d, namespace) }
-			// Parts of an image that has got its name again may have been missing.
-			if err := s.reach(ctx, d, old != nil, what); err != nil {
-				return err
-			}
+		if !ok || subject != "" && !s.depend(subject, d) {
+			continue
+		}
+		what := func() string { return nameOf(e, d, namespace) }
+		// Parts of an image that has got its name again may have been missing.
+		if err := s.reach(ctx, d, old != nil, what); err != nil {
+			return err
 		}
 	}
 	if old != nil {
@@ -291,6 +309,13 @@ func (s *sweeper) markNames(ctx context.Context, namespace string) error {
 		s.names[namespace] = m
 	}
 	return nil
+}
+
+// depend notes that a subject needs a referrer. It reports whether the subject is marked, so that the referrer has to be too.
+func (s *sweeper) depend(subject digest.Digest, referrer v1.Descriptor) bool {
+	key := keyOf(subject)
+	s.dependents[key] = append(s.dependents[key], referrer)
+	return s.marked.Has(subject)
 }
 
 // nameOf and imageOf are what messages call an image: by its entry in a namespace's index, and by a container.
@@ -326,7 +351,7 @@ func openMarked(names *Names) (*markedNames, *layout.Index, error) {
 			_ = f.Close()
 			return nil, nil, err
 		}
-		if m := (&markedNames{names.dir, f, fi.Size(), fi.ModTime(), make(map[[16]byte]struct{}, len(ix.Entries))}); m.current() {
+		if m := (&markedNames{names.dir, f, fi.Size(), fi.ModTime(), make(map[[16]byte]struct{}, len(ix.Entries)), nil}); m.current() {
 			return m, ix, nil
 		}
 		_ = f.Close() // it was replaced in between
@@ -420,6 +445,9 @@ func (s *sweeper) reach(ctx context.Context, root v1.Descriptor, again bool, wha
 			if children, stored = appendStored(children, s.Store, d); !stored {
 				s.miss(d.Digest)
 			}
+		}
+		for _, d := range s.dependents[keyOf(d.Digest)] {
+			follow(d)
 		}
 		if corrupt != nil {
 			s.scan(b, follow)
@@ -623,6 +651,50 @@ func (s *sweeper) lockNames() (unlock func(), current bool, err error) {
 		}
 	}
 	return unlock, true, nil
+}
+
+// dropReferrers removes the entries of referrers whose subjects are not marked, before their blobs are deleted.
+func (s *sweeper) dropReferrers(ctx context.Context) error {
+	for _, namespace := range slices.Collect(maps.Keys(s.names)) {
+		if !slices.ContainsFunc(s.names[namespace].referrers, s.dropped) {
+			continue
+		}
+		err := s.alone(ctx, func() error {
+			m := s.names[namespace]
+			if m == nil {
+				return nil
+			}
+			disk.Unlock(m.file)
+			err := m.dir.Change(ctx, func() error { return nil }, func(ix *layout.Index) error {
+				if !m.current() {
+					return errUnchanged // somebody was quicker: the next sweep does it
+				}
+				ix.Entries = slices.DeleteFunc(ix.Entries, func(e layout.Entry) bool {
+					d, ok := reference(e.Raw)
+					subject := e.DependsOn()
+					return ok && subject != "" && s.dropped(referrer{d.Digest, subject})
+				})
+				return nil
+			})
+			if errors.Is(err, errUnchanged) {
+				return nil
+			}
+			return err
+		})
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// dropped reports whether nothing needs a referrer or its subject, and its blob is old enough to be deleted, or isn't there.
+func (s *sweeper) dropped(r referrer) bool {
+	if s.marked.Has(r.digest) || s.marked.Has(r.subject) {
+		return false
+	}
+	fi, err := s.Store.Tree.Stat(layout.BlobName(r.digest))
+	return errors.Is(err, fs.ErrNotExist) || err == nil && fi.ModTime().Before(s.Before)
 }
 
 // blobs deletes the blobs that are not marked, some in each phase, and calls f with those after it.

@@ -33,7 +33,8 @@ func (n *Names) Usage(ctx context.Context) ([]Usage, error) {
 	}
 	var all []Usage
 	targets := map[digest.Digest]*targetUse{}
-	err = Sweep{Store: n.store}.roots(ctx, func(r root) error {
+	sweeper := newSweeper(Sweep{Store: n.store})
+	err = sweeper.roots(ctx, func(r root) error {
 		if r.Reason.Reason == reasonImage && r.Namespace == n.namespace {
 			all = append(all, Usage{Name: r.Name, Target: r.Target})
 		}
@@ -41,7 +42,8 @@ func (n *Names) Usage(ctx context.Context) ([]Usage, error) {
 		if !known {
 			t = &targetUse{}
 			targets[r.Target] = t
-			marked := newSweeper(Sweep{Store: n.store})
+			marked := newSweeper(sweeper.Sweep)
+			marked.dependents = sweeper.dependents
 			if err := marked.reach(ctx, v1.Descriptor{Digest: r.Target}, false, r.what); err != nil {
 				return err
 			}

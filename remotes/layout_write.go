@@ -129,11 +129,12 @@ func (l *Layout) listReferrer(ctx context.Context, d ondisk.Dir, desc ocispec.De
 	if desc.MediaType == "" {
 		desc.MediaType = sniff(b)
 	}
-	if desc.MediaType == mediaTypeOctets || ondisk.Subject(b) == "" {
+	subject := ondisk.Subject(b)
+	if desc.MediaType == mediaTypeOctets || subject == "" {
 		return nil
 	}
 	return l.change(ctx, d, func(index *ondisk.Index) error {
-		_, err := index.AddUnnamed(desc)
+		_, err := index.AddReferrers(ondisk.Referrer{Descriptor: desc, Subject: subject})
 		return err
 	})
 }

@@ -285,7 +285,7 @@ func (p places) mounts(ctx context.Context, g *copygraph.Copy, store *content.St
 
 // name gives what was copied the names of --tag in the store. Before that, it lists the referrers in the index. A name that is
 // right already is left alone.
-func (p places) name(ctx context.Context, store *content.Store, d v1.Descriptor, referrers []v1.Descriptor) error {
+func (p places) name(ctx context.Context, store *content.Store, d v1.Descriptor, referrers []layout.Referrer) error {
 	labels, err := cli.Labels(p.labels)
 	if err != nil {
 		return err
@@ -310,7 +310,7 @@ func (p places) name(ctx context.Context, store *content.Store, d v1.Descriptor,
 			images = append(images, image.Image{Name: tag, Target: d, Labels: labels})
 		}
 	}
-	if err := names.AddUnnamed(ctx, referrers); err != nil {
+	if err := names.AddReferrers(ctx, referrers); err != nil {
 		return err
 	}
 	return names.ReplaceAll(ctx, images)

@@ -201,7 +201,11 @@ const (
 
 // Reserved reports whether an annotation of a name's entry is no label.
 func Reserved(key string) bool {
-	return key == v1.AnnotationRefName || key == AnnotationCreated || key == AnnotationUpdated
+	switch key {
+	case v1.AnnotationRefName, AnnotationCreated, AnnotationUpdated, AnnotationSubject, AnnotationTag:
+		return true
+	}
+	return false
 }
 
 // DescribesContent reports whether a label says something of what a name points at, and not of the name: image-spec's

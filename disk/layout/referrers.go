@@ -1,6 +1,7 @@
 package layout
 
 import (
+	"bytes"
 	"cmp"
 	"encoding/json"
 	"errors"
@@ -111,27 +112,72 @@ func shortType(raw json.RawMessage) (s string) {
 	return s
 }
 
-// AddUnnamed adds entries without a name for those descriptors whose digest no such entry has yet. Sweeps keep what they point at,
-// and lists of referrers are made from them. An entry with a name doesn't count: the name may move.
-func (ix *Index) AddUnnamed(list ...v1.Descriptor) (added bool, err error) {
-	there := make(map[digest.Digest]bool, len(ix.Entries))
+// Annotations of an entry without a name: the subject that its document refers to, and the tag that says so instead (see
+// [ReferrerTags]). Sweeps keep what the entry points at only as long as they keep the subject.
+const (
+	AnnotationSubject = "distkit.subject"
+	AnnotationTag     = "distkit.tag"
+)
+
+// Referrer is a document that refers to a subject: by itself, or by a tag that it has at registries.
+type Referrer struct {
+	v1.Descriptor
+	Subject digest.Digest
+	Tag     string // "" if the document refers to the subject by itself
+}
+
+// AddReferrers adds entries without a name, those that are not there yet. Lists of referrers are made from them. An entry with a name
+// doesn't count: the name may move.
+func (ix *Index) AddReferrers(list ...Referrer) (added bool, err error) {
+	type key struct {
+		digest digest.Digest
+		tag    string
+	}
+	there := make(map[key]bool, len(ix.Entries))
 	for _, e := range ix.Entries {
 		if e.Name != "" {
 			continue
 		}
-		if d, err := e.Target(func(string, string) {}); err == nil {
-			there[d.Digest] = true
+		tag := ""
+		d, err := e.Target(func(key, value string) {
+			if key == AnnotationTag {
+				tag = value
+			}
+		})
+		if err == nil {
+			there[key{d.Digest, tag}] = true
 		}
 	}
-	for _, d := range list {
-		if there[d.Digest] {
+	for _, r := range list {
+		if there[key{r.Digest, r.Tag}] {
 			continue
+		}
+		d := r.Descriptor
+		d.Annotations = map[string]string{AnnotationSubject: string(r.Subject)}
+		if r.Tag != "" {
+			d.Annotations[AnnotationTag] = r.Tag
 		}
 		e, err := NewEntry(d)
 		if err != nil {
 			return false, err
 		}
-		ix.Entries, there[d.Digest], added = append(ix.Entries, e), true, true
+		ix.Entries, there[key{r.Digest, r.Tag}], added = append(ix.Entries, e), true, true
 	}
 	return added, nil
+}
+
+// DependsOn returns the subject without which sweeps don't keep the entry, or "": the entry counts by itself.
+func (e Entry) DependsOn() (subject digest.Digest) {
+	if e.Name != "" || e.Strange || !bytes.Contains(e.Raw, []byte(AnnotationSubject)) {
+		return ""
+	}
+	_, err := e.Target(func(key, value string) {
+		if key == AnnotationSubject {
+			subject = digest.Digest(value)
+		}
+	})
+	if err != nil || subject.Validate() != nil {
+		return ""
+	}
+	return subject
 }

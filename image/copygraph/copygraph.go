@@ -90,11 +90,11 @@ type object struct {
 	digest    digest.Digest
 	size      int64 // negative if it is not known
 	mediaType string
-	here      bool // in Documents
-	wanted    bool // false if everything that refers to it has it as a foreign layer
-	landed    bool // the target has it, or it is foreign
-	subject   bool // its referrers are planned, or are to be
-	referrer  bool
+	here      bool          // in Documents
+	wanted    bool          // false if everything that refers to it has it as a foreign layer
+	landed    bool          // the target has it, or it is foreign
+	subject   bool          // its referrers are planned, or are to be
+	refersTo  digest.Digest // its subject, if it is copied as a referrer
 	pending   int32
 	parents   []*object    // what refers to it, as a child or as the subject; each counts it as pending until it has landed
 	check     func() error // if set, is called once it has landed

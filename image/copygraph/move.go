@@ -22,7 +22,7 @@ func (c *Copy) ask(ctx context.Context) error {
 		if o.landed {
 			continue
 		}
-		if o.referrer && !c.intoStore() && !c.DryRun {
+		if o.refersTo != "" && !c.intoStore() && !c.DryRun {
 			continue
 		}
 		if o.wanted {

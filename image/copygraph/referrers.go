@@ -7,6 +7,7 @@ import (
 	"sync"
 
 	"distkit/content"
+	"distkit/disk/layout"
 	"distkit/errclass"
 	"distkit/image"
 
@@ -46,11 +47,11 @@ func ReferrersOf(store *content.Store, namespace string) ListReferrers {
 }
 
 // Referring returns the referrers that a copy has come to, in the order of the plan.
-func (c *Copy) Referring() []v1.Descriptor {
-	var list []v1.Descriptor
+func (c *Copy) Referring() []layout.Referrer {
+	var list []layout.Referrer
 	for _, o := range c.objects {
-		if o.referrer {
-			list = append(list, o.descriptor())
+		if o.refersTo != "" {
+			list = append(list, layout.Referrer{Descriptor: o.descriptor(), Subject: o.refersTo})
 		}
 	}
 	return list
@@ -124,10 +125,10 @@ func (c *Copy) planReferrer(ctx context.Context, tally *image.Tally, subject *ob
 		return errclass.Errorf(errdefs.ErrDataLoss, "it does not refer to that")
 	}
 	o := c.object(d)
-	if o.referrer {
+	if o.refersTo != "" {
 		return nil
 	}
-	o.wanted, o.referrer = true, true
+	o.wanted, o.refersTo = true, of
 	subject.parents = append(subject.parents, o)
 	o.pending++
 	return w.Walk(ctx, d, func(n image.Node) error { return c.visit(ctx, n) })

@@ -7,6 +7,7 @@ import (
 	"testing"
 
 	"distkit/content"
+	"distkit/disk/layout"
 	"distkit/image"
 	"distkit/image/copygraph"
 
@@ -25,7 +26,7 @@ func attach(t *testing.T, s *content.Store, subject v1.Descriptor, artifactType,
 	d := putJSON(t, s, v1.MediaTypeImageManifest, m)
 	names, err := image.OpenNames(s, image.DefaultNamespace)
 	if err == nil {
-		err = names.AddUnnamed(t.Context(), []v1.Descriptor{d})
+		err = names.AddReferrers(t.Context(), []layout.Referrer{{Descriptor: d, Subject: subject.Digest}})
 	}
 	if err != nil {
 		t.Fatal(err)
@@ -102,7 +103,7 @@ func TestReferrers(t *testing.T) {
 	}
 	whole(t, to, root)
 	for _, d := range g.Referring() {
-		whole(t, to, d)
+		whole(t, to, d.Descriptor)
 	}
 }
 

@@ -424,15 +424,15 @@ func (s *Server) keep(ctx context.Context, t target, upstream string, d v1.Descr
 	if _, err := content.WriteBlob(ctx, s.Store, "manifest:"+string(d.Digest), strings.NewReader(string(b)), d.Size, d.Digest); err != nil {
 		return err
 	}
-	referrer := layout.Subject(b) != ""
-	if referrer {
+	subject := layout.Subject(b)
+	if subject != "" {
 		defer s.forgetReferrers() // after its entry is made
 	}
 	if t.digest != "" {
-		if !referrer {
+		if subject == "" {
 			return nil
 		}
-		return s.Names.AddUnnamed(ctx, []v1.Descriptor{d})
+		return s.Names.AddReferrers(ctx, []layout.Referrer{{Descriptor: d, Subject: subject}})
 	}
 	_, err = s.Names.Replace(ctx, s.nameFor(t, upstream), d)
 	return err
