@@ -42,6 +42,7 @@ var behaviours = map[string]behaviour{
 	"dist-copy-graph":   {output: []string{"--from-root", "STORE", "--root", "TMP/copy", "BLOB"}, bad: []string{}, waits: []string{"--from-root", "STORE", "-"}},
 	"dist-doctor":       {output: []string{}, bad: []string{"x"}},
 	"distkit":           {output: []string{"help"}, bad: []string{"no-such-command"}},
+	"dist-disk":         {bad: []string{"--format", "iso", "x"}},
 	"dist-edit":         {bad: []string{}}, // it says on stderr what it did not change
 	"dist-diff":         {output: []string{"STORE"}, bad: []string{}},
 	"dist-erofs":        {bad: []string{"--whiteouts", "keep"}, waits: []string{}},

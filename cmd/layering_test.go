@@ -33,6 +33,7 @@ var mayImport = map[string][]string{
 	"dist-copy-graph": {"image", "content", "remotes"},
 	"dist-delete":     {"content"},
 	"dist-doctor":     {"content", "remotes", "runtime"},
+	"dist-disk":       {"erofs", "image", "content"},
 	"dist-edit":       {"image", "content"},
 	"dist-diff":       {"archive"},
 	"dist-erofs":      {"erofs"},

@@ -116,6 +116,11 @@ func FuzzBuilder(f *testing.F) {
 				t.Fatal(err)
 			}
 			judge(t, image)
+			if !overlay {
+				if again := showArchive(t, Options{MaxBytes: bytesLimit, MaxEntries: entriesLimit}, layer); !slices.Equal(again, shown) {
+					t.Errorf("the archive shows\n%s\nand the image\n%s", strings.Join(again, "\n"), strings.Join(shown, "\n"))
+				}
+			}
 		}
 		if os.Geteuid() != 0 {
 			return

@@ -139,6 +139,40 @@ func show(t testing.TB, layers ...[]byte) []string {
 	if !slices.Equal(lines, others) {
 		t.Errorf("the index shows other files:\n%s\nthan the complete image:\n%s", strings.Join(others, "\n"), strings.Join(lines, "\n"))
 	}
+	if others := showArchive(t, Options{}, layers...); !slices.Equal(lines, others) {
+		t.Errorf("the archive shows other files:\n%s\nthan the complete image:\n%s", strings.Join(others, "\n"), strings.Join(lines, "\n"))
+	}
+	return lines
+}
+
+// showArchive returns what an image of the archive of layers shows.
+func showArchive(t testing.TB, opts Options, layers ...[]byte) []string {
+	t.Helper()
+	opts.Scratch = t.TempDir()
+	b := NewBuilder(opts)
+	defer b.Close()
+	for _, l := range layers {
+		if err := b.Add(t.Context(), bytes.NewReader(l), ""); err != nil {
+			t.Fatal(err)
+		}
+	}
+	var archives [2]bytes.Buffer
+	for i := range archives {
+		if err := b.WriteTar(t.Context(), &archives[i], TarOptions{}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if !bytes.Equal(archives[0].Bytes(), archives[1].Bytes()) {
+		t.Error("a second archive differs")
+	}
+	image, unset, err := build(t, Options{}, archives[0].Bytes())
+	if err != nil || len(unset) > 0 {
+		t.Fatalf("an image of the archive: %v, without %v", err, unset)
+	}
+	lines, err := read(image)
+	if err != nil {
+		t.Fatal(err)
+	}
 	return lines
 }
 

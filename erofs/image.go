@@ -344,6 +344,14 @@ func (o *output) flush() error {
 	return err
 }
 
+// Write implements io.Writer.
+func (o *output) Write(b []byte) (int, error) {
+	if err := o.write(b); err != nil {
+		return 0, err
+	}
+	return len(b), nil
+}
+
 func (o *output) write(b []byte) error {
 	o.written += int64(len(b))
 	for len(b) > 0 {

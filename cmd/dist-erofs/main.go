@@ -7,16 +7,13 @@ import (
 	"io"
 	"io/fs"
 	"math"
-	"math/rand/v2"
 	"os"
-	"path/filepath"
 
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
 	"github.com/spf13/cobra"
 
 	"distkit/cmd/internal/cli"
-	"distkit/disk"
 	"distkit/erofs"
 	"distkit/errclass"
 )
@@ -54,31 +51,18 @@ func newCmd() *cobra.Command {
 				return cli.Usagef("--expect-diff-id: %q is not a SHA-256 digest", d)
 			}
 		}
-		if _, ok := cli.IsTerminal(os.Stdout); ok && *output == "" {
-			return cli.Usagef("standard output is a terminal: redirect it to a file or a pipe, or give --output")
+		if err := cli.Refused(*output); err != nil {
+			return err
 		}
 		opts := erofs.Options{Index: *index, Overlay: *form == "overlay",
 			MaxBytes: int64(min(*maxBytes, math.MaxInt64)), MaxEntries: int64(*maxEntries), MaxMemory: int64(min(*maxMemory, math.MaxInt64))}
 		if *output == "" {
 			return write(c, c.OutOrStdout(), layers, *expect, opts)
 		}
-		switch info, err := os.Lstat(*output); {
-		case err == nil && !info.Mode().IsRegular():
-			return cli.Usagef("--output: %s is not a regular file: use standard output", *output)
-		case err != nil && !errors.Is(err, fs.ErrNotExist):
-			return err
-		}
-		opts.Scratch = filepath.Dir(*output)
-		t, tmp := disk.Tree(opts.Scratch), fmt.Sprintf(".dist-erofs-%016x", rand.Uint64()) // no lock excludes another run
-		err := t.CreateBy(tmp, 0o644, true, func(f *os.File) error { return write(c, f, layers, *expect, opts) })
-		if err == nil {
-			err = t.Rename(tmp, filepath.Base(*output))
-		}
-		if err != nil {
-			_ = t.Remove(tmp)
-			return err
-		}
-		return disk.SyncDir(opts.Scratch)
+		return cli.CreateOutput(c, *output, func(f *os.File, dir string) error {
+			opts.Scratch = dir
+			return write(c, f, layers, *expect, opts)
+		})
 	}
 	return c
 }

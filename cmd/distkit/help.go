@@ -32,7 +32,7 @@ var groups = []group{
 		"dist-verify", "dist-gc", "dist-hold", "dist-events", "dist-image", "dist-namespace",
 	}},
 	{"Layers and root filesystems", []string{
-		"dist-apply", "dist-diff", "dist-chain", "dist-erofs", "snap", "snap-driver-cp", "snap-check-driver",
+		"dist-apply", "dist-diff", "dist-chain", "dist-erofs", "dist-disk", "snap", "snap-driver-cp", "snap-check-driver",
 	}},
 	{"Containers", []string{"run", "run-spec", "run-net", "task", "dist-userns"}},
 	{"This program", []string{"dist-doctor", "distkit"}},

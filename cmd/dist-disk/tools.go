@@ -1,0 +1,92 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"math"
+	"os"
+	"os/exec"
+	"strings"
+
+	"distkit/erofs"
+	"distkit/errclass"
+	"distkit/layer"
+
+	"golang.org/x/sys/unix"
+)
+
+// A tool is a program that makes a file system of a tar archive on its standard input, in the file with the descriptor 3.
+type tool struct {
+	name, wanted string
+	reads        erofs.TarOptions
+	args         []string
+}
+
+const (
+	target     = "/dev/fd/3"
+	maxMessage = 4 << 10 // bytes kept of what a program says
+)
+
+// run lets the program make the file out.
+func (t tool) run(ctx context.Context, out *os.File, b *erofs.Builder, s settings) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	c := exec.CommandContext(ctx, s.program, t.args...)
+	// The bytes must not depend on what a user has set for the programs.
+	c.Env = []string{"PATH=" + os.Getenv("PATH"), "LD_LIBRARY_PATH=" + os.Getenv("LD_LIBRARY_PATH"), "TMPDIR=" + os.TempDir(),
+		"SOURCE_DATE_EPOCH=0"}
+	c.ExtraFiles = []*os.File{out}
+	var said message
+	c.Stderr = &said
+	in, err := c.StdinPipe()
+	if err != nil {
+		return err
+	}
+	if err := c.Start(); err != nil {
+		return err
+	}
+	written := b.WriteTar(ctx, in, t.reads)
+	if cerr := in.Close(); written == nil {
+		written = cerr
+	}
+	if written == nil {
+		written = s.check(b)
+	}
+	if written != nil && !errors.Is(written, unix.EPIPE) {
+		cancel()
+		_ = c.Wait()
+		return written
+	}
+	if err := c.Wait(); err != nil {
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+		return fmt.Errorf("%s: %w: %s", t.name, err, errclass.OneLine(said.String()))
+	}
+	return written
+}
+
+// message keeps the beginning of what a program says.
+type message struct{ bytes.Buffer }
+
+func (m *message) Write(b []byte) (int, error) {
+	m.Buffer.Write(b[:min(len(b), maxMessage-m.Len())])
+	return len(b), nil
+}
+
+// squashfs is made by tar2sqfs. It has attributes of three classes, and times in whole seconds that are counted from 1970 on, in 32 bits.
+func squashfs(s settings) tool {
+	if s.compress == "" {
+		s.compress = "zstd"
+	}
+	return tool{
+		name: "tar2sqfs", wanted: "tar2sqfs (package squashfs-tools-ng)",
+		reads: erofs.TarOptions{Latest: math.MaxUint32, Holds: func(_ []layer.Xattr, x layer.Xattr) bool {
+			class, _, _ := strings.Cut(x.Name, ".")
+			return class == "user" || class == "trusted" || class == "security"
+		}},
+		args: []string{"-q", "-f", "-s", "-c", s.compress, target},
+	}
+}
