@@ -1,6 +1,7 @@
 package cmd_test
 
 import (
+	"archive/tar"
 	"bytes"
 	"context"
 	"errors"
@@ -68,6 +69,7 @@ var behaviours = map[string]behaviour{
 	"dist-ingest":       {output: []string{"ref"}, stdin: "x", bad: []string{}, waits: []string{"ref"}},
 	"dist-label":        {output: []string{"BLOB", "k=v"}, bad: []string{}, waits: []string{"-"}},
 	"dist-list":         {output: []string{}, bad: []string{"labels.a~="}},
+	"dist-ls":           {output: []string{"-"}, stdin: oneFile, bad: []string{}, waits: []string{"-"}},
 	"dist-namespace":    {output: []string{"ls"}, bad: []string{"no-such-verb"}, waits: []string{"rm", "-"}},
 	"dist-path":         {output: []string{"BLOB"}, waits: []string{"-"}},
 	"dist-pull":         {bad: []string{}, waits: []string{"HOST/x:latest"}},
@@ -86,6 +88,16 @@ var behaviours = map[string]behaviour{
 	"snap-driver-cp":    {output: []string{"form"}, bad: []string{}},
 	"snap":              {output: []string{"drivers"}, bad: []string{"no-such-verb"}, waits: []string{"rm", "-"}},
 }
+
+// oneFile is a layer with one file, f, which holds "x".
+var oneFile = func() string {
+	var b bytes.Buffer
+	w := tar.NewWriter(&b)
+	if err := errors.Join(w.WriteHeader(&tar.Header{Name: "f", Size: 1, Mode: 0o644}), func() error { _, err := w.Write([]byte("x")); return err }(), w.Close()); err != nil {
+		panic(err)
+	}
+	return b.String()
+}()
 
 func TestContract(t *testing.T) {
 	silent := listen(t)

@@ -50,6 +50,7 @@ var mayImport = map[string][]string{
 	"dist-list":       {"content"},
 	"dist-login":      {"remotes"},
 	"dist-logout":     {"remotes"},
+	"dist-ls":         {"image", "content"},
 	"dist-namespace":  {"image", "content"},
 	"dist-path":       {"content"},
 	"dist-put":        {"remotes"},

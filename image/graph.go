@@ -21,8 +21,8 @@ import (
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
-// octets is the media type of what is no manifest or index.
-const octets = "application/octet-stream"
+// Octets is the media type of what is no manifest or index.
+const Octets = "application/octet-stream"
 
 // walk calls visit with a descriptor, and then with those that visit returned for it, each digest once, in the order of
 // the documents: what an entry leads to comes before the next entry. depth is the number of descriptors above. Nesting
@@ -193,7 +193,7 @@ func (w Walker) node(ctx context.Context, d v1.Descriptor, root bool) (Node, err
 		return n, err
 	}
 	foreign, ok := foreignType(b)
-	if !ok && root && d.MediaType != "" && d.MediaType != octets {
+	if !ok && root && d.MediaType != "" && d.MediaType != Octets {
 		foreign, ok = d.MediaType, refers(b)
 	}
 	if !ok {
@@ -369,5 +369,5 @@ func member(b []byte, name string) (text string) {
 // type, and refers to blobs by descriptors.
 func foreignType(b []byte) (mediaType string, ok bool) {
 	mediaType = ownType(b)
-	return mediaType, mediaType != "" && mediaType != octets && !isKnown(mediaType) && checkMediaType(mediaType) == nil && refers(b)
+	return mediaType, mediaType != "" && mediaType != Octets && !isKnown(mediaType) && checkMediaType(mediaType) == nil && refers(b)
 }

@@ -118,7 +118,7 @@ func (w Walker) Describe(ctx context.Context, dgst digest.Digest) (v1.Descriptor
 	if err != nil {
 		return v1.Descriptor{}, err
 	}
-	d := v1.Descriptor{MediaType: octets, Digest: dgst, Size: size}
+	d := v1.Descriptor{MediaType: Octets, Digest: dgst, Size: size}
 	b, err := w.blob(dgst)
 	if err != nil || b == nil {
 		return d, err

@@ -338,9 +338,9 @@ func (n *Names) settle(ctx context.Context, d v1.Descriptor) (v1.Descriptor, err
 	if err := adopt(ctx, n.store, d); err != nil {
 		return d, err
 	}
-	if is.MediaType == octets {
+	if is.MediaType == Octets {
 		// If the document has no media type, the descriptor's counts, provided that the document refers to blobs.
-		if d.MediaType != "" && d.MediaType != octets && !IsIndex(d.MediaType) && !IsManifest(d.MediaType) {
+		if d.MediaType != "" && d.MediaType != Octets && !IsIndex(d.MediaType) && !IsManifest(d.MediaType) {
 			if b, err := (Walker{Store: n.store}).blob(d.Digest); err != nil || refers(b) {
 				return d, err
 			}
@@ -351,7 +351,7 @@ func (n *Names) settle(ctx context.Context, d v1.Descriptor) (v1.Descriptor, err
 	if (IsIndex(d.MediaType) || IsManifest(d.MediaType)) && d.MediaType != is.MediaType {
 		return d, errclass.Errorf(errdefs.ErrInvalidArgument, "%s is of type %.80q, its descriptor says %s", d.Digest, is.MediaType, d.MediaType)
 	}
-	if known || d.MediaType == "" || d.MediaType == octets {
+	if known || d.MediaType == "" || d.MediaType == Octets {
 		d.MediaType = is.MediaType
 	}
 	return d, nil

@@ -23,6 +23,10 @@ type Size int64
 // Limit is a Size that 0 does not bound: "-" on a terminal.
 type Limit int64
 
+// Name is a cell that holds a path or another name that a stranger chose. On a terminal it is quoted, as in Go, if it has characters
+// that can't be shown.
+type Name string
+
 // Records prints one record a line: tab-separated with raw numbers and RFC 3339 times in a
 // pipe, an aligned table with a header on a terminal, one JSON object a line with --json,
 // the first cell alone with -q, records ended by NUL with -z.
@@ -56,7 +60,7 @@ func (r *Records) Columns(columns ...string) { r.columns = columns }
 // Quiet tells whether the key alone is asked for, so that nothing else need be looked up.
 func (r *Records) Quiet() bool { return *r.key && !*r.json }
 
-// Write prints a record: value is what --json shows, cells are the columns (string, Size,
+// Write prints a record: value is what --json shows, cells are the columns (string, Name, Size,
 // Limit, integers, time.Time, time.Duration: nanoseconds in a pipe), the key first.
 func (r *Records) Write(value any, cells ...any) error {
 	out, end := r.cmd.OutOrStdout(), r.end()
@@ -228,6 +232,8 @@ func plain(c any) string {
 	switch v := c.(type) {
 	case string:
 		return v
+	case Name:
+		return string(v)
 	case Size:
 		return strconv.FormatInt(int64(v), 10)
 	case Limit:
@@ -245,6 +251,11 @@ func plain(c any) string {
 
 func human(c any) string {
 	switch v := c.(type) {
+	case Name:
+		if strings.ContainsFunc(string(v), func(r rune) bool { return !unicode.IsPrint(r) || r == utf8.RuneError }) {
+			return strconv.Quote(string(v))
+		}
+		return human(string(v))
 	case Size:
 		if v < 0 {
 			return "-" // not known

@@ -1,0 +1,130 @@
+// Dist-ls lists what is in an image, without unpacking it.
+package main
+
+import (
+	"archive/tar"
+	"fmt"
+	"io"
+	"strings"
+
+	"distkit/cmd/internal/cli"
+	"distkit/cmd/internal/inside"
+	"distkit/image/look"
+	"distkit/layer"
+
+	"github.com/spf13/cobra"
+)
+
+func main() {
+	c := &cobra.Command{
+		Use:   "dist-ls [flags] NAME|DIGEST|- [PATH…]",
+		Short: "list what is in an image, without unpacking it",
+		Args:  cobra.MinimumNArgs(1),
+	}
+	flags := inside.NewFlags(c)
+	l := lister{}
+	recursive := c.Flags().BoolP("recursive", "R", false, "list what is below directories, too")
+	one := c.Flags().String("layer", "", "list the entries of one layer, as the archive has them: `N` from 1 on, the lowest first, or from -1 on; or its digest")
+	changes := c.Flags().Bool("changes", false, "list what each layer adds (A), changes (C) and deletes (D)")
+	c.Flags().BoolVarP(&l.long, "long", "l", false, "list mode, owner, size, time and target, too")
+	c.Flags().BoolVar(&l.layers, "layers", false, "list which layer wrote each last, too")
+	l.records = cli.NewRecords(c, "PATH")
+	c.RunE = func(c *cobra.Command, args []string) error {
+		layers, err := flags.Layers(c.Context(), args[0])
+		if err != nil {
+			return err
+		}
+		of := len(layers)
+		if *one != "" {
+			if of, err = look.Choose(layers, *one); err != nil {
+				return err
+			}
+			of++
+		}
+		l.layers, l.changes = l.layers || *changes, *changes
+		l.setColumns()
+		switch paths := args[1:]; {
+		case *changes:
+			_, err = look.Read(c.Context(), layers[:of], look.Options{MaxMemory: flags.Memory(), Change: func(e *look.Entry) error {
+				if *one != "" && e.Layer != of {
+					return nil
+				}
+				return l.below(paths, e)
+			}})
+		case *one != "":
+			err = layers[of-1].Walk(c.Context(), nil, func(_ int64, h *tar.Header, _ io.Reader) error {
+				e, err := look.EntryOf(h)
+				if err != nil {
+					return fmt.Errorf("entry %.200q: %w", h.Name, err)
+				}
+				e.Layer = of
+				return l.below(paths, e)
+			})
+		default:
+			if len(paths) == 0 {
+				paths = []string{"/"}
+			}
+			tree, rerr := look.Read(c.Context(), layers, look.Options{MaxMemory: flags.Memory()})
+			if rerr != nil {
+				return rerr
+			}
+			err = cli.Each(c, paths, func(p string) error { return tree.List(p, *recursive, l.write) })
+		}
+		if cerr := l.records.Close(); err == nil {
+			err = cerr
+		}
+		return err
+	}
+	cli.Main(c)
+}
+
+// A lister prints entries.
+type lister struct {
+	records               *cli.Records
+	long, layers, changes bool
+}
+
+func (l *lister) setColumns() {
+	columns := []string{"PATH"}
+	if l.changes {
+		columns = append(columns, "CHANGE")
+	}
+	if l.layers {
+		columns = append(columns, "LAYER")
+	}
+	if l.long {
+		columns = append(columns, "MODE", "OWNER", "SIZE", "MODIFIED", "TARGET")
+	}
+	l.records.Columns(columns...)
+}
+
+func (l *lister) write(e *look.Entry) error {
+	cells := []any{cli.Name(e.Path)}
+	if l.changes {
+		cells = append(cells, e.Change)
+	}
+	if l.layers {
+		cells = append(cells, e.Layer)
+	}
+	if l.long {
+		target := e.Target
+		if e.Type == look.Char || e.Type == look.Block {
+			target = fmt.Sprintf("%d:%d", e.Device[0], e.Device[1])
+		}
+		cells = append(cells, e.ModeString(), fmt.Sprintf("%d:%d", e.UID, e.GID), cli.Size(e.Size), e.ModTime, cli.Name(target))
+	}
+	return l.records.Write(e, cells...)
+}
+
+// below prints an entry that is one of the paths or below one. All are, where there are no paths.
+func (l *lister) below(paths []string, e *look.Entry) error {
+	for _, p := range paths {
+		if p = "/" + layer.Clean(p); p == "/" || e.Path == p || strings.HasPrefix(e.Path, p+"/") {
+			return l.write(e)
+		}
+	}
+	if len(paths) > 0 {
+		return nil
+	}
+	return l.write(e)
+}

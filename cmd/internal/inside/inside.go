@@ -1,0 +1,111 @@
+// Package inside is what the commands share that look into an image: how they find its layers.
+package inside
+
+import (
+	"context"
+	"io"
+	"runtime/debug"
+	"strings"
+
+	"distkit/cmd/internal/cli"
+	"distkit/content"
+	"distkit/image"
+	"distkit/image/look"
+
+	"archive/tar"
+
+	"github.com/opencontainers/go-digest"
+	v1 "github.com/opencontainers/image-spec/specs-go/v1"
+	"github.com/spf13/cobra"
+)
+
+// Flags are --root, --namespace, --platform and --max-memory.
+type Flags struct {
+	maxMemory                 *uint32 // MiB
+	root, namespace, platform *string
+}
+
+// NewFlags registers the flags of a command, and lets its process take little memory beside what it keeps.
+func NewFlags(c *cobra.Command) *Flags {
+	debug.SetGCPercent(8) // what is kept has few pointers, so that collecting costs little
+	set := c.Flags()
+	f := &Flags{
+		root: cli.Root(set), namespace: cli.Namespace(set),
+		platform:  set.String("platform", "", "the `PLATFORM` of an index: os/arch[/variant] (default: this machine's)"),
+		maxMemory: set.Uint32("max-memory", 1024, "fail where the list of files takes more than `N` MiB of memory"),
+	}
+	c.ValidArgsFunction = func(_ *cobra.Command, args []string, word string) ([]string, cobra.ShellCompDirective) {
+		if len(args) > 0 {
+			return nil, cobra.ShellCompDirectiveNoFileComp
+		}
+		return f.complete(word), cobra.ShellCompDirectiveNoFileComp
+	}
+	return f
+}
+
+// complete returns the names of images that begin with a word.
+func (f *Flags) complete(word string) (found []string) {
+	_, names, err := f.open()
+	if err != nil {
+		return nil
+	}
+	list, err := names.Read()
+	if err != nil {
+		return nil
+	}
+	for img, err := range list.All() {
+		if err == nil && strings.HasPrefix(img.Name, word) {
+			found = append(found, img.Name)
+		}
+	}
+	return found
+}
+
+func (f *Flags) open() (*content.Store, *image.Names, error) {
+	store, err := content.Open(*f.root)
+	if err != nil {
+		return nil, nil, err
+	}
+	names, err := image.OpenNames(store, *f.namespace)
+	return store, names, err
+}
+
+// Memory returns --max-memory in bytes.
+func (f *Flags) Memory() int64 { return int64(*f.maxMemory) << 20 }
+
+// Layers returns the layers of what a user names, the lowest first: a name or the digest of a manifest or index, the digest of a layer,
+// or - for a layer on standard input, which can be read once.
+func (f *Flags) Layers(ctx context.Context, ref string) ([]look.Layer, error) {
+	if ref == "-" {
+		return []look.Layer{{Source: stdin{}}}, nil
+	}
+	store, names, err := f.open()
+	if err != nil {
+		return nil, err
+	}
+	w := image.Walker{Store: store}
+	if w.Platform, err = image.ParsePlatform(*f.platform); err != nil {
+		return nil, err
+	}
+	img, err := w.Target(ctx, names, ref)
+	if err != nil {
+		return nil, err
+	}
+	if dgst := img.Target.Digest; dgst == digest.Digest(ref) && img.Target.MediaType == image.Octets {
+		lone := image.Layer{Descriptor: v1.Descriptor{Digest: dgst, Size: img.Target.Size}}
+		return []look.Layer{{Layer: lone, Source: look.Stored(store, lone)}}, nil
+	}
+	return look.Layers(ctx, w, img)
+}
+
+// stdin is the layer on standard input.
+type stdin struct{}
+
+func (stdin) Walk(ctx context.Context, only []int64, f func(n int64, h *tar.Header, content io.Reader) error) error {
+	in, err := cli.LayerStdin(ctx)
+	if err != nil {
+		return err
+	}
+	defer in.Close()
+	return look.Stream(ctx, in, "", "", only, f)
+}

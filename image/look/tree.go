@@ -1,0 +1,215 @@
+package look
+
+import (
+	"archive/tar"
+	"context"
+	"encoding/binary"
+	"fmt"
+	"io"
+	"strings"
+	"time"
+
+	"distkit/errclass"
+	"distkit/layer"
+	"distkit/layer/tree"
+
+	"github.com/containerd/errdefs"
+)
+
+// A Tree is the files of merged layers, with what a list of them tells. A file of a name of 12 bytes takes about 50 bytes of memory.
+type Tree struct {
+	files  *tree.Tree[file]
+	owners map[owner]uint32
+	owned  []owner // by number
+	xattrs map[*file][]layer.Xattr
+}
+
+// A file is what is kept of one, in as few bytes as can be: the number of its owner, its size or device, and its time in seconds.
+type file struct {
+	owner [4]byte
+	size  [5]byte
+	time  [5]byte
+}
+
+// owner is what many files have in common.
+type owner struct {
+	perm     uint16
+	uid, gid uint32
+}
+
+// Bytes of memory that an owner takes, and an attribute beside its name and value.
+const ownerMemory, xattrMemory = 64, 128
+
+// maxSize is more than a layer's sparse files may have, and than any other file that was read.
+const maxSize = 1<<39 - 1
+
+func newTree(maxMemory int64, deleted func(tree.Entry)) *Tree {
+	t := &Tree{owners: map[owner]uint32{}, xattrs: map[*file][]layer.Xattr{}}
+	implied := t.number(owner{perm: 0o755})
+	t.files = tree.New(tree.Options[file]{MaxMemory: maxMemory, Deleted: deleted, New: func(_ tree.Kind, f *file) {
+		binary.LittleEndian.PutUint32(f.owner[:], implied)
+	}})
+	return t
+}
+
+func (t *Tree) number(o owner) uint32 {
+	n, known := t.owners[o]
+	if !known {
+		n = uint32(len(t.owned))
+		t.owners[o] = n
+		t.owned = append(t.owned, o)
+	}
+	return n
+}
+
+// set gives a file what its entry says. InvalidArgument: no file can have that.
+func (t *Tree) set(e tree.Entry, h *tar.Header) error {
+	const most = 1<<32 - 1
+	if h.Uid < 0 || h.Uid >= most || h.Gid < 0 || h.Gid >= most {
+		return errclass.Errorf(errdefs.ErrInvalidArgument, "owner %d:%d is out of range", h.Uid, h.Gid)
+	}
+	f, known := t.files.File(e), len(t.owned)
+	binary.LittleEndian.PutUint32(f.owner[:], t.number(owner{uint16(h.Mode & 0o7777), uint32(h.Uid), uint32(h.Gid)}))
+	if err := t.files.Charge(int64(len(t.owned)-known) * ownerMemory); err != nil {
+		return err
+	}
+	switch t.files.Kind(e) {
+	case tree.Regular:
+		if h.Size > maxSize {
+			return errclass.Errorf(errdefs.ErrInvalidArgument, "a file of %d bytes", h.Size)
+		}
+		pack(&f.size, h.Size)
+	case tree.Char, tree.Block:
+		pack(&f.size, h.Devmajor<<20|h.Devminor)
+	}
+	pack(&f.time, min(max(h.ModTime.Unix(), -maxSize), maxSize))
+	delete(t.xattrs, f)
+	xattrs, err := layer.Xattrs(h.PAXRecords)
+	if err != nil || len(xattrs) == 0 {
+		return err
+	}
+	for _, x := range xattrs {
+		if err := t.files.Charge(int64(xattrMemory + len(x.Name) + len(x.Value))); err != nil {
+			return err
+		}
+	}
+	t.xattrs[f] = xattrs
+	return nil
+}
+
+// pack keeps 40 bits of a number.
+func pack(b *[5]byte, v int64) {
+	binary.LittleEndian.PutUint32(b[:], uint32(v))
+	b[4] = byte(v >> 32)
+}
+
+func unpack(b [5]byte) int64 { return int64(int8(b[4]))<<32 | int64(binary.LittleEndian.Uint32(b[:])) }
+
+// Options of a Tree.
+type Options struct {
+	MaxMemory int64 // bytes that the tree may take; 0 is no bound
+	// Change is called with what each layer adds, changes and deletes, in the order of the archive; what is deleted comes last. It may be nil.
+	// A name that a layer has twice is given twice. Of a directory that is deleted, what was in it is not given.
+	Change func(*Entry) error
+}
+
+// Read merges layers. InvalidArgument: a layer has an entry that none may have. FailedPrecondition: the tree takes too much memory.
+// Other errors are those of the layers' sources.
+func Read(ctx context.Context, layers []Layer, opts Options) (*Tree, error) {
+	var deleted []tree.Entry
+	note := func(e tree.Entry) { deleted = append(deleted, e) }
+	if opts.Change == nil {
+		note = nil
+	}
+	t := newTree(opts.MaxMemory, note)
+	err := Merge(ctx, layers, t.files, func(_ int, _ int64, c tree.Change, h *tar.Header, _ io.Reader) error {
+		switch c.Action {
+		case tree.Made, tree.Merged:
+			if err := t.set(c.Entry, h); err != nil {
+				return err
+			}
+		case tree.Linked:
+		default:
+			return nil
+		}
+		if opts.Change == nil {
+			return nil
+		}
+		e := t.entry(c.Entry)
+		if e.Change = "A"; c.Lower {
+			e.Change = "C"
+		}
+		return opts.Change(e)
+	}, func(l int) error {
+		for _, e := range deleted {
+			if t.files.Kind(e) != tree.Gone {
+				continue // the layer has it again
+			}
+			if err := opts.Change(&Entry{Path: "/" + t.files.Path(e), Type: Whiteout, Layer: l + 1, Change: "D"}); err != nil {
+				return err
+			}
+		}
+		deleted = deleted[:0]
+		return nil
+	})
+	return t, err
+}
+
+// entry describes a file under one of its names.
+func (t *Tree) entry(e tree.Entry) *Entry { return t.describe(e, "/"+t.files.Path(e)) }
+
+func (t *Tree) describe(e tree.Entry, path string) *Entry {
+	f, kind := t.files.File(e), t.files.Kind(e)
+	o := t.owned[binary.LittleEndian.Uint32(f.owner[:])]
+	v := &Entry{Path: path, Type: types[kind], Perm: o.perm, UID: int(o.uid), GID: int(o.gid), ModTime: time.Unix(unpack(f.time), 0).UTC(),
+		Links: t.files.Links(e), Layer: t.files.Layer(e), Xattrs: t.xattrs[f]}
+	switch size := unpack(f.size); kind {
+	case tree.Regular:
+		v.Size = size
+	case tree.Symlink:
+		v.Target = t.files.Target(e)
+		v.Size, v.Perm = int64(len(v.Target)), 0o777
+	case tree.Char, tree.Block:
+		v.Device = [2]int64{size >> 20, size & (1<<20 - 1)}
+	}
+	return v
+}
+
+// List calls f with the file of a path, in which symbolic links are followed but for the last one. Of a directory it calls f with what
+// is in it instead, sorted, and with all that is below if recursive is true. The root directory itself is listed only if recursive is
+// true. Errors are those of [tree.Tree.Lookup].
+func (t *Tree) List(path string, recursive bool, f func(*Entry) error) error {
+	e, err := t.files.Lookup(path, false)
+	if err != nil {
+		return fmt.Errorf("%.200q: %w", path, err)
+	}
+	if t.files.Kind(e) == tree.Symlink && strings.HasSuffix(path, "/") {
+		if e, err = t.files.Lookup(path, true); err != nil {
+			return fmt.Errorf("%.200q: %w", path, err)
+		}
+	}
+	if t.files.Kind(e) != tree.Dir {
+		return f(t.entry(e))
+	}
+	if recursive {
+		if err := f(t.entry(e)); err != nil {
+			return err
+		}
+	}
+	return t.list(e, strings.TrimSuffix("/"+t.files.Path(e), "/"), recursive, f)
+}
+
+func (t *Tree) list(dir tree.Entry, path string, recursive bool, f func(*Entry) error) error {
+	for _, e := range t.files.Children(dir, nil) {
+		p := path + "/" + string(t.files.Name(e))
+		if err := f(t.describe(e, p)); err != nil {
+			return err
+		}
+		if recursive && t.files.Kind(e) == tree.Dir {
+			if err := t.list(e, p, true, f); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
