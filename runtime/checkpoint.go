@@ -68,6 +68,9 @@ func (c *Container) Checkpoint(ctx context.Context, dir string, exit bool, save 
 	if err := CheckCriu(ctx); err != nil {
 		return fmt.Errorf("checkpoint container %s: %w", c.ID, err)
 	}
+	if len(c.Namespaces) > 0 {
+		return failed("checkpoint: container %s is in namespaces of other containers", c.ID)
+	}
 	if l.state.Interactive && l.state.Detached && !l.state.Terminal {
 		return failed("checkpoint: container %s has an input that comes from outside of it: only one without, or with a terminal, can be stored", c.ID)
 	}

@@ -19,6 +19,7 @@ import (
 	"distkit/runtime/spec"
 
 	"github.com/containerd/errdefs"
+	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 )
 
@@ -34,12 +35,14 @@ type Record struct {
 	Labels      map[string]string `json:"labels,omitempty"`
 	Interactive bool              `json:"interactive,omitempty"` // a detached container has an input
 	RemoveAtEnd bool              `json:"remove,omitempty"`
-	LogSize     int64             `json:"logSize,omitempty"`    // 0 is 16 MiB
-	Network     string            `json:"network,omitempty"`    // the namespace's path, of one that is up while it runs, and removed with it
-	Owner       *HostProcess      `json:"owner,omitempty"`      // who makes it, and is to run it
-	Connection  *Connection       `json:"connection,omitempty"` // what makes the network again after a boot
-	Stored      bool              `json:"stored,omitempty"`     // its first run restores the checkpoint in its directory
-	Seal        string            `json:"seal,omitempty"`       // proof that this user made it on this host
+	LogSize     int64             `json:"logSize,omitempty"` // 0 is 16 MiB
+	Network     string            `json:"network,omitempty"` // the namespace's path, of one that is up while it runs, and removed with it
+	// Namespaces are those of other containers that this one joins whenever it is run: their IDs.
+	Namespaces map[specs.LinuxNamespaceType]string `json:"namespaces,omitempty"`
+	Owner      *HostProcess                        `json:"owner,omitempty"`      // who makes it, and is to run it
+	Connection *Connection                         `json:"connection,omitempty"` // what makes the network again after a boot
+	Stored     bool                                `json:"stored,omitempty"`     // its first run restores the checkpoint in its directory
+	Seal       string                              `json:"seal,omitempty"`       // proof that this user made it on this host
 }
 
 // Connection is what was asked of CNI for a container's network.

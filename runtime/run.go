@@ -231,6 +231,7 @@ type execution struct {
 	signals chan os.Signal // that this process got since a run in the foreground began
 	sockets []*os.File     // of a supervisor, for a container in the foreground
 	told    []string       // the variables that tell it of them
+	joined  []*os.File     // the namespaces of other containers
 }
 
 // job is what must be known of a bundle to run it.
@@ -321,12 +322,18 @@ func (u *execution) prepare(ctx context.Context, detached bool) error {
 		err = c.letSearch(&b.spec)
 	}
 	if err == nil {
+		err = u.join(&b.spec)
+	}
+	if err == nil {
 		err = passSockets(&b.spec, u.told, u.images != "")
 	}
 	if err != nil {
 		return err
 	}
 	cgroups, err := placeCgroups(c.key(), u.r, detached, controllers(b.spec.Linux))
+	if err == nil {
+		err = checkEnds(&b.spec, cgroups.dirs)
+	}
 	if err != nil {
 		return err
 	}
@@ -366,7 +373,9 @@ func (u *execution) start(ctx context.Context, streams *stdio.Ends, console *std
 	if console != nil {
 		opts.ConsoleSocket = console
 	}
-	if err := u.r.make(ctx, u, opts, console); err != nil {
+	err = u.r.make(ctx, u, opts, console)
+	u.closeJoined()
+	if err != nil {
 		return -1, u.r.startError(u, err)
 	}
 	at("started")
@@ -394,6 +403,7 @@ func (u *execution) start(ctx context.Context, streams *stdio.Ends, console *std
 
 // abandon undoes what led to no run, and returns err, the cause.
 func (u *execution) abandon(ctx context.Context, err error) error {
+	u.closeJoined()
 	if u.exec == "" {
 		_ = u.r.remove(ctx, u.claim, u.c.key())
 		removeCgroups(u.state.Cgroups)

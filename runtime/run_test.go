@@ -52,7 +52,7 @@ func TestMain(m *testing.M) {
 			switch {
 			case err != nil:
 			case len(f) == 4:
-				status, err = all.RunBundle(context.Background(), func(string) (*Runtime, error) { return r, nil }, Record{ID: f[2], Bundle: f[3]}, testStreams())
+				status, err = all.RunBundle(context.Background(), func(string) (*Runtime, error) { return r, nil }, Record{ID: f[2], Bundle: f[3], Namespaces: testJoins()}, testStreams())
 			case f[4] == "create":
 				self, _ := Identify(os.Getpid())
 				rec := Record{ID: f[2], Snapshot: &Snapshot{Key: f[2]}, Owner: &self, RemoveAtEnd: os.Getenv("TEST_KEEP") == ""}

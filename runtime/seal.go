@@ -14,6 +14,7 @@ import (
 
 	"distkit/disk"
 
+	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 )
 
@@ -35,6 +36,7 @@ type sealed struct {
 	Runtime   string
 	Network   string
 	Connect   *Connection
+	Joins     map[specs.LinuxNamespaceType]string `json:",omitempty"`
 }
 
 func (c *Container) seal(key []byte) (string, error) {
@@ -42,7 +44,7 @@ func (c *Container) seal(key []byte) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	b, err := json.Marshal(sealed{1, c.dir, id.Inode, id.Born, c.Namespace, c.ID, c.Bundle, c.Runtime, c.Network, c.Connection})
+	b, err := json.Marshal(sealed{1, c.dir, id.Inode, id.Born, c.Namespace, c.ID, c.Bundle, c.Runtime, c.Network, c.Connection, c.Namespaces})
 	if err != nil {
 		return "", err
 	}

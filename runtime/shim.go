@@ -71,6 +71,7 @@ func (u *execution) detach(ctx context.Context) (pid int, err error) {
 	if pid, err = u.spawnShim(false); err != nil {
 		return -1, u.abandon(ctx, err)
 	}
+	u.closeJoined()
 	// The shim has the locks now: they are one with these.
 	u.claim.close()
 	_ = u.lock.Close()

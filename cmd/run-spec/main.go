@@ -28,6 +28,9 @@ func newCommand() *cobra.Command {
 		if err != nil {
 			return err
 		}
+		if len(o.Joins()) > 0 {
+			return cli.Usagef("container:ID is for task create and dist-run; run-spec takes a namespace's path")
+		}
 		o.Args = args
 		in, err := cli.Stdin(c.Context())
 		if err != nil {

@@ -40,8 +40,10 @@ type Options struct {
 	ReadOnly   bool
 
 	Mounts      []specs.Mount // replace default ones at the same destination
-	Network     string        // "none" or "", "host", or a network namespace's path
+	Network     string        // as a [Sharing] has it
 	Annotations map[string]string
+
+	PID, IPC, UTS Sharing
 
 	Privileged      bool
 	CapAdd, CapDrop []string
@@ -100,7 +102,10 @@ func New(img *Image, o Options) (*specs.Spec, error) {
 			return nil, fmt.Errorf("rootfs: %w", err)
 		}
 	}
-	for what, s := range map[string]string{"hostname": o.Hostname, "rootfs": root.Path, "network": o.Network} {
+	for what, s := range map[string]string{
+		"hostname": o.Hostname, "rootfs": root.Path, "network": o.Network,
+		"PID namespace": string(o.PID), "IPC namespace": string(o.IPC), "UTS namespace": string(o.UTS),
+	} {
 		if err := CheckText(what, s); err != nil {
 			return nil, err
 		}
@@ -273,29 +278,6 @@ func environment(img *Image, o Options, home string) ([]string, error) {
 	return slices.DeleteFunc(env, func(v string) bool { return v == "" }), nil
 }
 
-func (o *Options) namespaces() ([]specs.LinuxNamespace, error) {
-	ns := []specs.LinuxNamespace{
-		{Type: specs.PIDNamespace}, {Type: specs.IPCNamespace}, {Type: specs.UTSNamespace}, {Type: specs.MountNamespace},
-	}
-	switch {
-	case o.Network == "" || o.Network == "none":
-		ns = append(ns, specs.LinuxNamespace{Type: specs.NetworkNamespace})
-	case o.Network == "host":
-	case strings.Contains(o.Network, "/"):
-		p, err := filepath.Abs(o.Network)
-		if err != nil {
-			return nil, fmt.Errorf("network namespace %s: %w", o.Network, err)
-		}
-		ns = append(ns, specs.LinuxNamespace{Type: specs.NetworkNamespace, Path: p})
-	default:
-		return nil, invalid("network %q is none of host, none and the path of a network namespace", o.Network)
-	}
-	if o.Host.CgroupV2 && !o.Privileged {
-		ns = append(ns, specs.LinuxNamespace{Type: specs.CgroupNamespace})
-	}
-	return ns, nil
-}
-
 // mounts are the default ones, with the caller's instead where the destination is the same,
 // and the caller's others after them, outer ones first.
 func (o *Options) mounts() ([]specs.Mount, error) {
@@ -322,11 +304,18 @@ func (o *Options) mounts() ([]specs.Mount, error) {
 			}
 		}
 	}
-	if o.Host.UserNamespace && (o.Network == "host" || strings.Contains(o.Network, "/")) {
+	if o.Host.UserNamespace && !Sharing(o.Network).own() {
 		// A new sysfs shows a network, and the kernel gives it to that network's owner alone.
 		all = slices.DeleteFunc(all, func(m specs.Mount) bool { return m.Destination == "/sys/fs/cgroup" })
 		i := slices.IndexFunc(all, func(m specs.Mount) bool { return m.Destination == "/sys" })
 		all[i] = specs.Mount{Destination: "/sys", Type: "bind", Source: "/sys", Options: []string{"rbind", "rprivate", "nosuid", "noexec", "nodev", "ro"}}
+	}
+	if o.IPC == hostNamespace {
+		// As in docker: POSIX shared memory and message queues are files.
+		for _, name := range []string{"/dev/shm", "/dev/mqueue"} {
+			i := slices.IndexFunc(all, func(m specs.Mount) bool { return m.Destination == name })
+			all[i] = specs.Mount{Destination: name, Type: "bind", Source: name, Options: []string{"rbind", "rprivate", "nosuid", "noexec", "nodev"}}
+		}
 	}
 	if o.Network == "host" {
 		// The host's network needs the host's names.

@@ -1,7 +1,6 @@
 package spec
 
 import (
-	"os"
 	"regexp"
 	"slices"
 	"strings"
@@ -28,7 +27,8 @@ var sysctlName = regexp.MustCompile(`^[A-Za-z0-9_-]+([.][A-Za-z0-9_:-]+)+$`)
 // container's own is InvalidArgument: it would change the host.
 func (o *Options) sysctls() (map[string]string, error) {
 	all := map[string]string{}
-	if !o.hostNetwork() {
+	network := Sharing(o.Network)
+	if !o.hostNetwork() && network.Container() == "" { // another container's has its own
 		for _, name := range o.Host.Sysctls {
 			if name != pingGroupRange || !o.Host.UserNamespace {
 				all[name] = defaultSysctls[name]
@@ -44,23 +44,14 @@ func (o *Options) sysctls() (map[string]string, error) {
 			return nil, invalid("sysctl %q is not a name such as net.ipv4.ip_forward", name)
 		case strings.HasPrefix(name, "net.") && o.hostNetwork():
 			return nil, invalid("sysctl %s: the network is the host's", name)
+		case strings.HasPrefix(name, "net.") && network.Container() != "":
+			return nil, invalid("sysctl %s: the network is that of container %s", name, network.Container())
+		case !strings.HasPrefix(name, "net.") && (o.IPC.isHost("ipc") || o.IPC.Container() != ""):
+			return nil, invalid("sysctl %s: the IPC namespace is %s", name, o.IPC)
 		case !strings.HasPrefix(name, "net.") && !strings.HasPrefix(name, "fs.mqueue.") && !slices.Contains(ipcSysctls, name):
 			return nil, invalid("sysctl %s is the host's, not the container's", name)
 		}
 		all[name] = value
 	}
 	return all, nil
-}
-
-// hostNetwork reports whether the network is this process's, by name or by path.
-func (o *Options) hostNetwork() bool {
-	if o.Network == "host" {
-		return true
-	}
-	theirs, err := os.Stat(o.Network)
-	if err != nil || !strings.Contains(o.Network, "/") {
-		return false
-	}
-	ours, err := os.Stat("/proc/self/ns/net")
-	return err == nil && os.SameFile(theirs, ours)
 }

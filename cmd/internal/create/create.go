@@ -27,6 +27,7 @@ import (
 	"distkit/runtime/spec"
 
 	"github.com/containerd/errdefs"
+	specs "github.com/opencontainers/runtime-spec/specs-go"
 )
 
 // Request says which container to make.
@@ -43,6 +44,8 @@ type Request struct {
 	Names           spec.Names
 
 	Warnings io.Writer // where run-net's warnings go
+
+	shared *nameFiles // if it joins another container's network
 }
 
 // missing is the error of an image that is not in the store, or not unpacked.
@@ -71,9 +74,6 @@ func (q *Request) Container(ctx context.Context) (*runtime.Container, error) {
 	if r.Runtime, err = runtime.Recorded(r.Runtime); err != nil {
 		return nil, err
 	}
-	if o.Hostname == "" && q.Checkpoint == "" {
-		o.Hostname = r.ID[:min(len(r.ID), 63)]
-	}
 	for k, v := range r.Labels {
 		o.Annotations[k] = v
 	}
@@ -85,6 +85,16 @@ func (q *Request) Container(ctx context.Context) (*runtime.Container, error) {
 	all, err := q.Of.Open()
 	if err != nil {
 		return nil, err
+	}
+	if q.Checkpoint == "" {
+		if err := q.join(all, &r, &o); err != nil {
+			return nil, err
+		}
+		if o.Hostname == "" && o.UTS == "" {
+			o.Hostname = r.ID[:min(len(r.ID), 63)]
+		}
+	} else if len(o.Joins()) > 0 {
+		return nil, cli.Usagef("--checkpoint goes on with what was stored: no container:ID fits it")
 	}
 	own := "run." + r.ID // names the container's network and its snapshot
 	files, err := q.connect(ctx, own, &r, &o)
@@ -146,6 +156,32 @@ func (q *Request) Container(ctx context.Context) (*runtime.Container, error) {
 		err = ifNotFound(err)
 	}
 	return made, err
+}
+
+// join writes down the containers whose namespaces are asked for, which must be there.
+func (q *Request) join(all *runtime.Containers, r *runtime.Record, o *spec.Options) error {
+	o.Network = q.Network
+	r.Namespaces = o.Joins()
+	for kind, id := range r.Namespaces {
+		c, err := all.Get(id)
+		if err == nil && id == r.ID {
+			err = errclass.Errorf(errdefs.ErrInvalidArgument, "it is this container")
+		}
+		if err == nil {
+			err = c.CheckOwn()
+		}
+		if err == nil && kind == specs.NetworkNamespace {
+			var hostname string
+			q.shared = &nameFiles{}
+			if hostname, q.shared.mounts, err = c.Shared(); o.UTS == "" {
+				o.Hostname = cmp.Or(o.Hostname, hostname)
+			}
+		}
+		if err != nil {
+			return fmt.Errorf("%s namespace of container %s: %w", kind, id, err)
+		}
+	}
+	return nil
 }
 
 // hold opens the store, and keeps sweeps away until release is called: the container's record pins its image only once it is
@@ -229,6 +265,12 @@ func realDir(dir string) (string, error) {
 func (q *Request) connect(ctx context.Context, own string, r *runtime.Record, o *spec.Options) (nameFiles, error) {
 	name, names := q.Network, q.Names
 	names.Hostname = cmp.Or(o.Hostname, r.ID)
+	if q.shared != nil {
+		if len(q.Publish) > 0 || q.Names.Given() {
+			return nameFiles{}, cli.Usagef("--net %s: ports and names are given to the container whose network it is", name)
+		}
+		return *q.shared, nil
+	}
 	switch file := strings.HasSuffix(name, ".conf") || strings.HasSuffix(name, ".conflist") || strings.HasSuffix(name, ".json"); {
 	case name == "" && len(q.Publish) > 0:
 		name = "bridge"

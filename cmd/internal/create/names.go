@@ -6,6 +6,7 @@ import (
 	"os"
 	"path"
 	"path/filepath"
+	"slices"
 
 	"distkit/disk"
 	"distkit/runtime"
@@ -18,6 +19,8 @@ import (
 type nameFiles struct {
 	made  map[string]string // the paths of those that run-net makes with the network
 	texts map[string]string // of those that are in the container's directory
+
+	mounts []specs.Mount // of those that another container has, too
 }
 
 // newNameFiles returns the files of a container without a network of run-net. In the host's network it has the host's own
@@ -80,7 +83,12 @@ func (f nameFiles) mount(c *runtime.Container, o spec.Options) spec.Options {
 	if o.ReadOnly {
 		access = "ro"
 	}
-	var mounts []specs.Mount
+	mounts := f.mounts
+	if o.ReadOnly {
+		for i, m := range mounts {
+			mounts[i].Options = append(slices.Clone(m.Options), "ro")
+		}
+	}
 	for _, name := range spec.NameFiles {
 		source, ok := f.made[name]
 		if _, local := f.texts[name]; local {

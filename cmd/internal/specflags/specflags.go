@@ -59,6 +59,12 @@ func Register(f *pflag.FlagSet) *Flags {
 	f.StringArrayVar(&w.rlimits, "rlimit", nil, "set the limit `NAME=SOFT[:HARD]`, nofile=1024 for example")
 	f.StringVar(&w.o.SELinuxLabel, "selinux-label", "", "the SELinux `LABEL` of the process")
 	f.StringVar(&w.o.SELinuxMountLabel, "selinux-mount-label", "", "the SELinux `LABEL` of the mounts that the runtime makes")
+	for _, ns := range []struct {
+		flag, what string
+		to         *spec.Sharing
+	}{{"pid", "PID", &w.o.PID}, {"ipc", "IPC", &w.o.IPC}, {"uts", "UTS", &w.o.UTS}} {
+		f.StringVar((*string)(ns.to), ns.flag, "", "the `"+ns.what+"` namespace: host, container:ID, or a path (default its own)")
+	}
 	f.StringVar(&w.shmSize, "shm-size", "", "the `SIZE` of /dev/shm (default 64m)")
 	f.BoolVarP(&w.o.Terminal, "terminal", "t", false, "give the process a terminal")
 	f.StringArrayVar(&w.tmpfs, "tmpfs", nil, "mount a tmpfs on `TARGET[:OPTION,…]`")

@@ -1,0 +1,116 @@
+package spec
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+)
+
+// Sharing says whose namespace of one kind a container has: "" for one of its own, "host" for this host's, "container:ID" for that of
+// another container, or the path of a namespace. For a network "none" is as good as "".
+//
+// Which processes another container has is known when this one is started: [New] gives "container:ID" no path, and whoever runs the
+// container gives it the one of that time.
+type Sharing string
+
+const (
+	hostNamespace   = "host"
+	containerPrefix = "container:"
+)
+
+// Container returns the ID of the container whose namespace it is, "" if it is of no container.
+func (s Sharing) Container() string {
+	id, ok := strings.CutPrefix(string(s), containerPrefix)
+	if !ok {
+		return ""
+	}
+	return id
+}
+
+// own reports whether the namespace is a new one.
+func (s Sharing) own() bool { return s == "" || s == "none" }
+
+// namespace returns the namespace as a runtime takes it, or none for the host's.
+func (s Sharing) namespace(kind specs.LinuxNamespaceType) ([]specs.LinuxNamespace, error) {
+	ns := specs.LinuxNamespace{Type: kind}
+	switch {
+	case s == "", s == "none" && kind == specs.NetworkNamespace:
+	case s == hostNamespace:
+		return nil, nil
+	case strings.HasPrefix(string(s), containerPrefix):
+		if s.Container() == "" {
+			return nil, invalid("%s namespace %q: the container's ID is missing", kind, s)
+		}
+	case strings.Contains(string(s), "/"):
+		var err error
+		if ns.Path, err = filepath.Abs(string(s)); err != nil {
+			return nil, fmt.Errorf("%s namespace %s: %w", kind, s, err)
+		}
+	case kind == specs.NetworkNamespace:
+		return nil, invalid("network %q is not none, host, container:ID or the path of a network namespace", s)
+	default:
+		return nil, invalid("%s namespace %q is not host, container:ID or the path of a namespace", kind, s)
+	}
+	return []specs.LinuxNamespace{ns}, nil
+}
+
+// isHost reports whether the namespace is this process's, by name or by path. File is its name below /proc/PID/ns.
+func (s Sharing) isHost(file string) bool {
+	if s == hostNamespace {
+		return true
+	}
+	if !strings.Contains(string(s), "/") {
+		return false
+	}
+	theirs, err := os.Stat(string(s))
+	if err != nil {
+		return false
+	}
+	ours, err := os.Stat("/proc/self/ns/" + file)
+	return err == nil && os.SameFile(theirs, ours)
+}
+
+// Joins returns the IDs of the containers whose namespaces are asked for, by the kinds of these.
+func (o *Options) Joins() map[specs.LinuxNamespaceType]string {
+	joins := map[specs.LinuxNamespaceType]string{}
+	for kind, s := range map[specs.LinuxNamespaceType]Sharing{
+		specs.PIDNamespace: o.PID, specs.IPCNamespace: o.IPC, specs.UTSNamespace: o.UTS, specs.NetworkNamespace: Sharing(o.Network),
+	} {
+		if id := s.Container(); id != "" {
+			joins[kind] = id
+		}
+	}
+	return joins
+}
+
+func (o *Options) namespaces() (all []specs.LinuxNamespace, err error) {
+	for _, n := range []struct {
+		kind specs.LinuxNamespaceType
+		of   Sharing
+	}{
+		{specs.PIDNamespace, o.PID}, {specs.IPCNamespace, o.IPC}, {specs.UTSNamespace, o.UTS}, {specs.MountNamespace, ""},
+		{specs.NetworkNamespace, Sharing(o.Network)},
+	} {
+		ns, err := n.of.namespace(n.kind)
+		if err != nil {
+			return nil, err
+		}
+		all = append(all, ns...)
+	}
+	switch {
+	case o.Hostname != "" && !o.UTS.own():
+		return nil, invalid("hostname %q: the UTS namespace, which has the host name, is %s", o.Hostname, o.UTS)
+	case o.ShmSize != 0 && o.IPC == hostNamespace:
+		return nil, invalid("a size of /dev/shm: the IPC namespace is the host's")
+	}
+	if o.Host.CgroupV2 && !o.Privileged {
+		all = append(all, specs.LinuxNamespace{Type: specs.CgroupNamespace})
+	}
+	return all, nil
+}
+
+// hostNetwork reports whether the network is this process's.
+func (o *Options) hostNetwork() bool { return Sharing(o.Network).isHost("net") }
