@@ -87,6 +87,8 @@ var behaviours = map[string]behaviour{
 	"snap-check-driver": {bad: []string{}},
 	"snap-driver-cp":    {output: []string{"form"}, bad: []string{}},
 	"snap":              {output: []string{"drivers"}, bad: []string{"no-such-verb"}, waits: []string{"rm", "-"}},
+
+	"dist-remote-rclone": {bad: []string{}},
 }
 
 // oneFile is a layer with one file, f, which holds "x".

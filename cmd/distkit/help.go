@@ -25,7 +25,7 @@ var groups = []group{
 	{"Images, whole", []string{"dist-pull", "dist-push", "dist-copy", "dist-unpack", "dist-run", "dist-import", "dist-export", "dist-serve"}},
 	{"Registries and other remotes", []string{
 		"dist-resolve", "dist-fetch", "dist-put", "dist-copy-graph", "dist-tags", "dist-referrers", "dist-untag",
-		"dist-login", "dist-logout", "dist-token", "dist-hosts", "dist-remote-http", "dist-remote-ssh", "dist-check-remote",
+		"dist-login", "dist-logout", "dist-token", "dist-hosts", "dist-remote-http", "dist-remote-rclone", "dist-remote-ssh", "dist-check-remote",
 	}},
 	{"The store", []string{
 		"dist-ingest", "dist-active", "dist-abort", "dist-list", "dist-path", "dist-cat", "dist-label", "dist-edit", "dist-delete",
