@@ -62,6 +62,7 @@ var behaviours = map[string]behaviour{
 	"dist-logout":       {bad: []string{}},
 	"dist-token":        {bad: []string{"redis"}, waits: []string{"HOST/x"}},
 	"dist-untag":        {bad: []string{"redis"}, waits: []string{"HOST/x", "latest"}},
+	"dist-commit":       {bad: []string{}},
 	"dist-copy":         {bad: []string{}, waits: []string{"HOST/x:1", "./x"}},
 	"dist-delete":       {waits: []string{"-"}},
 	"dist-fetch":        {output: []string{"STORE", "BLOB"}, bad: []string{"redis"}, waits: []string{"HOST/x", "latest"}},

@@ -1,4 +1,4 @@
-# workflow.sh: the shared part of dist-pull, dist-push, dist-copy, dist-unpack and dist-run. Each sets self and sources this file, which is in
+# workflow.sh: the shared part of dist-pull, dist-push, dist-copy, dist-unpack, dist-commit and dist-run. Each sets self and sources this file, which is in
 # the same directory. All but dist-run set usage, about and flags before, and call options with their arguments.
 # shellcheck shell=bash
 # shellcheck disable=SC2154 # usage, about and flags

@@ -287,6 +287,7 @@ var atRoot = map[string]string{
 	"dist-active":           `dist-ingest $R left -- sh -c 'echo x; exit 9' 2> /dev/null || true; dist-active $R -q`,
 	"dist-cat":              `dist-cat $R $config`,
 	"dist-cat NAME":         `dist-cat $R $N example.org/ci:1`,
+	"dist-commit":           `dist-commit $R $N none 2>&1 || echo $?`,
 	"dist-copy-graph":       `dist-copy-graph $R $N --from-root ./.content --tag example.org/g:1 $manifest; dist-image ls -q --namespace ci`,
 	"dist-delete":           `dist-delete $R $loose`,
 	"dist-edit":             `dist-edit $R $N --config example.org/ci:1 example.org/new:1 -- jq -c '.author = "me"'`,
@@ -406,7 +407,7 @@ func everyCommandIsThere(t *testing.T, p *place) {
 		}
 		return false
 	}
-	for _, file := range append(mains, "/dist-pull/", "/dist-push/", "/dist-run/", "/dist-unpack/") {
+	for _, file := range append(mains, "/dist-commit/", "/dist-pull/", "/dist-push/", "/dist-run/", "/dist-unpack/") {
 		name := filepath.Base(filepath.Dir(file))
 		help := p.script(t, name+" --help")
 		takes := strings.Contains(help, "--root DIR")
