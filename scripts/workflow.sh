@@ -84,7 +84,8 @@ options() { # [ARG…]
 	for value in "$@"; do [[ -n $value ]] || misused 'an operand is empty'; done
 	[[ -z ${exports[*]-} ]] || step export "${exports[@]}"
 	[[ ${option[jobs]:=8} =~ ^[1-9][0-9]?$ ]] || fail 2 "--jobs wants a number from 1 to 99, got '${option[jobs]}'"
-	graph=(dist-copy-graph --jobs "${option[jobs]}" ${option[quiet]:+--quiet} ${option[referrers]:+"--referrers=${option[referrers]}"})
+	graph=(dist-copy-graph --jobs "${option[jobs]}" ${option[quiet]:+--quiet} ${option[referrers]:+"--referrers=${option[referrers]}"}
+		${option[verify]:+"--verify=${option[verify]}"})
 }
 
 # candidates prints the flags that complete the last argument, for the completion scripts of the shells, in the form that cobra's commands print

@@ -7,6 +7,7 @@ import (
 	"runtime/debug"
 
 	"distkit/cmd/internal/cli"
+	"distkit/cmd/internal/gate"
 	"distkit/cmd/internal/registry"
 	"distkit/image"
 	"distkit/image/copygraph"
@@ -51,6 +52,7 @@ func newCommand() *cobra.Command {
 	f.StringArrayVar(&at.labels, "label", nil, "set the label `KEY=VALUE` of a name in the store; without a value take it away")
 	f.StringArrayVar(&at.referrers, "referrers", nil, "copy the referrers too, or those of artifact type `TYPE,…` alone; may be repeated")
 	f.Lookup("referrers").NoOptDefVal = allTypes
+	at.verify = gate.Flag(f)
 	platforms := f.StringArray("platform", nil, "of an index, only the manifest for `PLATFORM`; may be repeated")
 	jobs := f.IntP("jobs", "j", 8, "objects that move at the same time: `N`")
 	maxBytes := f.Int64("max-bytes", 0, "fail if more than so many `BYTES` would move")
@@ -58,6 +60,9 @@ func newCommand() *cobra.Command {
 	out := newOutput(c)
 	at.options = registry.Flags(c)
 	c.RunE = func(c *cobra.Command, args []string) error {
+		if *dryRun && *at.verify != "" {
+			return cli.Usagef("--dry-run gives no name: there is nothing to --verify")
+		}
 		if *jobs < 1 || *jobs > 99 {
 			return cli.Usagef("--jobs wants a number from 1 to 99, got %d", *jobs)
 		}
@@ -79,8 +84,11 @@ func newCommand() *cobra.Command {
 			return err
 		}
 		end = shown(g, out.Quiet(), end)
+		if *at.verify != "" && !at.intoStore() {
+			g.Gate = func(ctx context.Context) error { return at.admitAll(ctx, g, roots) }
+		}
 		if err = run(c.Context(), g, roots); err == nil && at.intoStore() && !g.DryRun {
-			err = at.name(c.Context(), g.Documents, out.last, g.Referring())
+			err = at.name(c.Context(), g, out.last)
 		}
 		if failed := end(); err == nil {
 			err = failed

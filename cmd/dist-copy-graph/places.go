@@ -31,6 +31,7 @@ type places struct {
 	mount, sources       string
 	tags, labels         []string
 	referrers            []string // values of --referrers
+	verify               *string
 }
 
 // intoStore reports whether the target is the store.
@@ -285,7 +286,8 @@ func (p places) mounts(ctx context.Context, g *copygraph.Copy, store *content.St
 
 // name gives what was copied the names of --tag in the store. Before that, it lists the referrers in the index. A name that is
 // right already is left alone.
-func (p places) name(ctx context.Context, store *content.Store, d v1.Descriptor, referrers []layout.Referrer) error {
+func (p places) name(ctx context.Context, g *copygraph.Copy, d v1.Descriptor) error {
+	store := g.Documents
 	labels, err := cli.Labels(p.labels)
 	if err != nil {
 		return err
@@ -310,7 +312,10 @@ func (p places) name(ctx context.Context, store *content.Store, d v1.Descriptor,
 			images = append(images, image.Image{Name: tag, Target: d, Labels: labels})
 		}
 	}
-	if err := names.AddReferrers(ctx, referrers); err != nil {
+	if err := names.AddReferrers(ctx, g.Referring()); err != nil {
+		return err
+	}
+	if err := p.admit(ctx, store, *p.namespace, d.Digest); err != nil {
 		return err
 	}
 	return names.ReplaceAll(ctx, images)

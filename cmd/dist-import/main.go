@@ -9,6 +9,7 @@ import (
 	"runtime/debug"
 
 	"distkit/cmd/internal/cli"
+	"distkit/cmd/internal/gate"
 	"distkit/content"
 	"distkit/image"
 	"distkit/image/transfer"
@@ -37,10 +38,12 @@ func newCommand() *cobra.Command {
 	f.StringVar(&o.BaseName, "base-name", "", "the `NAME` before the tag of images that have a tag alone")
 	f.StringArrayVar(&o.Only, "only", nil, "take this image alone: its `NAME` or tag in the archive, or its digest; may be repeated")
 	list := f.Bool("list", false, "list the images, and store nothing")
+	verify := gate.Flag(f)
 	platform := f.String("platform", "", "name the manifest of this `PLATFORM`, os/arch[/variant], instead of an index")
 	all := f.Bool("all-platforms", false, "fail unless all of an index is there")
 	c.MarkFlagsMutuallyExclusive("platform", "all-platforms")
 	c.MarkFlagsMutuallyExclusive("name", "base-name")
+	c.MarkFlagsMutuallyExclusive("list", "verify")
 	out := cli.NewRecords(c, "NAME", "DIGEST")
 	c.RunE = func(c *cobra.Command, args []string) error {
 		for _, name := range []string{"name", "base-name", "platform"} {
@@ -67,7 +70,7 @@ func newCommand() *cobra.Command {
 		if *list {
 			images, err = transfer.List(c.Context(), from, o)
 		} else {
-			images, err = load(c.Context(), *root, *namespace, from, o)
+			images, err = load(c.Context(), *root, gate.Gate{Command: *verify, Namespace: *namespace}, from, o)
 		}
 		if err != nil {
 			return err
@@ -101,20 +104,31 @@ func source(ctx context.Context, args []string) (from transfer.Source, done func
 	return transfer.Stream(in), func() { _ = in.Close() }, nil
 }
 
-func load(ctx context.Context, root, namespace string, from transfer.Source, o transfer.ImportOptions) ([]image.Image, error) {
+func load(ctx context.Context, root string, g gate.Gate, from transfer.Source, o transfer.ImportOptions) ([]image.Image, error) {
 	// An archive with tens of thousands of names makes much that is soon garbage; blobs, which take the time, make none.
 	debug.SetGCPercent(30)
 	store, err := content.Open(root)
 	if err != nil {
 		return nil, err
 	}
-	names, err := image.OpenNames(store, namespace)
+	names, err := image.OpenNames(store, g.Namespace)
 	if err != nil {
 		return nil, err
 	}
 	// For as long as this process lives: what has come has no name yet.
-	if _, err := store.Hold(ctx); err != nil {
+	g.Store = store
+	if g.Hold, err = store.Hold(ctx); err != nil {
 		return nil, err
+	}
+	if g.Command != "" {
+		o.Gate = func(ctx context.Context, images []image.Image) error {
+			for _, img := range images {
+				if err := g.Check(ctx, img.Name, img.Target.Digest); err != nil {
+					return err
+				}
+			}
+			return nil
+		}
 	}
 	return transfer.Import(ctx, store, names, from, o)
 }

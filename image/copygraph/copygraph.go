@@ -63,6 +63,9 @@ type Copy struct {
 	// their own referrers.
 	Referrers     ListReferrers
 	ArtifactTypes []string // of those that are copied; none: all
+	// Gate, if set, is called once all documents are in Documents, with the referrers and what they refer to, as far as that is small, and
+	// before anything moves to a target other than Documents. If it fails, nothing does.
+	Gate func(context.Context) error
 	// Record, if set, is called with each object once, when it has landed; with the roots at the end, in their order.
 	Record   func(v1.Descriptor, Outcome) error
 	Progress Progress // may be nil
@@ -157,6 +160,11 @@ func (c *Copy) finish(ctx context.Context) error {
 	}
 	if c.DryRun {
 		return c.report()
+	}
+	if c.Gate != nil {
+		if err := c.Gate(ctx); err != nil {
+			return err
+		}
 	}
 	if err := c.mount(ctx); err != nil {
 		return err

@@ -131,7 +131,23 @@ func (c *Copy) planReferrer(ctx context.Context, tally *image.Tally, subject *ob
 	o.wanted, o.refersTo = true, of
 	subject.parents = append(subject.parents, o)
 	o.pending++
-	return w.Walk(ctx, d, func(n image.Node) error { return c.visit(ctx, n) })
+	return w.Walk(ctx, d, func(n image.Node) error {
+		if err := c.visit(ctx, n); err != nil || c.Gate == nil || n.Type == "" || image.IsIndex(n.Type) {
+			return err
+		}
+		// The gate may want to read what a signature is made of.
+		var small []v1.Descriptor
+		for _, part := range n.Children {
+			if part.Size > image.MaxDocument {
+				continue
+			}
+			if err := tally.Add(0, part.Size); err != nil {
+				return err
+			}
+			small = append(small, part)
+		}
+		return c.documents(ctx, small...)
+	})
 }
 
 // visit enters a node of a walk into the plan, and brings the documents that an index refers to.

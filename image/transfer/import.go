@@ -30,6 +30,8 @@ type ImportOptions struct {
 	// BaseName precedes the tag of an image that the archive gives a tag alone, or the digest
 	// of one that it gives no name at all.
 	BaseName string
+	// Gate, if set, is called with the images before they are named. If it fails, none of them is.
+	Gate func(context.Context, []image.Image) error
 }
 
 // found is an image of an archive with one of its names.
@@ -58,6 +60,9 @@ func Import(ctx context.Context, store *content.Store, names *image.Names, from 
 	images, err := o.images(ctx, store, a)
 	if err == nil {
 		err = ctx.Err()
+	}
+	if err == nil && o.Gate != nil {
+		err = o.Gate(ctx, images)
 	}
 	if err != nil {
 		return nil, err

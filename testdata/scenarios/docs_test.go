@@ -137,7 +137,7 @@ dist-cat $manifest > manifest.json
 //	<!-- no test: why -->        the next block is not run; the test lists these
 func TestExamples(t *testing.T) {
 	var pages []string
-	for _, pattern := range []string{"cmd/*/*.1.md", "scripts/*.1.md"} {
+	for _, pattern := range []string{"cmd/*/*.1.md", "scripts/*.1.md", "image/*.7.md"} {
 		found, err := filepath.Glob(filepath.Join(fixture.Root, pattern))
 		if err != nil {
 			t.Fatal(err)
@@ -152,7 +152,7 @@ func TestExamples(t *testing.T) {
 		t.Fatalf("prepare a store: %v\n%s", err, out)
 	}
 	for _, page := range pages {
-		t.Run(strings.TrimSuffix(filepath.Base(page), ".1.md"), func(t *testing.T) {
+		t.Run(strings.TrimSuffix(strings.TrimSuffix(filepath.Base(page), ".1.md"), ".7.md"), func(t *testing.T) {
 			text, err := os.ReadFile(page)
 			if err != nil {
 				t.Fatal(err)

@@ -1,0 +1,59 @@
+package main
+
+import (
+	"context"
+
+	"distkit/cmd/internal/gate"
+	"distkit/content"
+	"distkit/image"
+	"distkit/image/copygraph"
+
+	"github.com/opencontainers/go-digest"
+)
+
+// admit has the command of --verify, if there is one, decide on the names that a manifest is to get. The store has the manifest, and its
+// referrers are in the index of the namespace.
+func (p places) admit(ctx context.Context, store *content.Store, namespace string, dgst digest.Digest) error {
+	if *p.verify == "" {
+		return nil
+	}
+	names := p.tags
+	if len(names) == 0 {
+		names = []string{""}
+	}
+	check := gate.Gate{Command: *p.verify, Store: store, Namespace: namespace, Source: p.fromRemote}
+	for _, name := range names {
+		if p.toRemote != "" && name != "" {
+			name = p.toRemote + ":" + name
+		}
+		if err := check.Check(ctx, name, dgst); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// admitAll is admit for a copy whose target is not the store, before anything moves there. If documents are kept in a directory for
+// as long as the copy takes, that is a store for the command.
+func (p places) admitAll(ctx context.Context, g *copygraph.Copy, roots []root) error {
+	namespace := *p.namespace
+	switch {
+	case g.From != nil:
+		namespace = image.DefaultNamespace
+		names, err := image.OpenNames(g.Documents, namespace)
+		if err != nil {
+			return err
+		}
+		if err := names.AddReferrers(ctx, g.Referring()); err != nil {
+			return err
+		}
+	case p.fromRoot != "":
+		namespace = image.DefaultNamespace
+	}
+	for _, r := range roots {
+		if err := p.admit(ctx, g.Documents, namespace, r.Digest); err != nil {
+			return err
+		}
+	}
+	return nil
+}

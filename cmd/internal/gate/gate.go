@@ -1,0 +1,63 @@
+// Package gate runs the command of --verify, which decides whether an image gets its name.
+package gate
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"strings"
+	"syscall"
+	"time"
+
+	"distkit/content"
+	"distkit/errclass"
+
+	"github.com/containerd/errdefs"
+	"github.com/opencontainers/go-digest"
+	"github.com/spf13/pflag"
+)
+
+// patience is how long the command may take to end after a signal.
+const patience = 5 * time.Second
+
+// Flag registers --verify.
+func Flag(f *pflag.FlagSet) *string {
+	return f.String("verify", "", "give no name unless `COMMAND`, run by sh with NAME and DIGEST as arguments, exits with 0")
+}
+
+// Gate is a command, and what it is told of an image in its environment.
+type Gate struct {
+	Command   string
+	Store     *content.Store // that has the image, or its documents; the caller holds it
+	Hold      string         // the setting of [content.HoldEnv] for it
+	Namespace string
+	Source    string // the locator that the image comes from, or ""
+}
+
+// Check runs the command for an image. It succeeds only if the command exits with 0; otherwise the error is DataLoss. Its standard input
+// is empty, and its standard output is our standard error. The name is an argument, and no part of the shell's program. DataLoss, too, if
+// the command could take the name for a flag.
+func (g Gate) Check(ctx context.Context, name string, dgst digest.Digest) error {
+	if strings.HasPrefix(name, "-") {
+		return errclass.Errorf(errdefs.ErrDataLoss, "%s is not named %.80q: a name that is to be verified may not begin with -", dgst, name)
+	}
+	c := exec.CommandContext(ctx, "sh", "-c", g.Command+` "$@"`, "verify", name, string(dgst))
+	c.Stdout, c.Stderr = os.Stderr, os.Stderr
+	c.Env = append(c.Environ(), "DIST_ROOT="+g.Store.Root(), "CONTAINERD_NAMESPACE="+g.Namespace, "DIST_SOURCE="+g.Source)
+	if g.Hold != "" {
+		c.Env = append(c.Env, g.Hold)
+	}
+	c.Cancel, c.WaitDelay = func() error { return c.Process.Signal(syscall.SIGTERM) }, patience
+	err := c.Run()
+	if err == nil || ctx.Err() != nil {
+		return ctx.Err()
+	}
+	var exit *exec.ExitError
+	if !errors.As(err, &exit) {
+		return fmt.Errorf("verify: %w", err)
+	}
+	return errclass.Errorf(errdefs.ErrDataLoss, "%s is not named: the command that verifies it ended with %s", cmp.Or(name, string(dgst)), exit)
+}
