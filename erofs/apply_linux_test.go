@@ -117,6 +117,7 @@ func FuzzBuilder(f *testing.F) {
 			}
 			judge(t, image)
 			if !overlay {
+				judgeExt4(t, Options{MaxBytes: bytesLimit, MaxEntries: entriesLimit}, 0, layer)
 				if again := showArchive(t, Options{MaxBytes: bytesLimit, MaxEntries: entriesLimit}, layer); !slices.Equal(again, shown) {
 					t.Errorf("the archive shows\n%s\nand the image\n%s", strings.Join(again, "\n"), strings.Join(shown, "\n"))
 				}

@@ -7,12 +7,16 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"os"
 	"slices"
+	"strings"
 
+	"distkit/errclass"
 	"distkit/layer"
 	"distkit/layer/tree"
 
+	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
 )
 
@@ -25,6 +29,8 @@ type Options struct {
 	Overlay bool
 	// Scratch is the directory of temporary files, os.TempDir() if it is empty.
 	Scratch string
+	// Strict refuses to write an image of which something must be left out: see [Builder.Unset].
+	Strict bool
 	// MaxBytes bounds the bytes of a layer's plain archive, and those of its sparse files, holes and all; MaxEntries bounds the entries of all layers and the directories that none
 	// of them names, together. 0 is no bound.
 	MaxBytes, MaxEntries int64
@@ -82,6 +88,14 @@ func (b *Builder) Close() error {
 
 // Unset counts what of the layers no image can hold, by kind, as in "ACLs".
 func (b *Builder) Unset() map[string]int64 { return b.unset }
+
+// strict fails if something was left out that must not be.
+func (b *Builder) strict() error {
+	if !b.opts.Strict || len(b.unset) == 0 {
+		return nil
+	}
+	return errclass.Errorf(errdefs.ErrNotImplemented, "it can't hold %s of the image", strings.Join(slices.Sorted(maps.Keys(b.unset)), ", "))
+}
 
 // scratch opens a temporary file that has no name.
 func (b *Builder) scratch(f **os.File) error {

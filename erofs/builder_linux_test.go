@@ -139,6 +139,7 @@ func show(t testing.TB, layers ...[]byte) []string {
 	if !slices.Equal(lines, others) {
 		t.Errorf("the index shows other files:\n%s\nthan the complete image:\n%s", strings.Join(others, "\n"), strings.Join(lines, "\n"))
 	}
+	judgeExt4(t, Options{}, 0, layers...)
 	if others := showArchive(t, Options{}, layers...); !slices.Equal(lines, others) {
 		t.Errorf("the archive shows other files:\n%s\nthan the complete image:\n%s", strings.Join(others, "\n"), strings.Join(lines, "\n"))
 	}

@@ -33,8 +33,11 @@ type image struct {
 }
 
 // Write writes the image to w. It is the last that can be done with a Builder but Close. An image that the format can't hold is
-// ErrFailedPrecondition.
+// ErrFailedPrecondition; one of which something was left out is ErrNotImplemented with Options.Strict.
 func (b *Builder) Write(ctx context.Context, w io.Writer) error {
+	if err := b.strict(); err != nil {
+		return err
+	}
 	im := &image{Builder: b, bits: blockBits}
 	if b.opts.Index {
 		im.bits = tarBits
@@ -362,6 +365,45 @@ func (o *output) write(b []byte) error {
 		}
 		n := copy(o.buffer[len(o.buffer):cap(o.buffer)], b)
 		o.buffer, b = o.buffer[:len(o.buffer)+n], b[n:]
+	}
+	return nil
+}
+
+// hole writes zeros, or leaves them out of a regular file.
+func (o *output) hole(n int64) error {
+	if f, ok := o.w.(*os.File); ok && n > int64(cap(o.buffer)) {
+		if info, err := f.Stat(); err == nil && info.Mode().IsRegular() {
+			if err := o.flush(); err != nil {
+				return err
+			}
+			o.written += n
+			_, err := f.Seek(n, io.SeekCurrent)
+			return err
+		}
+	}
+	for n > 0 {
+		part := min(n, int64(len(padding)))
+		if err := o.write(padding[:part]); err != nil {
+			return err
+		}
+		n -= part
+	}
+	return nil
+}
+
+// end ends an output that may end with a hole.
+func (o *output) end() error {
+	if err := o.flush(); err != nil {
+		return err
+	}
+	if f, ok := o.w.(*os.File); ok {
+		if info, err := f.Stat(); err == nil && info.Mode().IsRegular() {
+			at, err := f.Seek(0, io.SeekCurrent)
+			if err != nil || at <= info.Size() {
+				return err
+			}
+			return f.Truncate(at)
+		}
 	}
 	return nil
 }

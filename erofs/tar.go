@@ -26,10 +26,14 @@ type TarOptions struct {
 // root directory as "./" first, then each directory's entries in the order of their names' bytes. The first name of a file with several
 // has its data, and the others are links to it. Sparse files are written with their holes. The same layers give the same bytes.
 //
-// It is for a Builder of a complete image, and may be called more than once.
+// It is for a Builder of a complete image, and may be called more than once. NotImplemented: Options.Strict, and something was left out;
+// the archive has no end then.
 func (b *Builder) WriteTar(ctx context.Context, w io.Writer, o TarOptions) error {
 	if b.opts.Index || b.opts.Overlay {
 		return refused("an archive is made of complete layers without whiteouts")
+	}
+	if err := b.strict(); err != nil {
+		return err
 	}
 	a := &archiver{Builder: b, opts: o, links: map[*inode]string{}, buffer: make([]byte, bufferSize),
 		out: output{ctx: ctx, w: w, buffer: make([]byte, 0, bufferSize)}}
@@ -38,6 +42,9 @@ func (b *Builder) WriteTar(ctx context.Context, w io.Writer, o TarOptions) error
 		return err
 	}
 	if err := a.tar.Close(); err != nil {
+		return err
+	}
+	if err := b.strict(); err != nil {
 		return err
 	}
 	return a.out.flush()

@@ -19,14 +19,18 @@ import (
 // A format is a kind of files that an image can be written as.
 type format struct {
 	methods []string // of compression
-	write   func(b *erofs.Builder, ctx context.Context, w io.Writer) error
+	sized   bool     // a size can be chosen
+	write   func(ctx context.Context, w io.Writer, b *erofs.Builder, s settings) error
 	tool    func(s settings) tool // makes the file where write is nil or a method is chosen
 }
 
 var formats = map[string]format{
-	"erofs":    {write: (*erofs.Builder).Write},
+	"erofs": {write: func(ctx context.Context, w io.Writer, b *erofs.Builder, _ settings) error { return b.Write(ctx, w) }},
+	"ext4": {sized: true, write: func(ctx context.Context, w io.Writer, b *erofs.Builder, s settings) error {
+		return b.WriteExt4(ctx, w, s.size)
+	}},
 	"squashfs": {methods: []string{"gzip", "lz4", "xz", "zstd"}, tool: squashfs},
-	"tar": {write: func(b *erofs.Builder, ctx context.Context, w io.Writer) error {
+	"tar": {write: func(ctx context.Context, w io.Writer, b *erofs.Builder, _ settings) error {
 		return b.WriteTar(ctx, w, erofs.TarOptions{})
 	}},
 }
@@ -37,7 +41,7 @@ func formatNames() string { return strings.Join(slices.Sorted(maps.Keys(formats)
 type settings struct {
 	format   string
 	compress string
-	strict   bool
+	size     int64
 	program  string // path of the tool, "" if none is needed
 	scratch  string // directory of temporary files
 }
@@ -63,10 +67,7 @@ func (s *settings) lookup() (err error) {
 func (s settings) write(ctx context.Context, w io.Writer, b *erofs.Builder) error {
 	f := formats[s.format]
 	if s.program == "" {
-		if err := s.check(b); err != nil {
-			return err
-		}
-		return f.write(b, ctx, w)
+		return f.write(ctx, w, b, s)
 	}
 	if out, ok := w.(*os.File); ok {
 		return f.tool(s).run(ctx, out, b, s)
@@ -97,12 +98,4 @@ func (i interrupted) Read(b []byte) (int, error) {
 		return 0, err
 	}
 	return i.r.Read(b)
-}
-
-// check fails where something is left out that must not be.
-func (s settings) check(b *erofs.Builder) error {
-	if !s.strict || len(b.Unset()) == 0 {
-		return nil
-	}
-	return errclass.Errorf(errdefs.ErrNotImplemented, "%s can't hold %s", s.format, strings.Join(slices.Sorted(maps.Keys(b.Unset())), ", "))
 }

@@ -2,12 +2,15 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"io"
 	"math"
 	"os"
+	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/containerd/errdefs"
@@ -26,7 +29,7 @@ func main() { cli.Main(newCommand()) }
 func newCommand() *cobra.Command {
 	c := &cobra.Command{
 		Use:   "dist-disk [flags] NAME|DIGEST",
-		Short: "write an image as one file: an EROFS or squashfs file system, or a tar archive",
+		Short: "write an image as one file: an EROFS, ext4 or squashfs file system, or a tar archive",
 		Args:  cobra.ExactArgs(1),
 	}
 	f := c.Flags()
@@ -35,6 +38,7 @@ func newCommand() *cobra.Command {
 	output := f.StringP("output", "o", "", "write to `FILE`, which appears when it is whole")
 	name := f.String("format", "erofs", "the `FORMAT` of the file: "+formatNames())
 	compress := f.String("compress", "", "compress files' data by `METHOD`, one of the format's")
+	size := f.String("size", "", "make an ext4 file system of `N` bytes, or with k, m, g or t, that has a journal (default: what the files need)")
 	strict := f.Bool("strict", false, "fail where the format can't hold an attribute, a device or a time")
 	maxBytes := f.Uint64("max-bytes", 0, "fail where an uncompressed layer, or its sparse files, has more than `N` bytes")
 	maxEntries := f.Uint32("max-entries", 0, "fail where the layers make more than `N` files and directories")
@@ -44,9 +48,15 @@ func newCommand() *cobra.Command {
 		if !ok {
 			return cli.Usagef("--format: %q is not one of %s", *name, formatNames())
 		}
-		s := settings{format: *name, compress: *compress, strict: *strict}
+		s := settings{format: *name, compress: *compress}
 		if s.compress != "" && !slices.Contains(form.methods, s.compress) {
 			return cli.Usagef("--compress: %s takes %s", *name, strings.Join(append(form.methods, "no other method"), ", "))
+		}
+		var err error
+		if s.size, err = parseSize(*size); err != nil {
+			return err
+		} else if s.size > 0 && !form.sized {
+			return cli.Usagef("--size is for ext4")
 		}
 		if err := cli.Refused(*output); err != nil {
 			return err
@@ -58,7 +68,7 @@ func newCommand() *cobra.Command {
 		if err != nil {
 			return err
 		}
-		opts := erofs.Options{MaxBytes: int64(min(*maxBytes, math.MaxInt64)), MaxEntries: int64(*maxEntries), MaxMemory: int64(min(*maxMemory, math.MaxInt64))}
+		opts := erofs.Options{Strict: *strict, MaxBytes: int64(min(*maxBytes, math.MaxInt64)), MaxEntries: int64(*maxEntries), MaxMemory: int64(min(*maxMemory, math.MaxInt64))}
 		make := func(w io.Writer) error {
 			b := erofs.NewBuilder(opts)
 			defer b.Close()
@@ -131,4 +141,27 @@ func add(ctx context.Context, b *erofs.Builder, store *content.Store, l image.La
 	}
 	defer f.Close()
 	return b.Add(ctx, f.File, l.DiffID)
+}
+
+var sizes = regexp.MustCompile(`^([0-9]{1,15})([kmgt]?)$`)
+
+// parseSize parses a number of bytes, with k, m, g or t for a binary unit. "" is 0.
+func parseSize(s string) (int64, error) {
+	if s == "" {
+		return 0, nil
+	}
+	m := sizes.FindStringSubmatch(strings.ToLower(s))
+	if m == nil {
+		return 0, cli.Usagef("--size: %q is not a number of bytes with k, m, g or t", s)
+	}
+	n, _ := strconv.ParseInt(m[1], 10, 64) // it fits
+	for range strings.Index(" kmgt", cmp.Or(m[2], " ")) {
+		if n *= 1 << 10; n > 1<<50 {
+			return 0, cli.Usagef("--size: %s is too much", s)
+		}
+	}
+	if n < 1<<20 {
+		return 0, cli.Usagef("--size: %s is less than 1m", s)
+	}
+	return n, nil
 }

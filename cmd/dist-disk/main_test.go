@@ -96,7 +96,7 @@ func onlyOutput(t *testing.T, file string) {
 func TestOutputs(t *testing.T) {
 	t.Parallel()
 	root, image := store(t, nil, pack(t, tar.Header{Name: "a"}, tar.Header{Name: "b"}), pack(t, tar.Header{Name: ".wh.a"}, tar.Header{Name: "c"}))
-	for _, format := range []string{"erofs", "tar"} {
+	for _, format := range []string{"erofs", "ext4", "tar"} {
 		args := []string{"--root", root, "--format", format, image.String()}
 		want, errs, err := run(t, args...)
 		if err != nil || errs != "" {
@@ -163,7 +163,7 @@ func TestFailures(t *testing.T) {
 				}
 			}
 			file := filepath.Join(t.TempDir(), "image")
-			for _, format := range []string{"erofs", "tar"} {
+			for _, format := range []string{"erofs", "ext4", "tar"} {
 				args := append([]string{"--root", root, "--format", format, image.String()}, c.args...)
 				if out, _, err := run(t, args...); !c.is(err) || len(out) > 0 {
 					t.Errorf("%s: %d bytes and %v", format, len(out), err)
@@ -188,7 +188,8 @@ func TestFailures(t *testing.T) {
 func TestWrongUsage(t *testing.T) {
 	t.Parallel()
 	root, image := store(t, nil, pack(t, tar.Header{Name: "a"}))
-	for _, args := range [][]string{{"--format", "iso"}, {"--format", "tar", "--compress", "zstd"}, {"--format", "squashfs", "--compress", "lzo"}, {"-o", "/dev/null"}} {
+	for _, args := range [][]string{{"--format", "iso"}, {"--format", "tar", "--compress", "zstd"}, {"--format", "squashfs", "--compress", "lzo"}, {"--size", "1g"},
+		{"--format", "ext4", "--size", "1"}, {"--format", "ext4", "--size", "x"}, {"--format", "ext4", "--size", "9999t"}, {"--format", "ext4", "--size", "-1"}, {"-o", "/dev/null"}} {
 		if out, _, err := run(t, append(args, "--root", root, image.String())...); !errdefs.IsInvalidArgument(err) || len(out) > 0 {
 			t.Errorf("%q: %d bytes and %v", args, len(out), err)
 		}

@@ -51,9 +51,6 @@ func (t tool) run(ctx context.Context, out *os.File, b *erofs.Builder, s setting
 	if cerr := in.Close(); written == nil {
 		written = cerr
 	}
-	if written == nil {
-		written = s.check(b)
-	}
 	if written != nil && !errors.Is(written, unix.EPIPE) {
 		cancel()
 		_ = c.Wait()

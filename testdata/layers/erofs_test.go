@@ -19,22 +19,35 @@ import (
 // mountErofs mounts an image at root until the test ends.
 func mountErofs(t *testing.T, image, root, options string) {
 	t.Helper()
+	defer unmount(t, root)
 	if err := unix.Mount(image, root, "erofs", unix.MS_RDONLY, options); err != nil {
 		if err == unix.ENODEV || err == unix.ENOTBLK {
 			skip(t, "erofs")
 		}
 		t.Fatalf("mount: %v", err)
 	}
+}
+
+// unmount unmounts a file system when the test ends.
+func unmount(t *testing.T, root string) {
 	t.Cleanup(func() {
-		if err := unix.Unmount(root, 0); err != nil {
+		if err := unix.Unmount(root, 0); err != nil && !t.Failed() && !t.Skipped() {
 			t.Error(err)
 		}
 	})
 }
 
-// erofsOf makes an image of layers, complete or an index, and returns what the kernel shows of it. fsck.erofs judges it, if that is here.
-func erofsOf(t *testing.T, layers []string, index bool) []string {
+// formats are those that an image can have, and how it is written.
+var formats = map[string]func(b *erofs.Builder, ctx context.Context, w io.Writer) error{
+	"complete": (*erofs.Builder).Write,
+	"index":    (*erofs.Builder).Write,
+	"ext4":     func(b *erofs.Builder, ctx context.Context, w io.Writer) error { return b.WriteExt4(ctx, w, 0) },
+}
+
+// imageOf makes an image of layers, and returns what the kernel shows of it. e2fsck and fsck.erofs judge it, if they are here.
+func imageOf(t *testing.T, layers []string, format string) []string {
 	t.Helper()
+	index := format == "index"
 	dir := t.TempDir()
 	b := erofs.NewBuilder(erofs.Options{Index: index, Scratch: dir})
 	defer b.Close()
@@ -61,7 +74,7 @@ func erofsOf(t *testing.T, layers []string, index bool) []string {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := b.Write(t.Context(), out); err != nil {
+	if err := formats[format](b, t.Context(), out); err != nil {
 		t.Fatal(err)
 	}
 	if err := out.Close(); err != nil {
@@ -71,15 +84,24 @@ func erofsOf(t *testing.T, layers []string, index bool) []string {
 	for _, d := range devices {
 		check, options = append(check, "--device="+d), append(options, "device="+d)
 	}
-	if has("fsck.erofs") {
+	root := t.TempDir()
+	switch {
+	case format == "ext4":
+		if out, err := exec.Command("e2fsck", "-fn", image).CombinedOutput(); err != nil {
+			t.Errorf("e2fsck: %v: %s", err, out)
+		}
+		defer unmount(t, root)
+		if out, err := exec.Command("mount", "-t", "ext4", "-o", "ro,loop", image, root).CombinedOutput(); err != nil {
+			t.Fatalf("mount: %v: %s", err, out)
+		}
+	case has("fsck.erofs"):
 		if out, err := exec.Command("fsck.erofs", append(check, image)...).CombinedOutput(); err != nil {
 			t.Errorf("fsck.erofs: %v: %s", err, out)
 		}
-	} else {
-		t.Log("fsck.erofs is not here")
+		fallthrough
+	default:
+		mountErofs(t, image, root, strings.Join(options, ","))
 	}
-	root := t.TempDir()
-	mountErofs(t, image, root, strings.Join(options, ","))
 	lines := dump(t, root)
 	for i := range lines { // of directories that no entry names, which others give the time of the extraction
 		lines[i] = strings.Replace(lines[i], " 0:0 @0.000000000", " 0:0 @now", 1)
@@ -114,7 +136,7 @@ func plainOf(t *testing.T, layer io.Reader) string {
 }
 
 // An image of layers shows the tree that applying them to a directory makes, whichever way its files' data are held.
-func TestErofsShowsWhatIsApplied(t *testing.T) {
+func TestImagesShowWhatIsApplied(t *testing.T) {
 	require(t)
 	for _, c := range cases {
 		t.Run(c.name, func(t *testing.T) {
@@ -123,16 +145,16 @@ func TestErofsShowsWhatIsApplied(t *testing.T) {
 				layers = []string{write(t, c.below), layers[0]}
 			}
 			ours := result(t, "distkit", layers)
-			for _, index := range []bool{false, true} {
-				if d := difference(erofsOf(t, layers, index), ours); d != "" {
-					t.Errorf("index %t: the image differs:%s", index, d)
+			for format := range formats {
+				if d := difference(imageOf(t, layers, format), ours); d != "" {
+					t.Errorf("%s: the image differs:%s", format, d)
 				}
 			}
 		})
 	}
 }
 
-func TestErofsOfDebian(t *testing.T) {
+func TestImagesOfDebian(t *testing.T) {
 	if *sets == "" {
 		t.Log("no -sets")
 		return
@@ -149,10 +171,9 @@ func TestErofsOfDebian(t *testing.T) {
 		layers = append(layers, filepath.Join(dir, set+".tar.gz"))
 	}
 	ours := result(t, "distkit", layers)
-	for _, index := range []bool{false, true} {
-		lines := erofsOf(t, layers, index)
-		if d := difference(lines, ours); d != "" {
-			t.Errorf("index %t: the image differs:%s", index, d)
+	for format := range formats {
+		if d := difference(imageOf(t, layers, format), ours); d != "" {
+			t.Errorf("%s: the image differs:%s", format, d)
 		}
 	}
 }
