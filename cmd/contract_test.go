@@ -70,6 +70,8 @@ var behaviours = map[string]behaviour{
 	"dist-ingest":       {output: []string{"ref"}, stdin: "x", bad: []string{}, waits: []string{"ref"}},
 	"dist-label":        {output: []string{"BLOB", "k=v"}, bad: []string{}, waits: []string{"-"}},
 	"dist-list":         {output: []string{}, bad: []string{"labels.a~="}},
+	"dist-du":           {output: []string{"-"}, stdin: oneFile, bad: []string{"-", "--layers", "--ncdu"}, waits: []string{"-"}},
+	"dist-file":         {bad: []string{"x"}},
 	"dist-ls":           {output: []string{"-"}, stdin: oneFile, bad: []string{}, waits: []string{"-"}},
 	"dist-namespace":    {output: []string{"ls"}, bad: []string{"no-such-verb"}, waits: []string{"rm", "-"}},
 	"dist-path":         {output: []string{"BLOB"}, waits: []string{"-"}},

@@ -50,6 +50,8 @@ var mayImport = map[string][]string{
 	"dist-list":       {"content"},
 	"dist-login":      {"remotes"},
 	"dist-logout":     {"remotes"},
+	"dist-du":         {"image", "content"},
+	"dist-file":       {"image", "content"},
 	"dist-ls":         {"image", "content"},
 	"dist-namespace":  {"image", "content"},
 	"dist-path":       {"content"},

@@ -59,8 +59,8 @@ type Options[F any] struct {
 	Whiteouts bool
 	// New is called with each new file. Directories that no entry names are new files too.
 	New func(Kind, *F)
-	// Removed is called with each file whose last name is removed or replaced, but not with a directory; it may be nil.
-	Removed func(Kind, *F)
+	// Removed is called with each file whose last name is removed or replaced, while that is still there, but not with a directory. It may be nil.
+	Removed func(Entry, *F)
 	// Deleted is called with each name that a layer deletes from those below, but not with the names below a directory. It may be nil.
 	Deleted func(Entry)
 }
@@ -328,7 +328,7 @@ func (t *Tree[F]) remove(e Entry) {
 		if names := t.links[number]; names > 1 {
 			t.links[number] = names - 1
 		} else if t.opts.Removed != nil {
-			t.opts.Removed(n.kind, t.files.at(number))
+			t.opts.Removed(e, t.files.at(number))
 		}
 	}
 	n.kind, n.layer = Gone, t.layer

@@ -76,7 +76,7 @@ func TestChanges(t *testing.T) {
 	var removed, deleted []string
 	var tr *Tree[string]
 	tr = New(Options[string]{
-		Removed: func(_ Kind, name *string) { removed = append(removed, *name) },
+		Removed: func(e Entry, name *string) { removed = append(removed, *name+"="+tr.Path(e)) },
 		Deleted: func(e Entry) { deleted = append(deleted, tr.Path(e)) },
 	})
 	file := func(name string) tar.Header { return tar.Header{Typeflag: tar.TypeReg, Name: name} }
@@ -114,7 +114,7 @@ func TestChanges(t *testing.T) {
 		t.Errorf("deleted: %s", got)
 	}
 	slices.Sort(removed) // and not d/a of the first layer, which has another name
-	if got := fmt.Sprint(removed); got != "[d/b1 d/c/x1 d/e/y1 f1]" {
+	if got := fmt.Sprint(removed); got != "[d/b1=d/b d/c/x1=d/c/x d/e/y1=d/e/y f1=f]" {
 		t.Errorf("removed: %s", got)
 	}
 	g, _ := tr.Find(Root, "g")

@@ -111,7 +111,7 @@ func prepare(c *cobra.Command, started *bool) {
 	c.SilenceErrors, c.SilenceUsage = true, true
 	c.DisableSuggestions = true
 	c.CompletionOptions.DisableDefaultCmd = true
-	c.Version = buildVersion()
+	c.Version = Version()
 	c.SetErr(os.Stderr)
 	c.SetFlagErrorFunc(func(c *cobra.Command, err error) error {
 		return Usagef("%v; usage: %s", err, c.UseLine())
@@ -205,7 +205,8 @@ func operands(use string) []string {
 	return words
 }
 
-func buildVersion() string {
+// Version is what --version prints.
+func Version() string {
 	if version != "" {
 		return version
 	}

@@ -1,0 +1,192 @@
+package look
+
+import (
+	"archive/tar"
+	"cmp"
+	"context"
+	"fmt"
+	"io"
+	"slices"
+
+	"distkit/errclass"
+	"distkit/layer"
+	"distkit/layer/tree"
+
+	"github.com/containerd/errdefs"
+)
+
+// Files finds the contents of the files of an image.
+type Files struct {
+	layers []Layer
+	tree   *tree.Tree[origin]
+	dirs   map[*origin]*tar.Header
+}
+
+// An origin is the entry that made a file: its layer, and its number there, both from 0 on.
+type origin struct {
+	layer  uint16
+	number uint32
+}
+
+// dirMemory is what the header of a directory takes, beside its name and attributes.
+const dirMemory = 512
+
+// Open merges layers to find files in. The tree may take so many bytes of memory, or any number if that is 0. Errors are those of [Read].
+func Open(ctx context.Context, layers []Layer, maxMemory int64) (*Files, error) {
+	s := &Files{layers: layers, tree: tree.New(tree.Options[origin]{MaxMemory: maxMemory}), dirs: map[*origin]*tar.Header{}}
+	return s, Merge(ctx, layers, s.tree, func(l int, n int64, c tree.Change, h *tar.Header, _ io.Reader) error {
+		if c.Action != tree.Made && c.Action != tree.Merged {
+			return nil
+		}
+		*s.tree.File(c.Entry) = origin{uint16(l), uint32(n)}
+		if s.tree.Kind(c.Entry) != tree.Dir {
+			return nil
+		}
+		size := dirMemory
+		for k, v := range h.PAXRecords {
+			size += len(k) + len(v)
+		}
+		s.dirs[s.tree.File(c.Entry)] = h
+		return s.tree.Charge(int64(size))
+	}, nil)
+}
+
+// Cat writes the content of the regular file that a path leads to, through symbolic links inside the image. NotFound: there is none.
+// InvalidArgument: it is no regular file. What was written before another error is not verified.
+func (s *Files) Cat(ctx context.Context, path string, w io.Writer) error {
+	e, err := s.tree.Lookup(path, true)
+	if err == nil && s.tree.Kind(e) != tree.Regular {
+		err = errclass.Errorf(errdefs.ErrInvalidArgument, "it is a %s and no regular file", types[s.tree.Kind(e)])
+	}
+	if err != nil {
+		return fmt.Errorf("%.200q: %w", path, err)
+	}
+	from := *s.tree.File(e)
+	return s.layers[from.layer].Walk(ctx, []int64{int64(from.number)}, func(_ int64, _ *tar.Header, content io.Reader) error {
+		_, err := io.Copy(w, content)
+		return err
+	})
+}
+
+// Tar writes an archive of files and of directories with all that is below them. Symbolic links on the way to each are followed, the
+// last one is not. The archive has directories first, and names after the files that they are hard links to. Errors are those of Cat.
+func (s *Files) Tar(ctx context.Context, paths []string, w io.Writer) error {
+	t := &archiver{Files: s, w: tar.NewWriter(w), seen: map[tree.Entry]bool{}, first: map[origin]tree.Entry{}, files: make([][]tree.Entry, len(s.layers))}
+	for _, p := range paths {
+		e, err := s.tree.Lookup(p, false)
+		if err == nil {
+			err = t.add(e)
+		}
+		if err != nil {
+			return fmt.Errorf("%.200q: %w", p, err)
+		}
+	}
+	for l := range t.files {
+		if err := t.contents(ctx, l); err != nil {
+			return err
+		}
+	}
+	for _, e := range t.links {
+		h := &tar.Header{Typeflag: tar.TypeLink, Name: s.tree.Path(e), Linkname: s.tree.Path(t.first[*s.tree.File(e)])}
+		if err := t.w.WriteHeader(h); err != nil {
+			return err
+		}
+	}
+	return t.w.Close()
+}
+
+// An archiver writes an archive of some files.
+type archiver struct {
+	*Files
+	w     *tar.Writer
+	seen  map[tree.Entry]bool
+	first map[origin]tree.Entry // of files with several names, the one that has the content
+	files [][]tree.Entry        // by layer
+	links []tree.Entry
+}
+
+// add writes directories, and notes what else is to be written.
+func (t *archiver) add(e tree.Entry) error {
+	if t.seen[e] {
+		return nil
+	}
+	t.seen[e] = true
+	if err := t.tree.Charge(32); err != nil {
+		return err
+	}
+	from := *t.tree.File(e)
+	if t.tree.Kind(e) == tree.Dir {
+		h := &tar.Header{Typeflag: tar.TypeDir, Mode: 0o755}
+		if own := t.dirs[t.tree.File(e)]; own != nil {
+			h = own
+		}
+		if err := t.write(h, cmp.Or(t.tree.Path(e), ".")+"/"); err != nil {
+			return err
+		}
+		for _, c := range t.tree.Children(e, nil) {
+			if err := t.add(c); err != nil {
+				return err
+			}
+		}
+		return nil
+	}
+	if t.tree.Links(e) > 1 {
+		if _, written := t.first[from]; written {
+			t.links = append(t.links, e)
+			return nil
+		}
+		t.first[from] = e
+	}
+	t.files[from.layer] = append(t.files[from.layer], e)
+	return nil
+}
+
+// contents writes the files that are of a layer.
+func (t *archiver) contents(ctx context.Context, l int) error {
+	files := t.files[l]
+	if len(files) == 0 {
+		return nil
+	}
+	slices.SortFunc(files, func(a, b tree.Entry) int { return cmp.Compare(t.tree.File(a).number, t.tree.File(b).number) })
+	numbers := make([]int64, len(files))
+	for i, e := range files {
+		numbers[i] = int64(t.tree.File(e).number)
+	}
+	return t.layers[l].Walk(ctx, numbers, func(_ int64, h *tar.Header, content io.Reader) error {
+		e := files[0]
+		files = files[1:]
+		if err := t.write(h, t.tree.Path(e)); err != nil {
+			return err
+		}
+		if t.tree.Kind(e) != tree.Regular {
+			return nil
+		}
+		_, err := io.Copy(t.w, content)
+		return err
+	})
+}
+
+// write writes a header under another name: of its records it keeps the extended attributes.
+func (t *archiver) write(from *tar.Header, name string) error {
+	h := &tar.Header{Typeflag: from.Typeflag, Name: name, Linkname: from.Linkname, Size: from.Size, Mode: from.Mode & 0o7777, Uid: from.Uid, Gid: from.Gid,
+		ModTime: from.ModTime, Devmajor: from.Devmajor, Devminor: from.Devminor}
+	if flags[h.Typeflag] == File {
+		h.Typeflag = tar.TypeReg
+	} else {
+		h.Size = 0
+	}
+	if h.ModTime.Nanosecond() != 0 {
+		h.Format = tar.FormatPAX
+	}
+	xattrs, err := layer.Xattrs(from.PAXRecords)
+	if err != nil {
+		return err
+	}
+	h.PAXRecords = make(map[string]string, len(xattrs))
+	for _, x := range xattrs {
+		if x.Value != nil {
+			h.PAXRecords[layer.XattrRecord+layer.EscapeName(x.Name)] = string(x.Value)
+		}
+	}
+	return t.w.WriteHeader(h)
+}

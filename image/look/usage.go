@@ -1,0 +1,224 @@
+package look
+
+import (
+	"archive/tar"
+	"bytes"
+	"cmp"
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"hash"
+	"io"
+	"slices"
+
+	"distkit/layer/tree"
+)
+
+// A Usage is how many bytes the files of an image take, and where.
+type Usage struct {
+	Layers []LayerUsage
+
+	files *tree.Tree[sized]
+}
+
+// A LayerUsage is what a layer takes.
+type LayerUsage struct {
+	Layer  int    `json:"layer"` // from 1 on
+	Digest string `json:"digest"`
+	Size   int64  `json:"size"`   // of the blob
+	Files  int64  `json:"files"`  // regular files
+	Bytes  int64  `json:"bytes"`  // of their contents
+	Wasted int64  `json:"wasted"` // of those that are overwritten or deleted later
+}
+
+// A sized file is what is kept of one.
+type sized struct {
+	size  int64
+	layer uint16 // from 0 on
+	known bool   // the content was hashed
+	sum   [16]byte
+}
+
+// A Waste is a file that a layer has and a later entry overwrites or deletes.
+type Waste struct {
+	Path  string `json:"path"`
+	Size  int64  `json:"size"`
+	Layer int    `json:"layer"` // that has the file, from 1 on
+	By    int    `json:"by"`    // that overwrites or deletes it
+}
+
+// UsageOptions are for [Measure].
+type UsageOptions struct {
+	MaxMemory int64 // bytes that the tree may take; 0 is no bound
+	// Wasted is called with each file that has content and is overwritten or deleted later. It may be nil.
+	Wasted func(Waste)
+	// Hash hashes all contents, for [Usage.Duplicates].
+	Hash bool
+}
+
+// Measure merges layers and returns what their files take. Errors are those of [Read].
+func Measure(ctx context.Context, layers []Layer, opts UsageOptions) (*Usage, error) {
+	u := &Usage{Layers: make([]LayerUsage, len(layers))}
+	now := 0
+	u.files = tree.New(tree.Options[sized]{MaxMemory: opts.MaxMemory, Removed: func(e tree.Entry, f *sized) {
+		u.Layers[f.layer].Wasted += f.size
+		if opts.Wasted != nil && f.size > 0 {
+			opts.Wasted(Waste{"/" + u.files.Path(e), f.size, int(f.layer) + 1, now})
+		}
+	}})
+	for i, l := range layers {
+		u.Layers[i] = LayerUsage{Layer: i + 1, Digest: string(l.Digest), Size: l.Size}
+	}
+	sum, buffer := sha256.New(), make([]byte, 256<<10)
+	for i := range layers { // one by one, so that now is right
+		now = i + 1
+		err := Merge(ctx, layers[i:i+1], u.files, func(_ int, _ int64, c tree.Change, h *tar.Header, content io.Reader) error {
+			if c.Action != tree.Made || u.files.Kind(c.Entry) != tree.Regular {
+				return nil
+			}
+			f := u.files.File(c.Entry)
+			f.size, f.layer = h.Size, uint16(i)
+			u.Layers[i].Files++
+			u.Layers[i].Bytes += h.Size
+			if !opts.Hash || h.Size == 0 {
+				return nil
+			}
+			return f.hash(content, sum, buffer)
+		}, nil)
+		if err != nil {
+			return nil, err
+		}
+	}
+	return u, nil
+}
+
+func (f *sized) hash(content io.Reader, sum hash.Hash, buffer []byte) error {
+	sum.Reset()
+	if _, err := io.CopyBuffer(sum, content, buffer); err != nil {
+		return err
+	}
+	f.known = true
+	copy(f.sum[:], sum.Sum(nil))
+	return nil
+}
+
+// A FileUsage is what a file or directory takes, with all that is below it.
+type FileUsage struct {
+	Path  string `json:"path"`
+	Bytes int64  `json:"bytes"` // of the contents of regular files, each once, whatever its names
+	Files int64  `json:"files"` // regular files, each once
+
+	Dir   bool   `json:"-"`
+	Type  Type   `json:"-"`
+	Name  string `json:"-"`
+	ID    uint64 `json:"-"` // of a file with several names, or 0
+	Links uint32 `json:"-"`
+}
+
+// Walk calls enter with each file and directory, sorted by path, and leave with each directory once all below it was given. Bytes and
+// Files of a directory are known to leave alone; leave may be nil.
+func (u *Usage) Walk(enter, leave func(*FileUsage) error) error {
+	w := usageWalk{u, enter, leave, map[*sized]uint64{}}
+	_, err := w.walk(tree.Root, "/")
+	return err
+}
+
+type usageWalk struct {
+	*Usage
+	enter, leave func(*FileUsage) error
+	seen         map[*sized]uint64 // files with several names
+}
+
+func (w *usageWalk) walk(e tree.Entry, path string) (*FileUsage, error) {
+	f, kind := w.files.File(e), w.files.Kind(e)
+	v := &FileUsage{Path: path, Type: types[kind], Dir: kind == tree.Dir, Name: string(w.files.Name(e)), Links: w.files.Links(e)}
+	if kind == tree.Regular {
+		v.Bytes, v.Files = f.size, 1
+	}
+	again := false
+	if v.Links > 1 {
+		if v.ID, again = w.seen[f]; !again {
+			v.ID = uint64(len(w.seen) + 1)
+			w.seen[f] = v.ID
+		}
+	}
+	if err := w.enter(v); err != nil || !v.Dir {
+		if again {
+			v.Bytes, v.Files = 0, 0
+		}
+		return v, err
+	}
+	if path == "/" {
+		path = ""
+	}
+	for _, c := range w.files.Children(e, nil) {
+		below, err := w.walk(c, path+"/"+string(w.files.Name(c)))
+		if err != nil {
+			return v, err
+		}
+		v.Bytes += below.Bytes
+		v.Files += below.Files
+	}
+	if w.leave == nil {
+		return v, nil
+	}
+	return v, w.leave(v)
+}
+
+// A Duplicate is a file whose content another file has too.
+type Duplicate struct {
+	Content string `json:"content"` // the first 16 bytes of its SHA-256, in hexadecimal
+	Path    string `json:"path"`
+	Size    int64  `json:"size"`
+	Layer   int    `json:"layer"` // from 1 on
+}
+
+// Duplicates returns the files that have the same content as another one, those of one content beside each other, and the contents first
+// that take most. Names of one file don't count. It is only for after Measure with Hash.
+func (u *Usage) Duplicates() ([]Duplicate, error) {
+	var all []tree.Entry
+	seen := map[*sized]bool{}
+	var find func(tree.Entry)
+	find = func(dir tree.Entry) {
+		for _, e := range u.files.Children(dir, nil) {
+			f := u.files.File(e)
+			switch {
+			case u.files.Kind(e) == tree.Dir:
+				find(e)
+			case !f.known, u.files.Links(e) > 1 && seen[f]:
+			default:
+				if u.files.Links(e) > 1 {
+					seen[f] = true
+				}
+				all = append(all, e)
+			}
+		}
+	}
+	find(tree.Root)
+	slices.SortStableFunc(all, func(a, b tree.Entry) int { return bytes.Compare(u.files.File(a).sum[:], u.files.File(b).sum[:]) })
+	var groups [][]tree.Entry
+	for i := 0; i < len(all); {
+		n := i + 1
+		for n < len(all) && u.files.File(all[n]).sum == u.files.File(all[i]).sum {
+			n++
+		}
+		if n-i > 1 {
+			groups = append(groups, all[i:n])
+		}
+		i = n
+	}
+	extra := func(g []tree.Entry) int64 { return int64(len(g)-1) * u.files.File(g[0]).size }
+	slices.SortStableFunc(groups, func(a, b []tree.Entry) int { return cmp.Compare(extra(b), extra(a)) })
+	var list []Duplicate
+	for _, g := range groups {
+		for _, e := range g {
+			f := u.files.File(e)
+			d := Duplicate{hex.EncodeToString(f.sum[:]), "/" + u.files.Path(e), f.size, int(f.layer) + 1}
+			if err := u.files.Charge(int64(len(d.Path)) + 128); err != nil {
+				return nil, err
+			}
+			list = append(list, d)
+		}
+	}
+	return list, nil
+}
