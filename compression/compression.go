@@ -99,14 +99,34 @@ func NewReader(r *bufio.Reader) (plain io.Reader, close func(), err error) {
 // NewReaderInTurn is NewReader for one of many readers. It calls large, unless that is nil, before it takes memory for a zstd window of
 // more than [LargeWindow]. If that fails, so does the read that needed it.
 func NewReaderInTurn(r *bufio.Reader, large func() error) (plain io.Reader, close func(), err error) {
+	return NewIndexer(r, large, nil)
+}
+
+// Points is told where decompression of a stream can begin: see [inflate.NewIndexer].
+type Points interface {
+	// Begin is called once, before anything else.
+	Begin(Format)
+	Wants(out int64) bool
+	Add(inflate.Point)
+}
+
+// NewIndexer is NewReaderInTurn, and tells points of the stream, unless they are nil. Only gzip has any.
+func NewIndexer(r *bufio.Reader, large func() error, points Points) (plain io.Reader, close func(), err error) {
 	head, err := r.Peek(HeadSize)
 	if len(head) == 0 {
 		return nil, nil, err
 	}
-	switch format := Sniff(head); format {
+	format := Sniff(head)
+	if points != nil {
+		points.Begin(format)
+	}
+	switch format {
 	case None:
 		return r, func() {}, nil
 	case Gzip:
+		if points != nil {
+			return inflate.NewIndexer(r, points.Wants, points.Add), func() {}, nil
+		}
 		return inflate.NewReader(r), func() {}, nil
 	case Zstd:
 		z, err := zstd.NewReader(&windows{r: r, large: large}, zstd.WithDecoderMaxWindow(maxWindow), zstd.WithDecoderLowmem(true))

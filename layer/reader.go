@@ -37,6 +37,7 @@ type Reader struct {
 
 	in   *stream
 	tar  *tar.Reader
+	tap  Tap   // or nil
 	read int64 // bytes of all files, holes and all
 	rest [32 << 10]byte
 }
@@ -53,9 +54,28 @@ type Turn func(context.Context) (over func(), err error)
 
 // NewReaderInTurn is NewReader for one of many layers that are read at the same time. turn may be nil.
 func NewReaderInTurn(ctx context.Context, r io.Reader, most int64, tee io.Writer, turn Turn) *Reader {
+	return newReader(ctx, r, most, tee, turn, nil)
+}
+
+func newReader(ctx context.Context, r io.Reader, most int64, tee io.Writer, turn Turn, tap Tap) *Reader {
 	ctx, cancel := context.WithCancel(ctx)
-	in := newStream(ctx, r, most, tee, turn)
-	return &Reader{r: r, cancel: cancel, in: in, tar: tar.NewReader(in)}
+	in := newStream(ctx, r, most, tee, turn, tap)
+	return &Reader{r: r, cancel: cancel, in: in, tar: tar.NewReader(in), tap: tap}
+}
+
+// A Tap is told how a layer is made while it is read.
+type Tap interface {
+	compression.Points
+	// Write is given the plain bytes. It and the methods of Points run in other goroutines than the reader's.
+	io.Writer
+	// Header is given what is read at an offset of the archive beside the data of files, in order, and nothing more of one entry than what
+	// Next reads.
+	Header(offset int64, b []byte)
+}
+
+// NewIndexer is NewReader with a tap.
+func NewIndexer(ctx context.Context, r io.Reader, tap Tap) *Reader {
+	return newReader(ctx, r, 0, tap, nil, tap)
 }
 
 // Close returns once the layer is not read any more. It waits for a read that is under way: to let Close end that, the reader may have
@@ -80,7 +100,9 @@ func (r *Reader) Next() (*tar.Header, error) {
 			return nil, err
 		}
 		r.in.watch = (r.in.offset + blockSize - 1) / blockSize * blockSize
+		r.in.tap = r.tap
 		h, err := r.tar.Next()
+		r.in.tap = nil
 		if err != nil {
 			return nil, r.classify(err)
 		}
@@ -166,10 +188,10 @@ func (r *Reader) Size() int64 {
 	return r.in.size
 }
 
-// decompress returns the plain bytes of r, and a function that releases what the decompressor holds. large is as in
-// [compression.NewReaderInTurn].
-func decompress(r *bufio.Reader, large func() error) (io.Reader, func(), error) {
-	plain, release, err := compression.NewReaderInTurn(r, large)
+// decompress returns the plain bytes of r, and a function that releases what the decompressor holds. large and points are as in
+// [compression.NewIndexer].
+func decompress(r *bufio.Reader, large func() error, points compression.Points) (io.Reader, func(), error) {
+	plain, release, err := compression.NewIndexer(r, large, points)
 	if err == io.EOF { // an empty layer is known by its diff ID
 		return r, func() {}, nil
 	}
@@ -188,6 +210,7 @@ type stream struct {
 	whole, rest []byte // the chunk that is being read, and what is left of it
 	err         error
 	offset      int64 // bytes read
+	tap         Tap   // is told what is read, unless it is nil
 
 	// marked is set when the block at offset watch, where the next header is due, was all zeros: an end-of-archive marker.
 	watch  int64
@@ -216,7 +239,7 @@ func (i *input) Read(p []byte) (int, error) {
 	return n, err
 }
 
-func newStream(ctx context.Context, r io.Reader, most int64, tee io.Writer, turn Turn) *stream {
+func newStream(ctx context.Context, r io.Reader, most int64, tee io.Writer, turn Turn, tap Tap) *stream {
 	s := &stream{
 		ctx:    ctx,
 		most:   most,
@@ -229,12 +252,16 @@ func newStream(ctx context.Context, r io.Reader, most int64, tee io.Writer, turn
 		s.free <- make([]byte, chunkSize)
 	}
 	raw := make(chan chunk, chunkCount+1)
-	go s.produce(r, raw, turn)
+	var points compression.Points
+	if tap != nil {
+		points = tap
+	}
+	go s.produce(r, raw, turn, points)
 	go s.hash(raw, tee)
 	return s
 }
 
-func (s *stream) produce(r io.Reader, raw chan<- chunk, turn Turn) {
+func (s *stream) produce(r io.Reader, raw chan<- chunk, turn Turn, points compression.Points) {
 	defer close(raw)
 	in := &input{r: r}
 	var large func() error
@@ -251,7 +278,7 @@ func (s *stream) produce(r io.Reader, raw chan<- chunk, turn Turn) {
 			return nil
 		}
 	}
-	plain, release, err := decompress(bufio.NewReaderSize(in, chunkSize), large)
+	plain, release, err := decompress(bufio.NewReaderSize(in, chunkSize), large, points)
 	if err == nil {
 		defer release()
 	}
@@ -345,6 +372,9 @@ func (s *stream) Read(p []byte) (int, error) {
 	n := copy(p, s.rest)
 	if s.offset == s.watch && n == blockSize {
 		s.marked = bytes.Equal(p[:n], zeros[:])
+	}
+	if s.tap != nil {
+		s.tap.Header(s.offset, p[:n])
 	}
 	s.rest = s.rest[n:]
 	s.offset += int64(n)

@@ -1,0 +1,164 @@
+package index
+
+import (
+	"archive/tar"
+	"bytes"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"io"
+	"math"
+
+	"distkit/compression"
+	"distkit/layer"
+
+	"github.com/klauspost/compress/zstd"
+	"github.com/opencontainers/go-digest"
+)
+
+// An Index is an index of a layer that is open.
+type Index struct {
+	doc     document
+	sums    [][32]byte // of the chunks
+	windows io.ReaderAt
+	at      []int64 // where a chunk's window begins
+	entries *io.SectionReader
+}
+
+// Open reads an index of so many bytes. ErrDataLoss: it is none, or it is malformed.
+//
+// It says nothing of the layer that has been verified: whoever wrote the index decides what the layer's files are said to be. What [Index.Open] gives
+// is what the index says.
+func Open(r io.ReaderAt, size int64) (*Index, error) {
+	x, err := open(r, size)
+	if errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, io.EOF) || errors.Is(err, tar.ErrHeader) {
+		err = dataLoss("not an index of a layer: %w", err)
+	}
+	return x, err
+}
+
+func open(r io.ReaderAt, size int64) (*Index, error) {
+	all := io.NewSectionReader(r, 0, size)
+	archive := tar.NewReader(all)
+	x := &Index{}
+	for _, name := range []string{documentName, windowsName, entriesName} {
+		h, err := archive.Next()
+		if err != nil {
+			return nil, err
+		}
+		if h.Name != name || h.Typeflag != tar.TypeReg || layer.Sparse(h) {
+			return nil, dataLoss("not an index of a layer: it has %.40q where %s belongs", h.Name, name)
+		}
+		if name == documentName {
+			if h.Size > maxDocument {
+				return nil, dataLoss("index: %s has %d bytes", name, h.Size)
+			}
+			b, err := io.ReadAll(archive)
+			if err != nil {
+				return nil, err
+			}
+			if bytes.Count(b, []byte("{")) > maxChunks+2 || bytes.Count(b, []byte(",")) > 6*maxChunks {
+				return nil, dataLoss("index: %s has too many members", name)
+			}
+			if err := json.Unmarshal(b, &x.doc); err != nil {
+				return nil, dataLoss("index: %s: %w", name, err)
+			}
+			continue
+		}
+		begin, err := all.Seek(0, io.SeekCurrent)
+		if err != nil {
+			return nil, err
+		}
+		if begin+h.Size > size {
+			return nil, dataLoss("index ends too early")
+		}
+		section := io.NewSectionReader(r, begin, h.Size)
+		if name == windowsName {
+			x.windows = section
+			if err := x.check(h.Size); err != nil {
+				return nil, err
+			}
+		} else {
+			x.entries = section
+		}
+	}
+	return x, nil
+}
+
+// check checks the document. windows is the number of bytes of windows.
+func (x *Index) check(windows int64) error {
+	d := &x.doc
+	switch {
+	case d.Version != 1:
+		return dataLoss("index has version %d, not 1", d.Version)
+	case digest.Digest(d.Layer.Digest).Validate() != nil || digest.Digest(d.DiffID).Validate() != nil:
+		return dataLoss("index: a digest is malformed")
+	case d.Size <= 0 || d.Layer.Size <= 0 || d.Size > math.MaxInt64/1024 || d.Layer.Size > math.MaxInt64/1024 || len(d.Chunks) == 0 || d.Entries < 0:
+		return dataLoss("index: a number is out of range")
+	}
+	switch compression.Format(d.Compression) {
+	case compression.None:
+		if d.Size != d.Layer.Size {
+			return dataLoss("index: the layer is plain, and has two sizes")
+		}
+	case compression.Gzip, compression.Zstd:
+	default:
+		return dataLoss("index: compression %.20q is not known", d.Compression)
+	}
+	used, bit := int64(0), int64(0)
+	for i, c := range d.Chunks {
+		var sum [32]byte
+		if n, err := hex.Decode(sum[:], []byte(c.SHA256)[:min(64, len(c.SHA256))]); err != nil || n != 32 || len(c.SHA256) != 64 {
+			return dataLoss("index: the digest of chunk %d is malformed", i)
+		}
+		x.sums, x.at = append(x.sums, sum), append(x.at, used)
+		length := x.end(i) - c.Offset
+		switch {
+		case i == 0 && (c.Offset != 0 || c.Bit != 0 || c.Window != 0), length <= 0, length > maxChunk, c.Window < 0, c.Window > 2*maxWindow, c.Bit < 0,
+			c.Bit > 8*d.Layer.Size, c.Bit > 0 && c.Bit <= bit:
+			return dataLoss("index: chunk %d is malformed", i)
+		}
+		bit = max(bit, c.Bit)
+		if used += c.Window; used > windows {
+			return dataLoss("index: windows are missing")
+		}
+	}
+	return nil
+}
+
+// end returns where a chunk ends.
+func (x *Index) end(i int) int64 {
+	if i+1 < len(x.doc.Chunks) {
+		return x.doc.Chunks[i+1].Offset
+	}
+	return x.doc.Size
+}
+
+// Layer returns the digest and size of the layer that the index says it is of.
+func (x *Index) Layer() (digest.Digest, int64) {
+	return digest.Digest(x.doc.Layer.Digest), x.doc.Layer.Size
+}
+
+// DiffID returns the layer's diff ID, as the index says.
+func (x *Index) DiffID() digest.Digest { return digest.Digest(x.doc.DiffID) }
+
+// window returns the window of a chunk.
+func (x *Index) window(i int) ([]byte, error) {
+	n := x.doc.Chunks[i].Window
+	if n == 0 {
+		return nil, nil
+	}
+	b := make([]byte, n)
+	if _, err := x.windows.ReadAt(b, x.at[i]); err != nil && err != io.EOF {
+		return nil, err
+	}
+	z, err := zstd.NewReader(nil, zstd.WithDecoderConcurrency(1), zstd.WithDecoderMaxMemory(2*maxWindow), zstd.WithDecoderLowmem(true))
+	if err != nil {
+		return nil, err
+	}
+	defer z.Close()
+	if b, err = z.DecodeAll(b, nil); err != nil {
+		return nil, dataLoss("index: the window of chunk %d: %w", i, err)
+	}
+	return b, nil
+}

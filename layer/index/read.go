@@ -1,0 +1,218 @@
+package index
+
+import (
+	"archive/tar"
+	"bufio"
+	"context"
+	"crypto/sha256"
+	"io"
+	"sort"
+
+	"distkit/compression"
+	"distkit/compression/inflate"
+	"distkit/layer"
+)
+
+// A Source gives the bytes of the compressed layer from an offset on, up to another one.
+type Source func(ctx context.Context, from, to int64) (io.ReadCloser, error)
+
+// Open returns the content of a regular file, which must be as its entry says. Everything is verified against the index's digests
+// before it is given. ErrDataLoss: something is not what the index says.
+func (x *Index) Open(ctx context.Context, layerBytes Source, want *tar.Header, at Place) (io.ReadCloser, error) {
+	r, err := x.plain(ctx, layerBytes, at.Begin, at.End)
+	if err != nil {
+		return nil, err
+	}
+	f := &file{plain: r, tar: tar.NewReader(r)}
+	for {
+		h, err := f.tar.Next()
+		switch {
+		case err != nil:
+			err = r.cause(err)
+		case h.Typeflag == tar.TypeXGlobalHeader:
+			continue
+		case h.Name != want.Name || h.Size != want.Size || h.Typeflag != want.Typeflag || h.Linkname != want.Linkname:
+			err = dataLoss("the layer has %.200q, and the index %.200q", h.Name, want.Name)
+		case layer.Sparse(h) && h.Size > layer.MaxSparse:
+			err = dataLoss("%.200q has holes of more than %d bytes", h.Name, int64(layer.MaxSparse))
+		}
+		if err != nil {
+			_ = r.Close()
+			return nil, err
+		}
+		return f, nil
+	}
+}
+
+type file struct {
+	plain *plain
+	tar   *tar.Reader
+}
+
+func (f *file) Read(p []byte) (int, error) {
+	n, err := f.tar.Read(p)
+	return n, f.plain.cause(err)
+}
+
+func (f *file) Close() error { return f.plain.Close() }
+
+// Extent returns which bytes of the compressed layer have to be read for an entry.
+func (x *Index) Extent(at Place) (from, to int64) {
+	first, point, last := x.span(at.Begin, at.End)
+	_ = first
+	return x.extent(point, last)
+}
+
+// span returns the chunks that have the bytes of the plain layer from one offset to another, and the chunk before them where
+// decompression can begin.
+func (x *Index) span(from, to int64) (first, point, last int) {
+	chunks := x.doc.Chunks
+	behind := func(offset int64) int {
+		return sort.Search(len(chunks), func(i int) bool { return chunks[i].Offset > offset })
+	}
+	first, last = behind(from)-1, behind(max(from, to-1))-1
+	point = first
+	for compression.Format(x.doc.Compression) != compression.None && point > 0 && chunks[point].Bit == 0 {
+		point--
+	}
+	return first, point, last
+}
+
+// extent returns which bytes of the compressed layer have the chunks from a point on to the last one.
+func (x *Index) extent(point, last int) (from, to int64) {
+	chunks := x.doc.Chunks
+	if compression.Format(x.doc.Compression) == compression.None {
+		return chunks[point].Offset, x.end(last)
+	}
+	to = x.doc.Layer.Size
+	for i := last + 1; i < len(chunks); i++ {
+		if chunks[i].Bit > 0 {
+			to = min(to, (chunks[i].Bit+7)/8)
+			break
+		}
+	}
+	return chunks[point].Bit / 8, to
+}
+
+// plain reads chunks of the plain layer, and verifies each before it gives anything of it.
+type plain struct {
+	x      *Index
+	source io.ReadCloser
+	in     *input
+	r      io.Reader
+	close  func()
+	chunk  int
+	from   int64 // the first byte that is given
+	to     int64
+	buf    []byte
+	rest   []byte
+	err    error
+}
+
+// input keeps the error of what it reads.
+type input struct {
+	r   io.Reader
+	err error
+}
+
+func (i *input) Read(p []byte) (int, error) {
+	n, err := i.r.Read(p)
+	if err != nil && err != io.EOF {
+		i.err = err
+	}
+	return n, err
+}
+
+func (x *Index) plain(ctx context.Context, layerBytes Source, from, to int64) (*plain, error) {
+	if from < 0 || to < from || to > x.doc.Size {
+		return nil, dataLoss("index: an entry is outside of the layer")
+	}
+	first, point, last := x.span(from, to)
+	begin, end := x.extent(point, last)
+	window, err := x.window(point)
+	if err != nil {
+		return nil, err
+	}
+	source, err := layerBytes(ctx, begin, end)
+	if err != nil {
+		return nil, err
+	}
+	p := &plain{x: x, source: source, in: &input{r: source}, close: func() {}, chunk: first, from: from, to: to}
+	c := x.doc.Chunks[point]
+	switch compression.Format(x.doc.Compression) {
+	case compression.Gzip:
+		p.r, err = inflate.NewReaderAt(p.in, inflate.Point{In: c.Bit, Out: c.Offset, AtMember: c.Member || point == 0, Window: window})
+	case compression.Zstd:
+		p.r, p.close, err = compression.NewReader(bufio.NewReader(p.in))
+	default:
+		p.r = p.in
+	}
+	if err == nil {
+		_, err = io.CopyN(io.Discard, p.r, x.doc.Chunks[first].Offset-c.Offset)
+	}
+	if err != nil {
+		err = p.classify(err)
+		_ = p.Close()
+		return nil, err
+	}
+	return p, nil
+}
+
+// classify gives what a decompressor found wrong its class. Errors of the source keep theirs.
+func (p *plain) classify(err error) error {
+	if p.in.err != nil {
+		return p.in.err
+	}
+	return dataLoss("the layer does not decompress from where the index says: %w", err)
+}
+
+// cause returns the error of what was read below an archive.
+func (p *plain) cause(err error) error {
+	if err == nil || err == io.EOF {
+		return err
+	}
+	if p.err != nil && p.err != io.EOF {
+		return p.err
+	}
+	return dataLoss("the layer has no entry where the index says: %w", err)
+}
+
+func (p *plain) Read(b []byte) (int, error) {
+	for len(p.rest) == 0 {
+		if p.err == nil {
+			p.err = p.next()
+		}
+		if p.err != nil {
+			return 0, p.err
+		}
+	}
+	n := copy(b, p.rest)
+	p.rest = p.rest[n:]
+	return n, nil
+}
+
+// next reads and verifies the next chunk.
+func (p *plain) next() error {
+	if p.chunk >= len(p.x.doc.Chunks) || p.x.doc.Chunks[p.chunk].Offset >= p.to {
+		return io.EOF
+	}
+	offset, n := p.x.doc.Chunks[p.chunk].Offset, p.x.end(p.chunk)-p.x.doc.Chunks[p.chunk].Offset
+	if int64(cap(p.buf)) < n {
+		p.buf = make([]byte, n)
+	}
+	p.buf = p.buf[:n]
+	if _, err := io.ReadFull(p.r, p.buf); err != nil {
+		return p.classify(err)
+	}
+	if sha256.Sum256(p.buf) != p.x.sums[p.chunk] {
+		return dataLoss("bytes %d to %d of the plain layer are not those of the index", offset, offset+n-1)
+	}
+	p.rest = p.buf[max(0, p.from-offset):min(n, p.to-offset)]
+	p.chunk++
+	return nil
+}
+
+func (p *plain) Close() error {
+	p.close()
+	return p.source.Close()
+}
