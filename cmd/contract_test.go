@@ -67,6 +67,7 @@ var behaviours = map[string]behaviour{
 	"dist-delete":       {waits: []string{"-"}},
 	"dist-fetch":        {output: []string{"STORE", "BLOB"}, bad: []string{"redis"}, waits: []string{"HOST/x", "latest"}},
 	"dist-image":        {output: []string{"ls"}, bad: []string{"no-such-verb"}, waits: []string{"rm", "-"}},
+	"dist-index":        {output: []string{}, stdin: oneFile, bad: []string{"--expect-diff-id", "x"}, waits: []string{}},
 	"dist-ingest":       {output: []string{"ref"}, stdin: "x", bad: []string{}, waits: []string{"ref"}},
 	"dist-label":        {output: []string{"BLOB", "k=v"}, bad: []string{}, waits: []string{"-"}},
 	"dist-list":         {output: []string{}, bad: []string{"labels.a~="}},

@@ -45,6 +45,7 @@ var mayImport = map[string][]string{
 	"dist-hosts":      {"remotes"},
 	"dist-image":      {"image", "content", "snapshot"},
 	"dist-import":     {"image", "content"},
+	"dist-index":      {"image", "content"},
 	"dist-ingest":     {"content"},
 	"dist-label":      {"content"},
 	"dist-list":       {"content"},

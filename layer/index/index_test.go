@@ -124,11 +124,15 @@ func files(ctx context.Context, x *Index, s Source, each func(name, content stri
 		if h.Typeflag != tar.TypeReg {
 			continue
 		}
-		r, err := x.Open(ctx, s, h, at)
+		r, err := x.Files(ctx, s, at, at)
 		if err != nil {
 			return fmt.Errorf("%s: %w", h.Name, err)
 		}
-		content, err := io.ReadAll(r)
+		err = r.Next(h, at)
+		var content []byte
+		if err == nil {
+			content, err = io.ReadAll(r)
+		}
 		_ = r.Close()
 		if err != nil {
 			return fmt.Errorf("%s: %w", h.Name, err)

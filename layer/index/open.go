@@ -27,7 +27,7 @@ type Index struct {
 
 // Open reads an index of so many bytes. ErrDataLoss: it is none, or it is malformed.
 //
-// It says nothing of the layer that has been verified: whoever wrote the index decides what the layer's files are said to be. What [Index.Open] gives
+// It says nothing of the layer that has been verified: whoever wrote the index decides what the layer's files are said to be. What [Index.Files] gives
 // is what the index says.
 func Open(r io.ReaderAt, size int64) (*Index, error) {
 	x, err := open(r, size)

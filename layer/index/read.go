@@ -16,50 +16,55 @@ import (
 // A Source gives the bytes of the compressed layer from an offset on, up to another one.
 type Source func(ctx context.Context, from, to int64) (io.ReadCloser, error)
 
-// Open returns the content of a regular file, which must be as its entry says. Everything is verified against the index's digests
-// before it is given. ErrDataLoss: something is not what the index says.
-func (x *Index) Open(ctx context.Context, layerBytes Source, want *tar.Header, at Place) (io.ReadCloser, error) {
-	r, err := x.plain(ctx, layerBytes, at.Begin, at.End)
-	if err != nil {
-		return nil, err
-	}
-	f := &file{plain: r, tar: tar.NewReader(r)}
-	for {
-		h, err := f.tar.Next()
-		switch {
-		case err != nil:
-			err = r.cause(err)
-		case h.Typeflag == tar.TypeXGlobalHeader:
-			continue
-		case h.Name != want.Name || h.Size != want.Size || h.Typeflag != want.Typeflag || h.Linkname != want.Linkname:
-			err = dataLoss("the layer has %.200q, and the index %.200q", h.Name, want.Name)
-		case layer.Sparse(h) && h.Size > layer.MaxSparse:
-			err = dataLoss("%.200q has holes of more than %d bytes", h.Name, int64(layer.MaxSparse))
-		}
-		if err != nil {
-			_ = r.Close()
-			return nil, err
-		}
-		return f, nil
-	}
-}
-
-type file struct {
+// Files reads files of a layer that follow each other, in one go. Everything is verified against the index's digests before it is given.
+type Files struct {
 	plain *plain
 	tar   *tar.Reader
 }
 
-func (f *file) Read(p []byte) (int, error) {
+// Files starts to read what the layer has from an entry on, up to the end of another one. ErrDataLoss: something is not what the index says.
+// Errors of the source keep their class. Close must be called.
+func (x *Index) Files(ctx context.Context, layerBytes Source, first, last Place) (*Files, error) {
+	r, err := x.plain(ctx, layerBytes, first.Begin, last.End)
+	if err != nil {
+		return nil, err
+	}
+	return &Files{r, tar.NewReader(r)}, nil
+}
+
+// Next makes an entry the one that is read, which must be as its entry in the index says. Entries are given in the order of the archive. Errors are
+// those of [Index.Files].
+func (f *Files) Next(want *tar.Header, at Place) error {
+	for {
+		h, err := f.tar.Next()
+		switch {
+		case err == io.EOF:
+			return dataLoss("the layer ends before %.200q", want.Name)
+		case err != nil:
+			return f.plain.cause(err)
+		case f.plain.given < at.Content:
+			continue
+		case f.plain.given > at.Content || h.Name != want.Name || h.Size != want.Size || h.Typeflag != want.Typeflag || h.Linkname != want.Linkname:
+			return dataLoss("the layer has %.200q where the index has %.200q", h.Name, want.Name)
+		case layer.Sparse(h) && h.Size > layer.MaxSparse:
+			return dataLoss("%.200q has holes of more than %d bytes", h.Name, int64(layer.MaxSparse))
+		}
+		return nil
+	}
+}
+
+// Read reads the content of the entry at hand.
+func (f *Files) Read(p []byte) (int, error) {
 	n, err := f.tar.Read(p)
 	return n, f.plain.cause(err)
 }
 
-func (f *file) Close() error { return f.plain.Close() }
+// Close ends reading.
+func (f *Files) Close() error { return f.plain.Close() }
 
 // Extent returns which bytes of the compressed layer have to be read for an entry.
 func (x *Index) Extent(at Place) (from, to int64) {
-	first, point, last := x.span(at.Begin, at.End)
-	_ = first
+	_, point, last := x.span(at.Begin, at.End)
 	return x.extent(point, last)
 }
 
@@ -104,6 +109,7 @@ type plain struct {
 	chunk  int
 	from   int64 // the first byte that is given
 	to     int64
+	given  int64 // the offset of the next byte that is given
 	buf    []byte
 	rest   []byte
 	err    error
@@ -137,7 +143,7 @@ func (x *Index) plain(ctx context.Context, layerBytes Source, from, to int64) (*
 	if err != nil {
 		return nil, err
 	}
-	p := &plain{x: x, source: source, in: &input{r: source}, close: func() {}, chunk: first, from: from, to: to}
+	p := &plain{x: x, source: source, in: &input{r: source}, close: func() {}, chunk: first, from: from, to: to, given: from}
 	c := x.doc.Chunks[point]
 	switch compression.Format(x.doc.Compression) {
 	case compression.Gzip:
@@ -188,6 +194,7 @@ func (p *plain) Read(b []byte) (int, error) {
 	}
 	n := copy(b, p.rest)
 	p.rest = p.rest[n:]
+	p.given += int64(n)
 	return n, nil
 }
 

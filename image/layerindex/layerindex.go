@@ -1,0 +1,117 @@
+// Package layerindex makes the indexes of an image's layers, and finds them: a manifest lists them, whose subject is the image's. It is
+// the same in a store and at a registry.
+package layerindex
+
+import (
+	"cmp"
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+
+	"distkit/content"
+	"distkit/disk/layout"
+	"distkit/errclass"
+	"distkit/image"
+	"distkit/layer/index"
+
+	"github.com/containerd/errdefs"
+	"github.com/opencontainers/go-digest"
+	"github.com/opencontainers/image-spec/specs-go"
+	v1 "github.com/opencontainers/image-spec/specs-go/v1"
+)
+
+// AnnotationLayer is the annotation of a descriptor of an index. It has the digest of the layer.
+const AnnotationLayer = "distkit.layer"
+
+// Make makes the indexes of the layers of the platform's manifest, which must be in the store, and stores them with a manifest that
+// lists them. Sweeps keep these as long as the image. It returns the manifest's descriptor. Errors are those of [image.Walker.Layers]
+// and of [index.Builder].
+func Make(ctx context.Context, w image.Walker, names *image.Names, d v1.Descriptor) (v1.Descriptor, error) {
+	c, err := w.Contents(ctx, d)
+	if err != nil {
+		return v1.Descriptor{}, err
+	}
+	subject := v1.Descriptor{MediaType: c.Manifest.MediaType, Digest: c.Manifest.Digest, Size: c.Manifest.Size}
+	manifest := v1.Manifest{
+		Versioned: specs.Versioned{SchemaVersion: 2}, MediaType: v1.MediaTypeImageManifest, ArtifactType: index.MediaType,
+		Config: v1.DescriptorEmptyJSON, Layers: []v1.Descriptor{}, Subject: &subject,
+	}
+	done := map[digest.Digest]bool{}
+	for _, l := range c.Layers {
+		if done[l.Digest] {
+			continue
+		}
+		done[l.Digest] = true
+		x, err := add(ctx, w.Store, l)
+		if err != nil {
+			return v1.Descriptor{}, fmt.Errorf("layer %s: %w", l.Digest, err)
+		}
+		manifest.Layers = append(manifest.Layers, x)
+	}
+	if _, err := w.Put(ctx, v1.MediaTypeEmptyJSON, manifest.Config.Data); err != nil {
+		return v1.Descriptor{}, err
+	}
+	manifest.Config.Data = nil
+	b, err := json.Marshal(manifest)
+	if err != nil {
+		return v1.Descriptor{}, err
+	}
+	made, err := w.Put(ctx, manifest.MediaType, b)
+	if err != nil {
+		return v1.Descriptor{}, err
+	}
+	return made, names.AddReferrers(ctx, []layout.Referrer{{Descriptor: made, Subject: subject.Digest}})
+}
+
+// add makes and stores the index of a layer.
+func add(ctx context.Context, s *content.Store, l image.Layer) (v1.Descriptor, error) {
+	f, err := s.File(l.Digest)
+	if err != nil {
+		return v1.Descriptor{}, err
+	}
+	defer f.Close()
+	// The blob may be corrupt. Its diff ID says that it is not, but for how it is compressed: so the digest is computed, too.
+	b, err := index.NewBuilder(ctx, f, "", "")
+	if err != nil {
+		return v1.Descriptor{}, err
+	}
+	defer b.Close()
+	r, w := io.Pipe()
+	go func() {
+		err := b.Write(w, l.DiffID)
+		if got, _ := b.Layer(); err == nil && l.Digest.Algorithm() == digest.SHA256 && got != l.Digest {
+			err = errclass.Errorf(errdefs.ErrDataLoss, "digest mismatch: got %s", got)
+		}
+		_ = w.CloseWithError(err)
+	}()
+	defer r.Close()
+	dgst, err := content.WriteBlob(ctx, s, "index:"+string(l.Digest), r, -1, "")
+	if err != nil {
+		return v1.Descriptor{}, err
+	}
+	size, err := s.Size(dgst)
+	return v1.Descriptor{MediaType: index.MediaType, Digest: dgst, Size: size, Annotations: map[string]string{AnnotationLayer: string(l.Digest)}}, err
+}
+
+// Parse returns the descriptors of the indexes that a manifest lists, by the digests of their layers. InvalidArgument: it is not such a
+// manifest.
+func Parse(manifest []byte) (map[digest.Digest]v1.Descriptor, error) {
+	var m struct {
+		ArtifactType string            `json:"artifactType"`
+		Layers       image.Descriptors `json:"layers"`
+	}
+	if err := image.Decode(manifest, &m); err != nil {
+		return nil, err
+	}
+	if m.ArtifactType != index.MediaType {
+		return nil, errclass.Errorf(errdefs.ErrInvalidArgument, "a manifest of type %.80q, not of indexes of layers", cmp.Or(m.ArtifactType, "image"))
+	}
+	found := map[digest.Digest]v1.Descriptor{}
+	for _, d := range m.Layers {
+		if l := digest.Digest(d.Annotations[AnnotationLayer]); d.MediaType == index.MediaType && l.Validate() == nil {
+			found[l] = d
+		}
+	}
+	return found, nil
+}
