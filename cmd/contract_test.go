@@ -93,6 +93,7 @@ var behaviours = map[string]behaviour{
 	"snap":              {output: []string{"drivers"}, bad: []string{"no-such-verb"}, waits: []string{"rm", "-"}},
 
 	"dist-remote-rclone": {bad: []string{}},
+	"dist-static":        {bad: []string{}},
 }
 
 // oneFile is a layer with one file, f, which holds "x".

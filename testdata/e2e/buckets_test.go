@@ -116,3 +116,69 @@ status=0; dist-tags "$far" 2>errors || status=$?
 	p.fails(2, "dist-tags", `dist-tags rclone::unknown:images/app`)
 	p.sh(`[ ! -e buckets/nowhere ]`)
 }
+
+// TestStatic: other projects' clients pull images that nginx serves from plain files.
+func TestStatic(t *testing.T) {
+	fixture.Need(t, "nginx,jq,crane,skopeo,regctl")
+	p := before(t, http.NotFoundHandler())
+	p.images()
+	p.sh(`
+dist-pull -q --all-platforms ./images/tiny:latest >digest
+dist-static www ./images/tiny:latest team/tiny:1 | cut -f3 | sort -u | grep -qx stored
+# What is there is not written again, and links cost nothing.
+dist-push --static www ./images/tiny:latest team/tiny:2 | cut -f3 | sort -u | grep -qx exists
+dist-static -q --platform linux/amd64 www ./images/tiny:latest other/tiny >one
+[ "$(jq -c .tags www/v2/team/tiny/tags/list)" = '["1","2"]' ]
+layer=$(dist-image layers --platform linux/amd64 -q ./images/tiny:latest | head -n 1)
+[ "$(stat -c %h "www/v2/team/tiny/blobs/$layer")" -gt 1 ] || cmp "www/v2/team/tiny/blobs/$layer" "$(dist-path -n "$layer")"
+# A tag that is removed is listed no more, and what is damaged comes back.
+dist-static -q www ./images/tiny:latest team/tiny:gone >gone && rm www/v2/team/tiny/manifests/gone
+rm "www/v2/team/tiny/blobs/$layer" && printf x >"www/v2/team/tiny/blobs/$layer"
+dist-static www ./images/tiny:latest team/tiny:3 | grep -c stored | grep -qx 1
+[ "$(jq -c .tags www/v2/team/tiny/tags/list)" = '["1","2","3"]' ] && ! grep gone www/content-types www/nginx.conf www/_headers`)
+	p.fails(2, "dist-static", `dist-static www ./images/tiny:latest`)
+	p.fails(2, "dist-static", `dist-static www ./images/tiny:latest '../x:1'`)
+	p.fails(2, "dist-static", `dist-static www ./images/tiny:latest 'x/../../y'`)
+	p.fails(5, "dist-static", `exec 3<www; flock 3; dist-static www ./images/tiny:latest x:1`)
+	p.fails(1, "dist-static", `mkdir -p linked/v2 outside && ln -s "$PWD/outside" linked/v2/x && dist-static linked ./images/tiny:latest x:1`)
+	p.sh(`[ -z "$(find outside -type f)" ]
+# A document of a stranger's whose type would be a line of the configuration.
+printf '{}' | dist-ingest -q config >config
+printf '{"schemaVersion":2,"mediaType":"a/b;} location = /x { return 200;","config":{"mediaType":"application/vnd.oci.image.config.v1+json","digest":"%s","size":2},"layers":[]}' "$(cat config)" | dist-ingest -q manifest >evil
+`)
+	p.fails(2, "dist-static", `dist-static -q www "$(cat evil)" evil:1`)
+	p.sh(`! grep -q 'return 200;' www/nginx.conf
+mkdir logs
+cat >server.conf <<END
+daemon off; pid $PWD/nginx.pid; error_log $PWD/logs/error; worker_processes 1; user root;
+events { worker_connections 64; }
+http { access_log off; client_body_temp_path $PWD/logs/a; proxy_temp_path $PWD/logs/b; fastcgi_temp_path $PWD/logs/c; uwsgi_temp_path $PWD/logs/d; scgi_temp_path $PWD/logs/e;
+  server { listen unix:$PWD/socket; listen 127.0.0.1:PORT; root $PWD/www; include $PWD/www/nginx.conf; } }
+END`)
+	s := p.cmd(`for port in $(shuf -n 20 -i 20000-60000); do
+	sed -i "s/127.0.0.1:[A-Z0-9]*/127.0.0.1:$port/" server.conf
+	echo $port >port
+	rm -f socket
+	nginx -c "$PWD/server.conf" -e "$PWD/logs/error" && break
+done`)
+	if err := s.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		p.sh(`kill "$(cat nginx.pid)"`)
+		_ = s.Wait()
+	})
+	p.sh(`until [ -S socket ] && curl -sS --fail -o /dev/null --unix-socket socket http://x/v2/; do sleep 0.02; done 2>/dev/null
+host=127.0.0.1:$(cat port) want="$(dist-path -n "$(cat digest)")"
+curl -sS --fail -I "http://$host/v2/team/tiny/manifests/1" | tr -d '\r' | grep -qix "docker-content-digest: $(cat digest)"
+crane manifest "$host/team/tiny:1" | cmp - "$want"
+[ "$(crane digest "$host/team/tiny:3")" = "$(cat digest)" ]
+crane pull --format oci "$host/other/tiny:latest" crane && [ "$(jq -r '.manifests[0].digest' crane/index.json)" = "$(cat one)" ]
+skopeo copy -q --all --preserve-digests --src-tls-verify=false "docker://$host/team/tiny:1" oci:skopeo:1
+skopeo inspect --raw oci:skopeo:1 | cmp - "$want"
+HOME=$PWD regctl registry set --tls disabled "$host" 2>/dev/null
+HOME=$PWD regctl image copy "$host/team/tiny:2" ocidir://regctl:2
+dist-pull -q --root back --all-platforms "$host/team/tiny:2" | cmp - digest
+diff <(dist-tags "$host/team/tiny") <(printf '%s\n' 1 2 3)
+dist-verify --root back`)
+}
