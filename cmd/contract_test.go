@@ -85,6 +85,7 @@ var behaviours = map[string]behaviour{
 	"dist-userns":       {bad: []string{}, waits: []string{"--", "cat"}},
 	"dist-verify":       {waits: []string{"-"}},
 	"run":               {bad: []string{}},
+	"run-cdi":           {output: []string{}, stdin: `{"ociVersion":"1.0.2"}`, bad: []string{"vendor.example=x"}, waits: []string{}},
 	"run-net":           {bad: []string{"no-such-verb"}, waits: []string{"del", "-"}},
 	"run-spec":          {output: []string{}, stdin: `{"config":{"Cmd":["/bin/true"]}}`, bad: []string{"--memory", "much"}, waits: []string{}},
 	"task":              {bad: []string{}, waits: []string{"info", "-"}},

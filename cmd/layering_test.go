@@ -67,6 +67,7 @@ var mayImport = map[string][]string{
 	"dist-verify":     {"image", "content"},
 	"distkit":         {},
 	"run":             {"runtime", "snapshot"},
+	"run-cdi":         {"runtime/spec"},
 	"run-net":         {"runtime"},
 	"run-spec":        {"runtime/spec"},
 	"snap":            {"snapshot"},

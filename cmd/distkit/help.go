@@ -35,7 +35,7 @@ var groups = []group{
 		"dist-apply", "dist-diff", "dist-chain", "dist-erofs", "dist-disk", "snap", "snap-driver-cp", "snap-check-driver",
 	}},
 	{"Looking inside images", []string{"dist-index", "dist-ls", "dist-file", "dist-du"}},
-	{"Containers", []string{"run", "run-spec", "run-net", "task", "dist-userns"}},
+	{"Containers", []string{"run", "run-spec", "run-cdi", "run-net", "task", "dist-userns"}},
 	{"This program", []string{"dist-doctor", "distkit"}},
 }
 

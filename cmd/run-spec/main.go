@@ -2,6 +2,7 @@
 package main
 
 import (
+	"bytes"
 	"encoding/json"
 
 	"distkit/cmd/internal/cli"
@@ -45,10 +46,16 @@ func newCommand() *cobra.Command {
 		if err != nil {
 			return err
 		}
-		enc := json.NewEncoder(c.OutOrStdout())
-		enc.SetIndent("", "\t")
-		enc.SetEscapeHTML(false)
-		return enc.Encode(s)
+		b, err := specflags.Document(c.Context(), s, o.CDI)
+		if err != nil {
+			return err
+		}
+		var out bytes.Buffer
+		if err := json.Indent(&out, b, "", "\t"); err != nil {
+			return err
+		}
+		_, err = c.OutOrStdout().Write(out.Bytes())
+		return err
 	}
 	return c
 }

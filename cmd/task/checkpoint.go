@@ -51,6 +51,9 @@ func newRestore(o *containers.Flags) *cobra.Command {
 		if err != nil {
 			return err
 		}
+		if len(grants.CDI) > 0 {
+			return cli.Usagef("a checkpoint's devices are granted by their paths: not --device %s", grants.CDI[0])
+		}
 		t, err := get(o, args[0])
 		if err == nil {
 			err = containers.BeRoot()

@@ -63,6 +63,8 @@ type Options struct {
 
 	Rlimits []specs.POSIXRlimit
 	Devices []Device
+	// CDI are devices of the Container Device Interface, by their names. New leaves them out: run-cdi adds them to what it returns.
+	CDI []string
 	Limits
 
 	GroupAdd    []string // further groups of the process, by name or number

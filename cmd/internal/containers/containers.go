@@ -3,7 +3,6 @@
 package containers
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -11,15 +10,12 @@ import (
 	"io"
 	"io/fs"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"slices"
-	"strings"
 
 	"distkit/cmd/internal/cli"
 	"distkit/cmd/internal/sibling"
 	"distkit/disk"
-	"distkit/errclass"
 	"distkit/runtime"
 	"distkit/runtime/spec"
 	"distkit/snapshot"
@@ -298,18 +294,7 @@ func (n networks) change(ctx context.Context, verb, path string, flags ...string
 
 // runNet runs run-net, and returns its standard output and its standard error. If it fails, err has its message.
 func (n networks) runNet(ctx context.Context, verb, object string, flags ...string) (out, errs []byte, err error) {
-	c := exec.CommandContext(ctx, sibling.Path("run-net"), slices.Concat([]string{verb, "--state=" + n.state}, flags, []string{"--", object})...)
-	var stdout, stderr bytes.Buffer
-	c.Stdout, c.Stderr = &stdout, &stderr
-	err = c.Run()
-	if text := strings.TrimPrefix(strings.TrimSpace(stderr.String()), "run-net: "); err != nil && text != "" {
-		if status := c.ProcessState.ExitCode(); status > 0 {
-			err = errclass.Remote(status, text)
-		} else {
-			err = errors.New(text)
-		}
-	}
-	return stdout.Bytes(), stderr.Bytes(), err
+	return sibling.Run(ctx, nil, "run-net", slices.Concat([]string{verb, "--state=" + n.state}, flags, []string{"--", object})...)
 }
 
 // Below calls f with a directory that shows, while f runs, what is below a snapshot; "" where there is nothing.

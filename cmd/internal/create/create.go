@@ -6,7 +6,6 @@ import (
 	"bytes"
 	"cmp"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -18,6 +17,7 @@ import (
 	"distkit/cmd/internal/checkpoint"
 	"distkit/cmd/internal/cli"
 	"distkit/cmd/internal/containers"
+	"distkit/cmd/internal/specflags"
 	"distkit/content"
 	"distkit/disk"
 	"distkit/disk/layout"
@@ -93,8 +93,8 @@ func (q *Request) Container(ctx context.Context) (*runtime.Container, error) {
 		if o.Hostname == "" && o.UTS == "" {
 			o.Hostname = r.ID[:min(len(r.ID), 63)]
 		}
-	} else if len(o.Joins()) > 0 {
-		return nil, cli.Usagef("--checkpoint goes on with what was stored: no container:ID fits it")
+	} else if len(o.Joins())+len(o.CDI) > 0 {
+		return nil, cli.Usagef("--checkpoint goes on with what was stored: no container:ID and no CDI device fits it")
 	}
 	own := "run." + r.ID // names the container's network and its snapshot
 	files, err := q.connect(ctx, own, &r, &o)
@@ -141,10 +141,14 @@ func (q *Request) Container(ctx context.Context) (*runtime.Container, error) {
 		// container's files.
 		check := o
 		check.Rootfs, check.User = "", "0"
-		if _, err := spec.New(config, check); err != nil {
+		s, err := spec.New(config, check)
+		if err == nil {
+			_, err = specflags.Document(ctx, s, o.CDI)
+		}
+		if err != nil {
 			return nil, err
 		}
-		complete = func(c *runtime.Container, o spec.Options) error { return configure(c, config, o) }
+		complete = func(c *runtime.Container, o spec.Options) error { return configure(ctx, c, config, o) }
 	}
 	made, err := all.Create(ctx, r, parent, func(c *runtime.Container) error {
 		if err := files.write(c); err != nil {
@@ -296,7 +300,7 @@ func (q *Request) connect(ctx context.Context, own string, r *runtime.Record, o 
 }
 
 // configure writes a container's config.json.
-func configure(c *runtime.Container, img *spec.Image, o spec.Options) error {
+func configure(ctx context.Context, c *runtime.Container, img *spec.Image, o spec.Options) error {
 	if o.Rootfs == "" {
 		o.Rootfs = filepath.Join(c.Dir(), "rootfs")
 	}
@@ -304,9 +308,9 @@ func configure(c *runtime.Container, img *spec.Image, o spec.Options) error {
 	if err != nil {
 		return err
 	}
-	b, err := json.Marshal(s)
+	b, err := specflags.Document(ctx, s, o.CDI)
 	if err != nil {
 		return err
 	}
-	return disk.Tree(c.Dir()).Replace("config.json", append(b, '\n'), 0o600, !c.RemoveAtEnd)
+	return disk.Tree(c.Dir()).Replace("config.json", b, 0o600, !c.RemoveAtEnd)
 }

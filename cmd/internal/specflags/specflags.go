@@ -3,11 +3,15 @@
 package specflags
 
 import (
+	"bytes"
+	"context"
+	"encoding/json"
 	"fmt"
 	"os"
 	"strings"
 
 	"distkit/cmd/internal/cli"
+	"distkit/cmd/internal/sibling"
 	"distkit/runtime/spec"
 
 	"github.com/containerd/errdefs"
@@ -31,7 +35,7 @@ func Grants(f *pflag.FlagSet) *Flags {
 	w := &Flags{set: f}
 	f.StringArrayVar(&w.annotations, "annotation", nil, "add the annotation `NAME=VALUE`")
 	f.StringSliceVar(&w.o.CapAdd, "cap-add", nil, "add the `CAPABILITY`, or ALL")
-	f.StringArrayVar(&w.devices, "device", nil, "give the host's device `SOURCE[:TARGET][:rwm]`, or all below a directory")
+	f.StringArrayVar(&w.devices, "device", nil, "give the host's device `SOURCE[:TARGET][:rwm]`, all below a directory, or the CDI device VENDOR/CLASS=NAME")
 	f.StringArrayVar(&w.mounts, "mount", nil, "mount `type=TYPE,src=SOURCE,dst=TARGET[,ro][,options=A:B]`")
 	f.StringVar(&w.o.Rootfs, "rootfs", "", "the container's root filesystem `DIR`, where users are looked up (default \"rootfs\" in the bundle, users by number)")
 	f.StringVar(&w.o.Seccomp, "seccomp", "", "filter system calls by the `PROFILE` in a file; unconfined for no filter (default docker's: default)")
@@ -146,6 +150,10 @@ func (w *Flags) Options() (spec.Options, error) {
 		}
 	}
 	for _, v := range w.devices {
+		if isCDI(v) {
+			o.CDI = append(o.CDI, v)
+			continue
+		}
 		devices, err := spec.ParseDevice(v)
 		if err != nil {
 			return o, err
@@ -168,6 +176,27 @@ func (w *Flags) Options() (spec.Options, error) {
 		o.Sysctls[name] = value
 	}
 	return o, nil
+}
+
+// isCDI reports whether a device is one of the Container Device Interface, VENDOR/CLASS=NAME, and not a path.
+func isCDI(device string) bool {
+	class, _, ok := strings.Cut(device, "=")
+	return ok && strings.Contains(class, "/") && class[0] != '/' && class[0] != '.'
+}
+
+// Document returns a specification with the devices of the Container Device Interface that run-cdi gives it.
+func Document(ctx context.Context, s *specs.Spec, cdi []string) ([]byte, error) {
+	b := &bytes.Buffer{}
+	enc := json.NewEncoder(b)
+	enc.SetEscapeHTML(false)
+	if err := enc.Encode(s); err != nil || len(cdi) == 0 {
+		return b.Bytes(), err
+	}
+	out, _, err := sibling.Run(ctx, b, "run-cdi", append([]string{"--"}, cdi...)...)
+	if err != nil {
+		return nil, fmt.Errorf("--device: %w", err)
+	}
+	return out, nil
 }
 
 // parse appends what each of the values is parsed to.
