@@ -38,6 +38,21 @@ func (w Walker) Subject(dgst digest.Digest) (digest.Digest, error) {
 	return layout.Subject(b), nil
 }
 
+// Referrer describes a document in the store as lists of referrers do, and returns its subject, or "" if it has none. Errors are those of
+// Subject.
+func (w Walker) Referrer(dgst digest.Digest) (d v1.Descriptor, subject digest.Digest, err error) {
+	b, err := w.blob(dgst)
+	if err != nil {
+		return d, "", err
+	}
+	if subject = layout.Subject(b); subject == "" {
+		return d, "", nil
+	}
+	d = v1.Descriptor{MediaType: ownType(b), Digest: dgst, Size: int64(len(b))}
+	d.ArtifactType, _ = layout.DescribeReferrer(b)
+	return d, subject, nil
+}
+
 // Referrers calls f with each manifest of the namespace's index that has a subject, and with the subject's digest. The
 // descriptor has the manifest's artifact type.
 func (n *Names) Referrers(f func(d v1.Descriptor, subject digest.Digest) error) error {
@@ -48,6 +63,15 @@ func (n *Names) Referrers(f func(d v1.Descriptor, subject digest.Digest) error) 
 		return fmt.Errorf("list referrers: %w", err)
 	}
 	return nil
+}
+
+// ReferrersOf returns what Referrers lists, by subject.
+func (n *Names) ReferrersOf() (map[digest.Digest][]v1.Descriptor, error) {
+	all := map[digest.Digest][]v1.Descriptor{}
+	return all, n.Referrers(func(d v1.Descriptor, subject digest.Digest) error {
+		all[subject] = append(all[subject], d)
+		return nil
+	})
 }
 
 // AddReferrers adds entries without a name to the index, all in one change: lists of referrers have them, and sweeps keep their

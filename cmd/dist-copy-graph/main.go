@@ -50,8 +50,7 @@ func newCommand() *cobra.Command {
 	f.StringVar(&at.sources, "sources", "", "have the target, `HOST/REPOSITORY`, take blobs from where labels say that it has them")
 	f.StringArrayVar(&at.tags, "tag", nil, "the target keeps the manifest as `TAG`, in a store as a name; may be repeated")
 	f.StringArrayVar(&at.labels, "label", nil, "set the label `KEY=VALUE` of a name in the store; without a value take it away")
-	f.StringArrayVar(&at.referrers, "referrers", nil, "copy the referrers too, or those of artifact type `TYPE,…` alone; may be repeated")
-	f.Lookup("referrers").NoOptDefVal = allTypes
+	at.referrers = cli.ReferrersFlag(f, "copy")
 	at.verify = gate.Flag(f)
 	platforms := f.StringArray("platform", nil, "of an index, only the manifest for `PLATFORM`; may be repeated")
 	jobs := f.IntP("jobs", "j", 8, "objects that move at the same time: `N`")

@@ -30,7 +30,7 @@ type places struct {
 	options              *remotes.Options
 	mount, sources       string
 	tags, labels         []string
-	referrers            []string // values of --referrers
+	referrers            *cli.Referrers
 	verify               *string
 }
 
@@ -73,10 +73,11 @@ func (p places) open(ctx context.Context, g *copygraph.Copy, roots []root) (end 
 	if err := p.check(roots); err != nil {
 		return nil, err
 	}
-	referrers, err := p.setTypes(g)
+	types, referrers, err := p.referrers.Wanted()
 	if err != nil {
 		return nil, err
 	}
+	g.ArtifactTypes = types
 	var ends []func() error
 	endAll := func() (err error) {
 		for _, f := range ends {

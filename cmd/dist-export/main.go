@@ -27,6 +27,7 @@ func newCommand() *cobra.Command {
 	sparse := f.Bool("sparse", false, "write an index with those of its manifests that are here")
 	format := f.String("format", "both", "the `FORMAT` of the archive: both, oci or docker")
 	dir := f.String("dir", "", "write an image layout to this `DIR` instead of an archive")
+	referrers := cli.ReferrersFlag(f, "write")
 	f.BoolP("zero", "z", false, "names on standard input end with NUL instead of newline")
 	c.MarkFlagsMutuallyExclusive("platform", "all-platforms", "sparse")
 	c.RunE = func(c *cobra.Command, args []string) error {
@@ -61,6 +62,19 @@ func newCommand() *cobra.Command {
 		names, err := image.OpenNames(store, *namespace)
 		if err != nil {
 			return err
+		}
+		types, wanted, err := referrers.Wanted()
+		if err != nil {
+			return err
+		}
+		if wanted {
+			if o.Format == transfer.Docker {
+				return cli.Usagef("docker's format has no --referrers")
+			}
+			o.ArtifactTypes = types
+			if o.Referrers, err = names.ReferrersOf(); err != nil {
+				return err
+			}
 		}
 		images, err := lookup(c, args, store, names)
 		if err != nil {

@@ -4,6 +4,7 @@ package main
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io/fs"
 	"os"
 	"runtime/debug"
@@ -38,12 +39,13 @@ func newCommand() *cobra.Command {
 	f.StringVar(&o.BaseName, "base-name", "", "the `NAME` before the tag of images that have a tag alone")
 	f.StringArrayVar(&o.Only, "only", nil, "take this image alone: its `NAME` or tag in the archive, or its digest; may be repeated")
 	list := f.Bool("list", false, "list the images, and store nothing")
-	verify := gate.Flag(f)
+	referrers, verify := cli.ReferrersFlag(f, "take"), gate.Flag(f)
 	platform := f.String("platform", "", "name the manifest of this `PLATFORM`, os/arch[/variant], instead of an index")
 	all := f.Bool("all-platforms", false, "fail unless all of an index is there")
 	c.MarkFlagsMutuallyExclusive("platform", "all-platforms")
 	c.MarkFlagsMutuallyExclusive("name", "base-name")
 	c.MarkFlagsMutuallyExclusive("list", "verify")
+	c.MarkFlagsMutuallyExclusive("list", "referrers")
 	out := cli.NewRecords(c, "NAME", "DIGEST")
 	c.RunE = func(c *cobra.Command, args []string) error {
 		for _, name := range []string{"name", "base-name", "platform"} {
@@ -60,6 +62,13 @@ func newCommand() *cobra.Command {
 				return err
 			}
 			o.Select, o.Platform = transfer.One, p
+		}
+		var err error
+		if o.ArtifactTypes, o.Referrers, err = referrers.Wanted(); err != nil {
+			return err
+		}
+		o.Ignored = func(n int) {
+			cli.Report(c, fmt.Errorf("%d manifests are left out: what they refer to is not among the images", n))
 		}
 		from, done, err := source(c.Context(), args)
 		if err != nil {

@@ -22,15 +22,11 @@ type ListReferrers func(ctx context.Context, subject digest.Digest, f func(v1.De
 // ReferrersOf returns the list of a namespace's index in a store. The index is read once, when the list is first asked for.
 func ReferrersOf(store *content.Store, namespace string) ListReferrers {
 	read := sync.OnceValues(func() (map[digest.Digest][]v1.Descriptor, error) {
-		all := map[digest.Digest][]v1.Descriptor{}
 		names, err := image.OpenNames(store, namespace)
-		if err == nil {
-			err = names.Referrers(func(d v1.Descriptor, subject digest.Digest) error {
-				all[subject] = append(all[subject], d)
-				return nil
-			})
+		if err != nil {
+			return nil, err
 		}
-		return all, err
+		return names.ReferrersOf()
 	})
 	return func(_ context.Context, subject digest.Digest, f func(v1.Descriptor) error) error {
 		all, err := read()

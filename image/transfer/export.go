@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"distkit/content"
+	"distkit/disk/layout"
 	"distkit/image"
 
 	"github.com/containerd/errdefs"
@@ -49,6 +50,10 @@ type ExportOptions struct {
 	// that docker is given.
 	Platform *image.Platform
 	Format   Format
+	// Referrers are written, too, those of what is written, and their own: by subject, of these artifact types, or of all if there
+	// are none.
+	Referrers     map[digest.Digest][]v1.Descriptor
+	ArtifactTypes []string
 }
 
 // Export writes images as an OCI layout in a tar, which also has the manifest.json that
@@ -106,18 +111,35 @@ func plan(ctx context.Context, store *content.Store, images []image.Image, o Exp
 			return nil, fmt.Errorf("export %s: %w", cmp.Or(e.images[i].Name, string(e.images[i].Target.Digest)), err)
 		}
 	}
+	if err := e.addReferrers(ctx); err != nil {
+		return nil, err
+	}
 	return e, nil
 }
 
+// addReferrers collects the referrers of all that is written, level by level. Those of which something is missing are left out if the
+// export is sparse.
+func (e *exporter) addReferrers(ctx context.Context) error {
+	if len(e.o.Referrers) == 0 {
+		return nil
+	}
+	f := finder{store: e.store, types: e.o.ArtifactTypes, sparse: e.o.Select == Sparse, of: e.o.Referrers, blobs: e.blobs}
+	found, err := f.find(ctx)
+	e.referrers = found
+	return err
+}
+
 type exporter struct {
-	o       ExportOptions
-	store   *content.Store
-	images  []image.Image // sorted by name
-	blobs   map[digest.Digest]int64
-	settled map[digest.Digest]settled
-	docker  []dockerImage
-	places  map[string]int  // in docker, by config and layers
-	tags    map[string]bool // of docker's images
+	o      ExportOptions
+	store  *content.Store
+	images []image.Image // sorted by name
+	// referrers have no name, and come after the images.
+	referrers []layout.Referrer
+	blobs     map[digest.Digest]int64
+	settled   map[digest.Digest]settled
+	docker    []dockerImage
+	places    map[string]int  // in docker, by config and layers
+	tags      map[string]bool // of docker's images
 }
 
 // settled is what stands for a target, and which of docker's images it is.
@@ -233,7 +255,7 @@ func blobPath(d digest.Digest) string {
 }
 
 // index is the archive's index.json.
-func index(images []image.Image) v1.Index {
+func index(images []image.Image, referrers []layout.Referrer) v1.Index {
 	ix := v1.Index{
 		Versioned: specs.Versioned{SchemaVersion: 2},
 		MediaType: v1.MediaTypeImageIndex,
@@ -259,6 +281,9 @@ func index(images []image.Image) v1.Index {
 		}
 		ix.Manifests = append(ix.Manifests, d)
 	}
+	for _, r := range referrers {
+		ix.Manifests = append(ix.Manifests, r.Descriptor)
+	}
 	return ix
 }
 
@@ -281,7 +306,7 @@ func (e *exporter) write(ctx context.Context, to sink) error {
 	var documents []document
 	if e.o.Format != Docker {
 		documents = append(documents, document{v1.ImageLayoutFile, v1.ImageLayout{Version: v1.ImageLayoutVersion}},
-			document{v1.ImageIndexFile, index(e.images)})
+			document{v1.ImageIndexFile, index(e.images, e.referrers)})
 	}
 	if e.o.Format == Docker && e.docker == nil {
 		e.docker = []dockerImage{}

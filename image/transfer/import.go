@@ -30,6 +30,11 @@ type ImportOptions struct {
 	// BaseName precedes the tag of an image that the archive gives a tag alone, or the digest
 	// of one that it gives no name at all.
 	BaseName string
+	// Referrers are taken, too: those entries without a name that refer to an image that is named, or to what it consists of, of these
+	// artifact types, or of all if there are none. Ignored, if set, is called with the number of those that refer to nothing that is taken.
+	Referrers     bool
+	ArtifactTypes []string
+	Ignored       func(n int)
 	// Gate, if set, is called with the images before they are named. If it fails, none of them is.
 	Gate func(context.Context, []image.Image) error
 }
@@ -60,6 +65,9 @@ func Import(ctx context.Context, store *content.Store, names *image.Names, from 
 	images, err := o.images(ctx, store, a)
 	if err == nil {
 		err = ctx.Err()
+	}
+	if err == nil && o.Referrers {
+		err = o.addReferrers(ctx, store, names, a, images)
 	}
 	if err == nil && o.Gate != nil {
 		err = o.Gate(ctx, images)
@@ -103,6 +111,11 @@ func (o ImportOptions) images(ctx context.Context, store *content.Store, a *arch
 	}
 	var images []image.Image
 	odd := unpackable{}
+	if o.Referrers {
+		if all, err = a.setReferrers(ctx, store, all); err != nil {
+			return nil, err
+		}
+	}
 	if len(all) > 0 {
 		if images, err = o.verified(ctx, store, a, all); a.docker == nil || !errors.As(err, &odd) {
 			return images, err

@@ -46,6 +46,8 @@ type archive struct {
 	layout []byte                 // oci-layout
 	index  []byte                 // index.json
 	docker []byte                 // manifest.json
+	// referrers are the entries of index.json without a name that have a subject.
+	referrers map[digest.Digest][]v1.Descriptor
 }
 
 // reader reads one archive into a store.
