@@ -242,6 +242,7 @@ func (s *state) clearHost(ctx context.Context, c *claim, key string) error {
 		return busy("a runtime that an earlier run started still works on it")
 	}
 	removeCgroups(s.Cgroups)
+	s.freeUsers()
 	return nil
 }
 

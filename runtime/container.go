@@ -39,6 +39,7 @@ type Record struct {
 	Network     string            `json:"network,omitempty"` // the namespace's path, of one that is up while it runs, and removed with it
 	// Namespaces are those of other containers that this one joins whenever it is run: their IDs.
 	Namespaces map[specs.LinuxNamespaceType]string `json:"namespaces,omitempty"`
+	Users      string                              `json:"users,omitempty"`      // whose user namespace it has: [AutoUsers], [MappedUsers], "" for none
 	Owner      *HostProcess                        `json:"owner,omitempty"`      // who makes it, and is to run it
 	Connection *Connection                         `json:"connection,omitempty"` // what makes the network again after a boot
 	Stored     bool                                `json:"stored,omitempty"`     // its first run restores the checkpoint in its directory
@@ -78,6 +79,8 @@ type Snapshots interface {
 	// Prepare makes the snapshot on a parent and mounts it, or does neither.
 	Prepare(ctx context.Context, s Snapshot, parent, target string) error
 	Mount(ctx context.Context, s Snapshot, target string) error
+	// MountFor mounts the snapshot with the owners that its files have in a user namespace. It must not be mounted there.
+	MountFor(ctx context.Context, s Snapshot, target string, users *os.File) error
 	Unmount(target string) error
 	Remove(ctx context.Context, s Snapshot) error
 }

@@ -55,6 +55,10 @@ func (b bound) Mount(_ context.Context, _ Snapshot, target string) error {
 	return unix.Mount(filepath.Join(b.source, "rootfs"), target, "", unix.MS_BIND, "")
 }
 
+func (b bound) MountFor(ctx context.Context, s Snapshot, target string, _ *os.File) error {
+	return b.Mount(ctx, s, target)
+}
+
 func (bound) Unmount(target string) error {
 	if !mounted(target) {
 		return nil // which an ordinary user can't be refused

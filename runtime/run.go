@@ -305,21 +305,26 @@ func (u *execution) prepare(ctx context.Context, detached bool) error {
 	if err := c.connect(ctx); err != nil {
 		return fmt.Errorf("network: %w", err)
 	}
-	if c.Snapshot != nil {
-		if err := os.Mkdir(c.path("rootfs"), 0o755); err != nil && !errors.Is(err, fs.ErrExist) {
-			return err
-		}
-		if err := c.set.snapshots.Mount(ctx, *c.Snapshot, c.path("rootfs")); err != nil {
-			return err
-		}
+	users, err := u.mapUsers(ctx)
+	if err == nil {
+		err = c.mountRoot(ctx, users)
+	}
+	if err != nil {
+		return err
 	}
 	at("mounted")
 	b, err := openBundle(c.BundleDir(), c.BundleDir())
 	if err == nil && c.Bundle == "" {
 		err = c.closeConfig()
 	}
+	if err == nil && users != nil && b.spec.Linux != nil {
+		b.spec.Linux.UIDMappings, b.spec.Linux.GIDMappings = users, users
+	}
 	if err == nil {
 		err = c.letSearch(&b.spec)
+	}
+	if err == nil {
+		err = checkSearch(users, b.inBundle(b.spec.Root.Path))
 	}
 	if err == nil {
 		err = u.join(&b.spec)
@@ -343,6 +348,29 @@ func (u *execution) prepare(ctx context.Context, detached bool) error {
 	}
 	u.state.Terminal, u.state.Cgroups, u.state.Monitors = b.spec.Process.Terminal, cgroups.dirs, cgroups.monitors
 	return u.writeState(u.state) // what is in these cgroups from now on is the container's
+}
+
+// mountRoot mounts the container's snapshot, with the owners that its files have in its user namespace if it has one of its own.
+func (c *Container) mountRoot(ctx context.Context, users []specs.LinuxIDMapping) error {
+	if c.Snapshot == nil {
+		return nil
+	}
+	target := c.path("rootfs")
+	if err := os.Mkdir(target, 0o755); err != nil && !errors.Is(err, fs.ErrExist) {
+		return err
+	}
+	if users == nil {
+		return c.set.snapshots.Mount(ctx, *c.Snapshot, target)
+	}
+	ns, err := userNamespace(users)
+	if err != nil {
+		return err
+	}
+	defer ns.Close()
+	if err := c.unmount(); err != nil { // from when it was made, or from another run
+		return err
+	}
+	return c.set.snapshots.MountFor(ctx, *c.Snapshot, target, ns)
 }
 
 // enter writes down that a run begins, of which this process is the monitor.
@@ -503,6 +531,7 @@ func (p *Process) record(s state, e Exit) error {
 func (u *execution) leave(ctx context.Context) error {
 	u.guard.end()
 	u.claim.release()
+	u.state.freeUsers()
 	if u.exec == "" && u.c.RemoveAtEnd {
 		return u.c.remove(ctx, u.lock)
 	}

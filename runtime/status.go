@@ -42,6 +42,7 @@ type state struct {
 	Cgroups      []string    `json:"cgroups,omitempty"`
 	Monitors     string      `json:"monitors,omitempty"` // as [placement] has it
 	Session      uint64      `json:"session,omitempty"`  // of a further process, as the kernel numbers it
+	Users        string      `json:"users,omitempty"`    // the file that tells which of the host's IDs it has
 	Terminal     bool        `json:"terminal,omitempty"`
 	Detached     bool        `json:"detached,omitempty"`
 	Monitor      HostProcess `json:"monitor"`

@@ -26,6 +26,10 @@ type MountOptions struct {
 	NoSuid bool // set-user-ID bits and file capabilities of its files have no effect
 	NoDev  bool // its device files can't be opened
 	NoExec bool // its programs can't be executed
+
+	// Users is a user namespace, nil for none. In the mount the files' owners, which stay as they are on disk, are those that the
+	// IDs have in it: what belongs to 0 belongs to whoever is root there.
+	Users *os.File
 }
 
 // DefaultMountOptions are those of [Snapshotter.Mount]. A view is for looking at, by whoever reaches the
@@ -128,6 +132,8 @@ func (s *Snapshotter) mount(key, target string, options func(Kind) MountOptions)
 			return err
 		}
 		switch {
+		case m.shows(files) && o.Users != nil:
+			return errdefs.ErrUnavailable.WithMessage("it is mounted on " + target + ", and may have other owners there: unmount it first")
 		case m.shows(files):
 			for _, w := range o.words() {
 				if !slices.Contains(m.options, w) {
@@ -305,10 +311,17 @@ func BindMount(source, target string, readOnly bool, o MountOptions) error {
 		if readOnly {
 			attr.Attr_set |= unix.MOUNT_ATTR_RDONLY
 		}
+		if o.Users != nil {
+			attr.Attr_set |= unix.MOUNT_ATTR_IDMAP
+			attr.Userns_fd = uint64(o.Users.Fd())
+		}
 		err = sys.MountSetattr(fd, "", unix.AT_EMPTY_PATH, &attr)
 		if err == nil {
 			err = sys.MoveMount(fd, "", unix.AT_FDCWD, target, unix.MOVE_MOUNT_F_EMPTY_PATH)
 		}
+	}
+	if o.Users != nil && (errors.Is(err, unix.ENOSYS) || errors.Is(err, unix.EINVAL)) {
+		return NotMapped(source)
 	}
 	if errors.Is(err, unix.ENOSYS) {
 		flags := o.Flags()
@@ -318,6 +331,11 @@ func BindMount(source, target string, readOnly bool, o MountOptions) error {
 		err = bindMount(fmt.Sprintf("/proc/self/fd/%d", dir.Fd()), target, flags)
 	}
 	return MountError("bind "+source+" to "+target, err)
+}
+
+// NotMapped is the error of [MountOptions] with Users where the kernel, or the file system of a directory, has no such mounts.
+func NotMapped(dir string) error {
+	return errdefs.ErrNotImplemented.WithMessage("owners can't be mapped in a mount of " + dir + ": its file system or the kernel has no ID-mapped mounts")
 }
 
 // bindMount is for kernels before 5.12.

@@ -32,6 +32,9 @@ func newCommand() *cobra.Command {
 		if len(o.Joins()) > 0 {
 			return cli.Usagef("container:ID is for task create and dist-run; run-spec takes a namespace's path")
 		}
+		if o.UserNS.Auto {
+			return cli.Usagef("--userns auto is for task create and dist-run; run-spec takes the IDs")
+		}
 		o.Args = args
 		in, err := cli.Stdin(c.Context())
 		if err != nil {

@@ -29,6 +29,9 @@ func makeNamespace(path string) error {
 			if err := loopbackUp(); err != nil {
 				return fmt.Errorf("bring up lo: %w", err)
 			}
+			// As in every container's network, any user may listen on any port. A container in a user namespace of its own can't change
+			// what is not its own, so that it is changed here.
+			_ = os.WriteFile("/proc/sys/net/ipv4/ip_unprivileged_port_start", []byte("0"), 0)
 			if err := unix.Mount("/proc/thread-self/ns/net", path, "", unix.MS_BIND, ""); err != nil {
 				return fmt.Errorf("keep it at %s: %w", path, err)
 			}

@@ -64,3 +64,46 @@ func TestSharing(t *testing.T) {
 		}
 	}
 }
+
+// A map of IDs that the kernel would refuse, or that leaves the container's users out, is refused in one line.
+func TestUserNS(t *testing.T) {
+	t.Parallel()
+	for _, bad := range []string{
+		"x", "0:1", "0:1:2:3", "0:100000:0", "1:100000:5", "0:100000:10,5:200000:10", "0:100000:10,10:100005:10", "0:4294967295:1", "0:1:4294967295",
+		"0:-1:1", "0:100000:99999999999", strings.Repeat("0:1:1,", 400) + "0:1:1",
+	} {
+		if _, err := ParseUserNS(bad); !errdefs.IsInvalidArgument(err) || strings.Contains(err.Error(), "\n") {
+			t.Errorf("%.60q: %v", bad, err)
+		}
+	}
+	mapped, err := ParseUserNS("0:100000:1000,1000:5000:1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []struct {
+		o  Options
+		ok bool
+	}{
+		{Options{UserNS: UserNS{Auto: true}}, true},
+		{Options{UserNS: mapped, User: "1000:5"}, true},
+		{Options{UserNS: mapped, User: "1001:5"}, false},
+		{Options{UserNS: mapped, User: "5:5", GroupAdd: []string{"1001"}}, false},
+		{Options{UserNS: UserNS{Auto: true}, User: "65536"}, false},
+		{Options{UserNS: mapped, Network: "/run/x/netns"}, true},
+		{Options{UserNS: mapped, Network: "host"}, false},
+		{Options{UserNS: mapped, PID: "container:x"}, false},
+		{Options{UserNS: mapped, IPC: "/x/ipc"}, false},
+		{Options{UserNS: mapped, Privileged: true}, false},
+	} {
+		c.o.Args, c.o.Host = []string{"x"}, testHost
+		s, err := New(&Image{}, c.o)
+		switch {
+		case !c.ok && !errdefs.IsInvalidArgument(err):
+			t.Errorf("%+v: %v", c.o, err)
+		case c.ok && (err != nil || !slices.ContainsFunc(s.Linux.Namespaces, func(n specs.LinuxNamespace) bool { return n.Type == specs.UserNamespace })):
+			t.Errorf("%+v: %+v, %v", c.o, s, err)
+		case c.ok && c.o.Network != "" && len(s.Linux.Sysctl) > 0:
+			t.Errorf("%+v: it is to set %v of a network that is not its own", c.o, s.Linux.Sysctl)
+		}
+	}
+}

@@ -44,6 +44,7 @@ type Options struct {
 	Annotations map[string]string
 
 	PID, IPC, UTS Sharing
+	UserNS        UserNS
 
 	Privileged      bool
 	CapAdd, CapDrop []string
@@ -127,6 +128,9 @@ func New(img *Image, o Options) (*specs.Spec, error) {
 		return nil, err
 	}
 	if s.Linux.Namespaces, err = o.namespaces(); err != nil {
+		return nil, err
+	}
+	if err := o.separate(s); err != nil {
 		return nil, err
 	}
 	if s.Mounts, err = o.mounts(); err != nil {
@@ -306,7 +310,11 @@ func (o *Options) mounts() ([]specs.Mount, error) {
 			}
 		}
 	}
-	if o.Host.UserNamespace && !Sharing(o.Network).own() {
+	if !o.UserNS.has(5) { // the group tty
+		pts := &all[2]
+		pts.Options = slices.DeleteFunc(pts.Options, func(s string) bool { return s == "gid=5" })
+	}
+	if (o.Host.UserNamespace || o.UserNS.Own()) && !Sharing(o.Network).own() {
 		// A new sysfs shows a network, and the kernel gives it to that network's owner alone.
 		all = slices.DeleteFunc(all, func(m specs.Mount) bool { return m.Destination == "/sys/fs/cgroup" })
 		i := slices.IndexFunc(all, func(m specs.Mount) bool { return m.Destination == "/sys" })

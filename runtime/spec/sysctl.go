@@ -30,7 +30,10 @@ func (o *Options) sysctls() (map[string]string, error) {
 	network := Sharing(o.Network)
 	if !o.hostNetwork() && network.Container() == "" { // another container's has its own
 		for _, name := range o.Host.Sysctls {
-			if name != pingGroupRange || !o.Host.UserNamespace {
+			if o.UserNS.Own() && !network.own() {
+				break // the network is not its own to change
+			}
+			if name != pingGroupRange || !o.Host.UserNamespace && !o.UserNS.Own() {
 				all[name] = defaultSysctls[name]
 			}
 		}

@@ -163,7 +163,55 @@ func (Driver) Mount(t snapshot.Tree, target string, o snapshot.MountOptions) err
 	if err := l.check(dir); err != nil {
 		return err
 	}
+	if o.Users != nil {
+		return l.mountMapped(dir, target)
+	}
 	return in(dir, func() error { return l.mount(target) })
+}
+
+// mountMapped mounts the layers with the owners that the access options map. An overlay shows the owners that its layers have in
+// the mounts that their paths lead to: so a thread makes the overlay in a mount namespace of its own, in which the whole of dir is
+// mounted with mapped owners. The overlay keeps that mount, and nobody else ever sees it.
+func (l layers) mountMapped(dir, target string) error {
+	fd := -1
+	err := in(dir, func() error {
+		if err := unix.Unshare(unix.CLONE_NEWNS); err != nil {
+			return snapshot.MountError("make a mount namespace", err)
+		}
+		if err := sys.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil { // nothing here reaches the caller's namespace
+			return snapshot.MountError("make mounts private", err)
+		}
+		all, err := sys.OpenTree(unix.AT_FDCWD, ".", unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC)
+		if err != nil {
+			return snapshot.MountError("copy the mount of "+dir, err)
+		}
+		defer unix.Close(all)
+		attr := unix.MountAttr{Attr_set: unix.MOUNT_ATTR_IDMAP, Userns_fd: uint64(l.access.Users.Fd())}
+		switch err := sys.MountSetattr(all, "", unix.AT_EMPTY_PATH, &attr); {
+		case errors.Is(err, unix.EINVAL), errors.Is(err, unix.ENOSYS):
+			return snapshot.NotMapped(dir)
+		case err != nil:
+			return snapshot.MountError("map the owners of "+dir, err)
+		}
+		if err := sys.MoveMount(all, "", unix.AT_FDCWD, dir, unix.MOVE_MOUNT_F_EMPTY_PATH); err != nil {
+			return snapshot.MountError("mount "+dir, err)
+		}
+		if err := unix.Chdir(dir); err != nil {
+			return err
+		}
+		if err := l.beMappedRoot(); err != nil {
+			return err
+		}
+		if fd, err = l.create(); errors.Is(err, errOldKernel) {
+			return snapshot.NotMapped(dir)
+		}
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	return snapshot.MountError("mount on "+target, sys.MoveMount(fd, "", unix.AT_FDCWD, target, unix.MOVE_MOUNT_F_EMPTY_PATH))
 }
 
 // overlay describes the snapshot's mount by paths relative to dir.
@@ -218,6 +266,34 @@ func (Driver) Open(t snapshot.Tree) (root *os.File, err error) {
 		return errors.Join(err, sys.Unmount(target, unix.MNT_DETACH), os.Remove(target))
 	})
 	return root, err
+}
+
+// beMappedRoot gives this thread the IDs that root's files have in the mount. The overlay does its own work, in the directory work,
+// with the credentials of who makes it, and the host's own root has no ID in the mount. The thread keeps all capabilities.
+func (l layers) beMappedRoot() error {
+	if l.readOnly {
+		return nil
+	}
+	var st unix.Stat_t
+	if err := unix.Stat(l.work, &st); err != nil {
+		return err
+	}
+	header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+	var caps [2]unix.CapUserData
+	err := unix.Capget(&header, &caps[0])
+	if err == nil {
+		_, err = unix.SetfsgidRetGid(int(st.Gid))
+	}
+	if err == nil {
+		_, err = unix.SetfsuidRetUid(int(st.Uid)) // which takes some capabilities away
+	}
+	if err == nil {
+		err = unix.Capset(&header, &caps[0])
+	}
+	if err != nil {
+		return fmt.Errorf("become root of the user namespace: %w", err)
+	}
+	return nil
 }
 
 // in runs f in a thread of its own whose working directory is dir: paths relative to it are

@@ -177,6 +177,14 @@ func (s Snapshots) Mount(ctx context.Context, what runtime.Snapshot, target stri
 	return sn.MountWith(ctx, what.Key, target, snapshot.MountOptions{})
 }
 
+func (s Snapshots) MountFor(ctx context.Context, what runtime.Snapshot, target string, users *os.File) error {
+	sn, err := s.open(ctx, what.Driver)
+	if err != nil {
+		return err
+	}
+	return sn.MountWith(ctx, what.Key, target, snapshot.MountOptions{Users: users})
+}
+
 func (s Snapshots) Unmount(target string) error {
 	if err := snapshot.Unmount(target); !errdefs.IsNotFound(err) {
 		return err

@@ -96,6 +96,17 @@ func (q *Request) Container(ctx context.Context) (*runtime.Container, error) {
 	} else if len(o.Joins())+len(o.CDI) > 0 {
 		return nil, cli.Usagef("--checkpoint goes on with what was stored: no container:ID and no CDI device fits it")
 	}
+	switch {
+	case !o.UserNS.Own():
+	case q.Image == "":
+		return nil, errclass.Errorf(errdefs.ErrNotImplemented, "--userns needs an --image, whose files' owners are mapped")
+	case o.Host.UserNamespace:
+		return nil, errclass.Errorf(errdefs.ErrNotImplemented, "--userns: an ordinary user's containers are in a user namespace already")
+	case o.UserNS.Auto:
+		r.Users = runtime.AutoUsers
+	default:
+		r.Users = runtime.MappedUsers
+	}
 	own := "run." + r.ID // names the container's network and its snapshot
 	files, err := q.connect(ctx, own, &r, &o)
 	if err != nil {

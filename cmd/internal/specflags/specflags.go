@@ -23,7 +23,7 @@ import (
 type Flags struct {
 	o                                              spec.Options // the values that need no parsing
 	set                                            *pflag.FlagSet
-	entrypoint, shmSize                            string
+	entrypoint, shmSize, userns                    string
 	oomScoreAdj                                    int
 	limits                                         *Limits
 	env, envFiles, mounts, volumes, tmpfs, rlimits []string
@@ -69,6 +69,7 @@ func Register(f *pflag.FlagSet) *Flags {
 	}{{"pid", "PID", &w.o.PID}, {"ipc", "IPC", &w.o.IPC}, {"uts", "UTS", &w.o.UTS}} {
 		f.StringVar((*string)(ns.to), ns.flag, "", "the `"+ns.what+"` namespace: host, container:ID, or a path (default its own)")
 	}
+	f.StringVar(&w.userns, "userns", "", "a user namespace of its own: auto, or `CONTAINER:HOST:SIZE[,…]` for the IDs (default host: none)")
 	f.StringVar(&w.shmSize, "shm-size", "", "the `SIZE` of /dev/shm (default 64m)")
 	f.BoolVarP(&w.o.Terminal, "terminal", "t", false, "give the process a terminal")
 	f.StringArrayVar(&w.tmpfs, "tmpfs", nil, "mount a tmpfs on `TARGET[:OPTION,…]`")
@@ -113,6 +114,9 @@ func (w *Flags) Options() (spec.Options, error) {
 		if o.Limits, err = w.limits.Get(); err != nil {
 			return o, err
 		}
+	}
+	if o.UserNS, err = spec.ParseUserNS(w.userns); err != nil {
+		return o, err
 	}
 	if w.shmSize != "" {
 		if o.ShmSize, err = spec.ParseSize(w.shmSize); err == nil && o.ShmSize == 0 {
