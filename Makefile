@@ -8,12 +8,14 @@ VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo deve
 
 COMMANDS  := $(notdir $(patsubst %/main.go,%,$(wildcard cmd/*/main.go)))
 WORKFLOWS := $(notdir $(filter-out %.md,$(wildcard scripts/dist-* scripts/snap-*)))
-PAGES     := $(patsubst %.md,man/%,$(notdir $(wildcard cmd/*/*.1.md scripts/*.1.md content/*.5.md image/*.7.md layer/*/*.5.md remotes/*.7.md snapshot/*.7.md)))
+PAGES     := $(patsubst %.md,man/%,$(notdir $(wildcard cmd/*/*.1.md scripts/*.1.md image/*.7.md layer/*/*.5.md remotes/*.7.md snapshot/*.7.md))) man/distkit-layout.5
 MODULES   := . $(dir $(wildcard testdata/go.mod testdata/*/go.mod))
 
 export VERSION
 
-.PHONY: goversion build test e2e faults hostile demo bench bench-apply fuzz lint man completions install clean
+.PHONY: all goversion build test e2e faults hostile demo bench bench-apply fuzz lint man completions install uninstall dist clean
+
+all: build man completions
 
 goversion:
 	@scripts/needs go
@@ -62,23 +64,23 @@ lint:
 	@scripts/lint
 
 man: $(PAGES)
-man/%: ; @mkdir -p man; go run github.com/cpuguy83/go-md2man/v2@v2.0.7 -in $(wildcard cmd/*/$*.md scripts/$*.md content/$*.md image/$*.md remotes/$*.md snapshot/$*.md) -out $@
+man/%:
+	@mkdir -p man
+	@go run github.com/cpuguy83/go-md2man/v2@v2.0.7 -out $@ \
+		-in $(or $(wildcard cmd/*/$*.md scripts/$*.md image/$*.md layer/*/$*.md remotes/$*.md snapshot/$*.md),content/$(*:distkit-%=%).md)
 
 completions:
 	@go run ./cmd/internal/completions completions $(COMMANDS) $(filter-out dist-check-remote dist-remote-% snap-%,$(WORKFLOWS))
 
-install: build man completions
-	install -d $(addprefix $(DESTDIR)$(PREFIX)/,bin share/man/man1 share/man/man5 share/man/man7 share/bash-completion/completions share/zsh/site-functions share/fish/vendor_completions.d)
-	install -m 755 $(addprefix bin/,$(COMMANDS) $(WORKFLOWS)) $(DESTDIR)$(PREFIX)/bin
-	install -m 644 bin/workflow.sh $(DESTDIR)$(PREFIX)/bin
-	install -m 644 man/*.1 $(DESTDIR)$(PREFIX)/share/man/man1
-	install -m 644 man/*.5 $(DESTDIR)$(PREFIX)/share/man/man5
-	install -m 644 man/*.7 $(DESTDIR)$(PREFIX)/share/man/man7
-	install -m 644 completions/bash/* $(DESTDIR)$(PREFIX)/share/bash-completion/completions
-	install -m 644 completions/zsh/* $(DESTDIR)$(PREFIX)/share/zsh/site-functions
-	install -m 644 completions/fish/* $(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d
-	@for c in snap run task; do for d in $$(echo "$$PATH" | tr : ' '); do \
-	  if [ -x "$$d/$$c" ] && [ "$$d" != "$(PREFIX)/bin" ]; then echo "warning: $$d/$$c is another program of the same name as $(PREFIX)/bin/$$c" >&2; fi; done; done
+# What was built is installed as it is: root needs no Go.
+install:
+	@DESTDIR='$(DESTDIR)' scripts/install '$(PREFIX)'
+
+uninstall:
+	@DESTDIR='$(DESTDIR)' scripts/install --remove '$(PREFIX)'
+
+dist: all
+	@scripts/package dist tar.gz deb rpm apk
 
 clean:
-	rm -rf bin man completions
+	rm -rf bin man completions dist

@@ -8,7 +8,7 @@
 [[ -e /dev/fd/2 && ! /dev/fd/2 -ef $0 ]] || exec 2</dev/null
 version=devel
 [[ $self == /* ]] || self=$PWD/$self
-PATH=${self%/*}:${self%/*}/../libexec/distkit:$PATH
+PATH=${self%/*}/../libexec/distkit:${self%/*}:$PATH
 
 # The flags of commands that talk to remotes.
 # shellcheck disable=SC2034 # for scripts

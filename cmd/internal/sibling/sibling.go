@@ -8,7 +8,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Dirs are the directories of the commands: that of this program, and libexec/distkit, where those are whose names other programs have, too.
+// Dirs are the directories of the commands: libexec/distkit, for those whose names other programs have, too, and that of this program.
 func Dirs() []string {
 	self, err := os.Executable()
 	if err != nil {
@@ -17,12 +17,12 @@ func Dirs() []string {
 	if target, err := filepath.EvalSymlinks(self); err == nil {
 		self = target
 	}
-	dirs := []string{filepath.Dir(self)}
-	inner := filepath.Join(dirs[0], "../libexec/distkit")
+	dir := filepath.Dir(self)
+	inner := filepath.Join(dir, "../libexec/distkit")
 	if info, err := os.Stat(inner); err == nil && info.IsDir() {
-		dirs = append(dirs, inner)
+		return []string{inner, dir}
 	}
-	return dirs
+	return []string{dir}
 }
 
 // Path returns the path of a command: one of Dirs, else its name, for PATH.
