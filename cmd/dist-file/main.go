@@ -4,6 +4,7 @@ package main
 import (
 	"distkit/cmd/internal/cli"
 	"distkit/cmd/internal/inside"
+	"distkit/cmd/internal/remoteimage"
 	"distkit/image/look"
 
 	"github.com/spf13/cobra"
@@ -16,12 +17,13 @@ func main() {
 		Args:  cobra.MinimumNArgs(2),
 	}
 	flags := inside.NewFlags(c)
+	far := remoteimage.NewFlags(c)
 	archive := c.Flags().Bool("tar", false, "write a tar archive of files and of directories with all that is in them")
 	c.RunE = func(c *cobra.Command, args []string) error {
 		if args[0] == "-" {
 			return cli.Usagef("a layer on standard input can be read only once: dist-ls lists it, tar reads its files")
 		}
-		layers, err := flags.Layers(c.Context(), args[0])
+		layers, err := far.Layers(c.Context(), args[0], flags)
 		if err != nil {
 			return err
 		}

@@ -9,6 +9,7 @@ import (
 
 	"distkit/cmd/internal/cli"
 	"distkit/cmd/internal/inside"
+	"distkit/cmd/internal/remoteimage"
 	"distkit/image/look"
 	"distkit/layer"
 
@@ -22,6 +23,7 @@ func main() {
 		Args:  cobra.MinimumNArgs(1),
 	}
 	flags := inside.NewFlags(c)
+	far := remoteimage.NewFlags(c)
 	l := lister{}
 	recursive := c.Flags().BoolP("recursive", "R", false, "list what is below directories, too")
 	one := c.Flags().String("layer", "", "list the entries of one layer, as the archive has them: `N` from 1 on, the lowest first, or from -1 on; or its digest")
@@ -30,7 +32,7 @@ func main() {
 	c.Flags().BoolVar(&l.layers, "layers", false, "list which layer wrote each last, too")
 	l.records = cli.NewRecords(c, "PATH")
 	c.RunE = func(c *cobra.Command, args []string) error {
-		layers, err := flags.Layers(c.Context(), args[0])
+		layers, err := far.Layers(c.Context(), args[0], flags)
 		if err != nil {
 			return err
 		}

@@ -70,6 +70,9 @@ func (f *Flags) open() (*content.Store, *image.Names, error) {
 	return store, names, err
 }
 
+// Platform returns --platform.
+func (f *Flags) Platform() string { return *f.platform }
+
 // Memory returns --max-memory in bytes.
 func (f *Flags) Memory() int64 { return int64(*f.maxMemory) << 20 }
 
