@@ -17,10 +17,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// A server that sends 64 large blobs at the same time takes what one takes, and 10,000 idle connections take 20 KiB each.
+// A server that sends 64 large blobs at the same time takes what one takes, and 10,000 idle connections take less than 10 KiB each.
 const (
 	pullsMemory = 64 << 20
-	idleMemory  = 320 << 20
+	idleMemory  = 96 << 20
 )
 
 // startServe runs dist-serve until the test ends.

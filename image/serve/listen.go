@@ -26,6 +26,8 @@ const (
 // not nil. The error is ctx's cause if ctx has ended it.
 func (s *Server) Serve(ctx context.Context, l net.Listener, max int, config *tls.Config) error {
 	b := newBound(l, max)
+	_, b.once = l.(*single)
+	b.parks = config == nil && !b.once
 	// HTTP/2 would let one connection ask for hundreds of replies at the same time.
 	var protocols http.Protocols
 	protocols.SetHTTP1(true)
@@ -59,33 +61,87 @@ func (s *Server) Serve(ctx context.Context, l net.Listener, max int, config *tls
 	return err
 }
 
-// bound is a listener whose connections are counted. They stay what the kernel gave, so that files can go to them without
-// passing through this process.
+// bound is a listener whose connections are counted. Of those that wait for a request net/http keeps two buffers and a stack each, so bound
+// takes them back, and hands them out again once the next request begins.
 type bound struct {
 	net.Listener
-	max int
+	max   int
+	once  bool // there is one connection, and the listener ends with it
+	parks bool // connections are taken back
+
+	listen sync.Once
+	fresh  chan accepted // from the listener
+	woken  chan net.Conn // connections whose next request has begun
+	closed chan struct{}
 
 	mu   sync.Mutex
 	free *sync.Cond
 	// resting are the times since when connections have waited for a request; the zero time while one is answered.
 	resting map[net.Conn]time.Time
+	ended   bool // closed is closed
+}
+
+type accepted struct {
+	net.Conn
+	error
 }
 
 func newBound(l net.Listener, max int) *bound {
-	b := &bound{Listener: l, max: max, resting: map[net.Conn]time.Time{}}
+	b := &bound{
+		Listener: l, max: max, fresh: make(chan accepted), woken: make(chan net.Conn), closed: make(chan struct{}),
+		resting: map[net.Conn]time.Time{},
+	}
 	b.free = sync.NewCond(&b.mu)
 	return b
 }
 
 // Accept implements net.Listener.
 func (b *bound) Accept() (net.Conn, error) {
-	c, err := b.Listener.Accept()
-	if err != nil {
-		return nil, err
+	b.listen.Do(func() { go b.admit() })
+	var c net.Conn
+	select {
+	case c = <-b.woken:
+	case a := <-b.fresh:
+		if a.error != nil {
+			return nil, a.error
+		}
+		c = a.Conn
+	case <-b.closed:
+		return nil, net.ErrClosed
 	}
+	if b.parks {
+		c = &lease{Conn: c, bound: b}
+	}
+	return c, nil
+}
+
+// admit accepts connections while there is room for them, or one is idle that can make room.
+func (b *bound) admit() {
+	for {
+		c, err := b.Listener.Accept()
+		if err == nil && !b.enter(c) {
+			_ = c.Close()
+			return
+		}
+		select {
+		case b.fresh <- accepted{c, err}:
+		case <-b.closed:
+			if err == nil {
+				_ = c.Close()
+			}
+			return
+		}
+		if errors.Is(err, net.ErrClosed) || errors.Is(err, io.EOF) {
+			return
+		}
+	}
+}
+
+// enter waits for room for a connection, and counts it. It returns false if the listener is closed.
+func (b *bound) enter(c net.Conn) bool {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	for len(b.resting) >= b.max {
+	for len(b.resting) >= b.max && !b.ended {
 		if idle := b.longestIdle(); idle != nil {
 			delete(b.resting, idle)
 			_ = idle.Close()
@@ -93,8 +149,36 @@ func (b *bound) Accept() (net.Conn, error) {
 		}
 		b.free.Wait()
 	}
-	b.resting[c] = time.Now()
-	return c, nil
+	if !b.ended {
+		b.resting[c] = time.Now()
+	}
+	return !b.ended
+}
+
+// leave closes a connection that net/http does not have.
+func (b *bound) leave(c net.Conn) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	delete(b.resting, c)
+	_ = c.Close()
+	b.free.Signal()
+}
+
+// Close implements net.Listener. Connections that wait for a request are closed, too.
+func (b *bound) Close() error {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if !b.ended {
+		b.ended = true
+		close(b.closed)
+		b.free.Broadcast()
+		for c, since := range b.resting {
+			if b.parks && !since.IsZero() {
+				_ = c.Close()
+			}
+		}
+	}
+	return b.Listener.Close()
 }
 
 func (b *bound) longestIdle() (longest net.Conn) {
@@ -111,6 +195,10 @@ func (b *bound) changed(c net.Conn, state http.ConnState) {
 	if t, ok := c.(*tls.Conn); ok {
 		c = t.NetConn()
 	}
+	l, leased := c.(*lease)
+	if leased {
+		c = l.Conn
+	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	since, counted := b.resting[c]
@@ -119,10 +207,16 @@ func (b *bound) changed(c net.Conn, state http.ConnState) {
 		since = time.Time{}
 	case http.StateIdle:
 		since = time.Now()
+		if leased {
+			l.idle.Store(true)
+		}
 	case http.StateClosed, http.StateHijacked:
+		if leased && l.parked.Load() {
+			return // it lives on
+		}
 		delete(b.resting, c)
-		if s, ok := b.Listener.(*single); ok {
-			close(s.ended)
+		if b.once {
+			close(b.Listener.(*single).ended)
 		}
 		counted = false
 	}

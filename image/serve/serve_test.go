@@ -1,6 +1,7 @@
 package serve
 
 import (
+	"bufio"
 	"bytes"
 	"context"
 	"encoding/json"
@@ -13,6 +14,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -475,6 +477,55 @@ func TestConnectionsAreBounded(t *testing.T) {
 			t.Fatalf("more than %d connections are open", most)
 		}
 	}
+}
+
+// A connection that rests between requests, and in the middle of one, goes on where it was; and it ends with the server.
+func TestRestingConnections(t *testing.T) {
+	t.Parallel()
+	f := start(t, newServer(t), 10)
+	const request = "GET /v2/ HTTP/1.1\r\nHost: localhost\r\n\r\n"
+	var resting sync.WaitGroup
+	for _, pieces := range [][]string{
+		{request, request, request},
+		{request[:2], request[2:], request[:1], request[1:20], request[20:]},
+		{request + request, request + request[:3], request[3:]},
+	} {
+		resting.Go(func() {
+			c, err := net.Dial("tcp", strings.TrimPrefix(f.url, "http://"))
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			defer c.Close()
+			replies := bufio.NewReader(c)
+			sent := ""
+			for _, piece := range pieces {
+				if _, err := io.WriteString(c, piece); err != nil {
+					t.Error(err)
+					return
+				}
+				for sent += piece; len(sent) >= len(request); sent = sent[len(request):] {
+					resp, err := http.ReadResponse(replies, nil)
+					if err != nil || resp.StatusCode != http.StatusOK {
+						t.Errorf("%v, %v", resp, err)
+						return
+					}
+					if _, err := io.Copy(io.Discard, resp.Body); err != nil {
+						t.Error(err)
+						return
+					}
+				}
+				time.Sleep(3 * parkAfter)
+			}
+			if err := c.(*net.TCPConn).CloseWrite(); err != nil {
+				t.Error(err)
+			}
+			if _, err := replies.ReadByte(); err != io.EOF {
+				t.Errorf("after the client's end: %v", err)
+			}
+		})
+	}
+	resting.Wait()
 }
 
 func TestHeaderBomb(t *testing.T) {
