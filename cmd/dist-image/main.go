@@ -18,7 +18,7 @@ func main() {
 		Use:   "dist-image VERB",
 		Short: "Give names to what is in the store, and read what they point at",
 	}
-	c.AddCommand(newCreate(), newUpdate(), newLabel(), newLs(), newMv(), newRm(), newDu(), newManifest(), newConfig(), newLayers(), newChain(), newChildren(), newCheck(), newConvert(), newSources(), newTarget())
+	c.AddCommand(newCreate(), newUpdate(), newLabel(), newLs(), newMv(), newRm(), newDu(), newManifest(), newConfig(), newLayers(), newChain(), newChildren(), newCheck(), newConvert(), newSources(), newTarget(), newTree(), newDiff())
 	cli.Main(c)
 }
 

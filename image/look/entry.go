@@ -27,6 +27,8 @@ type Entry struct {
 	Xattrs  []layer.Xattr
 	Layer   int    // that has the entry, or wrote the file last, from 1 on; 0 for a root directory that no layer names
 	Change  string // A, C or D, in a list of changes
+
+	sum sum // of a regular file, if contents are hashed
 }
 
 // A Type is the type of an entry.

@@ -45,11 +45,16 @@ func Layers(ctx context.Context, w image.Walker, img image.Image) ([]Layer, erro
 	if err != nil {
 		return nil, err
 	}
+	return Of(w.Store, list), nil
+}
+
+// Of returns layers with their entries from the store.
+func Of(store *content.Store, list []image.Layer) []Layer {
 	layers := make([]Layer, len(list))
 	for i, l := range list {
-		layers[i] = Layer{l, Stored(w.Store, l)}
+		layers[i] = Layer{l, Stored(store, l)}
 	}
-	return layers, nil
+	return layers
 }
 
 // Stored is the source of a layer's entries that reads the whole blob in a store. The blob must have the layer's diff ID, or its digest

@@ -22,7 +22,11 @@ type Tree struct {
 	owners map[owner]uint32
 	owned  []owner // by number
 	xattrs map[*file][]layer.Xattr
+	sums   map[*file]sum // of contents, if they are hashed
 }
+
+// A sum is the beginning of a SHA-256 digest, and no zeros if the content was hashed.
+type sum [16]byte
 
 // A file is what is kept of one, in as few bytes as can be: the number of its owner, its size or device, and its time in seconds.
 type file struct {
@@ -37,14 +41,14 @@ type owner struct {
 	uid, gid uint32
 }
 
-// Bytes of memory that an owner takes, and an attribute beside its name and value.
-const ownerMemory, xattrMemory = 64, 128
+// Bytes of memory that an owner takes, an attribute beside its name and value, and a sum.
+const ownerMemory, xattrMemory, sumMemory = 64, 128, 48
 
 // maxSize is more than a layer's sparse files may have, and than any other file that was read.
 const maxSize = 1<<39 - 1
 
 func newTree(maxMemory int64, deleted func(tree.Entry)) *Tree {
-	t := &Tree{owners: map[owner]uint32{}, xattrs: map[*file][]layer.Xattr{}}
+	t := &Tree{owners: map[owner]uint32{}, xattrs: map[*file][]layer.Xattr{}, sums: map[*file]sum{}}
 	implied := t.number(owner{perm: 0o755})
 	t.files = tree.New(tree.Options[file]{MaxMemory: maxMemory, Deleted: deleted, New: func(_ tree.Kind, f *file) {
 		binary.LittleEndian.PutUint32(f.owner[:], implied)
@@ -108,6 +112,7 @@ func unpack(b [5]byte) int64 { return int64(int8(b[4]))<<32 | int64(binary.Littl
 // Options of a Tree.
 type Options struct {
 	MaxMemory int64 // bytes that the tree may take; 0 is no bound
+	Hash      bool  // contents of files, for [Diff]
 	// Change is called with what each layer adds, changes and deletes, in the order of the archive; what is deleted comes last. It may be nil.
 	// A name that a layer has twice is given twice. Of a directory that is deleted, what was in it is not given.
 	Change func(*Entry) error
@@ -122,11 +127,22 @@ func Read(ctx context.Context, layers []Layer, opts Options) (*Tree, error) {
 		note = nil
 	}
 	t := newTree(opts.MaxMemory, note)
-	err := Merge(ctx, layers, t.files, func(_ int, _ int64, c tree.Change, h *tar.Header, _ io.Reader) error {
+	hash := newHasher()
+	err := Merge(ctx, layers, t.files, func(_ int, _ int64, c tree.Change, h *tar.Header, content io.Reader) error {
 		switch c.Action {
 		case tree.Made, tree.Merged:
 			if err := t.set(c.Entry, h); err != nil {
 				return err
+			}
+			if opts.Hash && t.files.Kind(c.Entry) == tree.Regular {
+				s, err := hash.sum(content)
+				if err == nil {
+					t.sums[t.files.File(c.Entry)] = s
+					err = t.files.Charge(sumMemory)
+				}
+				if err != nil {
+					return err
+				}
 			}
 		case tree.Linked:
 		default:
@@ -162,7 +178,7 @@ func (t *Tree) describe(e tree.Entry, path string) *Entry {
 	f, kind := t.files.File(e), t.files.Kind(e)
 	o := t.owned[binary.LittleEndian.Uint32(f.owner[:])]
 	v := &Entry{Path: path, Type: types[kind], Perm: o.perm, UID: int(o.uid), GID: int(o.gid), ModTime: time.Unix(unpack(f.time), 0).UTC(),
-		Links: t.files.Links(e), Layer: t.files.Layer(e), Xattrs: t.xattrs[f]}
+		Links: t.files.Links(e), Layer: t.files.Layer(e), Xattrs: t.xattrs[f], sum: t.sums[f]}
 	switch size := unpack(f.size); kind {
 	case tree.Regular:
 		v.Size = size

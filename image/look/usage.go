@@ -35,8 +35,7 @@ type LayerUsage struct {
 type sized struct {
 	size  int64
 	layer uint16 // from 0 on
-	known bool   // the content was hashed
-	sum   [16]byte
+	sum   sum    // of the content, if it is hashed and there is some
 }
 
 // A Waste is a file that a layer has and a later entry overwrites or deletes.
@@ -69,7 +68,7 @@ func Measure(ctx context.Context, layers []Layer, opts UsageOptions) (*Usage, er
 	for i, l := range layers {
 		u.Layers[i] = LayerUsage{Layer: i + 1, Digest: string(l.Digest), Size: l.Size}
 	}
-	sum, buffer := sha256.New(), make([]byte, 256<<10)
+	hash := newHasher()
 	for i := range layers { // one by one, so that now is right
 		now = i + 1
 		err := Merge(ctx, layers[i:i+1], u.files, func(_ int, _ int64, c tree.Change, h *tar.Header, content io.Reader) error {
@@ -83,7 +82,9 @@ func Measure(ctx context.Context, layers []Layer, opts UsageOptions) (*Usage, er
 			if !opts.Hash || h.Size == 0 {
 				return nil
 			}
-			return f.hash(content, sum, buffer)
+			var err error
+			f.sum, err = hash.sum(content)
+			return err
 		}, nil)
 		if err != nil {
 			return nil, err
@@ -92,14 +93,19 @@ func Measure(ctx context.Context, layers []Layer, opts UsageOptions) (*Usage, er
 	return u, nil
 }
 
-func (f *sized) hash(content io.Reader, sum hash.Hash, buffer []byte) error {
-	sum.Reset()
-	if _, err := io.CopyBuffer(sum, content, buffer); err != nil {
-		return err
-	}
-	f.known = true
-	copy(f.sum[:], sum.Sum(nil))
-	return nil
+// A hasher hashes contents one after another.
+type hasher struct {
+	hash   hash.Hash
+	buffer []byte
+}
+
+func newHasher() *hasher { return &hasher{sha256.New(), make([]byte, 256<<10)} }
+
+func (h *hasher) sum(content io.Reader) (s sum, err error) {
+	h.hash.Reset()
+	_, err = io.CopyBuffer(h.hash, content, h.buffer)
+	copy(s[:], h.hash.Sum(nil))
+	return s, err
 }
 
 // A FileUsage is what a file or directory takes, with all that is below it.
@@ -185,7 +191,7 @@ func (u *Usage) Duplicates() ([]Duplicate, error) {
 			switch {
 			case u.files.Kind(e) == tree.Dir:
 				find(e)
-			case !f.known, u.files.Links(e) > 1 && seen[f]:
+			case f.sum == sum{}, u.files.Links(e) > 1 && seen[f]:
 			default:
 				if u.files.Links(e) > 1 {
 					seen[f] = true

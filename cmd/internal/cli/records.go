@@ -60,6 +60,12 @@ func (r *Records) Columns(columns ...string) { r.columns = columns }
 // Quiet tells whether the key alone is asked for, so that nothing else need be looked up.
 func (r *Records) Quiet() bool { return *r.key && !*r.json }
 
+// Table tells whether records are a table for a person to look at.
+func (r *Records) Table() bool {
+	_, tty := IsTerminal(os.Stdout)
+	return tty && !*r.json && !*r.key && !*r.zero
+}
+
 // Write prints a record: value is what --json shows, cells are the columns (string, Name, Size,
 // Limit, integers, time.Time, time.Duration: nanoseconds in a pipe), the key first.
 func (r *Records) Write(value any, cells ...any) error {
@@ -83,7 +89,7 @@ func (r *Records) Write(value any, cells ...any) error {
 		}
 		return err
 	}
-	if _, tty := IsTerminal(os.Stdout); tty && !*r.zero {
+	if r.Table() {
 		if r.table == nil {
 			r.table = [][]string{r.columns}
 		}
@@ -277,14 +283,19 @@ func human(c any) string {
 		}
 		return humanize.Time(v)
 	}
-	s := strings.Map(func(r rune) rune {
-		if unicode.IsPrint(r) {
-			return r
-		}
-		return '?'
-	}, fmt.Sprint(c))
+	s := Printable(fmt.Sprint(c))
 	if s == "" {
 		return "-"
 	}
 	return s
+}
+
+// Printable returns a text for a terminal: what can't be shown is a question mark.
+func Printable(s string) string {
+	return strings.Map(func(r rune) rune {
+		if unicode.IsPrint(r) {
+			return r
+		}
+		return '?'
+	}, s)
 }
