@@ -1,0 +1,81 @@
+package cmd_test
+
+import (
+	"os"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+)
+
+// TestComingFrom holds the right-hand columns of docs/coming-from.md to the commands, verbs and flags that there are.
+func TestComingFrom(t *testing.T) {
+	text, err := os.ReadFile("../docs/coming-from.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	code, flag := regexp.MustCompile("`[^`]+`"), regexp.MustCompile(`^--?[A-Za-z][a-z-]*`)
+	helps := map[string]string{} // of a command, or of a command and its verb
+	of := func(words ...string) string {
+		key := strings.Join(words, " ")
+		if _, ok := helps[key]; !ok {
+			helps[key] = help(t, words[0], words[1:]...)
+		}
+		return helps[key]
+	}
+	rows := 0
+	for line := range strings.Lines(string(text)) {
+		cells := strings.Split(strings.ReplaceAll(line, `\|`, "\x00"), "|")
+		if len(cells) != 5 {
+			continue
+		}
+		rows++
+		known, command := "", ""
+		for _, span := range code.FindAllString(cells[2]+cells[3], -1) {
+			words := strings.Fields(strings.Split(strings.Trim(span, "`"), "\x00")[0])
+			switch {
+			case slices.Contains(all(), words[0]):
+				command = words[0]
+				known = of(command)
+				if vs := verbs(t, command); len(vs) > 0 {
+					if len(words) < 2 || !slices.Contains(vs, words[1]) {
+						t.Errorf("%s: %s has no such verb", span, command)
+						continue
+					}
+					known = of(command, words[1])
+					words = words[1:]
+				}
+				words = words[1:]
+			case command != "" && slices.Contains(verbs(t, command), words[0]):
+				known, words = of(command, words[0]), words[1:]
+			}
+			if strings.Contains(span, " -- ") {
+				words = words[:slices.Index(words, "--")]
+			}
+			for _, w := range words {
+				for _, f := range shortFlags(flag.FindString(w)) {
+					if known != "" && !regexp.MustCompile(`(?m)(^|[ ,])`+regexp.QuoteMeta(f)+`([ ,=[]|$)`).MatchString(known) {
+						t.Errorf("%s: no flag %s of %s", span, f, command)
+					}
+				}
+			}
+		}
+	}
+	if rows < 50 {
+		t.Errorf("%d rows are read", rows)
+	}
+}
+
+// shortFlags are the flags in a word: -it is -i and -t.
+func shortFlags(word string) (flags []string) {
+	switch {
+	case word == "":
+	case strings.HasPrefix(word, "--"):
+		flags = []string{word}
+	default:
+		for _, r := range word[1:] {
+			flags = append(flags, "-"+string(r))
+		}
+	}
+	return flags
+}
