@@ -144,7 +144,7 @@ func (n Namespaces) Open(namespace string) (*Names, error) {
 // removedSuffix ends the name of the directory of a namespace that is being removed.
 const removedSuffix = ".removed"
 
-// Delete removes a namespace that is empty. FailedPrecondition when it has names, containers or
+// Delete removes a namespace that is empty. FailedPrecondition when it has names, containers, volumes or
 // snapshots, or is the default one; NotFound when there is none.
 func (n Namespaces) Delete(ctx context.Context, namespace string) error {
 	gone := path.Join(layout.Namespaces, "."+namespace+removedSuffix)
@@ -179,6 +179,7 @@ func (n Namespaces) Delete(ctx context.Context, namespace string) error {
 	tree := n.store.Tree
 	events.Append(n.store.Root(), events.Event{Namespace: namespace, Topic: "/namespaces/delete", Name: namespace})
 	_ = tree.RemoveDir(path.Join(containersDir, namespace))
+	_ = tree.RemoveDir(path.Join(volumesDir, namespace))
 	err = tree.RemoveAll(gone)
 	if err != nil && !errors.Is(err, unix.ENOTEMPTY) { // NFS keeps a file that a reader has open; a sweep removes it
 		return fmt.Errorf("remove namespace %s: %w", namespace, err)
@@ -211,7 +212,7 @@ func (n Namespaces) moveAway(names *Names, index bool, to string) error {
 	return nil
 }
 
-// content names one thing that a namespace has: an image, a container or a snapshot; "" if it is empty.
+// content names one thing that a namespace has: an image, a container, a volume or a snapshot; "" if it is empty.
 func (n Namespaces) content(names *Names, index bool) (string, error) {
 	if index {
 		ix, err := names.read()
@@ -228,6 +229,12 @@ func (n Namespaces) content(names *Names, index bool) (string, error) {
 	}
 	if len(ids) > 0 {
 		return "container " + ids[0], nil
+	}
+	if ids, err = subdirs(n.store, path.Join(volumesDir, names.namespace)); err != nil {
+		return "", err
+	}
+	if len(ids) > 0 {
+		return "volume " + ids[0], nil
 	}
 	drivers, err := subdirs(n.store, snapshotsDir)
 	if err != nil {

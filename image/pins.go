@@ -18,6 +18,7 @@ import (
 // Directories of the store whose records tell what containers and namespaces have: distkit-layout(5).
 const (
 	containersDir = "containers"
+	volumesDir    = "volumes"
 	snapshotsDir  = "snapshots"
 )
 

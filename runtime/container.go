@@ -42,6 +42,7 @@ type Record struct {
 	Users      string                              `json:"users,omitempty"`      // whose user namespace it has: [AutoUsers], [MappedUsers], "" for none
 	Owner      *HostProcess                        `json:"owner,omitempty"`      // who makes it, and is to run it
 	Connection *Connection                         `json:"connection,omitempty"` // what makes the network again after a boot
+	Volumes    []string                            `json:"volumes,omitempty"`    // the names of those that it mounts, and keeps from being removed
 	Stored     bool                                `json:"stored,omitempty"`     // its first run restores the checkpoint in its directory
 	Seal       string                              `json:"seal,omitempty"`       // proof that this user made it on this host
 }

@@ -47,8 +47,10 @@ func (s *Containers) dirs(id string) []string {
 
 // check refuses directories of containers that anybody but this user and root could have put something into:
 // FailedPrecondition. What isn't there is no error.
-func (s *Containers) check(id string) error {
-	for _, name := range s.dirs(id) {
+func (s *Containers) check(id string) error { return s.checkDirs(s.dirs(id)) }
+
+func (s *Containers) checkDirs(names []string) error {
+	for _, name := range names {
 		fi, err := s.tree().Stat(name)
 		if errors.Is(err, fs.ErrNotExist) {
 			return nil
@@ -61,9 +63,9 @@ func (s *Containers) check(id string) error {
 		case !fi.IsDir():
 			return failed("%s is not a directory", s.tree().Path(name))
 		case ok && st.Uid != 0 && int(st.Uid) != os.Geteuid():
-			return failed("%s belongs to user %d: only that user works on the containers in it", s.tree().Path(name), st.Uid)
+			return failed("%s belongs to user %d: only that user works on what is in it", s.tree().Path(name), st.Uid)
 		case ok && st.Mode&0o022 != 0:
-			return failed("%s can be written to by other users: no container in it can be trusted (chmod go-w)", s.tree().Path(name))
+			return failed("%s can be written to by other users: nothing in it can be trusted (chmod go-w)", s.tree().Path(name))
 		}
 	}
 	return nil

@@ -2,13 +2,16 @@ package main
 
 import (
 	"fmt"
+	"slices"
 
 	"distkit/cmd/internal/checkpoint"
 	"distkit/cmd/internal/cli"
 	"distkit/cmd/internal/containers"
 	"distkit/cmd/internal/specflags"
 	"distkit/content"
+	"distkit/runtime/spec"
 
+	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"github.com/spf13/cobra"
 )
 
@@ -50,6 +53,9 @@ func newRestore(o *containers.Flags) *cobra.Command {
 		grants, err := grant.Options()
 		if err != nil {
 			return err
+		}
+		if i := slices.IndexFunc(grants.Mounts, func(m specs.Mount) bool { return m.Type == spec.VolumeType }); i >= 0 {
+			return cli.Usagef("a checkpoint's mounts are granted by their paths: not --volume %s", grants.Mounts[i].Source)
 		}
 		if len(grants.CDI) > 0 {
 			return cli.Usagef("a checkpoint's devices are granted by their paths: not --device %s", grants.CDI[0])

@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"os"
 	"path"
+	"slices"
+	"strings"
 
 	"distkit/archive"
 	"distkit/cmd/internal/cli"
@@ -117,3 +119,40 @@ func inContainer(name string, err error) error {
 }
 
 func procPath(f *os.File) string { return fmt.Sprintf("/proc/self/fd/%d", f.Fd()) }
+
+func newVolumes(o *containers.Flags) *cobra.Command {
+	c := &cobra.Command{Use: "volumes [flags] [NAME…|-]", Short: "list volumes and the containers that use them, or remove some", Args: cobra.ArbitraryArgs}
+	r := cli.NewRecords(c, "VOLUME", "CONTAINERS")
+	remove := c.Flags().Bool("rm", false, "remove the volumes NAME with their files")
+	c.RunE = func(c *cobra.Command, args []string) error {
+		all, err := o.Open()
+		if err != nil {
+			return err
+		}
+		if *remove {
+			if err := containers.BeRoot(); err != nil { // whose files may be other users'
+				return err
+			}
+			return cli.Each(c, args, all.RemoveVolume)
+		}
+		list, lerr := all.Volumes()
+		write := func(v runtime.Volume) error { return r.Write(v, v.Name, strings.Join(v.Containers, ",")) }
+		if len(args) == 0 {
+			for _, v := range list {
+				if err := write(v); err != nil {
+					return err
+				}
+			}
+			return errors.Join(lerr, r.Close())
+		}
+		err = cli.Each(c, args, func(name string) error {
+			i := slices.IndexFunc(list, func(v runtime.Volume) bool { return v.Name == name })
+			if i < 0 {
+				return errclass.Errorf(errdefs.ErrNotFound, "no volume %s", name)
+			}
+			return write(list[i])
+		})
+		return errors.Join(lerr, err, r.Close())
+	}
+	return c
+}

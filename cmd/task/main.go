@@ -37,7 +37,7 @@ func newCommand() *cobra.Command {
 		newCreate(o), newStart(o), newTrust(o), newRm(o), newLabel(o),
 		newLs(o), newInfo(o), newPs(o), newLogs(o),
 		newKill(o), newStop(o), newPause(o), newResume(o), newWait(o), newAttach(o), newExec(o),
-		newStats(o), newUpdate(o), newCheckpoint(o), newRestore(o), newTar(o), newUntar(o),
+		newStats(o), newUpdate(o), newCheckpoint(o), newRestore(o), newTar(o), newUntar(o), newVolumes(o),
 	)
 	return c
 }

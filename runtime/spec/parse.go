@@ -68,12 +68,14 @@ func ParseMount(s string) (specs.Mount, error) {
 		return bad("dst is missing")
 	}
 	switch m.Type {
-	case "bind":
+	case "bind", VolumeType:
 		if m.Source == "" {
 			return bad("src is missing")
 		}
-		if m.Source, err = filepath.Abs(m.Source); err != nil {
-			return bad("%v", err)
+		if m.Type == "bind" {
+			if m.Source, err = filepath.Abs(m.Source); err != nil {
+				return bad("%v", err)
+			}
 		}
 		if !slices.ContainsFunc(m.Options, func(o string) bool { return o == "bind" || o == "rbind" }) {
 			m.Options = append([]string{recursive}, m.Options...)
@@ -105,20 +107,23 @@ func isPropagation(o string) bool {
 	return slices.Contains([]string{"private", "rprivate", "shared", "rshared", "slave", "rslave", "unbindable", "runbindable"}, o)
 }
 
-// ParseVolume parses docker's --volume SOURCE:TARGET[:OPTION,…] with a path as source.
+// VolumeType is the type of a mount whose source is the name of a volume. No runtime knows it: whoever has the volumes makes it a bind.
+const VolumeType = "volume"
+
+// ParseVolume parses docker's --volume SOURCE:TARGET[:OPTION,…]. A source without a slash is the name of a volume, but for . and ..
 func ParseVolume(s string) (specs.Mount, error) {
 	f := strings.Split(s, ":")
 	if len(f) < 2 || len(f) > 3 || f[0] == "" || f[1] == "" {
 		return specs.Mount{}, invalid("volume %q is not SOURCE:TARGET[:OPTION,…]", s)
 	}
-	if !strings.Contains(f[0], "/") && f[0] != "." && f[0] != ".." {
-		return specs.Mount{}, invalid("volume %q: there are no named volumes, the source is a path: ./%s", s, f[0])
+	m := specs.Mount{Type: VolumeType, Source: f[0], Destination: f[1], Options: []string{"rbind"}}
+	if strings.Contains(f[0], "/") || f[0] == "." || f[0] == ".." {
+		source, err := filepath.Abs(f[0])
+		if err != nil {
+			return specs.Mount{}, fmt.Errorf("volume %q: %w", s, err)
+		}
+		m.Type, m.Source = "bind", source
 	}
-	source, err := filepath.Abs(f[0])
-	if err != nil {
-		return specs.Mount{}, fmt.Errorf("volume %q: %w", s, err)
-	}
-	m := specs.Mount{Type: "bind", Source: source, Destination: f[1], Options: []string{"rbind"}}
 	propagation := "rprivate"
 	if len(f) == 3 {
 		for _, o := range strings.Split(f[2], ",") {

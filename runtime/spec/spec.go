@@ -39,7 +39,7 @@ type Options struct {
 	Terminal   bool
 	ReadOnly   bool
 
-	Mounts      []specs.Mount // replace default ones at the same destination
+	Mounts      []specs.Mount // replace default ones at the same destination; none is of VolumeType
 	Network     string        // as a [Sharing] has it
 	Annotations map[string]string
 
@@ -337,6 +337,9 @@ func (o *Options) mounts() ([]specs.Mount, error) {
 	for _, m := range o.Mounts {
 		if err := CheckText("mount", m.Destination+m.Source+strings.Join(m.Options, ",")); err != nil {
 			return nil, err
+		}
+		if m.Type == VolumeType {
+			return nil, invalid("volume %s: volumes by name are for task create and dist-run; the source here is a path: ./%s", m.Source, m.Source)
 		}
 		if !path.IsAbs(m.Destination) {
 			return nil, invalid("mount destination %q is not absolute", m.Destination)

@@ -266,7 +266,9 @@ func TestParse(t *testing.T) {
 		{ParseMount, "src=/a,dst=/b,ro=perhaps", nil}, {ParseMount, "src=/a,dst=/b,bind-propagation=x", nil},
 		{ParseVolume, "/a:/b", &specs.Mount{Type: "bind", Source: "/a", Destination: "/b", Options: []string{"rbind", "rprivate"}}},
 		{ParseVolume, "./a:/b:ro,rslave", &specs.Mount{Type: "bind", Source: wd + "/a", Destination: "/b", Options: []string{"rbind", "ro", "rslave"}}},
-		{ParseVolume, "named:/b", nil}, {ParseVolume, "/a", nil}, {ParseVolume, "/a:/b:fast", nil}, {ParseVolume, "/a:/b:ro:x", nil},
+		{ParseVolume, "named:/b:ro", &specs.Mount{Type: "volume", Source: "named", Destination: "/b", Options: []string{"rbind", "ro", "rprivate"}}},
+		{ParseMount, "type=volume,src=named,dst=/b", &specs.Mount{Type: "volume", Source: "named", Destination: "/b", Options: []string{"rbind", "rprivate"}}},
+		{ParseMount, "type=volume,dst=/b", nil}, {ParseVolume, "/a", nil}, {ParseVolume, "/a:/b:fast", nil}, {ParseVolume, "/a:/b:ro:x", nil},
 		{ParseTmpfs, "/t:size=1m,exec", &specs.Mount{Type: "tmpfs", Source: "tmpfs", Destination: "/t", Options: []string{"nosuid", "nodev", "noexec", "size=1m", "exec"}}},
 		{ParseTmpfs, "t", nil},
 	}

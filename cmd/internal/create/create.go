@@ -12,6 +12,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"distkit/cmd/internal/checkpoint"
@@ -107,6 +108,16 @@ func (q *Request) Container(ctx context.Context) (*runtime.Container, error) {
 	default:
 		r.Users = runtime.MappedUsers
 	}
+	for _, m := range o.Mounts {
+		if m.Type == spec.VolumeType {
+			if err := runtime.CheckVolume(m.Source); err != nil {
+				return nil, err
+			}
+			if !slices.Contains(r.Volumes, m.Source) {
+				r.Volumes = append(r.Volumes, m.Source)
+			}
+		}
+	}
 	own := "run." + r.ID // names the container's network and its snapshot
 	files, err := q.connect(ctx, own, &r, &o)
 	if err != nil {
@@ -152,6 +163,7 @@ func (q *Request) Container(ctx context.Context) (*runtime.Container, error) {
 		// container's files.
 		check := o
 		check.Rootfs, check.User = "", "0"
+		check.Mounts, _ = bindVolumes(o.Mounts, func(specs.Mount) (string, error) { return "/", nil })
 		s, err := spec.New(config, check)
 		if err == nil {
 			_, err = specflags.Document(ctx, s, o.CDI)
@@ -163,6 +175,11 @@ func (q *Request) Container(ctx context.Context) (*runtime.Container, error) {
 	}
 	made, err := all.Create(ctx, r, parent, func(c *runtime.Container) error {
 		if err := files.write(c); err != nil {
+			return err
+		}
+		o := o
+		var err error
+		if o.Mounts, err = bindVolumes(o.Mounts, func(m specs.Mount) (string, error) { return volume(ctx, all, c, m, o.Rootfs) }); err != nil {
 			return err
 		}
 		return complete(c, files.mount(c, o))

@@ -1,0 +1,224 @@
+package runtime
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// Volume is a directory of files that outlives the containers that mount it.
+type Volume struct {
+	Name       string   `json:"name"`
+	Dir        string   `json:"dir"`
+	Containers []string `json:"containers"` // the IDs of those that use it
+}
+
+// newVolume begins the name of a volume that is being filled or removed, which no volume has.
+const newVolume = ".new-"
+
+// volumeDirs lists the store's directory of volumes, that of the namespace, and, with a name, the volume's.
+func (s *Containers) volumeDirs(name string) []string {
+	dirs := []string{"volumes", filepath.Join("volumes", s.namespace)}
+	if name != "" {
+		dirs = append(dirs, filepath.Join("volumes", s.namespace, name))
+	}
+	return dirs
+}
+
+// CheckVolume reports whether a name is one of a volume: those of containers are. The error is InvalidArgument.
+func CheckVolume(name string) error {
+	if err := CheckID(name); err != nil {
+		return invalid("volume name %.80q: letters, digits and, between them, single ones of . _ - are wanted, 76 bytes at most; a path begins with / or ./", name)
+	}
+	return nil
+}
+
+// lockVolumes opens and locks the directory of the namespace's volumes.
+func (s *Containers) lockVolumes(how int) (*os.File, error) {
+	if err := s.checkDirs(s.volumeDirs("")); err != nil {
+		return nil, err
+	}
+	d, err := s.tree().OpenDir(s.volumeDirs("")[1])
+	if err != nil {
+		return nil, err
+	}
+	for {
+		switch err = unix.Flock(int(d.Fd()), how); {
+		case errors.Is(err, unix.EINTR):
+			continue
+		case errors.Is(err, unix.EWOULDBLOCK):
+			err = busy("volumes of namespace %s are just being made", s.namespace)
+		}
+		break
+	}
+	if err != nil {
+		_ = d.Close()
+		return nil, err
+	}
+	return d, nil
+}
+
+// Volume returns the directory of a volume. If there is none of that name it makes one: fill is called with an empty directory, and the
+// volume is there once that is on disk. Who calls it has written down the name in a container's record.
+func (s *Containers) Volume(name string, fill func(dir *os.File) error) (path string, err error) {
+	if err := CheckVolume(name); err != nil {
+		return "", err
+	}
+	for _, dir := range s.volumeDirs("") {
+		if err := s.makeDir(dir); err != nil && !errors.Is(err, fs.ErrExist) {
+			return "", fmt.Errorf("volume %s: %w", name, err)
+		}
+	}
+	lock, err := s.lockVolumes(unix.LOCK_SH) // while it is held nothing is removed
+	if err != nil {
+		return "", fmt.Errorf("volume %s: %w", name, err)
+	}
+	defer lock.Close()
+	for _, dir := range s.volumeDirs("") {
+		if err := s.tighten(dir); err != nil {
+			return "", fmt.Errorf("volume %s: %w", name, err)
+		}
+	}
+	volume := s.volumeDirs(name)[2]
+	fi, err := s.tree().Stat(volume)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		err = s.makeVolume(volume, fill)
+	case err == nil && !fi.IsDir():
+		err = failed("%s is not a directory", s.tree().Path(volume))
+	}
+	if err != nil {
+		return "", fmt.Errorf("volume %s: %w", name, err)
+	}
+	return s.tree().Path(volume), nil
+}
+
+// makeVolume makes a volume under a temporary name, and renames it unless another process was faster.
+func (s *Containers) makeVolume(volume string, fill func(dir *os.File) error) (err error) {
+	tree, parent := s.tree(), filepath.Dir(volume)
+	temporary := filepath.Join(parent, newVolume+NewID())
+	if err := tree.Mkdir(temporary, 0o755); err != nil {
+		return err
+	}
+	defer func() {
+		if err != nil {
+			_ = tree.RemoveAll(temporary)
+		}
+	}()
+	d, err := tree.OpenDir(temporary)
+	if err != nil {
+		return err
+	}
+	defer d.Close()
+	if err := d.Chmod(0o755); err != nil { // whatever the umask
+		return err
+	}
+	if err := fill(d); err != nil {
+		return err
+	}
+	if err := unix.Syncfs(int(d.Fd())); err != nil {
+		return fmt.Errorf("sync: %w", err)
+	}
+	if err := tree.RenameNew(temporary, volume); err != nil {
+		if errors.Is(err, fs.ErrExist) {
+			return tree.RemoveAll(temporary)
+		}
+		return err
+	}
+	return tree.SyncDir(parent)
+}
+
+// Volumes lists the volumes of the namespace by their names.
+func (s *Containers) Volumes() ([]Volume, error) {
+	if err := s.checkDirs(s.volumeDirs("")); err != nil {
+		return nil, err
+	}
+	d, err := s.tree().OpenDir(s.volumeDirs("")[1])
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	defer d.Close()
+	names, err := d.Readdirnames(-1)
+	if err != nil {
+		return nil, err
+	}
+	slices.Sort(names)
+	users, err := s.volumeUsers()
+	var all []Volume
+	for _, name := range names {
+		if fi, serr := s.tree().Stat(s.volumeDirs(name)[2]); CheckVolume(name) == nil && serr == nil && fi.IsDir() {
+			all = append(all, Volume{name, s.tree().Path(s.volumeDirs(name)[2]), users[name]})
+		}
+	}
+	return all, err
+}
+
+// volumeUsers returns the containers that use each volume. A container whose record can't be read is an error beside the others.
+func (s *Containers) volumeUsers() (map[string][]string, error) {
+	containers, err := s.List(false)
+	users := map[string][]string{}
+	for _, c := range containers {
+		for _, name := range c.Volumes {
+			users[name] = append(users[name], c.ID)
+		}
+	}
+	return users, err
+}
+
+// RemoveVolume removes a volume with its files. The error is FailedPrecondition if a container uses it, and NotFound if there is none.
+func (s *Containers) RemoveVolume(name string) error {
+	if err := CheckVolume(name); err != nil {
+		return err
+	}
+	err := func() error {
+		lock, err := s.lockVolumes(unix.LOCK_EX | unix.LOCK_NB)
+		if errors.Is(err, fs.ErrNotExist) {
+			return notFound("no volume %s", name)
+		}
+		if err != nil {
+			return err
+		}
+		defer lock.Close()
+		s.removeStaleVolumes(lock)
+		users, err := s.volumeUsers()
+		if err != nil {
+			return err
+		}
+		if len(users[name]) > 0 {
+			return failed("it is used by %s", strings.Join(users[name], ", "))
+		}
+		gone := filepath.Join(s.volumeDirs("")[1], newVolume+NewID())
+		if err := s.tree().Rename(s.volumeDirs(name)[2], gone); errors.Is(err, fs.ErrNotExist) {
+			return notFound("no volume %s", name)
+		} else if err != nil {
+			return err
+		}
+		return s.tree().RemoveAll(gone)
+	}()
+	if err != nil {
+		return fmt.Errorf("remove volume %s: %w", name, err)
+	}
+	for _, dir := range slices.Backward(s.volumeDirs("")) {
+		_ = s.tree().RemoveDir(dir) // if it is empty
+	}
+	return nil
+}
+
+// removeStaleVolumes removes what killed processes left. Nobody makes a volume while the caller has the lock alone.
+func (s *Containers) removeStaleVolumes(locked *os.File) {
+	names, _ := locked.Readdirnames(-1)
+	for _, name := range names {
+		if strings.HasPrefix(name, newVolume) {
+			_ = s.tree().RemoveAll(s.volumeDirs(name)[2])
+		}
+	}
+}
