@@ -10,7 +10,7 @@ import (
 const module = "distkit/"
 
 // leaves are what every package may import: they import none of ours.
-var leaves = []string{"errclass", "disk", "compression", "batch", "layer", "refname"}
+var leaves = []string{"errclass", "disk", "compression", "batch", "layer", "refname", "erofs"}
 
 // eventLog is a leaf that the packages which change a store write to, and no other.
 const eventLog = "events"
@@ -20,7 +20,7 @@ func logs(area string) bool {
 }
 
 // domain are the packages that never import each other.
-var domain = []string{"content", "remotes", "archive", "erofs", "snapshot", "runtime"}
+var domain = []string{"content", "remotes", "archive", "snapshot", "runtime"}
 
 // mayImport lists the packages of ours that each command may link, with those below them, beside cmd/internal/cli.
 // Only those that import remotes, and dist-serve, may link net/http.
@@ -36,7 +36,7 @@ var mayImport = map[string][]string{
 	"dist-disk":       {"erofs", "image", "content"},
 	"dist-edit":       {"image", "content"},
 	"dist-diff":       {"archive"},
-	"dist-erofs":      {"erofs"},
+	"dist-erofs":      {},
 	"dist-events":     {"content"},
 	"dist-export":     {"image", "content"},
 	"dist-fetch":      {"remotes"},

@@ -50,3 +50,18 @@ func MakeDir(dir string) error {
 func Replace(name string, b []byte, perm fs.FileMode, durable bool) error {
 	return Tree(filepath.Dir(name)).Replace(filepath.Base(name), b, perm, durable)
 }
+
+// PrivateDir makes a directory, or finds that it is this user's alone, and that nobody else can put another in its
+// place. It reports whether that is so.
+func PrivateDir(dir string) bool {
+	var parent, st unix.Stat_t
+	uid := uint32(os.Geteuid())
+	if unix.Stat(filepath.Dir(dir), &parent) != nil || parent.Uid != uid && parent.Uid != 0 ||
+		parent.Mode&0o022 != 0 && parent.Mode&unix.S_ISVTX == 0 {
+		return false
+	}
+	if err := os.Mkdir(dir, 0o700); err != nil && !errors.Is(err, os.ErrExist) {
+		return false
+	}
+	return unix.Lstat(dir, &st) == nil && st.Mode&unix.S_IFMT == unix.S_IFDIR && st.Uid == uid && st.Mode&0o077 == 0
+}

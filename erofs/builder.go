@@ -40,7 +40,8 @@ type Options struct {
 
 const (
 	defaultMemory = 1 << 30
-	maxLayers     = 1 << 10 // the table of devices precedes the root inode, whose number has 16 bits
+	// MaxLayers is the most layers of an image.
+	MaxLayers = 1 << 10 // the table of devices precedes the root inode, whose number has 16 bits
 
 	// A sparse file is stored in chunks of so many bytes, and a chunk of zeros not at all.
 	sparseBits = 12
@@ -119,16 +120,6 @@ func (b *Builder) scratch(f **os.File) error {
 // ErrNotImplemented. After an error the Builder is good for nothing but Close. Add returns after ctx is done as soon as a read of r
 // that is under way returns; to let Add end such a read, r may have SetReadDeadline.
 func (b *Builder) Add(ctx context.Context, r io.Reader, expect digest.Digest) error {
-	if len(b.layers) == maxLayers {
-		return tooMuch("more than %d layers", maxLayers)
-	}
-	if b.opts.Overlay && len(b.layers) > 0 {
-		return refused("the whiteouts of several layers can't be kept")
-	}
-	src := source{}
-	if n := len(b.layers); n > 0 {
-		src.offset = b.layers[n-1].offset + b.layers[n-1].size
-	}
 	var tee io.Writer
 	if !b.opts.Index {
 		if err := b.scratch(&b.plain); err != nil {
@@ -138,23 +129,56 @@ func (b *Builder) Add(ctx context.Context, r io.Reader, expect digest.Digest) er
 	}
 	in := layer.NewReader(ctx, r, b.opts.MaxBytes, tee)
 	defer in.Close()
-	b.tree.NextLayer()
-	a := &adder{Builder: b, in: in}
-	if err := a.run(ctx); err != nil {
+	if err := b.apply(ctx, in); err != nil {
 		return err
 	}
 	if err := in.End(expect); err != nil {
 		return err
 	}
-	src.diffID, src.size = in.DiffID(), in.Size()
-	b.layers = append(b.layers, src)
+	b.added(in.DiffID(), in.Size())
 	return nil
+}
+
+// AddVerified is Add for an index, of a plain archive of so many bytes that was verified before: its files' contents are not read.
+func (b *Builder) AddVerified(ctx context.Context, r io.ReaderAt, size int64, diffID digest.Digest) error {
+	if err := b.apply(ctx, layer.NewPlain(ctx, r)); err != nil {
+		return err
+	}
+	b.added(diffID, size)
+	return nil
+}
+
+func (b *Builder) apply(ctx context.Context, in entries) error {
+	if len(b.layers) == MaxLayers {
+		return tooMuch("more than %d layers", MaxLayers)
+	}
+	if b.opts.Overlay && len(b.layers) > 0 {
+		return refused("the whiteouts of several layers can't be kept")
+	}
+	b.tree.NextLayer()
+	a := &adder{Builder: b, in: in}
+	return a.run(ctx)
+}
+
+func (b *Builder) added(diffID digest.Digest, size int64) {
+	src := source{diffID: diffID, size: size}
+	if n := len(b.layers); n > 0 {
+		src.offset = b.layers[n-1].offset + b.layers[n-1].size
+	}
+	b.layers = append(b.layers, src)
+}
+
+// entries are those of a layer, as package layer gives them.
+type entries interface {
+	io.Reader
+	Next() (*tar.Header, error)
+	Offset() int64
 }
 
 // An adder applies the entries of a layer one by one.
 type adder struct {
 	*Builder
-	in     *layer.Reader
+	in     entries
 	buffer []byte // of sparse files' content
 	sparse int64  // bytes of sparse files, holes and all
 }

@@ -61,26 +61,11 @@ var sharedPlaces = func() (dirs []string) {
 // sharedDir is the directory, made where need be; empty where there is none to be trusted.
 func sharedDir() string {
 	for _, dir := range sharedPlaces() {
-		if isTrusted(dir) {
+		if disk.PrivateDir(dir) {
 			return dir
 		}
 	}
 	return ""
-}
-
-// isTrusted makes a directory, or finds that it is this user's alone, and that nobody else can put
-// another in its place.
-func isTrusted(dir string) bool {
-	var parent, st unix.Stat_t
-	uid := uint32(os.Geteuid())
-	if unix.Stat(filepath.Dir(dir), &parent) != nil || parent.Uid != uid && parent.Uid != 0 ||
-		parent.Mode&0o022 != 0 && parent.Mode&unix.S_ISVTX == 0 {
-		return false
-	}
-	if err := os.Mkdir(dir, 0o700); err != nil && !errors.Is(err, os.ErrExist) {
-		return false
-	}
-	return unix.Lstat(dir, &st) == nil && st.Mode&unix.S_IFMT == unix.S_IFDIR && st.Uid == uid && st.Mode&0o077 == 0
 }
 
 // sharedFile opens the file of what the parts name. One that is not this user's alone is none.

@@ -41,12 +41,19 @@ func (s *Snapshotter) compare(key string) (*Comparison, error) {
 	if e.Kind == View {
 		return nil, errdefs.ErrFailedPrecondition.WithMessage("it is a view: it changes nothing")
 	}
-	c := &Comparison{Overlay: s.driver.Whiteouts(s.dir) != ""}
+	_, archives := s.driver.(Archiver)
+	archived := archives && e.Kind == Committed
+	c := &Comparison{Overlay: s.driver.Whiteouts(s.dir) != "" && !archived}
 	if c.held, err = s.use(e, unix.LOCK_SH); err != nil {
 		return nil, err
 	}
 	t := s.tree(e.id, e.record)
-	if c.Upper, err = OpenFiles(t.FS()); err == nil && len(t.Parents) > 0 {
+	if archived {
+		c.Upper, err = s.driver.Open(Tree{Dir: t.Dir, Kind: View, Parents: append([]string{t.Dir}, t.Parents...)})
+	} else {
+		c.Upper, err = OpenFiles(t.FS())
+	}
+	if err == nil && len(t.Parents) > 0 {
 		below := t
 		below.Kind = View
 		c.Lower, err = s.driver.Open(below)

@@ -2,6 +2,7 @@ package snapshot
 
 import (
 	"bufio"
+	"bytes"
 	"cmp"
 	"context"
 	"errors"
@@ -364,6 +365,24 @@ func MountError(what string, err error) error {
 		return errdefs.ErrNotFound.WithMessage(what + ": no such file or directory")
 	}
 	return fmt.Errorf("%s: %w", what, err)
+}
+
+// ContextError is MountError for a system call on the file system context fd. It adds what the kernel says about the failure.
+func ContextError(fd int, what string, err error) error {
+	b := make([]byte, 1024)
+	for {
+		n, rerr := unix.Read(fd, b)
+		if rerr != nil || n == 0 {
+			break
+		}
+		if msg, ok := bytes.CutPrefix(bytes.TrimSpace(b[:n]), []byte("e ")); ok {
+			if _, rest, ok := bytes.Cut(msg, []byte(": ")); ok { // the file system's name
+				msg = rest
+			}
+			what += ": " + string(msg)
+		}
+	}
+	return MountError(what, err)
 }
 
 // mountEntry is a line of /proc/self/mountinfo, unescaped.

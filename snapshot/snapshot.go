@@ -105,7 +105,8 @@ type Driver interface {
 	// MaxParents is how many snapshots may lie below one; 0 is without limit.
 	MaxParents() int
 	// Whiteouts is the form of whiteouts (of dist-apply(1)) in a snapshot that is prepared without
-	// a parent and given one by Commit, in the store in dir; empty where that can't be.
+	// a parent and given one by Commit, in the store in dir; empty where that can't be. That of an
+	// Archiver is ArchiveForm.
 	Whiteouts(dir string) string
 	// Settle gives the layer in t, which was made without parents, those that it is to have: it
 	// does what unresolved, the output of dist-apply --unresolved, says the layer alone could
@@ -128,8 +129,35 @@ type Driver interface {
 	Remove(ctx context.Context, dir string) error
 }
 
+// ArchiveForm is the form of whiteouts in an archive: it is stored as it is, not applied.
+const ArchiveForm = "archive"
+
+// LayerDir is the directory in that of a snapshot where Stack has a layer stored in ArchiveForm.
+const LayerDir = "layer"
+
+// Here stands in a Mount's options for the place where mounts are made.
+const Here = "{dir}"
+
+// Diff writes the plain layer of an overlay upper directory.
+type Diff func(ctx context.Context, upper *os.File, w io.Writer) error
+
+// An Archiver is a driver that keeps a committed snapshot as the archive of a layer, not as files.
+type Archiver interface {
+	Driver
+	// Archive makes the archive of an active snapshot that is to be committed, unless Stack has had it stored. The files stay: the commit may fail.
+	Archive(ctx context.Context, t Tree, diff Diff) error
+	// Committed deletes the files of which Archive has made an archive. A crash before leaves them until the snapshot is removed.
+	Committed(t Tree) error
+	// Complete makes what the first child of committed snapshots, which lie in the directories parents, needs, ahead of it. Its error
+	// is what is wrong with the layers together. It counts what of them the driver can't show, by kind, when that is made.
+	Complete(ctx context.Context, parents []string) (left map[string]int64, err error)
+}
+
 // Options say how a store is used.
 type Options struct {
+	Diff Diff // for commits by an Archiver, which else are NotImplemented
+	// Left is called with what of the layers of a chain that Stack has made an Archiver can't show. It may be nil.
+	Left      func(name string, left map[string]int64)
 	Namespace string // partition of the keys; empty is "default"
 	NoSync    bool   // don't wait for the disk: after a power failure commits and removals may be lost
 }

@@ -37,6 +37,7 @@ type Snapshotter struct {
 	files     disk.Tree // dir
 	namespace string
 	noSync    bool
+	options   Options
 	whole     atomic.Bool // the sample has lost nothing
 }
 
@@ -56,7 +57,7 @@ func Open(root string, d Driver, o Options) (*Snapshotter, error) {
 	if err := checkLayout(root); err != nil {
 		return nil, err
 	}
-	s := &Snapshotter{driver: d, dir: filepath.Join(root, "snapshots", d.Name()), namespace: o.Namespace, noSync: o.NoSync}
+	s := &Snapshotter{driver: d, dir: filepath.Join(root, "snapshots", d.Name()), namespace: o.Namespace, noSync: o.NoSync, options: o}
 	s.files = disk.Tree(s.dir)
 	if err := s.checkDirs(); err != nil {
 		return nil, fmt.Errorf("open store: %w", err)
@@ -448,6 +449,12 @@ func (s *Snapshotter) ready(ctx context.Context, name, key string, o *CommitOpti
 		}
 		o.Settle = nil
 	}
+	if a, ok := s.driver.(Archiver); ok {
+		if err := a.Archive(ctx, s.tree(e.id, e.record), s.options.Diff); err != nil {
+			return nil, fmt.Errorf("archive %s: %w", key, err)
+		}
+		step("archived")
+	}
 	return c, nil
 }
 
@@ -489,6 +496,9 @@ func (s *Snapshotter) publishCommit(ctx context.Context, c *commitment) error {
 	})
 	if err == nil {
 		s.log(c.to, events.Event{Topic: "/snapshot/commit", Key: c.Key, Name: c.to.Key, Parent: c.to.Parent})
+		if a, ok := s.driver.(Archiver); ok {
+			_ = a.Committed(s.tree(c.id, c.to)) // what is left goes with the snapshot
+		}
 	}
 	return err
 }

@@ -80,7 +80,25 @@ func (s *Snapshotter) Stack(ctx context.Context, parent string, layers []Layer, 
 			}
 		}
 	}
+	if a, ok := s.driver.(Archiver); ok && first == nil && len(layers) > 0 {
+		if err := s.complete(ctx, a, below.name); err != nil {
+			return fmt.Errorf("%s: %w", below.name, err)
+		}
+	}
 	return first
+}
+
+func (s *Snapshotter) complete(ctx context.Context, a Archiver, name string) error {
+	below, held, err := s.hold(ctx, name)
+	if err != nil {
+		return err
+	}
+	defer disk.Release(held)
+	left, err := a.Complete(ctx, s.tree(0, record{Parents: below}).Parents)
+	if err == nil && len(left) > 0 && s.options.Left != nil {
+		s.options.Left(name, left)
+	}
+	return err
 }
 
 // made is a layer of a stack on its way.
@@ -228,7 +246,8 @@ func (s *Snapshotter) stackLayer(l Layer, m, below *made, slots chan struct{}) e
 	if there, err := s.committed(l.Name); there || err != nil {
 		return err
 	}
-	rebases := s.driver.Whiteouts(s.dir) != "" && below.name != ""
+	form := s.driver.Whiteouts(s.dir)
+	rebases := form == ArchiveForm || form != "" && below.name != ""
 	if !rebases {
 		if err := below.wait(m.ctx, below.is); err != nil {
 			return err
@@ -312,6 +331,8 @@ func (s *Snapshotter) stackOne(l Layer, m, below *made, slots chan struct{}, alo
 	t := s.tree(e.id, e.record)
 	p := Place{Dir: t.FS(), Whiteouts: "remove"}
 	switch {
+	case s.driver.Whiteouts(s.dir) == ArchiveForm:
+		p = Place{Dir: filepath.Join(t.Dir, LayerDir), Whiteouts: ArchiveForm}
 	case alone:
 		p.Whiteouts, p.Unresolved = s.driver.Whiteouts(s.dir), filepath.Join(t.Dir, "unresolved")
 	case s.driver.Whiteouts(s.dir) != "" && parent != "":
@@ -334,6 +355,8 @@ func (s *Snapshotter) stackOne(l Layer, m, below *made, slots chan struct{}, alo
 			return err
 		}
 		pending = below.settled
+	}
+	if p.Unresolved != "" {
 		f, err := disk.Tree(t.Dir).Open("unresolved")
 		if err != nil {
 			return fmt.Errorf("what is unresolved: %w", err)

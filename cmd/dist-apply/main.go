@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"math"
 	"os"
@@ -16,6 +17,7 @@ import (
 
 	"distkit/archive"
 	"distkit/cmd/internal/cli"
+	"distkit/erofs"
 )
 
 var whiteouts = map[string]archive.Whiteouts{
@@ -37,7 +39,7 @@ func newCmd() *cobra.Command {
 	}
 	expect := c.Flags().String("expect-diff-id", "", "fail unless the layer's diff ID is `DIGEST`")
 	strict := c.Flags().Bool("strict", false, "fail where an owner, device or attribute can't be set")
-	form := c.Flags().String("whiteouts", "remove", "what becomes of whiteouts: `FORM` is remove, overlay or overlay-user")
+	form := c.Flags().String("whiteouts", "remove", "what becomes of whiteouts: `FORM` is remove, overlay, overlay-user or archive")
 	unresolved := c.Flags().String("unresolved", "", "record in `FILE` what only the layers below can tell")
 	maxBytes := c.Flags().Uint64("max-bytes", 0, "fail where the uncompressed layer, or its sparse files, has more than `N` bytes")
 	maxEntries := c.Flags().Uint32("max-entries", 0, "fail where the layer makes more than `N` files and directories")
@@ -49,9 +51,19 @@ func newCmd() *cobra.Command {
 	// Scripts pass on what snap stack gives them, which is empty where the driver wants none.
 	c.Flags().Lookup("unresolved").Annotations = map[string][]string{cli.MayBeEmpty: nil}
 	c.RunE = func(c *cobra.Command, args []string) error {
+		if *form == "archive" {
+			if *strict || *unresolved != "" || *maxDepth > 0 || len(*uids)+len(*gids)+len(*only)+len(*exclude) > 0 {
+				return cli.Usagef("--whiteouts archive: the layer is not applied: only --expect-diff-id, --max-bytes and --max-entries have a meaning")
+			}
+			opts := erofs.StoreOptions{ExpectDiffID: digest.Digest(*expect), MaxBytes: int64(min(*maxBytes, math.MaxInt64)), MaxEntries: int64(*maxEntries), Turn: turn()}
+			if opts.ExpectDiffID != "" && opts.ExpectDiffID.Validate() != nil {
+				return cli.Usagef("--expect-diff-id: %q is not a digest", *expect)
+			}
+			return store(c, args[0], opts)
+		}
 		w, ok := whiteouts[*form]
 		if !ok {
-			return cli.Usagef("--whiteouts: %q is not one of remove, overlay, overlay-user", *form)
+			return cli.Usagef("--whiteouts: %q is not one of remove, overlay, overlay-user, archive", *form)
 		}
 		opts := archive.Options{ExpectDiffID: digest.Digest(*expect), Strict: *strict, Whiteouts: w, Turn: turn(), Only: *only, Exclude: *exclude,
 			MaxBytes: int64(min(*maxBytes, math.MaxInt64)), MaxEntries: int64(*maxEntries), MaxDepth: int(*maxDepth)}
@@ -84,7 +96,8 @@ func newCmd() *cobra.Command {
 	return c
 }
 
-func apply(c *cobra.Command, dir string, opts archive.Options) (err error) {
+// into makes a directory, if it is missing, and calls do with the layer on standard input.
+func into(c *cobra.Command, dir string, do func(layer io.Reader) error) (err error) {
 	switch made := os.Mkdir(dir, 0o755); {
 	case errors.Is(made, fs.ErrNotExist):
 		return errdefs.ErrNotFound.WithMessage(made.Error())
@@ -106,12 +119,29 @@ func apply(c *cobra.Command, dir string, opts archive.Options) (err error) {
 		return err
 	}
 	defer in.Close()
-	result, err := archive.Apply(c.Context(), dir, in, opts)
-	if err != nil {
-		return err
-	}
-	if len(result.Unset) > 0 {
-		fmt.Fprintf(c.ErrOrStderr(), "%s: could not set %s\n", c.Name(), cli.Counts(result.Unset))
-	}
-	return json.NewEncoder(c.OutOrStdout()).Encode(result)
+	return do(in)
+}
+
+func apply(c *cobra.Command, dir string, opts archive.Options) error {
+	return into(c, dir, func(in io.Reader) error {
+		result, err := archive.Apply(c.Context(), dir, in, opts)
+		if err != nil {
+			return err
+		}
+		if len(result.Unset) > 0 {
+			fmt.Fprintf(c.ErrOrStderr(), "%s: could not set %s\n", c.Name(), cli.Counts(result.Unset))
+		}
+		return json.NewEncoder(c.OutOrStdout()).Encode(result)
+	})
+}
+
+// store stores a layer as it is.
+func store(c *cobra.Command, dir string, opts erofs.StoreOptions) error {
+	return into(c, dir, func(in io.Reader) error {
+		stored, err := erofs.Store(c.Context(), dir, in, opts)
+		if err != nil {
+			return err
+		}
+		return json.NewEncoder(c.OutOrStdout()).Encode(stored)
+	})
 }

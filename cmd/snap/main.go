@@ -3,6 +3,8 @@ package main
 
 import (
 	"context"
+	"fmt"
+	"io"
 	"os"
 
 	"distkit/cmd/internal/cli"
@@ -41,5 +43,13 @@ func (s *store) open(ctx context.Context) (*snapshot.Snapshotter, error) {
 }
 
 func (s *store) openWith(ctx context.Context, noSync bool) (*snapshot.Snapshotter, error) {
-	return drivers.Open(ctx, *s.root, *s.driver, snapshot.Options{Namespace: *s.namespace, NoSync: noSync})
+	return drivers.Open(ctx, *s.root, *s.driver, snapshot.Options{
+		Namespace: *s.namespace, NoSync: noSync,
+		Diff: func(ctx context.Context, upper *os.File, w io.Writer) error {
+			return distDiff(ctx, &snapshot.Comparison{Upper: upper, Overlay: true}, []string{"--compress", "none"}, w)
+		},
+		Left: func(name string, left map[string]int64) {
+			fmt.Fprintf(os.Stderr, "snap: %s: left out %s\n", name, cli.Counts(left))
+		},
+	})
 }

@@ -9,6 +9,7 @@ import (
 
 	"distkit/cmd/internal/cli"
 	"distkit/snapshot"
+	"distkit/snapshot/erofs"
 
 	"github.com/containerd/errdefs"
 	"github.com/spf13/cobra"
@@ -54,6 +55,9 @@ func command(m snapshot.Mount, target string) (string, error) {
 		return "", err
 	}
 	o := strings.Join(m.Options, ",")
+	if m.Type == erofs.Name {
+		return "", errdefs.ErrNotImplemented.WithMessage("mount(8) can't mount an EROFS image on files that hold its data: use snap mount")
+	}
 	if len(o) >= os.Getpagesize() {
 		return "", errdefs.ErrFailedPrecondition.WithMessage("the options are longer than a page, which mount(8) can't pass on: use snap mount")
 	}

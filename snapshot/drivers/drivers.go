@@ -18,6 +18,7 @@ import (
 	"distkit/disk/layout"
 	"distkit/snapshot"
 	"distkit/snapshot/btrfs"
+	"distkit/snapshot/erofs"
 	"distkit/snapshot/native"
 	"distkit/snapshot/overlayfs"
 	"distkit/snapshot/snapdriver"
@@ -26,7 +27,7 @@ import (
 )
 
 // all is every driver, the preferred one first.
-var all = []snapshot.Driver{overlayfs.Driver{}, btrfs.Driver{}, native.Driver{}}
+var all = []snapshot.Driver{overlayfs.Driver{}, btrfs.Driver{}, erofs.Driver{}, native.Driver{}}
 
 // Names are the drivers' names, the preferred one first.
 func Names() []string {

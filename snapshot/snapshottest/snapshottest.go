@@ -87,11 +87,14 @@ func MountBtrfs(t *testing.T) string {
 	return mnt
 }
 
+// Diff is given to the snapshots of a driver that makes archives.
+var Diff snapshot.Diff
+
 // Run holds a driver to the suite, in stores below t.TempDir.
 func Run(t *testing.T, d snapshot.Driver) {
 	open := func(t *testing.T, root, namespace string) *snapshot.Snapshotter {
 		t.Helper()
-		s, err := snapshot.Open(root, d, snapshot.Options{Namespace: namespace, NoSync: true})
+		s, err := snapshot.Open(root, d, snapshot.Options{Namespace: namespace, NoSync: true, Diff: Diff})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -537,7 +540,7 @@ func Main(m *testing.M, d snapshot.Driver) {
 // processes lets workers do as they please with a few keys, and kills some.
 func processes(t *testing.T, d snapshot.Driver) {
 	root := t.TempDir()
-	s, err := snapshot.Open(root, d, snapshot.Options{NoSync: true})
+	s, err := snapshot.Open(root, d, snapshot.Options{NoSync: true, Diff: Diff})
 	check(t, err)
 	var wg sync.WaitGroup
 	for i := range 8 {
@@ -576,7 +579,7 @@ func processes(t *testing.T, d snapshot.Driver) {
 func work(root string, d snapshot.Driver) error {
 	ctx := context.Background()
 	for range 60 {
-		s, err := snapshot.Open(root, d, snapshot.Options{NoSync: true})
+		s, err := snapshot.Open(root, d, snapshot.Options{NoSync: true, Diff: Diff})
 		if err != nil {
 			return err
 		}

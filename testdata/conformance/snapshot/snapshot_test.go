@@ -3,14 +3,19 @@ package snapshot_test
 
 import (
 	"context"
+	"errors"
+	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
 
+	"distkit/archive"
 	"distkit/snapshot"
 	"distkit/snapshot/btrfs"
 	"distkit/snapshot/drivers"
+	"distkit/snapshot/erofs"
 	"distkit/snapshot/snapshottest"
 
 	"github.com/containerd/containerd/v2/core/mount"
@@ -37,18 +42,58 @@ func TestSnapshotterSuite(t *testing.T) {
 				os.Setenv("TMPDIR", snapshottest.MountBtrfs(t))
 			}
 			testsuite.SnapshotterSuite(t, name, func(ctx context.Context, root string) (snapshots.Snapshotter, func() error, error) {
-				s, err := drivers.Open(ctx, root, name, snapshot.Options{})
+				s, err := drivers.Open(ctx, root, name, snapshot.Options{Diff: diff})
 				if err != nil {
 					return nil, nil, err
 				}
-				return adapter{s}, adapter{}.Close, nil
+				a := adapter{s: s}
+				if name == erofs.Name {
+					a.places = t.TempDir()
+				}
+				return a, a.Close, nil
 			})
 		})
 	}
 }
 
+func diff(ctx context.Context, upper *os.File, w io.Writer) error {
+	_, err := archive.Diff(ctx, w, "", fmt.Sprintf("/proc/self/fd/%d/.", upper.Fd()), archive.DiffOptions{Overlay: true, Compression: archive.Uncompressed})
+	return err
+}
+
 // adapter gives our Snapshotter the types of containerd's.
-type adapter struct{ s *snapshot.Snapshotter }
+type adapter struct {
+	s *snapshot.Snapshotter
+	// places is where the snapshots are mounted of a driver whose mounts containerd's library can't make: from there they are bound.
+	places string
+}
+
+func (a adapter) place(key string) string { return filepath.Join(a.places, fmt.Sprintf("%x", key)) }
+
+func (a adapter) mounts(ctx context.Context, key string, in []snapshot.Mount, err error) ([]mount.Mount, error) {
+	if err != nil || a.places == "" {
+		return mounts(in), err
+	}
+	i, err := a.s.Stat(ctx, key)
+	if err == nil {
+		err = os.MkdirAll(a.place(key), 0o700)
+	}
+	if err == nil {
+		err = a.s.Mount(ctx, key, a.place(key))
+	}
+	access := "rw"
+	if i.Kind == snapshot.View {
+		access = "ro"
+	}
+	return []mount.Mount{{Type: "bind", Source: a.place(key), Options: []string{"rbind", access}}}, err
+}
+
+func (a adapter) unmount(key string) error {
+	if _, err := os.Stat(a.place(key)); a.places == "" || err != nil {
+		return nil
+	}
+	return errors.Join(snapshot.Unmount(a.place(key)), os.Remove(a.place(key)))
+}
 
 func labels(opts []snapshots.Opt) (snapshots.Info, error) {
 	var i snapshots.Info
@@ -66,7 +111,7 @@ func (a adapter) Prepare(ctx context.Context, key, parent string, opts ...snapsh
 		return nil, err
 	}
 	m, err := a.s.Prepare(ctx, key, parent, i.Labels)
-	return mounts(m), err
+	return a.mounts(ctx, key, m, err)
 }
 
 func (a adapter) View(ctx context.Context, key, parent string, opts ...snapshots.Opt) ([]mount.Mount, error) {
@@ -75,12 +120,15 @@ func (a adapter) View(ctx context.Context, key, parent string, opts ...snapshots
 		return nil, err
 	}
 	m, err := a.s.View(ctx, key, parent, i.Labels)
-	return mounts(m), err
+	return a.mounts(ctx, key, m, err)
 }
 
 func (a adapter) Commit(ctx context.Context, name, key string, opts ...snapshots.Opt) error {
 	i, err := labels(opts)
 	if err != nil {
+		return err
+	}
+	if err := a.unmount(key); err != nil {
 		return err
 	}
 	// The suite commits what it still has mounted.
@@ -89,7 +137,7 @@ func (a adapter) Commit(ctx context.Context, name, key string, opts ...snapshots
 
 func (a adapter) Mounts(ctx context.Context, key string) ([]mount.Mount, error) {
 	m, err := a.s.Mounts(ctx, key)
-	return mounts(m), err
+	return a.mounts(ctx, key, m, err)
 }
 
 func mounts(in []snapshot.Mount) (out []mount.Mount) {
@@ -99,8 +147,21 @@ func mounts(in []snapshot.Mount) (out []mount.Mount) {
 	return out
 }
 
-func (a adapter) Remove(ctx context.Context, key string) error { return a.s.Remove(ctx, key) }
-func (a adapter) Close() error                                 { return nil }
+func (a adapter) Remove(ctx context.Context, key string) error {
+	return errors.Join(a.unmount(key), a.s.Remove(ctx, key))
+}
+
+func (a adapter) Close() error {
+	places, err := os.ReadDir(a.places)
+	if a.places == "" {
+		return nil
+	}
+	for _, p := range places {
+		dir := filepath.Join(a.places, p.Name())
+		err = errors.Join(err, snapshot.Unmount(dir), os.Remove(dir))
+	}
+	return err
+}
 
 func (a adapter) Stat(ctx context.Context, key string) (snapshots.Info, error) {
 	i, err := a.s.Stat(ctx, key)

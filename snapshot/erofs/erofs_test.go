@@ -1,0 +1,352 @@
+package erofs_test
+
+import (
+	"archive/tar"
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"distkit/archive"
+	image "distkit/erofs"
+	"distkit/snapshot"
+	"distkit/snapshot/erofs"
+	"distkit/snapshot/snapshottest"
+
+	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
+)
+
+func diff(ctx context.Context, upper *os.File, w io.Writer) error {
+	_, err := archive.Diff(ctx, w, "", fmt.Sprintf("/proc/self/fd/%d/.", upper.Fd()), archive.DiffOptions{Overlay: true, Compression: archive.Uncompressed})
+	return err
+}
+
+func TestMain(m *testing.M) {
+	snapshottest.Diff = diff
+	snapshottest.Main(m, erofs.Driver{})
+}
+
+func need(t *testing.T) {
+	t.Helper()
+	snapshottest.Root(t)
+	snapshottest.Require(t, "erofs", erofs.Driver{}.Check(t.Context(), t.TempDir()))
+}
+
+func TestSuite(t *testing.T) {
+	need(t)
+	snapshottest.Run(t, erofs.Driver{})
+}
+
+// A store is the snapshots of a test.
+type store struct {
+	*snapshot.Snapshotter
+	t   *testing.T
+	dir string
+}
+
+func newStore(t *testing.T, root string) store {
+	t.Helper()
+	s, err := snapshot.Open(root, erofs.Driver{}, snapshot.Options{NoSync: true, Diff: diff})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { clear(s) }) // the seals are outside
+	return store{s, t, filepath.Join(root, "snapshots", erofs.Name)}
+}
+
+// clear removes all snapshots.
+func clear(s *snapshot.Snapshotter) {
+	var keys []string
+	_ = s.Walk(context.Background(), func(_ context.Context, i snapshot.Info) error {
+		keys = append(keys, i.Key)
+		return nil
+	})
+	r := s.Remover()
+	for _, key := range slices.Backward(keys) {
+		_ = r.Remove(context.Background(), key)
+	}
+}
+
+// stack makes a chain of layers, each of one file, and returns the name of the last.
+func (s store) stack(layers ...map[string]string) string {
+	s.t.Helper()
+	var list []snapshot.Layer
+	for i, files := range layers {
+		list = append(list, snapshot.Layer{Name: fmt.Sprintf("layer %d", i+1), Apply: func(ctx context.Context, p snapshot.Place) error {
+			if p.Whiteouts != snapshot.ArchiveForm || p.Unresolved != "" {
+				return fmt.Errorf("a layer is wanted in the form %q", p.Whiteouts)
+			}
+			if err := os.Mkdir(p.Dir, 0o755); err != nil {
+				return err
+			}
+			_, err := image.Store(ctx, p.Dir, bytes.NewReader(pack(s.t, files)), image.StoreOptions{})
+			return err
+		}})
+	}
+	if err := s.Stack(s.t.Context(), "", list, 8, func(string) error { return nil }); err != nil {
+		s.t.Fatal(err)
+	}
+	return list[len(list)-1].Name
+}
+
+func pack(t *testing.T, files map[string]string) []byte {
+	t.Helper()
+	var b bytes.Buffer
+	w := tar.NewWriter(&b)
+	for name, body := range files {
+		if err := w.WriteHeader(&tar.Header{Name: name, Mode: 0o644, Size: int64(len(body))}); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := io.WriteString(w, body); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := w.Close(); err != nil {
+		t.Fatal(err)
+	}
+	return b.Bytes()
+}
+
+// read returns the files that a view of a snapshot shows, with their contents.
+func (s store) read(name string) (string, error) {
+	s.t.Helper()
+	ctx, mnt := s.t.Context(), s.t.TempDir()
+	if _, err := s.View(ctx, "view", name, nil); err != nil {
+		return "", err
+	}
+	defer func() {
+		if err := s.Remove(ctx, "view"); err != nil {
+			s.t.Error(err)
+		}
+	}()
+	if err := s.Mount(ctx, "view", mnt); err != nil {
+		return "", err
+	}
+	defer func() {
+		if err := snapshot.Unmount(mnt); err != nil {
+			s.t.Error(err)
+		}
+	}()
+	var all []string
+	list, err := os.ReadDir(mnt)
+	for _, e := range list {
+		b, rerr := os.ReadFile(filepath.Join(mnt, e.Name()))
+		err = errors.Join(err, rerr)
+		all = append(all, e.Name()+"="+string(b))
+	}
+	return strings.Join(all, " "), err
+}
+
+func (s store) expect(name, want string) {
+	s.t.Helper()
+	if got, err := s.read(name); err != nil || got != want {
+		s.t.Errorf("%s shows %q, not %q: %v", name, got, want, err)
+	}
+}
+
+// one returns the only file of the snapshots that a pattern names.
+func (s store) one(pattern string) string {
+	s.t.Helper()
+	found, err := filepath.Glob(filepath.Join(s.dir, pattern))
+	if err != nil || len(found) != 1 {
+		s.t.Fatalf("%s: %q, %v", pattern, found, err)
+	}
+	return found[0]
+}
+
+// An image of whose making nothing is known is never mounted, but made again.
+func TestForeignImage(t *testing.T) {
+	need(t)
+	s := newStore(t, t.TempDir())
+	name := s.stack(map[string]string{"a": "1", "b": "1"}, map[string]string{"b": "2", ".wh.a": ""})
+	s.expect(name, "b=2")
+	file := s.one("*/image")
+	good, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	bad := bytes.Clone(good)
+	for i := 1024; i < len(bad); i += 7 {
+		bad[i] ^= 0xff
+	}
+	for what, change := range map[string]func() error{
+		"written to": func() error { return os.WriteFile(file, bad, 0o400) },
+		"replaced":   func() error { return errors.Join(os.Remove(file), os.WriteFile(file, bad, 0o400)) },
+		"with its times": func() error {
+			var st unix.Stat_t
+			return errors.Join(unix.Stat(file, &st), os.WriteFile(file, bad, 0o400), unix.UtimesNano(file, []unix.Timespec{st.Atim, st.Mtim}))
+		},
+		"a directory": func() error {
+			return errors.Join(os.Remove(file), os.Mkdir(file, 0o700), os.WriteFile(file+"/x", nil, 0o600))
+		},
+		"a pipe":  func() error { return errors.Join(os.Remove(file), unix.Mkfifo(file, 0o600)) },
+		"a link":  func() error { return errors.Join(os.Remove(file), os.Symlink("/dev/zero", file)) },
+		"missing": func() error { return os.Remove(file) },
+	} {
+		if err := change(); err != nil {
+			t.Fatalf("%s: %v", what, err)
+		}
+		s.expect(name, "b=2")
+		if b, err := os.ReadFile(file); err != nil || !bytes.Equal(b, good) {
+			t.Errorf("%s: the image is not what it was: %v", what, err)
+		}
+	}
+}
+
+// What was changed of a layer is found before anything is mounted.
+func TestDamagedLayer(t *testing.T) {
+	need(t)
+	for what, change := range map[string]func(dir string) error{
+		"content": func(dir string) error {
+			return edit(dir+"/layer.tar", func(b []byte) []byte { b[512] ^= 1; return b })
+		},
+		"header":    func(dir string) error { return edit(dir+"/layer.tar", func(b []byte) []byte { b[0] = 'z'; return b }) },
+		"cut short": func(dir string) error { return os.Truncate(dir+"/layer.tar", 512) },
+		"empty":     func(dir string) error { return os.Truncate(dir+"/layer.tar", 0) },
+		"missing":   func(dir string) error { return os.Remove(dir + "/layer.tar") },
+		"a link": func(dir string) error {
+			return errors.Join(os.Remove(dir+"/layer.tar"), os.Symlink("/dev/zero", dir+"/layer.tar"))
+		},
+		"other name": func(dir string) error {
+			return edit(dir+"/diffid", func(b []byte) []byte { b[10] = 'a' + (b[10]+1)%2; return b })
+		},
+		"no name":     func(dir string) error { return os.Truncate(dir+"/diffid", 0) },
+		"not its own": func(dir string) error { return os.RemoveAll(dir) },
+	} {
+		t.Run(what, func(t *testing.T) {
+			s := newStore(t, t.TempDir())
+			name := s.stack(map[string]string{"a": "1"}, map[string]string{"b": "2"})
+			s.expect(name, "a=1 b=2")
+			if _, err := s.Prepare(t.Context(), "before", name, nil); err != nil {
+				t.Fatal(err)
+			}
+			if err := change(filepath.Dir(s.one("1/layer/layer.tar"))); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := s.read(name); !errdefs.IsDataLoss(err) {
+				t.Errorf("a view of it: %v", err)
+			}
+			if err := s.Mount(t.Context(), "before", t.TempDir()); !errdefs.IsDataLoss(err) {
+				t.Errorf("mount what was prepared before: %v", err)
+			}
+		})
+	}
+}
+
+func edit(name string, f func([]byte) []byte) error {
+	b, err := os.ReadFile(name)
+	if err != nil {
+		return err
+	}
+	return os.WriteFile(name, f(b), 0o400)
+}
+
+// Somebody else could write to an image that is mounted.
+func TestDirectoryOfOthers(t *testing.T) {
+	need(t)
+	s := newStore(t, t.TempDir())
+	name := s.stack(map[string]string{"a": "1"})
+	for what, change := range map[string]func() error{
+		"its owner":        func() error { return os.Chown(s.dir, 12345, 0) },
+		"open to everyone": func() error { return os.Chmod(s.dir, 0o777) },
+	} {
+		if err := change(); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := s.read(name); !errdefs.IsPermissionDenied(err) {
+			t.Errorf("%s: %v", what, err)
+		}
+		if err := errors.Join(os.Chown(s.dir, 0, 0), os.Chmod(s.dir, 0o700)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	s.expect(name, "a=1")
+}
+
+// tmpfs can't be mounted from: the files become loop devices, which go with the mount.
+func TestLoopDevices(t *testing.T) {
+	need(t)
+	root := filepath.Join(t.TempDir(), "tmpfs")
+	if err := errors.Join(os.Mkdir(root, 0o755), unix.Mount("tmpfs", root, "tmpfs", 0, "size=16m")); err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		if err := unix.Unmount(root, 0); err != nil {
+			t.Error(err)
+		}
+	}()
+	snapshottest.Require(t, "loop", erofs.Driver{}.Check(t.Context(), root))
+	s := newStore(t, root)
+	name := s.stack(map[string]string{"a": strings.Repeat("1", 3000)}, map[string]string{"b": "2"})
+	s.expect(name, "a="+strings.Repeat("1", 3000)+" b=2")
+	clear(s.Snapshotter)
+}
+
+// A disk that is full while a snapshot is committed leaves it active, and as it was.
+func TestFullDisk(t *testing.T) {
+	need(t)
+	root := filepath.Join(t.TempDir(), "tmpfs")
+	if err := errors.Join(os.Mkdir(root, 0o755), unix.Mount("tmpfs", root, "tmpfs", 0, "size=4m")); err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		if err := unix.Unmount(root, 0); err != nil {
+			t.Error(err)
+		}
+	}()
+	snapshottest.Require(t, "loop", erofs.Driver{}.Check(t.Context(), root))
+	ctx := t.Context()
+	s := newStore(t, root)
+	m, err := s.Prepare(ctx, "key", "", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	big := filepath.Join(m[0].Source, "big")
+	if err := os.WriteFile(big, make([]byte, 3<<20), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Commit(ctx, "name", "key", snapshot.CommitOptions{}); !errors.Is(err, unix.ENOSPC) {
+		t.Fatalf("commit on a full disk: %v", err)
+	}
+	if err := os.Truncate(big, 1<<20); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Commit(ctx, "name", "key", snapshot.CommitOptions{}); err != nil {
+		t.Fatalf("commit with room: %v", err)
+	}
+	s.expect("name", "big="+string(make([]byte, 1<<20)))
+	if err := s.Remove(ctx, "name"); err != nil {
+		t.Error(err)
+	}
+}
+
+// Chains have as many layers as with overlayfs: one image shows them all.
+func TestManyLayers(t *testing.T) {
+	need(t)
+	s := newStore(t, t.TempDir())
+	layers := make([]map[string]string, 500)
+	for i := range layers {
+		layers[i] = map[string]string{fmt.Sprintf("f%03d", i): "x", "all": fmt.Sprint(i)}
+	}
+	name := s.stack(layers...)
+	got, err := s.read(name)
+	if files := strings.Fields(got); err != nil || len(files) != 501 || files[0] != "all=499" {
+		t.Errorf("%d files, %.20q: %v", len(files), got, err)
+	}
+	if _, err := s.Prepare(t.Context(), "key", name, nil); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Commit(t.Context(), "more", "key", snapshot.CommitOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.Prepare(t.Context(), "key", "more", nil); !errdefs.IsFailedPrecondition(err) {
+		t.Errorf("501 layers: %v", err)
+	}
+}

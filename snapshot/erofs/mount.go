@@ -1,0 +1,100 @@
+package erofs
+
+import (
+	"errors"
+	"fmt"
+	"os"
+
+	"distkit/disk/sys"
+	"distkit/snapshot"
+
+	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
+)
+
+// procPath is the path of an open file, which the kernel opens again.
+func procPath(fd int) string { return fmt.Sprintf("/proc/self/fd/%d", fd) }
+
+// attach mounts an EROFS image, whose files' data are in further files, without a place in the tree. Linux 6.12 and later take the files themselves where they are on
+// most file systems, which tmpfs is none of; else they become loop devices, which go with the mount.
+func attach(image *os.File, data []*os.File) (mount int, err error) {
+	fd, err := attachFiles(image, data)
+	// A file system in a file below two others is refused with EINVAL or ELOOP.
+	if !errors.Is(err, unix.ENOTBLK) && !errors.Is(err, unix.EINVAL) && !errors.Is(err, unix.ELOOP) {
+		return fd, err
+	}
+	var loops []*os.File
+	defer func() {
+		for _, l := range loops {
+			l.Close()
+		}
+	}()
+	for _, f := range append([]*os.File{image}, data...) {
+		l, lerr := openLoop(f)
+		if lerr != nil {
+			return -1, fmt.Errorf("%w; %w", err, lerr)
+		}
+		loops = append(loops, l)
+	}
+	return attachFiles(loops[0], loops[1:])
+}
+
+func attachFiles(image *os.File, data []*os.File) (int, error) {
+	fd, err := sys.Fsopen("erofs", unix.FSOPEN_CLOEXEC)
+	switch {
+	case errors.Is(err, unix.ENODEV), errors.Is(err, unix.ENOSYS):
+		return -1, errdefs.ErrNotImplemented.WithMessage("the kernel has no EROFS")
+	case err != nil:
+		return -1, snapshot.MountError("open EROFS", err)
+	}
+	defer unix.Close(fd)
+	set := func(key string, f *os.File) {
+		if err == nil {
+			if err = sys.FsconfigSetString(fd, key, procPath(int(f.Fd()))); err != nil {
+				err = snapshot.ContextError(fd, "mount EROFS image: "+key, err)
+			}
+		}
+	}
+	set("source", image)
+	for _, f := range data {
+		set("device", f)
+	}
+	if err == nil {
+		err = sys.FsconfigSetFlag(fd, "ro")
+	}
+	if err != nil {
+		return -1, err
+	}
+	if err := sys.FsconfigCreate(fd); err != nil {
+		return -1, snapshot.ContextError(fd, "mount EROFS image", err)
+	}
+	m, err := sys.Fsmount(fd, unix.FSMOUNT_CLOEXEC, unix.MOUNT_ATTR_RDONLY)
+	return m, snapshot.MountError("mount EROFS image", err)
+}
+
+// openLoop makes a read-only loop device of a file. It is gone once nobody has it open or mounted.
+func openLoop(f *os.File) (*os.File, error) {
+	control, err := os.OpenFile("/dev/loop-control", os.O_RDWR, 0)
+	if err != nil {
+		return nil, fmt.Errorf("loop device: %w", err)
+	}
+	defer control.Close()
+	for {
+		n, err := unix.IoctlRetInt(int(control.Fd()), unix.LOOP_CTL_GET_FREE)
+		if err != nil {
+			return nil, fmt.Errorf("loop device: find a free one: %w", err)
+		}
+		l, err := os.OpenFile(fmt.Sprintf("/dev/loop%d", n), os.O_RDONLY, 0)
+		if err != nil {
+			return nil, fmt.Errorf("loop device: %w", err)
+		}
+		c := unix.LoopConfig{Fd: uint32(f.Fd()), Info: unix.LoopInfo64{Flags: unix.LO_FLAGS_READ_ONLY | unix.LO_FLAGS_AUTOCLEAR}}
+		if err = unix.IoctlLoopConfigure(int(l.Fd()), &c); err == nil {
+			return l, nil
+		}
+		l.Close()
+		if !errors.Is(err, unix.EBUSY) { // another process was faster
+			return nil, fmt.Errorf("loop device %d: %w", n, err)
+		}
+	}
+}
