@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"slices"
+	"strings"
 
 	"distkit/content"
 	"distkit/disk/layout"
@@ -15,13 +16,27 @@ import (
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
-// ParseReferrer decodes a descriptor of a list of referrers: digest, size, and both types. InvalidArgument if it is none.
+// keepTag returns the annotation of a tag that attaches a manifest to a subject.
+func keepTag(tag string) map[string]string {
+	if _, _, ok := layout.ParseReferrerTag(tag); !ok {
+		return nil
+	}
+	return map[string]string{v1.AnnotationRefName: tag}
+}
+
+// ParseReferrer decodes a descriptor of a list of referrers: digest, size, both types, and the tag that attaches it to a subject, if one
+// does ([layout.ReferrerTag.Tagged]). InvalidArgument if it is none.
 func ParseReferrer(raw []byte) (v1.Descriptor, error) {
 	if !json.Valid(raw) {
 		return v1.Descriptor{}, errclass.Errorf(errdefs.ErrInvalidArgument, "%.80q is no descriptor of a referrer", raw)
 	}
 	d, _ := reference(raw)
 	d.ArtifactType = member(raw, "artifactType")
+	layout.Members(raw, func(key string, value json.RawMessage) {
+		if strings.EqualFold(key, "annotations") {
+			d.Annotations = keepTag(member(value, v1.AnnotationRefName))
+		}
+	})
 	if err := content.Validate(d.Digest); err != nil {
 		return d, err
 	}
@@ -57,7 +72,8 @@ func (w Walker) Referrer(dgst digest.Digest) (d v1.Descriptor, subject digest.Di
 // descriptor has the manifest's artifact type.
 func (n *Names) Referrers(f func(d v1.Descriptor, subject digest.Digest) error) error {
 	err := n.dir.Referrers(MaxDocument, func(d v1.Descriptor, subject digest.Digest) error {
-		return f(v1.Descriptor{MediaType: d.MediaType, Digest: d.Digest, Size: d.Size, ArtifactType: d.ArtifactType}, subject)
+		tag := keepTag(d.Annotations[v1.AnnotationRefName])
+		return f(v1.Descriptor{MediaType: d.MediaType, Digest: d.Digest, Size: d.Size, ArtifactType: d.ArtifactType, Annotations: tag}, subject)
 	})
 	if err != nil {
 		return fmt.Errorf("list referrers: %w", err)

@@ -75,7 +75,27 @@ func (r *Registry) Referrers(ctx context.Context, subject digest.Digest, filter 
 	}
 }
 
+// referrers gives the manifests of the registry's list, and those that tags attach to the subject.
 func (r *Registry) referrers(ctx context.Context, c *client, t *tries, subject digest.Digest, artifactType string, give func(ocispec.Descriptor) error) error {
+	if err := r.listReferrers(ctx, c, t, subject, artifactType, give); err != nil {
+		return err
+	}
+	for _, tag := range ondisk.ReferrerTags(subject, artifactType) {
+		m, err := r.manifest(ctx, c, c.newTries(maxTries), object{tag: tag.Tag}, accept(""))
+		switch {
+		case errdefs.IsNotFound(err) || isStatus(err, http.StatusBadRequest):
+		case err != nil:
+			return err
+		default:
+			if err := give(tag.Tagged(m.descriptor)); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+func (r *Registry) listReferrers(ctx context.Context, c *client, t *tries, subject digest.Digest, artifactType string, give func(ocispec.Descriptor) error) error {
 	req := r.request(c, http.MethodGet, "referrers", subject.String())
 	req.header.Set("Accept", ocispec.MediaTypeImageIndex)
 	if artifactType != "" {

@@ -15,19 +15,73 @@ import (
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
+// ReferrerTag is a tag that attaches a manifest to another one by its name alone, as cosign does: sha256-HEX.sig, .att or .sbom.
+type ReferrerTag struct{ Tag, ArtifactType string }
+
+// suffixes are those of such tags, and the artifact types that cosign gives to the same documents if they refer to a subject.
+var suffixes = []ReferrerTag{
+	{".sig", "application/vnd.dev.cosign.artifact.sig.v1+json"},
+	{".att", "application/vnd.dev.cosign.artifact.att.v1+json"},
+	{".sbom", "application/vnd.dev.cosign.artifact.sbom.v1+json"},
+}
+
+// ReferrerTags returns the tags that attach manifests to a subject, those of an artifact type alone unless that is empty. A digest that is
+// too long for a tag has none.
+func ReferrerTags(subject digest.Digest, artifactType string) (tags []ReferrerTag) {
+	if subject.Algorithm() != digest.SHA256 {
+		return nil
+	}
+	for _, s := range suffixes {
+		if artifactType == "" || artifactType == s.ArtifactType {
+			tags = append(tags, ReferrerTag{"sha256-" + subject.Encoded() + s.Tag, s.ArtifactType})
+		}
+	}
+	return tags
+}
+
+// ParseReferrerTag reads a tag, or a name that ends with one.
+func ParseReferrerTag(name string) (tag ReferrerTag, subject digest.Digest, ok bool) {
+	tag.Tag = name[strings.LastIndexByte(name, ':')+1:]
+	hex, ok := strings.CutPrefix(tag.Tag, "sha256-")
+	if !ok {
+		return tag, "", false
+	}
+	for _, s := range suffixes {
+		if hex, found := strings.CutSuffix(hex, s.Tag); found {
+			subject, tag.ArtifactType = digest.Digest("sha256:"+hex), s.ArtifactType
+			return tag, subject, subject.Validate() == nil
+		}
+	}
+	return tag, "", false
+}
+
+// Tagged describes a manifest as lists of referrers do if a tag attaches it: the tag is its annotation org.opencontainers.image.ref.name.
+func (t ReferrerTag) Tagged(d v1.Descriptor) v1.Descriptor {
+	d.ArtifactType, d.Annotations = t.ArtifactType, map[string]string{v1.AnnotationRefName: t.Tag}
+	return d
+}
+
 // Referrers calls f once with each document of the index, of at most maxSize bytes, that has a subject: its descriptor, with
 // what lists of referrers tell of it, and its subject. Nobody has hashed the document. Documents that are not in the layout
-// are passed over: an image may be here in part.
+// are passed over: an image may be here in part. So it does with manifests that a name or [AnnotationTag] attaches to a subject.
 func (d Dir) Referrers(maxSize int64, f func(desc v1.Descriptor, subject digest.Digest) error) error {
 	ix, err := d.ReadIndex()
 	if err != nil {
 		return err
 	}
-	seen := map[digest.Digest]bool{}
+	seen, tagged := map[digest.Digest]bool{}, map[string]bool{}
 	for _, e := range ix.Entries {
 		desc, err := e.Descriptor()
 		if err != nil {
 			return err
+		}
+		name := cmp.Or(e.Name, desc.Annotations[AnnotationTag])
+		tag, subject, ok := ParseReferrerTag(name)
+		if key := tag.Tag + string(desc.Digest); ok && desc.Digest.Validate() == nil && !tagged[key] {
+			tagged[key] = true
+			if err := f(tag.Tagged(desc), subject); err != nil {
+				return err
+			}
 		}
 		if seen[desc.Digest] || desc.Digest.Validate() != nil || desc.Size > maxSize {
 			continue

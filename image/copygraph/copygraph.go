@@ -98,6 +98,7 @@ type object struct {
 	landed    bool          // the target has it, or it is foreign
 	subject   bool          // its referrers are planned, or are to be
 	refersTo  digest.Digest // its subject, if it is copied as a referrer
+	tags      []string      // that attach it to a subject
 	pending   int32
 	parents   []*object    // what refers to it, as a child or as the subject; each counts it as pending until it has landed
 	check     func() error // if set, is called once it has landed

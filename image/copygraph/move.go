@@ -67,10 +67,17 @@ func (c *Copy) askFor(ctx context.Context, list []*object) error {
 
 // tags are those under which the target is to have an object; "" is its digest.
 func (c *Copy) tags(o *object) []string {
+	var tags []string
 	if o == c.root {
-		return c.Tags
+		tags = c.Tags
 	}
-	return []string{""}
+	if !c.intoStore() {
+		tags = append(slices.Clone(tags), o.tags...)
+	}
+	if o != c.root && len(tags) == 0 {
+		return []string{""}
+	}
+	return tags
 }
 
 // bound returns an error if more than MaxBytes would move.

@@ -49,6 +49,10 @@ func (c *Copy) Referring() []layout.Referrer {
 		if o.refersTo != "" {
 			list = append(list, layout.Referrer{Descriptor: o.descriptor(), Subject: o.refersTo})
 		}
+		for _, tag := range o.tags {
+			_, subject, _ := layout.ParseReferrerTag(tag)
+			list = append(list, layout.Referrer{Descriptor: o.descriptor(), Subject: subject, Tag: tag})
+		}
 	}
 	return list
 }
@@ -97,7 +101,8 @@ func (c *Copy) listReferrers(ctx context.Context, tally *image.Tally, subjects [
 			c.mu.Lock()
 			defer c.mu.Unlock()
 			if len(c.ArtifactTypes) == 0 || slices.Contains(c.ArtifactTypes, d.ArtifactType) {
-				lists[o] = append(lists[o], v1.Descriptor{MediaType: d.MediaType, Digest: d.Digest, Size: d.Size})
+				d.ArtifactType = ""
+				lists[o] = append(lists[o], d)
 			}
 			return tally.Add(1, 0)
 		})
@@ -110,23 +115,32 @@ func (c *Copy) listReferrers(ctx context.Context, tally *image.Tally, subjects [
 }
 
 // planReferrer plans the copy of a referrer, whose document is in Documents, after its subject. All that it refers to is copied
-// too, for all platforms.
+// too, for all platforms. A tag may attach anything to a subject, also what the subject refers to, so neither waits for the other.
 func (c *Copy) planReferrer(ctx context.Context, tally *image.Tally, subject *object, d v1.Descriptor) error {
 	w := image.Walker{Store: c.Documents, Tally: tally}
 	of, err := w.Subject(d.Digest)
 	if err != nil {
 		return err
 	}
-	if of != subject.digest {
+	tag, by, tagged := layout.ParseReferrerTag(d.Annotations[v1.AnnotationRefName])
+	tagged = tagged && by == subject.digest
+	if of != subject.digest && !tagged {
 		return errclass.Errorf(errdefs.ErrDataLoss, "it does not refer to that")
 	}
 	o := c.object(d)
-	if o.refersTo != "" {
+	planned := o.refersTo != "" || len(o.tags) > 0
+	o.wanted = true
+	if tagged && !slices.Contains(o.tags, tag.Tag) {
+		o.tags = append(o.tags, tag.Tag)
+	}
+	if of == subject.digest && o.refersTo == "" {
+		o.refersTo = of
+		subject.parents = append(subject.parents, o)
+		o.pending++
+	}
+	if planned {
 		return nil
 	}
-	o.wanted, o.refersTo = true, of
-	subject.parents = append(subject.parents, o)
-	o.pending++
 	return w.Walk(ctx, d, func(n image.Node) error {
 		if err := c.visit(ctx, n); err != nil || c.Gate == nil || n.Type == "" || image.IsIndex(n.Type) {
 			return err

@@ -31,7 +31,11 @@ type finder struct {
 func (f finder) find(ctx context.Context) ([]layout.Referrer, error) {
 	var found []layout.Referrer
 	tally := &image.Tally{}
-	seen := map[digest.Digest]bool{}
+	type key struct {
+		digest digest.Digest
+		tag    string
+	}
+	seen := map[key]bool{}
 	var subjects []digest.Digest
 	for d := range f.blobs {
 		subjects = append(subjects, d)
@@ -40,10 +44,11 @@ func (f finder) find(ctx context.Context) ([]layout.Referrer, error) {
 		var next []digest.Digest
 		for _, subject := range subjects {
 			for _, d := range f.of[subject] {
-				if len(f.types) > 0 && !slices.Contains(f.types, d.ArtifactType) || seen[d.Digest] {
+				tag := d.Annotations[v1.AnnotationRefName]
+				if len(f.types) > 0 && !slices.Contains(f.types, d.ArtifactType) || seen[key{d.Digest, tag}] {
 					continue
 				}
-				seen[d.Digest] = true
+				seen[key{d.Digest, tag}] = true
 				if depth > image.MaxDepth {
 					return nil, invalid("%s: referrers of referrers nest deeper than %d", d.Digest, image.MaxDepth)
 				}
@@ -54,7 +59,7 @@ func (f finder) find(ctx context.Context) ([]layout.Referrer, error) {
 				if blobs == nil {
 					continue
 				}
-				found = append(found, layout.Referrer{Descriptor: d, Subject: subject})
+				found = append(found, layout.Referrer{Descriptor: d, Subject: subject, Tag: tag})
 				for _, b := range blobs {
 					if _, there := f.blobs[b.Digest]; !there {
 						f.blobs[b.Digest] = b.Size
@@ -65,7 +70,9 @@ func (f finder) find(ctx context.Context) ([]layout.Referrer, error) {
 		}
 		subjects = next
 	}
-	slices.SortFunc(found, func(a, b layout.Referrer) int { return cmp.Compare(a.Digest, b.Digest) })
+	slices.SortFunc(found, func(a, b layout.Referrer) int {
+		return cmp.Or(cmp.Compare(a.Digest, b.Digest), cmp.Compare(a.Tag, b.Tag))
+	})
 	return found, nil
 }
 
@@ -75,7 +82,7 @@ func (f finder) take(ctx context.Context, tally *image.Tally, d v1.Descriptor, s
 	if err != nil {
 		return nil, err
 	}
-	if of != subject {
+	if _, by, tagged := layout.ParseReferrerTag(d.Annotations[v1.AnnotationRefName]); of != subject && (!tagged || by != subject) {
 		return nil, damaged("it does not refer to that")
 	}
 	t, err := survey(ctx, f.store, d)
@@ -98,7 +105,8 @@ func (f finder) take(ctx context.Context, tally *image.Tally, d v1.Descriptor, s
 	return t.blobs, nil
 }
 
-// setReferrers takes from the entries of an archive those without a name whose documents have a subject.
+// setReferrers takes from the entries of an archive those without a name whose documents have a subject, and those that a tag attaches to
+// one.
 func (a *archive) setReferrers(ctx context.Context, store *content.Store, all []found) ([]found, error) {
 	a.referrers = map[digest.Digest][]v1.Descriptor{}
 	w := image.Walker{Store: store}
@@ -107,7 +115,8 @@ func (a *archive) setReferrers(ctx context.Context, store *content.Store, all []
 		if err := ctx.Err(); err != nil {
 			return nil, err
 		}
-		if f.name != "" || f.tag != "" {
+		tag, by, tagged := layout.ParseReferrerTag(f.tag)
+		if !tagged && (f.name != "" || f.tag != "") {
 			images = append(images, f)
 			continue
 		}
@@ -116,6 +125,9 @@ func (a *archive) setReferrers(ctx context.Context, store *content.Store, all []
 		case errdefs.IsNotFound(err): // an archive may have a part of what its index lists
 		case err != nil:
 			return nil, err
+		case tagged:
+			f.target.Annotations = nil
+			a.referrers[by] = append(a.referrers[by], tag.Tagged(f.target))
 		case subject == "":
 			images = append(images, f)
 		default:
