@@ -27,7 +27,11 @@ func main() {
 		if err != nil {
 			return err
 		}
-		files, err := look.Open(c.Context(), layers, flags.Memory())
+		var paths []string
+		if !*archive {
+			paths = args[1:]
+		}
+		files, err := look.Open(c.Context(), layers, flags.Memory(), paths...)
 		if err != nil {
 			return err
 		}

@@ -6,6 +6,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"path"
 	"slices"
 
 	"distkit/errclass"
@@ -20,7 +21,12 @@ type Files struct {
 	layers []Layer
 	tree   *tree.Tree[origin]
 	dirs   map[*origin]*tar.Header
+	kept   map[*origin][]byte // contents
+	free   int64              // bytes that may still be kept
 }
+
+// While layers are streamed, contents of files that may be asked for are kept, if they are small: so most are read once.
+const maxKept, maxKeptTogether = 1 << 20, 8 << 20
 
 // An origin is the entry that made a file: its layer, and its number there, both from 0 on.
 type origin struct {
@@ -31,24 +37,45 @@ type origin struct {
 // dirMemory is what the header of a directory takes, beside its name and attributes.
 const dirMemory = 512
 
-// Open merges layers to find files in. The tree may take so many bytes of memory, or any number if that is 0. Errors are those of [Read].
-func Open(ctx context.Context, layers []Layer, maxMemory int64) (*Files, error) {
-	s := &Files{layers: layers, tree: tree.New(tree.Options[origin]{MaxMemory: maxMemory}), dirs: map[*origin]*tar.Header{}}
-	return s, Merge(ctx, layers, s.tree, func(l int, n int64, c tree.Change, h *tar.Header, _ io.Reader) error {
+// Open merges layers to find files in. The tree may take so many bytes of memory, or any number if that is 0. paths are those that Cat is
+// going to be called with, as far as they are known. Errors are those of [Read].
+func Open(ctx context.Context, layers []Layer, maxMemory int64, paths ...string) (*Files, error) {
+	s := &Files{layers: layers, tree: tree.New(tree.Options[origin]{MaxMemory: maxMemory}), dirs: map[*origin]*tar.Header{},
+		kept: map[*origin][]byte{}, free: maxKeptTogether}
+	wanted := map[string]bool{}
+	for _, p := range paths {
+		wanted[path.Base(p)] = true
+	}
+	return s, Merge(ctx, layers, s.tree, func(l int, n int64, c tree.Change, h *tar.Header, content io.Reader) error {
 		if c.Action != tree.Made && c.Action != tree.Merged {
 			return nil
 		}
-		*s.tree.File(c.Entry) = origin{uint16(l), uint32(n)}
-		if s.tree.Kind(c.Entry) != tree.Dir {
+		f, kind := s.tree.File(c.Entry), s.tree.Kind(c.Entry)
+		*f = origin{uint16(l), uint32(n)}
+		if _, streams := layers[l].Source.(stored); streams && kind == tree.Regular && wanted[string(s.tree.Name(c.Entry))] {
+			return s.keep(f, h.Size, content)
+		}
+		if kind != tree.Dir {
 			return nil
 		}
 		size := dirMemory
 		for k, v := range h.PAXRecords {
 			size += len(k) + len(v)
 		}
-		s.dirs[s.tree.File(c.Entry)] = h
+		s.dirs[f] = h
 		return s.tree.Charge(int64(size))
 	}, nil)
+}
+
+// keep keeps a file's content, unless that is too large.
+func (s *Files) keep(f *origin, size int64, content io.Reader) error {
+	if size > maxKept || size > s.free {
+		return nil
+	}
+	s.free -= size
+	b, err := io.ReadAll(content)
+	s.kept[f] = b
+	return err
 }
 
 // Cat writes the content of the regular file that a path leads to, through symbolic links inside the image. NotFound: there is none.
@@ -60,6 +87,10 @@ func (s *Files) Cat(ctx context.Context, path string, w io.Writer) error {
 	}
 	if err != nil {
 		return fmt.Errorf("%.200q: %w", path, err)
+	}
+	if b, kept := s.kept[s.tree.File(e)]; kept {
+		_, err := w.Write(b)
+		return err
 	}
 	from := *s.tree.File(e)
 	return s.layers[from.layer].Walk(ctx, []int64{int64(from.number)}, func(_ int64, _ *tar.Header, content io.Reader) error {

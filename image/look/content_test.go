@@ -22,12 +22,18 @@ func TestCat(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	once, err := Open(t.Context(), layers, 0, "passwd", "lib/libc")
+	if err != nil || len(once.kept) != 3 {
+		t.Errorf("%d contents are kept: %v", len(once.kept), err)
+	}
 	for path, want := range map[string]string{
 		"etc/passwd": "root and more", "/lib/libc": "lib", "usr/lib/libd": "lib", "up": "root and more", "other": "su", "/../bin/../bin/su": "su",
 	} {
-		var b strings.Builder
-		if err := files.Cat(t.Context(), path, &b); err != nil || b.String() != want {
-			t.Errorf("%s: got %q, %v", path, b.String(), err)
+		for _, files := range []*Files{files, once} {
+			var b strings.Builder
+			if err := files.Cat(t.Context(), path, &b); err != nil || b.String() != want {
+				t.Errorf("%s: got %q, %v", path, b.String(), err)
+			}
 		}
 	}
 	for path, is := range map[string]func(error) bool{

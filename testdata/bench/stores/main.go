@@ -2,12 +2,14 @@
 //
 //	stores blobs N DIR       a store of N small blobs
 //	stores names N DIR       a store of N names of one manifest, whose digest is printed
+//	stores layer N FILE      a plain layer of N empty files, 100 in a directory
 //	stores hash-copy DST     hash standard input in Go and write it to DST, in one pass, sync that and its directory
 //
 // The last is the least that it takes to store a stream verified and durably.
 package main
 
 import (
+	"archive/tar"
 	"bufio"
 	"crypto/sha256"
 	"encoding/hex"
@@ -18,6 +20,7 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
+	"time"
 )
 
 func main() {
@@ -27,18 +30,14 @@ func main() {
 	switch {
 	case len(os.Args) == 3 && os.Args[1] == "hash-copy":
 		err = hashCopy(os.Args[2])
-	case len(os.Args) == 4 && (os.Args[1] == "blobs" || os.Args[1] == "names"):
+	case len(os.Args) == 4 && (os.Args[1] == "blobs" || os.Args[1] == "names" || os.Args[1] == "layer"):
 		var n int
 		if n, err = strconv.Atoi(os.Args[2]); err != nil {
 			break
 		}
-		if os.Args[1] == "blobs" {
-			err = blobs(n, os.Args[3])
-		} else {
-			err = names(n, os.Args[3])
-		}
+		err = map[string]func(int, string) error{"blobs": blobs, "names": names, "layer": layer}[os.Args[1]](n, os.Args[3])
 	default:
-		log.Fatal("usage: stores blobs|names N DIR, or stores hash-copy DST")
+		log.Fatal("usage: stores blobs|names N DIR, stores layer N FILE, or stores hash-copy DST")
 	}
 	if err != nil {
 		log.Fatal(err)
@@ -114,4 +113,21 @@ func names(n int, dir string) error {
 	fmt.Fprint(w, "]}\n")
 	fmt.Println("sha256:" + digest)
 	return errors.Join(w.Flush(), f.Close())
+}
+
+// layer writes a layer of n empty files.
+func layer(n int, path string) error {
+	f, err := os.Create(path)
+	if err != nil {
+		return err
+	}
+	b := bufio.NewWriterSize(f, 1<<20)
+	w := tar.NewWriter(b)
+	for i := range n {
+		h := &tar.Header{Typeflag: tar.TypeReg, Name: fmt.Sprintf("usr/share/d%05d/file%08d.h", i/100, i), Mode: 0o644, ModTime: time.Unix(1700000000+int64(i), 0)}
+		if err := w.WriteHeader(h); err != nil {
+			return err
+		}
+	}
+	return errors.Join(w.Close(), b.Flush(), f.Close())
 }
