@@ -7,7 +7,6 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"strings"
 
 	"golang.org/x/sys/unix"
 )
@@ -15,9 +14,8 @@ import (
 // Files is a container's root directory while [Container.Files] runs.
 type Files struct {
 	Root *os.File
-	// UIDs and GIDs map the container's numbers of users and groups to those that files have here, as "CONTAINER:FILE:SIZE"; they are
-	// nil if both are the same.
-	UIDs, GIDs []string
+	// Users is the container's user namespace, nil if it is this process's. Files that the container can have are made only in that.
+	Users *os.File
 }
 
 // Files calls f with the container's root directory: as its process sees it, with all that is mounted there, while it runs; otherwise
@@ -62,34 +60,15 @@ func (l looked) files(p *Process, f func(Files) error) error {
 	files := Files{Root: root}
 	if err == nil {
 		defer root.Close()
-		files.UIDs, files.GIDs, err = idMaps(proc)
+		if files.Users, err = foreignUserNamespace(l.state.HostProcess, false); err != nil {
+			return fmt.Errorf("%s: user namespace: %w", p, err)
+		}
+		defer files.Users.Close()
 	}
 	if err != nil || !l.state.Alive() { // else these were another process's
 		return failed("%s has just ended", p)
 	}
 	return f(files)
-}
-
-// idMaps returns how the users and groups of a process's user namespace, given its directory of /proc, are seen from this process's.
-func idMaps(proc string) (uids, gids []string, err error) {
-	var theirs, ours unix.Stat_t
-	if err := errors.Join(unix.Stat(proc+"ns/user", &theirs), unix.Stat("/proc/self/ns/user", &ours)); err != nil {
-		return nil, nil, err
-	}
-	if theirs.Ino == ours.Ino {
-		return nil, nil, nil
-	}
-	read := func(name string) (list []string, err error) {
-		b, err := os.ReadFile(proc + name)
-		for line := range strings.Lines(string(b)) {
-			list = append(list, strings.Join(strings.Fields(line), ":"))
-		}
-		return list, err
-	}
-	if uids, err = read("uid_map"); err == nil {
-		gids, err = read("gid_map")
-	}
-	return uids, gids, err
 }
 
 // stoppedFiles is Files of a container that does not run, which the caller has locked.

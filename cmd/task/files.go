@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"os/exec"
 	"path"
 	"slices"
 	"strings"
@@ -22,9 +23,10 @@ import (
 
 func newTar(o *containers.Flags) *cobra.Command {
 	c := &cobra.Command{Use: "tar ID PATH", Short: "write a container's file or directory as a tar archive", Args: cobra.ExactArgs(2)}
+	insideFlag(c)
 	c.RunE = func(c *cobra.Command, args []string) error {
-		return files(c, o, args[0], func(f runtime.Files, uids, gids archive.IDMap) error {
-			opts := archive.DiffOptions{Archive: true, Compression: archive.Uncompressed, UIDs: uids, GIDs: gids}
+		return files(c, o, args, func(root *os.File) error {
+			opts := archive.DiffOptions{Archive: true, Compression: archive.Uncompressed}
 			dir, base := path.Split(args[1])
 			if base == "." || base == ".." {
 				dir, base = args[1], ""
@@ -32,7 +34,7 @@ func newTar(o *containers.Flags) *cobra.Command {
 			if base != "" {
 				opts.Only = []string{base}
 			}
-			d, err := openDir(f.Root, dir)
+			d, err := openDir(root, dir)
 			if err != nil {
 				return err
 			}
@@ -52,19 +54,20 @@ func newTar(o *containers.Flags) *cobra.Command {
 
 func newUntar(o *containers.Flags) *cobra.Command {
 	c := &cobra.Command{Use: "untar ID DIR", Short: "write the files of a tar archive into a container's directory", Args: cobra.ExactArgs(2)}
+	insideFlag(c)
 	c.RunE = func(c *cobra.Command, args []string) error {
-		in, err := cli.LayerStdin(c.Context())
-		if err != nil {
-			return err
-		}
-		defer in.Close()
-		return files(c, o, args[0], func(f runtime.Files, uids, gids archive.IDMap) error {
-			d, err := openDir(f.Root, args[1])
+		return files(c, o, args, func(root *os.File) error {
+			in, err := cli.LayerStdin(c.Context())
+			if err != nil {
+				return err
+			}
+			defer in.Close()
+			d, err := openDir(root, args[1])
 			if err != nil {
 				return err
 			}
 			d.Close()
-			r, err := archive.Apply(c.Context(), procPath(f.Root), in, archive.Options{Archive: true, Below: args[1], UIDs: uids, GIDs: gids})
+			r, err := archive.Apply(c.Context(), procPath(root), in, archive.Options{Archive: true, Below: args[1]})
 			if err == nil && len(r.Unset) > 0 {
 				cli.Report(c, fmt.Errorf("could not set %s", cli.Counts(r.Unset)))
 			}
@@ -74,9 +77,18 @@ func newUntar(o *containers.Flags) *cobra.Command {
 	return c
 }
 
-// files calls f with a container's root directory, and with how the container's owners of files map to those seen here.
-func files(c *cobra.Command, o *containers.Flags, id string, f func(_ runtime.Files, uids, gids archive.IDMap) error) error {
-	t, err := join(o, id)
+func insideFlag(c *cobra.Command) {
+	c.Flags().Uint("inside", 0, "")
+	_ = c.Flags().MarkHidden("inside")
+}
+
+// files calls f with a container's root directory. In a user namespace of the container's own that takes another process, which has
+// the directory as the descriptor --inside.
+func files(c *cobra.Command, o *containers.Flags, args []string, f func(root *os.File) error) error {
+	if fd, _ := c.Flags().GetUint("inside"); fd > 0 {
+		return f(os.NewFile(uintptr(fd), "root"))
+	}
+	t, err := join(o, args[0])
 	if err == nil {
 		err = containers.BeRoot()
 	}
@@ -84,16 +96,38 @@ func files(c *cobra.Command, o *containers.Flags, id string, f func(_ runtime.Fi
 		return err
 	}
 	return t.Files(c.Context(), func(fs runtime.Files) error {
-		uids, err := archive.ParseIDMap(fs.UIDs)
-		if err != nil {
-			return err
+		if fs.Users == nil {
+			return f(fs.Root)
 		}
-		gids, err := archive.ParseIDMap(fs.GIDs)
-		if err != nil {
-			return err
-		}
-		return f(fs, uids, gids)
+		return inside(c, fs, args)
 	})
+}
+
+// inside runs the verb once more, as root of the container's user namespace.
+func inside(c *cobra.Command, fs runtime.Files, args []string) error {
+	name, err := os.Executable()
+	if err != nil {
+		return err
+	}
+	self, err := os.Open(name) // whose path that root may not search
+	if err != nil {
+		return err
+	}
+	defer self.Close()
+	enter := exec.CommandContext(c.Context(), "nsenter", append([]string{"--user=/proc/self/fd/3", "/proc/self/fd/5", c.Name(), "--inside=4", "--"}, args...)...)
+	enter.ExtraFiles = []*os.File{fs.Users, fs.Root, self}
+	enter.Stdin, enter.Stdout, enter.Stderr = os.Stdin, os.Stdout, os.Stderr
+	err = enter.Run()
+	var exit *exec.ExitError
+	switch {
+	case errors.Is(err, exec.ErrNotFound):
+		return errclass.Errorf(errdefs.ErrNotImplemented, "nsenter is not installed, which enters the container's user namespace")
+	case c.Context().Err() != nil:
+		return c.Context().Err()
+	case errors.As(err, &exit) && exit.Exited():
+		return cli.Exit(exit.ExitCode()) // it has said why
+	}
+	return err
 }
 
 // openDir opens a container's directory. No symbolic link leads out of the root.
