@@ -4,6 +4,7 @@ import (
 	"iter"
 
 	"distkit/content"
+	"distkit/disk/layout"
 
 	"github.com/opencontainers/go-digest"
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
@@ -43,6 +44,24 @@ func (w *Watched) Targets() iter.Seq[v1.Descriptor] {
 			}
 		}
 	}
+}
+
+// Tagged returns what an entry without a name points at that had the tag of a signature at a registry ([layout.ParseReferrerTag]).
+func (w *Watched) Tagged(tag string) (d v1.Descriptor, ok bool) {
+	if _, _, is := layout.ParseReferrerTag(tag); !is {
+		return d, false
+	}
+	for _, e := range w.index.Entries {
+		if e.DependsOn() == "" {
+			continue
+		}
+		found := false
+		d, err := e.Target(func(key, value string) { found = found || key == layout.AnnotationTag && value == tag })
+		if found && err == nil && content.Validate(d.Digest) == nil {
+			return d, true
+		}
+	}
+	return d, false
 }
 
 // Close forgets the file that the names are from.

@@ -92,6 +92,17 @@ func (s *Server) lookup(repository, tag, upstream string) (image.Image, error) {
 	return image.Image{}, err
 }
 
+// tagged returns what the store keeps of a signature with a tag, which has no name.
+func (s *Server) tagged(tag string) (v1.Descriptor, bool) {
+	s.names.mu.Lock()
+	defer s.names.mu.Unlock()
+	c, err := s.refresh()
+	if err != nil {
+		return v1.Descriptor{}, false
+	}
+	return c.watched.Tagged(tag)
+}
+
 // list returns the tags of each repository, and the repositories, sorted. Names that are no repository with a tag are
 // left out, since nobody could ask for them.
 func (s *Server) list() (map[string][]string, error) {

@@ -114,6 +114,11 @@ func (s *Server) resolve(r *http.Request, t target) (v1.Descriptor, error) {
 		return v1.Descriptor{Digest: t.digest}, nil
 	}
 	img, err := s.lookup(t.repository, t.object, upstream(r))
+	if errdefs.IsNotFound(err) {
+		if d, ok := s.tagged(t.object); ok {
+			return d, nil
+		}
+	}
 	return img.Target, err
 }
 

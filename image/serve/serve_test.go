@@ -19,6 +19,7 @@ import (
 	"time"
 
 	"distkit/content"
+	"distkit/disk/layout"
 	"distkit/image"
 
 	"github.com/opencontainers/go-digest"
@@ -690,4 +691,20 @@ func TestNameWithADigestIsNoTag(t *testing.T) {
 	if a := f.do("GET", "/v2/x/y/tags/list", ""); a.status != 200 || strings.Contains(a.body, `"1"`) {
 		t.Errorf("%d %s", a.status, a.body)
 	}
+}
+
+// A signature that has come by its tag is there by that tag, in each repository, though it has no name.
+func TestServeSignaturesByTag(t *testing.T) {
+	t.Parallel()
+	f := start(t, newServer(t), 16)
+	subject, signature := f.image("a", "a:1"), f.image("b", "b:1")
+	tag := layout.ReferrerTags(subject.Digest, "")[0].Tag
+	f.want(f.do("GET", "/v2/x/manifests/"+tag, ""), 404, codeManifestUnknown)
+	if err := f.Names.AddReferrers(t.Context(), []layout.Referrer{{Descriptor: signature, Subject: subject.Digest, Tag: tag}}); err != nil {
+		t.Fatal(err)
+	}
+	if a := f.want(f.do("GET", "/v2/x/manifests/"+tag, ""), 200, ""); a.header.Get("Docker-Content-Digest") != string(signature.Digest) {
+		t.Errorf("%v", a.header)
+	}
+	f.want(f.do("GET", "/v2/x/manifests/"+layout.ReferrerTags(subject.Digest, "")[1].Tag, ""), 404, codeManifestUnknown)
 }
