@@ -185,7 +185,7 @@ func (b *bundle) inBundle(p string) string {
 // checkCommand says that the command isn't there, or is no executable, where that can be said
 // for sure. The runtime would say so too, but on the container's standard error.
 func (b *bundle) checkCommand(root *os.File) error {
-	p := b.spec.Process
+	p, name := b.spec.Process, b.command()[0]
 	if b.spec.Hooks != nil || b.spec.Linux == nil {
 		return nil
 	}
@@ -198,14 +198,14 @@ func (b *bundle) checkCommand(root *os.File) error {
 		}
 	}
 	var candidates []string
-	if strings.Contains(p.Args[0], "/") {
-		candidates = []string{path.Join("/", joinCwd(p.Cwd, p.Args[0]))}
+	if strings.Contains(name, "/") {
+		candidates = []string{path.Join("/", joinCwd(p.Cwd, name))}
 	} else {
 		for _, v := range p.Env {
 			if dirs, ok := strings.CutPrefix(v, "PATH="); ok {
 				candidates = candidates[:0]
 				for _, d := range strings.Split(dirs, ":") {
-					candidates = append(candidates, path.Join("/", joinCwd(p.Cwd, d), p.Args[0]))
+					candidates = append(candidates, path.Join("/", joinCwd(p.Cwd, d), name))
 				}
 			}
 		}
@@ -230,9 +230,9 @@ func (b *bundle) checkCommand(root *os.File) error {
 		found = true
 	}
 	if found {
-		return commandError(p.Args[0], ErrCommandNotExecutable)
+		return commandError(name, ErrCommandNotExecutable)
 	}
-	return commandError(p.Args[0], ErrCommandNotFound)
+	return commandError(name, ErrCommandNotFound)
 }
 
 func commandError(name string, err error) error { return fmt.Errorf("command %q: %w", name, err) }

@@ -198,7 +198,7 @@ func (r *Runtime) removeEnded(j job, id string, cgroups []string) bool {
 func (b *bundle) job(r *Runtime) job {
 	l := b.spec.Linux
 	return job{
-		Bundle: b.dir, Command: b.spec.Process.Args[0],
+		Bundle: b.dir, Command: b.command()[0],
 		Simple: filepath.Base(r.command) == "runc" && b.spec.Hooks == nil && ownPIDs(l) && l.IntelRdt == nil,
 	}
 }

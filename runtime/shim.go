@@ -152,10 +152,16 @@ func shimEnviron() []string {
 // Opener opens the containers of a store's namespace.
 type Opener func(root, namespace, state string) (*Containers, error)
 
-// Shim is to be called first by the main of a program that starts containers: where the program was started as a shim or
-// a guard it does their work, and does not return.
+// Shim is to be called first by the main of a program that starts containers: where the program was started as a shim, a
+// guard or a container's init it does their work, and does not return.
 func Shim(open Opener) {
-	if os.Args[0] != shimName {
+	switch os.Args[0] {
+	case spec.InitPath:
+		os.Exit(runInit(os.Args[1:]))
+	case becomeListener:
+		os.Exit(listen(os.Args[1:]))
+	case shimName:
+	default:
 		return
 	}
 	closeInherited()

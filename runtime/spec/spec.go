@@ -43,6 +43,10 @@ type Options struct {
 	Network     string        // as a [Sharing] has it
 	Annotations map[string]string
 
+	// Init is the program of the host's that is the container's first process, starts the command and waits for orphans, "" for
+	// none. It is shown at [InitPath].
+	Init string
+
 	PID, IPC, UTS Sharing
 	UserNS        UserNS
 
@@ -172,6 +176,9 @@ func newProcess(img *Image, o Options) (*specs.Process, error) {
 	if len(args) == 0 || args[0] == "" {
 		return nil, invalid("no command: the image has no entrypoint or command of its own, give one")
 	}
+	if o.Init != "" {
+		args = append([]string{InitPath}, args...)
+	}
 	for _, a := range args {
 		if err := CheckText("argument", a); err != nil {
 			return nil, err
@@ -284,6 +291,12 @@ func environment(img *Image, o Options, home string) ([]string, error) {
 	return slices.DeleteFunc(env, func(v string) bool { return v == "" }), nil
 }
 
+// InitPath is where a container finds its init: in a directory that is no image's.
+const InitPath = "/dev/init"
+
+// IsInit reports whether a mount shows the init.
+func IsInit(m specs.Mount) bool { return m.Destination == InitPath && m.Type == "bind" }
+
 // mounts are the default ones, with the caller's instead where the destination is the same,
 // and the caller's others after them, outer ones first.
 func (o *Options) mounts() ([]specs.Mount, error) {
@@ -334,6 +347,9 @@ func (o *Options) mounts() ([]specs.Mount, error) {
 		}
 	}
 	extra := []specs.Mount{}
+	if o.Init != "" {
+		all = append(all, specs.Mount{Destination: InitPath, Type: "bind", Source: o.Init, Options: []string{"bind", "rprivate", "ro", "nosuid", "nodev"}})
+	}
 	for _, m := range o.Mounts {
 		if err := CheckText("mount", m.Destination+m.Source+strings.Join(m.Options, ",")); err != nil {
 			return nil, err

@@ -8,10 +8,13 @@ import (
 	"encoding/json"
 	"fmt"
 	"os"
+	"os/exec"
+	"path/filepath"
 	"strings"
 
 	"distkit/cmd/internal/cli"
 	"distkit/cmd/internal/sibling"
+	"distkit/errclass"
 	"distkit/runtime/spec"
 
 	"github.com/containerd/errdefs"
@@ -25,6 +28,7 @@ type Flags struct {
 	set                                            *pflag.FlagSet
 	entrypoint, shmSize, userns                    string
 	oomScoreAdj                                    int
+	init                                           bool
 	limits                                         *Limits
 	env, envFiles, mounts, volumes, tmpfs, rlimits []string
 	devices, annotations, sysctls                  []string
@@ -63,6 +67,7 @@ func Register(f *pflag.FlagSet) *Flags {
 	f.StringArrayVar(&w.rlimits, "rlimit", nil, "set the limit `NAME=SOFT[:HARD]`, nofile=1024 for example")
 	f.StringVar(&w.o.SELinuxLabel, "selinux-label", "", "the SELinux `LABEL` of the process")
 	f.StringVar(&w.o.SELinuxMountLabel, "selinux-mount-label", "", "the SELinux `LABEL` of the mounts that the runtime makes")
+	f.BoolVar(&w.init, "init", false, "run the command below an init, which forwards signals and waits for orphans")
 	for _, ns := range []struct {
 		flag, what string
 		to         *spec.Sharing
@@ -106,10 +111,15 @@ func (w *Flags) Options() (spec.Options, error) {
 			*o.Entrypoint = []string{w.entrypoint}
 		}
 	}
+	var err error
+	if w.init {
+		if o.Init, err = initProgram(); err != nil {
+			return o, err
+		}
+	}
 	if w.set.Changed("oom-score-adj") {
 		o.OOMScoreAdj = &w.oomScoreAdj
 	}
-	var err error
 	if w.limits != nil {
 		if o.Limits, err = w.limits.Get(); err != nil {
 			return o, err
@@ -201,6 +211,21 @@ func Document(ctx context.Context, s *specs.Spec, cdi []string) ([]byte, error) 
 		return nil, fmt.Errorf("--device: %w", err)
 	}
 	return out, nil
+}
+
+// initProgram is task, which is an init too: the one beside this program, else the one on PATH.
+func initProgram() (string, error) {
+	self, err := os.Executable()
+	if err != nil {
+		return "", err
+	}
+	name := filepath.Join(filepath.Dir(self), "task")
+	if _, err := os.Stat(name); err != nil {
+		if name, err = exec.LookPath("task"); err != nil {
+			return "", errclass.Errorf(errdefs.ErrNotImplemented, "--init: task is not installed, which is the init")
+		}
+	}
+	return filepath.Abs(name)
 }
 
 // parse appends what each of the values is parsed to.

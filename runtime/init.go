@@ -1,0 +1,96 @@
+package runtime
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"os/exec"
+	"os/signal"
+	"slices"
+	"strconv"
+	"syscall"
+
+	"distkit/runtime/spec"
+
+	"golang.org/x/sys/unix"
+)
+
+// becomeListener is the argument 0 of a program that becomes the command which follows, and which the variables of
+// sd_listen_fds(3) are for: they name a process by its number.
+const becomeListener = "distkit-listener"
+
+// runInit is the first process of a container that was made with --init: it starts the command, forwards signals to it, waits for
+// what ends without a parent, and exits as the command does. The end of the first process ends all others.
+func runInit(args []string) (status int) {
+	fail := func(err error) int {
+		fmt.Fprintln(os.Stderr, "init:", err)
+		if errors.Is(err, fs.ErrNotExist) || errors.Is(err, exec.ErrNotFound) {
+			return 127
+		}
+		return 126
+	}
+	if len(args) == 0 {
+		return fail(fs.ErrNotExist)
+	}
+	path, err := exec.LookPath(args[0])
+	if err != nil {
+		return fail(err)
+	}
+	// With another's PID namespace it is not the first process, to which orphans come by themselves.
+	_ = unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+	ended, others := make(chan os.Signal, 1), make(chan os.Signal, 64)
+	signal.Notify(ended, unix.SIGCHLD)
+	signal.Notify(others)
+	attr := &os.ProcAttr{Env: os.Environ(), Files: []*os.File{os.Stdin, os.Stdout, os.Stderr}, Sys: &syscall.SysProcAttr{}}
+	if _, err := unix.IoctlGetInt(0, unix.TIOCGPGRP); err == nil { // what a terminal sends is for the command alone
+		attr.Sys.Foreground = true
+	}
+	if os.Getenv("LISTEN_PID") != "" {
+		path, args = "/proc/self/exe", append([]string{becomeListener, path}, args...)
+	}
+	command, err := os.StartProcess(path, args, attr)
+	if err != nil {
+		return fail(err)
+	}
+	for {
+		select {
+		case <-ended:
+			for {
+				var ws unix.WaitStatus
+				pid, err := unix.Wait4(-1, &ws, unix.WNOHANG, nil)
+				if errors.Is(err, unix.EINTR) {
+					continue
+				}
+				if err != nil || pid <= 0 {
+					break
+				}
+				if pid == command.Pid {
+					return statusOf(ws)
+				}
+			}
+		case s := <-others:
+			// The Go runtime sends itself URG.
+			if s != unix.SIGCHLD && s != unix.SIGURG {
+				_ = unix.Kill(command.Pid, s.(syscall.Signal))
+			}
+		}
+	}
+}
+
+// listen becomes the command, at whose path args begin.
+func listen(args []string) (status int) {
+	_ = os.Setenv("LISTEN_PID", strconv.Itoa(os.Getpid()))
+	err := unix.Exec(args[0], args[1:], os.Environ())
+	fmt.Fprintln(os.Stderr, "init:", err)
+	return 126
+}
+
+// command returns the words of the container's command, without the init before it.
+func (b *bundle) command() []string {
+	args := b.spec.Process.Args
+	if args[0] == spec.InitPath && len(args) > 1 && slices.ContainsFunc(b.spec.Mounts, spec.IsInit) {
+		return args[1:]
+	}
+	return args
+}
