@@ -112,6 +112,61 @@ test "$(regctl tag ls "$0/from/regctl")" = 1`, plain.addr)
 	})
 }
 
+// TestServeEngines: containerd and podman pull from dist-serve and push to it, and have it as mirror of a registry that can't be reached.
+func TestServeEngines(t *testing.T) {
+	fixture.Need(t, "root,containerd,ctr,podman,jq")
+	p := before(t, http.NotFoundHandler())
+	p.images()
+	p.sh(`export DIST_ROOT=served
+dist-pull -q --all-platforms ./images/tiny:latest >digest
+for name in docker.io/library/tiny:latest team/tiny:1; do dist-image create "$name" "$(cat digest)" >/dev/null; done`)
+	s := p.distServe("--root", "served", "--writable")
+	p.set("HOST=" + s.addr)
+	p.write("certs.d/docker.io/hosts.toml", `server = "http://127.0.0.1:1"
+[host."http://`+s.addr+`"]
+  capabilities = ["pull", "resolve"]
+`)
+	p.write("registries.conf", `[[registry]]
+location = "docker.io"
+[[registry.mirror]]
+location = "`+s.addr+`"
+insecure = true
+`)
+	p.write("containerd.toml", fmt.Sprintf(`version = 3
+root = "%[1]s/containerd"
+state = "%[1]s/containerd-state"
+disabled_plugins = ["io.containerd.grpc.v1.cri", "io.containerd.cri.v1.images", "io.containerd.cri.v1.runtime", "io.containerd.podsandbox.controller.v1.podsandbox", "io.containerd.nri.v1.nri"]
+[grpc]
+address = "%[1]s/c.sock"
+[ttrpc]
+address = "%[1]s/t.sock"
+`, p.dir))
+	daemon := p.cmd(`exec containerd -c containerd.toml >containerd.log 2>&1`)
+	if err := daemon.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		_ = daemon.Process.Signal(syscall.SIGTERM)
+		_ = daemon.Wait()
+	})
+	p.sh(`ctr() { timeout 60 ctr -a "$PWD/c.sock" "$@" >out 2>&1 || { cat out; return 1; }; }
+for _ in {1..300}; do ! ctr version >ready || break; sleep 0.1; done
+ctr content fetch --hosts-dir certs.d --all-platforms docker.io/library/tiny:latest
+ctr images pull --local --plain-http --all-platforms --snapshotter native "$HOST/team/tiny:1"
+ctr images push --local --plain-http "$HOST/from/ctr:1" "$HOST/team/tiny:1"
+[ "$(dist-resolve -q "$HOST/from/ctr" 1)" = "$(cat digest)" ]
+# The same mirror for this client.
+dist-pull -q --hosts-dir certs.d --root mirrored --all-platforms docker.io/library/tiny:latest | cmp - digest`)
+	p.sh(`unset REGISTRY_AUTH_FILE DOCKER_CONFIG
+podman() { timeout 60 podman --root "$PWD/p" --runroot "$PWD/r" --tmpdir "$PWD/t" --storage-driver vfs "$@"; }
+id=$(podman pull -q --tls-verify=false "$HOST/team/tiny:1")
+podman push -q --tls-verify=false "$HOST/team/tiny:1" "$HOST/from/podman:1"
+[ "$(dist-fetch "$HOST/from/podman" 1 | jq -r .config.digest)" = "sha256:$id" ]
+export CONTAINERS_REGISTRIES_CONF=$PWD/registries.conf
+[ "$(podman pull -q docker.io/library/tiny:latest)" = "$id" ]
+dist-verify --root served`)
+}
+
 // TestServeKilled: an upload goes on after the server was killed in the middle of it, whatever was killed and started again.
 func TestServeKilled(t *testing.T) {
 	fixture.Need(t, "curl")
