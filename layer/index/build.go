@@ -64,9 +64,6 @@ func (b *Builder) Next() (*tar.Header, error) {
 // Read reads the content of the entry that Next returned last.
 func (b *Builder) Read(p []byte) (int, error) { return b.in.Read(p) }
 
-// Offset returns where in the plain layer the content of the entry begins that Next returned last.
-func (b *Builder) Offset() int64 { return b.in.Offset() }
-
 // Write reads what is left of the layer and writes the index to w. It fails if the layer does not have the diff ID expect. Where
 // that is "", a layer without an end-of-archive marker is taken for one that was cut short.
 func (b *Builder) Write(w io.Writer, expect digest.Digest) error {
@@ -294,7 +291,7 @@ type windows struct {
 }
 
 func newWindows(f *os.File) *windows {
-	z, _ := zstd.NewWriter(nil, zstd.WithEncoderConcurrency(1), zstd.WithEncoderCRC(false), zstd.WithWindowSize(maxWindow), zstd.WithEncoderLevel(zstd.SpeedBetterCompression))
+	z, _ := zstd.NewWriter(nil, zstd.WithEncoderConcurrency(1), zstd.WithEncoderCRC(false), zstd.WithWindowSize(maxWindow), zstd.WithLowerEncoderMem(true))
 	return &windows{file: bufio.NewWriter(f), zstd: z}
 }
 

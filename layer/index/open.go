@@ -139,9 +139,6 @@ func (x *Index) Layer() (digest.Digest, int64) {
 	return digest.Digest(x.doc.Layer.Digest), x.doc.Layer.Size
 }
 
-// DiffID returns the layer's diff ID, as the index says.
-func (x *Index) DiffID() digest.Digest { return digest.Digest(x.doc.DiffID) }
-
 // window returns the window of a chunk.
 func (x *Index) window(i int) ([]byte, error) {
 	n := x.doc.Chunks[i].Window

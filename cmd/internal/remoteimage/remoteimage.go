@@ -62,6 +62,7 @@ func (f *Flags) Layers(ctx context.Context, ref string, local *inside.Flags) ([]
 	if err != nil {
 		return nil, err
 	}
+	f.options.Streams = parallel // with less memory for each
 	r, err := remotes.Open(name.Locator, *f.options)
 	if err != nil {
 		return nil, err
