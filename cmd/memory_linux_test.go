@@ -1,9 +1,12 @@
 package cmd_test
 
 import (
+	"archive/tar"
+	"bufio"
 	"bytes"
 	"crypto/sha256"
 	"encoding/pem"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -12,6 +15,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"testing"
+	"time"
 )
 
 // storeMemory is what a command that moves or lists blobs may take, however large or many they
@@ -181,5 +185,50 @@ func TestMemoryOfFetch(t *testing.T) {
 				t.Errorf("%s %q: %d bytes, %v, %v, %v", server.URL, flags, n+rest, err, rerr, werr)
 			}
 		}
+	}
+}
+
+// A list of an image's files takes some 50 bytes of memory for each, with names of 14 bytes, beside what every command takes.
+func TestMemoryOfAListOfFiles(t *testing.T) {
+	const files, most = 250_000, 32 << 20
+	c := exec.Command(filepath.Join(bin, "dist-ls"), "-lR", "-")
+	c.Stderr = os.Stderr
+	in, err := c.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	out, err := c.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := c.Start(); err != nil {
+		t.Fatal(err)
+	}
+	written := make(chan error, 1)
+	go func() {
+		b := bufio.NewWriterSize(in, 1<<20)
+		w := tar.NewWriter(b)
+		for i := range files {
+			if err := w.WriteHeader(&tar.Header{Name: fmt.Sprintf("usr/share/d%05d/file%08d.h", i/100, i), ModTime: time.Unix(int64(i), 0)}); err != nil {
+				written <- err
+				return
+			}
+		}
+		written <- errors.Join(w.Close(), b.Flush(), in.Close())
+	}()
+	r := bufio.NewReader(out)
+	if _, err := r.ReadString('\n'); err != nil { // once all was read
+		t.Fatal(err)
+	}
+	if err := <-written; err != nil {
+		t.Fatal(err)
+	}
+	checkMemory(t, c, most)
+	n := 1
+	for ; err == nil; n++ {
+		_, err = r.ReadSlice('\n')
+	}
+	if err := c.Wait(); err != nil || n < files {
+		t.Errorf("%d lines, %v", n, err)
 	}
 }

@@ -129,9 +129,6 @@ func (t *Tree[F]) NextLayer() { t.layer++ }
 // Entries returns the number of entries that were applied, and of the directories that none of them names, together.
 func (t *Tree[F]) Entries() int64 { return t.entries + t.made }
 
-// Memory returns the bytes of memory that the tree takes.
-func (t *Tree[F]) Memory() int64 { return t.memory }
-
 // Charge counts bytes of memory that the user keeps for files. They are not given back. FailedPrecondition: the tree would take more
 // than Options.MaxMemory.
 func (t *Tree[F]) Charge(n int64) error {
@@ -191,12 +188,6 @@ func (t *Tree[F]) Children(e Entry, list []Entry) []Entry {
 	}
 	slices.SortFunc(list[from:], func(a, b Entry) int { return bytes.Compare(t.Name(a), t.Name(b)) })
 	return list
-}
-
-// Find returns the name in a directory.
-func (t *Tree[F]) Find(dir Entry, name string) (Entry, bool) {
-	e := t.find(t.node(dir).what, name)
-	return e, e != 0 && t.node(e).kind != Gone
 }
 
 func (t *Tree[F]) node(e Entry) *node { return t.nodes.at(uint32(e)) }

@@ -117,8 +117,8 @@ func TestChanges(t *testing.T) {
 	if got := fmt.Sprint(removed); got != "[d/b1=d/b d/c/x1=d/c/x d/e/y1=d/e/y f1=f]" {
 		t.Errorf("removed: %s", got)
 	}
-	g, _ := tr.Find(Root, "g")
-	if h, ok := tr.Find(Root, "h"); !ok || tr.File(g) != tr.File(h) || tr.Links(g) != 2 || *tr.File(h) != "d/a1" {
+	g, _ := tr.Lookup("g", false)
+	if h, err := tr.Lookup("h", false); err != nil || tr.File(g) != tr.File(h) || tr.Links(g) != 2 || *tr.File(h) != "d/a1" {
 		t.Errorf("a hard link is another file, or has %d names", tr.Links(g))
 	}
 }
@@ -167,11 +167,11 @@ func TestMemory(t *testing.T) {
 	runtime.GC()
 	runtime.ReadMemStats(&after)
 	used := int64(after.HeapAlloc) - int64(before.HeapAlloc)
-	t.Logf("%d bytes a file, counted as %d", used/n, tr.Memory()/n)
-	if used > 50*n || used > tr.Memory() {
-		t.Errorf("%d files take %d bytes, counted as %d", n, used, tr.Memory())
+	t.Logf("%d bytes a file, counted as %d", used/n, tr.memory/n)
+	if used > 50*n || used > tr.memory {
+		t.Errorf("%d files take %d bytes, counted as %d", n, used, tr.memory)
 	}
-	tr = New(Options[[12]byte]{MaxMemory: tr.Memory() / 2})
+	tr = New(Options[[12]byte]{MaxMemory: tr.memory / 2})
 	for i := 0; ; i++ {
 		if _, err := tr.Apply(&tar.Header{Typeflag: tar.TypeReg, Name: fmt.Sprint(i)}); errdefs.IsFailedPrecondition(err) {
 			return
