@@ -8,9 +8,11 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 
 	"distkit/archive"
@@ -348,5 +350,43 @@ func TestManyLayers(t *testing.T) {
 	}
 	if _, err := s.Prepare(t.Context(), "key", "more", nil); !errdefs.IsFailedPrecondition(err) {
 		t.Errorf("501 layers: %v", err)
+	}
+}
+
+// With the users of a namespace the files of the archives have mapped owners, too.
+func TestMapsOwners(t *testing.T) {
+	need(t)
+	c := exec.Command("sleep", "1000")
+	maps := []syscall.SysProcIDMap{{HostID: 700000, Size: 1000}}
+	c.SysProcAttr = &syscall.SysProcAttr{Cloneflags: unix.CLONE_NEWUSER, UidMappings: maps, GidMappings: maps}
+	if err := c.Start(); err != nil {
+		t.Fatal(err)
+	}
+	users, err := os.Open(fmt.Sprintf("/proc/%d/ns/user", c.Process.Pid))
+	_ = c.Process.Kill()
+	_ = c.Wait()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer users.Close()
+	s := newStore(t, t.TempDir())
+	name := s.stack(map[string]string{"a": "1"}, map[string]string{"b": "2"})
+	if _, err := s.Prepare(t.Context(), "key", name, nil); err != nil {
+		t.Fatal(err)
+	}
+	mnt := t.TempDir()
+	if err := s.MountWith(t.Context(), "key", mnt, snapshot.MountOptions{Users: users}); err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		if err := snapshot.Unmount(mnt); err != nil {
+			t.Error(err)
+		}
+	}()
+	for _, file := range []string{".", "a", "b"} {
+		var st unix.Stat_t
+		if err := unix.Lstat(filepath.Join(mnt, file), &st); err != nil || st.Uid != 700000 || st.Gid != 700000 {
+			t.Errorf("%s is owned by %d:%d: %v", file, st.Uid, st.Gid, err)
+		}
 	}
 }
