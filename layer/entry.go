@@ -100,7 +100,8 @@ func EscapeName(name string) string {
 // Xattrs returns the extended attributes among PAX records, as star and GNU tar write them or,
 // where those are missing, libarchive: sorted by name. Several records can name one attribute, in different escapes: it has the first of their
 // values, in the order of bytes. One whose name or value can't be decoded is ErrInvalidArgument. An ACL that
-// no attribute repeats, as Solaris's tar writes it, is listed by its record's keyword, without a value.
+// no attribute repeats, as Solaris's tar writes it, is listed by its record's keyword, without a value. Nothing in the list is a part of
+// records, which may be far longer.
 func Xattrs(records map[string]string) ([]Xattr, error) {
 	var list []Xattr
 	for k, v := range records {
@@ -109,7 +110,7 @@ func Xattrs(records map[string]string) ([]Xattr, error) {
 		} else if kind, ok := strings.CutPrefix(k, "SCHILY.acl."); ok {
 			_, both := records[XattrRecord+"system.posix_acl_"+kind]
 			if !both && (kind != "access" || strings.Contains(v, "mask:")) { // else it says what the mode says
-				list = append(list, Xattr{k, nil})
+				list = append(list, Xattr{strings.Clone(k), nil})
 			}
 		} else if escaped, ok := strings.CutPrefix(k, "LIBARCHIVE.xattr."); ok {
 			name, err := url.PathUnescape(escaped)
@@ -123,7 +124,7 @@ func Xattrs(records map[string]string) ([]Xattr, error) {
 			if err != nil {
 				return nil, refused("attribute %.200q: %w", name, err)
 			}
-			list = append(list, Xattr{name, value})
+			list = append(list, Xattr{strings.Clone(name), value})
 		}
 	}
 	slices.SortFunc(list, func(a, b Xattr) int { return cmp.Or(strings.Compare(a.Name, b.Name), bytes.Compare(a.Value, b.Value)) })

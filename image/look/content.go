@@ -8,6 +8,7 @@ import (
 	"io"
 	"path"
 	"slices"
+	"time"
 
 	"distkit/errclass"
 	"distkit/layer"
@@ -20,7 +21,7 @@ import (
 type Files struct {
 	layers []Layer
 	tree   *tree.Tree[origin]
-	dirs   map[*origin]*tar.Header
+	dirs   map[*origin]directory
 	kept   map[*origin][]byte // contents
 	free   int64              // bytes that may still be kept
 }
@@ -34,13 +35,21 @@ type origin struct {
 	number uint32
 }
 
-// dirMemory is what the header of a directory takes, beside its name and attributes.
-const dirMemory = 512
+// A directory is what an entry says of one, but for its name.
+type directory struct {
+	mode     int64
+	uid, gid int
+	time     time.Time
+	xattrs   []layer.Xattr
+}
+
+// dirMemory is what a directory takes, beside its attributes.
+const dirMemory = 192
 
 // Open merges layers to find files in. The tree may take so many bytes of memory, or any number if that is 0. paths are those that Cat is
 // going to be called with, as far as they are known. Errors are those of [Read].
 func Open(ctx context.Context, layers []Layer, maxMemory int64, paths ...string) (*Files, error) {
-	s := &Files{layers: layers, tree: tree.New(tree.Options[origin]{MaxMemory: maxMemory}), dirs: map[*origin]*tar.Header{},
+	s := &Files{layers: layers, tree: tree.New(tree.Options[origin]{MaxMemory: maxMemory}), dirs: map[*origin]directory{},
 		kept: map[*origin][]byte{}, free: maxKeptTogether}
 	wanted := map[string]bool{}
 	for _, p := range paths {
@@ -58,11 +67,15 @@ func Open(ctx context.Context, layers []Layer, maxMemory int64, paths ...string)
 		if kind != tree.Dir {
 			return nil
 		}
-		size := dirMemory
-		for k, v := range h.PAXRecords {
-			size += len(k) + len(v)
+		xattrs, err := layer.Xattrs(h.PAXRecords)
+		if err != nil {
+			return err
 		}
-		s.dirs[f] = h
+		s.dirs[f] = directory{h.Mode, h.Uid, h.Gid, h.ModTime, xattrs}
+		size := dirMemory
+		for _, x := range xattrs {
+			size += xattrMemory + len(x.Name) + len(x.Value)
+		}
 		return s.tree.Charge(int64(size))
 	}, nil)
 }
@@ -147,11 +160,12 @@ func (t *archiver) add(e tree.Entry) error {
 	}
 	from := *t.tree.File(e)
 	if t.tree.Kind(e) == tree.Dir {
-		h := &tar.Header{Typeflag: tar.TypeDir, Mode: 0o755}
-		if own := t.dirs[t.tree.File(e)]; own != nil {
-			h = own
+		d, ok := t.dirs[t.tree.File(e)]
+		if !ok {
+			d.mode = 0o755
 		}
-		if err := t.write(h, cmp.Or(t.tree.Path(e), ".")+"/"); err != nil {
+		h := &tar.Header{Typeflag: tar.TypeDir, Mode: d.mode, Uid: d.uid, Gid: d.gid, ModTime: d.time}
+		if err := t.write(h, d.xattrs, cmp.Or(t.tree.Path(e), ".")+"/"); err != nil {
 			return err
 		}
 		for _, c := range t.tree.Children(e, nil) {
@@ -186,19 +200,23 @@ func (t *archiver) contents(ctx context.Context, l int) error {
 	return t.layers[l].Walk(ctx, numbers, func(_ int64, h *tar.Header, content io.Reader) error {
 		e := files[0]
 		files = files[1:]
-		if err := t.write(h, t.tree.Path(e)); err != nil {
+		xattrs, err := layer.Xattrs(h.PAXRecords)
+		if err == nil {
+			err = t.write(h, xattrs, t.tree.Path(e))
+		}
+		if err != nil {
 			return err
 		}
 		if t.tree.Kind(e) != tree.Regular {
 			return nil
 		}
-		_, err := io.Copy(t.w, content)
+		_, err = io.Copy(t.w, content)
 		return err
 	})
 }
 
-// write writes a header under another name: of its records it keeps the extended attributes.
-func (t *archiver) write(from *tar.Header, name string) error {
+// write writes a header under another name, with these attributes and no other records.
+func (t *archiver) write(from *tar.Header, xattrs []layer.Xattr, name string) error {
 	h := &tar.Header{Typeflag: from.Typeflag, Name: name, Linkname: from.Linkname, Size: from.Size, Mode: from.Mode & 0o7777, Uid: from.Uid, Gid: from.Gid,
 		ModTime: from.ModTime, Devmajor: from.Devmajor, Devminor: from.Devminor}
 	if flags[h.Typeflag] == File {
@@ -208,10 +226,6 @@ func (t *archiver) write(from *tar.Header, name string) error {
 	}
 	if h.ModTime.Nanosecond() != 0 {
 		h.Format = tar.FormatPAX
-	}
-	xattrs, err := layer.Xattrs(from.PAXRecords)
-	if err != nil {
-		return err
 	}
 	h.PAXRecords = make(map[string]string, len(xattrs))
 	for _, x := range xattrs {

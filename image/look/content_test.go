@@ -6,9 +6,11 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"runtime"
 	"slices"
 	"strings"
 	"testing"
+	"weak"
 
 	"github.com/containerd/errdefs"
 )
@@ -106,4 +108,44 @@ type plain []byte
 
 func (p plain) Walk(ctx context.Context, only []int64, f func(n int64, h *tar.Header, content io.Reader) error) error {
 	return Stream(ctx, bytes.NewReader(p), "", "", only, f)
+}
+
+// headers is a layer of directories, which notes the headers that it gives.
+type headers []weak.Pointer[tar.Header]
+
+func (s headers) Walk(_ context.Context, _ []int64, f func(n int64, h *tar.Header, content io.Reader) error) error {
+	for i := range s {
+		h := &tar.Header{Typeflag: tar.TypeDir, Name: fmt.Sprintf("d%d/", i), Mode: 0o700, PAXRecords: map[string]string{"SCHILY.xattr.user.a": "b"}}
+		s[i] = weak.Make(h)
+		if err := f(int64(i), h, strings.NewReader("")); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// A directory's header can have 1 MiB that is of no use, such as the target of a link. It is not kept.
+func TestHeadersAreNotKept(t *testing.T) {
+	t.Parallel()
+	s := make(headers, 20)
+	files, err := Open(t.Context(), []Layer{{Source: s}}, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	runtime.GC()
+	for i, p := range s {
+		if p.Value() != nil {
+			t.Fatalf("header %d is kept", i)
+		}
+	}
+	var b bytes.Buffer
+	if err := files.Tar(t.Context(), []string{"d7"}, &b); err != nil {
+		t.Fatal(err)
+	}
+	if h, err := tar.NewReader(&b).Next(); err != nil || h.Name != "d7/" || h.Mode != 0o700 || h.PAXRecords["SCHILY.xattr.user.a"] != "b" {
+		t.Errorf("%+v: %v", h, err)
+	}
+	if _, err := Open(t.Context(), []Layer{{Source: make(headers, 2000)}}, 600<<10); !errdefs.IsFailedPrecondition(err) {
+		t.Errorf("directories of more than the memory: %v", err)
+	}
 }
