@@ -65,6 +65,9 @@ func (c *Container) Checkpoint(ctx context.Context, dir string, exit bool, save 
 	if err != nil {
 		return err
 	}
+	if len(c.Secrets) > 0 {
+		return failed("checkpoint: container %s has secrets, which its memory may hold: they are not stored", c.ID)
+	}
 	if err := CheckCriu(ctx); err != nil {
 		return fmt.Errorf("checkpoint container %s: %w", c.ID, err)
 	}

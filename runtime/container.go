@@ -43,6 +43,7 @@ type Record struct {
 	Owner      *HostProcess                        `json:"owner,omitempty"`      // who makes it, and is to run it
 	Connection *Connection                         `json:"connection,omitempty"` // what makes the network again after a boot
 	Volumes    []string                            `json:"volumes,omitempty"`    // the names of those that it mounts, and keeps from being removed
+	Secrets    []string                            `json:"secrets,omitempty"`    // the names of those that it finds in [SecretsDir]
 	Stored     bool                                `json:"stored,omitempty"`     // its first run restores the checkpoint in its directory
 	Seal       string                              `json:"seal,omitempty"`       // proof that this user made it on this host
 }
@@ -534,7 +535,10 @@ func (c *Container) empty() error {
 		return busy("something else is mounted on %s", c.path("rootfs"))
 	}
 	// The record goes first: after that a sweep has nothing to keep.
-	return c.proc("").empty()
+	if err := c.proc("").empty(); err != nil {
+		return err
+	}
+	return c.removeSecrets()
 }
 
 // unmount unmounts the root filesystem, if it is mounted.

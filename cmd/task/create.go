@@ -32,6 +32,7 @@ type creation struct {
 	net, platform string
 	publish       []string
 	names         *spec.Names
+	secrets       *create.SecretFlags
 	quiet         bool
 }
 
@@ -39,7 +40,7 @@ func newCreate(o *containers.Flags) *cobra.Command {
 	c := &cobra.Command{Use: "create [flags] ID [CMD…]", Short: "make a container, and print its directory", Args: cobra.MinimumNArgs(1)}
 	f, complete := c.Flags(), pflag.NewFlagSet("", pflag.ContinueOnError)
 	f.SetInterspersed(false)
-	m := &creation{of: o, set: f, record: containers.Record(f), complete: complete, spec: specflags.Register(complete), names: specflags.Names(complete)}
+	m := &creation{of: o, set: f, record: containers.Record(f), complete: complete, spec: specflags.Register(complete), names: specflags.Names(complete), secrets: create.Secrets(complete)}
 	f.StringVar(&m.record.Runtime, "runtime", "", "the OCI runtime's `NAME` or path to run it with")
 	f.StringVar(&m.bundle, "bundle", "", "the OCI bundle's `DIR`, where it isn't the container's directory")
 	f.StringVar(&m.image, "image", "", "the `NAME` or digest of the image to make it from, whose snapshot is mounted; with --digest, a name to write down")
@@ -110,10 +111,14 @@ func (m *creation) whole(c *cobra.Command, r runtime.Record, cmd []string) (*run
 		return nil, err
 	}
 	o.Args = cmd
+	secrets, err := m.secrets.Read(c.InOrStdin())
+	if err != nil {
+		return nil, err
+	}
 	q := create.Request{
 		Of: m.of, Record: r, Spec: o,
 		Image: m.image, Platform: m.platform, Checkpoint: m.checkpoint, Driver: m.driver,
-		Network: m.net, Publish: m.publish, Names: *m.names, Warnings: c.ErrOrStderr(),
+		Network: m.net, Publish: m.publish, Names: *m.names, Secrets: secrets, Warnings: c.ErrOrStderr(),
 	}
 	return q.Container(c.Context())
 }

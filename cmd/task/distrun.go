@@ -28,6 +28,7 @@ type distRun struct {
 	record          *containers.NewRecord
 	spec            *specflags.Flags
 	names           *spec.Names
+	secrets         *create.SecretFlags
 	which           *containers.Runtime
 	made            *pflag.FlagSet // the flags that say what the container is, which task create has too
 	request         create.Request
@@ -50,7 +51,7 @@ func newDistRun() *cobra.Command {
 	f, made := c.Flags(), pflag.NewFlagSet("", pflag.ContinueOnError)
 	f.SetInterspersed(false)
 	d := &distRun{
-		of: containers.NewFlags(f), record: containers.Record(made), spec: specflags.Register(made), names: specflags.Names(made), made: made,
+		of: containers.NewFlags(f), record: containers.Record(made), spec: specflags.Register(made), names: specflags.Names(made), secrets: create.Secrets(made), made: made,
 		env: map[string]string{"root": "DIST_ROOT", "namespace": "CONTAINERD_NAMESPACE", "state": "DIST_STATE", "snapshotter": "CONTAINERD_SNAPSHOTTER",
 			"auth-file": "REGISTRY_AUTH_FILE", "hosts-dir": "DIST_HOSTS_DIR", "plain-http": "DIST_PLAIN_HTTP"},
 	}
@@ -125,6 +126,9 @@ func (d *distRun) run(c *cobra.Command, args []string) error {
 	if q.Spec, err = d.spec.Options(); err != nil {
 		return err
 	}
+	if q.Secrets, err = d.secrets.Read(c.InOrStdin()); err != nil {
+		return err
+	}
 	q.Spec.Args, q.Of, q.Names, q.Warnings = args, d.of, *d.names, c.ErrOrStderr()
 	q.Record.ID, q.Record.Runtime = d.id, d.which.Name()
 	p, err := runtime.Identify(d.owner)
@@ -168,8 +172,8 @@ func (d *distRun) given() int {
 
 // take says which step the script takes.
 func (d *distRun) take(c *cobra.Command, status int, step ...string) error {
-	if name := d.spec.ReadOnce(); name != "" && status != 0 { // the script would ask again, and it would be empty
-		return errclass.Errorf(errdefs.ErrFailedPrecondition, "--env-file %s can't be read twice: bring the image here first, by %s", name, words(step))
+	if flag := cmp.Or(d.spec.ReadOnce(), d.secrets.ReadOnce()); flag != "" && status != 0 { // the script would ask again, and it would be empty
+		return errclass.Errorf(errdefs.ErrFailedPrecondition, "%s can't be read twice: bring the image here first, by %s", flag, words(step))
 	}
 	if d.trace {
 		fmt.Fprintln(c.ErrOrStderr(), words(step))

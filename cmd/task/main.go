@@ -34,7 +34,7 @@ func newCommand() *cobra.Command {
 	}
 	o := containers.NewFlags(c.PersistentFlags())
 	c.AddCommand(
-		newCreate(o), newStart(o), newTrust(o), newRm(o), newLabel(o),
+		newCreate(o), newSecret(o), newStart(o), newTrust(o), newRm(o), newLabel(o),
 		newLs(o), newInfo(o), newPs(o), newLogs(o),
 		newKill(o), newStop(o), newPause(o), newResume(o), newWait(o), newAttach(o), newExec(o),
 		newStats(o), newUpdate(o), newCheckpoint(o), newRestore(o), newTar(o), newUntar(o), newVolumes(o),

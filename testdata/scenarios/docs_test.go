@@ -253,6 +253,9 @@ func lacking(needs string) string {
 func surroundings(t *testing.T) (*fixture.World, string) {
 	t.Helper()
 	top, err := os.MkdirTemp(fixture.Dir, "docs-")
+	if err == nil {
+		err = os.Chmod(top, 0o711) // root of a container's user namespace has to reach the store
+	}
 	if err != nil {
 		t.Fatal(err)
 	}

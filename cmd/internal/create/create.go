@@ -43,6 +43,7 @@ type Request struct {
 	Network         string   // none, host, a namespace's path, or a network of run-net
 	Publish         []string // ports
 	Names           spec.Names
+	Secrets         []runtime.Secret
 
 	Warnings io.Writer // where run-net's warnings go
 
@@ -94,8 +95,14 @@ func (q *Request) Container(ctx context.Context) (*runtime.Container, error) {
 		if o.Hostname == "" && o.UTS == "" {
 			o.Hostname = r.ID[:min(len(r.ID), 63)]
 		}
-	} else if len(o.Joins())+len(o.CDI) > 0 {
-		return nil, cli.Usagef("--checkpoint goes on with what was stored: no container:ID and no CDI device fits it")
+	} else if len(o.Joins())+len(o.CDI)+len(q.Secrets) > 0 {
+		return nil, cli.Usagef("--checkpoint goes on with what was stored: no container:ID, no CDI device and no --secret fits it")
+	}
+	for _, s := range q.Secrets {
+		r.Secrets = append(r.Secrets, s.Name)
+	}
+	if err := runtime.CheckSecrets(r.Secrets); err != nil {
+		return nil, err
 	}
 	switch {
 	case !o.UserNS.Own():
@@ -175,6 +182,9 @@ func (q *Request) Container(ctx context.Context) (*runtime.Container, error) {
 	}
 	made, err := all.Create(ctx, r, parent, func(c *runtime.Container) error {
 		if err := files.write(c); err != nil {
+			return err
+		}
+		if err := c.SetSecrets(q.Secrets); err != nil {
 			return err
 		}
 		o := o

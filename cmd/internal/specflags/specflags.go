@@ -240,14 +240,20 @@ func parse[T any](to []T, values []string, one func(string) (T, error)) ([]T, er
 	return to, nil
 }
 
-// ReadOnce is a file of variables that is no regular one, such as a shell's <(…), or "".
+// ReadOnce is the flag of a file of variables that is no regular one, such as a shell's <(…), or "".
 func (w *Flags) ReadOnce() string {
 	for _, name := range w.envFiles {
-		if info, err := os.Stat(name); err == nil && !info.Mode().IsRegular() {
-			return name
+		if IsStream(name) {
+			return "--env-file " + name
 		}
 	}
 	return ""
+}
+
+// IsStream reports whether a file is there, and no regular one.
+func IsStream(name string) bool {
+	info, err := os.Stat(name)
+	return err == nil && !info.Mode().IsRegular()
 }
 
 func readEnv(name string) ([]string, error) {
