@@ -93,16 +93,21 @@ type object struct {
 	digest    digest.Digest
 	size      int64 // negative if it is not known
 	mediaType string
-	here      bool          // in Documents
-	wanted    bool          // false if everything that refers to it has it as a foreign layer
-	landed    bool          // the target has it, or it is foreign
-	subject   bool          // its referrers are planned, or are to be
-	refersTo  digest.Digest // its subject, if it is copied as a referrer
-	tags      []string      // that attach it to a subject
+	here      bool // in Documents
+	wanted    bool // false if everything that refers to it has it as a foreign layer
+	landed    bool // the target has it, or it is foreign
+	subject   bool // its referrers are planned, or are to be
 	pending   int32
 	parents   []*object    // what refers to it, as a child or as the subject; each counts it as pending until it has landed
 	check     func() error // if set, is called once it has landed
 	turn      *turn        // to ask its source; nil if the order does not matter
+	as        *referrer    // nil if it is not copied as one
+}
+
+// referrer is what makes an object one.
+type referrer struct {
+	to   digest.Digest // its subject, "" if tags alone attach it
+	tags []string      // that attach it to subjects
 }
 
 func (o *object) descriptor() v1.Descriptor {

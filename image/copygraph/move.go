@@ -22,7 +22,7 @@ func (c *Copy) ask(ctx context.Context) error {
 		if o.landed {
 			continue
 		}
-		if o.refersTo != "" && !c.intoStore() && !c.DryRun {
+		if o.as != nil && o.as.to != "" && !c.intoStore() && !c.DryRun {
 			continue
 		}
 		if o.wanted {
@@ -71,8 +71,8 @@ func (c *Copy) tags(o *object) []string {
 	if o == c.root {
 		tags = c.Tags
 	}
-	if !c.intoStore() {
-		tags = append(slices.Clone(tags), o.tags...)
+	if o.as != nil && !c.intoStore() {
+		tags = slices.Concat(tags, o.as.tags)
 	}
 	if o != c.root && len(tags) == 0 {
 		return []string{""}

@@ -46,10 +46,13 @@ func ReferrersOf(store *content.Store, namespace string) ListReferrers {
 func (c *Copy) Referring() []layout.Referrer {
 	var list []layout.Referrer
 	for _, o := range c.objects {
-		if o.refersTo != "" {
-			list = append(list, layout.Referrer{Descriptor: o.descriptor(), Subject: o.refersTo})
+		if o.as == nil {
+			continue
 		}
-		for _, tag := range o.tags {
+		if o.as.to != "" {
+			list = append(list, layout.Referrer{Descriptor: o.descriptor(), Subject: o.as.to})
+		}
+		for _, tag := range o.as.tags {
 			_, subject, _ := layout.ParseReferrerTag(tag)
 			list = append(list, layout.Referrer{Descriptor: o.descriptor(), Subject: subject, Tag: tag})
 		}
@@ -128,13 +131,16 @@ func (c *Copy) planReferrer(ctx context.Context, tally *image.Tally, subject *ob
 		return errclass.Errorf(errdefs.ErrDataLoss, "it does not refer to that")
 	}
 	o := c.object(d)
-	planned := o.refersTo != "" || len(o.tags) > 0
-	o.wanted = true
-	if tagged && !slices.Contains(o.tags, tag.Tag) {
-		o.tags = append(o.tags, tag.Tag)
+	planned := o.as != nil
+	if !planned {
+		o.as = &referrer{}
 	}
-	if of == subject.digest && o.refersTo == "" {
-		o.refersTo = of
+	o.wanted = true
+	if tagged && !slices.Contains(o.as.tags, tag.Tag) {
+		o.as.tags = append(o.as.tags, tag.Tag)
+	}
+	if of == subject.digest && o.as.to == "" {
+		o.as.to = of
 		subject.parents = append(subject.parents, o)
 		o.pending++
 	}
