@@ -47,7 +47,7 @@ func AuthFiles(o Options) (files []AuthFile) {
 	return files
 }
 
-// ConfiguredHosts are the hosts that have a directory with a hosts.toml or certificates, by the directories' names, sorted.
+// ConfiguredHosts are the hosts that have a directory of their own for a hosts.toml or certificates, by the directories' names, sorted.
 func ConfiguredHosts(o Options) (hosts []string) {
 	for _, root := range hostRoots(o) {
 		entries, _ := os.ReadDir(root) // a root may be missing

@@ -53,7 +53,7 @@ func system(context.Context) []finding {
 func tools(ctx context.Context) (found []finding) {
 	for _, t := range []struct{ name, state, purpose string }{
 		{"bash", missing, "the workflows are bash scripts"},
-		{"jq", limited, "the examples of the pages use it"},
+		{"jq", limited, "dist-static, dist-commit and the remotes over http and rclone use it, as examples do"},
 		{"ssh", "", "other machines' stores"},
 		{"rclone", "", "object storage"},
 		{"criu", "", "task checkpoint"},
@@ -83,8 +83,8 @@ func user(ctx context.Context) []finding {
 }
 
 // drivers asks snap, which knows them.
-func drivers(ctx context.Context) (found []finding) {
-	listed, err := output(ctx, sibling.Path("snap"), "drivers")
+func drivers(ctx context.Context, root string) (found []finding) {
+	listed, err := output(ctx, sibling.Path("snap"), "drivers", "--root", root)
 	if err != nil {
 		return one("driver", missing, err.Error(), "")
 	}

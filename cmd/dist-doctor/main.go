@@ -39,7 +39,9 @@ func newCommand() *cobra.Command {
 	out := cli.NewRecords(c, "SUBJECT", "STATE", "FOUND", "WHAT TO DO")
 	c.RunE = func(c *cobra.Command, _ []string) error {
 		checks := []func(context.Context) []finding{
-			system, tools, user, drivers, runtimes, cgroups, networks,
+			system, tools, user,
+			func(ctx context.Context) []finding { return drivers(ctx, *root) },
+			runtimes, cgroups, networks,
 			func(context.Context) []finding { return store(*root) },
 			func(context.Context) []finding { return hosts(*remote) },
 			func(context.Context) []finding { return credentials(*remote) },

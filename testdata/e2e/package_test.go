@@ -59,7 +59,9 @@ packages taken -r distkit >/dev/null
 
 # Without a package, to a directory with a space in its name.
 to=$PWD/'a prefix'
+install -D "$1/bin/snap" "$to/bin/snap" # as versions without libexec had it
 PATH=/usr/bin:/bin make -C "$1" -s install PREFIX="$to"
+test -L "$to/bin/snap"
 "$to/bin/snap" --version
 "$to/bin/dist-pull" --version
 "$to/bin/distkit" unpack --version

@@ -4,6 +4,7 @@ package sibling
 import (
 	"os"
 	"path/filepath"
+	"strings"
 
 	"golang.org/x/sys/unix"
 )
@@ -18,6 +19,9 @@ func Dirs() []string {
 		self = target
 	}
 	dir := filepath.Dir(self)
+	if prefix, ok := strings.CutSuffix(dir, "/libexec/distkit"); ok {
+		return []string{dir, filepath.Join(prefix, "bin")}
+	}
 	inner := filepath.Join(dir, "../libexec/distkit")
 	if info, err := os.Stat(inner); err == nil && info.IsDir() {
 		return []string{inner, dir}
