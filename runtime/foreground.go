@@ -41,13 +41,13 @@ func (u *execution) foreground(ctx context.Context, s Streams) (status int, err 
 	if err != nil {
 		return -1, u.abandon(ctx, err)
 	}
-	pid, err := u.start(ctx, &streams.Ends, streams.Console)
+	_, err = u.start(ctx, &streams.Ends, streams.Console)
 	if err == nil {
 		streams.Begin()
 		if u.exec == "" {
 			tellReady()
 		}
-		status, err = wait(pid, u.signals, streams.Resize)
+		status, err = wait(&u.state, u.signals, streams.Resize)
 	}
 	if err != nil {
 		err = u.abandon(ctx, err)
@@ -77,14 +77,14 @@ func forwarded() []os.Signal {
 
 // wait forwards signals to a child until it ends, but for changes of the terminal's size if resize returns true. It waits for
 // what the child leaves behind, too.
-func wait(pid int, signals <-chan os.Signal, resize func() bool) (int, error) {
+func wait(s *state, signals <-chan os.Signal, resize func() bool) (int, error) {
 	type end struct {
 		status int
 		err    error
 	}
 	// The descriptor names this very process: until it is waited for its number isn't reused,
 	// and after that the descriptor refuses signals.
-	fd, err := unix.PidfdOpen(pid, 0)
+	fd, err := unix.PidfdOpen(s.Pid, 0)
 	if err != nil {
 		return -1, fmt.Errorf("open container's process: %w", err)
 	}
@@ -92,7 +92,7 @@ func wait(pid int, signals <-chan os.Signal, resize func() bool) (int, error) {
 	ended := make(chan end, 1)
 	go func() {
 		var e end
-		e.status, e.err = reap(pid)
+		e.status, e.err = reap(s.Pid)
 		ended <- e
 	}()
 	unheeded := 0
@@ -100,16 +100,17 @@ func wait(pid int, signals <-chan os.Signal, resize func() bool) (int, error) {
 		select {
 		case e := <-ended:
 			return e.status, e.err
-		case s := <-signals:
-			sig := s.(syscall.Signal)
+		case got := <-signals:
+			sig := got.(syscall.Signal)
 			if sig == unix.SIGWINCH && resize() {
 				continue
 			}
 			if sig == unix.SIGTERM && abandoned() {
 				sig = unix.SIGKILL
 			}
+			s.awaitInit(sig)
 			// The kernel keeps a namespace's first process from signals it doesn't catch.
-			if (sig == unix.SIGINT || sig == unix.SIGTERM) && !catches(pid, sig) {
+			if (sig == unix.SIGINT || sig == unix.SIGTERM) && !catches(s.Pid, sig, "SigCgt", "SigBlk") {
 				if unheeded++; unheeded == 3 {
 					sig = unix.SIGKILL
 				}
@@ -152,14 +153,15 @@ var endsWithParent = func() bool {
 // meant this process: there is no other way to reach it.
 func abandoned() bool { return endsWithParent && os.Getppid() != parent }
 
-// catches reports whether a process handles a signal, or takes it from those that it blocks.
-func catches(pid int, sig syscall.Signal) bool {
+// catches reports whether a signal is in one of a process's sets: SigCgt has those that it handles, SigBlk those that it
+// blocks, which it may take later. It is true for a process that is gone.
+func catches(pid int, sig syscall.Signal, sets ...string) bool {
 	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
 	if err != nil {
 		return true
 	}
-	for _, set := range []string{"\nSigCgt:", "\nSigBlk:"} {
-		_, rest, _ := strings.Cut(string(b), set)
+	for _, set := range sets {
+		_, rest, _ := strings.Cut(string(b), "\n"+set+":")
 		mask, err := strconv.ParseUint(strings.TrimSpace(firstLine(rest)), 16, 64)
 		if err != nil || mask&(1<<(sig-1)) != 0 {
 			return true

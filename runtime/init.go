@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strconv"
 	"syscall"
+	"time"
 
 	"distkit/runtime/spec"
 
@@ -86,11 +87,37 @@ func listen(args []string) (status int) {
 	return 126
 }
 
+// hasInit reports whether the container was made with --init.
+func (b *bundle) hasInit() bool {
+	args := b.spec.Process.Args
+	return len(args) > 1 && args[0] == spec.InitPath && slices.ContainsFunc(b.spec.Mounts, spec.IsInit)
+}
+
 // command returns the words of the container's command, without the init before it.
 func (b *bundle) command() []string {
-	args := b.spec.Process.Args
-	if args[0] == spec.InitPath && len(args) > 1 && slices.ContainsFunc(b.spec.Mounts, spec.IsInit) {
-		return args[1:]
+	if b.hasInit() {
+		return b.spec.Process.Args[1:]
 	}
-	return args
+	return b.spec.Process.Args
+}
+
+// initPatience bounds how long a signal waits for an init to begin.
+const initPatience = 2 * time.Second
+
+// awaitInit waits, before a signal is sent, until the container's init takes signals, for [initPatience] at most. Until then the signal would end
+// the runtime's process that becomes the init, or the init before it has started the command, or the kernel would drop it.
+func (s *state) awaitInit(sig unix.Signal) {
+	if !s.Init || sig == unix.SIGKILL {
+		return
+	}
+	// The init catches all signals at once. The Go runtime catches TERM much earlier, in the runtime's process too, but not TTOU.
+	for end := time.Now().Add(initPatience); time.Now().Before(end) && !catches(s.Pid, unix.SIGTTOU, "SigCgt"); {
+		time.Sleep(5 * time.Millisecond)
+	}
+}
+
+// signal sends a signal to the process, see [state.awaitInit].
+func (s *state) signal(sig unix.Signal) error {
+	s.awaitInit(sig)
+	return s.HostProcess.signal(sig)
 }

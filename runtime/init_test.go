@@ -2,12 +2,16 @@ package runtime
 
 import (
 	"bufio"
+	"os"
 	"os/exec"
+	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"distkit/runtime/spec"
 
+	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 )
 
@@ -82,4 +86,52 @@ func TestInitPassesSockets(t *testing.T) {
 	if out, err := c.Output(); string(out) != "one two 2\n" {
 		t.Errorf("%q, %v", out, err)
 	}
+}
+
+// A signal that comes before a container's init takes signals reaches its command.
+func TestInitIsAwaited(t *testing.T) {
+	runtimes(t, func(t *testing.T, m *machine) {
+		self, err := os.Executable()
+		if err != nil {
+			t.Fatal(err)
+		}
+		o := spec.Options{Init: self, Args: []string{"sleep", "1000"}}
+		for _, dir := range []string{"/lib", "/lib64", "/usr/lib"} { // this program may be linked to what is there
+			if _, err := os.Stat(dir); err == nil {
+				o.Mounts = append(o.Mounts, specs.Mount{Destination: dir, Type: "bind", Source: dir, Options: []string{"rbind", "ro"}})
+			}
+		}
+		m.spec(o)
+		for range 5 {
+			c := m.detached(Record{ID: "test-init"})
+			if err := c.Stop(t.Context(), 0, 20*time.Second); err != nil {
+				t.Error(err)
+			}
+			if i := m.info(c); i.Exit == nil || i.Exit.Status == nil || *i.Exit.Status != 128+15 {
+				t.Errorf("stopped: %+v", i.Exit)
+			}
+			if _, err := c.Remove(t.Context(), false); err != nil {
+				t.Error(err)
+			}
+		}
+		for range 5 {
+			c := m.command("test-init")
+			if err := c.Start(); err != nil {
+				t.Fatal(err)
+			}
+			until(t, "the begin of the run", func() bool {
+				_, err := os.Stat(filepath.Join(m.state, "run/test-init/state.json"))
+				return err == nil
+			})
+			if err := c.Process.Signal(unix.SIGTERM); err != nil {
+				t.Error(err)
+			}
+			lost := time.AfterFunc(20*time.Second, func() { _ = c.Process.Kill() })
+			_ = c.Wait()
+			lost.Stop()
+			if got := c.ProcessState.ExitCode(); got != 128+15 {
+				t.Errorf("a run that was sent TERM at its begin: %v", c.ProcessState)
+			}
+		}
+	})
 }

@@ -203,6 +203,7 @@ func (c *Container) KillAll(ctx context.Context, sig unix.Signal) error {
 	if err != nil {
 		return err
 	}
+	l.state.awaitInit(sig)
 	if err := signalAll(l.pids, sig); err != nil {
 		return fmt.Errorf("kill: container %s: %w", c.ID, err)
 	}

@@ -349,7 +349,8 @@ func (u *execution) prepare(ctx context.Context, detached bool) error {
 	if u.job.Bundle, err = b.private(u.claim.path("bundle"), cgroups.path); err != nil {
 		return err
 	}
-	u.state.Terminal, u.state.Cgroups, u.state.Monitors = b.spec.Process.Terminal, cgroups.dirs, cgroups.monitors
+	u.state.Terminal, u.state.Init = b.spec.Process.Terminal, b.hasInit()
+	u.state.Cgroups, u.state.Monitors = cgroups.dirs, cgroups.monitors
 	return u.writeState(u.state) // what is in these cgroups from now on is the container's
 }
 

@@ -45,6 +45,7 @@ type state struct {
 	Users        string      `json:"users,omitempty"`    // the file that tells which of the host's IDs it has
 	Terminal     bool        `json:"terminal,omitempty"`
 	Detached     bool        `json:"detached,omitempty"`
+	Init         bool        `json:"init,omitempty"` // the process is an init of ours, see [state.awaitInit]
 	Monitor      HostProcess `json:"monitor"`
 
 	Interactive bool              `json:"interactive,omitempty"` // of a further process; of the container its record says it
