@@ -22,10 +22,22 @@ const (
 	chunkSize  = 256 << 10 // of whole blocks: a header is never parted
 	chunkCount = 8
 
-	// Holes of sparse files cost a layer nothing, but whoever reads through them time. A Reader gives so many bytes of files, and so
-	// many more for each byte of the layer.
+	// Holes of sparse files cost a layer nothing, but whoever reads through them time. So many bytes of files are given, and so many
+	// more for each byte of the layer.
 	maxHoles, maxHolesPerByte = 16 << 30, 1 << 10
 )
+
+// Holes bounds how long the holes are that are read of a layer's files.
+type Holes struct{ read int64 }
+
+// Add counts bytes of files that were read, up to an offset of the plain layer. InvalidArgument: there are too many.
+func (h *Holes) Add(n int, offset int64) error {
+	h.read += int64(n)
+	if h.read/maxHolesPerByte > offset+maxHoles/maxHolesPerByte {
+		return refused("files have holes of more than %d bytes and %d for each byte of the layer", int64(maxHoles), maxHolesPerByte)
+	}
+	return nil
+}
 
 // A Reader gives the entries of a layer in order: a tar archive, plain or compressed with gzip or zstd.
 //
@@ -35,11 +47,11 @@ type Reader struct {
 	r      io.Reader
 	cancel context.CancelFunc
 
-	in   *stream
-	tar  *tar.Reader
-	tap  Tap   // or nil
-	read int64 // bytes of all files, holes and all
-	rest [32 << 10]byte
+	in    *stream
+	tar   *tar.Reader
+	tap   Tap // or nil
+	holes Holes
+	rest  [32 << 10]byte
 }
 
 // NewReader starts to read r in goroutines of its own: they decompress and hash ahead. Close must be called. A layer of more than most plain bytes is ErrFailedPrecondition, unless most is 0. The plain bytes are
@@ -129,9 +141,8 @@ func (r *Reader) discard() error {
 // Read reads the content of the entry that Next returned last. The holes of a sparse file read as zeros.
 func (r *Reader) Read(p []byte) (int, error) {
 	n, err := r.tar.Read(p)
-	r.read += int64(n)
-	if r.read/maxHolesPerByte > r.in.offset+maxHoles/maxHolesPerByte {
-		return 0, refused("files have holes of more than %d bytes and %d for each byte of the layer", int64(maxHoles), maxHolesPerByte)
+	if err := r.holes.Add(n, r.in.offset); err != nil {
+		return 0, err
 	}
 	return n, r.classify(err)
 }

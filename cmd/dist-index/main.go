@@ -93,5 +93,8 @@ func write(ctx context.Context, w io.Writer, layer io.Reader, expect digest.Dige
 		return err
 	}
 	defer b.Close()
-	return b.Write(w, expect)
+	if err := b.End(expect); err != nil {
+		return err
+	}
+	return b.Write(w)
 }

@@ -72,20 +72,31 @@ func add(ctx context.Context, s *content.Store, l image.Layer) (v1.Descriptor, e
 	}
 	defer f.Close()
 	// The blob may be corrupt. Its diff ID says that it is not, but for how it is compressed: so the digest is computed, too.
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
 	b, err := index.NewBuilder(ctx, f, "", "")
 	if err != nil {
 		return v1.Descriptor{}, err
 	}
 	defer b.Close()
 	r, w := io.Pipe()
+	done := make(chan struct{})
 	go func() {
-		err := b.Write(w, l.DiffID)
+		defer close(done)
+		err := b.End(l.DiffID)
 		if got, _ := b.Layer(); err == nil && l.Digest.Algorithm() == digest.SHA256 && got != l.Digest {
 			err = errclass.Errorf(errdefs.ErrDataLoss, "digest mismatch: got %s", got)
 		}
+		if err == nil {
+			err = b.Write(w)
+		}
 		_ = w.CloseWithError(err)
 	}()
-	defer r.Close()
+	defer func() { // the builder may not be closed before
+		cancel()
+		_ = r.Close()
+		<-done
+	}()
 	dgst, err := content.WriteBlob(ctx, s, "index:"+string(l.Digest), r, -1, "")
 	if err != nil {
 		return v1.Descriptor{}, err

@@ -32,6 +32,7 @@ const maxKept, maxKeptTogether = 1 << 20, 8 << 20
 // An origin is the entry that made a file: its layer, and its number there, both from 0 on.
 type origin struct {
 	layer  uint16
+	large  bool // its content is more than maxKept bytes
 	number uint32
 }
 
@@ -55,13 +56,13 @@ func Open(ctx context.Context, layers []Layer, maxMemory int64, paths ...string)
 	for _, p := range paths {
 		wanted[path.Base(p)] = true
 	}
-	return s, Merge(ctx, layers, s.tree, func(l int, n int64, c tree.Change, h *tar.Header, content io.Reader) error {
+	err := Merge(ctx, layers, s.tree, func(l int, n int64, c tree.Change, h *tar.Header, content io.Reader) error {
 		if c.Action != tree.Made && c.Action != tree.Merged {
 			return nil
 		}
 		f, kind := s.tree.File(c.Entry), s.tree.Kind(c.Entry)
-		*f = origin{uint16(l), uint32(n)}
-		if _, streams := layers[l].Source.(stored); streams && kind == tree.Regular && wanted[string(s.tree.Name(c.Entry))] {
+		*f = origin{uint16(l), h.Size > maxKept, uint32(n)}
+		if content != Unread && kind == tree.Regular && wanted[string(s.tree.Name(c.Entry))] {
 			return s.keep(f, h.Size, content)
 		}
 		if kind != tree.Dir {
@@ -78,6 +79,45 @@ func Open(ctx context.Context, layers []Layer, maxMemory int64, paths ...string)
 		}
 		return s.tree.Charge(int64(size))
 	}, nil)
+	if err == nil && len(paths) > 1 {
+		s.prefetch(ctx, paths)
+	}
+	return s, err
+}
+
+// prefetch keeps contents of the files that several paths lead to, so that each layer is read once for all of them. Errors are for Cat to find.
+func (s *Files) prefetch(ctx context.Context, paths []string) {
+	wanted := make([][]*origin, len(s.layers))
+	for _, p := range paths {
+		e, err := s.tree.Lookup(p, true)
+		if err != nil || s.tree.Kind(e) != tree.Regular {
+			continue
+		}
+		f := s.tree.File(e)
+		if _, kept := s.kept[f]; !kept && !f.large {
+			wanted[f.layer] = append(wanted[f.layer], f)
+		}
+	}
+	for l, files := range wanted {
+		if len(files) == 0 {
+			continue
+		}
+		slices.SortFunc(files, func(a, b *origin) int { return cmp.Compare(a.number, b.number) })
+		files = slices.Compact(files)
+		numbers, next := make([]int64, len(files)), 0
+		for i, f := range files {
+			numbers[i] = int64(f.number)
+		}
+		err := s.layers[l].Walk(ctx, numbers, func(_ int64, h *tar.Header, content io.Reader) error {
+			next++
+			return s.keep(files[next-1], h.Size, content)
+		})
+		if err != nil {
+			for _, f := range files {
+				delete(s.kept, f)
+			}
+		}
+	}
 }
 
 // keep keeps a file's content, unless that is too large.

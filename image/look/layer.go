@@ -28,8 +28,17 @@ import (
 type Source interface {
 	// Walk calls f with the entries of a layer in the order of the archive. n counts all entries from 0 on. Where only is not nil, f is
 	// called with the entries that have those numbers and with no other: they ascend, and each is given once. content reads the entry's
-	// content until f returns; a Source need not fetch it before it is read. A nil error means that all that f was given is verified.
+	// content until f returns; where only is nil, it may be Unread. A nil error means that all that f was given is verified.
 	Walk(ctx context.Context, only []int64, f func(n int64, h *tar.Header, content io.Reader) error) error
+}
+
+// Unread is the content of an entry that a Source lists without it. Reading it is NotImplemented.
+var Unread io.Reader = unread{}
+
+type unread struct{}
+
+func (unread) Read([]byte) (int, error) {
+	return 0, errclass.Errorf(errdefs.ErrNotImplemented, "the layer is listed without contents")
 }
 
 // A Layer is a layer of an image with its entries.

@@ -30,8 +30,8 @@ type Builder struct {
 	scratch [2]*os.File
 }
 
-// NewBuilder starts to read a layer, plain or compressed with gzip or zstd. DiffID is what its diff ID must be, or "". The layer's digest is
-// computed beside if known is "". Temporary files are in a directory, or in that of os.TempDir. Close must be called.
+// NewBuilder starts to read a layer, plain or compressed with gzip or zstd. known is the layer's digest, if r verifies that; if it is "", the
+// digest is computed. Temporary files are in dir, or in the directory of os.TempDir. Close must be called.
 func NewBuilder(ctx context.Context, r io.Reader, known digest.Digest, dir string) (*Builder, error) {
 	b := &Builder{layer: &counter{r: r, known: known}}
 	if known == "" {
@@ -64,23 +64,20 @@ func (b *Builder) Next() (*tar.Header, error) {
 // Read reads the content of the entry that Next returned last.
 func (b *Builder) Read(p []byte) (int, error) { return b.in.Read(p) }
 
-// Write reads what is left of the layer and writes the index to w. It fails if the layer does not have the diff ID expect. Where
-// that is "", a layer without an end-of-archive marker is taken for one that was cut short.
-func (b *Builder) Write(w io.Writer, expect digest.Digest) error {
+// End reads what is left of the layer. It fails if the layer does not have the diff ID expect. Where that is "", a layer without an
+// end-of-archive marker is taken for one that was cut short.
+func (b *Builder) End(expect digest.Digest) error {
 	for {
 		if _, err := b.Next(); err == io.EOF {
-			break
+			return b.in.End(expect)
 		} else if err != nil {
 			return err
 		}
 	}
-	if err := b.in.End(expect); err != nil {
-		return err
-	}
-	return b.write(w)
 }
 
-func (b *Builder) write(w io.Writer) error {
+// Write writes the index to w. It is only for after End.
+func (b *Builder) Write(w io.Writer) error {
 	t := &b.tap
 	diffID, size := b.in.DiffID(), b.in.Size() // from here on nothing else runs
 	t.cut()
@@ -121,7 +118,7 @@ func (b *Builder) write(w io.Writer) error {
 	return out.Close()
 }
 
-// Layer returns the layer's digest and size. It is only for after Write.
+// Layer returns the layer's digest and size. It is only for after End.
 func (b *Builder) Layer() (digest.Digest, int64) { return b.layer.digest(), b.layer.n }
 
 func copyFile(w io.Writer, f *os.File) error {

@@ -1,5 +1,5 @@
 // Package index makes indexes of layers, with which single files of a layer are read without the rest. The page dist-index(5),
-// index.5.md beside this file, specifies the form of an index.
+// dist-index.5.md beside this file, specifies the form of an index.
 //
 // Whoever wrote an index decides what it says of the layer: see [Open].
 package index

@@ -13,10 +13,14 @@ import (
 	"strings"
 	"testing"
 
+	"distkit/layer"
+
 	"github.com/containerd/errdefs"
 	"github.com/klauspost/compress/zstd"
 	"github.com/opencontainers/go-digest"
 )
+
+type holes = layer.Holes // many tests have a layer of that name
 
 // archive returns a layer with entries of many kinds, and the content of its files by name.
 func archive(t testing.TB, files, size int) ([]byte, map[string]string) {
@@ -89,7 +93,7 @@ func build(t testing.TB, layer []byte) []byte {
 	}
 	defer b.Close()
 	var out bytes.Buffer
-	if err := b.Write(&out, ""); err != nil {
+	if err := errors.Join(b.End(""), b.Write(&out)); err != nil {
 		t.Fatal(err)
 	}
 	if d, n := b.Layer(); d != digest.FromBytes(layer) || n != int64(len(layer)) {
@@ -113,6 +117,7 @@ func files(ctx context.Context, x *Index, s Source, each func(name, content stri
 		return err
 	}
 	defer e.Close()
+	holes := &holes{}
 	for {
 		h, at, err := e.Next()
 		if err == io.EOF {
@@ -124,7 +129,7 @@ func files(ctx context.Context, x *Index, s Source, each func(name, content stri
 		if h.Typeflag != tar.TypeReg {
 			continue
 		}
-		r, err := x.Files(ctx, s, at, at)
+		r, err := x.Files(ctx, s, at, at, holes)
 		if err != nil {
 			return fmt.Errorf("%s: %w", h.Name, err)
 		}
@@ -237,13 +242,7 @@ func TestSparseFile(t *testing.T) {
 	}
 	head := pax.Bytes()
 	head[156] = 'x'
-	copy(head[148:156], "        ")
-	sum := 0
-	for _, c := range head[:512] {
-		sum += int(c)
-	}
-	copy(head[148:156], fmt.Sprintf("%06o\x00 ", sum))
-	layer := append(head, b.Bytes()...)
+	layer := append(checksum(head, 0), b.Bytes()...)
 	index := build(t, layer)
 	x, err := Open(bytes.NewReader(index), int64(len(index)))
 	if err != nil {
@@ -256,6 +255,30 @@ func TestSparseFile(t *testing.T) {
 	}
 	if want := strings.Repeat("\x00", 1<<20) + "tail"; got != want {
 		t.Errorf("%d bytes, not %d", len(got), len(want))
+	}
+	e, err := x.Entries(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer e.Close()
+	h, at, err := e.Next()
+	if err != nil {
+		t.Fatal(err)
+	}
+	holes := &holes{}
+	if err := holes.Add(1<<40, 1<<40); err != nil {
+		t.Fatal(err)
+	}
+	r, err := x.Files(t.Context(), source(layer, &n), at, at, holes)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	if err := r.Next(h, at); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := io.ReadAll(r); !errdefs.IsInvalidArgument(err) {
+		t.Errorf("after holes of 1 TiB: %v", err)
 	}
 }
 
@@ -352,9 +375,51 @@ func BenchmarkBuild(b *testing.B) {
 		if err != nil {
 			b.Fatal(err)
 		}
-		if err := x.Write(io.Discard, ""); err != nil {
+		if err := errors.Join(x.End(""), x.Write(io.Discard)); err != nil {
 			b.Fatal(err)
 		}
 		x.Close()
 	}
+}
+
+// Sizes and records of an index that no archive may have are DataLoss.
+func TestMalformedIndex(t *testing.T) {
+	t.Parallel()
+	plain, _ := archive(t, 3, 100)
+	good := build(t, plain)
+	at := 512 + int(mustSize(t, good[124:136])+511)/512*512 // of the header of windows
+	for at += 512; !bytes.HasPrefix(good[at:], []byte(entriesName)); at += 512 {
+	}
+	huge := bytes.Clone(good)
+	huge[at+124] = 0x80 // in base 256
+	copy(huge[at+125:at+136], "\x00\x00\x00\x7f\xff\xff\xff\xff\xff\xfe\x00")
+	var long bytes.Buffer
+	w := tar.NewWriter(&long)
+	if err := w.WriteHeader(&tar.Header{Typeflag: tar.TypeReg, Name: strings.Repeat("x", 2<<20), Format: tar.FormatGNU}); err != nil {
+		t.Fatal(err)
+	}
+	for what, b := range map[string][]byte{"a size beyond all files": checksum(huge, at), "a name of 2 MiB": long.Bytes()} {
+		if _, err := Open(bytes.NewReader(b), int64(len(b))); !errdefs.IsDataLoss(err) {
+			t.Errorf("%s: %v", what, err)
+		}
+	}
+}
+
+func mustSize(t *testing.T, octal []byte) (n int64) {
+	t.Helper()
+	if _, err := fmt.Sscanf(string(octal[:11]), "%o", &n); err != nil {
+		t.Fatal(err)
+	}
+	return n
+}
+
+// checksum gives a header its sum.
+func checksum(b []byte, at int) []byte {
+	copy(b[at+148:at+156], "        ")
+	sum := 0
+	for _, c := range b[at : at+512] {
+		sum += int(c)
+	}
+	copy(b[at+148:at+156], fmt.Sprintf("%06o\x00 ", sum))
+	return b
 }

@@ -20,6 +20,7 @@ import (
 type Index struct {
 	doc     document
 	sums    [][32]byte // of the chunks
+	points  []int      // chunks where decompression can begin
 	windows io.ReaderAt
 	at      []int64 // where a chunk's window begins
 	entries *io.SectionReader
@@ -31,7 +32,7 @@ type Index struct {
 // is what the index says.
 func Open(r io.ReaderAt, size int64) (*Index, error) {
 	x, err := open(r, size)
-	if errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, io.EOF) || errors.Is(err, tar.ErrHeader) {
+	if errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, io.EOF) || errors.Is(err, tar.ErrHeader) || errors.Is(err, tar.ErrFieldTooLong) {
 		err = dataLoss("not an index of a layer: %w", err)
 	}
 	return x, err
@@ -69,7 +70,7 @@ func open(r io.ReaderAt, size int64) (*Index, error) {
 		if err != nil {
 			return nil, err
 		}
-		if begin+h.Size > size {
+		if h.Size > size-begin {
 			return nil, dataLoss("index ends too early")
 		}
 		section := io.NewSectionReader(r, begin, h.Size)
@@ -117,6 +118,10 @@ func (x *Index) check(windows int64) error {
 		case i == 0 && (c.Offset != 0 || c.Bit != 0 || c.Window != 0), length <= 0, length > maxChunk, c.Window < 0, c.Window > 2*maxWindow, c.Bit < 0,
 			c.Bit > 8*d.Layer.Size, c.Bit > 0 && c.Bit <= bit:
 			return dataLoss("index: chunk %d is malformed", i)
+		}
+		d.Chunks[i].SHA256 = "" // sums has it, in less memory
+		if i == 0 || c.Bit > 0 {
+			x.points = append(x.points, i)
 		}
 		bit = max(bit, c.Bit)
 		if used += c.Window; used > windows {

@@ -20,16 +20,17 @@ type Source func(ctx context.Context, from, to int64) (io.ReadCloser, error)
 type Files struct {
 	plain *plain
 	tar   *tar.Reader
+	holes *layer.Holes
 }
 
-// Files starts to read what the layer has from an entry on, up to the end of another one. ErrDataLoss: something is not what the index says.
-// Errors of the source keep their class. Close must be called.
-func (x *Index) Files(ctx context.Context, layerBytes Source, first, last Place) (*Files, error) {
+// Files starts to read what the layer has from an entry on, up to the end of another one. holes are those of all files that are read of the
+// layer. ErrDataLoss: something is not what the index says. Errors of the source keep their class. Close must be called.
+func (x *Index) Files(ctx context.Context, layerBytes Source, first, last Place, holes *layer.Holes) (*Files, error) {
 	r, err := x.plain(ctx, layerBytes, first.Begin, last.End)
 	if err != nil {
 		return nil, err
 	}
-	return &Files{r, tar.NewReader(r)}, nil
+	return &Files{r, tar.NewReader(r), holes}, nil
 }
 
 // Next makes an entry the one that is read, which must be as its entry in the index says. Entries are given in the order of the archive. Errors are
@@ -46,16 +47,17 @@ func (f *Files) Next(want *tar.Header, at Place) error {
 			continue
 		case f.plain.given > at.Content || h.Name != want.Name || h.Size != want.Size || h.Typeflag != want.Typeflag || h.Linkname != want.Linkname:
 			return dataLoss("the layer has %.200q where the index has %.200q", h.Name, want.Name)
-		case layer.Sparse(h) && h.Size > layer.MaxSparse:
-			return dataLoss("%.200q has holes of more than %d bytes", h.Name, int64(layer.MaxSparse))
 		}
 		return nil
 	}
 }
 
-// Read reads the content of the entry at hand.
+// Read reads the content of the entry at hand. InvalidArgument: files have too many holes.
 func (f *Files) Read(p []byte) (int, error) {
 	n, err := f.tar.Read(p)
+	if err := f.holes.Add(n, f.plain.given); err != nil {
+		return 0, err
+	}
 	return n, f.plain.cause(err)
 }
 
@@ -77,8 +79,8 @@ func (x *Index) span(from, to int64) (first, point, last int) {
 	}
 	first, last = behind(from)-1, behind(max(from, to-1))-1
 	point = first
-	for compression.Format(x.doc.Compression) != compression.None && point > 0 && chunks[point].Bit == 0 {
-		point--
+	if compression.Format(x.doc.Compression) != compression.None {
+		point = x.points[sort.SearchInts(x.points, first+1)-1]
 	}
 	return first, point, last
 }
@@ -90,11 +92,8 @@ func (x *Index) extent(point, last int) (from, to int64) {
 		return chunks[point].Offset, x.end(last)
 	}
 	to = x.doc.Layer.Size
-	for i := last + 1; i < len(chunks); i++ {
-		if chunks[i].Bit > 0 {
-			to = min(to, (chunks[i].Bit+7)/8)
-			break
-		}
+	if next := sort.SearchInts(x.points, last+1); next < len(x.points) {
+		to = min(to, (chunks[x.points[next]].Bit+7)/8)
 	}
 	return chunks[point].Bit / 8, to
 }

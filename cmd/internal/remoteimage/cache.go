@@ -1,7 +1,6 @@
 package remoteimage
 
 import (
-	"cmp"
 	"fmt"
 	"io"
 	"os"
@@ -26,88 +25,98 @@ type cache struct{ dir string }
 
 func openCache() *cache {
 	dir, err := os.UserCacheDir()
-	if err != nil {
+	if err != nil || os.MkdirAll(dir, 0o700) != nil {
 		return &cache{}
 	}
-	for _, name := range []string{"", "distkit", "index"} {
-		dir = filepath.Join(dir, name)
-		var st unix.Stat_t
-		if err := os.Mkdir(dir, 0o700); err != nil && !os.IsExist(err) {
-			return &cache{}
-		}
-		if unix.Lstat(dir, &st) != nil || st.Mode&unix.S_IFMT != unix.S_IFDIR || int(st.Uid) != os.Geteuid() || st.Mode&0o022 != 0 {
+	for _, name := range []string{"distkit", "index"} {
+		if dir = filepath.Join(dir, name); !disk.PrivateDir(dir) {
 			return &cache{}
 		}
 	}
 	return &cache{dir}
 }
 
-func name(layer v1.Descriptor) string {
-	return layer.Digest.Algorithm().String() + "-" + layer.Digest.Encoded()
+func (c *cache) path(layer v1.Descriptor) string {
+	return filepath.Join(c.dir, layer.Digest.Algorithm().String()+"-"+layer.Digest.Encoded())
 }
 
-// open opens the index of a layer. It returns nil if there is none, and for one that is damaged.
-func (c *cache) open(layer v1.Descriptor) (*index.Index, error) {
+// remove removes the index of a layer, if there is one.
+func (c *cache) remove(layer v1.Descriptor) {
+	if c.dir != "" {
+		_ = os.Remove(c.path(layer))
+	}
+}
+
+// open opens the index of a layer, or returns nil if there is none that can be used. One that is damaged is removed.
+func (c *cache) open(layer v1.Descriptor) *index.Index {
 	if c.dir == "" {
-		return nil, nil
+		return nil
 	}
-	f, err := os.OpenFile(filepath.Join(c.dir, name(layer)), os.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
+	f, err := os.OpenFile(c.path(layer), os.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
 	if err != nil {
-		return nil, err
+		return nil
 	}
-	info, err := f.Stat()
 	var x *index.Index
-	if err == nil && !info.Mode().IsRegular() {
-		err = errclass.Errorf(errdefs.ErrDataLoss, "not a file")
+	var st unix.Stat_t
+	if unix.Fstat(int(f.Fd()), &st) == nil && st.Mode&unix.S_IFMT == unix.S_IFREG && int(st.Uid) == os.Geteuid() && st.Mode&0o022 == 0 {
+		x, err = openIndex(f, st.Size, layer)
 	}
-	if err == nil {
-		x, err = openIndex(f, info.Size(), layer)
-	}
-	if err != nil {
+	if x == nil {
 		_ = f.Close()
-		return nil, err
+		if errdefs.IsDataLoss(err) {
+			c.remove(layer)
+		}
+		return nil
 	}
 	now := time.Now()
 	_ = os.Chtimes(f.Name(), now, now)
-	return x, nil
+	return x
 }
 
-// add keeps the index of a layer that write writes, and opens it. Where it can't be kept it is there until the process ends.
-func (c *cache) add(layer v1.Descriptor, write func(io.Writer) error) (*index.Index, error) {
-	var f *os.File
-	err := os.ErrNotExist
-	if c.dir != "" {
-		f, err = os.CreateTemp(c.dir, ".index-")
-	}
-	isKept := err == nil
-	if !isKept {
-		f, err = unnamed()
-	}
+// add opens the index of a layer that write writes, and keeps it if it can. The index is there until the process ends. It returns nil where
+// there is no room for that either: an index spares reading the layer again, and no more.
+func (c *cache) add(layer v1.Descriptor, write func(io.Writer) error) *index.Index {
+	f, err := unnamed()
 	if err != nil {
-		return nil, err
+		return nil
 	}
-	err = write(f)
 	var x *index.Index
-	if err == nil {
+	if err = write(f); err == nil {
 		var size int64
 		if size, err = f.Seek(0, io.SeekCurrent); err == nil {
 			x, err = openIndex(f, size, layer)
 		}
 	}
-	if isKept && (err != nil || f.Sync() != nil || os.Rename(f.Name(), filepath.Join(c.dir, name(layer))) != nil) {
-		_ = os.Remove(f.Name())
-	}
 	if err != nil {
 		_ = f.Close()
-		return nil, err
+		return nil
+	}
+	c.keep(layer, f)
+	return x
+}
+
+// keep copies an index into the directory.
+func (c *cache) keep(layer v1.Descriptor, from *os.File) {
+	if c.dir == "" {
+		return
 	}
 	c.sweep()
-	return x, nil
+	f, err := os.CreateTemp(c.dir, ".index-")
+	if err != nil {
+		return
+	}
+	defer f.Close()
+	if _, err = from.Seek(0, io.SeekStart); err == nil {
+		_, err = io.Copy(f, from)
+	}
+	if err != nil || f.Sync() != nil || os.Rename(f.Name(), c.path(layer)) != nil {
+		_ = os.Remove(f.Name())
+	}
 }
 
 // sweep removes indexes that were not used for long, and what processes that died have left.
 func (c *cache) sweep() {
-	entries, err := os.ReadDir(cmp.Or(c.dir, os.DevNull))
+	entries, err := os.ReadDir(c.dir)
 	if err != nil {
 		return
 	}

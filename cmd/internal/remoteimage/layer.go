@@ -7,17 +7,17 @@ import (
 	"io"
 	"net/http"
 
+	"distkit/errclass"
+	"distkit/image/look"
+	"distkit/layer"
 	"distkit/layer/index"
 
+	"github.com/containerd/errdefs"
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
-const (
-	// batch is how many entries are looked up before any of them is read.
-	batch = 1024
-	// gap is how many bytes of a layer are read and not used to spare a request.
-	gap = 512 << 10
-)
+// gap is how many bytes of a layer are read and not used to spare a request.
+const gap = 512 << 10
 
 // remoteLayer is a layer at a remote.
 type remoteLayer struct {
@@ -38,14 +38,17 @@ func (l *remoteLayer) Walk(ctx context.Context, only []int64, f func(n int64, h 
 	default:
 		err = l.files(ctx, only, f)
 	}
-	if err != nil {
-		return fmt.Errorf("layer %s: %w", l.Digest, err)
+	if err == nil {
+		return nil
 	}
-	return nil
+	if errdefs.IsDataLoss(err) {
+		l.image.cache.remove(l.Descriptor) // it may be the index that is damaged
+	}
+	return fmt.Errorf("layer %s: %w", l.Digest, err)
 }
 
 // stream fetches the whole layer, and makes its index meanwhile.
-func (l *remoteLayer) stream(ctx context.Context, only []int64, f func(n int64, h *tar.Header, content io.Reader) error) (err error) {
+func (l *remoteLayer) stream(ctx context.Context, only []int64, f func(n int64, h *tar.Header, content io.Reader) error) error {
 	body, err := l.image.remote.Fetch(ctx, string(l.Digest), "mediatype:"+l.MediaType, fmt.Sprintf("size:%d", l.Size))
 	if err != nil {
 		return err
@@ -73,11 +76,14 @@ func (l *remoteLayer) stream(ctx context.Context, only []int64, f func(n int64, 
 			return err
 		}
 	}
-	l.index, err = l.image.cache.add(l.Descriptor, func(w io.Writer) error { return b.Write(w, l.image.diffID(l.number)) })
-	return err
+	if err := b.End(l.image.diffID(l.number)); err != nil {
+		return err
+	}
+	l.index = l.image.cache.add(l.Descriptor, b.Write)
+	return nil
 }
 
-// list gives all entries out of the index. Contents are fetched once they are read.
+// list gives all entries out of the index, without their contents.
 func (l *remoteLayer) list(ctx context.Context, f func(n int64, h *tar.Header, content io.Reader) error) error {
 	e, err := l.index.Entries(ctx)
 	if err != nil {
@@ -85,122 +91,113 @@ func (l *remoteLayer) list(ctx context.Context, f func(n int64, h *tar.Header, c
 	}
 	defer e.Close()
 	for n := int64(0); ; n++ {
-		h, at, err := e.Next()
+		h, _, err := e.Next()
 		if err == io.EOF {
 			return nil
 		} else if err != nil {
 			return err
 		}
-		content := &lazy{ctx: ctx, layer: l, h: h, at: at}
-		err = f(n, h, content)
-		content.close()
-		if err != nil {
+		if err := f(n, h, look.Unread); err != nil {
 			return err
 		}
 	}
 }
 
-// lazy is the content of an entry, which is opened when it is read.
-type lazy struct {
-	ctx   context.Context
-	layer *remoteLayer
-	h     *tar.Header
-	at    index.Place
-	files *index.Files
-}
-
-func (z *lazy) Read(p []byte) (int, error) {
-	if z.files == nil {
-		files, err := z.layer.index.Files(z.ctx, z.layer.bytes, z.at, z.at)
-		if err != nil {
-			return 0, err
-		}
-		z.files = files
-		if err := files.Next(z.h, z.at); err != nil {
-			return 0, err
-		}
-	}
-	return z.files.Read(p)
-}
-
-func (z *lazy) close() {
-	if z.files != nil {
-		_ = z.files.Close()
-	}
-}
-
-// A wanted is an entry that is to be read.
-type wanted struct {
-	n  int64
-	h  *tar.Header
-	at index.Place
-}
-
-// files gives some entries. What lies close together is fetched in one request.
+// files gives some entries. What lies close together is fetched in one request and decompressed in one go, so nothing is read twice. How much
+// that is has to be known before: the index's entries are read twice at the same time, to look ahead and to give them. None is kept.
 func (l *remoteLayer) files(ctx context.Context, only []int64, f func(n int64, h *tar.Header, content io.Reader) error) error {
-	e, err := l.index.Entries(ctx)
+	ahead, err := l.choose(ctx, only)
+	if err != nil {
+		return err
+	}
+	defer ahead.Close()
+	e, err := l.choose(ctx, only)
 	if err != nil {
 		return err
 	}
 	defer e.Close()
-	var list []wanted
-	for n := int64(0); len(only) > 0; n++ {
-		h, at, err := e.Next()
-		if err == io.EOF {
-			return fmt.Errorf("entry %d: there is none", only[0])
-		} else if err != nil {
-			return err
-		}
-		if only[0] != n {
-			continue
-		}
-		only = only[1:]
-		if list = append(list, wanted{n, h, at}); len(list) == batch || len(only) == 0 {
-			if err := l.read(ctx, list, f); err != nil {
-				return err
+	holes := &layer.Holes{}
+	_, _, first, err := ahead.next()
+	for err == nil {
+		last, next, k := first, index.Place{}, 0
+		for _, end := l.index.Extent(first); ; {
+			k++
+			if _, _, next, err = ahead.next(); err != nil {
+				break
 			}
-			list = list[:0]
-		}
-	}
-	return nil
-}
-
-// read gives a batch of entries.
-func (l *remoteLayer) read(ctx context.Context, list []wanted, f func(n int64, h *tar.Header, content io.Reader) error) error {
-	for len(list) > 0 {
-		_, end := l.index.Extent(list[0].at)
-		k := 1
-		for ; k < len(list); k++ {
-			begin, next := l.index.Extent(list[k].at)
+			begin, to := l.index.Extent(next)
 			if begin > end+gap {
 				break
 			}
-			end = max(end, next)
+			last, end = next, max(end, to)
 		}
-		if err := l.group(ctx, list[:k], f); err != nil {
+		if err != nil && err != io.EOF {
 			return err
 		}
-		list = list[k:]
+		if err := l.group(ctx, e, k, first, last, holes, f); err != nil {
+			return err
+		}
+		first = next
 	}
-	return nil
+	if err == io.EOF {
+		return nil
+	}
+	return err
 }
 
-// group gives entries that are fetched in one request.
-func (l *remoteLayer) group(ctx context.Context, list []wanted, f func(n int64, h *tar.Header, content io.Reader) error) error {
-	files, err := l.index.Files(ctx, l.bytes, list[0].at, list[len(list)-1].at)
+// group gives the next k entries, which are fetched in one request.
+func (l *remoteLayer) group(ctx context.Context, e *chosen, k int, first, last index.Place, holes *layer.Holes,
+	f func(n int64, h *tar.Header, content io.Reader) error) error {
+	files, err := l.index.Files(ctx, l.bytes, first, last, holes)
 	if err != nil {
 		return err
 	}
 	defer files.Close()
-	for _, w := range list {
-		if err := files.Next(w.h, w.at); err != nil {
-			return err
+	for range k {
+		n, h, at, err := e.next()
+		if err == nil {
+			err = files.Next(h, at)
 		}
-		if err := f(w.n, w.h, files); err != nil {
+		if err == nil {
+			err = f(n, h, files)
+		}
+		if err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// chosen are some entries of an index.
+type chosen struct {
+	*index.Entries
+	only []int64 // what is left
+	read int64
+}
+
+func (l *remoteLayer) choose(ctx context.Context, only []int64) (*chosen, error) {
+	e, err := l.index.Entries(ctx)
+	return &chosen{e, only, 0}, err
+}
+
+// next returns the next entry with its number, or io.EOF.
+func (c *chosen) next() (int64, *tar.Header, index.Place, error) {
+	for len(c.only) > 0 {
+		h, at, err := c.Next()
+		if err == io.EOF {
+			err = errclass.Errorf(errdefs.ErrDataLoss, "index: there is no entry %d", c.only[0])
+		}
+		if err != nil {
+			return 0, nil, at, err
+		}
+		n := c.read
+		c.read++
+		if n == c.only[0] {
+			c.only = c.only[1:]
+			return n, h, at, nil
+		}
+	}
+	return 0, nil, index.Place{}, io.EOF
 }
 
 // bytes fetches a range of the layer.

@@ -71,23 +71,32 @@ func (f *Flags) Layers(ctx context.Context, ref string, local *inside.Flags) ([]
 	if err := img.resolve(ctx, name.Object, local.Platform()); err != nil {
 		return nil, err
 	}
+	return f.layers(ctx, img)
+}
+
+func (f *Flags) layers(ctx context.Context, img *remoteImage) ([]look.Layer, error) {
 	var list []look.Layer
+	once := map[digest.Digest]*remoteLayer{}
+	var missing []*remoteLayer
 	for i, d := range img.layers {
-		l := &remoteLayer{image: img, number: i, Descriptor: d}
-		l.index, _ = img.cache.open(d)
+		l := once[d.Digest]
+		switch {
+		case l == nil:
+			l = &remoteLayer{image: img, number: i, Descriptor: d, index: img.cache.open(d)}
+			once[d.Digest] = l
+			if l.index == nil {
+				missing = append(missing, l)
+			}
+		case l.Size != d.Size:
+			return nil, errclass.Errorf(errdefs.ErrInvalidArgument, "manifest %s has layer %s twice, of different sizes", img.manifest, d.Digest)
+		}
 		list = append(list, look.Layer{Layer: image.Layer{Descriptor: d}, Source: l})
 	}
-	return list, f.believe(ctx, img, list)
+	return list, f.believe(ctx, img, missing)
 }
 
 // believe gives the layers that have no index those that the user wants to be believed.
-func (f *Flags) believe(ctx context.Context, img *remoteImage, list []look.Layer) error {
-	var missing []*remoteLayer
-	for _, l := range list {
-		if l := l.Source.(*remoteLayer); l.index == nil {
-			missing = append(missing, l)
-		}
-	}
+func (f *Flags) believe(ctx context.Context, img *remoteImage, missing []*remoteLayer) error {
 	if len(missing) == 0 {
 		return nil
 	}
@@ -114,6 +123,18 @@ func (f *Flags) believe(ctx context.Context, img *remoteImage, list []look.Layer
 				return err
 			}
 			break
+		}
+	}
+	room := int64(maxIndexes)
+	for _, l := range missing {
+		if d, ok := found[l.Digest]; ok {
+			if d.Digest.Validate() != nil || d.Size < 0 {
+				return errclass.Errorf(errdefs.ErrDataLoss, "the descriptor of the index of layer %s is malformed", l.Digest)
+			}
+			if d.Size > room {
+				return errclass.Errorf(errdefs.ErrDataLoss, "the indexes of the layers have more than %d bytes together", maxIndexes)
+			}
+			room -= d.Size
 		}
 	}
 	errs, turn := make([]error, len(missing)), make(chan struct{}, parallel)
@@ -259,14 +280,11 @@ func (m *remoteImage) diffID(number int) digest.Digest {
 	return ""
 }
 
-// maxIndex bounds indexes in bytes.
-const maxIndex = 256 << 20
+// maxIndexes bounds in bytes the indexes of an image that are fetched.
+const maxIndexes = 256 << 20
 
 // fetchIndex fetches an index of a layer into a temporary file.
 func (m *remoteImage) fetchIndex(ctx context.Context, d, layer v1.Descriptor) (*index.Index, error) {
-	if d.Size > maxIndex {
-		return nil, errclass.Errorf(errdefs.ErrDataLoss, "index %s has %d bytes, more than %d", d.Digest, d.Size, maxIndex)
-	}
 	r, err := m.remote.Fetch(ctx, string(d.Digest), "mediatype:"+d.MediaType, fmt.Sprintf("size:%d", d.Size))
 	if err != nil {
 		return nil, err
@@ -277,7 +295,10 @@ func (m *remoteImage) fetchIndex(ctx context.Context, d, layer v1.Descriptor) (*
 		return nil, err
 	}
 	var x *index.Index
-	n, err := io.Copy(f, io.LimitReader(r, maxIndex+1))
+	n, err := io.Copy(f, io.LimitReader(r, d.Size+1))
+	if err == nil && n != d.Size {
+		err = errclass.Errorf(errdefs.ErrDataLoss, "its size is not %d", d.Size)
+	}
 	if err == nil {
 		x, err = openIndex(f, n, layer)
 	}
