@@ -208,7 +208,7 @@ func (b *bound) changed(c net.Conn, state http.ConnState) {
 	case http.StateIdle:
 		since = time.Now()
 		if leased {
-			l.idle.Store(true)
+			l.next.Store(idle)
 		}
 	case http.StateClosed, http.StateHijacked:
 		if leased && l.parked.Load() {

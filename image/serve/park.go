@@ -18,29 +18,48 @@ const parkAfter = 100 * time.Millisecond
 
 // lease is a connection as net/http sees it. If no request comes for a while, its Read fails, so that net/http closes the lease and frees what it has
 // of it. The connection behind it stays open.
+//
+// Only one read may fail so: the one that waits for the first byte of a request, with nothing in net/http's buffer. Any other would make the rest of
+// a request a request of its own. net/http makes it after StateIdle and exactly one SetReadDeadline, that for the idle connection. If a part of the
+// request is in its buffer already, it doesn't read, or reads less than a buffer; then it sets the deadline again.
 type lease struct {
 	net.Conn
-	bound *bound
-	// buffer is the size of net/http's read buffer, which is empty at the first read. A read for as much has an empty buffer again, so no byte is
-	// lost with it.
-	buffer int
-	idle   atomic.Bool // the next read is for a request that has not begun
-	parked atomic.Bool // the connection lives on when the lease is closed
+	bound  *bound
+	buffer int          // the size of net/http's read buffer: it is empty at the first read
+	next   atomic.Int32 // how near the read is that may fail
+	parked atomic.Bool  // the connection lives on when the lease is closed
 	closed atomic.Bool
+}
+
+// The steps to the read that may fail.
+const (
+	busy    = iota // a request is read or answered
+	idle           // net/http has said that it waits for a request
+	waiting        // it has set the deadline for that
+)
+
+// SetReadDeadline implements net.Conn.
+func (l *lease) SetReadDeadline(t time.Time) error {
+	if t.IsZero() || !l.next.CompareAndSwap(idle, waiting) {
+		l.next.Store(busy)
+	}
+	return l.Conn.SetReadDeadline(t)
 }
 
 // Read implements net.Conn.
 func (l *lease) Read(p []byte) (int, error) {
-	l.buffer = max(l.buffer, len(p))
-	if !l.idle.Swap(false) || len(p) < l.buffer {
+	if l.buffer == 0 {
+		l.buffer = len(p)
+	}
+	if l.next.Swap(busy) != waiting || len(p) != l.buffer {
 		return l.Conn.Read(p)
 	}
-	_ = l.SetReadDeadline(time.Now().Add(parkAfter))
+	_ = l.Conn.SetReadDeadline(time.Now().Add(parkAfter))
 	n, err := l.Conn.Read(p)
 	if n == 0 && errors.Is(err, os.ErrDeadlineExceeded) {
 		l.parked.Store(true)
 	} else {
-		_ = l.SetReadDeadline(time.Now().Add(headerPatience))
+		_ = l.Conn.SetReadDeadline(time.Now().Add(headerPatience))
 	}
 	return n, err
 }

@@ -490,6 +490,7 @@ func TestRestingConnections(t *testing.T) {
 		{request, request, request},
 		{request[:2], request[2:], request[:1], request[1:20], request[20:]},
 		{request + request, request + request[:3], request[3:]},
+		{request + request[:19], request[19:]}, // a line is whole
 	} {
 		resting.Go(func() {
 			c, err := net.Dial("tcp", strings.TrimPrefix(f.url, "http://"))
@@ -527,6 +528,40 @@ func TestRestingConnections(t *testing.T) {
 		})
 	}
 	resting.Wait()
+}
+
+// A body that comes late is no request, even if the header before it came together with another request.
+func TestBodyIsNoRequest(t *testing.T) {
+	t.Parallel()
+	f := writable(t)
+	const request = "GET /v2/_catalog HTTP/1.1\r\nHost: localhost\r\n\r\n"
+	for _, header := range []string{
+		fmt.Sprintf("Content-Length: %d\r\n\r\n", len(request)),
+		fmt.Sprintf("Transfer-Encoding: chunked\r\n\r\n%x\r\n", len(request)),
+	} {
+		c, err := net.Dial("tcp", strings.TrimPrefix(f.url, "http://"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()
+		end := "" // of the body
+		if strings.HasPrefix(header, "T") {
+			end = "\r\n0\r\n\r\n"
+		}
+		for _, piece := range []string{request + "POST /v2/x/blobs/uploads/?digest=" + string(digest.FromString(request)) + " HTTP/1.1\r\nHost: localhost\r\n" + header, request + end} {
+			if _, err := io.WriteString(c, piece); err != nil {
+				t.Fatal(err)
+			}
+			time.Sleep(3 * parkAfter)
+		}
+		if err := c.(*net.TCPConn).CloseWrite(); err != nil {
+			t.Fatal(err)
+		}
+		replies, err := io.ReadAll(c)
+		if err != nil || strings.Count(string(replies), "HTTP/1.1 ") != 2 || !strings.Contains(string(replies), "HTTP/1.1 201") {
+			t.Errorf("%q: %q, %v", header, replies, err)
+		}
+	}
 }
 
 func TestHeaderBomb(t *testing.T) {
