@@ -1,13 +1,16 @@
 package image
 
 import (
+	"context"
 	"strconv"
 	"testing"
 	"time"
 
+	"distkit/disk"
 	"distkit/disk/layout"
 
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
+	"golang.org/x/sys/unix"
 )
 
 // attach adds a referrer, three blobs, and lists it in a namespace.
@@ -79,6 +82,34 @@ func TestSweepTakesReferrersWithTheirSubject(t *testing.T) {
 	}
 	if f.sweep(later, false); f.count() != 6 || f.unnamed("default") != 1 || f.unnamed("other") != 0 {
 		t.Errorf("once the name is gone: %d blobs, %d entries, %d", f.count(), f.unnamed("default"), f.unnamed("other"))
+	}
+}
+
+// A phase does not wait for who has locked the names of a namespace: that process may wait for names that the phase has.
+func TestSweepDoesNotWaitForNamesWithinAPhase(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t)
+	f.attach("default", f.image("amd64", 1), "signature")
+	w := newSweeper(Sweep{Store: f.store, Before: time.Now().Add(time.Hour)})
+	defer w.close()
+	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+	defer cancel()
+	if err := w.mark(ctx); err != nil {
+		t.Fatal(err)
+	}
+	m := w.names["default"]
+	move, err := m.dir.LockIndex(ctx, unix.LOCK_EX)
+	if err != nil {
+		t.Fatal(err)
+	}
+	err = w.dropFrom(ctx, m)
+	if err != nil || f.unnamed("default") != 1 {
+		t.Errorf("%v, %d entries", err, f.unnamed("default"))
+	}
+	disk.Release(move)
+	f.sweep(time.Now().Add(time.Hour), false)
+	if f.unnamed("default") != 0 {
+		t.Errorf("%d entries after the next sweep", f.unnamed("default"))
 	}
 }
 

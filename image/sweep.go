@@ -656,36 +656,41 @@ func (s *sweeper) lockNames() (unlock func(), current bool, err error) {
 // dropReferrers removes the entries of referrers whose subjects are not marked, before their blobs are deleted.
 func (s *sweeper) dropReferrers(ctx context.Context) error {
 	for _, namespace := range slices.Collect(maps.Keys(s.names)) {
-		if !slices.ContainsFunc(s.names[namespace].referrers, s.dropped) {
+		if m := s.names[namespace]; m == nil || !slices.ContainsFunc(m.referrers, s.dropped) {
 			continue
 		}
-		err := s.alone(ctx, func() error {
-			m := s.names[namespace]
-			if m == nil {
-				return nil
-			}
-			disk.Unlock(m.file)
-			err := m.dir.Change(ctx, func() error { return nil }, func(ix *layout.Index) error {
-				if !m.current() {
-					return errUnchanged // somebody was quicker: the next sweep does it
-				}
-				ix.Entries = slices.DeleteFunc(ix.Entries, func(e layout.Entry) bool {
-					d, ok := reference(e.Raw)
-					subject := e.DependsOn()
-					return ok && subject != "" && s.dropped(referrer{d.Digest, subject})
-				})
-				return nil
-			})
-			if errors.Is(err, errUnchanged) {
-				return nil
-			}
-			return err
-		})
+		err := s.alone(ctx, func() error { return s.dropFrom(ctx, s.names[namespace]) })
 		if err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// dropFrom is dropReferrers in a phase, for one namespace. Who was quicker to lock its names may wait for those of another namespace, which
+// this phase has: the entries are then left to the next sweep, as they are if the names have changed.
+func (s *sweeper) dropFrom(ctx context.Context, m *markedNames) error {
+	if m == nil {
+		return nil
+	}
+	disk.Unlock(m.file)
+	short, cancel := context.WithTimeout(ctx, slice)
+	defer cancel()
+	err := m.dir.Change(short, func() error { return nil }, func(ix *layout.Index) error {
+		if !m.current() {
+			return errUnchanged
+		}
+		ix.Entries = slices.DeleteFunc(ix.Entries, func(e layout.Entry) bool {
+			d, ok := reference(e.Raw)
+			subject := e.DependsOn()
+			return ok && subject != "" && s.dropped(referrer{d.Digest, subject})
+		})
+		return nil
+	})
+	if errors.Is(err, errUnchanged) || ctx.Err() == nil && errors.Is(err, context.DeadlineExceeded) {
+		return nil
+	}
+	return err
 }
 
 // dropped reports whether nothing needs a referrer or its subject, and its blob is old enough to be deleted, or isn't there.
