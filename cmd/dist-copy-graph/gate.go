@@ -7,13 +7,11 @@ import (
 	"distkit/content"
 	"distkit/image"
 	"distkit/image/copygraph"
-
-	"github.com/opencontainers/go-digest"
 )
 
-// admit has the command of --verify, if there is one, decide on the names that a manifest is to get. The store has the manifest, and its
-// referrers are in the index of the namespace.
-func (p places) admit(ctx context.Context, store *content.Store, namespace string, dgst digest.Digest) error {
+// admit has the command of --verify, if there is one, decide on each manifest, and on the names that it is to get. The store has the manifests, and
+// their referrers are in the index of the namespace.
+func (p places) admit(ctx context.Context, store *content.Store, namespace string, roots []root) error {
 	if *p.verify == "" {
 		return nil
 	}
@@ -22,12 +20,14 @@ func (p places) admit(ctx context.Context, store *content.Store, namespace strin
 		names = []string{""}
 	}
 	check := gate.Gate{Command: *p.verify, Store: store, Namespace: namespace, Source: p.fromRemote}
-	for _, name := range names {
-		if p.toRemote != "" && name != "" {
-			name = p.toRemote + ":" + name
-		}
-		if err := check.Check(ctx, name, dgst); err != nil {
-			return err
+	for _, r := range roots {
+		for _, name := range names {
+			if p.toRemote != "" && name != "" {
+				name = p.toRemote + ":" + name
+			}
+			if err := check.Check(ctx, name, r.Digest); err != nil {
+				return err
+			}
 		}
 	}
 	return nil
@@ -50,10 +50,5 @@ func (p places) admitAll(ctx context.Context, g *copygraph.Copy, roots []root) e
 	case p.fromRoot != "":
 		namespace = image.DefaultNamespace
 	}
-	for _, r := range roots {
-		if err := p.admit(ctx, g.Documents, namespace, r.Digest); err != nil {
-			return err
-		}
-	}
-	return nil
+	return p.admit(ctx, g.Documents, namespace, roots)
 }

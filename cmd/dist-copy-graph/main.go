@@ -87,7 +87,7 @@ func newCommand() *cobra.Command {
 			g.Gate = func(ctx context.Context) error { return at.admitAll(ctx, g, roots) }
 		}
 		if err = run(c.Context(), g, roots); err == nil && at.intoStore() && !g.DryRun {
-			err = at.name(c.Context(), g, out.last)
+			err = at.name(c.Context(), g, roots, out.last)
 		}
 		if failed := end(); err == nil {
 			err = failed

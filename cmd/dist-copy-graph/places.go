@@ -285,9 +285,9 @@ func (p places) mounts(ctx context.Context, g *copygraph.Copy, store *content.St
 	return nil
 }
 
-// name gives what was copied the names of --tag in the store. Before that, it lists the referrers in the index. A name that is
-// right already is left alone.
-func (p places) name(ctx context.Context, g *copygraph.Copy, d v1.Descriptor) error {
+// name gives d, the last object that was copied, the names of --tag in the store. Before that, it lists the referrers in the index, and has all
+// roots admitted. A name that is right already is left alone.
+func (p places) name(ctx context.Context, g *copygraph.Copy, roots []root, d v1.Descriptor) error {
 	store := g.Documents
 	labels, err := cli.Labels(p.labels)
 	if err != nil {
@@ -316,7 +316,7 @@ func (p places) name(ctx context.Context, g *copygraph.Copy, d v1.Descriptor) er
 	if err := names.AddReferrers(ctx, g.Referring()); err != nil {
 		return err
 	}
-	if err := p.admit(ctx, store, *p.namespace, d.Digest); err != nil {
+	if err := p.admit(ctx, store, *p.namespace, roots); err != nil {
 		return err
 	}
 	return names.ReplaceAll(ctx, images)

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"regexp"
 	"strings"
 	"syscall"
 	"time"
@@ -25,7 +26,41 @@ const patience = 5 * time.Second
 
 // Flag registers --verify.
 func Flag(f *pflag.FlagSet) *string {
-	return f.String("verify", "", "give no name unless `COMMAND`, run by sh with NAME and DIGEST as arguments, exits with 0")
+	c := new(command)
+	f.Var(c, "verify", "give no name unless `COMMAND`, run by sh with NAME and DIGEST as arguments, exits with 0")
+	return (*string)(c)
+}
+
+// command is shell text to which arguments can be added.
+type command string
+
+func (c *command) String() string { return string(*c) }
+func (c *command) Type() string   { return "string" }
+
+// Patterns of shell text.
+var (
+	quoted      = regexp.MustCompile(`'[^']*'|"(\\.|[^"\\])*"|\\.`)
+	descriptors = regexp.MustCompile(`[0-9]*[<>]&[0-9-]*`)
+	comment     = regexp.MustCompile(`(^|[\s;&|()])#[^\n]*$`)
+	// prefixes are what may stand before the name of a command.
+	prefixes = regexp.MustCompile(`^(\s|!\s|[A-Za-z_][A-Za-z0-9_]*=\S*|[0-9]*[<>]+\|?\s*\S*)*!?$`)
+)
+
+// Set implements [pflag.Value]. It refuses text after which the shell would run the first argument, which strangers choose, as a command, or
+// would take the arguments for a comment.
+func (c *command) Set(s string) error {
+	s = strings.TrimSpace(s)
+	plain := quoted.ReplaceAllString(s, "x")
+	last := descriptors.ReplaceAllString(plain, " ")
+	last = last[strings.LastIndexAny(last, ";&|\n")+1:]
+	if prefixes.MatchString(last) || strings.HasSuffix(plain, `\`) {
+		return errors.New("nothing at its end takes the name and the digest as arguments")
+	}
+	if comment.MatchString(plain) {
+		return errors.New("it ends with a comment, and so the name and the digest would be no arguments")
+	}
+	*c = command(s)
+	return nil
 }
 
 // Gate is a command, and what it is told of an image in its environment.
