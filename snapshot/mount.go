@@ -553,6 +553,25 @@ func sameDir(a, b string) bool {
 	return err == nil && os.SameFile(x, y)
 }
 
+// BrieflyMounted begins the names of the directories, in a snapshot's, on which drivers mount something while they use the snapshot,
+// where the kernel can't do without. The mount outlives a driver that is killed, and does not say that the snapshot is in use: who has
+// the snapshot locked may end it.
+const BrieflyMounted = "mount-"
+
+// removeFiles deletes the directory of a snapshot that was detached.
+func (s *Snapshotter) removeFiles(ctx context.Context, dir string) error {
+	names, err := os.ReadDir(dir)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	for _, n := range names {
+		if strings.HasPrefix(n.Name(), BrieflyMounted) {
+			_ = sys.Unmount(filepath.Join(dir, n.Name()), unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW) // EINVAL: nothing is
+		}
+	}
+	return s.driver.Remove(ctx, dir)
+}
+
 // mountsOf lists where the snapshot t is mounted, alone or as a layer, by whatever
 // means, and what is mounted below its directory.
 func mountsOf(t Tree) ([]string, error) {
@@ -570,6 +589,9 @@ func mountsOf(t Tree) ([]string, error) {
 	}
 	var where []string
 	for _, m := range table {
+		if strings.HasPrefix(m.point, real+"/"+BrieflyMounted) {
+			continue
+		}
 		if strings.HasPrefix(m.point, real+"/") || m.shows(f) ||
 			m.fstype == "overlay" && (mentions(m.super, f.dir) || mentions(m.super, filepath.Join(real, "fs"))) {
 			where = append(where, m.point)

@@ -392,7 +392,7 @@ func (s *Snapshotter) sweep(ctx context.Context) error {
 		dir := filepath.Join(tmp, n)
 		f, err := lockFile(context.Background(), dir, unix.O_DIRECTORY, unix.LOCK_EX|unix.LOCK_NB)
 		if err == nil {
-			left = append(left, ofOthers(s.driver.Remove(ctx, dir)))
+			left = append(left, ofOthers(s.removeFiles(ctx, dir)))
 			disk.Release(f)
 		} else if !errors.Is(err, unix.EWOULDBLOCK) && !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, unix.ENOTDIR) && !errors.Is(err, unix.ELOOP) {
 			left = append(left, ofOthers(err))

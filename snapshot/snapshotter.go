@@ -160,7 +160,7 @@ func (s *Snapshotter) make(ctx context.Context, kind Kind, key, parent string, l
 	published := false
 	defer func() {
 		if !published {
-			_ = s.driver.Remove(context.WithoutCancel(ctx), dir)
+			_ = s.removeFiles(context.WithoutCancel(ctx), dir)
 		}
 	}()
 	t := s.tree(0, r)
@@ -586,7 +586,7 @@ func (s *Snapshotter) delete(ctx context.Context, list []*removal) {
 			step("detached")
 			s.log(r.record, events.Event{Topic: "/snapshot/remove", Key: r.Key})
 			if ctx.Err() == nil {
-				r.failed = ofOthers(s.driver.Remove(ctx, r.dir))
+				r.failed = ofOthers(s.removeFiles(ctx, r.dir))
 			}
 		}
 		disk.Release(r.held)

@@ -41,7 +41,6 @@ const (
 	applied   = snapshot.LayerDir // a layer that Stack's command has stored
 	archived  = "changes"         // the layer that was made of fs when it was committed
 	imageName = "image"           // the EROFS image of the snapshot and those below it, made when it is first needed
-	lowerName = "lower"           // where an image is mounted for a moment, by kernels before 6.15
 )
 
 // Driver is the erofs driver.
@@ -324,6 +323,14 @@ func (Driver) Open(t snapshot.Tree) (root *os.File, err error) {
 	if plain(t) {
 		return snapshot.OpenFiles(t.FS())
 	}
+	if upperless(t) { // t may be an active snapshot without what it changes: its own directory is no layer then
+		image, err := mountLower(context.Background(), t)
+		if err != nil {
+			return nil, err
+		}
+		defer unix.Close(image)
+		return overlay.OpenRoot(image)
+	}
 	err = onImage(t, snapshot.MountOptions{}, func(l overlay.Layers) error {
 		root, err = l.Open(filepath.Dir(t.Dir), t.Dir)
 		return err
@@ -331,8 +338,11 @@ func (Driver) Open(t snapshot.Tree) (root *os.File, err error) {
 	return root, err
 }
 
-// onImage calls f with the layers of a snapshot's overlay, in the directory that their paths are relative to. A view has its own empty directory as a further layer, since an
-// overlay has two: as an overlay it can be told in the table of mounts.
+// onDetached makes an overlay on an image that has no place in the tree. Kernels before 6.15 refuse that with EINVAL.
+var onDetached = func(l overlay.Layers, f func(overlay.Layers) error) error { return f(l) }
+
+// onImage calls f with the layers of a snapshot's overlay, in the directory that their paths are relative to. A view has its own empty
+// directory as a further layer, since an overlay has two: as an overlay it can be told in the table of mounts.
 func onImage(t snapshot.Tree, o snapshot.MountOptions, f func(overlay.Layers) error) error {
 	lower, err := mountLower(context.Background(), t)
 	if err != nil {
@@ -361,12 +371,11 @@ func onImage(t snapshot.Tree, o snapshot.MountOptions, f func(overlay.Layers) er
 	return overlay.In(dir, func() error {
 		with := l
 		with.Lower = append([]string{procPath(lower)}, l.Lower...)
-		err := f(with)
+		err := onDetached(with, f)
 		if !errors.Is(err, unix.EINVAL) {
 			return err
 		}
-		// Before 6.15 a lower directory must have a place in the tree.
-		target, merr := os.MkdirTemp(t.Dir, lowerName+"-")
+		target, merr := os.MkdirTemp(t.Dir, snapshot.BrieflyMounted+"*")
 		if merr != nil {
 			return errors.Join(err, merr)
 		}

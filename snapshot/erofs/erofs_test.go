@@ -369,6 +369,12 @@ func TestMapsOwners(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer users.Close()
+	t.Run("", func(t *testing.T) { mapsOwners(t, users) })
+	defer erofs.RefuseDetached()()
+	t.Run("before Linux 6.15", func(t *testing.T) { mapsOwners(t, users) })
+}
+
+func mapsOwners(t *testing.T, users *os.File) {
 	s := newStore(t, t.TempDir())
 	name := s.stack(map[string]string{"a": "1"}, map[string]string{"b": "2"})
 	if _, err := s.Prepare(t.Context(), "key", name, nil); err != nil {
@@ -388,5 +394,51 @@ func TestMapsOwners(t *testing.T) {
 		if err := unix.Lstat(filepath.Join(mnt, file), &st); err != nil || st.Uid != 700000 || st.Gid != 700000 {
 			t.Errorf("%s is owned by %d:%d: %v", file, st.Uid, st.Gid, err)
 		}
+	}
+}
+
+// A snapshot is compared with what is below it, not with itself.
+func TestCompare(t *testing.T) {
+	need(t)
+	s, mnt := newStore(t, t.TempDir()), t.TempDir()
+	name := s.stack(map[string]string{"a": "1"})
+	if _, err := s.Prepare(t.Context(), "key", name, nil); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Mount(t.Context(), "key", mnt); err != nil {
+		t.Fatal(err)
+	}
+	err := os.WriteFile(filepath.Join(mnt, "new"), nil, 0o600)
+	if err := errors.Join(err, snapshot.Unmount(mnt)); err != nil {
+		t.Fatal(err)
+	}
+	c, err := s.Compare(t.Context(), "key")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	if names, err := c.LowerNames("."); err != nil || !slices.Equal(names, []string{"a"}) {
+		t.Errorf("below it are %q: %v", names, err)
+	}
+}
+
+// What a killed process has mounted for a moment keeps no snapshot from being used and removed.
+func TestBrieflyMounted(t *testing.T) {
+	need(t)
+	s := newStore(t, t.TempDir())
+	name := s.stack(map[string]string{"a": "1"})
+	if _, err := s.Prepare(t.Context(), "key", name, nil); err != nil {
+		t.Fatal(err)
+	}
+	left := filepath.Join(s.dir, "2", snapshot.BrieflyMounted+"1")
+	if err := errors.Join(os.Mkdir(left, 0o700), unix.Mount("tmpfs", left, "tmpfs", 0, "size=1m")); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = unix.Unmount(left, unix.MNT_DETACH) })
+	if err := s.Remove(t.Context(), "key"); err != nil {
+		t.Fatal(err)
+	}
+	if b, err := os.ReadFile("/proc/self/mountinfo"); err != nil || bytes.Contains(b, []byte(snapshot.BrieflyMounted+"1 ")) {
+		t.Errorf("it is still mounted: %v", err)
 	}
 }

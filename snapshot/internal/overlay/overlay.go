@@ -138,7 +138,7 @@ func (l Layers) mountClassic(target string) error {
 
 // MountMapped mounts the layers with the owners that the access options map. An overlay shows the owners that its layers have in
 // the mounts that their paths lead to: so a thread makes the overlay in a mount namespace of its own, in which the whole of dir is
-// mounted with mapped owners. The overlay keeps that mount, and nobody else ever sees it.
+// mounted with mapped owners. What is mounted below dir is there too, as it is. The overlay keeps that mount, and nobody else ever sees it.
 func (l Layers) MountMapped(dir, target string) error {
 	fd := -1
 	err := In(dir, func() error {
@@ -148,7 +148,7 @@ func (l Layers) MountMapped(dir, target string) error {
 		if err := sys.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil { // nothing here reaches the caller's namespace
 			return snapshot.MountError("make mounts private", err)
 		}
-		all, err := sys.OpenTree(unix.AT_FDCWD, ".", unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC)
+		all, err := sys.OpenTree(unix.AT_FDCWD, ".", unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC|unix.AT_RECURSIVE)
 		if err != nil {
 			return snapshot.MountError("copy the mount of "+dir, err)
 		}
@@ -255,13 +255,13 @@ func (l Layers) Open(dir, scratch string) (root *os.File, err error) {
 		fd, err := l.create()
 		if err == nil {
 			defer unix.Close(fd)
-			root, err = openRoot(fd)
+			root, err = OpenRoot(fd)
 			return err
 		}
 		if !errors.Is(err, errOldKernel) {
 			return err
 		}
-		target, err := os.MkdirTemp(scratch, "mount-")
+		target, err := os.MkdirTemp(scratch, snapshot.BrieflyMounted+"*")
 		if err != nil {
 			return err
 		}
@@ -274,12 +274,13 @@ func (l Layers) Open(dir, scratch string) (root *os.File, err error) {
 	return root, err
 }
 
-func openRoot(mount int) (*os.File, error) {
+// OpenRoot opens the root directory of a mount.
+func OpenRoot(mount int) (*os.File, error) {
 	fd, err := sys.Openat(mount, ".", unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 	if err != nil {
-		return nil, snapshot.MountError("open overlay", err)
+		return nil, snapshot.MountError("open the root of a mount", err)
 	}
-	return os.NewFile(uintptr(fd), "overlay"), nil
+	return os.NewFile(uintptr(fd), "mount"), nil
 }
 
 // Escape returns a path in the form that overlayfs's parser of options wants.
