@@ -148,9 +148,12 @@ func (x *ext4) number() error {
 // fit finds the number of groups, and a place for all content, in a file system of size blocks, or any number if that is 0.
 func (x *ext4) fit(size int64) error {
 	inodes := int64(len(x.order) - 1 + ext4First - 1)
+	const limit = math.MaxUint32 / ext4Rounding * ext4Rounding
 	most := size
 	if size == 0 {
-		most = math.MaxUint32 / ext4Rounding * ext4Rounding
+		most = limit
+	} else if size > limit {
+		return tooMuch("the file system can't have more than %d bytes", int64(limit)<<ext4Bits)
 	}
 	x.journal = &inode{mode: typeFile | 0o600, links: 1, device: 1, slot: ext4Journal}
 	x.groups = max(1, (inodes+ext4Group-1)/ext4Group, (size+ext4Group-1)/ext4Group)

@@ -185,3 +185,21 @@ func TestExt4LeavesOut(t *testing.T) {
 		t.Errorf("strict: %v", err)
 	}
 }
+
+// The number of blocks of an ext4 file system without 64-bit block numbers has 32 bits.
+func TestExt4TooLarge(t *testing.T) {
+	t.Parallel()
+	for _, size := range []int64{1<<44 - 1<<20 + 4096, 1 << 44, 1 << 50} {
+		b := NewBuilder(Options{})
+		defer b.Close()
+		read, write, err := os.Pipe()
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer write.Close()
+		read.Close() // so that nothing is written
+		if err := b.WriteExt4(t.Context(), write, size); errdefs.IsFailedPrecondition(err) != (size >= 1<<44) {
+			t.Errorf("%d bytes: %v", size, err)
+		}
+	}
+}

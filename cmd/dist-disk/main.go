@@ -156,9 +156,10 @@ func parseSize(s string) (int64, error) {
 	}
 	n, _ := strconv.ParseInt(m[1], 10, 64) // it fits
 	for range strings.Index(" kmgt", cmp.Or(m[2], " ")) {
-		if n *= 1 << 10; n > 1<<50 {
-			return 0, cli.Usagef("--size: %s is too much", s)
-		}
+		n = min(n<<10, 1<<50)
+	}
+	if n >= 1<<44 { // the number of 4 KiB blocks has 32 bits
+		return 0, cli.Usagef("--size: %s is not less than 16t", s)
 	}
 	if n < 1<<20 {
 		return 0, cli.Usagef("--size: %s is less than 1m", s)

@@ -189,7 +189,7 @@ func TestWrongUsage(t *testing.T) {
 	t.Parallel()
 	root, image := store(t, nil, pack(t, tar.Header{Name: "a"}))
 	for _, args := range [][]string{{"--format", "iso"}, {"--format", "tar", "--compress", "zstd"}, {"--format", "squashfs", "--compress", "lzo"}, {"--size", "1g"},
-		{"--format", "ext4", "--size", "1"}, {"--format", "ext4", "--size", "x"}, {"--format", "ext4", "--size", "9999t"}, {"--format", "ext4", "--size", "-1"}, {"-o", "/dev/null"}} {
+		{"--format", "ext4", "--size", "1"}, {"--format", "ext4", "--size", "x"}, {"--format", "ext4", "--size", "9999t"}, {"--format", "ext4", "--size", "16t"}, {"--format", "ext4", "--size", "-1"}, {"-o", "/dev/null"}} {
 		if out, _, err := run(t, append(args, "--root", root, image.String())...); !errdefs.IsInvalidArgument(err) || len(out) > 0 {
 			t.Errorf("%q: %d bytes and %v", args, len(out), err)
 		}
