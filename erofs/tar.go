@@ -5,7 +5,6 @@ import (
 	"context"
 	"fmt"
 	"io"
-
 	"time"
 	"unicode/utf8"
 
@@ -35,7 +34,7 @@ func (b *Builder) WriteTar(ctx context.Context, w io.Writer, o TarOptions) error
 	if err := b.strict(); err != nil {
 		return err
 	}
-	a := &archiver{Builder: b, opts: o, links: map[*inode]string{}, buffer: make([]byte, bufferSize),
+	a := &archiver{Builder: b, opts: o, links: map[*inode]tree.Entry{}, buffer: make([]byte, bufferSize),
 		out: output{ctx: ctx, w: w, buffer: make([]byte, 0, bufferSize)}}
 	a.tar = tar.NewWriter(&a.out)
 	if err := b.walk(tree.Root, "", a.write); err != nil {
@@ -73,7 +72,7 @@ type archiver struct {
 	opts   TarOptions
 	out    output
 	tar    *tar.Writer
-	links  map[*inode]string // the first path of a file with several
+	links  map[*inode]tree.Entry // the first name of a file with several
 	buffer []byte
 }
 
@@ -82,11 +81,11 @@ func (a *archiver) write(e tree.Entry, path string) error {
 	h := &tar.Header{Name: path, Mode: int64(n.mode &^ typeMask), Uid: int(n.uid), Gid: int(n.gid)}
 	if !n.isDir() && a.tree.Links(e) > 1 {
 		if first, ok := a.links[n]; ok {
-			h.Typeflag, h.Linkname = tar.TypeLink, first
+			h.Typeflag, h.Linkname = tar.TypeLink, a.tree.Path(first)
 			h.ModTime, _ = a.time(n)
 			return a.header(h)
 		}
-		a.links[n] = path
+		a.links[n] = e
 	}
 	var changed bool
 	if h.ModTime, changed = a.time(n); changed {

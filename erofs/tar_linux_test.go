@@ -3,7 +3,9 @@ package erofs
 import (
 	"archive/tar"
 	"bytes"
+	"fmt"
 	"io"
+	"runtime"
 	"slices"
 	"strings"
 	"testing"
@@ -57,4 +59,49 @@ func TestTarOfAnIndex(t *testing.T) {
 	if err := b.WriteTar(t.Context(), io.Discard, TarOptions{}); !errdefs.IsInvalidArgument(err) {
 		t.Errorf("got %v", err)
 	}
+}
+
+// A memory is a writer that knows how much memory was in use when half of it was written.
+type memory struct {
+	at, written int
+	used        uint64
+}
+
+func (m *memory) Write(p []byte) (int, error) {
+	if m.written += len(p); m.used == 0 && m.written >= m.at {
+		m.used = inUse()
+	}
+	return len(p), nil
+}
+
+func inUse() uint64 {
+	runtime.GC()
+	var s runtime.MemStats
+	runtime.ReadMemStats(&s)
+	return s.HeapAlloc
+}
+
+// The names of files with several are not kept a second time: they are long where a directory is deep.
+func TestTarKeepsNoPaths(t *testing.T) {
+	b := NewBuilder(Options{Scratch: t.TempDir()})
+	defer b.Close()
+	dir := strings.Repeat(strings.Repeat("d", 200)+"/", 19)
+	const files = 2000
+	var l []tarEntry
+	for i := range files {
+		l = append(l, file(fmt.Sprint(dir, i), ""), tarEntry{tar.Header{Typeflag: tar.TypeLink, Name: fmt.Sprint(dir, i, "b"), Linkname: fmt.Sprint(dir, i)}, ""})
+	}
+	if err := b.Add(t.Context(), bytes.NewReader(pack(t, l...)), ""); err != nil {
+		t.Fatal(err)
+	}
+	l = nil
+	w := memory{at: files * 2 * len(dir)}
+	before := inUse()
+	if err := b.WriteTar(t.Context(), &w, TarOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	if w.used == 0 || w.used > before+files*1000 {
+		t.Errorf("%d bytes, then %d", before, w.used)
+	}
+	runtime.KeepAlive(b)
 }
