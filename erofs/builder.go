@@ -4,6 +4,7 @@ import (
 	"archive/tar"
 	"bytes"
 	"context"
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"io"
@@ -89,6 +90,17 @@ func (b *Builder) Close() error {
 
 // Unset counts what of the layers no image can hold, by kind, as in "ACLs".
 func (b *Builder) Unset() map[string]int64 { return b.unset }
+
+// UUID returns an identifier for the layers in a format: a digest of both.
+func (b *Builder) UUID(format string) (id [16]byte) {
+	hash := sha256.New()
+	fmt.Fprintln(hash, format)
+	for _, l := range b.layers {
+		fmt.Fprintln(hash, l.diffID)
+	}
+	copy(id[:], hash.Sum(nil))
+	return id
+}
 
 // strict fails if something was left out that must not be.
 func (b *Builder) strict() error {

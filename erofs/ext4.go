@@ -2,8 +2,6 @@ package erofs
 
 import (
 	"context"
-	"crypto/sha256"
-	"fmt"
 	"io"
 	"iter"
 	"math"
@@ -59,13 +57,7 @@ type ext4 struct {
 // Directories are not indexed. Attributes of a file that do not fit into one block, and times that ext4 can't hold, are left out and counted.
 // FailedPrecondition: the files do not fit. NotImplemented: Options.Strict, and something was left out.
 func (b *Builder) WriteExt4(ctx context.Context, w io.Writer, size int64) error {
-	x := &ext4{Builder: b, out: output{ctx: ctx, w: w, buffer: make([]byte, 0, bufferSize)}}
-	id := sha256.New()
-	fmt.Fprintln(id, "ext4")
-	for _, l := range b.layers {
-		fmt.Fprintln(id, l.diffID)
-	}
-	copy(x.uuid[:], id.Sum(nil))
+	x := &ext4{Builder: b, uuid: b.UUID("ext4"), out: output{ctx: ctx, w: w, buffer: make([]byte, 0, bufferSize)}}
 	if err := x.number(); err != nil {
 		return err
 	}

@@ -2,7 +2,6 @@ package erofs
 
 import (
 	"context"
-	"crypto/sha256"
 	"fmt"
 	"io"
 	"math"
@@ -43,12 +42,9 @@ func (b *Builder) Write(ctx context.Context, w io.Writer) error {
 		im.bits = tarBits
 	}
 	im.block = 1 << im.bits
-	s := superblock{blockBits: im.bits}
-	id := sha256.New()
-	fmt.Fprintf(id, "%t %t\n", b.opts.Index, b.opts.Overlay)
-	for _, l := range b.layers {
-		fmt.Fprintln(id, l.diffID)
-		if b.opts.Index {
+	s := superblock{blockBits: im.bits, uuid: b.UUID(fmt.Sprintf("%t %t", b.opts.Index, b.opts.Overlay))}
+	if b.opts.Index {
+		for _, l := range b.layers {
 			blocks := align(l.size, im.block) >> im.bits
 			if blocks > nullAddress {
 				return tooMuch("a layer has more than %d bytes", int64(nullAddress)<<im.bits)
@@ -56,7 +52,6 @@ func (b *Builder) Write(ctx context.Context, w io.Writer) error {
 			s.devices = append(s.devices, device{tag: l.diffID.Encoded(), blocks: uint32(blocks)})
 		}
 	}
-	copy(s.uuid[:], id.Sum(nil))
 	head := align(int64(headSize+len(s.devices)*deviceSize), im.block) // the checksum is over whole blocks
 	if err := im.layout(head); err != nil {
 		return err

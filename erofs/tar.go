@@ -19,6 +19,9 @@ type TarOptions struct {
 	Holds func(before []layer.Xattr, x layer.Xattr) bool
 	// Earliest and Latest bound the times of files, in seconds, unless both are 0. A time outside becomes the nearest, and is counted.
 	Earliest, Latest int64
+	// NineDigits is for a reader that takes a fraction of a second for a number of nanoseconds, whether it has nine digits or fewer, as .5
+	// for 5. The archive leaves out zeros at the end, so a time with some becomes one nanosecond later, and is counted.
+	NineDigits bool
 }
 
 // WriteTar writes the files to w as one tar archive, with what lower and higher layers have merged and no whiteouts: the whole tree, the
@@ -121,12 +124,14 @@ func (a *archiver) write(e tree.Entry, path string) error {
 
 // time returns the time of a file that the reader can hold, and whether that is not its own.
 func (a *archiver) time(n *inode) (t time.Time, changed bool) {
-	t = time.Unix(n.seconds, int64(n.nanoseconds))
-	if a.opts.Earliest == 0 && a.opts.Latest == 0 {
-		return t, false
+	if a.opts.Earliest != 0 || a.opts.Latest != 0 {
+		if s := min(max(n.seconds, a.opts.Earliest), a.opts.Latest); s != n.seconds {
+			return time.Unix(s, 0), true
+		}
 	}
-	if s := min(max(n.seconds, a.opts.Earliest), a.opts.Latest); s != n.seconds {
-		return time.Unix(s, 0), true
+	t = time.Unix(n.seconds, int64(n.nanoseconds))
+	if a.opts.NineDigits && n.nanoseconds != 0 && n.nanoseconds%10 == 0 {
+		return t.Add(1), true
 	}
 	return t, false
 }

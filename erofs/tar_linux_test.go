@@ -21,21 +21,23 @@ func TestTarLeavesOut(t *testing.T) {
 	t.Parallel()
 	old, late := file("old", ""), file("late", "")
 	old.ModTime, late.ModTime = time.Unix(-5, 7), time.Unix(1<<33, 0)
+	tenth, odd := file("tenth", ""), file("odd", "")
+	tenth.ModTime, odd.ModTime = time.Unix(5, 1e8), time.Unix(5, 123)
 	b := NewBuilder(Options{Scratch: t.TempDir()})
 	defer b.Close()
-	l := pack(t, old, late, xattr(xattr(xattr(file("x", "x"), "user.a", "1"), "user.b", "2"), "trusted.c", "3"),
+	l := pack(t, old, late, tenth, odd, xattr(xattr(xattr(file("x", "x"), "user.a", "1"), "user.b", "2"), "trusted.c", "3"),
 		tarEntry{tar.Header{Typeflag: tar.TypeLink, Name: "y", Linkname: "x"}, ""})
 	if err := b.Add(t.Context(), bytes.NewReader(l), ""); err != nil {
 		t.Fatal(err)
 	}
 	var archive bytes.Buffer
-	err := b.WriteTar(t.Context(), &archive, TarOptions{Latest: 1 << 32, Holds: func(before []layer.Xattr, _ layer.Xattr) bool {
+	err := b.WriteTar(t.Context(), &archive, TarOptions{Latest: 1 << 32, NineDigits: true, Holds: func(before []layer.Xattr, _ layer.Xattr) bool {
 		return len(before) < 2 // in the order of their names
 	}})
 	if err != nil {
 		t.Fatal(err)
 	}
-	if u := b.Unset(); len(u) != 2 || u["times"] != 2 || u["user attributes"] != 1 {
+	if u := b.Unset(); len(u) != 2 || u["times"] != 3 || u["user attributes"] != 1 {
 		t.Errorf("left out: %v", u)
 	}
 	image, _, err := build(t, Options{}, archive.Bytes())
@@ -43,9 +45,10 @@ func TestTarLeavesOut(t *testing.T) {
 		t.Fatal(err)
 	}
 	lines, err := read(image)
-	if err != nil || !slices.ContainsFunc(lines, func(l string) bool { return strings.HasPrefix(l, "old ") && strings.Contains(l, "@0.0") }) ||
-		!slices.ContainsFunc(lines, func(l string) bool { return strings.HasPrefix(l, "late ") && strings.Contains(l, "@4294967296.0") }) {
-		t.Errorf("%v: %s", err, strings.Join(lines, "\n"))
+	for name, at := range map[string]string{"old": "@0.0", "late": "@4294967296.0", "tenth": "@5.100000001", "odd": "@5.000000123"} {
+		if err != nil || !slices.ContainsFunc(lines, func(l string) bool { return strings.HasPrefix(l, name+" ") && strings.Contains(l, at) }) {
+			t.Errorf("%v: %s is not %s: %s", err, name, at, strings.Join(lines, "\n"))
+		}
 	}
 	if s := strings.Join(lines, "\n"); strings.Count(s, `user.a="1"`) != 2 || strings.Contains(s, "user.b") || strings.Count(s, `trusted.c="3"`) != 2 {
 		t.Error(s)

@@ -2,12 +2,15 @@ package main
 
 import (
 	"context"
+	"fmt"
 	"io"
 	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/containerd/errdefs"
@@ -21,11 +24,14 @@ type format struct {
 	methods []string // of compression
 	sized   bool     // a size can be chosen
 	write   func(ctx context.Context, w io.Writer, b *erofs.Builder, s settings) error
-	tool    func(s settings) tool // makes the file where write is nil or a method is chosen
+	tool    func(s settings) tool // makes the file if write is nil or a method is chosen
 }
 
 var formats = map[string]format{
-	"erofs": {write: func(ctx context.Context, w io.Writer, b *erofs.Builder, _ settings) error { return b.Write(ctx, w) }},
+	"erofs": {
+		methods: []string{"deflate", "libdeflate", "lz4", "lz4hc", "lzma", "zstd"}, tool: compressed,
+		write: func(ctx context.Context, w io.Writer, b *erofs.Builder, _ settings) error { return b.Write(ctx, w) },
+	},
 	"ext4": {sized: true, write: func(ctx context.Context, w io.Writer, b *erofs.Builder, s settings) error {
 		return b.WriteExt4(ctx, w, s.size)
 	}},
@@ -42,12 +48,13 @@ type settings struct {
 	format   string
 	compress string
 	size     int64
-	program  string // path of the tool, "" if none is needed
-	scratch  string // directory of temporary files
+	program  string   // path of the tool, "" if none is needed
+	scratch  string   // directory of temporary files
+	id       [16]byte // UUID of the file system that a tool makes
 }
 
-// lookup finds the program that the format needs, if it needs one. NotImplemented if there is none.
-func (s *settings) lookup() (err error) {
+// lookup finds the program that the format needs, if it needs one. NotImplemented if there is none, or an earlier version.
+func (s *settings) lookup(ctx context.Context) (err error) {
 	f := formats[s.format]
 	if f.write != nil && s.compress == "" {
 		return nil
@@ -58,9 +65,31 @@ func (s *settings) lookup() (err error) {
 		s.program, err = exec.LookPath(filepath.Join("/usr/sbin", t.name))
 	}
 	if err != nil {
-		return errclass.Errorf(errdefs.ErrNotImplemented, "--format %s takes %s", s.format, t.wanted)
+		return errclass.Errorf(errdefs.ErrNotImplemented, "%s takes %s", s.asked(), t.wanted)
+	}
+	if t.least == 0 {
+		return nil
+	}
+	said, err := exec.CommandContext(ctx, s.program, "-V").Output()
+	if err != nil {
+		return fmt.Errorf("%s: %w", t.name, err)
+	}
+	if v := version.FindSubmatch(said); v == nil {
+		return fmt.Errorf("%s: it tells no version", t.name)
+	} else if minor, _ := strconv.Atoi(string(v[2])); string(v[1]) == "1" && minor < t.least {
+		return errclass.Errorf(errdefs.ErrNotImplemented, "%s takes %s: this one is %s", s.asked(), t.wanted, v[0])
 	}
 	return nil
+}
+
+var version = regexp.MustCompile(`\b([0-9]{1,4})\.([0-9]{1,4})\b`)
+
+// asked returns the flags that ask for a tool.
+func (s settings) asked() string {
+	if formats[s.format].write == nil {
+		return "--format " + s.format
+	}
+	return "--format " + s.format + " --compress"
 }
 
 // write writes an image to w. If that is strict, nothing is written of an image that the format can't hold.
@@ -69,6 +98,7 @@ func (s settings) write(ctx context.Context, w io.Writer, b *erofs.Builder) erro
 	if s.program == "" {
 		return f.write(ctx, w, b, s)
 	}
+	s.id = b.UUID(s.format + " " + s.compress)
 	if out, ok := w.(*os.File); ok {
 		return f.tool(s).run(ctx, out, b, s)
 	}

@@ -61,7 +61,7 @@ func newCommand() *cobra.Command {
 		if err := cli.Refused(*output); err != nil {
 			return err
 		}
-		if err := s.lookup(); err != nil {
+		if err := s.lookup(c.Context()); err != nil {
 			return err
 		}
 		store, layers, err := find(c.Context(), *root, *namespace, *platform, args[0])

@@ -188,7 +188,8 @@ func TestFailures(t *testing.T) {
 func TestWrongUsage(t *testing.T) {
 	t.Parallel()
 	root, image := store(t, nil, pack(t, tar.Header{Name: "a"}))
-	for _, args := range [][]string{{"--format", "iso"}, {"--format", "tar", "--compress", "zstd"}, {"--format", "squashfs", "--compress", "lzo"}, {"--size", "1g"},
+	for _, args := range [][]string{{"--format", "iso"}, {"--format", "tar", "--compress", "zstd"}, {"--format", "squashfs", "--compress", "lzo"},
+		{"--compress", "gzip"}, {"--size", "1g"},
 		{"--format", "ext4", "--size", "1"}, {"--format", "ext4", "--size", "x"}, {"--format", "ext4", "--size", "9999t"}, {"--format", "ext4", "--size", "16t"}, {"--format", "ext4", "--size", "-1"}, {"-o", "/dev/null"}} {
 		if out, _, err := run(t, append(args, "--root", root, image.String())...); !errdefs.IsInvalidArgument(err) || len(out) > 0 {
 			t.Errorf("%q: %d bytes and %v", args, len(out), err)
@@ -225,5 +226,43 @@ func TestTools(t *testing.T) {
 			t.Errorf("%s: %q and %v", c.script, got, err)
 		}
 		onlyOutput(t, file)
+	}
+}
+
+// A program of an earlier version is told. It gets an archive, in which nothing is that it would read wrongly.
+func TestErofsTool(t *testing.T) {
+	a, b := tar.Header{Name: "a"}, tar.Header{Name: "b"}
+	a.PAXRecords = map[string]string{"SCHILY.xattr.user.x%3Dy": "1", "SCHILY.xattr.user.z": "2"}
+	b.PAXRecords = map[string]string{"SCHILY.xattr.user.%": "3"}
+	root, image := store(t, nil, pack(t, a, b))
+	bin := t.TempDir()
+	t.Setenv("PATH", bin+":"+os.Getenv("PATH"))
+	file := filepath.Join(t.TempDir(), "image")
+	args := []string{"--root", root, "--compress", "zstd", "-o", file, image.String()}
+	for version, is := range map[string]func(error) bool{
+		"1.7.1": errdefs.IsNotImplemented, "1.8": nil, "1.10.2": nil, "2.0": nil,
+		"": func(err error) bool { return err != nil && strings.Contains(err.Error(), "no version") },
+	} {
+		script := "#!/bin/bash\n[[ $1 != -V ]] || { echo 'mkfs.erofs (erofs-utils) " + version + "'; exit; }\ncat >&3\nprintf '%s ' \"$@\" $SOURCE_DATE_EPOCH >>/dev/fd/3\n"
+		if err := os.WriteFile(filepath.Join(bin, "mkfs.erofs"), []byte(script), 0o700); err != nil {
+			t.Fatal(err)
+		}
+		_, errs, err := run(t, args...)
+		if is != nil {
+			if !is(err) {
+				t.Errorf("version %q: %v", version, err)
+			}
+			onlyOutput(t, filepath.Join(filepath.Dir(file), "none"))
+			continue
+		}
+		made, _ := os.ReadFile(file)
+		if err != nil || errs != "dist-disk: left out user attributes of 1 entries\n" || bytes.Contains(made, []byte("user.x")) ||
+			!bytes.Contains(made, []byte("SCHILY.xattr.user.z=2")) || !bytes.Contains(made, []byte("SCHILY.xattr.user.%=3")) {
+			t.Errorf("version %q: %d bytes, %q, %v", version, len(made), errs, err)
+		}
+		if options := string(made[bytes.LastIndexByte(made, 0)+1:]); !strings.HasPrefix(options, "-d0 --quiet --tar=f -zzstd ") || !strings.HasSuffix(options, " /dev/fd/3 ") {
+			t.Errorf("it is called with %q", options)
+		}
+		_ = os.Remove(file)
 	}
 }

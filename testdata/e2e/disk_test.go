@@ -29,11 +29,12 @@ done`)
 // TestDisk: an image as each format, judged by the format's own program, mounted, and compared with its layers applied to a directory.
 func TestDisk(t *testing.T) {
 	p := here(t)
-	fixture.Need(t, "fsck.erofs,e2fsck,tar2sqfs,unsquashfs")
+	fixture.Need(t, "fsck.erofs,mkfs.erofs,e2fsck,tar2sqfs,unsquashfs")
 	p.unpacked()
 	t.Cleanup(func() { _ = fixture.Unmount(p.dir) })
 	for _, c := range []struct{ format, flags, judge string }{
 		{"erofs", "", "fsck.erofs"},
+		{"erofs", "--compress lz4", "fsck.erofs"},
 		{"squashfs", "--compress gzip", "unsquashfs -s"},
 		{"ext4", "--size 300m", "e2fsck -fn"},
 	} {
