@@ -122,7 +122,10 @@ func (a *archive) setReferrers(ctx context.Context, store *content.Store, all []
 		}
 		d, subject, err := w.Referrer(f.target.Digest)
 		switch {
-		case errdefs.IsNotFound(err): // an archive may have a part of what its index lists
+		case errdefs.IsNotFound(err): // nothing tells what it is; a referrer may be missing
+			if !tagged {
+				images = append(images, f)
+			}
 		case err != nil:
 			return nil, err
 		case tagged:

@@ -167,6 +167,17 @@ func TestReferrersOfHostileArchives(t *testing.T) {
 	if _, err := to.load(gone, transfer.ImportOptions{Referrers: true}); err != nil || len(to.listed()) != 0 {
 		t.Errorf("%v, %v", to.listed(), err)
 	}
+	// If nothing else is there, it is an image that is missing.
+	damaged := change(func(ix *v1.Index) {
+		ix.Manifests = ix.Manifests[:1]
+		ix.Manifests[0].Digest, ix.Manifests[0].Annotations = digest.FromString("gone"), nil
+	})
+	for _, name := range []string{"", "y:1"} {
+		_, plain := to.load(damaged, transfer.ImportOptions{Name: name})
+		if _, err := to.load(damaged, transfer.ImportOptions{Name: name, Referrers: true}); plain == nil || err == nil || err.Error() != plain.Error() {
+			t.Errorf("name %q: with referrers %v, without %v", name, err, plain)
+		}
+	}
 }
 
 // reindex changes the index.json of an archive.
