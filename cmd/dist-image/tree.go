@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"math"
 	"os"
 	"strings"
 
@@ -184,6 +185,11 @@ func below(above []bool, last bool) []bool { return append(append([]bool(nil), a
 // barWidth is the most characters of a bar.
 const barWidth = 24
 
+// bar returns a bar for a size beside the largest one, of at most so many characters. Sizes are what a manifest says.
+func bar(size, largest int64, room int) string {
+	return strings.Repeat("█", int(math.Ceil(float64(max(size, 0))/float64(largest)*float64(room))))
+}
+
 // draw draws the tree for a terminal: in colour, unless NO_COLOR is set.
 func (t *imageTree) draw(w io.Writer, name string) error {
 	largest := int64(1)
@@ -231,9 +237,9 @@ func (t *imageTree) draw(w io.Writer, name string) error {
 		if width > 0 && len(line) > width {
 			line = line[:width]
 		}
-		text, bar := strings.TrimRight(string(line), " "), ""
+		text, extent := strings.TrimRight(string(line), " "), ""
 		if room := min(barWidth, width-len(line)-1); room > 0 && !b.Again {
-			bar = strings.Repeat("█", int((b.Size*int64(room)+largest-1)/largest))
+			extent = bar(b.Size, largest, room)
 		}
 		switch {
 		case !b.Here:
@@ -241,8 +247,8 @@ func (t *imageTree) draw(w io.Writer, name string) error {
 		case b.Names > 0:
 			text = paint(36, text)
 		}
-		if bar != "" {
-			text += strings.Repeat(" ", 1+len(line)-len([]rune(strings.TrimRight(string(line), " ")))) + paint(34, bar)
+		if extent != "" {
+			text += strings.Repeat(" ", 1+len(line)-len([]rune(strings.TrimRight(string(line), " ")))) + paint(34, extent)
 		}
 		if _, err := fmt.Fprintln(w, text); err != nil {
 			return err

@@ -10,9 +10,11 @@ import (
 	"distkit/cmd/internal/cli"
 	"distkit/cmd/internal/inside"
 	"distkit/cmd/internal/remoteimage"
+	"distkit/errclass"
 	"distkit/image/look"
 	"distkit/layer"
 
+	"github.com/containerd/errdefs"
 	"github.com/spf13/cobra"
 )
 
@@ -24,7 +26,7 @@ func main() {
 	}
 	flags := inside.NewFlags(c)
 	far := remoteimage.NewFlags(c)
-	l := lister{}
+	l := lister{found: map[string]bool{}}
 	recursive := c.Flags().BoolP("recursive", "R", false, "list what is below directories, too")
 	one := c.Flags().String("layer", "", "list the entries of one layer, as the archive has them: `N` from 1 on, the lowest first, or from -1 on; or its digest")
 	changes := c.Flags().Bool("changes", false, "list what each layer adds (A), changes (C) and deletes (D)")
@@ -72,6 +74,9 @@ func main() {
 			}
 			err = cli.Each(c, paths, func(p string) error { return tree.List(p, *recursive, l.write) })
 		}
+		if err == nil && (*changes || *one != "") {
+			err = l.missing(c, args[1:])
+		}
 		if cerr := l.records.Close(); err == nil {
 			err = cerr
 		}
@@ -84,6 +89,7 @@ func main() {
 type lister struct {
 	records               *cli.Records
 	long, layers, changes bool
+	found                 map[string]bool // paths that are listed, or have something below them that is
 }
 
 func (l *lister) setColumns() {
@@ -120,13 +126,27 @@ func (l *lister) write(e *look.Entry) error {
 
 // below prints an entry that is one of the paths or below one. All are, where there are no paths.
 func (l *lister) below(paths []string, e *look.Entry) error {
+	listed := len(paths) == 0
 	for _, p := range paths {
-		if p = "/" + layer.Clean(p); p == "/" || e.Path == p || strings.HasPrefix(e.Path, p+"/") {
-			return l.write(e)
+		if clean := "/" + layer.Clean(p); clean == "/" || e.Path == clean || strings.HasPrefix(e.Path, clean+"/") {
+			listed, l.found[p] = true, true
 		}
 	}
-	if len(paths) > 0 {
+	if !listed {
 		return nil
 	}
 	return l.write(e)
+}
+
+// missing reports the paths for which nothing was printed.
+func (l *lister) missing(c *cobra.Command, paths []string) error {
+	t := cli.Tally{C: c}
+	for _, p := range paths {
+		if !l.found[p] && layer.Clean(p) != "" {
+			if err := t.Add(errclass.Errorf(errdefs.ErrNotFound, "%.200q: there is no entry of this path", p)); err != nil {
+				return err
+			}
+		}
+	}
+	return t.End()
 }

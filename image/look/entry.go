@@ -78,7 +78,7 @@ func (e *Entry) ModeString() string {
 	return string(b)
 }
 
-// MarshalJSON has names that are not UTF-8 in Base64 too: pathBytes, targetBytes.
+// MarshalJSON has names that are not UTF-8 in Base64 too: pathBytes, targetBytes. A time that JSON has no form for is left out.
 func (e *Entry) MarshalJSON() ([]byte, error) {
 	v := struct {
 		Change      string            `json:"change,omitempty"`
@@ -98,7 +98,10 @@ func (e *Entry) MarshalJSON() ([]byte, error) {
 		Layer       int               `json:"layer,omitempty"`
 	}{Change: e.Change, Path: e.Path, Type: e.Type, UID: e.UID, GID: e.GID, Size: e.Size, Links: e.Links, Target: e.Target, Layer: e.Layer}
 	if e.Type != Whiteout && e.Type != Opaque {
-		v.Mode, v.ModTime = fmt.Sprintf("%04o", e.Perm), &e.ModTime
+		v.Mode = fmt.Sprintf("%04o", e.Perm)
+		if y := e.ModTime.Year(); y >= 0 && y <= 9999 { // RFC 3339 has no others
+			v.ModTime = &e.ModTime
+		}
 	}
 	if !utf8.ValidString(e.Path) {
 		v.PathBytes = []byte(e.Path)

@@ -186,6 +186,12 @@ func TestJSON(t *testing.T) {
 			t.Error(err)
 		}
 	}
+	for _, seconds := range []int64{253402300800, -62167219201} { // 10000-01-01, and a second before the year 0
+		got, err := json.Marshal(&Entry{Path: "/f", Type: File, ModTime: time.Unix(seconds, 0).UTC()})
+		if want := `{"path":"/f","type":"file","mode":"0000","uid":0,"gid":0,"size":0}`; err != nil || string(got) != want {
+			t.Errorf("%d seconds: got %s, %v", seconds, got, err)
+		}
+	}
 	got, err := json.Marshal(&Entry{Path: "/\xff", Type: Whiteout, Change: "D"})
 	if want := `{"change":"D","path":"/\ufffd","pathBytes":"L/8=","type":"whiteout","uid":0,"gid":0,"size":0}`; err != nil || string(got) != want {
 		t.Errorf("got %s, %v", got, err)
