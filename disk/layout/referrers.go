@@ -63,7 +63,7 @@ func (t ReferrerTag) Tagged(d v1.Descriptor) v1.Descriptor {
 
 // Referrers calls f once with each document of the index, of at most maxSize bytes, that has a subject: its descriptor, with
 // what lists of referrers tell of it, and its subject. Nobody has hashed the document. Documents that are not in the layout
-// are passed over: an image may be here in part. So it does with manifests that a name or [AnnotationTag] attaches to a subject.
+// are passed over: an image may be here in part. Documents that a name or [AnnotationTag] attaches to a subject count, too, once for each tag.
 func (d Dir) Referrers(maxSize int64, f func(desc v1.Descriptor, subject digest.Digest) error) error {
 	ix, err := d.ReadIndex()
 	if err != nil {
@@ -75,15 +75,24 @@ func (d Dir) Referrers(maxSize int64, f func(desc v1.Descriptor, subject digest.
 		if err != nil {
 			return err
 		}
-		name := cmp.Or(e.Name, desc.Annotations[AnnotationTag])
-		tag, subject, ok := ParseReferrerTag(name)
-		if key := tag.Tag + string(desc.Digest); ok && desc.Digest.Validate() == nil && !tagged[key] {
+		if desc.Digest.Validate() != nil || desc.Size > maxSize {
+			continue
+		}
+		tag, subject, ok := ParseReferrerTag(cmp.Or(e.Name, desc.Annotations[AnnotationTag]))
+		if key := tag.Tag + string(desc.Digest); ok && !tagged[key] {
 			tagged[key] = true
+			_, _, err := d.FindBlob(desc.Digest)
+			if errors.Is(err, fs.ErrNotExist) {
+				continue
+			}
+			if err != nil {
+				return fmt.Errorf("find %s: %w", desc.Digest, err)
+			}
 			if err := f(tag.Tagged(desc), subject); err != nil {
 				return err
 			}
 		}
-		if seen[desc.Digest] || desc.Digest.Validate() != nil || desc.Size > maxSize {
+		if seen[desc.Digest] {
 			continue
 		}
 		seen[desc.Digest] = true

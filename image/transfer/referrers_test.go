@@ -127,6 +127,13 @@ func TestReferrersThatCannotBeWritten(t *testing.T) {
 	if len(index.Manifests) != 1 {
 		t.Errorf("sparse: %+v", index.Manifests)
 	}
+	// A list has no document that isn't here, whatever attaches it.
+	gone := v1.Descriptor{MediaType: v1.MediaTypeImageManifest, Digest: digest.FromString("gone"), Size: 4}
+	before := len(w.referrers()[d.Digest])
+	w.entry("x:"+layout.ReferrerTags(d.Digest, "")[0].Tag, gone)
+	if all := w.referrers()[d.Digest]; len(all) != before {
+		t.Errorf("%+v", all)
+	}
 	deep := w.image("s390x", "c")
 	w.name("deep:1", deep)
 	for i := range image.MaxDepth + 1 {
