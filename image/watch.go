@@ -2,6 +2,7 @@ package image
 
 import (
 	"iter"
+	"sync"
 
 	"distkit/content"
 	"distkit/disk/layout"
@@ -13,7 +14,8 @@ import (
 // Watched is a Listing that knows whether it is still what the store has.
 type Watched struct {
 	Listing
-	from *markedNames
+	from   *markedNames
+	tagged func() map[string]v1.Descriptor
 }
 
 // Watch returns the names as they are now. The caller closes it.
@@ -23,7 +25,9 @@ func (n *Names) Watch() (*Watched, error) {
 		return nil, err
 	}
 	m.entries = nil // these are for a sweep
-	return &Watched{Listing{index: ix}, m}, nil
+	w := &Watched{Listing: Listing{index: ix}, from: m}
+	w.tagged = sync.OnceValue(w.readTagged)
+	return w, nil
 }
 
 // Current reports whether no name has changed since.
@@ -48,20 +52,30 @@ func (w *Watched) Targets() iter.Seq[v1.Descriptor] {
 
 // Tagged returns what an entry without a name points at that had the tag of a signature at a registry ([layout.ParseReferrerTag]).
 func (w *Watched) Tagged(tag string) (d v1.Descriptor, ok bool) {
-	if _, _, is := layout.ParseReferrerTag(tag); !is {
-		return d, false
+	if _, _, is := layout.ParseReferrerTag(tag); is {
+		d, ok = w.tagged()[tag]
 	}
+	return d, ok
+}
+
+// readTagged reads all that Tagged can return. Of two entries with a tag the first counts.
+func (w *Watched) readTagged() map[string]v1.Descriptor {
+	all := map[string]v1.Descriptor{}
 	for _, e := range w.index.Entries {
 		if e.DependsOn() == "" {
 			continue
 		}
-		found := false
-		d, err := e.Target(func(key, value string) { found = found || key == layout.AnnotationTag && value == tag })
-		if found && err == nil && content.Validate(d.Digest) == nil {
-			return d, true
+		tag := ""
+		d, err := e.Target(func(key, value string) {
+			if key == layout.AnnotationTag {
+				tag = value
+			}
+		})
+		if _, there := all[tag]; tag != "" && !there && err == nil && content.Validate(d.Digest) == nil {
+			all[tag] = d
 		}
 	}
-	return d, false
+	return all
 }
 
 // Close forgets the file that the names are from.

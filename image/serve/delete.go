@@ -18,7 +18,7 @@ import (
 const sweepPatience = 10 * time.Second
 
 // deleteManifest takes a tag away, or a manifest with all tags of the repository that point at it. Its blob goes if nothing in the
-// store needs it any more; its config and layers are left to a sweep.
+// store needs it any more; its config and layers are left to a sweep. A signature that is in each repository by its tag goes from all.
 func (s *Server) deleteManifest(w *reply, r *http.Request, t target) error {
 	if t.digest == "" {
 		img, err := s.lookup(t.repository, t.object, upstream(r))
@@ -26,7 +26,11 @@ func (s *Server) deleteManifest(w *reply, r *http.Request, t target) error {
 			_, err = s.deleteNames(r.Context(), []string{img.Name}, s.Names.DeleteAll)
 		}
 		if errdefs.IsNotFound(err) {
-			return notFound(codeManifestUnknown, "%s has no %s", t.repository, t.object)
+			d, ok := s.tagged(t.object)
+			if !ok {
+				return notFound(codeManifestUnknown, "%s has no %s", t.repository, t.object)
+			}
+			_, err = s.deleteNames(r.Context(), []string{string(d.Digest)}, s.Names.DeleteUnnamed)
 		}
 		if err != nil {
 			return err

@@ -731,7 +731,9 @@ func TestNameWithADigestIsNoTag(t *testing.T) {
 // A signature that has come by its tag is there by that tag, in each repository, though it has no name.
 func TestServeSignaturesByTag(t *testing.T) {
 	t.Parallel()
-	f := start(t, newServer(t), 16)
+	s := newServer(t)
+	s.Writable, s.Deletable = true, true
+	f := start(t, s, 16)
 	subject, signature := f.image("a", "a:1"), f.image("b", "b:1")
 	tag := layout.ReferrerTags(subject.Digest, "")[0].Tag
 	f.want(f.do("GET", "/v2/x/manifests/"+tag, ""), 404, codeManifestUnknown)
@@ -742,4 +744,8 @@ func TestServeSignaturesByTag(t *testing.T) {
 		t.Errorf("%v", a.header)
 	}
 	f.want(f.do("GET", "/v2/x/manifests/"+layout.ReferrerTags(subject.Digest, "")[1].Tag, ""), 404, codeManifestUnknown)
+	f.want(f.do("DELETE", "/v2/x/manifests/"+tag, ""), 202, "")
+	f.want(f.do("GET", "/v2/y/manifests/"+tag, ""), 404, codeManifestUnknown)
+	f.want(f.do("DELETE", "/v2/x/manifests/"+tag, ""), 404, codeManifestUnknown)
+	f.want(f.do("GET", "/v2/b/manifests/1", ""), 200, "")
 }
