@@ -187,12 +187,29 @@ type entries interface {
 	Offset() int64
 }
 
+// sparseFiles counts the bytes of a layer's sparse files, holes and all.
+type sparseFiles int64
+
+// add counts an entry if it is a sparse file. FailedPrecondition: the files have more than most bytes together, unless most is 0.
+func (s *sparseFiles) add(h *tar.Header, most int64) error {
+	if !layer.Sparse(h) {
+		return nil
+	}
+	if h.Size > layer.MaxSparse-int64(*s) {
+		return refused("sparse files have more than %d bytes together", int64(layer.MaxSparse))
+	}
+	if *s += sparseFiles(h.Size); most > 0 && int64(*s) > most {
+		return tooMuch("sparse files have more than %d bytes together", most)
+	}
+	return nil
+}
+
 // An adder applies the entries of a layer one by one.
 type adder struct {
 	*Builder
 	in     entries
 	buffer []byte // of sparse files' content
-	sparse int64  // bytes of sparse files, holes and all
+	sparse sparseFiles
 }
 
 func (a *adder) run(ctx context.Context) error {
@@ -250,11 +267,8 @@ func (a *adder) content(n *inode, h *tar.Header) error {
 		n.device, n.offset = uint16(len(a.layers)+1), a.in.Offset()
 		return nil
 	}
-	if h.Size > layer.MaxSparse-a.sparse {
-		return refused("sparse files have more than %d bytes together", int64(layer.MaxSparse))
-	}
-	if a.sparse += h.Size; a.opts.MaxBytes > 0 && a.sparse > a.opts.MaxBytes {
-		return tooMuch("sparse files have more than %d bytes together", a.opts.MaxBytes)
+	if err := a.sparse.add(h, a.opts.MaxBytes); err != nil {
+		return err
 	}
 	if err := a.scratch(&a.chunks); err != nil {
 		return err

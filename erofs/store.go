@@ -28,7 +28,7 @@ const (
 // StoreOptions change what Store does. The zero value is the usual.
 type StoreOptions struct {
 	ExpectDiffID digest.Digest // that the layer must have, if any
-	// MaxBytes bounds the bytes of the plain archive, MaxEntries its entries. 0 is no bound.
+	// MaxBytes bounds the bytes of the plain archive, and those of its sparse files, MaxEntries its entries. 0 is no bound.
 	MaxBytes, MaxEntries int64
 	Turn                 layer.Turn // as of layer.NewReaderInTurn; may be nil
 }
@@ -41,21 +41,27 @@ type Stored struct {
 }
 
 // Store writes the layer in r, plain or compressed with gzip or zstd, to an empty directory: the plain archive and its diff ID. The
-// layer's entries are read, so that the archive is one, but not applied. Errors are those of Builder.Add. Nothing is synced to disk.
-func Store(ctx context.Context, dir string, r io.Reader, o StoreOptions) (Stored, error) {
+// layer's entries are read, so that the archive is one, but not applied. Errors are those of Builder.Add, and leave the directory empty.
+// Nothing is synced to disk.
+func Store(ctx context.Context, dir string, r io.Reader, o StoreOptions) (_ Stored, err error) {
 	f, err := create(dir)
 	if err != nil {
 		return Stored{}, err
 	}
-	defer f.Close()
+	defer func() { done(dir, f, err) }()
 	in := layer.NewReaderInTurn(ctx, r, o.MaxBytes, f, o.Turn)
 	defer in.Close()
 	s := Stored{}
+	var sparse sparseFiles
 	for {
-		if _, err := in.Next(); err == io.EOF {
+		h, err := in.Next()
+		if err == io.EOF {
 			break
 		} else if err != nil {
 			return s, err
+		}
+		if err := sparse.add(h, o.MaxBytes); err != nil {
+			return s, fmt.Errorf("entry %.200q: %w", h.Name, err)
 		}
 		if s.Entries++; o.MaxEntries > 0 && s.Entries > o.MaxEntries {
 			return s, tooMuch("more than %d entries", o.MaxEntries)
@@ -69,12 +75,12 @@ func Store(ctx context.Context, dir string, r io.Reader, o StoreOptions) (Stored
 }
 
 // StorePlain is Store of a plain archive whose maker is trusted to have made one: its entries are not read.
-func StorePlain(dir string, r io.Reader) error {
+func StorePlain(dir string, r io.Reader) (err error) {
 	f, err := create(dir)
 	if err != nil {
 		return err
 	}
-	defer f.Close()
+	defer func() { done(dir, f, err) }()
 	hash := sha256.New()
 	if _, err := io.CopyBuffer(struct{ io.Writer }{io.MultiWriter(f, hash)}, r, make([]byte, bufferSize)); err != nil {
 		return err
@@ -88,6 +94,14 @@ func create(dir string) (*os.File, error) {
 		return nil, refused("%s holds a layer", dir)
 	}
 	return f, err
+}
+
+// done closes the archive, and deletes it if the layer was not stored.
+func done(dir string, f *os.File, err error) {
+	if err != nil {
+		_ = disk.Tree(dir).Remove(layerName)
+	}
+	f.Close()
 }
 
 func finish(dir string, f *os.File, diffID digest.Digest) error {

@@ -10,9 +10,10 @@ import (
 // Plain reads the entries of a plain archive that is a file and was verified before. It reads headers, and of contents only what Read
 // is called for.
 type Plain struct {
-	ctx context.Context
-	in  window
-	tar *tar.Reader
+	ctx   context.Context
+	in    window
+	tar   *tar.Reader
+	holes Holes
 }
 
 // NewPlain returns a Plain of an archive in r.
@@ -44,6 +45,9 @@ func (p *Plain) Read(b []byte) (int, error) {
 		return 0, err
 	}
 	n, err := p.tar.Read(b)
+	if err := p.holes.Add(n, p.in.offset); err != nil {
+		return 0, err
+	}
 	return n, p.classify(err)
 }
 

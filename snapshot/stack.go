@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"distkit/disk"
@@ -49,6 +50,9 @@ const inherited = "/proc/self/fd/3/."
 // A layer that fails leaves nothing, and neither do those above it; those below are there. Where done fails, the layers above are
 // called off, but those that were committed at the same time are there. The error is that of the lowest. A process that is killed leaves an active snapshot with
 // [TemporaryLabel], which the next that makes this layer removes.
+//
+// Where the layers turn out not to be any, once the driver puts them together (ErrInvalidArgument, ErrDataLoss), those that Stack has
+// made are removed.
 func (s *Snapshotter) Stack(ctx context.Context, parent string, layers []Layer, jobs int, done func(name string) error) error {
 	if parent != "" {
 		if _, err := s.parent(parent); err != nil {
@@ -82,10 +86,25 @@ func (s *Snapshotter) Stack(ctx context.Context, parent string, layers []Layer, 
 	}
 	if a, ok := s.driver.(Archiver); ok && first == nil && len(layers) > 0 {
 		if err := s.complete(ctx, a, below.name); err != nil {
+			if errdefs.IsInvalidArgument(err) || errdefs.IsDataLoss(err) {
+				s.withdraw(ctx, all)
+			}
 			return fmt.Errorf("%s: %w", below.name, err)
 		}
 	}
 	return first
+}
+
+// withdraw removes what of layers this process has committed, the highest first, as far as nobody uses it.
+func (s *Snapshotter) withdraw(ctx context.Context, layers []*made) {
+	r := s.Remover()
+	for _, m := range slices.Backward(layers) {
+		if m.ours {
+			if err := r.Remove(ctx, m.name); err != nil && !errdefs.IsNotFound(err) {
+				return
+			}
+		}
+	}
 }
 
 func (s *Snapshotter) complete(ctx context.Context, a Archiver, name string) error {
@@ -116,6 +135,7 @@ type made struct {
 	ready   chan *commitment // takes what is to be committed, or nil where it must be applied again
 	verdict chan error       // what has become of that
 	asked   bool             // commitEach has received something from ready
+	ours    bool             // commitEach has committed it
 }
 
 func newMade(ctx context.Context, name string) *made {
@@ -184,6 +204,7 @@ func (s *Snapshotter) commitEach(m *made, above []*made) {
 					failed = s.publishCommit(those[i].ctx, c)
 				}
 				c.release() // the next one holds it as its parent
+				those[i].ours = failed == nil
 				if errors.Is(failed, errChanged) {
 					err = failed // those above wait until it is committed, too
 				}

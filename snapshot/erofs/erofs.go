@@ -391,8 +391,14 @@ func onImage(t snapshot.Tree, o snapshot.MountOptions, f func(overlay.Layers) er
 // Archive makes the layer of what an active snapshot has changed.
 func (Driver) Archive(ctx context.Context, t snapshot.Tree, diff snapshot.Diff) error {
 	id, store := filepath.Base(t.Dir), disk.Tree(filepath.Dir(t.Dir))
-	if _, err := store.Stat(filepath.Join(id, applied)); !errors.Is(err, fs.ErrNotExist) {
-		return err // it is a layer already
+	if _, err := store.Stat(filepath.Join(id, applied)); err == nil { // it is a layer already
+		l, err := erofs.Open(store, filepath.Join(id, applied))
+		if err != nil {
+			return err
+		}
+		return l.Close()
+	} else if !errors.Is(err, fs.ErrNotExist) {
+		return err
 	}
 	if diff == nil {
 		return errdefs.ErrNotImplemented.WithMessage("this program can't make a layer of a snapshot's files")

@@ -442,3 +442,44 @@ func TestBrieflyMounted(t *testing.T) {
 		t.Errorf("it is still mounted: %v", err)
 	}
 }
+
+// A stack of what is no layer, or of layers that no image can be made of, leaves nothing: a layer that is there is made never again.
+func TestStackOfBadLayers(t *testing.T) {
+	need(t)
+	store := func(h tar.Header) func(dir string) error {
+		return func(dir string) error {
+			var b bytes.Buffer
+			w := tar.NewWriter(&b)
+			if err := errors.Join(w.WriteHeader(&h), w.Close()); err != nil {
+				return err
+			}
+			_, err := image.Store(t.Context(), dir, &b, image.StoreOptions{})
+			return err
+		}
+	}
+	s := newStore(t, t.TempDir())
+	s.stack(map[string]string{"a": "1"})
+	for what, bad := range map[string]struct {
+		make func(dir string) error
+		is   func(error) bool
+	}{
+		"files of a layer":       {func(dir string) error { return os.WriteFile(dir+"/file", nil, 0o600) }, errdefs.IsDataLoss},
+		"a hard link to nothing": {store(tar.Header{Typeflag: tar.TypeLink, Name: "x", Linkname: "none"}), errdefs.IsInvalidArgument},
+		"a device that can't be": {store(tar.Header{Typeflag: tar.TypeChar, Name: "x", Devmajor: 1 << 13}), errdefs.IsInvalidArgument},
+	} {
+		apply := func(f func(dir string) error) func(context.Context, snapshot.Place) error {
+			return func(_ context.Context, p snapshot.Place) error { return errors.Join(os.Mkdir(p.Dir, 0o700), f(p.Dir)) }
+		}
+		good := store(tar.Header{Name: "good", Mode: 0o600})
+		list := []snapshot.Layer{{Name: "low", Apply: apply(good)}, {Name: "bad", Apply: apply(bad.make)}, {Name: "high", Apply: apply(good)}}
+		if err := s.Stack(t.Context(), "layer 1", list, 8, func(string) error { return nil }); !bad.is(err) {
+			t.Errorf("%s: %v", what, err)
+		}
+		for _, name := range []string{"bad", "high"} {
+			if _, err := s.Stat(t.Context(), name); !errdefs.IsNotFound(err) {
+				t.Errorf("%s: the layer %s is there: %v", what, name, err)
+			}
+		}
+		s.expect("layer 1", "a=1")
+	}
+}
