@@ -206,8 +206,8 @@ func (s *sized) Read(b []byte) (int, error) {
 	return n, err
 }
 
-// Push has the helper store content. It is killed before it has all of content that is not
-// what its digest says.
+// Push has the helper store content. It is told to stop before it has all of content that is not what its digest says, and does not see an end of
+// that.
 func (h *Helper) Push(ctx context.Context, id string, content io.Reader, hintList ...string) (Pushed, error) {
 	hint := parseHints(hintList)
 	hint.offset = 0 // that of a put is for batches
@@ -243,7 +243,8 @@ func (h *Helper) push(ctx context.Context, id string, content io.Reader, hint hi
 			if err != nil {
 				if err != io.EOF {
 					source <- err
-					_ = p.Process.Kill()
+					p.StopAfter(0)
+					_ = p.End()
 				}
 				break
 			}
