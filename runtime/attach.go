@@ -2,6 +2,7 @@ package runtime
 
 import (
 	"context"
+	"fmt"
 	"os"
 	"os/signal"
 	"syscall"
@@ -25,6 +26,9 @@ func (p *Process) Attach(ctx context.Context, o Attach) (*Exit, error) {
 	}
 	if !l.state.Detached {
 		return nil, failed("attach: %s runs in the foreground of process %d", p, l.state.Monitor.Pid)
+	}
+	if err := p.checkLog(); err != nil {
+		return nil, fmt.Errorf("attach: %w", err)
 	}
 	w, err := p.watch()
 	if err != nil {

@@ -1,10 +1,13 @@
 package runtime
 
 import (
+	"bufio"
 	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
@@ -16,9 +19,11 @@ import (
 
 	"distkit/events"
 	"distkit/runtime/spec"
+	"distkit/runtime/stdio"
 
 	"github.com/containerd/errdefs"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
 )
 
 // containers opens the machine's store.
@@ -267,5 +272,110 @@ func TestExecBesideTheEnd(t *testing.T) {
 			_, err := os.Stat(set)
 			return len(left) == 0 && err != nil
 		})
+	})
+}
+
+// startTo starts the bundle in the background with its output going to where LogTo says.
+func (m *machine) startTo(id, to string) *Container {
+	m.Helper()
+	find := func(string) (*Runtime, error) {
+		r := m.find()
+		return r, r.LogTo(to)
+	}
+	c, _, err := m.containers().StartBundle(m.Context(), find, Record{ID: id, Bundle: m.bundle})
+	if err != nil {
+		m.Fatal(err)
+	}
+	m.Cleanup(func() { _, _ = c.Remove(m.Context(), true) })
+	return c
+}
+
+// Output goes nowhere, or to a descriptor of the caller's, and not to a log.
+func TestLogTo(t *testing.T) {
+	runtimes(t, func(t *testing.T, m *machine) {
+		noLog := func(c *Container) {
+			t.Helper()
+			p := c.proc("")
+			if err := p.Logs(t.Context(), Logs{Tail: -1}, func(stdio.Entry) error { return nil }); !errdefs.IsFailedPrecondition(err) {
+				m.Errorf("%s: logs: %v", c.ID, err)
+			}
+			if _, err := os.Lstat(c.path("log")); !errors.Is(err, fs.ErrNotExist) {
+				m.Errorf("%s: log: %v", c.ID, err)
+			}
+		}
+		m.spec(spec.Options{Args: []string{"sh", "-c", "echo out; echo err >&2; exit 7"}})
+		c := m.startTo("test-none", "none")
+		if i := m.stopped(c); i.Exit == nil || *i.Exit.Status != 7 {
+			m.Errorf("%+v", i.Exit)
+		}
+		noLog(c)
+		made := []*Container{c}
+
+		var fds [2]int
+		if err := unix.Pipe(fds[:]); err != nil { // not closed on exec, as a shell's
+			t.Fatal(err)
+		}
+		r, w := os.NewFile(uintptr(fds[0]), "reader"), os.NewFile(uintptr(fds[1]), "writer")
+		defer r.Close()
+		defer w.Close()
+		for _, to := range []string{"all", "fd:", "fd:0", "fd:-1", "fd:60000", "fd:99999999", fmt.Sprint("fd:", fds[0])} {
+			if err := m.find().LogTo(to); !errdefs.IsInvalidArgument(err) {
+				m.Errorf("%s: %v", to, err)
+			}
+		}
+		to := fmt.Sprint("fd:", fds[1])
+		c = m.startTo("test-fd", to)
+		m.stopped(c)
+		noLog(c)
+		made = append(made, c)
+		lines := bufio.NewScanner(r)
+		got := map[string]bool{}
+		for range 2 {
+			lines.Scan()
+			got[lines.Text()] = true
+		}
+		if !got["out"] || !got["err"] {
+			m.Errorf("the pipe has %v", got)
+		}
+
+		// A reader that goes away ends nothing, and what a process prints whose shim was killed is in a log again.
+		m.spec(spec.Options{Args: []string{"sh", "-c", "while :; do echo tick; sleep 0.01; done"}})
+		c = m.startTo("test-gone", to)
+		made = append(made, c)
+		lines.Scan()
+		_ = r.Close()
+		_ = w.Close()
+		time.Sleep(50 * time.Millisecond)
+		i := m.info(c)
+		if i.Status != Running {
+			m.Fatalf("%+v", i)
+		}
+		noLog(c)
+		s, err := c.proc("").readState()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := s.Monitor.signal(unix.SIGKILL); err != nil {
+			t.Fatal(err)
+		}
+		until(t, "the shim to end", func() bool { return !s.Monitor.Alive() })
+		until(t, "a log", func() bool {
+			ticks := 0
+			err := c.proc("").Logs(t.Context(), Logs{Tail: -1}, func(e stdio.Entry) error {
+				if string(e.Text) == "tick\n" {
+					ticks++
+				}
+				return nil
+			})
+			if err != nil && !errdefs.IsFailedPrecondition(err) {
+				t.Fatal(err)
+			}
+			return ticks > 3
+		})
+		for _, c := range made {
+			if _, err := c.Remove(t.Context(), true); err != nil {
+				t.Error(err)
+			}
+		}
 	})
 }

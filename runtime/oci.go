@@ -29,6 +29,8 @@ type Runtime struct {
 	state   string
 
 	cgroupParent string
+	log          string   // see [Runtime.LogTo]
+	output       *os.File // with it
 }
 
 // Find looks for a runtime: a program's name or path, "" for runc, else crun. State is the

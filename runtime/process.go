@@ -491,6 +491,9 @@ func (p *Process) Logs(ctx context.Context, o Logs, f func(stdio.Entry) error) e
 		return failed("%s has no log: it runs, or ran, in the foreground", p)
 	}
 	_ = p.adoptIfLost(ctx) // what was kept can be read without a monitor, too
+	if err := p.checkLog(); err != nil {
+		return err
+	}
 	if o.Tail > 0 {
 		last := stdio.NewTail(o.Tail)
 		if err := r.Read(last.Add); err != nil {

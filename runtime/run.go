@@ -244,7 +244,7 @@ type job struct {
 // begin takes what a run of a container needs: the ID on this host, a clean table, network, root filesystem and cgroups.
 // It owns the lock from here on. If it fails, it has undone what it did.
 func (c *Container) begin(ctx context.Context, r *Runtime, lock *os.File, detached bool) (_ *execution, err error) {
-	u := &execution{Process: c.proc(""), r: &Runtime{r.command, c.set.state, r.cgroupParent}, lock: lock}
+	u := &execution{Process: c.proc(""), r: &Runtime{r.command, c.set.state, r.cgroupParent, r.log, r.output}, lock: lock}
 	if c.restored || c.Stored && c.never() {
 		u.images = c.CheckpointDir()
 	}
@@ -298,7 +298,7 @@ func (u *execution) prepare(ctx context.Context, detached bool) error {
 	if err := c.set.makeDir(c.rel("exec")); err != nil {
 		return err
 	}
-	if err := u.enter(state{Detached: detached, Interactive: c.Interactive}); err != nil {
+	if err := u.enter(state{Detached: detached, Interactive: c.Interactive, Log: u.r.log}); err != nil {
 		return err
 	}
 	at("blank")

@@ -36,7 +36,8 @@ const (
 	shimClaim
 	shimWorking
 	shimReport
-	shimRest // the first of those that it must not have
+	shimOutput // see [Runtime.LogTo]
+	shimRest   // the first of those that it must not have
 )
 
 // order says which process a shim or a guard looks after. The rest is an [execution] for a shim.
@@ -84,6 +85,9 @@ func (u *execution) spawn(stdin io.Reader, report *os.File) (*exec.Cmd, error) {
 	c.Args = []string{shimName, u.c.ID} // what ps shows
 	c.Dir, c.Env, c.Stdin = "/", shimEnviron(), stdin
 	c.ExtraFiles = []*os.File{u.lock, u.claim.lock, u.claim.working, report}
+	if report != nil && u.r.output != nil {
+		c.ExtraFiles = append(c.ExtraFiles, u.r.output)
+	}
 	if report == nil {
 		c.ExtraFiles[shimWorking-shimLock] = nil // a guard waits for who has that lock
 	}
@@ -211,7 +215,7 @@ func closeInherited() {
 			_ = unix.Close(fd)
 		}
 	}
-	for _, fd := range []int{shimLock, shimClaim, shimReport} {
+	for _, fd := range []int{shimLock, shimClaim, shimReport, shimOutput} {
 		unix.CloseOnExec(fd)
 	}
 }
@@ -334,7 +338,14 @@ func shrink() {
 
 // streams says what the streams of a detached process are.
 func (u *execution) streams() stdio.Options {
-	return stdio.Options{Dir: u.private, Log: u.logDir(), LogSize: u.c.LogSize, Terminal: u.state.Terminal, Interactive: u.state.Interactive}
+	o := stdio.Options{Dir: u.private, Log: u.logDir(), LogSize: u.c.LogSize, Terminal: u.state.Terminal, Interactive: u.state.Interactive}
+	switch u.state.Log {
+	case noLog:
+		o.NoLog = true
+	case descriptorIs:
+		o.Output = shimOutput
+	}
+	return o
 }
 
 // startDetached does the shim's part of starting.
@@ -362,6 +373,9 @@ func (u *execution) adopt() (s *stdio.Detached, wait func() (Exit, error), err e
 	fd, err := u.state.open()
 	if err != nil {
 		return nil, nil, err
+	}
+	if u.state.Log == descriptorIs { // which is lost with the shim that had it: what comes is kept
+		u.state.Log = ""
 	}
 	if s, err = u.streams().Adopt(u.state.Pipes, u.state.findPipe); err == nil {
 		u.state.Monitor, err = Identify(os.Getpid())

@@ -46,6 +46,7 @@ type state struct {
 	Terminal     bool        `json:"terminal,omitempty"`
 	Detached     bool        `json:"detached,omitempty"`
 	Init         bool        `json:"init,omitempty"` // the process is an init of ours, see [state.awaitInit]
+	Log          string      `json:"log,omitempty"`  // what its output goes to, see [Runtime.LogTo]; "" for its log
 	Monitor      HostProcess `json:"monitor"`
 
 	Interactive bool              `json:"interactive,omitempty"` // of a further process; of the container its record says it
@@ -63,11 +64,12 @@ type Exit struct {
 	Started  time.Time `json:"started,omitzero"`
 	Terminal bool      `json:"terminal,omitempty"`
 	Detached bool      `json:"detached,omitempty"`
+	Log      string    `json:"log,omitempty"` // what its output went to, if it was no log
 }
 
 // of adds what the end of a run keeps of the run.
 func (e Exit) of(s state) Exit {
-	e.Started, e.Terminal, e.Detached = s.Started, s.Terminal, s.Detached
+	e.Started, e.Terminal, e.Detached, e.Log = s.Started, s.Terminal, s.Detached, s.Log
 	return e
 }
 

@@ -35,6 +35,9 @@ func newCommand() *cobra.Command {
 	c.MarkFlagsMutuallyExclusive("detach", "inherit-stdio")
 	c.RunE = func(c *cobra.Command, args []string) error {
 		rec, err := flags.Get()
+		if err == nil {
+			err = which.CheckDetached(*detach)
+		}
 		if err != nil {
 			return err
 		}

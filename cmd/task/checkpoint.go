@@ -67,6 +67,9 @@ func newRestore(o *containers.Flags) *cobra.Command {
 		if err != nil {
 			return err
 		}
+		if err := which.CheckDetached(!*foreground); err != nil {
+			return err
+		}
 		r, err := which.Find(t.Runtime)
 		if err != nil {
 			return err

@@ -98,6 +98,9 @@ func (d *distRun) run(c *cobra.Command, args []string) error {
 			q.Image += ":latest"
 		}
 	}
+	if err := d.which.CheckDetached(*d.detach); err != nil {
+		return err
+	}
 	if d.id == "" {
 		d.id = runtime.NewID()
 	}
@@ -235,7 +238,7 @@ func (d *distRun) create(args []string) []string {
 // start is the command that runs the container, but for its directory.
 func (d *distRun) start(c *cobra.Command) []string {
 	step := []string{"run"}
-	for _, name := range []string{"detach", "inherit-stdio", "cgroup-parent"} {
+	for _, name := range []string{"detach", "inherit-stdio", "cgroup-parent", "log"} {
 		if f := c.Flags().Lookup(name); f.Changed {
 			step = append(step, "--"+name+"="+f.Value.String())
 		}

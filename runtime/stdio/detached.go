@@ -21,6 +21,8 @@ type Options struct {
 	Dir         string // a private directory: its FIFO stdin leads to the process's input, its FIFO control to its monitor
 	Log         Dir
 	LogSize     int64 // see [NewWriter]
+	NoLog       bool  // the output goes nowhere
+	Output      int   // a descriptor that the output goes to, and not to the log; 0 for the log
 	Terminal    bool
 	Interactive bool // the process has an input
 }
@@ -33,7 +35,7 @@ type Detached struct {
 	Console *Console          // the process gets a terminal; nil if it gets none
 	Pipes   map[string]string // what the kernel calls the pipes, by stream
 
-	log     *Writer
+	log     sink
 	outputs map[string]*os.File // our ends, by stream
 	input   *os.File            // the FIFO, open for reading and writing, so that the input goes on when a writer leaves
 	feed    *os.File            // our end of the process's input, if that is a pipe
@@ -123,8 +125,15 @@ func (o Options) Adopt(pipes map[string]string, find func(pipe string, mode int)
 // open opens the log and the FIFOs.
 func (o Options) open() (d *Detached, err error) {
 	d = &Detached{Pipes: map[string]string{}, outputs: map[string]*os.File{}, over: make(chan struct{}), ended: make(chan struct{}, 2)}
-	if d.log, err = NewWriter(o.Log, o.LogSize); err != nil {
-		return nil, err
+	switch {
+	case o.NoLog:
+		d.log = nowhere{}
+	case o.Output != 0:
+		d.log = newForward(o.Output)
+	default:
+		if d.log, err = NewWriter(o.Log, o.LogSize); err != nil {
+			return nil, err
+		}
 	}
 	if d.eof, err = newLatch(); err != nil {
 		return nil, err
@@ -245,11 +254,14 @@ func (d *Detached) resize(columns, rows string) {
 	}
 }
 
-// Settle is called when the process has ended. It waits until the output was copied, but at most two seconds: another process
-// may have the pipe open for longer.
+// settling is how long the end of a process waits for its output.
+const settling = 2 * time.Second
+
+// Settle is called when the process has ended. It waits until the output was copied, but not for long: another process may have the
+// pipe open for longer.
 func (d *Detached) Settle() {
 	close(d.over)
-	d.drain(time.After(2 * time.Second))
+	d.drain(time.After(settling))
 }
 
 // Drain waits until no process has an output open.

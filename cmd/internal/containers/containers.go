@@ -66,21 +66,30 @@ func Open(root, namespace, state string) (*runtime.Containers, error) {
 
 // Runtime says which runtime starts processes.
 type Runtime struct {
-	name, cgroupParent *string
-	of                 *Flags
+	name, cgroupParent, log *string
+	of                      *Flags
 }
 
-// RuntimeFlags registers --runtime and --cgroup-parent.
+// RuntimeFlags registers --runtime, --cgroup-parent and --log.
 func RuntimeFlags(f *pflag.FlagSet, of *Flags) *Runtime {
 	return &Runtime{
 		f.String("runtime", "", "the OCI runtime's `NAME` or path (default: runc, else crun)"),
 		f.String("cgroup-parent", "", "the host's cgroup `DIR` below which the container's is (default: the caller's own; /distkit for a detached container)"),
+		f.String("log", "", "where a detached container's output goes: none, or `fd:N` for the open descriptor N (default: its log)"),
 		of,
 	}
 }
 
 // Name is the runtime that is asked for.
 func (o *Runtime) Name() string { return *o.name }
+
+// CheckDetached refuses --log for a container in the foreground, which has no log.
+func (o *Runtime) CheckDetached(detached bool) error {
+	if *o.log != "" && !detached {
+		return cli.Usagef("--log goes with a container in the background")
+	}
+	return nil
+}
 
 // Find finds the runtime: the one that is asked for, else the container's, else any.
 func (o *Runtime) Find(wanted string) (*runtime.Runtime, error) {
@@ -91,6 +100,9 @@ func (o *Runtime) Find(wanted string) (*runtime.Runtime, error) {
 	r, err := runtime.Find(name, o.of.State())
 	if err == nil {
 		err = r.CgroupParent(*o.cgroupParent)
+	}
+	if err == nil {
+		err = r.LogTo(*o.log)
 	}
 	return r, err
 }
