@@ -16,7 +16,7 @@ type Action uint8
 
 // Actions of entries.
 const (
-	Ignored Action = iota // it is aufs's own, or of the root directory and no directory
+	Ignored Action = iota // the entry is of aufs itself, or names the root directory but is no directory
 	Made                  // a new file, in place of what was there
 	Merged                // a directory that was there: it has the attributes of the new entry
 	Linked                // another name of a file

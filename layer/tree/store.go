@@ -43,6 +43,9 @@ type names struct {
 	n      uint32
 }
 
+// full reports whether a further name could have no offset of 32 bits.
+func (s *names) full() bool { return len(s.chunks) >= 1<<32/nameChunk }
+
 func (s *names) add(name string) {
 	last := len(s.chunks) - 1
 	if last < 0 || len(s.chunks[last])+1+len(name) > nameChunk {

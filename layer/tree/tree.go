@@ -227,6 +227,9 @@ func (t *Tree[F]) put(dir uint32, name string, kind Kind, what uint32) (Entry, e
 		if t.nodes.n == maxEntries {
 			return 0, errclass.Errorf(errdefs.ErrFailedPrecondition, "more than %d names", maxEntries)
 		}
+		if t.names.full() {
+			return 0, errclass.As(errors.New("names of 4 GiB together"), errdefs.ErrFailedPrecondition)
+		}
 		if err := t.Charge(int64(nameMemory + len(name))); err != nil {
 			return 0, err
 		}

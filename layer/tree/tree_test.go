@@ -180,3 +180,16 @@ func TestMemory(t *testing.T) {
 		}
 	}
 }
+
+// Names have offsets of 32 bits.
+func TestTooManyBytesOfNames(t *testing.T) {
+	t.Parallel()
+	tr := New(Options[int]{})
+	tr.NextLayer()
+	apply(t, tr, tar.Header{Name: "before", Typeflag: tar.TypeReg})
+	all := tr.names.chunks
+	tr.names.chunks = append(make([][]byte, 1<<32/nameChunk-1), all...)
+	if _, err := tr.Apply(&tar.Header{Name: "after", Typeflag: tar.TypeReg}); !errdefs.IsFailedPrecondition(err) {
+		t.Errorf("got %v", err)
+	}
+}

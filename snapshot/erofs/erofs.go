@@ -254,6 +254,10 @@ func (c *chain) make(ctx context.Context) (*os.File, error) {
 		return nil, err
 	}
 	name := filepath.Join(c.top, imageName)
+	if f, err := c.store.Open(name); err == nil { // an image of other layers
+		erofs.Unseal(f)
+		f.Close()
+	}
 	if err := c.store.RemoveAll(name); err != nil { // whatever a stranger has put there
 		return nil, err
 	}

@@ -483,3 +483,24 @@ func TestStackOfBadLayers(t *testing.T) {
 		s.expect("layer 1", "a=1")
 	}
 }
+
+// No seal of an image is left when another one takes its place.
+func TestSealOfAnOldImage(t *testing.T) {
+	need(t)
+	s := newStore(t, t.TempDir())
+	name := s.stack(map[string]string{"a": "1"})
+	f, err := os.Open(s.one("*/image"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close() // until then no other file has its number
+	var st unix.Stat_t
+	if err := errors.Join(unix.Fstat(int(f.Fd()), &st), image.Seal(f, "other layers")); err != nil {
+		t.Fatal(err)
+	}
+	s.expect(name, "a=1")
+	seal := fmt.Sprintf("/run/distkit/erofs/%x:%x", st.Dev, st.Ino)
+	if _, err := os.Stat(seal); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("%s is left: %v", seal, err)
+	}
+}

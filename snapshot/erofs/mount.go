@@ -15,8 +15,8 @@ import (
 // procPath is the path of an open file, which the kernel opens again.
 func procPath(fd int) string { return fmt.Sprintf("/proc/self/fd/%d", fd) }
 
-// attach mounts an EROFS image, whose files' data are in further files, without a place in the tree. Linux 6.12 and later take the files themselves where they are on
-// most file systems, which tmpfs is none of; else they become loop devices, which go with the mount.
+// attach mounts an EROFS image, whose files' data are in further files, without a place in the tree. Linux 6.12 and later take the files
+// themselves where they are on most file systems; tmpfs is not one. Else they become loop devices, which go with the mount.
 func attach(image *os.File, data []*os.File) (mount int, err error) {
 	fd, err := attachFiles(image, data)
 	// A file system in a file below two others is refused with EINVAL or ELOOP.
