@@ -11,6 +11,7 @@ import (
 
 	"distkit/errclass"
 	"distkit/events"
+	"distkit/runtime/spec"
 
 	"github.com/containerd/errdefs"
 	runc "github.com/containerd/go-runc"
@@ -73,6 +74,15 @@ func (c *Container) Checkpoint(ctx context.Context, dir string, exit bool, save 
 	}
 	if len(c.Namespaces) > 0 {
 		return failed("checkpoint: container %s is in namespaces of other containers", c.ID)
+	}
+	b, err := openBundleConfig(c.BundleDir(), c.BundleDir())
+	if err != nil {
+		return err
+	}
+	if b.spec.Linux != nil {
+		if never := spec.NeverRestored(b.spec.Linux.Namespaces); len(never) > 0 {
+			return failed("checkpoint: container %s has what no restored one can have: %s", c.ID, strings.Join(never, ", "))
+		}
 	}
 	if l.state.Interactive && l.state.Detached && !l.state.Terminal {
 		return failed("checkpoint: container %s has an input that comes from outside of it: only one without, or with a terminal, can be stored", c.ID)

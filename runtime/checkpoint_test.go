@@ -107,7 +107,18 @@ func TestCheckpoint(t *testing.T) {
 		}
 	}
 
+	// What could not be restored goes on, and is not ended.
+	m.spec(spec.Options{PID: "host", IPC: "host", Args: []string{"sleep", "1000"}})
+	shared := m.detached(Record{ID: "test-shared"})
+	if err := shared.Checkpoint(t.Context(), images, true, save); !errdefs.IsFailedPrecondition(err) || !strings.Contains(err.Error(), "pid namespace, another ipc") || m.info(shared).Status != Running {
+		t.Errorf("namespaces of the host: %v, %s", err, m.info(shared).Status)
+	}
+	if _, err := shared.Remove(t.Context(), true); err != nil {
+		t.Error(err)
+	}
+
 	// Input from outside can't be stored.
+	m.spec(spec.Options{Args: []string{"sleep", "1000"}})
 	fed := m.detached(Record{ID: "test-fed", Interactive: true})
 	if err := fed.Checkpoint(t.Context(), images, false, save); !errdefs.IsFailedPrecondition(err) {
 		t.Errorf("interactive: %v", err)

@@ -74,6 +74,12 @@ func (l looked) files(p *Process, f func(Files) error) error {
 // stoppedFiles is Files of a container that does not run, which the caller has locked.
 func (c *Container) stoppedFiles(ctx context.Context, f func(Files) error) (err error) {
 	dir := c.path("rootfs")
+	if c.Users != "" {
+		// A killed run has left its mount, whose owners are those in a user namespace that is gone.
+		if err := c.unmount(); err != nil {
+			return err
+		}
+	}
 	switch {
 	case c.Snapshot != nil && !mounted(dir):
 		if err := os.Mkdir(dir, 0o755); err != nil && !errors.Is(err, fs.ErrExist) {

@@ -144,6 +144,9 @@ func usedIDs(dir string) (all []usersFile, err error) {
 	for _, name := range names {
 		var u usersFile
 		b, err := os.ReadFile(name)
+		if errors.Is(err, fs.ErrNotExist) {
+			continue // its run has just ended
+		}
 		if err != nil {
 			return nil, err
 		}

@@ -156,7 +156,7 @@ func (s *Containers) Volumes() ([]Volume, error) {
 	var all []Volume
 	for _, name := range names {
 		if fi, serr := s.tree().Stat(s.volumeDirs(name)[2]); CheckVolume(name) == nil && serr == nil && fi.IsDir() {
-			all = append(all, Volume{name, s.tree().Path(s.volumeDirs(name)[2]), users[name]})
+			all = append(all, Volume{name, s.tree().Path(s.volumeDirs(name)[2]), append([]string{}, users[name]...)})
 		}
 	}
 	return all, err

@@ -146,10 +146,15 @@ func openDir(root *os.File, name string) (*os.File, error) {
 // inContainer is the error of a path in a container.
 func inContainer(name string, err error) error {
 	err = fmt.Errorf("%s in the container: %w", name, err)
-	if errors.Is(err, unix.ENOENT) {
+	switch {
+	case errors.Is(err, unix.ENOENT):
 		return errclass.As(err, errdefs.ErrNotFound)
+	case errors.Is(err, unix.EACCES), errors.Is(err, unix.EPERM):
+		return errclass.As(err, errdefs.ErrPermissionDenied)
+	case errors.Is(err, unix.ENOTDIR), errors.Is(err, unix.ELOOP), errors.Is(err, unix.ENAMETOOLONG):
+		return errclass.As(err, errdefs.ErrInvalidArgument)
 	}
-	return errclass.As(err, errdefs.ErrInvalidArgument)
+	return err
 }
 
 func procPath(f *os.File) string { return fmt.Sprintf("/proc/self/fd/%d", f.Fd()) }

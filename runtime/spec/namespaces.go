@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
@@ -114,3 +115,20 @@ func (o *Options) namespaces() (all []specs.LinuxNamespace, err error) {
 
 // hostNetwork reports whether the network is this process's.
 func (o *Options) hostNetwork() bool { return Sharing(o.Network).isHost("net") }
+
+// NeverRestored lists those of a container's namespaces, and those that it lacks, by which its stored processes can't be restored: a
+// restored container has a PID, IPC, UTS and mount namespace of its own, and the host's users and time.
+func NeverRestored(namespaces []specs.LinuxNamespace) (all []string) {
+	for _, t := range []specs.LinuxNamespaceType{specs.PIDNamespace, specs.IPCNamespace, specs.UTSNamespace, specs.MountNamespace} {
+		i := slices.IndexFunc(namespaces, func(n specs.LinuxNamespace) bool { return n.Type == t })
+		if i < 0 || namespaces[i].Path != "" {
+			all = append(all, "another "+string(t)+" namespace")
+		}
+	}
+	for _, n := range namespaces {
+		if n.Type == specs.UserNamespace || n.Type == specs.TimeNamespace {
+			all = append(all, "a "+string(n.Type)+" namespace")
+		}
+	}
+	return all
+}

@@ -160,23 +160,15 @@ func (w *wants) mounted(destination string) *specs.Mount {
 
 // namespaces wants the container to have had each namespace of the granted ones for itself.
 func (w *wants) namespaces(old []specs.LinuxNamespace, network string) {
-	for _, t := range []specs.LinuxNamespaceType{specs.PIDNamespace, specs.IPCNamespace, specs.UTSNamespace, specs.MountNamespace, specs.NetworkNamespace} {
-		i := slices.IndexFunc(old, func(n specs.LinuxNamespace) bool { return n.Type == t })
-		switch {
-		case t == specs.NetworkNamespace && network != "": // the caller's
-		case t == specs.NetworkNamespace && i < 0:
-			w.add("--net", "host")
-		case t == specs.NetworkNamespace && old[i].Path != "":
-			w.add("--net", old[i].Path)
-		case i < 0 || old[i].Path != "":
-			w.never = append(w.never, "another "+string(t)+" namespace")
-		}
+	i := slices.IndexFunc(old, func(n specs.LinuxNamespace) bool { return n.Type == specs.NetworkNamespace })
+	switch {
+	case network != "": // the caller's
+	case i < 0:
+		w.add("--net", "host")
+	case old[i].Path != "":
+		w.add("--net", old[i].Path)
 	}
-	for _, n := range old {
-		if n.Type == specs.UserNamespace || n.Type == specs.TimeNamespace {
-			w.never = append(w.never, "a "+string(n.Type)+" namespace")
-		}
-	}
+	w.never = append(w.never, spec.NeverRestored(old)...)
 }
 
 func (w *wants) devices(old []specs.LinuxDevice) {

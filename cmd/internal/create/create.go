@@ -166,10 +166,10 @@ func (q *Request) Container(ctx context.Context) (*runtime.Container, error) {
 		if config == nil {
 			config = &spec.Image{}
 		}
-		// This finds what is wrong with the options before anything is made. A user's name can't be looked up yet: it is in the
-		// container's files.
+		// This finds what is wrong with the options before anything is made. Names of users and groups can't be looked up yet: they
+		// are in the container's files.
 		check := o
-		check.Rootfs, check.User = "", "0"
+		check.Rootfs, check.User, check.GroupAdd = "", "0", nil
 		check.Mounts, _ = bindVolumes(o.Mounts, func(specs.Mount) (string, error) { return "/", nil })
 		s, err := spec.New(config, check)
 		if err == nil {

@@ -8,7 +8,6 @@ import (
 	"encoding/json"
 	"fmt"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 
@@ -213,19 +212,12 @@ func Document(ctx context.Context, s *specs.Spec, cdi []string) ([]byte, error) 
 	return out, nil
 }
 
-// initProgram is task, which is an init too: the one beside this program, else the one on PATH.
+// initProgram is task, which is an init too: the one that was installed with this program. No other program of that name is.
 func initProgram() (string, error) {
-	self, err := os.Executable()
-	if err != nil {
-		return "", err
+	if name := sibling.Path("task"); filepath.IsAbs(name) {
+		return name, nil
 	}
-	name := filepath.Join(filepath.Dir(self), "task")
-	if _, err := os.Stat(name); err != nil {
-		if name, err = exec.LookPath("task"); err != nil {
-			return "", errclass.Errorf(errdefs.ErrNotImplemented, "--init: task is not installed, which is the init")
-		}
-	}
-	return filepath.Abs(name)
+	return "", errclass.Errorf(errdefs.ErrNotImplemented, "--init: task is not installed with this program, which is the init")
 }
 
 // parse appends what each of the values is parsed to.
