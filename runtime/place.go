@@ -55,18 +55,26 @@ func (s *Containers) checkDirs(names []string) error {
 		if errors.Is(err, fs.ErrNotExist) {
 			return nil
 		}
+		if err == nil {
+			err = checkDir(s.tree().Path(name), fi)
+		}
 		if err != nil {
 			return err
 		}
-		st, ok := fi.Sys().(*unix.Stat_t)
-		switch {
-		case !fi.IsDir():
-			return failed("%s is not a directory", s.tree().Path(name))
-		case ok && st.Uid != 0 && int(st.Uid) != os.Geteuid():
-			return failed("%s belongs to user %d: only that user works on what is in it", s.tree().Path(name), st.Uid)
-		case ok && st.Mode&0o022 != 0:
-			return failed("%s can be written to by other users: nothing in it can be trusted (chmod go-w)", s.tree().Path(name))
-		}
+	}
+	return nil
+}
+
+// checkDir is checkDirs of one that is there.
+func checkDir(path string, fi fs.FileInfo) error {
+	st, ok := fi.Sys().(*unix.Stat_t)
+	switch {
+	case !fi.IsDir():
+		return failed("%s is not a directory", path)
+	case ok && st.Uid != 0 && int(st.Uid) != os.Geteuid():
+		return failed("%s belongs to user %d: only that user works on what is in it", path, st.Uid)
+	case ok && st.Mode&0o022 != 0:
+		return failed("%s can be written to by other users: nothing in it can be trusted (chmod go-w)", path)
 	}
 	return nil
 }

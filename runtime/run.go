@@ -330,6 +330,9 @@ func (u *execution) prepare(ctx context.Context, detached bool) error {
 		err = u.join(&b.spec)
 	}
 	if err == nil {
+		err = c.checkVolumes()
+	}
+	if err == nil {
 		err = c.giveSecrets(&b.spec, users)
 	}
 	if err == nil {

@@ -140,6 +140,36 @@ func TestVolumeHostile(t *testing.T) {
 	}
 }
 
+// A container is not run with what a store's owner has put in the place of its volume.
+func TestVolumeIsCheckedAtEachRun(t *testing.T) {
+	t.Parallel()
+	outside := t.TempDir()
+	for name, change := range map[string]func(root string) error{
+		"volume is a link":     func(root string) error { return relink(outside, filepath.Join(root, "volumes/default/db")) },
+		"volumes is a link":    func(root string) error { return relink(outside, filepath.Join(root, "volumes")) },
+		"others may write":     func(root string) error { return os.Chmod(filepath.Join(root, "volumes/default"), 0o777) },
+		"volumes is of others": func(root string) error { return os.Chown(filepath.Join(root, "volumes"), 4711, 4711) },
+	} {
+		s := openVolumes(t)
+		if _, err := s.Volume("db", func(*os.File) error { return nil }); err != nil {
+			t.Fatal(err)
+		}
+		c := &Container{Record: Record{Volumes: []string{"db"}}, set: s}
+		if err := c.checkVolumes(); err != nil {
+			t.Fatal(err)
+		}
+		if err := change(s.root); err != nil {
+			if errors.Is(err, fs.ErrPermission) { // only root gives files away
+				continue
+			}
+			t.Fatal(err)
+		}
+		if err := c.checkVolumes(); !errdefs.IsFailedPrecondition(err) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
 func relink(target, name string) error {
 	if err := os.RemoveAll(name); err != nil {
 		return err
