@@ -73,11 +73,14 @@ func volume(ctx context.Context, all *runtime.Containers, c *runtime.Container, 
 func copyFiles(ctx context.Context, from, to *os.File) error {
 	path := func(f *os.File) string { return fmt.Sprintf("/proc/self/fd/%d", f.Fd()) }
 	out, in := io.Pipe()
+	done := make(chan struct{})
 	go func() {
+		defer close(done)
 		_, err := archive.Diff(ctx, in, "", path(from), archive.DiffOptions{Archive: true, Compression: archive.Uncompressed})
 		_ = in.CloseWithError(err)
 	}()
 	_, err := archive.Apply(ctx, path(to), out, archive.Options{Archive: true})
 	_ = out.CloseWithError(err)
+	<-done // it reads from a directory that the caller closes
 	return err
 }
