@@ -108,9 +108,9 @@ func TestCheckpoint(t *testing.T) {
 	}
 
 	// What could not be restored goes on, and is not ended.
-	m.spec(spec.Options{PID: "host", IPC: "host", Args: []string{"sleep", "1000"}})
+	m.spec(spec.Options{PID: "host", UTS: "host", Args: []string{"sleep", "1000"}})
 	shared := m.detached(Record{ID: "test-shared"})
-	if err := shared.Checkpoint(t.Context(), images, true, save); !errdefs.IsFailedPrecondition(err) || !strings.Contains(err.Error(), "pid namespace, another ipc") || m.info(shared).Status != Running {
+	if err := shared.Checkpoint(t.Context(), images, true, save); !errdefs.IsFailedPrecondition(err) || !strings.Contains(err.Error(), "pid namespace, another uts") || m.info(shared).Status != Running {
 		t.Errorf("namespaces of the host: %v, %s", err, m.info(shared).Status)
 	}
 	if _, err := shared.Remove(t.Context(), true); err != nil {
