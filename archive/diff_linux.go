@@ -4,7 +4,6 @@ import (
 	"archive/tar"
 	"bytes"
 	"context"
-	"errors"
 	"hash/maphash"
 	"io"
 	"runtime"
@@ -294,9 +293,10 @@ func (d *differ) entry(lo, up *node) error {
 		}
 	}
 	if up.isDir() {
+		up.named = d.isNamed(up)
 		err := up.open()
 		switch {
-		case d.opts.Archive && errors.Is(err, unix.ENOENT):
+		case d.opts.Archive && vanished(err):
 			return nil
 		case d.opts.Archive && errdefs.IsFailedPrecondition(err):
 			return d.write(up)
@@ -323,6 +323,11 @@ func (d *differ) entry(lo, up *node) error {
 		return nil
 	}
 	return d.write(up)
+}
+
+// isNamed reports whether a file is one that Only has in an Archive.
+func (d *differ) isNamed(n *node) bool {
+	return d.opts.Archive && n.parentNode != nil && n.parentNode.path == "" && slices.Contains(d.opts.Only, n.path)
 }
 
 // same tells whether lower's file needs no entry to be upper's. Of directories it compares

@@ -655,36 +655,50 @@ func TestDiffOfUpper(t *testing.T) {
 func TestDiffArchive(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
-	mustApply(t, dir, layerOf(t, dirEntry("etc", 0o750), fileEntry("etc/a", "1"), hardlink("etc/b", "etc/a"), dirEntry("mnt", 0o700), fileEntry("other", "")), Options{})
+	mustApply(t, dir, layerOf(t, dirEntry("etc", 0o750), fileEntry("etc/a", "1"), hardlink("etc/b", "etc/a"), fileEntry("etc/secret", "below"), dirEntry("mnt", 0o700), fileEntry("other", "")), Options{})
 	if err := os.WriteFile(filepath.Join(dir, "etc/.wh.x"), []byte("2"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	want := "etc/ etc/.wh.x etc/a etc/b mnt/"
+	want, named := "etc/ etc/.wh.x etc/a etc/b etc/secret mnt/", "mnt/"
 	if sys.Capable(unix.CAP_SYS_ADMIN) {
 		if err := unix.Mount("tmpfs", filepath.Join(dir, "mnt"), "tmpfs", 0, ""); err == nil {
 			defer func() { _ = unix.Unmount(filepath.Join(dir, "mnt"), 0) }()
 			if err := os.WriteFile(filepath.Join(dir, "mnt/inside"), nil, 0o600); err != nil {
 				t.Fatal(err)
 			}
+			// A file can be mounted, too.
+			if err := unix.Mount(filepath.Join(dir, "other"), filepath.Join(dir, "etc/secret"), "", unix.MS_BIND, ""); err != nil {
+				t.Fatal(err)
+			}
+			defer func() { _ = unix.Unmount(filepath.Join(dir, "etc/secret"), 0) }()
+			want, named = strings.Replace(want, "etc/secret ", "", 1), "mnt/ mnt/inside"
 		}
 	}
-	var out bytes.Buffer
-	if _, err := Diff(t.Context(), &out, "", dir, DiffOptions{Archive: true, Compression: Uncompressed, Exclude: []string{"other"}}); err != nil {
-		t.Fatal(err)
-	}
-	var got []string
-	for r := tar.NewReader(&out); ; {
-		h, err := r.Next()
-		if err == io.EOF {
-			break
-		}
-		if err != nil {
+	entries := func(opts DiffOptions) string {
+		t.Helper()
+		opts.Archive, opts.Compression = true, Uncompressed
+		var out bytes.Buffer
+		if _, err := Diff(t.Context(), &out, "", dir, opts); err != nil {
 			t.Fatal(err)
 		}
-		got = append(got, h.Name)
+		var got []string
+		for r := tar.NewReader(&out); ; {
+			h, err := r.Next()
+			if err == io.EOF {
+				return strings.Join(got, " ")
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			got = append(got, h.Name)
+		}
 	}
-	if strings.Join(got, " ") != want {
+	if got := entries(DiffOptions{Exclude: []string{"other"}}); got != want {
 		t.Errorf("%q, not %q", got, want)
+	}
+	// What is asked for by name may be mounted itself.
+	if got := entries(DiffOptions{Only: []string{"mnt"}}); got != named {
+		t.Errorf("a mounted directory by its name: %q, not %q", got, named)
 	}
 
 	top, err := openTop(dir)
@@ -713,5 +727,12 @@ func TestDiffArchive(t *testing.T) {
 	write("another")
 	if _, err := listed.openNow(); !errors.Is(err, unix.ENOENT) {
 		t.Errorf("another file is opened: %v", err)
+	}
+	other := filepath.Join(dir, "other")
+	if err := errors.Join(os.Remove(other), unix.Mkfifo(other, 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := listed.openNow(); !errors.Is(err, unix.ENOENT) {
+		t.Errorf("a pipe is opened: %v", err)
 	}
 }

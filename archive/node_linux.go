@@ -26,6 +26,7 @@ type node struct {
 
 	parentNode *node // in the upper tree
 	written    bool  // the layer holds the directory
+	named      bool  // Only has it, in an Archive: it may be mounted
 	xattrs     []layer.Xattr
 	overlay    map[string][]byte // attributes of overlayfs
 	read       bool              // both are
@@ -86,12 +87,20 @@ func stat(parent int, dir, name string) (*node, error) {
 	return n, nil
 }
 
+// resolve says what keeps a look-up in the directory that is open.
+func (n *node) resolve() uint64 {
+	if n.named {
+		return 0
+	}
+	return unix.RESOLVE_NO_XDEV
+}
+
 // open opens a directory.
 func (n *node) open() error {
 	if n.fd >= 0 {
 		return nil
 	}
-	fd, err := sys.OpenBeneath(n.parent, n.name, sys.OpenDir, unix.RESOLVE_NO_XDEV)
+	fd, err := sys.OpenBeneath(n.parent, n.name, sys.OpenDir, n.resolve())
 	if errors.Is(err, unix.EXDEV) {
 		return n.fail("open", errclass.As(sys.ErrMounted, errdefs.ErrFailedPrecondition))
 	}
@@ -115,26 +124,35 @@ func (n *node) openFile() (int, error) {
 	return fd, nil
 }
 
-// openNow opens a regular file as it is now. The error is ENOENT if the name is no longer that file's.
+// openNow opens a regular file as it is now. The error is ENOENT if the name is no longer that file's, or if something is mounted
+// there. Nothing else is opened, since opening a device may do something.
 func (n *node) openNow() (int, error) {
-	fd, err := sys.Openat(n.parent, n.name, unix.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
-	if errors.Is(err, unix.ELOOP) || errors.Is(err, unix.ENXIO) {
+	place, err := sys.OpenBeneath(n.parent, n.name, unix.O_PATH|unix.O_NOFOLLOW|unix.O_CLOEXEC, n.resolve())
+	if errors.Is(err, unix.EXDEV) || errors.Is(err, unix.ELOOP) {
 		err = unix.ENOENT
 	}
 	if err != nil {
 		return -1, n.fail("open", err)
 	}
+	defer unix.Close(place)
 	var st unix.Stat_t
-	err = sys.Fstat(fd, &st)
-	if err == nil && (st.Dev != n.st.Dev || st.Ino != n.st.Ino) {
-		err = unix.ENOENT
-	}
-	if err != nil {
-		_ = unix.Close(fd)
+	if err := sys.Fstat(place, &st); err != nil {
 		return -1, n.fail("stat", err)
 	}
+	if st.Dev != n.st.Dev || st.Ino != n.st.Ino || st.Mode&unix.S_IFMT != unix.S_IFREG {
+		return -1, n.fail("open", unix.ENOENT)
+	}
 	n.st = st
+	fd, err := sys.Openat(unix.AT_FDCWD, fmt.Sprintf("/proc/self/fd/%d", place), unix.O_RDONLY|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return -1, n.fail("open", err)
+	}
 	return fd, nil
+}
+
+// vanished reports whether an error says that a name is no longer what it was.
+func vanished(err error) bool {
+	return errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENOTDIR) || errors.Is(err, unix.ELOOP) || errors.Is(err, unix.EINVAL)
 }
 
 func (n *node) unchanged(fd int) error {
@@ -168,12 +186,15 @@ func (n *node) readFull(fd int, p []byte) error {
 			return n.fail("read", err)
 		}
 		if m == 0 {
-			return n.fail("read", errors.New("changed meanwhile"))
+			clear(p)
+			return n.fail("read", errShorter)
 		}
 		p = p[m:]
 	}
 	return nil
 }
+
+var errShorter = errors.New("changed meanwhile")
 
 func (n *node) readlink() (string, error) {
 	buf := make([]byte, layer.MaxPath+1)
@@ -202,6 +223,12 @@ func (d *differ) readXattrs(n *node) error {
 			continue
 		}
 		rest, overlay := layer.OverlayName(name)
+		if d.opts.Archive && overlay {
+			overlay = strings.HasPrefix(name, "trusted.")
+			if overlay {
+				continue // of the upper directory of an overlay that somebody mounts
+			}
+		}
 		if overlay && !slices.Contains(overlayMarks, rest) {
 			continue
 		}

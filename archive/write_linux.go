@@ -62,6 +62,9 @@ func (d *differ) write(n *node) error {
 		return n.fail("write", unsayable("no layer can hold a file of such a name"))
 	}
 	if err := d.readXattrs(n); err != nil {
+		if d.opts.Archive && vanished(err) {
+			return nil
+		}
 		return err
 	}
 	if _, ok := n.overlay["whiteout"]; ok && n.kind() == unix.S_IFREG && n.parentNode != nil {
@@ -115,6 +118,10 @@ func (d *differ) write(n *node) error {
 		return d.file(n, h)
 	case unix.S_IFLNK:
 		target, err := n.readlink()
+		if d.opts.Archive && vanished(err) {
+			delete(d.links, n.inode())
+			return nil
+		}
 		if err != nil {
 			return err
 		}
@@ -150,6 +157,7 @@ func (d *differ) header(h *tar.Header) error {
 func (d *differ) file(n *node, h *tar.Header) error {
 	open := n.openFile
 	if d.opts.Archive {
+		n.named = d.isNamed(n)
 		open = n.openNow
 	}
 	fd, err := open()
@@ -170,7 +178,8 @@ func (d *differ) file(n *node, h *tar.Header) error {
 			return err
 		}
 		b := d.buffers[0][:min(left, compareSize)]
-		if err := n.readFull(fd, b); err != nil {
+		// An archive of a file that has become shorter is filled up, as GNU tar's is.
+		if err := n.readFull(fd, b); err != nil && (!d.opts.Archive || !errors.Is(err, errShorter)) {
 			return err
 		}
 		if _, err := d.tar.Write(b); err != nil {
