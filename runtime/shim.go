@@ -84,12 +84,11 @@ func (u *execution) spawn(stdin io.Reader, report *os.File) (*exec.Cmd, error) {
 	c := exec.Command("/proc/self/exe")
 	c.Args = []string{shimName, u.c.ID} // what ps shows
 	c.Dir, c.Env, c.Stdin = "/", shimEnviron(), stdin
-	c.ExtraFiles = []*os.File{u.lock, u.claim.lock, u.claim.working, report}
-	if report != nil && u.r.output != nil {
-		c.ExtraFiles = append(c.ExtraFiles, u.r.output)
-	}
+	// Each place is taken, if only by nothing: a descriptor of that number that this process was given would be handed on.
+	c.ExtraFiles = []*os.File{u.lock, u.claim.lock, u.claim.working, report, u.r.output}
 	if report == nil {
 		c.ExtraFiles[shimWorking-shimLock] = nil // a guard waits for who has that lock
+		c.ExtraFiles[shimOutput-shimLock] = nil
 	}
 	c.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	return c, c.Start()
