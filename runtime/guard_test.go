@@ -373,7 +373,7 @@ func TestCatches(t *testing.T) {
 		b, _ := os.ReadFile(fmt.Sprintf("/proc/%d/comm", c.Process.Pid))
 		return string(b) == "sleep\n"
 	})
-	if !catches(c.Process.Pid, unix.SIGTERM) || catches(c.Process.Pid, unix.SIGINT) {
+	if sets := []string{"SigCgt", "SigBlk"}; !catches(c.Process.Pid, unix.SIGTERM, sets...) || catches(c.Process.Pid, unix.SIGINT, sets...) || catches(c.Process.Pid, unix.SIGTERM, "SigCgt") {
 		t.Error("what is blocked is not told from what is not")
 	}
 }
