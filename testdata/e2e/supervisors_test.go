@@ -21,7 +21,7 @@ func TestSupervisors(t *testing.T) {
 		{"s6", "s6-svscan services >log 2>&1 & until s6-svok services/$ID; do sleep 0.05; done", "s6-svc -u services/$ID",
 			"s6-svc -wd -T 20000 -d services/$ID", "s6-svscanctl -t services; wait"},
 		{"runit", "runsvdir services >log 2>&1 & until sv status ./services/$ID >/dev/null; do sleep 0.05; done", "sv up ./services/$ID >/dev/null",
-			"sv -w 20 down ./services/$ID >/dev/null", "kill -HUP $!; wait || true; while pgrep -f \"^runsv $ID\" >/dev/null; do sleep 0.05; done"},
+			"sv -w 20 down ./services/$ID >/dev/null", "kill -HUP $!; wait || true; sv exit ./services/$ID >/dev/null || true; while pgrep -f \"^runsv $ID\" >/dev/null; do sleep 0.05; done"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			q := *p
