@@ -52,6 +52,20 @@ var magics = []struct {
 	{Compress, "\x1f\x9d"},
 }
 
+// Input remembers the error of the reader that it wraps, to tell it from those of a decompressor. io.EOF does not count.
+type Input struct {
+	io.Reader
+	Err error
+}
+
+func (i *Input) Read(p []byte) (int, error) {
+	n, err := i.Reader.Read(p)
+	if err != nil && err != io.EOF {
+		i.Err = err
+	}
+	return n, err
+}
+
 // Sniff tells the format of a stream that begins with head.
 func Sniff(head []byte) Format {
 	for _, m := range magics {

@@ -236,20 +236,6 @@ type chunk struct {
 	err  error // ends the stream, after data
 }
 
-// input remembers the error of the reader it wraps, to tell it from those of a decompressor.
-type input struct {
-	r   io.Reader
-	err error
-}
-
-func (i *input) Read(p []byte) (int, error) {
-	n, err := i.r.Read(p)
-	if err != nil && err != io.EOF {
-		i.err = err
-	}
-	return n, err
-}
-
 func newStream(ctx context.Context, r io.Reader, most int64, tee io.Writer, turn Turn, tap Tap) *stream {
 	s := &stream{
 		ctx:    ctx,
@@ -274,7 +260,7 @@ func newStream(ctx context.Context, r io.Reader, most int64, tee io.Writer, turn
 
 func (s *stream) produce(r io.Reader, raw chan<- chunk, turn Turn, points compression.Points) {
 	defer close(raw)
-	in := &input{r: r}
+	in := &compression.Input{Reader: r}
 	var large func() error
 	if turn != nil {
 		over := func() {}
@@ -282,7 +268,7 @@ func (s *stream) produce(r io.Reader, raw chan<- chunk, turn Turn, points compre
 		large = func() error {
 			done, err := turn(s.ctx)
 			if err != nil {
-				in.err = err
+				in.Err = err
 				return err
 			}
 			over = done
@@ -318,10 +304,10 @@ func (s *stream) produce(r io.Reader, raw chan<- chunk, turn Turn, points compre
 
 // inputError gives what a decompressor found wrong the class of corrupt data, and leaves
 // errors of reading alone.
-func inputError(in *input, err error) error {
+func inputError(in *compression.Input, err error) error {
 	switch {
-	case in.err != nil:
-		return in.err
+	case in.Err != nil:
+		return in.Err
 	case errdefs.IsNotImplemented(err), errdefs.IsDataLoss(err):
 		return err
 	case errors.Is(err, io.ErrUnexpectedEOF):

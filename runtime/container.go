@@ -499,15 +499,21 @@ func (c *Container) Label(labels map[string]string) (map[string]string, error) {
 	return c.Labels, nil
 }
 
+// lockRecord locks the record's file, against whoever changes or removes the container. The error is NotFound if there is none.
+func (c *Container) lockRecord() (*os.File, error) {
+	lock, err := lockFile(c.set.tree(), c.rel("container.json"), false)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, notFound("no container %s", c.ID)
+	}
+	return lock, err
+}
+
 // change rewrites the record under its file's lock.
 func (c *Container) change(f func(*Record) error) error {
 	if err := c.set.secure(c.ID); err != nil {
 		return err
 	}
-	lock, err := lockFile(c.set.tree(), c.rel("container.json"), false)
-	if errors.Is(err, fs.ErrNotExist) {
-		return notFound("no container %s", c.ID)
-	}
+	lock, err := c.lockRecord()
 	if err != nil {
 		return err
 	}

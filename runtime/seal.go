@@ -14,6 +14,7 @@ import (
 
 	"distkit/disk"
 
+	"github.com/containerd/errdefs"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 )
@@ -164,9 +165,9 @@ func makeKey(name string) error {
 // Trust makes a container of a store that came from elsewhere one of this user's, which may be started. The caller has
 // looked at its record and its config.json.
 func (c *Container) Trust() error {
-	lock, err := lockFile(c.set.tree(), c.rel("container.json"), false)
-	if errors.Is(err, fs.ErrNotExist) {
-		return notFound("no container %s", c.ID)
+	lock, err := c.lockRecord()
+	if errdefs.IsNotFound(err) {
+		return err
 	}
 	if err != nil {
 		return fmt.Errorf("trust container %s: %w", c.ID, err)

@@ -78,10 +78,7 @@ func (c *Container) SetSecrets(secrets []Secret) error {
 	if err != nil || len(secrets) == 0 {
 		return err
 	}
-	lock, err := lockFile(c.set.tree(), c.rel("container.json"), false)
-	if errors.Is(err, fs.ErrNotExist) {
-		return notFound("no container %s", c.ID)
-	}
+	lock, err := c.lockRecord()
 	if err != nil {
 		return err
 	}

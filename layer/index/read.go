@@ -102,7 +102,7 @@ func (x *Index) extent(point, last int) (from, to int64) {
 type plain struct {
 	x      *Index
 	source io.ReadCloser
-	in     *input
+	in     *compression.Input
 	r      io.Reader
 	close  func()
 	chunk  int
@@ -112,20 +112,6 @@ type plain struct {
 	buf    []byte
 	rest   []byte
 	err    error
-}
-
-// input keeps the error of what it reads.
-type input struct {
-	r   io.Reader
-	err error
-}
-
-func (i *input) Read(p []byte) (int, error) {
-	n, err := i.r.Read(p)
-	if err != nil && err != io.EOF {
-		i.err = err
-	}
-	return n, err
 }
 
 func (x *Index) plain(ctx context.Context, layerBytes Source, from, to int64) (*plain, error) {
@@ -142,7 +128,7 @@ func (x *Index) plain(ctx context.Context, layerBytes Source, from, to int64) (*
 	if err != nil {
 		return nil, err
 	}
-	p := &plain{x: x, source: source, in: &input{r: source}, close: func() {}, chunk: first, from: from, to: to, given: from}
+	p := &plain{x: x, source: source, in: &compression.Input{Reader: source}, close: func() {}, chunk: first, from: from, to: to, given: from}
 	c := x.doc.Chunks[point]
 	switch compression.Format(x.doc.Compression) {
 	case compression.Gzip:
@@ -165,8 +151,8 @@ func (x *Index) plain(ctx context.Context, layerBytes Source, from, to int64) (*
 
 // classify gives what a decompressor found wrong its class. Errors of the source keep theirs.
 func (p *plain) classify(err error) error {
-	if p.in.err != nil {
-		return p.in.err
+	if p.in.Err != nil {
+		return p.in.Err
 	}
 	return dataLoss("the layer does not decompress from where the index says: %w", err)
 }
