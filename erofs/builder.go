@@ -151,7 +151,8 @@ func (b *Builder) Add(ctx context.Context, r io.Reader, expect digest.Digest) er
 	return nil
 }
 
-// AddVerified is Add for an index, of a plain archive of so many bytes that was verified before: its files' contents are not read.
+// AddVerified adds a layer to an index, as Add does, from its plain archive of size bytes. The archive must have been verified before,
+// because the contents of its files are not read.
 func (b *Builder) AddVerified(ctx context.Context, r io.ReaderAt, size int64, diffID digest.Digest) error {
 	if err := b.apply(ctx, layer.NewPlain(ctx, r)); err != nil {
 		return err

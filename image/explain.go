@@ -77,7 +77,7 @@ type root struct {
 	what     func() string // for messages
 }
 
-// roots calls f with all of them: the entries of the indexes of all namespaces, containers, and blobs with [LabelRoot]. An entry
+// roots calls f with each root of the sweep: the entries of the indexes of all namespaces, containers, and blobs with [LabelRoot]. An entry
 // of a referrer is no root: once roots is done, the referrer's subject leads to it.
 func (s *sweeper) roots(ctx context.Context, f func(root) error) error {
 	namespaces, err := OpenNamespaces(s.Store).List()

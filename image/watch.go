@@ -50,7 +50,8 @@ func (w *Watched) Targets() iter.Seq[v1.Descriptor] {
 	}
 }
 
-// Tagged returns what an entry without a name points at that had the tag of a signature at a registry ([layout.ParseReferrerTag]).
+// Tagged returns the descriptor of a signature that cosign attached by a tag ([layout.ParseReferrerTag]). The store keeps the tag in an
+// annotation of an entry that has no name.
 func (w *Watched) Tagged(tag string) (d v1.Descriptor, ok bool) {
 	if _, _, is := layout.ParseReferrerTag(tag); is {
 		d, ok = w.tagged()[tag]

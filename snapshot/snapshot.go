@@ -104,9 +104,9 @@ type Driver interface {
 	Init(dir string) error
 	// MaxParents is how many snapshots may lie below one; 0 is without limit.
 	MaxParents() int
-	// Whiteouts is the form of whiteouts (of dist-apply(1)) in a snapshot that is prepared without
-	// a parent and given one by Commit, in the store in dir; empty where that can't be. That of an
-	// Archiver is ArchiveForm.
+	// Whiteouts is the form of whiteouts (see dist-apply(1)) in a snapshot that is prepared without
+	// a parent and given one by Commit. It is empty if the driver can't do that in the store in dir.
+	// An [Archiver] returns ArchiveForm.
 	Whiteouts(dir string) string
 	// Settle gives the layer in t, which was made without parents, those that it is to have: it
 	// does what unresolved, the output of dist-apply --unresolved, says the layer alone could

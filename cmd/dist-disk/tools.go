@@ -93,9 +93,9 @@ func squashfs(s settings) tool {
 	}
 }
 
-// compressed makes an EROFS image whose files' data are compressed, by mkfs.erofs. Each file's data are in clusters of up to 64 KiB, which are
-// read as a whole: smaller ones make larger images. It reads escapes in an attribute's name as they stand, and fractions of seconds wrongly
-// before version 1.9.3 (see TarOptions.NineDigits).
+// compressed makes an EROFS image whose files' data are compressed, by mkfs.erofs. A file's data are compressed in
+// clusters of up to 64 KiB. The kernel decompresses a whole cluster to read a part of it, but smaller clusters make larger images. mkfs.erofs
+// does not undo the escapes in an attribute's name, and before version 1.9.3 it misreads fractions of seconds (see TarOptions.NineDigits).
 func compressed(s settings) tool {
 	return tool{
 		name: "mkfs.erofs", wanted: "mkfs.erofs 1.8 or later (package erofs-utils)", least: 8,

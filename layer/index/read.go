@@ -13,7 +13,7 @@ import (
 	"distkit/layer"
 )
 
-// A Source gives the bytes of the compressed layer from an offset on, up to another one.
+// A Source returns the bytes of the compressed layer in [from, to).
 type Source func(ctx context.Context, from, to int64) (io.ReadCloser, error)
 
 // Files reads files of a layer that follow each other, in one go. Everything is verified against the index's digests before it is given.

@@ -138,7 +138,7 @@ func (l Layers) mountClassic(target string) error {
 
 // MountMapped mounts the layers with the owners that the access options map. An overlay shows the owners that its layers have in
 // the mounts that their paths lead to: so a thread makes the overlay in a mount namespace of its own, in which the whole of dir is
-// mounted with mapped owners. What is mounted below dir is there too, as it is. The overlay keeps that mount, and nobody else ever sees it.
+// mounted with mapped owners. Mounts below dir are part of it, with their own owners. The overlay holds that mount, and no other process sees it.
 func (l Layers) MountMapped(dir, target string) error {
 	fd := -1
 	err := In(dir, func() error {
