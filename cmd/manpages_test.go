@@ -54,6 +54,7 @@ func help(t *testing.T, name string, verb ...string) string {
 
 var (
 	usageLine  = regexp.MustCompile(`(?m)^Usage:\n  (.+)$`)
+	aboutLine  = regexp.MustCompile(`^[a-z].{1,58}[^.]$`)
 	verbLine   = regexp.MustCompile(`(?m)^  ([a-z][a-z-]*) +\S`)
 	helpFlag   = regexp.MustCompile(`(?m)^ +(?:-(\w), )?--([a-z][a-z0-9-]*)`)
 	optionFlag = regexp.MustCompile(`(?m)^\*\*.*--.*$`)
@@ -88,13 +89,23 @@ func TestEveryCommandHasAPageThatHolds(t *testing.T) {
 			if !slices.Equal(p.order, sections) {
 				t.Errorf("sections are %q, not %q", p.order, sections)
 			}
-			if !strings.HasPrefix(strings.TrimSpace(p.sections["NAME"]), name+" - ") {
-				t.Errorf("NAME does not begin with %q", name+" - ")
+			about, _, _ := strings.Cut(help(t, name), "\n")
+			if got, want := strings.TrimSpace(p.sections["NAME"]), name+" - "+about; got != want {
+				t.Errorf("NAME and --help differ:\n page %q\n help %q", got, want)
+			}
+			// distkit help -a lists these in 80 columns.
+			if !aboutLine.MatchString(about) {
+				t.Errorf("%q is not a line in lower case, without a full stop, of at most 60 characters", about)
 			}
 
 			helps := []string{help(t, name)}
 			for _, v := range verbs(t, name) {
-				helps = append(helps, help(t, name, v))
+				h := help(t, name, v)
+				if h[0] < 'a' || h[0] > 'z' {
+					about, _, _ := strings.Cut(h, "\n")
+					t.Errorf("the help of %s does not begin in lower case: %q", v, about)
+				}
+				helps = append(helps, h)
 			}
 			var usages []string
 			flags, shorts := map[string]bool{}, map[string]bool{}

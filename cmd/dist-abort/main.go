@@ -19,7 +19,7 @@ type record struct {
 func newCommand() *cobra.Command {
 	c := &cobra.Command{
 		Use:   "dist-abort [flags] REF…",
-		Short: "throw away what ingests left behind",
+		Short: "throw away unfinished ingests",
 		Args:  cobra.ArbitraryArgs,
 	}
 	root := cli.Root(c.Flags())

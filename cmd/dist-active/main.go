@@ -26,7 +26,7 @@ type record struct {
 func newCommand() *cobra.Command {
 	c := &cobra.Command{
 		Use:   "dist-active [flags]",
-		Short: "list the ingests of a store, or draw how expected blobs arrive",
+		Short: "list the ingests under way, or draw their progress",
 		Args:  cobra.NoArgs,
 	}
 	root := cli.Root(c.Flags())

@@ -34,7 +34,7 @@ func main() {
 func newCmd() *cobra.Command {
 	c := &cobra.Command{
 		Use:   "dist-apply [flags] DIR",
-		Short: "write a layer into a directory",
+		Short: "unpack a layer into a directory",
 		Args:  cobra.ExactArgs(1),
 	}
 	expect := c.Flags().String("expect-diff-id", "", "fail unless the layer's diff ID is `DIGEST`")

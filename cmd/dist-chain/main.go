@@ -16,7 +16,7 @@ func main() { cli.Main(newCmd()) }
 func newCmd() *cobra.Command {
 	return &cobra.Command{
 		Use:   "dist-chain [flags] DIFFID…",
-		Short: "print the chain ID of each layer of a stack",
+		Short: "print the chain IDs of a stack of layers",
 		Args:  cobra.ArbitraryArgs,
 		RunE: func(c *cobra.Command, args []string) error {
 			// A bad diff ID makes every chain ID above it meaningless: nothing is printed then.

@@ -32,7 +32,7 @@ func main() {
 func newCommand() *cobra.Command {
 	c := &cobra.Command{
 		Use:   "dist-copy-graph [flags] DIGEST|TAG|REF [SIZE [TYPE]]",
-		Short: "Copy everything that a manifest refers to from one place to another",
+		Short: "copy a manifest and everything it refers to",
 		Args:  cobra.RangeArgs(1, 3),
 	}
 	f := c.Flags()

@@ -20,7 +20,7 @@ type record struct {
 func newCommand() *cobra.Command {
 	c := &cobra.Command{
 		Use:   "dist-delete [flags] DIGEST…",
-		Short: "delete blobs and print the digest of each",
+		Short: "delete blobs",
 		Args:  cobra.ArbitraryArgs,
 	}
 	root := cli.Root(c.Flags())

@@ -19,7 +19,7 @@ func main() { cli.Main(newCmd()) }
 func newCmd() *cobra.Command {
 	c := &cobra.Command{
 		Use:   "dist-diff [flags] [LOWER] UPPER",
-		Short: "write what makes one directory of another as a layer",
+		Short: "write the difference between two directories as a layer",
 		Args:  cobra.RangeArgs(1, 2),
 	}
 	form := c.Flags().String("compress", "gzip", "compress with `FORM`: gzip, zstd or none")

@@ -29,7 +29,7 @@ func main() { cli.Main(newCommand()) }
 func newCommand() *cobra.Command {
 	c := &cobra.Command{
 		Use:   "dist-disk [flags] NAME|DIGEST",
-		Short: "write an image as one file: an EROFS, ext4 or squashfs file system, or a tar archive",
+		Short: "write an image as one file: a file system or an archive",
 		Args:  cobra.ExactArgs(1),
 	}
 	f := c.Flags()

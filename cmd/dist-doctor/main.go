@@ -31,7 +31,7 @@ type finding struct {
 func newCommand() *cobra.Command {
 	c := &cobra.Command{
 		Use:   "dist-doctor [flags]",
-		Short: "Tell what works on this machine, and what to do about what does not",
+		Short: "check what works on this machine",
 		Args:  cobra.NoArgs,
 	}
 	root := cli.Root(c.Flags())

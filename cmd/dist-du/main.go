@@ -15,7 +15,7 @@ import (
 func main() {
 	c := &cobra.Command{
 		Use:   "dist-du [flags] NAME|DIGEST|-",
-		Short: "tell how many bytes the files of an image take, without unpacking it",
+		Short: "show how much space the files of an image take",
 		Args:  cobra.ExactArgs(1),
 	}
 	flags := inside.NewFlags(c)

@@ -29,7 +29,7 @@ type record struct {
 func newCommand() *cobra.Command {
 	c := &cobra.Command{
 		Use:   "dist-edit [flags] DIGEST|NAME [NEW] [-- COMMAND [ARG…]]",
-		Short: "edit a blob, or a part of an image, and store the outcome as a new one",
+		Short: "edit a blob, or a part of an image, into a new one",
 		Args: func(c *cobra.Command, args []string) error {
 			n := c.ArgsLenAtDash()
 			if n == len(args) {

@@ -23,7 +23,7 @@ func main() { cli.Main(newCmd()) }
 func newCmd() *cobra.Command {
 	c := &cobra.Command{
 		Use:   "dist-erofs [flags] [LAYER...]",
-		Short: "write an EROFS image of layers",
+		Short: "make an EROFS image from layers",
 		Args:  cobra.ArbitraryArgs,
 	}
 	output := c.Flags().StringP("output", "o", "", "write the image to `FILE`, which appears when it is whole")

@@ -22,7 +22,7 @@ const pause = 100 * time.Millisecond
 func newCommand() *cobra.Command {
 	c := &cobra.Command{
 		Use:   "dist-events [flags] [FILTER…]",
-		Short: "print the log of what changed in a store",
+		Short: "print the log of changes to a store",
 		Args:  cobra.ArbitraryArgs,
 	}
 	f := c.Flags()

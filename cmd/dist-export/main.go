@@ -17,7 +17,7 @@ func main() { cli.Main(newCommand()) }
 func newCommand() *cobra.Command {
 	c := &cobra.Command{
 		Use:   "dist-export [flags] NAME|DIGEST…|-",
-		Short: "write images to standard output, as an OCI archive that docker takes too, or to a directory",
+		Short: "write images as an archive, or to a directory",
 		Args:  cobra.ArbitraryArgs,
 	}
 	f := c.Flags()

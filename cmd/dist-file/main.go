@@ -13,7 +13,7 @@ import (
 func main() {
 	c := &cobra.Command{
 		Use:   "dist-file [flags] NAME|DIGEST PATH…",
-		Short: "write files of an image to standard output, without unpacking it",
+		Short: "write files of an image to standard output",
 		Args:  cobra.MinimumNArgs(2),
 	}
 	flags := inside.NewFlags(c)

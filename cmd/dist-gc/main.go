@@ -18,7 +18,7 @@ import (
 func main() {
 	c := &cobra.Command{
 		Use:   "dist-gc [flags]",
-		Short: "Delete the blobs and snapshots that no name and no container needs, and ingests left behind",
+		Short: "delete what no name reaches",
 		Args:  cobra.NoArgs,
 	}
 	root := cli.Root(c.Flags())

@@ -16,7 +16,7 @@ import (
 func main() {
 	c := &cobra.Command{
 		Use:         "dist-hold [flags] -- COMMAND [ARG…]",
-		Short:       "Run a command that dist-gc waits for",
+		Short:       "run a command while garbage collection is held off",
 		Args:        cobra.MinimumNArgs(1),
 		Annotations: map[string]string{cli.RunsCommand: ""},
 	}

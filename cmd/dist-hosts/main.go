@@ -23,7 +23,7 @@ func main() { cli.Main(newCommand()) }
 func newCommand() *cobra.Command {
 	c := &cobra.Command{
 		Use:   "dist-hosts [flags] [DIR]",
-		Short: "make hosts.toml files of podman's registries.conf",
+		Short: "convert podman's registries.conf to hosts.toml files",
 		Args:  cobra.MaximumNArgs(1),
 	}
 	records := cli.NewRecords(c, "HOST", "FILE")

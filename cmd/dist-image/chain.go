@@ -11,7 +11,7 @@ import (
 func newChain() *cobra.Command {
 	c := &cobra.Command{
 		Use:   "chain [flags] NAME|DIGEST",
-		Short: "Print the chain ID of all layers, and the digest of the platform's manifest",
+		Short: "print the chain ID of all layers, and the digest of the platform's manifest",
 		Args:  cobra.ExactArgs(1),
 	}
 	f := newPlatformFlags(c)

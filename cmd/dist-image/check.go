@@ -15,7 +15,7 @@ import (
 func newCheck() *cobra.Command {
 	c := &cobra.Command{
 		Use:   "check [flags] NAME|DIGEST",
-		Short: "List which blobs of an image are missing; status 3 if any is",
+		Short: "list which blobs of an image are missing; status 3 if any is",
 	}
 	unpacked := c.Flags().Bool("unpacked", false, "the platform's layers must be unpacked, too")
 	driver := c.Flags().String("snapshotter", "", "with --unpacked: the `DRIVER`, see snap drivers (env CONTAINERD_SNAPSHOTTER)")

@@ -14,7 +14,7 @@ import (
 func newChildren() *cobra.Command {
 	c := &cobra.Command{
 		Use:   "children [flags] NAME|DIGEST",
-		Short: "List what an index or manifest refers to: the platform's manifest, or config and layers",
+		Short: "list what an index or manifest refers to: the platform's manifest, or config and layers",
 	}
 	mediaType := c.Flags().String("type", "", "fail where it should be an index or manifest, by this media `TYPE`, and is none")
 	_, list := listDescriptors(c, func(w image.Walker, ctx context.Context, d v1.Descriptor) ([]v1.Descriptor, error) {

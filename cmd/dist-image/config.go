@@ -7,7 +7,7 @@ import (
 func newConfig() *cobra.Command {
 	c := &cobra.Command{
 		Use:   "config [flags] NAME|DIGEST",
-		Short: "Print the image config of the platform's manifest, byte for byte",
+		Short: "print the image config of the platform's manifest, byte for byte",
 		Args:  cobra.ExactArgs(1),
 	}
 	f := newPlatformFlags(c)

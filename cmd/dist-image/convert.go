@@ -13,7 +13,7 @@ import (
 func newConvert() *cobra.Command {
 	c := &cobra.Command{
 		Use:   "convert [flags] NAME|DIGEST [NEW]",
-		Short: "Make OCI's documents of docker's, and name them; layers and configs stay",
+		Short: "make OCI's documents of docker's, and name them; layers and configs stay",
 		Args:  cobra.RangeArgs(1, 2),
 	}
 	f := newFlags(c)

@@ -13,7 +13,7 @@ import (
 func newCreate() *cobra.Command {
 	c := &cobra.Command{
 		Use:   "create [flags] NAME DIGEST|OLD|-",
-		Short: "Name a manifest or index of the store, by its digest or another name; - reads its descriptor from standard input",
+		Short: "name a manifest or index of the store, by its digest or another name; - reads its descriptor from standard input",
 		Args:  cobra.ExactArgs(2),
 	}
 	f := newFlags(c)

@@ -22,7 +22,7 @@ var parts = []string{"config", "layers", "files"}
 func newDiff() *cobra.Command {
 	c := &cobra.Command{
 		Use:   "diff [flags] NAME|DIGEST NAME|DIGEST",
-		Short: "List in what two images differ: config, layers and files",
+		Short: "list in what two images differ: config, layers and files",
 		Args:  cobra.ExactArgs(2),
 	}
 	f := newPlatformFlags(c)

@@ -14,7 +14,7 @@ import (
 func newDu() *cobra.Command {
 	c := &cobra.Command{
 		Use:   "du [flags] [NAME…|-]",
-		Short: "List how much of the store each image takes, and how much goes with its name",
+		Short: "list how much of the store each image takes, and how much goes with its name",
 		Args:  cobra.ArbitraryArgs,
 	}
 	f := newFlags(c)

@@ -21,7 +21,7 @@ type labelRecord struct {
 func newLabel() *cobra.Command {
 	c := &cobra.Command{
 		Use:   "label [flags] NAME|- [KEY=VALUE…]",
-		Short: "Set labels of an image (KEY= takes one away) and list them all; - reads names from standard input",
+		Short: "set labels of an image (KEY= takes one away) and list them all; - reads names from standard input",
 		Args:  cobra.MinimumNArgs(1),
 	}
 	f := newFlags(c)

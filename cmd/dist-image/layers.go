@@ -9,7 +9,7 @@ import (
 func newLayers() *cobra.Command {
 	c := &cobra.Command{
 		Use:   "layers [flags] NAME|DIGEST",
-		Short: "List the layers of the platform's manifest, the lowest first",
+		Short: "list the layers of the platform's manifest, the lowest first",
 		Args:  cobra.ExactArgs(1),
 	}
 	f := newPlatformFlags(c)

@@ -17,7 +17,7 @@ import (
 func newLs() *cobra.Command {
 	c := &cobra.Command{
 		Use:   "ls [flags] [FILTER…]",
-		Short: "List names",
+		Short: "list names",
 		Args:  cobra.ArbitraryArgs,
 	}
 	f := newPlatformFlags(c)

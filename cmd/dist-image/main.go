@@ -16,7 +16,7 @@ import (
 func main() {
 	c := &cobra.Command{
 		Use:   "dist-image VERB",
-		Short: "Give names to what is in the store, and read what they point at",
+		Short: "name images, and read their manifests and configs",
 	}
 	c.AddCommand(newCreate(), newUpdate(), newLabel(), newLs(), newMv(), newRm(), newDu(), newManifest(), newConfig(), newLayers(), newChain(), newChildren(), newCheck(), newConvert(), newSources(), newTarget(), newTree(), newDiff())
 	cli.Main(c)

@@ -10,7 +10,7 @@ import (
 func newManifest() *cobra.Command {
 	c := &cobra.Command{
 		Use:   "manifest [flags] NAME|DIGEST",
-		Short: "Print the descriptor of the platform's manifest",
+		Short: "print the descriptor of the platform's manifest",
 		Args:  cobra.ExactArgs(1),
 	}
 	f := newPlatformFlags(c)

@@ -9,7 +9,7 @@ import (
 func newMv() *cobra.Command {
 	c := &cobra.Command{
 		Use:   "mv [flags] OLD NEW",
-		Short: "Rename: give what OLD points at the name NEW, with its labels, and take OLD away",
+		Short: "rename: give what OLD points at the name NEW, with its labels, and take OLD away",
 		Args:  cobra.ExactArgs(2),
 	}
 	f := newFlags(c)

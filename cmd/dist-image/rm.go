@@ -11,7 +11,7 @@ import (
 func newRm() *cobra.Command {
 	c := &cobra.Command{
 		Use:   "rm [flags] NAME…|-",
-		Short: "Take names away; the blobs stay",
+		Short: "take names away; the blobs stay",
 		Args:  cobra.ArbitraryArgs,
 	}
 	f := newFlags(c)

@@ -11,7 +11,7 @@ import (
 func newSources() *cobra.Command {
 	c := &cobra.Command{
 		Use:   "sources [flags] NAME|DIGEST HOST/REPOSITORY",
-		Short: "List which blobs of an image another repository of the registry is known to have",
+		Short: "list which blobs of an image another repository of the registry is known to have",
 		Args:  cobra.ExactArgs(2),
 	}
 	f := newFlags(c)

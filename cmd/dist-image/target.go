@@ -9,7 +9,7 @@ import (
 func newTarget() *cobra.Command {
 	c := &cobra.Command{
 		Use:   "target [flags] NAME|DIGEST",
-		Short: "Print digest, size and media type of what a name points at",
+		Short: "print digest, size and media type of what a name points at",
 		Args:  cobra.ExactArgs(1),
 	}
 	f := newFlags(c)

@@ -23,7 +23,7 @@ import (
 func newTree() *cobra.Command {
 	c := &cobra.Command{
 		Use:   "tree [flags] NAME|DIGEST",
-		Short: "Show what an image consists of: index, manifests, configs, layers, referrers",
+		Short: "show what an image consists of: index, manifests, configs, layers, referrers",
 		Args:  cobra.ExactArgs(1),
 	}
 	f, all := newFlags(c), true

@@ -10,7 +10,7 @@ import (
 func newUpdate() *cobra.Command {
 	c := &cobra.Command{
 		Use:   "update [flags] NAME",
-		Short: "Change what a name points at, or some of its labels, and nothing else",
+		Short: "change what a name points at, or some of its labels, and nothing else",
 		Args:  cobra.ExactArgs(1),
 	}
 	f := newFlags(c)

@@ -29,7 +29,7 @@ type record struct {
 func newCommand() *cobra.Command {
 	c := &cobra.Command{
 		Use:   "dist-import [flags] [DIR|-]",
-		Short: "store and name the images of a docker-save or OCI archive on standard input, or of a directory",
+		Short: "store the images of an archive or a directory",
 		Args:  cobra.MaximumNArgs(1),
 	}
 	f := c.Flags()

@@ -21,7 +21,7 @@ func main() {
 	debug.SetGCPercent(25) // most of what is held is buffers
 	c := &cobra.Command{
 		Use:   "dist-index [flags] [NAME|DIGEST…|-]",
-		Short: "make indexes of layers, with which single files of a remote image are read",
+		Short: "index layers, so that single files can be fetched",
 		Args:  cobra.ArbitraryArgs,
 	}
 	root, namespace := cli.Root(c.Flags()), cli.Namespace(c.Flags())

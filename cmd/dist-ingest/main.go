@@ -19,7 +19,7 @@ type record struct {
 func newCommand() *cobra.Command {
 	c := &cobra.Command{
 		Use:   "dist-ingest [flags] [REF] [-- COMMAND…]",
-		Short: "store standard input, or what a command writes, as a verified blob",
+		Short: "store standard input as a verified blob",
 		Args:  cobra.ArbitraryArgs,
 	}
 	f := c.Flags()

@@ -25,7 +25,7 @@ type record struct {
 func newCommand() *cobra.Command {
 	c := &cobra.Command{
 		Use:   "dist-label [flags] DIGEST…|- [KEY=VALUE…]",
-		Short: "show and change the labels of blobs",
+		Short: "show and set the labels of blobs",
 		Args:  cobra.MinimumNArgs(1),
 	}
 	root := cli.Root(c.Flags())

@@ -26,7 +26,7 @@ type record struct {
 func newCommand() *cobra.Command {
 	c := &cobra.Command{
 		Use:   "dist-list [flags] [FILTER…]",
-		Short: "list the blobs of a store",
+		Short: "list blobs",
 		Args:  cobra.ArbitraryArgs,
 	}
 	root := cli.Root(c.Flags())

@@ -18,7 +18,7 @@ func main() { cli.Main(newCommand()) }
 func newCommand() *cobra.Command {
 	c := &cobra.Command{
 		Use:   "dist-login [flags] HOST",
-		Short: "verify credentials for a registry, and store them",
+		Short: "check credentials for a registry, and store them",
 		Args:  cobra.ExactArgs(1),
 	}
 	options := registry.Flags(c)

@@ -21,7 +21,7 @@ import (
 func main() {
 	c := &cobra.Command{
 		Use:   "dist-ls [flags] NAME|DIGEST|- [PATH…]",
-		Short: "list what is in an image, without unpacking it",
+		Short: "list the files of an image",
 		Args:  cobra.MinimumNArgs(1),
 	}
 	flags := inside.NewFlags(c)

@@ -14,7 +14,7 @@ import (
 func main() {
 	c := &cobra.Command{
 		Use:   "dist-namespace VERB",
-		Short: "Keep the namespaces of a store: partitions of names that share its blobs",
+		Short: "create, label, list and remove namespaces",
 	}
 	c.AddCommand(newCreate(), newLabel(), newLs(), newRm())
 	cli.Main(c)
@@ -31,7 +31,7 @@ func open(root string) (image.Namespaces, error) {
 func newCreate() *cobra.Command {
 	c := &cobra.Command{
 		Use:   "create [flags] NAMESPACE [KEY=VALUE…]",
-		Short: "Make a namespace, with labels",
+		Short: "make a namespace, with labels",
 		Args:  cobra.MinimumNArgs(1),
 	}
 	root := cli.Root(c.Flags())
@@ -56,7 +56,7 @@ func newCreate() *cobra.Command {
 func newLabel() *cobra.Command {
 	c := &cobra.Command{
 		Use:   "label [flags] NAMESPACE [KEY=VALUE…]",
-		Short: "Set labels of a namespace (KEY= takes one away) and list them all",
+		Short: "set labels of a namespace (KEY= takes one away) and list them all",
 		Args:  cobra.MinimumNArgs(1),
 	}
 	root := cli.Root(c.Flags())
@@ -86,7 +86,7 @@ func newLabel() *cobra.Command {
 func newLs() *cobra.Command {
 	c := &cobra.Command{
 		Use:   "ls [flags]",
-		Short: "List namespaces",
+		Short: "list namespaces",
 		Args:  cobra.NoArgs,
 	}
 	root := cli.Root(c.Flags())
@@ -121,7 +121,7 @@ func newLs() *cobra.Command {
 func newRm() *cobra.Command {
 	c := &cobra.Command{
 		Use:   "rm [flags] NAMESPACE…|-",
-		Short: "Remove namespaces that are empty",
+		Short: "remove namespaces that are empty",
 		Args:  cobra.ArbitraryArgs,
 	}
 	root := cli.Root(c.Flags())

@@ -21,7 +21,7 @@ type record struct {
 func newCommand() *cobra.Command {
 	c := &cobra.Command{
 		Use:   "dist-path [flags] DIGEST…",
-		Short: "print where blobs are",
+		Short: "print the paths of blobs",
 		Args:  cobra.ArbitraryArgs,
 	}
 	root := cli.Root(c.Flags())

@@ -17,7 +17,7 @@ func main() { cli.Main(newCommand()) }
 func newCommand() *cobra.Command {
 	c := &cobra.Command{
 		Use:   "dist-put [flags] LOCATOR [OBJECT [HINT…]]",
-		Short: "store standard input as a manifest or blob at a remote",
+		Short: "store standard input as a blob or manifest at a remote",
 	}
 	many := registry.BatchFlag(c, "store what the requests on standard input bring: dist-batch(7)")
 	options := registry.Flags(c)

@@ -24,7 +24,7 @@ type record struct {
 func newCommand() *cobra.Command {
 	c := &cobra.Command{
 		Use:   "dist-referrers [flags] LOCATOR DIGEST…",
-		Short: "list the manifests that refer to others as their subject",
+		Short: "list what refers to a manifest, such as signatures",
 		Args:  cobra.MinimumNArgs(1),
 	}
 	options := registry.Flags(c)

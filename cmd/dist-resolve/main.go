@@ -28,7 +28,7 @@ type command struct {
 func newCommand() *cobra.Command {
 	c := &command{opened: map[string]remotes.Remote{}, Command: &cobra.Command{
 		Use:   "dist-resolve [flags] LOCATOR OBJECT…|-",
-		Short: "print the descriptors of tags and digests at a remote",
+		Short: "print the descriptors of tags and digests",
 		Args:  cobra.ArbitraryArgs,
 	}}
 	c.options = registry.Flags(c.Command)

@@ -23,7 +23,7 @@ func main() { cli.Main(newCommand()) }
 func newCommand() *cobra.Command {
 	c := &cobra.Command{
 		Use:   "dist-serve [flags]",
-		Short: "Answer as a registry from a store or layout",
+		Short: "serve a store or layout as a registry",
 		Args:  cobra.NoArgs,
 	}
 	f := c.Flags()

@@ -19,7 +19,7 @@ func main() { cli.Main(newCommand()) }
 func newCommand() *cobra.Command {
 	c := &cobra.Command{
 		Use:   "dist-tags [flags] LOCATOR",
-		Short: "list the tags of a remote, or the repositories of a registry",
+		Short: "list tags, or the repositories of a registry",
 		Args:  cobra.ExactArgs(1),
 	}
 	options := registry.Flags(c)

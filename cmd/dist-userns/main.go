@@ -18,7 +18,7 @@ func main() {
 	}
 	c := &cobra.Command{
 		Use:         "dist-userns [flags] -- COMMAND [ARG…]",
-		Short:       "Run a command as root of a user namespace with the user's subordinate IDs",
+		Short:       "run a command as root of a user namespace",
 		Args:        cobra.MinimumNArgs(1),
 		Annotations: map[string]string{cli.RunsCommand: "", cli.ForwardsSignals: ""},
 	}

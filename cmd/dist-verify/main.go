@@ -30,7 +30,7 @@ const problemsFound = 4
 func newCommand() *cobra.Command {
 	c := &cobra.Command{
 		Use:   "dist-verify [flags] [DIGEST…]",
-		Short: "hash blobs again and report what is corrupt, missing or stray; or which names are whole",
+		Short: "hash blobs again and report damage",
 		Args:  cobra.ArbitraryArgs,
 	}
 	f := c.Flags()

@@ -28,7 +28,7 @@ func main() {
 func newCommand() *cobra.Command {
 	c := &cobra.Command{
 		Use:   "distkit [flags] COMMAND [ARG…]",
-		Short: "Run a command by its short name: distkit help lists them",
+		Short: "run a command by its short name",
 	}
 	c.Flags().SetInterspersed(false)
 	dirs := c.Flags().Bool("exec-path", false, "print the directories of the commands, as PATH has them, and exit")

@@ -31,7 +31,7 @@ func main() { cli.Main(newCommand()) }
 func newCommand() *cobra.Command {
 	c := &cobra.Command{
 		Use:   "run-cdi [flags] VENDOR/CLASS=NAME…",
-		Short: "Give CDI devices to the container of an OCI runtime spec on stdin",
+		Short: "add CDI devices to an OCI runtime spec",
 		Args:  cobra.ArbitraryArgs,
 	}
 	r := cli.NewRecords(c, "DEVICE", "FILE")

@@ -22,7 +22,7 @@ import (
 func main() { cli.Main(newCommand()) }
 
 func newCommand() *cobra.Command {
-	c := &cobra.Command{Use: "run-net VERB", Short: "Make network namespaces for containers, connected by CNI plugins"}
+	c := &cobra.Command{Use: "run-net VERB", Short: "connect containers to networks"}
 	o := options{}
 	f := c.PersistentFlags()
 	o.namespace = cli.Namespace(f)

@@ -17,7 +17,7 @@ func main() { cli.Main(newCommand()) }
 func newCommand() *cobra.Command {
 	c := &cobra.Command{
 		Use:   "run-spec [flags] [CMD…]",
-		Short: "Turn an image config on stdin into an OCI runtime spec on stdout",
+		Short: "turn an image config into an OCI runtime spec",
 		Args:  cobra.ArbitraryArgs,
 	}
 	c.Flags().SetInterspersed(false)

@@ -20,7 +20,7 @@ func main() {
 func newCommand() *cobra.Command {
 	c := &cobra.Command{
 		Use:         "run [flags] BUNDLE",
-		Short:       "Run an OCI bundle and exit with its status, or leave it running",
+		Short:       "run an OCI bundle",
 		Args:        cobra.ExactArgs(1),
 		Annotations: map[string]string{cli.ForwardsSignals: "", cli.RunsCommand: ""},
 	}

@@ -22,7 +22,7 @@ type store struct{ root, namespace, driver *string }
 func newCmd() *cobra.Command {
 	c := &cobra.Command{
 		Use:   "snap VERB",
-		Short: "layered root filesystems",
+		Short: "manage layered root filesystems",
 	}
 	f := c.PersistentFlags()
 	s := &store{root: cli.Root(f), namespace: cli.Namespace(f)}

@@ -44,7 +44,7 @@ type distRun struct {
 func newDistRun() *cobra.Command {
 	c := &cobra.Command{
 		Use:         "dist-run [flags] REF [CMD…] | --rootfs DIR CMD… | --restore DIGEST",
-		Short:       "Run a command in a container made from an image, and exit with its status",
+		Short:       "run a command in a container made from an image",
 		Args:        cobra.ArbitraryArgs,
 		Annotations: passesOn(),
 	}

@@ -29,7 +29,7 @@ func main() {
 func newCommand() *cobra.Command {
 	c := &cobra.Command{
 		Use:         "task VERB",
-		Short:       "containers and their processes",
+		Short:       "manage containers and their processes",
 		Annotations: map[string]string{cli.RunsCommand: ""},
 	}
 	o := containers.NewFlags(c.PersistentFlags())
