@@ -17,11 +17,11 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
-// store is a map of blobs that answers requests.
+// store answers requests from a map of blobs.
 type store struct {
 	mu    sync.Mutex
 	blobs map[string][]byte
-	// fault returns the content in the place of an object's.
+	// fault, if not nil, returns the content to send instead of the object's.
 	fault func(object string, b []byte) io.Reader
 }
 
@@ -92,7 +92,7 @@ func (s *store) handlers() map[string]Handler {
 	return map[string]Handler{"get": s.get, "has": s.has, "put": s.put}
 }
 
-// start serves a store, and returns a client and what Serve returns once the client is closed.
+// start serves a store. It returns a client, and a channel of what Serve returns after the client is closed.
 func start(t *testing.T, s *store) (*Client, <-chan error) {
 	t.Helper()
 	inR, inW := io.Pipe()
@@ -281,7 +281,7 @@ func TestPutsAndQuestions(t *testing.T) {
 	}
 }
 
-// What a client sends is cut at every byte: the server answers what it has, and says how it ended.
+// The client's stream is cut at every byte. The server answers the requests that came whole, and reports the cut.
 func TestServerOfAClientThatIsCut(t *testing.T) {
 	t.Parallel()
 	a := []byte("some content")
@@ -301,7 +301,7 @@ func TestServerOfAClientThatIsCut(t *testing.T) {
 	}
 }
 
-// What a server sends is cut at every byte: the client's request fails, and so does the next one.
+// The server's stream is cut at every byte. The client's request fails with Aborted, and so does the next one.
 func TestClientOfAServerThatIsCut(t *testing.T) {
 	t.Parallel()
 	a := []byte("some content")
@@ -401,7 +401,7 @@ func TestWrongRequestsEndTheBatch(t *testing.T) {
 	}
 }
 
-// A server works on a bounded number of requests, however many are sent.
+// A server works on a bounded number of requests at a time, however many are sent.
 func TestRequestsAheadAreBounded(t *testing.T) {
 	t.Parallel()
 	var mu sync.Mutex

@@ -3,7 +3,7 @@ package batch
 import (
 	"bufio"
 	"context"
-	_ "crypto/sha256" // for digests
+	_ "crypto/sha256" // register the algorithms of digests
 	_ "crypto/sha512"
 	"errors"
 	"fmt"
@@ -21,14 +21,16 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
-// Client sends requests to a server and reads its answers. Several goroutines may use it at the same time. Requests are sent
-// at once, and the answers come in the order of the requests. While an answer's object is open, the answers behind it wait.
+// Client sends requests to a server and reads its answers. Several goroutines may use it at the same time. Requests are
+// sent at once, and answers come in the order of the requests. While the object of one answer is open, the next answers
+// are not read.
 //
-// An error has the class that the server sent. If the server is gone, the class is Aborted. If an answer can't be understood,
-// it is DataLoss. In both cases all requests that wait, and all later ones, fail with the same error. A request after Close fails
-// with FailedPrecondition.
+// An error has the class that the server sent. If the server is gone, the class is Aborted. If an answer can't be
+// parsed, the class is DataLoss. Both end the batch: all pending requests and all later ones fail with the same error.
+// A request after Close fails with FailedPrecondition.
 type Client struct {
-	// Unverified is set if the caller hashes what it asks for by digest. The client then checks the length alone.
+	// Unverified is for a caller that verifies digests itself: of an object whose size is known, the client then
+	// checks the length only.
 	Unverified bool
 
 	sending sync.Mutex
@@ -37,60 +39,59 @@ type Client struct {
 
 	r       *bufio.Reader
 	mu      sync.Mutex
-	more    *sync.Cond // signalled when waiting or closed changes
-	waiting []*Pending // for their answers, the oldest first
+	changed *sync.Cond // signalled when waiting or closed changes
+	waiting []*Pending // requests without an answer, the oldest first
 	closed  bool
-	err     error // after which nothing can be asked or read
+	err     error // the error that ended the batch
 }
 
 // NewClient returns a client that reads a server's output and writes its input.
 func NewClient(output io.Reader, input io.WriteCloser) *Client {
 	c := &Client{r: bufio.NewReaderSize(output, bufferSize), w: bufio.NewWriterSize(input, bufferSize), closeW: sync.OnceValue(input.Close)}
-	c.more = sync.NewCond(&c.mu)
+	c.changed = sync.NewCond(&c.mu)
 	go c.read()
 	return c
 }
 
-// Close closes the server's input. The server ends once it has answered all requests, and those that wait still get their
-// answers.
+// Close closes the server's input. The pending requests still get their answers: the server exits after the last one.
 func (c *Client) Close() error {
 	c.mu.Lock()
 	c.closed = true
-	c.more.Broadcast()
+	c.changed.Broadcast()
 	c.mu.Unlock()
 	return c.closeW()
 }
 
-// Abort is for a caller that ends the server before it has answered: all requests that wait, and all later ones, fail with an
-// error of class Aborted. It closes the server's input.
+// Abort is for a caller that stops the server early: all pending requests and all later ones fail with Aborted. It
+// closes the server's input.
 func (c *Client) Abort() {
 	c.fail(errclass.Errorf(errdefs.ErrAborted, "the batch was given up"))
 }
 
-// Err returns the error after which nothing can be asked or read, nil as long as there is none.
+// Err returns the error that ended the batch, or nil.
 func (c *Client) Err() error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return c.err
 }
 
-// Pending is a request that was sent and whose answer has not been taken.
+// Pending is a request whose answer has not been taken yet.
 type Pending struct {
 	client   *Client
 	object   string
-	hints    known
-	answered chan struct{} // closed when answer and err are good
+	hints    requestHints
+	answered chan struct{} // closed when answer and err are set
 	answer   Answer
 	err      error
-	over     chan struct{} // closed when all of the answer has been read
+	consumed chan struct{} // closed when all of the answer has been read
 }
 
-// known is what hints say about an object: its size, and the offsets of the first byte that is wanted and of the end of those. Size and
-// end are -1 if the hints don't say them.
-type known struct{ size, begin, end int64 }
+// requestHints is what a request's hints say: the size of the object, and the offsets of the first byte wanted and of the byte
+// after the last. size and end are -1 if no hint gives them.
+type requestHints struct{ size, begin, end int64 }
 
-func parseHints(list []string) known {
-	k := known{size: -1, end: -1}
+func parseHints(list []string) requestHints {
+	k := requestHints{size: -1, end: -1}
 	for _, s := range list {
 		kind, value, _ := strings.Cut(s, ":")
 		n, err := ParseNumber(value)
@@ -109,8 +110,8 @@ func parseHints(list []string) known {
 	return k
 }
 
-// send writes a request and, behind it, content, if that is not nil. source is the error of reading the content. isLast is false
-// if another request follows at once.
+// send writes a request and then its content, if that is not nil. source is an error of reading the content. isLast is
+// false if the caller sends another request right away.
 func (c *Client) send(ctx context.Context, isLast bool, verb string, content io.Reader, object string, hints ...string) (p *Pending, source, err error) {
 	line := strings.Join(append([]string{verb, object}, hints...), " ")
 	if err := checkRequest(line, len(hints)+2); err != nil {
@@ -118,7 +119,7 @@ func (c *Client) send(ctx context.Context, isLast bool, verb string, content io.
 	}
 	c.sending.Lock()
 	defer c.sending.Unlock()
-	p = &Pending{client: c, object: object, hints: parseHints(hints), answered: make(chan struct{}), over: make(chan struct{})}
+	p = &Pending{client: c, object: object, hints: parseHints(hints), answered: make(chan struct{}), consumed: make(chan struct{})}
 	if err := c.enqueue(p); err != nil {
 		return nil, nil, err
 	}
@@ -135,12 +136,12 @@ func (c *Client) send(ctx context.Context, isLast bool, verb string, content io.
 		err = c.w.Flush()
 	}
 	if err != nil {
-		c.w = bufio.NewWriter(io.Discard) // the server is gone, or will be: the end of its output says why
+		c.w = bufio.NewWriter(io.Discard) // The server is gone, or will be. read finds the cause at the end of its output.
 	}
 	return p, source, nil
 }
 
-// checkRequest returns an error if a line of n words is not one that a server would understand.
+// checkRequest returns an error if no server would accept the line, which the caller made of n words.
 func checkRequest(line string, n int) error {
 	list, err := words(line)
 	if err == nil && (len(line) >= MaxLine || len(list) != n || n > maxWords || !isText(line)) {
@@ -171,12 +172,12 @@ func (c *Client) enqueue(p *Pending) error {
 		return errclass.Errorf(errdefs.ErrFailedPrecondition, "the batch is closed")
 	}
 	c.waiting = append(c.waiting, p)
-	c.more.Broadcast()
+	c.changed.Broadcast()
 	return nil
 }
 
-// fail ends all requests that wait, and all later ones, with an error. Of several calls, the first one's error stays. The server's
-// input is closed, because a goroutine that writes to it may wait for a reader that is gone.
+// fail makes all pending requests and all later ones fail with err. The first call decides the error. The server's
+// input is closed too, since a goroutine may be blocked in a write to a server that no longer reads.
 func (c *Client) fail(err error) {
 	defer c.closeW()
 	c.mu.Lock()
@@ -189,10 +190,11 @@ func (c *Client) fail(err error) {
 		close(p.answered)
 	}
 	c.waiting = nil
-	c.more.Broadcast()
+	c.changed.Broadcast()
 }
 
-// take waits for a request, and returns the oldest that waits for an answer. It returns nil once there will be none.
+// take removes the oldest request from waiting, after waiting for one if need be. It returns nil when no more will
+// come.
 func (c *Client) take() *Pending {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -200,14 +202,14 @@ func (c *Client) take() *Pending {
 		if c.closed || c.err != nil {
 			return nil
 		}
-		c.more.Wait()
+		c.changed.Wait()
 	}
 	p := c.waiting[0]
 	c.waiting = c.waiting[1:]
 	return p
 }
 
-// read gives each request its answer, and waits until the answer's content has been read.
+// read reads the answer of each request, then waits until the answer's content has been consumed.
 func (c *Client) read() {
 	for p := c.take(); p != nil; p = c.take() {
 		line, err := readLine(c.r)
@@ -216,7 +218,7 @@ func (c *Client) read() {
 		}
 		if err != nil {
 			p.err = broken(err)
-			c.fail(p.err) // first, so that whoever gets the error finds out by Err that it is not of the request alone
+			c.fail(p.err) // before answered is closed: the caller then sees by Err that the whole batch has failed
 			close(p.answered)
 			return
 		}
@@ -224,16 +226,16 @@ func (c *Client) read() {
 		if p.answer.Content == nil {
 			continue
 		}
-		<-p.over
-		if err := c.Err(); err != nil { // the object's Close could not read the rest
+		<-p.consumed
+		if err := c.Err(); err != nil { // Object.Close could not read the rest
 			c.fail(err)
 			return
 		}
 	}
 }
 
-// broken gives a class to the error that ended a stream. An error that has one already, such as that of a server's exit
-// status, keeps it.
+// broken gives a class to the error that ended the stream. An error that has a class already, such as that of the
+// server's exit status, keeps it.
 func broken(err error) error {
 	switch {
 	case err == io.EOF:
@@ -246,15 +248,16 @@ func broken(err error) error {
 	return err
 }
 
-// Resume is the hint of a has that allows the answer part: the server has as many of the first bytes as the answer's size says, and
-// a put with the hint offset: of that number may bring the rest alone.
+// Resume is a hint of the verb has. It allows the answer "part": the server has the first bytes of the object, as many
+// as the answer's size. A put with the hint offset: of that number may send the rest alone.
 const Resume = "resume:yes"
 
-// answerWords are the first words of answers, and how many follow them: digest, size and type.
+// answerWords maps the first word of an answer to the number of words that follow it: of digest, size and type, in this
+// order.
 var answerWords = map[string]int{"ok": 3, "yes": 3, "no": 0, "part": 2, "stored": 2, "exists": 2, "mounted": 2}
 
-// parse reads the line of an answer. It returns an error if the stream can't be understood. An error that the server reports is
-// in p.err.
+// parse reads the line of an answer. It returns an error if the line breaks the protocol. An error that the server
+// reports is stored in p.err.
 func (p *Pending) parse(line string) error {
 	if err, ok := parseFailure(line); ok {
 		p.err = err
@@ -282,8 +285,8 @@ func (p *Pending) parse(line string) error {
 	return nil
 }
 
-// Answer waits for the answer, which must begin with one of the words. Its content, if there is some, is an *[Object]. If ctx
-// is done before the answer comes, it is read and thrown away later.
+// Answer waits for the answer, whose first word must be one of allowed. Its content, if any, is an *[Object]. If ctx is
+// done first, the answer is read and discarded when it comes.
 func (p *Pending) Answer(ctx context.Context, allowed ...string) (Answer, error) {
 	select {
 	case <-p.answered:
@@ -308,7 +311,7 @@ func (p *Pending) Answer(ctx context.Context, allowed ...string) (Answer, error)
 	return p.answer, nil
 }
 
-// check compares an answer with what was asked for.
+// check compares the answer with the request.
 func (p *Pending) check(allowed []string) error {
 	a := p.answer
 	want, isDigest := asDigest(p.object)
@@ -328,7 +331,7 @@ func asDigest(s string) (digest.Digest, bool) {
 	return d, err == nil
 }
 
-// Fetch returns the bytes of a manifest or blob. object is a tag or digest. See [Client.Request].
+// Fetch returns the bytes of a manifest or blob. object is a tag or digest. Hints are as in dist-batch(7).
 func (c *Client) Fetch(ctx context.Context, object string, hints ...string) (*Object, error) {
 	p, err := c.Request(object, hints...)
 	if err != nil {
@@ -337,18 +340,19 @@ func (c *Client) Fetch(ctx context.Context, object string, hints ...string) (*Ob
 	return p.Wait(ctx)
 }
 
-// Request asks for an object without waiting for it, so that one goroutine can ask for several. Each must be waited for.
+// Request asks for an object and returns at once, so that one goroutine can have several requests under way. The caller
+// must call Wait on each.
 func (c *Client) Request(object string, hints ...string) (*Pending, error) {
 	return c.Ask("get", object, hints...)
 }
 
-// Ask sends a request of a verb, other than put, without waiting for the answer.
+// Ask sends a request, of any verb but put, and returns at once.
 func (c *Client) Ask(verb, object string, hints ...string) (*Pending, error) {
 	p, _, err := c.send(context.Background(), true, verb, nil, object, hints...)
 	return p, err
 }
 
-// Wait waits for the object, whose answer comes once all objects that were asked for before it have been closed.
+// Wait waits for the object. Its answer comes after all objects requested before it have been closed.
 func (p *Pending) Wait(ctx context.Context) (*Object, error) {
 	a, err := p.Answer(ctx, "ok")
 	if err != nil {
@@ -359,7 +363,7 @@ func (p *Pending) Wait(ctx context.Context) (*Object, error) {
 	o.isCut = end >= 0 && (size < 0 || end < size)
 	switch {
 	case o.isCut:
-		o.left, o.mayEnd = max(end-p.hints.begin, 0), size < 0
+		o.left, o.mayEndEarly = max(end-p.hints.begin, 0), size < 0
 	case size >= 0:
 		o.left = max(size-p.hints.begin, 0)
 	}
@@ -372,17 +376,17 @@ func (p *Pending) Wait(ctx context.Context) (*Object, error) {
 	return o, nil
 }
 
-// Object is the content of an answer. Read returns io.EOF only if the server had all of it and its length is right. If it
-// begins at offset 0 and is not the range before a later end, it must also hash to the digest, but see [Client.Unverified]. What a server
-// sends behind the end of a range is thrown away.
+// Object is the content of an answer. Read returns io.EOF only if the server sent all of it, with the right length.
+// Unless the client is [Client.Unverified], a whole object must also match its digest: one that begins at offset 0 and
+// is not cut short by a range. Bytes that the server sends after the end of the range are discarded.
 type Object struct {
-	ocispec.Descriptor // Size is -1 where the server does not tell
+	ocispec.Descriptor // Size is -1 if the server does not know it
 	pending            *Pending
 	in                 content
-	left               int64     // -1 if it is not known
-	isCut              bool      // the end of a range comes before the object's
-	mayEnd             bool      // or after it: the object's size is not known
-	hash               hash.Hash // nil: it is not verified
+	left               int64     // bytes still due, -1 if unknown
+	isCut              bool      // the requested range ends before the object, as far as is known
+	mayEndEarly        bool      // with isCut: the object's size is unknown, so it may end first
+	hash               hash.Hash // nil if the digest is not verified
 	err                error
 	closed             sync.Once
 }
@@ -393,7 +397,7 @@ func (o *Object) Read(b []byte) (int, error) {
 	}
 	if o.isCut && o.left == 0 {
 		_ = o.in.drain()
-		b = nil // the trailer alone is of interest
+		b = nil // only the trailer is left to read
 	} else if o.isCut {
 		b = b[:min(int64(len(b)), o.left)]
 	}
@@ -410,7 +414,7 @@ func (o *Object) Read(b []byte) (int, error) {
 	case err == nil:
 	case o.in.broken != nil:
 		err = broken(o.in.broken)
-	case err == io.EOF && o.left > 0 && !o.mayEnd:
+	case err == io.EOF && o.left > 0 && !o.mayEndEarly:
 		err = errclass.Errorf(errdefs.ErrDataLoss, "size mismatch: %d bytes are missing", o.left)
 	case err == io.EOF && o.hash != nil:
 		if got := digest.NewDigest(o.Digest.Algorithm(), o.hash); got != o.Digest {
@@ -421,21 +425,22 @@ func (o *Object) Read(b []byte) (int, error) {
 	return n, err
 }
 
-// Close reads the rest, so that the next answer can be read. If that fails, the client's Err returns the error from then on.
+// Close reads and discards the rest, so that the next answer can be read. If that fails, the batch ends with that
+// error: see [Client.Err].
 func (o *Object) Close() error {
 	o.closed.Do(func() {
 		if err := o.in.drain(); err != nil {
 			o.pending.client.fail(broken(err))
 		}
 		if o.err == nil {
-			o.err = errOver
+			o.err = errClosed
 		}
-		close(o.pending.over)
+		close(o.pending.consumed)
 	})
 	return nil
 }
 
-// Referrers returns the descriptors of the manifests that have a subject, as JSON, one a line.
+// Referrers returns the descriptors of the manifests whose subject is the given digest: JSON, one descriptor a line.
 func (c *Client) Referrers(ctx context.Context, subject digest.Digest, hints ...string) (io.ReadCloser, error) {
 	p, err := c.Ask("referrers", string(subject), hints...)
 	if err != nil {
@@ -448,7 +453,7 @@ func (c *Client) Referrers(ctx context.Context, subject digest.Digest, hints ...
 	return a.Content, nil
 }
 
-// Has returns the descriptor of an object that the server has, and whether it has it.
+// Has reports whether the server has an object, and returns its descriptor.
 func (c *Client) Has(ctx context.Context, object string, hints ...string) (ocispec.Descriptor, bool, error) {
 	p, err := c.Ask("has", object, hints...)
 	if err != nil {
@@ -458,9 +463,9 @@ func (c *Client) Has(ctx context.Context, object string, hints ...string) (ocisp
 	return a.Descriptor, err == nil && a.Word == "yes", err
 }
 
-// HasAll asks which of the descriptors' objects the server has. The word of an answer is yes, no or, with the hint [Resume], part. All
-// requests are sent before an answer is waited for, so the caller bounds the list. The size that the server tells of an object is of
-// no use: some registries tell a wrong one.
+// HasAll asks which of the descriptors' objects the server has. The answers' words are yes, no and, with the hint
+// [Resume], part. HasAll sends all requests before it reads an answer, so the caller must bound the list. The size in
+// an answer yes must not be relied on: some registries report a wrong one.
 func (c *Client) HasAll(ctx context.Context, list []ocispec.Descriptor, more ...string) ([]Answer, error) {
 	var err error
 	pending := make([]*Pending, len(list))
@@ -483,7 +488,7 @@ func (c *Client) HasAll(ctx context.Context, list []ocispec.Descriptor, more ...
 	return answers, nil
 }
 
-// Hints returns the hints that say what a descriptor does. A negative size is not known.
+// Hints returns a descriptor's media type and size as hints. A negative size means unknown.
 func Hints(d ocispec.Descriptor) (hints []string) {
 	if typeWord(d.MediaType) != unknown {
 		hints = append(hints, "mediatype:"+d.MediaType)
@@ -494,11 +499,11 @@ func Hints(d ocispec.Descriptor) (hints []string) {
 	return hints
 }
 
-// Put sends content to be stored under a digest or, of a manifest, a tag. With the hint offset:, it is what follows that offset. The
-// word of the answer is stored, exists or mounted.
+// Put sends content to be stored under a digest or, for a manifest, a tag. With the hint offset:, content is the part
+// that begins at that offset. The answer's word is stored, exists or mounted.
 //
-// Content that ends in another error than io.EOF is not stored, and Put returns that error. All of it is read, even if the
-// server has the object: see [Client.Has].
+// If reading content fails, nothing is stored and Put returns that error. Put reads all of content even if the server
+// has the object already: ask with [Client.Has] first.
 func (c *Client) Put(ctx context.Context, object string, content io.Reader, hints ...string) (Answer, error) {
 	p, source, err := c.send(ctx, true, "put", content, object, hints...)
 	if err != nil {
@@ -506,15 +511,15 @@ func (c *Client) Put(ctx context.Context, object string, content io.Reader, hint
 	}
 	if source != nil {
 		ctx, cancel := context.WithCancel(ctx)
-		cancel() // the answer is that it was aborted
+		cancel() // the server's answer says only that we aborted
 		_, _ = p.Answer(ctx)
 		return Answer{}, source
 	}
 	return p.Answer(ctx, "stored", "exists", "mounted")
 }
 
-// Mount has the server take a blob from another place that it can reach, such as another repository of the same registry. It
-// reports false if the server does not. Otherwise the word of the answer is mounted or exists.
+// Mount asks the server to take a blob from another place that it can reach, such as another repository of the same
+// registry. It reports false if the server can't. Otherwise the answer's word is mounted or exists.
 func (c *Client) Mount(ctx context.Context, d digest.Digest, from string) (Answer, bool, error) {
 	p, err := c.Ask("mount", string(d), from)
 	if err != nil {

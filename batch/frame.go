@@ -1,5 +1,14 @@
-// Package batch is the protocol of dist-batch(7): many objects over one pipe, in frames. A [Client] sends requests, and
-// [Serve] answers them by handlers. Neither side trusts the other.
+// Package batch implements the protocol of dist-batch(7): many requests and objects over one pair of pipes, so that one
+// process, connection and token serve a whole image.
+//
+// A [Client] writes requests to a server's input and matches its answers to them, in order. [Serve] is the other end:
+// it parses requests and calls a [Handler] for each, up to [Ahead] of them at the same time. Objects travel in chunks
+// and end with a trailer, which tells a complete object from one that failed on the way.
+//
+// Neither side trusts the other. Lines, chunks, messages and requests under way are bounded. The client verifies the
+// length and the digest of what it gets. An answer that breaks the protocol is DataLoss, a request that does is
+// InvalidArgument, and a stream that ends too early is Aborted. The failure of a single request is an answer and ends
+// nothing: it has the class of the status that the server sent.
 package batch
 
 import (
@@ -22,33 +31,33 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
-// What both sides bound.
+// Limits of both sides.
 const (
-	// MaxLine is the length of a line, with the newline.
+	// MaxLine is the longest line, including the newline.
 	MaxLine = 4 << 10
-	// MaxChunk is the length of a chunk of content.
+	// MaxChunk is the largest chunk of content.
 	MaxChunk = 1 << 20
-	// MaxMessage is the length of what an answer says of a failure.
+	// MaxMessage is the longest message of a failure.
 	MaxMessage = 1 << 10
-	// Ahead is how many requests a server works on at the same time.
+	// Ahead is the number of requests that a server works on at the same time.
 	Ahead = 8
 )
 
 const (
 	bufferSize = 64 << 10
-	// directSize is the length from which a chunk is written without being copied into the buffer.
+	// directSize is the size from which a chunk is written directly, not copied into the buffer.
 	directSize = 16 << 10
 	copySize   = 256 << 10
 )
 
-// unknown stands for what is not known.
+// unknown stands in a line for a digest, size or type that is not known.
 const unknown = "-"
 
 func errEnd() error {
 	return errclass.Errorf(errdefs.ErrAborted, "unexpected end: the other side is gone")
 }
 
-// malformedError reports that the other side has broken the protocol. Nothing more can be read from the stream.
+// malformedError reports that the other side broke the protocol. Nothing more can be read from the stream.
 type malformedError struct{ error }
 
 func malformed(format string, a ...any) error {
@@ -57,7 +66,7 @@ func malformed(format string, a ...any) error {
 
 func (e malformedError) Unwrap() error { return e.error }
 
-// readLine reads a line. The error is io.EOF if nothing comes before the end.
+// readLine reads a line. It returns io.EOF if the stream ends before the line's first byte.
 func readLine(r *bufio.Reader) (string, error) {
 	b, err := r.ReadSlice('\n')
 	switch {
@@ -90,7 +99,7 @@ func words(line string) ([]string, error) {
 	return list, nil
 }
 
-// ParseNumber reads a number in its one form: digits, without a sign or a leading zero. InvalidArgument if it is none.
+// ParseNumber parses a non-negative number without a sign or leading zeros. Anything else is InvalidArgument.
 func ParseNumber(s string) (int64, error) {
 	n, err := strconv.ParseUint(s, 10, 63)
 	if err != nil || strconv.FormatUint(n, 10) != s {
@@ -99,7 +108,8 @@ func ParseNumber(s string) (int64, error) {
 	return int64(n), nil
 }
 
-// ParseRange reads the A-B of a hint range:A-B. The end that it returns is the offset after B. InvalidArgument if B is less than A.
+// ParseRange parses the A-B of a hint range:A-B. The end it returns is the offset after B. If B is less than A, the
+// error is InvalidArgument.
 func ParseRange(s string) (begin, end int64, err error) {
 	first, last, _ := strings.Cut(s, "-")
 	begin, err = ParseNumber(first)
@@ -112,15 +122,16 @@ func ParseRange(s string) (begin, end int64, err error) {
 	return begin, end + 1, err
 }
 
-// content reads chunks and the trailer that follows them. Read returns io.EOF after the trailer "end". It returns another error
-// after another trailer, and if the stream is broken.
+// content reads chunks and the trailer that follows them. Read returns io.EOF after the trailer "end". After any other
+// trailer, and if the stream is broken, it returns another error.
 type content struct {
 	r    *bufio.Reader
-	left int64 // bytes of the chunk that have not been read
-	// trailer returns the error that a trailer other than "end" stands for, and whether there is such a trailer.
+	left int64 // unread bytes of the current chunk
+	// trailer returns the error that a trailer other than "end" stands for. It reports false if there is no such
+	// trailer.
 	trailer func(line string) (error, bool)
 	err     error // the error that ended reading
-	broken  error // the same error, if nothing more can be read from the stream
+	broken  error // equal to err if nothing more can be read from the stream, else nil
 }
 
 func (c *content) Read(p []byte) (int, error) {
@@ -139,7 +150,7 @@ func (c *content) Read(p []byte) (int, error) {
 	return n, c.err
 }
 
-// next reads the length of a chunk, or the trailer. It returns an error if it can't.
+// next reads the length of the next chunk, or the trailer.
 func (c *content) next() error {
 	line, err := readLine(c.r)
 	if err != nil {
@@ -210,7 +221,7 @@ func (c *chunks) Write(p []byte) (n int, err error) {
 	return n, c.err
 }
 
-// readFrom copies content, and returns an error of reading it. An error of writing is in c.err.
+// readFrom copies r. It returns an error of reading r; an error of writing is in c.err.
 func (c *chunks) readFrom(r io.Reader) error {
 	var err error
 	if w, ok := r.(io.WriterTo); ok && !isFile(r) {
@@ -224,7 +235,7 @@ func (c *chunks) readFrom(r io.Reader) error {
 	return err
 }
 
-// isFile reports whether r is a file. The WriteTo of a file writes pieces that are too small.
+// isFile reports whether r is a file. The WriteTo of a file is not used: its pieces are too small.
 func isFile(r io.Reader) bool {
 	_, ok := r.(*os.File)
 	return ok
@@ -250,7 +261,7 @@ func describe(d digest.Digest, size int64) string {
 	return word + " " + strconv.FormatInt(size, 10)
 }
 
-// parseDescriptor reads digest, size and, if there is a third word, type.
+// parseDescriptor parses a digest, a size and, if there is a third word, a media type.
 func parseDescriptor(list []string) (ocispec.Descriptor, error) {
 	desc := ocispec.Descriptor{Size: -1}
 	if list[0] != unknown {
@@ -284,14 +295,14 @@ func typeWord(mediaType string) string {
 	return mediaType
 }
 
-// maxType bounds a media type (RFC 6838, 4.2).
+// maxType is the longest media type: two names of 127 bytes and a slash (RFC 6838, section 4.2).
 const maxType = 255
 
 func isType(s string) bool {
 	return len(s) <= maxType && strings.Count(s, "/") == 1 && !strings.ContainsAny(s, " \t\n")
 }
 
-// failure returns the line that reports an error, as an answer or as a trailer.
+// failure formats an error as an answer or a trailer.
 func failure(err error) string {
 	text := errclass.OneLine(strings.ToValidUTF8(err.Error(), "?"))
 	if len(text) > MaxMessage {
@@ -300,7 +311,7 @@ func failure(err error) string {
 	return fmt.Sprintf("error %d %s", errclass.Status(err), cmp.Or(text, "failed"))
 }
 
-// parseFailure reads an error. It reports false for a line that is not one.
+// parseFailure parses what failure has formatted. It reports false for any other line.
 func parseFailure(line string) (error, bool) {
 	rest, ok := strings.CutPrefix(line, "error ")
 	if !ok {

@@ -12,7 +12,7 @@ import (
 	"github.com/opencontainers/go-digest"
 )
 
-// Whatever a client sends: the server ends, what it stores has come whole, and its answers are understood.
+// Whatever a client sends, the server returns, stores whole objects only, and sends answers that a client can parse.
 func FuzzServe(f *testing.F) {
 	known := []byte("some content")
 	d := digest.FromBytes(known).String()
@@ -53,7 +53,8 @@ func FuzzServe(f *testing.F) {
 	})
 }
 
-// Whatever a server sends: the client's request ends, in the object alone or in an error, and so does the next.
+// Whatever a server sends, the client's request ends, with the object's exact bytes or an error, and so does the next
+// one.
 func FuzzClient(f *testing.F) {
 	known := []byte("some content")
 	d := digest.FromBytes(known).String()

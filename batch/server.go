@@ -14,40 +14,40 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
-// Request is one that a server has read.
+// Request is a request that a server has read.
 type Request struct {
-	// Object is a tag or digest, not yet checked.
+	// Object is a tag or digest, not yet validated.
 	Object string
-	// Hints are the words behind Object. A mount has one: the place to take the blob from.
+	// Hints are the words after Object. For mount it is one word: the place to take the blob from.
 	Hints []string
-	// Content is that of a put, nil for every other request. It ends in io.EOF only if the sender had all of it.
+	// Content is the content of a put, nil for every other verb. It ends with io.EOF only if the sender sent all of it.
 	Content io.Reader
-	// Turn is closed when every request before this one has been answered.
+	// Turn is closed when all requests before this one have been answered.
 	Turn <-chan struct{}
 }
 
-// Answer is what a server says to a request.
+// Answer is a server's answer to a request.
 type Answer struct {
 	// Word is ok, yes, no, part, stored, exists or mounted.
 	Word string
-	// Descriptor says what is known of the object: Size is -1 if it is not known.
+	// Descriptor describes the object. Size is -1 if unknown.
 	ocispec.Descriptor
-	// Content is that of an object, behind ok.
+	// Content is the object, after the word ok.
 	Content io.ReadCloser
 }
 
-// Handler begins to deal with a request. It is called in the order of the requests and must not block; the function that
-// it returns does the work. Several of those run at the same time.
+// Handler begins the work on a request. It is called in the order of the requests and must not block. The function that
+// it returns does the work; several of these run at the same time.
 type Handler func(ctx context.Context, r *Request) func() (Answer, error)
 
-// wants has the least and the greatest number of words of each verb's requests.
-var wants = map[string]struct{ least, most int }{
+// wordCounts gives the least and the greatest number of words in a request, by verb.
+var wordCounts = map[string]struct{ least, most int }{
 	"get": {2, maxWords}, "has": {2, maxWords}, "referrers": {2, maxWords}, "put": {2, maxWords}, "mount": {3, 3},
 }
 
 const maxWords = 32
 
-// job is a request and, once done is closed, the answer to it.
+// job is a request and, once done is closed, its answer.
 type job struct {
 	request Request
 	turn    chan struct{}
@@ -57,10 +57,10 @@ type job struct {
 	err     error
 }
 
-// Serve reads requests and writes the answers in their order. A verb without a handler is answered with an error of
-// class NotImplemented. The failure of one request is an answer, not an error of Serve: it returns an error if it can't
-// read or write, if the client is not understood (InvalidArgument), or if the client is cut off (Aborted). Requests
-// that were read before are answered in any case.
+// Serve reads requests and writes their answers in the same order. A verb without a handler is answered with
+// NotImplemented. A request that fails gets an answer too. Serve itself returns an error only if it can't read or
+// write, if the client breaks the protocol (InvalidArgument), or if the client's stream is cut (Aborted). It first
+// answers the requests that it has read by then.
 func Serve(ctx context.Context, in io.Reader, out io.Writer, handlers map[string]Handler) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
@@ -85,10 +85,10 @@ type server struct {
 	w        *bufio.Writer
 	handlers map[string]Handler
 	jobs     chan *job
-	err      error // of reading; good once jobs is closed
+	err      error // an error of reading; valid after jobs is closed
 }
 
-// read begins a job for each request.
+// read starts a job for each request.
 func (s *server) read() {
 	defer close(s.jobs)
 	for s.ctx.Err() == nil {
@@ -112,7 +112,7 @@ func (s *server) read() {
 			return
 		}
 		if j.body != nil {
-			<-j.body.ended // the next request follows the content
+			<-j.body.ended // the next request follows this content
 			if s.err = j.body.broken; s.err != nil {
 				return
 			}
@@ -135,7 +135,7 @@ func (s *server) begin(line string) (*job, func() (Answer, error), error) {
 	fail := func(err error) (*job, func() (Answer, error), error) {
 		return j, func() (Answer, error) { return Answer{}, err }, nil
 	}
-	want, known := wants[verb]
+	want, known := wordCounts[verb]
 	switch handler := s.handlers[verb]; {
 	case known && (len(list) < want.least || len(list) > want.most):
 		return nil, nil, malformed("%s with %d words", verb, len(list)-1)
@@ -147,7 +147,7 @@ func (s *server) begin(line string) (*job, func() (Answer, error), error) {
 	}
 }
 
-// do does the work, and then reads the rest of the content.
+// do does the work, then reads the rest of the content.
 func (j *job) do(work func() (Answer, error)) {
 	j.answer, j.err = work()
 	if j.body != nil {
@@ -177,7 +177,8 @@ func (s *server) answerAll() error {
 	}
 }
 
-// receive returns the next value of a channel, the zero value if it is closed. If it has to wait, it flushes the answers first.
+// receive returns the next value of a channel, or the zero value if the channel is closed. Before it blocks, it flushes
+// the answers.
 func receive[T any](s *server, from <-chan T) (v T, err error) {
 	select {
 	case v = <-from:
@@ -202,7 +203,7 @@ func (s *server) flush() error {
 	return nil
 }
 
-// write writes one answer. It returns an error of the output, or the context's.
+// write writes one answer. The errors that it returns are those of the output and of the context.
 func (s *server) write(j *job) error {
 	if j.answer.Content != nil {
 		defer j.answer.Content.Close()
@@ -245,22 +246,23 @@ func closeWhenDone(j *job) {
 	}
 }
 
-// body is the content of a put. A reader may go on in the background after the put has been dealt with, as an HTTP client
-// does. Read then takes nothing from the stream.
+// body is the content of a put. A handler's reader, such as an HTTP client, may still call Read in the background after
+// the put has been answered. Read then takes nothing from the stream.
 type body struct {
 	mu sync.Mutex
 	content
-	over  bool
-	ended chan struct{} // closed at the end of the content, also when nobody wanted it
+	atEnd bool
+	ended chan struct{} // closed at the end of the content, even if the handler has not read it
 }
 
-var errOver = errors.New("the put is over")
+// errClosed is returned by Read after an object was closed or a put was answered.
+var errClosed = errors.New("read of content that is closed")
 
 func newBody(r *bufio.Reader) *body {
 	return &body{content: content{r: r, trailer: parseAbort}, ended: make(chan struct{})}
 }
 
-// parseAbort reads the trailer of a sender that can't go on.
+// parseAbort parses the trailer of a sender that could not read its content.
 func parseAbort(line string) (error, bool) {
 	return errclass.Errorf(errdefs.ErrAborted, "the sender has aborted it"), line == "abort"
 }
@@ -275,20 +277,20 @@ func (b *body) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// finish reads what is left.
+// finish reads and discards what is left.
 func (b *body) finish() {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if !b.over {
+	if !b.atEnd {
 		_ = b.drain()
-		b.err = errOver
+		b.err = errClosed
 		b.end()
 	}
 }
 
 func (b *body) end() {
-	if !b.over {
-		b.over = true
+	if !b.atEnd {
+		b.atEnd = true
 		close(b.ended)
 	}
 }
