@@ -19,8 +19,8 @@ import (
 	"distkit/errclass"
 )
 
-// dump returns what is below a directory in the form of read. Times of directories are zero: those that no entry names have that of the
-// extraction.
+// dump describes the files below a directory, in the form of read. The times of directories are zero: a directory that
+// no entry names has the time of the extraction.
 func dump(t testing.TB, root string) []string {
 	t.Helper()
 	inodes := map[uint64]string{}
@@ -75,7 +75,8 @@ func dump(t testing.TB, root string) []string {
 	return lines
 }
 
-// withoutTimes cuts the times from lines of directories and whiteouts: those that no entry names have that of the extraction.
+// withoutTimes removes the times from the lines of directories and whiteouts: those that no entry names have the time
+// of the extraction.
 func withoutTimes(lines []string) []string {
 	times := regexp.MustCompile(`^(.* (?:4\d{4}|20000) \d+:\d+) @-?\d+\.\d+`)
 	for i := range lines {
@@ -85,7 +86,8 @@ func withoutTimes(lines []string) []string {
 	return lines
 }
 
-// FuzzBuilder makes images of any bytes. One that is made shows what applying the layer makes, and if either fails so does the other.
+// FuzzBuilder compares images with extracted layers, for any bytes. If an image is made, it shows the same files as the
+// extracted layer. If one of the two fails, so must the other.
 func FuzzBuilder(f *testing.F) {
 	link := func(kind byte, name, target string) tarEntry {
 		return tarEntry{tar.Header{Typeflag: kind, Name: name, Linkname: target, Mode: 0o644}, ""}

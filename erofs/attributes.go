@@ -9,16 +9,16 @@ import (
 
 const opaqueAttribute = "trusted.overlay.opaque"
 
-// attributes gives a file what its entry says, but for what depends on its type.
+// attributes copies to n what its entry says, except what depends on its type.
 func (a *adder) attributes(n *inode, h *tar.Header) error {
-	const most = 1<<32 - 1 // itself means "leave it" to chown
+	const most = 1<<32 - 1 // an owner of 2^32-1 means "leave it" to chown
 	if h.Uid < 0 || h.Uid >= most || h.Gid < 0 || h.Gid >= most {
 		return refused("owner %d:%d is out of range", h.Uid, h.Gid)
 	}
 	n.mode = n.mode&typeMask | uint16(h.Mode&0o7777)
 	n.uid, n.gid = uint32(h.Uid), uint32(h.Gid)
 	n.seconds, n.nanoseconds = h.ModTime.Unix(), uint32(h.ModTime.Nanosecond())
-	n.rare = nil // a directory of a lower layer loses its attributes
+	n.rare = nil // an entry replaces the attributes that a lower layer gave the directory
 	if len(h.PAXRecords) == 0 {
 		return nil
 	}
@@ -30,7 +30,7 @@ func (a *adder) attributes(n *inode, h *tar.Header) error {
 	for _, x := range xattrs {
 		kind, ok := a.holds(n, &x)
 		if ok && x.Value == nil {
-			continue // an ACL that the mode says
+			continue // the mode says the same as this ACL
 		}
 		if ok {
 			_, suffix := splitXattr(x.Name)
@@ -50,8 +50,8 @@ func (a *adder) attributes(n *inode, h *tar.Header) error {
 	return nil
 }
 
-// holds reports whether an image can hold an attribute, and the kind of those of which it can't. It changes an attribute to what the
-// kernel would make of it.
+// holds reports whether an image can hold an attribute. If it can't, kind is the attribute's kind for Unset. holds
+// changes the attribute to what the kernel would make of it.
 func (a *adder) holds(n *inode, x *layer.Xattr) (kind string, ok bool) {
 	class, rest, _ := strings.Cut(x.Name, ".")
 	kind = x.Kind()
@@ -83,7 +83,7 @@ func (a *adder) holds(n *inode, x *layer.Xattr) (kind string, ok bool) {
 	return kind, false
 }
 
-// isCapability reports whether the kernel takes a value as that of security.capability: it is in the form of a revision.
+// isCapability reports whether the kernel accepts v as a value of security.capability: its size fits its revision.
 func isCapability(v []byte) bool {
 	sizes := map[uint32]int{0x01000000: 12, 0x02000000: 20, 0x03000000: 24}
 	return len(v) >= 4 && sizes[little.Uint32(v)&0xff000000] == len(v)
@@ -97,8 +97,8 @@ const (
 	aclUserObj, aclUser, aclGroupObj, aclGroup, aclMask, aclOther, aclMarks = 1, 2, 4, 8, 16, 32, 8
 )
 
-// applyACL reports whether a POSIX ACL is valid. As in the kernel, an access ACL changes the mode, and one that says no more than the
-// mode is not kept: its value becomes nil.
+// applyACL reports whether a POSIX ACL is valid. As in the kernel, an access ACL changes the mode. One that says no
+// more than the mode is dropped: its value becomes nil.
 func applyACL(n *inode, x *layer.Xattr) bool {
 	v := x.Value
 	if len(v) < 4 || (len(v)-4)%aclMarks != 0 || little.Uint32(v) != aclVersion {
@@ -146,7 +146,7 @@ func applyACL(n *inode, x *layer.Xattr) bool {
 	return true
 }
 
-// splitXattr parts an attribute's name into the number of its prefix and the rest.
+// splitXattr splits an attribute's name into the number of its prefix and the rest.
 func splitXattr(name string) (index byte, suffix string) {
 	switch name {
 	case accessACL:
@@ -164,7 +164,7 @@ func xattrSize(suffix string, value []byte) int64 {
 
 func align(n, to int64) int64 { return (n + to - 1) / to * to }
 
-// eachXattr yields the attributes that an image holds of a file.
+// eachXattr yields the attributes of a file that the image stores.
 func (n *inode) eachXattr(yield func(layer.Xattr) bool) {
 	if n.opaque && !yield(layer.Xattr{Name: opaqueAttribute, Value: []byte("y")}) || n.rare == nil {
 		return
@@ -176,7 +176,7 @@ func (n *inode) eachXattr(yield func(layer.Xattr) bool) {
 	}
 }
 
-// xattrsSize returns the number of bytes that the attributes of a file take beside its inode.
+// xattrsSize returns the number of bytes of a file's attributes after its inode.
 func (n *inode) xattrsSize() int64 {
 	size := int64(0)
 	for x := range n.eachXattr {

@@ -23,53 +23,54 @@ import (
 
 // Options change what a Builder does. The zero value makes a complete image.
 type Options struct {
-	// Index makes an image that refers to the layers' plain archives for the data of files.
+	// Index makes an image of metadata only. The data of files stay in the layers' plain archives, which the image
+	// refers to.
 	Index bool
 	// Overlay keeps whiteouts in the form that overlayfs reads in a lower directory: character devices 0:0 and the attribute
 	// trusted.overlay.opaque. It is for an image of one layer.
 	Overlay bool
 	// Scratch is the directory of temporary files, os.TempDir() if it is empty.
 	Scratch string
-	// Strict refuses to write an image of which something must be left out: see [Builder.Unset].
+	// Strict makes Write, WriteExt4 and WriteTar fail if something must be left out: see [Builder.Unset].
 	Strict bool
-	// MaxBytes bounds the bytes of a layer's plain archive, and those of its sparse files, holes and all; MaxEntries bounds the entries of all layers and the directories that none
-	// of them names, together. 0 is no bound.
+	// MaxBytes bounds the bytes of a layer's plain archive, and those of its sparse files including holes. MaxEntries
+	// bounds the entries of all layers together, including directories that no entry names. 0 means no bound.
 	MaxBytes, MaxEntries int64
-	// MaxMemory bounds the bytes of memory that the tree of files takes. 0 is 1 GiB. A file takes some 130.
+	// MaxMemory bounds the memory of the tree of files, in bytes. 0 means 1 GiB. A file takes about 130 bytes.
 	MaxMemory int64
 }
 
 const (
 	defaultMemory = 1 << 30
-	// MaxLayers is the most layers of an image.
+	// MaxLayers is the largest number of layers in an image.
 	MaxLayers = 1 << 10 // the table of devices precedes the root inode, whose number has 16 bits
 
-	// A sparse file is stored in chunks of so many bytes, and a chunk of zeros not at all.
+	// Sparse files are stored in chunks of this size. Chunks of zeros are not stored.
 	sparseBits = 12
 	sparseSize = 1 << sparseBits
 
 	bufferSize = 256 << 10
 )
 
-// A Builder makes an image of layers.
+// A Builder applies layers to a tree in memory, and writes the tree as a file system.
 type Builder struct {
 	opts   Options
 	tree   *tree.Tree[inode]
 	unset  map[string]int64
 	layers []source
-	plain  *os.File // the plain archives of all layers, for a complete image
-	chunks *os.File // of sparse files
-	stored int64    // bytes of them
+	plain  *os.File // for a complete image: the plain archives of all layers, one after the other
+	chunks *os.File // scratch file: the chunks of sparse files
+	stored int64    // bytes in chunks
 }
 
 // A source is a layer's plain archive.
 type source struct {
 	diffID digest.Digest
 	size   int64
-	offset int64 // in the file of all
+	offset int64 // in the Builder's file of plain archives
 }
 
-// NewBuilder returns a Builder of an image that has a root directory only. Close must be called.
+// NewBuilder returns a Builder whose tree has only a root directory. The caller must call Close.
 func NewBuilder(opts Options) *Builder {
 	if opts.MaxMemory == 0 {
 		opts.MaxMemory = defaultMemory
@@ -88,10 +89,10 @@ func (b *Builder) Close() error {
 	return errors.Join(errs...)
 }
 
-// Unset counts what of the layers no image can hold, by kind, as in "ACLs".
+// Unset counts by kind, as in "ACLs", what the layers have and the image can't hold.
 func (b *Builder) Unset() map[string]int64 { return b.unset }
 
-// UUID returns an identifier for the layers in a format: a digest of both.
+// UUID derives an identifier from the layers' diff IDs and the name of a format.
 func (b *Builder) UUID(format string) (id [16]byte) {
 	hash := sha256.New()
 	fmt.Fprintln(hash, format)
@@ -102,15 +103,15 @@ func (b *Builder) UUID(format string) (id [16]byte) {
 	return id
 }
 
-// strict fails if something was left out that must not be.
+// strict returns an error if Options.Strict is set and something was left out.
 func (b *Builder) strict() error {
 	if !b.opts.Strict || len(b.unset) == 0 {
 		return nil
 	}
-	return errclass.Errorf(errdefs.ErrNotImplemented, "it can't hold %s of the image", strings.Join(slices.Sorted(maps.Keys(b.unset)), ", "))
+	return errclass.Errorf(errdefs.ErrNotImplemented, "the file system can't hold %s of the image", strings.Join(slices.Sorted(maps.Keys(b.unset)), ", "))
 }
 
-// scratch opens a temporary file that has no name.
+// scratch opens an unlinked temporary file, unless *f is open already.
 func (b *Builder) scratch(f **os.File) error {
 	if *f != nil {
 		return nil
@@ -123,14 +124,15 @@ func (b *Builder) scratch(f **os.File) error {
 	return os.Remove(tmp.Name())
 }
 
-// Add applies a layer, plain or compressed with gzip or zstd, on top of those before, as the image specification's "Applying
-// Changesets" says. It fails if the layer does not have the diff ID expect, which may be empty. A directory that no entry names gets
-// mode 0755, the owner 0:0 and the time 0.
+// Add applies a layer on top of the previous ones, as the image specification's "Applying Changesets" says. The layer
+// is plain or compressed with gzip or zstd. If expect is not empty, the layer must have that diff ID. A directory that
+// no entry names gets mode 0755, owner 0:0 and time 0.
 //
-// A layer that is corrupt, ends too early or has another diff ID is ErrDataLoss; one with entries that no layer may have is
-// ErrInvalidArgument; one that exceeds a limit is ErrFailedPrecondition; a compression or a whiteout that can't be had is
-// ErrNotImplemented. After an error the Builder is good for nothing but Close. Add returns after ctx is done as soon as a read of r
-// that is under way returns; to let Add end such a read, r may have SetReadDeadline.
+// ErrDataLoss: the layer is corrupt, ends too early or has another diff ID. ErrInvalidArgument: an entry is invalid in
+// any layer. ErrFailedPrecondition: a limit is exceeded. ErrNotImplemented: a compression or a whiteout that is not
+// supported. After an error only Close may be called.
+//
+// Once ctx is done, Add returns after the current read of r. If r has SetReadDeadline, Add uses it to end that read.
 func (b *Builder) Add(ctx context.Context, r io.Reader, expect digest.Digest) error {
 	var tee io.Writer
 	if !b.opts.Index {
@@ -151,8 +153,8 @@ func (b *Builder) Add(ctx context.Context, r io.Reader, expect digest.Digest) er
 	return nil
 }
 
-// AddVerified adds a layer to an index, as Add does, from its plain archive of size bytes. The archive must have been verified before,
-// because the contents of its files are not read.
+// AddVerified adds a layer to an index as Add does, from its plain archive of size bytes. The caller must have verified
+// the archive's diff ID: AddVerified does not read the contents of its files.
 func (b *Builder) AddVerified(ctx context.Context, r io.ReaderAt, size int64, diffID digest.Digest) error {
 	if err := b.apply(ctx, layer.NewPlain(ctx, r)); err != nil {
 		return err
@@ -181,17 +183,18 @@ func (b *Builder) added(diffID digest.Digest, size int64) {
 	b.layers = append(b.layers, src)
 }
 
-// entries are those of a layer, as package layer gives them.
+// entries yields the entries of a layer; [layer.Reader] and [layer.Plain] implement it.
 type entries interface {
 	io.Reader
 	Next() (*tar.Header, error)
 	Offset() int64
 }
 
-// sparseFiles counts the bytes of a layer's sparse files, holes and all.
+// sparseFiles is the number of bytes of a layer's sparse files, including holes.
 type sparseFiles int64
 
-// add counts an entry if it is a sparse file. FailedPrecondition: the files have more than most bytes together, unless most is 0.
+// add counts h if it is a sparse file. FailedPrecondition: the sparse files have more than most bytes together. A most
+// of 0 means no bound.
 func (s *sparseFiles) add(h *tar.Header, most int64) error {
 	if !layer.Sparse(h) {
 		return nil
@@ -209,7 +212,7 @@ func (s *sparseFiles) add(h *tar.Header, most int64) error {
 type adder struct {
 	*Builder
 	in     entries
-	buffer []byte // of sparse files' content
+	buffer []byte // for the content of sparse files
 	sparse sparseFiles
 }
 
@@ -254,14 +257,14 @@ func (a *adder) entry(h *tar.Header) error {
 	case tree.Regular:
 		return a.content(n, h)
 	case tree.Symlink:
-		n.mode = typeSymlink | 0o777 // symbolic links have no other
-	case tree.Char, tree.Block: // as the kernel's new_encode_dev does
+		n.mode = typeSymlink | 0o777 // Linux ignores the mode of symbolic links, and reports this one
+	case tree.Char, tree.Block: // encoded like the kernel's new_encode_dev
 		n.number = uint32(h.Devminor&0xff | h.Devmajor<<8 | (h.Devminor&^0xff)<<12)
 	}
 	return nil
 }
 
-// content notes where a regular file's data are.
+// content records where the data of a regular file are.
 func (a *adder) content(n *inode, h *tar.Header) error {
 	n.size = h.Size
 	if !layer.Sparse(h) {
@@ -300,7 +303,7 @@ func (a *adder) content(n *inode, h *tar.Header) error {
 	}
 }
 
-// store stores a chunk of a sparse file, which becomes part of the last run or a new one.
+// store stores a chunk of a sparse file. It extends the last run or begins a new one.
 func (a *adder) store(runs []run, chunk uint32, data []byte) ([]run, error) {
 	if _, err := a.chunks.Write(data); err != nil {
 		return nil, err

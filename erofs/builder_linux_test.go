@@ -44,7 +44,7 @@ func xattr(e tarEntry, name, value string) tarEntry {
 	return e
 }
 
-// pack writes a layer.
+// pack writes a plain layer.
 func pack(t testing.TB, entries ...tarEntry) []byte {
 	t.Helper()
 	var b bytes.Buffer
@@ -68,7 +68,7 @@ func pack(t testing.TB, entries ...tarEntry) []byte {
 	return b.Bytes()
 }
 
-// build makes an image of layers.
+// build makes an image of layers. It also returns what the image can't hold.
 func build(t testing.TB, opts Options, layers ...[]byte) ([]byte, map[string]int64, error) {
 	t.Helper()
 	opts.Scratch = t.TempDir()
@@ -91,7 +91,7 @@ func build(t testing.TB, opts Options, layers ...[]byte) ([]byte, map[string]int
 	return image.Bytes(), b.Unset(), err
 }
 
-// judge lets fsck.erofs check an image, where that is here.
+// judge checks an image with fsck.erofs, if that is installed.
 func judge(t testing.TB, image []byte, devices ...[]byte) {
 	t.Helper()
 	fsck, err := exec.LookPath("fsck.erofs")
@@ -115,7 +115,7 @@ func judge(t testing.TB, image []byte, devices ...[]byte) {
 	}
 }
 
-// show makes both kinds of images of plain layers, and returns what they show: the same.
+// show makes a complete image and an index of plain layers, checks that both show the same files, and returns these.
 func show(t testing.TB, layers ...[]byte) []string {
 	t.Helper()
 	whole, _, err := build(t, Options{}, layers...)
@@ -146,7 +146,7 @@ func show(t testing.TB, layers ...[]byte) []string {
 	return lines
 }
 
-// showArchive returns what an image of the archive of layers shows.
+// showArchive writes the layers with WriteTar, and returns the files of an image of that archive.
 func showArchive(t testing.TB, opts Options, layers ...[]byte) []string {
 	t.Helper()
 	opts.Scratch = t.TempDir()
@@ -177,7 +177,8 @@ func showArchive(t testing.TB, opts Options, layers ...[]byte) []string {
 	return lines
 }
 
-// Directories of all sizes around those of a block, with names of all lengths, and files of such sizes.
+// Directories whose entries take a little less or more than whole blocks, with names of all lengths, and files of such
+// sizes.
 func TestSizes(t *testing.T) {
 	t.Parallel()
 	r := rand.New(rand.NewPCG(1, 2))
@@ -197,7 +198,7 @@ func TestSizes(t *testing.T) {
 	}
 }
 
-// A directory of 100,000 files takes memory in proportion, which is what is counted against the limit.
+// The memory for a directory of 100,000 files is proportional to their number, and all of it counts against the limit.
 func TestWideDirectory(t *testing.T) {
 	const n = 100000
 	entries := []tarEntry{dir("d")}
@@ -231,7 +232,7 @@ func TestWideDirectory(t *testing.T) {
 	}
 }
 
-// Directories may be as deep as a path can be. fsck.erofs 1.8 crashes on such.
+// Directories may be as deep as a path can be long. fsck.erofs 1.8 crashes on such images.
 func TestDeepDirectories(t *testing.T) {
 	t.Parallel()
 	image, _, err := build(t, Options{}, pack(t, file(strings.Repeat("d/", 2000)+"f", "x")))
@@ -243,7 +244,7 @@ func TestDeepDirectories(t *testing.T) {
 	}
 }
 
-// The data of sparse files are stored without the holes, which may be of any size.
+// Sparse files are stored without their holes, whatever the size of these.
 func TestSparseFiles(t *testing.T) {
 	t.Parallel()
 	holes, err := os.ReadFile("testdata/sparse.tar")
@@ -265,7 +266,7 @@ func TestSparseFiles(t *testing.T) {
 	}
 }
 
-// The same layers make the same image, whatever they are compressed with.
+// The same layers make the same image, whatever their compression.
 func TestSameLayersMakeTheSameImage(t *testing.T) {
 	t.Parallel()
 	var entries []tarEntry
@@ -295,7 +296,7 @@ func TestSameLayersMakeTheSameImage(t *testing.T) {
 	}
 }
 
-// What a higher layer hides is not in the image.
+// Data of files that a higher layer hides are not in the image.
 func TestHiddenDataAreLeftOut(t *testing.T) {
 	t.Parallel()
 	secret := strings.Repeat("secret", 2000)
@@ -338,7 +339,7 @@ func TestAttributesThatNoImageHolds(t *testing.T) {
 	}
 }
 
-// What a report says of a layer's attributes is not the layer's to choose, and does not grow with it.
+// The kinds that a report lists are fixed: a layer can neither choose their names nor make many.
 func TestKindsOfAttributesAreFew(t *testing.T) {
 	t.Parallel()
 	f := file("f", "")
@@ -366,7 +367,8 @@ func TestSymbolicLinksHaveNoSetIDBits(t *testing.T) {
 	}
 }
 
-// The addresses of sparse files' chunks, holes too, are beside the inodes, whose numbers have 32 bits.
+// Inode numbers have 32 bits and grow with the addresses of sparse files' chunks, including holes. An image with too
+// many is refused.
 func TestTooManyInodes(t *testing.T) {
 	t.Parallel()
 	b := NewBuilder(Options{})
@@ -436,7 +438,7 @@ func TestBadLayers(t *testing.T) {
 	}
 }
 
-// A failed write of a temporary file is an error of Add, not an image with less.
+// If a temporary file can't be written, Add fails: the image must not silently lack data.
 func TestFullDisk(t *testing.T) {
 	t.Parallel()
 	b := NewBuilder(Options{})

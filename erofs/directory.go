@@ -5,13 +5,13 @@ import (
 	"slices"
 )
 
-// A dirent is a name in a directory of an image.
+// A dirent is a directory's entry in the image.
 type dirent struct {
 	name  []byte
 	inode *inode
 }
 
-// list returns the names in a directory in the order of their bytes, with those for itself and its parent.
+// list returns the entries of a directory, including "." and "..", in the order of their bytes.
 func (im *image) list(n *inode) []dirent {
 	im.names = im.tree.Children(n.entry, im.names[:0])
 	list := make([]dirent, 0, len(im.names)+2)
@@ -25,7 +25,7 @@ func (im *image) list(n *inode) []dirent {
 	return list
 }
 
-// direntBlock returns how many names of a list one block holds, and the bytes that they take.
+// direntBlock returns how many entries of a list fit into one block, and how many bytes they take.
 func (im *image) direntBlock(list []dirent) (count int, size int64) {
 	for _, d := range list {
 		n := int64(direntSize + len(d.name))
@@ -47,7 +47,7 @@ func (im *image) direntsSize(list []dirent) int64 {
 	}
 }
 
-// dirents writes a directory's content, as content does.
+// dirents writes a range of a directory's content, as image.content does.
 func (im *image) dirents(n *inode, from, to int64) error {
 	list := im.list(n)
 	for at := int64(0); at < to; at += im.block {
@@ -65,10 +65,10 @@ func (im *image) dirents(n *inode, from, to int64) error {
 	return nil
 }
 
-// types are those of directory entries, by that of the mode.
+// types maps the type in a mode to the type in a dirent.
 var types = [16]byte{typeFile >> 12: 1, typeDir >> 12: 2, typeChar >> 12: 3, typeBlock >> 12: 4, typeFifo >> 12: 5, typeSymlink >> 12: 7}
 
-// direntsOf writes one block's entries, and then their names.
+// direntsOf writes one block: its entries, then their names.
 func (im *image) direntsOf(list []dirent, used int64) error {
 	names := used
 	for _, d := range list {

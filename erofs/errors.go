@@ -10,7 +10,7 @@ func refused(format string, a ...any) error {
 	return errclass.Errorf(errdefs.ErrInvalidArgument, format, a...)
 }
 
-// tooMuch is for what exceeds a limit of the caller's.
+// tooMuch returns the error for a layer that exceeds a limit set by the caller or the format.
 func tooMuch(format string, a ...any) error {
 	return errclass.Errorf(errdefs.ErrFailedPrecondition, format, a...)
 }

@@ -11,17 +11,17 @@ import (
 	"distkit/layer/tree"
 )
 
-// Sizes and values of ext4, as in the kernel's Documentation/filesystems/ext4. Each group of blocks begins with its own bitmaps and
-// inodes, as in ext3: so a file system can be written from its beginning to its end.
+// Sizes and values of ext4, as in the kernel's Documentation/filesystems/ext4. As in ext3, each group of blocks begins
+// with its own bitmaps and inodes, so the file system can be written from beginning to end without seeking.
 const (
 	ext4Bits, ext4Block = 12, 1 << 12
-	ext4Group           = 8 * ext4Block // blocks of a group: one block has a bit for each
+	ext4Group           = 8 * ext4Block // blocks of a group: as many as a bitmap of one block has bits
 	ext4Inode           = 256
 	ext4PerBlock        = ext4Block / ext4Inode
 	ext4Descriptor      = 32
-	ext4Rounding        = 1 << 20 / ext4Block // the number of blocks is a multiple of it, so that the last group has room for its own
+	ext4Rounding        = 1 << 20 / ext4Block // the number of blocks is a multiple of this, so that the last group has room for its bitmaps and inodes
 
-	ext4Root, ext4Journal, ext4First = 2, 8, 11 // inodes
+	ext4Root, ext4Journal, ext4First = 2, 8, 11 // numbers of inodes
 	ext4MaxLinks                     = 65000
 
 	ext4FeatureJournal, ext4FeatureXattr           = 4, 8
@@ -31,8 +31,8 @@ const (
 	ext4FeatureExtra                               = 0x40
 	ext4FlagExtents                                = 0x80000
 	ext4ExtraSize                                  = 32
-	ext4InRoot, ext4InNode                         = 4, (ext4Block - 12) / 12 // extents beside an inode, and in a block
-	ext4Beside                                     = 60                       // bytes of a symbolic link's target, with a NUL
+	ext4InRoot, ext4InNode                         = 4, (ext4Block - 12) / 12 // extents in an inode, and in a block
+	ext4Beside                                     = 60                       // bytes of a symbolic link's target that fit into the inode, with a NUL
 	ext4XattrHeader, ext4XattrEntry                = 32, 16
 	ext4Earliest, ext4Latest                 int64 = math.MinInt32, 3<<32 + math.MaxInt32
 )
@@ -40,22 +40,23 @@ const (
 // An ext4 lays out a Builder's tree as an ext4 file system and writes it.
 type ext4 struct {
 	*Builder
-	order   []*inode // by number, from ext4First on, but for the root directory, which is the first
+	order   []*inode // by number: the root directory, then the inodes from ext4First on
 	names   []tree.Entry
-	journal *inode // has no size if there is none
+	journal *inode // without a journal, its size is 0
 
-	groups, blocks, perGroup int64 // perGroup are inodes
-	end                      int64 // block from which on no file has one
+	groups, blocks, perGroup int64 // perGroup is the number of inodes in each group.
+	end                      int64 // no file has a block from this one on
 	descriptors              []byte
-	free                     int64 // blocks
+	free                     int64 // number of free blocks
 	out                      output
 	uuid                     [16]byte
 }
 
-// WriteExt4 writes an ext4 file system of size bytes to w, rounded down to 1 MiB, or one that the files just fit into if size is 0. One
-// of a chosen size has a journal, for it can be written to. Like Write it is the last that can be done with a Builder but Close.
-// Directories are not indexed. Attributes of a file that do not fit into one block, and times that ext4 can't hold, are left out and counted.
-// FailedPrecondition: the files do not fit. NotImplemented: Options.Strict, and something was left out.
+// WriteExt4 writes an ext4 file system to w. It has size bytes, rounded down to 1 MiB, and a journal, because its user
+// may write to it. If size is 0, it is as small as the files allow, without a journal. After it, as after Write, only
+// Close may be called. Directories are not indexed. Attributes that do not fit into one block a file, and times that
+// ext4 can't hold, are left out and counted. FailedPrecondition: the files do not fit. NotImplemented: something was
+// left out, and Options.Strict is set.
 func (b *Builder) WriteExt4(ctx context.Context, w io.Writer, size int64) error {
 	x := &ext4{Builder: b, uuid: b.UUID("ext4"), out: output{ctx: ctx, w: w, buffer: make([]byte, 0, bufferSize)}}
 	if err := x.number(); err != nil {
@@ -76,7 +77,7 @@ func (b *Builder) WriteExt4(ctx context.Context, w io.Writer, size int64) error 
 	return x.out.end()
 }
 
-// number gives every file its number, and drops what the format can't hold.
+// number numbers the inodes, and drops what ext4 can't hold.
 func (x *ext4) number() error {
 	add := func(e tree.Entry) error {
 		n := x.tree.File(e)
@@ -100,7 +101,7 @@ func (x *ext4) number() error {
 			})
 		}
 		if n.isDir() {
-			n.size, _ = x.dirents(n, nil) // whose error is that of its function
+			n.size, _ = x.dirents(n, nil) // the error can only come from the function
 			n.links = 2
 		} else if n.links > ext4MaxLinks {
 			return tooMuch("a file has more than %d names", ext4MaxLinks)
@@ -116,7 +117,7 @@ func (x *ext4) number() error {
 		list := x.tree.Children(dir, nil)
 		for _, e := range list {
 			n := x.tree.File(e)
-			if n.slot == 0 { // no other name of it was there before
+			if n.slot == 0 { // not numbered yet under another name
 				if err := add(e); err != nil {
 					return err
 				}
@@ -137,7 +138,9 @@ func (x *ext4) number() error {
 	return below(tree.Root)
 }
 
-// fit finds the number of groups, and a place for all content, in a file system of size blocks, or any number if that is 0.
+// fit computes the number of groups, and places the content of all files. size is the number of blocks of the file
+// system, or 0 for as many as needed. Each pass tries a number of groups: the more groups, the more blocks their heads
+// take.
 func (x *ext4) fit(size int64) error {
 	inodes := int64(len(x.order) - 1 + ext4First - 1)
 	const limit = math.MaxUint32 / ext4Rounding * ext4Rounding
@@ -158,7 +161,7 @@ func (x *ext4) fit(size int64) error {
 				if x.groups--; x.groups == 0 {
 					return tooMuch("%d bytes are too few for a file system", size<<ext4Bits)
 				}
-				size = last // what is left is too small for a group
+				size = last // the rest is too small for a group
 				continue
 			}
 			x.journal.size = ext4JournalBlocks(size) << ext4Bits
@@ -183,7 +186,7 @@ func (x *ext4) fit(size int64) error {
 	}
 }
 
-// all yields the files that have content, in its order.
+// all yields the journal, if any, and then every inode, in the order of their content.
 func (x *ext4) all() iter.Seq[*inode] {
 	return func(yield func(*inode) bool) {
 		if x.journal.size > 0 && !yield(x.journal) {
@@ -197,7 +200,7 @@ func (x *ext4) all() iter.Seq[*inode] {
 	}
 }
 
-// describe makes the descriptors of the groups.
+// describe builds the group descriptors.
 func (x *ext4) describe() {
 	x.descriptors = make([]byte, align(x.groups*ext4Descriptor, ext4Block))
 	inodes := int64(len(x.order) - 1 + ext4First - 1)
@@ -224,12 +227,12 @@ func (x *ext4) describe() {
 	}
 }
 
-// used returns the number of blocks that are used at the beginning of a group.
+// used returns the number of used blocks of a group, which are all at its beginning.
 func (x *ext4) used(group int64) int64 {
 	return min(ext4Group, max(x.head(group), x.end-group*ext4Group))
 }
 
-// ext4JournalBlocks returns the number of blocks of a journal, as mke2fs does.
+// ext4JournalBlocks returns the number of blocks of the journal that mke2fs would make.
 func ext4JournalBlocks(blocks int64) int64 {
 	for _, j := range [][2]int64{{32 << 10, 1 << 10}, {256 << 10, 4 << 10}, {512 << 10, 8 << 10}, {4096 << 10, 16 << 10}, {8192 << 10, 32 << 10}, {16384 << 10, 64 << 10}} {
 		if blocks < j[0] {
@@ -239,7 +242,7 @@ func ext4JournalBlocks(blocks int64) int64 {
 	return 256 << 10
 }
 
-// isBackup reports whether a group has a copy of the superblock: the first two, and those whose number is a power of 3, 5 or 7.
+// isBackup reports whether a group has a copy of the superblock: groups 0 and 1, and powers of 3, 5 and 7.
 func isBackup(group int64) bool {
 	for _, base := range []int64{3, 5, 7} {
 		n := base
@@ -255,7 +258,8 @@ func isBackup(group int64) bool {
 
 func (x *ext4) descriptorBlocks() int64 { return align(x.groups*ext4Descriptor, ext4Block) / ext4Block }
 
-// head returns the number of blocks at the beginning of a group that are no files'.
+// head returns the number of blocks at the beginning of a group that hold no files: superblock, descriptors, bitmaps
+// and inodes.
 func (x *ext4) head(group int64) int64 {
 	n := 2 + x.perGroup/ext4PerBlock
 	if isBackup(group) {
@@ -264,16 +268,16 @@ func (x *ext4) head(group int64) int64 {
 	return n
 }
 
-// An extent is a range of a file's blocks that is one of the disk's, too.
+// An extent maps a range of a file's blocks to one of the file system's.
 type extent struct{ logical, count, block uint32 }
 
-// A place hands out blocks in order.
+// A place allocates blocks in order.
 type place struct {
 	*ext4
 	at int64
 }
 
-// take hands out the blocks of a file from one on.
+// take allocates n blocks for a file's blocks from logical on.
 func (p *place) take(logical, n int64) (list []extent) {
 	for n > 0 {
 		if p.at%ext4Group == 0 {
@@ -286,14 +290,15 @@ func (p *place) take(logical, n int64) (list []extent) {
 	return list
 }
 
-// A plan says where the content of a file is: its attributes, the nodes of its extents, from the lowest level on, and its data.
+// A plan holds the blocks of a file: its attributes, the nodes of its extent tree from the lowest level up, and its
+// data.
 type plan struct {
-	xattrs uint32 // block, or 0
+	xattrs uint32 // block of the attributes, or 0
 	levels [][]uint32
 	data   []extent
 }
 
-// plan plans a file from p on.
+// plan allocates the blocks of a file, beginning at p.at.
 func (p *place) plan(n *inode) (l plan) {
 	if n.rare != nil && len(n.rare.xattrs) > 0 {
 		l.xattrs = p.take(0, 1)[0].block
@@ -320,7 +325,8 @@ func (p *place) plan(n *inode) (l plan) {
 		case n.mode&typeMask == typeSymlink && len(p.tree.Target(n.entry)) >= ext4Beside:
 			l.data = p.take(0, 1)
 		}
-		// The nodes move the data, which may so become one extent more, or less. Nodes that are there stay.
+		// The nodes come before the data and so move them, which can change the number of extents by one. If fewer
+		// nodes are needed now, the allocated ones stay, or this might never end.
 		var need []int
 		for count := len(l.data); count > ext4InRoot; need = append(need, count) {
 			count = (count + ext4InNode - 1) / ext4InNode
@@ -332,7 +338,7 @@ func (p *place) plan(n *inode) (l plan) {
 	}
 }
 
-// ext4Extents encodes the head of a node, which is at a height above the data, and its entries.
+// ext4Extents encodes a node of an extent tree at a height above the leaves, with its entries.
 func ext4Extents(b []byte, height int, room int, entries []extent) {
 	little.PutUint16(b, 0xf30a)
 	little.PutUint16(b[2:], uint16(len(entries)))
@@ -350,7 +356,7 @@ func ext4Extents(b []byte, height int, room int, entries []extent) {
 	}
 }
 
-// extents returns the nodes of a file's extents, in the order of their blocks, and fills what is beside the inode.
+// extents returns the nodes of a file's extent tree in the order of their blocks, and encodes the root in beside.
 func (l *plan) extents(beside []byte) (nodes [][]byte) {
 	entries := l.data
 	for height, level := range l.levels {
@@ -368,7 +374,7 @@ func (l *plan) extents(beside []byte) (nodes [][]byte) {
 	return nodes
 }
 
-// blocks counts those of a plan.
+// blocks counts the blocks of a plan.
 func (l *plan) blocks() (n int64) {
 	if l.xattrs > 0 {
 		n++
@@ -382,7 +388,7 @@ func (l *plan) blocks() (n int64) {
 	return n
 }
 
-// dirents returns the bytes of a directory's content, and calls f, if that is not nil, with each block.
+// dirents returns the size of a directory's content. It calls f, unless that is nil, with each block.
 func (x *ext4) dirents(dir *inode, f func(block []byte) error) (size int64, err error) {
 	block := make([]byte, ext4Block)
 	at, last := 0, 0

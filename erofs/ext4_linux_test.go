@@ -14,7 +14,7 @@ import (
 	"github.com/containerd/errdefs"
 )
 
-// ext4Of writes an ext4 file system of layers.
+// ext4Of writes an ext4 file system of layers to a file.
 func ext4Of(t testing.TB, opts Options, size int64, layers ...[]byte) (image string, unset map[string]int64, err error) {
 	t.Helper()
 	opts.Scratch = t.TempDir()
@@ -33,7 +33,8 @@ func ext4Of(t testing.TB, opts Options, size int64, layers ...[]byte) (image str
 	return f.Name(), b.Unset(), b.WriteExt4(t.Context(), f, size)
 }
 
-// e2fsprogs returns where Debian has the programs of e2fsprogs, which an ordinary user has no PATH to.
+// e2fsprogs returns the path of a program of e2fsprogs. Debian installs them in /sbin, which is not on an ordinary
+// user's PATH.
 func e2fsprogs(name string) string {
 	if p, err := exec.LookPath(name); err == nil {
 		return p
@@ -41,7 +42,7 @@ func e2fsprogs(name string) string {
 	return filepath.Join("/usr/sbin", name)
 }
 
-// judgeExt4 lets e2fsck check a file system of layers, where that is here.
+// judgeExt4 writes an ext4 file system of layers, and checks it with e2fsck if that is installed.
 func judgeExt4(t testing.TB, opts Options, size int64, layers ...[]byte) (image string) {
 	t.Helper()
 	image, _, err := ext4Of(t, opts, size, layers...)
@@ -57,7 +58,7 @@ func judgeExt4(t testing.TB, opts Options, size int64, layers ...[]byte) (image 
 	return image
 }
 
-// debugfs returns what debugfs says.
+// debugfs returns debugfs's answer to a request.
 func debugfs(t *testing.T, image, request string) string {
 	t.Helper()
 	if _, err := exec.LookPath(e2fsprogs("debugfs")); err != nil {
@@ -70,7 +71,7 @@ func debugfs(t *testing.T, image, request string) string {
 	return string(out)
 }
 
-// Files that do not end in the group of blocks where they begin, and more files than a group has room for.
+// Files that cross the end of a block group, and more files than one group has inodes for.
 func TestExt4Groups(t *testing.T) {
 	t.Parallel()
 	body := strings.Repeat("0123456789abcdef", 150<<20/16)
@@ -83,13 +84,13 @@ func TestExt4Groups(t *testing.T) {
 	if info, err := os.Stat(image); err != nil || info.Size() > 180<<20 {
 		t.Errorf("the files take %d bytes, %v", info.Size(), err)
 	}
-	judgeExt4(t, Options{}, 9<<30, layer) // with copies of the superblock in all groups that have one
+	judgeExt4(t, Options{}, 9<<30, layer) // with copies of the superblock in all groups that should have one
 	if got := debugfs(t, image, "cat /large"); got != body {
 		t.Errorf("%d bytes, and not those of the file", len(got))
 	}
 }
 
-// A file of many parts needs nodes for its extents.
+// A file with many extents needs nodes for them.
 func TestExt4Sparse(t *testing.T) {
 	t.Parallel()
 	sparse, err := os.ReadFile("testdata/sparse.tar")
@@ -144,7 +145,7 @@ func TestExt4Size(t *testing.T) {
 	if s := debugfs(t, image, "stats"); !strings.Contains(s, "has_journal") {
 		t.Error(s)
 	}
-	for _, size := range []int64{128<<20 + 1<<20, 128<<20 + 4<<20, 256 << 20} { // with a last group that has hardly room
+	for _, size := range []int64{128<<20 + 1<<20, 128<<20 + 4<<20, 256 << 20} { // with a last group that has hardly any room
 		judgeExt4(t, Options{}, size, layer)
 	}
 	if _, _, err := ext4Of(t, Options{}, 6<<20, layer); !errdefs.IsFailedPrecondition(err) {
@@ -167,7 +168,7 @@ func TestExt4Size(t *testing.T) {
 	}
 }
 
-// Attributes that do not fit into a block and times out of range are left out, and counted.
+// Attributes that do not fit into a block, and times out of range, are left out and counted.
 func TestExt4LeavesOut(t *testing.T) {
 	t.Parallel()
 	late := xattr(xattr(file("late", ""), "user.a", strings.Repeat("a", 4000)), "user.b", strings.Repeat("b", 100))
@@ -186,7 +187,7 @@ func TestExt4LeavesOut(t *testing.T) {
 	}
 }
 
-// The number of blocks of an ext4 file system without 64-bit block numbers has 32 bits.
+// Without 64-bit block numbers, the number of blocks has 32 bits.
 func TestExt4TooLarge(t *testing.T) {
 	t.Parallel()
 	for _, size := range []int64{1<<44 - 1<<20 + 4096, 1 << 44, 1 << 50} {
@@ -197,7 +198,7 @@ func TestExt4TooLarge(t *testing.T) {
 			t.Fatal(err)
 		}
 		defer write.Close()
-		read.Close() // so that nothing is written
+		read.Close() // a writer that goes on anyway then fails
 		if err := b.WriteExt4(t.Context(), write, size); errdefs.IsFailedPrecondition(err) != (size >= 1<<44) {
 			t.Errorf("%d bytes: %v", size, err)
 		}

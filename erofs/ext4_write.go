@@ -12,7 +12,7 @@ import (
 
 const ext4GroupBytes = ext4Group << ext4Bits
 
-// put writes bytes of files, and before the first of a group what the group begins with.
+// put writes content. Before the first block of a group it writes the group's head.
 func (x *ext4) put(b []byte) error {
 	return x.inGroups(int64(len(b)), func(n int64) error {
 		part := b[:n]
@@ -30,7 +30,7 @@ func (x *ext4) copy(f *os.File, offset, n int64) error {
 
 func (x *ext4) hole(n int64) error { return x.inGroups(n, x.out.hole) }
 
-// inGroups calls f with the numbers of bytes that are written in one group each, n together.
+// inGroups splits n bytes at the ends of groups, and calls f with the size of each part.
 func (x *ext4) inGroups(n int64, f func(n int64) error) error {
 	for n > 0 {
 		if x.out.written%ext4GroupBytes == 0 {
@@ -47,7 +47,7 @@ func (x *ext4) inGroups(n int64, f func(n int64) error) error {
 	return nil
 }
 
-// rest writes what follows the files.
+// rest writes what follows the last file.
 func (x *ext4) rest() error {
 	for total := x.blocks << ext4Bits; x.out.written < total; {
 		if x.out.written%ext4GroupBytes == 0 {
@@ -62,7 +62,7 @@ func (x *ext4) rest() error {
 	return nil
 }
 
-// begin writes the head of a group.
+// begin writes the head of a group: superblock and descriptors if it has copies, bitmaps, inodes.
 func (x *ext4) begin(group int64) error {
 	if isBackup(group) {
 		b := make([]byte, ext4Block)
@@ -103,7 +103,8 @@ func (x *ext4) begin(group int64) error {
 	return x.out.hole((x.perGroup - inodes) * ext4Inode)
 }
 
-// bitmap returns a block of a bit for each of size things, of which so many are used, at the beginning. Bits of none are set.
+// bitmap returns a block with a bit for each of size items. The first used bits are set, and so are the bits after the
+// last item.
 func bitmap(used, size int64) []byte {
 	b := make([]byte, ext4Block)
 	for i := range b {
@@ -136,7 +137,7 @@ func (x *ext4) superblock(b []byte, group int64) {
 	if x.journal.size > 0 {
 		compat |= ext4FeatureJournal
 		little.PutUint32(b[224:], ext4Journal)
-		b[253] = 1 // the journal's blocks and size are here, too
+		b[253] = 1 // a copy of the blocks and size of the journal's inode
 		var n [ext4Inode]byte
 		x.inode(n[:], x.journal)
 		copy(b[268:], n[40:100])
@@ -146,7 +147,7 @@ func (x *ext4) superblock(b []byte, group int64) {
 	little.PutUint32(b[92:], compat)
 }
 
-// inode encodes a file.
+// inode encodes an inode.
 func (x *ext4) inode(b []byte, n *inode) {
 	p := place{x, int64(n.address)}
 	l := p.plan(n)
@@ -164,7 +165,7 @@ func (x *ext4) inode(b []byte, n *inode) {
 	case typeDir, typeFile:
 		l.extents(beside)
 		if n.isDir() && links > ext4MaxLinks {
-			links = 1 // it is not known
+			links = 1 // stands for a count that is too large (ext4's dir_nlink)
 		}
 	case typeChar, typeBlock:
 		flags = 0
@@ -185,7 +186,7 @@ func (x *ext4) inode(b []byte, n *inode) {
 	little.PutUint16(b[122:], uint16(n.gid>>16))
 	little.PutUint32(b[4:], uint32(size))
 	little.PutUint32(b[108:], uint32(size>>32))
-	for _, at := range []int{8, 12, 16, 144} { // of access, change, modification and creation
+	for _, at := range []int{8, 12, 16, 144} { // times of access, change, modification and creation
 		little.PutUint32(b[at:], uint32(n.seconds))
 	}
 	for _, at := range []int{132, 136, 140, 148} {
@@ -199,7 +200,7 @@ func (x *ext4) inode(b []byte, n *inode) {
 	little.PutUint16(b[128:], ext4ExtraSize)
 }
 
-// contents writes what files have beside their inodes.
+// contents writes the blocks of all files: attributes, extent nodes and data.
 func (x *ext4) contents() error {
 	for n := range x.all() {
 		p := place{x, int64(n.address)}
@@ -231,11 +232,11 @@ func (x *ext4) data(n *inode, l plan) error {
 		return nil
 	case n == x.journal:
 		b := make([]byte, ext4Block)
-		for i, v := range []uint32{0xc03b3998, 4, 0, ext4Block, uint32(n.size >> ext4Bits), 1, 1} { // a superblock of version 2, and an empty log
+		for i, v := range []uint32{0xc03b3998, 4, 0, ext4Block, uint32(n.size >> ext4Bits), 1, 1} { // a superblock of version 2, with an empty log
 			binary.BigEndian.PutUint32(b[4*i:], v)
 		}
 		copy(b[48:], x.uuid[:])
-		binary.BigEndian.PutUint32(b[64:], 1) // users
+		binary.BigEndian.PutUint32(b[64:], 1) // number of users
 		if err := x.put(b); err != nil {
 			return err
 		}
@@ -256,7 +257,7 @@ func (x *ext4) data(n *inode, l plan) error {
 	return x.copy(x.plain, x.layers[n.device-1].offset+n.offset, n.size)
 }
 
-// ext4Xattrs returns a block of attributes. They are in the order in which the kernel looks for them.
+// ext4Xattrs encodes attributes into a block, in the order that the kernel's binary search expects.
 func ext4Xattrs(list []layer.Xattr) []byte {
 	type attribute struct {
 		index  byte
@@ -273,8 +274,8 @@ func ext4Xattrs(list []layer.Xattr) []byte {
 	})
 	b := make([]byte, ext4Block)
 	little.PutUint32(b, 0xea020000)
-	little.PutUint32(b[4:], 1) // files
-	little.PutUint32(b[8:], 1) // blocks
+	little.PutUint32(b[4:], 1) // reference count: one file
+	little.PutUint32(b[8:], 1) // number of blocks
 	at, value, all := ext4XattrHeader, ext4Block, uint32(0)
 	for _, a := range sorted {
 		d := b[at:]
@@ -301,7 +302,7 @@ func ext4Xattrs(list []layer.Xattr) []byte {
 	return b
 }
 
-// ext4Value returns an attribute's value as ext4 has it: an ACL in a form of its own.
+// ext4Value returns an attribute's value in ext4's encoding, which for ACLs differs from the usual one.
 func ext4Value(a layer.Xattr) []byte {
 	if a.Name != accessACL && a.Name != defaultACL {
 		return a.Value
@@ -311,7 +312,7 @@ func ext4Value(a layer.Xattr) []byte {
 		switch little.Uint16(e) {
 		case aclUser, aclGroup:
 			v = append(v, e...)
-		default: // no owner
+		default: // these have no ID
 			v = append(v, e[:4]...)
 		}
 	}

@@ -5,15 +5,15 @@ import (
 	"hash/crc32"
 )
 
-// Sizes, offsets and values of the format, as in the kernel's fs/erofs/erofs_fs.h.
+// Sizes, offsets and values of the format, from the kernel's fs/erofs/erofs_fs.h.
 const (
 	magic       = 0xe0f5e1e2
 	superOffset = 1024
 	superSize   = 128
 	deviceSize  = 128
-	inodeSize   = 64 // of an extended inode, the only kind written
+	inodeSize   = 64 // of an extended inode; compact ones are not written
 	direntSize  = 12
-	chunkSize   = 8 // of the address of a chunk
+	chunkSize   = 8 // of a chunk's address
 	slotSize    = 32
 	nullAddress = 1<<32 - 1
 
@@ -27,7 +27,7 @@ const (
 	maxName = 255
 
 	xattrHeader, xattrEntry = 12, 4
-	maxXattrs               = 4 * (1<<16 - 2) // bytes of all entries of an inode
+	maxXattrs               = 4 * (1<<16 - 2) // bytes of all attributes of an inode
 )
 
 // Types of files, as in st_mode.
@@ -43,7 +43,7 @@ const (
 
 var little = binary.LittleEndian
 
-// A superblock is what differs between the superblocks of images.
+// A superblock holds the fields that differ between images.
 type superblock struct {
 	blockBits uint8
 	root      uint16
@@ -54,14 +54,14 @@ type superblock struct {
 	devices   []device
 }
 
-// A device holds the data of files outside the image.
+// A device is a file that holds data outside the image.
 type device struct {
-	tag    string // the digest of a layer's plain archive in hexadecimal
+	tag    string // the diff ID of the layer, in hexadecimal
 	blocks uint32
 }
 
-// encode writes the superblock and the table of devices to the beginning of an image, of which b is the first block, or as many
-// blocks as both fill.
+// encode writes the superblock and the table of devices into b, which holds the image's first block, or as many blocks
+// as the two take.
 func (s *superblock) encode(b []byte) {
 	d := b[superOffset:]
 	little.PutUint32(d, magic)
@@ -86,16 +86,16 @@ func (s *superblock) encode(b []byte) {
 		copy(slot[:64], dev.tag)
 		little.PutUint32(slot[64:], dev.blocks)
 	}
-	// The checksum is over the rest of the first block. Where that is too small to hold the superblock there is none: fsck.erofs 1.8
-	// crashes on it, and mkfs.erofs writes none either.
+	// The checksum covers the rest of the first block. An image whose block is too small to hold the superblock gets
+	// none: fsck.erofs 1.8 crashes on it, and mkfs.erofs writes none either.
 	if n := 1 << s.blockBits; n > superOffset {
 		little.PutUint32(d[8:], compatChecksum|compatMtime)
 		little.PutUint32(d[4:], ^crc32.Checksum(b[superOffset:n], crc32.MakeTable(crc32.Castagnoli)))
 	}
 }
 
-// encodeInode writes an inode of size bytes of content. xattrs is the number of bytes of its attributes, union what depends on its type
-// and layout, and number what it counts as where inode numbers have 32 bits.
+// encodeInode writes an inode. size is the number of bytes of its content, xattrs that of its attributes. union is the
+// field whose meaning depends on type and layout. number is the inode number for systems where it has 32 bits.
 func encodeInode(b []byte, n *inode, size int64, xattrs int64, union, number uint32) {
 	little.PutUint16(b, 1|uint16(n.layout)<<1)
 	little.PutUint16(b[2:], 0)

@@ -11,28 +11,28 @@ import (
 )
 
 const (
-	tarBits   = 9  // log2 of the block size of an index: that of a tar archive
-	blockBits = 12 // of a complete image
+	tarBits   = 9  // log2 of an index's block size, which is that of a tar archive
+	blockBits = 12 // log2 of a complete image's block size
 
 	headSize = superOffset + superSize
 )
 
-// An image lays out a Builder's tree and writes it: the superblock and the table of devices, the inodes with their attributes, the
-// addresses of their chunks and what of their content is less than a block, and at last whole blocks of content.
+// An image lays out a Builder's tree and writes it in this order: superblock and table of devices; inodes, each with
+// its attributes and then the addresses of its chunks or the tail of its content; whole blocks of content.
 type image struct {
 	*Builder
 	bits    uint8
 	block   int64
-	order   []*inode     // by slot
-	names   []tree.Entry // of a directory
-	next    int64        // first byte that is free for an inode
+	order   []*inode     // inodes by slot
+	names   []tree.Entry // reused for the entries of a directory
+	next    int64        // first free byte for an inode
 	blocks  int64
 	chunked bool
 	out     output
 }
 
-// Write writes the image to w. It is the last that can be done with a Builder but Close. An image that the format can't hold is
-// ErrFailedPrecondition; one of which something was left out is ErrNotImplemented with Options.Strict.
+// Write writes the image to w. After it only Close may be called. FailedPrecondition: the format can't hold the image.
+// NotImplemented: something was left out, and Options.Strict is set.
 func (b *Builder) Write(ctx context.Context, w io.Writer) error {
 	if err := b.strict(); err != nil {
 		return err
@@ -52,7 +52,7 @@ func (b *Builder) Write(ctx context.Context, w io.Writer) error {
 			s.devices = append(s.devices, device{tag: l.diffID.Encoded(), blocks: uint32(blocks)})
 		}
 	}
-	head := align(int64(headSize+len(s.devices)*deviceSize), im.block) // the checksum is over whole blocks
+	head := align(int64(headSize+len(s.devices)*deviceSize), im.block) // the checksum covers whole blocks
 	if err := im.layout(head); err != nil {
 		return err
 	}
@@ -72,7 +72,7 @@ func (b *Builder) Write(ctx context.Context, w io.Writer) error {
 	return im.out.flush()
 }
 
-// layout finds a place for every inode, from a byte on, and for all content.
+// layout assigns a place to every inode, beginning at byte from, and to all content.
 func (im *image) layout(from int64) error {
 	im.next = from
 	im.place(tree.Root)
@@ -91,11 +91,12 @@ func (im *image) layout(from int64) error {
 	return nil
 }
 
-// placeAll places what is below a directory: the inodes of all its entries beside each other, since they are looked at together.
+// placeAll places the inodes below a directory. Those of its entries are adjacent, since they are usually read
+// together.
 func (im *image) placeAll(dir tree.Entry) {
 	list := im.tree.Children(dir, nil)
 	for _, e := range list {
-		if im.tree.File(e).slot == 0 { // no other name of it was there before
+		if im.tree.File(e).slot == 0 { // not placed yet under another name
 			im.place(e)
 		}
 	}
@@ -106,7 +107,7 @@ func (im *image) placeAll(dir tree.Entry) {
 	}
 }
 
-// place lays out the inode of a name's file, with what follows it.
+// place lays out the inode of e's file, and what follows it.
 func (im *image) place(e tree.Entry) {
 	n := im.tree.File(e)
 	n.entry, n.links = e, im.tree.Links(e)
@@ -131,8 +132,8 @@ func (im *image) place(e tree.Entry) {
 		n.layout = layoutChunks
 		size = align(size, chunkSize) + chunkSize*im.chunkCount(n)
 	case tail > 0:
-		// The rest must be in one block. If it does not fit behind the inode, the inode may begin in the next block, or else the rest
-		// has a block of its own. What wastes less is done.
+		// The tail must lie within one block. If it does not fit after the inode, either the inode begins in the next
+		// block, or the tail gets a block of its own, whichever wastes less.
 		rest := im.block - at%im.block
 		switch {
 		case (at+size)%im.block+tail <= im.block:
@@ -158,15 +159,16 @@ func (im *image) size(n *inode) int64 {
 	return n.size
 }
 
-// isSparse reports whether a file's content is in chunks in the scratch file.
+// isSparse reports whether n is a regular file whose content is in the scratch file, in chunks.
 func (n *inode) isSparse() bool { return n.mode&typeMask == typeFile && n.device == 0 && n.size > 0 }
 
-// isChunked reports whether the inode of a file has addresses of chunks.
+// isChunked reports whether addresses of chunks follow the file's inode.
 func (im *image) isChunked(n *inode) bool {
 	return n.isSparse() || im.opts.Index && n.mode&typeMask == typeFile && n.size > 0
 }
 
-// chunkBits returns log2 of the number of blocks of a chunk. A file in a plain archive is one chunk, if that can be so large.
+// chunkBits returns log2 of the number of blocks in a chunk. A file in a plain archive is a single chunk, if a chunk
+// can be that large.
 func (im *image) chunkBits(n *inode) uint8 {
 	if n.isSparse() {
 		return sparseBits - im.bits
@@ -183,7 +185,7 @@ func (im *image) chunkCount(n *inode) int64 {
 	return align(n.size, size) / size
 }
 
-// contentBlocks returns the number of blocks of content that is not beside the inode.
+// contentBlocks returns the number of blocks of content that are not inline after the inode.
 func (im *image) contentBlocks(n *inode) int64 {
 	switch n.layout {
 	case layoutInline:
@@ -200,7 +202,7 @@ func (im *image) contentBlocks(n *inode) int64 {
 	return blocks
 }
 
-// inodes writes all inodes and what follows each.
+// inodes writes all inodes and what follows each of them.
 func (im *image) inodes() error {
 	var b [inodeSize]byte
 	for i, n := range im.order {
@@ -232,7 +234,7 @@ func (im *image) inodes() error {
 	return im.out.pad(align(im.out.written, im.block))
 }
 
-// union returns the field of an inode whose meaning depends on its type and layout.
+// union returns the inode's field whose meaning depends on type and layout.
 func (im *image) union(n *inode) uint32 {
 	switch n.mode & typeMask {
 	case typeChar, typeBlock:
@@ -281,7 +283,7 @@ func (im *image) addresses(n *inode) error {
 	return nil
 }
 
-// contents writes whole blocks of content.
+// contents writes the whole blocks of content.
 func (im *image) contents() error {
 	for _, n := range im.order {
 		var err error
@@ -310,7 +312,7 @@ func (im *image) contents() error {
 	return nil
 }
 
-// content writes bytes of a file's content: from one that begins a block to another that ends one, or to the end.
+// content writes a file's content from one block boundary to another, or to the end.
 func (im *image) content(n *inode, from, to int64) error {
 	switch {
 	case from == to:
@@ -323,7 +325,7 @@ func (im *image) content(n *inode, from, to int64) error {
 	return im.out.copy(im.plain, im.layers[n.device-1].offset+n.offset+from, to-from)
 }
 
-// An output writes an image in order.
+// An output writes the image in order.
 type output struct {
 	ctx     context.Context
 	w       io.Writer
@@ -364,7 +366,7 @@ func (o *output) write(b []byte) error {
 	return nil
 }
 
-// hole writes zeros, or leaves them out of a regular file.
+// hole writes n zeros. In a regular file it leaves a hole instead.
 func (o *output) hole(n int64) error {
 	if f, ok := o.w.(*os.File); ok && n > int64(cap(o.buffer)) {
 		if info, err := f.Stat(); err == nil && info.Mode().IsRegular() {
@@ -386,7 +388,7 @@ func (o *output) hole(n int64) error {
 	return nil
 }
 
-// end ends an output that may end with a hole.
+// end extends a regular file that ends with a hole.
 func (o *output) end() error {
 	if err := o.flush(); err != nil {
 		return err
@@ -403,10 +405,10 @@ func (o *output) end() error {
 	return nil
 }
 
-// pad writes zeros up to a byte that is at most a block away.
+// pad writes zeros up to offset to, at most a block away.
 func (o *output) pad(to int64) error { return o.write(padding[:to-o.written]) }
 
-// copy writes bytes of a file.
+// copy writes n bytes of a file from an offset on.
 func (o *output) copy(f *os.File, offset, n int64) error {
 	o.written += n
 	for n > 0 {

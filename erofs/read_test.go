@@ -10,15 +10,16 @@ import (
 	"strings"
 )
 
-// A view reads an image with as little of the writer's code as can be, and checks what fsck.erofs and the kernel rely on.
+// A view reads an image, with as little of the writer's code as possible, and checks what fsck.erofs and the kernel
+// rely on.
 type view struct {
 	image   []byte
 	devices [][]byte
 	bits    uint8
 	lines   []string
 	first   map[uint64]string // the first name of each inode
-	links   map[uint64]uint32 // names found of each
-	want    map[uint64]uint32 // names that each says to have
+	links   map[uint64]uint32 // number of names found for each inode
+	want    map[uint64]uint32 // number of links that each inode claims
 }
 
 type viewed struct {
@@ -31,13 +32,13 @@ type viewed struct {
 	nanoseconds uint32
 	links       uint32
 	xattrs      []string
-	beside      int64 // where what follows the inode begins
+	beside      int64 // offset of what follows the inode
 	slot        uint64
 }
 
 var errShort = errors.New("beyond the end of the image")
 
-// read returns what an image shows: a line for each file, sorted, in the form of dump.
+// read describes the files of an image: a sorted list of one line a file, in the form of dump.
 func read(image []byte, devices ...[]byte) ([]string, error) {
 	v := &view{image: image, devices: devices, first: map[uint64]string{}, links: map[uint64]uint32{}, want: map[uint64]uint32{}}
 	s, err := v.bytes(superOffset, superSize)
@@ -137,7 +138,7 @@ func (v *view) inode(slot uint64) (*viewed, error) {
 	return n, nil
 }
 
-// content returns what a file holds.
+// content returns a file's content.
 func (v *view) content(n *viewed) ([]byte, error) {
 	block := int64(1) << v.bits
 	whole, rest := n.size, int64(0)

@@ -14,16 +14,17 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// A seal says that a file is what we have made or verified. It is kept outside of the store, which may be a stranger's, in a directory
-// that is root's alone and dies with the boot: so what was changed while the machine was off is verified again. It names the file by
-// its inode, size and times, of which no user can set the time of change.
+// A seal records that we have made or verified a file. Seals are kept outside of the store, since a stranger may have
+// written that: in a directory that only root can access. It is on a tmpfs, so that after a boot everything is verified
+// again: the disk may have been changed meanwhile. A seal names its file by inode, size and times. Among these is the
+// time of change, which no user can set.
 
-// sealDir is where seals are.
+// sealDir is the directory of seals, after its parent.
 var sealDir = []string{"/run/distkit", "/run/distkit/erofs"}
 
 const maxSeal = 4 << 20
 
-// Identity returns what tells a file from one that was changed or put in its place.
+// Identity returns a text that changes if the file is changed or replaced.
 func Identity(f *os.File) (string, error) {
 	var st unix.Stat_t
 	if err := unix.Fstat(int(f.Fd()), &st); err != nil {
@@ -41,13 +42,13 @@ func seals() (disk.Tree, error) {
 	return disk.Tree(sealDir[len(sealDir)-1]), nil
 }
 
-// sealName returns the name of the seal of a file of that identity.
+// sealName returns the name of the seal for an identity.
 func sealName(identity string) string {
 	inode, _, _ := strings.Cut(identity, " ")
 	return inode
 }
 
-// Seal records a text about an open file. ErrPermissionDenied: this user has no place for seals.
+// Seal records a text about an open file. ErrPermissionDenied: this user has no directory for seals.
 func Seal(f *os.File, text string) error {
 	dir, err := seals()
 	if err != nil {
@@ -60,7 +61,7 @@ func Seal(f *os.File, text string) error {
 	return dir.Replace(sealName(identity), []byte(identity+"\n"+text), 0o600, false)
 }
 
-// Sealed returns the text that Seal has recorded about a file, or "" if there is none or the file was changed.
+// Sealed returns the text that Seal recorded about a file. It is "" if there is none, or if the file has changed since.
 func Sealed(f *os.File) (string, error) {
 	dir, err := seals()
 	if err != nil {
@@ -83,7 +84,7 @@ func Sealed(f *os.File) (string, error) {
 	return text, nil
 }
 
-// Unseal removes the seal of a file that is to be deleted.
+// Unseal removes the seal of a file that is about to be deleted.
 func Unseal(f *os.File) {
 	dir, err := seals()
 	if err != nil {

@@ -18,31 +18,32 @@ import (
 	"github.com/opencontainers/go-digest"
 )
 
-// Files of a stored layer.
+// Names of the files of a stored layer.
 const (
 	layerName  = "layer.tar" // the plain archive
-	diffIDName = "diffid"    // its digest and a newline
+	diffIDName = "diffid"    // the archive's digest and a newline
 	maxDiffID  = 256
 )
 
-// StoreOptions change what Store does. The zero value is the usual.
+// StoreOptions are the options of Store. The zero value is the default.
 type StoreOptions struct {
-	ExpectDiffID digest.Digest // that the layer must have, if any
-	// MaxBytes bounds the bytes of the plain archive, and those of its sparse files, MaxEntries its entries. 0 is no bound.
+	ExpectDiffID digest.Digest // the diff ID that the layer must have, if not empty
+	// MaxBytes bounds the bytes of the plain archive and those of its sparse files including holes. MaxEntries bounds
+	// its entries. 0 means no bound.
 	MaxBytes, MaxEntries int64
-	Turn                 layer.Turn // as of layer.NewReaderInTurn; may be nil
+	Turn                 layer.Turn // as for layer.NewReaderInTurn; may be nil
 }
 
-// Stored tells what Store has stored.
+// Stored is the result of Store.
 type Stored struct {
 	DiffID  digest.Digest `json:"diffID"`
 	Size    int64         `json:"size"` // bytes of the plain archive
 	Entries int64         `json:"entries"`
 }
 
-// Store writes the layer in r, plain or compressed with gzip or zstd, to an empty directory: the plain archive and its diff ID. The
-// layer's entries are read, so that the archive is one, but not applied. Errors are those of Builder.Add, and leave the directory empty.
-// Nothing is synced to disk.
+// Store writes the layer in r to an empty directory: its plain archive and its diff ID. The layer is plain or
+// compressed with gzip or zstd. Its entries are parsed, to check that it is a valid archive, but not applied. The
+// errors are those of Builder.Add. After an error the directory is empty. Store does not sync the files to disk.
 func Store(ctx context.Context, dir string, r io.Reader, o StoreOptions) (_ Stored, err error) {
 	f, err := create(dir)
 	if err != nil {
@@ -74,7 +75,7 @@ func Store(ctx context.Context, dir string, r io.Reader, o StoreOptions) (_ Stor
 	return s, finish(dir, f, s.DiffID)
 }
 
-// StorePlain is Store of a plain archive whose maker is trusted to have made one: its entries are not read.
+// StorePlain stores a plain archive without parsing its entries. It is for archives that the caller has made itself.
 func StorePlain(dir string, r io.Reader) (err error) {
 	f, err := create(dir)
 	if err != nil {
@@ -96,7 +97,7 @@ func create(dir string) (*os.File, error) {
 	return f, err
 }
 
-// done closes the archive, and deletes it if the layer was not stored.
+// done closes the archive, and deletes it if storing it failed.
 func done(dir string, f *os.File, err error) {
 	if err != nil {
 		_ = disk.Tree(dir).Remove(layerName)
@@ -108,21 +109,21 @@ func finish(dir string, f *os.File, diffID digest.Digest) error {
 	if err := disk.Tree(dir).Create(diffIDName, []byte(diffID+"\n"), 0o400, false); err != nil {
 		return err
 	}
-	// Where no seal can be made, the layer is verified again before it is mounted.
+	// Without a seal, the layer is verified again before it is mounted.
 	_ = Seal(f, string(diffID))
 	return nil
 }
 
-// A Layer is one that Store has stored.
+// A Layer is a layer stored by Store.
 type Layer struct {
 	*os.File // the plain archive
 	DiffID   digest.Digest
-	// Verified reports whether the archive is known to have the diff ID: it is sealed.
+	// Verified reports whether the archive has a seal, and so is known to have the diff ID.
 	Verified bool
 }
 
-// Open opens the layer that is stored in a directory. One that was tampered with is ErrDataLoss, if that can be told without reading
-// its archive.
+// Open opens the layer stored in a directory. ErrDataLoss: its files are not as Store writes them, as far as can be
+// seen without reading the archive.
 func Open(dir disk.Tree, name string) (*Layer, error) {
 	b, err := dir.ReadFile(name+"/"+diffIDName, maxDiffID)
 	if err != nil {
@@ -152,7 +153,7 @@ func damaged(err error) error {
 	return err
 }
 
-// AddStored adds a stored layer, and verifies and seals it first if that was not done.
+// AddStored adds a stored layer. If the layer has no seal, AddStored verifies it first and seals it.
 func (b *Builder) AddStored(ctx context.Context, l *Layer) error {
 	info, err := l.Stat()
 	if err != nil {

@@ -8,7 +8,7 @@ import (
 	"github.com/containerd/errdefs"
 )
 
-// The limit of bytes counts the holes of sparse files, and a layer that is not stored leaves nothing.
+// The limit of bytes counts the holes of sparse files. After a failure the directory is empty.
 func TestStoreLimits(t *testing.T) {
 	t.Parallel()
 	holes, err := os.ReadFile("testdata/sparse.tar")
@@ -17,7 +17,7 @@ func TestStoreLimits(t *testing.T) {
 	}
 	for most, is := range map[int64]func(error) bool{
 		0:                     func(err error) bool { return err == nil },
-		int64(len(holes)):     errdefs.IsFailedPrecondition, // for its files
+		int64(len(holes)):     errdefs.IsFailedPrecondition, // exceeded by its files
 		int64(len(holes)) / 2: errdefs.IsFailedPrecondition,
 	} {
 		dir := t.TempDir()
@@ -32,7 +32,7 @@ func TestStoreLimits(t *testing.T) {
 	}
 }
 
-// unseal removes the seal of a layer that is there.
+// unseal removes the seal of a stored layer.
 func unseal(t *testing.T, dir string) {
 	t.Helper()
 	if f, err := os.Open(dir + "/" + layerName); err == nil {

@@ -12,24 +12,26 @@ import (
 	"distkit/layer/tree"
 )
 
-// TarOptions say what the reader of an archive can hold. The zero value is for one that holds everything.
+// TarOptions describe what the archive's reader supports. The zero value is for a reader that supports everything.
 type TarOptions struct {
-	// Holds, if not nil, reports whether a file that has the attributes before can have another one. Those that it can't have are left
-	// out, and counted by [Builder.Unset].
+	// Holds, if not nil, reports whether a file that has the attributes in before can have x too. An attribute that it
+	// can't have is left out and counted by [Builder.Unset].
 	Holds func(before []layer.Xattr, x layer.Xattr) bool
-	// Earliest and Latest bound the times of files, in seconds, unless both are 0. A time outside becomes the nearest, and is counted.
+	// Earliest and Latest bound the times of files, in seconds, unless both are 0. A time out of range is replaced by
+	// the nearest in range, and counted.
 	Earliest, Latest int64
-	// NineDigits is for a reader that takes a fraction of a second for a number of nanoseconds, whether it has nine digits or fewer, as .5
-	// for 5. The archive leaves out zeros at the end, so a time with some becomes one nanosecond later, and is counted.
+	// NineDigits is for a reader that takes the fraction of a time for a count of nanoseconds, however many digits it
+	// has: .5 for 5 ns. Trailing zeros are not written to the archive. So a time that ends with a zero is made one
+	// nanosecond later, and counted.
 	NineDigits bool
 }
 
-// WriteTar writes the files to w as one tar archive, with what lower and higher layers have merged and no whiteouts: the whole tree, the
-// root directory as "./" first, then each directory's entries in the order of their names' bytes. The first name of a file with several
-// has its data, and the others are links to it. Sparse files are written with their holes. The same layers give the same bytes.
+// WriteTar writes the merged tree to w as one tar archive without whiteouts. The root directory comes first, as "./".
+// The entries of each directory are in the order of their bytes. The first name of a file has its data; its other names
+// are hard links to that. The holes of sparse files are written as zeros. The same layers give the same bytes.
 //
-// It is for a Builder of a complete image, and may be called more than once. NotImplemented: Options.Strict, and something was left out;
-// the archive has no end then.
+// The Builder must be one of a complete image. WriteTar may be called more than once. NotImplemented: something was
+// left out, and Options.Strict is set; the archive then has no end.
 func (b *Builder) WriteTar(ctx context.Context, w io.Writer, o TarOptions) error {
 	if b.opts.Index || b.opts.Overlay {
 		return refused("an archive is made of complete layers without whiteouts")
@@ -52,8 +54,8 @@ func (b *Builder) WriteTar(ctx context.Context, w io.Writer, o TarOptions) error
 	return a.out.flush()
 }
 
-// walk calls f with every name from one on: a directory's before those in it, and these in the order of their bytes. The path of the
-// root directory is "".
+// walk calls f with every name from e on: a directory before its entries, and these in the order of their bytes. The
+// root directory's path is "".
 func (b *Builder) walk(e tree.Entry, path string, f func(e tree.Entry, path string) error) error {
 	if err := f(e, path); err != nil || b.tree.Kind(e) != tree.Dir {
 		return err
@@ -75,7 +77,7 @@ type archiver struct {
 	opts   TarOptions
 	out    output
 	tar    *tar.Writer
-	links  map[*inode]tree.Entry // the first name of a file with several
+	links  map[*inode]tree.Entry // the first name of a file that has several
 	buffer []byte
 }
 
@@ -122,7 +124,8 @@ func (a *archiver) write(e tree.Entry, path string) error {
 	return a.header(h)
 }
 
-// time returns the time of a file that the reader can hold, and whether that is not its own.
+// time returns the time of a file as far as the archive's reader supports it. It reports whether that differs from the
+// file's own time.
 func (a *archiver) time(n *inode) (t time.Time, changed bool) {
 	if a.opts.Earliest != 0 || a.opts.Latest != 0 {
 		if s := min(max(n.seconds, a.opts.Earliest), a.opts.Latest); s != n.seconds {
@@ -151,12 +154,12 @@ func (a *archiver) xattrs(h *tar.Header, n *inode) {
 	}
 }
 
-// header writes an entry's header, in plain USTAR where that can say all.
+// header writes an entry's header, as plain USTAR if that can hold everything.
 func (a *archiver) header(h *tar.Header) error {
 	if h.ModTime.Nanosecond() != 0 {
 		h.Format = tar.FormatPAX
 	}
-	if !utf8.ValidString(h.Name) || !utf8.ValidString(h.Linkname) { // which names in PAX records are else
+	if !utf8.ValidString(h.Name) || !utf8.ValidString(h.Linkname) { // PAX records would have to be UTF-8
 		if h.PAXRecords == nil {
 			h.PAXRecords = map[string]string{}
 		}
@@ -205,7 +208,7 @@ func (a *archiver) copy(r io.Reader) error {
 	}
 }
 
-// zeros reads as zeros without end.
+// zeros is an endless reader of zeros.
 type zeros struct{}
 
 func (zeros) Read(b []byte) (int, error) {

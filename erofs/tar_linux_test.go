@@ -16,7 +16,7 @@ import (
 	"distkit/layer"
 )
 
-// What the reader of an archive can't hold is left out, and counted.
+// What the archive's reader does not support is left out and counted.
 func TestTarLeavesOut(t *testing.T) {
 	t.Parallel()
 	old, late := file("old", ""), file("late", "")
@@ -32,7 +32,7 @@ func TestTarLeavesOut(t *testing.T) {
 	}
 	var archive bytes.Buffer
 	err := b.WriteTar(t.Context(), &archive, TarOptions{Latest: 1 << 32, NineDigits: true, Holds: func(before []layer.Xattr, _ layer.Xattr) bool {
-		return len(before) < 2 // in the order of their names
+		return len(before) < 2 // sorted by name
 	}})
 	if err != nil {
 		t.Fatal(err)
@@ -64,7 +64,7 @@ func TestTarOfAnIndex(t *testing.T) {
 	}
 }
 
-// A memory is a writer that knows how much memory was in use when half of it was written.
+// A memory is a writer that measures the memory in use when half of the archive has been written.
 type memory struct {
 	at, written int
 	used        uint64
@@ -84,7 +84,7 @@ func inUse() uint64 {
 	return s.HeapAlloc
 }
 
-// The names of files with several are not kept a second time: they are long where a directory is deep.
+// The paths of hard links are not kept in memory: deep in a tree they are long.
 func TestTarKeepsNoPaths(t *testing.T) {
 	b := NewBuilder(Options{Scratch: t.TempDir()})
 	defer b.Close()

@@ -5,37 +5,37 @@ import (
 	"distkit/layer/tree"
 )
 
-// Bytes of memory that an attribute, and what few inodes have, take beside names and values; and a run.
+// Memory in bytes, beside names and values: of an attribute or a rare, and of a run.
 const rareMemory, runMemory = 96, 32
 
-// An inode is a file of any type.
+// An inode is a file of any type. It can have several names.
 type inode struct {
-	mode        uint16 // with the type
-	device      uint16 // of data: number of the layer whose plain archive holds it, 0 for the scratch file
+	mode        uint16 // including the type
+	device      uint16 // of a regular file: the number of the layer whose plain archive holds its data, or 0 for the scratch file
 	uid, gid    uint32
 	seconds     int64
 	nanoseconds uint32
-	number      uint32 // of a device
+	number      uint32 // of a device: its number
 	size        int64
-	offset      int64 // of data
+	offset      int64 // of the data
 	rare        *rare
 
-	// What is known once the file is laid out in an image.
+	// The fields from here on are set when the file is laid out in an image.
 	entry   tree.Entry // one of its names
 	links   uint32
-	slot    uint32 // in units of 32 bytes from the beginning
-	address uint32 // block of what is not beside the inode
+	slot    uint32 // EROFS: offset in the image in units of 32 bytes; ext4: inode number
+	address uint32 // first block of the content, unless all of it is inline
 	layout  uint8
-	opaque  bool // a directory, in overlay form
+	opaque  bool // of a directory, in overlay form
 }
 
-// rare is what few inodes have.
+// rare holds the fields that few inodes need.
 type rare struct {
 	xattrs []layer.Xattr
 	runs   []run // of a sparse file
 }
 
-// A run is a range of a sparse file that is not a hole, in chunks.
+// A run is a range of chunks of a sparse file that has no hole.
 type run struct {
 	chunk, chunks uint32
 	offset        int64 // in the scratch file
@@ -54,7 +54,7 @@ func newTree(opts Options) *tree.Tree[inode] {
 
 func (n *inode) isDir() bool { return n.mode&typeMask == typeDir }
 
-// more returns what few inodes have, to be changed.
+// more returns n.rare for writing. It allocates it if need be.
 func (n *inode) more() *rare {
 	if n.rare == nil {
 		n.rare = &rare{}
