@@ -487,3 +487,46 @@ func operandsOf(usage string) []string {
 	}
 	return words
 }
+
+// creating are the commands and verbs that create a store where there is none, given operands that name nothing.
+var creating = []string{"dist-hold", "dist-ingest", "snap prepare", "dist-namespace create", "dist-put", "dist-serve", "task create"}
+
+// TestOnlyWritersCreateAStore gives every command and verb operands that name nothing, in a directory without a store.
+func TestOnlyWritersCreateAStore(t *testing.T) {
+	t.Parallel()
+	for _, name := range all() {
+		calls := [][]string{nil}
+		if v := verbs(t, name); v != nil {
+			calls = nil
+			for _, verb := range v {
+				calls = append(calls, []string{verb})
+			}
+		}
+		for _, words := range calls {
+			call := strings.Join(append([]string{name}, words...), " ")
+			usage := usageLine.FindStringSubmatch(help(t, name, words...))
+			if usage == nil || slices.Contains(creating, call) {
+				continue
+			}
+			t.Run(call, func(t *testing.T) {
+				t.Parallel()
+				args := slices.Clone(words)
+				for range operandsOf(usage[1]) {
+					args = append(args, "x")
+				}
+				if strings.Contains(usage[1], " COMMAND") {
+					args = append(args, "--", "true")
+				}
+				dir := t.TempDir()
+				store := filepath.Join(dir, "store")
+				_, errs, status := execute(t, dir, store, "", name, args...)
+				if status == 2 && strings.Contains(errs, "usage: ") {
+					t.Logf("%q is not understood: %s", args, errs)
+				}
+				if _, err := os.Stat(store); err == nil {
+					t.Errorf("%q created a store: status %d, %s", args, status, errs)
+				}
+			})
+		}
+	}
+}

@@ -200,7 +200,7 @@ var errAmbiguous = errclass.Errorf(errdefs.ErrInvalidArgument, "it does not have
 // such name. Its labels stay, but for those that describe the old content.
 func (n *Names) Move(ctx context.Context, name string, from digest.Digest, target v1.Descriptor) (Image, error) {
 	var img Image
-	err := n.change(ctx, func(ix *index) error {
+	err := n.changeExisting(ctx, func(ix *index) error {
 		at := ix.Find(name)
 		var err error
 		if img, err = get(ix.Index, name, at); err != nil {

@@ -398,7 +398,7 @@ func (n *Names) UpdateAll(ctx context.Context, names []string, to Image, paths .
 	if len(paths) == 0 {
 		return updated, errs, errclass.Errorf(errdefs.ErrInvalidArgument, "update %.80s: no field is named", strings.Join(names, " "))
 	}
-	err := n.change(ctx, func(ix *index) error {
+	err := n.changeExisting(ctx, func(ix *index) error {
 		find := ix.Find
 		if len(names) > 1 {
 			find = newPositions(ix.Index).find
@@ -479,7 +479,7 @@ func (n *Names) Rename(ctx context.Context, old string, to *Names, name string, 
 		return nil
 	}
 	if n.namespace == to.namespace {
-		return img, n.change(ctx, func(ix *index) error { return move(ix, ix) })
+		return img, n.changeExisting(ctx, func(ix *index) error { return move(ix, ix) })
 	}
 	two, from := [2]*Names{n, to}, 0
 	if to.namespace < n.namespace {
@@ -553,7 +553,7 @@ func (n *Names) DeleteUnnamed(ctx context.Context, digests []string) ([]error, e
 // remove removes the entries that have one of the keys. It returns what missing says of each key that no entry has.
 func (n *Names) remove(ctx context.Context, keys []string, keyOf func(layout.Entry) string, event func(key string) events.Event, missing func(key string) error) ([]error, error) {
 	errs := make([]error, len(keys))
-	err := n.change(ctx, func(ix *index) error {
+	err := n.changeExisting(ctx, func(ix *index) error {
 		there := make(map[string]bool, len(keys))
 		for _, key := range keys {
 			there[key] = false
@@ -663,6 +663,22 @@ func (n *Names) change(ctx context.Context, f func(*index) error) error {
 		return nil
 	}
 	return err
+}
+
+// changeExisting is change for names that must exist: it does not create a store or a namespace that is missing, but calls f with
+// no names and changes nothing.
+func (n *Names) changeExisting(ctx context.Context, f func(*index) error) error {
+	there, err := n.dir.Exists()
+	if err == nil && !there {
+		if err = f(&index{Index: &layout.Index{}}); errors.Is(err, errUnchanged) {
+			err = nil
+		}
+		return err
+	}
+	if err != nil {
+		return err
+	}
+	return n.change(ctx, f)
 }
 
 // changeTwo is change of two namespaces, in the order of their names.

@@ -94,8 +94,12 @@ const (
 	maxMissing = 1 << 20
 )
 
-// Run calls f with every blob once it is deleted, or would be. kept is what stays.
+// Run calls f with every blob once it is deleted, or would be. kept is what stays. A store whose directory does not exist has nothing to
+// sweep, and is not created.
 func (s Sweep) Run(ctx context.Context, f func(content.Info) error) (kept Kept, err error) {
+	if _, err := os.Stat(s.Store.Root()); errors.Is(err, fs.ErrNotExist) {
+		return kept, nil
+	}
 	if !s.DryRun {
 		if err := s.Store.CheckSweep(ctx); err != nil {
 			return kept, err

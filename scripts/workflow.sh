@@ -122,7 +122,7 @@ step() { show "$@" && "$@"; } # COMMAND [ARG…]
 become() { show "$@" && exec "$@"; } # COMMAND [ARG…]
 
 # hold protects blobs that have no name yet from a sweep: dist-hold takes the lock and runs the script again, in the same process.
-hold() { [[ ${DIST_HELD-} == "$$" ]] || DIST_HELD=$$ exec dist-hold --classed -- "$BASH" "$self" "${given[@]}"; }
+hold() { [[ ${DIST_HELD-} == "$$" ]] || DIST_HELD=$$ exec dist-hold --classed "$@" -- "$BASH" "$self" "${given[@]}"; } # [FLAG…]
 
 # keep copies a file that can be read only once, such as <(command), to an unlinked file, because several processes read it. It sets kept to the path to
 # use.

@@ -2,13 +2,16 @@
 package main
 
 import (
+	"cmp"
 	"fmt"
 	"os"
 	"os/exec"
 
 	"distkit/cmd/internal/cli"
 	"distkit/content"
+	"distkit/errclass"
 
+	"github.com/containerd/errdefs"
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
 )
@@ -23,6 +26,7 @@ func main() {
 	c.Flags().SetInterspersed(false)
 	root := cli.Root(c.Flags())
 	classed := c.Flags().Bool("classed", false, "exit with the class of an own failure instead of 125")
+	existing := c.Flags().Bool("existing", false, "fail if there is no store, instead of creating one")
 	c.RunE = func(c *cobra.Command, args []string) error {
 		if *classed {
 			delete(c.Annotations, cli.RunsCommand)
@@ -34,6 +38,11 @@ func main() {
 		store, err := content.Open(*root)
 		if err != nil {
 			return err
+		}
+		if *existing {
+			if there, err := store.Exists(); err != nil || !there {
+				return cmp.Or(err, errclass.Errorf(errdefs.ErrNotFound, "no store at %s", store.Root()))
+			}
 		}
 		hold, err := store.Hold(c.Context())
 		if err != nil {

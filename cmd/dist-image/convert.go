@@ -30,10 +30,6 @@ func newConvert() *cobra.Command {
 				return err
 			}
 		}
-		// For as long as this process lives: what is made has no name yet.
-		if _, err := store.Hold(c.Context()); err != nil {
-			return err
-		}
 		put, name := names.Replace, args[0]
 		if len(args) == 2 {
 			name = args[1]
@@ -46,6 +42,10 @@ func newConvert() *cobra.Command {
 		}
 		old, err := w.Target(c.Context(), names, args[0])
 		if err != nil {
+			return err
+		}
+		// For as long as this process lives: what is made has no name yet.
+		if _, err := store.Hold(c.Context()); err != nil {
 			return err
 		}
 		target, err := w.Convert(c.Context(), old.Target)

@@ -2,9 +2,11 @@
 package main
 
 import (
+	"archive/tar"
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"runtime/debug"
@@ -124,10 +126,18 @@ func load(ctx context.Context, root string, g gate.Gate, from transfer.Source, o
 	if err != nil {
 		return nil, err
 	}
-	// For as long as this process lives: what has come has no name yet.
+	// What has come has no name yet, so the store is held for as long as this process lives. It is created once the archive has an entry.
 	g.Store = store
-	if g.Hold, err = store.Hold(ctx); err != nil {
-		return nil, err
+	held := func(ctx context.Context, f func(*tar.Header, io.Reader) error) error {
+		return from(ctx, func(h *tar.Header, body io.Reader) error {
+			if g.Hold == "" {
+				var err error
+				if g.Hold, err = store.Hold(ctx); err != nil {
+					return err
+				}
+			}
+			return f(h, body)
+		})
 	}
 	if g.Command != "" {
 		o.Gate = func(ctx context.Context, images []image.Image) error {
@@ -139,5 +149,5 @@ func load(ctx context.Context, root string, g gate.Gate, from transfer.Source, o
 			return nil
 		}
 	}
-	return transfer.Import(ctx, store, names, from, o)
+	return transfer.Import(ctx, store, names, held, o)
 }

@@ -234,7 +234,7 @@ func hold(ctx context.Context, root string) (store *content.Store, release func(
 	}
 	release, err = layout.Share(ctx, disk.Tree(store.Root()))
 	if errors.Is(err, fs.ErrNotExist) {
-		err = errclass.As(err, errdefs.ErrNotFound)
+		err = errclass.Errorf(errdefs.ErrNotFound, "no store at %s", store.Root())
 	}
 	return store, release, err
 }
