@@ -12,28 +12,29 @@ import (
 )
 
 const (
-	// WhiteoutPrefix begins the name of an entry that deletes the file of the rest of the name from the layers below.
+	// WhiteoutPrefix begins the name of a whiteout. A whiteout deletes the file with the rest of the name from the
+	// lower layers.
 	WhiteoutPrefix = ".wh."
-	// MetaPrefix begins names that aufs kept for itself.
+	// MetaPrefix begins the names that aufs reserves for itself.
 	MetaPrefix = ".wh..wh."
-	// OpaqueMarker is the name of an entry that deletes all that the layers below have in its directory.
+	// OpaqueMarker is the name of an entry that deletes everything that lower layers have in its directory.
 	OpaqueMarker = ".wh..wh..opq"
 
-	// MaxPath is the most bytes that a path may have: PATH_MAX without its NUL.
+	// MaxPath is the longest path in bytes: PATH_MAX without the NUL.
 	MaxPath = 4095
 
-	// MaxSparse bounds the sizes of a layer's sparse files together, in bytes: their holes cost
-	// it nothing, but whoever reads through them time. A gzip layer of 1 GiB can hold as much.
+	// MaxSparse bounds the sizes of a layer's sparse files together, in bytes. Holes make a layer no larger, but
+	// whoever reads through them spends time. A gzip layer of 1 GiB can decompress to as much.
 	MaxSparse = 1 << 40
 )
 
-// Clean makes a name of an archive relative to the root: "" is the root itself. What leads above it stops there, as at the root of a
-// file system.
+// Clean makes the name of an entry relative to the root. The root itself is "". As at the root of a file system, ".."
+// never leads above it.
 func Clean(name string) string {
 	return path.Clean("/" + name)[1:]
 }
 
-// Split parts a cleaned path into that of the directory and the name in it.
+// Split splits a cleaned path into the path of the directory and the last name.
 func Split(p string) (dir, base string) {
 	i := strings.LastIndexByte(p, '/')
 	if i < 0 {
@@ -42,7 +43,7 @@ func Split(p string) (dir, base string) {
 	return p[:i], p[i+1:]
 }
 
-// Sparse reports whether an entry is an archive's form of a file with holes.
+// Sparse reports whether an entry is a sparse file, in any of the formats for them.
 func Sparse(h *tar.Header) bool {
 	if h.Typeflag == tar.TypeGNUSparse {
 		return true
@@ -61,8 +62,8 @@ type Xattr struct {
 	Value []byte
 }
 
-// Kind returns the kind of an attribute for reports of what can't be set, as in "user attributes". There are few kinds: a layer can't
-// fill a map of them, or choose what a report says.
+// Kind returns the kind of the attribute, as in "user attributes", for reports of what could not be set. The kinds are
+// few and fixed. So a layer can't choose what a report says, or make it long.
 func (x *Xattr) Kind() string {
 	switch class, _, _ := strings.Cut(x.Name, "."); class {
 	case "SCHILY":
@@ -73,7 +74,7 @@ func (x *Xattr) Kind() string {
 	return "other attributes"
 }
 
-// OverlayName returns the name of an extended attribute of overlayfs without its prefix. ok is false for every other attribute.
+// OverlayName returns the name of an overlayfs attribute without its prefix. ok is false for any other attribute.
 func OverlayName(name string) (rest string, ok bool) {
 	for _, p := range []string{"trusted.overlay.", "user.overlay."} {
 		if rest, ok := strings.CutPrefix(name, p); ok {
@@ -83,13 +84,14 @@ func OverlayName(name string) (rest string, ok bool) {
 	return "", false
 }
 
-// XattrRecord begins the keyword of a PAX record of an extended attribute, as star and GNU tar write it.
+// XattrRecord begins the keyword of a PAX record that holds an extended attribute, as star and GNU tar write it.
 const XattrRecord = "SCHILY.xattr."
 
-// As GNU tar and bsdtar do: a record's keyword ends at the first "=", so that is escaped, and so is what would be taken for an escape.
+// A record's keyword ends at the first "=". GNU tar and bsdtar therefore escape "=" in the attribute's name, and "%"
+// too.
 var unescapeName = strings.NewReplacer("%3D", "=", "%25", "%")
 
-// EscapeName returns the name of an extended attribute as it follows XattrRecord.
+// EscapeName returns the name of an extended attribute as it is written after XattrRecord.
 func EscapeName(name string) string {
 	if strings.Contains(name, "%3D") || strings.Contains(name, "%25") {
 		name = strings.ReplaceAll(name, "%", "%25")
@@ -97,11 +99,11 @@ func EscapeName(name string) string {
 	return strings.ReplaceAll(name, "=", "%3D")
 }
 
-// Xattrs returns the extended attributes among PAX records, as star and GNU tar write them or,
-// where those are missing, libarchive: sorted by name. Several records can name one attribute, in different escapes: it has the first of their
-// values, in the order of bytes. One whose name or value can't be decoded is ErrInvalidArgument. An ACL that
-// no attribute repeats, as Solaris's tar writes it, is listed by its record's keyword, without a value. Nothing in the list is a part of
-// records, which may be far longer.
+// Xattrs returns the extended attributes in PAX records, sorted by name. It reads the records of star and GNU tar, and
+// libarchive's for attributes that these do not have. If several records name the same attribute with different
+// escapes, the least value in byte order is used. If a name or value can't be decoded, the error is ErrInvalidArgument.
+// An ACL in the format of Solaris's tar, which no attribute repeats, is listed under its record's keyword without a
+// value. The result shares no memory with records, which may be far larger.
 func Xattrs(records map[string]string) ([]Xattr, error) {
 	var list []Xattr
 	for k, v := range records {
@@ -109,7 +111,7 @@ func Xattrs(records map[string]string) ([]Xattr, error) {
 			list = append(list, Xattr{unescapeName.Replace(name), []byte(v)})
 		} else if kind, ok := strings.CutPrefix(k, "SCHILY.acl."); ok {
 			_, both := records[XattrRecord+"system.posix_acl_"+kind]
-			if !both && (kind != "access" || strings.Contains(v, "mask:")) { // else it says what the mode says
+			if !both && (kind != "access" || strings.Contains(v, "mask:")) { // otherwise the ACL says no more than the mode
 				list = append(list, Xattr{strings.Clone(k), nil})
 			}
 		} else if escaped, ok := strings.CutPrefix(k, "LIBARCHIVE.xattr."); ok {
@@ -131,7 +133,7 @@ func Xattrs(records map[string]string) ([]Xattr, error) {
 	return slices.CompactFunc(list, func(a, b Xattr) bool { return a.Name == b.Name }), nil
 }
 
-// LinkTarget returns the cleaned path of the file that a hard link's entry names. InvalidArgument: no entry may name it.
+// LinkTarget returns the cleaned path of a hard link's target. InvalidArgument: no hard link may have that target.
 func LinkTarget(h *tar.Header) (string, error) {
 	if h.Linkname == "" || len(h.Linkname) > MaxPath {
 		return "", refused("hard link to a name of %d bytes", len(h.Linkname))

@@ -7,7 +7,8 @@ import (
 	"unsafe"
 )
 
-// Several records can name one attribute, escaped differently. Xattrs returns it once, and always with the same value.
+// Several records can name one attribute, escaped differently. Xattrs returns the attribute once, and always with the
+// same value.
 func TestXattrsOfOneName(t *testing.T) {
 	t.Parallel()
 	records := map[string]string{
@@ -22,7 +23,8 @@ func TestXattrsOfOneName(t *testing.T) {
 	}
 }
 
-// A record can be 1 MiB long, and package tar's names are parts of it. Those of attributes are kept for long, so they must be copies.
+// A record can be 1 MiB long, and the names in package tar's map are substrings of it. Names of attributes are kept for
+// long, so they must be copies.
 func TestXattrsAreCopies(t *testing.T) {
 	t.Parallel()
 	record := strings.Repeat("x", 1<<10) + "SCHILY.xattr.user.a LIBARCHIVE.xattr.user.b SCHILY.acl.default"

@@ -7,8 +7,8 @@ import (
 	"io"
 )
 
-// Plain reads the entries of a plain archive that is a file and was verified before. It reads headers, and of contents only what Read
-// is called for.
+// Plain reads the entries of a plain archive in a file, which must have been verified before. It reads the headers, but
+// contents only on a call of Read.
 type Plain struct {
 	ctx   context.Context
 	in    window
@@ -16,14 +16,14 @@ type Plain struct {
 	holes Holes
 }
 
-// NewPlain returns a Plain of an archive in r.
+// NewPlain returns a Plain of the archive in r.
 func NewPlain(ctx context.Context, r io.ReaderAt) *Plain {
 	p := &Plain{ctx: ctx, in: window{r: r, next: minWindow}}
 	p.tar = tar.NewReader(&p.in)
 	return p
 }
 
-// Next is as that of a Reader.
+// Next is like Next of a Reader.
 func (p *Plain) Next() (*tar.Header, error) {
 	for {
 		if err := p.ctx.Err(); err != nil {
@@ -39,7 +39,7 @@ func (p *Plain) Next() (*tar.Header, error) {
 	}
 }
 
-// Read is as that of a Reader.
+// Read is like Read of a Reader.
 func (p *Plain) Read(b []byte) (int, error) {
 	if err := p.ctx.Err(); err != nil {
 		return 0, err
@@ -61,19 +61,19 @@ func (p *Plain) classify(err error) error {
 	return dataLoss("read layer, near byte %d: %w", p.in.offset, err)
 }
 
-// Offset is as that of a Reader.
+// Offset is like Offset of a Reader.
 func (p *Plain) Offset() int64 { return p.in.offset }
 
 const minWindow, maxWindow = 4 << 10, 256 << 10
 
-// A window reads a file through a buffer, which grows while reading goes on without gaps. An archive of small files is read as a
-// whole so; of large files nothing is read but what is beside a header.
+// A window reads a file through a buffer that grows during sequential reading and shrinks after a skip. So an archive
+// of small files is read as a whole, and of large files only the surroundings of each header.
 type window struct {
 	r            io.ReaderAt
-	buffer       []byte // what was read last
-	start        int64  // of the buffer
-	offset, next int64  // where to read, and how much
-	err          error  // of reading, not that of an archive's form
+	buffer       []byte // the bytes read last
+	start        int64  // offset of buffer in the file
+	offset, next int64  // the next byte to read, and the size of the next buffer
+	err          error  // an error of reading the file, not of the archive's format
 }
 
 func (w *window) Read(b []byte) (int, error) {

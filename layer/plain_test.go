@@ -9,7 +9,7 @@ import (
 	"github.com/containerd/errdefs"
 )
 
-// A plain archive may have no more holes than a layer that is read for the first time.
+// The limit on holes that holds for a layer read for the first time holds for a plain archive too.
 func TestPlainHoles(t *testing.T) {
 	t.Parallel()
 	var b bytes.Buffer
@@ -20,7 +20,7 @@ func TestPlainHoles(t *testing.T) {
 	if _, err := w.Write(make([]byte, 1<<20)); err != nil {
 		t.Fatal(err)
 	}
-	for _, holes := range []int64{0, maxHoles + 1<<30} { // read of the files before
+	for _, holes := range []int64{0, maxHoles + 1<<30} { // holes read in earlier files
 		p := NewPlain(t.Context(), bytes.NewReader(b.Bytes()))
 		if _, err := p.Next(); err != nil {
 			t.Fatal(err)

@@ -18,19 +18,20 @@ import (
 )
 
 const (
-	blockSize  = 512       // of tar
-	chunkSize  = 256 << 10 // of whole blocks: a header is never parted
+	blockSize  = 512       // of a tar archive
+	chunkSize  = 256 << 10 // a multiple of blockSize, so that no header is split
 	chunkCount = 8
 
-	// Holes of sparse files cost a layer nothing, but whoever reads through them time. So many bytes of files are given, and so many
-	// more for each byte of the layer.
+	// Holes make a layer no larger, but whoever reads through them spends time. A layer may have holes of maxHoles
+	// bytes, and maxHolesPerByte more for each of its bytes.
 	maxHoles, maxHolesPerByte = 16 << 30, 1 << 10
 )
 
-// Holes bounds how long the holes are that are read of a layer's files.
+// Holes bounds the bytes of files that may be read from a layer, including holes.
 type Holes struct{ read int64 }
 
-// Add counts bytes of files that were read, up to an offset of the plain layer. InvalidArgument: there are too many.
+// Add counts n bytes of files. offset is the position in the plain layer. InvalidArgument: more bytes than a layer may
+// have by there.
 func (h *Holes) Add(n int, offset int64) error {
 	h.read += int64(n)
 	if h.read/maxHolesPerByte > offset+maxHoles/maxHolesPerByte {
@@ -39,29 +40,30 @@ func (h *Holes) Add(n int, offset int64) error {
 	return nil
 }
 
-// A Reader gives the entries of a layer in order: a tar archive, plain or compressed with gzip or zstd.
+// A Reader yields the entries of a layer in order. The layer is a tar archive, plain or compressed with gzip or zstd.
 //
-// What is wrong with the layer is ErrDataLoss: an archive or compressed data that is corrupt or ends too early. A compression that
-// is not supported is ErrNotImplemented. Errors of the reader below keep their class.
+// ErrDataLoss: the archive or the compressed data is corrupt or ends too early. ErrNotImplemented: the compression is
+// not supported. Errors of the underlying reader keep their class.
 type Reader struct {
 	r      io.Reader
 	cancel context.CancelFunc
 
 	in    *stream
 	tar   *tar.Reader
-	tap   Tap // or nil
+	tap   Tap // may be nil
 	holes Holes
 	rest  [32 << 10]byte
 }
 
-// NewReader starts to read r in goroutines of its own: they decompress and hash ahead. Close must be called. A layer of more than most plain bytes is ErrFailedPrecondition, unless most is 0. The plain bytes are
-// written to tee too, unless it is nil: all of them once End has returned.
+// NewReader starts to read r. Goroutines decompress and hash ahead, so the caller must call Close. If the layer has
+// more than most plain bytes, reading fails with ErrFailedPrecondition; a most of 0 means no bound. If tee is not nil,
+// the plain bytes are written to it too: all of them have been once End has returned.
 func NewReader(ctx context.Context, r io.Reader, most int64, tee io.Writer) *Reader {
 	return NewReaderInTurn(ctx, r, most, tee, nil)
 }
 
-// A Turn waits until memory may be taken for a zstd window of more than [compression.LargeWindow]. What it returns is called once the
-// window is given back.
+// A Turn waits for permission to use memory for a zstd window larger than [compression.LargeWindow]. The caller calls
+// over when that memory is free again.
 type Turn func(context.Context) (over func(), err error)
 
 // NewReaderInTurn is NewReader for one of many layers that are read at the same time. turn may be nil.
@@ -75,23 +77,24 @@ func newReader(ctx context.Context, r io.Reader, most int64, tee io.Writer, turn
 	return &Reader{r: r, cancel: cancel, in: in, tar: tar.NewReader(in), tap: tap}
 }
 
-// A Tap is told how a layer is made while it is read.
+// A Tap observes the structure of a layer while it is read.
 type Tap interface {
 	compression.Points
-	// Write is given the plain bytes. It and the methods of Points run in other goroutines than the reader's.
+	// Write gets the plain bytes. Write and the methods of Points are called from other goroutines than the Reader's
+	// caller.
 	io.Writer
-	// Header is given what is read at an offset of the archive beside the data of files, in order, and nothing more of one entry than what
-	// Next reads.
+	// Header gets the parts of the archive that are not data of files, in order, each with its offset. A call has bytes
+	// of one entry only, as Next reads them.
 	Header(offset int64, b []byte)
 }
 
-// NewIndexer is NewReader with a tap.
+// NewIndexer is NewReader with a Tap.
 func NewIndexer(ctx context.Context, r io.Reader, tap Tap) *Reader {
 	return newReader(ctx, r, 0, tap, nil, tap)
 }
 
-// Close returns once the layer is not read any more. It waits for a read that is under way: to let Close end that, the reader may have
-// SetReadDeadline.
+// Close stops reading, and returns after the underlying reader is no longer used. It waits for a read in progress. If
+// the reader has SetReadDeadline, Close uses it to end that read.
 func (r *Reader) Close() {
 	r.cancel()
 	select {
@@ -105,7 +108,7 @@ func (r *Reader) Close() {
 	<-r.in.done
 }
 
-// Next returns the next entry that is not a global header, or io.EOF where the archive ends.
+// Next returns the next entry, or io.EOF at the end of the archive. Global headers are skipped.
 func (r *Reader) Next() (*tar.Header, error) {
 	for {
 		if err := r.discard(); err != nil {
@@ -124,7 +127,7 @@ func (r *Reader) Next() (*tar.Header, error) {
 	}
 }
 
-// discard reads what is left of an entry, so that the stream is where the next header is due.
+// discard skips the rest of the entry's content, so that the next header follows.
 func (r *Reader) discard() error {
 	for {
 		if err := r.in.ctx.Err(); err != nil {
@@ -138,7 +141,7 @@ func (r *Reader) discard() error {
 	}
 }
 
-// Read reads the content of the entry that Next returned last. The holes of a sparse file read as zeros.
+// Read reads the content of the entry that Next returned last. Holes of a sparse file are read as zeros.
 func (r *Reader) Read(p []byte) (int, error) {
 	n, err := r.tar.Read(p)
 	if err := r.holes.Add(n, r.in.offset); err != nil {
@@ -147,7 +150,7 @@ func (r *Reader) Read(p []byte) (int, error) {
 	return n, r.classify(err)
 }
 
-// classify gives an error of the archive's reader its class.
+// classify gives a class to an error of package tar.
 func (r *Reader) classify(err error) error {
 	switch {
 	case err == nil, err == io.EOF:
@@ -165,8 +168,9 @@ func (r *Reader) classify(err error) error {
 	return dataLoss("read layer, at the entry at byte %d: %w", r.in.watch, err)
 }
 
-// End reads to the end of the stream, once Next has returned io.EOF. It fails if the layer does not have the diff ID expect. Where
-// none is expected, a layer without an end-of-archive marker is taken for one that was cut short.
+// End reads to the end of the stream, after Next has returned io.EOF. It fails if expect is not empty and the layer has
+// another diff ID. If expect is empty, the archive must have an end-of-archive marker: otherwise it may have been cut
+// short.
 func (r *Reader) End(expect digest.Digest) error {
 	if err := r.in.drain(); err != nil {
 		return err
@@ -184,46 +188,47 @@ func (r *Reader) End(expect digest.Digest) error {
 	return nil
 }
 
-// Offset returns the number of plain bytes read so far: after Next, where the entry's content begins.
+// Offset returns the number of plain bytes read so far. After Next it is the offset of the entry's content.
 func (r *Reader) Offset() int64 { return r.in.offset }
 
-// DiffID returns the digest of the plain archive, and is only for after End.
+// DiffID returns the digest of the plain archive. It may be called only after End.
 func (r *Reader) DiffID() digest.Digest {
 	<-r.in.done
 	return digest.NewDigest(digest.SHA256, r.in.digest)
 }
 
-// Size returns the number of bytes of the plain archive, and is only for after End.
+// Size returns the size of the plain archive. It may be called only after End.
 func (r *Reader) Size() int64 {
 	<-r.in.done
 	return r.in.size
 }
 
-// decompress returns the plain bytes of r, and a function that releases what the decompressor holds. large and points are as in
-// [compression.NewIndexer].
+// decompress returns a reader of the plain bytes of r, and a function that frees the decompressor. large and points are
+// as in [compression.NewIndexer].
 func decompress(r *bufio.Reader, large func() error, points compression.Points) (io.Reader, func(), error) {
 	plain, release, err := compression.NewIndexer(r, large, points)
-	if err == io.EOF { // an empty layer is known by its diff ID
+	if err == io.EOF { // an empty layer is valid if its diff ID is expected
 		return r, func() {}, nil
 	}
 	return plain, release, err
 }
 
-// A stream reads, decompresses and hashes ahead of its reader: one goroutine decompresses
-// into chunks, a second one hashes them, the reader gets them in order.
+// A stream decompresses and hashes ahead of its reader. One goroutine decompresses into chunks, another one hashes
+// them, and Read returns them in order.
 type stream struct {
 	ctx    context.Context
-	most   int64 // bytes that may be read, 0 for any number
+	most   int64 // limit on the plain bytes, 0 for none
 	hashed chan chunk
 	free   chan []byte
 	done   chan struct{} // closed when both goroutines have ended
 
-	whole, rest []byte // the chunk that is being read, and what is left of it
+	whole, rest []byte // the current chunk, and its unread part
 	err         error
 	offset      int64 // bytes read
-	tap         Tap   // is told what is read, unless it is nil
+	tap         Tap   // may be nil
 
-	// marked is set when the block at offset watch, where the next header is due, was all zeros: an end-of-archive marker.
+	// marked is true if the block at offset watch, where the next header is due, was all zeros: an end-of-archive
+	// marker.
 	watch  int64
 	marked bool
 
@@ -233,7 +238,7 @@ type stream struct {
 
 type chunk struct {
 	data []byte
-	err  error // ends the stream, after data
+	err  error // ends the stream; comes after data
 }
 
 func newStream(ctx context.Context, r io.Reader, most int64, tee io.Writer, turn Turn, tap Tap) *stream {
@@ -264,7 +269,7 @@ func (s *stream) produce(r io.Reader, raw chan<- chunk, turn Turn, points compre
 	var large func() error
 	if turn != nil {
 		over := func() {}
-		defer func() { over() }() // after the decompressor is closed
+		defer func() { over() }() // runs last: the decompressor has been closed by then
 		large = func() error {
 			done, err := turn(s.ctx)
 			if err != nil {
@@ -302,8 +307,7 @@ func (s *stream) produce(r io.Reader, raw chan<- chunk, turn Turn, points compre
 	raw <- chunk{err: err}
 }
 
-// inputError gives what a decompressor found wrong the class of corrupt data, and leaves
-// errors of reading alone.
+// inputError classes an error of the decompressor as corrupt data, unless it is an error of reading the input.
 func inputError(in *compression.Input, err error) error {
 	switch {
 	case in.Err != nil:
@@ -325,13 +329,13 @@ func (s *stream) hash(raw <-chan chunk, tee io.Writer) {
 		if tee != nil && c.err == nil {
 			_, c.err = tee.Write(c.data)
 		}
-		s.hashed <- c // never blocks: there are as many places as chunks, and one error
+		s.hashed <- c // never blocks: the channel has room for all chunks and one error
 	}
 }
 
 var zeros [blockSize]byte
 
-// next makes rest hold bytes that were not read yet.
+// next ensures that rest has unread bytes.
 func (s *stream) next() error {
 	for len(s.rest) == 0 {
 		if s.err != nil {
@@ -378,7 +382,7 @@ func (s *stream) Read(p []byte) (int, error) {
 	return n, nil
 }
 
-// drain reads to the end, so that digest and size are those of the whole stream.
+// drain reads to the end, so that digest and size cover the whole stream.
 func (s *stream) drain() error {
 	for {
 		s.offset += int64(len(s.rest))

@@ -11,28 +11,28 @@ import (
 	"github.com/containerd/errdefs"
 )
 
-// An Action is what an entry of a layer did.
+// An Action is the effect of an entry on the tree.
 type Action uint8
 
 // Actions of entries.
 const (
-	Ignored Action = iota // the entry is of aufs itself, or names the root directory but is no directory
-	Made                  // a new file, in place of what was there
-	Merged                // a directory that was there: it has the attributes of the new entry
-	Linked                // another name of a file
-	Deleted               // a whiteout, or an opaque directory's marker
-	Dropped               // a character device 0:0, which overlayfs would read as a whiteout: what was there is removed
+	Ignored Action = iota // an entry of aufs's own, or one that names the root directory and is no directory
+	Made                  // a new file, which may replace another
+	Merged                // an existing directory, which now has the attributes of the entry
+	Linked                // a new name of an existing file
+	Deleted               // a whiteout, or the marker of an opaque directory
+	Dropped               // a character device 0:0, which overlayfs would read as a whiteout: the file of that name is removed
 )
 
-// A Change is what an entry of a layer did to a tree.
+// A Change is what an entry did to the tree.
 type Change struct {
 	Action Action
-	Entry  Entry // of Made, Merged and Linked
-	Lower  bool  // a layer below had a file of this name
+	Entry  Entry // set for Made, Merged and Linked
+	Lower  bool  // a lower layer had a file of this name
 }
 
-// Apply applies an entry of the layer that NextLayer began. InvalidArgument: no layer may have such an entry. FailedPrecondition: the
-// tree takes too much memory. NotImplemented: overlayfs has no such whiteout.
+// Apply applies an entry of the current layer: see NextLayer. InvalidArgument: no layer may have such an entry.
+// FailedPrecondition: the tree takes too much memory. NotImplemented: overlayfs has no form for such a whiteout.
 func (t *Tree[F]) Apply(h *tar.Header) (Change, error) {
 	t.entries++
 	t.linked += linkedDirsPerEntry
@@ -41,7 +41,7 @@ func (t *Tree[F]) Apply(h *tar.Header) (Change, error) {
 	}
 	name := layer.Clean(h.Name)
 	if strings.HasPrefix(name, layer.MetaPrefix) && name != layer.OpaqueMarker {
-		return Change{}, nil // what aufs kept for itself at the top of a layer
+		return Change{}, nil // metadata of aufs, at the top of a layer
 	}
 	if name == "" {
 		if h.Typeflag != tar.TypeDir {
@@ -78,7 +78,7 @@ func (t *Tree[F]) Apply(h *tar.Header) (Change, error) {
 	return Change{Made, e, lower}, err
 }
 
-// merged gives a directory to the layer that is being applied.
+// merged records that the current layer sets a directory's attributes.
 func (t *Tree[F]) merged(e Entry) Change {
 	n := t.node(e)
 	c := Change{Merged, e, n.layer > 0 && n.layer < t.layer}
@@ -86,9 +86,9 @@ func (t *Tree[F]) merged(e Entry) Change {
 	return c
 }
 
-// lower reports whether a layer below has a file of a name, or had it until this layer removed it.
+// lower reports whether a lower layer has a file of this name, or had one until the current layer removed it.
 func (t *Tree[F]) lower(e Entry) bool {
-	if e == Root { // there is no such name
+	if e == Root { // find has found no entry
 		return false
 	}
 	n := t.node(e)
@@ -155,7 +155,7 @@ func (t *Tree[F]) applyLink(h *tar.Header, parent, base string) (Change, error) 
 	return Change{Linked, e, lower}, err
 }
 
-// applyWhiteout applies the whiteout of a name: in a directory, or of all that is in it.
+// applyWhiteout applies a whiteout in the directory parent. name is the rest after the prefix.
 func (t *Tree[F]) applyWhiteout(parent, name string) error {
 	if name == "" || name == "." || name == ".." {
 		return refused("whiteout of %q", name)
@@ -174,19 +174,20 @@ func (t *Tree[F]) applyWhiteout(parent, name string) error {
 		return errclass.As(errors.New("overlayfs can't hide all lower layers: leave whiteouts out"), errdefs.ErrNotImplemented)
 	case opaque:
 		t.makeOpaque(dir)
-	case meta: // of aufs's own, which no layer has
+	case meta: // metadata of aufs
 	case !whiteouts:
 		if e := t.find(dir, name); e != Root && t.dirs.at(dir).hidden != t.layer {
 			t.whiteout(e)
 		}
-	case t.isOpaque(dir): // a device would be of no use, and seen in a listing
+	case t.isOpaque(dir): // a whiteout would have no effect, and would show in listings
 	default:
 		e := t.find(dir, name)
 		if e == Root || t.Kind(e) == Gone {
 			_, err = t.create(dir, name, Whiteout, "")
 			return err
 		}
-		// This layer has the name itself, so hides it unless both are directories.
+		// The current layer has a file of this name, which hides the lower one. Only a directory would be merged with
+		// it.
 		if t.Kind(e) == Dir {
 			t.makeOpaque(t.node(e).what)
 		}
@@ -194,7 +195,7 @@ func (t *Tree[F]) applyWhiteout(parent, name string) error {
 	return nil
 }
 
-// drop removes the file in place of which a layer has a device 0:0.
+// drop applies a device 0:0: it removes the file of that name.
 func (t *Tree[F]) drop(dir uint32, name string) error {
 	if e := t.find(dir, name); e != Root {
 		t.remove(e)
@@ -206,8 +207,8 @@ func (t *Tree[F]) drop(dir uint32, name string) error {
 	return err
 }
 
-// makeOpaque hides in overlay form all that lower layers have in dir. Whiteouts below it are removed: overlayfs lists those of a
-// directory that it need not merge.
+// makeOpaque marks a directory as opaque, in overlay form. The whiteouts below it are removed, because overlayfs shows
+// whiteouts in a directory that it does not merge.
 func (t *Tree[F]) makeOpaque(dir uint32) {
 	if !t.isOpaque(dir) {
 		t.dirs.at(dir).opaque = true
@@ -224,7 +225,7 @@ func (t *Tree[F]) isOpaque(dir uint32) bool {
 	return false
 }
 
-// removeWhiteouts removes the whiteouts below a directory. An opaque directory has none.
+// removeWhiteouts removes the whiteouts below a directory. Opaque directories have none, so they are skipped.
 func (t *Tree[F]) removeWhiteouts(dir uint32) {
 	for c := t.dirs.at(dir).first; c != 0; c = t.nodes.at(c).next {
 		switch n := t.nodes.at(c); {

@@ -6,17 +6,18 @@ import (
 )
 
 const (
-	listBits = 10 // log2 of the values of a chunk of a list
+	listBits = 10 // log2 of the number of values in a chunk of a list
 
 	nameChunk = 8 << 10 // bytes
-	nameGroup = 16      // names for each offset that is kept
+	nameGroup = 16      // the offset of every nameGroup-th name is stored
 
-	// A slot of an index has a name's number and some bits of its hash, so that few other names are looked at.
+	// A slot of an index holds a name's number and tagBits bits of its hash. The bits spare most comparisons with other
+	// names.
 	tagBits    = 6
 	maxEntries = 1 << (32 - tagBits)
 )
 
-// A list grows without being copied.
+// A list grows without copying its values.
 type list[T any] struct {
 	chunks [][]T
 	n      uint32
@@ -35,15 +36,15 @@ func (l *list[T]) add(v T) uint32 {
 	return i
 }
 
-// names holds texts of at most 255 bytes, each after its length. Where every nameGroup-th one begins is kept; from there on they are
-// counted.
+// names stores strings of at most 255 bytes, each after a byte with its length. The offset of every nameGroup-th name
+// is kept; the names after it are found by counting.
 type names struct {
 	chunks [][]byte
 	groups []uint32
 	n      uint32
 }
 
-// full reports whether a further name could have no offset of 32 bits.
+// full reports whether the offset of another name might not fit into 32 bits.
 func (s *names) full() bool { return len(s.chunks) >= 1<<32/nameChunk }
 
 func (s *names) add(name string) {
@@ -76,7 +77,8 @@ func (s *names) at(i uint32) []byte {
 	}
 }
 
-// An index finds names by their directories. It is a hash table with linear probing; strangers don't know its seed.
+// An index finds entries by directory and name. It is a hash table with linear probing. Its seed is random, so that a
+// layer can't choose names that collide.
 type index struct {
 	seed  maphash.Seed
 	slots []uint32
@@ -87,13 +89,13 @@ func (ix *index) hash(dir uint32, name []byte) uint64 {
 	return (maphash.Bytes(ix.seed, name) ^ uint64(dir)*0x9e3779b97f4a7c15) * 0xd6e8feb86659fd93
 }
 
-// slot returns where the search for a hash begins, and the bits that a slot of it has.
+// slot returns where probing for a hash begins, and the bits of the hash that its slot holds.
 func (ix *index) slot(hash uint64) (at uint64, tag uint32) {
 	at, _ = bits.Mul64(hash, uint64(len(ix.slots)))
 	return at, uint32(hash) & (1<<tagBits - 1)
 }
 
-// find returns the number for which is reports true, or 0.
+// find returns the number for which is returns true, or 0.
 func (ix *index) find(hash uint64, is func(uint32) bool) uint32 {
 	if ix.used == 0 {
 		return 0
@@ -111,10 +113,10 @@ func (ix *index) find(hash uint64, is func(uint32) bool) uint32 {
 	}
 }
 
-// add adds a number that is not 0. hashOf returns the hash of one that was added before.
+// add adds a number other than 0. hashOf returns the hash of a number added before.
 func (ix *index) add(hash uint64, number uint32, hashOf func(uint32) uint64) {
 	if ix.used >= len(ix.slots)/8*7 {
-		ix.slots = nil // and collected, before there are more
+		ix.slots = nil // lets the old table be freed before the new one is made
 		ix.slots = make([]uint32, max(64, ix.used/2*3))
 		for n := uint32(1); n < number; n++ {
 			ix.insert(hashOf(n), n)

@@ -1,7 +1,15 @@
-// Package tree merges layers in memory, as the image specification's "Applying Changesets" says: whiteouts, opaque directories and
-// hard links to files of lower layers are resolved, and symbolic links are followed as if the image's root were that of the file system.
+// Package tree merges layers in memory, as the image specification's "Applying Changesets" says. Whiteouts, opaque
+// directories and hard links into lower layers are resolved, and symbolic links are followed as if the image's root
+// were the root of the file system.
 //
-// A tree takes some 35 bytes for a name beside the name itself and what its user keeps of a file.
+// [New] makes a [Tree] with a root directory only. NextLayer begins a layer and Apply applies one of its entries. The
+// user keeps data of type F for each file, and learns by the functions of [Options] what is created and removed. An
+// [Entry] is a name in a directory; Children, Lookup and Path go from one to another.
+//
+// A tree takes about 35 bytes an entry, besides the name itself and the F. Entries come from strangers, so memory, hops
+// and the length of paths are bounded. Error classes: InvalidArgument for an entry that no layer may have,
+// FailedPrecondition for too much memory, NotImplemented for a whiteout that overlayfs can't express, NotFound from
+// Lookup.
 package tree
 
 import (
@@ -20,29 +28,30 @@ import (
 
 const (
 	maxName = 255
-	maxHops = 40 // symbolic links followed for one path, as the kernel does
+	maxHops = 40 // symbolic links followed in one path: the kernel's limit
 
-	// Symbolic links let a short name lead through many directories. All entries together may lead through so many: some, and
-	// some more for each entry.
+	// Symbolic links let a short name lead through many directories. Together, the entries of a layer may lead through
+	// linkedDirs directories, and linkedDirsPerEntry more for each entry.
 	linkedDirs, linkedDirsPerEntry = 1 << 16, 64
 
-	// Bytes of memory that a name and so on take, with what the lists and the index have for them.
+	// Memory in bytes of a name, a directory, a symbolic link and a file with several names, including their share of
+	// lists and index.
 	nameMemory, dirMemory, symlinkMemory, linksMemory = 28, 24, 48, 48
 )
 
-// A Kind is the type of a file: that of st_mode, without its low 12 bits.
+// A Kind is the type of a file: bits 12 to 15 of st_mode.
 type Kind uint8
 
 // Kinds of files.
 const (
-	Gone     Kind = 0 // a name that was removed
+	Gone     Kind = 0 // of a name that was removed
 	FIFO     Kind = 1
 	Char     Kind = 2
 	Dir      Kind = 4
 	Block    Kind = 6
 	Regular  Kind = 8
 	Symlink  Kind = 10
-	Whiteout Kind = 15 // of the lower layers' file of the name, in a tree with Options.Whiteouts
+	Whiteout Kind = 15 // hides the lower layers' file of that name; only with Options.Whiteouts
 )
 
 // An Entry is a name in a directory.
@@ -53,27 +62,29 @@ const Root Entry = 0
 
 // Options of a Tree.
 type Options[F any] struct {
-	// MaxMemory bounds the bytes of memory that the tree takes. 0 is no bound.
+	// MaxMemory bounds the tree's memory, in bytes. 0 means no bound.
 	MaxMemory int64
-	// Whiteouts keeps whiteouts, and marks directories as opaque, in the form of overlayfs. It is for a tree of one layer.
+	// Whiteouts keeps whiteouts and opaque directories as overlayfs represents them. It is for a tree of one layer.
 	Whiteouts bool
-	// New is called with each new file. Directories that no entry names are new files too.
+	// New is called for each new file, also for directories that are created because an entry lies in them.
 	New func(Kind, *F)
-	// Removed is called with each file whose last name is removed or replaced, while that is still there, but not with a directory. It may be nil.
+	// Removed, if not nil, is called before a file's last name is removed or replaced. It is not called for
+	// directories.
 	Removed func(Entry, *F)
-	// Deleted is called with each name that a layer deletes from those below, but not with the names below a directory. It may be nil.
+	// Deleted, if not nil, is called for each name that a layer deletes from lower layers, but not for the names below
+	// a deleted directory.
 	Deleted func(Entry)
 }
 
-// A Tree is a file system of the layers that were applied. It keeps an F of each file.
+// A Tree is the file system that results from applied layers. It keeps an F for each file.
 type Tree[F any] struct {
 	opts    Options[F]
-	size    int64 // of an F
+	size    int64 // size of an F
 	memory  int64
-	layer   uint16 // number of the layer that is being applied, from 1 on
+	layer   uint16 // number of the current layer, from 1 on
 	entries int64
 	made    int64
-	linked  int // directories that symbolic links may still lead through
+	linked  int // how many more directories symbolic links may lead through
 
 	nodes    list[node]
 	names    names
@@ -81,30 +92,31 @@ type Tree[F any] struct {
 	files    list[F]
 	dirs     list[directory]
 	symlinks list[symlink]
-	links    map[uint32]uint32 // names of files that have several
-	last     struct {          // the directory that was looked up last, while nothing was removed since
+	links    map[uint32]uint32 // number of names, of files that have several
+	last     struct {          // the result of the last lookup, known until something is removed
 		path  string
 		dir   uint32
 		known bool
 	}
 }
 
-// A node is what an entry is. One without a kind was removed: it keeps its place for a file of the same name.
+// A node is an entry. If its name was removed, its kind is Gone, and the node is reused when the directory gets that
+// name again.
 type node struct {
-	parent uint32 // number of the directory
-	next   uint32 // entry of the same directory, 0 for none
-	what   uint32 // number of the directory, the symbolic link or the file
-	layer  uint16 // that put the file here, or removed it
+	parent uint32 // number of the directory that holds it
+	next   uint32 // next entry in the same directory, 0 for none
+	what   uint32 // number of the directory, symbolic link or file, by kind
+	layer  uint16 // the layer that put the file here, or removed it
 	kind   Kind
 }
 
 type directory struct {
 	self    Entry
 	file    uint32
-	first   uint32 // entry
-	path    uint16 // bytes of its path
-	touched uint16 // the last layer that names it or adds to it
-	hidden  uint16 // number of the last layer for which hide has run here
+	first   uint32 // first entry, 0 for none
+	path    uint16 // length of its path
+	touched uint16 // the last layer that names the directory or changes something in it
+	hidden  uint16 // the last layer for which hide has run here
 	opaque  bool   // in overlay form
 }
 
@@ -113,7 +125,7 @@ type symlink struct {
 	file   uint32
 }
 
-// New returns a Tree that has a root directory only.
+// New returns a Tree that has only a root directory.
 func New[F any](opts Options[F]) *Tree[F] {
 	t := &Tree[F]{opts: opts, size: int64(reflect.TypeFor[F]().Size()), linked: linkedDirs, links: map[uint32]uint32{}}
 	t.index.seed = maphash.MakeSeed()
@@ -123,14 +135,14 @@ func New[F any](opts Options[F]) *Tree[F] {
 	return t
 }
 
-// NextLayer begins a layer on top of those before.
+// NextLayer begins a layer on top of the previous ones.
 func (t *Tree[F]) NextLayer() { t.layer++ }
 
-// Entries returns the number of entries that were applied, and of the directories that none of them names, together.
+// Entries returns the number of applied entries, plus that of directories that no entry names.
 func (t *Tree[F]) Entries() int64 { return t.entries + t.made }
 
-// Charge counts bytes of memory that the user keeps for files. They are not given back. FailedPrecondition: the tree would take more
-// than Options.MaxMemory.
+// Charge counts memory that the user needs for files. It is never given back. FailedPrecondition: the tree would take
+// more than Options.MaxMemory.
 func (t *Tree[F]) Charge(n int64) error {
 	if t.memory += n; t.opts.MaxMemory > 0 && t.memory > t.opts.MaxMemory {
 		return errclass.Errorf(errdefs.ErrFailedPrecondition, "the image's files take more than %d bytes of memory", t.opts.MaxMemory)
@@ -138,29 +150,29 @@ func (t *Tree[F]) Charge(n int64) error {
 	return nil
 }
 
-// Kind returns the kind of a name's file.
+// Kind returns the kind of the entry's file.
 func (t *Tree[F]) Kind(e Entry) Kind { return t.node(e).kind }
 
-// Layer returns the number of the layer that put a file under this name, gave a directory its attributes, or removed the name: from 1
-// on. It is 0 for the root directory while no layer names it.
+// Layer returns the number of the layer, from 1 on, that put the file there, set the directory's attributes or removed
+// the name. For the root directory it is 0 until a layer names it.
 func (t *Tree[F]) Layer(e Entry) int { return int(t.node(e).layer) }
 
-// Name returns the last part of a path. The bytes must not be changed.
+// Name returns the entry's name in its directory. The caller must not change the bytes.
 func (t *Tree[F]) Name(e Entry) []byte { return t.names.at(uint32(e)) }
 
-// Parent returns the directory of a name. The root directory is its own parent.
+// Parent returns the directory that holds the entry. The root directory is its own parent.
 func (t *Tree[F]) Parent(e Entry) Entry { return t.dirs.at(t.node(e).parent).self }
 
-// File returns what is kept of a name's file.
+// File returns the user's data for the entry's file.
 func (t *Tree[F]) File(e Entry) *F { return t.files.at(t.number(e)) }
 
-// Target returns what a symbolic link holds.
+// Target returns the target of a symbolic link.
 func (t *Tree[F]) Target(e Entry) string { return t.symlinks.at(t.node(e).what).target }
 
-// Opaque reports whether a directory hides those of lower layers, in overlay form.
+// Opaque reports whether a directory hides the lower layers' directory, in overlay form.
 func (t *Tree[F]) Opaque(e Entry) bool { return t.dirs.at(t.node(e).what).opaque }
 
-// Links returns the number of names that a file has which is no directory.
+// Links returns the number of names of a file that is not a directory.
 func (t *Tree[F]) Links(e Entry) uint32 {
 	if n := t.links[t.number(e)]; n > 1 {
 		return n
@@ -168,7 +180,7 @@ func (t *Tree[F]) Links(e Entry) uint32 {
 	return 1
 }
 
-// Path returns the path of a name, without a slash before it.
+// Path returns the entry's path, without a leading slash.
 func (t *Tree[F]) Path(e Entry) string {
 	var parts [][]byte
 	for ; e != Root; e = t.Parent(e) {
@@ -178,7 +190,7 @@ func (t *Tree[F]) Path(e Entry) string {
 	return string(bytes.Join(parts, []byte("/")))
 }
 
-// Children appends the names in a directory to list, in the order of their bytes.
+// Children appends the entries of a directory to list, sorted by the bytes of their names.
 func (t *Tree[F]) Children(e Entry, list []Entry) []Entry {
 	from := len(list)
 	for c := t.dirs.at(t.node(e).what).first; c != 0; c = t.nodes.at(c).next {
@@ -192,7 +204,7 @@ func (t *Tree[F]) Children(e Entry, list []Entry) []Entry {
 
 func (t *Tree[F]) node(e Entry) *node { return t.nodes.at(uint32(e)) }
 
-// number returns the number of a name's file.
+// number returns the number of the entry's file.
 func (t *Tree[F]) number(e Entry) uint32 {
 	n := t.node(e)
 	switch n.kind {
@@ -212,7 +224,7 @@ func (t *Tree[F]) newFile(kind Kind) uint32 {
 	return t.files.add(f)
 }
 
-// find returns the entry of a name, which may be gone, or 0.
+// find returns the entry of a name, which may be Gone, or 0 if there is none.
 func (t *Tree[F]) find(dir uint32, name string) Entry {
 	key := []byte(name)
 	return Entry(t.index.find(t.index.hash(dir, key), func(e uint32) bool {
@@ -220,7 +232,7 @@ func (t *Tree[F]) find(dir uint32, name string) Entry {
 	}))
 }
 
-// put gives a file the name in dir, in place of what is there.
+// put puts a file under a name in dir. It replaces the file that has that name.
 func (t *Tree[F]) put(dir uint32, name string, kind Kind, what uint32) (Entry, error) {
 	e := t.find(dir, name)
 	if e == 0 {
@@ -247,19 +259,19 @@ func (t *Tree[F]) put(dir uint32, name string, kind Kind, what uint32) (Entry, e
 	return e, nil
 }
 
-// check refuses a new name in dir that no file system can have.
+// check returns an error if dir can't have an entry of that name on any file system.
 func (t *Tree[F]) check(dir uint32, name string) error {
 	if len(name) > maxName {
-		return refused("a name of %d bytes in its path", len(name))
+		return refused("path with a name of %d bytes: at most %d are possible", len(name), maxName)
 	}
 	if n := int(t.dirs.at(dir).path) + 1 + len(name); n > layer.MaxPath {
-		return refused("it leads to a path of %d bytes", n)
+		return refused("path of %d bytes: at most %d are possible", n, layer.MaxPath)
 	}
 	return nil
 }
 
-// create makes a new file of the name in dir, in place of what is there. In overlay form a directory in place of another file is
-// opaque: what that hid of the lower layers must stay hidden.
+// create creates a file under a name in dir. It replaces the file that has that name. In overlay form, a directory that
+// replaces a file is opaque: what the file hid of the lower layers must stay hidden.
 func (t *Tree[F]) create(dir uint32, name string, kind Kind, target string) (Entry, error) {
 	if err := t.check(dir, name); err != nil {
 		return 0, err
@@ -290,7 +302,7 @@ func (t *Tree[F]) create(dir uint32, name string, kind Kind, target string) (Ent
 	return e, err
 }
 
-// link gives a file another name.
+// link adds a name to a file.
 func (t *Tree[F]) link(dir uint32, name string, to Entry) (Entry, error) {
 	if err := t.check(dir, name); err != nil {
 		return 0, err
@@ -306,7 +318,7 @@ func (t *Tree[F]) link(dir uint32, name string, to Entry) (Entry, error) {
 	return t.put(dir, name, n.kind, n.what)
 }
 
-// remove removes a name, and all below a directory.
+// remove removes a name and, of a directory, everything below it.
 func (t *Tree[F]) remove(e Entry) {
 	n := t.node(e)
 	if n.kind == Gone {
@@ -328,14 +340,14 @@ func (t *Tree[F]) remove(e Entry) {
 	n.kind, n.layer = Gone, t.layer
 }
 
-// touch records that a directory, and so those above it, are in this layer too.
+// touch records that the current layer changes something in a directory, and so in those above it.
 func (t *Tree[F]) touch(dir uint32) {
 	for d := t.dirs.at(dir); d.touched != t.layer; d = t.dirs.at(t.node(d.self).parent) {
 		d.touched = t.layer
 	}
 }
 
-// hide removes from dir what lower layers put there, and leaves what this layer put there.
+// hide removes what lower layers have put into a directory. What the current layer has put there stays.
 func (t *Tree[F]) hide(dir uint32) {
 	d := t.dirs.at(dir)
 	if d.hidden == t.layer {
@@ -347,7 +359,7 @@ func (t *Tree[F]) hide(dir uint32) {
 	}
 }
 
-// whiteout removes a name as far as it is of lower layers.
+// whiteout removes the parts of a name that lower layers have put there.
 func (t *Tree[F]) whiteout(e Entry) {
 	n := t.node(e)
 	switch {
@@ -365,7 +377,7 @@ func (t *Tree[F]) whiteout(e Entry) {
 
 var errMissing = errors.New("no such file")
 
-// lookup returns the directory that a cleaned path leads to. What is missing on the way is created, unless it must exist.
+// lookup returns the directory at a cleaned path. Missing directories are created, unless mustExist is true.
 func (t *Tree[F]) lookup(p string, mustExist bool) (uint32, error) {
 	if t.last.known && t.last.path == p {
 		return t.last.dir, nil
@@ -392,16 +404,18 @@ func (t *Tree[F]) lookup(p string, mustExist bool) (uint32, error) {
 	return t.last.dir, nil
 }
 
-// Lookup returns the name that a path leads to. Symbolic links on the way are followed, and so is the last one if follow is true.
-// NotFound: there is no such file. InvalidArgument: a file on the way is no directory, or there are too many symbolic links.
+// Lookup returns the entry at a path. It follows symbolic links on the way, and the last one if follow is true.
+// NotFound: there is no such file. InvalidArgument: a file on the way is not a directory, or there are too many
+// symbolic links.
 func (t *Tree[F]) Lookup(p string, follow bool) (Entry, error) {
 	return t.resolve(p, follow, func(int) error { return nil }, func(uint32, string) (Entry, error) {
 		return 0, errclass.As(errMissing, errdefs.ErrNotFound)
 	})
 }
 
-// resolve returns what a path leads to. Symbolic links are followed as if the root were that of the file system: links is called with
-// the number of directories that one leads through, and missing with what is not there.
+// resolve returns the entry at a path. It follows symbolic links as if the tree's root were the root of the file
+// system. It calls links with the number of directories in the target of each symbolic link, and missing for each name
+// that does not exist.
 func (t *Tree[F]) resolve(p string, follow bool, links func(dirs int) error, missing func(dir uint32, name string) (Entry, error)) (Entry, error) {
 	at, hops := Root, 0
 	for todo := p; todo != ""; {

@@ -32,7 +32,7 @@ func show[F any](tr *Tree[F], dir Entry) (paths []string) {
 	return paths
 }
 
-// A tree of random names, made and deleted in many layers, has the names that a map has.
+// Random names are added and deleted in many layers. The tree then has the same names as a map.
 func TestNamesAreFoundAgain(t *testing.T) {
 	t.Parallel()
 	r := rand.New(rand.NewPCG(1, 2))
@@ -101,7 +101,7 @@ func TestChanges(t *testing.T) {
 	step(file("d/b"), Made, true)
 	step(file("d/c/z"), Made, false)
 	step(file("d/.wh..wh..opq"), Deleted, false)
-	step(file("d/a"), Made, true) // the marker deleted it
+	step(file("d/a"), Made, true) // the marker of an opaque directory deleted it
 	step(file(".wh.f"), Deleted, false)
 	step(tar.Header{Typeflag: tar.TypeDir, Name: "d/"}, Merged, true)
 	step(tar.Header{Typeflag: tar.TypeLink, Name: "h", Linkname: "g"}, Linked, false)
@@ -113,7 +113,7 @@ func TestChanges(t *testing.T) {
 	if got := fmt.Sprint(deleted); got != "[d/a d/c/x d/e f]" {
 		t.Errorf("deleted: %s", got)
 	}
-	slices.Sort(removed) // and not d/a of the first layer, which has another name
+	slices.Sort(removed) // d/a of the first layer is not among them: that file has another name
 	if got := fmt.Sprint(removed); got != "[d/b1=d/b d/c/x1=d/c/x d/e/y1=d/e/y f1=f]" {
 		t.Errorf("removed: %s", got)
 	}
@@ -153,7 +153,7 @@ func TestLookup(t *testing.T) {
 	}
 }
 
-// A file of a name of 12 bytes takes less than 50 bytes, and what is counted is not less than what is taken.
+// A file with a name of 12 bytes takes less than 50 bytes, and at least as much is counted as is taken.
 func TestMemory(t *testing.T) {
 	const n = 200_000
 	var before, after runtime.MemStats
@@ -181,7 +181,7 @@ func TestMemory(t *testing.T) {
 	}
 }
 
-// Names have offsets of 32 bits.
+// Offsets of names have 32 bits. More names than fit are refused.
 func TestTooManyBytesOfNames(t *testing.T) {
 	t.Parallel()
 	tr := New(Options[int]{})
