@@ -90,7 +90,7 @@ func (s *Store) writeLabels(dgst digest.Digest, labels map[string]string, now ti
 	if err := s.Tree.MakeDir(path.Dir(name)); err != nil {
 		return fmt.Errorf("labels of %s: %w", dgst, err)
 	}
-	tmp, err := layout.WriteAside(s.Tree, layout.Ingest, func(f *os.File) error {
+	tmp, err := layout.WriteTemp(s.Tree, layout.Ingest, func(f *os.File) error {
 		_, err := f.Write(append(b, '\n'))
 		return err
 	})

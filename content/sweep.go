@@ -43,7 +43,7 @@ func (s *Store) SweepIngests(ctx context.Context, before time.Time, dryRun bool,
 			var left *Leftover
 			var err error
 			switch {
-			case strings.HasPrefix(e.Name(), layout.Aside) && e.Type().IsRegular():
+			case strings.HasPrefix(e.Name(), layout.TempPrefix) && e.Type().IsRegular():
 				left, err = s.sweepAside(name, aside, dryRun)
 			case dir == layout.Ingest && e.IsDir() && valid(digest.SHA256, e.Name()):
 				left, err = s.sweepIngest(ctx, name, before, dryRun, alone)
@@ -271,7 +271,7 @@ func (s *Store) SweepLabels(ctx context.Context, before time.Time, dryRun bool, 
 // removeLabels removes a file of labels if it is older than a time. There is no blob to lock. So it is moved away first, and back if it
 // turns out to be a new one, whose blob is about to come.
 func (s *Store) removeLabels(name string, before time.Time) (removed bool, err error) {
-	aside := layout.AsideName(layout.Ingest)
+	aside := layout.TempName(layout.Ingest)
 	if err := s.Tree.Rename(name, aside); err != nil {
 		if errors.Is(err, fs.ErrNotExist) {
 			err = nil

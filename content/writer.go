@@ -469,7 +469,7 @@ func (w *Writer) publish(ctx context.Context, dgst digest.Digest, labels map[str
 		}
 	}
 	if copied || errors.Is(err, unix.EXDEV) { // or blobs/ is another file system
-		from, err = layout.WriteAside(w.s.Tree, path.Dir(target), func(f *os.File) error { return w.copyTo(ctx, f, dgst) })
+		from, err = layout.WriteTemp(w.s.Tree, path.Dir(target), func(f *os.File) error { return w.copyTo(ctx, f, dgst) })
 		if err == nil {
 			if err = w.s.Tree.Rename(from, target); err != nil {
 				_ = w.s.Tree.Remove(from)

@@ -11,10 +11,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// openBeneath is for Linux alone.
+// openBeneath is implemented on Linux only.
 func openBeneath(int, string) (fd int, ok bool) { return -1, false }
 
-// removeAll removes a name with all that is below it. It holds a file open for each level.
+// removeAll removes name and everything below it. It holds one file open per level.
 func removeAll(dir int, name string) error {
 	err := retry(func() error { return unix.Unlinkat(dir, name, 0) })
 	if err == nil || errors.Is(err, fs.ErrNotExist) {
@@ -36,7 +36,7 @@ func removeAll(dir int, name string) error {
 				return err
 			}
 		}
-		if err == io.EOF || errors.Is(err, fs.ErrNotExist) { // another process has removed it meanwhile
+		if err == io.EOF || errors.Is(err, fs.ErrNotExist) { // ErrNotExist: another process removed the directory
 			break
 		}
 		if err != nil {

@@ -6,9 +6,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Clone makes the content of a file a reflink of another file's: the two share blocks until one of them is written to. If to is
-// longer, the rest of it stays. Any error means that the content has to be copied: few file systems have reflinks, and none has
-// them to another file system.
+// Clone makes the beginning of the file to a reflink of the file from: both share blocks until one of them is written
+// to. Whatever to holds beyond the length of from stays. On any error the caller copies instead: few file systems have
+// reflinks, and no reflink crosses file systems.
 func Clone(to, from *os.File) error {
 	return retry(func() error { return unix.IoctlFileClone(int(to.Fd()), int(from.Fd())) })
 }

@@ -8,5 +8,5 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Clone is for Linux alone.
+// Clone is implemented on Linux only.
 func Clone(_, _ *os.File) error { return unix.ENOTSUP }

@@ -1,5 +1,21 @@
-// Package disk is what files need that processes share and that are to outlive a crash: locks that count, names
-// that appear whole, and directories whose entries are on disk. What it returns are the errors of the system calls.
+// Package disk has the file operations that a store needs which processes share and which must survive a crash.
+//
+// It has four parts:
+//
+//   - [Tree] is a directory with untrusted content. Its methods (Open, Create, Rename, RemoveAll, …) resolve names
+//     without following symbolic links, never wait for a FIFO, and read no more than the caller's limit.
+//   - Locks ([LockFile], [Tree.LockFile], [LockContext]) are flock(2) locks on files that other processes may replace
+//     while the caller waits. [Busy] and [WithNotice] name the process that holds a lock.
+//   - Durability: [Tree.Replace] writes a new file, syncs and renames it. [SyncDir] and [MakeDir] make directory
+//     entries durable.
+//   - Helpers for streams: [Clone], [StartWriteback], [WidenPipe], and [Piped] for the output of a command.
+//
+// Package layout, below this one, keeps the files of an OCI image layout. Package sys wraps single system calls, and
+// package program runs helper programs.
+//
+// Functions return the errors of their system calls, mostly as *fs.PathError. Three kinds have a class of
+// github.com/containerd/errdefs: FailedPrecondition for a file of an unexpected kind or size, Unavailable for a lock
+// that another process holds, and NotImplemented for a file system without locks.
 package disk
 
 import (
@@ -11,7 +27,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// SyncDir waits until a directory's entries are on disk, where its file system can tell.
+// SyncDir waits until a directory's entries are on disk. It returns nil on a file system that can't sync directories.
 func SyncDir(dir string) error {
 	d, err := os.Open(dir)
 	if err != nil {
@@ -28,7 +44,7 @@ func syncDir(d *os.File) error {
 	return nil
 }
 
-// MakeDir is os.MkdirAll, with mode 0777 less the umask, and with each new directory's entry on disk.
+// MakeDir is os.MkdirAll with mode 0777 less the umask. When it returns, the entry of each new directory is on disk.
 func MakeDir(dir string) error {
 	err := os.Mkdir(dir, 0o777)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -46,13 +62,13 @@ func MakeDir(dir string) error {
 	return SyncDir(filepath.Dir(dir))
 }
 
-// Replace is [Tree.Replace] of a file in a directory that is trusted.
+// Replace is [Tree.Replace] for a file whose directory is trusted.
 func Replace(name string, b []byte, perm fs.FileMode, durable bool) error {
 	return Tree(filepath.Dir(name)).Replace(filepath.Base(name), b, perm, durable)
 }
 
-// PrivateDir makes a directory, or finds that it is this user's alone, and that nobody else can put another in its
-// place. It reports whether that is so.
+// PrivateDir creates dir with mode 0700 unless it exists. It reports whether dir is a directory that only this user can
+// enter, and whose parent lets no other user put another directory in its place.
 func PrivateDir(dir string) bool {
 	var parent, st unix.Stat_t
 	uid := uint32(os.Geteuid())

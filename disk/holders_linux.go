@@ -13,8 +13,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Holders returns the processes that have a lock on an open file, as far as the kernel tells this one: none of another PID
-// namespace, and of processes that have inherited the lock only those whose descriptors this user may look at.
+// Holders returns the processes that hold a lock on an open file, as far as the kernel tells. It can't show processes
+// of another PID namespace. A process that inherited the lock is shown only if this user may read its descriptors in
+// /proc.
 func Holders(f *os.File) []Process {
 	var st unix.Stat_t
 	if retry(func() error { return unix.Fstat(int(f.Fd()), &st) }) != nil {
@@ -29,7 +30,8 @@ func Holders(f *os.File) []Process {
 	file := fmt.Sprintf("%02x:%02x:%d", unix.Major(device), unix.Minor(device), st.Ino)
 	var all []Process
 	for lines := bufio.NewScanner(locks); lines.Scan(); {
-		// "17: FLOCK  ADVISORY  WRITE 4711 fe:00:4222 0 EOF", and "17: -> FLOCK …" for one that waits: proc_locks(5).
+		// proc_locks(5): "17: FLOCK  ADVISORY  WRITE 4711 fe:00:4222 0 EOF", or "17: -> FLOCK …" for a process that
+		// waits.
 		words := strings.Fields(lines.Text())
 		if len(words) < 6 || words[1] != "FLOCK" || words[5] != file {
 			continue
@@ -39,7 +41,7 @@ func Holders(f *os.File) []Process {
 		case err != nil || pid <= 0:
 		case hasOpen(pid, &st):
 			all = append(all, process(pid))
-		default: // it has ended, but for a process that inherited the file
+		default: // the process exited, or closed the file, but another one inherited it
 			all = append(all, inheritors(&st)...)
 		}
 	}
@@ -47,7 +49,8 @@ func Holders(f *os.File) []Process {
 	return slices.Compact(all)
 }
 
-// deviceOf returns the device by which /proc/locks names a file. On btrfs and overlayfs, stat(2) gives another one.
+// deviceOf returns the device number by which /proc/locks identifies a file, or otherwise if it can't be read. stat(2)
+// gives another number on btrfs and overlayfs.
 func deviceOf(f *os.File, otherwise uint64) uint64 {
 	b, err := os.ReadFile("/proc/self/fdinfo/" + strconv.Itoa(int(f.Fd())))
 	if err != nil {
@@ -73,7 +76,8 @@ func deviceOf(f *os.File, otherwise uint64) uint64 {
 	return otherwise
 }
 
-// hasOpen reports whether a process has the file open. It is true for a process that this user may not look at.
+// hasOpen reports whether a process has the file open. It assumes so if this user may not read the process's
+// descriptors.
 func hasOpen(pid int, file *unix.Stat_t) bool {
 	dir := filepath.Join("/proc", strconv.Itoa(pid), "fd")
 	d, err := os.Open(dir)
@@ -91,7 +95,7 @@ func hasOpen(pid int, file *unix.Stat_t) bool {
 	})
 }
 
-// inheritors returns the processes that have the file open, but for this one.
+// inheritors returns the other processes that have the file open and whose descriptors this user may read.
 func inheritors(file *unix.Stat_t) []Process {
 	d, err := os.Open("/proc")
 	if err != nil {
@@ -105,7 +109,7 @@ func inheritors(file *unix.Stat_t) []Process {
 		if err != nil || pid == os.Getpid() {
 			continue
 		}
-		if fd, err := os.Open(filepath.Join("/proc", name, "fd")); err == nil { // one that this user may look at
+		if fd, err := os.Open(filepath.Join("/proc", name, "fd")); err == nil { // skips those that this user may not read
 			_ = fd.Close()
 			if hasOpen(pid, file) {
 				all = append(all, process(pid))

@@ -4,5 +4,5 @@ package disk
 
 import "os"
 
-// Holders returns no process: only Linux tells who has a lock.
+// Holders returns no process: only Linux tells which process holds a lock.
 func Holders(*os.File) []Process { return nil }

@@ -13,14 +13,15 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Lock takes the lock of an open file, unix.LOCK_EX or LOCK_SH, and waits for it. With LOCK_NB it doesn't wait: it fails with
-// EWOULDBLOCK if another process has the lock. NotImplemented if the file system has no locks.
+// Lock takes the lock of an open file, shared or exclusive: how is unix.LOCK_SH or LOCK_EX. It waits for the lock; with
+// LOCK_NB it fails with EWOULDBLOCK if another process holds it. The error is NotImplemented if the file system has no
+// locks.
 //
-// The kernel releases a lock when the last process that shares the open file has ended. Two open files of one process
-// exclude each other as well. NFS locks a file exclusively only if it is open for writing (flock(2)): [Tree.OpenLock] opens it
-// so. PermissionDenied if it is not.
+// The kernel releases a lock when the last process that shares the open file has closed it or exited. Two open files of
+// one process exclude each other as well. On NFS an exclusive lock needs a file that is open for writing (flock(2)), as
+// [Tree.OpenLock] opens it; else the error is PermissionDenied.
 //
-// A wait can't be called off: [LockContext] is for locks that others may keep.
+// The wait can't be cancelled. Use [LockContext] for a lock that another process may keep.
 func Lock(f *os.File, how int) error {
 	return lockFailed(f.Name(), retry(func() error { return unix.Flock(int(f.Fd()), how) }))
 }
@@ -57,24 +58,24 @@ func (e readOnly) Error() string {
 
 func (e readOnly) Unwrap() []error { return []error{unix.EBADF, fs.ErrPermission} }
 
-// Unlock releases the lock also where a child between fork and exec still shares the file.
+// Unlock releases the lock even if a child process that is between fork and exec still shares the file.
 func Unlock(f *os.File) { _ = unix.Flock(int(f.Fd()), unix.LOCK_UN) }
 
-// Release is Unlock, and closes the file.
+// Release unlocks and closes the file.
 func Release(f *os.File) {
 	Unlock(f)
 	_ = f.Close()
 }
 
-// Process is a process that has a lock.
+// Process is a process that holds a lock.
 type Process struct {
 	PID     int
-	Command string // as /proc/PID/comm has it, with "?" for what isn't printable
+	Command string // from /proc/PID/comm, with "?" for unprintable characters
 }
 
 func (p Process) String() string { return fmt.Sprintf("process %d (%s)", p.PID, p.Command) }
 
-// holder describes who has the lock of an open file: "process 17 (dist-gc) has it".
+// holder describes the processes that hold the lock of an open file, such as "process 17 (dist-gc) has it".
 func holder(f *os.File) string {
 	var all []string
 	for _, p := range Holders(f) {
@@ -92,10 +93,11 @@ func holder(f *os.File) string {
 	}
 }
 
-// maxHolders bounds how many processes a message names.
+// maxHolders is the largest number of processes that a message names.
 const maxHolders = 3
 
-// Busy is the error for an open file whose lock another process has: Unavailable, and EWOULDBLOCK. It names the process.
+// Busy returns the error for an open file that another process has locked. It names the process, and is both
+// Unavailable and EWOULDBLOCK.
 func Busy(f *os.File) error { return busy("busy: " + holder(f)) }
 
 type busy string
@@ -105,25 +107,26 @@ func (busy) Is(target error) bool {
 	return target == errdefs.ErrUnavailable || target == unix.EWOULDBLOCK
 }
 
-// patience is how long a lock is waited for before that is told.
+// patience is how long [LockContext] waits for a lock before it calls the context's notice function.
 const patience = time.Second
 
 type noticeKey struct{}
 
-// WithNotice returns a context with which [LockContext] calls tell when it has waited for a second. The text says which lock it
-// waits for, and who has that.
-func WithNotice(ctx context.Context, tell func(text string)) context.Context {
-	return context.WithValue(ctx, noticeKey{}, tell)
+// WithNotice returns a context that makes [LockContext] call notify when it has waited for a second. The text names the
+// lock and the process that holds it.
+func WithNotice(ctx context.Context, notify func(text string)) context.Context {
+	return context.WithValue(ctx, noticeKey{}, notify)
 }
 
-// Notice tells, as [WithNotice] says, that the caller waits for the lock of an open file.
+// Notice calls the context's function of [WithNotice], if any, for a caller that waits for the lock of f by other means
+// than LockContext.
 func Notice(ctx context.Context, f *os.File) {
-	if tell, ok := ctx.Value(noticeKey{}).(func(string)); ok {
-		tell(fmt.Sprintf("waiting for the lock of %s: %s", f.Name(), holder(f)))
+	if notify, ok := ctx.Value(noticeKey{}).(func(string)); ok {
+		notify(fmt.Sprintf("waiting for the lock of %s: %s", f.Name(), holder(f)))
 	}
 }
 
-// LockContext waits for the lock until ctx is done. It owns f where it fails.
+// LockContext locks f as [Lock] does, and waits no longer than until ctx is done. If it fails it closes f.
 func LockContext(ctx context.Context, f *os.File, how int) error {
 	err := Lock(f, how|unix.LOCK_NB)
 	if errors.Is(err, unix.EWOULDBLOCK) && how&unix.LOCK_NB == 0 {
@@ -131,7 +134,7 @@ func LockContext(ctx context.Context, f *os.File, how int) error {
 		go func() { got <- Lock(f, how) }()
 		var cancelled bool
 		if err, cancelled = await(ctx, f, got); cancelled {
-			// A wait in the kernel can't be called off: what it brings is given back.
+			// flock(2) can't be cancelled. Close the file, and with it the lock, as soon as the call returns.
 			go func() { <-got; _ = f.Close() }()
 			return err
 		}
@@ -160,15 +163,16 @@ func await(ctx context.Context, f *os.File, got <-chan error) (err error, cancel
 	}
 }
 
-// LockFile opens and locks a file or directory that others may replace or remove: what it returns is what the name leads
-// to. A symbolic link is not followed, and a FIFO is not waited for. With LOCK_NB it fails as [Busy] does.
+// LockFile opens and locks a file or directory that other processes may replace or remove. The file that it returns is
+// the one that the name leads to while the lock is held. It follows no symbolic link at name, and doesn't wait for a
+// FIFO. With LOCK_NB it fails as [Busy] says.
 func LockFile(ctx context.Context, name string, flag int, perm fs.FileMode, how int) (*os.File, error) {
 	return lockNamed(ctx, how,
 		func() (*os.File, error) { return os.OpenFile(name, flag|openFlags, perm) },
 		func(f *os.File) bool { return Names(name, f) })
 }
 
-// lockNamed opens a file and locks it, again if the name has come to lead to another one meanwhile.
+// lockNamed opens and locks a file. It starts over if the name leads to another file by the time it has the lock.
 func lockNamed(ctx context.Context, how int, open func() (*os.File, error), named func(*os.File) bool) (*os.File, error) {
 	for {
 		f, err := open()
@@ -188,7 +192,7 @@ func lockNamed(ctx context.Context, how int, open func() (*os.File, error), name
 	}
 }
 
-// Names tells whether a name still leads to the open file.
+// Names reports whether a name still leads to the open file.
 func Names(name string, f *os.File) bool {
 	opened, err := f.Stat()
 	if err != nil {

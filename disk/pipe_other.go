@@ -4,5 +4,5 @@ package disk
 
 import "syscall"
 
-// WidenPipe does nothing: pipes have the size that the system gives them.
+// WidenPipe does nothing: pipes keep the system's default size.
 func WidenPipe(syscall.Conn) {}

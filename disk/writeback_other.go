@@ -4,5 +4,5 @@ package disk
 
 import "os"
 
-// StartWriteback does nothing: the system writes when it sees fit.
+// StartWriteback does nothing: the system decides when to write.
 func StartWriteback(*os.File, int64, int64) {}

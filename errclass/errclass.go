@@ -1,5 +1,11 @@
-// Package errclass gives an error one of the classes of github.com/containerd/errdefs, without adding the class's words
-// to its text, and knows which exit status each class has in every command.
+// Package errclass gives errors a class and maps each class to an exit status, the same one in every command.
+//
+// The classes are those of github.com/containerd/errdefs, such as errdefs.ErrNotFound. [As] and [Errorf] add a class
+// without adding its text to the message: errors.Is finds the class, and the user reads one plain line. [Status] turns
+// an error into the exit status of a command. [Remote] is the inverse: it turns the exit status and the last line of
+// another program, which serves one of our protocols, into an error of the same class.
+//
+// The package is a leaf: it imports no other package of distkit.
 package errclass
 
 import (
@@ -13,10 +19,11 @@ import (
 	"github.com/containerd/errdefs"
 )
 
-// As returns err with these classes: errors.Is finds them, and all that err wraps.
+// As returns err with the given classes. Its text is that of err; errors.Is matches the classes and everything that err
+// wraps.
 func As(err error, classes ...error) error { return classed{err, classes} }
 
-// Errorf is As of fmt.Errorf.
+// Errorf returns an error with the text of fmt.Errorf and the given class. Like fmt.Errorf it wraps the operands of %w.
 func Errorf(class error, format string, a ...any) error { return As(fmt.Errorf(format, a...), class) }
 
 type classed struct {
@@ -26,7 +33,8 @@ type classed struct {
 
 func (c classed) Unwrap() []error { return append([]error{c.error}, c.classes...) }
 
-// Status returns the exit status of an error's class: 0 for nil, 1 for an error without a class.
+// Status returns the exit status for an error: 0 for nil, 1 for an error without a class. DataLoss wins over the other
+// classes, because a digest mismatch is FailedPrecondition too.
 func Status(err error) int {
 	switch {
 	case err == nil:
@@ -54,14 +62,14 @@ func Status(err error) int {
 	return 1
 }
 
-// classes are those that a program's exit status stands for.
+// classes maps an exit status back to a class.
 var classes = map[int]error{
 	2: errdefs.ErrInvalidArgument, 3: errdefs.ErrNotFound, 4: errdefs.ErrDataLoss, 5: errdefs.ErrUnavailable, 6: errdefs.ErrAborted,
 	7: errdefs.ErrAlreadyExists, 8: errdefs.ErrFailedPrecondition, 9: errdefs.ErrUnauthenticated, 10: errdefs.ErrNotImplemented,
 }
 
-// Remote returns the error of a program that failed with a status and said why. It has the class of the status, none
-// for a status without one.
+// Remote returns an error with the given text for a program that exited with status. It has the class of that status,
+// or no class if the status stands for none.
 func Remote(status int, text string) error {
 	err := errors.New(text)
 	if class := classes[status]; class != nil {
@@ -70,8 +78,8 @@ func Remote(status int, text string) error {
 	return err
 }
 
-// OneLine returns text without what would break a line or drive a terminal. A newline becomes "; ", and every other
-// character that is not printable becomes an escape.
+// OneLine returns text in a form that is safe for one line on a terminal: without space at its ends, a newline becomes
+// "; ", and any other unprintable character becomes an escape such as \x1b.
 func OneLine(s string) string {
 	s = strings.TrimSpace(s)
 	if strings.IndexFunc(s, func(r rune) bool { return !unicode.IsPrint(r) }) < 0 {

@@ -231,7 +231,7 @@ func (l *Listing) All() iter.Seq2[Image, error] {
 		entries := l.index.Entries
 		order := make([]int32, 0, len(entries))
 		for i, e := range entries {
-			if e.Name != "" || e.Strange {
+			if e.Name != "" || e.Malformed {
 				order = append(order, int32(i))
 			}
 		}
@@ -254,7 +254,7 @@ func (l *Listing) All() iter.Seq2[Image, error] {
 func (l *Listing) Unnamed() []Image {
 	var all []Image
 	for _, e := range l.index.Entries {
-		if e.Name == "" && !e.Strange {
+		if e.Name == "" && !e.Malformed {
 			if img, err := decode(e); err == nil {
 				all = append(all, img)
 			}

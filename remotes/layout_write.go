@@ -191,7 +191,7 @@ func isForeign(f fs.DirEntry) bool {
 	case ocispec.ImageBlobsDir, ocispec.ImageIndexFile, ocispec.ImageLayoutFile:
 		return false
 	}
-	return !strings.HasPrefix(f.Name(), ondisk.Aside)
+	return !strings.HasPrefix(f.Name(), ondisk.TempPrefix)
 }
 
 func isName(s string) bool {

@@ -15,18 +15,18 @@ import (
 	"github.com/opencontainers/go-digest"
 )
 
-// AlternatesEnv is the environment variable that names alternates: layouts whose blobs are read where a layout has none
-// of its own, and to which nothing is written. Paths are separated by colons. One that begins with a double quote is
-// quoted as in C, as git's GIT_ALTERNATE_OBJECT_DIRECTORIES is.
+// AlternatesEnv is the environment variable that lists alternates: layouts from which blobs are read that the layout
+// itself doesn't have. Nothing is written to an alternate. Paths are separated by colons. A path that begins with a
+// double quote is quoted as in C, like those in git's GIT_ALTERNATE_OBJECT_DIRECTORIES.
 //
-// Only the environment names alternates, never a file of the layout: a stranger's layout decides nothing about other
+// Only the environment lists alternates, never a file of the layout: an untrusted layout must not make us read other
 // directories.
 const AlternatesEnv = "DIST_ALTERNATES"
 
-// maxAlternates bounds the directories that are looked through for a blob.
+// maxAlternates is the largest number of alternates.
 const maxAlternates = 64
 
-// alternates opens the layouts that a value of [AlternatesEnv] names. One that doesn't exist is empty.
+// alternates opens the layouts listed in a value of [AlternatesEnv]. One that doesn't exist counts as empty.
 func alternates(list string) ([]disk.Tree, error) {
 	paths, err := splitPaths(list)
 	if err != nil {
@@ -49,7 +49,7 @@ func alternates(list string) ([]disk.Tree, error) {
 	return trees, nil
 }
 
-// splitPaths splits a list of paths at its colons. Empty ones are left out.
+// splitPaths splits a list of paths at its colons, and leaves out empty ones.
 func splitPaths(list string) ([]string, error) {
 	var paths []string
 	for list != "" {
@@ -57,14 +57,14 @@ func splitPaths(list string) ([]string, error) {
 		if list[0] == '"' {
 			quoted, err := strconv.QuotedPrefix(list)
 			if err != nil {
-				return nil, fmt.Errorf("the quotation that begins %.40s does not end, or has an unknown escape", list)
+				return nil, fmt.Errorf("the quoted path that begins with %.40s has no closing quote or has an unknown escape", list)
 			}
 			if p, err = strconv.Unquote(quoted); err != nil {
 				return nil, err
 			}
 			list = list[len(quoted):]
 			if list != "" && list[0] != ':' {
-				return nil, fmt.Errorf("after the quotation %.40s there is no colon", quoted)
+				return nil, fmt.Errorf("no colon after the quoted path %.40s", quoted)
 			}
 			list = strings.TrimPrefix(list, ":")
 		} else {
@@ -77,7 +77,7 @@ func splitPaths(list string) ([]string, error) {
 	return paths, nil
 }
 
-// tree returns the layout's own tree for 0, and then its alternates.
+// tree returns the layout's own tree if i is 0, or else its alternate i-1.
 func (d Dir) tree(i int) disk.Tree {
 	if i == 0 {
 		return d.Tree
@@ -85,8 +85,8 @@ func (d Dir) tree(i int) disk.Tree {
 	return d.Alternates[i-1]
 }
 
-// FindBlob returns the tree that has a blob, the layout's own before its alternates, and what the file system knows of it.
-// What is no regular file is no blob. fs.ErrNotExist if there is none.
+// FindBlob looks for a blob in the layout's own tree, and then in its alternates. It returns the first tree that has
+// it, with the file's attributes. A name that is not a regular file is skipped. fs.ErrNotExist if no tree has the blob.
 func (d Dir) FindBlob(dgst digest.Digest) (disk.Tree, fs.FileInfo, error) {
 	name := BlobName(dgst)
 	for i := range len(d.Alternates) + 1 {
@@ -101,11 +101,11 @@ func (d Dir) FindBlob(dgst digest.Digest) (disk.Tree, fs.FileInfo, error) {
 	return "", nil, fs.ErrNotExist
 }
 
-// OpenBlob opens a blob for reading, where FindBlob finds it. If there is none, but something else of its name, the error is
-// FailedPrecondition.
+// OpenBlob opens a blob that FindBlob would find. The error is FailedPrecondition if no tree has the blob, but one has
+// something else of its name.
 func (d Dir) OpenBlob(dgst digest.Digest) (*os.File, error) {
 	name := BlobName(dgst)
-	var none error = fs.ErrNotExist
+	var missing error = fs.ErrNotExist
 	for i := range len(d.Alternates) + 1 {
 		f, err := d.tree(i).Open(name)
 		if err == nil {
@@ -117,7 +117,7 @@ func (d Dir) OpenBlob(dgst digest.Digest) (*os.File, error) {
 		if fi, serr := d.tree(i).Stat(name); serr != nil || fi.Mode().IsRegular() {
 			return nil, err
 		}
-		none = err
+		missing = err
 	}
-	return nil, none
+	return nil, missing
 }

@@ -11,21 +11,22 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// The files of a hold: distkit-layout(5), HOLDS.
+// The files of a hold (distkit-layout(5), HOLDS).
 const (
 	Hold = "hold"
 	Gate = "gate"
 )
 
-// holdSizes bounds the size of the file hold, which counts its holders.
+// holdSizes is the number of sizes that the file hold goes through: each holder adds one, modulo holdSizes.
 const holdSizes = 4096
 
-// OpenHold opens the file hold or gate, and creates it if it isn't there. It may be open for reading alone: see [disk.Tree.OpenLock].
+// OpenHold opens the file hold or gate, and creates it if it doesn't exist. If this user may not write to it, it is
+// opened for reading: see [disk.Tree.OpenLock].
 func OpenHold(tree disk.Tree, name string) (*os.File, error) { return openLock(tree, name) }
 
-// Share takes the store's shared lock against the sweep for a change that a sweep must not miss, such as of what a
-// container pins. It waits for a sweep that works, not for one that waits. Whoever brings in blobs takes the lock of
-// [content.Store.Hold], which lets a waiting sweep go first.
+// Share takes the store's shared lock against sweeps. It protects a change that a sweep must not miss, such as to what
+// a container pins. It waits for a sweep that is running, but not for one that waits for its turn. A process that
+// stores blobs uses [content.Store.Hold] instead, which lets a waiting sweep go first.
 func Share(ctx context.Context, tree disk.Tree) (release func(), err error) {
 	f, err := OpenHold(tree, Hold)
 	if err == nil {
@@ -38,25 +39,25 @@ func Share(ctx context.Context, tree disk.Tree) (release func(), err error) {
 	return func() { disk.Release(f) }, nil
 }
 
-// Announce changes the size of the file hold, which the caller has locked, so that a sweep sees that somebody held the
-// store. It takes no block of a full disk, and doesn't depend on the clock. A user who may not write to the file has
-// nothing to announce: see [Holders.Blind].
+// Announce changes the size of the file hold, which the caller has locked, so that a sweep sees that the store was
+// held. The size needs no disk block, even on a full disk, and doesn't depend on the clock. A user who may not write to
+// the file can't announce a hold: see [Holders.Blind].
 func Announce(hold *os.File) {
 	if fi, err := hold.Stat(); err == nil {
 		_ = hold.Truncate((fi.Size() + 1) % holdSizes)
 	}
 }
 
-// Holders tells apart who has held a store: it differs from an earlier value if somebody took the hold in between.
+// Holders is a state of the file hold. Two states differ if a process took and announced a hold between them.
 type Holders struct {
 	size    int64
 	changed time.Time
-	// Blind is true if the file can't be written to by the user who asks. Others may not be able to announce
-	// themselves then.
+	// Blind is true if this user can't write to the file hold. Other holders may then be unable to announce themselves,
+	// so that two equal states prove nothing.
 	Blind bool
 }
 
-// HoldersOf returns the holders so far by the open file hold.
+// HoldersOf returns the current state of the open file hold.
 func HoldersOf(hold *os.File) (Holders, error) {
 	fi, err := hold.Stat()
 	if err != nil {

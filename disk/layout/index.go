@@ -27,31 +27,31 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Bounds of an index.json: its bytes, its entries, and its other members. 25,000 names take about 8 MiB.
+// Bounds of an index.json: its size in bytes, the number of its entries, and that of its other members. 25,000 names
+// take about 8 MiB.
 const (
 	maxIndex   = 128 << 20
 	maxEntries = 1 << 20
 	maxFields  = 1 << 10
 )
 
-// Index is an index.json of which everything that is not changed is written back as it was, fields unknown here
-// included.
+// Index is a parsed index.json. Whatever isn't changed is written back byte for byte, including fields unknown here.
 type Index struct {
-	Fields  map[string]json.RawMessage // but for "manifests"
+	Fields  map[string]json.RawMessage // every member but "manifests"
 	Entries []Entry
-	text    []byte // of the file, which entries that were read are parts of
+	text    []byte // the file's content; Entry.Raw and Entry.Name of parsed entries point into it
 }
 
-// Entry is a descriptor of an index.
+// Entry is one descriptor of an index.
 type Entry struct {
-	Raw  json.RawMessage
-	Name string // the annotation org.opencontainers.image.ref.name; "" if there is none
-	at   int    // where Raw is in the index's text; 0 for an entry that is new
+	Raw    json.RawMessage
+	Name   string // the annotation org.opencontainers.image.ref.name; "" if it has none
+	offset int    // of Raw in Index.text; 0 for a new entry
 
-	Strange bool // it is no object, or its name is no text: Descriptor fails, and Name is ""
+	Malformed bool // not an object, or the name is not a string: Descriptor fails, and Name is ""
 }
 
-// CheckLabels refuses what JSON can't carry, and would replace silently: bytes that are no UTF-8. InvalidArgument.
+// CheckLabels returns InvalidArgument for labels that are not UTF-8: encoding/json would silently replace such bytes.
 func CheckLabels(labels map[string]string) error {
 	for k, v := range labels {
 		if !utf8.ValidString(k) || !utf8.ValidString(v) {
@@ -61,7 +61,8 @@ func CheckLabels(labels map[string]string) error {
 	return nil
 }
 
-// NewEntry encodes a descriptor, whose annotations hold its name. InvalidArgument if they are not UTF-8.
+// NewEntry encodes a descriptor. Its name is among the descriptor's annotations. InvalidArgument if an annotation is
+// not UTF-8.
 func NewEntry(d v1.Descriptor) (Entry, error) {
 	if err := CheckLabels(d.Annotations); err != nil {
 		return Entry{}, err
@@ -70,7 +71,7 @@ func NewEntry(d v1.Descriptor) (Entry, error) {
 	return Entry{Raw: raw, Name: d.Annotations[v1.AnnotationRefName]}, err
 }
 
-// Descriptor decodes the entry. One that is no descriptor is FailedPrecondition.
+// Descriptor decodes the entry. FailedPrecondition if it is no descriptor.
 func (e Entry) Descriptor() (v1.Descriptor, error) {
 	var all map[string]string
 	d, err := e.Target(func(key, value string) {
@@ -83,8 +84,8 @@ func (e Entry) Descriptor() (v1.Descriptor, error) {
 	return d, err
 }
 
-// Target is Descriptor without the annotations. It calls f with each of them instead. If it does so twice with a key, the last
-// value counts.
+// Target is Descriptor without the annotations: it calls f with each of them instead. If f is called twice with the
+// same key, the last value counts.
 func (e Entry) Target(f func(key, value string)) (v1.Descriptor, error) {
 	if d, ok := e.plain(f); ok {
 		return d, nil
@@ -100,15 +101,15 @@ func (e Entry) Target(f func(key, value string)) (v1.Descriptor, error) {
 	return d, nil
 }
 
-// plain is Target for a descriptor that has no other members than the names of a store have, and each once. For any other, ok is
-// false. encoding/json takes ten times as long.
+// plain is Target for a descriptor whose members are exactly those of this package's own entries, each at most once.
+// For any other entry ok is false. encoding/json takes ten times as long.
 func (e Entry) plain(f func(key, value string)) (d v1.Descriptor, ok bool) {
 	s := scanner{b: e.Raw}
 	text := func() string {
 		if v := s.value(); len(v) > 0 && v[0] == '"' {
 			return share(v)
 		}
-		s.bad = true // null, a number, …
+		s.bad = true // null, a number, …: left to encoding/json
 		return ""
 	}
 	if !s.enter('{') {
@@ -138,12 +139,12 @@ func (e Entry) plain(f func(key, value string)) (d v1.Descriptor, ok bool) {
 	return d, s.end()
 }
 
-// entry reads of the next value no more than its name.
+// entry reads the next value as an entry. It decodes nothing but the name.
 func (s *scanner) entry() Entry {
 	s.peek()
-	e := Entry{at: s.i}
+	e := Entry{offset: s.i}
 	if !s.enter('{') {
-		e.Raw, e.Strange = s.value(), true
+		e.Raw, e.Malformed = s.value(), true
 		return e
 	}
 	var name []byte
@@ -161,18 +162,18 @@ func (s *scanner) entry() Entry {
 		}
 	}
 	if !s.bad {
-		e.Raw = s.b[e.at:s.i]
+		e.Raw = s.b[e.offset:s.i]
 		if len(name) > 0 && name[0] == '"' {
 			e.Name = share(name)
 		} else if name != nil && string(name) != "null" {
-			e.Strange = true
+			e.Malformed = true
 		}
 	}
 	return e
 }
 
-// share is unquote, but it does not copy a text without escapes: that shares the memory of the index's text, which nobody changes.
-// Of a hundred thousand names mostly one is wanted.
+// share is unquote without a copy where possible: a string without escapes shares the memory of the index's text, which
+// is never modified. Of a hundred thousand names a caller mostly wants one.
 func share(quoted []byte) string {
 	if text := quoted[1 : len(quoted)-1]; len(text) > 0 && bytes.IndexByte(text, '\\') < 0 && utf8.Valid(text) {
 		return unsafe.String(&text[0], len(text))
@@ -180,26 +181,26 @@ func share(quoted []byte) string {
 	return unquote(quoted)
 }
 
-// is reports whether a quoted string is that text, which is ASCII.
+// is reports whether a quoted JSON string has the given text, which must be ASCII.
 func is(quoted []byte, text string) bool {
-	if len(quoted) <= len(text)+2 { // with escapes it is longer
+	if len(quoted) <= len(text)+2 { // with escapes it would be longer
 		return len(quoted) == len(text)+2 && string(quoted[1:len(quoted)-1]) == text
 	}
 	return bytes.IndexByte(quoted, '\\') >= 0 && unquote(quoted) == text
 }
 
-// Find returns where the name's entry is, or -1.
+// Find returns the position of the entry with the given name, or -1.
 func (ix *Index) Find(name string) int {
 	return slices.IndexFunc(ix.Entries, func(e Entry) bool { return e.Name == name && name != "" })
 }
 
-// Annotations of a name's entry: when it was first made, and when it last changed (RFC 3339, UTC).
+// Annotations of a named entry: when the name was created, and when it last changed (RFC 3339, UTC).
 const (
 	AnnotationCreated = "distkit.created"
 	AnnotationUpdated = "distkit.updated"
 )
 
-// Reserved reports whether an annotation of a name's entry is no label.
+// Reserved reports whether an annotation of an entry is one of the layout's own, and so not a label.
 func Reserved(key string) bool {
 	switch key {
 	case v1.AnnotationRefName, AnnotationCreated, AnnotationUpdated, AnnotationSubject, AnnotationTag:
@@ -208,21 +209,22 @@ func Reserved(key string) bool {
 	return false
 }
 
-// DescribesContent reports whether a label says something of what a name points at, and not of the name: image-spec's
-// own annotations, such as the version, and [LabelSource].
+// DescribesContent reports whether a label describes the image that a name points at rather than the name itself. This
+// is so for image-spec's annotations, such as the version, and for [LabelSource].
 func DescribesContent(label string) bool {
 	return strings.HasPrefix(label, "org.opencontainers.") || strings.HasPrefix(label, LabelSource)
 }
 
-// LabelSource, followed by a registry's host, is the label that lists the repositories of that
-// registry which are known to have an image or a blob, separated by commas. containerd gives it
-// to blobs. The registry can be asked to mount their blobs into another repository.
+// LabelSource, followed by a registry's host, is a label that lists repositories of that registry which are known to
+// have an image or a blob, separated by commas. containerd sets it on blobs. The registry can be asked to mount a blob
+// from one of them into another repository.
 const LabelSource = "containerd.io/distribution.source."
 
-// Point gives target a name, new or not, and returns the name's labels, and whether it is new. Labels that are among
-// target's annotations are set, those with an empty value taken away. Of the labels that a name has, those that describe
-// content stay only if target has the digest that the name points at already; all others stay. So does the time at which
-// the name was made. Further entries of the name go.
+// Point makes name point at target, and creates the name if it doesn't exist (made). It returns the name's labels.
+//
+// Labels are set from target's annotations; an empty value removes the label. A label that the name has already stays,
+// with one exception: if target's digest is not the current one, labels that describe content go. The creation time
+// stays. Further entries with the same name are removed.
 func (ix *Index) Point(name string, target v1.Descriptor, now time.Time) (labels map[string]string, made bool, err error) {
 	at := ix.Find(name)
 	if labels, made, err = ix.PointAt(at, name, target, now); err != nil || made {
@@ -233,15 +235,16 @@ func (ix *Index) Point(name string, target v1.Descriptor, now time.Time) (labels
 	return labels, made, nil
 }
 
-// PointAt is Point where the caller knows where the name's entry is, -1 if there is none. Further entries of the name stay.
-func (ix *Index) PointAt(at int, name string, target v1.Descriptor, now time.Time) (labels map[string]string, made bool, err error) {
+// PointAt is Point for a caller that knows the position of the name's entry, -1 if there is none. It keeps further
+// entries with the same name.
+func (ix *Index) PointAt(position int, name string, target v1.Descriptor, now time.Time) (labels map[string]string, made bool, err error) {
 	stamp := now.UTC().Format(time.RFC3339Nano)
 	labels = map[string]string{}
 	all := map[string]string{v1.AnnotationRefName: name, AnnotationUpdated: stamp}
-	if made = at < 0; made {
+	if made = position < 0; made {
 		all[AnnotationCreated] = stamp
 	} else {
-		old, err := ix.Entries[at].Descriptor()
+		old, err := ix.Entries[position].Descriptor()
 		if err != nil {
 			return nil, false, err
 		}
@@ -264,13 +267,13 @@ func (ix *Index) PointAt(at int, name string, target v1.Descriptor, now time.Tim
 	case made:
 		ix.Entries = append(ix.Entries, e)
 	default:
-		ix.Entries[at] = e
+		ix.Entries[position] = e
 	}
 	return labels, made, nil
 }
 
-// ReadIndex returns the names as they are now: none if there is no layout yet, FailedPrecondition if there is one without
-// an index.json, or with a damaged one.
+// ReadIndex returns the current index. It is empty if the layout doesn't exist yet. FailedPrecondition if the layout
+// exists but its index.json is missing or damaged.
 func (d Dir) ReadIndex() (*Index, error) {
 	for range indexTries {
 		b, err := d.Tree.ReadFile(d.File(v1.ImageIndexFile), maxIndex)
@@ -289,7 +292,7 @@ func (d Dir) ReadIndex() (*Index, error) {
 	return nil, d.gone()
 }
 
-// parse reads an index.json in one pass. A hundred thousand names are 35 MB.
+// parse reads an index.json in one pass, because a hundred thousand names take 35 MB.
 func (d Dir) parse(b []byte) (*Index, error) {
 	damaged := func(format string, args ...any) (*Index, error) {
 		return nil, errclass.Errorf(errdefs.ErrFailedPrecondition, "%s is not an OCI index: "+format, append([]any{d.Path(v1.ImageIndexFile)}, args...)...)
@@ -324,18 +327,18 @@ func (d Dir) parse(b []byte) (*Index, error) {
 	case !s.end():
 		return damaged("%w", json.Unmarshal(b, new(json.RawMessage)))
 	case !object:
-		return damaged("it is no object")
+		return damaged("not an object")
 	case len(ix.Fields) > maxFields:
 		return damaged("it has more than %d members", maxFields)
 	case !array:
-		return damaged("manifests is no array")
+		return damaged("manifests is not an array")
 	case n > maxEntries:
 		return damaged("it has more than %d manifests", maxEntries)
 	}
 	return ix, nil
 }
 
-// write writes the index. Entries that follow each other as they did in the text that was read are written with one call.
+// write writes the index. Entries that are adjacent in the text that was parsed are written in one call.
 func (ix *Index) write(to io.Writer) (n int, err error) {
 	w := bufio.NewWriterSize(to, 64<<10)
 	put := func(b []byte) {
@@ -374,25 +377,25 @@ func (ix *Index) write(to io.Writer) (n int, err error) {
 	return n, err
 }
 
-// run returns the entries from i on as they follow each other in the text that was read, and the index of the one after
-// them. A new entry stands alone.
+// run returns the text of entry i together with the entries after it that are adjacent in the parsed text, and the
+// position after them. A new entry is returned alone.
 func (ix *Index) run(i int) (text []byte, next int) {
 	first := ix.Entries[i]
-	end := first.at + len(first.Raw)
-	for next = i + 1; first.at > 0 && next < len(ix.Entries); next++ {
+	end := first.offset + len(first.Raw)
+	for next = i + 1; first.offset > 0 && next < len(ix.Entries); next++ {
 		e := ix.Entries[next]
-		if e.at < end || !separates(ix.text[end:e.at]) {
+		if e.offset < end || !separates(ix.text[end:e.offset]) {
 			break
 		}
-		end = e.at + len(e.Raw)
+		end = e.offset + len(e.Raw)
 	}
 	if next == i+1 {
 		return first.Raw, next
 	}
-	return ix.text[first.at:end], next
+	return ix.text[first.offset:end], next
 }
 
-// separates reports whether there is no entry in a part of the text between two.
+// separates reports whether the text between two entries has no other entry.
 func separates(between []byte) bool {
 	for _, c := range between {
 		if c != ',' && c != ' ' && c != '\t' && c != '\r' && c != '\n' {
@@ -408,21 +411,21 @@ func withManifests(fields map[string]json.RawMessage) map[string]json.RawMessage
 	return all
 }
 
-// Change locks index.json, lets f change what it says, and puts the new one in its place: written aside, synced, renamed,
-// the directory synced (distkit-layout(5), NAMES). create is called first, and again if the layout was removed while this
-// waited for the lock: it makes the layout where that is missing. A sweep may have the lock for minutes: Change waits until ctx
-// is done.
+// Change locks index.json, calls f to modify the index, and replaces the file durably (distkit-layout(5), NAMES). It
+// calls create first, which must create the layout if it doesn't exist. It calls create again if the layout was removed
+// while it waited for the lock. A sweep may hold the lock for minutes; Change waits until ctx is done.
 func (d Dir) Change(ctx context.Context, create func() error, f func(*Index) error) error {
 	return changeAll(ctx, []Dir{d}, 0, create, func(all []*Index) error { return f(all[0]) })
 }
 
-// ChangeTwo is Change of two layouts under both locks, which are taken in the order given: that of the names of their
-// namespaces, or processes would wait for each other. The one of that number, 0 or 1, is put in its place before the other.
-func ChangeTwo(ctx context.Context, two [2]Dir, before int, create func() error, f func(two [2]*Index) error) error {
-	return changeAll(ctx, two[:], before, create, func(all []*Index) error { return f([2]*Index(all)) })
+// ChangeTwo is Change for two layouts under both locks. The caller passes them in the order of their namespaces' names,
+// since two processes that lock in different orders would wait for each other forever. The layout at position first, 0
+// or 1, is replaced before the other one.
+func ChangeTwo(ctx context.Context, two [2]Dir, first int, create func() error, f func(two [2]*Index) error) error {
+	return changeAll(ctx, two[:], first, create, func(all []*Index) error { return f([2]*Index(all)) })
 }
 
-func changeAll(ctx context.Context, dirs []Dir, before int, create func() error, f func([]*Index) error) error {
+func changeAll(ctx context.Context, dirs []Dir, first int, create func() error, f func([]*Index) error) error {
 	locks, err := lockIndexes(ctx, dirs, create)
 	if err != nil {
 		return err
@@ -442,7 +445,7 @@ func changeAll(ctx context.Context, dirs []Dir, before int, create func() error,
 		return err
 	}
 	for i := range dirs {
-		i = (i + before) % len(dirs)
+		i = (i + first) % len(dirs)
 		if err := dirs[i].replace(all[i]); err != nil {
 			return err
 		}
@@ -471,7 +474,7 @@ func (d Dir) replace(ix *Index) error {
 	return nil
 }
 
-// WriteEmptyIndex writes an index.json without names that has these annotations, whatever is there.
+// WriteEmptyIndex replaces index.json with one that has the given annotations and no names.
 func (d Dir) WriteEmptyIndex(annotations map[string]string) error {
 	if err := CheckLabels(annotations); err != nil {
 		return err
@@ -488,7 +491,7 @@ func (d Dir) WriteEmptyIndex(annotations map[string]string) error {
 	return d.replace(ix)
 }
 
-// lockTries bounds how often a layout is made anew because others keep removing it.
+// lockTries is how often lockIndexes creates the layout again because another process removed it.
 const lockTries = 100
 
 func lockIndexes(ctx context.Context, dirs []Dir, create func() error) ([]*os.File, error) {

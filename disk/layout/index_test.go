@@ -88,8 +88,8 @@ func TestNamesOfEntries(t *testing.T) {
 	want := []string{`a/b"<`, "escaped", "last", "", "", "", "", "", ""}
 	_, err := change(t, text, func(ix *Index) error {
 		for i, e := range ix.Entries {
-			if _, err := e.Descriptor(); e.Name != want[i] || e.Strange && err == nil || e.Strange != (i == 5 || i > 6) {
-				t.Errorf("entry %s: name %q, strange %t, %v", e.Raw, e.Name, e.Strange, err)
+			if _, err := e.Descriptor(); e.Name != want[i] || e.Malformed && err == nil || e.Malformed != (i == 5 || i > 6) {
+				t.Errorf("entry %s: name %q, strange %t, %v", e.Raw, e.Name, e.Malformed, err)
 			}
 		}
 		if len(ix.Entries) != len(want) || ix.Find("escaped") != 1 || ix.Find("") >= 0 || ix.Find("x") >= 0 {
@@ -106,7 +106,7 @@ func TestNamesOfEntries(t *testing.T) {
 func TestChangeRefuses(t *testing.T) {
 	many := `{"manifests":[` + strings.Repeat("1,", maxEntries-1) + `1]}`
 	for text, says := range map[string]string{
-		"": "", " ": "", "{": "", "[]": "no object", `{"manifests":{}}`: "no array", `{"manifests":[]} x`: "", `{"manifests":[1,]}`: "",
+		"": "", " ": "", "{": "", "[]": "not an object", `{"manifests":{}}`: "not an array", `{"manifests":[]} x`: "", `{"manifests":[1,]}`: "",
 		`{"a":1,"manifests":[{"annotations":{"x":1}]}`: "", `{"manifests":[{"annotations":{"x"}}]}`: "",
 		many[:len(many)-2] + ",1]}": "more than 1048576 manifests", many: "too many names",
 	} {

@@ -1,9 +1,18 @@
-// Package layout keeps the files of an OCI image layout (image-spec v1.1, image-layout.md) as distkit-layout(5) says:
-// the version, the names in index.json, and the locks and times of blobs. A store is a layout, each of its namespaces
-// is one that shares its blobs, and so is a directory that another tool wrote.
+// Package layout keeps the files of an OCI image layout (image-spec v1.1, image-layout.md) as distkit-layout(5)
+// specifies them: the version, the names in index.json, and the locks and times of blobs. A store is a layout, each of
+// its namespaces is a layout that shares the store's blobs, and so is a directory that another tool wrote.
 //
-// Files are those of a [disk.Tree]: symbolic links are not followed. Errors carry the classes of
-// [github.com/containerd/errdefs]: FailedPrecondition for files that are damaged, or of an unknown version.
+// [Open] selects a layout as a [Dir]. [Dir.FindBlob], [Dir.OpenBlob] and [Dir.PutBlob] read and store blobs.
+// [Dir.ReadIndex] parses the names into an [Index] of [Entry] values, and [Dir.Change] modifies them under a lock.
+// [Dir.LockBlob], [Share] and [LockNamespaces] are the locks that keep processes apart, and [Dir.Referrers] finds
+// documents that refer to others. [Members] and [Elements] read JSON without decoding it.
+//
+// The content of a layout is untrusted: files are those of a [disk.Tree], so symbolic links are not followed and sizes
+// are bounded. What is written is complete and durable before it gets its name.
+//
+// Errors have classes of [github.com/containerd/errdefs]: FailedPrecondition for a file that is damaged or of an
+// unknown version, InvalidArgument for labels or namespaces that can't be, NotImplemented for a file system without
+// locks. A missing file is fs.ErrNotExist.
 package layout
 
 import (
@@ -36,33 +45,35 @@ const (
 )
 
 const (
-	// Namespaces is the directory of a store's namespaces, and Ingest that of blobs on their way in.
+	// Namespaces is the directory of a store's namespaces, and Ingest that of blobs being written.
 	Namespaces = "namespaces"
 	Ingest     = "ingest"
-	// Aside begins the name of a file that is written aside.
-	Aside = ".tmp-"
-	// blobsLink is where a namespace's blobs are.
+	// TempPrefix begins the name of a temporary file, which is renamed or linked to its final name.
+	TempPrefix = ".tmp-"
+	// blobsLink is the text of a namespace's symbolic link blobs.
 	blobsLink = "../../" + v1.ImageBlobsDir
 )
 
-// maxVersion bounds oci-layout, in bytes.
+// maxVersion bounds the size of oci-layout in bytes.
 const maxVersion = 64 << 10
 
-// IsStore reports whether a layout is a store. Another tool's layout has neither a log of events nor sweeps, which wait for holds.
+// IsStore reports whether a layout is a store. A layout that another tool wrote has no event log, and no sweep waits
+// for holds on it.
 func IsStore(tree disk.Tree) bool {
 	fi, err := tree.Stat(Ingest)
 	return err == nil && fi.IsDir()
 }
 
-// Dir is an image layout: a directory of a tree, which has the blobs. Name is "." but for a namespace's.
+// Dir is an image layout: the directory Name in a tree, which has the blobs. Name is "." or, for a namespace,
+// namespaces/NAME.
 type Dir struct {
 	Tree       disk.Tree
 	Name       string
 	Alternates []disk.Tree // see [AlternatesEnv]
 }
 
-// Open selects the layout in a directory, and its alternates. It need not exist. The directory of a namespace is
-// recognised, and selected as a part of its store.
+// Open selects the layout in a directory, which need not exist, and its alternates. The directory of a namespace is
+// recognised, and selected as part of its store.
 func Open(root string) (Dir, error) {
 	d, err := open(root)
 	if err == nil {
@@ -95,19 +106,20 @@ func open(root string) (Dir, error) {
 // DefaultNamespace is the namespace whose names are in the store's own index.json.
 const DefaultNamespace = "default"
 
-// Resolve returns the store that a root stands for, and the namespace that is meant. If the root is the directory of a namespace,
-// it is that one: "" and [DefaultNamespace] stand for it too, and any other is InvalidArgument.
-func Resolve(root, namespace string) (store, of string, err error) {
+// Resolve returns the store and the namespace that root and namespace select. If root is the directory of a namespace,
+// the result is its store and that namespace. namespace must then be that one, "" or [DefaultNamespace]; any other is
+// InvalidArgument.
+func Resolve(root, namespace string) (store, selected string, err error) {
 	d, err := open(root)
 	if err != nil || d.Name == "." {
 		return root, namespace, err
 	}
-	of, err = Within(path.Base(d.Name), namespace)
-	return string(d.Tree), of, err
+	selected, err = Within(path.Base(d.Name), namespace)
+	return string(d.Tree), selected, err
 }
 
-// Within returns the namespace that is meant, as Resolve does. own is the namespace whose directory the root is, "" if it is the
-// store's.
+// Within returns the namespace that is selected, as Resolve does. own is the namespace whose directory the root is, or
+// "" if the root is a store.
 func Within(own, namespace string) (string, error) {
 	if own != "" && namespace != own && namespace != DefaultNamespace && namespace != "" {
 		return "", errclass.Errorf(errdefs.ErrInvalidArgument, "namespace %.80q: the store was given by the directory of namespace %s", namespace, own)
@@ -115,13 +127,14 @@ func Within(own, namespace string) (string, error) {
 	return cmp.Or(own, namespace), nil
 }
 
-// File is the name of one of the layout's files in the tree.
+// File returns the name of one of the layout's files within the tree.
 func (d Dir) File(name string) string { return path.Join(d.Name, name) }
 
-// Path is the path of one of the layout's files, for messages.
+// Path returns the path of one of the layout's files, for messages.
 func (d Dir) Path(name string) string { return d.Tree.Path(d.File(name)) }
 
-// Check reads the layout's version. fs.ErrNotExist if there is none, FailedPrecondition for an unknown one.
+// Check reads the layout's version. fs.ErrNotExist if the layout doesn't exist, FailedPrecondition for an unknown
+// version.
 func (d Dir) Check() error {
 	b, err := d.Tree.ReadFile(d.File(v1.ImageLayoutFile), maxVersion)
 	if err != nil {
@@ -137,8 +150,8 @@ func (d Dir) Check() error {
 	return nil
 }
 
-// Exists reports whether the layout is complete: it has oci-layout and index.json. FailedPrecondition if index.json alone
-// is gone, since the names were in it.
+// Exists reports whether the layout has both oci-layout and index.json. FailedPrecondition if only index.json is
+// missing, because its names are lost.
 func (d Dir) Exists() (bool, error) {
 	for range indexTries {
 		_, err := d.Tree.Stat(d.File(v1.ImageIndexFile))
@@ -157,8 +170,9 @@ func (d Dir) Exists() (bool, error) {
 	return false, d.gone()
 }
 
-// An index.json that isn't there is looked for this often before it counts as gone. The removal of a namespace takes it
-// away at once with oci-layout. On NFS, it is away for the time of an answer when another client, which has it open, replaces it.
+// How often, and at which interval, a missing index.json is looked for while oci-layout exists. Removing a namespace
+// removes both files, one shortly after the other. On NFS, index.json is missing for a round trip when another client,
+// which has it open, replaces it.
 const (
 	indexTries = 30
 	indexPause = 10 * time.Millisecond
@@ -176,25 +190,25 @@ func ignoreMissing(err error) error {
 	return err
 }
 
-// Create makes the layout, whose directory exists, unless it is there: an index.json without names first, oci-layout last.
-// Files are written aside in the directory aside of the tree.
-func (d Dir) Create(aside string) error {
+// Create creates the layout in an existing directory, unless it is complete: first an index.json without names, and
+// oci-layout last. Temporary files are made in the directory temp of the tree.
+func (d Dir) Create(temp string) error {
 	if there, err := d.Exists(); there || err != nil {
 		return err
 	}
-	if err := d.publish(aside, v1.ImageIndexFile, emptyIndex); err != nil {
+	if err := d.publish(temp, v1.ImageIndexFile, emptyIndex); err != nil {
 		return err
 	}
-	return d.publish(aside, v1.ImageLayoutFile, emptyLayout)
+	return d.publish(temp, v1.ImageLayoutFile, emptyLayout)
 }
 
-// publish puts a file into the layout, whole and durable, unless one of that name is there.
-func (d Dir) publish(aside, name, text string) error {
+// publish creates a file of the layout, complete and durable, unless it exists.
+func (d Dir) publish(temp, name, text string) error {
 	name = d.File(name)
 	if _, err := d.Tree.Stat(name); err == nil {
 		return nil
 	}
-	tmp, err := WriteAside(d.Tree, aside, func(f *os.File) error {
+	tmp, err := WriteTemp(d.Tree, temp, func(f *os.File) error {
 		_, err := f.WriteString(text)
 		return err
 	})
@@ -204,7 +218,7 @@ func (d Dir) publish(aside, name, text string) error {
 	defer d.Tree.Remove(tmp)
 	err = d.Tree.Link(tmp, name)
 	if errors.Is(err, unix.EPERM) || errors.Is(err, unix.ENOTSUP) || errors.Is(err, unix.ENOSYS) {
-		err = d.renameNew(tmp, name) // a file system without hard links
+		err = d.renameNew(tmp, name) // the file system has no hard links
 	}
 	if errors.Is(err, fs.ErrExist) {
 		return nil
@@ -215,8 +229,8 @@ func (d Dir) publish(aside, name, text string) error {
 	return d.Tree.SyncDir(d.Name)
 }
 
-// renameNew renames a file unless there is one of the new name: fs.ErrExist. Where the file system can't do that, those who
-// create files in the layout exclude each other by a lock.
+// renameNew renames a file; fs.ErrExist if the new name is taken. On a file system that can't do both at once, a lock
+// on the layout's directory keeps processes that create files in it apart.
 func (d Dir) renameNew(from, to string) error {
 	if err := d.Tree.RenameNew(from, to); !errors.Is(err, unix.EINVAL) && !errors.Is(err, unix.ENOSYS) && !errors.Is(err, unix.ENOTSUP) {
 		return err
@@ -235,39 +249,39 @@ func (d Dir) renameNew(from, to string) error {
 	return d.Tree.Rename(from, to)
 }
 
-// AsideName makes up a name in a directory for a file that is written aside.
-func AsideName(dir string) string {
-	return path.Join(dir, Aside+strconv.FormatUint(rand.Uint64(), 36))
+// TempName returns a random name for a temporary file in dir.
+func TempName(dir string) string {
+	return path.Join(dir, TempPrefix+strconv.FormatUint(rand.Uint64(), 36))
 }
 
-// WriteAside writes a file into a directory of the tree, synced, that is to be renamed or linked into place. It returns
-// the file's name in the tree.
-func WriteAside(tree disk.Tree, dir string, write func(*os.File) error) (name string, err error) {
+// WriteTemp writes and syncs a temporary file in a directory of the tree, for the caller to rename or link into place.
+// It returns the file's name in the tree.
+func WriteTemp(tree disk.Tree, dir string, write func(*os.File) error) (name string, err error) {
 	if err := tree.MakeDir(dir); err != nil {
 		return "", err
 	}
-	name = AsideName(dir)
+	name = TempName(dir)
 	if err = tree.CreateBy(name, 0o666, true, write); err != nil && !errors.Is(err, fs.ErrExist) {
 		_ = tree.Remove(name)
 	}
 	return name, err
 }
 
-// BlobName is the name of a blob's file in the tree. The digest must be valid.
+// BlobName returns the name of a blob's file in the tree. The digest must be valid.
 func BlobName(dgst digest.Digest) string {
 	alg, hex, _ := strings.Cut(string(dgst), ":")
 	return path.Join(v1.ImageBlobsDir, alg, hex)
 }
 
-// Freshen marks a blob as used now, so that a sweep beside it spares it. fs.ErrNotExist if there is none. In a store that
-// can't be written to the blob is left as it is.
+// Freshen marks a blob as used now, so that a concurrent sweep spares it. fs.ErrNotExist if the layout doesn't have it.
+// In a store that this user can't write to, it does nothing.
 func (d Dir) Freshen(ctx context.Context, dgst digest.Digest) error {
 	f, err := d.LockBlob(ctx, dgst, unix.LOCK_EX)
 	if err == nil {
 		defer disk.Release(f)
 		err = d.Tree.Chtimes(BlobName(dgst), time.Now())
 		if errors.Is(err, unix.EPERM) || errors.Is(err, unix.ENOSYS) || errors.Is(err, unix.EOPNOTSUPP) {
-			// It is another user's, or nobody can set times there.
+			// The blob is another user's, or the file system can't set times.
 			return freshenAll(f)
 		}
 	}
@@ -277,8 +291,8 @@ func (d Dir) Freshen(ctx context.Context, dgst digest.Digest) error {
 	return err
 }
 
-// Retain freshens a blob, and makes its name durable: the process that publishes it may not have done so yet. fs.ErrNotExist if there
-// is none. In a store that can't be written to the blob is left as it is.
+// Retain freshens a blob and makes its name durable, which the process that published it may not have done yet.
+// fs.ErrNotExist if the layout doesn't have it. In a store that this user can't write to, it does nothing.
 func (d Dir) Retain(ctx context.Context, dgst digest.Digest) error {
 	if err := d.Freshen(ctx, dgst); err != nil {
 		return err
@@ -290,13 +304,15 @@ func (d Dir) Retain(ctx context.Context, dgst digest.Digest) error {
 	return err
 }
 
-// PutBlob stores a blob, unless it is there: then it is retained, and write isn't called. begin is 0, or at most the number that
-// [Dir.PartSize] has told. write gets the file at that offset, with the bytes before it, and writes the rest; it fails if they all
-// don't hash to the digest. expected is the blob's size, -1 if it is not known: a blob of another size is damaged,
-// and is replaced. When PutBlob returns the blob is on disk.
+// PutBlob stores a blob. If the layout has it already, with the expected size, PutBlob retains it and doesn't call
+// write. expected is the blob's size, or -1 if it is unknown; a blob of another size is damaged, and is replaced. When
+// PutBlob returns nil the blob is on disk.
 //
-// If write is interrupted (Aborted, or ctx is done), what it has written is kept for another call. Aborted: there are no longer as many
-// bytes as begin.
+// write gets a file that has begin bytes and is positioned after them. It writes the rest, and must fail unless all
+// bytes together hash to the digest. begin is 0, or at most the result of [Dir.PartSize].
+//
+// If write is interrupted (its error is Aborted, or ctx is done), what it wrote is kept for another call. PutBlob
+// itself returns Aborted if there are fewer than begin bytes now.
 func (d Dir) PutBlob(ctx context.Context, dgst digest.Digest, expected, begin int64, write func(*os.File) error) (size int64, exists bool, err error) {
 	fi, err := d.Tree.Stat(BlobName(dgst))
 	if err == nil && (expected < 0 || fi.Size() == expected) {
@@ -307,16 +323,16 @@ func (d Dir) PutBlob(ctx context.Context, dgst digest.Digest, expected, begin in
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return 0, false, err
 	}
-	f, aside, err := d.openAside(ctx, dgst, begin)
+	f, temp, err := d.openTemp(ctx, dgst, begin)
 	if err != nil {
 		return 0, false, err
 	}
-	defer disk.Release(f) // after the file has its name
+	defer disk.Release(f) // not before the file has its name
 	if err = write(f); err == nil {
 		fi, err = f.Stat()
 	}
 	if err == nil {
-		err = f.Sync() // before the mode: a part that this user can't open for writing could not be gone on with
+		err = f.Sync() // before Chmod: a read-only file with unsynced content could not be resumed
 	}
 	if err == nil {
 		err = f.Chmod(0o444)
@@ -325,37 +341,37 @@ func (d Dir) PutBlob(ctx context.Context, dgst digest.Digest, expected, begin in
 		err = f.Sync()
 	}
 	if err != nil {
-		if have, serr := f.Stat(); aside != partName(dgst) || serr != nil || have.Size() < minPart || !errdefs.IsAborted(err) && ctx.Err() == nil {
-			_ = d.Tree.Remove(aside)
+		if have, serr := f.Stat(); temp != partName(dgst) || serr != nil || have.Size() < minPart || !errdefs.IsAborted(err) && ctx.Err() == nil {
+			_ = d.Tree.Remove(temp)
 		}
 		return 0, false, err
 	}
 	name := BlobName(dgst)
-	// Whoever has the lock of a damaged blob may be about to delete it.
+	// A process that holds the lock may be about to delete the damaged blob.
 	lock, err := d.LockBlob(ctx, dgst, unix.LOCK_EX)
 	if err == nil {
 		defer disk.Release(lock)
 	}
 	if err == nil || errors.Is(err, fs.ErrNotExist) {
-		err = d.Tree.Rename(aside, name)
+		err = d.Tree.Rename(temp, name)
 	}
 	if err != nil {
-		_ = d.Tree.Remove(aside)
+		_ = d.Tree.Remove(temp)
 		return 0, false, err
 	}
 	return fi.Size(), false, d.Tree.SyncDir(path.Dir(name))
 }
 
-// minPart is the least number of bytes of an interrupted put that are kept.
+// minPart is the number of bytes from which an interrupted put is kept.
 const minPart = 64 << 10
 
-// partName is the name of the file that a put of a blob writes. It is beside the blobs, which may be on another file system than the
-// layout, and the name of no blob.
+// partName returns the name of the file that a put of a blob writes. It is in the directory of the blobs, which may be
+// on another file system than the layout, and is not a valid blob name.
 func partName(dgst digest.Digest) string {
-	return path.Join(path.Dir(BlobName(dgst)), Aside+dgst.Encoded())
+	return path.Join(path.Dir(BlobName(dgst)), TempPrefix+dgst.Encoded())
 }
 
-// PartSize returns how many bytes of a blob an interrupted put has left, 0 if there are none that another put may go on with.
+// PartSize returns how many bytes an interrupted put of a blob has left for another put to continue, or 0.
 func (d Dir) PartSize(ctx context.Context, dgst digest.Digest) int64 {
 	f, size, err := d.openPart(ctx, dgst, 0)
 	if err != nil {
@@ -368,7 +384,7 @@ func (d Dir) PartSize(ctx context.Context, dgst digest.Digest) int64 {
 	return size
 }
 
-// openPart opens and locks the file of partName.
+// openPart opens and locks the file of an interrupted put.
 func (d Dir) openPart(ctx context.Context, dgst digest.Digest, flag int) (f *os.File, size int64, err error) {
 	f, err = d.Tree.LockFile(ctx, partName(dgst), os.O_RDWR|flag, 0o600, unix.LOCK_EX|unix.LOCK_NB)
 	if err != nil {
@@ -386,9 +402,9 @@ func (d Dir) openPart(ctx context.Context, dgst digest.Digest, flag int) (f *os.
 	return f, st.Size, nil
 }
 
-// openAside opens the file that a put is to write, at an offset. It is the one of partName, with the bytes before the offset, or
-// another one if that can't be had and the offset is 0.
-func (d Dir) openAside(ctx context.Context, dgst digest.Digest, begin int64) (f *os.File, name string, err error) {
+// openTemp opens the file that a put writes, at offset begin. It is the file of partName with its first begin bytes. If
+// that can't be used and begin is 0, it is a new file.
+func (d Dir) openTemp(ctx context.Context, dgst digest.Digest, begin int64) (f *os.File, name string, err error) {
 	dir := path.Dir(BlobName(dgst))
 	if err := d.Tree.MakeDir(dir); err != nil {
 		return nil, "", err
@@ -396,7 +412,7 @@ func (d Dir) openAside(ctx context.Context, dgst digest.Digest, begin int64) (f 
 	name = partName(dgst)
 	f, size, err := d.openPart(ctx, dgst, os.O_CREATE)
 	if errdefs.IsNotImplemented(err) {
-		return nil, "", err // no locks
+		return nil, "", err // the file system has no locks
 	}
 	if err == nil && size < begin {
 		disk.Release(f)
@@ -405,7 +421,7 @@ func (d Dir) openAside(ctx context.Context, dgst digest.Digest, begin int64) (f 
 		return nil, "", errclass.Errorf(errdefs.ErrAborted, "the first %d bytes are no longer there: put all of it", begin)
 	}
 	if err != nil {
-		name = AsideName(dir)
+		name = TempName(dir)
 		f, err = d.Tree.OpenFile(name, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
 		return f, name, err
 	}

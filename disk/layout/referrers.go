@@ -15,18 +15,20 @@ import (
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
-// ReferrerTag is a tag that attaches a manifest to another one by its name alone, as cosign does: sha256-HEX.sig, .att or .sbom.
+// ReferrerTag is a tag that attaches a manifest to another by naming convention, as cosign does: sha256-HEX.sig, .att
+// or .sbom. ArtifactType is the type of the attached document.
 type ReferrerTag struct{ Tag, ArtifactType string }
 
-// suffixes are those of such tags, and the artifact types that cosign gives to the same documents if they refer to a subject.
+// suffixes are the suffixes of referrer tags, with the artifact types that cosign uses for the same documents when they
+// have a subject field.
 var suffixes = []ReferrerTag{
 	{".sig", "application/vnd.dev.cosign.artifact.sig.v1+json"},
 	{".att", "application/vnd.dev.cosign.artifact.att.v1+json"},
 	{".sbom", "application/vnd.dev.cosign.artifact.sbom.v1+json"},
 }
 
-// ReferrerTags returns the tags that attach manifests to a subject, those of an artifact type alone unless that is empty. A digest that is
-// too long for a tag has none.
+// ReferrerTags returns the tags that may attach manifests to a subject. If artifactType is not empty, only tags of that
+// type are returned. Only SHA-256 digests have such tags; others are too long.
 func ReferrerTags(subject digest.Digest, artifactType string) (tags []ReferrerTag) {
 	if subject.Algorithm() != digest.SHA256 {
 		return nil
@@ -39,7 +41,7 @@ func ReferrerTags(subject digest.Digest, artifactType string) (tags []ReferrerTa
 	return tags
 }
 
-// ParseReferrerTag reads a tag, or a name that ends with one.
+// ParseReferrerTag parses a referrer tag, or a name that ends with one.
 func ParseReferrerTag(name string) (tag ReferrerTag, subject digest.Digest, ok bool) {
 	tag.Tag = name[strings.LastIndexByte(name, ':')+1:]
 	hex, ok := strings.CutPrefix(tag.Tag, "sha256-")
@@ -55,15 +57,17 @@ func ParseReferrerTag(name string) (tag ReferrerTag, subject digest.Digest, ok b
 	return tag, "", false
 }
 
-// Tagged describes a manifest as lists of referrers do if a tag attaches it: the tag is its annotation org.opencontainers.image.ref.name.
+// Tagged returns a manifest's descriptor as a list of referrers shows a manifest attached by a tag: with the tag's
+// artifact type, and the tag as the annotation org.opencontainers.image.ref.name.
 func (t ReferrerTag) Tagged(d v1.Descriptor) v1.Descriptor {
 	d.ArtifactType, d.Annotations = t.ArtifactType, map[string]string{v1.AnnotationRefName: t.Tag}
 	return d
 }
 
-// Referrers calls f once with each document of the index, of at most maxSize bytes, that has a subject: its descriptor, with
-// what lists of referrers tell of it, and its subject. Nobody has hashed the document. Documents that are not in the layout
-// are passed over: an image may be here in part. Documents that a name or [AnnotationTag] attaches to a subject count, too, once for each tag.
+// Referrers calls f once for each document in the index that has a subject. desc is the document's descriptor as lists
+// of referrers show it. A document that a name or [AnnotationTag] attaches to a subject counts too, once per tag.
+// Documents of more than maxSize bytes are skipped, as are those that the layout doesn't have, since an image may be
+// here in part. Digests are not verified.
 func (d Dir) Referrers(maxSize int64, f func(desc v1.Descriptor, subject digest.Digest) error) error {
 	ix, err := d.ReadIndex()
 	if err != nil {
@@ -113,7 +117,7 @@ func (d Dir) Referrers(maxSize int64, f func(desc v1.Descriptor, subject digest.
 	return nil
 }
 
-// ReadBlob reads a blob of at most maxSize bytes; a larger one is FailedPrecondition. Its digest is not verified.
+// ReadBlob reads a blob without verifying its digest. A blob of more than maxSize bytes is FailedPrecondition.
 func (d Dir) ReadBlob(dgst digest.Digest, maxSize int64) ([]byte, error) {
 	f, err := d.OpenBlob(dgst)
 	if err != nil {
@@ -123,7 +127,7 @@ func (d Dir) ReadBlob(dgst digest.Digest, maxSize int64) ([]byte, error) {
 	return disk.ReadAll(f, maxSize)
 }
 
-// Subject returns the digest of a document's subject, or "" if it has none.
+// Subject returns the digest of a document's subject, or "".
 func Subject(document []byte) (subject digest.Digest) {
 	if !json.Valid(document) {
 		return ""
@@ -140,11 +144,11 @@ func Subject(document []byte) (subject digest.Digest) {
 	return subject
 }
 
-// maxAnnotations bounds the annotations that a list of referrers shows of one document, in bytes of JSON.
+// maxAnnotations bounds a document's annotations in a list of referrers, in bytes of JSON.
 const maxAnnotations = 256 << 10
 
-// DescribeReferrer returns what lists of referrers tell of a document, which is valid JSON: the type of the artifact, which
-// is its config's if it has none itself, and its annotations (OCI distribution specification, "Listing Referrers").
+// DescribeReferrer returns a document's artifact type and annotations as lists of referrers show them (OCI distribution
+// specification, "Listing Referrers"). The type defaults to that of the config. document must be valid JSON.
 func DescribeReferrer(document []byte) (artifactType string, annotations map[string]string) {
 	config := ""
 	Members(document, func(key string, value json.RawMessage) {
@@ -167,7 +171,7 @@ func DescribeReferrer(document []byte) (artifactType string, annotations map[str
 	return cmp.Or(artifactType, config), annotations
 }
 
-// shortType returns a media type, "" if it is longer than RFC 6838 allows.
+// shortType decodes a media type. It is "" if it is longer than RFC 6838 allows.
 func shortType(raw json.RawMessage) (s string) {
 	if len(raw) <= 2+255 {
 		_ = json.Unmarshal(raw, &s)
@@ -175,28 +179,28 @@ func shortType(raw json.RawMessage) (s string) {
 	return s
 }
 
-// Annotations of an entry without a name: the subject that its document refers to, and the tag that says so instead (see
-// [ReferrerTags]). Sweeps keep what the entry points at only as long as they keep the subject.
+// Annotations of an entry without a name: the subject that its document refers to, and, for a document attached by a
+// tag, that tag (see [ReferrerTags]). Sweeps keep what the entry points at only as long as they keep the subject.
 const (
 	AnnotationSubject = "distkit.subject"
 	AnnotationTag     = "distkit.tag"
 )
 
-// Referrer is a document that refers to a subject: by itself, or by a tag that it has at registries.
+// Referrer is a document that refers to a subject, either in its subject field or by a tag at a registry.
 type Referrer struct {
 	v1.Descriptor
 	Subject digest.Digest
-	Tag     string // "" if the document refers to the subject by itself
+	Tag     string // "" if the document has a subject field
 }
 
-// AddReferrers adds entries without a name, those that are not there yet. Lists of referrers are made from them. An entry with a name
-// doesn't count: the name may move.
+// AddReferrers adds an entry without a name for each referrer that has no such entry yet. Lists of referrers are made
+// from these entries. An entry with a name doesn't count, because the name may come to point elsewhere.
 func (ix *Index) AddReferrers(list ...Referrer) (added bool, err error) {
 	type key struct {
 		digest digest.Digest
 		tag    string
 	}
-	there := make(map[key]bool, len(ix.Entries))
+	present := make(map[key]bool, len(ix.Entries))
 	for _, e := range ix.Entries {
 		if e.Name != "" {
 			continue
@@ -208,11 +212,11 @@ func (ix *Index) AddReferrers(list ...Referrer) (added bool, err error) {
 			}
 		})
 		if err == nil {
-			there[key{d.Digest, tag}] = true
+			present[key{d.Digest, tag}] = true
 		}
 	}
 	for _, r := range list {
-		if there[key{r.Digest, r.Tag}] {
+		if present[key{r.Digest, r.Tag}] {
 			continue
 		}
 		d := r.Descriptor
@@ -224,14 +228,15 @@ func (ix *Index) AddReferrers(list ...Referrer) (added bool, err error) {
 		if err != nil {
 			return false, err
 		}
-		ix.Entries, there[key{r.Digest, r.Tag}], added = append(ix.Entries, e), true, true
+		ix.Entries, present[key{r.Digest, r.Tag}], added = append(ix.Entries, e), true, true
 	}
 	return added, nil
 }
 
-// DependsOn returns the subject without which sweeps don't keep the entry, or "": the entry counts by itself.
+// DependsOn returns the subject without which a sweep doesn't keep the entry's target, or "" if the entry keeps its
+// target by itself.
 func (e Entry) DependsOn() (subject digest.Digest) {
-	if e.Name != "" || e.Strange || !bytes.Contains(e.Raw, []byte(AnnotationSubject)) {
+	if e.Name != "" || e.Malformed || !bytes.Contains(e.Raw, []byte(AnnotationSubject)) {
 		return ""
 	}
 	_, err := e.Target(func(key, value string) {

@@ -8,9 +8,9 @@ import (
 	"unicode/utf8"
 )
 
-// Members calls f with every member of a JSON object that is known to be valid, in order. It is
-// false, and f isn't called, where raw is something else. Reading ten thousand names for the
-// sake of one, this takes a tenth of what decoding them would.
+// Members calls f with every member of a JSON object, in order. raw must be valid JSON. If it is not an object, Members
+// returns false and doesn't call f. To find one name among ten thousand, this takes a tenth of the time of decoding
+// them.
 func Members(raw []byte, f func(key string, value json.RawMessage)) bool {
 	s := scanner{b: raw}
 	if !s.enter('{') {
@@ -25,8 +25,8 @@ func Members(raw []byte, f func(key string, value json.RawMessage)) bool {
 	return true
 }
 
-// Elements calls f with every element of a JSON array that is known to be valid. It is false,
-// and f isn't called, where raw is something else.
+// Elements calls f with every element of a JSON array. raw must be valid JSON. If it is not an array, Elements returns
+// false and doesn't call f.
 func Elements(raw []byte, f func(value json.RawMessage)) bool {
 	s := scanner{b: raw}
 	if !s.enter('[') {
@@ -40,14 +40,14 @@ func Elements(raw []byte, f func(value json.RawMessage)) bool {
 	return true
 }
 
-// EditMembers returns a JSON object that is known to be valid with the values that f returns in the places of its members'
-// values, and without the members for which f returns nil. All other bytes stay as they are; if all members go, so does the white
-// space between them. What is no object is returned unchanged.
+// EditMembers returns a JSON object in which each member has the value that f returns for it; a member for which f
+// returns nil is removed. All other bytes stay the same, but if no member is left, the white space between them goes
+// too. raw must be valid JSON; if it is not an object it is returned unchanged.
 func EditMembers(raw []byte, f func(key string, value json.RawMessage) []byte) []byte {
 	return edit(raw, '{', '}', f)
 }
 
-// EditElements is EditMembers for the elements of an array.
+// EditElements is [EditMembers] for the elements of an array.
 func EditElements(raw []byte, f func(value json.RawMessage) []byte) []byte {
 	return edit(raw, '[', ']', func(_ string, value json.RawMessage) []byte { return f(value) })
 }
@@ -72,14 +72,14 @@ func edit(raw []byte, opening, closing byte, f func(key string, value json.RawMe
 		}
 		before := raw[copied : s.i-len(value)]
 		copied = s.i
-		now := f(key, value)
-		if now == nil {
+		value = f(key, value)
+		if value == nil {
 			continue
 		}
 		if kept++; kept == 1 && index > 0 {
-			_, before, _ = bytes.Cut(before, []byte{','}) // what stood before it is gone
+			_, before, _ = bytes.Cut(before, []byte{','}) // drop the comma after the members that were removed
 		}
-		edited = append(append(edited, before...), now...)
+		edited = append(append(edited, before...), value...)
 	}
 	rest := raw[copied:]
 	if kept == 0 && index > 0 {
@@ -88,7 +88,7 @@ func edit(raw []byte, opening, closing byte, f func(key string, value json.RawMe
 	return append(edited, rest...)
 }
 
-// unquote returns the text of a JSON string, which is valid, as encoding/json would.
+// unquote decodes a valid JSON string as encoding/json does.
 func unquote(quoted []byte) string {
 	text := quoted[1 : len(quoted)-1]
 	if bytes.IndexByte(text, '\\') < 0 && utf8.Valid(text) {
@@ -99,20 +99,20 @@ func unquote(quoted []byte) string {
 	return s
 }
 
-// maxNesting bounds how deep values nest, as encoding/json does.
+// maxNesting bounds how deep values may nest. encoding/json has the same bound.
 const maxNesting = 10000
 
-// scanner goes over JSON once and checks it on the way. What it returns are parts of the bytes; nothing is copied. After
-// the first byte that is wrong, bad is set, and there is nothing more.
+// scanner reads JSON once and validates it on the way. Results point into b; nothing is copied. After the first invalid
+// byte bad is set, and key and value return nil.
 type scanner struct {
 	b      []byte
 	i      int
 	depth  int
-	opened bool // the last thing that was read is a bracket that opens
+	opened bool // the last thing that was read is an opening bracket
 	bad    bool
 }
 
-// peek skips white space and returns the byte that follows, 0 at the end.
+// peek skips white space and returns the next byte without consuming it, or 0 at the end.
 func (s *scanner) peek() byte {
 	if s.i < len(s.b) && s.b[s.i] > ' ' {
 		return s.b[s.i]
@@ -131,7 +131,7 @@ func (s *scanner) skipSpace() byte {
 	return 0
 }
 
-// take skips white space, and c if that follows.
+// take skips white space. It consumes the next byte and returns true if that is c.
 func (s *scanner) take(c byte) bool {
 	if s.bad || s.peek() != c {
 		return false
@@ -140,11 +140,11 @@ func (s *scanner) take(c byte) bool {
 	return true
 }
 
-// end reports whether nothing follows.
+// end reports whether all is valid and nothing but white space is left.
 func (s *scanner) end() bool { return !s.bad && s.peek() == 0 && s.i == len(s.b) }
 
-// enter goes into an object, if bracket is '{', or an array, if it is '['. If the next value is neither, enter is false and
-// does nothing.
+// enter consumes the opening bracket of an object ('{') or array ('['). If the next value is something else, it
+// consumes nothing and returns false.
 func (s *scanner) enter(bracket byte) bool {
 	if !s.take(bracket) {
 		return false
@@ -154,7 +154,8 @@ func (s *scanner) enter(bracket byte) bool {
 	return true
 }
 
-// more goes to the next member or element of what was entered. At its end, more is false and leaves it.
+// more advances to the next member or element of the innermost object or array. At its end it consumes the closing
+// bracket, and returns false.
 func (s *scanner) more(bracket byte) bool {
 	first := s.opened
 	s.opened = false
@@ -168,7 +169,7 @@ func (s *scanner) more(bracket byte) bool {
 	return !s.bad
 }
 
-// key returns a member's key as it is quoted, and goes to the value.
+// key consumes a member's key and the colon after it, and returns the key with its quotes.
 func (s *scanner) key() []byte {
 	if s.peek() != '"' {
 		s.bad = true
@@ -183,7 +184,7 @@ func (s *scanner) key() []byte {
 	return s.b[start:end]
 }
 
-// value returns the next value, and goes behind it.
+// value consumes and returns the next value.
 func (s *scanner) value() []byte {
 	c := s.peek()
 	start := s.i
@@ -221,7 +222,7 @@ func (s *scanner) value() []byte {
 
 func isDigit(c byte) bool { return '0' <= c && c <= '9' }
 
-// skipText goes behind a string.
+// skipText consumes a string.
 func (s *scanner) skipText() {
 	b, i := s.b, s.i+1
 	for {
@@ -255,8 +256,8 @@ func (s *scanner) skipText() {
 	}
 }
 
-// plain returns where the first byte is, from i on, that ends a string or is special in it: a quote, a backslash, or a
-// control character. It looks at sixteen bytes at a time: most of an index.json are strings.
+// plain returns the position, from i on, of the first byte that is special in a string: a quote, a backslash or a
+// control character. It tests sixteen bytes at a time, since an index.json is mostly strings.
 func plain(b []byte, i int) int {
 	for ; i+16 <= len(b); i += 16 {
 		p := b[i : i+16 : i+16]
@@ -276,16 +277,16 @@ func plain(b []byte, i int) int {
 	return i
 }
 
-// special looks for quotes, backslashes and control characters among eight bytes. The lowest bit that it sets is the high bit of the
-// first one. Bits of later bytes mean nothing.
+// special looks for quotes, backslashes and control characters in eight bytes. The lowest bit that it sets is the high
+// bit of the first such byte; higher bits are unreliable.
 func special(w uint64) uint64 {
 	const ones, highs = 0x0101010101010101, 0x8080808080808080
-	// The lowest high bit of (w - ones*n) &^ w is that of the first byte below n, for n up to 128.
+	// The lowest high bit set in (w - ones*n) &^ w is that of the first byte less than n, for n up to 128.
 	quote, escape := w^ones*'"', w^ones*'\\'
 	return ((w-ones*' ')&^w | (quote-ones)&^quote | (escape-ones)&^escape) & highs
 }
 
-// skipNumber goes behind a number: no leading zeros, and digits on both sides of a point.
+// skipNumber consumes a number. JSON allows no leading zeros, and needs digits on both sides of a point.
 func (s *scanner) skipNumber() {
 	if s.b[s.i] == '-' {
 		s.i++

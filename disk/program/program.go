@@ -1,5 +1,12 @@
-// Package program runs a program that serves a protocol of ours: a verb and operands are its arguments, its standard output is data,
-// and its exit status is one of package errclass. What it says is a stranger's.
+// Package program runs helper programs that serve one of our protocols, such as dist-remote-NAME.
+//
+// The arguments are a verb and its operands. Standard output is data, the exit status is one of package errclass, and
+// the last line of standard error is the error message. All that a helper writes is untrusted: messages are bounded and
+// escaped.
+//
+// [Start] starts a program of PATH. The caller reads the [Process] to its end: io.EOF means status 0; any other error
+// has the class of the exit status. [Process.Close] stops a process that is no longer wanted. The error is
+// NotImplemented if PATH has no such program, and Aborted if its output breaks off.
 package program
 
 import (
@@ -20,33 +27,34 @@ import (
 )
 
 const (
-	// Grace is how long a process that was told to stop may live.
+	// Grace is how long a process may live after SIGTERM, before it is killed.
 	Grace   = 5 * time.Second
-	maxText = 4 << 10 // kept of what a process says on standard error
+	maxText = 4 << 10 // bytes of standard error that are kept
 	maxName = 64
 )
 
-// IsName reports whether s can stand behind the prefix of a program's name. It has no slash and no dot, and begins with no minus.
+// IsName reports whether s may follow the prefix in a program's name, as in dist-remote-NAME: at most 64 lower-case
+// letters, digits and minus signs, without a minus sign in front.
 func IsName(s string) bool {
 	return s != "" && len(s) <= maxName && s[0] != '-' && strings.Trim(s, "abcdefghijklmnopqrstuvwxyz0123456789-") == ""
 }
 
-// Process is one call of a program. Reading its standard output ends in io.EOF if its status is 0, else in the error that its
-// status and its last line tell.
+// Process is a running helper program. Read returns its standard output, and at its end io.EOF if the exit status is 0,
+// or an error with the status's class and the last line of standard error.
 type Process struct {
 	*exec.Cmd
-	// Patience, if it is not 0, bounds how long the process may live once its output has ended.
+	// Patience, if not 0, is how long the process may live after its output has ended.
 	Patience time.Duration
 
 	ctx    context.Context
 	cancel context.CancelFunc
 	out    *disk.Piped
-	said   tail
+	stderr tail
 	ended  sync.Once
 	err    error
 }
 
-// tail keeps the end of what is written to it.
+// tail keeps the last maxText bytes that are written to it.
 type tail struct{ b []byte }
 
 func (t *tail) Write(p []byte) (int, error) {
@@ -55,15 +63,16 @@ func (t *tail) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
-// Start starts a program of PATH. prepare sets the command's other fields, but for its output. The process gets SIGTERM once ctx is
-// done, and is killed after [Grace]; with Setpgid, its process group is. The error is NotImplemented if there is no such program.
+// Start starts a program of PATH. prepare may set any field of the command but its output. When ctx is done the process
+// gets SIGTERM, and is killed after [Grace]; if prepare sets Setpgid, both go to its process group. The error is
+// NotImplemented if there is no such program.
 func Start(parent context.Context, prepare func(*exec.Cmd), name string, args ...string) (*Process, error) {
 	ctx, cancel := context.WithCancel(parent)
 	p := &Process{Cmd: exec.CommandContext(ctx, name, args...), ctx: parent, cancel: cancel}
 	prepare(p.Cmd)
 	p.Cancel = p.terminate
 	p.WaitDelay = Grace
-	p.Stderr = &p.said
+	p.Stderr = &p.stderr
 	var err error
 	if p.out, err = disk.StartPiped(p.Cmd); err != nil {
 		cancel()
@@ -75,7 +84,7 @@ func Start(parent context.Context, prepare func(*exec.Cmd), name string, args ..
 	return p, nil
 }
 
-// hasGroup reports whether the process leads a process group of its own.
+// hasGroup reports whether the process leads its own process group.
 func (p *Process) hasGroup() bool { return p.SysProcAttr != nil && p.SysProcAttr.Setpgid }
 
 func (p *Process) terminate() error {
@@ -106,10 +115,10 @@ func (p *Process) Read(b []byte) (int, error) {
 	return n, err
 }
 
-// StopAfter tells the process to stop when the time is over, unless the timer is stopped before.
+// StopAfter terminates the process after d, unless the caller stops the timer before.
 func (p *Process) StopAfter(d time.Duration) *time.Timer { return time.AfterFunc(d, p.cancel) }
 
-// End waits for the process and returns its failure, if any. A process group of its own ends with it.
+// End waits for the process and returns its error. Then it kills what is left of the process's own group.
 func (p *Process) End() error {
 	p.ended.Do(func() {
 		<-p.out.Ended
@@ -122,15 +131,15 @@ func (p *Process) End() error {
 	return p.err
 }
 
-// endGroup kills what is left of a process group, and waits until it is gone: until then it may still write. A zombie that nobody
-// reaps is let be.
+// endGroup kills the rest of a process group, and waits until it is gone, because a member may write until then. It
+// gives up after two seconds: a zombie that nobody reaps stays.
 func endGroup(group int) {
 	for end := time.Now().Add(2 * time.Second); syscall.Kill(group, syscall.SIGKILL) == nil && time.Now().Before(end); {
 		time.Sleep(2 * time.Millisecond)
 	}
 }
 
-// Close ends the process if it still runs.
+// Close terminates the process if it still runs, and waits for it.
 func (p *Process) Close() error {
 	p.cancel()
 	_ = p.End()
@@ -141,7 +150,7 @@ func (p *Process) Close() error {
 func (p *Process) CloseOutput() error { return p.out.Close() }
 
 func (p *Process) failure(err error) error {
-	if err == nil || errors.Is(err, exec.ErrWaitDelay) { // it has succeeded, but a child that it left holds standard error open
+	if err == nil || errors.Is(err, exec.ErrWaitDelay) { // ErrWaitDelay: it succeeded, but a child process holds its standard error open
 		return nil
 	}
 	if p.ctx.Err() != nil {
@@ -151,7 +160,7 @@ func (p *Process) failure(err error) error {
 	if !errors.As(err, &exit) {
 		return err
 	}
-	lines := strings.Split(strings.TrimSpace(string(p.said.b)), "\n")
+	lines := strings.Split(strings.TrimSpace(string(p.stderr.b)), "\n")
 	name := p.Args[0]
 	text := strings.TrimPrefix(errclass.OneLine(strings.ToValidUTF8(lines[len(lines)-1], "")), name+": ")
 	if text == "" {

@@ -12,15 +12,15 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// NoOpenat2 is set once the kernel (before 5.6), or a filter of system calls in front of it, is seen to lack openat2(2). Tests set it
-// to try what is done then.
+// NoOpenat2 is set after the first failure that shows that the kernel (before 5.6), or a filter of system calls, lacks
+// openat2(2). Tests set it to exercise the fallback.
 var NoOpenat2 atomic.Bool
 
-// OpenDir are the flags that open a directory itself, not one that a symbolic link leads to.
+// OpenDir are the flags to open a directory; a symbolic link is not followed.
 const OpenDir = unix.O_RDONLY | unix.O_DIRECTORY | unix.O_NOFOLLOW | unix.O_CLOEXEC
 
-// OpenBeneath opens a relative path below the directory dir. It follows no symbolic link: ELOOP or ENOTDIR. resolve may be
-// RESOLVE_NO_XDEV, by which a path that leads into another mount is EXDEV.
+// OpenBeneath opens a relative path below the directory dir, and follows no symbolic link: ELOOP or ENOTDIR. With
+// resolve unix.RESOLVE_NO_XDEV a path that leads into another mount fails with EXDEV.
 func OpenBeneath(dir int, path string, flags int, resolve uint64) (int, error) {
 	if !NoOpenat2.Load() {
 		how := unix.OpenHow{
@@ -28,7 +28,7 @@ func OpenBeneath(dir int, path string, flags int, resolve uint64) (int, error) {
 			Resolve: unix.RESOLVE_BENEATH | unix.RESOLVE_NO_SYMLINKS | unix.RESOLVE_NO_MAGICLINKS | resolve,
 		}
 		fd, err := -1, unix.EAGAIN
-		for err == unix.EAGAIN { // something was renamed meanwhile
+		for err == unix.EAGAIN { // EAGAIN: a path component was renamed during the call
 			e := retry(func() (err error) { fd, err = unix.Openat2(dir, path, &how); return err })
 			if e == nil {
 				return fd, nil
@@ -43,7 +43,7 @@ func OpenBeneath(dir int, path string, flags int, resolve uint64) (int, error) {
 	return openEach(dir, path, flags, resolve)
 }
 
-// openEach is OpenBeneath without openat2, component by component.
+// openEach is OpenBeneath without openat2(2): it opens one component at a time.
 func openEach(dir int, path string, flags int, resolve uint64) (int, error) {
 	at := dir
 	for {
@@ -73,13 +73,13 @@ func openEach(dir int, path string, flags int, resolve uint64) (int, error) {
 	}
 }
 
-// sameMount reports whether two open files are in one mount. If that can't be told they are not.
+// sameMount reports whether two open files are in the same mount. It is false if that is unknown.
 func sameMount(a, b int) bool {
 	id := mountOf(a)
 	return id != "" && id == mountOf(b)
 }
 
-// mountOf is the ID of the mount that an open file is in, "" if it can't be told.
+// mountOf returns the ID of the mount that an open file is in, or "" if it is unknown.
 func mountOf(fd int) string {
 	f, err := os.Open("/proc/self/fdinfo/" + strconv.Itoa(fd))
 	if err != nil {
@@ -94,8 +94,8 @@ func mountOf(fd int) string {
 	return ""
 }
 
-// EachName calls f for each name in an open directory, from the first on. It holds a few names at a time, and f may remove them. A
-// directory that was removed meanwhile has none.
+// EachName calls f for each name in an open directory, beginning at the first. It holds a few names in memory at a
+// time, and f may remove them. A directory that another process removes in the meantime has no more names.
 func EachName(fd int, f func(name string) error) error {
 	if err := retry(func() error { _, err := unix.Seek(fd, 0, 0); return err }); err != nil {
 		return err
@@ -115,12 +115,12 @@ func EachName(fd int, f func(name string) error) error {
 	}
 }
 
-// readNames adds the next names of an open directory to a list: none at its end.
+// readNames appends the next names of an open directory to a list. It appends nothing at the directory's end.
 func readNames(fd int, buf []byte, names []string) ([]string, error) {
 	for {
 		n := 0
 		err := retry(func() (err error) { n, err = unix.Getdents(fd, buf); return err })
-		if err == unix.ENOENT { // the directory was removed
+		if err == unix.ENOENT { // another process removed the directory
 			n, err = 0, nil
 		}
 		for b := buf[:max(n, 0)]; len(b) > 0; {
@@ -134,7 +134,7 @@ func readNames(fd int, buf []byte, names []string) ([]string, error) {
 	}
 }
 
-// Names lists an open directory.
+// Names returns all names in an open directory.
 func Names(fd int) (names []string, err error) {
 	err = EachName(fd, func(name string) error {
 		names = append(names, name)
@@ -143,39 +143,41 @@ func Names(fd int) (names []string, err error) {
 	return names, err
 }
 
-// ErrMounted is why something is not removed: it is, or holds, what another file system is mounted on.
+// ErrMounted is the error of [RemoveAll] and [Trail] for a directory on which another file system is mounted.
 var ErrMounted = errors.New("something is mounted there")
 
-// RemoveAll removes name in the directory dir with all that is below it, whatever the modes of the directories. It is nil if there is
-// nothing of that name. It removes nothing of other mounts: ErrMounted, or EBUSY.
+// RemoveAll removes name in the directory dir and everything below it, whatever the modes of the directories. A name
+// that doesn't exist is no error. RemoveAll enters no other mount: ErrMounted, or EBUSY.
 //
-// ENOTEMPTY if others add to the tree meanwhile, or on NFS have a file of it open. The work grows with the number of files. Memory and the number of open files do not: a tree can be as deep as a disk is large.
+// It fails with ENOTEMPTY if other processes add files at the same time, or have a file open on NFS. Time grows with
+// the number of files; memory and the number of open files are bounded, however deep the tree is.
 func RemoveAll(dir int, name string) error {
-	r := remover{top: -1, aside: -1}
-	defer r.closeAside()
+	r := remover{top: -1, moved: -1}
+	defer r.closeMoved()
 	return r.remove(dir, name, 0)
 }
 
-// maxPasses is how often a directory is emptied that others may write to. On NFS a file that another process has open gets a new name
-// when it is removed, each time.
+// maxPasses is how often a directory is emptied again because it isn't empty after a pass. Other processes may add
+// files, and NFS renames a file that is removed while it is open.
 const maxPasses = 2
 
-// maxDepth is how many levels of directories RemoveAll holds open.
+// maxDepth is how many levels of directories are open at most.
 const maxDepth = 64
 
-// A remover removes a tree. It moves a directory at its depth limit that is not empty into a new directory in the top one, and
-// removes what is there in the next pass.
+// A remover removes a tree with a bounded number of open directories. It moves each non-empty directory at maxDepth
+// into a new directory at the top, and empties that in the next pass.
 type remover struct {
-	top, aside int    // descriptors, -1 before there is one
-	name       string // of aside
-	n          int    // names given
+	top       int    // the descriptor of the top directory; -1 until it is open
+	moved     int    // the descriptor of the directory that deep directories are moved to; -1 if there is none
+	movedName string // the name of that directory in top
+	n         int    // the last number that was used as a name
 }
 
-func (r *remover) closeAside() {
-	if r.aside >= 0 {
-		_ = unix.Close(r.aside)
+func (r *remover) closeMoved() {
+	if r.moved >= 0 {
+		_ = unix.Close(r.moved)
 	}
-	r.aside = -1
+	r.moved = -1
 }
 
 func (r *remover) remove(dir int, name string, depth int) error {
@@ -215,14 +217,14 @@ func (r *remover) remove(dir int, name string, depth int) error {
 			return fmt.Errorf("remove %q: %w", name, err)
 		}
 		if r.n > n && depth == 0 {
-			pass, n = 0, r.n // what the last pass has moved here was not there before
+			pass, n = 0, r.n // start to count anew: the last pass moved directories to the top, so it isn't empty
 		}
 		if depth == maxDepth {
-			_ = Fchmod(fd, 0o700) // a directory is moved only by who may write to it
-			return r.setAside(dir, name)
+			_ = Fchmod(fd, 0o700) // renaming a directory needs the permission to write to it
+			return r.moveUp(dir, name)
 		}
 		if depth == 0 {
-			r.closeAside() // of the last pass, which is now one of the names to remove
+			r.closeMoved() // the last pass's: it is now one of the names to remove
 		}
 		if err := r.empty(fd, depth); err != nil {
 			return err
@@ -230,19 +232,19 @@ func (r *remover) remove(dir int, name string, depth int) error {
 	}
 }
 
-// unlink is unlinkat(2). A file that was made immutable or append-only, or whose directory was, is made neither first, which
-// root can.
+// unlink is unlinkat(2). If that is refused with EPERM, it clears the attributes immutable and append-only of the file
+// and of its directory, which root may do, and tries again.
 func unlink(dir int, name string, flags int) error {
 	err := Unlinkat(dir, name, flags)
 	if err != unix.EPERM {
 		return err
 	}
-	changed := changeable(dir)
+	changed := clearImmutable(dir)
 	var st unix.Stat_t
 	if Fstatat(dir, name, &st, unix.AT_SYMLINK_NOFOLLOW) == nil && (st.Mode&unix.S_IFMT == unix.S_IFREG || st.Mode&unix.S_IFMT == unix.S_IFDIR) {
 		fd, oerr := OpenBeneath(dir, name, unix.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK|unix.O_CLOEXEC, unix.RESOLVE_NO_XDEV)
 		if oerr == nil {
-			changed = changeable(fd) || changed
+			changed = clearImmutable(fd) || changed
 			_ = unix.Close(fd)
 		}
 	}
@@ -252,24 +254,25 @@ func unlink(dir int, name string, flags int) error {
 	return err
 }
 
-// changeable takes the flags from a file that keep it from being changed, and reports whether it had any.
-func changeable(fd int) bool {
+// clearImmutable clears the attributes immutable and append-only of a file, and reports whether it had one of them.
+func clearImmutable(fd int) bool {
 	const fixed = 0x10 | 0x20 // FS_IMMUTABLE_FL and FS_APPEND_FL of linux/fs.h
 	flags, err := unix.IoctlGetInt(fd, unix.FS_IOC_GETFLAGS)
 	return err == nil && flags&fixed != 0 && unix.IoctlSetPointerInt(fd, unix.FS_IOC_SETFLAGS, flags&^fixed) == nil
 }
 
-// empty removes, or moves away, what an open directory holds.
+// empty removes each entry of an open directory, or moves it to the top.
 func (r *remover) empty(fd, depth int) error {
 	return EachName(fd, func(name string) error {
-		if depth == 0 && r.aside >= 0 && name == r.name {
-			return nil // the next pass removes it
+		if depth == 0 && r.moved >= 0 && name == r.movedName {
+			return nil // in the next pass
 		}
 		return r.remove(fd, name, depth+1)
 	})
 }
 
-// unlinkBelow is unlink in a directory of the tree, which its owner may have to be let into first.
+// unlinkBelow is unlink in a directory of the tree. If the directory's mode keeps its owner out, it changes the mode
+// first.
 func (r *remover) unlinkBelow(dir int, name string, flags, depth int) error {
 	err := unlink(dir, name, flags)
 	if err == unix.EACCES && depth > 0 && Fchmod(dir, 0o700) == nil {
@@ -278,31 +281,31 @@ func (r *remover) unlinkBelow(dir int, name string, flags, depth int) error {
 	return err
 }
 
-func (r *remover) setAside(dir int, name string) error {
-	for r.aside < 0 {
+func (r *remover) moveUp(dir int, name string) error {
+	for r.moved < 0 {
 		_ = Fchmod(r.top, 0o700)
 		r.n++
-		r.name = strconv.Itoa(r.n)
-		err := Mkdirat(r.top, r.name, 0o700)
+		r.movedName = strconv.Itoa(r.n)
+		err := Mkdirat(r.top, r.movedName, 0o700)
 		if err == unix.EEXIST {
 			continue
 		}
 		if err == nil {
-			r.aside, err = OpenBeneath(r.top, r.name, OpenDir, unix.RESOLVE_NO_XDEV)
+			r.moved, err = OpenBeneath(r.top, r.movedName, OpenDir, unix.RESOLVE_NO_XDEV)
 		}
 		if err != nil {
-			return fmt.Errorf("make a directory for deep ones: %w", err)
+			return fmt.Errorf("make a directory to move deep directories to: %w", err)
 		}
 	}
 	r.n++
-	if err := Renameat(dir, name, r.aside, strconv.Itoa(r.n)); err != nil {
+	if err := Renameat(dir, name, r.moved, strconv.Itoa(r.n)); err != nil {
 		return fmt.Errorf("move %q: %w", name, err)
 	}
 	return nil
 }
 
-// OpenForbidden opens a directory whose mode keeps its owner out: it lets the owner in for as long as that takes. EACCES if this
-// process is not the owner. resolve is as for [OpenBeneath].
+// OpenForbidden opens a directory whose mode keeps its owner out: it changes the mode, opens the directory, and
+// restores the mode. EACCES if this process is not the owner. resolve is as for [OpenBeneath].
 func OpenForbidden(dir int, name string, resolve uint64) (int, error) {
 	p, err := OpenBeneath(dir, name, unix.O_PATH|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, resolve)
 	if err != nil {
@@ -322,7 +325,8 @@ func OpenForbidden(dir int, name string, resolve uint64) (int, error) {
 	return fd, err
 }
 
-// Grow calls f, which fills a buffer and gives the number of bytes, with one that is large enough: for extended attributes.
+// Grow calls f with ever larger buffers, of at most 1 MiB, until f doesn't fail with ERANGE. f fills the buffer and
+// returns the number of bytes. It is for calls that read extended attributes.
 func Grow(f func(buf []byte) (int, error)) ([]byte, error) {
 	for size := 256; ; size *= 16 {
 		buf := make([]byte, size)

@@ -2,8 +2,8 @@ package sys
 
 import "golang.org/x/sys/unix"
 
-// Capable reports whether this process has a capability, such as unix.CAP_CHOWN, in its user namespace. Root of a container often
-// lacks some.
+// Capable reports whether this process has a capability, such as unix.CAP_CHOWN, in its user namespace. Root in a
+// container often lacks some.
 func Capable(capability uint) bool {
 	head := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
 	var sets [2]unix.CapUserData

@@ -1,12 +1,15 @@
-// Package sys is golang.org/x/sys/unix's calls on files and mounts, each made again when a signal interrupts it (EINTR), as
-// package os does with those it makes. The Go runtime interrupts threads all the time, and FUSE and NFS answer it so.
+// Package sys wraps the system calls of golang.org/x/sys/unix on files and mounts. Each is repeated when a signal
+// interrupts it (EINTR), as package os does: the Go runtime sends itself signals all the time, and FUSE and NFS return
+// EINTR for them. Errors are those of the system calls.
 //
-// It also opens, lists and removes what is below a directory and was made by strangers: [OpenBeneath], [EachName], [RemoveAll].
+// The package also opens, walks and removes trees that may hold anything, since they were made by others: [OpenBeneath]
+// opens a path without following symbolic links, [EachName] lists a directory, [Trail] walks a tree, and [RemoveAll]
+// removes one.
 package sys
 
 import "golang.org/x/sys/unix"
 
-// Calling, if not nil, is called before each system call. Tests count by it.
+// Calling, if not nil, is called before each system call. Tests use it to count calls.
 var Calling func()
 
 func retry(f func() error) error {

@@ -7,23 +7,23 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// A Trail walks a tree that strangers made: it is the directories from the top down to one of them. It follows no symbolic link, and
-// enters no other mount: ErrMounted. At most maxDepth directories are open, however deep the tree is, and of each a few names are in
-// memory, however many there are. Errors are of type *os.PathError.
+// A Trail walks a tree of untrusted content. It is the list of directories from the top of the tree down to the current
+// one. It follows no symbolic link, and enters no other mount: ErrMounted. At most maxDepth directories are open and a
+// few names of each are in memory, whatever the tree's size. Errors are of type *os.PathError.
 type Trail []level
 
 type level struct {
-	fd       int // -1 if it was closed
+	fd       int // -1 if it was closed to bound the number of open files
 	dev, ino uint64
-	next     int64    // where in the directory the names begin that were not read yet
-	names    []string // that were read
+	next     int64    // the position in the directory after names
+	names    []string // read from the directory, but not yet returned by Next
 }
 
-// listed is how many bytes of a directory's names a Trail reads at a time.
+// listed is how many bytes of directory entries are read at a time.
 const listed = 8 << 10
 
-// NewTrail opens a directory, by its name in the directory dir or by a path with AT_FDCWD, as the top of a tree. A symbolic link there is
-// not followed.
+// NewTrail opens a directory as the top of a tree. name is relative to the directory dir, or a path if dir is AT_FDCWD.
+// A symbolic link is not followed.
 func NewTrail(dir int, name string) (Trail, error) {
 	fd, err := Openat(dir, name, OpenDir, 0)
 	if err != nil {
@@ -50,10 +50,10 @@ func (t *Trail) add(name string, fd int) error {
 
 func (t Trail) last() *level { return &t[len(t)-1] }
 
-// FD is the descriptor of the last directory.
+// FD returns the descriptor of the current directory.
 func (t Trail) FD() int { return t.last().fd }
 
-// Next returns a name in the last directory that it has not returned yet, or "" if there is none.
+// Next returns another name in the current directory, or "" after the last one.
 func (t Trail) Next() (string, error) {
 	l := t.last()
 	if len(l.names) == 0 {
@@ -70,7 +70,7 @@ func (t Trail) Next() (string, error) {
 }
 
 func (l *level) list() error {
-	// The position is told, since the directory may have been closed and opened again.
+	// The directory may have been closed and opened again since the last read.
 	if err := retry(func() error { _, err := unix.Seek(l.fd, l.next, unix.SEEK_SET); return err }); err != nil {
 		return err
 	}
@@ -81,7 +81,7 @@ func (l *level) list() error {
 	return retry(func() (err error) { l.next, err = unix.Seek(l.fd, 0, unix.SEEK_CUR); return err })
 }
 
-// Down goes on to a directory in the last one.
+// Down enters a directory in the current one.
 func (t *Trail) Down(name string) error {
 	fd, err := OpenBeneath(t.FD(), name, OpenDir, unix.RESOLVE_NO_XDEV)
 	if errors.Is(err, unix.EXDEV) {
@@ -93,8 +93,8 @@ func (t *Trail) Down(name string) error {
 	return t.add(name, fd)
 }
 
-// Up goes back to the directory above the last one. That one is opened again by the name "..", unless it is open. Up from the top
-// leaves the trail empty.
+// Up leaves the current directory for its parent, which is opened again as ".." if it was closed. After Up from the top
+// the trail is empty.
 func (t *Trail) Up() error {
 	from := t.FD()
 	defer unix.Close(from)
@@ -113,12 +113,12 @@ func (t *Trail) Up() error {
 		return &os.PathError{Op: "stat", Path: "..", Err: err}
 	}
 	if st.Dev != l.dev || st.Ino != l.ino {
-		return &os.PathError{Op: "open", Path: "..", Err: errors.New("a directory was moved meanwhile")}
+		return &os.PathError{Op: "open", Path: "..", Err: errors.New("another process moved the directory")}
 	}
 	return nil
 }
 
-// Close closes what is open.
+// Close closes the open directories.
 func (t Trail) Close() {
 	for _, l := range t {
 		if l.fd >= 0 {

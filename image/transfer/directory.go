@@ -100,7 +100,7 @@ func (s *dirSink) directory(name string) error {
 	defer f.Close()
 	names, err := f.Readdirnames(-1)
 	for _, n := range names {
-		if err == nil && strings.HasPrefix(n, layout.Aside) {
+		if err == nil && strings.HasPrefix(n, layout.TempPrefix) {
 			err = s.Tree.Remove(path.Join(name, n))
 		}
 	}
