@@ -13,19 +13,21 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// A Comparison is what a snapshot is compared with its parent by. The snapshot is not committed or removed before Close.
+// A Comparison holds the trees needed to compare a snapshot with its parent. Until Close, the snapshot can't be
+// committed or removed.
 type Comparison struct {
-	// Upper is the snapshot's own directory: its whole tree, or with Overlay what it changes, in overlayfs's form.
+	// Upper is the snapshot's own directory. With Overlay it holds only the changes, in overlayfs's form, else the
+	// whole tree.
 	Upper   *os.File
 	Overlay bool
-	// Lower is the parent's tree, nil if there is none.
+	// Lower is the parent's tree, or nil if there is no parent.
 	Lower *os.File
 
 	held *os.File
 }
 
-// Compare opens an active or committed snapshot for a comparison with its parent. FailedPrecondition if it is a view, which
-// changes nothing.
+// Compare opens an active or committed snapshot for comparison with its parent. FailedPrecondition: the snapshot is a
+// view, which has no changes.
 func (s *Snapshotter) Compare(_ context.Context, key string) (c *Comparison, err error) {
 	if err := retry(func() error { c, err = s.compare(key); return err }); err != nil {
 		return nil, fmt.Errorf("compare %s: %w", key, err)
@@ -44,7 +46,7 @@ func (s *Snapshotter) compare(key string) (*Comparison, error) {
 	_, archives := s.driver.(Archiver)
 	archived := archives && e.Kind == Committed
 	c := &Comparison{Overlay: s.driver.Whiteouts(s.dir) != "" && !archived}
-	if c.held, err = s.use(e, unix.LOCK_SH); err != nil {
+	if c.held, err = s.lockSnapshot(e, unix.LOCK_SH); err != nil {
 		return nil, err
 	}
 	t := s.tree(e.id, e.record)
@@ -65,7 +67,7 @@ func (s *Snapshotter) compare(key string) (*Comparison, error) {
 	return c, nil
 }
 
-// Close closes the directories and lets the snapshot go.
+// Close closes the directories and unlocks the snapshot.
 func (c *Comparison) Close() {
 	for _, f := range []*os.File{c.Upper, c.Lower} {
 		if f != nil {
@@ -75,7 +77,7 @@ func (c *Comparison) Close() {
 	disk.Release(c.held)
 }
 
-// InLower reports whether the parent has a file of a clean relative path.
+// InLower reports whether the parent has a file at a clean relative path.
 func (c *Comparison) InLower(name string) (bool, error) {
 	fd, ok, err := c.openLower(name, unix.O_PATH|unix.O_NOFOLLOW|unix.O_CLOEXEC)
 	if ok {
@@ -84,7 +86,8 @@ func (c *Comparison) InLower(name string) (bool, error) {
 	return ok, err
 }
 
-// LowerNames lists a directory of the parent, by its clean relative path: nothing if the parent has no directory there.
+// LowerNames lists the names in a directory of the parent, given by its clean relative path. The list is empty if the
+// parent has no such directory.
 func (c *Comparison) LowerNames(dir string) ([]string, error) {
 	fd, ok, err := c.openLower(dir, sys.OpenDir)
 	if !ok {

@@ -1,7 +1,6 @@
 package snapshot
 
 import (
-	"bufio"
 	"bytes"
 	"cmp"
 	"context"
@@ -9,10 +8,8 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
-	"path"
 	"path/filepath"
 	"slices"
-	"strconv"
 	"strings"
 
 	"distkit/disk"
@@ -22,24 +19,24 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// MountOptions say what a mount keeps from those who use it.
+// MountOptions restrict what can be done with the files of a mount.
 type MountOptions struct {
-	NoSuid bool // set-user-ID bits and file capabilities of its files have no effect
-	NoDev  bool // its device files can't be opened
-	NoExec bool // its programs can't be executed
+	NoSuid bool // ignore set-user-ID bits and file capabilities
+	NoDev  bool // refuse to open device files
+	NoExec bool // refuse to execute programs
 
-	// Users is a user namespace, nil for none. In the mount the files' owners, which stay as they are on disk, are those that the
-	// IDs have in it: what belongs to 0 belongs to whoever is root there.
+	// Users is a user namespace, or nil. The mount maps owners by it: files that belong to 0 on disk belong to root of
+	// that namespace in the mount. On disk the owners do not change.
 	Users *os.File
 }
 
-// DefaultMountOptions are those of [Snapshotter.Mount]. A view is for looking at, by whoever reaches the
-// directory: none of its programs may give them its owners' rights.
+// DefaultMountOptions are the options that [Snapshotter.Mount] uses. A view is mounted to be read, perhaps where any
+// user can reach it: none of its programs may run with the rights of its owner.
 func DefaultMountOptions(k Kind) MountOptions {
 	return MountOptions{NoSuid: k == View, NoDev: k == View}
 }
 
-// words are the options' names in mount(8) and /proc/self/mountinfo.
+// words returns the options as mount(8) and /proc/self/mountinfo name them.
 func (o MountOptions) words() (words []string) {
 	if o.NoSuid {
 		words = append(words, "nosuid")
@@ -53,7 +50,7 @@ func (o MountOptions) words() (words []string) {
 	return words
 }
 
-// Attributes are the options as mount_setattr(2) and fsmount(2) take them.
+// Attributes returns the options as attributes for mount_setattr(2) and fsmount(2).
 func (o MountOptions) Attributes() (attributes int) {
 	if o.NoSuid {
 		attributes |= unix.MOUNT_ATTR_NOSUID
@@ -67,7 +64,7 @@ func (o MountOptions) Attributes() (attributes int) {
 	return attributes
 }
 
-// Flags are the options as mount(2) takes them.
+// Flags returns the options as flags for mount(2).
 func (o MountOptions) Flags() (flags uintptr) {
 	if o.NoSuid {
 		flags |= unix.MS_NOSUID
@@ -81,14 +78,14 @@ func (o MountOptions) Flags() (flags uintptr) {
 	return flags
 }
 
-// Mount is [Snapshotter.MountWith] the default options.
+// Mount calls [Snapshotter.MountWith] with the default options.
 func (s *Snapshotter) Mount(ctx context.Context, key, target string) error {
 	return s.mountAs(key, target, DefaultMountOptions)
 }
 
-// MountWith mounts an active snapshot or a view on the directory target. It does nothing where
-// that is mounted there already with the options. Unavailable where it is mounted there without
-// them, where another snapshot is, and while another process commits or removes the snapshot.
+// MountWith mounts an active snapshot or a view on the directory target. It does nothing if the snapshot is mounted
+// there already with these options. Unavailable: it is mounted there with other options, another snapshot is mounted
+// there, or another process is committing or removing the snapshot.
 func (s *Snapshotter) MountWith(ctx context.Context, key, target string, o MountOptions) error {
 	return s.mountAs(key, target, func(Kind) MountOptions { return o })
 }
@@ -105,9 +102,9 @@ func (s *Snapshotter) mount(key, target string, options func(Kind) MountOptions)
 	if err != nil {
 		return err
 	}
-	// The lock keeps Commit and Remove away until the mount can be seen. The record counts as it is
-	// under the lock.
-	held, err := s.use(e, unix.LOCK_SH)
+	// The lock keeps Commit and Remove from running until the mount is visible to them. The record is read again under
+	// the lock.
+	held, err := s.lockSnapshot(e, unix.LOCK_SH)
 	if err != nil {
 		return err
 	}
@@ -127,8 +124,8 @@ func (s *Snapshotter) mount(key, target string, options func(Kind) MountOptions)
 	if err != nil {
 		return err
 	}
-	if m, ok := table.at(target); ok {
-		files, err := s.shown(t)
+	if m, ok := table.topmost(target); ok {
+		files, err := s.filesShown(t)
 		if err != nil {
 			return err
 		}
@@ -150,9 +147,9 @@ func (s *Snapshotter) mount(key, target string, options func(Kind) MountOptions)
 	return s.driver.Mount(t, target, o)
 }
 
-// use locks a snapshot's directory without waiting: shared by those who mount it or prepare from it,
-// exclusively by those who commit or remove it. errChanged where the snapshot is gone.
-func (s *Snapshotter) use(e entry, how int) (*os.File, error) {
+// lockSnapshot locks a snapshot's directory without waiting. Mounting it and preparing from it take a shared lock, committing
+// and removing it an exclusive one. The error is errChanged if the snapshot is gone.
+func (s *Snapshotter) lockSnapshot(e entry, how int) (*os.File, error) {
 	f, err := lockFile(context.Background(), s.dirOf(e.id), unix.O_DIRECTORY, how|unix.LOCK_NB)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
@@ -165,8 +162,8 @@ func (s *Snapshotter) use(e entry, how int) (*os.File, error) {
 	return f, err
 }
 
-// unmounted fails where a snapshot, whose directory the caller has locked, is mounted.
-func (s *Snapshotter) unmounted(e entry) error {
+// checkUnmounted returns Unavailable if a snapshot is mounted. The caller holds the lock on its directory.
+func (s *Snapshotter) checkUnmounted(e entry) error {
 	where, err := mountsOf(s.tree(e.id, e.record))
 	if err == nil && len(where) > 0 {
 		err = errdefs.ErrUnavailable.WithMessage("it is mounted on " + strings.Join(where, ", "))
@@ -174,9 +171,9 @@ func (s *Snapshotter) unmounted(e entry) error {
 	return err
 }
 
-// UnmountAll unmounts an active snapshot or a view wherever it is mounted in this process's
-// mount namespace; a committed one is mounted nowhere, but as a part of others. Unavailable
-// where it is in use, or where what is mounted may be another view of the same files.
+// UnmountAll unmounts an active snapshot or a view wherever it is mounted in this process's mount namespace. A
+// committed snapshot is never mounted itself. Unavailable: it is in use, or the mount may be another view of the same
+// files.
 func (s *Snapshotter) UnmountAll(_ context.Context, key string) error {
 	err := func() error {
 		e, err := s.lookup(key)
@@ -187,7 +184,7 @@ func (s *Snapshotter) UnmountAll(_ context.Context, key string) error {
 		if err != nil {
 			return err
 		}
-		for _, target := range slices.Backward(where) { // what is mounted last is above
+		for _, target := range slices.Backward(where) { // the newest mount is on top
 			if err := unmount(target); err != nil {
 				return fmt.Errorf("%s: %w", target, err)
 			}
@@ -200,42 +197,8 @@ func (s *Snapshotter) UnmountAll(_ context.Context, key string) error {
 	return nil
 }
 
-// mountsOf lists where a snapshot is mounted, views that show their parent's files included.
-func (s *Snapshotter) mountsOf(e entry) ([]string, error) {
-	t := s.tree(e.id, e.record)
-	where, err := mountsOf(t)
-	if err != nil || e.Kind != View || len(t.Parents) == 0 {
-		return where, err
-	}
-	files, err := s.shown(t)
-	if err != nil || files.dir != t.ParentFS() {
-		return where, err
-	}
-	table, err := readMounts()
-	if err != nil {
-		return nil, err
-	}
-	for _, m := range table {
-		if m.fstype != "overlay" && m.shows(files) {
-			where = append(where, m.point)
-		}
-	}
-	if len(where) == 0 {
-		return nil, nil
-	}
-	all, err := s.entries()
-	for _, o := range all {
-		if o.Kind == View && o.id != e.id && len(o.Parents) > 0 && o.Parents[0] == e.Parents[0] {
-			return nil, errdefs.ErrUnavailable.WithMessage(fmt.Sprintf(
-				"it or %s, a view of the same files, is mounted on %s: unmount that first", o.Key, strings.Join(where, ", ")))
-		}
-	}
-	return where, err
-}
-
-// Unmount unmounts the snapshot that is mounted on the directory target, and does nothing
-// where nothing is. FailedPrecondition where what is mounted there is no snapshot,
-// Unavailable where it is in use.
+// Unmount unmounts the snapshot mounted on the directory target. It does nothing if nothing is mounted there.
+// FailedPrecondition: the mount is not one of a snapshot. Unavailable: it is in use.
 func Unmount(target string) error {
 	dir, err := realDir(target)
 	if err == nil {
@@ -252,7 +215,7 @@ func unmount(dir string) error {
 	if err != nil {
 		return err
 	}
-	m, ok := table.at(dir)
+	m, ok := table.topmost(dir)
 	if !ok {
 		return nil
 	}
@@ -288,17 +251,17 @@ func realDir(name string) (string, error) {
 	return dir, nil
 }
 
-// OpenFiles opens the directory ID/fs of a store's snapshots, neither of which may be a symbolic link.
+// OpenFiles opens the directory ID/fs of a store's snapshots. Neither ID nor fs may be a symbolic link.
 func OpenFiles(dir string) (*os.File, error) {
 	snapshot, name := filepath.Split(dir)
 	store, id := filepath.Split(filepath.Clean(snapshot))
 	return disk.Tree(store).OpenDir(filepath.Join(id, name))
 }
 
-// BindMount shows the directory source at target, read-only if asked. It is of no use to an
-// ordinary user outside a user namespace of his own.
+// BindMount mounts the directory source on target, read-only if asked. It needs CAP_SYS_ADMIN: an ordinary user can
+// call it only in a user namespace of their own.
 func BindMount(source, target string, readOnly bool, o MountOptions) error {
-	// A link in a store leads nowhere.
+	// no symbolic link in the store is followed
 	dir, err := OpenFiles(source)
 	if err != nil {
 		return err
@@ -307,7 +270,7 @@ func BindMount(source, target string, readOnly bool, o MountOptions) error {
 	fd, err := sys.OpenTree(int(dir.Fd()), "", unix.AT_EMPTY_PATH|unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC)
 	if err == nil {
 		defer unix.Close(fd)
-		// Private: what is mounted below the target must not appear in the store.
+		// Private, so that later mounts below the target do not appear in the store.
 		attr := unix.MountAttr{Propagation: unix.MS_PRIVATE, Attr_set: uint64(o.Attributes())}
 		if readOnly {
 			attr.Attr_set |= unix.MOUNT_ATTR_RDONLY
@@ -334,12 +297,13 @@ func BindMount(source, target string, readOnly bool, o MountOptions) error {
 	return MountError("bind "+source+" to "+target, err)
 }
 
-// NotMapped is the error of [MountOptions] with Users where the kernel, or the file system of a directory, has no such mounts.
+// NotMapped returns the error for [MountOptions] with Users if the kernel or the directory's file system does not
+// support mapped owners.
 func NotMapped(dir string) error {
 	return errdefs.ErrNotImplemented.WithMessage("owners can't be mapped in a mount of " + dir + ": its file system or the kernel has no ID-mapped mounts")
 }
 
-// bindMount is for kernels before 5.12.
+// bindMount is for kernels before 5.12, which lack mount_setattr.
 func bindMount(source, target string, flags uintptr) error {
 	if err := sys.Mount(source, target, "", unix.MS_BIND, ""); err != nil {
 		return err
@@ -354,7 +318,7 @@ func bindMount(source, target string, flags uintptr) error {
 	return err
 }
 
-// MountError says what a system call that mounts failed at, and gives it its class.
+// MountError classes the error of a system call for mounting. what names the step that failed.
 func MountError(what string, err error) error {
 	switch {
 	case err == nil:
@@ -367,7 +331,8 @@ func MountError(what string, err error) error {
 	return fmt.Errorf("%s: %w", what, err)
 }
 
-// ContextError is MountError for a system call on the file system context fd. It adds what the kernel says about the failure.
+// ContextError is MountError for a system call on the file system context fd. It appends the kernel's own message about
+// the failure.
 func ContextError(fd int, what string, err error) error {
 	b := make([]byte, 1024)
 	for {
@@ -376,7 +341,7 @@ func ContextError(fd int, what string, err error) error {
 			break
 		}
 		if msg, ok := bytes.CutPrefix(bytes.TrimSpace(b[:n]), []byte("e ")); ok {
-			if _, rest, ok := bytes.Cut(msg, []byte(": ")); ok { // the file system's name
+			if _, rest, ok := bytes.Cut(msg, []byte(": ")); ok { // skip the name of the file system
 				msg = rest
 			}
 			what += ": " + string(msg)
@@ -385,180 +350,7 @@ func ContextError(fd int, what string, err error) error {
 	return MountError(what, err)
 }
 
-// mountEntry is a line of /proc/self/mountinfo, unescaped.
-type mountEntry struct {
-	root, point, fstype, source, super string
-	options                            []string // of the mount: ro, nosuid …
-	covered                            bool     // another mount hides it from those who look at the point
-}
-
-type mountTable []mountEntry
-
-func readMounts() (mountTable, error) {
-	f, err := os.Open("/proc/self/mountinfo")
-	if err != nil {
-		return nil, fmt.Errorf("read mounts: %w", err)
-	}
-	defer f.Close()
-	var t mountTable
-	lines := bufio.NewScanner(f)
-	lines.Buffer(make([]byte, 64<<10), 1<<20) // 500 lower directories are a long line
-	for lines.Scan() {
-		left, right, ok := strings.Cut(lines.Text(), " - ")
-		l, r := strings.Fields(left), strings.Split(right, " ")
-		if !ok || len(l) < 6 || len(r) < 3 {
-			continue
-		}
-		t = append(t, mountEntry{
-			root: unescape(l[3]), point: unescape(l[4]), options: strings.Split(l[5], ","),
-			fstype: r[0], source: unescape(r[1]), super: unescape(r[2]),
-		})
-	}
-	if err := lines.Err(); err != nil {
-		return nil, fmt.Errorf("read mounts: %w", err)
-	}
-	last := map[string]int{}
-	for i, m := range t {
-		last[m.point] = i
-	}
-	for i := range t {
-		for dir := t[i].point; ; dir = path.Dir(dir) {
-			if n, ok := last[dir]; ok && n > i {
-				t[i].covered = true
-			}
-			if dir == path.Dir(dir) {
-				break
-			}
-		}
-	}
-	return t, nil
-}
-
-func unescape(s string) string {
-	if !strings.Contains(s, `\`) {
-		return s
-	}
-	var b strings.Builder
-	for i := 0; i < len(s); i++ {
-		if s[i] == '\\' && i+3 < len(s) {
-			if n, err := strconv.ParseUint(s[i+1:i+4], 8, 8); err == nil {
-				b.WriteByte(byte(n))
-				i += 3
-				continue
-			}
-		}
-		b.WriteByte(s[i])
-	}
-	return b.String()
-}
-
-// at is what is mounted last on a directory.
-func (t mountTable) at(dir string) (mountEntry, bool) {
-	for i := len(t) - 1; i >= 0; i-- {
-		if t[i].point == dir {
-			return t[i], true
-		}
-	}
-	return mountEntry{}, false
-}
-
-// sourcePrefix begins the source of our overlay mounts.
-const sourcePrefix = "distkit:"
-
-// MountSource is the source that an overlay mount of the snapshot has in /proc/self/mountinfo, where the kernel shows it
-// and otherwise ignores it: distkit:DEV:INO:BTIME/ID, of the directory that holds the snapshots. It is short whatever that
-// directory's path is, since fsconfig(2) takes 255 bytes. The time of the directory's birth tells it from an earlier one
-// that had its inode.
-func (t Tree) MountSource() (string, error) {
-	dir, id := filepath.Split(t.Dir)
-	var st unix.Statx_t
-	if err := unix.Statx(unix.AT_FDCWD, dir, 0, unix.STATX_INO|unix.STATX_BTIME, &st); err != nil {
-		return "", &os.PathError{Op: "stat", Path: dir, Err: err}
-	}
-	var born int64
-	if st.Mask&unix.STATX_BTIME != 0 {
-		born = st.Btime.Sec*1e9 + int64(st.Btime.Nsec)
-	}
-	return fmt.Sprintf("%s%x:%x:%x/%s", sourcePrefix, unix.Mkdev(st.Dev_major, st.Dev_minor), st.Ino, born, id), nil
-}
-
-// files are what a mount of a snapshot shows.
-type files struct {
-	source string // an overlay's
-	dir    string // a bind mount's
-}
-
-func filesOf(t Tree) (files, error) {
-	source, err := t.MountSource()
-	return files{source: source, dir: t.FS()}, err
-}
-
-// shown are the files that mounting a snapshot shows, which a view may have from its parent.
-func (s *Snapshotter) shown(t Tree) (files, error) {
-	f, err := filesOf(t)
-	if err != nil {
-		return f, err
-	}
-	m, err := s.driver.Mounts(t)
-	if err == nil && len(m) == 1 && m[0].Type == "bind" {
-		f.dir = m[0].Source
-	}
-	return f, err
-}
-
-// shows reports whether a mount shows these files.
-func (m mountEntry) shows(f files) bool {
-	if m.fstype == "overlay" && strings.HasPrefix(m.source, sourcePrefix) {
-		return m.source == f.source
-	}
-	return m.isRoot(f.dir)
-}
-
-// ofSnapshot reports whether a mount shows a snapshot of whatever store.
-func (m mountEntry) ofSnapshot() bool {
-	number := func(s string) bool {
-		_, err := strconv.ParseUint(s, 10, 64)
-		return err == nil
-	}
-	if source, ok := strings.CutPrefix(m.source, sourcePrefix); ok && m.fstype == "overlay" {
-		return number(path.Base(source))
-	}
-	dir, ok := strings.CutSuffix(m.root, "/fs")
-	return ok && number(path.Base(dir)) && path.Base(path.Dir(path.Dir(dir))) == "snapshots"
-}
-
-// isRoot reports whether a mount is a bind mount of dir. The root that mountinfo shows is
-// relative to its filesystem, so the end of the path is compared, and then the directory. Where that can't
-// be reached at the mount point, since another mount covers it, the whole path decides.
-func (m mountEntry) isRoot(dir string) bool {
-	n := len(filepath.Dir(filepath.Dir(dir)))
-	if !strings.HasSuffix(m.root, dir[n:]) {
-		return false
-	}
-	if !m.covered {
-		return sameDir(m.point, dir)
-	}
-	if real, err := filepath.EvalSymlinks(dir); err == nil {
-		dir = real
-	}
-	return strings.HasSuffix(dir, m.root) || strings.HasSuffix(m.root, dir)
-}
-
-func sameDir(a, b string) bool {
-	x, err := os.Stat(a)
-	if err != nil {
-		return false
-	}
-	y, err := os.Stat(b)
-	return err == nil && os.SameFile(x, y)
-}
-
-// BrieflyMounted begins the names of the directories, in a snapshot's, on which drivers mount something while they use the snapshot,
-// where the kernel can't do without. The mount outlives a driver that is killed, and does not say that the snapshot is in use: who has
-// the snapshot locked may end it.
-const BrieflyMounted = "mount-"
-
-// removeFiles deletes the directory of a snapshot that was detached.
+// removeFiles deletes the directory of a detached snapshot.
 func (s *Snapshotter) removeFiles(ctx context.Context, dir string) error {
 	names, err := os.ReadDir(dir)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
@@ -566,50 +358,8 @@ func (s *Snapshotter) removeFiles(ctx context.Context, dir string) error {
 	}
 	for _, n := range names {
 		if strings.HasPrefix(n.Name(), BrieflyMounted) {
-			_ = sys.Unmount(filepath.Join(dir, n.Name()), unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW) // EINVAL: nothing is
+			_ = sys.Unmount(filepath.Join(dir, n.Name()), unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW) // EINVAL: not mounted
 		}
 	}
 	return s.driver.Remove(ctx, dir)
-}
-
-// mountsOf lists where the snapshot t is mounted, alone or as a layer, by whatever
-// means, and what is mounted below its directory.
-func mountsOf(t Tree) ([]string, error) {
-	f, err := filesOf(t)
-	if err != nil {
-		return nil, err
-	}
-	table, err := readMounts()
-	if err != nil {
-		return nil, err
-	}
-	real, err := filepath.EvalSymlinks(t.Dir)
-	if err != nil {
-		return nil, err
-	}
-	var where []string
-	for _, m := range table {
-		if strings.HasPrefix(m.point, real+"/"+BrieflyMounted) {
-			continue
-		}
-		if strings.HasPrefix(m.point, real+"/") || m.shows(f) ||
-			m.fstype == "overlay" && (mentions(m.super, f.dir) || mentions(m.super, filepath.Join(real, "fs"))) {
-			where = append(where, m.point)
-		}
-	}
-	return where, nil
-}
-
-// mentions tells whether an overlay mount made from the absolute paths has dir as a layer.
-func mentions(options, dir string) bool {
-	for {
-		i := strings.Index(options, dir)
-		if i < 0 {
-			return false
-		}
-		options = options[i+len(dir):]
-		if options == "" || options[0] == ',' || options[0] == ':' {
-			return true
-		}
-	}
 }

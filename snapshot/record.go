@@ -22,29 +22,29 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// The store of one driver, <root>/snapshots/<driver>/:
+// The store of one driver is <root>/snapshots/<driver>/:
 //
-//	state         layout version, boot ID, next id; locked while any of these names change
-//	<id>/info     a snapshot's record; the directory's name appears when it is complete
-//	<id>/fs       its files
-//	keys/<hash>   symlink to ../<id>: where a key may be found, checked against the record
-//	tmp/<random>  what is being made or removed, locked by whoever does it
-//	sample/       files that show whether the store is a copy that has lost something
+//	state         layout version, boot ID, next id; the lock for changing any of these names
+//	<id>/info     record of a snapshot; <id> appears when it is complete
+//	<id>/fs       files of the snapshot
+//	keys/<hash>   symlink to ../<id>: where the record of a key may be, checked against that record
+//	tmp/<random>  work in progress and removed snapshots, locked by the process at work
+//	sample/       files that show whether the store is a copy that has lost properties of files
 //
-// The records are the truth. keys/ is only an index: it is not synced, and is made anew by
-// the first process of each boot, which is also the only time a power failure can show.
+// The records are authoritative. keys/ is only an index and is not synced. The first process after each boot rebuilds
+// it, since only a power failure can damage it.
 
-// layoutVersion is the first word of state. Another version is refused.
+// layoutVersion is the first word of state. A store of another version is refused.
 const layoutVersion = "1"
 
 // record is the content of <id>/info.
 type record struct {
-	Namespace string `json:"namespace,omitempty"` // empty: shared by all
+	Namespace string `json:"namespace,omitempty"` // empty for a snapshot that all namespaces share
 	Info
-	Parents []uint64 `json:"parents,omitempty"` // ids of the chain below, nearest first
+	Parents []uint64 `json:"parents,omitempty"` // ids of all ancestors, nearest first
 }
 
-// entry is a record as found on disk.
+// entry is a record as read from disk.
 type entry struct {
 	id  uint64
 	raw []byte
@@ -63,10 +63,10 @@ func (s *Snapshotter) tree(id uint64, r record) Tree {
 	return t
 }
 
-// maxRecord bounds what is read as a record. A record of 500 parents and a hundred labels is far smaller.
+// maxRecord bounds the size of a record. One with 500 parents and a hundred labels is far smaller.
 const maxRecord = 4 << 20
 
-// step is called between the steps of every change: tests die here.
+// step is called between the steps of every change. Crash tests replace it to kill the process there.
 var step = func(string) {}
 
 func keyFile(namespace, key string) string {
@@ -74,13 +74,13 @@ func keyFile(namespace, key string) string {
 	return hex.EncodeToString(sum[:])
 }
 
-// read returns the record of an id; fs.ErrNotExist where there is none.
+// read returns the record of an id. If there is none, the error wraps fs.ErrNotExist.
 func (s *Snapshotter) read(id uint64) (entry, error) {
 	e := entry{id: id}
 	var err error
 	if e.raw, err = s.files.ReadFile(strconv.FormatUint(id, 10)+"/info", maxRecord); err == nil {
 		err = json.Unmarshal(e.raw, &e.record)
-	} else if !errdefs.IsFailedPrecondition(err) { // else it is no file that was ever a record
+	} else if !errdefs.IsFailedPrecondition(err) { // otherwise the file was never a record
 		return e, err
 	}
 	if err != nil {
@@ -89,7 +89,7 @@ func (s *Snapshotter) read(id uint64) (entry, error) {
 	return e, nil
 }
 
-// lookup finds a key as this namespace sees it: its own, or a shared one.
+// lookup finds a snapshot by key in this namespace, or else a shared one.
 func (s *Snapshotter) lookup(key string) (entry, error) {
 	e, err := s.lookupIn(s.namespace, key)
 	if errors.Is(err, fs.ErrNotExist) && isDigest(key) {
@@ -117,8 +117,8 @@ func (s *Snapshotter) lookupIn(namespace, key string) (entry, error) {
 	return e, err
 }
 
-// entries reads the records of all namespaces, in the order of their ids. It leaves out damaged ones, and returns a DataLoss
-// error of these beside the others.
+// entries returns the records of all namespaces, by ascending id. It skips damaged records, and reports them with a
+// DataLoss error beside the list.
 func (s *Snapshotter) entries() ([]entry, error) {
 	ids, err := s.ids()
 	if err != nil {
@@ -129,7 +129,7 @@ func (s *Snapshotter) entries() ([]entry, error) {
 	for _, id := range ids {
 		e, err := s.read(id)
 		switch {
-		case errors.Is(err, fs.ErrNotExist): // removed meanwhile
+		case errors.Is(err, fs.ErrNotExist): // removed by another process
 		case errdefs.IsDataLoss(err):
 			damaged = append(damaged, err)
 		case err != nil:
@@ -164,7 +164,7 @@ func (s *Snapshotter) ids() ([]uint64, error) {
 	return ids, nil
 }
 
-// lock is the store's lock, held for as long as a few names change.
+// lock is the store's lock. It is held only while names are changed.
 type lock struct {
 	f    *os.File
 	next uint64
@@ -201,16 +201,15 @@ func (s *Snapshotter) lock(ctx context.Context) (*lock, error) {
 
 func (l *lock) unlock() { disk.Release(l.f) }
 
-// take returns the next id. No id is ever used twice, so a mount that outlives its snapshot
-// is not taken for another's.
-func (l *lock) take() (uint64, error) {
+// nextID returns the next id. Ids are never reused, so a mount that outlives its snapshot is not mistaken for another's.
+func (l *lock) nextID() (uint64, error) {
 	id := l.next
 	l.next++
 	return id, l.save()
 }
 
 func (l *lock) save() error {
-	// Of one length always, so that it is overwritten whole.
+	// always of the same length, so that it overwrites the old state completely
 	_, err := fmt.Fprintf(offsetWriter{l.f}, "%s %-36s %20d\n", layoutVersion, bootID(), l.next)
 	return err
 }
@@ -219,7 +218,7 @@ type offsetWriter struct{ f *os.File }
 
 func (w offsetWriter) Write(b []byte) (int, error) { return w.f.WriteAt(b, 0) }
 
-// parseState reads state. What is empty or torn (a power failure) is as if of another boot.
+// parseState parses state. An empty or torn file, as after a power failure, counts as that of another boot.
 func parseState(f *os.File) (boot string, next uint64, err error) {
 	b := make([]byte, 128)
 	n, err := f.ReadAt(b, 0)
@@ -249,7 +248,7 @@ func bootID() string {
 	return strings.TrimSpace(string(b))
 }
 
-// checkDirs refuses a store whose directories are symbolic links, which would lead what is done in them elsewhere.
+// checkDirs refuses a store whose directories are symbolic links, since these would lead changes out of the store.
 func (s *Snapshotter) checkDirs() error {
 	root := disk.Tree(filepath.Dir(filepath.Dir(s.dir)))
 	dir := filepath.Join("snapshots", s.driver.Name())
@@ -265,8 +264,7 @@ func (s *Snapshotter) checkDirs() error {
 	return nil
 }
 
-// create makes the store's directories. Root filesystems hold set-user-ID programs, so
-// nobody but the owner may enter.
+// create makes the store's directories. Only their owner may enter them: root filesystems contain set-user-ID programs.
 func (s *Snapshotter) create(ctx context.Context) error {
 	if err := os.MkdirAll(filepath.Dir(s.dir), 0o755); err != nil {
 		return fmt.Errorf("create store: %w", err)
@@ -285,7 +283,7 @@ func (s *Snapshotter) create(ctx context.Context) error {
 	return s.driver.Init(s.dir)
 }
 
-// recover makes the index anew from the records, in the first locked call after a boot.
+// recover rebuilds the index from the records. It runs in the first locked call after a boot.
 func (s *Snapshotter) recover(ctx context.Context, l *lock) error {
 	if err := s.create(ctx); err != nil {
 		return err
@@ -304,7 +302,8 @@ func (s *Snapshotter) recover(ctx context.Context, l *lock) error {
 			return err
 		}
 		if err != nil {
-			// Without a record nothing can name it. It was not committed when the power failed.
+			// A directory without a record can't be used by any key. The snapshot was not committed when the power
+			// failed.
 			if err := os.Rename(s.dirOf(id), filepath.Join(s.dir, "tmp", strconv.FormatUint(id, 10))); err != nil {
 				return err
 			}
@@ -333,7 +332,7 @@ func (s *Snapshotter) recover(ctx context.Context, l *lock) error {
 	return l.save()
 }
 
-// index points a key at an id. What a dead process left there is replaced.
+// index maps a key to an id. It replaces what a killed process may have left for the key.
 func (s *Snapshotter) index(namespace, key string, id uint64) error {
 	name := filepath.Join(s.dir, "keys", keyFile(namespace, key))
 	if err := os.Remove(name); err != nil && !errors.Is(err, fs.ErrNotExist) {
@@ -346,13 +345,12 @@ func (s *Snapshotter) unindex(namespace, key string) {
 	_ = os.Remove(filepath.Join(s.dir, "keys", keyFile(namespace, key)))
 }
 
-// lockFile opens and locks a file or directory of the store, and makes sure that it still has that name.
+// lockFile opens and locks a file or directory of the store, and checks that it still has that name.
 func lockFile(ctx context.Context, name string, flag, how int) (*os.File, error) {
 	return disk.LockFile(ctx, name, flag|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0o600, how)
 }
 
-// scratch makes a directory in tmp/, locked, so that nobody takes it for a leftover. It
-// sweeps first.
+// scratch makes a directory in tmp/. The directory is locked, so that sweep leaves it alone. scratch sweeps first.
 func (s *Snapshotter) scratch(ctx context.Context) (string, *os.File, error) {
 	_ = s.sweep(ctx)
 	for {
@@ -368,14 +366,14 @@ func (s *Snapshotter) scratch(ctx context.Context) (string, *os.File, error) {
 		step("scratch made")
 		f, err := lockFile(context.Background(), dir, unix.O_DIRECTORY, unix.LOCK_EX|unix.LOCK_NB)
 		if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.EWOULDBLOCK) {
-			continue // swept between the two calls
+			continue // another process swept it between the two calls
 		}
 		return dir, f, err
 	}
 }
 
-// sweep deletes what processes that died have left in tmp/. It needs no lock on the store: what is in use is locked itself.
-// The error says what can't be deleted.
+// sweep deletes the directories in tmp/ that killed processes have left. It needs no lock on the store: directories in
+// use are locked themselves. The error lists what can't be deleted.
 func (s *Snapshotter) sweep(ctx context.Context) error {
 	tmp := filepath.Join(s.dir, "tmp")
 	d, err := os.Open(tmp)
@@ -401,11 +399,11 @@ func (s *Snapshotter) sweep(ctx context.Context) error {
 	return errors.Join(left...)
 }
 
-// encode is a record as it stands on disk.
+// encode formats a record as in its file.
 func encode(r record) []byte {
 	b, err := json.Marshal(r)
 	if err != nil {
-		panic(err) // strings and times only, all checked
+		panic(err) // can't happen: strings and times, all validated
 	}
 	return append(b, '\n')
 }

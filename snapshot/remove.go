@@ -1,35 +1,41 @@
 package snapshot
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"io/fs"
 	"maps"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 
+	"distkit/disk"
+	"distkit/events"
+
 	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
 )
 
-// Remove deletes a snapshot and its files. FailedPrecondition, naming them, where it has
-// children; Unavailable where it is mounted (in this process's mount namespace), or another process
-// mounts it, commits it, or makes a child of it.
+// Remove deletes a snapshot and its files. FailedPrecondition: it has children, which the error names. Unavailable: it
+// is mounted in this process's mount namespace, or another process is mounting it, committing it or preparing from it.
 func (s *Snapshotter) Remove(ctx context.Context, key string) error {
 	return s.Remover().Remove(ctx, key)
 }
 
-// A Remover removes snapshots one after the other. It reads the records of all snapshots once. After that it reads only the
-// records that are new to it, and those of the children of what it is to remove.
+// A Remover removes snapshots one after the other. It reads the records of all snapshots once. Later it reads only new
+// records, and those of the children of a snapshot to be removed.
 type Remover struct {
 	s     *Snapshotter
-	known *family // nil until a committed snapshot is removed: no other has children
+	known *family // nil until a committed snapshot is removed; no other kind has children
 }
 
 // Remover returns a Remover, for a caller that removes many snapshots.
 func (s *Snapshotter) Remover() *Remover { return &Remover{s: s} }
 
-// Remove is [Snapshotter.Remove].
+// Remove is like [Snapshotter.Remove].
 func (r *Remover) Remove(ctx context.Context, key string) error {
 	_ = r.s.sweep(ctx)
 	if err := retry(func() error { return r.remove(ctx, key) }); err != nil {
@@ -46,7 +52,7 @@ func (r *Remover) remove(ctx context.Context, key string) error {
 	if r.known == nil && e.Kind == Committed {
 		known, _, err := r.s.newFamily(ctx, false)
 		if err != nil && !errdefs.IsDataLoss(err) {
-			return err // without its children no parent may go
+			return err // the children of a parent must be known before it is removed
 		}
 		r.known = known
 	}
@@ -56,16 +62,16 @@ func (r *Remover) remove(ctx context.Context, key string) error {
 	return gone.failed
 }
 
-// A family records which snapshots have children, for a caller that asks about many. The parent of a snapshot never changes, with
-// one exception: committing can give a parent to an active snapshot that has none.
+// A family records which snapshots have children, for a caller that asks about many of them. A snapshot's parent never
+// changes, with one exception: committing can give a parent to an active snapshot that has none.
 type family struct {
-	next     uint64                     // ids from here on are not known
+	next     uint64                     // snapshots with this id or a higher one are not recorded yet
 	children map[uint64]map[uint64]bool // by parent
 	orphans  map[uint64]bool            // active snapshots without a parent
 }
 
-// newFamily returns the family of all snapshots, and their records. With dryRun it takes no lock, and the family is empty.
-// A DataLoss error says which records are damaged, beside the others.
+// newFamily returns the family of all snapshots, and their records. With dryRun it takes no lock, and the family is
+// empty. Damaged records are reported with a DataLoss error, beside the others.
 func (s *Snapshotter) newFamily(ctx context.Context, dryRun bool) (*family, []entry, error) {
 	k := &family{children: map[uint64]map[uint64]bool{}, orphans: map[uint64]bool{}}
 	if !dryRun {
@@ -76,7 +82,7 @@ func (s *Snapshotter) newFamily(ctx context.Context, dryRun bool) (*family, []en
 		k.next = l.next
 		l.unlock()
 	}
-	// Every snapshot with an id below next is in the store by now, or gone.
+	// All ids below next are published by now, or gone.
 	all, err := s.entries()
 	if err != nil {
 		err = fmt.Errorf("list snapshots: %w", err)
@@ -113,9 +119,9 @@ func (k *family) remove(e entry) {
 	delete(k.orphans, e.id)
 }
 
-// childless returns FailedPrecondition, naming the children, if a committed snapshot has any. The caller holds the store's lock.
-// Known children are read again, since other processes may have removed them. Snapshots that are new since the last call, or
-// may have been given a parent since, are read too.
+// childless returns FailedPrecondition, naming the children, if a committed snapshot has any. The caller holds the
+// store's lock. Recorded children are read again, since other processes may have removed them. Snapshots that are new
+// since the last call, or that may have got a parent since, are read as well.
 func (s *Snapshotter) childless(parent entry, known *family, l *lock) error {
 	ids := slices.Collect(maps.Keys(known.orphans))
 	for id := known.next; id < l.next; id++ {
@@ -154,4 +160,88 @@ func (s *Snapshotter) childless(parent entry, known *family, l *lock) error {
 		return errdefs.ErrFailedPrecondition.WithMessage("it has children, remove them first: " + strings.Join(names, ", "))
 	}
 	return nil
+}
+
+// delete deletes the files of detached snapshots, none of which may be another's parent. If ctx is done, the files stay
+// in tmp/ for the next sweep.
+func (s *Snapshotter) delete(ctx context.Context, list []*removal) {
+	// Sync the loss of the names first. A name that reappears after a power failure would be a snapshot with files
+	// missing. That matters only for committed snapshots: the files of others are not durable anyway.
+	var unsynced error
+	if slices.ContainsFunc(list, func(r *removal) bool { return r.held != nil && r.Kind == Committed }) {
+		unsynced = s.syncDir(s.dir, filepath.Join(s.dir, "tmp"))
+	}
+	for _, r := range list {
+		if r.held == nil {
+			continue
+		}
+		if r.Kind == Committed {
+			r.failed = unsynced
+		}
+		if r.failed == nil {
+			step("detached")
+			s.log(r.record, events.Event{Topic: "/snapshot/remove", Key: r.Key})
+			if ctx.Err() == nil {
+				r.failed = ofOthers(s.removeFiles(ctx, r.dir))
+			}
+		}
+		disk.Release(r.held)
+	}
+}
+
+// ofOthers explains a failure to delete files that other users own. It affects root without capabilities, too. The rest
+// of a removed snapshot stays in tmp/ until somebody who can delete it sweeps.
+func ofOthers(err error) error {
+	if errors.Is(err, fs.ErrPermission) {
+		return errdefs.ErrPermissionDenied.WithMessage("it has files of other users: only root, or root of the user namespace it was made in, can delete them (CAP_DAC_OVERRIDE)")
+	}
+	return err
+}
+
+// detach removes a snapshot's name and leaves its directory, locked, in tmp/. It fails like childless if the snapshot
+// has children. known may be nil for a snapshot that is not committed, since only committed ones have children.
+func (s *Snapshotter) detach(ctx context.Context, e entry, known *family) (string, *os.File, error) {
+	held, err := s.lockSnapshot(e, unix.LOCK_EX)
+	if err != nil {
+		return "", nil, err
+	}
+	detached := false
+	defer func() {
+		if !detached {
+			disk.Release(held)
+		}
+	}()
+	l, err := s.lock(ctx)
+	if err != nil {
+		return "", nil, err
+	}
+	defer l.unlock()
+	is, err := s.read(e.id)
+	if errors.Is(err, fs.ErrNotExist) || err == nil && !bytes.Equal(is.raw, e.raw) {
+		return "", nil, errChanged
+	}
+	if err != nil {
+		return "", nil, err
+	}
+	if e.Kind == Committed {
+		// Children are checked before mounts: mounting a child also counts as mounting its parent.
+		if err := s.childless(e, known, l); err != nil {
+			return "", nil, err
+		}
+	}
+	if err := s.checkUnmounted(e); err != nil {
+		return "", nil, err
+	}
+	step("not mounted")
+	dir := filepath.Join(s.dir, "tmp", filepath.Base(s.dirOf(e.id)))
+	if err := os.Rename(s.dirOf(e.id), dir); err != nil {
+		return "", nil, err
+	}
+	detached = true
+	if known != nil {
+		known.remove(e)
+	}
+	step("renamed away")
+	s.unindex(e.Namespace, e.Key)
+	return dir, held, nil
 }

@@ -17,12 +17,12 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// A tool that copies or packs files may not keep everything. In a copy that it made of a store, files of snapshots have other
-// owners or modes, or files appear that an image deleted. Nothing in such a snapshot shows that. So a sample lies beside the
-// snapshots, made before the first of them: files with the properties that such tools lose. If the sample has lost one, so
-// have the snapshots.
+// A tool that copies or packs files may lose some of their properties. In a store that was copied by such a tool, files
+// have other owners or modes, or files reappear that a layer deleted, and nothing in a snapshot shows that. So before
+// the first snapshot a sample is made beside the snapshots: files with the properties that such tools lose. If the
+// sample has lost one, so have the snapshots.
 
-// sampleDir is the sample's directory. Its file sampleMade has a line for each property that could be made.
+// sampleDir is the sample's directory. Its file sampleMade has a line for each property that could be set.
 const (
 	sampleDir  = "sample"
 	sampleMade = "made"
@@ -37,7 +37,7 @@ type property struct {
 
 const (
 	sampleFile  = "file"
-	sampleMode  = 0o2715 // with a set-ID bit: a change of owner takes it away
+	sampleMode  = 0o2715 // has a set-ID bit, which a change of owner clears
 	sampleValue = "1"
 )
 
@@ -79,7 +79,8 @@ func statIn(dir int, name string, st *unix.Stat_t) bool {
 	return sys.Fstatat(dir, name, st, unix.AT_SYMLINK_NOFOLLOW) == nil
 }
 
-// xattr is the property of an extended attribute. It counts as kept in a user namespace that can't see such attributes.
+// xattr returns the property of having an extended attribute. It counts as kept in a user namespace where the kernel
+// does not show such attributes.
 func xattr(name, value string) property {
 	path := func(dir int) string { return fmt.Sprintf("/proc/self/fd/%d/%s", dir, sampleFile) }
 	return property{name, func(dir int) error { return sys.Lsetxattr(path(dir), name, []byte(value), 0) },
@@ -92,15 +93,15 @@ func xattr(name, value string) property {
 		}}
 }
 
-// makeSample makes a sample of the properties that this process can give files on this file system. If another process was
-// first, its sample stays.
+// makeSample makes a sample with the properties that this process can set on this file system. If another process has
+// made one first, that one stays.
 func (s *Snapshotter) makeSample(ctx context.Context) error {
 	tmp, held, err := s.scratch(ctx)
 	if err != nil {
 		return err
 	}
 	defer disk.Release(held)
-	defer os.RemoveAll(tmp) // if it has no other name by then
+	defer os.RemoveAll(tmp) // has no effect after the rename
 	tree := disk.Tree(tmp)
 	if err := tree.WriteFile(sampleFile, nil, 0o600); err != nil {
 		return err
@@ -125,7 +126,8 @@ func (s *Snapshotter) makeSample(ctx context.Context) error {
 	return nil
 }
 
-// lost names a property that the sample, and so every snapshot, has lost. It returns "" if nothing is lost, or there is no sample.
+// lost returns the name of a property that the sample has lost. It returns "" if none is lost, or if there is no
+// sample.
 func (s *Snapshotter) lost() (string, error) {
 	made, err := s.files.ReadFile(filepath.Join(sampleDir, sampleMade), 4<<10)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -148,8 +150,8 @@ func (s *Snapshotter) lost() (string, error) {
 	return "", nil
 }
 
-// intact returns FailedPrecondition if the snapshots are a copy that has lost properties of their files. A process looks
-// only until it has found them intact, so one with a stack of layers looks once.
+// intact returns FailedPrecondition if the snapshots are a copy that has lost properties of files. The check runs until
+// it has succeeded once in this process.
 func (s *Snapshotter) intact() error {
 	if s.whole.Load() {
 		return nil
@@ -166,7 +168,7 @@ func (s *Snapshotter) intact() error {
 		"the snapshots in %s are a copy that has not kept all of their files (%s): remove them, and unpack the images again", s.dir, lost))
 }
 
-// lookupIntact is lookup for a snapshot whose files are to be used: it fails as intact does, too.
+// lookupIntact is lookup for a snapshot whose files will be used: it also fails if intact does.
 func (s *Snapshotter) lookupIntact(key string) (entry, error) {
 	e, err := s.lookup(key)
 	if err == nil {
@@ -175,8 +177,8 @@ func (s *Snapshotter) lookupIntact(key string) (entry, error) {
 	return e, err
 }
 
-// renew is intact for a caller that makes a snapshot. If no snapshot is left of a copy that has lost something, it makes a new
-// sample.
+// renew is intact for a caller that makes a snapshot. If the store is a copy that has lost properties but has no
+// snapshots left, it makes a new sample.
 func (s *Snapshotter) renew(ctx context.Context) error {
 	if s.intact() == nil {
 		return nil

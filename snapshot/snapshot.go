@@ -1,16 +1,20 @@
-// Package snapshot keeps layered root filesystems: trees of files that are prepared from a
-// parent, written to, and committed under a name from which others can be prepared.
+// Package snapshot keeps layered root filesystems: trees of files that are prepared from a parent, written to, and
+// committed under a name from which others can be prepared.
 //
-// A snapshot has a key and a kind. An Active one can be written to; Commit turns it into a
-// Committed one under another name, which never changes again and can be a parent. A View is
-// an Active one that can't be written to or committed.
+// A snapshot has a key and a [Kind]. An Active snapshot can be written to. Commit turns it into a Committed one under
+// another name, which never changes again and can be a parent. A View can be mounted to be read, but not written to or
+// committed.
 //
-// Everything is plain files below <root>/snapshots/<driver>/, described in layout(5). There
-// is no daemon and no database: any number of processes may work on a store at once, and a
-// process that dies at any instant leaves either nothing that can be seen or something that
-// the next call throws away.
+// [Open] returns a [Snapshotter], the snapshots of one driver in a store. Prepare, Mount, Commit and Remove are the
+// steps for a single snapshot. Stack makes a whole chain of layers, several at a time. Sweep deletes the snapshots that
+// nothing needs.
 //
-// What differs between filesystems is a [Driver]'s: see the packages overlayfs and native.
+// Everything is plain files below <root>/snapshots/<driver>/, described in layout(5). There is no daemon and no
+// database. Any number of processes may work on a store at the same time, with locks of the kernel. A process killed at
+// any instant leaves nothing visible, except temporary files that a later call deletes.
+//
+// A [Driver] makes and mounts the files of snapshots: see the packages overlayfs, erofs, btrfs, native and snapdriver.
+// Package snapshottest is the conformance suite of drivers. Error classes are listed at [Snapshotter].
 package snapshot
 
 import (
@@ -26,16 +30,16 @@ import (
 	"github.com/containerd/errdefs"
 )
 
-// Kind tells what may be done with a snapshot.
+// Kind is the kind of a snapshot. It decides what can be done with it.
 type Kind string
 
 const (
-	View      Kind = "View"      // mounted read-only, never a parent
-	Active    Kind = "Active"    // mounted writable, to be committed or removed, never a parent
-	Committed Kind = "Committed" // unchangeable, can be a parent, is not mounted
+	View      Kind = "View"      // mounted read-only; can't be a parent
+	Active    Kind = "Active"    // can be written to, and committed or removed; can't be a parent
+	Committed Kind = "Committed" // never changes; can be a parent; is not mounted itself
 )
 
-// Info is what is known of a snapshot.
+// Info describes a snapshot.
 type Info struct {
 	Key     string            `json:"key"`
 	Kind    Kind              `json:"kind"`
@@ -45,8 +49,8 @@ type Info struct {
 	Updated time.Time         `json:"updated"`
 }
 
-// Field gives the fields that containerd's filters know: kind (in lower case, as there),
-// name (the key), parent, labels.KEY.
+// Field returns the fields that containerd's filters know: kind (in lower case, as there), name (the key), parent,
+// labels.KEY.
 func (i Info) Field(fieldpath []string) (value string, present bool) {
 	switch {
 	case len(fieldpath) > 1 && fieldpath[0] == "labels":
@@ -62,118 +66,119 @@ func (i Info) Field(fieldpath []string) (value string, present bool) {
 	return value, present
 }
 
-// Usage is what a snapshot itself takes, its parents left out where the driver shares them.
+// Usage is the space that a snapshot takes itself. Files that the driver shares with the parents are not counted.
 type Usage struct {
 	Size   int64 `json:"size"`   // bytes allocated
 	Inodes int64 `json:"inodes"` // files of all types, hard links counted once
 }
 
-// Mount is one mount to make, in the form mount(2) takes: type, source, and options.
+// Mount is one mount to be made, in the terms of mount(2): type, source and options.
 type Mount struct {
 	Type    string   `json:"type"`
 	Source  string   `json:"source"`
 	Options []string `json:"options"`
 }
 
-// Tree is where one snapshot lies, as a driver sees it.
+// Tree tells a driver where the files of a snapshot are.
 type Tree struct {
-	// Dir is the snapshot's own directory, absolute. Its root filesystem is in Dir/fs; the
-	// name info is taken, any other is the driver's. All directories of a store are siblings.
+	// Dir is the snapshot's own directory, an absolute path. Its root filesystem is Dir/fs. The name info is reserved;
+	// the driver may use any other. The directories of all snapshots of a store are siblings.
 	Dir  string
 	Kind Kind
-	// Parents are the directories of the committed snapshots below, the nearest first.
+	// Parents are the directories of the committed snapshots below it, the nearest first.
 	Parents []string
 }
 
-// FS is the tree of files that the snapshot itself holds.
+// FS returns the directory of the files that the snapshot holds itself.
 func (t Tree) FS() string { return filepath.Join(t.Dir, "fs") }
 
-// ParentFS is the tree of files of the snapshot below, of which there must be one.
+// ParentFS returns FS of the parent, which must exist.
 func (t Tree) ParentFS() string { return Tree{Dir: t.Parents[0]}.FS() }
 
-// Driver is how one kind of filesystem makes, shows and removes a snapshot's directory.
-// None of its methods is called under the store's lock, so they may take their time.
+// Driver makes, mounts and removes the directories of snapshots for one kind of filesystem. No method is called while
+// the store's lock is held, so each may take its time.
 type Driver interface {
-	// Name is the driver's name, and its directory's in the store.
+	// Name is the driver's name, and the name of its directory in the store.
 	Name() string
-	// Check tells by trying whether the driver works with snapshots below dir, which exists:
-	// nil, or a NotImplemented or PermissionDenied error that says why not. It leaves nothing.
+	// Check finds out by trying whether the driver works with snapshots below dir, which exists. It returns
+	// NotImplemented or PermissionDenied with the reason if not. It leaves nothing behind.
 	Check(ctx context.Context, dir string) error
-	// Init prepares dir, where the snapshots will be, before there is any. It may be called
-	// more than once.
+	// Init prepares dir before the first snapshot is made there. It may be called more than once.
 	Init(dir string) error
-	// MaxParents is how many snapshots may lie below one; 0 is without limit.
+	// MaxParents is the largest number of snapshots below another one; 0 means no limit.
 	MaxParents() int
-	// Whiteouts is the form of whiteouts (see dist-apply(1)) in a snapshot that is prepared without
-	// a parent and given one by Commit. It is empty if the driver can't do that in the store in dir.
-	// An [Archiver] returns ArchiveForm.
+	// Whiteouts is the form of whiteouts (see dist-apply(1)) for a snapshot that is prepared without a parent and gets
+	// one from Commit. It is empty if the driver does not support that in the store in dir. An [Archiver] returns
+	// ArchiveForm.
 	Whiteouts(dir string) string
-	// Settle gives the layer in t, which was made without parents, those that it is to have: it
-	// does what unresolved, the output of dist-apply --unresolved, says the layer alone could
-	// not tell. FailedPrecondition where only applying the layer again, on its mounted parent,
-	// gives what is right. After an error the layer is not to be used.
+	// Settle completes the layer in t, which was applied without its parents, now that these are known. unresolved, the
+	// output of dist-apply --unresolved, lists what the layer could not decide alone. FailedPrecondition: only applying
+	// the layer again, on its mounted parent, gives the right result. After an error the layer must not be used.
 	Settle(ctx context.Context, t Tree, unresolved io.Reader) error
-	// Create fills t.Dir, which is empty and which nobody else uses. The parents stay as
-	// they are while it runs. Its root directory has mode 0755, or is like the parent's.
+	// Create fills t.Dir, which is empty and used by nobody else. The parents do not change while it runs. The root
+	// directory of the files gets the parent's attributes, or mode 0755 without a parent.
 	Create(ctx context.Context, t Tree) error
-	// Mounts are the mounts that show the snapshot, to be made in order at one place.
+	// Mounts returns the mounts that show the snapshot, to be made in order on one directory.
 	Mounts(t Tree) ([]Mount, error)
-	// Mount mounts the snapshot at target, an absolute path.
+	// Mount mounts the snapshot on target, an absolute path.
 	Mount(t Tree, target string, o MountOptions) error
-	// Open opens the root directory that mounting the snapshot would show, without a mount that
-	// outlives the file.
+	// Open opens the root directory that a mount of the snapshot would show. No mount remains after the file is closed.
 	Open(t Tree) (*os.File, error)
-	// Usage measures what the snapshot itself holds.
+	// Usage measures the space that the snapshot takes itself.
 	Usage(ctx context.Context, t Tree) (Usage, error)
-	// Remove deletes the directory of a snapshot, or what a Create that was cut short left.
+	// Remove deletes the directory of a snapshot, or what an interrupted Create has left.
 	Remove(ctx context.Context, dir string) error
 }
 
-// ArchiveForm is the form of whiteouts in an archive: it is stored as it is, not applied.
+// ArchiveForm is a form of whiteouts: the layer is stored as an archive, not applied.
 const ArchiveForm = "archive"
 
-// LayerDir is the directory in that of a snapshot where Stack has a layer stored in ArchiveForm.
+// LayerDir is the subdirectory of a snapshot in which Stack has a layer stored in ArchiveForm.
 const LayerDir = "layer"
 
-// Here stands in a Mount's options for the place where mounts are made.
+// Here stands in the options of a Mount for the directory on which mounts are made.
 const Here = "{dir}"
 
-// Diff writes the plain layer of an overlay upper directory.
+// Diff writes the directory of changes of an overlay as a plain layer.
 type Diff func(ctx context.Context, upper *os.File, w io.Writer) error
 
 // An Archiver is a driver that keeps a committed snapshot as the archive of a layer, not as files.
 type Archiver interface {
 	Driver
-	// Archive makes the archive of an active snapshot that is to be committed, unless Stack has had it stored. The files stay: the commit may fail.
+	// Archive makes the archive of an active snapshot that will be committed, unless Stack has stored one. It keeps the
+	// files, since the commit may fail.
 	Archive(ctx context.Context, t Tree, diff Diff) error
-	// Committed deletes the files of which Archive has made an archive. A crash before leaves them until the snapshot is removed.
+	// Committed deletes the files that Archive has made an archive of. After a crash they stay until the snapshot is
+	// removed.
 	Committed(t Tree) error
-	// Complete makes what the first child of committed snapshots, which lie in the directories parents, needs, ahead of it. Its error
-	// is what is wrong with the layers together. It counts what of them the driver can't show, by kind, when that is made.
+	// Complete prepares what the first child of the committed snapshots in the directories parents will need. Its error
+	// tells what is wrong with the layers together. If it makes something, left counts by kind what the layers have and
+	// the driver can't show.
 	Complete(ctx context.Context, parents []string) (left map[string]int64, err error)
 }
 
-// Options say how a store is used.
+// Options configure a Snapshotter.
 type Options struct {
-	Diff Diff // for commits by an Archiver, which else are NotImplemented
-	// Left is called with what of the layers of a chain that Stack has made an Archiver can't show. It may be nil.
+	Diff Diff // needed for commits by an Archiver, which otherwise fail with NotImplemented
+	// Left, if not nil, is called after Stack has made a chain, with what the layers have and an Archiver can't show.
 	Left      func(name string, left map[string]int64)
-	Namespace string // partition of the keys; empty is "default"
-	NoSync    bool   // don't wait for the disk: after a power failure commits and removals may be lost
+	Namespace string // namespace of the keys; "" means "default"
+	NoSync    bool   // don't sync: after a power failure commits and removals may be lost
 }
 
-// CommitOptions are what a commit may change besides kind and name.
+// CommitOptions are options of Commit.
 type CommitOptions struct {
-	// Parent is given to a snapshot that was prepared without one, by a driver that rebases.
+	// Parent becomes the parent of a snapshot that was prepared without one. The driver must support that: see
+	// Driver.Whiteouts.
 	Parent string
-	// Settle is what dist-apply --unresolved has written of the layer that the snapshot, prepared
-	// without a parent, holds. Where it says what can't be settled, Commit is
-	// FailedPrecondition; and so is every later one, since the files are half changed.
+	// Settle is the output of dist-apply --unresolved for the layer in the snapshot, which was prepared without a
+	// parent. If it lists something that can't be settled, Commit fails with FailedPrecondition, and so does every
+	// later call, since the files are half changed.
 	Settle io.Reader
-	// Mounted allows a snapshot to be committed while it is mounted. The caller sees to it that nothing is
-	// written there any more.
+	// Mounted allows a snapshot to be committed while it is mounted. The caller must ensure that nothing writes to it
+	// any more.
 	Mounted bool
-	// Labels are the committed snapshot's; those of the active one are not carried over.
+	// Labels are the labels of the committed snapshot. Those of the active one are dropped.
 	Labels map[string]string
 }
 
@@ -197,8 +202,8 @@ func checkKey(what, key string) error {
 	return nil
 }
 
-// checkNamespace holds a namespace to containerd's rule: letters and digits, with single
-// '.', '-' or '_' between them.
+// checkNamespace applies containerd's rule for namespaces: letters and digits, with single '.', '-' or '_' between
+// them.
 func checkNamespace(ns string) error {
 	ok := ns != "" && len(ns) <= maxName
 	mark := true
@@ -233,8 +238,7 @@ func checkLabels(labels map[string]string) error {
 	return nil
 }
 
-// isDigest tells whether a committed name is content-addressed, and so the same thing in
-// every namespace.
+// isDigest reports whether a committed snapshot's name is a digest. The snapshot is then the same in every namespace.
 func isDigest(name string) bool {
 	alg, hex, ok := strings.Cut(name, ":")
 	if !ok || len(hex) != map[string]int{"sha256": 64, "sha384": 96, "sha512": 128}[alg] {

@@ -16,43 +16,43 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Layer is one of the snapshots of a chain.
+// Layer is one of the layers of a chain.
 type Layer struct {
-	Name string // of the committed snapshot
-	// Apply fills the snapshot. It is called again, for another place, where what it made could
-	// not be given its parents.
+	Name string // name of the committed snapshot
+	// Apply applies the layer to a place. If the result can't be settled on its parents, Apply is called again for
+	// another place.
 	Apply func(context.Context, Place) error
 }
 
-// Place is where a layer is applied.
+// Place is where a layer is to be applied.
 type Place struct {
-	Dir       string   // a path; of File, where that is set, below /proc/self/fd
-	File      *os.File // what a process that is to use the directory must inherit, as descriptor 3
-	Whiteouts string   // the form of whiteouts: remove, overlay, overlay-user
-	// Unresolved is the name of a file that takes what the layer alone can't tell, or empty
-	// where its parents are there.
+	Dir       string   // a path; if File is set, one below /proc/self/fd
+	File      *os.File // if not nil, must be inherited as descriptor 3 by the process that uses Dir
+	Whiteouts string   // form of whiteouts: remove, overlay, overlay-user or archive
+	// Unresolved is the file for what the layer can't decide without its parents. It is "" if the parents are there.
 	Unresolved string
 }
 
-// stackKey begins the key of a snapshot that Stack fills, before the name that it is to have.
+// stackKey is the prefix of the keys under which Stack prepares snapshots. The name of the committed snapshot follows
+// it.
 const stackKey = "stack "
 
 // inherited is the path of a Place's File in a process that has inherited it.
 const inherited = "/proc/self/fd/3/."
 
-// Stack makes a chain of committed snapshots, the lowest first, each on the one before, the first
-// on parent or on nothing. Those that are there are left alone; one that another process is just
-// making is waited for. Up to jobs layers are applied at once where the driver can give a
-// snapshot its parent afterwards; else one is applied after the other. They are committed in
-// order, and done is called with each name once it is there, in order too. All that can be committed at a time share one sync of the
-// file system.
+// Stack makes a chain of committed snapshots from layers, the lowest first. The first layer's parent is parent, which
+// may be "". Existing snapshots are kept, and one that another process is making is waited for.
 //
-// A layer that fails leaves nothing, and neither do those above it; those below are there. Where done fails, the layers above are
-// called off, but those that were committed at the same time are there. The error is that of the lowest. A process that is killed leaves an active snapshot with
-// [TemporaryLabel], which the next that makes this layer removes.
+// If the driver can give a snapshot its parent when it is committed, up to jobs layers are applied at the same time,
+// otherwise one after the other. They are committed in order. All layers that are ready together share one sync of the
+// file system. done is called with each name, in order, once the snapshot exists.
 //
-// Where the layers turn out not to be any, once the driver puts them together (ErrInvalidArgument, ErrDataLoss), those that Stack has
-// made are removed.
+// If a layer fails, the layers below it exist, and neither it nor those above leave anything. If done fails, the layers
+// above are cancelled, but those committed together with it exist. The error is that of the lowest layer that failed. A
+// killed process leaves active snapshots with [TemporaryLabel]; the next call for the same layer removes them.
+//
+// If the driver finds at the end that the layers together are invalid (ErrInvalidArgument, ErrDataLoss), the snapshots
+// that this call has made are removed.
 func (s *Snapshotter) Stack(ctx context.Context, parent string, layers []Layer, jobs int, done func(name string) error) error {
 	if parent != "" {
 		if _, err := s.parent(parent); err != nil {
@@ -66,7 +66,7 @@ func (s *Snapshotter) Stack(ctx context.Context, parent string, layers []Layer, 
 	below.end(nil)
 	all := make([]*made, 0, len(layers))
 	for _, l := range layers {
-		// What fails takes those above with it.
+		// cancelling a layer cancels those above it
 		m := newMade(below.ctx, l.Name)
 		defer m.cancel()
 		go s.stack(l, m, below, slots)
@@ -80,7 +80,7 @@ func (s *Snapshotter) Stack(ctx context.Context, parent string, layers []Layer, 
 		}
 		if first == nil {
 			if first = done(m.name); first != nil {
-				stop() // those above
+				stop() // the layers above
 			}
 		}
 	}
@@ -95,11 +95,11 @@ func (s *Snapshotter) Stack(ctx context.Context, parent string, layers []Layer, 
 	return first
 }
 
-// withdraw removes what of layers this process has committed, the highest first, as far as nobody uses it.
+// withdraw removes the snapshots that this call has committed, from the top down to the first that is in use.
 func (s *Snapshotter) withdraw(ctx context.Context, layers []*made) {
 	r := s.Remover()
 	for _, m := range slices.Backward(layers) {
-		if m.ours {
+		if m.committed {
 			if err := r.Remove(ctx, m.name); err != nil && !errdefs.IsNotFound(err) {
 				return
 			}
@@ -108,7 +108,7 @@ func (s *Snapshotter) withdraw(ctx context.Context, layers []*made) {
 }
 
 func (s *Snapshotter) complete(ctx context.Context, a Archiver, name string) error {
-	below, held, err := s.hold(ctx, name)
+	below, held, err := s.holdParent(ctx, name)
 	if err != nil {
 		return err
 	}
@@ -120,47 +120,47 @@ func (s *Snapshotter) complete(ctx context.Context, a Archiver, name string) err
 	return err
 }
 
-// made is a layer of a stack on its way.
+// made is the state of a layer while Stack makes it.
 type made struct {
-	name   string
-	ctx    context.Context
-	cancel func()
-	is     chan struct{} // closed when it is there, or has failed with err
-	err    error
+	name     string
+	ctx      context.Context
+	cancel   func()
+	finished chan struct{} // closed when the snapshot exists, or the layer has failed with err
+	err      error
 
-	known   chan struct{} // closed once settled is set, and after is
-	settled *commitment   // what the layers above are settled on; nil if that is committed, or there is none
+	settledSet chan struct{} // closed after settled is set, at the latest when finished is closed
+	settled    *commitment   // the pending commit of this layer, on which the next one can be settled; nil if it is committed or failed
 
-	applied chan struct{}    // closed once it is applied without its parent: then it waits only until the layer below is settled
-	ready   chan *commitment // takes what is to be committed, or nil where it must be applied again
-	verdict chan error       // what has become of that
-	asked   bool             // commitEach has received something from ready
-	ours    bool             // commitEach has committed it
+	applied   chan struct{}    // closed when the layer is applied without its parent, and waits only for the layer below to be settled
+	ready     chan *commitment // receives the pending commit, or nil if the layer must be applied again
+	result    chan error       // receives the result of that commit
+	received  bool             // commitEach has received from ready
+	committed bool             // this call has committed it
 }
 
 func newMade(ctx context.Context, name string) *made {
-	m := &made{name: name, is: make(chan struct{}), known: make(chan struct{}), applied: make(chan struct{}), ready: make(chan *commitment, 1), verdict: make(chan error, 1)}
+	m := &made{name: name, finished: make(chan struct{}), settledSet: make(chan struct{}), applied: make(chan struct{}), ready: make(chan *commitment, 1), result: make(chan error, 1)}
 	m.ctx, m.cancel = context.WithCancel(ctx)
 	return m
 }
 
 func (m *made) end(err error) {
 	m.err = err
-	close(m.is)
+	close(m.finished)
 	m.settle(nil)
 }
 
-// settle lets the layers above go on. Only its first call counts.
+// settle lets the layer above continue. Only the first call has an effect.
 func (m *made) settle(c *commitment) {
 	select {
-	case <-m.known:
+	case <-m.settledSet:
 	default:
 		m.settled = c
-		close(m.known)
+		close(m.settledSet)
 	}
 }
 
-// wait waits for one of the layer's channels.
+// wait waits for one of the layer's channels, and then returns the layer's error if it has failed.
 func (m *made) wait(ctx context.Context, c chan struct{}) error {
 	select {
 	case <-c:
@@ -168,31 +168,31 @@ func (m *made) wait(ctx context.Context, c chan struct{}) error {
 		return ctx.Err()
 	}
 	select {
-	case <-m.is:
+	case <-m.finished:
 		return m.err
 	default:
 		return nil
 	}
 }
 
-// commitEach commits the layer, below which all are there, once it is ready, and with it those above that are applied by then. It
-// returns when the layer is there or has failed.
+// commitEach commits a layer when it is ready, together with the layers above that are applied by then. All layers
+// below it exist. It returns when this layer exists or has failed.
 func (s *Snapshotter) commitEach(m *made, above []*made) {
 	for {
 		select {
-		case <-m.is:
+		case <-m.finished:
 			return
 		case c := <-m.ready:
-			m.asked = true
+			m.received = true
 			if c == nil {
 				continue
 			}
-			those, commits := []*made{m}, []*commitment{c}
+			batch, commits := []*made{m}, []*commitment{c}
 			for _, a := range above {
 				if c = a.next(); c == nil {
 					break
 				}
-				those, commits = append(those, a), append(commits, c)
+				batch, commits = append(batch, a), append(commits, c)
 			}
 			err := m.ctx.Err()
 			if err == nil {
@@ -201,23 +201,23 @@ func (s *Snapshotter) commitEach(m *made, above []*made) {
 			for i, c := range commits {
 				failed := err
 				if failed == nil {
-					failed = s.publishCommit(those[i].ctx, c)
+					failed = s.publishCommit(batch[i].ctx, c)
 				}
-				c.release() // the next one holds it as its parent
-				those[i].ours = failed == nil
+				c.release() // the next layer holds it as its parent
+				batch[i].committed = failed == nil
 				if errors.Is(failed, errChanged) {
-					err = failed // those above wait until it is committed, too
+					err = failed // the layers above must wait until it is committed
 				}
-				those[i].verdict <- failed
+				batch[i].result <- failed
 			}
 		}
 	}
 }
 
-// next returns what is to be committed of a layer, or nil if that is not known yet. It waits only for a layer that is applied, and
-// settled now that those below are.
+// next returns the pending commit of a layer, or nil if there is none yet. It waits only for a layer that is applied:
+// settling it takes little time, now that the layer below is settled.
 func (m *made) next() (c *commitment) {
-	if m.asked {
+	if m.received {
 		select {
 		case c = <-m.ready:
 		default:
@@ -231,22 +231,22 @@ func (m *made) next() (c *commitment) {
 	}
 	select {
 	case c = <-m.ready:
-		m.asked = true
-	case <-m.is:
+		m.received = true
+	case <-m.finished:
 	}
 	return c
 }
 
-// commitInTurn has the snapshot key committed as the layer m by [Snapshotter.commitEach].
+// commitInTurn prepares the commit of the snapshot key as the layer m, and waits until commitEach has done it.
 func (s *Snapshotter) commitInTurn(m *made, key string, o CommitOptions, below *commitment) error {
 	err := retry(func() error {
-		c, err := s.ready(m.ctx, m.name, key, &o, below)
+		c, err := s.prepareCommit(m.ctx, m.name, key, &o, below)
 		if err != nil {
 			return err
 		}
 		m.settle(c)
 		m.ready <- c
-		return <-m.verdict
+		return <-m.result
 	})
 	if err != nil {
 		return fmt.Errorf("commit: %w", err)
@@ -264,13 +264,13 @@ func (s *Snapshotter) stack(l Layer, m, below *made, slots chan struct{}) {
 }
 
 func (s *Snapshotter) stackLayer(l Layer, m, below *made, slots chan struct{}) error {
-	if there, err := s.committed(l.Name); there || err != nil {
+	if exists, err := s.committed(l.Name); exists || err != nil {
 		return err
 	}
 	form := s.driver.Whiteouts(s.dir)
 	rebases := form == ArchiveForm || form != "" && below.name != ""
 	if !rebases {
-		if err := below.wait(m.ctx, below.is); err != nil {
+		if err := below.wait(m.ctx, below.finished); err != nil {
 			return err
 		}
 	}
@@ -279,7 +279,7 @@ func (s *Snapshotter) stackLayer(l Layer, m, below *made, slots chan struct{}) e
 		return err
 	}
 	defer unlock()
-	if there, err := s.committed(l.Name); there || err != nil {
+	if exists, err := s.committed(l.Name); exists || err != nil {
 		return err
 	}
 	if rebases {
@@ -288,14 +288,14 @@ func (s *Snapshotter) stackLayer(l Layer, m, below *made, slots chan struct{}) e
 			return err
 		}
 		m.ready <- nil
-		if err := below.wait(m.ctx, below.is); err != nil {
+		if err := below.wait(m.ctx, below.finished); err != nil {
 			return err
 		}
 	}
 	return s.stackOne(l, m, below, slots, false)
 }
 
-// committed tells whether the committed snapshot is there.
+// committed reports whether there is a committed snapshot of that name.
 func (s *Snapshotter) committed(name string) (bool, error) {
 	e, err := s.lookup(name)
 	switch {
@@ -309,7 +309,8 @@ func (s *Snapshotter) committed(name string) (bool, error) {
 	return true, s.intact()
 }
 
-// stackOne makes one layer, whose name is locked, alone or on what is below.
+// stackOne makes one layer. The caller holds the lock on its name. If alone is true, the layer is applied without its
+// parents and settled later.
 func (s *Snapshotter) stackOne(l Layer, m, below *made, slots chan struct{}, alone bool) (err error) {
 	ctx := m.ctx
 	select {
@@ -331,7 +332,7 @@ func (s *Snapshotter) stackOne(l Layer, m, below *made, slots chan struct{}, alo
 	}
 	labels := map[string]string{TemporaryLabel: "stack"}
 	_, err = s.make(ctx, Active, key, parent, labels)
-	if errdefs.IsAlreadyExists(err) { // of a dead process: the name's lock is ours
+	if errdefs.IsAlreadyExists(err) { // left by a killed process: no other holds the lock on the name
 		if err = s.Remove(ctx, key); err == nil {
 			_, err = s.make(ctx, Active, key, parent, labels)
 		}
@@ -350,18 +351,12 @@ func (s *Snapshotter) stackOne(l Layer, m, below *made, slots chan struct{}, alo
 		return err
 	}
 	t := s.tree(e.id, e.record)
-	p := Place{Dir: t.FS(), Whiteouts: "remove"}
-	switch {
-	case s.driver.Whiteouts(s.dir) == ArchiveForm:
-		p = Place{Dir: filepath.Join(t.Dir, LayerDir), Whiteouts: ArchiveForm}
-	case alone:
-		p.Whiteouts, p.Unresolved = s.driver.Whiteouts(s.dir), filepath.Join(t.Dir, "unresolved")
-	case s.driver.Whiteouts(s.dir) != "" && parent != "":
-		if p.File, err = s.driver.Open(t); err != nil {
-			return err
-		}
+	p, err := s.place(t, alone)
+	if err != nil {
+		return err
+	}
+	if p.File != nil {
 		defer p.File.Close()
-		p.Dir = inherited
 	}
 	if err := l.Apply(ctx, p); err != nil {
 		return err
@@ -372,7 +367,7 @@ func (s *Snapshotter) stackOne(l Layer, m, below *made, slots chan struct{}, alo
 	var pending *commitment
 	if alone {
 		close(m.applied)
-		if err := below.wait(ctx, below.known); err != nil {
+		if err := below.wait(ctx, below.settledSet); err != nil {
 			return err
 		}
 		pending = below.settled
@@ -388,16 +383,33 @@ func (s *Snapshotter) stackOne(l Layer, m, below *made, slots chan struct{}, alo
 		}
 		o.Settle = f
 	} else if p.File != nil {
-		p.File.Close() // what is mounted could still be written to
+		p.File.Close() // an open mount could still be written to
 	}
 	err = s.commitInTurn(m, key, o, pending)
-	if errdefs.IsAlreadyExists(err) { // somebody made it without the lock
+	if errdefs.IsAlreadyExists(err) { // another process made it without the lock
 		return s.discard(key)
 	}
 	return err
 }
 
-// discard removes a snapshot that was not finished, also when ctx is done.
+// place returns where the layer of the snapshot t is to be applied.
+func (s *Snapshotter) place(t Tree, alone bool) (p Place, err error) {
+	form := s.driver.Whiteouts(s.dir)
+	switch {
+	case form == ArchiveForm:
+		return Place{Dir: filepath.Join(t.Dir, LayerDir), Whiteouts: form}, nil
+	case alone:
+		return Place{Dir: t.FS(), Whiteouts: form, Unresolved: filepath.Join(t.Dir, "unresolved")}, nil
+	}
+	p = Place{Dir: t.FS(), Whiteouts: "remove"}
+	if form != "" && len(t.Parents) > 0 {
+		p.Dir = inherited
+		p.File, err = s.driver.Open(t)
+	}
+	return p, err
+}
+
+// discard removes an unfinished snapshot, even if the context is done.
 func (s *Snapshotter) discard(key string) error {
 	if err := s.Remove(context.Background(), key); !errdefs.IsNotFound(err) {
 		return err
@@ -405,7 +417,7 @@ func (s *Snapshotter) discard(key string) error {
 	return nil
 }
 
-// lockName takes the lock of those who make a committed snapshot of that name, and waits for it.
+// lockName waits for the lock of processes that make the committed snapshot of that name.
 func (s *Snapshotter) lockName(ctx context.Context, name string) (unlock func(), err error) {
 	if err := s.checkDirs(); err != nil {
 		return nil, fmt.Errorf("lock: %w", err)
@@ -430,7 +442,7 @@ func (s *Snapshotter) lockName(ctx context.Context, name string) (unlock func(),
 		if disk.Names(file, f) {
 			return func() { _ = os.Remove(file); disk.Release(f) }, nil
 		}
-		disk.Release(f) // the one before has removed it
+		disk.Release(f) // its last holder has removed the file
 	}
 }
 
@@ -441,7 +453,7 @@ func (s *Snapshotter) lockOf(namespace, name string) string {
 	return filepath.Join(s.dir, "locks", keyFile(namespace, name))
 }
 
-// stacking tells whether a process is just filling the snapshot.
+// stacking reports whether a process is filling the snapshot for Stack.
 func (s *Snapshotter) stacking(e entry) bool {
 	name, ok := strings.CutPrefix(e.Key, stackKey)
 	if !ok {
@@ -454,7 +466,7 @@ func (s *Snapshotter) stacking(e entry) bool {
 	return errors.Is(err, unix.EWOULDBLOCK)
 }
 
-// sweepLocks deletes the files of locks that nobody has.
+// sweepLocks deletes the lock files that no process holds.
 func (s *Snapshotter) sweepLocks() {
 	locks := filepath.Join(s.dir, "locks")
 	names, err := os.ReadDir(locks)

@@ -13,32 +13,32 @@ import (
 	"github.com/containerd/errdefs"
 )
 
-// TemporaryLabel marks an active snapshot or a view that is worth nothing once the process is
-// gone that made it. Its value says what made it.
+// TemporaryLabel marks an active snapshot or a view that is of no use once the process that made it has exited. The
+// value tells what made it.
 const TemporaryLabel = "distkit.temporary"
 
-// Sweep deletes what can be made again and nothing needs: committed snapshots that all namespaces
-// share, whose names are digests, and what bears [TemporaryLabel].
+// Sweep configures [Snapshotter.Sweep]. It deletes snapshots that can be made again and that nothing needs: committed
+// ones that all namespaces share (their names are digests), and those with [TemporaryLabel].
 type Sweep struct {
-	Before time.Time // what was made or changed later stays
-	DryRun bool      // report, and delete nothing
-	// Alone calls a function while nobody can begin to use a snapshot. The function gets another one, which tells whether a
-	// snapshot of a namespace ("" where all share it) must stay. What lies below one that stays, stays too.
+	Before time.Time // keep what was made or changed later
+	DryRun bool      // report, but delete nothing
+	// Alone calls a function at a time when nobody can start to use a snapshot. It passes a function that reports
+	// whether a snapshot of a namespace ("" for a shared one) must be kept. The ancestors of a kept snapshot are kept
+	// too.
 	Alone func(func(needed func(namespace string, i Info) bool) error) error
-	// Failed is called with the reason why something can't be deleted: the sweep goes on.
+	// Failed is called with the reason if something can't be deleted. The sweep then continues.
 	Failed func(error)
 }
 
-// chunk is how many snapshots one call of Alone looks at.
+// chunk is the number of snapshots handled in one call of Alone.
 const chunk = 512
 
-// errNeeded is why a snapshot isn't deleted that was free before.
+// errNeeded reports that a snapshot has come to be needed during the sweep.
 var errNeeded = errors.New("it is needed")
 
-// Sweep calls f with every snapshot once it is deleted, or would be, children before their
-// parents. What is mounted, or has got a child meanwhile, or is just being filled by
-// [Snapshotter.Stack], stays. A snapshot's name goes in a function that is handed to Alone; its size is found out before, and its
-// files are deleted after it.
+// Sweep deletes snapshots, children before their parents, and calls f with each. With DryRun it only calls f. It keeps
+// a snapshot that is mounted, that has got a child in the meantime, or that [Snapshotter.Stack] is filling. A snapshot
+// loses its name within a call of Alone. Its size is measured before, and its files are deleted afterwards.
 func (s *Snapshotter) Sweep(ctx context.Context, o Sweep, f func(Info, Usage) error) error {
 	if !o.DryRun {
 		if err := s.sweep(ctx); err != nil {
@@ -87,20 +87,21 @@ func (s *Snapshotter) Sweep(ctx context.Context, o Sweep, f func(Info, Usage) er
 	return nil
 }
 
-// batch is how many snapshots lose their names at once: so many are open, and one sync of the directory is for all.
+// batch is the number of snapshots that lose their names together. So many directories are open at a time, and they
+// share one sync.
 const batch = 64
 
-// removal is a snapshot that is to be deleted.
+// removal is a snapshot to be deleted.
 type removal struct {
 	entry
 	usage  Usage
-	dir    string   // where its files are once it has lost its name
-	held   *os.File // their lock
-	failed error    // why it is not deleted
+	dir    string   // where its files are after it has lost its name
+	held   *os.File // the lock on its files
+	failed error    // why it was not deleted
 }
 
-// sweepAlike deletes snapshots with equally many parents, of which none is another's, unless they have come to be needed. A parent of
-// one that is needed has a child, and stays for that.
+// sweepAlike deletes snapshots that have equally many ancestors, so that none is the parent of another. It keeps those
+// that have come to be needed. The parent of a kept snapshot has a child, and is kept for that.
 func (s *Snapshotter) sweepAlike(ctx context.Context, some []entry, stays map[uint64]bool, known *family, o Sweep, f func(Info, Usage) error) error {
 	var list []*removal
 	var alone error
@@ -113,7 +114,8 @@ func (s *Snapshotter) sweepAlike(ctx context.Context, some []entry, stays map[ui
 		}
 		u, err := s.driver.Usage(ctx, s.tree(e.id, e.record))
 		if err = ofOthers(err); errdefs.IsPermissionDenied(err) {
-			// Its files could not be deleted, either. Any other failure to measure is a size of nothing.
+			// Without permission, the files could not be deleted either. After any other error the size is reported as
+			// zero.
 			o.Failed(fmt.Errorf("remove %s: %w", e.Key, err))
 			for _, below := range e.Parents {
 				stays[below] = true
@@ -146,7 +148,7 @@ func (s *Snapshotter) sweepAlike(ctx context.Context, some []entry, stays map[ui
 				return err
 			}
 		case errors.Is(failed, errChanged), errors.Is(failed, errNeeded), errors.Is(failed, fs.ErrNotExist):
-		case r.held == nil && (errdefs.IsUnavailable(failed) || errdefs.IsFailedPrecondition(failed)): // it is in use
+		case r.held == nil && (errdefs.IsUnavailable(failed) || errdefs.IsFailedPrecondition(failed)): // in use: no failure
 		case ctx.Err() != nil && errors.Is(failed, ctx.Err()):
 		default:
 			o.Failed(fmt.Errorf("remove %s: %w", r.Key, failed))

@@ -8,21 +8,21 @@ import (
 	"github.com/containerd/errdefs"
 )
 
-// WholeTrees is how drivers show snapshots that each hold their whole tree: by a bind mount,
-// of the parent's where it is a view of one.
+// WholeTrees implements mounting for drivers whose snapshots each hold a whole tree: by a bind mount, and for a view
+// with a parent by one of the parent's tree.
 type WholeTrees struct{}
 
-// Settle refuses: a whole tree can't be made without its parent's.
+// Settle returns NotImplemented: a whole tree can't be made without its parent.
 func (WholeTrees) Settle(context.Context, Tree, io.Reader) error {
 	return errdefs.ErrNotImplemented.WithMessage("layers are applied on their parents")
 }
 
-// Mounts says how to show the snapshot.
+// Mounts returns the one bind mount.
 func (WholeTrees) Mounts(t Tree) ([]Mount, error) {
 	return []Mount{BindOf(t, whole(t))}, nil
 }
 
-// BindOf is the bind mount that shows the directory source as the snapshot's files.
+// BindOf returns the bind mount of the directory source as the files of t.
 func BindOf(t Tree, source string) Mount {
 	access := "rw"
 	if t.Kind == View {
@@ -31,15 +31,15 @@ func BindOf(t Tree, source string) Mount {
 	return Mount{Type: "bind", Source: source, Options: append([]string{"bind", access}, DefaultMountOptions(t.Kind).words()...)}
 }
 
-// Mount shows the snapshot at target.
+// Mount mounts the snapshot on target.
 func (WholeTrees) Mount(t Tree, target string, o MountOptions) error {
 	return BindMount(whole(t), target, t.Kind == View, o)
 }
 
-// Open opens the tree.
+// Open opens the root directory of the tree.
 func (WholeTrees) Open(t Tree) (*os.File, error) { return OpenFiles(whole(t)) }
 
-// Whiteouts is none: a snapshot is made on its parent.
+// Whiteouts returns "": snapshots are always made on their parents.
 func (WholeTrees) Whiteouts(string) string { return "" }
 
 func whole(t Tree) string {
