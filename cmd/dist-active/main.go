@@ -54,7 +54,7 @@ func newCommand() *cobra.Command {
 				state = "active"
 			}
 			err := out.Write(record{st.Ref, st.Offset, st.Total, st.StartedAt, st.UpdatedAt, state, st.Expected},
-				st.Ref, cli.Size(st.Offset), cli.Size(st.Total), st.StartedAt, st.UpdatedAt, state)
+				st.Ref, cli.Size(st.Offset), cli.Size(st.Total), st.StartedAt, st.UpdatedAt, cli.State(state))
 			if err != nil {
 				return err
 			}

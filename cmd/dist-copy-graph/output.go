@@ -35,7 +35,7 @@ func newOutput(c *cobra.Command) *output {
 // record prints the record of an object at once.
 func (o *output) record(d v1.Descriptor, state copygraph.Outcome) error {
 	o.last = d
-	cells := []any{d.Digest, cli.Size(d.Size), d.MediaType, string(state)}
+	cells := []any{d.Digest, cli.Size(d.Size), cli.MediaType(d.MediaType), string(state)}
 	if *o.brief {
 		if o.Quiet() || state != copygraph.Foreign {
 			return nil

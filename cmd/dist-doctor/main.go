@@ -49,7 +49,7 @@ func newCommand() *cobra.Command {
 		}
 		for _, check := range checks {
 			for _, f := range check(c.Context()) {
-				if err := out.Write(f, f.Subject, f.State, f.Found, f.Advice); err != nil {
+				if err := out.Write(f, f.Subject, cli.State(f.State), cli.Text(f.Found), cli.Text(f.Advice)); err != nil {
 					return err
 				}
 			}

@@ -24,7 +24,7 @@ func newLayers() *cobra.Command {
 			return err
 		}
 		for _, l := range layers {
-			if err := records.Write(l, l.Digest, cli.Size(l.Size), l.MediaType, l.DiffID, l.ChainID); err != nil {
+			if err := records.Write(l, l.Digest, cli.Size(l.Size), cli.MediaType(l.MediaType), l.DiffID, l.ChainID); err != nil {
 				return err
 			}
 		}

@@ -71,7 +71,7 @@ func newLs() *cobra.Command {
 				sizes[img.Target.Digest] = size
 			}
 			r := record{Name: img.Name, Target: img.Target, Size: size, Labels: img.Labels, CreatedAt: img.CreatedAt, UpdatedAt: img.UpdatedAt}
-			return records.Write(r, ref, r.Target.MediaType, r.Target.Digest, cli.Size(r.Size), r.UpdatedAt)
+			return records.Write(r, ref, cli.MediaType(r.Target.MediaType), r.Target.Digest, cli.Size(r.Size), r.UpdatedAt)
 		}
 		for img, err := range listing.All() {
 			if err != nil {

@@ -117,7 +117,7 @@ func listDescriptors(c *cobra.Command, find func(image.Walker, context.Context, 
 			return 0, err
 		}
 		for _, d := range found {
-			if err := records.Write(d, d.Digest, cli.Size(d.Size), d.MediaType); err != nil {
+			if err := records.Write(d, d.Digest, cli.Size(d.Size), cli.MediaType(d.MediaType)); err != nil {
 				return 0, err
 			}
 		}

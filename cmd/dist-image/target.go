@@ -23,7 +23,7 @@ func newTarget() *cobra.Command {
 		if err != nil {
 			return err
 		}
-		if err := records.Write(d, d.Digest, cli.Size(d.Size), d.MediaType); err != nil {
+		if err := records.Write(d, d.Digest, cli.Size(d.Size), cli.MediaType(d.MediaType)); err != nil {
 			return err
 		}
 		return records.Close()

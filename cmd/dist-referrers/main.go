@@ -53,7 +53,7 @@ func newCommand() *cobra.Command {
 				if err != nil {
 					return err
 				}
-				if err := records.Write(record{desc, subject}, desc.Digest, desc.ArtifactType, cli.Size(desc.Size), subject); err != nil {
+				if err := records.Write(record{desc, subject}, desc.Digest, cli.MediaType(desc.ArtifactType), cli.Size(desc.Size), subject); err != nil {
 					return err
 				}
 			}

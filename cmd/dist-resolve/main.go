@@ -101,7 +101,7 @@ func (c *command) resolve(locator, object string) error {
 	if err != nil {
 		return err
 	}
-	return c.records.Write(desc, desc.Digest, desc.Size, desc.MediaType, object)
+	return c.records.Write(desc, desc.Digest, cli.Size(desc.Size), cli.MediaType(desc.MediaType), object)
 }
 
 func (c *command) parseReference(s string) error {
@@ -129,7 +129,7 @@ func (c *command) resolveReference(s string) error {
 		Locator string `json:"locator"`
 		ocispec.Descriptor
 	}{ref.Name, ref.Locator, desc}
-	return c.records.Write(value, ref.Name, ref.Locator, desc.Digest, desc.Size, desc.MediaType)
+	return c.records.Write(value, ref.Name, ref.Locator, desc.Digest, cli.Size(desc.Size), cli.MediaType(desc.MediaType))
 }
 
 func (c *command) rateLimits(locator, object string) error {

@@ -78,7 +78,7 @@ func newCommand() *cobra.Command {
 			if !*remove {
 				bad++
 			}
-			if werr := out.Write(r, r.Object, r.Problem); err == nil {
+			if werr := out.Write(r, r.Object, cli.State(r.Problem)); err == nil {
 				err = werr
 			}
 		}

@@ -54,7 +54,7 @@ func checkNames(c *cobra.Command, s *content.Store, out *cli.Records) error {
 				return fmt.Errorf("name %s of namespace %s: %w", img.Name, namespace, err)
 			}
 			r := nameRecord{img.Name, namespace, img.Target.Digest, is}
-			if err := out.Write(r, r.Name, r.Namespace, r.Digest, r.State); err != nil {
+			if err := out.Write(r, r.Name, r.Namespace, r.Digest, cli.State(r.State)); err != nil {
 				return err
 			}
 		}

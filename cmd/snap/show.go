@@ -148,7 +148,7 @@ func newDrivers(s *store) *cobra.Command {
 			case d.Default:
 				state = "default"
 			}
-			if err := r.Write(d, d.Driver, state, d.Reason); err != nil {
+			if err := r.Write(d, d.Driver, cli.State(state), cli.Text(d.Reason)); err != nil {
 				return err
 			}
 		}

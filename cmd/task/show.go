@@ -80,7 +80,7 @@ func writeContainer(r *cli.Records, t *runtime.Container, i runtime.Info) error 
 	if i.Connection != nil {
 		ports = strings.Join(i.Connection.Ports, ",")
 	}
-	return r.Write(l, i.ID, i.Pid, i.Status, exit, i.Created, image, ports, command(l.Command))
+	return r.Write(l, i.ID, i.Pid, cli.State(i.Status), exit, i.Created, image, ports, command(l.Command))
 }
 
 func newInfo(o *containers.Flags) *cobra.Command {

@@ -59,6 +59,14 @@ func testCommand() *cobra.Command {
 				return err
 			}
 			return records.Close()
+		case "kinds":
+			records.Columns("TYPE", "STATE")
+			if err := records.Write(nil, MediaType(args[1]), State(args[2])); err != nil {
+				return err
+			}
+			return records.Close()
+		case "nothing":
+			return records.Close()
 		case "fail":
 			return fmt.Errorf("open\n\x1b[31mred: %w", errdefs.ErrNotFound)
 		case "failed":
@@ -268,9 +276,9 @@ func TestTables(t *testing.T) {
 	const a, b = "sha256:0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef", "docker.io/library/redis:7.2@sha256:fedcba9876543210fedcba9876543210fedcba9876543210fedcba9876543210"
 	for width, want := range map[uint16]string{
 		200: "DIGEST                                                                   SIZE     NAME\r\n" + a + "  1.0 KiB  " + b + "\r\n-                                                                        0 B      x\r\n",
-		80:  "DIGEST               SIZE     NAME\r\nsha256:0123456789ab  1.0 KiB  docker.io/library/redis:7.2@sha256:fedcba987654\r\n-                    0 B      x\r\n",
-		40:  "DIGEST          SIZE     NAME\r\nsha256:…6789ab  1.0 KiB  docker.…a987654\r\n-               0 B      x\r\n",
-		5:   "DIGEST  SIZE    NAME\r\nsha…ab  1.0…iB  doc…54\r\n-       0 B     x\r\n",
+		80:  "DIGEST        SIZE     NAME\r\n0123456789ab  1.0 KiB  docker.io/library/redis:7.2@sha256:fedcba987654\r\n-             0 B      x\r\n",
+		40:  "DIGEST        SIZE     NAME\r\n0123456789ab  1.0 KiB  docker.i…ba987654\r\n-             0 B      x\r\n",
+		5:   "DI…ST  SIZE   NAME\r\n01…ab  1.0 …  do…54\r\n-      0 B    x\r\n",
 		0:   "DIGEST                                                                   SIZE     NAME\r\n" + a + "  1.0 KiB  " + b + "\r\n-                                                                        0 B      x\r\n",
 	} {
 		got := onTerminal(t, width, "table", a, b)

@@ -2,18 +2,16 @@ package cli
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
-	"regexp"
-	"slices"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"time"
-	"unicode"
-	"unicode/utf8"
 
-	"github.com/dustin/go-humanize"
 	"github.com/spf13/cobra"
 )
 
@@ -27,30 +25,43 @@ type Limit int64
 // that can't be shown.
 type Name string
 
+// MediaType is a cell that holds a media type: a short word such as "docker" or "oci gzip" on a terminal, unless --full is given.
+type MediaType string
+
+// State is a cell that holds a word for how something is. On a terminal "running" and the like are green, "paused" is yellow, and "missing"
+// is red.
+type State string
+
+// Text is a cell that holds a sentence. A table wraps it, where other cells are cut.
+type Text string
+
 // Records prints one record a line: tab-separated with raw numbers and RFC 3339 times in a
 // pipe, an aligned table with a header on a terminal, one JSON object a line with --json,
 // the first cell alone with -q, records ended by NUL with -z.
 //
-// A table fits the terminal's width unless --full is given: digests are shortened if it would not, and then the widest columns.
+// A table fits the terminal's width unless --full is given: digests are shortened if it would not, and then cells, those of the first
+// column last. With --human records are a table in a pipe too, of $COLUMNS columns, for watch(1).
 //
 // In a pipe a backslash, a tab and a newline of a cell are written as \\, \t and \n, which printf %b turns back. The first
 // cell alone is written as it is, so that it can be read by another command, but for a newline; with -z that too.
 type Records struct {
-	cmd                   *cobra.Command
-	columns               []string
-	full, json, key, zero *bool
-	table                 [][]string // the header and the records that have not been printed
+	cmd                          *cobra.Command
+	columns                      []string
+	full, human, json, key, zero *bool
+	table                        [][]cell // the header and the records that have not been printed
+	written                      bool     // records have been written
 }
 
-// NewRecords registers --full, --json, -q and -z. The first column is the record's key.
+// NewRecords registers --full, --human, --json, -q and -z. The first column is the record's key.
 func NewRecords(c *cobra.Command, columns ...string) *Records {
 	f := c.Flags()
 	return &Records{
 		cmd: c, columns: columns,
-		full: f.Bool("full", false, "shorten nothing to fit a terminal's width"),
-		json: f.Bool("json", false, "print one JSON object a line"),
-		key:  f.BoolP("quiet", "q", false, "print the "+strings.ToLower(columns[0])+" alone"),
-		zero: f.BoolP("zero", "z", false, "end records with NUL instead of newline"),
+		full:  f.Bool("full", false, "shorten nothing to fit a terminal's width"),
+		human: f.Bool("human", false, "print the table that a terminal gets, also into a pipe"),
+		json:  f.Bool("json", false, "print one JSON object a line"),
+		key:   f.BoolP("quiet", "q", false, "print the "+strings.ToLower(columns[0])+" alone"),
+		zero:  f.BoolP("zero", "z", false, "end records with NUL instead of newline"),
 	}
 }
 
@@ -63,13 +74,27 @@ func (r *Records) Quiet() bool { return *r.key && !*r.json }
 // Table tells whether records are a table for a person to look at.
 func (r *Records) Table() bool {
 	_, tty := IsTerminal(os.Stdout)
-	return tty && !*r.json && !*r.key && !*r.zero
+	return (tty || *r.human) && !*r.json && !*r.key && !*r.zero
 }
 
-// Write prints a record: value is what --json shows, cells are the columns (string, Name, Size,
-// Limit, integers, time.Time, time.Duration: nanoseconds in a pipe), the key first.
+// Width returns the columns that a table may take: the terminal's, or with --human $COLUMNS where there is no terminal. It is 0 if they
+// are not known, and with --full.
+func (r *Records) Width() int {
+	if *r.full {
+		return 0
+	}
+	width, tty := IsTerminal(os.Stdout)
+	if !tty {
+		width, _ = strconv.Atoi(os.Getenv("COLUMNS"))
+	}
+	return max(width, 0)
+}
+
+// Write prints a record: value is what --json shows, cells are the columns (string, Name, Size, Limit, MediaType, State,
+// integers, time.Time, time.Duration: nanoseconds in a pipe), the key first.
 func (r *Records) Write(value any, cells ...any) error {
 	out, end := r.cmd.OutOrStdout(), r.end()
+	r.written = true
 	switch {
 	case *r.json:
 		b, err := json.Marshal(value)
@@ -91,11 +116,14 @@ func (r *Records) Write(value any, cells ...any) error {
 	}
 	if r.Table() {
 		if r.table == nil {
-			r.table = [][]string{r.columns}
+			r.table = [][]cell{make([]cell, len(r.columns))}
+			for i, name := range r.columns {
+				r.table[0][i].text = name
+			}
 		}
-		row := make([]string, len(cells))
+		row := make([]cell, len(cells))
 		for i, c := range cells {
-			row[i] = human(c)
+			row[i] = r.cell(c)
 		}
 		r.table = append(r.table, row)
 		return nil
@@ -117,101 +145,35 @@ func (r *Records) end() string {
 	return "\n"
 }
 
-// Close prints the table; what is written then begins another.
+// Close prints the table; what is written then begins another. If there was no record because there is no store, a person at a terminal
+// is told.
 func (r *Records) Close() error {
 	if r.table == nil {
+		if r.Table() && !r.written {
+			TellNoStore(r.cmd)
+		}
 		return nil
 	}
-	width, _ := IsTerminal(os.Stdout)
-	if *r.full {
-		width = 0
-	}
-	text := align(r.table, width)
+	text := align(r.table, r.Width())
 	r.table = nil
 	_, err := io.WriteString(r.cmd.OutOrStdout(), text)
 	return err
 }
 
-const (
-	columnGap = 2
-	// minColumn is the width below which a column is not cut.
-	minColumn = 6
-	// shortDigest is how many hexadecimal digits are left of a digest. It is docker's number.
-	shortDigest = 12
-)
-
-// align returns rows as a table that fits a width, unless that is 0 or too small for the columns.
-func align(rows [][]string, width int) string {
-	widths := measure(rows)
-	if over(widths, width) > 0 {
-		digests := regexp.MustCompile(`\b([a-z0-9]+:[0-9a-f]{` + strconv.Itoa(shortDigest) + `})[0-9a-f]{20,}`)
-		for _, row := range rows[1:] {
-			for i := range row {
-				row[i] = digests.ReplaceAllString(row[i], "$1")
-			}
-		}
-		widths = measure(rows)
+// TellNoStore says on standard error that a listing is empty because the directory of --root does not exist.
+func TellNoStore(c *cobra.Command) {
+	f := c.Flags().Lookup("root")
+	if f == nil {
+		return
 	}
-	for n := over(widths, width); n > 0; n-- {
-		widest := 0
-		for i := range widths {
-			if widths[i] > widths[widest] {
-				widest = i
-			}
-		}
-		if widths[widest] <= minColumn {
-			break
-		}
-		widths[widest]--
+	root := f.Value.String()
+	if _, err := os.Stat(root); !errors.Is(err, fs.ErrNotExist) {
+		return
 	}
-	var b strings.Builder
-	for _, row := range rows {
-		for i, cell := range row {
-			cell = cut(cell, widths[i])
-			b.WriteString(cell)
-			if i < len(row)-1 {
-				b.WriteString(strings.Repeat(" ", widths[i]-utf8.RuneCountInString(cell)+columnGap))
-			}
-		}
-		b.WriteByte('\n')
+	if abs, err := filepath.Abs(root); err == nil {
+		root = abs
 	}
-	return b.String()
-}
-
-// measure returns the width of each column.
-func measure(rows [][]string) (widths []int) {
-	for _, row := range rows {
-		for i, cell := range row {
-			if i == len(widths) {
-				widths = append(widths, 0)
-			}
-			widths[i] = max(widths[i], utf8.RuneCountInString(cell))
-		}
-	}
-	return widths
-}
-
-// over returns by how much a table of such columns is wider than a width. Width 0 is not known.
-func over(widths []int, width int) int {
-	if width == 0 {
-		return 0
-	}
-	n := (len(widths) - 1) * columnGap
-	for _, w := range widths {
-		n += w
-	}
-	return n - width
-}
-
-// cut takes characters out of the middle of a cell that is too wide: the end of a name, path or media type tells as much as its
-// beginning.
-func cut(cell string, width int) string {
-	runes := []rune(cell)
-	if len(runes) <= width {
-		return cell
-	}
-	tail := (width - 1) / 2
-	return string(slices.Concat(runes[:width-1-tail], []rune{'…'}, runes[len(runes)-tail:]))
+	Report(c, fmt.Errorf("no store at %s (--root or DIST_ROOT name one)", root))
 }
 
 func join(w io.Writer, cells []any, end string) error {
@@ -240,6 +202,12 @@ func plain(c any) string {
 		return v
 	case Name:
 		return string(v)
+	case MediaType:
+		return string(v)
+	case State:
+		return string(v)
+	case Text:
+		return string(v)
 	case Size:
 		return strconv.FormatInt(int64(v), 10)
 	case Limit:
@@ -253,49 +221,4 @@ func plain(c any) string {
 		return v.UTC().Format(time.RFC3339Nano)
 	}
 	return fmt.Sprint(c)
-}
-
-func human(c any) string {
-	switch v := c.(type) {
-	case Name:
-		if strings.ContainsFunc(string(v), func(r rune) bool { return !unicode.IsPrint(r) || r == utf8.RuneError }) {
-			return strconv.Quote(string(v))
-		}
-		return human(string(v))
-	case Size:
-		if v < 0 {
-			return "-" // not known
-		}
-		return humanize.IBytes(uint64(v))
-	case Limit:
-		if v <= 0 {
-			return "-"
-		}
-		return human(Size(v))
-	case time.Duration:
-		if v < time.Second {
-			return v.Round(100 * time.Microsecond).String()
-		}
-		return v.Round(10 * time.Millisecond).String()
-	case time.Time:
-		if v.IsZero() {
-			return "-"
-		}
-		return humanize.Time(v)
-	}
-	s := Printable(fmt.Sprint(c))
-	if s == "" {
-		return "-"
-	}
-	return s
-}
-
-// Printable returns a text for a terminal: what can't be shown is a question mark.
-func Printable(s string) string {
-	return strings.Map(func(r rune) rune {
-		if unicode.IsPrint(r) {
-			return r
-		}
-		return '?'
-	}, s)
 }
