@@ -13,6 +13,7 @@ const (
 	taskBudget    = 7 << 20
 	imageBudget   = 11 << 19 // dist-image reads layers, and run keeps a container, beside all drivers of snapshots
 	networkBudget = 9 << 20
+	insideBudget  = 19 << 19 // dist-ls and dist-file read layers, by an index or not, here or at a registry
 )
 
 func TestBinarySizes(t *testing.T) {
@@ -23,6 +24,9 @@ func TestBinarySizes(t *testing.T) {
 		}
 		if c == "dist-image" || c == "run" {
 			budget = imageBudget
+		}
+		if c == "dist-ls" || c == "dist-file" {
+			budget = insideBudget
 		}
 		if c == "task" {
 			budget = taskBudget

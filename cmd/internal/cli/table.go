@@ -171,12 +171,20 @@ func columns(r rune) int {
 	switch {
 	case r < 0x300:
 		return 1
-	case unicode.In(r, unicode.Mn, unicode.Me):
+	case unicode.Is(combining, r):
 		return 0
 	case unicode.Is(wide, r):
 		return 2
 	}
 	return 1
+}
+
+// combining are the blocks of marks that are drawn over the character before them. Other such marks are counted as a column: a table is never
+// wider than its terminal by them.
+var combining = &unicode.RangeTable{
+	R16: []unicode.Range16{
+		{0x0300, 0x036f, 1}, {0x1ab0, 0x1aff, 1}, {0x1dc0, 0x1dff, 1}, {0x20d0, 0x20ff, 1}, {0x3099, 0x309a, 1}, {0xfe00, 0xfe0f, 1}, {0xfe20, 0xfe2f, 1},
+	},
 }
 
 // wide are the characters that take two columns: those of Unicode's East_Asian_Width W and F (golang.org/x/text/width).
