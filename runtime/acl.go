@@ -64,8 +64,7 @@ func searchers(dir string) (users []uint32, ok bool) {
 	return listed(list[:n])
 }
 
-// letSearch lets the root of a container's user namespace search the directories above its root filesystem and its volumes. All other
-// users stay out.
+// letSearch lets the root of a container's user namespace search the directories above its root filesystem. All other users stay out.
 func (c *Container) letSearch(spec *specs.Spec) error {
 	if spec.Linux == nil || c.Bundle != "" {
 		return nil
@@ -74,11 +73,7 @@ func (c *Container) letSearch(spec *specs.Spec) error {
 		if m.ContainerID != 0 || m.Size == 0 || m.HostID == 0 {
 			continue
 		}
-		dirs := c.set.dirs(c.ID)
-		if len(c.Volumes) > 0 {
-			dirs = append(dirs, c.set.volumeDirs("")...)
-		}
-		for _, name := range dirs {
+		for _, name := range c.set.dirs(c.ID) {
 			dir := c.set.tree().Path(name)
 			users, _ := searchers(dir)
 			if slices.Contains(users, m.HostID) {

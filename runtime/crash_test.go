@@ -20,6 +20,7 @@ import (
 	"distkit/runtime/stdio"
 
 	"github.com/containerd/errdefs"
+	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 )
 
@@ -116,8 +117,16 @@ func (m *machine) as(what, id, step string) *exec.Cmd {
 // Whatever is killed at whatever step, the next calls see the truth, run the container again,
 // and leave nothing of it behind.
 func TestKilledAtEveryStep(t *testing.T) {
-	steps := []string{"claimed", "blank", "creating", "mounted", "shim", "started", "running", "reaped", "ended", "removed", "unmounted", "recorded", "remove", "snapshot removed"}
+	steps := []string{"claimed", "blank", "creating", "mounted", "shim", "ready", "started", "running", "reaped", "ended", "removed", "unmounted", "recorded", "remove", "snapshot removed"}
 	runtimes(t, func(t *testing.T, m *machine) {
+		if err := os.MkdirAll(m.bound().root, 0o700); err != nil {
+			t.Fatal(err)
+		}
+		volume, err := m.bound().Volume("db", func(dir *os.File) error { return os.WriteFile(filepath.Join(dir.Name(), "file"), nil, 0o600) })
+		if err != nil {
+			t.Fatal(err)
+		}
+		mounts := []specs.Mount{{Type: "bind", Source: volume, Destination: "/data", Options: []string{"rbind"}}}
 		for _, what := range []string{"run", "start"} {
 			for _, keep := range []bool{true, false} {
 				if m.runtime != "runc" && keep == (what == "run") {
@@ -128,7 +137,7 @@ func TestKilledAtEveryStep(t *testing.T) {
 						continue
 					}
 					name := fmt.Sprintf("%s, keep %v, killed at %q", what, keep, step)
-					m.spec(spec.Options{Args: []string{"sh", "-c", "sleep 0.2; exit 3"}})
+					m.spec(spec.Options{Args: []string{"sh", "-c", "cat /data/file && sleep 0.2; exit 3"}, Mounts: mounts})
 					c := m.snapshotted("test-step", Record{RemoveAtEnd: !keep})
 					out, err := m.as(what, "test-step", step).CombinedOutput()
 					if what == "run" && err == nil {
@@ -142,7 +151,7 @@ func TestKilledAtEveryStep(t *testing.T) {
 					if !keep {
 						m.bound().Clear(t.Context())
 					}
-					m.spec(spec.Options{Args: []string{"sh", "-c", "exit 9"}})
+					m.spec(spec.Options{Args: []string{"sh", "-c", "cat /data/file && exit 9"}, Mounts: mounts})
 					again := m.snapshotted("test-step", Record{RemoveAtEnd: true})
 					if status, err := m.as("run", again.ID, "").CombinedOutput(); m.code(err) != 9 {
 						t.Errorf("%s: and again: %v %s", name, err, status)
@@ -153,6 +162,9 @@ func TestKilledAtEveryStep(t *testing.T) {
 					}
 				}
 			}
+		}
+		if _, err := os.Stat(filepath.Join(volume, "file")); err != nil {
+			t.Error(err)
 		}
 	})
 }

@@ -33,7 +33,7 @@
 //	step      by          writes
 //	create    the caller  the directory and its lock, container.json (process.json of a further process), config.json
 //	begin     the caller  state.json: creating; exit.json: blank, of full size, so that a full disk has room for the end;
-//	                      network, mount, STATE/run/KEY/bundle; state.json: the cgroups, before anything runs in them
+//	                      network, mount, STATE/run/KEY/bundle and mounts; state.json: the cgroups, before anything runs in them
 //	start     the monitor state.json: its own identity; then, by the runtime, the process; state.json: running
 //	end       the monitor exit.json: the end, before anything that can fail; then removes the runtime's state and the
 //	                      cgroups, unmounts, disconnects, and removes STATE/run/KEY, and STATE/lock/KEY last

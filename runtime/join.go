@@ -46,8 +46,13 @@ func (s *Containers) openNamespace(id string, kind specs.LinuxNamespaceType) (*o
 	return f, err
 }
 
-// join opens the namespaces of other containers, and has the runtime take these. It takes them by this process's descriptors,
-// which are open until the container runs.
+// joined is an open namespace of another container, and its place in the configuration.
+type joined struct {
+	index     int
+	namespace *os.File
+}
+
+// join opens the namespaces of other containers.
 func (u *execution) join(s *specs.Spec) error {
 	if len(u.c.Namespaces) > 0 && u.images != "" {
 		return failed("its processes were stored, and can't join the namespaces of other containers")
@@ -65,16 +70,15 @@ func (u *execution) join(s *specs.Spec) error {
 		if err != nil {
 			return fmt.Errorf("%s namespace of container %s: %w", kind, id, err)
 		}
-		u.joined = append(u.joined, f)
-		s.Linux.Namespaces[i].Path = fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), f.Fd())
+		u.joined = append(u.joined, joined{i, f})
 	}
 	return nil
 }
 
 // closeJoined closes what join has opened.
 func (u *execution) closeJoined() {
-	for _, f := range u.joined {
-		_ = f.Close()
+	for _, j := range u.joined {
+		_ = j.namespace.Close()
 	}
 	u.joined = nil
 }

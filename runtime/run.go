@@ -231,7 +231,8 @@ type execution struct {
 	signals chan os.Signal // that this process got since a run in the foreground began
 	sockets []*os.File     // of a supervisor, for a container in the foreground
 	told    []string       // the variables that tell it of them
-	joined  []*os.File     // the namespaces of other containers
+	joined  []joined       // the namespaces of other containers, until they are mounted
+	mounts  *privateMounts // where the runtime is started, nil for this process's mount namespace
 }
 
 // job is what must be known of a bundle to run it.
@@ -306,8 +307,13 @@ func (u *execution) prepare(ctx context.Context, detached bool) error {
 		return fmt.Errorf("network: %w", err)
 	}
 	users, err := u.mapUsers(ctx)
+	var ns *os.File
+	if err == nil && users != nil {
+		ns, err = userNamespace(users)
+		defer func() { _ = ns.Close() }() // nil is none
+	}
 	if err == nil {
-		err = c.mountRoot(ctx, users)
+		err = c.mountRoot(ctx, ns)
 	}
 	if err != nil {
 		return err
@@ -330,8 +336,9 @@ func (u *execution) prepare(ctx context.Context, detached bool) error {
 		err = u.join(&b.spec)
 	}
 	if err == nil {
-		err = c.checkVolumes()
+		err = u.mountPrivately(&b.spec, ns)
 	}
+	u.closeJoined()
 	if err == nil {
 		err = c.giveSecrets(&b.spec, users)
 	}
@@ -357,8 +364,8 @@ func (u *execution) prepare(ctx context.Context, detached bool) error {
 	return u.writeState(u.state) // what is in these cgroups from now on is the container's
 }
 
-// mountRoot mounts the container's snapshot, with the owners that its files have in its user namespace if it has one of its own.
-func (c *Container) mountRoot(ctx context.Context, users []specs.LinuxIDMapping) error {
+// mountRoot mounts the container's snapshot, with the owners that its files have in a user namespace unless that is nil.
+func (c *Container) mountRoot(ctx context.Context, users *os.File) error {
 	if c.Snapshot == nil {
 		return nil
 	}
@@ -369,15 +376,10 @@ func (c *Container) mountRoot(ctx context.Context, users []specs.LinuxIDMapping)
 	if users == nil {
 		return c.set.snapshots.Mount(ctx, *c.Snapshot, target)
 	}
-	ns, err := userNamespace(users)
-	if err != nil {
-		return err
-	}
-	defer ns.Close()
 	if err := c.unmount(); err != nil { // from when it was made, or from another run
 		return err
 	}
-	return c.set.snapshots.MountFor(ctx, *c.Snapshot, target, ns)
+	return c.set.snapshots.MountFor(ctx, *c.Snapshot, target, users)
 }
 
 // enter writes down that a run begins, of which this process is the monitor.
@@ -408,8 +410,9 @@ func (u *execution) start(ctx context.Context, streams *stdio.Ends, console *std
 	if console != nil {
 		opts.ConsoleSocket = console
 	}
-	err = u.r.make(ctx, u, opts, console)
-	u.closeJoined()
+	at("ready")
+	err = u.mounts.run(func() error { return u.r.make(ctx, u, opts, console) })
+	u.mounts.close()
 	if err != nil {
 		return -1, u.r.startError(u, err)
 	}
@@ -438,7 +441,7 @@ func (u *execution) start(ctx context.Context, streams *stdio.Ends, console *std
 
 // abandon undoes what led to no run, and returns err, the cause.
 func (u *execution) abandon(ctx context.Context, err error) error {
-	u.closeJoined()
+	u.mounts.close()
 	if u.exec == "" {
 		_ = u.r.remove(ctx, u.claim, u.c.key())
 		removeCgroups(u.state.Cgroups)

@@ -250,8 +250,10 @@ func (m *machine) clean() {
 	if err != nil {
 		m.Fatal(err)
 	}
-	if bytes.Contains(mounts, []byte(m.bundle)) {
-		m.Errorf("mounts are left in %s", m.bundle)
+	for _, dir := range []string{m.bundle, m.state} {
+		if bytes.Contains(mounts, []byte(dir)) {
+			m.Errorf("mounts are left in %s", dir)
+		}
 	}
 	if left := m.cgroups("test"); len(left) > 0 {
 		m.Errorf("cgroups are left: %q", left)

@@ -37,7 +37,9 @@ const (
 	shimWorking
 	shimReport
 	shimOutput // see [Runtime.LogTo]
-	shimRest   // the first of those that it must not have
+	shimMounts // see privateMounts
+	shimRoot
+	shimRest // the first of those that it must not have
 )
 
 // order says which process a shim or a guard looks after. The rest is an [execution] for a shim.
@@ -55,7 +57,8 @@ type order struct {
 	Run     state          `json:"run,omitzero"`
 	Images  string         `json:"images,omitempty"`
 	Config  *specs.Process `json:"config,omitempty"`
-	Adopt   bool           `json:"adopt,omitempty"` // the process runs already
+	Mounts  bool           `json:"mounts,omitempty"` // it has inherited a mount namespace
+	Adopt   bool           `json:"adopt,omitempty"`  // the process runs already
 }
 
 // report is what a shim tells once the process runs, or can't.
@@ -72,7 +75,7 @@ func (u *execution) detach(ctx context.Context) (pid int, err error) {
 	if pid, err = u.spawnShim(false); err != nil {
 		return -1, u.abandon(ctx, err)
 	}
-	u.closeJoined()
+	u.mounts.close()
 	// The shim has the locks now: they are one with these.
 	u.claim.close()
 	_ = u.lock.Close()
@@ -85,10 +88,12 @@ func (u *execution) spawn(stdin io.Reader, report *os.File) (*exec.Cmd, error) {
 	c.Args = []string{shimName, u.c.ID} // what ps shows
 	c.Dir, c.Env, c.Stdin = "/", shimEnviron(), stdin
 	// Each place is taken, if only by nothing: a descriptor of that number that this process was given would be handed on.
-	c.ExtraFiles = []*os.File{u.lock, u.claim.lock, u.claim.working, report, u.r.output}
+	mounts, root := u.mounts.files()
+	c.ExtraFiles = []*os.File{u.lock, u.claim.lock, u.claim.working, report, u.r.output, mounts, root}
 	if report == nil {
-		c.ExtraFiles[shimWorking-shimLock] = nil // a guard waits for who has that lock
-		c.ExtraFiles[shimOutput-shimLock] = nil
+		for _, fd := range []int{shimWorking, shimOutput, shimMounts, shimRoot} { // a guard waits for who has the lock of shimWorking
+			c.ExtraFiles[fd-shimLock] = nil
+		}
 	}
 	c.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	return c, c.Start()
@@ -103,7 +108,7 @@ func (u *execution) order() order {
 // and the locks are the caller's alone again.
 func (u *execution) spawnShim(adopt bool) (pid int, err error) {
 	o := u.order()
-	o.Guard, o.Adopt, o.Command, o.Job, o.Run, o.Images, o.Config = false, adopt, u.r.command, u.job, u.state, u.images, u.config
+	o.Guard, o.Adopt, o.Command, o.Job, o.Run, o.Images, o.Config, o.Mounts = false, adopt, u.r.command, u.job, u.state, u.images, u.config, u.mounts != nil
 	b, err := json.Marshal(o)
 	if err != nil {
 		return -1, err
@@ -214,7 +219,7 @@ func closeInherited() {
 			_ = unix.Close(fd)
 		}
 	}
-	for _, fd := range []int{shimLock, shimClaim, shimReport, shimOutput} {
+	for _, fd := range []int{shimLock, shimClaim, shimReport, shimOutput, shimMounts, shimRoot} {
 		unix.CloseOnExec(fd)
 	}
 }
@@ -259,6 +264,9 @@ func (o order) execution(open Opener) (*execution, error) {
 		err = u.claim.openWorking()
 	} else {
 		u.claim.working = os.NewFile(shimWorking, u.claim.path("working"))
+	}
+	if o.Mounts {
+		u.mounts = &privateMounts{os.NewFile(shimMounts, "mounts"), os.NewFile(shimRoot, "/")}
 	}
 	return u, err
 }

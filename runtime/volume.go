@@ -9,8 +9,6 @@ import (
 	"slices"
 	"strings"
 
-	"distkit/disk"
-
 	"golang.org/x/sys/unix"
 )
 
@@ -21,7 +19,7 @@ type Volume struct {
 	Containers []string `json:"containers"` // the IDs of those that use it
 }
 
-// newVolume begins the name of a volume that is being filled or removed, which no volume has.
+// newVolume is the prefix of the names under which volumes are filled and removed. No volume has such a name.
 const newVolume = ".new-"
 
 // volumeDirs lists the store's directory of volumes, that of the namespace, and, with a name, the volume's.
@@ -99,46 +97,6 @@ func (s *Containers) Volume(name string, fill func(dir *os.File) error) (path st
 		return "", fmt.Errorf("volume %s: %w", name, err)
 	}
 	return s.tree().Path(volume), nil
-}
-
-// openVolume opens the directory of a volume that is there, below directories that are this user's or root's alone.
-func (s *Containers) openVolume(name string) (*os.File, error) {
-	if err := CheckVolume(name); err != nil {
-		return nil, err
-	}
-	at := s.tree()
-	var d *os.File
-	for i, path := range s.volumeDirs(name) {
-		next, err := at.OpenDir(filepath.Base(path))
-		if d != nil {
-			_ = d.Close()
-		}
-		if err != nil {
-			return nil, fmt.Errorf("volume %s: %s: %w", name, s.tree().Path(path), disk.Cause(err))
-		}
-		d, at = next, disk.Tree(fmt.Sprintf("/proc/self/fd/%d", next.Fd()))
-		fi, err := disk.StatAt(d, ".")
-		if err == nil && i < len(s.volumeDirs("")) { // the volume itself has the owner and mode that its files ask for
-			err = checkDir(s.tree().Path(path), fi)
-		}
-		if err != nil {
-			_ = d.Close()
-			return nil, fmt.Errorf("volume %s: %w", name, err)
-		}
-	}
-	return d, nil
-}
-
-// checkVolumes refuses what a stranger who owns the store has put in the place of the container's volumes.
-func (c *Container) checkVolumes() error {
-	for _, name := range c.Volumes {
-		d, err := c.set.openVolume(name)
-		if err != nil {
-			return err
-		}
-		_ = d.Close()
-	}
-	return nil
 }
 
 // makeVolume makes a volume under a temporary name, and renames it unless another process was faster.

@@ -9,7 +9,12 @@ import (
 	"sync"
 	"testing"
 
+	"distkit/runtime/internal/testenv"
+	"distkit/runtime/spec"
+
 	"github.com/containerd/errdefs"
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
 )
 
 func openVolumes(t *testing.T) *Containers {
@@ -140,32 +145,49 @@ func TestVolumeHostile(t *testing.T) {
 	}
 }
 
-// A container is not run with what a store's owner has put in the place of its volume.
-func TestVolumeIsCheckedAtEachRun(t *testing.T) {
+// What a store's owner has put in the place of a volume, or of a container's file, is not opened.
+func TestStoredFilesAreChecked(t *testing.T) {
 	t.Parallel()
 	outside := t.TempDir()
 	for name, change := range map[string]func(root string) error{
-		"volume is a link":     func(root string) error { return relink(outside, filepath.Join(root, "volumes/default/db")) },
-		"volumes is a link":    func(root string) error { return relink(outside, filepath.Join(root, "volumes")) },
-		"others may write":     func(root string) error { return os.Chmod(filepath.Join(root, "volumes/default"), 0o777) },
-		"volumes is of others": func(root string) error { return os.Chown(filepath.Join(root, "volumes"), 4711, 4711) },
+		"the last component is a link":   func(root string) error { return relink(outside, root) },
+		"the first is a link":            func(root string) error { return relink(outside, filepath.Dir(filepath.Dir(root))) },
+		"others may write above it":      func(root string) error { return os.Chmod(filepath.Dir(root), 0o777) },
+		"the directory above is others'": func(root string) error { return os.Chown(filepath.Dir(root), 4711, 4711) },
+		"it is a FIFO": func(root string) error {
+			return errors.Join(os.RemoveAll(root), unix.Mkfifo(root, 0o600))
+		},
 	} {
 		s := openVolumes(t)
-		if _, err := s.Volume("db", func(*os.File) error { return nil }); err != nil {
-			t.Fatal(err)
-		}
-		c := &Container{Record: Record{Volumes: []string{"db"}}, set: s}
-		if err := c.checkVolumes(); err != nil {
-			t.Fatal(err)
-		}
-		if err := change(s.root); err != nil {
-			if errors.Is(err, fs.ErrPermission) { // only root gives files away
-				continue
+		for _, rel := range []string{"volumes/default/db", "containers/default/one/hosts"} {
+			path := filepath.Join(s.root, rel)
+			if err := os.MkdirAll(path, 0o700); err != nil {
+				t.Fatal(err)
 			}
-			t.Fatal(err)
+			parts, ok := s.stored(path)
+			if !ok {
+				t.Fatalf("%s is not of the store", path)
+			}
+			f, err := s.openStored(parts)
+			if err != nil {
+				t.Fatal(err)
+			}
+			_ = f.Close()
+			if err := change(path); err != nil {
+				if errors.Is(err, fs.ErrPermission) { // only root gives files away
+					continue
+				}
+				t.Fatal(err)
+			}
+			if f, err := s.openStored(parts); !errdefs.IsFailedPrecondition(err) {
+				t.Errorf("%s: %s: %v, %v", rel, name, f, err)
+			}
 		}
-		if err := c.checkVolumes(); !errdefs.IsFailedPrecondition(err) {
-			t.Errorf("%s: %v", name, err)
+	}
+	s := openVolumes(t)
+	for _, path := range []string{"/", "/etc", s.root, s.root + "/volumes/default", s.root + "/volumes/default/db/x", s.root + "/containers/default/x", s.root + "/../volumes/a/b", "volumes/a/b"} {
+		if parts, ok := s.stored(path); ok {
+			t.Errorf("%s is %q of the store", path, parts)
 		}
 	}
 }
@@ -175,4 +197,106 @@ func relink(target, name string) error {
 		return err
 	}
 	return os.Symlink(target, name)
+}
+
+// swapAt has a process of the test binary replace a path of the store by a link, between a run's checks and its runtime: PATH|TARGET.
+const swapAt = "TEST_SWAP"
+
+func init() {
+	path, target, ok := strings.Cut(os.Getenv(swapAt), "|")
+	if !ok {
+		return
+	}
+	at = func(step string) {
+		var err error
+		switch step {
+		case "ready":
+			if err = os.Rename(path, path+".aside"); err == nil {
+				err = os.Symlink(target, path)
+			}
+		case "started":
+			if err = os.Remove(path); err == nil {
+				err = os.Rename(path+".aside", path)
+			}
+		}
+		if err != nil {
+			panic(err)
+		}
+	}
+}
+
+// A container has the volume and the files that were checked, whatever the store's owner puts in their place while it is started, and the
+// host has no mount of it.
+func TestStoredFilesStayThoseThatWereChecked(t *testing.T) {
+	runtimes(t, func(t *testing.T, m *machine) {
+		outside := t.TempDir()
+		testenv.Write(t, filepath.Join(outside, "file"), "the host's")
+		testenv.Write(t, filepath.Join(outside, "default/db/file"), "the host's")
+		testenv.Write(t, filepath.Join(outside, "default/test-swap/hosts"), "the host's")
+		all := m.containers()
+		if err := os.MkdirAll(all.root, 0o700); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.Chmod(filepath.Dir(m.bundle), 0o711); err != nil { // root of the user namespace has to reach the root filesystem
+			t.Fatal(err)
+		}
+		for _, name := range []string{"proc", "dev", "sys", "data", "etc"} { // which it can't make
+			if err := os.Mkdir(filepath.Join(m.bundle, "rootfs", name), 0o755); err != nil {
+				t.Fatal(err)
+			}
+		}
+		testenv.Write(t, filepath.Join(m.bundle, "rootfs/etc/hosts"), "")
+		volume, err := all.Volume("db", func(dir *os.File) error {
+			return os.WriteFile(filepath.Join(dir.Name(), "file"), []byte("the volume's"), 0o644)
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, swap := range []string{"volumes/default/db|" + outside, "volumes|" + outside, "containers|" + outside} {
+			for _, userns := range []bool{false, true} {
+				r := Record{ID: "test-swap", Bundle: m.bundle, Volumes: []string{"db"}}
+				if userns {
+					r.Users = AutoUsers
+				}
+				c, err := all.Create(t.Context(), r, "", nil)
+				if err != nil {
+					t.Fatal(err)
+				}
+				testenv.Write(t, filepath.Join(c.Dir(), "hosts"), "the container's")
+				o := spec.Options{Args: []string{"sh", "-c", "cat /data/file /etc/hosts; echo; echo heard >/data/heard; echo done; exec sleep 1000"}, Mounts: []specs.Mount{
+					{Type: "bind", Source: volume, Destination: "/data", Options: []string{"rbind"}},
+					{Type: "bind", Source: filepath.Join(c.Dir(), "hosts"), Destination: "/etc/hosts", Options: []string{"rbind", "ro"}},
+				}}
+				o.UserNS.Auto = userns
+				m.spec(o)
+				start := m.as("start", c.ID, "")
+				start.Env = append(start.Env, swapAt+"="+filepath.Join(all.root, swap))
+				if out, err := start.CombinedOutput(); err != nil {
+					t.Errorf("%s: %v: %s", swap, err, out)
+				} else {
+					until(t, "output", func() bool { return strings.Contains(m.log(c), "done\n") })
+					if got := m.log(c); strings.Contains(got, "the host's") || !strings.Contains(got, "the volume's") || !strings.Contains(got, "the container's") {
+						t.Errorf("%s: it has %q", swap, got)
+					}
+				}
+				if mounts, err := os.ReadFile("/proc/self/mountinfo"); err != nil || strings.Contains(string(mounts), m.state) {
+					t.Errorf("%s: the host has mounts in %s: %v", swap, m.state, err)
+				}
+				if _, err := c.Remove(t.Context(), true); err != nil {
+					t.Error(err)
+				}
+				// Owners in a volume are those of the container's user namespace.
+				var heard unix.Stat_t
+				if err := unix.Stat(filepath.Join(volume, "heard"), &heard); err != nil || heard.Uid != 0 || heard.Gid != 0 {
+					t.Errorf("%s, user namespace %v: a file of its root's is %d:%d's: %v", swap, userns, heard.Uid, heard.Gid, err)
+				}
+				if err := os.Remove(filepath.Join(volume, "heard")); err != nil {
+					t.Error(err)
+				}
+			}
+		}
+		if left, err := os.ReadDir(filepath.Join(outside)); err != nil || len(left) != 2 {
+			t.Errorf("the host has %v: %v", left, err)
+		}
+	})
 }

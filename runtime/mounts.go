@@ -1,0 +1,226 @@
+package runtime
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"runtime"
+	"strings"
+
+	"distkit/disk"
+	"distkit/disk/sys"
+	"distkit/errclass"
+
+	"github.com/containerd/errdefs"
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+)
+
+// A runtime takes paths. The owner of a store can replace any directory on such a path by a link after it was checked, so that root
+// would mount something of the host's in a container. So what a container is given of the store is opened, checked, and mounted below the
+// run's private directory, which nobody else can change. That is done in a mount namespace of its own, in which the runtime is started:
+// the host never sees these mounts, and the kernel removes them with the namespace's last process, whoever is killed.
+
+// privateMounts is a mount namespace, and its root directory, which is not that of the namespace's first mount in a chroot.
+type privateMounts struct{ namespace, root *os.File }
+
+// mountPrivately makes the mounts of a container's configuration that show files of the store, and the namespaces that it joins,
+// private ones, and changes the configuration accordingly. users is the container's user namespace: the files of volumes have the
+// owners there that they have on disk. It is nil if the host's owners count.
+func (u *execution) mountPrivately(s *specs.Spec, users *os.File) error {
+	var stored []int
+	for i, m := range s.Mounts {
+		if _, ok := u.c.set.stored(m.Source); ok && m.Type == "bind" {
+			stored = append(stored, i)
+		}
+	}
+	if len(stored)+len(u.joined) == 0 {
+		return nil
+	}
+	dir := u.claim.path("mounts")
+	if err := os.Mkdir(dir, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
+		return err
+	}
+	m := &privateMounts{}
+	err := onThread(func() error {
+		if err := unix.Unshare(unix.CLONE_NEWNS); err != nil {
+			return fmt.Errorf("make a mount namespace: %w", err)
+		}
+		if err := hideMounts(dir); err != nil {
+			return err
+		}
+		for _, i := range stored {
+			from := s.Mounts[i].Source
+			rel, _ := u.c.set.stored(from)
+			f, err := u.c.set.openStored(rel)
+			if err != nil {
+				return fmt.Errorf("mount on %s: %w", s.Mounts[i].Destination, err)
+			}
+			owners := users
+			if rel[0] != "volumes" {
+				owners = nil
+			}
+			s.Mounts[i].Source = filepath.Join(dir, fmt.Sprint(i))
+			err = bind(f, s.Mounts[i].Source, owners)
+			_ = f.Close()
+			if err != nil {
+				return fmt.Errorf("mount %s on %s: %w", from, s.Mounts[i].Destination, err)
+			}
+		}
+		for _, j := range u.joined {
+			n := &s.Linux.Namespaces[j.index]
+			n.Path = filepath.Join(dir, string(n.Type))
+			if err := bind(j.namespace, n.Path, nil); err != nil {
+				return fmt.Errorf("mount the %s namespace of another container: %w", n.Type, err)
+			}
+		}
+		var err error
+		if m.namespace, err = os.Open("/proc/thread-self/ns/mnt"); err == nil {
+			m.root, err = os.OpenFile("/", unix.O_PATH|unix.O_DIRECTORY, 0)
+		}
+		return err
+	})
+	u.mounts = m
+	return err
+}
+
+// run calls f in the mount namespace, which the processes that f starts are in. Without one it calls f alone.
+func (m *privateMounts) run(f func() error) error {
+	if m == nil {
+		return f()
+	}
+	return onThread(func() error {
+		err := unix.Unshare(unix.CLONE_FS)
+		if err == nil {
+			err = unix.Setns(int(m.namespace.Fd()), unix.CLONE_NEWNS)
+		}
+		if err == nil {
+			err = unix.Fchdir(int(m.root.Fd()))
+		}
+		if err == nil {
+			err = unix.Chroot(".")
+		}
+		if err != nil {
+			return fmt.Errorf("enter the mount namespace: %w", err)
+		}
+		return f()
+	})
+}
+
+// close gives the namespace up: it goes with the runtime's processes. nil is none.
+func (m *privateMounts) close() {
+	if m != nil {
+		_ = m.namespace.Close()
+		_ = m.root.Close()
+	}
+}
+
+// files are what a shim inherits.
+func (m *privateMounts) files() (namespace, root *os.File) {
+	if m == nil {
+		return nil, nil
+	}
+	return m.namespace, m.root
+}
+
+// onThread calls f on a thread that ends with it, so that f may change what the kernel keeps for each thread. It is not the first
+// one: /proc/self shows that thread's mounts.
+func onThread(f func() error) error {
+	done := make(chan error)
+	go func() {
+		runtime.LockOSThread()
+		if unix.Gettid() == os.Getpid() {
+			done <- onThread(f)
+			runtime.UnlockOSThread()
+			return
+		}
+		done <- f()
+	}()
+	return <-done
+}
+
+// hideMounts keeps what this thread mounts below dir from other mount namespaces, which still pass theirs on.
+func hideMounts(dir string) error {
+	at := dir
+	for !mounted(at) && at != "/" {
+		at = filepath.Dir(at)
+	}
+	if err := sys.Mount("", at, "", unix.MS_SLAVE, ""); err != nil {
+		return fmt.Errorf("hide mounts below %s: %w", at, err)
+	}
+	return nil
+}
+
+// bind mounts an open file or directory, with what is mounted in it, on the path target, which it makes. users is as for mountPrivately.
+func bind(f *os.File, target string, users *os.File) error {
+	fi, err := f.Stat()
+	if err == nil && fi.IsDir() {
+		err = os.Mkdir(target, 0o700)
+	} else if err == nil {
+		err = os.WriteFile(target, nil, 0o600)
+	}
+	if err != nil && !errors.Is(err, fs.ErrExist) {
+		return err
+	}
+	if users == nil {
+		if err := sys.Mount(fmt.Sprintf("/proc/self/fd/%d", f.Fd()), target, "", unix.MS_BIND|unix.MS_REC, ""); err != nil {
+			return err
+		}
+		return sys.Mount("", target, "", unix.MS_PRIVATE|unix.MS_REC, "")
+	}
+	fd, err := sys.OpenTree(int(f.Fd()), "", unix.AT_EMPTY_PATH|unix.AT_RECURSIVE|unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC)
+	if err == nil {
+		defer unix.Close(fd)
+		attr := unix.MountAttr{Attr_set: unix.MOUNT_ATTR_IDMAP, Propagation: unix.MS_PRIVATE, Userns_fd: uint64(users.Fd())}
+		err = sys.MountSetattr(fd, "", unix.AT_EMPTY_PATH|unix.AT_RECURSIVE, &attr)
+	}
+	if errors.Is(err, unix.ENOSYS) || errors.Is(err, unix.EINVAL) {
+		return errclass.Errorf(errdefs.ErrNotImplemented, "owners can't be mapped: its file system or the kernel has no ID-mapped mounts")
+	}
+	if err == nil {
+		err = sys.MoveMount(fd, "", unix.AT_FDCWD, target, unix.MOVE_MOUNT_F_EMPTY_PATH)
+	}
+	return err
+}
+
+// stored returns the components of a path below the store's root if it is that of a volume, or of something in a container's directory.
+func (s *Containers) stored(path string) (parts []string, ok bool) {
+	rel, err := filepath.Rel(s.root, path)
+	parts = strings.Split(rel, "/")
+	return parts, err == nil && (parts[0] == "volumes" && len(parts) == 3 || parts[0] == "containers" && len(parts) == 4)
+}
+
+// openStored opens a directory or a regular file that stored has found. No directory above it may be one that anybody but this user
+// and root could have put something into: FailedPrecondition. So is a symbolic link.
+func (s *Containers) openStored(parts []string) (*os.File, error) {
+	at, above := s.tree(), parts[:len(parts)-1]
+	var d *os.File
+	defer func() { _ = d.Close() }() // nil is none
+	for i, name := range above {
+		path := s.tree().Path(filepath.Join(parts[:i+1]...))
+		next, err := at.OpenDir(name)
+		if err != nil {
+			return nil, fmt.Errorf("%s: %w", path, disk.Cause(err))
+		}
+		_ = d.Close()
+		d, at = next, disk.Tree(fmt.Sprintf("/proc/self/fd/%d", next.Fd()))
+		fi, err := disk.StatAt(d, ".")
+		if err == nil {
+			err = checkDir(path, fi)
+		}
+		if err != nil {
+			return nil, err
+		}
+	}
+	name := parts[len(above)]
+	f, err := at.OpenDir(name)
+	if fi, serr := disk.StatAt(d, name); serr == nil && fi.Mode().IsRegular() {
+		f, err = at.Open(name)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", s.tree().Path(filepath.Join(parts...)), disk.Cause(err))
+	}
+	return f, nil
+}
