@@ -1,4 +1,12 @@
-// Package compression tells how a stream is compressed by its first bytes, and reads layers' compressions.
+// Package compression detects how a stream is compressed, and decompresses layers.
+//
+// [Sniff] names the [Format] of a stream by its first bytes. [NewReader] decompresses gzip and zstd and passes plain
+// streams on; [NewReaderInTurn] does so for one of many readers that share a budget for large zstd windows, and
+// [NewIndexer] also reports where decompression of a gzip stream can start. Gzip is read by package inflate, below this
+// one, and zstd by github.com/klauspost/compress.
+//
+// Input is untrusted: a zstd window is at most 128 MiB. An unsupported format is errdefs.ErrNotImplemented; corrupt
+// data gives the decompressor's own error. The package is a leaf, and writes nothing.
 package compression
 
 import (
@@ -15,10 +23,10 @@ import (
 	"github.com/klauspost/compress/zstd"
 )
 
-// Format is a compression. A media type of a layer ends with "+" and the format's name, or with nothing if it is None.
+// Format is a compression format. The media type of a compressed layer ends with "+" and its name.
 type Format string
 
-// Formats that can be told by their first bytes.
+// The formats that Sniff detects. None stands for any other stream.
 const (
 	None     Format = ""
 	Gzip     Format = "gzip"
@@ -31,14 +39,14 @@ const (
 	Compress Format = "compress"
 )
 
-// HeadSize is the number of bytes that Sniff wants to see. Fewer do where a stream is shorter.
+// HeadSize is the number of bytes that Sniff needs. It may get fewer if the stream is shorter.
 const HeadSize = 13
 
-// maxWindow is the largest zstd window accepted, the limit of zstd(1) itself. It bounds what a hostile frame makes us
-// hold.
+// maxWindow is the largest zstd window that is accepted, as in zstd(1). It bounds the memory that a hostile frame can
+// make us use.
 const maxWindow = 128 << 20
 
-// magics are the first bytes of each format but for those that a function tells.
+// magics are the first bytes of the formats that have a fixed magic number.
 var magics = []struct {
 	Format
 	head string
@@ -47,12 +55,13 @@ var magics = []struct {
 	{Zstd, "\x28\xb5\x2f\xfd"},
 	{XZ, "\xfd7zXZ\x00"},
 	{LZ4, "\x04\x22\x4d\x18"},
-	{LZ4, "\x02\x21\x4c\x18"}, // its form before version 1.4
+	{LZ4, "\x02\x21\x4c\x18"}, // the legacy format, before version 1.4
 	{Lzip, "LZIP\x01"},
 	{Compress, "\x1f\x9d"},
 }
 
-// Input remembers the error of the reader that it wraps, to tell it from those of a decompressor. io.EOF does not count.
+// Input wraps a reader and keeps its error, so that the caller can tell it from an error of the decompressor. io.EOF is
+// not kept.
 type Input struct {
 	io.Reader
 	Err error
@@ -66,7 +75,7 @@ func (i *Input) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// Sniff tells the format of a stream that begins with head.
+// Sniff returns the format of a stream that begins with head.
 func Sniff(head []byte) Format {
 	for _, m := range magics {
 		if bytes.HasPrefix(head, []byte(m.head)) {
@@ -75,7 +84,7 @@ func Sniff(head []byte) Format {
 	}
 	switch {
 	case len(head) >= 4 && head[0]&0xf0 == 0x50 && string(head[1:4]) == "\x2a\x4d\x18":
-		return Zstd // a skippable frame; lz4 has those too, but its writers begin with none (RFC 8878, 3.1.2)
+		return Zstd // a skippable frame. lz4 has these too, but no lz4 writer begins with one (RFC 8878, 3.1.2)
 	case isBzip2(head):
 		return Bzip2
 	case isLZMA(head):
@@ -84,8 +93,8 @@ func Sniff(head []byte) Format {
 	return None
 }
 
-// isBzip2 reports whether head is that of bzip2: a level, and then a block or the end of the stream. "BZh" alone may be a
-// file's name, with which a tar begins.
+// isBzip2 reports whether head begins a bzip2 stream: "BZh", a level, and a block or the end of the stream. "BZh" alone
+// could be the name of a file at the beginning of a tar.
 func isBzip2(head []byte) bool {
 	const block, end = "1AY&SY", "\x17rE8P\x90"
 	if len(head) < 10 || string(head[:3]) != "BZh" || head[3] < '1' || head[3] > '9' {
@@ -94,8 +103,8 @@ func isBzip2(head []byte) bool {
 	return string(head[4:10]) == block || string(head[4:10]) == end
 }
 
-// isLZMA reports whether head is that of the lzma format, which has no magic number: the properties that lzma(1)
-// writes, a dictionary of a plausible size, and a size that is unknown or below 256 GiB.
+// isLZMA reports whether head looks like the lzma format, which has no magic number. It must have the properties that
+// lzma(1) writes, a plausible dictionary size, and a size that is unknown or less than 256 GiB.
 func isLZMA(head []byte) bool {
 	if len(head) < HeadSize || head[0] != 0x5d {
 		return false
@@ -104,27 +113,28 @@ func isLZMA(head []byte) bool {
 	return dictionary >= 1<<12 && dictionary&(1<<12-1) == 0 && (size == 1<<64-1 || size < 1<<38)
 }
 
-// NewReader returns the plain bytes of r, which is compressed with gzip or zstd, or plain. close releases what the
-// decompressor holds. An empty stream is io.EOF, every other format NotImplemented.
+// NewReader returns the plain bytes of r, which may be compressed with gzip or zstd, or not at all. close frees the
+// decompressor. The error is io.EOF for an empty stream, and NotImplemented for any other format.
 func NewReader(r *bufio.Reader) (plain io.Reader, close func(), err error) {
 	return NewReaderInTurn(r, nil)
 }
 
-// NewReaderInTurn is NewReader for one of many readers. It calls large, unless that is nil, before it takes memory for a zstd window of
-// more than [LargeWindow]. If that fails, so does the read that needed it.
+// NewReaderInTurn is [NewReader] for one of many readers. If large is not nil it is called before memory is allocated
+// for a zstd window larger than [LargeWindow]. If large fails, the Read that needed the window returns its error.
 func NewReaderInTurn(r *bufio.Reader, large func() error) (plain io.Reader, close func(), err error) {
 	return NewIndexer(r, large, nil)
 }
 
-// Points is told where decompression of a stream can begin: see [inflate.NewIndexer].
+// Points receives the points of a stream at which decompression can start; see [inflate.NewIndexer] for Wants and Add.
 type Points interface {
-	// Begin is called once, before anything else.
+	// Begin is called once, before the other methods.
 	Begin(Format)
 	Wants(out int64) bool
 	Add(inflate.Point)
 }
 
-// NewIndexer is NewReaderInTurn, and tells points of the stream, unless they are nil. Only gzip has any.
+// NewIndexer is [NewReaderInTurn] and also reports the stream's points, unless points is nil. Only gzip streams have
+// points.
 func NewIndexer(r *bufio.Reader, large func() error, points Points) (plain io.Reader, close func(), err error) {
 	head, err := r.Peek(HeadSize)
 	if len(head) == 0 {

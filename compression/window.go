@@ -8,18 +8,18 @@ import (
 	"github.com/klauspost/compress/zstd"
 )
 
-// LargeWindow is the size of the largest zstd window that is free to take. It is the most that RFC 8878 recommends to writers, and what
-// registries' clients write is smaller.
+// LargeWindow is the largest zstd window that needs no permission. It is the limit that RFC 8878 recommends to writers;
+// clients of registries write smaller ones.
 const LargeWindow = 8 << 20
 
-// A windows passes a zstd stream on, and calls large once, before the header of the first frame whose window is a large one. It does
-// not check the stream: what it does not understand goes to the decoder as it is.
+// windows passes a zstd stream on, and calls large once, before the header of the first frame with a window larger than
+// LargeWindow. It doesn't validate the stream: whatever it can't parse goes to the decoder unchanged.
 type windows struct {
 	r      *bufio.Reader
-	large  func() error // nil once it was called
-	left   uint64       // bytes that belong together and are not passed on yet
-	blocks bool         // what follows is a block
-	sum    uint64       // bytes after the last block
+	large  func() error // nil after the call
+	left   uint64       // bytes of the current header or block still to pass on
+	blocks bool         // the next header is that of a block
+	sum    uint64       // size of the checksum after the last block
 }
 
 func (w *windows) Read(p []byte) (int, error) {
@@ -33,9 +33,9 @@ func (w *windows) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// next finds out how long what follows is.
+// next determines the length of the next header or block.
 func (w *windows) next() error {
-	w.left = math.MaxUint64 // unless it is understood
+	w.left = math.MaxUint64 // if the header can't be parsed
 	if w.blocks {
 		b, err := w.r.Peek(3)
 		if err != nil {
@@ -43,7 +43,7 @@ func (w *windows) next() error {
 		}
 		header := uint64(b[0]) | uint64(b[1])<<8 | uint64(b[2])<<16
 		last, kind, size := header&1 == 1, header>>1&3, header>>3
-		if kind == 1 { // one byte, repeated
+		if kind == 1 { // an RLE block: one byte, repeated
 			size = 1
 		}
 		w.left = 3 + size
@@ -79,7 +79,7 @@ func (w *windows) next() error {
 	return nil
 }
 
-// ended is nil where a few bytes are left, for the decoder to complain of.
+// ended returns nil if some bytes are left, which the decoder will report as an error.
 func ended(left []byte, err error) error {
 	if err == io.EOF && len(left) > 0 {
 		return nil

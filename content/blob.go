@@ -23,16 +23,16 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Info describes a blob at rest.
+// Info describes a stored blob.
 type Info struct {
 	Digest    digest.Digest
 	Size      int64
-	CreatedAt time.Time // stored, or freshened by an ingest that found it there
-	UpdatedAt time.Time // that, or the last change of its labels
+	CreatedAt time.Time // when it was stored, or last freshened
+	UpdatedAt time.Time // CreatedAt, or the last change of its labels if that is later
 	Labels    map[string]string
 }
 
-// Field gives the fields that containerd's filters know: digest, size, labels.KEY.
+// Field returns a field for containerd's filters: digest, size or labels.KEY.
 func (i Info) Field(fieldpath []string) (value string, present bool) {
 	switch {
 	case len(fieldpath) == 1 && fieldpath[0] == "digest":
@@ -45,10 +45,10 @@ func (i Info) Field(fieldpath []string) (value string, present bool) {
 	return value, present
 }
 
-// own is the store without its alternates.
+// own returns the store without its alternates.
 func (s *Store) own() *Store { return &Store{Dir: layout.Dir{Tree: s.Tree, Name: s.Name}} }
 
-// stat describes the file of a blob that is in the store itself, not in an alternate.
+// stat describes the file of a blob in the store itself; alternates are ignored.
 func (s *Store) stat(dgst digest.Digest) (fs.FileInfo, error) {
 	_, fi, err := s.own().lookup(dgst)
 	return fi, err
@@ -61,7 +61,8 @@ func blobError(dgst digest.Digest, err error) error {
 	return fmt.Errorf("blob %s: %w", dgst, disk.Cause(err))
 }
 
-// lookup returns the tree that has a blob, the store's own before those of alternates, and what the file system knows of the blob.
+// lookup returns the tree that has a blob, the store's own before its alternates, and the attributes of the blob's
+// file.
 func (s *Store) lookup(dgst digest.Digest) (disk.Tree, fs.FileInfo, error) {
 	if err := Validate(dgst); err != nil {
 		return "", nil, err
@@ -73,7 +74,7 @@ func (s *Store) lookup(dgst digest.Digest) (disk.Tree, fs.FileInfo, error) {
 	return tree, fi, nil
 }
 
-// Path is the absolute path of a blob that exists; NotFound if it doesn't.
+// Path returns the absolute path of a blob; NotFound if the blob isn't stored.
 func (s *Store) Path(dgst digest.Digest) (string, error) {
 	tree, _, err := s.lookup(dgst)
 	if err != nil {
@@ -82,7 +83,7 @@ func (s *Store) Path(dgst digest.Digest) (string, error) {
 	return tree.Path(layout.BlobName(dgst)), nil
 }
 
-// Size is the size of a blob in bytes; NotFound if there is none.
+// Size returns the size of a blob in bytes; NotFound if the blob isn't stored.
 func (s *Store) Size(dgst digest.Digest) (int64, error) {
 	_, fi, err := s.lookup(dgst)
 	if err != nil {
@@ -91,7 +92,7 @@ func (s *Store) Size(dgst digest.Digest) (int64, error) {
 	return fi.Size(), nil
 }
 
-// Info describes one blob; NotFound if there is none, DataLoss if its labels are damaged.
+// Info describes a blob; NotFound if it isn't stored, DataLoss if its labels are damaged.
 func (s *Store) Info(_ context.Context, dgst digest.Digest) (Info, error) {
 	tree, fi, err := s.lookup(dgst)
 	if err != nil {
@@ -116,16 +117,16 @@ func newInfo(tree disk.Tree, dgst digest.Digest, fi fs.FileInfo, labels bool) (I
 	return info, nil
 }
 
-// File is a blob that is open for reading. Nobody changes its bytes, and it stays readable when the blob is deleted.
+// File is a blob that is open for reading. Its bytes never change, and it stays readable after the blob is deleted.
 type File struct {
 	*os.File
 	size int64
 }
 
-// Size is the blob's size in bytes.
+// Size returns the blob's size in bytes.
 func (f *File) Size() int64 { return f.size }
 
-// File opens a blob; NotFound if there is none.
+// File opens a blob; NotFound if it isn't stored.
 func (s *Store) File(dgst digest.Digest) (*File, error) {
 	if err := Validate(dgst); err != nil {
 		return nil, err
@@ -133,7 +134,7 @@ func (s *Store) File(dgst digest.Digest) (*File, error) {
 	f, err := s.OpenBlob(dgst)
 	if err != nil {
 		if _, _, ferr := s.FindBlob(dgst); errors.Is(ferr, fs.ErrNotExist) {
-			err = ferr // it is no regular file
+			err = ferr // something else than a regular file has the blob's name
 		}
 		return nil, blobError(dgst, err)
 	}
@@ -145,13 +146,13 @@ func (s *Store) File(dgst digest.Digest) (*File, error) {
 	return &File{f, fi.Size()}, nil
 }
 
-// Digests calls f with the digest of every blob of the store's own, in no order. It does not look at the blobs themselves, and
-// passes over files whose names are no digests. Memory does not grow with the store.
+// Digests calls f with the digest of every blob in the store itself, in no particular order. It skips files whose names
+// are not digests, and doesn't read the blobs' attributes. Memory does not grow with the store.
 func (s *Store) Digests(ctx context.Context, f func(digest.Digest) error) error {
 	return s.digestsIn(ctx, func(_ *os.File, dgst digest.Digest) error { return f(dgst) })
 }
 
-// digestsIn is Digests, and calls f with the open directory of the blob too.
+// digestsIn is Digests with a function that also gets the open directory of the blob.
 func (s *Store) digestsIn(ctx context.Context, f func(*os.File, digest.Digest) error) error {
 	for _, alg := range []digest.Algorithm{digest.SHA256, digest.SHA512} {
 		err := s.eachEntryIn(ctx, path.Join(ocispec.ImageBlobsDir, string(alg)), func(dir *os.File, e fs.DirEntry) error {
@@ -167,13 +168,14 @@ func (s *Store) digestsIn(ctx context.Context, f func(*os.File, digest.Digest) e
 	return nil
 }
 
-// Walk calls f with every blob, in no order. One that is deleted meanwhile is passed over. A blob whose labels are damaged
-// has none; once f has had all blobs, the first such failure is returned.
+// Walk calls f with every blob in the store itself, in no particular order. It skips a blob that is deleted in the
+// meantime. If the labels of a blob are damaged, f gets the blob without labels, and Walk goes on; it returns the first
+// such error at the end.
 func (s *Store) Walk(ctx context.Context, f func(Info) error) error {
 	return s.walk(ctx, true, f)
 }
 
-// WalkSizes is Walk without the labels of blobs, which are not read.
+// WalkSizes is Walk without labels, which it doesn't read.
 func (s *Store) WalkSizes(ctx context.Context, f func(Info) error) error {
 	return s.walk(ctx, false, f)
 }
@@ -205,8 +207,8 @@ func (s *Store) walk(ctx context.Context, labels bool, f func(Info) error) error
 	return cmp.Or(err, damaged)
 }
 
-// Freshen marks a blob as used now, so that a sweep beside it spares it; NotFound if there is
-// none. A store that can't be written to is left as it is, and so is an alternate.
+// Freshen marks a blob as used now, so that a concurrent sweep spares it; NotFound if the blob isn't stored. It does
+// nothing in a store that this user can't write to, or if only an alternate has the blob.
 func (s *Store) Freshen(ctx context.Context, dgst digest.Digest) error {
 	if tree, _, err := s.lookup(dgst); err != nil || tree != s.Tree {
 		return err
@@ -217,11 +219,11 @@ func (s *Store) Freshen(ctx context.Context, dgst digest.Digest) error {
 	return nil
 }
 
-// anySize is the size of a blob whose size is not known.
+// anySize stands for an unknown size.
 const anySize = -1
 
-// stored reports whether the store, or an alternate, has a blob. A blob of another size is damaged, and does not count. Callers may
-// rely on a blob that is reported: it has been freshened, and is on disk.
+// stored reports whether the store, or an alternate, has a blob. A blob of another size is damaged and doesn't count.
+// If the result is true the blob is durable and has been freshened, so the caller may rely on it.
 func (s *Store) stored(ctx context.Context, dgst digest.Digest, size int64) (bool, error) {
 	if dgst == "" {
 		return false, nil
@@ -239,7 +241,7 @@ func (s *Store) stored(ctx context.Context, dgst digest.Digest, size int64) (boo
 	}
 	err = s.Retain(ctx, dgst)
 	if errors.Is(err, fs.ErrNotExist) {
-		return false, nil // deleted in between
+		return false, nil // deleted since lookup
 	}
 	if err != nil {
 		return false, blobError(dgst, err)
@@ -247,12 +249,11 @@ func (s *Store) stored(ctx context.Context, dgst digest.Digest, size int64) (boo
 	return true, nil
 }
 
-// maxDoubt is how many bytes larger than expected a blob may be and still be hashed, to find out whether it or the expected size
-// is wrong.
+// maxDoubt bounds the blobs that checkSize hashes: by how many bytes they may be larger than expected.
 const maxDoubt = 1 << 30
 
-// checkSize returns DataLoss if the blob is stored and right, and its size is not the expected one. A blob that is larger by more
-// than maxDoubt counts as damaged.
+// checkSize returns DataLoss if a blob is stored with another size than expected, but its digest is right: then the
+// expected size is wrong. A blob that is larger by more than maxDoubt counts as damaged, without hashing it.
 func (s *Store) checkSize(ctx context.Context, dgst digest.Digest, size int64) error {
 	if dgst == "" || size == anySize {
 		return nil
@@ -273,7 +274,7 @@ func (s *Store) checkSize(ctx context.Context, dgst digest.Digest, size int64) e
 		return nil
 	}
 	if err == nil {
-		err = mismatch("blob %s: size mismatch: stored are %d bytes, expected %d", dgst, f.Size(), size)
+		err = mismatch("blob %s: size mismatch: %d bytes are stored, expected %d", dgst, f.Size(), size)
 	}
 	return err
 }
@@ -282,8 +283,8 @@ func errExists(dgst digest.Digest) error {
 	return errclass.Errorf(errdefs.ErrAlreadyExists, "blob %s: already exists", dgst)
 }
 
-// Delete removes a blob and its labels; NotFound if there is none, FailedPrecondition if only an alternate has it. Processes
-// that have it open can read on.
+// Delete removes a blob and its labels; NotFound if the blob isn't stored, FailedPrecondition if only an alternate has
+// it. Processes that have the blob open can go on reading it.
 func (s *Store) Delete(ctx context.Context, dgst digest.Digest) error {
 	lock, err := s.lockOwn(ctx, dgst)
 	if err != nil {
@@ -293,7 +294,7 @@ func (s *Store) Delete(ctx context.Context, dgst digest.Digest) error {
 	return s.remove(dgst)
 }
 
-// remove unlinks a blob whose lock is held, and logs it.
+// remove deletes a blob and logs the deletion. The caller holds the blob's lock.
 func (s *Store) remove(dgst digest.Digest) error {
 	if err := s.unlink(dgst); err != nil {
 		return err
@@ -302,17 +303,17 @@ func (s *Store) remove(dgst digest.Digest) error {
 	return nil
 }
 
-// unlink unlinks a blob whose lock is held.
+// unlink deletes a blob and its labels. The caller holds the blob's lock.
 func (s *Store) unlink(dgst digest.Digest) error {
-	// Labels first: a crash in between leaves a blob without labels, never labels that a
-	// later blob of the same bytes would inherit.
-	if err := s.dropLabels(dgst); err != nil && !errors.Is(err, unix.ENOTEMPTY) { // a directory with files in it is not ours
+	// Labels go first. A crash in between leaves a blob without labels, but never labels that a later blob with the
+	// same bytes would inherit.
+	if err := s.dropLabels(dgst); err != nil && !errors.Is(err, unix.ENOTEMPTY) { // ENOTEMPTY: a directory that others made in the place of the labels stays
 		return fmt.Errorf("delete %s: %w", dgst, err)
 	}
 	return s.unlinkBare(dgst)
 }
 
-// unlinkBare is unlink for a blob without labels.
+// unlinkBare deletes a blob that has no labels. The caller holds the blob's lock.
 func (s *Store) unlinkBare(dgst digest.Digest) error {
 	if err := s.Tree.Remove(layout.BlobName(dgst)); err != nil {
 		if errors.Is(err, fs.ErrNotExist) {

@@ -2,7 +2,7 @@ package content
 
 import "golang.org/x/sys/unix"
 
-// bootID names this run of the kernel: see boot_linux.go.
+// bootID identifies the current boot: see boot_linux.go.
 func bootID() string {
 	id, err := unix.Sysctl("kern.bootsessionuuid")
 	if err != nil {

@@ -5,8 +5,8 @@ import (
 	"strings"
 )
 
-// bootID names this run of the kernel. What was written under another one may be lost in
-// part, so nothing that was remembered of it is believed.
+// bootID identifies the current boot, or is "" if that is unknown. A power failure may have lost unsynced data, so
+// nothing saved under another boot ID is trusted.
 func bootID() string {
 	b, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
 	if err != nil {

@@ -2,5 +2,5 @@
 
 package content
 
-// bootID is unknown here: stored hash states are never believed, everything is hashed again.
+// bootID is always unknown on this system: saved hash states are not trusted, and a resumed ingest is hashed again.
 func bootID() string { return "" }

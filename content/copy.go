@@ -12,24 +12,27 @@ import (
 	"github.com/opencontainers/go-digest"
 )
 
-// chunk is the unit of copying: large enough that system calls don't count, small enough that several fit into a cache.
+// chunk is the unit of copying. It is large enough to make system calls cheap by comparison, and small enough for the
+// processor's cache.
 const chunk = 256 << 10
 
-// chunks keeps buffers for the next blob: to make a new one takes longer than to store a small blob.
+// chunks recycles buffers, because allocating one takes longer than storing a small blob.
 var chunks = sync.Pool{New: func() any { return new([chunk]byte) }}
 
-// Copy copies src to dst until end-of-file. A read that brings little is passed on at once, so
-// progress shows. When it fails, one Read of src may still be under way.
+// Copy copies src to dst until end-of-file. It passes on short reads at once, so that progress shows. If ctx ends the
+// copy, a Read of src may still be under way when Copy returns.
 func Copy(ctx context.Context, dst io.Writer, src io.Reader) error {
 	_, err := copyAll(ctx, dst, src)
 	return err
 }
 
-// copyAll is Copy. ended is closed once src is no longer read. Reads and writes take turns: what has just been read is hashed
-// and stored while it is in the processor's cache, and a pipe reads ahead by itself.
+// copyAll is Copy. ended is closed when src is no longer read.
+//
+// Reads and writes alternate rather than overlap: a chunk is hashed and stored while it is in the processor's cache,
+// and a pipe reads ahead by itself.
 func copyAll(ctx context.Context, dst io.Writer, src io.Reader) (ended chan struct{}, failed error) {
 	var (
-		mu      sync.Mutex // of failed, stopped and dst
+		mu      sync.Mutex // guards failed, stopped and writes to dst
 		stopped bool
 	)
 	ended = make(chan struct{})
@@ -68,8 +71,8 @@ func copyAll(ctx context.Context, dst io.Writer, src io.Reader) (ended chan stru
 	return ended, failed
 }
 
-// WriteBlob stores what r holds and returns its digest. It waits for another writer of the same ingest. If the expected blob is
-// there, r is not read. Otherwise it does what [Writer.Fill] does.
+// WriteBlob stores the content of r and returns its digest. It waits for another writer of the same ingest. If the
+// expected blob is stored already, WriteBlob doesn't read r. Otherwise it does what [Writer.Fill] does.
 func WriteBlob(ctx context.Context, s *Store, ref string, r io.Reader, size int64, expected digest.Digest) (digest.Digest, error) {
 	w, err := s.Writer(ctx, ref, size, expected, Wait)
 	if errdefs.IsAlreadyExists(err) {
@@ -81,10 +84,12 @@ func WriteBlob(ctx context.Context, s *Store, ref string, r io.Reader, size int6
 	return w.Fill(ctx, r, size, expected)
 }
 
-// Fill stores what r holds, commits it, closes the writer and returns the digest. It resumes what an earlier attempt left, if expected
-// is known and r can seek, and begins anew if that turns out wrong; any other reader is read from its beginning. If r is an *os.File
-// or a *[File], it is not copied where [Writer.CloneFrom] can do without. What fails verification (DataLoss) is thrown away; after any
-// other failure what came is kept.
+// Fill stores the content of r, commits it and closes the writer. It returns the digest.
+//
+// If expected is given and r can seek, Fill resumes what an earlier attempt stored, and starts over once if the resumed
+// data doesn't verify. Otherwise it reads r from its current offset and starts over. An *os.File or *[File] is not
+// copied if [Writer.CloneFrom] can store it. Data that fails verification (DataLoss) is removed; after any other error
+// it is kept for another attempt.
 func (w *Writer) Fill(ctx context.Context, r io.Reader, size int64, expected digest.Digest) (digest.Digest, error) {
 	defer w.Close()
 	begin := int64(-1)
@@ -92,11 +97,11 @@ func (w *Writer) Fill(ctx context.Context, r io.Reader, size int64, expected dig
 	seeker, ok := r.(io.Seeker)
 	if ok {
 		if begin, err = seeker.Seek(0, io.SeekCurrent); err != nil {
-			begin = -1 // an *os.File of a pipe
+			begin = -1 // an *os.File may be a pipe
 		}
 	}
-	// from makes r and the writer ready to go on at an offset.
-	from := func(offset int64) error {
+	// seekTo positions r and the writer at an offset.
+	seekTo := func(offset int64) error {
 		var err error
 		if offset < w.Offset() {
 			err = w.Truncate(0)
@@ -114,7 +119,7 @@ func (w *Writer) Fill(ctx context.Context, r io.Reader, size int64, expected dig
 		offset = w.Offset()
 	}
 	for {
-		if err := from(offset); err != nil {
+		if err := seekTo(offset); err != nil {
 			return "", err
 		}
 		dgst, err := w.storeRest(ctx, r, size, expected)
@@ -131,7 +136,7 @@ func (w *Writer) Fill(ctx context.Context, r io.Reader, size int64, expected dig
 	}
 }
 
-// storeRest stores what is left of r, and commits it.
+// storeRest stores the rest of r, and commits the blob.
 func (w *Writer) storeRest(ctx context.Context, r io.Reader, size int64, expected digest.Digest) (digest.Digest, error) {
 	cloned := false
 	if w.offset == 0 {
@@ -143,7 +148,7 @@ func (w *Writer) storeRest(ctx context.Context, r io.Reader, size int64, expecte
 	if !cloned {
 		ended, err := copyAll(ctx, w, r)
 		if ctx.Err() == nil {
-			<-ended // r is the caller's again
+			<-ended // from here on the caller may use r again
 		}
 		if err != nil {
 			return "", err

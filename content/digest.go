@@ -21,7 +21,7 @@ func newHash(alg digest.Algorithm) hash.Hash {
 	return sha256.New()
 }
 
-// Validate returns an error if the store can't hold a blob of this digest: InvalidArgument if it is
+// Validate returns an error if the store can't hold a blob with this digest: InvalidArgument if the digest is
 // malformed, NotImplemented if its algorithm is neither sha256 nor sha512.
 func Validate(dgst digest.Digest) error {
 	alg, hex, ok := strings.Cut(string(dgst), ":")
@@ -34,7 +34,7 @@ func Validate(dgst digest.Digest) error {
 	return errclass.Errorf(errdefs.ErrInvalidArgument, "digest %q is malformed: want sha256: or sha512: and lower-case hex", string(dgst))
 }
 
-// valid reports whether hex is the encoded part of a digest of an algorithm that the store knows.
+// valid reports whether hex is the encoded part of a digest with a supported algorithm.
 func valid(alg digest.Algorithm, hex string) bool {
 	if size, ok := hexSize[alg]; !ok || len(hex) != size {
 		return false

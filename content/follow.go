@@ -21,30 +21,33 @@ import (
 )
 
 const (
-	// heldBack is how much of the end is written only once the whole is verified: enough that a reader of an
-	// archive or a compressed stream misses its end.
+	// heldBack is how many bytes at the end are not written before the blob is verified. That is enough that the reader
+	// of an archive or a compressed stream notices that the end is missing.
 	heldBack = 64 << 10
-	// deadAfter is how long an ingest may have no writer before it counts as left behind. A new writer is not seen at once:
-	// it locks the ingest first, and then its data, whose lock shows that it is there.
+	// deadAfter is how long an ingest may lack a writer before Follow gives up. A new writer doesn't show immediately:
+	// it locks the ingest before it locks the data, and only the data's lock shows the writer.
 	deadAfter = time.Second
-	// A follower looks again after an event, and without one after a pause that grows from minPause to maxPause.
+	// The bounds of the interval between two checks. It doubles while nothing happens; a file system event ends it
+	// early.
 	minPause = 2 * time.Millisecond
 	maxPause = 200 * time.Millisecond
 )
 
-// Follow writes a blob to out: one that is stored, or one that another process is ingesting, as its bytes arrive. It takes
-// no lock that a writer waits for. The last 64 KiB are written once the blob is stored and what was written of it hashes to
-// the digest. While wait, if it is not nil, returns true, it also waits for an ingest that has not begun yet, or that has lost
+// Follow writes a blob to out as its bytes arrive: a stored one, or one that another process is ingesting. It takes no
+// lock that a writer would wait for. It holds back the last 64 KiB until the blob is stored and all that it wrote
+// hashes to the digest.
+//
+// If wait is not nil, Follow also waits, as long as wait returns true, for an ingest that hasn't begun yet or has lost
 // its writer.
 //
-// NotFound: the blob is not stored, and no process ingests it. Aborted: its ingest was thrown away or has lost its
-// writer. DataLoss: what was written is not how the blob begins, because the ingest began anew with other content.
+// NotFound: the blob isn't stored, and no process is ingesting it. Aborted: the ingest was removed or has lost its
+// writer. DataLoss: the blob doesn't begin with what was written, because the ingest started over with other content.
 func (s *Store) Follow(ctx context.Context, dgst digest.Digest, out io.Writer, wait func() bool) error {
 	if err := Validate(dgst); err != nil {
 		return err
 	}
 	f := follower{s: s, dgst: dgst, out: out, dir: ingestDir(string(dgst)), hash: newHash(dgst.Algorithm())}
-	defer f.forget()
+	defer f.closeIngest()
 	if err := f.run(ctx, wait); err != nil {
 		return fmt.Errorf("follow %s: %w", dgst, err)
 	}
@@ -56,17 +59,17 @@ type follower struct {
 	dgst digest.Digest
 	out  io.Writer
 	sent int64
-	hash hash.Hash // of what was sent
+	hash hash.Hash // of the bytes sent
 	buf  []byte
 
-	dir   string   // of the blob's ingest
-	data  *os.File // of the ingest; nil: none was found
+	dir   string   // the directory of the blob's ingest
+	data  *os.File // the ingest's data; nil if no ingest was found
 	watch *watch
 }
 
 func (f *follower) run(ctx context.Context, wait func() bool) error {
 	pause, found := minPause, false
-	var orphaned time.Time // since when the ingest has had no writer
+	var orphaned time.Time // since when the ingest has no writer; zero if it has one
 	for {
 		blob, err := f.s.File(f.dgst)
 		if err == nil {
@@ -77,7 +80,7 @@ func (f *follower) run(ctx context.Context, wait func() bool) error {
 			return err
 		}
 		if f.data == nil {
-			if err := f.find(); err != nil {
+			if err := f.openIngest(); err != nil {
 				return err
 			}
 		}
@@ -92,12 +95,12 @@ func (f *follower) run(ctx context.Context, wait func() bool) error {
 				return err
 			}
 			if !f.s.Tree.Names(path.Join(f.dir, dataFile), f.data) {
-				f.forget() // it was published, or thrown away
+				f.closeIngest() // it was published or removed
 			}
 		}
 		if f.data == nil {
 			if _, err := f.s.Path(f.dgst); err == nil {
-				continue // published since it was looked for
+				continue // published since the check above
 			}
 		}
 		switch {
@@ -107,41 +110,41 @@ func (f *follower) run(ctx context.Context, wait func() bool) error {
 		case f.data != nil && locked(f.data), wait != nil && wait():
 			orphaned = time.Time{}
 		case wait != nil:
-			wait = nil // look once more: the ingest may have begun since the last look
+			wait = nil // check once more: the ingest may have begun since the last check
 			continue
 		case !found:
-			return errclass.Errorf(errdefs.ErrNotFound, "it is not stored, and no process ingests it")
+			return errclass.Errorf(errdefs.ErrNotFound, "not stored, and no process is ingesting it")
 		case orphaned.IsZero():
 			orphaned = time.Now()
 		case time.Since(orphaned) > deadAfter:
-			return errclass.Errorf(errdefs.ErrAborted, "its ingest ended without storing it")
+			return errclass.Errorf(errdefs.ErrAborted, "the ingest ended without storing it")
 		}
-		happened, err := f.await(ctx, pause)
+		event, err := f.await(ctx, pause)
 		if err != nil {
 			return err
 		}
-		if pause = min(2*pause, maxPause); happened {
+		if pause = min(2*pause, maxPause); event {
 			pause = minPause
 		}
 	}
 }
 
-// find opens the data of the blob's ingest, if there is one.
-func (f *follower) find() error {
+// openIngest opens the data of the blob's ingest, if there is one.
+func (f *follower) openIngest() error {
 	data, err := f.s.Tree.Open(path.Join(f.dir, dataFile))
 	if errors.Is(err, fs.ErrNotExist) || errdefs.IsFailedPrecondition(err) {
-		return nil // there is none, or what is there is no ingest
+		return nil // no ingest, or its data is not a regular file
 	}
 	if err != nil {
 		return err
 	}
-	f.forget()
+	f.closeIngest()
 	f.data = data
 	return nil
 }
 
-// forget closes the ingest.
-func (f *follower) forget() {
+// closeIngest closes the ingest's data and the watch.
+func (f *follower) closeIngest() {
 	if f.data != nil {
 		_ = f.data.Close()
 		f.data = nil
@@ -150,7 +153,7 @@ func (f *follower) forget() {
 	f.watch = nil
 }
 
-// send writes the bytes of a file that were not sent yet, up to an offset. It stops early if the file has become shorter.
+// send writes the bytes of a file from f.sent up to offset to. It stops early if the file has become shorter.
 func (f *follower) send(ctx context.Context, from *os.File, to int64) error {
 	if f.buf == nil && f.sent < to {
 		f.buf = make([]byte, chunk)
@@ -180,7 +183,7 @@ func (f *follower) write(p []byte) error {
 	return err
 }
 
-// finish writes the rest of a stored blob. Nothing is hashed unless something was sent before the blob was stored.
+// finish writes the rest of a stored blob. If nothing was sent before the blob was stored it needs no hashing.
 func (f *follower) finish(ctx context.Context, blob *File) error {
 	if f.sent == 0 {
 		n, err := io.Copy(f.out, blob.File)
@@ -192,7 +195,7 @@ func (f *follower) finish(ctx context.Context, blob *File) error {
 	if err := f.send(ctx, blob.File, blob.Size()-heldBack); err != nil {
 		return err
 	}
-	// Another process may have made the file longer: no more than this is read into memory.
+	// Another process may have extended the file, so bound what is read into memory.
 	rest, err := io.ReadAll(io.NewSectionReader(blob.File, f.sent, min(blob.Size()-f.sent, heldBack)))
 	if err != nil {
 		return disk.Cause(err)
@@ -205,11 +208,12 @@ func (f *follower) finish(ctx context.Context, blob *File) error {
 	return err
 }
 
-// await waits for a change of the ingest, or of the store's ingests and blobs if there is none yet, for at most a pause.
-func (f *follower) await(ctx context.Context, pause time.Duration) (happened bool, err error) {
+// await waits for an event in the ingest, or, without an ingest, in the directories of ingests and blobs. It waits no
+// longer than pause.
+func (f *follower) await(ctx context.Context, pause time.Duration) (event bool, err error) {
 	if f.watch == nil {
-		// What happened before the watch began is seen by looking at once.
-		if f.watch = f.begin(); f.watch != nil {
+		// Return at once, so that the caller checks for what happened before the watch began.
+		if f.watch = f.startWatch(); f.watch != nil {
 			return true, nil
 		}
 	}
@@ -226,9 +230,9 @@ func (f *follower) await(ctx context.Context, pause time.Duration) (happened boo
 	}
 }
 
-// begin watches the ingest's data, else the directories in which an ingest or the blob would appear. It returns nil where
-// nothing can be watched.
-func (f *follower) begin() *watch {
+// startWatch watches the ingest's data, or, without an ingest, the directories in which an ingest or the blob would
+// appear. It returns nil if they can't be watched.
+func (f *follower) startWatch() *watch {
 	if f.data != nil {
 		return newWatch(f.data)
 	}
@@ -240,7 +244,7 @@ func (f *follower) begin() *watch {
 		}
 	}
 	if len(dirs) < 3 {
-		return nil // not all of the store has been made
+		return nil // one doesn't exist yet
 	}
 	return newWatch(dirs...)
 }

@@ -10,11 +10,11 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// A watch reports changes of files and directories by inotify(7). It misses what other machines do to a network file system, so
-// its user also looks from time to time.
+// A watch reports events of files and directories by inotify(7). inotify doesn't report what other machines do to a
+// network file system, so the caller must check at intervals too.
 type watch struct{ events *os.File }
 
-// newWatch watches open files, since their names may lead to other files by now. It returns nil if it can't.
+// newWatch watches open files. It returns nil on failure. It doesn't watch names, which may lead to other files by now.
 func newWatch(files ...*os.File) *watch {
 	fd, err := unix.InotifyInit1(unix.IN_CLOEXEC | unix.IN_NONBLOCK)
 	if err != nil {
@@ -32,7 +32,7 @@ func newWatch(files ...*os.File) *watch {
 	return w
 }
 
-// wait waits for a change, no longer than most. Changes that have come by the same time count as one.
+// wait waits for an event, at most for the time most. Events that arrive together count as one.
 func (w *watch) wait(ctx context.Context, most time.Duration) (changed bool, err error) {
 	if err := w.events.SetReadDeadline(time.Now().Add(most)); err != nil {
 		return false, err

@@ -8,7 +8,7 @@ import (
 	"time"
 )
 
-// watch would report changes of files; here nothing does.
+// watch is implemented on Linux only; newWatch returns nil here.
 type watch struct{}
 
 func newWatch(...*os.File) *watch { return nil }

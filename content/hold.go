@@ -22,13 +22,14 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// HoldEnv tells a process which holds it has inherited: "FD:DEVICE:INODE", separated by spaces.
+// HoldEnv is the environment variable with the holds that a process has inherited: "FD:DEVICE:INODE", separated by
+// spaces.
 const HoldEnv = "DIST_HOLD"
 
-// Hold takes the store's shared lock against the sweep and leaves it open in this process,
-// for what it executes to inherit: the returned setting of [HoldEnv] must be in its
-// environment. The lock lasts until the last process that has it ends. A process that has inherited one already gets it
-// back at once. A store that this user can't write to, and that nobody has held before, is not held.
+// Hold takes the store's shared lock against sweeps, for this process and all that it executes: the lock's descriptor
+// is inherited, and the returned setting of [HoldEnv] must be added to the environment. The lock lasts until the last
+// process that has the descriptor exits. If this process has inherited a hold on the store, Hold returns at once. A
+// store that was never held and that this user can't write to is not held.
 func (s *Store) Hold(ctx context.Context) (env string, err error) {
 	if err := s.Init(); err != nil {
 		return "", err
@@ -39,14 +40,14 @@ func (s *Store) Hold(ctx context.Context) (env string, err error) {
 	}
 	hold, err := s.enter(ctx, inherited)
 	if disk.Unwritable(err) {
-		// Nobody has held this store yet, and this user can't make the file for it. The store is read without a hold:
-		// whoever may delete there can do so at any time.
+		// The file hold doesn't exist, and this user can't create it. The store is read without a hold, so whoever may
+		// delete blobs there can do so at any time.
 		return HoldEnv + "=" + inherited, nil
 	}
 	if err != nil {
 		return "", fmt.Errorf("hold %s: %w", s.Root(), err)
 	}
-	// A descriptor of our own that survives exec, and that no finalizer closes.
+	// Duplicate the descriptor: the copy survives exec, and no finalizer closes it.
 	fd, err := unix.FcntlInt(hold.Fd(), unix.F_DUPFD, 10)
 	_ = hold.Close()
 	if err != nil {
@@ -59,8 +60,8 @@ func (s *Store) Hold(ctx context.Context) (env string, err error) {
 	return HoldEnv + "=" + strings.TrimSpace(fmt.Sprintf("%s %d:%d:%d", inherited, fd, st.Dev, st.Ino)), nil
 }
 
-// Enter takes the store's shared lock against the sweep, until release is called, for a process that brings in blobs now and then.
-// A sweep that waits goes first.
+// Enter takes the store's shared lock against sweeps until release is called. It is for a process that stores blobs now
+// and then. A sweep that waits goes first.
 func (s *Store) Enter(ctx context.Context) (release func(), err error) {
 	hold, err := s.enter(ctx, os.Getenv(HoldEnv))
 	if err != nil {
@@ -69,8 +70,9 @@ func (s *Store) Enter(ctx context.Context) (release func(), err error) {
 	return func() { disk.Release(hold) }, nil
 }
 
-// lookupHold looks for this store's hold among those of [HoldEnv]. named is true if there is one, and open if its descriptor is
-// open too: programs between may have closed it, such as sudo.
+// lookupHold looks for this store's hold in a value of [HoldEnv]. named reports whether the value lists it, and open
+// whether its descriptor is open, too. A program such as sudo may have closed the descriptor on the way to this
+// process.
 func (s *Store) lookupHold(holds string) (open, named bool) {
 	fi, err := s.Tree.Stat(layout.Hold)
 	if err != nil {
@@ -90,19 +92,20 @@ func (s *Store) lookupHold(holds string) (open, named bool) {
 	return false, named
 }
 
-// A sweeper that waits for holders stands at the gate for one turn, and stays away for ten. New holders wait only while it
-// stands there. So holders who come and go all the time let the sweeper in, and one that hangs does not stop the others.
+// How a sweep waits for holders: it locks the gate for one turn, during which no new holder enters, and then stays away
+// for ten turns. So it gets in between holders that come and go all the time, and a holder that never ends doesn't keep
+// others out.
 const (
-	turn = 50 * time.Millisecond
-	poll = 2 * time.Millisecond
+	turn = 50 * time.Millisecond // how long a sweep locks the gate
+	poll = 2 * time.Millisecond  // between two attempts to get a lock
 )
 
-// CheckSweep returns an error if the store can't be swept. FailedPrecondition: this process holds it; or the directory has blobs
-// but is no layout, since they may be another tool's.
+// CheckSweep returns FailedPrecondition if the store can't be swept: because this process holds it, or because the
+// directory has blobs but is not a layout, so that the blobs may be another tool's.
 func (s *Store) CheckSweep(ctx context.Context) error {
 	if err := s.Check(); errors.Is(err, fs.ErrNotExist) {
 		err := s.Digests(ctx, func(digest.Digest) error {
-			return errclass.Errorf(errdefs.ErrFailedPrecondition, "sweep %s: it has blobs but no %s: it is no store", s.Root(), ocispec.ImageLayoutFile)
+			return errclass.Errorf(errdefs.ErrFailedPrecondition, "sweep %s: it has blobs but no %s, so it is not a store", s.Root(), ocispec.ImageLayoutFile)
 		})
 		if err != nil {
 			return err
@@ -113,7 +116,8 @@ func (s *Store) CheckSweep(ctx context.Context) error {
 	}
 	open, named := s.lookupHold(os.Getenv(HoldEnv))
 	if named && !open {
-		// A program between has closed the descriptor. If somebody holds the store, it is a process above this one.
+		// A program on the way to this process closed the descriptor. If the store is held now, it is taken to be
+		// held by an ancestor of this process.
 		_, free, err := s.Holders()
 		if err != nil {
 			return err
@@ -130,13 +134,13 @@ func (s *Store) ownHold() error {
 	return errclass.Errorf(errdefs.ErrFailedPrecondition, "sweep %s: this process holds it against the sweep itself", s.Root())
 }
 
-// Exclude waits until nobody holds the store, no longer than wait, and returns the file hold, locked: new holders wait until it
-// is released. It tells that it waits as [disk.Notice] does.
+// Exclude waits, no longer than wait, until no process holds the store. It returns the file hold, locked; new holders
+// wait until that is released. While it waits it notifies as [disk.Notice] does.
 //
-// Unavailable: somebody holds it for longer; the error names the processes. FailedPrecondition: this process holds it, or one above
-// that waits for it.
+// Unavailable: another process held the store for longer; the error names it. FailedPrecondition: this process holds
+// the store, or one of its ancestors does and waits for it.
 func (s *Store) Exclude(ctx context.Context, wait time.Duration) (*os.File, error) {
-	told := false
+	notified := false
 	for end := time.Now().Add(wait); ; {
 		hold, err := s.exclude(ctx, min(turn, time.Until(end)))
 		if err == nil {
@@ -146,9 +150,9 @@ func (s *Store) Exclude(ctx context.Context, wait time.Duration) (*os.File, erro
 			return nil, fmt.Errorf("sweep %s: %w", s.Root(), err)
 		}
 		left := time.Until(end)
-		if !told || left <= 0 {
-			told = true
-			if err := s.held(ctx, left); err != nil {
+		if !notified || left <= 0 {
+			notified = true
+			if err := s.notifyHeld(ctx, left); err != nil {
 				return nil, err
 			}
 		}
@@ -160,8 +164,9 @@ func (s *Store) Exclude(ctx context.Context, wait time.Duration) (*os.File, erro
 	}
 }
 
-// held tells who holds the store, or returns an error if that is not to be waited for, or no time is left.
-func (s *Store) held(ctx context.Context, left time.Duration) error {
+// notifyHeld notifies the user which process holds the store. It returns an error if waiting is useless, because the
+// holder is this process or its ancestor, or if no time is left.
+func (s *Store) notifyHeld(ctx context.Context, left time.Duration) error {
 	f, err := layout.OpenHold(s.Tree, layout.Hold)
 	if err != nil {
 		return fmt.Errorf("sweep %s: %w", s.Root(), err)
@@ -178,8 +183,8 @@ func (s *Store) held(ctx context.Context, left time.Duration) error {
 	return nil
 }
 
-// isAncestor reports whether a process is this one or above it. Programs between, such as sudo, may have taken both the
-// environment and the descriptor of a hold away.
+// isAncestor reports whether pid is this process or one of its ancestors. It finds holders even if a program such as
+// sudo has removed both the environment variable and the descriptor.
 func isAncestor(pid int) bool {
 	for p := os.Getpid(); p > 1; {
 		if p == pid {
@@ -189,7 +194,7 @@ func isAncestor(pid int) bool {
 		if err != nil {
 			return false
 		}
-		// "17 (name) S 4 …": the name may have any character in it.
+		// "17 (name) S 4 …", where the name may contain any character
 		words := strings.Fields(string(b[bytes.LastIndexByte(b, ')')+1:]))
 		if len(words) < 2 {
 			return false
@@ -201,9 +206,9 @@ func isAncestor(pid int) bool {
 	return false
 }
 
-// exclude stands at the gate for a while, and tries to take the hold alone. EWOULDBLOCK if it is still held then.
-func (s *Store) exclude(ctx context.Context, while time.Duration) (*os.File, error) {
-	end := time.Now().Add(while)
+// exclude locks the gate, and tries for the given time to lock the file hold exclusively. EWOULDBLOCK if it fails.
+func (s *Store) exclude(ctx context.Context, d time.Duration) (*os.File, error) {
+	end := time.Now().Add(d)
 	gate, err := s.tryUntil(ctx, layout.Gate, end)
 	if err != nil {
 		return nil, err
@@ -212,8 +217,8 @@ func (s *Store) exclude(ctx context.Context, while time.Duration) (*os.File, err
 	return s.tryUntil(ctx, layout.Hold, end)
 }
 
-// tryUntil opens one of the files of a hold and takes its exclusive lock, once at least. EWOULDBLOCK if another process still
-// has it at the end.
+// tryUntil opens a file of a hold and tries to lock it exclusively, at least once, until the time end. EWOULDBLOCK if
+// another process still holds it.
 func (s *Store) tryUntil(ctx context.Context, name string, end time.Time) (*os.File, error) {
 	f, err := layout.OpenHold(s.Tree, name)
 	if err != nil {
@@ -238,8 +243,8 @@ func (s *Store) tryUntil(ctx context.Context, name string, end time.Time) (*os.F
 	return nil, err
 }
 
-// Holders tells who has held the store so far. free is false if somebody does just now: then it does not tell what that holder
-// will have done.
+// Holders returns the state of the file hold, to compare with a later one. free is false if a process holds the store
+// at the moment: the state then doesn't include that holder's changes.
 func (s *Store) Holders() (h layout.Holders, free bool, err error) {
 	f, err := layout.OpenHold(s.Tree, layout.Hold)
 	if err == nil {
@@ -261,8 +266,8 @@ func (s *Store) Holders() (h layout.Holders, free bool, err error) {
 	return h, free, nil
 }
 
-// enter takes the hold, shared, through the gate. A process below one that has it need not pass that: the sweeper which has the
-// gate waits for the process above.
+// enter locks the file hold, shared, after passing the gate. A descendant of a holder doesn't wait at the gate: the
+// sweep that has locked the gate waits for that holder, which may wait for this process.
 func (s *Store) enter(ctx context.Context, inherited string) (*os.File, error) {
 	if _, named := s.lookupHold(inherited); named {
 		hold, err := layout.OpenHold(s.Tree, layout.Hold)
@@ -273,7 +278,7 @@ func (s *Store) enter(ctx context.Context, inherited string) (*os.File, error) {
 			layout.Announce(hold)
 			return hold, nil
 		}
-		_ = hold.Close() // the environment outlived the hold
+		_ = hold.Close() // HoldEnv is set, but the hold has ended
 	}
 	gate, err := layout.OpenHold(s.Tree, layout.Gate)
 	if err != nil {

@@ -25,18 +25,18 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Status describes a write under way, or one that was left behind.
+// Status describes an ingest, whether a process is writing it or it was left behind.
 type Status struct {
-	Ref       string // as the last writer named it
-	Offset    int64  // bytes stored
-	Total     int64  // bytes expected; 0 when not known
+	Ref       string // as given by the last writer
+	Offset    int64  // number of bytes stored
+	Total     int64  // expected size in bytes; 0 if unknown
 	Expected  digest.Digest
 	StartedAt time.Time
 	UpdatedAt time.Time
-	Active    bool // a writer has it open
+	Active    bool // whether a writer has it open
 }
 
-// Files of an ingest directory: distkit-layout(5), INGESTS.
+// Files of an ingest directory (distkit-layout(5), INGESTS).
 const (
 	lockFile     = "lock"
 	refFile      = "ref"
@@ -48,14 +48,14 @@ const (
 	linkFile     = "link"
 )
 
-// ingestFiles are removed in this order: the lock last, so that nobody else begins in a directory that is going away.
-// Nothing writes updatedat any more.
+// ingestFiles lists the files of an ingest in the order of removal. The lock goes last, so that no process starts in a
+// directory that is being removed. updatedat is no longer written.
 var ingestFiles = []string{dataFile, linkFile, stateFile, stateFile + ".tmp", "updatedat", startedFile, expectedFile, totalFile, refFile, lockFile}
 
-// maxRef bounds a ref, in bytes.
+// maxRef bounds the length of a ref in bytes.
 const maxRef = 4 << 10
 
-// checkRef returns InvalidArgument if a text can't be a ref.
+// checkRef returns InvalidArgument if a string can't be a ref.
 func checkRef(ref string) error {
 	switch {
 	case ref == "":
@@ -63,19 +63,19 @@ func checkRef(ref string) error {
 	case len(ref) > maxRef:
 		return errclass.Errorf(errdefs.ErrInvalidArgument, "ref %.40q… is longer than %d bytes", ref, maxRef)
 	case strings.ContainsFunc(ref, unicode.IsControl) || !utf8.ValidString(ref):
-		return errclass.Errorf(errdefs.ErrInvalidArgument, "ref %.40q holds control characters or what is not UTF-8", ref)
+		return errclass.Errorf(errdefs.ErrInvalidArgument, "ref %.40q has control characters or is not UTF-8", ref)
 	}
 	return nil
 }
 
-// ingestDir returns the directory, a name in the store's tree, of the ingest whose key is a ref or a digest.
+// ingestDir returns the directory, relative to the store, of the ingest for a key: a ref or a digest.
 func ingestDir(key string) string {
 	sum := sha256.Sum256([]byte(key))
 	return path.Join(layout.Ingest, hex.EncodeToString(sum[:]))
 }
 
-// lockIngest locks an ingest, and creates its directory if there is none. Unavailable if another process has the lock and wait
-// is false.
+// lockIngest locks an ingest, and creates its directory if it doesn't exist. Unavailable if another process holds the
+// lock and wait is false.
 func (s *Store) lockIngest(ctx context.Context, dir string, wait bool) (*os.File, error) {
 	how := unix.LOCK_EX
 	if !wait {
@@ -93,14 +93,14 @@ func (s *Store) lockIngest(ctx context.Context, dir string, wait bool) (*os.File
 				return nil, err
 			}
 			f, err := s.Tree.OpenFile(name, os.O_RDWR|os.O_CREATE, 0o666)
-			if !errors.Is(err, fs.ErrNotExist) { // else the last writer has just removed the directory
+			if !errors.Is(err, fs.ErrNotExist) { // else the directory was just removed by another process
 				return f, err
 			}
 		}
 	})
 }
 
-// locked reports whether a process has an exclusive lock on an open file.
+// locked reports whether another process has an exclusive lock on an open file.
 func locked(f *os.File) bool {
 	err := disk.Lock(f, unix.LOCK_SH|unix.LOCK_NB)
 	if err == nil {
@@ -109,8 +109,8 @@ func locked(f *os.File) bool {
 	return errors.Is(err, unix.EWOULDBLOCK)
 }
 
-// removeIngest empties a directory whose lock is held, gives the lock back and removes the directory. Files that
-// are not known stay, and the directory with them. files are open files of the ingest, which removeIngest closes.
+// removeIngest removes the files of an ingest whose lock the caller holds, releases the lock and removes the directory.
+// Unknown files stay, and so does the directory then. files are open files of the ingest, which removeIngest closes.
 func (s *Store) removeIngest(dir string, lock *os.File, files ...*os.File) error {
 	var err error
 	for _, name := range ingestFiles {
@@ -118,7 +118,7 @@ func (s *Store) removeIngest(dir string, lock *os.File, files ...*os.File) error
 			break
 		}
 	}
-	// NFS keeps a file that was removed in its directory until it is closed.
+	// NFS keeps a removed file in its directory until it is closed.
 	for _, f := range append(files, lock) {
 		disk.Release(f)
 	}
@@ -131,7 +131,7 @@ func (s *Store) removeIngest(dir string, lock *os.File, files ...*os.File) error
 	return nil
 }
 
-// reap removes the ingest of a blob that is stored: its commit was killed, or has yet to remove it.
+// reap removes the ingest of a blob that is stored, in case the process that committed it died before it could.
 func (s *Store) reap(ctx context.Context, dir string) {
 	if _, err := s.Tree.Stat(dir); err != nil {
 		return
@@ -141,8 +141,8 @@ func (s *Store) reap(ctx context.Context, dir string) {
 	}
 }
 
-// readIngest reads what a directory says of its ingest. What is missing or torn counts as not known; a directory without a ref or
-// data is no ingest: NotFound.
+// readIngest reads the description of an ingest. Missing or torn fields count as unknown. NotFound if the directory
+// lacks a ref or data.
 func (s *Store) readIngest(dir string) (Status, error) {
 	st := Status{Ref: s.readWord(dir, refFile)}
 	if checkRef(st.Ref) != nil { // a new directory, or a torn one
@@ -155,7 +155,7 @@ func (s *Store) readIngest(dir string) (Status, error) {
 		_ = data.Close()
 	}
 	var fi fs.FileInfo
-	if err == nil || errors.Is(err, fs.ErrPermission) { // only its owner may read it
+	if err == nil || errors.Is(err, fs.ErrPermission) { // ErrPermission: only the owner may read it
 		fi, err = s.Tree.Stat(name)
 	}
 	if errors.Is(err, fs.ErrNotExist) || errdefs.IsFailedPrecondition(err) {
@@ -178,7 +178,7 @@ func (s *Store) readIngest(dir string) (Status, error) {
 
 func errNoIngest() error { return errclass.Errorf(errdefs.ErrNotFound, "no such ingest") }
 
-// readWord reads a file of one line; empty if it isn't there.
+// readWord reads a file of one line; "" if it doesn't exist.
 func (s *Store) readWord(dir, name string) string {
 	b, err := s.Tree.ReadFile(path.Join(dir, name), 2*maxRef)
 	if err != nil {
@@ -187,7 +187,7 @@ func (s *Store) readWord(dir, name string) string {
 	return strings.TrimSuffix(string(b), "\n")
 }
 
-// eachIngest calls f with every ingest and its directory.
+// eachIngest calls f with each ingest and its directory.
 func (s *Store) eachIngest(ctx context.Context, f func(dir string, st Status) error) error {
 	return s.eachEntry(ctx, layout.Ingest, func(e fs.DirEntry) error {
 		if !e.IsDir() || !valid(digest.SHA256, e.Name()) {
@@ -205,9 +205,9 @@ func (s *Store) eachIngest(ctx context.Context, f func(dir string, st Status) er
 	})
 }
 
-// eachMeant calls f with every ingest that a ref means: the one whose key it is, else all that show the ref or expect that
-// digest. NotFound if there is none, InvalidArgument if it can't be a ref.
-func (s *Store) eachMeant(ctx context.Context, ref string, f func(dir string, st Status) error) error {
+// eachMatching calls f with each ingest that matches ref: the one whose key is ref, else all whose ref or expected
+// digest is ref. NotFound if no ingest matches, InvalidArgument if ref is not valid.
+func (s *Store) eachMatching(ctx context.Context, ref string, f func(dir string, st Status) error) error {
 	if err := checkRef(ref); err != nil {
 		return err
 	}
@@ -231,10 +231,11 @@ func (s *Store) eachMeant(ctx context.Context, ref string, f func(dir string, st
 	return err
 }
 
-// Status describes the ingest of a ref, or of a digest; NotFound if there is none.
+// Status describes the ingest with the given ref or expected digest; NotFound if there is none. It prefers an active
+// one.
 func (s *Store) Status(ctx context.Context, ref string) (Status, error) {
 	var first *Status
-	err := s.eachMeant(ctx, ref, func(_ string, st Status) error {
+	err := s.eachMatching(ctx, ref, func(_ string, st Status) error {
 		if first == nil || st.Active && !first.Active {
 			first = &st
 		}
@@ -246,7 +247,7 @@ func (s *Store) Status(ctx context.Context, ref string) (Status, error) {
 	return *first, nil
 }
 
-// ListStatuses describes every ingest, the oldest first.
+// ListStatuses describes all ingests, the oldest first.
 func (s *Store) ListStatuses(ctx context.Context) ([]Status, error) {
 	var list []Status
 	err := s.eachIngest(ctx, func(_ string, st Status) error {
@@ -262,10 +263,10 @@ func (s *Store) ListStatuses(ctx context.Context) ([]Status, error) {
 	return list, err
 }
 
-// Abort throws away what is stored of the ingests that show a ref, or expect a digest.
-// NotFound if there is none, Unavailable if a writer has one open: it takes the lock first.
+// Abort removes the ingests with the given ref or expected digest. NotFound if there is none, Unavailable if a writer
+// has one open.
 func (s *Store) Abort(ctx context.Context, ref string) error {
-	return s.eachMeant(ctx, ref, func(dir string, _ Status) error {
+	return s.eachMatching(ctx, ref, func(dir string, _ Status) error {
 		lock, err := s.lockIngest(ctx, dir, false)
 		if err == nil {
 			err = s.removeIngest(dir, lock)
@@ -277,8 +278,8 @@ func (s *Store) Abort(ctx context.Context, ref string) error {
 	})
 }
 
-// Offset is how much of a blob an ingest has stored: one stat, for progress displays. 0 if
-// there is none, also where the blob is stored already.
+// Offset returns how many bytes of a blob an ingest has stored. It takes a single stat, for progress displays. It is 0
+// if there is no ingest, also if the blob is stored already.
 func (s *Store) Offset(expected digest.Digest) int64 {
 	fi, err := s.Tree.Stat(path.Join(ingestDir(string(expected)), dataFile))
 	if err != nil || !fi.Mode().IsRegular() {

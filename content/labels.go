@@ -24,10 +24,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// maxLabel bounds a label's key and value together, as containerd does.
+// maxLabel bounds the length of a label's key and value together. containerd has the same bound.
 const maxLabel = 4096
 
-// maxLabels bounds a blob's labels, in bytes of their file.
+// maxLabels bounds all labels of a blob, in bytes of their file.
 const maxLabels = 1 << 20
 
 const labelsDir = "labels"
@@ -36,17 +36,17 @@ func labelName(dgst digest.Digest) string {
 	return path.Join(labelsDir, string(dgst.Algorithm()), dgst.Encoded())
 }
 
-// readLabels gives a blob's labels and when they last changed. A file that isn't one of labels is DataLoss, not an absence of
-// labels.
+// readLabels returns a blob's labels and the time of their last change. A damaged file is DataLoss, which is different
+// from having no labels.
 func readLabels(tree disk.Tree, dgst digest.Digest) (map[string]string, time.Time, error) {
 	labels, changed, err := parseLabels(tree, labelName(dgst))
-	if errdefs.IsFailedPrecondition(err) { // it is too large or not a regular file, or what is above it is not a directory
+	if errdefs.IsFailedPrecondition(err) { // a file that is too large or of another kind, or a parent that is not a directory
 		if _, serr := tree.Stat(labelName(dgst)); serr == nil {
 			err = errclass.As(disk.Cause(err), errdefs.ErrDataLoss)
 		}
 	}
 	if errdefs.IsDataLoss(err) {
-		return nil, time.Time{}, fmt.Errorf("labels of %s are damaged, dist-label --replace mends them: %w", dgst, err)
+		return nil, time.Time{}, fmt.Errorf("labels of %s are damaged; dist-label --replace repairs them: %w", dgst, err)
 	}
 	if err != nil {
 		return nil, time.Time{}, fmt.Errorf("labels of %s: %w", dgst, disk.Cause(err))
@@ -77,7 +77,7 @@ func parseLabels(tree disk.Tree, name string) (labels map[string]string, changed
 	return labels, fi.ModTime(), nil
 }
 
-// writeLabels replaces a blob's labels, durably.
+// writeLabels replaces a blob's labels durably.
 func (s *Store) writeLabels(dgst digest.Digest, labels map[string]string, now time.Time) error {
 	b, err := json.Marshal(labels)
 	if err != nil {
@@ -97,12 +97,12 @@ func (s *Store) writeLabels(dgst digest.Digest, labels map[string]string, now ti
 	if err != nil {
 		return fmt.Errorf("labels of %s: %w", dgst, err)
 	}
-	// The kernel's clock for mtime is coarser than time.Now, and must not lag behind it.
+	// The kernel's clock for mtime is coarser than time.Now, and lags behind it.
 	err = s.Tree.Touch(tmp, now)
 	if err == nil {
 		err = s.Tree.Rename(tmp, name)
 	}
-	if errors.Is(err, unix.EISDIR) { // damaged
+	if errors.Is(err, unix.EISDIR) { // damaged: a directory has taken the place of the file
 		if err = s.dropLabels(dgst); err == nil {
 			err = s.Tree.Rename(tmp, name)
 		}
@@ -117,7 +117,8 @@ func (s *Store) writeLabels(dgst digest.Digest, labels map[string]string, now ti
 	return nil
 }
 
-// dropLabels removes a blob's labels, which may be damaged: a directory is removed if it is empty, else the error is ENOTEMPTY.
+// dropLabels removes a blob's labels. If they are damaged and a directory is in their place, it is removed if it is
+// empty; else the error is ENOTEMPTY.
 func (s *Store) dropLabels(dgst digest.Digest) error {
 	err := s.discard(labelName(dgst))
 	if errors.Is(err, unix.EISDIR) {
@@ -126,7 +127,8 @@ func (s *Store) dropLabels(dgst digest.Digest) error {
 	return err
 }
 
-// lockBlob locks a blob, so that changes of labels and its deletion follow each other. NotFound if there is no such blob.
+// lockBlob locks a blob, so that changes of its labels and its deletion don't overlap. NotFound if the blob isn't
+// stored.
 func (s *Store) lockBlob(ctx context.Context, dgst digest.Digest) (*os.File, error) {
 	if err := Validate(dgst); err != nil {
 		return nil, err
@@ -141,17 +143,17 @@ func (s *Store) lockBlob(ctx context.Context, dgst digest.Digest) (*os.File, err
 	return f, nil
 }
 
-// lockOwn is lockBlob for a change that somebody asks for: FailedPrecondition if only an alternate has the blob.
+// lockOwn is lockBlob for changes that a user asks for: FailedPrecondition if only an alternate has the blob.
 func (s *Store) lockOwn(ctx context.Context, dgst digest.Digest) (*os.File, error) {
 	lock, err := s.lockBlob(ctx, dgst)
 	return lock, s.notOwn(dgst, err)
 }
 
-// notOwn is FailedPrecondition in place of NotFound if an alternate has the blob.
+// notOwn turns NotFound into FailedPrecondition if an alternate has the blob.
 func (s *Store) notOwn(dgst digest.Digest, err error) error {
 	if errdefs.IsNotFound(err) {
 		if tree, _, lerr := s.lookup(dgst); lerr == nil && tree != s.Tree {
-			err = errclass.Errorf(errdefs.ErrFailedPrecondition, "blob %s: it is in the alternate store %s, which is not written to", dgst, tree)
+			err = errclass.Errorf(errdefs.ErrFailedPrecondition, "blob %s: it is in the alternate store %s, which is read-only", dgst, tree)
 		}
 	}
 	return err
@@ -166,10 +168,10 @@ func checkLabels(labels map[string]string) error {
 	return layout.CheckLabels(labels)
 }
 
-// Update changes labels of the blob info.Digest. Without fieldpaths, or with "labels", all
-// are replaced, also if their file is damaged; "labels.KEY" sets that one, or deletes it where its value is empty. Any
-// other field is InvalidArgument; a missing blob NotFound, one that only an alternate has FailedPrecondition. It returns the
-// blob with its new labels.
+// Update changes labels of the blob info.Digest, and returns its new description. Without fieldpaths, or with "labels",
+// it replaces all labels, even damaged ones. "labels.KEY" sets that one label, or deletes it if its value is empty.
+//
+// InvalidArgument: any other field. NotFound: the blob isn't stored. FailedPrecondition: only an alternate has it.
 func (s *Store) Update(ctx context.Context, info Info, fieldpaths ...string) (Info, error) {
 	if err := checkLabels(info.Labels); err != nil {
 		return Info{}, err
@@ -216,7 +218,7 @@ func (s *Store) Update(ctx context.Context, info Info, fieldpaths ...string) (In
 	return newInfo(s.Tree, info.Digest, fi, true)
 }
 
-// eachLabelled calls f with the digest of every file of labels, and what the file system knows of it.
+// eachLabelled calls f with the digest and the attributes of each file of labels.
 func (s *Store) eachLabelled(ctx context.Context, f func(digest.Digest, fs.FileInfo) error) error {
 	for alg := range hexSize {
 		err := s.eachEntryIn(ctx, path.Join(labelsDir, string(alg)), func(dir *os.File, e fs.DirEntry) error {
@@ -240,8 +242,8 @@ func (s *Store) eachLabelled(ctx context.Context, f func(digest.Digest, fs.FileI
 	return nil
 }
 
-// Labelled calls f with every blob that has a label of this key, and whose labels have changed since a time. Damaged labels count
-// if their text contains the key.
+// Labelled calls f with every blob that has a label with the given key, if the blob's labels have changed since the
+// given time. Damaged labels count if their text contains the key.
 func (s *Store) Labelled(ctx context.Context, key string, since time.Time, f func(digest.Digest) error) error {
 	return s.eachLabelled(ctx, func(dgst digest.Digest, fi fs.FileInfo) error {
 		if fi.ModTime().Before(since) {
@@ -251,7 +253,7 @@ func (s *Store) Labelled(ctx context.Context, key string, since time.Time, f fun
 		switch {
 		case errors.Is(err, fs.ErrNotExist):
 			return nil
-		case errdefs.IsFailedPrecondition(err): // no file, or too large: no labels
+		case errdefs.IsFailedPrecondition(err): // not a regular file, or too large: no labels
 			return nil
 		case err != nil:
 			return fmt.Errorf("labels of %s: %w", dgst, disk.Cause(err))

@@ -8,13 +8,14 @@ import (
 	"github.com/opencontainers/go-digest"
 )
 
-// saveEvery bounds what a resume after a kill has to hash again.
+// saveEvery is the number of bytes after which the hash's state is saved. It bounds what a resume after a crash has to
+// hash again.
 const saveEvery = 64 << 20
 
-// maxState bounds the file of a hash's state, in bytes.
+// maxState bounds the size of the state file in bytes.
 const maxState = 64 << 10
 
-// hashState is the stored state of a hash at an offset of data: distkit-layout(5), INGESTS.
+// hashState is the saved state of a hash over the first Offset bytes of data (distkit-layout(5), INGESTS).
 type hashState struct {
 	Algorithm digest.Algorithm `json:"algorithm"`
 	Offset    int64            `json:"offset"`
@@ -22,15 +23,16 @@ type hashState struct {
 	State     []byte           `json:"state"`
 }
 
-// restoreHash hashes the data that is stored, from the stored state on if that can be believed. It is false if the data can't be
-// used: if no digest is expected, nothing would show what another boot has lost of it.
+// restoreHash computes the hash of the stored data, starting from the saved state if that can be trusted. It returns
+// false if the data can't be used: without a saved state of this boot, a power failure may have damaged the data, and
+// without an expected digest nothing would show that.
 func (w *Writer) restoreHash(ctx context.Context) (bool, error) {
 	from, ok := w.loadState()
 	if !ok {
 		if w.expected == "" {
 			return false, nil
 		}
-		// It goes before anything is written: a later resume could believe it.
+		// Remove the state before anything is written, so that no later resume trusts it.
 		if err := w.dropState(); err != nil {
 			return false, err
 		}
@@ -58,8 +60,8 @@ func (w *Writer) loadState() (offset int64, ok bool) {
 	return st.Offset, true
 }
 
-// saveState stores the hash's state by rename. It only saves the next resume time, and counts for this boot alone: so nothing is
-// synced, and a failure is no error.
+// saveState saves the hash's state. It only makes the next resume faster, and is valid for this boot only. So it is not
+// synced, and errors are ignored.
 func (w *Writer) saveState() {
 	state, err := w.hash.(encoding.BinaryMarshaler).MarshalBinary()
 	if err != nil {

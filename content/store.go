@@ -1,15 +1,23 @@
-// Package content is a store of blobs named by their digest, in a directory that is an OCI
-// image layout, shared by any number of processes without a daemon.
+// Package content is a store of blobs that are named by their digests. The store is a directory, which is also an OCI
+// image layout, and any number of processes share it without a daemon.
 //
-// A blob enters through a [Writer], which holds a kernel lock on its ingest, can be resumed
-// by another process, and publishes the blob by rename once its size and digest are
-// verified. What a process leaves behind when it dies at any instant is either a complete
-// blob or an ingest that resumes. The page distkit-layout(5), layout.5.md beside this file,
-// specifies every file; comments cite its sections.
+// [Open] opens a [Store]. A blob is written in steps, each of which another process can take over after a crash:
 //
-// Errors carry the classes of [github.com/containerd/errdefs]: NotFound, AlreadyExists,
-// Unavailable (another writer holds it), InvalidArgument, NotImplemented (a digest algorithm
-// other than sha256 and sha512). A wrong digest or size is DataLoss and FailedPrecondition.
+//   - [Store.Writer] locks an ingest, the place of a blob that is not complete, and opens or resumes it.
+//   - [Writer.Write] appends to it and hashes.
+//   - [Writer.Commit] verifies size and digest, makes the data durable and publishes the blob by rename.
+//
+// [WriteBlob] does all three. Stored blobs are read with [Store.File], listed with [Store.Walk], labelled with
+// [Store.Update] and checked with [Store.Verify]. [Store.Follow] reads a blob while another process still writes it.
+// [Store.Hold] keeps sweeps away; [Store.Exclude], [Store.Unused] and [Store.SweepIngests] are the parts of a sweep.
+//
+// Two guarantees hold after a crash at any moment: a blob that has its name is complete and hashes to it, and an ingest
+// either resumes or starts over. The page distkit-layout(5), layout.5.md beside this file, specifies every file;
+// comments cite its sections.
+//
+// Errors have the classes of [github.com/containerd/errdefs]: NotFound, AlreadyExists, Unavailable (another process
+// holds the lock), InvalidArgument, NotImplemented (an algorithm other than sha256 and sha512), FailedPrecondition
+// (such as a layout of an unknown version). A wrong digest or size is both DataLoss and FailedPrecondition.
 package content
 
 import (
@@ -29,19 +37,19 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
-// Store is a content store in a directory. It holds no state but the directory's path, and
-// is safe for concurrent use by goroutines and processes.
+// Store is a content store in a directory. It keeps nothing in memory but paths, and is safe for concurrent use by
+// goroutines and processes.
 type Store struct {
-	layout.Dir        // the store's own, "."
-	namespace  string // that its user's root is the directory of, if any
+	layout.Dir        // of the store itself: its Name is "."
+	namespace  string // the namespace whose directory was opened, or ""
 }
 
-// Open opens the store at root, which need not exist: it is created by the first write, and
-// reads as empty until then. The directory of a namespace opens the store that it is part of;
-// see [Store.Namespace]. A layout version that is not known is FailedPrecondition.
+// Open opens the store at root, which need not exist: the first write creates it, and until then it reads as empty. If
+// root is the directory of a namespace, Open opens the store that it is part of; see [Store.Namespace].
+// FailedPrecondition if the layout's version is unknown.
 //
-// Blobs of the alternates that [layout.AlternatesEnv] names are read as the store's own. They are not listed, swept, deleted
-// or labelled by it.
+// Blobs of the alternates in [layout.AlternatesEnv] are read as if they were the store's own. They are not listed,
+// swept, deleted or labelled.
 func Open(root string) (*Store, error) {
 	d, err := layout.Open(root)
 	if err != nil {
@@ -57,16 +65,15 @@ func Open(root string) (*Store, error) {
 	return s, nil
 }
 
-// Root is the store's directory, an absolute path.
+// Root returns the absolute path of the store's directory.
 func (s *Store) Root() string { return string(s.Tree) }
 
-// Namespace is the namespace whose directory was opened in place of the store's; "" if it was
-// the store's.
+// Namespace returns the namespace whose directory was opened as the store, or "".
 func (s *Store) Namespace() string { return s.namespace }
 
-// Init makes the root an OCI image layout unless it is one: directories, an index.json
-// without names, oci-layout last. Whoever writes into the store calls it first; writers do.
-// FailedPrecondition if there is a layout that has lost its index.json.
+// Init makes the root an OCI image layout, unless it is one: first the directories, then an index.json without names,
+// and oci-layout last. It must be called before anything is written; [Store.Writer] does so. FailedPrecondition if the
+// layout has lost its index.json.
 func (s *Store) Init() error {
 	if there, err := s.Exists(); err != nil {
 		return err
@@ -84,7 +91,7 @@ func (s *Store) Init() error {
 	return nil
 }
 
-// discard removes a file of the store, if there is one.
+// discard removes a file of the store, if it exists.
 func (s *Store) discard(name string) error {
 	if err := s.Tree.Remove(name); !errors.Is(err, fs.ErrNotExist) {
 		return err
@@ -92,18 +99,18 @@ func (s *Store) discard(name string) error {
 	return nil
 }
 
-// mismatch is fmt.Errorf with the classes of every failed verification.
+// mismatch returns an error with the classes of a failed verification.
 func mismatch(format string, a ...any) error {
 	return errclass.As(fmt.Errorf(format, a...), errdefs.ErrDataLoss, errdefs.ErrFailedPrecondition)
 }
 
-// eachEntry calls f with the entries of a directory of the store, which it reads in portions. A directory that is not there has
-// none.
+// eachEntry calls f with each entry of a directory of the store. It reads the directory in portions. A directory that
+// doesn't exist counts as empty.
 func (s *Store) eachEntry(ctx context.Context, name string, f func(fs.DirEntry) error) error {
 	return s.eachEntryIn(ctx, name, func(_ *os.File, e fs.DirEntry) error { return f(e) })
 }
 
-// eachEntryIn is eachEntry, and calls f with the open directory too.
+// eachEntryIn is eachEntry with a function that also gets the open directory.
 func (s *Store) eachEntryIn(ctx context.Context, name string, f func(*os.File, fs.DirEntry) error) error {
 	dir, err := s.Tree.OpenDir(name)
 	if errors.Is(err, fs.ErrNotExist) {

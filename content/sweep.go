@@ -20,23 +20,23 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// tmpGrace is the age at which a file that was written aside, which has no lock, counts as left by a crash.
+// tmpGrace is the age from which a temporary file, which has no lock, counts as left behind by a crash.
 const tmpGrace = time.Hour
 
-// Leftover is what a process that died has left in ingest/, or a file that it wrote aside.
+// Leftover describes an ingest, a temporary file or a file of labels that a crash left behind.
 type Leftover struct {
-	Ref       string // of an ingest that could be resumed
-	Path      string // relative to the root
-	Size      int64  // bytes stored
+	Ref       string // of an ingest that could be resumed, else ""
+	Path      string // relative to the store's root
+	Size      int64  // number of bytes stored
 	ChangedAt time.Time
 }
 
-// SweepIngests removes the ingests to which nothing was added since a time and that no writer
-// has open, torn ones among them, and files written aside that are older than an hour, too. It
-// calls f with each once it is gone, or would be with dryRun. Files that are not known stay,
-// and their directory with them. If alone is set, it is called to run each removal of an ingest.
+// SweepIngests removes ingests, complete or torn, that have no writer and were last written before the given time, and
+// temporary files that are also older than an hour. It calls f with each after its removal; with dryRun it removes
+// nothing. Unknown files stay, and so do their directories. If alone is not nil, each removal of an ingest runs as
+// alone(removal).
 func (s *Store) SweepIngests(ctx context.Context, before time.Time, dryRun bool, alone func(func() error) error, f func(Leftover) error) error {
-	aside := asideBefore(before)
+	tempBefore := tempCutoff(before)
 	for _, dir := range []string{".", layout.Ingest, path.Join(ocispec.ImageBlobsDir, string(digest.SHA256)), path.Join(ocispec.ImageBlobsDir, string(digest.SHA512))} {
 		err := s.eachEntry(ctx, dir, func(e fs.DirEntry) error {
 			name := path.Join(dir, e.Name())
@@ -44,7 +44,7 @@ func (s *Store) SweepIngests(ctx context.Context, before time.Time, dryRun bool,
 			var err error
 			switch {
 			case strings.HasPrefix(e.Name(), layout.TempPrefix) && e.Type().IsRegular():
-				left, err = s.sweepAside(name, aside, dryRun)
+				left, err = s.sweepTemp(name, tempBefore, dryRun)
 			case dir == layout.Ingest && e.IsDir() && valid(digest.SHA256, e.Name()):
 				left, err = s.sweepIngest(ctx, name, before, dryRun, alone)
 			}
@@ -63,15 +63,16 @@ func (s *Store) SweepIngests(ctx context.Context, before time.Time, dryRun bool,
 	return nil
 }
 
-// asideBefore returns the time before which a file without a lock must have been written to count as left by a crash.
-func asideBefore(before time.Time) time.Time {
+// tempCutoff returns the time before which a temporary file must have been written to count as left behind by a crash:
+// before the given time, and more than tmpGrace ago.
+func tempCutoff(before time.Time) time.Time {
 	if t := time.Now().Add(-tmpGrace); t.Before(before) {
 		return t
 	}
 	return before
 }
 
-func (s *Store) sweepAside(name string, before time.Time, dryRun bool) (*Leftover, error) {
+func (s *Store) sweepTemp(name string, before time.Time, dryRun bool) (*Leftover, error) {
 	fi, err := s.Tree.Stat(name)
 	if errors.Is(err, fs.ErrNotExist) || err == nil && !fi.ModTime().Before(before) {
 		return nil, nil
@@ -88,8 +89,8 @@ func (s *Store) sweepAside(name string, before time.Time, dryRun bool) (*Leftove
 	return &Leftover{Path: name, Size: fi.Size(), ChangedAt: fi.ModTime()}, nil
 }
 
-// sweepIngest looks at the times first, so that an ingest in use is not disturbed, and once more under the lock: whoever has
-// resumed the ingest in between keeps it.
+// sweepIngest checks the times before it takes the lock, so that it doesn't disturb an ingest in use. It checks them
+// again under the lock, in case the ingest was resumed in between.
 func (s *Store) sweepIngest(ctx context.Context, dir string, before time.Time, dryRun bool, alone func(func() error) error) (*Leftover, error) {
 	left := &Leftover{Path: dir}
 	st, err := s.readIngest(dir)
@@ -109,11 +110,11 @@ func (s *Store) sweepIngest(ctx context.Context, dir string, before time.Time, d
 	if err != nil || dryRun {
 		return left, err
 	}
-	// To remove a large file takes no time while it is open.
+	// Removing a large file is quick while it is open: its blocks are freed when it is closed, outside alone.
 	if data, err := s.Tree.Open(path.Join(dir, dataFile)); err == nil {
 		defer func() {
 			_ = data.Close()
-			_ = s.Tree.RemoveDir(dir) // if it is empty now: NFS keeps a file that was removed until it is closed
+			_ = s.Tree.RemoveDir(dir) // NFS keeps a removed file in its directory until it is closed
 		}()
 	}
 	remove := func() error {
@@ -125,7 +126,7 @@ func (s *Store) sweepIngest(ctx context.Context, dir string, before time.Time, d
 		if err != nil {
 			return err
 		}
-		if at := s.lastWrite(dir); !at.IsZero() && !at.Before(before) {
+		if changed := s.lastWrite(dir); !changed.IsZero() && !changed.Before(before) {
 			disk.Release(lock)
 			left = nil
 			return nil
@@ -143,14 +144,14 @@ func (s *Store) sweepIngest(ctx context.Context, dir string, before time.Time, d
 	return left, nil
 }
 
-// lastChange returns when something was last done to an ingest. ours is false if its directory holds only unknown files.
-func (s *Store) lastChange(ctx context.Context, dir string) (at time.Time, ours bool, err error) {
-	if at = s.lastWrite(dir); !at.IsZero() {
-		return at, true, nil
+// lastChange returns when an ingest was last changed. ours is false if its directory has only unknown files.
+func (s *Store) lastChange(ctx context.Context, dir string) (changed time.Time, ours bool, err error) {
+	if changed = s.lastWrite(dir); !changed.IsZero() {
+		return changed, true, nil
 	}
 	fi, err := s.Tree.Stat(dir)
 	if err != nil {
-		return at, false, err
+		return changed, false, err
 	}
 	if _, err := s.Tree.Stat(path.Join(dir, lockFile)); err == nil {
 		return fi.ModTime(), true, nil
@@ -160,34 +161,35 @@ func (s *Store) lastChange(ctx context.Context, dir string) (at time.Time, ours 
 	return fi.ModTime(), ours, err
 }
 
-// lastWrite returns the latest time at which one of an ingest's files was written. The lock does not count, since a sweep creates it
-// too. The time is zero if there is no other file.
-func (s *Store) lastWrite(dir string) (at time.Time) {
+// lastWrite returns the latest time at which a file of an ingest was written. The lock doesn't count, because a sweep
+// creates it too. The time is zero if there is no other file.
+func (s *Store) lastWrite(dir string) (latest time.Time) {
 	for _, name := range ingestFiles {
-		if fi, err := s.Tree.Stat(path.Join(dir, name)); err == nil && name != lockFile && fi.ModTime().After(at) {
-			at = fi.ModTime()
+		if fi, err := s.Tree.Stat(path.Join(dir, name)); err == nil && name != lockFile && fi.ModTime().After(latest) {
+			latest = fi.ModTime()
 		}
 	}
-	return at
+	return latest
 }
 
-// Unused deletes blobs for a sweep. It writes no events: the sweep does. It holds one lock at a time, until it is asked to delete a
-// blob of another lock, or closed. So blobs that share a lock cost one if they are deleted in the order of their digests.
+// Unused deletes blobs for a sweep. It writes no events; the sweep does. It keeps the lock of the last deleted blob
+// until it needs another one or is closed. Blobs whose digests begin alike share a lock, so deleting in the order of
+// digests takes each lock once.
 type Unused struct {
 	s                *Store
 	before, labelled time.Time
-	name             string // of the lock
+	name             string // of the lock that is held
 	lock             *os.File
-	freshened        time.Time // when all blobs of the lock were
+	freshened        time.Time // when all blobs that share the lock were freshened
 }
 
-// Unused returns an Unused. It deletes only blobs that were last stored or freshened before the time before, and whose labels have
-// not changed since the time labelled.
+// Unused returns an [Unused] that deletes only blobs that were last stored or freshened before the time before, and
+// whose labels last changed before the time labelled.
 func (s *Store) Unused(before, labelled time.Time) *Unused {
 	return &Unused{s: s, before: before, labelled: labelled}
 }
 
-// Close gives the lock back.
+// Close releases the lock.
 func (u *Unused) Close() {
 	if u.lock != nil {
 		disk.Release(u.lock)
@@ -195,8 +197,8 @@ func (u *Unused) Close() {
 	}
 }
 
-// Delete deletes a blob. NotFound if there is none, FailedPrecondition if it has been used, or has got labels, since the times given
-// to [Store.Unused], and Unavailable if another process has its lock. Nobody freshens or labels it in between.
+// Delete deletes a blob. NotFound if it isn't stored, Unavailable if another process has its lock, FailedPrecondition
+// if it was used or labelled since the times given to [Store.Unused].
 func (u *Unused) Delete(dgst digest.Digest) error {
 	if err := Validate(dgst); err != nil {
 		return err
@@ -213,19 +215,19 @@ func (u *Unused) Delete(dgst digest.Digest) error {
 		used = u.freshened
 	}
 	if !used.Before(u.before) {
-		return errclass.Errorf(errdefs.ErrFailedPrecondition, "delete %s: in use since %s", dgst, used.Format(time.RFC3339))
+		return errclass.Errorf(errdefs.ErrFailedPrecondition, "delete %s: used at %s", dgst, used.Format(time.RFC3339))
 	}
 	fi, err = u.s.Tree.Stat(labelName(dgst))
 	if errors.Is(err, fs.ErrNotExist) {
 		return u.s.unlinkBare(dgst)
 	}
 	if err == nil && !fi.ModTime().Before(u.labelled) {
-		return errclass.Errorf(errdefs.ErrFailedPrecondition, "delete %s: it has got labels at %s", dgst, fi.ModTime().Format(time.RFC3339))
+		return errclass.Errorf(errdefs.ErrFailedPrecondition, "delete %s: labelled at %s", dgst, fi.ModTime().Format(time.RFC3339))
 	}
 	return u.s.unlink(dgst)
 }
 
-// take takes the lock of a blob, unless it has it.
+// take locks a blob, unless its lock is held already.
 func (u *Unused) take(dgst digest.Digest) error {
 	name := layout.LockName(dgst)
 	if u.lock != nil && u.name == name {
@@ -247,10 +249,10 @@ func (u *Unused) take(dgst digest.Digest) error {
 	return nil
 }
 
-// SweepLabels removes labels that belong to no blob, if they are older than before and an hour: a crash can leave labels whose blob
-// was not published. It calls f with each.
+// SweepLabels removes labels without a blob that were written before the given time and more than an hour ago: a crash
+// can leave labels whose blob was never published. It calls f with each.
 func (s *Store) SweepLabels(ctx context.Context, before time.Time, dryRun bool, f func(Leftover) error) error {
-	before = asideBefore(before)
+	before = tempCutoff(before)
 	return s.eachLabelled(ctx, func(dgst digest.Digest, fi fs.FileInfo) error {
 		if !fi.ModTime().Before(before) {
 			return nil
@@ -268,21 +270,21 @@ func (s *Store) SweepLabels(ctx context.Context, before time.Time, dryRun bool, 
 	})
 }
 
-// removeLabels removes a file of labels if it is older than a time. There is no blob to lock. So it is moved away first, and back if it
-// turns out to be a new one, whose blob is about to come.
+// removeLabels removes a file of labels that was written before the given time. There is no blob to lock, so it first
+// moves the file away, and moves it back if it is a new one, whose blob is about to be published.
 func (s *Store) removeLabels(name string, before time.Time) (removed bool, err error) {
-	aside := layout.TempName(layout.Ingest)
-	if err := s.Tree.Rename(name, aside); err != nil {
+	temp := layout.TempName(layout.Ingest)
+	if err := s.Tree.Rename(name, temp); err != nil {
 		if errors.Is(err, fs.ErrNotExist) {
 			err = nil
 		}
 		return false, err
 	}
-	fi, err := s.Tree.Stat(aside)
+	fi, err := s.Tree.Stat(temp)
 	if err == nil && !fi.ModTime().Before(before) {
-		if err = s.Tree.Link(aside, name); errors.Is(err, fs.ErrExist) {
+		if err = s.Tree.Link(temp, name); errors.Is(err, fs.ErrExist) {
 			err = nil
 		}
 	}
-	return err == nil && fi.ModTime().Before(before), errors.Join(err, s.Tree.Remove(aside))
+	return err == nil && fi.ModTime().Before(before), errors.Join(err, s.Tree.Remove(temp))
 }

@@ -19,8 +19,7 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
-// Verify reads a blob and hashes it again: DataLoss if it does not hash to its name, NotFound
-// if there is none.
+// Verify reads a blob and hashes it again. DataLoss if it doesn't hash to its name, NotFound if it isn't stored.
 func (s *Store) Verify(ctx context.Context, dgst digest.Digest) error {
 	f, err := s.File(dgst)
 	if err != nil {
@@ -41,7 +40,7 @@ func verifyFile(ctx context.Context, dgst digest.Digest, f *os.File, size int64)
 	return nil
 }
 
-// hashRange hashes the bytes [from, to) of a file.
+// hashRange adds the bytes [from, to) of a file to a hash.
 func hashRange(ctx context.Context, h hash.Hash, f *os.File, from, to int64) error {
 	buf := make([]byte, chunk)
 	for from < to {
@@ -52,14 +51,14 @@ func hashRange(ctx context.Context, h hash.Hash, f *os.File, from, to int64) err
 		h.Write(buf[:n])
 		from += int64(n)
 		if err != nil && (err != io.EOF || n == 0) {
-			return fmt.Errorf("read back what is stored: %w", err)
+			return fmt.Errorf("read stored data: %w", err)
 		}
 	}
 	return nil
 }
 
-// DeleteCorrupt removes a blob that does not hash to its name, and its labels: FailedPrecondition if it is right, or was
-// replaced in between. The blob is hashed before it is locked, since that takes long.
+// DeleteCorrupt removes a blob that doesn't hash to its name, and its labels. FailedPrecondition if the blob is intact,
+// or was replaced in the meantime. Hashing takes long, so it comes before taking the lock.
 func (s *Store) DeleteCorrupt(ctx context.Context, dgst digest.Digest) error {
 	if _, err := s.stat(dgst); err != nil {
 		return s.notOwn(dgst, err)
@@ -84,15 +83,15 @@ func (s *Store) DeleteCorrupt(ctx context.Context, dgst digest.Digest) error {
 		return err
 	}
 	defer disk.Release(lock)
-	// A commit that replaces a damaged blob has the lock meanwhile, so what is found here stays until it is removed.
+	// A commit that replaces a damaged blob needs this lock, so the result stays true until remove.
 	if !s.Tree.Names(layout.BlobName(dgst), f) {
 		return errclass.Errorf(errdefs.ErrFailedPrecondition, "delete %s: it was replaced", dgst)
 	}
 	return s.remove(dgst)
 }
 
-// Strays calls f with the path, relative to the root, of every file below blobs/ and labels/
-// that is no blob, or belongs to none, in no order.
+// Strays calls f with every file below blobs/ and labels/ that is not a blob, or that are labels without a blob. Paths
+// are relative to the root and in no particular order.
 func (s *Store) Strays(ctx context.Context, f func(path string) error) error {
 	for _, top := range []string{ocispec.ImageBlobsDir, labelsDir} {
 		if err := s.strays(ctx, top, "", f); err != nil {
@@ -102,10 +101,11 @@ func (s *Store) Strays(ctx context.Context, f func(path string) error) error {
 	return nil
 }
 
-// maxStrayDepth bounds how deep below blobs/ and labels/ strays are looked for. A directory further down is one.
+// maxStrayDepth bounds the depth below blobs/ and labels/ at which strays are looked for. A directory at that depth is
+// reported as a whole.
 const maxStrayDepth = 16
 
-// strays is Strays for a directory, alg, below top, or for top itself.
+// strays is Strays for the directory alg below top, or for top itself if alg is "".
 func (s *Store) strays(ctx context.Context, top, alg string, f func(path string) error) error {
 	name := path.Join(top, alg)
 	return s.eachEntry(ctx, name, func(e fs.DirEntry) error {
@@ -113,7 +113,7 @@ func (s *Store) strays(ctx context.Context, top, alg string, f func(path string)
 			return s.strays(ctx, top, path.Join(alg, e.Name()), f)
 		}
 		if e.Type().IsRegular() && strings.HasPrefix(e.Name(), ".nfs") {
-			return nil // NFS keeps what was removed while it was open, and removes it once it is closed
+			return nil // NFS gives such a name to a file that was removed while open, and removes it when it is closed
 		}
 		if e.Type().IsRegular() && valid(digest.Algorithm(alg), e.Name()) {
 			if top == ocispec.ImageBlobsDir {

@@ -24,39 +24,39 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Writer is an ingest that is open and locked. It is not for concurrent use.
+// Writer is an open, locked ingest. It is not safe for concurrent use.
 type Writer struct {
 	s        *Store
 	dir      string
 	lock     *os.File
 	data     *os.File
-	linked   *os.File // another store's blob, stored by a hard link instead of in data; nil if there is none
+	linked   *os.File // another store's blob, hard-linked instead of copied to data; nil if there is none
 	ref      string
 	expected digest.Digest
 	total    int64
 	offset   int64
-	saved    int64 // offset of the stored hash state
-	begun    int64 // offset up to which write-back has begun
+	saved    int64 // the offset of the saved hash state
+	begun    int64 // the offset up to which write-back has begun
 	alg      digest.Algorithm
 	hash     hash.Hash
 	started  time.Time
 	updated  time.Time
 }
 
-// A WriterOption changes how [Store.Writer] opens an ingest.
+// A WriterOption modifies how [Store.Writer] opens an ingest.
 type WriterOption int
 
-// Wait lets Writer wait, until the context is done, for another writer of the same ingest. That
-// one has mostly stored the blob by then: AlreadyExists.
+// Wait makes Writer wait for another writer of the same ingest until ctx is done. That writer has mostly stored the
+// blob by then, so that the result is AlreadyExists.
 const Wait WriterOption = 1
 
-// Writer locks an ingest and opens or resumes it, in one atomic step. The ingest is that of the digest if one is expected,
-// whatever the ref, so that a blob is stored once; else it is that of the ref. A status shows the ref. Commit verifies the
-// digest and a size above 0.
+// Writer locks an ingest and opens or resumes it, in one atomic step. If a digest is expected the ingest is that of the
+// digest, whatever the ref, so that two processes don't store the same blob; else it is that of the ref. The ref is
+// shown by [Store.Status]. Commit verifies the digest, and the size if it is above 0.
 //
-// Unavailable: another writer has the ingest. AlreadyExists: the expected blob is there, and has been freshened; one of another
-// size is damaged, and counts as missing. DataLoss: it is there and right, so the size is wrong. InvalidArgument: the ref is
-// empty, longer than 4 KiB, not UTF-8 or with control characters.
+// AlreadyExists: the expected blob is stored, and was freshened; a blob of another size is damaged, and counts as
+// missing. DataLoss: the blob is stored and intact, so the expected size is wrong. Unavailable: another process writes
+// the ingest. InvalidArgument: the ref is empty, longer than 4 KiB, not UTF-8 or has control characters.
 func (s *Store) Writer(ctx context.Context, ref string, size int64, expected digest.Digest, options ...WriterOption) (*Writer, error) {
 	if err := checkRef(ref); err != nil {
 		return nil, err
@@ -89,7 +89,7 @@ func (s *Store) Writer(ctx context.Context, ref string, size int64, expected dig
 	if err != nil {
 		return nil, fmt.Errorf("ingest %s: %w", ref, err)
 	}
-	// The writer that was waited for may have stored it.
+	// The writer that this one waited for may have stored the blob.
 	if found, err = s.stored(ctx, expected, size); err != nil || found {
 		_ = s.removeIngest(dir, lock)
 		return nil, cmp.Or(err, errExists(expected))
@@ -102,10 +102,11 @@ func (s *Store) Writer(ctx context.Context, ref string, size int64, expected dig
 	return w, nil
 }
 
-// file is the name of one of the ingest's files in the store's tree.
+// file returns the name, relative to the store, of one of the ingest's files.
 func (w *Writer) file(name string) string { return path.Join(w.dir, name) }
 
-// write replaces one of the ingest's small files. What is no regular file is removed before.
+// write replaces one of the ingest's small files. If the name is taken by something else than a regular file, that is
+// removed.
 func (w *Writer) write(name, text string) error {
 	err := w.s.Tree.WriteFile(w.file(name), []byte(text), 0o666)
 	if errdefs.IsFailedPrecondition(err) {
@@ -116,13 +117,13 @@ func (w *Writer) write(name, text string) error {
 	return err
 }
 
-// open begins or resumes the ingest whose lock is held. What it finds may be torn or strange; what can't be trusted of it is
+// open opens or resumes the ingest, whose lock is held. What it finds may be torn or damaged; what can't be trusted is
 // thrown away.
 func (w *Writer) open(ctx context.Context) error {
 	tree := w.s.Tree
 	data, err := tree.OpenFile(w.file(dataFile), os.O_RDWR|os.O_CREATE, 0o666)
 	if errors.Is(err, fs.ErrPermission) {
-		// A commit died after it had made the data read-only.
+		// A crash during a commit left the data read-only.
 		if read, rerr := tree.Open(w.file(dataFile)); rerr == nil {
 			if read.Chmod(0o644) == nil {
 				data, err = tree.OpenFile(w.file(dataFile), os.O_RDWR, 0)
@@ -130,7 +131,7 @@ func (w *Writer) open(ctx context.Context) error {
 			_ = read.Close()
 		}
 	}
-	if errdefs.IsFailedPrecondition(err) { // no regular file
+	if errdefs.IsFailedPrecondition(err) { // not a regular file
 		if err = tree.Remove(w.file(dataFile)); err == nil {
 			data, err = tree.OpenFile(w.file(dataFile), os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o666)
 		}
@@ -139,8 +140,8 @@ func (w *Writer) open(ctx context.Context) error {
 		return err
 	}
 	w.data = data
-	// The lock of data excludes no writer. It shows those who list ingests that this one is active, and they need not touch the lock
-	// that excludes writers.
+	// This lock excludes no writer. It shows processes that list ingests that this one is active, without their
+	// touching the lock that excludes writers.
 	if err := disk.LockContext(ctx, data, unix.LOCK_EX); err != nil {
 		w.data = nil
 		return err
@@ -153,7 +154,7 @@ func (w *Writer) open(ctx context.Context) error {
 	if err != nil && !errdefs.IsNotFound(err) {
 		return err
 	}
-	// A size that only the earlier writer expected does not bind this one.
+	// The size given by the earlier writer must match only if both writers gave one.
 	resumed := err == nil && (old.Total == 0 || w.total == 0 || old.Total == w.total)
 	w.started = time.Now()
 	if resumed {
@@ -176,7 +177,7 @@ func (w *Writer) open(ctx context.Context) error {
 		}
 	}
 	if described {
-		err = tree.Touch(w.file(refFile), time.Now()) // a sweep sees that somebody resumes the ingest, also if nothing comes
+		err = tree.Touch(w.file(refFile), time.Now()) // shows a sweep that the ingest was resumed, even if no data arrives
 	} else {
 		err = w.describe()
 	}
@@ -184,12 +185,12 @@ func (w *Writer) open(ctx context.Context) error {
 		return err
 	}
 	if !resumed && w.expected == "" {
-		w.saveState() // with the boot ID, which restoreHash asks for
+		w.saveState() // with the boot ID, without which restoreHash wouldn't trust the data
 	}
 	return nil
 }
 
-// describe writes the small files that say what the ingest is of.
+// describe writes the small files that describe the ingest.
 func (w *Writer) describe() error {
 	for _, f := range []struct{ name, text string }{
 		{startedFile, w.started.Format(time.RFC3339Nano)},
@@ -212,18 +213,17 @@ func (w *Writer) describe() error {
 
 var errClosed = errclass.Errorf(errdefs.ErrFailedPrecondition, "writer is closed")
 
-// writebackEvery is how many bytes are stored before the kernel is told to write them to the disk. The disk then works while the rest
-// arrives, and the sync of the commit waits for the last bytes alone.
+// writebackEvery is the number of bytes after which the kernel is told to write them to disk. The disk then works while
+// more data arrives, and the sync at the end has little left to do.
 const writebackEvery = 8 << 20
 
-// Write appends. What would go beyond the expected size is refused before it is stored:
-// DataLoss.
+// Write appends p. DataLoss, without storing anything, if that would exceed the expected size.
 func (w *Writer) Write(p []byte) (int, error) {
 	if w.data == nil {
 		return 0, errClosed
 	}
 	if w.linked != nil {
-		return 0, errclass.Errorf(errdefs.ErrFailedPrecondition, "ingest %s: what CloneFrom has stored can't be appended to", w.ref)
+		return 0, errclass.Errorf(errdefs.ErrFailedPrecondition, "ingest %s: can't append to a hard link", w.ref)
 	}
 	if err := w.fits(int64(len(p))); err != nil {
 		return 0, err
@@ -253,10 +253,10 @@ func (w *Writer) fits(n int64) error {
 	return nil
 }
 
-// Offset is the number of bytes stored.
+// Offset returns the number of bytes stored.
 func (w *Writer) Offset() int64 { return w.offset }
 
-// Digest is the digest of what is stored so far.
+// Digest returns the digest of the bytes stored so far.
 func (w *Writer) Digest() digest.Digest { return digest.NewDigest(w.alg, w.hash) }
 
 // Status describes the ingest.
@@ -270,7 +270,7 @@ func (w *Writer) Status() (Status, error) {
 	}, nil
 }
 
-// stored is the file that holds what is stored.
+// stored returns the file with the stored bytes.
 func (w *Writer) stored() (name string, f *os.File) {
 	if w.linked != nil {
 		return linkFile, w.linked
@@ -278,16 +278,16 @@ func (w *Writer) stored() (name string, f *os.File) {
 	return dataFile, w.data
 }
 
-// Truncate begins anew; only size 0 is possible.
+// Truncate removes what is stored; size must be 0.
 func (w *Writer) Truncate(size int64) error {
 	if size != 0 {
-		return errclass.Errorf(errdefs.ErrInvalidArgument, "truncate to %d: only to 0 is possible", size)
+		return errclass.Errorf(errdefs.ErrInvalidArgument, "truncate to %d: the size must be 0", size)
 	}
 	if w.data == nil {
 		return errClosed
 	}
 	w.unlink()
-	// The state goes first: it must not outlive the bytes that it is of.
+	// Remove the saved state first: it must not outlive the data.
 	if err := w.dropState(); err != nil {
 		return err
 	}
@@ -298,8 +298,7 @@ func (w *Writer) Truncate(size int64) error {
 	return nil
 }
 
-// Close keeps what is stored for a later writer of the same ref, and unlocks it. After
-// Commit, or a second time, it does nothing.
+// Close unlocks the ingest and keeps its data for a later writer. After Commit or a first Close it does nothing.
 func (w *Writer) Close() error {
 	if w.lock == nil {
 		return nil
@@ -313,7 +312,7 @@ func (w *Writer) Close() error {
 		}
 		// The kernel's clock for mtime is coarser than time.Now.
 		if err = w.s.Tree.Touch(w.file(dataFile), w.updated); errors.Is(err, fs.ErrNotExist) {
-			err = nil // a commit that failed has renamed it
+			err = nil // a failed commit has renamed it
 		}
 	}
 	w.release()
@@ -323,7 +322,7 @@ func (w *Writer) Close() error {
 	return nil
 }
 
-// Abort closes the writer and throws away what is stored.
+// Abort closes the writer and removes the ingest.
 func (w *Writer) Abort() error {
 	if w.lock == nil {
 		return nil
@@ -335,7 +334,7 @@ func (w *Writer) Abort() error {
 	return nil
 }
 
-// release closes what is open. The data goes before the lock: its lock shows that the ingest is active.
+// release closes the data and then the lock. The data goes first, because its lock shows that the ingest is active.
 func (w *Writer) release() {
 	if w.data != nil {
 		disk.Release(w.data)
@@ -358,13 +357,12 @@ func (w *Writer) remove() error {
 	return err
 }
 
-// Commit verifies the blob, makes it durable and publishes it under its digest, with labels
-// if any are given. Size and digest add to what Writer was told; 0 and "" mean that they are
-// not known. When it returns nil the blob survives a power failure.
+// Commit verifies the blob, makes it durable and publishes it under its digest, with labels if any are given. size and
+// expected are checked in addition to those given to [Store.Writer]; 0 and "" mean unknown. After a nil error the blob
+// survives a power failure.
 //
-// DataLoss: size or digest differ; all is kept, and the writer stays open to Truncate, Abort
-// or Close. AlreadyExists: the blob is there; it was freshened, the ingest is gone and the
-// writer closed.
+// DataLoss: size or digest differ; the data is kept, and the writer stays open for Truncate, Abort or Close.
+// AlreadyExists: the blob is stored already and was freshened; the ingest is removed and the writer closed.
 func (w *Writer) Commit(ctx context.Context, size int64, expected digest.Digest, labels map[string]string) error {
 	if w.data == nil {
 		return errClosed
@@ -397,7 +395,7 @@ func (w *Writer) Commit(ctx context.Context, size int64, expected digest.Digest,
 		return fmt.Errorf("commit %s: %w", dgst, err)
 	}
 	events.Append(w.s.Root(), events.Event{Topic: "/content/create", Digest: string(dgst), Size: w.offset, Labels: labels})
-	// What is left of the ingest is not seen by anybody, whether or not it can be removed.
+	// The blob is published, so it doesn't matter whether the rest of the ingest can be removed.
 	_ = w.remove()
 	return nil
 }
@@ -409,7 +407,7 @@ func (w *Writer) verify(ctx context.Context, size int64, expected digest.Digest)
 		return "", err
 	}
 	if fi.Size() != w.offset {
-		return "", mismatch("data was changed by someone else: %d bytes, %d were written", fi.Size(), w.offset)
+		return "", mismatch("another process changed the data: it has %d bytes, but %d were written", fi.Size(), w.offset)
 	}
 	for _, want := range []int64{size, w.total} {
 		if want > 0 && want != w.offset {
@@ -430,12 +428,12 @@ func (w *Writer) verify(ctx context.Context, size int64, expected digest.Digest)
 	return dgst, nil
 }
 
-// publish: distkit-layout(5), BLOBS, tells the order of these steps and why.
+// publish publishes the blob. distkit-layout(5), BLOBS, gives the order of the steps and the reasons.
 func (w *Writer) publish(ctx context.Context, dgst digest.Digest, labels map[string]string) error {
 	now := time.Now()
 	name, stored := w.stored()
 	err := stored.Chmod(0o444)
-	copied := errors.Is(err, unix.EPERM) // data is a file of another user, and would stay that user's
+	copied := errors.Is(err, unix.EPERM) // another user's file, and it would remain so
 	if err != nil && !copied {
 		return err
 	}
@@ -443,11 +441,12 @@ func (w *Writer) publish(ctx context.Context, dgst digest.Digest, labels map[str
 		return err
 	}
 	if err := stored.Sync(); err != nil {
-		// The kernel reports a failed write-back once and may then call the pages clean:
-		// nothing stored so far can be relied on.
+		// The kernel reports a failed write-back once, and may then consider the pages clean: none of the stored data
+		// can be trusted.
 		return errors.Join(err, w.Truncate(0))
 	}
-	// A blob of that name is damaged, or stored would have found it. Whoever has its lock may be about to delete it.
+	// If a blob of this name exists it is damaged, or [Store.stored] would have found it. A process that holds its lock
+	// may be about to delete it.
 	old, err := w.s.lockBlob(ctx, dgst)
 	if err == nil {
 		defer disk.Release(old)
@@ -468,7 +467,7 @@ func (w *Writer) publish(ctx context.Context, dgst digest.Digest, labels map[str
 			}
 		}
 	}
-	if copied || errors.Is(err, unix.EXDEV) { // or blobs/ is another file system
+	if copied || errors.Is(err, unix.EXDEV) { // EXDEV: blobs/ is on another file system
 		from, err = layout.WriteTemp(w.s.Tree, path.Dir(target), func(f *os.File) error { return w.copyTo(ctx, f, dgst) })
 		if err == nil {
 			if err = w.s.Tree.Rename(from, target); err != nil {
@@ -485,7 +484,7 @@ func (w *Writer) publish(ctx context.Context, dgst digest.Digest, labels map[str
 	return nil
 }
 
-// copyTo copies what is stored to another file, and verifies the bytes that it copies.
+// copyTo copies the stored data to another file, and verifies the digest of the copy.
 func (w *Writer) copyTo(ctx context.Context, out *os.File, dgst digest.Digest) error {
 	_, stored := w.stored()
 	h := newHash(dgst.Algorithm())
@@ -493,7 +492,7 @@ func (w *Writer) copyTo(ctx context.Context, out *os.File, dgst digest.Digest) e
 		return err
 	}
 	if got := digest.NewDigest(dgst.Algorithm(), h); got != dgst {
-		return mismatch("read back what is stored: digest mismatch: got %s", got)
+		return mismatch("read stored data: digest mismatch: got %s", got)
 	}
 	return out.Chmod(0o444)
 }

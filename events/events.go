@@ -1,8 +1,11 @@
-// Package events is the log of what changed in a store: one JSON object a line, appended by
-// whoever made the change (distkit-layout(5), events). Topics are containerd's, where it has
-// one.
+// Package events is the log of changes in a store: one JSON object per line, appended by the process that made the
+// change (distkit-layout(5), events). Topics are those of containerd where it has one.
 //
-// The log is a convenience and no truth: what can't be logged has happened all the same.
+// [Append] adds an [Event] to the log. [Open] returns a [Log], whose Read calls a function with each event since the
+// last call; the caller repeats it to follow the log. The log is rotated at 16 MiB by the process that writes.
+//
+// The log is a convenience, not a record to rely on: a change that can't be logged still happened, so Append returns no
+// error. The content of the log is untrusted. Readers skip lines that are not events, and bound their length.
 package events
 
 import (
@@ -21,26 +24,26 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// limit is the size in bytes that the log does not exceed: it is put aside before.
+// limit is the size in bytes at which the log is rotated.
 var limit int64 = 16 << 20
 
-// maxLine bounds a line that is read. A longer one is no event.
+// maxLine bounds the length of a line that is read. A longer line is not an event.
 const maxLine = 4 << 20
 
 const (
 	current = "events"
-	aside   = "events.1"
+	rotated = "events.1"
 )
 
-// Event is one change. Of the fields after Topic those are set that the topic has.
+// Event is one change. Which fields are set depends on the topic.
 type Event struct {
 	Time        time.Time         `json:"time"`
-	Namespace   string            `json:"namespace"` // "" for what all share: blobs, snapshots named by digest
+	Namespace   string            `json:"namespace"` // "" for what all namespaces share: blobs, and snapshots named by digest
 	Topic       string            `json:"topic"`
 	Name        string            `json:"name,omitempty"` // of an image, a namespace or a committed snapshot
 	Digest      string            `json:"digest,omitempty"`
 	Size        int64             `json:"size,omitempty"`  // bytes; absent for 0
-	Count       int               `json:"count,omitempty"` // of blobs that a sweep has deleted
+	Count       int               `json:"count,omitempty"` // number of blobs that a sweep deleted
 	Key         string            `json:"key,omitempty"`
 	Parent      string            `json:"parent,omitempty"`
 	Snapshotter string            `json:"snapshotter,omitempty"`
@@ -48,11 +51,11 @@ type Event struct {
 	Container   string            `json:"container,omitempty"`
 	Exec        string            `json:"exec,omitempty"`
 	Pid         int               `json:"pid,omitempty"`
-	Status      *int              `json:"status,omitempty"` // of a process that has ended, where it is known
+	Status      *int              `json:"status,omitempty"` // of a process that has exited, if known
 }
 
-// Field gives the fields that containerd's filters know: namespace, topic, and event.FIELD for
-// the others, which may be called without "event." too.
+// Field returns a field for containerd's filters: namespace, topic, or event.FIELD for any other field. "event." may be
+// omitted.
 func (e Event) Field(fieldpath []string) (value string, present bool) {
 	if len(fieldpath) > 1 && fieldpath[0] == "event" {
 		fieldpath = fieldpath[1:]
@@ -100,12 +103,12 @@ func (e Event) Field(fieldpath []string) (value string, present bool) {
 	return value, value != ""
 }
 
-// maxBatch bounds what is written under one lock, in bytes, so that others never wait long, and a log that is begun anew
-// holds it.
+// maxBatch bounds the bytes that are written under one lock, so that other processes don't wait long, and a rotated log
+// has space for them.
 const maxBatch = 256 << 10
 
-// Append adds events, of now, to the log of the store at root. It takes a lock for an instant for some thousands of them,
-// and tells nobody whether it could.
+// Append adds events with the current time to the log of the store at root. It locks the log once per batch of up to
+// some thousand events. Errors are ignored.
 func Append(root string, all ...Event) {
 	now := time.Now().UTC()
 	var lines []byte
@@ -126,12 +129,12 @@ func Append(root string, all ...Event) {
 	}
 }
 
-// patience bounds how long the lock of the log is waited for.
+// patience is how long a writer waits for the log's lock.
 const patience = 2 * time.Second
 
 func write(root string, lines []byte) error {
 	tree := disk.Tree(root)
-	// The change itself has happened: it doesn't wait for who keeps the log locked.
+	// The change itself has happened: it must not wait for a process that keeps the log locked.
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
 	for {
@@ -139,24 +142,24 @@ func write(root string, lines []byte) error {
 		if err != nil {
 			return err
 		}
-		again, err := writeTo(tree, f, lines)
+		retry, err := writeTo(tree, f, lines)
 		disk.Release(f)
-		if !again || err != nil {
+		if !retry || err != nil {
 			return err
 		}
 	}
 }
 
-// writeTo appends lines to the log, whose lock is held. again is true if it has put the log aside instead.
-func writeTo(tree disk.Tree, f *os.File, lines []byte) (again bool, err error) {
+// writeTo appends lines to the log, which the caller has locked. retry is true if it rotated the log instead.
+func writeTo(tree disk.Tree, f *os.File, lines []byte) (retry bool, err error) {
 	fi, err := f.Stat()
 	if err != nil {
 		return false, err
 	}
 	size := fi.Size()
 	if size > 0 && size+int64(len(lines)) > limit {
-		// Those who wait for the lock find another file, or none, of that name.
-		return true, tree.Rename(current, aside)
+		// Processes that wait for the lock then find a different file of that name, or none.
+		return true, tree.Rename(current, rotated)
 	}
 	if size > 0 {
 		last := make([]byte, 1)
@@ -164,24 +167,24 @@ func writeTo(tree disk.Tree, f *os.File, lines []byte) (again bool, err error) {
 			return false, err
 		}
 		if last[0] != '\n' {
-			lines = append([]byte{'\n'}, lines...) // a writer was killed within its line
+			lines = append([]byte{'\n'}, lines...) // ends the line of a writer that was killed
 		}
 	}
 	if _, err := f.Write(lines); err != nil {
-		return false, errors.Join(err, f.Truncate(size)) // a full disk leaves no half a line
+		return false, errors.Join(err, f.Truncate(size)) // on a full disk, removes the part of the line that was written
 	}
 	return false, nil
 }
 
-// Log reads the events of a store from the oldest that is kept.
+// Log reads the events of a store, beginning with the oldest one kept.
 type Log struct {
 	root  string
-	files []*os.File // in the order in which they are read; the last may be the current one
-	part  []byte     // the beginning of a line
-	long  bool       // the line is longer than maxLine
+	files []*os.File // in the order of reading; the last one may be the current log
+	part  []byte     // an incomplete line
+	long  bool       // the incomplete line is longer than maxLine
 }
 
-// Open opens the log of the store at root, which need not be there.
+// Open opens the log of the store at root. The log need not exist.
 func Open(root string) (*Log, error) {
 	l := &Log{root: root}
 	for {
@@ -189,13 +192,13 @@ func Open(root string) (*Log, error) {
 		if err != nil {
 			return nil, err
 		}
-		before, err := open(root, aside)
+		before, err := open(root, rotated)
 		if err != nil {
 			closeAll(now)
 			return nil, err
 		}
 		if now != nil && before != nil && same(now, before) {
-			closeAll(now, before) // it was put aside in between
+			closeAll(now, before) // rotated between the two calls
 			continue
 		}
 		for _, f := range []*os.File{before, now} {
@@ -207,7 +210,7 @@ func Open(root string) (*Log, error) {
 	}
 }
 
-// open returns nil where there is no such file.
+// open opens a file of the log. It returns nil if the file doesn't exist.
 func open(root, name string) (*os.File, error) {
 	f, err := disk.Tree(root).Open(name)
 	if errors.Is(err, os.ErrNotExist) {
@@ -233,17 +236,17 @@ func same(a, b *os.File) bool {
 	return err == nil && os.SameFile(x, y)
 }
 
-// Close ends reading.
+// Close closes the log.
 func (l *Log) Close() error {
 	closeAll(l.files...)
 	l.files = nil
 	return nil
 }
 
-// Read calls f with every event that was appended since the last call, and its line with the
-// newline, which is valid until f returns. Lines that are no events, torn ones too, are passed over.
+// Read calls f with each event that was appended since the last call. line is the event's line with its newline, valid
+// until f returns. Lines that are not events, such as torn ones, are skipped.
 func (l *Log) Read(f func(e Event, line []byte) error) error {
-	if err := l.find(); err != nil {
+	if err := l.addNewFiles(); err != nil {
 		return err
 	}
 	for i, file := range l.files {
@@ -261,7 +264,7 @@ func (l *Log) Read(f func(e Event, line []byte) error) error {
 	return nil
 }
 
-// Count counts the events that want selects among those that Read would give at once. Read gives them still.
+// Count counts the events among those that the next Read would return for which want is true. It doesn't consume them.
 func (l *Log) Count(want func(e Event) (bool, error)) (n int, err error) {
 	for _, file := range l.files {
 		from, err := file.Seek(0, io.SeekCurrent)
@@ -286,8 +289,8 @@ func (l *Log) Count(want func(e Event) (bool, error)) (n int, err error) {
 	return n, nil
 }
 
-// find adds the files that have come since.
-func (l *Log) find() error {
+// addNewFiles adds the files that appeared since the last call.
+func (l *Log) addNewFiles() error {
 	newer, err := Open(l.root)
 	if err != nil {
 		return err
@@ -299,7 +302,7 @@ func (l *Log) find() error {
 			return nil
 		}
 	}
-	// None of them is known: all came since.
+	// None of the files is known: all are newer.
 	l.files = append(l.files, newer.files...)
 	return nil
 }
@@ -332,15 +335,15 @@ func (l *Log) readFile(file *os.File, f func(Event, []byte) error) error {
 	}
 }
 
-// restart goes back to the beginning of a file that was made shorter than what was read of it, as by "> events": what it has now
-// was appended since.
+// restart seeks to the beginning of a file that is now shorter than the part that was read, as after "> events". Its
+// present content was appended since then.
 func (l *Log) restart(file *os.File) error {
 	fi, err := file.Stat()
 	if err != nil {
 		return err
 	}
-	at, err := file.Seek(0, io.SeekCurrent)
-	if err != nil || at <= fi.Size() {
+	offset, err := file.Seek(0, io.SeekCurrent)
+	if err != nil || offset <= fi.Size() {
 		return err
 	}
 	l.part, l.long = nil, false
@@ -348,7 +351,7 @@ func (l *Log) restart(file *os.File) error {
 	return err
 }
 
-// add goes on with a line. Of one that is too long nothing is kept.
+// add appends to the incomplete line. It keeps nothing of a line that is too long.
 func (l *Log) add(b []byte) {
 	if l.long = l.long || len(l.part)+len(b) > maxLine; l.long {
 		l.part = l.part[:0]
@@ -357,7 +360,7 @@ func (l *Log) add(b []byte) {
 	l.part = append(l.part, b...)
 }
 
-// line calls f with the line that has ended, if it is an event.
+// line calls f with the completed line, if it is an event.
 func (l *Log) line(f func(Event, []byte) error) error {
 	line, long := l.part, l.long
 	l.part, l.long = l.part[:0], false

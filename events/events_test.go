@@ -83,7 +83,7 @@ func TestWritersLoseNothingAndFollowersSeeAll(t *testing.T) {
 			t.Errorf("%d events were seen, %d written", len(seen), writers*each)
 		}
 	}
-	for _, file := range []string{current, aside} {
+	for _, file := range []string{current, rotated} {
 		fi, err := os.Stat(filepath.Join(root, file))
 		if err != nil || fi.Size() > limit {
 			t.Errorf("%s: %v, or too long", file, err)
@@ -102,7 +102,7 @@ func TestTheLogStaysBounded(t *testing.T) {
 			read(t, l) // closes what it has read
 		}
 	}
-	for _, file := range []string{current, aside} {
+	for _, file := range []string{current, rotated} {
 		fi, err := os.Stat(filepath.Join(root, file))
 		if err != nil || fi.Size() > limit {
 			t.Errorf("%s: %v, or too long", file, err)
@@ -131,7 +131,7 @@ func TestManyAtOnce(t *testing.T) {
 	if len(got) < 10 || got[len(got)-1] != fmt.Sprint(len(all)-1) || !slices.IsSortedFunc(got, func(a, b string) int { return cmp.Compare(len(a), len(b)) }) {
 		t.Errorf("%d events, the last %q", len(got), got[max(len(got)-1, 0):])
 	}
-	for _, file := range []string{current, aside} {
+	for _, file := range []string{current, rotated} {
 		fi, err := os.Stat(filepath.Join(root, file))
 		if err != nil || fi.Size() > limit {
 			t.Errorf("%s: %v, or too long", file, err)

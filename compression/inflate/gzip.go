@@ -6,23 +6,21 @@ import (
 	"io"
 )
 
-// A Reader is an io.Reader of what the members of a gzip stream hold, one after another.
+// A Reader reads the plain content of a gzip stream: that of all its members, one after another.
 type Reader struct {
-	d      decoder
-	member bool // one is being read
-	any    bool // one has been read
-	part   bool // its beginning was not read: its checksum can't be verified
-	crc    uint32
-	size   uint32
-	err    error
+	d       decoder
+	member  bool // inside a member
+	found   bool // a member has been read
+	partial bool // the member was not read from its beginning, so its checksum can't be verified
+	crc     uint32
+	size    uint32
+	err     error
 }
 
-// NewReader returns a Reader of r. It reads ahead, also past the end of a member: what of r is
-// left when it fails is undefined. The stream ends where r does; anything that is not another
-// member before that is ErrHeader.
+// NewReader returns a Reader of r. It reads ahead, even past the end of a member, so the position of r after an error
+// is undefined. The stream ends at the end of r; anything else than another member before that is ErrHeader.
 //
-// Errors of r are returned as they are. Input that ends too early is io.ErrUnexpectedEOF,
-// also where it is empty.
+// Errors of r are returned unchanged. Input that ends early, or is empty, is io.ErrUnexpectedEOF.
 func NewReader(r io.Reader) *Reader {
 	return &Reader{d: decoder{
 		r:   r,
@@ -47,8 +45,8 @@ func (z *Reader) Read(p []byte) (int, error) {
 	return n, nil
 }
 
-// more decodes on, at least to the next end of a member or until the buffer is full. All
-// output has been handed on.
+// more decodes at least until the end of a member, or until the buffer is full. The caller has consumed all output
+// before.
 func (z *Reader) more() error {
 	d := &z.d
 	if !z.member {
@@ -60,10 +58,10 @@ func (z *Reader) more() error {
 	}
 	if len(d.out)-d.w < roomSize+outputSize/2 {
 		kept := min(d.w, windowSize)
-		gone := d.w - kept
-		copy(d.out, d.out[gone:d.w])
-		d.w, d.read, d.begin = kept, kept, max(d.begin-gone, 0)
-		d.gone += int64(gone)
+		dropped := d.w - kept
+		copy(d.out, d.out[dropped:d.w])
+		d.w, d.read, d.begin = kept, kept, max(d.begin-dropped, 0)
+		d.dropped += int64(dropped)
 	}
 	err := d.run()
 	fresh := d.out[d.read:d.w]
@@ -78,22 +76,22 @@ func (z *Reader) more() error {
 	}
 	t := d.in[d.pos : d.pos+8]
 	d.pos += 8
-	part := z.part
-	z.member, z.any, z.part = false, true, false
-	if !part && (binary.LittleEndian.Uint32(t) != z.crc || binary.LittleEndian.Uint32(t[4:]) != z.size) {
+	partial := z.partial
+	z.member, z.found, z.partial = false, true, false
+	if !partial && (binary.LittleEndian.Uint32(t) != z.crc || binary.LittleEndian.Uint32(t[4:]) != z.size) {
 		return ErrChecksum
 	}
 	return nil
 }
 
-// header reads a member's header, or io.EOF.
+// header reads the header of a member. io.EOF at the end of the stream.
 func (z *Reader) header() error {
 	d := &z.d
 	d.load(10)
 	if d.points != nil {
 		d.points.end()
 	}
-	if d.pos == d.end && d.eof && d.err == nil && z.any {
+	if d.pos == d.end && d.eof && d.err == nil && z.found {
 		return io.EOF
 	}
 	if d.points != nil {

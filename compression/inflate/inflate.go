@@ -1,30 +1,36 @@
-// Package inflate reads gzip streams (RFC 1952), fast.
+// Package inflate decompresses gzip streams (RFC 1952), about twice as fast as compress/flate and its descendants, in
+// plain memory-safe Go.
 //
-// It decompresses about twice as fast as compress/flate and its offspring, in plain
-// memory-safe Go, and is as strict as compress/flate about what a DEFLATE stream (RFC 1951)
-// may be: codes are complete, or a single code of one bit; distances stay inside the output;
-// lengths of stored blocks match their complement. What was right before an error is handed on
-// before it.
+// [NewReader] returns a Reader of a whole stream. [NewIndexer] also reports each [Point] at which decompression can
+// start later, and [NewReaderAt] starts there.
 //
-// What makes it fast: a bit buffer of 64 bits that is refilled without a branch, one table
-// look-up a symbol whose entry holds all there is to know of it, several literals for one
-// refill, matches copied in pieces of 16 bytes past their end, and a flat output buffer, so
-// that the inner loop checks for room once a round. It runs while some bytes of input are
-// at hand; a slow loop takes the last ones.
+// The decoder is as strict as compress/flate about DEFLATE streams (RFC 1951): codes must be complete, or a single code
+// of one bit; distances must stay inside the output; lengths of stored blocks must match their complement. Output
+// before an error is returned before the error.
+//
+// Why it is fast:
+//
+//   - A bit buffer of 64 bits is refilled without a branch.
+//   - One table look-up per symbol gives everything about it.
+//   - One refill serves several literals.
+//   - Matches are copied in pieces of 16 bytes, which may go past their end.
+//   - The output buffer is flat, so the inner loop checks for space once per round.
+//
+// The inner loop needs some bytes of input ahead; a slow loop decodes the last ones.
+//
+// Errors are [ErrHeader], [ErrChecksum], [ErrCorrupt], io.ErrUnexpectedEOF, or those of the underlying reader.
 package inflate
 
 import (
 	"encoding/binary"
 	"errors"
 	"io"
-	"math/bits"
 )
 
 var (
-	// ErrHeader is the error of a stream, or of a member after the first, that does not begin
-	// as gzip does.
+	// ErrHeader is the error of a stream, or of data after a member, that doesn't begin with a valid gzip header.
 	ErrHeader = errors.New("gzip: invalid header")
-	// ErrChecksum is the error of a member whose CRC-32 or length is wrong.
+	// ErrChecksum is the error of a member with a wrong CRC-32 or length.
 	ErrChecksum = errors.New("gzip: invalid checksum")
 	// ErrCorrupt is the error of an invalid DEFLATE stream.
 	ErrCorrupt = errors.New("deflate: corrupt data")
@@ -33,58 +39,58 @@ var (
 const (
 	windowSize = 32 << 10
 	maxMatch   = 258
-	slack      = 32 // bytes past its end that a match may touch
+	slack      = 32 // how far past its end a match may write
 	inputSize  = 128 << 10
 	outputSize = windowSize + 512<<10 + maxMatch + slack
-	fastInput  = 32                   // what one round of the fast loop may read, and more
+	fastInput  = 32                   // more input than one round of the fast loop may read
 	roomSize   = maxMatch + slack + 3 // what one round of the fast loop may write
 
 	litBits  = 11
 	distBits = 9
-	// The most entries that complete codes of 288 and 32 symbols of 15 bits need, as zlib's
-	// enough.c counts them, are 2342 and 594; the rest is for symbols that come in no order.
+	// Complete codes of 288 and 32 symbols with up to 15 bits need at most 2342 and 594 entries, as zlib's enough.c
+	// computes. The rest is a margin, since this decoder doesn't sort symbols as zlib does.
 	litSize  = 1 << 12
 	distSize = 1 << 10
 )
 
-// An entry of a table tells what a symbol is:
+// An entry of a decoding table describes a symbol:
 //
-//	bits 0-7   bits to consume, those of the code and the extra bits
-//	bits 8-11  those of the code alone; of a pointer, the bits that index the second table
+//	bits 0-7   number of bits to consume: the code and its extra bits
+//	bits 8-11  length of the code alone; for a pointer, the number of bits that index the second-level table
 //	bits 12-15 flags
-//	bits 16-30 literal, base of the length or distance, or where the second table begins
-//	bit  31    a literal
+//	bits 16-30 the literal, the base of the length or distance, or the position of the second-level table
+//	bit  31    set for a literal
 const (
 	literal     = 1 << 31
-	exceptional = 1 << 15 // none of what follows is set without it
+	exceptional = 1 << 15 // set with each of the flags below
 	pointer     = 1 << 14
 	endOfBlock  = 1 << 13
 	invalid     = exceptional | 1<<12
 )
 
-// A decoder reads one DEFLATE stream after another.
+// A decoder decodes DEFLATE streams, one after another.
 type decoder struct {
 	r        io.Reader
 	in       []byte
-	pos, end int   // of the input that is not in the bit buffer
-	base     int64 // offset in the input of in[0]
+	pos, end int   // of the input that is not in the bit buffer yet
+	base     int64 // offset of in[0] in the input
 	eof      bool
-	err      error // of r, io.EOF aside
+	err      error // the error of r, except io.EOF
 
-	buf uint64 // bits above nb are either zero or those that follow
+	buf uint64 // bits above nb are zero or the input's next bits
 	nb  uint
 
-	out   []byte
-	w     int   // end of what is written
-	read  int   // end of what is handed on
-	begin int   // where the stream's own output begins: what distances may reach
-	gone  int64 // bytes of output that are not in out any more
+	out     []byte
+	w       int   // end of the decoded output
+	read    int   // end of the output that was returned to the caller
+	begin   int   // where the current stream's output begins; distances don't reach beyond
+	dropped int64 // number of output bytes that were dropped from out
 
 	state  state
 	final  bool
 	stored int
 
-	// points, unless it is nil, is told where blocks begin and what matches refer to.
+	// points, if not nil, tracks where blocks begin and what matches refer to.
 	points *points
 
 	lit  *[litSize]uint32
@@ -104,12 +110,12 @@ const (
 	atEnd
 )
 
-// load makes at least n bytes of input available, fewer only at its end.
+// load makes at least n bytes of input available, or fewer at the input's end.
 func (d *decoder) load(n int) {
 	if d.end-d.pos >= n || d.eof {
 		return
 	}
-	kept := min(d.pos, 8) // for align
+	kept := min(d.pos, 8) // so that align can give bytes back
 	d.base += int64(d.pos - kept)
 	d.end = copy(d.in, d.in[d.pos-kept:d.end])
 	d.pos = kept
@@ -130,7 +136,7 @@ func (d *decoder) load(n int) {
 	}
 }
 
-// short is the error of input that ended too early.
+// short returns the error for input that ends too early.
 func (d *decoder) short() error {
 	if d.err != nil {
 		return d.err
@@ -138,7 +144,7 @@ func (d *decoder) short() error {
 	return io.ErrUnexpectedEOF
 }
 
-// need has at least n bits, at most 32, in the bit buffer.
+// need fills the bit buffer to at least n bits, at most 32.
 func (d *decoder) need(n uint) error {
 	for d.nb < n {
 		if d.pos == d.end {
@@ -163,13 +169,13 @@ func (d *decoder) take(n uint) (uint32, error) {
 	return v, nil
 }
 
-// align drops bits up to the next byte and gives whole bytes back to the input.
+// align drops the bits up to the next byte boundary, and returns whole bytes to the input.
 func (d *decoder) align() {
 	d.pos -= int(d.nb / 8)
 	d.buf, d.nb = 0, 0
 }
 
-// run decodes until the stream ends (atEnd) or the output has no room.
+// run decodes until the stream ends (atEnd) or the output is full.
 func (d *decoder) run() error {
 	for d.state != atEnd && len(d.out)-d.w >= roomSize {
 		var err error
@@ -252,7 +258,7 @@ func (d *decoder) copyStored() error {
 	return nil
 }
 
-// codes decodes symbols until the block ends, the output has no room or the input ends.
+// codes decodes symbols until the block ends, the output is full or the input ends.
 func (d *decoder) codes() error {
 	for len(d.out)-d.w >= roomSize {
 		d.load(fastInput)
@@ -263,7 +269,7 @@ func (d *decoder) codes() error {
 		} else {
 			done, err = d.slow()
 			if d.points != nil {
-				d.points.settle(d)
+				d.points.reportSettled(d)
 			}
 		}
 		if err != nil {
@@ -277,7 +283,8 @@ func (d *decoder) codes() error {
 	return nil
 }
 
-// fast decodes symbols while fastInput bytes of input and room for a round are left.
+// fast decodes symbols while there are fastInput bytes of input and space for a round. It is long because it is written
+// out by hand: as calls, the steps for literals, lengths and refills would not stay in registers.
 func (d *decoder) fast() (done bool, err error) {
 	in, out := d.in[:d.end], d.out
 	pos, w := d.pos, d.w
@@ -286,8 +293,8 @@ func (d *decoder) fast() (done bool, err error) {
 	lastIn, lastOut := len(in)-fastInput, len(out)-roomSize
 	begin := d.begin
 
-	// The next symbol is looked up before the one at hand is carried out, so that the two
-	// overlap: e is always the entry of what buf holds.
+	// The next symbol is looked up before the current one is executed, so that the processor overlaps the two. At the
+	// top of the loop e is the entry for the bits in buf.
 	buf |= binary.LittleEndian.Uint64(in[pos:]) << (nb & 63)
 	pos += int((63 - nb) >> 3)
 	nb |= 56
@@ -318,7 +325,7 @@ func (d *decoder) fast() (done bool, err error) {
 				}
 			}
 		}
-		// No literal: at least 34 bits are left, a length has at most 20.
+		// Not a literal. At least 34 bits are left, and a length needs at most 20.
 		if e&exceptional != 0 {
 			if e&pointer != 0 {
 				buf >>= e & 63
@@ -412,7 +419,7 @@ func (d *decoder) fast() (done bool, err error) {
 	return done, err
 }
 
-// slow decodes one symbol near the end of the input, bit by bit where it must.
+// slow decodes one symbol near the end of the input, reading as few bits as it needs.
 func (d *decoder) slow() (done bool, err error) {
 	e, err := d.symbol(d.lit[:], litBits)
 	switch {
@@ -441,7 +448,7 @@ func (d *decoder) slow() (done bool, err error) {
 		return false, ErrCorrupt
 	}
 	if d.points != nil {
-		d.points.reach(d, back, length)
+		d.points.markUsed(d, back, length)
 	}
 	for range length {
 		d.out[d.w] = d.out[from]
@@ -451,8 +458,8 @@ func (d *decoder) slow() (done bool, err error) {
 	return false, nil
 }
 
-// symbol consumes a code, not its extra bits. An entry that is found counts once all bits of its
-// code are there: those that follow don't change what is found.
+// symbol consumes a code without its extra bits. A table entry is valid as soon as the buffer has all bits of its code,
+// because the bits after them don't change the entry.
 func (d *decoder) symbol(table []uint32, first uint) (uint32, error) {
 	for {
 		e := table[d.buf&(1<<first-1)]
@@ -475,192 +482,8 @@ func (d *decoder) symbol(table []uint32, first uint) (uint32, error) {
 	}
 }
 
-// extra is an entry's base and the extra bits that follow its code.
+// extra consumes an entry's extra bits, and returns them added to its base.
 func (d *decoder) extra(e uint32) (int, error) {
 	v, err := d.take(uint(e&63) - uint(e>>8&15))
 	return int(e>>16) + int(v), err
-}
-
-var lengthOrder = [19]uint8{16, 17, 18, 0, 8, 7, 9, 6, 10, 5, 11, 4, 12, 3, 13, 2, 14, 1, 15}
-
-// readCodes reads the codes of a dynamic block.
-func (d *decoder) readCodes() error {
-	h, err := d.take(14)
-	if err != nil {
-		return err
-	}
-	nlit, ndist, nlen := int(h&31)+257, int(h>>5&31)+1, int(h>>10)+4
-	if nlit > 286 || ndist > 30 {
-		return ErrCorrupt
-	}
-	var lens [19]uint8
-	for _, i := range lengthOrder[:nlen] {
-		v, err := d.take(3)
-		if err != nil {
-			return err
-		}
-		lens[i] = uint8(v)
-	}
-	table := d.dynamicDist[:]
-	if !build(table, 7, lens[:], plainEntry[:]) {
-		return ErrCorrupt
-	}
-	lengths := d.lengths[:nlit+ndist]
-	for i := 0; i < len(lengths); {
-		e, err := d.symbol(table, 7)
-		if err != nil {
-			return err
-		}
-		sym := uint8(e >> 16)
-		if sym < 16 {
-			lengths[i] = sym
-			i++
-			continue
-		}
-		var again uint8
-		repeat, extra := 3, uint(2)
-		switch sym {
-		case 16:
-			if i == 0 {
-				return ErrCorrupt
-			}
-			again = lengths[i-1]
-		case 17:
-			extra = 3
-		default:
-			repeat, extra = 11, 7
-		}
-		v, err := d.take(extra)
-		if err != nil {
-			return err
-		}
-		if repeat += int(v); i+repeat > len(lengths) {
-			return ErrCorrupt
-		}
-		for range repeat {
-			lengths[i] = again
-			i++
-		}
-	}
-	if !build(d.dynamicLit[:], litBits, lengths[:nlit], litEntry[:]) || !build(d.dynamicDist[:], distBits, lengths[nlit:], distEntry[:]) {
-		return ErrCorrupt
-	}
-	return nil
-}
-
-// What a symbol's entry is, but for the bits of its code.
-var (
-	plainEntry [19]uint32
-	litEntry   [288]uint32
-	distEntry  [32]uint32
-)
-
-func init() {
-	for i := range plainEntry {
-		plainEntry[i] = uint32(i) << 16
-	}
-	for i := range 256 {
-		litEntry[i] = literal | uint32(i)<<16
-	}
-	litEntry[256] = exceptional | endOfBlock
-	base := uint32(3)
-	for i := range uint32(28) {
-		extra := max(i/4, 1) - 1
-		litEntry[257+i] = base<<16 | extra
-		base += 1 << extra
-	}
-	litEntry[285] = 258 << 16
-	litEntry[286], litEntry[287] = invalid, invalid
-	base = 1
-	for i := range uint32(30) {
-		extra := max(i/2, 1) - 1
-		distEntry[i] = base<<16 | extra
-		base += 1 << extra
-	}
-	distEntry[30], distEntry[31] = invalid, invalid
-}
-
-// build makes the table of a code from its lengths, with a first level of first bits. It tells
-// whether the code may be: complete, or of a single symbol with one bit, or empty.
-func build(table []uint32, first uint, lengths []uint8, entries []uint32) bool {
-	var count, next [16]int
-	for _, n := range lengths {
-		count[n]++
-	}
-	longest := uint(0)
-	code, total := 0, 0
-	for n := uint(1); n < 16; n++ {
-		code <<= 1
-		next[n] = total
-		if count[n] > 0 {
-			longest = n
-		}
-		code += count[n]
-		total += count[n]
-		if code > 1<<n {
-			return false
-		}
-	}
-	level := table[:1<<first]
-	if longest == 0 {
-		fill(level, invalid)
-		return true
-	}
-	if code != 1<<15 && (longest != 1 || count[1] != 1) {
-		return false
-	}
-	if longest == 1 && count[1] == 1 {
-		fill(level, invalid|1<<8|1)
-	}
-	// Symbols by length, and among those of one by number: the order of their codes.
-	var sorted [288]uint16
-	for sym, n := range lengths {
-		if n > 0 {
-			sorted[next[n]] = uint16(sym)
-			next[n]++
-		}
-	}
-	code = 0
-	free := 1 << first // where the next second level begins
-	prefix, sub, subBits := -1, 0, uint(0)
-	i := 0
-	for n := uint(1); n <= longest; n++ {
-		left := count[n]
-		for ; left > 0; left-- {
-			e := entries[sorted[i]]
-			i++
-			reversed := int(bits.Reverse16(uint16(code)) >> (16 - n))
-			if n <= first {
-				e += uint32(n<<8 | n)
-				for j := reversed; j < 1<<first; j += 1 << n {
-					level[j] = e
-				}
-			} else {
-				if p := reversed & (1<<first - 1); p != prefix {
-					// As many bits as the codes with this prefix fill, shortest first.
-					prefix, sub, subBits = p, free, n-first
-					for used := left; subBits+first < longest && used < 1<<subBits; {
-						subBits++
-						used = used<<1 + count[subBits+first]
-					}
-					free += 1 << subBits
-					level[prefix] = exceptional | pointer | uint32(sub)<<16 | uint32(subBits)<<8 | uint32(first)
-				}
-				m := n - first
-				e += uint32(m<<8 | m)
-				for j := reversed >> first; j < 1<<subBits; j += 1 << m {
-					table[sub+j] = e
-				}
-			}
-			code++
-		}
-		code <<= 1
-	}
-	return true
-}
-
-func fill(t []uint32, e uint32) {
-	for i := range t {
-		t[i] = e
-	}
 }

@@ -2,45 +2,45 @@ package inflate
 
 import "io"
 
-// A Point is a place in a gzip stream at which decompression can begin.
+// A Point is a position in a gzip stream at which decompression can start.
 type Point struct {
-	// In is the offset in the compressed stream, in bits.
+	// In is the position in the compressed stream, in bits.
 	In int64
-	// Out is the offset in the plain stream.
+	// Out is the position in the plain stream, in bytes.
 	Out int64
-	// AtMember reports that the header of a member comes next. Else a block of DEFLATE does.
+	// AtMember reports whether a member's header comes next. Otherwise it is a DEFLATE block.
 	AtMember bool
-	// Window is what the plain stream has before Out, up to 32 KiB of it. Bytes that nothing refers to are zeros.
+	// Window is the plain content before Out, up to 32 KiB. Bytes that the following content doesn't refer to are zero.
 	Window []byte
 }
 
-// points finds the points of a stream.
+// points tracks the points of a stream. A point is reported only once its window is known to be settled.
 type points struct {
-	next func(out int64) bool
-	give func(Point)
+	wants  func(out int64) bool
+	report func(Point)
 
 	pending *Point
-	isUsed  [windowSize]bool // bytes of the pending point's window that something refers to
+	isUsed  [windowSize]bool // the bytes of the pending point's window that a match refers to
 }
 
-// NewIndexer returns a Reader of r that calls give with points of the stream, in order. At each possible place it asks next whether one is
-// wanted there.
-func NewIndexer(r io.Reader, next func(out int64) bool, give func(Point)) *Reader {
+// NewIndexer returns a Reader of r that calls report with points of the stream, in order. At each possible point it
+// asks wants, with the position in the plain stream, whether to report it.
+func NewIndexer(r io.Reader, wants func(out int64) bool, report func(Point)) *Reader {
 	z := NewReader(r)
-	z.d.points = &points{next: next, give: give}
+	z.d.points = &points{wants: wants, report: report}
 	return z
 }
 
-// NewReaderAt returns a Reader of the stream from a point on. r begins with the byte that p.In is in. The checksum of
-// the first member is not verified, unless the point is at its header.
+// NewReaderAt returns a Reader of the stream from a point on. r begins with the byte that contains p.In. The checksum
+// of the first member is not verified, unless the point is at its header.
 func NewReaderAt(r io.Reader, p Point) (*Reader, error) {
 	z := NewReader(r)
 	d := &z.d
-	z.any = true
+	z.found = true
 	if p.AtMember {
 		return z, nil
 	}
-	z.member, z.part = true, true
+	z.member, z.partial = true, true
 	d.w = copy(d.out, p.Window[max(0, len(p.Window)-windowSize):])
 	d.read = d.w
 	_, err := d.take(uint(p.In & 7))
@@ -48,15 +48,15 @@ func NewReaderAt(r io.Reader, p Point) (*Reader, error) {
 }
 
 func (p *points) member(d *decoder) {
-	if out := d.gone + int64(d.w); p.next(out) {
-		p.give(Point{In: 8 * (d.base + int64(d.pos)), Out: out, AtMember: true})
+	if out := d.dropped + int64(d.w); p.wants(out) {
+		p.report(Point{In: 8 * (d.base + int64(d.pos)), Out: out, AtMember: true})
 	}
 }
 
 func (p *points) block(d *decoder) {
-	p.settle(d)
-	out := d.gone + int64(d.w)
-	if p.pending != nil || !p.next(out) {
+	p.reportSettled(d)
+	out := d.dropped + int64(d.w)
+	if p.pending != nil || !p.wants(out) {
 		return
 	}
 	window := d.out[max(d.begin, d.w-windowSize):d.w]
@@ -64,26 +64,27 @@ func (p *points) block(d *decoder) {
 	clear(p.isUsed[:])
 }
 
-// reach notes that a match of some bytes, to be written at d.out[w], refers back.
-func (p *points) reach(d *decoder, back, length int) {
+// markUsed notes which bytes of the pending point's window a match refers to. The match is about to be written at
+// d.out[d.w].
+func (p *points) markUsed(d *decoder, back, length int) {
 	if p.pending == nil {
 		return
 	}
-	// Counted from the window's end.
-	from := int(d.gone+int64(d.w)-p.pending.Out) - back
+	// The position relative to the window's end.
+	from := int(d.dropped+int64(d.w)-p.pending.Out) - back
 	for i := from; i < min(from+length, 0); i++ {
 		p.isUsed[windowSize+i] = true
 	}
 }
 
-// settle gives the pending point once nothing can refer to its window any more.
-func (p *points) settle(d *decoder) {
-	if p.pending != nil && d.gone+int64(d.w)-p.pending.Out >= windowSize {
+// reportSettled reports the pending point once no match can refer to its window any more.
+func (p *points) reportSettled(d *decoder) {
+	if p.pending != nil && d.dropped+int64(d.w)-p.pending.Out >= windowSize {
 		p.end()
 	}
 }
 
-// end gives the pending point.
+// end reports the pending point.
 func (p *points) end() {
 	if p.pending == nil {
 		return
@@ -94,6 +95,6 @@ func (p *points) end() {
 			w[i] = 0
 		}
 	}
-	p.give(*p.pending)
+	p.report(*p.pending)
 	p.pending = nil
 }
