@@ -4,6 +4,8 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"net/http"
+	"net/http/httptest"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -15,15 +17,8 @@ import (
 	"time"
 
 	"distkit/testdata/fixture"
+	"distkit/testdata/registry/layouts"
 )
-
-// block is one example of a page.
-type block struct {
-	line  int
-	text  string
-	needs string
-	skip  string // why it is not run
-}
 
 // TestReadme runs the README's blocks marked "```sh", in order, in one bash, and again in one zsh, with -euo
 // pipefail, in an empty directory with docker.io mapped to a registry: what a reader does who
@@ -34,19 +29,19 @@ func TestReadme(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	blocks := fenced(string(text))
+	blocks := fixture.Blocks(string(text))
 	for _, section := range []string{"Try it", "The original pipelines"} {
-		if !slices.ContainsFunc(blocks, func(b fencedBlock) bool { return b.section == section }) {
+		if !slices.ContainsFunc(blocks, func(b fixture.Block) bool { return b.Section == section }) {
 			t.Errorf("README has no sh block under %q", "## "+section)
 		}
 	}
 	var script strings.Builder
 	for _, b := range blocks {
-		if lacks := lacking(b.needs); lacks != "" {
-			t.Run(fmt.Sprintf("line_%d", b.line), func(t *testing.T) { t.Skipf("needs %s", lacks) })
+		if lacks := fixture.Lacking(b.Needs); lacks != "" {
+			t.Run(fmt.Sprintf("line_%d", b.Line), func(t *testing.T) { t.Skipf("needs %s", lacks) })
 			continue
 		}
-		fmt.Fprintf(&script, "echo '== %s:%d' >&2\n%s\n", page, b.line, b.text)
+		fmt.Fprintf(&script, "echo '== %s:%d' >&2\n%s\n", page, b.Line, b.Text)
 	}
 	for _, shell := range [][]string{{"bash", "-euo", "pipefail", "-c"}, {"zsh", "-feuo", "pipefail", "-c"}} {
 		t.Run(shell[0], func(t *testing.T) {
@@ -69,50 +64,38 @@ func TestReadmeCanBePasted(t *testing.T) {
 		t.Fatal(err)
 	}
 	quoted := regexp.MustCompile(`(?s)'[^']*'`)
-	for _, b := range fenced(string(text)) {
-		for _, line := range strings.Split(quoted.ReplaceAllString(b.text, ""), "\n") {
+	for _, b := range fixture.Blocks(string(text)) {
+		for _, line := range strings.Split(quoted.ReplaceAllString(b.Text, ""), "\n") {
 			if strings.Contains(line, "#") || strings.Contains(line, "!") {
-				t.Errorf("the block of line %d can't be pasted into zsh: %q", b.line, line)
+				t.Errorf("the block of line %d can't be pasted into zsh: %q", b.Line, line)
 			}
 		}
 	}
 }
 
-type fencedBlock struct {
-	block
-	section string // the second-level heading above; "" on the first screen
-}
-
-func fenced(text string) []fencedBlock {
-	var blocks []fencedBlock
-	var now *fencedBlock
-	section, inside := "", false
-	for i, line := range strings.Split(text, "\n") {
-		info, fence := strings.CutPrefix(line, "```")
-		switch {
-		case fence && !inside:
-			inside = true
-			if words := strings.Fields(info); len(words) > 0 && words[0] == "sh" {
-				now = &fencedBlock{section: section, block: block{line: i + 1}}
-				for _, w := range words[1:] {
-					if needs, ok := strings.CutPrefix(w, "needs="); ok {
-						now.needs = needs
-					}
-				}
+// TestCookbook runs the recipes before the registries of testdata/registry. The end-to-end tests do so before others.
+func TestCookbook(t *testing.T) {
+	w, dir := surroundings(t)
+	var addr [2]string
+	for i, password := range []string{"word", ""} {
+		registry := layouts.New(t.TempDir(), false)
+		s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			if _, got, _ := r.BasicAuth(); got != password {
+				w.Header().Set("WWW-Authenticate", `Basic realm="tests"`)
+				w.WriteHeader(http.StatusUnauthorized)
+				return
 			}
-		case fence:
-			inside = false
-			if now != nil {
-				blocks = append(blocks, *now)
-			}
-			now = nil
-		case now != nil:
-			now.text += line + "\n"
-		case !inside && strings.HasPrefix(line, "## "):
-			section = strings.TrimPrefix(line, "## ")
-		}
+			registry.ServeHTTP(w, r)
+		}))
+		t.Cleanup(s.Close)
+		addr[i] = s.URL
 	}
-	return blocks
+	ssh, err := fixture.Machine(filepath.Dir(dir))
+	if err := errors.Join(err, w.Host("registry.example.com", "server = '"+addr[0]+"'\n"), w.Host("prod.example.com", "server = '"+addr[1]+"'\n")); err != nil {
+		t.Fatal(err)
+	}
+	w.Vars = append(w.Vars, "REGISTRY_USER=ci", "REGISTRY_PASSWORD=word", "DIST_SSH="+ssh)
+	fixture.Cookbook(t, func(script string) (string, error) { return bash(w, dir, script) })
 }
 
 // prelude sets what a page's examples may use: parts of the image that the store holds.
@@ -163,18 +146,18 @@ func TestExamples(t *testing.T) {
 			}
 			script := "cp -a " + filepath.Join(prepared, ".content") + " .\n" + prelude
 			for _, b := range blocks {
-				switch lacks := lacking(b.needs); {
-				case b.skip != "":
-					t.Run(fmt.Sprintf("line_%d", b.line), func(t *testing.T) { t.Skipf("by the page: %s", b.skip) })
+				switch lacks := fixture.Lacking(b.Needs); {
+				case b.Skip != "":
+					t.Run(fmt.Sprintf("line_%d", b.Line), func(t *testing.T) { t.Skipf("by the page: %s", b.Skip) })
 				case lacks != "":
-					t.Run(fmt.Sprintf("line_%d", b.line), func(t *testing.T) { t.Skipf("needs %s", lacks) })
+					t.Run(fmt.Sprintf("line_%d", b.Line), func(t *testing.T) { t.Skipf("needs %s", lacks) })
 				default:
-					script += fmt.Sprintf("echo '== %s:%d' >&2\n%s\n", filepath.Base(page), b.line, b.text)
+					script += fmt.Sprintf("echo '== %s:%d' >&2\n%s\n", filepath.Base(page), b.Line, b.Text)
 				}
 			}
 			w, dir := surroundings(t)
 			run := bash
-			if slices.ContainsFunc(blocks, func(b block) bool { return strings.Contains(b.needs, "cni") && lacking(b.needs) == "" }) {
+			if slices.ContainsFunc(blocks, func(b fixture.Block) bool { return strings.Contains(b.Needs, "cni") && fixture.Lacking(b.Needs) == "" }) {
 				run = elsewhere
 			}
 			if out, err := run(w, dir, script); err != nil {
@@ -188,9 +171,9 @@ var comment = regexp.MustCompile(`^<!-- (needs|no test): *(.*?) *-->$`)
 
 // examples returns the indented blocks under the EXAMPLES heading. Blank lines are part of a
 // block; text that is not indented ends it.
-func examples(page string) []block {
-	var blocks []block
-	var now *block
+func examples(page string) []fixture.Block {
+	var blocks []fixture.Block
+	var now *fixture.Block
 	needs, skip, inside := "", "", false
 	flush := func() {
 		if now != nil {
@@ -205,13 +188,13 @@ func examples(page string) []block {
 			inside = line == "# EXAMPLES"
 		case !inside:
 		case indented && now == nil:
-			now = &block{line: i + 1, text: code + "\n", needs: needs, skip: skip}
+			now = &fixture.Block{Line: i + 1, Text: code + "\n", Needs: needs, Skip: skip}
 			skip = ""
 		case indented:
-			now.text += code + "\n"
+			now.Text += code + "\n"
 		case strings.TrimSpace(line) == "":
 			if now != nil {
-				now.text += "\n"
+				now.Text += "\n"
 			}
 		default:
 			flush()
@@ -228,25 +211,14 @@ func examples(page string) []block {
 
 func TestExampleBlocks(t *testing.T) {
 	got := examples("# NAME\n\n    not this\n\n# EXAMPLES\n\nOne:\n\n    a |\n      b\n\n    c\n\nTwo:\n<!-- needs: root,runc -->\n<!-- no test: waits -->\n\n    d\n\nThree:\n\n    e\n# SEE ALSO\n\n    nor this\n")
-	want := []block{
-		{line: 9, text: "a |\n  b\n\nc\n\n"},
-		{line: 18, text: "d\n\n", needs: "root,runc", skip: "waits"},
-		{line: 22, text: "e\n", needs: "root,runc"},
+	want := []fixture.Block{
+		{Line: 9, Text: "a |\n  b\n\nc\n\n"},
+		{Line: 18, Text: "d\n\n", Needs: "root,runc", Skip: "waits"},
+		{Line: 22, Text: "e\n", Needs: "root,runc"},
 	}
 	if !slices.Equal(got, want) {
 		t.Errorf("got %+v\nwant %+v", got, want)
 	}
-}
-
-// lacking returns which of the needs this machine lacks.
-func lacking(needs string) string {
-	var lacks []string
-	for _, name := range strings.Split(needs, ",") {
-		if name != "" && !fixture.Has(name) {
-			lacks = append(lacks, name)
-		}
-	}
-	return strings.Join(lacks, ",")
 }
 
 // surroundings returns a registry and an empty directory to work in.
