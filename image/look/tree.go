@@ -3,7 +3,6 @@ package look
 import (
 	"archive/tar"
 	"context"
-	"encoding/binary"
 	"fmt"
 	"io"
 	"strings"
@@ -16,54 +15,51 @@ import (
 	"github.com/containerd/errdefs"
 )
 
-// A Tree is the files of merged layers, with what a list of them tells. A file of a name of 12 bytes takes about 50 bytes of memory.
+// A Tree is the files of merged layers, with what a list of them tells. A file of a name of 12 bytes takes about 35 bytes of memory.
 type Tree struct {
 	files  *tree.Tree[file]
-	owners map[owner]uint32
-	owned  []owner // by number
+	common map[common]uint32
+	listed []common // by number
 	xattrs map[*file][]layer.Xattr
-	sums   map[*file]sum // of contents, if they are hashed
+	sums   sums
 }
 
-// A sum is the beginning of a SHA-256 digest, and no zeros if the content was hashed.
-type sum [16]byte
+// A file is what is kept of one, in as few bytes as can be: the number of what it has in common with others, and the low bytes of its size
+// or device and of its time in seconds.
+type file struct{ common, size, time [3]byte }
 
-// A file is what is kept of one, in as few bytes as can be: the number of its owner, its size or device, and its time in seconds.
-type file struct {
-	owner [4]byte
-	size  [5]byte
-	time  [5]byte
-}
-
-// owner is what many files have in common.
-type owner struct {
+// common is what many files have in common: the mode, the owner, and the high bytes of size and time.
+type common struct {
 	perm     uint16
+	size     uint16
+	time     int16
 	uid, gid uint32
 }
 
-// Bytes of memory that an owner takes, an attribute beside its name and value, and a sum.
-const ownerMemory, xattrMemory, sumMemory = 64, 128, 48
+// Bytes of memory that a common takes, and an attribute beside its name and value.
+const commonMemory, xattrMemory = 80, 128
 
-// maxSize is more than a layer's sparse files may have, and than any other file that was read.
+// maxSize is more than a layer's sparse files may have, and than any other file that was read. Times have as many bits, and a sign.
 const maxSize = 1<<39 - 1
 
 func newTree(maxMemory int64, deleted func(tree.Entry)) *Tree {
-	t := &Tree{owners: map[owner]uint32{}, xattrs: map[*file][]layer.Xattr{}, sums: map[*file]sum{}}
-	implied := t.number(owner{perm: 0o755})
-	t.files = tree.New(tree.Options[file]{MaxMemory: maxMemory, Deleted: deleted, New: func(_ tree.Kind, f *file) {
-		binary.LittleEndian.PutUint32(f.owner[:], implied)
-	}})
+	t := &Tree{common: map[common]uint32{{perm: 0o755}: 0}, listed: []common{{perm: 0o755}}, xattrs: map[*file][]layer.Xattr{}}
+	t.files = tree.New(tree.Options[file]{MaxMemory: maxMemory, Deleted: deleted})
 	return t
 }
 
-func (t *Tree) number(o owner) uint32 {
-	n, known := t.owners[o]
-	if !known {
-		n = uint32(len(t.owned))
-		t.owners[o] = n
-		t.owned = append(t.owned, o)
+// number returns the number of what files have in common. Number 0 is that of directories that no entry names. FailedPrecondition: there is too much.
+func (t *Tree) number(c common) (uint32, error) {
+	n, known := t.common[c]
+	if known {
+		return n, nil
 	}
-	return n
+	if n = uint32(len(t.listed)); n >= 1<<24 {
+		return 0, errclass.Errorf(errdefs.ErrFailedPrecondition, "more than %d modes, owners, sizes and times", n)
+	}
+	t.common[c] = n
+	t.listed = append(t.listed, c)
+	return n, t.files.Charge(commonMemory)
 }
 
 // set gives a file what its entry says. InvalidArgument: no file can have that.
@@ -72,21 +68,22 @@ func (t *Tree) set(e tree.Entry, h *tar.Header) error {
 	if h.Uid < 0 || h.Uid >= most || h.Gid < 0 || h.Gid >= most {
 		return errclass.Errorf(errdefs.ErrInvalidArgument, "owner %d:%d is out of range", h.Uid, h.Gid)
 	}
-	f, known := t.files.File(e), len(t.owned)
-	binary.LittleEndian.PutUint32(f.owner[:], t.number(owner{uint16(h.Mode & 0o7777), uint32(h.Uid), uint32(h.Gid)}))
-	if err := t.files.Charge(int64(len(t.owned)-known) * ownerMemory); err != nil {
-		return err
-	}
+	var size int64
 	switch t.files.Kind(e) {
 	case tree.Regular:
-		if h.Size > maxSize {
+		if size = h.Size; size > maxSize {
 			return errclass.Errorf(errdefs.ErrInvalidArgument, "a file of %d bytes", h.Size)
 		}
-		pack(&f.size, h.Size)
 	case tree.Char, tree.Block:
-		pack(&f.size, h.Devmajor<<20|h.Devminor)
+		size = h.Devmajor<<20 | h.Devminor
 	}
-	pack(&f.time, min(max(h.ModTime.Unix(), -maxSize), maxSize))
+	seconds := min(max(h.ModTime.Unix(), -maxSize), maxSize)
+	n, err := t.number(common{uint16(h.Mode & 0o7777), uint16(size >> 24), int16(seconds >> 24), uint32(h.Uid), uint32(h.Gid)})
+	if err != nil {
+		return err
+	}
+	f := t.files.File(e)
+	*f = file{pack(int64(n)), pack(size), pack(seconds)}
 	delete(t.xattrs, f)
 	xattrs, err := layer.Xattrs(h.PAXRecords)
 	if err != nil || len(xattrs) == 0 {
@@ -101,13 +98,10 @@ func (t *Tree) set(e tree.Entry, h *tar.Header) error {
 	return nil
 }
 
-// pack keeps 40 bits of a number.
-func pack(b *[5]byte, v int64) {
-	binary.LittleEndian.PutUint32(b[:], uint32(v))
-	b[4] = byte(v >> 32)
-}
+// pack keeps the low 24 bits of a number.
+func pack(v int64) [3]byte { return [3]byte{byte(v), byte(v >> 8), byte(v >> 16)} }
 
-func unpack(b [5]byte) int64 { return int64(int8(b[4]))<<32 | int64(binary.LittleEndian.Uint32(b[:])) }
+func unpack(b [3]byte) int64 { return int64(b[0]) | int64(b[1])<<8 | int64(b[2])<<16 }
 
 // Options of a Tree.
 type Options struct {
@@ -137,8 +131,7 @@ func Read(ctx context.Context, layers []Layer, opts Options) (*Tree, error) {
 			if opts.Hash && t.files.Kind(c.Entry) == tree.Regular {
 				s, err := hash.sum(content)
 				if err == nil {
-					t.sums[t.files.File(c.Entry)] = s
-					err = t.files.Charge(sumMemory)
+					err = t.files.Charge(t.sums.set(t.files.Number(c.Entry), s))
 				}
 				if err != nil {
 					return err
@@ -176,10 +169,10 @@ func (t *Tree) entry(e tree.Entry) *Entry { return t.describe(e, "/"+t.files.Pat
 
 func (t *Tree) describe(e tree.Entry, path string) *Entry {
 	f, kind := t.files.File(e), t.files.Kind(e)
-	o := t.owned[binary.LittleEndian.Uint32(f.owner[:])]
-	v := &Entry{Path: path, Type: types[kind], Perm: o.perm, UID: int(o.uid), GID: int(o.gid), ModTime: time.Unix(unpack(f.time), 0).UTC(),
-		Links: t.files.Links(e), Layer: t.files.Layer(e), Xattrs: t.xattrs[f], sum: t.sums[f]}
-	switch size := unpack(f.size); kind {
+	c := t.listed[unpack(f.common)]
+	v := &Entry{Path: path, Type: types[kind], Perm: c.perm, UID: int(c.uid), GID: int(c.gid), ModTime: time.Unix(int64(c.time)<<24|unpack(f.time), 0).UTC(),
+		Links: t.files.Links(e), Layer: t.files.Layer(e), Xattrs: t.xattrs[f], sum: t.sums.at(t.files.Number(e))}
+	switch size := int64(c.size)<<24 | unpack(f.size); kind {
 	case tree.Regular:
 		v.Size = size
 	case tree.Symlink:

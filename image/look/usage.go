@@ -11,7 +11,10 @@ import (
 	"io"
 	"slices"
 
+	"distkit/errclass"
 	"distkit/layer/tree"
+
+	"github.com/containerd/errdefs"
 )
 
 // A Usage is how many bytes the files of an image take, and where.
@@ -19,6 +22,7 @@ type Usage struct {
 	Layers []LayerUsage
 
 	files *tree.Tree[sized]
+	sums  sums // of contents, if they are hashed and there are some
 }
 
 // A LayerUsage is what a layer takes.
@@ -31,12 +35,14 @@ type LayerUsage struct {
 	Wasted int64  `json:"wasted"` // of those that are overwritten or deleted later
 }
 
-// A sized file is what is kept of one.
+// A sized file is what is kept of one: its size, and its layer from 0 on.
 type sized struct {
-	size  int64
-	layer uint16 // from 0 on
-	sum   sum    // of the content, if it is hashed and there is some
+	low   [3]byte
+	high  uint16
+	layer uint16
 }
+
+func (f *sized) size() int64 { return int64(f.high)<<24 | unpack(f.low) }
 
 // A Waste is a file that a layer has and a later entry overwrites or deletes.
 type Waste struct {
@@ -60,9 +66,9 @@ func Measure(ctx context.Context, layers []Layer, opts UsageOptions) (*Usage, er
 	u := &Usage{Layers: make([]LayerUsage, len(layers))}
 	now := 0
 	u.files = tree.New(tree.Options[sized]{MaxMemory: opts.MaxMemory, Removed: func(e tree.Entry, f *sized) {
-		u.Layers[f.layer].Wasted += f.size
-		if opts.Wasted != nil && f.size > 0 {
-			opts.Wasted(Waste{"/" + u.files.Path(e), f.size, int(f.layer) + 1, now})
+		u.Layers[f.layer].Wasted += f.size()
+		if opts.Wasted != nil && f.size() > 0 {
+			opts.Wasted(Waste{"/" + u.files.Path(e), f.size(), int(f.layer) + 1, now})
 		}
 	}})
 	for i, l := range layers {
@@ -75,22 +81,54 @@ func Measure(ctx context.Context, layers []Layer, opts UsageOptions) (*Usage, er
 			if c.Action != tree.Made || u.files.Kind(c.Entry) != tree.Regular {
 				return nil
 			}
-			f := u.files.File(c.Entry)
-			f.size, f.layer = h.Size, uint16(i)
+			if h.Size > maxSize {
+				return errclass.Errorf(errdefs.ErrInvalidArgument, "a file of %d bytes", h.Size)
+			}
+			*u.files.File(c.Entry) = sized{pack(h.Size), uint16(h.Size >> 24), uint16(i)}
 			u.Layers[i].Files++
 			u.Layers[i].Bytes += h.Size
 			if !opts.Hash || h.Size == 0 {
 				return nil
 			}
-			var err error
-			f.sum, err = hash.sum(content)
-			return err
+			s, err := hash.sum(content)
+			if err != nil {
+				return err
+			}
+			return u.files.Charge(u.sums.set(u.files.Number(c.Entry), s))
 		}, nil)
 		if err != nil {
 			return nil, err
 		}
 	}
 	return u, nil
+}
+
+// A sum is the beginning of a SHA-256 digest, and no zeros if the content was hashed.
+type sum [16]byte
+
+// sums are those of files, by their numbers.
+type sums []*[256]sum
+
+func (s sums) at(file uint32) sum {
+	if page := file / 256; page < uint32(len(s)) && s[page] != nil {
+		return s[page][file%256]
+	}
+	return sum{}
+}
+
+// set returns how many bytes of memory it has taken.
+func (s *sums) set(file uint32, v sum) (took int64) {
+	page := int(file / 256)
+	if grown := page + 1 - len(*s); grown > 0 {
+		*s = append(*s, make(sums, grown)...)
+		took += 16 * int64(grown)
+	}
+	if (*s)[page] == nil {
+		(*s)[page] = new([256]sum)
+		took += 256 * int64(len(sum{}))
+	}
+	(*s)[page][file%256] = v
+	return took
 }
 
 // A hasher hashes contents one after another.
@@ -139,7 +177,7 @@ func (w *usageWalk) walk(e tree.Entry, path string) (*FileUsage, error) {
 	f, kind := w.files.File(e), w.files.Kind(e)
 	v := &FileUsage{Path: path, Type: types[kind], Dir: kind == tree.Dir, Name: string(w.files.Name(e)), Links: w.files.Links(e)}
 	if kind == tree.Regular {
-		v.Bytes, v.Files = f.size, 1
+		v.Bytes, v.Files = f.size(), 1
 	}
 	again := false
 	if v.Links > 1 {
@@ -191,7 +229,7 @@ func (u *Usage) Duplicates() ([]Duplicate, error) {
 			switch {
 			case u.files.Kind(e) == tree.Dir:
 				find(e)
-			case f.sum == sum{}, u.files.Links(e) > 1 && seen[f]:
+			case u.sum(e) == sum{}, u.files.Links(e) > 1 && seen[f]:
 			default:
 				if u.files.Links(e) > 1 {
 					seen[f] = true
@@ -201,11 +239,14 @@ func (u *Usage) Duplicates() ([]Duplicate, error) {
 		}
 	}
 	find(tree.Root)
-	slices.SortStableFunc(all, func(a, b tree.Entry) int { return bytes.Compare(u.files.File(a).sum[:], u.files.File(b).sum[:]) })
+	slices.SortStableFunc(all, func(a, b tree.Entry) int {
+		x, y := u.sum(a), u.sum(b)
+		return bytes.Compare(x[:], y[:])
+	})
 	var groups [][]tree.Entry
 	for i := 0; i < len(all); {
 		n := i + 1
-		for n < len(all) && u.files.File(all[n]).sum == u.files.File(all[i]).sum {
+		for n < len(all) && u.sum(all[n]) == u.sum(all[i]) {
 			n++
 		}
 		if n-i > 1 {
@@ -213,13 +254,14 @@ func (u *Usage) Duplicates() ([]Duplicate, error) {
 		}
 		i = n
 	}
-	extra := func(g []tree.Entry) int64 { return int64(len(g)-1) * u.files.File(g[0]).size }
+	extra := func(g []tree.Entry) int64 { return int64(len(g)-1) * u.files.File(g[0]).size() }
 	slices.SortStableFunc(groups, func(a, b []tree.Entry) int { return cmp.Compare(extra(b), extra(a)) })
 	var list []Duplicate
 	for _, g := range groups {
 		for _, e := range g {
 			f := u.files.File(e)
-			d := Duplicate{hex.EncodeToString(f.sum[:]), "/" + u.files.Path(e), f.size, int(f.layer) + 1}
+			sum := u.sum(e)
+			d := Duplicate{hex.EncodeToString(sum[:]), "/" + u.files.Path(e), f.size(), int(f.layer) + 1}
 			if err := u.files.Charge(int64(len(d.Path)) + 128); err != nil {
 				return nil, err
 			}
@@ -228,3 +270,5 @@ func (u *Usage) Duplicates() ([]Duplicate, error) {
 	}
 	return list, nil
 }
+
+func (u *Usage) sum(e tree.Entry) sum { return u.sums.at(u.files.Number(e)) }

@@ -70,7 +70,7 @@ func (t *Tree[F]) Apply(h *tar.Header) (Change, error) {
 	}
 	e := t.find(dir, base)
 	if kind == Dir && e != Root && t.Kind(e) == Dir {
-		t.touch(t.node(e).what)
+		t.touch(t.node(e).what())
 		return t.merged(e), nil
 	}
 	lower := t.lower(e)
@@ -81,8 +81,8 @@ func (t *Tree[F]) Apply(h *tar.Header) (Change, error) {
 // merged records that the current layer sets a directory's attributes.
 func (t *Tree[F]) merged(e Entry) Change {
 	n := t.node(e)
-	c := Change{Merged, e, n.layer > 0 && n.layer < t.layer}
-	n.layer = t.layer
+	c := Change{Merged, e, n.layer() > 0 && n.layer() < t.layer}
+	n.set(n.kind(), n.what(), t.layer)
 	return c
 }
 
@@ -92,7 +92,7 @@ func (t *Tree[F]) lower(e Entry) bool {
 		return false
 	}
 	n := t.node(e)
-	return n.kind == Gone && n.layer == t.layer || n.kind != Gone && n.layer < t.layer
+	return n.kind() == Gone && n.layer() == t.layer || n.kind() != Gone && n.layer() < t.layer
 }
 
 func kindOf(h *tar.Header) (Kind, error) {
@@ -189,7 +189,7 @@ func (t *Tree[F]) applyWhiteout(parent, name string) error {
 		// The current layer has a file of this name, which hides the lower one. Only a directory would be merged with
 		// it.
 		if t.Kind(e) == Dir {
-			t.makeOpaque(t.node(e).what)
+			t.makeOpaque(t.node(e).what())
 		}
 	}
 	return nil
@@ -217,7 +217,7 @@ func (t *Tree[F]) makeOpaque(dir uint32) {
 }
 
 func (t *Tree[F]) isOpaque(dir uint32) bool {
-	for ; dir != 0; dir = t.node(t.dirs.at(dir).self).parent {
+	for ; dir != 0; dir = t.node(t.dirs.at(dir).self).parent() {
 		if t.dirs.at(dir).opaque {
 			return true
 		}
@@ -227,12 +227,12 @@ func (t *Tree[F]) isOpaque(dir uint32) bool {
 
 // removeWhiteouts removes the whiteouts below a directory. Opaque directories have none, so they are skipped.
 func (t *Tree[F]) removeWhiteouts(dir uint32) {
-	for c := t.dirs.at(dir).first; c != 0; c = t.nodes.at(c).next {
+	for c := t.dirs.at(dir).first; c != 0; c = t.nodes.at(c).next() {
 		switch n := t.nodes.at(c); {
-		case n.kind == Whiteout:
+		case n.kind() == Whiteout:
 			t.remove(Entry(c))
-		case n.kind == Dir && !t.dirs.at(n.what).opaque:
-			t.removeWhiteouts(n.what)
+		case n.kind() == Dir && !t.dirs.at(n.what()).opaque:
+			t.removeWhiteouts(n.what())
 		}
 	}
 }

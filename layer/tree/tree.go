@@ -6,10 +6,10 @@
 // user keeps data of type F for each file, and learns by the functions of [Options] what is created and removed. An
 // [Entry] is a name in a directory; Children, Lookup and Path go from one to another.
 //
-// A tree takes about 35 bytes an entry, besides the name itself and the F. Entries come from strangers, so memory, hops
-// and the length of paths are bounded. Error classes: InvalidArgument for an entry that no layer may have,
-// FailedPrecondition for too much memory, NotImplemented for a whiteout that overlayfs can't express, NotFound from
-// Lookup.
+// A tree takes about 18 bytes an entry, besides the bytes of its name that differ from the name before it and the F.
+// Entries come from strangers, so memory, hops and the length of paths are bounded. Error classes: InvalidArgument for an
+// entry that no layer may have, FailedPrecondition for too much memory, NotImplemented for a whiteout that overlayfs can't
+// express, NotFound from Lookup.
 package tree
 
 import (
@@ -36,7 +36,7 @@ const (
 
 	// Memory in bytes of a name, a directory, a symbolic link and a file with several names, including their share of
 	// lists and index.
-	nameMemory, dirMemory, symlinkMemory, linksMemory = 28, 24, 48, 48
+	nameMemory, dirMemory, symlinkMemory, linksMemory = 20, 24, 48, 48
 )
 
 // A Kind is the type of a file: bits 12 to 15 of st_mode.
@@ -100,14 +100,34 @@ type Tree[F any] struct {
 	}
 }
 
-// A node is an entry. If its name was removed, its kind is Gone, and the node is reused when the directory gets that
-// name again.
-type node struct {
-	parent uint32 // number of the directory that holds it
-	next   uint32 // next entry in the same directory, 0 for none
-	what   uint32 // number of the directory, symbolic link or file, by kind
-	layer  uint16 // the layer that put the file here, or removed it
-	kind   Kind
+// A node is an entry. It holds the number of the directory that contains it, the next entry in the same directory (0 for
+// none), and, by kind, the number of its directory, symbolic link or file. These have 26 bits each. The low 6 bits hold
+// the kind and the layer that put the file here, or removed it. If the name was removed, its kind is Gone, and the node is
+// reused when the directory gets that name again.
+type node struct{ parentBits, nextBits, whatBits uint32 }
+
+const maxLayer = 1<<15 - 1
+
+var kinds = [8]Kind{Gone, FIFO, Char, Dir, Block, Regular, Symlink, Whiteout}
+
+func newNode(parent, next uint32) node {
+	return node{parentBits: parent << spareBits, nextBits: next << spareBits}
+}
+
+func (n *node) parent() uint32 { return n.parentBits >> spareBits }
+func (n *node) next() uint32   { return n.nextBits >> spareBits }
+func (n *node) what() uint32   { return n.whatBits >> spareBits }
+func (n *node) kind() Kind     { return kinds[n.whatBits&7] }
+
+func (n *node) layer() uint16 {
+	return uint16(n.whatBits&(spare&^7)<<9 | n.nextBits&spare<<6 | n.parentBits&spare)
+}
+
+func (n *node) set(kind Kind, what uint32, layer uint16) {
+	l := uint32(layer)
+	n.whatBits = what<<spareBits | l>>12<<3 | uint32(slices.Index(kinds[:], kind))
+	n.nextBits = n.nextBits&^spare | l>>6&spare
+	n.parentBits = n.parentBits&^spare | l&spare
 }
 
 type directory struct {
@@ -129,14 +149,21 @@ type symlink struct {
 func New[F any](opts Options[F]) *Tree[F] {
 	t := &Tree[F]{opts: opts, size: int64(reflect.TypeFor[F]().Size()), linked: linkedDirs, links: map[uint32]uint32{}}
 	t.index.seed = maphash.MakeSeed()
-	t.nodes.add(node{kind: Dir})
+	var root node
+	root.set(Dir, 0, 0)
+	t.nodes.add(root)
 	t.names.add("")
 	t.dirs.add(directory{file: t.newFile(Dir)})
 	return t
 }
 
-// NextLayer begins a layer on top of the previous ones.
-func (t *Tree[F]) NextLayer() { t.layer++ }
+// NextLayer begins a layer on top of the previous ones. A tree has at most 32767.
+func (t *Tree[F]) NextLayer() {
+	if t.layer == maxLayer {
+		panic("tree: too many layers")
+	}
+	t.layer++
+}
 
 // Entries returns the number of applied entries, plus that of directories that no entry names.
 func (t *Tree[F]) Entries() int64 { return t.entries + t.made }
@@ -151,30 +178,30 @@ func (t *Tree[F]) Charge(n int64) error {
 }
 
 // Kind returns the kind of the entry's file.
-func (t *Tree[F]) Kind(e Entry) Kind { return t.node(e).kind }
+func (t *Tree[F]) Kind(e Entry) Kind { return t.node(e).kind() }
 
 // Layer returns the number of the layer, from 1 on, that put the file there, set the directory's attributes or removed
 // the name. For the root directory it is 0 until a layer names it.
-func (t *Tree[F]) Layer(e Entry) int { return int(t.node(e).layer) }
+func (t *Tree[F]) Layer(e Entry) int { return int(t.node(e).layer()) }
 
-// Name returns the entry's name in its directory. The caller must not change the bytes.
-func (t *Tree[F]) Name(e Entry) []byte { return t.names.at(uint32(e)) }
+// Name returns the entry's name in its directory.
+func (t *Tree[F]) Name(e Entry) []byte { return t.names.append(nil, uint32(e)) }
 
 // Parent returns the directory that holds the entry. The root directory is its own parent.
-func (t *Tree[F]) Parent(e Entry) Entry { return t.dirs.at(t.node(e).parent).self }
+func (t *Tree[F]) Parent(e Entry) Entry { return t.dirs.at(t.node(e).parent()).self }
 
 // File returns the user's data for the entry's file.
-func (t *Tree[F]) File(e Entry) *F { return t.files.at(t.number(e)) }
+func (t *Tree[F]) File(e Entry) *F { return t.files.at(t.Number(e)) }
 
 // Target returns the target of a symbolic link.
-func (t *Tree[F]) Target(e Entry) string { return t.symlinks.at(t.node(e).what).target }
+func (t *Tree[F]) Target(e Entry) string { return t.symlinks.at(t.node(e).what()).target }
 
 // Opaque reports whether a directory hides the lower layers' directory, in overlay form.
-func (t *Tree[F]) Opaque(e Entry) bool { return t.dirs.at(t.node(e).what).opaque }
+func (t *Tree[F]) Opaque(e Entry) bool { return t.dirs.at(t.node(e).what()).opaque }
 
 // Links returns the number of names of a file that is not a directory.
 func (t *Tree[F]) Links(e Entry) uint32 {
-	if n := t.links[t.number(e)]; n > 1 {
+	if n := t.links[t.Number(e)]; n > 1 {
 		return n
 	}
 	return 1
@@ -193,27 +220,34 @@ func (t *Tree[F]) Path(e Entry) string {
 // Children appends the entries of a directory to list, sorted by the bytes of their names.
 func (t *Tree[F]) Children(e Entry, list []Entry) []Entry {
 	from := len(list)
-	for c := t.dirs.at(t.node(e).what).first; c != 0; c = t.nodes.at(c).next {
-		if t.nodes.at(c).kind != Gone {
+	for c := t.dirs.at(t.node(e).what()).first; c != 0; c = t.nodes.at(c).next() {
+		if t.nodes.at(c).kind() != Gone {
 			list = append(list, Entry(c))
 		}
 	}
-	slices.SortFunc(list[from:], func(a, b Entry) int { return bytes.Compare(t.Name(a), t.Name(b)) })
+	slices.Reverse(list[from:]) // layers often have names in this order
+	compare := func(a, b Entry) int {
+		var x, y [maxName]byte
+		return bytes.Compare(t.names.append(x[:0], uint32(a)), t.names.append(y[:0], uint32(b)))
+	}
+	if !slices.IsSortedFunc(list[from:], compare) {
+		slices.SortFunc(list[from:], compare)
+	}
 	return list
 }
 
 func (t *Tree[F]) node(e Entry) *node { return t.nodes.at(uint32(e)) }
 
-// number returns the number of the entry's file.
-func (t *Tree[F]) number(e Entry) uint32 {
+// Number returns the number of the entry's file, from 0 on. All names of a file have the same number.
+func (t *Tree[F]) Number(e Entry) uint32 {
 	n := t.node(e)
-	switch n.kind {
+	switch n.kind() {
 	case Dir:
-		return t.dirs.at(n.what).file
+		return t.dirs.at(n.what()).file
 	case Symlink:
-		return t.symlinks.at(n.what).file
+		return t.symlinks.at(n.what()).file
 	}
-	return n.what
+	return n.what()
 }
 
 func (t *Tree[F]) newFile(kind Kind) uint32 {
@@ -226,9 +260,9 @@ func (t *Tree[F]) newFile(kind Kind) uint32 {
 
 // find returns the entry of a name, which may be Gone, or 0 if there is none.
 func (t *Tree[F]) find(dir uint32, name string) Entry {
-	key := []byte(name)
-	return Entry(t.index.find(t.index.hash(dir, key), func(e uint32) bool {
-		return t.nodes.at(e).parent == dir && string(t.names.at(e)) == name
+	return Entry(t.index.find(t.index.hash(dir, []byte(name)), func(e uint32) bool {
+		var b [maxName]byte
+		return t.nodes.at(e).parent() == dir && string(t.names.append(b[:0], e)) == name
 	}))
 }
 
@@ -246,15 +280,17 @@ func (t *Tree[F]) put(dir uint32, name string, kind Kind, what uint32) (Entry, e
 			return 0, err
 		}
 		d := t.dirs.at(dir)
-		d.first = t.nodes.add(node{parent: dir, next: d.first})
+		d.first = t.nodes.add(newNode(dir, d.first))
 		e = Entry(d.first)
 		t.names.add(name)
-		t.index.add(t.index.hash(dir, []byte(name)), uint32(e), func(n uint32) uint64 { return t.index.hash(t.nodes.at(n).parent, t.names.at(n)) })
+		t.index.add(t.index.hash(dir, []byte(name)), uint32(e), func(n uint32) uint64 {
+			var b [maxName]byte
+			return t.index.hash(t.nodes.at(n).parent(), t.names.append(b[:0], n))
+		})
 	} else {
 		t.remove(e)
 	}
-	n := t.node(e)
-	n.kind, n.what, n.layer = kind, what, t.layer
+	t.node(e).set(kind, what, t.layer)
 	t.touch(dir)
 	return e, nil
 }
@@ -286,6 +322,9 @@ func (t *Tree[F]) create(dir uint32, name string, kind Kind, target string) (Ent
 	if err := t.Charge(size); err != nil {
 		return 0, err
 	}
+	if t.files.n == maxEntries {
+		return 0, errclass.Errorf(errdefs.ErrFailedPrecondition, "more than %d files", maxEntries)
+	}
 	what := t.newFile(kind)
 	switch kind {
 	case Symlink:
@@ -293,7 +332,7 @@ func (t *Tree[F]) create(dir uint32, name string, kind Kind, target string) (Ent
 	case Dir:
 		e := t.find(dir, name)
 		what = t.dirs.add(directory{file: what, path: t.dirs.at(dir).path + 1 + uint16(len(name)), touched: t.layer, hidden: t.layer,
-			opaque: t.opts.Whiteouts && e != 0 && t.node(e).kind != Gone})
+			opaque: t.opts.Whiteouts && e != 0 && t.node(e).kind() != Gone})
 	}
 	e, err := t.put(dir, name, kind, what)
 	if err == nil && kind == Dir {
@@ -307,7 +346,7 @@ func (t *Tree[F]) link(dir uint32, name string, to Entry) (Entry, error) {
 	if err := t.check(dir, name); err != nil {
 		return 0, err
 	}
-	n, number := *t.node(to), t.number(to)
+	n, number := *t.node(to), t.Number(to)
 	if _, several := t.links[number]; !several {
 		if err := t.Charge(linksMemory); err != nil {
 			return 0, err
@@ -315,34 +354,34 @@ func (t *Tree[F]) link(dir uint32, name string, to Entry) (Entry, error) {
 		t.links[number] = 1
 	}
 	t.links[number]++
-	return t.put(dir, name, n.kind, n.what)
+	return t.put(dir, name, n.kind(), n.what())
 }
 
 // remove removes a name and, of a directory, everything below it.
 func (t *Tree[F]) remove(e Entry) {
 	n := t.node(e)
-	if n.kind == Gone {
+	if n.kind() == Gone {
 		return
 	}
 	t.last.known = false
-	if n.kind == Dir {
-		for c := t.dirs.at(n.what).first; c != 0; c = t.nodes.at(c).next {
+	if n.kind() == Dir {
+		for c := t.dirs.at(n.what()).first; c != 0; c = t.nodes.at(c).next() {
 			t.remove(Entry(c))
 		}
 	} else {
-		number := t.number(e)
+		number := t.Number(e)
 		if names := t.links[number]; names > 1 {
 			t.links[number] = names - 1
 		} else if t.opts.Removed != nil {
 			t.opts.Removed(e, t.files.at(number))
 		}
 	}
-	n.kind, n.layer = Gone, t.layer
+	n.set(Gone, n.what(), t.layer)
 }
 
 // touch records that the current layer changes something in a directory, and so in those above it.
 func (t *Tree[F]) touch(dir uint32) {
-	for d := t.dirs.at(dir); d.touched != t.layer; d = t.dirs.at(t.node(d.self).parent) {
+	for d := t.dirs.at(dir); d.touched != t.layer; d = t.dirs.at(t.node(d.self).parent()) {
 		d.touched = t.layer
 	}
 }
@@ -354,7 +393,7 @@ func (t *Tree[F]) hide(dir uint32) {
 		return
 	}
 	d.hidden = t.layer
-	for e := d.first; e != 0; e = t.nodes.at(e).next {
+	for e := d.first; e != 0; e = t.nodes.at(e).next() {
 		t.whiteout(Entry(e))
 	}
 }
@@ -363,10 +402,10 @@ func (t *Tree[F]) hide(dir uint32) {
 func (t *Tree[F]) whiteout(e Entry) {
 	n := t.node(e)
 	switch {
-	case n.kind == Gone:
-	case n.kind == Dir && t.dirs.at(n.what).touched == t.layer:
-		t.hide(n.what)
-	case n.layer == t.layer:
+	case n.kind() == Gone:
+	case n.kind() == Dir && t.dirs.at(n.what()).touched == t.layer:
+		t.hide(n.what())
+	case n.layer() == t.layer:
 	default:
 		t.remove(e)
 		if t.opts.Deleted != nil {
@@ -400,7 +439,7 @@ func (t *Tree[F]) lookup(p string, mustExist bool) (uint32, error) {
 	if t.Kind(e) != Dir {
 		return 0, refused("%.200q is not a directory", t.Name(e))
 	}
-	t.last.path, t.last.dir, t.last.known = p, t.node(e).what, true
+	t.last.path, t.last.dir, t.last.known = p, t.node(e).what(), true
 	return t.last.dir, nil
 }
 
@@ -430,7 +469,7 @@ func (t *Tree[F]) resolve(p string, follow bool, links func(dirs int) error, mis
 			at = t.Parent(at)
 			continue
 		}
-		dir := t.node(at).what
+		dir := t.node(at).what()
 		e := t.find(dir, name)
 		switch kind := t.Kind(e); {
 		case e == Root, kind == Gone, kind == Whiteout:

@@ -27,7 +27,7 @@ type Flags struct {
 
 // NewFlags registers the flags of a command, and lets its process take little memory beside what it keeps.
 func NewFlags(c *cobra.Command) *Flags {
-	debug.SetGCPercent(8) // what is kept has few pointers, so that collecting costs little
+	debug.SetGCPercent(6) // what is kept has few pointers, so that collecting costs little
 	set := c.Flags()
 	f := &Flags{
 		root: cli.Root(set), namespace: cli.Namespace(set),
