@@ -76,7 +76,7 @@ type wanted struct {
 func newWanted(c *cobra.Command, name string) wanted {
 	f := c.Flags()
 	w := wanted{
-		name:    f.String("network", name, "the `NAME` or file of CNI's configuration; bridge needs none"),
+		name:    f.String("network", name, "the `NAME` or file of CNI's configuration; bridge needs none; pasta, or pasta:host-loopback, is for an ordinary user"),
 		dir:     f.String("conf-dir", "/etc/cni/net.d", "the `DIR` of CNI's configurations (env NETCONFPATH)"),
 		publish: f.StringArrayP("publish", "p", nil, "let a port of the host lead to one of the network: `[IP:]HOST:PORT[/PROTOCOL]` (can be repeated)"),
 		names:   specflags.Names(f),
@@ -116,7 +116,7 @@ func newPlan(o options) *cobra.Command {
 		if p.Path, p.Files, err = all.Paths(args[0]); err != nil {
 			return err
 		}
-		_, servers, err := network.ResolvConf(*w.names)
+		servers, err := wanted.Resolves()
 		if err != nil {
 			return err
 		}

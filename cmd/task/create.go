@@ -68,8 +68,8 @@ func newCreate(o *containers.Flags) *cobra.Command {
 
 // networkFlags registers --net and --publish.
 func networkFlags(f *pflag.FlagSet, net *string, publish *[]string) {
-	f.StringVar(net, "net", "", "`NETWORK`: none, host, a namespace's path, or a network that run-net makes, such as bridge (default none)")
-	f.StringArrayVarP(publish, "publish", "p", nil, "let a port of the host lead to the container's, by --net bridge: `[IP:]HOST:PORT[/PROTOCOL]` (can be repeated)")
+	f.StringVar(net, "net", "", "`NETWORK`: none, host, a namespace's path, or a network that run-net makes, such as bridge, or pasta for an ordinary user (default none)")
+	f.StringArrayVarP(publish, "publish", "p", nil, "let a port of the host lead to the container's, by --net bridge, or pasta for an ordinary user: `[IP:]HOST:PORT[/PROTOCOL]` (can be repeated)")
 }
 
 func (m *creation) create(c *cobra.Command, id string, cmd []string) (*runtime.Container, error) {

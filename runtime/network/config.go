@@ -15,6 +15,7 @@ import (
 
 	"distkit/errclass"
 	"distkit/runtime"
+	"distkit/runtime/spec"
 
 	"github.com/containerd/errdefs"
 	"github.com/containernetworking/cni/libcni"
@@ -114,19 +115,25 @@ func Config(name, dir string) (*libcni.NetworkConfigList, error) {
 
 // Wanted is a network that is to be made.
 type Wanted struct {
-	config     *libcni.NetworkConfigList
+	config     *libcni.NetworkConfigList // nil for one of pasta
+	pasta      *pasta
 	ports      []Port
 	connection runtime.Connection
 }
 
-// Find finds the configuration that a connection names, as [Config] does, and checks the connection. Its ports and its names
-// are InvalidArgument if they can't be had. Its paths need not be absolute.
+// Find finds the configuration that a connection names, as [Config] does unless it is [Pasta], and checks the connection. Its ports and
+// its names are InvalidArgument if they can't be had. Its paths need not be absolute.
 func Find(c runtime.Connection) (*Wanted, error) {
-	config, err := Config(c.Name, c.ConfDir)
+	w := &Wanted{}
+	by, ok, err := parsePasta(c.Name)
+	if ok {
+		w.pasta, c.ConfDir = by, ""
+	} else {
+		w.config, err = Config(c.Name, c.ConfDir)
+	}
 	if err != nil {
 		return nil, err
 	}
-	w := &Wanted{config: config}
 	for i, s := range c.Ports {
 		p, err := ParsePort(s)
 		if err != nil {
@@ -140,14 +147,26 @@ func Find(c runtime.Connection) (*Wanted, error) {
 	if err := c.Names.Check(); err != nil {
 		return nil, err
 	}
-	if strings.Contains(c.Name, "/") {
+	switch {
+	case w.pasta != nil:
+		err = w.pasta.check(w.ports)
+		if err == nil && !w.pasta.HostLoopback && slices.ContainsFunc(c.Hosts, func(h string) bool { return strings.HasSuffix(h, ":"+spec.HostGateway) }) {
+			err = errclass.Errorf(errdefs.ErrInvalidArgument, "the address %s goes with the network %s:%s", spec.HostGateway, Pasta, hostLoopback)
+		}
+	case strings.Contains(c.Name, "/"):
 		c.Name, err = filepath.Abs(c.Name)
 		c.ConfDir = ""
-	} else {
+	default:
 		c.ConfDir, err = filepath.Abs(c.ConfDir)
 	}
 	w.connection = c
 	return w, err
+}
+
+// Resolves reports whether the network's resolv.conf has a name server.
+func (w *Wanted) Resolves() (bool, error) {
+	_, servers, err := resolvConf(w.connection.Names, w.pasta)
+	return servers, err
 }
 
 // Connection returns what a container's record keeps of the network, so that it can be made again.

@@ -41,14 +41,18 @@ var (
 	upstreamResolvConf = "/run/systemd/resolve/resolv.conf"
 )
 
-// ResolvConf returns the resolv.conf of a network: the host's, with what names says in its place, and without the name servers
-// that no network reaches. If no server is left, the file of systemd-resolved takes the place of the host's. Servers reports
-// whether there is a name server in the end.
-func ResolvConf(names spec.Names) (conf string, servers bool, err error) {
+// resolvConf returns the resolv.conf of a network: the host's, with what names says in its place, and without the name servers
+// that no network reaches. If no server is left, the file of systemd-resolved takes the place of the host's; by pasta, the host's
+// servers are asked through it. Servers reports whether there is a name server in the end.
+func resolvConf(names spec.Names, by *pasta) (conf string, servers bool, err error) {
+	host := ""
 	for _, file := range []string{hostResolvConf, upstreamResolvConf} {
 		b, err := os.ReadFile(file)
 		if err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return "", false, err
+		}
+		if file == hostResolvConf {
+			host = string(b)
 		}
 		if text, some := names.ResolvConf(string(b), true); some || file == hostResolvConf {
 			conf, servers = text, some
@@ -56,6 +60,10 @@ func ResolvConf(names spec.Names) (conf string, servers bool, err error) {
 		if servers {
 			break
 		}
+	}
+	if _, local := names.ResolvConf(host, false); by != nil && !servers && local {
+		names.Servers = []string{pastaDNS}
+		conf, servers = names.ResolvConf(host, true)
 	}
 	return conf, servers, nil
 }
@@ -71,7 +79,8 @@ func (p place) nameFiles() map[string]string {
 
 // writeNames makes the files that a container in the network finds names by. The names of other networks come by
 // [Networks.announce].
-func (p place) writeNames(names spec.Names, result *types.Result) error {
+func (p place) writeNames(r request, result *types.Result) error {
+	names := r.Names
 	gateway := ""
 	for _, ip := range result.IPs {
 		if gateway == "" && len(ip.Gateway) > 0 {
@@ -82,7 +91,7 @@ func (p place) writeNames(names spec.Names, result *types.Result) error {
 	if err != nil {
 		return err
 	}
-	resolv, _, err := ResolvConf(names)
+	resolv, _, err := resolvConf(names, r.Pasta)
 	if err != nil {
 		return err
 	}
@@ -120,7 +129,7 @@ func (n *Networks) announce(p place, r request) error {
 	}
 	var all []member
 	add := func(q place, other request) error {
-		if other.Namespace != r.Namespace || other.name() != r.name() || other.Names.Hostname == "" {
+		if !r.reaches(other) || other.Names.Hostname == "" {
 			return nil
 		}
 		if net, ok := q.connected(other); ok {

@@ -43,10 +43,10 @@ func TestResolvConf(t *testing.T) {
 					t.Fatal(err)
 				}
 			}
-			if got, servers, err := ResolvConf(spec.Names{}); err != nil || got != c.want || servers != c.servers {
+			if got, servers, err := resolvConf(spec.Names{}, nil); err != nil || got != c.want || servers != c.servers {
 				t.Errorf("%q, %v, %v", got, servers, err)
 			}
-			got, servers, err := ResolvConf(spec.Names{Servers: []string{"192.0.2.9"}, Search: []string{"."}, Options: []string{"ndots:1"}})
+			got, servers, err := resolvConf(spec.Names{Servers: []string{"192.0.2.9"}, Search: []string{"."}, Options: []string{"ndots:1"}}, nil)
 			if err != nil || got != "nameserver 192.0.2.9\noptions ndots:1\n" || !servers {
 				t.Errorf("with flags: %q, %v, %v", got, servers, err)
 			}

@@ -1,15 +1,16 @@
 // Package network makes network namespaces that outlive the process that made them, and
-// connects them by CNI plugins (https://www.cni.dev/docs/spec/).
+// connects them by CNI plugins (https://www.cni.dev/docs/spec/), or by pasta for an ordinary user.
 //
-// A network is a directory below the state directory. Neither outlives a boot. What CNI is asked is written
-// there before any plugin runs, so [Networks.Delete] removes whatever a killed process has left. A directory has:
+// A network is a directory below the state directory. Neither outlives a boot. What CNI or pasta is asked is written
+// there before any program runs, so [Networks.Delete] removes whatever a killed process has left. A directory has:
 //
 //	lock             held by the process that works on the network
 //	connection.json  what a container's record keeps, so that the network can be made again after a boot
-//	request.json     what the plugins are asked
+//	request.json     what the plugins, or pasta, are asked
 //	netns            the network namespace, mounted; the network's ports are taken while it is there
 //	etc/             hosts, hostname and resolv.conf, in a file system of their own
 //	cni/             the plugins' answers, for their removal
+//	pasta.pid        the number of pasta's process
 //	result.json      the network is connected
 //
 // Two more locks order what concerns several networks: networks.lock beside the directory, for ports and names, and
@@ -82,10 +83,10 @@ type Network struct {
 	ID        string        `json:"id"`
 	Namespace string        `json:"namespace"`
 	Path      string        `json:"path"` // of the network namespace
-	Name      string        `json:"name"` // of CNI's configuration
+	Name      string        `json:"name"` // of CNI's configuration, or pasta
 	Addresses []string      `json:"addresses"`
 	Ports     []Port        `json:"ports,omitempty"`
-	Result    *types.Result `json:"result"` // what CNI's plugins say
+	Result    *types.Result `json:"result"` // what CNI's plugins say, or the like
 	// Files are those that a container finds names by, by their paths in it.
 	Files map[string]string `json:"files"`
 }
@@ -94,7 +95,8 @@ type Network struct {
 type request struct {
 	ID        string          `json:"id"`
 	Namespace string          `json:"namespace"`
-	Config    json.RawMessage `json:"config"`
+	Config    json.RawMessage `json:"config,omitempty"` // of CNI
+	Pasta     *pasta          `json:"pasta,omitempty"`  // connects the network in CNI's place
 	Ports     []Port          `json:"ports,omitempty"`
 	Names     spec.Names      `json:"names"`
 }
@@ -108,7 +110,7 @@ type place struct {
 func (p place) file(name string) string { return filepath.Join(p.dir, name) }
 
 // files are those in a network's directory, in the order in which they are removed.
-var files = []string{"connection.json", "connection.json.new", "result.json", "result.json.new", "request.json", "request.json.new", "lock"}
+var files = []string{"connection.json", "connection.json.new", "result.json", "result.json.new", "request.json", "request.json.new", pastaPid, "lock"}
 
 func (n *Networks) path(id string) (string, error) {
 	key, err := runtime.Key(n.namespace, id)
@@ -177,12 +179,37 @@ func (n *Networks) open(id string, create bool) (place, error) {
 	return place{}, errclass.Errorf(errdefs.ErrUnavailable, "network %s: it is removed again and again", id)
 }
 
+// connector connects a network's namespace to other hosts.
+type connector interface {
+	check(ports []Port) error // before anything is made
+	add(ctx context.Context, p place, r request) (*types.Result, error)
+	del(ctx context.Context, p place, r request) error // also what an add that failed, or was killed, has done
+}
+
+func (n *Networks) connector(r request) (connector, error) {
+	if r.Pasta != nil {
+		return r.Pasta, nil
+	}
+	config, err := libcni.NetworkConfFromBytes(r.Config)
+	return &cni{n, config}, err
+}
+
 // Add makes a network: its namespace, connected as the configuration says, with the ports and names that w has. The error is
 // AlreadyExists if the ID has a network, NotImplemented if a plugin isn't installed, and Unavailable if a port is taken. Add first
 // removes what a killed process has left of a network with this ID. If it fails, nothing is left.
 func (n *Networks) Add(ctx context.Context, id string, w Wanted) (_ *Network, err error) {
-	config, ports := w.config, w.ports
-	if err := n.check(config, ports); err != nil {
+	wanted := request{ID: id, Namespace: n.namespace, Pasta: w.pasta, Ports: w.ports, Names: w.connection.Names}
+	if w.config != nil {
+		wanted.Config = w.config.Bytes
+	}
+	if wanted.Names.Hostname == "" {
+		wanted.Names.Hostname = id
+	}
+	by, err := n.connector(wanted)
+	if err == nil {
+		err = by.check(wanted.Ports)
+	}
+	if err != nil {
 		return nil, err
 	}
 	p, err := n.open(id, true)
@@ -202,23 +229,18 @@ func (n *Networks) Add(ctx context.Context, id string, w Wanted) (_ *Network, er
 	if err != nil {
 		return nil, fmt.Errorf("network %s: remove what was left of it: %w", id, err)
 	}
-	r = request{ID: id, Namespace: n.namespace, Config: config.Bytes, Ports: ports, Names: w.connection.Names}
-	if r.Names.Hostname == "" {
-		r.Names.Hostname = id
-	}
-	err = p.write("request.json", r)
+	err = p.write("request.json", wanted)
 	if err == nil {
 		err = p.write("connection.json", w.connection)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("network %s: %w", id, err)
 	}
-	return n.connect(ctx, p, r, config, p.remove)
+	return n.connect(ctx, p, wanted, by, p.remove)
 }
 
-// connect makes a network's namespace and has the plugins connect it. If that fails, the plugins take back what they
-// did, and undone undoes the rest.
-func (n *Networks) connect(ctx context.Context, p place, r request, config *libcni.NetworkConfigList, undone func() error) (_ *Network, err error) {
+// connect makes a network's namespace and connects it. If that fails, the connection is taken back, and undone undoes the rest.
+func (n *Networks) connect(ctx context.Context, p place, r request, by connector, undone func() error) (_ *Network, err error) {
 	if err := n.reserve(ctx, p, r); err != nil {
 		_ = errors.Join(unmountAll(p.file("netns")), undone())
 		return nil, fmt.Errorf("network %s: %w", r.ID, err)
@@ -228,7 +250,7 @@ func (n *Networks) connect(ctx context.Context, p place, r request, config *libc
 			return
 		}
 		err = fmt.Errorf("network %s: %w", r.ID, err)
-		// The plugins that have run take back what they did, also where ctx is done.
+		// The programs that have run take back what they did, also where ctx is done.
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 30*time.Second)
 		defer cancel()
 		if derr := n.disconnect(ctx, p, r); derr == nil {
@@ -240,18 +262,11 @@ func (n *Networks) connect(ctx context.Context, p place, r request, config *libc
 		return nil, err
 	}
 	defer release()
-	if err := n.sweepLeases(ctx, p, r, config); err != nil {
-		return nil, err
-	}
-	got, err := n.cni(p).AddNetworkList(ctx, config, r.runtimeConf(p))
-	if err != nil {
-		return nil, pluginError(ctx, err)
-	}
-	result, err := types.GetResult(got)
+	result, err := by.add(ctx, p, r)
 	if err != nil {
 		return nil, err
 	}
-	if err := p.writeNames(r.Names, result); err != nil {
+	if err := p.writeNames(r, result); err != nil {
 		return nil, err
 	}
 	net := r.network(p, result)
@@ -308,9 +323,9 @@ func (n *Networks) Up(ctx context.Context, id string) (*Network, error) {
 	if net, ok := p.connected(r); ok {
 		return net, nil
 	}
-	config, err := libcni.NetworkConfFromBytes(r.Config)
+	by, err := n.connector(r)
 	if err == nil {
-		err = n.check(config, r.Ports)
+		err = by.check(r.Ports)
 	}
 	if err == nil { // what a killed process has begun
 		err = n.disconnect(ctx, p, r)
@@ -318,7 +333,7 @@ func (n *Networks) Up(ctx context.Context, id string) (*Network, error) {
 	if err != nil {
 		return nil, fmt.Errorf("network %s: %w", id, err)
 	}
-	return n.connect(ctx, p, r, config, func() error { return nil })
+	return n.connect(ctx, p, r, by, func() error { return nil })
 }
 
 // connected reads a network that is connected.
@@ -375,10 +390,10 @@ func (n *Networks) List(ctx context.Context) ([]*Network, error) {
 	return all, ctx.Err()
 }
 
-// disconnect makes the network one that is not connected: it has the plugins take back what they did, as far as they came, and
+// disconnect makes the network one that is not connected: it has taken back what connected it, as far as that came, and
 // removes the namespace and the names. What only the last network leaves on the host goes with it.
 func (n *Networks) disconnect(ctx context.Context, p place, r request) error {
-	config, err := libcni.NetworkConfFromBytes(r.Config)
+	by, err := n.connector(r)
 	if err != nil {
 		return err
 	}
@@ -391,8 +406,8 @@ func (n *Networks) disconnect(ctx context.Context, p place, r request) error {
 			return err
 		}
 		defer release()
-		if err := n.cni(p).DelNetworkList(ctx, config, r.runtimeConf(p)); err != nil {
-			return pluginError(ctx, err)
+		if err := by.del(ctx, p, r); err != nil {
+			return err
 		}
 		return errors.Join(unmountAll(p.file("netns")), unmountAll(p.file(namesDir)))
 	}()
@@ -413,6 +428,32 @@ func (n *Networks) unannounce(ctx context.Context, p place, r request) error {
 		return err
 	}
 	return n.announce(p, r)
+}
+
+// cni connects a network by CNI's plugins.
+type cni struct {
+	n      *Networks
+	config *libcni.NetworkConfigList
+}
+
+func (c *cni) check(ports []Port) error { return c.n.check(c.config, ports) }
+
+func (c *cni) add(ctx context.Context, p place, r request) (*types.Result, error) {
+	if err := c.n.sweepLeases(ctx, p, r, c.config); err != nil {
+		return nil, err
+	}
+	got, err := c.n.cni(p).AddNetworkList(ctx, c.config, r.runtimeConf(p))
+	if err != nil {
+		return nil, pluginError(ctx, err)
+	}
+	return types.GetResult(got)
+}
+
+func (c *cni) del(ctx context.Context, p place, r request) error {
+	if err := c.n.cni(p).DelNetworkList(ctx, c.config, r.runtimeConf(p)); err != nil {
+		return pluginError(ctx, err)
+	}
+	return nil
 }
 
 func (n *Networks) cni(p place) *libcni.CNIConfig {
@@ -437,13 +478,22 @@ func (r request) network(p place, result *types.Result) *Network {
 	return net
 }
 
-// name returns the name of CNI's configuration.
+// name returns the name of CNI's configuration, or [Pasta].
 func (r request) name() string {
+	if r.Pasta != nil {
+		return Pasta
+	}
 	var config struct {
 		Name string `json:"name"`
 	}
 	_ = json.Unmarshal(r.Config, &config) // CNI checked it
 	return config.Name
+}
+
+// reaches reports whether the network and another one reach each other, and find each other's names: they are connected to the same one,
+// in the same namespace of IDs. Each pasta connects one network alone.
+func (r request) reaches(other request) bool {
+	return other.Namespace == r.Namespace && r.Pasta == nil && other.Pasta == nil && other.name() == r.name()
 }
 
 // onBridge reports whether the network is on the host's bridge that [Bridge] is.

@@ -58,6 +58,8 @@ func (p Port) checkFree() error {
 		case errors.Is(err, unix.EPROTONOSUPPORT): // a kernel without SCTP has no process with such a port
 		case errors.Is(err, unix.EADDRINUSE):
 			return errclass.Errorf(errdefs.ErrUnavailable, "%s is taken: a process of this host has it", p.host())
+		case errors.Is(err, unix.EACCES):
+			return errclass.Errorf(errdefs.ErrPermissionDenied, "%s is not for ordinary users: take one from the sysctl net.ipv4.ip_unprivileged_port_start on", p.host())
 		default:
 			return fmt.Errorf("%s: %w", p.host(), err)
 		}

@@ -31,6 +31,9 @@ import (
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 )
 
+// pasta is the network of run-net that an ordinary user can have.
+const pasta = "pasta"
+
 // Request says which container to make.
 type Request struct {
 	Of     *containers.Flags // the store and what runs
@@ -314,6 +317,8 @@ func (q *Request) connect(ctx context.Context, own string, r *runtime.Record, o 
 		return *q.shared, nil
 	}
 	switch file := strings.HasSuffix(name, ".conf") || strings.HasSuffix(name, ".conflist") || strings.HasSuffix(name, ".json"); {
+	case name == "" && len(q.Publish) > 0 && o.Host.UserNamespace:
+		name = pasta
 	case name == "" && len(q.Publish) > 0:
 		name = "bridge"
 	case name == "", name == "none", name == "host", strings.Contains(name, "/") && !file:
@@ -326,8 +331,8 @@ func (q *Request) connect(ctx context.Context, own string, r *runtime.Record, o 
 		}
 		return newNameFiles(names, name == "host")
 	}
-	if o.Host.UserNamespace {
-		return nameFiles{}, errclass.Errorf(errdefs.ErrNotImplemented, "--net %s takes root: none, host and a namespace's path don't", name)
+	if kind, _, _ := strings.Cut(name, ":"); o.Host.UserNamespace && kind != pasta {
+		return nameFiles{}, errclass.Errorf(errdefs.ErrNotImplemented, "--net %s takes root: none, host, pasta and a namespace's path don't", name)
 	}
 	p, err := q.Of.PlanNetwork(ctx, own, runtime.Connection{Name: name, Ports: q.Publish, Names: names}, q.Warnings)
 	if err != nil {
