@@ -16,88 +16,90 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Whiteouts is what becomes of a layer's marks of deletion.
+// Whiteouts selects what Apply does with the whiteouts of a layer.
 type Whiteouts int
 
 const (
-	// Remove deletes what the target has of lower layers.
+	// Remove deletes from the target what a whiteout hides.
 	Remove Whiteouts = iota
-	// Overlay keeps the marks in the form that overlayfs reads in an upper directory: character
-	// devices 0:0 and the attribute trusted.overlay.opaque.
+	// Overlay keeps whiteouts in the form that overlayfs reads in an upper directory: character devices 0:0 and the
+	// attribute trusted.overlay.opaque.
 	Overlay
-	// OverlayUser is Overlay with user.overlay.opaque, for mounts with the userxattr option.
+	// OverlayUser is Overlay with user.overlay.opaque, for mounts with the option userxattr.
 	OverlayUser
 )
 
-// Options change what Apply does. The zero value is the usual.
+// Options modify what Apply does. The zero value is the usual case.
 type Options struct {
-	// ExpectDiffID is the diff ID that the layer must have, if any.
+	// ExpectDiffID is the diff ID that the layer must have; "" accepts any.
 	ExpectDiffID digest.Digest
 	Whiteouts    Whiteouts
-	// Strict refuses a layer of which an owner, device or attribute can't be set, instead of
-	// counting it in the Result. Without it an ordinary user's files and directories get the
-	// attribute user.rootlesscontainers for the owner that they should have, unless that is 0:0.
+	// Strict makes it an error if an owner, device or attribute can't be set. Without it Apply counts such failures in
+	// the Result, and a file whose owner an unprivileged user can't set gets it in the attribute
+	// user.rootlesscontainers, unless the owner is 0:0.
 	Strict bool
-	// UIDs and GIDs map the owners of the layer to those that files get. An owner that is not mapped can't be set.
+	// UIDs and GIDs map the owners in the layer to those of the files. An owner that isn't mapped can't be set.
 	UIDs, GIDs IDMap
-	// Only, if not empty, leaves out all entries but those of these paths, below them, and on the way to them; Exclude leaves
-	// out those of its paths and below them. Both go by names in the layer, and are nothing for one with Unresolved.
+	// Only, if not empty, selects the entries with these paths, below them, and on the way to them. Exclude leaves out
+	// those with its paths and below them. Both match names as they are in the layer. Neither may be used with
+	// Unresolved.
 	Only, Exclude []string
-	// Below is the directory of root, "" for root itself, that the names of the layer begin from; root is still what no link leads out of.
+	// Below is the directory of root to which names in the layer are relative; "" is root itself. Links are still
+	// confined to root, not to Below.
 	Below string
-	// Archive says that the input is an archive of tar(1), not a layer: names that are marks of deletion are names like any other,
-	// and an entry for the directory that the names begin from changes nothing.
+	// Archive says that the input is a plain tar archive, not a layer: whiteout names are ordinary names, and an entry
+	// for the top directory is ignored.
 	Archive bool
-	// MaxBytes bounds the bytes of the uncompressed archive, and those of its sparse files, holes and all; MaxEntries its entries
-	// and the directories that it does not name together; MaxDepth the names in a path. 0 is no bound. A layer that exceeds one is
-	// ErrFailedPrecondition.
+	// MaxBytes bounds the size of the uncompressed archive, and the total size of its sparse files with their holes.
+	// MaxEntries bounds the number of entries plus that of directories created without an entry. MaxDepth bounds the
+	// number of names in a path. 0 means no bound. Exceeding one is ErrFailedPrecondition.
 	MaxBytes, MaxEntries int64
 	MaxDepth             int
-	// Workers is the number of goroutines that fill small files, by default as many as there
-	// are processors, up to four.
+	// Workers is the number of goroutines that write small files. The default is the number of processors, but at most
+	// four.
 	Workers int
-	// Turn is asked before a large zstd window is used. It may be nil.
+	// Turn, if not nil, is called before a large zstd window is used.
 	Turn layer.Turn
-	// Unresolved gets a record of all that the layer alone can't tell, for whoever gives it its
-	// parents later: directories that it adds to but does not name, hard links to what it does
-	// not hold, whiteouts. The form is that of dist-apply(1). It wants an overlay form of
-	// whiteouts and an empty root.
+	// Unresolved, if not nil, receives a record of everything that depends on the layer's parents, for a process that
+	// supplies them later: directories that the layer adds to without an entry for them, hard links to files that it
+	// doesn't hold, and whiteouts. dist-apply(1) specifies the form. It needs an overlay form of whiteouts, and an
+	// empty root.
 	Unresolved io.Writer
 }
 
-// Result tells what a layer was.
+// Result describes an applied layer.
 type Result struct {
 	DiffID    digest.Digest `json:"diffID"`
-	Size      int64         `json:"size"`      // bytes of the uncompressed archive
-	Entries   int64         `json:"entries"`   // whiteouts among them
-	Whiteouts int64         `json:"whiteouts"` // opaque directories among them
+	Size      int64         `json:"size"`      // size of the uncompressed archive in bytes
+	Entries   int64         `json:"entries"`   // number of entries, including whiteouts
+	Whiteouts int64         `json:"whiteouts"` // number of whiteouts, including opaque markers
 
-	// Unset counts what could not be set, by kind, as in "owners" or "security attributes".
+	// Unset counts what could not be set by its kind, such as "owners" or "security attributes".
 	Unset map[string]int64 `json:"unset,omitempty"`
 }
 
 const (
-	smallFile  = 64 << 10  // most bytes that are left to a worker
-	batchBytes = 256 << 10 // of small files that go to a worker together
+	smallFile  = 64 << 10  // largest file that a worker writes
+	batchBytes = 256 << 10 // content of small files that goes to a worker at once
 	batchFiles = 16
 )
 
-// Apply writes the layer in r, plain or compressed with gzip or zstd, into the directory root,
-// as the image specification's "Applying Changesets" says, and reads r to its end.
+// Apply writes a layer into the directory root, as "Applying Changesets" in the image specification defines it. r is
+// the layer, plain or compressed with gzip or zstd; Apply reads it to its end.
 //
-// A layer that is corrupt, ends too early or has another diff ID than the one expected is
-// ErrDataLoss; one with entries that no layer may have is ErrInvalidArgument, as is a root
-// that is no directory; a compression or a whiteout that can't be had is ErrNotImplemented.
-// After an error the directory holds a part of the layer. Nothing is synced to disk: that is up
-// to who gives the directory a name that promises its content.
+// Error classes: ErrDataLoss for a layer that is corrupt, ends early or has another diff ID than expected;
+// ErrInvalidArgument for an entry that no layer may have, or if root is not a directory; ErrFailedPrecondition for a
+// layer that exceeds a bound of opts; ErrNotImplemented for a compression or whiteout that is not supported. After an
+// error the directory holds a part of the layer. Nothing is synced to disk: that is the task of the caller, who gives
+// the directory its name.
 //
-// A directory that the layer adds to without naming it keeps its times; one that is missing
-// gets mode 0755. The umask plays no role. Apply returns after ctx is done as soon as a read
-// of r that is under way returns; to let Apply end such a read, r may have SetReadDeadline.
+// A directory that the layer adds to without an entry for it keeps its times; a missing one is created with mode 0755.
+// The umask has no effect. When ctx is done Apply returns as soon as the current Read of r returns. If r has
+// SetReadDeadline, Apply uses it to end that Read.
 func Apply(ctx context.Context, root string, r io.Reader, opts Options) (Result, error) {
 	if opts.ExpectDiffID != "" {
 		if err := opts.ExpectDiffID.Validate(); err != nil {
-			return Result{}, refused("expected diff ID %q: %w", opts.ExpectDiffID, err)
+			return Result{}, invalid("expected diff ID %q: %w", opts.ExpectDiffID, err)
 		}
 		if a := opts.ExpectDiffID.Algorithm(); a != digest.SHA256 {
 			return Result{}, errclass.As(fmt.Errorf("expected diff ID: algorithm %s is not supported", a), errdefs.ErrNotImplemented)
@@ -106,7 +108,7 @@ func Apply(ctx context.Context, root string, r io.Reader, opts Options) (Result,
 	t, err := newTree(root)
 	switch {
 	case errors.Is(err, unix.ENOTDIR):
-		return Result{}, refused("open %s: %w", root, err)
+		return Result{}, invalid("open %s: %w", root, err)
 	case err != nil:
 		return Result{}, fmt.Errorf("open %s: %w", root, err)
 	}
@@ -171,9 +173,8 @@ func Apply(ctx context.Context, root string, r io.Reader, opts Options) (Result,
 	return a.result, nil
 }
 
-// An applier takes the entries of a layer one by one. Whatever has a name is created, linked
-// and removed by run alone and in the order of the archive; workers only fill files that are
-// open. So the order means the same for any number of workers.
+// An applier applies the entries of a layer one by one. run alone creates, links and removes names, in the order of the
+// archive; workers only write to files that are open already. So the result doesn't depend on the number of workers.
 type applier struct {
 	ctx      context.Context
 	cancel   context.CancelCauseFunc
@@ -183,14 +184,14 @@ type applier struct {
 	in       *layer.Reader
 	buffer   []byte
 	result   Result
-	sparse   int64 // bytes that sparse files have had so far, holes and all
+	sparse   int64 // total size of the sparse files so far, with their holes
 
 	batch       *batch
 	work, spare chan *batch
 	workers     sync.WaitGroup
 
 	mu     sync.Mutex
-	failed error // of a worker
+	failed error // the first error of a worker
 	unset  map[string]int64
 }
 
@@ -209,19 +210,19 @@ func (a *applier) run() error {
 		a.result.Entries++
 		a.tree.allow(a.in.Offset())
 		if n := a.opts.MaxEntries; n > 0 && a.result.Entries+a.tree.made > n {
-			return tooMuch("layer has more than %d entries", n)
+			return overLimit("layer has more than %d entries", n)
 		}
-		if !a.tree.isToApplyAgain() {
-			if err := a.entry(h); err != nil && !a.tree.mayBeWell(h, err) {
+		if !a.tree.needsReapply() {
+			if err := a.entry(h); err != nil && !a.tree.mayResolve(h, err) {
 				return fmt.Errorf("entry %s: %w", quote(h.Name), err)
 			}
 		}
 	}
 }
 
-// end is the end of the archive.
+// end handles the end of the archive.
 func (a *applier) end() error {
-	if a.batch != nil { // it need not wait for what trails the archive
+	if a.batch != nil { // don't wait for the bytes after the archive
 		a.send()
 	}
 	return a.in.End(a.opts.ExpectDiffID)

@@ -12,15 +12,15 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// A file is what remains to be done to a file that is open.
+// A file is an open file whose attributes are still to be set.
 type file struct {
 	fd                 int
 	name               string
 	owner              bool
-	uid                uint32 // of the file
+	uid                uint32 // the owner to set
 	gid                uint32
-	layerUID, layerGID uint32
-	unmapped           bool // no file can have the layer's owner
+	layerUID, layerGID uint32 // the owner in the layer
+	unmapped           bool   // the owner in the layer has no counterpart
 	mode               uint32
 	chmod              bool
 	isDir              bool
@@ -28,8 +28,8 @@ type file struct {
 	xattrs             []layer.Xattr
 }
 
-// attributes sets owner, mode and extended attributes, in this order: a change of owner takes
-// the set-user-ID bit and capabilities away.
+// attributes sets the owner, the mode and the extended attributes, in this order, because a change of owner clears the
+// set-user-ID bit and capabilities.
 func (a *applier) attributes(f *file) error {
 	if f.owner {
 		f.chmod = f.chmod || f.mode&0o6000 != 0
@@ -44,7 +44,7 @@ func (a *applier) attributes(f *file) error {
 			xattrs = append(xattrs, layer.Xattr{Name: ownerAttribute, Value: encodeOwner(f.layerUID, f.layerGID)})
 		}
 	}
-	// Attributes of an ordinary user's file want it to be writable.
+	// An unprivileged user may set attributes only on a writable file.
 	locked := !a.tree.privileged && len(xattrs) > 0 && f.mode&0o200 == 0
 	if locked {
 		if err := sys.Fchmod(f.fd, f.mode|0o200); err != nil {
@@ -66,8 +66,8 @@ func (a *applier) attributes(f *file) error {
 	return nil
 }
 
-// chown changes a file's owner by set. If that is not permitted, the file gets no set-ID bits either: they would give away the
-// rights of the owner that it has kept.
+// chown calls set to change a file's owner. If that is not permitted, the file gets no set-ID bits, which would grant
+// the rights of its present owner.
 func (a *applier) chown(f *file, set func() error) error {
 	err := error(unix.EINVAL)
 	if !f.unmapped {
@@ -114,12 +114,13 @@ func (a *applier) setXattrs(xattrs []layer.Xattr, set func(layer.Xattr) error) e
 	return nil
 }
 
-// attributeError takes what means that a file system can't hold an attribute of such a size or value for want of support.
+// attributeError adds ENOTSUP to errors by which a file system says that it can't hold an attribute of this size or
+// value.
 func (a *applier) attributeError(err error) error {
 	switch err {
 	case unix.E2BIG, unix.ERANGE, unix.EINVAL:
 		return fmt.Errorf("%w: %w", unix.ENOTSUP, err)
-	case unix.ENOSPC: // also for one that is larger than a block, as of ext4
+	case unix.ENOSPC: // ext4 also returns it for an attribute larger than a block
 		var fs unix.Statfs_t
 		if unix.Fstatfs(a.tree.root.fd, &fs) == nil && fs.Bavail > 256 {
 			return fmt.Errorf("%w: %w", unix.ENOTSUP, err)
@@ -128,8 +129,8 @@ func (a *applier) attributeError(err error) error {
 	return err
 }
 
-// tolerate counts what can't be set here, for want of rights or of support, unless that is
-// refused.
+// tolerate counts an attribute that can't be set because of missing rights or support, and returns nil. With Strict it
+// returns the error.
 func (a *applier) tolerate(kind, verb string, err error) error {
 	if err == nil {
 		return nil
@@ -139,7 +140,7 @@ func (a *applier) tolerate(kind, verb string, err error) error {
 	case a.opts.Strict:
 		return err
 	case errors.Is(err, unix.EPERM), errors.Is(err, unix.ENOTSUP):
-	case kind == "owners" && (errors.Is(err, unix.EINVAL) || errors.Is(err, unix.EACCES)): // not mapped in a user namespace
+	case kind == "owners" && (errors.Is(err, unix.EINVAL) || errors.Is(err, unix.EACCES)): // not mapped in this user namespace
 	default:
 		return err
 	}
@@ -152,8 +153,8 @@ func (a *applier) tolerate(kind, verb string, err error) error {
 	return nil
 }
 
-// clearXattrs takes from a directory of a lower layer the attributes that the layer's own entry
-// would have to name.
+// clearXattrs removes all attributes from a directory of a lower layer: an entry of this layer lists all that the
+// directory is to have.
 func clearXattrs(fd int) error {
 	buf := make([]byte, 1<<10)
 	n, err := unix.Flistxattr(fd, buf)
@@ -177,8 +178,7 @@ func clearXattrs(fd int) error {
 	return nil
 }
 
-// dropACLs takes from a new file or directory what it inherited: a layer's entry names all its
-// attributes.
+// dropACLs removes the ACLs that a new file or directory inherited: a layer's entry lists all attributes.
 func dropACLs(fd int, names ...string) error {
 	for _, name := range names {
 		if err := ignore(unix.Fremovexattr(fd, name), unix.ENODATA, unix.ENOTSUP); err != nil {

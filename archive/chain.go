@@ -2,16 +2,16 @@ package archive
 
 import "github.com/opencontainers/go-digest"
 
-// ChainID returns the chain ID of the stack of layers below and, on top of it, the layer
-// diffID, as the image specification's "Layer ChainID" defines it. An empty parent means
-// that diffID is the lowest layer. Both must be digests (ErrInvalidArgument).
+// ChainID returns the chain ID of the layer diffID on top of the stack with chain ID parent, as "Layer ChainID" in the
+// image specification defines it. If parent is "", diffID is the lowest layer. ErrInvalidArgument if one is not a
+// digest.
 func ChainID(parent, diffID digest.Digest) (digest.Digest, error) {
 	for _, d := range []digest.Digest{parent, diffID} {
 		if d == "" && d == parent && d != diffID {
 			continue
 		}
 		if err := d.Validate(); err != nil {
-			return "", refused("diff ID %s: %w", quote(d.String()), err)
+			return "", invalid("diff ID %s: %w", quote(d.String()), err)
 		}
 	}
 	if parent == "" {

@@ -15,7 +15,7 @@ import (
 	"github.com/opencontainers/go-digest"
 )
 
-// Compression is the form in which a layer is written.
+// Compression is the compression of a layer that is written.
 type Compression int
 
 const (
@@ -24,7 +24,7 @@ const (
 	Uncompressed
 )
 
-// A Layer is the descriptor of a layer that was written, with the digest of its plain archive.
+// A Layer is the descriptor of a layer that was written, and its diff ID: the digest of its uncompressed archive.
 type Layer struct {
 	MediaType string        `json:"mediaType"`
 	Digest    digest.Digest `json:"digest"`
@@ -33,25 +33,25 @@ type Layer struct {
 }
 
 const (
-	// What is compressed at a time. It is part of what the bytes of a layer depend on, as the
-	// number of goroutines must not be.
+	// pieceSize is how much is compressed at a time. A layer's bytes depend on it, so it must not depend on the number
+	// of goroutines.
 	pieceSize  = 512 << 10
-	dictSize   = 32 << 10 // deflate's window
-	zstdWindow = 1 << 20  // the encoder holds four times as much for each goroutine, and more
+	dictSize   = 32 << 10 // DEFLATE's window
+	zstdWindow = 1 << 20  // each goroutine of the encoder takes more than four times as much memory
 	gzipLevel  = 5
 )
 
-var gzipHeader = []byte{0x1f, 0x8b, 8, 0, 0, 0, 0, 0, 0, 0xff} // no name, no time, no system
+var gzipHeader = []byte{0x1f, 0x8b, 8, 0, 0, 0, 0, 0, 0, 0xff} // no name, time or operating system
 
-// A compressor writes a layer from the archive written to it. Pieces of a gzip layer are
-// deflated side by side, each with the end of the one before as its dictionary, and make one
-// member; one goroutine hashes and writes them in order.
+// A compressor compresses the archive that is written to it. Pieces of a gzip layer are deflated concurrently, each
+// with the end of the piece before it as its dictionary, and form a single gzip member. One goroutine hashes and writes
+// the pieces in order.
 type compressor struct {
 	ctx    context.Context
 	form   Compression
 	out    counted
 	zstd   *zstd.Encoder
-	fill   *piece
+	piece  *piece
 	dict   []byte
 	spare  chan *piece
 	work   chan *piece
@@ -62,7 +62,7 @@ type compressor struct {
 
 	plain hash.Hash
 	crc   uint32
-	size  uint32 // modulo 2^32, as gzip has it
+	size  uint32 // modulo 2^32, as in the trailer of gzip
 }
 
 // A piece is a part of the archive.
@@ -70,10 +70,10 @@ type piece struct {
 	data, dict []byte
 	deflated   bytes.Buffer
 	last       bool
-	ready      chan struct{} // the worker is done
+	ready      chan struct{} // closed when the worker is done
 }
 
-// counted hashes and counts what goes through it.
+// counted counts and hashes what is written through it.
 type counted struct {
 	w      io.Writer
 	digest hash.Hash
@@ -87,7 +87,7 @@ func (c *counted) Write(p []byte) (int, error) {
 	return n, err
 }
 
-// newCompressor starts a layer. Either finish or abandon must be called.
+// newCompressor starts a layer. The caller must call finish or abandon.
 func newCompressor(ctx context.Context, w io.Writer, form Compression, workers int) (*compressor, error) {
 	c := &compressor{
 		ctx: ctx, form: form,
@@ -108,7 +108,7 @@ func newCompressor(ctx context.Context, w io.Writer, form Compression, workers i
 		}
 	case Zstd:
 		var err error
-		// Two make the encoder split its input as any larger number does.
+		// With one goroutine the encoder would split its input differently than with two or more.
 		c.zstd, err = zstd.NewWriter(&c.out, zstd.WithWindowSize(zstdWindow),
 			zstd.WithConcurrentBlocks(true), zstd.WithEncoderConcurrency(max(2, workers)))
 		if err != nil {
@@ -116,7 +116,7 @@ func newCompressor(ctx context.Context, w io.Writer, form Compression, workers i
 		}
 	case Uncompressed:
 	default:
-		return nil, refused("compression %d is not known", form)
+		return nil, invalid("compression %d is not known", form)
 	}
 	c.ended.Go(c.write)
 	return c, nil
@@ -128,7 +128,7 @@ func (c *compressor) Write(p []byte) (int, error) {
 		if err := c.room(); err != nil {
 			return n, err
 		}
-		f := c.fill
+		f := c.piece
 		m := copy(f.data[len(f.data):pieceSize], p[n:])
 		f.data = f.data[:len(f.data)+m]
 		n += m
@@ -139,19 +139,19 @@ func (c *compressor) Write(p []byte) (int, error) {
 	return n, nil
 }
 
-// room makes fill a piece that takes data.
+// room makes sure that c.piece has space for data.
 func (c *compressor) room() error {
-	if c.fill != nil {
+	if c.piece != nil {
 		return nil
 	}
 	select {
-	case c.fill = <-c.spare:
+	case c.piece = <-c.spare:
 	case <-c.failed:
 		return c.err
 	case <-c.ctx.Done():
 		return c.ctx.Err()
 	}
-	f := c.fill
+	f := c.piece
 	if f.data == nil {
 		f.data = make([]byte, 0, pieceSize)
 	}
@@ -160,26 +160,26 @@ func (c *compressor) room() error {
 }
 
 func (c *compressor) send() {
-	f := c.fill
-	c.fill = nil
+	f := c.piece
+	c.piece = nil
 	if c.form == Gzip {
 		f.dict = append(f.dict[:0], c.dict...)
 		c.dict = append(c.dict[:0], f.data[max(0, len(f.data)-dictSize):]...)
-		c.work <- f // never blocks: there are as many places as pieces
+		c.work <- f // never blocks: the channel has space for all pieces
 	}
 	c.order <- f
 }
 
-// deflate is a worker.
+// deflate is the loop of a worker that compresses pieces.
 func (c *compressor) deflate() {
 	var w *flate.Writer
 	for p := range c.work {
 		p.deflated.Reset()
 		if w == nil {
-			w, _ = flate.NewWriter(&p.deflated, gzipLevel) // fails for levels that are none
+			w, _ = flate.NewWriter(&p.deflated, gzipLevel) // only an invalid level is an error
 		}
 		w.ResetDict(&p.deflated, p.dict)
-		_, _ = w.Write(p.data) // into memory
+		_, _ = w.Write(p.data) // to memory: no error
 		if p.last {
 			_ = w.Close()
 		} else {
@@ -189,7 +189,7 @@ func (c *compressor) deflate() {
 	}
 }
 
-// write takes the pieces in order.
+// write writes the pieces in order.
 func (c *compressor) write() {
 	fail := func(err error) {
 		if c.err == nil && err != nil {
@@ -226,13 +226,13 @@ func (c *compressor) write() {
 	}
 }
 
-// finish ends the layer and tells what it is.
+// finish ends the layer and returns its descriptor.
 func (c *compressor) finish() (Layer, error) {
 	if err := c.room(); err != nil {
 		c.abandon()
 		return Layer{}, err
 	}
-	c.fill.last = true
+	c.piece.last = true
 	c.send()
 	c.close()
 	err := c.err
@@ -263,7 +263,7 @@ var mediaTypes = [...]string{
 	Uncompressed: "application/vnd.oci.image.layer.v1.tar",
 }
 
-// abandon ends the goroutines once the write that is under way has returned.
+// abandon ends the goroutines, as soon as the current write returns.
 func (c *compressor) abandon() {
 	c.close()
 	if c.zstd != nil {
@@ -278,12 +278,12 @@ func (c *compressor) close() {
 	c.ended.Wait()
 }
 
-// ParseCompression takes gzip, zstd or none.
+// ParseCompression parses gzip, zstd or none.
 func ParseCompression(name string) (Compression, error) {
 	for form, n := range []string{Gzip: "gzip", Zstd: "zstd", Uncompressed: "none"} {
 		if n == name {
 			return Compression(form), nil
 		}
 	}
-	return 0, refused("compression %q is not one of gzip, zstd, none", name)
+	return 0, invalid("compression %q is not one of gzip, zstd, none", name)
 }

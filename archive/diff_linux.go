@@ -18,50 +18,47 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// DiffOptions change what Diff does. The zero value is the usual.
+// DiffOptions modify what Diff does. The zero value is the usual case.
 type DiffOptions struct {
 	Compression Compression
-	// Overlay tells that upper is an upper directory of overlayfs. It alone is read, and its
-	// marks of deletion, attributes of trusted.overlay or user.overlay among them, become those
-	// of a layer.
+	// Overlay says that upper is an upper directory of overlayfs. Diff then reads upper alone, and translates the
+	// whiteouts, opaque directories and attributes of overlayfs (trusted.overlay or user.overlay) to those of a layer.
 	Overlay bool
-	// Latest, if not zero, is the time that entries with a later one get.
+	// Latest, if not zero, is the largest modification time of an entry: later times are replaced by it.
 	Latest time.Time
-	// UIDs and GIDs map the owners of the layer to those of the files.
+	// UIDs and GIDs map the owners in the layer to those of the files.
 	UIDs, GIDs IDMap
-	// Only, if not empty, leaves out all entries but those of these paths, below them, and on the way to them; Exclude leaves
-	// out those of its paths and below them. What is left out is not read, and the layer does not remove it: where upper has no directory
-	// above it any more, that of lower stays as it is.
+	// Only, if not empty, selects the entries with these paths, below them, and on the way to them. Exclude leaves out
+	// those with its paths and below them. What is left out is not read, and the layer doesn't remove it: if upper has
+	// lost a directory above it, that of lower stays.
 	Only, Exclude []string
-	// Archive makes an archive of upper for tar(1), which is not a layer: names that are marks of deletion are names like any other,
-	// and what is mounted below upper is left out. Upper itself has no entry. It may change meanwhile: what vanishes is left out,
-	// and a file that grows is written as it was when it was opened.
+	// Archive makes a plain tar archive of upper instead of a layer: whiteout names are ordinary names, other mounts
+	// below upper are left out, and upper itself has no entry. Upper may change while it is read: what vanishes is left
+	// out, and a file that grows is written with the size that it had when it was opened.
 	Archive bool
-	// Workers is the number of goroutines that compress, by default as many as there are
-	// processors, up to four. The layer's bytes do not depend on it.
+	// Workers is the number of goroutines that compress. The default is the number of processors, but at most four. The
+	// layer's bytes don't depend on it.
 	Workers int
 }
 
-// Diff writes to w the layer that makes of the directory lower the directory upper, or, if lower
-// is "", that makes upper of nothing. Applied to lower it gives upper in every type, mode, owner,
-// size, content, modification time to the nanosecond, extended attribute, link target, device
-// number and set of hard links. The same trees give the same bytes.
+// Diff writes to w a layer that turns the directory lower into the directory upper. If lower is "" the layer holds all
+// of upper. Applied to lower it reproduces the type, mode, owner, size, content, modification time in nanoseconds,
+// extended attributes, link target, device number and hard links of everything in upper. Equal trees give equal bytes.
 //
-// Entries are in the order of their names' bytes, a directory before what it holds. With a
-// changed file stand the directories above it, the top only when it is itself changed. Files
-// whose attributes are equal are compared by content, unless they are known to be the same file. The names
-// of a file with several stand together: if their set changed, or the file did, the layer holds
-// the file once and links to it. Sockets are taken for missing, and attributes that belong to a
-// host (security.selinux, security.ima, security.evm, system.nfs4_acl, those of overlayfs) are
-// neither compared nor written.
+// Entries are ordered by the bytes of their names, a directory before its content. A changed file is preceded by
+// entries for its parent directories, but by one for the top only if that has changed. Files with equal attributes are
+// compared by content, unless they are known to be the same file. If a file with several hard links changed, or the set
+// of its names did, the layer holds the file once and links the other names to it. Sockets are skipped. Attributes that
+// belong to the host (security.selinux, security.ima, security.evm, system.nfs4_acl and those of overlayfs) are neither
+// compared nor written.
 //
-// What no layer can say is ErrNotImplemented: names that are marks of deletion, paths longer
-// than 4095 bytes, metacopy and redirect attributes of overlayfs. Its whiteouts and opaque
-// directories are ErrInvalidArgument without Overlay. The directories must not change meanwhile.
-// Diff returns after ctx is done as soon as a write to w that is under way has returned.
+// ErrNotImplemented: something that a layer can't express, such as names that mean whiteouts, paths of more than 4095
+// bytes, or overlayfs's attributes metacopy and redirect. ErrInvalidArgument: whiteouts or opaque directories of
+// overlayfs, unless Overlay is set. The directories must not change while Diff reads them. When ctx is done Diff
+// returns as soon as the current Write to w returns.
 func Diff(ctx context.Context, w io.Writer, lower, upper string, opts DiffOptions) (Layer, error) {
 	if opts.Overlay && lower != "" {
-		return Layer{}, refused("an overlay upper directory is compared with nothing")
+		return Layer{}, invalid("an overlay upper directory has no lower directory to compare it with")
 	}
 	if opts.Workers <= 0 {
 		opts.Workers = min(4, runtime.GOMAXPROCS(0))
@@ -84,7 +81,7 @@ func Diff(ctx context.Context, w io.Writer, lower, upper string, opts DiffOption
 			return Layer{}, err
 		}
 		defer lo.close()
-		d.know(lo, up)
+		d.findIdentity(lo, up)
 		if _, err := d.survey("", lo.fd, up.fd); err != nil {
 			return Layer{}, err
 		}
@@ -106,37 +103,37 @@ func Diff(ctx context.Context, w io.Writer, lower, upper string, opts DiffOption
 
 const compareSize = 128 << 10
 
-// A differ walks two trees side by side. Nothing is opened but single names below directories
-// that are held open, and no symbolic link is followed.
+// A differ walks two trees side by side. It opens single names in directories that it holds open, and follows no
+// symbolic link.
 type differ struct {
 	ctx      context.Context
 	opts     DiffOptions
 	selected selection
 	tar      *tar.Writer
 	buffers  [2][]byte
-	knows    bool                // some files can be known as unchanged
-	clean    map[uint64]struct{} // directories below which nothing differs, by the hash of the path
+	identity bool                // some files can be known to be unchanged without reading them: see unchanged
+	clean    map[uint64]struct{} // directories, by the hash of their paths, below which nothing differs
 	tops     [2]top
-	parted   time.Time // of two btrfs snapshots: before it they were the same
-	chowns   bool      // CAP_CHOWN: files have the owners that they were to get
+	diverged time.Time // for two btrfs snapshots, a time before which they were equal
+	chowns   bool      // CAP_CHOWN: files have the owners that the layer gave them
 
-	// Of files with several names, which names those are in each tree, as far as both trees
-	// have the name: what one tree lacks is removed or written anyway.
+	// For files with several names, the set of these names in each tree. Only names that exist in both trees count: a
+	// name that one tree lacks is written or removed anyway.
 	seed                   maphash.Seed
 	lowerLinks, upperLinks map[inode]nameSet
 
-	links map[inode]string // names that the layer holds of files with several
+	links map[inode]string // for files with several names, the first name in the layer
 }
 
-// A nameSet stands for a set of paths: two that differ have the same sum only by a chance of
-// one in 2^64, which nobody who does not know the seed can bring about.
+// A nameSet represents a set of paths. Different sets have equal sums with a probability of 2^-64, which nobody can
+// increase without knowing the seed.
 type nameSet struct {
 	n   int
 	sum uint64
 }
 
-// each calls f for the names that two directories hold, in order, with what each has; a
-// descriptor of -1 is a directory that is not there.
+// each calls f for each name in either of two directories, in order. lo or up is nil if a directory lacks the name. A
+// descriptor of -1 stands for a missing directory.
 func (d *differ) each(dir string, lower, upper int, f func(lo, up *node) error) error {
 	lows, err := sortedNames(lower, dir)
 	if err != nil {
@@ -146,8 +143,8 @@ func (d *differ) each(dir string, lower, upper int, f func(lo, up *node) error) 
 	if err != nil {
 		return err
 	}
-	left := func(name string) bool { return !d.selected.has(join(dir, name), true) }
-	lows, ups = slices.DeleteFunc(lows, left), slices.DeleteFunc(ups, left)
+	excluded := func(name string) bool { return !d.selected.has(join(dir, name), true) }
+	lows, ups = slices.DeleteFunc(lows, excluded), slices.DeleteFunc(ups, excluded)
 	for len(lows) > 0 || len(ups) > 0 {
 		if err := d.ctx.Err(); err != nil {
 			return err
@@ -184,10 +181,10 @@ func (d *differ) each(dir string, lower, upper int, f func(lo, up *node) error) 
 	return nil
 }
 
-// survey records the names of files with several that both trees have, and the directories of which it is known that nothing below
-// them differs: clean reports that of this one.
+// survey records the names of files with several names, and the directories below which nothing differs. clean reports
+// whether this is so for the given directory.
 func (d *differ) survey(dir string, lower, upper int) (clean bool, err error) {
-	clean = d.knows && lower >= 0
+	clean = d.identity && lower >= 0
 	err = d.each(dir, lower, upper, func(lo, up *node) error {
 		switch {
 		case up == nil:
@@ -196,9 +193,9 @@ func (d *differ) survey(dir string, lower, upper int) (clean bool, err error) {
 		case up.isDir() && (lo == nil || !lo.isDir()):
 			lo = nil
 		case !up.isDir():
-			d.note(d.upperLinks, up)
+			d.addName(d.upperLinks, up)
 			if lo != nil && !lo.isDir() {
-				d.note(d.lowerLinks, lo)
+				d.addName(d.lowerLinks, lo)
 			}
 			clean = clean && lo != nil && up.st.Nlink == 1 && lo.st.Nlink == 1 && !isWhiteout(&up.st) && d.unchanged(lo, up)
 			return nil
@@ -226,7 +223,7 @@ func (d *differ) survey(dir string, lower, upper int) (clean bool, err error) {
 	return clean, err
 }
 
-func (d *differ) note(links map[inode]nameSet, n *node) {
+func (d *differ) addName(links map[inode]nameSet, n *node) {
 	if n.st.Nlink > 1 {
 		s := links[n.inode()]
 		links[n.inode()] = nameSet{s.n + 1, s.sum + maphash.String(d.seed, n.path)}
@@ -256,7 +253,7 @@ func (d *differ) top(lo, up *node) error {
 	return d.directory(lo, up)
 }
 
-// directory writes what differs below upper, whose lower may be nil.
+// directory writes what differs below the directory up. lo is the directory in lower, or nil.
 func (d *differ) directory(lo, up *node) error {
 	lower := -1
 	if lo != nil {
@@ -277,7 +274,7 @@ func (d *differ) directory(lo, up *node) error {
 	})
 }
 
-// entry writes a file that upper has, as far as it differs from lower's, which may be nil.
+// entry writes a file of upper, as far as it differs from that of lower. lo is nil if lower lacks it.
 func (d *differ) entry(lo, up *node) error {
 	if isWhiteout(&up.st) && !d.opts.Archive {
 		if !d.opts.Overlay {
@@ -325,13 +322,13 @@ func (d *differ) entry(lo, up *node) error {
 	return d.write(up)
 }
 
-// isNamed reports whether a file is one that Only has in an Archive.
+// isNamed reports whether a file at the top is listed in Only, in an Archive.
 func (d *differ) isNamed(n *node) bool {
 	return d.opts.Archive && n.parentNode != nil && n.parentNode.path == "" && slices.Contains(d.opts.Only, n.path)
 }
 
-// same tells whether lower's file needs no entry to be upper's. Of directories it compares
-// themselves alone.
+// same reports whether a file in upper equals that in lower, so that it needs no entry. It compares only the
+// directories themselves, not their content.
 func (d *differ) same(lo, up *node) (bool, error) {
 	if !up.isDir() && d.namesOf(d.lowerLinks, lo) != d.namesOf(d.upperLinks, up) {
 		return false, nil
@@ -409,12 +406,12 @@ func (d *differ) sameContent(lo, up *node) (bool, error) {
 	return true, nil
 }
 
-// overlayDir writes the mark of an opaque directory.
+// overlayDir writes an opaque marker if the directory is opaque in overlayfs.
 func (d *differ) overlayDir(up *node) error {
 	if err := d.readXattrs(up); err != nil {
 		return err
 	}
-	if string(up.overlay["opaque"]) != "y" || !d.selected.whole(up.path) { // x tells that files in it may be whiteouts
+	if string(up.overlay["opaque"]) != "y" || !d.selected.whole(up.path) { // "x" would mean that files in the directory may be whiteouts
 		return nil
 	}
 	return d.mark(up, layer.OpaqueMarker)

@@ -559,7 +559,7 @@ func TestDiffSeesChanges(t *testing.T) {
 		return len(p), nil
 	})
 	_, err := Diff(t.Context(), w, "", dir, DiffOptions{Compression: Uncompressed, Workers: 1})
-	if err == nil || !strings.Contains(err.Error(), "changed meanwhile") {
+	if err == nil || !strings.Contains(err.Error(), "changed while it was read") {
 		t.Errorf("got %v", err)
 	}
 }

@@ -9,41 +9,41 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// A dir is a directory below the target that is held open.
+// A dir is an open directory in the target.
 type dir struct {
 	fd   int
-	path string // from the target, no symbolic link in it; "" is the target
-	hash uint64 // of the path
+	path string // relative to the target, without symbolic links; "" is the target itself
+	hash uint64 // of path
 
-	// ours tells that this layer created it, or has hidden what was in it: nothing below it is of lower layers.
+	// ours is true if this layer created the directory or hid its content: nothing in it belongs to lower layers.
 	ours bool
 
-	touched bool // the tree's touched holds it
+	touched bool // tree.touched has it
 
-	// What creating files in it does, once probed.
+	// How new files in it are created. Valid if probed is true.
 	probed   bool
-	mask     uint32 // permission bits that a new file does not get
+	mask     uint32 // permission bits that a new file doesn't get
 	uid, gid uint32 // owner of a new file
 	setgid   bool   // new directories inherit the set-group-ID bit
-	acl      bool   // it has a default ACL, which new files and directories inherit
+	acl      bool   // has a default ACL, which new files and directories inherit
 
-	// What the directory must have again when it is closed.
+	// To be restored when the directory is closed.
 	times   *[2]unix.Timespec
 	mode    uint32
 	setMode bool
 }
 
-// mkdir makes the directory name in d, with the mode whatever the umask, in place of what is
-// there; or opens it, if it is a directory already.
+// mkdir creates the directory name in d with the given mode, whatever the umask. It replaces whatever is there, but
+// opens a directory that exists. made reports whether it was created.
 func (t *tree) mkdir(d *dir, name string, mode uint32, keep ...*dir) (c *dir, made bool, err error) {
 	if err := t.check(d, name); err != nil {
 		return nil, false, err
 	}
-	first := mode & 0o777
+	initial := mode & 0o777
 	if !t.privileged {
-		first |= 0o700
+		initial |= 0o700
 	}
-	err = sys.Mkdirat(d.fd, name, first)
+	err = sys.Mkdirat(d.fd, name, initial)
 	replaced := false
 	if errors.Is(err, unix.EEXIST) {
 		var st unix.Stat_t
@@ -58,7 +58,7 @@ func (t *tree) mkdir(d *dir, name string, mode uint32, keep ...*dir) (c *dir, ma
 			return nil, false, err
 		}
 		replaced = true
-		err = sys.Mkdirat(d.fd, name, first)
+		err = sys.Mkdirat(d.fd, name, initial)
 	}
 	if err != nil {
 		return nil, false, err
@@ -79,13 +79,13 @@ func (t *tree) mkdir(d *dir, name string, mode uint32, keep ...*dir) (c *dir, ma
 			return nil, false, err
 		}
 	}
-	if d.setgid || first&^d.mask != first || mode&0o7000 != 0 {
-		if err := sys.Fchmod(fd, mode&0o7000|first); err != nil {
+	if d.setgid || initial&^d.mask != initial || mode&0o7000 != 0 {
+		if err := sys.Fchmod(fd, mode&0o7000|initial); err != nil {
 			return nil, false, err
 		}
 	}
 	if replaced && t.opaque != "" {
-		// What the replaced entry hid of the lower layers must stay hidden.
+		// What the replaced entry hid must stay hidden.
 		if err := t.setOpaque(fd, t.under(d.hash, name)); err != nil {
 			return nil, false, err
 		}
@@ -94,7 +94,7 @@ func (t *tree) mkdir(d *dir, name string, mode uint32, keep ...*dir) (c *dir, ma
 		return nil, false, err
 	}
 	c = &dir{fd: fd, path: join(d.path, name), hash: t.under(d.hash, name), ours: true}
-	if first != mode&0o777 {
+	if initial != mode&0o777 {
 		c.mode, c.setMode = mode, true
 	}
 	if !d.setgid && mode&unix.S_ISGID == 0 {
@@ -104,8 +104,8 @@ func (t *tree) mkdir(d *dir, name string, mode uint32, keep ...*dir) (c *dir, ma
 	return c, true, nil
 }
 
-// probe learns what a file created in d gets, from one that never has a name: umask, default
-// ACLs, set-group-ID and mount options all show in it.
+// probe finds out how new files in d are created, by creating one without a name: it shows the effect of umask, default
+// ACLs, set-group-ID and mount options.
 func (t *tree) probe(d *dir) {
 	if d.probed {
 		return
@@ -116,7 +116,7 @@ func (t *tree) probe(d *dir) {
 	d.acl = err == nil
 	fd, err := sys.Openat(d.fd, ".", unix.O_TMPFILE|unix.O_WRONLY|unix.O_CLOEXEC, 0o777)
 	if err != nil {
-		return // every file is told its mode and owner
+		return // set mode and owner explicitly for each file
 	}
 	defer unix.Close(fd)
 	var f, st unix.Stat_t
@@ -133,7 +133,7 @@ func (d *dir) close() error {
 	}
 	if d.times != nil && err == nil {
 		if err = futimens(d.fd, d.times); errors.Is(err, unix.EPERM) {
-			err = nil // another user's directory, which its owner lets us write to
+			err = nil // another user's directory, to which this user may write
 		}
 	}
 	_ = unix.Close(d.fd)

@@ -16,14 +16,14 @@ import (
 
 func (a *applier) entry(h *tar.Header) error {
 	if len(h.Name) > layer.MaxPath {
-		return refused("name of %d bytes", len(h.Name))
+		return invalid("name of %d bytes", len(h.Name))
 	}
 	name := layer.Clean(h.Name)
 	if !a.wanted(name) {
 		return nil
 	}
 	if strings.HasPrefix(name, layer.MetaPrefix) && name != layer.OpaqueMarker && !a.opts.Archive {
-		return nil // what aufs kept for itself at the top of a layer
+		return nil // metadata that aufs keeps at the top of a layer
 	}
 	if name == "" {
 		if h.Typeflag != tar.TypeDir || a.opts.Archive {
@@ -57,10 +57,10 @@ func (a *applier) entry(h *tar.Header) error {
 	case tar.TypeSymlink, tar.TypeChar, tar.TypeBlock, tar.TypeFifo:
 		return a.special(h, parent, base)
 	}
-	return refused("type %q is not supported", h.Typeflag)
+	return invalid("type %q is not supported", h.Typeflag)
 }
 
-// below returns a path in the target for one in the layer.
+// below turns a path in the layer into one in the target.
 func (a *applier) below(name string) string {
 	if a.opts.Below == "" {
 		return name
@@ -68,7 +68,7 @@ func (a *applier) below(name string) string {
 	return join(a.opts.Below, name)
 }
 
-// wanted reports whether Only and Exclude leave an entry in: by its name, or that of the file that a whiteout is for.
+// wanted reports whether Only and Exclude select an entry, by its name or by the name that a whiteout hides.
 func (a *applier) wanted(name string) bool {
 	dir, base := layer.Split(name)
 	whiteout := strings.HasPrefix(base, layer.WhiteoutPrefix)
@@ -81,32 +81,33 @@ func (a *applier) wanted(name string) bool {
 	return a.selected.has(name, !whiteout)
 }
 
-// A selection is of paths of a layer: those of only, or all if that is empty, without those of exclude; each with what is below it.
+// A selection selects paths of a layer: those in only and below, or all if only is empty, without those in exclude and
+// below.
 type selection struct{ only, exclude []string }
 
 func newSelection(only, exclude []string) selection {
 	return selection{cleanAll(only), cleanAll(exclude)}
 }
 
-// has reports whether a path is selected. onTheWay also selects what leads to it: a directory is wanted for its attributes, a symbolic link
-// for where it leads.
+// has reports whether a path is selected. With onTheWay it also selects what leads to a selected path: directories,
+// whose attributes are needed, and symbolic links, which may lead there.
 func (s selection) has(name string, onTheWay bool) bool {
 	return !slices.ContainsFunc(s.exclude, func(p string) bool { return within(name, p) }) &&
 		(len(s.only) == 0 || slices.ContainsFunc(s.only, func(p string) bool { return within(name, p) || onTheWay && within(p, name) }))
 }
 
-// whole reports whether a path is selected with all that is below it.
+// whole reports whether a path is selected together with everything below it.
 func (s selection) whole(name string) bool {
 	return s.has(name, false) && !slices.ContainsFunc(s.exclude, func(p string) bool { return within(p, name) })
 }
 
-// within reports whether a path is dir, or below it.
+// within reports whether a path is dir or below it.
 func within(p, dir string) bool {
 	rest, ok := strings.CutPrefix(p, dir)
 	return ok && (dir == "" || rest == "" || rest[0] == '/')
 }
 
-// directory gives an open directory what the entry says; made tells that it was made for it.
+// directory applies an entry to an open directory. made says that it was created for this entry.
 func (a *applier) directory(h *tar.Header, d *dir, made bool) error {
 	t := a.tree
 	t.touch(d)
@@ -139,16 +140,17 @@ func (a *applier) directory(h *tar.Header, d *dir, made bool) error {
 	return a.attributes(&f)
 }
 
-// owns tells whether a file made in d, or d if it was just made, has the owner it shall have.
+// owns reports whether a file created in d, or d itself if it was just created, already has the owner that f is to
+// have.
 func (d *dir) owns(f file) bool {
 	return d.probed && f.uid == d.uid && f.gid == d.gid && !f.unmapped
 }
 
-// newFile takes an entry's attributes. All are to be set.
+// newFile returns a file with an entry's attributes, all of them still to be set.
 func (a *applier) newFile(h *tar.Header) (file, error) {
-	const most = int(^uint32(0)) // itself means "leave it" to chown
+	const most = int(^uint32(0)) // chown(2) takes this value for "unchanged"
 	if h.Uid < 0 || h.Uid >= most || h.Gid < 0 || h.Gid >= most {
-		return file{}, refused("owner %d:%d is out of range", h.Uid, h.Gid)
+		return file{}, invalid("owner %d:%d is out of range", h.Uid, h.Gid)
 	}
 	uid, mapped := a.opts.UIDs.file(uint32(h.Uid))
 	gid, gidMapped := a.opts.GIDs.file(uint32(h.Gid))
@@ -183,7 +185,7 @@ func timespec(t time.Time) unix.Timespec {
 	return unix.Timespec{Sec: t.Unix(), Nsec: int64(t.Nanosecond())}
 }
 
-// create makes the new file base in d by the system call in call, in place of what is there.
+// create creates the file base in d with a system call. It removes what is there before.
 func (a *applier) create(d *dir, base string, call func() error) error {
 	if err := a.tree.check(d, base); err != nil {
 		return err
@@ -208,10 +210,10 @@ func (a *applier) regular(h *tar.Header, parent, base string) error {
 	}
 	if layer.Sparse(h) {
 		if h.Size > layer.MaxSparse-a.sparse {
-			return refused("sparse files have more than %d bytes together", int64(layer.MaxSparse))
+			return invalid("sparse files have more than %d bytes together", int64(layer.MaxSparse))
 		}
 		if a.sparse += h.Size; a.opts.MaxBytes > 0 && a.sparse > a.opts.MaxBytes {
-			return tooMuch("sparse files have more than %d bytes together", a.opts.MaxBytes)
+			return overLimit("sparse files have more than %d bytes together", a.opts.MaxBytes)
 		}
 	}
 	d, err := a.tree.lookup(parent)
@@ -235,9 +237,9 @@ func (a *applier) regular(h *tar.Header, parent, base string) error {
 	f.owner = !d.owns(f)
 	f.chmod = f.mode&0o7000 != 0 || f.mode&^d.mask != f.mode
 	if h.Size <= smallFile && !layer.Sparse(h) {
-		return a.small(f, int(h.Size))
+		return a.queueSmall(f, int(h.Size))
 	}
-	if err := a.large(h, f.fd); err != nil {
+	if err := a.copyLarge(h, f.fd); err != nil {
 		_ = unix.Close(f.fd)
 		return err
 	}
@@ -256,16 +258,16 @@ func (a *applier) link(h *tar.Header, parent, base string) error {
 		return a.unresolvedLink(parent, base, target)
 	}
 	if err != nil {
-		return refused("hard link to %s: %w", quote(h.Linkname), err)
+		return invalid("hard link to %s: %w", quote(h.Linkname), err)
 	}
 	d, err := t.lookup(parent, from)
 	if err != nil {
 		return err
 	}
 	if from == d && tbase == base {
-		return refused("hard link to itself")
+		return invalid("hard link to itself")
 	}
-	// Nothing is removed to make way for a link that can't be.
+	// Check the target before anything is removed for the link.
 	var st unix.Stat_t
 	err = sys.Fstatat(from.fd, tbase, &st, unix.AT_SYMLINK_NOFOLLOW)
 	if errors.Is(err, unix.ENOENT) {
@@ -277,13 +279,13 @@ func (a *applier) link(h *tar.Header, parent, base string) error {
 		err = unix.ENOENT
 	}
 	if err != nil {
-		return refused("hard link to %s: %w", quote(h.Linkname), err)
+		return invalid("hard link to %s: %w", quote(h.Linkname), err)
 	}
 	if st.Mode&unix.S_IFMT == unix.S_IFDIR {
-		return refused("hard link to the directory %s", quote(h.Linkname))
+		return invalid("hard link to the directory %s", quote(h.Linkname))
 	}
 	if p := join(d.path, base); from.path == p || strings.HasPrefix(from.path, p+"/") {
-		return refused("hard link to %s, which it would replace", quote(h.Linkname))
+		return invalid("hard link to %s, which it would replace", quote(h.Linkname))
 	}
 	if err := a.create(d, base, func() error { return sys.Linkat(from.fd, tbase, d.fd, base, 0) }); err != nil {
 		return err
@@ -295,7 +297,7 @@ func (a *applier) link(h *tar.Header, parent, base string) error {
 	return nil
 }
 
-// special makes what is not opened: symbolic links, devices and fifos.
+// special creates files that can't be opened for writing: symbolic links, devices and FIFOs.
 func (a *applier) special(h *tar.Header, parent, base string) error {
 	f, err := a.newFile(h)
 	if err != nil {
@@ -315,7 +317,7 @@ func (a *applier) special(h *tar.Header, parent, base string) error {
 		var device uint64
 		if h.Typeflag != tar.TypeFifo {
 			if h.Devmajor < 0 || h.Devmajor >= 1<<12 || h.Devminor < 0 || h.Devminor >= 1<<20 {
-				return refused("device number %d:%d is out of range", h.Devmajor, h.Devminor)
+				return invalid("device number %d:%d is out of range", h.Devmajor, h.Devminor)
 			}
 			device = unix.Mkdev(uint32(h.Devmajor), uint32(h.Devminor))
 		}
@@ -333,7 +335,7 @@ func (a *applier) special(h *tar.Header, parent, base string) error {
 			return err
 		}
 	}
-	// The directory by descriptor, and in it the entry itself whatever it is.
+	// Names the entry itself in the open directory, without following it.
 	path := fmt.Sprintf("/proc/self/fd/%d/%s", d.fd, base)
 	if d.acl && h.Typeflag != tar.TypeSymlink {
 		if err := ignore(unix.Lremovexattr(path, accessACL), unix.ENODATA, unix.ENOTSUP); err != nil {
@@ -354,7 +356,7 @@ func (a *applier) special(h *tar.Header, parent, base string) error {
 	return nil
 }
 
-// chmodat changes the mode of what is at base, never of what a symbolic link there leads to.
+// chmodat changes the mode of a file, but not through a symbolic link.
 func chmodat(fd int, base string, mode uint32) error {
 	err := sys.Fchmodat(fd, base, mode, unix.AT_SYMLINK_NOFOLLOW)
 	if !errors.Is(err, unix.EOPNOTSUPP) && !errors.Is(err, unix.ENOSYS) {

@@ -12,16 +12,16 @@ func dataLoss(format string, a ...any) error {
 	return errclass.Errorf(errdefs.ErrDataLoss, format, a...)
 }
 
-func refused(format string, a ...any) error {
+func invalid(format string, a ...any) error {
 	return errclass.Errorf(errdefs.ErrInvalidArgument, format, a...)
 }
 
-// tooMuch is for a layer that exceeds a limit of the caller's.
-func tooMuch(format string, a ...any) error {
+// overLimit returns the error for a layer that exceeds a limit of the caller.
+func overLimit(format string, a ...any) error {
 	return errclass.Errorf(errdefs.ErrFailedPrecondition, format, a...)
 }
 
-// quote shows a name in an error, cut to a length that can be read.
+// quote quotes a name for an error message, and shortens it.
 func quote(name string) string {
 	const most = 200
 	if len(name) > most {

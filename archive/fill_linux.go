@@ -13,7 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// A batch is small files on their way to a worker.
+// A batch is a number of small files for a worker.
 type batch struct {
 	data  []byte
 	files []pending
@@ -21,11 +21,11 @@ type batch struct {
 
 type pending struct {
 	file
-	from, to int // in the batch's data
+	from, to int // of its content in the batch's data
 }
 
-// small leaves a file to the workers.
-func (a *applier) small(f file, size int) error {
+// queueSmall reads the content of a small file and queues the file for a worker.
+func (a *applier) queueSmall(f file, size int) error {
 	if a.batch != nil && (len(a.batch.data)+size > batchBytes || len(a.batch.files) == batchFiles) {
 		a.send()
 	}
@@ -50,7 +50,7 @@ func (a *applier) send() {
 	a.batch = nil
 }
 
-// worker fills files. Once the layer has failed it only closes them.
+// worker is the loop of a goroutine that writes small files. After an error of the layer it only closes them.
 func (a *applier) worker() {
 	for b := range a.work {
 		for i := range b.files {
@@ -90,27 +90,27 @@ func (a *applier) workerErr() error {
 	return a.failed
 }
 
-// large copies an entry's content, and leaves holes where a sparse one has them.
-func (a *applier) large(h *tar.Header, fd int) error {
+// copyLarge copies an entry's content to a file. It leaves holes in a sparse file.
+func (a *applier) copyLarge(h *tar.Header, fd int) error {
 	holes := layer.Sparse(h)
-	if holes { // refuses at once a size that the file system can't have
+	if holes { // fails early if the file system can't have a file of this size
 		if err := sys.Ftruncate(fd, h.Size); err != nil {
 			return err
 		}
 	}
-	var at int64
+	var offset int64
 	for {
 		b, err := a.next()
 		n := len(b)
 		if holes {
-			if werr := writeSparse(fd, b, at); werr != nil {
+			if werr := writeSparse(fd, b, offset); werr != nil {
 				return werr
 			}
 		} else if werr := writeAll(fd, b); werr != nil {
 			return werr
 		}
-		at += int64(n)
-		if err == io.EOF && at == h.Size {
+		offset += int64(n)
+		if err == io.EOF && offset == h.Size {
 			return nil
 		}
 		if err == io.EOF {
@@ -122,7 +122,7 @@ func (a *applier) large(h *tar.Header, fd int) error {
 	}
 }
 
-// next returns more of what an entry holds. At the end it is io.EOF, perhaps with the last bytes.
+// next returns the next bytes of an entry's content. At the end it returns io.EOF, possibly with the last bytes.
 func (a *applier) next() ([]byte, error) {
 	if err := a.ctx.Err(); err != nil {
 		return nil, err
@@ -164,7 +164,7 @@ func writeAll(fd int, b []byte) error {
 	return nil
 }
 
-// complete sets the attributes of a file that is written, and closes it.
+// complete sets the attributes of a file that has its content, and closes it.
 func (a *applier) complete(f *file) error {
 	err := a.attributes(f)
 	if err == nil {

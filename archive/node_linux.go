@@ -16,20 +16,20 @@ import (
 
 type inode struct{ dev, ino uint64 }
 
-// A node is a file in a tree: a name in an open directory, and what is there.
+// A node is a file in a tree: a name in an open directory, and its attributes.
 type node struct {
-	parent int // descriptor
+	parent int // descriptor of the directory
 	name   string
-	path   string // from the top
+	path   string // relative to the top
 	st     unix.Stat_t
-	fd     int // of a directory, once it is open
+	fd     int // of a directory that is open, else -1
 
 	parentNode *node // in the upper tree
-	written    bool  // the layer holds the directory
-	named      bool  // Only has it, in an Archive: it may be mounted
+	written    bool  // the layer has an entry for this directory
+	named      bool  // listed in Only, in an Archive: it may be on another mount
 	xattrs     []layer.Xattr
 	overlay    map[string][]byte // attributes of overlayfs
-	read       bool              // both are
+	read       bool              // xattrs and overlay are set
 }
 
 func (n *node) kind() uint32 { return n.st.Mode & unix.S_IFMT }
@@ -57,7 +57,7 @@ func openTop(path string) (*node, error) {
 	fd, err := sys.Open(path, sys.OpenDir&^unix.O_NOFOLLOW, 0)
 	switch {
 	case errors.Is(err, unix.ENOTDIR):
-		return nil, refused("open %s: %w", path, err)
+		return nil, invalid("open %s: %w", path, err)
 	case errors.Is(err, unix.ENOENT):
 		return nil, errclass.As(fmt.Errorf("open %s: %w", path, err), errdefs.ErrNotFound)
 	case err != nil:
@@ -71,7 +71,7 @@ func openTop(path string) (*node, error) {
 	return n, nil
 }
 
-// stat returns the name in a directory, nil where there is none or a socket.
+// stat describes a name in a directory. It returns nil if the name doesn't exist or is a socket.
 func stat(parent int, dir, name string) (*node, error) {
 	n := &node{parent: parent, name: name, path: join(dir, name), fd: -1}
 	err := sys.Fstatat(parent, name, &n.st, unix.AT_SYMLINK_NOFOLLOW)
@@ -87,7 +87,7 @@ func stat(parent int, dir, name string) (*node, error) {
 	return n, nil
 }
 
-// resolve says what keeps a look-up in the directory that is open.
+// resolve returns the restriction for opening the node: it must be on the same mount, unless Only lists it.
 func (n *node) resolve() uint64 {
 	if n.named {
 		return 0
@@ -111,7 +111,7 @@ func (n *node) open() error {
 	return nil
 }
 
-// openFile opens a regular file, and sees that it is the one that was there.
+// openFile opens a regular file, and checks that it is still the one that was found.
 func (n *node) openFile() (int, error) {
 	fd, err := sys.Openat(n.parent, n.name, unix.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
 	if err != nil {
@@ -124,8 +124,8 @@ func (n *node) openFile() (int, error) {
 	return fd, nil
 }
 
-// openNow opens a regular file as it is now. The error is ENOENT if the name is no longer that file's, or if something is mounted
-// there. Nothing else is opened, since opening a device may do something.
+// openNow opens a regular file that may have changed since it was found. ENOENT if the name is another file's by now or
+// is mounted over. It opens only regular files, because opening a device can have effects.
 func (n *node) openNow() (int, error) {
 	place, err := sys.OpenBeneath(n.parent, n.name, unix.O_PATH|unix.O_NOFOLLOW|unix.O_CLOEXEC, n.resolve())
 	if errors.Is(err, unix.EXDEV) || errors.Is(err, unix.ELOOP) {
@@ -150,7 +150,7 @@ func (n *node) openNow() (int, error) {
 	return fd, nil
 }
 
-// vanished reports whether an error says that a name is no longer what it was.
+// vanished reports whether an error means that a name is no longer what it was.
 func vanished(err error) bool {
 	return errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENOTDIR) || errors.Is(err, unix.ELOOP) || errors.Is(err, unix.EINVAL)
 }
@@ -161,12 +161,12 @@ func (n *node) unchanged(fd int) error {
 		return n.fail("stat", err)
 	}
 	if st.Dev != n.st.Dev || st.Ino != n.st.Ino || st.Mode != n.st.Mode || st.Size != n.st.Size || st.Mtim != n.st.Mtim {
-		return n.fail("read", errors.New("changed meanwhile"))
+		return n.fail("read", errors.New("changed while it was read"))
 	}
 	return nil
 }
 
-// sortedNames lists a directory.
+// sortedNames returns the sorted names in a directory.
 func sortedNames(fd int, dir string) ([]string, error) {
 	if fd < 0 {
 		return nil, nil
@@ -194,7 +194,7 @@ func (n *node) readFull(fd int, p []byte) error {
 	return nil
 }
 
-var errShorter = errors.New("changed meanwhile")
+var errShorter = errors.New("changed while it was read")
 
 func (n *node) readlink() (string, error) {
 	buf := make([]byte, layer.MaxPath+1)
@@ -205,10 +205,10 @@ func (n *node) readlink() (string, error) {
 	return string(buf[:m]), nil
 }
 
-// hostXattrs belong to the host or its file system, as umoci has it.
+// hostXattrs are attributes that belong to the host or its file system. The list is umoci's.
 var hostXattrs = []string{"security.selinux", "security.ima", "security.evm", "system.nfs4_acl"}
 
-// readXattrs reads the attributes that a layer holds, in order, and those of overlayfs.
+// readXattrs reads the attributes that go into the layer, sorted, and those of overlayfs.
 func (d *differ) readXattrs(n *node) error {
 	if n.read {
 		return nil
@@ -226,7 +226,7 @@ func (d *differ) readXattrs(n *node) error {
 		if d.opts.Archive && overlay {
 			overlay = strings.HasPrefix(name, "trusted.")
 			if overlay {
-				continue // of the upper directory of an overlay that somebody mounts
+				continue // set by overlayfs in the upper directory of a mount
 			}
 		}
 		if overlay && !slices.Contains(overlayMarks, rest) {
@@ -236,13 +236,13 @@ func (d *differ) readXattrs(n *node) error {
 		switch {
 		case err != nil:
 			return err
-		case v == nil: // it is gone
+		case v == nil: // removed since listXattrs
 		case !overlay:
 			n.xattrs = append(n.xattrs, layer.Xattr{Name: name, Value: v})
 		case !d.opts.Overlay:
 			return n.notUpper("has the overlayfs attribute " + quote(name))
 		case rest == "metacopy" || rest == "redirect":
-			return n.fail("read", unsayable("has the overlayfs attribute "+quote(name)+", so what it shows is elsewhere: mount with metacopy=off,redirect_dir=off"))
+			return n.fail("read", unsupported("has the overlayfs attribute "+quote(name)+", so its content is elsewhere: mount with metacopy=off,redirect_dir=off"))
 		default:
 			if n.overlay == nil {
 				n.overlay = map[string][]byte{}
@@ -253,14 +253,14 @@ func (d *differ) readXattrs(n *node) error {
 	return nil
 }
 
-// overlayMarks are the attributes by which overlayfs makes a file another than it is.
+// overlayMarks are the attributes by which overlayfs shows a file differently from what it is.
 var overlayMarks = []string{"opaque", "whiteout", "metacopy", "redirect"}
 
 func (n *node) notUpper(what string) error {
-	return errclass.As(n.fail("read", errors.New(what+": only an upper directory, read as one, may have it")), errdefs.ErrInvalidArgument)
+	return errclass.As(n.fail("read", errors.New(what+": read it as the upper directory of an overlay")), errdefs.ErrInvalidArgument)
 }
 
-// procPath leads to the name itself in the directory that is open, whatever it is.
+// procPath returns a path of the node itself in its open directory. It doesn't follow a symbolic link at name.
 func (n *node) procPath() string { return fmt.Sprintf("/proc/self/fd/%d/%s", n.parent, n.name) }
 
 func (n *node) listXattrs() ([]string, error) {
@@ -281,7 +281,7 @@ func (n *node) listXattrs() ([]string, error) {
 	return names, nil
 }
 
-// xattr returns an attribute's value, nil where there is none.
+// xattr returns the value of an attribute, or nil if it doesn't exist.
 func (n *node) xattr(name string) ([]byte, error) {
 	b, err := sys.Grow(func(buf []byte) (int, error) {
 		if n.fd >= 0 {
@@ -291,7 +291,7 @@ func (n *node) xattr(name string) ([]byte, error) {
 	})
 	switch {
 	case errors.Is(err, unix.ENODATA), errors.Is(err, unix.ENOTSUP),
-		errors.Is(err, unix.EPERM): // user attributes of what is neither file nor directory
+		errors.Is(err, unix.EPERM): // user attributes of files other than regular files and directories
 		return nil, nil
 	case err != nil:
 		return nil, n.fail("read attribute "+quote(name)+" of", err)

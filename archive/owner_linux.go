@@ -12,10 +12,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// ownerAttribute is where an owner is kept that an ordinary user can't give a file, as PRoot and umoci
-// do: https://github.com/rootless-containers/proto. Its value is a protocol buffer of two numbers, the
-// user in field 1 and the group in field 2, of which 0 may be left out. noOwner means: keep the
-// file's own owner, which is root inside the tree.
+// ownerAttribute holds the owner of a file that an unprivileged user can't give away, as PRoot and umoci do:
+// https://github.com/rootless-containers/proto. The value is a protocol buffer with the user in field 1 and the group
+// in field 2; 0 may be omitted. noOwner means the file's own owner, which is root inside the tree.
 const (
 	ownerAttribute = "user.rootlesscontainers"
 	noOwner        = 1<<32 - 1
@@ -48,13 +47,14 @@ func decodeOwner(b []byte) (uid, gid uint32, ok bool) {
 	return ids[1], ids[2], true
 }
 
-// An IDMap maps the user or group IDs of a layer to those of files, by ranges. One without ranges changes nothing.
+// An IDMap maps user or group IDs of a layer to those of files. An empty map changes nothing.
 type IDMap []IDRange
 
-// An IDRange maps Size IDs, from Layer on, to those from File on.
+// An IDRange maps Size IDs: those of the layer, beginning with Layer, to those of files, beginning with File.
 type IDRange struct{ Layer, File, Size uint32 }
 
-// ParseIDMap reads ranges of the form LAYER:FILE or LAYER:FILE:SIZE, as umoci does. Anything else is ErrInvalidArgument.
+// ParseIDMap parses ranges of the form LAYER:FILE or LAYER:FILE:SIZE, as in umoci. ErrInvalidArgument if one is
+// malformed.
 func ParseIDMap(ranges []string) (m IDMap, err error) {
 	for _, s := range ranges {
 		r, err := parseIDRange(s)
@@ -75,19 +75,19 @@ func parseIDRange(s string) (IDRange, error) {
 	for i, f := range fields {
 		var err error
 		if len(fields) != len(n) {
-			return IDRange{}, refused("%q is not of the form LAYER:FILE:SIZE", s)
+			return IDRange{}, invalid("%q is not of the form LAYER:FILE:SIZE", s)
 		}
 		if n[i], err = strconv.ParseUint(f, 10, 32); err != nil {
-			return IDRange{}, refused("%q: %w", s, err)
+			return IDRange{}, invalid("%q: %w", s, err)
 		}
 	}
 	if n[2] == 0 || max(n[0], n[1])+n[2] > noOwner {
-		return IDRange{}, refused("%q: no ID is as large", s)
+		return IDRange{}, invalid("%q: it exceeds the largest ID", s)
 	}
 	return IDRange{uint32(n[0]), uint32(n[1]), uint32(n[2])}, nil
 }
 
-// file returns the ID that files get for one of the layer, layer the reverse. ok is false if the ID is not mapped.
+// file maps an ID of the layer to that of files, and layer does the reverse. ok is false if the ID is not mapped.
 func (m IDMap) file(id uint32) (mapped uint32, ok bool) {
 	for _, r := range m {
 		if id >= r.Layer && id-r.Layer < r.Size {
@@ -106,18 +106,18 @@ func (m IDMap) layer(id uint32) (mapped uint32, ok bool) {
 	return id, len(m) == 0
 }
 
-// File capabilities, as capabilities(7) and linux/capability.h have them: revision 2 is for root of the host, revision 3 for the user
-// namespaces whose root is the user at its end.
+// File capabilities (capabilities(7), linux/capability.h). Revision 2 is for root of the host. Revision 3 is for user
+// namespaces whose root is the user ID at its end.
 const (
 	capabilityAttribute = "security.capability"
 	capabilityRevision  = 0xff000000
 	capability2Size     = 20
 )
 
-// mapCapability returns file capabilities for the root that root maps theirs to. ok is false if there is none.
+// mapCapability maps the root user ID of file capabilities by root. ok is false if root doesn't map it.
 func mapCapability(v []byte, root func(uint32) (uint32, bool)) (mapped []byte, ok bool) {
 	if len(v) < capability2Size {
-		return v, true // the kernel refuses it
+		return v, true // left to the kernel, which refuses it
 	}
 	id := uint32(0)
 	if len(v) > capability2Size {
@@ -135,8 +135,8 @@ func mapCapability(v []byte, root func(uint32) (uint32, bool)) (mapped []byte, o
 	return mapped, true
 }
 
-// ownerOf returns the owner that a layer gives a file. For whoever can't give files away it is the one in the file's attribute, and
-// without it the user himself is root.
+// ownerOf returns the owner that the layer gives a file. For a user who can't give files away it is that in the file's
+// attribute, if any, or root in place of the user.
 func (d *differ) ownerOf(n *node) (uid, gid uint32, err error) {
 	if !d.chowns {
 		for _, x := range n.xattrs {

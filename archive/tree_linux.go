@@ -17,41 +17,39 @@ import (
 )
 
 const (
-	maxOpen  = 128  // directories held open
-	maxLinks = 4096 // paths through symbolic links remembered
-	maxHops  = 40   // symbolic links followed for one path, as the kernel does
+	maxOpen  = 128  // directories open at a time
+	maxLinks = 4096 // entries of tree.links
+	maxHops  = 40   // symbolic links followed in one path, as in the kernel
 
-	// Symbolic links let a short name lead through many directories. All entries together may lead through so many: some, and
-	// some more for each entry.
+	// Symbolic links let a short name lead through many directories. These bound the total of all entries: a constant,
+	// and some more for each entry.
 	linkedDirs, linkedDirsPerEntry = 1 << 16, 64
 )
 
-// A tree holds directories open by their canonical path, and remembers which canonical path a
-// path through symbolic links stands for.
+// A tree caches open directories by their canonical path, and the canonical paths of paths with symbolic links.
 //
-// The invariant that keeps entries from each other's way: a path in open consists of real
-// directories, and one in links leads where it led when it was looked up. What removes a
-// directory drops it and all below it, and all links; what removes a symbolic link drops all
-// links.
+// Its invariant: each path in open consists of real directories, and each path in links leads where it led when it was
+// looked up. So whatever removes a directory drops it, everything below it and all links; whatever removes a symbolic
+// link drops all links.
 type tree struct {
 	root       *dir
-	open       map[uint64]*dir // by the hash of the path
-	links      map[string]string
-	linked     int    // directories that symbolic links may still lead through
-	made       int64  // directories that are in the layer only by what is in them
-	maxDepth   int    // of directories, 0 for none
-	mustExist  bool   // lookups create nothing
-	privileged bool   // permission bits don't bind us: CAP_DAC_OVERRIDE
-	chowns     bool   // we can give files away: CAP_CHOWN
-	opaque     string // the attribute of an opaque directory in overlay form, else ""
+	open       map[uint64]*dir   // by the hash of their paths
+	links      map[string]string // from a path with symbolic links to the canonical one
+	linked     int               // how many directories symbolic links may still lead through
+	made       int64             // number of directories created without an entry
+	maxDepth   int               // of directories; 0 means no bound
+	mustExist  bool              // lookup creates nothing
+	privileged bool              // CAP_DAC_OVERRIDE: permission bits don't bind this process
+	chowns     bool              // CAP_CHOWN: this process can give files away
+	opaque     string            // the attribute of opaque directories in overlay form; "" with Remove
 
-	// Paths that this layer created where it did not create the parent, or below which nothing of lower layers is left; and
-	// directories of lower layers that it names or adds to. Both by hash.
+	// Sets of paths by hash. created: those that this layer created in a directory of a lower layer, or below which it
+	// hid all of the lower layers. touched: directories of lower layers that this layer has an entry for or adds to.
 	hasher
 	created, touched map[uint64]struct{}
-	opaques          map[uint64]struct{} // directories, in overlay form
+	opaques          map[uint64]struct{} // opaque directories, in overlay form
 
-	report *report // of what lower layers would tell, or nil
+	report *report // of what depends on lower layers; nil unless it was asked for
 }
 
 const (
@@ -93,8 +91,8 @@ func newTree(root string) (*tree, error) {
 	return t, nil
 }
 
-// A hasher hashes paths. 64 bits with secrets can't be made to collide. The hash of a path is made from that of its parent, so that
-// those of all directories above a path cost no more than the path's own.
+// A hasher hashes paths to 64 bits with secrets, so that nobody can make them collide. A path's hash is computed from
+// its parent's, so the hashes of all its parents take no more time than its own.
 type hasher struct {
 	seed   maphash.Seed
 	secret uint64
@@ -102,13 +100,14 @@ type hasher struct {
 
 func newHasher() hasher { return hasher{maphash.MakeSeed(), rand.Uint64() | 1} }
 
-// under returns the hash of the name in the directory of hash h.
+// under returns the hash of a name in the directory with hash h.
 func (s hasher) under(h uint64, name string) uint64 {
 	hi, lo := bits.Mul64(h^maphash.String(s.seed, name), s.secret)
 	return hi ^ lo
 }
 
-// prefixes yields the directories above a path from the top down, and last the path itself: the length of each and its hash.
+// prefixes yields each directory above a path, from the top down, and then the path itself: the length of its path, and
+// its hash.
 func (s hasher) prefixes(p string) iter.Seq2[int, uint64] {
 	return func(yield func(int, uint64) bool) {
 		h := uint64(0)
@@ -126,7 +125,7 @@ func (s hasher) prefixes(p string) iter.Seq2[int, uint64] {
 	}
 }
 
-// hash returns the hash of a path: 0 for the target.
+// hash returns the hash of a path. That of the target is 0.
 func (s hasher) hash(p string) (h uint64) {
 	for _, h = range s.prefixes(p) {
 	}
@@ -142,7 +141,7 @@ func join(dir, base string) string {
 	return dir + "/" + base
 }
 
-// wrote records that this layer made base in d.
+// wrote records that this layer created base in d.
 func (t *tree) wrote(d *dir, base string) {
 	if t.report != nil && len(t.report.links) > 0 {
 		delete(t.report.links, t.under(d.hash, base))
@@ -153,7 +152,7 @@ func (t *tree) wrote(d *dir, base string) {
 	}
 }
 
-// touch records that a directory of lower layers, and so its parents, are in this layer too.
+// touch records that this layer adds to a directory of a lower layer, and so to its parents.
 func (t *tree) touch(d *dir) {
 	if d.ours || d.touched {
 		return
@@ -164,7 +163,7 @@ func (t *tree) touch(d *dir) {
 	}
 }
 
-// isOurs tells whether this layer created the path or a directory above it.
+// isOurs reports whether this layer created the path or a directory above it.
 func (t *tree) isOurs(p string) bool {
 	if t.root.ours {
 		return true
@@ -172,7 +171,7 @@ func (t *tree) isOurs(p string) bool {
 	return t.anyAbove(t.created, p)
 }
 
-// anyAbove reports whether a set holds a path or a directory above it.
+// anyAbove reports whether a set has a path or a directory above it.
 func (t *tree) anyAbove(set map[uint64]struct{}, p string) bool {
 	if len(set) == 0 {
 		return false
@@ -185,28 +184,27 @@ func (t *tree) anyAbove(set map[uint64]struct{}, p string) bool {
 	return false
 }
 
-// check refuses a name in d whose path is too long or too deep.
+// check returns an error if the path of a name in d is too long or too deep.
 func (t *tree) check(d *dir, name string) error {
 	if n := len(d.path) + 1 + len(name); n > layer.MaxPath {
-		return refused("it leads to a path of %d bytes", n)
+		return invalid("it leads to a path of %d bytes", n)
 	}
 	if t.maxDepth > 0 && strings.Count(join(d.path, name), "/") >= t.maxDepth {
-		return tooMuch("it is deeper than %d names", t.maxDepth)
+		return overLimit("it is deeper than %d names", t.maxDepth)
 	}
 	return nil
 }
 
-// allow lets an entry do what its bytes are worth; read is the number of bytes of the layer so far.
+// allow raises the limits that grow with each entry and with the number of bytes read.
 func (t *tree) allow(read int64) {
 	t.linked += linkedDirsPerEntry
 	if t.report != nil {
-		t.report.most = maxReport + read
+		t.report.limit = maxReport + read
 	}
 }
 
-// lookup returns the directory that a cleaned, relative path leads to inside the target, and
-// creates what is missing on the way. The directory stays open until the next call that is
-// not told to keep it.
+// lookup returns the directory that a clean relative path leads to inside the target. It creates missing directories.
+// The result stays open until the next call that doesn't list it in keep.
 func (t *tree) lookup(p string, keep ...*dir) (*dir, error) {
 	from, rest := t.root, p
 	for end, h := range t.prefixes(p) {
@@ -223,7 +221,7 @@ func (t *tree) lookup(p string, keep ...*dir) (*dir, error) {
 	if err := t.makeRoom(keep...); err != nil {
 		return nil, err
 	}
-	if !t.isOpen(from) { // it was closed to make room
+	if !t.isOpen(from) { // makeRoom closed it
 		from, rest = t.root, p
 	}
 	fd, err := openBeneath(from.fd, rest)
@@ -241,16 +239,16 @@ func (t *tree) lookup(p string, keep ...*dir) (*dir, error) {
 	return nil, err
 }
 
-// deepest opens as much as it can of a path below the directory from that can't be opened whole, with few calls. It returns that
-// directory and the rest of the path.
+// deepest opens the longest openable part of a path, with a binary search. The whole path is known to be unopenable. It
+// returns that directory and the rest of the path.
 func (t *tree) deepest(from *dir, p string) (*dir, string, error) {
-	fd, opened := -1, 0 // bytes of the path
+	fd, opened := -1, 0 // length of the opened part
 	for failed := p; ; {
 		middle := opened + (len(failed)-opened)/2
 		end := strings.LastIndexByte(failed[:middle], '/')
 		if end <= opened {
 			if end = strings.IndexByte(failed[middle:], '/') + middle; end < middle {
-				break // one component is left, and that failed
+				break // a single component is left, which failed
 			}
 		}
 		n, err := openBeneath(from.fd, p[:end])
@@ -270,14 +268,14 @@ func (t *tree) deepest(from *dir, p string) (*dir, string, error) {
 	return d, p[opened+1:], err
 }
 
-// existing is lookup for a directory that must be there.
+// existing is lookup for a directory that must exist.
 func (t *tree) existing(p string) (*dir, error) {
 	t.mustExist = true
 	defer func() { t.mustExist = false }()
 	return t.lookup(p)
 }
 
-// add makes an open directory known that was not created just now.
+// add records an open directory that existed before.
 func (t *tree) add(p string, fd int) (*dir, error) {
 	var st unix.Stat_t
 	if err := sys.Fstat(fd, &st); err != nil {
@@ -292,8 +290,8 @@ func (t *tree) add(p string, fd int) (*dir, error) {
 	return d, nil
 }
 
-// walk resolves the path p, of which todo is left below the directory d, one component at a time, with symbolic links followed as
-// if the target were the root of the file system.
+// walk resolves the rest (todo) of the path p below the directory d, one component at a time. It follows symbolic links
+// as if the target were the root of the file system.
 func (t *tree) walk(p string, d *dir, todo string, keep ...*dir) (*dir, error) {
 	hops := 0
 	for todo != "" {
@@ -328,7 +326,7 @@ func (t *tree) walk(p string, d *dir, todo string, keep ...*dir) (*dir, error) {
 			d = t.root
 		}
 		if t.linked -= 1 + strings.Count(target, "/"); t.linked < 0 {
-			return nil, refused("symbolic links lead through too many directories: more than %d and %d for each entry", linkedDirs, linkedDirsPerEntry)
+			return nil, invalid("symbolic links lead through too many directories: more than %d and %d for each entry", linkedDirs, linkedDirsPerEntry)
 		}
 		todo = target + "/" + todo
 		if len(todo) > 2*layer.MaxPath {
@@ -344,8 +342,7 @@ func (t *tree) walk(p string, d *dir, todo string, keep ...*dir) (*dir, error) {
 	return d, nil
 }
 
-// child opens, or creates, the directory name in d; or returns where it leads, if it is a
-// symbolic link.
+// child opens or creates the directory name in d. If name is a symbolic link it returns its target instead.
 func (t *tree) child(d *dir, name string, keep ...*dir) (*dir, string, error) {
 	if c, ok := t.open[t.under(d.hash, name)]; ok {
 		return c, "", nil
@@ -387,12 +384,12 @@ func (t *tree) child(d *dir, name string, keep ...*dir) (*dir, string, error) {
 			c, _, err := t.mkdir(d, name, 0o755, keep...)
 			return c, "", err
 		}
-		return nil, "", refused("%s is not a directory", quote(p))
+		return nil, "", invalid("%s is not a directory", quote(p))
 	}
 	return nil, "", err
 }
 
-// remove removes what is at name in d, with everything below it.
+// remove removes name in d and everything below it.
 func (t *tree) remove(d *dir, name string) error {
 	var st unix.Stat_t
 	if err := sys.Fstatat(d.fd, name, &st, unix.AT_SYMLINK_NOFOLLOW); err != nil {
@@ -400,7 +397,7 @@ func (t *tree) remove(d *dir, name string) error {
 	}
 	switch st.Mode & unix.S_IFMT {
 	case unix.S_IFDIR:
-		t.reapply(join(d.path, name), "a directory is replaced by what is none")
+		t.reapply(join(d.path, name), "a directory is replaced by a file")
 		t.drop(join(d.path, name))
 		return sys.RemoveAll(d.fd, name)
 	case unix.S_IFLNK:
@@ -409,7 +406,7 @@ func (t *tree) remove(d *dir, name string) error {
 	return sys.Unlinkat(d.fd, name, 0)
 }
 
-// drop forgets a directory that is about to go, all below it, and every link.
+// drop forgets a directory that is about to be removed, everything below it, and all links.
 func (t *tree) drop(p string) {
 	clear(t.links)
 	for h, d := range t.open {
@@ -420,10 +417,10 @@ func (t *tree) drop(p string) {
 	}
 }
 
-// isOpen reports whether a directory has not been closed since it was looked up.
+// isOpen reports whether a directory is still open since it was looked up.
 func (t *tree) isOpen(d *dir) bool { return d == t.root || t.open[d.hash] == d }
 
-// makeRoom lets one more directory be opened.
+// makeRoom makes sure that one more directory may be opened.
 func (t *tree) makeRoom(keep ...*dir) error {
 	if len(t.open) < maxOpen {
 		return nil
@@ -431,8 +428,7 @@ func (t *tree) makeRoom(keep ...*dir) error {
 	return t.closeAll(keep...)
 }
 
-// closeAll closes every directory but the target and those to keep, and gives each its times
-// and mode.
+// closeAll closes all directories but the target and those in keep, and restores their times and modes.
 func (t *tree) closeAll(keep ...*dir) error {
 	var first error
 	for h, d := range t.open {
@@ -447,12 +443,12 @@ func (t *tree) closeAll(keep ...*dir) error {
 	return first
 }
 
-// finish is closeAll with the target itself.
+// finish closes all directories and restores their times and modes.
 func (t *tree) finish() error {
 	return errors.Join(t.closeAll(), t.root.close())
 }
 
-// abandon closes everything as it is.
+// abandon closes all directories as they are.
 func (t *tree) abandon() {
 	for _, d := range t.open {
 		_ = unix.Close(d.fd)
@@ -461,7 +457,7 @@ func (t *tree) abandon() {
 	_ = unix.Close(t.root.fd)
 }
 
-// openBeneath opens the directory at a relative path below fd that has no symbolic link in it.
+// openBeneath opens the directory at a relative path without symbolic links.
 func openBeneath(fd int, p string) (int, error) { return sys.OpenBeneath(fd, p, sys.OpenDir, 0) }
 
 func ignore(err error, ignored ...error) error {

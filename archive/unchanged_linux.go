@@ -9,8 +9,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// unchanged reports whether two files are known to be equal in all that a layer holds, without a look at their content: both are one
-// inode of the layers of two overlayfs mounts, or the inode has not changed since one btrfs snapshot was made of the other.
+// unchanged reports whether two files are known to be equal without reading them: either both are the same inode of a
+// layer, seen through two overlayfs mounts, or the inode has not changed since one btrfs snapshot was made of the
+// other.
 func (d *differ) unchanged(lo, up *node) bool {
 	a, b := &lo.st, &up.st
 	if a.Ino != b.Ino || a.Ctim != b.Ctim || a.Mtim != b.Mtim || a.Size != b.Size || a.Mode != b.Mode || up.isDir() {
@@ -19,17 +20,17 @@ func (d *differ) unchanged(lo, up *node) bool {
 	if d.tops[0].overlay && d.tops[1].overlay {
 		return a.Dev == d.tops[0].dev && b.Dev == d.tops[1].dev && sameOverlayFile(lo, up)
 	}
-	return !d.parted.IsZero() && a.Dev == d.tops[0].dev && b.Dev == d.tops[1].dev && time.Unix(a.Ctim.Unix()).Before(d.parted)
+	return !d.diverged.IsZero() && a.Dev == d.tops[0].dev && b.Dev == d.tops[1].dev && time.Unix(a.Ctim.Unix()).Before(d.diverged)
 }
 
-// A top is what the file system of a tree says about files in it.
+// A top holds the file system properties of a tree.
 type top struct {
 	dev     uint64
 	overlay bool
 }
 
-// know finds out how files of the two trees can be known as unchanged.
-func (d *differ) know(lo, up *node) {
+// findIdentity finds out how files of the two trees can be known to be unchanged.
+func (d *differ) findIdentity(lo, up *node) {
 	var types [2]int64
 	for i, n := range []*node{lo, up} {
 		var fs unix.Statfs_t
@@ -40,20 +41,20 @@ func (d *differ) know(lo, up *node) {
 		d.tops[i] = top{n.st.Dev, types[i] == unix.OVERLAYFS_SUPER_MAGIC}
 	}
 	if types == [2]int64{unix.BTRFS_SUPER_MAGIC, unix.BTRFS_SUPER_MAGIC} {
-		d.parted = parted(lo.fd, up.fd)
+		d.diverged = divergedAt(lo.fd, up.fd)
 	}
-	d.knows = d.tops[0].overlay && d.tops[1].overlay || !d.parted.IsZero()
+	d.identity = d.tops[0].overlay && d.tops[1].overlay || !d.diverged.IsZero()
 }
 
-// A handle of overlayfs (ovl_fh in fs/overlayfs/overlayfs.h) names the file of a layer that is behind one of the mount, by the UUID of the
-// layer's file system and the handle there, which has the inode's generation.
+// A file handle of overlayfs (ovl_fh in fs/overlayfs/overlayfs.h) identifies the file of a layer behind a file of the
+// mount: by the UUID of the layer's file system, and that file system's handle, which includes the inode's generation.
 const (
 	overlayHandle = 0xf8  // OVL_FILEID_V1
-	handleFID     = 0x200 // AT_HANDLE_FID: a name is enough, nobody opens by it
+	handleFID     = 0x200 // AT_HANDLE_FID: the handle only identifies the file, and can't be opened
 
-	handleType, handleUUID, handleFile = 7, 8, 24 // offsets
+	handleType, handleUUID, handleFile = 7, 8, 24 // offsets in the handle
 
-	inodeGeneration = 1 // FILEID_INO32_GEN: the file is an inode number and its generation, of 4 bytes each
+	inodeGeneration = 1 // FILEID_INO32_GEN: an inode number and its generation, of 4 bytes each
 )
 
 func sameOverlayFile(lo, up *node) bool {
@@ -61,8 +62,8 @@ func sameOverlayFile(lo, up *node) bool {
 	return a != nil && bytes.Equal(a, b)
 }
 
-// overlayHandleOf returns nil where the kernel tells none (before 6.6), or one that another file system may have too: without a UUID it
-// must have the generation, a random number.
+// overlayHandleOf returns the handle of a node, or nil if the kernel has none (before 6.6) or if it could be another
+// file system's too. A handle without a UUID must have a generation, which is a random number.
 func overlayHandleOf(n *node) []byte {
 	h, _, err := unix.NameToHandleAt(n.parent, n.name, handleFID)
 	if err != nil || h.Type() != overlayHandle {
@@ -79,10 +80,10 @@ func overlayHandleOf(n *node) []byte {
 	return b
 }
 
-// parted returns the time at which two btrfs subvolumes were still the same, or zero: one is a snapshot of the other, or both are of a
-// third. An inode with a change time before that, the same in both, has the same content: who writes to a file can't choose its change
-// time.
-func parted(lower, upper int) time.Time {
+// divergedAt returns a time at which two btrfs subvolumes were still equal: one is a snapshot of the other, or both are
+// of a third. It is zero if they are unrelated. An inode that both have with the same change time before that has the
+// same content in both, because no user can choose a change time.
+func divergedAt(lower, upper int) time.Time {
 	lo, ok := subvolume(lower)
 	up, ok2 := subvolume(upper)
 	var none [16]byte
@@ -101,18 +102,18 @@ func parted(lower, upper int) time.Time {
 	default:
 		return t
 	}
-	return t.Add(-underWay)
+	return t.Add(-writeDelay)
 }
 
-// underWay is how long a write may go on to store data after it has set the file's change time.
-var underWay = 2 * time.Second
+// writeDelay is how long a write may go on storing data after it has set the file's change time.
+var writeDelay = 2 * time.Second
 
 type subvolumeInfo struct {
 	uuid, parent [16]byte
 	made         time.Time
 }
 
-// subvolume asks for the subvolume that an open directory is in.
+// subvolume returns the btrfs subvolume that an open directory is in.
 func subvolume(fd int) (s subvolumeInfo, ok bool) {
 	const request = 0x81f8943c // BTRFS_IOC_GET_SUBVOL_INFO, struct btrfs_ioctl_get_subvol_info_args of 504 bytes
 	var b [504]byte

@@ -92,8 +92,8 @@ func TestDiffOfBtrfsSnapshots(t *testing.T) {
 	dir := t.TempDir()
 	shell(t, dir, `truncate -s 200M image; mkfs.btrfs -q image; mkdir m; mount -o loop image m || exit 77`)
 	t.Cleanup(func() { _ = unix.Unmount(filepath.Join(dir, "m"), unix.MNT_DETACH) })
-	defer func(d time.Duration) { underWay = d }(underWay)
-	underWay = 0
+	defer func(d time.Duration) { writeDelay = d }(writeDelay)
+	writeDelay = 0
 	shell(t, filepath.Join(dir, "m"), `btrfs -q subvolume create base`)
 	lower := filepath.Join(dir, "m", "base")
 	manySmall(t, lower)

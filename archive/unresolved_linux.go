@@ -17,25 +17,24 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// A report records what a layer in overlay form can't know without the layers below it, in the
-// form that dist-apply(1) describes under OUTPUT.
+// A report records what a layer in overlay form can't know without its parents, in the form that dist-apply(1)
+// specifies under OUTPUT.
 type report struct {
 	w *bufio.Writer
 
-	// Paths, by the tree's hash: directories that no entry has named yet, and hard links whose
-	// target is not here.
+	// Sets of paths by hash: directories that have no entry yet, and hard links whose targets this layer doesn't hold.
 	implicit, links map[uint64]struct{}
 
-	again bool // the layer can't be settled: the rest of it is only read
+	mustReapply bool // the layer must be applied to its parents: the rest of it is only read
 
-	// What was written, and what may be: no more than the layer's own bytes and a constant.
-	written, most int64
+	// The bytes written, and their bound: the layer's own size plus maxReport.
+	written, limit int64
 }
 
-// maxReport is the constant: bytes of a report that are the least bound of any layer.
+// maxReport is what a report may have in addition to the layer's own size, in bytes.
 const maxReport = 1 << 20
 
-// A record is a word, the path that it is about, and for some a target or reason.
+// The kinds of records. A record is its kind, the path that it is about, and for some kinds a target or reason.
 const (
 	recordDirectory = "directory"
 	recordNamed     = "named"
@@ -44,20 +43,20 @@ const (
 	recordAgain     = "again"
 )
 
-// reportTo makes the tree, whose target must be empty, record in w what it can't know.
+// reportTo makes the tree write a report to w. The target must be empty.
 func (t *tree) reportTo(w io.Writer) error {
 	switch {
 	case t.opaque == "":
-		return refused("what is unresolved is known in overlay form only")
+		return invalid("a report of what is unresolved needs whiteouts in overlay form")
 	case !t.root.ours:
-		return errclass.As(errors.New("what is unresolved is known in an empty directory only"), errdefs.ErrFailedPrecondition)
+		return errclass.As(errors.New("a report of what is unresolved needs an empty directory"), errdefs.ErrFailedPrecondition)
 	}
-	t.report = &report{w: bufio.NewWriter(w), implicit: map[uint64]struct{}{}, links: map[uint64]struct{}{}, most: maxReport}
+	t.report = &report{w: bufio.NewWriter(w), implicit: map[uint64]struct{}{}, links: map[uint64]struct{}{}, limit: maxReport}
 	t.implied("")
 	return nil
 }
 
-// record adds a record, where there is a report. An error of the writer stays until it is flushed.
+// record adds a record, if there is a report. A write error shows up in flushReport.
 func (t *tree) record(kind, p, target string) {
 	if t.report == nil {
 		return
@@ -66,8 +65,8 @@ func (t *tree) record(kind, p, target string) {
 		p = "."
 	}
 	if n := int64(len(kind) + len(p) + len(target) + 3); kind != recordAgain {
-		if t.report.written += n; t.report.written > t.report.most {
-			t.reapply(p, "more is unresolved than the layer itself is long")
+		if t.report.written += n; t.report.written > t.report.limit {
+			t.reapply(p, "the report is longer than the layer")
 			return
 		}
 	}
@@ -77,7 +76,7 @@ func (t *tree) record(kind, p, target string) {
 	}
 }
 
-// implied records that the directory p was made since something is in it.
+// implied records that the directory p was created only because something is in it.
 func (t *tree) implied(p string) {
 	if t.report != nil && !t.isOpaque(p) {
 		t.report.implicit[t.hash(p)] = struct{}{}
@@ -85,19 +84,19 @@ func (t *tree) implied(p string) {
 	}
 }
 
-// reapply records that the layer is to be applied to its parents.
+// reapply records that the layer must be applied to its parents, and why.
 func (t *tree) reapply(p, reason string) {
-	if t.report != nil && !t.report.again {
-		t.report.again = true
+	if t.report != nil && !t.report.mustReapply {
+		t.report.mustReapply = true
 		t.record(recordAgain, p, reason)
 	}
 }
 
-func (t *tree) isToApplyAgain() bool { return t.report != nil && t.report.again }
+func (t *tree) needsReapply() bool { return t.report != nil && t.report.mustReapply }
 
-// mayBeWell reports whether an entry that failed with err could succeed once lower layers are present. The layer is then marked as one to
-// apply again.
-func (t *tree) mayBeWell(h *tar.Header, err error) bool {
+// mayResolve reports whether an entry that failed with err could succeed once lower layers are present. If so, it
+// records that the layer must be applied to its parents.
+func (t *tree) mayResolve(h *tar.Header, err error) bool {
 	if t.report == nil || !errdefs.IsInvalidArgument(err) {
 		return false
 	}
@@ -105,7 +104,7 @@ func (t *tree) mayBeWell(h *tar.Header, err error) bool {
 	return true
 }
 
-// named records that the directory p has its own entry after all.
+// named records that the directory p has an entry after all.
 func (t *tree) named(p string) {
 	if t.report != nil && has(t.report.implicit, t.hash(p)) {
 		delete(t.report.implicit, t.hash(p))
@@ -118,18 +117,18 @@ func (t *tree) flushReport() error {
 		return nil
 	}
 	if err := t.report.w.Flush(); err != nil {
-		return fmt.Errorf("write what is unresolved: %w", err)
+		return fmt.Errorf("write the report of what is unresolved: %w", err)
 	}
 	return nil
 }
 
-// missing tells at which path a lookup of what must be there met nothing.
+// missing is the error of a lookup for a path that must exist but doesn't.
 type missing struct {
-	dir  *dir   // the last directory that is there
-	rest string // below it, as yet unresolved
+	dir  *dir   // the last directory that exists
+	rest string // the rest of the path below it, unresolved
 }
 
-// tidy returns a path without empty components and those that mean the directory itself.
+// tidy removes empty components and "." from a path.
 func tidy(p string) string {
 	parts := slices.DeleteFunc(strings.Split(p, "/"), func(s string) bool { return s == "" || s == "." })
 	return strings.Join(parts, "/")
@@ -138,8 +137,8 @@ func tidy(p string) string {
 func (m *missing) Error() string { return unix.ENOENT.Error() }
 func (m *missing) Unwrap() error { return unix.ENOENT }
 
-// lowerPath turns a lookup that failed with err into the path that base would have in a lower layer. ok is false if no lower layer can
-// show it.
+// lowerPath turns a failed lookup into the path that base would have in a lower layer. ok is false if no lower layer
+// can have it.
 func (t *tree) lowerPath(base string, err error) (target string, ok bool) {
 	var m *missing
 	if t.report == nil || !errors.As(err, &m) || t.isOpaque(m.dir.path) {
@@ -148,8 +147,8 @@ func (t *tree) lowerPath(base string, err error) (target string, ok bool) {
 	return join(m.dir.path, join(m.rest, base)), true
 }
 
-// unresolvedLink makes a hard link to what lower layers may have at target: a socket, which no
-// layer can hold, stands for it.
+// unresolvedLink creates a placeholder for a hard link to target, which a lower layer may have: a socket, which no
+// layer can hold.
 func (a *applier) unresolvedLink(parent, base, target string) error {
 	t := a.tree
 	d, err := t.lookup(parent)
@@ -159,11 +158,11 @@ func (a *applier) unresolvedLink(parent, base, target string) error {
 	name := join(d.path, base)
 	switch {
 	case strings.Contains("/"+target+"/", "/../"):
-		t.reapply(name, "hard link through .. of what lower layers may have")
+		t.reapply(name, "hard link through .. in a directory that lower layers may have")
 	case target == name, strings.HasPrefix(target, name+"/"):
 		t.reapply(name, "hard link that replaces what it leads to")
 	}
-	if t.report.again {
+	if t.report.mustReapply {
 		return nil
 	}
 	t.record(recordLink, name, target)

@@ -13,8 +13,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// whiteoutDevice handles a character device 0:0, which overlayfs would read as a whiteout: it is not created, and what was there is
-// removed.
+// whiteoutDevice handles an entry for a character device 0:0. overlayfs would read the device as a whiteout, so it is
+// not created; what is at its place is removed.
 func (a *applier) whiteoutDevice(d *dir, base string) error {
 	if err := a.tolerate("devices", "create device", unix.EPERM); err != nil {
 		return err
@@ -34,7 +34,7 @@ func (a *applier) whiteout(parent, base string) error {
 	t := a.tree
 	name := strings.TrimPrefix(base, layer.WhiteoutPrefix)
 	if name == "" || name == "." || name == ".." {
-		return refused("whiteout of %q", name)
+		return invalid("whiteout of %q", name)
 	}
 	a.result.Whiteouts++
 	d, err := t.lookup(parent)
@@ -49,16 +49,16 @@ func (a *applier) whiteout(parent, base string) error {
 		t.reapply("", "all lower layers are hidden")
 		return nil
 	case base == layer.OpaqueMarker && d == t.root:
-		return errclass.As(errors.New("overlayfs can't hide all lower layers: apply it with whiteouts removed"), errdefs.ErrNotImplemented)
+		return errclass.As(errors.New("overlayfs can't hide all lower layers: apply the layer without an overlay form of whiteouts"), errdefs.ErrNotImplemented)
 	case base == layer.OpaqueMarker:
 		return t.makeOpaque(d)
 	case strings.HasPrefix(base, layer.MetaPrefix):
-		return nil // of aufs's own, which no layer has
+		return nil // metadata of aufs
 	case t.opaque == "":
 		return t.whiteout(d, name)
 	}
 	if t.isOpaque(d.path) {
-		return nil // a device would be of no use, and seen in a listing
+		return nil // a whiteout would have no effect, and show in listings
 	}
 	err = sys.Mknodat(d.fd, name, unix.S_IFCHR, 0)
 	if !errors.Is(err, unix.EEXIST) {
@@ -68,7 +68,7 @@ func (a *applier) whiteout(parent, base string) error {
 		t.record(recordWhiteout, join(d.path, name), "")
 		return nil
 	}
-	// This layer has the name itself, so hides it unless both are directories.
+	// This layer has the name too, which hides that of lower layers unless both are directories.
 	var st unix.Stat_t
 	if err := sys.Fstatat(d.fd, name, &st, unix.AT_SYMLINK_NOFOLLOW); err != nil {
 		return err
@@ -83,13 +83,13 @@ func (a *applier) whiteout(parent, base string) error {
 	return t.makeOpaque(c)
 }
 
-// hide removes from d what lower layers put there, and leaves what this layer wrote.
+// hide removes the content of d that lower layers put there, and keeps what this layer wrote.
 func (t *tree) hide(d *dir) error {
 	if d.ours {
 		return nil
 	}
 	p, h := d.path, d.hash
-	var both []string // directories of lower layers in which this layer wrote: memory is for these alone
+	var both []string // directories of lower layers in which this layer wrote; only these are kept in memory
 	if err := sys.EachName(d.fd, func(name string) error {
 		if has(t.touched, t.under(h, name)) && !has(t.created, t.under(h, name)) {
 			both = append(both, name)
@@ -108,16 +108,16 @@ func (t *tree) hide(d *dir) error {
 			return err
 		}
 	}
-	// What is left is this layer's, so that the next marker need not look again.
+	// The rest is this layer's, so the next opaque marker has nothing to do.
 	t.created[h] = struct{}{}
-	if open, ok := t.open[h]; ok { // a level below may have closed d, and opened it again
+	if open, ok := t.open[h]; ok { // a nested call may have closed d and opened it again
 		d = open
 	}
 	d.ours = true
 	return nil
 }
 
-// whiteout removes name from d as far as it is of lower layers.
+// whiteout removes name from d as far as it belongs to lower layers.
 func (t *tree) whiteout(d *dir, name string) error {
 	if d.ours {
 		return nil
@@ -136,8 +136,8 @@ func (t *tree) whiteout(d *dir, name string) error {
 	return t.remove(d, name)
 }
 
-// makeOpaque hides in overlay form all that lower layers have in d. Whiteouts below it are
-// removed: overlayfs lists those of a directory that it need not merge.
+// makeOpaque makes d opaque in overlay form. It removes whiteouts below d, because overlayfs shows them in a directory
+// that it doesn't merge.
 func (t *tree) makeOpaque(d *dir) error {
 	if t.isOpaque(d.path) {
 		return nil
@@ -158,15 +158,15 @@ func (t *tree) setOpaque(fd int, hash uint64) error {
 
 func (t *tree) isOpaque(p string) bool { return t.anyAbove(t.opaques, p) }
 
-// removeWhiteouts removes the whiteouts below the open directory of the hash h. An opaque directory has none: so each is looked
-// through once.
+// removeWhiteouts removes the whiteouts below an open directory with hash h. It skips opaque directories, which have
+// none, so each directory is searched once.
 func (t *tree) removeWhiteouts(fd int, h uint64) error {
 	trail, err := sys.NewTrail(fd, ".")
 	defer func() { trail.Close() }()
 	if err != nil {
 		return err
 	}
-	hashes := []uint64{h} // of the trail's directories
+	hashes := []uint64{h} // of the directories in trail
 	for len(trail) > 0 {
 		name, err := trail.Next()
 		if err != nil {
@@ -183,13 +183,13 @@ func (t *tree) removeWhiteouts(fd int, h uint64) error {
 		if err := sys.Fstatat(trail.FD(), name, &st, unix.AT_SYMLINK_NOFOLLOW); err != nil {
 			return err
 		}
-		below := t.under(hashes[len(hashes)-1], name)
+		hash := t.under(hashes[len(hashes)-1], name)
 		switch {
 		case isWhiteout(&st):
 			err = sys.Unlinkat(trail.FD(), name, 0)
-		case has(t.opaques, below):
+		case has(t.opaques, hash):
 		case st.Mode&unix.S_IFMT == unix.S_IFDIR:
-			hashes = append(hashes, below)
+			hashes = append(hashes, hash)
 			err = trail.Down(name)
 		}
 		if err != nil {

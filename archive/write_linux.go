@@ -14,20 +14,20 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// whiteout writes that dir has no longer the name, where lower, if that is known, has a file.
+// whiteout writes a whiteout for a name in dir. lower is the file that it hides, if known.
 func (d *differ) whiteout(dir *node, name string, lower *node) error {
 	path := join(dir.path, name)
 	if !d.selected.has(path, false) || d.hidesUnselected(path, lower) {
 		return nil
 	}
 	if strings.HasPrefix(name, layer.WhiteoutPrefix) {
-		return (&node{path: path}).fail("remove", unsayable("no layer can remove a file of such a name"))
+		return (&node{path: path}).fail("remove", unsupported("a layer can't remove a file with such a name"))
 	}
 	return d.mark(dir, layer.WhiteoutPrefix+name)
 }
 
-// hidesUnselected reports whether an entry at a path, which is no directory, would remove what is left out: below the file that lower
-// has there, or may have if it is an overlay's and not read.
+// hidesUnselected reports whether an entry at a path, which is not a directory, would hide files that are left out:
+// those below a directory in lower, or of an overlay's lower layers, which are not read.
 func (d *differ) hidesUnselected(path string, lower *node) bool {
 	return (d.opts.Overlay || lower != nil && lower.isDir()) && !d.selected.whole(path)
 }
@@ -39,9 +39,9 @@ func (d *differ) mark(dir *node, name string) error {
 	return d.header(&tar.Header{Typeflag: tar.TypeReg, Name: join(dir.path, name), ModTime: time.Unix(0, 0)})
 }
 
-func unsayable(text string) error { return errclass.As(errors.New(text), errdefs.ErrNotImplemented) }
+func unsupported(text string) error { return errclass.As(errors.New(text), errdefs.ErrNotImplemented) }
 
-// writeParents writes a directory and those above it that the layer does not hold yet.
+// writeParents writes entries for a directory and its parents, as far as the layer has none.
 func (d *differ) writeParents(dir *node) error {
 	if dir == nil || dir.written {
 		return nil
@@ -59,7 +59,7 @@ func (d *differ) write(n *node) error {
 		return err
 	}
 	if strings.HasPrefix(n.name, layer.WhiteoutPrefix) && !d.opts.Archive {
-		return n.fail("write", unsayable("no layer can hold a file of such a name"))
+		return n.fail("write", unsupported("a layer can't hold a file with such a name"))
 	}
 	if err := d.readXattrs(n); err != nil {
 		if d.opts.Archive && vanished(err) {
@@ -70,34 +70,9 @@ func (d *differ) write(n *node) error {
 	if _, ok := n.overlay["whiteout"]; ok && n.kind() == unix.S_IFREG && n.parentNode != nil {
 		return d.whiteout(n.parentNode, n.name, nil)
 	}
-	uid, gid, err := d.ownerOf(n)
+	h, err := d.newHeader(n)
 	if err != nil {
 		return err
-	}
-	h := &tar.Header{
-		Name: n.path,
-		Mode: int64(n.st.Mode & 0o7777),
-		Uid:  int(uid), Gid: int(gid),
-		ModTime: time.Unix(n.st.Mtim.Unix()),
-	}
-	if !d.opts.Latest.IsZero() && h.ModTime.After(d.opts.Latest) {
-		h.ModTime = d.opts.Latest
-	}
-	if len(n.xattrs) > 0 {
-		h.PAXRecords = map[string]string{}
-		for _, x := range n.xattrs {
-			if x.Name == ownerAttribute && !d.chowns {
-				continue
-			}
-			if x.Name == capabilityAttribute && len(d.opts.UIDs) > 0 {
-				v, ok := mapCapability(x.Value, d.opts.UIDs.layer)
-				if !ok {
-					return n.fail("write", tooMuch("the root of its capabilities is not mapped to one of the layer"))
-				}
-				x.Value = v
-			}
-			h.PAXRecords[layer.XattrRecord+layer.EscapeName(x.Name)] = string(x.Value)
-		}
 	}
 	if !n.isDir() && n.st.Nlink > 1 {
 		if first, ok := d.links[n.inode()]; ok {
@@ -135,15 +110,49 @@ func (d *differ) write(n *node) error {
 		}
 		h.Devmajor, h.Devminor = int64(unix.Major(n.st.Rdev)), int64(unix.Minor(n.st.Rdev))
 	default:
-		return n.fail("write", unsayable(fmt.Sprintf("no layer can hold a file of type %o", n.kind())))
+		return n.fail("write", unsupported(fmt.Sprintf("a layer can't hold a file of type %o", n.kind())))
 	}
 	return d.header(h)
 }
 
-// header writes an entry's header, in plain USTAR where that can say all.
+// newHeader returns a header with the attributes of a file, but without its type.
+func (d *differ) newHeader(n *node) (*tar.Header, error) {
+	uid, gid, err := d.ownerOf(n)
+	if err != nil {
+		return nil, err
+	}
+	h := &tar.Header{
+		Name: n.path,
+		Mode: int64(n.st.Mode & 0o7777),
+		Uid:  int(uid), Gid: int(gid),
+		ModTime: time.Unix(n.st.Mtim.Unix()),
+	}
+	if !d.opts.Latest.IsZero() && h.ModTime.After(d.opts.Latest) {
+		h.ModTime = d.opts.Latest
+	}
+	if len(n.xattrs) > 0 {
+		h.PAXRecords = map[string]string{}
+		for _, x := range n.xattrs {
+			if x.Name == ownerAttribute && !d.chowns {
+				continue
+			}
+			if x.Name == capabilityAttribute && len(d.opts.UIDs) > 0 {
+				v, ok := mapCapability(x.Value, d.opts.UIDs.layer)
+				if !ok {
+					return nil, n.fail("write", overLimit("the root of its capabilities is not mapped to one of the layer"))
+				}
+				x.Value = v
+			}
+			h.PAXRecords[layer.XattrRecord+layer.EscapeName(x.Name)] = string(x.Value)
+		}
+	}
+	return h, nil
+}
+
+// header writes an entry's header, in plain USTAR if that suffices.
 func (d *differ) header(h *tar.Header) error {
 	if len(h.Name) > layer.MaxPath {
-		return fmt.Errorf("write %s: %w", quote(h.Name), unsayable(fmt.Sprintf("path of %d bytes", len(h.Name))))
+		return fmt.Errorf("write %s: %w", quote(h.Name), unsupported(fmt.Sprintf("path of %d bytes", len(h.Name))))
 	}
 	if h.ModTime.Nanosecond() != 0 {
 		h.Format = tar.FormatPAX
@@ -178,7 +187,7 @@ func (d *differ) file(n *node, h *tar.Header) error {
 			return err
 		}
 		b := d.buffers[0][:min(left, compareSize)]
-		// An archive of a file that has become shorter is filled up, as GNU tar's is.
+		// If the file has become shorter the rest of its entry is zeros, as in GNU tar.
 		if err := n.readFull(fd, b); err != nil && (!d.opts.Archive || !errors.Is(err, errShorter)) {
 			return err
 		}

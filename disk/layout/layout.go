@@ -332,7 +332,7 @@ func (d Dir) PutBlob(ctx context.Context, dgst digest.Digest, expected, begin in
 		fi, err = f.Stat()
 	}
 	if err == nil {
-		err = f.Sync() // before Chmod: a read-only file with unsynced content could not be resumed
+		err = f.Sync() // before Chmod: after a failure, a read-only file could not be resumed
 	}
 	if err == nil {
 		err = f.Chmod(0o444)
