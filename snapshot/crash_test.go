@@ -26,14 +26,14 @@ import (
 )
 
 const (
-	crashEnv = "SNAPSHOT_CRASH"    // scenario and driver
-	stepEnv  = "SNAPSHOT_CRASH_AT" // the step to die at, counted from 1
+	crashEnv = "SNAPSHOT_CRASH"    // value: scenario and driver
+	stepEnv  = "SNAPSHOT_CRASH_AT" // value: the step to be killed at, counted from 1
 	rootEnv  = "SNAPSHOT_CRASH_ROOT"
 )
 
 var drivers = map[string]snapshot.Driver{"native": dying{native.Driver{}}, "overlayfs": dying{overlayfs.Driver{}}, "btrfs": dying{btrfs.Driver{}}}
 
-// dying also dies amid a driver's own work.
+// dying is a driver that can be killed in the middle of its own work, too.
 type dying struct{ snapshot.Driver }
 
 var at = func(string) {}
@@ -59,12 +59,12 @@ func (d dying) Remove(ctx context.Context, dir string) error {
 	return d.Driver.Remove(ctx, dir)
 }
 
-// A scenario changes a store that has a committed snapshot "base" and an active "active" of
-// it, and must leave it in one of the states before and after, whenever it dies.
+// A scenario changes a store that has a committed snapshot "base" and its active child "active". Whenever it is killed,
+// the store must be in the state before or after the change.
 var scenarios = map[string]struct {
 	do            func(context.Context, *snapshot.Snapshotter) error
 	before, after string
-	between       []string // what may be there besides, or instead, when it dies
+	between       []string // what else may exist, or exist instead, after a kill in between
 }{
 	"prepare": {func(ctx context.Context, s *snapshot.Snapshotter) error {
 		_, err := s.Prepare(ctx, "new", "base", nil)
@@ -123,11 +123,11 @@ var scenarios = map[string]struct {
 	}},
 }
 
-// unresolved is what dist-apply says of a layer with the file dir/file, of which it is not known
-// what dir is below, and a link to the file that base has.
+// unresolved is the output of dist-apply --unresolved for a layer with the file dir/file and a link to base's file: it
+// does not know what the lower layers have at dir.
 const unresolved = "directory\x00.\x00\x00directory\x00dir\x00\x00link\x00link\x00file\x00"
 
-// fill makes those files, where they aren't there.
+// fill makes these files, unless they exist.
 func fill(dir string) error {
 	if err := os.Mkdir(filepath.Join(dir, "dir"), 0o755); err != nil && !errors.Is(err, fs.ErrExist) {
 		return err
@@ -145,7 +145,7 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
-// crash runs a scenario and dies at the step that the environment names.
+// crash runs a scenario, and is killed at the step that the environment names.
 func crash(scenario string) int {
 	die, _ := strconv.Atoi(os.Getenv(stepEnv))
 	n := 0
@@ -179,7 +179,7 @@ func TestKilledAtEveryStep(t *testing.T) {
 				onItsFilesystem(t, d)
 				switch overlay := driver == overlayfs.Name; {
 				case name == "settle" && !overlay:
-					return // refused by the others
+					return // already done by others
 				case (name == "settle" || name == "stack") && overlay:
 					snapshottest.Root(t)
 				}
@@ -199,7 +199,7 @@ func TestKilledAtEveryStep(t *testing.T) {
 	}
 }
 
-// killAt reports whether the scenario died at step n.
+// killAt runs a scenario and reports whether it was killed at step n.
 func killAt(t *testing.T, d snapshot.Driver, name, before, after string, n int) bool {
 	t.Helper()
 	ctx := t.Context()
@@ -231,7 +231,7 @@ func killAt(t *testing.T, d snapshot.Driver, name, before, after string, n int) 
 	if state != before && state != after && !isBetween(state, before, scenarios[name].between) || !died && state != after {
 		t.Errorf("killed at %q: %q", where, state)
 	}
-	// The same again must succeed, or say that it has been done.
+	// A second run must succeed, or report that the change has been made.
 	err = scenarios[name].do(ctx, open(t, root, d))
 	if err != nil && (state != after || !errdefs.IsAlreadyExists(err) && !errdefs.IsNotFound(err) && !errdefs.IsInvalidArgument(err)) {
 		t.Errorf("killed at %q, then: %v", where, err)
@@ -239,7 +239,7 @@ func killAt(t *testing.T, d snapshot.Driver, name, before, after string, n int) 
 	if got := describe(t, s); got != after {
 		t.Errorf("killed at %q, then done again: %q", where, got)
 	}
-	// Every call that makes or removes something sweeps.
+	// Every call that makes or removes something also sweeps.
 	if err := prepare(s, "sweep", ""); err != nil {
 		t.Fatal(err)
 	}
@@ -258,7 +258,7 @@ func killAt(t *testing.T, d snapshot.Driver, name, before, after string, n int) 
 	return died
 }
 
-// isBetween tells whether a state is the one before with some of the others besides.
+// isBetween reports whether a state is the one before, with some of others in addition.
 func isBetween(state, before string, others []string) bool {
 	left := strings.Fields(before)
 	for _, item := range strings.Fields(strings.ReplaceAll(state, "stack ", "stack_")) {
@@ -293,8 +293,7 @@ func prepare(s *snapshot.Snapshotter, key, parent string) error {
 	return err
 }
 
-// describe is a store in a line: key, kind, parent and labels of each snapshot, and whether
-// its files are there.
+// describe returns a store as one line: key, kind, parent and labels of each snapshot, and whether its files exist.
 func describe(t *testing.T, s *snapshot.Snapshotter) string {
 	t.Helper()
 	var all []string
@@ -315,8 +314,7 @@ func describe(t *testing.T, s *snapshot.Snapshotter) string {
 	return strings.Join(all, " ")
 }
 
-// otherBoot leaves a store as a power failure may: another boot's state, and an index that
-// was not written, or leads astray.
+// otherBoot changes a store as a power failure may: the boot ID is another one, and the index is missing or wrong.
 func otherBoot(t *testing.T, root string, d snapshot.Driver) {
 	t.Helper()
 	dir := filepath.Join(root, "snapshots", d.Name())
@@ -337,7 +335,7 @@ func otherBoot(t *testing.T, root string, d snapshot.Driver) {
 	}
 }
 
-// A snapshot whose record was lost with the power can't be named: it goes, the rest stays.
+// After a power failure, a snapshot without a record is removed. The others are kept.
 func TestTornRecord(t *testing.T) {
 	for name, d := range drivers {
 		for torn, content := range map[string]string{"empty": "", "half": `{"key":"act`, "zeroes": strings.Repeat("\x00", 100)} {
@@ -378,7 +376,7 @@ func TestTornRecord(t *testing.T) {
 	}
 }
 
-// Nobody but the owner may enter: root filesystems hold set-user-ID programs.
+// Only the owner may enter the directories of snapshots, because root filesystems contain set-user-ID programs.
 func TestPrivate(t *testing.T) {
 	root := t.TempDir()
 	s := open(t, root, drivers["native"])
@@ -391,7 +389,7 @@ func TestPrivate(t *testing.T) {
 	}
 }
 
-// A parent can't go while a snapshot is prepared from it, or committed on top of it.
+// A parent can't be removed while a snapshot is prepared from it, or committed on top of it.
 func TestParentIsHeld(t *testing.T) {
 	ctx := t.Context()
 	root := t.TempDir()

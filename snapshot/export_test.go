@@ -1,4 +1,4 @@
 package snapshot
 
-// OnStep makes f be called between the steps of every change, with the step's name.
+// OnStep sets the function that is called with the name of each step of a change.
 func OnStep(f func(string)) { step = f }

@@ -8,8 +8,8 @@ import (
 	"distkit/snapshot/native"
 )
 
-// A child that another goroutine starts shares, until it runs its program, what is open and locked: none
-// of it keeps a snapshot from being removed at once.
+// A child process that another goroutine starts holds our open and locked files until it executes its program. That
+// must not keep a snapshot from being removed at once.
 func TestRemoveBesideForks(t *testing.T) {
 	s := open(t, t.TempDir(), native.Driver{})
 	stop := make(chan struct{})

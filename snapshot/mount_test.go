@@ -14,7 +14,7 @@ import (
 	"github.com/containerd/errdefs"
 )
 
-// A mount excludes Commit and Remove of the snapshot, and they exclude it, at whatever moment the other call comes.
+// MountWith excludes Commit and Remove of the same snapshot, and the other way round, at every step of either.
 func TestMountExcludesCommitAndRemove(t *testing.T) {
 	snapshottest.Root(t)
 	for name, d := range drivers {
@@ -76,7 +76,7 @@ func TestMountExcludesCommitAndRemove(t *testing.T) {
 	}
 }
 
-// A mount is known also where another one covers it.
+// A mount that another one covers is found too.
 func TestCoveredMount(t *testing.T) {
 	snapshottest.Root(t)
 	for name, d := range drivers {
@@ -105,7 +105,7 @@ func TestCoveredMount(t *testing.T) {
 	}
 }
 
-// What a stranger put in the place of a store's files and directories is not followed, waited for, or read without bound.
+// Foreign files in a store, such as links, FIFOs and huge files, are not followed, waited for, or read without limit.
 func TestHostileStore(t *testing.T) {
 	big := func(name string) error { return errors.Join(os.WriteFile(name, nil, 0o600), os.Truncate(name, 2<<30)) }
 	fifo := func(name string) error { return syscall.Mkfifo(name, 0o600) }
@@ -166,7 +166,7 @@ func TestHostileStore(t *testing.T) {
 	}
 }
 
-// A snapshot of another store is another one, though it has the same path on its own file system.
+// A snapshot of another store is not mistaken for this one's, even with the same path in its file system.
 func TestMountOfAnotherStore(t *testing.T) {
 	snapshottest.Root(t)
 	var stores [2]*snapshot.Snapshotter

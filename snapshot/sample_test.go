@@ -13,7 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// What a copy of a store can lose of its files, by the sample's name for it.
+// losses maps the sample's name of a property to a function that makes a file lose it.
 var losses = map[string]func(dir string) error{
 	"owner":  func(dir string) error { return os.Lchown(filepath.Join(dir, "file"), os.Geteuid(), os.Getegid()) },
 	"mode":   func(dir string) error { return os.Chmod(filepath.Join(dir, "file"), 0o644) },
@@ -35,8 +35,8 @@ func loseXattr(name string) func(string) error {
 	return func(dir string) error { return unix.Removexattr(filepath.Join(dir, "file"), name) }
 }
 
-// A store that was copied whole is used as before. Snapshots of one that has lost anything of their files can be listed and
-// removed, and are used for nothing. When they are gone, others can be made.
+// A store that was copied completely is used as before. If the copy has lost a property of files, its snapshots can be
+// listed and removed, but not used. After they are removed, new ones can be made.
 func TestACopyThatHasLostSomething(t *testing.T) {
 	t.Parallel()
 	origin := t.TempDir()
@@ -95,7 +95,7 @@ func TestACopyThatHasLostSomething(t *testing.T) {
 	}
 }
 
-// A store that has no sample, since it was made before there were any, is used as it is.
+// A store from before there were samples has none, and is used as it is.
 func TestAStoreWithoutASample(t *testing.T) {
 	t.Parallel()
 	root := t.TempDir()

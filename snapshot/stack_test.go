@@ -18,7 +18,7 @@ import (
 	"github.com/containerd/errdefs"
 )
 
-// Whoever reads the names of a stack is gone: the layers above the one that could not be told are called off.
+// If done fails, for example because its output is closed, the layers above are cancelled.
 func TestStackEndsWithItsReader(t *testing.T) {
 	t.Parallel()
 	s := open(t, t.TempDir(), drivers["overlayfs"])
@@ -35,14 +35,14 @@ func TestStackEndsWithItsReader(t *testing.T) {
 		return ctx.Err()
 	}}
 	if err := s.Stack(t.Context(), "", []snapshot.Layer{low, high}, 2, func(string) error { return gone }); err != gone || !calledOff {
-		t.Errorf("%v; called off: %v", err, calledOff)
+		t.Errorf("%v; the others: %v", err, calledOff)
 	}
 	if got := describe(t, s); got != "low:Committed:" {
 		t.Errorf("left: %q", got)
 	}
 }
 
-// layersAbove are layers of which the lowest is applied last.
+// layersAbove returns n layers. The lowest one is applied last.
 func layersAbove(n int, lowest func() error) (list []snapshot.Layer) {
 	var applied sync.WaitGroup
 	applied.Add(n - 1)
@@ -59,8 +59,8 @@ func layersAbove(n int, lowest func() error) (list []snapshot.Layer) {
 	return list
 }
 
-// If another process makes a layer, without the lock of its name, after those above were settled on ours, these are applied again on the
-// other one.
+// Another process makes a layer, without the lock on its name, after the layers above were settled on our own version.
+// These are applied again, on the other process's.
 func TestStackOnAnothersLayer(t *testing.T) {
 	snapshottest.Root(t)
 	s := open(t, t.TempDir(), drivers["overlayfs"])
@@ -107,7 +107,8 @@ func TestStackOnAnothersLayer(t *testing.T) {
 	}
 }
 
-// A layer whose record is changed while it is committed is committed all the same, and so are those above that were to be with it.
+// If a snapshot's record is changed while it is committed, the commit is repeated, and so are those of the layers above
+// in the same batch.
 func TestStackOfAChangedLayer(t *testing.T) {
 	s := open(t, t.TempDir(), drivers["overlayfs"])
 	var synced atomic.Int32
@@ -124,11 +125,11 @@ func TestStackOfAChangedLayer(t *testing.T) {
 		t.Error(err)
 	}
 	if got := describe(t, s); got != "layer0:Committed: layer1:Committed:layer0 layer2:Committed:layer1 layer3:Committed:layer2" {
-		t.Errorf("there is: %q", got)
+		t.Errorf("the store has: %q", got)
 	}
 }
 
-// shallow mounts few layers.
+// shallow is a driver that mounts only a few layers.
 type shallow struct{ snapshot.Driver }
 
 func (shallow) MaxParents() int { return 2 }
@@ -140,7 +141,7 @@ func (d shallow) Settle(ctx context.Context, t snapshot.Tree, unresolved io.Read
 	return d.Driver.Settle(ctx, t, unresolved)
 }
 
-// A stack that is too deep says so, and what can be mounted of it is there.
+// Of a stack that is too deep, the layers that can be mounted are made, and the error says so.
 func TestStackTooDeep(t *testing.T) {
 	t.Parallel()
 	s := open(t, t.TempDir(), shallow{drivers["overlayfs"]})
@@ -149,11 +150,11 @@ func TestStackTooDeep(t *testing.T) {
 		t.Error(err)
 	}
 	if got := describe(t, s); got != "layer0:Committed: layer1:Committed:layer0 layer2:Committed:layer1" {
-		t.Errorf("there is: %q", got)
+		t.Errorf("the store has: %q", got)
 	}
 }
 
-// Where the lowest layer fails, none of those that wait for it is left, and nothing in their place.
+// If the lowest layer fails, no layer that waits for it is left, nor any temporary snapshot.
 func TestStackOnAFailure(t *testing.T) {
 	t.Parallel()
 	s := open(t, t.TempDir(), drivers["overlayfs"])

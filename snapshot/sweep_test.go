@@ -34,7 +34,7 @@ func commit(t *testing.T, s *snapshot.Snapshotter, text, parent string) string {
 	return name
 }
 
-// sweep calls f after each deletion, and returns what is deleted.
+// sweep runs Sweep, calls f after each deletion, and returns the keys deleted.
 func sweep(ctx context.Context, s *snapshot.Snapshotter, needed func(string, snapshot.Info) bool, f func(n int)) (gone []string, err error) {
 	var failed []error
 	o := snapshot.Sweep{
@@ -53,8 +53,8 @@ func sweep(ctx context.Context, s *snapshot.Snapshotter, needed func(string, sna
 
 func nothing(string, snapshot.Info) bool { return false }
 
-// A sweep reads each record once, however many snapshots it deletes: what it does for one does not grow with the others. Here
-// the record of one that stays is damaged once the first is gone.
+// A sweep reads each record once, however many snapshots it deletes. To show it, the record of a kept snapshot is
+// damaged after the first deletion.
 func TestASweepReadsRecordsOnce(t *testing.T) {
 	t.Parallel()
 	root := t.TempDir()
@@ -80,7 +80,8 @@ func TestASweepReadsRecordsOnce(t *testing.T) {
 	}
 }
 
-// So does who removes many, in whatever order: what is refused because it has a child reads that child alone.
+// A Remover reads each record once too, in whatever order it removes. When a removal is refused because of a child, it
+// reads only that child again.
 func TestARemoverReadsRecordsOnce(t *testing.T) {
 	t.Parallel()
 	root := t.TempDir()
@@ -101,7 +102,7 @@ func TestARemoverReadsRecordsOnce(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	// What has come since is known, and so is that another process has removed one.
+	// New snapshots are noticed, and so is a removal by another process.
 	if err := prepare(s, "late", names[5]); err != nil {
 		t.Fatal(err)
 	}
@@ -118,7 +119,7 @@ func TestARemoverReadsRecordsOnce(t *testing.T) {
 	}
 }
 
-// What gets a child while the sweep goes on stays, whether the child is new or was there without a parent.
+// A snapshot that gets a child during the sweep is kept, whether the child is new or existed without a parent.
 func TestASweepSparesNewParents(t *testing.T) {
 	t.Parallel()
 	s := open(t, t.TempDir(), drivers["overlayfs"])
@@ -132,7 +133,7 @@ func TestASweepSparesNewParents(t *testing.T) {
 	first, calls := names[5], 0
 	o := snapshot.Sweep{Before: time.Now().Add(time.Hour), Failed: func(err error) { t.Error(err) }}
 	o.Alone = func(f func(func(string, snapshot.Info) bool) error) error {
-		if calls++; calls == 2 { // it has looked at all, and none was needed
+		if calls++; calls == 2 { // all have been looked at, and none was needed
 			if err := prepare(s, "child", first); err != nil {
 				t.Error(err)
 			}
@@ -150,10 +151,10 @@ func TestASweepSparesNewParents(t *testing.T) {
 	}
 	for _, name := range names {
 		if _, err := s.Stat(t.Context(), name); err != nil {
-			t.Errorf("it has a child, and is gone: %v", err)
+			t.Errorf("a snapshot with a child was removed: %v", err)
 		}
 	}
-	// A child that another process removes does not keep its parent.
+	// A child that another process has removed no longer keeps its parent.
 	if err := s.Remove(t.Context(), "child"); err != nil {
 		t.Error(err)
 	}
@@ -162,7 +163,7 @@ func TestASweepSparesNewParents(t *testing.T) {
 	}
 }
 
-// broken fails to measure and to remove one directory, and may not enter another.
+// broken is a driver that fails to measure and to remove one directory, and has no permission for another.
 type broken struct {
 	snapshot.Driver
 	id, private string
@@ -185,7 +186,7 @@ func (b broken) Remove(ctx context.Context, dir string) error {
 	return b.Driver.Remove(ctx, dir)
 }
 
-// A sweep goes on after what it can't measure, remove or read, and says what that was.
+// A sweep continues after snapshots that it can't measure, remove or read, and reports them.
 func TestASweepGoesOn(t *testing.T) {
 	t.Parallel()
 	root := t.TempDir()
@@ -201,23 +202,24 @@ func TestASweepGoesOn(t *testing.T) {
 	if err := os.Remove(filepath.Join(dir, "5", "info")); err != nil {
 		t.Fatal(err)
 	}
-	if err := os.Mkdir(filepath.Join(dir, "5", "info"), 0o700); err != nil { // nobody has written that
+	if err := os.Mkdir(filepath.Join(dir, "5", "info"), 0o700); err != nil { // not a record
 		t.Fatal(err)
 	}
 	gone, err := sweep(t.Context(), s, nothing, func(int) {})
 	if want := []string{names[0], names[2]}; !slices.Equal(gone, want) {
 		t.Errorf("deleted: %q, not %q", gone, want)
 	}
-	// Who may not look at its files can't delete them: it keeps its name for who can.
+	// Without permission to read the files, they can't be deleted. The snapshot keeps its name, for a user who has
+	// permission.
 	if _, err := s.Stat(t.Context(), names[5]); err != nil {
-		t.Errorf("whose files are private: %v", err)
+		t.Errorf("a snapshot with private files: %v", err)
 	}
 	for _, says := range []string{"only root", "remove " + names[1] + ": can't be removed", "snapshot 4 is damaged", "snapshot 5 is damaged"} {
 		if err == nil || !strings.Contains(err.Error(), says) {
 			t.Errorf("the failures do not say %q: %v", says, err)
 		}
 	}
-	// It waits in tmp, and every sweep says so.
+	// Its files stay in tmp, and every sweep reports them.
 	if _, err := sweep(t.Context(), s, nothing, func(int) {}); err == nil || !strings.Contains(err.Error(), "can't be removed") {
 		t.Errorf("the next sweep: %v", err)
 	}
@@ -228,7 +230,7 @@ func TestASweepGoesOn(t *testing.T) {
 	}
 }
 
-// stuck fails to remove the directory of one id.
+// stuck is a driver that fails to remove the directory of one id.
 type stuck struct {
 	snapshot.Driver
 	id  string
@@ -242,7 +244,8 @@ func (d stuck) Remove(ctx context.Context, dir string) error {
 	return d.Driver.Remove(ctx, dir)
 }
 
-// A snapshot in use just stays, but a driver that can't delete the files of one without a name is heard, whatever its error's class.
+// A snapshot in use is kept silently. But if the driver can't delete the files of a removed one, that is reported,
+// whatever the class of the error.
 func TestASweepTellsFailuresFromUse(t *testing.T) {
 	t.Parallel()
 	for _, class := range []error{errdefs.ErrUnavailable, errdefs.ErrFailedPrecondition} {
@@ -255,7 +258,7 @@ func TestASweepTellsFailuresFromUse(t *testing.T) {
 	}
 }
 
-// A Remover that could not list the snapshots once removes no parent after that.
+// A Remover that could not list the snapshots removes no parent afterwards.
 func TestARemoverThatCanNotListRemovesNoParent(t *testing.T) {
 	t.Parallel()
 	snapshottest.Root(t)
@@ -290,7 +293,7 @@ func TestARemoverThatCanNotListRemovesNoParent(t *testing.T) {
 		}
 		r := s.Remover()
 		if err := r.Remove(t.Context(), other); !errors.Is(err, fs.ErrPermission) {
-			t.Errorf("it has listed them: %v", err)
+			t.Errorf("the snapshots could be listed: %v", err)
 		}
 		ended <- r.Remove(t.Context(), base)
 	}()

@@ -1,5 +1,5 @@
-// Package btrfs keeps each snapshot as a subvolume, which btrfs makes from its parent's in the
-// same time whatever that holds. The store has to be on btrfs.
+// Package btrfs is the snapshot driver that keeps each snapshot as a subvolume. btrfs makes it from the parent's in
+// constant time. The store must be on btrfs.
 package btrfs
 
 import (
@@ -19,8 +19,8 @@ import (
 // Name is the driver's name.
 const Name = "btrfs"
 
-// Driver is the btrfs driver. A snapshot's directory holds fs, a subvolume with the whole
-// tree; that of a view with a parent is empty, since it shows the parent's.
+// Driver is the btrfs driver. A snapshot's directory has fs, a subvolume with the whole tree. That of a view with a
+// parent is empty, since the view shows the parent's tree.
 type Driver struct{ snapshot.WholeTrees }
 
 var _ snapshot.Driver = Driver{}
@@ -36,11 +36,11 @@ func (Driver) Create(_ context.Context, t snapshot.Tree) error {
 	if err := createSubvolume(t.Dir); err != nil {
 		return err
 	}
-	return os.Chmod(t.FS(), 0o755) // whatever the umask
+	return os.Chmod(t.FS(), 0o755) // whatever the umask is
 }
 
-// Usage counts the files that differ from the parent's: a snapshot keeps inode numbers, and
-// whatever is changed has its change time changed.
+// Usage counts the files that differ from the parent's. A btrfs snapshot keeps inode numbers, and every change to a
+// file sets its change time.
 func (Driver) Usage(ctx context.Context, t snapshot.Tree) (u snapshot.Usage, err error) {
 	if t.Kind == snapshot.View || len(t.Parents) == 0 {
 		u.Size, u.Inodes, err = tree.Usage(ctx, t.FS())
@@ -51,8 +51,8 @@ func (Driver) Usage(ctx context.Context, t snapshot.Tree) (u snapshot.Usage, err
 }
 
 func (Driver) Remove(_ context.Context, dir string) error {
-	// This fails where the subvolume holds others, or the user may only delete empty ones:
-	// then its files are deleted one by one, which works too.
+	// This fails if the subvolume contains others, or if the user may only delete empty ones. Its files are then
+	// deleted one by one.
 	_ = destroySubvolume(dir)
 	return tree.Remove(dir)
 }

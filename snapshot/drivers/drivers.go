@@ -1,4 +1,4 @@
-// Package drivers knows the snapshot drivers and chooses between them.
+// Package drivers knows all snapshot drivers, and selects one by name or by what works in a store.
 package drivers
 
 import (
@@ -26,10 +26,10 @@ import (
 	"github.com/containerd/errdefs"
 )
 
-// all is every driver, the preferred one first.
+// all lists the built-in drivers, the preferred one first.
 var all = []snapshot.Driver{overlayfs.Driver{}, btrfs.Driver{}, erofs.Driver{}, native.Driver{}}
 
-// Names are the drivers' names, the preferred one first.
+// Names returns the names of the built-in drivers, the preferred one first.
 func Names() []string {
 	names := make([]string, len(all))
 	for i, d := range all {
@@ -38,10 +38,10 @@ func Names() []string {
 	return names
 }
 
-// Open opens the store's snapshots of the driver called name, which may be a program's (snap-driver(7)). Where name is empty it is
-// the one that the store has snapshots of, else the first that works here: so a store stays with the driver it began with. No store
-// chooses a program. InvalidArgument for an unknown name, NotImplemented or PermissionDenied where the driver can't work here and the
-// store has nothing of it yet.
+// Open opens the store's snapshots of a driver. name is a built-in driver, or a program (snap-driver(7)). If name is
+// "", Open uses the built-in driver that the store has snapshots of, or else the first that works here, so that a store
+// keeps its first driver. A store never selects a program. InvalidArgument: an unknown name. NotImplemented,
+// PermissionDenied: the driver does not work here, and the store has no snapshots of it.
 func Open(ctx context.Context, root, name string, o snapshot.Options) (*snapshot.Snapshotter, error) {
 	root, namespace, err := layout.Resolve(root, o.Namespace)
 	if err != nil {
@@ -55,8 +55,8 @@ func Open(ctx context.Context, root, name string, o snapshot.Options) (*snapshot
 	return snapshot.Open(root, d, o)
 }
 
-// OpenRecorded is Open for a name that a record of the store has. A record does not choose which program runs: PermissionDenied if the
-// driver is a program, unless the environment names it too.
+// OpenRecorded is Open for a name from a record in the store. A record must not decide which program runs.
+// PermissionDenied: the driver is a program, and the environment does not name it too.
 func OpenRecorded(ctx context.Context, root, name string, o snapshot.Options) (*snapshot.Snapshotter, error) {
 	if name != "" && builtin(name) == nil && name != os.Getenv(variable) {
 		return nil, errdefs.ErrPermissionDenied.WithMessage(fmt.Sprintf(
@@ -65,10 +65,10 @@ func OpenRecorded(ctx context.Context, root, name string, o snapshot.Options) (*
 	return Open(ctx, root, name, o)
 }
 
-// variable of the environment names the driver that the user has chosen.
+// variable is the environment variable with the user's choice of driver.
 const variable = "CONTAINERD_SNAPSHOTTER"
 
-// builtin returns the driver of that name, or nil.
+// builtin returns the built-in driver of that name, or nil.
 func builtin(name string) snapshot.Driver {
 	for _, d := range all {
 		if d.Name() == name {
@@ -100,7 +100,7 @@ func choose(ctx context.Context, root, name string) (snapshot.Driver, error) {
 		candidates = []snapshot.Driver{d}
 	}
 	for _, d := range candidates {
-		// Another driver would hide the snapshots of one whose directory can't be read.
+		// If the directory of a driver can't be read, fail: another driver would hide its snapshots.
 		if there, err := used(root, d.Name()); err != nil {
 			return nil, err
 		} else if there {
@@ -116,7 +116,8 @@ func choose(ctx context.Context, root, name string) (snapshot.Driver, error) {
 	return nil, err
 }
 
-// Used are the names of the drivers that the store has, or had, snapshots of. A program is among them if the environment names it.
+// Used returns the names of the drivers that the store has, or had, snapshots of. A program is listed only if the
+// environment names it.
 func Used(root string) ([]string, error) {
 	root, _, err := layout.Resolve(root, "")
 	if err != nil {
@@ -138,7 +139,7 @@ func Used(root string) ([]string, error) {
 	return names, nil
 }
 
-// used reports whether the store has snapshots of a driver.
+// used reports whether the store has, or had, snapshots of a driver.
 func used(root, name string) (bool, error) {
 	f, err := disk.Tree(root).OpenDir(filepath.Join("snapshots", name))
 	if errors.Is(err, fs.ErrNotExist) {
@@ -164,7 +165,7 @@ func used(root, name string) (bool, error) {
 	}
 }
 
-// check tries a driver in the store, or where the store will be.
+// check tries a driver in the store, or where the store would be created.
 func check(ctx context.Context, root string, d snapshot.Driver) error {
 	root, err := filepath.Abs(root)
 	if err != nil {
@@ -190,16 +191,16 @@ func check(ctx context.Context, root string, d snapshot.Driver) error {
 	}
 }
 
-// Status is what there is to say of a driver.
+// Status describes a driver in a store.
 type Status struct {
 	Driver  string `json:"driver"`
 	Works   bool   `json:"works"`
 	Used    bool   `json:"used"`             // the store has snapshots of it
-	Default bool   `json:"default"`          // it is used where none is named
-	Reason  string `json:"reason,omitempty"` // why it doesn't work
+	Default bool   `json:"default"`          // used if no driver is named
+	Reason  string `json:"reason,omitempty"` // why it does not work
 }
 
-// List tries every driver in the store at root, and the programs on PATH.
+// List tries every built-in driver in the store at root, and lists the programs on PATH.
 func List(ctx context.Context, root string) []Status {
 	if store, _, err := layout.Resolve(root, ""); err == nil {
 		root = store

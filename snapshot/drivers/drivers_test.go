@@ -22,7 +22,7 @@ func driverOf(t *testing.T, root, name string) string {
 	return s.Driver()
 }
 
-// A store stays with the driver it began with, whatever works better.
+// A store keeps its first driver, even if a preferred one works now.
 func TestChoiceStays(t *testing.T) {
 	snapshottest.Root(t)
 	root := t.TempDir()
@@ -57,7 +57,7 @@ func TestUnknown(t *testing.T) {
 	}
 }
 
-// Programs on PATH are drivers, by name only: neither a store nor a record in it chooses one.
+// Programs on PATH are drivers, but must be named by the user. Neither a store nor a record in it selects one.
 func TestPrograms(t *testing.T) {
 	scripts, err := filepath.Abs("../../scripts")
 	if err != nil {
@@ -116,7 +116,7 @@ func TestPrograms(t *testing.T) {
 		t.Errorf("used are %q, %v", used, err)
 	}
 	if _, err := os.Stat(filepath.Join(bin, "called")); err == nil {
-		t.Error("a program was called whose name is none, or that of a driver that is built in")
+		t.Error("a program was called whose name is not a driver's, or is a built-in driver's")
 	}
 }
 

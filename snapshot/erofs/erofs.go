@@ -1,6 +1,6 @@
-// Package erofs keeps a layer as its plain archive, and shows the layers of a chain together as one EROFS image: an index, whose files' data
-// are ranges of the archives. So no file of a layer is ever made. An active snapshot is an overlay of an upper directory on that
-// image, and becomes an archive when it is committed.
+// Package erofs is the snapshot driver that keeps a layer as its plain archive. It shows a chain of layers as one EROFS
+// image: an index, whose files' data are ranges of the archives. So no file of a layer is ever unpacked. An active
+// snapshot is an overlay with an upper directory on that image. When it is committed, its changes become an archive.
 package erofs
 
 import (
@@ -33,21 +33,24 @@ import (
 // Name is the driver's name.
 const Name = "erofs"
 
-// maxLower is the same as that of overlayfs: a chain can be had with either. Each layer is an open file while it is mounted.
+// maxLower equals overlayfs's limit, so that a chain works with either driver. Each layer is an open file while it is
+// mounted.
 const maxLower = 500
 
-// What a snapshot's directory holds besides fs, the upper directory of an active one, and work, overlayfs's scratch space.
+// Names in a snapshot's directory, besides fs, the upper directory of an active snapshot, and work, overlayfs's scratch
+// space.
 const (
-	applied   = snapshot.LayerDir // a layer that Stack's command has stored
-	archived  = "changes"         // the layer that was made of fs when it was committed
-	imageName = "image"           // the EROFS image of the snapshot and those below it, made when it is first needed
+	applied   = snapshot.LayerDir // a layer stored by Stack
+	archived  = "changes"         // a layer made of fs by a commit
+	imageName = "image"           // the EROFS image of the snapshot and its ancestors, made when first needed
 )
 
 // Driver is the erofs driver.
 //
-// The kernel parses an image as root, and a store may be a stranger's. So only an image is mounted that this machine has made, from
-// archives that it has verified, since it was booted: package erofs keeps seals of both. What was changed since is made or verified
-// anew. The directory of the snapshots must be ours alone, so that nobody can write to an image that is mounted.
+// The kernel parses an image with root's privileges, but the store may have been written by a stranger. So only images
+// are mounted that this machine has made since it booted, from archives that it has verified since then. Package erofs
+// keeps seals of both; whatever has no valid seal is verified or made again. The directory of the snapshots must belong
+// to this user alone, so that nobody else can write to a mounted image.
 type Driver struct{}
 
 var _ snapshot.Archiver = Driver{}
@@ -62,12 +65,12 @@ func (Driver) Settle(context.Context, snapshot.Tree, io.Reader) error {
 
 func upperless(t snapshot.Tree) bool { return t.Kind == snapshot.View }
 
-// Create makes the directories of an overlay. Its root directory is the upper one.
+// Create makes the directories of an overlay. The upper one becomes the root directory.
 func (Driver) Create(ctx context.Context, t snapshot.Tree) error {
 	if err := os.Mkdir(t.FS(), 0o755); err != nil {
 		return err
 	}
-	if err := os.Chmod(t.FS(), 0o755); err != nil { // whatever the umask
+	if err := os.Chmod(t.FS(), 0o755); err != nil { // whatever the umask is
 		return err
 	}
 	if !upperless(t) {
@@ -92,7 +95,7 @@ func (Driver) Create(ctx context.Context, t snapshot.Tree) error {
 	return nil
 }
 
-// mountLower mounts the image of what is below a snapshot, without a place in the tree.
+// mountLower mounts the image of a snapshot's ancestors, detached from the tree of mounts.
 func mountLower(ctx context.Context, t snapshot.Tree) (int, error) {
 	c, err := openChain(t.Parents)
 	if err != nil {
@@ -107,15 +110,15 @@ func mountLower(ctx context.Context, t snapshot.Tree) (int, error) {
 	return attach(image, c.data())
 }
 
-// A chain is the stored layers below a snapshot.
+// A chain is the stored layers of a snapshot's ancestors.
 type chain struct {
 	store  disk.Tree // the directory of all snapshots
-	top    string    // the directory in it of the highest
+	top    string    // name of the topmost ancestor's directory in store
 	layers []*erofs.Layer
-	left   map[string]int64 // what the image that was made can't hold, by kind
+	left   map[string]int64 // what a newly made image can't hold, by kind
 }
 
-// openChain opens the layers below a snapshot. Parents are the nearest first.
+// openChain opens the layers of the directories parents, the nearest first.
 func openChain(parents []string) (*chain, error) {
 	c := &chain{store: disk.Tree(filepath.Dir(parents[0])), top: filepath.Base(parents[0])}
 	if err := c.open(parents); err != nil {
@@ -160,7 +163,7 @@ func (c *chain) data() []*os.File {
 	return files
 }
 
-// trusted fails if somebody else could write to an image while it is mounted.
+// trusted returns an error if another user could write to a mounted image.
 func (c *chain) trusted() error {
 	d, err := c.store.OpenDir(".")
 	if err != nil {
@@ -184,10 +187,10 @@ func (c *chain) trusted() error {
 	return nil
 }
 
-// remote are the file systems whose files somebody else can change: NFS, SMB, CIFS, FUSE, 9p, Ceph, AFS.
+// remote lists file systems whose files others can change: NFS, SMB, CIFS, FUSE, 9p, Ceph, AFS.
 var remote = []uint32{0x6969, 0x517b, 0xfe534d42, 0xff534d42, 0x65735546, 0x01021997, 0x00c36400, 0x5346414f}
 
-// recipe is what an image's seal says: the layers that it is made of.
+// recipe returns the text for the image's seal: the layers that the image is made of.
 func (c *chain) recipe() (string, error) {
 	var b strings.Builder
 	for _, l := range c.layers {
@@ -200,7 +203,7 @@ func (c *chain) recipe() (string, error) {
 	return b.String(), nil
 }
 
-// image opens the chain's image, and makes it if there is none that we have made of these layers.
+// image opens the chain's image. It makes the image first if there is none with a seal for these layers.
 func (c *chain) image(ctx context.Context) (*os.File, error) {
 	recipe, err := c.recipe()
 	if err != nil {
@@ -209,7 +212,7 @@ func (c *chain) image(ctx context.Context) (*os.File, error) {
 	if f, err := c.sealedImage(recipe); f != nil || err != nil {
 		return f, err
 	}
-	// One process makes it, the others wait.
+	// One process makes the image, others wait for it.
 	lock, err := c.store.LockFile(ctx, filepath.Join(c.top, imageName+".lock"), os.O_RDWR|os.O_CREATE, 0o600, unix.LOCK_EX)
 	if err != nil {
 		return nil, fmt.Errorf("lock EROFS image: %w", err)
@@ -258,10 +261,10 @@ func (c *chain) make(ctx context.Context) (*os.File, error) {
 		erofs.Unseal(f)
 		f.Close()
 	}
-	if err := c.store.RemoveAll(name); err != nil { // whatever a stranger has put there
+	if err := c.store.RemoveAll(name); err != nil { // delete what a stranger may have put there, even a directory
 		return nil, err
 	}
-	// It need not be durable: after a crash it has no seal.
+	// Not synced: after a crash the image has no seal.
 	if err := c.store.ReplaceBy(name, 0o400, false, func(f *os.File) error { return b.Write(ctx, f) }); err != nil {
 		return nil, err
 	}
@@ -275,11 +278,11 @@ func (c *chain) make(ctx context.Context) (*os.File, error) {
 	return nil, err
 }
 
-// plain reports whether a snapshot is its directory fs alone.
+// plain reports whether the snapshot consists of its directory fs only.
 func plain(t snapshot.Tree) bool { return len(t.Parents) == 0 }
 
-// Mounts names, as the lower directory of the overlay, the place where both mounts are made. A program that is to make them must take
-// the files of the image as they are: mount(8) does not.
+// Mounts returns two mounts on the same directory: the image, and the overlay that has it as lower directory. Whoever
+// makes the first must pass the image's files on to the kernel unchanged, which mount(8) does not do.
 func (Driver) Mounts(t snapshot.Tree) ([]snapshot.Mount, error) {
 	if plain(t) {
 		return []snapshot.Mount{snapshot.BindOf(t, t.FS())}, nil
@@ -327,7 +330,7 @@ func (Driver) Open(t snapshot.Tree) (root *os.File, err error) {
 	if plain(t) {
 		return snapshot.OpenFiles(t.FS())
 	}
-	if upperless(t) { // t may be an active snapshot without what it changes: its own directory is no layer then
+	if upperless(t) { // the snapshot is active, but opened without its own changes
 		image, err := mountLower(context.Background(), t)
 		if err != nil {
 			return nil, err
@@ -342,11 +345,12 @@ func (Driver) Open(t snapshot.Tree) (root *os.File, err error) {
 	return root, err
 }
 
-// onDetached makes an overlay on an image that has no place in the tree. Kernels before 6.15 refuse that with EINVAL.
+// onDetached makes an overlay on a detached image. Kernels before 6.15 refuse that with EINVAL.
 var onDetached = func(l overlay.Layers, f func(overlay.Layers) error) error { return f(l) }
 
-// onImage calls f with the layers of a snapshot's overlay, in the directory that their paths are relative to. A view has its own empty
-// directory as a further layer, since an overlay has two: as an overlay it can be told in the table of mounts.
+// onImage calls f with the layers of a snapshot's overlay and with the working directory set for their relative paths.
+// For a view it adds the view's own, empty directory as a second lower layer. An overlay needs two, and as an overlay
+// the view can be found in mountinfo.
 func onImage(t snapshot.Tree, o snapshot.MountOptions, f func(overlay.Layers) error) error {
 	lower, err := mountLower(context.Background(), t)
 	if err != nil {
@@ -392,10 +396,10 @@ func onImage(t snapshot.Tree, o snapshot.MountOptions, f func(overlay.Layers) er
 	})
 }
 
-// Archive makes the layer of what an active snapshot has changed.
+// Archive makes a layer of what an active snapshot has changed.
 func (Driver) Archive(ctx context.Context, t snapshot.Tree, diff snapshot.Diff) error {
 	id, store := filepath.Base(t.Dir), disk.Tree(filepath.Dir(t.Dir))
-	if _, err := store.Stat(filepath.Join(id, applied)); err == nil { // it is a layer already
+	if _, err := store.Stat(filepath.Join(id, applied)); err == nil { // stored by Stack
 		l, err := erofs.Open(store, filepath.Join(id, applied))
 		if err != nil {
 			return err
@@ -408,7 +412,7 @@ func (Driver) Archive(ctx context.Context, t snapshot.Tree, diff snapshot.Diff) 
 		return errdefs.ErrNotImplemented.WithMessage("this program can't make a layer of a snapshot's files")
 	}
 	name := filepath.Join(id, archived)
-	if err := removeLayer(store, name); err != nil { // of a commit that failed
+	if err := removeLayer(store, name); err != nil { // left by a commit that failed
 		return err
 	}
 	if err := store.Mkdir(name, 0o700); err != nil {
@@ -431,7 +435,7 @@ func (Driver) Archive(ctx context.Context, t snapshot.Tree, diff snapshot.Diff) 
 		ended <- err
 	}()
 	err = erofs.StorePlain(store.Path(name), from)
-	from.Close() // so that diff ends
+	from.Close() // makes diff return
 	return cmp.Or(err, <-ended)
 }
 
@@ -462,7 +466,7 @@ func (Driver) Complete(ctx context.Context, parents []string) (left map[string]i
 	return c.left, f.Close()
 }
 
-// Usage counts a committed snapshot's archive and image, and an active one's files.
+// Usage measures the archive and image of a committed snapshot, and the files of an active one.
 func (Driver) Usage(ctx context.Context, t snapshot.Tree) (u snapshot.Usage, err error) {
 	names := []string{"fs"}
 	if t.Kind == snapshot.Committed {
@@ -484,7 +488,7 @@ func (Driver) Usage(ctx context.Context, t snapshot.Tree) (u snapshot.Usage, err
 	return u, nil
 }
 
-// Remove deletes a snapshot's directory, and the seals of its files.
+// Remove deletes a snapshot's directory and the seals of its files.
 func (Driver) Remove(_ context.Context, dir string) error {
 	store, id := disk.Tree(filepath.Dir(dir)), filepath.Base(dir)
 	for _, name := range []string{applied, archived} {
@@ -499,7 +503,7 @@ func (Driver) Remove(_ context.Context, dir string) error {
 	return tree.Remove(dir)
 }
 
-// removeLayer deletes a stored layer, if it is there.
+// removeLayer deletes a stored layer, if there is one.
 func removeLayer(store disk.Tree, name string) error {
 	if l, err := erofs.Open(store, name); err == nil {
 		erofs.Unseal(l.File)
@@ -531,7 +535,7 @@ func (Driver) Check(ctx context.Context, dir string) error {
 	return errdefs.ErrNotImplemented.WithMessage("EROFS doesn't work here: " + err.Error())
 }
 
-// probe stores a layer, and opens an overlay on its image.
+// probe stores a layer and opens an overlay on its image.
 func probe(ctx context.Context, scratch string) (err error) {
 	layer, upper := filepath.Join(scratch, "1"), filepath.Join(scratch, "2")
 	for _, dir := range []string{layer, filepath.Join(layer, applied), upper} {

@@ -46,7 +46,7 @@ func TestSuite(t *testing.T) {
 	snapshottest.Run(t, erofs.Driver{})
 }
 
-// A store is the snapshots of a test.
+// A store wraps the snapshots of a test.
 type store struct {
 	*snapshot.Snapshotter
 	t   *testing.T
@@ -59,7 +59,7 @@ func newStore(t *testing.T, root string) store {
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { clear(s) }) // the seals are outside
+	t.Cleanup(func() { clear(s) }) // seals are outside the store, and are removed with the snapshots
 	return store{s, t, filepath.Join(root, "snapshots", erofs.Name)}
 }
 
@@ -76,7 +76,7 @@ func clear(s *snapshot.Snapshotter) {
 	}
 }
 
-// stack makes a chain of layers, each of one file, and returns the name of the last.
+// stack makes a chain of layers from maps of files, and returns the name of the topmost snapshot.
 func (s store) stack(layers ...map[string]string) string {
 	s.t.Helper()
 	var list []snapshot.Layer
@@ -153,7 +153,7 @@ func (s store) expect(name, want string) {
 	}
 }
 
-// one returns the only file of the snapshots that a pattern names.
+// one returns the only file of the snapshots that matches a pattern.
 func (s store) one(pattern string) string {
 	s.t.Helper()
 	found, err := filepath.Glob(filepath.Join(s.dir, pattern))
@@ -163,7 +163,7 @@ func (s store) one(pattern string) string {
 	return found[0]
 }
 
-// An image of whose making nothing is known is never mounted, but made again.
+// An image of unknown origin is never mounted, but made again.
 func TestForeignImage(t *testing.T) {
 	need(t)
 	s := newStore(t, t.TempDir())
@@ -202,7 +202,7 @@ func TestForeignImage(t *testing.T) {
 	}
 }
 
-// What was changed of a layer is found before anything is mounted.
+// A change to a stored layer is detected before anything is mounted.
 func TestDamagedLayer(t *testing.T) {
 	need(t)
 	for what, change := range map[string]func(dir string) error{
@@ -236,7 +236,7 @@ func TestDamagedLayer(t *testing.T) {
 				t.Errorf("a view of it: %v", err)
 			}
 			if err := s.Mount(t.Context(), "before", t.TempDir()); !errdefs.IsDataLoss(err) {
-				t.Errorf("mount what was prepared before: %v", err)
+				t.Errorf("mount a snapshot prepared before: %v", err)
 			}
 		})
 	}
@@ -250,7 +250,7 @@ func edit(name string, f func([]byte) []byte) error {
 	return os.WriteFile(name, f(b), 0o400)
 }
 
-// Somebody else could write to an image that is mounted.
+// A store that other users can write to is refused, since they could change a mounted image.
 func TestDirectoryOfOthers(t *testing.T) {
 	need(t)
 	s := newStore(t, t.TempDir())
@@ -272,7 +272,7 @@ func TestDirectoryOfOthers(t *testing.T) {
 	s.expect(name, "a=1")
 }
 
-// tmpfs can't be mounted from: the files become loop devices, which go with the mount.
+// Files on tmpfs can't be mounted directly. They become loop devices, which disappear with the mount.
 func TestLoopDevices(t *testing.T) {
 	need(t)
 	root := filepath.Join(t.TempDir(), "tmpfs")
@@ -291,7 +291,7 @@ func TestLoopDevices(t *testing.T) {
 	clear(s.Snapshotter)
 }
 
-// A disk that is full while a snapshot is committed leaves it active, and as it was.
+// If the disk is full during a commit, the snapshot stays active and unchanged.
 func TestFullDisk(t *testing.T) {
 	need(t)
 	root := filepath.Join(t.TempDir(), "tmpfs")
@@ -329,7 +329,7 @@ func TestFullDisk(t *testing.T) {
 	}
 }
 
-// Chains have as many layers as with overlayfs: one image shows them all.
+// A chain may have as many layers as with overlayfs. One image shows them all.
 func TestManyLayers(t *testing.T) {
 	need(t)
 	s := newStore(t, t.TempDir())
@@ -353,7 +353,7 @@ func TestManyLayers(t *testing.T) {
 	}
 }
 
-// With the users of a namespace the files of the archives have mapped owners, too.
+// With a user namespace, the files from archives have mapped owners too.
 func TestMapsOwners(t *testing.T) {
 	need(t)
 	c := exec.Command("sleep", "1000")
@@ -397,7 +397,7 @@ func mapsOwners(t *testing.T, users *os.File) {
 	}
 }
 
-// A snapshot is compared with what is below it, not with itself.
+// A snapshot is compared with its parent's image, which excludes its own changes.
 func TestCompare(t *testing.T) {
 	need(t)
 	s, mnt := newStore(t, t.TempDir()), t.TempDir()
@@ -418,11 +418,11 @@ func TestCompare(t *testing.T) {
 	}
 	defer c.Close()
 	if names, err := c.LowerNames("."); err != nil || !slices.Equal(names, []string{"a"}) {
-		t.Errorf("below it are %q: %v", names, err)
+		t.Errorf("its parent has %q: %v", names, err)
 	}
 }
 
-// What a killed process has mounted for a moment keeps no snapshot from being used and removed.
+// Mounts that a killed driver has left do not keep a snapshot from being used and removed.
 func TestBrieflyMounted(t *testing.T) {
 	need(t)
 	s := newStore(t, t.TempDir())
@@ -443,7 +443,8 @@ func TestBrieflyMounted(t *testing.T) {
 	}
 }
 
-// A stack of what is no layer, or of layers that no image can be made of, leaves nothing: a layer that is there is made never again.
+// A stack of invalid layers, or of layers that together are invalid, leaves no snapshots: an existing snapshot would
+// never be made again.
 func TestStackOfBadLayers(t *testing.T) {
 	need(t)
 	store := func(h tar.Header) func(dir string) error {
@@ -477,14 +478,14 @@ func TestStackOfBadLayers(t *testing.T) {
 		}
 		for _, name := range []string{"bad", "high"} {
 			if _, err := s.Stat(t.Context(), name); !errdefs.IsNotFound(err) {
-				t.Errorf("%s: the layer %s is there: %v", what, name, err)
+				t.Errorf("%s: the layer %s exists: %v", what, name, err)
 			}
 		}
 		s.expect("layer 1", "a=1")
 	}
 }
 
-// No seal of an image is left when another one takes its place.
+// When an image is replaced, the seal of the old one is removed.
 func TestSealOfAnOldImage(t *testing.T) {
 	need(t)
 	s := newStore(t, t.TempDir())
@@ -493,7 +494,7 @@ func TestSealOfAnOldImage(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer f.Close() // until then no other file has its number
+	defer f.Close() // keep its inode number from being reused until then
 	var st unix.Stat_t
 	if err := errors.Join(unix.Fstat(int(f.Fd()), &st), image.Seal(f, "other layers")); err != nil {
 		t.Fatal(err)

@@ -12,14 +12,15 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// procPath is the path of an open file, which the kernel opens again.
+// procPath returns a path by which the kernel can open an open file again.
 func procPath(fd int) string { return fmt.Sprintf("/proc/self/fd/%d", fd) }
 
-// attach mounts an EROFS image, whose files' data are in further files, without a place in the tree. Linux 6.12 and later take the files
-// themselves where they are on most file systems; tmpfs is not one. Else they become loop devices, which go with the mount.
+// attach mounts an EROFS image and the files with its data, detached from the tree of mounts. Linux 6.12 and later
+// mount the files directly on most file systems, but not on tmpfs. Otherwise the files become loop devices, which
+// disappear with the mount.
 func attach(image *os.File, data []*os.File) (mount int, err error) {
 	fd, err := attachFiles(image, data)
-	// A file system in a file below two others is refused with EINVAL or ELOOP.
+	// EINVAL and ELOOP: the file's file system is already stacked on two others.
 	if !errors.Is(err, unix.ENOTBLK) && !errors.Is(err, unix.EINVAL) && !errors.Is(err, unix.ELOOP) {
 		return fd, err
 	}
@@ -72,7 +73,7 @@ func attachFiles(image *os.File, data []*os.File) (int, error) {
 	return m, snapshot.MountError("mount EROFS image", err)
 }
 
-// openLoop makes a read-only loop device of a file. It is gone once nobody has it open or mounted.
+// openLoop makes a read-only loop device of a file. The device disappears when nobody has it open or mounted.
 func openLoop(f *os.File) (*os.File, error) {
 	control, err := os.OpenFile("/dev/loop-control", os.O_RDWR, 0)
 	if err != nil {
@@ -93,7 +94,7 @@ func openLoop(f *os.File) (*os.File, error) {
 			return l, nil
 		}
 		l.Close()
-		if !errors.Is(err, unix.EBUSY) { // another process was faster
+		if !errors.Is(err, unix.EBUSY) { // another process has taken that device
 			return nil, fmt.Errorf("loop device %d: %w", n, err)
 		}
 	}

@@ -1,6 +1,6 @@
-// Package native keeps each snapshot as a full copy of its parent. It works on every
-// filesystem and without privileges; where files can share their blocks (btrfs, XFS) a copy
-// takes little space, but its time grows with the number of files.
+// Package native is the snapshot driver that keeps each snapshot as a full copy of its parent. It works on every
+// filesystem and without privileges. Where files can share blocks (btrfs, XFS) a copy takes little space, but its time
+// still grows with the number of files.
 package native
 
 import (
@@ -15,8 +15,8 @@ import (
 // Name is the driver's name.
 const Name = "native"
 
-// Driver is the native driver. A snapshot's directory holds fs, the whole tree; that of a
-// view with a parent stays empty, since it shows the parent's.
+// Driver is the native driver. A snapshot's directory has fs, the whole tree. That of a view with a parent stays empty,
+// since the view shows the parent's tree.
 type Driver struct{ snapshot.WholeTrees }
 
 var _ snapshot.Driver = Driver{}
@@ -33,7 +33,7 @@ func (Driver) Create(ctx context.Context, t snapshot.Tree) error {
 	if len(t.Parents) > 0 && t.Kind != snapshot.View {
 		return tree.Copy(ctx, t.ParentFS(), t.FS())
 	}
-	if err := os.Chmod(t.FS(), 0o755); err != nil { // whatever the umask
+	if err := os.Chmod(t.FS(), 0o755); err != nil { // whatever the umask is
 		return fmt.Errorf("set mode of root: %w", err)
 	}
 	return nil

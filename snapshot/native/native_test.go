@@ -16,14 +16,14 @@ func TestMain(m *testing.M) { snapshottest.Main(m, native.Driver{}) }
 
 func TestSuite(t *testing.T) { snapshottest.Run(t, native.Driver{}) }
 
-// On btrfs files are cloned.
+// on btrfs, where files are cloned
 func TestSuiteWithReflinks(t *testing.T) {
 	snapshottest.Btrfs(t)
 	snapshottest.Run(t, native.Driver{})
 }
 
-// What is mounted inside a mounted snapshot must not appear in the store, whose mount may be
-// shared: it would be deleted with the snapshot.
+// A mount below a mounted snapshot must not appear in the store, even if the store is on a shared mount: it would be
+// deleted with the snapshot.
 func TestMountIsPrivate(t *testing.T) {
 	snapshottest.Root(t)
 	root, mnt := t.TempDir(), t.TempDir()

@@ -18,7 +18,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// users makes a user namespace in which the IDs below 1000 are the host's from 700000 on.
+// users makes a user namespace that maps the IDs below 1000 to the host's from 700000 on.
 func users(t *testing.T) *os.File {
 	t.Helper()
 	c := exec.Command("sleep", "1000")
@@ -37,11 +37,11 @@ func users(t *testing.T) *os.File {
 	return f
 }
 
-// asUser calls f in a thread that has this user's and group's rights to files.
+// asUser calls f in a thread with a user's and group's rights to files.
 func asUser(id int, f func() error) error {
 	done := make(chan error)
 	go func() {
-		runtime.LockOSThread() // and never unlocked: the thread ends with the goroutine
+		runtime.LockOSThread() // never unlocked, so that the thread ends with the goroutine
 		_, gerr := unix.SetfsgidRetGid(id)
 		_, uerr := unix.SetfsuidRetUid(id)
 		done <- errors.Join(gerr, uerr, f())
@@ -49,8 +49,8 @@ func asUser(id int, f func() error) error {
 	return <-done
 }
 
-// With the users of a namespace a mount shows the files of every layer with mapped owners, and what is made there has the
-// owners on disk that it would have without.
+// With a user namespace, a mount shows the files of every layer with mapped owners. A file made there gets the same
+// owner on disk as without the namespace.
 func TestMapsOwners(t *testing.T) {
 	snapshottest.Root(t)
 	snapshottest.Require(t, "overlay", overlayfs.Driver{}.Check(t.Context(), t.TempDir()))
@@ -105,7 +105,7 @@ func TestMapsOwners(t *testing.T) {
 					t.Errorf("%s: %s is %s's, not %s's", key, name, got, want)
 				}
 			}
-			must(os.Chmod(filepath.Join(mapped, "lower"), 0o644)) // which copies it to the upper layer
+			must(os.Chmod(filepath.Join(mapped, "lower"), 0o644)) // copies the file to the upper layer
 		}
 		must(asUser(700000, func() error { return os.Mkdir(filepath.Join(mapped, "dir"), 0o755) }))
 		must(os.Lchown(filepath.Join(mapped, "dir"), 700005, 700006))

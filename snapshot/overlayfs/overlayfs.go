@@ -1,5 +1,5 @@
-// Package overlayfs keeps each snapshot as a layer of its own and shows it on top of its
-// parents by the kernel's overlayfs. Preparing takes the same time whatever the parents hold.
+// Package overlayfs is the snapshot driver that keeps each snapshot as a layer, and shows it on top of its parents with
+// the kernel's overlayfs. Preparing a snapshot takes the same time, however large the parents are.
 package overlayfs
 
 import (
@@ -27,12 +27,10 @@ const Name = "overlayfs"
 // maxLower is the kernel's limit (OVL_MAX_STACK).
 const maxLower = 500
 
-// Driver is the overlayfs driver. A snapshot's directory holds fs, its layer, and work, the
-// kernel's scratch space.
+// Driver is the overlayfs driver. A snapshot's directory has fs, its layer, and work, the kernel's scratch space.
 //
-// A store that is begun in a user namespace, where the extended attributes trusted.* can't be
-// set, holds a file userxattr beside its snapshots: overlayfs then keeps its books in user.*,
-// whoever mounts them.
+// In a user namespace the extended attributes trusted.* can't be set. A store whose first snapshot is made in one has a
+// file userxattr beside its snapshots: all its overlays then use user.overlay.* instead, whoever mounts them.
 type Driver struct{}
 
 var _ snapshot.Driver = Driver{}
@@ -40,7 +38,7 @@ var _ snapshot.Driver = Driver{}
 func (Driver) Name() string    { return Name }
 func (Driver) MaxParents() int { return maxLower }
 
-// marker is the file beside the snapshots of a store that uses overlay.UserOptions.
+// marker is the file beside the snapshots that selects overlay.UserOptions.
 const marker = "userxattr"
 
 func (Driver) Init(dir string) error {
@@ -62,7 +60,7 @@ func usesUserxattr(dir string) bool {
 	return err == nil
 }
 
-// optionsIn are the options of all overlay mounts of the store in dir.
+// optionsIn returns the options for all overlay mounts of the store in dir.
 func optionsIn(dir string) []string {
 	if usesUserxattr(dir) {
 		return overlay.UserOptions
@@ -74,14 +72,14 @@ func (Driver) Create(_ context.Context, t snapshot.Tree) error {
 	if err := os.Mkdir(t.FS(), 0o755); err != nil {
 		return err
 	}
-	if err := os.Chmod(t.FS(), 0o755); err != nil { // whatever the umask
+	if err := os.Chmod(t.FS(), 0o755); err != nil { // whatever the umask is
 		return err
 	}
 	if isView(t) {
 		return nil
 	}
 	if len(t.Parents) > 0 {
-		// The root directory of the mount is the upper layer's.
+		// The mount shows the attributes of the upper layer's root directory.
 		if err := tree.CopyAttributes(lower(t.Parents[0]), t.FS()); err != nil {
 			return fmt.Errorf("copy attributes of the parent's root: %w", err)
 		}
@@ -93,7 +91,7 @@ func lower(parent string) string  { return filepath.Join(parent, "fs") }
 func work(t snapshot.Tree) string { return filepath.Join(t.Dir, "work") }
 func isView(t snapshot.Tree) bool { return t.Kind == snapshot.View }
 
-// bindSource is the one directory that makes up a snapshot with nothing to overlay.
+// bindSource returns the directory of a snapshot that has a single layer, and so needs no overlay.
 func bindSource(t snapshot.Tree) string {
 	switch {
 	case len(t.Parents) == 0:
@@ -104,7 +102,7 @@ func bindSource(t snapshot.Tree) string {
 	return ""
 }
 
-// Mounts gives an overlay the source by which a mount can be traced back to its snapshot.
+// Mounts returns an overlay whose source identifies the snapshot in mountinfo, or a bind mount of a single layer.
 func (Driver) Mounts(t snapshot.Tree) ([]snapshot.Mount, error) {
 	if src := bindSource(t); src != "" {
 		return []snapshot.Mount{snapshot.BindOf(t, src)}, nil
@@ -115,7 +113,7 @@ func (Driver) Mounts(t snapshot.Tree) ([]snapshot.Mount, error) {
 	}
 	var o []string
 	if isView(t) {
-		o = append(o, "ro", "nosuid", "nodev") // as DefaultMountOptions
+		o = append(o, "ro", "nosuid", "nodev") // like DefaultMountOptions
 	} else {
 		o = append(o, "workdir="+overlay.Escape(work(t), `\,`), "upperdir="+overlay.Escape(t.FS(), `\,`))
 	}
@@ -146,7 +144,7 @@ func (Driver) Mount(t snapshot.Tree, target string, o snapshot.MountOptions) err
 	return overlay.In(dir, func() error { return l.Mount(target) })
 }
 
-// layersOf describes the snapshot's mount by paths relative to dir.
+// layersOf returns the layers of the snapshot's overlay, as paths relative to dir.
 func layersOf(t snapshot.Tree) (l overlay.Layers, dir string, err error) {
 	dir = filepath.Dir(t.Dir)
 	l = overlay.Layers{ReadOnly: isView(t), Options: optionsIn(dir)}
@@ -180,7 +178,7 @@ func (Driver) Open(t snapshot.Tree) (*os.File, error) {
 	return l.Open(dir, t.Dir)
 }
 
-// Check makes two layers and an overlay of them, without a place in the tree.
+// Check makes two layers, and an overlay of them that is detached from the tree of mounts.
 func (Driver) Check(_ context.Context, dir string) error {
 	scratch, err := os.MkdirTemp(dir, ".overlayfs-")
 	if err != nil {
@@ -202,7 +200,7 @@ func (Driver) Check(_ context.Context, dir string) error {
 		attribute = "user.overlay.opaque"
 	}
 	err = overlay.In(scratch, func() error {
-		// The kernel mounts where these fail, and then can't delete what a lower layer has.
+		// Without these attributes the kernel still mounts, but then can't delete files of lower layers.
 		if err := unix.Setxattr(l.Upper, attribute, []byte("n"), 0); err != nil {
 			return fmt.Errorf("set extended attribute %s: %w", attribute, err)
 		}

@@ -25,7 +25,7 @@ func TestSuite(t *testing.T) {
 	snapshottest.Run(t, overlayfs.Driver{})
 }
 
-// The kernel takes 500 lower layers; one more is refused before anything is made.
+// The kernel's limit is 500 lower layers. One more is refused before anything is made.
 func TestAsManyLayersAsTheKernelTakes(t *testing.T) {
 	snapshottest.Root(t)
 	snapshottest.Require(t, "overlay", overlayfs.Driver{}.Check(t.Context(), t.TempDir()))
@@ -82,7 +82,7 @@ func TestAsManyLayersAsTheKernelTakes(t *testing.T) {
 	}
 }
 
-// In a user namespace the same holds, with what belongs to it in user.* attributes.
+// The suite passes in a user namespace too, where overlayfs's attributes are in user.*.
 func TestSuiteInUserNamespace(t *testing.T) {
 	snapshottest.Root(t)
 	const id = 100000
@@ -95,7 +95,7 @@ func TestSuiteInUserNamespace(t *testing.T) {
 	if err := os.Chown(dir, id, id); err != nil {
 		t.Fatal(err)
 	}
-	// By that name it can be run whoever may enter the directory that it is in.
+	// This path can be executed even if the user can't reach the binary's directory.
 	c := exec.Command("/proc/self/exe", "-test.run=^TestSuite$|^TestRebase$|^TestAsMany|^TestOpaque", "-test.v")
 	c.Env = append(os.Environ(), "TMPDIR="+dir, "GOTMPDIR="+dir, "TEST_REQUIRE=root")
 	ids := []syscall.SysProcIDMap{{ContainerID: 0, HostID: id, Size: 65536}}
@@ -116,7 +116,7 @@ func TestSuiteInUserNamespace(t *testing.T) {
 	}
 }
 
-// A directory that is deleted and made again hides what is below.
+// A directory that is deleted and made again hides the lower one.
 func TestOpaque(t *testing.T) {
 	snapshottest.Root(t)
 	snapshottest.Require(t, "overlay", overlayfs.Driver{}.Check(t.Context(), t.TempDir()))
@@ -151,7 +151,7 @@ func TestOpaque(t *testing.T) {
 	})
 }
 
-// A snapshot that was prepared alone gets its parent when it is committed.
+// A snapshot prepared without a parent gets one when it is committed.
 func TestRebase(t *testing.T) {
 	snapshottest.Root(t)
 	snapshottest.Require(t, "overlay", overlayfs.Driver{}.Check(t.Context(), t.TempDir()))

@@ -20,23 +20,23 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// A note is what a layer could not tell without its parents, in the form of dist-apply(1).
+// A note is something that a layer could not decide without its parents, in the form of dist-apply(1).
 type note struct{ kind, path, more string }
 
-// maxNote bounds a note: two paths and a word. maxNotes and maxBytes bound all of a layer: one that compresses to a few kilobytes
-// can have gigabytes of notes. A layer with more is applied again, on its parents.
+// maxNote bounds a note: two paths and a word. maxNotes and maxBytes bound all notes of a layer, since a layer of a few
+// kilobytes can cause gigabytes of them. A layer with more notes is applied again, on its parents.
 const (
 	maxNote  = 64 << 10
 	maxNotes = 1 << 17
 	maxBytes = 16 << 20
 )
 
-// settler gives the layer in upper its parents, whose files are seen in lower.
+// A settler completes the layer in upper with what its parents, as seen in lower, decide.
 type settler struct {
 	ctx   context.Context
 	upper *os.File
-	lower *os.File // nil where there are no parents
-	stage *os.File // for copies of lower files, on the upper's file system
+	lower *os.File // nil if there are no parents
+	stage *os.File // scratch directory for copies of lower files, on upper's file system
 }
 
 func (Driver) Settle(ctx context.Context, t snapshot.Tree, unresolved io.Reader) error {
@@ -71,7 +71,7 @@ func (Driver) Settle(ctx context.Context, t snapshot.Tree, unresolved io.Reader)
 	return tree.Remove(stage)
 }
 
-// parseNotes reads notes of three fields, each ended by NUL.
+// parseNotes parses notes: three fields each, ended by NUL.
 func parseNotes(r io.Reader) ([]note, error) {
 	var all []note
 	b := bufio.NewReaderSize(r, maxNote)
@@ -92,10 +92,10 @@ func parseNotes(r io.Reader) ([]note, error) {
 		}
 		n := note{fields[0], fields[1], fields[2]}
 		if !proper(n.path) || n.kind == "link" && !proper(n.more) {
-			return nil, errdefs.ErrInvalidArgument.WithMessage(fmt.Sprintf("what is unresolved has a path of a strange form: %q %q", n.path, n.more))
+			return nil, errdefs.ErrInvalidArgument.WithMessage(fmt.Sprintf("the list of what is unresolved has an invalid path: %q %q", n.path, n.more))
 		}
 		if size += len(n.kind) + len(n.path) + len(n.more); size > maxBytes || len(all) == maxNotes {
-			return nil, again("the layer leaves more unresolved than is kept in memory")
+			return nil, applyAgain("the layer leaves more unresolved than is kept in memory")
 		}
 		all = append(all, n)
 	}
@@ -103,7 +103,7 @@ func parseNotes(r io.Reader) ([]note, error) {
 
 func proper(p string) bool { return p == "." || p != "" && path.Clean("/"+p) == "/"+p }
 
-// openAt opens a path below a directory, through no symbolic link.
+// openAt opens a path below a directory without following symbolic links.
 func openAt(at int, p string, flags int) (*os.File, error) {
 	fd, err := sys.OpenBeneath(at, p, flags|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
 	if err != nil {
@@ -112,19 +112,18 @@ func openAt(at int, p string, flags int) (*os.File, error) {
 	return os.NewFile(uintptr(fd), p), nil
 }
 
-// none tells whether an error means that there is nothing at a path.
-func none(err error) bool {
+// notFound reports whether an error means that there is no file at a path.
+func notFound(err error) bool {
 	return errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENOTDIR) || errors.Is(err, unix.ELOOP)
 }
 
-// kind is the type (S_IFMT) of what is at a path, 0 where there is nothing; a whiteout is
-// something.
-func kind(root *os.File, p string) (mode uint32, st unix.Stat_t, err error) {
+// kindAt returns the type (S_IFMT) of the file at a path, or 0 if there is none. A whiteout counts as a file.
+func kindAt(root *os.File, p string) (mode uint32, st unix.Stat_t, err error) {
 	if root == nil {
 		return 0, st, nil
 	}
 	f, err := openAt(int(root.Fd()), p, unix.O_PATH)
-	if none(err) {
+	if notFound(err) {
 		return 0, st, nil
 	}
 	if err != nil {
@@ -137,41 +136,41 @@ func kind(root *os.File, p string) (mode uint32, st unix.Stat_t, err error) {
 	return st.Mode & unix.S_IFMT, st, nil
 }
 
-// below is the type of what the parents show at a path.
-func (s *settler) below(p string) (uint32, error) {
-	typ, st, err := kind(s.lower, p)
+// lowerKind returns the type of the file that the parents show at a path, or 0.
+func (s *settler) lowerKind(p string) (uint32, error) {
+	typ, st, err := kindAt(s.lower, p)
 	if err == nil && typ == unix.S_IFCHR && st.Rdev == 0 {
-		typ = 0 // a lowest layer's whiteout
+		typ = 0 // a whiteout in the lowest layer
 	}
 	return typ, err
 }
 
-func again(format string, a ...any) error {
+func applyAgain(format string, a ...any) error {
 	return errdefs.ErrFailedPrecondition.WithMessage(fmt.Sprintf(format, a...) + ": apply the layer again, on its mounted parent")
 }
 
 func (s *settler) settle(notes []note) error {
-	implicit := map[string]bool{} // directories: whether no entry named them
+	implicit := map[string]bool{} // by path: no entry of the layer names the directory
 	for _, n := range notes {
 		switch n.kind {
 		case "again":
-			return again("%s: %s", n.path, n.more)
+			return applyAgain("%s: %s", n.path, n.more)
 		case "directory", "named":
 			implicit[n.path] = n.kind == "directory"
 		case "whiteout", "link":
 		default:
-			return errdefs.ErrNotImplemented.WithMessage(fmt.Sprintf("what is unresolved has a record %q, which this version does not know", n.kind))
+			return errdefs.ErrNotImplemented.WithMessage(fmt.Sprintf("the list of what is unresolved has a record %q, which this version does not know", n.kind))
 		}
 	}
 	if s.lower != nil {
 		for p := range implicit {
-			switch typ, err := s.below(p); {
+			switch typ, err := s.lowerKind(p); {
 			case err != nil:
 				return err
 			case typ == 0:
 				delete(implicit, p)
 			case typ != unix.S_IFDIR:
-				return again("%s is no directory in lower layers", p)
+				return applyAgain("%s is not a directory in lower layers", p)
 			}
 		}
 	}
@@ -186,7 +185,7 @@ func (s *settler) settle(notes []note) error {
 	}
 	for p, unnamed := range implicit {
 		if unnamed {
-			if err := s.like(p); err != nil {
+			if err := s.copyDirAttributes(p); err != nil {
 				return fmt.Errorf("directory %s: %w", p, err)
 			}
 		}
@@ -194,12 +193,12 @@ func (s *settler) settle(notes []note) error {
 	return s.ctx.Err()
 }
 
-// like gives a directory of the layer what the parents' has: owner, mode, times, attributes.
-func (s *settler) like(p string) error {
+// copyDirAttributes gives a directory of the layer the owner, mode, times and attributes of the parents' directory.
+func (s *settler) copyDirAttributes(p string) error {
 	const flags = unix.O_RDONLY | unix.O_DIRECTORY
 	to, err := openAt(int(s.upper.Fd()), p, flags)
-	if none(err) {
-		return nil // the layer itself has removed it
+	if notFound(err) {
+		return nil // the layer has removed it since
 	}
 	if err != nil {
 		return err
@@ -213,24 +212,23 @@ func (s *settler) like(p string) error {
 	return tree.CopyOpenAttributes(from, to)
 }
 
-// whiteouts removes those that hide nothing: in a directory that no layer below has, they would
-// be seen.
+// whiteouts removes the whiteouts that hide nothing: overlayfs would show them in a directory that no lower layer has.
 func (s *settler) whiteouts(notes []note) error {
 	for _, n := range notes {
 		if n.kind != "whiteout" {
 			continue
 		}
-		if typ, err := s.below(n.path); err != nil {
+		if typ, err := s.lowerKind(n.path); err != nil {
 			return err
 		} else if typ != 0 {
 			continue
 		}
-		if typ, st, err := kind(s.upper, n.path); err != nil {
+		if typ, st, err := kindAt(s.upper, n.path); err != nil {
 			return err
 		} else if typ != unix.S_IFCHR || st.Rdev != 0 {
 			continue
 		}
-		if err := s.change(path.Dir(n.path), func(dir *os.File) error {
+		if err := s.keepingTimes(path.Dir(n.path), func(dir *os.File) error {
 			return sys.Unlinkat(int(dir.Fd()), path.Base(n.path), 0)
 		}); err != nil {
 			return fmt.Errorf("whiteout %s: %w", n.path, err)
@@ -239,8 +237,8 @@ func (s *settler) whiteouts(notes []note) error {
 	return nil
 }
 
-// change does something to a directory of the layer that is to have the times it has.
-func (s *settler) change(p string, do func(dir *os.File) error) error {
+// keepingTimes calls do with a directory of the layer, and restores its times afterwards.
+func (s *settler) keepingTimes(p string, do func(dir *os.File) error) error {
 	dir, err := openAt(int(s.upper.Fd()), p, unix.O_RDONLY|unix.O_DIRECTORY)
 	if err != nil {
 		return err
@@ -256,11 +254,11 @@ func (s *settler) change(p string, do func(dir *os.File) error) error {
 	return sys.UtimesNanoAt(int(dir.Fd()), "", []unix.Timespec{st.Atim, st.Mtim}, unix.AT_EMPTY_PATH)
 }
 
-// links makes the hard links into lower layers, for which sockets stand so far: what they lead
-// to is copied, as overlayfs does.
+// links makes hard links to files of lower layers, in place of the sockets that mark them. The target is copied to this
+// layer, as overlayfs would do.
 func (s *settler) links(notes []note) error {
-	staged := map[string]string{} // the copy that is at a path, or was at this point of the layer
-	last := map[string]string{}   // the copy that is to be at a link's path in the end
+	staged := map[string]string{} // by path: the copy of the file that is there at this point of the layer
+	last := map[string]string{}   // by path: the copy that the link must finally lead to
 	for i, n := range notes {
 		if n.kind != "link" {
 			continue
@@ -271,13 +269,13 @@ func (s *settler) links(notes []note) error {
 		copied, ok := staged[n.more]
 		if !ok {
 			copied = strconv.Itoa(i)
-			switch typ, err := s.below(n.more); {
+			switch typ, err := s.lowerKind(n.more); {
 			case err != nil:
 				return err
 			case typ == 0:
-				return again("hard link %s to %s, which lower layers don't have", n.path, n.more)
+				return applyAgain("hard link %s to %s, which lower layers don't have", n.path, n.more)
 			case typ == unix.S_IFDIR:
-				return again("hard link %s to %s, which is a directory", n.path, n.more)
+				return applyAgain("hard link %s to %s, which is a directory", n.path, n.more)
 			}
 			if err := s.copyUp(n.more, copied); err != nil {
 				return fmt.Errorf("hard link %s to %s: %w", n.path, n.more, err)
@@ -288,13 +286,13 @@ func (s *settler) links(notes []note) error {
 		last[n.path] = copied
 	}
 	for p, copied := range last {
-		switch typ, _, err := kind(s.upper, p); {
+		switch typ, _, err := kindAt(s.upper, p); {
 		case err != nil:
 			return err
 		case typ != unix.S_IFSOCK:
-			continue // another entry has taken its place
+			continue // a later entry has replaced it
 		}
-		if err := s.change(path.Dir(p), func(dir *os.File) error {
+		if err := s.keepingTimes(path.Dir(p), func(dir *os.File) error {
 			at, base := int(dir.Fd()), path.Base(p)
 			if err := sys.Unlinkat(at, base, 0); err != nil {
 				return err
@@ -307,8 +305,8 @@ func (s *settler) links(notes []note) error {
 	return nil
 }
 
-// copyUp copies a file of lower layers aside, and links the copy into the layer at its own path,
-// if lower layers show through there.
+// copyUp copies a file of lower layers to the scratch directory. If lower layers show through at its own path, the copy
+// is linked there too.
 func (s *settler) copyUp(p, copied string) error {
 	from, err := openAt(int(s.lower.Fd()), path.Dir(p), unix.O_RDONLY|unix.O_DIRECTORY)
 	if err != nil {
@@ -325,7 +323,7 @@ func (s *settler) copyUp(p, copied string) error {
 			at = "."
 		}
 		here := path.Join(at, name)
-		typ, _, err := kind(s.upper, here)
+		typ, _, err := kindAt(s.upper, here)
 		switch {
 		case err != nil:
 			return err
@@ -337,14 +335,14 @@ func (s *settler) copyUp(p, copied string) error {
 		case typ != 0:
 			return nil
 		}
-		if err := s.change(at, func(dir *os.File) error {
+		if err := s.keepingTimes(at, func(dir *os.File) error {
 			if i == len(names)-1 {
 				return sys.Linkat(int(s.stage.Fd()), copied, int(dir.Fd()), name, 0)
 			}
 			if err := sys.Mkdirat(int(dir.Fd()), name, 0o700); err != nil {
 				return err
 			}
-			return s.like(here)
+			return s.copyDirAttributes(here)
 		}); err != nil {
 			return err
 		}

@@ -15,7 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// settling is a layer, its parent and a directory outside of both.
+// settling returns a layer, its parent, and a directory outside of both.
 func settling(t *testing.T) (tree snapshot.Tree, lower, outside string) {
 	t.Helper()
 	dir := t.TempDir()
@@ -70,7 +70,7 @@ func TestSettleRefuses(t *testing.T) {
 	}
 }
 
-// What is unresolved of a layer can be gigabytes where the layer itself is a few kilobytes: little of it is read.
+// A layer of a few kilobytes can have gigabytes of unresolved notes. Only a little of them is read.
 func TestSettleKeepsLittle(t *testing.T) {
 	tree, _, _ := settling(t)
 	long := strings.Repeat("d/", 1999) + "d"
@@ -83,7 +83,7 @@ func TestSettleKeepsLittle(t *testing.T) {
 	}
 }
 
-// endless repeats itself, but for a gigabyte at most.
+// endless repeats its content, up to a gigabyte.
 type endless struct {
 	one  string
 	read int
@@ -98,7 +98,7 @@ func (e *endless) Read(b []byte) (int, error) {
 	return n, nil
 }
 
-// What the layer or its parents have as symbolic links leads nowhere.
+// Symbolic links in the layer or its parents do not lead outside.
 func TestSettleStaysInside(t *testing.T) {
 	snapshottest.Root(t)
 	tree, lower, outside := settling(t)

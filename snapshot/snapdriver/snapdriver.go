@@ -1,6 +1,6 @@
-// Package snapdriver has a program snap-driver-NAME of PATH make the directories of snapshots: see snap-driver(7). Their names,
-// records and locks are package snapshot's, and how they are mounted follows from the program's form. The program is the user's;
-// what it says and makes is a stranger's.
+// Package snapdriver lets a program snap-driver-NAME on PATH make the directories of snapshots: see snap-driver(7).
+// Package snapshot keeps the names, records and locks. The program's form decides how the snapshots are mounted. The
+// program itself is the user's choice, but what it prints and makes is not trusted.
 package snapdriver
 
 import (
@@ -35,25 +35,25 @@ const (
 	maxOutput = 4 << 10
 )
 
-// forms are what a program's snapshots can be, with the drivers that mount such ones.
+// forms maps a program's form, the kind of files that it makes, to the driver that mounts them.
 var forms = map[string]snapshot.Driver{"tree": native.Driver{}, "layer": overlayfs.Driver{}}
 
-// Driver is a program. What it does not do itself, the driver of its form does.
+// Driver is a program, with the driver of its form for everything that the program does not do.
 type Driver struct {
 	snapshot.Driver
 	name string
 }
 
-// Exists reports whether a program that can be a driver of that name is on PATH.
+// Exists reports whether PATH has a program for a driver of that name.
 func Exists(name string) bool {
 	_, err := exec.LookPath(prefix + name)
 	return program.IsName(name) && err == nil
 }
 
-// Names are the names of the programs on PATH.
+// Names returns the names of the drivers that are programs on PATH.
 func Names() (names []string) {
 	for _, dir := range filepath.SplitList(os.Getenv("PATH")) {
-		files, _ := os.ReadDir(dir) // a directory of PATH may be missing
+		files, _ := os.ReadDir(dir) // a directory in PATH may be missing
 		for _, f := range files {
 			if name, ok := strings.CutPrefix(f.Name(), prefix); ok && Exists(name) {
 				names = append(names, name)
@@ -64,7 +64,7 @@ func Names() (names []string) {
 	return slices.Compact(names)
 }
 
-// Open asks a program for its form. NotImplemented if it is not on PATH, DataLoss if it tells no form.
+// Open asks a program for its form. NotImplemented: it is not on PATH. DataLoss: its answer is not a form.
 func Open(ctx context.Context, name string) (Driver, error) {
 	d := Driver{name: name}
 	said, err := d.run(ctx, "/", "form")
@@ -78,10 +78,10 @@ func Open(ctx context.Context, name string) (Driver, error) {
 	return d, nil
 }
 
-// run calls the program in a directory, and returns what it prints. Its failure is never NotFound or AlreadyExists: these would say
-// that of the store's snapshot.
+// run runs the program in a directory and returns its output. A failure is never classed as NotFound or AlreadyExists:
+// callers would take that for a statement about the snapshot.
 func (d Driver) run(ctx context.Context, dir, verb string, args ...string) (string, error) {
-	runtime.LockOSThread() // the kernel tells a child that its parent has died when the thread has
+	runtime.LockOSThread() // the program gets its parent-death signal when this thread ends, so keep the thread
 	defer runtime.UnlockOSThread()
 	p, err := program.Start(ctx, func(c *exec.Cmd) {
 		c.Dir, c.Env = dir, os.Environ()
@@ -101,8 +101,8 @@ func (d Driver) run(ctx context.Context, dir, verb string, args ...string) (stri
 	return string(b), err
 }
 
-// runIn calls the program in the directory of the store's snapshots, for the directory dir of one of them and those of its parents,
-// which it names relative to that.
+// runIn runs the program in the directory of the store's snapshots. It passes the directory dir of a snapshot, and
+// those of its parents, as names relative to that.
 func (d Driver) runIn(ctx context.Context, verb, dir string, parents ...string) (string, error) {
 	within := filepath.Join("snapshots", d.name)
 	i := strings.LastIndex(dir, "/"+within+"/")
@@ -122,7 +122,7 @@ func (d Driver) runIn(ctx context.Context, verb, dir string, parents ...string) 
 	return d.run(ctx, fmt.Sprintf("/proc/self/fd/%d", store.Fd()), verb, names...)
 }
 
-// do is runIn for a verb that prints nothing.
+// do is runIn for a verb without output.
 func (d Driver) do(ctx context.Context, verb, dir string, parents ...string) error {
 	said, err := d.runIn(ctx, verb, dir, parents...)
 	if err == nil && said != "" {
@@ -131,10 +131,10 @@ func (d Driver) do(ctx context.Context, verb, dir string, parents ...string) err
 	return err
 }
 
-// Name is the program's name behind snap-driver-.
+// Name returns the program's name without the prefix snap-driver-.
 func (d Driver) Name() string { return d.name }
 
-// Check tries whether its form can be mounted, and asks the program.
+// Check tries to mount a snapshot of the program's form, then asks the program.
 func (d Driver) Check(ctx context.Context, dir string) error {
 	if err := d.Driver.Check(ctx, dir); err != nil {
 		return err
@@ -143,7 +143,7 @@ func (d Driver) Check(ctx context.Context, dir string) error {
 	return err
 }
 
-// Create has the program fill the directory. A view holds nothing of its own, and needs no program.
+// Create lets the program fill the directory. A view has no files of its own, so the program is not run for it.
 func (d Driver) Create(ctx context.Context, t snapshot.Tree) error {
 	if t.Kind == snapshot.View {
 		return d.Driver.Create(ctx, t)
@@ -169,8 +169,8 @@ func (d Driver) Create(ctx context.Context, t snapshot.Tree) error {
 	return os.Chmod(t.FS(), 0o755)
 }
 
-// checkDir fails if the directory name of a snapshot is a symbolic link, or something is mounted there: that would be looked for
-// elsewhere, and could not be removed.
+// checkDir returns an error if the directory name of a snapshot is a symbolic link or a mount point. Its files would
+// then not be in the store, or it could not be removed.
 func checkDir(dir, name string) error {
 	store, err := disk.Tree(filepath.Dir(dir)).OpenDir(".")
 	if err != nil {
@@ -188,7 +188,7 @@ func checkDir(dir, name string) error {
 	return unix.Close(fd)
 }
 
-// Usage asks the program, or measures the files if it does not know.
+// Usage asks the program. If the program does not know, it measures the files.
 func (d Driver) Usage(ctx context.Context, t snapshot.Tree) (u snapshot.Usage, err error) {
 	if t.Kind == snapshot.View {
 		return d.Driver.Usage(ctx, t)
@@ -215,8 +215,9 @@ func number(s string) (int64, error) {
 	return int64(n), err
 }
 
-// Remove has the program undo what is more than files, and deletes these. A directory whose name is no number is none of the
-// store's: it is only deleted, since a script may put its name into a shell.
+// Remove lets the program undo whatever deleting files does not undo, and then deletes the files. A directory whose
+// name is not a number was not made by the store. The program is not run for it, because a script might pass its name
+// to a shell.
 func (d Driver) Remove(ctx context.Context, dir string) error {
 	if _, err := strconv.ParseUint(filepath.Base(dir), 10, 64); err == nil {
 		if err := d.do(ctx, "remove", dir); err != nil && !errdefs.IsNotImplemented(err) {

@@ -22,7 +22,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// driverEnv tells a worker of the suite its driver.
+// driverEnv is the environment variable with the driver for a worker of the suite.
 const driverEnv = "SNAPDRIVER_TEST_DRIVER"
 
 func TestMain(m *testing.M) {
@@ -66,7 +66,7 @@ func TestSuiteOfLayers(t *testing.T) {
 	snapshottest.Run(t, driver(t, "layer"))
 }
 
-// The script that holds drivers to their protocol passes ours, and fails those that break it.
+// The conformance script accepts our example driver, and rejects drivers that break the protocol.
 func TestConformance(t *testing.T) {
 	script := func(name string, env ...string) (string, error) {
 		c := exec.Command("snap-check-driver", "--in", t.TempDir(), name)
@@ -80,7 +80,7 @@ func TestConformance(t *testing.T) {
 		}
 	}
 	if out, err := script("bad", "BAD_VERB=usage", "BAD="+scriptOf(t, "echo 0 0")); err == nil || !strings.Contains(out, "not ok") {
-		t.Errorf("children that are empty pass: %v\n%s", err, out)
+		t.Errorf("a driver with empty children passes: %v\n%s", err, out)
 	}
 	for verb, bad := range map[string]string{
 		"form":   "echo of none",
@@ -96,7 +96,7 @@ func TestConformance(t *testing.T) {
 	}
 }
 
-// The script deletes nothing through what a driver has mounted.
+// The conformance script deletes nothing through a mount that a driver has made.
 func TestConformanceOfMounts(t *testing.T) {
 	snapshottest.Root(t)
 	for verb, what := range map[string]string{
@@ -131,7 +131,7 @@ func TestConformanceOfMounts(t *testing.T) {
 	}
 }
 
-// The example says in one line why it has failed, and the cp that it has started ends with it.
+// The example driver reports a failure in one line, and the cp that it has started is killed with it.
 func TestCp(t *testing.T) {
 	dir := t.TempDir()
 	for _, name := range []string{"1/fs", "tmp/2/fs/fs/a", "tmp/2/fs/fs/b"} {
@@ -175,7 +175,7 @@ func TestCp(t *testing.T) {
 	}
 }
 
-// scriptOf returns a file that holds a script.
+// scriptOf returns a file with a script.
 func scriptOf(t *testing.T, text string) string {
 	t.Helper()
 	file := filepath.Join(t.TempDir(), "script")
@@ -185,7 +185,7 @@ func scriptOf(t *testing.T, text string) string {
 	return file
 }
 
-// bad returns a snapshotter with a driver that breaks the protocol.
+// bad returns a snapshotter whose driver breaks the protocol in one verb.
 func bad(t *testing.T, verb, what string) (*snapshot.Snapshotter, string, error) {
 	t.Helper()
 	t.Setenv("BAD_VERB", verb)
@@ -199,7 +199,7 @@ func bad(t *testing.T, verb, what string) (*snapshot.Snapshotter, string, error)
 	return s, filepath.Join(root, "snapshots/bad"), err
 }
 
-// left lists what a store has beside the files that every one has.
+// left lists what a store has besides the files that every store has.
 func left(t *testing.T, dir string) string {
 	t.Helper()
 	var out []string
@@ -213,7 +213,7 @@ func left(t *testing.T, dir string) string {
 	return strings.Join(out, " ")
 }
 
-// What a driver says and makes decides nothing: the snapshot is not made, and nothing is left of it.
+// If a driver prints or makes something invalid, the snapshot is not made and nothing is left of it.
 func TestHostileCreate(t *testing.T) {
 	outside := t.TempDir()
 	if err := os.WriteFile(filepath.Join(outside, "precious"), nil, 0o644); err != nil {
@@ -259,7 +259,8 @@ func TestHostileCreate(t *testing.T) {
 	}
 }
 
-// What a driver mounts in a snapshot is not taken for the snapshot, and no file of it is deleted with it.
+// What a driver mounts in a snapshot's directory is not used as the snapshot, and its files are not deleted with the
+// snapshot.
 func TestMountInSnapshot(t *testing.T) {
 	snapshottest.Root(t)
 	outside := t.TempDir()
@@ -284,7 +285,7 @@ func TestMountInSnapshot(t *testing.T) {
 	}
 }
 
-// A symbolic link in the store is not handed to a driver as a parent.
+// A driver never gets a symbolic link in the store as a parent.
 func TestHostileParent(t *testing.T) {
 	s, dir, err := bad(t, "", "")
 	if err != nil {
@@ -324,7 +325,7 @@ func TestHostileForm(t *testing.T) {
 func TestHostileUsage(t *testing.T) {
 	for what, want := range map[string]string{
 		`echo 7 2`: "7 2", `echo`: "", `echo 7`: "", `echo -7 2`: "", `echo 7 2 3`: "", `echo "7  2"`: "", `echo 9223372036854775808 1`: "", `echo 1e3 1`: "", `exec yes 7 2`: "",
-		`printf '7 2\n7 2\n'`: "", `exit 10`: "0 1", // measured
+		`printf '7 2\n7 2\n'`: "", `exit 10`: "0 1", // measured instead
 	} {
 		s, _, err := bad(t, "usage", what)
 		if err != nil {
@@ -343,7 +344,8 @@ func TestHostileUsage(t *testing.T) {
 	}
 }
 
-// Directories that the store has not named are not handed to a driver, whose script may put names into a shell. They are only deleted.
+// A driver never gets directories with names that the store did not choose, since its script may pass names to a shell.
+// They are only deleted.
 func TestHostileLeftovers(t *testing.T) {
 	called := filepath.Join(t.TempDir(), "called")
 	s, dir, err := bad(t, "remove", `printf '%s\n' "$2" >>`+called)
@@ -354,7 +356,7 @@ func TestHostileLeftovers(t *testing.T) {
 		t.Fatal(err)
 	}
 	if b, err := os.ReadFile(called); err == nil {
-		t.Errorf("the driver is to remove what it has not made: %q", b)
+		t.Errorf("the driver was called to remove a directory that it has not made: %q", b)
 	}
 	for _, name := range []string{"x[$(touch PWNED)]", "-1", "+2", "0x3", "4 5", "6\n7", "8"} {
 		if err := os.MkdirAll(filepath.Join(dir, "tmp", name, "fs"), 0o700); err != nil {
@@ -365,14 +367,14 @@ func TestHostileLeftovers(t *testing.T) {
 		t.Fatal(err)
 	}
 	if b, err := os.ReadFile(called); err != nil || string(b) != "tmp/8\ntmp/1\n" {
-		t.Errorf("the driver is to remove %q: %v", b, err)
+		t.Errorf("the driver was called to remove %q: %v", b, err)
 	}
 	if names := left(t, dir); names != "" {
 		t.Errorf("left %s", names)
 	}
 }
 
-// What a driver has not found, or has found there, is none of the store's names.
+// A driver's statuses for NotFound and AlreadyExists are not taken for statements about snapshots.
 func TestStatusOfADriver(t *testing.T) {
 	for _, status := range []string{"3", "7"} {
 		for _, verb := range []string{"create", "remove"} {
@@ -391,7 +393,7 @@ func TestStatusOfADriver(t *testing.T) {
 	}
 }
 
-// A driver that fails to remove a snapshot is asked again by the next change, and nobody sees the snapshot meanwhile.
+// If a driver fails to remove a snapshot, the next change tries again. The snapshot is not visible in the meantime.
 func TestRemoveAgain(t *testing.T) {
 	mark := filepath.Join(t.TempDir(), "mark")
 	s, dir, err := bad(t, "remove", `[[ -e `+mark+` ]] || { echo "pool is down" >&2; exit 1; }`)
@@ -424,10 +426,10 @@ func TestRemoveAgain(t *testing.T) {
 	}
 }
 
-// hangs is a driver that never ends, with a child that does not end when it is told to. It tells their process IDs.
+// hangs is a driver that never exits, with a child that ignores SIGTERM. It writes the process IDs of both to a file.
 const hangs = `mkdir "$2/fs"; (trap "" TERM; while :; do touch "$2/fs/more"; sleep 0.01; done) >/dev/null 2>&1 & echo $$ $! > "$MARK.new"; mv "$MARK.new" "$MARK"; wait`
 
-// begun waits until a driver hangs, and returns its processes.
+// begun waits until the driver runs, and returns the process IDs.
 func begun(t *testing.T, mark string) (pids []int) {
 	t.Helper()
 	for end := time.Now().Add(time.Minute); time.Now().Before(end); time.Sleep(5 * time.Millisecond) {
@@ -451,7 +453,7 @@ func alive(pid int) bool {
 	return err == nil && !strings.Contains(string(b), ") Z ")
 }
 
-// A caller that is told to end ends its driver, with all that this has started, and leaves nothing.
+// When the caller is cancelled, the driver and its child are killed, and nothing is left.
 func TestCancel(t *testing.T) {
 	mark := filepath.Join(t.TempDir(), "mark")
 	t.Setenv("MARK", mark)
@@ -481,7 +483,7 @@ func TestCancel(t *testing.T) {
 	}
 }
 
-// What a process leaves that is killed while its driver works is swept by the next change.
+// If the process is killed while a driver runs, the next change deletes what both have left.
 func TestKilled(t *testing.T) {
 	if root := os.Getenv("SNAPDRIVER_TEST_KILLED"); root != "" {
 		s, err := snapshot.Open(root, driver(t, "bad"), snapshot.Options{NoSync: true})

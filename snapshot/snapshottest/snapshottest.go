@@ -1,6 +1,6 @@
-// Package snapshottest is what every snapshot driver is held to, besides containerd's suite
-// in testdata/conformance: keys and namespaces, error classes, and that any number of
-// processes, some of which are killed, leave a store that is whole.
+// Package snapshottest is the conformance suite that every snapshot driver must pass, besides containerd's suite in
+// testdata/conformance. It tests keys and namespaces, error classes, and that a store stays consistent while many
+// processes use it and some are killed.
 //
 // A driver's test calls [Main] from TestMain and [Run] from a test.
 package snapshottest
@@ -26,8 +26,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Require skips the test where the machine lacks what, or fails it where TEST_REQUIRE, a
-// list with commas between, demands it.
+// Require skips the test if err says that the machine lacks what. If TEST_REQUIRE, a comma-separated list, names it,
+// the test fails instead.
 func Require(t *testing.T, what string, err error) {
 	t.Helper()
 	if err == nil {
@@ -39,7 +39,7 @@ func Require(t *testing.T, what string, err error) {
 	t.Skipf("no %s: %v", what, err)
 }
 
-// Strace requires strace, which makes system calls fail.
+// Strace requires strace, with which tests make system calls fail.
 func Strace(t *testing.T) {
 	t.Helper()
 	err := exec.Command("strace", "-qq", "-o", "/dev/null", "true").Run()
@@ -54,8 +54,7 @@ func Root(t *testing.T) {
 	}
 }
 
-// Btrfs makes t.TempDir, which must not have been called yet, be on a btrfs of its own; or it
-// skips the test.
+// Btrfs puts t.TempDir on a new btrfs, or skips the test. It must be called before t.TempDir.
 func Btrfs(t *testing.T) {
 	t.Helper()
 	mnt := MountBtrfs(t)
@@ -63,7 +62,7 @@ func Btrfs(t *testing.T) {
 	t.Setenv("GOTMPDIR", mnt)
 }
 
-// MountBtrfs returns where a btrfs in a file is mounted until the test ends.
+// MountBtrfs mounts a new btrfs in a file until the test ends, and returns the mount point.
 func MountBtrfs(t *testing.T) string {
 	t.Helper()
 	Root(t)
@@ -87,10 +86,10 @@ func MountBtrfs(t *testing.T) string {
 	return mnt
 }
 
-// Diff is given to the snapshots of a driver that makes archives.
+// Diff is the Diff option for drivers that make archives.
 var Diff snapshot.Diff
 
-// Run holds a driver to the suite, in stores below t.TempDir.
+// Run runs the suite for a driver, in stores below t.TempDir.
 func Run(t *testing.T, d snapshot.Driver) {
 	open := func(t *testing.T, root, namespace string) *snapshot.Snapshotter {
 		t.Helper()
@@ -179,14 +178,14 @@ func life(t *testing.T, open opener) {
 		})
 	}
 	u, err := s.Usage(ctx, "two")
-	if err != nil || u.Inodes < 2 || u.Inodes > 4 { // overlayfs has whiteouts besides
+	if err != nil || u.Inodes < 2 || u.Inodes > 4 { // overlayfs has whiteouts in addition
 		t.Errorf("usage of a directory and a file: %+v, %v", u, err)
 	}
 	for _, key := range []string{"vtwo", "vone", "two", "one"} {
 		check(t, s.Remove(ctx, key))
 	}
 	whole(t, root, s)
-	if n := len(names(t, filepath.Join(root, "snapshots", s.Driver()))); n > 5 { // the driver may have one
+	if n := len(names(t, filepath.Join(root, "snapshots", s.Driver()))); n > 5 { // one more is allowed to the driver
 		t.Errorf("%d names in an emptied store, not keys, sample, state and tmp", n)
 	}
 }
@@ -382,7 +381,7 @@ func labels(t *testing.T, open opener) {
 func mounting(t *testing.T, open opener) {
 	Root(t)
 	for name, dir := range map[string]string{
-		// What a mount option's syntax uses has to pass as part of a path.
+		// The path contains all characters that have a meaning in mount options.
 		"Syntax": `a,b:c\d e`,
 		// fsconfig(2) takes 255 bytes.
 		"Long": strings.Repeat("x", 200) + "/" + strings.Repeat("y", 200),
@@ -421,7 +420,8 @@ func mountingIn(t *testing.T, open opener, root string) {
 		if n := mountedOn(t, mnt); n != 1 {
 			t.Errorf("%s is mounted %d times after two calls", key, n)
 		}
-		// Nobody's programs get rights from a view; an active snapshot may be a container's.
+		// A view's programs must not run with their owner's rights. An active snapshot may be a container's, and needs
+		// set-user-ID programs.
 		if suid, dev := mountedWith(t, mnt); suid != (key == "active") || dev != (key == "active") {
 			t.Errorf("%s: set-user-ID bits count: %v, devices open: %v", key, suid, dev)
 		}
@@ -431,7 +431,7 @@ func mountingIn(t *testing.T, open opener, root string) {
 		}
 		err := s.Remove(ctx, key)
 		if err == nil && key != "active" {
-			// It was its parent's directory that is mounted.
+			// For some drivers the parent's directory is what is mounted.
 			err = s.Remove(ctx, parent)
 		}
 		is(t, "remove the mounted "+key, err, errdefs.IsUnavailable, mnt)
@@ -441,7 +441,7 @@ func mountingIn(t *testing.T, open opener, root string) {
 			check(t, s.Remove(ctx, "other"))
 		}
 		if key == "active" {
-			// What is to be done first is to remove the child.
+			// The error must name what to do first: removing the child.
 			is(t, "remove the parent of the mounted", s.Remove(ctx, parent), errdefs.IsFailedPrecondition, "children", key)
 		}
 		check(t, snapshot.Unmount(mnt))
@@ -461,7 +461,7 @@ func mountingIn(t *testing.T, open opener, root string) {
 	is(t, "unmount what is no snapshot", snapshot.Unmount("/proc"), errdefs.IsFailedPrecondition)
 }
 
-// mountedWith reports whether set-user-ID bits and devices have an effect on what is mounted on dir.
+// mountedWith reports whether set-user-ID bits and devices work in the mount on dir.
 func mountedWith(t *testing.T, dir string) (suid, dev bool) {
 	t.Helper()
 	var st unix.Statfs_t
@@ -481,8 +481,8 @@ func mountedOn(t *testing.T, dir string) (n int) {
 	return n
 }
 
-// whole checks that a store holds nothing but snapshots, each complete and found by its key,
-// once a call has swept what processes that died have left.
+// whole checks that a store holds only complete snapshots that can be found by their keys, after a call has swept what
+// killed processes have left.
 func whole(t *testing.T, root string, s *snapshot.Snapshotter) {
 	t.Helper()
 	ctx := context.Background()
@@ -525,7 +525,7 @@ func whole(t *testing.T, root string, s *snapshot.Snapshotter) {
 
 const workerEnv = "SNAPSHOTTEST_WORKER"
 
-// Main runs a test binary's tests, or what a test started it as a process for.
+// Main runs the tests of a test binary, or the worker that a test has started it as.
 func Main(m *testing.M, d snapshot.Driver) {
 	if root := os.Getenv(workerEnv); root != "" {
 		if err := work(root, d); err != nil {
@@ -537,7 +537,7 @@ func Main(m *testing.M, d snapshot.Driver) {
 	os.Exit(m.Run())
 }
 
-// processes lets workers do as they please with a few keys, and kills some.
+// processes starts workers that change a few keys at random, and kills some of them.
 func processes(t *testing.T, d snapshot.Driver) {
 	root := t.TempDir()
 	s, err := snapshot.Open(root, d, snapshot.Options{NoSync: true, Diff: Diff})
@@ -575,7 +575,7 @@ func processes(t *testing.T, d snapshot.Driver) {
 	whole(t, root, s)
 }
 
-// work prints a dot for everything it does to the store.
+// work prints a dot for each change that it makes to the store.
 func work(root string, d snapshot.Driver) error {
 	ctx := context.Background()
 	for range 60 {
@@ -592,7 +592,7 @@ func work(root string, d snapshot.Driver) error {
 			if m, err = s.Prepare(ctx, key, name, nil); err == nil && m[0].Type == "bind" {
 				err = os.WriteFile(filepath.Join(m[0].Source, name), []byte(key), 0o644)
 				if errors.Is(err, fs.ErrNotExist) {
-					err = nil // removed meanwhile
+					err = nil // removed by another worker
 				}
 			}
 		case 2:

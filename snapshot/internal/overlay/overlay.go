@@ -1,4 +1,4 @@
-// Package overlay makes mounts of overlayfs.
+// Package overlay makes overlayfs mounts.
 package overlay
 
 import (
@@ -17,14 +17,14 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Options pin what a distribution may have given other defaults: with any of these on, a
-// layer's files could not be read without the mount, moved, or shared by several mounts.
+// Options turn off features that a distribution may have turned on by default. With any of them, a layer's files could
+// not be read without the mount, moved, or shared by several mounts.
 var Options = []string{"index=off", "metacopy=off", "redirect_dir=off"}
 
-// UserOptions do the same in a user namespace. userxattr takes no other redirect_dir.
+// UserOptions are Options for a user namespace. With userxattr, redirect_dir must be nofollow.
 var UserOptions = []string{"index=off", "metacopy=off", "redirect_dir=nofollow", "userxattr"}
 
-// Layers are the directories and options of one overlay mount.
+// Layers are the directories and options of an overlay mount.
 type Layers struct {
 	Lower       []string // nearest first
 	Upper, Work string
@@ -34,7 +34,7 @@ type Layers struct {
 	Options     []string
 }
 
-// Check refuses layers whose paths below dir have symbolic links: the kernel follows those.
+// Check returns an error if a layer's path has a symbolic link below dir: the kernel would follow it.
 func (l Layers) Check(dir string) error {
 	for _, name := range append(slices.Clone(l.Lower), l.Upper, l.Work) {
 		if name == "" {
@@ -51,7 +51,7 @@ func (l Layers) Check(dir string) error {
 	return nil
 }
 
-// Mount mounts on target what the layers, whose paths are relative to the working directory, make together: see In.
+// Mount mounts the overlay on target. The layers' paths are relative to the working directory: see In.
 func (l Layers) Mount(target string) error {
 	fd, err := l.create()
 	switch {
@@ -66,8 +66,8 @@ func (l Layers) Mount(target string) error {
 
 var errOldKernel = errors.New("no lowerdir+")
 
-// create makes the mount without a place in the tree. errOldKernel says that the kernel
-// (before 6.8) takes layers as one string only.
+// create makes the mount, detached from the tree of mounts. errOldKernel: the kernel is older than 6.8 and takes layers
+// only as one string.
 func (l Layers) create() (int, error) {
 	fd, err := sys.Fsopen("overlay", unix.FSOPEN_CLOEXEC)
 	switch {
@@ -119,7 +119,7 @@ func (l Layers) create() (int, error) {
 	return m, snapshot.MountError("make overlay", err)
 }
 
-// mountClassic is mount(2), whose options must fit a page.
+// mountClassic uses mount(2), whose options must fit into a page.
 func (l Layers) mountClassic(target string) error {
 	o := slices.Clone(l.Options)
 	flags := l.Access.Flags()
@@ -136,16 +136,17 @@ func (l Layers) mountClassic(target string) error {
 	return snapshot.MountError("mount overlay on "+target, sys.Mount(l.Source, target, "overlay", flags, data))
 }
 
-// MountMapped mounts the layers with the owners that the access options map. An overlay shows the owners that its layers have in
-// the mounts that their paths lead to: so a thread makes the overlay in a mount namespace of its own, in which the whole of dir is
-// mounted with mapped owners. Mounts below dir are part of it, with their own owners. The overlay holds that mount, and no other process sees it.
+// MountMapped mounts the overlay with owners mapped by the access options. An overlay shows the owners that its layers
+// have in the mounts by which they are reached. So a thread makes the overlay in its own mount namespace, where all of
+// dir is mounted with mapped owners. Mounts below dir are included and keep their own owners. The overlay keeps that
+// mount alive, and no other process sees it.
 func (l Layers) MountMapped(dir, target string) error {
 	fd := -1
 	err := In(dir, func() error {
 		if err := unix.Unshare(unix.CLONE_NEWNS); err != nil {
 			return snapshot.MountError("make a mount namespace", err)
 		}
-		if err := sys.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil { // nothing here reaches the caller's namespace
+		if err := sys.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil { // keeps the mounts made here out of the caller's namespace
 			return snapshot.MountError("make mounts private", err)
 		}
 		all, err := sys.OpenTree(unix.AT_FDCWD, ".", unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC|unix.AT_RECURSIVE)
@@ -181,8 +182,9 @@ func (l Layers) MountMapped(dir, target string) error {
 	return snapshot.MountError("mount on "+target, sys.MoveMount(fd, "", unix.AT_FDCWD, target, unix.MOVE_MOUNT_F_EMPTY_PATH))
 }
 
-// beMappedRoot gives this thread the IDs that root's files have in the mount. The overlay does its own work, in the directory work,
-// with the credentials of who makes it, and the host's own root has no ID in the mount. The thread keeps all capabilities.
+// beMappedRoot gives this thread the IDs that root's files have in the mapped mount. Overlayfs works in its work
+// directory with the credentials of the mounter, and the host's root has no ID in that mount. The thread keeps all
+// capabilities.
 func (l Layers) beMappedRoot() error {
 	if l.ReadOnly {
 		return nil
@@ -198,7 +200,7 @@ func (l Layers) beMappedRoot() error {
 		_, err = unix.SetfsgidRetGid(int(st.Gid))
 	}
 	if err == nil {
-		_, err = unix.SetfsuidRetUid(int(st.Uid)) // which takes some capabilities away
+		_, err = unix.SetfsuidRetUid(int(st.Uid)) // this clears some capabilities
 	}
 	if err == nil {
 		err = unix.Capset(&header, &caps[0])
@@ -209,7 +211,7 @@ func (l Layers) beMappedRoot() error {
 	return nil
 }
 
-// Try makes the mount, with paths relative to the working directory, and removes it at once.
+// Try makes the mount, detached and with paths relative to the working directory, and removes it at once.
 func (l Layers) Try() error {
 	fd, err := l.create()
 	if err == nil {
@@ -228,12 +230,12 @@ func (l Layers) Try() error {
 	return sys.Unmount(target, unix.MNT_DETACH)
 }
 
-// In runs f in a thread of its own whose working directory is dir: paths relative to it are
-// short and need no escaping, and the process stays where it is.
+// In runs f in a separate thread with dir as working directory. Paths relative to dir are short and need no escaping,
+// and the process's own working directory does not change.
 func In(dir string, f func() error) error {
 	done := make(chan error)
 	go func() {
-		runtime.LockOSThread() // and never unlocked: the thread ends with the goroutine
+		runtime.LockOSThread() // never unlocked, so that the thread ends with the goroutine
 		err := unix.Unshare(unix.CLONE_FS)
 		if err == nil {
 			err = unix.Chdir(dir)
@@ -248,8 +250,8 @@ func In(dir string, f func() error) error {
 	return <-done
 }
 
-// Open opens the root directory of what the layers, whose paths are relative to dir, make together. Kernels before 6.8 mount it on
-// a directory in scratch for a moment.
+// Open opens the root directory of the overlay, whose layers are relative to dir. Kernels before 6.8 have to mount it
+// on a directory in scratch for a moment.
 func (l Layers) Open(dir, scratch string) (root *os.File, err error) {
 	err = In(dir, func() error {
 		fd, err := l.create()
@@ -283,7 +285,7 @@ func OpenRoot(mount int) (*os.File, error) {
 	return os.NewFile(uintptr(fd), "mount"), nil
 }
 
-// Escape returns a path in the form that overlayfs's parser of options wants.
+// Escape escapes a path for overlayfs's parser of options.
 func Escape(path, special string) string {
 	if !strings.ContainsAny(path, special) {
 		return path

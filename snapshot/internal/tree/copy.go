@@ -15,9 +15,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Copy makes dst, a directory that exists and is empty, like src: files by reflink where the
-// filesystem can, else by copying what they hold (holes stay holes), with owners, modes,
-// times, extended attributes, hard links, devices, pipes and sockets. Few files are open at a time, however deep src is.
+// Copy makes the existing, empty directory dst a copy of src. Files are cloned if the filesystem supports it, otherwise
+// copied with their holes. Owners, modes, times, extended attributes, hard links, devices, pipes and sockets are copied
+// too. Few files are open at a time, however deep src is.
 func Copy(ctx context.Context, src, dst string) error {
 	if err := copyTree(ctx, src, dst); err != nil {
 		return fmt.Errorf("copy %s: %w", src, err)
@@ -46,8 +46,8 @@ func copyTree(ctx context.Context, src, dst string) error {
 	if err != nil {
 		return err
 	}
-	was := []unix.Stat_t{top} // of the directories of from, before they were read
-	var names []string        // of those below the top
+	was := []unix.Stat_t{top} // attributes of the directories in from, before they were read
+	var names []string        // names of the directories below the top
 	for len(from) > 0 {
 		name, err := from.Next()
 		if err == nil {
@@ -58,7 +58,7 @@ func copyTree(ctx context.Context, src, dst string) error {
 		}
 		if name == "" {
 			last := len(was) - 1
-			// The directory's own attributes come last: its entries have changed its times.
+			// Last, because making entries changes the directory's times.
 			if err := attributes(from.FD(), to.FD(), &was[last]); err != nil {
 				return &os.PathError{Op: "copy", Path: path.Join(names...), Err: err}
 			}
@@ -86,8 +86,8 @@ func copyTree(ctx context.Context, src, dst string) error {
 	return nil
 }
 
-// CopyEntry makes newname in the directory to like name in the directory from, which is no
-// directory, as Copy would.
+// CopyEntry copies the file name in the directory from to newname in the directory to, as Copy would. The file must not
+// be a directory.
 func CopyEntry(ctx context.Context, from *os.File, name string, to *os.File, newname string) error {
 	c := copier{ctx: ctx, root: int(to.Fd()), links: map[inode]string{}, buf: make([]byte, 256<<10)}
 	st, err := lstat(int(from.Fd()), name)
@@ -100,8 +100,8 @@ func CopyEntry(ctx context.Context, from *os.File, name string, to *os.File, new
 	return nil
 }
 
-// CopyAttributes gives the directory dst the owner, mode, times and extended attributes of
-// src, but for those by which overlayfs keeps its books.
+// CopyAttributes gives the directory dst the owner, mode, times and extended attributes of src, except overlayfs's own
+// attributes.
 func CopyAttributes(src, dst string) error {
 	from, err := openDir(src)
 	if err != nil {
@@ -116,7 +116,7 @@ func CopyAttributes(src, dst string) error {
 	return CopyOpenAttributes(from, to)
 }
 
-// CopyOpenAttributes is CopyAttributes for what is open.
+// CopyOpenAttributes is CopyAttributes for open files.
 func CopyOpenAttributes(from, to *os.File) error {
 	st, err := fstat(int(from.Fd()))
 	if err != nil {
@@ -128,10 +128,10 @@ func CopyOpenAttributes(from, to *os.File) error {
 type copier struct {
 	ctx      context.Context
 	root     int
-	links    map[inode]string // where an inode with several names was copied to
+	links    map[inode]string // for inodes with several names: where the first was copied to
 	buf      []byte
-	noClone  bool // the filesystem has no reflinks
-	noRanges bool // nor copy_file_range
+	noClone  bool // the filesystem does not support cloning
+	noRanges bool // the filesystem does not support copy_file_range
 }
 
 func fstat(fd int) (st unix.Stat_t, err error) {
@@ -139,7 +139,7 @@ func fstat(fd int) (st unix.Stat_t, err error) {
 	return st, err
 }
 
-// entry copies what is at a name below the directories named above: of a directory, the name alone.
+// entry copies the file name below the directories above. Of a directory it makes only the directory itself.
 func (c *copier) entry(src, dst int, above []string, name string) (unix.Stat_t, error) {
 	st, err := lstat(src, name)
 	if err != nil {
@@ -157,7 +157,7 @@ func (c *copier) entry(src, dst int, above []string, name string) (unix.Stat_t, 
 	return st, c.leaf(src, name, dst, name, &st)
 }
 
-// leaf copies what is no directory.
+// leaf copies a file that is not a directory.
 func (c *copier) leaf(src int, name string, dst int, newname string, st *unix.Stat_t) error {
 	typ := st.Mode & unix.S_IFMT
 	switch typ {
@@ -193,7 +193,7 @@ func (c *copier) leaf(src int, name string, dst int, newname string, st *unix.St
 	return sys.UtimesNanoAt(dst, newname, []unix.Timespec{st.Atim, st.Mtim}, unix.AT_SYMLINK_NOFOLLOW)
 }
 
-// procPath names an entry of an open directory for the system calls that know paths alone.
+// procPath returns a path to an entry of an open directory, for system calls that take only paths.
 func procPath(at int, name string) string { return fmt.Sprintf("/proc/self/fd/%d/%s", at, name) }
 
 func (c *copier) file(src int, name string, dst int, newname string, st *unix.Stat_t) error {
@@ -220,7 +220,7 @@ func (c *copier) file(src int, name string, dst int, newname string, st *unix.St
 	return to.Close()
 }
 
-// attributes sets what chown takes away (set-user-ID, capabilities) after it, and times last.
+// attributes copies attributes: what chown clears (set-user-ID, capabilities) after the owner, and times last.
 func attributes(from, to int, st *unix.Stat_t) error {
 	if err := sys.Fchown(to, int(st.Uid), int(st.Gid)); err != nil {
 		return err
@@ -263,7 +263,7 @@ func (c *copier) data(from, to *os.File, st *unix.Stat_t) error {
 		}
 		end := st.Size
 		if err != nil {
-			data = off // the filesystem can't tell
+			data = off // the filesystem does not report holes
 		} else if end, err = unix.Seek(int(from.Fd()), data, unix.SEEK_HOLE); err != nil {
 			return err
 		}
@@ -301,7 +301,7 @@ func (c *copier) extent(from, to *os.File, off, end int64) error {
 	return nil
 }
 
-// xattrs are the extended attributes of a file, by descriptor or by path.
+// xattrs accesses the extended attributes of a file by descriptor or by path.
 type xattrs interface {
 	list(b []byte) (int, error)
 	get(name string, b []byte) (int, error)

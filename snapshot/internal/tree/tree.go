@@ -1,5 +1,5 @@
-// Package tree copies, measures and deletes trees of files that nobody can be trusted to
-// have made: no symlink in them is followed and no mount in them entered.
+// Package tree copies, measures and deletes trees of files made by untrusted users. It never follows a symbolic link in
+// a tree and never enters a mount.
 package tree
 
 import (
@@ -14,7 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// openDir opens a directory. A symbolic link there is not followed.
+// openDir opens a directory without following a symbolic link.
 func openDir(name string) (*os.File, error) {
 	fd, err := sys.Open(name, sys.OpenDir, 0)
 	if err != nil {
@@ -32,14 +32,14 @@ type inode struct{ dev, ino uint64 }
 
 func inodeOf(st *unix.Stat_t) inode { return inode{st.Dev, st.Ino} }
 
-// Usage adds up the bytes allocated to a tree and its inodes, the root's included and each
-// counted once.
+// Usage returns the bytes allocated to a tree and the number of its inodes, including the root's. Each inode is counted
+// once.
 func Usage(ctx context.Context, dir string) (size, inodes int64, err error) {
 	return usage(ctx, dir, "")
 }
 
-// UsageBeyond is Usage without the files that base has too, unchanged, where dir began as a
-// snapshot that keeps inode numbers and change times.
+// UsageBeyond is Usage without the files that are unchanged from base. dir must have begun as a snapshot of base that
+// keeps inode numbers and change times.
 func UsageBeyond(ctx context.Context, dir, base string) (size, inodes int64, err error) {
 	return usage(ctx, dir, base)
 }
@@ -55,7 +55,7 @@ func usage(ctx context.Context, dir, base string) (size, inodes int64, err error
 	if err != nil {
 		return 0, 0, err
 	}
-	// was follows is through base. Where base lacks a directory, was stays behind.
+	// was follows the same path through base. Where base has no such directory, was stays in the last common one.
 	var was sys.Trail
 	defer func() { was.Close() }()
 	if base != "" {
@@ -81,7 +81,7 @@ func usage(ctx context.Context, dir, base string) (size, inodes int64, err error
 		}
 		st, err := lstat(is.FD(), name)
 		if errors.Is(err, unix.ENOENT) {
-			continue // removed meanwhile
+			continue // deleted in the meantime
 		}
 		if err != nil {
 			return 0, 0, &os.PathError{Op: "stat", Path: name, Err: err}
@@ -114,8 +114,8 @@ func usage(ctx context.Context, dir, base string) (size, inodes int64, err error
 	return size, inodes, nil
 }
 
-// Remove deletes a tree, whatever the modes of its directories. A tree that isn't there is
-// success. Nothing that is mounted in it is touched: that is an error.
+// Remove deletes a tree, whatever the modes of its directories. If there is no such tree it succeeds. A mount in the
+// tree is an error, and its files are not touched.
 func Remove(dir string) error {
 	parent, err := openDir(filepath.Dir(dir))
 	if errors.Is(err, unix.ENOENT) {

@@ -24,7 +24,7 @@ func ok(t *testing.T, err error) {
 	}
 }
 
-// plant makes a tree with a file of every sort. Without root it leaves out what needs it.
+// plant makes a tree with a file of every type. Without root it leaves out those that need root.
 func plant(t *testing.T, dir string) {
 	t.Helper()
 	p := func(name string) string { return filepath.Join(dir, name) }
@@ -66,7 +66,7 @@ func plant(t *testing.T, dir string) {
 	}
 }
 
-// describe is a line for each file: everything that a copy must keep.
+// describe returns a line for each file, with everything that a copy must keep.
 func describe(t *testing.T, dir string) []string {
 	t.Helper()
 	links := map[uint64]string{}
@@ -153,7 +153,7 @@ func TestCopyKeepsEverything(t *testing.T) {
 
 	size, inodes, err := Usage(context.Background(), src)
 	ok(t, err)
-	if n := int64(len(want) - 2); inodes != n { // two are links
+	if n := int64(len(want) - 2); inodes != n { // two of them are hard links
 		t.Errorf("usage counts %d inodes, not %d", inodes, n)
 	}
 	if size < 600_000 || size > 2<<20 {
@@ -178,7 +178,7 @@ func TestCopyEnds(t *testing.T) {
 	}
 }
 
-// Nothing that is mounted in a tree may be deleted with it.
+// A mount in a tree is not deleted with it.
 func TestRemoveStopsAtMounts(t *testing.T) {
 	snapshottest.Root(t)
 	outside, dir := t.TempDir(), t.TempDir()
@@ -196,7 +196,7 @@ func TestRemoveStopsAtMounts(t *testing.T) {
 	}
 }
 
-// fewDescriptors leaves the process n descriptors until the test ends.
+// fewDescriptors limits the process to n descriptors until the test ends.
 func fewDescriptors(t *testing.T, n uint64) {
 	t.Helper()
 	var was unix.Rlimit
@@ -205,7 +205,7 @@ func fewDescriptors(t *testing.T, n uint64) {
 	t.Cleanup(func() { ok(t, unix.Setrlimit(unix.RLIMIT_NOFILE, &was)) })
 }
 
-// deepen makes directories below each other, each with a file, an empty directory and a full one whose names are numbers.
+// deepen makes nested directories. Each has a file, an empty directory and a full one.
 func deepen(t *testing.T, dir string, levels int) {
 	t.Helper()
 	at, err := unix.Open(dir, unix.O_RDONLY|unix.O_DIRECTORY, 0)
@@ -227,7 +227,7 @@ func deepen(t *testing.T, dir string, levels int) {
 	ok(t, unix.Close(at))
 }
 
-// A tree is measured, copied and deleted with a few descriptors, however deep it is.
+// A deep tree is measured, copied and deleted with a few descriptors.
 func TestDeepTrees(t *testing.T) {
 	const levels = 300
 	dir := filepath.Join(t.TempDir(), "top")
@@ -262,7 +262,7 @@ func TestDeepTrees(t *testing.T) {
 	ok(t, Remove(other))
 }
 
-// Flags of chattr(1) that a container has set are no reason to keep its files.
+// Flags of chattr(1), which a container may have set, do not keep files from being deleted.
 func TestRemoveImmutable(t *testing.T) {
 	snapshottest.Root(t)
 	dir := filepath.Join(t.TempDir(), "top")
