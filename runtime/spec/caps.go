@@ -7,7 +7,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// capabilities are all that capabilities(7) knows, in the kernel's order.
+// capabilities lists the capabilities in capabilities(7), in the kernel's order.
 var capabilities = strings.Fields(`CAP_CHOWN CAP_DAC_OVERRIDE CAP_DAC_READ_SEARCH CAP_FOWNER CAP_FSETID CAP_KILL
 	CAP_SETGID CAP_SETUID CAP_SETPCAP CAP_LINUX_IMMUTABLE CAP_NET_BIND_SERVICE CAP_NET_BROADCAST
 	CAP_NET_ADMIN CAP_NET_RAW CAP_IPC_LOCK CAP_IPC_OWNER CAP_SYS_MODULE CAP_SYS_RAWIO CAP_SYS_CHROOT
@@ -16,13 +16,13 @@ var capabilities = strings.Fields(`CAP_CHOWN CAP_DAC_OVERRIDE CAP_DAC_READ_SEARC
 	CAP_MAC_OVERRIDE CAP_MAC_ADMIN CAP_SYSLOG CAP_WAKE_ALARM CAP_BLOCK_SUSPEND CAP_AUDIT_READ
 	CAP_PERFMON CAP_BPF CAP_CHECKPOINT_RESTORE`)
 
-// defaultCapabilities are docker's.
+// defaultCapabilities are docker's defaults.
 var defaultCapabilities = strings.Fields(`CAP_CHOWN CAP_DAC_OVERRIDE CAP_FOWNER CAP_FSETID CAP_KILL CAP_SETGID
 	CAP_SETUID CAP_SETPCAP CAP_NET_BIND_SERVICE CAP_NET_RAW CAP_SYS_CHROOT CAP_MKNOD CAP_AUDIT_WRITE
 	CAP_SETFCAP`)
 
-// capabilitySet applies --cap-add and --cap-drop to base, as docker does: names with or
-// without CAP_, in any case; ALL stands for those in all. What is dropped by name stays dropped.
+// capabilitySet applies --cap-add and --cap-drop to base, as docker does. Names may have the prefix CAP_ or not, in any
+// case. ALL stands for the names in all. A capability that drop names is dropped even if add names it too.
 func capabilitySet(base, add, drop, all []string) ([]string, error) {
 	parse := func(names []string) (map[string]bool, bool, error) {
 		set, every := map[string]bool{}, false
@@ -60,8 +60,8 @@ func capabilitySet(base, add, drop, all []string) ([]string, error) {
 	return set, nil
 }
 
-// boundingSet lists the capabilities that this process can hand on. Where the kernel or a container
-// around this one has taken some away, asking for all of them would fail.
+// boundingSet lists the capabilities that this process can pass on. If the kernel or an outer container has removed
+// some, a request for all of them would fail.
 func boundingSet() []string {
 	var set []string
 	for i, c := range capabilities {

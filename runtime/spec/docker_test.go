@@ -14,8 +14,8 @@ import (
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 )
 
-// fields returns the fields of a specification as the table of run-spec(1) names them. What means the same is equal: lists of
-// names are sorted, and sizes are bytes.
+// fields returns the fields of a specification by the names in run-spec(1)'s table. Values with the same meaning are
+// made equal: lists of names are sorted, and sizes are in bytes.
 func fields(t *testing.T, s *specs.Spec) map[string]any {
 	t.Helper()
 	b, err := json.Marshal(s)
@@ -70,7 +70,7 @@ func document(v any) string {
 	return string(b)
 }
 
-// The table of run-spec(1) names every field of docker's specification and of ours, and says rightly which are the same.
+// run-spec(1)'s table must name every field of docker's specification and of ours, and say correctly which are equal.
 func TestTableAgainstDocker(t *testing.T) {
 	t.Parallel()
 	b, err := os.ReadFile(filepath.Join("testdata", "docker.json"))

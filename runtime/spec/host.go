@@ -14,23 +14,23 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Host is what a specification depends on of the host it is for.
+// Host holds the properties of the host that a specification depends on.
 type Host struct {
-	CgroupV2      bool     // cgroup v2 alone: containers get a cgroup namespace, as docker does
-	Capabilities  []string // what a container can be given: the bounding set
-	NameFiles     []string // the files that a container in the host's network shares
+	CgroupV2      bool     // only cgroup v2 is mounted: containers get a cgroup namespace, as with docker
+	Capabilities  []string // what a container can be given: this process's bounding set
+	NameFiles     []string // files that a container in the host's network shares with the host
 	LimitsSwap    bool     // the kernel can limit swap
-	CPUSet        string   // the processors that can be used, as cpuset(7) lists them; "" if that isn't known
-	MemSet        string   // the memory nodes, likewise
-	UserNamespace bool     // this is not the machine's own: sysfs of its network can't be mounted
-	MaskedPaths   []string // the paths of a processor each that docker masks, too
-	Sysctls       []string // those of docker's default sysctls that the kernel has
-	AppArmor      bool     // the kernel has it, and it is enabled
-	Profiles      []string // the AppArmor profiles that are loaded; nil if they can't be listed
-	SELinux       bool     // as AppArmor
+	CPUSet        string   // usable processors as in cpuset(7); "" if unknown
+	MemSet        string   // usable memory nodes as in cpuset(7); "" if unknown
+	UserNamespace bool     // this process is not in the initial one, so it can't mount a sysfs for the host's network
+	MaskedPaths   []string // paths of single processors that docker masks too
+	Sysctls       []string // docker's default sysctls, as far as the kernel has them
+	AppArmor      bool     // AppArmor is enabled
+	Profiles      []string // loaded AppArmor profiles; nil if they can't be listed
+	SELinux       bool     // SELinux is enabled
 }
 
-// ThisHost looks at the host this runs on.
+// ThisHost returns the properties of this host.
 func ThisHost() Host {
 	h := Host{Capabilities: boundingSet()}
 	var st unix.Statfs_t
@@ -40,11 +40,11 @@ func ThisHost() Host {
 	h.LimitsSwap = limitsSwap()
 	h.CPUSet, h.MemSet = readSet("cpu/online"), readSet("node/has_memory")
 	h.UserNamespace = sys.InUserNamespace()
-	// A container could learn from them what other programs compute (moby's GHSA-6fw5-f8r9-fgfm).
+	// From these files a container could learn what other programs compute (moby's GHSA-6fw5-f8r9-fgfm).
 	h.MaskedPaths, _ = filepath.Glob("/sys/devices/system/cpu/cpu[0-9]*/thermal_throttle")
 	for name := range defaultSysctls {
 		if name == pingGroupRange && os.Geteuid() != 0 {
-			continue // an ordinary user's containers are in a user namespace
+			continue // containers of an ordinary user are in a user namespace
 		}
 		if _, err := os.Stat(filepath.Join("/proc/sys", strings.ReplaceAll(name, ".", "/"))); err == nil {
 			h.Sysctls = append(h.Sysctls, name)
@@ -67,13 +67,13 @@ func ThisHost() Host {
 	return h
 }
 
-// readSet reads a list of what the system has.
+// readSet reads a list of processors or memory nodes.
 func readSet(name string) string {
 	b, _ := os.ReadFile(filepath.Join("/sys/devices/system", name))
 	return strings.TrimSpace(string(b))
 }
 
-// profileNames reads the kernel's list of AppArmor profiles: "NAME (MODE)" a line.
+// profileNames parses the kernel's list of AppArmor profiles: "NAME (MODE)" a line.
 func profileNames(list string) []string {
 	names := []string{}
 	for line := range strings.Lines(list) {
@@ -84,7 +84,8 @@ func profileNames(list string) []string {
 	return names
 }
 
-// limitsSwap reports whether memory cgroups, of version 1 or 2, have a limit of swap. The root of version 2 has no limits.
+// limitsSwap reports whether memory cgroups, of version 1 or 2, can limit swap. The root cgroup of version 2 has no
+// files for limits.
 func limitsSwap() bool {
 	for _, pattern := range []string{"memory/memory.memsw.limit_in_bytes", "memory.swap.max", "*/memory.swap.max"} {
 		if found, _ := filepath.Glob(filepath.Join("/sys/fs/cgroup", pattern)); len(found) > 0 {
@@ -94,15 +95,15 @@ func limitsSwap() bool {
 	return false
 }
 
-// Device is a device node in the container and what the container may do with it.
+// Device is a device node in the container, and what the container may do with it.
 type Device struct {
 	specs.LinuxDevice
-	Access string // of r, w and m
+	Access string // some of the letters r, w and m
 }
 
-// HostDevices returns a device of the host under the path that it shall have in the container, or, if source is a directory,
-// all devices below it but those that every container has of its own. The error is NotFound if there is no source, and
-// InvalidArgument if it holds no device.
+// HostDevices returns a device of the host under the path target. If source is a directory, it returns all devices
+// below it, except those that every container gets anyway. NotFound: source does not exist. InvalidArgument: it
+// contains no device.
 func HostDevices(source, target, access string) (all []Device, err error) {
 	if access == "" || strings.Trim(access, "rwm") != "" {
 		return nil, invalid("device %s: access %q is not of r, w and m", source, access)
@@ -110,7 +111,7 @@ func HostDevices(source, target, access string) (all []Device, err error) {
 	if !filepath.IsAbs(target) {
 		return nil, invalid("device %s: %q is not an absolute path", source, target)
 	}
-	// A link may lead to either.
+	// Source may be a symbolic link to either.
 	real, err := filepath.EvalSymlinks(source)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, notFound("device %s: %v", source, unix.ENOENT)

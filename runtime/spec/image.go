@@ -8,22 +8,20 @@ import (
 	"unicode/utf8"
 )
 
-// MaxDocument bounds an image configuration and a bundle's config.json, in bytes.
+// MaxDocument is the largest image configuration or config.json in bytes.
 const MaxDocument = 8 << 20
 
-// maxText bounds each string that ends up in a process's arguments or environment: execve(2)
-// takes no longer one.
+// maxText is the longest argument or environment variable that execve(2) accepts.
 const maxText = 128<<10 - 1
 
-// Image holds the fields of an image configuration that a runtime specification is made of. The
-// configuration is OCI's (image-spec config.md) or docker's: the names are the same. Fields that a
-// container doesn't need, labels above all, are not read: labels come from the image's author, and
-// annotations switch features of runtimes.
+// Image holds the fields of an image configuration that matter for a runtime specification. The configuration is OCI's
+// (image-spec config.md) or docker's, which uses the same names. Other fields are not read, least of all labels: they
+// come from the image's author, and as annotations they would switch features of runtimes.
 type Image struct {
 	Config ImageConfig `json:"config"`
 }
 
-// ImageConfig is the part of an image configuration that says how to run the image.
+// ImageConfig is the part of an image configuration that describes how to run the image.
 type ImageConfig struct {
 	User       text
 	Env        []text
@@ -33,7 +31,7 @@ type ImageConfig struct {
 	StopSignal stopSignal
 }
 
-// text is a JSON string. Bytes that aren't UTF-8 are an error, where encoding/json replaces them.
+// text is a JSON string. Bytes that are not UTF-8 are an error; encoding/json would replace them.
 type text string
 
 func (t *text) UnmarshalJSON(b []byte) error {
@@ -43,7 +41,7 @@ func (t *text) UnmarshalJSON(b []byte) error {
 	return json.Unmarshal(b, (*string)(t))
 }
 
-// words is a command line: a list, or a string that is its only word (docker's StrSlice).
+// words is a command line: a list, or a string that is the only word (docker's StrSlice).
 type words []text
 
 func (w *words) UnmarshalJSON(b []byte) error {
@@ -62,7 +60,7 @@ func (w words) strings() []string {
 	return s
 }
 
-// stopSignal is the name or number of a signal. What isn't one is "".
+// stopSignal is the name or number of a signal. Any other text becomes "".
 type stopSignal string
 
 func (s *stopSignal) UnmarshalJSON(b []byte) error {
@@ -73,8 +71,7 @@ func (s *stopSignal) UnmarshalJSON(b []byte) error {
 	return nil
 }
 
-// ReadImage reads one image configuration of at most 8 MiB. What is none, a manifest for
-// example, is InvalidArgument.
+// ReadImage reads an image configuration of at most 8 MiB. Any other document, such as a manifest, is InvalidArgument.
 func ReadImage(r io.Reader) (*Image, error) {
 	b, err := io.ReadAll(io.LimitReader(r, MaxDocument+1))
 	if err != nil {
@@ -109,7 +106,7 @@ func ReadImage(r io.Reader) (*Image, error) {
 	return img, nil
 }
 
-// CheckText refuses what no process can be given, and what JSON could not carry unchanged.
+// CheckText returns InvalidArgument for text that can't be passed to a process, or that JSON would change.
 func CheckText(what, s string) error {
 	switch {
 	case strings.ContainsRune(s, 0):

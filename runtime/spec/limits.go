@@ -11,22 +11,22 @@ import (
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 )
 
-// Limits are what a container may use of its host. The zero value is no limit.
+// Limits restrict a container's use of the host. The zero value means no limits.
 type Limits struct {
-	Memory     int64   // bytes; 0 and -1 are no limit
-	MemorySwap int64   // bytes of memory and swap together; 0 is twice Memory where the kernel limits swap, -1 is no limit
-	CPUs       float64 // processors' time
-	CPUShares  uint64  // the weight against others' processor time, 1024 being usual
-	CPUSet     string  // the processors, such as 0-2,5
-	MemSet     string  // the memory nodes, likewise
-	Pids       int64   // processes and threads; -1 is no limit
+	Memory     int64   // bytes; 0 and -1 mean no limit
+	MemorySwap int64   // bytes of memory and swap together; -1 means no limit, 0 means twice Memory if the kernel can limit swap
+	CPUs       float64 // processor time, in processors
+	CPUShares  uint64  // weight against others' processor time; the usual weight is 1024
+	CPUSet     string  // processors that may be used, such as 0-2,5
+	MemSet     string  // memory nodes that may be used, such as 0-2,5
+	Pids       int64   // processes and threads; -1 means no limit
 }
 
-// minMemory is docker's: with less the runtime can't start a process.
+// minMemory is docker's minimum: with less, the runtime can't start a process.
 const minMemory = 6 << 20
 
-// Resources returns the limits as a runtime takes them; fields are nil where there is no limit. The error is InvalidArgument
-// for a limit that docker refuses too, and NotImplemented if the kernel can't limit swap.
+// Resources returns the limits for a runtime; fields without a limit are nil. InvalidArgument: docker would refuse the
+// limit too. NotImplemented: the kernel can't limit swap.
 func (l Limits) Resources(h Host) (*specs.LinuxResources, error) {
 	r := &specs.LinuxResources{}
 	switch {
@@ -51,7 +51,7 @@ func (l Limits) Resources(h Host) (*specs.LinuxResources, error) {
 	}
 	if swap := l.MemorySwap; h.LimitsSwap {
 		if swap == 0 {
-			swap = max(2*l.Memory, -1) // on a host with swap a limit of memory alone limits little
+			swap = max(2*l.Memory, -1) // a limit on memory alone has little effect on a host with swap
 		}
 		if swap != 0 {
 			memory.Swap = &swap
@@ -83,7 +83,7 @@ func (l Limits) Resources(h Host) (*specs.LinuxResources, error) {
 	return r, nil
 }
 
-// checkSet checks a list of processors or memory nodes, such as 0-2,5. Have lists those of the host, "" if that is not known.
+// checkSet checks a list of processors or memory nodes, such as 0-2,5. have is the host's list, or "" if unknown.
 func checkSet(what, list, have string) error {
 	wanted, ok := parseSet(list)
 	if !ok {
@@ -101,9 +101,9 @@ func checkSet(what, list, have string) error {
 // span is a range of processors or memory nodes.
 type span struct{ first, last int }
 
-// parseSet parses a list of numbers and ranges; ok is false if it is none. An empty list has no spans.
+// parseSet parses a list of numbers and ranges. ok is false if list is malformed. An empty list has no spans.
 func parseSet(list string) (all []span, ok bool) {
-	const most = 1 << 16 // of processors: above the kernel's NR_CPUS
+	const most = 1 << 16 // above the kernel's largest NR_CPUS
 	if list == "" {
 		return nil, true
 	}

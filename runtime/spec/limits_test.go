@@ -8,13 +8,13 @@ import (
 	"github.com/containerd/errdefs"
 )
 
-// Limits become what docker makes of the same flags, and what docker refuses is refused.
+// Limits become what docker makes of the same flags. Limits that docker refuses are refused.
 func TestLimits(t *testing.T) {
 	t.Parallel()
 	host := Host{LimitsSwap: true, CPUSet: "0-3,6", MemSet: "0"}
 	for _, c := range []struct {
 		l    Limits
-		want string // of memory, cpu and pids; or the error
+		want string // memory, cpu and pids, or the error
 	}{
 		{Limits{}, `null null null`},
 		{Limits{Memory: 8 << 20}, `{"limit":8388608,"swap":16777216} null null`},
@@ -69,7 +69,7 @@ func TestLimits(t *testing.T) {
 	}
 }
 
-// What the process is given beside limits.
+// Flags for the process, other than limits.
 func TestProcessFlags(t *testing.T) {
 	t.Parallel()
 	adjustment := 500

@@ -10,12 +10,11 @@ import (
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 )
 
-// unconfined is the name that docker and the kernel use for no AppArmor profile.
+// unconfined is docker's and the kernel's name for having no AppArmor profile.
 const unconfined = "unconfined"
 
-// labelSecurity sets the AppArmor profile and the SELinux labels. A host without the security
-// module is ErrNotImplemented, a profile that isn't loaded FailedPrecondition, a label that isn't
-// one InvalidArgument.
+// labelSecurity sets the AppArmor profile and the SELinux labels. ErrNotImplemented: the host does not have the
+// security module. FailedPrecondition: the profile is not loaded. InvalidArgument: a malformed label.
 func (o *Options) labelSecurity(s *specs.Spec) error {
 	if o.AppArmor != "" && o.AppArmor != unconfined {
 		if err := CheckText("AppArmor profile", o.AppArmor); err != nil {

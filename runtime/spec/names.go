@@ -7,29 +7,31 @@ import (
 	"strings"
 )
 
-// HostGateway, in the place of an address in [Names.Hosts], is the address by which the network reaches the host, as in docker.
+// HostGateway, used instead of an address in [Names.Hosts], stands for the host's address in the container's network,
+// as in docker.
 const HostGateway = "host-gateway"
 
-// NameFiles are the files that tell a container names, its own among them.
+// NameFiles are the files that resolve names in a container, including its own name.
 var NameFiles = []string{"/etc/hosts", "/etc/hostname", "/etc/resolv.conf"}
 
-// Names says how a container finds hosts by their names.
+// Names configures how a container resolves host names.
 type Names struct {
-	Hostname string   `json:"hostname,omitempty"` // its own
+	Hostname string   `json:"hostname,omitempty"` // the container's own name
 	Hosts    []string `json:"hosts,omitempty"`    // NAME:ADDRESS or NAME:host-gateway
-	// These take the place of the host's name servers, search domains and options. A single "." is no search domain.
+	// Each list, if not empty, replaces the host's name servers, search domains or options. A search domain "." alone
+	// means no search domains.
 	Servers []string `json:"dns,omitempty"`
 	Search  []string `json:"dnsSearch,omitempty"`
 	Options []string `json:"dnsOptions,omitempty"`
 }
 
-// Given reports whether n says more than the container's own name.
+// Given reports whether n sets anything besides the container's own name.
 func (n Names) Given() bool { return len(n.Hosts) > 0 || n.Resolves() }
 
-// Resolves reports whether n says something about resolv.conf.
+// Resolves reports whether n changes resolv.conf.
 func (n Names) Resolves() bool { return len(n.Servers)+len(n.Search)+len(n.Options) > 0 }
 
-// Check returns InvalidArgument if a name, an address or an option can't be in its file.
+// Check returns InvalidArgument if a name, an address or an option is not valid in its file.
 func (n Names) Check() error {
 	for _, s := range n.Hosts {
 		if _, _, err := splitHost(s); err != nil {
@@ -51,7 +53,7 @@ func (n Names) Check() error {
 	return nil
 }
 
-// isWord reports whether a word in one of the files is no more than a word, whoever reads it.
+// isWord reports whether every program that reads one of the files sees s as a single word.
 func isWord(s string) bool {
 	return s != "" && len(s) <= 253 && !strings.ContainsFunc(s, func(r rune) bool {
 		return (r < 'a' || r > 'z') && (r < 'A' || r > 'Z') && (r < '0' || r > '9') && !strings.ContainsRune(".-_:", r)
@@ -68,8 +70,9 @@ func splitHost(s string) (name, address string, err error) {
 	return name, address, nil
 }
 
-// HostsFile returns the /etc/hosts of a container with these addresses of its own: 127.0.1.1, as Debian has it, if there
-// are none. The gateway is the host's address for it; InvalidArgument if a host needs one and it is "".
+// HostsFile returns the text of /etc/hosts for a container with the addresses own. If there are none, it uses 127.0.1.1
+// for the container's name, as Debian does. gateway is the host's address for the container. InvalidArgument: it is "",
+// but a host needs it.
 func (n Names) HostsFile(own []string, gateway string) (string, error) {
 	var b strings.Builder
 	b.WriteString("127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\nfe00::\tip6-localnet\n" +
@@ -111,9 +114,9 @@ func (n Names) writeHosts(b *strings.Builder, gateway string) error {
 	return nil
 }
 
-// ResolvConf returns the resolv.conf of a container, made from the text of the host's. Servers reports whether it has a name
-// server. In a network of its own (isolated) a container reaches neither loopback addresses of the host nor addresses that are
-// those of a link of the host's, such as fe80::1%eth0: these servers are left out.
+// ResolvConf returns the text of a container's resolv.conf, made from the host's. servers reports whether it has a name
+// server. If isolated is true, the container has its own network, where it can't reach the host's loopback addresses,
+// or addresses of a link of the host, such as fe80::1%eth0. Such servers are left out.
 func (n Names) ResolvConf(host string, isolated bool) (conf string, servers bool) {
 	var b strings.Builder
 	for line := range strings.Lines(host) {

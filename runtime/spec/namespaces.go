@@ -10,11 +10,11 @@ import (
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 )
 
-// Sharing says whose namespace of one kind a container has: "" for one of its own, "host" for this host's, "container:ID" for that of
-// another container, or the path of a namespace. For a network "none" is as good as "".
+// Sharing says which namespace of a kind a container uses: "" for a new one, "host" for the host's, "container:ID" for
+// another container's, or the path of a namespace. For the network, "none" means the same as "".
 //
-// Which processes another container has is known when this one is started: [New] gives "container:ID" no path, and whoever runs the
-// container gives it the one of that time.
+// The processes of another container are known only when this one is started. So [New] leaves the path of
+// "container:ID" empty, and whoever runs the container fills it in.
 type Sharing string
 
 const (
@@ -22,7 +22,7 @@ const (
 	containerPrefix = "container:"
 )
 
-// Container returns the ID of the container whose namespace it is, "" if it is of no container.
+// Container returns the ID of the container that the namespace belongs to, or "".
 func (s Sharing) Container() string {
 	id, ok := strings.CutPrefix(string(s), containerPrefix)
 	if !ok {
@@ -31,10 +31,10 @@ func (s Sharing) Container() string {
 	return id
 }
 
-// own reports whether the namespace is a new one.
+// own reports whether the container gets a new namespace.
 func (s Sharing) own() bool { return s == "" || s == "none" }
 
-// namespace returns the namespace as a runtime takes it, or none for the host's.
+// namespace returns the namespace for a runtime, or an empty list for the host's.
 func (s Sharing) namespace(kind specs.LinuxNamespaceType) ([]specs.LinuxNamespace, error) {
 	ns := specs.LinuxNamespace{Type: kind}
 	switch {
@@ -58,7 +58,8 @@ func (s Sharing) namespace(kind specs.LinuxNamespaceType) ([]specs.LinuxNamespac
 	return []specs.LinuxNamespace{ns}, nil
 }
 
-// isHost reports whether the namespace is this process's, by name or by path. File is its name below /proc/PID/ns.
+// isHost reports whether this is the host's namespace, by name or by path. file is the namespace's name in
+// /proc/PID/ns.
 func (s Sharing) isHost(file string) bool {
 	if s == hostNamespace {
 		return true
@@ -74,7 +75,7 @@ func (s Sharing) isHost(file string) bool {
 	return err == nil && os.SameFile(theirs, ours)
 }
 
-// Joins returns the IDs of the containers whose namespaces are asked for, by the kinds of these.
+// Joins returns the IDs of the containers whose namespaces are to be joined, by kind of namespace.
 func (o *Options) Joins() map[specs.LinuxNamespaceType]string {
 	joins := map[specs.LinuxNamespaceType]string{}
 	for kind, s := range map[specs.LinuxNamespaceType]Sharing{
@@ -113,11 +114,12 @@ func (o *Options) namespaces() (all []specs.LinuxNamespace, err error) {
 	return all, nil
 }
 
-// hostNetwork reports whether the network is this process's.
+// hostNetwork reports whether the container uses the host's network.
 func (o *Options) hostNetwork() bool { return Sharing(o.Network).isHost("net") }
 
-// NeverRestored lists those of a container's namespaces, and those that it lacks, by which its stored processes can't be restored: a
-// restored container has a PID, IPC, UTS and mount namespace of its own, and the host's users and time.
+// NeverRestored lists those namespaces, joined or missing, that make it impossible to restore a container's stored
+// processes. A restored container has its own PID, IPC, UTS and mount namespaces, and the host's user and time
+// namespaces.
 func NeverRestored(namespaces []specs.LinuxNamespace) (all []string) {
 	for _, t := range []specs.LinuxNamespaceType{specs.PIDNamespace, specs.IPCNamespace, specs.UTSNamespace, specs.MountNamespace} {
 		i := slices.IndexFunc(namespaces, func(n specs.LinuxNamespace) bool { return n.Type == t })

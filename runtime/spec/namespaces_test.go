@@ -10,7 +10,7 @@ import (
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 )
 
-// A namespace is the container's own, the host's, one with a path, or another container's, whose path is not known yet.
+// A namespace is new, the host's, given by a path, or another container's. The path of the latter is not known yet.
 func TestSharing(t *testing.T) {
 	t.Parallel()
 	for _, c := range []struct {
@@ -65,7 +65,7 @@ func TestSharing(t *testing.T) {
 	}
 }
 
-// A map of IDs that the kernel would refuse, or that leaves the container's users out, is refused in one line.
+// An ID map that the kernel would refuse, or that lacks a user of the container, is refused with one line.
 func TestUserNS(t *testing.T) {
 	t.Parallel()
 	for _, bad := range []string{

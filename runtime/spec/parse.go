@@ -3,6 +3,7 @@ package spec
 import (
 	"bufio"
 	"encoding/csv"
+	"errors"
 	"fmt"
 	"io"
 	"math"
@@ -16,9 +17,9 @@ import (
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 )
 
-// ParseMount parses docker's --mount: comma-separated type=, src= (source=), dst= (target=,
-// destination=), ro (readonly) and options=a:b, as ctr has it. The type is bind unless given;
-// a bind's source becomes absolute. Anything else is InvalidArgument.
+// ParseMount parses docker's --mount: type=, src= (source=), dst= (target=, destination=), ro (readonly) and
+// options=a:b, separated by commas, as in ctr. The default type is bind. The source of a bind is made absolute.
+// Anything else is InvalidArgument.
 func ParseMount(s string) (specs.Mount, error) {
 	m := specs.Mount{Type: "bind"}
 	bad := func(format string, a ...any) (specs.Mount, error) {
@@ -28,7 +29,7 @@ func ParseMount(s string) (specs.Mount, error) {
 	if err != nil {
 		return bad("%v", err)
 	}
-	readonly, propagation, recursive := false, "rprivate", "rbind"
+	readonly, propagation, bind := false, "rprivate", "rbind"
 	var tmpfs []string
 	for _, f := range fields {
 		key, value, has := strings.Cut(f, "=")
@@ -49,7 +50,7 @@ func ParseMount(s string) (specs.Mount, error) {
 		case "bind-propagation":
 			propagation = value
 		case "bind-nonrecursive":
-			recursive = "bind"
+			bind = "bind"
 		case "tmpfs-size":
 			n, err := ParseSize(value)
 			if err != nil {
@@ -69,22 +70,8 @@ func ParseMount(s string) (specs.Mount, error) {
 	}
 	switch m.Type {
 	case "bind", VolumeType:
-		if m.Source == "" {
-			return bad("src is missing")
-		}
-		if m.Type == "bind" {
-			if m.Source, err = filepath.Abs(m.Source); err != nil {
-				return bad("%v", err)
-			}
-		}
-		if !slices.ContainsFunc(m.Options, func(o string) bool { return o == "bind" || o == "rbind" }) {
-			m.Options = append([]string{recursive}, m.Options...)
-		}
-		if !slices.ContainsFunc(m.Options, isPropagation) {
-			if !isPropagation(propagation) {
-				return bad("unknown propagation %q", propagation)
-			}
-			m.Options = append(m.Options, propagation)
+		if err := completeBind(&m, bind, propagation); err != nil {
+			return bad("%v", err)
 		}
 	case "tmpfs":
 		if m.Source == "" {
@@ -103,14 +90,39 @@ func ParseMount(s string) (specs.Mount, error) {
 	return m, nil
 }
 
+// completeBind makes the source of a bind mount absolute, and adds the options bind and propagation unless the mount has
+// options of these kinds.
+func completeBind(m *specs.Mount, bind, propagation string) (err error) {
+	if m.Source == "" {
+		return errors.New("src is missing")
+	}
+	if m.Type == "bind" {
+		if m.Source, err = filepath.Abs(m.Source); err != nil {
+			return err
+		}
+	}
+	if !slices.ContainsFunc(m.Options, func(o string) bool { return o == "bind" || o == "rbind" }) {
+		m.Options = append([]string{bind}, m.Options...)
+	}
+	if !slices.ContainsFunc(m.Options, isPropagation) {
+		if !isPropagation(propagation) {
+			return fmt.Errorf("unknown propagation %q", propagation)
+		}
+		m.Options = append(m.Options, propagation)
+	}
+	return nil
+}
+
 func isPropagation(o string) bool {
 	return slices.Contains([]string{"private", "rprivate", "shared", "rshared", "slave", "rslave", "unbindable", "runbindable"}, o)
 }
 
-// VolumeType is the type of a mount whose source is the name of a volume. No runtime knows it: whoever has the volumes makes it a bind.
+// VolumeType is the type of a mount whose source is the name of a volume. Runtimes do not know it: the owner of the
+// volumes must turn it into a bind mount.
 const VolumeType = "volume"
 
-// ParseVolume parses docker's --volume SOURCE:TARGET[:OPTION,…]. A source without a slash is the name of a volume, but for . and ..
+// ParseVolume parses docker's --volume SOURCE:TARGET[:OPTION,…]. A source without a slash is the name of a volume,
+// except "." and "..".
 func ParseVolume(s string) (specs.Mount, error) {
 	f := strings.Split(s, ":")
 	if len(f) < 2 || len(f) > 3 || f[0] == "" || f[1] == "" {
@@ -154,8 +166,8 @@ func ParseTmpfs(s string) (specs.Mount, error) {
 	return m, nil
 }
 
-// ParseRlimit parses NAME=SOFT[:HARD] with names as in docker's --ulimit (nofile) or in
-// setrlimit(2) (RLIMIT_NOFILE); -1 and unlimited are no limit.
+// ParseRlimit parses NAME=SOFT[:HARD]. Names are as in docker's --ulimit (nofile) or in setrlimit(2) (RLIMIT_NOFILE).
+// -1 and unlimited mean no limit.
 func ParseRlimit(s string) (specs.POSIXRlimit, error) {
 	bad := func() (specs.POSIXRlimit, error) {
 		return specs.POSIXRlimit{}, invalid("rlimit %q is not NAME=SOFT[:HARD]", s)
@@ -192,7 +204,7 @@ func ParseRlimit(s string) (specs.POSIXRlimit, error) {
 	return r, nil
 }
 
-// ParseDevice parses docker's --device SOURCE[:TARGET][:ACCESS], as [HostDevices] takes them.
+// ParseDevice parses docker's --device SOURCE[:TARGET][:ACCESS], and looks the devices up with [HostDevices].
 func ParseDevice(s string) ([]Device, error) {
 	f := strings.Split(s, ":")
 	source, target, access := f[0], f[0], "rwm"
@@ -209,7 +221,7 @@ func ParseDevice(s string) ([]Device, error) {
 	return HostDevices(source, target, access)
 }
 
-// ParseSize parses bytes with an optional binary unit as docker's --memory: 512m, 1g, 64KiB.
+// ParseSize parses a number of bytes with an optional binary unit, as in docker's --memory: 512m, 1g, 64KiB.
 func ParseSize(s string) (int64, error) {
 	digits := strings.TrimRight(strings.ToLower(s), "kmgtib")
 	shift, ok := map[string]int{
@@ -223,7 +235,7 @@ func ParseSize(s string) (int64, error) {
 	return int64(n * float64(int64(1)<<shift)), nil
 }
 
-// ParseLimit parses a size as [ParseSize] does, and -1, which is no limit.
+// ParseLimit parses a size like [ParseSize]. It also accepts -1, which means no limit.
 func ParseLimit(s string) (int64, error) {
 	if s == "-1" {
 		return -1, nil
@@ -231,8 +243,8 @@ func ParseLimit(s string) (int64, error) {
 	return ParseSize(s)
 }
 
-// ParseEnv resolves docker's --env: NAME=VALUE is taken as it is; NAME alone becomes the
-// variable of this process, or stays as it is, which removes it.
+// ParseEnv resolves docker's --env. NAME=VALUE is returned unchanged. NAME alone becomes this process's variable; if
+// there is none, NAME is returned, which removes the image's variable.
 func ParseEnv(s string) string {
 	if !strings.Contains(s, "=") {
 		if v, ok := os.LookupEnv(s); ok {
@@ -242,8 +254,8 @@ func ParseEnv(s string) string {
 	return s
 }
 
-// ReadEnv reads docker's --env-file: a variable a line as [ParseEnv] takes it, no quoting;
-// empty lines and those that begin with # are skipped.
+// ReadEnv reads docker's --env-file: a variable a line as in [ParseEnv], without quoting. Empty lines and lines that
+// begin with # are skipped.
 func ReadEnv(r io.Reader) ([]string, error) {
 	var env []string
 	lines := bufio.NewScanner(io.LimitReader(r, MaxDocument))

@@ -16,10 +16,9 @@ import (
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 )
 
-// ReadSeccomp reads a seccomp profile in docker's form or as the runtime specification has it
-// in linux.seccomp. Rules for other architectures, for newer kernels, and for capabilities that
-// the container doesn't have (caps is what it has), are left out. InvalidArgument for what is no
-// profile.
+// ReadSeccomp reads a seccomp profile, in docker's format or in that of linux.seccomp in the runtime specification. It
+// drops rules for other architectures, for newer kernels, and for capabilities that are not in caps, the container's.
+// InvalidArgument: not a profile.
 func ReadSeccomp(r io.Reader, caps []string) (*specs.LinuxSeccomp, error) {
 	b, err := io.ReadAll(io.LimitReader(r, MaxDocument))
 	if err != nil {
@@ -37,10 +36,11 @@ func ReadSeccomp(r io.Reader, caps []string) (*specs.LinuxSeccomp, error) {
 	return p, nil
 }
 
-// DefaultSeccomp is docker's profile for a container with these capabilities, without the x32 ABI.
+// DefaultSeccomp returns docker's profile for a container with these capabilities, without the x32 ABI.
 //
-// The runtime compiles the profile at each start of a container, rule by rule and for each architecture. That takes longer than all else
-// that runc does. A third of it is for x32, which kernels of distributions have disabled: a process that calls it is killed.
+// The runtime compiles the profile at each start of a container, rule by rule and architecture by architecture. In runc
+// that takes longer than everything else. A third of it would be for x32, which distributions' kernels have disabled. A
+// process that makes an x32 call is killed.
 func DefaultSeccomp(caps []string) (*specs.LinuxSeccomp, error) {
 	p, err := seccomp.GetDefaultProfile(bounded(caps))
 	if err != nil {
@@ -51,14 +51,14 @@ func DefaultSeccomp(caps []string) (*specs.LinuxSeccomp, error) {
 	return p, nil
 }
 
-// joinRules makes fewer rules of those that compare one argument of one call with several values, and otherwise are the same. Two
-// whose values differ in a single bit become one that ignores that bit.
+// joinRules reduces the number of rules. It joins rules that compare one argument of a call with different values and
+// are otherwise equal: if two values differ in a single bit, one rule that ignores that bit replaces both.
 func joinRules(rules []specs.LinuxSyscall) []specs.LinuxSyscall {
 	for i := 0; i < len(rules); i++ {
 		for j := i + 1; j < len(rules); j++ {
 			if arg, ok := joined(&rules[i], &rules[j]); ok {
 				rules[i].Args, rules = []specs.LinuxSeccompArg{arg}, slices.Delete(rules, j, j+1)
-				i = -1 // the new rule may be joined with an earlier one
+				i = -1 // try to join the new rule with earlier ones
 				break
 			}
 		}
@@ -66,7 +66,7 @@ func joinRules(rules []specs.LinuxSyscall) []specs.LinuxSyscall {
 	return rules
 }
 
-// joined returns the condition that holds where that of a or that of b does, if a masked comparison can express it.
+// joined returns a condition that holds if a or b does. ok is false if no masked comparison can express it.
 func joined(a, b *specs.LinuxSyscall) (arg specs.LinuxSeccompArg, ok bool) {
 	if len(a.Args) != 1 || len(b.Args) != 1 || len(a.Names) != 1 || !slices.Equal(a.Names, b.Names) ||
 		a.Action != b.Action || a.ErrnoRet != b.ErrnoRet || a.Args[0].Index != b.Args[0].Index {
@@ -81,7 +81,7 @@ func joined(a, b *specs.LinuxSyscall) (arg specs.LinuxSeccompArg, ok bool) {
 	return specs.LinuxSeccompArg{Index: a.Args[0].Index, Op: specs.OpMaskedEqual, Value: mask &^ differ, ValueTwo: value &^ differ}, true
 }
 
-// masked returns a condition as a comparison of some of the bits.
+// masked returns a condition as a comparison of the bits in mask.
 func masked(arg specs.LinuxSeccompArg) (mask, value uint64, ok bool) {
 	switch arg.Op {
 	case specs.OpEqualTo:
@@ -92,7 +92,7 @@ func masked(arg specs.LinuxSeccompArg) (mask, value uint64, ok bool) {
 	return 0, 0, false
 }
 
-// seccomp is the filter for a container with these capabilities; nil filters nothing.
+// seccomp returns the filter for a container with these capabilities, or nil for none.
 func (o *Options) seccomp(caps []string) (*specs.LinuxSeccomp, error) {
 	mode := o.Seccomp
 	switch {

@@ -7,7 +7,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// StopSignal returns the signal that asks a container with these annotations to end: the image's, else TERM.
+// StopSignal returns the signal that stops a container with these annotations: the image's, or TERM.
 func StopSignal(annotations map[string]string) unix.Signal {
 	if sig, err := ParseSignal(annotations[stopSignalAnnotation]); err == nil {
 		return sig
@@ -15,7 +15,7 @@ func StopSignal(annotations map[string]string) unix.Signal {
 	return unix.SIGTERM
 }
 
-// ParseSignal reads a signal as kill(1) does: TERM, SIGTERM, 15, RTMIN+1.
+// ParseSignal parses a signal as kill(1) does: TERM, SIGTERM, 15, RTMIN+1.
 func ParseSignal(s string) (unix.Signal, error) {
 	if n, err := strconv.Atoi(s); err == nil && n > 0 && n <= 64 {
 		return unix.Signal(n), nil

@@ -1,4 +1,11 @@
-// Package spec turns an image's configuration and the caller's flags into an OCI runtime specification.
+// Package spec turns an image's configuration and the caller's flags into an OCI runtime specification, like docker
+// does for the same flags. [ReadImage] parses the configuration, the functions Parse... parse flags into [Options], and
+// [New] makes the specification. Apart from [ThisHost], [HostDevices] and the look-up of a user's name in the root
+// filesystem, it does not look at the host: what depends on the host is passed in as a [Host].
+//
+// The image is untrusted. It chooses the command, environment, working directory, user and stop signal, and nothing
+// else: capabilities, filters, mounts, namespaces and annotations come from the flags. Error classes: InvalidArgument
+// for a malformed flag, image or value, NotFound for an unknown user or device, NotImplemented for what the host lacks.
 package spec
 
 import (
@@ -13,38 +20,38 @@ import (
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 )
 
-// specVersion is the oldest that has all of what is used here: crun before 1.9 takes none but 1.0.
+// specVersion is the oldest version with everything used here. crun before 1.9 accepts only 1.0.x.
 const specVersion = "1.0.2"
 
-// stopSignalAnnotation tells which signal asks the container to end (image-spec conversion.md).
+// stopSignalAnnotation names the annotation for the signal that stops the container (image-spec conversion.md).
 const stopSignalAnnotation = "org.opencontainers.image.stopSignal"
 
 const defaultPath = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
-// Options are a caller's wishes. The zero value is what docker does with an image: its
-// entrypoint, command, environment and user, docker's capabilities, seccomp profile, masked paths,
-// sysctls and mounts, and a network namespace of its own with nothing but loopback.
+// Options are the caller's choices. The zero value means what docker does with an image: the image's entrypoint,
+// command, environment and user, docker's capabilities, seccomp profile, masked paths, sysctls and mounts, and a new
+// network namespace with only a loopback device.
 type Options struct {
-	// Rootfs is where the user's name is looked up, and what root.path becomes: as it is if
-	// it is "rootfs", so that it is the bundle's own, else absolute. "" leaves root.path
-	// "rootfs" and names unresolved.
+	// Rootfs is the root filesystem. Users' names are looked up there, and it becomes root.path: as "rootfs" if that is
+	// its value, meaning the bundle's own, else as an absolute path. If it is "", root.path is "rootfs" and names are
+	// not resolved.
 	Rootfs string
 
 	Args       []string  // replace the image's Cmd
 	Entrypoint *[]string // replaces the image's Entrypoint, and drops its Cmd
-	Env        []string  // NAME=VALUE sets; NAME alone removes
-	User       string    // "" is the image's
+	Env        []string  // NAME=VALUE sets a variable, NAME alone removes it
+	User       string    // "" means the image's
 	Cwd        string
 	Hostname   string
 	Terminal   bool
 	ReadOnly   bool
 
-	Mounts      []specs.Mount // replace default ones at the same destination; none is of VolumeType
-	Network     string        // as a [Sharing] has it
+	Mounts      []specs.Mount // replace default mounts of the same destination; no VolumeType
+	Network     string        // a Sharing
 	Annotations map[string]string
 
-	// Init is the program of the host's that is the container's first process, starts the command and waits for orphans, "" for
-	// none. It is shown at [InitPath].
+	// Init is a program on the host, or "". It becomes the container's first process, at [InitPath]; it starts the
+	// command and reaps orphans.
 	Init string
 
 	PID, IPC, UTS Sharing
@@ -54,36 +61,34 @@ type Options struct {
 	CapAdd, CapDrop []string
 	NoNewPrivileges bool
 
-	// Seccomp is the filter of system calls: "default" is docker's profile, "unconfined" is no
-	// filter, anything else is the path of a profile that [ReadSeccomp] reads. "" is
-	// "unconfined" if Privileged, else "default".
+	// Seccomp selects the filter of system calls: "default" for docker's profile, "unconfined" for none, anything else
+	// is the path of a profile for [ReadSeccomp]. "" means "unconfined" if Privileged is set, else "default".
 	Seccomp string
-	// AppArmor is the name of a loaded profile; "" and "unconfined" are none.
+	// AppArmor is the name of a loaded profile. "" and "unconfined" mean none.
 	AppArmor string
-	// SELinuxLabel is the process's label, and SELinuxMountLabel that of the mounts that the
-	// runtime makes.
+	// SELinuxLabel is the label of the process, SELinuxMountLabel that of the mounts that the runtime makes.
 	SELinuxLabel, SELinuxMountLabel string
-	// Sysctls are values of namespaced sysctls, over docker's.
+	// Sysctls are values for namespaced sysctls, in addition to docker's.
 	Sysctls map[string]string
 
 	Rlimits []specs.POSIXRlimit
 	Devices []Device
-	// CDI are devices of the Container Device Interface, by their names. New leaves them out: run-cdi adds them to what it returns.
+	// CDI names devices of the Container Device Interface. New ignores them: run-cdi adds them to its result.
 	CDI []string
 	Limits
 
-	GroupAdd    []string // further groups of the process, by name or number
-	ShmSize     int64    // of /dev/shm, in bytes; 0 is docker's 64 MiB
-	OOMScoreAdj *int     // nil is the caller's
+	GroupAdd    []string // more groups for the process, by name or number
+	ShmSize     int64    // bytes of /dev/shm; 0 means docker's 64 MiB
+	OOMScoreAdj *int     // nil means the caller's
 
-	// Host is what the host has; see [ThisHost].
+	// Host describes the host: see [ThisHost].
 	Host Host
 }
 
-// New returns the runtime specification of a container of the image.
+// New returns the runtime specification for a container of the image.
 //
-// An image without any command, a value that no process can be given and a relative mount
-// destination are InvalidArgument; an unknown user is NotFound.
+// InvalidArgument: there is no command, a value can't be passed to a process, or a mount's destination is relative.
+// NotFound: an unknown user.
 func New(img *Image, o Options) (*specs.Spec, error) {
 	process, err := newProcess(img, o)
 	if err != nil {
@@ -101,7 +106,7 @@ func New(img *Image, o Options) (*specs.Spec, error) {
 	}
 	root := specs.Root{Path: "rootfs", Readonly: o.ReadOnly}
 	if o.Rootfs != "" && filepath.Clean(o.Rootfs) != "rootfs" {
-		// Without symbolic links: runc takes no others.
+		// runc requires a path without symbolic links.
 		if root.Path, err = filepath.EvalSymlinks(o.Rootfs); err == nil {
 			root.Path, err = filepath.Abs(root.Path)
 		}
@@ -164,7 +169,7 @@ func New(img *Image, o Options) (*specs.Spec, error) {
 func newProcess(img *Image, o Options) (*specs.Process, error) {
 	args, cmd := img.Config.Entrypoint.strings(), img.Config.Cmd.strings()
 	if len(args) == 1 && args[0] == "" {
-		args = nil // docker's way to reset an inherited entrypoint
+		args = nil // docker's way to drop an inherited entrypoint
 	}
 	if o.Entrypoint != nil {
 		args, cmd = append([]string(nil), *o.Entrypoint...), nil
@@ -211,7 +216,7 @@ func newProcess(img *Image, o Options) (*specs.Process, error) {
 	if err := CheckText("working directory", cwd); err != nil {
 		return nil, err
 	}
-	umask := uint32(0o022) // else the runtime hands on its caller's
+	umask := uint32(0o022) // otherwise the runtime passes on its caller's
 	user.Umask = &umask
 	base := defaultCapabilities
 	if o.Privileged {
@@ -227,7 +232,7 @@ func newProcess(img *Image, o Options) (*specs.Process, error) {
 		Args:     args,
 		Env:      env,
 		Cwd:      path.Join("/", cwd),
-		// Not inheritable (CVE-2022-24769), not ambient: a user other than root has none.
+		// Neither inheritable (CVE-2022-24769) nor ambient: a user other than root has none.
 		Capabilities:    &specs.LinuxCapabilities{Bounding: caps, Effective: caps, Permitted: caps},
 		Rlimits:         o.Rlimits,
 		NoNewPrivileges: o.NoNewPrivileges,
@@ -235,8 +240,8 @@ func newProcess(img *Image, o Options) (*specs.Process, error) {
 	}, nil
 }
 
-// environment returns PATH, HOSTNAME, TERM and HOME, overridden by the image's variables, and those by the caller's.
-// An entry of the image without a name or without "=" is left out, as docker does: the user can't repair the image.
+// environment returns PATH, HOSTNAME, TERM and HOME, overridden by the image's variables, and these by the caller's.
+// Like docker, it skips entries of the image without a name or without "=": the user can't fix the image.
 func environment(img *Image, o Options, home string) ([]string, error) {
 	env := []string{"PATH=" + defaultPath}
 	if o.Hostname != "" {
@@ -291,14 +296,14 @@ func environment(img *Image, o Options, home string) ([]string, error) {
 	return slices.DeleteFunc(env, func(v string) bool { return v == "" }), nil
 }
 
-// InitPath is where a container finds its init: in a directory that is no image's.
+// InitPath is the path of the init program in a container. No image has files in that directory.
 const InitPath = "/dev/init"
 
-// IsInit reports whether a mount shows the init.
+// IsInit reports whether a mount is that of the init program.
 func IsInit(m specs.Mount) bool { return m.Destination == InitPath && m.Type == "bind" }
 
-// mounts are the default ones, with the caller's instead where the destination is the same,
-// and the caller's others after them, outer ones first.
+// mounts returns the default mounts, each replaced by the caller's of the same destination if there is one, then the
+// caller's other mounts, outer ones first.
 func (o *Options) mounts() ([]specs.Mount, error) {
 	all := []specs.Mount{
 		{Destination: "/proc", Type: "proc", Source: "proc", Options: []string{"nosuid", "noexec", "nodev"}},
@@ -323,25 +328,25 @@ func (o *Options) mounts() ([]specs.Mount, error) {
 			}
 		}
 	}
-	if !o.UserNS.has(5) { // the group tty
+	if !o.UserNS.has(5) { // the group tty is not mapped
 		pts := &all[2]
 		pts.Options = slices.DeleteFunc(pts.Options, func(s string) bool { return s == "gid=5" })
 	}
 	if (o.Host.UserNamespace || o.UserNS.Own()) && !Sharing(o.Network).own() {
-		// A new sysfs shows a network, and the kernel gives it to that network's owner alone.
+		// A new sysfs shows a network, and only the owner of that network's user namespace may mount it.
 		all = slices.DeleteFunc(all, func(m specs.Mount) bool { return m.Destination == "/sys/fs/cgroup" })
 		i := slices.IndexFunc(all, func(m specs.Mount) bool { return m.Destination == "/sys" })
 		all[i] = specs.Mount{Destination: "/sys", Type: "bind", Source: "/sys", Options: []string{"rbind", "rprivate", "nosuid", "noexec", "nodev", "ro"}}
 	}
 	if o.IPC == hostNamespace {
-		// As in docker: POSIX shared memory and message queues are files.
+		// As in docker, POSIX shared memory and message queues are shared by their directories.
 		for _, name := range []string{"/dev/shm", "/dev/mqueue"} {
 			i := slices.IndexFunc(all, func(m specs.Mount) bool { return m.Destination == name })
 			all[i] = specs.Mount{Destination: name, Type: "bind", Source: name, Options: []string{"rbind", "rprivate", "nosuid", "noexec", "nodev"}}
 		}
 	}
 	if o.Network == "host" {
-		// The host's network needs the host's names.
+		// The host's network needs the host's files for names.
 		for _, f := range o.Host.NameFiles {
 			all = append(all, specs.Mount{Destination: f, Type: "bind", Source: f, Options: []string{"rbind", "rprivate", "ro"}})
 		}
@@ -369,7 +374,7 @@ func (o *Options) mounts() ([]specs.Mount, error) {
 			continue
 		}
 		if i := slices.IndexFunc(extra, func(d specs.Mount) bool { return d.Destination == m.Destination }); i >= 0 {
-			extra[i] = m // the last one counts
+			extra[i] = m // of several for one destination, the last counts
 			continue
 		}
 		extra = append(extra, m)
@@ -406,7 +411,7 @@ func (o *Options) resources() (*specs.LinuxResources, error) {
 	return r, nil
 }
 
-// maskedPaths and readonlyPaths are docker's.
+// maskedPaths and readonlyPaths are docker's defaults.
 var (
 	maskedPaths = []string{
 		"/proc/acpi", "/proc/asound", "/proc/interrupts", "/proc/kcore", "/proc/keys", "/proc/latency_stats",

@@ -77,9 +77,9 @@ func TestGolden(t *testing.T) {
 				if want, _ := DefaultSeccomp(s.Process.Capabilities.Bounding); !reflect.DeepEqual(s.Linux.Seccomp, want) {
 					t.Errorf("seccomp: %+v", s.Linux.Seccomp)
 				}
-				s.Linux.Seccomp = nil // docker's is long, and changes with the kernel
+				s.Linux.Seccomp = nil // docker's default is long and depends on the kernel
 			} else if s.Linux.Seccomp != nil {
-				s.Linux.Seccomp.Architectures = nil // this machine's
+				s.Linux.Seccomp.Architectures = nil // depends on the machine
 			}
 			got, err := json.MarshalIndent(s, "", "\t")
 			if err != nil {
@@ -146,7 +146,7 @@ func TestEnvironment(t *testing.T) {
 		o    Options
 		want []string
 	}{
-		{Options{}, []string{"PATH=" + defaultPath, "A=2", "TERM=vt100", "B="}}, // docker too leaves out what has no name or no "="
+		{Options{}, []string{"PATH=" + defaultPath, "A=2", "TERM=vt100", "B="}}, // like docker, we skip entries without a name or "="
 		{Options{Rootfs: root, Hostname: "h", Terminal: true}, []string{"PATH=" + defaultPath, "HOSTNAME=h", "TERM=vt100", "HOME=/root", "A=2", "B="}},
 		{Options{Env: []string{"A=3=4", "PATH", "C=5", "NONE"}}, []string{"A=3=4", "TERM=vt100", "B=", "C=5"}},
 		{Options{Env: []string{"A", "A=6"}}, []string{"PATH=" + defaultPath, "TERM=vt100", "B=", "A=6"}},
@@ -187,7 +187,7 @@ func TestHostileImages(t *testing.T) {
 	}
 }
 
-// What JSON can't carry unchanged is refused, wherever it comes from.
+// Text that JSON would change is refused, wherever it comes from.
 func TestSpecRefusesOtherBytes(t *testing.T) {
 	const x = "/caf\xe9"
 	dir := filepath.Join(t.TempDir(), x)
@@ -325,7 +325,7 @@ func TestParse(t *testing.T) {
 	}
 }
 
-// A directory gives all devices below it, under the target, and what is no device is left out.
+// A directory stands for all devices below it, under the target. Other files are skipped.
 func TestDevicesOfADirectory(t *testing.T) {
 	dir := t.TempDir()
 	nodes := filepath.Join(dir, "nodes")
@@ -366,7 +366,7 @@ const profile = `{"defaultAction":"SCMP_ACT_ERRNO","defaultErrnoRet":1,"archMap"
 {"names":["clone"],"action":"SCMP_ACT_ALLOW","excludes":{"caps":["CAP_SYS_ADMIN"]}},
 {"names":["s390"],"action":"SCMP_ACT_ALLOW","includes":{"arches":["s390"]}}]}`
 
-// The default profile has fewer rules than docker's, and allows the same.
+// Our default profile has fewer rules than docker's, but allows the same.
 func TestDefaultSeccompRules(t *testing.T) {
 	docker, err := seccomp.GetDefaultProfile(bounded(nil))
 	if err != nil {
@@ -379,7 +379,7 @@ func TestDefaultSeccompRules(t *testing.T) {
 	if slices.Contains(ours.Architectures, specs.ArchX32) || len(ours.Architectures) < 1 {
 		t.Errorf("architectures: %q", ours.Architectures)
 	}
-	// The rules that say what becomes of a call with this first argument. Others are alike in both.
+	// apply returns the actions for a call with this first argument. Rules on other arguments are equal in both.
 	apply := func(p *specs.LinuxSeccomp, name string, value uint64) (actions []specs.LinuxSeccompAction) {
 		for _, r := range p.Syscalls {
 			if !slices.Contains(r.Names, name) {
@@ -420,7 +420,7 @@ func TestDefaultSeccompRules(t *testing.T) {
 	}
 }
 
-// Docker's profile lets through what the container's capabilities are for, and refuses the rest.
+// Docker's profile allows calls that the container's capabilities are for, and refuses the others.
 func TestDefaultSeccomp(t *testing.T) {
 	for _, c := range []struct {
 		caps  []string
@@ -457,13 +457,13 @@ func TestDefaultSeccomp(t *testing.T) {
 	}
 }
 
-// A container is filtered unless told otherwise; --privileged takes the filter away unless one is named.
+// A container is filtered by default. --privileged removes the filter, unless one is named.
 func TestSeccompMode(t *testing.T) {
 	file := profileFile(t)
 	for _, c := range []struct {
 		mode       string
 		privileged bool
-		want       int // number of rules: 0 is no filter, -1 is docker's profile
+		want       int // number of rules: 0 for no filter, -1 for docker's profile
 	}{
 		{"", false, -1}, {"default", false, -1}, {"unconfined", false, 0}, {file, false, 4},
 		{"", true, 0}, {"default", true, -1}, {"unconfined", true, 0}, {file, true, 4},
@@ -494,7 +494,7 @@ func TestSeccompMode(t *testing.T) {
 	}
 }
 
-// Runtimes take orders from annotations, so nothing that an image's author wrote becomes one.
+// Annotations switch features of runtimes, so labels by an image's author never become annotations.
 func TestLabelsAreNoAnnotations(t *testing.T) {
 	const hostile = `{"created":5,"author":["me"],"variant":8,"os.version":10,"os.features":"x","os":"linux","architecture":"arm64","config":{"Cmd":["x"],"StopSignal":%s,
 "ExposedPorts":{"80/tcp":{}},"Labels":{"run.oci.seccomp_bpf_data":"BgAAAAAA/38=","run.oci.keep_original_groups":"1",
@@ -523,7 +523,7 @@ func TestSysctls(t *testing.T) {
 	user.UserNamespace = true
 	for _, c := range []struct {
 		o    Options
-		want map[string]string // nil: InvalidArgument
+		want map[string]string // nil means InvalidArgument
 	}{
 		{Options{Host: testHost}, both},
 		{Options{Host: testHost, Privileged: true, Network: "none"}, both},
@@ -606,8 +606,7 @@ func TestSeccomp(t *testing.T) {
 	}
 }
 
-// TestUmoci compares with umoci's conversion of the same image; what differs on purpose is in
-// its table.
+// TestUmoci compares our result with umoci's for the same image. A table lists the intended differences.
 func TestUmoci(t *testing.T) {
 	testenv.Require(t, "umoci")
 	dir := t.TempDir()
@@ -654,7 +653,7 @@ func TestUmoci(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	// Labels are left out on purpose, and what else the image says of itself is of no use to a runtime.
+	// Labels are left out intentionally. Other annotations about the image are of no use to a runtime.
 	if v := theirs.Annotations[stopSignalAnnotation]; v == "" || ours.Annotations[stopSignalAnnotation] != v {
 		t.Errorf("stop signal %q, umoci has %q", ours.Annotations[stopSignalAnnotation], v)
 	}

@@ -6,32 +6,32 @@ import (
 	"strings"
 )
 
-// defaultSysctls are docker's, for a container whose network isn't the host's: any user may
-// listen on any port, and send ICMP echo requests.
+// defaultSysctls are docker's, for a container that does not use the host's network: any user may listen on any port
+// and send ICMP echo requests.
 var defaultSysctls = map[string]string{
 	"net.ipv4.ip_unprivileged_port_start": "0",
 	pingGroupRange:                        "0 2147483647",
 }
 
-// pingGroupRange names groups, which a user namespace doesn't map all of.
+// pingGroupRange has a range of groups that a user namespace does not map completely.
 const pingGroupRange = "net.ipv4.ping_group_range"
 
-// ipcSysctls are those of an IPC namespace (runtime-spec, and moby's ValidateSysctl).
+// ipcSysctls are the sysctls of an IPC namespace (runtime-spec, and moby's ValidateSysctl).
 var ipcSysctls = []string{
 	"kernel.msgmax", "kernel.msgmnb", "kernel.msgmni", "kernel.sem", "kernel.shmall", "kernel.shmmax", "kernel.shmmni", "kernel.shm_rmid_forced",
 }
 
 var sysctlName = regexp.MustCompile(`^[A-Za-z0-9_-]+([.][A-Za-z0-9_:-]+)+$`)
 
-// sysctls are the default ones and the caller's. One that isn't of a namespace of the
-// container's own is InvalidArgument: it would change the host.
+// sysctls returns the default sysctls and the caller's. A sysctl that does not belong to one of the container's own
+// namespaces would change the host, and is InvalidArgument.
 func (o *Options) sysctls() (map[string]string, error) {
 	all := map[string]string{}
 	network := Sharing(o.Network)
-	if !o.hostNetwork() && network.Container() == "" { // another container's has its own
+	if !o.hostNetwork() && network.Container() == "" { // another container's network has its own already
 		for _, name := range o.Host.Sysctls {
 			if o.UserNS.Own() && !network.own() {
-				break // the network is not its own to change
+				break // a joined network must not be changed
 			}
 			if name != pingGroupRange || !o.Host.UserNamespace && !o.UserNS.Own() {
 				all[name] = defaultSysctls[name]

@@ -17,22 +17,22 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Bounds of what is read from an image's own etc/passwd and etc/group.
+// Limits on what is read from an image's etc/passwd and etc/group.
 const (
 	maxUserFile = 16 << 20
 	maxUserLine = 1 << 20
 	maxGroups   = 65536 // the kernel's NGROUPS_MAX
 )
 
-// User resolves a user as an image configuration or docker's --user names it: user, uid,
-// user:group, uid:gid and so on; "" is root. Names are looked up in etc/passwd and etc/group
-// below rootfs, which is not trusted: the kernel keeps the look-up inside. Numbers are taken
-// as they are, and root is 0 where no file says otherwise: for them a file that can't be what it
-// should be, a FIFO for example, is as good as none. Without a group the user's own groups are given
-// too, as docker does; with one, that group alone.
+// User resolves a user in the form of an image configuration or docker's --user: user, uid, user:group, uid:gid and so
+// on; "" means root. Like docker, it adds the user's supplementary groups only if no group is given.
 //
-// Without a rootfs ("") only numbers and root resolve, other names are InvalidArgument and home is "".
-// An unknown name is NotFound.
+// Names are looked up in etc/passwd and etc/group below rootfs. These are not trusted: the kernel confines the look-up
+// to rootfs. Numeric IDs need no look-up, and root is 0 unless a file says otherwise. For these, an invalid file, such
+// as a FIFO, counts as empty.
+//
+// Without a rootfs (""), only numbers and root are resolved, and home is "". InvalidArgument: another name without a
+// rootfs. NotFound: an unknown name.
 func User(rootfs, user string) (u specs.User, home string, err error) {
 	name, group, hasGroup := strings.Cut(user, ":")
 	if err := CheckText("user", user); err != nil {
@@ -70,73 +70,103 @@ func User(rootfs, user string) (u specs.User, home string, err error) {
 		return u, "", fmt.Errorf("open rootfs: %w", err)
 	}
 	defer root.Close()
-	home, found := "/", false
-	err = userLines(root, "etc/passwd", func(f []string) bool {
-		if len(f) < 6 {
-			return true
-		}
-		id, ok := numeric(f[2])
-		if !ok || uidNumeric && id != uid || !uidNumeric && f[0] != name {
-			return true
-		}
-		found, uid, name = true, id, f[0]
-		if g, ok := numeric(f[3]); ok && !hasGroup {
-			gid = g
-		}
-		if path.IsAbs(f[5]) && CheckText("home", f[5]) == nil {
-			home = f[5]
-		}
-		return false
-	})
+	e, found, err := lookupUser(root, name, uid, uidNumeric)
 	if err != nil && !(known && errdefs.IsInvalidArgument(err)) {
 		return u, "", err
 	}
 	if !found && !known {
 		return u, "", notFound("user %q is not in the etc/passwd of %s", name, rootfs)
 	}
-	u.UID, u.GID = uid, gid
+	u.UID, u.GID = e.uid, gid
+	if !hasGroup {
+		u.GID = e.gid
+	}
 	if hasGroup && gidNumeric {
 		u.AdditionalGids = []uint32{gid}
-		return u, home, nil
+		return u, e.home, nil
 	}
 
-	groupFound, overflow := false, false
 	var extra []uint32
-	err = userLines(root, "etc/group", func(f []string) bool {
-		if len(f) < 3 {
-			return true
+	groupFound := false
+	if hasGroup {
+		var id uint32
+		if id, groupFound, err = lookupGroup(root, group); groupFound {
+			u.GID = id
 		}
-		id, ok := numeric(f[2])
-		if !ok {
-			return true
-		}
-		if hasGroup {
-			if f[0] == group {
-				u.GID, groupFound = id, true
-			}
-			return !groupFound
-		}
-		if found && len(f) > 3 && slices.Contains(strings.Split(f[3], ","), name) && !slices.Contains(extra, id) && id != u.GID {
-			extra = append(extra, id)
-		}
-		overflow = len(extra) >= maxGroups
-		return !overflow
-	})
+	} else {
+		extra, err = groupsOf(root, e.name, u.GID)
+	}
 	switch {
 	case err != nil && !(known && groupKnown && errdefs.IsInvalidArgument(err)):
 		return u, "", err
-	case overflow:
-		return u, "", invalid("user %q is in more than %d groups", name, maxGroups)
+	case len(extra) >= maxGroups:
+		return u, "", invalid("user %q is in more than %d groups", e.name, maxGroups)
 	case !groupFound && !groupKnown:
 		return u, "", notFound("group %q is not in the etc/group of %s", group, rootfs)
 	}
-	// The primary group is among the supplementary ones, as docker has it: a process that
-	// drops its group must not gain access that was denied to the group (CVE-2022-36109).
+	// As in docker, the primary group is also a supplementary one. Otherwise a process that drops its group could gain
+	// access that was denied to the group (CVE-2022-36109).
 	u.AdditionalGids = append([]uint32{u.GID}, extra...)
-	return u, home, nil
+	return u, e.home, nil
 }
 
-// addGroups adds groups, by name or number, to those that a process has. Names are looked up as [User] does.
+// userEntry is what etc/passwd says about a user.
+type userEntry struct {
+	name     string // "" for a user without an entry
+	uid, gid uint32
+	home     string
+}
+
+// lookupUser looks a user up in etc/passwd, by uid if isUID is true, else by name. A user without an entry has the home
+// directory "/".
+func lookupUser(root *os.File, name string, uid uint32, isUID bool) (e userEntry, found bool, err error) {
+	e = userEntry{uid: uid, home: "/"}
+	err = userLines(root, "etc/passwd", func(f []string) bool {
+		if len(f) < 6 {
+			return true
+		}
+		id, ok := numeric(f[2])
+		if !ok || isUID && id != uid || !isUID && f[0] != name {
+			return true
+		}
+		found, e.uid, e.name = true, id, f[0]
+		if g, ok := numeric(f[3]); ok {
+			e.gid = g
+		}
+		if path.IsAbs(f[5]) && CheckText("home", f[5]) == nil {
+			e.home = f[5]
+		}
+		return false
+	})
+	return e, found, err
+}
+
+// lookupGroup looks the ID of a group up in etc/group.
+func lookupGroup(root *os.File, name string) (id uint32, found bool, err error) {
+	err = userLines(root, "etc/group", func(f []string) bool {
+		if len(f) >= 3 && f[0] == name {
+			id, found = numeric(f[2])
+		}
+		return !found
+	})
+	return id, found, err
+}
+
+// groupsOf returns up to maxGroups groups of a user, by etc/group, without the primary one. A user "" is in no groups.
+func groupsOf(root *os.File, user string, primary uint32) (all []uint32, err error) {
+	err = userLines(root, "etc/group", func(f []string) bool {
+		if len(f) < 4 || user == "" || !slices.Contains(strings.Split(f[3], ","), user) {
+			return true
+		}
+		if id, ok := numeric(f[2]); ok && id != primary && !slices.Contains(all, id) {
+			all = append(all, id)
+		}
+		return len(all) < maxGroups
+	})
+	return all, err
+}
+
+// addGroups adds groups, by name or number, to have. Names are looked up as in [User].
 func addGroups(rootfs string, have []uint32, add []string) ([]uint32, error) {
 	for _, g := range add {
 		if g == "" {
@@ -156,7 +186,7 @@ func addGroups(rootfs string, have []uint32, add []string) ([]uint32, error) {
 	return have, nil
 }
 
-// number parses an ID given by the caller or the image; "" is 0 and not numeric.
+// number parses an ID given by the caller or the image. "" is 0, and not numeric.
 func number(s string) (uint32, bool, error) {
 	if s == "" || strings.Trim(s, "0123456789") != "" {
 		return 0, false, nil
@@ -168,14 +198,14 @@ func number(s string) (uint32, bool, error) {
 	return n, true, nil
 }
 
-// numeric parses a user or group ID; the largest is the kernel's "no ID".
+// numeric parses a user or group ID. The largest number is excluded: the kernel takes it for "no ID".
 func numeric(s string) (uint32, bool) {
 	n, err := strconv.ParseUint(s, 10, 32)
 	return uint32(n), err == nil && n < 1<<32-1
 }
 
-// userLines calls f with the fields of each line of a file below root until it returns false.
-// A file that isn't there has no lines; one of another kind or without measure is InvalidArgument.
+// userLines calls f with the fields of each line of a file below root, until f returns false. A missing file has no
+// lines. A file that is not regular, or is too large, is InvalidArgument.
 func userLines(root *os.File, name string, f func(fields []string) bool) error {
 	file, err := OpenInRoot(root, name)
 	switch {
@@ -197,7 +227,7 @@ func userLines(root *os.File, name string, f func(fields []string) bool) error {
 	case info.Size() > maxUserFile:
 		return invalid("%s in %s is larger than %d bytes", name, root.Name(), maxUserFile)
 	}
-	// O_PATH looked without touching: a device or a FIFO of the image is never opened.
+	// O_PATH does not open the file, so a device or FIFO of the image is never opened.
 	file, err = os.Open(fmt.Sprintf("/proc/self/fd/%d", file.Fd()))
 	if err != nil {
 		return fmt.Errorf("open %s in %s: %w", name, root.Name(), err)
@@ -223,8 +253,8 @@ func userLines(root *os.File, name string, f func(fields []string) bool) error {
 	return nil
 }
 
-// OpenInRoot looks a path up with root as the root directory, symbolic links included, and
-// returns an O_PATH descriptor.
+// OpenInRoot resolves a path with root as the root directory, also for symbolic links, and returns an O_PATH
+// descriptor.
 func OpenInRoot(root *os.File, name string) (*os.File, error) {
 	how := unix.OpenHow{
 		Flags:   unix.O_PATH | unix.O_CLOEXEC,
@@ -232,7 +262,7 @@ func OpenInRoot(root *os.File, name string) (*os.File, error) {
 	}
 	for {
 		fd, err := unix.Openat2(int(root.Fd()), name, &how)
-		// A rename elsewhere while ".." is walked asks for another try (openat2(2)).
+		// EAGAIN: a rename elsewhere while ".." was resolved (openat2(2)).
 		if errors.Is(err, unix.EAGAIN) || errors.Is(err, unix.EINTR) {
 			continue
 		}

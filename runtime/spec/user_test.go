@@ -48,7 +48,7 @@ func TestUser(t *testing.T) {
 		{"", 0, 0, []uint32{0, 10}, "/root"},
 		{"0", 0, 0, []uint32{0, 10}, "/root"},
 		{"alice", 1000, 100, []uint32{100, 10, 29}, "/home/alice"},
-		{"1000", 1000, 100, []uint32{100, 10, 29}, "/home/alice"}, // by number, never by a name that is one
+		{"1000", 1000, 100, []uint32{100, 10, 29}, "/home/alice"}, // a number is never looked up as a name
 		{"alice:audio", 1000, 29, []uint32{29}, "/home/alice"},
 		{"alice:12345", 1000, 12345, []uint32{12345}, "/home/alice"},
 		{"alice:", 1000, 100, []uint32{100, 10, 29}, "/home/alice"},
@@ -77,7 +77,7 @@ func TestUser(t *testing.T) {
 	}
 }
 
-// Images from scratch have no etc/passwd, and some say USER root all the same.
+// Images from scratch have no etc/passwd, but some have USER root nevertheless.
 func TestUserRoot(t *testing.T) {
 	empty, other, group := t.TempDir(), t.TempDir(), t.TempDir()
 	testenv.Write(t, filepath.Join(other, "etc/passwd"), "toor:x:0:5::/toor:\nroot:x:7:8::/seven:\n")
@@ -112,7 +112,7 @@ func TestUserWithoutRootfs(t *testing.T) {
 	}
 }
 
-// A rootfs is hostile: nothing in it leads the look-up outside, blocks it, or makes it large.
+// The rootfs is hostile. Nothing in it may lead the look-up outside, block it, or use much memory.
 func TestUserStaysInRootfs(t *testing.T) {
 	outside := t.TempDir()
 	testenv.Write(t, filepath.Join(outside, "etc/passwd"), "victim:x:1:1::/outside:\n")
@@ -166,7 +166,7 @@ func TestUserStaysInRootfs(t *testing.T) {
 			if u, home, err := User(root, "victim"); err == nil {
 				t.Errorf("found %+v %s", u, home)
 			}
-			// Who needs no look-up is not kept from running.
+			// A user that needs no look-up is accepted whatever the files are.
 			for user, want := range map[string]uint32{"": 0, "0": 0, "root": 0, "root:root": 0, "1000:1001": 1000, "65532": 65532} {
 				if u, home, err := User(root, user); err != nil || u.UID != want || home != "/" {
 					t.Errorf("%q: %+v %s %v", user, u, home, err)

@@ -7,19 +7,20 @@ import (
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 )
 
-// UserNS says which user namespace a container has: the zero value the caller's, else one of its own.
+// UserNS selects a container's user namespace. The zero value means the caller's, anything else a new one.
 type UserNS struct {
-	Auto bool                   // IDs 0 to AutoUsers-1; those of the host are chosen when the container is run
-	Map  []specs.LinuxIDMapping // for users and groups
+	Auto bool                   // map IDs 0 to AutoUsers-1; the host's IDs are chosen when the container is run
+	Map  []specs.LinuxIDMapping // the same for users and groups
 }
 
-// AutoUsers is how many IDs a container has whose IDs on the host are chosen: those of Debian and its users.
+// AutoUsers is the number of IDs of a container whose IDs on the host are chosen automatically: enough for Debian's
+// users.
 const AutoUsers = 1 << 16
 
 // maxIDMap is the kernel's UID_GID_MAP_MAX_EXTENTS.
 const maxIDMap = 340
 
-// ParseUserNS parses --userns: host or "", auto, or CONTAINER:HOST:SIZE, several with commas between.
+// ParseUserNS parses --userns: host or "", auto, or a list of CONTAINER:HOST:SIZE separated by commas.
 func ParseUserNS(s string) (u UserNS, err error) {
 	switch s {
 	case "", hostNamespace:
@@ -46,14 +47,14 @@ func ParseUserNS(s string) (u UserNS, err error) {
 	return u, CheckIDMap(u.Map)
 }
 
-// AutoUserNS is the value of --userns by which the IDs are chosen.
+// AutoUserNS is the value of --userns that has the IDs chosen automatically.
 const AutoUserNS = "auto"
 
-// CheckIDMap returns an InvalidArgument error if the kernel would refuse the map, or if it has no root.
+// CheckIDMap returns InvalidArgument if the kernel would refuse the map, or if ID 0 is not mapped.
 func CheckIDMap(maps []specs.LinuxIDMapping) error {
 	root := false
 	for i, m := range maps {
-		// The largest ID is "no ID".
+		// The largest number is not a valid ID.
 		if m.Size == 0 || uint64(m.ContainerID)+uint64(m.Size) > 1<<32-1 || uint64(m.HostID)+uint64(m.Size) > 1<<32-1 {
 			return invalid("IDs %d:%d:%d: a size of 0, or beyond the largest ID", m.ContainerID, m.HostID, m.Size)
 		}
@@ -74,10 +75,10 @@ func overlap(a, b, sizeA, sizeB uint32) bool {
 	return uint64(a) < uint64(b)+uint64(sizeB) && uint64(b) < uint64(a)+uint64(sizeA)
 }
 
-// Own reports whether the container has a user namespace of its own.
+// Own reports whether the container has its own user namespace.
 func (u UserNS) Own() bool { return u.Auto || len(u.Map) > 0 }
 
-// has reports whether an ID of the container exists in the namespace.
+// has reports whether an ID of the container is mapped.
 func (u UserNS) has(id uint32) bool {
 	if !u.Own() || u.Auto && id < AutoUsers {
 		return true
@@ -90,8 +91,8 @@ func (u UserNS) has(id uint32) bool {
 	return false
 }
 
-// separate gives the container its user namespace. The kernel lets root there do nothing to namespaces that are the host's, or
-// those of a container in another user namespace, so it has none of these; docker refuses them likewise.
+// separate gives the container its own user namespace. Root there has no rights over namespaces of the host or of
+// containers in other user namespaces, so the container must not use any of these. Docker refuses them too.
 func (o *Options) separate(s *specs.Spec) error {
 	if !o.UserNS.Own() {
 		return nil

@@ -19,25 +19,25 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Attach says how to join a detached process.
+// Attach joins this process's standard streams to a detached process.
 type Attach struct {
 	Dir        string // see [Options]
 	Log        Dir
 	Terminal   bool   // the process has a terminal
-	Input      bool   // standard input goes to the process
-	DetachKeys []byte // keys that end the joining if typed on a terminal; none if empty
+	Input      bool   // pass standard input on to the process
+	DetachKeys []byte // keys that detach when typed on a terminal; empty for none
 
 	Own     Ends                       // this process's standard streams
-	Signals <-chan os.Signal           // that this process gets
+	Signals <-chan os.Signal           // signals that this process receives
 	Signal  func(syscall.Signal) error // sends a signal to the process
 }
 
-// errDetached is the cause of the context's end if the user has left by the keys.
+// errDetached is the cause with which the context ends when the user types the detach keys.
 var errDetached = errors.New("detached")
 
-// Run copies the process's output from now on to this process's, until over says that the process has ended. It
-// passes on standard input, signals, and the size of the terminal. The process never waits for those who have joined it: if
-// they read too slowly, the error is a [Missing]. Left is true if the user has left by the keys.
+// Run copies the process's output, from now on, to this process's until over reports that the process has ended. It
+// passes on standard input, signals and the size of the terminal. The process never waits for attached readers: if one
+// reads too slowly, the error is a [Missing]. left is true if the user has detached by the keys.
 func (a *Attach) Run(ctx context.Context, w *Watcher, over func() (bool, error)) (left bool, err error) {
 	r, err := NewReader(a.Log, true)
 	if err != nil {
@@ -58,7 +58,7 @@ func (a *Attach) Run(ctx context.Context, w *Watcher, over func() (bool, error))
 		} else {
 			a.DetachKeys = nil
 		}
-		a.resize(1) // a size that differs for an instant has the process draw its screen again
+		a.resize(1) // a change of size, even for an instant, makes the process redraw its screen
 		a.resize(0)
 	} else {
 		a.DetachKeys = nil
@@ -92,7 +92,7 @@ func (a *Attach) Run(ctx context.Context, w *Watcher, over func() (bool, error))
 	err = r.Follow(ctx, w, over, func(e Entry) error {
 		missing += Missing(e.Missing)
 		if e.Stream == "stderr" {
-			if err := out.Flush(); err != nil { // if both are one terminal, the order is kept
+			if err := out.Flush(); err != nil { // keeps the order of lines if both are one terminal
 				return err
 			}
 			_, err := a.Own[2].Write(e.Text)
@@ -110,14 +110,14 @@ func (a *Attach) Run(ctx context.Context, w *Watcher, over func() (bool, error))
 	return left, missing.Err()
 }
 
-// resize sets the process's terminal to the size of this process's, with so many rows more.
+// resize sets the process's terminal to the size of this process's, plus some rows.
 func (a *Attach) resize(rows uint16) {
 	if ws, err := WindowSize(); err == nil {
 		a.control(fmt.Sprintf("resize %d %d", ws.Col, ws.Row+rows))
 	}
 }
 
-// control sends a command to the process's monitor, if it has one.
+// control sends a command to the process's monitor, if there is one.
 func (a *Attach) control(line string) {
 	if f, err := os.OpenFile(a.Dir+"/control", os.O_WRONLY|unix.O_NONBLOCK, 0); err == nil {
 		_, _ = f.Write([]byte(line + "\n"))
@@ -125,8 +125,8 @@ func (a *Attach) control(line string) {
 	}
 }
 
-// feed copies to the process's input until in ends. The error is EPIPE if no process reads the input, and errDetached if the
-// keys were typed, which are not passed on.
+// feed copies in to the process's input. The error is EPIPE if no process reads the input. It is errDetached if the
+// detach keys were typed; these are not passed on.
 func (a *Attach) feed(in io.Reader) error {
 	f, err := os.OpenFile(a.Dir+"/stdin", os.O_WRONLY|unix.O_NONBLOCK, 0)
 	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENXIO) {
@@ -160,13 +160,13 @@ func (a *Attach) feed(in io.Reader) error {
 	}
 }
 
-// detachKeys looks for the keys in what was typed; the first ones, as many as before says, were typed earlier. It holds bytes
-// back that may begin the keys, until it is clear that they don't.
+// detachKeys looks for the detach keys in what was typed. The first keys, as many as before says, were typed earlier.
+// It holds back bytes that may begin the keys until it is clear whether they do.
 func detachKeys(typed, keys []byte, before int) (out []byte, matched int, left bool) {
 	matched = before
 	for _, b := range typed {
 		for matched > 0 && b != keys[matched] {
-			// The longest end of the held bytes that also begins the keys still counts.
+			// Part of the held bytes may still begin the keys: keep the longest such end.
 			held := keys[:matched]
 			n := matched - 1
 			for n > 0 && !bytes.Equal(held[matched-n:], keys[:n]) {
@@ -186,8 +186,8 @@ func detachKeys(typed, keys []byte, before int) (out []byte, matched int, left b
 	return out, matched, false
 }
 
-// ParseDetachKeys reads docker's --detach-keys: keys separated by commas, each a character, or ctrl- and one of a-z @ [ \ ] ^ _.
-// "" is none. The error is InvalidArgument.
+// ParseDetachKeys parses docker's --detach-keys: keys separated by commas, each a character, or ctrl- and one of a-z @
+// [ \ ] ^ _. "" means no keys. Any other text is InvalidArgument.
 func ParseDetachKeys(s string) (keys []byte, err error) {
 	if s == "" {
 		return nil, nil

@@ -49,7 +49,7 @@ func TestDetachKeys(t *testing.T) {
 	}
 }
 
-// A console's socket can be in a directory whose path is longer than a socket's path may be.
+// A console's socket works in a directory whose path is too long for a socket.
 func TestLongSocketPath(t *testing.T) {
 	t.Parallel()
 	dir := filepath.Join(t.TempDir(), strings.Repeat("d", 200))
@@ -87,8 +87,7 @@ func detached(t *testing.T, o Options, script string) (*Detached, *exec.Cmd) {
 	return d, c
 }
 
-// Everything that is typed reaches a detached process, and everything that it prints reaches its log and those who have joined
-// it.
+// A detached process gets all input, and all of its output reaches the log and the attached readers.
 func TestAttachAndLogMissNothing(t *testing.T) {
 	t.Parallel()
 	o := Options{Dir: t.TempDir(), Log: dir(t), Interactive: true}
@@ -127,7 +126,7 @@ func TestAttachAndLogMissNothing(t *testing.T) {
 	}
 	text, missing := all(t, o.Log)
 	output, found := strings.CutSuffix(text, "over\n")
-	if !found { // standard error is another pipe, and may be read before the end of standard output
+	if !found { // standard error is another pipe, so its copy may come before the end of standard output
 		output = strings.Replace(text, "over\n", "", 1)
 	}
 	if len(text) != typed.Len()+len("over\n") || output != typed.String() || missing != 0 {
@@ -135,7 +134,8 @@ func TestAttachAndLogMissNothing(t *testing.T) {
 	}
 }
 
-// A process does not wait for those who have joined it: they are told how much they have missed, and they get the end.
+// A process does not wait for attached readers. A slow reader is told how much it has missed, and still gets the end of
+// the output.
 func TestAttachTellsWhatIsMissing(t *testing.T) {
 	t.Parallel()
 	o := Options{Dir: t.TempDir(), Log: dir(t), LogSize: 4 << 10}
@@ -156,7 +156,7 @@ func TestAttachTellsWhatIsMissing(t *testing.T) {
 		d.Settle()
 		d.Close()
 		close(ended)
-		b, _ := io.ReadAll(r) // not before
+		b, _ := io.ReadAll(r) // Read only now, after the process has ended.
 		got <- string(b)
 	}()
 	a := Attach{Dir: o.Dir, Log: o.Log, Own: Ends{nil, out, out}}
@@ -181,7 +181,7 @@ func isClosed(c chan struct{}) bool {
 	}
 }
 
-// A monitor that takes the place of a killed one goes on with the process's pipes.
+// A monitor that replaces a killed one continues with the process's pipes.
 func TestAdopt(t *testing.T) {
 	t.Parallel()
 	o := Options{Dir: t.TempDir(), Log: dir(t), Interactive: true}
@@ -195,7 +195,7 @@ func TestAdopt(t *testing.T) {
 		t.Fatal(err)
 	}
 	pipes := first.Pipes
-	first.Ends.close() // as a killed monitor's
+	first.Ends.close() // as the death of a monitor closes them
 	for _, f := range first.outputs {
 		_ = f.Close()
 	}
@@ -213,7 +213,7 @@ func TestAdopt(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	_ = first.feed.Close() // not before, or the process may see the end of its input
+	_ = first.feed.Close() // Close only now, or the process may see the end of its input.
 	second.Begin()
 	a := Attach{Dir: o.Dir}
 	if err := a.feed(strings.NewReader("you\n")); err != nil {

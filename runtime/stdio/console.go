@@ -14,21 +14,22 @@ import (
 // Console is the socket on which an OCI runtime hands over a process's terminal.
 type Console struct {
 	path     string
-	dir      *os.File // the socket's directory, nil unless the socket's own path is too long
+	dir      *os.File // the socket's directory; nil unless the socket's path is too long
 	listener *net.UnixListener
 	take     func(master *os.File) error
 }
 
-// maxSocket is the most bytes that a socket's path can have (unix(7)).
+// maxSocket is the longest path of a socket in bytes (unix(7)).
 const maxSocket = 107
 
-// listen makes the socket, in place of one that a killed process has left. It calls take with the terminal's master.
+// listen makes the socket. It replaces one left by a killed process. It calls take with the master of the terminal when
+// that arrives.
 func listen(path string, take func(master *os.File) error) (*Console, error) {
 	_ = os.Remove(path)
 	c := &Console{path: path, take: take}
 	var err error
 	if len(path) > maxSocket {
-		// The runtime has to connect to this path, too, so it names our process.
+		// The runtime connects by this path too, so it names our process, not /proc/self.
 		if c.dir, err = os.Open(filepath.Dir(path)); err != nil {
 			return nil, fmt.Errorf("console socket: %w", err)
 		}
@@ -41,10 +42,10 @@ func listen(path string, take func(master *os.File) error) (*Console, error) {
 	return c, nil
 }
 
-// Path is the socket's path, for the runtime.
+// Path returns the socket's path, for the runtime.
 func (c *Console) Path() string { return c.path }
 
-// Receive takes the terminal, which the runtime has sent by now.
+// Receive accepts the terminal, which the runtime must have sent already.
 func (c *Console) Receive() error {
 	f, err := c.receive()
 	if err == nil {

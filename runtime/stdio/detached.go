@@ -16,38 +16,39 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Options say what the streams of a detached process are.
+// Options describe the streams of a detached process.
 type Options struct {
-	Dir         string // a private directory: its FIFO stdin leads to the process's input, its FIFO control to its monitor
+	Dir         string // a private directory with two FIFOs: stdin for the process's input, control for commands to its monitor
 	Log         Dir
-	LogSize     int64 // see [NewWriter]
-	NoLog       bool  // the output goes nowhere
-	Output      int   // a descriptor that the output goes to, and not to the log; 0 for the log
+	LogSize     int64 // see NewWriter
+	NoLog       bool  // discard the output
+	Output      int   // descriptor that gets the output instead of the log; 0 for the log
 	Terminal    bool
 	Interactive bool // the process has an input
 }
 
-// Detached are the standard streams of a process that nobody waits for: what comes by a FIFO is its input, and its output goes
-// to a log. The process itself has pipes: it could open a FIFO again, and criu could not restore one that is outside of the
+// Detached are the standard streams of a process that nobody waits for. Its input comes by a FIFO, and its output goes
+// to a log. The process itself gets pipes: it could reopen a FIFO, and criu could not restore a FIFO outside of the
 // container.
 type Detached struct {
 	Ends
-	Console *Console          // the process gets a terminal; nil if it gets none
-	Pipes   map[string]string // what the kernel calls the pipes, by stream
+	Console *Console          // receives the process's terminal; nil if it has none
+	Pipes   map[string]string // the kernel's names of the process's pipes, by stream
 
 	log     sink
 	outputs map[string]*os.File // our ends, by stream
-	input   *os.File            // the FIFO, open for reading and writing, so that the input goes on when a writer leaves
-	feed    *os.File            // our end of the process's input, if that is a pipe
+	input   *os.File            // the FIFO, opened read-write, so that a writer that leaves does not end the input
+	feed    *os.File            // our end of the process's input pipe, nil for a terminal
 	control *os.File
 	master  *os.File      // of the terminal
-	eof     *latch        // closed when feed is to end once the FIFO is empty
+	eof     *latch        // closed when the input is to end once the FIFO is empty
 	over    chan struct{} // closed when the process has ended
-	ended   chan struct{} // has an element for each output that has ended
-	n       int           // outputs that have not ended
+	ended   chan struct{} // gets a value for each output that has ended
+	n       int           // number of outputs that have not ended
 }
 
-// Open makes the streams of a process that is to run. The runtime sends a terminal to a socket with that path.
+// Open makes the streams for a process that will be started. The runtime sends the terminal, if any, to a socket at the
+// path socket.
 func (o Options) Open(socket string) (d *Detached, err error) {
 	for _, name := range []string{"stdin", "control"} {
 		name = filepath.Join(o.Dir, name)
@@ -90,20 +91,21 @@ func (o Options) Open(socket string) (d *Detached, err error) {
 			d.Ends[0], d.feed = os.NewFile(uintptr(r), name), os.NewFile(uintptr(w), name)
 			continue
 		}
-		// The process's end is open for reading, too, so that the process gets no SIGPIPE if the monitor dies.
+		// The process's end is opened read-write, so that it gets no SIGPIPE if the monitor dies.
 		if fd, err = unix.Open(link(w), unix.O_RDWR|unix.O_CLOEXEC, 0); err != nil {
 			return nil, err
 		}
 		_ = unix.Close(w)
 		d.Ends[i] = os.NewFile(uintptr(fd), name)
-		_ = unix.SetNonblock(r, true) // so that Go waits for it
+		_ = unix.SetNonblock(r, true) // non-blocking, so that Go's poller waits for it
 		d.outputs[name] = os.NewFile(uintptr(r), name)
 	}
 	return d, nil
 }
 
-// Adopt opens the streams of a process whose monitor was killed. It calls find with the mode for each of the process's pipes;
-// find returns nil if no process has that pipe open. A terminal is lost with the monitor that had it.
+// Adopt opens the streams of a process whose monitor was killed. It calls find for each of the process's pipes, with
+// the mode in which to open it. find returns nil if no process has that pipe open. The terminal of a process is lost
+// together with its monitor.
 func (o Options) Adopt(pipes map[string]string, find func(pipe string, mode int) (*os.File, error)) (*Detached, error) {
 	d, err := o.open()
 	if err != nil {
@@ -122,7 +124,7 @@ func (o Options) Adopt(pipes map[string]string, find func(pipe string, mode int)
 	return d, nil
 }
 
-// open opens the log and the FIFOs.
+// open opens the log and makes the FIFOs.
 func (o Options) open() (d *Detached, err error) {
 	d = &Detached{Pipes: map[string]string{}, outputs: map[string]*os.File{}, over: make(chan struct{}), ended: make(chan struct{}, 2)}
 	switch {
@@ -147,10 +149,10 @@ func (o Options) open() (d *Detached, err error) {
 	return d, err
 }
 
-// link is the path by which this process can open a descriptor's file again.
+// link returns the path by which this process can reopen a descriptor's file.
 func link(fd int) string { return fmt.Sprintf("/proc/self/fd/%d", fd) }
 
-// take takes the terminal's master.
+// take receives the terminal's master.
 func (d *Detached) take(f *os.File) error {
 	if err := console.ClearONLCR(f.Fd()); err != nil {
 		return err
@@ -158,7 +160,7 @@ func (d *Detached) take(f *os.File) error {
 	fd, err := unix.FcntlInt(f.Fd(), unix.F_DUPFD_CLOEXEC, 0)
 	_ = f.Close()
 	if err == nil {
-		err = unix.SetNonblock(fd, true) // so that Go waits for it
+		err = unix.SetNonblock(fd, true) // non-blocking, so that Go's poller waits for it
 	}
 	if err != nil {
 		return err
@@ -167,7 +169,7 @@ func (d *Detached) take(f *os.File) error {
 	return nil
 }
 
-// Begin copies, once the process runs.
+// Begin starts copying. It is called when the process runs.
 func (d *Detached) Begin() {
 	d.Console.Close()
 	d.Ends.close()
@@ -189,8 +191,8 @@ func (d *Detached) Begin() {
 	go d.obey()
 }
 
-// pass moves what comes by the FIFO to the process's input, until the input is to end or no process reads it. No process can
-// write to the FIFO then.
+// pass moves input from the FIFO to the process until the input is to end or no process reads it. After that no process
+// can write to the FIFO.
 func (d *Detached) pass() {
 	f := &flow{from: int(d.input.Fd()), to: int(d.feed.Fd()), stop: d.eof}
 	_ = f.run()
@@ -198,7 +200,7 @@ func (d *Detached) pass() {
 	_ = d.feed.Close()
 }
 
-// copy writes an output to the log.
+// copy copies an output to the log.
 func (d *Detached) copy(stream string, f *os.File) {
 	defer func() { d.ended <- struct{}{} }()
 	b := make([]byte, pieceRoom)
@@ -210,7 +212,7 @@ func (d *Detached) copy(stream string, f *os.File) {
 		switch {
 		case err == nil:
 		case d.master != nil && errors.Is(err, unix.EIO):
-			// No process has the terminal open, but one may open it again.
+			// No process has the terminal open now, but one may reopen it.
 			select {
 			case <-d.over:
 				return
@@ -222,7 +224,7 @@ func (d *Detached) copy(stream string, f *os.File) {
 	}
 }
 
-// obey reads commands from the FIFO control.
+// obey carries out commands from the FIFO control.
 func (d *Detached) obey() {
 	lines := bufio.NewReaderSize(d.control, 256)
 	for {
@@ -234,7 +236,7 @@ func (d *Detached) obey() {
 		case len(words) == 3 && words[0] == "resize":
 			d.resize(words[1], words[2])
 		case len(words) == 1 && words[0] == "eof" && d.master != nil:
-			_, _ = d.master.Write([]byte{4}) // what ^D is on a terminal
+			_, _ = d.master.Write([]byte{4}) // ^D is how the input ends on a terminal
 		case len(words) == 1 && words[0] == "eof":
 			d.eof.close()
 		}
@@ -254,17 +256,17 @@ func (d *Detached) resize(columns, rows string) {
 	}
 }
 
-// settling is how long the end of a process waits for its output.
+// settling is how long Settle waits.
 const settling = 2 * time.Second
 
-// Settle is called when the process has ended. It waits until the output was copied, but not for long: another process may have the
-// pipe open for longer.
+// Settle is called when the process has ended. It waits until the output is copied, but only for a moment: another
+// process may keep the pipe open for long.
 func (d *Detached) Settle() {
 	close(d.over)
 	d.drain(time.After(settling))
 }
 
-// Drain waits until no process has an output open.
+// Drain waits until no process has an output open any more.
 func (d *Detached) Drain() { d.drain(nil) }
 
 func (d *Detached) drain(end <-chan time.Time) {

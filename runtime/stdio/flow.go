@@ -11,40 +11,40 @@ import (
 )
 
 const (
-	relayRoom = 256 << 10       // the size of a pipe; a user's pipes have some 64 MiB in all
-	wary      = 64 << 10        // how much a process must read before its input is moved ahead of its reads
-	checkEach = time.Second / 2 // how often a background job looks whether it is in the foreground
+	relayRoom = 256 << 10       // the size of pipes; the pipes of a user may have 64 MiB together
+	wary      = 64 << 10        // how many bytes a process must have read before input is moved ahead of its reads
+	checkEach = time.Second / 2 // how often a background job checks whether it has come to the foreground
 )
 
-// errStopped is the error of a flow whose latch was closed.
+// errStopped is the error of a flow whose latch is closed.
 var errStopped = errors.New("stopped")
 
-// flow moves bytes from one descriptor to another, by splice(2) where the kernel can. One of the two is a pipe of ours, and
-// the flags of the other are not changed.
+// flow moves bytes from one descriptor to another, with splice(2) if the kernel supports it for both. One of the two is
+// a pipe of ours. The flags of the other are not changed, since other processes share them.
 type flow struct {
 	from, to int
-	offset   *int64 // in from, if from is a file
+	offset   *int64 // position in from, if from is a file
 	input    bool   // to is a process's input
-	waits    bool   // for bytes before it moves any: a read of from may block, or to may refuse them
+	waits    bool   // poll before moving, because a read of from may block or to may be full
 	stop     *latch
 
-	done chan struct{} // closed when deliver has ended
+	done chan struct{} // closed when deliver has returned
 	err  error         // the error of deliver
-	cut  bool          // bytes were read and could not be written
+	cut  bool          // bytes were read but could not be written
 
-	copies bool // the kernel can't splice from and to
+	copies bool // the kernel can't splice these, so copy
 	buf    []byte
 }
 
-// deliver moves a process's output. If it can't be written, the process gets a broken pipe.
+// deliver moves a process's output. If the output can't be written, the process gets a broken pipe.
 func (f *flow) deliver() {
 	f.err = f.run()
 	_ = unix.Close(f.from)
 	close(f.done)
 }
 
-// run moves everything until from ends. Once the latch is closed, an input returns errStopped, and an output moves what the
-// pipe holds at that time. The error is EPIPE if the reader has gone away.
+// run moves everything until from ends. When the latch is closed, an input stops with errStopped, and an output moves
+// what the pipe holds at that time. The error is EPIPE if the reader is gone.
 func (f *flow) run() error {
 	left := -1 // no limit
 	for {
@@ -121,7 +121,7 @@ func (f *flow) move(limit int) (n int, err error) {
 	return n, nil
 }
 
-// write writes all bytes, also to a descriptor that does not block.
+// write writes all of b, even to a non-blocking descriptor.
 func (f *flow) write(b []byte) error {
 	for len(b) > 0 {
 		n, err := unix.Write(f.to, b)
@@ -140,8 +140,8 @@ func (f *flow) write(b []byte) error {
 	return nil
 }
 
-// wait waits until there are bytes and room for them, or until the latch is closed. The error is io.EOF if no bytes can come
-// any more, and EPIPE if the reader went away while there were no bytes.
+// wait waits until there are bytes to move and room for them, or until the latch is closed. The error is io.EOF if no
+// more bytes can come, and EPIPE if the reader is gone while there are none.
 func (f *flow) wait() error {
 	fds := []unix.PollFd{readable(f.from), {Fd: int32(f.to)}}
 	if f.input || !f.stop.isClosed() {
@@ -155,7 +155,7 @@ func (f *flow) wait() error {
 	case f.input && fds[2].Revents != 0:
 		return errStopped
 	case from&unix.POLLIN != 0 && f.waits && !f.input:
-		return nil // to may be open for reading only, which is never writable: moving tells
+		return nil // to may be open read-only, which is never writable; moving will fail then
 	case from&unix.POLLIN != 0:
 		return f.room()
 	case from&unix.POLLHUP != 0:
@@ -166,7 +166,7 @@ func (f *flow) wait() error {
 	return nil
 }
 
-// room waits until the reader takes more.
+// room waits until the reader has made room.
 func (f *flow) room() error {
 	fds := []unix.PollFd{writable(f.to)}
 	if f.input {
@@ -179,9 +179,10 @@ func (f *flow) room() error {
 	return err
 }
 
-// step moves a pipe's bytes, but leaves those that the process does not read to the next reader of the pipe, as in
-// `producer | while read -r line; do run …; done`. It shows the process a page at a time, and takes the page from the pipe
-// once the process has read it. It returns true if the process has read so much that it is one that reads everything.
+// step moves a pipe's bytes to the process's input, but leaves bytes that the process does not read to the pipe's next
+// reader, as in `producer | while read -r line; do run …; done`. It offers the process one page at a time, and takes
+// the page from the pipe after the process has read it. It returns true once the process has read so much that it will
+// read everything.
 func (f *flow) step() (eager bool, err error) {
 	const page = 4096
 	null, err := unix.Open(os.DevNull, unix.O_WRONLY|unix.O_CLOEXEC, 0)
@@ -189,7 +190,7 @@ func (f *flow) step() (eager bool, err error) {
 		return false, err
 	}
 	defer unix.Close(null)
-	// A pipe with room for one page is writable once the page was read.
+	// With room for one page only, a pipe is writable when that page has been read.
 	if _, err := unix.FcntlInt(uintptr(f.to), unix.F_SETPIPE_SZ, page); err != nil {
 		return true, nil
 	}
@@ -223,7 +224,7 @@ func (f *flow) step() (eager bool, err error) {
 				continue
 			}
 			if err != nil || n == 0 {
-				break // another process has taken it
+				break // another reader has taken it
 			}
 			read -= int(n)
 		}
@@ -236,8 +237,8 @@ func (f *flow) step() (eager bool, err error) {
 	return true, nil
 }
 
-// typed moves what is typed on a terminal while this process's job is in the foreground. A job in the background is not
-// stopped for a read that its process may never ask for.
+// typed moves what is typed on a terminal while this process's job is in the foreground. Reading in the background
+// would stop the job, although its process may never read.
 func (f *flow) typed() error {
 	signal.Ignore(unix.SIGTTIN)
 	defer signal.Reset(unix.SIGTTIN)
@@ -261,7 +262,7 @@ func (f *flow) typed() error {
 		case err == unix.EINTR, err == unix.EAGAIN:
 		case err == unix.EIO && !inForeground(f.from):
 		case err == unix.EIO:
-			return nil // the terminal was hung up
+			return nil // the terminal has hung up
 		case err != nil:
 			return err
 		case n == 0:
@@ -274,7 +275,8 @@ func (f *flow) typed() error {
 	}
 }
 
-// inForeground reports whether this process may read from a terminal. It may if the terminal controls none of its jobs.
+// inForeground reports whether this process may read from a terminal without being stopped. It may if it is in the
+// foreground, or if the terminal does not control its session.
 func inForeground(fd int) bool {
 	group, err := unix.IoctlGetInt(fd, unix.TIOCGPGRP)
 	return err != nil || group == unix.Getpgrp()

@@ -2,23 +2,24 @@ package stdio
 
 import "os"
 
-// Foreground are the standard streams of a process that this process waits for. The process's end delivers its output to this
-// process's standard streams.
+// Foreground are the standard streams of a process that this process waits for. When that process ends, Finish delivers
+// the rest of its output to this process's standard streams.
 type Foreground struct {
 	Ends
-	Console *Console // the process gets a terminal; nil if it gets none
+	Console *Console // receives the process's terminal; nil if it has none
 
 	relay *relay
 	term  *terminal
 }
 
-// Inherit gives a process this process's own standard streams. It can do to them what their owner can, and the runtime makes
-// the process's user their owner.
+// Inherit gives a process this process's own standard streams. It can then do to them what their owner can: the runtime
+// makes the process's user their owner.
 func Inherit() *Foreground {
 	return &Foreground{Ends: Ends{os.Stdin, os.Stdout, os.Stderr}}
 }
 
-// Pipe gives a process pipes to and from this process's standard streams, so that it can't own, reopen or truncate those.
+// Pipe gives a process pipes to and from this process's standard streams, so that it can't take over, reopen or
+// truncate these.
 func Pipe() (*Foreground, error) {
 	r, err := newRelay([3]int{0, 1, 2})
 	if err != nil {
@@ -27,7 +28,7 @@ func Pipe() (*Foreground, error) {
 	return &Foreground{Ends: r.Ends, relay: r}, nil
 }
 
-// Terminal gives a process a terminal, which the runtime sends to a socket with that path.
+// Terminal gives a process a terminal. The runtime sends it to a socket at that path.
 func Terminal(socket string) (*Foreground, error) {
 	f := &Foreground{term: &terminal{}}
 	var err error
@@ -35,7 +36,7 @@ func Terminal(socket string) (*Foreground, error) {
 	return f, err
 }
 
-// Begin is called once the process runs. No input is taken from standard input before.
+// Begin is called when the process runs. Nothing is read from standard input before.
 func (f *Foreground) Begin() {
 	if f.relay != nil {
 		f.relay.begin()
@@ -51,11 +52,11 @@ func (f *Foreground) Resize() bool {
 	return true
 }
 
-// Finish is called when the process has ended with that status, or was not started. It delivers the rest of the output,
-// unless a signal that ends this process comes.
+// Finish is called when the process has ended with a status, or was not started. It delivers the rest of the output,
+// unless a signal that terminates this process arrives.
 //
-// It returns the status of the process. If the output was cut short, by a reader that went away or by a signal, the signal's
-// status takes the place of 0. Any other failure to deliver is an error.
+// It returns the process's status. If the output was cut short because the reader is gone or a signal arrived, a status
+// 0 is replaced by that of the signal. Any other failure to deliver is an error.
 func (f *Foreground) Finish(signals <-chan os.Signal, status int) (int, error) {
 	defer f.Close()
 	switch {
@@ -67,7 +68,7 @@ func (f *Foreground) Finish(signals <-chan os.Signal, status int) (int, error) {
 	return status, nil
 }
 
-// Close puts this process's terminal back as it was.
+// Close restores this process's terminal.
 func (f *Foreground) Close() {
 	f.Console.Close()
 	if f.term != nil && f.term.host != nil {

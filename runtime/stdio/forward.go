@@ -9,36 +9,36 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// sink is where the output of a detached process goes: its log, or instead of that another program or nowhere. The process
-// never waits for it.
+// sink takes the output of a detached process: its log, another program, or nothing. The process never waits for it.
 type sink interface {
-	Begin() // a run begins
+	Begin() // marks the beginning of a run
 	Write(stream string, p []byte)
 	Close()
 }
 
-// nowhere is the sink of a process that keeps no output.
+// nowhere is the sink that discards output.
 type nowhere struct{}
 
 func (nowhere) Begin()               {}
 func (nowhere) Write(string, []byte) {}
 func (nowhere) Close()               {}
 
-// forwardRoom is the most bytes of output that wait for their reader, beside what its pipe holds.
+// forwardRoom is how many bytes of output may be queued for the reader, besides those in its pipe.
 const forwardRoom = 256 << 10
 
-// forward is the sink that writes output as it comes, both streams into one file, which may be a pipe. What there is no room for is
-// dropped, and a line tells its size at that place. A reader that has gone away gets nothing any more.
+// forward is the sink that writes both streams to one file, which may be a pipe, as output arrives. Output for which
+// the queue has no room is dropped, and a line in its place tells how much. After the reader is gone, everything is
+// dropped.
 type forward struct {
 	to int
 
 	mu      sync.Mutex
 	changed *sync.Cond
 	queue   []byte
-	midline bool  // the last byte that was queued ends no line
-	lost    int64 // bytes that were dropped since then
+	midline bool  // the last queued byte does not end a line
+	lost    int64 // bytes dropped after it
 	closed  bool
-	gone    bool // the reader
+	gone    bool // the reader is gone
 	done    chan struct{}
 }
 
@@ -66,10 +66,10 @@ func (f *forward) Write(_ string, p []byte) {
 	f.changed.Signal()
 }
 
-// noteRoom is the most bytes of a line that tells of what was dropped.
+// noteRoom is the longest line that reports dropped output.
 const noteRoom = 128
 
-// note queues that line, unless nothing was dropped.
+// note queues the line about dropped output, if there was any.
 func (f *forward) note() {
 	if f.lost == 0 {
 		return
@@ -81,7 +81,7 @@ func (f *forward) note() {
 	f.lost, f.midline = 0, false
 }
 
-// deliver writes what was queued, until the sink is closed.
+// deliver writes the queue until the sink is closed.
 func (f *forward) deliver() {
 	defer close(f.done)
 	defer unix.Close(f.to)
@@ -92,7 +92,7 @@ func (f *forward) deliver() {
 		for len(f.queue) == 0 && f.lost == 0 && !f.closed {
 			f.changed.Wait()
 		}
-		if len(f.queue) == 0 { // all that was queued is written: there is room to tell
+		if len(f.queue) == 0 { // the queue is empty, so there is room for the line
 			f.note()
 		}
 		if len(f.queue) == 0 {
@@ -110,7 +110,7 @@ func (f *forward) deliver() {
 				f.mu.Unlock()
 				return
 			}
-			if err != nil { // a disk is full
+			if err != nil { // the disk is full, for example
 				f.mu.Lock()
 				f.lost += int64(len(piece))
 				f.mu.Unlock()
@@ -122,7 +122,7 @@ func (f *forward) deliver() {
 	}
 }
 
-// Close waits until everything was written, but not for long.
+// Close waits for the queue to be written, but only for a moment.
 func (f *forward) Close() {
 	f.mu.Lock()
 	f.closed = true

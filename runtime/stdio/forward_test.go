@@ -10,7 +10,7 @@ import (
 	"testing"
 )
 
-// forwarded is a sink with the end of its pipe.
+// forwarded returns a sink, and the end of its pipe to read from.
 func forwarded(t *testing.T) (*forward, *os.File) {
 	t.Helper()
 	r, w, err := newPipe()
@@ -22,7 +22,7 @@ func forwarded(t *testing.T) (*forward, *os.File) {
 	return newForward(w), reader
 }
 
-// Whoever reads gets what was written as it was, and then the end.
+// A reader gets exactly what was written, and then the end.
 func TestForward(t *testing.T) {
 	t.Parallel()
 	f, r := forwarded(t)
@@ -38,7 +38,7 @@ func TestForward(t *testing.T) {
 	}
 }
 
-// A writer does not wait for a reader that reads nothing; that one is told how much it lacks.
+// A writer does not wait for a slow reader. The reader is told how much is missing.
 func TestForwardTellsWhatIsMissing(t *testing.T) {
 	t.Parallel()
 	f, r := forwarded(t)
@@ -67,7 +67,7 @@ func TestForwardTellsWhatIsMissing(t *testing.T) {
 	}
 }
 
-// A reader that has gone away is no matter to the writer.
+// A writer does not fail when the reader is gone.
 func TestForwardWithoutReader(t *testing.T) {
 	t.Parallel()
 	f, r := forwarded(t)

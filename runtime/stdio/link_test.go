@@ -8,7 +8,8 @@ import (
 	"distkit/disk"
 )
 
-// A container's directory, or one above it, may become a link while the container runs.
+// While a container runs, its directory or one above it may be replaced by a symbolic link. Logs are neither written
+// nor read through it.
 func TestNothingIsWrittenOrReadThroughLinks(t *testing.T) {
 	store, outside := t.TempDir(), t.TempDir()
 	if err := os.WriteFile(filepath.Join(outside, "log"), []byte("x\n"), 0o600); err != nil {

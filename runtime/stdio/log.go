@@ -17,20 +17,20 @@ import (
 	"distkit/disk"
 )
 
-// defaultLimit is the size at which a log is put aside, unless the caller says otherwise.
+// defaultLimit is the size at which a log is rotated by default.
 const defaultLimit = 16 << 20
 
-// pieceRoom is the most bytes of a line that are written at once.
+// pieceRoom is how many bytes of a line are written at once.
 const pieceRoom = 16 << 10
 
-// Streams of a log's lines besides stdout and stderr. A reader that doesn't know a stream skips its lines.
+// Streams of log lines besides stdout and stderr. Readers skip lines of streams that they don't know.
 const (
-	offsetStream = "offset" // the first line of a file: how many bytes of the log came before the file
-	lostStream   = "lost"   // how many bytes could not be written at this place
+	offsetStream = "offset" // first line of a file: how many bytes of the log precede the file
+	lostStream   = "lost"   // how many bytes could not be written here
 	beginStream  = "begin"  // a run begins here
 )
 
-// Dir is the directory that a log is in.
+// Dir is the directory of a log.
 type Dir struct {
 	Tree disk.Tree
 	Name string
@@ -38,9 +38,9 @@ type Dir struct {
 
 func (d Dir) current() string { return filepath.Join(d.Name, "log") }
 
-// Writer writes what a process prints to its log, in Kubernetes' form: each line has a time, the stream, F (full) or P
-// (partial: the line goes on), and the bytes. A file that reaches the limit is renamed to log.1 and replaces the one there,
-// so that both together take at most twice the limit.
+// Writer writes a process's output to its log in Kubernetes' format: each line has a time, the stream, F (full) or P
+// (partial: the line continues), and the bytes. When the file reaches the limit, it is renamed to log.1 and replaces
+// the previous one. So both together take at most twice the limit.
 type Writer struct {
 	dir   Dir
 	limit int64
@@ -48,13 +48,13 @@ type Writer struct {
 	mu     sync.Mutex
 	file   *os.File
 	size   int64
-	offset int64 // of the file in the whole log
-	lost   int64 // bytes that could not be written since the last line that was
+	offset int64 // the file's offset in the whole log
+	lost   int64 // bytes that could not be written after the last line that was
 	buf    []byte
 }
 
-// NewWriter returns a writer of the log in a directory. It creates the log at once, so that the log can be followed, and
-// appends to one that an earlier process has left. A limit of 0 is 16 MiB.
+// NewWriter returns a writer for the log in a directory. It creates the log at once, so that it can be followed. It
+// appends to the log of an earlier process. A limit of 0 means 16 MiB.
 func NewWriter(d Dir, limit int64) (*Writer, error) {
 	if limit <= 0 {
 		limit = defaultLimit
@@ -63,8 +63,8 @@ func NewWriter(d Dir, limit int64) (*Writer, error) {
 	return l, l.open()
 }
 
-// Write appends output of a stream. It has no error, because a full disk must not stop the process that prints: bytes that
-// can't be written are counted, and the count is written for readers once there is room.
+// Write appends output of a stream. It returns no error, because a full disk must not stop the process. Bytes that
+// can't be written are counted, and the count is written to the log once there is room.
 func (l *Writer) Write(stream string, p []byte) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -95,7 +95,7 @@ func appendLine(b []byte, now time.Time, stream string, tag byte, text []byte) [
 	return append(append(b, text...), '\n')
 }
 
-// flush writes the buffer, to a new file if this one has no room for it.
+// flush writes the buffer. It rotates the log first if the file has no room for the buffer.
 func (l *Writer) flush(now time.Time) {
 	if l.file != nil && l.size > 0 && l.size+int64(len(l.buf)) > l.limit {
 		_ = l.file.Close()
@@ -121,7 +121,7 @@ func (l *Writer) flush(now time.Time) {
 	}
 }
 
-// append writes lines to the file: all of them, or nothing.
+// append writes lines to the file, all or none of them.
 func (l *Writer) append(b []byte) error {
 	n, err := l.file.Write(b)
 	if err != nil && n > 0 {
@@ -132,7 +132,7 @@ func (l *Writer) append(b []byte) error {
 	return err
 }
 
-// open opens the current file. It ends a line that a killed writer left incomplete.
+// open opens the current file. If a killed writer has left an incomplete last line, it ends that line.
 func (l *Writer) open() error {
 	f, err := l.dir.Tree.OpenFile(l.dir.current(), os.O_RDWR|os.O_CREATE|os.O_APPEND, 0o600)
 	if err != nil {
@@ -154,7 +154,7 @@ func (l *Writer) open() error {
 	return nil
 }
 
-// Begin marks the beginning of a run, after the output of earlier runs. Readers skip the mark.
+// Begin marks the beginning of a run. Readers skip the mark.
 func (l *Writer) Begin() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -173,24 +173,25 @@ func (l *Writer) Close() {
 	}
 }
 
-// Entry is a piece of what a process printed.
+// Entry is a piece of a process's output.
 type Entry struct {
 	Stream string // stdout or stderr
-	Text   []byte // with its newline if the line ends; valid only during the call that gets the entry
-	// Missing, if it isn't 0, is the number of bytes that the log lacks at this place. Such an entry has no text.
+	Text   []byte // includes the newline if the line ends; valid only during the callback
+	// Missing, if not 0, is the number of bytes that the log lacks here. The entry then has no text.
 	Missing int64
 
-	at []byte // the time, as it is in the log
+	at []byte // the time as written in the log
 }
 
-// Missing is an error: how many bytes of a log were put aside before they were read, or could not be written.
+// Missing is an error: the number of bytes of a log that were rotated away before they were read, or could not be
+// written.
 type Missing int64
 
 func (m Missing) Error() string {
 	return strconv.FormatInt(int64(m), 10) + " bytes of the log are missing: it was put aside faster than it was read (see --log-size), or its disk was full"
 }
 
-// Err returns m, or nil if nothing is missing.
+// Err returns m as an error, or nil if nothing is missing.
 func (m Missing) Err() error {
 	if m == 0 {
 		return nil
@@ -198,13 +199,13 @@ func (m Missing) Err() error {
 	return m
 }
 
-// Time returns when the piece was printed, or the zero time if the log doesn't say.
+// Time returns the time when the piece was printed, or the zero time if the log has none.
 func (e Entry) Time() time.Time {
 	t, _ := time.Parse(time.RFC3339Nano, string(e.at))
 	return t
 }
 
-// parseEntry parses a line of a log. ok is false if readers skip the line.
+// parseEntry parses a line of a log. ok is false for a line to be skipped.
 func parseEntry(line []byte) (e Entry, ok bool) {
 	at, rest, _ := bytes.Cut(line, []byte{' '})
 	stream, rest, _ := bytes.Cut(rest, []byte{' '})
@@ -234,14 +235,14 @@ func parseEntry(line []byte) (e Entry, ok bool) {
 	return e, true
 }
 
-// beginning returns the first bytes of a file: enough for its offset line.
+// beginning returns the first bytes of a file, enough for its offset line.
 func beginning(f *os.File) []byte {
 	b := make([]byte, 128)
 	n, _ := f.ReadAt(b, 0)
 	return b[:n]
 }
 
-// offsetOf returns the offset in the log of a file that begins with b. It is -1 if the file doesn't say.
+// offsetOf returns the offset in the log of a file that begins with b, or -1 if it has no offset line.
 func offsetOf(b []byte) int64 {
 	line, _, _ := bytes.Cut(b, []byte{'\n'})
 	_, rest, _ := bytes.Cut(line, []byte{' '})
@@ -253,26 +254,26 @@ func offsetOf(b []byte) int64 {
 	return n
 }
 
-// Reader reads a log that grows, across rotations. If a file was put aside twice before the reader opened it, an entry says
+// Reader reads a growing log across rotations. If a file is rotated twice before the reader opens it, an entry reports
 // how many bytes are missing.
 type Reader struct {
 	dir Dir
 
 	mu    sync.Mutex
-	files []*os.File // still to be read, the oldest first
-	full  bool       // there are newer files, for which files had no room
+	files []*os.File // files still to be read, the oldest first
+	full  bool       // there are newer files, but files has no room for them
 	part  []byte
-	pos   int64 // the offset in the whole log up to which files[0] was read; -1 if it isn't known
-	fresh bool  // nothing of files[0] was read yet
+	pos   int64 // offset in the whole log up to which files[0] has been read; -1 if unknown
+	fresh bool  // nothing of files[0] has been read yet
 }
 
-// backlog is the most files that a reader holds open.
+// backlog is how many files a reader holds open.
 const backlog = 64
 
-// maxLine is the most bytes of a line that a reader keeps while it looks for the line's end.
+// maxLine is how much of a line a reader keeps while it looks for the end of the line.
 const maxLine = 1 << 20
 
-// NewReader returns a reader of a log, from its beginning or from its present end.
+// NewReader returns a reader of a log, from its beginning or, with fromEnd, from its current end.
 func NewReader(d Dir, fromEnd bool) (*Reader, error) {
 	r := &Reader{dir: d, pos: -1, fresh: true}
 	if err := r.find(); err != nil {
@@ -299,8 +300,8 @@ func NewReader(d Dir, fromEnd bool) (*Reader, error) {
 	return r, nil
 }
 
-// find opens the files that the reader doesn't have yet. It opens the current file first: if the log is put aside meanwhile,
-// what is opened then is the same file or the one after it. In the other order, the file between the two could be passed over.
+// find opens the files that the reader does not have yet. It opens the current file first. If the log is rotated before
+// it opens log.1, that is the same file or the next one. In the other order it could miss a file between the two.
 func (r *Reader) find() error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -312,7 +313,7 @@ func (r *Reader) find() error {
 		case err != nil:
 			closeFiles(found)
 			return err
-		case len(found) == 1 && sameFile(f, found[0]): // the watcher tells of the file that is current now
+		case len(found) == 1 && sameFile(f, found[0]): // the watcher reports files newer than this one
 			_ = f.Close()
 		case len(found) == 1 && isAfter(f, found[0]):
 			found = append(found, f)
@@ -338,7 +339,7 @@ func (r *Reader) find() error {
 	return nil
 }
 
-// isAfter reports whether a file comes after another one in the log. One that doesn't say has just been made.
+// isAfter reports whether one file follows another in the log. A file without an offset line was just created.
 func isAfter(a, b *os.File) bool {
 	before := offsetOf(beginning(b))
 	return before >= 0 && offsetOf(beginning(a)) > before
@@ -367,8 +368,8 @@ func (r *Reader) Close() {
 	r.files = nil
 }
 
-// current returns the first file, or nil if there is none, whether it is the last one that is open, and whether there were
-// newer ones that could not be opened.
+// current returns the oldest open file, or nil. last is true if it is the only one open, and full is true if newer
+// files could not be opened.
 func (r *Reader) current() (f *os.File, last, full bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -378,11 +379,11 @@ func (r *Reader) current() (f *os.File, last, full bool) {
 	return r.files[0], len(r.files) == 1, r.full
 }
 
-// enter begins to read a file. It returns how many bytes of the log are missing before the file.
+// enter begins to read a file. It returns how many bytes of the log are missing before it.
 func (r *Reader) enter(f *os.File) (missing int64) {
 	first := beginning(f)
 	if len(first) == 0 {
-		return 0 // its writer has just made it
+		return 0 // its writer has just created it
 	}
 	r.fresh = false
 	offset := offsetOf(first)
@@ -393,7 +394,7 @@ func (r *Reader) enter(f *os.File) (missing int64) {
 	return missing
 }
 
-// Read calls f with each entry that is new.
+// Read calls f with each new entry.
 func (r *Reader) Read(f func(Entry) error) error {
 	if err := r.find(); err != nil {
 		return err
@@ -423,7 +424,7 @@ func (r *Reader) Read(f func(Entry) error) error {
 			}
 			continue
 		}
-		// The file was put aside before it was read to its end, so nothing is added to it any more.
+		// The file was rotated before it was read completely, so nothing will be added to it.
 		r.mu.Lock()
 		r.files, r.part, r.fresh = r.files[1:], nil, true
 		r.mu.Unlock()
@@ -431,7 +432,7 @@ func (r *Reader) Read(f func(Entry) error) error {
 	}
 }
 
-// readFile calls f with each entry of a file, to the file's end.
+// readFile calls f with each entry of a file, up to its current end.
 func (r *Reader) readFile(file *os.File, f func(Entry) error) error {
 	in := bufio.NewReaderSize(file, 64<<10)
 	for {
@@ -460,13 +461,13 @@ func (r *Reader) readFile(file *os.File, f func(Entry) error) error {
 	}
 }
 
-// Follow calls f with each entry until done reports that the log is complete. Whenever all entries so far were read, it
-// calls idle, unless that is nil. It opens new files as they appear, even while f is busy.
+// Follow calls f with each entry until done reports that the log is complete. Whenever it has read all entries so far,
+// it calls idle, unless that is nil. It opens new files as they appear, even while f runs.
 func (r *Reader) Follow(ctx context.Context, w *Watcher, done func() (bool, error), f func(Entry) error, idle func() error) error {
 	w.onChange(func() { _ = r.find() })
 	defer w.onChange(nil)
 	for {
-		over, err := done() // before the last read
+		over, err := done() // asked before the last read, so that no entry is missed
 		if err != nil {
 			return err
 		}
@@ -487,7 +488,7 @@ func (r *Reader) Follow(ctx context.Context, w *Watcher, done func() (bool, erro
 	}
 }
 
-// Tail keeps the entries of a log's last lines.
+// Tail keeps the entries of the last lines of a log.
 type Tail struct {
 	n       int
 	lines   [][]Entry
@@ -516,7 +517,7 @@ func (t *Tail) Add(e Entry) error {
 	return nil
 }
 
-// Each calls f with the entries that were kept.
+// Each calls f with the entries kept.
 func (t *Tail) Each(f func(Entry) error) error {
 	for _, line := range t.lines {
 		for _, e := range line {

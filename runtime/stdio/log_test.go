@@ -31,7 +31,7 @@ func newWriter(t *testing.T, d Dir, limit int64) *Writer {
 	return w
 }
 
-// all returns what a new reader reads.
+// all returns everything that a new reader reads.
 func all(t *testing.T, d Dir) (text string, missing int64) {
 	t.Helper()
 	r, err := NewReader(d, false)
@@ -52,7 +52,7 @@ func all(t *testing.T, d Dir) (text string, missing int64) {
 	return text, missing
 }
 
-// A reader that misses a rotation says how many bytes it has missed.
+// A reader that misses a rotation reports how many bytes it has missed.
 func TestWhatIsMissingIsTold(t *testing.T) {
 	t.Parallel()
 	d := dir(t)
@@ -76,7 +76,7 @@ func TestWhatIsMissingIsTold(t *testing.T) {
 	}); err != nil {
 		t.Fatal(err)
 	}
-	// Each of the three files that were read begins with an offset line, which no entry shows.
+	// Each of the three files read begins with an offset line, which is not an entry.
 	w.mu.Lock()
 	end := w.offset + w.size
 	w.mu.Unlock()
@@ -94,15 +94,15 @@ func TestWhatIsMissingIsTold(t *testing.T) {
 	}
 }
 
-// A reader that follows opens each file as it appears, so it gets every line, however slow it is.
-// held returns how many files a reader holds open.
+// A reader that follows a log opens each file as it appears. So it gets every line, however slow it is. held returns
+// how many files a reader holds open.
 func (r *Reader) held() int {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	return len(r.files)
 }
 
-// opened reports whether a reader has opened the file that is written.
+// opened reports whether a reader has opened the file that is being written.
 func opened(w *Writer, r *Reader) bool {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -132,10 +132,10 @@ func TestSlowReaderHasEveryLine(t *testing.T) {
 		for i := range lines {
 			w.Write("stdout", fmt.Appendf(nil, "line %d\n", i))
 			if i == 0 {
-				<-first // it follows
+				<-first // the reader is following
 			}
 			for i%100 == 0 && !opened(w, r) && t.Context().Err() == nil {
-				time.Sleep(time.Millisecond) // else a busy machine may not let the watcher run between two files
+				time.Sleep(time.Millisecond) // a busy machine might otherwise not run the watcher between two rotations
 			}
 		}
 	}()
@@ -148,7 +148,7 @@ func TestSlowReaderHasEveryLine(t *testing.T) {
 		}
 		if next++; next == 1 {
 			close(first)
-			for r.held() < 5 && t.Context().Err() == nil { // while the log is put aside several times
+			for r.held() < 5 && t.Context().Err() == nil { // until the log has been rotated several times
 				time.Sleep(time.Millisecond)
 			}
 		}
@@ -163,7 +163,7 @@ func TestSlowReaderHasEveryLine(t *testing.T) {
 	}
 }
 
-// The output of an earlier run stays, and a line that a killed writer left incomplete hides no other line.
+// The output of an earlier run is kept. An incomplete line that a killed writer has left does not hide the next line.
 func TestAppendsToWhatIsThere(t *testing.T) {
 	t.Parallel()
 	d := dir(t)
@@ -189,7 +189,7 @@ func TestAppendsToWhatIsThere(t *testing.T) {
 	}
 }
 
-// Bytes that can't be written are counted, and readers get the count once the log can be written again.
+// Bytes that can't be written are counted. Readers get the count once the log can be written again.
 func TestWhatWasNotWrittenIsTold(t *testing.T) {
 	t.Parallel()
 	d := dir(t)
@@ -198,7 +198,7 @@ func TestWhatWasNotWrittenIsTold(t *testing.T) {
 	if err := os.Rename(d.Tree.Path("c"), d.Tree.Path("away")); err != nil {
 		t.Fatal(err)
 	}
-	w.Write("stdout", bytes.Repeat([]byte("two\n"), 10)) // has no room in the first file
+	w.Write("stdout", bytes.Repeat([]byte("two\n"), 10)) // does not fit into the first file
 	if err := os.Rename(d.Tree.Path("away"), d.Tree.Path("c")); err != nil {
 		t.Fatal(err)
 	}
@@ -208,7 +208,7 @@ func TestWhatWasNotWrittenIsTold(t *testing.T) {
 	}
 }
 
-// Lines of an odd form are skipped, and do no harm.
+// Invalid lines are skipped.
 func TestOddLines(t *testing.T) {
 	t.Parallel()
 	d := dir(t)
@@ -222,7 +222,7 @@ func TestOddLines(t *testing.T) {
 	}
 }
 
-// A reader that has no room for more files reads the newest ones nevertheless.
+// A reader with no room for more open files still reads the newest ones.
 func TestReaderReachesTheEndOfALongBacklog(t *testing.T) {
 	t.Parallel()
 	d := dir(t)
@@ -234,7 +234,7 @@ func TestReaderReachesTheEndOfALongBacklog(t *testing.T) {
 	defer r.Close()
 	for i := range 4 * backlog {
 		w.Write("stdout", fmt.Appendf(nil, "%050d\n", i))
-		if err := r.find(); err != nil { // as when the watcher tells of a new file
+		if err := r.find(); err != nil { // as the watcher does for a new file
 			t.Fatal(err)
 		}
 	}

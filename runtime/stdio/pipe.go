@@ -10,25 +10,25 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Ends are what a process gets as standard input, output and error; none if it gets a terminal. They are the IO of go-runc's
-// options.
+// Ends are the standard input, output and error of a process; all are nil for a process with a terminal. Ends
+// implements go-runc's IO.
 type Ends [3]*os.File
 
-// Set gives a process these streams.
+// Set makes these the streams of a command.
 func (e *Ends) Set(c *exec.Cmd) {
 	if e[0] != nil {
 		c.Stdin, c.Stdout, c.Stderr = e[0], e[1], e[2]
 	}
 }
 
-// The rest of go-runc's interface is not used: no process copies its own output.
+// The rest of go-runc's interface is not used: the files are passed to the runtime directly.
 
 func (*Ends) Close() error          { return nil }
 func (*Ends) Stdin() io.WriteCloser { return nil }
 func (*Ends) Stdout() io.ReadCloser { return nil }
 func (*Ends) Stderr() io.ReadCloser { return nil }
 
-// close closes the files. Output and error may be one file.
+// close closes the files. Output and error may be the same file.
 func (e *Ends) close() {
 	for i, f := range e {
 		if f != nil && (i == 0 || f != e[i-1]) {
@@ -37,7 +37,7 @@ func (e *Ends) close() {
 	}
 }
 
-// newPipe makes a pipe whose both ends block.
+// newPipe makes a pipe with two blocking ends.
 func newPipe() (r, w int, err error) {
 	var p [2]int
 	err = unix.Pipe2(p[:], unix.O_CLOEXEC)
@@ -52,7 +52,7 @@ func isTerminal(fd int) bool {
 	return err == nil
 }
 
-// poll waits for one of the events, and at most for d if that is not negative.
+// poll waits for one of the events, at most for d unless d is negative.
 func poll(d time.Duration, fds ...unix.PollFd) ([]unix.PollFd, error) {
 	for {
 		if _, err := unix.Poll(fds, int(d.Milliseconds())); err != unix.EINTR {
@@ -61,13 +61,13 @@ func poll(d time.Duration, fds ...unix.PollFd) ([]unix.PollFd, error) {
 	}
 }
 
-// always is poll's time without a limit.
+// always makes poll wait without a limit.
 const always = -time.Millisecond
 
 func readable(fd int) unix.PollFd { return unix.PollFd{Fd: int32(fd), Events: unix.POLLIN} }
 func writable(fd int) unix.PollFd { return unix.PollFd{Fd: int32(fd), Events: unix.POLLOUT} }
 
-// latch is closed once. Its descriptor is readable from then on.
+// latch can be closed once. Its descriptor is readable after that.
 type latch struct {
 	fd     int
 	once   sync.Once
@@ -82,7 +82,7 @@ func newLatch() (*latch, error) {
 func (l *latch) close() {
 	l.once.Do(func() {
 		close(l.closed)
-		_, _ = unix.Write(l.fd, []byte{1, 0, 0, 0, 0, 0, 0, 0}) // any number but 0
+		_, _ = unix.Write(l.fd, []byte{1, 0, 0, 0, 0, 0, 0, 0}) // any number except 0 makes it readable
 	})
 }
 

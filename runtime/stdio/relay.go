@@ -10,21 +10,21 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// lingering is how long finish waits for the output of processes that the process has left behind.
+// lingering is how long finish waits for output of processes that the process has left running.
 const lingering = time.Second
 
-// relay stands between the standard streams of a process, which are pipes, and this process's.
+// relay connects the standard streams of a process, which are pipes, with this process's.
 type relay struct {
-	Ends            // the process's
-	ours    [3]int  // this process's
-	input   int     // our end of the process's input
-	outputs []*flow // from the process's output and error
+	Ends            // the ends for the process
+	ours    [3]int  // this process's descriptors
+	input   int     // our end of the pipe for the process's input
+	outputs []*flow // one each for the process's output and error
 	stop    *latch  // closed when the process has ended
 	fed     chan error
 	begun   bool
 }
 
-// newRelay makes the pipes, and begins to copy the process's output to two of these descriptors.
+// newRelay makes the pipes, and starts to copy the process's output to ours[1] and ours[2].
 func newRelay(ours [3]int) (*relay, error) {
 	r := &relay{ours: ours, fed: make(chan error, 1), input: -1}
 	err := func() (err error) {
@@ -37,7 +37,7 @@ func newRelay(ours [3]int) (*relay, error) {
 		}
 		r.Ends[0], r.input = os.NewFile(uintptr(from), "pipe"), to
 		for i := 1; i <= 2; i++ {
-			// Output and error stay one file if they were one, so that lines keep their order.
+			// If output and error are one file, they stay one, to keep the order of lines.
 			if i == 2 && sameOutput(r.ours[1], r.ours[2]) {
 				r.Ends[2] = r.Ends[1]
 				break
@@ -47,9 +47,9 @@ func newRelay(ours [3]int) (*relay, error) {
 			}
 			r.Ends[i] = os.NewFile(uintptr(to), "pipe")
 			_ = unix.SetNonblock(from, true)
-			_, _ = unix.FcntlInt(uintptr(from), unix.F_SETPIPE_SZ, relayRoom) // a failure leaves the kernel's size
+			_, _ = unix.FcntlInt(uintptr(from), unix.F_SETPIPE_SZ, relayRoom) // on failure the pipe keeps the kernel's default size
 			flags, err := unix.FcntlInt(uintptr(r.ours[i]), unix.F_GETFL, 0)
-			// splice(2) refuses a descriptor that is not open for writing even if there is nothing to write.
+			// splice(2) fails on a descriptor that is not open for writing, even if there is nothing to write.
 			unfit := err != nil || flags&unix.O_ACCMODE == unix.O_RDONLY
 			r.outputs = append(r.outputs, &flow{from: from, to: r.ours[i], waits: unfit, stop: r.stop, done: make(chan struct{})})
 		}
@@ -65,7 +65,8 @@ func newRelay(ours [3]int) (*relay, error) {
 	return r, nil
 }
 
-// sameOutput reports whether two descriptors write to one place: they share an offset, or there is none.
+// sameOutput reports whether two descriptors write to the same place of a file: they share an offset, or their writes
+// use none, as on a pipe or with O_APPEND.
 func sameOutput(a, b int) bool {
 	const file = 0 // KCMP_FILE
 	pid := uintptr(os.Getpid())
@@ -83,20 +84,20 @@ func sameOutput(a, b int) bool {
 	return sa.Mode&unix.S_IFMT != unix.S_IFREG || appends(a) && appends(b)
 }
 
-// begin is called once the process runs. Nothing is taken from this process's standard input before.
+// begin is called when the process runs. Nothing is read from this process's standard input before.
 func (r *relay) begin() {
 	r.begun = true
 	keep := -1
 	if _, ok := position(r.ours[0]); ok {
-		// The part of the file that the process does not read is given back at the end: the pipe has to be there then.
+		// At the end, feed seeks back over input that the process has not read. The pipe must still be open then.
 		keep, _ = unix.FcntlInt(r.Ends[0].Fd(), unix.F_DUPFD_CLOEXEC, 0)
 	}
 	r.Ends.close()
 	go func() { r.fed <- r.feed(keep) }()
 }
 
-// finish is called when the process has ended, or was not started. It delivers the process's output. Processes that the
-// process has left behind may print for a moment longer; then they get a broken pipe.
+// finish is called when the process has ended, or was not started. It delivers the process's output. Processes that it
+// has left running may print for a moment longer; after that they get a broken pipe.
 func (r *relay) finish(signals <-chan os.Signal, status int) (int, error) {
 	defer r.stop.close()
 	if !r.begun {
@@ -138,7 +139,7 @@ func (r *relay) finish(signals <-chan os.Signal, status int) (int, error) {
 	return orStatus(status, cut), errors.Join(errs...)
 }
 
-// ends reports whether a signal ends this process once the process that it ran has ended, and with which status.
+// ends reports whether a signal received after the process has ended terminates this process, and with which status.
 func ends(s os.Signal) (status int, ok bool) {
 	switch s {
 	case unix.SIGINT, unix.SIGTERM, unix.SIGHUP, unix.SIGQUIT:
@@ -154,7 +155,7 @@ func orStatus(status, otherwise int) int {
 	return status
 }
 
-// feed gives the process this process's standard input. It is no error if either of them ends.
+// feed copies this process's standard input to the process. The end of either is not an error.
 func (r *relay) feed(keep int) error {
 	f := &flow{from: r.ours[0], to: r.input, stop: r.stop, input: true}
 	var st unix.Stat_t
@@ -168,7 +169,7 @@ func (r *relay) feed(keep int) error {
 		_ = unix.Close(r.input)
 		<-r.stop.closed
 		if n, qerr := queued(keep); qerr == nil {
-			_, _ = unix.Seek(f.from, max(begin, offset-int64(n)), 0) // the process may have written to the pipe
+			_, _ = unix.Seek(f.from, max(begin, offset-int64(n)), 0) // but the process may have written to the pipe itself
 		}
 		_ = unix.Close(keep)
 	case st.Mode&unix.S_IFMT == unix.S_IFIFO:
@@ -185,14 +186,14 @@ func (r *relay) feed(keep int) error {
 	if f.offset == nil {
 		_ = unix.Close(r.input)
 	}
-	// A standard input that is not open for reading, as nohup leaves it, is empty.
+	// A standard input that is not open for reading, as under nohup, counts as empty.
 	if err == nil || err == io.EOF || errors.Is(err, errStopped) || errors.Is(err, unix.EPIPE) || errors.Is(err, unix.EBADF) {
 		return nil
 	}
 	return fmt.Errorf("read standard input: %w", err)
 }
 
-// position returns a descriptor's offset. ok is false if it can't seek.
+// position returns the offset of a descriptor. ok is false if it can't seek.
 func position(fd int) (offset int64, ok bool) {
 	var st unix.Stat_t
 	if err := unix.Fstat(fd, &st); err != nil || st.Mode&unix.S_IFMT != unix.S_IFREG && st.Mode&unix.S_IFMT != unix.S_IFBLK {

@@ -20,7 +20,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// relayed runs a shell script through a relay between these files.
+// relayed runs a shell script with a relay between these files.
 func relayed(t *testing.T, in, out, errs *os.File, signals <-chan os.Signal, script string) (status int, err error) {
 	t.Helper()
 	r, err := newRelay([3]int{fdOf(t, in), fdOf(t, out), fdOf(t, errs)})
@@ -38,7 +38,7 @@ func relayed(t *testing.T, in, out, errs *os.File, signals <-chan os.Signal, scr
 	return r.finish(signals, exitStatus(c.ProcessState))
 }
 
-// exitStatus is a process's status, or 128+n if signal n ended it.
+// exitStatus returns a process's status, or 128+n if signal n killed it.
 func exitStatus(p *os.ProcessState) int {
 	if ws := unix.WaitStatus(p.Sys().(syscall.WaitStatus)); ws.Signaled() {
 		return 128 + int(ws.Signal())
@@ -46,7 +46,7 @@ func exitStatus(p *os.ProcessState) int {
 	return p.ExitCode()
 }
 
-// fdOf is a file's descriptor; os.File.Fd would make it one that blocks.
+// fdOf returns a file's descriptor. os.File.Fd would make the descriptor blocking.
 func fdOf(t *testing.T, f *os.File) (n int) {
 	t.Helper()
 	c, err := f.SyscallConn()
@@ -74,7 +74,7 @@ func openFile(t *testing.T, name string, flags int) *os.File {
 	return f
 }
 
-// filled is a pipe that holds something.
+// filled returns a pipe that contains text.
 func filled(t *testing.T, text string) (r, w *os.File) {
 	t.Helper()
 	r, w, err := os.Pipe()
@@ -144,7 +144,7 @@ func TestRelayMovesAll(t *testing.T) {
 	}
 }
 
-// socket returns one end of a connection; the other is handled by f.
+// socket returns one end of a connection. f handles the other end.
 func socket(t *testing.T, f func(*os.File)) *os.File {
 	t.Helper()
 	p, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
@@ -155,7 +155,7 @@ func socket(t *testing.T, f func(*os.File)) *os.File {
 	return os.NewFile(uintptr(p[0]), "socket")
 }
 
-// What the process has not read is there for who reads next.
+// Input that the process has not read is left to the next reader.
 func TestRelayLeavesWhatIsNotRead(t *testing.T) {
 	name := filepath.Join(t.TempDir(), "in")
 	testenv.Write(t, name, "1\n2\n3\n4\n")
@@ -175,7 +175,7 @@ func TestRelayLeavesWhatIsNotRead(t *testing.T) {
 	}
 }
 
-// A process that ends does not wait for an input that goes on, whatever that is.
+// When the process ends, nothing waits for the rest of its input, of whatever type that is.
 func TestRelayEndsBeforeItsInput(t *testing.T) {
 	pipe, _ := filled(t, "")
 	master, name, err := console.NewPty()
@@ -226,7 +226,7 @@ func TestRelayPassesABrokenPipeOn(t *testing.T) {
 	if status, err := relayed(t, in, closed(), null(t, os.O_WRONLY), nil, "while echo x; do :; done 2>/dev/null"); status == 0 || err != nil {
 		t.Errorf("endless output: status %d, %v", status, err)
 	}
-	// What the process has written before it was known is lost, which is not success.
+	// Output to a reader that is already gone is lost, and the status is not 0.
 	r, w := filled(t, "")
 	release := make(chan struct{})
 	go func() {
@@ -239,7 +239,7 @@ func TestRelayPassesABrokenPipeOn(t *testing.T) {
 	}
 }
 
-// What is left behind in the background does not hold the end up, and endless output of it neither.
+// Processes left in the background do not delay the end, even if they print without end.
 func TestRelayLeavesTheBackground(t *testing.T) {
 	name := filepath.Join(t.TempDir(), "out")
 	for _, background := range []string{"sleep 1000", "while echo more; do :; done", "sleep 0.2; echo later"} {
@@ -262,7 +262,7 @@ func TestRelayLeavesTheBackground(t *testing.T) {
 	}
 }
 
-// Once the process has ended, a signal is for this one: a reader may take nothing any more.
+// After the process has ended, a signal terminates this process, even while a reader takes nothing.
 func TestRelayObeysSignalsAtTheEnd(t *testing.T) {
 	_, w := filled(t, strings.Repeat("x", 64<<10))
 	signals := make(chan os.Signal, 1)

@@ -14,20 +14,20 @@ import (
 
 // terminal copies between a process's terminal and this process's standard streams.
 type terminal struct {
-	host    console.Console // standard input if that is a terminal, set raw
-	master  console.Console // nil until it was received
+	host    console.Console // standard input in raw mode, if it is a terminal
+	master  console.Console // nil until the runtime has sent it
 	copied  chan struct{}
-	writing atomic.Bool // to standard output
-	err     error       // of writing to it
+	writing atomic.Bool // writing to standard output has not failed
+	err     error       // the error of writing to it
 }
 
-// take takes the terminal's master, and begins to copy.
+// take receives the terminal's master and starts to copy.
 func (t *terminal) take(f *os.File) (err error) {
 	if t.master, err = console.ConsoleFromFile(f); err != nil {
 		_ = f.Close()
 		return err
 	}
-	// Newlines are the host terminal's business, as with runc in the foreground.
+	// The host's terminal converts newlines, as with runc in the foreground.
 	_ = console.ClearONLCR(t.master.Fd())
 	t.resize()
 	if t.host, err = rawTerminal(os.Stdin); err != nil {
@@ -35,7 +35,7 @@ func (t *terminal) take(f *os.File) (err error) {
 	}
 	go func() {
 		if _, err := io.Copy(t.master, os.Stdin); err == nil && t.host == nil {
-			// The end of a pipe is what ^D is on a terminal.
+			// the end of our input becomes ^D on the terminal
 			_, _ = t.master.Write([]byte{4})
 		}
 	}()
@@ -47,8 +47,8 @@ func (t *terminal) take(f *os.File) (err error) {
 	return nil
 }
 
-// print copies until no process has the terminal open. If the output can't be written, it goes on reading, so that the
-// container does not block.
+// print copies output until no process has the terminal open. If writing fails, it still reads, so that the container
+// does not block.
 func (t *terminal) print() {
 	out := flow{to: 1}
 	b := make([]byte, 32<<10)
@@ -65,7 +65,7 @@ func (t *terminal) print() {
 	}
 }
 
-// finish delivers the output that is left.
+// finish delivers the rest of the output.
 func (t *terminal) finish(signals <-chan os.Signal, status int) (int, error) {
 	for {
 		select {
@@ -79,7 +79,7 @@ func (t *terminal) finish(signals <-chan os.Signal, status int) (int, error) {
 			return status, nil
 		case <-time.After(lingering):
 			if !t.writing.Load() {
-				return status, nil // a process outside the container holds the terminal open
+				return status, nil // a process outside of the container keeps the terminal open
 			}
 		case s := <-signals:
 			if n, ok := ends(s); ok {
@@ -96,7 +96,7 @@ func (t *terminal) resize() {
 	}
 }
 
-// rawTerminal sets a terminal raw, and returns it. It returns nil if the file is no terminal.
+// rawTerminal switches a terminal to raw mode and returns it. It returns nil if the file is not a terminal.
 func rawTerminal(f *os.File) (console.Console, error) {
 	host, err := console.ConsoleFromFile(f)
 	if err != nil {
@@ -108,7 +108,7 @@ func rawTerminal(f *os.File) (console.Console, error) {
 	return host, nil
 }
 
-// WindowSize returns the size of this process's terminal, and ENOTTY if it has none.
+// WindowSize returns the size of this process's terminal. The error is ENOTTY if there is none.
 func WindowSize() (*unix.Winsize, error) {
 	for fd := range 3 {
 		if ws, err := unix.IoctlGetWinsize(fd, unix.TIOCGWINSZ); err == nil {

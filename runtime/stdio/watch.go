@@ -1,5 +1,14 @@
-// Package stdio has the standard streams of processes: pipes and terminals between a process and its caller in the foreground, and
-// for a detached process an input, a log, and those who join it. It knows nothing of runtimes and containers.
+// Package stdio handles the standard streams of processes: pipes and terminals between a process and its caller in the
+// foreground ([Foreground]), and for a detached process an input, a log and attached callers ([Detached], [Attach]). It
+// knows nothing of runtimes and containers.
+//
+// A process never gets this process's own files or terminal, unless the caller asks with [Inherit]: it could reopen,
+// take over or truncate them. Bytes are moved by splice(2) between the pipes and this process's files. No detached
+// process ever waits for a reader. Its output goes to a log, which a [Writer] rotates and a [Reader] follows. Output
+// that a slow reader or a full disk has lost is counted and reported as [Missing].
+//
+// A caller makes the streams, passes their [Ends] (or the socket of a [Console]) to the runtime, calls Begin once the
+// process runs, and Finish or Settle when it has ended.
 package stdio
 
 import (
@@ -21,14 +30,14 @@ type Watcher struct {
 	changed chan struct{}
 
 	mu       sync.Mutex
-	callback func() // see onChange
+	callback func() // set by onChange
 }
 
-// lookEach is how long Wait waits at most if there is no inotify instance.
+// lookEach is the longest time that Wait waits if there is no inotify instance.
 const lookEach = 20 * time.Millisecond
 
-// Watch watches a directory. The error is fs.ErrNotExist if there is no such directory. A user has few inotify instances
-// (128 by default): if none is left, Wait returns at short intervals instead.
+// Watch watches a directory. If there is no such directory, the error is fs.ErrNotExist. Users have few inotify
+// instances (128 by default). If none is left, Wait returns at short intervals instead.
 func Watch(dir string) (*Watcher, error) {
 	w := &Watcher{changed: make(chan struct{}, 1)}
 	fd, err := unix.InotifyInit1(unix.IN_CLOEXEC | unix.IN_NONBLOCK)
@@ -66,7 +75,7 @@ func Watch(dir string) (*Watcher, error) {
 	return w, nil
 }
 
-// madeFile reports whether inotify's events say that a file was made or renamed, or that events were lost.
+// madeFile reports whether inotify events include one for a new or renamed file, or a lost event.
 func madeFile(events []byte) bool {
 	for len(events) >= unix.SizeofInotifyEvent {
 		e := (*unix.InotifyEvent)(unsafe.Pointer(&events[0]))
@@ -78,14 +87,14 @@ func madeFile(events []byte) bool {
 	return false
 }
 
-// onChange sets the function that is called, in another goroutine, whenever a file was made; nil for none.
+// onChange sets a function that is called in another goroutine for each new file, or nil.
 func (w *Watcher) onChange(f func()) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.callback = f
 }
 
-// Wait waits for the next change, but not longer than most: the caller may wait for something that changes no file.
+// Wait waits for the next change, at most for most: the caller may also wait for something that changes no file.
 func (w *Watcher) Wait(ctx context.Context, most time.Duration) error {
 	if w.f == nil {
 		most = min(most, lookEach)
