@@ -8,7 +8,7 @@ VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo deve
 
 COMMANDS  := $(notdir $(patsubst %/main.go,%,$(wildcard cmd/*/main.go)))
 WORKFLOWS := $(notdir $(filter-out %.md,$(wildcard scripts/dist-* scripts/snap-*)))
-PAGES     := $(patsubst %.md,man/%,$(notdir $(wildcard cmd/*/*.1.md scripts/*.1.md image/*.7.md layer/*/*.5.md remotes/*.7.md snapshot/*.7.md))) man/distkit-layout.5
+PAGES     := $(patsubst %.md,man/%,$(notdir $(wildcard cmd/*/*.[17].md scripts/*.1.md image/*.7.md layer/*/*.5.md remotes/*.7.md snapshot/*.7.md))) man/distkit-layout.5
 MODULES   := . $(dir $(wildcard testdata/go.mod testdata/*/go.mod))
 
 export VERSION

@@ -1,6 +1,7 @@
 package cmd_test
 
 import (
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -179,5 +180,74 @@ func compare(t *testing.T, what string, help, page map[string]bool) {
 		if !help[f] {
 			t.Errorf("%s%s is in OPTIONS, not in --help", what, f)
 		}
+	}
+}
+
+// pages returns the pages of the repository by name and section, as dist-pull(1), with their texts.
+func pages(t *testing.T) map[string]string {
+	t.Helper()
+	all := map[string]string{}
+	title := regexp.MustCompile(`^# (\S+) (\d) `)
+	for _, pattern := range []string{"../*/*.[1-8].md", "../*/*/*.[1-8].md"} {
+		files, err := filepath.Glob(pattern)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, file := range files {
+			b, err := os.ReadFile(file)
+			if err != nil {
+				t.Fatal(err)
+			}
+			m := title.FindSubmatch(b)
+			if m == nil {
+				t.Errorf("%s does not begin with a title", file)
+				continue
+			}
+			all[fmt.Sprintf("%s(%s)", m[1], m[2])] = string(b)
+		}
+	}
+	return all
+}
+
+// TestOverviewListsAllPages holds the list in distkit(7) to the pages, and what it says of each to the page's NAME.
+func TestOverviewListsAllPages(t *testing.T) {
+	all := pages(t)
+	listed := map[string]string{}
+	for _, m := range regexp.MustCompile(`(?m)^\*\*(\S+)\*\*(\(\d\))\n: (.*)$`).FindAllStringSubmatch(all["distkit(7)"], -1) {
+		listed[m[1]+m[2]] = m[3]
+	}
+	name := regexp.MustCompile(`# NAME\n\n\S+ - (.*)\n`)
+	for page, text := range all {
+		if page == "distkit(7)" {
+			continue
+		}
+		m := name.FindStringSubmatch(text)
+		if m == nil {
+			t.Errorf("%s has no NAME", page)
+		} else if listed[page] != m[1] {
+			t.Errorf("distkit(7) says of %s %q, and its page %q", page, listed[page], m[1])
+		}
+		delete(listed, page)
+	}
+	for page := range listed {
+		t.Errorf("distkit(7) lists %s, which is not there", page)
+	}
+}
+
+// TestPagesReferToPages finds references to pages of ours that are not there.
+func TestPagesReferToPages(t *testing.T) {
+	all := pages(t)
+	ours := regexp.MustCompile(`\*\*((?:dist-|snap-|run-)[a-z0-9-]+|distkit(?:-layout)?|run|snap|task)\*\*(\(\d\))`)
+	found := 0
+	for page, text := range all {
+		for _, m := range ours.FindAllStringSubmatch(text, -1) {
+			found++
+			if _, ok := all[m[1]+m[2]]; !ok {
+				t.Errorf("%s refers to %s", page, m[1]+m[2])
+			}
+		}
+	}
+	if found < 500 {
+		t.Errorf("only %d references were found", found)
 	}
 }

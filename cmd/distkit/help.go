@@ -51,7 +51,7 @@ func short(name string) string {
 func help(c *cobra.Command, args []string) error {
 	switch {
 	case len(args) == 0:
-		fmt.Fprintln(c.OutOrStdout(), "distkit COMMAND [ARG…] runs a command by its short name. distkit help COMMAND shows its page, help -a lists all.")
+		fmt.Fprintln(c.OutOrStdout(), "distkit COMMAND [ARG…] runs a command by its short name. distkit help COMMAND shows its page, help -a lists all; man 7 distkit explains the terms.")
 		list(c, groups[:1])
 	case len(args) > 1:
 		return cli.Usagef("one COMMAND is wanted, got %d; usage: distkit help [-a | COMMAND]", len(args))
