@@ -122,7 +122,7 @@ func TestKilledAtEveryStep(t *testing.T) {
 		if err := os.MkdirAll(m.bound().root, 0o700); err != nil {
 			t.Fatal(err)
 		}
-		volume, err := m.bound().Volume("db", func(dir *os.File) error { return os.WriteFile(filepath.Join(dir.Name(), "file"), nil, 0o600) })
+		volume, err := m.bound().Volume(t.Context(), "db", func(dir *os.File) error { return os.WriteFile(filepath.Join(dir.Name(), "file"), nil, 0o600) })
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -1,6 +1,7 @@
 package runtime
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -8,6 +9,8 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+
+	"distkit/disk"
 
 	"golang.org/x/sys/unix"
 )
@@ -39,43 +42,61 @@ func CheckVolume(name string) error {
 	return nil
 }
 
-// lockVolumes opens and locks the directory of the namespace's volumes.
-func (s *Containers) lockVolumes(how int) (*os.File, error) {
-	if err := s.checkDirs(s.volumeDirs("")); err != nil {
-		return nil, err
-	}
-	d, err := s.tree().OpenDir(s.volumeDirs("")[1])
-	if err != nil {
-		return nil, err
-	}
+// lockVolumes opens and locks the directory of the namespace's volumes, and waits for the lock unless how has LOCK_NB. What it returns is the
+// directory that the store has, which whoever removes it has locked. The error is fs.ErrNotExist if there is none.
+func (s *Containers) lockVolumes(ctx context.Context, how int) (*os.File, error) {
+	name := s.volumeDirs("")[1]
 	for {
-		switch err = unix.Flock(int(d.Fd()), how); {
-		case errors.Is(err, unix.EINTR):
-			continue
-		case errors.Is(err, unix.EWOULDBLOCK):
-			err = busy("volumes of namespace %s are just being made", s.namespace)
+		if err := s.checkDirs(s.volumeDirs("")); err != nil {
+			return nil, err
 		}
-		break
-	}
-	if err != nil {
+		d, err := s.tree().OpenDir(name)
+		if err != nil {
+			return nil, err
+		}
+		if err := disk.LockContext(ctx, d, how); err != nil { // which closes d
+			return nil, err
+		}
+		locked, err := d.Stat()
+		if now, serr := os.Lstat(d.Name()); err == nil && serr == nil && os.SameFile(locked, now) {
+			return d, nil
+		}
 		_ = d.Close()
-		return nil, err
+		if err != nil {
+			return nil, err
+		}
 	}
-	return d, nil
+}
+
+// shareVolumes makes the directory of the namespace's volumes unless it is there, and locks it: while it is locked nothing in it is removed.
+func (s *Containers) shareVolumes(ctx context.Context) (*os.File, error) {
+	for {
+		var err error
+		for _, dir := range s.volumeDirs("") {
+			if merr := s.makeDir(dir); err == nil && !errors.Is(merr, fs.ErrExist) {
+				err = merr
+			}
+		}
+		if err == nil {
+			s.sweepVolumes(ctx)
+			var lock *os.File
+			if lock, err = s.lockVolumes(ctx, unix.LOCK_SH); err == nil {
+				return lock, nil
+			}
+		}
+		if !errors.Is(err, fs.ErrNotExist) || ctx.Err() != nil { // else it was removed meanwhile
+			return nil, err
+		}
+	}
 }
 
 // Volume returns the directory of a volume. If there is none of that name it makes one: fill is called with an empty directory, and the
 // volume is there once that is on disk. Who calls it has written down the name in a container's record.
-func (s *Containers) Volume(name string, fill func(dir *os.File) error) (path string, err error) {
+func (s *Containers) Volume(ctx context.Context, name string, fill func(dir *os.File) error) (path string, err error) {
 	if err := CheckVolume(name); err != nil {
 		return "", err
 	}
-	for _, dir := range s.volumeDirs("") {
-		if err := s.makeDir(dir); err != nil && !errors.Is(err, fs.ErrExist) {
-			return "", fmt.Errorf("volume %s: %w", name, err)
-		}
-	}
-	lock, err := s.lockVolumes(unix.LOCK_SH) // while it is held nothing is removed
+	lock, err := s.shareVolumes(ctx)
 	if err != nil {
 		return "", fmt.Errorf("volume %s: %w", name, err)
 	}
@@ -175,42 +196,51 @@ func (s *Containers) volumeUsers() (map[string][]string, error) {
 }
 
 // RemoveVolume removes a volume with its files. The error is FailedPrecondition if a container uses it, and NotFound if there is none.
-func (s *Containers) RemoveVolume(name string) error {
+func (s *Containers) RemoveVolume(ctx context.Context, name string) error {
 	if err := CheckVolume(name); err != nil {
 		return err
 	}
-	err := func() error {
-		lock, err := s.lockVolumes(unix.LOCK_EX | unix.LOCK_NB)
-		if errors.Is(err, fs.ErrNotExist) {
-			return notFound("no volume %s", name)
-		}
-		if err != nil {
-			return err
-		}
-		defer lock.Close()
-		s.removeStaleVolumes(lock)
-		users, err := s.volumeUsers()
-		if err != nil {
-			return err
-		}
-		if len(users[name]) > 0 {
-			return failed("it is used by %s", strings.Join(users[name], ", "))
-		}
-		gone := filepath.Join(s.volumeDirs("")[1], newVolume+NewID())
-		if err := s.tree().Rename(s.volumeDirs(name)[2], gone); errors.Is(err, fs.ErrNotExist) {
-			return notFound("no volume %s", name)
-		} else if err != nil {
-			return err
-		}
-		return s.tree().RemoveAll(gone)
-	}()
-	if err != nil {
+	if err := s.removeVolume(ctx, name); errors.Is(err, fs.ErrNotExist) {
+		return notFound("no volume %s", name)
+	} else if err != nil {
 		return fmt.Errorf("remove volume %s: %w", name, err)
+	}
+	return nil
+}
+
+func (s *Containers) removeVolume(ctx context.Context, name string) error {
+	lock, err := s.lockVolumes(ctx, unix.LOCK_EX)
+	if err != nil {
+		return err
+	}
+	defer lock.Close()
+	s.removeStaleVolumes(lock)
+	users, err := s.volumeUsers()
+	if err != nil {
+		return err
+	}
+	if len(users[name]) > 0 {
+		return failed("it is used by %s", strings.Join(users[name], ", "))
+	}
+	gone := filepath.Join(s.volumeDirs("")[1], newVolume+NewID())
+	if err := s.tree().Rename(s.volumeDirs(name)[2], gone); err != nil {
+		return err
+	}
+	if err := s.tree().RemoveAll(gone); err != nil {
+		return err
 	}
 	for _, dir := range slices.Backward(s.volumeDirs("")) {
 		_ = s.tree().RemoveDir(dir) // if it is empty
 	}
 	return nil
+}
+
+// sweepVolumes removes what killed processes left, unless another process makes or removes a volume just now.
+func (s *Containers) sweepVolumes(ctx context.Context) {
+	if lock, err := s.lockVolumes(ctx, unix.LOCK_EX|unix.LOCK_NB); err == nil {
+		s.removeStaleVolumes(lock)
+		_ = lock.Close()
+	}
 }
 
 // removeStaleVolumes removes what killed processes left. Nobody makes a volume while the caller has the lock alone.

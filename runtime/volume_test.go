@@ -2,6 +2,7 @@ package runtime
 
 import (
 	"errors"
+	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -33,7 +34,7 @@ func TestVolumeOfMany(t *testing.T) {
 	var all sync.WaitGroup
 	for range 8 {
 		all.Go(func() {
-			path, err := s.Volume("db", func(dir *os.File) error {
+			path, err := s.Volume(t.Context(), "db", func(dir *os.File) error {
 				return os.WriteFile(filepath.Join(dir.Name(), "filled"), nil, 0o600)
 			})
 			if err != nil || path != filepath.Join(s.root, "volumes/default/db") {
@@ -59,17 +60,17 @@ func TestVolumeOfMany(t *testing.T) {
 func TestVolumeLife(t *testing.T) {
 	t.Parallel()
 	s := openVolumes(t)
-	if _, err := s.Volume("db", func(*os.File) error { return fs.ErrInvalid }); !errors.Is(err, fs.ErrInvalid) {
+	if _, err := s.Volume(t.Context(), "db", func(*os.File) error { return fs.ErrInvalid }); !errors.Is(err, fs.ErrInvalid) {
 		t.Fatal(err)
 	}
 	if all, err := s.Volumes(); len(all) != 0 || err != nil {
 		t.Fatalf("%v: %v", all, err)
 	}
 	empty := func(*os.File) error { return nil }
-	if _, err := s.Volume("db", empty); err != nil {
+	if _, err := s.Volume(t.Context(), "db", empty); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := s.Volume("db", func(*os.File) error { return errors.New("filled again") }); err != nil {
+	if _, err := s.Volume(t.Context(), "db", func(*os.File) error { return errors.New("filled again") }); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := s.Create(t.Context(), Record{ID: "user", Volumes: []string{"db"}}, "", nil); err != nil {
@@ -79,7 +80,7 @@ func TestVolumeLife(t *testing.T) {
 	if err != nil || len(all) != 1 || strings.Join(all[0].Containers, " ") != "user" {
 		t.Errorf("%v: %v", all, err)
 	}
-	if err := s.RemoveVolume("db"); !errdefs.IsFailedPrecondition(err) {
+	if err := s.RemoveVolume(t.Context(), "db"); !errdefs.IsFailedPrecondition(err) {
 		t.Errorf("one in use is removed: %v", err)
 	}
 	user, err := s.Get("user")
@@ -92,14 +93,151 @@ func TestVolumeLife(t *testing.T) {
 	if err := os.Mkdir(filepath.Join(s.root, "volumes/default", newVolume+"killed"), 0o700); err != nil {
 		t.Fatal(err)
 	}
-	if err := s.RemoveVolume("db"); err != nil {
+	if err := s.RemoveVolume(t.Context(), "db"); err != nil {
 		t.Fatal(err)
 	}
-	if err := s.RemoveVolume("db"); !errdefs.IsNotFound(err) {
+	if err := s.RemoveVolume(t.Context(), "db"); !errdefs.IsNotFound(err) {
 		t.Errorf("none is removed: %v", err)
 	}
 	if _, err := os.Stat(filepath.Join(s.root, "volumes")); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("directories are left: %v", err)
+	}
+}
+
+// Volumes are made and removed by many at the same time: each that a container names is there, and a removal says no more than that one is
+// used, or that there is none.
+func TestVolumesComeAndGo(t *testing.T) {
+	t.Parallel()
+	root := t.TempDir()
+	state := filepath.Join(t.TempDir(), "state")
+	var makers, removers sync.WaitGroup
+	made := make(chan struct{})
+	for i := range 8 {
+		s, err := Open(root, "default", state, bound{}, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		name := fmt.Sprint("v", i/2%2)
+		if i%2 == 0 {
+			removers.Go(func() {
+				for {
+					if err := s.RemoveVolume(t.Context(), name); err != nil && !errdefs.IsFailedPrecondition(err) && !errdefs.IsNotFound(err) {
+						t.Errorf("remove: %v", err)
+						return
+					}
+					select {
+					case <-made:
+						return
+					default:
+					}
+				}
+			})
+			continue
+		}
+		makers.Go(func() {
+			for range 12 {
+				c, err := s.Create(t.Context(), Record{ID: fmt.Sprint("c", i), Volumes: []string{name}}, "", func(*Container) error {
+					path, err := s.Volume(t.Context(), name, func(dir *os.File) error {
+						return os.WriteFile(filepath.Join(dir.Name(), "filled"), nil, 0o600)
+					})
+					if err == nil {
+						_, err = os.Stat(filepath.Join(path, "filled"))
+					}
+					return err
+				})
+				if err != nil {
+					t.Errorf("create: %v", err)
+					return
+				}
+				if _, err := os.Stat(filepath.Join(root, "volumes/default", name, "filled")); err != nil {
+					t.Errorf("the volume of a container: %v", err)
+				}
+				if _, err := c.Remove(t.Context(), false); err != nil {
+					t.Errorf("remove the container: %v", err)
+				}
+			}
+		})
+	}
+	makers.Wait()
+	close(made)
+	removers.Wait()
+}
+
+// A maker that has waited for a directory which was removed meanwhile makes another one.
+func TestVolumeInARemovedDirectory(t *testing.T) {
+	t.Parallel()
+	s := openVolumes(t)
+	lock, err := s.shareVolumes(t.Context())
+	if err == nil {
+		err = unix.Flock(int(lock.Fd()), unix.LOCK_EX)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	made := make(chan error)
+	go func() {
+		_, err := s.Volume(t.Context(), "db", func(*os.File) error { return nil })
+		made <- err
+	}()
+	until(t, "a maker that waits", func() bool {
+		locks, err := os.ReadFile("/proc/locks")
+		var st unix.Stat_t
+		return err != nil || unix.Fstat(int(lock.Fd()), &st) != nil || waitsFor(string(locks), st.Ino)
+	})
+	if err := errors.Join(os.Remove(lock.Name()), os.Remove(filepath.Dir(lock.Name())), lock.Close()); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-made; err != nil {
+		t.Error(err)
+	}
+	if all, err := s.Volumes(); err != nil || len(all) != 1 {
+		t.Errorf("%v: %v", all, err)
+	}
+}
+
+// waitsFor reports whether a line of /proc/locks is of a process that waits for the lock of a file.
+func waitsFor(locks string, inode uint64) bool {
+	for line := range strings.Lines(locks) {
+		if strings.Contains(line, "->") && strings.Contains(line, fmt.Sprintf(":%d ", inode)) {
+			return true
+		}
+	}
+	return false
+}
+
+// A volume that is made removes what a killed maker of another one has left, and not what one that lives makes.
+func TestVolumeOfAKilledMaker(t *testing.T) {
+	t.Parallel()
+	s := openVolumes(t)
+	names := func() (all []string) {
+		entries, err := os.ReadDir(filepath.Join(s.root, "volumes/default"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, e := range entries {
+			all = append(all, e.Name())
+		}
+		return all
+	}
+	_, err := s.Volume(t.Context(), "one", func(*os.File) error {
+		left := filepath.Join(s.root, "volumes/default", newVolume+"killed")
+		if err := os.MkdirAll(filepath.Join(left, "a/b"), 0o700); err != nil {
+			return err
+		}
+		_, err := s.Volume(t.Context(), "two", func(*os.File) error { return nil })
+		if _, serr := os.Stat(left); serr != nil {
+			t.Errorf("removed while a volume is made: %v", serr)
+		}
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.Volume(t.Context(), "three", func(*os.File) error { return nil }); err != nil {
+		t.Fatal(err)
+	}
+	if got := strings.Join(names(), " "); got != "one three two" {
+		t.Errorf("there are %s", got)
 	}
 }
 
@@ -109,10 +247,10 @@ func TestVolumeHostile(t *testing.T) {
 	empty := func(*os.File) error { return nil }
 	s := openVolumes(t)
 	for _, name := range []string{"", ".", "..", "a/b", "/a", "../a", "a/../b", ".new-x", "a b", "a\n", strings.Repeat("a", 77)} {
-		if _, err := s.Volume(name, empty); !errdefs.IsInvalidArgument(err) {
+		if _, err := s.Volume(t.Context(), name, empty); !errdefs.IsInvalidArgument(err) {
 			t.Errorf("%q: %v", name, err)
 		}
-		if err := s.RemoveVolume(name); !errdefs.IsInvalidArgument(err) {
+		if err := s.RemoveVolume(t.Context(), name); !errdefs.IsInvalidArgument(err) {
 			t.Errorf("remove %q: %v", name, err)
 		}
 	}
@@ -135,10 +273,10 @@ func TestVolumeHostile(t *testing.T) {
 		if err := make(s.root); err != nil {
 			t.Fatal(err)
 		}
-		if path, err := s.Volume("db", empty); !errdefs.IsFailedPrecondition(err) {
+		if path, err := s.Volume(t.Context(), "db", empty); !errdefs.IsFailedPrecondition(err) {
 			t.Errorf("%s: %s, %v", name, path, err)
 		}
-		_ = s.RemoveVolume("db")
+		_ = s.RemoveVolume(t.Context(), "db")
 		if _, err := os.Stat(filepath.Join(outside, "kept")); err != nil {
 			t.Fatalf("%s: %v", name, err)
 		}
@@ -246,7 +384,7 @@ func TestStoredFilesStayThoseThatWereChecked(t *testing.T) {
 			}
 		}
 		testenv.Write(t, filepath.Join(m.bundle, "rootfs/etc/hosts"), "")
-		volume, err := all.Volume("db", func(dir *os.File) error {
+		volume, err := all.Volume(t.Context(), "db", func(dir *os.File) error {
 			return os.WriteFile(filepath.Join(dir.Name(), "file"), []byte("the volume's"), 0o644)
 		})
 		if err != nil {

@@ -172,7 +172,7 @@ func newVolumes(o *containers.Flags) *cobra.Command {
 			if err := containers.BeRoot(); err != nil { // whose files may be other users'
 				return err
 			}
-			return cli.Each(c, args, all.RemoveVolume)
+			return cli.Each(c, args, func(name string) error { return all.RemoveVolume(c.Context(), name) })
 		}
 		list, lerr := all.Volumes()
 		write := func(v runtime.Volume) error { return r.Write(v, v.Name, strings.Join(v.Containers, ",")) }

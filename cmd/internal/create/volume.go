@@ -38,7 +38,7 @@ func bindVolumes(mounts []specs.Mount, dir func(specs.Mount) (string, error)) ([
 // volume returns the directory of a volume. A new one gets what the container has where it is to be mounted: the files, and the
 // directory's owner and mode. rootfs is "" for the container's own.
 func volume(ctx context.Context, all *runtime.Containers, c *runtime.Container, m specs.Mount, rootfs string) (string, error) {
-	return all.Volume(m.Source, func(dir *os.File) error {
+	return all.Volume(ctx, m.Source, func(dir *os.File) error {
 		if rootfs == "" {
 			rootfs = filepath.Join(c.Dir(), "rootfs")
 		}
