@@ -154,14 +154,15 @@ func Parts(document []byte) []v1.Descriptor {
 	return parts
 }
 
-// Target returns what ref, a name or a digest, points at. For a digest it is an image without a name. NotFound if there is
-// no such name or blob.
+// Target returns what ref points at: a name, as [Names.Lookup] finds it; NAME@DIGEST; a digest; or the beginning of a blob's digest, as
+// [content.Store.Complete] takes it. For a digest it is an image without a name. NotFound if there is no such name or blob,
+// InvalidArgument if the digest is malformed or its beginning ambiguous, NotImplemented if its algorithm is not supported.
 func (w Walker) Target(ctx context.Context, names *Names, ref string) (Image, error) {
-	if dgst, err := digest.Parse(ref); err == nil {
-		d, err := w.Describe(ctx, dgst)
-		return Image{Target: d}, err
+	img, dgst, err := names.find(ctx, ref, names.Lookup)
+	if dgst != "" {
+		img.Target, err = w.Describe(ctx, dgst)
 	}
-	return names.Get(ref)
+	return img, err
 }
 
 // read returns the bytes of a blob. DataLoss if it does not hash to its name, InvalidArgument if it is larger than

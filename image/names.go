@@ -178,15 +178,20 @@ func (n *Names) Read() (*Listing, error) {
 // Listing is the names of a namespace at one instant.
 type Listing struct {
 	index *layout.Index
-	at    positions // made by the first Get
+	at    positions // made by the first Get or Lookup
 }
 
 // Get returns the image of that name. NotFound when there is none.
 func (l *Listing) Get(name string) (Image, error) {
+	return get(l.index, name, l.find()(name))
+}
+
+// find returns a function that finds the first entry of a name.
+func (l *Listing) find() func(name string) int {
 	if l.at == nil {
 		l.at = newPositions(l.index)
 	}
-	return get(l.index, name, l.at.find(name))
+	return l.at.find
 }
 
 // positions is where the first entry of each name is: for callers that look up many.
@@ -410,9 +415,9 @@ func (n *Names) UpdateAll(ctx context.Context, names []string, to Image, paths .
 			}
 		}
 		for i, name := range names {
-			at := find(name)
+			at := spelled(find, name)
 			if at < 0 {
-				errs[i] = fmt.Errorf("image %s: %w", name, errdefs.ErrNotFound)
+				errs[i] = missing(find, name)
 				continue
 			}
 			img, err := decode(ix.Entries[at])
@@ -447,13 +452,14 @@ func (n *Names) Rename(ctx context.Context, old string, to *Names, name string, 
 	if err := checkName(name); err != nil {
 		return img, err
 	}
-	if n.namespace == to.namespace && old == name {
-		return img, errclass.Errorf(errdefs.ErrInvalidArgument, "rename %s: that is its name", old)
-	}
 	move := func(from, into *index) error {
-		at := from.Find(old)
+		at := spelled(from.Find, old)
 		if at < 0 {
-			return fmt.Errorf("image %s: %w", old, errdefs.ErrNotFound)
+			return missing(from.Find, old)
+		}
+		old := from.Entries[at].Name
+		if from == into && old == name {
+			return errclass.Errorf(errdefs.ErrInvalidArgument, "rename %s: that is its name", old)
 		}
 		var err error
 		if img, err = decode(from.Entries[at]); err != nil {
@@ -526,10 +532,18 @@ func (n *Names) Delete(ctx context.Context, name string) error {
 	return cmp.Or(err, errs[0])
 }
 
-// DeleteAll takes names away, all that are there in one change. For each it returns what is wrong with it alone: nil, or
-// NotFound. After an error, none is gone.
+// DeleteAll takes names away, all that are there in one change, each as [Names.Lookup] finds it. For each it returns what is wrong with
+// it alone: nil, or NotFound. After an error, none is gone.
 func (n *Names) DeleteAll(ctx context.Context, names []string) ([]error, error) {
-	return n.remove(ctx, names, func(e layout.Entry) string { return e.Name },
+	return n.remove(ctx, names, func(ix *layout.Index) func(string) string {
+		find := newPositions(ix).find
+		return func(name string) string {
+			if at := spelled(find, name); at >= 0 {
+				return ix.Entries[at].Name
+			}
+			return name
+		}
+	}, func(e layout.Entry) string { return e.Name },
 		func(name string) events.Event { return events.Event{Name: name} },
 		func(name string) error { return fmt.Errorf("image %s: %w", name, errdefs.ErrNotFound) })
 }
@@ -543,17 +557,22 @@ func (n *Names) DeleteUnnamed(ctx context.Context, digests []string) ([]error, e
 		d, _ := e.Descriptor()
 		return string(d.Digest)
 	}
-	return n.remove(ctx, digests, digestOf,
+	asGiven := func(*layout.Index) func(string) string { return func(dgst string) string { return dgst } }
+	return n.remove(ctx, digests, asGiven, digestOf,
 		func(dgst string) events.Event { return events.Event{Digest: dgst} },
 		func(dgst string) error {
 			return errclass.Errorf(errdefs.ErrNotFound, "no entry without a name points at %.80s", dgst)
 		})
 }
 
-// remove removes the entries that have one of the keys. It returns what missing says of each key that no entry has.
-func (n *Names) remove(ctx context.Context, keys []string, keyOf func(layout.Entry) string, event func(key string) events.Event, missing func(key string) error) ([]error, error) {
-	errs := make([]error, len(keys))
+// remove removes the entries whose key is what actual makes of one of the keys given. It returns what missing says of each key that no entry has.
+func (n *Names) remove(ctx context.Context, given []string, actual func(*layout.Index) func(key string) string, keyOf func(layout.Entry) string, event func(key string) events.Event, missing func(key string) error) ([]error, error) {
+	errs := make([]error, len(given))
 	err := n.changeExisting(ctx, func(ix *index) error {
+		keys, of := make([]string, len(given)), actual(ix.Index)
+		for i, key := range given {
+			keys[i] = of(key)
+		}
 		there := make(map[string]bool, len(keys))
 		for _, key := range keys {
 			there[key] = false

@@ -7,6 +7,9 @@ import (
 	"github.com/distribution/reference"
 )
 
+// DefaultTag is the tag of a reference that has neither tag nor digest.
+const DefaultTag = "latest"
+
 // maxRepository bounds the name of a repository without its host, in bytes: clients limit both together to 255.
 const maxRepository = 255
 
@@ -47,4 +50,34 @@ func Split(name string) (repository, tag string, ok bool) {
 		return "", "", false
 	}
 	return repository, tag, IsRepository(repository)
+}
+
+// The repositories of docker's own registry that have no user are in library, which is left out where people write them.
+const hub, official = "docker.io/", "docker.io/library/"
+
+// Normalize returns the name in which docker.io/redis is docker.io/library/redis. It adds no tag.
+func Normalize(name string) string {
+	if short, ok := strings.CutPrefix(name, hub); ok && short != "" && !strings.Contains(short, "/") {
+		return official + short
+	}
+	return name
+}
+
+// Spellings returns the names under which a store may have what a user calls name, in the order in which they count: name, and if it has
+// neither tag nor digest, name with the default tag; each as [Normalize] makes it, and then as stores may have it that were made before
+// names were normalized.
+func Spellings(name string) []string {
+	tagged := []string{name}
+	if base := name[strings.LastIndexByte(name, '/')+1:]; base != "" && !strings.ContainsAny(base, ":@") {
+		tagged = append(tagged, name+":"+DefaultTag)
+	}
+	var all []string
+	for _, s := range tagged {
+		full := Normalize(s)
+		all = append(all, full)
+		if short, ok := strings.CutPrefix(full, official); ok && !strings.Contains(short, "/") {
+			all = append(all, hub+short)
+		}
+	}
+	return all
 }

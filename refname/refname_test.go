@@ -1,6 +1,7 @@
 package refname
 
 import (
+	"slices"
 	"strings"
 	"testing"
 )
@@ -42,6 +43,31 @@ func TestSplit(t *testing.T) {
 		}
 		if repository != c.repository || tag != c.tag || ok != (c.repository != "") {
 			t.Errorf("Split(%q) = %q, %q, %t", c.name, repository, tag, ok)
+		}
+	}
+}
+
+func TestSpellings(t *testing.T) {
+	t.Parallel()
+	const dgst = "@sha256:44136fa355b3678a1146ad16f7e8649e94fb4fc21fe77e8310c060f61caaff8a"
+	for name, want := range map[string][]string{
+		"docker.io/redis:7":         {"docker.io/library/redis:7", "docker.io/redis:7"},
+		"docker.io/library/redis:7": {"docker.io/library/redis:7", "docker.io/redis:7"},
+		"docker.io/redis":           {"docker.io/library/redis", "docker.io/redis", "docker.io/library/redis:latest", "docker.io/redis:latest"},
+		"docker.io/redis" + dgst:    {"docker.io/library/redis" + dgst, "docker.io/redis" + dgst},
+		"docker.io/me/redis":        {"docker.io/me/redis", "docker.io/me/redis:latest"},
+		"localhost:5000/x":          {"localhost:5000/x", "localhost:5000/x:latest"},
+		"localhost:5000/x:1":        {"localhost:5000/x:1"},
+		"docker.io/":                {"docker.io/"},
+		"docker.io/library/":        {"docker.io/library/", "docker.io/"},
+		"./dir":                     {"./dir", "./dir:latest"},
+		"./dir:a/b:1":               {"./dir:a/b:1"},
+		"ssh::host/dir":             {"ssh::host/dir", "ssh::host/dir:latest"},
+		"x":                         {"x", "x:latest"},
+		"":                          {""},
+	} {
+		if got := Spellings(name); !slices.Equal(got, want) {
+			t.Errorf("Spellings(%q) = %q, want %q", name, got, want)
 		}
 	}
 }

@@ -50,7 +50,7 @@ func ParseReference(s string) (Reference, error) {
 	case dgst != "":
 		r.Object = dgst
 	case tag == "":
-		tag, r.Object = "latest", "latest"
+		tag, r.Object = refname.DefaultTag, refname.DefaultTag
 	}
 	r.Name = r.Locator
 	if tag != "" {

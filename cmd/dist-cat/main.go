@@ -113,7 +113,7 @@ func (f flushed) ReadFrom(r io.Reader) (int64, error) {
 
 // find returns the digest of what is to be written.
 func find(ctx context.Context, f *image.Finder, w image.Walker, object string) (digest.Digest, error) {
-	img, err := f.Find(object)
+	img, err := f.Find(ctx, object)
 	d := img.Target
 	if err == nil && w.Platform != nil {
 		d, err = w.Manifest(ctx, d)

@@ -31,6 +31,13 @@ func newCommand() *cobra.Command {
 			return err
 		}
 		err = cli.Each(c, args, func(object string) error {
+			if content.IsAbbreviation(object) {
+				dgst, err := s.Complete(c.Context(), object)
+				if err != nil {
+					return err
+				}
+				return cli.Usagef("%s is not a whole digest, so nothing is deleted; it stands for %s", object, dgst)
+			}
 			if err := s.Delete(c.Context(), digest.Digest(object)); err != nil {
 				return err
 			}

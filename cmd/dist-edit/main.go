@@ -12,6 +12,7 @@ import (
 	"distkit/content"
 	"distkit/errclass"
 	"distkit/image"
+	"distkit/refname"
 
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
@@ -66,14 +67,14 @@ func newCommand() *cobra.Command {
 		if n := c.ArgsLenAtDash(); n >= 0 {
 			args, e.command = args[:n], args[n:]
 		}
-		img, err := (&image.Finder{Names: names}).Find(args[0])
+		img, err := (&image.Finder{Names: names}).Find(c.Context(), args[0])
 		if err != nil {
 			return err
 		}
 		named := img.Name != ""
 		i := imageEdit{store: s, names: names, replace: *replace, name: img.Name, old: img.Target, labels: img.Labels}
 		if len(args) > 1 {
-			i.newName = args[1]
+			i.newName = refname.Normalize(args[1])
 			// Before a person edits it, not only once it is made.
 			if _, err := names.Get(i.newName); err == nil && !*replace {
 				return errclass.Errorf(errdefs.ErrAlreadyExists, "image %s: already exists; --replace lets it point at the outcome", i.newName)

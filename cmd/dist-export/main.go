@@ -92,7 +92,7 @@ func newCommand() *cobra.Command {
 func lookup(c *cobra.Command, args []string, store *content.Store, names *image.Names) (images []image.Image, err error) {
 	finder := image.Finder{Names: names}
 	err = cli.Each(c, args, func(object string) error {
-		img, err := finder.Find(object)
+		img, err := finder.Find(c.Context(), object)
 		if err == nil && img.Name == "" {
 			img.Target, err = image.Walker{Store: store}.Describe(c.Context(), img.Target.Digest)
 		}

@@ -47,7 +47,13 @@ func main() {
 		sweep := image.Sweep{Store: store, Before: before, DryRun: *dryRun, Wait: *wait, Damaged: out.goOn, Leftovers: out.leftover}
 		if *explain != "" {
 			out.records.Columns("REASON", "NAMESPACE", "NAME", "TARGET")
-			if err := sweep.Explain(c.Context(), digest.Digest(*explain), out.reason); err != nil {
+			dgst := digest.Digest(*explain)
+			if content.IsAbbreviation(*explain) {
+				if dgst, err = store.Complete(c.Context(), *explain); err != nil {
+					return err
+				}
+			}
+			if err := sweep.Explain(c.Context(), dgst, out.reason); err != nil {
 				return err
 			}
 			return out.close(false, false)

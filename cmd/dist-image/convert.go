@@ -5,8 +5,8 @@ import (
 
 	"distkit/cmd/internal/cli"
 	"distkit/image"
+	"distkit/refname"
 
-	"github.com/opencontainers/go-digest"
 	"github.com/spf13/cobra"
 )
 
@@ -30,19 +30,19 @@ func newConvert() *cobra.Command {
 				return err
 			}
 		}
-		put, name := names.Replace, args[0]
-		if len(args) == 2 {
-			name = args[1]
-			if !*replace {
-				put = names.Create
-			}
-		}
-		if _, err := digest.Parse(args[0]); err == nil && len(args) == 1 {
-			return cli.Usagef("a NEW name is wanted: %s has none", args[0])
+		put := names.Replace
+		if len(args) == 2 && !*replace {
+			put = names.Create
 		}
 		old, err := w.Target(c.Context(), names, args[0])
 		if err != nil {
 			return err
+		}
+		name := old.Name
+		if len(args) == 2 {
+			name = refname.Normalize(args[1])
+		} else if name == "" {
+			return cli.Usagef("a NEW name is wanted: %s has none", args[0])
 		}
 		// For as long as this process lives: what is made has no name yet.
 		if _, err := store.Hold(c.Context()); err != nil {

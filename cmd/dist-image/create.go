@@ -5,6 +5,7 @@ import (
 
 	"distkit/cmd/internal/cli"
 	"distkit/image"
+	"distkit/refname"
 
 	"github.com/opencontainers/go-digest"
 	"github.com/spf13/cobra"
@@ -50,7 +51,7 @@ func newCreate() *cobra.Command {
 		if *replace {
 			put = names.Replace
 		}
-		img, err := put(c.Context(), args[0], target)
+		img, err := put(c.Context(), refname.Normalize(args[0]), target)
 		if err != nil {
 			return err
 		}

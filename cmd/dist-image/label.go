@@ -78,7 +78,7 @@ func label(c *cobra.Command, names *image.Names, objects []string, changes map[s
 		}
 		all = make([]image.Image, len(objects))
 		for i, name := range objects {
-			all[i], errs[i] = listing.Get(name)
+			all[i], errs[i] = listing.Lookup(name)
 		}
 	}
 	clear(images)

@@ -2,6 +2,7 @@ package main
 
 import (
 	"distkit/image"
+	"distkit/refname"
 
 	"github.com/spf13/cobra"
 )
@@ -26,7 +27,7 @@ func newMv() *cobra.Command {
 				return err
 			}
 		}
-		img, err := names.Rename(c.Context(), args[0], to, args[1], *replace)
+		img, err := names.Rename(c.Context(), args[0], to, refname.Normalize(args[1]), *replace)
 		if err != nil {
 			return err
 		}

@@ -16,6 +16,7 @@ import (
 	"distkit/content"
 	"distkit/image"
 	"distkit/image/transfer"
+	"distkit/refname"
 
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
 	"github.com/spf13/cobra"
@@ -55,6 +56,7 @@ func newCommand() *cobra.Command {
 				return cli.Usagef("--%s is empty", name)
 			}
 		}
+		o.Name, o.BaseName = refname.Normalize(o.Name), refname.Normalize(o.BaseName)
 		switch {
 		case *all:
 			o.Select = transfer.All

@@ -63,7 +63,11 @@ func newCommand() *cobra.Command {
 			return s.Info(c.Context(), dgst)
 		}
 		err = cli.Each(c, args[:n], func(object string) error {
-			info, err := label(digest.Digest(object))
+			dgst, err := s.Complete(c.Context(), object)
+			if err != nil {
+				return err
+			}
+			info, err := label(dgst)
 			if err != nil {
 				return err
 			}

@@ -14,8 +14,8 @@ import (
 func main() { cli.Main(newCommand()) }
 
 type record struct {
-	Digest string `json:"digest"`
-	Path   string `json:"path"`
+	Digest digest.Digest `json:"digest"`
+	Path   string        `json:"path"`
 }
 
 func newCommand() *cobra.Command {
@@ -38,14 +38,18 @@ func newCommand() *cobra.Command {
 			_ = quiet.Value.Set("true")
 		}
 		err = cli.Each(c, args, func(object string) error {
-			path, err := s.Path(digest.Digest(object))
+			dgst, err := s.Complete(c.Context(), object)
+			if err != nil {
+				return err
+			}
+			path, err := s.Path(dgst)
 			if err != nil {
 				return err
 			}
 			if out.Quiet() {
 				return out.WriteKey(path)
 			}
-			return out.Write(record{object, path}, object, path)
+			return out.Write(record{dgst, path}, dgst, path)
 		})
 		return cmp.Or(err, out.Close())
 	}

@@ -121,10 +121,11 @@ func (v verification) run(c *cobra.Command, args []string) error {
 	var err error
 	if len(args) > 0 {
 		err = cli.Each(c, args, func(object string) error {
-			if err := content.Validate(digest.Digest(object)); err != nil {
+			dgst, err := v.store.Complete(ctx, object)
+			if err != nil {
 				return err
 			}
-			return check(digest.Digest(object))
+			return check(dgst)
 		})
 	} else if err = v.store.Digests(ctx, check); err == nil {
 		err = v.store.Strays(ctx, func(path string) error {
