@@ -1,7 +1,9 @@
 package cmd_test
 
 import (
+	"io/fs"
 	"os"
+	"path/filepath"
 	"regexp"
 	"slices"
 	"strings"
@@ -78,4 +80,47 @@ func shortFlags(word string) (flags []string) {
 		}
 	}
 	return flags
+}
+
+// TestMapPageNamesWhatThereIs holds the functions that CONTRIBUTING.md names, as package.Function or package.Type.Method, to those that there are.
+func TestMapPageNamesWhatThereIs(t *testing.T) {
+	text, err := os.ReadFile("../CONTRIBUTING.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	dirs := map[string][]string{} // of each package
+	err = filepath.WalkDir("..", func(name string, d fs.DirEntry, err error) error {
+		if err == nil && d.IsDir() {
+			dirs[d.Name()] = append(dirs[d.Name()], name)
+		}
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	names := regexp.MustCompile("`([a-z]+)((?:\\.[A-Z][A-Za-z]+){1,2})`").FindAllStringSubmatch(string(text), -1)
+	if len(names) < 10 {
+		t.Errorf("only %d names were found", len(names))
+	}
+	for _, m := range names {
+		words := strings.Split(m[2][1:], ".")
+		declared := regexp.MustCompile(`(?m)^(func|type) ` + words[0] + `\b`)
+		if len(words) == 2 {
+			declared = regexp.MustCompile(`(?m)^func \(\w+ \*?` + words[0] + `\) ` + words[1] + `\b`)
+		}
+		found := false
+		for _, dir := range dirs[m[1]] {
+			files, _ := filepath.Glob(dir + "/*.go")
+			for _, file := range files {
+				b, err := os.ReadFile(file)
+				if err != nil {
+					t.Fatal(err)
+				}
+				found = found || declared.Match(b)
+			}
+		}
+		if !found {
+			t.Errorf("CONTRIBUTING.md names %s, which is not there", m[0])
+		}
+	}
 }
