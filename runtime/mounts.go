@@ -185,6 +185,13 @@ func bind(f *os.File, target string, users *os.File) error {
 	return err
 }
 
+// OpenRootfs opens the directory on which the container's snapshot is mounted. The error is FailedPrecondition if a stranger could have put
+// another one in its place.
+func (c *Container) OpenRootfs() (*os.File, error) {
+	parts, _ := c.set.stored(c.path("rootfs"))
+	return c.set.openStored(parts)
+}
+
 // stored returns the components of a path below the store's root if it is that of a volume, or of something in a container's directory.
 func (s *Containers) stored(path string) (parts []string, ok bool) {
 	rel, err := filepath.Rel(s.root, path)

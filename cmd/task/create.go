@@ -118,7 +118,7 @@ func (m *creation) whole(c *cobra.Command, r runtime.Record, cmd []string) (*run
 	q := create.Request{
 		Of: m.of, Record: r, Spec: o,
 		Image: m.image, Platform: m.platform, Checkpoint: m.checkpoint, Driver: m.driver,
-		Network: m.net, Publish: m.publish, Names: *m.names, Secrets: secrets, Warnings: c.ErrOrStderr(),
+		Network: m.net, Publish: m.publish, Names: *m.names, Secrets: secrets, Warnings: c.ErrOrStderr(), Warn: func(err error) { cli.Report(c, err) },
 	}
 	return q.Container(c.Context())
 }

@@ -133,6 +133,7 @@ func (d *distRun) run(c *cobra.Command, args []string) error {
 		return err
 	}
 	q.Spec.Args, q.Of, q.Names, q.Warnings = args, d.of, *d.names, c.ErrOrStderr()
+	q.Warn = func(err error) { cli.Report(c, err) }
 	q.Record.ID, q.Record.Runtime = d.id, d.which.Name()
 	p, err := runtime.Identify(d.owner)
 	if err != nil {

@@ -48,7 +48,8 @@ type Request struct {
 	Names           spec.Names
 	Secrets         []runtime.Secret
 
-	Warnings io.Writer // where run-net's warnings go
+	Warnings io.Writer   // where run-net's warnings go
+	Warn     func(error) // tells what a new volume could not be given
 
 	shared *nameFiles // if it joins another container's network
 }
@@ -192,7 +193,7 @@ func (q *Request) Container(ctx context.Context) (*runtime.Container, error) {
 		}
 		o := o
 		var err error
-		if o.Mounts, err = bindVolumes(o.Mounts, func(m specs.Mount) (string, error) { return volume(ctx, all, c, m, o.Rootfs) }); err != nil {
+		if o.Mounts, err = bindVolumes(o.Mounts, func(m specs.Mount) (string, error) { return q.volume(ctx, all, c, m, o.Rootfs) }); err != nil {
 			return err
 		}
 		return complete(c, files.mount(c, o))

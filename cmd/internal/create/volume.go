@@ -6,10 +6,10 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"path/filepath"
 	"slices"
 
 	"distkit/archive"
+	"distkit/cmd/internal/cli"
 	"distkit/errclass"
 	"distkit/runtime"
 	"distkit/runtime/spec"
@@ -36,13 +36,14 @@ func bindVolumes(mounts []specs.Mount, dir func(specs.Mount) (string, error)) ([
 }
 
 // volume returns the directory of a volume. A new one gets what the container has where it is to be mounted: the files, and the
-// directory's owner and mode. rootfs is "" for the container's own.
-func volume(ctx context.Context, all *runtime.Containers, c *runtime.Container, m specs.Mount, rootfs string) (string, error) {
+// directory's owner and mode. rootfs is "" for the container's own. What could not be set is told.
+func (q *Request) volume(ctx context.Context, all *runtime.Containers, c *runtime.Container, m specs.Mount, rootfs string) (string, error) {
 	return all.Volume(ctx, m.Source, func(dir *os.File) error {
-		if rootfs == "" {
-			rootfs = filepath.Join(c.Dir(), "rootfs")
+		open := c.OpenRootfs
+		if rootfs != "" {
+			open = func() (*os.File, error) { return os.OpenFile(rootfs, os.O_RDONLY|unix.O_DIRECTORY, 0) }
 		}
-		root, err := os.OpenFile(rootfs, os.O_RDONLY|unix.O_DIRECTORY, 0)
+		root, err := open()
 		if err != nil {
 			return err
 		}
@@ -62,15 +63,19 @@ func volume(ctx context.Context, all *runtime.Containers, c *runtime.Container, 
 		if st.Mode&unix.S_IFMT != unix.S_IFDIR {
 			return errclass.Errorf(errdefs.ErrInvalidArgument, "%s in the container: %w", m.Destination, unix.ENOTDIR)
 		}
-		if err := copyFiles(ctx, from, dir); err != nil {
+		unset, err := copyFiles(ctx, from, dir)
+		if err != nil {
 			return err
+		}
+		if len(unset) > 0 {
+			q.Warn(fmt.Errorf("volume %s: could not set %s", m.Source, cli.Counts(unset)))
 		}
 		return errors.Join(dir.Chown(int(st.Uid), int(st.Gid)), unix.Fchmod(int(dir.Fd()), st.Mode&0o7777))
 	})
 }
 
-// copyFiles copies what is in one directory into another, which is empty.
-func copyFiles(ctx context.Context, from, to *os.File) error {
+// copyFiles copies what is in one directory into another, which is empty, and counts what could not be set of the copies.
+func copyFiles(ctx context.Context, from, to *os.File) (unset map[string]int64, err error) {
 	path := func(f *os.File) string { return fmt.Sprintf("/proc/self/fd/%d", f.Fd()) }
 	out, in := io.Pipe()
 	done := make(chan struct{})
@@ -79,8 +84,8 @@ func copyFiles(ctx context.Context, from, to *os.File) error {
 		_, err := archive.Diff(ctx, in, "", path(from), archive.DiffOptions{Archive: true, Compression: archive.Uncompressed})
 		_ = in.CloseWithError(err)
 	}()
-	_, err := archive.Apply(ctx, path(to), out, archive.Options{Archive: true})
+	r, err := archive.Apply(ctx, path(to), out, archive.Options{Archive: true})
 	_ = out.CloseWithError(err)
 	<-done // it reads from a directory that the caller closes
-	return err
+	return r.Unset, err
 }
