@@ -17,6 +17,7 @@ import (
 
 	"distkit/archive"
 	"distkit/cmd/internal/cli"
+	"distkit/cmd/internal/progress"
 	"distkit/erofs"
 )
 
@@ -119,7 +120,12 @@ func into(c *cobra.Command, dir string, do func(layer io.Reader) error) (err err
 		return err
 	}
 	defer in.Close()
-	return do(in)
+	step := progress.Begin("")
+	defer step.End()
+	if info, err := os.Stdin.Stat(); err == nil && info.Mode().IsRegular() {
+		step.Total(info.Size(), 0)
+	}
+	return do(step.Reader(in))
 }
 
 func apply(c *cobra.Command, dir string, opts archive.Options) error {
@@ -129,7 +135,7 @@ func apply(c *cobra.Command, dir string, opts archive.Options) error {
 			return err
 		}
 		if len(result.Unset) > 0 {
-			fmt.Fprintf(c.ErrOrStderr(), "%s: could not set %s\n", c.Name(), cli.Counts(result.Unset))
+			cli.Report(c, fmt.Errorf("could not set %s", cli.Counts(result.Unset)))
 		}
 		return json.NewEncoder(c.OutOrStdout()).Encode(result)
 	})

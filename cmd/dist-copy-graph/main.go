@@ -12,6 +12,7 @@ import (
 	"distkit/image"
 	"distkit/image/copygraph"
 
+	"github.com/dustin/go-humanize"
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
 	"github.com/spf13/cobra"
 )
@@ -86,7 +87,7 @@ func newCommand() *cobra.Command {
 		if *at.verify != "" && !at.intoStore() {
 			g.Gate = func(ctx context.Context) error { return at.admitAll(ctx, g, roots) }
 		}
-		if err = run(c.Context(), g, roots); err == nil && at.intoStore() && !g.DryRun {
+		if err = run(c.Context(), g, roots, at.intoStore()); err == nil && at.intoStore() && !g.DryRun {
 			err = at.name(c.Context(), g, roots, out.last)
 		}
 		if failed := end(); err == nil {
@@ -100,8 +101,8 @@ func newCommand() *cobra.Command {
 	return c
 }
 
-// run copies. It says how far it came if a signal ends it.
-func run(ctx context.Context, g *copygraph.Copy, roots []root) error {
+// run copies. If a signal ends it, its error says what is kept: in a store also the parts of objects.
+func run(ctx context.Context, g *copygraph.Copy, roots []root, intoStore bool) error {
 	var list []v1.Descriptor
 	for _, r := range roots {
 		list = append(list, r.Descriptor)
@@ -111,6 +112,10 @@ func run(ctx context.Context, g *copygraph.Copy, roots []root) error {
 		return err
 	}
 	t := g.Totals()
-	return fmt.Errorf("interrupted: %d of %d objects have landed, %d of %d bytes; the same command goes on from there",
-		t.Landed, t.Objects, t.LandedBytes, t.Bytes)
+	kept := t.LandedBytes
+	if v, ok := g.Progress.(*view); ok && intoStore {
+		kept = v.come()
+	}
+	return fmt.Errorf("interrupted: %s of %s kept, %d of %d objects whole; the same command resumes",
+		humanize.IBytes(uint64(kept)), humanize.IBytes(uint64(t.Bytes)), t.Landed, t.Objects)
 }

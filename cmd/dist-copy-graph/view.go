@@ -67,6 +67,16 @@ func (v *view) draw(last bool) {
 	v.display.Draw(v.objects, last)
 }
 
+// come returns how many bytes have come.
+func (v *view) come() (bytes int64) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	for _, o := range v.objects {
+		bytes += min(o.Offset, o.Size)
+	}
+	return bytes
+}
+
 // Expect implements copygraph.Progress.
 func (v *view) Expect(d v1.Descriptor) {
 	v.mu.Lock()

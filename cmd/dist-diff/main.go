@@ -12,6 +12,7 @@ import (
 
 	"distkit/archive"
 	"distkit/cmd/internal/cli"
+	"distkit/cmd/internal/progress"
 )
 
 func main() { cli.Main(newCmd()) }
@@ -30,6 +31,9 @@ func newCmd() *cobra.Command {
 	only := c.Flags().StringArray("only", nil, "write only what differs at `PATH` and below it")
 	exclude := c.Flags().StringArray("exclude", nil, "leave out `PATH` and what is below it")
 	c.RunE = func(c *cobra.Command, args []string) error {
+		if err := cli.Refused(); err != nil {
+			return err
+		}
 		compression, err := archive.ParseCompression(*form)
 		if err != nil {
 			return cli.Usagef("--compress: %w", err)
@@ -82,7 +86,9 @@ func diff(c *cobra.Command, lower, upper, descriptor string, opts archive.DiffOp
 		}
 		defer to.Close()
 	}
-	layer, err := archive.Diff(c.Context(), c.OutOrStdout(), lower, upper, opts)
+	step := progress.Begin("")
+	defer step.End()
+	layer, err := archive.Diff(c.Context(), step.Writer(c.OutOrStdout()), lower, upper, opts)
 	if err != nil || to == nil {
 		return err
 	}

@@ -18,6 +18,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"distkit/cmd/internal/cli"
+	"distkit/cmd/internal/progress"
 	"distkit/content"
 	"distkit/erofs"
 	"distkit/errclass"
@@ -58,8 +59,10 @@ func newCommand() *cobra.Command {
 		} else if s.size > 0 && !form.sized {
 			return cli.Usagef("--size is for ext4")
 		}
-		if err := cli.Refused(*output); err != nil {
-			return err
+		if *output == "" {
+			if err := cli.Refused("output"); err != nil {
+				return err
+			}
 		}
 		if err := s.lookup(c.Context()); err != nil {
 			return err
@@ -69,6 +72,9 @@ func newCommand() *cobra.Command {
 			return err
 		}
 		opts := erofs.Options{Strict: *strict, MaxBytes: int64(min(*maxBytes, math.MaxInt64)), MaxEntries: int64(*maxEntries), MaxMemory: int64(min(*maxMemory, math.MaxInt64))}
+		step := progress.Begin("layers")
+		defer step.End()
+		step.Total(0, int64(len(layers)))
 		make := func(w io.Writer) error {
 			b := erofs.NewBuilder(opts)
 			defer b.Close()
@@ -76,13 +82,14 @@ func newCommand() *cobra.Command {
 				if err := add(c.Context(), b, store, l); err != nil {
 					return fmt.Errorf("layer %s: %w", l.Digest, err)
 				}
+				step.Count()
 			}
 			s.scratch = opts.Scratch
-			if err := s.write(c.Context(), w, b); err != nil {
+			if err := s.write(c.Context(), step.Writer(w), b); err != nil {
 				return fmt.Errorf("write %s: %w", *name, err)
 			}
 			if len(b.Unset()) > 0 {
-				fmt.Fprintf(c.ErrOrStderr(), "%s: left out %s\n", c.Name(), cli.Counts(b.Unset()))
+				cli.Report(c, fmt.Errorf("left out %s", cli.Counts(b.Unset())))
 			}
 			return nil
 		}

@@ -14,6 +14,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"distkit/cmd/internal/cli"
+	"distkit/cmd/internal/progress"
 	"distkit/erofs"
 	"distkit/errclass"
 )
@@ -51,8 +52,10 @@ func newCmd() *cobra.Command {
 				return cli.Usagef("--expect-diff-id: %q is not a SHA-256 digest", d)
 			}
 		}
-		if err := cli.Refused(*output); err != nil {
-			return err
+		if *output == "" {
+			if err := cli.Refused("output"); err != nil {
+				return err
+			}
 		}
 		opts := erofs.Options{Index: *index, Overlay: *form == "overlay",
 			MaxBytes: int64(min(*maxBytes, math.MaxInt64)), MaxEntries: int64(*maxEntries), MaxMemory: int64(min(*maxMemory, math.MaxInt64))}
@@ -71,26 +74,30 @@ func newCmd() *cobra.Command {
 func write(c *cobra.Command, w io.Writer, layers, expect []string, opts erofs.Options) error {
 	b := erofs.NewBuilder(opts)
 	defer b.Close()
+	step := progress.Begin("layers")
+	defer step.End()
+	step.Total(0, int64(len(layers)))
 	for i, l := range layers {
 		var diffID digest.Digest
 		if len(expect) > 0 {
 			diffID = digest.Digest(expect[i])
 		}
-		if err := add(c, b, l, diffID); err != nil {
+		if err := add(c, b, l, diffID, step); err != nil {
 			return fmt.Errorf("layer %s: %w", l, err)
 		}
+		step.Count()
 	}
 	if err := b.Write(c.Context(), w); err != nil {
 		return fmt.Errorf("write image: %w", err)
 	}
 	if len(b.Unset()) > 0 {
-		fmt.Fprintf(c.ErrOrStderr(), "%s: left out %s\n", c.Name(), cli.Counts(b.Unset()))
+		cli.Report(c, fmt.Errorf("left out %s", cli.Counts(b.Unset())))
 	}
 	return nil
 }
 
 // add adds the layer in a file, or on standard input.
-func add(c *cobra.Command, b *erofs.Builder, name string, expect digest.Digest) error {
+func add(c *cobra.Command, b *erofs.Builder, name string, expect digest.Digest, step *progress.Step) error {
 	var in io.ReadCloser
 	var err error
 	if name == "-" {
@@ -104,5 +111,5 @@ func add(c *cobra.Command, b *erofs.Builder, name string, expect digest.Digest) 
 		return err
 	}
 	defer in.Close()
-	return b.Add(c.Context(), in, expect)
+	return b.Add(c.Context(), step.Reader(in), expect)
 }

@@ -2,9 +2,8 @@
 package main
 
 import (
-	"os"
-
 	"distkit/cmd/internal/cli"
+	"distkit/cmd/internal/progress"
 	"distkit/content"
 	"distkit/image"
 	"distkit/image/transfer"
@@ -31,8 +30,10 @@ func newCommand() *cobra.Command {
 	f.BoolP("zero", "z", false, "names on standard input end with NUL instead of newline")
 	c.MarkFlagsMutuallyExclusive("platform", "all-platforms", "sparse")
 	c.RunE = func(c *cobra.Command, args []string) error {
-		if _, tty := cli.IsTerminal(os.Stdout); tty && *dir == "" {
-			return cli.Usagef("standard output is a terminal: redirect it to a file or a pipe, or give --dir")
+		if *dir == "" {
+			if err := cli.Refused("dir"); err != nil {
+				return err
+			}
 		}
 		for _, name := range []string{"platform", "dir"} {
 			if f.Changed(name) && f.Lookup(name).Value.String() == "" {
@@ -80,10 +81,12 @@ func newCommand() *cobra.Command {
 		if err != nil {
 			return err // an archive has all of them, or is not begun
 		}
+		step := progress.Begin("")
+		defer step.End()
 		if *dir != "" {
 			return transfer.ExportDir(c.Context(), store, *dir, images, o)
 		}
-		return transfer.Export(c.Context(), store, c.OutOrStdout(), images, o)
+		return transfer.Export(c.Context(), store, step.Writer(c.OutOrStdout()), images, o)
 	}
 	return c
 }

@@ -2,11 +2,12 @@
 package main
 
 import (
-	"fmt"
+	"errors"
 	"os"
 	"time"
 
 	"distkit/cmd/internal/cli"
+	"distkit/cmd/internal/progress"
 	"distkit/content"
 	"distkit/disk"
 	"distkit/image"
@@ -40,7 +41,7 @@ func main() {
 		}
 		ctx := c.Context()
 		if *verbose {
-			ctx = disk.WithNotice(ctx, func(text string) { fmt.Fprintln(os.Stderr, "dist-gc:", text) })
+			ctx = disk.WithNotice(ctx, func(text string) { cli.Report(c, errors.New(text)) })
 		}
 		_, terminal := cli.IsTerminal(os.Stderr)
 		before := time.Now().Add(-*grace)
@@ -59,7 +60,9 @@ func main() {
 			return out.close(false, false)
 		}
 		sweep.Snapshots = sweepSnapshots(store.Root(), before, *dryRun, out.snapshot, out.goOn)
-		if out.Kept, err = sweep.Run(ctx, out.blob); err != nil {
+		out.step = progress.Begin(map[bool]string{false: "deleted", true: "to delete"}[*dryRun])
+		out.Kept, err = sweep.Run(ctx, out.blob)
+		if out.step.End(); err != nil {
 			return err
 		}
 		return out.close(*total, terminal || *verbose)

@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"distkit/cmd/internal/cli"
+	"distkit/cmd/internal/progress"
 	"distkit/content"
 	"distkit/image"
 
@@ -17,6 +18,7 @@ type report struct {
 	failed  cli.Tally
 	records *cli.Records
 	dryRun  *bool
+	step    *progress.Step
 	sums
 }
 
@@ -29,9 +31,16 @@ type sums struct {
 	Kept      image.Kept `json:"kept"`
 }
 
+// add adds what was deleted to the sum and to the progress.
+func (r *report) add(size int64) {
+	r.Size += size
+	r.step.Add(size)
+	r.step.Count()
+}
+
 func (r *report) blob(b content.Info) error {
 	r.Blobs++
-	r.Size += b.Size
+	r.add(b.Size)
 	record := struct {
 		Digest   string    `json:"digest"`
 		Size     int64     `json:"size"`
@@ -42,7 +51,7 @@ func (r *report) blob(b content.Info) error {
 
 func (r *report) snapshot(driver, key string, size int64, updated time.Time) error {
 	r.Snapshots++
-	r.Size += size
+	r.add(size)
 	record := struct {
 		Snapshot    string    `json:"snapshot"`
 		Snapshotter string    `json:"snapshotter"`
@@ -54,7 +63,7 @@ func (r *report) snapshot(driver, key string, size int64, updated time.Time) err
 
 func (r *report) leftover(l content.Leftover) error {
 	r.Leftovers++
-	r.Size += l.Size
+	r.add(l.Size)
 	record := struct {
 		Ingest   string    `json:"ingest,omitempty"`
 		Path     string    `json:"path"`

@@ -13,6 +13,7 @@ import (
 
 	"distkit/cmd/internal/cli"
 	"distkit/cmd/internal/gate"
+	"distkit/cmd/internal/progress"
 	"distkit/content"
 	"distkit/image"
 	"distkit/image/transfer"
@@ -114,7 +115,14 @@ func source(ctx context.Context, args []string) (from transfer.Source, done func
 	if err != nil {
 		return nil, nil, err
 	}
-	return transfer.Stream(in), func() { _ = in.Close() }, nil
+	step := progress.Begin("")
+	if info, err := os.Stdin.Stat(); err == nil && info.Mode().IsRegular() {
+		step.Total(info.Size(), 0)
+	}
+	return transfer.Stream(step.Reader(in)), func() {
+		step.End()
+		_ = in.Close()
+	}, nil
 }
 
 func load(ctx context.Context, root string, g gate.Gate, from transfer.Source, o transfer.ImportOptions) ([]image.Image, error) {

@@ -4,10 +4,10 @@ package main
 import (
 	"context"
 	"io"
-	"os"
 	"runtime/debug"
 
 	"distkit/cmd/internal/cli"
+	"distkit/cmd/internal/progress"
 	"distkit/content"
 	"distkit/image"
 	"distkit/image/layerindex"
@@ -47,7 +47,10 @@ func main() {
 		if w.Platform, err = image.ParsePlatform(*platform); err != nil {
 			return err
 		}
+		step := progress.Begin("images")
+		defer step.End()
 		err = cli.Each(c, args, func(name string) error {
+			defer step.Count()
 			img, err := w.Target(c.Context(), names, name)
 			if err != nil {
 				return err
@@ -76,8 +79,8 @@ func filter(c *cobra.Command, expect digest.Digest) error {
 	if expect != "" && expect.Validate() != nil {
 		return cli.Usagef("--expect-diff-id: %q is not a digest", expect)
 	}
-	if _, ok := cli.IsTerminal(os.Stdout); ok {
-		return cli.Usagef("standard output is a terminal: redirect it to a file or a pipe")
+	if err := cli.Refused(); err != nil {
+		return err
 	}
 	in, err := cli.LayerStdin(c.Context())
 	if err != nil {

@@ -9,6 +9,7 @@ import (
 	"runtime"
 
 	"distkit/cmd/internal/cli"
+	"distkit/cmd/internal/progress"
 	"distkit/content"
 
 	"github.com/containerd/errdefs"
@@ -56,7 +57,9 @@ func newCommand() *cobra.Command {
 		if *names {
 			return checkNames(c, s, out)
 		}
-		v := verification{store: s, jobs: *jobs, remove: *remove, found: make(chan record)}
+		step := progress.Begin("blobs")
+		defer step.End()
+		v := verification{step: step, store: s, jobs: *jobs, remove: *remove, found: make(chan record)}
 		if *resume != "" {
 			if v.journal, err = openJournal(*resume); err != nil {
 				return err
@@ -101,6 +104,7 @@ func newCommand() *cobra.Command {
 
 // verification is one run over blobs.
 type verification struct {
+	step    *progress.Step
 	store   *content.Store
 	jobs    int
 	remove  bool     // what is corrupt
@@ -142,7 +146,10 @@ func (v verification) run(c *cobra.Command, args []string) error {
 func (v verification) one(ctx context.Context, dgst digest.Digest, named bool) error {
 	err := v.store.Verify(ctx, dgst)
 	if err == nil {
-		if _, err := v.store.Info(ctx, dgst); errdefs.IsDataLoss(err) {
+		info, err := v.store.Info(ctx, dgst)
+		v.step.Add(info.Size)
+		v.step.Count()
+		if errdefs.IsDataLoss(err) {
 			v.found <- record{path.Join("labels", string(dgst.Algorithm()), dgst.Encoded()), "damaged"}
 			return nil
 		}

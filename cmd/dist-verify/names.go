@@ -5,6 +5,7 @@ import (
 	"fmt"
 
 	"distkit/cmd/internal/cli"
+	"distkit/cmd/internal/progress"
 	"distkit/content"
 	"distkit/image"
 
@@ -38,6 +39,8 @@ func checkNames(c *cobra.Command, s *content.Store, out *cli.Records) error {
 	if err != nil {
 		return err
 	}
+	step := progress.Begin("names")
+	defer step.End()
 	n := checker{walker: image.Walker{Store: s}, known: map[digest.Digest]state{}}
 	err = cli.Each(c, namespaces, func(namespace string) error {
 		names, err := all.Open(namespace)
@@ -53,6 +56,7 @@ func checkNames(c *cobra.Command, s *content.Store, out *cli.Records) error {
 			if err != nil {
 				return fmt.Errorf("name %s of namespace %s: %w", img.Name, namespace, err)
 			}
+			step.Count()
 			r := nameRecord{img.Name, namespace, img.Target.Digest, is}
 			if err := out.Write(r, r.Name, r.Namespace, r.Digest, cli.State(r.State)); err != nil {
 				return err

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"distkit/cmd/internal/cli"
+	"distkit/cmd/internal/progress"
 	"distkit/snapshot"
 
 	"github.com/spf13/cobra"
@@ -41,19 +42,24 @@ func newStack(s *store) *cobra.Command {
 		}
 		defer unix.Close(turn)
 		env := append(os.Environ(), fmt.Sprintf("DIST_WINDOW_LOCK=/proc/%d/fd/%d", os.Getpid(), turn))
+		step := progress.Begin("layers")
+		defer step.End()
 		var layers []snapshot.Layer
 		if err := cli.Each(c, []string{"-"}, func(line string) error {
 			fields := strings.Split(line, "\t")
 			layers = append(layers, snapshot.Layer{
 				Name: fields[len(fields)-1],
 				Apply: func(ctx context.Context, p snapshot.Place) error {
-					return fill(ctx, substitute(args, fields, p), env, p)
+					err := fill(ctx, substitute(args, fields, p), env, p)
+					step.Count()
+					return err
 				},
 			})
 			return nil
 		}); err != nil {
 			return err
 		}
+		step.Total(0, int64(len(layers)))
 		return sn.Stack(c.Context(), *parent, layers, *jobs, func(name string) error {
 			_, err := fmt.Fprintln(c.OutOrStdout(), name)
 			return err

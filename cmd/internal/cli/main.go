@@ -18,6 +18,7 @@ import (
 	"syscall"
 	"time"
 
+	"distkit/cmd/internal/progress"
 	"distkit/disk"
 	"distkit/errclass"
 
@@ -352,5 +353,6 @@ func Status(err error) int {
 
 // Report prints an error after which a command goes on.
 func Report(c *cobra.Command, err error) {
+	progress.Erase()
 	fmt.Fprintf(os.Stderr, "%s: %s\n", c.Root().Name(), errclass.OneLine(err.Error()))
 }

@@ -13,12 +13,17 @@ import (
 	"distkit/disk"
 )
 
-// Refused returns an error where what a command writes would go to a terminal, since name, the value of --output, is empty.
-func Refused(name string) error {
-	if _, ok := IsTerminal(os.Stdout); ok && name == "" {
-		return Usagef("standard output is a terminal: redirect it to a file or a pipe, or give --output")
+// Refused returns an error if standard output, to which a command would write what is no text, is a terminal. It names the flags that would
+// send it elsewhere.
+func Refused(flags ...string) error {
+	if _, ok := IsTerminal(os.Stdout); !ok {
+		return nil
 	}
-	return nil
+	instead := ""
+	for _, f := range flags {
+		instead += ", or give --" + f
+	}
+	return Usagef("standard output is a terminal: redirect it to a file or a pipe%s", instead)
 }
 
 // CreateOutput makes a file by write, which appears under its name when it is whole and on disk, in place of a file of that name. If it

@@ -1,4 +1,4 @@
-// Package progress draws on a terminal how objects move.
+// Package progress shows on a terminal how far a command is: how objects move ([Display]), or one line about a slow step ([Step]).
 package progress
 
 import (
@@ -9,7 +9,6 @@ import (
 
 	"github.com/dustin/go-humanize"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
-	"golang.org/x/sys/unix"
 )
 
 // Interval is how often a [Display] is drawn.
@@ -39,7 +38,7 @@ type Object struct {
 	First  int64 // bytes that had come before
 }
 
-// Name returns what a line begins with, such as layer-sha256:0123456789ab.
+// Name returns what a line begins with, such as "layer 0123456789ab".
 func Name(d ocispec.Descriptor) string {
 	kind := "blob"
 	switch t := d.MediaType; {
@@ -52,94 +51,72 @@ func Name(d ocispec.Descriptor) string {
 	case strings.Contains(t, "layer"), strings.Contains(t, "rootfs.diff"):
 		kind = "layer"
 	}
-	return fmt.Sprintf("%s-%s:%.12s", kind, d.Digest.Algorithm(), d.Digest.Encoded())
+	return fmt.Sprintf("%s %.12s", kind, d.Digest.Encoded())
 }
 
 // rateOver is the time over which the rate that is shown while things move is taken.
 const rateOver = 3 * time.Second
 
-// Display draws in place on a terminal, and does nothing where there is none.
+// A Display draws objects in place on a terminal, and does nothing where there is none.
 type Display struct {
-	out    *os.File
-	begin  time.Time
-	lines  []int // widths of the lines drawn last
-	points []point
-}
-
-// point is what had been brought at a time.
-type point struct {
-	at    time.Time
-	bytes int64
+	screen screen
+	meter  meter
 }
 
 // New returns a display that draws on out.
-func New(out *os.File) *Display { return &Display{out: out, begin: time.Now()} }
+func New(out *os.File) *Display { return &Display{screen{out: out}, meter{begin: time.Now()}} }
 
-// Draw draws the objects in the place of those drawn before. The last frame has the rate of the whole time.
+// Draw draws the objects in the place of those drawn before. The last frame has the rate of the whole time, and stays.
 func (d *Display) Draw(objects []*Object, last bool) {
-	ws, err := unix.IoctlGetWinsize(int(d.out.Fd()), unix.TIOCGWINSZ)
-	if err != nil || len(objects) == 0 {
-		return
+	if width, height, ok := d.screen.size(); ok && len(objects) > 0 {
+		// The last column stays free: some terminals wrap when it is written to.
+		d.screen.draw(d.frame(objects, width-1, height-1, time.Now(), last))
 	}
-	width, height := int(ws.Col), int(ws.Row)
-	if width == 0 {
-		width = 80
+	if last {
+		d.screen.end()
 	}
-	if height == 0 {
-		height = 24
-	}
-	// The last column stays free: some terminals wrap when it is written to.
-	lines := d.frame(objects, width-1, height-1, time.Now(), last)
-
-	var b strings.Builder
-	if up := d.rows(width); up > 0 {
-		fmt.Fprintf(&b, "\x1b[%dA", up)
-	}
-	b.WriteString("\r")
-	d.lines = d.lines[:0]
-	for _, l := range lines {
-		b.WriteString(l + "\x1b[K\n")
-		d.lines = append(d.lines, len(l))
-	}
-	b.WriteString("\x1b[J")
-	_, _ = d.out.WriteString(b.String())
 }
 
-// rows is how many rows the last frame takes now that the terminal may be narrower.
-func (d *Display) rows(width int) int {
-	rows := 0
-	for _, n := range d.lines {
-		rows += max(1, (n+width-1)/width)
-	}
-	return rows
-}
-
-// frame lays the objects and a summary out in so many columns and rows. Where there is no
-// room for all, those that move are shown, and the rest is counted.
+// frame lays the objects, their sum and the rate out in so many columns and rows. Where there is no room for all, those that move are shown, and
+// the rest is counted.
 func (d *Display) frame(objects []*Object, width, height int, now time.Time, last bool) []string {
-	shown := objects
-	var hidden []*Object
-	if room := max(height-3, 1); len(objects) > room {
-		shown = nil
-		for _, want := range []func(*Object) bool{
-			func(o *Object) bool { return o.State == Moving },
-			func(o *Object) bool { return o.State == Waiting },
-			func(o *Object) bool { return o.State >= Exists },
+	shown, hidden := objects, []*Object(nil)
+	if room := max(height-2, 1); len(objects) > room {
+		chosen := map[*Object]bool{}
+		for _, want := range []func(State) bool{
+			func(s State) bool { return s == Moving },
+			func(s State) bool { return s == Waiting },
+			func(s State) bool { return s >= Exists },
 		} {
 			for _, o := range objects {
-				switch {
-				case !want(o):
-				case len(shown) < room-1:
-					shown = append(shown, o)
-				default:
-					hidden = append(hidden, o)
+				if want(o.State) && len(chosen) < room-1 {
+					chosen[o] = true
 				}
 			}
 		}
+		shown = nil
+		for _, o := range objects {
+			if chosen[o] {
+				shown = append(shown, o)
+			} else {
+				hidden = append(hidden, o)
+			}
+		}
 	}
-	names := 0
+	sum := Object{Name: "total"}
+	var brought int64
+	names := len(sum.Name)
 	for _, o := range objects {
 		names = max(names, len(o.Name))
+		sum.Offset += min(o.Offset, o.Size)
+		sum.Size = max(sum.Size+o.Size, 0)
+		brought += max(o.Offset-o.First, 0)
+		if o.State < Exists {
+			sum.State = Moving
+		}
+	}
+	if sum.State != Moving {
+		sum.State = Done
 	}
 	var lines []string
 	for _, o := range shown {
@@ -148,32 +125,60 @@ func (d *Display) frame(objects []*Object, width, height int, now time.Time, las
 	if len(hidden) > 0 {
 		lines = append(lines, cut("and "+count(hidden), width))
 	}
-	return append(lines, cut(d.summary(objects, now, last), width))
+	d.meter.add(now, brought)
+	left := ""
+	if !last {
+		left = d.meter.left(sum.Size - sum.Offset)
+	}
+	return append(lines, cut(sum.line(names, width), width),
+		join(width, fmt.Sprintf("elapsed: %.1fs", now.Sub(d.meter.begin).Seconds()), d.meter.rate(now, last), left))
 }
 
+// The widths of the columns of a line.
+const (
+	stateWidth = 7
+	sizeWidth  = len("1023 MiB")
+	sizesWidth = 2*sizeWidth + 1
+	minBar     = 12
+)
+
+// line shows an object in so many columns: its name, how far it is, a bar, and its size, as far as there is room.
 func (o *Object) line(names, width int) string {
-	size := humanize.IBytes(uint64(o.Size))
+	state := o.State.String()
+	size, sizes := humanize.IBytes(uint64(o.Size)), humanize.IBytes(uint64(o.Size))
 	if o.State == Moving {
-		size = humanize.IBytes(uint64(o.Offset)) + "/" + size
+		size = humanize.IBytes(uint64(o.Offset))
+		sizes = size + "/" + sizes
+		if o.Size > 0 {
+			state = fmt.Sprintf("%3d%%", int(100*o.share()))
+		}
 	}
-	head := fmt.Sprintf("%-*s  %-11s", names, o.Name, o.State)
-	// Sizes take at most "1023 MiB/1023 MiB".
-	room := width - len(head) - 2 - 2 - 17
-	if room < 10 {
+	head := fmt.Sprintf("%-*s  %-*s", names, o.Name, stateWidth, state)
+	switch room := width - len(head) - 2 - sizesWidth; {
+	case room >= minBar+2:
+		return head + "  " + o.bar(room-2) + "  " + sizes
+	case room >= 0:
+		return head + "  " + sizes
+	case room+sizesWidth >= sizeWidth:
 		return head + "  " + size
 	}
-	return head + "  " + bar(o, min(room, 42)) + "  " + size
+	return head
 }
 
-func bar(o *Object, width int) string {
-	inner := width - 2
-	full := 0
+// share is how much of an object has come, from 0 to 1.
+func (o *Object) share() float64 {
 	switch {
 	case o.State >= Exists:
-		full = inner
-	case o.Size > 0:
-		full = int(min(o.Offset, o.Size) * int64(inner) / o.Size)
+		return 1
+	case o.Size <= 0:
+		return 0
 	}
+	return min(float64(o.Offset)/float64(o.Size), 1)
+}
+
+func (o *Object) bar(width int) string {
+	inner := width - 2
+	full := int(o.share() * float64(inner))
 	fill := strings.Repeat("=", full)
 	if o.State == Moving && full < inner {
 		fill += ">"
@@ -199,34 +204,72 @@ func count(objects []*Object) string {
 	return strings.Join(parts, ", ")
 }
 
-// summary is elapsed time, bytes of all, the rate of what this run has brought (over the last seconds while things move,
-// over all of it at the end), and the time that is left at that rate.
-func (d *Display) summary(objects []*Object, now time.Time, last bool) string {
-	var stored, total, brought int64
-	for _, o := range objects {
-		stored += min(o.Offset, o.Size)
-		total += o.Size
-		brought += max(o.Offset-o.First, 0)
+// A meter measures a rate.
+type meter struct {
+	begin  time.Time
+	points []point
+}
+
+// point is what had been brought at a time.
+type point struct {
+	at    time.Time
+	bytes int64
+}
+
+func (m *meter) add(now time.Time, bytes int64) {
+	m.points = append(m.points, point{now, bytes})
+	for len(m.points) > 2 && now.Sub(m.points[0].at) > rateOver {
+		m.points = m.points[1:]
 	}
-	d.points = append(d.points, point{now, brought})
-	for len(d.points) > 2 && now.Sub(d.points[0].at) > rateOver {
-		d.points = d.points[1:]
+}
+
+// perSecond returns the rate of what this run has brought: over the last seconds, or over all of it.
+func (m *meter) perSecond(now time.Time, all bool) float64 {
+	if len(m.points) == 0 {
+		return 0
 	}
-	elapsed := now.Sub(d.begin)
-	from := d.points[0]
-	if last {
-		from = point{d.begin, 0}
+	from, to := m.points[0], m.points[len(m.points)-1]
+	if all {
+		from = point{m.begin, 0}
 	}
-	rate := 0.0
-	if span := now.Sub(from.at).Seconds(); span > 0 {
-		rate = max(float64(brought-from.bytes), 0) / span
+	span := now.Sub(from.at).Seconds()
+	if span <= 0 {
+		return 0
 	}
-	left := ""
-	if !last && rate >= 1 && total > stored {
-		left = fmt.Sprintf("  left: %s", (time.Duration(float64(total-stored)/rate) * time.Second).String())
+	return max(float64(to.bytes-from.bytes), 0) / span
+}
+
+func (m *meter) rate(now time.Time, all bool) string {
+	return humanize.IBytes(uint64(m.perSecond(now, all))) + "/s"
+}
+
+// longest is the longest time that is worth telling.
+const longest = 100 * time.Hour
+
+// left returns how long the bytes that are missing take at the rate of the last seconds, or "" if that is not known.
+func (m *meter) left(missing int64) string {
+	if len(m.points) == 0 || missing <= 0 {
+		return ""
 	}
-	return fmt.Sprintf("elapsed: %.1fs  total: %s of %s  (%s/s)%s", elapsed.Seconds(),
-		humanize.IBytes(uint64(stored)), humanize.IBytes(uint64(total)), humanize.IBytes(uint64(rate)), left)
+	seconds := float64(missing) / m.perSecond(m.points[len(m.points)-1].at, false)
+	if seconds >= longest.Seconds() { // and if nothing comes
+		return ""
+	}
+	return "left: " + (time.Duration(seconds) * time.Second).String()
+}
+
+// join joins the parts that fit, separated by spaces. The first that does not fit is cut.
+func join(width int, parts ...string) string {
+	line := ""
+	for _, p := range parts {
+		switch {
+		case line == "":
+			line = cut(p, width)
+		case p != "" && len(line)+2+len(p) <= width:
+			line += "  " + p
+		}
+	}
+	return line
 }
 
 func cut(s string, width int) string {
