@@ -354,5 +354,5 @@ func Status(err error) int {
 // Report prints an error after which a command goes on.
 func Report(c *cobra.Command, err error) {
 	progress.Erase()
-	fmt.Fprintf(os.Stderr, "%s: %s\n", c.Root().Name(), errclass.OneLine(err.Error()))
+	fmt.Fprintf(c.ErrOrStderr(), "%s: %s\n", c.Root().Name(), errclass.OneLine(err.Error()))
 }
