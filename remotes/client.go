@@ -23,18 +23,17 @@ import (
 	"oras.land/oras-go/v2/registry/remote/auth"
 )
 
-// Limits of what is waited for. A registry that refuses connections is given up after about three
-// seconds of tries.
+// Time limits. A registry that refuses connections is given up after tries of about three seconds.
 const (
 	dialTimeout = 10 * time.Second
-	// defaultTimeout is how long a host may be silent, over all tries of an operation. Caches reply only
-	// when they have what they were asked for.
+	// defaultTimeout is how long a host may be silent over all tries of an operation. It is long because a caching
+	// registry replies only when it has fetched the object itself.
 	defaultTimeout = 2 * time.Minute
-	// mirrorTimeout replaces defaultTimeout for a host that has another one after it.
+	// mirrorTimeout is the timeout of a host that isn't the last one to try.
 	mirrorTimeout = 30 * time.Second
-	// stallTimeout is how long a body may bring nothing before it is asked for again.
+	// stallTimeout is how long a body may pause before it is requested again.
 	stallTimeout = 30 * time.Second
-	// commitTimeout is what a registry has for its work once it has all of an upload.
+	// commitTimeout is how long a registry may take to reply after it has received all of an upload.
 	commitTimeout  = 5 * time.Minute
 	defaultMaxWait = time.Minute
 	maxRedirects   = 10
@@ -43,22 +42,22 @@ const (
 
 var errRedirect = errors.New("redirect refused")
 
-// client speaks HTTP to one endpoint: with its certificates and headers, authenticated as
-// it asks, and again after temporary failures.
+// client sends HTTP requests to one endpoint, with its certificates, headers and authentication, and repeats them after
+// temporary failures.
 type client struct {
 	endpoint
 	http    *auth.Client
 	login   *login
 	tokens  *tokenCache
 	options Options
-	timeout time.Duration // for the header of a reply, and for all silence of an operation
-	stall   time.Duration // between two pieces of a body
+	timeout time.Duration // for the header of a reply, and for the total silence in an operation
+	stall   time.Duration // for a pause in a body
 	pause   time.Duration
-	chunk   int64       // how much of an upload is sent at a time
-	shared  string      // the directory of what processes share
-	https   atomic.Bool // a guessed scheme that proved wrong
-	// A host that asked for a client's certificate where there is none, and one that has
-	// replied whatever it asked for.
+	chunk   int64       // how much of an upload is sent in one request
+	shared  string      // the directory with state that processes share
+	https   atomic.Bool // HTTP was guessed and proved wrong
+	// wanted: the host asked for a client certificate, and none is configured. replied: the host has replied to a
+	// request, so it doesn't insist on one.
 	wanted, replied atomic.Bool
 	warned          warnings
 }
@@ -84,19 +83,19 @@ func newClient(e endpoint, o Options, login *login) *client {
 		TLSHandshakeTimeout:   dialTimeout,
 		IdleConnTimeout:       30 * time.Second,
 		ExpectContinueTimeout: time.Second,
-		// No HTTP/2: a process reads one body at a time, which HTTP/2 gains nothing for. It takes a fifth more CPU, 3 MiB
-		// for a stream's window, and where a connection has a long way that window is a bound.
+		// No HTTP/2: with one body per connection it gains nothing, takes a fifth more CPU and 3 MiB for a stream's
+		// window, and that window limits the speed over long distances.
 		TLSNextProto:           map[string]func(string, *tls.Conn) http.RoundTripper{},
 		OnProxyConnectResponse: proxyReply,
-		// What is hashed is what was stored: no compression is taken off on the way.
+		// Content is hashed as it is stored, so it must not be decompressed on the way.
 		DisableCompression:     true,
 		MaxResponseHeaderBytes: 1 << 20,
 		MaxIdleConnsPerHost:    max(2, o.Parts, o.Streams),
-		MaxConnsPerHost:        o.Streams, // each stream has one at a time
+		MaxConnsPerHost:        o.Streams, // each stream uses one at a time
 		ReadBufferSize:         readBuffer,
 	}
 	if o.Parts > 1 {
-		// Pieces are large enough to pass by the buffer of each connection.
+		// Reads are large enough to bypass the connection's buffer.
 		t.ReadBufferSize = 4 << 10
 	}
 	if t.TLSClientConfig == nil {
@@ -115,27 +114,28 @@ func newClient(e endpoint, o Options, login *login) *client {
 		Credential: c.credential,
 		Cache:      c.tokens,
 		ClientID:   "distkit",
-		// admit judges token servers, with the registry's own address and hosts.toml in view.
+		// admit decides about token servers instead, because it knows the registry's address and hosts.toml.
 		BlockedRealmPrefixes: []netip.Prefix{},
 	}
 	return c
 }
 
-// proxyError is of the proxy on the way to a host, and has its class.
+// proxyError is an error of the proxy in front of a host.
 type proxyError struct{ error }
 
 func (e *proxyError) Unwrap() error { return e.error }
 
-// proxyForm says how a proxy is written.
-const proxyForm = "write http://[USER:PASSWORD@]HOST:PORT, and %XX for what is no letter or digit of the password"
+// proxyForm describes how to write a proxy's address.
+const proxyForm = "write http://[USER:PASSWORD@]HOST:PORT, with %XX for characters of the password other than letters and digits"
 
 func isProxyAddress(u *url.URL) bool {
 	return slices.Contains([]string{"http", "https", "socks5", "socks5h"}, u.Scheme) &&
 		u.Hostname() != "" && strings.Trim(u.Path, "/") == "" && u.RawQuery == "" && u.Fragment == ""
 }
 
-// proxyFor returns the proxy for a request: that of the host's configuration, else the environment's. An address that
-// can't be read, as where a character of its password should be escaped, net/http ignores or takes for another host's.
+// proxyFor returns the proxy for a request: that in the host's configuration or, without one, the environment's. It
+// refuses a malformed address, for example one with an unescaped character in the password, which net/http ignores or
+// takes for another host's.
 func (e *endpoint) proxyFor(req *http.Request) (*url.URL, error) {
 	if e.proxy != nil {
 		return e.proxy, nil
@@ -153,13 +153,13 @@ func (e *endpoint) proxyFor(req *http.Request) (*url.URL, error) {
 	} else {
 		ok = ok && isProxyAddress(u)
 	}
-	if !ok { // and nothing of it is shown: it may hold a password
-		return nil, &proxyError{classf(errdefs.ErrInvalidArgument, "the proxy in %s is no address: %s", name, proxyForm)}
+	if !ok { // don't show the address, which may hold a password
+		return nil, &proxyError{classf(errdefs.ErrInvalidArgument, "malformed proxy address in %s: %s", name, proxyForm)}
 	}
 	return u, nil
 }
 
-// proxyReply refuses a tunnel that the proxy does not give.
+// proxyReply turns a proxy's refusal to open a tunnel into an error.
 func proxyReply(_ context.Context, proxy *url.URL, _ *http.Request, resp *http.Response) error {
 	if resp.StatusCode == http.StatusOK {
 		return nil
@@ -167,13 +167,12 @@ func proxyReply(_ context.Context, proxy *url.URL, _ *http.Request, resp *http.R
 	return &proxyError{fmt.Errorf("the proxy %s refuses: %w", proxy.Host, &statusError{status: resp.StatusCode, class: classOfStatus(resp.StatusCode)})}
 }
 
-// keptHeaders are those that a redirect to another origin still gets: none that could be a
-// secret of the first.
+// keptHeaders are the headers that are also sent to another origin after a redirect. None can hold a secret.
 var keptHeaders = []string{"Accept", "Accept-Encoding", "Range", "User-Agent"}
 
-// checkRedirect refuses a redirect from TLS to clear text, except of a blob that is read by its digest,
-// and a redirect of a body to another origin. A request that has left the first origin keeps only
-// keptHeaders, even if it is sent back there.
+// checkRedirect refuses a redirect from TLS to clear text, except for a blob that is read by its digest, and a redirect
+// of a request with a body to another origin. A request that has left its origin keeps only keptHeaders, even if it is
+// redirected back.
 func checkRedirect(req *http.Request, via []*http.Request) error {
 	first := via[0].URL
 	if len(via) >= maxRedirects {
@@ -184,7 +183,7 @@ func checkRedirect(req *http.Request, via []*http.Request) error {
 	}
 	isTLS := func(r *http.Request) bool { return r.URL.Scheme == "https" }
 	state := authStateOf(req)
-	isBlob := state.isBlob && first.String() == state.url.String() // and not what asks for a token
+	isBlob := state.isBlob && first.String() == state.url.String() // false for a token request
 	if req.URL.Scheme == "http" && slices.ContainsFunc(via, isTLS) && !isBlob {
 		return fmt.Errorf("%w: from https to http://%s", errRedirect, printable(req.URL.Host))
 	}
@@ -206,7 +205,7 @@ func checkRedirect(req *http.Request, via []*http.Request) error {
 	return nil
 }
 
-// roundTripper sees every single request, those of redirects and for tokens too.
+// roundTripper sees each single request, including those after redirects and token requests.
 type roundTripper struct {
 	http.RoundTripper
 	c *client
@@ -214,7 +213,7 @@ type roundTripper struct {
 
 func (t roundTripper) RoundTrip(req *http.Request) (*http.Response, error) {
 	state := authStateOf(req)
-	// After an upgrade to TLS, oras asks for tokens past tokenCache, which sets the mark.
+	// The context has the mark of tokenCache, except after an upgrade to TLS, when oras asks for a token without it.
 	_, isToken := req.Context().Value(tokenRequestKey{}).(bool)
 	isToken = isToken || req.Response == nil && !sameOrigin(req.URL, state.url) && !t.c.isOwn(req.URL)
 	if sent, ok := req.Context().Value(sentKey{}).(*string); ok && !isToken && t.c.isOwn(req.URL) {
@@ -260,8 +259,8 @@ func (t roundTripper) RoundTrip(req *http.Request) (*http.Response, error) {
 	return resp, nil
 }
 
-// keepConnection reads the body of a challenge, so that the connection can be used again. Nobody else reads it before the request
-// is sent again with a token.
+// keepConnection reads the body of a 401 reply, so that the connection can be reused. oras sends the request again
+// without reading it.
 func keepConnection(resp *http.Response) {
 	var b bytes.Buffer
 	_, err := b.ReadFrom(io.LimitReader(resp.Body, maxErrorBody+1))
@@ -276,8 +275,8 @@ func keepConnection(resp *http.Response) {
 	resp.Body = io.NopCloser(&b)
 }
 
-// maxToken limits the replies of token servers. It is below oras' own limit, which oras treats as the end of the
-// reply, so that an endless reply is an error.
+// maxToken bounds the reply of a token server. It is smaller than oras' own limit, where oras truncates silently: so an
+// endless reply is an error.
 const maxToken = 64 << 10
 
 type tokenBody struct {
@@ -297,14 +296,15 @@ func (b *tokenBody) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// badTokenError reports a reply of a token server that can't hold a token.
+// badTokenError reports that a token server's reply can't be a token.
 type badTokenError struct{ host, what string }
 
 func (e *badTokenError) Error() string {
 	return fmt.Sprintf("get a token from %s: the reply is %s", e.host, e.what)
 }
 
-// debugLine leaves out the query, which may be a signature, and all headers but the range.
+// debugLine describes a request and its reply. It leaves out the query, which may be a signature, and all headers but
+// the range.
 func debugLine(req *http.Request, resp *http.Response, err error, d time.Duration) string {
 	u := url.URL{Scheme: req.URL.Scheme, Host: req.URL.Host, Path: req.URL.Path}
 	s := req.Method + " " + u.String()

@@ -28,12 +28,12 @@ func classf(class error, format string, a ...any) error {
 	return errclass.Errorf(class, format, a...)
 }
 
-// statusError is a reply that is an error.
+// statusError is a reply with an error status.
 type statusError struct {
 	status    int
-	text      string // what the registry says, made safe
+	text      string // the registry's message, made safe to print
 	class     error
-	elsewhere bool // the reply is of another host, to which a redirect led
+	elsewhere bool // the reply came from another host, after a redirect
 }
 
 func (e *statusError) Error() string {
@@ -46,22 +46,22 @@ func (e *statusError) Error() string {
 
 func (e *statusError) Unwrap() error { return e.class }
 
-// isStatus tells replies that are one of the errors.
+// isStatus reports whether an error is a reply with one of the given status codes.
 func isStatus(err error, any ...int) bool {
 	var e *statusError
 	return errors.As(err, &e) && slices.Contains(any, e.status)
 }
 
-// isRefusedElsewhere reports whether the error is a refusal by another host than the registry, to which that
-// redirected the request: it says nothing of what the registry has. Storage refuses HEAD so, when the
-// address is signed for GET.
+// isRefusedElsewhere reports whether an error is a refusal by another host to which the registry redirected the
+// request. It says nothing about what the registry has: storage refuses HEAD like that if the address is signed for
+// GET.
 func isRefusedElsewhere(err error) bool {
 	var e *statusError
 	return errors.As(err, &e) && e.elsewhere && slices.Contains([]int{http.StatusUnauthorized, http.StatusForbidden,
 		http.StatusMethodNotAllowed, http.StatusNotImplemented}, e.status)
 }
 
-// wasRedirected reports whether the reply is of another host than the one that was asked.
+// wasRedirected reports whether a reply came from another host than the one that was asked.
 func wasRedirected(resp *http.Response) bool {
 	first := resp.Request
 	for first.Response != nil {
@@ -88,13 +88,13 @@ func classOfStatus(status int) error {
 	return nil
 }
 
-// maxErrorBody bounds what is read of an error reply, maxErrorText what is shown of it.
+// maxErrorBody bounds how much of an error reply is read, and maxErrorText how much is shown.
 const (
 	maxErrorBody = 8 << 10
 	maxErrorText = 240
 )
 
-// newStatusError reads the errors of the distribution protocol out of a reply's body.
+// newStatusError parses an error reply of the distribution protocol.
 func newStatusError(resp *http.Response, b []byte) *statusError {
 	e := &statusError{status: resp.StatusCode, class: classOfStatus(resp.StatusCode), elsewhere: wasRedirected(resp)}
 	var body struct {
@@ -107,8 +107,8 @@ func newStatusError(resp *http.Response, b []byte) *statusError {
 	case json.Unmarshal(b, &body) == nil && len(body.Errors) > 0:
 		var parts []string
 		for _, err := range body.Errors {
-			said := slices.DeleteFunc([]string{err.Code, err.Message, detailText(err.Detail)}, func(s string) bool { return s == "" })
-			parts = append(parts, strings.Join(said, ": "))
+			fields := slices.DeleteFunc([]string{err.Code, err.Message, detailText(err.Detail)}, func(s string) bool { return s == "" })
+			parts = append(parts, strings.Join(fields, ": "))
 		}
 		e.text = printable(strings.Join(parts, "; "))
 	case strings.HasPrefix(resp.Header.Get("Content-Type"), "text/plain"):
@@ -117,7 +117,7 @@ func newStatusError(resp *http.Response, b []byte) *statusError {
 	return e
 }
 
-// detailText returns the detail of an error as text: a string as it is, what else says something as JSON.
+// detailText returns the detail of an error as text: a string unchanged, anything else but an empty value as JSON.
 func detailText(detail json.RawMessage) string {
 	var text string
 	if len(detail) == 0 || json.Unmarshal(detail, &text) == nil {
@@ -131,17 +131,17 @@ func detailText(detail json.RawMessage) string {
 	}
 }
 
-// maxWarnings bounds how many warnings of a registry are shown.
+// maxWarnings is the largest number of warnings of a registry that are shown.
 const maxWarnings = 5
 
-// warnings are those that were shown.
+// warnings records the warnings that were shown.
 type warnings struct {
 	mu    sync.Mutex
 	shown []string
 }
 
-// warn shows the warnings of a reply (OCI distribution specification, "Warnings": Warning: 299 - "TEXT"), each once.
-// Those of other hosts, to which a redirect led, are not the registry's.
+// warn shows each warning of a reply once (OCI distribution specification, "Warnings": Warning: 299 - "TEXT"). It
+// ignores warnings of other hosts to which a redirect led.
 func (c *client) warn(resp *http.Response) {
 	lines := resp.Header.Values("Warning")
 	if len(lines) == 0 || c.options.Notify == nil || !c.isOwn(resp.Request.URL) {
@@ -161,7 +161,7 @@ func (c *client) warn(resp *http.Response) {
 	}
 }
 
-// printable makes text of a registry safe to show: one bounded line without control characters.
+// printable makes a registry's text safe to print: one line of bounded length without control characters.
 func printable(s string) string {
 	s = strings.ToValidUTF8(strings.TrimSpace(s), "")
 	var b strings.Builder
@@ -184,8 +184,8 @@ func printable(s string) string {
 	return b.String()
 }
 
-// classify gives the error of a request that got no reply its class. challenged says that
-// the registry asked for authentication before.
+// classify gives a class to the error of a request that got no reply. challenged says that the registry asked for
+// authentication before.
 func classify(ctx context.Context, err error, challenged bool) error {
 	if cerr := context.Cause(ctx); cerr != nil {
 		return cerr
@@ -211,7 +211,7 @@ func classify(ctx context.Context, err error, challenged bool) error {
 		certErr  *tls.CertificateVerificationError
 		hostErr  x509.HostnameError
 		caErr    x509.UnknownAuthorityError
-		alert    *net.OpError // as crypto/tls wraps those of TLS
+		alert    *net.OpError // how crypto/tls wraps TLS alerts
 		record   tls.RecordHeaderError
 	)
 	if errors.As(err, &tokenErr) {
@@ -244,15 +244,15 @@ func classify(ctx context.Context, err error, challenged bool) error {
 	case errors.As(err, &certErr), errors.As(err, &hostErr), errors.As(err, &caErr), errors.As(err, &record),
 		errors.As(err, &alert) && (alert.Op == "remote error" || alert.Op == "local error"):
 		return fmt.Errorf("TLS: %w", plain)
-	case challenged && urlErr != nil && urlErr.Op == "parse": // the registry's own address was one
-		return classf(errdefs.ErrUnauthenticated, "the token server's address is not understood: %s", printable(plain.Error()))
+	case challenged && urlErr != nil && urlErr.Op == "parse": // the address of the token server: that of the registry was parsed before
+		return classf(errdefs.ErrUnauthenticated, "malformed address of the token server: %s", printable(plain.Error()))
 	case errors.As(err, &dnsErr), errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF):
 		return errclass.As(plain, errdefs.ErrAborted)
 	case errors.As(err, &netErr) && netErr.Timeout():
 		return errclass.As(plain, context.DeadlineExceeded)
 	case urlErr != nil:
 		if text := plain.Error(); len(text) > maxErrorText {
-			plain = errors.New(printable(text)) // it quotes a header that is not one
+			plain = errors.New(printable(text)) // may quote a malformed header
 		}
 		return errclass.As(plain, errdefs.ErrAborted)
 	case challenged:
@@ -261,7 +261,7 @@ func classify(ctx context.Context, err error, challenged bool) error {
 	return plain
 }
 
-// isClosed tells of a connection that the other side has ended.
+// isClosed reports whether the other side closed the connection.
 func isClosed(err error) bool {
 	return errors.Is(err, syscall.EPIPE) || errors.Is(err, syscall.ECONNRESET) || errors.Is(err, io.EOF)
 }

@@ -523,11 +523,11 @@ func TestRetryAfter(t *testing.T) {
 	c := open(t, f.host(), Options{MaxWait: 100 * time.Millisecond}).clients[0]
 	tries, busy := c.newTries(maxTries), &retryAfterError{&statusError{status: 429, class: errdefs.ErrResourceExhausted}, 5 * time.Millisecond}
 	for i := range 20 {
-		if err := c.again(context.Background(), tries, busy); err != nil || tries.left != maxTries {
+		if err := c.wait(context.Background(), tries, busy); err != nil || tries.left != maxTries {
 			t.Fatalf("turned away %d times: %v, %d tries left", i+1, err, tries.left)
 		}
 	}
-	is(t, c.again(context.Background(), tries, busy), errdefs.IsResourceExhausted)
+	is(t, c.wait(context.Background(), tries, busy), errdefs.IsResourceExhausted)
 	if d := retryAfter(http.Header{"Retry-After": {time.Now().Add(10 * time.Second).UTC().Format(http.TimeFormat)}}); d < 8*time.Second || d > 11*time.Second {
 		t.Errorf("a date ten seconds away: %v", d)
 	}

@@ -95,7 +95,7 @@ func (h *Helper) where() string { return h.name + "::" + h.address }
 // retry calls f, and again after a temporary failure. Each call of f must start a process of its own.
 func (h *Helper) retry(ctx context.Context, f func() error) error {
 	t := newTries(helperTries, firstPause)
-	return t.retry(f, func(err error) error { return t.again(ctx, err) })
+	return t.retry(f, func(err error) error { return t.wait(ctx, err) })
 }
 
 // Resolve asks the helper for a descriptor.
@@ -194,14 +194,14 @@ func (h hints) list() (list []string) {
 // earlier or later.
 type sized struct {
 	io.ReadCloser
-	at, size int64
+	offset, size int64
 }
 
 func (s *sized) Read(b []byte) (int, error) {
 	n, err := s.ReadCloser.Read(b)
-	s.at += int64(n)
-	if s.size >= 0 && (s.at > s.size || err == io.EOF && s.at < s.size) {
-		return 0, classf(errdefs.ErrDataLoss, "size mismatch: got %s, not %d", sizeString(s.at), s.size)
+	s.offset += int64(n)
+	if s.size >= 0 && (s.offset > s.size || err == io.EOF && s.offset < s.size) {
+		return 0, classf(errdefs.ErrDataLoss, "size mismatch: got %s, not %d", sizeString(s.offset), s.size)
 	}
 	return n, err
 }
@@ -267,7 +267,7 @@ func (h *Helper) push(ctx context.Context, id string, content io.Reader, hint hi
 	}
 	if desc.Size < 0 && state == Stored {
 		<-copied
-		desc.Size = in.at
+		desc.Size = in.offset
 	} else if desc.Size < 0 {
 		if desc, err = h.resolve(ctx, id); err != nil {
 			return Pushed{}, err

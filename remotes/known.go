@@ -8,15 +8,16 @@ import (
 	"strings"
 )
 
-// AuthFile is a file in which credentials are looked for, and what it has, without secrets.
+// AuthFile describes a file with credentials, without secrets.
 type AuthFile struct {
-	Path    string   // DOCKER_AUTH_CONFIG for the variable of that name
-	Hosts   []string // with credentials, or a helper that is asked for them, sorted
-	Default string   // the helper that is asked for every other host, "" if none is
-	Err     error    // why it can't be read
+	Path    string   // or DOCKER_AUTH_CONFIG for the environment variable of that name
+	Hosts   []string // the hosts that it has credentials or a credential helper for, sorted
+	Default string   // the helper for all other hosts; "" if there is none
+	Err     error    // why the file can't be read, or nil
 }
 
-// AuthFiles are the files there are, in the order in which they are read, and those that were named.
+// AuthFiles returns the credential files in the order in which they are read. A file that was named explicitly is
+// included even if it doesn't exist.
 func AuthFiles(o Options) (files []AuthFile) {
 	add := func(path string, content []byte, err error) {
 		f := AuthFile{Path: path, Err: err}
@@ -47,10 +48,10 @@ func AuthFiles(o Options) (files []AuthFile) {
 	return files
 }
 
-// ConfiguredHosts are the hosts that have a directory of their own for a hosts.toml or certificates, by the directories' names, sorted.
+// ConfiguredHosts returns the names of hosts that have a directory for a hosts.toml or certificates, sorted.
 func ConfiguredHosts(o Options) (hosts []string) {
 	for _, root := range hostRoots(o) {
-		entries, _ := os.ReadDir(root) // a root may be missing
+		entries, _ := os.ReadDir(root) // a root need not exist
 		for _, e := range entries {
 			if info, err := os.Stat(filepath.Join(root, e.Name())); err == nil && info.IsDir() && !strings.HasPrefix(e.Name(), ".") {
 				hosts = append(hosts, e.Name())

@@ -12,20 +12,20 @@ import (
 	"github.com/containerd/errdefs"
 )
 
-// Limits are what a registry tells of how often it may be asked.
+// Limits are a registry's rate limits as its reply states them.
 type Limits struct {
-	Limit     int64         // requests in the window; -1 where it is not told
-	Remaining int64         // of these, what is left; -1 where it is not told
-	Window    time.Duration // 0 where it is not told
-	Source    string        // whom the registry counts, such as an address; "" where it is not told
+	Limit     int64         // requests per window; -1 if not stated
+	Remaining int64         // requests left; -1 if not stated
+	Window    time.Duration // 0 if not stated
+	Source    string        // whose requests are counted, such as an address; "" if not stated
 }
 
-// RateLimits asks a registry by HEAD for an object, which Docker Hub does not count, and returns the limits that the
-// reply tells. The class is NotFound where it tells none.
+// RateLimits returns the limits that a registry states in reply to a HEAD request, which Docker Hub doesn't count.
+// NotFound if it states none.
 func RateLimits(ctx context.Context, remote Remote, object string) (Limits, error) {
 	r, ok := remote.(*Registry)
 	if !ok {
-		return Limits{}, classf(errdefs.ErrNotImplemented, "limits are told by registries alone")
+		return Limits{}, classf(errdefs.ErrNotImplemented, "only registries have rate limits")
 	}
 	o, err := parseObject(object)
 	if err != nil {
@@ -56,12 +56,12 @@ func (r *Registry) limits(ctx context.Context, o object) (Limits, error) {
 	l.Remaining, window = parseLimit(get("Remaining"))
 	l.Window = max(l.Window, window)
 	if l.Limit < 0 && l.Remaining < 0 {
-		return l, classf(errdefs.ErrNotFound, "%s tells none", c.host)
+		return l, classf(errdefs.ErrNotFound, "%s states none", c.host)
 	}
 	return l, nil
 }
 
-// parseLimit reads "100;w=21600": a number, and the window in seconds.
+// parseLimit parses "100;w=21600": a number, and a window in seconds.
 func parseLimit(s string) (n int64, window time.Duration) {
 	number, parameters, _ := strings.Cut(s, ";")
 	n, err := strconv.ParseInt(strings.TrimSpace(number), 10, 64)

@@ -7,22 +7,22 @@ import (
 	"github.com/containerd/errdefs"
 )
 
-// nextLink returns the target of the link to the next page among the values of Link headers
-// (RFC 8288), and whether there is one. What can't be read as links is an error of class DataLoss: a
-// list that seems to end where it does not would be taken for whole.
+// nextLink returns the target of the link to the next page in the values of Link headers (RFC 8288); ok is false if
+// there is none. Malformed links are an error of class DataLoss, because otherwise a truncated list would be taken for
+// a complete one.
 func nextLink(values []string) (target string, ok bool, err error) {
 	for _, value := range values {
 		for rest := value; ; {
-			rest = strings.TrimLeft(rest, ", \t") // list elements may be empty
+			rest = strings.TrimLeft(rest, ", \t") // empty list elements are allowed
 			if rest == "" {
 				break
 			}
 			var link string
 			var params map[string]string
 			if link, params, rest, err = parseLink(rest); err != nil {
-				return "", false, classf(errdefs.ErrDataLoss, "the Link header %q is not understood: %w", printable(value), err)
+				return "", false, classf(errdefs.ErrDataLoss, "malformed Link header %q: %w", printable(value), err)
 			}
-			if _, elsewhere := params["anchor"]; elsewhere || !isNext(params["rel"]) {
+			if _, anchored := params["anchor"]; anchored || !isNext(params["rel"]) {
 				continue
 			}
 			if ok && link != target {
@@ -43,15 +43,15 @@ func isNext(rel string) bool {
 	return false
 }
 
-// parseLink reads one link-value of RFC 8288, section 3, and returns what follows it. Names of
-// parameters are in lower case; of several with one name the first counts.
+// parseLink parses one link-value (RFC 8288, section 3), and returns the text after it. Names of parameters are in
+// lower case. The first of several parameters with one name counts.
 func parseLink(s string) (target string, params map[string]string, rest string, err error) {
 	s, ok := strings.CutPrefix(s, "<")
 	if !ok {
-		return "", nil, "", errors.New("a target in angle brackets is missing")
+		return "", nil, "", errors.New("no target in angle brackets")
 	}
 	if target, s, ok = strings.Cut(s, ">"); !ok {
-		return "", nil, "", errors.New("a target does not end")
+		return "", nil, "", errors.New("the target has no closing bracket")
 	}
 	params = map[string]string{}
 	for {
@@ -60,7 +60,7 @@ func parseLink(s string) (target string, params map[string]string, rest string, 
 			return target, params, s, nil
 		}
 		if s[0] != ';' {
-			return "", nil, "", errors.New("a parameter does not begin with a semicolon")
+			return "", nil, "", errors.New("no semicolon before a parameter")
 		}
 		s = strings.TrimLeft(s[1:], " \t")
 		n := strings.IndexAny(s, "=;, \t")
@@ -80,7 +80,7 @@ func parseLink(s string) (target string, params map[string]string, rest string, 
 	}
 }
 
-// parseValue reads a token or a quoted string.
+// parseValue parses a token or a quoted string.
 func parseValue(s string) (value, rest string, err error) {
 	if !strings.HasPrefix(s, `"`) {
 		n := strings.IndexAny(s, ";, \t")
@@ -101,5 +101,5 @@ func parseValue(s string) (value, rest string, err error) {
 		}
 		b.WriteByte(s[i])
 	}
-	return "", "", errors.New("a quoted string does not end")
+	return "", "", errors.New("a quoted string has no closing quote")
 }

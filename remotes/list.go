@@ -21,14 +21,13 @@ import (
 	"oras.land/oras-go/v2/registry/remote/auth"
 )
 
-// maxListed and maxPages bound lists that come in pages, which a registry could go on with for
-// ever.
+// Bounds for lists that come in pages, which a registry could continue forever.
 const (
 	maxListed = 1 << 20
 	maxPages  = 10000
 )
 
-// pages gives the pages of a list, each read whole and bounded like a manifest.
+// pages yields the pages of a list. Each is read completely, and bounded like a manifest.
 func (c *client) pages(ctx context.Context, req request, t *tries) iter.Seq2[page, error] {
 	return func(yield func(page, error) bool) {
 		for range maxPages {
@@ -62,33 +61,33 @@ func (c *client) page(ctx context.Context, req request, t *tries) (p page, err e
 	return p, err
 }
 
-// nextPage returns the address of the next page of a list, nil after the last one.
+// nextPage returns the address of the next page of a list, or nil after the last one.
 func nextPage(resp *http.Response) (*url.URL, error) {
 	target, ok, err := nextLink(resp.Header.Values("Link"))
 	if err != nil || !ok {
 		return nil, err
 	}
-	was := resp.Request.URL
-	u, err := was.Parse(target)
+	current := resp.Request.URL
+	u, err := current.Parse(target)
 	if err != nil {
-		return nil, classf(errdefs.ErrDataLoss, "the next page of the list is at %q", printable(target))
+		return nil, classf(errdefs.ErrDataLoss, "malformed address of the list's next page: %q", printable(target))
 	}
-	// Registries behind proxies know their path, but not always their name.
-	u.Scheme, u.Host, u.User = was.Scheme, was.Host, nil
-	if u.String() == was.String() {
+	// A registry behind a proxy knows its path, but not always its own name.
+	u.Scheme, u.Host, u.User = current.Scheme, current.Host, nil
+	if u.String() == current.String() {
 		return nil, errCircles()
 	}
 	return u, nil
 }
 
-// Tags lists the tags of the repository, in the order of the registry.
+// Tags lists the tags of the repository, in the registry's order.
 func (r *Registry) Tags(ctx context.Context) iter.Seq2[string, error] {
 	return r.names(ctx, func(c *client) request {
 		return r.request(c, http.MethodGet, "tags", "list")
 	}, tagNames)
 }
 
-// names lists names that come in pages, from the first host that has the list.
+// names lists names that come in pages, from the first host that can list them.
 func (r *Registry) names(ctx context.Context, request func(*client) request, kind nameList) iter.Seq2[string, error] {
 	return func(yield func(string, error) bool) {
 		listed := 0
@@ -113,12 +112,12 @@ func (r *Registry) names(ctx context.Context, request func(*client) request, kin
 	}
 }
 
-// errStopped ends a list that its consumer has enough of.
+// errStopped ends a list when the caller wants no more.
 var errStopped = errors.New("stopped")
 
-// nameList is a kind of list of names.
+// nameList is a kind of list.
 type nameList struct {
-	what  string // the list's member, too
+	what  string // also the name of the JSON member
 	valid func(string) bool
 }
 
@@ -127,9 +126,9 @@ var (
 	repositoryNames = nameList{"repositories", refname.IsRepository}
 )
 
-// names gives the names of a list page by page. A name outside of the grammar could not be asked for: it is left out,
-// and the user is told of it once.
-func (c *client) names(ctx context.Context, t *tries, req request, kind nameList, give func(string) error) error {
+// names calls f with each name of a list. Names that are invalid, and so could not be asked for, are left out; the user
+// is notified of the first one.
+func (c *client) names(ctx context.Context, t *tries, req request, kind nameList, f func(string) error) error {
 	if req.query == nil {
 		req.query = url.Values{}
 	}
@@ -146,7 +145,7 @@ func (c *client) names(ctx context.Context, t *tries, req request, kind nameList
 			err = json.Unmarshal(b, &list)
 		}
 		if err != nil {
-			return classf(errdefs.ErrDataLoss, "what %s sent is not a list of %s: %s", c.host, kind.what, printable(err.Error()))
+			return classf(errdefs.ErrDataLoss, "%s sent something else than a list of %s: %s", c.host, kind.what, printable(err.Error()))
 		}
 		if n := len(list); p.next != nil && (n == 0 || list[n-1] == last) {
 			return errCircles()
@@ -156,12 +155,12 @@ func (c *client) names(ctx context.Context, t *tries, req request, kind nameList
 		for _, name := range list {
 			if !kind.valid(name) {
 				if bad == "" && c.options.Notify != nil {
-					c.options.Notify(fmt.Sprintf("%s lists what its %s can't be, such as %q: left out", c.host, kind.what, printable(name)))
+					c.options.Notify(fmt.Sprintf("%s lists invalid %s, such as %q: left out", c.host, kind.what, printable(name)))
 				}
 				bad = cmp.Or(bad, name, "an empty one")
 				continue
 			}
-			if err := give(name); err != nil {
+			if err := f(name); err != nil {
 				return err
 			}
 		}
@@ -169,7 +168,7 @@ func (c *client) names(ctx context.Context, t *tries, req request, kind nameList
 	return nil
 }
 
-// Repositories lists the repositories of a registry, in its order.
+// Repositories lists the repositories of a registry, in the registry's order.
 func Repositories(ctx context.Context, host string, o Options) iter.Seq2[string, error] {
 	return func(yield func(string, error) bool) {
 		l, config, err := readHost(host, o)
@@ -195,9 +194,8 @@ func errCircles() error {
 	return classf(errdefs.ErrDataLoss, "the list goes in circles")
 }
 
-// Delete deletes a tag, or a manifest with all tags that it has. A registry that can't take
-// a tag alone from a manifest is helped: the tag is moved to an empty index, and that is
-// deleted.
+// Delete deletes a tag, or a manifest and all its tags. If the registry can't delete a tag alone, Delete moves the tag
+// to a new empty index, and deletes that.
 func (r *Registry) Delete(ctx context.Context, id string) error {
 	o, err := parseObject(id)
 	if err != nil {
@@ -222,7 +220,7 @@ func (p *push) delete() error {
 	switch {
 	case err == nil && subject != "":
 		if err := p.unlinkReferrer(subject, p.object.digest); err != nil {
-			return fmt.Errorf("it is gone, but take it out of the referrers of %s: %w", subject, err)
+			return fmt.Errorf("deleted, but not removed from the referrers of %s: %w", subject, err)
 		}
 		return nil
 	case err == nil || !isStatus(err, http.StatusMethodNotAllowed, http.StatusBadRequest, http.StatusNotImplemented):
@@ -230,7 +228,7 @@ func (p *push) delete() error {
 	case p.object.tag == "":
 		return errclass.As(err, errdefs.ErrNotImplemented)
 	}
-	// Nothing may be deleted but what is made here.
+	// Delete nothing but the index that is created here.
 	if _, err := p.resolve(p.ctx, p.client, p.tries, p.object); err != nil {
 		return err
 	}
@@ -245,7 +243,7 @@ func (p *push) delete() error {
 	if _, perr := p.putManifest(dummy, desc, b, ""); perr != nil {
 		return classf(errdefs.ErrNotImplemented, "the registry deletes no tags (%w): delete the digest", err)
 	}
-	// It must be one that can be deleted before the tag is moved.
+	// Check that it can be deleted before the tag is moved to it.
 	if err := p.deleteManifest(dummy); err != nil {
 		return classf(errdefs.ErrNotImplemented, "the registry deletes neither tags nor manifests: %w", err)
 	}
@@ -255,18 +253,18 @@ func (p *push) delete() error {
 	return p.deleteManifest(dummy)
 }
 
-// subject returns the subject of the manifest that a digest names: a registry without the API lists it
-// where clients keep that, also in deleting (OCI distribution specification, "Deleting Manifests").
+// subject returns the subject of the manifest to delete. A registry without the referrers API lists the manifest under
+// the subject's tag, from which the client must remove it (OCI distribution specification, "Deleting Manifests").
 func (p *push) subject() (digest.Digest, error) {
 	if p.object.digest == "" {
-		return "", nil // of a tag alone, the manifest stays
+		return "", nil // deleting a tag keeps the manifest
 	}
 	m, err := p.Registry.manifest(p.ctx, p.client, p.tries, p.object, accept(""))
 	if err != nil {
 		if errdefs.IsNotFound(err) || isTemporary(err) || p.ctx.Err() != nil {
 			return "", err
 		}
-		return "", nil // what can't be read can be deleted
+		return "", nil // a manifest that can't be read can be deleted
 	}
 	var head referrer
 	if decode(m.content, &head) != nil || head.Subject == nil || head.Subject.Digest.Validate() != nil {
@@ -285,7 +283,7 @@ func (p *push) deleteManifest(o object) error {
 		case err == nil:
 			resp.Body.Close()
 		case wasLost && errdefs.IsNotFound(err):
-			return nil // the reply of an earlier try was lost
+			return nil // done by an earlier try whose reply was lost
 		}
 		wasLost = err != nil
 		return err

@@ -15,17 +15,17 @@ import (
 	_ "crypto/sha512"
 )
 
-// Locator selects a remote: Host and Name of a repository, Path of a directory, or the Address
-// that a Helper is to be told.
+// Locator is a parsed locator. It has either Host and Name of a repository, or the Path of a directory, or a Helper
+// with its Address.
 type Locator struct {
-	Host string // as in names of images: docker.io, localhost:5000
-	Name string // library/redis
+	Host string // as in image names: docker.io, localhost:5000
+	Name string // such as library/redis
 	Path string
 
 	Helper, Address string
 }
 
-// String is the locator as it is written.
+// String returns the locator in its usual form.
 func (l Locator) String() string {
 	if l.Path != "" {
 		return l.Path
@@ -36,9 +36,13 @@ func (l Locator) String() string {
 	return l.Host + "/" + l.Name
 }
 
-// ParseLocator reads host/path, normalised as docker does (docker.io/redis is
-// docker.io/library/redis), a path, which begins with "/", "./" or "../", or NAME::ADDRESS for
-// the program dist-remote-NAME. Errors are of class InvalidArgument and say what to write.
+// ParseLocator parses a locator:
+//
+//   - HOST/NAME is a repository, normalised as docker does: docker.io/redis is docker.io/library/redis.
+//   - A path begins with "/", "./" or "../".
+//   - NAME::ADDRESS is for the program dist-remote-NAME.
+//
+// Errors are InvalidArgument, and say how to write it correctly.
 func ParseLocator(s string) (Locator, error) {
 	bad := func(format string, a ...any) (Locator, error) {
 		return Locator{}, classf(errdefs.ErrInvalidArgument, "locator %q: "+format, append([]any{s}, a...)...)
@@ -82,13 +86,13 @@ func ParseLocator(s string) (Locator, error) {
 		object := strings.TrimLeft(strings.TrimPrefix(named.String(), named.Name()), ":@")
 		return bad("the object is an argument of its own: write %s %s", named.Name(), object)
 	}
-	if reference.Domain(named) == "" { // as with "_" in it, which names have and hosts don't
+	if reference.Domain(named) == "" { // for example with "_" in it, which is valid in a name but not in a host
 		return bad("%s is invalid as a host", host)
 	}
 	return Locator{Host: reference.Domain(named), Name: reference.Path(named)}, nil
 }
 
-// isPath reports whether a locator is the path of a directory.
+// isPath reports whether a locator is a path.
 func isPath(s string) bool {
 	return s == "." || s == ".." || strings.HasPrefix(s, "/") || strings.HasPrefix(s, "./") || strings.HasPrefix(s, "../")
 }
@@ -106,7 +110,7 @@ func (o object) String() string {
 	return o.digest.String()
 }
 
-// join writes the object behind its repository as references do.
+// join appends the object to a repository's name, as in a reference.
 func (o object) join(repository string) string {
 	if o.tag != "" {
 		return repository + ":" + o.tag

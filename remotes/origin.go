@@ -32,8 +32,7 @@ func hostPort(scheme, host string) string {
 	return net.JoinHostPort(strings.ToLower(u.Hostname()), port)
 }
 
-// isUpgrade reports whether to is on the host of from, with HTTPS instead of HTTP, both on their
-// default ports.
+// isUpgrade reports whether to is on the same host as from, with HTTPS instead of HTTP, both on their default ports.
 func isUpgrade(from, to *url.URL) bool {
 	if from.Scheme != "http" || to.Scheme != "https" {
 		return false
@@ -42,8 +41,8 @@ func isUpgrade(from, to *url.URL) bool {
 	return strings.HasSuffix(host, ":80") && hostPort("https", to.Host) == strings.TrimSuffix(host, "80")+"443"
 }
 
-// ownsRealm reports whether a token server belongs to the registry's owner, judged by its name: the name is the registry's
-// own, or both have the same registered domain, as registry.example.com and gitlab.example.com do.
+// ownsRealm reports whether a token server belongs to the owner of the registry, judged by its name: it is the
+// registry's own name, or both have the same registered domain, as registry.example.com and gitlab.example.com do.
 func ownsRealm(registry, realm string) bool {
 	registry, realm = strings.ToLower(registry), strings.ToLower(realm)
 	if realm == "" {
@@ -60,12 +59,12 @@ func ownsRealm(registry, realm string) bool {
 	return !isShared || strings.HasSuffix(realm, "."+registry) || strings.HasSuffix(registry, "."+realm)
 }
 
-// sharedDomains have names of many owners, and do not stand in the public suffix list as such. Of two names
-// below one of them, one must be below the other.
+// sharedDomains have subdomains of many owners, but are not in the public suffix list. A registry and a token server
+// below one of them must be below each other.
 var sharedDomains = []string{"amazonaws.com", "azure.com", "azurecr.io", "jfrog.io", "nip.io", "sslip.io"}
 
-// registeredDomain returns the part of a name that was registered, by the public suffix list: "" for an address, a
-// name of one label, a public suffix, and what is not a name in ASCII, as the list has them.
+// registeredDomain returns the registered part of a name according to the public suffix list. It is "" for an address,
+// a name with a single label, a public suffix, and a name that isn't ASCII.
 func registeredDomain(host string) string {
 	if isAddress(host) || strings.ContainsFunc(host, func(r rune) bool { return r > unicode.MaxASCII }) {
 		return ""
@@ -77,7 +76,7 @@ func registeredDomain(host string) string {
 	return domain
 }
 
-// isThisMachine reports whether a host is one that can only be this machine (RFC 6761 for names).
+// isThisMachine reports whether a host can only be this machine (RFC 6761).
 func isThisMachine(host string) bool {
 	return isLoopback(host) || strings.HasSuffix(host, ".localhost")
 }

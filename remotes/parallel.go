@@ -8,19 +8,19 @@ import (
 	"github.com/containerd/errdefs"
 )
 
-// partsMemory is what the parts that wait for their turn may take together.
+// partsMemory bounds the memory of all parts together.
 const partsMemory = 6 << 20
 
-// parallel reads a blob in chunks over several connections and gives them in order. Worker w
-// of n has the chunks w, w+n, w+2n, …, and memory for one: it goes on when that was read.
+// parallel fetches the chunks of a blob over several connections, and returns them in order. Worker w of n fetches the
+// chunks w, w+n, w+2n, …. It has memory for one chunk, and goes on when that has been read.
 type parallel struct {
 	ctx     context.Context
 	cancel  context.CancelFunc
 	done    sync.WaitGroup
 	workers []worker
 	turn    int
-	at      int64 // the offset of the next byte
-	end     int64 // of what is read
+	offset  int64 // of the next byte
+	end     int64 // of the part of the blob to read
 	current chunk
 	err     error
 }
@@ -35,13 +35,13 @@ type chunk struct {
 	err       error
 }
 
-// newParallel goes on with a reader whose span is the first chunk, up to an end: n chunks of the same
-// length at a time. It takes the reader's context.
+// newParallel continues after a reader whose span is the first chunk, up to end, with n concurrent chunks of the same
+// length. It takes over the reader's context.
 func newParallel(first *rangeReader, length int64, n int, end int64) *parallel {
 	source := first.source
-	p := &parallel{ctx: first.ctx, cancel: first.cancel, at: first.stream.at, end: end}
+	p := &parallel{ctx: first.ctx, cancel: first.cancel, offset: first.stream.offset, end: end}
 	first.cancel, first.tries = nil, source.client.newTries(maxTries)
-	start := p.at
+	start := p.offset
 	for i := range int64(n) {
 		if start+i*length >= p.end {
 			break
@@ -51,13 +51,13 @@ func newParallel(first *rangeReader, length int64, n int, end int64) *parallel {
 		p.done.Go(func() {
 			defer close(w.full)
 			buf := make([]byte, length)
-			for at := start + i*length; at < p.end; at += int64(n) * length {
+			for offset := start + i*length; offset < p.end; offset += int64(n) * length {
 				r := first
-				if at != start {
-					r = &rangeReader{ctx: first.ctx, source: source, tries: source.client.newTries(maxTries), end: min(at+length, p.end)}
+				if offset != start {
+					r = &rangeReader{ctx: first.ctx, source: source, tries: source.client.newTries(maxTries), end: min(offset+length, p.end)}
 				}
 				select {
-				case w.full <- r.readChunk(at, buf):
+				case w.full <- r.readChunk(offset, buf):
 				case <-p.ctx.Done():
 					return
 				}
@@ -72,16 +72,16 @@ func newParallel(first *rangeReader, length int64, n int, end int64) *parallel {
 	return p
 }
 
-// readChunk reads the reader's span, which begins at an offset, into buf.
-func (r *rangeReader) readChunk(at int64, buf []byte) chunk {
+// readChunk reads the reader's span, which begins at offset at, into buf.
+func (r *rangeReader) readChunk(offset int64, buf []byte) chunk {
 	defer r.Close()
 	c := chunk{buf: buf}
 	if r.stream.ReadCloser == nil {
-		c.err = r.connect(at, true, nil)
+		c.err = r.connect(offset, true, nil)
 	}
 	if c.err == nil {
 		var n int
-		n, c.err = io.ReadFull(r, buf[:min(r.end, r.source.size)-at])
+		n, c.err = io.ReadFull(r, buf[:min(r.end, r.source.size)-offset])
 		c.rest = buf[:n]
 	}
 	return c
@@ -105,22 +105,22 @@ func (p *parallel) Read(b []byte) (int, error) {
 	}
 	n := copy(b, p.current.rest)
 	p.current.rest = p.current.rest[n:]
-	p.at += int64(n)
+	p.offset += int64(n)
 	return n, nil
 }
 
-// ended returns io.EOF only if all has been read: workers stop before that when the context is done.
+// ended returns io.EOF only if everything was read, because workers stop early if the context ends.
 func (p *parallel) ended() error {
-	if p.at == p.end {
+	if p.offset == p.end {
 		return io.EOF
 	}
 	if err := context.Cause(p.ctx); err != nil {
 		return err
 	}
-	return classf(errdefs.ErrAborted, "the download ended after %d of %s", p.at, sizeString(p.end))
+	return classf(errdefs.ErrAborted, "the download ended after %d of %s", p.offset, sizeString(p.end))
 }
 
-// Close stops the workers and waits for them.
+// Close stops the workers, and waits for them.
 func (p *parallel) Close() error {
 	p.cancel()
 	p.done.Wait()

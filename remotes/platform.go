@@ -14,19 +14,18 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
-// Bounds of a walk from an index to a manifest.
+// Bounds for the search of an index.
 const (
-	maxIndexDepth = 4  // indexes in indexes
-	maxWalk       = 32 // indexes, manifests and configs read
-	maxPlatforms  = 20 // named in an error
+	maxIndexDepth = 4  // nesting of indexes
+	maxWalk       = 32 // number of indexes, manifests and configs read
+	maxPlatforms  = 20 // number of platforms listed in an error
 )
 
-// ResolvePlatform resolves an object to the one manifest for a platform, in the syntax of
-// containerd/platforms (linux/arm64, linux/arm/v7, windows), or "local", Linux on this machine.
-// Of an index it takes what fits best, by containerd's order: amd64 runs 386, arm/v7 runs
-// arm/v6. A single manifest is read with its config and must fit, unless it is of no platform
-// at all, as an artifact is. Otherwise the descriptor's Platform is set. Where nothing fits, the
-// error is of class NotFound and names the platforms that there are.
+// ResolvePlatform resolves an object to the manifest for a platform, in the syntax of containerd/platforms
+// (linux/arm64, linux/arm/v7, windows), or "local" for Linux on this machine's architecture. From an index it selects
+// the best match in containerd's order: amd64 runs 386, arm/v7 runs arm/v6. The config of a single manifest must match,
+// unless it has no platform at all, as an artifact. The result's Platform is set if there is one. If nothing matches
+// the error is NotFound, and lists the platforms that exist.
 func ResolvePlatform(ctx context.Context, r Remote, object, platform string) (ocispec.Descriptor, error) {
 	p, err := parsePlatform(platform)
 	if err != nil {
@@ -36,7 +35,7 @@ func ResolvePlatform(ctx context.Context, r Remote, object, platform string) (oc
 	if err != nil {
 		return ocispec.Descriptor{}, err
 	}
-	desc.Size = -1 // what a registry tells of it in advance may be wrong
+	desc.Size = -1 // the registry's statement may be wrong
 	w := walk{ctx: ctx, fetcher: r, match: platforms.Only(p), left: maxWalk}
 	if err := w.visit(desc, 0); err != nil {
 		return ocispec.Descriptor{}, fmt.Errorf("resolve %s for %s: %w", object, platforms.Format(p), err)
@@ -67,7 +66,7 @@ func ResolvePlatform(ctx context.Context, r Remote, object, platform string) (oc
 func parsePlatform(s string) (ocispec.Platform, error) {
 	if s == "local" {
 		p := platforms.DefaultSpec()
-		p.OS = "linux" // as images are, whatever looks at them
+		p.OS = "linux" // images are for Linux, whatever system this is
 		return p, nil
 	}
 	p, err := platforms.Parse(s)
@@ -77,15 +76,15 @@ func parsePlatform(s string) (ocispec.Platform, error) {
 	return p, nil
 }
 
-// walk collects the manifests that a platform can use.
+// walk collects the manifests that match a platform.
 type walk struct {
 	ctx     context.Context
 	fetcher Fetcher
 	match   platforms.MatchComparer
 	left    int
 	found   []ocispec.Descriptor
-	others  []string // platforms that do not fit
-	// unsupported is a digest that can't be verified here, of a manifest that may fit.
+	others  []string // platforms that don't match
+	// unsupported is a digest with an unsupported algorithm, of a manifest that may match.
 	unsupported string
 }
 
@@ -133,8 +132,8 @@ func (w *walk) index(desc ocispec.Descriptor, depth int) error {
 	return nil
 }
 
-// manifest judges by the config, as nothing else says for what platform it is. Of one that says
-// nothing either, there is no other to choose where it is alone.
+// manifest checks the platform in a manifest's config, because the index states none. A manifest without any platform
+// is accepted only if it is alone.
 func (w *walk) manifest(desc ocispec.Descriptor, alone bool) error {
 	var manifest ocispec.Manifest
 	if err := w.read(&desc, &manifest); err != nil {
@@ -180,7 +179,7 @@ func (w *walk) other(p ocispec.Platform) {
 	w.others = append(w.others, s)
 }
 
-// read decodes a small object, and sets its size where that was not known.
+// read fetches and decodes a small object, and sets its size if that was unknown.
 func (w *walk) read(desc *ocispec.Descriptor, v any) error {
 	if w.left--; w.left < 0 {
 		return classf(errdefs.ErrNotImplemented, "more than %d indexes, manifests and configs to read: name the digest of one", maxWalk)

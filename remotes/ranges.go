@@ -14,29 +14,29 @@ import (
 	"github.com/containerd/errdefs"
 )
 
-// span is the bytes of a blob from begin on, up to end: to the blob's end where end is negative.
+// span is the part of a blob from begin up to, but not including, end. A negative end means the blob's end.
 type span struct{ begin, end int64 }
 
-// toEnd is the end of a span that goes to the blob's end.
+// toEnd is the end of a span that goes up to the blob's end.
 const toEnd = -1
 
-// blobSource is a blob at one host.
+// blobSource is a blob on one host.
 type blobSource struct {
 	client   *client
 	request  request
-	size     int64 // of the whole blob, -1 while unknown
-	noRanges bool  // the host does not understand ranges: ask for all, and skip
+	size     int64 // of the whole blob; -1 while it is unknown
+	noRanges bool  // the host doesn't support ranges: request everything, and skip
 }
 
-// stream is the body of one reply.
+// stream is the body of a reply.
 type stream struct {
 	io.ReadCloser
-	at      int64  // the offset of the next byte
-	isRange bool   // the reply was a range
-	coding  string // Content-Encoding, though it was declined
+	offset  int64  // of the next byte
+	isRange bool   // the reply is a range
+	coding  string // the Content-Encoding of the reply, although the request declined any
 }
 
-// open sends one request for a span. Where the host sends all of the blob, the stream begins at 0.
+// open sends one request for a span. If the host sends the whole blob, the stream begins at 0.
 func (s *blobSource) open(ctx context.Context, want span) (stream, error) {
 	req := s.request
 	if (want.begin > 0 || want.end >= 0) && !s.noRanges {
@@ -51,7 +51,7 @@ func (s *blobSource) open(ctx context.Context, want span) (stream, error) {
 	resp, err := s.client.once(ctx, req)
 	if err != nil {
 		if asked && isStatus(err, http.StatusRequestedRangeNotSatisfiable) && s.size == want.begin {
-			return stream{ReadCloser: http.NoBody, at: want.begin}, nil
+			return stream{ReadCloser: http.NoBody, offset: want.begin}, nil
 		}
 		if asked && isStatus(err, http.StatusRequestedRangeNotSatisfiable, http.StatusBadRequest, http.StatusNotImplemented) {
 			s.noRanges = true
@@ -66,15 +66,15 @@ func (s *blobSource) open(ctx context.Context, want span) (stream, error) {
 	case http.StatusPartialContent:
 		begin, size, err = parseContentRange(resp.Header.Get("Content-Range"))
 		if err == nil && begin != want.begin {
-			err = fmt.Errorf("bytes from %d on were asked for, and came from %d on", want.begin, begin)
+			err = fmt.Errorf("asked for the bytes from %d on, and got those from %d on", want.begin, begin)
 		}
 		if err == nil && size < 0 && s.size < 0 {
-			err = errors.New("the reply does not tell the size of the whole")
+			err = errors.New("the reply doesn't state the size of the blob")
 		}
 		if err != nil {
 			resp.Body.Close()
 			if !asked {
-				return stream{}, classf(errdefs.ErrDataLoss, "%s does not understand ranges: %w", s.client.host, err)
+				return stream{}, classf(errdefs.ErrDataLoss, "%s doesn't support ranges: %w", s.client.host, err)
 			}
 			s.noRanges = true
 			return s.open(ctx, want)
@@ -93,7 +93,7 @@ func (s *blobSource) open(ctx context.Context, want span) (stream, error) {
 	return stream{resp.Body, begin, isRange, resp.Header.Get("Content-Encoding")}, nil
 }
 
-// parseContentRange reads "bytes 5-9/10" and "bytes 5-9/*"; size is -1 for the latter.
+// parseContentRange parses "bytes 5-9/10", or "bytes 5-9/*" with size -1.
 func parseContentRange(s string) (begin, size int64, err error) {
 	bad := fmt.Errorf("the reply has Content-Range %q", printable(s))
 	rest, ok := strings.CutPrefix(s, "bytes ")
@@ -118,13 +118,13 @@ func parseContentRange(s string) (begin, size int64, err error) {
 	return begin, size, nil
 }
 
-// skip reads up to an offset what the host sent though it was not asked for.
+// skip discards the bytes before an offset, which the host sent without being asked for.
 func (s *stream) skip(to int64) error {
-	if s.at >= to {
+	if s.offset >= to {
 		return nil
 	}
-	n, err := io.CopyN(io.Discard, s.ReadCloser, to-s.at)
-	s.at += n
+	n, err := io.CopyN(io.Discard, s.ReadCloser, to-s.offset)
+	s.offset += n
 	if err == io.EOF {
 		err = io.ErrUnexpectedEOF
 	}
@@ -134,31 +134,31 @@ func (s *stream) skip(to int64) error {
 	return err
 }
 
-// rangeReader reads a span of a blob over as many connections as it takes.
+// rangeReader reads a span of a blob, over several connections if they break.
 type rangeReader struct {
 	ctx    context.Context
-	cancel context.CancelFunc // nil where ctx is the caller's
+	cancel context.CancelFunc // nil if the context is the caller's
 	source blobSource
 	tries  *tries
 	end    int64 // of the span
 	stream stream
 }
 
-// connect opens the span from an offset on. A host may send the whole blob instead: the stream then begins earlier or, with
-// isExact, the bytes before the offset are skipped. cause is the error that ended the last stream, or
-// nil. It counts as a try.
-func (r *rangeReader) connect(at int64, isExact bool, cause error) error {
+// connect opens the span from an offset on. A host may send the whole blob instead; the stream then begins earlier or,
+// with isExact, connect skips the bytes before the offset. cause is the error that ended the previous stream, or nil.
+// It counts as a try.
+func (r *rangeReader) connect(offset int64, isExact bool, cause error) error {
 	return r.source.client.retry(r.ctx, r.tries, func() error {
 		if err := cause; err != nil {
 			cause = nil
 			return err
 		}
-		s, err := r.source.open(r.ctx, span{at, r.end})
+		s, err := r.source.open(r.ctx, span{offset, r.end})
 		if err != nil {
 			return err
 		}
 		if isExact {
-			if err := s.skip(at); err != nil {
+			if err := s.skip(offset); err != nil {
 				s.Close()
 				return err
 			}
@@ -168,33 +168,33 @@ func (r *rangeReader) connect(at int64, isExact bool, cause error) error {
 	})
 }
 
-// Read returns the next bytes. io.EOF comes at the span's end alone, as far as that is known.
+// Read returns the next bytes. It returns io.EOF only at the span's end, as far as that is known.
 func (r *rangeReader) Read(p []byte) (int, error) {
 	if r.end >= 0 {
-		if r.stream.at >= r.end {
+		if r.stream.offset >= r.end {
 			return 0, io.EOF
 		}
-		p = p[:min(int64(len(p)), r.end-r.stream.at)]
+		p = p[:min(int64(len(p)), r.end-r.stream.offset)]
 	}
 	for {
 		n, err := r.stream.Read(p)
-		r.stream.at += int64(n)
+		r.stream.offset += int64(n)
 		r.tries.progress(int64(n))
-		at, size := r.stream.at, r.source.size
+		offset, size := r.stream.offset, r.source.size
 		switch {
-		case r.end >= 0 && at == r.end:
+		case r.end >= 0 && offset == r.end:
 			return n, nil
-		case size >= 0 && at > size:
-			return n, classf(errdefs.ErrDataLoss, "more than %s came", sizeString(size))
+		case size >= 0 && offset > size:
+			return n, classf(errdefs.ErrDataLoss, "got more than %s", sizeString(size))
 		case err == nil:
 			return n, nil
-		case at == size || size < 0 && err == io.EOF:
+		case offset == size || size < 0 && err == io.EOF:
 			return n, io.EOF
 		case err == io.EOF:
-			err = classf(errdefs.ErrAborted, "the connection ended after %d of %s", at, sizeString(size))
+			err = classf(errdefs.ErrAborted, "the connection ended after %d of %s", offset, sizeString(size))
 		}
 		r.stream.Close()
-		if err := r.connect(at, true, err); err != nil {
+		if err := r.connect(offset, true, err); err != nil {
 			return n, err
 		}
 		if n > 0 {

@@ -10,17 +10,17 @@ import (
 	"github.com/containerd/errdefs"
 )
 
-// Reference is the name of an object in one word, LOCATOR[:TAG][@DIGEST], taken apart.
+// Reference is a parsed reference: LOCATOR[:TAG][@DIGEST].
 type Reference struct {
-	// Name is the reference in full: docker.io/library/redis:latest for docker.io/redis.
+	// Name is the full reference, such as docker.io/library/redis:latest for docker.io/redis.
 	Name string `json:"name"`
-	// Locator selects the remote, and Object what of it: the digest if there is one, else the tag, by default "latest".
+	// Locator selects the remote. Object is the digest or, without one, the tag, "latest" by default.
 	Locator string `json:"locator"`
 	Object  string `json:"object"`
 }
 
-// ParseReference takes a reference apart without asking anybody. Of a directory the locator is the longest beginning
-// that is one, because names have slashes and colons too. Errors are of class InvalidArgument.
+// ParseReference parses a reference without contacting the remote. In a path, the locator is the longest prefix that is
+// a directory, because names in a directory may contain slashes and colons too. Errors are InvalidArgument.
 func ParseReference(s string) (Reference, error) {
 	base, dgst := s, ""
 	if i := strings.LastIndexByte(s, '@'); i >= 0 {
@@ -62,13 +62,13 @@ func ParseReference(s string) (Reference, error) {
 	return r, nil
 }
 
-// cutTag splits a tag off. The colon of a port begins no tag: it stands before the last slash, or behind the "://" of a
-// URL, which a helper's address can be. In the path of a helper's address the first colon begins the tag, because the tag can be
-// a whole name there, with slashes and colons of its own.
+// cutTag splits off a tag. A colon before the last slash is that of a port, and one in "://" belongs to a URL, which a
+// helper's address may be. In the path of a helper's address the tag begins at the first colon, because there it may be
+// a full name with slashes and colons.
 func cutTag(s string) (locator, tag string) {
 	if name, address, ok := strings.Cut(s, "::"); ok && program.IsName(name) {
-		if _, behind, isURL := strings.Cut(address, "://"); isURL {
-			address = behind
+		if _, after, isURL := strings.Cut(address, "://"); isURL {
+			address = after
 		}
 		if _, path, ok := strings.Cut(address, "/"); ok {
 			if _, tag, ok := strings.Cut(path, ":"); ok {

@@ -545,7 +545,7 @@ func (c *client) blob(ctx context.Context, req request, t *tries, o object, h hi
 		d.Close()
 		return nil, err
 	}
-	begin, coding := d.stream.at, d.stream.coding
+	begin, coding := d.stream.offset, d.stream.coding
 	end := size
 	if h.end >= 0 {
 		end = min(end, h.end)
@@ -560,7 +560,7 @@ func (c *client) blob(ctx context.Context, req request, t *tries, o object, h hi
 	}
 	v.cut(h.end)
 	if isParallel || c.options.Streams > 1 || c.currentScheme() == "https" {
-		v.piece = shortPiece
+		v.pieceLength = shortPiece
 	}
 	v.mediaType = h.mediaType
 	v.explain = func() (why string) {

@@ -1,23 +1,26 @@
-// Package remotes talks to where content comes from and goes to: registries that speak the
-// OCI distribution protocol, and directories that are OCI image layouts.
+// Package remotes reads from and writes to places that hold images: registries that speak the OCI distribution
+// protocol, directories that are OCI image layouts, and anything else that a program dist-remote-NAME serves.
 //
-// A remote is selected by a locator (see ParseLocator) and answers for objects: tags and
-// digests. It is resolved to a descriptor, and its bytes are fetched as a stream:
+// A remote is selected by a locator (see [ParseLocator]) and holds objects, which are named by a tag or a digest.
+// Resolving an object gives its descriptor, fetching it gives its bytes as a stream:
 //
 //	r, err := remotes.Open("docker.io/library/redis", remotes.Options{})
 //	desc, err := r.Resolve(ctx, "latest")
 //	body, err := r.Fetch(ctx, desc.Digest.String(), "mediatype:"+desc.MediaType)
 //
-// What is fetched by digest is verified: the reader keeps the last bytes back until the hash
-// is known to be right, and ends in an error of class DataLoss instead of io.EOF where it is
-// not. Downloads go on where they were cut, temporary failures are tried again for a few
-// seconds, and what a registry sends besides blobs is bounded (see MaxManifest).
+// [Open] returns a [Registry], a [Layout] or a [Helper], all of which are a [Remote]. A request to a registry passes
+// through these steps: firstHost chooses the registry or one of its mirrors, client.retry repeats what failed
+// temporarily, client.once sends a request and client.judge turns the reply into an error or not, and
+// roundTripper.RoundTrip checks where credentials and tokens go.
 //
-// Errors carry the classes of github.com/containerd/errdefs: InvalidArgument for a wrong
-// locator or object, NotFound, Unauthenticated and PermissionDenied, DataLoss where bytes are
-// not what was asked for, NotImplemented for obsolete formats, and Aborted, DeadlineExceeded
-// or ResourceExhausted for failures that may be gone later (a registry that is down or busy,
-// a name that does not resolve, a download that stays cut). TLS failures have no class.
+// Content that is fetched by digest is verified: the reader holds the last bytes back until the hash is known to match,
+// and otherwise ends in an error of class DataLoss instead of io.EOF. Interrupted downloads resume, temporary failures
+// are retried for a few seconds, and everything that a registry sends but blobs is bounded (see [MaxManifest]).
+//
+// Errors have classes of github.com/containerd/errdefs: InvalidArgument for a malformed locator or object, NotFound,
+// Unauthenticated and PermissionDenied, DataLoss if the bytes are not those asked for, NotImplemented for obsolete
+// formats, and Aborted, DeadlineExceeded or ResourceExhausted for temporary failures (a registry that is down or busy,
+// a name that doesn't resolve, a download that keeps breaking off). TLS failures have no class.
 package remotes
 
 import (
@@ -35,24 +38,27 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
-// Resolver turns a tag or digest into the descriptor of what it names.
+// Resolver turns a tag or digest into a descriptor.
 type Resolver interface {
 	Resolve(ctx context.Context, object string) (ocispec.Descriptor, error)
 }
 
-// Fetcher gives the bytes of a manifest or blob, id being a tag or digest. Hints are of the
-// form type:value: mediatype:TYPE and size:BYTES say what is known of the object, url:URL where
-// else a blob is (see Options.FollowURLs), offset:N asks for the bytes from N on, and range:A-B for those from A to B, both
-// included, or to the end if that comes first. Hints that are unknown or not of that form are ignored.
+// Fetcher returns the content of a manifest or blob; id is a tag or digest. Hints have the form type:value, and unknown
+// or malformed ones are ignored:
 //
-// Read from offset 0 to its end, an object asked for by digest is verified before its last bytes are
-// given. From a later offset its length is, and its digest only where the remote could not
-// skip and sent all of it. Of a range that ends earlier the length alone is.
+//   - mediatype:TYPE and size:BYTES say what is known about the object.
+//   - url:URL is another address of a blob (see Options.FollowURLs).
+//   - offset:N asks for the bytes from N on.
+//   - range:A-B asks for the bytes from A to B, both included, or to the end if that comes first.
+//
+// An object that is fetched by digest and read from offset 0 to its end is verified before its last bytes are returned.
+// Content from a later offset is checked for its length; its digest is verified only if the remote couldn't skip and
+// sent everything. Of a range that ends early only the length is checked.
 type Fetcher interface {
 	Fetch(ctx context.Context, id string, hints ...string) (io.ReadCloser, error)
 }
 
-// FetcherFunc is a function that is a Fetcher.
+// FetcherFunc is a function that implements Fetcher.
 type FetcherFunc func(ctx context.Context, id string, hints ...string) (io.ReadCloser, error)
 
 // Fetch calls f.
@@ -60,45 +66,45 @@ func (f FetcherFunc) Fetch(ctx context.Context, id string, hints ...string) (io.
 	return f(ctx, id, hints...)
 }
 
-// Pusher stores what it reads as a manifest or blob, id being the digest or, of a manifest,
-// a tag, and tells its descriptor. Nothing is stored under a digest that it does not have.
-// What is there already under its digest is success; a blob is not read then, and its size is that of the
-// hint or what the remote tells of it, -1 for nothing. Hints are mediatype:TYPE,
-// size:BYTES and mount:REPOSITORY, another repository of the same registry that has the blob.
+// Pusher stores what it reads as a manifest or blob, and returns its descriptor. id is the digest or, for a manifest, a
+// tag. Content is never stored under a digest that it doesn't have. If the remote has the digest already, Push
+// succeeds; it then doesn't read a blob's content, and the size is that of the hint or what the remote says, or -1.
+// Hints are mediatype:TYPE, size:BYTES and mount:REPOSITORY: another repository of the same registry that has the blob.
 type Pusher interface {
 	Push(ctx context.Context, id string, content io.Reader, hints ...string) (Pushed, error)
 }
 
-// Pushed is what a remote has after a push, and how it came to have it.
+// Pushed is the result of a push: the descriptor, and how the remote got the object.
 type Pushed struct {
 	ocispec.Descriptor
 	State State `json:"state"`
 }
 
-// State of what was pushed.
+// State says how a remote got a pushed object.
 type State string
 
-// What was pushed was there already, was taken from another repository, or was sent.
+// Exists: the remote had it. Mounted: it was taken from another repository of the remote. Stored: it was sent.
 const (
 	Exists  State = "exists"
 	Mounted State = "mounted"
 	Stored  State = "stored"
 )
 
-// Remote is one repository of a registry, or one directory.
+// Remote is a repository of a registry, or a directory.
 type Remote interface {
 	Resolver
 	Fetcher
 	Pusher
-	// Tags lists what there is to resolve beside digests, while it comes.
+	// Tags lists the tags or names that Resolve accepts, as they arrive.
 	Tags(ctx context.Context) iter.Seq2[string, error]
-	// Referrers lists the manifests whose subject is the digest and which the filter selects.
+	// Referrers lists the manifests that have the digest as their subject and match the filter.
 	Referrers(ctx context.Context, subject digest.Digest, filter ReferrerFilter) iter.Seq2[ocispec.Descriptor, error]
-	// Delete deletes a tag, or a manifest with all tags that it has.
+	// Delete deletes a tag, or a manifest and all its tags.
 	Delete(ctx context.Context, id string) error
 }
 
-// ReferrerFilter selects referrers: of a type of artifact, where that is not empty, and with all of the annotations.
+// ReferrerFilter selects referrers by their artifact type, unless it is empty, and by annotations, all of which must
+// match.
 type ReferrerFilter struct {
 	ArtifactType string
 	Annotations  map[string]string
@@ -113,63 +119,62 @@ func (f ReferrerFilter) selects(d ocispec.Descriptor) bool {
 	return f.ArtifactType == "" || f.ArtifactType == d.ArtifactType
 }
 
-// Options say how registries are reached. The zero value is ready to use.
+// Options configure access to registries. The zero value is ready to use.
 type Options struct {
-	// PlainHTTP speaks HTTP to a host whose scheme no configuration tells. Loopback hosts
-	// are spoken to in HTTP anyway.
+	// PlainHTTP uses HTTP for a host whose scheme isn't configured. Loopback hosts get HTTP anyway.
 	PlainHTTP bool
-	// HostsDir are directories of containerd's form, HOST/hosts.toml and certificates, or
-	// of docker's certs.d, separated by colons. Empty: DefaultHostsDir.
+	// HostsDir lists directories, separated by colons, in the form of containerd's certs.d (HOST/hosts.toml and
+	// certificates) or docker's. Empty means DefaultHostsDir.
 	HostsDir string
-	// AuthFile has credentials in the form of docker's config.json. Empty: that of the
-	// environment variable REGISTRY_AUTH_FILE, else docker's own and podman's.
+	// AuthFile has credentials in the form of docker's config.json. Empty means that of the environment variable
+	// REGISTRY_AUTH_FILE or, without that, docker's and podman's own files.
 	AuthFile string
-	// CA are files with certificates of authorities that are trusted beside the system's.
+	// CA lists files with certificates of authorities to trust in addition to the system's.
 	CA []string
-	// Insecure takes certificates of servers without verifying them.
+	// Insecure accepts any server certificate.
 	Insecure bool
-	// Headers are sent to the registry itself, as NAME: VALUE, and to no other origin.
+	// Headers, of the form NAME: VALUE, are sent to the registry itself and to no other origin.
 	Headers []string
-	// MaxWait is how long is waited in all when a registry says when to come back (Retry-After):
-	// 0 is one minute, a negative one not at all.
+	// MaxWait bounds the total wait for a registry that says when to come back (Retry-After). 0 means one minute; with
+	// a negative value nothing is waited for.
 	MaxWait time.Duration
-	// Timeout is how long a host may send nothing: before the header of its reply, and in all over the
-	// tries of one operation. 0 is two minutes, and half a minute for a host that has another one
-	// after it.
+	// Timeout is how long a host may be silent: before the header of its reply, and in total over all tries of an
+	// operation. 0 means two minutes, or half a minute for a host that isn't the last one to try.
 	Timeout time.Duration
-	// Parts is how many ranges of a large blob are fetched at the same time, over a
-	// connection each: 0 and 1 mean one stream.
+	// Parts is the number of ranges of a large blob that are fetched concurrently, each over its own connection. 0 and
+	// 1 mean one stream.
 	Parts int
-	// Streams is how many objects the caller reads or stores at the same time, over a connection each. 0 stands for one.
+	// Streams is the number of objects that the caller reads or stores concurrently, each over its own connection. 0
+	// means one.
 	Streams int
-	// Unverified leaves it to the caller to hash blobs that are fetched by digest: their
-	// length alone is checked. Manifests are verified anyway.
+	// Unverified means that the caller hashes blobs that it fetches by digest: only their length is checked. Manifests
+	// are verified anyway.
 	Unverified bool
-	// FollowURLs lets Fetch ask the addresses of url: hints for a blob that the registry does not have.
+	// FollowURLs makes Fetch try the addresses of url: hints for a blob that the registry doesn't have.
 	FollowURLs bool
-	// IfAbsent has Push under a tag or name fail with AlreadyExists if that names another manifest.
+	// IfAbsent makes Push to a tag fail with AlreadyExists if the tag is another manifest's.
 	IfAbsent bool
-	// Notify is told of waits that a registry asked for, in one line.
+	// Notify, if not nil, is called with one line for each wait that a registry asks for, and for each warning.
 	Notify func(string)
-	// Debug is told of each request and its reply, without secrets, in one line.
+	// Debug, if not nil, is called with one line for each request and its reply, without secrets.
 	Debug func(string)
 }
 
-// DefaultHostsDir is where containerd, docker and podman keep the configuration of hosts. The user's own directory
-// comes before them: containers/certs.d in XDG_CONFIG_HOME, or in ~/.config.
+// DefaultHostsDir lists where containerd, docker and podman keep the configuration of hosts. The user's own directory
+// comes first: containers/certs.d in XDG_CONFIG_HOME, or in ~/.config.
 const DefaultHostsDir = "/etc/containerd/certs.d:/etc/docker/certs.d:/etc/containers/certs.d"
 
-// MaxManifest bounds manifests, indexes and image configs in bytes.
+// MaxManifest bounds the size of manifests, indexes and image configs in bytes.
 const MaxManifest = 8 << 20
 
-// What may be in a document, which bounds the memory that decoding takes: a million empty
-// objects are a few megabytes of JSON.
+// Bounds of the objects and members in a document. They limit the memory for decoding: a million empty objects are only
+// a few megabytes of JSON.
 const (
 	maxObjects = 1 << 17
 	maxMembers = 1 << 19
 )
 
-// Open selects the remote of a locator. It is not yet looked whether it is there.
+// Open selects the remote of a locator. It doesn't check whether the remote exists.
 func Open(locator string, o Options) (Remote, error) {
 	l, err := ParseLocator(locator)
 	if err != nil {
@@ -191,13 +196,13 @@ func Open(locator string, o Options) (Remote, error) {
 	return openRegistry(l, o, config.endpoints), nil
 }
 
-// hints are what a caller told of an object; size is -1 where it is not known.
+// hints are the parsed hints for an object. size is -1 if it is unknown.
 type hints struct {
 	mediaType, mount string
 	size, offset     int64
-	end              int64 // of the bytes that are wanted, or toEnd; at least offset
+	end              int64 // end of the wanted bytes, or toEnd; at least offset
 	urls             []string
-	isAbsent         bool // the remote has just been asked, and does not have it
+	isAbsent         bool // the remote was just asked for it, and doesn't have it
 }
 
 func parseHints(list []string) hints {
@@ -233,12 +238,12 @@ func parseHints(list []string) hints {
 		}
 	}
 	if h.end >= 0 {
-		h.end = max(h.end, h.offset) // what is left of a range to go on with may be nothing
+		h.end = max(h.end, h.offset) // a resumed range may have no bytes left
 	}
 	return h
 }
 
-// isMediaType keeps what would break a header out of it.
+// isMediaType reports whether s is a media type that can go into a header.
 func isMediaType(s string) bool {
 	major, minor, ok := strings.Cut(s, "/")
 	if !ok || major == "" || minor == "" || len(s) > 255 {
@@ -247,14 +252,14 @@ func isMediaType(s string) bool {
 	return strings.IndexFunc(s, func(r rune) bool { return r <= ' ' || r > '~' || r == ',' }) < 0
 }
 
-// Descriptor media types of docker's, which predate and equal those of OCI.
+// Docker's media types, which are older than OCI's and equivalent.
 const (
 	mediaTypeDockerManifest = "application/vnd.docker.distribution.manifest.v2+json"
 	mediaTypeDockerIndex    = "application/vnd.docker.distribution.manifest.list.v2+json"
 	mediaTypeOctets         = "application/octet-stream"
 )
 
-// manifestTypes is every type of manifest that is asked for, in one Accept header.
+// manifestTypes are the media types of manifests for the Accept header.
 var manifestTypes = []string{
 	ocispec.MediaTypeImageIndex, mediaTypeDockerIndex, ocispec.MediaTypeImageManifest, mediaTypeDockerManifest,
 }

@@ -19,23 +19,23 @@ import (
 	"oras.land/oras-go/v2/registry/remote/auth"
 )
 
-// request is one call of the API.
+// request is one call of the distribution API.
 type request struct {
 	method string
-	path   string // behind the API's root
+	path   string // below the API's root
 	query  url.Values
 	header http.Header
-	scopes []string // what a token is asked for
-	isBlob bool     // a blob is read by its digest
-	// url, where set, is asked instead: one that the registry or a manifest gave. It gets neither the
-	// headers configured nor credentials where it is of another origin.
+	scopes []string // for the token
+	isBlob bool     // reads a blob by its digest
+	// url, if not nil, replaces the address. It comes from the registry or a manifest. If it has another origin, no
+	// configured headers or credentials are sent.
 	url *url.URL
-	// body, where set, gives size bytes, each time from the start.
+	// body, if not nil, returns a new reader of size bytes for each try.
 	body func() io.Reader
 	size int64
 }
 
-// do sends a request, again after temporary failures while t allows it.
+// do sends a request, and repeats it after temporary failures as far as t allows.
 func (c *client) do(ctx context.Context, r request, t *tries) (resp *http.Response, err error) {
 	err = c.retry(ctx, t, func() (err error) {
 		resp, err = c.once(ctx, r)
@@ -44,8 +44,8 @@ func (c *client) do(ctx context.Context, r request, t *tries) (resp *http.Respon
 	return resp, err
 }
 
-// once sends a request a single time and judges the reply: those of 300 and more are errors. The reply's body
-// ends in a stallError when it stalls.
+// once sends a request a single time. A reply with status 300 or more is an error. Reading the body fails with a
+// stallError if it stalls.
 func (c *client) once(parent context.Context, r request) (*http.Response, error) {
 	if err := c.waitShared(parent); err != nil {
 		return nil, err
@@ -72,15 +72,15 @@ func (c *client) once(parent context.Context, r request) (*http.Response, error)
 	return nil, err
 }
 
-// errUseHTTPS reports that HTTP was a wrong guess: the request is sent again.
+// errUseHTTPS reports that HTTP was a wrong guess, and the request must be sent again.
 var errUseHTTPS = errors.New("the host speaks HTTPS")
 
-// judge returns the error that a reply stands for, nil if it is a success. It is the one place that decides what
-// a reply means, whatever was asked. Redirects and challenges were followed before (see roundTripper); the
-// caller of firstHost turns to the next host, and retry waits as long as a retryAfterError says.
+// judge returns the error that a reply means, or nil. It is the single place that decides what a reply means, for all
+// kinds of requests. Redirects and challenges were handled before (see roundTripper). If judge fails, firstHost goes on
+// to the next host, and retry waits as a retryAfterError says.
 func (c *client) judge(resp *http.Response, r request) error {
 	if resp.Request.Method != r.method {
-		// A redirect by 301, 302 or 303 turns what should change something into a GET.
+		// A redirect by 301, 302 or 303 turns a request that changes something into a GET.
 		return fmt.Errorf("%w: %s became %s at %s", errRedirect, r.method, resp.Request.Method, printable(origin(resp.Request.URL)))
 	}
 	if resp.StatusCode < 300 {
@@ -105,7 +105,7 @@ func (c *client) judge(resp *http.Response, r request) error {
 		}
 	}
 	if after := retryAfter(resp.Header); after > 0 && isTemporary(serr) {
-		// What a redirect led to has asked for itself alone.
+		// A Retry-After of a redirect's target applies to that host only.
 		if c.isOwn(resp.Request.URL) {
 			c.postpone(min(after, maxSharedWait))
 		}
@@ -114,8 +114,7 @@ func (c *client) judge(resp *http.Response, r request) error {
 	return serr
 }
 
-// isHTTPSHint recognises the reply of a TLS server to plain HTTP, and of nothing else: a
-// registry names its API version.
+// isHTTPSHint recognises the reply of a TLS server to plain HTTP. A reply of a registry names its API version.
 func isHTTPSHint(resp *http.Response, body []byte) bool {
 	return resp.StatusCode == http.StatusBadRequest &&
 		resp.Header.Get("Docker-Distribution-Api-Version") == "" &&
@@ -129,7 +128,7 @@ func (c *client) send(ctx context.Context, r request, dog *watchdog) (*http.Resp
 			u = r.url
 		} else {
 			own := *r.url
-			own.Host = c.host // oras keeps tokens by this spelling
+			own.Host = c.host // oras keys tokens by this spelling
 			u = &own
 		}
 	}
@@ -143,7 +142,7 @@ func (c *client) send(ctx context.Context, r request, dog *watchdog) (*http.Resp
 	if r.body != nil {
 		req.ContentLength = r.size
 		var bodies []*upload
-		// The server may reply while net/http still reads the body. Close stops that.
+		// The server may reply while net/http still reads the body: Close ends that.
 		stop := func() {
 			for _, b := range bodies {
 				b.Close()
@@ -151,7 +150,7 @@ func (c *client) send(ctx context.Context, r request, dog *watchdog) (*http.Resp
 		}
 		defer stop()
 		req.GetBody = func() (io.ReadCloser, error) {
-			stop() // the readers of one content must not run at the same time
+			stop() // two readers of one content must not be read at the same time
 			body := &upload{Reader: r.body(), dog: dog, stall: c.stall, commit: max(commitTimeout, c.timeout), left: r.size}
 			bodies = append(bodies, body)
 			return body, nil
@@ -177,8 +176,8 @@ func (c *client) send(ctx context.Context, r request, dog *watchdog) (*http.Resp
 	resp, err := do(req)
 	if err != nil {
 		if c.wanted.Load() && !c.replied.Load() && isClosed(err) {
-			// Since TLS 1.3 the refusal comes, if at all, after the request.
-			return nil, errors.New("TLS: the host wants a certificate of its clients, and none is configured")
+			// Since TLS 1.3 a server refuses a missing certificate only after the request, if it says so at all.
+			return nil, errors.New("TLS: the host wants a client certificate, and none is configured")
 		}
 		var refused *refusedError
 		isRefused := errors.As(err, &refused)
@@ -192,8 +191,8 @@ func (c *client) send(ctx context.Context, r request, dog *watchdog) (*http.Resp
 		return nil, err
 	}
 	if resp.StatusCode == http.StatusUnauthorized && !foreign && req.Header.Get("Authorization") == "" && !state.fetched.Load() && c.isOwn(resp.Request.URL) {
-		// A token from before this request was refused, perhaps without a challenge, so that oras did
-		// not ask for another. A request without a token gets one.
+		// An old token was refused, possibly without a challenge, so that oras didn't ask for a new one. Sending the
+		// request without a token makes it do so.
 		if token, ok := strings.CutPrefix(resp.Request.Header.Get("Authorization"), "Bearer "); ok && c.tokens.refuse(token) {
 			resp.Body.Close()
 			return c.send(ctx, r, dog)
@@ -209,19 +208,19 @@ func (c *client) currentScheme() string {
 	return c.scheme
 }
 
-// noReplyError reports that a host could not be reached, or did not reply in time.
+// noReplyError reports that a host could not be reached or did not reply in time.
 type noReplyError struct{ error }
 
 func (e *noReplyError) Unwrap() error { return e.error }
 
-// stallError reports that nothing came for so long.
+// stallError reports that no data came for a while.
 type stallError struct{ after time.Duration }
 
 func (e *stallError) Error() string { return fmt.Sprintf("no data came for %v", e.after) }
 
 func (e *stallError) Unwrap() error { return context.DeadlineExceeded }
 
-// watchdog cancels a request during which nothing moves for a while.
+// watchdog cancels a request when nothing moves for a while.
 type watchdog struct {
 	cancel context.CancelCauseFunc
 	timer  *time.Timer
@@ -241,12 +240,12 @@ func (d *watchdog) start(after time.Duration) {
 
 func (d *watchdog) stop() { d.timer.Stop() }
 
-// upload is the body of a request, which must keep flowing.
+// upload is the body of a request. It is guarded by a watchdog.
 type upload struct {
 	io.Reader
 	dog    *watchdog
 	stall  time.Duration
-	commit time.Duration // what the registry has for its work once it has all
+	commit time.Duration // how long the registry may take after it has received everything
 	left   int64
 
 	mu     sync.Mutex
@@ -259,7 +258,7 @@ func (u *upload) Read(p []byte) (int, error) {
 	if u.closed {
 		return 0, os.ErrClosed
 	}
-	// The registry's time counts, not that of the producer.
+	// Only the registry's time counts, not that of the source.
 	u.dog.stop()
 	n, err := u.Reader.Read(p)
 	if u.left -= int64(n); u.left > 0 {
@@ -273,7 +272,7 @@ func (u *upload) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// Close ends reading: nothing is read from then on.
+// Close makes further reads fail.
 func (u *upload) Close() error {
 	u.mu.Lock()
 	defer u.mu.Unlock()
@@ -281,12 +280,12 @@ func (u *upload) Close() error {
 	return nil
 }
 
-// sourceError is of what an upload reads, not of the registry.
+// sourceError is an error of the source of an upload, not of the registry.
 type sourceError struct{ error }
 
 func (e *sourceError) Unwrap() error { return e.error }
 
-// guardedBody is a reply's body whose request is cancelled when no data comes for a while.
+// guardedBody is the body of a reply. Its watchdog cancels the request when no data comes for a while.
 type guardedBody struct {
 	io.ReadCloser
 	ctx   context.Context
@@ -295,7 +294,7 @@ type guardedBody struct {
 }
 
 func (b *guardedBody) Read(p []byte) (int, error) {
-	// The consumer's time does not count.
+	// Only the registry's time counts, not that of the reader.
 	b.dog.start(b.stall)
 	n, err := b.ReadCloser.Read(p)
 	b.dog.stop()
@@ -309,7 +308,7 @@ func (b *guardedBody) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// limit bounds the time that all of the body may take.
+// limit bounds the total time for the body.
 func (b *guardedBody) limit(d time.Duration) (stop func() bool) {
 	return time.AfterFunc(d, func() {
 		b.dog.cancel(errclass.As(fmt.Errorf("the reply did not end within %v", d), context.DeadlineExceeded))

@@ -85,7 +85,7 @@ func (p *push) newUpload(content io.Reader) (*blobUpload, error) {
 	verified := func(r io.Reader) io.Reader {
 		v := newVerifier(p.ctx, io.NopCloser(r), p.object.digest, 0, 0, -1)
 		if p.client.options.Streams > 1 {
-			v.piece = shortPiece
+			v.pieceLength = shortPiece
 		}
 		return v
 	}
@@ -559,14 +559,14 @@ func (w *window) more() {
 // windowReader reads content of a known size through a window. It gives the last byte when the content has ended there.
 type windowReader struct {
 	*window
-	at, size int64
+	offset, size int64
 }
 
 func (r *windowReader) Read(p []byte) (int, error) {
-	if r.at < r.start {
+	if r.offset < r.start {
 		return 0, errReadOnce()
 	}
-	for r.err == nil && (r.end() == r.at || r.end() == r.size) {
+	for r.err == nil && (r.end() == r.offset || r.end() == r.size) {
 		r.more()
 	}
 	switch {
@@ -574,11 +574,11 @@ func (r *windowReader) Read(p []byte) (int, error) {
 		return 0, r.err
 	case r.end() > r.size || r.err == io.EOF && r.end() < r.size:
 		return 0, classf(errdefs.ErrDataLoss, "size mismatch: got %s or more, not %d", sizeString(r.end()), r.size)
-	case r.at == r.size:
+	case r.offset == r.size:
 		return 0, io.EOF
 	}
-	n := copy(p, r.buf[r.at-r.start:])
-	r.at += int64(n)
+	n := copy(p, r.buf[r.offset-r.start:])
+	r.offset += int64(n)
 	return n, nil
 }
 

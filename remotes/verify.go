@@ -18,71 +18,71 @@ import (
 )
 
 // pieceSize is how much is read, hashed and written at a time. There are as many buffers as pieces: one is being
-// filled, one is held back, and the rest wait to be hashed. A piece that is not full after fillTime goes on as
-// it is.
+// filled, one is held back, and the others wait to be hashed. A piece that isn't full after fillTime is passed on as it
+// is.
 const (
 	pieceSize = 1 << 20
-	// shortPiece is for what is in memory already, or comes in TLS records: longer pieces spare no system calls then, and
-	// leave the processor's cache before they are hashed.
+	// shortPiece is for content that is in memory already, or comes in TLS records. Longer pieces would save no system
+	// calls, and would leave the processor's cache before they are hashed.
 	shortPiece = 256 << 10
 	pieces     = 4
 	fillTime   = 10 * time.Millisecond
-	// minLongPiece is the length of a first piece that promises a long stream.
+	// minLongPiece is the length from which the first piece suggests a long stream.
 	minLongPiece = 256 << 10
 )
 
-// verifier passes a stream on, one piece late: the last piece goes out when the hash of the
-// whole, or its length, is right, and never otherwise, unless isDirect. It ends with the context's error once that is
-// done: no consumer takes what came before for the whole.
+// verifier passes a stream on, one piece late: it returns the last piece only if the hash of the whole, or its length,
+// is right (but see isDirect). If the context ends first it returns the context's error, so that no reader takes the
+// beginning for the whole.
 type verifier struct {
-	ctx  context.Context
-	rc   io.ReadCloser
-	want digest.Digest
-	hash hash.Hash // nil: the stream does not begin at 0, or the caller hashes; its length is checked
-	at   int64     // the offset that the next byte of the stream has
-	size int64     // of the whole, -1 while unknown
-	end  int64     // of the stream, or toEnd
-	from int64     // the first offset that is passed on
-	skip int64     // bytes to hash but not to pass on
-	// mediaType is that of the content, empty if it is not known.
+	ctx    context.Context
+	rc     io.ReadCloser
+	want   digest.Digest
+	hash   hash.Hash // nil if only the length is checked: the stream doesn't begin at 0, or the caller hashes
+	offset int64     // of the stream's next byte
+	size   int64     // of the whole; -1 while it is unknown
+	end    int64     // of the stream, or toEnd
+	from   int64     // the first offset to pass on
+	skip   int64     // number of bytes to hash but not to pass on
+	// mediaType is the content's media type; "" if unknown.
 	mediaType string
-	// explain, where set, is called for a mismatch, and says what could be the reason.
+	// explain, if not nil, is called after a mismatch, and returns a possible reason.
 	explain func() string
 
-	isDirect bool // the caller hashes, and Read hands over what has come as it is
-	piece    int  // how long pieces are
-	isWhole  bool // pieces are filled whatever the time
-	buffers  [pieces][]byte
-	turn     int
-	held     []byte
-	// A long stream is hashed beside the reading of it.
+	isDirect    bool // the caller hashes, and Read returns what comes without holding anything back
+	pieceLength int  // in bytes
+	isWhole     bool // fill pieces however long it takes
+	buffers     [pieces][]byte
+	turn        int
+	held        []byte
+	// The goroutine that hashes a long stream, if there is one.
 	work    chan []byte
 	done    chan struct{}
-	pending int    // pieces at work
-	given   []byte // what is left of the piece that Read gives
+	pending int    // pieces that it has yet to hash
+	given   []byte // the rest of the piece that Read is returning
 	err     error
 }
 
-// newVerifier reads a stream that begins at offset begin of what has the digest, and passes
-// it on from offset from on. The size is that of the whole, -1 where it is not known.
+// newVerifier returns a verifier for a stream that begins at offset begin of the content with digest want. It passes on
+// the content from offset from on. size is that of the whole, or -1.
 func newVerifier(ctx context.Context, rc io.ReadCloser, want digest.Digest, begin, from, size int64) *verifier {
-	v := &verifier{ctx: ctx, rc: rc, want: want, at: begin, size: size, end: toEnd, from: from, skip: from - begin, piece: pieceSize}
+	v := &verifier{ctx: ctx, rc: rc, want: want, offset: begin, size: size, end: toEnd, from: from, skip: from - begin, pieceLength: pieceSize}
 	if begin == 0 {
 		v.hash = want.Algorithm().Hash()
 	}
 	return v
 }
 
-// cut has the stream end at an offset, unless that is toEnd or not before the end of the whole. What the remote sends behind it is
-// not read, and the length alone is verified.
+// cut ends the stream at an offset, unless that is toEnd or not before the end of the whole. The rest is not read, and
+// only the length is verified.
 func (v *verifier) cut(end int64) {
 	if end < 0 || v.size >= 0 && end >= v.size {
 		return
 	}
-	v.rc, v.end, v.hash = &cutReader{v.rc, end - v.at}, end, nil
+	v.rc, v.end, v.hash = &cutReader{v.rc, end - v.offset}, end, nil
 }
 
-// cutReader ends after so many bytes.
+// cutReader ends after left bytes.
 type cutReader struct {
 	io.ReadCloser
 	left int64
@@ -97,7 +97,7 @@ func (c *cutReader) Read(b []byte) (int, error) {
 	return n, err
 }
 
-// next gives the next piece, which is good until the call after.
+// next returns the next piece, which is valid until the call after the next.
 func (v *verifier) next() ([]byte, error) {
 	for v.err == nil {
 		for v.pending == pieces-1 {
@@ -106,7 +106,7 @@ func (v *verifier) next() ([]byte, error) {
 		}
 		buf := v.buffers[v.turn]
 		if buf == nil {
-			buf = make([]byte, v.piece)
+			buf = make([]byte, v.pieceLength)
 			v.buffers[v.turn] = buf
 		}
 		n, err := v.fill(buf)
@@ -114,7 +114,7 @@ func (v *verifier) next() ([]byte, error) {
 			err = cerr
 		}
 		piece := buf[:n]
-		v.at += int64(n)
+		v.offset += int64(n)
 		if n > 0 {
 			v.sum(piece)
 			v.turn = (v.turn + 1) % pieces
@@ -147,7 +147,7 @@ func (v *verifier) next() ([]byte, error) {
 	return give, nil
 }
 
-// fill reads as much as comes fast: each piece costs the hashing goroutine a turn.
+// fill reads what comes quickly. It avoids small pieces, because each one wakes up the hashing goroutine.
 func (v *verifier) fill(buf []byte) (n int, err error) {
 	var begun time.Time
 	for {
@@ -166,7 +166,7 @@ func (v *verifier) fill(buf []byte) (n int, err error) {
 	}
 }
 
-// sum hashes a piece, which is not overwritten before that is done.
+// sum hashes a piece, or passes it to the hashing goroutine. next doesn't overwrite it before that is done.
 func (v *verifier) sum(piece []byte) {
 	switch {
 	case v.hash == nil:
@@ -189,7 +189,7 @@ func (v *verifier) sum(piece []byte) {
 	}
 }
 
-// verify is called at the end of the stream.
+// verify checks hash and length at the end of the stream.
 func (v *verifier) verify() error {
 	for ; v.pending > 0; v.pending-- {
 		<-v.done
@@ -207,16 +207,16 @@ func (v *verifier) verify() error {
 	if want >= 0 && v.end >= 0 {
 		want = min(want, v.end)
 	}
-	if want >= 0 && v.at != want {
-		return classf(errdefs.ErrDataLoss, "size mismatch: got %s, not %d", sizeString(v.at), want)
+	if want >= 0 && v.offset != want {
+		return classf(errdefs.ErrDataLoss, "size mismatch: got %s, not %d", sizeString(v.offset), want)
 	}
-	if v.skip > 0 || v.at == v.from && v.end > v.from {
-		return errPastEnd(v.from, v.at)
+	if v.skip > 0 || v.offset == v.from && v.end > v.from {
+		return errPastEnd(v.from, v.offset)
 	}
 	return nil
 }
 
-// peek reads the first piece. A stream that is no longer has been verified then, and nothing of it was given.
+// peek reads the first piece. If the stream is no longer than that, it is verified before anything is returned.
 func (v *verifier) peek() (err error) {
 	v.isWhole = true
 	v.given, err = v.next()
@@ -245,14 +245,14 @@ func (v *verifier) Read(p []byte) (int, error) {
 	return n, nil
 }
 
-// readDirect is Read without a buffer between. Nothing is held back: a caller that hashes takes nothing for the whole before the end.
+// readDirect is Read without buffers. Nothing is held back, because the caller hashes.
 func (v *verifier) readDirect(p []byte) (n int, err error) {
 	for n == 0 && v.err == nil {
 		n, v.err = v.fill(p)
 		if cerr := context.Cause(v.ctx); cerr != nil {
 			v.err = cerr
 		}
-		v.at += int64(n)
+		v.offset += int64(n)
 		s := min(v.skip, int64(n))
 		v.skip -= s
 		n = copy(p, p[s:n])
@@ -266,7 +266,7 @@ func (v *verifier) readDirect(p []byte) (n int, err error) {
 	return 0, v.err
 }
 
-// writeError is of the writer that a body was copied to.
+// writeError is an error of the writer that WriteTo copies to.
 type writeError struct{ error }
 
 func (e *writeError) Unwrap() error { return e.error }
