@@ -16,12 +16,13 @@ import (
 
 type authStateKey struct{}
 
-// authState stands in the context of a request, and in those of its redirects and token requests.
+// authState is the authentication state of a request. It is in the request's context, and in those of its redirects and
+// token requests.
 type authState struct {
 	url    *url.URL
-	isBlob bool // a blob is read by its digest
-	// challenged: the registry has answered 401. fetched: a token was asked for since. unanswered: the
-	// registry itself did not reply.
+	isBlob bool // reads a blob by its digest
+	// challenged: the registry replied 401. fetched: a token was requested since. unanswered: the registry itself did
+	// not reply.
 	challenged, fetched, unanswered atomic.Bool
 }
 
@@ -32,11 +33,10 @@ func authStateOf(req *http.Request) *authState {
 	return &authState{url: req.URL}
 }
 
-// tokenRequestKey marks the context of a token request. Its value says whether the request may carry
-// the credential.
+// tokenRequestKey marks the context of a token request. Its value says whether the request may carry the credential.
 type tokenRequestKey struct{}
 
-// credential gives oras the credential to authenticate with.
+// credential returns the credential for oras to authenticate with.
 func (c *client) credential(ctx context.Context, _ string) (auth.Credential, error) {
 	if allowed, ok := ctx.Value(tokenRequestKey{}).(bool); ok && !allowed {
 		return auth.EmptyCredential, nil
@@ -44,33 +44,33 @@ func (c *client) credential(ctx context.Context, _ string) (auth.Credential, err
 	return c.login.credential(ctx)
 }
 
-// isOwn reports whether a URL is of the registry's own origin, or of the same host with TLS.
+// isOwn reports whether a URL has the registry's own origin, or the same host with TLS.
 func (c *client) isOwn(u *url.URL) bool {
 	own := &url.URL{Scheme: c.currentScheme(), Host: c.host}
 	return sameOrigin(own, u) || isUpgrade(own, u)
 }
 
-// refusedError is the error of a request that was not sent: it would have taken a secret to another
-// origin, or its token server must not be asked.
+// refusedError is the error of a request that was not sent, because it would have taken a secret to another origin, or
+// because its token server must not be contacted.
 type refusedError struct {
-	origin string // the token server, if it may be asked without the credential
+	origin string // the token server, if it may be contacted without the credential
 	reason string
 }
 
 func (e *refusedError) Error() string { return e.reason }
 
-// admit is the last check before a request leaves, be it a redirect or a token request.
-// Authorization, cookies, configured headers and token forms may go to the registry's own origin.
-// A token request may also take the credential to a token server of the registry's owner (ownsRealm),
-// and to one that hosts.toml names. Where the registry has TLS, a request without TLS must be a
-// blob's, read by its digest.
+// admit is the last check before a request is sent, including redirects and token requests.
+//
+// Authorization, cookies, configured headers and token forms may go to the registry's own origin. A token request may
+// also take the credential to a token server of the registry's owner (ownsRealm), or to one that hosts.toml lists. If
+// the registry uses TLS, only a read of a blob by its digest may go without TLS.
 func (c *client) admit(req *http.Request, isToken bool) error {
 	hasSecret, to := c.hasSecret(req), printable(origin(req.URL))
 	if c.isOwn(req.URL) {
 		return nil
 	}
 	if !isToken && c.currentScheme() == "https" && req.URL.Scheme != "https" && (hasBody(req) || !authStateOf(req).isBlob) {
-		return &refusedError{reason: "the registry has TLS, and " + to + " has none"}
+		return &refusedError{reason: "the registry uses TLS, but " + to + " doesn't"}
 	}
 	if !hasSecret && !isToken {
 		return nil
@@ -79,10 +79,10 @@ func (c *client) admit(req *http.Request, isToken bool) error {
 		return &refusedError{reason: "credentials would have gone to " + to}
 	}
 	if req.URL.Scheme != "http" && req.URL.Scheme != "https" || req.URL.Host == "" {
-		return &refusedError{reason: "the token server's address is not one of HTTP: " + strconv.Quote(printable(req.URL.String()))}
+		return &refusedError{reason: "the token server's address is not an HTTP URL: " + strconv.Quote(printable(req.URL.String()))}
 	}
 	if c.currentScheme() == "https" && req.URL.Scheme != "https" {
-		return &refusedError{reason: "the token server " + to + " has no TLS, as the registry has"}
+		return &refusedError{reason: "the token server " + to + " doesn't use TLS, but the registry does"}
 	}
 	if slices.ContainsFunc(c.realms, func(u *url.URL) bool { return sameOrigin(u, req.URL) }) {
 		return nil
@@ -101,8 +101,8 @@ func (c *client) admit(req *http.Request, isToken bool) error {
 	return nil
 }
 
-// admitTokenRedirect refuses a token server's redirect that oras would refuse. oras' error looks like a
-// failure of the network, which is tried again.
+// admitTokenRedirect refuses a token server's redirect that oras would refuse: its error looks like a network failure,
+// which would be retried.
 func (c *client) admitTokenRedirect(resp *http.Response) error {
 	to, err := resp.Location()
 	if err != nil || resp.StatusCode < 300 || resp.StatusCode > 399 {
@@ -113,14 +113,14 @@ func (c *client) admitTokenRedirect(resp *http.Response) error {
 	case to.Scheme != "http" && to.Scheme != "https":
 		return &refusedError{reason: "the token server " + from + " redirects to scheme " + printable(to.Scheme)}
 	case c.currentScheme() == "https" && to.Scheme != "https":
-		return &refusedError{reason: "the token server " + from + " redirects to " + printable(origin(to)) + ", which has no TLS"}
+		return &refusedError{reason: "the token server " + from + " redirects to " + printable(origin(to)) + ", which doesn't use TLS"}
 	case keepsBody && resp.Request.Body != nil && !sameOrigin(resp.Request.URL, to):
 		return &refusedError{reason: "the token server " + from + " redirects a request with credentials to " + printable(origin(to))}
 	}
 	return nil
 }
 
-// isProxied reports whether a proxy resolves the name of a request's host.
+// isProxied reports whether a proxy resolves the host of a request.
 func (c *client) isProxied(req *http.Request) bool {
 	u, err := c.proxyFor(req)
 	return u != nil && err == nil
@@ -137,7 +137,7 @@ func (c *client) hasSecret(req *http.Request) bool {
 			user, password, _ := req.BasicAuth()
 			theirs, _ := req.URL.User.Password()
 			if req.URL.User == nil || user != req.URL.User.Username() || password != theirs {
-				return true // net/http itself adds what stands in the URL, which is not ours
+				return true // not ours: net/http adds the credentials in a URL itself
 			}
 		case name == "Cookie", c.header[name] != nil && slices.Equal(values, c.header[name]):
 			return true
@@ -149,10 +149,9 @@ func (c *client) hasSecret(req *http.Request) bool {
 
 func hasBody(req *http.Request) bool { return req.Body != nil && req.ContentLength != 0 }
 
-// isBlockedRealm reports whether a token server has a loopback or link-local address, or that of a
-// cloud's metadata service: a registry could have such a service asked, and its reply sent as a token.
-// A registry on this machine may name loopback addresses. A name that does not resolve here is not
-// blocked, because a proxy may resolve it.
+// isBlockedRealm reports whether a token server has a loopback or link-local address, or that of a cloud's metadata
+// service. Otherwise a registry could make us contact such a service, and send its reply as a token. A registry on this
+// machine may use loopback addresses. A name that doesn't resolve here is not blocked, because a proxy may resolve it.
 func (c *client) isBlockedRealm(ctx context.Context, host string) bool {
 	blocked := auth.DefaultBlockedRealmPrefixes()
 	for _, a := range lookupHost(ctx, host) {
@@ -168,7 +167,7 @@ func (c *client) isBlockedRealm(ctx context.Context, host string) bool {
 
 var lookupNetIP = net.DefaultResolver.LookupNetIP
 
-// lookupHost resolves a host. IPv6 addresses that embed an IPv4 address are returned as that one.
+// lookupHost resolves a host. An IPv6 address that embeds an IPv4 address is returned as the latter.
 func lookupHost(ctx context.Context, host string) []netip.Addr {
 	list := []netip.Addr{}
 	if a, err := netip.ParseAddr(host); err == nil {
@@ -188,7 +187,7 @@ func lookupHost(ctx context.Context, host string) []netip.Addr {
 	return list
 }
 
-// Prefixes of IPv6 addresses that stand for an IPv4 address (RFC 6052, RFC 3056).
+// Prefixes of IPv6 addresses that embed an IPv4 address (RFC 6052, RFC 3056).
 var (
 	nat64     = netip.MustParsePrefix("64:ff9b::/96")
 	sixToFour = netip.MustParsePrefix("2002::/16")

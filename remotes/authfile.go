@@ -18,8 +18,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// editAuthFile replaces an auth file by what edit makes of it: at once, with mode 0600, and under a lock of its directory
-// against another login. What a symbolic link leads to is replaced, not the link.
+// editAuthFile replaces a credential file by the result of edit: atomically, with mode 0600, and under a lock of its
+// directory against a concurrent login. If name is a symbolic link, its target is replaced.
 func editAuthFile(ctx context.Context, name string, edit func(authFile, []byte) ([]byte, error)) error {
 	if target, err := filepath.EvalSymlinks(name); err == nil {
 		name = target
@@ -43,7 +43,7 @@ func editAuthFile(ctx context.Context, name string, edit func(authFile, []byte) 
 	case err != nil:
 		return err
 	case !was.Mode().IsRegular():
-		return classf(errdefs.ErrInvalidArgument, "%s is not a file: credentials can't be written there", name)
+		return classf(errdefs.ErrInvalidArgument, "%s is not a regular file: credentials can't be written there", name)
 	default:
 		if before, err = readAuthFile(name); err != nil {
 			return err
@@ -55,7 +55,7 @@ func editAuthFile(ctx context.Context, name string, edit func(authFile, []byte) 
 	}
 	f, err := parseAuthFile(name, b)
 	if err != nil {
-		return classf(errdefs.ErrInvalidArgument, "%w: it is left as it is", err)
+		return classf(errdefs.ErrInvalidArgument, "%w: it was not changed", err)
 	}
 	if b, err = edit(f, b); err != nil || bytes.Equal(b, before) {
 		return err
@@ -70,7 +70,7 @@ func editAuthFile(ctx context.Context, name string, edit func(authFile, []byte) 
 	return os.Chown(name, int(st.Uid), int(st.Gid))
 }
 
-// setMember sets a member of the object b. Every other byte stays as it is.
+// setMember sets a member of the JSON object b. All other bytes stay unchanged.
 func setMember(b []byte, name string, value []byte, indent string) ([]byte, error) {
 	count, found := 0, false
 	b, err := editMembers(b, func(key string, old json.RawMessage) []byte {
@@ -98,7 +98,7 @@ func setMember(b []byte, name string, value []byte, indent string) ([]byte, erro
 	return slices.Concat(b[:last], []byte{','}, space, []byte(text), b[last:]), nil
 }
 
-// editMembers is [ondisk.EditMembers] that refuses what is not a JSON object.
+// editMembers is [ondisk.EditMembers], but returns an error if b is not a JSON object.
 func editMembers(b []byte, f func(key string, value json.RawMessage) []byte) ([]byte, error) {
 	if !bytes.HasPrefix(bytes.TrimSpace(b), []byte{'{'}) {
 		return nil, errors.New("it is not a JSON object")
@@ -106,7 +106,7 @@ func editMembers(b []byte, f func(key string, value json.RawMessage) []byte) ([]
 	return ondisk.EditMembers(b, f), nil
 }
 
-// authsOf returns the object "auths" of an auth file.
+// authsOf returns the object "auths" of a credential file, or an empty object.
 func authsOf(b []byte) ([]byte, error) {
 	found := []byte("{}")
 	_, err := editMembers(b, func(key string, value json.RawMessage) []byte {

@@ -22,15 +22,15 @@ import (
 	"golang.org/x/sync/semaphore"
 )
 
-// OpenBatch is Open for a remote that serves FetchBatch or PutBatch.
+// OpenBatch is [Open] for a remote that FetchBatch or PutBatch serves.
 func OpenBatch(locator string, o Options) (Remote, error) {
 	o.Streams = batch.Ahead
 	return Open(locator, o)
 }
 
-// FetchBatch reads requests of dist-batch(7) from in and answers them for a remote: get, has and referrers. The failure of a
-// request is an answer. FetchBatch fails with InvalidArgument if it can't understand the requests, and with Aborted if they end
-// inside one.
+// FetchBatch serves the requests get, has and referrers of dist-batch(7) for a remote: it reads requests from in and
+// writes answers to out. A failed request is an answer. FetchBatch itself fails with InvalidArgument if it can't parse
+// the requests, and with Aborted if they end inside a request.
 func FetchBatch(ctx context.Context, r Remote, in io.Reader, out io.Writer) error {
 	b, err := newBatch(ctx, r, "batch-fetch")
 	if err != nil {
@@ -43,7 +43,7 @@ func FetchBatch(ctx context.Context, r Remote, in io.Reader, out io.Writer) erro
 	return batch.Serve(ctx, in, out, map[string]batch.Handler{"get": b.get, "has": b.has(false), "referrers": b.referrers})
 }
 
-// PutBatch is FetchBatch for the requests has, put and mount. It keeps sweeps of a store away until it returns.
+// PutBatch is [FetchBatch] for the requests has, put and mount. It keeps sweeps of a store away until it returns.
 func PutBatch(ctx context.Context, r Remote, in io.Reader, out io.Writer) error {
 	b, err := newBatch(ctx, r, "batch-put")
 	if err != nil {
@@ -63,21 +63,21 @@ func PutBatch(ctx context.Context, r Remote, in io.Reader, out io.Writer) error 
 // requests answers the requests of one batch.
 type requests struct {
 	remote Remote
-	helper *helperBatch  // nil if the remote is not a helper
+	helper *helperBatch  // nil unless the remote is a helper
 	puts   chan struct{} // closed when all puts so far are done
-	// memory has the shares that uploads take: they keep what they have sent, so that it can be sent again.
+	// memory limits the uploads in progress by shares of memory: an upload keeps what it may have to send again.
 	memory *semaphore.Weighted
 	mu     sync.Mutex
-	absent map[string]bool // what the remote was found not to have
+	absent map[string]bool // objects that the remote was found not to have
 }
 
 const (
-	// uploadShares is how many shares of memory, of shareSize, uploads have together.
+	// uploadShares is the number of shares of memory, each of shareSize, for all uploads.
 	uploadShares = 7
 	shareSize    = 2 << 20
-	// largeUpload is how many shares the largest upload takes: two of them overlap.
+	// largeUpload is the number of shares of the largest upload. Two such uploads fit.
 	largeUpload = (retained + 1) * batchChunkSize / shareSize
-	// maxAbsent bounds how many absent objects are remembered.
+	// maxAbsent bounds the number of absent objects that are remembered.
 	maxAbsent = 1 << 16
 )
 
@@ -96,14 +96,14 @@ func (b *requests) close() {
 	}
 }
 
-// turnKey is the key of batch.Request.Turn in a context.
+// turnKey is the context key of batch.Request.Turn.
 type turnKey struct{}
 
-// maxAhead is the size of the largest reply that is read into memory before its request's turn.
+// maxAhead is the size of the largest reply that is read into memory before its turn.
 const maxAhead = 256 << 10
 
-// waitTurn waits until the answer to the context's request is the next to be written, so that only one large document is in memory
-// at a time. Outside of a batch it does not wait.
+// waitTurn waits until the answer to the context's request is the next one to be written, so that only one large
+// document is in memory at a time. Outside a batch it returns at once.
 func waitTurn(ctx context.Context) error {
 	turn, ok := ctx.Value(turnKey{}).(<-chan struct{})
 	if !ok {
@@ -148,7 +148,8 @@ func (b *requests) has(forPut bool) batch.Handler {
 	}
 }
 
-// part is the answer to a has of an object that the remote lacks: it may have the first bytes, of a put that was interrupted.
+// part returns the answer to a has for an object that the remote lacks. The remote may have its first bytes, from an
+// interrupted put.
 func (b *requests) part(ctx context.Context, r *batch.Request) batch.Answer {
 	l, ok := b.remote.(*Layout)
 	if dgst, isDigest, err := parseDigest(r.Object); ok && isDigest && err == nil && slices.Contains(r.Hints, batch.Resume) {
@@ -169,7 +170,7 @@ func (b *requests) noteAbsent(object string) {
 	}
 }
 
-// takeAbsent reports whether an object was found to be absent, once.
+// takeAbsent reports whether an object was found to be absent, and forgets it.
 func (b *requests) takeAbsent(object string) bool {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -178,7 +179,7 @@ func (b *requests) takeAbsent(object string) bool {
 	return was
 }
 
-// referrers gives the descriptors as JSON, one a line.
+// referrers answers with the descriptors as JSON, one per line.
 func (b *requests) referrers(ctx context.Context, r *batch.Request) func() (batch.Answer, error) {
 	plain := func() (batch.Answer, error) {
 		subject, err := digest.Parse(r.Object)
@@ -233,7 +234,7 @@ func (b *requests) put(ctx context.Context, r *batch.Request) func() (batch.Answ
 			shares = min(h.size/shareSize+1, largeUpload)
 		}
 		if _, isDigest, _ := parseDigest(r.Object); !isDigest || !h.isBlob() {
-			// It may be a manifest: what it refers to must be there first.
+			// It may be a manifest, so everything before it must be stored first.
 			if err := waitFor(ctx, before); err != nil {
 				return batch.Answer{}, err
 			}
@@ -289,8 +290,8 @@ func (b *requests) mount(ctx context.Context, r *batch.Request) func() (batch.An
 	return no
 }
 
-// lookup returns the descriptor of an object, or NotFound. With forPut it asks the host where Push would store the object. If a
-// hint says that the object is a blob, one request is enough.
+// lookup returns the descriptor of an object, or NotFound. With forPut it asks the host that Push would use. If the
+// hints say that the object is a blob, one request suffices.
 func (b *requests) lookup(ctx context.Context, id string, h hints, forPut bool) (ocispec.Descriptor, error) {
 	desc := ocispec.Descriptor{MediaType: h.mediaType, Size: -1}
 	d, isDigest, err := parseDigest(id)
@@ -320,12 +321,12 @@ func (b *requests) lookup(ctx context.Context, id string, h hints, forPut bool) 
 	return b.remote.Resolve(ctx, id)
 }
 
-// isBlob reports whether the hints give the object a type that is not a manifest's.
+// isBlob reports whether the hinted media type is not that of a manifest.
 func (h hints) isBlob() bool {
 	return h.mediaType != "" && !isIndex(h.mediaType) && !isManifest(h.mediaType)
 }
 
-// blobSize returns the size of a blob. NotFound if there is none.
+// blobSize returns the size of a blob. NotFound if it doesn't exist.
 func (l *Layout) blobSize(d digest.Digest) (int64, error) {
 	files, err := l.files()
 	if err != nil {
@@ -338,7 +339,8 @@ func (l *Layout) blobSize(d digest.Digest) (int64, error) {
 	return size, f.Close()
 }
 
-// hold keeps sweeps of a store away until release. It does nothing for a layout that is not a store, or does not exist yet.
+// hold keeps sweeps of a store away until release is called. It does nothing for a layout that isn't a store or doesn't
+// exist yet.
 func (l *Layout) hold(ctx context.Context) (release func(), err error) {
 	d, err := l.files()
 	if err == nil && ondisk.IsStore(d.Tree) {
@@ -350,7 +352,7 @@ func (l *Layout) hold(ctx context.Context) (release func(), err error) {
 	return func() {}, err
 }
 
-// hasForPut returns the descriptor of an object at the host where Push would store it, or NotFound.
+// hasForPut returns the descriptor of an object on the host that Push would use, or NotFound.
 func (r *Registry) hasForPut(ctx context.Context, id string, h hints) (ocispec.Descriptor, error) {
 	desc := ocispec.Descriptor{MediaType: h.mediaType, Size: -1}
 	o, err := parseObject(id)
@@ -366,7 +368,7 @@ func (r *Registry) hasForPut(ctx context.Context, id string, h hints) (ocispec.D
 	case o.tag != "":
 		resp, err := p.headManifest(o)
 		if errdefs.IsNotFound(err) {
-			return desc, err // what HEAD denies wrongly is put once more
+			return desc, err // if HEAD is wrong, the object is put once more
 		}
 		if err == nil {
 			if got, ok, _ := headDescriptor(resp, o); ok {
@@ -393,13 +395,13 @@ func (r *Registry) hasForPut(ctx context.Context, id string, h hints) (ocispec.D
 	return desc, err
 }
 
-func errAbsent() error { return classf(errdefs.ErrNotFound, "the remote does not have it") }
+func errAbsent() error { return classf(errdefs.ErrNotFound, "the remote doesn't have it") }
 
 // mount asks the registry to take a blob from another of its repositories. State is Mounted if it did.
 func (r *Registry) mount(ctx context.Context, id, from string) (Pushed, error) {
 	o, err := parseObject(id)
 	if err == nil && (o.digest == "" || !refname.IsRepository(from)) {
-		err = classf(errdefs.ErrInvalidArgument, "a digest and a repository are wanted")
+		err = classf(errdefs.ErrInvalidArgument, "need a digest and a repository")
 	}
 	if err != nil {
 		return Pushed{}, err

@@ -15,9 +15,10 @@ import (
 	"github.com/containerd/errdefs"
 )
 
-// helperBatch passes the requests of a batch, in their order, to one process of a helper: the verbs batch-fetch and batch-put of
-// dist-remote(7). If the process fails for the time being, as when its connection breaks, its open requests fail and the client may
-// ask again; the next request starts another process. If the helper does not know the verb, each request gets a process of its own.
+// helperBatch passes the requests of a batch in order to one process of a helper, with the verb batch-fetch or
+// batch-put of dist-remote(7). If the process fails temporarily, for example because its connection breaks, its open
+// requests fail, the client may repeat them, and the next request starts another process. If the helper doesn't support
+// the verb, each request gets its own process.
 type helperBatch struct {
 	*Helper
 	ctx  context.Context
@@ -26,8 +27,9 @@ type helperBatch struct {
 	mu      sync.Mutex
 	current *batchProcess
 	started time.Time
-	failed  int // processes in a row that have not answered
-	// lacking is set when a process has ended with NotImplemented before its first answer: the helper does not know the verb.
+	failed  int // number of consecutive processes without an answer
+	// lacking is set if a process exits with NotImplemented before its first answer: the helper doesn't support the
+	// verb.
 	lacking atomic.Bool
 }
 
@@ -36,11 +38,11 @@ type batchProcess struct {
 	*program.Process
 	client   *batch.Client
 	lacking  *atomic.Bool
-	answered atomic.Bool // something has come from it
+	answered atomic.Bool // it has written something
 }
 
-// restartAfter is the least time between the start of a process that has not answered and that of the next one. It doubles with
-// each such process in a row.
+// restartAfter is the minimum time between the starts of two processes if the first one hasn't answered. It doubles
+// with each consecutive process without an answer.
 const restartAfter = 100 * time.Millisecond
 
 func (h *Helper) startBatch(ctx context.Context, verb string) (*helperBatch, error) {
@@ -48,7 +50,7 @@ func (h *Helper) startBatch(ctx context.Context, verb string) (*helperBatch, err
 	return b, b.start()
 }
 
-// start starts a process. The caller holds mu, except for the first process.
+// start starts a process. The caller holds mu, except for the first one.
 func (b *helperBatch) start() error {
 	p, w, err := b.startFed(b.ctx, b.verb)
 	if err != nil {
@@ -57,11 +59,11 @@ func (b *helperBatch) start() error {
 	p.Patience = program.Grace
 	b.current, b.started = &batchProcess{Process: p, lacking: &b.lacking}, time.Now()
 	b.current.client = batch.NewClient(b.current, w)
-	b.current.client.Unverified = true // the verifiers here hash
+	b.current.client.Unverified = true // the verifiers of this package hash
 	return nil
 }
 
-// process returns the process to ask. It replaces one that has failed, unless it is too early for another one.
+// process returns the process to use. It replaces one that has failed, unless it is too early for that.
 func (b *helperBatch) process() *batchProcess {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -93,7 +95,7 @@ func (p *batchProcess) Read(b []byte) (int, error) {
 	return n, err
 }
 
-// close closes the input of the process and waits for its end. A process that does not end is told to stop.
+// close closes the process's input and waits for its exit. A process that doesn't exit is terminated.
 func (p *batchProcess) close() {
 	p.client.Close()
 	defer p.StopAfter(program.Grace).Stop()
@@ -108,8 +110,8 @@ func (b *helperBatch) Close() {
 	b.current.close()
 }
 
-// knowsVerb reports whether the helper serves a batch. Before the first answer it sends a request that no server knows, to see
-// whether the process answers at all.
+// knowsVerb reports whether the helper supports the batch verb. Before the first answer it sends an unknown request, to
+// see whether the process answers at all.
 func (b *helperBatch) knowsVerb(ctx context.Context) bool {
 	if p := b.process(); !p.answered.Load() {
 		if answer, err := p.client.Ask("probe", unnamed); err == nil {
@@ -121,8 +123,8 @@ func (b *helperBatch) knowsVerb(ctx context.Context) bool {
 
 const unnamed = "-"
 
-// forward passes a request on; the answer must begin with one of the words. If the helper does not know the verb of the batch,
-// plain deals with the request.
+// forward passes a request on. The answer must begin with one of the words. If the helper doesn't support the verb,
+// plain handles the request.
 func (b *helperBatch) forward(ctx context.Context, verb string, r *batch.Request, plain func() (batch.Answer, error), words ...string) func() (batch.Answer, error) {
 	p, err := b.process().client.Ask(verb, r.Object, r.Hints...)
 	return func() (batch.Answer, error) {
@@ -137,18 +139,18 @@ func (b *helperBatch) forward(ctx context.Context, verb string, r *batch.Request
 	}
 }
 
-// get is forward for an object, whose content it verifies.
+// get forwards a request for an object, and verifies the content.
 func (b *helperBatch) get(ctx context.Context, r *batch.Request, plain func() (batch.Answer, error)) func() (batch.Answer, error) {
 	h := parseHints(r.Hints)
 	asked := *r
-	if h.end >= 0 { // the helper may know no ranges
+	if h.end >= 0 { // the helper may not support ranges
 		asked.Hints = append(slices.Clone(r.Hints), fmt.Sprint("offset:", h.offset))
 	}
 	wait := b.forward(ctx, "get", &asked, plain, "ok")
 	return func() (batch.Answer, error) {
 		a, err := wait()
 		o, ok := a.Content.(*batch.Object)
-		if err != nil || !ok { // the answer is plain's, which has verified it
+		if err != nil || !ok { // plain answered, with verified content
 			return a, err
 		}
 		d, isDigest, err := b.object(r.Object)
@@ -157,7 +159,7 @@ func (b *helperBatch) get(ctx context.Context, r *batch.Request, plain func() (b
 		}
 		size := max(a.Size, h.size)
 		if err == nil && d == "" {
-			err = classf(errdefs.ErrDataLoss, "dist-remote-%s told no digest of %s", b.name, r.Object)
+			err = classf(errdefs.ErrDataLoss, "dist-remote-%s stated no digest of %s", b.name, r.Object)
 		}
 		if err == nil && size >= 0 {
 			err = h.check(size)
@@ -176,7 +178,8 @@ func (b *helperBatch) get(ctx context.Context, r *batch.Request, plain func() (b
 	}
 }
 
-// put passes content on, which begins at the hinted offset. The put is aborted if the content is not what its digest or size says.
+// put passes on content that begins at the hinted offset. The put is aborted if the content doesn't match its digest or
+// size.
 func (b *helperBatch) put(ctx context.Context, id string, content io.Reader, h hints) (Pushed, error) {
 	in, desc, exists, err := b.outgoing(ctx, id, content, h)
 	if err != nil {

@@ -7,16 +7,16 @@ import (
 	"strings"
 )
 
-// challenge is one of the ways in which a server wants a request to be authenticated (RFC 9110, section 11.6.1).
+// challenge is one authentication scheme that a server offers (RFC 9110, section 11.6.1).
 type challenge struct {
 	scheme string
-	params map[string]string // by names in lower case; of one that comes twice, the first
+	params map[string]string // by lower-case name; the first of several with the same name
 }
 
-// parseChallenges reads one field of WWW-Authenticate, which may hold several challenges. What does not follow the
-// grammar is skipped up to the next comma.
+// parseChallenges parses one WWW-Authenticate field, which may hold several challenges. Malformed text is skipped up to
+// the next comma.
 func parseChallenges(field string) (list []challenge) {
-	bare := false // the last challenge has no parameter yet, and no comma behind it
+	bare := false // the last challenge has no parameter yet, and no comma after it
 	for {
 		rest := strings.TrimLeft(field, " \t,")
 		if strings.Contains(field[:len(field)-len(rest)], ",") {
@@ -45,7 +45,7 @@ func parseChallenges(field string) (list []challenge) {
 				}
 			}
 			field = after
-		case isParam || bare: // the scheme's token68, such as Negotiate has
+		case isParam || bare: // a token68 after the scheme, as with Negotiate
 			field = afterComma(rest)
 		default:
 			list = append(list, challenge{scheme: word})
@@ -56,7 +56,7 @@ func parseChallenges(field string) (list []challenge) {
 	}
 }
 
-// token returns the token that s begins with (RFC 9110, section 5.6.2), "" if there is none.
+// token returns the token at the beginning of s (RFC 9110, section 5.6.2), or "".
 func token(s string) string {
 	end := strings.IndexFunc(s, func(r rune) bool {
 		return (r < 'a' || r > 'z') && (r < 'A' || r > 'Z') && (r < '0' || r > '9') && !strings.ContainsRune("!#$%&'*+-.^_`|~", r)
@@ -67,8 +67,8 @@ func token(s string) string {
 	return s[:end]
 }
 
-// parameter returns the value of a parameter, which s begins with, and what follows. A value without quotes may hold
-// what should be quoted, as registries write addresses.
+// parameter splits s after the parameter value at its beginning. An unquoted value may contain characters that should
+// be quoted, because registries write addresses so.
 func parameter(s string) (value, after string) {
 	if s[0] != '"' {
 		if end := strings.IndexAny(s, ", \t"); end >= 0 {
@@ -94,8 +94,9 @@ func afterComma(s string) string {
 	return after
 }
 
-// chooseChallenge leaves one challenge in the header, in the form that oras reads: Bearer with a realm, else Basic,
-// whatever their order and however many fields hold them. Of a header with neither it returns the schemes.
+// chooseChallenge reduces the header to one challenge in the form that oras parses: Bearer with a realm or, without
+// that, Basic, in whatever order and number of fields they come. If there is neither, it removes the header and returns
+// the offered schemes.
 func chooseChallenge(h http.Header) (refused []string) {
 	const name = "Www-Authenticate"
 	var all []challenge
@@ -119,7 +120,7 @@ func chooseChallenge(h http.Header) (refused []string) {
 	return refused
 }
 
-// String writes the challenge with the parameters that matter to a client.
+// String formats the challenge with the parameters that a client needs.
 func (c challenge) String() string {
 	s := c.scheme
 	for i, name := range []string{"realm", "service", "scope"} {

@@ -22,16 +22,16 @@ import (
 	"oras.land/oras-go/v2/registry/remote/credentials"
 )
 
-// keyring holds the files in which docker and podman keep credentials, as config.json and
-// containers-auth.json(5) describe them. What can't be read counts as no credentials, so that it
-// breaks no anonymous pull; the reason is kept for the error of a pull that is then refused.
+// keyring holds the credential files of docker and podman (config.json, containers-auth.json(5)). A file that can't be
+// read counts as one without credentials, so that anonymous pulls still work. The reason is kept, to explain a pull
+// that is refused later.
 type keyring struct {
-	files   []authFile
-	looked  []string // the names of all files, also of those that are not there
-	trouble string
+	files     []authFile
+	searched  []string // names of all files, including missing ones
+	readError string   // the last error that reading a file gave, or ""
 }
 
-// authFile is the content of one file, as far as it is used.
+// authFile is the parsed content of a credential file, as far as it is used.
 type authFile struct {
 	name        string
 	Auths       map[string]json.RawMessage `json:"auths"`
@@ -39,7 +39,7 @@ type authFile struct {
 	CredsStore  string                     `json:"credsStore"`
 }
 
-// newKeyring reads the files. If the user has named them, one that is missing is reported, too.
+// newKeyring reads the files. named says that the user chose the file, so that a missing one is an error too.
 func newKeyring(files []string, named bool) *keyring {
 	k := &keyring{}
 	if text := os.Getenv("DOCKER_AUTH_CONFIG"); text != "" && !named {
@@ -51,9 +51,9 @@ func newKeyring(files []string, named bool) *keyring {
 			k.add(name, b)
 			continue
 		}
-		k.looked = append(k.looked, name)
+		k.searched = append(k.searched, name)
 		if named || !errors.Is(err, os.ErrNotExist) {
-			k.complain(err)
+			k.keepError(err)
 		}
 	}
 	return k
@@ -73,17 +73,16 @@ func readAuthFile(name string) ([]byte, error) {
 }
 
 func (k *keyring) add(name string, content []byte) {
-	k.looked = append(k.looked, name)
+	k.searched = append(k.searched, name)
 	f, err := parseAuthFile(name, content)
 	if err != nil {
-		k.complain(err)
+		k.keepError(err)
 		return
 	}
 	k.files = append(k.files, f)
 }
 
-// parseAuthFile reads the content of a file, which may be blank. Its error does not quote what it could not read, which may be
-// a secret.
+// parseAuthFile parses a credential file, which may be blank. Its error doesn't quote the content, which may be secret.
 func parseAuthFile(name string, content []byte) (authFile, error) {
 	f := authFile{name: name}
 	if len(bytes.TrimSpace(content)) > 0 && json.Unmarshal(content, &f) != nil {
@@ -92,17 +91,17 @@ func parseAuthFile(name string, content []byte) (authFile, error) {
 	return f, nil
 }
 
-func (k *keyring) complain(err error) { k.trouble = "credentials: " + printable(err.Error()) }
+func (k *keyring) keepError(err error) { k.readError = "credentials: " + printable(err.Error()) }
 
-// candidate is a credential for a host, or the helper that may have it.
+// candidate is a credential for a host, or a helper that may have one.
 type candidate struct {
 	auth.Credential
-	helper, server string // the helper's name, and what it is asked for
+	helper, server string // the helper's name, and the key to ask it for
 }
 
-// candidates lists what the files have for a repository of a host, the best first: file by file, in
-// each the longest prefix of the repository first and the host last (containers-auth.json(5)). A helper
-// comes before an entry of the same name.
+// candidates lists what the files have for a repository, the best first: file by file, in each file the longest prefix
+// of the repository first, and the host last (containers-auth.json(5)). A helper comes before an entry of the same
+// name.
 func (k *keyring) candidates(scheme, hostport, repository string) (list []candidate) {
 	host := authHost(scheme, hostport)
 	servers := []string{hostport}
@@ -126,7 +125,7 @@ func (k *keyring) candidates(scheme, hostport, repository string) (list []candid
 			for _, key := range keysOf(f.Auths, scheme, prefix) {
 				c, err := parseAuth(f.Auths[key])
 				if err != nil {
-					k.complain(fmt.Errorf("%s: the entry %s %w", f.name, key, err))
+					k.keepError(fmt.Errorf("%s: the entry %s %w", f.name, key, err))
 				} else if c != auth.EmptyCredential {
 					list = append(list, candidate{Credential: c})
 				}
@@ -148,8 +147,8 @@ func parentPrefix(prefix string) string {
 	return prefix[:max(i, 0)]
 }
 
-// keysOf lists the keys that are spellings of a host, or of a host and path. The order is fixed: keys
-// without a scheme, as tools write them today, come first.
+// keysOf lists the keys of m that denote a host, or a host and path. The order is fixed: keys without a scheme, which
+// tools write today, come first.
 func keysOf[V any](m map[string]V, scheme, prefix string) (keys []string) {
 	for key := range m {
 		if authKey(scheme, key) == prefix {
@@ -167,12 +166,12 @@ func keysOf[V any](m map[string]V, scheme, prefix string) (keys []string) {
 
 const (
 	dockerHub = "docker.io"
-	// dockerHubServer is the key under which docker keeps the credentials of its own registry.
+	// dockerHubServer is docker's key for the credentials of Docker Hub.
 	dockerHubServer = "https://index.docker.io/v1/"
 )
 
-// authKey returns a key of a file in canonical form: a host with its port, and a path if there is one.
-// Old files have URLs as keys, with the path of an API version.
+// authKey returns a file's key in canonical form: a host with its port, and the path, if any. Old files have URLs as
+// keys, with the path of an API version.
 func authKey(scheme, key string) string {
 	rest, isURL := key, false
 	for _, p := range []string{"https://", "http://"} {
@@ -191,7 +190,7 @@ func authKey(scheme, key string) string {
 	return host + "/" + path
 }
 
-// authHost returns a host in canonical form. docker.io has three names.
+// authHost returns a host in canonical form. Docker Hub has three names.
 func authHost(scheme, host string) string {
 	switch h := hostPort("https", host); h {
 	case "docker.io:443", "index.docker.io:443", "registry-1.docker.io:443":
@@ -201,7 +200,7 @@ func authHost(scheme, host string) string {
 	}
 }
 
-// parseAuth reads one entry. Its errors don't quote the entry, which holds a secret.
+// parseAuth parses an entry of a file. Its errors don't quote the entry, which holds a secret.
 func parseAuth(b []byte) (auth.Credential, error) {
 	var e struct {
 		Auth          string `json:"auth"`
@@ -225,19 +224,19 @@ func parseAuth(b []byte) (auth.Credential, error) {
 	return c, nil
 }
 
-// login is what a keyring has for a repository at one host.
+// login holds a keyring's credentials for one repository on one host, and what became of them.
 type login struct {
 	keys     *keyring
 	name     string // of the repository, with its host
 	options  []candidate
-	identity string // changes with what the files have for the repository
+	identity string // changes if the credentials in the files change
 
-	mu       sync.Mutex
-	asked    bool // for a credential
-	found    *auth.Credential
-	trouble  string
-	withheld string   // the token server that the credential was not sent to
-	unspoken []string // the schemes of authentication that the registry offers, if none of them is spoken here
+	mu          sync.Mutex
+	asked       bool // a credential was asked for
+	found       *auth.Credential
+	helperError string
+	withheld    string   // the token server that didn't get the credential
+	unsupported []string // the schemes that the registry offers, if none is supported
 }
 
 func (k *keyring) login(scheme, host, repository string) *login {
@@ -259,7 +258,7 @@ func fingerprint(c auth.Credential) string {
 	return hex.EncodeToString(sum[:])
 }
 
-// credential returns the best credential. It asks helpers only once, since they can be slow.
+// credential returns the best credential. It runs helpers only once, since they can be slow.
 func (l *login) credential(ctx context.Context) (auth.Credential, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -276,7 +275,7 @@ func (l *login) credential(ctx context.Context) (auth.Credential, error) {
 				if ctx.Err() != nil {
 					return auth.EmptyCredential, ctx.Err()
 				}
-				l.trouble = "credentials: " + printable(err.Error())
+				l.helperError = "credentials: " + printable(err.Error())
 			}
 		}
 		if found != auth.EmptyCredential {
@@ -287,47 +286,47 @@ func (l *login) credential(ctx context.Context) (auth.Credential, error) {
 	return found, nil
 }
 
-// withhold records a token server that the credential was not sent to.
+// withhold records that the credential was not sent to a token server.
 func (l *login) withhold(realm string) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.withheld = realm
 }
 
-// offer records the schemes of a challenge that can't be met.
+// offer records the schemes that a registry offers, none of which is supported.
 func (l *login) offer(schemes []string) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.unspoken = schemes
+	l.unsupported = schemes
 }
 
-// explain returns what the credentials may have to do with a refusal, or "".
+// explain returns how the credentials may be the reason for a refusal, or "".
 func (l *login) explain() string {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	switch trouble := cmp.Or(l.trouble, l.keys.trouble); {
+	switch failure := cmp.Or(l.helperError, l.keys.readError); {
 	case l.withheld != "":
 		return "credentials were not sent to its token server: " + nameRealm(l.withheld)
-	case len(l.unspoken) > 0:
-		return "it wants authentication by " + printable(strings.Join(l.unspoken, " or ")) + "; Bearer and Basic are spoken here"
-	case trouble != "":
-		return trouble
+	case len(l.unsupported) > 0:
+		return "the registry wants authentication by " + printable(strings.Join(l.unsupported, " or ")) + "; only Bearer and Basic are supported"
+	case failure != "":
+		return failure
 	case l.asked && l.found != nil && *l.found == auth.EmptyCredential:
-		return "no credentials for " + l.name + " in " + strings.Join(l.keys.looked, ", ")
+		return "no credentials for " + l.name + " in " + strings.Join(l.keys.searched, ", ")
 	}
 	return ""
 }
 
-// nameRealm says how to allow a token server.
+// nameRealm returns the advice how to allow a token server.
 func nameRealm(origin string) string {
 	return fmt.Sprintf("to allow it, write realm = [%q] into the host's hosts.toml", origin)
 }
 
-// systemRun is where podman keeps the credentials of users who have no XDG_RUNTIME_DIR.
+// systemRun is where podman keeps credentials of users without XDG_RUNTIME_DIR.
 var systemRun = "/run/containers"
 
-// configFiles are where credentials are looked for: the one file that was named where one was, else
-// docker's configuration, then what podman and skopeo write.
+// configFiles returns the credential files to read, in order: the one that the user named or else docker's
+// configuration, and then those that podman and skopeo write.
 func configFiles(o Options) (files []string, named bool) {
 	if file := cmp.Or(o.AuthFile, os.Getenv("REGISTRY_AUTH_FILE")); file != "" {
 		return []string{file}, true
@@ -349,7 +348,7 @@ func configFiles(o Options) (files []string, named bool) {
 	return files, false
 }
 
-// userConfig returns a path below the directory of the user's configuration, "" if there is none.
+// userConfig returns a path in the user's configuration directory, or "" if there is no such directory.
 func userConfig(path ...string) string {
 	dir := os.Getenv("XDG_CONFIG_HOME")
 	if dir == "" {

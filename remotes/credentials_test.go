@@ -92,8 +92,8 @@ func TestCredentialOfRepository(t *testing.T) {
 	for _, content := range []string{content, `{"auths":{"h.example":"S3CRET"}}`, `{"auths":"S3CRET`, `{"credsStore":["S3CRET"]}`} {
 		k := &keyring{}
 		k.add("auth.json", []byte(content))
-		if k.login("https", "h.example", "a/b"); k.trouble == "" || strings.Contains(k.trouble, "S3CRET") || strings.Contains(k.trouble, basic("S3CRET-without-colon")) {
-			t.Errorf("told: %q", k.trouble)
+		if k.login("https", "h.example", "a/b"); k.readError == "" || strings.Contains(k.readError, "S3CRET") || strings.Contains(k.readError, basic("S3CRET-without-colon")) {
+			t.Errorf("told: %q", k.readError)
 		}
 	}
 }

@@ -22,17 +22,18 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
-// Helper is a remote of another protocol, which a program dist-remote-NAME on PATH speaks: see
-// dist-remote(7). What it gives is no more trusted than what a registry sends.
+// Helper is a remote that a program dist-remote-NAME on PATH serves (dist-remote(7)). Its output is as untrusted as
+// that of a registry.
 type Helper struct {
 	name, address string
 	options       Options
 }
 
 const (
-	maxHelperText = 4 << 10 // read of what a put prints
-	maxHelperLine = 1 << 20 // of a list
-	// helperTries is how many processes are asked in turn if each fails for the time being, as when its connection breaks.
+	maxHelperText = 4 << 10 // bytes read of the output of a put
+	maxHelperLine = 1 << 20 // bytes of a line in a list
+	// helperTries is how many processes are started in turn while each fails temporarily, for example because its
+	// connection breaks.
 	helperTries = 3
 )
 
@@ -43,7 +44,7 @@ func (h *Helper) start(ctx context.Context, stdin io.Reader, verb string, args .
 	}, "dist-remote-"+h.name, append([]string{verb, h.address}, args...)...)
 }
 
-// startFed starts a process whose standard input is a pipe, and returns the end to write to.
+// startFed starts a process with a pipe as standard input, and returns the pipe's writing end.
 func (h *Helper) startFed(ctx context.Context, verb string, args ...string) (*program.Process, *os.File, error) {
 	r, w, err := os.Pipe()
 	if err != nil {
@@ -58,8 +59,8 @@ func (h *Helper) startFed(ctx context.Context, verb string, args ...string) (*pr
 	return p, w, nil
 }
 
-// environment returns the options as the variables that stand for them. Headers are not among them: they are for the
-// registry alone.
+// environment returns the options as environment variables. Headers are left out, because they are for the registry
+// only.
 func (o Options) environment() (env []string) {
 	is := map[bool]string{true: "1"}
 	duration := func(d time.Duration) string {
@@ -79,7 +80,7 @@ func (o Options) environment() (env []string) {
 	return env
 }
 
-// object parses an object. It refuses one that a helper could take for something else, such as a flag.
+// object parses an object. It refuses one that a helper could mistake for something else, such as a flag.
 func (h *Helper) object(id string) (d digest.Digest, isDigest bool, err error) {
 	if d, isDigest, err = parseDigest(id); err != nil || isDigest {
 		return d, isDigest, err
@@ -92,7 +93,7 @@ func (h *Helper) object(id string) (d digest.Digest, isDigest bool, err error) {
 
 func (h *Helper) where() string { return h.name + "::" + h.address }
 
-// retry calls f, and again after a temporary failure. Each call of f must start a process of its own.
+// retry calls f again after a temporary failure. Each call of f must start its own process.
 func (h *Helper) retry(ctx context.Context, f func() error) error {
 	t := newTries(helperTries, firstPause)
 	return t.retry(f, func(err error) error { return t.wait(ctx, err) })
@@ -125,9 +126,9 @@ func (h *Helper) resolve(ctx context.Context, object string) (desc ocispec.Descr
 	if err != nil {
 		return desc, err
 	}
-	desc.Size = -1 // one that tells none is not of 0 bytes
+	desc.Size = -1 // a missing size must not count as 0
 	if err := json.Unmarshal(b, &desc); err != nil || desc.Digest.Validate() != nil || desc.Size < 0 || !isMediaType(desc.MediaType) {
-		return ocispec.Descriptor{}, classf(errdefs.ErrDataLoss, "dist-remote-%s printed no descriptor", h.name)
+		return ocispec.Descriptor{}, classf(errdefs.ErrDataLoss, "dist-remote-%s printed something else than a descriptor", h.name)
 	}
 	if isDigest && desc.Digest != want {
 		return ocispec.Descriptor{}, mismatch(want, desc.Digest)
@@ -135,7 +136,7 @@ func (h *Helper) resolve(ctx context.Context, object string) (desc ocispec.Descr
 	return desc, nil
 }
 
-// Fetch gives the bytes of what a name, tag or digest stands for, verified.
+// Fetch returns the content of an object that is named by a name, tag or digest, verified.
 func (h *Helper) Fetch(ctx context.Context, id string, hintList ...string) (io.ReadCloser, error) {
 	body, err := h.fetch(ctx, id, parseHints(hintList))
 	if err != nil {
@@ -173,7 +174,7 @@ func (h *Helper) fetch(ctx context.Context, id string, hint hints) (body, error)
 	return v, nil
 }
 
-// list returns the hints that a helper gets, in the form that parseHints reads.
+// list returns the hints for a helper, in the form that parseHints parses.
 func (h hints) list() (list []string) {
 	if h.mediaType != "" {
 		list = append(list, "mediatype:"+h.mediaType)
@@ -190,8 +191,8 @@ func (h hints) list() (list []string) {
 	return list
 }
 
-// sized is a stream that begins at offset at of an object of that size, -1 if it is not known. Reading fails if the stream ends
-// earlier or later.
+// sized is a stream that begins at the given offset of an object of the given size, which is -1 if unknown. Read fails
+// if the stream ends earlier or later.
 type sized struct {
 	io.ReadCloser
 	offset, size int64
@@ -206,11 +207,11 @@ func (s *sized) Read(b []byte) (int, error) {
 	return n, err
 }
 
-// Push has the helper store content. It is told to stop before it has all of content that is not what its digest says, and does not see an end of
-// that.
+// Push makes the helper store content. If the content doesn't match its digest, the helper is stopped before it has
+// everything, and never sees the end of the content.
 func (h *Helper) Push(ctx context.Context, id string, content io.Reader, hintList ...string) (Pushed, error) {
 	hint := parseHints(hintList)
-	hint.offset = 0 // that of a put is for batches
+	hint.offset = 0 // the offset of a put applies to batches only
 	pushed, err := h.push(ctx, id, content, hint)
 	if err != nil {
 		return Pushed{}, fmt.Errorf("put %s into %s: %w", id, h.where(), err)
@@ -238,7 +239,7 @@ func (h *Helper) push(ctx context.Context, id string, content io.Reader, hint hi
 		for {
 			n, err := in.Read(buf)
 			if _, werr := w.Write(buf[:n]); werr != nil {
-				break // it reads no more: its status tells why
+				break // it reads no more, and its status says why
 			}
 			if err != nil {
 				if err != io.EOF {
@@ -251,8 +252,8 @@ func (h *Helper) push(ctx context.Context, id string, content io.Reader, hint hi
 		}
 		w.Close()
 	}()
-	said, err := io.ReadAll(io.LimitReader(p, maxHelperText))
-	// What it did not want is not waited for: whoever writes it may have more to say.
+	output, err := io.ReadAll(io.LimitReader(p, maxHelperText))
+	// If the helper didn't want the content, don't wait for the copying: the source may still have more.
 	select {
 	case err := <-source:
 		return Pushed{}, err
@@ -261,7 +262,7 @@ func (h *Helper) push(ctx context.Context, id string, content io.Reader, hint hi
 	if err != nil {
 		return Pushed{}, err
 	}
-	state := State(strings.TrimSpace(string(said)))
+	state := State(strings.TrimSpace(string(output)))
 	if state != Exists && state != Mounted {
 		state = Stored
 	}
@@ -276,8 +277,8 @@ func (h *Helper) push(ctx context.Context, id string, content io.Reader, hint hi
 	return Pushed{desc, state}, nil
 }
 
-// outgoing returns what the helper is to store, and its descriptor. Reading the content fails if it is not what the digest or
-// the size says. exists reports, with Options.IfAbsent, that nothing is to be stored because the tag names the manifest already.
+// outgoing returns the content for the helper to store, and its descriptor. Reading fails if the content doesn't match
+// its digest or size. exists reports, with Options.IfAbsent, that the tag already points at the manifest.
 func (h *Helper) outgoing(ctx context.Context, id string, content io.Reader, hint hints) (in *sized, desc ocispec.Descriptor, exists bool, err error) {
 	d, isDigest, err := h.object(id)
 	if err != nil {
@@ -297,8 +298,8 @@ func (h *Helper) outgoing(ctx context.Context, id string, content io.Reader, hin
 	return &sized{newVerifier(ctx, io.NopCloser(content), desc.Digest, hint.offset, hint.offset, -1), hint.offset, desc.Size}, desc, false, nil
 }
 
-// hasTag reports, with Options.IfAbsent, whether a tag names the manifest already. If it names another one, that is
-// AlreadyExists.
+// hasTag reports, with Options.IfAbsent, whether a tag already points at the manifest. AlreadyExists if it points at
+// another one.
 func (h *Helper) hasTag(ctx context.Context, id string, d digest.Digest) (bool, error) {
 	if !h.options.IfAbsent {
 		return false, nil
@@ -313,7 +314,8 @@ func (h *Helper) hasTag(ctx context.Context, id string, d digest.Digest) (bool, 
 	return err == nil, err
 }
 
-// lines yields the lines of a helper's output. After a temporary failure another process is asked, unless a line has come.
+// lines yields the lines of a helper's output. After a temporary failure it starts another process, unless lines have
+// come.
 func (h *Helper) lines(ctx context.Context, verb string, args ...string) iter.Seq2[string, error] {
 	return func(yield func(string, error) bool) {
 		n := 0
@@ -342,7 +344,7 @@ func (h *Helper) lines(ctx context.Context, verb string, args ...string) iter.Se
 		err := h.retry(ctx, func() error {
 			err := list()
 			if n > 0 {
-				failed, err = err, nil // no other process goes on with the list
+				failed, err = err, nil // another process can't continue the list
 			}
 			return err
 		})
@@ -352,12 +354,12 @@ func (h *Helper) lines(ctx context.Context, verb string, args ...string) iter.Se
 	}
 }
 
-// Tags lists the names that the helper tells.
+// Tags lists the names that the helper prints.
 func (h *Helper) Tags(ctx context.Context) iter.Seq2[string, error] {
 	return func(yield func(string, error) bool) {
 		for name, err := range h.lines(ctx, "tags") {
 			if err == nil && !isName(name) {
-				err = classf(errdefs.ErrDataLoss, "the list holds %q", printable(name))
+				err = classf(errdefs.ErrDataLoss, "invalid name %q in the list", printable(name))
 			}
 			if err != nil {
 				yield("", fmt.Errorf("list tags of %s: %w", h.where(), err))
@@ -370,13 +372,13 @@ func (h *Helper) Tags(ctx context.Context) iter.Seq2[string, error] {
 	}
 }
 
-// Referrers lists the manifests that the helper tells to have the subject.
+// Referrers lists the manifests that the helper prints as referrers of the subject.
 func (h *Helper) Referrers(ctx context.Context, subject digest.Digest, filter ReferrerFilter) iter.Seq2[ocispec.Descriptor, error] {
 	return func(yield func(ocispec.Descriptor, error) bool) {
 		for line, err := range h.lines(ctx, "referrers", subject.String()) {
 			var desc ocispec.Descriptor
 			if err == nil && (json.Unmarshal([]byte(line), &desc) != nil || desc.Digest.Validate() != nil || desc.Size < 0) {
-				err = classf(errdefs.ErrDataLoss, "dist-remote-%s printed no descriptor", h.name)
+				err = classf(errdefs.ErrDataLoss, "dist-remote-%s printed something else than a descriptor", h.name)
 			}
 			if err != nil {
 				yield(ocispec.Descriptor{}, fmt.Errorf("list referrers of %s in %s: %w", subject, h.where(), err))
@@ -389,7 +391,7 @@ func (h *Helper) Referrers(ctx context.Context, subject digest.Digest, filter Re
 	}
 }
 
-// Delete has the helper delete a tag or manifest.
+// Delete makes the helper delete a tag or manifest.
 func (h *Helper) Delete(ctx context.Context, id string) error {
 	_, _, err := h.object(id)
 	if err == nil {

@@ -26,7 +26,7 @@ import (
 	"github.com/pelletier/go-toml/v2/unstable"
 )
 
-// capability is what a host may be asked for.
+// capability is what a host may be used for.
 type capability uint8
 
 const (
@@ -36,25 +36,25 @@ const (
 	canAll = canPull | canResolve | canPush
 )
 
-// endpoint is one host that serves a registry's names, in containerd's terms.
+// endpoint is one host that serves a registry's repositories. The terms are containerd's.
 type endpoint struct {
 	scheme, host, path string // path is the API's root, /v2
 	capabilities       capability
 	header             http.Header
-	tls                *tls.Config // nil: the default
+	tls                *tls.Config // nil means the default
 	dialTimeout        time.Duration
-	guessed            bool       // the scheme is a guess: HTTP, since the host is this machine
-	realms             []*url.URL // token servers that may have the credentials
-	proxy              *url.URL   // nil: the environment's
+	guessed            bool       // the scheme is a guess: HTTP, because the host is this machine
+	realms             []*url.URL // further token servers that may get the credentials
+	proxy              *url.URL   // nil means that of the environment
 }
 
-// hostConfig is what the hosts directories say of a registry.
+// hostConfig is a registry's configuration from the hosts directories.
 type hostConfig struct {
-	helper, address string     // of a program dist-remote-NAME; "" for none
-	endpoints       []endpoint // the hosts to ask, in order: mirrors, then the registry itself
+	helper, address string     // of a program dist-remote-NAME; "" if there is none
+	endpoints       []endpoint // the hosts to try, in order: mirrors, then the registry itself
 }
 
-// readHosts reads the configuration of a registry. Without any, the registry itself is the only host.
+// readHosts reads a registry's configuration. Without any, the registry itself is the only host.
 func readHosts(registry string, o Options) (hostConfig, error) {
 	config := hostConfig{endpoints: []endpoint{{capabilities: canAll}}}
 	dir, err := hostDir(hostRoots(o), registry)
@@ -90,7 +90,7 @@ func readHosts(registry string, o Options) (hostConfig, error) {
 	return config, nil
 }
 
-// readHost reads the configuration of a host that is named alone. The locator returned has no repository.
+// readHost reads the configuration of a host. The returned locator has no repository.
 func readHost(host string, o Options) (l Locator, config hostConfig, err error) {
 	if l, err = ParseLocator(host + "/x"); err == nil && l.Host == "" {
 		err = classf(errdefs.ErrInvalidArgument, "%q is not the host of a registry", host)
@@ -104,7 +104,7 @@ func readHost(host string, o Options) (l Locator, config hostConfig, err error) 
 	return Locator{Host: l.Host}, config, err
 }
 
-// addTLS adds what the options say of certificates to a host's own configuration.
+// addTLS adds the certificate options to a host's own configuration.
 func addTLS(c *tls.Config, o Options) (*tls.Config, error) {
 	if len(o.CA) == 0 && !o.Insecure {
 		return c, nil
@@ -119,7 +119,7 @@ func addTLS(c *tls.Config, o Options) (*tls.Config, error) {
 	return c, nil
 }
 
-// addHeaders adds header lines, NAME: VALUE, to those of the endpoint. Errors don't show a value, which may be secret.
+// addHeaders adds header lines of the form NAME: VALUE to the endpoint. Errors don't show values, which may be secret.
 func (e *endpoint) addHeaders(lines []string) error {
 	for i, line := range lines {
 		name, value, ok := strings.Cut(line, ":")
@@ -148,7 +148,7 @@ func isLoopback(hostport string) bool {
 	return host == "localhost" || net.ParseIP(host).IsLoopback()
 }
 
-// hostRoots lists the directories that have a directory for each host. The user's own comes before the system's.
+// hostRoots lists the directories with a subdirectory per host. The user's own comes before the system's.
 func hostRoots(o Options) []string {
 	if o.HostsDir != "" && o.HostsDir != DefaultHostsDir {
 		return filepath.SplitList(o.HostsDir)
@@ -167,8 +167,8 @@ func hostDirNames(host string) []string {
 	return []string{host}
 }
 
-// hostDir finds the directory of a host as containerd does: HOST_PORT_, HOST:PORT, _default. The latter is taken only
-// where no root has one for the host itself.
+// hostDir finds the directory of a host as containerd does: HOST_PORT_, HOST:PORT or _default. _default is used only if
+// no root has a directory for the host.
 func hostDir(roots []string, host string) (string, error) {
 	for _, names := range [][]string{hostDirNames(host), {"_default"}} {
 		for _, root := range roots {
@@ -199,8 +199,8 @@ type hostFile struct {
 	Proxy        *string        `toml:"proxy"`
 }
 
-// readHostDir reads hosts.toml, else the certificates in the manner of docker's certs.d. The
-// last endpoint has no host where the file names no server.
+// readHostDir reads hosts.toml or, without it, certificates as in docker's certs.d. If the file names no server, the
+// last endpoint has no host.
 func readHostDir(dir string) (hostConfig, error) {
 	file := filepath.Join(dir, "hosts.toml")
 	b, err := os.ReadFile(file)
@@ -236,7 +236,7 @@ func parseHosts(dir string, b []byte) (hostConfig, error) {
 	case c.Blocked:
 		return hostConfig{}, classf(errdefs.ErrPermissionDenied, "the registry is blocked")
 	case c.Helper != nil && (!program.IsName(*c.Helper) || c.Server == "" || c.Server[0] == '-' || len(c.Hosts) > 0):
-		return hostConfig{}, fmt.Errorf("helper %q wants a name of a-z, 0-9 and -, a server, and no host", *c.Helper)
+		return hostConfig{}, fmt.Errorf("helper %q needs a name of a-z, 0-9 and -, a server, and no host", *c.Helper)
 	case c.Helper != nil:
 		return hostConfig{helper: *c.Helper, address: strings.TrimSuffix(c.Server, "/")}, nil
 	}
@@ -253,8 +253,7 @@ func parseHosts(dir string, b []byte) (hostConfig, error) {
 	return config, err
 }
 
-// decodeTOML decodes a document. A key that v has no place for is an error: a setting that is misspelt must not be
-// passed by.
+// decodeTOML decodes a document. An unknown key is an error, so that a misspelt setting is not ignored.
 func decodeTOML(b []byte, v any) error {
 	d := toml.NewDecoder(bytes.NewReader(b))
 	err := d.DisallowUnknownFields().Decode(v)
@@ -274,8 +273,8 @@ func decodeTOML(b []byte, v any) error {
 	return nil
 }
 
-// hostOrder lists the names below "host" in the order of the file, which a map forgets. A table can be written in any of
-// TOML's forms: [host."…"], host."…".key = value, or {…}.
+// hostOrder lists the names in "host" in the order of the file, which a map loses. TOML can write a table as
+// [host."…"], host."…".key = value, or {…}.
 func hostOrder(b []byte) []string {
 	var order, table []string
 	add := func(key []string) {
@@ -376,7 +375,7 @@ func newEndpoint(dir, server string, c hostFile) (endpoint, error) {
 	}
 	if c.Proxy != nil {
 		if e.proxy, err = url.Parse(*c.Proxy); err != nil || !isProxyAddress(e.proxy) {
-			return e, errors.New("the proxy is no address: " + proxyForm) // and nothing of it is shown: it may hold a password
+			return e, errors.New("malformed proxy address: " + proxyForm) // don't show the address, which may hold a password
 		}
 	}
 	cas, err := stringList(c.CA)
@@ -411,7 +410,7 @@ func stringList(v any) ([]string, error) {
 	return nil, fmt.Errorf("%v is neither a string nor a list of them", v)
 }
 
-// clientPairs reads certificates with their keys; one file may hold both.
+// clientPairs parses pairs of a certificate and its key. One file may hold both.
 func clientPairs(v any) ([][2]string, error) {
 	list, ok := v.([]any)
 	if !ok {
@@ -435,7 +434,7 @@ func clientPairs(v any) ([][2]string, error) {
 	return pairs, nil
 }
 
-// newTLS is nil where nothing differs from the default.
+// newTLS returns nil if everything is the default.
 func newTLS(dir string, cas []string, pairs [][2]string, skipVerify *bool) (*tls.Config, error) {
 	if len(cas) == 0 && len(pairs) == 0 && skipVerify == nil {
 		return nil, nil
@@ -459,7 +458,7 @@ func newTLS(dir string, cas []string, pairs [][2]string, skipVerify *bool) (*tls
 	for _, p := range pairs {
 		cert, err := tls.LoadX509KeyPair(abs(p[0]), abs(p[1]))
 		if err != nil && p[0] == p[1] {
-			return nil, fmt.Errorf("client: %s has no key beside it, nor in it: %w", p[0], err)
+			return nil, fmt.Errorf("client: neither %s nor a file of its own has its key: %w", p[0], err)
 		}
 		if err != nil {
 			return nil, fmt.Errorf("client: %w", err)
@@ -469,7 +468,7 @@ func newTLS(dir string, cas []string, pairs [][2]string, skipVerify *bool) (*tls
 	return c, nil
 }
 
-// trust adds the authorities of files to those of the system.
+// trust adds the authorities in files to the system's.
 func trust(c *tls.Config, cas []string) error {
 	if len(cas) == 0 {
 		return nil
@@ -487,14 +486,14 @@ func trust(c *tls.Config, cas []string) error {
 			return fmt.Errorf("ca: %w", err)
 		}
 		if !c.RootCAs.AppendCertsFromPEM(b) {
-			return fmt.Errorf("ca: %s holds no certificate", file)
+			return fmt.Errorf("ca: %s has no certificate", file)
 		}
 	}
 	return nil
 }
 
-// readCertDir reads *.crt as authorities and *.cert with *.key as client certificates, as docker and podman do. A
-// certificate without its key, and a key without its certificate, is an error; one file may hold both.
+// readCertDir reads *.crt as authorities, and *.cert with *.key as client certificates, as docker and podman do. A
+// certificate without a key, or a key without a certificate, is an error. One file may hold both.
 func readCertDir(dir string) (endpoint, error) {
 	e := endpoint{capabilities: canAll}
 	files, err := os.ReadDir(dir)
@@ -519,7 +518,7 @@ func readCertDir(dir string) (endpoint, error) {
 			pairs = append(pairs, [2]string{name, key})
 		case ".key":
 			if !has(base + ".cert") {
-				return e, classf(errdefs.ErrInvalidArgument, "%s: there is %s, and no %s.cert: a client's certificate has that ending, an authority's .crt", dir, name, base)
+				return e, classf(errdefs.ErrInvalidArgument, "%s: %s has no %s.cert: a client certificate ends in .cert, that of an authority in .crt", dir, name, base)
 			}
 		}
 	}

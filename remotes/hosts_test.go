@@ -261,7 +261,7 @@ func TestCertDir(t *testing.T) {
 		{map[string]string{"client.cert": cert}, "client.cert has no key"},
 		{map[string]string{"client.key": key}, "no client.cert"},
 		{map[string]string{"client.crt": cert, "client.key": key}, "no client.cert"},
-		{map[string]string{"ca.crt": "x"}, "holds no certificate"},
+		{map[string]string{"ca.crt": "x"}, "has no certificate"},
 		{map[string]string{"client.cert": cert, "client.key": "x"}, "client: "},
 	} {
 		root := t.TempDir()

@@ -21,14 +21,14 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
-// Layout is a directory in the form of an OCI image layout, such as the store's: its names
-// are those of index.json, and objects are named in full, by tag or by digest.
+// Layout is a directory in the form of an OCI image layout, such as a store. Its names are those in index.json. An
+// object is named by a full name, a tag or a digest.
 type Layout struct {
 	dir                  string
 	ifAbsent, unverified bool // see Options
 }
 
-// files selects the layout's files, and checks that they are of one that can be read. NotFound if there is none.
+// files opens the layout, and checks its version. NotFound if the directory is not a layout.
 func (l *Layout) files() (ondisk.Dir, error) {
 	d, err := ondisk.Open(l.dir)
 	if err != nil {
@@ -38,14 +38,14 @@ func (l *Layout) files() (ondisk.Dir, error) {
 	if !errors.Is(err, fs.ErrNotExist) {
 		return d, err
 	}
-	// A store that is not quite there yet, or none: blobs tell.
+	// Without oci-layout, it may still be a store that is being created: then blobs/ exists.
 	if _, err := d.Tree.Stat(ocispec.ImageBlobsDir); err != nil {
 		return d, classf(errdefs.ErrNotFound, "not an OCI image layout: %w", disk.Cause(err))
 	}
 	return d, nil
 }
 
-// index lists the names.
+// index returns the entries of index.json.
 func index(d ondisk.Dir) ([]ocispec.Descriptor, error) {
 	ix, err := d.ReadIndex()
 	if err != nil {
@@ -60,13 +60,13 @@ func index(d ondisk.Dir) ([]ocispec.Descriptor, error) {
 	return all, nil
 }
 
-// Annotations of index.json that say how an entry is named there.
+// Annotations that name an entry of index.json.
 var nameAnnotations = []string{ocispec.AnnotationRefName, "io.containerd.image.name"}
 
-// implied is the tag of a reference without one. A layout whose one image has no name has it under this tag.
+// implied is the tag of a reference without one. It also selects the image of a layout with one image that has no name.
 const implied = "latest"
 
-// listed tells in a message what a layout has: names, and digests of what has no name.
+// listed lists a layout's names for a message, or the digests of entries without a name.
 func listed(names []ocispec.Descriptor) string {
 	const most = 5
 	var all []string
@@ -79,8 +79,8 @@ func listed(names []ocispec.Descriptor) string {
 	return cmp.Or(strings.Join(all, ", "), "none")
 }
 
-// Resolve gives the descriptor of a full name (docker.io/library/redis:latest), of a tag
-// that one name has, or of a digest.
+// Resolve returns the descriptor of a full name (docker.io/library/redis:latest), of a tag that only one name has, or
+// of a digest.
 func (l *Layout) Resolve(ctx context.Context, object string) (ocispec.Descriptor, error) {
 	d, err := l.files()
 	var desc ocispec.Descriptor
@@ -138,9 +138,9 @@ func resolveIn(d ondisk.Dir, object string) (ocispec.Descriptor, error) {
 		delete(desc.Annotations, key)
 	}
 	if !isIndex(desc.MediaType) && !isManifest(desc.MediaType) {
-		// The entry need not say the type, or the right one, and the blob need not be here.
-		if is, err := resolveDigest(d, desc.Digest, nil); err == nil {
-			desc.MediaType = typeByContent(is.MediaType, desc.MediaType)
+		// The entry's type may be missing or wrong, and the blob may be missing.
+		if actual, err := resolveDigest(d, desc.Digest, nil); err == nil {
+			desc.MediaType = typeByContent(actual.MediaType, desc.MediaType)
 		} else if !errdefs.IsNotFound(err) {
 			return ocispec.Descriptor{}, err
 		} else {
@@ -150,24 +150,25 @@ func resolveIn(d ondisk.Dir, object string) (ocispec.Descriptor, error) {
 	return desc, nil
 }
 
-// typeByContent returns the media type of a blob: the content decides whether it is a manifest or an index, whatever its
-// descriptor says.
-func typeByContent(content, said string) string {
-	if content != mediaTypeOctets || !isMediaType(said) {
+// typeByContent returns the media type of a blob. Whether it is a manifest or an index is decided by its content, not
+// by the descriptor.
+func typeByContent(content, declared string) string {
+	if content != mediaTypeOctets || !isMediaType(declared) {
 		return content
 	}
-	return said
+	return declared
 }
 
-// manifestType returns the media type of a manifest that is said to have one. Only a type of manifests is believed.
-func manifestType(said string, b []byte) string {
-	if isIndex(said) || isManifest(said) {
-		return said
+// manifestType returns the media type of a manifest with the given content. A declared type is used if it is that of a
+// manifest or an index.
+func manifestType(declared string, b []byte) string {
+	if isIndex(declared) || isManifest(declared) {
+		return declared
 	}
-	return typeByContent(sniff(b), said)
+	return typeByContent(sniff(b), declared)
 }
 
-// parseDigest tells digests from names, which have colons too, by the algorithm.
+// parseDigest parses a digest; ok is false for a name. Names have colons too, so the algorithm decides.
 func parseDigest(s string) (d digest.Digest, ok bool, err error) {
 	algorithm, _, _ := strings.Cut(s, ":")
 	if !digest.Algorithm(algorithm).Available() {
@@ -186,15 +187,15 @@ func resolveDigest(d ondisk.Dir, dgst digest.Digest, names []ocispec.Descriptor)
 	}
 	defer f.Close()
 	desc := ocispec.Descriptor{MediaType: mediaTypeOctets, Digest: dgst, Size: size}
-	said := ""
+	declared := ""
 	for _, n := range names {
 		if n.Digest == dgst && n.MediaType != "" {
-			said = n.MediaType
+			declared = n.MediaType
 			break
 		}
 	}
-	if isIndex(said) || isManifest(said) {
-		desc.MediaType = said
+	if isIndex(declared) || isManifest(declared) {
+		desc.MediaType = declared
 		return desc, nil
 	}
 	if size <= MaxManifest {
@@ -204,11 +205,12 @@ func resolveDigest(d ondisk.Dir, dgst digest.Digest, names []ocispec.Descriptor)
 		}
 		desc.MediaType = sniff(b)
 	}
-	desc.MediaType = typeByContent(desc.MediaType, said)
+	desc.MediaType = typeByContent(desc.MediaType, declared)
 	return desc, nil
 }
 
-// sniff tells the media type of a manifest by its content: that of any other blob is octets.
+// sniff returns the media type of a manifest or an index by its content. For any other blob it is
+// application/octet-stream.
 func sniff(b []byte) string {
 	var head struct {
 		MediaType string            `json:"mediaType"`
@@ -229,7 +231,7 @@ func sniff(b []byte) string {
 	return mediaTypeOctets
 }
 
-// openBlob opens a blob. NotFound if there is none.
+// openBlob opens a blob. NotFound if it doesn't exist.
 func openBlob(d ondisk.Dir, dgst digest.Digest) (*os.File, int64, error) {
 	f, err := d.OpenBlob(dgst)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -246,7 +248,7 @@ func openBlob(d ondisk.Dir, dgst digest.Digest) (*os.File, int64, error) {
 	return f, info.Size(), nil
 }
 
-// Fetch gives the bytes of what a name, tag or digest stands for.
+// Fetch returns the content of an object that is named by a full name, tag or digest.
 func (l *Layout) Fetch(ctx context.Context, id string, hintList ...string) (io.ReadCloser, error) {
 	body, err := l.fetch(ctx, id, parseHints(hintList))
 	if err != nil {
@@ -283,7 +285,7 @@ func (l *Layout) fetch(ctx context.Context, id string, h hints) (body, error) {
 	v := newVerifier(ctx, f, d, h.offset, h.offset, size)
 	v.cut(h.end)
 	v.mediaType = cmp.Or(desc.MediaType, h.mediaType)
-	if l.unverified && size > MaxManifest { // no manifest is that large
+	if l.unverified && size > MaxManifest { // a manifest is never so large
 		v.hash = nil
 	}
 	return v, nil

@@ -22,12 +22,12 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
-// Push stores a blob, or a manifest under its digest or a name. It follows distkit-layout(5),
-// so that it can be used beside the store's own commands: nothing appears under a digest that
-// is not complete and right, and names are changed under the lock of index.json.
+// Push stores a blob, or a manifest under its digest or a name. It follows distkit-layout(5), so that it is safe beside
+// the store's own commands: only complete and verified content appears under a digest, and names are changed under the
+// lock of index.json.
 func (l *Layout) Push(ctx context.Context, id string, content io.Reader, hintList ...string) (Pushed, error) {
 	h := parseHints(hintList)
-	h.offset = 0 // that of a put is for batches
+	h.offset = 0 // the offset of a put applies to batches only
 	pushed, err := l.push(ctx, id, content, h)
 	if err != nil {
 		return Pushed{}, fmt.Errorf("put %s into %s: %w", id, l.dir, err)
@@ -69,10 +69,10 @@ func (l *Layout) push(ctx context.Context, id string, content io.Reader, h hints
 	var labels map[string]string
 	var made bool
 	state := Stored
-	// A sweep has the lock of the names while it works: it never takes the manifest before the name is there.
+	// A sweep holds the lock of the names while it works, so it can't delete the manifest before the name exists.
 	err = l.change(ctx, d, func(index *ondisk.Index) error {
-		if at := index.Find(id); at >= 0 {
-			switch old, err := index.Entries[at].Descriptor(); {
+		if i := index.Find(id); i >= 0 {
+			switch old, err := index.Entries[i].Descriptor(); {
 			case err == nil && old.Digest == desc.Digest:
 				state = Exists
 			case l.ifAbsent:
@@ -96,19 +96,19 @@ func (l *Layout) push(ctx context.Context, id string, content io.Reader, h hints
 	return Pushed{desc, state}, nil
 }
 
-// change changes index.json. The layout is made again if it was removed meanwhile.
+// change changes index.json. It creates the layout again if another process has removed it.
 func (l *Layout) change(ctx context.Context, d ondisk.Dir, f func(*ondisk.Index) error) error {
 	return d.Change(ctx, func() error { _, err := l.create(); return err }, f)
 }
 
-// logEvent notes a change of a store. Other layouts have no log.
+// logEvent logs a change of a store. Other layouts have no log.
 func logEvent(d ondisk.Dir, e events.Event) {
 	if ondisk.IsStore(d.Tree) {
 		events.Append(string(d.Tree), e)
 	}
 }
 
-// namespace is the namespace of a store whose names a layout has.
+// namespace returns the namespace that a layout is in its store.
 func namespace(d ondisk.Dir) string {
 	if d.Name == "." {
 		return "default"
@@ -116,8 +116,8 @@ func namespace(d ondisk.Dir) string {
 	return path.Base(d.Name)
 }
 
-// listReferrer has a manifest that refers to a subject stand in index.json, without a name: that is
-// where referrers are looked for.
+// listReferrer adds an entry without a name to index.json for a manifest that refers to a subject. Lists of referrers
+// are made from such entries.
 func (l *Layout) listReferrer(ctx context.Context, d ondisk.Dir, desc ocispec.Descriptor) error {
 	if desc.Size > MaxManifest || desc.MediaType != "" && !isIndex(desc.MediaType) && !isManifest(desc.MediaType) {
 		return nil
@@ -139,7 +139,7 @@ func (l *Layout) listReferrer(ctx context.Context, d ondisk.Dir, desc ocispec.De
 	})
 }
 
-// readTagged reads a manifest that is put under a name, and tells what it is.
+// readTagged reads a manifest that is to get a name, and returns its descriptor.
 func readTagged(content io.Reader, h hints) (b []byte, desc ocispec.Descriptor, err error) {
 	b, err = io.ReadAll(io.LimitReader(content, MaxManifest+1))
 	if err != nil {
@@ -153,12 +153,12 @@ func readTagged(content io.Reader, h hints) (b []byte, desc ocispec.Descriptor, 
 	}
 	desc = ocispec.Descriptor{MediaType: h.mediaType, Digest: digest.FromBytes(b), Size: int64(len(b))}
 	if desc.MediaType = manifestType(desc.MediaType, b); desc.MediaType == mediaTypeOctets {
-		return nil, desc, classf(errdefs.ErrInvalidArgument, "the content does not tell its type: give the hint mediatype:TYPE")
+		return nil, desc, classf(errdefs.ErrInvalidArgument, "the content doesn't state its media type: give the hint mediatype:TYPE")
 	}
 	return b, desc, nil
 }
 
-// create makes a layout where there is none, in the order of distkit-layout(5).
+// create creates the layout if it doesn't exist, in the order of distkit-layout(5).
 func (l *Layout) create() (ondisk.Dir, error) {
 	d, err := l.files()
 	if err != nil && !errdefs.IsNotFound(err) {
@@ -185,7 +185,7 @@ func (l *Layout) create() (ondisk.Dir, error) {
 	return d, d.Create(".")
 }
 
-// isForeign tells files that are not of a layout which another process is making just now.
+// isForeign reports whether a file can't belong to a layout that another process is just creating.
 func isForeign(f fs.DirEntry) bool {
 	switch f.Name() {
 	case ocispec.ImageBlobsDir, ocispec.ImageIndexFile, ocispec.ImageLayoutFile:
@@ -198,7 +198,7 @@ func isName(s string) bool {
 	return s != "" && len(s) <= 4096 && strings.IndexFunc(s, func(r rune) bool { return r <= ' ' || r == 0x7f }) < 0
 }
 
-// store has a blob appear, complete and synced, or freshens the one that is there. content begins at the hinted offset.
+// store makes a blob appear, complete and synced, or freshens it if it exists. content begins at the hinted offset.
 func store(ctx context.Context, d ondisk.Dir, dgst digest.Digest, content io.Reader, h hints) (int64, State, error) {
 	wrongSize := func(size int64) error {
 		return classf(errdefs.ErrDataLoss, "size mismatch: got %s, not %d", sizeString(size), h.size)
@@ -213,7 +213,7 @@ func store(ctx context.Context, d ondisk.Dir, dgst digest.Digest, content io.Rea
 	})
 	switch {
 	case errdefs.IsDataLoss(err) && h.offset > 0:
-		return 0, "", classf(errdefs.ErrAborted, "what was left of an earlier put may be wrong, and is gone: put all of it: %v", err)
+		return 0, "", classf(errdefs.ErrAborted, "the data of an earlier put may be wrong, and was removed: put all of it: %v", err)
 	case err != nil:
 		return 0, "", err
 	case exists:
@@ -248,7 +248,7 @@ func (l *Layout) checkedIndex() (ondisk.Dir, []ocispec.Descriptor, error) {
 	return d, names, err
 }
 
-// Referrers lists those of the manifests in index.json that have the subject.
+// Referrers lists the manifests in index.json that have the subject.
 func (l *Layout) Referrers(ctx context.Context, subject digest.Digest, filter ReferrerFilter) iter.Seq2[ocispec.Descriptor, error] {
 	return func(yield func(ocispec.Descriptor, error) bool) {
 		fail := func(err error) {
@@ -269,8 +269,8 @@ func (l *Layout) Referrers(ctx context.Context, subject digest.Digest, filter Re
 	}
 }
 
-// Delete deletes a name, or by digest the names of a manifest; its blob stays for the sweep,
-// since other namespaces may use it.
+// Delete deletes a name or, given a digest, all names of a manifest. The blob stays for the sweep, because other
+// namespaces may use it.
 func (l *Layout) Delete(ctx context.Context, id string) error {
 	if err := l.delete(ctx, id); err != nil {
 		return fmt.Errorf("delete %s from %s: %w", id, l.dir, err)
@@ -295,7 +295,7 @@ func (l *Layout) delete(ctx context.Context, id string) error {
 	} else if !there {
 		return classf(errdefs.ErrNotFound, "no such name")
 	}
-	var gone []string
+	var deleted []string
 	err = l.change(ctx, files, func(index *ondisk.Index) error {
 		n := len(index.Entries)
 		index.Entries = slices.DeleteFunc(index.Entries, func(e ondisk.Entry) bool {
@@ -305,7 +305,7 @@ func (l *Layout) delete(ctx context.Context, id string) error {
 				match = err == nil && desc.Digest == d
 			}
 			if match && e.Name != "" {
-				gone = append(gone, e.Name)
+				deleted = append(deleted, e.Name)
 			}
 			return match
 		})
@@ -317,7 +317,7 @@ func (l *Layout) delete(ctx context.Context, id string) error {
 	if err != nil {
 		return err
 	}
-	for _, name := range gone {
+	for _, name := range deleted {
 		logEvent(files, events.Event{Namespace: namespace(files), Topic: "/images/delete", Name: name})
 	}
 	return nil

@@ -17,12 +17,12 @@ import (
 	"oras.land/oras-go/v2/registry/remote/credentials"
 )
 
-// sentKey marks a context with where to keep the Authorization that was sent to the registry last.
+// sentKey is the context key of a variable that receives the Authorization last sent to the registry.
 type sentKey struct{}
 
-// Authorization returns the value of the header Authorization with which a repository's registry can be asked, "" if it
-// wants none. A scope is a list of actions, such as "pull,push", on the repository, or written in full
-// (repository:other:pull). Without any it is "pull".
+// Authorization returns a value of the Authorization header for requests to a repository's registry, or "" if the
+// registry needs none. A scope is a list of actions on the repository, such as "pull,push", or a full scope
+// (repository:other:pull). The default is "pull".
 func Authorization(ctx context.Context, locator string, o Options, scopes ...string) (string, error) {
 	remote, err := Open(locator, o)
 	if err != nil {
@@ -30,7 +30,7 @@ func Authorization(ctx context.Context, locator string, o Options, scopes ...str
 	}
 	r, ok := remote.(*Registry)
 	if !ok {
-		return "", classf(errdefs.ErrNotImplemented, "%s is no registry: it wants no header", locator)
+		return "", classf(errdefs.ErrNotImplemented, "%s is not a registry, and needs no header", locator)
 	}
 	if len(scopes) == 0 {
 		scopes = []string{auth.ActionPull}
@@ -54,14 +54,14 @@ func Authorization(ctx context.Context, locator string, o Options, scopes ...str
 func (r *Registry) authorization(ctx context.Context, scopes []string) (sent string, err error) {
 	c := r.own()
 	ctx = context.WithValue(ctx, sentKey{}, &sent)
-	// Some registries let everybody in at the door, and ask at the repository.
+	// Some registries let anyone in at the root, and ask for authentication at the repository.
 	for _, path := range []string{"/", "/" + r.locator.Name + "/tags/list"} {
 		err = c.ask(ctx, request{method: http.MethodGet, path: path, header: http.Header{}, scopes: scopes})
 		if c.login.isWithheld() {
 			return "", classf(errdefs.ErrUnauthenticated, "%s", c.login.explain())
 		}
 		if strings.HasPrefix(sent, "Bearer ") {
-			return sent, nil // whether it allows that very request does not matter
+			return sent, nil // the token is valid, even if this very request is refused
 		}
 		if err != nil && !errdefs.IsNotFound(err) || sent != "" {
 			break
@@ -73,7 +73,7 @@ func (r *Registry) authorization(ctx context.Context, scopes []string) (sent str
 	return sent, err
 }
 
-// ask sends a request of whose reply only the status matters.
+// ask sends a request of which only the status matters.
 func (c *client) ask(ctx context.Context, r request) error {
 	resp, err := c.do(ctx, r, c.newTries(maxTries))
 	if err == nil {
@@ -88,14 +88,14 @@ func (l *login) isWithheld() bool {
 	return l.withheld != ""
 }
 
-// account is where the credentials for a host, or for the repositories below a path of it, are kept.
+// account is the place of the credentials for a host, or for the repositories below a path on it.
 type account struct {
 	endpoint
 	key    string // in auth files and for helpers
 	prefix string // the key in canonical form
 }
 
-// newAccount reads HOST or HOST/PATH. The account's host is the endpoint's, because credentials are sent there.
+// newAccount parses HOST or HOST/PATH. The account's host is that of the endpoint, because credentials are sent there.
 func newAccount(name string, o Options) (account, error) {
 	host, path, hasPath := strings.Cut(strings.TrimSuffix(name, "/"), "/")
 	_, config, err := readHost(host, o)
@@ -119,7 +119,7 @@ func newAccount(name string, o Options) (account, error) {
 	return a, nil
 }
 
-// helpers lists the helpers that an auth file has for the account.
+// helpers returns the helpers that a credential file names for the account.
 func (a account) helpers(f authFile) (list []string) {
 	for _, key := range keysOf(f.CredHelpers, a.scheme, a.prefix) {
 		if f.CredHelpers[key] != "" {
@@ -132,16 +132,16 @@ func (a account) helpers(f authFile) (list []string) {
 	return list
 }
 
-// Login verifies a name and password against a registry, and stores them: in the credential helper that the auth file
-// names for the host, else in the file. It returns where they are. The file is that of the options or of
-// REGISTRY_AUTH_FILE, else docker's config.json, which podman reads, too.
+// Login verifies a username and password against a registry, and stores them in the credential helper that the
+// credential file names for the host or, without one, in the file. It returns the place. The file is that of the
+// options or of REGISTRY_AUTH_FILE, or else docker's config.json, which podman reads too.
 func Login(ctx context.Context, host string, o Options, username, password string) (place string, err error) {
 	a, err := newAccount(host, o)
 	if err != nil {
 		return "", err
 	}
 	if username == "" || password == "" || strings.Contains(username, ":") || strings.ContainsAny(username+password, "\x00\r\n") {
-		return "", classf(errdefs.ErrInvalidArgument, "a username without a colon, and a password of one line, are wanted")
+		return "", classf(errdefs.ErrInvalidArgument, "need a username without a colon and a password of one line")
 	}
 	c := auth.Credential{Username: username, Password: password}
 	if err := a.verify(ctx, o, c); err != nil {
@@ -153,7 +153,7 @@ func Login(ctx context.Context, host string, o Options, username, password strin
 	return place, nil
 }
 
-// verify asks the registry with the credential, and with no token that was got before.
+// verify sends the credential to the registry. It uses no cached token.
 func (a account) verify(ctx context.Context, o Options, c auth.Credential) error {
 	l := &login{keys: &keyring{}, name: a.key, options: []candidate{{Credential: c}}}
 	client := newClient(a.endpoint, o, l)
@@ -166,7 +166,7 @@ func (a account) verify(ctx context.Context, o Options, c auth.Credential) error
 		err = classf(errdefs.ErrUnauthenticated, "%s", l.explain())
 	}
 	if err == nil && sent == "" {
-		// It lets everybody in, and may still judge credentials that it did not ask for.
+		// The registry lets anyone in, but may still check credentials that it didn't ask for.
 		req.header.Set("Authorization", "Basic "+base64.StdEncoding.EncodeToString([]byte(c.Username+":"+c.Password)))
 		err = client.ask(ctx, req)
 	}
@@ -189,7 +189,7 @@ func (a account) store(ctx context.Context, file string, c auth.Credential) (pla
 			if err := credentials.NewNativeStore(helpers[0]).Put(ctx, a.key, c); err != nil {
 				return nil, helperError(helpers[0], err)
 			}
-			// An empty entry tells docker that the helper has one.
+			// An empty entry tells docker that the helper has the credentials.
 			place, entry = helperPrefix+helpers[0], []byte("{}")
 		}
 		if b, err = removeAuths(b, keysOf(f.Auths, a.scheme, a.prefix)); err != nil {
@@ -206,8 +206,8 @@ func helperError(name string, err error) error {
 	return fmt.Errorf("%s%s: %s", helperPrefix, name, printable(err.Error()))
 }
 
-// Logout takes the credentials for a host out of every file, and helper, in which the other commands would find them. It
-// returns where they were. The class is NotFound if there were none.
+// Logout removes the credentials for a host from every file and helper in which the other commands would find them, and
+// returns these places. NotFound if there were none.
 func Logout(ctx context.Context, host string, o Options) (places []string, err error) {
 	a, err := newAccount(host, o)
 	if err != nil {
@@ -248,7 +248,7 @@ func Logout(ctx context.Context, host string, o Options) (places []string, err e
 	if !named {
 		for _, f := range newKeyring(nil, false).files {
 			if len(keysOf(f.Auths, a.scheme, a.prefix)) > 0 {
-				failed = append(failed, classf(errdefs.ErrFailedPrecondition, "DOCKER_AUTH_CONFIG, which is in the environment, has credentials"))
+				failed = append(failed, classf(errdefs.ErrFailedPrecondition, "the environment variable DOCKER_AUTH_CONFIG has credentials"))
 			}
 		}
 	}

@@ -17,7 +17,8 @@ import (
 	"oras.land/oras-go/v2/registry/remote/auth"
 )
 
-// Push uploads a manifest or blob. A blob whose upload is cut goes on where the registry has it (see blobUpload).
+// Push uploads a manifest or blob. An interrupted upload of a blob resumes at the offset that the registry has (see
+// blobUpload).
 func (r *Registry) Push(ctx context.Context, id string, content io.Reader, hintList ...string) (Pushed, error) {
 	return r.pushHinted(ctx, id, content, parseHints(hintList))
 }
@@ -55,7 +56,7 @@ func (p *push) push(content io.Reader) (ocispec.Descriptor, error) {
 		return p.manifest(content, there)
 	}
 	if h.mediaType == "" {
-		// A digest alone: where it is there already it need not be told what it is.
+		// Only a digest is given. If the registry has it, the type isn't needed.
 		if desc, err := p.resolve(p.ctx, p.client, p.tries, o); err == nil {
 			if isIndex(desc.MediaType) || isManifest(desc.MediaType) {
 				p.hints.mediaType = desc.MediaType
@@ -78,7 +79,7 @@ func (p *push) push(content io.Reader) (ocispec.Descriptor, error) {
 	return p.blob(content, !h.isAbsent)
 }
 
-// newPush picks the host: the first that is configured for it.
+// newPush selects the host to push to: the first one configured for that.
 func (r *Registry) newPush(ctx context.Context, o object, h hints) (*push, error) {
 	for _, c := range r.clients {
 		if c.capabilities&canPush != 0 {
@@ -88,7 +89,7 @@ func (r *Registry) newPush(ctx context.Context, o object, h hints) (*push, error
 	return nil, r.errNoHost()
 }
 
-// push is one upload.
+// push is the upload of one object.
 type push struct {
 	*Registry
 	client *client
@@ -100,17 +101,17 @@ type push struct {
 	saved  *savedUpload
 }
 
-// knownSize is the size of what the registry has: what the caller knows of it, else what the
-// registry tells, -1 for nothing. A Content-Length that came with no bytes refuses nothing: some
-// registries tell a wrong one.
-func (p *push) knownSize(told int64) int64 {
+// knownSize returns the size of an object that the registry has: the caller's or else the one that the registry states,
+// -1 if neither. The registry's is not compared with the caller's: some registries send a wrong Content-Length without
+// a body.
+func (p *push) knownSize(stated int64) int64 {
 	if p.hints.size >= 0 {
 		return p.hints.size
 	}
-	return told
+	return stated
 }
 
-// peekManifest reads what could be a manifest whole; rest gives the content from its start.
+// peekManifest reads the whole content if it could be a manifest. rest yields the content from its start.
 func peekManifest(content io.Reader) (b []byte, rest io.Reader, err error) {
 	if f, size, ok := section(content); ok {
 		if size > MaxManifest {
@@ -144,7 +145,7 @@ func peekManifest(content io.Reader) (b []byte, rest io.Reader, err error) {
 	return b, rest, nil
 }
 
-// section is content that can be read again: a regular file from where it stands.
+// section returns content that can be read repeatedly: a regular file from its current offset.
 func section(content io.Reader) (*io.SectionReader, int64, bool) {
 	f, ok := content.(*os.File)
 	if !ok {
@@ -154,12 +155,12 @@ func section(content io.Reader) (*io.SectionReader, int64, bool) {
 	if err != nil || !info.Mode().IsRegular() {
 		return nil, 0, false
 	}
-	at, err := f.Seek(0, io.SeekCurrent)
+	offset, err := f.Seek(0, io.SeekCurrent)
 	if err != nil {
 		return nil, 0, false
 	}
-	size := max(info.Size()-at, 0)
-	return io.NewSectionReader(f, at, size), size, true
+	size := max(info.Size()-offset, 0)
+	return io.NewSectionReader(f, offset, size), size, true
 }
 
 func (p *push) request(method, kind, object string) request {
@@ -188,8 +189,8 @@ func (p *push) headManifest(o object) (*http.Response, error) {
 	return resp, err
 }
 
-// isAlready reports whether the registry has the manifest under the digest or tag that it is put under, and says so with
-// its digest: some gateways say yes to whatever is asked. Where the registry does not tell, the manifest is put. With
+// isAlready reports whether the registry confirms, by its digest, that it has the manifest under the digest or tag to
+// put. A bare success isn't enough, because some gateways reply so to any request; then the manifest is put. With
 // Options.IfAbsent, another manifest under the tag is AlreadyExists.
 func (p *push) isAlready(want digest.Digest) (bool, error) {
 	resp, err := p.headManifest(p.object)
@@ -215,14 +216,14 @@ func (p *push) isAlready(want digest.Digest) (bool, error) {
 	return got == want, nil
 }
 
-// errTagged reports that a tag or name exists and names another manifest.
+// errTagged reports that a tag or name belongs to another manifest.
 func errTagged(other digest.Digest) error {
-	return classf(errdefs.ErrAlreadyExists, "it exists, and names %s", other)
+	return classf(errdefs.ErrAlreadyExists, "it exists, and points at %s", other)
 }
 
-// manifest uploads one, unless it is there. One with a subject is put in any case: whoever put it
-// first may have died before the list of referrers had it, and the reply says who keeps that list. A tag that has it
-// already is not put again, because registries with immutable tags refuse that.
+// manifest uploads a manifest, unless the registry has it. A manifest with a subject is put in any case: the process
+// that put it before may have died before updating the list of referrers, and only the reply shows who maintains that
+// list. A tag that already has the manifest is not put again, because registries with immutable tags refuse that.
 func (p *push) manifest(content io.Reader, there bool) (ocispec.Descriptor, error) {
 	b, err := io.ReadAll(io.LimitReader(content, MaxManifest+1))
 	if err != nil {
@@ -233,7 +234,7 @@ func (p *push) manifest(content io.Reader, there bool) (ocispec.Descriptor, erro
 	}
 	if there {
 		p.state = Exists
-		if len(b) == 0 { // and who puts it knows so
+		if len(b) == 0 { // the caller relied on that
 			return ocispec.Descriptor{MediaType: p.hints.mediaType, Digest: p.object.digest, Size: p.knownSize(-1)}, nil
 		}
 	}
@@ -254,7 +255,7 @@ func (p *push) manifest(content io.Reader, there bool) (ocispec.Descriptor, erro
 		return desc, classf(errdefs.ErrInvalidArgument, "the content is not a manifest: %s", printable(err.Error()))
 	}
 	if desc.MediaType = manifestType(desc.MediaType, b); desc.MediaType == mediaTypeOctets {
-		return desc, classf(errdefs.ErrInvalidArgument, "the content does not tell its type: give the hint mediatype:TYPE")
+		return desc, classf(errdefs.ErrInvalidArgument, "the content doesn't state its media type: give the hint mediatype:TYPE")
 	}
 	o := p.object
 	if o.tag != "" && (!p.hints.isAbsent || p.client.options.IfAbsent) {
@@ -270,7 +271,8 @@ func (p *push) manifest(content io.Reader, there bool) (ocispec.Descriptor, erro
 	}
 	resp, err := p.putManifest(o, desc, b, "")
 	if o.tag != "" && isStatus(err, http.StatusBadRequest, http.StatusForbidden, http.StatusConflict, http.StatusPreconditionFailed) {
-		// Another process may have put it meanwhile, or a try whose reply was lost did: a tag that may not change is refused so.
+		// This is also how a registry refuses to change an immutable tag. Another process, or an earlier try whose
+		// reply was lost, may have put this manifest.
 		if there, herr := p.isAlready(desc.Digest); herr == nil && there {
 			p.state = Exists
 			if head.Subject == nil {
@@ -290,7 +292,7 @@ func (p *push) manifest(content io.Reader, there bool) (ocispec.Descriptor, erro
 	return desc, nil
 }
 
-// putManifest stores a manifest. With an entity tag, it replaces only what has that.
+// putManifest stores a manifest. With an entity tag, it replaces only the version that has it.
 func (p *push) putManifest(o object, desc ocispec.Descriptor, b []byte, etag string) (*http.Response, error) {
 	req := p.request(http.MethodPut, "manifests", o.String())
 	req.header.Set("Content-Type", desc.MediaType)
@@ -312,7 +314,7 @@ func (p *push) putManifest(o object, desc ocispec.Descriptor, b []byte, etag str
 	resp.Body.Close()
 	if resp.StatusCode != http.StatusCreated {
 		if there, err := p.hasManifest(object{digest: desc.Digest}); err != nil || !there {
-			return nil, classf(errdefs.ErrAborted, "%s does not have the manifest after it was put (%d %s)", p.client.host, resp.StatusCode, http.StatusText(resp.StatusCode))
+			return nil, classf(errdefs.ErrAborted, "%s doesn't have the manifest after the put (%d %s)", p.client.host, resp.StatusCode, http.StatusText(resp.StatusCode))
 		}
 	}
 	if got := contentDigest(resp); got != "" && got.Algorithm() == desc.Digest.Algorithm() && got != desc.Digest {

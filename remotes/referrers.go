@@ -23,31 +23,31 @@ import (
 )
 
 const (
-	// maxListTries is how often a change of a list of referrers is tried while others change it.
+	// maxListTries is how often to try to change a list of referrers while other clients change it too.
 	maxListTries = 10
 	maxListPause = 2 * time.Second
 	// listPatience is how long another process of this user may take to change the same list.
 	listPatience = time.Minute
 )
 
-// referrersTag is where referrers are listed at registries that know no such list: an index
-// under a tag (OCI distribution specification, "Referrers Tag Schema").
+// referrersTag returns the tag under which a registry without the referrers API keeps the list (OCI distribution
+// specification, "Referrers Tag Schema"). The list is an index.
 func referrersTag(subject digest.Digest) object {
 	algorithm, encoded := subject.Algorithm().String(), subject.Encoded()
 	return object{tag: algorithm[:min(len(algorithm), 32)] + "-" + encoded[:min(len(encoded), 64)]}
 }
 
-// referrer is what makes a manifest one.
+// referrer has the field that makes a manifest a referrer.
 type referrer struct {
 	Subject *ocispec.Descriptor `json:"subject"`
 }
 
-// errNoReferrers reports that a host lists no referrers. A mirror may lack what its registry has, so the next
-// host is asked.
+// errNoReferrers reports that a host lists no referrers. The next host is tried, because a mirror may lack what its
+// registry has.
 var errNoReferrers = errors.New("no referrers")
 
-// Referrers lists the manifests whose subject is the digest. Registries that keep no such
-// list are asked for the index under the tag that clients keep it in.
+// Referrers lists the manifests that have the digest as their subject. For a registry without the referrers API, it
+// reads the list that clients keep under a tag.
 func (r *Registry) Referrers(ctx context.Context, subject digest.Digest, filter ReferrerFilter) iter.Seq2[ocispec.Descriptor, error] {
 	return func(yield func(ocispec.Descriptor, error) bool) {
 		listed := 0
@@ -75,7 +75,7 @@ func (r *Registry) Referrers(ctx context.Context, subject digest.Digest, filter 
 	}
 }
 
-// referrers gives the manifests of the registry's list, and those that tags attach to the subject.
+// referrers calls f with the manifests in the registry's list, and with those that tags attach to the subject.
 func (r *Registry) referrers(ctx context.Context, c *client, t *tries, subject digest.Digest, artifactType string, give func(ocispec.Descriptor) error) error {
 	if err := r.listReferrers(ctx, c, t, subject, artifactType, give); err != nil {
 		return err
@@ -116,9 +116,9 @@ func (r *Registry) listReferrers(ctx context.Context, c *client, t *tries, subje
 			if entries, ok = referrersPage(p); ok {
 				break
 			}
-			err := classf(errdefs.ErrDataLoss, "what %s sent is not an index", c.host)
+			err := classf(errdefs.ErrDataLoss, "%s sent something else than an index", c.host)
 			if first {
-				// A gateway answers what it does not know with a page of its own.
+				// A gateway may reply to an unknown request with a page of its own.
 				return r.listTagged(ctx, c, subject, err, give)
 			}
 			return err
@@ -136,14 +136,14 @@ func (r *Registry) listReferrers(ctx context.Context, c *client, t *tries, subje
 	return nil
 }
 
-// isNoAPI reports whether a registry refused the request for referrers because it has no such API. Some redirect it
-// to another host, such as a web site, whose refusal means the same (ghcr.io). A failure there is a failure.
+// isNoAPI reports whether a registry refused the request because it has no referrers API. Some redirect it to another
+// host, such as a web site, whose refusal means the same (ghcr.io). A server error of that host is an error.
 func isNoAPI(err error) bool {
 	var e *statusError
 	return errors.As(err, &e) && (e.elsewhere && e.status < 500 || isStatus(err, http.StatusNotFound, http.StatusBadRequest, http.StatusMethodNotAllowed, http.StatusNotImplemented))
 }
 
-// referrersPage reads a page of the API's list; ok is false for what is none.
+// referrersPage parses a page of the API's list; ok is false if it isn't one.
 func referrersPage(p page) (entries []ocispec.Descriptor, ok bool) {
 	var index ocispec.Index
 	if err := decode(p.content, &index); err != nil || index.Manifests == nil {
@@ -165,8 +165,8 @@ func giveAll(entries []ocispec.Descriptor, give func(ocispec.Descriptor) error) 
 	return nil
 }
 
-// listTagged gives the list under the subject's tag. If there is no such tag, it returns absent, which is nil where that means that
-// the subject has no referrers.
+// listTagged calls f with the entries of the list under the subject's tag. If there is no such tag, it returns absent,
+// which is nil if that means that the subject has no referrers.
 func (r *Registry) listTagged(ctx context.Context, c *client, subject digest.Digest, absent error, give func(ocispec.Descriptor) error) error {
 	list, err := r.taggedReferrers(ctx, c, subject)
 	if err == nil && list.content == "" {
@@ -178,12 +178,11 @@ func (r *Registry) listTagged(ctx context.Context, c *client, subject digest.Dig
 	return giveAll(list.descriptors(), give)
 }
 
-// referrersList is the index under a subject's tag. It keeps members and entries that this package does not
-// understand.
+// referrersList is the index under a subject's tag. Unknown members and entries are kept.
 type referrersList struct {
 	members map[string]json.RawMessage
 	entries []listEntry
-	content string // as it came; empty: there is none yet
+	content string // as received; "" if the list doesn't exist
 	etag    string
 }
 
@@ -225,10 +224,10 @@ func (l *referrersList) encode() ([]byte, error) {
 	return b, err
 }
 
-// errNoList reports that the tag of a list of referrers holds something else.
+// errNoList reports that the tag of a list of referrers is something else.
 var errNoList = errors.New("not an index")
 
-// taggedReferrers reads the list under the subject's tag. It returns an empty one if there is none.
+// taggedReferrers reads the list under the subject's tag. The result is empty if the list doesn't exist.
 func (r *Registry) taggedReferrers(ctx context.Context, c *client, subject digest.Digest) (*referrersList, error) {
 	tag := referrersTag(subject)
 	m, err := r.manifest(ctx, c, c.newTries(maxTries), tag, accept(ocispec.MediaTypeImageIndex))
@@ -238,7 +237,7 @@ func (r *Registry) taggedReferrers(ctx context.Context, c *client, subject diges
 	case err != nil:
 		return nil, err
 	case subject.Algorithm().FromBytes(m.content) == subject:
-		// Some resolve a tag of this form to the digest (oras-go#1396).
+		// Some registries resolve a tag of this form to the digest (oras-go#1396).
 		return &referrersList{}, nil
 	case !isIndex(m.descriptor.MediaType):
 		return nil, classf(errdefs.ErrDataLoss, "tag %s: %w but %s", tag.tag, errNoList, printable(m.descriptor.MediaType))
@@ -276,7 +275,7 @@ func (p *push) linkReferrer(subject digest.Digest, desc ocispec.Descriptor, mani
 	})
 }
 
-// unlinkReferrer takes a manifest out of the list under its subject's tag, if it is there.
+// unlinkReferrer removes a manifest from the list under its subject's tag, if it is there.
 func (p *push) unlinkReferrer(subject, referrer digest.Digest) error {
 	err := p.changeReferrers(subject, func(l *referrersList) (changed bool) {
 		changed = l.has(referrer)
@@ -289,9 +288,9 @@ func (p *push) unlinkReferrer(subject, referrer digest.Digest) error {
 	return err
 }
 
-// changeReferrers applies change to the list under a subject's tag until change has nothing left to do: the list is
-// read again after each put. Processes of this user change a list one after the other. Against other
-// clients, the registry is asked to replace only what was read, if it told an entity tag.
+// changeReferrers applies change to the list under a subject's tag until change reports nothing to do: after each put
+// the list is read again. Processes of this user take turns. Against other clients, the registry is asked to replace
+// only the version that was read, if it gave an entity tag.
 func (p *push) changeReferrers(subject digest.Digest, change func(*referrersList) (changed bool)) error {
 	tag := referrersTag(subject)
 	unlock, err := p.lockReferrers(tag)
@@ -316,7 +315,7 @@ func (p *push) changeReferrers(subject digest.Digest, change func(*referrersList
 			return nil
 		}
 		if list.etag == refused.etag && list.content == refused.content {
-			list.etag = "" // nobody has changed it: the registry compares with something else
+			list.etag = "" // the list is unchanged: the registry compares with something else
 		}
 		b, err := list.encode()
 		if err != nil {
@@ -329,32 +328,31 @@ func (p *push) changeReferrers(subject digest.Digest, change func(*referrersList
 		case isStatus(err, http.StatusPreconditionFailed) && list.etag != "":
 			refused = *list
 		case isStatus(err, http.StatusBadRequest, http.StatusNotFound) && !pruned:
-			// A registry that checks what an index refers to refuses all changes of one that
-			// names what was deleted.
+			// A registry that checks the targets of an index refuses every change of a list with deleted targets.
 			pruned = true
-			gone, perr := p.gone(list)
-			if perr != nil || len(gone) == 0 {
+			deleted, perr := p.deletedTargets(list)
+			if perr != nil || len(deleted) == 0 {
 				return err
 			}
-			was := change
+			original := change
 			change = func(l *referrersList) bool {
 				n := len(l.entries)
-				l.entries = slices.DeleteFunc(l.entries, func(e listEntry) bool { return gone[e.Digest] })
-				return was(l) || len(l.entries) != n
+				l.entries = slices.DeleteFunc(l.entries, func(e listEntry) bool { return deleted[e.Digest] })
+				return original(l) || len(l.entries) != n
 			}
 		case err != nil:
 			return err
 		}
 	}
-	return classf(errdefs.ErrAborted, "others change the list of referrers all the time: try again")
+	return classf(errdefs.ErrAborted, "other clients keep changing the list of referrers: try again")
 }
 
-// gone returns the digests in a list that the registry does not have any more.
-func (p *push) gone(l *referrersList) (map[digest.Digest]bool, error) {
-	gone := map[digest.Digest]bool{}
+// deletedTargets returns the digests in a list that the registry no longer has.
+func (p *push) deletedTargets(l *referrersList) (map[digest.Digest]bool, error) {
+	deleted := map[digest.Digest]bool{}
 	for _, e := range l.entries {
 		if e.Digest.Validate() != nil {
-			gone[e.Digest] = true
+			deleted[e.Digest] = true
 			continue
 		}
 		there, err := p.hasManifest(object{digest: e.Digest})
@@ -362,14 +360,14 @@ func (p *push) gone(l *referrersList) (map[digest.Digest]bool, error) {
 			return nil, err
 		}
 		if !there {
-			gone[e.Digest] = true
+			deleted[e.Digest] = true
 		}
 	}
-	return gone, nil
+	return deleted, nil
 }
 
-// lockReferrers keeps other processes of this user from changing the list under a tag until unlock is called. It
-// does nothing if processes share no directory. Unavailable if another process has the lock for too long.
+// lockReferrers keeps other processes of this user from changing the list under a tag, until unlock is called. Without
+// a shared directory it does nothing. Unavailable if another process holds the lock for too long.
 func (p *push) lockReferrers(tag object) (unlock func(), err error) {
 	c := p.client
 	if c.shared == "" {
@@ -389,10 +387,10 @@ func (p *push) lockReferrers(tag object) (unlock func(), err error) {
 			return nil, classf(errdefs.ErrUnavailable, "another process is changing the list of referrers")
 		}
 		if disk.Names(f.Name(), f) {
-			now := time.Now() // it is in use
+			now := time.Now() // shows sweepShared that the file is in use
 			_ = os.Chtimes(f.Name(), now, now)
 			return func() { disk.Release(f) }, nil
 		}
-		disk.Release(f) // it was swept away
+		disk.Release(f) // swept: try again
 	}
 }

@@ -11,7 +11,7 @@ import (
 	"github.com/containerd/errdefs"
 )
 
-// RegistryConf is one registry of podman's registries.conf, version 2 (containers-registries.conf(5)).
+// RegistryConf is one registry in podman's registries.conf, version 2 (containers-registries.conf(5)).
 type RegistryConf struct {
 	Prefix             string       `toml:"prefix"`
 	Location           string       `toml:"location"`
@@ -27,7 +27,7 @@ type mirrorConf struct {
 	PullFromMirror string `toml:"pull-from-mirror"`
 }
 
-// ParseRegistries reads a registries.conf. It returns the registries and the credential helpers that it names, and ignores its other
+// ParseRegistries parses a registries.conf. It returns its registries and credential helpers, and ignores other
 // settings. An unknown key, as in version 1, is an error.
 func ParseRegistries(b []byte) (list []RegistryConf, helpers []string, err error) {
 	var c struct {
@@ -46,7 +46,7 @@ func ParseRegistries(b []byte) (list []RegistryConf, helpers []string, err error
 		r := &c.Registries[i]
 		r.Prefix = strings.TrimSuffix(cmp.Or(r.Prefix, r.Location), "/")
 		if r.Prefix == "" || slices.Contains(seen, r.Prefix) {
-			return nil, nil, classf(errdefs.ErrInvalidArgument, "registries.conf: registry %d has neither prefix nor location, or that of another one", i+1)
+			return nil, nil, classf(errdefs.ErrInvalidArgument, "registries.conf: registry %d has no prefix or location, or the same as another one", i+1)
 		}
 		seen = append(seen, r.Prefix)
 	}
@@ -54,15 +54,15 @@ func ParseRegistries(b []byte) (list []RegistryConf, helpers []string, err error
 	return c.Registries, helpers, nil
 }
 
-// authFilesHelper is the entry of credential-helpers that stands for the auth files.
+// authFilesHelper is the entry in credential-helpers that stands for the credential files.
 const authFilesHelper = "containers-auth.json"
 
-// HostsTOML returns the host, as it is in names of images, and its hosts.toml. An insecure location is spoken to in HTTPS
-// whose certificate is not verified, or in HTTP if plainHTTP says so: hosts.toml knows no "try both". What hosts.toml can't
-// say is an error of class NotImplemented.
+// HostsTOML returns the host as it is in image names, and its hosts.toml. For an insecure location, hosts.toml can't
+// say "try HTTPS without verification, then HTTP": it gets the first or, with plainHTTP, the second. NotImplemented if
+// hosts.toml can't express the registry.
 func (r RegistryConf) HostsTOML(plainHTTP bool) (host, content string, err error) {
 	if strings.ContainsAny(r.Prefix, "/*@") {
-		return "", "", classf(errdefs.ErrNotImplemented, "registry %q: hosts.toml is for a whole host, not for a part of it or for several", printable(r.Prefix))
+		return "", "", classf(errdefs.ErrNotImplemented, "registry %q: hosts.toml configures exactly one whole host", printable(r.Prefix))
 	}
 	l, err := ParseLocator(r.Prefix + "/x")
 	if err != nil || l.Host == "" {
@@ -87,7 +87,7 @@ func (r RegistryConf) HostsTOML(plainHTTP bool) (host, content string, err error
 		case m.PullFromMirror == "digest-only" || m.PullFromMirror == "" && r.MirrorByDigestOnly:
 			can = `["pull"]`
 		case !slices.Contains([]string{"", "all", "tag-only"}, m.PullFromMirror):
-			return "", "", classf(errdefs.ErrInvalidArgument, "registry %q: pull-from-mirror is %q", l.Host, printable(m.PullFromMirror))
+			return "", "", classf(errdefs.ErrInvalidArgument, "registry %q: unknown pull-from-mirror %q", l.Host, printable(m.PullFromMirror))
 		}
 		server, settings, err := server(m.Location, m.Insecure, plainHTTP)
 		if err != nil {
@@ -98,7 +98,7 @@ func (r RegistryConf) HostsTOML(plainHTTP bool) (host, content string, err error
 	return l.Host, b.String(), nil
 }
 
-// server returns the URL of a location, which can have a path, and the settings that go with it.
+// server returns the URL of a location, which may have a path, and the settings that it needs.
 func server(location string, insecure, plainHTTP bool) (url, settings string, err error) {
 	host, path, hasPath := strings.Cut(strings.TrimSuffix(location, "/"), "/")
 	l, err := ParseLocator(host + "/x")
@@ -115,11 +115,11 @@ func server(location string, insecure, plainHTTP bool) (url, settings string, er
 	case insecure:
 		settings = "skip_verify = true\n"
 	}
-	if hasPath { // of repositories: the API's root is above it
+	if hasPath { // the path is that of repositories, below the API's root
 		url, settings = url+"/v2/"+path, settings+"override_path = true\n"
 	}
 	return url, settings, nil
 }
 
-// HostDirName returns the name of the directory for a host's configuration, as containerd has it.
+// HostDirName returns the name of the directory for a host's configuration, as in containerd.
 func HostDirName(host string) string { return hostDirNames(host)[0] }

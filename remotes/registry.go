@@ -19,8 +19,8 @@ import (
 	"oras.land/oras-go/v2/registry/remote/auth"
 )
 
-// Registry is one repository of a registry, asked through the hosts that serve it: its
-// mirrors in order, then itself.
+// Registry is one repository of a registry. It is accessed through the hosts that serve it: mirrors in order, then the
+// registry itself.
 type Registry struct {
 	locator Locator
 	clients []*client
@@ -39,8 +39,7 @@ func openRegistry(l Locator, o Options, hosts []endpoint) *Registry {
 	return r
 }
 
-// Resolve gives the descriptor of a tag or digest: of a manifest or, where a digest names
-// none, of a blob.
+// Resolve returns the descriptor of a tag or digest: that of a manifest or, if a digest is not a manifest's, of a blob.
 func (r *Registry) Resolve(ctx context.Context, object string) (ocispec.Descriptor, error) {
 	o, err := parseObject(object)
 	if err != nil {
@@ -50,7 +49,7 @@ func (r *Registry) Resolve(ctx context.Context, object string) (ocispec.Descript
 	err = r.firstHost(ctx, canPull|canResolve, func(c *client, t *tries) error {
 		desc, err = r.resolve(ctx, c, t, o)
 		if err == nil && desc.Size < 0 {
-			err = fmt.Errorf("%s does not tell the size of the blob", c.host)
+			err = fmt.Errorf("%s doesn't state the size of the blob", c.host)
 		}
 		return err
 	})
@@ -60,7 +59,7 @@ func (r *Registry) Resolve(ctx context.Context, object string) (ocispec.Descript
 	return desc, nil
 }
 
-// Fetch gives the bytes of a tag's manifest, or of the manifest or blob of a digest.
+// Fetch returns the content of a manifest by its tag or digest, or of a blob by its digest.
 func (r *Registry) Fetch(ctx context.Context, id string, hintList ...string) (io.ReadCloser, error) {
 	o, err := parseObject(id)
 	if err != nil {
@@ -74,15 +73,15 @@ func (r *Registry) Fetch(ctx context.Context, id string, hintList ...string) (io
 	return namedBody{body, "fetch " + name}, nil
 }
 
-// body is what fetches give inside this package: it can copy itself out in large pieces.
+// body is the result of a fetch inside this package. It can write itself in large pieces.
 type body interface {
 	io.ReadCloser
 	io.WriterTo
-	// descriptor returns what is known of the whole object. Its Size is -1 if that is not known.
+	// descriptor returns the descriptor of the whole object as far as it is known; an unknown Size is -1.
 	descriptor() ocispec.Descriptor
 }
 
-// namedBody says in its errors what was being read.
+// namedBody adds to errors what was being read.
 type namedBody struct {
 	body
 	what string
@@ -108,7 +107,7 @@ func (n namedBody) WriteTo(w io.Writer) (int64, error) {
 	return k, err
 }
 
-// query names the registry that a mirror is asked to stand in for.
+// query names the registry that a mirror is asked for.
 func (r *Registry) query(c *client) url.Values {
 	if hostPort(c.scheme, c.host) == hostPort(c.scheme, r.locator.Host) || r.locator.Host == "docker.io" && c.host == "registry-1.docker.io" {
 		return nil
@@ -127,7 +126,7 @@ func (r *Registry) request(c *client, method, kind, object string) request {
 	}
 }
 
-// accept lists every type of manifest, the hinted one first.
+// accept returns an Accept header with all types of manifests, the hinted one first.
 func accept(hint string) string {
 	types := manifestTypes
 	if hint != "" {
@@ -144,7 +143,7 @@ func (r *Registry) resolve(ctx context.Context, c *client, t *tries, o object) (
 	err := c.retry(ctx, t, func() (err error) {
 		resp, err = c.once(ctx, req)
 		if o.digest != "" && isStatus(err, http.StatusInternalServerError) {
-			// The reference registry fails so when the digest is of a blob.
+			// The reference registry replies so if the digest is that of a blob.
 			if desc, berr := r.resolveBlob(ctx, c, t, o, err); berr == nil {
 				blob, err = &desc, nil
 			}
@@ -164,7 +163,7 @@ func (r *Registry) resolve(ctx context.Context, c *client, t *tries, o object) (
 	case !isHeadRefused(err):
 		return ocispec.Descriptor{}, err
 	}
-	// HEAD has told too little, or was refused, which says nothing of GET.
+	// HEAD gave too little, or was refused. GET may still work.
 	m, err := r.manifest(ctx, c, t, o, accept(""))
 	if err != nil {
 		return ocispec.Descriptor{}, err
@@ -183,8 +182,8 @@ func (r *Registry) resolveBlob(ctx context.Context, c *client, t *tries, o objec
 	return ocispec.Descriptor{MediaType: mediaTypeOctets, Digest: o.digest, Size: size}, nil
 }
 
-// isHeadRefused reports whether a host refused HEAD in a way that says nothing of GET: with another status than those that
-// mean the object, the user or the moment, or by a redirect that leads nowhere.
+// isHeadRefused reports whether a host refused HEAD in a way that says nothing about GET: by a redirect that leads
+// nowhere, or with a status that is not about the object, the user or a temporary condition.
 func isHeadRefused(err error) bool {
 	var status *statusError
 	switch {
@@ -198,8 +197,9 @@ func isHeadRefused(err error) bool {
 	return status.elsewhere || !errdefs.IsUnauthorized(err)
 }
 
-// blobSize returns the size of the blob of a digest, which req asks for by HEAD: -1 where the registry has the blob and
-// does not tell. Where HEAD is refused or tells no size, the first byte is asked for. Some tell 0 in the place of nothing.
+// blobSize returns the size of the blob that req asks for by HEAD, or -1 if the registry has the blob but doesn't state
+// its size. If HEAD is refused or gives no size, it requests the first byte. A size of 0 is not trusted: some
+// registries mean "unknown".
 func (c *client) blobSize(ctx context.Context, req request, d digest.Digest, t *tries) (int64, error) {
 	resp, err := c.do(ctx, req, t)
 	switch {
@@ -224,8 +224,7 @@ func (c *client) blobSize(ctx context.Context, req request, d digest.Digest, t *
 	return -1, err
 }
 
-// headDescriptor reads a descriptor out of a reply's header; ok is false where something of
-// it is missing.
+// headDescriptor takes a descriptor from the header of a reply; ok is false if it is incomplete.
 func headDescriptor(resp *http.Response, o object) (desc ocispec.Descriptor, ok bool, err error) {
 	desc.MediaType = mediaTypeOf(resp)
 	if isSchema1(desc.MediaType) {
@@ -235,7 +234,7 @@ func headDescriptor(resp *http.Response, o object) (desc ocispec.Descriptor, ok 
 	desc.Digest = contentDigest(resp)
 	if o.digest != "" {
 		if desc.Digest != "" && desc.Digest.Algorithm() == o.digest.Algorithm() && desc.Digest != o.digest {
-			return desc, false, nil // the bytes will tell
+			return desc, false, nil // decided by the content
 		}
 		desc.Digest = o.digest
 	}
@@ -245,12 +244,12 @@ func headDescriptor(resp *http.Response, o object) (desc ocispec.Descriptor, ok 
 	return desc, desc.Size > 0 && desc.Size <= MaxManifest && (isIndex(desc.MediaType) || isManifest(desc.MediaType)), nil
 }
 
-// contentDigest reads Docker-Content-Digest, which is a hint: a value that is not a digest, or has an
-// algorithm that this build does not know, counts as none.
+// contentDigest returns Docker-Content-Digest, which is only a hint. It is "" if it is malformed or has an unsupported
+// algorithm.
 func contentDigest(resp *http.Response) digest.Digest {
 	d, err := digest.Parse(resp.Header.Get("Docker-Content-Digest"))
 	if err != nil {
-		return "" // Parse returns what it has refused, too
+		return "" // Parse returns a refused digest too
 	}
 	return d
 }
@@ -267,14 +266,14 @@ func errSchema1() error {
 	return classf(errdefs.ErrNotImplemented, "a manifest of docker's obsolete schema 1: push the image again with a current tool")
 }
 
-// manifest is one that was read and verified.
+// manifest is a manifest that was read and verified.
 type manifest struct {
 	descriptor ocispec.Descriptor
 	content    []byte
-	etag       string // to compare with when it is replaced; empty where the registry tells none
+	etag       string // for a conditional replacement; "" if the registry gives none
 }
 
-// manifest reads one, whole: again from the start where it was cut.
+// manifest reads a manifest. If it breaks off it is read again from the start.
 func (r *Registry) manifest(ctx context.Context, c *client, t *tries, o object, accept string) (m *manifest, err error) {
 	req := r.request(c, http.MethodGet, "manifests", o.String())
 	req.header.Set("Accept", accept)
@@ -295,7 +294,7 @@ func readManifest(ctx context.Context, c *client, req request, o object) (*manif
 		want = contentDigest(resp)
 	}
 	if resp.Header.Get("Content-Encoding") == "gzip" && (want == "" || want.Algorithm().FromBytes(b) != want) {
-		// Compressed on the way, though that was declined.
+		// Compressed on the way, although the request declined that.
 		if b, err = gunzip(b); err != nil {
 			return nil, err
 		}
@@ -319,7 +318,7 @@ func readManifest(ctx context.Context, c *client, req request, o object) (*manif
 		FSLayers      []json.RawMessage `json:"fsLayers"`
 	}
 	if err := decode(b, &head); err != nil && o.tag != "" {
-		return nil, classf(errdefs.ErrDataLoss, "what %s sent is not a manifest: %s", resp.Request.URL.Host, printable(err.Error()))
+		return nil, classf(errdefs.ErrDataLoss, "%s sent something else than a manifest: %s", resp.Request.URL.Host, printable(err.Error()))
 	}
 	if head.SchemaVersion == 1 && head.FSLayers != nil {
 		return nil, errSchema1()
@@ -334,12 +333,12 @@ func readManifest(ctx context.Context, c *client, req request, o object) (*manif
 	mediaType = cmp.Or(mediaType, mediaTypeOctets)
 	etag := resp.Header.Get("ETag")
 	if !strings.HasPrefix(etag, `"`) || resp.Header.Get("Content-Encoding") != "" {
-		etag = "" // a weak one, or one of another form of it
+		etag = "" // weak, or of a compressed form
 	}
 	return &manifest{ocispec.Descriptor{MediaType: mediaType, Digest: want, Size: int64(len(b))}, b, etag}, nil
 }
 
-// decode reads a document of a remote, whatever that sent.
+// decode decodes an untrusted document.
 func decode(b []byte, v any) error {
 	if bytes.Count(b, []byte("{")) > maxObjects || bytes.Count(b, []byte(",")) > maxMembers {
 		return errors.New("it has too many members")
@@ -347,7 +346,7 @@ func decode(b []byte, v any) error {
 	return json.Unmarshal(b, v)
 }
 
-// readAll sends a request once and reads the whole reply, of at most MaxManifest.
+// readAll sends a request once and reads the whole reply, of at most MaxManifest bytes.
 func (c *client) readAll(ctx context.Context, req request) (*http.Response, []byte, error) {
 	resp, err := c.once(ctx, req)
 	if err != nil {
@@ -367,7 +366,7 @@ func (c *client) readAll(ctx context.Context, req request) (*http.Response, []by
 		buf.Grow(int(resp.ContentLength) + bytes.MinRead)
 	}
 	if body, ok := resp.Body.(*guardedBody); ok {
-		// A body that drips does not stall.
+		// Bound the total time too: a body that trickles never stalls.
 		defer body.limit(2 * body.stall)()
 	}
 	n, err := buf.ReadFrom(io.LimitReader(resp.Body, MaxManifest+1))
@@ -413,8 +412,8 @@ func (r *Registry) fetch(ctx context.Context, o object, h hints) (body, error) {
 	}
 	switch {
 	case o.tag != "":
-		// A hinted type is asked for alone, so that a registry can convert to it; where it
-		// has none such, anything will do.
+		// Only the hinted type is requested at first, so that the registry can convert the manifest. If it can't, any
+		// type will do.
 		if h.mediaType != "" {
 			err := r.firstHost(ctx, canPull|canResolve, asManifest(h.mediaType))
 			if err == nil || !errdefs.IsNotFound(err) && !isStatus(err, http.StatusNotAcceptable) {
@@ -424,8 +423,7 @@ func (r *Registry) fetch(ctx context.Context, o object, h hints) (body, error) {
 		err := r.firstHost(ctx, canPull|canResolve, asManifest(accept(h.mediaType)))
 		return got, err
 	}
-	// Some keep manifests among the blobs, and some hints are wrong: what is not at the one
-	// place may be at the other.
+	// Some registries keep manifests among the blobs, and some hints are wrong: so both places are tried.
 	asBlob := func(c *client, t *tries) error {
 		var err error
 		got, err = c.blob(ctx, r.request(c, http.MethodGet, "blobs", o.String()), t, o, h)
@@ -454,8 +452,8 @@ func (r *Registry) fetch(ctx context.Context, o object, h hints) (body, error) {
 	return got, err
 }
 
-// blobAt opens a blob at an address outside of the registry. The rules for redirects hold: no credentials and none of the
-// configured headers go to another origin.
+// blobAt opens a blob at an address outside the registry. As after a redirect, another origin gets neither credentials
+// nor configured headers.
 func (r *Registry) blobAt(ctx context.Context, c *client, o object, h hints, address string) (body, error) {
 	u, err := url.Parse(address)
 	if err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Host == "" || u.User != nil {
@@ -471,12 +469,12 @@ func (r *Registry) blobAt(ctx context.Context, c *client, o object, h hints, add
 	return b, nil
 }
 
-// isAbsent is how registries say that a digest is not of a blob, or not of a manifest.
+// isAbsent reports whether an error is one by which registries say that a digest is not a blob's, or not a manifest's.
 func isAbsent(err error) bool {
 	return isStatus(err, http.StatusNotFound, http.StatusBadRequest, http.StatusMethodNotAllowed)
 }
 
-// body is the manifest from the hinted offset on, to the hinted end.
+// body returns the manifest's content from the hinted offset to the hinted end.
 func (m *manifest) body(h hints) (body, error) {
 	if err := h.check(int64(len(m.content))); err != nil {
 		return nil, err
@@ -488,7 +486,7 @@ func (m *manifest) body(h hints) (body, error) {
 	return &manifestBody{*bytes.NewReader(content[h.offset:]), m.descriptor}, nil
 }
 
-// check compares the size that the caller knows with the one that the remote tells.
+// check compares the size that the caller gave with the actual one.
 func (h hints) check(size int64) error {
 	if h.size >= 0 && h.size != size {
 		return classf(errdefs.ErrDataLoss, "size mismatch: got %s, not %d", sizeString(size), h.size)
@@ -503,7 +501,7 @@ func errPastEnd(offset, size int64) error {
 	return classf(errdefs.ErrInvalidArgument, "offset %d is past the end (%s)", offset, sizeString(size))
 }
 
-// manifestBody is the body of a manifest, which is in memory.
+// manifestBody is the body of a manifest in memory.
 type manifestBody struct {
 	bytes.Reader
 	what ocispec.Descriptor
@@ -521,11 +519,11 @@ func (m *manifestBody) WriteTo(w io.Writer) (int64, error) {
 
 func (*manifestBody) Close() error { return nil }
 
-// blob opens the blob that req asks for at the hinted offset. What comes from a host before the last, or from an
-// address outside of the registry, is verified in any case, its first piece before blob returns.
+// blob opens a blob at the hinted offset. Content from a mirror, or from an address outside the registry, is verified
+// even with Options.Unverified, and its first piece before blob returns.
 func (c *client) blob(ctx context.Context, req request, t *tries, o object, h hints) (body, error) {
 	if t.hasNext && c.isCorrupt(o) {
-		return nil, classf(errdefs.ErrDataLoss, "%s has sent wrong bytes before", c.host)
+		return nil, classf(errdefs.ErrDataLoss, "%s sent wrong bytes before", c.host)
 	}
 	d := &rangeReader{ctx: ctx, source: blobSource{client: c, request: req, size: h.size}, tries: t, end: h.end}
 	length := int64(0) // of a part
@@ -569,20 +567,20 @@ func (c *client) blob(ctx context.Context, req request, t *tries, o object, h hi
 		}
 		if t.hasNext {
 			c.markCorrupt(o)
-			why += fmt.Sprintf(" from %s, which is not asked for it again for %v: fetch it once more", c.host, corruptTime)
+			why += fmt.Sprintf(" from %s, which is skipped for this blob for %v: fetch it again", c.host, corruptTime)
 		}
 		return why
 	}
 	if t.hasNext || req.url != nil {
 		err = v.peek()
-	} else if c.options.Unverified && size >= 0 { // of an unknown length, the digest alone shows the end
+	} else if c.options.Unverified && size >= 0 { // without a known length, only the digest shows the end
 		v.hash, v.isDirect = nil, true
 	}
 	if err != nil {
 		v.Close()
 		return nil, err
 	}
-	// A download that has begun has all tries whichever host it is from.
+	// A download that has begun gets all tries, whichever host it is from.
 	if !isParallel {
 		d.tries = c.newTries(maxTries)
 	}

@@ -25,24 +25,27 @@ import (
 	"oras.land/oras-go/v2/registry/remote/auth"
 )
 
-// Processes of one user share what a registry told one of them, in files (0600) of a directory
-// (0700, see sharedPlaces): bearer tokens, fetched under a lock, so that ten processes ask for one;
-// when a registry wants to be asked again; which mirrors do not reply, or have a corrupt blob; and where
-// uploads go on whose process has died (savedUpload). Passwords are not among it. Where no directory can be trusted, each process is on
-// its own.
+// Processes of one user share what they learn about registries in files (0600) of a directory (0700, see sharedPlaces):
+//
+//   - bearer tokens, fetched under a lock, so that ten processes fetch one
+//   - until when a registry wants no requests
+//   - which mirrors don't reply, or have a corrupt blob
+//   - upload sessions of processes that died (savedUpload)
+//
+// Passwords are never shared. Without a trustworthy directory, processes share nothing.
 
 const (
-	tokenLife     = 55 * time.Second // of tokens that do not tell: the specification's least is 60
+	tokenLife     = 55 * time.Second // for tokens that don't state their life; the specification's minimum is 60 s
 	tokenMargin   = 10 * time.Second
 	maxTokenFile  = 64 << 10
 	maxSharedWait = 5 * time.Minute
 	staleToken    = 24 * time.Hour
-	staleUpload   = 7 * 24 * time.Hour // registries forget them no later
-	lockPatience  = 15 * time.Second   // with a process that fetches the token meant for all
+	staleUpload   = 7 * 24 * time.Hour // registries drop sessions earlier than that
+	lockPatience  = 15 * time.Second   // how long to wait for another process that is fetching a token
 )
 
-// sharedPlaces are where the directory may be, the best first. The names are those that the state of
-// what runs has.
+// sharedPlaces returns candidates for the shared directory, the best first. The state of running containers uses the
+// same names.
 var sharedPlaces = func() (dirs []string) {
 	uid := strconv.Itoa(os.Geteuid())
 	if runtime := os.Getenv("XDG_RUNTIME_DIR"); filepath.IsAbs(runtime) {
@@ -58,7 +61,7 @@ var sharedPlaces = func() (dirs []string) {
 	return dirs
 }
 
-// sharedDir is the directory, made where need be; empty where there is none to be trusted.
+// sharedDir returns the shared directory, and creates it if need be. It is "" if no place can be trusted.
 func sharedDir() string {
 	for _, dir := range sharedPlaces() {
 		if disk.PrivateDir(dir) {
@@ -68,7 +71,7 @@ func sharedDir() string {
 	return ""
 }
 
-// sharedFile opens the file of what the parts name. One that is not this user's alone is none.
+// sharedFile opens the shared file identified by parts. It must belong to this user alone.
 func sharedFile(dir, kind string, flags int, parts ...string) (*os.File, error) {
 	h := sha256.New()
 	for _, p := range parts {
@@ -87,8 +90,7 @@ func sharedFile(dir, kind string, flags int, parts ...string) (*os.File, error) 
 	return f, nil
 }
 
-// sweepShared takes away what has lost its use: not every directory is emptied at the end of a
-// session.
+// sweepShared removes expired files, because not every such directory is emptied at the end of a session.
 func sweepShared(dir string) {
 	entries, err := os.ReadDir(dir)
 	if err != nil {
@@ -101,7 +103,7 @@ func sweepShared(dir string) {
 		case "upload":
 			age = staleUpload
 		default:
-			continue // the state of what runs
+			continue // state of a running container
 		}
 		if info, err := e.Info(); err == nil && info.Mode().IsRegular() && time.Since(info.ModTime()) > age {
 			os.Remove(filepath.Join(dir, e.Name()))
@@ -109,20 +111,20 @@ func sweepShared(dir string) {
 	}
 }
 
-// tokenCache is oras' cache of tokens, with those of other processes behind its own.
+// tokenCache is oras' token cache, extended by the tokens of other processes.
 type tokenCache struct {
 	auth.Cache
 	login *login
-	dir   string // where processes share them, empty: nowhere
-	who   string // the endpoint, and what the files have for the repository
+	dir   string // the shared directory; "" if there is none
+	who   string // identifies the endpoint and the credentials for the repository
 	mu    sync.Mutex
-	tried map[string]bool     // tokens of others that were given out: one that is missed again was refused
+	tried map[string]bool     // tokens of other processes that were used: one that is asked for again was refused
 	stale map[string]bool     // tokens that the registry refused
-	kept  map[string][]string // of a token, what its file is named by: the registry and the scopes
+	kept  map[string][]string // for each token, the registry and the scopes that name its file
 }
 
 func newTokenCache(e endpoint, l *login, dir string) *tokenCache {
-	// A login, a logout, or another repository's credential leads to other tokens.
+	// Tokens depend on the credential, so they change with a login, a logout or another repository's credential.
 	who := fmt.Sprintf("%s://%s%s %s", e.scheme, hostPort(e.scheme, e.host), e.path, l.identity)
 	return &tokenCache{Cache: auth.NewCache(), login: l, dir: dir, who: who, tried: map[string]bool{}, stale: map[string]bool{}, kept: map[string][]string{}}
 }
@@ -130,12 +132,12 @@ func newTokenCache(e endpoint, l *login, dir string) *tokenCache {
 type sharedToken struct {
 	Token   string    `json:"token"`
 	Expires time.Time `json:"expires"`
-	// Credential is the fingerprint of the credential that the token was got with. A helper of the
-	// same name can give another one later.
+	// Credential is the fingerprint of the credential that the token was obtained with. A helper may return a different
+	// credential later.
 	Credential string `json:"credential"`
 }
 
-// read returns what a file has, or the zero value if the token has expired.
+// read returns a file's token, or the zero value if it has expired.
 func (c *tokenCache) read(f *os.File) (t sharedToken) {
 	if _, err := f.Seek(0, io.SeekStart); err != nil {
 		return t
@@ -153,8 +155,8 @@ func (c *tokenCache) file(flags int, registry, key string) (*os.File, error) {
 	return sharedFile(c.dir, "token", flags, c.who, registry, key)
 }
 
-// get returns another process' token that this one has not tried yet. The token must have been got
-// with the credential that this process would use.
+// get returns another process's token that this process hasn't tried, if it was obtained with the credential that this
+// process would use.
 func (c *tokenCache) get(ctx context.Context, registry, key string) string {
 	f, err := c.file(os.O_RDONLY, registry, key)
 	if err != nil {
@@ -165,7 +167,7 @@ func (c *tokenCache) get(ctx context.Context, registry, key string) string {
 	if t.Token == "" || c.isTried(t.Token) {
 		return ""
 	}
-	// Only now: it may take a helper.
+	// This check comes last, because it may run a helper.
 	if own, err := c.login.credential(ctx); err != nil || fingerprint(own) != t.Credential {
 		return ""
 	}
@@ -178,7 +180,7 @@ func (c *tokenCache) isTried(token string) bool {
 	return c.tried[token]
 }
 
-// use marks a token as tried, and keeps which file has it.
+// use marks a token as tried, and records its file.
 func (c *tokenCache) use(token, registry, key string) string {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -187,8 +189,7 @@ func (c *tokenCache) use(token, registry, key string) string {
 	return token
 }
 
-// refuse drops a token that the registry has refused, for all processes. It reports false for a token
-// that was dropped before.
+// refuse drops a token that the registry refused, for all processes. It returns false if the token was dropped before.
 func (c *tokenCache) refuse(token string) bool {
 	c.mu.Lock()
 	known, kept := c.stale[token], c.kept[token]
@@ -206,7 +207,7 @@ func (c *tokenCache) refuse(token string) bool {
 	return true
 }
 
-// own returns a token from this process' cache, unless it was refused.
+// own returns a token from this process's cache, unless it was refused.
 func (c *tokenCache) own(ctx context.Context, registry string, scheme auth.Scheme, key string) (string, error) {
 	token, err := c.Cache.GetToken(ctx, registry, scheme, key)
 	c.mu.Lock()
@@ -217,7 +218,7 @@ func (c *tokenCache) own(ctx context.Context, registry string, scheme auth.Schem
 	return token, err
 }
 
-// GetScheme knows that a registry wants tokens where another process has one.
+// GetScheme returns Bearer if another process has a token for the registry.
 func (c *tokenCache) GetScheme(ctx context.Context, registry string) (auth.Scheme, error) {
 	scheme, err := c.Cache.GetScheme(ctx, registry)
 	if err != nil && c.get(ctx, registry, strings.Join(auth.GetAllScopesForHost(ctx, registry), " ")) != "" {
@@ -226,7 +227,7 @@ func (c *tokenCache) GetScheme(ctx context.Context, registry string) (auth.Schem
 	return scheme, err
 }
 
-// GetToken looks among the tokens of this process, then of the others.
+// GetToken looks for a token in this process's cache, and then in those of others.
 func (c *tokenCache) GetToken(ctx context.Context, registry string, scheme auth.Scheme, key string) (string, error) {
 	token, err := c.own(ctx, registry, scheme, key)
 	if err != nil && scheme == auth.SchemeBearer {
@@ -237,7 +238,7 @@ func (c *tokenCache) GetToken(ctx context.Context, registry string, scheme auth.
 	return token, err
 }
 
-// Set fetches a token, unless another process does or just did.
+// Set fetches a token, unless another process is doing so or just did.
 func (c *tokenCache) Set(ctx context.Context, registry string, scheme auth.Scheme, key string, fetch func(context.Context) (string, error)) (string, error) {
 	if scheme != auth.SchemeBearer {
 		return c.Cache.Set(ctx, registry, scheme, key, fetch)
@@ -249,7 +250,7 @@ func (c *tokenCache) Set(ctx context.Context, registry string, scheme auth.Schem
 			return token, err
 		}
 		defer f.Close()
-		_, _ = c.login.credential(ctx) // not while others wait: it may take a helper
+		_, _ = c.login.credential(ctx) // before taking the lock, because it may run a helper
 		locked := waitLock(ctx, f)
 		if token := c.get(ctx, registry, key); token != "" {
 			return c.use(token, registry, key), nil
@@ -269,8 +270,8 @@ func (c *tokenCache) Set(ctx context.Context, registry string, scheme auth.Schem
 	})
 }
 
-// fetch gets a token with the login's credential, or without it if the token server may not have it.
-// It returns the credential that was used.
+// fetch fetches a token with the login's credential, or without it if the token server must not get it. It returns the
+// credential that was used.
 func (c *tokenCache) fetch(ctx context.Context, fetch func(context.Context) (string, error)) (token string, by auth.Credential, err error) {
 	if state, ok := ctx.Value(authStateKey{}).(*authState); ok {
 		state.fetched.Store(true)
@@ -288,7 +289,7 @@ func (c *tokenCache) fetch(ctx context.Context, fetch func(context.Context) (str
 	return token, by, err
 }
 
-// waitLock takes the lock of a file, and gives up on a process that keeps it long.
+// waitLock locks a file. It gives up if another process holds the lock for long.
 func waitLock(ctx context.Context, f *os.File) bool {
 	for deadline := time.Now().Add(lockPatience); ; {
 		err := disk.Lock(f, unix.LOCK_EX|unix.LOCK_NB)
@@ -304,7 +305,7 @@ func waitLock(ctx context.Context, f *os.File) bool {
 	}
 }
 
-// expiry reads the time out of a token that is a JWT.
+// expiry returns the expiry time of a token, which is stated if it is a JWT.
 func expiry(token string) time.Time {
 	end := time.Now().Add(tokenLife)
 	parts := strings.Split(token, ".")
@@ -332,9 +333,9 @@ func sleep(ctx context.Context, d time.Duration) error {
 	}
 }
 
-// deadlineFile opens the file that says until when something holds for what the parts name, such as that a host is down. That time
-// is the file's modification time, unless the file is empty: then nothing holds. deadlineFile returns nil if nothing is shared, or
-// if there is no such file and the flags lack O_CREATE.
+// deadlineFile opens the file that says until when a condition holds, such as that a host is down. That time is the
+// file's modification time; an empty file means that the condition doesn't hold. It returns nil if nothing is shared,
+// or if the file doesn't exist and flags lack O_CREATE.
 func (c *client) deadlineFile(flags int, kind string, parts ...string) *os.File {
 	if c.shared == "" {
 		return nil
@@ -346,7 +347,7 @@ func (c *client) deadlineFile(flags int, kind string, parts ...string) *os.File 
 	return f
 }
 
-// timeLeft returns how long it is until a file's time, not positive if that is over.
+// timeLeft returns how long a file's condition still holds. It is not positive if it doesn't.
 func timeLeft(f *os.File) time.Duration {
 	info, err := f.Stat()
 	if err != nil || info.Size() == 0 {
@@ -361,7 +362,7 @@ func setDeadline(f *os.File, after time.Duration) {
 	_ = unix.Futimes(int(f.Fd()), []unix.Timeval{tv, tv})
 }
 
-// postpone tells all processes with this login that the host wants no request for a while.
+// postpone tells all processes with this login that the host wants no requests for a while.
 func (c *client) postpone(after time.Duration) {
 	f := c.deadlineFile(os.O_CREATE, "wait", c.scheme, c.host, c.login.identity)
 	if f == nil {
@@ -373,10 +374,11 @@ func (c *client) postpone(after time.Duration) {
 	}
 }
 
-// errToldToWait reports that another process got a Retry-After that this process can't or does not want to wait for.
+// errToldToWait reports that another process got a Retry-After, and that this process can't or doesn't want to wait so
+// long.
 var errToldToWait error = errclass.As(errors.New("has asked another process to wait"), errdefs.ErrResourceExhausted)
 
-// sharedWait returns for how long the host has asked for no requests.
+// sharedWait returns how long the host wants no requests.
 func (c *client) sharedWait() time.Duration {
 	f := c.deadlineFile(0, "wait", c.scheme, c.host, c.login.identity)
 	if f == nil {
@@ -390,7 +392,7 @@ func (c *client) toldToWait(wait time.Duration) error {
 	return fmt.Errorf("%s %w, for %v from now", c.host, errToldToWait, wait.Round(time.Second))
 }
 
-// waitShared waits where another process was told to.
+// waitShared waits as long as the host told another process to wait.
 func (c *client) waitShared(ctx context.Context) error {
 	wait := c.sharedWait()
 	if wait <= 0 {
@@ -402,16 +404,15 @@ func (c *client) waitShared(ctx context.Context) error {
 	if c.options.Notify != nil && wait >= time.Second {
 		c.options.Notify(fmt.Sprintf("%s has asked another process to wait: %v from now", c.host, wait.Round(time.Second)))
 	}
-	// The wait is longer by a random part, so that processes do not come back together.
+	// Add a random time, so that processes don't come back together.
 	return sleep(ctx, wait+rand.N(wait/8+time.Millisecond))
 }
 
-// downTime is for how long processes leave out a host that did not reply, if they have another one to ask.
+// downTime is how long processes skip a host that didn't reply, if they have another one.
 const downTime = 30 * time.Second
 
-// isDown reports whether another process has found that the host does not reply. Once downTime is over, the first
-// process that asks here probes the host, and the others leave it out for another downTime or until the host has
-// replied.
+// isDown reports whether another process found that the host doesn't reply. After downTime the first process that asks
+// gets false and so probes the host; the others skip it for another downTime, or until the host has replied.
 func (c *client) isDown() bool {
 	f := c.deadlineFile(0, "down", c.scheme, c.host)
 	if f == nil {
@@ -427,7 +428,7 @@ func (c *client) isDown() bool {
 	return false
 }
 
-// markDown records how a request to a host ended that has another one after it: whether the host replied at all.
+// markDown records whether the host replied, for a host that isn't the last one to try.
 func (c *client) markDown(err error) {
 	var noReply *noReplyError
 	var stall *stallError
@@ -446,7 +447,7 @@ func (c *client) markDown(err error) {
 	}
 }
 
-// corruptTime is for how long a host is not asked again for a blob of which it sent wrong bytes.
+// corruptTime is how long a host is skipped for a blob for which it sent wrong bytes.
 const corruptTime = time.Hour
 
 // markCorrupt records that the host sent wrong bytes for a digest.

@@ -3,78 +3,74 @@ package remotes
 import (
 	"bytes"
 	"cmp"
-	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"math"
 	"net/http"
 	"net/url"
-	"os"
 	"strconv"
 	"strings"
 
-	"distkit/disk"
-
 	"github.com/containerd/errdefs"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
-	"golang.org/x/sys/unix"
 	"oras.land/oras-go/v2/registry/remote/auth"
 )
 
 const (
-	// chunkSize is how much is sent at a time where a registry does not take a blob in one request: ghcr.io refuses more.
+	// chunkSize is how much is sent per request if a registry doesn't accept a blob in one request: ghcr.io refuses
+	// more.
 	chunkSize = 4 << 20
-	// batchChunkSize replaces it where several uploads share the memory.
+	// batchChunkSize replaces chunkSize when several uploads share the memory.
 	batchChunkSize = 2 << 20
-	// minChunkSize is the smallest chunk that is tried where something on the way limits the size of requests.
+	// minChunkSize is the smallest chunk that is tried if something on the way limits the size of requests.
 	minChunkSize = 64 << 10
-	// maxChunkSize is the largest chunk that a registry may ask for. A chunk is kept in memory.
+	// maxChunkSize is the largest minimum for a chunk that a registry may demand. A chunk is kept in memory.
 	maxChunkSize = 64 << 20
-	// retained is how many chunks of a stream that is sent as a whole are kept in memory after that: the buffers of a
-	// broken connection hold less, so that what was in them can be sent again.
+	// retained is how many chunks of a stream are kept in memory while it is sent in one request. The buffers of a
+	// connection hold less, so whatever is lost in them when it breaks can be sent again.
 	retained = 2
-	// smallBlob is the size of the first buffer of a stream.
+	// expectAbove is the size from which content that can be read only once is announced (Expect: 100-continue) before
+	// it is sent.
 	smallBlob = 256 << 10
 	// expectAbove is the size above which a registry is asked before it is sent what can be read only once.
 	expectAbove = 1 << 20
 )
 
-// blobUpload sends one blob. Content whose size is known goes in one request. After a failure, and where a registry
-// refuses that, it goes on in chunks. The last chunk goes with the request that closes the upload, because some
+// blobUpload is the upload of a blob. Content of known size is sent in one request. After a failure, or if the registry
+// refuses that, it continues in chunks. The last chunk is sent with the request that closes the upload, because some
 // registries fail if that has no body.
 //
-// The registry's account of what it has (Range) is believed only where it can be true: between what it has
-// acknowledged and what was sent. Some tell the first or the last chunk for ever. Whatever is believed wrongly ends in a
-// digest that the registry refuses.
+// The registry states how much it has (Range), and this is believed only if it is plausible: between what it
+// acknowledged and what was sent. Some registries always state the first or the last chunk. A wrong belief leads to a
+// digest mismatch, which the registry refuses.
 type blobUpload struct {
 	*push
 	session
-	// size is that of the content, -1 if it is not known.
+	// size is that of the content; -1 if it is unknown.
 	size int64
-	// open reads and verifies the content from its start. It is nil for content that can be read only once.
+	// open returns a verifying reader of the content from its start. It is nil for content that can be read only once.
 	open   func() io.Reader
 	window *window
 
-	chunk    int64 // how much is sent at a time
-	inChunks bool  // the registry has refused the content as a whole
-	// acked is how many bytes the registry has acknowledged, sent how many it may have received.
+	chunk    int64 // how much is sent per request
+	inChunks bool  // the registry refused the content in one request
+	// acked is how many bytes the registry acknowledged, sent is how many it may have received.
 	acked, sent int64
-	most        int64 // the largest acked so far
-	resumedAt   int64 // what was acked when this process began: another one had sent it
-	// unsure: a reply was lost, so that the registry may have all of sent. assumed: acked rests on the registry's account,
-	// or on that.
+	most        int64 // the largest value of acked so far
+	resumedAt   int64 // the value of acked when this process took over the upload of another one
+	// unsure: a reply was lost, so the registry may have everything sent. assumed: acked is based on the registry's
+	// statement, or on that.
 	unsure, assumed bool
-	refused         int   // how often the chunk after acked was refused with 416
-	closing         bool  // the last request was one that closes the upload
-	bare            bool  // and it had no content: the registry had all of that
-	failure         error // of the last request, until it is dealt with
-	broken          bool  // the session is of no use to anybody
+	refused         int   // how often the chunk at acked was refused with 416
+	closing         bool  // the last request was to close the upload
+	bare            bool  // and it had no content, because the registry had all of it
+	failure         error // the error of the last request, until it is handled
+	broken          bool  // the session can't be resumed by any process
 	done            bool
 }
 
-// session is an upload that the registry has begun.
+// session is an upload session at the registry.
 type session struct {
 	url   *url.URL
 	least int64 // OCI-Chunk-Min-Length: only the last chunk may be smaller
@@ -104,10 +100,10 @@ func (p *push) newUpload(content io.Reader) (*blobUpload, error) {
 	return u, nil
 }
 
-// blob uploads one, having looked first whether it is there.
-func (p *push) blob(content io.Reader, look bool) (ocispec.Descriptor, error) {
+// blob uploads a blob. With check it first asks whether the registry has it.
+func (p *push) blob(content io.Reader, check bool) (ocispec.Descriptor, error) {
 	desc := ocispec.Descriptor{MediaType: cmp.Or(p.hints.mediaType, mediaTypeOctets), Digest: p.object.digest}
-	if look {
+	if check {
 		size, err := p.exists()
 		if err == nil {
 			desc.Size, p.state = p.knownSize(size), Exists
@@ -138,15 +134,15 @@ func (p *push) blob(content io.Reader, look bool) (ocispec.Descriptor, error) {
 	return desc, err
 }
 
-// beginOrMount opens an upload, unless the registry has mounted the blob from the hinted repository: then it sets the
-// state and the size.
+// beginOrMount opens an upload, unless the registry mounts the blob from the hinted repository. If it does,
+// beginOrMount sets the state and the size.
 func (u *blobUpload) beginOrMount() (mounted bool, err error) {
 	mounted, err = u.begin()
 	if err != nil || !mounted {
 		return false, err
 	}
 	size, err := u.exists()
-	if errdefs.IsNotFound(err) { // it has not done what it said
+	if errdefs.IsNotFound(err) { // it didn't do what it said
 		_, err = u.begin()
 		return false, err
 	}
@@ -158,12 +154,13 @@ func (u *blobUpload) beginOrMount() (mounted bool, err error) {
 	return true, err
 }
 
-// exists returns the size of the blob that the registry has, -1 where it does not tell.
+// exists returns the size of the blob in the registry; -1 if the registry doesn't state it. NotFound if it doesn't have
+// the blob.
 func (p *push) exists() (int64, error) {
 	return p.client.blobSize(p.ctx, p.request(http.MethodHead, "blobs", p.object.String()), p.object.digest, p.tries)
 }
 
-// begin opens an upload, or has the registry mount the blob from the hinted repository.
+// begin opens an upload, or makes the registry mount the blob from the hinted repository.
 func (u *blobUpload) begin() (mounted bool, err error) {
 	req := u.request(http.MethodPost, "blobs", "uploads/")
 	req.body = func() io.Reader { return http.NoBody }
@@ -175,7 +172,7 @@ func (u *blobUpload) begin() (mounted bool, err error) {
 	}
 	resp, err := u.client.do(u.ctx, req, u.tries)
 	if err != nil && from != "" && !isTemporary(err) && u.ctx.Err() == nil {
-		// Some refuse the mount, or a token for the other repository, instead of opening an upload.
+		// Some registries refuse the mount, or a token for the other repository, instead of opening an upload.
 		from = ""
 		resp, err = u.client.do(u.ctx, plain, u.tries)
 	}
@@ -188,32 +185,33 @@ func (u *blobUpload) begin() (mounted bool, err error) {
 	}
 	least, _ := strconv.ParseInt(resp.Header.Get("OCI-Chunk-Min-Length"), 10, 64)
 	if least > maxChunkSize {
-		return false, classf(errdefs.ErrNotImplemented, "the registry wants chunks of at least %s", sizeString(least))
+		return false, classf(errdefs.ErrNotImplemented, "the registry demands chunks of at least %s", sizeString(least))
 	}
 	u.session = session{least: max(least, 0)}
 	u.chunk = max(u.chunk, u.least)
 	u.acked, u.sent, u.resumedAt, u.refused = 0, 0, 0, 0
 	u.unsure, u.assumed, u.closing = false, false, false
-	return false, u.follow(resp)
+	return false, u.followLocation(resp)
 }
 
-// follow notes where the registry says that the upload goes on. The address is the registry's: nothing of it is changed.
-func (u *blobUpload) follow(resp *http.Response) error {
+// followLocation updates the session's URL from a reply. The URL is used unchanged, because its form is the registry's
+// business.
+func (u *blobUpload) followLocation(resp *http.Response) error {
 	location := resp.Header.Get("Location")
 	if location == "" {
 		if u.url != nil {
 			return nil
 		}
-		return classf(errdefs.ErrDataLoss, "%s began an upload without saying where", u.client.host)
+		return classf(errdefs.ErrDataLoss, "%s began an upload without a Location", u.client.host)
 	}
 	to, err := resp.Request.URL.Parse(location)
 	if err != nil || to.Scheme != "http" && to.Scheme != "https" || to.Host == "" || to.User != nil {
-		return classf(errdefs.ErrDataLoss, "%s sent an upload to %q", u.client.host, printable(location))
+		return classf(errdefs.ErrDataLoss, "%s sent the upload to %q", u.client.host, printable(location))
 	}
 	if ours := u.client.currentScheme(); ours == "https" && to.Scheme == "http" {
-		// Proxies that end TLS make registries think they speak HTTP.
+		// Behind a proxy that ends TLS, a registry may think that it speaks HTTP.
 		if !strings.EqualFold(to.Hostname(), resp.Request.URL.Hostname()) {
-			return classf(errdefs.ErrDataLoss, "%s sent an upload from https to http://%s", u.client.host, printable(to.Host))
+			return classf(errdefs.ErrDataLoss, "%s sent the upload from https to http://%s", u.client.host, printable(to.Host))
 		}
 		to.Scheme, to.Host = ours, resp.Request.URL.Host
 	}
@@ -223,7 +221,7 @@ func (u *blobUpload) follow(resp *http.Response) error {
 	return nil
 }
 
-// to is a request to the session. The one that closes it names the digest after all that stands in the address.
+// to returns a request to the session. The request that closes it appends the digest to the query of the URL.
 func (u *blobUpload) to(method string) request {
 	req := u.request(method, "blobs", "uploads/")
 	req.url = u.url
@@ -238,7 +236,7 @@ func (u *blobUpload) to(method string) request {
 	return req
 }
 
-// send sends the content. If that fails, the session is kept for the next process, unless that could not go on with it.
+// send sends the content. If that fails the session is kept for another process, unless it can't be resumed.
 func (u *blobUpload) send() error {
 	err := u.client.retry(u.ctx, u.tries, u.try)
 	switch {
@@ -250,7 +248,7 @@ func (u *blobUpload) send() error {
 	case isStatus(u.failure, http.StatusRequestedRangeNotSatisfiable) && (u.assumed || u.unsure):
 		u.broken = true
 	case isStatus(u.failure, http.StatusRequestedRangeNotSatisfiable):
-		err = u.failure // no retry cures it
+		err = u.failure // a retry doesn't help
 	}
 	if !isTemporary(err) || u.broken || u.resumedAt > 0 && u.most <= u.resumedAt {
 		u.cancel()
@@ -259,7 +257,7 @@ func (u *blobUpload) send() error {
 	return err
 }
 
-// try goes on until the blob is stored, or until a request fails. The next call finds out how to go on.
+// try sends until the blob is stored or a request fails. The next call finds out how to continue.
 func (u *blobUpload) try() error {
 	for {
 		if err := u.recover(); err != nil || u.done {
@@ -308,14 +306,15 @@ func (u *blobUpload) next() error {
 	if last {
 		return u.closed(resp)
 	}
-	if err := u.follow(resp); err != nil {
+	if err := u.followLocation(resp); err != nil {
 		return err
 	}
 	u.advance(end)
 	return nil
 }
 
-// isWhole reports whether the content goes in one request. That request would not read content that should be empty.
+// isWhole reports whether to send the content in one request. Empty content of size 0 is not, since that request
+// wouldn't read the content and so wouldn't verify it.
 func (u *blobUpload) isWhole() bool {
 	return u.acked == 0 && !u.inChunks && (u.size > 0 || u.open != nil)
 }
@@ -342,13 +341,13 @@ func (u *blobUpload) sendWhole() error {
 	return u.closed(resp)
 }
 
-// closed judges the reply to the request that closes the upload. Only 201 says that the blob is stored.
+// closed evaluates the reply to the request that closes the upload. Only 201 means that the blob is stored.
 func (u *blobUpload) closed(resp *http.Response) error {
 	if u.done = resp.StatusCode == http.StatusCreated || u.isThere(); u.done {
 		u.sent = max(u.sent, u.acked)
 		return nil
 	}
-	return classf(errdefs.ErrAborted, "%s does not have the blob after its upload (%d %s)", u.client.host, resp.StatusCode, http.StatusText(resp.StatusCode))
+	return classf(errdefs.ErrAborted, "%s doesn't have the blob after its upload (%d %s)", u.client.host, resp.StatusCode, http.StatusText(resp.StatusCode))
 }
 
 func (u *blobUpload) isThere() bool {
@@ -356,7 +355,7 @@ func (u *blobUpload) isThere() bool {
 	return err == nil
 }
 
-// advance notes that the registry has acknowledged the bytes before end.
+// advance records that the registry has acknowledged the bytes before end.
 func (u *blobUpload) advance(end int64) {
 	u.acked, u.refused, u.unsure = end, 0, false
 	if end > u.most {
@@ -365,7 +364,7 @@ func (u *blobUpload) advance(end int64) {
 	}
 }
 
-// adapt changes how the content is sent, where the failure shows that it can be sent in another way.
+// adapt changes how the content is sent, if the failure suggests another way.
 func (u *blobUpload) adapt() (adapted bool, err error) {
 	switch f := u.failure; {
 	case u.isWhole() && isStatus(f, http.StatusRequestEntityTooLarge, http.StatusRequestedRangeNotSatisfiable, http.StatusMethodNotAllowed, http.StatusNotImplemented):
@@ -375,7 +374,7 @@ func (u *blobUpload) adapt() (adapted bool, err error) {
 		u.chunk, u.failure = max(u.chunk/4, minChunkSize, u.least), nil
 		return true, nil
 	case isStatus(f, http.StatusBadRequest) && (u.resumedAt > 0 || u.assumed):
-		// What the registry has is of other content, or not as much as was believed.
+		// The registry has a part of other content, or less than was assumed.
 		return true, u.restart()
 	}
 	return false, nil
@@ -387,7 +386,7 @@ func (u *blobUpload) restart() error {
 	u.failure = nil
 	if u.open == nil && u.window.start > 0 {
 		u.broken, u.tries.left = true, 0
-		return classf(errdefs.ErrAborted, "the upload can't go on, and its content can be read only once: put it once more: %v", failure)
+		return classf(errdefs.ErrAborted, "the upload can't be resumed, and its content can be read only once: put it again: %v", failure)
 	}
 	if !errdefs.IsNotFound(failure) {
 		u.cancel()
@@ -396,7 +395,7 @@ func (u *blobUpload) restart() error {
 	return err
 }
 
-// recover finds out how to go on after a failure.
+// recover finds out how to continue after a failure.
 func (u *blobUpload) recover() error {
 	failure := u.failure
 	if failure == nil {
@@ -420,7 +419,7 @@ func (u *blobUpload) recover() error {
 	case errdefs.IsNotFound(err):
 		return u.restart()
 	case err != nil:
-		have = -1 // it does not tell
+		have = -1 // not stated
 	}
 	if isRefused {
 		u.refused++
@@ -430,7 +429,7 @@ func (u *blobUpload) recover() error {
 		u.advance(have)
 		u.assumed = true
 	case u.acked == 0:
-		// Of nothing, and of a single byte, registries say the same.
+		// Registries state the same for no byte and for one byte.
 		return u.restart()
 	case isRefused && u.unsure:
 		u.acked, u.refused, u.unsure, u.assumed = u.sent, 0, false, true
@@ -442,8 +441,8 @@ func (u *blobUpload) recover() error {
 	return nil
 }
 
-// lostSession makes a temporary failure of a reply that says that the registry does not have the upload as far as
-// was thought, or at all: where it runs as several that share their storage, one may not know yet what another has.
+// lostSession makes an error temporary if it means that the registry doesn't know the upload, or less of it than
+// assumed. A registry of several instances with shared storage may reply so for a moment.
 func lostSession(err error) error {
 	var e *statusError
 	if !errors.As(err, &e) {
@@ -456,21 +455,21 @@ func lostSession(err error) error {
 	return err
 }
 
-// status asks how much of an upload the registry has. It returns -1 if the registry does not tell.
+// status asks how much of an upload the registry has; -1 if it doesn't say.
 func (u *blobUpload) status() (int64, error) {
 	resp, err := u.client.do(u.ctx, u.to(http.MethodGet), u.tries)
 	if err != nil {
 		return -1, err
 	}
 	resp.Body.Close()
-	if err := u.follow(resp); err != nil {
+	if err := u.followLocation(resp); err != nil {
 		return -1, err
 	}
 	return uploaded(resp.Header), nil
 }
 
-// uploaded reads a Range of "0-N", which is of N+1 bytes; of none, registries say 0-0 or nothing. It returns -1 for
-// what is no such range.
+// uploaded parses the Range of a status reply: "0-N" means N+1 bytes. For no bytes registries send "0-0" or nothing. It
+// returns -1 for anything else.
 func uploaded(h http.Header) int64 {
 	v := strings.TrimPrefix(h.Get("Range"), "bytes=")
 	if v == "" {
@@ -487,14 +486,14 @@ func uploaded(h http.Header) int64 {
 	return n + 1
 }
 
-// cancel has the registry forget the session, if it will.
+// cancel asks the registry to drop the session.
 func (u *blobUpload) cancel() {
 	if resp, err := u.client.once(u.ctx, u.to(http.MethodDelete)); err == nil {
 		resp.Body.Close()
 	}
 }
 
-// read returns the chunk after acked, and whether it is the last.
+// read returns the chunk at acked; last reports whether it is the last one.
 func (u *blobUpload) read() (chunk []byte, last bool, err error) {
 	if u.window == nil || u.window.start > u.acked {
 		if u.open == nil {
@@ -504,170 +503,18 @@ func (u *blobUpload) read() (chunk []byte, last bool, err error) {
 	}
 	w, end := u.window, u.acked+u.chunk
 	w.keep = max(w.keep, u.chunk)
-	for w.err == nil && w.end() <= end { // one byte more tells whether it is the last
+	for w.err == nil && w.end() <= end { // one more byte shows whether this chunk is the last
 		w.more()
 	}
 	switch {
 	case w.err != nil && w.err != io.EOF:
 		return nil, false, w.err
 	case w.end() < u.acked:
-		return nil, false, classf(errdefs.ErrDataLoss, "size mismatch: got %s, and the registry has %d already", sizeString(w.end()), u.acked)
+		return nil, false, classf(errdefs.ErrDataLoss, "size mismatch: got %s, but the registry already has %d", sizeString(w.end()), u.acked)
 	}
 	chunk = w.buf[u.acked-w.start:]
 	if int64(len(chunk)) > u.chunk {
 		return chunk[:u.chunk], false, nil
 	}
 	return chunk, true, nil
-}
-
-func errReadOnce() error {
-	return classf(errdefs.ErrAborted, "the registry wants again what can be read only once: put it once more")
-}
-
-// window reads content, and keeps the end of what it has read, at least keep bytes.
-type window struct {
-	content io.Reader
-	keep    int64
-	step    int64 // how much is thrown away at a time
-	buf     []byte
-	start   int64 // the offset of buf
-	err     error // that reading has ended with
-}
-
-func (w *window) end() int64 { return w.start + int64(len(w.buf)) }
-
-// more reads some bytes, or sets err.
-func (w *window) more() {
-	limit := int(w.keep + w.step)
-	if len(w.buf) >= limit {
-		w.buf = w.buf[:copy(w.buf, w.buf[w.step:])]
-		w.start += w.step
-	}
-	if len(w.buf) == cap(w.buf) {
-		size := limit // of which the system gives what is written to
-		if cap(w.buf) == 0 {
-			size = min(limit, smallBlob)
-		}
-		grown := make([]byte, len(w.buf), size)
-		copy(grown, w.buf)
-		w.buf = grown
-	}
-	n, err := w.content.Read(w.buf[len(w.buf):cap(w.buf)])
-	w.buf, w.err = w.buf[:len(w.buf)+n], err
-}
-
-// windowReader reads content of a known size through a window. It gives the last byte when the content has ended there.
-type windowReader struct {
-	*window
-	offset, size int64
-}
-
-func (r *windowReader) Read(p []byte) (int, error) {
-	if r.offset < r.start {
-		return 0, errReadOnce()
-	}
-	for r.err == nil && (r.end() == r.offset || r.end() == r.size) {
-		r.more()
-	}
-	switch {
-	case r.err != nil && r.err != io.EOF:
-		return 0, r.err
-	case r.end() > r.size || r.err == io.EOF && r.end() < r.size:
-		return 0, classf(errdefs.ErrDataLoss, "size mismatch: got %s or more, not %d", sizeString(r.end()), r.size)
-	case r.offset == r.size:
-		return 0, io.EOF
-	}
-	n := copy(p, r.buf[r.offset-r.start:])
-	r.offset += int64(n)
-	return n, nil
-}
-
-// savedUpload keeps where an upload goes on, beside the tokens that processes share. The next process that puts the same
-// blob into the same repository goes on with it after this one has died. The file is locked while an upload is under
-// way; a process that finds it locked begins an upload of its own. A nil one keeps nothing.
-type savedUpload struct{ f *os.File }
-
-type uploadState struct {
-	URL   string `json:"url"` // may hold what lets its bearer write
-	Chunk int64  `json:"chunk"`
-}
-
-func (p *push) openSaved() *savedUpload {
-	c := p.client
-	if c.shared == "" {
-		return nil
-	}
-	f, err := sharedFile(c.shared, "upload", os.O_RDWR|os.O_CREATE,
-		c.currentScheme(), c.host, c.path, c.login.identity, p.locator.Name, p.object.digest.String())
-	if err != nil {
-		return nil
-	}
-	s := &savedUpload{f}
-	if locked := disk.Lock(f, unix.LOCK_EX|unix.LOCK_NB) == nil; !locked || !disk.Names(f.Name(), f) {
-		s.close()
-		return nil
-	}
-	return s
-}
-
-func (s *savedUpload) close() {
-	if s != nil {
-		s.f.Close()
-	}
-}
-
-// forget takes the file away, before its lock is given up.
-func (s *savedUpload) forget() {
-	if s != nil {
-		os.Remove(s.f.Name())
-	}
-}
-
-// save may fail, or be torn: then the next process begins an upload of its own.
-func (s *savedUpload) save(at session) {
-	if s == nil {
-		return
-	}
-	if b, err := json.Marshal(uploadState{at.url.String(), at.least}); err == nil && len(b) < maxTokenFile && s.f.Truncate(0) == nil {
-		_, _ = s.f.WriteAt(b, 0)
-	}
-}
-
-func (s *savedUpload) load() (at session, ok bool) {
-	if s == nil {
-		return at, false
-	}
-	var state uploadState
-	if json.NewDecoder(io.NewSectionReader(s.f, 0, maxTokenFile)).Decode(&state) != nil {
-		return at, false
-	}
-	to, err := url.Parse(state.URL)
-	if err != nil || to.Scheme != "http" && to.Scheme != "https" || to.User != nil || state.Chunk < 0 || state.Chunk > maxChunkSize {
-		return at, false
-	}
-	return session{to, state.Chunk}, true
-}
-
-// resume goes on with an upload that another process has begun, if the registry has some of it.
-func (u *blobUpload) resume() error {
-	s, ok := u.saved.load()
-	if !ok {
-		return nil
-	}
-	u.session = s
-	tries := u.tries
-	u.tries = u.client.newTries(2)
-	have, err := u.status()
-	u.tries = tries
-	if u.ctx.Err() != nil {
-		return context.Cause(u.ctx)
-	}
-	if err != nil || have <= 0 || u.size >= 0 && have > u.size {
-		return nil
-	}
-	u.acked, u.sent, u.most, u.resumedAt, u.chunk = have, have, have, have, max(u.chunk, s.least)
-	if u.client.options.Debug != nil {
-		u.client.options.Debug(fmt.Sprintf("the registry has %s of an upload that was begun before", sizeString(have)))
-	}
-	return nil
 }
