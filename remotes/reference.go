@@ -22,6 +22,19 @@ type Reference struct {
 // ParseReference parses a reference without contacting the remote. In a path, the locator is the longest prefix that is
 // a directory, because names in a directory may contain slashes and colons too. Errors are InvalidArgument.
 func ParseReference(s string) (Reference, error) {
+	r, _, err := parseReference(s)
+	return r, err
+}
+
+// IsReference reports whether s is a reference that nobody could mean as a locator: it has a digest, it is a repository of a registry with
+// a tag, or a directory that exists with a name.
+func IsReference(s string) bool {
+	_, unlike, err := parseReference(s)
+	return err == nil && unlike
+}
+
+// parseReference is ParseReference. unlike is what [IsReference] reports.
+func parseReference(s string) (r Reference, unlike bool, err error) {
 	base, dgst := s, ""
 	if i := strings.LastIndexByte(s, '@'); i >= 0 {
 		if _, ok, err := parseDigest(s[i+1:]); ok && err == nil {
@@ -40,11 +53,12 @@ func ParseReference(s string) (Reference, error) {
 	}
 	l, err := ParseLocator(locator)
 	if err != nil {
-		return Reference{}, err
+		return r, false, err
 	}
-	r := Reference{Locator: l.String(), Object: tag}
+	unlike = dgst != "" || tag != "" && (l.Host != "" || l.Path != "" && isDir(locator))
+	r = Reference{Locator: l.String(), Object: tag}
 	if l.Host != "" && tag != "" && !refname.IsTag(tag) {
-		return Reference{}, classf(errdefs.ErrInvalidArgument, "reference %q: %q is not a tag", s, tag)
+		return r, false, classf(errdefs.ErrInvalidArgument, "reference %q: %q is not a tag", s, tag)
 	}
 	switch {
 	case dgst != "":
@@ -59,7 +73,7 @@ func ParseReference(s string) (Reference, error) {
 	if dgst != "" {
 		r.Name += "@" + dgst
 	}
-	return r, nil
+	return r, unlike, nil
 }
 
 // cutTag splits off a tag. A colon before the last slash is that of a port, and one in "://" belongs to a URL, which a

@@ -24,6 +24,9 @@ type root struct {
 
 // readRoots reads what is to be copied: one root by the arguments, or with "-" one from each line of standard input.
 func (p *places) readRoots(c *cobra.Command, args []string) (roots []root, err error) {
+	if !p.fromBatch() && p.fromRoot == "" && p.intoStore() && remotes.IsReference(args[0]) {
+		p.ref = true // nothing else can be meant
+	}
 	switch {
 	case p.toRef != "" && !p.ref:
 		return nil, cli.Usagef("--to-ref is for --ref")

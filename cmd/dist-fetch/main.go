@@ -15,7 +15,7 @@ func main() { cli.Main(newCommand()) }
 
 func newCommand() *cobra.Command {
 	c := &cobra.Command{
-		Use:   "dist-fetch [flags] LOCATOR [OBJECT [HINT…]]",
+		Use:   "dist-fetch [flags] REF|LOCATOR [OBJECT [HINT…]]",
 		Short: "write a manifest or blob of a remote to standard output",
 	}
 	many := registry.BatchFlag(c, "write what the requests on standard input ask for: dist-batch(7)")
@@ -33,11 +33,15 @@ func newCommand() *cobra.Command {
 		if *many {
 			return registry.Batch(c, args[0], *options, remotes.FetchBatch)
 		}
-		r, err := remotes.Open(args[0], *options)
+		locator, object, hints, err := registry.Object(args)
 		if err != nil {
 			return err
 		}
-		body, err := r.Fetch(c.Context(), args[1], args[2:]...)
+		r, err := remotes.Open(locator, *options)
+		if err != nil {
+			return err
+		}
+		body, err := r.Fetch(c.Context(), object, hints...)
 		if err != nil {
 			return err
 		}

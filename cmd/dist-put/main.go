@@ -16,7 +16,7 @@ func main() { cli.Main(newCommand()) }
 
 func newCommand() *cobra.Command {
 	c := &cobra.Command{
-		Use:   "dist-put [flags] LOCATOR [OBJECT [HINT…]]",
+		Use:   "dist-put [flags] REF|LOCATOR [OBJECT [HINT…]]",
 		Short: "store standard input as a blob or manifest at a remote",
 	}
 	many := registry.BatchFlag(c, "store what the requests on standard input bring: dist-batch(7)")
@@ -27,7 +27,11 @@ func newCommand() *cobra.Command {
 		if *many {
 			return registry.Batch(c, args[0], *options, remotes.PutBatch)
 		}
-		r, err := remotes.Open(args[0], *options)
+		locator, object, hints, err := registry.Object(args)
+		if err != nil {
+			return err
+		}
+		r, err := remotes.Open(locator, *options)
 		if err != nil {
 			return err
 		}
@@ -41,7 +45,7 @@ func newCommand() *cobra.Command {
 			defer in.Close()
 			content = in
 		}
-		pushed, err := r.Push(c.Context(), args[1], content, args[2:]...)
+		pushed, err := r.Push(c.Context(), object, content, hints...)
 		if err != nil {
 			return err
 		}

@@ -23,7 +23,7 @@ type record struct {
 
 func newCommand() *cobra.Command {
 	c := &cobra.Command{
-		Use:   "dist-referrers [flags] LOCATOR DIGEST…",
+		Use:   "dist-referrers [flags] LOCATOR DIGEST…|REF…",
 		Short: "list what refers to a manifest, such as signatures",
 		Args:  cobra.MinimumNArgs(1),
 	}
@@ -40,14 +40,26 @@ func newCommand() *cobra.Command {
 			}
 			filter.Annotations[key] = value
 		}
-		r, err := remotes.Open(args[0], *options)
+		objects, open, err := registry.NewRemotes(options).Objects(args)
 		if err != nil {
 			return err
 		}
-		err = cli.Each(c, args[1:], func(object string) error {
-			subject, err := digest.Parse(object)
+		err = cli.Each(c, objects, func(name string) error {
+			r, object, err := open(name)
 			if err != nil {
-				return cli.Usagef("digest %q: %v: resolve a tag first", object, err)
+				return err
+			}
+			subject, err := digest.Parse(object)
+			switch {
+			case err == nil:
+			case object == name:
+				return cli.Usagef("digest %q: %v: resolve a tag first, or write LOCATOR:TAG", object, err)
+			default:
+				desc, err := r.Resolve(c.Context(), object)
+				if err != nil {
+					return err
+				}
+				subject = desc.Digest
 			}
 			for desc, err := range r.Referrers(c.Context(), subject, filter) {
 				if err != nil {

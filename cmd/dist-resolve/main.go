@@ -18,20 +18,19 @@ func main() { cli.Main(newCommand()) }
 // command is one call, with its flags.
 type command struct {
 	*cobra.Command
-	options                    *remotes.Options
 	records                    *cli.Records
 	platform                   string
 	fields, ref, parse, limits bool
-	opened                     map[string]remotes.Remote // by locator: one connection and one token for all
+	remotes                    *registry.Remotes
 }
 
 func newCommand() *cobra.Command {
-	c := &command{opened: map[string]remotes.Remote{}, Command: &cobra.Command{
-		Use:   "dist-resolve [flags] LOCATOR OBJECT…|-",
+	c := &command{Command: &cobra.Command{
+		Use:   "dist-resolve [flags] LOCATOR OBJECT…|REF…",
 		Short: "print the descriptors of tags and digests",
 		Args:  cobra.ArbitraryArgs,
 	}}
-	c.options = registry.Flags(c.Command)
+	c.remotes = registry.NewRemotes(registry.Flags(c.Command))
 	c.records = cli.NewRecords(c.Command, "DIGEST", "SIZE", "TYPE", "OBJECT")
 	f := c.Flags()
 	f.StringVar(&c.platform, "platform", "", "walk an index to the one manifest for `PLATFORM`, as linux/amd64")
@@ -45,63 +44,57 @@ func newCommand() *cobra.Command {
 }
 
 func (c *command) run(args []string) error {
-	resolve := func(object string) error { return c.resolve(args[0], object) }
+	var do func(object string) error
 	objects := args
 	switch {
 	case c.parse:
 		c.records.Columns("NAME", "LOCATOR", "OBJECT")
-		resolve = c.parseReference
+		do = c.parseReference
 	case c.ref:
 		c.records.Columns("NAME", "LOCATOR", "DIGEST", "SIZE", "TYPE")
-		resolve = c.resolveReference
+		do = c.resolveReference
 	case len(args) == 0:
 		return cli.Usagef("a LOCATOR is missing; usage: %s", c.UseLine())
 	default:
-		if _, err := c.open(args[0]); err != nil {
+		var open func(string) (remotes.Remote, string, error)
+		var err error
+		if objects, open, err = c.remotes.Objects(args); err != nil {
 			return err
 		}
-		objects = args[1:]
+		each := c.resolve
 		if c.limits {
 			c.records.Columns("LIMIT", "REMAINING", "WINDOW", "SOURCE")
-			resolve = func(object string) error { return c.rateLimits(args[0], object) }
+			each = c.rateLimits
 		} else if !c.fields && !c.records.Quiet() {
 			if err := c.Flags().Set("json", "true"); err != nil {
 				return err
 			}
 		}
+		do = func(name string) error {
+			r, object, err := open(name)
+			if err != nil {
+				return err
+			}
+			return each(r, object)
+		}
 	}
-	err := cli.Each(c.Command, objects, resolve)
+	err := cli.Each(c.Command, objects, do)
 	return cmp.Or(err, c.records.Close())
 }
 
-func (c *command) open(locator string) (remotes.Remote, error) {
-	if r := c.opened[locator]; r != nil {
-		return r, nil
-	}
-	r, err := remotes.Open(locator, *c.options)
-	if err == nil {
-		c.opened[locator] = r
-	}
-	return r, err
-}
-
-func (c *command) descriptor(locator, object string) (ocispec.Descriptor, error) {
-	r, err := c.open(locator)
-	if err != nil {
-		return ocispec.Descriptor{}, err
-	}
+func (c *command) descriptor(r remotes.Remote, object string) (ocispec.Descriptor, error) {
 	if c.Flags().Changed("platform") {
 		return remotes.ResolvePlatform(c.Context(), r, object, c.platform)
 	}
 	return r.Resolve(c.Context(), object)
 }
 
-func (c *command) resolve(locator, object string) error {
-	desc, err := c.descriptor(locator, object)
+func (c *command) resolve(r remotes.Remote, object string) error {
+	desc, err := c.descriptor(r, object)
 	if err != nil {
 		return err
 	}
-	return c.records.Write(desc, desc.Digest, cli.Size(desc.Size), cli.MediaType(desc.MediaType), object)
+	return c.records.Write(desc, desc.Digest, desc.Size, desc.MediaType, object)
 }
 
 func (c *command) parseReference(s string) error {
@@ -117,7 +110,11 @@ func (c *command) resolveReference(s string) error {
 	if err != nil {
 		return err
 	}
-	desc, err := c.descriptor(ref.Locator, ref.Object)
+	r, err := c.remotes.Open(ref.Locator)
+	if err != nil {
+		return err
+	}
+	desc, err := c.descriptor(r, ref.Object)
 	if err != nil {
 		return err
 	}
@@ -132,11 +129,7 @@ func (c *command) resolveReference(s string) error {
 	return c.records.Write(value, ref.Name, ref.Locator, desc.Digest, cli.Size(desc.Size), cli.MediaType(desc.MediaType))
 }
 
-func (c *command) rateLimits(locator, object string) error {
-	r, err := c.open(locator)
-	if err != nil {
-		return err
-	}
+func (c *command) rateLimits(r remotes.Remote, object string) error {
 	l, err := remotes.RateLimits(c.Context(), r, object)
 	if err != nil {
 		return err

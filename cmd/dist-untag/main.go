@@ -6,7 +6,6 @@ import (
 
 	"distkit/cmd/internal/cli"
 	"distkit/cmd/internal/registry"
-	"distkit/remotes"
 
 	"github.com/spf13/cobra"
 )
@@ -19,22 +18,26 @@ type record struct {
 
 func newCommand() *cobra.Command {
 	c := &cobra.Command{
-		Use:   "dist-untag [flags] LOCATOR OBJECT…",
+		Use:   "dist-untag [flags] LOCATOR OBJECT…|REF…",
 		Short: "delete tags and manifests at a remote",
 		Args:  cobra.MinimumNArgs(1),
 	}
 	options := registry.Flags(c)
 	records := cli.NewRecords(c, "OBJECT")
 	c.RunE = func(c *cobra.Command, args []string) error {
-		r, err := remotes.Open(args[0], *options)
+		objects, open, err := registry.NewRemotes(options).Objects(args)
 		if err != nil {
 			return err
 		}
-		err = cli.Each(c, args[1:], func(object string) error {
+		err = cli.Each(c, objects, func(name string) error {
+			r, object, err := open(name)
+			if err != nil {
+				return err
+			}
 			if err := r.Delete(c.Context(), object); err != nil {
 				return err
 			}
-			return records.Write(record{object}, object)
+			return records.Write(record{name}, name)
 		})
 		return cmp.Or(err, records.Close())
 	}

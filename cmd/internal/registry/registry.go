@@ -86,16 +86,72 @@ func Flags(c *cobra.Command) *remotes.Options {
 	return o
 }
 
-// BatchFlag registers --batch, which replaces the operands behind LOCATOR, and sets how many operands there must be.
+// BatchFlag registers --batch, which replaces the operands behind LOCATOR.
 func BatchFlag(c *cobra.Command, usage string) *bool {
 	many := c.Flags().Bool("batch", false, usage)
 	c.Args = func(c *cobra.Command, args []string) error {
 		if *many {
 			return cobra.ExactArgs(1)(c, args)
 		}
-		return cobra.MinimumNArgs(2)(c, args)
+		return cobra.MinimumNArgs(1)(c, args)
 	}
 	return many
+}
+
+// Object takes the operands LOCATOR OBJECT [HINT…], or REF [HINT…], apart. A single operand is a REF. It has a tag or digest: without one,
+// an OBJECT that was an unset variable would be taken for latest.
+func Object(args []string) (locator, object string, hints []string, err error) {
+	if len(args) > 1 && !remotes.IsReference(args[0]) {
+		return args[0], args[1], args[2:], nil
+	}
+	ref, err := remotes.ParseReference(args[0])
+	if err == nil && !strings.HasSuffix(args[0], ":"+ref.Object) && !strings.HasSuffix(args[0], "@"+ref.Object) {
+		err = cli.Usagef("an OBJECT is missing: write %s OBJECT, or %[1]s:TAG", ref.Locator)
+	}
+	return ref.Locator, ref.Object, args[1:], err
+}
+
+// Remotes opens remotes, each once: with one connection and one token for all that is asked of it.
+type Remotes struct {
+	options *remotes.Options
+	opened  map[string]remotes.Remote // by locator
+}
+
+// NewRemotes returns Remotes that are opened with the options, as they are by then.
+func NewRemotes(o *remotes.Options) *Remotes {
+	return &Remotes{o, map[string]remotes.Remote{}}
+}
+
+// Open opens the remote of a locator.
+func (m *Remotes) Open(locator string) (remotes.Remote, error) {
+	if r := m.opened[locator]; r != nil {
+		return r, nil
+	}
+	r, err := remotes.Open(locator, *m.options)
+	if err == nil {
+		m.opened[locator] = r
+	}
+	return r, err
+}
+
+// Objects takes the operands LOCATOR OBJECT…, or REF…, apart. If the first operand is a REF with a tag or digest, all are. list is what stands for the
+// objects; open opens the remote of one of them and returns the tag or digest that it has there.
+func (m *Remotes) Objects(args []string) (list []string, open func(string) (r remotes.Remote, object string, err error), err error) {
+	if remotes.IsReference(args[0]) {
+		return args, func(s string) (remotes.Remote, string, error) {
+			if !remotes.IsReference(s) {
+				return nil, "", cli.Usagef("%.200q has no tag and no digest, or is no reference: write LOCATOR:TAG", s)
+			}
+			ref, err := remotes.ParseReference(s)
+			if err != nil {
+				return nil, "", err
+			}
+			r, err := m.Open(ref.Locator)
+			return r, ref.Object, err
+		}, nil
+	}
+	r, err := m.Open(args[0])
+	return args[1:], func(object string) (remotes.Remote, string, error) { return r, object, nil }, err
 }
 
 // batchMemory is what the garbage collector keeps a batch to if it can.
