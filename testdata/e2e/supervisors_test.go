@@ -37,4 +37,9 @@ func TestSupervisors(t *testing.T) {
 			}
 		})
 	}
+	t.Run("systemd", func(t *testing.T) {
+		q := *p
+		q.t = t
+		q.systemd(t)
+	})
 }
