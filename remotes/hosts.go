@@ -458,7 +458,7 @@ func newTLS(dir string, cas []string, pairs [][2]string, skipVerify *bool) (*tls
 	for _, p := range pairs {
 		cert, err := tls.LoadX509KeyPair(abs(p[0]), abs(p[1]))
 		if err != nil && p[0] == p[1] {
-			return nil, fmt.Errorf("client: neither %s nor a file of its own has its key: %w", p[0], err)
+			return nil, fmt.Errorf("client: %s has no key in it, and none in a .key file beside it: %w", p[0], err)
 		}
 		if err != nil {
 			return nil, fmt.Errorf("client: %w", err)
