@@ -10,8 +10,9 @@ import (
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
-// adopt stores the documents that a descriptor reaches and that only an alternate has: manifests, indexes and configs. Layers
-// stay where they are. So a sweep finds what a name reaches, and the chains of its layers, also when it isn't told of the alternates.
+// adopt copies the documents that a descriptor reaches from alternates into the store: manifests, indexes and configs.
+// Layers stay in the alternates. So a later sweep finds everything that a name reaches, and the chains of its layers,
+// even without the alternates.
 func adopt(ctx context.Context, store *content.Store, d v1.Descriptor) error {
 	if len(store.Alternates) == 0 {
 		return nil

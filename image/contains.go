@@ -11,14 +11,14 @@ import (
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
-// Containing tells which images have a blob. A nil one matches all.
+// Containing matches images that have a certain blob. A nil Containing matches all images.
 type Containing struct {
 	store  *content.Store
 	blob   digest.Digest
-	before map[digest.Digest]bool // what was found of targets
+	before map[digest.Digest]bool // results for the targets so far
 }
 
-// NewContaining returns what matches images that have the blob, in the store or not.
+// NewContaining returns a Containing for a blob. The blob need not be in the store.
 func NewContaining(store *content.Store, blob digest.Digest) *Containing {
 	return &Containing{store, blob, map[digest.Digest]bool{}}
 }
@@ -26,8 +26,7 @@ func NewContaining(store *content.Store, blob digest.Digest) *Containing {
 // errFound ends a walk.
 var errFound = errors.New("found")
 
-// Match reports whether what a name points at is the blob, or refers to it, whatever the platform. The error is
-// [Walker.Walk]'s.
+// Match reports whether target is the blob or refers to it, on any platform. Errors are those of [Walker.Walk].
 func (c *Containing) Match(ctx context.Context, target v1.Descriptor) (bool, error) {
 	if c == nil {
 		return true, nil

@@ -15,7 +15,7 @@ import (
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
-// ociTypes are OCI's media types of what docker had first. The formats are the same but for these words.
+// ociTypes maps Docker's media types to OCI's. The formats are otherwise the same.
 var ociTypes = map[string]string{
 	dockerManifestList: v1.MediaTypeImageIndex,
 	dockerManifest:     v1.MediaTypeImageManifest,
@@ -28,10 +28,10 @@ var ociTypes = map[string]string{
 	"application/vnd.docker.image.rootfs.foreign.diff.tar.gzip": "application/vnd.oci.image.layer.nondistributable.v1.tar+gzip",
 }
 
-// Convert stores OCI's form of an index or manifest with docker's media types, and returns its descriptor. Configs and
-// layers stay as they are, and so do members that are not known here. Manifests of an index that are not in the store
-// can't be converted: their descriptors stay too. What has no docker types is returned as it is. Of an index only the
-// manifest for the platform is converted if one is set.
+// Convert stores the OCI form of an index or manifest with Docker's media types, and returns its descriptor. Configs,
+// layers and unknown members stay unchanged. A manifest of an index that isn't in the store can't be converted, so its
+// descriptor stays too. A document without Docker types is returned unchanged. If a platform is set, only its manifest
+// is converted.
 func (w Walker) Convert(ctx context.Context, d v1.Descriptor) (v1.Descriptor, error) {
 	if w.Platform != nil {
 		var err error
@@ -54,7 +54,7 @@ func (w Walker) Convert(ctx context.Context, d v1.Descriptor) (v1.Descriptor, er
 		return d, err
 	}
 	if len(nodes) == 0 {
-		_, err := w.document(d) // says why it is none
+		_, err := w.document(d) // returns the reason why it is not a document
 		return d, err
 	}
 	c := converter{w: w, nodes: map[digest.Digest]Node{}, done: map[digest.Digest]v1.Descriptor{}}
@@ -67,10 +67,10 @@ func (w Walker) Convert(ctx context.Context, d v1.Descriptor) (v1.Descriptor, er
 type converter struct {
 	w     Walker
 	nodes map[digest.Digest]Node
-	done  map[digest.Digest]v1.Descriptor // what has become of nodes
+	done  map[digest.Digest]v1.Descriptor // the converted descriptors
 }
 
-// convert converts what a document refers to first. Walk has bounded how deep that goes.
+// convert converts the documents that a document refers to, and then the document itself. Walk has bounded the depth.
 func (c *converter) convert(ctx context.Context, n Node) (v1.Descriptor, error) {
 	if d, ok := c.done[n.Digest]; ok {
 		return d, nil
@@ -94,7 +94,7 @@ func (c *converter) convert(ctx context.Context, n Node) (v1.Descriptor, error) 
 	if err != nil {
 		return d, err
 	}
-	if !utf8.Valid(b) { // what is no UTF-8 could not be carried over
+	if !utf8.Valid(b) { // invalid bytes can't be carried over
 		return d, errclass.Errorf(errdefs.ErrInvalidArgument, "convert %s: it is not UTF-8", n.Digest)
 	}
 	changed := false
@@ -125,12 +125,12 @@ func (c *converter) convert(ctx context.Context, n Node) (v1.Descriptor, error) 
 	return d, nil
 }
 
-// descriptor rewrites a descriptor. If it is of a document that was converted, it gets all that describes the new one. Otherwise
-// at most its media type changes.
+// descriptor rewrites a descriptor. If its document was converted, it gets the digest, size and type of the new one.
+// Otherwise at most its media type changes.
 func (c *converter) descriptor(raw json.RawMessage, mayBeDocument bool, changed *bool) []byte {
 	old, _ := reference(raw)
-	now, ok := c.done[old.Digest]
-	ok = ok && mayBeDocument && now.Digest != old.Digest
+	converted, ok := c.done[old.Digest]
+	ok = ok && mayBeDocument && converted.Digest != old.Digest
 	if !ok {
 		return layout.EditMembers(raw, func(key string, value json.RawMessage) []byte {
 			if strings.EqualFold(key, "mediaType") && (!mayBeDocument || c.done[old.Digest].Digest != "") {
@@ -140,17 +140,17 @@ func (c *converter) descriptor(raw json.RawMessage, mayBeDocument bool, changed 
 		})
 	}
 	*changed = true
-	b := repoint(raw, now, func() []byte {
-		b, _ := c.w.read(now) // it has just been stored; without its bytes the descriptor is right, too
+	b := repoint(raw, converted, func() []byte {
+		b, _ := c.w.read(converted) // just stored; even without its bytes the descriptor is right
 		return b
 	})
-	if is, _ := reference(b); is.MediaType == "" {
-		b = append([]byte(`{"mediaType":`+string(quote(now.MediaType))+`,`), b[1:]...)
+	if current, _ := reference(b); current.MediaType == "" {
+		b = append([]byte(`{"mediaType":`+string(quote(converted.MediaType))+`,`), b[1:]...)
 	}
 	return b
 }
 
-// newType is OCI's word for a media type of docker's, and every other value as it is.
+// newType returns OCI's name for a Docker media type, or value unchanged.
 func newType(value json.RawMessage, changed *bool) []byte {
 	s, _ := shortString(value)
 	if oci, ok := ociTypes[s]; ok {
@@ -160,5 +160,5 @@ func newType(value json.RawMessage, changed *bool) []byte {
 	return value
 }
 
-// quote is JSON of a media type or digest, which have nothing to escape.
+// quote quotes a media type or digest as JSON. They have nothing to escape.
 func quote(s string) []byte { return []byte(`"` + s + `"`) }

@@ -20,12 +20,12 @@ import (
 // Part is a document of an image that is to be replaced, together with the manifest and the indexes that lead to it.
 type Part struct {
 	v1.Descriptor
-	walker Walker
-	config bool
-	above  []link // from the top
+	walker  Walker
+	config  bool
+	parents []link // the documents that lead to it, from the top
 }
 
-// link is a document and which of its descriptors is followed: an element of manifests, or the config.
+// link is a document and the descriptor in it that leads on: an element of manifests, or the config.
 type link struct {
 	dgst   digest.Digest
 	bytes  []byte
@@ -33,7 +33,7 @@ type link struct {
 	child  int
 }
 
-// TargetPart is what a descriptor means itself, whether it is an index, a manifest or another document.
+// TargetPart returns the document that a descriptor points at: an index, a manifest or another document.
 func (w Walker) TargetPart(ctx context.Context, d v1.Descriptor) (*Part, error) {
 	is, err := w.Describe(ctx, d.Digest)
 	if err != nil {
@@ -42,17 +42,17 @@ func (w Walker) TargetPart(ctx context.Context, d v1.Descriptor) (*Part, error) 
 	return &Part{Descriptor: is, walker: w}, nil
 }
 
-// ManifestPart is the manifest for the platform.
+// ManifestPart returns the platform's manifest.
 func (w Walker) ManifestPart(ctx context.Context, d v1.Descriptor) (*Part, error) {
 	p := &Part{walker: w}
 	m, _, err := w.descend(ctx, d, func(index digest.Digest, b []byte, child int) {
-		p.above = append(p.above, link{dgst: index, bytes: b, child: child})
+		p.parents = append(p.parents, link{dgst: index, bytes: b, child: child})
 	})
 	p.Descriptor = m
 	return p, err
 }
 
-// ConfigPart is the config of the manifest for the platform.
+// ConfigPart returns the config of the platform's manifest.
 func (w Walker) ConfigPart(ctx context.Context, d v1.Descriptor) (*Part, error) {
 	p, err := w.ManifestPart(ctx, d)
 	if err != nil {
@@ -66,16 +66,16 @@ func (w Walker) ConfigPart(ctx context.Context, d v1.Descriptor) (*Part, error) 
 	if err != nil {
 		return nil, err
 	}
-	p.above = append(p.above, link{dgst: p.Digest, bytes: b, config: true})
+	p.parents = append(p.parents, link{dgst: p.Digest, bytes: b, config: true})
 	p.Descriptor, p.config = *doc.Config, true
 	return p, nil
 }
 
-// Replace stores b in the place of the part, and every document that leads to it with the new digest and size: of these
-// all other bytes stay as they are. It returns the descriptor of the topmost one. The old ones stay. The caller holds the
-// store against the sweep until the new image has a name.
+// Replace stores b in place of the part, and updates digest and size in every document that leads to it; all their
+// other bytes stay. It returns the descriptor of the topmost document. The old documents stay in the store. The caller
+// must hold the store against sweeps until the new image has a name.
 //
-// InvalidArgument: b is not what the part has to be, or a document that leads to it is ambiguous.
+// InvalidArgument: b is not a document of the part's kind, or a document that leads to it is ambiguous.
 func (p *Part) Replace(ctx context.Context, b []byte) (v1.Descriptor, error) {
 	d, err := p.describe(b)
 	if err != nil {
@@ -86,9 +86,9 @@ func (p *Part) Replace(ctx context.Context, b []byte) (v1.Descriptor, error) {
 		bytes []byte
 	}
 	made := []blob{{d, b}}
-	for _, l := range slices.Backward(p.above) {
-		below := made[len(made)-1]
-		doc, b, err := l.relink(below.Descriptor, below.bytes)
+	for _, l := range slices.Backward(p.parents) {
+		child := made[len(made)-1]
+		doc, b, err := l.relink(child.Descriptor, child.bytes)
 		if err != nil {
 			return d, fmt.Errorf("%s: %w", l.dgst, err)
 		}
@@ -102,7 +102,8 @@ func (p *Part) Replace(ctx context.Context, b []byte) (v1.Descriptor, error) {
 	return made[len(made)-1].Descriptor, nil
 }
 
-// describe checks bytes that are to replace the part: an index stays an index, a manifest a manifest, an image config one.
+// describe checks the bytes that are to replace the part, and returns their descriptor. An index must stay an index, a
+// manifest a manifest, and an image config an image config.
 func (p *Part) describe(b []byte) (v1.Descriptor, error) {
 	d := v1.Descriptor{MediaType: p.MediaType, Digest: p.Digest.Algorithm().FromBytes(b), Size: int64(len(b))}
 	if d.Size > MaxDocument {
@@ -114,19 +115,19 @@ func (p *Part) describe(b []byte) (v1.Descriptor, error) {
 			return d, errclass.Errorf(errdefs.ErrInvalidArgument, "config: %w", err)
 		}
 	case !p.config && (IsIndex(p.MediaType) || IsManifest(p.MediaType)):
-		doc, err := parseDocument("what was edited", b)
+		doc, err := parseDocument("the edited document", b)
 		if err != nil {
 			return d, err
 		}
 		if IsIndex(doc.MediaType) != IsIndex(p.MediaType) {
-			return d, errclass.Errorf(errdefs.ErrInvalidArgument, "what was edited is of type %s, and was of type %s", doc.MediaType, p.MediaType)
+			return d, errclass.Errorf(errdefs.ErrInvalidArgument, "the edited document is of type %s, but was of type %s", doc.MediaType, p.MediaType)
 		}
 		d.MediaType = doc.MediaType
 	}
 	return d, nil
 }
 
-// relink returns the document with the descriptor of to, whose bytes are b, in the place of the one that is followed.
+// relink returns the document with the descriptor of to, whose bytes are b, in place of the one that leads on.
 func (l link) relink(to v1.Descriptor, b []byte) (document, []byte, error) {
 	found := 0
 	descriptor := func(raw json.RawMessage) []byte {
@@ -155,22 +156,23 @@ func (l link) relink(to v1.Descriptor, b []byte) (document, []byte, error) {
 	if err != nil {
 		return doc, nil, err
 	}
-	// A document may have a member twice, or in another case, and readers differ in which of them they take.
-	now := doc.Config
+	// A document may have a member twice, or in different case, and readers differ in which one counts. So check the
+	// result.
+	linked := doc.Config
 	if !l.config {
-		now = nil
+		linked = nil
 		if l.child < len(doc.Manifests) {
-			now = &doc.Manifests[l.child]
+			linked = &doc.Manifests[l.child]
 		}
 	}
-	if now == nil || now.Digest != to.Digest || now.Size != to.Size {
+	if linked == nil || linked.Digest != to.Digest || linked.Size != to.Size {
 		return doc, nil, errAmbiguous
 	}
 	return doc, edited, nil
 }
 
-// repoint returns a descriptor with the digest, size and type of another document. If the descriptor embeds the old document, it
-// embeds the other one instead, or none if bytes returns nil. All else stays as it is.
+// repoint changes the digest, size and type of a descriptor to those of another document. If the descriptor embeds the
+// old document (data), it embeds the bytes of the new one instead, or none if bytes returns nil. Everything else stays.
 func repoint(raw json.RawMessage, to v1.Descriptor, bytes func() []byte) []byte {
 	return layout.EditMembers(raw, func(key string, value json.RawMessage) []byte {
 		switch strings.ToLower(key) {
@@ -194,20 +196,20 @@ func repoint(raw json.RawMessage, to v1.Descriptor, bytes func() []byte) []byte 
 	})
 }
 
-var errAmbiguous = errclass.Errorf(errdefs.ErrInvalidArgument, "it does not have one config or one list of manifests, whose descriptors have digest and size once")
+var errAmbiguous = errclass.Errorf(errdefs.ErrInvalidArgument, "it doesn't have exactly one config or list of manifests, with one digest and one size in each descriptor")
 
-// Move lets a name point at target, if it still points at the digest from: FailedPrecondition if not, NotFound if there is no
-// such name. Its labels stay, but for those that describe the old content.
+// Move makes a name point at target, if it still points at the digest from. Labels stay, except those that describe the
+// old content. FailedPrecondition if the name points elsewhere, NotFound if it doesn't exist.
 func (n *Names) Move(ctx context.Context, name string, from digest.Digest, target v1.Descriptor) (Image, error) {
 	var img Image
 	err := n.changeExisting(ctx, func(ix *index) error {
-		at := ix.Find(name)
+		i := ix.Find(name)
 		var err error
-		if img, err = get(ix.Index, name, at); err != nil {
+		if img, err = get(ix.Index, name, i); err != nil {
 			return err
 		}
 		if img.Target.Digest != from {
-			return errclass.Errorf(errdefs.ErrFailedPrecondition, "image %s points at %s meanwhile, no longer at %s", name, img.Target.Digest, from)
+			return errclass.Errorf(errdefs.ErrFailedPrecondition, "image %s points at %s now, no longer at %s", name, img.Target.Digest, from)
 		}
 		if target, err = n.settle(ctx, target); err != nil {
 			return fmt.Errorf("name %s: %w", name, err)
@@ -217,7 +219,7 @@ func (n *Names) Move(ctx context.Context, name string, from digest.Digest, targe
 		}
 		img.UpdatedAt = time.Now().UTC()
 		ix.changed(img, false)
-		ix.Entries[at], err = img.entry()
+		ix.Entries[i], err = img.entry()
 		return err
 	})
 	return img, err

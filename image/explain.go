@@ -15,25 +15,25 @@ import (
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
-// Reason is why a sweep keeps a blob, or a snapshot whose name is a chain ID.
+// Reason is a reason for which a sweep keeps a blob, or a snapshot named by a chain ID.
 type Reason struct {
 	// Reason is image, container, label, hold or grace.
 	Reason    string        `json:"reason"`
 	Namespace string        `json:"namespace,omitempty"` // of the image or container
-	Name      string        `json:"name,omitempty"`      // of the image, or the container's ID; empty for an entry without a name
-	Target    digest.Digest `json:"target,omitempty"`    // what the name points at, the container was made from, or has the label
-	StoredAt  *time.Time    `json:"storedAt,omitempty"`  // when the blob was stored or last found stored, for grace
+	Name      string        `json:"name,omitempty"`      // of the image, or ID of the container; "" for an entry without a name
+	Target    digest.Digest `json:"target,omitempty"`    // what the name points at, the container was created from, or the blob with the label
+	StoredAt  *time.Time    `json:"storedAt,omitempty"`  // for grace: when the blob was stored, or last found stored
 }
 
 const reasonImage = "image"
 
-// Explain calls f with each reason for which the sweep would keep a blob or a snapshot. NotFound if there is no such blob and nothing
-// refers to it. What is corrupt is read as a sweep reads it.
+// Explain calls f with each reason for which a sweep would keep a blob or snapshot. NotFound if the blob doesn't exist
+// and nothing refers to it. Corrupt documents are treated as in a sweep.
 func (s Sweep) Explain(ctx context.Context, dgst digest.Digest, f func(Reason) error) error {
 	if err := dgst.Validate(); err != nil {
 		return errclass.Errorf(errdefs.ErrInvalidArgument, "digest %.80q: %w", dgst, err)
 	}
-	e := explanation{sweeper: newSweeper(s), of: dgst, f: f}
+	e := explanation{sweeper: newSweeper(s), dgst: dgst, f: f}
 	if err := e.roots(ctx, func(r root) error { return e.root(ctx, r) }); err != nil {
 		return err
 	}
@@ -43,26 +43,26 @@ func (s Sweep) Explain(ctx context.Context, dgst digest.Digest, f func(Reason) e
 		}
 	}
 	if !e.known {
-		return errclass.Errorf(errdefs.ErrNotFound, "%s: there is no such blob, and nothing refers to it", dgst)
+		return errclass.Errorf(errdefs.ErrNotFound, "%s: no such blob, and nothing refers to it", dgst)
 	}
 	return nil
 }
 
 type explanation struct {
 	*sweeper
-	of    digest.Digest
+	dgst  digest.Digest
 	f     func(Reason) error
 	known bool
 }
 
-// root calls f if a root of the graph is, or leads to, what is explained.
+// root calls f if a root is or leads to the explained blob or snapshot.
 func (e *explanation) root(ctx context.Context, r root) error {
-	if r.snapshot != string(e.of) {
+	if r.snapshot != string(e.dgst) {
 		if err := e.reach(ctx, v1.Descriptor{Digest: r.Target}, false, r.what); err != nil {
 			return err
 		}
-		if !e.marked.Has(e.of) && !e.missing.Has(e.of) && !e.chains.Has(e.of) {
-			return nil // what is marked leads nowhere, and need not be read again
+		if !e.marked.Has(e.dgst) && !e.missing.Has(e.dgst) && !e.chains.Has(e.dgst) {
+			return nil // what is marked doesn't lead to it, so it need not be read again
 		}
 		e.marked, e.missing, e.chains = Set{}, Set{}, Set{}
 	}
@@ -70,15 +70,15 @@ func (e *explanation) root(ctx context.Context, r root) error {
 	return e.f(r.Reason)
 }
 
-// root is a reason for which a sweep keeps its target, with all that this leads to.
+// root is a reason for which a sweep keeps its target and everything that this leads to.
 type root struct {
 	Reason
-	snapshot string        // of a container
+	snapshot string        // key of a container's snapshot
 	what     func() string // for messages
 }
 
-// roots calls f with each root of the sweep: the entries of the indexes of all namespaces, containers, and blobs with [LabelRoot]. An entry
-// of a referrer is no root: once roots is done, the referrer's subject leads to it.
+// roots calls f with each root of the sweep: the entries in the indexes of all namespaces, containers, and blobs with
+// [LabelRoot]. An entry of a referrer is not a root: it is recorded as a dependent of its subject before f is called.
 func (s *sweeper) roots(ctx context.Context, f func(root) error) error {
 	namespaces, err := OpenNamespaces(s.Store).List()
 	if err != nil {
@@ -139,10 +139,10 @@ func (e *explanation) holders(context.Context) error {
 }
 
 func (e *explanation) grace(context.Context) error {
-	if content.Validate(e.of) != nil {
+	if content.Validate(e.dgst) != nil {
 		return nil
 	}
-	fi, err := e.Store.Tree.Stat(layout.BlobName(e.of))
+	fi, err := e.Store.Tree.Stat(layout.BlobName(e.dgst))
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}
@@ -150,8 +150,8 @@ func (e *explanation) grace(context.Context) error {
 		return err
 	}
 	e.known = true
-	if at := fi.ModTime(); !at.Before(e.Before) {
-		return e.f(Reason{Reason: "grace", StoredAt: &at})
+	if stored := fi.ModTime(); !stored.Before(e.Before) {
+		return e.f(Reason{Reason: "grace", StoredAt: &stored})
 	}
 	return nil
 }

@@ -15,14 +15,14 @@ import (
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
-// Finder finds images by what users call them, as [Walker.Target] does. The names are read once, when the first is looked up.
+// Finder finds images as [Walker.Target] does. It reads the names once, when the first name is looked up.
 type Finder struct {
 	Names *Names
 	read  *Listing
 }
 
-// Find returns the image that ref stands for. For a digest it is an image without a name whose target has that digest, and nothing
-// is looked up. Errors are those of [Walker.Target].
+// Find returns the image for ref. For a digest it returns an image without a name and with that digest as its target,
+// and looks up nothing. Errors are those of [Walker.Target].
 func (f *Finder) Find(ctx context.Context, ref string) (Image, error) {
 	img, dgst, err := f.Names.find(ctx, ref, func(name string) (Image, error) {
 		if f.read == nil {
@@ -39,8 +39,8 @@ func (f *Finder) Find(ctx context.Context, ref string) (Image, error) {
 	return img, err
 }
 
-// find returns the image that ref names, or else the digest that it stands for: a whole digest, one behind an @, or the beginning of
-// a blob's digest.
+// find returns the image named ref. If there is none, it returns the digest in ref: a full digest, that after an @, or
+// the digest of a blob whose beginning ref is.
 func (n *Names) find(ctx context.Context, ref string, lookup func(name string) (Image, error)) (Image, digest.Digest, error) {
 	malformed := content.Validate(digest.Digest(ref))
 	if malformed == nil {
@@ -64,7 +64,7 @@ func (n *Names) find(ctx context.Context, ref string, lookup func(name string) (
 	return Image{}, "", err
 }
 
-// Lookup returns the image that a user calls name: by that name, or by another of its [refname.Spellings]. NotFound when there is none.
+// Lookup returns the image with a name, or with another of the name's [refname.Spellings]. NotFound if there is none.
 func (n *Names) Lookup(name string) (Image, error) {
 	ix, err := n.read()
 	if err != nil {
@@ -79,24 +79,24 @@ func (l *Listing) Lookup(name string) (Image, error) {
 }
 
 func lookup(ix *layout.Index, find func(name string) int, name string) (Image, error) {
-	if at := spelled(find, name); at >= 0 {
-		return decode(ix.Entries[at])
+	if i := findSpelling(find, name); i >= 0 {
+		return decode(ix.Entries[i])
 	}
 	return Image{}, missing(find, name)
 }
 
-// spelled returns where the entry is that a user calls name, or -1.
-func spelled(find func(name string) int, name string) int {
+// findSpelling returns the position of the entry with one of the name's spellings, or -1.
+func findSpelling(find func(name string) int, name string) int {
 	for _, s := range refname.Spellings(name) {
-		if at := find(s); at >= 0 {
-			return at
+		if i := find(s); i >= 0 {
+			return i
 		}
 	}
 	return -1
 }
 
-// missing is the error of a name that is not there. It suggests the name of docker's registry that docker would take it for, if that is
-// there.
+// missing returns the error for a name that doesn't exist. If the name that docker would take it for, one of Docker Hub,
+// exists, the error suggests that.
 func missing(find func(name string) int, name string) error {
 	for _, s := range refname.Spellings("docker.io/" + name) {
 		if find(s) >= 0 {

@@ -21,12 +21,12 @@ import (
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
-// Octets is the media type of what is no manifest or index.
+// Octets is the media type of a blob that isn't a manifest or an index.
 const Octets = "application/octet-stream"
 
-// walk calls visit with a descriptor, and then with those that visit returned for it, each digest once, in the order of
-// the documents: what an entry leads to comes before the next entry. depth is the number of descriptors above. Nesting
-// takes memory and no stack; how deep it may be is visit's business. seen is what was visited already, and is added to.
+// walk calls visit with root, and then with the descriptors that visit returned, depth first, in their order. Each
+// digest is visited once. depth is the number of descriptors above. Nesting takes memory but no stack; visit must bound
+// it. seen has the digests to skip, and receives those that are visited.
 func walk(ctx context.Context, root v1.Descriptor, seen map[digest.Digest]bool, visit func(d v1.Descriptor, depth int) ([]v1.Descriptor, error)) error {
 	type step struct {
 		v1.Descriptor
@@ -56,19 +56,20 @@ func walk(ctx context.Context, root v1.Descriptor, seen map[digest.Digest]bool, 
 	return nil
 }
 
-// MaxDocuments bounds all documents of an image, in bytes, and maxBlobs the blobs that they refer to.
+// MaxDocuments bounds the total size of an image's documents in bytes, and maxBlobs the number of blobs that they refer
+// to.
 const (
 	MaxDocuments = 256 << 20
 	maxBlobs     = 1 << 15
 )
 
-// Tally counts what walks come to, so that the limits of one walk hold for several together.
+// Tally counts what walks visit, so that one limit applies to several walks together.
 type Tally struct {
 	blobs int
 	size  int64
 }
 
-// Add counts blobs that are referred to, and bytes of documents. InvalidArgument if they are too many now.
+// Add counts blobs that are referred to, and bytes of documents. InvalidArgument if a total exceeds its limit.
 func (t *Tally) Add(blobs int, size int64) error {
 	t.blobs += blobs
 	t.size += size
@@ -78,35 +79,32 @@ func (t *Tally) Add(blobs int, size int64) error {
 	return nil
 }
 
-// Node is a blob that [Walker.Walk] has come to.
+// Node is a blob visited by [Walker.Walk].
 type Node struct {
-	v1.Descriptor // as the document that refers to the blob has it
-	// Type is the media type that the blob itself tells: of an index, a manifest, or a document of another kind that
-	// refers to blobs by descriptors. It is empty for every other blob, and for one that is not in the store.
+	v1.Descriptor // from the document that refers to the blob
+	// Type is the media type according to the blob's own content: that of an index, a manifest, or another document
+	// that refers to blobs by descriptors. It is "" for any other blob, and for one that isn't in the store.
 	Type string
-	Here bool // in the store
-	// Part is true for what a manifest refers to: its config, its layers and the like. What a part holds is not looked
-	// at.
+	Here bool // whether it is in the store
+	// Part is true for a blob that a manifest refers to, such as its config or a layer. Its content is not examined.
 	Part bool
-	// Children are what a document refers to: an index to manifests, only to the best for the walker's platform if one
-	// is set; a manifest to its config and layers; a document of another kind to all blobs that it names, but not to
-	// its subject.
+	// Children are the blobs that a document refers to: an index's manifests, or only the best match if the walker has
+	// a platform; a manifest's config and layers; all blobs named by another document except its subject.
 	Children []v1.Descriptor
 }
 
-// Walk calls visit with d and with everything that d refers to, parents before children, in the order of the documents.
-// The blobs tell what is a document, whatever media types the descriptors have. Each blob is visited once, or twice if
-// it is both a part and a document. What a blob refers to that is not in the store can't be known.
+// Walk calls visit with d and everything that d refers to, parents before children, in the order of the documents.
+// Whether a blob is a document is decided by its content, not by the media type in its descriptor. Each blob is visited
+// once, or twice if it is both a part and a document. What a missing blob refers to is unknown.
 //
-// DataLoss: a document does not hash to its name, or a blob has another size than its descriptor says. InvalidArgument:
-// a descriptor, or the blob itself, says that a blob is an index or manifest, and the blob is none; or indexes nest too
-// deep, or the image refers to too many blobs, or its documents are too large together. NotFound: an index has nothing
-// for the platform.
+// DataLoss: a document doesn't hash to its name, or a blob's size differs from its descriptor. InvalidArgument: a blob
+// should be an index or manifest, according to its descriptor or itself, but isn't valid; or a limit on the depth of
+// indexes, the number of blobs or the size of documents is exceeded. NotFound: an index has nothing for the platform.
 func (w Walker) Walk(ctx context.Context, d v1.Descriptor, visit func(Node) error) error {
 	return w.walk(ctx, d, map[digest.Digest]bool{}, visit)
 }
 
-// walk is Walk that passes over the documents of seen, and adds those that it visits.
+// walk is Walk, but skips the documents in seen, and adds those that it visits.
 func (w Walker) walk(ctx context.Context, d v1.Descriptor, seen map[digest.Digest]bool, visit func(Node) error) error {
 	parts := map[digest.Digest]bool{}
 	tally := w.Tally
@@ -151,7 +149,7 @@ func (w Walker) walk(ctx context.Context, d v1.Descriptor, seen map[digest.Diges
 	})
 }
 
-// here reports whether a blob is in the store. DataLoss if it has another size than its descriptor says.
+// here reports whether a blob is in the store. DataLoss if its size differs from its descriptor.
 func (w Walker) here(ctx context.Context, d v1.Descriptor) (bool, error) {
 	size, err := w.Store.Size(d.Digest)
 	if errdefs.IsNotFound(err) || errdefs.IsNotImplemented(err) {
@@ -163,8 +161,8 @@ func (w Walker) here(ctx context.Context, d v1.Descriptor) (bool, error) {
 	return err == nil, err
 }
 
-// node looks at a blob that may be a document. What a name points at (root) is one also if its type is not its own, but
-// the name's.
+// node examines a blob that may be a document. The target of a name (root) may also get its type from the name's
+// descriptor.
 func (w Walker) node(ctx context.Context, d v1.Descriptor, root bool) (Node, error) {
 	n := Node{Descriptor: d}
 	var err error
@@ -177,7 +175,7 @@ func (w Walker) node(ctx context.Context, d v1.Descriptor, root bool) (Node, err
 		return n, err
 	}
 	if b == nil && known {
-		_, err = w.document(d) // says why it is none
+		_, err = w.document(d) // returns the reason why it is not one
 		return n, err
 	}
 	if b == nil {
@@ -208,7 +206,7 @@ func (w Walker) node(ctx context.Context, d v1.Descriptor, root bool) (Node, err
 	return n, nil
 }
 
-// choose returns what a document refers to: of an index only the best manifest for the platform, if one is set.
+// choose returns the blobs that a document refers to; for an index, only the best match if a platform is set.
 func (w Walker) choose(ctx context.Context, dgst digest.Digest, doc document) ([]v1.Descriptor, error) {
 	if doc.Config != nil {
 		return append([]v1.Descriptor{*doc.Config}, doc.Layers...), nil
@@ -223,8 +221,8 @@ func (w Walker) choose(ctx context.Context, dgst digest.Digest, doc document) ([
 	return []v1.Descriptor{best}, err
 }
 
-// blob reads a blob that may be a document: a JSON object that is not larger than MaxDocument. Of any other it returns
-// nil. NotFound if there is none; DataLoss if it does not hash to its name.
+// blob reads a blob that may be a document: a JSON object of at most MaxDocument bytes. It returns nil for any other
+// blob. NotFound if the blob isn't stored, DataLoss if it doesn't hash to its name.
 func (w Walker) blob(dgst digest.Digest) ([]byte, error) {
 	f, err := w.Store.File(dgst)
 	if err != nil {
@@ -249,13 +247,13 @@ func (w Walker) blob(dgst digest.Digest) ([]byte, error) {
 	return b, nil
 }
 
-// small reports whether a document has so few members and objects that decoding it takes little memory.
+// small reports whether decoding a document takes little memory, judged by its number of members and objects.
 func small(b []byte, members int) bool {
 	return bytes.Count(b, []byte("{")) <= maxObjects && bytes.Count(b, []byte(",")) <= members
 }
 
-// Decode is json.Unmarshal of what strangers wrote: InvalidArgument if it is too large, or has so many members that
-// decoding it would take many times its size.
+// Decode is json.Unmarshal for untrusted documents. InvalidArgument if b is too large, or has so many members that
+// decoding would take many times its size.
 func Decode(b []byte, v any) error {
 	if len(b) > MaxDocument || !small(b, maxMembers) {
 		return errclass.Errorf(errdefs.ErrInvalidArgument, "it has more than %d bytes, %d objects or %d members", MaxDocument, maxObjects, maxMembers)
@@ -266,9 +264,9 @@ func Decode(b []byte, v any) error {
 	return nil
 }
 
-// references calls f with every descriptor that a document, valid JSON, has for a member, or in an array that is a
-// member, whatever their names: manifests, config, layers, subject, and what else manifests of other kinds have.
-// Descriptors whose digest no store can have are left out.
+// references calls f with every descriptor that is a member of a document, or an element of an array that is a member,
+// whatever the member's name: manifests, config, layers, subject, and those of unknown kinds of manifests. The document
+// must be valid JSON. Descriptors with a digest that no store can hold are skipped.
 func references(b []byte, f func(key string, d v1.Descriptor)) {
 	layout.Members(b, func(key string, value json.RawMessage) {
 		one := func(value json.RawMessage) {
@@ -281,8 +279,8 @@ func references(b []byte, f func(key string, d v1.Descriptor)) {
 	})
 }
 
-// appendStored appends what a document refers to if the store has it. What the store lacks takes no memory, however many digests
-// a document has.
+// appendStored appends a descriptor if the store has the blob. Digests of missing blobs take no memory, however many a
+// document has.
 func appendStored(list []v1.Descriptor, s *content.Store, d v1.Descriptor) (all []v1.Descriptor, stored bool) {
 	if _, err := s.Path(d.Digest); errdefs.IsNotFound(err) {
 		return list, false
@@ -290,8 +288,8 @@ func appendStored(list []v1.Descriptor, s *content.Store, d v1.Descriptor) (all 
 	return append(list, v1.Descriptor{Digest: d.Digest, MediaType: d.MediaType}), true
 }
 
-// reference reads of a descriptor what says which blob it is and of what type. Like encoding/json it takes keys in any
-// case; of several digests, all mean it (docker's schema 1 has blobSum).
+// reference takes digest, size and media type from a descriptor. Like encoding/json it accepts keys in any case.
+// blobSum (Docker's schema 1) counts as the digest.
 func reference(raw json.RawMessage) (d v1.Descriptor, ok bool) {
 	layout.Members(raw, func(key string, value json.RawMessage) {
 		switch strings.ToLower(key) {
@@ -318,10 +316,11 @@ func shortString(raw json.RawMessage) (s string, ok bool) {
 	return s, json.Unmarshal(raw, &s) == nil
 }
 
-// maxLayers bounds the layers of an image: the kernel mounts no more than 500.
+// maxLayers bounds the number of layers; the kernel mounts at most 500.
 const maxLayers = 1024
 
-// chains returns the chain IDs of the layers that an image config, valid JSON, names, as far as they can be told.
+// chains returns the chain IDs of the layers in an image config, up to the first invalid diff ID. The config must be
+// valid JSON.
 func chains(b []byte) []digest.Digest {
 	var ids []digest.Digest
 	bad := false
@@ -352,10 +351,10 @@ func refers(b []byte) (yes bool) {
 
 func isKnown(mediaType string) bool { return IsIndex(mediaType) || IsManifest(mediaType) }
 
-// ownType returns the media type that a document tells, or "".
+// ownType returns the media type that a document states itself, or "".
 func ownType(b []byte) string { return member(b, "mediaType") }
 
-// member returns the short text that an object has for a member, or "".
+// member returns a short string member of an object, or "".
 func member(b []byte, name string) (text string) {
 	layout.Members(b, func(key string, value json.RawMessage) {
 		if strings.EqualFold(key, name) {
@@ -365,8 +364,8 @@ func member(b []byte, name string) (text string) {
 	return text
 }
 
-// foreignType returns the media type of a document that is a manifest of a kind that isn't known here: it tells its own
-// type, and refers to blobs by descriptors.
+// foreignType returns the media type of a document of an unknown kind that states a type and refers to blobs by
+// descriptors.
 func foreignType(b []byte) (mediaType string, ok bool) {
 	mediaType = ownType(b)
 	return mediaType, mediaType != "" && mediaType != Octets && !isKnown(mediaType) && checkMediaType(mediaType) == nil && refers(b)

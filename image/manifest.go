@@ -23,17 +23,16 @@ import (
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
-// Docker's media types of what OCI took over (docker/distribution, image manifest version 2,
-// schema 2).
+// Docker's media types for what OCI adopted (docker/distribution, image manifest version 2, schema 2).
 const (
 	dockerManifestList = "application/vnd.docker.distribution.manifest.list.v2+json"
 	dockerManifest     = "application/vnd.docker.distribution.manifest.v2+json"
 	dockerConfig       = "application/vnd.docker.container.image.v1+json"
 )
 
-// MaxDocument bounds a manifest, an index and a config, in bytes. maxObjects and maxMembers bound the memory that
-// decoding one takes, and maxChildMembers that of an index or manifest, of which more is kept. MaxDepth is how deep
-// indexes may nest.
+// MaxDocument bounds the size of a manifest, index or config in bytes. maxObjects and maxMembers bound the memory for
+// decoding one, and maxChildMembers that for an index or manifest, of which more is kept. MaxDepth bounds the nesting
+// of indexes.
 const (
 	MaxDocument     = 8 << 20
 	maxObjects      = 1 << 17
@@ -42,18 +41,18 @@ const (
 	MaxDepth        = 4
 )
 
-// maxDigest bounds a digest of an unknown algorithm, in bytes.
+// maxDigest bounds the length of a digest with an unknown algorithm.
 const maxDigest = 1 << 10
 
 // Walker follows descriptors through the blobs of a store.
 type Walker struct {
 	Store    *content.Store
-	Platform *Platform // which manifests of an index count, best first; nil for all
-	Tally    *Tally    // shared with other walks, so that the limits hold for all together; nil: for this walk alone
+	Platform *Platform // selects manifests of an index, best match first; nil selects all
+	Tally    *Tally    // shared with other walks, so that limits apply to all together; nil for this walk alone
 }
 
-// document is what an index and a manifest have, read as one: which of them it is, the media
-// type says, or, where there is none, what the document holds.
+// document has the members of an index and of a manifest. The media type, or without one its members, decide which of
+// them it is.
 type document struct {
 	MediaType string         `json:"mediaType"`
 	Manifests Descriptors    `json:"manifests"`
@@ -62,7 +61,7 @@ type document struct {
 	Subject   *v1.Descriptor `json:"subject"`
 }
 
-// Descriptors decodes an array of descriptors as EachDescriptor does.
+// Descriptors decodes an array of descriptors with [EachDescriptor].
 type Descriptors []v1.Descriptor
 
 // UnmarshalJSON implements json.Unmarshaler.
@@ -77,8 +76,8 @@ func (list *Descriptors) UnmarshalJSON(b []byte) error {
 	})
 }
 
-// EachDescriptor decodes an array of descriptors, JSON that is valid, one after another: no more than an image may
-// have. A longer array is InvalidArgument. null is an empty one.
+// EachDescriptor decodes a valid JSON array of descriptors, one after another. InvalidArgument if it has more than an
+// image may have. null counts as empty.
 func EachDescriptor(b []byte, f func(v1.Descriptor) error) error {
 	n := 0
 	var failed error
@@ -95,24 +94,24 @@ func EachDescriptor(b []byte, f func(v1.Descriptor) error) error {
 		}
 	})
 	if failed == nil && !array && string(b) != "null" {
-		failed = errclass.Errorf(errdefs.ErrInvalidArgument, "no array of descriptors")
+		failed = errclass.Errorf(errdefs.ErrInvalidArgument, "not an array of descriptors")
 	}
 	return failed
 }
 
-// IsIndex tells whether the media type is an index's, OCI's or docker's.
+// IsIndex reports whether a media type is that of an index, OCI's or Docker's.
 func IsIndex(mediaType string) bool {
 	return mediaType == v1.MediaTypeImageIndex || mediaType == dockerManifestList
 }
 
-// IsManifest tells whether the media type is a manifest's, OCI's or docker's.
+// IsManifest reports whether a media type is that of a manifest, OCI's or Docker's.
 func IsManifest(mediaType string) bool {
 	return mediaType == v1.MediaTypeImageManifest || mediaType == dockerManifest
 }
 
-// Describe makes a descriptor of a blob in the store: the media type of an index, a manifest or another document that
-// refers to blobs by descriptors is found in it, every other blob is application/octet-stream. NotFound when it isn't
-// there.
+// Describe returns the descriptor of a blob in the store. An index, a manifest or another document that refers to blobs
+// by descriptors has the media type that it states; any other blob is application/octet-stream. NotFound if the blob
+// isn't stored.
 func (w Walker) Describe(ctx context.Context, dgst digest.Digest) (v1.Descriptor, error) {
 	size, err := w.Store.Size(dgst)
 	if err != nil {
@@ -129,8 +128,8 @@ func (w Walker) Describe(ctx context.Context, dgst digest.Digest) (v1.Descriptor
 	return d, nil
 }
 
-// TypeOf returns the media type that a document tells. ok is false for what is no index, no manifest and no other document
-// that tells its type and refers to blobs by descriptors.
+// TypeOf returns the media type that a document states. ok is false unless it is an index, a manifest, or another
+// document that states its type and refers to blobs by descriptors.
 func TypeOf(b []byte) (mediaType string, ok bool) {
 	if doc, err := parseDocument("this", b); err == nil {
 		return doc.MediaType, true
@@ -138,8 +137,8 @@ func TypeOf(b []byte) (mediaType string, ok bool) {
 	return foreignType(b)
 }
 
-// Parts returns what a document is whole with: the manifests of an index, or the config and the layers of a manifest, but not
-// layers that nobody else may distribute. Any other document has no parts.
+// Parts returns the blobs that make a document complete: the manifests of an index, or the config and the layers of a
+// manifest except those that nobody else may distribute. Any other document has no parts.
 func Parts(document []byte) []v1.Descriptor {
 	doc, err := parseDocument("this", document)
 	if err != nil || doc.Config == nil {
@@ -154,9 +153,10 @@ func Parts(document []byte) []v1.Descriptor {
 	return parts
 }
 
-// Target returns what ref points at: a name, as [Names.Lookup] finds it; NAME@DIGEST; a digest; or the beginning of a blob's digest, as
-// [content.Store.Complete] takes it. For a digest it is an image without a name. NotFound if there is no such name or blob,
-// InvalidArgument if the digest is malformed or its beginning ambiguous, NotImplemented if its algorithm is not supported.
+// Target returns what ref points at. ref is a name that [Names.Lookup] finds, NAME@DIGEST, a digest, or the beginning of a
+// blob's digest that [content.Store.Complete] completes. For a digest the image has no name. NotFound if the name or blob
+// doesn't exist, InvalidArgument if the digest is malformed or its beginning ambiguous, NotImplemented if its algorithm is
+// not supported.
 func (w Walker) Target(ctx context.Context, names *Names, ref string) (Image, error) {
 	img, dgst, err := names.find(ctx, ref, names.Lookup)
 	if dgst != "" {
@@ -165,7 +165,7 @@ func (w Walker) Target(ctx context.Context, names *Names, ref string) (Image, er
 	return img, err
 }
 
-// read returns the bytes of a blob. DataLoss if it does not hash to its name, InvalidArgument if it is larger than
+// read returns the content of a blob. DataLoss if it doesn't hash to its name, InvalidArgument if it is larger than
 // MaxDocument.
 func (w Walker) read(d v1.Descriptor) ([]byte, error) {
 	f, err := w.Store.File(d.Digest)
@@ -174,7 +174,7 @@ func (w Walker) read(d v1.Descriptor) ([]byte, error) {
 	}
 	defer f.Close()
 	if size := max(d.Size, f.Size()); size > MaxDocument {
-		return nil, errclass.Errorf(errdefs.ErrInvalidArgument, "read %s: %d bytes are too many for a manifest or config", d.Digest, size)
+		return nil, errclass.Errorf(errdefs.ErrInvalidArgument, "read %s: %d bytes are too much for a manifest or config", d.Digest, size)
 	}
 	return readAll(f, d.Digest)
 }
@@ -194,7 +194,7 @@ func errRead(dgst digest.Digest, err error) error {
 	return fmt.Errorf("read %s: %w", dgst, disk.Cause(err))
 }
 
-// document reads an index or a manifest. InvalidArgument when the blob is neither.
+// document reads an index or manifest. InvalidArgument if the blob is neither.
 func (w Walker) document(d v1.Descriptor) (document, error) {
 	b, err := w.read(d)
 	if err != nil {
@@ -203,14 +203,14 @@ func (w Walker) document(d v1.Descriptor) (document, error) {
 	return parseDocument(string(d.Digest), b)
 }
 
-// parseDocument is document for bytes that messages call by name.
+// parseDocument parses an index or manifest. Error messages call it by name.
 func parseDocument(name string, b []byte) (document, error) {
 	var doc document
 	if !small(b, maxChildMembers) {
-		return doc, errclass.Errorf(errdefs.ErrInvalidArgument, "%s is no manifest or index: it has too many members", name)
+		return doc, errclass.Errorf(errdefs.ErrInvalidArgument, "%s is not a manifest or index: it has too many members", name)
 	}
 	if err := json.Unmarshal(b, &doc); err != nil {
-		return doc, errclass.Errorf(errdefs.ErrInvalidArgument, "%s is no manifest or index: %w", name, err)
+		return doc, errclass.Errorf(errdefs.ErrInvalidArgument, "%s is not a manifest or index: %w", name, err)
 	}
 	switch {
 	case doc.MediaType == "" && doc.Config != nil && doc.Manifests == nil:
@@ -222,7 +222,7 @@ func parseDocument(name string, b []byte) (document, error) {
 	case IsIndex(doc.MediaType) && doc.Config == nil && doc.Layers == nil:
 	case IsManifest(doc.MediaType) && doc.Config != nil && doc.Manifests == nil:
 	default:
-		return doc, errclass.Errorf(errdefs.ErrInvalidArgument, "%s is no manifest or index: media type %.80q", name, doc.MediaType)
+		return doc, errclass.Errorf(errdefs.ErrInvalidArgument, "%s is not a manifest or index: media type %.80q", name, doc.MediaType)
 	}
 	if doc.Config != nil {
 		if err := checkDescriptor(*doc.Config); err != nil {
@@ -239,9 +239,9 @@ func parseDocument(name string, b []byte) (document, error) {
 	return doc, nil
 }
 
-// checkDescriptor refuses what would not survive a record or a path.
+// checkDescriptor refuses values that don't fit into a record or a path.
 func checkDescriptor(d v1.Descriptor) error {
-	// An algorithm that isn't known makes one blob unusable, not the document that refers to it.
+	// An unknown algorithm makes one blob unusable, but not the document that refers to it.
 	if err := d.Digest.Validate(); err != nil && err != digest.ErrDigestUnsupported || len(d.Digest) > maxDigest {
 		return errclass.Errorf(errdefs.ErrInvalidArgument, "digest %.80q: %w", d.Digest, cmp.Or(err, digest.ErrDigestInvalidLength))
 	}
@@ -261,8 +261,8 @@ func checkMediaType(s string) error {
 	return nil
 }
 
-// Children returns what a document refers to: see [Node.Children]. Those of an index have the media types that the
-// blobs tell. Other blobs have none. NotFound when the blob isn't in the store or the index has nothing that fits.
+// Children returns the blobs that a document refers to: see [Node.Children]. For an index, media types are corrected by
+// the blobs' content. Other blobs have no children. NotFound if the blob isn't stored or the index has no match.
 func (w Walker) Children(ctx context.Context, d v1.Descriptor) ([]v1.Descriptor, error) {
 	var err error
 	if d.Size, err = w.Store.Size(d.Digest); err != nil {
@@ -275,7 +275,7 @@ func (w Walker) Children(ctx context.Context, d v1.Descriptor) ([]v1.Descriptor,
 	return n.Children, err
 }
 
-// settleTypes gives manifests of an index the media types that typeOf tells.
+// settleTypes corrects the media types of an index's manifests.
 func (w Walker) settleTypes(ctx context.Context, manifests []v1.Descriptor) (err error) {
 	for i, m := range manifests {
 		if manifests[i].MediaType, err = w.typeOf(ctx, m); err != nil {
@@ -285,52 +285,52 @@ func (w Walker) settleTypes(ctx context.Context, manifests []v1.Descriptor) (err
 	return nil
 }
 
-// typeOf is the media type of a child of an index: what its descriptor says if that is a manifest's or an index's, else
-// what the blob says, if it is here and is one of those.
+// typeOf returns the media type of a child of an index: that of its descriptor if it is a manifest's or an index's, or
+// else that of the blob, if it is stored and is one of these.
 func (w Walker) typeOf(ctx context.Context, d v1.Descriptor) (string, error) {
 	if IsIndex(d.MediaType) || IsManifest(d.MediaType) || content.Validate(d.Digest) != nil {
 		return d.MediaType, nil
 	}
-	is, err := w.Describe(ctx, d.Digest)
+	actual, err := w.Describe(ctx, d.Digest)
 	switch {
 	case errdefs.IsNotFound(err):
 		return d.MediaType, nil
 	case err != nil:
 		return "", err
-	case IsIndex(is.MediaType), IsManifest(is.MediaType):
-		return is.MediaType, nil
+	case IsIndex(actual.MediaType), IsManifest(actual.MediaType):
+		return actual.MediaType, nil
 	}
 	return d.MediaType, nil
 }
 
-// pick returns the manifest of an index that fits the platform best; of equals, the first.
+// pick returns the manifest of an index that matches the platform best, and the first of equals.
 func (w Walker) pick(index digest.Digest, manifests []v1.Descriptor) (v1.Descriptor, error) {
-	var fits []v1.Descriptor
-	var there []string
+	var matches []v1.Descriptor
+	var others []string
 	for _, m := range manifests {
 		switch {
 		case m.Platform == nil && m.MediaType != "" && !IsIndex(m.MediaType) && !IsManifest(m.MediaType):
-			// no image, such as what a checkpoint keeps beside one
-		case m.Platform == nil: // an index within, or a manifest that says nothing: may fit
-			fits = append(fits, m)
+			// not an image; checkpoints have such entries
+		case m.Platform == nil: // an index inside, or a manifest without a platform: may match
+			matches = append(matches, m)
 		case w.Platform.Match(*m.Platform):
-			fits = append(fits, m)
+			matches = append(matches, m)
 		case m.Platform.OS != "unknown":
-			there = append(there, platforms.FormatAll(*m.Platform))
+			others = append(others, platforms.FormatAll(*m.Platform))
 		}
 	}
-	if len(fits) == 0 {
-		if len(there) == 0 {
+	if len(matches) == 0 {
+		if len(others) == 0 {
 			return v1.Descriptor{}, fmt.Errorf("index %s has no image: %w", index, errdefs.ErrNotFound)
 		}
-		if len(there) > 20 {
-			there = append(there[:20], "…")
+		if len(others) > 20 {
+			others = append(others[:20], "…")
 		}
-		return v1.Descriptor{}, fmt.Errorf("index %s has nothing for %s: it has %s: %w",
-			index, w.Platform, strings.Join(there, ", "), errdefs.ErrNotFound)
+		return v1.Descriptor{}, fmt.Errorf("index %s has nothing for %s, only for %s: %w",
+			index, w.Platform, strings.Join(others, ", "), errdefs.ErrNotFound)
 	}
-	slices.SortStableFunc(fits, func(a, b v1.Descriptor) int {
-		// What no store can have is taken if there is nothing else.
+	slices.SortStableFunc(matches, func(a, b v1.Descriptor) int {
+		// A digest that no store can hold is the last choice.
 		if a, b := content.Validate(a.Digest) != nil, content.Validate(b.Digest) != nil; a != b {
 			if a {
 				return 1
@@ -349,11 +349,11 @@ func (w Walker) pick(index digest.Digest, manifests []v1.Descriptor) (v1.Descrip
 		}
 		return 0
 	})
-	return fits[0], nil
+	return matches[0], nil
 }
 
-// Manifest walks indexes down to the one manifest for the platform and returns its
-// descriptor. NotFound when there is none, or a blob on the way isn't in the store.
+// Manifest follows indexes down to the platform's manifest, and returns its descriptor. NotFound if there is no match,
+// or a blob on the way isn't stored.
 func (w Walker) Manifest(ctx context.Context, d v1.Descriptor) (v1.Descriptor, error) {
 	d, _, err := w.manifest(ctx, d)
 	return d, err
@@ -363,8 +363,9 @@ func (w Walker) manifest(ctx context.Context, d v1.Descriptor) (v1.Descriptor, d
 	return w.descend(ctx, d, func(digest.Digest, []byte, int) {})
 }
 
-// descend is manifest. It calls through with every index on the way, its bytes, and which of its manifests is followed.
-func (w Walker) descend(ctx context.Context, d v1.Descriptor, through func(index digest.Digest, b []byte, child int)) (v1.Descriptor, document, error) {
+// descend is manifest. It calls through with each index on the way, its bytes, and the position of the manifest that it
+// follows.
+func (w Walker) descend(ctx context.Context, d v1.Descriptor, visit func(index digest.Digest, b []byte, child int)) (v1.Descriptor, document, error) {
 	for range MaxDepth + 1 {
 		b, err := w.read(d)
 		if err != nil {
@@ -392,14 +393,14 @@ func (w Walker) descend(ctx context.Context, d v1.Descriptor, through func(index
 			}
 			child = slices.IndexFunc(doc.Manifests, func(m v1.Descriptor) bool { return m.Digest == best.Digest && m.Platform == best.Platform })
 		}
-		through(d.Digest, b, child)
+		visit(d.Digest, b, child)
 		d = doc.Manifests[child]
 	}
 	return d, document{}, errclass.Errorf(errdefs.ErrInvalidArgument, "indexes nest deeper than %d", MaxDepth)
 }
 
-// fits holds a manifest to a platform that was asked for, by what its config says where no
-// index does. NotFound where it is for another. What is for none, as an artifact, fits.
+// fits returns NotFound if a manifest is for another platform than the one that was asked for. Without an index, the
+// config decides. A manifest for no platform, such as an artifact, fits.
 func (w Walker) fits(ctx context.Context, d, config v1.Descriptor) error {
 	if w.Platform == nil || !w.Platform.strict {
 		return nil
@@ -423,7 +424,7 @@ func (w Walker) fits(ctx context.Context, d, config v1.Descriptor) error {
 	return errclass.Errorf(errdefs.ErrNotFound, "manifest %s is for %.80s, not for %s", d.Digest, platforms.FormatAll(*p), w.Platform)
 }
 
-// Config returns the bytes of the image config of the platform's manifest.
+// Config returns the image config of the platform's manifest.
 func (w Walker) Config(ctx context.Context, d v1.Descriptor) ([]byte, error) {
 	_, doc, err := w.manifest(ctx, d)
 	if err != nil {
@@ -432,28 +433,28 @@ func (w Walker) Config(ctx context.Context, d v1.Descriptor) ([]byte, error) {
 	return w.read(*doc.Config)
 }
 
-// Layer is a layer of an image with what its config says of it.
+// Layer is a layer of an image, with its IDs according to the config.
 type Layer struct {
 	v1.Descriptor
 	DiffID  digest.Digest `json:"diffID"`  // of the uncompressed tar
 	ChainID digest.Digest `json:"chainID"` // of this layer and all below (image-spec, config.md)
 }
 
-// Layers returns the layers of the platform's manifest, the lowest first. A config that does
-// not name as many diff IDs as there are layers is InvalidArgument.
+// Layers returns the layers of the platform's manifest, the lowest first. InvalidArgument if the config has another
+// number of diff IDs.
 func (w Walker) Layers(ctx context.Context, d v1.Descriptor) ([]Layer, error) {
 	c, err := w.Contents(ctx, d)
 	return c.Layers, err
 }
 
-// Contents are what an image is made of.
+// Contents are the parts of an image.
 type Contents struct {
 	Manifest v1.Descriptor
-	Config   []byte // as it is in the store
+	Config   []byte // as stored
 	Layers   []Layer
 }
 
-// Contents returns the platform's manifest, its config, and its layers as Layers does.
+// Contents returns the platform's manifest, its config, and its layers. Errors are those of Layers.
 func (w Walker) Contents(ctx context.Context, d v1.Descriptor) (Contents, error) {
 	d, doc, err := w.manifest(ctx, d)
 	if err != nil {
@@ -468,7 +469,7 @@ func (w Walker) Contents(ctx context.Context, d v1.Descriptor) (Contents, error)
 		return Contents{}, fmt.Errorf("config %s: %w", doc.Config.Digest, err)
 	}
 	if len(diffIDs) != len(doc.Layers) {
-		return Contents{}, errclass.Errorf(errdefs.ErrInvalidArgument, "manifest %s has %d layers, its config %d diff IDs: no image that can be unpacked",
+		return Contents{}, errclass.Errorf(errdefs.ErrInvalidArgument, "manifest %s has %d layers, its config %d diff IDs: it can't be unpacked",
 			d.Digest, len(doc.Layers), len(diffIDs))
 	}
 	for _, id := range diffIDs {
@@ -484,28 +485,28 @@ func (w Walker) Contents(ctx context.Context, d v1.Descriptor) (Contents, error)
 	return Contents{d, b, layers}, nil
 }
 
-// Missing returns the blobs of an image that aren't in the store, as far as can be known. If a platform was asked for,
-// the manifest must be for it.
+// Missing returns the blobs of an image that aren't stored, as far as they are known. If a platform was asked for, the
+// manifest must be for it.
 func (w Walker) Missing(ctx context.Context, d v1.Descriptor) ([]v1.Descriptor, error) {
 	var missing []v1.Descriptor
-	told := map[digest.Digest]bool{}
+	seen := map[digest.Digest]bool{}
 	err := w.Walk(ctx, d, func(n Node) error {
-		if !n.Here && !told[n.Digest] {
-			told[n.Digest] = true
+		if !n.Here && !seen[n.Digest] {
+			seen[n.Digest] = true
 			missing = append(missing, n.Descriptor)
 		}
 		if !IsManifest(n.Type) {
 			return nil
 		}
 		if _, err := w.Store.Size(n.Children[0].Digest); err != nil {
-			return nil // the config is what is missing, or Walk fails on it
+			return nil // the config is missing, or Walk fails on it
 		}
 		return w.fits(ctx, n.Descriptor, n.Children[0])
 	})
 	return missing, err
 }
 
-// Size is the sum of the sizes, in bytes, of the platform's manifest, its config and layers.
+// Size returns the total size of the platform's manifest, its config and layers in bytes.
 func (w Walker) Size(ctx context.Context, d v1.Descriptor) (int64, error) {
 	d, doc, err := w.manifest(ctx, d)
 	if err != nil {
@@ -518,8 +519,8 @@ func (w Walker) Size(ctx context.Context, d v1.Descriptor) (int64, error) {
 	return size, nil
 }
 
-// DiffIDs returns the diff IDs that an image config gives to its layers: nil if it has no rootfs, and so is no image's.
-// InvalidArgument if it is no JSON object.
+// DiffIDs returns the diff IDs in an image config. It is nil if the config has no rootfs, and so isn't an image's.
+// InvalidArgument if it isn't a JSON object.
 func DiffIDs(config []byte) ([]digest.Digest, error) {
 	var c struct {
 		RootFS *v1.RootFS `json:"rootfs"`
@@ -530,7 +531,7 @@ func DiffIDs(config []byte) ([]digest.Digest, error) {
 	return append([]digest.Digest{}, c.RootFS.DiffIDs...), nil
 }
 
-// Put stores a document that was made here, and returns its descriptor.
+// Put stores a new document, and returns its descriptor.
 func (w Walker) Put(ctx context.Context, mediaType string, b []byte) (v1.Descriptor, error) {
 	d := v1.Descriptor{MediaType: mediaType, Digest: digest.FromBytes(b), Size: int64(len(b))}
 	return d, putDocument(ctx, w.Store, d.Digest, b)
@@ -545,12 +546,13 @@ func putDocument(ctx context.Context, s *content.Store, dgst digest.Digest, b []
 	return err
 }
 
-// IsForeign reports whether a layer's owner lets nobody else distribute it (image-spec, layer.md, non-distributable layers).
+// IsForeign reports whether a layer must not be distributed by others than its owner (image-spec, layer.md,
+// non-distributable layers).
 func IsForeign(mediaType string) bool {
 	return strings.Contains(mediaType, ".nondistributable.") || strings.Contains(mediaType, ".foreign.")
 }
 
-// ReadDescriptor reads one descriptor as JSON. What is none is InvalidArgument.
+// ReadDescriptor reads a descriptor as JSON. InvalidArgument if it is malformed.
 func ReadDescriptor(r io.Reader) (v1.Descriptor, error) {
 	var d v1.Descriptor
 	if err := json.NewDecoder(io.LimitReader(r, MaxDocument)).Decode(&d); err != nil {

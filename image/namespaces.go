@@ -22,17 +22,17 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Namespaces are the partitions of a store's names. The default one is always there; every
-// other one is a directory below namespaces/, made by its first name or by Create.
+// Namespaces are the partitions of a store's names. The default one always exists. Any other is a directory in
+// namespaces/, created with its first name or by Create.
 type Namespaces struct {
 	store *content.Store
 }
 
-// OpenNamespaces selects the namespaces of a store. It touches nothing on disk.
+// OpenNamespaces selects the namespaces of a store. It accesses nothing on disk.
 func OpenNamespaces(store *content.Store) Namespaces { return Namespaces{store} }
 
-// List returns all namespaces, sorted: the default one, and those that have a layout.
-// FailedPrecondition if one is a symbolic link, or has lost its index.json.
+// List returns all namespaces, sorted: the default one and those that have a layout. FailedPrecondition if one is a
+// symbolic link or has lost its index.json.
 func (n Namespaces) List() ([]string, error) {
 	all := []string{DefaultNamespace}
 	candidates, err := subdirs(n.store, layout.Namespaces)
@@ -55,7 +55,7 @@ func (n Namespaces) List() ([]string, error) {
 	return all, nil
 }
 
-// exists reports whether List would return the namespace.
+// exists reports whether List returns a namespace.
 func (n Namespaces) exists(namespace string) (bool, error) {
 	if namespace == DefaultNamespace {
 		return true, nil
@@ -67,8 +67,8 @@ func (n Namespaces) exists(namespace string) (bool, error) {
 	return there, nil
 }
 
-// Create makes a namespace with these labels. Of several that make it at once, one does; the others get AlreadyExists, as
-// when it was there before. InvalidArgument: it is no identifier.
+// Create creates a namespace with labels. AlreadyExists if it exists, also if another process creates it at the same
+// time. InvalidArgument if it is not an identifier.
 func (n Namespaces) Create(ctx context.Context, namespace string, labels map[string]string) error {
 	names, err := openNames(n.store, namespace)
 	if err != nil {
@@ -96,8 +96,7 @@ func (n Namespaces) Create(ctx context.Context, namespace string, labels map[str
 	return nil
 }
 
-// Labels returns a namespace's labels: the annotations of its index. NotFound when there is
-// no such namespace.
+// Labels returns the labels of a namespace: the annotations of its index. NotFound if it doesn't exist.
 func (n Namespaces) Labels(namespace string) (map[string]string, error) {
 	names, err := n.Open(namespace)
 	if err != nil {
@@ -110,8 +109,7 @@ func (n Namespaces) Labels(namespace string) (map[string]string, error) {
 	return (&index{Index: ix}).labels()
 }
 
-// SetLabels changes those labels of a namespace that are given; an empty value takes one away.
-// It returns all.
+// SetLabels sets labels of a namespace; an empty value removes one. It returns all labels.
 func (n Namespaces) SetLabels(ctx context.Context, namespace string, labels map[string]string) (map[string]string, error) {
 	names, err := n.Open(namespace)
 	if err != nil {
@@ -127,7 +125,7 @@ func (n Namespaces) SetLabels(ctx context.Context, namespace string, labels map[
 	return all, err
 }
 
-// Open selects a namespace that exists, also if the store was opened by the directory of another one. NotFound if there is none.
+// Open selects an existing namespace, without regard to how the store was opened. NotFound if it doesn't exist.
 func (n Namespaces) Open(namespace string) (*Names, error) {
 	names, err := openNames(n.store, namespace)
 	if err != nil {
@@ -144,13 +142,13 @@ func (n Namespaces) Open(namespace string) (*Names, error) {
 // removedSuffix ends the name of the directory of a namespace that is being removed.
 const removedSuffix = ".removed"
 
-// Delete removes a namespace that is empty. FailedPrecondition when it has names, containers, volumes or
-// snapshots, or is the default one; NotFound when there is none.
+// Delete removes an empty namespace. FailedPrecondition if it has names, containers, volumes or snapshots, or is the
+// default one; NotFound if it doesn't exist.
 func (n Namespaces) Delete(ctx context.Context, namespace string) error {
-	gone := path.Join(layout.Namespaces, "."+namespace+removedSuffix)
+	removed := path.Join(layout.Namespaces, "."+namespace+removedSuffix)
 	names, err := n.Open(namespace)
 	if errdefs.IsNotFound(err) {
-		_ = n.store.Tree.RemoveAll(gone) // an earlier removal may have been cut short
+		_ = n.store.Tree.RemoveAll(removed) // left by an interrupted removal
 	}
 	if err != nil {
 		return err
@@ -163,13 +161,13 @@ func (n Namespaces) Delete(ctx context.Context, namespace string) error {
 		return err
 	}
 	defer disk.Release(all)
-	// Under the lock nobody adds a name; who waits for it finds the directory gone and makes
-	// the namespace anew. Renamed first, so that it goes at once and whole.
+	// Under this lock no name is added. A process that waits for it finds the directory gone, and creates the namespace
+	// anew. The directory is renamed first, so that the namespace disappears at once.
 	lock, err := names.dir.LockIndex(ctx, unix.LOCK_EX)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("lock names: %w", err)
 	}
-	err = n.moveAway(names, lock != nil, gone)
+	err = n.moveAway(names, lock != nil, removed)
 	if lock != nil {
 		disk.Release(lock)
 	}
@@ -180,15 +178,15 @@ func (n Namespaces) Delete(ctx context.Context, namespace string) error {
 	events.Append(n.store.Root(), events.Event{Namespace: namespace, Topic: "/namespaces/delete", Name: namespace})
 	_ = tree.RemoveDir(path.Join(containersDir, namespace))
 	_ = tree.RemoveDir(path.Join(volumesDir, namespace))
-	err = tree.RemoveAll(gone)
-	if err != nil && !errors.Is(err, unix.ENOTEMPTY) { // NFS keeps a file that a reader has open; a sweep removes it
+	err = tree.RemoveAll(removed)
+	if err != nil && !errors.Is(err, unix.ENOTEMPTY) { // NFS keeps a file that a reader has open; a later sweep removes it
 		return fmt.Errorf("remove namespace %s: %w", namespace, err)
 	}
 	return nil
 }
 
-// moveAway renames the directory of a namespace that is empty, durably. index says whether it has an index.json, which is
-// locked.
+// moveAway renames the directory of an empty namespace durably. index says whether there is an index.json, which the
+// caller has locked.
 func (n Namespaces) moveAway(names *Names, index bool, to string) error {
 	namespace, tree := names.namespace, n.store.Tree
 	has, err := n.content(names, index)
@@ -199,7 +197,7 @@ func (n Namespaces) moveAway(names *Names, index bool, to string) error {
 		err = tree.RemoveAll(to)
 	}
 	if err == nil {
-		if err = tree.Rename(names.dir.Name, to); errors.Is(err, fs.ErrNotExist) { // another process was first
+		if err = tree.Rename(names.dir.Name, to); errors.Is(err, fs.ErrNotExist) { // another process removed it
 			return fmt.Errorf("namespace %s: %w", namespace, errdefs.ErrNotFound)
 		}
 	}
@@ -212,7 +210,8 @@ func (n Namespaces) moveAway(names *Names, index bool, to string) error {
 	return nil
 }
 
-// content names one thing that a namespace has: an image, a container, a volume or a snapshot; "" if it is empty.
+// content returns something that the namespace has: an image, a container, a volume or a snapshot. It is "" for an
+// empty namespace.
 func (n Namespaces) content(names *Names, index bool) (string, error) {
 	if index {
 		ix, err := names.read()
@@ -256,7 +255,7 @@ func (n Namespaces) content(names *Names, index bool) (string, error) {
 			var info struct {
 				Key, Namespace string
 			}
-			// A snapshot whose record is torn was never committed, and has no namespace that it could show up in.
+			// A snapshot with a torn record was never committed, and is in no namespace.
 			if json.Unmarshal(b, &info) == nil && info.Namespace == names.namespace {
 				return fmt.Sprintf("snapshot %.80q of %s", info.Key, driver), nil
 			}
@@ -303,4 +302,74 @@ func (ix *index) setLabels(changes map[string]string) (map[string]string, error)
 	}
 	ix.Fields["annotations"], err = json.Marshal(labels)
 	return labels, err
+}
+
+// create creates the layout if it doesn't exist. That of a namespace shares the store's blobs and its directory for
+// temporary files. A namespace exists once it has an index.json.
+func (n *Names) create(ctx context.Context) error {
+	if n.dir.Name == "." {
+		return n.store.Init()
+	}
+	if there, err := n.dir.Exists(); there || err != nil {
+		return err
+	}
+	if err := n.store.Init(); err != nil {
+		return err
+	}
+	lock, err := lockNamespaces(ctx, n.store, unix.LOCK_SH)
+	if err != nil {
+		return err
+	}
+	defer disk.Release(lock)
+	made, err := n.make(nil)
+	if made {
+		n.logMade(nil)
+	}
+	return err
+}
+
+func (n *Names) logMade(labels map[string]string) {
+	events.Append(n.store.Root(), events.Event{Namespace: n.namespace, Topic: "/namespaces/create", Name: n.namespace, Labels: labels})
+}
+
+// blobsOfStore is the text of the symbolic link blobs in a namespace.
+const blobsOfStore = "../../" + v1.ImageBlobsDir
+
+// make creates the directory and files of a namespace. made is false if the directory existed: another process is about
+// to fill it, or died. labels are for a namespace that doesn't exist, so the caller must hold the lock of the
+// namespaces exclusively.
+func (n *Names) make(labels map[string]string) (made bool, err error) {
+	tree := n.dir.Tree
+	made = true
+	if err = tree.MakeDir(layout.Namespaces); err == nil {
+		err = tree.Mkdir(n.dir.Name, 0o777)
+	}
+	if errors.Is(err, fs.ErrExist) {
+		made, err = false, nil
+	}
+	blobs := n.dir.File(v1.ImageBlobsDir)
+	if err == nil {
+		err = tree.Symlink(blobsOfStore, blobs)
+	}
+	if err == nil || errors.Is(err, fs.ErrExist) {
+		if target, rerr := tree.Readlink(blobs); rerr != nil || target != blobsOfStore {
+			return false, errclass.Errorf(errdefs.ErrFailedPrecondition, "create namespace %s: %s is not a symbolic link to %s", n.namespace, tree.Path(blobs), blobsOfStore)
+		}
+		err = nil
+	}
+	for _, dir := range []string{layout.Namespaces, "."} {
+		if err == nil {
+			err = tree.SyncDir(dir)
+		}
+	}
+	if err == nil && len(labels) > 0 {
+		err = n.dir.WriteEmptyIndex(labels)
+	}
+	if err == nil {
+		err = n.dir.Create(layout.Ingest)
+	}
+	if err != nil {
+		return false, fmt.Errorf("create namespace %s: %w", n.namespace, err)
+	}
+	return made, nil
 }

@@ -15,24 +15,24 @@ import (
 	"github.com/opencontainers/go-digest"
 )
 
-// Directories of the store whose records tell what containers and namespaces have: distkit-layout(5).
+// Directories of the store with the records of containers, volumes and snapshots (distkit-layout(5)).
 const (
 	containersDir = "containers"
 	volumesDir    = "volumes"
 	snapshotsDir  = "snapshots"
 )
 
-// Pin is what a container keeps from a sweep: distkit-layout(5), CONTAINERS.
+// Pin is what a container protects from sweeps (distkit-layout(5), CONTAINERS).
 type Pin struct {
 	Namespace   string
 	ID          string        // of the container
-	Image       digest.Digest // of its manifest or index, if any
-	Snapshotter string        // driver of its snapshot, if any
+	Image       digest.Digest // its manifest or index; "" if it has none
+	Snapshotter string        // driver of its snapshot; "" if it has none
 	Snapshot    string        // key of its snapshot
 }
 
-// Pins returns what the containers of all namespaces keep. FailedPrecondition where one of them
-// does not parse: then nothing is known to be free.
+// Pins returns the pins of the containers of all namespaces. FailedPrecondition if a record is malformed, because then
+// nothing is known to be unused.
 func Pins(store *content.Store) ([]Pin, error) {
 	var pins []Pin
 	namespaces, err := subdirs(store, containersDir)
@@ -70,11 +70,11 @@ func Pins(store *content.Store) ([]Pin, error) {
 	return pins, nil
 }
 
-// maxRecord bounds a container's record, in bytes.
+// maxRecord bounds the size of a container's record in bytes.
 const maxRecord = 4 << 20
 
-// subdirs are the names of the directories in a directory of the store, none where it isn't there. A symbolic link among
-// them is FailedPrecondition: what it leads to can't be trusted, and must not count as absent.
+// subdirs returns the sorted names of the directories in a directory of the store, none if it doesn't exist. A symbolic
+// link is FailedPrecondition: its target can't be trusted, but must not count as missing.
 func subdirs(store *content.Store, dir string) ([]string, error) {
 	d, err := store.Tree.OpenDir(dir)
 	if errors.Is(err, fs.ErrNotExist) {

@@ -8,18 +8,17 @@ import (
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
-// Platform says which manifests of an index count, and which of them fits best.
+// Platform selects manifests of an index, and orders them by how well they match.
 type Platform struct {
 	name string
 	platforms.MatchComparer
-	// Asked for: a manifest that is in no index must fit, too.
+	// strict is set if the user asked for the platform: then a manifest that is in no index must match too.
 	strict bool
 }
 
-// ParsePlatform reads containerd's syntax, os/arch[/variant] or a part of it. "local" is this
-// machine's platform, but always Linux: images are Linux's, whatever looks at them. So is an
-// empty string, which chooses from an index, and takes a manifest that is alone as it is.
-// InvalidArgument for what is none.
+// ParsePlatform parses containerd's syntax, os/arch[/variant] or a part of it. "local" means Linux on this machine's
+// architecture, since images are for Linux, whatever system this is. "" selects the same from an index, but accepts any
+// manifest that is in no index. InvalidArgument if s is malformed.
 func ParsePlatform(s string) (*Platform, error) {
 	var p v1.Platform
 	if s == "" || s == "local" {
@@ -28,7 +27,7 @@ func ParsePlatform(s string) (*Platform, error) {
 	} else {
 		var err error
 		if p, err = platforms.Parse(s); err != nil {
-			return nil, errclass.Errorf(errdefs.ErrInvalidArgument, "platform %.80q is not os/arch[/variant], nor local", s)
+			return nil, errclass.Errorf(errdefs.ErrInvalidArgument, "platform %.80q is neither os/arch[/variant] nor local", s)
 		}
 	}
 	return &Platform{platforms.FormatAll(p), platforms.Only(p), s != ""}, nil

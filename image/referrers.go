@@ -16,7 +16,7 @@ import (
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
-// keepTag returns the annotation of a tag that attaches a manifest to a subject.
+// keepTag returns the annotation with a referrer tag, or nil if tag isn't one.
 func keepTag(tag string) map[string]string {
 	if _, _, ok := layout.ParseReferrerTag(tag); !ok {
 		return nil
@@ -24,11 +24,11 @@ func keepTag(tag string) map[string]string {
 	return map[string]string{v1.AnnotationRefName: tag}
 }
 
-// ParseReferrer decodes a descriptor of a list of referrers: digest, size, both types, and the tag that attaches it to a subject, if one
-// does ([layout.ReferrerTag.Tagged]). InvalidArgument if it is none.
+// ParseReferrer decodes a descriptor in a list of referrers: digest, size, both types and the referrer tag, if any
+// ([layout.ReferrerTag.Tagged]). InvalidArgument if it is malformed.
 func ParseReferrer(raw []byte) (v1.Descriptor, error) {
 	if !json.Valid(raw) {
-		return v1.Descriptor{}, errclass.Errorf(errdefs.ErrInvalidArgument, "%.80q is no descriptor of a referrer", raw)
+		return v1.Descriptor{}, errclass.Errorf(errdefs.ErrInvalidArgument, "%.80q is not a descriptor of a referrer", raw)
 	}
 	d, _ := reference(raw)
 	d.ArtifactType = member(raw, "artifactType")
@@ -43,8 +43,8 @@ func ParseReferrer(raw []byte) (v1.Descriptor, error) {
 	return d, checkDescriptor(d)
 }
 
-// Subject returns the subject of a document in the store, or "" if it has none. NotFound if it isn't there; DataLoss if it
-// does not hash to its name.
+// Subject returns the subject of a stored document, or "". NotFound if it isn't stored, DataLoss if it doesn't hash to
+// its name.
 func (w Walker) Subject(dgst digest.Digest) (digest.Digest, error) {
 	b, err := w.blob(dgst)
 	if err != nil {
@@ -53,7 +53,7 @@ func (w Walker) Subject(dgst digest.Digest) (digest.Digest, error) {
 	return layout.Subject(b), nil
 }
 
-// Referrer describes a document in the store as lists of referrers do, and returns its subject, or "" if it has none. Errors are those of
+// Referrer describes a stored document as lists of referrers do, and returns its subject, or "". Errors are those of
 // Subject.
 func (w Walker) Referrer(dgst digest.Digest) (d v1.Descriptor, subject digest.Digest, err error) {
 	b, err := w.blob(dgst)
@@ -68,8 +68,8 @@ func (w Walker) Referrer(dgst digest.Digest) (d v1.Descriptor, subject digest.Di
 	return d, subject, nil
 }
 
-// Referrers calls f with each manifest of the namespace's index that has a subject, and with the subject's digest. The
-// descriptor has the manifest's artifact type.
+// Referrers calls f with each manifest in the namespace's index that has a subject, and with the subject. The
+// descriptor has the artifact type.
 func (n *Names) Referrers(f func(d v1.Descriptor, subject digest.Digest) error) error {
 	err := n.dir.Referrers(MaxDocument, func(d v1.Descriptor, subject digest.Digest) error {
 		tag := keepTag(d.Annotations[v1.AnnotationRefName])
@@ -81,7 +81,7 @@ func (n *Names) Referrers(f func(d v1.Descriptor, subject digest.Digest) error) 
 	return nil
 }
 
-// ReferrersOf returns what Referrers lists, by subject.
+// ReferrersOf returns the result of Referrers by subject.
 func (n *Names) ReferrersOf() (map[digest.Digest][]v1.Descriptor, error) {
 	all := map[digest.Digest][]v1.Descriptor{}
 	return all, n.Referrers(func(d v1.Descriptor, subject digest.Digest) error {
@@ -90,8 +90,8 @@ func (n *Names) ReferrersOf() (map[digest.Digest][]v1.Descriptor, error) {
 	})
 }
 
-// AddReferrers adds entries without a name to the index, all in one change: lists of referrers have them, and sweeps keep their
-// documents as long as they keep the subjects. Errors are those of [Names.Create], but for AlreadyExists.
+// AddReferrers adds entries without a name to the index, in one change. Lists of referrers show them, and sweeps keep
+// their documents as long as their subjects. Errors are those of [Names.Create], except AlreadyExists.
 func (n *Names) AddReferrers(ctx context.Context, list []layout.Referrer) error {
 	if len(list) == 0 {
 		return nil

@@ -15,25 +15,24 @@ import (
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
-// maxSources bounds how many manifests and indexes of other images are read.
+// maxSources bounds the number of manifests and indexes of other images that are read.
 const maxSources = 4096
 
-// Source is a blob and another repository that has it.
+// Source is a blob, and another repository that has it.
 type Source struct {
 	Digest     digest.Digest `json:"digest"`
 	Repository string        `json:"repository"`
 }
 
-// Sources tells of the blobs of an image, in their order, which ones another repository of the
-// registry host is known to have than the one given: by their own labels, and by those of all
-// images of the namespace. Where several have it, it is the one whose name begins most like that
-// of the repository. What of other images can't be read is passed over.
+// Sources returns, in the order of an image's blobs, those that another repository of the registry host is known to
+// have, from the labels of the blobs and of all images of the namespace. If several repositories have a blob, the one
+// whose name has the longest common prefix with repository is chosen. Images that can't be read are skipped.
 func (n *Names) Sources(ctx context.Context, w Walker, target v1.Descriptor, host, repository string) ([]Source, error) {
 	w.Platform = nil
 	repository = fullRepository(host, repository)
 	label := layout.LabelSource + host
 	var list []Source
-	wanted := map[digest.Digest]int{} // where it is in the list
+	wanted := map[digest.Digest]int{} // position in the list
 	left := maxSources
 	err := w.blobs(ctx, target, map[digest.Digest]bool{}, &left, func(d v1.Descriptor) error {
 		if _, ok := wanted[d.Digest]; !ok {
@@ -99,7 +98,7 @@ func (n *Names) Sources(ctx context.Context, w Walker, target v1.Descriptor, hos
 	return slices.DeleteFunc(list, func(s Source) bool { return s.Repository == "" }), nil
 }
 
-// blobs calls f with what an image refers to that is no manifest or index, as far as it is here.
+// blobs calls f with the blobs of an image that are not manifests or indexes, as far as they are known.
 func (w Walker) blobs(ctx context.Context, d v1.Descriptor, seen map[digest.Digest]bool, left *int, f func(v1.Descriptor) error) error {
 	return w.walk(ctx, d, seen, func(n Node) error {
 		switch {
@@ -109,25 +108,25 @@ func (w Walker) blobs(ctx context.Context, d v1.Descriptor, seen map[digest.Dige
 			}
 			return nil
 		case IsIndex(n.MediaType), IsManifest(n.MediaType):
-			return nil // of a platform that is not here
+			return nil // for a platform that is not stored
 		}
 		return f(n.Descriptor)
 	})
 }
 
-// sources are the repositories that a label names, but the one, the nearest to it first.
-func sources(label, host, but string) []string {
+// sources returns the repositories in a label except one, the nearest to that one first.
+func sources(label, host, except string) []string {
 	var list []string
 	for _, s := range strings.Split(label, ",") {
-		if s = fullRepository(host, s); s != but && refname.IsRepository(s) {
+		if s = fullRepository(host, s); s != except && refname.IsRepository(s) {
 			list = append(list, s)
 		}
 	}
-	slices.SortStableFunc(list, func(a, b string) int { return nearer(a, b, but) })
+	slices.SortStableFunc(list, func(a, b string) int { return nearer(a, b, except) })
 	return list
 }
 
-// fullRepository is a repository as registries know it: docker.io/redis is library/redis there.
+// fullRepository returns a repository as registries know it: docker.io/redis is library/redis there.
 func fullRepository(host, s string) string {
 	if host == "docker.io" && s != "" && !strings.Contains(s, "/") {
 		return "library/" + s
@@ -135,8 +134,7 @@ func fullRepository(host, s string) string {
 	return s
 }
 
-// nearer orders repositories by how many components of their names they begin with in common
-// with another one.
+// nearer orders repositories by the number of leading name components in common with another one.
 func nearer(a, b, with string) int {
 	return cmp.Compare(common(b, with), common(a, with))
 }

@@ -7,24 +7,25 @@ import (
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
-// State is how much of an image is in the store.
+// State says how much of an image is in the store.
 type State string
 
 // The states of an image.
 const (
-	Whole      State = "whole"      // all blobs are here
-	Sparse     State = "sparse"     // of an index some manifests are whole, and the others aren't here
-	Incomplete State = "incomplete" // a config or layer of a manifest that is here is missing, or all manifests of an index
-	Dangling   State = "dangling"   // the blob that the descriptor means is missing itself
+	Whole      State = "whole"      // all blobs are stored
+	Sparse     State = "sparse"     // some manifests of an index are whole, and the others are missing
+	Incomplete State = "incomplete" // a config or layer of a stored manifest is missing, or all manifests of an index are
+	Dangling   State = "dangling"   // the target itself is missing
 	Corrupt    State = "corrupt"    // Walk fails: a document or a size is wrong
 )
 
-// State returns the state of an image, how many blobs are missing, as far as can be known, and of a corrupt image what is wrong
-// with it. All manifests of an index count, whatever the walker's platform. Documents are hashed, other blobs aren't.
+// State returns the state of an image, the number of missing blobs as far as they are known, and, for a corrupt image,
+// the problem. It considers all manifests of an index, whatever the walker's platform. Documents are hashed, other
+// blobs are not.
 func (w Walker) State(ctx context.Context, d v1.Descriptor) (s State, missing int, problem, err error) {
 	w.Platform = nil
 	var dangling, partly bool
-	leaves, absent := 0, 0 // what indexes refer to: manifests that are here, and documents that aren't
+	leaves, absent := 0, 0 // the manifests of indexes that are stored, and the documents that are missing
 	err = w.Walk(ctx, d, func(n Node) error {
 		if !n.Here {
 			missing++

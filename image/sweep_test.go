@@ -353,8 +353,8 @@ func TestSweepKeepsNobodyWaiting(t *testing.T) {
 		if e.Topic == "/content/delete" {
 			t.Errorf("%+v", e)
 		}
-		if e.Count > most {
-			t.Errorf("one phase has deleted %d blobs, and %d are the most", e.Count, most)
+		if e.Count > phaseBlobs {
+			t.Errorf("one phase has deleted %d blobs, and %d are the most", e.Count, phaseBlobs)
 		}
 		counted += e.Count
 		return nil

@@ -11,17 +11,17 @@ import (
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
-// Usage is what an image takes in the store, alternates not counted.
+// Usage is the space that an image takes in the store, without alternates.
 type Usage struct {
-	Name      string        `json:"name,omitempty"` // "" for an entry of the index without one
+	Name      string        `json:"name,omitempty"` // "" for an entry without a name
 	Target    digest.Digest `json:"target"`
-	Size      int64         `json:"size"`      // bytes of its blobs that are here, for all platforms
+	Size      int64         `json:"size"`      // of its stored blobs, for all platforms, in bytes
 	Shared    int64         `json:"shared"`    // of those that another name, a container or a label needs too
-	Exclusive int64         `json:"exclusive"` // of the others: a sweep deletes them once the name is gone
+	Exclusive int64         `json:"exclusive"` // of the others: a sweep deletes them after the name is deleted
 }
 
-// Usage returns what each image of the namespace takes, sorted by name. What a name needs is what a [Sweep] keeps for it; names of
-// all namespaces count.
+// Usage returns the usage of each image of the namespace, sorted by name. An image uses what a [Sweep] keeps for it. A
+// blob counts as shared if a name of any namespace needs it.
 func (n *Names) Usage(ctx context.Context) ([]Usage, error) {
 	blobs := map[[16]byte]blobUse{}
 	err := n.store.WalkSizes(ctx, func(info content.Info) error {
@@ -69,19 +69,19 @@ func (n *Names) Usage(ctx context.Context) ([]Usage, error) {
 	return all, nil
 }
 
-// blobUse is a blob's size, and the first target that needs it.
+// blobUse is the size of a blob, and the first target that needs it.
 type blobUse struct {
 	size  int64
 	first *targetUse
 }
 
-// targetUse sums up what a target needs, for all roots that point at it.
+// targetUse has the totals of a target, for all roots that point at it.
 type targetUse struct {
 	roots           int
 	size, exclusive int64
 }
 
-// take counts a blob, if it is here. It is exclusive to the first target that takes it until another one does.
+// take adds a blob, if it is stored. It is exclusive to the first target that takes it, until another target does.
 func (t *targetUse) take(blobs map[[16]byte]blobUse, key [16]byte) {
 	b, here := blobs[key]
 	if !here {
@@ -99,5 +99,5 @@ func (t *targetUse) take(blobs map[[16]byte]blobUse, key [16]byte) {
 	}
 }
 
-// manyTargets stands for several targets.
+// manyTargets stands for more than one target.
 var manyTargets targetUse

@@ -9,12 +9,11 @@ import (
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
-// Validate tells whether the bytes are a manifest, an index or an image config (image-spec
-// v1.1, manifest.md, image-index.md, config.md; docker's too) that others can read. What is
-// none is InvalidArgument.
+// Validate returns InvalidArgument unless b is a manifest, index or image config (image-spec v1.1, manifest.md,
+// image-index.md, config.md; or Docker's) that other tools can read.
 func Validate(b []byte) error {
 	if len(b) > MaxDocument {
-		return fmt.Errorf("%d bytes are too many for a manifest, index or config: %w", len(b), errdefs.ErrInvalidArgument)
+		return fmt.Errorf("%d bytes are too much for a manifest, index or config: %w", len(b), errdefs.ErrInvalidArgument)
 	}
 	var kind struct {
 		SchemaVersion *int            `json:"schemaVersion"`
@@ -22,7 +21,7 @@ func Validate(b []byte) error {
 		RootFS        json.RawMessage `json:"rootfs"`
 	}
 	if err := json.Unmarshal(b, &kind); err != nil {
-		return fmt.Errorf("no manifest, index or config: %w: %w", err, errdefs.ErrInvalidArgument)
+		return fmt.Errorf("not a manifest, index or config: %w: %w", err, errdefs.ErrInvalidArgument)
 	}
 	if kind.RootFS != nil && kind.SchemaVersion == nil && kind.MediaType == "" {
 		if err := validateConfig(b); err != nil {

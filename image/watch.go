@@ -11,20 +11,20 @@ import (
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
-// Watched is a Listing that knows whether it is still what the store has.
+// Watched is a Listing that can tell whether it is still current.
 type Watched struct {
 	Listing
 	from   *markedNames
 	tagged func() map[string]v1.Descriptor
 }
 
-// Watch returns the names as they are now. The caller closes it.
+// Watch returns the current names. The caller must close the result.
 func (n *Names) Watch() (*Watched, error) {
 	m, ix, err := openMarked(n)
 	if err != nil {
 		return nil, err
 	}
-	m.entries = nil // these are for a sweep
+	m.entries = nil // only a sweep needs them
 	w := &Watched{Listing: Listing{index: ix}, from: m}
 	w.tagged = sync.OnceValue(w.readTagged)
 	return w, nil
@@ -33,8 +33,8 @@ func (n *Names) Watch() (*Watched, error) {
 // Current reports whether no name has changed since.
 func (w *Watched) Current() bool { return w.from.file != nil && w.from.current() }
 
-// Targets yields what the entries point at, those without a name included, each digest once. Entries that are no descriptors are
-// left out.
+// Targets yields the targets of all entries, with or without a name, each digest once. It skips entries that are not
+// descriptors.
 func (w *Watched) Targets() iter.Seq[v1.Descriptor] {
 	return func(yield func(v1.Descriptor) bool) {
 		seen := map[digest.Digest]bool{}
@@ -50,8 +50,8 @@ func (w *Watched) Targets() iter.Seq[v1.Descriptor] {
 	}
 }
 
-// Tagged returns the descriptor of a signature that cosign attached by a tag ([layout.ParseReferrerTag]). The store keeps the tag in an
-// annotation of an entry that has no name.
+// Tagged returns the descriptor of a document that is attached by a referrer tag ([layout.ParseReferrerTag]). The store
+// keeps the tag in an annotation of an entry without a name.
 func (w *Watched) Tagged(tag string) (d v1.Descriptor, ok bool) {
 	if _, _, is := layout.ParseReferrerTag(tag); is {
 		d, ok = w.tagged()[tag]
@@ -59,7 +59,7 @@ func (w *Watched) Tagged(tag string) (d v1.Descriptor, ok bool) {
 	return d, ok
 }
 
-// readTagged reads all that Tagged can return. Of two entries with a tag the first counts.
+// readTagged returns everything that Tagged can return. The first of several entries with the same tag counts.
 func (w *Watched) readTagged() map[string]v1.Descriptor {
 	all := map[string]v1.Descriptor{}
 	for _, e := range w.index.Entries {
@@ -79,7 +79,7 @@ func (w *Watched) readTagged() map[string]v1.Descriptor {
 	return all
 }
 
-// Close forgets the file that the names are from.
+// Close closes the index.json that the names are from.
 func (w *Watched) Close() {
 	if w.from.file != nil {
 		_ = w.from.file.Close()
