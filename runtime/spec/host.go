@@ -23,6 +23,7 @@ type Host struct {
 	CPUSet        string   // usable processors as in cpuset(7); "" if unknown
 	MemSet        string   // usable memory nodes as in cpuset(7); "" if unknown
 	UserNamespace bool     // this process is not in the initial one, so it can't mount a sysfs for the host's network
+	Missing       []string // /dev/shm or /dev/mqueue, if the host has none to share
 	MaskedPaths   []string // paths of single processors that docker masks too
 	Sysctls       []string // docker's default sysctls, as far as the kernel has them
 	AppArmor      bool     // AppArmor is enabled
@@ -40,6 +41,11 @@ func ThisHost() Host {
 	h.LimitsSwap = limitsSwap()
 	h.CPUSet, h.MemSet = readSet("cpu/online"), readSet("node/has_memory")
 	h.UserNamespace = sys.InUserNamespace()
+	for _, name := range []string{"/dev/shm", "/dev/mqueue"} {
+		if _, err := os.Stat(name); errors.Is(err, fs.ErrNotExist) {
+			h.Missing = append(h.Missing, name)
+		}
+	}
 	// From these files a container could learn what other programs compute (moby's GHSA-6fw5-f8r9-fgfm).
 	h.MaskedPaths, _ = filepath.Glob("/sys/devices/system/cpu/cpu[0-9]*/thermal_throttle")
 	for name := range defaultSysctls {
@@ -118,14 +124,17 @@ func HostDevices(source, target, access string) (all []Device, err error) {
 	} else if err != nil {
 		return nil, fmt.Errorf("device %s: %w", source, err)
 	}
-	err = filepath.WalkDir(real, func(name string, _ fs.DirEntry, err error) error {
+	err = filepath.WalkDir(real, func(name string, entry fs.DirEntry, err error) error {
 		if err != nil && name != real {
 			return nil //nolint:nilerr // devices come and go
 		}
 		if err == nil && name != real {
 			switch name {
 			case "/dev/pts", "/dev/shm", "/dev/fd", "/dev/mqueue", "/dev/.lxc", "/dev/.lxd-mounts", "/dev/.udev":
-				return fs.SkipDir
+				if entry.IsDir() { // /dev/fd is a link, and SkipDir would leave out all that comes after it
+					return fs.SkipDir
+				}
+				return nil
 			case "/dev/console", "/dev/ptmx", "/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom", "/dev/tty":
 				return nil
 			}

@@ -342,6 +342,10 @@ func (o *Options) mounts() ([]specs.Mount, error) {
 		// As in docker, POSIX shared memory and message queues are shared by their directories.
 		for _, name := range []string{"/dev/shm", "/dev/mqueue"} {
 			i := slices.IndexFunc(all, func(m specs.Mount) bool { return m.Destination == name })
+			if slices.Contains(o.Host.Missing, name) {
+				all = slices.Delete(all, i, i+1)
+				continue
+			}
 			all[i] = specs.Mount{Destination: name, Type: "bind", Source: name, Options: []string{"rbind", "rprivate", "nosuid", "noexec", "nodev"}}
 		}
 	}

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"flag"
 	"fmt"
+	"io/fs"
 	"maps"
 	"os"
 	"os/exec"
@@ -354,6 +355,28 @@ func TestDevicesOfADirectory(t *testing.T) {
 		}
 		if want := []string{"/dev/these/below/two c 1:5 r", "/dev/these/one c 1:3 r"}; err != nil || !slices.Equal(got, want) {
 			t.Errorf("%s: %q %v", source, got, err)
+		}
+	}
+}
+
+// --privileged gives all devices of the host, whatever links and directories are among them.
+func TestDevicesOfTheHost(t *testing.T) {
+	t.Parallel()
+	all, err := HostDevices("/dev", "/dev", "rwm")
+	if err != nil && !errdefs.IsInvalidArgument(err) {
+		t.Fatal(err)
+	}
+	entries, err := os.ReadDir("/dev")
+	if err != nil {
+		t.Fatal(err)
+	}
+	usual := []string{"console", "ptmx", "null", "zero", "full", "random", "urandom", "tty"}
+	for _, e := range entries {
+		if e.Type()&fs.ModeDevice == 0 || slices.Contains(usual, e.Name()) {
+			continue
+		}
+		if !slices.ContainsFunc(all, func(d Device) bool { return d.Path == "/dev/"+e.Name() }) {
+			t.Errorf("%s is missing", e.Name())
 		}
 	}
 }
