@@ -5,6 +5,7 @@ PREFIX  ?= /usr/local
 DESTDIR ?=
 TESTFLAGS ?=
 VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo devel)
+DATE    ?= $(shell git log -1 --format=%cs 2>/dev/null)
 
 COMMANDS  := $(notdir $(patsubst %/main.go,%,$(wildcard cmd/*/main.go)))
 WORKFLOWS := $(notdir $(filter-out %.md,$(wildcard scripts/dist-* scripts/snap-*)))
@@ -64,10 +65,12 @@ lint:
 	@scripts/lint
 
 man: $(PAGES)
-man/%:
+page = $(or $(wildcard cmd/*/$(1).md scripts/$(1).md image/$(1).md layer/*/$(1).md remotes/$(1).md snapshot/$(1).md),content/$(1:distkit-%=%).md)
+.SECONDEXPANSION:
+man/%: $$(call page,$$*)
 	@mkdir -p man
-	@go run github.com/cpuguy83/go-md2man/v2@v2.0.7 -out $@ \
-		-in $(or $(wildcard cmd/*/$*.md scripts/$*.md image/$*.md layer/*/$*.md remotes/$*.md snapshot/$*.md),content/$(*:distkit-%=%).md)
+	@sed '1s|""|"$(DATE)"|; 1s|distkit$$|"distkit $(VERSION)"|' $< >$@.md
+	@go run github.com/cpuguy83/go-md2man/v2@v2.0.7 -in $@.md -out $@ && rm $@.md
 
 completions:
 	@go run ./cmd/internal/completions completions $(COMMANDS) $(filter-out dist-check-remote dist-remote-% snap-%,$(WORKFLOWS))
@@ -79,7 +82,10 @@ install:
 uninstall:
 	@DESTDIR='$(DESTDIR)' scripts/install --remove '$(PREFIX)'
 
-dist: all
+# The pages bear the version.
+dist:
+	@rm -rf man
+	@$(MAKE) --no-print-directory all
 	@scripts/package dist tar.gz deb rpm apk
 
 clean:
