@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"unicode/utf8"
 )
 
 var sections = []string{"NAME", "SYNOPSIS", "DESCRIPTION", "OPTIONS", "INPUT", "OUTPUT", "EXIT STATUS", "ENVIRONMENT", "EXAMPLES", "SEE ALSO"}
@@ -249,5 +250,21 @@ func TestPagesReferToPages(t *testing.T) {
 	}
 	if found < 500 {
 		t.Errorf("only %d references were found", found)
+	}
+}
+
+// TestCodeOfPagesFits80Columns: man does not wrap it. The lines of SYNOPSIS are those of --help.
+func TestCodeOfPagesFits80Columns(t *testing.T) {
+	for page, text := range pages(t) {
+		section := ""
+		for i, line := range strings.Split(text, "\n") {
+			if strings.HasPrefix(line, "# ") {
+				section = line
+			}
+			code, ok := strings.CutPrefix(line, "    ")
+			if n := utf8.RuneCountInString(strings.ReplaceAll(code, "\t", "    ")); ok && section != "# SYNOPSIS" && n > 80 {
+				t.Errorf("line %d of %s has %d columns: %s", i+1, page, n, code)
+			}
+		}
 	}
 }
