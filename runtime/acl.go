@@ -21,7 +21,8 @@ const (
 	aclOther = 0x20
 )
 
-// searchList is the access control list of a directory of mode 0700 that these users, beside its owner, may search.
+// searchList returns the access control list of a directory of mode 0700 that these users may search, besides its
+// owner.
 func searchList(users []uint32) []byte {
 	const none, search, all = 0, 1, 7
 	b := binary.LittleEndian.AppendUint32(nil, 2) // version
@@ -54,7 +55,7 @@ func listed(list []byte) (users []uint32, ok bool) {
 	return users, slices.Equal(list, searchList(users))
 }
 
-// searchers returns the users who may search a directory by a [searchList].
+// searchers returns the users who may search a directory because of a [searchList].
 func searchers(dir string) (users []uint32, ok bool) {
 	list := make([]byte, 64<<10)
 	n, err := unix.Lgetxattr(dir, aclName, list)

@@ -10,15 +10,16 @@ import (
 	"distkit/runtime/stdio"
 )
 
-// Attach says how to join a detached process.
+// Attach are the options for attaching to a detached process.
 type Attach struct {
-	Input      bool   // standard input goes to the process
-	DetachKeys []byte // keys that end the joining if typed on a terminal; none if empty
+	Input      bool   // pass standard input on to the process
+	DetachKeys []byte // keys that detach when typed on a terminal; empty for none
 }
 
-// Attach joins a detached process: its output from now on goes to this process's standard output and error, standard input
-// goes to it, and so do signals and the size of the terminal. It returns how the process ended, or nil if the user has left by
-// the keys. If the output was not read fast enough, the error is a [stdio.Missing], and the exit is valid nevertheless.
+// Attach attaches to a detached process. Its output, from now on, goes to this process's standard output and error.
+// Standard input, signals and the size of the terminal are passed on to it. Attach returns how the process ended, or
+// nil if the user has detached by the keys. If the output was not read fast enough, the error is a [stdio.Missing], and
+// the exit is valid nevertheless.
 func (p *Process) Attach(ctx context.Context, o Attach) (*Exit, error) {
 	l, err := p.attended(ctx, "attach")
 	if err != nil {

@@ -19,20 +19,20 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Errors of a command that the container's process can't become, found before the container
-// is made or told by the runtime: docker's statuses 127 and 126.
+// Errors of a command that can't be executed, found before the container is made or reported by the runtime. Their
+// statuses are docker's 127 and 126.
 var (
 	ErrCommandNotFound      = errors.New("not found in the container")
 	ErrCommandNotExecutable = errors.New("not executable")
 )
 
-// bundle is an OCI bundle that is fit to be run.
+// bundle is an OCI bundle that has been checked.
 type bundle struct {
-	dir  string // absolute, without symbolic links: runc takes no other
+	dir  string // absolute and without symbolic links, as runc requires
 	spec specs.Spec
 }
 
-// realBundle is the bundle's directory, absolute and without symbolic links.
+// realBundle returns a bundle's directory, absolute and without symbolic links.
 func realBundle(dir string) (string, error) {
 	real, err := filepath.EvalSymlinks(dir)
 	if err == nil {
@@ -47,8 +47,8 @@ func realBundle(dir string) (string, error) {
 	return real, nil
 }
 
-// openBundle reads the config.json of the bundle in the directory real, which the user calls dir, and
-// checks what can be told at once, and clearly: the root filesystem, the sources of bind mounts, the command.
+// openBundle reads the config.json of the bundle in the directory real; messages call it dir, as the user does. To
+// report errors early and clearly, it checks the root filesystem, the sources of bind mounts and the command.
 func openBundle(real, dir string) (*bundle, error) {
 	b, err := openBundleConfig(real, dir)
 	if err != nil {
@@ -78,7 +78,7 @@ func openBundleConfig(real, dir string) (*bundle, error) {
 	return b, nil
 }
 
-// Command returns the command of the container's process, as its configuration says, and nil if there is none to be read. A
+// Command returns the command of the container's process from its configuration, or nil if that can't be read. A
 // configuration outside of the container's directory is read only if this user made the container.
 func (c *Container) Command() []string {
 	tree, name := c.set.tree(), c.rel("config.json")
@@ -93,7 +93,7 @@ func (c *Container) Command() []string {
 		return nil
 	}
 	defer f.Close()
-	// The process is near the beginning of a document of which the system call filter is the larger part.
+	// Read by tokens: process comes early in the document, most of which is the system call filter.
 	d := json.NewDecoder(io.LimitReader(f, spec.MaxDocument))
 	if t, err := d.Token(); err != nil || t != json.Delim('{') {
 		return nil
@@ -121,7 +121,7 @@ func (c *Container) Command() []string {
 
 func (b *bundle) check(name string) error {
 	rootfs := b.inBundle(b.spec.Root.Path)
-	root, err := os.OpenFile(rootfs, os.O_RDONLY|unix.O_DIRECTORY, 0) // a FIFO would block
+	root, err := os.OpenFile(rootfs, os.O_RDONLY|unix.O_DIRECTORY, 0) // O_DIRECTORY, because opening a FIFO would block
 	if err == nil {
 		defer root.Close()
 		var info fs.FileInfo
@@ -146,8 +146,8 @@ func (b *bundle) check(name string) error {
 	return b.checkCommand(root)
 }
 
-// private writes the bundle that the runtime is given to a directory, and returns that. The cgroups are
-// chosen here, whatever config.json says, and nobody changes what was checked.
+// private writes the bundle for the runtime to a private directory and returns that. Nobody can change there what was
+// checked. The cgroups are chosen here, whatever config.json says.
 func (b *bundle) private(dir, cgroupsPath string) (string, error) {
 	spec := b.spec
 	root := *spec.Root
@@ -182,8 +182,8 @@ func (b *bundle) inBundle(p string) string {
 	return filepath.Join(b.dir, p)
 }
 
-// checkCommand says that the command isn't there, or is no executable, where that can be said
-// for sure. The runtime would say so too, but on the container's standard error.
+// checkCommand returns an error if the command certainly does not exist or is not executable. The runtime would report
+// that too, but on the container's standard error.
 func (b *bundle) checkCommand(root *os.File) error {
 	p, name := b.spec.Process, b.command()[0]
 	if b.spec.Hooks != nil || b.spec.Linux == nil {
@@ -194,7 +194,7 @@ func (b *bundle) checkCommand(root *os.File) error {
 		case d == "/proc", d == "/sys", d == "/dev", strings.HasPrefix(d, "/sys/"), strings.HasPrefix(d, "/dev/"),
 			d == "/etc/hosts", d == "/etc/resolv.conf", d == "/etc/hostname":
 		default:
-			return nil // the command may be in there, or behind a link into it
+			return nil // the command may be in that mount, or a link may lead into it
 		}
 	}
 	var candidates []string
@@ -217,7 +217,7 @@ func (b *bundle) checkCommand(root *os.File) error {
 		case errors.Is(err, unix.ENOENT), errors.Is(err, unix.ENOTDIR):
 			continue
 		case err != nil:
-			return nil // for the runtime to say
+			return nil // leave it to the runtime
 		}
 		info, err := f.Stat()
 		f.Close()
@@ -253,8 +253,8 @@ func under(p string, dirs ...string) bool {
 	return false
 }
 
-// Bundle is a bundle's directory as a [Record] has it: absolute and without symbolic links. "" is
-// the container's own.
+// Bundle returns a bundle's directory for a [Record]: absolute and without symbolic links. "" stays "", which means the
+// container's own.
 func Bundle(dir string) (string, error) {
 	if dir == "" {
 		return "", nil

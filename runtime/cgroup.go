@@ -23,14 +23,14 @@ import (
 
 const cgroupRoot = "/sys/fs/cgroup"
 
-// cgroupMount is a cgroup hierarchy that is mounted below [cgroupRoot].
+// cgroupMount is a cgroup hierarchy mounted at or below [cgroupRoot].
 type cgroupMount struct {
 	dir  string
 	own  string // this process's cgroup in it, "/" for the root
-	kind string // what /proc/PID/cgroup calls it: controllers, name=NAME, or "" for cgroup v2
+	kind string // the hierarchy in /proc/PID/cgroup: controllers, name=NAME, or "" for cgroup v2
 }
 
-// cgroupMounts lists the hierarchies, and reports whether cgroup v2 is the only one.
+// cgroupMounts lists the hierarchies. unified is true if cgroup v2 is the only one.
 func cgroupMounts() (mounts []cgroupMount, unified bool) {
 	b, err := os.ReadFile("/proc/self/cgroup")
 	if err != nil {
@@ -48,7 +48,7 @@ func cgroupMounts() (mounts []cgroupMount, unified bool) {
 		case parts[0] == "0" && unified:
 			names = []string{""}
 		case parts[0] == "0":
-			names = []string{"unified"} // runc has a cgroup there too
+			names = []string{"unified"} // runc makes a cgroup there too
 		case unified:
 			continue
 		}
@@ -57,7 +57,7 @@ func cgroupMounts() (mounts []cgroupMount, unified bool) {
 			if _, err := os.Stat(filepath.Join(m.dir, "cgroup.procs")); err != nil {
 				continue
 			}
-			// Own is outside of a cgroup namespace, or of the part that is mounted here.
+			// own is not visible here: it is outside of this cgroup namespace, or of what is mounted.
 			if _, err := os.Stat(filepath.Join(m.dir, m.own)); err != nil || strings.HasPrefix(m.own, "/..") {
 				m.own = "/"
 			}
@@ -68,23 +68,23 @@ func cgroupMounts() (mounts []cgroupMount, unified bool) {
 	return mounts, unified
 }
 
-// placement says where the cgroups of one run of a container are: linux.cgroupsPath, and their directories.
-// It is empty where this process may not make cgroups.
+// placement holds the cgroups for one run of a container: linux.cgroupsPath, and the directories that result. It is
+// empty if this process may not make cgroups.
 type placement struct {
 	path string
 	dirs []string
-	// monitors is the cgroup's path that the monitor has to move to: what ends with the caller's cgroup would
-	// leave a container elsewhere without a monitor. It is "" where the container is below the caller's cgroup.
+	// monitors is the path of a cgroup that the monitor must enter, or "" if the container is below the caller's
+	// cgroup. A container elsewhere must not lose its monitor when the caller's cgroup is killed.
 	monitors string
 }
 
-// defaultParent is the parent of the cgroups of containers that outlive their caller.
+// defaultParent is the parent cgroup of containers that outlive their caller.
 const defaultParent = "/distkit"
 
-// placeCgroups chooses a container's cgroups: below the runtime's parent cgroup if it has one, else, in the
-// foreground, below this process's own, so that they end together, else below [defaultParent]. Their
-// name has a random part, so that nothing else has it, and what is found in them later is the container's.
-// Limits are the cgroup v2 controllers that the container has limits of.
+// placeCgroups chooses the cgroups of a container. They are below the runtime's parent cgroup, if that is set.
+// Otherwise those of a foreground run are below this process's own, so that both are killed together. All others are
+// below [defaultParent]. The name has a random part, so that it is unique, and whatever is found in these cgroups later
+// belongs to the container. limits lists the cgroup v2 controllers that the container's limits need.
 func placeCgroups(key string, r *Runtime, detached bool, limits []string) (placement, error) {
 	var random [8]byte
 	_, _ = rand.Read(random[:]) // never fails
@@ -93,7 +93,7 @@ func placeCgroups(key string, r *Runtime, detached bool, limits []string) (place
 	if len(mounts) == 0 {
 		return placement{}, nil
 	}
-	var parents []string // "" is this process's own
+	var parents []string // "" stands for this process's own cgroup
 	switch {
 	case r.cgroupParent != "":
 		parents = []string{r.cgroupParent}
@@ -123,11 +123,12 @@ func placeCgroups(key string, r *Runtime, detached bool, limits []string) (place
 	if last.path == "" && r.cgroupParent != "" {
 		return placement{}, errclass.Errorf(errdefs.ErrPermissionDenied, "no cgroups can be made below %s", r.cgroupParent)
 	}
-	return last, nil // where the runtime says what limits can't be had
+	return last, nil // the runtime reports which limits it can't set there
 }
 
-// placeEach places cgroups in all hierarchies of version 1. This process's own cgroup may have another path in each.
-// Only runc can place some below them, by a relative path; other runtimes take that as one below the root.
+// placeEach places cgroups in all hierarchies of version 1. This process's own cgroup may have a different path in
+// each. Only runc can place cgroups relative to those paths, if given a relative path; other runtimes resolve it from
+// the root.
 func placeEach(mounts []cgroupMount, parent, name string, relative bool) (p placement) {
 	p.path = filepath.Join("/", parent, name)
 	if parent != "" {
@@ -148,12 +149,12 @@ func placeEach(mounts []cgroupMount, parent, name string, relative bool) (p plac
 	return p
 }
 
-// placeUnified places a cgroup of version 2. It is not ok if the limits can't be had there.
+// placeUnified places a cgroup of version 2. ok is false if the limits can't be set there.
 func placeUnified(m cgroupMount, parent, name string, limits []string) (p placement, ok bool) {
 	own := parent == ""
 	if own {
 		parent = m.own
-		// Where a caller's processes are put aside, containers lie beside that.
+		// If the caller's processes are in a subgroup made by putAside, containers go beside that.
 		if up := filepath.Dir(parent); filepath.Base(parent) == supervisorName && delegated(filepath.Join(m.dir, up)) {
 			parent = up
 		}
@@ -165,17 +166,17 @@ func placeUnified(m cgroupMount, parent, name string, limits []string) (p placem
 	p = placement{path: filepath.Join("/", parent, name), dirs: []string{filepath.Join(dir, name)}}
 	if !own {
 		p.monitors = filepath.Join(parent, monitorsName)
-		return p, true // the runtime enables controllers along the path
+		return p, true // the runtime enables the controllers on the way
 	}
 	if _, err := os.Stat(filepath.Join(dir, "cgroup.type")); err != nil {
-		return p, true // the root is exempt from what handOn is for
+		return p, true // the root cgroup may have both processes and controllers for children
 	}
 	return p, handOn(dir, limits)
 }
 
-// handOn makes a cgroup's children have controllers, and reports whether they do. A cgroup
-// that has processes can't hand on controllers ("no internal processes", cgroups(7)). If the supervisor has
-// delegated it, they are put aside, as podman's --cgroups=split does.
+// handOn enables controllers for a cgroup's children, and reports whether it could. A cgroup with processes can't do
+// that ("no internal processes", cgroups(7)). If the cgroup is delegated, its processes are moved to a subgroup first,
+// as podman's --cgroups=split does.
 func handOn(dir string, controllers []string) bool {
 	missing := func(file string) (all []string) {
 		b, _ := os.ReadFile(filepath.Join(dir, file))
@@ -196,7 +197,7 @@ func handOn(dir string, controllers []string) bool {
 		return os.WriteFile(filepath.Join(dir, "cgroup.subtree_control"), []byte("+"+strings.Join(missing("cgroup.subtree_control"), " +")), 0)
 	}
 	err := enable()
-	for tries := 0; errors.Is(err, unix.EBUSY) && tries < 10 && delegated(dir); tries++ { // processes may begin meanwhile
+	for tries := 0; errors.Is(err, unix.EBUSY) && tries < 10 && delegated(dir); tries++ { // processes may start in between
 		if putAside(dir) != nil {
 			return false
 		}
@@ -205,14 +206,14 @@ func handOn(dir string, controllers []string) bool {
 	return err == nil
 }
 
-// supervisorName is the cgroup for the processes of a delegated cgroup, monitorsName that for what
-// looks after containers elsewhere. No container is in either.
+// supervisorName is the subgroup for the processes of a delegated cgroup. monitorsName is the one for monitors of
+// containers elsewhere. Neither has containers.
 const (
 	supervisorName = "supervisor"
 	monitorsName   = "distkit-monitors"
 )
 
-// putAside moves a cgroup's own processes to one below it.
+// putAside moves a cgroup's own processes to a subgroup.
 func putAside(dir string) error {
 	aside := filepath.Join(dir, supervisorName)
 	if err := os.Mkdir(aside, 0o755); err != nil && !errors.Is(err, fs.ErrExist) {
@@ -227,7 +228,7 @@ func putAside(dir string) error {
 	return err
 }
 
-// delegated reports whether systemd has delegated a cgroup: it marks those (systemd.resource-control(5), Delegate=).
+// delegated reports whether systemd has delegated a cgroup. It marks those (systemd.resource-control(5), Delegate=).
 func delegated(dir string) bool {
 	var b [8]byte
 	for _, name := range []string{"user.delegate", "trusted.delegate"} {
@@ -238,14 +239,14 @@ func delegated(dir string) bool {
 	return false
 }
 
-// domain reports whether a cgroup can have children for whole processes.
+// domain reports whether a cgroup can have children with whole processes.
 func domain(dir string) bool {
 	b, err := os.ReadFile(filepath.Join(dir, "cgroup.type"))
 	kind := strings.TrimSpace(string(b))
-	return err != nil || kind == "domain" || kind == "domain threaded" // the root has no type
+	return err != nil || kind == "domain" || kind == "domain threaded" // the root cgroup has no type
 }
 
-// writable reports whether this process may make cgroups in a directory, which need not exist yet.
+// writable reports whether this process may make cgroups in a directory. The directory need not exist yet.
 func writable(dir string) bool {
 	for {
 		err := unix.Access(dir, unix.W_OK)
@@ -256,8 +257,8 @@ func writable(dir string) bool {
 	}
 }
 
-// enterMonitors moves this process to a cgroup for monitors, in version 2, and where systemd tracks processes in
-// version 1. It does what it can: where the container was placed it is allowed, as a rule.
+// enterMonitors moves this process to a cgroup for monitors, in version 2 and in the hierarchy of version 1 where
+// systemd tracks processes. It ignores errors: whoever could place the container is usually allowed to do this too.
 func enterMonitors(path string) {
 	if path == "" {
 		return
@@ -274,7 +275,7 @@ func enterMonitors(path string) {
 	}
 }
 
-// controllers lists the cgroup v2 controllers that limits need.
+// controllers lists the cgroup v2 controllers that the limits need.
 func controllers(l *specs.Linux) (all []string) {
 	if l == nil || l.Resources == nil {
 		return nil
@@ -294,8 +295,8 @@ func controllers(l *specs.Linux) (all []string) {
 	return all
 }
 
-// CgroupParent makes the cgroups of containers be below one of the host's, which is a path from the root of each
-// hierarchy. A path with .. in it is InvalidArgument.
+// CgroupParent sets the parent of the containers' cgroups: a path from the root of each hierarchy. A path with ".." is
+// InvalidArgument.
 func (r *Runtime) CgroupParent(path string) error {
 	if path == "" {
 		return nil
@@ -307,7 +308,7 @@ func (r *Runtime) CgroupParent(path string) error {
 	return nil
 }
 
-// existing returns those of the directories that exist.
+// existing returns the directories that exist.
 func existing(dirs []string) []string {
 	return slices.DeleteFunc(slices.Clone(dirs), func(d string) bool {
 		_, err := os.Lstat(d)
@@ -315,7 +316,7 @@ func existing(dirs []string) []string {
 	})
 }
 
-// hierarchy returns the one of the cgroups that has a file.
+// hierarchy returns the first of the cgroups that has a file of that name.
 func hierarchy(cgroups []string, file string) (dir string, ok bool) {
 	for _, d := range cgroups {
 		if _, err := os.Stat(filepath.Join(d, file)); err == nil {
@@ -325,7 +326,7 @@ func hierarchy(cgroups []string, file string) (dir string, ok bool) {
 	return "", false
 }
 
-// processes lists what runs in the cgroups and those below them.
+// processes lists the processes in the cgroups and below.
 func processes(cgroups []string) []int {
 	var pids []int
 	for _, d := range cgroups {
@@ -335,7 +336,7 @@ func processes(cgroups []string) []int {
 			}
 			b, _ := os.ReadFile(filepath.Join(name, "cgroup.procs"))
 			for _, f := range strings.Fields(string(b)) {
-				// 0 is a process of another PID namespace.
+				// 0 stands for a process in another PID namespace.
 				if pid, err := strconv.Atoi(f); err == nil && pid > 0 && !slices.Contains(pids, pid) {
 					pids = append(pids, pid)
 				}
@@ -347,7 +348,7 @@ func processes(cgroups []string) []int {
 	return pids
 }
 
-// frozen tells whether the cgroups are paused.
+// frozen reports whether the cgroups are paused.
 func frozen(cgroups []string) bool {
 	if d, ok := hierarchy(cgroups, "freezer.state"); ok {
 		b, _ := os.ReadFile(filepath.Join(d, "freezer.state"))
@@ -360,7 +361,7 @@ func frozen(cgroups []string) bool {
 	return false
 }
 
-// thaw lets what is paused go on, so that it can be killed.
+// thaw resumes paused cgroups, so that their processes can be killed.
 func thaw(cgroups []string) {
 	if d, ok := hierarchy(cgroups, "freezer.state"); ok {
 		_ = os.WriteFile(filepath.Join(d, "freezer.state"), []byte("THAWED"), 0)
@@ -370,8 +371,8 @@ func thaw(cgroups []string) {
 	}
 }
 
-// signalAll sends a signal to the processes that list returns. A process may end, and its number become
-// another's: so each is opened first, and signalled if it is still listed then.
+// signalAll sends a signal to the processes that list returns. A process may end and its number be reused. So each is
+// opened first, and signalled only if it is still listed after that.
 func signalAll(list func() []int, sig unix.Signal) error {
 	fds := map[int]int{}
 	defer func() {
@@ -384,7 +385,7 @@ func signalAll(list func() []int, sig unix.Signal) error {
 		switch {
 		case errors.Is(err, unix.ESRCH), errors.Is(err, unix.EINVAL):
 		case errors.Is(err, unix.EMFILE) && len(fds) > 0:
-			// The caller that kills asks again for the rest.
+			// a caller that kills will list the rest again
 		case err != nil:
 			return fmt.Errorf("open process %d: %w", pid, err)
 		default:
@@ -404,19 +405,19 @@ func signalAll(list func() []int, sig unix.Signal) error {
 	return nil
 }
 
-// killCgroups kills what runs in the cgroups and those below them, and reports whether anything did.
+// killCgroups kills the processes in the cgroups and below. left is true if there were any.
 func killCgroups(cgroups []string) (left bool, err error) {
 	var byNumber []string
 	for _, d := range cgroups {
 		f, err := os.OpenFile(filepath.Join(d, "cgroup.kill"), os.O_WRONLY, 0)
-		if err != nil { // of version 1, or of a kernel before 5.14
+		if err != nil { // cgroup v1, or a kernel before 5.14
 			byNumber = append(byNumber, d)
 			continue
 		}
 		left = left || len(processes([]string{d})) > 0
 		_, err = f.WriteString("1")
 		_ = f.Close()
-		if err != nil && !errors.Is(err, unix.ENODEV) && !errors.Is(err, unix.ENOENT) { // it has been removed meanwhile
+		if err != nil && !errors.Is(err, unix.ENODEV) && !errors.Is(err, unix.ENOENT) { // another process has removed it
 			return left, fmt.Errorf("kill cgroup %s: %w", d, err)
 		}
 	}
@@ -428,7 +429,7 @@ func killCgroups(cgroups []string) (left bool, err error) {
 	return true, signalAll(list, unix.SIGKILL)
 }
 
-// killAll kills the process of a run, and all that is in its cgroups.
+// killAll kills the process of a run and everything in its cgroups.
 func killAll(ctx context.Context, s *state) error {
 	for n := 0; ; n++ {
 		left := false
@@ -458,7 +459,7 @@ func killAll(ctx context.Context, s *state) error {
 	}
 }
 
-// removeCgroups removes the cgroups, and those below, that nothing runs in.
+// removeCgroups removes those cgroups, and cgroups below them, that have no processes.
 func removeCgroups(cgroups []string) {
 	for _, d := range cgroups {
 		var all []string

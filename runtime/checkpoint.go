@@ -18,7 +18,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// CheckCriu tells whether criu can work here. NotImplemented, with its reason, where it can't.
+// CheckCriu returns NotImplemented, with the reason, if criu can't work here.
 func CheckCriu(ctx context.Context) error {
 	name, err := exec.LookPath("criu")
 	if err != nil {
@@ -38,18 +38,18 @@ func CheckCriu(ctx context.Context) error {
 	return errclass.Errorf(errdefs.ErrNotImplemented, "criu can't work here: %s", reason)
 }
 
-// criuError is the first error that criu has logged of itself, "" where there is none.
+// criuError returns the first error in criu's log, or "".
 func criuError(log []byte) string {
 	for line := range strings.Lines(string(log)) {
 		_, message, ok := strings.Cut(line, "Error (")
-		if message = strings.TrimSpace(message); ok && !strings.Contains(message, "rlimit: ") { // which is a warning
+		if message = strings.TrimSpace(message); ok && !strings.Contains(message, "rlimit: ") { // only a warning, although logged as an error
 			return "Error (" + message
 		}
 	}
 	return ""
 }
 
-// criuFailed is a runtime's error, with what criu has logged of it in a directory.
+// criuFailed returns a runtime's error together with the error in criu's log in a directory.
 func criuFailed(err error, name string) error {
 	log, _ := os.ReadFile(name)
 	if reason := criuError(log); reason != "" {
@@ -58,9 +58,8 @@ func criuFailed(err error, name string) error {
 	return err
 }
 
-// Checkpoint writes the state of a container's processes to a directory, by criu, and calls save
-// while nothing in the container moves. Then the container goes on, or ends if exit says so.
-// NotImplemented where criu can't work.
+// Checkpoint writes the state of a container's processes to a directory, with criu. It calls save while the container
+// is paused. After that the container continues, or ends if exit is true. NotImplemented: criu can't work here.
 func (c *Container) Checkpoint(ctx context.Context, dir string, exit bool, save func() error) (err error) {
 	l, err := c.proc("").attended(ctx, "checkpoint")
 	if err != nil {
@@ -95,7 +94,7 @@ func (c *Container) Checkpoint(ctx context.Context, dir string, exit bool, save 
 			if err == nil && exit {
 				return
 			}
-			// Also where ctx is done.
+			// even if ctx is done
 			if rerr := l.client().Resume(context.WithoutCancel(ctx), c.key()); rerr != nil && err == nil {
 				err = runtimeError(c, "resume", rerr)
 			}
@@ -118,16 +117,16 @@ func (c *Container) Checkpoint(ctx context.Context, dir string, exit bool, save 
 	thaw(l.state.Cgroups)
 	_, err = c.proc("").Wait(ctx)
 	if errdefs.IsNotFound(err) {
-		return nil // it was to be removed at its end
+		return nil // it was removed at its end
 	}
 	return err
 }
 
-// FromCheckpoint makes the next run of a container restore the processes whose state is in [Container.CheckpointDir], as
-// [Container.Checkpoint] wrote it. The error of that run is NotImplemented if criu can't work.
+// FromCheckpoint makes the next run of the container restore its processes from [Container.CheckpointDir], as written
+// by [Container.Checkpoint]. If criu can't work, that run fails with NotImplemented.
 func (c *Container) FromCheckpoint() { c.restored = true }
 
-// restore has the runtime make the container from its processes' state.
+// restore lets the runtime restore the container's processes.
 func (r *Runtime) restore(ctx context.Context, client *runc.Runc, u *execution, opts *runc.CreateOpts, terminal bool) error {
 	work, err := os.MkdirTemp(u.claim.dir, "criu-")
 	if err != nil {

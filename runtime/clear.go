@@ -17,14 +17,14 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// never tells whether the container has not been run.
+// never reports whether the container has never been run.
 func (c *Container) never() bool {
 	l, err := c.proc("").look()
 	return err == nil && l.state == nil && l.exit == nil
 }
 
-// dead tells whether a container has to be cleared up: its process or its making has ended,
-// and nobody lives who will record that. One that was to be removed at its end is to be, too.
+// dead reports whether the container must be cleared up: its process, or the start of it, has ended and no monitor is
+// left to record that. A container that is to be removed at its end must then be removed too.
 func (c *Container) dead() bool {
 	l, err := c.proc("").look()
 	if err != nil {
@@ -32,27 +32,26 @@ func (c *Container) dead() bool {
 	}
 	switch {
 	case l.state != nil:
-		// Nobody removes what is left of it on the host. In the foreground its process ends with its run.
+		// A process in the foreground ends with its run, but what is left of that on the host must be removed.
 		return !l.monitored && (!l.runs() || !l.state.Detached)
 	case !c.own:
-		return false // a stranger's, in which nothing of this host's is left
+		return false // made by another user or host, so this host has nothing of it
 	case c.RemoveAtEnd:
 		return l.exit != nil || c.Owner != nil && !c.Owner.Alive()
 	}
 	return l.lost()
 }
 
-// runIsGone reports whether the container was that of a run in the foreground that was killed, and was to be removed at
-// its end: it does not keep the ID.
+// runIsGone reports whether the container was to be removed at its end, and its foreground run was killed. Its ID is
+// then free.
 func (c *Container) runIsGone() bool {
 	l, err := c.proc("").look()
 	return err == nil && c.RemoveAtEnd && l.state != nil && !l.state.Detached && !l.monitored
 }
 
-// Clear clears up the containers of the namespace that are dead without anybody having seen
-// it: what is left of them on the host is removed, their end is recorded, and those go that were to be
-// removed at their end. Others are not touched. What it can't clear up stays as it is, for the
-// call that works on it to say why.
+// Clear clears up containers of the namespace that have ended without a monitor. It removes what is left of them on the
+// host, records that they have ended, and removes those that were to be removed at their end. It leaves others alone.
+// Errors are ignored: the next call that works on the container meets them and reports them.
 func (s *Containers) Clear(ctx context.Context) {
 	ids, first, err := s.due()
 	if err != nil {
@@ -66,7 +65,7 @@ func (s *Containers) Clear(ctx context.Context) {
 		if first && c.RemoveAtEnd && c.markDue() != nil {
 			first = false
 		}
-		c.own = true // read finds out, for the few that may be dead
+		c.own = true // read checks the seal later, for the few containers that may be dead
 		if !c.dead() {
 			continue
 		}
@@ -89,18 +88,20 @@ func (s *Containers) Clear(ctx context.Context) {
 	}
 }
 
-// seen is the file of a due directory that has the ID of the boot in which all containers were looked at. It is no container's.
+// seen is a file in the due directory with the ID of the boot in which all containers were checked. The name is not
+// valid for a container.
 const seen = ".seen"
 
-// dueDir is a directory on this host with a file for each container of this store and namespace that is to be removed at
-// its end. Clear looks at these, and at the containers that have the state of a run: a store may have thousands of others, which
-// leave nothing to clear up, but for those whose end was lost with a boot. Clear looks at all once in each boot.
+// dueDir returns a directory on this host with a file for each container of this store and namespace that is to be
+// removed at its end. Clear checks these, and the containers with the state of a run. Others leave nothing to clear up,
+// and a store may have thousands, except that a boot may have cut runs short. So Clear checks all containers once after
+// each boot.
 func (s *Containers) dueDir() (string, error) {
 	root, err := identify(s.root)
 	return filepath.Join(s.state, "due", fmt.Sprintf("%s+%x+%x+%x", s.namespace, root.Device, root.Inode, root.Born)), err
 }
 
-// writeDue writes a file of the due directory.
+// writeDue writes a file in the due directory.
 func (s *Containers) writeDue(name, text string) error {
 	dir, err := s.dueDir()
 	if err == nil {
@@ -113,12 +114,12 @@ func (s *Containers) writeDue(name, text string) error {
 		if !errors.Is(err, fs.ErrNotExist) || tries == 10 {
 			break
 		}
-		err = nil // the last container went meanwhile, and the directory with it
+		err = nil // the last container was removed in between, and the directory with it
 	}
 	return err
 }
 
-// markDue is called before the container's record is written, and unmarkDue when that is gone.
+// markDue is called before the container's record is written, unmarkDue after it has been removed.
 func (c *Container) markDue() error { return c.set.writeDue(c.ID, "") }
 
 func (c *Container) unmarkDue() {
@@ -127,7 +128,7 @@ func (c *Container) unmarkDue() {
 	}
 }
 
-// removeDue removes the due directory of a namespace without containers. A mark that is made meanwhile keeps it.
+// removeDue removes the due directory of a namespace without containers. A mark made in the meantime keeps it.
 func (s *Containers) removeDue() {
 	if dir, err := s.dueDir(); err == nil {
 		_ = os.Remove(filepath.Join(dir, seen))
@@ -136,8 +137,8 @@ func (s *Containers) removeDue() {
 	}
 }
 
-// due lists the IDs of the containers that may have to be cleared up. First reports that they are all, because no call
-// has looked at all of them since the boot.
+// due lists the IDs of containers that may have to be cleared up. first is true if these are all containers, because
+// nobody has checked them since the boot.
 func (s *Containers) due() (ids []string, first bool, err error) {
 	dir, err := s.dueDir()
 	if err != nil {
@@ -172,8 +173,8 @@ func (s *Containers) due() (ids []string, first bool, err error) {
 	return slices.Compact(ids), false, nil
 }
 
-// clear removes what the last run has left on the host, its process too, and records the end
-// that nobody saw. The caller has the lock, and held, the right to the runtime's ID, or nil.
+// clear removes what the last run has left on the host, including its process, and records an end that nobody saw. The
+// caller holds the lock; held is the claim on the ID, or nil.
 func (c *Container) clear(ctx context.Context, held *claim) (err error) {
 	l, err := c.proc("").look()
 	if err != nil || l.state == nil && !l.lost() {
@@ -184,7 +185,7 @@ func (c *Container) clear(ctx context.Context, held *claim) (err error) {
 		if claim, err = c.proc("").claimHost(ctx); err != nil {
 			return err
 		}
-		// Where this fails the state stays for the next who tries.
+		// After a failure the state is kept for the next attempt.
 		defer func() {
 			if err == nil {
 				claim.release()
@@ -224,14 +225,15 @@ func (c *Container) clear(ctx context.Context, held *claim) (err error) {
 	return err
 }
 
-// clearHost kills what is left of a run, and removes what the runtime made for it. The caller has the right to the ID.
+// clearHost kills what is left of a run, and removes what the runtime has made for it. The caller has the claim on the
+// ID.
 func (s *state) clearHost(ctx context.Context, c *claim, key string) error {
 	r := &Runtime{command: s.Runtime, state: c.state}
-	// A runtime that still works ends when what it makes is killed, and may have made more until then.
+	// A runtime that is still working ends when the processes that it makes are killed. Until then it may make more.
 	if err := killAll(ctx, s); err != nil {
 		return err
 	}
-	quiet := c.quiet() // a container that is made but not started keeps it busy until it is removed
+	quiet := c.quiet() // a container that was made but not started keeps its runtime busy until it is removed
 	if err := killAll(ctx, s); err != nil {
 		return err
 	}
@@ -246,7 +248,7 @@ func (s *state) clearHost(ctx context.Context, c *claim, key string) error {
 	return nil
 }
 
-// remove removes a container that has no process. It owns the lock.
+// remove removes a container without a process. It takes over the lock.
 func (c *Container) remove(ctx context.Context, lock *os.File) error {
 	if err := c.unmount(); err != nil {
 		_ = lock.Close()
@@ -265,7 +267,7 @@ func (c *Container) remove(ctx context.Context, lock *os.File) error {
 	return nil
 }
 
-// removeResources removes what was made for the container beside its directory.
+// removeResources removes what was made for the container outside of its directory.
 func (c *Container) removeResources(ctx context.Context) error {
 	if path := c.network(); path != "" {
 		if err := c.set.networks.Remove(ctx, path); err != nil {
@@ -280,13 +282,13 @@ func (c *Container) removeResources(ctx context.Context) error {
 	return nil
 }
 
-// clearKilled ends what a killed run in the foreground has started, whatever has become of the container's directory in the
-// store. What it can't end is left to the next call that clears up.
+// clearKilled ends what a killed foreground run has started, even if the container's directory in the store is gone.
+// What it can't end is left to the next call that clears up.
 func (u *execution) clearKilled(ctx context.Context) error {
 	for tries := 0; ; tries++ {
 		err := u.tryClearKilled(ctx)
 		switch {
-		case err == nil && u.exec != "": // not to be tried again: it gives the locks back
+		case err == nil && u.exec != "": // the last attempt: it releases the locks
 			return u.vanish()
 		case err == nil:
 			return u.leave(ctx)
@@ -312,8 +314,7 @@ func (u *execution) tryClearKilled(ctx context.Context) error {
 	return errors.Join(err, serr)
 }
 
-// killStarted kills a further process, if the runtime has started it, and what that started and has not left its
-// session.
+// killStarted kills a further process, if the runtime has started it, and the processes in its session.
 func (u *execution) killStarted() error {
 	if !u.claim.quiet() {
 		return busy("a runtime still works on it")
@@ -333,7 +334,7 @@ func (u *execution) killStarted() error {
 	} else if pid, err = readPid(u.claim.path("pid")); err != nil {
 		return nil //nolint:nilerr // the runtime has ended, and started none
 	}
-	// The session need not have the process's number: crun makes it in a process that is gone.
+	// The session may have another number than the process: crun makes the session in a process that has exited.
 	if s, err := statOf(pid); err == nil && leader == 0 && slices.Contains(l.pids(), pid) {
 		leader = s.session
 	}
@@ -348,7 +349,7 @@ func (u *execution) killStarted() error {
 		}
 		return pids
 	}
-	for range 100 { // those of a paused container end when it goes on
+	for range 100 { // processes of a paused container die when it is resumed
 		if len(session()) == 0 {
 			break
 		}

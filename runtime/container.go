@@ -23,47 +23,47 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Record is what a container is, as its container.json says (distkit-layout(5), containers).
+// Record is what container.json says about a container (distkit-layout(5), containers).
 type Record struct {
 	ID          string            `json:"id"`
 	Namespace   string            `json:"namespace"`
 	Created     time.Time         `json:"created"`
 	Image       *ImageName        `json:"image,omitempty"`
 	Snapshot    *Snapshot         `json:"snapshot,omitempty"`
-	Bundle      string            `json:"bundle,omitempty"`  // where it isn't the container's directory
-	Runtime     string            `json:"runtime,omitempty"` // as [Find] takes it
+	Bundle      string            `json:"bundle,omitempty"`  // "" means the container's directory
+	Runtime     string            `json:"runtime,omitempty"` // name or path of the runtime, for [Find]
 	Labels      map[string]string `json:"labels,omitempty"`
-	Interactive bool              `json:"interactive,omitempty"` // a detached container has an input
+	Interactive bool              `json:"interactive,omitempty"` // the process has an input when detached
 	RemoveAtEnd bool              `json:"remove,omitempty"`
-	LogSize     int64             `json:"logSize,omitempty"` // 0 is 16 MiB
-	Network     string            `json:"network,omitempty"` // the namespace's path, of one that is up while it runs, and removed with it
-	// Namespaces are those of other containers that this one joins whenever it is run: their IDs.
+	LogSize     int64             `json:"logSize,omitempty"` // 0 means 16 MiB
+	Network     string            `json:"network,omitempty"` // path of a network namespace that is connected while the container runs, and removed with it
+	// Namespaces are the namespaces of other containers that this one joins at each run: kinds and IDs.
 	Namespaces map[specs.LinuxNamespaceType]string `json:"namespaces,omitempty"`
-	Users      string                              `json:"users,omitempty"`      // whose user namespace it has: [AutoUsers], [MappedUsers], "" for none
-	Owner      *HostProcess                        `json:"owner,omitempty"`      // who makes it, and is to run it
-	Connection *Connection                         `json:"connection,omitempty"` // what makes the network again after a boot
-	Volumes    []string                            `json:"volumes,omitempty"`    // the names of those that it mounts, and keeps from being removed
-	Secrets    []string                            `json:"secrets,omitempty"`    // the names of those that it finds in [SecretsDir]
+	Users      string                              `json:"users,omitempty"`      // whose user namespace it uses: AutoUsers, MappedUsers, or "" for the caller's
+	Owner      *HostProcess                        `json:"owner,omitempty"`      // process that makes the container and will run it
+	Connection *Connection                         `json:"connection,omitempty"` // how to make the network again after a boot
+	Volumes    []string                            `json:"volumes,omitempty"`    // names of the volumes that it mounts; they can't be removed
+	Secrets    []string                            `json:"secrets,omitempty"`    // names of its secrets in SecretsDir
 	Stored     bool                                `json:"stored,omitempty"`     // its first run restores the checkpoint in its directory
 	Seal       string                              `json:"seal,omitempty"`       // proof that this user made it on this host
 }
 
-// Connection is what was asked of CNI for a container's network.
+// Connection is a request to CNI for a container's network.
 type Connection struct {
-	Name    string   `json:"name"`              // of the configuration, or the absolute path of its file
-	ConfDir string   `json:"confDir,omitempty"` // with configurations, absolute
+	Name    string   `json:"name"`              // name of the configuration, or absolute path of its file
+	ConfDir string   `json:"confDir,omitempty"` // directory of configurations, absolute
 	Ports   []string `json:"ports,omitempty"`   // [IP:]HOST:CONTAINER/PROTOCOL
 	spec.Names
 }
 
-// NetworkPlan is a network that run-net can make.
+// NetworkPlan describes a network that run-net can make.
 type NetworkPlan struct {
 	Path       string            `json:"path"` // of its namespace
 	Connection Connection        `json:"connection"`
-	Files      map[string]string `json:"files"` // by their paths in a container, the files that it finds names by
+	Files      map[string]string `json:"files"` // files that resolve names, by their paths in a container
 }
 
-// ImageName is the image that a container is made from.
+// ImageName names the image that a container is made from.
 type ImageName struct {
 	Name   string `json:"name,omitempty"`
 	Digest string `json:"digest"` // of the manifest or index
@@ -75,21 +75,20 @@ type Snapshot struct {
 	Key    string `json:"key"`
 }
 
-// Snapshots mounts and removes root filesystems. What is mounted, unmounted or gone already is
-// no error.
+// Snapshots mounts and removes root filesystems. Each method succeeds if its effect is there already.
 type Snapshots interface {
-	// Prepare makes the snapshot on a parent and mounts it, or does neither.
+	// Prepare makes the snapshot on a parent and mounts it. After an error it has done neither.
 	Prepare(ctx context.Context, s Snapshot, parent, target string) error
 	Mount(ctx context.Context, s Snapshot, target string) error
-	// MountFor mounts the snapshot with the owners that its files have in a user namespace. It must not be mounted there.
+	// MountFor mounts the snapshot with owners mapped by a user namespace. The snapshot must not be mounted on target.
 	MountFor(ctx context.Context, s Snapshot, target string, users *os.File) error
 	Unmount(target string) error
 	Remove(ctx context.Context, s Snapshot) error
 }
 
-// Networks are what connects containers. Up connects one, unless it is, Down disconnects it until then,
-// and Remove removes it. What is down or gone already is no error. If it is gone, as after a boot, Up makes it anew as c
-// says, nil if that is not known. Connection is what was asked for a network that is there.
+// Networks connects containers to networks. Up connects a network until Down disconnects it. Remove removes it. Each
+// succeeds if its effect is there already. If the network is gone, as after a boot, Up makes it again as c says; c is
+// nil if that is unknown. Connection returns the request with which an existing network was made.
 type Networks interface {
 	Up(ctx context.Context, path string, c *Connection) error
 	Connection(path string) (*Connection, error)
@@ -97,17 +96,17 @@ type Networks interface {
 	Remove(ctx context.Context, path string) error
 }
 
-// Containers are the containers of a namespace of a store.
+// Containers gives access to the containers of a namespace of a store.
 type Containers struct {
 	root      string // absolute, without symbolic links
 	namespace string
-	state     string // the private directory for what runs, absolute
+	state     string // the private directory for the state of runs, absolute
 	snapshots Snapshots
 	networks  Networks
 }
 
-// Open opens the containers of a namespace of the store at root, which need not be there. State is the directory for
-// what runs, "" for [DefaultState]: a container that runs is one that has its state there.
+// Open opens the containers of a namespace of the store at root, which need not exist. state is the directory for the
+// state of runs; "" means [DefaultState]. A container is taken to run only if its state is there.
 func Open(root, namespace, state string, s Snapshots, n Networks) (*Containers, error) {
 	if err := CheckID(namespace); err != nil {
 		return nil, fmt.Errorf("namespace: %w", err)
@@ -138,25 +137,25 @@ func Open(root, namespace, state string, s Snapshots, n Networks) (*Containers, 
 
 func (s *Containers) dir() string { return filepath.Join(s.root, "containers", s.namespace) }
 
-// Container is one container: its record as it was read, and its directory.
+// Container is a container: its directory, and its record as it was read.
 type Container struct {
 	Record
 	dir    string
 	set    *Containers
-	unread bool // its record can't be read
-	own    bool // this user made it on this host: the record's seal says so
+	unread bool // the record can't be read
+	own    bool // this user made it on this host, by the record's seal
 
-	restored bool // see FromCheckpoint
+	restored bool // set by FromCheckpoint
 }
 
-// Dir is the container's directory.
+// Dir returns the container's directory.
 func (c *Container) Dir() string { return c.dir }
 
 func (c *Container) path(names ...string) string {
 	return filepath.Join(append([]string{c.dir}, names...)...)
 }
 
-// BundleDir is the directory of the OCI bundle.
+// BundleDir returns the directory of the OCI bundle.
 func (c *Container) BundleDir() string {
 	if c.Bundle != "" {
 		return c.Bundle
@@ -165,7 +164,7 @@ func (c *Container) BundleDir() string {
 }
 
 func (c *Container) key() string {
-	k, _ := Key(c.Namespace, c.ID) // both were checked
+	k, _ := Key(c.Namespace, c.ID) // both names are valid
 	return k
 }
 
@@ -174,11 +173,13 @@ func (c *Container) log(e events.Event) {
 	events.Append(c.set.root, e)
 }
 
-// Create makes a container. Its directory is the claim on the ID, and the record in it pins what the container uses. The
-// error is AlreadyExists if the ID has a container, unless that was to be removed at its end and its run or its owner was
-// killed: then it is removed first. With a parent, Create makes the record's snapshot on that one and mounts it; the error is
-// NotFound if there is no such parent. After that Create calls complete, unless it is nil, to make the rest of the container's
-// directory. If complete fails, or ctx has ended by then, Create removes the container.
+// Create makes a container. Its directory claims the ID, and the record in it pins what the container uses.
+// AlreadyExists: the ID has a container. But if that was to be removed at its end, and its run or its owner was killed,
+// Create removes it first.
+//
+// If parent is not "", Create makes the record's snapshot on it and mounts it. NotFound: there is no such parent. Then
+// Create calls complete, unless it is nil, to make the rest of the container's directory. If complete fails, or ctx is
+// done by then, Create removes the container.
 func (s *Containers) Create(ctx context.Context, r Record, parent string, complete func(*Container) error) (*Container, error) {
 	c, lock, err := s.create(ctx, r, parent, complete)
 	if err != nil {
@@ -187,7 +188,7 @@ func (s *Containers) Create(ctx context.Context, r Record, parent string, comple
 	return c, lock.Close()
 }
 
-// create returns the container locked.
+// create is Create, and returns the container locked.
 func (s *Containers) create(ctx context.Context, r Record, parent string, complete func(*Container) error) (_ *Container, lock *os.File, err error) {
 	if err := CheckID(r.ID); err != nil {
 		return nil, nil, err
@@ -203,7 +204,8 @@ func (s *Containers) create(ctx context.Context, r Record, parent string, comple
 		return nil, nil, fmt.Errorf("create container %s: %w", r.ID, err)
 	}
 	err = func() error {
-		// A sweep sees the record, with what it pins, or has ended before its image and snapshot are looked for.
+		// With the lock of the store, a concurrent sweep either sees the record and what it pins, or has ended before
+		// the image and snapshot are looked up.
 		release, err := layout.Share(ctx, disk.Tree(s.root))
 		if err != nil {
 			return err
@@ -221,7 +223,7 @@ func (s *Containers) create(ctx context.Context, r Record, parent string, comple
 		if c.Bundle != "" {
 			return nil
 		}
-		// Whoever writes the configuration by a shell's redirection writes it to a file of mode 0600.
+		// Made here with mode 0600, so that a shell's redirection to it keeps that mode.
 		f, err := s.tree().OpenFile(c.rel("config.json"), os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
 		if err != nil {
 			return err
@@ -259,7 +261,7 @@ func (s *Containers) create(ctx context.Context, r Record, parent string, comple
 	return c, lock, nil
 }
 
-// claim makes the directory, empty but for a lock that is held.
+// claim makes the container's directory with only a lock file, which it locks.
 func (c *Container) claim(ctx context.Context) (*os.File, error) {
 	for range 100 {
 		if err := disk.MakeDir(c.set.root); err != nil {
@@ -272,7 +274,7 @@ func (c *Container) claim(ctx context.Context) (*os.File, error) {
 		}
 		err := c.set.makeDir(c.rel())
 		if errors.Is(err, fs.ErrNotExist) {
-			continue // an empty one of its parents was removed meanwhile
+			continue // an empty parent directory was removed in between
 		}
 		if err == nil || errors.Is(err, fs.ErrExist) {
 			if serr := c.set.secure(c.ID); serr != nil {
@@ -295,7 +297,7 @@ func (c *Container) claim(ctx context.Context) (*os.File, error) {
 		if err == nil {
 			return lock, nil
 		}
-		// The directory was there. What has no record is what a killed process left of one.
+		// The directory exists. If it has no record, a killed process has left it.
 		old, rerr := c.set.read(c.ID)
 		if rerr == nil && old.runIsGone() {
 			rerr = old.clear(ctx, nil)
@@ -319,9 +321,9 @@ func (c *Container) claim(ctx context.Context) (*os.File, error) {
 	return nil, busy("its directory is removed again and again")
 }
 
-// lockFile takes the exclusive lock of a file, which another owner may have removed meanwhile.
-// It waits for an instant, since those who only look whether a thing is alive hold its lock for
-// one; Unavailable after that.
+// lockFile takes the exclusive lock on a file. Its last owner may have just removed the file. Processes that only check
+// whether an owner lives hold the lock for an instant, so lockFile waits that long; after that the error is
+// Unavailable.
 func lockFile(t disk.Tree, name string, create bool) (*os.File, error) {
 	flags := os.O_RDWR
 	if create {
@@ -339,7 +341,7 @@ func lockFile(t disk.Tree, name string, create bool) (*os.File, error) {
 	}
 }
 
-// write publishes the record.
+// write makes the record visible.
 func (c *Container) write() error {
 	for k, v := range c.Labels {
 		if err := spec.CheckText("label", k+v); err != nil {
@@ -381,8 +383,7 @@ func (s *Containers) Get(id string) (*Container, error) {
 	return s.read(id)
 }
 
-// Any returns a container as Get does, and also one whose record can't be read, of which it
-// knows the ID alone: so that it can be removed.
+// Any is like Get. If the record can't be read, it returns a container with only the ID, so that it can be removed.
 func (s *Containers) Any(id string) (*Container, error) {
 	c, err := s.Get(id)
 	if errdefs.IsFailedPrecondition(err) {
@@ -391,7 +392,7 @@ func (s *Containers) Any(id string) (*Container, error) {
 	return c, err
 }
 
-// unread is a container of which only the ID is known.
+// unread returns a container of which only the ID is known.
 func (s *Containers) unread(id string) *Container {
 	return &Container{Record: Record{ID: id, Namespace: s.namespace}, dir: filepath.Join(s.dir(), id), set: s, unread: true}
 }
@@ -404,7 +405,7 @@ func (s *Containers) read(id string) (*Container, error) {
 	return c, err
 }
 
-// readRecord is read without a look at the seal.
+// readRecord is read without checking the seal.
 func (s *Containers) readRecord(id string) (*Container, error) {
 	c := &Container{Record: Record{ID: id}, dir: filepath.Join(s.dir(), id), set: s}
 	if err := s.check(id); err != nil {
@@ -420,16 +421,17 @@ func (s *Containers) readRecord(id string) (*Container, error) {
 	if err := json.Unmarshal(b, &c.Record); err != nil {
 		return nil, failed("container %s: container.json: %w", id, err)
 	}
-	// Who renames a directory has made another container of it.
+	// The record's own ID and namespace are ignored, since the directory may have been renamed.
 	c.ID, c.Namespace = id, s.namespace
 	return c, nil
 }
 
-// maxFile bounds what is read of a container's small files.
+// maxFile bounds the size of a container's small files.
 const maxFile = 1 << 20
 
-// List returns the containers, sorted by ID; with begun, only those that have the state of a run on this host, as every
-// container with a process has. Containers whose records can't be read are in the error, which then comes beside the others.
+// List returns the containers, sorted by ID. With begun, it returns only those with the state of a run on this host,
+// which includes every container with a process. Containers whose records can't be read are reported by an error,
+// beside the list.
 func (s *Containers) List(begun bool) ([]*Container, error) {
 	ids, err := s.ids()
 	if err != nil {
@@ -458,7 +460,7 @@ func (s *Containers) List(begun bool) ([]*Container, error) {
 	return all, errors.Join(errs...)
 }
 
-// ids lists the IDs for which there are directories, in order.
+// ids lists the IDs for which there are directories, sorted.
 func (s *Containers) ids() ([]string, error) {
 	if err := s.check(""); err != nil {
 		return nil, err
@@ -477,7 +479,7 @@ func (s *Containers) ids() ([]string, error) {
 	return names, err
 }
 
-// Label sets labels, those with an empty value are removed, and returns all.
+// Label sets labels and returns all. An empty value removes a label.
 func (c *Container) Label(labels map[string]string) (map[string]string, error) {
 	err := c.change(func(r *Record) error {
 		if r.Labels == nil {
@@ -499,7 +501,7 @@ func (c *Container) Label(labels map[string]string) (map[string]string, error) {
 	return c.Labels, nil
 }
 
-// lockRecord locks the record's file, against whoever changes or removes the container. The error is NotFound if there is none.
+// lockRecord locks the record's file against changes and removal of the container. NotFound: there is none.
 func (c *Container) lockRecord() (*os.File, error) {
 	lock, err := lockFile(c.set.tree(), c.rel("container.json"), false)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -508,7 +510,7 @@ func (c *Container) lockRecord() (*os.File, error) {
 	return lock, err
 }
 
-// change rewrites the record under its file's lock.
+// change changes the record while it is locked.
 func (c *Container) change(f func(*Record) error) error {
 	if err := c.set.secure(c.ID); err != nil {
 		return err
@@ -532,7 +534,7 @@ func (c *Container) change(f func(*Record) error) error {
 	return nil
 }
 
-// empty deletes all of the directory but the lock, and unmounts what is in it.
+// empty deletes the contents of the directory except the lock, and unmounts what is mounted in it.
 func (c *Container) empty() error {
 	if err := c.unmount(); err != nil {
 		return err
@@ -540,18 +542,18 @@ func (c *Container) empty() error {
 	if mounted(c.path("rootfs")) {
 		return busy("something else is mounted on %s", c.path("rootfs"))
 	}
-	// The record goes first: after that a sweep has nothing to keep.
+	// The record goes first. After that a sweep need not keep anything for the container.
 	if err := c.proc("").empty(); err != nil {
 		return err
 	}
 	return c.removeSecrets()
 }
 
-// unmount unmounts the root filesystem, if it is mounted.
+// unmount unmounts the root filesystem if it is mounted.
 func (c *Container) unmount() error {
 	fi, err := c.set.tree().Stat(c.rel("rootfs"))
 	if errors.Is(err, fs.ErrNotExist) || err == nil && !fi.IsDir() {
-		return nil // on a link nothing can be mounted
+		return nil // nothing can be mounted on a symbolic link
 	}
 	if err == nil {
 		err = c.set.snapshots.Unmount(c.path("rootfs"))
@@ -562,7 +564,7 @@ func (c *Container) unmount() error {
 	return err
 }
 
-// delete deletes the directory, the lock last, and the directories above that it leaves empty.
+// delete deletes the directory, the lock last, and directories above that become empty.
 func (c *Container) delete(lock *os.File) error {
 	defer lock.Close()
 	if err := c.empty(); err != nil {
@@ -582,7 +584,7 @@ func (c *Container) delete(lock *os.File) error {
 	return nil
 }
 
-// mounted tells whether something is mounted on a directory, where that can be told.
+// mounted reports whether something is mounted on a directory. It returns false if that can't be determined.
 func mounted(dir string) bool {
 	var st unix.Statx_t
 	if err := unix.Statx(unix.AT_FDCWD, dir, unix.AT_SYMLINK_NOFOLLOW|unix.AT_NO_AUTOMOUNT, 0, &st); err != nil {
@@ -591,8 +593,8 @@ func mounted(dir string) bool {
 	return st.Attributes_mask&unix.STATX_ATTR_MOUNT_ROOT != 0 && st.Attributes&unix.STATX_ATTR_MOUNT_ROOT != 0
 }
 
-// Field gives the fields that containerd's filters know: id, image, runtime, labels.KEY, and
-// snapshot, snapshotter and status as [Info] has them.
+// Field returns the fields that containerd's filters know: id, image, runtime, labels.KEY, and snapshot, snapshotter
+// and status as in [Info].
 func (r Record) Field(path []string) (string, bool) {
 	value := ""
 	switch {

@@ -21,21 +21,19 @@ import (
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 )
 
-// Exec is a further process in a container. What it doesn't say is as the container's own
-// process has it.
+// Exec describes a further process in a container. What it leaves empty is as for the container's own process.
 type Exec struct {
-	ID          string // made up if empty
+	ID          string // "" means a new one
 	Args        []string
-	Env         []string // NAME=VALUE over the container's
+	Env         []string // NAME=VALUE, overriding the container's
 	Cwd         string
-	User        string // as [User] takes it, in the container's files
+	User        string // as for spec.User, with names looked up in the container
 	Terminal    bool
-	Interactive bool // a detached process has an input
+	Interactive bool // the process has an input when detached
 	Streams     Streams
 }
 
-// Exec runs a further process in a container in the foreground, as [Container.Run] does the first,
-// and returns its status.
+// Exec runs a further process in a container in the foreground, like [Container.Run], and returns its status.
 func (c *Container) Exec(ctx context.Context, x Exec) (status int, err error) {
 	u, err := c.beginExec(ctx, x, false)
 	if err != nil {
@@ -50,8 +48,8 @@ func (c *Container) Exec(ctx context.Context, x Exec) (status int, err error) {
 	return u.foreground(ctx, x.Streams)
 }
 
-// StartExec runs a further process in a container with nobody waiting for it, and returns its ID. What it prints and how
-// it ends is kept until [Process.Remove].
+// StartExec starts a further process in a container, detached, and returns its ID. Its output and its end are kept
+// until [Process.Remove].
 func (c *Container) StartExec(ctx context.Context, x Exec) (id string, err error) {
 	u, err := c.beginExec(ctx, x, true)
 	if err == nil {
@@ -61,7 +59,7 @@ func (c *Container) StartExec(ctx context.Context, x Exec) (id string, err error
 	return id, err
 }
 
-// beginExec makes a process's directories, and what the runtime is given. If it fails, it has undone what it did.
+// beginExec makes the process's directories, and what the runtime needs. After an error it has undone what it did.
 func (c *Container) beginExec(ctx context.Context, x Exec, detached bool) (*execution, error) {
 	l, err := c.proc("").attended(ctx, "exec")
 	switch {
@@ -105,13 +103,13 @@ func (c *Container) beginExec(ctx context.Context, x Exec, detached bool) (*exec
 	return u, nil
 }
 
-// claimStore makes the directory of a further process, and takes its lock. A directory that a killed process left behind
-// is reused.
+// claimStore makes the directory of a further process in the store and takes its lock. It reuses a directory that a
+// killed process has left.
 func (p *Process) claimStore() (*os.File, error) {
 	var lock *os.File
 	err := fs.ErrNotExist
-	for errors.Is(err, fs.ErrNotExist) { // the guard of a killed process removes the directory in the end
-		// Not the directories above, which are there as long as the container runs.
+	for errors.Is(err, fs.ErrNotExist) { // the guard of a killed process may remove the directory at any moment
+		// Only this directory is made: those above exist as long as the container runs.
 		if err := p.c.set.makeDir(p.name); err != nil && !errors.Is(err, fs.ErrExist) {
 			return nil, err
 		}
@@ -137,7 +135,7 @@ func (p *Process) claimStore() (*os.File, error) {
 	return lock, nil
 }
 
-// further describes a further process for the runtime.
+// further returns the runtime's description of a further process.
 func (c *Container) further(x Exec, pid int) (*specs.Process, error) {
 	b, err := openBundleConfig(c.BundleDir(), c.BundleDir())
 	if err != nil {
@@ -163,8 +161,8 @@ func (c *Container) further(x Exec, pid int) (*specs.Process, error) {
 		if err != nil {
 			return nil, err
 		}
-		// HOME is the user's, as docker has it, unless the image or the caller has set it to something
-		// else than the home of the container's own user.
+		// As in docker, HOME is the home directory of the process's user. If the image or the caller has set it to
+		// anything other than the home of the container's own user, it stays.
 		if _, own, err := spec.User(root, strconv.FormatUint(uint64(p.User.UID), 10)); err == nil {
 			p.Env = slices.DeleteFunc(slices.Clone(p.Env), func(v string) bool { return v == "HOME="+own })
 		}
@@ -172,7 +170,7 @@ func (c *Container) further(x Exec, pid int) (*specs.Process, error) {
 		u.Umask = p.User.Umask
 		p.User = u
 		if u.UID != 0 && p.Capabilities != nil {
-			// As execve(2) would leave them to who isn't root.
+			// the capabilities that execve(2) leaves to a user other than root
 			caps := *p.Capabilities
 			caps.Effective, caps.Permitted, caps.Ambient, caps.Inheritable = nil, nil, nil, nil
 			p.Capabilities = &caps
@@ -201,7 +199,7 @@ func (c *Container) further(x Exec, pid int) (*specs.Process, error) {
 	return &p, nil
 }
 
-// withDefault adds a variable that isn't set.
+// withDefault adds a variable unless it is set.
 func withDefault(env []string, v string) []string {
 	name, _, _ := strings.Cut(v, "=")
 	if slices.ContainsFunc(env, func(have string) bool { return strings.HasPrefix(have, name+"=") }) {
@@ -210,8 +208,8 @@ func withDefault(env []string, v string) []string {
 	return append(slices.Clone(env), v)
 }
 
-// vanish removes what there is of a further process that nobody is to see any more. The directory on this host goes before the lock
-// in the store is given back: whoever gets that lock takes the ID, and both directories with it.
+// vanish removes a further process whose record is no longer needed. It removes the directory on this host before it
+// releases the lock in the store: whoever gets that lock owns the ID, and with it both directories.
 func (u *execution) vanish() error {
 	err := u.undescribe()
 	u.guard.end()

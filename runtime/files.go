@@ -11,16 +11,18 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Files is a container's root directory while [Container.Files] runs.
+// Files gives access to a container's root directory during [Container.Files].
 type Files struct {
 	Root *os.File
-	// Users is the container's user namespace, nil if it is this process's. Files that the container can have are made only in that.
+	// Users is the container's user namespace, or nil if that is this process's. Files for the container must be made
+	// by a process in that namespace, so that their owners are mapped.
 	Users *os.File
 }
 
-// Files calls f with the container's root directory: as its process sees it, with all that is mounted there, while it runs; otherwise
-// its root filesystem alone, and nobody else starts or removes the container until f has ended. What is in it is the container's: paths
-// must be looked up with it as the root. The error is FailedPrecondition if the container has no root filesystem, or does not run and is not this user's.
+// Files calls f with the container's root directory. While the container runs, that is the directory as its process
+// sees it, with all mounts. Otherwise it is only the root filesystem, and the container can be neither started nor
+// removed until f returns. The files are not trusted: paths must be resolved with the directory as the root.
+// FailedPrecondition: the container has no root filesystem, or it does not run and was not made by this user.
 func (c *Container) Files(ctx context.Context, f func(Files) error) error {
 	p := c.proc("")
 	l, err := p.look()
@@ -44,13 +46,13 @@ func (c *Container) Files(ctx context.Context, f func(Files) error) error {
 	if l, err = p.look(); err != nil {
 		return err
 	}
-	if l.runs() { // it was started, and its monitor was killed
+	if l.runs() { // it was running, and its monitor was killed
 		return l.files(p, f)
 	}
 	return c.stoppedFiles(ctx, f)
 }
 
-// files is Files of a container that runs.
+// files is Files for a running container.
 func (l looked) files(p *Process, f func(Files) error) error {
 	proc := fmt.Sprintf("/proc/%d/", l.state.Pid)
 	root, err := os.OpenFile(proc+"root", os.O_RDONLY|unix.O_DIRECTORY, 0)
@@ -65,17 +67,17 @@ func (l looked) files(p *Process, f func(Files) error) error {
 		}
 		defer files.Users.Close()
 	}
-	if err != nil || !l.state.Alive() { // else these were another process's
+	if err != nil || !l.state.Alive() { // otherwise these may be another process's
 		return failed("%s has just ended", p)
 	}
 	return f(files)
 }
 
-// stoppedFiles is Files of a container that does not run, which the caller has locked.
+// stoppedFiles is Files for a container that does not run and that the caller has locked.
 func (c *Container) stoppedFiles(ctx context.Context, f func(Files) error) (err error) {
 	dir := c.path("rootfs")
 	if c.Users != "" {
-		// A killed run has left its mount, whose owners are those in a user namespace that is gone.
+		// A killed run may have left its mount, whose owners are mapped by a user namespace that is gone.
 		if err := c.unmount(); err != nil {
 			return err
 		}

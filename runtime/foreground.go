@@ -16,17 +16,18 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Streams says what the standard streams of a process in the foreground are.
+// Streams selects the standard streams of a process in the foreground.
 type Streams int
 
 const (
-	// Piped gives the process pipes, see [stdio.Pipe].
+	// Piped gives the process pipes: see [stdio.Pipe].
 	Piped Streams = iota
-	// Inherited gives the process this process's own standard streams, see [stdio.Inherit].
+	// Inherited gives the process this process's own standard streams: see [stdio.Inherit].
 	Inherited
 )
 
-// foreground runs the process and returns its status. Its streams are those that s says, or a terminal.
+// foreground runs the process and returns its status. Its streams are a terminal, if the configuration asks for one,
+// else what s selects.
 func (u *execution) foreground(ctx context.Context, s Streams) (status int, err error) {
 	if err := u.startGuard(); err != nil {
 		return -1, u.abandon(ctx, err)
@@ -51,7 +52,7 @@ func (u *execution) foreground(ctx context.Context, s Streams) (status int, err 
 	}
 	if err != nil {
 		err = u.abandon(ctx, err)
-		_, _ = streams.Finish(u.signals, 0) // the runtime's message
+		_, _ = streams.Finish(u.signals, 0) // delivers the runtime's message
 		return -1, err
 	}
 	err = u.end(ctx, exited(status))
@@ -59,8 +60,8 @@ func (u *execution) foreground(ctx context.Context, s Streams) (status int, err 
 	return status, errors.Join(err, ferr)
 }
 
-// forwarded are the signals that are passed on: all that ask a process for something, but for
-// those of job control, which concern this process, and those that the parent had ignored.
+// forwarded returns the signals to pass on: all that request something from a process, except those for job control,
+// which concern this process, and those that the parent has ignored.
 func forwarded() []os.Signal {
 	all := []os.Signal{unix.SIGHUP, unix.SIGINT, unix.SIGQUIT, unix.SIGTERM, unix.SIGUSR1, unix.SIGUSR2, unix.SIGALRM, unix.SIGWINCH}
 	for s := syscall.Signal(34); s <= 64; s++ {
@@ -75,15 +76,15 @@ func forwarded() []os.Signal {
 	return out
 }
 
-// wait forwards signals to a child until it ends, but for changes of the terminal's size if resize returns true. It waits for
-// what the child leaves behind, too.
+// wait forwards signals to a child until it ends. A change of the terminal's size is not forwarded if resize returns
+// true. After the end, wait also reaps processes that the child has left.
 func wait(s *state, signals <-chan os.Signal, resize func() bool) (int, error) {
 	type end struct {
 		status int
 		err    error
 	}
-	// The descriptor names this very process: until it is waited for its number isn't reused,
-	// and after that the descriptor refuses signals.
+	// The descriptor stands for this process: its number is not reused before it is waited for, and afterwards the
+	// descriptor rejects signals.
 	fd, err := unix.PidfdOpen(s.Pid, 0)
 	if err != nil {
 		return -1, fmt.Errorf("open container's process: %w", err)
@@ -109,7 +110,7 @@ func wait(s *state, signals <-chan os.Signal, resize func() bool) (int, error) {
 				sig = unix.SIGKILL
 			}
 			s.awaitInit(sig)
-			// The kernel keeps a namespace's first process from signals it doesn't catch.
+			// The kernel drops signals to a namespace's first process if it does not catch them.
 			if (sig == unix.SIGINT || sig == unix.SIGTERM) && !catches(s.Pid, sig, "SigCgt", "SigBlk") {
 				if unheeded++; unheeded == 3 {
 					sig = unix.SIGKILL
@@ -120,8 +121,8 @@ func wait(s *state, signals <-chan os.Signal, resize func() bool) (int, error) {
 	}
 }
 
-// parent is the process that started this one. dist-userns tells its own ID by a variable, since it may have been killed, and this
-// process have another parent, before this program began.
+// parent is the ID of the process that started this one. dist-userns passes its own ID in a variable: it may be killed,
+// and this process get another parent, before this code runs.
 var parent = func() int {
 	if pid, err := strconv.Atoi(os.Getenv("DIST_PARENT")); err == nil {
 		return pid
@@ -129,9 +130,9 @@ var parent = func() int {
 	return os.Getppid()
 }()
 
-// catchSignals delivers the signals that are passed on. They are caught until this process exits with the status of what it
-// ran, since one more of them must not change that status. If the parent was killed before this process caught
-// them, the TERM of that may be lost, and is delivered again.
+// catchSignals returns a channel with the signals to pass on. They stay caught until this process exits, since a late
+// signal must not change its exit status. If the parent was killed before this call, the TERM sent for that may be
+// lost, so it is sent again.
 func catchSignals() chan os.Signal {
 	signals := make(chan os.Signal, 64)
 	signal.Notify(signals, forwarded()...)
@@ -141,20 +142,20 @@ func catchSignals() chan os.Signal {
 	return signals
 }
 
-// endsWithParent reports whether the kernel was asked to signal this process when its parent dies, as dist-userns
-// asks. It is an attribute of the first thread, on which packages are initialised.
+// endsWithParent reports whether this process gets a signal when its parent dies, as dist-userns requests. That is a
+// property of the first thread, which also initialises packages.
 var endsWithParent = func() bool {
 	sig := int32(0)
 	err := unix.Prctl(unix.PR_GET_PDEATHSIG, uintptr(unsafe.Pointer(&sig)), 0, 0, 0)
 	return err == nil && sig != 0
 }()
 
-// abandoned reports whether the parent has been killed, and this process was to end with it. Whoever killed it
-// meant this process: there is no other way to reach it.
+// abandoned reports whether the parent was killed and this process was to end with it. Whoever kills the parent means
+// this process, which can't be reached otherwise.
 func abandoned() bool { return endsWithParent && os.Getppid() != parent }
 
-// catches reports whether a signal is in one of a process's sets: SigCgt has those that it handles, SigBlk those that it
-// blocks, which it may take later. It is true for a process that is gone.
+// catches reports whether a signal is in one of a process's sets. SigCgt has the signals with a handler, SigBlk those
+// that are blocked and may be taken later. It is true for a process that is gone.
 func catches(pid int, sig syscall.Signal, sets ...string) bool {
 	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
 	if err != nil {
@@ -170,7 +171,7 @@ func catches(pid int, sig syscall.Signal, sets ...string) bool {
 	return false
 }
 
-// reap waits for the process, and for those that it has left to this one.
+// reap waits for the process, and for processes that it has left to this one.
 func reap(pid int) (status int, err error) {
 	for {
 		var ws unix.WaitStatus

@@ -14,10 +14,11 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// HostProcess tells a process from every other that had or will have its number.
+// HostProcess identifies a process on this host. It differs from that of any other process with the same number,
+// earlier or later.
 type HostProcess struct {
 	Pid   int    `json:"pid"`
-	Start uint64 `json:"start"` // ticks from the boot to its start, as the kernel says
+	Start uint64 `json:"start"` // time from boot to its start, in the kernel's ticks
 	Boot  string `json:"boot"`  // the kernel's ID of the boot
 }
 
@@ -26,7 +27,7 @@ var bootID = sync.OnceValue(func() string {
 	return strings.TrimSpace(string(b))
 })
 
-// Identify returns the identity of a process that is there now.
+// Identify returns the identity of a living process.
 func Identify(pid int) (HostProcess, error) {
 	s, err := statOf(pid)
 	if err != nil {
@@ -35,13 +36,14 @@ func Identify(pid int) (HostProcess, error) {
 	return HostProcess{pid, s.start, bootID()}, nil
 }
 
-// Alive tells whether this very process runs. One that has ended and was not waited for doesn't.
+// Alive reports whether the process is running. A process that has ended, but was not waited for, is not.
 func (p HostProcess) Alive() bool {
 	_, alive := p.stat()
 	return alive
 }
 
-// ending tells whether it has ended or is about to: what a process that ends has below it ends before it.
+// ending reports whether the process has ended or is ending. The kernel marks the first process of a PID namespace as
+// ending before it kills the others in it.
 func (p HostProcess) ending() bool {
 	const exiting = 0x4 // PF_EXITING
 	s, alive := p.stat()
@@ -57,7 +59,7 @@ func (p HostProcess) stat() (s procStat, alive bool) {
 	return s, err == nil && s.start == p.Start && !ended
 }
 
-// open returns a descriptor of the process, NotFound where it is no more.
+// open returns a pidfd of the process. NotFound: the process is gone.
 func (p HostProcess) open() (int, error) {
 	fd, err := unix.PidfdOpen(p.Pid, 0)
 	if err != nil && !errors.Is(err, unix.ESRCH) && !errors.Is(err, unix.EINVAL) {
@@ -72,7 +74,7 @@ func (p HostProcess) open() (int, error) {
 	return -1, notFound("process %d has ended", p.Pid)
 }
 
-// signal sends a signal to this very process.
+// signal sends a signal to the process.
 func (p HostProcess) signal(sig unix.Signal) error {
 	fd, err := p.open()
 	if err != nil {
@@ -85,14 +87,14 @@ func (p HostProcess) signal(sig unix.Signal) error {
 	return nil
 }
 
-// procStat is what is wanted of a /proc/PID/stat.
+// procStat holds fields of /proc/PID/stat.
 type procStat struct {
-	state   byte   // of the first thread, as flags are: the others may outlive it
+	state   byte   // of the first thread, like flags; other threads may outlive it
 	flags   uint64 // the kernel's PF_*
 	session uint64
 	threads uint64
 	start   uint64
-	code    uint64 // of a zombie, as wait(2) gives it
+	code    uint64 // exit code of a zombie, in the form of wait(2)
 }
 
 func statOf(pid int) (s procStat, err error) {
@@ -103,7 +105,7 @@ func statOf(pid int) (s procStat, err error) {
 		}
 		return s, err
 	}
-	// The name, in parentheses, may hold anything.
+	// The name in parentheses may contain anything, so parse after it.
 	fields := bytes.Fields(b[bytes.LastIndexByte(b, ')')+1:])
 	if len(fields) < 50 || len(fields[0]) != 1 {
 		return s, fmt.Errorf("/proc/%d/stat has %d fields", pid, len(fields))
@@ -120,8 +122,8 @@ func statOf(pid int) (s procStat, err error) {
 	return s, nil
 }
 
-// waitForeign waits for the end of a process that is no child. What it exited with stands in /proc
-// until its parent has waited for it, and from then on a new kernel tells it whoever has a descriptor of it.
+// waitForeign waits for the end of a process that is not our child. Its exit status is in /proc until its parent has
+// waited for it. After that, kernels from 6.15 on report it to the holder of a pidfd.
 func waitForeign(p HostProcess, fd int) Exit {
 	for {
 		_, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, -1)
@@ -152,7 +154,7 @@ type pidfdInfo struct {
 	exitCode     int32
 }
 
-// exitStatus asks with which status a process has ended (Linux 6.15).
+// exitStatus returns the exit status of a process that has ended (Linux 6.15).
 func exitStatus(fd int) (status int, ok bool) {
 	const getInfo, exit = 0xc040ff0b, 1 << 3 // PIDFD_GET_INFO, PIDFD_INFO_EXIT
 	info := pidfdInfo{mask: exit}
@@ -163,13 +165,13 @@ func exitStatus(fd int) (status int, ok bool) {
 	return statusOf(unix.WaitStatus(info.exitCode)), true
 }
 
-// zombieStatus reads the status of a process that has ended and was not waited for.
+// zombieStatus returns the status of a process that has ended but was not waited for.
 func zombieStatus(p HostProcess) (status int, ok bool) {
 	s, err := statOf(p.Pid)
 	return statusOf(unix.WaitStatus(s.code)), err == nil && s.state == 'Z' && s.start == p.Start
 }
 
-// statusOf is what a process exited with, or 128+n where signal n ended it.
+// statusOf returns the exit status of a process, or 128+n if signal n killed it.
 func statusOf(ws unix.WaitStatus) int {
 	if ws.Signaled() {
 		return 128 + int(ws.Signal())

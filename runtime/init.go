@@ -17,12 +17,12 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// becomeListener is the argument 0 of a program that becomes the command which follows, and which the variables of
-// sd_listen_fds(3) are for: they name a process by its number.
+// becomeListener is the argument 0 that makes this program become the command in its arguments, after it has set the
+// variables of sd_listen_fds(3). These contain the process's own number.
 const becomeListener = "distkit-listener"
 
-// runInit is the first process of a container that was made with --init: it starts the command, forwards signals to it, waits for
-// what ends without a parent, and exits as the command does. The end of the first process ends all others.
+// runInit is the first process of a container made with --init. It starts the command, forwards signals to it, reaps
+// orphans, and exits with the command's status. When the first process ends, the kernel kills all others.
 func runInit(args []string) (status int) {
 	fail := func(err error) int {
 		fmt.Fprintln(os.Stderr, "init:", err)
@@ -38,13 +38,13 @@ func runInit(args []string) (status int) {
 	if err != nil {
 		return fail(err)
 	}
-	// With another's PID namespace it is not the first process, to which orphans come by themselves.
+	// In another container's PID namespace it is not the first process, so orphans must be redirected to it.
 	_ = unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 	ended, others := make(chan os.Signal, 1), make(chan os.Signal, 64)
 	signal.Notify(ended, unix.SIGCHLD)
 	signal.Notify(others)
 	attr := &os.ProcAttr{Env: os.Environ(), Files: []*os.File{os.Stdin, os.Stdout, os.Stderr}, Sys: &syscall.SysProcAttr{}}
-	if _, err := unix.IoctlGetInt(0, unix.TIOCGPGRP); err == nil { // what a terminal sends is for the command alone
+	if _, err := unix.IoctlGetInt(0, unix.TIOCGPGRP); err == nil { // the terminal's signals go to the command only
 		attr.Sys.Foreground = true
 	}
 	if os.Getenv("LISTEN_PID") != "" {
@@ -71,7 +71,7 @@ func runInit(args []string) (status int) {
 				}
 			}
 		case s := <-others:
-			// The Go runtime sends itself URG.
+			// the Go runtime sends itself URG
 			if s != unix.SIGCHLD && s != unix.SIGURG {
 				_ = unix.Kill(command.Pid, s.(syscall.Signal))
 			}
@@ -79,7 +79,7 @@ func runInit(args []string) (status int) {
 	}
 }
 
-// listen becomes the command, at whose path args begin.
+// listen becomes the command in args.
 func listen(args []string) (status int) {
 	_ = os.Setenv("LISTEN_PID", strconv.Itoa(os.Getpid()))
 	err := unix.Exec(args[0], args[1:], os.Environ())
@@ -93,7 +93,7 @@ func (b *bundle) hasInit() bool {
 	return len(args) > 1 && args[0] == spec.InitPath && slices.ContainsFunc(b.spec.Mounts, spec.IsInit)
 }
 
-// command returns the words of the container's command, without the init before it.
+// command returns the container's command, without the init.
 func (b *bundle) command() []string {
 	if b.hasInit() {
 		return b.spec.Process.Args[1:]
@@ -101,22 +101,24 @@ func (b *bundle) command() []string {
 	return b.spec.Process.Args
 }
 
-// initPatience bounds how long a signal waits for an init to begin.
+// initPatience is how long a signal waits for the init to start.
 const initPatience = 2 * time.Second
 
-// awaitInit waits, before a signal is sent, until the container's init takes signals, for [initPatience] at most. Until then the signal would end
-// the runtime's process that becomes the init, or the init before it has started the command, or the kernel would drop it.
+// awaitInit waits, before a signal is sent, until the container's init handles signals, but no longer than
+// [initPatience]. An earlier signal would kill the runtime's process that becomes the init, or the init before it has
+// started the command, or the kernel would drop it.
 func (s *state) awaitInit(sig unix.Signal) {
 	if !s.Init || sig == unix.SIGKILL {
 		return
 	}
-	// The init catches all signals at once. The Go runtime catches TERM much earlier, in the runtime's process too, but not TTOU.
+	// TTOU tells: the init catches all signals at the same time. TERM does not, since the Go runtime catches it much
+	// earlier, also in the runtime's process.
 	for end := time.Now().Add(initPatience); time.Now().Before(end) && !catches(s.Pid, unix.SIGTTOU, "SigCgt"); {
 		time.Sleep(5 * time.Millisecond)
 	}
 }
 
-// signal sends a signal to the process, see [state.awaitInit].
+// signal sends a signal to the process: see [state.awaitInit].
 func (s *state) signal(sig unix.Signal) error {
 	s.awaitInit(sig)
 	return s.HostProcess.signal(sig)

@@ -23,19 +23,19 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Runtime is an OCI runtime's program and where it keeps its state.
+// Runtime is the program of an OCI runtime, and the directory for its state.
 type Runtime struct {
 	command string
 	state   string
 
 	cgroupParent string
-	log          string   // see [Runtime.LogTo]
-	output       *os.File // with it
+	log          string   // see LogTo
+	output       *os.File // the file for the output, with log
 }
 
-// Find looks for a runtime: a program's name or path, "" for runc, else crun. State is the
-// directory for what runs, see [DefaultState]; the runtime's own is in it under the program's
-// name, so that `runc --root STATE/runc list` shows the containers. No runtime is NotFound.
+// Find looks for a runtime: a program's name or path; "" means runc, or else crun. state is the directory for the state
+// of runs, see [DefaultState]. The runtime's own state is below it under the program's name, so that `runc --root
+// STATE/runc list` shows the containers. NotFound: there is no such runtime.
 func Find(name, state string) (*Runtime, error) {
 	names := []string{name}
 	if name == "" {
@@ -44,7 +44,7 @@ func Find(name, state string) (*Runtime, error) {
 	for _, n := range names {
 		command, err := exec.LookPath(n)
 		if err != nil && !strings.Contains(n, "/") {
-			// A user's PATH may lack where distributions put runc.
+			// distributions put runc there, and a user's PATH may lack it
 			for _, dir := range []string{"/usr/local/sbin", "/usr/sbin", "/sbin"} {
 				if command, err = exec.LookPath(filepath.Join(dir, n)); err == nil {
 					break
@@ -67,11 +67,10 @@ func Find(name, state string) (*Runtime, error) {
 	return nil, notFound("runtime %s is not installed", name)
 }
 
-// Command is the path of the runtime's program.
+// Command returns the path of the runtime's program.
 func (r *Runtime) Command() string { return r.command }
 
-// Recorded is the name of a runtime as a [Record] keeps it: a path is absolute. NotFound where there is
-// no such runtime.
+// Recorded returns a runtime's name for a [Record], where a path must be absolute. NotFound: there is no such runtime.
 func Recorded(name string) (string, error) {
 	if name == "" {
 		return "", nil
@@ -83,22 +82,22 @@ func Recorded(name string) (string, error) {
 	return name, err
 }
 
-// client is the runtime's for one run, logging into a file of the claim's.
+// client returns the runtime's client for one run. It logs to a file in the claim's directory.
 func (r *Runtime) client(c *claim) *runc.Runc {
 	return &runc.Runc{
 		Command:   r.command,
 		Root:      r.root(),
 		Log:       c.path("log"),
 		LogFormat: runc.JSON,
-		Setpgid:   true, // a terminal's ^C is for us to forward, once
+		Setpgid:   true, // so that a terminal's ^C reaches only us, and is forwarded once
 	}
 }
 
 func (r *Runtime) root() string { return filepath.Join(r.state, filepath.Base(r.command)) }
 
-// make has the runtime make the process: at once if it can. A terminal must have its size before the process looks at
-// it. And only runc leaves a process that ends at once to be waited for; other runtimes must have ended themselves before the
-// container's process begins.
+// make lets the runtime make the process, and start it at once if possible. It is made first and started later in two
+// cases: a terminal must have its size before the process sees it, and a runtime other than runc must have exited
+// before the process starts, since it would otherwise reap a process that ends at once.
 func (r *Runtime) make(ctx context.Context, u *execution, opts *runc.CreateOpts, console *stdio.Console) (err error) {
 	client, id, created := r.client(u.claim), u.c.key(), false
 	switch {
@@ -121,9 +120,9 @@ func (r *Runtime) make(ctx context.Context, u *execution, opts *runc.CreateOpts,
 	return err
 }
 
-// execute has the runtime start a further process.
+// execute lets the runtime start a further process.
 func (r *Runtime) execute(ctx context.Context, client *runc.Runc, id string, p *specs.Process, opts *runc.CreateOpts) error {
-	// runc gives a further process its own umask.
+	// otherwise runc would use its own umask
 	umask := 0o022
 	if p.User.Umask != nil {
 		umask = int(*p.User.Umask)
@@ -132,8 +131,8 @@ func (r *Runtime) execute(ctx context.Context, client *runc.Runc, id string, p *
 	return client.Exec(ctx, id, *p, &runc.ExecOpts{IO: opts.IO, PidFile: opts.PidFile, ConsoleSocket: opts.ConsoleSocket, Detach: true})
 }
 
-// reclaim removes what a run of the same ID has left that did not live to do so, after the
-// runtime that it may have started has ended.
+// reclaim removes what an earlier run with the same ID has left. It first waits for the runtime that such a run may
+// have started.
 func (r *Runtime) reclaim(ctx context.Context, c *claim, id string) error {
 	quiet := c.quiet()
 	_, err := os.Lstat(filepath.Join(r.root(), id))
@@ -152,10 +151,11 @@ func (r *Runtime) reclaim(ctx context.Context, c *claim, id string) error {
 	return nil
 }
 
-// remove deletes a container in whatever state it is. One that isn't there is removed.
+// remove deletes a container in any state. It succeeds if there is none.
 func (r *Runtime) remove(ctx context.Context, c *claim, id string) error {
 	dir := filepath.Join(r.root(), id)
-	// A start waits at this pipe for the container's process. Where that was killed before it came, the start waits for ever.
+	// At this FIFO a start waits for the container's process. If that was killed before it came there, the start would
+	// wait for ever, so open the other end.
 	fifo, ferr := unix.Open(filepath.Join(dir, "exec.fifo"), unix.O_PATH|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
 	err := r.client(c).Delete(ctx, id, &runc.DeleteOpts{Force: true})
 	if ferr == nil {
@@ -171,18 +171,18 @@ func (r *Runtime) remove(ctx context.Context, c *claim, id string) error {
 	if _, serr := os.Lstat(dir); errors.Is(serr, fs.ErrNotExist) {
 		return nil
 	}
-	// A runtime killed between making its directory and writing its state refuses it for ever.
+	// If a runtime is killed after making its directory and before writing its state, it rejects that directory ever
+	// after.
 	if os.Remove(filepath.Join(dir, "exec.fifo")); os.Remove(dir) == nil {
 		return nil
 	}
 	return fmt.Errorf("remove container %s: %s", id, firstLine(err.Error()))
 }
 
-// removeEnded removes a container whose process has ended, as `runc delete` does, without
-// starting runc once more, which takes a quarter of the time of a short run. It does so only
-// where removing directories is all there is to do: runc's state, the container's cgroups, and a
-// PID namespace that the kernel has emptied. Otherwise, and where anything is unexpected, it
-// leaves the rest to remove and returns false.
+// removeEnded removes a container whose process has ended, as `runc delete` does. It does not start runc again, which
+// would take a quarter of the time of a short run. It handles only the case in which directories are all there is to
+// remove: runc's state, the container's cgroups, and a PID namespace that the kernel has emptied. In any other case,
+// and after any surprise, it returns false, and remove must do the rest.
 func (r *Runtime) removeEnded(j job, id string, cgroups []string) bool {
 	if !j.Simple || len(cgroups) == 0 {
 		return false
@@ -196,7 +196,7 @@ func (r *Runtime) removeEnded(j job, id string, cgroups []string) bool {
 	return os.RemoveAll(dir) == nil
 }
 
-// job tells what is to be done with a bundle.
+// job returns the properties of a bundle that matter for running it.
 func (b *bundle) job(r *Runtime) job {
 	l := b.spec.Linux
 	return job{
@@ -205,12 +205,12 @@ func (b *bundle) job(r *Runtime) job {
 	}
 }
 
-// ownPIDs reports whether a container has a new PID namespace, of which its process is the first.
+// ownPIDs reports whether a container gets a new PID namespace, with its process as the first.
 func ownPIDs(l *specs.Linux) bool {
 	return l != nil && slices.ContainsFunc(l.Namespaces, func(n specs.LinuxNamespace) bool { return n.Type == specs.PIDNamespace && n.Path == "" })
 }
 
-// startError is what the runtime logged of its failure.
+// startError returns the error that the runtime has logged.
 func (r *Runtime) startError(u *execution, err error) error {
 	message := ""
 	if f, ferr := os.Open(u.claim.path("log")); ferr == nil {
@@ -238,7 +238,7 @@ func (r *Runtime) startError(u *execution, err error) error {
 		message = strings.TrimPrefix(message, p)
 	}
 	message = strings.TrimPrefix(message, "unable to start container process: ")
-	// The runtimes' words are all there is to tell these by; docker does the same.
+	// Only the runtimes' messages distinguish these errors. Docker parses them too.
 	command := strings.HasPrefix(message, "exec: ") || strings.HasPrefix(message, "exec "+strconv.Quote(u.job.Command)) ||
 		strings.HasPrefix(message, "executable file") || strings.HasPrefix(message, "open executable")
 	switch {
@@ -250,16 +250,15 @@ func (r *Runtime) startError(u *execution, err error) error {
 	return told(fmt.Errorf("%s: %s", filepath.Base(r.command), message))
 }
 
-// errTold marks an error that the runtime has written to the standard error that it shares
-// with the container.
+// errTold marks an error whose message the runtime has written to standard error, which it shares with the container.
 var errTold = told{}
 
 type told struct{}
 
 func (told) Error() string { return "" }
 
-// Told tells whether standard error has the message of an error of [Container.Run] already: the
-// runtime writes its own there, since the container inherits it.
+// Told reports whether the message of an error of [Container.Run] is already on standard error: the runtime writes
+// there what the container's process inherits.
 func Told(err error) bool { return errors.Is(err, errTold) }
 
 func firstLine(s string) string {
@@ -279,8 +278,7 @@ func readPid(name string) (int, error) {
 	return pid, nil
 }
 
-// ExitStatus tells docker's status for an error of [Container.Run]: 127 and 126 for the
-// command's, else 125.
+// ExitStatus returns docker's status for an error of [Container.Run]: 127 or 126 if the command is the cause, else 125.
 func ExitStatus(err error) int {
 	switch {
 	case errors.Is(err, ErrCommandNotFound):

@@ -8,15 +8,14 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// What the output of a detached run goes to, in the place of its log, as a state says it.
+// Where the output of a detached run goes, in state.json; "" is the log.
 const (
 	noLog        = "none"
-	descriptorIs = "fd" // a file that who started it had open
+	descriptorIs = "fd" // a file that the starter had open
 )
 
-// LogTo says what the output of the detached processes that r starts goes to: "" for a log, none for nowhere, and fd:N for the file of
-// this process's descriptor N, which it has from its caller. The error is InvalidArgument if there is no such file, or if it is not open
-// for writing.
+// LogTo sets where the output of detached processes goes: "" to a log, none to nowhere, and fd:N to the file that this
+// process has inherited as descriptor N. InvalidArgument: N is not an inherited descriptor that is open for writing.
 func (r *Runtime) LogTo(to string) error {
 	number, ok := strings.CutPrefix(to, "fd:")
 	if !ok {
@@ -31,7 +30,7 @@ func (r *Runtime) LogTo(to string) error {
 	}
 	fd := uintptr(n)
 	own, err := unix.FcntlInt(fd, unix.F_GETFD, 0)
-	if err != nil || own&unix.FD_CLOEXEC != 0 { // which this program has opened itself
+	if err != nil || own&unix.FD_CLOEXEC != 0 { // or this program has opened it itself
 		return invalid("log %s: descriptor %d is not open: bash opens it by %d> >(COMMAND)", to, n, n)
 	}
 	if mode, err := unix.FcntlInt(fd, unix.F_GETFL, 0); err != nil || mode&unix.O_ACCMODE == unix.O_RDONLY || mode&unix.O_PATH != 0 {
@@ -45,7 +44,7 @@ func (r *Runtime) LogTo(to string) error {
 	return nil
 }
 
-// checkLog returns an error if the process keeps no log: FailedPrecondition.
+// checkLog returns FailedPrecondition if the process keeps no log.
 func (p *Process) checkLog() error {
 	l, err := p.look()
 	log := ""

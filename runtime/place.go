@@ -12,11 +12,12 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// identity tells a directory from every other on this host: from a copy, and from a later one of the same name.
+// identity identifies a directory on this host. It differs from that of a copy, and of a later directory with the same
+// name.
 type identity struct {
 	Device uint64 `json:"device"`
 	Inode  uint64 `json:"inode"`
-	Born   int64  `json:"born,omitempty"` // in nanoseconds since 1970; 0 if the file system doesn't tell
+	Born   int64  `json:"born,omitempty"` // in nanoseconds since 1970; 0 if the file system does not record it
 }
 
 // identify returns a directory's identity.
@@ -36,7 +37,7 @@ func identify(dir string) (identity, error) {
 	return id, nil
 }
 
-// dirs lists the store's directory of containers, that of the namespace, and, with an ID, the container's.
+// dirs lists the store's directory of containers, that of the namespace, and, unless id is "", the container's.
 func (s *Containers) dirs(id string) []string {
 	dirs := []string{"containers", filepath.Join("containers", s.namespace)}
 	if id != "" {
@@ -45,8 +46,8 @@ func (s *Containers) dirs(id string) []string {
 	return dirs
 }
 
-// check refuses directories of containers that anybody but this user and root could have put something into:
-// FailedPrecondition. What isn't there is no error.
+// check returns FailedPrecondition if anybody except this user and root could have put something into the directories
+// of containers. Missing directories are ignored.
 func (s *Containers) check(id string) error { return s.checkDirs(s.dirs(id)) }
 
 func (s *Containers) checkDirs(names []string) error {
@@ -65,7 +66,7 @@ func (s *Containers) checkDirs(names []string) error {
 	return nil
 }
 
-// checkDir is checkDirs of one that is there.
+// checkDir is checkDirs for one existing directory.
 func checkDir(path string, fi fs.FileInfo) error {
 	st, ok := fi.Sys().(*unix.Stat_t)
 	switch {
@@ -79,7 +80,7 @@ func checkDir(path string, fi fs.FileInfo) error {
 	return nil
 }
 
-// makeDir makes a directory in the store that is this user's alone, whatever the umask; fs.ErrExist if it is there.
+// makeDir makes a directory in the store that only this user can access, whatever the umask is. fs.ErrExist: it exists.
 func (s *Containers) makeDir(name string) error {
 	if err := s.tree().Mkdir(name, 0o700); err != nil {
 		return err
@@ -87,13 +88,13 @@ func (s *Containers) makeDir(name string) error {
 	return s.tighten(name)
 }
 
-// tighten closes a directory to other users. What lies below holds environments, set-user-ID programs and devices.
+// tighten removes other users' access to a directory. It contains environments, set-user-ID programs and devices.
 func (s *Containers) tighten(name string) error {
 	fi, err := s.tree().Stat(name)
 	if err != nil || fi.Mode().Perm() == 0o700 {
 		return err
 	}
-	// The bits for the group are a mask if there is an access control list.
+	// With an access control list, the bits for the group are its mask.
 	if _, ok := searchers(s.tree().Path(name)); ok && fi.Mode().Perm() == 0o710 {
 		return nil
 	}
@@ -102,13 +103,14 @@ func (s *Containers) tighten(name string) error {
 		return err
 	}
 	defer d.Close()
-	if err := d.Chmod(0o700); err != nil && !errors.Is(err, unix.EPERM) { // root's, which this user only reads
+	if err := d.Chmod(0o700); err != nil && !errors.Is(err, unix.EPERM) { // EPERM: it is root's, and this user only reads it
 		return err
 	}
 	return nil
 }
 
-// secure makes the directories of containers, and with an ID the container's, closed to other users, if they are there.
+// secure removes other users' access to the directories of containers and, unless id is "", to the container's. Missing
+// directories are ignored.
 func (s *Containers) secure(id string) error {
 	if err := s.check(id); err != nil {
 		return err
@@ -123,12 +125,12 @@ func (s *Containers) secure(id string) error {
 
 func (s *Containers) tree() disk.Tree { return disk.Tree(s.root) }
 
-// rel is the name of something of the container in the store's tree.
+// rel returns the name of one of the container's files in the store's tree.
 func (c *Container) rel(names ...string) string {
 	return filepath.Join(append([]string{"containers", c.set.namespace, c.ID}, names...)...)
 }
 
-// privateState reports whether a state directory is this user's alone. NotFound if there is none.
+// privateState returns an error unless only this user can access the state directory. NotFound: there is none.
 func privateState(dir string) error {
 	var st unix.Stat_t
 	if err := unix.Lstat(dir, &st); err != nil {

@@ -19,15 +19,15 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Process is a container's own process, or a further one that [Container.Exec] or [Container.StartExec] started in it.
-// Both are alike: a directory in the store keeps what the process is, what it printed and how it ended, and a private
-// directory on this host keeps the state of its run. The store may be a stranger's, so nothing in it tells which programs,
-// processes, cgroups or pipes of the host are meant.
+// Process is a container's own process, or a further one started by [Container.Exec] or [Container.StartExec]. Both
+// kinds work alike. A directory in the store keeps the description of the process, its output and its end. A private
+// directory on this host keeps the state of its run. The store may have been written by a stranger, so nothing in it
+// identifies programs, processes, cgroups or pipes of the host.
 type Process struct {
 	c       *Container
-	exec    string // the ID of a further process, "" for the container's own
-	name    string // of the directory in the store's tree
-	private string // the directory on this host
+	exec    string // ID of a further process; "" for the container's own
+	name    string // name of its directory in the store's tree
+	private string // its directory on this host
 }
 
 func (c *Container) proc(exec string) *Process {
@@ -38,8 +38,8 @@ func (c *Container) proc(exec string) *Process {
 	return p
 }
 
-// Process returns the container's own process if exec is "", else the further process with that ID. The error is NotFound
-// if the container has no such process.
+// Process returns a further process of the container, or its own process if exec is "". NotFound: there is no such
+// process.
 func (c *Container) Process(exec string) (*Process, error) {
 	p := c.proc(exec)
 	if exec == "" {
@@ -62,16 +62,16 @@ func (p *Process) String() string {
 	return "container " + p.c.ID
 }
 
-// dir is the directory in the store.
+// dir returns the directory in the store.
 func (p *Process) dir() string { return p.c.set.tree().Path(p.name) }
 
-// file is a file's name in the store's tree.
+// file returns the name of one of its files in the store's tree.
 func (p *Process) file(name string) string { return filepath.Join(p.name, name) }
 
-// logDir is the directory of the process's log.
+// logDir returns the directory of the process's log.
 func (p *Process) logDir() stdio.Dir { return stdio.Dir{Tree: p.c.set.tree(), Name: p.name} }
 
-// watch watches the directory in the store. The error is NotFound if there is no such process.
+// watch watches the directory in the store. NotFound: there is no such process.
 func (p *Process) watch() (*stdio.Watcher, error) {
 	w, err := stdio.Watch(p.dir())
 	if errors.Is(err, fs.ErrNotExist) {
@@ -80,8 +80,8 @@ func (p *Process) watch() (*stdio.Watcher, error) {
 	return w, err
 }
 
-// takeLock makes this process the one that runs or removes p. It waits while the guard of a killed run ends what that
-// has started. The error is NotFound if there is no such process, and Unavailable if another process has the lock.
+// takeLock takes the lock that is needed to run or remove p. If the guard of a killed run is still ending what that has
+// started, takeLock waits for it. NotFound: there is no such process. Unavailable: another process holds the lock.
 func (p *Process) takeLock() (*os.File, error) {
 	c := p.c
 	if err := c.set.secure(c.ID); err != nil {
@@ -119,7 +119,7 @@ func (p *Process) lockEnding(create bool) (*os.File, error) {
 	}
 }
 
-// waitLock takes the lock of a process that is ending.
+// waitLock waits for the lock of a process that is ending.
 func (p *Process) waitLock(ctx context.Context) (*os.File, error) {
 	end := time.Now().Add(15 * time.Second)
 	for {
@@ -135,10 +135,10 @@ func (p *Process) waitLock(ctx context.Context) (*os.File, error) {
 	}
 }
 
-// live returns what a look at the process shows while it runs. The error is FailedPrecondition if it does not run.
+// live returns the state of a running process. FailedPrecondition: it is not running.
 func (p *Process) live() (looked, error) {
 	l, err := p.look()
-	// It may have begun already, and printed something, before that is written down.
+	// A process may have started, and even printed, before that is recorded. So wait for the record.
 	for end := time.Now().Add(10 * time.Second); err == nil && l.status == Creating && time.Now().Before(end); l, err = p.look() {
 		time.Sleep(5 * time.Millisecond)
 	}
@@ -151,8 +151,8 @@ func (p *Process) live() (looked, error) {
 	return l, nil
 }
 
-// attended is live for a caller that changes something: if the process's monitor was killed, it has another one then.
-// What begins the message of an error.
+// attended is live for callers that change something. If the process's monitor was killed, it starts another one first.
+// what is the prefix of errors.
 func (p *Process) attended(ctx context.Context, what string) (looked, error) {
 	l, err := p.live()
 	if err == nil {
@@ -164,7 +164,7 @@ func (p *Process) attended(ctx context.Context, what string) (looked, error) {
 	return l, err
 }
 
-// unlessEnded returns err, or, if the container has ended, that it has.
+// unlessEnded returns err, or a FailedPrecondition error if the container has ended.
 func (c *Container) unlessEnded(what string, err error) error {
 	switch l, lerr := c.proc("").live(); {
 	case lerr != nil:
@@ -175,12 +175,12 @@ func (c *Container) unlessEnded(what string, err error) error {
 	return err
 }
 
-// client is the runtime's for a container that another process runs.
+// client returns a client of the runtime that runs the process.
 func (l looked) client() *runc.Runc {
 	return &runc.Runc{Command: l.state.Runtime, Root: l.state.RuntimeState, LogFormat: runc.JSON, Setpgid: true}
 }
 
-// Kill sends a signal to the process. The error is FailedPrecondition if it does not run.
+// Kill sends a signal to the process. FailedPrecondition: it is not running.
 func (p *Process) Kill(ctx context.Context, sig unix.Signal) error {
 	l, err := p.attended(ctx, "kill")
 	if err != nil {
@@ -197,7 +197,7 @@ func (p *Process) Kill(ctx context.Context, sig unix.Signal) error {
 	return nil
 }
 
-// KillAll sends a signal to all processes in the container. The error is FailedPrecondition if its own does not run.
+// KillAll sends a signal to all processes in the container. FailedPrecondition: its own process is not running.
 func (c *Container) KillAll(ctx context.Context, sig unix.Signal) error {
 	l, err := c.proc("").attended(ctx, "kill")
 	if err != nil {
@@ -211,9 +211,9 @@ func (c *Container) KillAll(ctx context.Context, sig unix.Signal) error {
 	return nil
 }
 
-// Stop ends a container: it sends the signal that its configuration names for that, else TERM, or sig unless that is 0, and kills
-// all in the container if its process has not ended after grace. If grace is negative, Stop waits for ever. A container that does
-// not run is no error.
+// Stop stops a container. It sends sig or, if that is 0, the signal that the container's configuration names, or TERM.
+// If the container's process has not ended after grace, it kills all processes in the container. A negative grace means
+// to wait without limit. Stop succeeds if the container is not running.
 func (c *Container) Stop(ctx context.Context, sig unix.Signal, grace time.Duration) error {
 	p := c.proc("")
 	l, err := p.attended(ctx, "stop")
@@ -252,15 +252,15 @@ func (c *Container) Stop(ctx context.Context, sig unix.Signal, grace time.Durati
 	return err
 }
 
-// thawKilled lets a paused container go on that was sent a KILL: nothing dies while it is paused.
+// thawKilled resumes a paused container after a KILL: no process dies while it is paused.
 func (l looked) thawKilled(sig unix.Signal) {
 	if sig == unix.SIGKILL && l.status == Paused {
 		thaw(l.state.Cgroups)
 	}
 }
 
-// KillPid sends a signal to one process in a container, by the number that the host knows it by, as
-// [Container.Processes] tells it. The error is NotFound if the container has no process with that number.
+// KillPid sends a signal to one process in a container. pid is its number on the host, as in [Container.Processes].
+// NotFound: the container has no such process.
 func (c *Container) KillPid(pid int, sig unix.Signal) error {
 	l, err := c.proc("").live()
 	if err != nil {
@@ -277,12 +277,12 @@ func (c *Container) KillPid(pid int, sig unix.Signal) error {
 	return err
 }
 
-// pids lists the processes in the container.
+// pids lists the processes in the container by their numbers on the host.
 func (l looked) pids() []int {
 	if pids := processes(l.state.Cgroups); len(pids) > 0 {
 		return pids
 	}
-	return namespacePeers(l.state.Pid) // it has no cgroup of its own
+	return namespacePeers(l.state.Pid) // the container has no cgroup of its own
 }
 
 // namespacePeers lists the processes that share pid's PID namespace. It returns pid alone if that is our own
@@ -307,8 +307,8 @@ func namespacePeers(pid int) []int {
 	return pids
 }
 
-// adoptIfLost starts a shim for a detached process that runs and whose shim was killed. The new shim records the end, and
-// reads what the process prints. What ran in the foreground is not adopted: it ends with its run.
+// adoptIfLost starts a new shim for a running detached process whose shim was killed. The new shim copies the process's
+// output and records its end. Processes in the foreground are not adopted, since they end with their run.
 func (p *Process) adoptIfLost(ctx context.Context) error {
 	lookLost := func() (l looked, lost bool, err error) {
 		if l, err = p.look(); err != nil {
@@ -323,7 +323,7 @@ func (p *Process) adoptIfLost(ctx context.Context) error {
 	lock, err := p.takeLock()
 	switch {
 	case errdefs.IsUnavailable(err), p.exec != "" && errdefs.IsNotFound(err):
-		return nil // another process adopts it, or it has been removed
+		return nil // another process is adopting it, or it has been removed
 	case err != nil:
 		return err
 	}
@@ -338,16 +338,17 @@ func (p *Process) adoptIfLost(ctx context.Context) error {
 	}
 	defer claim.close()
 	u := &execution{Process: p, r: &Runtime{command: l.state.Runtime, state: p.c.set.state}, lock: lock, claim: claim, state: *l.state}
-	// A user who may not open the process's streams can still kill it, and leaves it to be adopted by one who may.
+	// A user without access to the process's streams may still kill the process. They leave its adoption to a user with
+	// access.
 	if _, err = u.spawnShim(true); err != nil && !errdefs.IsPermissionDenied(err) {
 		return fmt.Errorf("%s: %w", p, err)
 	}
 	return nil
 }
 
-// Wait returns how the process ended, once it has. The error is FailedPrecondition if it was not started.
+// Wait waits for the process to end, and returns how it ended. FailedPrecondition: it was not started.
 //
-// It polls pidfds and needs no inotify instance, of which a user has few.
+// It polls pidfds, and needs no inotify instance, of which a user has few.
 func (p *Process) Wait(ctx context.Context) (*Exit, error) {
 	done := p.ends(ctx)
 	defer done.close()
@@ -364,7 +365,7 @@ func (p *Process) Wait(ctx context.Context) (*Exit, error) {
 
 // untilDeath waits until the process or its monitor has ended, but at most a second.
 func (p *Process) untilDeath(ctx context.Context) error {
-	const soon = 5 * time.Millisecond // for what the monitor has still to write down
+	const soon = 5 * time.Millisecond // while the monitor still has something to record
 	s, err := p.readState()
 	if err != nil {
 		return err
@@ -375,7 +376,7 @@ func (p *Process) untilDeath(ctx context.Context) error {
 		most = time.Second
 		for _, of := range []HostProcess{s.HostProcess, s.Monitor} {
 			fd, err := of.open()
-			if err != nil { // it doesn't run yet, or has ended
+			if err != nil { // the process does not run yet, or has ended
 				most = soon
 				continue
 			}
@@ -397,11 +398,11 @@ func (p *Process) untilDeath(ctx context.Context) error {
 	return ctx.Err()
 }
 
-// ending looks for the end of a process, also where its directory goes with it.
+// ending watches for the end of a process, even if the process is removed at its end.
 type ending struct {
 	p    *Process
 	ctx  context.Context
-	file *os.File // exit.json, which is written to before it is removed
+	file *os.File // exit.json, kept open because the end is written to it before it is removed
 	ran  bool
 	exit *Exit
 }
@@ -417,7 +418,8 @@ func (e *ending) open() {
 	}
 }
 
-// over reports whether the process has ended; exit is valid then. If its monitor was killed, it has another one then.
+// over reports whether the process has ended; e.exit is then valid. If the process's monitor was killed, it starts
+// another one.
 func (e *ending) over() (bool, error) {
 	if e.file == nil {
 		e.open()
@@ -435,7 +437,7 @@ func (e *ending) over() (bool, error) {
 	case err != nil:
 		return false, fmt.Errorf("%s: %w", e.p, err)
 	case l.status == Stopped:
-		// What is left of it on the host is being removed, which changes nothing in the store.
+		// After the end, the monitor cleans up the host, which changes nothing in the store. Wait for that.
 		for l.monitored && time.Since(l.exit.Exited) < 10*time.Second && e.ctx.Err() == nil {
 			time.Sleep(2 * time.Millisecond)
 			now, err := e.p.look()
@@ -450,7 +452,7 @@ func (e *ending) over() (bool, error) {
 		return true, failed("%s was not started", e.p)
 	}
 	if !e.ran {
-		e.open() // what was open may be of the run before
+		e.open() // the open file may be an earlier run's
 		e.ran = true
 	}
 	if !l.monitored {
@@ -461,21 +463,21 @@ func (e *ending) over() (bool, error) {
 	return false, nil
 }
 
-// exitOf reads an exit.json that is open; nil if there is none, or no end in it.
+// exitOf reads an open exit.json. It returns nil if f is nil or has no end yet.
 func exitOf(f *os.File) *Exit {
 	b := make([]byte, 2*exitRoom)
-	n, _ := f.ReadAt(b, 0) // nil is empty
+	n, _ := f.ReadAt(b, 0) // fails for nil, and n is 0
 	return parseExit(b[:n])
 }
 
-// Logs are how to read a log.
+// Logs are the options of [Process.Logs].
 type Logs struct {
-	Follow bool         // until the process ends
-	Tail   int          // begin with the last lines, as many as this; all if negative
-	Idle   func() error // with Follow: called whenever all that was printed so far was read
+	Follow bool         // continue until the process ends
+	Tail   int          // number of last lines to begin with; negative for all
+	Idle   func() error // with Follow: called whenever all output so far has been read
 }
 
-// Logs calls f with what a detached process has printed, and will.
+// Logs calls f with the output of a detached process from its log and, with Follow, with later output.
 func (p *Process) Logs(ctx context.Context, o Logs, f func(stdio.Entry) error) error {
 	w, err := p.watch()
 	if err != nil {
@@ -490,7 +492,7 @@ func (p *Process) Logs(ctx context.Context, o Logs, f func(stdio.Entry) error) e
 	if l, err := p.look(); err == nil && (l.state != nil && !l.state.Detached || l.exit != nil && l.exit.Error != errLost && !l.exit.Detached) {
 		return failed("%s has no log: it runs, or ran, in the foreground", p)
 	}
-	_ = p.adoptIfLost(ctx) // what was kept can be read without a monitor, too
+	_ = p.adoptIfLost(ctx) // on failure, the log can still be read
 	if err := p.checkLog(); err != nil {
 		return err
 	}
@@ -514,16 +516,17 @@ func (p *Process) Logs(ctx context.Context, o Logs, f func(stdio.Entry) error) e
 	return r.Follow(ctx, w, done.over, f, o.Idle)
 }
 
-// Remove removes what is kept of a process, and returns how its last run ended, nil if it was never run. With the
-// container's own process the container goes. A process that runs is FailedPrecondition unless force says that it is to be killed.
+// Remove removes a process, and returns how its last run has ended; nil if it was never run. Removing the container's
+// own process removes the container. FailedPrecondition: the process is running, and force is false. With force it is
+// killed.
 func (p *Process) Remove(ctx context.Context, force bool) (*Exit, error) {
 	c := p.c
 	if p.exec == "" {
 		defer c.set.Clear(ctx)
 	}
-	// Who monitors it, and sees its end, may remove it too: the file is open before.
+	// Open the file first: once the process has ended, its monitor may remove it too.
 	exit, _ := c.set.tree().Open(p.file("exit.json"))
-	defer exit.Close() // nil is none
+	defer exit.Close() // nil if there is none
 	gone := func(err error) bool { return errdefs.IsNotFound(err) && exit != nil && (c.RemoveAtEnd || p.exec != "") }
 	l, err := p.look()
 	switch {
@@ -569,7 +572,7 @@ func (p *Process) Remove(ctx context.Context, force bool) (*Exit, error) {
 	return l.exit, p.removeDir(lock)
 }
 
-// Remove is [Process.Remove] of the container's own process.
+// Remove calls [Process.Remove] for the container's own process.
 func (c *Container) Remove(ctx context.Context, force bool) (*Exit, error) {
 	return c.proc("").Remove(ctx, force)
 }

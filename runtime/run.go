@@ -20,19 +20,17 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Run runs a container in the foreground and returns the status of its process: what it exited
-// with, or 128+n if signal n ended it. The process has pipes that are copied from and to this
-// one's standard streams, or those themselves if s says so, or, if the bundle says so, a terminal
-// of its own. Output that could not be written is an error, or, where its reader has gone away,
-// 128+SIGPIPE in the place of 0. Signals that this
-// process gets are forwarded to it; the third INT or TERM that it doesn't heed kills it.
+// Run runs a container in the foreground and returns the status of its process, or 128+n if signal n killed it. The
+// process gets a terminal if the bundle asks for one. Otherwise it gets pipes to and from this process's standard
+// streams, or these themselves, as s selects. Signals are forwarded to it; the third INT or TERM that it ignores kills
+// it. If its output can't be written, that is an error, but if the reader is gone, a status 0 becomes 128+SIGPIPE.
 //
-// The container is in use (Unavailable) while the process that runs it lives. What one that was
-// killed has left, its process too, is removed first, and nothing is left afterwards, nor the
-// container itself if it is to be removed at its end.
+// While the process that runs it lives, the container is in use (Unavailable). If a run was killed, the next one first
+// removes what is left of it, including its process. After a run nothing is left on the host. The container is removed
+// too, if it is to be removed at its end.
 //
-// A bundle without config.json, root filesystem or mount source is NotFound. A command that
-// isn't there or can't be executed wraps [ErrCommandNotFound] or [ErrCommandNotExecutable].
+// NotFound: the bundle has no config.json or root filesystem, or the source of a mount is missing. An error for a
+// command that does not exist or can't be executed wraps [ErrCommandNotFound] or [ErrCommandNotExecutable].
 func (c *Container) Run(ctx context.Context, r *Runtime, s Streams) (status int, err error) {
 	u, err := c.lockAndBegin(ctx, r, false)
 	if err != nil {
@@ -41,9 +39,9 @@ func (c *Container) Run(ctx context.Context, r *Runtime, s Streams) (status int,
 	return u.foreground(ctx, s)
 }
 
-// Start runs a container without anybody waiting for it: a shim, which is this program once more, has its standard
-// streams, records its end, and then cleans up as [Container.Run] does. It returns once the process runs; the errors are
-// those of Run.
+// Start runs a container detached. A shim, which is another process of this program, keeps the standard streams,
+// records the end, and then cleans up as [Container.Run] does. Start returns once the container's process runs. Its
+// errors are those of Run.
 //
 // The program's main must call [Shim] first.
 func (c *Container) Start(ctx context.Context, r *Runtime) (pid int, err error) {
@@ -63,12 +61,12 @@ func (c *Container) lockAndBegin(ctx context.Context, r *Runtime, detached bool)
 	return c.begin(ctx, r, lock, detached)
 }
 
-// Finder finds the runtime for a container that asks for the one of this name, or for any.
+// Finder returns the runtime of that name; "" means any.
 type Finder func(name string) (*Runtime, error)
 
-// RunBundle runs a bundle in the foreground, as [Container.Run] does, in a container of its own
-// that it removes afterwards. A bundle that is the directory of a container is that container's
-// run; if it has no runtime, and the container was to be removed at its end, it is.
+// RunBundle runs a bundle in the foreground like [Container.Run], in a new container that is removed afterwards. If the
+// bundle is the directory of a container, that container is run. If it was to be removed at its end, it is removed even
+// if there is no runtime.
 func (s *Containers) RunBundle(ctx context.Context, find Finder, rec Record, streams Streams) (status int, err error) {
 	rec.RemoveAtEnd = true
 	c, r, lock, err := s.forBundle(ctx, find, rec)
@@ -82,8 +80,8 @@ func (s *Containers) RunBundle(ctx context.Context, find Finder, rec Record, str
 	return u.foreground(ctx, streams)
 }
 
-// StartBundle makes a container for a bundle and starts it; with a bundle that is the directory of a container it starts
-// that.
+// StartBundle makes a container for a bundle and starts it. If the bundle is the directory of a container, that
+// container is started.
 func (s *Containers) StartBundle(ctx context.Context, find Finder, rec Record) (c *Container, pid int, err error) {
 	c, r, lock, err := s.forBundle(ctx, find, rec)
 	if err != nil {
@@ -94,13 +92,13 @@ func (s *Containers) StartBundle(ctx context.Context, find Finder, rec Record) (
 		pid, err = u.detach(ctx)
 	}
 	if err != nil && c.Bundle != "" {
-		_, _ = c.Remove(ctx, false) // it was made for this
+		_, _ = c.Remove(ctx, false) // the container was made only for this
 	}
 	return c, pid, err
 }
 
-// forBundle returns the container to run a bundle in, locked, and its runtime: the one whose directory it
-// is, or a new one. What is wrong with the bundle or the runtime is found before a container is made.
+// forBundle returns a locked container to run a bundle in, and its runtime. The container is the one whose directory
+// the bundle is, or else a new one. Errors of the bundle or the runtime are found before a container is made.
 func (s *Containers) forBundle(ctx context.Context, find Finder, rec Record) (*Container, *Runtime, *os.File, error) {
 	real, err := realBundle(rec.Bundle)
 	if err != nil {
@@ -147,12 +145,12 @@ func (s *Containers) forBundle(ctx context.Context, find Finder, rec Record) (*C
 	if err != nil {
 		return nil, nil, nil, err
 	}
-	rec.Owner = &self // killed before it runs, the container is nobody's
+	rec.Owner = &self // if this process is killed before it runs the container, the container is abandoned
 	c, lock, err := s.create(ctx, rec, "", nil)
 	return c, r, lock, err
 }
 
-// closeConfig makes config.json readable for this user alone, whoever wrote it.
+// closeConfig makes config.json readable by this user only, whoever has written it.
 func (c *Container) closeConfig() error {
 	f, err := c.set.tree().Open(c.rel("config.json"))
 	if err != nil {
@@ -162,8 +160,8 @@ func (c *Container) closeConfig() error {
 	return f.Chmod(0o600)
 }
 
-// lockDir returns the container of a directory in the store, locked, which has no process. A directory that somebody
-// else has made, without a record, becomes one.
+// lockDir returns a container without a process, given by its directory in the store, and locks it. If the directory
+// has no record because something else has made it, lockDir makes one.
 func (s *Containers) lockDir(ctx context.Context, id string) (*Container, *os.File, error) {
 	c, err := s.Get(id)
 	if err == nil {
@@ -189,8 +187,8 @@ func (s *Containers) lockDir(ctx context.Context, id string) (*Container, *os.Fi
 	return c, lock, nil
 }
 
-// lockStopped locks a container that is to be started. A container that runs is FailedPrecondition. If its monitor was
-// killed, it gets a new one; it is never killed. If it has just ended, lockStopped waits for its monitor.
+// lockStopped locks a container that is to be started. FailedPrecondition: the container is running. If its monitor was
+// killed, it gets a new one, but is not killed. If it has just ended, lockStopped waits for its monitor.
 func (c *Container) lockStopped(ctx context.Context) (*os.File, error) {
 	p := c.proc("")
 	lock, err := p.takeLock()
@@ -199,7 +197,7 @@ func (c *Container) lockStopped(ctx context.Context) (*os.File, error) {
 	case lerr != nil || c.runIsGone():
 		return lock, err
 	case err == nil && l.state != nil && !l.state.Detached:
-		return lock, nil // of a run in the foreground that was killed with its guard: its process is to end
+		return lock, nil // a killed foreground run, whose guard was killed too: its process is to be ended
 	case l.runs():
 		if err == nil {
 			_ = lock.Close()
@@ -212,45 +210,45 @@ func (c *Container) lockStopped(ctx context.Context) (*os.File, error) {
 	return lock, err
 }
 
-// CheckpointDir is the directory for the stored state of the container's processes.
+// CheckpointDir returns the directory for the stored state of the container's processes.
 func (c *Container) CheckpointDir() string { return c.path("checkpoint") }
 
 func exited(status int) Exit { return Exit{Status: &status, Exited: time.Now().UTC()} }
 
-// execution is one run of a process: the locks that this process holds for it, and what the runtime has to do.
+// execution is one run of a process: the locks held for it, and what is to be run.
 type execution struct {
 	*Process
 	r       *Runtime
-	lock    *os.File // of the directory in the store
-	claim   *claim   // of the directory on this host
-	state   state    // as it is written in the latter
+	lock    *os.File // lock of its directory in the store
+	claim   *claim   // lock of its directory on this host
+	state   state    // as written to state.json
 	job     job
-	images  string         // what to restore a container from, "" to start it
-	config  *specs.Process // of a further process
-	guard   *guard         // of a run in the foreground
-	signals chan os.Signal // that this process got since a run in the foreground began
-	sockets []*os.File     // of a supervisor, for a container in the foreground
-	told    []string       // the variables that tell it of them
-	joined  []joined       // the namespaces of other containers, until they are mounted
-	mounts  *privateMounts // where the runtime is started, nil for this process's mount namespace
+	images  string         // directory to restore the container from; "" to start it
+	config  *specs.Process // configuration of a further process
+	guard   *guard         // guard of a foreground run
+	signals chan os.Signal // signals that this process has received since a foreground run began
+	sockets []*os.File     // sockets from a supervisor, for a container in the foreground
+	told    []string       // variables that describe the sockets to the container
+	joined  []joined       // namespaces of other containers, until they are mounted
+	mounts  *privateMounts // mount namespace for the runtime; nil for this process's
 }
 
-// job is what must be known of a bundle to run it.
+// job is the part of a bundle that matters for running it.
 type job struct {
 	Bundle  string `json:"bundle"`
 	Command string `json:"command"`
-	Simple  bool   `json:"simple"` // removeEnded can remove it
+	Simple  bool   `json:"simple"` // removeEnded can remove the container
 }
 
-// begin takes what a run of a container needs: the ID on this host, a clean table, network, root filesystem and cgroups.
-// It owns the lock from here on. If it fails, it has undone what it did.
+// begin prepares a container's run: it takes the ID on this host, removes what an earlier run has left, and sets up
+// network, root filesystem and cgroups. It takes over the lock. After an error it has undone what it did.
 func (c *Container) begin(ctx context.Context, r *Runtime, lock *os.File, detached bool) (_ *execution, err error) {
 	u := &execution{Process: c.proc(""), r: &Runtime{r.command, c.set.state, r.cgroupParent, r.log, r.output}, lock: lock}
 	if c.restored || c.Stored && c.never() {
 		u.images = c.CheckpointDir()
 	}
 	if u.sockets, u.told, err = takeSockets(); detached {
-		u.sockets, u.told = nil, nil // they go with this program
+		u.sockets, u.told = nil, nil // closed when this program exits
 	} else {
 		u.signals = catchSignals()
 	}
@@ -265,9 +263,9 @@ func (c *Container) begin(ctx context.Context, r *Runtime, lock *os.File, detach
 	if err == nil {
 		u.claim, err = u.claimHost(ctx)
 	}
-	if err != nil && c.own && c.RemoveAtEnd && c.never() { // there is nothing of a run to clear up
+	if err != nil && c.own && c.RemoveAtEnd && c.never() { // the run has left nothing to clear up
 		if errdefs.IsUnavailable(err) {
-			c.Network = "" // it is that of whoever has the ID
+			c.Network = "" // the network belongs to the current owner of the ID
 		}
 		_ = c.remove(ctx, lock)
 		return nil, err
@@ -290,10 +288,10 @@ func (c *Container) begin(ctx context.Context, r *Runtime, lock *os.File, detach
 	return u, nil
 }
 
-// prepare makes ready what the container is given.
+// prepare sets up everything that the container needs.
 func (u *execution) prepare(ctx context.Context, detached bool) error {
 	c := u.c
-	if err := removeAll(c.set.tree(), c.rel("exec")); err != nil { // of the last run
+	if err := removeAll(c.set.tree(), c.rel("exec")); err != nil { // left by the last run
 		return err
 	}
 	if err := c.set.makeDir(c.rel("exec")); err != nil {
@@ -310,7 +308,7 @@ func (u *execution) prepare(ctx context.Context, detached bool) error {
 	var ns *os.File
 	if err == nil && users != nil {
 		ns, err = userNamespace(users)
-		defer func() { _ = ns.Close() }() // nil is none
+		defer func() { _ = ns.Close() }() // nil if there is none
 	}
 	if err == nil {
 		err = c.mountRoot(ctx, ns)
@@ -361,10 +359,10 @@ func (u *execution) prepare(ctx context.Context, detached bool) error {
 	}
 	u.state.Terminal, u.state.Init = b.spec.Process.Terminal, b.hasInit()
 	u.state.Cgroups, u.state.Monitors = cgroups.dirs, cgroups.monitors
-	return u.writeState(u.state) // what is in these cgroups from now on is the container's
+	return u.writeState(u.state) // from now on, whatever is in these cgroups belongs to the container
 }
 
-// mountRoot mounts the container's snapshot, with the owners that its files have in a user namespace unless that is nil.
+// mountRoot mounts the container's snapshot. If users is not nil, its files' owners are mapped by that user namespace.
 func (c *Container) mountRoot(ctx context.Context, users *os.File) error {
 	if c.Snapshot == nil {
 		return nil
@@ -376,20 +374,20 @@ func (c *Container) mountRoot(ctx context.Context, users *os.File) error {
 	if users == nil {
 		return c.set.snapshots.Mount(ctx, *c.Snapshot, target)
 	}
-	if err := c.unmount(); err != nil { // from when it was made, or from another run
+	if err := c.unmount(); err != nil { // mounted when the container was made, or by an earlier run
 		return err
 	}
 	return c.set.snapshots.MountFor(ctx, *c.Snapshot, target, users)
 }
 
-// enter writes down that a run begins, of which this process is the monitor.
+// enter records that a run begins, with this process as its monitor.
 func (u *execution) enter(s state) (err error) {
 	s.Status, s.Runtime, s.RuntimeState = Creating, u.r.command, u.r.root()
 	if s.Monitor, err = Identify(os.Getpid()); err != nil {
 		return err
 	}
 	u.state = s
-	// The end of the run before counts until this one begins: state.json goes first.
+	// Until state.json is written, exit.json with the end of the previous run counts.
 	if err := u.writeState(u.state); err != nil {
 		return err
 	}
@@ -400,9 +398,9 @@ func (u *execution) enter(s state) (err error) {
 // at is called before each step of a run; crash tests replace it to kill the process there.
 var at = func(string) {}
 
-// start has the runtime make the process, which becomes this process's child.
+// start lets the runtime make the process, as a child of this process.
 func (u *execution) start(ctx context.Context, streams *stdio.Ends, console *stdio.Console) (pid int, err error) {
-	// The container's process becomes our child when the runtime that made it ends.
+	// When the runtime exits, the container's process becomes our child.
 	if err := unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0); err != nil {
 		return -1, fmt.Errorf("become subreaper: %w", err)
 	}
@@ -439,7 +437,7 @@ func (u *execution) start(ctx context.Context, streams *stdio.Ends, console *std
 	return pid, nil
 }
 
-// abandon undoes what led to no run, and returns err, the cause.
+// abandon undoes the preparation of a run that can't begin, and returns err, the cause.
 func (u *execution) abandon(ctx context.Context, err error) error {
 	u.mounts.close()
 	if u.exec == "" {
@@ -447,11 +445,11 @@ func (u *execution) abandon(ctx context.Context, err error) error {
 		removeCgroups(u.state.Cgroups)
 		_ = u.c.unmountSnapshot()
 		u.c.disconnect(ctx)
-		_ = os.Remove(u.c.path("exit.json")) // before the state goes: a blank one without means a lost run
+		_ = os.Remove(u.c.path("exit.json")) // Before state.json is removed: a blank exit.json without it means a lost run.
 		_ = u.leave(ctx)
 		return err
 	}
-	// Where that fails its guard, which goes on when this process has ended, kills the process.
+	// If this fails, the guard kills the process after this process has exited.
 	if u.claim == nil || u.killStarted() == nil {
 		_ = u.vanish()
 	}
@@ -468,15 +466,15 @@ func (c *Container) unmountSnapshot() error {
 	return c.unmount()
 }
 
-// disconnect takes the container's network down. One that is removed at its end takes it away then; one that
-// can't be taken down is up until the next run, or until it is removed.
+// disconnect disconnects the container's network. Errors are ignored: the network of a container to be removed goes
+// with that, and any other stays connected until the next run or the removal.
 func (c *Container) disconnect(ctx context.Context) {
 	if path := c.network(); path != "" && !c.RemoveAtEnd {
 		_ = c.set.networks.Down(ctx, path)
 	}
 }
 
-// connect takes the container's network up, and keeps in the record what makes it again after a boot.
+// connect connects the container's network. It records how to make the network again after a boot.
 func (c *Container) connect(ctx context.Context) error {
 	path := c.network()
 	if path == "" {
@@ -501,7 +499,7 @@ func (u *execution) end(ctx context.Context, e Exit) error {
 	if u.exec == "" {
 		e.OOMKilled = oomKills(u.state.Cgroups) > 0
 	}
-	// First of all: whoever is killed in what follows does not lose it.
+	// Record the end first, so that it is not lost if this process is killed later on.
 	errs := []error{u.record(u.state, e)}
 	at("recorded")
 	switch {
@@ -524,7 +522,7 @@ func (u *execution) end(ctx context.Context, e Exit) error {
 	return err
 }
 
-// record writes down the end of a run.
+// record writes the end of a run to the store.
 func (p *Process) record(s state, e Exit) error {
 	err := p.writeExit(e.of(s))
 	if e.OOMKilled {
@@ -537,7 +535,7 @@ func (p *Process) record(s state, e Exit) error {
 	return nil
 }
 
-// leave gives the locks back, and removes a container that is to be removed at its end.
+// leave releases the locks. It removes the container first, if that is to be removed at its end.
 func (u *execution) leave(ctx context.Context) error {
 	u.guard.end()
 	u.claim.release()
@@ -545,7 +543,7 @@ func (u *execution) leave(ctx context.Context) error {
 	if u.exec == "" && u.c.RemoveAtEnd {
 		return u.c.remove(ctx, u.lock)
 	}
-	// A guard that has been killed may close its descriptors of the lock a little later.
+	// A killed guard may close its copies of the descriptor a little later, so unlock explicitly.
 	disk.Unlock(u.lock)
 	return u.lock.Close()
 }

@@ -19,13 +19,13 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// A container that is started does what its record and its config.json say: it runs hooks, mounts paths of the host,
-// joins networks. A store may come from anywhere, so its containers are started only if this user made them on this
-// host. The seal in a record proves that: a code, by a key that only this user has, over the directory's path, inode and
-// time of birth and over what the record says about the host. A copy of the store, one from another host, and one that
-// a stranger wrote have no valid seal. [Container.Trust] gives one.
+// A container that is started does what its record and config.json say: it runs hooks, mounts the host's paths and
+// joins networks. Since a store may come from anywhere, a user can start only containers that they have made on this
+// host. The seal in the record proves that. It is a code, with a key that only this user has, over the path, inode and
+// time of birth of the container's directory, and over the parts of the record that concern the host. So a store that
+// was copied, comes from another host, or was written by a stranger has no valid seals. [Container.Trust] makes one.
 
-// sealed is what a seal is over.
+// sealed is the data that a seal authenticates.
 type sealed struct {
 	Version   int
 	Dir       string
@@ -54,7 +54,7 @@ func (c *Container) seal(key []byte) (string, error) {
 	return hex.EncodeToString(h.Sum(nil)), nil
 }
 
-// isSealed reports whether the record's seal is this user's.
+// isSealed reports whether the record has a valid seal of this user.
 func (c *Container) isSealed() bool {
 	if len(c.Seal) != 2*sha256.Size {
 		return false
@@ -69,8 +69,9 @@ func (c *Container) isSealed() bool {
 	return false
 }
 
-// keyFiles lists the files that may hold this user's key, the best first. Their directories outlive a boot, but for the
-// last, the state directory. Root ignores an XDG_STATE_HOME of another user, which sudo may have kept.
+// keyFiles lists the files that may hold this user's key, the preferred one first. Their directories survive a boot,
+// except the last one, the state directory. Root ignores XDG_STATE_HOME if it is another user's, since sudo may have
+// kept that.
 func keyFiles(state string) []string {
 	var names []string
 	if dir := os.Getenv("XDG_STATE_HOME"); filepath.IsAbs(dir) && (os.Geteuid() != 0 || ofRoot(dir)) {
@@ -115,7 +116,7 @@ func readKey(name string) ([]byte, error) {
 	return key, err
 }
 
-// userKey returns this user's key, and makes one if there is none.
+// userKey returns this user's key. It makes one if there is none.
 func userKey(state string) ([]byte, error) {
 	var errs []error
 	for _, name := range keyFiles(state) {
@@ -133,7 +134,7 @@ func userKey(state string) ([]byte, error) {
 	return nil, fmt.Errorf("key for containers: %w", errors.Join(errs...))
 }
 
-// makeKey makes a key. Of several that do so at once one wins: fs.ErrExist for the others.
+// makeKey makes a key. If several processes do so at once, all but one get fs.ErrExist.
 func makeKey(name string) error {
 	key := make([]byte, sha256.Size)
 	_, _ = rand.Read(key) // never fails
@@ -162,8 +163,8 @@ func makeKey(name string) error {
 	return err
 }
 
-// Trust makes a container of a store that came from elsewhere one of this user's, which may be started. The caller has
-// looked at its record and its config.json.
+// Trust accepts a container from elsewhere as this user's own, so that it can be started. The caller must have checked
+// its record and its config.json.
 func (c *Container) Trust() error {
 	lock, err := c.lockRecord()
 	if errdefs.IsNotFound(err) {
@@ -185,8 +186,8 @@ func (c *Container) Trust() error {
 	return nil
 }
 
-// CheckOwn refuses a container that this user did not make on this host, and has not trusted: FailedPrecondition.
-// Whoever starts a container, or acts on what its record names, calls it first.
+// CheckOwn returns FailedPrecondition for a container that this user has neither made on this host nor trusted. Call it
+// before starting a container, or acting on anything of the host that its record names.
 func (c *Container) CheckOwn() error {
 	if c.own {
 		return nil
@@ -194,7 +195,7 @@ func (c *Container) CheckOwn() error {
 	return failed("container %s was not made by this user on this host, or was copied or moved since, and may do anything to it: look at its container.json and config.json, then run task trust %s", c.ID, c.ID)
 }
 
-// network is the path of the container's network, "" if it has none, or one that only a stranger's record names.
+// network returns the path of the container's network. It is "" if there is none, or if the record is not this user's.
 func (c *Container) network() string {
 	if !c.own {
 		return ""

@@ -16,27 +16,26 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Secret is a file that a container finds in [SecretsDir]. The store has its name alone: what is in it is in memory, in the private
-// directory of this host, until the container is removed or the host boots.
+// Secret is a file for a container in [SecretsDir]. The store has only its name. Its content is in memory, in the
+// private directory on this host, until the container is removed or the host boots.
 type Secret struct {
 	Name string
 	Data []byte
 }
 
-// SecretsDir is the directory of a container's secrets in it.
+// SecretsDir is the directory with the secrets inside a container.
 const SecretsDir = "/run/secrets"
 
-// MaxSecret is the most bytes of a secret, maxSecrets the most secrets of a container.
+// MaxSecret is the size limit of a secret in bytes, maxSecrets the largest number of secrets of a container.
 const (
 	MaxSecret  = 1 << 20
 	maxSecrets = 32
 )
 
-// secretsRoom are the limits of a tmpfs for all secrets of a container, and for one more while it is replaced.
+// secretsRoom are the limits of a tmpfs for all secrets of a container, and for one more while a secret is replaced.
 var secretsRoom = fmt.Sprintf("mode=755,size=%d,nr_inodes=%d", (maxSecrets+2)*MaxSecret, maxSecrets+8)
 
-// CheckSecrets reports whether these are names of a container's secrets, each given once: those of containers are. The error is
-// InvalidArgument.
+// CheckSecrets returns InvalidArgument unless these are valid names, like those of containers, without duplicates.
 func CheckSecrets(names []string) error {
 	if len(names) > maxSecrets {
 		return invalid("%d secrets are too many: a container has %d at most", len(names), maxSecrets)
@@ -52,16 +51,16 @@ func CheckSecrets(names []string) error {
 	return nil
 }
 
-// secretDir is the directory on this host of the container's secrets. What the kernel knows the container's directory by is its name,
-// so that no other container has it, of whatever store.
+// secretDir returns the directory on this host for the container's secrets. Its name is the identity of the container's
+// directory, which differs from that of any other container, in any store.
 func (c *Container) secretDir() (string, error) {
 	id, err := identify(c.dir)
 	return filepath.Join(c.set.state, "secrets", fmt.Sprintf("%x+%x+%x", id.Device, id.Inode, id.Born)), err
 }
 
-// SetSecrets gives a container the contents of secrets that its record names; a process that runs in it sees them at once. The error is
-// NotFound if it has no secret of that name, and NotImplemented if the state directory is on a disk, where they would stay, and this
-// user can't mount a tmpfs there.
+// SetSecrets sets the contents of secrets that the container's record names. A running process sees them at once.
+// NotFound: the container has no secret of that name. NotImplemented: the state directory is on a disk, where the
+// contents would stay, and this user can't mount a tmpfs there.
 func (c *Container) SetSecrets(secrets []Secret) error {
 	err := c.CheckOwn()
 	for _, s := range secrets {
@@ -92,7 +91,7 @@ func (c *Container) SetSecrets(secrets []Secret) error {
 			err = s.write(dir)
 		}
 	}
-	// Who removes the container removes the record before the secrets.
+	// A concurrent removal deletes the record first, then the secrets.
 	if _, rerr := c.set.read(c.ID); errdefs.IsNotFound(rerr) {
 		return errors.Join(rerr, removeSecretDir(dir))
 	}
@@ -102,7 +101,7 @@ func (c *Container) SetSecrets(secrets []Secret) error {
 	return nil
 }
 
-// makeSecretDir makes a directory in memory, or finds that it is there. Users other than this one can't reach it.
+// makeSecretDir makes a directory in memory that other users can't reach, unless it exists.
 func makeSecretDir(state, dir string) error {
 	for _, private := range []string{state, filepath.Dir(dir)} {
 		if err := PrivateDir(private); err != nil {
@@ -117,7 +116,7 @@ func makeSecretDir(state, dir string) error {
 		return &fs.PathError{Op: "statfs", Path: dir, Err: err}
 	}
 	if st.Type == unix.TMPFS_MAGIC || st.Type == unix.RAMFS_MAGIC {
-		return os.Chmod(dir, 0o755) // whatever the umask
+		return os.Chmod(dir, 0o755) // whatever the umask is
 	}
 	if !rootOfHost() {
 		_ = os.Remove(dir)
@@ -129,13 +128,13 @@ func makeSecretDir(state, dir string) error {
 	return nil
 }
 
-// write makes or replaces the secret's file, which keeps its owner.
+// write makes or replaces the secret's file, and keeps the owner of the old one.
 func (s Secret) write(dir string) error {
 	f, err := os.CreateTemp(dir, ".new-")
 	if err != nil {
 		return err
 	}
-	defer os.Remove(f.Name()) // unless it was renamed
+	defer os.Remove(f.Name()) // fails after the rename
 	name := filepath.Join(dir, s.Name)
 	_, err = f.Write(s.Data)
 	var old unix.Stat_t
@@ -151,8 +150,8 @@ func (s Secret) write(dir string) error {
 	return os.Rename(f.Name(), name)
 }
 
-// giveSecrets mounts the container's secrets in it: files that its process may read, and nobody else but root. The error is
-// FailedPrecondition if one of them is gone.
+// giveSecrets mounts the secrets in the container. Its process can read the files; outside, only root can.
+// FailedPrecondition: the content of a secret is gone.
 func (c *Container) giveSecrets(s *specs.Spec, users []specs.LinuxIDMapping) error {
 	if len(c.Secrets) == 0 {
 		return nil
@@ -189,7 +188,7 @@ func (c *Container) giveSecrets(s *specs.Spec, users []specs.LinuxIDMapping) err
 	return nil
 }
 
-// onHost returns the host's number for a user or group of a container, as the maps of its user namespace have it.
+// onHost returns the host's ID for a user or group of a container, by the maps of its user namespace.
 func onHost(maps []specs.LinuxIDMapping, id uint32) (int, bool) {
 	if maps == nil {
 		return int(id), true
@@ -202,7 +201,7 @@ func onHost(maps []specs.LinuxIDMapping, id uint32) (int, bool) {
 	return 0, false
 }
 
-// removeSecrets removes what the container's secrets are in.
+// removeSecrets removes the directory with the container's secrets.
 func (c *Container) removeSecrets() error {
 	dir, err := c.secretDir()
 	if err != nil {
@@ -215,6 +214,6 @@ func removeSecretDir(dir string) error {
 	if _, err := os.Lstat(dir); errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}
-	_ = unix.Unmount(dir, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW) // unless it is a directory of a file system in memory
+	_ = unix.Unmount(dir, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW) // fails if no tmpfs was needed
 	return os.RemoveAll(dir)
 }

@@ -27,71 +27,73 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// shimName is the argument 0 that makes a program a shim, which looks after a detached process, or a [guard].
+// shimName is the argument 0 with which this program runs as a shim, the monitor of a detached process, or as a
+// [guard].
 const shimName = "distkit-shim"
 
-// Descriptors that a shim inherits beside an order on its standard input.
+// Descriptors that a shim inherits. On its standard input it gets an order.
 const (
 	shimLock = 3 + iota
 	shimClaim
 	shimWorking
 	shimReport
-	shimOutput // see [Runtime.LogTo]
+	shimOutput // see Runtime.LogTo
 	shimMounts // see privateMounts
 	shimRoot
-	shimRest // the first of those that it must not have
+	shimRest // the first descriptor that it must not inherit
 )
 
-// order says which process a shim or a guard looks after. The rest is an [execution] for a shim.
+// order tells a shim or a guard which process it is for. The rest are fields of the shim's [execution].
 type order struct {
 	Root      string `json:"root"`
 	Namespace string `json:"namespace"`
 	ID        string `json:"id"`
-	Exec      string `json:"exec,omitempty"` // a further process in the container
+	Exec      string `json:"exec,omitempty"` // ID of a further process in the container
 	State     string `json:"state"`
-	Monitors  string `json:"monitors,omitempty"` // as [placement] has it
+	Monitors  string `json:"monitors,omitempty"` // see placement
 	Guard     bool   `json:"guard,omitempty"`
 
-	Command string         `json:"command,omitempty"` // the runtime's
+	Command string         `json:"command,omitempty"` // of the runtime
 	Job     job            `json:"job,omitzero"`
 	Run     state          `json:"run,omitzero"`
 	Images  string         `json:"images,omitempty"`
 	Config  *specs.Process `json:"config,omitempty"`
-	Mounts  bool           `json:"mounts,omitempty"` // it has inherited a mount namespace
-	Adopt   bool           `json:"adopt,omitempty"`  // the process runs already
+	Mounts  bool           `json:"mounts,omitempty"` // the shim inherits a mount namespace
+	Adopt   bool           `json:"adopt,omitempty"`  // the process is running already
 }
 
-// report is what a shim tells once the process runs, or can't.
+// report is what a shim reports once the process runs, or has failed to start.
 type report struct {
 	Pid   int    `json:"pid"`
 	Error string `json:"error,omitempty"`
-	Exit  int    `json:"exit,omitempty"` // [ExitStatus] of the error
+	Exit  int    `json:"exit,omitempty"` // ExitStatus of the error
 
 	Denied bool `json:"denied,omitempty"` // the error is PermissionDenied
 }
 
-// detach starts the process, and leaves it to a shim. Its error is one of abandon.
+// detach starts the process under a shim. On failure it calls abandon.
 func (u *execution) detach(ctx context.Context) (pid int, err error) {
 	if pid, err = u.spawnShim(false); err != nil {
 		return -1, u.abandon(ctx, err)
 	}
 	u.mounts.close()
-	// The shim has the locks now: they are one with these.
+	// The shim has inherited the locks, so they stay locked.
 	u.claim.close()
 	_ = u.lock.Close()
 	return pid, nil
 }
 
-// spawn starts this program once more as a shim, which has a report to make, or as a guard.
+// spawn runs this program as a shim, which writes a report, or as a guard.
 func (u *execution) spawn(stdin io.Reader, report *os.File) (*exec.Cmd, error) {
 	c := exec.Command("/proc/self/exe")
-	c.Args = []string{shimName, u.c.ID} // what ps shows
+	c.Args = []string{shimName, u.c.ID} // shown by ps
 	c.Dir, c.Env, c.Stdin = "/", shimEnviron(), stdin
-	// Each place is taken, if only by nothing: a descriptor of that number that this process was given would be handed on.
+	// Every number is filled, if only with nothing. Otherwise the child would get a descriptor of that number that this
+	// process has inherited.
 	mounts, root := u.mounts.files()
 	c.ExtraFiles = []*os.File{u.lock, u.claim.lock, u.claim.working, report, u.r.output, mounts, root}
 	if report == nil {
-		for _, fd := range []int{shimWorking, shimOutput, shimMounts, shimRoot} { // a guard waits for who has the lock of shimWorking
+		for _, fd := range []int{shimWorking, shimOutput, shimMounts, shimRoot} { // a guard waits for the holder of this lock, so it must not inherit it
 			c.ExtraFiles[fd-shimLock] = nil
 		}
 	}
@@ -99,13 +101,13 @@ func (u *execution) spawn(stdin io.Reader, report *os.File) (*exec.Cmd, error) {
 	return c, c.Start()
 }
 
-// order is one for a guard.
+// order returns the order for a guard.
 func (u *execution) order() order {
 	return order{Root: u.c.set.root, Namespace: u.c.Namespace, ID: u.c.ID, Exec: u.exec, State: u.c.set.state, Monitors: u.state.Monitors, Guard: true}
 }
 
-// spawnShim starts a shim, which starts or adopts the process, and returns when that runs. If it fails, the shim has ended,
-// and the locks are the caller's alone again.
+// spawnShim runs a shim, which starts or adopts the process, and returns when the process runs. After an error the shim
+// has exited, and only the caller still holds the locks.
 func (u *execution) spawnShim(adopt bool) (pid int, err error) {
 	o := u.order()
 	o.Guard, o.Adopt, o.Command, o.Job, o.Run, o.Images, o.Config, o.Mounts = false, adopt, u.r.command, u.job, u.state, u.images, u.config, u.mounts != nil
@@ -126,7 +128,7 @@ func (u *execution) spawnShim(adopt bool) (pid int, err error) {
 	var rep report
 	err = json.NewDecoder(out).Decode(&rep)
 	if err == nil && rep.Error == "" {
-		// It is nobody's child once this process ends.
+		// It stays when this process exits, and nobody waits for it.
 		_ = c.Process.Release()
 		return rep.Pid, nil
 	}
@@ -145,10 +147,10 @@ func (u *execution) spawnShim(adopt bool) (pid int, err error) {
 	return -1, err
 }
 
-// lean are the settings of the Go runtime that keep a shim small: there may be hundreds.
+// lean are settings of the Go runtime that keep a shim small: there may be hundreds of shims.
 var lean = []string{"GOGC=20", "GOMEMLIMIT=6MiB", "GOMAXPROCS=2"}
 
-// shimEnviron is this process's environment but for what speaks of its open files.
+// shimEnviron returns this process's environment without the variables about its open files.
 func shimEnviron() []string {
 	env := slices.DeleteFunc(os.Environ(), func(v string) bool {
 		name, _, _ := strings.Cut(v, "=")
@@ -157,11 +159,11 @@ func shimEnviron() []string {
 	return append(env, lean...)
 }
 
-// Opener opens the containers of a store's namespace.
+// Opener opens the containers of a namespace in a store.
 type Opener func(root, namespace, state string) (*Containers, error)
 
-// Shim is to be called first by the main of a program that starts containers: where the program was started as a shim, a
-// guard or a container's init it does their work, and does not return.
+// Shim must be called first in main by every program that starts containers. If the program was run as a shim, a guard
+// or a container's init, Shim does that work and does not return.
 func Shim(open Opener) {
 	switch os.Args[0] {
 	case spec.InitPath:
@@ -175,11 +177,11 @@ func Shim(open Opener) {
 	closeInherited()
 	for _, v := range lean {
 		name, _, _ := strings.Cut(v, "=")
-		_ = os.Unsetenv(name) // runtimes are Go programs too
+		_ = os.Unsetenv(name) // these settings are not for the runtimes, which are Go programs too
 	}
 	var o order
 	err := json.NewDecoder(io.LimitReader(os.Stdin, spec.MaxDocument)).Decode(&o)
-	var pipe int // standard input, whose end is that of the run which is guarded
+	var pipe int // a guard's standard input: its end means that the run was killed
 	if err == nil {
 		pipe, err = unix.FcntlInt(0, unix.F_DUPFD_CLOEXEC, shimRest)
 	}
@@ -198,12 +200,13 @@ func Shim(open Opener) {
 		err = o.supervise(open)
 	}
 	if err != nil {
-		os.Exit(1) // there is nobody to tell
+		os.Exit(1) // nobody to report to
 	}
 	os.Exit(0)
 }
 
-// closeInherited closes what the shim's parent had from others: this outlives them.
+// closeInherited closes the descriptors that the shim's parent has inherited from others, since the shim may live
+// longer than they.
 func closeInherited() {
 	entries, err := os.ReadDir("/proc/self/fd")
 	if err != nil {
@@ -214,7 +217,7 @@ func closeInherited() {
 		if err != nil || fd < shimRest {
 			continue
 		}
-		// The Go runtime's own are closed on exec.
+		// Descriptors of the Go runtime are close-on-exec.
 		if flags, err := unix.FcntlInt(uintptr(fd), unix.F_GETFD, 0); err == nil && flags&unix.FD_CLOEXEC == 0 {
 			_ = unix.Close(fd)
 		}
@@ -224,7 +227,7 @@ func closeInherited() {
 	}
 }
 
-// quietly gives the shim nothing to read from or to write to.
+// quietly redirects the shim's standard streams to /dev/null.
 func quietly() error {
 	null, err := unix.Open("/dev/null", unix.O_RDWR|unix.O_CLOEXEC, 0)
 	if err != nil {
@@ -239,8 +242,8 @@ func quietly() error {
 	return nil
 }
 
-// execution is the order's, with the locks that this process has inherited. A guard opens the second lock anew, because it
-// waits for the runtime, which has inherited that of the run.
+// execution returns the execution of an order, with the locks that this process has inherited. A guard reopens the
+// second lock: it has to wait for the runtime, which inherits the run's own descriptor.
 func (o order) execution(open Opener) (*execution, error) {
 	all, err := open(o.Root, o.Namespace, o.State)
 	if err != nil {
@@ -248,7 +251,7 @@ func (o order) execution(open Opener) (*execution, error) {
 	}
 	c, err := all.Get(o.ID)
 	if err != nil && o.Guard {
-		c, err = all.unread(o.ID), nil // the store was removed, or its record is broken: that keeps nothing alive
+		c, err = all.unread(o.ID), nil // the store was removed or the record is damaged, which must not keep the process alive
 	}
 	if err != nil {
 		return nil, err
@@ -271,7 +274,7 @@ func (o order) execution(open Opener) (*execution, error) {
 	return u, err
 }
 
-// supervise starts or adopts a detached process, reports that, and records its end.
+// supervise starts or adopts a detached process, reports that, and records the end.
 func (o order) supervise(open Opener) error {
 	ctx := context.Background()
 	signal.Ignore(unix.SIGHUP, unix.SIGINT, unix.SIGPIPE)
@@ -317,13 +320,14 @@ func (o order) supervise(open Opener) error {
 	s.Settle()
 	err = u.end(ctx, e)
 	if u.exec != "" {
-		s.Drain() // what it has left behind in the container may go on printing
+		s.Drain() // processes left in the container may still print
 	}
 	return err
 }
 
-// shrink gives back the memory that starting took: the heap's, and the pages of the program, of which waiting needs few. Those are
-// mapped again from the file as they are needed. What is not as in the file, as a position-independent program's, stays.
+// shrink frees memory that was needed only for starting: the heap's, and the program's pages. The kernel maps the few
+// pages that waiting needs again from the file. Pages that differ from the file are kept, such as those of a
+// position-independent program.
 func shrink() {
 	debug.FreeOSMemory()
 	self, _ := os.Readlink("/proc/self/exe")
@@ -332,7 +336,7 @@ func shrink() {
 	for line := range strings.Lines(string(maps)) {
 		f := strings.Fields(line)
 		switch {
-		case len(f) > 1 && !strings.HasSuffix(f[0], ":"): // a mapping's first line
+		case len(f) > 1 && !strings.HasSuffix(f[0], ":"): // the first line of a mapping
 			from, to = 0, 0
 			if f[1][1] == '-' && strings.HasSuffix(line, " "+self+"\n") {
 				_, _ = fmt.Sscanf(f[0], "%x-%x", &from, &to)
@@ -343,7 +347,7 @@ func shrink() {
 	}
 }
 
-// streams says what the streams of a detached process are.
+// streams returns the options for the streams of a detached process.
 func (u *execution) streams() stdio.Options {
 	o := stdio.Options{Dir: u.private, Log: u.logDir(), LogSize: u.c.LogSize, Terminal: u.state.Terminal, Interactive: u.state.Interactive}
 	switch u.state.Log {
@@ -355,7 +359,7 @@ func (u *execution) streams() stdio.Options {
 	return o
 }
 
-// startDetached does the shim's part of starting.
+// startDetached starts the process; it runs in the shim.
 func (u *execution) startDetached(ctx context.Context) (s *stdio.Detached, wait func() (Exit, error), err error) {
 	if u.state.Monitor, err = Identify(os.Getpid()); err == nil {
 		err = u.writeState(u.state)
@@ -375,13 +379,13 @@ func (u *execution) startDetached(ctx context.Context) (s *stdio.Detached, wait 
 	}, err
 }
 
-// adopt makes this process the monitor of a process that has lost its own, and is no child of this one.
+// adopt makes this process the monitor of a process that has lost its own, and that is not a child of this process.
 func (u *execution) adopt() (s *stdio.Detached, wait func() (Exit, error), err error) {
 	fd, err := u.state.open()
 	if err != nil {
 		return nil, nil, err
 	}
-	if u.state.Log == descriptorIs { // which is lost with the shim that had it: what comes is kept
+	if u.state.Log == descriptorIs { // that file was lost with the shim, so keep further output in a log
 		u.state.Log = ""
 	}
 	if s, err = u.streams().Adopt(u.state.Pipes, u.state.findPipe); err == nil {
@@ -393,8 +397,8 @@ func (u *execution) adopt() (s *stdio.Detached, wait func() (Exit, error), err e
 	return s, func() (Exit, error) { return waitForeign(u.state.HostProcess, fd), nil }, err
 }
 
-// findPipe opens a pipe that the process, or another one in its container, has open. It returns nil if none of them has. The
-// error is PermissionDenied in a user namespace that is neither theirs nor above it.
+// findPipe opens a pipe that the process, or another process in its container, has open. It returns nil if none has.
+// PermissionDenied: this process is in a user namespace that is neither theirs nor an ancestor of it.
 func (s *state) findPipe(pipe string, mode int) (*os.File, error) {
 	var denied error
 	for _, pid := range append([]int{s.Pid}, processes(s.Cgroups)...) {
@@ -415,21 +419,21 @@ func (s *state) findPipe(pipe string, mode int) (*os.File, error) {
 			if got, _ := os.Readlink(fmt.Sprintf("/proc/self/fd/%d", f)); got == pipe {
 				return os.NewFile(uintptr(f), pipe), nil
 			}
-			_ = unix.Close(f) // another file has the number by now
+			_ = unix.Close(f) // the number stands for another file by now
 		}
 	}
 	return nil, denied
 }
 
-// guard is a small process beside a run in the foreground. It does nothing until that run's process is
-// killed, which closes a pipe. Then it ends what the run started, and cleans up.
+// guard is a small process beside a foreground run. It waits until the run's process is killed, which closes a pipe.
+// Then it ends what the run has started, and cleans up.
 type guard struct {
 	process *os.Process
-	pipe    *os.File // which the end of this process closes
+	pipe    *os.File // our end of the pipe, closed when this process exits
 }
 
-// startGuard starts the guard of a run in the foreground before its runtime makes anything. The guard shares the
-// locks, so that nobody takes the ID before it is done.
+// startGuard starts the guard of a foreground run, before the runtime makes anything. The guard shares the locks, so
+// the ID stays claimed until it is done.
 func (u *execution) startGuard() error {
 	b, err := json.Marshal(u.order())
 	if err != nil {
@@ -455,16 +459,16 @@ func (u *execution) startGuard() error {
 	return nil
 }
 
-// end ends the guard, before the locks that it shares are given back.
+// end stops the guard before the locks that it shares are released.
 func (g *guard) end() {
 	if g == nil {
 		return
 	}
 	_ = g.process.Kill()
-	go func() { _, _ = g.process.Wait() }() // it may have been waited for with others
+	go func() { _, _ = g.process.Wait() }() // another call may have reaped it
 }
 
-// guard waits until the run's process has ended, and then ends what that has started.
+// guard waits until the run's process has exited, then ends what that has started.
 func (o order) guard(pipe *os.File, open Opener) error {
 	signal.Ignore(unix.SIGHUP, unix.SIGINT, unix.SIGQUIT, unix.SIGTERM, unix.SIGPIPE)
 	if _, err := io.Copy(io.Discard, pipe); err != nil {

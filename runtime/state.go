@@ -19,8 +19,8 @@ import (
 
 const maxIdentifier = 76
 
-// CheckID tells whether a container ID or a namespace is one as containerd's pkg/identifiers
-// has them: letters and digits, with single - . _ between them, 76 characters at most.
+// CheckID returns InvalidArgument unless id is valid for a container or a namespace, by the rule of containerd's
+// pkg/identifiers: letters and digits, with single - . _ between them, at most 76 characters.
 func CheckID(id string) error {
 	separated := true
 	ok := len(id) <= maxIdentifier
@@ -40,15 +40,15 @@ func CheckID(id string) error {
 	return nil
 }
 
-// NewID makes an ID up.
+// NewID returns a random ID.
 func NewID() string {
 	var b [6]byte
 	_, _ = rand.Read(b[:]) // never fails
 	return hex.EncodeToString(b[:])
 }
 
-// DefaultState is where the state of what runs is kept: /run/distkit for root, a directory of
-// the user's own for others. Like what it describes it does not outlive a boot.
+// DefaultState returns the directory for the state of runs: /run/distkit for root, a private directory for other users.
+// Like the runs, it does not survive a boot.
 func DefaultState() string {
 	if rootOfHost() {
 		return "/run/distkit"
@@ -59,14 +59,14 @@ func DefaultState() string {
 	return filepath.Join(os.TempDir(), "distkit-"+strconv.Itoa(os.Geteuid()))
 }
 
-// rootOfHost reports whether this process is the host's root. Root of a user namespace is not, and anybody may write to
-// its /run here and there.
+// rootOfHost reports whether this process is root in the initial user namespace. Root of another one is not trusted
+// with /run, which other users may be able to write to there.
 func rootOfHost() bool {
 	var st unix.Stat_t
 	return os.Geteuid() == 0 && unix.Stat("/run", &st) == nil && st.Uid == 0 && unix.Access("/run", unix.W_OK) == nil
 }
 
-// PrivateDir makes a directory that is this user's alone, or finds that it is.
+// PrivateDir makes a directory that only this user can access. If the directory exists, it must be like that.
 func PrivateDir(dir string) error {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return fmt.Errorf("state directory: %w", err)
@@ -74,10 +74,9 @@ func PrivateDir(dir string) error {
 	return privateState(dir)
 }
 
-// claim is the right to run a process on this host, and a directory for what it needs while it lives. The right to a
-// container's own process is a lock on its ID, which dies with its holder; that to a further one is its lock in the
-// store. A second lock is inherited by each runtime process: one that outlives a killed run ends its work before the next one
-// begins.
+// claim is the right to run a process on this host, with a directory for the run's files. For a container's own process
+// the right is a lock on the ID. For a further process it is the process's lock in the store. Each runtime process
+// inherits a second lock, working: if a runtime outlives a killed run, the next run waits for it.
 type claim struct {
 	state, dir string
 	lock       *os.File // nil for a further process
@@ -87,11 +86,10 @@ type claim struct {
 func claimDir(state, id string) string  { return filepath.Join(state, "run", id) }
 func claimLock(state, id string) string { return filepath.Join(state, "lock", id) }
 
-// claimID takes an ID, or says that it's in use (Unavailable). What a dead process left in the
-// directory is still there.
+// claimID claims an ID. Unavailable: it is in use. What a killed process has left in the directory stays there.
 //
-// IDs are unique on a host: an ID that a running container of another store uses is taken, too. Owner is the caller's
-// container. What is left on the host of a container of another store that has ended is removed.
+// IDs are unique per host: an ID is also taken if a running container of another store has it. owner is the caller's
+// container. If a container of another store has ended, what it has left on the host is removed.
 func claimID(ctx context.Context, state, id string, owner identity) (*claim, error) {
 	name := claimLock(state, id)
 	if err := os.MkdirAll(filepath.Dir(name), 0o700); err != nil {
@@ -111,7 +109,7 @@ func claimID(ctx context.Context, state, id string, owner identity) (*claim, err
 		}
 		var have, now unix.Stat_t
 		if unix.Fstat(int(f.Fd()), &have) != nil || unix.Stat(name, &now) != nil || have.Ino != now.Ino || have.Dev != now.Dev {
-			f.Close() // its last owner has removed it meanwhile
+			f.Close() // its last owner has removed it
 			continue
 		}
 		c := &claim{state: state, dir: claimDir(state, id), lock: f}
@@ -124,7 +122,7 @@ func claimID(ctx context.Context, state, id string, owner identity) (*claim, err
 }
 
 func (c *claim) open(ctx context.Context, id string, owner identity) (err error) {
-	// A further process of an earlier container of that ID may remove the directory while it is empty, see release.
+	// A further process of an earlier container with this ID may remove the directory while it is empty: see release.
 	for range 100 {
 		if err := os.MkdirAll(c.dir, 0o700); err != nil {
 			return err
@@ -149,7 +147,7 @@ func (c *claim) open(ctx context.Context, id string, owner identity) (err error)
 	return os.Remove(c.path("state.json"))
 }
 
-// openWorking opens the second lock, which runtimes inherit. In what they start in the container they close it.
+// openWorking opens the second lock, which runtimes inherit. They do not pass it on to processes in the container.
 func (c *claim) openWorking() (err error) {
 	if c.working, err = os.OpenFile(c.path("working"), os.O_RDWR|os.O_CREATE, 0o600); err == nil {
 		_, err = unix.FcntlInt(c.working.Fd(), unix.F_SETFD, 0)
@@ -157,8 +155,8 @@ func (c *claim) openWorking() (err error) {
 	return err
 }
 
-// claimHost takes the right to run a process on this host: for the container's own that to its ID. A further process, whose
-// lock in the store this process holds, needs a directory alone.
+// claimHost claims what is needed to run a process on this host: the ID for the container's own process. For a further
+// process, whose lock in the store the caller holds, it only makes a directory.
 func (p *Process) claimHost(ctx context.Context) (*claim, error) {
 	c := &claim{state: p.c.set.state, dir: p.private}
 	if p.exec == "" {
@@ -182,12 +180,12 @@ func (p *Process) claimHost(ctx context.Context) (*claim, error) {
 		c.close()
 		return nil, err
 	}
-	_ = os.Remove(c.path("pid")) // of one that was killed
+	_ = os.Remove(c.path("pid")) // left by a killed run
 	return c, nil
 }
 
-// quiet waits until no runtime process works on the ID, for ten seconds at most, or two once
-// the container is made: made but not started, it keeps the lock until it is removed.
+// quiet waits until no runtime process works on the ID. It waits up to ten seconds, or up to two if the container
+// exists: a container that was made but not started keeps the lock until it is removed.
 func (c *claim) quiet() bool {
 	end := time.Now().Add(10 * time.Second)
 	for made := false; ; time.Sleep(10 * time.Millisecond) {
@@ -205,33 +203,33 @@ func (c *claim) quiet() bool {
 
 func (c *claim) path(name string) string { return filepath.Join(c.dir, name) }
 
-// release gives the right up, and removes the directory; the lock's name goes last, and by its owner alone.
+// release gives up the claim and removes the directory. The lock file is removed last, and only by its owner.
 //
-// A further process may begin while its container ends, and make its directory, which is in the container's, when the
-// rest of that has gone. Then the one who is last removes the container's.
+// A further process may start while its container ends, and make its directory in the container's after that has been
+// emptied. Whoever of the two is last then removes the container's directory.
 func (c *claim) release() {
 	if c == nil {
 		return
 	}
 	_ = os.RemoveAll(c.dir)
 	if c.lock == nil {
-		_ = os.Remove(filepath.Dir(c.dir)) // it is empty only then
+		_ = os.Remove(filepath.Dir(c.dir)) // fails unless it is empty
 	} else {
 		_ = os.Remove(c.lock.Name())
 	}
 	c.close()
 }
 
-// close gives the right up and leaves what is in the directory.
+// close gives up the claim, but keeps the contents of the directory.
 func (c *claim) close() {
 	if c != nil {
-		_ = c.working.Close() // nil is none
+		_ = c.working.Close() // fails for nil
 		_ = c.lock.Close()
 	}
 }
 
-// Key is a container's ID for the runtime, which knows no namespaces: the ID itself in the
-// namespace default, NAMESPACE+ID in others (no ID has a +).
+// Key returns a container's ID for the runtime, which has no namespaces: the ID itself in the namespace default,
+// NAMESPACE+ID in others (IDs never contain +).
 func Key(namespace, id string) (string, error) {
 	if err := CheckID(id); err != nil {
 		return "", err

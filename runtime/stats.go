@@ -9,26 +9,25 @@ import (
 	"time"
 )
 
-// Stats is what a container has used, and uses now, as its cgroups count it. What the kernel
-// does not count is 0.
+// Stats are a container's use of resources, by its cgroups. Values that the kernel does not count are 0.
 type Stats struct {
 	ID          string    `json:"id"`
 	Time        time.Time `json:"time"`
-	CPU         uint64    `json:"cpu"`                // nanoseconds
-	CPUUser     uint64    `json:"cpuUser"`            // of these in user mode
-	CPUSystem   uint64    `json:"cpuSystem"`          // and in the kernel
-	Throttled   uint64    `json:"throttled"`          // nanoseconds in which it could have run
+	CPU         uint64    `json:"cpu"`                // nanoseconds of processor time
+	CPUUser     uint64    `json:"cpuUser"`            // of CPU, in user mode
+	CPUSystem   uint64    `json:"cpuSystem"`          // of CPU, in the kernel
+	Throttled   uint64    `json:"throttled"`          // nanoseconds in which limits kept it from running
 	Memory      uint64    `json:"memory"`             // bytes
-	Inactive    uint64    `json:"inactiveFile"`       // of these, cache that can go at once
-	MemoryLimit uint64    `json:"memoryLimit"`        // 0 is none
-	Processes   uint64    `json:"processes"`          // and threads
-	ProcessMost uint64    `json:"processLimit"`       // 0 is none
-	Read        uint64    `json:"read"`               // bytes from block devices
-	Written     uint64    `json:"written"`            // bytes to them
-	OOMKills    uint64    `json:"oomKills,omitempty"` // processes that were killed for want of memory
+	Inactive    uint64    `json:"inactiveFile"`       // of Memory: file cache that can be dropped at once
+	MemoryLimit uint64    `json:"memoryLimit"`        // 0 means no limit
+	Processes   uint64    `json:"processes"`          // including threads
+	ProcessMost uint64    `json:"processLimit"`       // 0 means no limit
+	Read        uint64    `json:"read"`               // bytes read from block devices
+	Written     uint64    `json:"written"`            // bytes written to block devices
+	OOMKills    uint64    `json:"oomKills,omitempty"` // processes killed by the OOM killer
 }
 
-// Stats counts what a container uses, by cgroup v1 or v2. FailedPrecondition where it has no process.
+// Stats returns a container's use of resources, by cgroup v1 or v2. FailedPrecondition: it has no process.
 func (c *Container) Stats() (Stats, error) {
 	l, err := c.proc("").live()
 	if err == nil && len(l.state.Cgroups) == 0 {
@@ -42,7 +41,7 @@ func (c *Container) Stats() (Stats, error) {
 	return s, nil
 }
 
-// cgroupFile returns the content of a file in that of the cgroups, of v1 or v2, which has the file; "" if none has it.
+// cgroupFile returns the content of a file of the cgroups, or "" if none of them has it.
 func cgroupFile(cgroups []string, name string) string {
 	if d, ok := hierarchy(cgroups, name); ok {
 		b, _ := os.ReadFile(filepath.Join(d, name))
@@ -51,7 +50,7 @@ func cgroupFile(cgroups []string, name string) string {
 	return ""
 }
 
-// oomKills returns how many processes in the cgroups the kernel's OOM killer has killed.
+// oomKills returns how many processes in the cgroups the OOM killer has killed.
 func oomKills(cgroups []string) uint64 {
 	if events := cgroupFile(cgroups, "memory.events"); events != "" {
 		return keyed(events)["oom_kill"]
@@ -61,7 +60,7 @@ func oomKills(cgroups []string) uint64 {
 
 func readStats(cgroups []string) (s Stats) {
 	file := func(name string) string { return cgroupFile(cgroups, name) }
-	// Of cgroup v2, else of v1.
+	// cgroup v2, or else v1
 	if cpu := keyed(file("cpu.stat")); cpu["usage_usec"] > 0 || file("cpuacct.usage") == "" {
 		s.CPU, s.CPUUser, s.CPUSystem = cpu["usage_usec"]*1000, cpu["user_usec"]*1000, cpu["system_usec"]*1000
 		s.Throttled = cpu["throttled_usec"] * 1000
@@ -76,7 +75,7 @@ func readStats(cgroups []string) (s Stats) {
 		s.Memory, s.MemoryLimit, s.Inactive = count(current), count(file("memory.max")), memory["inactive_file"]
 	} else {
 		s.Memory, s.Inactive = count(file("memory.usage_in_bytes")), memory["total_inactive_file"]
-		// Without a limit there the kernel has the largest multiple of a page that it can count.
+		// Without a limit, the file has the largest multiple of a page that the kernel can count.
 		if s.MemoryLimit = count(file("memory.limit_in_bytes")); s.MemoryLimit >= 1<<62 {
 			s.MemoryLimit = 0
 		}
@@ -106,13 +105,13 @@ func readStats(cgroups []string) (s Stats) {
 	return s
 }
 
-// count reads a number; "max", as what can't be read, is 0.
+// count parses a number. "max" and malformed text are 0.
 func count(s string) uint64 {
 	n, _ := strconv.ParseUint(strings.TrimSpace(s), 10, 64)
 	return n
 }
 
-// keyed reads lines of a key and a number.
+// keyed parses lines of a key and a number.
 func keyed(s string) map[string]uint64 {
 	m := map[string]uint64{}
 	for line := range strings.Lines(s) {

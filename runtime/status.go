@@ -15,11 +15,11 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Status is what a container does.
+// Status is the status of a container.
 type Status string
 
-// The statuses are runc's: a container that has never run, one whose process runs or is paused,
-// and one whose process has ended. Creating is a container that is between the first two.
+// The statuses are runc's. A container is created until its first run, running or paused while its process exists, and
+// stopped after that. It is creating while a run begins.
 const (
 	Created  Status = "created"
 	Creating Status = "creating"
@@ -28,52 +28,53 @@ const (
 	Stopped  Status = "stopped"
 )
 
-// state is a state.json in the private state directory: the run of a container, or of a further process in one. It
-// is there until everything of the run is gone from the host.
+// state is the content of state.json in the private state directory, about a run of a container or of a further
+// process. It exists until everything of the run has been removed from the host.
 type state struct {
-	Dir      string   `json:"dir"`      // in the store
-	Identity identity `json:"identity"` // of Dir: another directory of that name has no part in the run
+	Dir      string   `json:"dir"`      // directory in the store
+	Identity identity `json:"identity"` // identity of Dir, so that another directory of that name is not taken for it
 
 	Status       Status      `json:"status"` // Creating or Running
-	HostProcess              // the zero value while Creating
+	HostProcess              // zero while Creating
 	Started      time.Time   `json:"started,omitzero"`
-	Runtime      string      `json:"runtime"`      // the program
-	RuntimeState string      `json:"runtimeState"` // where it keeps its own
+	Runtime      string      `json:"runtime"`      // the runtime's program
+	RuntimeState string      `json:"runtimeState"` // the directory for its own state
 	Cgroups      []string    `json:"cgroups,omitempty"`
-	Monitors     string      `json:"monitors,omitempty"` // as [placement] has it
-	Session      uint64      `json:"session,omitempty"`  // of a further process, as the kernel numbers it
-	Users        string      `json:"users,omitempty"`    // the file that tells which of the host's IDs it has
+	Monitors     string      `json:"monitors,omitempty"` // see placement
+	Session      uint64      `json:"session,omitempty"`  // of a further process: its session, by the kernel's number
+	Users        string      `json:"users,omitempty"`    // the file that records the IDs it has of the host's
 	Terminal     bool        `json:"terminal,omitempty"`
 	Detached     bool        `json:"detached,omitempty"`
-	Init         bool        `json:"init,omitempty"` // the process is an init of ours, see [state.awaitInit]
-	Log          string      `json:"log,omitempty"`  // what its output goes to, see [Runtime.LogTo]; "" for its log
+	Init         bool        `json:"init,omitempty"` // the process is our init: see awaitInit
+	Log          string      `json:"log,omitempty"`  // where its output goes: see Runtime.LogTo; "" for its log
 	Monitor      HostProcess `json:"monitor"`
 
-	Interactive bool              `json:"interactive,omitempty"` // of a further process; of the container its record says it
-	Pipes       map[string]string `json:"pipes,omitempty"`       // that it prints to: by stream, as /proc/PID/fd names them
+	Interactive bool              `json:"interactive,omitempty"` // of a further process; for a container see its record
+	Pipes       map[string]string `json:"pipes,omitempty"`       // pipes for its output by stream, named as in /proc/PID/fd
 }
 
-// Exit is how a process ended.
+// Exit describes how a process ended.
 type Exit struct {
-	Status *int      `json:"status,omitempty"` // what it exited with, or 128+n for signal n; nil where nobody saw it
+	Status *int      `json:"status,omitempty"` // exit status, or 128+n for signal n; nil if nobody saw it
 	Exited time.Time `json:"exited,omitzero"`
-	Error  string    `json:"error,omitempty"` // what is known where the status is not
+	Error  string    `json:"error,omitempty"` // what is known if Status is nil
 
-	OOMKilled bool `json:"oomKilled,omitempty"` // the kernel's OOM killer has killed a process of the container
+	OOMKilled bool `json:"oomKilled,omitempty"` // the OOM killer has killed a process of the container
 
 	Started  time.Time `json:"started,omitzero"`
 	Terminal bool      `json:"terminal,omitempty"`
 	Detached bool      `json:"detached,omitempty"`
-	Log      string    `json:"log,omitempty"` // what its output went to, if it was no log
+	Log      string    `json:"log,omitempty"` // where its output went, if not to a log
 }
 
-// of adds what the end of a run keeps of the run.
+// of adds the data of the run that are kept after its end.
 func (e Exit) of(s state) Exit {
 	e.Started, e.Terminal, e.Detached, e.Log = s.Started, s.Terminal, s.Detached, s.Log
 	return e
 }
 
-// exitRoom is the size of an exit.json: it is made blank, so that a full disk has room for it.
+// exitRoom is the size of exit.json. The file is written blank when a run begins, so that there is room for the end
+// even if the disk is full later.
 const exitRoom = 512
 
 func (p *Process) writeState(s state) (err error) {
@@ -88,7 +89,7 @@ func (p *Process) writeState(s state) (err error) {
 	return disk.Replace(filepath.Join(p.private, "state.json"), append(b, '\n'), 0o600, false)
 }
 
-// readState returns nil if nothing of a run of this very directory is left on the host.
+// readState returns the state of a run of this directory, or nil if nothing of one is left on the host.
 func (p *Process) readState() (*state, error) {
 	switch err := privateState(p.c.set.state); {
 	case errors.Is(err, fs.ErrNotExist):
@@ -106,8 +107,8 @@ func (p *Process) readState() (*state, error) {
 	return s, nil
 }
 
-// readPrivateState returns nil if there is no state.json in a private directory, or none that can be read: a killed
-// process may have left that.
+// readPrivateState reads state.json in a private directory. It returns nil if there is none, or if it is unreadable, as
+// a killed process may leave it.
 func readPrivateState(private string) (*state, error) {
 	b, err := os.ReadFile(filepath.Join(private, "state.json"))
 	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENOTDIR) {
@@ -123,14 +124,14 @@ func readPrivateState(private string) (*state, error) {
 	return &s, nil
 }
 
-// blankExit makes exit.json anew, without contents: readers of the one before keep that.
+// blankExit makes a new, blank exit.json. Readers that have the old file open keep that.
 func (p *Process) blankExit() error {
 	b := bytes.Repeat([]byte{' '}, exitRoom)
 	b[exitRoom-1] = '\n'
 	return p.c.set.tree().Replace(p.file("exit.json"), b, 0o600, false)
 }
 
-// writeExit fills the room that was made.
+// writeExit writes the end into the blank file.
 func (p *Process) writeExit(e Exit) error {
 	b, err := json.Marshal(e)
 	if err != nil || len(b) >= exitRoom {
@@ -153,7 +154,8 @@ func (p *Process) writeExit(e Exit) error {
 	return err
 }
 
-// readExit returns nil while the end is not recorded. Blank is the file that is there then, since the run began.
+// readExit returns the recorded end, or nil if there is none. blank is the file's information if the file is blank, as
+// it is from the beginning of a run to its end.
 func (p *Process) readExit() (e *Exit, blank fs.FileInfo, err error) {
 	f, err := p.c.set.tree().Open(p.file("exit.json"))
 	if errors.Is(err, fs.ErrNotExist) {
@@ -182,20 +184,20 @@ func parseExit(b []byte) *Exit {
 	return &e
 }
 
-// Info is a container as it is now.
+// Info is a container with its current status.
 type Info struct {
 	Record
 	Status   Status    `json:"status"`
-	Pid      int       `json:"pid,omitempty"` // of the process, while there is one
+	Pid      int       `json:"pid,omitempty"` // of the process, while it exists
 	Started  time.Time `json:"started,omitzero"`
-	Exit     *Exit     `json:"exit,omitempty"` // of the last run, once it has ended
+	Exit     *Exit     `json:"exit,omitempty"` // end of the last run, if it has ended
 	Terminal bool      `json:"terminal,omitempty"`
 	Detached bool      `json:"detached,omitempty"`
 	Dir      string    `json:"dir"`
-	Root     string    `json:"bundle"` // of the OCI bundle
+	Root     string    `json:"bundle"` // directory of the OCI bundle
 }
 
-// Field gives the fields of the record, and status.
+// Field returns the fields of the record, and status.
 func (i Info) Field(path []string) (string, bool) {
 	if len(path) == 1 && path[0] == "status" {
 		return string(i.Status), true
@@ -203,7 +205,7 @@ func (i Info) Field(path []string) (string, bool) {
 	return i.Record.Field(path)
 }
 
-// Info looks at the container: files count only as far as the kernel agrees.
+// Info returns the container's current status. Files count only as far as the kernel confirms them.
 func (c *Container) Info() (Info, error) {
 	i := Info{Record: c.Record, Dir: c.dir, Root: c.BundleDir()}
 	l, err := c.proc("").look()
@@ -223,25 +225,25 @@ func (c *Container) Info() (Info, error) {
 	return i, nil
 }
 
-// looked is what a look at a container's directory, or at that of a process in one, shows.
+// looked is the result of a look at the files of a container or a further process.
 type looked struct {
 	status    Status
 	state     *state // nil unless something of a run is left on the host
 	exit      *Exit
-	monitored bool // somebody will record the end
+	monitored bool // a monitor lives, and will record the end
 }
 
-// runs reports whether there is a process, which may be paused.
+// runs reports whether the process exists; it may be paused.
 func (l looked) runs() bool { return l.status == Running || l.status == Paused }
 
-// errLost is the error of an end that nobody saw.
+// errLost is the Exit.Error of an end that nobody saw.
 const errLost = "its monitor was killed, and nobody saw the end"
 
-// look returns NotFound where there is no container and no process, or no longer one.
+// look determines the status from the files and the kernel. NotFound: there is no such container or process.
 func (p *Process) look() (looked, error) {
 	for {
-		// In this order: a run begins with state.json, then exit.json is made blank; it ends with exit.json
-		// written, then state.json is removed.
+		// The order matters: a run begins by writing state.json, and then makes exit.json blank; it ends by writing
+		// exit.json, and then removes state.json.
 		s, err := p.readState()
 		if err != nil {
 			return looked{}, err
@@ -256,7 +258,7 @@ func (p *Process) look() (looked, error) {
 			case e != nil:
 				l.status = Stopped
 			case blank != nil:
-				// The run that made it has ended since, or it was cut short by the end of a boot.
+				// The run that made the file blank has ended since, or a boot has cut it short.
 				again, err := p.readState()
 				if err != nil {
 					return looked{}, err
@@ -289,11 +291,11 @@ func (p *Process) look() (looked, error) {
 			}
 			return l, nil
 		case l.monitored:
-			l.status = Running // its end is being recorded
+			l.status = Running // the monitor is recording its end
 			return l, nil
 		}
-		// Nobody lives who would record the end; who did may have, and removed it all, since we looked.
-		// In this order: while state.json is there, no exit.json was removed.
+		// No monitor lives. But since we looked, it may have recorded the end and removed everything, so read again.
+		// The order matters: as long as state.json exists, exit.json has not been removed.
 		if e, _, err = p.readExit(); err != nil {
 			return looked{}, err
 		}
@@ -307,7 +309,7 @@ func (p *Process) look() (looked, error) {
 			l.status, l.exit = Stopped, e
 			return l, nil
 		case s.Status == Creating:
-			return l, nil // its making was cut short
+			return l, nil // the start was cut short
 		default:
 			l.status, l.exit = Stopped, &Exit{Error: errLost}
 			return l, nil
@@ -315,13 +317,13 @@ func (p *Process) look() (looked, error) {
 	}
 }
 
-// lost reports whether the end of the last run is not recorded, and nobody lives who would.
+// lost reports whether the end of the last run is not recorded, and no monitor lives to record it.
 func (l looked) lost() bool {
 	return l.status == Stopped && !l.monitored && l.exit.Error == errLost && l.exit.Exited.IsZero()
 }
 
-// described tells whether a directory is that of a container or of a process: what it is is written
-// before anything else, and removed first.
+// described reports whether the directory is one of a container or a process. The file that describes it is written
+// first and removed first.
 func (p *Process) described() bool {
 	for _, name := range []string{"container.json", "process.json"} {
 		if _, err := p.c.set.tree().Stat(p.file(name)); err == nil {
@@ -331,8 +333,8 @@ func (p *Process) described() bool {
 	return false
 }
 
-// undescribe takes away what tells of a container or a process, in the order that [look] relies on. The
-// rest of its directory may follow.
+// undescribe removes the files that describe a container or a process, in the order that [look] relies on. Afterwards
+// the rest of the directory can be removed.
 func (p *Process) undescribe() error {
 	for _, name := range []string{"container.json", "process.json"} {
 		if err := p.c.set.tree().Remove(p.file(name)); err != nil && !errors.Is(err, fs.ErrNotExist) {
@@ -342,7 +344,7 @@ func (p *Process) undescribe() error {
 	return nil
 }
 
-// empty deletes all of the directory but its lock.
+// empty deletes the contents of the directory except its lock.
 func (p *Process) empty() error {
 	if err := p.undescribe(); err != nil {
 		return err
@@ -368,23 +370,23 @@ func (p *Process) empty() error {
 	return nil
 }
 
-// removeEmptied removes the directory, which has nothing but the lock that this process holds. From then on another process
-// may make a directory of that name.
+// removeEmptied removes the directory, which contains only the lock that the caller holds. After that, another process
+// may make a directory of the same name.
 func (p *Process) removeEmptied(lock *os.File) error {
 	tree := p.c.set.tree()
 	_ = tree.Remove(p.file("lock"))
 	err := tree.RemoveDir(p.name)
-	if errors.Is(err, unix.ENOTEMPTY) { // on NFS a removed file keeps a name in the directory until it is closed
+	if errors.Is(err, unix.ENOTEMPTY) { // on NFS a removed file that is open keeps a name in the directory
 		_ = lock.Close()
 		err = tree.RemoveDir(p.name)
 	}
-	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENOTEMPTY) { // the ID may have another owner by now
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENOTEMPTY) { // the ID may have a new owner already
 		return nil
 	}
 	return err
 }
 
-// removeDir removes the directory with what is in it.
+// removeDir removes the directory with its contents.
 func (p *Process) removeDir(lock *os.File) error {
 	if err := p.empty(); err != nil {
 		return err
@@ -392,11 +394,11 @@ func (p *Process) removeDir(lock *os.File) error {
 	return p.removeEmptied(lock)
 }
 
-// removeAll removes a directory in which others may just be making something.
+// removeAll removes a directory, even if other processes are making files in it.
 func removeAll(tree disk.Tree, name string) error {
 	for tries := 0; ; tries++ {
 		err := tree.RemoveAll(name)
-		if errors.Is(err, fs.ErrNotExist) { // nor what it was in
+		if errors.Is(err, fs.ErrNotExist) { // nor does its parent exist
 			return nil
 		}
 		if !errors.Is(err, unix.ENOTEMPTY) || tries == 100 {

@@ -8,21 +8,22 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// maxSockets bounds how many sockets a supervisor passes: systemd has no more descriptors for a unit's.
+// maxSockets bounds the number of sockets that a supervisor passes. systemd allows a unit no more descriptors.
 const maxSockets = 4096
 
-// firstSocket is the descriptor that the first of them has, for the container too.
+// firstSocket is the descriptor of the first socket, also in the container.
 const firstSocket = 3
 
-// takeSockets returns the sockets that a supervisor has passed to this program (sd_listen_fds(3)), and the variables that tell a
-// container's first process of them. They are taken once: no other program that this one starts takes them for its own, as crun
-// would, which does not look for whom they are. The error is InvalidArgument if they are not there.
+// takeSockets returns the sockets that a supervisor has passed to this program (sd_listen_fds(3)), and the variables
+// that describe them to a container's first process. It removes the variables from the environment, so that no other
+// program started here uses them: crun would, without checking whom they are for. InvalidArgument: the sockets are not
+// there.
 func takeSockets() (files []*os.File, env []string, err error) {
 	pid, count, names := os.Getenv("LISTEN_PID"), os.Getenv("LISTEN_FDS"), os.Getenv("LISTEN_FDNAMES")
 	for _, v := range []string{"LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES"} {
 		_ = os.Unsetenv(v)
 	}
-	// dist-userns, which the supervisor started, may stand between.
+	// the supervisor may have started dist-userns, and that this program
 	if pid == "" || pid != strconv.Itoa(os.Getpid()) && pid != os.Getenv("DIST_PARENT") {
 		return nil, nil, nil
 	}
@@ -45,8 +46,8 @@ func takeSockets() (files []*os.File, env []string, err error) {
 	return files, env, nil
 }
 
-// passSockets tells a container's first process, which has the number 1 in its own PID namespace, of a supervisor's sockets.
-// A process that is restored has the variables that it was stored with.
+// passSockets adds the variables about a supervisor's sockets to a container's first process, which is number 1 in its
+// own PID namespace. A restored process has the variables with which it was stored.
 func passSockets(s *specs.Spec, env []string, restored bool) error {
 	switch {
 	case len(env) == 0:
@@ -60,8 +61,8 @@ func passSockets(s *specs.Spec, env []string, restored bool) error {
 	return nil
 }
 
-// tellReady tells a supervisor that waits for that, as systemd does for Type=notify, that the container runs (sd_notify(3)). The
-// container itself can't speak to the supervisor. As for sd_notify, a failure is the supervisor's affair.
+// tellReady tells a supervisor that waits for it, such as systemd for Type=notify, that the container runs
+// (sd_notify(3)). The container itself can't reach the supervisor. As with sd_notify, errors are ignored.
 func tellReady() {
 	name := os.Getenv("NOTIFY_SOCKET")
 	if name == "" {
@@ -72,5 +73,5 @@ func tellReady() {
 		return
 	}
 	defer unix.Close(fd)
-	_ = unix.Sendto(fd, []byte("READY=1"), unix.MSG_NOSIGNAL, &unix.SockaddrUnix{Name: name}) // @ begins an abstract name
+	_ = unix.Sendto(fd, []byte("READY=1"), unix.MSG_NOSIGNAL, &unix.SockaddrUnix{Name: name}) // @ stands for the NUL of an abstract name
 }

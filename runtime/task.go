@@ -15,7 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// runtimeError is what a runtime's failure comes down to in one line.
+// runtimeError reduces a runtime's error to one line.
 func runtimeError(c *Container, what string, err error) error {
 	text := err.Error()
 	if i := strings.LastIndex(text, `"msg":"`); i >= 0 {
@@ -28,7 +28,7 @@ func runtimeError(c *Container, what string, err error) error {
 	return c.unlessEnded(what, fmt.Errorf("%s container %s: %s", what, c.ID, firstLine(text)))
 }
 
-// quoted is the quoted string that s begins with.
+// quoted returns the quoted string at the beginning of s.
 func quoted(s string) string {
 	q, err := strconv.QuotedPrefix(s)
 	if err != nil {
@@ -39,16 +39,16 @@ func quoted(s string) string {
 
 // InContainer is a process in a container.
 type InContainer struct {
-	Pid     int       `json:"pid"`          // the host's
-	Inside  int       `json:"containerPid"` // the container's
-	Parent  int       `json:"ppid"`         // the host's
-	UID     int       `json:"uid"`          // the host's
+	Pid     int       `json:"pid"`          // on the host
+	Inside  int       `json:"containerPid"` // in the container
+	Parent  int       `json:"ppid"`         // on the host
+	UID     int       `json:"uid"`          // on the host
 	Started time.Time `json:"started"`
-	Exec    string    `json:"exec,omitempty"` // the ID of what task exec started
+	Exec    string    `json:"exec,omitempty"` // its ID, if task exec has started it
 	Command []string  `json:"command"`
 }
 
-// Processes lists what runs in a container.
+// Processes lists the processes in a container.
 func (c *Container) Processes() ([]InContainer, error) {
 	l, err := c.proc("").live()
 	if err != nil {
@@ -79,7 +79,7 @@ func describe(pid int) (InContainer, error) {
 	if err != nil {
 		return p, err
 	}
-	p.Started = bootTime().Add(time.Duration(s.start) * (time.Second / 100)) // USER_HZ is 100 wherever Go runs
+	p.Started = bootTime().Add(time.Duration(s.start) * (time.Second / 100)) // USER_HZ is 100 on all of Go's platforms
 	status, err := os.ReadFile(dir + "/status")
 	if err != nil {
 		return p, err
@@ -115,12 +115,12 @@ func bootTime() time.Time {
 	return time.Now().Add(-time.Duration(now.Nano())).UTC()
 }
 
-// Pause stops all of a container's processes until [Container.Resume].
+// Pause pauses all processes of a container until [Container.Resume].
 func (c *Container) Pause(ctx context.Context) error {
 	return c.setPaused(ctx, true, "pause", (*runc.Runc).Pause)
 }
 
-// Resume lets a paused container's processes go on.
+// Resume resumes the processes of a paused container.
 func (c *Container) Resume(ctx context.Context) error {
 	return c.setPaused(ctx, false, "resume", (*runc.Runc).Resume)
 }
@@ -142,7 +142,7 @@ func (c *Container) setPaused(ctx context.Context, paused bool, verb string, do 
 	return nil
 }
 
-// Update changes what the container may use, while it runs.
+// Update changes the limits of a running container.
 func (c *Container) Update(ctx context.Context, r *specs.LinuxResources) error {
 	l, err := c.proc("").live()
 	if err != nil {
@@ -154,7 +154,7 @@ func (c *Container) Update(ctx context.Context, r *specs.LinuxResources) error {
 	return nil
 }
 
-// Execs lists the IDs of the further processes of a container.
+// Execs lists the IDs of a container's further processes.
 func (c *Container) Execs() []string {
 	var ids []string
 	entries, _ := os.ReadDir(c.path("exec"))

@@ -9,8 +9,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// UserNamespace opens the user namespace that a container's processes were started from, in which who
-// works on them has to be; nil where that is this process's own, or nothing of the container lives.
+// UserNamespace opens the user namespace that the container's processes were started from. Programs that work on them
+// must be in it. It returns nil if that is this process's own, or if the container has no process.
 func (c *Container) UserNamespace() (*os.File, error) {
 	l, err := c.proc("").look()
 	if err != nil || l.state == nil {
@@ -25,10 +25,10 @@ func (c *Container) UserNamespace() (*os.File, error) {
 	return nil, nil
 }
 
-// HasUserNamespace tells whether the container's configuration gives it a user namespace of its own.
+// HasUserNamespace reports whether the container's configuration gives it its own user namespace.
 func (c *Container) HasUserNamespace() bool { return BundleHasUserNamespace(c.BundleDir()) }
 
-// BundleHasUserNamespace tells it of a bundle; false also where that can't be read.
+// BundleHasUserNamespace is HasUserNamespace for a bundle. It returns false if the configuration can't be read.
 func BundleHasUserNamespace(dir string) bool {
 	b, err := openBundleConfig(dir, dir)
 	if err != nil || b.spec.Linux == nil {
@@ -54,7 +54,7 @@ func foreignUserNamespace(p HostProcess, above bool) (*os.File, error) {
 	if f == nil || err != nil || !p.Alive() {
 		_ = f.Close()
 		if errors.Is(err, unix.EPERM) || errors.Is(err, os.ErrNotExist) || err == nil {
-			return nil, nil // it has ended, or its namespace is above ours
+			return nil, nil // the process has ended, or its namespace is an ancestor of ours
 		}
 		return nil, err
 	}

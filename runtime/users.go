@@ -27,19 +27,21 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// A container whose record has Users is root in a user namespace of its own. Its snapshot is mounted with owners that are mapped
-// into that: on disk they stay the image's, so that each run may have other IDs, and nothing is copied or changed for them.
+// A container whose record has Users runs in its own user namespace. Its snapshot is mounted with owners mapped by that
+// namespace. On disk, the owners stay the image's. So each run can have different IDs, and no file is copied or
+// changed.
 //
-// Which IDs of the host are in use is written in /run/distkit/users, whatever the state directory: a file for each run, which counts as
-// long as the run's state is there. A lock keeps two runs from taking the same.
+// The IDs that are in use on the host are recorded in /run/distkit/users, whatever the state directory is. There is a
+// file for each run, valid as long as the run's state exists. A lock keeps two runs from taking the same IDs.
 
-// AutoUsers is the value of [Record].Users for IDs that are chosen at each run, MappedUsers for those that config.json has.
+// AutoUsers is the value of [Record].Users for IDs chosen at each run, MappedUsers the value for IDs given in
+// config.json.
 const (
 	AutoUsers   = "auto"
 	MappedUsers = "mapped"
 )
 
-// idRange is a range of the host's IDs, users' and groups'.
+// idRange is a range of IDs on the host, of users and of groups.
 type idRange struct {
 	First uint32 `json:"first"`
 	Size  uint32 `json:"size"`
@@ -51,20 +53,22 @@ func (r idRange) overlaps(o idRange) bool {
 	return uint64(r.First) < o.end() && uint64(o.First) < r.end()
 }
 
-// defaultPool has the IDs for containers where no range is set aside for them: none of systemd's (uid-gid.systemd.io), and below 2^31.
+// defaultPool is the pool if no range is reserved for containers. It avoids the ranges of systemd (uid-gid.systemd.io)
+// and stays below 2^31.
 var defaultPool = idRange{0x7000_0000, 0x0ffe_0000}
 
-// poolUser is the user for whom, as for podman, /etc/subuid and /etc/subgid have the ranges for containers.
+// poolUser is the user whose ranges in /etc/subuid and /etc/subgid are for containers, as in podman.
 const poolUser = "containers"
 
-// usersFile is what a run has of the host's IDs, as a file says it.
+// usersFile records the host's IDs of a run.
 type usersFile struct {
-	Run    string    `json:"run"` // its private directory
+	Run    string    `json:"run"` // private directory of the run
 	Auto   bool      `json:"auto,omitempty"`
 	Ranges []idRange `json:"ranges"`
 }
 
-// mapUsers chooses the IDs of the container's users on the host, "" in its record being the host's own. It returns nil for these.
+// mapUsers chooses the host's IDs for the container's users. It returns nil for a container without its own user
+// namespace.
 func (u *execution) mapUsers(ctx context.Context) ([]specs.LinuxIDMapping, error) {
 	c := u.c
 	if c.Users == "" {
@@ -131,14 +135,14 @@ func (u *execution) mapUsers(ctx context.Context) ([]specs.LinuxIDMapping, error
 	return maps, err
 }
 
-// freeUsers gives back the host's IDs that a run had for its users.
+// freeUsers frees the host's IDs of a run.
 func (s *state) freeUsers() {
 	if s.Users != "" {
 		_ = os.Remove(s.Users)
 	}
 }
 
-// usedIDs lists what runs have of the host's IDs, and removes the files of those that have ended.
+// usedIDs lists the IDs that are in use. It removes the files of runs that have ended.
 func usedIDs(dir string) (all []usersFile, err error) {
 	names, err := filepath.Glob(filepath.Join(dir, "*-*"))
 	for _, name := range names {
@@ -161,7 +165,7 @@ func usedIDs(dir string) (all []usersFile, err error) {
 	return all, err
 }
 
-// freeRange returns the first range of the pool that nobody uses.
+// freeRange returns the first free range of the pool.
 func freeRange(pool []idRange, used []usersFile) (idRange, bool) {
 	var taken []idRange
 	for _, u := range used {
@@ -181,8 +185,8 @@ func freeRange(pool []idRange, used []usersFile) (idRange, bool) {
 	return idRange{}, false
 }
 
-// idPool returns the ranges of the host's IDs for containers: those that are set aside both for users and for groups, or
-// the default ones, if nobody has any of them.
+// idPool returns the host's IDs for containers: those reserved for both users and groups, or the default pool unless
+// others have parts of it.
 func idPool() ([]idRange, error) {
 	users, foreignUsers, err := subordinate("/etc/subuid")
 	if err != nil {
@@ -210,7 +214,8 @@ func idPool() ([]idRange, error) {
 	return []idRange{defaultPool}, nil
 }
 
-// subordinate reads a file of subordinate IDs (subuid(5)): the ranges of the user for containers, and those of others.
+// subordinate reads a file of subordinate IDs (subuid(5)). It returns the ranges for containers and those of other
+// users.
 func subordinate(name string) (own, foreign []idRange, err error) {
 	f, err := os.Open(name)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -235,7 +240,7 @@ func parseSubordinate(r io.Reader) (own, foreign []idRange, err error) {
 		if ferr != nil || serr != nil || first == 0 || size == 0 {
 			continue
 		}
-		size = min(size, 1<<32-1-first) // the largest ID is none
+		size = min(size, 1<<32-1-first) // the largest number is not a valid ID
 		one := idRange{uint32(first), uint32(size)}
 		if f[0] == poolUser {
 			own = append(own, one)
@@ -246,8 +251,8 @@ func parseSubordinate(r io.Reader) (own, foreign []idRange, err error) {
 	return own, foreign, lines.Err()
 }
 
-// checkSearch returns an error if root of a user namespace can't reach a directory, where the runtime can say only that it was
-// denied something.
+// checkSearch returns an error that names the directory if root of a user namespace can't reach it. The runtime's own
+// message would say only that permission was denied.
 func checkSearch(maps []specs.LinuxIDMapping, dir string) error {
 	i := slices.IndexFunc(maps, func(m specs.LinuxIDMapping) bool { return m.ContainerID == 0 })
 	if i < 0 {
@@ -256,9 +261,9 @@ func checkSearch(maps []specs.LinuxIDMapping, dir string) error {
 	id := int(maps[i].HostID)
 	denied := make(chan string)
 	go func() {
-		runtime.LockOSThread() // and never unlocked: the thread ends with the goroutine
+		runtime.LockOSThread() // never unlocked, so that the thread ends with the goroutine
 		_, gerr := unix.SetfsgidRetGid(id)
-		_, uerr := unix.SetfsuidRetUid(id) // which takes the capability to search everything away
+		_, uerr := unix.SetfsuidRetUid(id) // this clears the capability to search any directory
 		for at := dir; gerr == nil && uerr == nil; at = filepath.Dir(at) {
 			fd, err := unix.Open(at, unix.O_PATH|unix.O_CLOEXEC, 0)
 			if err == nil {
@@ -280,13 +285,13 @@ func checkSearch(maps []specs.LinuxIDMapping, dir string) error {
 	return nil
 }
 
-// userNamespace makes a user namespace with these IDs. No process is in it.
+// userNamespace makes a user namespace with these maps and without processes.
 func userNamespace(maps []specs.LinuxIDMapping) (*os.File, error) {
 	var ids []syscall.SysProcIDMap
 	for _, m := range maps {
 		ids = append(ids, syscall.SysProcIDMap{ContainerID: int(m.ContainerID), HostID: int(m.HostID), Size: int(m.Size)})
 	}
-	// A traced process stops before its program's first instruction. The thread that traces it is to wait for it.
+	// A traced process stops before the first instruction of its program. Only the tracing thread may wait for it.
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
 	c := exec.Command("/proc/self/exe")
