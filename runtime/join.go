@@ -15,13 +15,14 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// namespaceFiles are the names below /proc/PID/ns of the namespaces that a container can have of another one.
+// namespaceFiles maps the kinds of namespaces that containers can share to their names in /proc/PID/ns.
 var namespaceFiles = map[specs.LinuxNamespaceType]string{
 	specs.PIDNamespace: "pid", specs.IPCNamespace: "ipc", specs.UTSNamespace: "uts", specs.NetworkNamespace: "net",
 }
 
-// openNamespace opens a namespace of a container that runs. The descriptor keeps the namespace, and names no other one, whatever
-// becomes of the container. The error is NotFound if there is no such container, and FailedPrecondition if it does not run.
+// openNamespace opens a namespace of a running container. The descriptor keeps the namespace alive, and always stands
+// for this one, whatever happens to the container. NotFound: there is no such container. FailedPrecondition: it is not
+// running.
 func (s *Containers) openNamespace(id string, kind specs.LinuxNamespaceType) (*os.File, error) {
 	c, err := s.Get(id)
 	if err == nil {
@@ -35,9 +36,9 @@ func (s *Containers) openNamespace(id string, kind specs.LinuxNamespaceType) (*o
 		return nil, err
 	}
 	f, err := os.Open(fmt.Sprintf("/proc/%d/ns/%s", l.state.Pid, namespaceFiles[kind]))
-	// While it lives its number is no other's, so the file was its own.
+	// The process is alive, so its number was not reused when the file was opened.
 	if !l.state.Alive() {
-		_ = f.Close() // nil is none
+		_ = f.Close() // fails for nil
 		return nil, failed("container %s has just ended", id)
 	}
 	if errors.Is(err, unix.EACCES) || errors.Is(err, unix.EPERM) {
@@ -52,7 +53,7 @@ type joined struct {
 	namespace *os.File
 }
 
-// join opens the namespaces of other containers.
+// join opens the namespaces of other containers that the configuration asks for.
 func (u *execution) join(s *specs.Spec) error {
 	if len(u.c.Namespaces) > 0 && u.images != "" {
 		return failed("its processes were stored, and can't join the namespaces of other containers")
@@ -75,7 +76,7 @@ func (u *execution) join(s *specs.Spec) error {
 	return nil
 }
 
-// closeJoined closes what join has opened.
+// closeJoined closes the namespaces that join has opened.
 func (u *execution) closeJoined() {
 	for _, j := range u.joined {
 		_ = j.namespace.Close()
@@ -83,8 +84,8 @@ func (u *execution) closeJoined() {
 	u.joined = nil
 }
 
-// checkEnds returns an error if what the container leaves in another's PID namespace could not be told from the processes of that,
-// and ended with the container.
+// checkEnds returns an error if the container joins another's PID namespace, and nothing could distinguish and end the
+// processes that it leaves there.
 func checkEnds(s *specs.Spec, cgroups []string) error {
 	if s.Linux == nil || len(cgroups) > 0 {
 		return nil
@@ -97,7 +98,8 @@ func checkEnds(s *specs.Spec, cgroups []string) error {
 	return nil
 }
 
-// Shared returns what a container that joins this one's network finds names by: the host name, and the mounts of the files.
+// Shared returns what a container needs to resolve names in this one's network: the host name, and the mounts of the
+// files.
 func (c *Container) Shared() (hostname string, files []specs.Mount, err error) {
 	b, err := openBundleConfig(c.BundleDir(), c.BundleDir())
 	if err != nil {

@@ -22,7 +22,8 @@ import (
 	"github.com/opencontainers/go-digest"
 )
 
-// A Builder reads a layer and makes its index. It needs little memory: what grows with the layer is in temporary files.
+// A Builder reads a layer and makes its index. It needs little memory: data that grow with the layer are in temporary
+// files.
 type Builder struct {
 	in      *layer.Reader
 	layer   *counter
@@ -30,8 +31,9 @@ type Builder struct {
 	scratch [2]*os.File
 }
 
-// NewBuilder starts to read a layer, plain or compressed with gzip or zstd. known is the layer's digest, if r verifies that; if it is "", the
-// digest is computed. Temporary files are in dir, or in the directory of os.TempDir. Close must be called.
+// NewBuilder starts to read a layer, plain or compressed with gzip or zstd. known is the layer's digest if r verifies
+// that; if it is "", the Builder computes it. Temporary files are made in dir, or in os.TempDir if dir is "". The
+// caller must call Close.
 func NewBuilder(ctx context.Context, r io.Reader, known digest.Digest, dir string) (*Builder, error) {
 	b := &Builder{layer: &counter{r: r, known: known}}
 	if known == "" {
@@ -64,8 +66,8 @@ func (b *Builder) Next() (*tar.Header, error) {
 // Read reads the content of the entry that Next returned last.
 func (b *Builder) Read(p []byte) (int, error) { return b.in.Read(p) }
 
-// End reads what is left of the layer. It fails if the layer does not have the diff ID expect. Where that is "", a layer without an
-// end-of-archive marker is taken for one that was cut short.
+// End reads the rest of the layer. It fails if expect is not "" and the layer has another diff ID. If expect is "", the
+// layer must have an end-of-archive marker: otherwise it may have been cut short.
 func (b *Builder) End(expect digest.Digest) error {
 	for {
 		if _, err := b.Next(); err == io.EOF {
@@ -76,10 +78,10 @@ func (b *Builder) End(expect digest.Digest) error {
 	}
 }
 
-// Write writes the index to w. It is only for after End.
+// Write writes the index to w. It may be called only after End.
 func (b *Builder) Write(w io.Writer) error {
 	t := &b.tap
-	diffID, size := b.in.DiffID(), b.in.Size() // from here on nothing else runs
+	diffID, size := b.in.DiffID(), b.in.Size() // the goroutines have ended
 	t.cut()
 	t.place()
 	if err := t.headers.end(size); err != nil {
@@ -118,7 +120,7 @@ func (b *Builder) Write(w io.Writer) error {
 	return out.Close()
 }
 
-// Layer returns the layer's digest and size. It is only for after End.
+// Layer returns the layer's digest and size. It may be called only after End.
 func (b *Builder) Layer() (digest.Digest, int64) { return b.layer.digest(), b.layer.n }
 
 func copyFile(w io.Writer, f *os.File) error {
@@ -129,7 +131,7 @@ func copyFile(w io.Writer, f *os.File) error {
 	return err
 }
 
-// Close ends reading.
+// Close stops reading and removes the temporary files.
 func (b *Builder) Close() {
 	b.in.Close()
 	_ = b.tap.headers.zstd.Close()
@@ -168,8 +170,8 @@ func (c *counter) digest() digest.Digest {
 	return c.known
 }
 
-// A tap is what the layer's reader tells. Wants and Add are called by the goroutine that decompresses, Write by the one that hashes, and
-// Header by the reader.
+// A tap collects what the layer's reader reports. Wants and Add are called by the goroutine that decompresses, Write by
+// the one that hashes, and Header by the caller's.
 type tap struct {
 	format  compression.Format
 	windows *windows
@@ -178,12 +180,12 @@ type tap struct {
 
 	mu     sync.Mutex
 	begun  bool
-	last   int64 // where the last chunk begins of those that Wants has seen
+	last   int64 // offset of the last chunk that Wants has chosen
 	bounds []int64
-	points []point // in order
+	points []point // ordered by offset
 
 	chunks []chunk
-	offset int64 // of the next byte that Write is given
+	offset int64 // offset of the next byte for Write
 	hash   hash.Hash
 }
 
@@ -194,7 +196,8 @@ type point struct {
 
 func (t *tap) Begin(f compression.Format) { t.format = f }
 
-// Wants reports whether a chunk is to begin at an offset, at which decompression can begin. Write comes to the same chunks.
+// Wants reports whether a new chunk should begin at an offset where decompression can begin. Write makes the same
+// decision.
 func (t *tap) Wants(out int64) bool {
 	for out > t.last+stretch*distance(t.last) {
 		t.last += stretch * distance(t.last)
@@ -219,7 +222,7 @@ func (t *tap) Add(p inflate.Point) {
 	t.mu.Unlock()
 }
 
-// Write hashes chunks.
+// Write divides the plain bytes into chunks, and hashes each.
 func (t *tap) Write(p []byte) (n int, err error) {
 	n = len(p)
 	for len(p) > 0 {
@@ -256,7 +259,7 @@ func (t *tap) Write(p []byte) (n int, err error) {
 	return n, nil
 }
 
-// cut ends a chunk.
+// cut ends the current chunk.
 func (t *tap) cut() {
 	if k := len(t.chunks); k > 0 {
 		t.chunks[k-1].SHA256 = hex.EncodeToString(t.hash.Sum(nil))
@@ -264,7 +267,7 @@ func (t *tap) cut() {
 	}
 }
 
-// place notes in the chunks where decompression can begin. A point at the end of the layer has no chunk.
+// place sets in the chunks where decompression can begin. A point at the end of the layer belongs to no chunk.
 func (t *tap) place() {
 	i := 0
 	for _, p := range t.points {
@@ -280,7 +283,7 @@ func (t *tap) place() {
 
 func (t *tap) Header(offset int64, b []byte) { t.headers.add(offset, b) }
 
-// windows writes windows, each compressed for itself.
+// windows writes windows, each compressed separately.
 type windows struct {
 	file *bufio.Writer
 	zstd *zstd.Encoder
@@ -304,12 +307,13 @@ func (w *windows) add(window []byte) int64 {
 
 func (w *windows) end() error { return w.file.Flush() }
 
-// headers writes the layer without the data of files, as records: the length of what is kept, that, and the length of what is left out behind it.
+// headers writes the layer without the data of files, as records: the length of the kept bytes, these, and the length
+// of the gap after them.
 type headers struct {
 	file *sized
 	zstd *zstd.Encoder
 	kept []byte
-	at   int64 // behind what is kept
+	at   int64 // offset after the kept bytes
 	err  error
 }
 
@@ -355,7 +359,7 @@ func (h *headers) record(gap int64) {
 	h.kept = h.kept[:0]
 }
 
-// end ends the records of a layer of so many plain bytes.
+// end writes the last record of a layer with size plain bytes.
 func (h *headers) end(size int64) error {
 	h.record(size - h.at)
 	if err := h.zstd.Close(); h.err == nil {

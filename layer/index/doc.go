@@ -1,7 +1,12 @@
-// Package index makes indexes of layers, with which single files of a layer are read without the rest. The page dist-index(5),
-// dist-index.5.md beside this file, specifies the form of an index.
+// Package index makes and reads indexes of layers. With an index, single files of a layer can be read without the rest
+// of it. dist-index(5), in dist-index.5.md beside this file, specifies the format.
 //
-// Whoever wrote an index decides what it says of the layer: see [Open].
+// A [Builder] makes an index while it reads the layer once. [Open] opens an index. [Index.Entries] lists the layer's
+// entries, and [Index.Files] reads files, for which it asks a [Source] for ranges of the compressed layer.
+//
+// An index is trusted as far as its author is: what [Open], Entries and Files return is what the index claims about the
+// layer. They check that the layer's bytes match the index, and that reading it stays within bounds. DataLoss: the
+// index is malformed, or the layer differs from it. InvalidArgument: the files have too many holes.
 package index
 
 import (
@@ -10,10 +15,10 @@ import (
 	"github.com/containerd/errdefs"
 )
 
-// MediaType is that of an index.
+// MediaType is the media type of an index.
 const MediaType = "application/vnd.distkit.layer.index.v1.tar"
 
-// The files of the archive that an index is, in this order.
+// The files in the archive that is an index, in this order.
 const (
 	documentName = "index.json"
 	windowsName  = "windows"
@@ -21,11 +26,11 @@ const (
 )
 
 const (
-	// interval is the least distance of the chunks of a layer in its plain bytes, but for the last. It grows in proportion in layers that
-	// are larger than intervals times that.
+	// interval is the least distance between chunks in plain bytes, except for the last chunk. In layers larger than
+	// intervals times that, it grows in proportion.
 	interval, intervals = 1 << 20, 4096
 	maxInterval         = 8 << 20
-	// stretch is how many intervals a chunk may have where decompression can't begin at its end.
+	// stretch is how many intervals a chunk may span if decompression can't begin at its end.
 	stretch  = 4
 	maxChunk = stretch * maxInterval
 
@@ -34,11 +39,12 @@ const (
 	maxWindow   = 32 << 10
 	maxRecord   = 64 << 10
 
-	// maxDensity bounds the bytes of headers for each byte of their compressed form, and least is free.
+	// maxDensity bounds the bytes of headers per byte of their compressed form. The first leastHeaders bytes are always
+	// allowed.
 	maxDensity, leastHeaders = 4096, 16 << 20
 )
 
-// A document is the index.json of an index.
+// A document is the content of index.json in an index.
 type document struct {
 	Version     int    `json:"version"`
 	Layer       blob   `json:"layer"`
@@ -46,7 +52,7 @@ type document struct {
 	Size        int64  `json:"size"`
 	Compression string `json:"compression,omitempty"`
 	Entries     int64  `json:"entries"`
-	// Chunks are parts of the plain layer, one after another.
+	// Chunks are consecutive parts of the plain layer.
 	Chunks []chunk `json:"chunks"`
 }
 
@@ -58,13 +64,13 @@ type blob struct {
 type chunk struct {
 	Offset int64  `json:"offset"`
 	SHA256 string `json:"sha256"`
-	// Bit is where decompression can begin, in the compressed layer. The first chunk has 0.
+	// Bit is the position in the compressed layer where decompression can begin. It is 0 for the first chunk.
 	Bit    int64 `json:"bit,omitempty"`
 	Member bool  `json:"member,omitempty"`
-	Window int64 `json:"window,omitempty"` // bytes of its compressed form
+	Window int64 `json:"window,omitempty"` // size of its compressed form in bytes
 }
 
-// distance returns how far the next chunk begins at least behind one at an offset.
+// distance returns the least distance from a chunk at offset to the next one.
 func distance(offset int64) int64 {
 	return min(max(interval, offset/intervals/512*512), maxInterval)
 }

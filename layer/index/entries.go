@@ -11,23 +11,23 @@ import (
 	"github.com/klauspost/compress/zstd"
 )
 
-// Entries reads the entries of a layer out of its index.
+// Entries reads the layer's entries from its index.
 type Entries struct {
 	ctx  context.Context
 	r    gaps
 	zstd *zstd.Decoder
 	tar  *tar.Reader
-	last int64 // where the last entry ends
+	last int64 // end of the last entry
 	n    int64
 	want int64
 }
 
-// A Place is where the layer's archive has an entry.
+// A Place is the position of an entry in the layer's archive.
 type Place struct {
 	Begin, Content, End int64
 }
 
-// Entries starts to read the entries. Close must be called.
+// Entries starts to read the entries. The caller must call Close.
 func (x *Index) Entries(ctx context.Context) (*Entries, error) {
 	section := io.NewSectionReader(x.entries, 0, x.entries.Size())
 	z, err := zstd.NewReader(section, zstd.WithDecoderConcurrency(1), zstd.WithDecoderMaxWindow(8<<20), zstd.WithDecoderLowmem(true))
@@ -40,10 +40,11 @@ func (x *Index) Entries(ctx context.Context) (*Entries, error) {
 	return e, nil
 }
 
-// Close ends reading.
+// Close stops reading.
 func (e *Entries) Close() { e.zstd.Close() }
 
-// Next returns the next entry that is not a global header and where it is, or io.EOF. ErrDataLoss: the index is malformed.
+// Next returns the next entry and its place, or io.EOF. Global headers are skipped. ErrDataLoss: the index is
+// malformed.
 func (e *Entries) Next() (*tar.Header, Place, error) {
 	for {
 		if err := e.ctx.Err(); err != nil {
@@ -84,16 +85,16 @@ func (e *Entries) classify(err error) error {
 	return dataLoss("index: the list of entries: %w", err)
 }
 
-// gaps reads a layer without the data of its files, which are gaps: they read as zeros.
+// gaps reads a layer without the data of its files. These are gaps, which read as zeros.
 type gaps struct {
 	r         *bufio.Reader
-	kept, gap int64 // what is left of the record
+	kept, gap int64 // what is left of the current record
 	at        int64
-	size      int64 // of the layer
-	most      int64 // bytes of headers that may come
+	size      int64 // size of the layer
+	most      int64 // how many bytes of headers may still come
 }
 
-// fill has at least a byte of a record that can be read, or returns io.EOF.
+// fill ensures that the current record has at least a byte to read. At the end it returns io.EOF.
 func (g *gaps) fill() error {
 	for empty := 0; g.kept == 0 && g.gap == 0; empty++ {
 		kept, err := binary.ReadUvarint(g.r)
@@ -119,7 +120,7 @@ func (g *gaps) fill() error {
 	return nil
 }
 
-// readGap reads what follows the kept bytes of a record.
+// readGap reads the gap after the kept bytes of a record.
 func (g *gaps) readGap() error {
 	gap, err := binary.ReadUvarint(g.r)
 	if err == io.EOF {
@@ -158,7 +159,7 @@ func (g *gaps) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// Seek lets tar skip the data of a file. Only what lies ahead can be sought.
+// Seek lets tar skip the data of a file. It can only move forward.
 func (g *gaps) Seek(n int64, whence int) (int64, error) {
 	if whence != io.SeekCurrent || n < 0 {
 		return 0, errors.ErrUnsupported

@@ -20,7 +20,7 @@ import (
 	"github.com/opencontainers/go-digest"
 )
 
-type holes = layer.Holes // many tests have a layer of that name
+type holes = layer.Holes // many tests have a variable called layer
 
 // archive returns a layer with entries of many kinds, and the content of its files by name.
 func archive(t testing.TB, files, size int) ([]byte, map[string]string) {
@@ -102,7 +102,7 @@ func build(t testing.TB, layer []byte) []byte {
 	return out.Bytes()
 }
 
-// source gives the bytes of a layer, and counts them.
+// source returns a Source for a layer that counts the bytes read.
 func source(layer []byte, count *int64) Source {
 	return func(_ context.Context, from, to int64) (io.ReadCloser, error) {
 		*count += to - from
@@ -110,7 +110,7 @@ func source(layer []byte, count *int64) Source {
 	}
 }
 
-// files reads all regular files of a layer by its index.
+// files reads all regular files of a layer with its index.
 func files(ctx context.Context, x *Index, s Source, each func(name, content string)) error {
 	e, err := x.Entries(ctx)
 	if err != nil {
@@ -146,7 +146,7 @@ func files(ctx context.Context, x *Index, s Source, each func(name, content stri
 	}
 }
 
-// What an index lists are the layer's entries, and each file is read by ranges, whatever the compression.
+// An index lists the layer's entries, and each file can be read by ranges, whatever the compression.
 func TestFiles(t *testing.T) {
 	t.Parallel()
 	plain, contents := archive(t, 60, 60<<10)
@@ -212,11 +212,11 @@ func TestFiles(t *testing.T) {
 	}
 }
 
-// A sparse file reads as it does out of the layer.
+// A sparse file has the same content as when read from the layer.
 func TestSparseFile(t *testing.T) {
 	t.Parallel()
 	var b bytes.Buffer
-	// GNU's form 1.0: the map is at the beginning of the data.
+	// GNU's format 1.0: the map precedes the data.
 	data := "1\n1048576\n4\n" + strings.Repeat("\x00", 512-12) + "tail"
 	w := tar.NewWriter(&b)
 	h := &tar.Header{Typeflag: tar.TypeReg, Name: "GNUSparseFile.0/f", Size: int64(len(data)), Mode: 0o644, Format: tar.FormatPAX}
@@ -282,7 +282,7 @@ func TestSparseFile(t *testing.T) {
 	}
 }
 
-// An index is small beside its layer, also where the layer has many small files.
+// An index is small compared to its layer, even if that has many small files.
 func TestSizeOfIndex(t *testing.T) {
 	t.Parallel()
 	plain, _ := archive(t, 100, 100<<10)
@@ -292,7 +292,7 @@ func TestSizeOfIndex(t *testing.T) {
 	}
 }
 
-// A layer that changes behind an index is found out before anything of it is given.
+// If the layer differs from its index, that is detected before any of its bytes are returned.
 func TestOtherLayer(t *testing.T) {
 	t.Parallel()
 	plain, contents := archive(t, 40, 100<<10)
@@ -320,7 +320,8 @@ func TestOtherLayer(t *testing.T) {
 	}
 }
 
-// FuzzOpen reads an index that was damaged, or is another's. Whatever it says, a file's content is that which the layer has under this name.
+// FuzzOpen reads indexes that are damaged or belong to another layer. Whatever they claim, a file's content is the one
+// that the layer has under that name.
 func FuzzOpen(f *testing.F) {
 	plain, contents := archive(f, 12, 4<<10)
 	layers := [][]byte{plain, gzipped(f, 6, plain), zstandard(f, plain)}
@@ -359,7 +360,8 @@ func FuzzOpen(f *testing.F) {
 	})
 }
 
-// BenchmarkBuild makes an index of the layer in the file that BENCH_LAYER names, else of a sample. Speeds are of compressed bytes.
+// BenchmarkBuild makes an index of the layer in the file BENCH_LAYER, or else of a sample. Speeds are in compressed
+// bytes.
 func BenchmarkBuild(b *testing.B) {
 	plain, _ := archive(b, 300, 300<<10)
 	layer := gzipped(b, 6, plain)
@@ -382,12 +384,12 @@ func BenchmarkBuild(b *testing.B) {
 	}
 }
 
-// Sizes and records of an index that no archive may have are DataLoss.
+// Sizes and records that no valid index has are DataLoss.
 func TestMalformedIndex(t *testing.T) {
 	t.Parallel()
 	plain, _ := archive(t, 3, 100)
 	good := build(t, plain)
-	at := 512 + int(mustSize(t, good[124:136])+511)/512*512 // of the header of windows
+	at := 512 + int(mustSize(t, good[124:136])+511)/512*512 // offset of the header of windows
 	for at += 512; !bytes.HasPrefix(good[at:], []byte(entriesName)); at += 512 {
 	}
 	huge := bytes.Clone(good)
@@ -413,7 +415,7 @@ func mustSize(t *testing.T, octal []byte) (n int64) {
 	return n
 }
 
-// checksum gives a header its sum.
+// checksum sets the checksum of a header.
 func checksum(b []byte, at int) []byte {
 	copy(b[at+148:at+156], "        ")
 	sum := 0

@@ -16,20 +16,19 @@ import (
 	"github.com/opencontainers/go-digest"
 )
 
-// An Index is an index of a layer that is open.
+// An Index is an open index of a layer.
 type Index struct {
 	doc     document
-	sums    [][32]byte // of the chunks
+	sums    [][32]byte // digests of the chunks
 	points  []int      // chunks where decompression can begin
 	windows io.ReaderAt
-	at      []int64 // where a chunk's window begins
+	at      []int64 // offsets of the chunks' windows
 	entries *io.SectionReader
 }
 
-// Open reads an index of so many bytes. ErrDataLoss: it is none, or it is malformed.
+// Open opens an index of size bytes. ErrDataLoss: it is not a valid index.
 //
-// It says nothing of the layer that has been verified: whoever wrote the index decides what the layer's files are said to be. What [Index.Files] gives
-// is what the index says.
+// The index is not verified against a layer: its author decides what [Index.Files] returns as the layer's files.
 func Open(r io.ReaderAt, size int64) (*Index, error) {
 	x, err := open(r, size)
 	if errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, io.EOF) || errors.Is(err, tar.ErrHeader) || errors.Is(err, tar.ErrFieldTooLong) {
@@ -86,7 +85,7 @@ func open(r io.ReaderAt, size int64) (*Index, error) {
 	return x, nil
 }
 
-// check checks the document. windows is the number of bytes of windows.
+// check validates the document. windows is the size of the file of windows.
 func (x *Index) check(windows int64) error {
 	d := &x.doc
 	switch {
@@ -119,7 +118,7 @@ func (x *Index) check(windows int64) error {
 			c.Bit > 8*d.Layer.Size, c.Bit > 0 && c.Bit <= bit:
 			return dataLoss("index: chunk %d is malformed", i)
 		}
-		d.Chunks[i].SHA256 = "" // sums has it, in less memory
+		d.Chunks[i].SHA256 = "" // kept in sums, which takes less memory
 		if i == 0 || c.Bit > 0 {
 			x.points = append(x.points, i)
 		}
@@ -131,7 +130,7 @@ func (x *Index) check(windows int64) error {
 	return nil
 }
 
-// end returns where a chunk ends.
+// end returns the offset of the end of a chunk.
 func (x *Index) end(i int) int64 {
 	if i+1 < len(x.doc.Chunks) {
 		return x.doc.Chunks[i+1].Offset
@@ -139,7 +138,7 @@ func (x *Index) end(i int) int64 {
 	return x.doc.Size
 }
 
-// Layer returns the digest and size of the layer that the index says it is of.
+// Layer returns the digest and size of the layer that the index is for.
 func (x *Index) Layer() (digest.Digest, int64) {
 	return digest.Digest(x.doc.Layer.Digest), x.doc.Layer.Size
 }

@@ -16,15 +16,17 @@ import (
 // A Source returns the bytes of the compressed layer in [from, to).
 type Source func(ctx context.Context, from, to int64) (io.ReadCloser, error)
 
-// Files reads files of a layer that follow each other, in one go. Everything is verified against the index's digests before it is given.
+// Files reads files that follow each other in a layer, in one pass. All data is verified against the digests in the
+// index before it is returned.
 type Files struct {
 	plain *plain
 	tar   *tar.Reader
 	holes *layer.Holes
 }
 
-// Files starts to read what the layer has from an entry on, up to the end of another one. holes are those of all files that are read of the
-// layer. ErrDataLoss: something is not what the index says. Errors of the source keep their class. Close must be called.
+// Files starts to read the layer, from the entry first to the end of the entry last. holes is shared by all reads of
+// the layer's files. ErrDataLoss: something is not as the index says. Errors of the source keep their class. The caller
+// must call Close.
 func (x *Index) Files(ctx context.Context, layerBytes Source, first, last Place, holes *layer.Holes) (*Files, error) {
 	r, err := x.plain(ctx, layerBytes, first.Begin, last.End)
 	if err != nil {
@@ -33,8 +35,8 @@ func (x *Index) Files(ctx context.Context, layerBytes Source, first, last Place,
 	return &Files{r, tar.NewReader(r), holes}, nil
 }
 
-// Next makes an entry the one that is read, which must be as its entry in the index says. Entries are given in the order of the archive. Errors are
-// those of [Index.Files].
+// Next selects the entry to read. The layer's entry must equal want, the index's. Entries must be selected in the order
+// of the archive. Errors are those of [Index.Files].
 func (f *Files) Next(want *tar.Header, at Place) error {
 	for {
 		h, err := f.tar.Next()
@@ -52,7 +54,7 @@ func (f *Files) Next(want *tar.Header, at Place) error {
 	}
 }
 
-// Read reads the content of the entry at hand. InvalidArgument: files have too many holes.
+// Read reads the content of the selected entry. InvalidArgument: files have too many holes.
 func (f *Files) Read(p []byte) (int, error) {
 	n, err := f.tar.Read(p)
 	if err := f.holes.Add(n, f.plain.given); err != nil {
@@ -61,16 +63,16 @@ func (f *Files) Read(p []byte) (int, error) {
 	return n, f.plain.cause(err)
 }
 
-// Close ends reading.
+// Close stops reading.
 func (f *Files) Close() error { return f.plain.Close() }
 
-// Extent returns which bytes of the compressed layer have to be read for an entry.
+// Extent returns the range of the compressed layer that must be read for an entry.
 func (x *Index) Extent(at Place) (from, to int64) {
 	_, point, last := x.span(at.Begin, at.End)
 	return x.extent(point, last)
 }
 
-// span returns the chunks that have the bytes of the plain layer from one offset to another, and the chunk before them where
+// span returns the first and last chunk with plain bytes in [from, to), and the last chunk up to the first where
 // decompression can begin.
 func (x *Index) span(from, to int64) (first, point, last int) {
 	chunks := x.doc.Chunks
@@ -85,7 +87,7 @@ func (x *Index) span(from, to int64) (first, point, last int) {
 	return first, point, last
 }
 
-// extent returns which bytes of the compressed layer have the chunks from a point on to the last one.
+// extent returns the range of the compressed layer for the chunks from point to last.
 func (x *Index) extent(point, last int) (from, to int64) {
 	chunks := x.doc.Chunks
 	if compression.Format(x.doc.Compression) == compression.None {
@@ -98,7 +100,7 @@ func (x *Index) extent(point, last int) (from, to int64) {
 	return chunks[point].Bit / 8, to
 }
 
-// plain reads chunks of the plain layer, and verifies each before it gives anything of it.
+// plain reads chunks of the plain layer, and verifies each before it returns any of it.
 type plain struct {
 	x      *Index
 	source io.ReadCloser
@@ -106,9 +108,9 @@ type plain struct {
 	r      io.Reader
 	close  func()
 	chunk  int
-	from   int64 // the first byte that is given
+	from   int64 // the first byte to return
 	to     int64
-	given  int64 // the offset of the next byte that is given
+	given  int64 // the offset of the next byte to return
 	buf    []byte
 	rest   []byte
 	err    error
@@ -149,7 +151,7 @@ func (x *Index) plain(ctx context.Context, layerBytes Source, from, to int64) (*
 	return p, nil
 }
 
-// classify gives what a decompressor found wrong its class. Errors of the source keep theirs.
+// classify gives a class to an error of a decompressor. Errors of the source keep theirs.
 func (p *plain) classify(err error) error {
 	if p.in.Err != nil {
 		return p.in.Err
@@ -157,7 +159,7 @@ func (p *plain) classify(err error) error {
 	return dataLoss("the layer does not decompress from where the index says: %w", err)
 }
 
-// cause returns the error of what was read below an archive.
+// cause returns the error behind one that an archive's reader returned.
 func (p *plain) cause(err error) error {
 	if err == nil || err == io.EOF {
 		return err

@@ -1,5 +1,8 @@
-// Package checkpoint keeps containers in the content store: an OCI index, in containerd's form, of the
-// state of the processes, the configuration, the files that were changed, and the image.
+// Package checkpoint saves containers to the content store and restores them. A checkpoint is an OCI index, in
+// containerd's form. It lists the state of the processes, the configuration, the changed files, and the image.
+//
+// [Save] stores a container. [Describe] fills in the record of a container to be restored, and [Load] applies the
+// checkpoint to it. A checkpoint is untrusted: see [Load] for what it may decide.
 package checkpoint
 
 import (
@@ -28,14 +31,14 @@ import (
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
-// The media types of what an index lists; but for the configuration's they are containerd's.
+// Media types of the parts. Except for the configuration's, they are containerd's.
 const (
 	typeState  = "application/vnd.containerd.container.criu.checkpoint.criu.tar"
 	typeConfig = "application/vnd.oci.runtime.config.v1+json"
 	typeRW     = "application/vnd.containerd.container.rw.tar"
 )
 
-// The annotations of an index.
+// Annotations of the index.
 const (
 	nameImage    = "org.opencontainers.image.ref.name"
 	nameDriver   = "io.containerd.checkpoint.snapshotter"
@@ -43,7 +46,7 @@ const (
 	maxDocuments = 16 << 20
 )
 
-// Save stores a container as it is at one instant, and returns the index's digest.
+// Save stores a container at one instant, and returns the digest of the index.
 func Save(ctx context.Context, store *content.Store, snapshots containers.Snapshots, c *runtime.Container, exit bool) (digest.Digest, error) {
 	dir, err := os.MkdirTemp(c.Dir(), "checkpoint-")
 	if err != nil {
@@ -92,8 +95,8 @@ func Save(ctx context.Context, store *content.Store, snapshots containers.Snapsh
 	return content.WriteBlob(ctx, store, s.ref, bytes.NewReader(b), int64(len(b)), digest.FromBytes(b))
 }
 
-// configuration is the container's config.json. A root filesystem in the container's directory is one
-// in any container's.
+// configuration returns the container's config.json. The path of a root filesystem in the container's directory is made
+// relative to that.
 func configuration(c *runtime.Container) ([]byte, error) {
 	b, err := disk.Tree(c.BundleDir()).ReadFile("config.json", maxDocuments)
 	if err != nil {
@@ -121,7 +124,7 @@ type saver struct {
 	parts []v1.Descriptor
 }
 
-// add stores what write writes as a part.
+// add stores what write writes as a part of the checkpoint.
 func (s *saver) add(mediaType string, write func(io.Writer) error) error {
 	out, in := io.Pipe()
 	go func() { _ = in.CloseWithError(write(in)) }()
@@ -143,7 +146,7 @@ func layer(ctx context.Context, w io.Writer, lower, upper string) error {
 	return err
 }
 
-// describe makes a descriptor of a manifest or index in the store.
+// describe returns the descriptor of a manifest or index in the store.
 func describe(ctx context.Context, store *content.Store, dgst digest.Digest) (v1.Descriptor, error) {
 	b, err := read(store, dgst)
 	if err != nil {
@@ -189,7 +192,7 @@ func read(store *content.Store, dgst digest.Digest) ([]byte, error) {
 	return b, nil
 }
 
-// stored is what an index lists, by media type; the image is under "".
+// stored are the parts of a checkpoint by media type. The image has the key "".
 type stored struct {
 	parts       map[string]v1.Descriptor
 	annotations map[string]string
@@ -221,7 +224,7 @@ func parse(store *content.Store, dgst digest.Digest) (stored, error) {
 	return s, nil
 }
 
-// ParseDigest parses a checkpoint's digest, as a user gives it.
+// ParseDigest parses a checkpoint's digest given by a user.
 func ParseDigest(s string) (digest.Digest, error) {
 	d, err := digest.Parse(s)
 	if err != nil {
@@ -230,9 +233,8 @@ func ParseDigest(s string) (digest.Digest, error) {
 	return d, nil
 }
 
-// Describe completes the record of a container that is to be restored, and returns the checkpoint's digest. Where the record
-// doesn't say its image, its runtime, or the driver of the snapshot that it has, the checkpoint does. It is an error if criu
-// can't restore here.
+// Describe completes the record of a container to be restored, and returns the checkpoint's digest. Image, runtime and
+// snapshotter come from the checkpoint if the record does not name them. It is an error if criu can't restore here.
 func Describe(ctx context.Context, store *content.Store, ref string, rec *runtime.Record) (digest.Digest, error) {
 	dgst, err := ParseDigest(ref)
 	if err != nil {
@@ -248,7 +250,7 @@ func Describe(ctx context.Context, store *content.Store, ref string, rec *runtim
 	if image, ok := s.parts[""]; ok && rec.Image == nil {
 		rec.Image = &runtime.ImageName{Name: s.annotations[nameImage], Digest: image.Digest.String()}
 	}
-	// It may have come from anywhere, so it can't name a program.
+	// The checkpoint may come from anywhere, so it can't name a program.
 	if r := s.annotations[nameRuntime]; rec.Runtime == "" && (r == "runc" || r == "crun") {
 		rec.Runtime = r
 	}
@@ -258,9 +260,9 @@ func Describe(ctx context.Context, store *content.Store, ref string, rec *runtim
 	return dgst, nil
 }
 
-// Load brings a container that has never run to where it was when it was stored. It applies the changes of its files, and
-// writes the stored configuration if the container has none; what that asks for beyond what any container has, grants must
-// allow. The state of the processes is in [runtime.Container.CheckpointDir] then, until the container is removed.
+// Load turns a container that has never run into the stored one. It applies the changes to its files. If the container
+// has no configuration, it writes the stored one; what that asks for beyond any container's defaults must be allowed by
+// grants. The state of the processes is then in [runtime.Container.CheckpointDir], until the container is removed.
 func Load(ctx context.Context, store *content.Store, snapshots containers.Snapshots, c *runtime.Container, dgst digest.Digest, grants spec.Options) (err error) {
 	if err := c.CheckOwn(); err != nil {
 		return err

@@ -16,10 +16,10 @@ import (
 	"github.com/opencontainers/runtime-spec/specs-go"
 )
 
-// specification makes the specification of a container that goes on where the stored one was. A checkpoint is data: it
-// chooses its process, its limits and what any container has. What it had beyond that it has again only if grants has
-// it too; otherwise the error is FailedPrecondition, and says which flags of run-spec grant it. Hooks, annotations and
-// security profiles are never the checkpoint's own.
+// specification returns the specification of a container that continues a stored one. A checkpoint is data. It decides
+// the process, its limits, and whatever any container may have. Anything beyond is restored only if grants has it too.
+// Otherwise the error is FailedPrecondition, and names the flags of run-spec that grant it. Hooks, annotations and
+// security profiles are never taken from the checkpoint.
 func specification(stored []byte, grants spec.Options) (*specs.Spec, error) {
 	var old specs.Spec
 	if err := json.Unmarshal(stored, &old); err != nil {
@@ -44,7 +44,7 @@ func specification(stored []byte, grants spec.Options) (*specs.Spec, error) {
 	w.namespaces(old.Linux.Namespaces, grants.Network)
 	w.devices(old.Linux.Devices)
 	for _, name := range slices.Sorted(maps.Keys(old.Linux.Sysctl)) {
-		// The host's network keeps its own.
+		// The host's network keeps its own values.
 		if v := old.Linux.Sysctl[name]; s.Linux.Sysctl[name] != v && (o.Network != "host" || !strings.HasPrefix(name, "net.")) {
 			w.add("--sysctl", name+"="+v)
 		}
@@ -59,10 +59,10 @@ func specification(stored []byte, grants spec.Options) (*specs.Spec, error) {
 	return s, nil
 }
 
-// wants collects what a stored configuration has and the granted one hasn't.
+// wants collects what a stored configuration has beyond the granted one.
 type wants struct {
 	granted *specs.Spec
-	flags   []string // that would grant it
+	flags   []string // flags that would grant it
 	never   []string
 }
 
@@ -81,7 +81,7 @@ func (w *wants) add(flag, value string) {
 	}
 }
 
-// process takes over what a process may say of itself.
+// process copies the settings that a process may choose itself.
 func (w *wants) process(old *specs.Process) {
 	p := w.granted.Process
 	p.User = specs.User{UID: old.User.UID, GID: old.User.GID, AdditionalGids: old.User.AdditionalGids, Umask: old.User.Umask}
@@ -110,7 +110,7 @@ func (w *wants) root(old *specs.Root, given string) {
 	}
 }
 
-// mounts keeps of the granted mounts those that the container had.
+// mounts keeps those granted mounts that the stored container had.
 func (w *wants) mounts(old []specs.Mount, names []string) {
 	var kept []specs.Mount
 	for _, m := range old {
@@ -123,7 +123,7 @@ func (w *wants) mounts(old []specs.Mount, names []string) {
 		case m.Type == "bind" && isNameFile(m) && w.mounted(m.Destination) != nil:
 			kept = append(kept, *w.mounted(m.Destination))
 		case m.Type == "bind" && isNameFile(m) && slices.Contains(names, m.Destination):
-			// The host's own. Every container in the host's network has it.
+			// The host's file, which every container in the host's network gets.
 			kept = append(kept, specs.Mount{Destination: m.Destination, Source: m.Destination, Type: "bind", Options: []string{"bind", "ro"}})
 		case m.Type == "tmpfs":
 			options := []string{"nosuid", "nodev"}
@@ -144,12 +144,12 @@ func (w *wants) mounts(old []specs.Mount, names []string) {
 	w.granted.Mounts = kept
 }
 
-// isNameFile reports whether a mount is that of a file that a container finds names by: each container has its own.
+// isNameFile reports whether a mount is one of the files that resolve names, which each container has of its own.
 func isNameFile(m specs.Mount) bool {
 	return slices.Contains(spec.NameFiles, m.Destination) && path.Base(m.Source) == path.Base(m.Destination)
 }
 
-// mounted returns the granted mount on a path, nil if there is none.
+// mounted returns the granted mount on a path, or nil.
 func (w *wants) mounted(destination string) *specs.Mount {
 	i := slices.IndexFunc(w.granted.Mounts, func(m specs.Mount) bool { return m.Destination == destination })
 	if i < 0 {
@@ -158,11 +158,11 @@ func (w *wants) mounted(destination string) *specs.Mount {
 	return &w.granted.Mounts[i]
 }
 
-// namespaces wants the container to have had each namespace of the granted ones for itself.
+// namespaces requires that the stored container had each of the granted namespaces for itself.
 func (w *wants) namespaces(old []specs.LinuxNamespace, network string) {
 	i := slices.IndexFunc(old, func(n specs.LinuxNamespace) bool { return n.Type == specs.NetworkNamespace })
 	switch {
-	case network != "": // the caller's
+	case network != "": // chosen by the caller
 	case i < 0:
 		w.add("--net", "host")
 	case old[i].Path != "":
@@ -186,7 +186,7 @@ func (w *wants) devices(old []specs.LinuxDevice) {
 	w.granted.Linux.Devices = kept
 }
 
-// limits takes over limits, which give nothing.
+// limits copies limits. They give a container no rights.
 func limits(to, from *specs.LinuxResources) {
 	if from == nil || to == nil {
 		return

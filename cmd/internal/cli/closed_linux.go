@@ -7,13 +7,13 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// closed says which standard streams were closed when the process began. The program's entry, entry, sets it:
-// by the time that Go code runs, the runtime has opened /dev/null in their place, and an empty input or lost output would
-// be success.
+// closed records which standard streams were closed at the start of the process. The program's entry point sets it.
+// When Go code runs it is too late: the Go runtime has opened /dev/null instead, and empty input or lost output would
+// pass for success.
 var closed [3]bool
 
-// A closed stream becomes one that can't be used, here and in the programs that are started: reading
-// or writing it fails as with a closed one, but no other file takes its place.
+// Replace each closed stream by one that can't be used, here and in child processes. Reading or writing it fails as if
+// it were closed, but no other file gets its number.
 func init() {
 	for fd, was := range closed {
 		if !was {

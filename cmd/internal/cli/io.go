@@ -16,14 +16,14 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Stdout is standard output without a buffer, for what is written in large pieces.
+// Stdout is unbuffered standard output, for large writes.
 var Stdout = &output{file: os.Stdout}
 
-// output is a file that notes when a write to it begins and ends, so that a signal need not wait for a reader that
-// does not read.
+// output is a file that counts the beginnings and ends of writes. So a signal need not wait for a write that is stuck
+// because nobody reads.
 type output struct {
 	file  *os.File
-	steps atomic.Int64 // beginnings and ends of writes: odd during one
+	steps atomic.Int64 // number of beginnings and ends of writes: odd during a write
 }
 
 func (o *output) Write(b []byte) (int, error) {
@@ -32,21 +32,21 @@ func (o *output) Write(b []byte) (int, error) {
 	return o.file.Write(b)
 }
 
-// ReadFrom lets the kernel copy, where it can.
+// ReadFrom lets the kernel copy if it can.
 func (o *output) ReadFrom(r io.Reader) (int64, error) {
 	o.steps.Add(1)
 	defer o.steps.Add(1)
 	return o.file.ReadFrom(r)
 }
 
-// SyscallConn is for callers that enlarge a pipe.
+// SyscallConn is for callers that enlarge a pipe's buffer.
 func (o *output) SyscallConn() (syscall.RawConn, error) { return o.file.SyscallConn() }
 
-// newOutput buffers standard output. A large copy into an empty buffer goes straight to the
-// file, so streams lose nothing by it.
+// newOutput returns buffered standard output. A large copy into an empty buffer bypasses the buffer, so buffering costs
+// streams nothing.
 func newOutput() *bufio.Writer { return bufio.NewWriterSize(Stdout, 64<<10) }
 
-// Flush hands what was written to standard output on now: for commands that follow something.
+// Flush flushes standard output. It is for commands that follow something.
 func Flush(c *cobra.Command) error {
 	if w, ok := c.OutOrStdout().(*bufio.Writer); ok {
 		return w.Flush()
@@ -54,7 +54,7 @@ func Flush(c *cobra.Command) error {
 	return nil
 }
 
-// Quote returns a word as a POSIX shell takes it.
+// Quote quotes a word for a POSIX shell.
 func Quote(s string) string {
 	special := func(r rune) bool {
 		return r < 0x80 && !strings.ContainsRune("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789/=,.:_-", r)
@@ -65,7 +65,7 @@ func Quote(s string) string {
 	return "'" + strings.ReplaceAll(s, "'", `'\''`) + "'"
 }
 
-// IsTerminal tells whether the file is a terminal, and its width in columns.
+// IsTerminal reports whether a file is a terminal, and returns its width in columns.
 func IsTerminal(f *os.File) (width int, ok bool) {
 	ws, err := unix.IoctlGetWinsize(int(f.Fd()), unix.TIOCGWINSZ)
 	if err != nil {
@@ -74,8 +74,8 @@ func IsTerminal(f *os.File) (width int, ok bool) {
 	return int(ws.Col), true
 }
 
-// DieWithReader ends the process by SIGPIPE as soon as its standard output has no reader any more, even while it writes nothing. It
-// is for commands that may wait long before they write.
+// DieWithReader kills the process by SIGPIPE as soon as nobody reads its standard output any more, even if it does not
+// write. It is for commands that may wait long before they write.
 func DieWithReader() {
 	go func() {
 		for {
@@ -91,8 +91,8 @@ func DieWithReader() {
 	}()
 }
 
-// Stdin is standard input whose reads end with ctx's error once ctx is done, so that a
-// signal is obeyed also while a producer upstream is silent.
+// Stdin returns standard input. Once ctx is done, reads end with its error, so that a signal takes effect even while no
+// input comes.
 func Stdin(ctx context.Context) (io.ReadCloser, error) {
 	var p [2]int
 	if err := unix.Pipe(p[:]); err != nil {
@@ -137,12 +137,12 @@ func (s *stdin) Close() error {
 	return unix.Close(s.wake)
 }
 
-// maxObject bounds one line of standard input: names and keys are at most 4 KiB.
+// maxObject bounds a line of standard input. Names and keys have at most 4 KiB.
 const maxObject = 64 << 10
 
-// Each calls f for every argument, and for every line of standard input where an argument is
-// "-" (ended by NUL with -z). It goes on after an error, reports each, and exits non-zero at
-// the end: with the class they share, else 1. No object at all is success.
+// Each calls f for every argument. For an argument "-" it calls f for every line of standard input (ended by NUL with
+// -z). It reports errors and continues. At the end it returns an error with the status that all errors share, or else
+// 1. Without any object it succeeds.
 func Each(c *cobra.Command, args []string, f func(object string) error) error {
 	t := Tally{C: c}
 	if err := eachObject(c, args, func(object string) error { return t.Add(f(object)) }); err != nil {
@@ -151,11 +151,11 @@ func Each(c *cobra.Command, args []string, f func(object string) error) error {
 	return t.End()
 }
 
-// maxBatch bounds how many objects Batch keeps in memory.
+// maxBatch bounds the number of objects that Batch keeps in memory.
 const maxBatch = 1 << 16
 
-// Batch is Each for what is best done for many objects at once. do returns an error for each object, or nil if it is done;
-// done is then called with the object. After do's own error, none of them is done.
+// Batch is Each for work that is best done on many objects together. do returns an error for each object, nil for
+// success; then done is called with each object that succeeded. If do itself fails, done is not called.
 func Batch(c *cobra.Command, args []string, do func(objects []string) ([]error, error), done func(object string) error) error {
 	t := Tally{C: c}
 	var objects []string
@@ -187,17 +187,17 @@ func Batch(c *cobra.Command, args []string, do func(objects []string) ([]error, 
 	if err != nil && c.Context().Err() != nil {
 		return err
 	}
-	// A line that can't be read spares nothing that was named before it.
+	// Objects named before a line that can't be read are still handled.
 	return cmp.Or(flush(), err, t.End())
 }
 
-// A Tally reports errors after which a command goes on, and keeps the status that they share.
+// A Tally counts errors after which a command continues. If all have the same status, it is the command's.
 type Tally struct {
 	C      *cobra.Command
 	failed int
 }
 
-// Add reports an error. It returns one that ends the command.
+// Add reports an error. If the error must end the command, Add returns it.
 func (t *Tally) Add(err error) error {
 	switch {
 	case err == nil:
@@ -214,7 +214,7 @@ func (t *Tally) Add(err error) error {
 	return nil
 }
 
-// End returns an error, already reported, if Add was given one.
+// End returns an error, which was reported already, if Add was called with one.
 func (t *Tally) End() error {
 	if t.failed != 0 {
 		return Exit(t.failed)
@@ -222,7 +222,7 @@ func (t *Tally) End() error {
 	return nil
 }
 
-// eachObject calls f for every argument, and for every line of standard input where an argument is "-".
+// eachObject calls f for every argument, and for every line of standard input in place of an argument "-".
 func eachObject(c *cobra.Command, args []string, f func(string) error) error {
 	try := func(object string) error {
 		if err := c.Context().Err(); err != nil {
@@ -242,7 +242,7 @@ func eachObject(c *cobra.Command, args []string, f func(string) error) error {
 	return nil
 }
 
-// EachLine calls f for every line of standard input that is not empty (ended by NUL with -z), until it returns an error.
+// EachLine calls f for every non-empty line of standard input (ended by NUL with -z), until f returns an error.
 func EachLine(c *cobra.Command, f func(string) error) error {
 	in, err := Stdin(c.Context())
 	if err != nil {

@@ -6,7 +6,7 @@ import (
 	"strings"
 )
 
-// Labels reads KEY=VALUE arguments. An empty value means that the label is to go.
+// Labels parses KEY=VALUE arguments. An empty value means to remove the label.
 func Labels(args []string) (map[string]string, error) {
 	labels := map[string]string{}
 	for _, a := range args {
@@ -19,7 +19,7 @@ func Labels(args []string) (map[string]string, error) {
 	return labels, nil
 }
 
-// WriteLabels prints a label a record, KEY and VALUE, sorted by key.
+// WriteLabels prints a record with KEY and VALUE for each label, sorted by key.
 func (r *Records) WriteLabels(labels map[string]string) error {
 	for _, k := range slices.Sorted(maps.Keys(labels)) {
 		record := struct {
@@ -33,7 +33,7 @@ func (r *Records) WriteLabels(labels map[string]string) error {
 	return r.Close()
 }
 
-// LabelPaths are the field paths, "labels.KEY", of the labels given.
+// LabelPaths returns the field paths, "labels.KEY", of the labels.
 func LabelPaths(labels map[string]string) []string {
 	var paths []string
 	for _, k := range slices.Sorted(maps.Keys(labels)) {
@@ -42,7 +42,7 @@ func LabelPaths(labels map[string]string) []string {
 	return paths
 }
 
-// LabelWords are the labels as one cell: "KEY=VALUE", sorted, separated by commas.
+// LabelWords returns the labels as a cell: "KEY=VALUE", sorted, separated by commas.
 func LabelWords(labels map[string]string) string {
 	var words []string
 	for _, k := range slices.Sorted(maps.Keys(labels)) {

@@ -13,8 +13,8 @@ import (
 	"distkit/errclass"
 )
 
-// LayerStdin is Stdin for a layer. A read that waits for a writer ends when ctx is done, or a deadline is set. A regular file never
-// waits, and is returned as it is.
+// LayerStdin is Stdin for a layer. A read that waits for a writer ends when ctx is done or a deadline is set. A regular
+// file never waits, and is returned as it is.
 func LayerStdin(ctx context.Context) (io.ReadCloser, error) {
 	if info, err := os.Stdin.Stat(); err == nil && info.Mode().IsRegular() {
 		return os.Stdin, nil
@@ -29,13 +29,13 @@ type waiting struct {
 	cancel context.CancelFunc
 }
 
-// SetReadDeadline ends a read that waits: the only deadline that is set is now.
+// SetReadDeadline ends a read that waits. The only deadline used is "now".
 func (w waiting) SetReadDeadline(time.Time) error {
 	w.cancel()
 	return nil
 }
 
-// Counts lists on one line how many entries of a layer each kind of loss has, sorted by kind.
+// Counts formats the number of a layer's entries by kind of loss, sorted by kind, as one line.
 func Counts(entries map[string]int64) string {
 	var list []string
 	for _, kind := range slices.Sorted(maps.Keys(entries)) {

@@ -1,7 +1,9 @@
-// Package cli is what every distkit command shares: how it starts, how its errors become
-// one line and an exit status, how it dies by a signal, and how it prints records.
+// Package cli is what all commands of distkit share: how a command starts, how its error becomes one line and an exit
+// status, how it dies by a signal, and how it prints records.
 //
-// It knows nothing of stores, registries or containers, and imports no domain package.
+// A command's main passes a cobra command to [Main], which does not return. It registers shared flags with [Root],
+// [Namespace] and [NewRecords], handles lists of objects with [Each] or [Batch], and returns errors with a class of
+// errdefs, or [Usagef]. Package cli knows nothing of stores, registries or containers, and imports no domain package.
 package cli
 
 import (
@@ -28,27 +30,26 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// ForwardsSignals, set to any value in the Annotations of a command or verb, leaves INT, TERM and HUP to
-// the command: it hands them to what it runs. Every other command's context is cancelled by
-// them, and it then dies by the signal it got.
+// ForwardsSignals, set to any value in the Annotations of a command or verb, leaves INT, TERM and HUP to the command,
+// which passes them on to what it runs. For every other command, they cancel the context, and then kill the process.
 const ForwardsSignals = "distkit/forwards-signals"
 
-// RunsCommand, set in the Annotations of a command or verb, says that it exits with the status
-// of what it runs: its own failures, wrong usage included, are 125, as docker's are.
+// RunsCommand, set in the Annotations of a command or verb, says that it exits with the status of what it runs. Its own
+// failures, including wrong usage, have the status 125, like docker's.
 const RunsCommand = "distkit/runs-command"
 
-// MayBeEmpty, set in the Annotations of a flag, says that its empty value means something.
-// Every other flag and operand refuses an empty string: it is most often an unset variable.
+// MayBeEmpty, set in the Annotations of a flag, allows an empty value. All other flags and operands refuse an empty
+// string: it is usually an unset variable.
 const MayBeEmpty = "distkit/may-be-empty"
 
-// ownFailure is the status of a RunsCommand's own failures.
+// ownFailure is the status of a RunsCommand's own failure.
 const ownFailure = 125
 
-// version is set by the linker; without it the module's version is used.
+// version is set by the linker. If it is empty, the module's version is used.
 var version string
 
-// Main runs the command and exits with the status of its error's class. Stdout is
-// buffered (write to cmd.OutOrStdout) and a failed flush is a failure.
+// Main runs the command and exits with the status for the class of its error. Standard output is buffered: write to
+// cmd.OutOrStdout. If flushing it fails, the command fails.
 func Main(c *cobra.Command) {
 	os.Exit(run(c))
 }
@@ -79,7 +80,7 @@ func run(c *cobra.Command) int {
 
 	ran, err := c.ExecuteContextC(ctx)
 	if err != nil && !started && Status(err) == 1 {
-		err = Usagef("%w", err) // cobra's own check of the flags
+		err = Usagef("%w", err) // from cobra's own check of flags
 	}
 	if ferr := stdout.Flush(); ferr != nil && err == nil {
 		err = fmt.Errorf("write standard output: %w", disk.Cause(ferr))
@@ -107,7 +108,7 @@ func run(c *cobra.Command) int {
 	return Status(err)
 }
 
-// prepare gives a command and its verbs the behaviour that all share.
+// prepare sets what all commands and their verbs have in common.
 func prepare(c *cobra.Command, started *bool) {
 	c.SilenceErrors, c.SilenceUsage = true, true
 	c.DisableSuggestions = true
@@ -121,7 +122,7 @@ func prepare(c *cobra.Command, started *bool) {
 	prepareVerb(c, started)
 }
 
-// prepareVerb does it for one verb; started is set once the verb's own code runs.
+// prepareVerb is prepare for one verb. It sets started when the verb's own code runs.
 func prepareVerb(c *cobra.Command, started *bool) {
 	c.DisableFlagsInUseLine = true
 	c.Flags().BoolP("help", "h", false, "print this help and exit")
@@ -163,8 +164,8 @@ func prepareVerb(c *cobra.Command, started *bool) {
 	}
 }
 
-// checkEmpty returns an error if a flag's value or an operand is the empty string. The arguments of a command
-// that is to be run are its own, and what is no hint is none, whatever it is.
+// checkEmpty returns an error if a flag's value or an operand is the empty string. It does not check the arguments of a
+// command that is to be run, nor hints: anything that is not a hint is ignored.
 func checkEmpty(c *cobra.Command, args []string) error {
 	var err error
 	c.Flags().Visit(func(f *pflag.Flag) {
@@ -191,7 +192,7 @@ func checkEmpty(c *cobra.Command, args []string) error {
 	return err
 }
 
-// operands returns the words for the operands in a usage line: "dist-fetch [flags] LOCATOR OBJECT [HINT…]" has
+// operands returns the names of the operands in a usage line: for "dist-fetch [flags] LOCATOR OBJECT [HINT…]" they are
 // LOCATOR, OBJECT and HINT.
 func operands(use string) []string {
 	var words []string
@@ -206,7 +207,7 @@ func operands(use string) []string {
 	return words
 }
 
-// Version is what --version prints.
+// Version returns what --version prints.
 func Version() string {
 	if version != "" {
 		return version
@@ -220,11 +221,12 @@ func Version() string {
 // patience is how long a command may take to end after a signal.
 var patience = 10 * time.Second
 
-// writePatience is how long a single write to standard output may last after a signal: its reader may never read again.
+// writePatience is how long a single write to standard output may take after a signal. Its reader may never read again.
 const writePatience = 100 * time.Millisecond
 
-// cancelOnSignal cancels at the first INT, TERM or HUP that the parent did not have ignored. A second signal kills the process, and so
-// does the end of patience, before which late is called, or of writePatience. The function returned tells which signal came first.
+// cancelOnSignal calls cancel at the first INT, TERM or HUP that the parent had not ignored. A second signal kills the
+// process. So does the end of patience, after a call of late, or that of writePatience. The returned function tells
+// which signal came first.
 func cancelOnSignal(cancel context.CancelFunc, late func()) func() os.Signal {
 	var sigs []os.Signal
 	for _, s := range []os.Signal{unix.SIGINT, unix.SIGTERM, unix.SIGHUP} {
@@ -267,8 +269,8 @@ func cancelOnSignal(cancel context.CancelFunc, late func()) func() os.Signal {
 	}
 }
 
-// DieBy ends the process by the signal itself, so that a shell or xargs sees a death by signal.
-// It does not return, and runs nothing that was deferred.
+// DieBy kills the process by the signal, so that a shell or xargs sees it die by the signal. It does not return, and
+// runs no deferred functions.
 func DieBy(s os.Signal) {
 	signal.Reset(s)
 	_ = unix.Kill(unix.Getpid(), s.(syscall.Signal))
@@ -290,17 +292,17 @@ func (e exitStatus) Error() string {
 
 func (e exitStatus) Unwrap() error { return e.err }
 
-// Exit is an error that prints nothing and makes the process exit with status n: for
-// commands that pass on the status of what they ran, and for errors already reported.
+// Exit returns an error that prints nothing and makes the process exit with status n. It is for commands that pass on
+// the status of what they ran, and for errors that were reported already.
 func Exit(n int) error { return exitStatus{status: n} }
 
-// ExitWith is an error that is reported like any other, and has a status of its own: for what
-// has no class, such as 126 and 127.
+// ExitWith returns an error that is reported as usual, but has the status n. It is for statuses without a class, such
+// as 126 and 127.
 func ExitWith(n int, err error) error { return exitStatus{n, err} }
 
-// NotStarted is the error of a command of the user's that could not be started. It has the shell's status: 127 where there is no
-// such command, 126 where it can't be executed. Where the machine had no descriptor, process or memory left for it, that is a
-// failure like any other.
+// NotStarted returns the error for a user's command that could not be started. Like a shell, it uses 127 if there is no
+// such command, and 126 if it can't be executed. A lack of descriptors, processes or memory is a failure like any
+// other.
 func NotStarted(err error) error {
 	text := fmt.Errorf("run %s", strings.TrimPrefix(err.Error(), "exec: "))
 	for _, scarce := range []error{syscall.EMFILE, syscall.ENFILE, syscall.EAGAIN, syscall.ENOMEM} {
@@ -314,8 +316,8 @@ func NotStarted(err error) error {
 	return ExitWith(126, text)
 }
 
-// unreported is what an error with a status of its own has to say: that of [ExitWith], nothing of
-// [Exit], and what is joined to either.
+// unreported returns what is left to report of an error with a status: the error of [ExitWith], nothing for [Exit], and
+// errors joined to either.
 func unreported(err error) error {
 	switch e := err.(type) {
 	case exitStatus:
@@ -334,12 +336,12 @@ func unreported(err error) error {
 	return err
 }
 
-// Usagef is an error of wrong usage: status 2, class InvalidArgument.
+// Usagef returns an error of wrong usage: status 2, class InvalidArgument.
 func Usagef(format string, a ...any) error {
 	return errclass.Errorf(errdefs.ErrInvalidArgument, format, a...)
 }
 
-// Status maps an error's class to the exit status that all commands share.
+// Status returns the exit status for an error's class, the same in all commands.
 func Status(err error) int {
 	var exit exitStatus
 	switch {
@@ -351,7 +353,7 @@ func Status(err error) int {
 	return errclass.Status(err)
 }
 
-// Report prints an error after which a command goes on.
+// Report prints an error after which the command continues.
 func Report(c *cobra.Command, err error) {
 	progress.Erase()
 	fmt.Fprintf(c.ErrOrStderr(), "%s: %s\n", c.Root().Name(), errclass.OneLine(err.Error()))

@@ -11,11 +11,11 @@ import (
 	"github.com/containerd/console"
 )
 
-// maxLine bounds what a person types.
+// maxLine bounds a typed line.
 const maxLine = 64 << 10
 
-// Prompt asks for a line on the terminal that is standard input; the question goes to standard error. Without echo
-// nothing of what is typed is shown.
+// Prompt asks for a line on the terminal that is standard input. It prints the question to standard error. If echo is
+// false, what is typed is not shown.
 func Prompt(ctx context.Context, question string, echo bool) (string, error) {
 	in, err := Stdin(ctx)
 	if err != nil {

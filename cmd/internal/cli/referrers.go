@@ -7,10 +7,10 @@ import (
 	"github.com/spf13/pflag"
 )
 
-// allTypes is the value of --referrers without one.
+// allTypes is the value of --referrers without a type.
 const allTypes = "all"
 
-// Referrers is the flag --referrers.
+// Referrers is the value of --referrers.
 type Referrers struct{ values []string }
 
 // ReferrersFlag registers --referrers.
@@ -21,7 +21,7 @@ func ReferrersFlag(f *pflag.FlagSet, verb string) *Referrers {
 	return r
 }
 
-// Wanted reports whether referrers are wanted, and of which artifact types; none: of all.
+// Wanted reports whether referrers are wanted, and returns the artifact types. An empty list means all types.
 func (r *Referrers) Wanted() (types []string, wanted bool, err error) {
 	types = strings.Split(strings.Join(r.values, ","), ",")
 	switch {
@@ -35,7 +35,7 @@ func (r *Referrers) Wanted() (types []string, wanted bool, err error) {
 	return types, true, nil
 }
 
-// notType reports whether a value of --referrers can't be a type of artifacts.
+// notType reports whether a value of --referrers is not an artifact type.
 func notType(s string) bool {
 	blank := func(r rune) bool { return r <= ' ' || r > '~' }
 	return s != allTypes && (!strings.Contains(s, "/") || strings.ContainsFunc(s, blank))

@@ -1,5 +1,5 @@
-// Command completions writes the shell completion scripts of the named commands and workflows into DIR.
-// A script depends on the command's name alone: it asks the command itself at run time.
+// Command completions writes shell completion scripts for the named commands and workflows to DIR. A script contains
+// only the command's name: at run time it asks the command itself.
 package main
 
 import (

@@ -1,5 +1,6 @@
-// Package containers is what the commands that run containers share: their flags, and the root
-// filesystems that the runtime package knows nothing of.
+// Package containers is what the commands that run containers share: their flags, and the snapshots and networks that
+// package runtime does not know. [Flags.Open] opens a store's containers with [Snapshots] as root filesystems and with
+// networks made by run-net.
 package containers
 
 import (
@@ -25,7 +26,7 @@ import (
 	"github.com/spf13/pflag"
 )
 
-// Flags says which containers are meant.
+// Flags are the flags that select containers.
 type Flags struct{ root, namespace, state *string }
 
 // NewFlags registers --root, --namespace and --state.
@@ -39,7 +40,7 @@ func NewFlags(f *pflag.FlagSet) *Flags {
 // Open opens the containers.
 func (o *Flags) Open() (*runtime.Containers, error) { return Open(*o.root, *o.namespace, o.State()) }
 
-// State is the private directory for what runs.
+// State returns the private directory for the state of runs.
 func (o *Flags) State() string {
 	if *o.state != "" {
 		return *o.state
@@ -50,21 +51,21 @@ func (o *Flags) State() string {
 	return runtime.DefaultState()
 }
 
-// Namespace is the namespace of the containers and of image names.
+// Namespace returns the namespace of containers and image names.
 func (o *Flags) Namespace() string { return *o.namespace }
 
-// Root is the store's directory.
+// Root returns the store's directory.
 func (o *Flags) Root() string { return *o.root }
 
-// Snapshots are those of the containers.
+// Snapshots returns the snapshots of the containers.
 func (o *Flags) Snapshots() Snapshots { return Snapshots{*o.root, *o.namespace} }
 
-// Open opens the containers of a store's namespace, with the store's snapshots.
+// Open opens the containers of a namespace of a store, with the store's snapshots.
 func Open(root, namespace, state string) (*runtime.Containers, error) {
 	return runtime.Open(root, namespace, state, Snapshots{root, namespace}, networks{state})
 }
 
-// Runtime says which runtime starts processes.
+// Runtime are the flags for the runtime.
 type Runtime struct {
 	name, cgroupParent, log *string
 	of                      *Flags
@@ -80,10 +81,10 @@ func RuntimeFlags(f *pflag.FlagSet, of *Flags) *Runtime {
 	}
 }
 
-// Name is the runtime that is asked for.
+// Name returns the value of --runtime.
 func (o *Runtime) Name() string { return *o.name }
 
-// CheckDetached refuses --log for a container in the foreground, which has no log.
+// CheckDetached returns an error if --log is given for a container in the foreground, which has no log.
 func (o *Runtime) CheckDetached(detached bool) error {
 	if *o.log != "" && !detached {
 		return cli.Usagef("--log goes with a container in the background")
@@ -91,7 +92,7 @@ func (o *Runtime) CheckDetached(detached bool) error {
 	return nil
 }
 
-// Find finds the runtime: the one that is asked for, else the container's, else any.
+// Find finds the runtime: that of --runtime, or else the container's, or else any.
 func (o *Runtime) Find(wanted string) (*runtime.Runtime, error) {
 	name := *o.name
 	if name == "" {
@@ -112,7 +113,7 @@ func InheritStdio(f *pflag.FlagSet) *bool {
 	return f.Bool("inherit-stdio", false, "give the process this command's own standard streams instead of pipes")
 }
 
-// Streams are those of a process in the foreground.
+// Streams returns the streams for a process in the foreground.
 func Streams(inherit bool) runtime.Streams {
 	if inherit {
 		return runtime.Inherited
@@ -120,7 +121,7 @@ func Streams(inherit bool) runtime.Streams {
 	return runtime.Piped
 }
 
-// NewRecord is what --rm, --interactive, --label and --log-size say of a container to be.
+// NewRecord are the flags --rm, --interactive, --label and --log-size of a new container.
 type NewRecord struct {
 	runtime.Record
 	labels  *[]string
@@ -138,7 +139,7 @@ func Record(f *pflag.FlagSet) *NewRecord {
 	return r
 }
 
-// Get reads them.
+// Get returns a record with the flags' values.
 func (r *NewRecord) Get() (rec runtime.Record, err error) {
 	rec = r.Record
 	if rec.Labels, err = cli.Labels(*r.labels); err != nil {
@@ -150,14 +151,14 @@ func (r *NewRecord) Get() (rec runtime.Record, err error) {
 	return rec, err
 }
 
-// Snapshots are a namespace's, as [runtime.Snapshots] wants them.
+// Snapshots implements [runtime.Snapshots] for a namespace.
 type Snapshots struct{ root, namespace string }
 
 func (s Snapshots) open(ctx context.Context, driver string) (*snapshot.Snapshotter, error) {
 	return drivers.OpenRecorded(ctx, s.root, driver, snapshot.Options{Namespace: s.namespace})
 }
 
-// Stat returns what a snapshot is. The error is NotFound if there is no such snapshot.
+// Stat returns the description of a snapshot. NotFound: there is no such snapshot.
 func (s Snapshots) Stat(ctx context.Context, what runtime.Snapshot) (snapshot.Info, error) {
 	sn, err := s.open(ctx, what.Driver)
 	if err != nil {
@@ -174,7 +175,7 @@ func (s Snapshots) Prepare(ctx context.Context, what runtime.Snapshot, parent, t
 	if _, err := sn.Prepare(ctx, what.Key, parent, nil); err != nil {
 		return err
 	}
-	// A container's own programs may have set-user-ID bits: nobody else reaches the target.
+	// A container may need set-user-ID programs. Nobody else can reach the target.
 	if err := sn.MountWith(ctx, what.Key, target, snapshot.MountOptions{}); err != nil {
 		return errors.Join(err, sn.Remove(context.WithoutCancel(ctx), what.Key))
 	}
@@ -215,8 +216,8 @@ func (s Snapshots) Remove(ctx context.Context, what runtime.Snapshot) error {
 	return nil
 }
 
-// PlanNetwork calls run-net plan, which checks what is asked for a network and makes nothing. It writes run-net's warnings to
-// warnings.
+// PlanNetwork runs run-net plan, which checks a request for a network and makes nothing. It copies run-net's warnings
+// to warnings.
 func (o *Flags) PlanNetwork(ctx context.Context, id string, c runtime.Connection, warnings io.Writer) (*runtime.NetworkPlan, error) {
 	flags := append(networkFlags(c), "--namespace="+*o.namespace)
 	out, warned, err := networks{o.State()}.runNet(ctx, "plan", id, flags...)
@@ -231,8 +232,8 @@ func (o *Flags) PlanNetwork(ctx context.Context, id string, c runtime.Connection
 	return p, err
 }
 
-// NetworkFiles returns the files that a container finds names by, by their paths in it, if run-net made the network namespace at
-// path and has them beside it; else nil.
+// NetworkFiles returns the files that resolve names, by their paths in a container, if run-net has made the network
+// namespace at path; else nil.
 func (o *Flags) NetworkFiles(path string) map[string]string {
 	state, err := filepath.Abs(o.State())
 	dir := filepath.Join(filepath.Dir(path), "etc")
@@ -249,7 +250,7 @@ func (o *Flags) NetworkFiles(path string) map[string]string {
 	return files
 }
 
-// networkFlags are run-net's flags for a network.
+// networkFlags returns run-net's flags for a network.
 func networkFlags(c runtime.Connection) []string {
 	flags := []string{"--network=" + c.Name}
 	if c.ConfDir != "" {
@@ -269,11 +270,11 @@ func networkFlags(c runtime.Connection) []string {
 	return flags
 }
 
-// networks leaves networks to run-net, so that what runs containers need not link CNI.
+// networks implements [runtime.Networks] by calling run-net, so that commands need not link CNI.
 type networks struct{ state string }
 
 func (n networks) Up(ctx context.Context, path string, c *runtime.Connection) error {
-	// run-net's sign of a network that is up, which the first run finds: it takes no program then.
+	// A first run finds its network up: run-net's file says so, and no process is needed.
 	if _, err := os.Stat(filepath.Join(filepath.Dir(path), "result.json")); err == nil {
 		return nil
 	}
@@ -284,7 +285,7 @@ func (n networks) Up(ctx context.Context, path string, c *runtime.Connection) er
 	return n.change(ctx, "up", path, flags...)
 }
 
-// Connection reads what run-net keeps beside the network's namespace.
+// Connection reads the request that run-net keeps beside the network's namespace.
 func (n networks) Connection(path string) (*runtime.Connection, error) {
 	b, err := disk.Tree(filepath.Dir(path)).ReadFile("connection.json", 1<<20)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -300,7 +301,7 @@ func (n networks) Connection(path string) (*runtime.Connection, error) {
 func (n networks) Down(ctx context.Context, path string) error { return n.change(ctx, "down", path) }
 
 func (n networks) Remove(ctx context.Context, path string) error {
-	// All that run-net keeps of a network is in this directory: without it there is no network.
+	// The directory has all that run-net keeps of the network. Without it there is no network.
 	if _, err := os.Stat(filepath.Dir(path)); errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}
@@ -312,12 +313,13 @@ func (n networks) change(ctx context.Context, verb, path string, flags ...string
 	return err
 }
 
-// runNet runs run-net, and returns its standard output and its standard error. If it fails, err has its message.
+// runNet runs run-net, and returns its standard output and standard error. If it fails, err has its message.
 func (n networks) runNet(ctx context.Context, verb, object string, flags ...string) (out, errs []byte, err error) {
 	return sibling.Run(ctx, nil, "run-net", slices.Concat([]string{verb, "--state=" + n.state}, flags, []string{"--", object})...)
 }
 
-// Below calls f with a directory that shows, while f runs, what is below a snapshot; "" where there is nothing.
+// Below calls f with a directory that shows the parent of a snapshot while f runs. The directory is "" if there is no
+// parent.
 func (s Snapshots) Below(ctx context.Context, what runtime.Snapshot, f func(dir string) error) (err error) {
 	sn, err := s.open(ctx, what.Driver)
 	if err != nil {
@@ -348,13 +350,13 @@ func (s Snapshots) Below(ctx context.Context, what runtime.Snapshot, f func(dir 
 	return f(dir)
 }
 
-// Ended is what a command that ran a process returns: the process's status, or the failure to
-// run it, which the runtime may have told already.
+// Ended returns the error for a command that ran a process: the process's status, or the failure to run it. The runtime
+// may have reported that already.
 func Ended(status int, err error) error {
 	switch {
 	case err != nil && runtime.Told(err):
 		return cli.Exit(runtime.ExitStatus(err))
-	case errdefs.IsNotImplemented(err): // criu can't work here
+	case errdefs.IsNotImplemented(err): // criu does not work here
 		return err
 	case err != nil:
 		return cli.ExitWith(runtime.ExitStatus(err), err)

@@ -13,8 +13,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Join makes an ordinary user's process, by executing it once more, one of the user namespace that the
-// container was started from: there it may do to it what root may. Where it need not, it returns.
+// Join moves an ordinary user's process into the user namespace of the container, by executing it again there. In that
+// namespace the process may do what root may. If this is not needed, Join returns.
 func Join(c *runtime.Container) error {
 	if os.Geteuid() == 0 {
 		return nil
@@ -23,14 +23,14 @@ func Join(c *runtime.Container) error {
 	if ns == nil || err != nil {
 		return err
 	}
-	// The descriptor, unlike a process's number, can't become another's.
+	// A descriptor stands for this very namespace; a process number may be reused.
 	if _, err := unix.FcntlInt(ns.Fd(), unix.F_SETFD, 0); err != nil {
 		return err
 	}
 	return become("nsenter", fmt.Sprintf("--user=/proc/self/fd/%d", ns.Fd()), "--preserve-credentials", "--")
 }
 
-// BeRoot makes an ordinary user's process, in the same way, root of a user namespace of its own.
+// BeRoot makes an ordinary user's process root of a new user namespace, in the same way.
 func BeRoot() error {
 	if os.Geteuid() == 0 {
 		return nil
@@ -38,7 +38,7 @@ func BeRoot() error {
 	return become("dist-userns", "--")
 }
 
-// become executes this program again, by another that comes before its arguments.
+// become executes this program again, by another program that comes before its arguments.
 func become(by string, args ...string) error {
 	name := sibling.Path(by)
 	path, err := exec.LookPath(name)
@@ -49,7 +49,7 @@ func become(by string, args ...string) error {
 	if err != nil {
 		return err
 	}
-	// Where things are does not change with who one is.
+	// Paths must not change together with the user.
 	env := os.Environ()
 	if os.Getenv("DIST_STATE") == "" {
 		env = append(env, "DIST_STATE="+runtime.DefaultState())

@@ -1,5 +1,5 @@
-// Package create makes a container complete, with its root filesystem and its configuration: from an image, from a directory, or
-// from a checkpoint.
+// Package create makes complete containers, with a root filesystem and a configuration, from an image, a directory or a
+// checkpoint. A command fills in a [Request] and calls [Request.Container].
 package create
 
 import (
@@ -31,41 +31,41 @@ import (
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 )
 
-// pasta is the network of run-net that an ordinary user can have.
+// pasta is run-net's network for ordinary users.
 const pasta = "pasta"
 
-// Request says which container to make.
+// Request describes the container to make.
 type Request struct {
-	Of     *containers.Flags // the store and what runs
-	Record runtime.Record    // of the container: its ID, its labels, its runtime
-	Spec   spec.Options      // of its configuration
+	Of     *containers.Flags // select the store and the directory for the state of runs
+	Record runtime.Record    // the container's record: ID, labels, runtime
+	Spec   spec.Options      // options of its configuration
 
-	Image, Platform string   // the image, a name or a digest; the platform "" is this machine's
-	Checkpoint      string   // the digest of the checkpoint that its first run restores
-	Driver          string   // of its snapshot
-	Network         string   // none, host, a namespace's path, or a network of run-net
-	Publish         []string // ports
+	Image, Platform string   // image by name or digest; platform "" means this machine's
+	Checkpoint      string   // digest of a checkpoint to be restored by the first run
+	Driver          string   // driver of its snapshot
+	Network         string   // none, host, the path of a namespace, or a network of run-net
+	Publish         []string // published ports
 	Names           spec.Names
 	Secrets         []runtime.Secret
 
 	Warnings io.Writer   // where run-net's warnings go
 	Warn     func(error) // tells what a new volume could not be given
 
-	shared *nameFiles // if it joins another container's network
+	shared *nameFiles // set if it joins another container's network
 }
 
-// missing is the error of an image that is not in the store, or not unpacked.
+// missing is the error for an image that is not in the store, or not unpacked.
 type missing struct{ error }
 
 func (e missing) Unwrap() error { return e.error }
 
-// IsMissing reports whether err says that the image is not in the store, or not unpacked.
+// IsMissing reports whether an error means that the image is not in the store, or not unpacked.
 func IsMissing(err error) bool {
 	var m missing
 	return errors.As(err, &m)
 }
 
-// ifNotFound marks err as that of a missing image if it is NotFound.
+// ifNotFound marks err as the error of a missing image if it is NotFound.
 func ifNotFound(err error) error {
 	if errdefs.IsNotFound(err) {
 		return missing{err}
@@ -129,7 +129,7 @@ func (q *Request) Container(ctx context.Context) (*runtime.Container, error) {
 			}
 		}
 	}
-	own := "run." + r.ID // names the container's network and its snapshot
+	own := "run." + r.ID // the name of the container's own network and snapshot
 	files, err := q.connect(ctx, own, &r, &o)
 	if err != nil {
 		return nil, err
@@ -170,8 +170,8 @@ func (q *Request) Container(ctx context.Context) (*runtime.Container, error) {
 		if config == nil {
 			config = &spec.Image{}
 		}
-		// This finds what is wrong with the options before anything is made. Names of users and groups can't be looked up yet: they
-		// are in the container's files.
+		// Find mistakes in the options before anything is made. Names of users and groups can't be looked up yet,
+		// because that needs the container's files.
 		check := o
 		check.Rootfs, check.User, check.GroupAdd = "", "0", nil
 		check.Mounts, _ = bindVolumes(o.Mounts, func(specs.Mount) (string, error) { return "/", nil })
@@ -204,7 +204,7 @@ func (q *Request) Container(ctx context.Context) (*runtime.Container, error) {
 	return made, err
 }
 
-// join writes down the containers whose namespaces are asked for, which must be there.
+// join records the containers whose namespaces are to be joined. They must exist.
 func (q *Request) join(all *runtime.Containers, r *runtime.Record, o *spec.Options) error {
 	o.Network = q.Network
 	r.Namespaces = o.Joins()
@@ -230,8 +230,8 @@ func (q *Request) join(all *runtime.Containers, r *runtime.Record, o *spec.Optio
 	return nil
 }
 
-// hold opens the store, and keeps sweeps away until release is called: the container's record pins its image only once it is
-// written.
+// hold opens the store, and keeps sweeps out until release is called: only the container's record, once written, pins
+// the image.
 func hold(ctx context.Context, root string) (store *content.Store, release func(), err error) {
 	if store, err = content.Open(root); err != nil {
 		return nil, nil, err
@@ -243,7 +243,7 @@ func hold(ctx context.Context, root string) (store *content.Store, release func(
 	return store, release, err
 }
 
-// unpacked reports whether the snapshot of an image's layers is there.
+// unpacked reports whether the snapshot of the image's layers exists.
 func (q *Request) unpacked(ctx context.Context, chain runtime.Snapshot) bool {
 	_, err := q.Of.Snapshots().Stat(ctx, chain)
 	return err == nil || !errdefs.IsNotFound(err)
@@ -263,7 +263,7 @@ func (q *Request) target(ctx context.Context, store *content.Store, ref string) 
 	return w, img, err
 }
 
-// Here reports whether the store has all of the image, so that it can be unpacked.
+// Here reports whether the store has the complete image, so that it can be unpacked.
 func (q *Request) Here(ctx context.Context) bool {
 	store, release, err := hold(ctx, q.Of.Root())
 	if err != nil {
@@ -278,7 +278,7 @@ func (q *Request) Here(ctx context.Context) bool {
 	return err == nil && len(missing) == 0
 }
 
-// find finds an image, and adds it to the record. It returns the image's configuration and the snapshot of its layers.
+// find finds an image and enters it in the record. It returns the image's configuration and the snapshot of its layers.
 func (q *Request) find(ctx context.Context, store *content.Store, ref string, r *runtime.Record) (*spec.Image, string, error) {
 	w, img, err := q.target(ctx, store, ref)
 	if err != nil {
@@ -297,7 +297,8 @@ func (q *Request) find(ctx context.Context, store *content.Store, ref string, r 
 	return config, is.Layers[len(is.Layers)-1].ChainID.String(), err
 }
 
-// realDir returns a directory's absolute path without links. A relative one would be taken for one in the container's directory.
+// realDir returns a directory's absolute path without symbolic links. In a configuration, a relative path would be
+// relative to the container's directory.
 func realDir(dir string) (string, error) {
 	dir, err := filepath.Abs(dir)
 	if err != nil {
@@ -306,8 +307,8 @@ func realDir(dir string) (string, error) {
 	return filepath.EvalSymlinks(dir)
 }
 
-// connect plans the network that was asked for, and the files that the container finds names by. A network that run-net makes
-// goes into the record; every other one is for the configuration alone.
+// connect plans the requested network, and the files that resolve names. A network that run-net makes is entered in the
+// record; any other is only in the configuration.
 func (q *Request) connect(ctx context.Context, own string, r *runtime.Record, o *spec.Options) (nameFiles, error) {
 	name, names := q.Network, q.Names
 	names.Hostname = cmp.Or(o.Hostname, r.ID)

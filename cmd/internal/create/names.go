@@ -15,16 +15,16 @@ import (
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 )
 
-// nameFiles are the files that a container finds names by, by their paths in it.
+// nameFiles are the files that resolve names, by their paths in the container.
 type nameFiles struct {
-	made  map[string]string // the paths of those that run-net makes with the network
-	texts map[string]string // of those that are in the container's directory
+	made  map[string]string // paths of files that run-net makes with the network
+	texts map[string]string // texts of files that are made in the container's directory
 
-	mounts []specs.Mount // of those that another container has, too
+	mounts []specs.Mount // mounts of files of another container
 }
 
-// newNameFiles returns the files of a container without a network of run-net. In the host's network it has the host's own
-// files, unless names has more to say.
+// newNameFiles returns the files for a container without a network of run-net. In the host's network the container gets
+// the host's own files, unless names adds to them.
 func newNameFiles(names spec.Names, host bool) (nameFiles, error) {
 	if err := names.Check(); err != nil {
 		return nameFiles{}, err
@@ -53,7 +53,7 @@ func newNameFiles(names spec.Names, host bool) (nameFiles, error) {
 	return nameFiles{texts: texts}, nil
 }
 
-// readHost reads a file of the host's that need not be there.
+// readHost reads a file of the host that may be missing.
 func readHost(name string) ([]byte, error) {
 	b, err := os.ReadFile(name)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -62,7 +62,7 @@ func readHost(name string) ([]byte, error) {
 	return b, err
 }
 
-// write writes those of the files that are in the container's directory. Any user of the container may read them.
+// write writes the files that are made in the container's directory. Any user of the container may read them.
 func (f nameFiles) write(c *runtime.Container) error {
 	for name, text := range f.texts {
 		err := disk.Tree(c.Dir()).ReplaceBy(path.Base(name), 0o644, !c.RemoveAtEnd, func(f *os.File) error {
@@ -76,8 +76,8 @@ func (f nameFiles) write(c *runtime.Container) error {
 	return nil
 }
 
-// mount adds the files to the mounts, before the caller's own: of several on one path the last counts. As in docker the container
-// may write them unless its root filesystem is read-only.
+// mount adds the files to the mounts. The caller's mounts come after them, since the last of several on one path
+// counts. As in docker, the container may write to the files unless its root filesystem is read-only.
 func (f nameFiles) mount(c *runtime.Container, o spec.Options) spec.Options {
 	access := "rw"
 	if o.ReadOnly {

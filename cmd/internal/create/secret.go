@@ -32,7 +32,7 @@ func (w *SecretFlags) Read(stdin io.Reader) ([]runtime.Secret, error) {
 	return secrets, nil
 }
 
-// ReadOnce is the flag of a secret that can be read only once, or "".
+// ReadOnce returns the flag of a secret that can be read only once, or "".
 func (w *SecretFlags) ReadOnce() string {
 	for _, v := range w.values {
 		if _, file, _ := strings.Cut(v, "="); file == "-" || specflags.IsStream(file) {
@@ -42,7 +42,8 @@ func (w *SecretFlags) ReadOnce() string {
 	return ""
 }
 
-// ReadSecrets reads secrets that are given as NAME=FILE, one of them from standard input if FILE is -. All names are checked first.
+// ReadSecrets reads secrets given as NAME=FILE. For one of them FILE may be -, which means standard input. All names
+// are checked first.
 func ReadSecrets(values []string, stdin io.Reader) ([]runtime.Secret, error) {
 	var names, files []string
 	for _, v := range values {
@@ -71,7 +72,7 @@ func ReadSecrets(values []string, stdin io.Reader) ([]runtime.Secret, error) {
 	return secrets, nil
 }
 
-// readSecret reads a file up to the first byte that is too many.
+// readSecret reads a file, up to the first byte beyond the limit.
 func readSecret(name string, stdin io.Reader) ([]byte, error) {
 	what := "standard input"
 	if name != "-" {

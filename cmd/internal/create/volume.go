@@ -19,7 +19,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// bindVolumes returns the mounts with the directories of volumes in the place of their names.
+// bindVolumes replaces mounts of volumes by bind mounts of the volumes' directories.
 func bindVolumes(mounts []specs.Mount, dir func(specs.Mount) (string, error)) ([]specs.Mount, error) {
 	mounts = slices.Clone(mounts)
 	for i, m := range mounts {

@@ -11,20 +11,19 @@ import (
 	"github.com/containerd/log"
 )
 
-// Object gives the value of a field, and whether it has one; the path "labels.a" is two
-// elements, and so is labels."a.b".
+// Object returns the value of a field, and whether the object has it. The paths "labels.a" and labels."a.b" have two
+// elements each.
 type Object interface {
 	Field(fieldpath []string) (value string, present bool)
 }
 
-// Filter selects the objects that any of its expressions matches; without any, all.
+// Filter selects the objects that match any of its expressions. Without expressions it selects all.
 type Filter struct {
 	any  filters.Filter
 	logs *logs
 }
 
-// Parse reads expressions as ctr takes them, such as name==x or labels.a~=^b. One that can't be
-// read is wrong usage.
+// Parse parses expressions as ctr takes them, such as name==x or labels.a~=^b. A malformed one is wrong usage.
 func Parse(expressions []string) (Filter, error) {
 	if len(expressions) == 0 {
 		return Filter{any: filters.Always}, nil
@@ -33,15 +32,15 @@ func Parse(expressions []string) (Filter, error) {
 	if err != nil {
 		return Filter{}, cli.Usagef("filter %q: %w", strings.Join(expressions, `" "`), err)
 	}
-	// Of a malformed regular expression the package tells its log, when it first needs it.
+	// The package reports a malformed regular expression only to its log, when it first uses it.
 	l := &logs{}
 	log.L.Logger.SetOutput(io.Discard)
 	log.L.Logger.AddHook(l)
 	return Filter{f, l}, nil
 }
 
-// Match tells whether the filter selects the object. A malformed regular expression that was
-// needed for that is wrong usage.
+// Match reports whether the filter selects the object. If it needed a malformed regular expression, that is wrong
+// usage.
 func (f Filter) Match(o Object) (bool, error) {
 	ok := f.any.Match(o)
 	if f.logs != nil && f.logs.first != "" {
@@ -50,7 +49,7 @@ func (f Filter) Match(o Object) (bool, error) {
 	return ok, nil
 }
 
-// All tells whether the filter has no expressions, so that objects need not be looked at.
+// All reports whether the filter has no expressions, so that objects need not be examined.
 func (f Filter) All() bool { return f.logs == nil }
 
 type logs struct{ first string }

@@ -1,4 +1,4 @@
-// Package gate runs the command of --verify, which decides whether an image gets its name.
+// Package gate runs the command of --verify, which decides whether an image may get its name.
 package gate
 
 import (
@@ -31,7 +31,7 @@ func Flag(f *pflag.FlagSet) *string {
 	return (*string)(c)
 }
 
-// command is shell text to which arguments can be added.
+// command is shell text to which arguments are appended.
 type command string
 
 func (c *command) String() string { return string(*c) }
@@ -42,12 +42,12 @@ var (
 	quoted      = regexp.MustCompile(`'[^']*'|"(\\.|[^"\\])*"|\\.`)
 	descriptors = regexp.MustCompile(`[0-9]*[<>]&[0-9-]*`)
 	comment     = regexp.MustCompile(`(^|[\s;&|()])#[^\n]*$`)
-	// prefixes are what may stand before the name of a command.
+	// prefixes matches what may precede a command's name.
 	prefixes = regexp.MustCompile(`^(\s|!\s|[A-Za-z_][A-Za-z0-9_]*=\S*|[0-9]*[<>]+\|?\s*\S*)*!?$`)
 )
 
-// Set implements [pflag.Value]. It refuses text after which the shell would run the first argument, which strangers choose, as a command, or
-// would take the arguments for a comment.
+// Set implements [pflag.Value]. It refuses text after which the shell would execute the first appended argument, which
+// strangers choose, or treat the arguments as a comment.
 func (c *command) Set(s string) error {
 	s = strings.TrimSpace(s)
 	plain := quoted.ReplaceAllString(s, "x")
@@ -63,18 +63,18 @@ func (c *command) Set(s string) error {
 	return nil
 }
 
-// Gate is a command, and what it is told of an image in its environment.
+// Gate is a command, and what its environment tells it about an image.
 type Gate struct {
 	Command   string
-	Store     *content.Store // that has the image, or its documents; the caller holds it
-	Hold      string         // the setting of [content.HoldEnv] for it
+	Store     *content.Store // has the image, or its documents; held by the caller
+	Hold      string         // the value of content.HoldEnv for it
 	Namespace string
 	Source    string // the locator that the image comes from, or ""
 }
 
-// Check runs the command for an image. It succeeds only if the command exits with 0; otherwise the error is DataLoss. Its standard input
-// is empty, and its standard output is our standard error. The name is an argument, and no part of the shell's program. DataLoss, too, if
-// the command could take the name for a flag.
+// Check runs the command for an image, and succeeds only if it exits with 0. Otherwise the error is DataLoss. The
+// command's standard input is empty, and its standard output is our standard error. The image's name is an argument,
+// never part of the shell text. If the command could take the name for a flag, the error is DataLoss too.
 func (g Gate) Check(ctx context.Context, name string, dgst digest.Digest) error {
 	if strings.HasPrefix(name, "-") {
 		return errclass.Errorf(errdefs.ErrDataLoss, "%s is not named %.80q: a name that is to be verified may not begin with -", dgst, name)

@@ -1,4 +1,4 @@
-// Package inside is what the commands share that look into an image: how they find its layers.
+// Package inside is what the commands that look into images share: how they find an image's layers.
 package inside
 
 import (
@@ -21,13 +21,13 @@ import (
 
 // Flags are --root, --namespace, --platform and --max-memory.
 type Flags struct {
-	maxMemory                 *uint32 // MiB
+	maxMemory                 *uint32 // in MiB
 	root, namespace, platform *string
 }
 
-// NewFlags registers the flags of a command, and lets its process take little memory beside what it keeps.
+// NewFlags registers the flags, and tunes the process to use little memory besides what it keeps.
 func NewFlags(c *cobra.Command) *Flags {
-	debug.SetGCPercent(6) // what is kept has few pointers, so that collecting costs little
+	debug.SetGCPercent(6) // what is kept has few pointers, so collecting it costs little
 	set := c.Flags()
 	f := &Flags{
 		root: cli.Root(set), namespace: cli.Namespace(set),
@@ -76,8 +76,8 @@ func (f *Flags) Platform() string { return *f.platform }
 // Memory returns --max-memory in bytes.
 func (f *Flags) Memory() int64 { return int64(*f.maxMemory) << 20 }
 
-// Layers returns the layers of what a user names, the lowest first: a name or the digest of a manifest or index, the digest of a layer,
-// or - for a layer on standard input, which can be read once.
+// Layers returns the layers that a user names, the lowest first. ref is a name, the digest of a manifest or index, the
+// digest of a layer, or - for a layer on standard input, which can be read once.
 func (f *Flags) Layers(ctx context.Context, ref string) ([]look.Layer, error) {
 	if ref == "-" {
 		return []look.Layer{{Source: stdin{}}}, nil

@@ -11,17 +11,17 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
-// Interval is how often a [Display] is drawn.
+// Interval is the time between two frames of a [Display].
 const Interval = 100 * time.Millisecond
 
-// State is how far an object is.
+// State is the state of an object.
 type State int
 
 // The states of an object.
 const (
 	Waiting State = iota
 	Moving
-	Exists // was there before
+	Exists // was there already
 	Done
 )
 
@@ -29,13 +29,13 @@ func (s State) String() string {
 	return [...]string{"waiting", "moving", "exists", "done"}[s]
 }
 
-// Object is one line of a display.
+// Object is a line of a display.
 type Object struct {
 	Name   string
 	Size   int64
 	State  State
-	Offset int64 // bytes that have come
-	First  int64 // bytes that had come before
+	Offset int64 // bytes transferred or present
+	First  int64 // bytes that were present at the start
 }
 
 // Name returns what a line begins with, such as "layer 0123456789ab".
@@ -54,7 +54,7 @@ func Name(d ocispec.Descriptor) string {
 	return fmt.Sprintf("%s %.12s", kind, d.Digest.Encoded())
 }
 
-// rateOver is the time over which the rate that is shown while things move is taken.
+// rateOver is the time over which the current rate is averaged.
 const rateOver = 3 * time.Second
 
 // A Display draws objects in place on a terminal, and does nothing where there is none.

@@ -1,4 +1,4 @@
-// Package registry holds the flags of every command that talks to a registry.
+// Package registry has the flags of all commands that talk to a registry.
 package registry
 
 import (
@@ -21,23 +21,23 @@ import (
 	"github.com/spf13/cobra"
 )
 
-// environment are the variables that stand for a flag. A helper gets them too (remotes.Options).
+// environment lists variables that have the same meaning as a flag. Helpers get them too (remotes.Options).
 var environment = []struct{ name, flag string }{
 	{"DIST_CA", "ca"}, {"DIST_DEBUG", "debug"}, {"DIST_HEADERS", "header"}, {"DIST_HOSTS_DIR", "hosts-dir"},
 	{"DIST_INSECURE", "insecure"}, {"DIST_MAX_WAIT", "max-wait"}, {"DIST_PLAIN_HTTP", "plain-http"}, {"DIST_TIMEOUT", "timeout"},
 }
 
-// Flags registers the flags that say how registries are reached, each with a variable of the environment that
-// stands for it. The options are complete once the command runs.
+// Flags registers the flags that say how to reach registries; each has an environment variable. The options are
+// complete once the command runs.
 func Flags(c *cobra.Command) *remotes.Options {
-	// net/http logs what strange servers send.
+	// net/http logs invalid responses of servers.
 	log.SetOutput(io.Discard)
 	o := &remotes.Options{}
 	f := c.Flags()
 	wrong := func(flag, what string, err error) {
 		c.PreRunE = func(c *cobra.Command, _ []string) error {
 			if what != "--"+flag && c.Flags().Changed(flag) {
-				return nil // the flag stands in the variable's place
+				return nil // the flag overrides the variable
 			}
 			return cli.Usagef("%s: %w", what, err)
 		}
@@ -47,7 +47,7 @@ func Flags(c *cobra.Command) *remotes.Options {
 	f.Func("header", "send `NAME:VALUE`, or the lines of @FILE, to the registry (env DIST_HEADERS=FILE)", func(s string) error {
 		lines, err := headers(s)
 		if err != nil {
-			wrong("header", "--header", err) // without the flag's value, which a flag's own error shows
+			wrong("header", "--header", err) // without the value, which a flag's own error would show
 		}
 		o.Headers = append(o.Headers, lines...)
 		return nil
@@ -157,7 +157,7 @@ func (m *Remotes) Objects(args []string) (list []string, open func(string) (r re
 // batchMemory is what the garbage collector keeps a batch to if it can.
 const batchMemory = 20 << 20
 
-// Batch has serve answer the requests on standard input for a remote.
+// Batch calls serve to answer the requests on standard input for a remote.
 func Batch(c *cobra.Command, locator string, o remotes.Options, serve func(context.Context, remotes.Remote, io.Reader, io.Writer) error) error {
 	r, err := remotes.OpenBatch(locator, o)
 	if err != nil {
@@ -168,13 +168,13 @@ func Batch(c *cobra.Command, locator string, o remotes.Options, serve func(conte
 		return err
 	}
 	defer in.Close()
-	// What takes memory are a few large buffers. It costs little to collect them early.
+	// Few large buffers take most of the memory, so collecting them early costs little.
 	debug.SetMemoryLimit(batchMemory)
 	return serve(c.Context(), r, in, cli.Stdout)
 }
 
-// duration is a flag of a length of time, which is positive. Where it may be none, 0 is kept as a negative one: in
-// remotes.Options, 0 stands for the default.
+// duration is a flag for a positive length of time. Where 0 is allowed to mean "none", it is stored as a negative
+// number, since in remotes.Options 0 means the default.
 type duration struct {
 	value     *time.Duration
 	mayBeNone bool
@@ -206,7 +206,7 @@ func (d *duration) Type() string { return "duration" }
 // maxHeaders bounds a file of headers.
 const maxHeaders = 64 << 10
 
-// headers reads one header, or those of @FILE, a line each. Errors show no value: it may be secret.
+// headers parses one header, or the lines of @FILE. Its errors show no values, which may be secret.
 func headers(s string) ([]string, error) {
 	if name, ok := strings.CutPrefix(s, "@"); ok {
 		f, err := os.Open(name)

@@ -16,11 +16,11 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// stale is how long an index is kept that is not used.
+// stale is how long an unused index is kept.
 const stale = 30 * 24 * time.Hour
 
-// cache is a directory of indexes that processes of this user have made of layers that they had verified: dist-index(5), TRUST. Nobody
-// else can write to it. dir is "" where there is no such directory.
+// cache is a directory of indexes. Processes of this user have made them from layers that they had verified
+// (dist-index(5), TRUST), and nobody else can write to it. dir is "" if there is no such directory.
 type cache struct{ dir string }
 
 func openCache() *cache {
@@ -40,14 +40,14 @@ func (c *cache) path(layer v1.Descriptor) string {
 	return filepath.Join(c.dir, layer.Digest.Algorithm().String()+"-"+layer.Digest.Encoded())
 }
 
-// remove removes the index of a layer, if there is one.
+// remove removes the index of a layer.
 func (c *cache) remove(layer v1.Descriptor) {
 	if c.dir != "" {
 		_ = os.Remove(c.path(layer))
 	}
 }
 
-// open opens the index of a layer, or returns nil if there is none that can be used. One that is damaged is removed.
+// open opens the index of a layer. It returns nil if there is none, or if it is damaged; then it removes it.
 func (c *cache) open(layer v1.Descriptor) *index.Index {
 	if c.dir == "" {
 		return nil
@@ -73,8 +73,8 @@ func (c *cache) open(layer v1.Descriptor) *index.Index {
 	return x
 }
 
-// add opens the index of a layer that write writes, and keeps it if it can. The index is there until the process ends. It returns nil where
-// there is no room for that either: an index spares reading the layer again, and no more.
+// add opens the index of a layer that write writes, and keeps it in the directory if possible. It can be used until the
+// process ends. If there is no room even for that, add returns nil: an index only saves reading the layer again.
 func (c *cache) add(layer v1.Descriptor, write func(io.Writer) error) *index.Index {
 	f, err := unnamed()
 	if err != nil {
@@ -114,7 +114,7 @@ func (c *cache) keep(layer v1.Descriptor, from *os.File) {
 	}
 }
 
-// sweep removes indexes that were not used for long, and what processes that died have left.
+// sweep removes indexes that have not been used for long, and files that killed processes have left.
 func (c *cache) sweep() {
 	entries, err := os.ReadDir(c.dir)
 	if err != nil {
@@ -127,7 +127,7 @@ func (c *cache) sweep() {
 	}
 }
 
-// unnamed makes a temporary file that is gone when it is closed.
+// unnamed makes a temporary file that is deleted when it is closed.
 func unnamed() (*os.File, error) {
 	f, err := os.CreateTemp("", ".index-")
 	if err != nil {
@@ -136,7 +136,7 @@ func unnamed() (*os.File, error) {
 	return f, os.Remove(f.Name())
 }
 
-// openIndex opens an index, which must be of that layer.
+// openIndex opens an index and checks that it is for the layer.
 func openIndex(f *os.File, size int64, layer v1.Descriptor) (*index.Index, error) {
 	x, err := index.Open(f, size)
 	if err != nil {

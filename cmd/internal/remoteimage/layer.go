@@ -16,7 +16,7 @@ import (
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
-// gap is how many bytes of a layer are read and not used to spare a request.
+// gap is how many unneeded bytes of a layer are fetched to save a request.
 const gap = 512 << 10
 
 // remoteLayer is a layer at a remote.
@@ -27,7 +27,7 @@ type remoteLayer struct {
 	index  *index.Index // nil if there is none yet
 }
 
-// Walk gives the layer's entries: see [look.Source].
+// Walk calls f with the layer's entries: see [look.Source].
 func (l *remoteLayer) Walk(ctx context.Context, only []int64, f func(n int64, h *tar.Header, content io.Reader) error) error {
 	var err error
 	switch {
@@ -42,12 +42,12 @@ func (l *remoteLayer) Walk(ctx context.Context, only []int64, f func(n int64, h 
 		return nil
 	}
 	if errdefs.IsDataLoss(err) {
-		l.image.cache.remove(l.Descriptor) // it may be the index that is damaged
+		l.image.cache.remove(l.Descriptor) // the index may be what is damaged
 	}
 	return fmt.Errorf("layer %s: %w", l.Digest, err)
 }
 
-// stream fetches the whole layer, and makes its index meanwhile.
+// stream fetches the whole layer, and makes its index at the same time.
 func (l *remoteLayer) stream(ctx context.Context, only []int64, f func(n int64, h *tar.Header, content io.Reader) error) error {
 	body, err := l.image.remote.Fetch(ctx, string(l.Digest), "mediatype:"+l.MediaType, fmt.Sprintf("size:%d", l.Size))
 	if err != nil {
@@ -83,7 +83,7 @@ func (l *remoteLayer) stream(ctx context.Context, only []int64, f func(n int64, 
 	return nil
 }
 
-// list gives all entries out of the index, without their contents.
+// list calls f with all entries in the index, without their contents.
 func (l *remoteLayer) list(ctx context.Context, f func(n int64, h *tar.Header, content io.Reader) error) error {
 	e, err := l.index.Entries(ctx)
 	if err != nil {
@@ -103,8 +103,9 @@ func (l *remoteLayer) list(ctx context.Context, f func(n int64, h *tar.Header, c
 	}
 }
 
-// files gives some entries. What lies close together is fetched in one request and decompressed in one go, so nothing is read twice. How much
-// that is has to be known before: the index's entries are read twice at the same time, to look ahead and to give them. None is kept.
+// files calls f with the entries in only. Entries close to each other are fetched in one request and decompressed in
+// one pass, so nothing is read twice. To know how much to request, the index's entries are read twice in parallel: once
+// to look ahead, and once for f. None is kept in memory.
 func (l *remoteLayer) files(ctx context.Context, only []int64, f func(n int64, h *tar.Header, content io.Reader) error) error {
 	ahead, err := l.choose(ctx, only)
 	if err != nil {
@@ -145,7 +146,7 @@ func (l *remoteLayer) files(ctx context.Context, only []int64, f func(n int64, h
 	return err
 }
 
-// group gives the next k entries, which are fetched in one request.
+// group calls f with the next k entries, which are fetched in one request.
 func (l *remoteLayer) group(ctx context.Context, e *chosen, k int, first, last index.Place, holes *layer.Holes,
 	f func(n int64, h *tar.Header, content io.Reader) error) error {
 	files, err := l.index.Files(ctx, l.bytes, first, last, holes)
@@ -168,10 +169,10 @@ func (l *remoteLayer) group(ctx context.Context, e *chosen, k int, first, last i
 	return nil
 }
 
-// chosen are some entries of an index.
+// chosen are selected entries of an index.
 type chosen struct {
 	*index.Entries
-	only []int64 // what is left
+	only []int64 // numbers of those that are left
 	read int64
 }
 

@@ -1,4 +1,5 @@
-// Package remoteimage reads what is in an image at a registry without pulling it: by the ranges of its layers that indexes of them tell.
+// Package remoteimage reads files of an image at a registry without pulling it. It fetches only ranges of the layers,
+// which indexes of the layers tell.
 package remoteimage
 
 import (
@@ -26,10 +27,10 @@ import (
 	"github.com/spf13/cobra"
 )
 
-// maxLayers bounds the layers of an image, and parallel the indexes that are fetched at the same time.
+// maxLayers bounds the layers of an image. parallel is how many indexes are fetched at the same time.
 const maxLayers, parallel = 1024, 4
 
-// Flags say whether and how an image at a registry is read.
+// Flags are the flags for images at a registry.
 type Flags struct {
 	options    *remotes.Options
 	remote     *bool
@@ -47,8 +48,9 @@ func NewFlags(c *cobra.Command) *Flags {
 	}
 }
 
-// Layers returns the layers of an image, the lowest first: of the store, or with --remote of the one that a reference names,
-// LOCATOR[:TAG][@DIGEST]. A layer at a registry without an index is fetched whole when it is walked, and has one from then on.
+// Layers returns the layers of an image, the lowest first: of an image in the store, or with --remote of the one named
+// by a reference LOCATOR[:TAG][@DIGEST]. A layer at a registry without an index is fetched completely when it is
+// walked, and has an index after that.
 func (f *Flags) Layers(ctx context.Context, ref string, local *inside.Flags) ([]look.Layer, error) {
 	switch d := digest.Digest(*f.index); {
 	case d != "" && d.Validate() != nil:
@@ -62,7 +64,7 @@ func (f *Flags) Layers(ctx context.Context, ref string, local *inside.Flags) ([]
 	if err != nil {
 		return nil, err
 	}
-	f.options.Streams = parallel // with less memory for each
+	f.options.Streams = parallel // saves memory in each
 	r, err := remotes.Open(name.Locator, *f.options)
 	if err != nil {
 		return nil, err
@@ -95,7 +97,7 @@ func (f *Flags) layers(ctx context.Context, img *remoteImage) ([]look.Layer, err
 	return list, f.believe(ctx, img, missing)
 }
 
-// believe gives the layers that have no index those that the user wants to be believed.
+// believe gives layers without an index the indexes of authors that the user trusts.
 func (f *Flags) believe(ctx context.Context, img *remoteImage, missing []*remoteLayer) error {
 	if len(missing) == 0 {
 		return nil
@@ -154,7 +156,7 @@ func (f *Flags) believe(ctx context.Context, img *remoteImage, missing []*remote
 	return errors.Join(errs...)
 }
 
-// remoteImage is an image at a remote. Documents that were fetched are known from then on.
+// remoteImage is an image at a remote. It keeps the documents that were fetched.
 type remoteImage struct {
 	remote    remotes.Remote
 	cache     *cache
@@ -172,7 +174,7 @@ type document struct {
 	content []byte
 }
 
-// document fetches a document. mediaType is "" for one that a tag names: a hint would have the registry convert it.
+// document fetches a document. mediaType is "" for one named by a tag: a hint would make the registry convert it.
 func (m *remoteImage) document(ctx context.Context, object, mediaType string) (document, error) {
 	if d, ok := m.documents[object]; ok {
 		return d, nil
@@ -202,7 +204,7 @@ func (m *remoteImage) document(ctx context.Context, object, mediaType string) (d
 	return d, nil
 }
 
-// known is the remote of an image, which is asked for each document once.
+// known is the remote of an image, which is asked for each document only once.
 type known struct {
 	remotes.Remote
 	image *remoteImage
@@ -280,10 +282,10 @@ func (m *remoteImage) diffID(number int) digest.Digest {
 	return ""
 }
 
-// maxIndexes bounds in bytes the indexes of an image that are fetched.
+// maxIndexes bounds the indexes of an image that are fetched, in bytes.
 const maxIndexes = 256 << 20
 
-// fetchIndex fetches an index of a layer into a temporary file.
+// fetchIndex fetches the index of a layer into a temporary file.
 func (m *remoteImage) fetchIndex(ctx context.Context, d, layer v1.Descriptor) (*index.Index, error) {
 	r, err := m.remote.Fetch(ctx, string(d.Digest), "mediatype:"+d.MediaType, fmt.Sprintf("size:%d", d.Size))
 	if err != nil {

@@ -11,8 +11,8 @@ import (
 	"distkit/errclass"
 )
 
-// Run runs a command, with in as its standard input unless that is nil, and returns its standard output and its standard error. If it
-// fails, err has its message, and the class that its status stands for.
+// Run runs a command, and returns its standard output and standard error. in is its standard input, or nil for none. If
+// it fails, err has its message, and the class of its status.
 func Run(ctx context.Context, in io.Reader, name string, args ...string) (out, errs []byte, err error) {
 	c := exec.CommandContext(ctx, Path(name), args...)
 	var stdout, stderr bytes.Buffer

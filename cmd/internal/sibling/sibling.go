@@ -1,4 +1,4 @@
-// Package sibling finds the commands that were installed with the one that runs.
+// Package sibling finds the commands that were installed together with the running one.
 package sibling
 
 import (
@@ -9,7 +9,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Dirs are the directories of the commands: libexec/distkit, for those whose names other programs have, too, and that of this program.
+// Dirs returns the directories of the commands: libexec/distkit, for those whose names other programs use too, and this
+// program's own.
 func Dirs() []string {
 	self, err := os.Executable()
 	if err != nil {
@@ -29,7 +30,7 @@ func Dirs() []string {
 	return []string{dir}
 }
 
-// Path returns the path of a command: one of Dirs, else its name, for PATH.
+// Path returns the path of a command in one of Dirs, or else its name, to be looked up in PATH.
 func Path(name string) string {
 	for _, dir := range Dirs() {
 		if path := filepath.Join(dir, name); unix.Access(path, unix.X_OK) == nil {

@@ -8,7 +8,7 @@ import (
 	"github.com/spf13/pflag"
 )
 
-// Limits are the values of the flags that limit what a container may use.
+// Limits are the values of the flags that limit a container's use of the host.
 type Limits struct {
 	l                  spec.Limits
 	memory, memorySwap string
@@ -27,7 +27,7 @@ func RegisterLimits(f *pflag.FlagSet) *Limits {
 	return w
 }
 
-// Get returns what the flags ask for.
+// Get returns the limits that the flags set.
 func (w *Limits) Get() (spec.Limits, error) {
 	l := w.l
 	for _, size := range []struct {

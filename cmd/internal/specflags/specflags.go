@@ -1,5 +1,6 @@
-// Package specflags holds the flags that say how an image becomes a runtime specification. Run-spec and task create have all
-// of them. Task restore has those that give a container more than any container has, which a checkpoint needs granted.
+// Package specflags has the flags that say how an image becomes a runtime specification. run-spec and task create have
+// all of them. task restore has those that give a container more than the defaults, which a checkpoint can't grant
+// itself.
 package specflags
 
 import (
@@ -23,7 +24,7 @@ import (
 
 // Flags are the values of the flags.
 type Flags struct {
-	o                                              spec.Options // the values that need no parsing
+	o                                              spec.Options // values that need no parsing
 	set                                            *pflag.FlagSet
 	entrypoint, shmSize, userns                    string
 	oomScoreAdj                                    int
@@ -33,7 +34,7 @@ type Flags struct {
 	devices, annotations, sysctls                  []string
 }
 
-// Grants registers the flags that give more to a container than it has by default.
+// Grants registers the flags that give a container more than the defaults.
 func Grants(f *pflag.FlagSet) *Flags {
 	w := &Flags{set: f}
 	f.StringArrayVar(&w.annotations, "annotation", nil, "add the annotation `NAME=VALUE`")
@@ -47,7 +48,7 @@ func Grants(f *pflag.FlagSet) *Flags {
 	return w
 }
 
-// Register registers all of the flags but --net and --label, which don't mean the same in each command.
+// Register registers all flags except --net and --label, which have different meanings in different commands.
 func Register(f *pflag.FlagSet) *Flags {
 	w := Grants(f)
 	f.StringVar(&w.o.AppArmor, "apparmor", "", "confine by the AppArmor `PROFILE`, which is loaded")
@@ -87,10 +88,10 @@ func (w *Flags) Annotations(name, usage string) {
 	w.set.StringArrayVar(&w.annotations, name, nil, usage)
 }
 
-// Network registers --net, with a default value.
+// Network registers --net with a default value.
 func (w *Flags) Network(value, usage string) { w.set.StringVar(&w.o.Network, "net", value, usage) }
 
-// Names registers the flags for the files that a container finds names by.
+// Names registers the flags for the files that resolve names.
 func Names(f *pflag.FlagSet) *spec.Names {
 	n := &spec.Names{}
 	f.StringArrayVar(&n.Hosts, "add-host", nil, "add the host `NAME:ADDRESS` to /etc/hosts; host-gateway is this host's address (can be repeated)")
@@ -100,7 +101,7 @@ func Names(f *pflag.FlagSet) *spec.Names {
 	return n
 }
 
-// Options returns what the flags ask for, on this host.
+// Options returns the options that the flags set, for this host.
 func (w *Flags) Options() (spec.Options, error) {
 	o := w.o
 	o.Host = spec.ThisHost()
@@ -157,7 +158,7 @@ func (w *Flags) Options() (spec.Options, error) {
 		return o, err
 	}
 	if o.Privileged {
-		// A machine's /dev may have none but those of every container.
+		// The only devices in a machine's /dev may be those that every container has.
 		if o.Devices, err = spec.HostDevices("/dev", "/dev", "rwm"); err != nil && !errdefs.IsInvalidArgument(err) {
 			return o, err
 		}
@@ -191,13 +192,13 @@ func (w *Flags) Options() (spec.Options, error) {
 	return o, nil
 }
 
-// isCDI reports whether a device is one of the Container Device Interface, VENDOR/CLASS=NAME, and not a path.
+// isCDI reports whether a device is one of the Container Device Interface, VENDOR/CLASS=NAME, not a path.
 func isCDI(device string) bool {
 	class, _, ok := strings.Cut(device, "=")
 	return ok && strings.Contains(class, "/") && class[0] != '/' && class[0] != '.'
 }
 
-// Document returns a specification with the devices of the Container Device Interface that run-cdi gives it.
+// Document returns a specification as JSON, with the Container Device Interface's devices, which run-cdi adds.
 func Document(ctx context.Context, s *specs.Spec, cdi []string) ([]byte, error) {
 	b := &bytes.Buffer{}
 	enc := json.NewEncoder(b)
@@ -212,7 +213,8 @@ func Document(ctx context.Context, s *specs.Spec, cdi []string) ([]byte, error) 
 	return out, nil
 }
 
-// initProgram is task, which is an init too: the one that was installed with this program. No other program of that name is.
+// initProgram returns the path of task, which is an init too. Only the one installed with this program is used, not
+// another program of that name.
 func initProgram() (string, error) {
 	if name := sibling.Path("task"); filepath.IsAbs(name) {
 		return name, nil
@@ -220,7 +222,7 @@ func initProgram() (string, error) {
 	return "", errclass.Errorf(errdefs.ErrNotImplemented, "--init: task is not installed with this program, which is the init")
 }
 
-// parse appends what each of the values is parsed to.
+// parse appends the parsed values to to.
 func parse[T any](to []T, values []string, one func(string) (T, error)) ([]T, error) {
 	for _, v := range values {
 		t, err := one(v)
@@ -232,7 +234,7 @@ func parse[T any](to []T, values []string, one func(string) (T, error)) ([]T, er
 	return to, nil
 }
 
-// ReadOnce is the flag of a file of variables that is no regular one, such as a shell's <(…), or "".
+// ReadOnce returns the flag of a file of variables that can be read only once, such as a shell's <(…), or "".
 func (w *Flags) ReadOnce() string {
 	for _, name := range w.envFiles {
 		if IsStream(name) {
@@ -242,7 +244,7 @@ func (w *Flags) ReadOnce() string {
 	return ""
 }
 
-// IsStream reports whether a file is there, and no regular one.
+// IsStream reports whether a file exists and is not a regular file.
 func IsStream(name string) bool {
 	info, err := os.Stat(name)
 	return err == nil && !info.Mode().IsRegular()
