@@ -15,7 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// screen is a terminal with a program of the test binary on it.
+// screen is a terminal on which the test binary runs a program.
 type screen struct {
 	*testing.T
 	master console.Console
@@ -80,8 +80,8 @@ func (s *screen) ends(status int) {
 	}
 }
 
-// A detached container's terminal can be joined, left by the keys, and joined again, by several
-// at once; its size follows.
+// A user can attach to a detached container's terminal, detach by the keys and attach again, also several times at
+// once. The terminal's size follows.
 func TestAttachTerminal(t *testing.T) {
 	runtimes(t, func(t *testing.T, m *machine) {
 		m.spec(spec.Options{Terminal: true, Args: []string{"sh", "-c",
@@ -115,7 +115,7 @@ func TestAttachTerminal(t *testing.T) {
 		}
 		two, three := m.screen("attach", c.ID), m.screen("attach", c.ID)
 		three.types("three\r")
-		three.expect("heard three") // it has come
+		three.expect("heard three") // wait until the output has arrived
 		two.types("again\r")
 		two.expect("heard again")
 		three.expect("heard again")
@@ -123,7 +123,7 @@ func TestAttachTerminal(t *testing.T) {
 		if m.runtime == "runc" {
 			exec.expect("33 77 0")
 		} else {
-			exec.expect("33 77") // crun lets the process begin before it sets the size
+			exec.expect("33 77") // crun sets the size after the process has started
 		}
 		exec.types("you\r")
 		exec.expect("heard you")

@@ -15,7 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// sleeper starts a process that a test ends.
+// sleeper starts a process that is killed at the end of the test.
 func sleeper(t *testing.T) *exec.Cmd {
 	t.Helper()
 	c := exec.Command("sleep", "1000")
@@ -29,13 +29,13 @@ func sleeper(t *testing.T) *exec.Cmd {
 	return c
 }
 
-// runs reports whether a child has not ended.
+// runs reports whether a child is still running.
 func runs(c *exec.Cmd) bool {
 	s, err := statOf(c.Process.Pid)
 	return err == nil && s.state != 'Z'
 }
 
-// cgroupRoots are the directories below which a test may make cgroups: one of version 1, and version 2.
+// cgroupRoots returns directories below which a test may make cgroups: one of version 1, and one of version 2.
 func cgroupRoots(t *testing.T) []string {
 	t.Helper()
 	var roots []string
@@ -51,7 +51,7 @@ func cgroupRoots(t *testing.T) []string {
 	return roots
 }
 
-// A cgroup that has a container's ID as its name, and what runs in it, are not the container's.
+// A cgroup with a container's ID as its name is not the container's, and what runs there is left alone.
 func TestForeignCgroup(t *testing.T) {
 	runtimes(t, func(t *testing.T, m *machine) {
 		id := "test-foreign-" + NewID()
@@ -108,7 +108,8 @@ func TestForeignCgroup(t *testing.T) {
 	})
 }
 
-// Containers of one ID in two state directories, and one that a runtime runs by itself, do not concern each other.
+// Containers with the same ID in two state directories, and one that was started by the runtime alone, do not affect
+// each other.
 func TestSameIDElsewhere(t *testing.T) {
 	runtimes(t, func(t *testing.T, m *machine) {
 		id := "test-same-" + NewID()
@@ -156,7 +157,7 @@ func TestSameIDElsewhere(t *testing.T) {
 	})
 }
 
-// A process is signalled only if it is still one of those that are meant after it was opened.
+// A process is signalled only if it is still listed after it has been opened.
 func TestSignalAll(t *testing.T) {
 	stays, goes := sleeper(t), sleeper(t)
 	lists := [][]int{{stays.Process.Pid, goes.Process.Pid}, {goes.Process.Pid}}
@@ -174,7 +175,7 @@ func TestSignalAll(t *testing.T) {
 	}
 }
 
-// A cgroup is killed with those below it, frozen ones too.
+// Killing a cgroup also kills the cgroups below it, even frozen ones.
 func TestKillCgroups(t *testing.T) {
 	testenv.Require(t, "root")
 	for _, root := range cgroupRoots(t) {
@@ -204,7 +205,7 @@ func TestKillCgroups(t *testing.T) {
 	}
 }
 
-// What config.json says of cgroups is not heeded, and paths in it are the bundle's.
+// Cgroups in config.json are ignored, and relative paths in it are relative to the bundle.
 func TestPrivateBundle(t *testing.T) {
 	runtimes(t, func(t *testing.T, m *machine) {
 		foreign := filepath.Join(cgroupRoots(t)[0], "test-named-"+NewID())

@@ -12,7 +12,7 @@ import (
 	"github.com/containerd/errdefs"
 )
 
-// criu puts a criu on PATH that says of itself what is given.
+// criu puts a criu on PATH that prints a text and exits with a status.
 func criu(t *testing.T, says string, status string) {
 	t.Helper()
 	dir := t.TempDir()
@@ -22,7 +22,7 @@ func criu(t *testing.T, says string, status string) {
 	t.Setenv("PATH", dir+":"+os.Getenv("PATH"))
 }
 
-// checkpointing is a runc that stores a word for the processes' state, and restores by beginning anew.
+// checkpointing is a runc that stores a word instead of the processes' state, and restores by starting anew.
 const checkpointing = `#!/bin/bash
 set -eu
 args=() images='' verb=''
@@ -77,7 +77,7 @@ func TestCheckpoint(t *testing.T) {
 	if i := m.info(c); i.Status != Running {
 		t.Errorf("then it is %s", i.Status)
 	}
-	// What can't be saved lets it go on.
+	// If saving fails, the container continues.
 	if err := c.Checkpoint(t.Context(), images, true, func() error { return os.ErrInvalid }); err == nil || m.info(c).Status != Running {
 		t.Errorf("%v, %s", err, m.info(c).Status)
 	}
@@ -107,7 +107,7 @@ func TestCheckpoint(t *testing.T) {
 		}
 	}
 
-	// What could not be restored goes on, and is not ended.
+	// A container that could not be restored is not ended by a checkpoint.
 	m.spec(spec.Options{PID: "host", UTS: "host", Args: []string{"sleep", "1000"}})
 	shared := m.detached(Record{ID: "test-shared"})
 	if err := shared.Checkpoint(t.Context(), images, true, save); !errdefs.IsFailedPrecondition(err) || !strings.Contains(err.Error(), "pid namespace, another uts") || m.info(shared).Status != Running {
@@ -117,7 +117,7 @@ func TestCheckpoint(t *testing.T) {
 		t.Error(err)
 	}
 
-	// Input from outside can't be stored.
+	// An input from outside can't be stored.
 	m.spec(spec.Options{Args: []string{"sleep", "1000"}})
 	fed := m.detached(Record{ID: "test-fed", Interactive: true})
 	if err := fed.Checkpoint(t.Context(), images, false, save); !errdefs.IsFailedPrecondition(err) {

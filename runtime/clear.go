@@ -17,8 +17,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// never reports whether the container has never been run.
-func (c *Container) never() bool {
+// neverRun reports whether the container has never been run.
+func (c *Container) neverRun() bool {
 	l, err := c.proc("").look()
 	return err == nil && l.state == nil && l.exit == nil
 }
@@ -254,12 +254,12 @@ func (c *Container) remove(ctx context.Context, lock *os.File) error {
 		_ = lock.Close()
 		return fmt.Errorf("remove container %s: %w", c.ID, err)
 	}
-	at("remove")
+	atStep("remove")
 	if err := c.removeResources(ctx); err != nil {
 		_ = lock.Close()
 		return fmt.Errorf("remove container %s: %w", c.ID, err)
 	}
-	at("snapshot removed")
+	atStep("snapshot removed")
 	if err := c.delete(lock); err != nil {
 		return fmt.Errorf("remove container %s: %w", c.ID, err)
 	}

@@ -219,7 +219,7 @@ func (s *Containers) create(ctx context.Context, r Record, parent string, comple
 		if err := c.write(); err != nil {
 			return err
 		}
-		at("written")
+		atStep("written")
 		if c.Bundle != "" {
 			return nil
 		}
@@ -237,11 +237,11 @@ func (s *Containers) create(ctx context.Context, r Record, parent string, comple
 		return s.snapshots.Prepare(ctx, *c.Snapshot, parent, c.path("rootfs"))
 	}()
 	if err == nil && complete != nil {
-		at("prepared")
+		atStep("prepared")
 		if err = complete(c); err == nil {
 			err = ctx.Err()
 		}
-		at("completed")
+		atStep("completed")
 		if err != nil {
 			err = errors.Join(err, c.unmount(), c.removeResources(context.WithoutCancel(ctx)))
 		}

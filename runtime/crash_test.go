@@ -24,12 +24,12 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// killAt makes a process of the test binary, a shim too, kill itself at a step of a run.
+// killAt is the variable that makes a process of the test binary, or its shim, kill itself at a step of a run.
 const killAt = "TEST_KILL_AT"
 
 func init() {
 	if step := os.Getenv(killAt); step != "" {
-		at = func(s string) {
+		atStep = func(s string) {
 			if s == step {
 				_ = unix.Kill(os.Getpid(), unix.SIGKILL)
 				select {}
@@ -38,7 +38,7 @@ func init() {
 	}
 }
 
-// bound mounts a directory as the root filesystem, and keeps count of the snapshots.
+// bound mounts a directory as the root filesystem, and counts the snapshots.
 type bound struct{ source string }
 
 func (b bound) Prepare(ctx context.Context, s Snapshot, _, target string) error {
@@ -62,7 +62,7 @@ func (b bound) MountFor(ctx context.Context, s Snapshot, target string, _ *os.Fi
 
 func (bound) Unmount(target string) error {
 	if !mounted(target) {
-		return nil // which an ordinary user can't be refused
+		return nil // an ordinary user can't set it, and need not
 	}
 	err := unix.Unmount(target, unix.UMOUNT_NOFOLLOW)
 	if errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENOENT) {
@@ -79,7 +79,7 @@ func (b bound) Remove(_ context.Context, s Snapshot) error {
 	return err
 }
 
-// bound is the machine's store with a snapshot for each container.
+// bound returns the machine's store with a snapshot for each container.
 func (m *machine) bound() *Containers {
 	m.Helper()
 	all, err := Open(filepath.Join(m.state, "store"), "default", m.state, bound{m.bundle}, nil)
@@ -89,7 +89,7 @@ func (m *machine) bound() *Containers {
 	return all
 }
 
-// snapshotted makes a container with a snapshot and its configuration.
+// snapshotted makes a container with a snapshot and a configuration.
 func (m *machine) snapshotted(id string, rec Record) *Container {
 	m.Helper()
 	testenv.Write(m.T, filepath.Join(m.bundle, "snapshot-"+id), "")
@@ -106,7 +106,7 @@ func (m *machine) snapshotted(id string, rec Record) *Container {
 	return c
 }
 
-// as runs the test binary as a program that starts or runs a container.
+// as returns the test binary as a program that makes or runs a container.
 func (m *machine) as(what, id, step string) *exec.Cmd {
 	c := exec.Command("/proc/self/exe")
 	c.Env = append(os.Environ(), "TEST_RUN="+strings.Join([]string{m.runtime, m.state, id, m.bundle, what}, "|"), killAt+"="+step, "TEST_SNAPSHOTS="+m.bundle)
@@ -114,7 +114,7 @@ func (m *machine) as(what, id, step string) *exec.Cmd {
 	return c
 }
 
-// Whatever is killed at whatever step, the next calls see the truth, run the container again,
+// Whichever process is killed at whichever step, the next calls report the true status, can run the container again,
 // and leave nothing of it behind.
 func TestKilledAtEveryStep(t *testing.T) {
 	steps := []string{"claimed", "blank", "creating", "mounted", "shim", "ready", "started", "running", "reaped", "ended", "removed", "unmounted", "recorded", "remove", "snapshot removed"}
@@ -130,7 +130,7 @@ func TestKilledAtEveryStep(t *testing.T) {
 		for _, what := range []string{"run", "start"} {
 			for _, keep := range []bool{true, false} {
 				if m.runtime != "runc" && keep == (what == "run") {
-					continue // half of it will do for another runtime
+					continue // half of the steps are enough for a second runtime
 				}
 				for _, step := range steps {
 					if what == "run" && (step == "shim" || step == "reaped") || keep && (step == "remove" || step == "snapshot removed") {
@@ -169,10 +169,10 @@ func TestKilledAtEveryStep(t *testing.T) {
 	})
 }
 
-// truth demands that a look at a container agrees with what runs, once all settled.
+// truth checks that a container's status agrees with its processes, once everything has settled.
 func (m *machine) truth(name string, c *Container, step string) {
 	m.Helper()
-	// The process sleeps for a fifth of a second at most.
+	// The process sleeps for at most a fifth of a second.
 	end := time.Now().Add(time.Minute)
 	for {
 		now, err := m.bound().Get(c.ID)
@@ -189,7 +189,7 @@ func (m *machine) truth(name string, c *Container, step string) {
 			return
 		}
 		if i.Status == Running && (i.Pid == 0 || unix.Kill(i.Pid, 0) != nil) && !monitored(c) {
-			// It may have ended since it was looked at. It has by now.
+			// It may have ended since the first look. By now it has.
 			if i, err = now.Info(); err == nil && i.Status == Running {
 				m.Errorf("%s: %+v", name, i)
 				return
@@ -204,7 +204,7 @@ func (m *machine) truth(name string, c *Container, step string) {
 			if i.Status == Stopped && i.Exit.Status != nil && *i.Exit.Status != 3 {
 				m.Errorf("%s: exit status %d", name, *i.Exit.Status)
 			}
-			// It is recorded before anything is cleaned up.
+			// The end is recorded before anything is cleaned up.
 			if recorded := step == "recorded" || step == "removed" || step == "unmounted"; recorded && (i.Status != Stopped || i.Exit.Status == nil) {
 				m.Errorf("%s: its exit is lost: %s %+v", name, i.Status, i.Exit)
 			}
@@ -234,11 +234,11 @@ func (m *machine) code(err error) int {
 	return 0
 }
 
-// A container goes on without its shim; the next that works on it brings another, which has what it
-// printed meanwhile and, where the kernel tells, its status.
+// A container continues without its shim. The next call that works on it starts another shim, which copies the output
+// of the meantime and, if the kernel reports it, records the exit status.
 func TestShimKilled(t *testing.T) {
 	runtimes(t, func(t *testing.T, m *machine) {
-		// What it prints to has another number by then.
+		// Its output has another descriptor by then.
 		m.spec(spec.Options{Args: []string{"sh", "-c", "trap 'echo told >&3; exit 6' TERM; exec 3>&1 >/dev/null; echo before >&3; while ! test -e /go; do sleep 0.02; done; echo meanwhile >&3; while :; do sleep 0.02; done"}})
 		c := m.detached(Record{ID: "test-shim"})
 		l, err := c.proc("").look()
@@ -258,7 +258,7 @@ func TestShimKilled(t *testing.T) {
 		if i := m.info(c); i.Status != Running {
 			m.Errorf("after a clearing: %+v", i)
 		}
-		// Who looks at the log is enough.
+		// Reading the log is enough to start another shim.
 		until(t, "what it printed meanwhile", func() bool {
 			var text strings.Builder
 			if err := c.proc("").Logs(t.Context(), Logs{Tail: -1}, func(e stdio.Entry) error { text.Write(e.Text); return nil }); err != nil {
@@ -286,7 +286,7 @@ func TestShimKilled(t *testing.T) {
 	})
 }
 
-// So does a further process: it goes on, and the next that works on it brings another shim.
+// The same holds for a further process.
 func TestExecShimKilled(t *testing.T) {
 	runtimes(t, func(t *testing.T, m *machine) {
 		m.spec(spec.Options{Args: []string{"sleep", "1000"}})
@@ -319,7 +319,7 @@ func TestExecShimKilled(t *testing.T) {
 		if l, err = c.proc(id).look(); err != nil || l.status != Running || !l.monitored {
 			t.Errorf("with another shim: %+v %v", l, err)
 		}
-		// Its input had no writer left.
+		// No writer of its input was left.
 		until(m.T, "the end of its input", func() bool { return strings.Contains(log(), "heard") })
 		if err := c.proc(id).Kill(t.Context(), unix.SIGTERM); err != nil {
 			m.Fatal(err)
@@ -345,8 +345,8 @@ func (m *machine) log(c *Container) string {
 	return string(b)
 }
 
-// After a boot the state directories are gone, and so are the processes: what was running is stopped,
-// what was to be removed goes, and everything can be run again.
+// After a boot the state directories and processes are gone. Running containers are stopped, those to be removed at
+// their end are removed, and all others can be run again.
 func TestBoot(t *testing.T) {
 	runtimes(t, func(t *testing.T, m *machine) {
 		m.spec(spec.Options{Args: []string{"sleep", "1000"}})
@@ -369,7 +369,7 @@ func TestBoot(t *testing.T) {
 			if err := (bound{}).Unmount(c.path("rootfs")); err != nil {
 				t.Fatal(err)
 			}
-			// Of another boot: the number may be another process's now.
+			// State of another boot: its process number may be another process's now.
 			s := *l.state
 			s.Pid, s.Boot, s.Monitor.Pid, s.Monitor.Boot = os.Getpid(), "00000000-0000-0000-0000-000000000000", os.Getpid(), "00000000-0000-0000-0000-000000000000"
 			if err := c.proc("").writeState(s); err != nil {
@@ -404,8 +404,8 @@ func TestBoot(t *testing.T) {
 	})
 }
 
-// A clearing looks at all containers once in each boot, and then at those alone that may have left something: not at
-// thousands that have stopped.
+// Clear checks all containers once after each boot. Later it checks only those that may have left something, not
+// thousands of stopped ones.
 func TestClearLooksAtFew(t *testing.T) {
 	t.Parallel()
 	all, err := Open(t.TempDir(), "default", t.TempDir(), bound{}, nil)
@@ -417,7 +417,7 @@ func TestClearLooksAtFew(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if err := c.proc("").blankExit(); err != nil { // as the end of a boot leaves it
+		if err := c.proc("").blankExit(); err != nil { // as a boot during a run leaves it
 			t.Fatal(err)
 		}
 		return c
@@ -432,7 +432,7 @@ func TestClearLooksAtFew(t *testing.T) {
 	if _, err := all.Create(t.Context(), Record{ID: "kept"}, "", nil); err != nil {
 		t.Fatal(err)
 	}
-	all.Clear(t.Context()) // the first of the boot with a container
+	all.Clear(t.Context()) // the first call after the boot with a container
 	before, other := lost("before"), lost("other")
 	dead := HostProcess{Pid: 1<<22 + 1, Boot: bootID()}
 	if _, err := all.Create(t.Context(), Record{ID: "made", RemoveAtEnd: true, Owner: &dead}, "", nil); err != nil {
@@ -461,7 +461,7 @@ func TestClearLooksAtFew(t *testing.T) {
 	}
 }
 
-// A disk that is full when a container ends loses its output and not how it ended.
+// If the disk is full when a container ends, its output is lost, but not its exit status.
 func TestFullDisk(t *testing.T) {
 	runtimes(t, func(t *testing.T, m *machine) {
 		store := filepath.Join(m.state, "store")
@@ -500,7 +500,7 @@ func TestFullDisk(t *testing.T) {
 	})
 }
 
-// host is what containers could leave on the host.
+// host returns what containers may leave on the host.
 func host(t *testing.T, m *machine) map[string][]string {
 	t.Helper()
 	all := map[string][]string{}
@@ -537,11 +537,11 @@ func host(t *testing.T, m *machine) map[string][]string {
 	return all
 }
 
-// A hundred containers at once, started and ended in all ways, leave nothing.
+// A hundred concurrent containers, started and ended in all ways, leave nothing.
 func TestHundred(t *testing.T) {
 	runtimes(t, func(t *testing.T, m *machine) {
 		if m.runtime != "runc" {
-			return // crun needs a mount namespace for each here
+			return // crun needs a mount namespace for each of them here
 		}
 		before := host(t, m)
 		m.spec(spec.Options{Args: []string{"sh", "-c", "echo hello; exec sleep 0.$((RANDOM % 5))"}})
@@ -565,7 +565,7 @@ func TestHundred(t *testing.T) {
 					t.Errorf("%s %s: %v %s", verb, id, err, out)
 				}
 				switch {
-				case n%3 == 0: // it goes by itself
+				case n%3 == 0: // removed at its end
 				case n%2 == 0:
 					if _, err := c.proc("").Wait(t.Context()); err != nil {
 						t.Errorf("wait %s: %v", id, err)

@@ -14,7 +14,7 @@ import (
 	"github.com/containerd/errdefs"
 )
 
-// A container that can't be completed leaves neither a directory nor a snapshot, whether completing it failed or was cancelled.
+// If completing a container fails or is cancelled, neither its directory nor its snapshot is left.
 func TestCreateUndoes(t *testing.T) {
 	testenv.Require(t, "root")
 	root, source := t.TempDir(), t.TempDir()
@@ -50,7 +50,7 @@ func TestCreateUndoes(t *testing.T) {
 	}
 }
 
-// A process that is killed while it makes a container leaves only what the next clearing, or a removal, takes away.
+// If the process is killed while it makes a container, Clear or Remove deletes everything it has left.
 func TestCreateKilledAtEveryStep(t *testing.T) {
 	runtimes(t, func(t *testing.T, m *machine) {
 		for _, step := range []string{"written", "prepared", "completed"} {
@@ -81,7 +81,7 @@ func TestCreateKilledAtEveryStep(t *testing.T) {
 	})
 }
 
-// A list of the containers with a process opens nothing of the others, of which there may be thousands.
+// Listing the containers with a process does not open files of the others, of which there may be thousands.
 func TestListOpensWhatHasBegunAlone(t *testing.T) {
 	t.Parallel()
 	state := t.TempDir()
@@ -94,7 +94,7 @@ func TestListOpensWhatHasBegunAlone(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		testenv.Write(t, filepath.Join(c.Dir(), "container.json"), "{") // an error for whoever opens it
+		testenv.Write(t, filepath.Join(c.Dir(), "container.json"), "{") // reading it fails
 	}
 	if list, err := all.List(true); len(list) != 0 || err != nil {
 		t.Errorf("%v, %v", list, err)
@@ -108,7 +108,8 @@ func TestListOpensWhatHasBegunAlone(t *testing.T) {
 	}
 }
 
-// The command is read from the container's configuration. One that a stranger's record names elsewhere is not opened.
+// The command is read from the container's configuration. A configuration elsewhere, named by a stranger's record, is
+// not opened.
 func TestCommand(t *testing.T) {
 	t.Parallel()
 	all, err := Open(t.TempDir(), "default", t.TempDir(), nil, nil)

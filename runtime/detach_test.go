@@ -47,7 +47,7 @@ func (m *machine) find() *Runtime {
 
 func (m *machine) finder(string) (*Runtime, error) { return m.find(), nil }
 
-// detached starts the bundle in the background.
+// detached starts the bundle detached.
 func (m *machine) detached(rec Record) *Container {
 	m.Helper()
 	rec.Bundle = m.bundle
@@ -59,7 +59,7 @@ func (m *machine) detached(rec Record) *Container {
 	return c
 }
 
-// until waits for something to become true.
+// until waits until f returns true.
 func until(t *testing.T, what string, f func() bool) {
 	t.Helper()
 	for range 12000 {
@@ -89,7 +89,7 @@ func (m *machine) stopped(c *Container) Info {
 func TestDetached(t *testing.T) {
 	runtimes(t, func(t *testing.T, m *machine) {
 		m.spec(spec.Options{Args: []string{"sh", "-c", "echo out; echo err >&2; printf part; ls -l /proc/self/fd | grep -c -- '->'; exit 7"}})
-		extra, err := os.Open(m.bundle) // as a shell's 9<file
+		extra, err := os.Open(m.bundle) // as after 9<file in a shell
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -132,7 +132,7 @@ func TestDetached(t *testing.T) {
 		if strings.Join(topics, " ") != "/containers/create /tasks/start /tasks/exit" {
 			m.Errorf("events %q", topics)
 		}
-		// It can be run again.
+		// The container can be run again.
 		if _, err := c.Start(t.Context(), m.find()); err != nil {
 			m.Error(err)
 		}
@@ -142,7 +142,7 @@ func TestDetached(t *testing.T) {
 			m.Errorf("%+v %v", e, err)
 		}
 
-		// What can't be started leaves nothing.
+		// A failed start leaves nothing.
 		m.spec(spec.Options{Args: []string{"/bin/data"}})
 		_, _, err = m.containers().StartBundle(t.Context(), m.finder, Record{ID: "test-detached", Bundle: m.bundle, RemoveAtEnd: true})
 		if ExitStatus(err) != 126 {
@@ -157,7 +157,7 @@ func TestDetached(t *testing.T) {
 	})
 }
 
-// The shim of a container has no descriptors but its own, and its log is bounded.
+// A container's shim has only its own descriptors, and its log is bounded.
 func TestShim(t *testing.T) {
 	runtimes(t, func(t *testing.T, m *machine) {
 		m.spec(spec.Options{Args: []string{"sh", "-c", "i=0; while [ $i -lt 20000 ]; do echo line $i; i=$((i+1)); done; exec sleep 1000"}})
@@ -198,7 +198,7 @@ func TestShim(t *testing.T) {
 	})
 }
 
-// noted is networks that are noted as they are removed.
+// noted is a Networks that records what is removed.
 type noted []string
 
 func (n *noted) Up(context.Context, string, *Connection) error { return nil }
@@ -213,7 +213,7 @@ func (n *noted) Remove(_ context.Context, path string) error {
 	return nil
 }
 
-// A container's network goes with it, and a network that can't go keeps the container.
+// A container's network is removed with it. If that fails, the container is kept.
 func TestNetworkGoesWithTheContainer(t *testing.T) {
 	var gone noted
 	all, err := Open(t.TempDir(), "default", t.TempDir(), bound{}, &gone)
@@ -237,12 +237,12 @@ func TestNetworkGoesWithTheContainer(t *testing.T) {
 	}
 }
 
-// A further process that begins while the container goes with its end begins, or is told that there is none
-// any more: it leaves nothing.
+// A further process that starts while the container is being removed either starts, or fails because there is no
+// container. It leaves nothing.
 func TestExecBesideTheEnd(t *testing.T) {
 	runtimes(t, func(t *testing.T, m *machine) {
 		m.spec(spec.Options{Args: []string{"sleep", "0.1"}})
-		var set string // the directory of the containers, which the last one takes with it
+		var set string // the directory of the containers, which is removed with the last one
 		for n := range 8 {
 			c := m.detached(Record{ID: "test-beside-" + strconv.Itoa(n), RemoveAtEnd: true})
 			var wg sync.WaitGroup
@@ -275,7 +275,7 @@ func TestExecBesideTheEnd(t *testing.T) {
 	})
 }
 
-// startTo starts the bundle in the background with its output going to where LogTo says.
+// startTo starts the bundle detached, with LogTo.
 func (m *machine) startTo(id, to string) *Container {
 	m.Helper()
 	find := func(string) (*Runtime, error) {
@@ -290,7 +290,7 @@ func (m *machine) startTo(id, to string) *Container {
 	return c
 }
 
-// Output goes nowhere, or to a descriptor of the caller's, and not to a log.
+// Output can go nowhere, or to a descriptor of the caller, instead of to a log.
 func TestLogTo(t *testing.T) {
 	runtimes(t, func(t *testing.T, m *machine) {
 		noLog := func(c *Container) {
@@ -312,7 +312,7 @@ func TestLogTo(t *testing.T) {
 		made := []*Container{c}
 
 		var fds [2]int
-		if err := unix.Pipe(fds[:]); err != nil { // not closed on exec, as a shell's
+		if err := unix.Pipe(fds[:]); err != nil { // not close-on-exec, like a shell's
 			t.Fatal(err)
 		}
 		r, w := os.NewFile(uintptr(fds[0]), "reader"), os.NewFile(uintptr(fds[1]), "writer")
@@ -338,7 +338,7 @@ func TestLogTo(t *testing.T) {
 			m.Errorf("the pipe has %v", got)
 		}
 
-		// A reader that goes away ends nothing, and what a process prints whose shim was killed is in a log again.
+		// A reader that goes away does not end the process. After its shim is killed, the output goes to a log again.
 		m.spec(spec.Options{Args: []string{"sh", "-c", "while :; do echo tick; sleep 0.01; done"}})
 		c = m.startTo("test-gone", to)
 		made = append(made, c)

@@ -3,10 +3,13 @@
 //
 // # Processes
 //
-// A [Container] is a record of what it uses, and a [Process], its own. [Container.Exec] starts further ones in it. All are
-// kept alike: a directory in the store (containers/NS/ID, exec/X below it) for what outlives the host, and a private
-// directory on this host (STATE/run/KEY, exec-X below it) for what dies with the boot. Nothing in the store names a process,
-// cgroup, program or pipe of this host, because the store may be a stranger's.
+// [Open] returns the [Containers] of a namespace of a store. A [Container] has a [Record] of what it uses and its own
+// [Process]; [Container.Exec] starts further processes in it. [Container.Run] runs a container in the foreground, and
+// [Container.Start] detached.
+//
+// Every process has two directories. The one in the store (containers/NS/ID, or exec/X below it) has what survives a
+// boot. The private one on this host (STATE/run/KEY, or exec-X below it) has the state of a run. Nothing in the store
+// names a process, cgroup, program or pipe of this host, because the store may have been written by a stranger.
 //
 //	        begin             start                 end
 //	created ─────▶ creating ──────▶ running ──────────────▶ stopped
@@ -15,20 +18,20 @@
 //	   └──────────────┘             paused                     ▼
 //	                                                        creating
 //
-// No file holds this status. [Process.look] derives it from two files and from the kernel, which knows who lives:
+// No file holds the status. [Process.look] derives it from two files, and from the kernel, which knows what is alive:
 //
 //	state.json (host)   exit.json (store)   its process   its monitor   status
 //	none                none                -             -             created
 //	none                an end              -             -             stopped
 //	none                blank               -             -             stopped; the end was lost with the boot
-//	any                 an end              -             -             stopped; the next run begins, or the last is cleaned up
+//	any                 an end              -             -             stopped; a run is about to begin, or is being cleaned up
 //	creating            none, blank         -             alive         creating
-//	creating            none, blank         -             dead          created; what was made is cleared
+//	creating            none, blank         -             dead          created; what was made must be cleared up
 //	running             blank               alive         -             running, or paused if its cgroup is frozen
 //	running             blank               dead          alive         running; the end is being recorded
 //	running             blank               dead          dead          stopped; nobody saw the end
 //
-// # Who writes what, in which order
+// # Who writes what, and in which order
 //
 //	step      by          writes
 //	create    the caller  the directory and its lock, container.json (process.json of a further process), config.json
@@ -39,30 +42,37 @@
 //	                      cgroups, unmounts, disconnects, and removes STATE/run/KEY, and STATE/lock/KEY last
 //	remove    the caller  removes network and snapshot, then container.json, then the rest of the directory, its lock last
 //
-// A process that is killed between two steps leaves files from which the next call goes on: [Containers.Clear] removes what
-// nobody looks after, and records that the end was not seen. Which containers it has to look at is in STATE/run and
-// STATE/due. Tests kill at each step, see at.
+// If a process is killed between two steps, the next call continues from the files that are there: [Containers.Clear]
+// removes what has no monitor, and records that the end was not seen. STATE/run and STATE/due list the containers that
+// it has to check. Crash tests kill the process at each step: see the variable atStep.
 //
 // # Locks
 //
-// All are flock(2), which the kernel releases when the last process that shares one has ended.
+// All locks are flock(2). The kernel releases a lock when the last process that shares it has exited.
 //
 //	lock                      of           held by                                      for
-//	containers/NS/ID/lock     the process  who runs or removes it, with shim and guard  the whole run
+//	containers/NS/ID/lock     the process  its caller, shim and guard, or its remover   the whole run
 //	STATE/lock/KEY            the ID       the same; KEY is unique on the host          the whole run
 //	STATE/run/KEY/working     the runtime  each runtime process, which inherits it      its work
-//	container.json            the record   who changes it                               an instant
+//	container.json            the record   the process that changes it                  an instant
 //
-// They are taken in this order. A further process has a lock and a working of its own in its directories.
+// They are taken in this order. A further process has its own lock and working in its directories.
 //
 // # Monitors
 //
-// The monitor is whoever will record the end. In the foreground that is the calling program: it is a supervisor's child,
-// so what it started ends with it. A guard, which does nothing but wait for the end of a pipe, kills that if the monitor is
-// killed. In the background the monitor is a shim, which keeps the process's streams. A process whose shim was killed is
-// adopted, never killed: the next call that works on it starts another shim, which knows the process by its number and
-// time of start, and finds its pipes by what the kernel calls them.
-// A database does not stop because of the death of a process that it does not need, and `task start` on it would otherwise
-// be what kills it. What adoption can't bring back is told: a terminal is gone with its shim, and kernels before
-// 6.15 tell an exit status to the parent alone, so that the end may be recorded without one.
+// The monitor of a process is the process that will record its end. In the foreground it is the calling program, which
+// belongs to a supervisor, so what it started must end with it. Therefore a guard, a process that only waits for the end
+// of a pipe, kills the container if the monitor is killed.
+//
+// A detached process has a shim as its monitor, which also keeps its streams. If the shim is killed, the process is
+// adopted, not killed: a database must not stop because a process died that it does not need. The next call that works
+// on it starts another shim. That knows the process by its number and time of start, and finds its pipes by the kernel's
+// names for them. Two things can't be recovered, and are reported: a terminal is lost with its shim, and kernels before
+// 6.15 report an exit status only to the parent, so the end may be recorded without a status.
+//
+// # Errors
+//
+// The classes are NotFound, AlreadyExists, InvalidArgument, FailedPrecondition (it runs, does not run, or is not this
+// user's), Unavailable (another process works on it), PermissionDenied and NotImplemented. [ExitStatus] gives docker's
+// statuses 125 to 127 for an error of a run.
 package runtime

@@ -17,7 +17,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// A container can neither own, reopen nor truncate what the streams of this process are.
+// A container can't take over, reopen or truncate the files of this process's standard streams.
 func TestRunKeepsTheCallersFiles(t *testing.T) {
 	const script = `echo X > /proc/self/fd/0; cat; : > /proc/self/fd/1; echo bye; echo more > /proc/self/fd/2`
 	runtimes(t, func(t *testing.T, m *machine) {
@@ -61,7 +61,7 @@ func opened(t *testing.T, name string, flags int) *os.File {
 	return f
 }
 
-// keepsFiles runs a command of a container's uid 1000 with files as its streams, and one of a terminal's.
+// keepsFiles runs a command as uid 1000 of a container, once with files as standard streams and once with a terminal.
 func keepsFiles(t *testing.T, command func() *exec.Cmd) {
 	t.Helper()
 	dir := t.TempDir()
@@ -79,7 +79,7 @@ func keepsFiles(t *testing.T, command func() *exec.Cmd) {
 		got, err := os.ReadFile(name(n))
 		var st unix.Stat_t
 		serr := unix.Stat(name(n), &st)
-		// What the container writes to its own input, it may read there.
+		// A process can read back what it writes to its own input.
 		if err != nil || serr != nil || n != "in" && strings.Replace(string(got), "X\n", "", 1) != want || n == "in" && string(got) != want || st.Uid != 0 {
 			t.Errorf("%s: %q, not %q; owner %d; %v", n, got, want, st.Uid, err)
 		}
@@ -101,7 +101,7 @@ func keepsTerminal(t *testing.T, command func() *exec.Cmd) {
 	if err := c.Start(); err != nil {
 		t.Fatal(err)
 	}
-	slave.Close() // reading ends with its last user
+	slave.Close() // reading ends when the last user has closed it
 	var seen []byte
 	for b := make([]byte, 256); !bytes.Contains(seen, []byte("bye")); {
 		n, err := master.Read(b)
@@ -118,7 +118,7 @@ func keepsTerminal(t *testing.T, command func() *exec.Cmd) {
 	}
 }
 
-// A container has no descriptor of the caller's beside its streams, and those are the caller's where that was asked for.
+// A container gets no descriptors of the caller except the standard streams, and the caller's own only on request.
 func TestRunInheritsNoMore(t *testing.T) {
 	runtimes(t, func(t *testing.T, m *machine) {
 		dir := t.TempDir()
@@ -141,7 +141,7 @@ func TestRunInheritsNoMore(t *testing.T) {
 	})
 }
 
-// The input of a detached process is a pipe that nobody else can open, and not the FIFO that leads to it.
+// The input of a detached process is a pipe that nobody else can open, not the FIFO that feeds it.
 func TestDetachedInputIsAPipe(t *testing.T) {
 	runtimes(t, func(t *testing.T, m *machine) {
 		m.spec(spec.Options{User: "1000", Args: []string{"sh", "-c", "ls -l /proc/self/fd/0; cat; exit 6"}})

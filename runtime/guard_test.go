@@ -23,7 +23,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// left lists what a container has on the host: processes, by their arguments, cgroups and mounts.
+// left lists a container's processes, found by their arguments, cgroups and mounts on the host.
 func (m *machine) left(id string, args ...string) (all []string) {
 	m.Helper()
 	entries, _ := os.ReadDir("/proc")
@@ -52,7 +52,7 @@ func (m *machine) left(id string, args ...string) (all []string) {
 	return all
 }
 
-// What run has started ends with it, wherever it is killed, and nobody has to call anything.
+// At whatever step a foreground run is killed, everything that it has started is ended without another call.
 func TestRunKilled(t *testing.T) {
 	runtimes(t, func(t *testing.T, m *machine) {
 		for _, keep := range []bool{true, false} {
@@ -85,7 +85,7 @@ func TestRunKilled(t *testing.T) {
 					return err == nil
 				})
 				if i := m.info(c); step == "started" && i.Status == Created {
-					// Nothing says yet that it ran.
+					// Nothing has been recorded about the run yet.
 				} else if i.Status != Stopped || i.Exit == nil {
 					t.Errorf("%s: %+v", name, i)
 				}
@@ -97,7 +97,7 @@ func TestRunKilled(t *testing.T) {
 	})
 }
 
-// So it is at any moment, and also where its guard is killed with it: then the next call ends it.
+// The same at random moments. If the guard is killed too, the next call ends the container.
 func TestRunKilledAnytime(t *testing.T) {
 	runtimes(t, func(t *testing.T, m *machine) {
 		m.spec(spec.Options{Args: []string{"sh", "-c", "sleep 2011 & exec sleep 2012"}})
@@ -139,7 +139,7 @@ func TestRunKilledAnytime(t *testing.T) {
 	})
 }
 
-// So it is when its record is broken, or the store was removed meanwhile.
+// The same if the container's record is damaged, or the store has been removed.
 func TestRunKilledWithoutRecord(t *testing.T) {
 	runtimes(t, func(t *testing.T, m *machine) {
 		m.spec(spec.Options{Args: []string{"sh", "-c", "echo ready; exec sleep 2013"}})
@@ -213,13 +213,13 @@ func TestRunKilledWithoutRecord(t *testing.T) {
 	})
 }
 
-// removeStore removes the store. It tries until it succeeds, because processes that are just starting may still write there.
+// removeStore removes the store. It retries, because processes that are just starting may still write there.
 func (m *machine) removeStore() {
 	m.Helper()
 	until(m.T, "the store is removed", func() bool { return os.RemoveAll(filepath.Join(m.state, "store")) == nil })
 }
 
-// cgroups are the directories that a container's cgroups have.
+// cgroups returns the directories of a container's cgroups.
 func (m *machine) cgroups(id string) []string {
 	return slices.DeleteFunc(m.left(id), func(s string) bool { return !strings.HasPrefix(s, cgroupRoot) })
 }
@@ -239,7 +239,7 @@ func (m *machine) guards(id string) (all []HostProcess) {
 	return all
 }
 
-// A further process in the foreground ends with what started it, and the container goes on.
+// A further process in the foreground is ended with its caller, and the container continues.
 func TestExecKilled(t *testing.T) {
 	runtimes(t, func(t *testing.T, m *machine) {
 		m.spec(spec.Options{Args: []string{"sleep", "2021"}})
@@ -266,7 +266,7 @@ func TestExecKilled(t *testing.T) {
 		if i := m.info(c); i.Status != Running {
 			m.Errorf("%+v", i)
 		}
-		// Another one with its ID waits for that.
+		// Another process with the same ID waits for that.
 		for range 5 {
 			x := m.as("exec-sleep", c.ID, "running")
 			x.Env = append(x.Env, "TEST_SCRIPT=:")
@@ -284,7 +284,7 @@ func TestExecKilled(t *testing.T) {
 				t.Error(err)
 			}
 		}
-		// Before it was written down, too.
+		// The same if its start was not recorded yet.
 		for _, step := range []string{"started", "running"} {
 			x := m.as("exec-sleep", c.ID, step)
 			x.Env = append(x.Env, "TEST_SCRIPT=:")
@@ -294,7 +294,7 @@ func TestExecKilled(t *testing.T) {
 			until(t, step+": its end", func() bool { return len(m.left("none", "sleep 1001", "sleep 1002")) == 0 })
 			until(t, step+": its directory's", func() bool { _, err := os.Stat(c.path("exec", "further")); return err != nil })
 		}
-		// Nor does one go on whose shim is killed before it has told anybody.
+		// A detached process whose shim is killed before it has reported the start is ended too.
 		for _, step := range []string{"started", "running"} {
 			if out, err := m.as("start-exec", c.ID, step).CombinedOutput(); err == nil {
 				t.Errorf("%s: its shim was not killed: %s", step, out)
@@ -312,7 +312,7 @@ func TestExecKilled(t *testing.T) {
 	})
 }
 
-// Without a PID namespace of its own, what a container's processes leave behind is run's to wait for.
+// Without its own PID namespace, a container's orphans are reaped by the run.
 func TestRunReaps(t *testing.T) {
 	runtimes(t, func(t *testing.T, m *machine) {
 		m.spec(spec.Options{Args: []string{"sh", "-c", "(sh -c 'exit 3' & sh -c 'exit 4' &) ; sleep 0.2; echo ready; cat"}})
@@ -359,7 +359,7 @@ func TestRunReaps(t *testing.T) {
 	})
 }
 
-// Who blocks a signal takes it by sigwait or signalfd, as an init does.
+// A blocked signal counts as caught, since sigwait or signalfd may take it, as inits do.
 func TestCatches(t *testing.T) {
 	c := exec.Command("env", "--block-signal=TERM", "sleep", "1000")
 	if err := c.Start(); err != nil {
@@ -378,7 +378,7 @@ func TestCatches(t *testing.T) {
 	}
 }
 
-// A start that waits for a process that was killed before it took the start's word ends when what is left is cleared.
+// A runtime's start may wait for ever for a process that was killed. Clearing up ends it.
 func TestClearEndsAStart(t *testing.T) {
 	host, bin := t.TempDir(), t.TempDir()
 	crun := filepath.Join(bin, "crun")
@@ -432,7 +432,7 @@ func TestClearEndsAStart(t *testing.T) {
 	}
 }
 
-// stuck are networks that can't be removed.
+// stuck is a Networks that can't remove networks.
 type stuck struct{ removed int }
 
 func (*stuck) Up(context.Context, string, *Connection) error { return nil }
@@ -440,7 +440,7 @@ func (*stuck) Connection(string) (*Connection, error)        { return nil, nil }
 func (*stuck) Down(context.Context, string) error            { return nil }
 func (s *stuck) Remove(context.Context, string) error        { s.removed++; return errors.New("it is stuck") }
 
-// connected makes a container that goes at its end, in a network that can't be removed.
+// connected makes a container that is to be removed at its end, but has a network that can't be removed.
 func connected(t *testing.T) (*Container, *stuck) {
 	t.Helper()
 	dir, networks := t.TempDir(), &stuck{}
@@ -455,7 +455,7 @@ func connected(t *testing.T) (*Container, *stuck) {
 	return c, networks
 }
 
-// What a guard does after it has given the locks back is not tried again: by then the ID may be another's.
+// A guard does not retry after it has released its locks: the ID may have a new owner.
 func TestGuardGivesTheLocksBackOnce(t *testing.T) {
 	c, networks := connected(t)
 	lock, err := c.proc("").takeLock()
@@ -474,7 +474,7 @@ func TestGuardGivesTheLocksBackOnce(t *testing.T) {
 	}
 }
 
-// A run whose ID another store's container has leaves that one's network alone.
+// If the ID is in use by a container of another store, a run does not touch that one's network.
 func TestABusyIDKeepsItsNetwork(t *testing.T) {
 	c, networks := connected(t)
 	if err := PrivateDir(c.set.state); err != nil {

@@ -12,7 +12,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// A container is made before a sweep begins, or after it has ended: never while it deletes what the container is to pin.
+// A container is made either before a sweep begins or after it has ended, never while it deletes what the container
+// pins.
 func TestCreateWaitsForASweep(t *testing.T) {
 	root := t.TempDir()
 	hold, err := disk.LockFile(t.Context(), filepath.Join(root, "hold"), os.O_RDWR|os.O_CREATE, 0o600, unix.LOCK_EX)
@@ -29,7 +30,7 @@ func TestCreateWaitsForASweep(t *testing.T) {
 		_, err := all.Create(ctx, Record{ID: "test-held"}, "", nil)
 		done <- err
 	}()
-	// It has its ID before it waits.
+	// The container has claimed its ID before it waits.
 	until(t, "the container's lock", func() bool {
 		_, err := os.Stat(filepath.Join(root, "containers", "default", "test-held", "lock"))
 		return err == nil

@@ -22,7 +22,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// stranger makes a container as a stranger's store may hold one.
+// stranger makes a container as another user's store may contain one.
 func stranger(t *testing.T, all *Containers, id string, files map[string]string) *Container {
 	t.Helper()
 	dir := filepath.Join(all.dir(), id)
@@ -48,7 +48,7 @@ func openedStore(t *testing.T, n Networks) *Containers {
 	return all
 }
 
-// A store that came with a cloned repository executes, kills and starts nothing.
+// With a store from a cloned repository, nothing is executed, killed or started.
 func TestStrangersStore(t *testing.T) {
 	var gone noted
 	all := openedStore(t, &gone)
@@ -117,7 +117,8 @@ func TestStrangersStore(t *testing.T) {
 	}
 }
 
-// A record proves that this user made the container at this place, with what it says of the host; a copy does not.
+// A seal proves that this user made the container in this place, with these statements about the host. A copy has no
+// valid seal.
 func TestSeal(t *testing.T) {
 	all := openedStore(t, &noted{})
 	c, err := all.Create(t.Context(), Record{ID: "c", Network: "/networks/c/netns"}, "", nil)
@@ -155,7 +156,7 @@ func TestSeal(t *testing.T) {
 		}
 	}
 	testenv.Write(t, c.path("container.json"), string(b))
-	// A copy, also one that takes the place of what was copied.
+	// A copy, and a copy that replaces the original.
 	if out, err := exec.Command("cp", "-a", c.dir, c.dir+"-copy").CombinedOutput(); err != nil {
 		t.Fatalf("%v %s", err, out)
 	}
@@ -171,14 +172,15 @@ func TestSeal(t *testing.T) {
 	if err := get("c").Trust(); err != nil || !get("c").own {
 		t.Errorf("after trust: %v", err)
 	}
-	// Another user's key, or none any more.
+	// Another user's key, or no key.
 	t.Setenv("XDG_STATE_HOME", t.TempDir())
 	if get("c").own {
 		t.Error("with another key it is this user's own")
 	}
 }
 
-// Root keeps no key where another user's environment says, which sudo may have kept: that user could replace it.
+// Root keeps no key in another user's directory, as XDG_STATE_HOME under sudo may name it. That user could replace the
+// key.
 func TestKeyOfRoot(t *testing.T) {
 	testenv.Require(t, "root")
 	home := t.TempDir()
@@ -200,7 +202,7 @@ func TestKeyOfRoot(t *testing.T) {
 	}
 }
 
-// Nobody else reaches what is below containers, whatever the umask was.
+// No other user can access the directories of containers, whatever the umask was.
 func TestClosedToOthers(t *testing.T) {
 	all := openedStore(t, nil)
 	old := unix.Umask(0)
@@ -245,7 +247,7 @@ func TestClosedToOthers(t *testing.T) {
 			}
 		}
 	}
-	// What an older program left open is closed by the next that writes.
+	// The next call that writes closes directories that an older version left open.
 	for _, dir := range dirs {
 		if err := os.Chmod(dir, 0o755); err != nil {
 			t.Fatal(err)
@@ -255,7 +257,7 @@ func TestClosedToOthers(t *testing.T) {
 		t.Fatal(err)
 	}
 	closed("after a change")
-	// What others can write to is nobody's own.
+	// A directory that others can write to is not this user's own.
 	for _, dir := range dirs {
 		if err := os.Chmod(dir, 0o775); err != nil {
 			t.Fatal(err)
@@ -287,7 +289,8 @@ func TestClosedToOthers(t *testing.T) {
 	}
 }
 
-// For a container with a user namespace its root, and nobody else, may search what is above the root filesystem.
+// With a user namespace, root of the container, and no other user, may search the directories above the root
+// filesystem.
 func TestLetSearch(t *testing.T) {
 	testenv.Require(t, "root")
 	testenv.Require(t, "setpriv")
@@ -310,7 +313,7 @@ func TestLetSearch(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if _, err := c.Label(map[string]string{"a": "b"}); err != nil { // which closes what is open
+	if _, err := c.Label(map[string]string{"a": "b"}); err != nil { // closes what is open to others
 		t.Fatal(err)
 	}
 	for uid, may := range map[string]bool{"100000": true, "200000": true, "65534": false, "100001": false} {
@@ -321,7 +324,7 @@ func TestLetSearch(t *testing.T) {
 	}
 }
 
-// Whatever stands in the place of a file of a container, nothing is followed, waited for or read without a bound.
+// Whatever replaces a container's file, it is not followed, waited for, or read without limit.
 func TestUnfitFiles(t *testing.T) {
 	outside := filepath.Join(t.TempDir(), "outside")
 	for _, name := range []string{"container.json", "lock", "exit.json", "log", "config.json", "exec", "rootfs"} {
@@ -368,7 +371,7 @@ func TestUnfitFiles(t *testing.T) {
 	}
 }
 
-// A container that another process is making is removed by force alone.
+// Removing a container that another process is making requires force.
 func TestRemoveBesideItsOwner(t *testing.T) {
 	all := openedStore(t, nil)
 	owner := exec.Command("sleep", "1000")
@@ -392,7 +395,7 @@ func TestRemoveBesideItsOwner(t *testing.T) {
 	}
 }
 
-// A process can print something before its monitor has written down that it runs: whoever signals it then is not refused.
+// A process may print something before its monitor has recorded that it runs. A signal at that time is not refused.
 func TestKillWhileCreating(t *testing.T) {
 	all := openedStore(t, nil)
 	c, err := all.Create(t.Context(), Record{ID: "c"}, "", nil)
@@ -430,7 +433,7 @@ func TestKillWhileCreating(t *testing.T) {
 	}
 }
 
-// What runs is not started a second time, whether its shim lives or not.
+// A running container is not started again, whether its shim is alive or not.
 func TestStartOfWhatRuns(t *testing.T) {
 	runtimes(t, func(t *testing.T, m *machine) {
 		m.spec(spec.Options{Args: []string{"sleep", "1000"}})
@@ -464,9 +467,9 @@ func TestStartOfWhatRuns(t *testing.T) {
 	})
 }
 
-// remembering is networks that know what was asked for them until they forget, as at the end of a boot.
+// remembering is a Networks that keeps the requests for its networks, until forget is called as at a boot.
 type remembering struct {
-	asked *Connection // nil once forgotten
+	asked *Connection // nil after forget
 	got   []*Connection
 }
 
@@ -484,7 +487,7 @@ func (r *remembering) Connection(string) (*Connection, error) { return r.asked, 
 func (r *remembering) Down(context.Context, string) error     { return nil }
 func (r *remembering) Remove(context.Context, string) error   { return nil }
 
-// What was asked for a container's network outlives a boot: in its record.
+// The request for a container's network is in its record, and so survives a boot.
 func TestNetworkAfterBoot(t *testing.T) {
 	asked := &Connection{Name: "bridge", ConfDir: "/etc/cni/net.d", Ports: []string{"8080:80/tcp"}}
 	n := &remembering{asked: asked}

@@ -9,7 +9,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// A program whose first thread ends while another goes on until its input ends.
+// The test binary as a program whose first thread exits while another continues until its input ends.
 func init() {
 	if os.Getenv("TEST_LEADER") == "" {
 		return
@@ -18,10 +18,10 @@ func init() {
 		_, _ = io.Copy(io.Discard, os.Stdin)
 		os.Exit(9)
 	}()
-	_, _, _ = unix.Syscall(unix.SYS_EXIT, 0, 0, 0) // init has the first thread
+	_, _, _ = unix.Syscall(unix.SYS_EXIT, 0, 0, 0) // init runs on the first thread
 }
 
-// A process lives as long as one of its threads, though the first shows as a zombie.
+// A process is alive as long as one of its threads is, although it shows as a zombie when the first has exited.
 func TestAliveWithoutItsFirstThread(t *testing.T) {
 	c := exec.Command("/proc/self/exe")
 	c.Env = append(os.Environ(), "TEST_LEADER=yes")

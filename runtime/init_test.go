@@ -15,14 +15,14 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// initOf starts an init, which this program is too, with a command.
+// initOf returns an init, for which the test binary also serves, with a command.
 func initOf(args ...string) *exec.Cmd {
 	c := exec.Command("/proc/self/exe")
 	c.Args = append([]string{spec.InitPath}, args...)
 	return c
 }
 
-// An init exits as its command does, and tells what it can't start.
+// An init exits with its command's status, and reports a command that it can't start.
 func TestInitStatus(t *testing.T) {
 	t.Parallel()
 	for _, tt := range []struct {
@@ -42,18 +42,18 @@ func TestInitStatus(t *testing.T) {
 		var errs strings.Builder
 		c.Stderr = &errs
 		_ = c.Run()
-		_ = unix.Kill(-c.Process.Pid, unix.SIGKILL) // what a container's end would end
+		_ = unix.Kill(-c.Process.Pid, unix.SIGKILL) // normally killed when the container ends
 		if got := c.ProcessState.ExitCode(); got != tt.want || (got == 126 || got == 127) != strings.HasPrefix(errs.String(), "init: ") {
 			t.Errorf("%q: status %d, %q", tt.args, got, errs.String())
 		}
 	}
 }
 
-// An init forwards signals to its command, and waits for orphans.
+// An init forwards signals to its command, and reaps orphans.
 func TestInitForwardsAndReaps(t *testing.T) {
 	t.Parallel()
 	for sig, want := range map[unix.Signal]int{unix.SIGTERM: 3, unix.SIGUSR1: 4} {
-		// The orphan's own child is left to the init when the shell between them has ended.
+		// When the shell in between exits, the orphan's child becomes the init's.
 		c := initOf("sh", "-c", `trap 'exit 3' TERM; trap 'exit 4' USR1
 			orphan=$(sh -c 'sleep 0.01 >/dev/null & echo $!')
 			while kill -0 $orphan 2>/dev/null; do sleep 0.01; done
@@ -78,7 +78,7 @@ func TestInitForwardsAndReaps(t *testing.T) {
 	}
 }
 
-// The command of an init is told of a supervisor's sockets by its own number.
+// The command of an init gets a supervisor's sockets, with its own process number in the variables.
 func TestInitPassesSockets(t *testing.T) {
 	t.Parallel()
 	c := initOf("sh", "-c", `test $$ = $LISTEN_PID && echo "$0 $1 $LISTEN_FDS"`, "one", "two")
@@ -88,7 +88,7 @@ func TestInitPassesSockets(t *testing.T) {
 	}
 }
 
-// A signal that comes before a container's init takes signals reaches its command.
+// A signal that is sent before the container's init handles signals still reaches the command.
 func TestInitIsAwaited(t *testing.T) {
 	runtimes(t, func(t *testing.T, m *machine) {
 		self, err := os.Executable()
@@ -96,7 +96,7 @@ func TestInitIsAwaited(t *testing.T) {
 			t.Fatal(err)
 		}
 		o := spec.Options{Init: self, Args: []string{"sleep", "1000"}}
-		for _, dir := range []string{"/lib", "/lib64", "/usr/lib"} { // this program may be linked to what is there
+		for _, dir := range []string{"/lib", "/lib64", "/usr/lib"} { // this program may be linked to these libraries
 			if _, err := os.Stat(dir); err == nil {
 				o.Mounts = append(o.Mounts, specs.Mount{Destination: dir, Type: "bind", Source: dir, Options: []string{"rbind", "ro"}})
 			}

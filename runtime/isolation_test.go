@@ -17,8 +17,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// The test binary tries system calls where TEST_SYSCALLS is set, in a container for example, and
-// prints the error of each. It runs before TestMain.
+// With TEST_SYSCALLS set, the test binary tries system calls, in a container for example, and prints the error of each.
+// That happens before TestMain.
 func init() {
 	if os.Getenv("TEST_SYSCALLS") == "" {
 		return
@@ -28,7 +28,7 @@ func init() {
 		_, _, errno := unix.RawSyscall6(number, a[0], a[1], a[2], a[3], a[4], a[5])
 		fmt.Println(name, unix.ErrnoName(errno))
 	}
-	var b [128]byte // all zero: what isn't filtered fails of another reason, or does no harm
+	var b [128]byte // all zero: a call that is not filtered fails for another reason, or does no harm
 	p := uintptr(unsafe.Pointer(&b))
 	session := ^uintptr(2) // KEY_SPEC_SESSION_KEYRING
 	call("keyctl", unix.SYS_KEYCTL, unix.KEYCTL_GET_KEYRING_ID, session)
@@ -42,7 +42,7 @@ func init() {
 	os.Exit(0)
 }
 
-// errnos runs those calls in a container, and returns the error of each; "" is success.
+// errnos makes these calls in a container, and returns the error of each; "" means success.
 func (m *machine) errnos(o spec.Options) map[string]string {
 	m.Helper()
 	self, err := os.Executable()
@@ -69,8 +69,8 @@ func (m *machine) errnos(o spec.Options) map[string]string {
 	return got
 }
 
-// A container's process without privileges can't reach the parts of the kernel that docker's
-// profile keeps from it, unless it was asked for.
+// Without privileges, a container's process can't use the parts of the kernel that docker's profile forbids, unless a
+// flag allows it.
 func TestIsolation(t *testing.T) {
 	runtimes(t, func(t *testing.T, m *machine) {
 		calls := strings.Fields("keyctl add_key request_key bpf userfaultfd io_uring_setup unshare")
@@ -93,7 +93,7 @@ func TestIsolation(t *testing.T) {
 					m.Errorf("%+v: %s is let through: %q", c.o, name, errno)
 				}
 			}
-			// The kernel itself may refuse the others to who has no capability.
+			// The kernel itself may refuse the others without a capability.
 			if !c.filtered && (got["add_key"] == "EPERM" || got["keyctl"] == "EPERM") {
 				m.Errorf("%+v: %v", c.o, got)
 			}
@@ -101,7 +101,7 @@ func TestIsolation(t *testing.T) {
 	})
 }
 
-// Any user may listen on a low port and send echo requests, but for a user namespace's.
+// Any user may listen on a low port and send echo requests, but not with a user namespace.
 func TestDefaultSysctls(t *testing.T) {
 	runtimes(t, func(t *testing.T, m *machine) {
 		show := []string{"sh", "-c", "cat /proc/sys/net/ipv4/ip_unprivileged_port_start /proc/sys/net/ipv4/ping_group_range"}
@@ -115,7 +115,7 @@ func TestDefaultSysctls(t *testing.T) {
 				m.Errorf("%v: %q, %q, status %d", sysctls, out, errs, status)
 			}
 		}
-		// A network namespace that is there gets them too; the host's stays as it is.
+		// An existing network namespace gets these values too; the host's keeps its own.
 		name := "/proc/sys/net/ipv4/ip_unprivileged_port_start"
 		before, err := os.ReadFile(name)
 		if err != nil {
@@ -133,8 +133,8 @@ func TestDefaultSysctls(t *testing.T) {
 	})
 }
 
-// A further process has the home of its own user, a TERM on a terminal, and the umask of the
-// container, whoever calls.
+// A further process has the home directory of its own user, TERM if it has a terminal, and the container's umask, not
+// the caller's.
 func TestExecEnvironment(t *testing.T) {
 	runtimes(t, func(t *testing.T, m *machine) {
 		rootfs := filepath.Join(m.bundle, "rootfs")
@@ -146,7 +146,7 @@ func TestExecEnvironment(t *testing.T) {
 			m.Errorf("run: %q, %q, status %d", out, errs, status)
 		}
 		for i, c := range []struct {
-			env  []string // the container's
+			env  []string // of the container
 			x    Exec
 			want string
 		}{
@@ -167,7 +167,7 @@ func TestExecEnvironment(t *testing.T) {
 			if err != nil {
 				m.Fatal(err)
 			}
-			// The runtime gives a process without HOME one.
+			// The runtime sets HOME for a process without one.
 			env := map[string]string{}
 			for _, v := range p.Env {
 				name, value, _ := strings.Cut(v, "=")
@@ -197,7 +197,7 @@ func TestExecEnvironment(t *testing.T) {
 				m.Fatal(err)
 			}
 		}
-		// What is asked for may be more than a pipe holds.
+		// A process's configuration may be larger than a pipe.
 		m.spec(spec.Options{Args: []string{"sleep", "1000"}, Rootfs: rootfs})
 		container := m.detached(Record{ID: "test-exec-large"})
 		if status, err := container.Exec(t.Context(), Exec{Args: []string{"true", strings.Repeat("a", 100_000)}}); err != nil || status != 0 {

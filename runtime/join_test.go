@@ -26,14 +26,14 @@ func testJoins() map[specs.LinuxNamespaceType]string {
 	return joins
 }
 
-// pod are the options and the record of a container that joins another's namespaces.
+// pod returns options and a record for a container that joins another's namespaces.
 func pod(owner string, args ...string) (spec.Options, map[specs.LinuxNamespaceType]string) {
 	of := spec.Sharing("container:" + owner)
 	o := spec.Options{Args: args, PID: of, IPC: of, UTS: of, Network: string(of)}
 	return o, o.Joins()
 }
 
-// namespacesOf names the namespaces that containers can share of a process.
+// namespacesOf returns the identities of those namespaces of a process that containers can share.
 func namespacesOf(t *testing.T, pid int) map[string]string {
 	t.Helper()
 	all := map[string]string{}
@@ -47,7 +47,7 @@ func namespacesOf(t *testing.T, pid int) map[string]string {
 	return all
 }
 
-// A container joins the namespaces of another, in the background and in the foreground, sees its processes, and leaves nothing in
+// A container joins another's namespaces, detached and in the foreground, sees its processes, and leaves nothing in
 // them.
 func TestJoin(t *testing.T) {
 	runtimes(t, func(t *testing.T, m *machine) {
@@ -83,7 +83,7 @@ func TestJoin(t *testing.T) {
 			}
 		}
 
-		// What it has left in the PID namespace ended with it; what others have there goes on.
+		// What the container has left in the PID namespace was ended with it. Other processes there continue.
 		processes := func() string {
 			all, err := exec.Command("ps", "-eo", "args").Output()
 			if err != nil {
@@ -101,7 +101,7 @@ func TestJoin(t *testing.T) {
 			t.Errorf("processes after a removal: %s", all)
 		}
 
-		// The end of a PID namespace's first process ends all in it.
+		// When the first process of a PID namespace ends, all others in it are killed.
 		o.Args = []string{"sleep", "1004"}
 		m.spec(o)
 		last := m.detached(Record{ID: "test-last", Namespaces: joins})
@@ -121,7 +121,7 @@ func TestJoin(t *testing.T) {
 	})
 }
 
-// A container whose process has ended has no namespaces to join, nor has one that another user made.
+// Containers whose process has ended, and those that another user has made, have no namespaces to join.
 func TestJoinRefuses(t *testing.T) {
 	runtimes(t, func(t *testing.T, m *machine) {
 		m.spec(spec.Options{Args: []string{"true"}})
@@ -149,7 +149,7 @@ func TestJoinRefuses(t *testing.T) {
 		if _, err := ended.Remove(t.Context(), false); err != nil {
 			t.Error(err)
 		}
-		// A record is sealed with the containers that it names.
+		// The seal of a record covers the containers that it names.
 		made, err := m.containers().Create(t.Context(), Record{ID: "test-made", Namespaces: joins}, "", nil)
 		if err != nil {
 			t.Fatal(err)
@@ -164,7 +164,7 @@ func TestJoinRefuses(t *testing.T) {
 	})
 }
 
-// Another's PID namespace is not joined where nothing would end what the container leaves there.
+// A PID namespace is not joined if nothing could end what the container leaves there.
 func TestJoinNeedsCgroup(t *testing.T) {
 	t.Parallel()
 	for path, want := range map[string]bool{"": false, "/proc/7/ns/pid": true} {
@@ -178,7 +178,7 @@ func TestJoinNeedsCgroup(t *testing.T) {
 	}
 }
 
-// The descriptor of a namespace is that of the very process, whoever has its number later.
+// A namespace is opened only of the very process that was recorded, not of a later one with its number.
 func TestOpenNamespaceOfAnotherProcess(t *testing.T) {
 	t.Parallel()
 	self, err := Identify(os.Getpid())

@@ -8,7 +8,8 @@ import (
 	"distkit/disk"
 )
 
-// A container's directory, or one above it, may become a link while the container runs.
+// While a container runs, its directory or one above it may be replaced by a symbolic link. Nothing is removed through
+// it.
 func TestNothingIsRemovedThroughLinks(t *testing.T) {
 	store, outside := t.TempDir(), t.TempDir()
 	if err := os.WriteFile(filepath.Join(outside, "exec"), []byte("x\n"), 0o600); err != nil {

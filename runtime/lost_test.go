@@ -13,7 +13,7 @@ import (
 	"distkit/runtime/stdio"
 )
 
-// A process that task exec started leaves another one behind, which goes on printing: all of that is in the log.
+// A process started by task exec leaves another one, which continues to print. All of the output is in the log.
 func TestExecLeavesOneThatPrints(t *testing.T) {
 	runtimes(t, func(t *testing.T, m *machine) {
 		m.spec(spec.Options{Args: []string{"sleep", "1000"}})
@@ -38,7 +38,7 @@ func TestExecLeavesOneThatPrints(t *testing.T) {
 	})
 }
 
-// printed returns what a container has printed.
+// printed returns the output of a container.
 func printed(t *testing.T, c *Container) (text string) {
 	t.Helper()
 	if err := c.proc("").Logs(t.Context(), Logs{Tail: -1}, func(e stdio.Entry) error { text += string(e.Text); return nil }); err != nil {
@@ -47,7 +47,7 @@ func printed(t *testing.T, c *Container) (text string) {
 	return text
 }
 
-// The log of a run that has crashed is still there when the container runs again.
+// The log of a crashed run still exists when the container runs again.
 func TestRestartKeepsTheLog(t *testing.T) {
 	runtimes(t, func(t *testing.T, m *machine) {
 		m.spec(spec.Options{Args: []string{"sh", "-c", "echo crashed; exit 3"}})
@@ -66,7 +66,7 @@ func TestRestartKeepsTheLog(t *testing.T) {
 	})
 }
 
-// What is recorded of an end tells a kill by the OOM killer from any other kill.
+// The record of an end distinguishes a kill by the OOM killer from any other.
 func TestOutOfMemory(t *testing.T) {
 	runtimes(t, func(t *testing.T, m *machine) {
 		for script, want := range map[string]bool{"x=0123456789abcdef; while :; do x=$x$x; done": true, "kill -9 $$; exit 137": false} {

@@ -18,17 +18,19 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// A runtime takes paths. The owner of a store can replace any directory on such a path by a link after it was checked, so that root
-// would mount something of the host's in a container. So what a container is given of the store is opened, checked, and mounted below the
-// run's private directory, which nobody else can change. That is done in a mount namespace of its own, in which the runtime is started:
-// the host never sees these mounts, and the kernel removes them with the namespace's last process, whoever is killed.
+// Runtimes take paths. The owner of a store can replace any directory on such a path with a link after the path was
+// checked, so that root would mount a file of the host in a container. So everything that a container gets from the
+// store is opened, checked, and then mounted below the run's private directory, which nobody else can change. This
+// happens in a separate mount namespace, where the runtime is started. The host never sees these mounts. The kernel
+// removes them with the last process in the namespace, whichever process is killed.
 
-// privateMounts is a mount namespace, and its root directory, which is not that of the namespace's first mount in a chroot.
+// privateMounts is a mount namespace with its root directory. In a chroot, that is not the root of the namespace's
+// first mount.
 type privateMounts struct{ namespace, root *os.File }
 
-// mountPrivately makes the mounts of a container's configuration that show files of the store, and the namespaces that it joins,
-// private ones, and changes the configuration accordingly. users is the container's user namespace: the files of volumes have the
-// owners there that they have on disk. It is nil if the host's owners count.
+// mountPrivately mounts privately those files of the store, and the namespaces to be joined, that a container's
+// configuration names, and changes the configuration to match. users is the container's user namespace, by which the
+// owners of files in volumes are mapped; nil means that they are the host's.
 func (u *execution) mountPrivately(s *specs.Spec, users *os.File) error {
 	var stored []int
 	for i, m := range s.Mounts {
@@ -86,7 +88,7 @@ func (u *execution) mountPrivately(s *specs.Spec, users *os.File) error {
 	return err
 }
 
-// run calls f in the mount namespace, which the processes that f starts are in. Without one it calls f alone.
+// run calls f in the mount namespace. Processes that f starts are in it too. If m is nil, it just calls f.
 func (m *privateMounts) run(f func() error) error {
 	if m == nil {
 		return f()
@@ -109,7 +111,7 @@ func (m *privateMounts) run(f func() error) error {
 	})
 }
 
-// close gives the namespace up: it goes with the runtime's processes. nil is none.
+// close closes the namespace, which then lives as long as the runtime's processes. m may be nil.
 func (m *privateMounts) close() {
 	if m != nil {
 		_ = m.namespace.Close()
@@ -117,7 +119,7 @@ func (m *privateMounts) close() {
 	}
 }
 
-// files are what a shim inherits.
+// files returns the descriptors that a shim inherits.
 func (m *privateMounts) files() (namespace, root *os.File) {
 	if m == nil {
 		return nil, nil
@@ -125,8 +127,8 @@ func (m *privateMounts) files() (namespace, root *os.File) {
 	return m.namespace, m.root
 }
 
-// onThread calls f on a thread that ends with it, so that f may change what the kernel keeps for each thread. It is not the first
-// one: /proc/self shows that thread's mounts.
+// onThread calls f on a thread that ends afterwards, so that f may change per-thread state of the kernel. It does not
+// use the first thread: /proc/self shows the mounts of that one.
 func onThread(f func() error) error {
 	done := make(chan error)
 	go func() {
@@ -141,7 +143,8 @@ func onThread(f func() error) error {
 	return <-done
 }
 
-// hideMounts keeps what this thread mounts below dir from other mount namespaces, which still pass theirs on.
+// hideMounts keeps mounts that this thread makes below dir out of other mount namespaces. Mounts made there still
+// appear here.
 func hideMounts(dir string) error {
 	at := dir
 	for !mounted(at) && at != "/" {
@@ -153,7 +156,8 @@ func hideMounts(dir string) error {
 	return nil
 }
 
-// bind mounts an open file or directory, with what is mounted in it, on the path target, which it makes. users is as for mountPrivately.
+// bind mounts an open file or directory, with the mounts in it, on target, which it creates. users is as in
+// mountPrivately.
 func bind(f *os.File, target string, users *os.File) error {
 	fi, err := f.Stat()
 	if err == nil && fi.IsDir() {
@@ -199,12 +203,12 @@ func (s *Containers) stored(path string) (parts []string, ok bool) {
 	return parts, err == nil && (parts[0] == "volumes" && len(parts) == 3 || parts[0] == "containers" && len(parts) == 4)
 }
 
-// openStored opens a directory or a regular file that stored has found. No directory above it may be one that anybody but this user
-// and root could have put something into: FailedPrecondition. So is a symbolic link.
+// openStored opens a directory or regular file whose components stored has returned. FailedPrecondition: it is a
+// symbolic link, or anybody except this user and root could have put something into a directory above it.
 func (s *Containers) openStored(parts []string) (*os.File, error) {
 	at, above := s.tree(), parts[:len(parts)-1]
 	var d *os.File
-	defer func() { _ = d.Close() }() // nil is none
+	defer func() { _ = d.Close() }() // fails for nil
 	for i, name := range above {
 		path := s.tree().Path(filepath.Join(parts[:i+1]...))
 		next, err := at.OpenDir(name)

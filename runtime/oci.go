@@ -227,7 +227,7 @@ func (r *Runtime) startError(u *execution, err error) error {
 	if message == "" {
 		return fmt.Errorf("%s: %w", filepath.Base(r.command), err)
 	}
-	told := func(err error) error {
+	markTold := func(err error) error {
 		if u.state.Terminal {
 			return err
 		}
@@ -243,19 +243,19 @@ func (r *Runtime) startError(u *execution, err error) error {
 		strings.HasPrefix(message, "executable file") || strings.HasPrefix(message, "open executable")
 	switch {
 	case command && (strings.Contains(message, "not found") || strings.Contains(strings.ToLower(message), "no such file")):
-		return told(commandError(u.job.Command, ErrCommandNotFound))
+		return markTold(commandError(u.job.Command, ErrCommandNotFound))
 	case command && (strings.Contains(strings.ToLower(message), "permission denied") || strings.Contains(message, "not permitted") || strings.Contains(message, "is a directory")):
-		return told(commandError(u.job.Command, ErrCommandNotExecutable))
+		return markTold(commandError(u.job.Command, ErrCommandNotExecutable))
 	}
-	return told(fmt.Errorf("%s: %s", filepath.Base(r.command), message))
+	return markTold(fmt.Errorf("%s: %s", filepath.Base(r.command), message))
 }
 
 // errTold marks an error whose message the runtime has written to standard error, which it shares with the container.
-var errTold = told{}
+var errTold = toldError{}
 
-type told struct{}
+type toldError struct{}
 
-func (told) Error() string { return "" }
+func (toldError) Error() string { return "" }
 
 // Told reports whether the message of an error of [Container.Run] is already on standard error: the runtime writes
 // there what the container's process inherits.

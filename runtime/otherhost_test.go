@@ -9,11 +9,10 @@ import (
 	"distkit/runtime/internal/testenv"
 )
 
-// onOtherHost is the variable that tells the test binary that it runs where a host of another kind is made up, with runc alone.
+// onOtherHost is the variable with which the test binary runs on a simulated host of another kind, with runc only.
 const onOtherHost = "TEST_OTHER_HOST"
 
-// Cgroup v2 is the only hierarchy on most hosts. There, too, a hundred containers leave nothing, one that is killed at any step or
-// whose host was booted runs again, and what run has started ends with it.
+// Most hosts have only cgroup v2. The tests for many containers, killed steps, boots and killed runs pass there too.
 func TestPureCgroupV2(t *testing.T) {
 	testenv.Require(t, "root")
 	testenv.Require(t, "runc")

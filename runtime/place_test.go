@@ -18,7 +18,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// unifiedRoot is where cgroup v2 is mounted.
+// unifiedRoot returns where cgroup v2 is mounted.
 func unifiedRoot(t *testing.T) string {
 	t.Helper()
 	for _, dir := range cgroupRoots(t) {
@@ -31,8 +31,8 @@ func unifiedRoot(t *testing.T) string {
 	return ""
 }
 
-// caller makes a cgroup of version 2 for a caller, and returns a script that puts a shell in it, in a mount namespace where
-// there is no version 1.
+// caller makes a cgroup of version 2 for a caller. It returns a script that moves a shell into it, in a mount namespace
+// without cgroup version 1.
 func (m *machine) caller(name string) (dir, script string) {
 	m.Helper()
 	dir = filepath.Join(unifiedRoot(m.T), name)
@@ -46,7 +46,7 @@ func (m *machine) caller(name string) (dir, script string) {
 	return dir, "echo 0 >" + dir + "/cgroup.procs && mount -t cgroup2 none " + cgroupRoot + " && exec /proc/self/exe"
 }
 
-// in runs the test binary as a program in a cgroup of version 2.
+// in returns the test binary as a program in a cgroup of version 2.
 func (m *machine) in(c *exec.Cmd, script string) *exec.Cmd {
 	self, err := os.Executable()
 	if err != nil {
@@ -64,7 +64,7 @@ func (m *machine) in(c *exec.Cmd, script string) *exec.Cmd {
 	return in
 }
 
-// In the foreground the container is below its caller's cgroup, and ends with that.
+// In the foreground, the container's cgroup is below its caller's, and is killed with that.
 func TestCallerKilled(t *testing.T) {
 	for _, name := range []string{"runc", "crun"} {
 		t.Run(name, func(t *testing.T) {
@@ -94,8 +94,8 @@ func TestCallerKilled(t *testing.T) {
 	}
 }
 
-// unlimited writes a configuration without resources: crun wants to raise a limit for rules of devices in cgroup v2, which
-// root of a container may not.
+// unlimited writes a configuration without resources: for its device rules, crun would raise a limit in cgroup v2,
+// which root of a container may not do.
 func (m *machine) unlimited(args ...string) {
 	m.Helper()
 	m.spec(spec.Options{Args: args})
@@ -115,7 +115,7 @@ func (m *machine) unlimited(args ...string) {
 	testenv.Write(m.T, name, string(b))
 }
 
-// below lists containers' cgroups below another.
+// below lists the containers' cgroups below another cgroup.
 func (m *machine) below(dir string) []string {
 	found, err := filepath.Glob(dir + "/distkit-test-*")
 	if err != nil {
@@ -124,7 +124,7 @@ func (m *machine) below(dir string) []string {
 	return found
 }
 
-// Elsewhere it ends with its caller too: the guard is there.
+// With another parent cgroup too, the container ends with its caller, by its guard.
 func TestCgroupParent(t *testing.T) {
 	for _, name := range []string{"runc", "crun"} {
 		t.Run(name, func(t *testing.T) {
@@ -162,7 +162,7 @@ func TestCgroupParent(t *testing.T) {
 				if err := c.Wait(); err != nil {
 					t.Fatal(err)
 				}
-				testenv.Write(t, dir+"/cgroup.kill", "1") // nothing of it is there
+				testenv.Write(t, dir+"/cgroup.kill", "1") // the caller's cgroup has nothing of the container
 				below := m.below(parent)
 				if got := processes(below); len(got) != 1 {
 					t.Errorf("%v run in %q", got, below)
@@ -186,7 +186,7 @@ func TestCgroupParent(t *testing.T) {
 	}
 }
 
-// A cgroup that has processes hands on no controllers, unless its processes may be put aside.
+// A cgroup with processes enables no controllers for its children, unless its processes may be moved.
 func TestHandOn(t *testing.T) {
 	testenv.Require(t, "root")
 	root := unifiedRoot(t)

@@ -120,7 +120,7 @@ func (s *Containers) forBundle(ctx context.Context, find Finder, rec Record) (*C
 		switch {
 		case err == nil:
 			return c, r, lock, nil
-		case c.RemoveAtEnd && c.never():
+		case c.RemoveAtEnd && c.neverRun():
 			_ = c.remove(ctx, lock)
 		default:
 			_ = lock.Close()
@@ -218,19 +218,19 @@ func exited(status int) Exit { return Exit{Status: &status, Exited: time.Now().U
 // execution is one run of a process: the locks held for it, and what is to be run.
 type execution struct {
 	*Process
-	r       *Runtime
-	lock    *os.File // lock of its directory in the store
-	claim   *claim   // lock of its directory on this host
-	state   state    // as written to state.json
-	job     job
-	images  string         // directory to restore the container from; "" to start it
-	config  *specs.Process // configuration of a further process
-	guard   *guard         // guard of a foreground run
-	signals chan os.Signal // signals that this process has received since a foreground run began
-	sockets []*os.File     // sockets from a supervisor, for a container in the foreground
-	told    []string       // variables that describe the sockets to the container
-	joined  []joined       // namespaces of other containers, until they are mounted
-	mounts  *privateMounts // mount namespace for the runtime; nil for this process's
+	r         *Runtime
+	lock      *os.File // lock of its directory in the store
+	claim     *claim   // lock of its directory on this host
+	state     state    // as written to state.json
+	job       job
+	images    string         // directory to restore the container from; "" to start it
+	config    *specs.Process // configuration of a further process
+	guard     *guard         // guard of a foreground run
+	signals   chan os.Signal // signals that this process has received since a foreground run began
+	sockets   []*os.File     // sockets from a supervisor, for a container in the foreground
+	socketEnv []string       // variables that describe the sockets to the container
+	joined    []joined       // namespaces of other containers, until they are mounted
+	mounts    *privateMounts // mount namespace for the runtime; nil for this process's
 }
 
 // job is the part of a bundle that matters for running it.
@@ -244,11 +244,11 @@ type job struct {
 // network, root filesystem and cgroups. It takes over the lock. After an error it has undone what it did.
 func (c *Container) begin(ctx context.Context, r *Runtime, lock *os.File, detached bool) (_ *execution, err error) {
 	u := &execution{Process: c.proc(""), r: &Runtime{r.command, c.set.state, r.cgroupParent, r.log, r.output}, lock: lock}
-	if c.restored || c.Stored && c.never() {
+	if c.restored || c.Stored && c.neverRun() {
 		u.images = c.CheckpointDir()
 	}
-	if u.sockets, u.told, err = takeSockets(); detached {
-		u.sockets, u.told = nil, nil // closed when this program exits
+	if u.sockets, u.socketEnv, err = takeSockets(); detached {
+		u.sockets, u.socketEnv = nil, nil // closed when this program exits
 	} else {
 		u.signals = catchSignals()
 	}
@@ -263,7 +263,7 @@ func (c *Container) begin(ctx context.Context, r *Runtime, lock *os.File, detach
 	if err == nil {
 		u.claim, err = u.claimHost(ctx)
 	}
-	if err != nil && c.own && c.RemoveAtEnd && c.never() { // the run has left nothing to clear up
+	if err != nil && c.own && c.RemoveAtEnd && c.neverRun() { // the run has left nothing to clear up
 		if errdefs.IsUnavailable(err) {
 			c.Network = "" // the network belongs to the current owner of the ID
 		}
@@ -281,7 +281,7 @@ func (c *Container) begin(ctx context.Context, r *Runtime, lock *os.File, detach
 		_ = lock.Close()
 		return nil, err
 	}
-	at("claimed")
+	atStep("claimed")
 	if err := u.prepare(ctx, detached); err != nil {
 		return nil, u.abandon(ctx, fmt.Errorf("container %s: %w", c.ID, err))
 	}
@@ -300,7 +300,7 @@ func (u *execution) prepare(ctx context.Context, detached bool) error {
 	if err := u.enter(state{Detached: detached, Interactive: c.Interactive, Log: u.r.log}); err != nil {
 		return err
 	}
-	at("blank")
+	atStep("blank")
 	if err := c.connect(ctx); err != nil {
 		return fmt.Errorf("network: %w", err)
 	}
@@ -316,7 +316,7 @@ func (u *execution) prepare(ctx context.Context, detached bool) error {
 	if err != nil {
 		return err
 	}
-	at("mounted")
+	atStep("mounted")
 	b, err := openBundle(c.BundleDir(), c.BundleDir())
 	if err == nil && c.Bundle == "" {
 		err = c.closeConfig()
@@ -341,7 +341,7 @@ func (u *execution) prepare(ctx context.Context, detached bool) error {
 		err = c.giveSecrets(&b.spec, users)
 	}
 	if err == nil {
-		err = passSockets(&b.spec, u.told, u.images != "")
+		err = passSockets(&b.spec, u.socketEnv, u.images != "")
 	}
 	if err != nil {
 		return err
@@ -391,12 +391,12 @@ func (u *execution) enter(s state) (err error) {
 	if err := u.writeState(u.state); err != nil {
 		return err
 	}
-	at("creating")
+	atStep("creating")
 	return u.blankExit()
 }
 
-// at is called before each step of a run; crash tests replace it to kill the process there.
-var at = func(string) {}
+// atStep is called before each step of a run; crash tests replace it to kill the process there.
+var atStep = func(string) {}
 
 // start lets the runtime make the process, as a child of this process.
 func (u *execution) start(ctx context.Context, streams *stdio.Ends, console *stdio.Console) (pid int, err error) {
@@ -408,13 +408,13 @@ func (u *execution) start(ctx context.Context, streams *stdio.Ends, console *std
 	if console != nil {
 		opts.ConsoleSocket = console
 	}
-	at("ready")
+	atStep("ready")
 	err = u.mounts.run(func() error { return u.r.make(ctx, u, opts, console) })
 	u.mounts.close()
 	if err != nil {
 		return -1, u.r.startError(u, err)
 	}
-	at("started")
+	atStep("started")
 	if pid, err = readPid(opts.PidFile); err != nil {
 		return -1, err
 	}
@@ -433,7 +433,7 @@ func (u *execution) start(ctx context.Context, streams *stdio.Ends, console *std
 		return -1, err
 	}
 	u.c.log(e)
-	at("running")
+	atStep("running")
 	return pid, nil
 }
 
@@ -495,23 +495,23 @@ func (c *Container) connect(ctx context.Context) error {
 
 // end records how the process ended, and removes what is left of its run on the host.
 func (u *execution) end(ctx context.Context, e Exit) error {
-	at("ended")
+	atStep("ended")
 	if u.exec == "" {
 		e.OOMKilled = oomKills(u.state.Cgroups) > 0
 	}
 	// Record the end first, so that it is not lost if this process is killed later on.
 	errs := []error{u.record(u.state, e)}
-	at("recorded")
+	atStep("recorded")
 	switch {
 	case u.exec == "":
 		if !u.r.removeEnded(u.job, u.c.key(), u.state.Cgroups) {
 			errs = append(errs, u.r.remove(ctx, u.claim, u.c.key()))
 			removeCgroups(u.state.Cgroups)
 		}
-		at("removed")
+		atStep("removed")
 		_ = u.c.unmountSnapshot()
 		u.c.disconnect(ctx)
-		at("unmounted")
+		atStep("unmounted")
 	case !u.state.Detached:
 		return u.vanish()
 	}

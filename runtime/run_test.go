@@ -30,14 +30,14 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// The test binary is also the program under test: a run inherits standard streams and becomes
-// a subreaper, which needs a process of its own.
+// The test binary is also the program under test. A run inherits standard streams and becomes a subreaper, so it needs
+// its own process.
 func TestMain(m *testing.M) {
 	Shim(func(root, namespace, state string) (*Containers, error) {
 		return Open(root, namespace, state, bound{os.Getenv("TEST_SNAPSHOTS")}, nil)
 	})
 	if args := os.Getenv("TEST_RUN"); args != "" {
-		f := strings.Split(args, "|") // runtime, state, id, bundle
+		f := strings.Split(args, "|") // runtime, state, id and bundle
 		status := 125
 		r, err := Find(f[0], f[1])
 		if err == nil {
@@ -89,14 +89,14 @@ func TestMain(m *testing.M) {
 		os.Exit(status)
 	}
 	if os.Getenv(onOtherHost) != "" {
-		os.Exit(m.Run()) // for a test that has the lock
+		os.Exit(m.Run()) // started by a test that holds the lock
 	}
-	// The tests look for what is left in the host's cgroups: two runs of them would find each other's.
+	// Only one run of the tests at a time: they look for anything left in the host's cgroups.
 	alone, err := disk.LockFile(context.Background(), filepath.Join(os.TempDir(), fmt.Sprintf("distkit-runtime-test-%d", os.Geteuid())), os.O_RDWR|os.O_CREATE, 0o600, unix.LOCK_EX)
 	if err != nil {
 		panic(err)
 	}
-	// The key by which this user's containers are known.
+	// The key for the seals of this user's containers.
 	dir, err := os.MkdirTemp("", "distkit-key-")
 	if err != nil {
 		panic(err)
@@ -110,7 +110,7 @@ func TestMain(m *testing.M) {
 	os.Exit(status)
 }
 
-// testStreams are those that a run is to have.
+// testStreams returns the streams for a run.
 func testStreams() Streams {
 	if os.Getenv("TEST_INHERIT") != "" {
 		return Inherited
@@ -118,14 +118,14 @@ func testStreams() Streams {
 	return Piped
 }
 
-// machine is a state directory, a bundle with busybox and a runtime.
+// machine is a bundle with busybox, a state directory and a runtime.
 type machine struct {
 	*testing.T
 	runtime, state, bundle string
 }
 
-// runtimes are those that the test machine has. A crun that refuses hybrid cgroups is run
-// where it does not see them.
+// runtimes runs f for each runtime that is installed. A crun that refuses hybrid cgroups is run where it does not see
+// them.
 func runtimes(t *testing.T, f func(t *testing.T, m *machine)) {
 	for _, name := range []string{"runc", "crun"} {
 		if name == "crun" && os.Getenv(onOtherHost) != "" {
@@ -172,7 +172,7 @@ func newMachine(t *testing.T, command string) *machine {
 	return m
 }
 
-// removeAll removes what a test that failed has left.
+// removeAll removes what a failed test has left.
 func (m *machine) removeAll() {
 	m.tell()
 	left, err := m.containers().List(false)
@@ -188,7 +188,7 @@ func (m *machine) removeAll() {
 	until(m.T, "the end of shims and guards", func() bool { return len(m.attendants()) == 0 })
 }
 
-// tell logs what is left on the host when a test has failed: why is seen in it.
+// tell logs what is left on the host after a failed test, to help to find the cause.
 func (m *machine) tell() {
 	if !m.Failed() {
 		return
@@ -216,7 +216,8 @@ func (m *machine) tell() {
 	}
 }
 
-// attendants lists the shims and guards of the machine's containers: they have a file of its state directory open.
+// attendants lists the shims and guards of the machine's containers: processes that have a file in its state directory
+// open.
 func (m *machine) attendants() (pids []string) {
 	commands, _ := filepath.Glob("/proc/[0-9]*/cmdline")
 	for _, name := range commands {
@@ -234,7 +235,7 @@ func (m *machine) attendants() (pids []string) {
 	return pids
 }
 
-// clean demands that nothing of any container is left.
+// clean checks that nothing of any container is left.
 func (m *machine) clean() {
 	m.Helper()
 	for _, dir := range []string{"run", "lock", filepath.Base(m.runtime), "store/containers"} {
@@ -281,7 +282,7 @@ func (m *machine) command(id string) *exec.Cmd {
 	return c
 }
 
-// endWithTest kills a command that runs when the test has ended.
+// endWithTest kills a command at the end of the test, if it still runs.
 func (m *machine) endWithTest(c *exec.Cmd) {
 	m.Cleanup(func() {
 		if c.Process != nil && c.ProcessState == nil {
@@ -309,7 +310,7 @@ func TestRunStatus(t *testing.T) {
 		for _, c := range []struct {
 			o      spec.Options
 			status int
-			stderr string // a part of it; "" is silence
+			stderr string // a part of the expected text; "" means no output
 		}{
 			{spec.Options{Args: []string{"true"}}, 0, ""},
 			{spec.Options{Args: []string{"sh", "-c", "exit 1"}}, 1, ""},
@@ -321,7 +322,7 @@ func TestRunStatus(t *testing.T) {
 			{spec.Options{Args: []string{"/bin"}}, 126, `run: command "/bin": not executable`},
 			{spec.Options{Args: []string{"data"}}, 126, `run: command "data": not executable`},
 			{spec.Options{Args: []string{"sh"}, Env: []string{"PATH=/none"}}, 127, `not found`},
-			{spec.Options{Args: []string{"nope"}, Mounts: []specs.Mount{tmpfs}}, 127, "nope"}, // the runtime's to say
+			{spec.Options{Args: []string{"nope"}, Mounts: []specs.Mount{tmpfs}}, 127, "nope"}, // reported by the runtime
 			{spec.Options{Args: []string{"/bin"}, Mounts: []specs.Mount{tmpfs}}, 126, ""},
 			{spec.Options{Args: []string{"true"}, Network: "/none/ns"}, 125, "/none/ns"},
 		} {
@@ -345,7 +346,7 @@ func TestRunStreams(t *testing.T) {
 		if out, _, _ := m.run(""); strings.Contains(out, m.state) || strings.Count(out, "->") > 4 {
 			m.Errorf("the container has descriptors of the host's: %s", out)
 		}
-		// One file is one file: what is written in order stays in order.
+		// If both streams are one file, the output keeps its order.
 		m.spec(spec.Options{Args: []string{"sh", "-c", "for i in 1 2 3 4 5; do echo o$i; echo e$i >&2; done"}})
 		var both bytes.Buffer
 		c := m.command("test-streams")
@@ -356,7 +357,7 @@ func TestRunStreams(t *testing.T) {
 	})
 }
 
-// started runs the bundle with its output in a pipe, from which it reads a first line.
+// started runs the bundle with its output in a pipe, and reads the first line.
 func (m *machine) started(id string) (*exec.Cmd, *os.File) {
 	m.Helper()
 	r, w, err := os.Pipe()
@@ -379,8 +380,8 @@ func (m *machine) started(id string) (*exec.Cmd, *os.File) {
 }
 
 func TestRunForwardsSignals(t *testing.T) {
-	// Under nohup(1) the container would inherit that SIGHUP is ignored, and no shell can trap
-	// what was ignored when it began. A signal with a handler is reset for what is executed.
+	// Under nohup(1) the container would inherit an ignored SIGHUP, and shells can't trap signals ignored at their
+	// start. A signal with a handler is reset on exec.
 	signal.Notify(make(chan os.Signal, 1), unix.SIGHUP)
 	t.Cleanup(func() { signal.Reset(unix.SIGHUP) })
 	runtimes(t, func(t *testing.T, m *machine) {
@@ -396,7 +397,7 @@ func TestRunForwardsSignals(t *testing.T) {
 				m.Errorf("%v: %q %v", sig, rest, c.ProcessState)
 			}
 		}
-		// The first process of a PID namespace without a handler: the third one counts.
+		// The first process of a PID namespace has no handler, so the third signal kills it.
 		m.spec(spec.Options{Args: []string{"sh", "-c", "echo ready; exec sleep 1000"}})
 		c, out := m.started("test-signals")
 		done := make(chan error, 1)
@@ -405,7 +406,7 @@ func TestRunForwardsSignals(t *testing.T) {
 			_ = c.Process.Signal(unix.SIGTERM)
 			select {
 			case <-done:
-			case <-time.After(50 * time.Millisecond): // signals merge while one is pending
+			case <-time.After(50 * time.Millisecond): // a signal merges with a pending one
 				continue
 			}
 			break
@@ -447,7 +448,7 @@ func TestRunIDInUse(t *testing.T) {
 			m.Error(err)
 		}
 
-		// The next run waits until what a killed one has started has ended.
+		// The next run waits until what the killed one has started is ended.
 		m.spec(spec.Options{Args: []string{"sh", "-c", "echo ready; exec sleep 1000"}})
 		c, _ = m.started("test-use")
 		_ = c.Process.Kill()
@@ -521,7 +522,7 @@ func TestRunTerminal(t *testing.T) {
 			t.Errorf("terminal is not as it was: %+v, %+v %v", before, after, err)
 		}
 
-		// A terminal without one on this side: a pipe's end is ^D.
+		// A terminal in the container, but a pipe on this side: its end becomes ^D.
 		m.spec(spec.Options{Terminal: true, Args: []string{"cat"}})
 		if out, _, status := m.run("piped\n"); status != 0 || strings.Count(out, "piped\n") != 2 {
 			t.Errorf("%q %d", out, status)
@@ -573,7 +574,7 @@ func TestRunRefusesBundles(t *testing.T) {
 	}
 }
 
-// Of many runs that want one ID, each either has it alone or is told that it's in use.
+// Of many runs that claim one ID, each either has it alone or is told that it is in use.
 func TestClaim(t *testing.T) {
 	state := t.TempDir()
 	var holders, most, got atomic.Int32

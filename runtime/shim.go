@@ -315,7 +315,7 @@ func (o order) supervise(open Opener) error {
 	if err != nil {
 		return err
 	}
-	at("reaped")
+	atStep("reaped")
 	defer s.Close()
 	s.Settle()
 	err = u.end(ctx, e)
@@ -367,7 +367,7 @@ func (u *execution) startDetached(ctx context.Context) (s *stdio.Detached, wait 
 	if err != nil {
 		return nil, nil, err
 	}
-	at("shim")
+	atStep("shim")
 	if s, err = u.streams().Open(u.claim.path("console")); err != nil {
 		return nil, nil, err
 	}

@@ -18,7 +18,7 @@ import (
 
 func TestReadStats(t *testing.T) {
 	for name, c := range map[string]struct {
-		files map[string]string // by hierarchy/file
+		files map[string]string // content by hierarchy/file
 		want  Stats
 	}{
 		"v1": {map[string]string{
@@ -74,7 +74,7 @@ func TestParseSignal(t *testing.T) {
 	}
 }
 
-// A cgroup of version 2 as the kernel has it, also beside version 1: it is counted, frozen, thawed and emptied.
+// A cgroup of version 2, also on a host with version 1, is counted, frozen, thawed and emptied.
 func TestCgroupV2(t *testing.T) {
 	testenv.Require(t, "root")
 	root := ""
@@ -121,7 +121,7 @@ func TestCgroupV2(t *testing.T) {
 	if s.CPU < s.CPUUser || s.CPUUser+s.CPUSystem == 0 || s.CPU > uint64(time.Hour) {
 		t.Errorf("%+v", s)
 	}
-	// What controllers are enabled there, if any, count in files of their own.
+	// Enabled controllers, if any, have files of their own.
 	for file, got := range map[string]uint64{"memory.current": s.Memory, "pids.current": s.Processes} {
 		if _, err := os.Stat(filepath.Join(dir, file)); (err == nil) != (got > 0) {
 			t.Errorf("%s: %v, and %d", file, err, got)

@@ -11,8 +11,8 @@ import (
 	"github.com/containerd/errdefs"
 )
 
-// Who looks at what ends and is removed meanwhile sees how it ended, or that it is gone: never that it was
-// not started, or that nobody saw its end.
+// A look at a container that is ending and being removed shows how it has ended, or that it is gone. It never shows
+// that it was not started, or that nobody saw its end.
 func TestLookBesideRemoval(t *testing.T) {
 	store := t.TempDir()
 	for n := range 300 {

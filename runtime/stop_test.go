@@ -15,7 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// A container is asked to end by its image's signal, and killed if it does not heed that.
+// A container gets the image's signal, and is killed if it ignores that.
 func TestStop(t *testing.T) {
 	runtimes(t, func(t *testing.T, m *machine) {
 		const loop = "echo ready; while :; do sleep 0.02; done"
@@ -75,7 +75,7 @@ func TestStop(t *testing.T) {
 	})
 }
 
-// A process's pipe is looked for by its name, before anything is opened: what else a container has open is its own choice.
+// A process's pipe is identified before anything is opened, since the container chooses what else it has open.
 func TestFindPipeOpensNothingElse(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()

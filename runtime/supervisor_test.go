@@ -14,7 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// supervised is a run as a supervisor starts it, with variables for that very process.
+// supervised returns a run as a supervisor starts it, with variables for that very process.
 func (m *machine) supervised(id string, variables string) *exec.Cmd {
 	m.Helper()
 	c := m.command(id)
@@ -30,7 +30,7 @@ func (m *machine) supervised(id string, variables string) *exec.Cmd {
 	return c
 }
 
-// A container has a supervisor's sockets, and nothing else; what is meant for another process is not passed on.
+// A container gets a supervisor's sockets and nothing else. Sockets for another process are not passed on.
 func TestSockets(t *testing.T) {
 	runtimes(t, func(t *testing.T, m *machine) {
 		m.spec(spec.Options{Args: []string{"sh", "-c", `echo "$LISTEN_FDS $LISTEN_PID $LISTEN_FDNAMES"; for fd in 3 4 5 6 7 8 9 10 11 12; do (echo x >&$fd) 2>/dev/null && echo has $fd; done; exit 0`}})
@@ -66,7 +66,7 @@ func TestSockets(t *testing.T) {
 	})
 }
 
-// A supervisor is told that the container runs once it does, and not if it can't be run.
+// A supervisor is notified once the container runs, and not if it fails to run.
 func TestTellsReadiness(t *testing.T) {
 	runtimes(t, func(t *testing.T, m *machine) {
 		name := filepath.Join(m.state, "..", "notify")

@@ -15,7 +15,7 @@ import (
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 )
 
-// Runs that begin at the same time have IDs of their own, and get back those of runs that have ended.
+// Concurrent runs have different IDs. IDs of ended runs are used again.
 func TestUsersAreNotShared(t *testing.T) {
 	if !rootOfHost() {
 		t.Skip("needs root")
@@ -71,7 +71,7 @@ func TestUsersAreNotShared(t *testing.T) {
 	if _, _, err := begin("greedy", MappedUsers); !errdefs.IsUnavailable(err) {
 		t.Errorf("IDs of others: %v", err)
 	}
-	// One that was killed keeps its IDs until its state is cleared away.
+	// A killed run keeps its IDs until its state is cleared up.
 	if err := os.Remove(filepath.Join(runs[0].private, "state.json")); err != nil {
 		t.Fatal(err)
 	}
@@ -87,7 +87,7 @@ func TestUsersAreNotShared(t *testing.T) {
 	}
 }
 
-// The IDs for containers are those that are set aside for them, and else the default ones while nobody else has any of these.
+// The IDs for containers are those reserved for them, or else the default ones unless others have any of these.
 func TestPool(t *testing.T) {
 	t.Parallel()
 	own, foreign, err := parseSubordinate(strings.NewReader("a:100000:65536\ncontainers:200000:10\nbad\ncontainers:x:1\ncontainers:4294967290:100\nz:0:7\nz:9:0\n"))
@@ -112,7 +112,7 @@ func TestPool(t *testing.T) {
 	}
 }
 
-// A container that has its own users has IDs on the host that no other one has.
+// A container with its own users has IDs on the host that no other container has.
 func TestUsers(t *testing.T) {
 	runtimes(t, func(t *testing.T, m *machine) {
 		if !rootOfHost() {
@@ -120,7 +120,7 @@ func TestUsers(t *testing.T) {
 		}
 		o := spec.Options{Args: []string{"sh", "-c", "cat /proc/self/uid_map /proc/self/gid_map; exec sleep 1000"}, UserNS: spec.UserNS{Auto: true}}
 		m.spec(o)
-		for _, name := range []string{"proc", "dev", "sys"} { // its root can't make them: the files are not mapped
+		for _, name := range []string{"proc", "dev", "sys"} { // its root can't make them, since it does not own the files
 			if err := os.Mkdir(filepath.Join(m.bundle, "rootfs", name), 0o755); err != nil {
 				t.Fatal(err)
 			}

@@ -27,7 +27,7 @@ func openVolumes(t *testing.T) *Containers {
 	return s
 }
 
-// One of several processes fills a new volume; all have that one, and nothing else is left.
+// Of several processes that make a volume, one fills it. All of them use that one, and nothing else is left.
 func TestVolumeOfMany(t *testing.T) {
 	t.Parallel()
 	s := openVolumes(t)
@@ -56,7 +56,7 @@ func TestVolumeOfMany(t *testing.T) {
 	}
 }
 
-// A volume is filled once, whole or not at all, and stays while a container's record names it.
+// A volume is filled once, completely or not at all, and kept while a container's record names it.
 func TestVolumeLife(t *testing.T) {
 	t.Parallel()
 	s := openVolumes(t)
@@ -241,7 +241,7 @@ func TestVolumeOfAKilledMaker(t *testing.T) {
 	}
 }
 
-// Names of paths, and what a stranger's store has in the place of volumes, lead nowhere.
+// Names that are paths, and foreign files in a stranger's store of volumes, lead nowhere.
 func TestVolumeHostile(t *testing.T) {
 	t.Parallel()
 	empty := func(*os.File) error { return nil }
@@ -283,7 +283,7 @@ func TestVolumeHostile(t *testing.T) {
 	}
 }
 
-// What a store's owner has put in the place of a volume, or of a container's file, is not opened.
+// Foreign files that a store's owner has put in place of a volume or a container's file are not opened.
 func TestStoredFilesAreChecked(t *testing.T) {
 	t.Parallel()
 	outside := t.TempDir()
@@ -312,7 +312,7 @@ func TestStoredFilesAreChecked(t *testing.T) {
 			}
 			_ = f.Close()
 			if err := change(path); err != nil {
-				if errors.Is(err, fs.ErrPermission) { // only root gives files away
+				if errors.Is(err, fs.ErrPermission) { // only root can give files away
 					continue
 				}
 				t.Fatal(err)
@@ -337,7 +337,8 @@ func relink(target, name string) error {
 	return os.Symlink(target, name)
 }
 
-// swapAt has a process of the test binary replace a path of the store by a link, between a run's checks and its runtime: PATH|TARGET.
+// swapAt is the variable that makes a process of the test binary replace a path in the store by a link, between a run's
+// checks and its runtime: PATH|TARGET.
 const swapAt = "TEST_SWAP"
 
 func init() {
@@ -345,7 +346,7 @@ func init() {
 	if !ok {
 		return
 	}
-	at = func(step string) {
+	atStep = func(step string) {
 		var err error
 		switch step {
 		case "ready":
@@ -363,8 +364,8 @@ func init() {
 	}
 }
 
-// A container has the volume and the files that were checked, whatever the store's owner puts in their place while it is started, and the
-// host has no mount of it.
+// A container gets the volume and files that were checked, whatever the store's owner replaces them with during the
+// start. The host has no mount of them.
 func TestStoredFilesStayThoseThatWereChecked(t *testing.T) {
 	runtimes(t, func(t *testing.T, m *machine) {
 		outside := t.TempDir()
@@ -375,7 +376,7 @@ func TestStoredFilesStayThoseThatWereChecked(t *testing.T) {
 		if err := os.MkdirAll(all.root, 0o700); err != nil {
 			t.Fatal(err)
 		}
-		if err := os.Chmod(filepath.Dir(m.bundle), 0o711); err != nil { // root of the user namespace has to reach the root filesystem
+		if err := os.Chmod(filepath.Dir(m.bundle), 0o711); err != nil { // root of the user namespace must be able to reach the root filesystem
 			t.Fatal(err)
 		}
 		for _, name := range []string{"proc", "dev", "sys", "data", "etc"} { // which it can't make

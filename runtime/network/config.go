@@ -22,35 +22,36 @@ import (
 	"github.com/containernetworking/cni/pkg/invoke"
 )
 
-// Bridge is the name of the network that needs no configuration: a bridge of the host with
-// addresses of Subnet, the world reached by masquerading, and ports.
+// Bridge is the name of the built-in network: a bridge on the host with addresses of Subnet, masquerading, and
+// published ports.
 const Bridge = "bridge"
 
-// Subnet has the addresses of [Bridge]. The first one is the host's. Subnet6 has more of them if the host forwards IPv6.
+// Subnet has the addresses of [Bridge]. The first one is the host's. Subnet6 is used too if the host forwards IPv6.
 const (
 	Subnet  = "10.86.0.0/16"
 	Subnet6 = "fd64:6973:746b:6974::/64"
 )
 
-// The names that [Bridge] has for CNI, for the kernel, and as a chain of iptables.
+// Names of [Bridge]: for CNI, for the kernel, and as a chain of iptables.
 const (
 	bridgeName   = "distkit"
 	bridgeLink   = "distkit0"
 	publishChain = "DISTKIT-ADMIN"
-	// ofPublished is what our rule in it has, as iptables prints it. Other rules are the administrator's.
+	// ofPublished is a part of our own rule in that chain, as iptables prints it. Other rules there are the
+	// administrator's.
 	ofPublished = " -o " + bridgeLink + " "
 )
 
-// forwards6 says 1 if the host forwards IPv6. It is a variable for tests.
+// forwards6 is a file that contains 1 if the host forwards IPv6. It is a variable for tests.
 var forwards6 = "/proc/sys/net/ipv6/conf/all/forwarding"
 
-// bridge returns the configuration of [Bridge]. Its leases end with the boot, as do the networks that have them.
+// bridge returns the configuration of [Bridge]. Leases do not survive a boot, like the networks that hold them.
 //
-// The firewall plugin lets connections through on hosts whose FORWARD chain drops what it doesn't know, as docker's does.
-// It needs iptables; without that, the other plugins take nftables if they can.
+// The firewall plugin lets connections through on hosts whose FORWARD chain drops unknown ones, as docker's does. It
+// needs iptables; without that, the other plugins use nftables if they can.
 //
-// Networks get IPv6 addresses only if the host forwards IPv6 already. The plugin would switch that on, and a host that
-// forwards ignores router advertisements, so it could lose its own default route.
+// Networks get IPv6 addresses only if the host forwards IPv6 already. The plugin would turn forwarding on, and a
+// forwarding host ignores router advertisements, so it could lose its own default route.
 func bridge() []byte {
 	type fields map[string]any
 	ranges := []any{[]any{fields{"subnet": Subnet}}}
@@ -69,12 +70,13 @@ func bridge() []byte {
 	}
 	b, err := json.Marshal(fields{"cniVersion": "1.0.0", "name": bridgeName, "plugins": plugins})
 	if err != nil {
-		panic(err) // constants
+		panic(err) // can't happen: only constants
 	}
 	return b
 }
 
-// PluginDirs are the directories that have CNI's plugins: those of CNI_PATH if it is set, else where distributions put them.
+// PluginDirs returns the directories with CNI's plugins: those in CNI_PATH if it is set, else where distributions
+// install them.
 func PluginDirs() []string {
 	if dirs := filepath.SplitList(os.Getenv("CNI_PATH")); len(dirs) > 0 {
 		return dirs
@@ -82,9 +84,9 @@ func PluginDirs() []string {
 	return []string{"/opt/cni/bin", "/usr/lib/cni", "/usr/libexec/cni"}
 }
 
-// Config finds the configuration of a network by its name: the path of a file if there is a slash in it, else the name of a
-// configuration in dir (mostly /etc/cni/net.d), else [Bridge]. The error is NotFound if there is none, and InvalidArgument if
-// the file is not a configuration of CNI.
+// Config finds the configuration of a network by name. A name with a slash is the path of a file. Otherwise it is the
+// name of a configuration in dir (usually /etc/cni/net.d), or else [Bridge]. NotFound: there is none. InvalidArgument:
+// the file is not a CNI configuration.
 func Config(name, dir string) (*libcni.NetworkConfigList, error) {
 	if strings.Contains(name, "/") {
 		return read(name)
@@ -113,16 +115,16 @@ func Config(name, dir string) (*libcni.NetworkConfigList, error) {
 	return nil, errclass.Errorf(errdefs.ErrNotFound, "network %s: not found in %s", name, dir)
 }
 
-// Wanted is a network that is to be made.
+// Wanted is a network to be made.
 type Wanted struct {
-	config     *libcni.NetworkConfigList // nil for one of pasta
+	config     *libcni.NetworkConfigList // nil for pasta
 	pasta      *pasta
 	ports      []Port
 	connection runtime.Connection
 }
 
-// Find finds the configuration that a connection names, as [Config] does unless it is [Pasta], and checks the connection. Its ports and
-// its names are InvalidArgument if they can't be had. Its paths need not be absolute.
+// Find finds the configuration that a connection names, as [Config] does, unless it is [Pasta]. It also checks the
+// connection. InvalidArgument: its ports or names are not possible. Its paths may be relative.
 func Find(c runtime.Connection) (*Wanted, error) {
 	w := &Wanted{}
 	by, ok, err := parsePasta(c.Name)
@@ -169,7 +171,7 @@ func (w *Wanted) Resolves() (bool, error) {
 	return servers, err
 }
 
-// Connection returns what a container's record keeps of the network, so that it can be made again.
+// Connection returns the request for a container's record, from which the network can be made again.
 func (w *Wanted) Connection() runtime.Connection { return w.connection }
 
 func read(file string) (*libcni.NetworkConfigList, error) {
@@ -183,7 +185,7 @@ func read(file string) (*libcni.NetworkConfigList, error) {
 	return parse(b, filepath.Base(file))
 }
 
-// parse reads a list of plugins, or the configuration of a single plugin.
+// parse parses a list of plugins, or the configuration of a single plugin.
 func parse(b []byte, what string) (*libcni.NetworkConfigList, error) {
 	config, err := libcni.NetworkConfFromBytes(b)
 	if err == nil && len(config.Plugins) > 0 {
@@ -204,7 +206,7 @@ func parse(b []byte, what string) (*libcni.NetworkConfigList, error) {
 	return config, nil
 }
 
-// Port is a port of the host that leads to one of the network, as CNI's plugins take it.
+// Port maps a port of the host to one of the network, in the form of CNI's plugins.
 type Port struct {
 	HostIP        string `json:"hostIP,omitempty"`
 	HostPort      uint16 `json:"hostPort"`
@@ -212,7 +214,7 @@ type Port struct {
 	Protocol      string `json:"protocol"` // tcp, udp or sctp
 }
 
-// String is the form that [ParsePort] takes.
+// String formats a port for [ParsePort].
 func (p Port) String() string {
 	s := fmt.Sprintf("%d:%d/%s", p.HostPort, p.ContainerPort, p.Protocol)
 	switch {
@@ -224,8 +226,7 @@ func (p Port) String() string {
 	return s
 }
 
-// ParsePort takes [IP:]HOST:CONTAINER[/PROTOCOL], an IPv6 address in brackets. InvalidArgument
-// for anything else.
+// ParsePort parses [IP:]HOST:CONTAINER[/PROTOCOL], with an IPv6 address in brackets. Anything else is InvalidArgument.
 func ParsePort(s string) (p Port, err error) {
 	bad := errclass.Errorf(errdefs.ErrInvalidArgument, "port %q: want [IP:]HOST:CONTAINER[/tcp|udp|sctp]", s)
 	rest, protocol, has := strings.Cut(s, "/")
@@ -261,7 +262,7 @@ func ParsePort(s string) (p Port, err error) {
 	return p, nil
 }
 
-// check fails if a plugin isn't installed, or if there are ports and no plugin maps them.
+// check returns an error if a plugin is not installed, or if no plugin maps the ports.
 func (n *Networks) check(config *libcni.NetworkConfigList, ports []Port) error {
 	maps := len(ports) == 0
 	for _, p := range config.Plugins {

@@ -25,10 +25,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// hostDir keeps what the networks of all state directories share: the leases of [Bridge], and its lock.
+// hostDir has what the networks of all state directories share: the leases of [Bridge], and its lock.
 const hostDir = "/run/distkit"
 
-// using locks the host's bridge for what works on it, so that nobody removes the bridge meanwhile.
+// using locks the host's bridge, so that no other process removes it while it is used.
 func using(ctx context.Context, r request) (release func(), err error) {
 	if !r.onBridge() {
 		return func() {}, nil
@@ -47,9 +47,9 @@ func lockBridge(ctx context.Context, how int) (*os.File, error) {
 	return disk.LockFile(ctx, filepath.Join(hostDir, "bridge.lock"), os.O_RDWR|os.O_CREATE, 0o600, how)
 }
 
-// tidy removes the host's bridge, and the chains of iptables that CNI's plugins leave empty, if the network that was just
-// disconnected was the last one on the bridge. While another process works on the bridge, tidy leaves both to that one.
-// What can't be removed is in nobody's way: it stays, and the next network uses it.
+// tidy cleans up the host if the network that was just disconnected was the last one on the bridge: it removes the
+// bridge, and chains of iptables that CNI's plugins have left empty. If another process uses the bridge, tidy leaves
+// that to it. Errors are ignored: what remains does no harm, and the next network uses it.
 func tidy(ctx context.Context, r request) {
 	if !r.onBridge() {
 		return
@@ -69,7 +69,7 @@ func tidy(ctx context.Context, r request) {
 	for _, command := range []string{"iptables", "ip6tables"} {
 		rules, err := exec.CommandContext(ctx, command+"-save").Output()
 		if err != nil {
-			continue // it isn't there, or the kernel lacks the family
+			continue // not installed, or the kernel does not support the family
 		}
 		if change := withoutIdleChains(string(rules)); change != "" {
 			c := exec.CommandContext(ctx, command+"-restore", "--noflush", "--wait")
@@ -79,7 +79,7 @@ func tidy(ctx context.Context, r request) {
 	}
 }
 
-// lookupBridge returns the index of the bridge, 0 if there is none, and counts the interfaces that are its ports.
+// lookupBridge returns the index of the bridge, or 0 if there is none, and the number of its ports.
 func lookupBridge(name string) (index, ports int, err error) {
 	rib, err := syscall.NetlinkRIB(syscall.RTM_GETLINK, syscall.AF_UNSPEC)
 	if err != nil {
@@ -110,15 +110,16 @@ func lookupBridge(name string) (index, ports int, err error) {
 	return index, masters[index], nil
 }
 
-// withoutIdleChains takes what iptables-save printed once the bridge is gone, and returns what iptables-restore is to be given so
-// that the chains of CNI's portmap and firewall plugins are gone, if no other network uses them. It returns "" if there is nothing to
-// do. Rules of the firewall plugin for the bridge's addresses go in any case: the plugin finds them by what it answered, so those of
-// a run-net that was killed before it had the answer are left.
+// withoutIdleChains returns input for iptables-restore that removes the chains of CNI's portmap and firewall plugins
+// unless another network uses them. rules is the output of iptables-save after the bridge is gone. The result is "" if
+// there is nothing to remove. Rules of the firewall plugin for addresses of the bridge are removed in any case. The
+// plugin finds them by its own earlier result, so it leaves those of a run-net that was killed before it had the
+// result.
 func withoutIdleChains(rules string) string {
 	var b strings.Builder
 	for _, table := range []struct {
 		name   string
-		chains []string // the first one has the networks' rules
+		chains []string // the first chain has the rules of the networks
 	}{
 		{"nat", []string{"CNI-HOSTPORT-DNAT", "CNI-HOSTPORT-SETMARK", "CNI-HOSTPORT-MASQ"}},
 		{"filter", []string{"CNI-FORWARD", publishChain}},
@@ -143,8 +144,8 @@ func withoutIdleChains(rules string) string {
 	return b.String()
 }
 
-// idleChains returns which of a table's chains no network uses, and the rules that nobody needs any more: jumps to idle chains, and
-// those for addresses of the bridge.
+// idleChains returns the chains of a table that no network uses, and rules that are no longer needed: jumps to idle
+// chains, and those for addresses of the bridge.
 func idleChains(table string, chains []string) (idle, unneeded []string) {
 	var jumps []string // from the kernel's chains to these
 	used := false
@@ -176,7 +177,7 @@ func idleChains(table string, chains []string) (idle, unneeded []string) {
 	return idle, append(jumps, unneeded...)
 }
 
-// ofBridge reports whether a rule is for one of the bridge's addresses.
+// ofBridge reports whether a rule is for an address of the bridge.
 func ofBridge(rule []string) bool {
 	for i, word := range rule[:len(rule)-1] {
 		p, err := netip.ParsePrefix(rule[i+1])
@@ -193,9 +194,9 @@ func builtin(chain string) bool {
 	return slices.Contains([]string{"PREROUTING", "INPUT", "FORWARD", "OUTPUT", "POSTROUTING"}, chain)
 }
 
-// forwardPublished lets connections from other hosts to published ports through to the bridge. The firewall plugin lets only
-// connections through that begin in a network. If it made no chain, because firewalld has the host's rules, there is nothing
-// to do. The caller has the lock of the networks.
+// forwardPublished lets connections from other hosts to published ports reach the bridge. The firewall plugin allows
+// only connections that begin in a network. If it has made no chain, because firewalld manages the host's rules, there
+// is nothing to do. The caller holds the lock of all networks.
 func forwardPublished(ctx context.Context, n *Network) error {
 	if n.Name != bridgeName || len(n.Ports) == 0 {
 		return nil
@@ -218,12 +219,13 @@ func forwardPublished(ctx context.Context, n *Network) error {
 	return nil
 }
 
-// defaultLeases is where CNI's host-local plugin keeps its leases unless told. It is a variable for tests.
+// defaultLeases is where CNI's host-local plugin keeps its leases by default. It is a variable for tests.
 var defaultLeases = "/var/lib/cni/networks"
 
-// sweepLeases gives back addresses that host-local leased to networks which are gone: to this one, whose next lease the plugin
-// would refuse, and to networks of before the boot, whose leases would use up the addresses. A lease is a file whose lines are the
-// ID that the plugin was given, and the interface's name. Other programs' leases stay.
+// sweepLeases frees addresses that host-local has leased to networks that are gone: this one, because the plugin would
+// refuse it another lease, and networks from before the boot, because their leases would use up the addresses. A lease
+// is a file with two lines: the ID that the plugin was given, and the name of the interface. Leases of other programs
+// are kept.
 func (n *Networks) sweepLeases(ctx context.Context, p place, r request, config *libcni.NetworkConfigList) error {
 	mine := r.runtimeConf(p).ContainerID
 	for _, plugin := range config.Plugins {
@@ -253,8 +255,8 @@ func (n *Networks) sweepLeases(ctx context.Context, p place, r request, config *
 	return nil
 }
 
-// staleLeases returns the IDs that have a lease in dir and no network: mine, and those of this program's networks whose lease is
-// older than the boot.
+// staleLeases returns the IDs that have a lease in dir but no network: mine, and those of this program's networks whose
+// lease is older than the boot.
 func (n *Networks) staleLeases(dir, mine string) ([]string, error) {
 	entries, err := os.ReadDir(dir)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
@@ -274,7 +276,7 @@ func (n *Networks) staleLeases(dir, mine string) ([]string, error) {
 		namespace, network, ok := strings.Cut(id, "--")
 		key, err := runtime.Key(namespace, network)
 		if !ok || err != nil {
-			continue // another program's
+			continue // made by another program
 		}
 		if _, err := os.Lstat(filepath.Join(n.dir, key, "result.json")); id == mine || errors.Is(err, fs.ErrNotExist) {
 			stale = append(stale, id)
@@ -283,7 +285,7 @@ func (n *Networks) staleLeases(dir, mine string) ([]string, error) {
 	return stale, nil
 }
 
-// readLease reads the file of a lease: the ID that has it, and when it was leased.
+// readLease reads the file of a lease: the ID that holds it, and the time of the lease.
 func readLease(name string) (id string, leased time.Time, ok bool) {
 	f, err := os.OpenFile(name, os.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
 	if err != nil {

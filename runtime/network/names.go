@@ -19,31 +19,31 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// The files that a container finds names by are mounted in it for writing, as docker's are. They are in a file system of their
-// own, so that no container fills the host's memory by them.
+// The files that resolve names in a container are mounted writable, like docker's. They are in a small file system of
+// their own, so that no container fills the host's memory through them.
 const (
 	namesDir  = "etc"
 	namesSize = 256 << 10
-	// maxNames bounds the names of other networks that a hosts file has.
+	// maxNames is the largest number of names of other networks in a hosts file.
 	maxNames = 1000
 )
 
-// The lines of a hosts file between which the other networks' names are. A container that removes them gets no more names.
+// Lines in a hosts file that enclose the names of other networks. If a container removes them, it gets no more names.
 const (
 	namesBegin = "# begin names of this network\n"
 	namesEnd   = "# end names of this network\n"
 )
 
-// hostResolvConf is the host's, and upstreamResolvConf is where systemd-resolved keeps the servers
-// behind its stub. They are variables for tests.
+// hostResolvConf is the host's file. upstreamResolvConf is where systemd-resolved lists the servers behind its stub.
+// They are variables for tests.
 var (
 	hostResolvConf     = "/etc/resolv.conf"
 	upstreamResolvConf = "/run/systemd/resolve/resolv.conf"
 )
 
-// resolvConf returns the resolv.conf of a network: the host's, with what names says in its place, and without the name servers
-// that no network reaches. If no server is left, the file of systemd-resolved takes the place of the host's; by pasta, the host's
-// servers are asked through it. Servers reports whether there is a name server in the end.
+// resolvConf returns the resolv.conf of a network. It is the host's with the replacements in names, and without name
+// servers that a network can't reach. If no server is left, the file of systemd-resolved is used instead of the host's.
+// With pasta, the host's servers are asked through pasta. servers reports whether the result has a name server.
 func resolvConf(names spec.Names, by *pasta) (conf string, servers bool, err error) {
 	host := ""
 	for _, file := range []string{hostResolvConf, upstreamResolvConf} {
@@ -68,7 +68,7 @@ func resolvConf(names spec.Names, by *pasta) (conf string, servers bool, err err
 	return conf, servers, nil
 }
 
-// nameFiles returns the paths of the files for names, by their paths in a container.
+// nameFiles returns the paths of the files that resolve names, by their paths in a container.
 func (p place) nameFiles() map[string]string {
 	files := map[string]string{}
 	for _, name := range spec.NameFiles {
@@ -77,8 +77,7 @@ func (p place) nameFiles() map[string]string {
 	return files
 }
 
-// writeNames makes the files that a container in the network finds names by. The names of other networks come by
-// [Networks.announce].
+// writeNames writes the files that resolve names in the network. [Networks.announce] adds the names of other networks.
 func (p place) writeNames(r request, result *types.Result) error {
 	names := r.Names
 	gateway := ""
@@ -109,20 +108,20 @@ func (p place) writeNames(r request, result *types.Result) error {
 			return err
 		}
 		_, err = f.WriteString(text)
-		if err := errors.Join(err, f.Chmod(0o644), f.Close()); err != nil { // any user of a container reads it
+		if err := errors.Join(err, f.Chmod(0o644), f.Close()); err != nil { // any user of a container may read it
 			return err
 		}
 	}
 	return nil
 }
 
-// lockAll locks the networks of the state directory, for what concerns more than one: ports and names.
+// lockAll locks all networks of the state directory, for what concerns several of them: ports and names.
 func (n *Networks) lockAll(ctx context.Context) (*os.File, error) {
 	return disk.LockFile(ctx, n.dir+".lock", os.O_RDWR|os.O_CREATE, 0o600, unix.LOCK_EX)
 }
 
-// announce gives each network that is connected to the same one as p, in the same namespace of IDs, the names and addresses of the
-// others. It is called when one of them has come or gone, with the lock of all.
+// announce updates the names of other networks in every network that is connected to the same one as p, in the same
+// namespace of IDs. It is called with the lock of all networks, after one was connected or disconnected.
 func (n *Networks) announce(p place, r request) error {
 	type member struct {
 		file, lines string
@@ -157,9 +156,9 @@ func (n *Networks) announce(p place, r request) error {
 	return nil
 }
 
-// replaceNames replaces the names of other networks in a hosts file. The file is mounted in a container, which may write what it
-// likes: it is read no further than it can be long, it is not waited for, and one that has no room, or no such lines, stays
-// as it is. It is not replaced by another file, since the container would keep the old one.
+// replaceNames replaces the names of other networks in a hosts file. A container has the file mounted and may write
+// anything to it. So the file is not read beyond its possible length and never waited for, and it stays unchanged if it
+// lacks the room or the marker lines. It is overwritten, not replaced, since the container has this very file mounted.
 func replaceNames(file, names string) {
 	f, err := os.OpenFile(file, os.O_RDWR|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
 	if err != nil {
@@ -182,7 +181,7 @@ func replaceNames(file, names string) {
 	if text == string(b) {
 		return
 	}
-	// A write that finds no room has written a part.
+	// Allocate first: without room, a write would write only a part.
 	if err := unix.Fallocate(int(f.Fd()), unix.FALLOC_FL_KEEP_SIZE, 0, int64(len(text))); err == unix.ENOSPC || err == unix.EDQUOT {
 		return
 	}
@@ -191,7 +190,7 @@ func replaceNames(file, names string) {
 	}
 }
 
-// addresses returns those that the plugins gave, without prefix lengths.
+// addresses returns the addresses in the plugins' result, without prefix lengths.
 func addresses(result *types.Result) []string {
 	var all []string
 	for _, ip := range result.IPs {

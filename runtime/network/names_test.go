@@ -12,7 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// A server on the host's loopback address is out of a network's reach, and so is one on a link of the host's.
+// A network can't reach name servers on the host's loopback addresses or on a link of the host.
 func TestResolvConf(t *testing.T) {
 	host, upstream := hostResolvConf, upstreamResolvConf
 	defer func() { hostResolvConf, upstreamResolvConf = host, upstream }()
@@ -54,7 +54,8 @@ func TestResolvConf(t *testing.T) {
 	}
 }
 
-// A container may do what it likes with its hosts file: others' names are not written elsewhere, and nobody waits.
+// A container may put anything in place of its hosts file. Names of others are not written elsewhere, and nothing
+// waits.
 func TestReplaceNamesInHostileFiles(t *testing.T) {
 	dir := t.TempDir()
 	const fine = "127.0.0.1\tlocalhost\n" + namesBegin + "192.0.2.7\told\n" + namesEnd + "# mine\n"
@@ -99,7 +100,7 @@ func TestReplaceNamesInHostileFiles(t *testing.T) {
 	if err := unix.Mkfifo(fifo, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	replaceNames(fifo, "192.0.2.8\tnew\n") // and doesn't wait
+	replaceNames(fifo, "192.0.2.8\tnew\n") // and does not wait
 	huge := filepath.Join(dir, "huge")
 	if err := errors.Join(os.WriteFile(huge, []byte(fine), 0o600), os.Truncate(huge, 1<<40)); err != nil {
 		t.Fatal(err)

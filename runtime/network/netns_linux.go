@@ -11,7 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// makeNamespace makes a network namespace with loopback up, and mounts it on path, which keeps it.
+// makeNamespace makes a network namespace with loopback up, and mounts it on path, which keeps it alive.
 func makeNamespace(path string) error {
 	f, err := os.OpenFile(path, os.O_CREATE|os.O_RDONLY, 0o600)
 	if err != nil {
@@ -20,7 +20,7 @@ func makeNamespace(path string) error {
 	_ = f.Close()
 	done := make(chan error)
 	go func() {
-		// The thread ends with this goroutine, since nobody may run in its namespace.
+		// Never unlocked: the thread ends with this goroutine, since no other code may run in the namespace.
 		runtime.LockOSThread()
 		done <- func() error {
 			if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
@@ -29,8 +29,8 @@ func makeNamespace(path string) error {
 			if err := loopbackUp(); err != nil {
 				return fmt.Errorf("bring up lo: %w", err)
 			}
-			// As in every container's network, any user may listen on any port. A container in a user namespace of its own can't change
-			// what is not its own, so that it is changed here.
+			// As in every container's network, any user may listen on any port. It is set here because a container in
+			// its own user namespace can't change it.
 			_ = os.WriteFile("/proc/sys/net/ipv4/ip_unprivileged_port_start", []byte("0"), 0)
 			if err := unix.Mount("/proc/thread-self/ns/net", path, "", unix.MS_BIND, ""); err != nil {
 				return fmt.Errorf("keep it at %s: %w", path, err)
@@ -55,14 +55,14 @@ func loopbackUp() error {
 	return unix.IoctlIfreq(s, unix.SIOCSIFFLAGS, req)
 }
 
-// unmountAll removes a file or an empty directory, with all that is mounted on it. One that isn't there is success. A network
-// namespace lives on as long as processes are in it.
+// unmountAll removes a file or an empty directory, with all mounts on it. It succeeds if there is none. A network
+// namespace lives on as long as it has processes.
 func unmountAll(path string) error {
 	for {
 		err := unix.Unmount(path, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW)
 		switch {
 		case err == nil:
-			continue // whatever is below
+			continue // continue with the next mount on it
 		case errors.Is(err, unix.EINVAL), errors.Is(err, unix.ENOENT):
 			err = os.Remove(path)
 			if errors.Is(err, fs.ErrNotExist) {
@@ -75,7 +75,7 @@ func unmountAll(path string) error {
 	}
 }
 
-// removeBridge removes a bridge of the host.
+// removeBridge removes a bridge from the host.
 func removeBridge(name string) error {
 	s, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
@@ -89,7 +89,7 @@ func removeBridge(name string) error {
 	if err := unix.IoctlIfreq(s, unix.SIOCGIFFLAGS, req); err != nil {
 		return err
 	}
-	req.SetUint16(req.Uint16() &^ unix.IFF_UP) // the kernel removes only a bridge that is down
+	req.SetUint16(req.Uint16() &^ unix.IFF_UP) // the kernel does not remove a bridge that is up
 	if err := unix.IoctlIfreq(s, unix.SIOCSIFFLAGS, req); err != nil {
 		return err
 	}

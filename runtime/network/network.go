@@ -1,19 +1,25 @@
-// Package network makes network namespaces that outlive the process that made them, and
-// connects them by CNI plugins (https://www.cni.dev/docs/spec/), or by pasta for an ordinary user.
+// Package network makes network namespaces that outlive the process that made them. It connects them with CNI plugins
+// (https://www.cni.dev/docs/spec/) or, for an ordinary user, with pasta.
 //
-// A network is a directory below the state directory. Neither outlives a boot. What CNI or pasta is asked is written
-// there before any program runs, so [Networks.Delete] removes whatever a killed process has left. A directory has:
+// [Find] checks a request and finds its configuration. [Networks.Add] makes the network, [Networks.Down] and
+// [Networks.Up] disconnect it and connect it again, and [Networks.Delete] removes it. Error classes: NotFound,
+// AlreadyExists, InvalidArgument, NotImplemented (a plugin or program is missing), PermissionDenied, and Unavailable (a
+// port is taken, or another process works on the network).
+//
+// A network is a directory below the state directory, which does not survive a boot. The request to CNI or pasta is
+// written there before any program runs. So [Networks.Delete] can remove whatever a killed process has left. The
+// directory has:
 //
 //	lock             held by the process that works on the network
-//	connection.json  what a container's record keeps, so that the network can be made again after a boot
-//	request.json     what the plugins, or pasta, are asked
-//	netns            the network namespace, mounted; the network's ports are taken while it is there
+//	connection.json  the request for a container's record, to make the network again after a boot
+//	request.json     the request to the plugins, or to pasta
+//	netns            the network namespace, mounted; while it exists, the network's ports are taken
 //	etc/             hosts, hostname and resolv.conf, in a file system of their own
-//	cni/             the plugins' answers, for their removal
-//	pasta.pid        the number of pasta's process
-//	result.json      the network is connected
+//	cni/             the plugins' results, needed to disconnect
+//	pasta.pid        process number of pasta
+//	result.json      exists while the network is connected
 //
-// Two more locks order what concerns several networks: networks.lock beside the directory, for ports and names, and
+// Two more locks are for what concerns several networks: networks.lock beside the directory, for ports and names, and
 // bridge.lock in /run/distkit, for the host's bridge.
 package network
 
@@ -40,7 +46,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// ifName is the interface in the network's namespace.
+// ifName is the name of the interface in the network namespace.
 const ifName = "eth0"
 
 // Networks are the networks of a namespace of IDs.
@@ -50,8 +56,8 @@ type Networks struct {
 	plugins   []string
 }
 
-// Open opens the networks below a state directory (see [runtime.DefaultState]). Plugins are the
-// directories that have CNI's plugins.
+// Open opens the networks below a state directory (see [runtime.DefaultState]). plugins are the directories with CNI's
+// plugins.
 func Open(state, namespace string, plugins []string) (*Networks, error) {
 	if err := runtime.CheckID(namespace); err != nil {
 		return nil, fmt.Errorf("namespace: %w", err)
@@ -64,7 +70,8 @@ func Open(state, namespace string, plugins []string) (*Networks, error) {
 }
 
 // Locate finds a network of this state directory by the path of its network namespace. It returns the networks of the
-// same namespace of IDs, and the network's ID. A path elsewhere is InvalidArgument: what lies beside it is not trusted.
+// same namespace of IDs, and the network's ID. A path outside of the state directory is InvalidArgument: the files
+// beside it are not trusted.
 func (n *Networks) Locate(path string) (*Networks, string, error) {
 	dir := filepath.Dir(path)
 	namespace, id, has := strings.Cut(filepath.Base(dir), "+")
@@ -78,7 +85,7 @@ func (n *Networks) Locate(path string) (*Networks, string, error) {
 	return of, id, err
 }
 
-// Network is a network namespace that is connected.
+// Network is a connected network namespace.
 type Network struct {
 	ID        string        `json:"id"`
 	Namespace string        `json:"namespace"`
@@ -86,17 +93,17 @@ type Network struct {
 	Name      string        `json:"name"` // of CNI's configuration, or pasta
 	Addresses []string      `json:"addresses"`
 	Ports     []Port        `json:"ports,omitempty"`
-	Result    *types.Result `json:"result"` // what CNI's plugins say, or the like
-	// Files are those that a container finds names by, by their paths in it.
+	Result    *types.Result `json:"result"` // of CNI's plugins, or an equivalent
+	// Files are the files that resolve names, by their paths in a container.
 	Files map[string]string `json:"files"`
 }
 
-// request is what CNI is asked, as it stands in the network's directory.
+// request is the content of request.json.
 type request struct {
 	ID        string          `json:"id"`
 	Namespace string          `json:"namespace"`
-	Config    json.RawMessage `json:"config,omitempty"` // of CNI
-	Pasta     *pasta          `json:"pasta,omitempty"`  // connects the network in CNI's place
+	Config    json.RawMessage `json:"config,omitempty"` // CNI's configuration
+	Pasta     *pasta          `json:"pasta,omitempty"`  // used instead of CNI, if not nil
 	Ports     []Port          `json:"ports,omitempty"`
 	Names     spec.Names      `json:"names"`
 }
@@ -109,7 +116,7 @@ type place struct {
 
 func (p place) file(name string) string { return filepath.Join(p.dir, name) }
 
-// files are those in a network's directory, in the order in which they are removed.
+// files lists the files in a network's directory, in the order in which they are removed.
 var files = []string{"connection.json", "connection.json.new", "result.json", "result.json.new", "request.json", "request.json.new", pastaPid, "lock"}
 
 func (n *Networks) path(id string) (string, error) {
@@ -117,16 +124,16 @@ func (n *Networks) path(id string) (string, error) {
 	return filepath.Join(n.dir, key), err
 }
 
-// Paths returns where the network namespace of an ID's network is, or would be, and the files that a container finds names by,
-// by their paths in it.
+// Paths returns the path of the network namespace for an ID, whether it exists or not, and the files that resolve
+// names, by their paths in a container.
 func (n *Networks) Paths(id string) (netns string, files map[string]string, err error) {
 	dir, err := n.path(id)
 	p := place{dir: dir}
 	return p.file("netns"), p.nameFiles(), err
 }
 
-// open locks the directory of a network, and makes it if create is set. The error is NotFound if there is none, and
-// Unavailable if another process works on it.
+// open locks the directory of a network. With create, it makes the directory if need be. NotFound: there is none.
+// Unavailable: another process works on the network.
 func (n *Networks) open(id string, create bool) (place, error) {
 	dir, err := n.path(id)
 	if err != nil {
@@ -153,7 +160,7 @@ func (n *Networks) open(id string, create bool) (place, error) {
 			if create {
 				continue // its last owner has just removed the directory
 			}
-			if _, err := os.Lstat(dir); err == nil { // torn before there was a lock
+			if _, err := os.Lstat(dir); err == nil { // the maker was killed before it made the lock
 				create = true
 				continue
 			}
@@ -179,11 +186,11 @@ func (n *Networks) open(id string, create bool) (place, error) {
 	return place{}, errclass.Errorf(errdefs.ErrUnavailable, "network %s: it is removed again and again", id)
 }
 
-// connector connects a network's namespace to other hosts.
+// connector connects a network namespace to other hosts.
 type connector interface {
-	check(ports []Port) error // before anything is made
+	check(ports []Port) error // called before anything is made
 	add(ctx context.Context, p place, r request) (*types.Result, error)
-	del(ctx context.Context, p place, r request) error // also what an add that failed, or was killed, has done
+	del(ctx context.Context, p place, r request) error // also undoes an add that has failed or was killed
 }
 
 func (n *Networks) connector(r request) (connector, error) {
@@ -194,9 +201,9 @@ func (n *Networks) connector(r request) (connector, error) {
 	return &cni{n, config}, err
 }
 
-// Add makes a network: its namespace, connected as the configuration says, with the ports and names that w has. The error is
-// AlreadyExists if the ID has a network, NotImplemented if a plugin isn't installed, and Unavailable if a port is taken. Add first
-// removes what a killed process has left of a network with this ID. If it fails, nothing is left.
+// Add makes a network: its namespace, connected as the configuration says, with the ports and names of w. It first
+// removes what a killed process has left of a network with this ID. After an error nothing is left. AlreadyExists: the
+// ID has a network. NotImplemented: a plugin is not installed. Unavailable: a port is taken.
 func (n *Networks) Add(ctx context.Context, id string, w Wanted) (_ *Network, err error) {
 	wanted := request{ID: id, Namespace: n.namespace, Pasta: w.pasta, Ports: w.ports, Names: w.connection.Names}
 	if w.config != nil {
@@ -239,7 +246,7 @@ func (n *Networks) Add(ctx context.Context, id string, w Wanted) (_ *Network, er
 	return n.connect(ctx, p, wanted, by, p.remove)
 }
 
-// connect makes a network's namespace and connects it. If that fails, the connection is taken back, and undone undoes the rest.
+// connect makes a network's namespace and connects it. After an error it disconnects it, and undone undoes the rest.
 func (n *Networks) connect(ctx context.Context, p place, r request, by connector, undone func() error) (_ *Network, err error) {
 	if err := n.reserve(ctx, p, r); err != nil {
 		_ = errors.Join(unmountAll(p.file("netns")), undone())
@@ -250,7 +257,7 @@ func (n *Networks) connect(ctx context.Context, p place, r request, by connector
 			return
 		}
 		err = fmt.Errorf("network %s: %w", r.ID, err)
-		// The programs that have run take back what they did, also where ctx is done.
+		// The programs must undo their work even if ctx is done.
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 30*time.Second)
 		defer cancel()
 		if derr := n.disconnect(ctx, p, r); derr == nil {
@@ -284,8 +291,8 @@ func (n *Networks) connect(ctx context.Context, p place, r request, by connector
 	return net, n.announce(p, r)
 }
 
-// Down disconnects a network and removes its namespace, but keeps what was asked for it, for [Networks.Up].
-// If there is no such network, that is success.
+// Down disconnects a network and removes its namespace. It keeps the request, for [Networks.Up]. If there is no such
+// network, it succeeds.
 func (n *Networks) Down(ctx context.Context, id string) error {
 	p, err := n.open(id, false)
 	if errdefs.IsNotFound(err) {
@@ -308,8 +315,8 @@ func (n *Networks) Down(ctx context.Context, id string) error {
 	return nil
 }
 
-// Up connects a network that is down, as it was asked for; its addresses may be others. A network that is up stays as
-// it is. The error is NotFound if there is no such network.
+// Up connects a network that is down according to its request. The addresses may be new ones. If the network is up,
+// nothing changes. NotFound: there is no such network.
 func (n *Networks) Up(ctx context.Context, id string) (*Network, error) {
 	p, err := n.open(id, false)
 	if err != nil {
@@ -327,7 +334,7 @@ func (n *Networks) Up(ctx context.Context, id string) (*Network, error) {
 	if err == nil {
 		err = by.check(r.Ports)
 	}
-	if err == nil { // what a killed process has begun
+	if err == nil { // left by a killed process
 		err = n.disconnect(ctx, p, r)
 	}
 	if err != nil {
@@ -336,7 +343,7 @@ func (n *Networks) Up(ctx context.Context, id string) (*Network, error) {
 	return n.connect(ctx, p, r, by, func() error { return nil })
 }
 
-// connected reads a network that is connected.
+// connected reads the result of a connected network. It reports false if the network is not connected.
 func (p place) connected(r request) (*Network, bool) {
 	var result types.Result
 	b, err := os.ReadFile(p.file("result.json"))
@@ -346,7 +353,7 @@ func (p place) connected(r request) (*Network, bool) {
 	return r.network(p, &result), true
 }
 
-// Delete disconnects a network and removes it. If there is no such network, that is success.
+// Delete disconnects and removes a network. If there is no such network, it succeeds.
 func (n *Networks) Delete(ctx context.Context, id string) error {
 	p, err := n.open(id, false)
 	if errdefs.IsNotFound(err) {
@@ -390,8 +397,8 @@ func (n *Networks) List(ctx context.Context) ([]*Network, error) {
 	return all, ctx.Err()
 }
 
-// disconnect makes the network one that is not connected: it has taken back what connected it, as far as that came, and
-// removes the namespace and the names. What only the last network leaves on the host goes with it.
+// disconnect undoes the connection, complete or not, and removes the namespace and the names. After the last network it
+// also cleans up the host.
 func (n *Networks) disconnect(ctx context.Context, p place, r request) error {
 	by, err := n.connector(r)
 	if err != nil {
@@ -417,7 +424,7 @@ func (n *Networks) disconnect(ctx context.Context, p place, r request) error {
 	return err
 }
 
-// unannounce marks the network as one that is not connected, and takes its name away from the others.
+// unannounce marks the network as not connected, and removes its name from the others.
 func (n *Networks) unannounce(ctx context.Context, p place, r request) error {
 	lock, err := n.lockAll(ctx)
 	if err != nil {
@@ -430,7 +437,7 @@ func (n *Networks) unannounce(ctx context.Context, p place, r request) error {
 	return n.announce(p, r)
 }
 
-// cni connects a network by CNI's plugins.
+// cni connects a network with CNI plugins.
 type cni struct {
 	n      *Networks
 	config *libcni.NetworkConfigList
@@ -461,7 +468,7 @@ func (n *Networks) cni(p place) *libcni.CNIConfig {
 }
 
 func (r request) runtimeConf(p place) *libcni.RuntimeConf {
-	// An ID never has two separators in a row, so this is one for each network of the host.
+	// IDs never have two separators in a row, so this is unique on the host.
 	c := &libcni.RuntimeConf{ContainerID: r.Namespace + "--" + r.ID, NetNS: p.file("netns"), IfName: ifName}
 	if len(r.Ports) > 0 {
 		c.CapabilityArgs = map[string]any{"portMappings": r.Ports}
@@ -486,20 +493,20 @@ func (r request) name() string {
 	var config struct {
 		Name string `json:"name"`
 	}
-	_ = json.Unmarshal(r.Config, &config) // CNI checked it
+	_ = json.Unmarshal(r.Config, &config) // valid: CNI has checked it
 	return config.Name
 }
 
-// reaches reports whether the network and another one reach each other, and find each other's names: they are connected to the same one,
-// in the same namespace of IDs. Each pasta connects one network alone.
+// reaches reports whether two networks can reach each other, and so resolve each other's names: they are connected to
+// the same network, in the same namespace of IDs. A pasta always connects a single network.
 func (r request) reaches(other request) bool {
 	return other.Namespace == r.Namespace && r.Pasta == nil && other.Pasta == nil && other.name() == r.name()
 }
 
-// onBridge reports whether the network is on the host's bridge that [Bridge] is.
+// onBridge reports whether the network is connected to the host's bridge.
 func (r request) onBridge() bool { return r.name() == bridgeName }
 
-// request reads what CNI was asked. The error is NotFound if a killed process has not written it yet.
+// request reads the request. NotFound: a killed process has not written it.
 func (p place) request() (r request, err error) {
 	b, err := os.ReadFile(p.file("request.json"))
 	if errors.Is(err, fs.ErrNotExist) {
@@ -511,7 +518,7 @@ func (p place) request() (r request, err error) {
 	return r, err
 }
 
-// write replaces a file atomically. Nothing is synced, since nothing outlives a boot.
+// write replaces a file atomically. It is not synced, because nothing here survives a boot.
 func (p place) write(name string, v any) error {
 	b, err := json.Marshal(v)
 	if err != nil {
@@ -539,7 +546,7 @@ func (p place) remove() error {
 	return os.Remove(p.dir)
 }
 
-// pluginError returns a plugin's error in one line.
+// pluginError reduces a plugin's error to one line.
 func pluginError(ctx context.Context, err error) error {
 	if ctx.Err() != nil {
 		return ctx.Err()

@@ -20,7 +20,7 @@ import (
 
 const addEnv = "NETWORK_TEST_ADD"
 
-// The test binary is a process that makes a network, too.
+// The test binary also serves as a process that makes a network.
 func TestMain(m *testing.M) {
 	if dir := os.Getenv(addEnv); dir != "" {
 		w := world{state: filepath.Join(dir, "state"), plugins: filepath.Join(dir, "plugins")}
@@ -34,10 +34,10 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
-// world is a state directory, and plugins that note what they are asked.
+// world is a state directory, and plugins that log their calls.
 type world struct{ state, plugins, log string }
 
-// plugin notes its verb and name; it fails, waits or answers as files beside it say.
+// plugin logs its verb and name. It fails, waits or answers as files beside it say.
 const plugin = `#!/bin/sh
 cd "${0%/*}" || exit
 echo "$CNI_COMMAND ${0##*/} $CNI_CONTAINERID $CNI_IFNAME" >> log
@@ -100,14 +100,14 @@ func (w world) touch(t *testing.T, name string) (remove func()) {
 	return func() { _ = os.Remove(path) }
 }
 
-// asked gives what the plugins were asked since it was last called.
+// asked returns the calls of plugins since the last call of asked.
 func (w world) asked() string {
 	b, _ := os.ReadFile(w.log)
 	_ = os.Remove(w.log)
 	return strings.ReplaceAll(strings.TrimSpace(string(b)), "\n", "; ")
 }
 
-// empty demands that nothing is left, mounts included.
+// empty checks that nothing is left, not even a mount.
 func (w world) empty(t *testing.T) {
 	t.Helper()
 	left, err := filepath.Glob(filepath.Join(w.state, "networks", "*"))
@@ -137,7 +137,7 @@ func TestLife(t *testing.T) {
 	if b, _ := os.ReadFile(filepath.Join(w.plugins, "input.ADD.first")); strings.Contains(string(b), "hostPort") {
 		t.Errorf("the first plugin, which maps no ports, got %s", b)
 	}
-	// It is a network namespace of its own, with loopback up.
+	// The namespace is a new one, with loopback up.
 	c := exec.Command("nsenter", "--net="+got.Path, "cat", "/proc/net/dev", "/proc/net/fib_trie")
 	if out, err := c.CombinedOutput(); err != nil || strings.Contains(string(out), "eth0") || !strings.Contains(string(out), "127.0.0.1") {
 		t.Errorf("%s, %v", out, err)
@@ -164,7 +164,7 @@ func TestLife(t *testing.T) {
 	if err != nil || id != "x" || at.dir != n.dir || at.namespace != n.namespace {
 		t.Errorf("at %s: %+v, %s, %v", got.Path, at, id, err)
 	}
-	// What lies elsewhere could have been written by anybody.
+	// Files in other places may have been written by anybody.
 	for _, path := range []string{"/elsewhere/networks/x/netns", "", "netns", "/netns", "/networks/x/ns", "networks/x/netns", "/a/networks/../netns", "/a/networks/a+b+c/netns"} {
 		if _, _, err := n.Locate(path); !errdefs.IsInvalidArgument(err) {
 			t.Errorf("at %q: %v", path, err)
@@ -181,7 +181,7 @@ func TestLife(t *testing.T) {
 	w.empty(t)
 }
 
-// A network that is down is disconnected, and comes up as it was asked for.
+// A network that is down is disconnected. When it comes up, it is connected as requested.
 func TestDownAndUp(t *testing.T) {
 	w, n := newWorld(t)
 	ctx := t.Context()
@@ -256,7 +256,7 @@ func TestFailures(t *testing.T) {
 	if a := w.asked(); a != "" {
 		t.Errorf("asked %q", a)
 	}
-	// One that fails has the others taken back, in one line.
+	// If one plugin fails, the others are undone, and the error is one line.
 	heal := w.touch(t, "fail.ADD.second")
 	_, err := n.Add(ctx, "x", Wanted{config: w.config("first", "second"), ports: nil})
 	if err == nil || strings.Contains(err.Error(), "\n") || !strings.Contains(err.Error(), "out of luck") {
@@ -267,7 +267,7 @@ func TestFailures(t *testing.T) {
 	}
 	w.empty(t)
 	heal()
-	// Where that fails too the network stays, for del to try again, and add before it begins.
+	// If undoing fails too, the network is kept. Delete, or the next Add, tries again.
 	heal = w.touch(t, "fail.ADD.second")
 	healDel := w.touch(t, "fail.DEL.first")
 	if _, err := n.Add(ctx, "x", Wanted{config: w.config("first", "second"), ports: nil}); err == nil {
@@ -294,7 +294,7 @@ func TestFailures(t *testing.T) {
 	w.empty(t)
 }
 
-// A process that is killed while a plugin works leaves what delete takes away.
+// Delete removes what a process has left that was killed while a plugin ran.
 func TestKilled(t *testing.T) {
 	for _, at := range []string{"wait.ADD.first", "wait.ADD.second"} {
 		w, n := newWorld(t)
@@ -326,7 +326,7 @@ func TestKilled(t *testing.T) {
 		}
 		w.empty(t)
 	}
-	// Killed before anything but the directory, or the lock, was there.
+	// killed when only the directory, or also the lock, existed
 	w, n := newWorld(t)
 	for _, file := range []string{"", "lock", "request.json.new"} {
 		dir := filepath.Join(w.state, "networks", "x")
@@ -343,7 +343,7 @@ func TestKilled(t *testing.T) {
 		}
 		w.empty(t)
 	}
-	// A namespace that was unmounted by hand.
+	// a namespace that was unmounted by hand
 	if _, err := n.Add(t.Context(), "x", Wanted{config: w.config("first"), ports: nil}); err != nil {
 		t.Fatal(err)
 	}
@@ -406,7 +406,7 @@ func TestConfig(t *testing.T) {
 	if _, err := Config("./none", dir); !errdefs.IsNotFound(err) {
 		t.Errorf("no file: %v", err)
 	}
-	// One of the user's takes the built-in one's place.
+	// A user's own configuration replaces the built-in one.
 	if err := os.WriteFile(filepath.Join(dir, "mine.conf"), []byte(`{"cniVersion":"1.0.0","name":"bridge","type":"macvlan"}`), 0o644); err != nil {
 		t.Fatal(err)
 	}
@@ -415,7 +415,7 @@ func TestConfig(t *testing.T) {
 	}
 }
 
-// Chains that a network of somebody else uses stay, with what leads to them.
+// Chains that another network uses are kept, with the rules that lead to them.
 func TestIdleChains(t *testing.T) {
 	const (
 		nat = "*nat\n:PREROUTING ACCEPT [0:0]\n:CNI-HOSTPORT-DNAT - [0:0]\n:CNI-HOSTPORT-SETMARK - [0:0]\n:OTHER - [0:0]\n" +

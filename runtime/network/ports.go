@@ -16,7 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// overlaps reports whether two ports can't both lead somewhere: they are the same port of an address that both have.
+// overlaps reports whether two ports exclude each other: they are the same port of an address that both include.
 func (p Port) overlaps(q Port) bool {
 	return p.HostPort == q.HostPort && p.Protocol == q.Protocol && (p.HostIP == q.HostIP || p.covers(q) || q.covers(p))
 }
@@ -33,7 +33,7 @@ func (p Port) covers(q Port) bool {
 	return false
 }
 
-// host is the form of a port that messages have.
+// host formats the host's side of a port for messages.
 func (p Port) host() string {
 	if p.HostIP == "" {
 		return fmt.Sprintf("port %d/%s", p.HostPort, p.Protocol)
@@ -41,8 +41,7 @@ func (p Port) host() string {
 	return fmt.Sprintf("port %d/%s of %s", p.HostPort, p.Protocol, p.HostIP)
 }
 
-// checkFree fails if a process of the host has the port. The error is Unavailable. A process that takes the port later
-// is not kept from it.
+// checkFree returns Unavailable if a process on the host has the port. A process may still take the port later.
 func (p Port) checkFree() error {
 	addresses := []string{p.HostIP}
 	if p.HostIP == "" {
@@ -55,7 +54,7 @@ func (p Port) checkFree() error {
 		}
 		switch err := bind(a, p); {
 		case err == nil, p.HostIP == "" && (errors.Is(err, unix.EAFNOSUPPORT) || errors.Is(err, unix.EADDRNOTAVAIL)): // a kernel without IPv6
-		case errors.Is(err, unix.EPROTONOSUPPORT): // a kernel without SCTP has no process with such a port
+		case errors.Is(err, unix.EPROTONOSUPPORT): // a kernel without SCTP has no such ports
 		case errors.Is(err, unix.EADDRINUSE):
 			return errclass.Errorf(errdefs.ErrUnavailable, "%s is taken: a process of this host has it", p.host())
 		case errors.Is(err, unix.EACCES):
@@ -67,7 +66,7 @@ func (p Port) checkFree() error {
 	return nil
 }
 
-// bind takes the port of an address for an instant. It doesn't listen, so nobody can connect meanwhile.
+// bind takes the port of an address for a moment. It does not listen, so nobody can connect.
 func bind(a netip.Addr, p Port) error {
 	family, kind, protocol := unix.AF_INET, unix.SOCK_STREAM, unix.IPPROTO_TCP
 	var to unix.Sockaddr = &unix.SockaddrInet4{Port: int(p.HostPort)}
@@ -90,15 +89,15 @@ func bind(a netip.Addr, p Port) error {
 	if a.Is6() {
 		_ = unix.SetsockoptInt(s, unix.IPPROTO_IPV6, unix.IPV6_V6ONLY, 1)
 	}
-	if kind == unix.SOCK_STREAM { // what connections that have ended leave behind doesn't count
+	if kind == unix.SOCK_STREAM { // lets connections that have ended not count
 		_ = unix.SetsockoptInt(s, unix.SOL_SOCKET, unix.SO_REUSEADDR, 1)
 	}
 	return unix.Bind(s, to)
 }
 
-// reserve makes the network's namespace, which is the sign that its ports are taken: of two networks that want a port, one
-// gets it. The error is Unavailable if another network, or a process of the host, has one of the ports. What a killed process
-// has left of another network gives way.
+// reserve makes the network's namespace, which also reserves its ports: of two networks that want the same port, one
+// gets it. If a killed process has left a network with such a port, that is disconnected. Unavailable: another network
+// or a process on the host has one of the ports.
 func (n *Networks) reserve(ctx context.Context, p place, r request) error {
 	for {
 		other, err := n.tryReserve(ctx, p, r)
@@ -112,7 +111,7 @@ func (n *Networks) reserve(ctx context.Context, p place, r request) error {
 	}
 }
 
-// tryReserve returns the other network if that has one of the ports and is not connected.
+// tryReserve is one attempt of reserve. If a network that is not connected has one of the ports, it returns that.
 func (n *Networks) tryReserve(ctx context.Context, p place, r request) (other *request, err error) {
 	if len(r.Ports) > 0 {
 		lock, err := n.lockAll(ctx)
@@ -130,7 +129,7 @@ func (n *Networks) tryReserve(ctx context.Context, p place, r request) (other *r
 	return nil, nil
 }
 
-// taken fails if one of the ports is taken. It returns the network that has it if that is not connected.
+// taken returns an error if one of the ports is taken, and the network that has it if that is not connected.
 func (n *Networks) taken(p place, r request) (half *request, err error) {
 	for _, port := range r.Ports {
 		if err := port.checkFree(); err != nil {
@@ -154,7 +153,7 @@ func (n *Networks) taken(p place, r request) (half *request, err error) {
 	return half, err
 }
 
-// others calls f with each other network of the state directory, of whatever namespace, that has been asked for.
+// others calls f with each other network of the state directory that has a request, in any namespace of IDs.
 func (n *Networks) others(p place, f func(place, request) error) error {
 	entries, err := os.ReadDir(n.dir)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
@@ -167,7 +166,7 @@ func (n *Networks) others(p place, f func(place, request) error) error {
 		}
 		r, err := q.request()
 		if err != nil {
-			continue // being made, or removed
+			continue // it is being made or removed
 		}
 		if err := f(q, r); err != nil {
 			return err
