@@ -184,6 +184,9 @@ func (m *machine) truth(name string, c *Container, step string) {
 			return
 		}
 		i, err := now.Info()
+		if errdefs.IsNotFound(err) { // removed since Get
+			return
+		}
 		if err != nil {
 			m.Errorf("%s: %v", name, err)
 			return

@@ -20,14 +20,14 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
-// object is one expected blob.
+// object is an expected blob.
 type object struct {
 	progress.Object
 	digest digest.Digest
 }
 
-// watch follows the blobs whose descriptors come on standard input until it has ended and
-// all are in the store. It draws on standard error where that is a terminal.
+// watch follows the blobs whose descriptors come on standard input until that has ended and the store has all of them.
+// It draws on standard error if that is a terminal.
 func watch(ctx context.Context, s *content.Store) error {
 	expected, failed := make(chan object), make(chan error, 1)
 	ctx, cancel := context.WithCancel(ctx)
@@ -87,8 +87,7 @@ func watch(ctx context.Context, s *content.Store) error {
 	}
 }
 
-// look asks the store about a blob that wasn't there the last time: one stat for the blob,
-// one for its ingest.
+// look checks a blob that was not there the last time: one stat for the blob, one for its ingest.
 func (o *object) look(s *content.Store, first bool) error {
 	switch _, err := s.Path(o.digest); {
 	case err == nil && first:
@@ -112,7 +111,7 @@ func (o *object) look(s *content.Store, first bool) error {
 	return nil
 }
 
-// readExpected reads descriptors: JSON objects, or digest, size and media type a line.
+// readExpected reads descriptors: JSON objects, or lines of digest, size and media type.
 func readExpected(ctx context.Context, to chan<- object) error {
 	in, err := cli.Stdin(ctx)
 	if err != nil {

@@ -28,7 +28,7 @@ var whiteouts = map[string]archive.Whiteouts{
 }
 
 func main() {
-	debug.SetGCPercent(25) // many run at a time, and most of what each holds is buffers
+	debug.SetGCPercent(25) // many run at the same time, and most of their memory is buffers
 	cli.Main(newCmd())
 }
 
@@ -49,7 +49,7 @@ func newCmd() *cobra.Command {
 	gids := c.Flags().StringArray("gid-map", nil, "the same for groups: `LAYER:FILE:SIZE`")
 	only := c.Flags().StringArray("only", nil, "write only `PATH` and what is below it")
 	exclude := c.Flags().StringArray("exclude", nil, "leave out `PATH` and what is below it")
-	// Scripts pass on what snap stack gives them, which is empty where the driver wants none.
+	// Scripts pass on what snap stack gives them, which is "" if the driver does not need the list.
 	c.Flags().Lookup("unresolved").Annotations = map[string][]string{cli.MayBeEmpty: nil}
 	c.RunE = func(c *cobra.Command, args []string) error {
 		if *form == "archive" {
@@ -97,7 +97,7 @@ func newCmd() *cobra.Command {
 	return c
 }
 
-// into makes a directory, if it is missing, and calls do with the layer on standard input.
+// into makes a directory if it is missing, and calls do with the layer on standard input.
 func into(c *cobra.Command, dir string, do func(layer io.Reader) error) (err error) {
 	switch made := os.Mkdir(dir, 0o755); {
 	case errors.Is(made, fs.ErrNotExist):
@@ -108,10 +108,10 @@ func into(c *cobra.Command, dir string, do func(layer io.Reader) error) (err err
 	default:
 		defer func() {
 			if err != nil {
-				_ = os.Remove(dir) // if it is still empty
+				_ = os.Remove(dir) // fails unless it is still empty
 			}
 		}()
-		if err := os.Chmod(dir, 0o755); err != nil { // the umask plays no role
+		if err := os.Chmod(dir, 0o755); err != nil { // whatever the umask is
 			return err
 		}
 	}
@@ -141,7 +141,7 @@ func apply(c *cobra.Command, dir string, opts archive.Options) error {
 	})
 }
 
-// store stores a layer as it is.
+// store stores a layer as an archive.
 func store(c *cobra.Command, dir string, opts erofs.StoreOptions) error {
 	return into(c, dir, func(in io.Reader) error {
 		stored, err := erofs.Store(c.Context(), dir, in, opts)

@@ -12,11 +12,12 @@ import (
 	"distkit/disk"
 )
 
-// windowLock is the environment variable that names a file to lock while a large zstd window is in use.
+// windowLock is the environment variable with the file to lock while a large zstd window is in use.
 const windowLock = "DIST_WINDOW_LOCK"
 
-// turn waits for the lock of [windowLock]. It is nil where there is none. A process that can't reach the file, as one in another user
-// or mount namespace, goes on without: the lock only saves memory.
+// turn returns a function that waits for the lock of [windowLock], or nil if the variable is not set. A process that
+// can't open the file, for example in another user or mount namespace, continues without the lock, which only saves
+// memory.
 func turn() func(context.Context) (over func(), err error) {
 	name := os.Getenv(windowLock)
 	if name == "" {

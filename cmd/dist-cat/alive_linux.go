@@ -2,11 +2,12 @@ package main
 
 import "golang.org/x/sys/unix"
 
-// alive returns a function that reports whether a process, and no later one of the same ID, still runs.
+// alive returns a function that reports whether the process is still running. A later process with the same ID does not
+// count.
 func alive(pid int) func() bool {
 	fd, err := unix.PidfdOpen(pid, 0)
 	if err != nil {
-		return exists(pid) // there is none, or the kernel has no pidfd_open
+		return exists(pid) // no such process, or a kernel without pidfd_open
 	}
 	return func() bool {
 		fds := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}

@@ -2,5 +2,5 @@
 
 package main
 
-// alive returns a function that reports whether a process still runs.
+// alive returns a function that reports whether the process is still running.
 func alive(pid int) func() bool { return exists(pid) }

@@ -31,7 +31,7 @@ func newCommand() *cobra.Command {
 	platform := f.String("platform", "", "of an index write the manifest for `PLATFORM`, as linux/amd64")
 	offset := f.Int64("offset", 0, "leave out the first `N` bytes of each blob")
 	length := f.Int64("length", math.MaxInt64, "write at most `N` bytes of each blob")
-	f.Lookup("length").DefValue = "0" // no default is shown
+	f.Lookup("length").DefValue = "0" // hide the default from help
 	follow := f.BoolP("follow", "f", false, "write blobs that are being ingested, too, as their bytes arrive")
 	wait := f.BoolP("wait", "w", false, "with --follow: wait for an ingest that has not begun, or has lost its process")
 	pid := f.Int("pid", 0, "with --wait: only while the process `PID` lives")
@@ -87,12 +87,12 @@ func newCommand() *cobra.Command {
 	return c
 }
 
-// exists returns a function that reports whether there is a process of that ID.
+// exists returns a function that reports whether there is a process with that ID.
 func exists(pid int) func() bool {
 	return func() bool { return unix.Kill(pid, 0) != unix.ESRCH }
 }
 
-// flushed is standard output, flushed after each write.
+// flushed writes to standard output and flushes it after each write.
 type flushed struct{ c *cobra.Command }
 
 func (f flushed) Write(p []byte) (int, error) {
@@ -111,7 +111,7 @@ func (f flushed) ReadFrom(r io.Reader) (int64, error) {
 	return n, err
 }
 
-// find returns the digest of what is to be written.
+// find returns the digest of the blob to write.
 func find(ctx context.Context, f *image.Finder, w image.Walker, object string) (digest.Digest, error) {
 	img, err := f.Find(ctx, object)
 	d := img.Target
@@ -121,7 +121,7 @@ func find(ctx context.Context, f *image.Finder, w image.Walker, object string) (
 	return d.Digest, err
 }
 
-// write writes a part of a blob: no more than length bytes from offset on, which is not beyond its end.
+// write writes part of a blob: at most length bytes from offset on. The offset must not be beyond the end.
 func write(out io.Writer, s *content.Store, dgst digest.Digest, offset, length int64) error {
 	f, err := s.File(dgst)
 	if err != nil {

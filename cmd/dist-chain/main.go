@@ -19,7 +19,7 @@ func newCmd() *cobra.Command {
 		Short: "print the chain IDs of a stack of layers",
 		Args:  cobra.ArbitraryArgs,
 		RunE: func(c *cobra.Command, args []string) error {
-			// A bad diff ID makes every chain ID above it meaningless: nothing is printed then.
+			// One bad diff ID makes all chain IDs above it wrong, so check all before printing.
 			var diffIDs []digest.Digest
 			err := cli.Each(c, args, func(object string) error {
 				d := digest.Digest(object)

@@ -9,8 +9,8 @@ import (
 	"distkit/image/copygraph"
 )
 
-// admit has the command of --verify, if there is one, decide on each manifest, and on the names that it is to get. The store has the manifests, and
-// their referrers are in the index of the namespace.
+// admit lets the command of --verify, if there is one, decide on each manifest and the names that it will get. The
+// store must have the manifests, and the namespace's index their referrers.
 func (p places) admit(ctx context.Context, store *content.Store, namespace string, roots []root) error {
 	if *p.verify == "" {
 		return nil
@@ -33,8 +33,8 @@ func (p places) admit(ctx context.Context, store *content.Store, namespace strin
 	return nil
 }
 
-// admitAll is admit for a copy whose target is not the store, before anything moves there. If documents are kept in a directory for
-// as long as the copy takes, that is a store for the command.
+// admitAll is admit for a copy whose target is not the store. It runs before anything is copied. The documents are kept
+// in a directory for the duration of the copy, which serves the command as a store.
 func (p places) admitAll(ctx context.Context, g *copygraph.Copy, roots []root) error {
 	namespace := *p.namespace
 	switch {

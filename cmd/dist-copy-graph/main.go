@@ -17,8 +17,8 @@ import (
 	"github.com/spf13/cobra"
 )
 
-// softLimit is what the heap may grow to before it is collected more often: a graph of 32,768 objects fits. Below that, it is seldom
-// collected, and for a small image not at all.
+// softLimit is the size up to which the heap is rarely collected, and for a small image never: a graph of 32,768
+// objects fits. Above it, the heap is collected more often.
 const (
 	softLimit     = 24 << 20
 	seldomPercent = 400

@@ -17,7 +17,7 @@ type output struct {
 	*cli.Records
 	command *cobra.Command
 	brief   *bool
-	last    v1.Descriptor // of the objects that have landed
+	last    v1.Descriptor // the last object that has landed
 }
 
 type record struct {
@@ -32,7 +32,7 @@ func newOutput(c *cobra.Command) *output {
 		brief: c.Flags().Bool("brief", false, "print a record of each layer that is left out, and last NAME and DIGEST of the image")}
 }
 
-// record prints the record of an object at once.
+// record prints an object's record immediately.
 func (o *output) record(d v1.Descriptor, state copygraph.Outcome) error {
 	o.last = d
 	cells := []any{d.Digest, cli.Size(d.Size), cli.MediaType(d.MediaType), string(state)}
@@ -49,7 +49,7 @@ func (o *output) record(d v1.Descriptor, state copygraph.Outcome) error {
 	return cli.Flush(o.command)
 }
 
-// end ends the records. With --brief it prints each name that the image has got, or the image's digest alone.
+// end prints what follows the records. With --brief that is each name that the image has got, or else its digest.
 func (o *output) end(names []string) error {
 	if !*o.brief {
 		return o.Close()

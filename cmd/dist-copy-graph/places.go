@@ -20,7 +20,7 @@ import (
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
-// places are where a graph is copied from and to, as the flags name them.
+// places are the source and the target of a copy, as the flags name them.
 type places struct {
 	root, namespace      *string
 	from, fromRemote, to string
@@ -37,10 +37,10 @@ type places struct {
 // intoStore reports whether the target is the store.
 func (p places) intoStore() bool { return p.to == "" && p.toRemote == "" }
 
-// fromBatch reports whether the source answers batches, and is not a store.
+// fromBatch reports whether the source is accessed by the batch protocol, and not a store.
 func (p places) fromBatch() bool { return p.from != "" || p.fromRemote != "" }
 
-// check returns an error if flags and roots do not go together.
+// check returns an error if the flags and roots do not fit together.
 func (p places) check(roots []root) error {
 	switch {
 	case p.fromBatch() && p.fromRoot != "" || p.from != "" && p.fromRemote != "":
@@ -67,8 +67,8 @@ func errTargets() error {
 	return cli.Usagef("--to, --to-remote and --to-ref exclude each other: each is a target")
 }
 
-// open opens the source and the target of a copy, and holds the stores among them. end is called when all is done; it returns
-// the failure of a target that is a command.
+// open opens the source and the target of a copy, and locks stores among them against sweeps. The caller must call end
+// when the copy is done. end returns the error of a target that is a command.
 func (p places) open(ctx context.Context, g *copygraph.Copy, roots []root) (end func() error, err error) {
 	if err := p.check(roots); err != nil {
 		return nil, err
@@ -106,7 +106,7 @@ func (p places) open(ctx context.Context, g *copygraph.Copy, roots []root) (end 
 		ends = append(ends, ignoring(from))
 		g.From, source = from, nil
 		if !p.intoStore() || !here(store, roots) {
-			from.Start() // before anything else is done
+			from.Start() // it starts while the stores are opened
 		}
 		if err := p.resolve(ctx, from, store, roots); err != nil {
 			return nil, err
@@ -124,7 +124,7 @@ func (p places) open(ctx context.Context, g *copygraph.Copy, roots []root) (end 
 		if referrers {
 			g.Referrers = copygraph.ReferrersOf(source, namespace)
 		}
-		if layout.IsStore(source.Tree) { // no sweep runs over another tool's layout
+		if layout.IsStore(source.Tree) { // another tool's layout is never swept
 			if err := hold(ctx, source); err != nil {
 				return nil, err
 			}
@@ -159,7 +159,8 @@ func (p places) open(ctx context.Context, g *copygraph.Copy, roots []root) (end 
 	return endAll, err
 }
 
-// source returns the source that answers batches. What comes is hashed by the store, or else by the remote's client.
+// source returns a source that is accessed by the batch protocol. Its objects are verified by the store, or else by the
+// remote's client.
 func (p places) source() (*copygraph.CommandSource, error) {
 	if p.fromRemote == "" {
 		return copygraph.FromCommand(p.from, p.intoStore()), nil
@@ -172,14 +173,14 @@ func (p places) source() (*copygraph.CommandSource, error) {
 	}
 	fetch := r.Fetch
 	if _, isHelper := r.(*remotes.Helper); isHelper {
-		fetch = nil // it serves a batch, or is started for each object
+		fetch = nil // one process for the batch, or one for each object
 	}
 	return copygraph.FromServer(func(ctx context.Context, in io.Reader, out io.Writer) error {
 		return remotes.FetchBatch(ctx, r, in, out)
 	}, fetch), nil
 }
 
-// target returns the target that is not the store.
+// target returns a target that is not the store.
 func (p places) target() (*copygraph.CommandTarget, error) {
 	if p.toRemote == "" {
 		return copygraph.IntoCommand(p.to), nil
@@ -190,7 +191,7 @@ func (p places) target() (*copygraph.CommandTarget, error) {
 	}), err
 }
 
-// here reports whether the store has all roots, so that perhaps nothing has to come.
+// here reports whether the store has all roots, so that perhaps nothing needs to be copied.
 func here(store *content.Store, roots []root) bool {
 	for _, r := range roots {
 		if _, err := store.Size(r.Digest); r.tag != "" || err != nil {
@@ -200,8 +201,9 @@ func here(store *content.Store, roots []root) bool {
 	return true
 }
 
-// resolve replaces tags by the descriptors that they point at. If the target is the store, and has the first name of --tag already, probably
-// nothing has changed: the source is asked for the digest alone, which registries do not count as a pull.
+// resolve replaces tags by the descriptors that they stand for. If the target is the store and already has the first
+// name of --tag, probably nothing has changed. Then resolve asks the source only for the digest, which registries do
+// not count as a pull.
 func (p places) resolve(ctx context.Context, from *copygraph.CommandSource, store *content.Store, roots []root) error {
 	for i, r := range roots {
 		if r.tag == "" {
@@ -209,7 +211,7 @@ func (p places) resolve(ctx context.Context, from *copygraph.CommandSource, stor
 		}
 		ask := from.Resolve
 		if len(roots) == 1 {
-			ask = from.Take // what is taken is kept in memory
+			ask = from.Take // keeps what it fetches in memory
 		}
 		if p.intoStore() {
 			names, err := image.OpenNames(store, *p.namespace)
@@ -227,7 +229,7 @@ func (p places) resolve(ctx context.Context, from *copygraph.CommandSource, stor
 			return err
 		}
 		if r.Size >= 0 {
-			d.Size = r.Size // the copy checks it
+			d.Size = r.Size // checked by the copy
 		}
 		if err := content.Validate(d.Digest); err != nil {
 			return fmt.Errorf("resolve %s: the source tells: %w", r.tag, err)
@@ -237,7 +239,7 @@ func (p places) resolve(ctx context.Context, from *copygraph.CommandSource, stor
 	return nil
 }
 
-// ignoring returns a function that closes a source and ignores the error: the failures of a source are reported with their
+// ignoring returns a function that closes a source and ignores the error: failures of a source are reported with its
 // objects.
 func ignoring(c io.Closer) func() error {
 	return func() error {
@@ -246,7 +248,8 @@ func ignoring(c io.Closer) func() error {
 	}
 }
 
-// mounts has each blob mounted from the repository that labels of the store name for it, or else from that of --mount.
+// mounts sets the repository to mount each blob from: the one in the labels of the store's blob, or else that of
+// --mount.
 func (p places) mounts(ctx context.Context, g *copygraph.Copy, store *content.Store, roots []root) error {
 	known := map[digest.Digest]string{}
 	g.Mount = func(d digest.Digest) string {
@@ -285,8 +288,8 @@ func (p places) mounts(ctx context.Context, g *copygraph.Copy, store *content.St
 	return nil
 }
 
-// name gives d, the last object that was copied, the names of --tag in the store. Before that, it lists the referrers in the index, and has all
-// roots admitted. A name that is right already is left alone.
+// name gives the last object copied, d, the names of --tag in the store. Before that, it enters the referrers in the
+// index, and has all roots admitted. It does not change a name that is right already.
 func (p places) name(ctx context.Context, g *copygraph.Copy, roots []root, d v1.Descriptor) error {
 	store := g.Documents
 	labels, err := cli.Labels(p.labels)
@@ -322,7 +325,7 @@ func (p places) name(ctx context.Context, g *copygraph.Copy, roots []root, d v1.
 	return names.ReplaceAll(ctx, images)
 }
 
-// within reports whether a name with the labels in has would keep them all if it was given these labels.
+// within reports whether all labels are in has, with the same values.
 func within(labels, has map[string]string) bool {
 	for key, value := range labels {
 		if has[key] != value {
@@ -332,7 +335,7 @@ func within(labels, has map[string]string) bool {
 	return true
 }
 
-// hold holds a store against the sweep, for this process and those that it starts.
+// hold locks a store against sweeps, for this process and its children.
 func hold(ctx context.Context, store *content.Store) error {
 	env, err := store.Hold(ctx)
 	if err != nil {

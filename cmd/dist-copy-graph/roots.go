@@ -13,16 +13,16 @@ import (
 	"github.com/spf13/cobra"
 )
 
-// maxRoots bounds how many graphs are copied at once.
+// maxRoots bounds the number of graphs in one copy.
 const maxRoots = 1 << 12
 
-// root is what is to be copied: a descriptor, or a tag of the source that is still to be resolved.
+// root is a root of a graph to copy: a descriptor, or a tag that still has to be resolved.
 type root struct {
 	v1.Descriptor
 	tag string
 }
 
-// readRoots reads what is to be copied: one root by the arguments, or with "-" one from each line of standard input.
+// readRoots reads the roots: one from the arguments or, with "-", one from each line of standard input.
 func (p *places) readRoots(c *cobra.Command, args []string) (roots []root, err error) {
 	if !p.fromBatch() && p.fromRoot == "" && p.intoStore() && remotes.IsReference(args[0]) {
 		p.ref = true // nothing else can be meant
@@ -54,7 +54,7 @@ func (p *places) readRoots(c *cobra.Command, args []string) (roots []root, err e
 	return roots, err
 }
 
-// parseReference reads the reference of --ref. It sets the source and, unless --tag gives another, the name in the store.
+// parseReference parses the value of --ref. It sets the source and, unless --tag gives another, the name in the store.
 func (p *places) parseReference(c *cobra.Command, args []string) (r root, err error) {
 	if len(args) > 1 || p.fromRemote != "" {
 		return r, cli.Usagef("--ref takes one REF, and no --from-remote; usage: %s", c.UseLine())
@@ -78,9 +78,9 @@ func (p *places) parseReference(c *cobra.Command, args []string) (r root, err er
 	return r, nil
 }
 
-// parseTarget reads the reference of --to-ref. It sets the target and, unless --tag gives others, the tag: that of the reference if it
-// has one, else that of the source, which in a directory is the whole name. What is named by its digest gets no tag. If both
-// are repositories of one registry, it mounts blobs.
+// parseTarget parses the value of --to-ref. It sets the target. Unless --tag gives others, it also sets the tag: the
+// reference's, or else the source's, which in a directory is the whole name. An image named by digest gets no tag. If
+// both are repositories of one registry, blobs are mounted.
 func (p *places) parseTarget(from remotes.Reference) error {
 	to, err := remotes.ParseReference(p.toRef)
 	if err != nil {
@@ -118,7 +118,7 @@ func (p *places) parseTarget(from remotes.Reference) error {
 	return nil
 }
 
-// parseRoot reads a digest or tag, a size or "-", and a media type; the last two may be missing.
+// parseRoot parses a digest or tag, a size or "-", and a media type. The last two may be missing.
 func parseRoot(fields []string) (r root, err error) {
 	r.Digest, r.Size = digest.Digest(fields[0]), -1
 	if !strings.Contains(fields[0], ":") {

@@ -13,7 +13,7 @@ import (
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
-// view draws on standard error how objects move.
+// view draws the progress of objects on standard error.
 type view struct {
 	display *progress.Display
 	stop    chan struct{}
@@ -24,7 +24,7 @@ type view struct {
 	index   map[digest.Digest]*progress.Object
 }
 
-// shown has the progress drawn until the end, if standard error is a terminal.
+// shown draws progress until end is called, if standard error is a terminal.
 func shown(g *copygraph.Copy, quiet bool, end func() error) func() error {
 	if _, ok := cli.IsTerminal(os.Stderr); !ok || quiet {
 		return end
@@ -55,7 +55,7 @@ func newView() *view {
 	return v
 }
 
-// end draws for the last time.
+// end draws the final frame.
 func (v *view) end() {
 	close(v.stop)
 	v.stopped.Wait()

@@ -63,7 +63,7 @@ func newCmd() *cobra.Command {
 	return c
 }
 
-// sourceDate is the time after which nothing in a layer was changed, zero for none.
+// sourceDate returns the time that limits the times in a layer, or the zero time for no limit.
 func sourceDate() (time.Time, error) {
 	s := os.Getenv("SOURCE_DATE_EPOCH")
 	if s == "" {
@@ -76,7 +76,7 @@ func sourceDate() (time.Time, error) {
 	return time.Unix(seconds, 0), nil
 }
 
-// diff writes the descriptor only when the layer is out, but opens its file before.
+// diff writes the layer, and then the descriptor. It opens the descriptor's file first.
 func diff(c *cobra.Command, lower, upper, descriptor string, opts archive.DiffOptions) error {
 	var to *os.File
 	if descriptor != "" {

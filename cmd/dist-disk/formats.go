@@ -19,12 +19,12 @@ import (
 	"distkit/errclass"
 )
 
-// A format is a kind of files that an image can be written as.
+// A format is a kind of file that an image can be written as.
 type format struct {
 	methods []string // of compression
-	sized   bool     // a size can be chosen
+	sized   bool     // --size is allowed
 	write   func(ctx context.Context, w io.Writer, b *erofs.Builder, s settings) error
-	tool    func(s settings) tool // makes the file if write is nil or a method is chosen
+	tool    func(s settings) tool // used if write is nil, or if a method of compression is chosen
 }
 
 var formats = map[string]format{
@@ -43,17 +43,17 @@ var formats = map[string]format{
 
 func formatNames() string { return strings.Join(slices.Sorted(maps.Keys(formats)), ", ") }
 
-// settings are what a user chose, and what is known of the image.
+// settings are the user's choices, and properties of the image.
 type settings struct {
 	format   string
 	compress string
 	size     int64
 	program  string   // path of the tool, "" if none is needed
-	scratch  string   // directory of temporary files
-	id       [16]byte // UUID of the file system that a tool makes
+	scratch  string   // directory for temporary files
+	id       [16]byte // for the file system that a tool makes
 }
 
-// lookup finds the program that the format needs, if it needs one. NotImplemented if there is none, or an earlier version.
+// lookup finds the program that the format needs, if any. NotImplemented: there is none, or its version is too old.
 func (s *settings) lookup(ctx context.Context) (err error) {
 	f := formats[s.format]
 	if f.write != nil && s.compress == "" {
@@ -61,7 +61,7 @@ func (s *settings) lookup(ctx context.Context) (err error) {
 	}
 	t := f.tool(*s)
 	s.program, err = exec.LookPath(t.name)
-	if err != nil { // Debian has some where an ordinary user has no PATH to it
+	if err != nil { // Debian puts some in /sbin, which is not on an ordinary user's PATH
 		s.program, err = exec.LookPath(filepath.Join("/usr/sbin", t.name))
 	}
 	if err != nil {
@@ -84,7 +84,7 @@ func (s *settings) lookup(ctx context.Context) (err error) {
 
 var version = regexp.MustCompile(`\b([0-9]{1,4})\.([0-9]{1,4})\b`)
 
-// asked returns the flags that ask for a tool.
+// asked returns the flags that make a tool necessary.
 func (s settings) asked() string {
 	if formats[s.format].write == nil {
 		return "--format " + s.format
@@ -92,7 +92,7 @@ func (s settings) asked() string {
 	return "--format " + s.format + " --compress"
 }
 
-// write writes an image to w. If that is strict, nothing is written of an image that the format can't hold.
+// write writes an image to w. If b is strict, it writes nothing unless the format can hold the whole image.
 func (s settings) write(ctx context.Context, w io.Writer, b *erofs.Builder) error {
 	f := formats[s.format]
 	if s.program == "" {

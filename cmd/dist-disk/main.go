@@ -104,7 +104,7 @@ func newCommand() *cobra.Command {
 	return c
 }
 
-// find returns the layers of an image, of which there is at least one.
+// find returns the layers of an image. There is at least one.
 func find(ctx context.Context, root, namespace, platform, ref string) (*content.Store, []image.Layer, error) {
 	store, err := content.Open(root)
 	if err != nil {
@@ -152,7 +152,7 @@ func add(ctx context.Context, b *erofs.Builder, store *content.Store, l image.La
 
 var sizes = regexp.MustCompile(`^([0-9]{1,15})([kmgt]?)$`)
 
-// parseSize parses a number of bytes, with k, m, g or t for a binary unit. "" is 0.
+// parseSize parses a number of bytes with an optional binary unit k, m, g or t. "" is 0.
 func parseSize(s string) (int64, error) {
 	if s == "" {
 		return 0, nil
@@ -161,7 +161,7 @@ func parseSize(s string) (int64, error) {
 	if m == nil {
 		return 0, cli.Usagef("--size: %q is not a number of bytes with k, m, g or t", s)
 	}
-	n, _ := strconv.ParseInt(m[1], 10, 64) // it fits
+	n, _ := strconv.ParseInt(m[1], 10, 64) // the pattern has few digits
 	for range strings.Index(" kmgt", cmp.Or(m[2], " ")) {
 		n = min(n<<10, 1<<50)
 	}

@@ -21,7 +21,7 @@ func main() {
 	flags := inside.NewFlags(c)
 	files := c.Flags().BoolP("all", "a", false, "list files too, not directories alone")
 	depth := c.Flags().IntP("max-depth", "d", math.MaxInt, "list directories at most `N` levels below the root")
-	c.Flags().Lookup("max-depth").DefValue = "0" // no default is shown
+	c.Flags().Lookup("max-depth").DefValue = "0" // hide the default from help
 	byLayer := c.Flags().Bool("layers", false, "list what each layer takes, and wastes: what is overwritten or deleted later")
 	wasted := c.Flags().Bool("wasted", false, "list the files that are overwritten or deleted later")
 	duplicates := c.Flags().Bool("duplicates", false, "list the files whose content another file has too")
@@ -87,7 +87,7 @@ func printDuplicates(records *cli.Records, u *look.Usage) error {
 	return err
 }
 
-// printFiles lists directories after what is in them, as du(1) does.
+// printFiles prints directories after their contents, like du(1).
 func printFiles(records *cli.Records, u *look.Usage, depth int, files bool) error {
 	write := func(f *look.FileUsage) error {
 		if f.Path != "/" && strings.Count(f.Path, "/") > depth {

@@ -10,7 +10,7 @@ import (
 	"distkit/image/look"
 )
 
-// item is what ncdu's export has of a file or directory.
+// item is a file or directory in ncdu's export.
 type item struct {
 	Name   string `json:"name"`
 	Size   int64  `json:"asize,omitempty"`
@@ -21,7 +21,8 @@ type item struct {
 	Other  bool   `json:"notreg,omitempty"`
 }
 
-// export writes ncdu's export format 1.2, <https://dev.yorhel.nl/ncdu/jsonfmt>: a directory is an array of itself and what is in it.
+// export writes ncdu's export format 1.2, <https://dev.yorhel.nl/ncdu/jsonfmt>. A directory is an array: itself, then
+// its entries.
 func export(w io.Writer, name string, u *look.Usage) error {
 	head, err := json.Marshal(map[string]any{"progname": "dist-du", "progver": cli.Version(), "timestamp": time.Now().Unix()})
 	if err != nil {

@@ -23,17 +23,17 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// edit is what one call of the command is to do.
+// edit describes one call of the command.
 type edit struct {
 	store   *content.Store
-	editor  string   // a shell command, to which the file is an argument
-	command []string // a program, in the place of the editor, that reads the blob and writes the new one
-	// put stores the file that holds the outcome, the caller's to close.
+	editor  string   // a shell command, which gets the file as an argument
+	command []string // used instead of the editor: reads the old blob and writes the new one
+	// put stores the file with the result. The caller closes the file.
 	put func(ctx context.Context, f *os.File) (record, error)
 }
 
-// editor is the user's, found as git finds it: VISUAL needs a terminal that can do more than
-// print lines.
+// editor returns the user's editor, by git's rules: VISUAL is used only on a terminal that can do more than print
+// lines.
 func editor() string {
 	if term := os.Getenv("TERM"); term != "" && term != "dumb" {
 		if e := os.Getenv("VISUAL"); e != "" {
@@ -46,9 +46,9 @@ func editor() string {
 	return "vi"
 }
 
-// run has the blob edited, and stores the outcome. What was edited by hand and can't be stored stays where the error says.
+// run edits the blob and stores the result. If a manual edit can't be stored, the file is kept, and the error names it.
 func (e edit) run(ctx context.Context, old digest.Digest) (record, error) {
-	// A directory, so that what the editor puts beside the file is private and goes too.
+	// A directory, so that the editor's other files are private and are deleted too.
 	dir, err := os.MkdirTemp("", "dist-edit-")
 	if err != nil {
 		return record{}, err
@@ -69,7 +69,7 @@ func (e edit) run(ctx context.Context, old digest.Digest) (record, error) {
 	if err != nil {
 		return record{}, err
 	}
-	// The editor may have put another file in the place of the one it got.
+	// The editor may have replaced the file.
 	f, err := os.Open(path)
 	var r record
 	if err == nil {
@@ -83,7 +83,7 @@ func (e edit) run(ctx context.Context, old digest.Digest) (record, error) {
 	return r, err
 }
 
-// runCommand lets a program read the blob from its standard input, and write the new one into the file.
+// runCommand runs the command with the blob as standard input and the new file as standard output.
 func (e edit) runCommand(ctx context.Context, old digest.Digest, path string) error {
 	blob, err := e.store.File(old)
 	if err != nil {
@@ -108,7 +108,7 @@ func (e edit) runCommand(ctx context.Context, old digest.Digest, path string) er
 	return out.Close()
 }
 
-// copyOut puts the blob into a file of dir, named so that an editor knows JSON.
+// copyOut copies the blob to a file in dir. The name tells editors that it is JSON.
 func (e edit) copyOut(dgst digest.Digest, dir string) (string, error) {
 	blob, err := e.store.File(dgst)
 	if err != nil {
@@ -131,15 +131,15 @@ func (e edit) copyOut(dgst digest.Digest, dir string) (string, error) {
 	return path, errors.Join(err, f.Close())
 }
 
-// runEditor waits for the editor, which has the terminal. An interrupt is the editor's
-// matter: vi, for one, takes it for the end of a command. Other signals end the editor.
+// runEditor runs the editor on the terminal. Interrupts are left to the editor: for vi, one ends the current command.
+// Other signals end the editor.
 func (e edit) runEditor(ctx context.Context, path string) error {
 	c := exec.CommandContext(ctx, "sh", "-c", e.editor+` "$@"`, e.editor, path)
 	c.Cancel = func() error { return c.Process.Signal(unix.SIGTERM) }
 	c.WaitDelay = 5 * time.Second
 	c.Stdin, c.Stdout, c.Stderr = os.Stdin, os.Stdout, os.Stderr
 	if _, ok := cli.IsTerminal(os.Stdout); !ok {
-		// Standard output is for the digest.
+		// standard output is for the digest
 		c.Stdout = os.Stderr
 		if _, ok := cli.IsTerminal(os.Stdin); ok {
 			if tty, err := os.OpenFile("/dev/tty", os.O_RDWR, 0); err == nil {
@@ -150,8 +150,8 @@ func (e edit) runEditor(ctx context.Context, path string) error {
 	}
 	interrupts := make(chan os.Signal, 1)
 	if !signal.Ignored(unix.SIGINT) {
-		// Before the start: the editor may get the first one at once.
-		signal.Reset(unix.SIGINT) // from who would cancel ctx
+		// Before the start, since the editor may get a signal at once.
+		signal.Reset(unix.SIGINT) // it must not cancel ctx
 		signal.Notify(interrupts, unix.SIGINT)
 		defer signal.Reset(unix.SIGINT)
 	}
@@ -184,10 +184,10 @@ func (e edit) runEditor(ctx context.Context, path string) error {
 	return nil
 }
 
-// errInterrupted: an interrupt ended the editor.
+// errInterrupted reports that an interrupt ended the editor.
 var errInterrupted = errors.New("interrupted")
 
-// storeBlob stores the file under a digest of the old one's algorithm, if it passes check, which may be nil.
+// storeBlob stores the file if it passes check, which may be nil. The digest uses the algorithm of old.
 func storeBlob(ctx context.Context, s *content.Store, f *os.File, old digest.Digest, check func([]byte) error) (record, error) {
 	if check != nil {
 		b, err := readDocument(f)
@@ -211,7 +211,7 @@ func storeBlob(ctx context.Context, s *content.Store, f *os.File, old digest.Dig
 	return r, err
 }
 
-// readDocument reads all of a file that is to be a manifest, an index or a config, and leaves it at its beginning.
+// readDocument reads a whole file that must be a manifest, an index or a config, and seeks back to its beginning.
 func readDocument(f *os.File) ([]byte, error) {
 	b, err := io.ReadAll(io.LimitReader(f, image.MaxDocument+1))
 	if err == nil && len(b) > image.MaxDocument {

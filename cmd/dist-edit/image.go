@@ -12,24 +12,25 @@ import (
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
-// imageEdit is the edit of a part of an image, from which a new image is made.
+// imageEdit is an edit of a part of an image, from which a new image is made.
 type imageEdit struct {
 	store         *content.Store
 	names         *image.Names
 	name, newName string // "" for none
 	replace       bool
-	old           v1.Descriptor     // of the image
-	labels        map[string]string // of the name
+	old           v1.Descriptor     // the image
+	labels        map[string]string // labels of the name
 	part          *image.Part
 }
 
-// put stores the part, and what leads to it, and names the outcome.
+// put stores the part and the documents that lead to it, and names the new image.
 func (i imageEdit) put(ctx context.Context, f *os.File) (record, error) {
 	b, err := readDocument(f)
 	if err != nil {
 		return record{}, err
 	}
-	// For as long as this process lives: what is made has no name yet. Not before, since an editor may be open for days.
+	// The hold lasts as long as this process, since new objects have no name yet. It begins only now, because an editor
+	// may be open for days.
 	if _, err := i.store.Hold(ctx); err != nil {
 		return record{}, err
 	}

@@ -70,7 +70,7 @@ func newCmd() *cobra.Command {
 	return c
 }
 
-// write writes an image of layers to w, and tells what it does not hold.
+// write writes an image of layers to w, and reports what it can't hold.
 func write(c *cobra.Command, w io.Writer, layers, expect []string, opts erofs.Options) error {
 	b := erofs.NewBuilder(opts)
 	defer b.Close()

@@ -15,8 +15,8 @@ import (
 
 func main() { cli.Main(newCommand()) }
 
-// pause is how often a log that is followed is looked at: without a lock, by name, so that it
-// works on every file system.
+// pause is the interval of polling with --follow. The log is opened by name and without a lock, so this works on every
+// file system.
 const pause = 100 * time.Millisecond
 
 func newCommand() *cobra.Command {

@@ -10,16 +10,16 @@ import (
 	"distkit/events"
 )
 
-// printer prints the events that are wanted.
+// printer prints the selected events.
 type printer struct {
 	out    io.Writer
 	filter filter.Filter
 	since  time.Time
-	skip   int // events that are passed over
-	left   int // events that are still to be printed; negative for all
+	skip   int // number of events to skip
+	left   int // number of events still to print; negative for all
 }
 
-// errEnough ends the reading: no more events are to be printed.
+// errEnough stops reading when no more events are to be printed.
 var errEnough = errors.New("enough")
 
 func (p *printer) wants(e events.Event) (bool, error) {
@@ -46,10 +46,10 @@ func (p *printer) print(e events.Event, line []byte) error {
 	return nil
 }
 
-// times are the forms of a time, beside RFC 3339's. They are local.
+// times are the accepted formats for local times, besides RFC 3339.
 var times = []string{"2006-01-02T15:04:05", "2006-01-02 15:04:05", "2006-01-02T15:04", "2006-01-02 15:04", "2006-01-02"}
 
-// parseTime reads a time, or a duration before now. The zero time for the empty string.
+// parseTime parses a time, or a duration before now. "" is the zero time.
 func parseTime(s string, now time.Time) (time.Time, error) {
 	if s == "" {
 		return time.Time{}, nil

@@ -91,7 +91,7 @@ func newCommand() *cobra.Command {
 	return c
 }
 
-// lookup finds the images of names and digests.
+// lookup finds the images with these names and digests.
 func lookup(c *cobra.Command, args []string, store *content.Store, names *image.Names) (images []image.Image, err error) {
 	finder := image.Finder{Names: names}
 	err = cli.Each(c, args, func(object string) error {

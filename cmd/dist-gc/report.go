@@ -13,7 +13,7 @@ import (
 	"github.com/dustin/go-humanize"
 )
 
-// report prints what a sweep deletes, and counts it.
+// report prints and counts what a sweep deletes.
 type report struct {
 	failed  cli.Tally
 	records *cli.Records
@@ -22,12 +22,12 @@ type report struct {
 	sums
 }
 
-// sums are what a sweep has deleted, or would, and what it has left.
+// sums are the totals of a sweep: deleted, or with --dry-run to be deleted, and left.
 type sums struct {
 	Blobs     int64      `json:"blobs"`
 	Snapshots int64      `json:"snapshots"`
 	Leftovers int64      `json:"leftovers"`
-	Size      int64      `json:"size"` // bytes of all of them
+	Size      int64      `json:"size"` // bytes in total
 	Kept      image.Kept `json:"kept"`
 }
 
@@ -84,10 +84,10 @@ func (r *report) reason(why image.Reason) error {
 	return r.records.Write(why, why.Reason, why.Namespace, name, string(why.Target))
 }
 
-// goOn reports an error of one document or snapshot.
+// goOn reports an error about one document or snapshot.
 func (r *report) goOn(err error) { _ = r.failed.Add(err) }
 
-// close ends the report: with a record of the sums, and with a line that says them on standard error, if that is wanted.
+// close ends the report: with a record of the totals, and with a line of them on standard error, as requested.
 func (r *report) close(record, line bool) error {
 	if record {
 		all := struct {

@@ -11,10 +11,10 @@ import (
 	"github.com/opencontainers/go-digest"
 )
 
-// alone calls a function in a phase of the sweep: image.Sweep.
+// alone calls a function in a phase of the sweep: see image.Sweep.
 type alone = func(func(image.Needed) error) error
 
-// sweepSnapshots deletes those of all drivers that are not needed.
+// sweepSnapshots deletes unneeded snapshots of all drivers.
 func sweepSnapshots(root string, before time.Time, dryRun bool, deleted func(driver, key string, size int64, updated time.Time) error, failed func(error)) func(context.Context, alone) error {
 	return func(ctx context.Context, alone alone) error {
 		used, err := drivers.Used(root)
@@ -38,7 +38,7 @@ func sweepSnapshots(root string, before time.Time, dryRun bool, deleted func(dri
 	}
 }
 
-// needed tells which snapshots of a driver must stay.
+// needed returns a function that reports whether a snapshot of a driver must be kept.
 func needed(n image.Needed, driver string) func(namespace string, i snapshot.Info) bool {
 	return func(namespace string, i snapshot.Info) bool {
 		return namespace == "" && n.Chains.Has(digest.Digest(i.Key)) || n.Snapshots[image.Snapshot{Driver: driver, Namespace: namespace, Key: i.Key}]

@@ -48,7 +48,7 @@ func main() {
 		if err != nil {
 			return err
 		}
-		// The command takes this process's place: its signals and its status are its own.
+		// The command replaces this process, so signals and the exit status are its own.
 		return cli.NotStarted(fmt.Errorf("%s: %w", path, unix.Exec(path, args, append(os.Environ(), hold))))
 	}
 	cli.Main(c)

@@ -31,7 +31,7 @@ func newCheck() *cobra.Command {
 		}
 		layers, err := w.Layers(ctx, d)
 		if errdefs.IsNotFound(err) || err == nil && len(layers) == 0 {
-			return missing, nil // manifest or config is among what is missing
+			return missing, nil // the manifest or config is missing itself
 		}
 		if err != nil {
 			return missing, err

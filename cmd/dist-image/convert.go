@@ -44,7 +44,7 @@ func newConvert() *cobra.Command {
 		} else if name == "" {
 			return cli.Usagef("a NEW name is wanted: %s has none", args[0])
 		}
-		// For as long as this process lives: what is made has no name yet.
+		// until this process exits: new objects have no name yet
 		if _, err := store.Hold(c.Context()); err != nil {
 			return err
 		}

@@ -16,7 +16,7 @@ import (
 	"github.com/spf13/cobra"
 )
 
-// parts are what diff compares.
+// parts are the parts of an image that can be compared.
 var parts = []string{"config", "layers", "files"}
 
 func newDiff() *cobra.Command {
@@ -66,7 +66,7 @@ func newDiff() *cobra.Command {
 // maxTree bounds the memory for the list of an image's files.
 const maxTree = 1 << 30
 
-// A difference is one record.
+// A difference is one record of the output.
 type difference struct {
 	Part   string   `json:"part"`
 	Change string   `json:"change"` // A, C or D
@@ -91,7 +91,7 @@ func (d differ) write(v difference) error {
 	return d.Write(v, cli.Name(v.Key), v.Part, v.Change, strings.Join(v.What, ","), text(v.Old), text(v.New))
 }
 
-// config compares the fields of two configs, each with its value as JSON.
+// config compares the fields of two configs by their values as JSON.
 func (d differ) config(a, b []byte) error {
 	old, err := fields(a)
 	if err != nil {
@@ -124,8 +124,8 @@ func (d differ) config(a, b []byte) error {
 	return nil
 }
 
-// fields returns the fields of an image's config by their names, those of "config" and what objects in it have one by one, and each
-// variable of the environment. Layers are compared by themselves, and the history is not compared.
+// fields returns the fields of an image's config by name. The fields of "config", the members of objects in it, and the
+// variables of the environment are listed one by one. Layers are compared separately, and the history is not compared.
 func fields(config []byte) (map[string]json.RawMessage, error) {
 	var top map[string]json.RawMessage
 	if err := image.Decode(config, &top); err != nil {
@@ -147,7 +147,7 @@ func fields(config []byte) (map[string]json.RawMessage, error) {
 		if name == "config.Env" && json.Unmarshal(raw, &env) == nil {
 			for _, e := range env {
 				k, v, _ := strings.Cut(e, "=")
-				value, _ := json.Marshal(v) // of a string
+				value, _ := json.Marshal(v) // can't fail for a string
 				list[name+"."+k] = value
 			}
 			return
@@ -163,7 +163,7 @@ func fields(config []byte) (map[string]json.RawMessage, error) {
 	return list, nil
 }
 
-// layers lists those that only one image has.
+// layers lists the layers that only one image has.
 func (d differ) layers(a, b []look.Layer) error {
 	has := func(list []look.Layer, l look.Layer) bool {
 		return slices.ContainsFunc(list, func(o look.Layer) bool { return o.DiffID == l.DiffID })

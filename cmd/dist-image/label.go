@@ -62,7 +62,8 @@ func newLabel() *cobra.Command {
 	return c
 }
 
-// label changes labels of names, if there is anything to change, and puts into images what they are then.
+// label changes labels of names, if there are changes, and puts the names' images with the resulting labels into
+// images.
 func label(c *cobra.Command, names *image.Names, objects []string, changes map[string]string, images map[string]image.Image) ([]error, error) {
 	var all []image.Image
 	errs := make([]error, len(objects))

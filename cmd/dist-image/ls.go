@@ -45,7 +45,7 @@ func newLs() *cobra.Command {
 		if err != nil {
 			return err
 		}
-		var failed error // what can't be read of some entries is told after the others are listed
+		var failed error // reported after the others have been listed
 		sizes := map[digest.Digest]int64{}
 		list := func(img image.Image) error {
 			if !wanted.All() {
@@ -66,7 +66,7 @@ func newLs() *cobra.Command {
 			}
 			size, known := sizes[img.Target.Digest]
 			if !known {
-				// What can't be told, since blobs are missing or it is no image, is 0.
+				// 0 if unknown, because blobs are missing or it is not an image
 				size, _ = w.Size(c.Context(), img.Target)
 				sizes[img.Target.Digest] = size
 			}
@@ -92,7 +92,7 @@ func newLs() *cobra.Command {
 	return c
 }
 
-// parseContains returns what matches every target if the digest is empty.
+// parseContains parses the value of --contains. If it is empty, every target matches.
 func parseContains(store *content.Store, arg string) (*image.Containing, error) {
 	if arg == "" {
 		return nil, nil
@@ -104,11 +104,11 @@ func parseContains(store *content.Store, arg string) (*image.Containing, error) 
 	return image.NewContaining(store, dgst), nil
 }
 
-// record is a name as --json shows it.
+// record is a name in the output of --json.
 type record struct {
 	Name      string            `json:"name"`
 	Target    v1.Descriptor     `json:"target"`
-	Size      int64             `json:"size"` // of the whole image for the platform; 0 when it can't be told
+	Size      int64             `json:"size"` // of the whole image for the platform; 0 if unknown
 	Labels    map[string]string `json:"labels,omitempty"`
 	CreatedAt time.Time         `json:"createdAt,omitzero"`
 	UpdatedAt time.Time         `json:"updatedAt,omitzero"`

@@ -22,12 +22,12 @@ func main() {
 	cli.Main(c)
 }
 
-// flags are those that every verb has; the verbs that walk an index have a platform too.
+// flags are the flags of all verbs. Verbs that walk an index have --platform too.
 type flags struct {
 	root, namespace *string
 	platform        *string
 	allPlatforms    *bool
-	names           *image.Names // once the store is open
+	names           *image.Names // set when the store is opened
 }
 
 func newFlags(c *cobra.Command) *flags {
@@ -50,7 +50,7 @@ func (f *flags) open() (*content.Store, *image.Names, error) {
 		return nil, nil, err
 	}
 	f.names = names
-	// Snapshots are the store's, also if the root is the directory of a namespace.
+	// Snapshots are in the store, even if the root is the directory of a namespace.
 	*f.root = store.Root()
 	if namespace := store.Namespace(); namespace != "" {
 		*f.namespace = namespace
@@ -58,7 +58,7 @@ func (f *flags) open() (*content.Store, *image.Names, error) {
 	return store, names, nil
 }
 
-// walker opens the store and finds what ref, a name or a digest, points at.
+// walker opens the store and finds the target of ref, a name or a digest.
 func (f *flags) walker(ctx context.Context, ref string) (image.Walker, v1.Descriptor, error) {
 	store, names, err := f.open()
 	if err != nil {
@@ -74,9 +74,9 @@ func (f *flags) walker(ctx context.Context, ref string) (image.Walker, v1.Descri
 	return w, img.Target, err
 }
 
-// descriptor is what a name is to point at, which arg says: a digest, a descriptor on standard input (-), or a name that
-// points there. Labels of that name that describe the content come with it. Whether a name can point there is checked when
-// it is made.
+// descriptor returns the target for a name, given by arg: a digest, a descriptor on standard input (-), or another
+// name. Labels of that name that describe the content come with it. Whether the target is allowed is checked when the
+// name is made.
 func descriptor(c *cobra.Command, store *content.Store, names *image.Names, arg string) (v1.Descriptor, error) {
 	if arg == "-" {
 		in, err := cli.Stdin(c.Context())
@@ -99,8 +99,8 @@ func printTarget(c *cobra.Command, img image.Image) error {
 	return err
 }
 
-// listDescriptors makes c a verb that prints descriptors found from an image, and returns what
-// prints them and tells how many there were.
+// listDescriptors makes c a verb that prints descriptors found from an image. The function that it returns prints them
+// and returns their number.
 func listDescriptors(c *cobra.Command, find func(image.Walker, context.Context, v1.Descriptor) ([]v1.Descriptor, error)) (*flags, func(ref string) (int, error)) {
 	c.Args = cobra.ExactArgs(1)
 	f := newPlatformFlags(c)

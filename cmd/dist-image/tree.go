@@ -57,19 +57,19 @@ func newTree() *cobra.Command {
 	return c
 }
 
-// A branch is a blob under what refers to it.
+// A branch is a blob in the tree.
 type branch struct {
 	Digest   digest.Digest `json:"digest"`
 	Kind     string        `json:"kind"` // index, manifest, config, layer, referrer or blob
 	Size     int64         `json:"size"`
 	Here     bool          `json:"here"`
-	Names    int           `json:"names"` // other names that have it
+	Names    int           `json:"names"` // number of other names that have it
 	Platform string        `json:"platform,omitempty"`
 	Parent   digest.Digest `json:"parent,omitempty"`
-	Type     string        `json:"type"` // of artifact, or media type
+	Type     string        `json:"type"` // type of artifact, or media type
 	Again    bool          `json:"again,omitempty"`
 	Depth    int           `json:"depth"`
-	last     []bool        // whether it, and what is above it, is the last below its parent
+	last     []bool        // for it and each ancestor: whether it is the last child of its parent
 }
 
 func (b *branch) state() string {
@@ -88,7 +88,7 @@ type imageTree struct {
 	list      []branch
 }
 
-// read finds what the image consists of, with what refers to it, and which other names have any of that.
+// read finds the parts of the image, the manifests that refer to it, and the other names that have any of these.
 func (t *imageTree) read(ctx context.Context, w image.Walker, names *image.Names, d v1.Descriptor, ref string) error {
 	w.Tally = &image.Tally{}
 	note := func(n image.Node) error {
@@ -101,7 +101,7 @@ func (t *imageTree) read(ctx context.Context, w image.Walker, names *image.Names
 	if err := w.Walk(ctx, d, note); err != nil {
 		return err
 	}
-	// A referrer may have referrers. Each time the whole list is read.
+	// A referrer may have referrers, so the whole list is read repeatedly.
 	for found, again := true, image.MaxDepth+1; found && again > 0; again-- {
 		found = false
 		err := names.Referrers(func(r v1.Descriptor, subject digest.Digest) error {
@@ -127,7 +127,7 @@ func (t *imageTree) read(ctx context.Context, w image.Walker, names *image.Names
 		if err != nil || img.Name == ref {
 			continue
 		}
-		// Another image may be damaged, or too large: that is told where it is looked at.
+		// Errors in another image, which may be damaged or too large, are reported when that one is read.
 		err := (image.Walker{Store: w.Store}).Walk(ctx, img.Target, func(n image.Node) error {
 			if _, ours := t.here[n.Digest]; ours && !t.shown[n.Digest] {
 				t.shown[n.Digest] = true
@@ -143,7 +143,7 @@ func (t *imageTree) read(ctx context.Context, w image.Walker, names *image.Names
 	return nil
 }
 
-// flatten lists a blob and what is below it. A document that was shown before is not shown with that again.
+// flatten lists a blob and its descendants. A document that occurs again is listed without its descendants.
 func (t *imageTree) flatten(d v1.Descriptor, depth int, parent digest.Digest, kind string, last []bool) {
 	n, document := t.docs[d.Digest]
 	b := branch{Digest: d.Digest, Size: d.Size, Here: t.here[d.Digest], Names: t.names[d.Digest], Parent: parent, Depth: depth, last: last,
@@ -182,15 +182,15 @@ func (t *imageTree) flatten(d v1.Descriptor, depth int, parent digest.Digest, ki
 
 func below(above []bool, last bool) []bool { return append(append([]bool(nil), above...), last) }
 
-// barWidth is the most characters of a bar.
+// barWidth is the largest width of a bar.
 const barWidth = 24
 
-// bar returns a bar for a size beside the largest one, of at most so many characters. Sizes are what a manifest says.
+// bar returns a bar for a size in proportion to the largest one. Sizes come from manifests and are not trusted.
 func bar(size, largest int64, room int) string {
 	return strings.Repeat("█", int(math.Ceil(float64(max(size, 0))/float64(largest)*float64(room))))
 }
 
-// draw draws the tree for a terminal: in colour, unless NO_COLOR is set.
+// draw draws the tree for a terminal, in colour unless NO_COLOR is set.
 func (t *imageTree) draw(w io.Writer, name string) error {
 	largest := int64(1)
 	for _, b := range t.list {
@@ -257,7 +257,7 @@ func (t *imageTree) draw(w io.Writer, name string) error {
 	return nil
 }
 
-// dot writes the tree in the language of Graphviz. A digest has no characters that would have to be escaped.
+// dot writes the tree in Graphviz's language. Digests need no escaping.
 func (t *imageTree) dot(w io.Writer) error {
 	var b strings.Builder
 	b.WriteString("digraph image {\n\trankdir=LR;\n\tnode [shape=box];\n")

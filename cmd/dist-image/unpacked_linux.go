@@ -10,7 +10,7 @@ import (
 	"github.com/opencontainers/go-digest"
 )
 
-// unpacked tells whether a driver, or the store's own where none is named, has the chain.
+// unpacked reports whether a driver has the chain. If driver is "", it asks the store's own.
 func (f *flags) unpacked(ctx context.Context, driver string, chain digest.Digest) (bool, error) {
 	s, err := drivers.Open(ctx, *f.root, driver, snapshot.Options{Namespace: *f.namespace})
 	if err != nil {

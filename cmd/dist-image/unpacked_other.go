@@ -9,7 +9,7 @@ import (
 	"github.com/opencontainers/go-digest"
 )
 
-// unpacked is not known where there are no snapshots.
+// unpacked is unknown on systems without snapshots.
 func (f *flags) unpacked(context.Context, string, digest.Digest) (bool, error) {
 	return false, errdefs.ErrNotImplemented.WithMessage("--unpacked: there are no snapshots on this system")
 }

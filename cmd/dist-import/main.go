@@ -99,7 +99,7 @@ func newCommand() *cobra.Command {
 	return c
 }
 
-// source is the archive: standard input, unless the argument is a directory.
+// source returns the archive on standard input, or the directory in the argument.
 func source(ctx context.Context, args []string) (from transfer.Source, done func(), err error) {
 	if len(args) == 1 && args[0] != "-" {
 		fi, err := os.Stat(args[0])
@@ -126,7 +126,7 @@ func source(ctx context.Context, args []string) (from transfer.Source, done func
 }
 
 func load(ctx context.Context, root string, g gate.Gate, from transfer.Source, o transfer.ImportOptions) ([]image.Image, error) {
-	// An archive with tens of thousands of names makes much that is soon garbage; blobs, which take the time, make none.
+	// An archive with tens of thousands of names makes much short-lived garbage; blobs, which take the time, make none.
 	debug.SetGCPercent(30)
 	store, err := content.Open(root)
 	if err != nil {
@@ -136,7 +136,8 @@ func load(ctx context.Context, root string, g gate.Gate, from transfer.Source, o
 	if err != nil {
 		return nil, err
 	}
-	// What has come has no name yet, so the store is held for as long as this process lives. It is created once the archive has an entry.
+	// Imported objects have no name at first, so the store is held until this process exits. It is created when the
+	// archive's first entry has come.
 	g.Store = store
 	held := func(ctx context.Context, f func(*tar.Header, io.Reader) error) error {
 		return from(ctx, func(h *tar.Header, body io.Reader) error {

@@ -18,7 +18,7 @@ import (
 )
 
 func main() {
-	debug.SetGCPercent(25) // most of what is held is buffers
+	debug.SetGCPercent(25) // most of the memory is buffers
 	c := &cobra.Command{
 		Use:   "dist-index [flags] [NAME|DIGEST…|-]",
 		Short: "index layers, so that single files can be fetched",
@@ -74,7 +74,7 @@ func main() {
 	cli.Main(c)
 }
 
-// filter writes the index of the layer on standard input.
+// filter writes an index of the layer on standard input to standard output.
 func filter(c *cobra.Command, expect digest.Digest) error {
 	if expect != "" && expect.Validate() != nil {
 		return cli.Usagef("--expect-diff-id: %q is not a digest", expect)

@@ -20,26 +20,25 @@ import (
 )
 
 const (
-	// Statuses that mean the same in every command of the suite, and the shell's.
+	// Statuses that all commands of the suite share, and the shell's.
 	wrongUsage   = 2
 	unverified   = 4
 	tryLater     = 6
-	maxIdle      = 3       // attempts in a row that may bring less than enough
-	enough       = 4 << 10 // bytes: an attempt that brings less counts as idle, or a server could have us retry for every byte
+	maxIdle      = 3       // successive attempts that may bring less than enough
+	enough       = 4 << 10 // in bytes; otherwise a server could make us retry for every byte
 	firstBackoff = 200 * time.Millisecond
 	killAfter    = 5 * time.Second
 )
 
-// fromCommand stores what the command writes. The command runs again from the new offset as
-// long as it asks for that with status 6 and brings enough. What was put together of
-// several pieces and then isn't right is brought once more, whole.
+// fromCommand stores the command's output. If the command exits with status 6, and has made enough progress, it is run
+// again from the new offset. If the result of several runs does not verify, it is run once more from the beginning.
 func (in *ingest) fromCommand(ctx context.Context, w *content.Writer) (record, error) {
-	// Nothing would show that two halves don't belong together where no digest is expected
-	// and the command doesn't look at the offset.
+	// Without an expected digest, and with a command that ignores the offset, nothing would reveal that two pieces do
+	// not fit together.
 	resumable := in.expected != "" || strings.Contains(strings.Join(in.command, " "), "{offset}") ||
 		strings.Contains(strings.Join(in.command, " "), "DIST_OFFSET")
 	if in.expected != "" && w.Digest() == in.expected {
-		return in.commit(ctx, w) // all of it was there but the commit
+		return in.commit(ctx, w) // complete, except for the commit
 	}
 	anew := !resumable
 	pieces := resumable && w.Offset() > 0
@@ -86,7 +85,7 @@ func (in *ingest) fromCommand(ctx context.Context, w *content.Writer) (record, e
 	}
 }
 
-// attempt runs the command once, from what is stored on, and tells its exit status.
+// attempt runs the command once, from the stored offset on, and returns its exit status.
 func (in *ingest) attempt(ctx context.Context, w *content.Writer) (status int, err error) {
 	offset := strconv.FormatInt(w.Offset(), 10)
 	args := make([]string, len(in.command))
@@ -110,7 +109,7 @@ func (in *ingest) attempt(ctx context.Context, w *content.Writer) (status int, e
 	}
 	err = content.Copy(ctx, in.sink(w), r)
 	if err != nil {
-		// It must neither go on writing nor outlive us.
+		// The command must not go on writing, or outlive us.
 		_ = r.Close()
 		_ = c.Process.Signal(syscall.SIGTERM)
 		kill := time.AfterFunc(killAfter, func() { _ = c.Process.Kill() })
@@ -119,7 +118,7 @@ func (in *ingest) attempt(ctx context.Context, w *content.Writer) (status int, e
 		stop := context.AfterFunc(ctx, func() { _ = c.Process.Signal(syscall.SIGTERM) })
 		defer stop()
 	}
-	_ = c.Wait() // its state tells all
+	_ = c.Wait() // its ProcessState is used instead
 	if err == nil {
 		err = ctx.Err()
 	}

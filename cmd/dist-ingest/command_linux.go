@@ -6,8 +6,8 @@ import (
 	"syscall"
 )
 
-// tie has the kernel end the command if we are killed: a command that writes nothing would not
-// notice. The kernel goes by the thread, which must stay until untie.
+// tie makes the kernel kill the command if this process is killed: a command that writes nothing would not notice. The
+// kernel watches the thread, which must exist until untie.
 func tie(c *exec.Cmd) (untie func()) {
 	runtime.LockOSThread()
 	c.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGTERM}

@@ -14,14 +14,14 @@ import (
 	"github.com/opencontainers/go-digest"
 )
 
-// ingest is what one call of the command is to do.
+// ingest describes one call of the command.
 type ingest struct {
 	ref      string
 	expected digest.Digest
 	size     int64 // -1: not known
 	keep     bool
 	wait     bool
-	command  []string // nil: standard input
+	command  []string // nil for standard input
 }
 
 func (in *ingest) run(ctx context.Context, s *content.Store) (record, error) {
@@ -49,7 +49,7 @@ func (in *ingest) open(ctx context.Context, s *content.Store) (*content.Writer, 
 	return s.Writer(ctx, in.ref, in.size, in.expected, content.Wait)
 }
 
-// stored is success for a blob that is in the store already.
+// stored reports success for a blob that the store has already.
 func (in *ingest) stored(ctx context.Context, s *content.Store) (record, error) {
 	f, err := s.File(in.expected)
 	if err != nil {
@@ -66,7 +66,7 @@ func (in *ingest) wrongSize() error {
 	return errclass.Errorf(errdefs.ErrDataLoss, "ingest %s: size mismatch: expected %d bytes", in.ref, in.size)
 }
 
-// fill brings the content into the writer and commits it.
+// fill reads the content into the writer and commits it.
 func (in *ingest) fill(ctx context.Context, w *content.Writer) (record, error) {
 	if in.command != nil {
 		return in.fromCommand(ctx, w)
@@ -74,8 +74,8 @@ func (in *ingest) fill(ctx context.Context, w *content.Writer) (record, error) {
 	return in.fromStdin(ctx, w)
 }
 
-// fromStdin stores standard input. It begins anew: what an earlier attempt left can't be
-// continued from a stream that begins at its beginning.
+// fromStdin stores standard input. It discards what an earlier attempt has left, since this stream begins at the
+// beginning.
 func (in *ingest) fromStdin(ctx context.Context, w *content.Writer) (record, error) {
 	if err := w.Truncate(0); err != nil {
 		return record{}, err
@@ -112,7 +112,8 @@ func (in *ingest) commit(ctx context.Context, w *content.Writer) (record, error)
 	return r, nil
 }
 
-// sink is the writer, with a check for an expected size of 0: for [content.Store.Writer] that means a size that is not known.
+// sink returns the writer, with a check for an expected size of 0: [content.Store.Writer] takes that for an unknown
+// size.
 func (in *ingest) sink(w *content.Writer) io.Writer {
 	return sink(func(p []byte) (int, error) {
 		if in.size == 0 && len(p) > 0 {

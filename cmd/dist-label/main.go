@@ -32,7 +32,7 @@ func newCommand() *cobra.Command {
 	replace := c.Flags().Bool("replace", false, "the labels given replace all that the blob has, also if their file is damaged")
 	out := cli.NewRecords(c, "DIGEST", "KEY", "VALUE")
 	c.RunE = func(c *cobra.Command, args []string) error {
-		// No digest has a "=", and no label lacks one.
+		// Digests never contain "=", and label arguments always do.
 		n := slices.IndexFunc(args, func(a string) bool { return strings.Contains(a, "=") })
 		if n < 0 {
 			n = len(args)

@@ -19,7 +19,7 @@ type record struct {
 	Digest  digest.Digest     `json:"digest"`
 	Size    int64             `json:"size"`
 	Stored  time.Time         `json:"storedAt"`
-	Updated time.Time         `json:"updatedAt"` // the last change of its labels, if that is later
+	Updated time.Time         `json:"updatedAt"` // time of the last change of its labels, if that is later
 	Labels  map[string]string `json:"labels,omitempty"`
 }
 

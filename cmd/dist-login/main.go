@@ -43,7 +43,7 @@ func newCommand() *cobra.Command {
 	return c
 }
 
-// maxPassword bounds what is read as one. Tokens that are used as passwords have kilobytes.
+// maxPassword bounds a password. Tokens used as passwords have kilobytes.
 const maxPassword = 64 << 10
 
 func ask(c *cobra.Command, name string, fromStdin bool) (_, password string, err error) {

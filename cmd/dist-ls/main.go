@@ -89,7 +89,7 @@ func main() {
 type lister struct {
 	records               *cli.Records
 	long, layers, changes bool
-	found                 map[string]bool // paths that are listed, or have something below them that is
+	found                 map[string]bool // paths that are listed, or that have an entry below them
 }
 
 func (l *lister) setColumns() {
@@ -124,7 +124,7 @@ func (l *lister) write(e *look.Entry) error {
 	return l.records.Write(e, cells...)
 }
 
-// below prints an entry that is one of the paths or below one. All are, where there are no paths.
+// below prints an entry if it is at one of the paths or below one. Without paths it prints every entry.
 func (l *lister) below(paths []string, e *look.Entry) error {
 	listed := len(paths) == 0
 	for _, p := range paths {

@@ -35,7 +35,7 @@ func newCommand() *cobra.Command {
 		if err != nil {
 			return err
 		}
-		// A file can be read again where an upload is cut.
+		// a file can be read again if an upload is cut
 		var content io.Reader = os.Stdin
 		if info, err := os.Stdin.Stat(); err != nil || !info.Mode().IsRegular() {
 			in, err := cli.Stdin(c.Context())

@@ -15,7 +15,7 @@ import (
 
 func main() { cli.Main(newCommand()) }
 
-// command is one call, with its flags.
+// command is one call with its flags.
 type command struct {
 	*cobra.Command
 	records                    *cli.Records

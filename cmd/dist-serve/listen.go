@@ -17,10 +17,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// firstPassed is the first descriptor that a supervisor passes (sd_listen_fds(3)).
+// firstPassed is the first descriptor passed by a supervisor (sd_listen_fds(3)).
 const firstPassed = 3
 
-// open returns the listener that a supervisor has passed, else one on the address.
+// open returns the listener passed by a supervisor, or else one on the address.
 func open(address string) (net.Listener, error) {
 	if os.Getenv("LISTEN_PID") == strconv.Itoa(os.Getpid()) {
 		if n := os.Getenv("LISTEN_FDS"); n != "1" {
@@ -48,16 +48,16 @@ func open(address string) (net.Listener, error) {
 	if err := removeStale(path); err != nil {
 		return nil, err
 	}
-	// The socket is the user's alone from the beginning.
+	// Only this user may access the socket, from its creation on.
 	defer unix.Umask(unix.Umask(0o177))
 	return net.Listen("unix", path)
 }
 
-// removeStale removes a socket on which nobody listens any more.
+// removeStale removes a socket on which nobody listens.
 func removeStale(path string) error {
 	fi, err := os.Lstat(path)
 	if err != nil || fi.Mode()&os.ModeSocket == 0 {
-		return nil // listening says what is wrong with it
+		return nil // Listen reports what is wrong with it
 	}
 	c, err := net.Dial("unix", path)
 	if err == nil {
@@ -69,9 +69,9 @@ func removeStale(path string) error {
 	return nil
 }
 
-// onStdio answers one connection: the socket that is standard input, as inetd passes it, or else standard input and output.
+// onStdio serves one connection: standard input if that is a socket, as from inetd, or else standard input and output.
 func onStdio(ctx context.Context, s *serve.Server, config *tls.Config) error {
-	// net.FileConn would leave a pipe or terminal of the caller's in non-blocking mode.
+	// net.FileConn would leave the caller's pipe or terminal in non-blocking mode.
 	if _, err := unix.GetsockoptInt(0, unix.SOL_SOCKET, unix.SO_TYPE); err == nil {
 		c, err := net.FileConn(os.Stdin)
 		if err != nil {
@@ -109,11 +109,11 @@ func onStdio(ctx context.Context, s *serve.Server, config *tls.Config) error {
 	}()
 	written := make(chan error, 1)
 	go func() {
-		// By splice(2) the end of the reader would be no SIGPIPE.
+		// Without splice(2), so that a closed output kills this process by SIGPIPE.
 		_, err := io.Copy(struct{ io.Writer }{cli.Stdout}, ends[0])
-		_ = ends[0].Close() // the server need not go on where nobody reads
+		_ = ends[0].Close() // without a reader, the server need not continue
 		if ended(err) {
-			err = nil // the server has not read all: what it sent is written
+			err = nil // the server did not read everything, but its answers have been written
 		}
 		written <- err
 	}()
@@ -131,7 +131,7 @@ func onStdio(ctx context.Context, s *serve.Server, config *tls.Config) error {
 	return err
 }
 
-// ended reports whether an error says that the server has ended the connection.
+// ended reports whether an error means that the server has closed the connection.
 func ended(err error) bool {
 	return errors.Is(err, net.ErrClosed) || errors.Is(err, unix.ECONNRESET)
 }

@@ -105,7 +105,7 @@ func readUsers(name string) (*serve.Users, error) {
 	return users, nil
 }
 
-// secure returns the configuration of TLS, nil without.
+// secure returns the TLS configuration, or nil for none.
 func secure(cert, key string) (*tls.Config, error) {
 	if (cert == "") != (key == "") {
 		return nil, cli.Usagef("--tls-cert and --tls-key go together")

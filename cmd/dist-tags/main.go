@@ -68,7 +68,7 @@ func newCommand() *cobra.Command {
 	return c
 }
 
-// list gives the names, and what each of them is.
+// list returns the names, and what they name: tags or repositories.
 func list(c *cobra.Command, locator string, o *remotes.Options) (names iter.Seq2[string, error], key string, err error) {
 	if host, ok := strings.CutSuffix(locator, "/"); ok && strings.Trim(host, ".") != "" && !strings.Contains(host, "/") {
 		return remotes.Repositories(c.Context(), host, *o), "repository", nil
@@ -80,7 +80,7 @@ func list(c *cobra.Command, locator string, o *remotes.Options) (names iter.Seq2
 	return r.Tags(c.Context()), "tag", nil
 }
 
-// object is what a filter judges: a tag or repository, which is its name too.
+// object is a tag or repository for a filter.
 type object struct{ key, name string }
 
 func (o object) Field(path []string) (string, bool) {

@@ -5,8 +5,9 @@ import (
 	"strings"
 )
 
-// compareVersions orders names as versions, the oldest first: what is no version, then versions by their numbers, and
-// "latest" at the end. Of the same numbers, one with a suffix comes first, as 1.0-rc1 before 1.0 (semver.org, rule 11).
+// compareVersions orders names as versions, the oldest first. Names that are not versions come first, then versions by
+// their numbers, and "latest" last. Among equal numbers, one with a suffix comes first: 1.0-rc1 before 1.0 (semver.org,
+// rule 11).
 func compareVersions(a, b string) int {
 	numbersA, suffixA, rankA := version(a)
 	numbersB, suffixB, rankB := version(b)
@@ -25,7 +26,7 @@ func compareVersions(a, b string) int {
 	return cmp.Or(compareNatural(suffixA, suffixB), strings.Compare(a, b))
 }
 
-// version splits 1.25.3-alpine into its numbers and the rest. The rank is 0 for what is no version, 2 for latest.
+// version splits 1.25.3-alpine into numbers and suffix. rank is 0 for a name that is not a version, and 2 for latest.
 func version(s string) (numbers, suffix string, rank int) {
 	if s == "latest" {
 		return "", "", 2
@@ -41,7 +42,7 @@ func version(s string) (numbers, suffix string, rank int) {
 	return digits[:end], digits[end:], 1
 }
 
-// compareNatural compares runs of digits as numbers, of any length, and all else as text.
+// compareNatural compares runs of digits as numbers of any length, and everything else as text.
 func compareNatural(a, b string) int {
 	for a != "" && b != "" {
 		partA, partB := run(a), run(b)
@@ -59,7 +60,7 @@ func compareNatural(a, b string) int {
 	return cmp.Compare(len(a), len(b))
 }
 
-// run returns the digits, or what is none, that s begins with.
+// run returns the digits, or else the other characters, at the beginning of s.
 func run(s string) string {
 	end := strings.IndexFunc(s, func(r rune) bool { return isDigit(byte(min(r, 0x7f))) != isDigit(s[0]) })
 	if end < 0 {

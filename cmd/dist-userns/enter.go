@@ -21,14 +21,14 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// inside is the name by which this program knows that it runs in the new namespaces: it waits
-// there until its IDs are mapped, and becomes the command.
+// inside is the argument 0 with which this program runs in the new namespaces. There it waits until its IDs are mapped,
+// and then executes the command.
 const inside = "dist-userns: inside"
 
-// idMaps are the arguments of newuidmap(1) and newgidmap(1) behind the process ID.
+// idMaps are the arguments of newuidmap(1) and newgidmap(1) after the process ID.
 type idMaps struct{ uid, gid []string }
 
-// mappings are those of the user: 0 is himself, what follows his subordinate IDs.
+// mappings returns the user's maps: 0 is the user, and the next IDs are the subordinate ones.
 func mappings() (m idMaps, err error) {
 	uid, gid := strconv.Itoa(os.Getuid()), strconv.Itoa(os.Getgid())
 	name := uid
@@ -64,7 +64,7 @@ func mappings() (m idMaps, err error) {
 
 type idRange struct{ start, count uint64 }
 
-// subordinate reads a user's ranges of subuid(5) or subgid(5).
+// subordinate reads a user's ranges from subuid(5) or subgid(5).
 func subordinate(file, name, uid string) (ranges []idRange, err error) {
 	f, err := os.Open(file)
 	if errors.Is(err, os.ErrNotExist) {
@@ -89,8 +89,8 @@ func subordinate(file, name, uid string) (ranges []idRange, err error) {
 	return ranges, lines.Err()
 }
 
-// disjoint returns the ranges without own and without what earlier ones have: the kernel refuses a map that names an ID twice,
-// and a user may have a line by name and one by number.
+// disjoint returns the ranges without own, and without IDs in earlier ranges. The kernel refuses a map with an ID
+// twice, and a user may have one line by name and another by number.
 func disjoint(own idRange, ranges []idRange) (all []idRange) {
 	taken := []idRange{own}
 	for len(ranges) > 0 {
@@ -113,7 +113,7 @@ func disjoint(own idRange, ranges []idRange) (all []idRange) {
 	return all
 }
 
-// run starts the command in new namespaces, hands signals on to it, and ends as it does.
+// run starts the command in new namespaces, forwards signals to it, and ends like it.
 func (m idMaps) run(path string, args []string) error {
 	for _, tool := range []string{"newuidmap", "newgidmap"} {
 		if _, err := exec.LookPath(tool); err != nil {
@@ -124,11 +124,11 @@ func (m idMaps) run(path string, args []string) error {
 	if err != nil {
 		return fmt.Errorf("pipe: %w", err)
 	}
-	// Its end of the pipe keeps its number: the first ones may be the caller's, a hold's lock.
+	// The child inherits the pipe under the same number, since lower ones may be the caller's, such as a hold's lock.
 	if _, err := unix.FcntlInt(r.Fd(), unix.F_SETFD, 0); err != nil {
 		return fmt.Errorf("pipe: %w", err)
 	}
-	// The kernel ends the command if we are killed. It goes by the thread, which must stay.
+	// The kernel kills the command if this process is killed. It watches the thread, which must stay.
 	runtime.LockOSThread()
 	c := &exec.Cmd{
 		Path: "/proc/self/exe", Args: append([]string{inside, strconv.Itoa(int(r.Fd())), strconv.Itoa(os.Getpid()), path}, args...),
@@ -136,7 +136,7 @@ func (m idMaps) run(path string, args []string) error {
 		SysProcAttr: &syscall.SysProcAttr{
 			Cloneflags: unix.CLONE_NEWUSER | unix.CLONE_NEWNS,
 			Pdeathsig:  unix.SIGTERM,
-			// Without a user ID that is mapped, what is executed keeps these alone.
+			// Until its user ID is mapped, the executed program keeps only these.
 			AmbientCaps: capabilities(),
 		},
 	}
@@ -167,16 +167,16 @@ func (m idMaps) run(path string, args []string) error {
 	}
 	go func() {
 		for s := range signals {
-			// What a terminal sends, it has sent to the command too.
+			// The terminal has sent the command this signal already.
 			if !(s == unix.SIGINT || s == unix.SIGQUIT) || !foreground() {
 				_ = c.Process.Signal(s)
 			}
 		}
 	}()
-	_ = c.Wait() // its state tells all
+	_ = c.Wait() // its ProcessState is used instead
 	ws := c.ProcessState.Sys().(syscall.WaitStatus)
 	if ws.Signaled() {
-		_ = unix.Setrlimit(unix.RLIMIT_CORE, &unix.Rlimit{}) // the core is the command's
+		_ = unix.Setrlimit(unix.RLIMIT_CORE, &unix.Rlimit{}) // a core dump is the command's, not ours
 		cli.DieBy(ws.Signal())
 	}
 	if ws.ExitStatus() == 0 {
@@ -187,7 +187,7 @@ func (m idMaps) run(path string, args []string) error {
 
 func forwarded() []os.Signal {
 	all := []os.Signal{unix.SIGINT, unix.SIGTERM, unix.SIGHUP, unix.SIGQUIT, unix.SIGUSR1, unix.SIGUSR2, unix.SIGALRM, unix.SIGCONT}
-	for s := syscall.Signal(34); s <= 64; s++ { // real-time signals, which an init may take
+	for s := syscall.Signal(34); s <= 64; s++ { // real-time signals, which inits use
 		all = append(all, s)
 	}
 	var heeded []os.Signal
@@ -199,7 +199,7 @@ func forwarded() []os.Signal {
 	return heeded
 }
 
-// foreground tells whether this process group is the terminal's.
+// foreground reports whether this process group is in the foreground of the terminal.
 func foreground() bool {
 	tty, err := os.Open("/dev/tty")
 	if err != nil {
@@ -224,13 +224,13 @@ func capabilities() []uintptr {
 	return all
 }
 
-// become waits until the IDs are mapped and becomes the command, which then is root. Its
-// arguments are the descriptor to wait on, the process outside, the command's path and its arguments.
+// become waits until the IDs are mapped, and executes the command as root. args are the descriptor to wait on, the ID
+// of the process outside, the command's path and its arguments.
 func become(args []string) {
 	runtime.LockOSThread()
 	fd, err := strconv.Atoi(args[0])
 	if n, _ := unix.Read(fd, make([]byte, 1)); err != nil || n != 1 {
-		os.Exit(125) // the one outside says why
+		os.Exit(125) // the process outside reports why
 	}
 	_ = unix.Close(fd)
 	parent, path, args := args[1], args[2], args[3:]
@@ -238,11 +238,11 @@ func become(args []string) {
 		fmt.Fprintf(os.Stderr, "dist-userns: %s: %v\n", what, err)
 		os.Exit(status)
 	}
-	// What the machine mounts is seen, what is mounted here stays here.
+	// Mounts of the host appear here, but mounts made here do not leave.
 	if err := unix.Mount("", "/", "", unix.MS_SLAVE|unix.MS_REC, ""); err != nil {
 		fail(125, "make mounts private", err)
 	}
-	// Root gets all capabilities when it executes; none is to outlast a change of user.
+	// Executing as root gives all capabilities. None must survive a change of user.
 	if err := unix.Prctl(unix.PR_CAP_AMBIENT, unix.PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0); err != nil {
 		fail(125, "clear ambient capabilities", err)
 	}
@@ -256,7 +256,7 @@ func become(args []string) {
 	if err != nil {
 		fail(125, "clear inheritable capabilities", err)
 	}
-	// The command learns by this that the process outside was killed before it could catch signals.
+	// With this, the command can tell that the process outside was killed before it caught signals.
 	if err := os.Setenv("DIST_PARENT", parent); err != nil {
 		fail(125, "set DIST_PARENT", err)
 	}

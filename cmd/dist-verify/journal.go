@@ -18,19 +18,18 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// header begins a journal, so that no other file is taken for one, and spoilt.
+// header is the first line of a journal. A file without it is not a journal, and is not written to.
 const header = "# dist-verify: blobs that were found right\n"
 
-// journal remembers in a file which blobs were found right, a digest a line, so that a run
-// that was interrupted goes on where it stopped. The nil journal remembers nothing.
+// journal keeps the digests of verified blobs in a file, one a line, so that an interrupted run can continue. A nil
+// journal keeps nothing.
 type journal struct {
 	file *os.File
 	mu   sync.Mutex
 	done map[digest.Digest]bool
 }
 
-// openJournal locks the file and reads it. Unavailable where another process has it,
-// FailedPrecondition where it is something else.
+// openJournal locks and reads the file. Unavailable: another process uses it. FailedPrecondition: it is not a journal.
 func openJournal(path string) (*journal, error) {
 	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|os.O_APPEND, 0o644)
 	if err != nil {
@@ -59,7 +58,7 @@ func (j *journal) read() error {
 	}
 	switch {
 	case first == header:
-	case strings.HasPrefix(header, first): // new, or torn at once
+	case strings.HasPrefix(header, first): // new, or its first write was cut
 		if err := j.file.Truncate(0); err != nil {
 			return err
 		}
@@ -74,7 +73,7 @@ func (j *journal) read() error {
 			return nil
 		}
 		if err == io.EOF {
-			_, err = j.file.WriteString("\n") // a killed process tore it
+			_, err = j.file.WriteString("\n") // a killed process has left an incomplete line
 			return err
 		}
 		if err != nil {
@@ -86,12 +85,12 @@ func (j *journal) read() error {
 	}
 }
 
-// has tells whether the blob was found right already.
+// has reports whether the blob was verified before.
 func (j *journal) has(dgst digest.Digest) bool {
 	return j != nil && j.done[dgst]
 }
 
-// add remembers a blob that is right.
+// add records that a blob is valid.
 func (j *journal) add(dgst digest.Digest) error {
 	if j == nil {
 		return nil
@@ -104,7 +103,7 @@ func (j *journal) add(dgst digest.Digest) error {
 	return nil
 }
 
-// close ends the work: the file goes once all has been looked at.
+// close closes the journal. If complete, it deletes the file.
 func (j *journal) close(complete bool) error {
 	if j == nil {
 		return nil

@@ -72,7 +72,7 @@ func newCommand() *cobra.Command {
 			failed <- errors.Join(err, v.journal.close(err == nil))
 		}()
 		bad := 0
-		var left record // one that --delete does not delete
+		var left record // the last problem that --delete does not delete
 		for r := range v.found {
 			if *remove && r.Problem != "corrupt" {
 				bad, left = bad+1, r
@@ -107,12 +107,12 @@ type verification struct {
 	step    *progress.Step
 	store   *content.Store
 	jobs    int
-	remove  bool     // what is corrupt
-	journal *journal // nil where nothing is noted
+	remove  bool     // delete corrupt blobs
+	journal *journal // nil for none
 	found   chan record
 }
 
-// run looks at the blobs named, or at all of them and at what is no blob.
+// run checks the named blobs, or all blobs and all files that are not blobs.
 func (v verification) run(c *cobra.Command, args []string) error {
 	group, ctx := errgroup.WithContext(c.Context())
 	group.SetLimit(v.jobs)
@@ -138,7 +138,7 @@ func (v verification) run(c *cobra.Command, args []string) error {
 		})
 	}
 	if gerr := group.Wait(); gerr != nil {
-		return gerr // what cancelled the rest
+		return gerr // the error that cancelled the rest
 	}
 	return err
 }
@@ -161,7 +161,7 @@ func (v verification) one(ctx context.Context, dgst digest.Digest, named bool) e
 			return nil
 		}
 		if errdefs.IsFailedPrecondition(err) {
-			return nil // replaced meanwhile
+			return nil // replaced in the meantime
 		}
 	}
 	switch {

@@ -14,10 +14,10 @@ import (
 	"github.com/spf13/cobra"
 )
 
-// somethingMissing is the status if images lack blobs, and none is corrupt.
+// somethingMissing is the status if blobs of images are missing, but none is corrupt.
 const somethingMissing = 3
 
-// nameRecord is a name and the state of what it points at.
+// nameRecord is a name and the state of its image.
 type nameRecord struct {
 	Name      string        `json:"name"`
 	Namespace string        `json:"namespace"`
@@ -27,11 +27,11 @@ type nameRecord struct {
 
 type state struct {
 	State   image.State `json:"state"`
-	Missing int         `json:"missing"` // blobs
+	Missing int         `json:"missing"` // number of blobs
 	Problem string      `json:"problem,omitempty"`
 }
 
-// checkNames prints the state of every name of every namespace.
+// checkNames prints the state of every name in every namespace.
 func checkNames(c *cobra.Command, s *content.Store, out *cli.Records) error {
 	out.Columns("NAME", "NAMESPACE", "DIGEST", "STATE")
 	all := image.OpenNamespaces(s)
@@ -78,11 +78,11 @@ func checkNames(c *cobra.Command, s *content.Store, out *cli.Records) error {
 	return nil
 }
 
-// checker finds out the state of images, of each once.
+// checker determines the state of images, once for each.
 type checker struct {
 	walker           image.Walker
 	known            map[digest.Digest]state
-	corrupt, missing int // names
+	corrupt, missing int // numbers of names
 }
 
 func (n *checker) check(ctx context.Context, d v1.Descriptor) (state, error) {

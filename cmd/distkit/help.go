@@ -17,10 +17,10 @@ import (
 
 type group struct {
 	title    string
-	commands []string // by their whole names
+	commands []string // full names
 }
 
-// groups are all commands. The first group is what help shows without -a.
+// groups has every command in one group. Without -a, help shows the first group.
 var groups = []group{
 	{"Images, whole", []string{"dist-pull", "dist-push", "dist-copy", "dist-unpack", "dist-run", "dist-commit", "dist-import", "dist-export", "dist-serve", "dist-static"}},
 	{"Registries and other remotes", []string{
@@ -39,7 +39,7 @@ var groups = []group{
 	{"This program", []string{"dist-doctor", "distkit"}},
 }
 
-// short is a command's name after distkit: without dist-, but for run, since distkit run is dist-run.
+// short returns a command's name after distkit: without dist-, except for run, since distkit run is dist-run.
 func short(name string) string {
 	if name == "run" {
 		return "run-bundle"
@@ -47,7 +47,7 @@ func short(name string) string {
 	return strings.TrimPrefix(name, "dist-")
 }
 
-// help lists commands, those of the first group or, with -a, all; or it shows the page of one.
+// help lists commands: those of the first group, or all with -a. With an argument it shows that command's page.
 func help(c *cobra.Command, args []string) error {
 	switch {
 	case len(args) == 0:
@@ -63,14 +63,14 @@ func help(c *cobra.Command, args []string) error {
 	return nil
 }
 
-// list prints what each command is for, which the first line of its own help tells.
+// list prints each command with its purpose, the first line of its own help.
 func list(c *cobra.Command, groups []group) {
 	for _, g := range groups {
 		abouts := make([]string, len(g.commands))
 		var all sync.WaitGroup
 		for i, name := range g.commands {
 			all.Go(func() {
-				// A command that is not here, or tells nothing, is not listed.
+				// Commands that are not installed, or print no help, are not listed.
 				if path := locate(name); path != "" {
 					out, _ := exec.CommandContext(c.Context(), path, "--help").Output()
 					abouts[i], _, _ = strings.Cut(string(out), "\n")
@@ -87,7 +87,7 @@ func list(c *cobra.Command, groups []group) {
 	}
 }
 
-// page shows a command's man page, or its help where there is no man.
+// page shows a command's man page, or its help if man is not installed.
 func page(name string) error {
 	path := find(name)
 	if path == "" {

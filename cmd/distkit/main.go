@@ -16,7 +16,7 @@ import (
 )
 
 func main() {
-	// What completes the words after a command is the command itself.
+	// a command completes its own arguments
 	if len(os.Args) > 3 && strings.HasPrefix(os.Args[1], "__complete") {
 		if path := find(os.Args[2]); path != "" {
 			_ = become(path, append([]string{os.Args[1]}, os.Args[3:]...))
@@ -66,14 +66,14 @@ func newCommand() *cobra.Command {
 	return c
 }
 
-// become has a command take this process's place. Commands that it runs by name are ours.
+// become replaces this process by a command. The command finds our other commands first.
 func become(path string, args []string) error {
 	env := slices.DeleteFunc(os.Environ(), func(v string) bool { return strings.HasPrefix(v, "PATH=") })
 	env = append(env, "PATH="+strings.Join(sibling.Dirs(), ":")+":"+os.Getenv("PATH"))
 	return unix.Exec(path, append([]string{path}, args...), env)
 }
 
-// find returns the path of the command that has a whole or short name, or of a program dist-NAME on PATH: "" if there is neither.
+// find returns the path of a command by full or short name, or of a program dist-NAME on PATH, or "".
 func find(name string) string {
 	full := "dist-" + strings.TrimPrefix(name, "dist-")
 	for _, g := range groups {
@@ -86,7 +86,7 @@ func find(name string) string {
 	return locate(full)
 }
 
-// locate returns the path of a command by its whole name, "" if it is not here. Our own directories come before those of PATH.
+// locate returns the path of a command by its full name, or "". Our own directories come before PATH.
 func locate(full string) string {
 	if strings.ContainsRune(full, '/') {
 		return ""

@@ -76,7 +76,7 @@ func newCommand() *cobra.Command {
 			}
 		}
 		if _, err := cache.InjectDevices(s, args...); err != nil {
-			return errclass.As(err, errdefs.ErrFailedPrecondition) // a description is invalid, or the host lacks a device of it
+			return errclass.As(err, errdefs.ErrFailedPrecondition) // a description is invalid, or the host lacks a device that it names
 		}
 		e := json.NewEncoder(c.OutOrStdout())
 		e.SetIndent("", "\t")
@@ -86,7 +86,7 @@ func newCommand() *cobra.Command {
 	return c
 }
 
-// cdiDirs are the directories unless flags say others.
+// cdiDirs returns the default directories.
 func cdiDirs() []string {
 	if dirs := os.Getenv("DIST_CDI_DIRS"); dirs != "" {
 		return filepath.SplitList(dirs)
@@ -94,7 +94,7 @@ func cdiDirs() []string {
 	return cdi.DefaultSpecDirs
 }
 
-// read reads a specification. It may have no fields that would be lost.
+// read reads a specification. Unknown fields are an error, since they would be lost.
 func read(in io.Reader) (*specs.Spec, error) {
 	b, err := io.ReadAll(io.LimitReader(in, spec.MaxDocument+1))
 	if err != nil {
@@ -115,8 +115,8 @@ func read(in io.Reader) (*specs.Spec, error) {
 	return s, nil
 }
 
-// open reads the descriptions in the directories. They choose what is mounted and executed as this user, so they must be as trustworthy as a
-// program: their directory and they are root's or this user's, and nobody else may write to them.
+// open reads the descriptions in the directories. They decide what is mounted, and what is executed as this user. So
+// each file and its directory must belong to root or this user, and nobody else may write to them.
 func open(dirs []string) (*cdi.Cache, error) {
 	for _, dir := range dirs {
 		entries, err := os.ReadDir(dir)
@@ -138,9 +138,9 @@ func open(dirs []string) (*cdi.Cache, error) {
 	return cdi.NewCache(cdi.WithSpecDirs(dirs...), cdi.WithAutoRefresh(false))
 }
 
-// trusted refuses a file of another type, or one that others may change.
+// trusted returns an error if the file is of another type, or if others may change it.
 func trusted(name string, kind uint32) error {
-	const overflow = 65534 // how root is seen from a user namespace
+	const overflow = 65534 // root's ID as seen from a user namespace
 	var st unix.Stat_t
 	switch err := unix.Stat(name, &st); {
 	case err != nil:
@@ -155,7 +155,7 @@ func trusted(name string, kind uint32) error {
 	return nil
 }
 
-// missing is why there is no device of that name.
+// missing returns the error for a device that no description has.
 func missing(cache *cdi.Cache, name string, dirs []string) error {
 	if err := problems(cache); err != nil {
 		return errclass.Errorf(errdefs.ErrFailedPrecondition, "device %s: %w", name, err)
@@ -163,9 +163,9 @@ func missing(cache *cdi.Cache, name string, dirs []string) error {
 	return errclass.Errorf(errdefs.ErrNotFound, "no device %s in %s", name, strings.Join(dirs, ", "))
 }
 
-// problems are the descriptions that could not be taken.
+// problems returns an error about the descriptions that could not be used.
 func problems(cache *cdi.Cache) error {
-	texts := map[string]bool{} // a conflict is an error of each of its files
+	texts := map[string]bool{} // a conflict is reported for each of its files
 	for file, errs := range cache.GetErrors() {
 		for _, err := range errs {
 			text := err.Error()

@@ -66,7 +66,7 @@ func newAdd(o options) *cobra.Command {
 	return c
 }
 
-// wanted are the flags that say which network is wanted.
+// wanted are the flags that describe a network.
 type wanted struct {
 	name, dir *string
 	publish   *[]string
@@ -99,7 +99,7 @@ func (w wanted) get() (*network.Wanted, error) {
 	return network.Find(runtime.Connection{Name: *w.name, ConfDir: *w.dir, Ports: *w.publish, Names: *w.names})
 }
 
-// newPlan makes the verb that task create calls before it makes a container, so that task need not link CNI.
+// newPlan makes the verb that task create runs before it makes a container, so that task need not link CNI.
 func newPlan(o options) *cobra.Command {
 	c := &cobra.Command{Use: "plan [flags] ID", Short: "check what is asked for a network, and print, in JSON, where it and its files would be", Args: cobra.ExactArgs(1)}
 	w := newWanted(c, network.Bridge)
@@ -153,7 +153,7 @@ func newUp(o options) *cobra.Command {
 	return c
 }
 
-// each makes a verb that does one thing to each network, by its ID or its path, and prints nothing.
+// each makes a verb that does one thing to each network, given by ID or path, and prints nothing.
 func (o options) each(use, short string, do func(*network.Networks, context.Context, string) error) *cobra.Command {
 	c := &cobra.Command{Use: use, Short: short, Args: cobra.MinimumNArgs(1)}
 	c.Flags().BoolP("zero", "z", false, "the IDs of standard input end with NUL instead of newline")

@@ -42,7 +42,7 @@ func newCommand() *cobra.Command {
 			return err
 		}
 		rec.Bundle, rec.Runtime = args[0], which.Name()
-		if os.Geteuid() != 0 && !runtime.BundleHasUserNamespace(args[0]) { // root need not read it
+		if os.Geteuid() != 0 && !runtime.BundleHasUserNamespace(args[0]) { // only needed for an ordinary user
 			if err := containers.BeRoot(); err != nil {
 				return err
 			}

@@ -105,14 +105,14 @@ func newRm(s *store) *cobra.Command {
 		if !*recursive {
 			return cli.Each(c, args, remove)
 		}
-		all, damaged := list(c, s) // a damaged record names no parent
+		all, damaged := list(c, s) // records of damaged snapshots name no parent
 		if all == nil && damaged != nil {
 			return damaged
 		}
 		children := byParent(all)
 		return cli.Each(c, args, func(key string) error {
 			i, err := sn.Stat(c.Context(), key)
-			if err != nil && !errdefs.IsFailedPrecondition(err) { // which a copy is that has lost something
+			if err != nil && !errdefs.IsFailedPrecondition(err) { // a copy that has lost properties can still be removed
 				return err
 			}
 			return children.each(key, i.Kind == snapshot.Committed, remove)
@@ -121,7 +121,7 @@ func newRm(s *store) *cobra.Command {
 	return c
 }
 
-// A family is the snapshots that have a parent, by its name.
+// A family maps a snapshot's name to its children.
 type family map[string][]snapshot.Info
 
 func byParent(all []snapshot.Info) family {
@@ -135,12 +135,12 @@ func byParent(all []snapshot.Info) family {
 	return f
 }
 
-// each calls do for the descendants of a snapshot, children before their parents, and then for the snapshot itself. One that is
-// not committed has none, whatever else has its name.
+// each calls do for the descendants of a snapshot, children before parents, and then for the snapshot itself. A
+// snapshot that is not committed has none, even if another one has its name.
 func (f family) each(key string, committed bool, do func(key string) error) error {
 	if committed {
 		children := f[key]
-		delete(f, key) // records may name each other in a circle
+		delete(f, key) // records may refer to each other in a circle
 		for _, i := range children {
 			if err := f.each(i.Key, i.Kind == snapshot.Committed, do); err != nil {
 				return err
@@ -182,7 +182,7 @@ func noSyncFlag(c *cobra.Command) *bool {
 	return c.Flags().Bool("no-sync", false, "don't wait for the disk")
 }
 
-// zero is -z for the verbs that read keys but print no records.
+// zero registers -z for verbs that read keys but print no records.
 func zero(c *cobra.Command) {
 	c.Flags().BoolP("zero", "z", false, "with -, keys end with NUL instead of newline")
 }

@@ -49,7 +49,7 @@ func (s *store) compare(ctx context.Context, key string, do func(*snapshot.Compa
 	return do(compared)
 }
 
-// distDiff runs dist-diff, and returns its status.
+// distDiff runs dist-diff and returns its status.
 func distDiff(ctx context.Context, compared *snapshot.Comparison, flags []string, out io.Writer) error {
 	c := exec.CommandContext(ctx, "dist-diff", flags...)
 	c.Stdout, c.Stderr = out, os.Stderr
@@ -62,13 +62,13 @@ func distDiff(ctx context.Context, compared *snapshot.Comparison, flags []string
 		dirs = dirs[1:]
 	}
 	for _, d := range dirs {
-		// At the numbers that they have here: the flags may name others of the caller's, as /dev/fd/3.
+		// The descriptors keep their numbers, since the flags may name others of the caller's, such as /dev/fd/3.
 		if _, err := unix.FcntlInt(d.Fd(), unix.F_SETFD, 0); err != nil {
 			return err
 		}
 		c.Args = append(c.Args, fmt.Sprintf("/proc/self/fd/%d", d.Fd()))
 	}
-	runtime.LockOSThread() // the kernel goes by the thread
+	runtime.LockOSThread() // the kernel watches the thread
 	defer runtime.UnlockOSThread()
 	err := c.Run()
 	var exit *exec.ExitError
@@ -76,9 +76,9 @@ func distDiff(ctx context.Context, compared *snapshot.Comparison, flags []string
 	case ctx.Err() != nil:
 		return ctx.Err()
 	case errors.As(err, &exit) && exit.Exited():
-		return cli.Exit(exit.ExitCode()) // it has said why
+		return cli.Exit(exit.ExitCode()) // it has reported the error
 	case exit != nil && exit.Sys().(syscall.WaitStatus).Signal() == syscall.SIGPIPE:
-		return cli.Exit(128 + int(syscall.SIGPIPE)) // as a shell has it: nobody reads
+		return cli.Exit(128 + int(syscall.SIGPIPE)) // the shell's status for SIGPIPE
 	case exit != nil:
 		return fmt.Errorf("run dist-diff: %w", err)
 	case err != nil:
@@ -117,10 +117,10 @@ func newChanges(s *store) *cobra.Command {
 	return c
 }
 
-// changes calls f for each entry of a layer but the top. Paths are absolute.
+// changes calls f for each entry of a layer except the root directory. Paths are absolute.
 func changes(compared *snapshot.Comparison, layer io.Reader, f func(change, path string) error) error {
 	const whiteout, opaque = ".wh.", ".wh..wh..opq"
-	replaced := map[string]map[string]bool{} // of directories that show nothing of the parent's: its names that have no entry
+	replaced := map[string]map[string]bool{} // directories that replace the parent's: the names there that have no entry yet
 	entries := tar.NewReader(layer)
 	for {
 		h, err := entries.Next()

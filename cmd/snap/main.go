@@ -16,7 +16,7 @@ import (
 
 func main() { cli.Main(newCmd()) }
 
-// store is what every verb needs to open one.
+// store are the flags that all verbs need to open a store.
 type store struct{ root, namespace, driver *string }
 
 func newCmd() *cobra.Command {

@@ -48,7 +48,7 @@ func printMounts(c *cobra.Command, mounts []snapshot.Mount) error {
 	return e.Encode(mounts)
 }
 
-// command is a mount as a line of shell that mount(8) understands.
+// command returns a mount as a shell command with mount(8).
 func command(m snapshot.Mount, target string) (string, error) {
 	target, err := filepath.Abs(target)
 	if err != nil {
@@ -77,7 +77,7 @@ func newMount(s *store) *cobra.Command {
 	return c
 }
 
-// mountFlags are those of a mount, and what mounts a snapshot with them.
+// mountFlags registers the flags for mounts, and returns a function that mounts a snapshot with them.
 func mountFlags(c *cobra.Command) func(sn *snapshot.Snapshotter, key, target string) error {
 	noSuid := c.Flags().Bool("nosuid", false, "set-user-ID bits of its programs have no effect (of a view they have none unless --nosuid=false)")
 	noExec := c.Flags().Bool("noexec", false, "its programs can't be executed")

@@ -40,7 +40,7 @@ func newLs(s *store) *cobra.Command {
 	return c
 }
 
-// list returns the snapshots that can be read; the error may be of others.
+// list returns the snapshots that can be read. Its error may be about others.
 func list(c *cobra.Command, s *store) ([]snapshot.Info, error) {
 	sn, err := s.open(c.Context())
 	if err != nil {

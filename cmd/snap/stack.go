@@ -68,7 +68,7 @@ func newStack(s *store) *cobra.Command {
 	return c
 }
 
-// substitute puts what the placeholders stand for into a command's arguments.
+// substitute replaces placeholders in a command's arguments.
 func substitute(args, fields []string, p snapshot.Place) []string {
 	words := []string{"{dir}", p.Dir, "{whiteouts}", p.Whiteouts, "{unresolved}", p.Unresolved}
 	for i, f := range fields {
@@ -82,8 +82,8 @@ func substitute(args, fields []string, p snapshot.Place) []string {
 	return out
 }
 
-// fill runs a command that fills a snapshot. It has a process group of its own, which is told to
-// end when ctx is done; the kernel tells the command itself if we are killed.
+// fill runs a command that fills a snapshot. The command has its own process group, which gets a signal when ctx is
+// done. If this process is killed, the kernel signals the command.
 func fill(ctx context.Context, args, env []string, p snapshot.Place) error {
 	c := exec.Command(args[0], args[1:]...)
 	c.Env, c.Stderr = env, os.Stderr
@@ -91,7 +91,7 @@ func fill(ctx context.Context, args, env []string, p snapshot.Place) error {
 		c.ExtraFiles = []*os.File{p.File}
 	}
 	c.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGTERM}
-	runtime.LockOSThread() // the kernel goes by the thread
+	runtime.LockOSThread() // the kernel watches the thread
 	defer runtime.UnlockOSThread()
 	if err := c.Start(); err != nil {
 		return cli.NotStarted(err)
@@ -101,7 +101,7 @@ func fill(ctx context.Context, args, env []string, p snapshot.Place) error {
 		_ = syscall.Kill(group, syscall.SIGTERM)
 		time.AfterFunc(killAfter, func() { _ = syscall.Kill(group, syscall.SIGKILL) })
 	})
-	_ = c.Wait() // its state tells all
+	_ = c.Wait() // its ProcessState is used instead
 	stop()
 	if err := ctx.Err(); err != nil {
 		waitGroup(group)
@@ -116,8 +116,8 @@ func fill(ctx context.Context, args, env []string, p snapshot.Place) error {
 	return nil
 }
 
-// waitGroup waits for a process group to be gone: what a command has started may outlive it for a
-// moment, and would miss the directory that is removed now. A zombie that nobody reaps is let be.
+// waitGroup waits until a process group has ended. Processes started by a command may outlive it for a moment, and need
+// the directory that is about to be removed. It does not wait for zombies that nobody reaps.
 func waitGroup(group int) {
 	for end := time.Now().Add(killAfter + time.Second); time.Now().Before(end) && syscall.Kill(group, 0) == nil; {
 		time.Sleep(2 * time.Millisecond)

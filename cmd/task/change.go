@@ -74,12 +74,12 @@ func newRm(o *containers.Flags) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			made, err := all.List(false) // those that can be read, beside an error for others
+			made, err := all.List(false) // the containers that can be read, beside an error for others
 			if err != nil && !*force {
 				return err
 			}
 			for _, t := range made {
-				args = append(args, t.ID) // of which those go that are the owner's
+				args = append(args, t.ID) // those of other owners are skipped below
 			}
 		}
 		return eachOr(c, args, one, func(id string) error {
@@ -108,13 +108,13 @@ func newRm(o *containers.Flags) *cobra.Command {
 			}
 			e, err := p.Remove(c.Context(), *force)
 			if one && (errors.Is(err, fs.ErrPermission) || errdefs.IsPermissionDenied(err)) && os.Geteuid() != 0 {
-				err = errors.Join(err, containers.BeRoot()) // which its files may want
+				err = errors.Join(err, containers.BeRoot()) // its files may need that
 			}
 			if err != nil || !one || *force && e != nil && e.Status == nil {
 				return err
 			}
 			if e != nil && e.Status == nil {
-				return nil // what nobody saw is no failure of this
+				return nil // nobody saw the end, which is not a failure of this command
 			}
 			return passOn("container "+id, e)
 		})
@@ -122,7 +122,7 @@ func newRm(o *containers.Flags) *cobra.Command {
 	return c
 }
 
-// eachOr is f of the one argument, whose error is the command's, or of each.
+// eachOr calls f for one argument, and returns its error as the command's, or calls f for each argument.
 func eachOr(c *cobra.Command, args []string, one bool, f func(string) error) error {
 	if one {
 		return f(args[0])
@@ -237,10 +237,10 @@ func newEach(o *containers.Flags, verb, short string, do func(*runtime.Container
 	return c
 }
 
-// zero is -z for the verbs that read IDs but print no records.
+// zero registers -z for verbs that read IDs but print no records.
 func zero(c *cobra.Command) {
 	c.Flags().BoolP("zero", "z", false, "with -, IDs end with NUL instead of newline")
 }
 
-// command is a command line for people.
+// command formats a command line for people.
 func command(words []string) string { return strings.Join(words, " ") }

@@ -20,14 +20,14 @@ import (
 // creation holds the flags of task create.
 type creation struct {
 	of                                         *containers.Flags
-	set                                        *pflag.FlagSet // all of them
+	set                                        *pflag.FlagSet // all flags
 	record                                     *containers.NewRecord
 	bundle, image, digest, key, parent, driver string
 	network, checkpoint                        string
 	owner                                      int
 
 	// Only for a container that task create makes complete, from an image, a directory or a checkpoint.
-	complete      *pflag.FlagSet // those but --quiet
+	complete      *pflag.FlagSet // all of them except --quiet
 	spec          *specflags.Flags
 	net, platform string
 	publish       []string
@@ -99,12 +99,12 @@ func (m *creation) create(c *cobra.Command, id string, cmd []string) (*runtime.C
 	case missing && m.quiet:
 		err = cli.Exit(3)
 	case !missing && errdefs.IsNotFound(err):
-		err = cli.ExitWith(1, err) // 3 is for the image alone: callers fetch the image then
+		err = cli.ExitWith(1, err) // only a missing image may give 3, since callers then fetch it
 	}
 	return made, err
 }
 
-// whole makes a container with its root filesystem and its configuration.
+// whole makes a container with a root filesystem and a configuration.
 func (m *creation) whole(c *cobra.Command, r runtime.Record, cmd []string) (*runtime.Container, error) {
 	o, err := m.spec.Options()
 	if err != nil {
@@ -123,7 +123,7 @@ func (m *creation) whole(c *cobra.Command, r runtime.Record, cmd []string) (*run
 	return q.Container(c.Context())
 }
 
-// outlined returns the first flag that was given and says that others complete the container's directory, "" if none was.
+// outlined returns the first given flag which says that the caller completes the container's directory, or "".
 func (m *creation) outlined() string {
 	for _, n := range []string{"bundle", "digest", "snapshot", "parent", "network"} {
 		if m.set.Changed(n) {
@@ -133,7 +133,7 @@ func (m *creation) outlined() string {
 	return ""
 }
 
-// outline makes a container whose configuration others make. The flag because says so; it is "" if no flag does.
+// outline makes a container that the caller completes. because is the flag that says so, or "".
 func (m *creation) outline(c *cobra.Command, r runtime.Record, cmd []string, because string) (*runtime.Container, error) {
 	switch foreign := m.foreign(); {
 	case foreign != "" && because == "":
@@ -177,7 +177,7 @@ func (m *creation) outline(c *cobra.Command, r runtime.Record, cmd []string, bec
 	return all.Create(c.Context(), r, m.parent, nil)
 }
 
-// foreign returns the first flag that was given and is only for a container that is made complete, "" if none was.
+// foreign returns the first given flag that is only for complete containers, or "".
 func (m *creation) foreign() (name string) {
 	m.complete.VisitAll(func(f *pflag.Flag) {
 		if name == "" && f.Changed {

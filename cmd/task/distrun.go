@@ -20,9 +20,10 @@ import (
 	"github.com/spf13/pflag"
 )
 
-// distRun is the part of the script dist-run that reads the flags and makes the container. The script calls it as
-// `task dist-run --owner PID`. It writes the step that the script takes next to descriptor 3: variables, then the words of a command, each
-// ended by NUL. With status 0 that command takes the script's place; with 3 it brings the image, and the script asks again.
+// distRun is the part of the script dist-run that parses flags and makes the container. The script calls it as `task
+// dist-run --owner PID`. It writes the script's next step to descriptor 3: variables, then the words of a command, each
+// ended by NUL. If it exits with 0, the script becomes that command. If it exits with 3, the script runs the command to
+// fetch the image, and calls it again.
 type distRun struct {
 	of              *containers.Flags
 	record          *containers.NewRecord
@@ -30,10 +31,10 @@ type distRun struct {
 	names           *spec.Names
 	secrets         *create.SecretFlags
 	which           *containers.Runtime
-	made            *pflag.FlagSet // the flags that say what the container is, which task create has too
+	made            *pflag.FlagSet // flags that describe the container, as in task create
 	request         create.Request
 	id, pull        string
-	env             map[string]string // the variables that stand for a flag, by its name
+	env             map[string]string // variables that have the meaning of a flag, by the flag's name
 	detach, inherit *bool
 	dryRun, trace   bool
 	owner           int
@@ -111,11 +112,11 @@ func (d *distRun) run(c *cobra.Command, args []string) error {
 	var err error
 	c.Flags().Visit(func(f *pflag.Flag) {
 		if name := d.env[f.Name]; name != "" && err == nil {
-			err = cmp.Or(os.Setenv(name, f.Value.String()), d.say(name+"="+f.Value.String())) // for the first step, and the next ones
+			err = cmp.Or(os.Setenv(name, f.Value.String()), d.say(name+"="+f.Value.String())) // for this step and the later ones
 		}
 	})
-	if err == nil && os.Geteuid() != 0 { // an ordinary user is root in a user namespace, around all of the steps
-		if err = d.say("DIST_STATE=" + d.of.State()); err == nil { // where things are does not change with who one is
+	if err == nil && os.Geteuid() != 0 { // an ordinary user runs all steps as root of one user namespace
+		if err = d.say("DIST_STATE=" + d.of.State()); err == nil { // paths must not change together with the user
 			err = d.take(c, 0, append([]string{"dist-userns", "--", "dist-run"}, os.Args[d.given():]...)...)
 		}
 		return err
@@ -143,7 +144,7 @@ func (d *distRun) run(c *cobra.Command, args []string) error {
 	return d.step(c, args)
 }
 
-// step makes the container, and names the step after that, or the one that has to come before.
+// step makes the container and writes the next step. If the image is missing, it writes the step that fetches it.
 func (d *distRun) step(c *cobra.Command, args []string) error {
 	q := &d.request
 	if d.pull == "always" && !d.again {
@@ -157,7 +158,7 @@ func (d *distRun) step(c *cobra.Command, args []string) error {
 	case err == nil:
 		return d.take(c, 0, append(d.start(c), made.Dir())...)
 	case errdefs.IsNotImplemented(err) && q.Checkpoint != "":
-		return cli.ExitWith(10, err) // criu can't work here
+		return cli.ExitWith(10, err) // criu does not work here
 	case !create.IsMissing(err) || d.again || d.pull == "":
 		return err
 	case d.pull == "never" || q.Here(c.Context()):
@@ -166,7 +167,7 @@ func (d *distRun) step(c *cobra.Command, args []string) error {
 	return d.take(c, 3, d.fetch()...)
 }
 
-// given is the index of the first argument of the script's own: those before it are the script's for this program.
+// given returns the index of the first argument from dist-run's user. Those before it come from the script.
 func (d *distRun) given() int {
 	if d.again {
 		return 4
@@ -174,9 +175,9 @@ func (d *distRun) given() int {
 	return 3
 }
 
-// take says which step the script takes.
+// take writes the script's next step.
 func (d *distRun) take(c *cobra.Command, status int, step ...string) error {
-	if flag := cmp.Or(d.spec.ReadOnce(), d.secrets.ReadOnce()); flag != "" && status != 0 { // the script would ask again, and it would be empty
+	if flag := cmp.Or(d.spec.ReadOnce(), d.secrets.ReadOnce()); flag != "" && status != 0 { // the script would call again, and the stream would be empty then
 		return errclass.Errorf(errdefs.ErrFailedPrecondition, "%s can't be read twice: bring the image here first, by %s", flag, words(step))
 	}
 	if d.trace {
@@ -208,7 +209,7 @@ func (d *distRun) unpack() []string {
 	return append(append([]string{"dist-unpack"}, d.platform()...), "--", d.request.Image)
 }
 
-// create is the command that makes the same container.
+// create returns the command that makes the same container.
 func (d *distRun) create(args []string) []string {
 	q := &d.request
 	step := []string{"task", "create"}
@@ -236,7 +237,7 @@ func (d *distRun) create(args []string) []string {
 	return append(append(step, "--", d.id), args...)
 }
 
-// start is the command that runs the container, but for its directory.
+// start returns the command that runs the container, without its directory.
 func (d *distRun) start(c *cobra.Command) []string {
 	step := []string{"run"}
 	for _, name := range []string{"detach", "inherit-stdio", "cgroup-parent", "log"} {
@@ -247,7 +248,7 @@ func (d *distRun) start(c *cobra.Command) []string {
 	return step
 }
 
-// print prints all of the steps.
+// print prints all steps.
 func (d *distRun) print(c *cobra.Command, args []string) error {
 	out := c.OutOrStdout()
 	if os.Geteuid() != 0 {
@@ -272,7 +273,7 @@ func (d *distRun) print(c *cobra.Command, args []string) error {
 	return err
 }
 
-// words are the words of a command, as a line for the shell.
+// words formats a command for a shell.
 func words(step []string) string {
 	quoted := make([]string, len(step))
 	for i, w := range step {

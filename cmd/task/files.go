@@ -82,8 +82,8 @@ func insideFlag(c *cobra.Command) {
 	_ = c.Flags().MarkHidden("inside")
 }
 
-// files calls f with a container's root directory. In a user namespace of the container's own that takes another process, which has
-// the directory as the descriptor --inside.
+// files calls f with a container's root directory. If the container has its own user namespace, another process does
+// that there. It inherits the directory as the descriptor in --inside.
 func files(c *cobra.Command, o *containers.Flags, args []string, f func(root *os.File) error) error {
 	if fd, _ := c.Flags().GetUint("inside"); fd > 0 {
 		return f(os.NewFile(uintptr(fd), "root"))
@@ -103,13 +103,13 @@ func files(c *cobra.Command, o *containers.Flags, args []string, f func(root *os
 	})
 }
 
-// inside runs the verb once more, as root of the container's user namespace.
+// inside runs the verb again, as root of the container's user namespace.
 func inside(c *cobra.Command, fs runtime.Files, args []string) error {
 	name, err := os.Executable()
 	if err != nil {
 		return err
 	}
-	self, err := os.Open(name) // whose path that root may not search
+	self, err := os.Open(name) // that root may have no search permission for the path
 	if err != nil {
 		return err
 	}
@@ -125,7 +125,7 @@ func inside(c *cobra.Command, fs runtime.Files, args []string) error {
 	case c.Context().Err() != nil:
 		return c.Context().Err()
 	case errors.As(err, &exit) && exit.Exited():
-		return cli.Exit(exit.ExitCode()) // it has said why
+		return cli.Exit(exit.ExitCode()) // it has reported the error
 	}
 	return err
 }
@@ -143,7 +143,7 @@ func openDir(root *os.File, name string) (*os.File, error) {
 	return d, nil
 }
 
-// inContainer is the error of a path in a container.
+// inContainer returns the error for a path in a container.
 func inContainer(name string, err error) error {
 	err = fmt.Errorf("%s in the container: %w", name, err)
 	switch {
@@ -169,7 +169,7 @@ func newVolumes(o *containers.Flags) *cobra.Command {
 			return err
 		}
 		if *remove {
-			if err := containers.BeRoot(); err != nil { // whose files may be other users'
+			if err := containers.BeRoot(); err != nil { // its files may belong to other users
 				return err
 			}
 			return cli.Each(c, args, func(name string) error { return all.RemoveVolume(c.Context(), name) })

@@ -50,13 +50,13 @@ func newAttach(o *containers.Flags) *cobra.Command {
 		e, err := p.Attach(c.Context(), a)
 		var missing stdio.Missing
 		if errors.As(err, &missing) && e != nil && e.Status != nil && *e.Status != 0 {
-			cli.Report(c, err) // and exit with the process's status
+			cli.Report(c, err) // then exit with the process's status
 			err = nil
 		}
 		if err != nil {
 			return err
 		}
-		if e == nil { // left by the keys, on a terminal, whose cursor may stand anywhere
+		if e == nil { // detached by the keys, with the terminal's cursor anywhere
 			_, err = fmt.Fprintf(c.ErrOrStderr(), "\ntask: left %s, which runs on\n", args[0])
 			return err
 		}

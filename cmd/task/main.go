@@ -42,7 +42,7 @@ func newCommand() *cobra.Command {
 	return c
 }
 
-// passesOn are the annotations of verbs that exit with the status of a process.
+// passesOn returns the annotations of verbs that exit with the status of a process.
 func passesOn() map[string]string { return map[string]string{cli.RunsCommand: ""} }
 
 // passOn exits with the status of a process that has ended.
@@ -58,7 +58,8 @@ func passOn(what string, e *runtime.Exit) error {
 	return nil
 }
 
-// join is get for a verb that works on one container's processes: for an ordinary user it becomes one who may.
+// join gets a container for a verb that works on its processes. For an ordinary user it first moves this process into
+// the container's user namespace.
 func join(o *containers.Flags, id string) (*runtime.Container, error) {
 	t, err := get(o, id)
 	if err == nil {
@@ -67,7 +68,7 @@ func join(o *containers.Flags, id string) (*runtime.Container, error) {
 	return t, err
 }
 
-// joinProcess is join for a container's own process, or for the further one with that ID.
+// joinProcess is join for a container's own process, or for a further one.
 func joinProcess(o *containers.Flags, id, exec string) (*runtime.Process, error) {
 	t, err := join(o, id)
 	if err != nil {
@@ -76,8 +77,8 @@ func joinProcess(o *containers.Flags, id, exec string) (*runtime.Process, error)
 	return t.Process(exec)
 }
 
-// each is [cli.Each] for verbs that work on containers. Those of an ordinary user may be in user namespaces of
-// their own: each that is one of several gets a process.
+// each is [cli.Each] for verbs that work on containers. An ordinary user's containers may be in different user
+// namespaces, so each of several is handled by a separate process.
 func each(c *cobra.Command, args []string, f func(id string) error) error {
 	if len(args) == 1 && args[0] != "-" || os.Geteuid() == 0 {
 		return cli.Each(c, args, f)

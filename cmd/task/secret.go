@@ -12,7 +12,7 @@ func newSecret(o *containers.Flags) *cobra.Command {
 	c.RunE = func(c *cobra.Command, args []string) error {
 		t, err := get(o, args[0])
 		if err == nil {
-			err = containers.BeRoot() // whose users they are to belong to
+			err = containers.BeRoot() // the files must belong to its users
 		}
 		if err != nil {
 			return err

@@ -34,7 +34,7 @@ func newLs(o *containers.Flags) *cobra.Command {
 		if err != nil {
 			return err
 		}
-		list, lerr := cs.List(!*all) // some may be there beside an error
+		list, lerr := cs.List(!*all) // some may be returned beside an error
 		for _, t := range list {
 			i, err := t.Info()
 			if isNotFound(err) {
@@ -144,7 +144,7 @@ func newLogs(o *containers.Flags) *cobra.Command {
 		l.Idle = func() error { return cli.Flush(c) }
 		err = of.Logs(c.Context(), l, p.print)
 		if err == nil && p.missing {
-			err = cli.Exit(1) // print has reported it at its place
+			err = cli.Exit(1) // print has reported it already
 		}
 		return err
 	}
@@ -155,7 +155,7 @@ func newLogs(o *containers.Flags) *cobra.Command {
 type printer struct {
 	cmd         *cobra.Command
 	times, json bool
-	open        map[string]bool // streams whose last line has not ended yet
+	open        map[string]bool // streams whose last line is not complete yet
 	missing     bool            // part of the log could not be read
 }
 
@@ -176,7 +176,7 @@ func (p *printer) print(e stdio.Entry) (err error) {
 		}{e.Time(), e.Stream, string(e.Text)})
 	default:
 		if e.Stream == "stderr" {
-			if err := cli.Flush(p.cmd); err != nil { // if both are one terminal, the order is kept
+			if err := cli.Flush(p.cmd); err != nil { // keeps the order of lines if both are one terminal
 				return err
 			}
 			out = p.cmd.ErrOrStderr()
