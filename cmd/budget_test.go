@@ -10,7 +10,7 @@ import (
 // stores whole containers, runs, mounts, compares and ingests.
 const (
 	localBudget   = 5 << 20
-	taskBudget    = 7 << 20
+	taskBudget    = 15 << 19
 	imageBudget   = 11 << 19 // dist-image reads layers, and run keeps a container, beside all drivers of snapshots
 	networkBudget = 9 << 20
 	insideBudget  = 19 << 19 // dist-ls and dist-file read layers, by an index or not, here or at a registry

@@ -75,7 +75,7 @@ func newExec(o *containers.Flags) *cobra.Command {
 	var x runtime.Exec
 	f.StringVar(&x.ID, "exec-id", "", "the process's `EXECID` (default: made up)")
 	f.StringArrayVarP(&x.Env, "env", "e", nil, "set the variable `NAME=VALUE`; NAME alone takes it from here")
-	f.StringVar(&x.Cwd, "cwd", "", "the working `DIR`")
+	f.StringVarP(&x.Cwd, "cwd", "w", "", "the working `DIR`")
 	f.StringVarP(&x.User, "user", "u", "", "the `USER[:GROUP]`, names or numbers")
 	f.BoolVarP(&x.Terminal, "terminal", "t", false, "give it a terminal")
 	f.BoolVarP(&x.Interactive, "interactive", "i", false, "give a detached process an input for task attach")

@@ -184,6 +184,8 @@ func TestErrorsAreOneLineAndClassified(t *testing.T) {
 		{[]string{"exit"}, 77, ""},
 		{[]string{"what"}, 2, "probe: what is what?\n"},
 		{[]string{}, 2, "probe: requires at least 1 arg(s), only received 0; usage: probe [flags] WHAT [ARG…]\n"},
+		{[]string{"--namespcae", "x"}, 2, "probe: unknown flag: --namespcae: --namespace?; usage: probe [flags] WHAT [ARG…]\n"},
+		{[]string{"--restart", "x"}, 2, "probe: unknown flag: --restart; usage: probe [flags] WHAT [ARG…]\n"},
 		{[]string{"--nope"}, 2, "probe: unknown flag: --nope; usage: probe [flags] WHAT [ARG…]\n"},
 		{[]string{""}, 2, "probe: WHAT is empty; usage: probe [flags] WHAT [ARG…]\n"},
 		{[]string{"--root", "", "defaults"}, 2, "probe: --root is empty; usage: probe [flags] WHAT [ARG…]\n"},
@@ -461,6 +463,47 @@ func TestNotStarted(t *testing.T) {
 	} {
 		if got := Status(NotStarted(c.err)); got != c.status {
 			t.Errorf("%v: status %d, want %d", c.err, got, c.status)
+		}
+	}
+}
+
+// A flag of docker's that means the same is taken, unless the command has its own flag of that name.
+func TestForeignFlags(t *testing.T) {
+	t.Parallel()
+	command := func(own ...string) (c *cobra.Command, values map[string]*string) {
+		c, values = &cobra.Command{Use: "x"}, map[string]*string{}
+		for _, name := range own {
+			values[name] = c.Flags().String(name, "", "")
+		}
+		c.Flags().SetNormalizeFunc(translate)
+		return c, values
+	}
+	for _, test := range []struct {
+		own  []string
+		args []string
+		set  string // the flag that has the value x then; "" for none
+		err  string
+	}{
+		{[]string{"net"}, []string{"--network", "x"}, "net", ""},
+		{[]string{"net", "network"}, []string{"--network=x"}, "network", ""},
+		{[]string{"id", "cwd"}, []string{"--name=x"}, "id", ""},
+		{[]string{"cwd"}, []string{"--name=x"}, "", ""},
+		{[]string{"cwd"}, []string{"--wrokdir=x"}, "", ": --workdir?"},
+		{[]string{"detach"}, []string{"--restart=x"}, "", ": a supervisor such as systemd restarts containers"},
+		{[]string{"net"}, []string{"--restart=x"}, "", ""},
+		{[]string{"memory-swap"}, []string{"--memory=x"}, "", ""},
+		{[]string{"id"}, []string{"--x=x"}, "", ""},
+		{[]string{"id"}, []string{"--" + strings.Repeat("i", 1<<20)}, "", ""},
+	} {
+		c, values := command(test.own...)
+		err := c.Flags().Parse(test.args)
+		if (err == nil) != (test.set != "") || err != nil && instead(c, err) != test.err {
+			t.Errorf("%q with %q: %v %s", test.own, test.args[0][:min(len(test.args[0]), 20)], err, instead(c, err))
+		}
+		for name, value := range values {
+			if (*value == "x") != (name == test.set) {
+				t.Errorf("%q with %q: --%s is %q", test.own, test.args, name, *value)
+			}
 		}
 	}
 }

@@ -116,7 +116,7 @@ func prepare(c *cobra.Command, started *bool) {
 	c.Version = Version()
 	c.SetErr(os.Stderr)
 	c.SetFlagErrorFunc(func(c *cobra.Command, err error) error {
-		return Usagef("%v; usage: %s", err, c.UseLine())
+		return Usagef("%v%s; usage: %s", err, instead(c, err), c.UseLine())
 	})
 	c.Flags().Bool("version", false, "print the version and exit")
 	prepareVerb(c, started)
@@ -125,6 +125,7 @@ func prepare(c *cobra.Command, started *bool) {
 // prepareVerb is prepare for one verb. It sets started when the verb's own code runs.
 func prepareVerb(c *cobra.Command, started *bool) {
 	c.DisableFlagsInUseLine = true
+	c.Flags().SetNormalizeFunc(translate)
 	c.Flags().BoolP("help", "h", false, "print this help and exit")
 	check := c.Args
 	switch {

@@ -21,7 +21,7 @@ func RegisterLimits(f *pflag.FlagSet) *Limits {
 	f.Float64Var(&w.l.CPUs, "cpus", 0, "limit to `N` processors' time, 1.5 for example")
 	f.StringVar(&w.l.CPUSet, "cpuset-cpus", "", "the processors that it may use, a `LIST` such as 0-2,5")
 	f.StringVar(&w.l.MemSet, "cpuset-mems", "", "the memory nodes that it may use, a `LIST`")
-	f.StringVar(&w.memory, "memory", "", "limit memory to `SIZE`, 512m for example; -1 is no limit")
+	f.StringVarP(&w.memory, "memory", "m", "", "limit memory to `SIZE`, 512m for example; -1 is no limit")
 	f.StringVar(&w.memorySwap, "memory-swap", "", "limit memory and swap together to `SIZE`; -1 is no limit (default: twice --memory)")
 	f.Int64Var(&w.l.Pids, "pids", 0, "limit to `N` processes and threads; -1 is no limit")
 	return w

@@ -53,7 +53,7 @@ func Register(f *pflag.FlagSet) *Flags {
 	w := Grants(f)
 	f.StringVar(&w.o.AppArmor, "apparmor", "", "confine by the AppArmor `PROFILE`, which is loaded")
 	f.StringSliceVar(&w.o.CapDrop, "cap-drop", nil, "drop the `CAPABILITY`, or ALL")
-	f.StringVar(&w.o.Cwd, "cwd", "", "the working `DIR` (default: the image's)")
+	f.StringVarP(&w.o.Cwd, "cwd", "w", "", "the working `DIR` (default: the image's)")
 	f.StringVar(&w.entrypoint, "entrypoint", "", "run `FILE` instead of the image's entrypoint and command; empty for neither")
 	f.Lookup("entrypoint").Annotations = map[string][]string{cli.MayBeEmpty: nil}
 	f.StringArrayVarP(&w.env, "env", "e", nil, "set `NAME=VALUE`; NAME alone takes this process's value, or removes the variable")
