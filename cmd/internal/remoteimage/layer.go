@@ -11,6 +11,7 @@ import (
 	"distkit/image/look"
 	"distkit/layer"
 	"distkit/layer/index"
+	"distkit/layer/toc"
 
 	"github.com/containerd/errdefs"
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
@@ -25,12 +26,15 @@ type remoteLayer struct {
 	image  *remoteImage
 	number int
 	index  *index.Index // nil if there is none yet
+	toc    *toc.Table   // the layer's own table of contents, where it is believed and there is no index
 }
 
 // Walk calls f with the layer's entries: see [look.Source].
 func (l *remoteLayer) Walk(ctx context.Context, only []int64, f func(n int64, h *tar.Header, content io.Reader) error) error {
 	var err error
 	switch {
+	case l.toc != nil:
+		err = l.byTable(ctx, only, f)
 	case l.index == nil:
 		err = l.stream(ctx, only, f)
 	case only == nil:
@@ -80,6 +84,38 @@ func (l *remoteLayer) stream(ctx context.Context, only []int64, f func(n int64, 
 		return err
 	}
 	l.index = l.image.cache.add(l.Descriptor, b.Write)
+	return nil
+}
+
+// byTable calls f with entries of the layer's own table of contents.
+func (l *remoteLayer) byTable(ctx context.Context, only []int64, f func(n int64, h *tar.Header, content io.Reader) error) error {
+	e, err := l.toc.Entries(ctx)
+	if err != nil {
+		return err
+	}
+	defer e.Close()
+	contents := l.toc.Contents(ctx, l.bytes)
+	defer contents.Close()
+	for n := int64(0); only == nil || len(only) > 0; n++ {
+		h, chunks, err := e.Next()
+		switch {
+		case err == io.EOF && only == nil:
+			return nil
+		case err == io.EOF:
+			return errclass.Errorf(errdefs.ErrDataLoss, "table of contents: there is no entry %d", only[0])
+		case err != nil:
+			return err
+		case only == nil:
+			err = f(n, h, look.Unread)
+		case only[0] == n:
+			only = only[1:]
+			contents.Open(chunks, len(only) > 0)
+			err = f(n, h, contents)
+		}
+		if err != nil {
+			return err
+		}
+	}
 	return nil
 }
 

@@ -10,6 +10,7 @@ import (
 	"io"
 	"strings"
 	"sync"
+	"sync/atomic"
 
 	"distkit/cmd/internal/cli"
 	"distkit/cmd/internal/inside"
@@ -19,6 +20,7 @@ import (
 	"distkit/image/layerindex"
 	"distkit/image/look"
 	"distkit/layer/index"
+	"distkit/layer/toc"
 	"distkit/remotes"
 
 	"github.com/containerd/errdefs"
@@ -43,7 +45,7 @@ func NewFlags(c *cobra.Command) *Flags {
 	return &Flags{
 		options:    registry.Flags(c),
 		remote:     c.Flags().Bool("remote", false, "read the image from the registry that its name tells, not from the store"),
-		unverified: c.Flags().Bool("unverified", false, "with --remote: believe the indexes of layers that the registry has"),
+		unverified: c.Flags().Bool("unverified", false, "with --remote: believe the indexes of layers that the registry has, and the tables of contents in layers"),
 		index:      c.Flags().String("index", "", "with --remote: believe the indexes that the manifest `DIGEST` at the registry lists"),
 	}
 }
@@ -141,15 +143,28 @@ func (f *Flags) believe(ctx context.Context, img *remoteImage, missing []*remote
 	}
 	errs, turn := make([]error, len(missing)), make(chan struct{}, parallel)
 	var all sync.WaitGroup
+	var tables atomic.Int64 // bytes that are fetched of tables of contents
 	for i, l := range missing {
 		d, ok := found[l.Digest]
-		if !ok {
+		if !ok && !*f.unverified {
 			continue
 		}
 		all.Go(func() {
 			turn <- struct{}{}
 			defer func() { <-turn }()
-			l.index, errs[i] = img.fetchIndex(ctx, d, l.Descriptor)
+			if ok {
+				l.index, errs[i] = img.fetchIndex(ctx, d, l.Descriptor)
+				return
+			}
+			source := func(ctx context.Context, from, to int64) (io.ReadCloser, error) {
+				if tables.Add(to-from) > maxIndexes {
+					return nil, errclass.Errorf(errdefs.ErrDataLoss, "the tables of contents of the layers have more than %d bytes together", maxIndexes)
+				}
+				return l.bytes(ctx, from, to)
+			}
+			if l.toc, errs[i] = toc.Find(ctx, l.Descriptor, source, unnamed); errs[i] != nil {
+				errs[i] = fmt.Errorf("layer %s: %w", l.Digest, errs[i])
+			}
 		})
 	}
 	all.Wait()

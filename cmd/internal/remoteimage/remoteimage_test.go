@@ -3,7 +3,9 @@ package remoteimage
 import (
 	"archive/tar"
 	"bytes"
+	"compress/gzip"
 	"context"
+	"crypto/rand"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -297,5 +299,65 @@ func TestDamagedCache(t *testing.T) {
 	}
 	if _, err := os.Stat(path); !os.IsNotExist(err) {
 		t.Errorf("it is still there: %v", err)
+	}
+}
+
+// A layer's own table of contents is used if the user says so, and there is no index: a file takes one request for a part of the layer.
+func TestTableOfContents(t *testing.T) {
+	t.Parallel()
+	r := &blobs{}
+	var b bytes.Buffer
+	var entries []string
+	for i := range 100 {
+		body := make([]byte, 20_000)
+		_, _ = rand.Read(body)
+		entries = append(entries, fmt.Sprintf(`{"type": "reg", "name": "f%d", "size": %d, "offset": %d, "digest": %q}`, i, len(body), b.Len(), digest.FromBytes(body)))
+		if i == 0 {
+			entries[0] = `{"type": "dir", "name": "d/"}` // nothing is at offset 0
+		}
+		w := gzip.NewWriter(&b)
+		_, _ = w.Write(body)
+		_ = w.Close()
+	}
+	at := b.Len()
+	w := gzip.NewWriter(&b)
+	archive := tar.NewWriter(w)
+	table := `{"entries": [` + strings.Join(entries, ",") + `]}`
+	if err := archive.WriteHeader(&tar.Header{Typeflag: tar.TypeReg, Name: "stargz.index.json", Size: int64(len(table))}); err != nil {
+		t.Fatal(err)
+	}
+	_, _ = io.WriteString(archive, table)
+	_, _ = archive.Close(), w.Close()
+	fmt.Fprintf(&b, "\x1f\x8b\x08\x04\x00\x00\x00\x00\x00\xff\x1a\x00SG\x16\x00%016xSTARGZ\x01\x00\x00\xff\xff\x00\x00\x00\x00\x00\x00\x00\x00", at)
+	d := r.put(b.Bytes())
+	f := flags("")
+	if list, err := f.layers(t.Context(), r.image(d)); err != nil || list[0].Source.(*remoteLayer).toc != nil {
+		t.Errorf("the table is believed without --unverified: %v", err)
+	}
+	*f.unverified = true
+	list, err := f.layers(t.Context(), r.image(d))
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.requests, r.bytes = 0, 0
+	files, err := look.Open(t.Context(), list, 0, "f50")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var out bytes.Buffer
+	if err := files.Cat(t.Context(), "f50", &out); err != nil || out.Len() != 20_000 {
+		t.Errorf("%d bytes: %v", out.Len(), err)
+	}
+	if r.requests != 1 || r.bytes > 100_000 {
+		t.Errorf("%d requests for %d bytes of a layer of %d", r.requests, r.bytes, d.Size)
+	}
+	r.requests = 0
+	if err := files.Tar(t.Context(), []string{"/"}, io.Discard); err != nil || r.requests > 6 {
+		t.Errorf("all files by %d requests: %v", r.requests, err)
+	}
+	r.content[d.Digest] = slices.Clone(b.Bytes())
+	copy(r.content[d.Digest][at/2:], make([]byte, 40_000))
+	if err := files.Tar(t.Context(), []string{"/"}, io.Discard); !errdefs.IsDataLoss(err) {
+		t.Errorf("the layer is damaged: %v", err)
 	}
 }

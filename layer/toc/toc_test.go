@@ -1,0 +1,181 @@
+package toc
+
+import (
+	"archive/tar"
+	"bytes"
+	"compress/gzip"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/containerd/errdefs"
+	"github.com/opencontainers/go-digest"
+	v1 "github.com/opencontainers/image-spec/specs-go/v1"
+)
+
+// member compresses as one gzip member.
+func member(b string) string {
+	var out bytes.Buffer
+	w := gzip.NewWriter(&out)
+	_, _ = io.WriteString(w, b)
+	_ = w.Close()
+	return out.String()
+}
+
+// blob makes an eStargz layer: a member of content, the table, and the footer.
+func blob(t *testing.T, content, table string) string {
+	t.Helper()
+	var b bytes.Buffer
+	w := tar.NewWriter(&b)
+	err := w.WriteHeader(&tar.Header{Typeflag: tar.TypeReg, Name: "stargz.index.json", Size: int64(len(table))})
+	if err == nil {
+		_, err = io.WriteString(w, table)
+	}
+	if err = errors.Join(err, w.Close()); err != nil {
+		t.Fatal(err)
+	}
+	head := "0123456789" + member(content)
+	return head + member(b.String()) + fmt.Sprintf("\x1f\x8b\x08\x04\x00\x00\x00\x00\x00\xff\x1a\x00SG\x16\x00%016xSTARGZ\x01\x00\x00\xff\xff", len(head)) + strings.Repeat("\x00", 8)
+}
+
+func find(t *testing.T, b string, annotations map[string]string) (*Table, Source, error) {
+	t.Helper()
+	source := func(_ context.Context, from, to int64) (io.ReadCloser, error) {
+		if from < 0 || from > to || to > int64(len(b)) {
+			t.Errorf("bytes %d to %d of %d are asked for", from, to, len(b))
+			return nil, errdefs.ErrInvalidArgument
+		}
+		return io.NopCloser(strings.NewReader(b[from:to])), nil
+	}
+	table, err := Find(t.Context(), v1.Descriptor{Size: int64(len(b)), Annotations: annotations}, source, func() (*os.File, error) {
+		return os.Create(filepath.Join(t.TempDir(), "table"))
+	})
+	if table != nil {
+		t.Cleanup(table.Close)
+	}
+	return table, source, err
+}
+
+func TestFiles(t *testing.T) {
+	t.Parallel()
+	sum := digest.FromString("fghij")
+	table := `{"version": 1, "other": [{"a": 1}], "entries": [
+		{"type": "dir", "name": "d/", "mode": 493},
+		{"type": "reg", "name": "d/a", "size": 5, "offset": 10, "xattrs": {"user.x": "AGI="}},
+		{"type": "reg", "name": "d/b", "size": 7, "offset": 10, "innerOffset": 5, "chunkSize": 5, "chunkDigest": "` + string(sum) + `"},
+		{"type": "chunk", "name": "d/b", "offset": 10, "innerOffset": 10, "chunkOffset": 5},
+		{"type": "reg", "name": "d/empty", "modtime": "2020-01-02T03:04:05Z"}]}`
+	b := blob(t, "abcdefghijkl", table)
+	for _, annotations := range []map[string]string{nil, {annotationDigest: string(digest.FromString(table))}} {
+		found, source, err := find(t, b, annotations)
+		if err != nil || found == nil {
+			t.Fatalf("%v, %v", found, err)
+		}
+		e, err := found.Entries(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer e.Close()
+		contents := found.Contents(t.Context(), source)
+		defer contents.Close()
+		got := ""
+		for {
+			h, chunks, err := e.Next()
+			if err == io.EOF {
+				break
+			} else if err != nil {
+				t.Fatal(err)
+			}
+			contents.Open(chunks, true)
+			content, err := io.ReadAll(contents)
+			if err != nil {
+				t.Error(err)
+			}
+			got += fmt.Sprintf("%s %c %d %q;", h.Name, h.Typeflag, len(h.PAXRecords), content)
+		}
+		if want := `d/ 5 0 "";d/a 0 1 "abcde";d/b 0 0 "fghijkl";d/empty 0 0 "";`; got != want {
+			t.Errorf("got %s, not %s", got, want)
+		}
+	}
+	if _, _, err := find(t, b, map[string]string{annotationDigest: string(sum)}); !errdefs.IsDataLoss(err) {
+		t.Errorf("another digest: %v", err)
+	}
+	for _, none := range []string{"", "x", member("plain"), b[:len(b)-1]} {
+		if found, _, err := find(t, none, nil); found != nil || err != nil {
+			t.Errorf("a layer of %d bytes without a table: %v, %v", len(none), found, err)
+		}
+	}
+}
+
+// A table can't do more than fail.
+func TestMalformed(t *testing.T) {
+	t.Parallel()
+	file := func(more string) string {
+		return `{"entries": [{"type": "reg", "name": "f", "size": 5, ` + more + `}]}`
+	}
+	for name, table := range map[string]string{
+		"no JSON":                   `x`,
+		"an array":                  `[]`,
+		"no entries":                `{"version": 1}`,
+		"entries are none":          `{"entries": {}}`,
+		"cut short":                 `{"entries": [{"type": "dir"}`,
+		"an unknown type":           `{"entries": [{"type": "socket"}]}`,
+		"a chunk of no file":        `{"entries": [{"type": "chunk"}]}`,
+		"a negative size":           `{"entries": [{"type": "reg", "size": -1}]}`,
+		"a huge size":               `{"entries": [{"type": "reg", "size": 9000000000000000000, "offset": 10}]}`,
+		"no offset":                 file(`"mode": 1`),
+		"a negative offset":         file(`"offset": -1`),
+		"an offset behind":          file(`"offset": 100000`),
+		"a negative inner offset":   file(`"offset": 10, "innerOffset": -1`),
+		"a huge inner offset":       file(`"offset": 10, "innerOffset": 9000000000000000000`),
+		"a chunk that is too large": file(`"offset": 10, "chunkSize": 6`),
+		"a negative chunk":          file(`"offset": 10, "chunkSize": -1`),
+		"a chunk is missing":        file(`"offset": 10, "chunkSize": 3`),
+		"a malformed digest":        file(`"offset": 10, "digest": "sha256:x"`),
+		"a huge entry":              `{"entries": [{"type": "dir", "name": "` + strings.Repeat("n", maxValue+64<<10) + `"}]}`,
+		"a huge other value":        `{"other": "` + strings.Repeat("n", maxValue+64<<10) + `", "entries": []}`,
+	} {
+		if found, _, err := find(t, blob(t, "abcdefghijkl", table), nil); found != nil || !errdefs.IsDataLoss(err) {
+			t.Errorf("%s: %v, %v", name, found, err)
+		}
+	}
+	for _, at := range []string{"", "1", "1:2:3", "-5:10:10:1", "10:-1:1:1", "10:99999999999:1:1", "9223372036854775807:10:1:1", "0:10:10:1", "1:2:3:4:5", "a:b:c:d", "10:5:5:1"} {
+		if found, _, err := find(t, blob(t, "abc", `{"entries": []}`), map[string]string{prefixes[0] + manifestPosition: at}); found != nil || !errdefs.IsDataLoss(err) {
+			t.Errorf("position %q: %v, %v", at, found, err)
+		}
+	}
+	for name, c := range map[string]struct {
+		content, entry string
+	}{
+		"the stream is shorter":       {"abc", `"offset": 10`},
+		"it ends before the file":     {"abc", `"offset": 10, "innerOffset": 9`},
+		"nothing decompresses there":  {"abcdefghijkl", `"offset": 12`},
+		"the content has another sum": {"abcdefghijkl", `"offset": 10, "digest": "` + string(digest.FromString("fghij")) + `"`},
+	} {
+		found, source, err := find(t, blob(t, c.content, file(c.entry)), nil)
+		if err != nil {
+			t.Errorf("%s: %v", name, err)
+			continue
+		}
+		e, err := found.Entries(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer e.Close()
+		_, chunks, err := e.Next()
+		if err != nil {
+			t.Fatal(err)
+		}
+		contents := found.Contents(t.Context(), source)
+		defer contents.Close()
+		contents.Open(chunks, false)
+		if b, err := io.ReadAll(contents); !errdefs.IsDataLoss(err) {
+			t.Errorf("%s: %q, %v", name, b, err)
+		}
+	}
+}
