@@ -65,17 +65,16 @@ func searchers(dir string) (users []uint32, ok bool) {
 	return listed(list[:n])
 }
 
-// letSearch lets the root of a container's user namespace search the directories above its root filesystem. All other users stay out.
-func (c *Container) letSearch(spec *specs.Spec) error {
-	if spec.Linux == nil || c.Bundle != "" {
+// letSearch lets the root of a container's user namespace search directories of this user's. All other users stay out.
+func letSearch(linux *specs.Linux, dirs ...string) error {
+	if linux == nil {
 		return nil
 	}
-	for _, m := range spec.Linux.UIDMappings {
+	for _, m := range linux.UIDMappings {
 		if m.ContainerID != 0 || m.Size == 0 || m.HostID == 0 {
 			continue
 		}
-		for _, name := range c.set.dirs(c.ID) {
-			dir := c.set.tree().Path(name)
+		for _, dir := range dirs {
 			users, _ := searchers(dir)
 			if slices.Contains(users, m.HostID) {
 				continue
@@ -84,7 +83,7 @@ func (c *Container) letSearch(spec *specs.Spec) error {
 			slices.Sort(users)
 			if err := unix.Lsetxattr(dir, aclName, searchList(users), 0); err != nil {
 				if errors.Is(err, unix.ENOTSUP) {
-					return failed("container %s: root of its user namespace can't be let into %s: the file system has no access control lists", c.ID, dir)
+					return failed("root of the container's user namespace can't be let into %s: the file system has no access control lists", dir)
 				}
 				return &fs.PathError{Op: "setxattr", Path: dir, Err: err}
 			}

@@ -354,7 +354,10 @@ func (c *Container) write() error {
 	if c.own {
 		key, err := userKey(c.set.state)
 		if err == nil {
-			c.Seal, err = c.seal(key)
+			var dir identity
+			if dir, err = identify(c.dir); err == nil {
+				c.Seal, err = c.seal(key, dir)
+			}
 		}
 		if err != nil {
 			return err
@@ -585,9 +588,12 @@ func (c *Container) delete(lock *os.File) error {
 }
 
 // mounted reports whether something is mounted on a directory. It returns false if that can't be determined.
-func mounted(dir string) bool {
+func mounted(dir string) bool { return mountedAt(unix.AT_FDCWD, dir) }
+
+// mountedAt is mounted of a path that begins at an open directory, "" for that itself.
+func mountedAt(at int, dir string) bool {
 	var st unix.Statx_t
-	if err := unix.Statx(unix.AT_FDCWD, dir, unix.AT_SYMLINK_NOFOLLOW|unix.AT_NO_AUTOMOUNT, 0, &st); err != nil {
+	if err := unix.Statx(at, dir, unix.AT_EMPTY_PATH|unix.AT_SYMLINK_NOFOLLOW|unix.AT_NO_AUTOMOUNT, 0, &st); err != nil {
 		return false
 	}
 	return st.Attributes_mask&unix.STATX_ATTR_MOUNT_ROOT != 0 && st.Attributes&unix.STATX_ATTR_MOUNT_ROOT != 0

@@ -38,12 +38,18 @@ func (u *execution) mountPrivately(s *specs.Spec, users *os.File) error {
 			stored = append(stored, i)
 		}
 	}
-	if len(stored)+len(u.joined) == 0 {
+	_, ownRoot := u.c.set.stored(s.Root.Path)
+	if len(stored)+len(u.joined) == 0 && !ownRoot {
 		return nil
 	}
 	dir := u.claim.path("mounts")
 	if err := os.Mkdir(dir, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
 		return err
+	}
+	if ownRoot {
+		if err := letSearch(s.Linux, u.claim.state, filepath.Dir(u.claim.dir), u.claim.dir, dir); err != nil {
+			return err
+		}
 	}
 	m := &privateMounts{}
 	err := onThread(func() error {
@@ -52,6 +58,18 @@ func (u *execution) mountPrivately(s *specs.Spec, users *os.File) error {
 		}
 		if err := hideMounts(dir); err != nil {
 			return err
+		}
+		if ownRoot {
+			root, err := u.c.OpenRoot()
+			if err != nil {
+				return err
+			}
+			s.Root.Path = filepath.Join(dir, "rootfs")
+			err = bind(root, s.Root.Path, nil)
+			_ = root.Close()
+			if err != nil {
+				return fmt.Errorf("mount the root filesystem: %w", err)
+			}
 		}
 		for _, i := range stored {
 			from := s.Mounts[i].Source
@@ -189,12 +207,46 @@ func bind(f *os.File, target string, users *os.File) error {
 	return err
 }
 
-// OpenRootfs opens the directory on which the container's snapshot is mounted. The error is FailedPrecondition if a stranger could have put
-// another one in its place.
-func (c *Container) OpenRootfs() (*os.File, error) {
-	parts, _ := c.set.stored(c.path("rootfs"))
-	return c.set.openStored(parts)
+// openDir opens the container's directory: the one that its record is sealed for, whatever is at its path by now. The error is
+// FailedPrecondition if another one is.
+func (c *Container) openDir() (*os.File, error) {
+	d, err := c.set.openStored(strings.Split(c.rel(), "/"))
+	if err != nil {
+		return nil, err
+	}
+	id, err := identifyAt(int(d.Fd()), "")
+	if err == nil && !c.isSealedIn(id) {
+		err = failed("%s is not the container's directory any more", c.dir)
+	}
+	if err != nil {
+		_ = d.Close()
+		return nil, err
+	}
+	return d, nil
 }
+
+// openRootfs opens the directory of the container's root filesystem, which is a mount if a snapshot is mounted there.
+func (c *Container) openRootfs() (*os.File, error) {
+	d, err := c.openDir()
+	if err != nil {
+		return nil, err
+	}
+	defer d.Close()
+	return disk.Tree(procPath(d)).OpenDir("rootfs")
+}
+
+// OpenRoot opens the root of the container's root filesystem. The error is FailedPrecondition if its snapshot is not mounted there.
+func (c *Container) OpenRoot() (*os.File, error) {
+	root, err := c.openRootfs()
+	if err == nil && c.Snapshot != nil && !mountedAt(int(root.Fd()), "") {
+		_ = root.Close()
+		return nil, failed("its snapshot is not mounted on %s", c.path("rootfs"))
+	}
+	return root, err
+}
+
+// procPath is a path of an open directory that leads to nothing else, for this process and those that it starts.
+func procPath(d *os.File) string { return fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), d.Fd()) }
 
 // stored returns the components of a path below the store's root if it is that of a volume, or of something in a container's directory.
 func (s *Containers) stored(path string) (parts []string, ok bool) {

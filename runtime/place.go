@@ -21,9 +21,12 @@ type identity struct {
 }
 
 // identify returns a directory's identity.
-func identify(dir string) (identity, error) {
+func identify(dir string) (identity, error) { return identifyAt(unix.AT_FDCWD, dir) }
+
+// identifyAt is identify of a path that begins at an open directory, "" for that itself.
+func identifyAt(at int, dir string) (identity, error) {
 	var st unix.Statx_t
-	err := unix.Statx(unix.AT_FDCWD, dir, unix.AT_SYMLINK_NOFOLLOW|unix.AT_NO_AUTOMOUNT, unix.STATX_INO|unix.STATX_BTIME|unix.STATX_TYPE, &st)
+	err := unix.Statx(at, dir, unix.AT_EMPTY_PATH|unix.AT_SYMLINK_NOFOLLOW|unix.AT_NO_AUTOMOUNT, unix.STATX_INO|unix.STATX_BTIME|unix.STATX_TYPE, &st)
 	if err == nil && st.Mode&unix.S_IFMT != unix.S_IFDIR {
 		err = unix.ENOTDIR
 	}
@@ -93,10 +96,6 @@ func (s *Containers) tighten(name string) error {
 	fi, err := s.tree().Stat(name)
 	if err != nil || fi.Mode().Perm() == 0o700 {
 		return err
-	}
-	// With an access control list, the bits for the group are its mask.
-	if _, ok := searchers(s.tree().Path(name)); ok && fi.Mode().Perm() == 0o710 {
-		return nil
 	}
 	d, err := s.tree().OpenDir(name)
 	if err != nil {

@@ -150,14 +150,28 @@ func (s *Containers) forBundle(ctx context.Context, find Finder, rec Record) (*C
 	return c, r, lock, err
 }
 
-// closeConfig makes config.json readable by this user only, whoever has written it.
-func (c *Container) closeConfig() error {
-	f, err := c.set.tree().Open(c.rel("config.json"))
+// openBundle opens the container's bundle. A configuration in the container's directory is made readable for this user alone,
+// whoever wrote it.
+func (c *Container) openBundle() (*bundle, error) {
+	if c.Bundle != "" {
+		return openBundle(c.Bundle, c.Bundle)
+	}
+	d, err := c.openDir()
 	if err != nil {
-		return err
+		return nil, err
+	}
+	defer d.Close()
+	b, err := openBundleConfig(procPath(d), c.dir)
+	if err != nil {
+		return nil, err
+	}
+	f, err := disk.Tree(b.dir).Open("config.json")
+	if err != nil {
+		return nil, err
 	}
 	defer f.Close()
-	return f.Chmod(0o600)
+	b.dir = c.dir
+	return b, errors.Join(f.Chmod(0o600), b.check(c.dir))
 }
 
 // lockDir returns a container without a process, given by its directory in the store, and locks it. If the directory
@@ -317,26 +331,21 @@ func (u *execution) prepare(ctx context.Context, detached bool) error {
 		return err
 	}
 	atStep("mounted")
-	b, err := openBundle(c.BundleDir(), c.BundleDir())
-	if err == nil && c.Bundle == "" {
-		err = c.closeConfig()
-	}
+	b, err := c.openBundle()
 	if err == nil && users != nil && b.spec.Linux != nil {
 		b.spec.Linux.UIDMappings, b.spec.Linux.GIDMappings = users, users
 	}
 	if err == nil {
-		err = c.letSearch(&b.spec)
-	}
-	if err == nil {
-		err = checkSearch(users, b.inBundle(b.spec.Root.Path))
-	}
-	if err == nil {
+		b.spec.Root.Path = b.inBundle(b.spec.Root.Path)
 		err = u.join(&b.spec)
 	}
 	if err == nil {
 		err = u.mountPrivately(&b.spec, ns)
 	}
 	u.closeJoined()
+	if err == nil {
+		err = checkSearch(users, b.spec.Root.Path)
+	}
 	if err == nil {
 		err = c.giveSecrets(&b.spec, users)
 	}
@@ -367,17 +376,23 @@ func (c *Container) mountRoot(ctx context.Context, users *os.File) error {
 	if c.Snapshot == nil {
 		return nil
 	}
-	target := c.path("rootfs")
-	if err := os.Mkdir(target, 0o755); err != nil && !errors.Is(err, fs.ErrExist) {
+	if err := c.set.tree().Mkdir(c.rel("rootfs"), 0o755); err != nil && !errors.Is(err, fs.ErrExist) {
 		return err
 	}
+	if users != nil { // it may be mounted from when it was made, or from another run
+		if err := c.unmount(); err != nil {
+			return err
+		}
+	}
+	target, err := c.openRootfs()
+	if err != nil {
+		return err
+	}
+	defer target.Close()
 	if users == nil {
-		return c.set.snapshots.Mount(ctx, *c.Snapshot, target)
+		return c.set.snapshots.Mount(ctx, *c.Snapshot, procPath(target)+"/.")
 	}
-	if err := c.unmount(); err != nil { // mounted when the container was made, or by an earlier run
-		return err
-	}
-	return c.set.snapshots.MountFor(ctx, *c.Snapshot, target, users)
+	return c.set.snapshots.MountFor(ctx, *c.Snapshot, procPath(target)+"/.", users)
 }
 
 // enter records that a run begins, with this process as its monitor.

@@ -40,12 +40,9 @@ type sealed struct {
 	Joins     map[specs.LinuxNamespaceType]string `json:",omitempty"`
 }
 
-func (c *Container) seal(key []byte) (string, error) {
-	id, err := identify(c.dir)
-	if err != nil {
-		return "", err
-	}
-	b, err := json.Marshal(sealed{1, c.dir, id.Inode, id.Born, c.Namespace, c.ID, c.Bundle, c.Runtime, c.Network, c.Connection, c.Namespaces})
+// seal returns the seal of the record in a directory.
+func (c *Container) seal(key []byte, dir identity) (string, error) {
+	b, err := json.Marshal(sealed{1, c.dir, dir.Inode, dir.Born, c.Namespace, c.ID, c.Bundle, c.Runtime, c.Network, c.Connection, c.Namespaces})
 	if err != nil {
 		return "", err
 	}
@@ -56,12 +53,18 @@ func (c *Container) seal(key []byte) (string, error) {
 
 // isSealed reports whether the record has a valid seal of this user.
 func (c *Container) isSealed() bool {
+	dir, err := identify(c.dir)
+	return err == nil && c.isSealedIn(dir)
+}
+
+// isSealedIn is isSealed of the record in a directory, which is or was at the container's path.
+func (c *Container) isSealedIn(dir identity) bool {
 	if len(c.Seal) != 2*sha256.Size {
 		return false
 	}
 	for _, name := range keyFiles(c.set.state) {
 		if key, err := readKey(name); err == nil {
-			if want, err := c.seal(key); err == nil && hmac.Equal([]byte(want), []byte(c.Seal)) {
+			if want, err := c.seal(key, dir); err == nil && hmac.Equal([]byte(want), []byte(c.Seal)) {
 				return true
 			}
 		}

@@ -280,7 +280,7 @@ func checkSearch(maps []specs.LinuxIDMapping, dir string) error {
 		denied <- ""
 	}()
 	if at := <-denied; at != "" {
-		return failed("root of the container's user namespace, the host's user %d, can't search %s: chmod o+x it, or have the store elsewhere", id, at)
+		return failed("root of the container's user namespace, the host's user %d, can't search %s: chmod o+x it", id, at)
 	}
 	return nil
 }

@@ -337,19 +337,19 @@ func relink(target, name string) error {
 	return os.Symlink(target, name)
 }
 
-// swapAt is the variable that makes a process of the test binary replace a path in the store by a link, between a run's
-// checks and its runtime: PATH|TARGET.
+// swapAt has a process of the test binary replace a path of the store by a link at a step of a run, until it has started: PATH|TARGET|STEP.
 const swapAt = "TEST_SWAP"
 
 func init() {
-	path, target, ok := strings.Cut(os.Getenv(swapAt), "|")
-	if !ok {
+	f := strings.Split(os.Getenv(swapAt), "|")
+	if len(f) != 3 {
 		return
 	}
+	path, target, when := f[0], f[1], f[2]
 	atStep = func(step string) {
 		var err error
 		switch step {
-		case "ready":
+		case when:
 			if err = os.Rename(path, path+".aside"); err == nil {
 				err = os.Symlink(target, path)
 			}
@@ -409,7 +409,7 @@ func TestStoredFilesStayThoseThatWereChecked(t *testing.T) {
 				o.UserNS.Auto = userns
 				m.spec(o)
 				start := m.as("start", c.ID, "")
-				start.Env = append(start.Env, swapAt+"="+filepath.Join(all.root, swap))
+				start.Env = append(start.Env, swapAt+"="+filepath.Join(all.root, swap)+"|ready")
 				if out, err := start.CombinedOutput(); err != nil {
 					t.Errorf("%s: %v: %s", swap, err, out)
 				} else {
@@ -436,6 +436,63 @@ func TestStoredFilesStayThoseThatWereChecked(t *testing.T) {
 		}
 		if left, err := os.ReadDir(filepath.Join(outside)); err != nil || len(left) != 2 {
 			t.Errorf("the host has %v: %v", left, err)
+		}
+	})
+}
+
+// A container has the root filesystem and the configuration of the directory that its record is sealed for, whatever the store's owner puts
+// in its place while it is started. Nothing is mounted there.
+func TestContainerStaysTheOneThatWasChecked(t *testing.T) {
+	runtimes(t, func(t *testing.T, m *machine) {
+		testenv.Write(t, filepath.Join(m.bundle, "rootfs/mark"), "the image's")
+		if err := os.Chmod(filepath.Dir(m.bundle), 0o711); err != nil {
+			t.Fatal(err)
+		}
+		for _, name := range []string{"proc", "dev", "sys"} { // which root of a user namespace can't make
+			if err := os.Mkdir(filepath.Join(m.bundle, "rootfs", name), 0o755); err != nil {
+				t.Fatal(err)
+			}
+		}
+		outside := t.TempDir()
+		stranger := filepath.Join(outside, "default/test-swap")
+		if err := os.CopyFS(filepath.Join(stranger, "rootfs"), os.DirFS(filepath.Join(m.bundle, "rootfs"))); err != nil {
+			t.Fatal(err)
+		}
+		testenv.Write(t, filepath.Join(stranger, "rootfs/mark"), "the host's")
+		m.spec(spec.Options{Args: []string{"sh", "-c", `echo "the host's"; exec sleep 1000`}})
+		b, err := os.ReadFile(filepath.Join(m.bundle, "config.json"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		testenv.Write(t, filepath.Join(stranger, "config.json"), string(b))
+		for _, users := range []string{"", AutoUsers} {
+			for _, step := range []string{"ready", "blank", "mounted"} {
+				o := spec.Options{Args: []string{"sh", "-c", "cat /mark; echo; exec sleep 1000"}}
+				o.UserNS.Auto = users != ""
+				m.spec(o)
+				c := m.snapshotted("test-swap", Record{Users: users})
+				containers := filepath.Join(m.bound().root, "containers")
+				start := m.as("start", c.ID, "")
+				start.Env = append(start.Env, swapAt+"="+containers+"|"+outside+"|"+step)
+				out, err := start.CombinedOutput()
+				if step == "ready" {
+					if err != nil {
+						t.Errorf("users %q: %v: %s", users, err, out)
+					}
+					until(t, "output", func() bool { return err != nil || strings.Contains(m.log(c), "'s\n") })
+					if got := m.log(c); !strings.Contains(got, "the image's") {
+						t.Errorf("users %q: it has %q", users, got)
+					}
+				} else if rerr := errors.Join(os.Remove(containers), os.Rename(containers+".aside", containers)); err == nil || rerr != nil {
+					t.Errorf("users %q: swapped when it is %s, it is started: %s: %v", users, step, out, rerr)
+				}
+				if mounts, err := os.ReadFile("/proc/self/mountinfo"); err != nil || strings.Contains(string(mounts), outside) {
+					t.Errorf("users %q, %s: something is mounted in %s: %v", users, step, outside, err)
+				}
+				if _, err := c.Remove(t.Context(), true); err != nil {
+					t.Error(err)
+				}
+			}
 		}
 	})
 }

@@ -117,30 +117,34 @@ func (s *Snapshotter) mount(key, target string, options func(Kind) MountOptions)
 	}
 	t := s.tree(e.id, e.record)
 	o := options(e.Kind)
-	if target, err = realDir(target); err != nil {
+	real, err := realDir(target)
+	if err != nil {
 		return err
+	}
+	if !strings.HasPrefix(target, "/proc/") { // else it names an open directory, whatever is at its path by now
+		target = real
 	}
 	table, err := readMounts()
 	if err != nil {
 		return err
 	}
-	if m, ok := table.topmost(target); ok {
+	if m, ok := table.topmost(real); ok {
 		files, err := s.filesShown(t)
 		if err != nil {
 			return err
 		}
 		switch {
 		case m.shows(files) && o.Users != nil:
-			return errdefs.ErrUnavailable.WithMessage("it is mounted on " + target + ", and may have other owners there: unmount it first")
+			return errdefs.ErrUnavailable.WithMessage("it is mounted on " + real + ", and may have other owners there: unmount it first")
 		case m.shows(files):
 			for _, w := range o.words() {
 				if !slices.Contains(m.options, w) {
-					return errdefs.ErrUnavailable.WithMessage("it is mounted on " + target + " without " + w + ": unmount it first")
+					return errdefs.ErrUnavailable.WithMessage("it is mounted on " + real + " without " + w + ": unmount it first")
 				}
 			}
 			return nil
 		case m.ofSnapshot():
-			return errdefs.ErrUnavailable.WithMessage("another snapshot is mounted on " + target)
+			return errdefs.ErrUnavailable.WithMessage("another snapshot is mounted on " + real)
 		}
 	}
 	step("mounting")

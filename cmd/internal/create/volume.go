@@ -39,7 +39,7 @@ func bindVolumes(mounts []specs.Mount, dir func(specs.Mount) (string, error)) ([
 // directory's owner and mode. rootfs is "" for the container's own. What could not be set is told.
 func (q *Request) volume(ctx context.Context, all *runtime.Containers, c *runtime.Container, m specs.Mount, rootfs string) (string, error) {
 	return all.Volume(ctx, m.Source, func(dir *os.File) error {
-		open := c.OpenRootfs
+		open := c.OpenRoot
 		if rootfs != "" {
 			open = func() (*os.File, error) { return os.OpenFile(rootfs, os.O_RDONLY|unix.O_DIRECTORY, 0) }
 		}
