@@ -22,20 +22,20 @@ import (
 
 // How long a peer may take to end.
 const (
-	statusAfter = 10 * time.Second // once its output has ended
-	endAfter    = 2 * time.Second  // once nothing more is wanted of a source
-	storesAfter = 30 * time.Second // once a target has everything: it may still have to finish something
+	statusAfter = 10 * time.Second // after the end of its output
+	endAfter    = 2 * time.Second  // when nothing more is wanted of a source
+	storesAfter = 30 * time.Second // when a target has everything: it may still be storing
 )
 
-// process is a running peer and what is asked of it.
+// process is a running peer and its requests.
 type process struct {
 	*batch.Client
 	peer
-	queued int64 // bytes that were asked for and have not come
+	queued int64 // bytes that were requested and haven't arrived
 	killed sync.Once
 }
 
-// kill ends the process. What reads from it or writes to it fails, and so does what is asked of it later: from then on it is gone.
+// kill ends the process. Reads from it and writes to it fail from then on, as do later requests.
 func (p *process) kill() {
 	p.killed.Do(func() {
 		p.stop()
@@ -44,13 +44,13 @@ func (p *process) kill() {
 	})
 }
 
-// failed returns the error of a request. If the process is gone, the error that it ended with tells the class.
+// failed returns the error of a request. If the process has ended, its exit error may have a better class.
 func (p *process) failed(ctx context.Context, err error) error {
 	if ctx.Err() != nil {
 		return context.Cause(ctx)
 	}
 	if p.Err() == nil {
-		return err // of this request alone
+		return err // concerns this request only
 	}
 	select {
 	case <-p.ended():
@@ -58,15 +58,15 @@ func (p *process) failed(ctx context.Context, err error) error {
 	}
 	p.kill()
 	<-p.ended()
-	if failed := p.failure(); failed != nil && !errdefs.IsAborted(failed) && errdefs.IsAborted(err) {
-		return failed
+	if exit := p.failure(); exit != nil && !errdefs.IsAborted(exit) && errdefs.IsAborted(err) {
+		return exit
 	}
 	return err
 }
 
-// finish waits for the process to end by itself, and kills it when patience is over. It returns the failure of the process.
+// finish waits for the process to end, and kills it after patience. It returns the error of the process.
 func (p *process) finish(patience time.Duration) error {
-	gone := p.Err() != nil
+	dead := p.Err() != nil
 	_ = p.Client.Close()
 	select {
 	case <-p.ended():
@@ -75,25 +75,26 @@ func (p *process) finish(patience time.Duration) error {
 		<-p.ended()
 	}
 	_ = p.peer.Close()
-	if gone {
-		return nil // every request that failed has said so
+	if dead {
+		return nil // the requests that failed reported it
 	}
 	return p.failure()
 }
 
-// command runs processes of a batch command: each when it is needed, and again once one has died.
+// command manages processes of a batch command. It starts one when it is needed, and another after one has died.
 type command struct {
 	start     func() (*process, error)
-	most      int // processes at the same time
+	most      int // maximum number of processes
 	patience  time.Duration
 	mu        sync.Mutex
 	processes []*process
 }
 
-// worthAnother is how many bytes have to be queued at a process for another one to be started.
+// worthAnother is the number of bytes queued at a process from which another one is started.
 const worthAnother = 16 << 20
 
-// pick returns the process at which the fewest bytes are queued, and adds bytes to them until giveBack is called.
+// pick returns the process with the fewest bytes queued. It counts the given bytes as queued there until giveBack is
+// called.
 func (c *command) pick(bytes int64) (p *process, giveBack func(), err error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -123,7 +124,7 @@ func (c *command) pick(bytes int64) (p *process, giveBack func(), err error) {
 	}, nil
 }
 
-// do calls f with a process, and ends the process when ctx is done. died reports whether the process is gone.
+// do calls f with a process, and kills the process if ctx ends. died reports whether the process has ended.
 func (c *command) do(ctx context.Context, f func(*process) error) (died bool, err error) {
 	p, _, err := c.pick(0)
 	if err != nil {
@@ -137,23 +138,24 @@ func (c *command) do(ctx context.Context, f func(*process) error) (died bool, er
 	return false, nil
 }
 
-// ask calls f with a process, and again after a temporary failure. A process that has died is replaced. One that lives has tried
-// again by itself, unless it was its helper that died (dist-remote(7)): it gets one more attempt, for which it starts another helper.
+// ask calls f with a process, and again after a temporary failure. A process that died is replaced. A process that
+// lives has already retried itself, unless its own helper died (dist-remote(7)): so it gets one more attempt, for which
+// it starts another helper.
 func (c *command) ask(ctx context.Context, f func(*process) error) error {
-	var again retry
-	lives := 0
+	var attempts retry
+	alive := 0
 	for {
 		died, err := c.do(ctx, f)
 		if !died {
-			lives++
+			alive++
 		}
-		if lives > 1 || !again.after(ctx, err, 0, 0) {
+		if alive > 1 || !attempts.after(ctx, err, 0, 0) {
 			return err
 		}
 	}
 }
 
-// Close lets the processes end, and returns the failure of one.
+// Close lets the processes end, and returns their errors.
 func (c *command) Close() error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -165,28 +167,29 @@ func (c *command) Close() error {
 	return failed
 }
 
-// maxFetchers bounds the processes of a source: one pipe is slower than two processors.
+// maxFetchers bounds the number of processes of a source. A single pipe is slower than two processors.
 const maxFetchers = 2
 
-// CommandSource is a source that is a batch command, or a Server.
+// CommandSource is a source served by a batch command or a Server.
 type CommandSource struct {
 	command
-	fetch Fetch                    // of blobs; nil if they come in the frames of a batch
-	slots chan struct{}            // that fetches take
-	taken map[digest.Digest][]byte // by Take
+	fetch Fetch                    // for blobs; nil if they come in the frames of a batch
+	slots chan struct{}            // limits concurrent fetches
+	taken map[digest.Digest][]byte // documents fetched by Take
 }
 
-// Fetch returns the bytes of the blob of a digest. Its hints are those of a batch's get. It verifies what it returns unless the target does.
+// Fetch returns the content of a blob. Its hints are those of a get in a batch. It verifies the content unless the
+// target does.
 type Fetch func(ctx context.Context, object string, hints ...string) (io.ReadCloser, error)
 
-// FromCommand returns the source that is a batch command, run by sh when something is first asked for. If unverified is
-// set, the target hashes what comes. The caller closes the source.
+// FromCommand returns a source that runs a batch command with sh when something is first requested. If unverified is
+// set, the target must hash the content. The caller must close the source.
 func FromCommand(text string, unverified bool) *CommandSource {
 	return source(func() (*process, error) { return startCommand(text, unverified) })
 }
 
-// FromServer returns the source that is a server, which verifies what it sends unless the target does. Unless fetch is nil, blobs come
-// by it, [batch.Ahead] at a time: not in frames, which would have to be copied once more. The caller closes the source.
+// FromServer returns a source served by s, which verifies what it sends unless the target does. If fetch is not nil, it
+// fetches the blobs, [batch.Ahead] at a time: that saves the copying into frames. The caller must close the source.
 func FromServer(s Server, fetch Fetch) *CommandSource {
 	c := source(func() (*process, error) { return startServer(s) })
 	c.fetch = fetch
@@ -201,17 +204,17 @@ func source(start func() (*process, error)) *CommandSource {
 	}
 }
 
-// Start runs the command in advance.
+// Start starts the command in advance.
 func (c *CommandSource) Start() {
-	go func() { _, _, _ = c.pick(0) }() // whoever asks for something finds out if it can't run
+	go func() { _, _, _ = c.pick(0) }() // a failure shows in the first request
 }
 
-// Resolve asks what a tag points at. The size is -1: registries are not to be trusted with it. NotFound if there is no such
-// tag.
+// Resolve returns the descriptor of a tag. The size is -1, because a registry's statement may be wrong. NotFound if the
+// tag doesn't exist.
 func (c *CommandSource) Resolve(ctx context.Context, tag string) (d v1.Descriptor, err error) {
 	err = c.ask(ctx, func(p *process) error {
-		var there bool
-		if d, there, err = p.Has(ctx, tag); err == nil && !there {
+		var found bool
+		if d, found, err = p.Has(ctx, tag); err == nil && !found {
 			err = errclass.Errorf(errdefs.ErrNotFound, "the source has no such tag")
 		}
 		return err
@@ -219,7 +222,7 @@ func (c *CommandSource) Resolve(ctx context.Context, tag string) (d v1.Descripto
 	return v1.Descriptor{MediaType: d.MediaType, Digest: d.Digest, Size: -1}, resolving(tag, err)
 }
 
-// Take resolves a tag and fetches what it points at in the same step. Open then returns the bytes that were fetched.
+// Take resolves a tag and fetches its document in one step. A later Open of the digest returns the fetched bytes.
 func (c *CommandSource) Take(ctx context.Context, tag string) (d v1.Descriptor, err error) {
 	err = c.ask(ctx, func(p *process) error {
 		o, err := p.Fetch(ctx, tag)
@@ -228,8 +231,8 @@ func (c *CommandSource) Take(ctx context.Context, tag string) (d v1.Descriptor, 
 		}
 		b, err := io.ReadAll(io.LimitReader(o, image.MaxDocument+1))
 		if err == nil && len(b) > image.MaxDocument {
-			p.kill() // nobody wants the rest
-			err = errclass.Errorf(errdefs.ErrInvalidArgument, "more than %d bytes are too many for a manifest or index", image.MaxDocument)
+			p.kill() // the rest isn't wanted
+			err = errclass.Errorf(errdefs.ErrInvalidArgument, "a manifest or index can't have more than %d bytes", image.MaxDocument)
 		}
 		if err = errors.Join(err, o.Close()); err != nil {
 			return err
@@ -251,11 +254,11 @@ func resolving(tag string, err error) error {
 	return nil
 }
 
-// maxReferrer bounds a descriptor of a list of referrers, with its annotations, in bytes.
+// maxReferrer bounds a descriptor in a list of referrers, with its annotations, in bytes.
 const maxReferrer = 1 << 20
 
-// Referrers returns the source's list. If a single artifact type is wanted, the source is asked for that type alone. After a
-// temporary failure, the list begins again from its first manifest. DataLoss if what the source sends is no list.
+// Referrers returns the source's list. If there is a single artifact type, the source is asked for that type only.
+// After a temporary failure the list starts over. DataLoss if the source sends something else than a list.
 func (c *CommandSource) Referrers(artifactTypes ...string) ListReferrers {
 	var hints []string
 	if len(artifactTypes) == 1 {
@@ -282,19 +285,19 @@ func (p *process) referrers(ctx context.Context, subject digest.Digest, hints []
 			err = f(d)
 		}
 	}
-	// The reason why the list ended comes first: its last line may be cut, and then it is no descriptor.
+	// An error of the list comes first: it may have cut the last line, which then isn't a descriptor.
 	failed := lines.Err()
 	if errors.Is(failed, bufio.ErrTooLong) {
 		failed, err = nil, errclass.Errorf(errdefs.ErrDataLoss, "the list has a descriptor of more than %d bytes", maxReferrer)
 	}
 	if failed == nil && err != nil {
-		p.kill() // nobody wants the rest
+		p.kill() // the rest isn't wanted
 	}
 	_ = list.Close()
 	return cmp.Or(failed, err)
 }
 
-// Open implements Source. It waits until all that was asked for before has come.
+// Open implements Source. It waits until everything requested before has arrived.
 func (c *CommandSource) Open(ctx context.Context, d v1.Descriptor, offset int64, asked func()) (io.ReadCloser, error) {
 	if b, ok := c.taken[d.Digest]; ok {
 		return io.NopCloser(bytes.NewReader(b[min(offset, int64(len(b))):])), nil
@@ -317,14 +320,14 @@ func (c *CommandSource) Open(ctx context.Context, d v1.Descriptor, offset int64,
 		giveBack()
 		stop()
 		if errdefs.IsDataLoss(err) {
-			p.kill() // it may go on with what was not asked for
+			p.kill() // the process may continue with something that wasn't requested
 		}
 		return nil, p.failed(ctx, err)
 	}
 	return &fetched{ctx: ctx, o: o, p: p, release: func() { giveBack(); stop() }}, nil
 }
 
-// open fetches a blob.
+// open fetches a blob with c.fetch.
 func (c *CommandSource) open(ctx context.Context, d v1.Descriptor, offset int64, asked func()) (io.ReadCloser, error) {
 	select {
 	case c.slots <- struct{}{}:
@@ -341,7 +344,7 @@ func (c *CommandSource) open(ctx context.Context, d v1.Descriptor, offset int64,
 	return b, nil
 }
 
-// fetchedBlob is a blob on its way by Fetch.
+// fetchedBlob is a blob that comes by Fetch.
 type fetchedBlob struct {
 	io.ReadCloser
 	ctx     context.Context
@@ -361,7 +364,7 @@ func (b *fetchedBlob) Close() error {
 	return b.ReadCloser.Close()
 }
 
-// failed returns an error of Fetch, with the class that it would have in the answer of a batch.
+// failed returns an error of Fetch with the class that it would have in a batch.
 func (b *fetchedBlob) failed(err error) error {
 	if b.ctx.Err() != nil {
 		return context.Cause(b.ctx)
@@ -372,7 +375,7 @@ func (b *fetchedBlob) failed(err error) error {
 	return err
 }
 
-// hintsFrom are the hints for an object's bytes from an offset on.
+// hintsFrom returns the hints for the content of an object from an offset on.
 func hintsFrom(d v1.Descriptor, offset int64) []string {
 	hints := batch.Hints(d)
 	if offset > 0 {
@@ -381,7 +384,7 @@ func hintsFrom(d v1.Descriptor, offset int64) []string {
 	return hints
 }
 
-// fetched is an object on its way from a process.
+// fetched is an object that comes from a process.
 type fetched struct {
 	ctx     context.Context
 	o       *batch.Object
@@ -401,7 +404,7 @@ func (f *fetched) Read(b []byte) (int, error) {
 	return n, err
 }
 
-// Close implements io.Closer. If there is more to come, it ends the process, because nobody wants the rest.
+// Close closes the object. If it wasn't read to its end, Close kills the process, because the rest isn't wanted.
 func (f *fetched) Close() error {
 	if !f.ended {
 		f.p.kill()
@@ -410,22 +413,22 @@ func (f *fetched) Close() error {
 	return f.o.Close()
 }
 
-// CommandTarget is a target that is a batch command, or a Server.
+// CommandTarget is a target served by a batch command or a Server.
 type CommandTarget struct {
 	command
-	parts map[digest.Digest]int64 // what the target is said to have of objects, or unasked; under mu
+	parts map[digest.Digest]int64 // how many bytes the target has of an object, or unasked; guarded by mu
 }
 
-// unasked stands for a part of an object of which the target may have got more since it was asked.
+// unasked means that the target may have more of the object than it last said.
 const unasked = -1
 
-// IntoCommand returns the target that is a batch command, run by sh when it is first asked something. The caller closes it,
-// and checks the error: a target may fail when it ends.
+// IntoCommand returns a target that runs a batch command with sh when it is first needed. The caller must close it and
+// check the error, because a target may fail at its end.
 func IntoCommand(text string) *CommandTarget {
 	return target(func() (*process, error) { return startCommand(text, false) })
 }
 
-// IntoServer returns the target that is a server. The caller closes it, as that of IntoCommand.
+// IntoServer returns a target served by s. The caller must close it, as for [IntoCommand].
 func IntoServer(s Server) *CommandTarget {
 	return target(func() (*process, error) { return startServer(s) })
 }
@@ -434,14 +437,14 @@ func target(start func() (*process, error)) *CommandTarget {
 	return &CommandTarget{command{start: start, most: 1, patience: storesAfter}, map[digest.Digest]int64{}}
 }
 
-// Has implements Target. All requests are on their way at the same time.
+// Has implements Target. It sends all requests at once.
 func (c *CommandTarget) Has(ctx context.Context, objects []Object) (has []bool, err error) {
 	has = make([]bool, len(objects))
 	var list []v1.Descriptor
-	var of, tagged []int
+	var positions, tagged []int
 	for i, o := range objects {
 		if o.Tag == "" {
-			list, of = append(list, o.Descriptor), append(of, i)
+			list, positions = append(list, o.Descriptor), append(positions, i)
 		} else {
 			tagged = append(tagged, i)
 		}
@@ -461,7 +464,7 @@ func (c *CommandTarget) Has(ctx context.Context, objects []Object) (has []bool, 
 		all.Go(func() {
 			got, err := p.HasAll(ctx, list, batch.Resume)
 			for k, answer := range got {
-				has[of[k]] = answer.Word == "yes"
+				has[positions[k]] = answer.Word == "yes"
 				c.notePart(list[k], answer)
 			}
 			failures[len(tagged)] = err
@@ -472,7 +475,7 @@ func (c *CommandTarget) Has(ctx context.Context, objects []Object) (has []bool, 
 	return has, err
 }
 
-// notePart notes what the target is said to have of an object.
+// notePart records how many bytes of an object the target has.
 func (c *CommandTarget) notePart(d v1.Descriptor, answer batch.Answer) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -482,7 +485,7 @@ func (c *CommandTarget) notePart(d v1.Descriptor, answer batch.Answer) {
 	}
 }
 
-// Part implements Resumer. The target is asked once more if it may have got more of the object since.
+// Part implements Resumer. It asks again if the target may have more of the object by now.
 func (c *CommandTarget) Part(ctx context.Context, o Object) (int64, error) {
 	if part := c.part(o.Digest); part != unasked {
 		return part, nil

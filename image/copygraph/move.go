@@ -11,18 +11,18 @@ import (
 	"github.com/containerd/errdefs"
 )
 
-// askAtOnce is how many objects the target is asked for at a time: all of nearly every image.
+// askAtOnce is the number of objects in one request to the target. Nearly every image has fewer.
 const askAtOnce = 1024
 
-// ask asks the target which of the objects it has that have not landed. A remote is not asked for referrers: it may have one
-// that its list of referrers lacks, because the process that put it died before the list was changed. Putting it again lists it.
+// ask asks the target which objects it has. A remote isn't asked for referrers: it may have one without listing it,
+// because the process that put it died before it changed the list. Putting it again adds it to the list.
 func (c *Copy) ask(ctx context.Context) error {
 	var wanted []*object
 	for _, o := range c.objects {
 		if o.landed {
 			continue
 		}
-		if o.as != nil && o.as.to != "" && !c.intoStore() && !c.DryRun {
+		if o.referrer != nil && o.referrer.to != "" && !c.intoStore() && !c.DryRun {
 			continue
 		}
 		if o.wanted {
@@ -31,8 +31,8 @@ func (c *Copy) ask(ctx context.Context) error {
 			return err
 		}
 	}
-	for some := range slices.Chunk(wanted, askAtOnce) {
-		if err := c.askFor(ctx, some); err != nil {
+	for chunk := range slices.Chunk(wanted, askAtOnce) {
+		if err := c.askFor(ctx, chunk); err != nil {
 			return err
 		}
 	}
@@ -65,14 +65,14 @@ func (c *Copy) askFor(ctx context.Context, list []*object) error {
 	return nil
 }
 
-// tags are those under which the target is to have an object; "" is its digest.
+// tags returns the tags under which the target is to have an object; "" means its digest.
 func (c *Copy) tags(o *object) []string {
 	var tags []string
 	if o == c.root {
 		tags = c.Tags
 	}
-	if o.as != nil && !c.intoStore() {
-		tags = slices.Concat(tags, o.as.tags)
+	if o.referrer != nil && !c.intoStore() {
+		tags = slices.Concat(tags, o.referrer.tags)
 	}
 	if o != c.root && len(tags) == 0 {
 		return []string{""}
@@ -107,13 +107,13 @@ func (c *Copy) report() error {
 
 // present returns an error if the source is known not to have an object.
 func (c *Copy) present(o *object) error {
-	if c.From != nil || o.here {
+	if c.From != nil || o.stored {
 		return nil
 	}
 	return errclass.Errorf(errdefs.ErrNotFound, "%s is neither in the store nor at the target", o.digest)
 }
 
-// mount has the target take the blobs that it lacks from other repositories, as far as they are known.
+// mount lets the target take missing blobs from other repositories that are known to have them.
 func (c *Copy) mount(ctx context.Context) error {
 	if c.Mount == nil {
 		return nil
@@ -133,22 +133,22 @@ func (c *Copy) mount(ctx context.Context) error {
 	})
 }
 
-// turn puts the objects that move at the same time in order: each asks its source after the one before. A config is then not behind a
-// layer, and a layer not behind those above it. The turn passes when an object has asked, does not have to, or waits for another
-// process.
+// turn orders concurrent requests to a source: each object is requested after the one before it. So a config isn't
+// queued behind a layer, nor a layer behind those above it. The turn passes on when the object has been requested,
+// needs no request, or waits for another process.
 type turn struct {
-	before <-chan struct{} // closed when the object before has passed the turn
+	before <-chan struct{} // closed when the object before has passed the turn on
 	pass   func()
 }
 
-// queue has the objects that can move now, in the order of the documents.
+// queue holds the objects that can move now, in the order of the documents.
 type queue struct {
 	ready chan *object
 	mu    sync.Mutex
-	last  <-chan struct{} // closed when the object that was taken last has passed the turn
+	last  <-chan struct{} // closed when the object that was taken last has passed the turn on
 }
 
-// take waits for the next object and gives it its turn. It returns nil once all have moved.
+// take waits for the next object, and gives it a turn. It returns nil when all have moved.
 func (q *queue) take(ctx context.Context) (*object, error) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
@@ -157,7 +157,8 @@ func (q *queue) take(ctx context.Context) (*object, error) {
 		if ok {
 			before, passed := q.last, make(chan struct{})
 			o.turn = &turn{before, sync.OnceFunc(func() {
-				// An object that needs no turn may pass it before the turn has come, but not over those before it.
+				// An object may pass on a turn that it doesn't need yet, but not before its predecessors have passed it
+				// on.
 				go func() {
 					_ = waitFor(ctx, before)
 					close(passed)
@@ -189,14 +190,14 @@ func waitFor(ctx context.Context, closed <-chan struct{}) error {
 	}
 }
 
-// pass lets the next object ask.
+// pass passes the turn on to the next object.
 func (o *object) pass() {
 	if o.turn != nil {
 		o.turn.pass()
 	}
 }
 
-// move moves what has not landed, each object after what it refers to.
+// move moves all objects that haven't landed, each after everything that it refers to.
 func (c *Copy) move(ctx context.Context) error {
 	left := 0
 	for _, o := range c.objects {
@@ -211,15 +212,15 @@ func (c *Copy) move(ctx context.Context) error {
 	if left == 0 {
 		return nil
 	}
-	first := make(chan struct{}) // nobody is before the first object
+	first := make(chan struct{}) // the first object waits for nobody
 	close(first)
-	q := queue{ready: make(chan *object, left), last: first} // has room for all
+	q := queue{ready: make(chan *object, left), last: first} // holds all objects
 	for _, o := range c.objects {
 		if !o.landed && o.pending == 0 {
 			q.ready <- o
 		}
 	}
-	var mu sync.Mutex // of left and pending
+	var mu sync.Mutex // guards left and pending
 	return c.work(ctx, func(ctx context.Context) error {
 		for {
 			o, err := q.take(ctx)
@@ -246,7 +247,7 @@ func (c *Copy) move(ctx context.Context) error {
 	})
 }
 
-// put moves an object.
+// put moves an object, under each of its tags.
 func (c *Copy) put(ctx context.Context, o *object) error {
 	if err := c.present(o); err != nil {
 		return err
@@ -269,11 +270,12 @@ func (c *Copy) putAs(ctx context.Context, o *object, tag string) (Outcome, error
 	if c.intoStore() {
 		return c.store(ctx, c.To, o)
 	}
-	var again retry
+	var attempts retry
 	for {
 		r := c.reader(ctx, o)
-		// The source is opened before the target is asked, and not again while the target takes the object. Otherwise a
-		// goroutine that has the target could wait for its turn at the source behind one that waits for the target.
+		// The source is opened before the target is asked, and isn't reopened while the target takes the object.
+		// Otherwise a goroutine that occupies the target could wait for its turn at the source behind a goroutine that
+		// waits for the target.
 		r.brittle = true
 		var err error
 		if to, ok := c.To.(Resumer); ok && tag == "" {
@@ -286,14 +288,14 @@ func (c *Copy) putAs(ctx context.Context, o *object, tag string) (Outcome, error
 		if err == nil {
 			outcome, err = c.To.Put(ctx, Object{tag, o.descriptor()}, r)
 		}
-		if begin, end := r.end(); err == nil || !again.after(ctx, err, begin, end) {
+		if begin, end := r.end(); err == nil || !attempts.after(ctx, err, begin, end) {
 			return outcome, err
 		}
 	}
 }
 
-// store moves an object to a store. If the source is a store too, it hands the blob's file on, so that a store on the same file
-// system need not copy it.
+// store moves an object to a store. If the source is a store too, it passes the blob's file on, so that a store on the
+// same file system doesn't copy it.
 func (c *Copy) store(ctx context.Context, to Target, o *object) (Outcome, error) {
 	r := c.reader(ctx, o)
 	defer r.end()
@@ -310,7 +312,7 @@ func (c *Copy) store(ctx context.Context, to Target, o *object) (Outcome, error)
 	return to.Put(ctx, Object{Descriptor: o.descriptor()}, f)
 }
 
-// expect counts an object, and tells Progress of it.
+// expect counts an object, and reports it to Progress.
 func (c *Copy) expect(o *object) {
 	c.mu.Lock()
 	c.totals.Objects++
@@ -321,11 +323,11 @@ func (c *Copy) expect(o *object) {
 	}
 }
 
-// land records that nothing more is to be done for an object.
+// land records that an object is done.
 func (c *Copy) land(o *object, outcome Outcome) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if o.size < 0 || o.mediaType == "" && c.intoDocuments() { // what the caller or an index didn't tell
+	if o.size < 0 || o.mediaType == "" && c.intoDocuments() { // unknown to the caller or the index
 		d, err := image.Walker{Store: c.Documents}.Describe(context.Background(), o.digest)
 		if err == nil {
 			c.totals.Bytes += d.Size - max(o.size, 0)
@@ -353,7 +355,7 @@ func (c *Copy) land(o *object, outcome Outcome) error {
 	return nil
 }
 
-// parallel calls f with each object, of several at the same time.
+// parallel calls f with each object, several at a time.
 func (c *Copy) parallel(ctx context.Context, list []*object, f func(context.Context, *object) error) error {
 	next := make(chan *object, len(list))
 	for _, o := range list {
@@ -373,8 +375,8 @@ func (c *Copy) parallel(ctx context.Context, list []*object, f func(context.Cont
 	})
 }
 
-// work runs f in as many goroutines as objects may move at the same time, waits for all, and returns the first error, after
-// which the context of the others is done.
+// work runs f in as many goroutines as objects may move concurrently, and waits for all of them. It returns the first
+// error, which also ends the context of the others.
 func (c *Copy) work(ctx context.Context, f func(context.Context) error) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)

@@ -17,28 +17,28 @@ import (
 	"github.com/containerd/errdefs"
 )
 
-// peer answers the requests of one batch (dist-batch(7)).
+// peer serves the requests of one batch (dist-batch(7)).
 type peer interface {
-	// stop tells the peer to end.
+	// stop asks the peer to end.
 	stop()
-	// ended returns a channel that is closed once the peer has ended.
+	// ended returns a channel that is closed when the peer has ended.
 	ended() <-chan struct{}
-	// failure returns the error that the peer has ended with, nil if there is none.
+	// failure returns the error with which the peer ended, or nil.
 	failure() error
-	// Close closes the peer's output: what it goes on writing fails.
+	// Close closes the peer's output. Its further writes fail.
 	Close() error
 }
 
-// killAfter is how long a command may take to end after SIGTERM.
+// killAfter is how long a command may live after SIGTERM.
 const killAfter = 5 * time.Second
 
-// child is a peer that is a command's process.
+// child is a peer that is the process of a command.
 type child struct {
 	*disk.Piped
 	cmd *exec.Cmd
 }
 
-// startCommand runs a batch command by sh.
+// startCommand runs a batch command with sh.
 func startCommand(command string, unverified bool) (*process, error) {
 	stdin, input, err := os.Pipe()
 	if err != nil {
@@ -70,8 +70,8 @@ func (c child) stop() {
 
 func (c child) ended() <-chan struct{} { return c.Ended }
 
-// failure returns an error with the class of the exit status. A status from 128 on is a shell's word for a signal, or ssh's for a
-// broken connection.
+// failure returns an error with the class of the exit status. A status of 128 or more is a shell's for a signal, or
+// ssh's for a broken connection.
 func (c child) failure() error {
 	status := c.cmd.ProcessState.ExitCode()
 	switch {
@@ -80,22 +80,22 @@ func (c child) failure() error {
 	case status > 0 && status < 128:
 		return errclass.Remote(status, fmt.Sprintf("the batch command failed with status %d", status))
 	}
-	return errclass.Errorf(errdefs.ErrAborted, "the batch command was ended: %s", c.cmd.ProcessState)
+	return errclass.Errorf(errdefs.ErrAborted, "the batch command was terminated: %s", c.cmd.ProcessState)
 }
 
-// Server answers requests until they end or ctx is done. [batch.Serve] is one, with its handlers.
+// Server serves requests until they end or ctx is done, as [batch.Serve] does with its handlers.
 type Server func(ctx context.Context, in io.Reader, out io.Writer) error
 
-// thread is a peer that is a Server, run by a goroutine.
+// thread is a peer that is a Server in a goroutine.
 type thread struct {
-	io.Closer // of its output
+	io.Closer // closes its output
 	cancel    context.CancelFunc
 	done      chan struct{}
-	err       error // good once done is closed
+	err       error // valid after done is closed
 }
 
-// startServer runs a server. Requests go through a pipe of the system, which buffers: the server reads no further while it has enough
-// to do. Answers are handed over in memory, where their bytes are copied once.
+// startServer starts a server. Requests go through a pipe of the system, which buffers them while the server is busy.
+// Answers are passed in memory, where they are copied once.
 func startServer(s Server) (*process, error) {
 	requests, input, err := os.Pipe()
 	if err != nil {
@@ -107,7 +107,7 @@ func startServer(s Server) (*process, error) {
 	t := &thread{Closer: output, cancel: cancel, done: make(chan struct{})}
 	go func() {
 		defer close(t.done)
-		if t.err = s(ctx, requests, answers); ctx.Err() != nil { // as a command that was killed: others may ask again
+		if t.err = s(ctx, requests, answers); ctx.Err() != nil { // like a command that was killed: others may retry
 			t.err = errclass.Errorf(errdefs.ErrAborted, "the server was stopped: %v", t.err)
 		}
 		_ = requests.Close()

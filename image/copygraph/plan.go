@@ -12,7 +12,7 @@ import (
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
-// plan walks the graph of a root, once for each platform, and brings its documents into Documents on the way.
+// plan walks the graph of a root, once for each platform, and fetches its documents into Documents.
 func (c *Copy) plan(ctx context.Context, root v1.Descriptor) error {
 	o := c.object(root)
 	o.wanted = true
@@ -45,7 +45,7 @@ func (c *Copy) plan(ctx context.Context, root v1.Descriptor) error {
 			if p == nil || n.Platform != nil || !image.IsManifest(n.Type) {
 				return nil
 			}
-			// No index says which platform this manifest is for. Its config does.
+			// No index states the manifest's platform, so its config decides.
 			return c.checkPlatform(ctx, w, root, n.Children[0])
 		})
 		if err != nil {
@@ -55,8 +55,8 @@ func (c *Copy) plan(ctx context.Context, root v1.Descriptor) error {
 	return nil
 }
 
-// blame gives the error of a graph its class. If the graph comes from a source, the user's arguments are not to blame: an
-// InvalidArgument becomes DataLoss.
+// blame gives the error of a graph its class. If the graph comes from a source, an InvalidArgument isn't the fault of
+// the user's arguments, and becomes DataLoss.
 func (c *Copy) blame(err error) error {
 	if c.From != nil && errdefs.IsInvalidArgument(err) {
 		return errclass.As(err, errdefs.ErrDataLoss)
@@ -64,7 +64,8 @@ func (c *Copy) blame(err error) error {
 	return err
 }
 
-// checkPlatform checks that the manifest with a config fits the walker's platform, as soon as the config is in Documents.
+// checkPlatform checks that the manifest with a config matches the walker's platform, as soon as the config is in
+// Documents.
 func (c *Copy) checkPlatform(ctx context.Context, w image.Walker, root, config v1.Descriptor) error {
 	check := func() error {
 		_, err := w.Manifest(ctx, root)
@@ -87,17 +88,17 @@ func (c *Copy) checkPlatform(ctx context.Context, w image.Walker, root, config v
 	return check()
 }
 
-// documents brings roots, and what an index refers to, into Documents, unless they are there. A blob that is too large for a
-// document is left to be moved like any other object.
+// documents fetches documents into Documents unless they are there: roots, and what an index refers to. A blob too
+// large for a document is left to be moved like any other object.
 func (c *Copy) documents(ctx context.Context, list ...v1.Descriptor) error {
 	if c.From == nil {
 		return nil
 	}
 	var absent []*object
 	size := int64(0)
-	seen := make(map[digest.Digest]bool, len(list)) // an index may have a manifest twice
+	seen := make(map[digest.Digest]bool, len(list)) // an index may list a manifest twice
 	for _, d := range list {
-		if o := c.index[d.Digest]; seen[d.Digest] || o != nil && (o.here || o.landed) {
+		if o := c.index[d.Digest]; seen[d.Digest] || o != nil && (o.stored || o.landed) {
 			continue
 		}
 		seen[d.Digest] = true
@@ -109,12 +110,12 @@ func (c *Copy) documents(ctx context.Context, list ...v1.Descriptor) error {
 		}
 		if d.Size > image.MaxDocument {
 			if image.IsIndex(d.MediaType) || image.IsManifest(d.MediaType) {
-				return errclass.Errorf(errdefs.ErrInvalidArgument, "%s: %d bytes are too many for a manifest or index", d.Digest, d.Size)
+				return errclass.Errorf(errdefs.ErrInvalidArgument, "%s: %d bytes are too much for a manifest or index", d.Digest, d.Size)
 			}
 			continue
 		}
 		if size += max(d.Size, 0); size > image.MaxDocuments {
-			return errclass.Errorf(errdefs.ErrInvalidArgument, "%s and what stands beside it have more than %d bytes", d.Digest, image.MaxDocuments)
+			return errclass.Errorf(errdefs.ErrInvalidArgument, "%s and its siblings have more than %d bytes", d.Digest, image.MaxDocuments)
 		}
 		absent = append(absent, c.object(d))
 	}
@@ -127,7 +128,7 @@ func (c *Copy) documents(ctx context.Context, list ...v1.Descriptor) error {
 	})
 }
 
-// object returns the node of a descriptor. It makes one if there is none.
+// object returns the node of a descriptor, which it creates if need be.
 func (c *Copy) object(d v1.Descriptor) *object {
 	if o := c.index[d.Digest]; o != nil {
 		return o
@@ -144,12 +145,12 @@ func (c *Copy) object(d v1.Descriptor) *object {
 	return o
 }
 
-// add enters a node of the walk, and what it refers to, into the plan.
+// add enters a node of the walk and its children into the plan.
 func (c *Copy) add(n image.Node) {
 	o := c.object(n.Descriptor)
-	o.here = n.Here
+	o.stored = n.Here
 	if image.IsIndex(n.Type) || image.IsManifest(n.Type) {
-		o.mediaType = n.Type // its descriptor may have none, or another
+		o.mediaType = n.Type // the descriptor's type may be missing or wrong
 	}
 	if c.Referrers != nil && n.Type != "" && !o.subject {
 		o.subject = true
@@ -157,9 +158,9 @@ func (c *Copy) add(n image.Node) {
 	}
 	for _, d := range n.Children {
 		child := c.object(d)
-		// A digest that is a foreign layer here and something else elsewhere is copied.
+		// A digest that is a foreign layer in one place and something else in another is copied.
 		child.wanted = child.wanted || image.IsIndex(n.Type) || !image.IsForeign(d.MediaType)
-		// An edge that is there twice counts twice, in both directions.
+		// A duplicate edge counts twice in both directions.
 		child.parents = append(child.parents, o)
 		o.pending++
 	}

@@ -16,26 +16,27 @@ import (
 	"github.com/containerd/errdefs"
 )
 
-// These bound the attempts at a source or target that fails temporarily.
+// Bounds for the attempts at a source or target that fails temporarily.
 const (
-	maxIdle      = 3       // attempts in a row that may bring less than enough
-	enough       = 4 << 10 // bytes
+	maxIdle      = 3       // consecutive attempts without enough progress
+	enough       = 4 << 10 // bytes that count as progress
 	firstBackoff = 200 * time.Millisecond
 )
 
-// retry counts the attempts in a row that brought less than enough.
+// retry counts consecutive attempts without enough progress.
 type retry struct {
-	best    int64 // the farthest offset of an attempt
+	best    int64 // the largest offset of an attempt
 	idle    int
 	backoff time.Duration
 }
 
-// after waits, and reports whether another attempt is worth making after one that began at an offset and failed at another.
+// after waits, and reports whether to make another attempt. The last one began at offset begin, and failed with err at
+// offset end.
 func (r *retry) after(ctx context.Context, err error, begin, end int64) bool {
 	if !temporary(err) {
 		return false
 	}
-	progress := end-max(begin, r.best) >= enough // not a part that the target only says it has
+	progress := end-max(begin, r.best) >= enough // a part that the target merely claims to have is no progress
 	r.best = max(r.best, end)
 	if progress || r.backoff == 0 {
 		r.idle, r.backoff = 0, firstBackoff
@@ -51,32 +52,32 @@ func (r *retry) after(ctx context.Context, err error, begin, end int64) bool {
 	return true
 }
 
-// temporary reports whether an error is one that another attempt may cure.
+// temporary reports whether another attempt may succeed.
 func temporary(err error) bool {
 	return errdefs.IsAborted(err) || errdefs.IsDeadlineExceeded(err) && !errors.Is(err, context.DeadlineExceeded) || errdefs.IsResourceExhausted(err)
 }
 
-// reader reads an object, and no more bytes than it may have. If its source fails temporarily, it opens the source again where
-// that failed, unless it is brittle.
+// reader reads an object, and no more bytes than its size. If its source fails temporarily, it reopens the source at
+// the current offset, unless it is brittle.
 type reader struct {
-	ctx     context.Context
-	o       *object
-	from    Source
-	limit   int64
-	brittle bool // fails with its source
-	moved   func(offset int64)
-	mu      sync.Mutex // a Read may still be under way when ctx is done
-	body    io.ReadCloser
-	begin   int64 // where the body was opened
-	offset  int64
-	again   retry
-	err     error
+	ctx      context.Context
+	o        *object
+	from     Source
+	limit    int64
+	brittle  bool // fail as soon as the source does
+	moved    func(offset int64)
+	mu       sync.Mutex // a Read may still be running when ctx ends
+	body     io.ReadCloser
+	begin    int64 // the offset at which body was opened
+	offset   int64
+	attempts retry
+	err      error
 }
 
 // reader returns a reader at the beginning of an object.
 func (c *Copy) reader(ctx context.Context, o *object) *reader {
 	r := &reader{ctx: ctx, o: o, from: c.From, limit: o.size, moved: func(int64) {}}
-	if c.From == nil || o.here {
+	if c.From == nil || o.stored {
 		r.from = FromStore(c.Documents)
 	}
 	if o.size < 0 {
@@ -100,7 +101,7 @@ func (r *reader) Read(p []byte) (int, error) {
 		}
 		if err != nil {
 			r.stop()
-			if r.brittle || !r.again.after(r.ctx, err, r.begin, r.offset) {
+			if r.brittle || !r.attempts.after(r.ctx, err, r.begin, r.offset) {
 				r.err = err
 			}
 		}
@@ -118,18 +119,18 @@ func (r *reader) attempt(p []byte) (int, error) {
 	}
 	if r.body == nil {
 		if r.offset == r.o.size {
-			return 0, io.EOF // the target had all bytes, and only has to verify them
+			return 0, io.EOF // the target had all bytes, and only verifies them
 		}
 		if err := r.open(); err != nil {
 			return 0, err
 		}
 	}
 	n, err := r.body.Read(p)
-	switch at := r.offset + int64(n); {
-	case at > r.limit:
+	switch end := r.offset + int64(n); {
+	case end > r.limit:
 		return 0, errclass.Errorf(errdefs.ErrDataLoss, "%s: the source has more than %d bytes", r.o.digest, r.limit)
-	case err == io.EOF && at < r.o.size:
-		return n, errclass.Errorf(errdefs.ErrAborted, "%s: the source ended after %d of %d bytes", r.o.digest, at, r.o.size)
+	case err == io.EOF && end < r.o.size:
+		return n, errclass.Errorf(errdefs.ErrAborted, "%s: the source ended after %d of %d bytes", r.o.digest, end, r.o.size)
 	case err != nil && err != io.EOF:
 		return n, fmt.Errorf("%s: %w", r.o.digest, err)
 	}
@@ -151,7 +152,7 @@ func (r *reader) open() (err error) {
 	return nil
 }
 
-// Seek implements io.Seeker. It sets an offset from the beginning, or returns the one that it has.
+// Seek implements io.Seeker. It supports only io.SeekStart, and io.SeekCurrent with offset 0.
 func (r *reader) Seek(offset int64, whence int) (int64, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -159,14 +160,15 @@ func (r *reader) Seek(offset int64, whence int) (int64, error) {
 	case whence == io.SeekCurrent && offset == 0:
 	case whence == io.SeekStart && offset >= 0:
 		r.stop()
-		r.offset, r.again, r.err = offset, retry{}, nil
+		r.offset, r.attempts, r.err = offset, retry{}, nil
 	default:
-		return 0, errors.New("seek: only from the beginning")
+		return 0, errors.New("seek: only offsets from the beginning are supported")
 	}
 	return r.offset, nil
 }
 
-// end ends the reader, and returns where it began to read and the offset that it has reached. A later Read fails.
+// end ends the reader. It returns the offset at which the source was last opened, and the offset reached. Read fails
+// afterwards.
 func (r *reader) end() (begin, offset int64) {
 	r.mu.Lock()
 	defer r.mu.Unlock()

@@ -16,10 +16,10 @@ import (
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
-// ListReferrers calls f with each manifest that is said to have a subject.
+// ListReferrers calls f with each manifest that is listed as a referrer of a subject.
 type ListReferrers func(ctx context.Context, subject digest.Digest, f func(v1.Descriptor) error) error
 
-// ReferrersOf returns the list of a namespace's index in a store. The index is read once, when the list is first asked for.
+// ReferrersOf returns the list of referrers of a namespace in a store. It reads the index once, at the first call.
 func ReferrersOf(store *content.Store, namespace string) ListReferrers {
 	read := sync.OnceValues(func() (map[digest.Digest][]v1.Descriptor, error) {
 		names, err := image.OpenNames(store, namespace)
@@ -42,17 +42,17 @@ func ReferrersOf(store *content.Store, namespace string) ListReferrers {
 	}
 }
 
-// Referring returns the referrers that a copy has come to, in the order of the plan.
+// Referring returns the referrers that were copied, in the order of the plan.
 func (c *Copy) Referring() []layout.Referrer {
 	var list []layout.Referrer
 	for _, o := range c.objects {
-		if o.as == nil {
+		if o.referrer == nil {
 			continue
 		}
-		if o.as.to != "" {
-			list = append(list, layout.Referrer{Descriptor: o.descriptor(), Subject: o.as.to})
+		if o.referrer.to != "" {
+			list = append(list, layout.Referrer{Descriptor: o.descriptor(), Subject: o.referrer.to})
 		}
-		for _, tag := range o.as.tags {
+		for _, tag := range o.referrer.tags {
 			_, subject, _ := layout.ParseReferrerTag(tag)
 			list = append(list, layout.Referrer{Descriptor: o.descriptor(), Subject: subject, Tag: tag})
 		}
@@ -60,9 +60,9 @@ func (c *Copy) Referring() []layout.Referrer {
 	return list
 }
 
-// planReferrers plans the copy of what refers to documents of the plan, level by level, since referrers may have referrers.
-// The lists are not trusted. All that they name counts towards the limits of one graph. And each referrer's own document must
-// name the subject: otherwise two objects might wait for each other.
+// planReferrers plans the copies of the referrers of planned documents, level by level, since referrers may have
+// referrers. The lists are untrusted: everything on them counts towards the limits of one graph, and each referrer's
+// own document must name the subject, since otherwise two objects could wait for each other.
 func (c *Copy) planReferrers(ctx context.Context) error {
 	tally := &image.Tally{}
 	for depth := 1; len(c.subjects) > 0; depth++ {
@@ -99,7 +99,7 @@ func (c *Copy) listReferrers(ctx context.Context, tally *image.Tally, subjects [
 	err := c.parallel(ctx, subjects, func(ctx context.Context, o *object) error {
 		err := c.Referrers(ctx, o.digest, func(d v1.Descriptor) error {
 			if d.Size > image.MaxDocument {
-				return errclass.Errorf(errdefs.ErrInvalidArgument, "%s: %d bytes are too many for a manifest or index", d.Digest, d.Size)
+				return errclass.Errorf(errdefs.ErrInvalidArgument, "%s: %d bytes are too much for a manifest or index", d.Digest, d.Size)
 			}
 			c.mu.Lock()
 			defer c.mu.Unlock()
@@ -117,30 +117,31 @@ func (c *Copy) listReferrers(ctx context.Context, tally *image.Tally, subjects [
 	return lists, err
 }
 
-// planReferrer plans the copy of a referrer, whose document is in Documents, after its subject. All that it refers to is copied
-// too, for all platforms. A tag may attach anything to a subject, also what the subject refers to, so neither waits for the other.
+// planReferrer plans the copy of a referrer, whose document is in Documents, after its subject. Everything that it
+// refers to is copied too, for all platforms. A tag may attach anything to a subject, even something that the subject
+// refers to; so an object attached by a tag doesn't wait for the subject.
 func (c *Copy) planReferrer(ctx context.Context, tally *image.Tally, subject *object, d v1.Descriptor) error {
 	w := image.Walker{Store: c.Documents, Tally: tally}
-	of, err := w.Subject(d.Digest)
+	named, err := w.Subject(d.Digest)
 	if err != nil {
 		return err
 	}
-	tag, by, tagged := layout.ParseReferrerTag(d.Annotations[v1.AnnotationRefName])
-	tagged = tagged && by == subject.digest
-	if of != subject.digest && !tagged {
-		return errclass.Errorf(errdefs.ErrDataLoss, "it does not refer to that")
+	tag, tagSubject, tagged := layout.ParseReferrerTag(d.Annotations[v1.AnnotationRefName])
+	tagged = tagged && tagSubject == subject.digest
+	if named != subject.digest && !tagged {
+		return errclass.Errorf(errdefs.ErrDataLoss, "it doesn't refer to the subject")
 	}
 	o := c.object(d)
-	planned := o.as != nil
+	planned := o.referrer != nil
 	if !planned {
-		o.as = &referrer{}
+		o.referrer = &referrer{}
 	}
 	o.wanted = true
-	if tagged && !slices.Contains(o.as.tags, tag.Tag) {
-		o.as.tags = append(o.as.tags, tag.Tag)
+	if tagged && !slices.Contains(o.referrer.tags, tag.Tag) {
+		o.referrer.tags = append(o.referrer.tags, tag.Tag)
 	}
-	if of == subject.digest && o.as.to == "" {
-		o.as.to = of
+	if named == subject.digest && o.referrer.to == "" {
+		o.referrer.to = named
 		subject.parents = append(subject.parents, o)
 		o.pending++
 	}
@@ -151,7 +152,7 @@ func (c *Copy) planReferrer(ctx context.Context, tally *image.Tally, subject *ob
 		if err := c.visit(ctx, n); err != nil || c.Gate == nil || n.Type == "" || image.IsIndex(n.Type) {
 			return err
 		}
-		// The gate may want to read what a signature is made of.
+		// The gate may have to read the parts of a signature.
 		var small []v1.Descriptor
 		for _, part := range n.Children {
 			if part.Size > image.MaxDocument {
@@ -166,7 +167,7 @@ func (c *Copy) planReferrer(ctx context.Context, tally *image.Tally, subject *ob
 	})
 }
 
-// visit enters a node of a walk into the plan, and brings the documents that an index refers to.
+// visit enters a node of a walk into the plan, and fetches the documents that an index refers to.
 func (c *Copy) visit(ctx context.Context, n image.Node) error {
 	if image.IsIndex(n.Type) {
 		if err := c.documents(ctx, n.Children...); err != nil {

@@ -12,33 +12,35 @@ import (
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
-// Source gives objects.
+// Source provides objects.
 type Source interface {
-	// Open returns the bytes of an object from an offset on. Read returns io.EOF only after all of them, and ends when ctx
-	// is done. A source that has to wait for the object's turn calls asked before that, when it has asked for the object.
-	// NotFound if there is no such object; Aborted, DeadlineExceeded or ResourceExhausted if another attempt may succeed.
+	// Open returns the content of an object from an offset on. Read returns io.EOF only after all of it, and fails when
+	// ctx is done. A source that queues requests calls asked when it has requested the object, before it waits for it.
+	// NotFound if the source doesn't have the object; Aborted, DeadlineExceeded or ResourceExhausted if another attempt
+	// may succeed.
 	Open(ctx context.Context, d v1.Descriptor, offset int64, asked func()) (io.ReadCloser, error)
 }
 
-// Target takes objects.
+// Target receives objects.
 type Target interface {
 	// Has reports for each object whether the target has it.
 	Has(ctx context.Context, objects []Object) ([]bool, error)
-	// Mount has the target take a blob from another of its repositories. It is false if the target can't.
+	// Mount makes the target take a blob from another of its repositories. It returns false if the target can't.
 	Mount(ctx context.Context, d v1.Descriptor, repository string) (bool, error)
-	// Put stores what r holds. r is at the beginning of the object, and a target that has a part of the object may seek: but see
-	// [Resumer]. The outcome is Stored or Exists. DataLoss if the bytes are not those of the descriptor.
+	// Put stores the content of r. r is at the beginning of the object, unless [Resumer] says otherwise; a target that
+	// has a part of the object may seek. The outcome is Stored or Exists. DataLoss if the content doesn't match the
+	// descriptor.
 	Put(ctx context.Context, o Object, r io.ReadSeeker) (Outcome, error)
 }
 
-// Resumer is a target that may have a part of an object and can be sent the rest.
+// Resumer is a target that may have a part of an object, and accepts the rest.
 type Resumer interface {
-	// Part returns how many of the first bytes of an object the target has. If r is at that offset, the next Put of the object stores
-	// them with what r holds. Aborted, if the target can't be asked.
+	// Part returns how many bytes at the beginning of an object the target has. The next Put of the object may then get
+	// an r at that offset. Aborted if the target can't be asked.
 	Part(ctx context.Context, o Object) (int64, error)
 }
 
-// FromStore is a store as a source.
+// FromStore returns a store as a source.
 func FromStore(s *content.Store) Source { return fromStore{s} }
 
 type fromStore struct{ *content.Store }
@@ -55,7 +57,7 @@ func (s fromStore) Open(_ context.Context, d v1.Descriptor, offset int64, _ func
 	return f, nil
 }
 
-// Either is several sources: an object comes from the first that has it.
+// Either combines sources: an object comes from the first one that has it.
 type Either []Source
 
 // Open implements Source.
@@ -68,12 +70,12 @@ func (list Either) Open(ctx context.Context, d v1.Descriptor, offset int64, aske
 	return r, err
 }
 
-// IntoStore is a store as a target.
+// IntoStore returns a store as a target.
 func IntoStore(s *content.Store) Target { return intoStore{s} }
 
 type intoStore struct{ *content.Store }
 
-// Has implements Target. It freshens the blobs that are there.
+// Has implements Target. It freshens the blobs that exist.
 func (s intoStore) Has(ctx context.Context, objects []Object) ([]bool, error) {
 	has := make([]bool, len(objects))
 	for i, o := range objects {
@@ -86,10 +88,11 @@ func (s intoStore) Has(ctx context.Context, objects []Object) ([]bool, error) {
 	return has, nil
 }
 
-// Mount implements Target: a store has no repositories.
+// Mount implements Target. A store has no repositories.
 func (s intoStore) Mount(context.Context, v1.Descriptor, string) (bool, error) { return false, nil }
 
-// Put waits for another process that stores the same blob. The objects behind this one don't wait for that process.
+// Put implements Target. It waits for another process that stores the same blob. Objects after this one don't wait for
+// that process.
 func (s intoStore) Put(ctx context.Context, o Object, r io.ReadSeeker) (Outcome, error) {
 	ref, size := string(o.Digest), max(o.Size, 0)
 	w, err := s.Writer(ctx, ref, size, o.Digest)
@@ -108,7 +111,7 @@ func (s intoStore) Put(ctx context.Context, o Object, r io.ReadSeeker) (Outcome,
 	if _, err := w.Fill(ctx, r, size, o.Digest); err != nil {
 		return "", err
 	}
-	if at, err := r.Seek(0, io.SeekCurrent); err == nil && at == 0 && o.Size != 0 {
+	if n, err := r.Seek(0, io.SeekCurrent); err == nil && n == 0 && o.Size != 0 {
 		return Exists, nil // nothing was read
 	}
 	return Stored, nil

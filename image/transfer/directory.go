@@ -21,12 +21,12 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// dirSink writes a directory: blobs first, each aside and then renamed, and the documents when all blobs are on disk,
-// oci-layout last. So the directory is an image layout once it is complete, and an export that was killed is gone on
-// with.
+// dirSink writes a directory: first the blobs, each as a temporary file that is renamed, and when all are on disk the
+// documents, oci-layout last. So the directory becomes an image layout only when it is complete, and an interrupted
+// export can be continued.
 type dirSink struct {
 	layout.Dir
-	lock      *os.File // the directory: two exports must not meet in one
+	lock      *os.File // of the directory, against another export
 	documents []namedDocument
 }
 
@@ -35,7 +35,7 @@ type namedDocument struct {
 	b    []byte
 }
 
-// newDirSink makes the directory, or takes one that holds nothing but blobs.
+// newDirSink creates the directory, or accepts one that has nothing but blobs.
 func newDirSink(dir string) (*dirSink, error) {
 	abs, err := filepath.Abs(dir)
 	if err != nil {
@@ -64,14 +64,14 @@ func newDirSink(dir string) (*dirSink, error) {
 
 func (s *dirSink) close() { _ = s.lock.Close() }
 
-// check refuses a directory that has other things than an export that was broken off.
+// check refuses a directory with anything but the files of an interrupted export.
 func (s *dirSink) check(dir string) error {
 	entries, err := s.lock.ReadDir(-1)
 	if err != nil {
 		return err
 	}
 	for _, e := range entries {
-		name := strings.TrimSuffix(e.Name(), ".new") // where a document was being written
+		name := strings.TrimSuffix(e.Name(), ".new") // a document that was being written
 		switch {
 		case e.Name() == v1.ImageLayoutFile:
 			return errclass.Errorf(errdefs.ErrAlreadyExists, "%s is an image layout already; dist-push adds images to one", dir)
@@ -88,7 +88,7 @@ func (s *dirSink) document(name string, b []byte) error {
 	return nil
 }
 
-// directory also removes what an export that was killed has been writing there.
+// directory creates a directory, and removes the temporary files of an interrupted export in it.
 func (s *dirSink) directory(name string) error {
 	if err := s.Tree.MakeDir(name); err != nil {
 		return err
@@ -110,14 +110,14 @@ func (s *dirSink) directory(name string) error {
 func (s *dirSink) blob(ctx context.Context, d digest.Digest, size int64, write func(io.Writer) error) error {
 	name := layout.BlobName(d)
 	if fi, err := s.Tree.Stat(name); err == nil && fi.Mode().IsRegular() && fi.Size() == size {
-		return s.Tree.SyncDir(path.Dir(name)) // from an export that was killed. Nobody else is here, so no lock file is made for it.
+		return s.Tree.SyncDir(path.Dir(name)) // from an interrupted export; no other process is here, so no lock is needed
 	}
 	_, _, err := s.PutBlob(ctx, d, size, 0, func(f *os.File) error { return write(f) })
 	return err
 }
 
 func (s *dirSink) end() error {
-	// oci-layout came first.
+	// oci-layout was added first, and must be written last.
 	slices.Reverse(s.documents)
 	for _, d := range s.documents {
 		if err := s.Tree.Replace(d.name, d.b, 0o666, true); err != nil {

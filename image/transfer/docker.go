@@ -20,8 +20,8 @@ import (
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
-// dockerImage is an entry of manifest.json, in what `docker save` writes and `docker load`
-// takes: names of entries of the archive.
+// dockerImage is an image in manifest.json, which `docker save` writes and `docker load` reads. Config and Layers are
+// names of entries in the archive.
 type dockerImage struct {
 	Config   string
 	RepoTags []string
@@ -36,7 +36,7 @@ func parseDocker(b []byte) ([]dockerImage, error) {
 	return images, nil
 }
 
-// listed are the names that a manifest.json holds.
+// listed returns the names of entries in a manifest.json.
 func listed(b []byte) (map[string]bool, error) {
 	images, err := parseDocker(b)
 	if err != nil {
@@ -53,23 +53,24 @@ func listed(b []byte) (map[string]bool, error) {
 	return names, nil
 }
 
-// Bounds on one archive: manifests that are made, and names that are given, about as many as an index.json has room for.
+// Bounds for an archive: the manifests that are created, and the names that are given, about as many as fit into an
+// index.json.
 const (
 	maxImages = 1 << 12
 	maxGiven  = 25_000
 )
 
-// dockerReader makes OCI manifests of the images of an archive that has none. They depend on
-// nothing but config and layers, so that an archive gives the same digest each time.
+// dockerReader creates OCI manifests for the images of an archive without them. They depend only on the config and the
+// layers, so that an archive always gives the same digests.
 type dockerReader struct {
 	*archive
 	store   *content.Store                  // nil if nothing is to be stored
-	diffIDs map[digest.Digest]digest.Digest // of layers that are compressed
+	diffIDs map[digest.Digest]digest.Digest // of compressed layers
 	configs map[digest.Digest][]digest.Digest
-	made    map[string]v1.Descriptor // by the digests of config and layers
+	made    map[string]v1.Descriptor // manifests by the digests of config and layers
 }
 
-// dockerImages are the images of an archive's manifest.json, but for those that o does not want.
+// dockerImages returns the images in an archive's manifest.json, except those that o excludes.
 func (a *archive) dockerImages(ctx context.Context, store *content.Store, o ImportOptions) ([]found, error) {
 	images, err := parseDocker(a.docker)
 	if err != nil {
@@ -109,17 +110,17 @@ func (a *archive) dockerImages(ctx context.Context, store *content.Store, o Impo
 	return all, nil
 }
 
-// manifest returns the manifest of an image. It makes one for each config with its layers.
+// manifest returns the manifest of an image. It creates one for each combination of config and layers.
 func (r dockerReader) manifest(ctx context.Context, img dockerImage) (v1.Descriptor, error) {
-	var none v1.Descriptor
+	var zero v1.Descriptor
 	config, err := r.find(img.Config)
 	if err != nil {
-		return none, err
+		return zero, err
 	}
 	var diffIDs []digest.Digest
 	if slices.Contains(img.Layers, "") && r.store != nil {
 		if diffIDs, err = r.config(config); err != nil {
-			return none, err
+			return zero, err
 		}
 	}
 	layers := make([]file, len(img.Layers))
@@ -132,7 +133,7 @@ func (r dockerReader) manifest(ctx context.Context, img dockerImage) (v1.Descrip
 			layers[i], err = r.find(name)
 		}
 		if err != nil {
-			return none, fmt.Errorf("layer %d of image %s: %w", i+1, img.Config, err)
+			return zero, fmt.Errorf("layer %d of image %s: %w", i+1, img.Config, err)
 		}
 		key.WriteString(" " + string(layers[i].digest))
 	}
@@ -140,11 +141,11 @@ func (r dockerReader) manifest(ctx context.Context, img dockerImage) (v1.Descrip
 		return d, nil
 	}
 	if len(r.made) == maxImages {
-		return none, invalid("%s has more than %d images", dockerManifestsFile, maxImages)
+		return zero, invalid("%s has more than %d images", dockerManifestsFile, maxImages)
 	}
 	if r.store != nil {
 		if err := r.verify(ctx, img, config, layers); err != nil {
-			return none, err
+			return zero, err
 		}
 	}
 	m := v1.Manifest{
@@ -156,26 +157,26 @@ func (r dockerReader) manifest(ctx context.Context, img dockerImage) (v1.Descrip
 	for i, layer := range layers {
 		mediaType, err := layerType(layer.compression)
 		if err != nil {
-			return none, fmt.Errorf("layer %s: %w", img.Layers[i], err)
+			return zero, fmt.Errorf("layer %s: %w", img.Layers[i], err)
 		}
 		m.Layers[i] = v1.Descriptor{MediaType: mediaType, Digest: layer.digest, Size: layer.size}
 	}
 	b, err := json.Marshal(m)
 	if err != nil {
-		return none, err
+		return zero, err
 	}
 	d := v1.Descriptor{MediaType: m.MediaType, Digest: digest.FromBytes(b), Size: int64(len(b))}
 	if r.store != nil {
 		d, err = image.Walker{Store: r.store}.Put(ctx, m.MediaType, b)
 	}
 	if err != nil {
-		return none, fmt.Errorf("manifest of %s: %w", img.Config, err)
+		return zero, fmt.Errorf("manifest of %s: %w", img.Config, err)
 	}
 	r.made[key.String()] = d
 	return d, nil
 }
 
-// verify compares the layers with the diff IDs of the config.
+// verify compares the layers with the diff IDs in the config.
 func (r dockerReader) verify(ctx context.Context, img dockerImage, config file, layers []file) error {
 	diffIDs, err := r.config(config)
 	if err != nil {
@@ -197,23 +198,23 @@ func (r dockerReader) verify(ctx context.Context, img dockerImage, config file, 
 	return nil
 }
 
-// layerOfStore is a layer that an archive leaves out, by an empty name, since whoever reads the archive is thought to
-// have it: a blob whose digest is the diff ID. DataLoss if there is none.
+// layerOfStore returns a layer that the archive leaves out, by an empty name, because the reader is assumed to have it:
+// the blob whose digest is the diff ID. DataLoss if the store doesn't have it.
 func (r dockerReader) layerOfStore(ctx context.Context, diffIDs []digest.Digest, i int) (file, error) {
 	if i >= len(diffIDs) {
-		return file{}, damaged("the archive does not have it, and the config has %d diff IDs", len(diffIDs))
+		return file{}, damaged("the archive doesn't have it, and the config has %d diff IDs", len(diffIDs))
 	}
 	if err := content.Validate(diffIDs[i]); err != nil {
 		return file{}, err
 	}
 	size, err := r.store.Size(diffIDs[i])
 	if errdefs.IsNotFound(err) {
-		err = damaged("the archive does not have it, nor does the store have a blob %s", diffIDs[i])
+		err = damaged("neither the archive nor the store has the blob %s", diffIDs[i])
 	}
 	return file{digest: diffIDs[i], size: size}, err
 }
 
-// layerType is the media type of a layer. NotImplemented for compressions that OCI has no type for.
+// layerType returns the media type of a layer. NotImplemented for compressions without an OCI type.
 func layerType(format compression.Format) (string, error) {
 	switch format {
 	case compression.None:
@@ -221,10 +222,10 @@ func layerType(format compression.Format) (string, error) {
 	case compression.Gzip, compression.Zstd:
 		return v1.MediaTypeImageLayer + "+" + string(format), nil
 	}
-	return "", errclass.Errorf(errdefs.ErrNotImplemented, "it is compressed with %s, and OCI layers are plain, or compressed with gzip or zstd", format)
+	return "", errclass.Errorf(errdefs.ErrNotImplemented, "it is compressed with %s, but OCI layers are plain or compressed with gzip or zstd", format)
 }
 
-// config returns the diff IDs that a config gives.
+// config returns the diff IDs in a config.
 func (r dockerReader) config(f file) ([]digest.Digest, error) {
 	if diffIDs, ok := r.configs[f.digest]; ok {
 		return diffIDs, nil
@@ -246,12 +247,12 @@ func (r dockerReader) config(f file) ([]digest.Digest, error) {
 		return nil, invalid("config %s: %w", f.digest, err)
 	}
 	if diffIDs == nil {
-		return nil, invalid("config %s has no rootfs: no image config", f.digest)
+		return nil, invalid("config %s has no rootfs, so it isn't an image's", f.digest)
 	}
 	return diffIDs, nil
 }
 
-// diffID is the digest of the layer's tar: its own, or that of what it inflates to.
+// diffID returns the digest of a layer's uncompressed tar.
 func (r dockerReader) diffID(ctx context.Context, f file) (digest.Digest, error) {
 	if f.compression == compression.None {
 		return f.digest, nil
@@ -283,7 +284,7 @@ func (r dockerReader) diffID(ctx context.Context, f file) (digest.Digest, error)
 	return h.Digest(), nil
 }
 
-// isDocker tells whether `docker load` takes what a manifest refers to.
+// isDocker reports whether `docker load` accepts a manifest with these layers and this type of config.
 func isDocker(layers []image.Layer, config string) bool {
 	if config != v1.MediaTypeImageConfig && config != dockerConfig {
 		return false

@@ -24,17 +24,17 @@ import (
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
-// Format is what an export is for.
+// Format selects the readers of an export.
 type Format int
 
 // Formats of an export.
 const (
-	Both   Format = iota // an OCI layout that also has what docker reads
-	OCI                  // an OCI layout alone
-	Docker               // what docker reads alone: manifest.json, configs and layers
+	Both   Format = iota // an OCI layout that docker can read too
+	OCI                  // only an OCI layout
+	Docker               // only what docker reads: manifest.json, configs and layers
 )
 
-// ParseFormat takes both, oci or docker.
+// ParseFormat parses both, oci or docker.
 func ParseFormat(s string) (Format, error) {
 	i := slices.Index([]string{"both", "oci", "docker"}, s)
 	if i < 0 {
@@ -43,28 +43,27 @@ func ParseFormat(s string) (Format, error) {
 	return Format(i), nil
 }
 
-// ExportOptions tell how much of an index is written, and how.
+// ExportOptions select how much of an index is exported, and in what form.
 type ExportOptions struct {
 	Select Selection
-	// Platform selects the manifest of an index, where it is not written whole, and the one
-	// that docker is given.
+	// Platform selects the manifest of an index that isn't exported as a whole, and the one for docker.
 	Platform *image.Platform
 	Format   Format
-	// Referrers are written, too, those of what is written, and their own: by subject, of these artifact types, or of all if there
-	// are none.
+	// Referrers of exported documents are exported too, and their own referrers. The map is by subject. ArtifactTypes
+	// selects some of them; none means all.
 	Referrers     map[digest.Digest][]v1.Descriptor
 	ArtifactTypes []string
 }
 
-// Export writes images as an OCI layout in a tar, which also has the manifest.json that
-// `docker load` reads, for those images that docker can take. The same images give the same
-// bytes: names and blobs are sorted, and times are zero. Names and labels are annotations of
-// the entries in index.json: io.containerd.image.name is the full name and
-// org.opencontainers.image.ref.name the tag, or the full name too if two have that tag. An image may have no name.
+// Export writes images as a tar with an OCI layout. It also has a manifest.json for `docker load`, with the images that
+// docker accepts. The same images always give the same bytes: names and blobs are sorted, and times are zero. Names and
+// labels are annotations in index.json: io.containerd.image.name is the full name, and
+// org.opencontainers.image.ref.name the tag, or the full name if two images have the same tag. An image may have no
+// name.
 //
-// NotFound: a blob, or the platform, is not there, told before the first byte is written.
-// InvalidArgument: a name points at what is no manifest or index, or at what the format can't have. DataLoss: a blob is
-// corrupt; the archive then ends without its end-of-archive marker.
+// NotFound, before anything is written: a blob or the platform is missing. InvalidArgument: a name points at something
+// other than a manifest or index, or at something that the format can't hold. DataLoss: a blob is corrupt; the archive
+// then lacks its end-of-archive marker.
 func Export(ctx context.Context, store *content.Store, w io.Writer, images []image.Image, o ExportOptions) error {
 	e, err := plan(ctx, store, images, o)
 	if err != nil {
@@ -73,11 +72,12 @@ func Export(ctx context.Context, store *content.Store, w io.Writer, images []ima
 	return e.write(ctx, tarSink{tar.NewWriter(w)})
 }
 
-// ExportDir is Export to a directory, which is made. It is no layout before all of it is there and on disk: one whose
-// export was broken off is gone on with. AlreadyExists: it is a layout. FailedPrecondition: it has other files.
+// ExportDir is [Export] into a directory, which it creates. The directory is not a layout before it is complete and on
+// disk, and an interrupted export into it is continued. AlreadyExists: it is a layout. FailedPrecondition: it has other
+// files.
 func ExportDir(ctx context.Context, store *content.Store, dir string, images []image.Image, o ExportOptions) error {
 	if o.Format == Docker {
-		return invalid("docker reads archives, and no directories")
+		return invalid("docker reads archives, not directories")
 	}
 	e, err := plan(ctx, store, images, o)
 	if err != nil {
@@ -91,7 +91,7 @@ func ExportDir(ctx context.Context, store *content.Store, dir string, images []i
 	return e.write(ctx, to)
 }
 
-// plan settles what an export will hold.
+// plan determines what an export will contain.
 func plan(ctx context.Context, store *content.Store, images []image.Image, o ExportOptions) (*exporter, error) {
 	e := &exporter{
 		o: o, store: store,
@@ -117,13 +117,13 @@ func plan(ctx context.Context, store *content.Store, images []image.Image, o Exp
 	return e, nil
 }
 
-// addReferrers collects the referrers of all that is written, level by level. Those of which something is missing are left out if the
-// export is sparse.
+// addReferrers collects the referrers of everything exported, level by level. In a sparse export it leaves out
+// incomplete ones.
 func (e *exporter) addReferrers(ctx context.Context) error {
 	if len(e.o.Referrers) == 0 {
 		return nil
 	}
-	f := finder{store: e.store, types: e.o.ArtifactTypes, sparse: e.o.Select == Sparse, of: e.o.Referrers, blobs: e.blobs}
+	f := finder{store: e.store, types: e.o.ArtifactTypes, sparse: e.o.Select == Sparse, lists: e.o.Referrers, blobs: e.blobs}
 	found, err := f.find(ctx)
 	e.referrers = found
 	return err
@@ -138,17 +138,17 @@ type exporter struct {
 	blobs     map[digest.Digest]int64
 	settled   map[digest.Digest]settled
 	docker    []dockerImage
-	places    map[string]int  // in docker, by config and layers
-	tags      map[string]bool // of docker's images
+	places    map[string]int  // positions in docker, by config and layers
+	tags      map[string]bool // in docker
 }
 
-// settled is what stands for a target, and which of docker's images it is.
+// settled is what is exported for a target, and the position of its image in exporter.docker.
 type settled struct {
 	target v1.Descriptor
-	docker int // -1 for none
+	docker int // -1 if there is none
 }
 
-// add collects the blobs of an image, and settles what its name stands for.
+// add collects the blobs of an image, and sets the target that is exported for it.
 func (e *exporter) add(ctx context.Context, img *image.Image) error {
 	s, ok := e.settled[img.Target.Digest]
 	if !ok {
@@ -173,7 +173,7 @@ func (e *exporter) settle(ctx context.Context, target v1.Descriptor) (s settled,
 	walker := image.Walker{Store: e.store, Platform: e.o.Platform}
 	choice := e.o.Select
 	if e.o.Format == Docker && choice == Available {
-		choice = One // docker takes no index
+		choice = One // docker doesn't read indexes
 	}
 	var t *tree
 	if choice != One {
@@ -188,7 +188,7 @@ func (e *exporter) settle(ctx context.Context, target v1.Descriptor) (s settled,
 			return s, absent("blob %s is not in the store", t.gaps[0].missing.Digest)
 		}
 	}
-	if t == nil { // the manifest for the platform in the place of an index
+	if t == nil { // export the platform's manifest instead of the index
 		if target, err = walker.Manifest(ctx, target); err != nil {
 			return s, err
 		}
@@ -204,7 +204,7 @@ func (e *exporter) settle(ctx context.Context, target v1.Descriptor) (s settled,
 		return s, err
 	}
 	if s.docker < 0 && e.o.Format == Docker {
-		return s, invalid("docker can't have it: it is no image, or a layer is missing or of a type that docker does not know")
+		return s, invalid("docker can't read it: it isn't an image, or a layer is missing or of a type unknown to docker")
 	}
 	for _, d := range t.blobs {
 		e.blobs[d.Digest] = d.Size
@@ -212,11 +212,11 @@ func (e *exporter) settle(ctx context.Context, target v1.Descriptor) (s settled,
 	return s, nil
 }
 
-// addDocker adds what `docker load` is to make of an image, if it can take it, and returns its place; -1 if it can't.
+// addDocker adds an image to docker's manifest.json, if docker can read it. It returns the position, or -1.
 func (e *exporter) addDocker(ctx context.Context, walker image.Walker, target v1.Descriptor, blobs map[digest.Digest]v1.Descriptor) (int, error) {
 	c, err := walker.Contents(ctx, target)
 	if errdefs.IsNotFound(err) || errdefs.IsInvalidArgument(err) {
-		return -1, nil // nothing for this platform in an index that is written whole, or an artifact, not an image
+		return -1, nil // an artifact, or an index without this platform that is exported as a whole
 	}
 	if err != nil {
 		return -1, err
@@ -227,7 +227,7 @@ func (e *exporter) addDocker(ctx context.Context, walker image.Walker, target v1
 	}
 	for _, d := range append(children, c.Manifest) {
 		if _, written := blobs[d.Digest]; !written {
-			return -1, nil // a foreign layer, or what an index lacks
+			return -1, nil // a foreign layer, or a gap in a sparse index
 		}
 	}
 	if !isDocker(c.Layers, children[0].MediaType) {
@@ -254,7 +254,7 @@ func blobPath(d digest.Digest) string {
 	return path.Join(v1.ImageBlobsDir, string(d.Algorithm()), d.Encoded())
 }
 
-// index is the archive's index.json.
+// index returns the archive's index.json.
 func index(images []image.Image, referrers []layout.Referrer) v1.Index {
 	ix := v1.Index{
 		Versioned: specs.Versioned{SchemaVersion: 2},
@@ -287,17 +287,17 @@ func index(images []image.Image, referrers []layout.Referrer) v1.Index {
 	return ix
 }
 
-// sink is where an export goes: a tar or a directory.
+// sink receives an export: a tar or a directory.
 type sink interface {
-	// document is called with the documents, directory and blob after it with all blobs, sorted by digest.
+	// document is called first, for each document; then directory; then blob, for all blobs in the order of their
+	// digests.
 	document(name string, b []byte) error
 	directory(name string) error
 	blob(ctx context.Context, d digest.Digest, size int64, write func(io.Writer) error) error
 	end() error
 }
 
-// write writes the documents before the blobs, so that who reads the stream knows early what
-// it holds.
+// write writes documents before blobs, so that a reader of the stream knows early what it contains.
 func (e *exporter) write(ctx context.Context, to sink) error {
 	type document struct {
 		name  string
@@ -387,8 +387,7 @@ func header(name string, mode, size int64) *tar.Header {
 	return h
 }
 
-// blob writes a blob and verifies it once more: what is corrupt here must not pass for an
-// archive that was damaged on its way.
+// blob writes a blob, and verifies it, so that a corrupt blob here isn't mistaken for damage to the archive.
 func (e *exporter) blob(ctx context.Context, w io.Writer, d digest.Digest, buf []byte) error {
 	f, err := e.store.File(d)
 	if err != nil {

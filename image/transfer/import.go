@@ -17,46 +17,47 @@ import (
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
-// ImportOptions tell which images of an archive are named, and how.
+// ImportOptions select which images of an archive get names, and which names.
 type ImportOptions struct {
 	Select   Selection
-	Platform *image.Platform // for One
+	Platform *image.Platform // used with One
 
-	// Only are the images that are wanted: a name or tag that the archive gives, or the digest of what is named. Empty
-	// for all.
+	// Only selects images: by a name or tag in the archive, or by the digest of the target. Empty selects all.
 	Only []string
-	// Name is the name of the one image, whatever the archive calls it.
+	// Name is the name for the one image, whatever its name in the archive.
 	Name string
-	// BaseName precedes the tag of an image that the archive gives a tag alone, or the digest
-	// of one that it gives no name at all.
+	// BaseName is prefixed to the tag of an image that has only a tag in the archive, or to the digest of one without
+	// any name.
 	BaseName string
-	// Referrers are taken, too: those entries without a name that refer to an image that is named, or to what it consists of, of these
-	// artifact types, or of all if there are none. Ignored, if set, is called with the number of those that refer to nothing that is taken.
+	// Referrers says to import referrers too: entries without a name that refer to an imported image or a part of it.
+	// ArtifactTypes selects some of them; none means all. Ignored, if set, is called with the number of entries whose
+	// subject isn't imported.
 	Referrers     bool
 	ArtifactTypes []string
 	Ignored       func(n int)
-	// Gate, if set, is called with the images before they are named. If it fails, none of them is.
+	// Gate, if set, is called with the images before they get their names. If it fails, none gets one.
 	Gate func(context.Context, []image.Image) error
 }
 
 // found is an image of an archive with one of its names.
 type found struct {
-	target v1.Descriptor // its annotations are labels
-	name   string        // "" where there is none
-	tag    string        // a name that is a tag alone
+	target v1.Descriptor // with labels as annotations
+	name   string        // "" if it has none
+	tag    string        // a name that is only a tag
 }
 
-// Import stores the blobs of an archive, then names its images, as containerd and docker do: by the annotations
-// io.containerd.image.name and org.opencontainers.image.ref.name of its index.json; in an archive that is no OCI
-// layout, by the RepoTags of its manifest.json, normalised. So it is too where the layout has no images, or one that
-// can't be unpacked: docker writes such archives, with a manifest.json that is right. A name that is there points at
-// the new image from then on. It returns what was named, in the archive's order.
+// Import stores the blobs of an archive, and then names its images as containerd and docker do: by the annotations
+// io.containerd.image.name and org.opencontainers.image.ref.name in index.json; or by the RepoTags in manifest.json,
+// normalised, if the archive is not an OCI layout. manifest.json is also used if the layout has no images, or one that
+// can't be unpacked: docker writes such archives. An existing name is moved to the new image. Import returns the named
+// images, in the archive's order.
 //
-// All images are named in one change, or none is: what a failed import brought are blobs without a name. DataLoss: the
-// archive is truncated or damaged, a blob does not hash to its name, a layer not to its diff ID, or one is missing.
-// InvalidArgument: it is no image archive, has an entry that no image archive has, or an image without a name.
-// NotFound: it has nothing for the platform, or no image that is wanted. FailedPrecondition: an image layout of an
-// unknown version. NotImplemented: a compression that isn't known here.
+// All images are named in one change, or none is; a failed import leaves only blobs without a name.
+//
+// DataLoss: the archive is truncated or damaged, a blob is missing or doesn't hash to its name, or a layer doesn't hash
+// to its diff ID. InvalidArgument: not an image archive, an entry that no image archive has, or an image without a
+// name. NotFound: nothing for the platform, or a selected image is missing. FailedPrecondition: an image layout of an
+// unknown version. NotImplemented: an unsupported compression.
 func Import(ctx context.Context, store *content.Store, names *image.Names, from Source, o ImportOptions) ([]image.Image, error) {
 	a, err := readArchive(ctx, store, from)
 	if err != nil {
@@ -78,8 +79,8 @@ func Import(ctx context.Context, store *content.Store, names *image.Names, from 
 	return images, names.ReplaceAll(ctx, images)
 }
 
-// List returns the images of an archive, as Import would find them, and stores nothing. One without a name has none
-// here too; one that has a tag alone has the tag for a name.
+// List returns the images of an archive that Import would find, and stores nothing. An image without a name has none
+// here either; one with only a tag has the tag as its name.
 func List(ctx context.Context, from Source, o ImportOptions) ([]image.Image, error) {
 	a, err := readArchive(ctx, nil, from)
 	if err != nil {
@@ -103,21 +104,21 @@ func List(ctx context.Context, from Source, o ImportOptions) ([]image.Image, err
 	return images, nil
 }
 
-// images are the images of an archive that are wanted, verified, with the names that they are to have.
+// images returns the selected images of an archive, verified, with their final names.
 func (o ImportOptions) images(ctx context.Context, store *content.Store, a *archive) ([]image.Image, error) {
 	all, err := a.layoutImages()
 	if err != nil {
 		return nil, err
 	}
 	var images []image.Image
-	odd := unpackable{}
+	cannotUnpack := unpackable{}
 	if o.Referrers {
 		if all, err = a.setReferrers(ctx, store, all); err != nil {
 			return nil, err
 		}
 	}
 	if len(all) > 0 {
-		if images, err = o.verified(ctx, store, a, all); a.docker == nil || !errors.As(err, &odd) {
+		if images, err = o.verified(ctx, store, a, all); a.docker == nil || !errors.As(err, &cannotUnpack) {
 			return images, err
 		}
 	}
@@ -131,7 +132,7 @@ func (o ImportOptions) images(ctx context.Context, store *content.Store, a *arch
 		}
 	}
 	if len(images) == 0 && o.Name != "" {
-		return nil, absent("archive has no image that %s could name", o.Name)
+		return nil, absent("archive has no image for the name %s", o.Name)
 	}
 	return images, nil
 }
@@ -159,13 +160,13 @@ func (o ImportOptions) verified(ctx context.Context, store *content.Store, a *ar
 	return images, nil
 }
 
-// maybe reports whether an image of that name, or of what digest it may turn out to have, may be wanted.
+// maybe reports whether an image with that name, whose digest is still unknown, may be selected.
 func (o ImportOptions) maybe(name string) bool {
-	digests := slices.ContainsFunc(o.Only, func(only string) bool { return digest.Digest(only).Validate() == nil })
-	return len(o.Only) == 0 || digests || slices.ContainsFunc(o.Only, func(only string) bool { return sameName(only, name) })
+	byDigest := slices.ContainsFunc(o.Only, func(only string) bool { return digest.Digest(only).Validate() == nil })
+	return len(o.Only) == 0 || byDigest || slices.ContainsFunc(o.Only, func(only string) bool { return sameName(only, name) })
 }
 
-// choose returns the images that are wanted. NotFound: the archive does not have one.
+// choose returns the selected images. NotFound: the archive lacks one.
 func (o ImportOptions) choose(all []found) ([]found, error) {
 	if len(o.Only) == 0 {
 		return all, nil
@@ -191,14 +192,14 @@ func (o ImportOptions) choose(all []found) ([]found, error) {
 	return chosen, nil
 }
 
-// layoutImages are the entries of an archive's index.json: none of an archive that is no layout.
+// layoutImages returns the entries of an archive's index.json; none if the archive isn't a layout.
 func (a *archive) layoutImages() ([]found, error) {
 	switch {
 	case a.layout != nil:
 	case a.docker != nil:
 		return nil, nil
 	default:
-		return nil, invalid("no image archive: it has neither %s nor %s", v1.ImageLayoutFile, dockerManifestsFile)
+		return nil, invalid("not an image archive: it has neither %s nor %s", v1.ImageLayoutFile, dockerManifestsFile)
 	}
 	var layout v1.ImageLayout
 	if err := image.Decode(a.layout, &layout); err != nil {
@@ -216,11 +217,11 @@ func (a *archive) layoutImages() ([]found, error) {
 	if err := image.Decode(a.index, &index); err != nil {
 		return nil, errclass.As(fmt.Errorf("%s: %w", v1.ImageIndexFile, err), errdefs.ErrInvalidArgument)
 	}
-	a.index = nil // it may be large
+	a.index = nil // free it: it may be large
 	return index.Manifests, nil
 }
 
-// entries decodes those of an index.json, one after the other.
+// entries decodes the entries of an index.json one after another.
 type entries []found
 
 // UnmarshalJSON implements json.Unmarshaler.
@@ -235,16 +236,16 @@ func (all *entries) UnmarshalJSON(b []byte) error {
 		}
 		f.target.Annotations = labels(d.Annotations)
 		*all = append(*all, f)
-		if err := content.Validate(d.Digest); !errdefs.IsNotImplemented(err) { // which concerns that image alone
+		if err := content.Validate(d.Digest); !errdefs.IsNotImplemented(err) { // an unsupported algorithm concerns that image only
 			return err
 		}
 		return nil
 	})
 }
 
-// labels are the annotations of an entry that are no names and no times of ours.
+// labels returns the annotations of an entry except names and times.
 func labels(annotations map[string]string) map[string]string {
-	var kept map[string]string // most entries have none: one for each would take memory
+	var kept map[string]string // allocated only if needed: most entries have none
 	for k, v := range annotations {
 		if k == AnnotationImageName || layout.Reserved(k) {
 			continue
@@ -268,9 +269,9 @@ func (o ImportOptions) name(all []found) ([]image.Image, error) {
 			named[f.target.Digest] = true
 		}
 	}
-	// Beside images with names, those without are what the former refer to, or refers to them.
+	// If some images have names, the entries without one are parts of those, or refer to them.
 	var images []image.Image
-	at := map[string]int{}
+	positions := map[string]int{}
 	for _, f := range all {
 		if len(named) > 0 && f.name == "" && f.tag == "" {
 			continue
@@ -289,10 +290,10 @@ func (o ImportOptions) name(all []found) ([]image.Image, error) {
 		default:
 			return nil, invalid("image %s has no name in the archive: give --name or --base-name", f.target.Digest)
 		}
-		i, twice := at[name]
+		i, twice := positions[name]
 		switch {
 		case !twice:
-			at[name] = len(images)
+			positions[name] = len(images)
 			images = append(images, image.Image{Name: name, Target: f.target, Labels: f.target.Annotations})
 		case images[i].Target.Digest == f.target.Digest:
 		case o.Name != "":
@@ -304,8 +305,7 @@ func (o ImportOptions) name(all []found) ([]image.Image, error) {
 	return images, nil
 }
 
-// verify finds out whether all of an image is in the store, and returns what its name is to
-// point at.
+// verify checks that the store has everything of an image, and returns the target for its name.
 func (o ImportOptions) verify(ctx context.Context, store *content.Store, a *archive, d v1.Descriptor) (v1.Descriptor, error) {
 	target := d
 	target.Annotations = nil
@@ -315,7 +315,7 @@ func (o ImportOptions) verify(ctx context.Context, store *content.Store, a *arch
 		return d, err
 	}
 	if o.Select == One {
-		// An index whose other platforms lie is none of our business; this one's may not.
+		// Other platforms of the index don't matter here, even if they are wrong.
 		m, err := image.Walker{Store: store, Platform: o.Platform}.Manifest(ctx, d)
 		if err != nil {
 			return d, err
@@ -328,10 +328,10 @@ func (o ImportOptions) verify(ctx context.Context, store *content.Store, a *arch
 		return d, err
 	}
 	for _, g := range t.gaps {
-		// Of an index, manifests may be missing for platforms that nobody put in; what came
-		// with its config was meant to be whole, but for attestations.
-		came := a.blobs[g.manifest.Digest] && a.blobs[g.config] && !attached(g.manifest)
-		if o.Select != Available && o.Select != Sparse || t.images == 0 || came {
+		// Manifests of an index may be missing for platforms that weren't archived. A manifest that came with its
+		// config was meant to be complete, except an attestation.
+		wasIncluded := a.blobs[g.manifest.Digest] && a.blobs[g.config] && !attached(g.manifest)
+		if o.Select != Available && o.Select != Sparse || t.images == 0 || wasIncluded {
 			return d, damaged("image %s is incomplete: %s is not in the archive", d.Digest, g.missing.Digest)
 		}
 	}
@@ -343,13 +343,13 @@ func (o ImportOptions) verify(ctx context.Context, store *content.Store, a *arch
 	return target, nil
 }
 
-// unpackable is the error of an image that is whole, but can't be unpacked.
+// unpackable is the error of an image that is complete, but can't be unpacked.
 type unpackable struct{ error }
 
 func (u unpackable) Unwrap() error { return u.error }
 
-// checkLayers compares the number of a manifest's layers with the diff IDs in its config. What has no rootfs in its
-// config is an artifact, whatever its type.
+// checkLayers compares the number of layers with the number of diff IDs in the config. A config without a rootfs is an
+// artifact's, whatever its type.
 func checkLayers(ctx context.Context, store *content.Store, m image.Node) error {
 	if !image.IsManifest(m.Type) {
 		return nil

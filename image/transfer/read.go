@@ -22,46 +22,45 @@ import (
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
-// Bounds on what an archive makes us remember: entries, bytes of all their names, bytes of
-// one name. An archive of a thousand images stays far below.
+// Bounds for an archive: the number of entries, the total length of their names, the length of one name, and the length
+// of a chain of links. An archive of a thousand images stays far below.
 const (
 	maxEntries = 1 << 17
 	maxNames   = 16 << 20
 	maxName    = 1 << 10
-	maxLinks   = 16 // one leads to the next
+	maxLinks   = 16 // links in a row
 )
 
-// file is an entry of an archive that may matter: a blob that is stored now, or a link.
+// file is an entry of an archive that may be needed: a blob that is now stored, or a link.
 type file struct {
-	digest      digest.Digest // "" of a link
+	digest      digest.Digest // "" for a link
 	size        int64
 	compression compression.Format
-	link        string // the name of the entry it leads to
+	link        string // the name of the entry that it points at
 }
 
-// archive is what was read of an archive.
+// archive is what was read from an archive.
 type archive struct {
-	files  map[string]*file       // nil for what was passed over
-	blobs  map[digest.Digest]bool // under blobs/
+	files  map[string]*file       // nil for skipped entries
+	blobs  map[digest.Digest]bool // in blobs/
 	layout []byte                 // oci-layout
 	index  []byte                 // index.json
 	docker []byte                 // manifest.json
-	// referrers are the entries of index.json without a name that have a subject.
+	// referrers are the entries without a name in index.json that have a subject.
 	referrers map[digest.Digest][]v1.Descriptor
 }
 
-// reader reads one archive into a store.
+// reader reads an archive into a store.
 type reader struct {
 	store   *content.Store // nil if nothing is to be stored
 	buf     []byte
 	entries int
 	names   int
-	listed  map[string]bool // what manifest.json names, where it came first
+	listed  map[string]bool // names in manifest.json, if that came first
 	archive
 }
 
-// readArchive stores the blobs of an archive as they pass, each verified against its name if
-// that is its digest.
+// readArchive stores the blobs of an archive while it reads, and verifies those that are named by their digest.
 func readArchive(ctx context.Context, store *content.Store, from Source) (*archive, error) {
 	r := &reader{store: store, buf: make([]byte, 256<<10)}
 	r.files, r.blobs = map[string]*file{}, map[digest.Digest]bool{}
@@ -74,31 +73,30 @@ func readArchive(ctx context.Context, store *content.Store, from Source) (*archi
 	return &r.archive, err
 }
 
-// entryName is the name of an entry, relative to the archive: without / or ./ before it or a slash behind. "." is the
-// archive itself. What leads upwards is refused, though it would never become a path here: whoever made that had no
-// image in mind.
+// entryName returns the name of an entry without a leading / or ./ and without a trailing slash. "." is the archive
+// itself. A name with ".." is refused: it would never become a path here, but no image archive has one.
 func entryName(name string) (string, error) {
 	if len(name) > maxName {
-		return "", invalid("entry %.40q…: a name of more than %d bytes", name, maxName)
+		return "", invalid("entry %.40q…: the name has more than %d bytes", name, maxName)
 	}
 	if !utf8.ValidString(name) || strings.ContainsFunc(name, unicode.IsControl) {
-		return "", invalid("entry %q: a name with control characters or what is not UTF-8", name)
+		return "", invalid("entry %q: the name has control characters or is not UTF-8", name)
 	}
 	for part := range strings.SplitSeq(name, "/") {
 		if part == ".." {
-			return "", invalid("entry %q: a name that leads outside the archive", name)
+			return "", invalid("entry %q: the name leads outside the archive", name)
 		}
 	}
 	return cmp.Or(strings.TrimLeft(path.Clean(name), "/"), "."), nil
 }
 
-// linkTarget is the name of the entry that a link leads to.
+// linkTarget returns the name of the entry that a link points at.
 func linkTarget(h *tar.Header, name string) (string, error) {
 	to := h.Linkname
 	if len(to) > maxName || !utf8.ValidString(to) || strings.ContainsFunc(to, unicode.IsControl) {
 		return "", invalid("entry %q: a link to %.40q", name, to)
 	}
-	if h.Typeflag == tar.TypeLink { // to the name of an entry
+	if h.Typeflag == tar.TypeLink { // a hard link has the name of an entry
 		to = strings.TrimLeft(to, "/")
 	} else if !path.IsAbs(to) {
 		to = path.Join(path.Dir(name), to)
@@ -122,10 +120,10 @@ func (r *reader) entry(ctx context.Context, h *tar.Header, body io.Reader) error
 		return nil
 	}
 	if name == "." {
-		return invalid("entry %q: a name that is none", h.Name)
+		return invalid("entry %q: not a name", h.Name)
 	}
 	if _, twice := r.files[name]; twice {
-		return invalid("entry %q is there twice", name)
+		return invalid("entry %q occurs twice", name)
 	}
 	if r.names += len(name) + len(h.Linkname); r.names > maxNames {
 		return invalid("names of entries take more than %d bytes", maxNames)
@@ -185,7 +183,7 @@ func (r *reader) regular(ctx context.Context, name string, size int64, body io.R
 	return file{}, nil
 }
 
-// blobName is the digest that a file of an OCI layout is named by.
+// blobName returns the digest in the name of a blob file of an OCI layout.
 func blobName(name string) (digest.Digest, bool) {
 	rest, ok := strings.CutPrefix(name, v1.ImageBlobsDir+"/")
 	if !ok {
@@ -196,11 +194,11 @@ func blobName(name string) (digest.Digest, bool) {
 	return dgst, ok && content.Validate(dgst) == nil
 }
 
-// tarBlock is the size of a tar's header.
+// tarBlock is the size of a tar header.
 const tarBlock = 512
 
-// plausible tells whether a file may be a layer or config that a manifest.json will name, so
-// that a tar of something else does not end up in the store. What a layer holds tells as much as its name.
+// plausible reports whether a file may be a layer or config that a manifest.json will name, so that other tars don't
+// end up in the store. It considers the name and the beginning of the content.
 func plausible(name string, size int64, head []byte) bool {
 	if strings.Count(name, "/") > 2 {
 		return false
@@ -219,7 +217,7 @@ func plausible(name string, size int64, head []byte) bool {
 	return isTar || isConfig || compression.Sniff(head) != compression.None
 }
 
-// document reads a file that is JSON.
+// document reads a JSON file.
 func document(name string, size int64, body io.Reader) ([]byte, error) {
 	if size > image.MaxDocument {
 		return nil, invalid("%s has %d bytes, more than %d", name, size, image.MaxDocument)
@@ -229,7 +227,7 @@ func document(name string, size int64, body io.Reader) ([]byte, error) {
 	return b, entryError(name, err)
 }
 
-// entryError gives the early end of an entry its class.
+// entryError gives an error its class if an entry ends early.
 func entryError(name string, err error) error {
 	if err == io.EOF || err == io.ErrUnexpectedEOF {
 		return damaged("entry %q ends too early", name)
@@ -237,11 +235,11 @@ func entryError(name string, err error) error {
 	return err
 }
 
-// blob stores a file; its digest is verified if it is known.
+// blob stores a file. It verifies the digest if that is known.
 func (r *reader) blob(ctx context.Context, name string, size int64, dgst digest.Digest, body io.Reader) (file, error) {
 	f := file{digest: dgst, size: size}
 	if r.store == nil {
-		return r.look(name, f, body)
+		return r.hashOnly(name, f, body)
 	}
 	w, err := r.writer(ctx, name, size, dgst)
 	if errdefs.IsAlreadyExists(err) {
@@ -255,7 +253,7 @@ func (r *reader) blob(ctx context.Context, name string, size int64, dgst digest.
 		return f, fmt.Errorf("store %s: %w", name, err)
 	}
 	defer w.Abort()
-	// Whatever an earlier attempt left, all of it comes again.
+	// Start over, whatever an earlier attempt left: all of it comes again.
 	if err := w.Truncate(0); err != nil {
 		return f, fmt.Errorf("store %s: %w", name, err)
 	}
@@ -277,8 +275,8 @@ func (r *reader) blob(ctx context.Context, name string, size int64, dgst digest.
 	return f, nil
 }
 
-// look is blob without a store: it finds the digest of a file.
-func (r *reader) look(name string, f file, body io.Reader) (_ file, err error) {
+// hashOnly is blob without a store: it computes the digest of a file.
+func (r *reader) hashOnly(name string, f file, body io.Reader) (_ file, err error) {
 	if f.digest != "" {
 		r.blobs[f.digest] = true
 		return f, nil
@@ -292,7 +290,7 @@ func (r *reader) look(name string, f file, body io.Reader) (_ file, err error) {
 	return f, err
 }
 
-// copy gives write all of a file, and tells how the file is compressed.
+// copy calls write with the content of a file, and returns the file's compression.
 func (r *reader) copy(name string, size int64, body io.Reader, write func([]byte) error) (format compression.Format, err error) {
 	for n := int64(0); n < size; {
 		k, err := io.ReadFull(body, r.buf[:min(int64(len(r.buf)), size-n)])
@@ -310,9 +308,8 @@ func (r *reader) copy(name string, size int64, body io.Reader, write func([]byte
 	return format, nil
 }
 
-// writer opens an ingest: the digest's, or else one that the name is known by, so that what
-// one killed import left is taken up by the next. Two imports at a time don't wait for each
-// other.
+// writer opens an ingest: that of the digest, or else one for the entry's name, so that another import continues what
+// an interrupted one left. Two imports at the same time don't wait for each other.
 func (r *reader) writer(ctx context.Context, name string, size int64, dgst digest.Digest) (*content.Writer, error) {
 	ref := "import:" + name
 	if dgst != "" {
@@ -327,8 +324,8 @@ func (r *reader) writer(ctx context.Context, name string, size int64, dgst diges
 	}
 }
 
-// find returns the blob that an entry is, through links. A link that leads to no entry is taken for one to the entry of
-// the same base name at the top of the archive. DataLoss if there is none.
+// find returns the blob of an entry, following links. A link to a missing entry is taken to point at the entry with the
+// same base name at the top of the archive. DataLoss if there is none.
 func (a *archive) find(name string) (file, error) {
 	clean, err := entryName(name)
 	if err != nil {
@@ -342,16 +339,16 @@ func (a *archive) find(name string) (file, error) {
 		}
 		switch {
 		case !ok && n > 0:
-			return file{}, damaged("archive has no %q, to which %q leads, which %s names", clean, name, dockerManifestsFile)
+			return file{}, damaged("archive has no %q, the target of %q in %s", clean, name, dockerManifestsFile)
 		case !ok:
-			return file{}, damaged("archive has no %q, which %s names", name, dockerManifestsFile)
+			return file{}, damaged("archive has no %q, which is listed in %s", name, dockerManifestsFile)
 		case f == nil:
-			return file{}, invalid("%q, which %s names, is no layer and no config", name, dockerManifestsFile)
+			return file{}, invalid("%q, which is listed in %s, is neither a layer nor a config", name, dockerManifestsFile)
 		case f.link != "":
 			clean = f.link
 		default:
 			return *f, nil
 		}
 	}
-	return file{}, invalid("entry %q: links without end", name)
+	return file{}, invalid("entry %q: too many links", name)
 }

@@ -6,7 +6,7 @@ import (
 	"github.com/distribution/reference"
 )
 
-// normalize is docker's rule for the names in RepoTags: redis is docker.io/library/redis:latest.
+// normalize applies docker's rule for names in RepoTags: redis is docker.io/library/redis:latest.
 func normalize(tag string) (string, error) {
 	named, err := reference.ParseDockerRef(tag)
 	if err != nil {
@@ -15,8 +15,7 @@ func normalize(tag string) (string, error) {
 	return named.String(), nil
 }
 
-// sameName reports whether two names mean the same image, as docker reads them: redis is
-// docker.io/library/redis:latest.
+// sameName reports whether docker would read two names as the same one: redis is docker.io/library/redis:latest.
 func sameName(a, b string) bool {
 	if a == b {
 		return true
@@ -26,11 +25,11 @@ func sameName(a, b string) bool {
 	return aerr == nil && berr == nil && na.String() == nb.String()
 }
 
-// isTag is containerd's rule for org.opencontainers.image.ref.name: whether it is a tag, to
-// which the repository is missing.
+// isTag applies containerd's rule for org.opencontainers.image.ref.name: it reports whether ref is only a tag, without
+// a repository.
 func isTag(ref string) bool { return ref != "" && !strings.ContainsAny(ref, "/:@") }
 
-// tagOf is the tag or digest in a full name; the name itself where it has none.
+// tagOf returns the tag or digest in a full name, or the name itself if it has neither.
 func tagOf(name string) string {
 	rest := name[strings.LastIndexByte(name, '/')+1:]
 	if i := strings.IndexAny(rest, ":@"); i >= 0 && i+1 < len(rest) {
@@ -39,8 +38,8 @@ func tagOf(name string) string {
 	return name
 }
 
-// repoTag is the name as docker shows it, redis:latest, for RepoTags: "" for one that has a
-// digest and no tag, or is no reference at all, since `docker load` fails on them.
+// repoTag returns the name as docker shows it in RepoTags, such as redis:latest. It is "" for a name with a digest and
+// no tag, or for one that isn't a reference, since `docker load` fails on these.
 func repoTag(name string) string {
 	named, err := reference.ParseNormalizedNamed(name)
 	if err != nil {

@@ -16,18 +16,18 @@ import (
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
-// finder finds referrers that lists name.
+// finder finds listed referrers in a store.
 type finder struct {
 	store  *content.Store
-	types  []string // of artifacts; none: all
-	sparse bool     // leave out what is not whole
-	of     map[digest.Digest][]v1.Descriptor
-	blobs  map[digest.Digest]int64 // what may be a subject; the blobs of referrers are added
+	types  []string                          // artifact types; none means all
+	sparse bool                              // leave out incomplete referrers
+	lists  map[digest.Digest][]v1.Descriptor // by subject
+	blobs  map[digest.Digest]int64           // possible subjects; the blobs of referrers are added
 }
 
-// find returns the referrers of all blobs, and those of referrers, sorted by digest. The lists are not trusted: each document must name its
-// subject, and all together are bounded as one graph is. NotFound: something is missing. InvalidArgument: they nest too deep, or are
-// too many.
+// find returns the referrers of all blobs, and their own referrers, sorted by digest. The lists are untrusted: each
+// document must name its subject, and the limits of one graph apply to all of them together. NotFound: something is
+// missing. InvalidArgument: they nest too deep, or are too many.
 func (f finder) find(ctx context.Context) ([]layout.Referrer, error) {
 	var found []layout.Referrer
 	tally := &image.Tally{}
@@ -43,7 +43,7 @@ func (f finder) find(ctx context.Context) ([]layout.Referrer, error) {
 	for depth := 1; len(subjects) > 0; depth++ {
 		var next []digest.Digest
 		for _, subject := range subjects {
-			for _, d := range f.of[subject] {
+			for _, d := range f.lists[subject] {
 				tag := d.Annotations[v1.AnnotationRefName]
 				if len(f.types) > 0 && !slices.Contains(f.types, d.ArtifactType) || seen[key{d.Digest, tag}] {
 					continue
@@ -61,7 +61,7 @@ func (f finder) find(ctx context.Context) ([]layout.Referrer, error) {
 				}
 				found = append(found, layout.Referrer{Descriptor: d, Subject: subject, Tag: tag})
 				for _, b := range blobs {
-					if _, there := f.blobs[b.Digest]; !there {
+					if _, known := f.blobs[b.Digest]; !known {
 						f.blobs[b.Digest] = b.Size
 						next = append(next, b.Digest)
 					}
@@ -76,14 +76,14 @@ func (f finder) find(ctx context.Context) ([]layout.Referrer, error) {
 	return found, nil
 }
 
-// take returns the blobs of a referrer; nil if it is left out.
+// take returns the blobs of a referrer, or nil if it is left out.
 func (f finder) take(ctx context.Context, tally *image.Tally, d v1.Descriptor, subject digest.Digest) (map[digest.Digest]v1.Descriptor, error) {
 	of, err := image.Walker{Store: f.store}.Subject(d.Digest)
 	if err != nil {
 		return nil, err
 	}
 	if _, by, tagged := layout.ParseReferrerTag(d.Annotations[v1.AnnotationRefName]); of != subject && (!tagged || by != subject) {
-		return nil, damaged("it does not refer to that")
+		return nil, damaged("it doesn't refer to the subject")
 	}
 	t, err := survey(ctx, f.store, d)
 	if err != nil {
@@ -105,8 +105,8 @@ func (f finder) take(ctx context.Context, tally *image.Tally, d v1.Descriptor, s
 	return t.blobs, nil
 }
 
-// setReferrers takes from the entries of an archive those without a name whose documents have a subject, and those that a tag attaches to
-// one.
+// setReferrers moves entries of an archive to a.referrers: those without a name whose documents have a subject, and
+// those that a tag attaches to one.
 func (a *archive) setReferrers(ctx context.Context, store *content.Store, all []found) ([]found, error) {
 	a.referrers = map[digest.Digest][]v1.Descriptor{}
 	w := image.Walker{Store: store}
@@ -122,7 +122,7 @@ func (a *archive) setReferrers(ctx context.Context, store *content.Store, all []
 		}
 		d, subject, err := w.Referrer(f.target.Digest)
 		switch {
-		case errdefs.IsNotFound(err): // nothing tells what it is; a referrer may be missing
+		case errdefs.IsNotFound(err): // the document is missing: if a tag says so, a referrer may be missing
 			if !tagged {
 				images = append(images, f)
 			}
@@ -140,7 +140,7 @@ func (a *archive) setReferrers(ctx context.Context, store *content.Store, all []
 	return images, nil
 }
 
-// addReferrers lists the referrers of images in the index of the names.
+// addReferrers adds the referrers of images to the index of the names.
 func (o ImportOptions) addReferrers(ctx context.Context, store *content.Store, names *image.Names, a *archive, images []image.Image) error {
 	blobs := map[digest.Digest]int64{}
 	for _, img := range images {
@@ -152,10 +152,10 @@ func (o ImportOptions) addReferrers(ctx context.Context, store *content.Store, n
 			blobs[d.Digest] = d.Size
 		}
 	}
-	f := finder{store: store, types: o.ArtifactTypes, of: a.referrers, blobs: blobs}
+	f := finder{store: store, types: o.ArtifactTypes, lists: a.referrers, blobs: blobs}
 	found, err := f.find(ctx)
 	if errdefs.IsNotFound(err) {
-		err = errclass.As(err, errdefs.ErrDataLoss) // it is not in the archive
+		err = errclass.As(err, errdefs.ErrDataLoss) // missing in the archive
 	}
 	if err != nil {
 		return err

@@ -28,11 +28,11 @@ import (
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
-// A Source calls f with the entries of an archive, in its order. Errors of reading a body have their class.
+// A Source calls f with each entry of an archive, in order. Errors of reading a body have a class.
 type Source func(ctx context.Context, f func(h *tar.Header, body io.Reader) error) error
 
-// Stream is the source of a tar, plain or compressed with gzip, zstd, bzip2 or xz. It is read to its end, which an
-// end-of-archive marker must precede.
+// Stream returns the source for a tar that may be compressed with gzip, zstd, bzip2 or xz. It is read to its end, and
+// must have an end-of-archive marker.
 func Stream(in io.Reader) Source {
 	return func(ctx context.Context, f func(*tar.Header, io.Reader) error) error {
 		src := &input{ctx: ctx, r: in}
@@ -51,7 +51,7 @@ func Stream(in io.Reader) Source {
 				break
 			}
 			if errors.Is(err, tar.ErrHeader) && n == 0 {
-				return src.failed(invalid("no tar archive"))
+				return src.failed(invalid("not a tar archive"))
 			}
 			if err != nil && !errors.Is(err, tar.ErrInsecurePath) {
 				return src.failed(err)
@@ -60,7 +60,7 @@ func Stream(in io.Reader) Source {
 			if err := f(h, body); err != nil {
 				return err
 			}
-			// Not left to Next, so that the zeros it reads are no entry's.
+			// Skip the rest of the entry here: Next would count zeros at its end as those of the marker.
 			if _, err := io.CopyBuffer(io.Discard, body, buf); err != nil {
 				return err
 			}
@@ -68,14 +68,14 @@ func Stream(in io.Reader) Source {
 		if end.n < 512 {
 			return damaged("archive is truncated: it has no end-of-archive marker")
 		}
-		// To the end, so that the producer upstream is not killed and checksums are looked at.
+		// Read to the end, so that the producer isn't killed by SIGPIPE and checksums are verified.
 		_, err = io.CopyBuffer(io.Discard, classed{plain, src}, buf)
 		return err
 	}
 }
 
-// input reads the archive's bytes, until ctx is done. It remembers a failure to read, which is another thing than an
-// archive that is damaged.
+// input reads the bytes of an archive until ctx is done. It keeps a read error, which is different from a damaged
+// archive.
 type input struct {
 	ctx context.Context
 	r   io.Reader
@@ -97,7 +97,7 @@ func (s *input) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// failed makes an error of reading the archive one that tells what is wrong with it.
+// failed returns the read error, if there was one, or else err with the class of a damaged archive.
 func (s *input) failed(err error) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -112,7 +112,7 @@ func (s *input) failed(err error) error {
 	return damaged("archive is damaged: %w", err)
 }
 
-// classed is a reader of a part of the archive.
+// classed is a reader of a part of the archive, whose errors have a class.
 type classed struct {
 	r   io.Reader
 	src *input
@@ -126,8 +126,8 @@ func (c classed) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// zeroCounter counts the zero bytes at the end of what it has read: an archive ends with a
-// block of them at least, and package tar takes one without for whole.
+// zeroCounter counts the zero bytes at the end of what was read. An archive ends with at least a block of zeros, but
+// package tar accepts one without.
 type zeroCounter struct {
 	r io.Reader
 	n int
@@ -143,13 +143,13 @@ func (z *zeroCounter) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// decompress returns the plain bytes of an archive.
+// decompress returns the uncompressed bytes of an archive.
 func decompress(ctx context.Context, in io.Reader) (io.Reader, func(), error) {
 	b := bufio.NewReaderSize(in, 64<<10)
 	head, err := b.Peek(compression.HeadSize)
 	if len(head) == 0 {
 		if err == io.EOF {
-			err = invalid("no archive: there is nothing to read")
+			err = invalid("not an archive: the input is empty")
 		}
 		return nil, nil, err
 	}
@@ -162,15 +162,15 @@ func decompress(ctx context.Context, in io.Reader) (io.Reader, func(), error) {
 	return compression.NewReader(b)
 }
 
-// xzMemory bounds what xz(1) may take, in bytes: what xz -9 needs, and as much again.
+// xzMemory bounds the memory of xz(1): twice what xz -9 needs.
 const xzMemory = "128MiB"
 
-// xz has xz(1) decompress r.
+// xz decompresses r with xz(1).
 func xz(ctx context.Context, r io.Reader) (io.Reader, func(), error) {
 	ctx, cancel := context.WithCancel(ctx)
 	c := exec.CommandContext(ctx, "xz", "--decompress", "--stdout", "--format=xz", "--memlimit-decompress="+xzMemory)
-	var told bytes.Buffer
-	c.Stdin, c.Stderr = r, &told
+	var stderr bytes.Buffer
+	c.Stdin, c.Stderr = r, &stderr
 	c.WaitDelay = time.Second // r may block for longer
 	out, err := c.StdoutPipe()
 	if err == nil {
@@ -185,8 +185,8 @@ func xz(ctx context.Context, r io.Reader) (io.Reader, func(), error) {
 	}
 	p := &program{out: out, wait: sync.OnceValue(func() error {
 		err := c.Wait()
-		if err != nil && told.Len() > 0 {
-			line, _, _ := strings.Cut(told.String(), "\n")
+		if err != nil && stderr.Len() > 0 {
+			line, _, _ := strings.Cut(stderr.String(), "\n")
 			err = fmt.Errorf("%.200q", line)
 		}
 		return err
@@ -194,7 +194,7 @@ func xz(ctx context.Context, r io.Reader) (io.Reader, func(), error) {
 	return p, func() { cancel(); _ = p.wait() }, nil
 }
 
-// program is the output of one. It ends with what the program's end tells.
+// program is the output of a program. It ends with the program's error, if any.
 type program struct {
 	out  io.Reader
 	wait func() error
@@ -208,11 +208,11 @@ func (p *program) Read(b []byte) (int, error) {
 	return n, err
 }
 
-// maxNesting bounds how deep the directories of a directory source nest: blobs/sha256 is the deepest of a layout.
+// maxNesting bounds the depth of a directory source. blobs/sha256 is the deepest directory of a layout.
 const maxNesting = 3
 
-// Dir is the source of a directory that holds an image layout, or an archive that was unpacked. Of a layout no more
-// than its documents and blobs are read; symbolic links are entries, as in an archive, and never followed.
+// Dir returns the source for a directory with an image layout, or with an unpacked archive. Of a layout it reads only
+// documents and blobs. Symbolic links are entries, as in an archive, and never followed.
 func Dir(dir string) Source {
 	return func(ctx context.Context, f func(*tar.Header, io.Reader) error) error {
 		root, err := filepath.EvalSymlinks(dir)
@@ -227,7 +227,7 @@ func Dir(dir string) Source {
 		if err != nil {
 			return err
 		}
-		// Documents come first: they tell what files are for.
+		// Documents come first, because they say what the files are.
 		documents := []string{v1.ImageLayoutFile, v1.ImageIndexFile, dockerManifestsFile}
 		layout := slices.Contains(top, v1.ImageLayoutFile)
 		names := slices.DeleteFunc(slices.Clone(documents), func(name string) bool { return !slices.Contains(top, name) })
@@ -245,13 +245,13 @@ func Dir(dir string) Source {
 	}
 }
 
-// directory calls f with what a tree holds.
+// directory calls f with each file of a tree.
 type directory struct {
 	tree disk.Tree
 	f    func(*tar.Header, io.Reader) error
 }
 
-// list returns the names in a directory, sorted.
+// list returns the sorted names in a directory.
 func (d directory) list(name string) ([]string, error) {
 	f, err := d.tree.OpenDir(name)
 	if err != nil {
