@@ -1,5 +1,6 @@
-// Package layerindex makes the indexes of an image's layers, and finds them: a manifest lists them, whose subject is the image's. It is
-// the same in a store and at a registry.
+// Package layerindex creates the indexes of an image's layers, and finds them. A manifest whose subject is the image's
+// manifest lists them, both in a store and at a registry. [Make] creates indexes in a store; [Parse] reads the manifest
+// that lists them.
 package layerindex
 
 import (
@@ -21,12 +22,12 @@ import (
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
-// AnnotationLayer is the annotation of a descriptor of an index. It has the digest of the layer.
+// AnnotationLayer is the annotation of an index's descriptor with the digest of the layer.
 const AnnotationLayer = "distkit.layer"
 
-// Make makes the indexes of the layers of the platform's manifest, which must be in the store, and stores them with a manifest that
-// lists them. Sweeps keep these as long as the image. It returns the manifest's descriptor. Errors are those of [image.Walker.Layers]
-// and of [index.Builder].
+// Make creates the indexes for the layers of the platform's manifest, which must be in the store, and stores them with
+// a manifest that lists them. Sweeps keep all of this as long as the image. It returns the descriptor of the new
+// manifest. Errors are those of [image.Walker.Layers] and [index.Builder].
 func Make(ctx context.Context, w image.Walker, names *image.Names, d v1.Descriptor) (v1.Descriptor, error) {
 	c, err := w.Contents(ctx, d)
 	if err != nil {
@@ -64,14 +65,15 @@ func Make(ctx context.Context, w image.Walker, names *image.Names, d v1.Descript
 	return made, names.AddReferrers(ctx, []layout.Referrer{{Descriptor: made, Subject: subject.Digest}})
 }
 
-// add makes and stores the index of a layer.
+// add creates and stores the index of a layer.
 func add(ctx context.Context, s *content.Store, l image.Layer) (v1.Descriptor, error) {
 	f, err := s.File(l.Digest)
 	if err != nil {
 		return v1.Descriptor{}, err
 	}
 	defer f.Close()
-	// The blob may be corrupt. Its diff ID says that it is not, but for how it is compressed: so the digest is computed, too.
+	// The blob may be corrupt. The diff ID verifies its content but not its compressed form, so the digest is verified
+	// too.
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	b, err := index.NewBuilder(ctx, f, "", "")
@@ -94,7 +96,7 @@ func add(ctx context.Context, s *content.Store, l image.Layer) (v1.Descriptor, e
 		}
 		_ = w.CloseWithError(err)
 	}()
-	defer func() { // the builder may not be closed before
+	defer func() { // not before the goroutine has finished with the builder
 		cancel()
 		_ = r.Close()
 		<-done
@@ -107,8 +109,8 @@ func add(ctx context.Context, s *content.Store, l image.Layer) (v1.Descriptor, e
 	return v1.Descriptor{MediaType: index.MediaType, Digest: dgst, Size: size, Annotations: map[string]string{AnnotationLayer: string(l.Digest)}}, err
 }
 
-// Parse returns the descriptors of the indexes that a manifest lists, by the digests of their layers. InvalidArgument: it is not such a
-// manifest.
+// Parse returns the descriptors of the indexes listed in a manifest, by the digests of their layers. InvalidArgument if
+// it isn't such a manifest.
 func Parse(manifest []byte) (map[digest.Digest]v1.Descriptor, error) {
 	var m struct {
 		ArtifactType string            `json:"artifactType"`
@@ -118,7 +120,7 @@ func Parse(manifest []byte) (map[digest.Digest]v1.Descriptor, error) {
 		return nil, err
 	}
 	if m.ArtifactType != index.MediaType {
-		return nil, errclass.Errorf(errdefs.ErrInvalidArgument, "a manifest of type %.80q, not of indexes of layers", cmp.Or(m.ArtifactType, "image"))
+		return nil, errclass.Errorf(errdefs.ErrInvalidArgument, "a manifest of type %.80q doesn't list indexes of layers", cmp.Or(m.ArtifactType, "image"))
 	}
 	found := map[digest.Digest]v1.Descriptor{}
 	for _, d := range m.Layers {

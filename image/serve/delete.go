@@ -14,11 +14,12 @@ import (
 	"github.com/opencontainers/go-digest"
 )
 
-// sweepPatience is how long a delete waits for those who hold the store.
+// sweepPatience is how long a delete waits for processes that hold the store.
 const sweepPatience = 10 * time.Second
 
-// deleteManifest takes a tag away, or a manifest with all tags of the repository that point at it. Its blob goes if nothing in the
-// store needs it any more; its config and layers are left to a sweep. A signature that is in each repository by its tag goes from all.
+// deleteManifest deletes a tag, or a manifest with all tags of the repository that point at it. Its blob is deleted too
+// if nothing in the store needs it; config and layers are left to a sweep. A signature attached by a tag exists in
+// every repository, and is deleted from all of them.
 func (s *Server) deleteManifest(w *reply, r *http.Request, t target) error {
 	if t.digest == "" {
 		img, err := s.lookup(t.repository, t.object, upstream(r))
@@ -39,13 +40,13 @@ func (s *Server) deleteManifest(w *reply, r *http.Request, t target) error {
 	}
 	mediaType, _, err := s.inspect(r.Context(), t.digest)
 	if errdefs.IsNotFound(err) {
-		return notFound(codeManifestUnknown, "manifest %s is not here", t.digest)
+		return notFound(codeManifestUnknown, "manifest %s is not stored here", t.digest)
 	}
 	if err != nil {
 		return err
 	}
 	if mediaType == "" {
-		return notFound(codeManifestUnknown, "%s is no manifest", t.digest)
+		return notFound(codeManifestUnknown, "%s is not a manifest", t.digest)
 	}
 	names, err := s.namesOf(t.digest, t.repository, upstream(r))
 	if err != nil {
@@ -59,9 +60,9 @@ func (s *Server) deleteManifest(w *reply, r *http.Request, t target) error {
 	if err != nil {
 		return err
 	}
-	if gone, err := s.sweep(r.Context(), t.digest); err != nil {
+	if deleted, err := s.sweep(r.Context(), t.digest); err != nil {
 		return err
-	} else if !gone && !named && !listed {
+	} else if !deleted && !named && !listed {
 		return refuse(http.StatusMethodNotAllowed, codeDenied, "%s is needed by another image, or by a container", t.digest)
 	}
 	return accept(w)
@@ -71,17 +72,17 @@ func (s *Server) deleteBlob(w *reply, r *http.Request, t target) error {
 	tree, _, err := s.Store.FindBlob(t.digest)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
-		return notFound(codeBlobUnknown, "blob %s is not here", t.digest)
+		return notFound(codeBlobUnknown, "blob %s is not stored here", t.digest)
 	case err != nil:
 		return err
 	case tree != s.Store.Tree:
-		return refuse(http.StatusMethodNotAllowed, codeDenied, "%s is in an alternate store, where nothing is deleted", t.digest)
+		return refuse(http.StatusMethodNotAllowed, codeDenied, "%s is in an alternate store, which is read-only", t.digest)
 	}
-	gone, err := s.sweep(r.Context(), t.digest)
+	deleted, err := s.sweep(r.Context(), t.digest)
 	if err != nil {
 		return err
 	}
-	if !gone {
+	if !deleted {
 		return refuse(http.StatusMethodNotAllowed, codeDenied, "%s is needed by an image or a container", t.digest)
 	}
 	return accept(w)
@@ -93,7 +94,7 @@ func accept(w *reply) error {
 	return nil
 }
 
-// deleteNames reports whether any of the names was there.
+// deleteNames reports whether any of the names existed.
 func (s *Server) deleteNames(ctx context.Context, names []string, remove func(context.Context, []string) ([]error, error)) (any bool, err error) {
 	if len(names) == 0 {
 		return false, nil
@@ -105,14 +106,14 @@ func (s *Server) deleteNames(ctx context.Context, names []string, remove func(co
 	return any, err
 }
 
-// sweep deletes one blob unless a name, a container or a label needs it, by the rules and locks of any sweep.
-func (s *Server) sweep(ctx context.Context, dgst digest.Digest) (gone bool, err error) {
+// sweep deletes one blob unless a name, a container or a label needs it. It is a normal sweep with its rules and locks.
+func (s *Server) sweep(ctx context.Context, dgst digest.Digest) (deleted bool, err error) {
 	s.hold.Lock()
 	defer s.hold.Unlock()
 	sweep := image.Sweep{Store: s.Store, Before: time.Now(), Only: dgst, Wait: sweepPatience}
 	_, err = sweep.Run(ctx, func(content.Info) error {
-		gone = true
+		deleted = true
 		return nil
 	})
-	return gone, err
+	return deleted, err
 }

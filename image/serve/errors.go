@@ -14,7 +14,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// The codes of errors (distribution-spec, "Error Codes"), and those of its reference implementation where it has none.
+// Error codes (distribution-spec, "Error Codes"), and those of its reference implementation for errors without one
+// there.
 const (
 	codeBlobUnknown         = "BLOB_UNKNOWN"
 	codeUploadInvalid       = "BLOB_UPLOAD_INVALID"
@@ -34,7 +35,7 @@ const (
 	codeUnknown             = "UNKNOWN"
 )
 
-// refusal is a reply that is an error.
+// refusal is an error reply.
 type refusal struct {
 	status  int
 	code    string
@@ -49,7 +50,7 @@ func refuse(status int, code, format string, a ...any) *refusal {
 	return &refusal{status: status, code: code, message: fmt.Sprintf(format, a...)}
 }
 
-// refusalOf is the reply to a failure of the store. What it says of files is no business of clients.
+// refusalOf returns the reply to an error of the store. It says nothing about files, which don't concern clients.
 func refusalOf(err error) *refusal {
 	switch {
 	case errors.Is(err, unix.ENOSPC), errors.Is(err, unix.EDQUOT):
@@ -57,16 +58,16 @@ func refusalOf(err error) *refusal {
 	case errdefs.IsNotFound(err):
 		return refuse(http.StatusNotFound, codeBlobUnknown, "not found")
 	case errdefs.IsInvalidArgument(err), errdefs.IsNotImplemented(err):
-		return refuse(http.StatusBadRequest, codeUnsupported, "a name, digest or document of the request is none that the store can have")
+		return refuse(http.StatusBadRequest, codeUnsupported, "the store can't hold a name, digest or document in the request")
 	case errdefs.IsUnavailable(err), errors.Is(err, context.Canceled), errors.Is(err, context.DeadlineExceeded):
-		e := refuse(http.StatusServiceUnavailable, codeTooManyRequests, "another request is at work on this: try again")
+		e := refuse(http.StatusServiceUnavailable, codeTooManyRequests, "another request is working on this: try again")
 		e.headers = http.Header{"Retry-After": {"1"}}
 		return e
 	}
 	return refuse(http.StatusInternalServerError, codeUnknown, "the store failed")
 }
 
-// printable makes text of a client safe to show: one bounded line.
+// printable makes a client's text safe to print: one line of bounded length.
 func printable(s string) string {
 	if len(s) > 80 {
 		s = s[:80] + "…"
@@ -74,7 +75,7 @@ func printable(s string) string {
 	return strconv.QuoteToGraphic(errclass.OneLine(s))
 }
 
-// json writes a reply whose body is a JSON object.
+// json writes a reply with a JSON object.
 func (p *reply) json(status int, mediaType string, v any) error {
 	b, err := json.Marshal(v)
 	if err != nil {
@@ -86,7 +87,7 @@ func (p *reply) json(status int, mediaType string, v any) error {
 	h.Set("X-Content-Type-Options", "nosniff")
 	p.WriteHeader(status)
 	if p.r.Method != http.MethodHead {
-		_, _ = p.Write(b) // a client that has gone misses nothing
+		_, _ = p.Write(b) // an error concerns only a client that has gone
 	}
 	return nil
 }

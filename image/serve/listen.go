@@ -12,23 +12,23 @@ import (
 	"time"
 )
 
-// The bounds of a connection. A client that sends no whole request in time, or nothing for a while, is gone.
+// Limits of a connection. A client that doesn't complete a request in time, or is idle for too long, is disconnected.
 const (
 	maxHeader      = 32 << 10
 	headerPatience = 10 * time.Second
 	idlePatience   = 3 * time.Minute
-	// farewell is how long replies under way may take once the server is to end.
+	// farewell is how long current replies may take once the server is to end.
 	farewell = 5 * time.Second
 )
 
-// Serve answers on a listener until ctx is done, or until the listener ends, on no more connections than max at the same
-// time: a new one takes the place of the one that is idle for longest, and waits if there is none. It speaks TLS if config is
-// not nil. The error is ctx's cause if ctx has ended it.
+// Serve serves on a listener until ctx is done or the listener ends. At most max connections are open: a new one
+// replaces the one that has been idle longest, or waits if none is idle. It uses TLS if config is not nil. If ctx has
+// ended it, the error is ctx's cause.
 func (s *Server) Serve(ctx context.Context, l net.Listener, max int, config *tls.Config) error {
 	b := newBound(l, max)
 	_, b.once = l.(*single)
 	b.parks = config == nil && !b.once
-	// HTTP/2 would let one connection ask for hundreds of replies at the same time.
+	// With HTTP/2 one connection could request hundreds of replies at once.
 	var protocols http.Protocols
 	protocols.SetHTTP1(true)
 	server := &http.Server{
@@ -61,24 +61,24 @@ func (s *Server) Serve(ctx context.Context, l net.Listener, max int, config *tls
 	return err
 }
 
-// bound is a listener whose connections are counted. Of those that wait for a request net/http keeps two buffers and a stack each, so bound
-// takes them back, and hands them out again once the next request begins.
+// bound is a listener that counts its connections. For each idle one net/http keeps two buffers and a stack; so bound
+// takes idle connections back, and hands them out again when the next request begins.
 type bound struct {
 	net.Listener
 	max   int
 	once  bool // there is one connection, and the listener ends with it
-	parks bool // connections are taken back
+	parks bool // idle connections are taken back
 
 	listen sync.Once
-	fresh  chan accepted // from the listener
-	woken  chan net.Conn // connections whose next request has begun
+	fresh  chan accepted // new connections
+	woken  chan net.Conn // connections on which the next request has begun
 	closed chan struct{}
 
 	mu   sync.Mutex
 	free *sync.Cond
-	// resting are the times since when connections have waited for a request; the zero time while one is answered.
+	// resting says since when each connection has been idle; the zero time means that a request is being served.
 	resting map[net.Conn]time.Time
-	ended   bool // closed is closed
+	ended   bool // closed has been closed
 }
 
 type accepted struct {
@@ -115,7 +115,7 @@ func (b *bound) Accept() (net.Conn, error) {
 	return c, nil
 }
 
-// admit accepts connections while there is room for them, or one is idle that can make room.
+// admit accepts connections while there is space, or an idle one can be closed.
 func (b *bound) admit() {
 	for {
 		c, err := b.Listener.Accept()
@@ -137,7 +137,7 @@ func (b *bound) admit() {
 	}
 }
 
-// enter waits for room for a connection, and counts it. It returns false if the listener is closed.
+// enter waits for space for a connection, and counts it. It returns false if the listener is closed.
 func (b *bound) enter(c net.Conn) bool {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -155,7 +155,7 @@ func (b *bound) enter(c net.Conn) bool {
 	return !b.ended
 }
 
-// leave closes a connection that net/http does not have.
+// leave closes a connection that net/http doesn't have.
 func (b *bound) leave(c net.Conn) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -164,7 +164,7 @@ func (b *bound) leave(c net.Conn) {
 	b.free.Signal()
 }
 
-// Close implements net.Listener. Connections that wait for a request are closed, too.
+// Close implements net.Listener. It also closes idle connections.
 func (b *bound) Close() error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -190,7 +190,7 @@ func (b *bound) longestIdle() (longest net.Conn) {
 	return longest
 }
 
-// changed follows what a connection does.
+// changed tracks the state of a connection.
 func (b *bound) changed(c net.Conn, state http.ConnState) {
 	if t, ok := c.(*tls.Conn); ok {
 		c = t.NetConn()
@@ -212,7 +212,7 @@ func (b *bound) changed(c net.Conn, state http.ConnState) {
 		}
 	case http.StateClosed, http.StateHijacked:
 		if leased && l.parked.Load() {
-			return // it lives on
+			return // the connection stays open without the lease
 		}
 		delete(b.resting, c)
 		if b.once {
@@ -226,7 +226,7 @@ func (b *bound) changed(c net.Conn, state http.ConnState) {
 	b.free.Signal()
 }
 
-// Single is a listener that gives one connection, and ends when that does.
+// Single returns a listener that accepts one connection, and ends with it.
 func Single(c net.Conn) net.Listener {
 	return &single{conn: c, ended: make(chan struct{})}
 }

@@ -17,11 +17,11 @@ import (
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
-// hub is the host of images whose names have none, as docker and containerd read them.
+// hub is the host of image names without one, as docker and containerd read them.
 const hub = "docker.io"
 
-// candidates are the names that a repository and a tag can stand for, the first that there is counts. upstream is the host
-// that a client asks a mirror for (containerd's parameter ns): then no other host's image will do.
+// candidates returns the names that a repository and a tag may stand for; the first existing one counts. upstream is
+// the host for which a client asks a mirror (containerd's parameter ns): then only images of that host count.
 func (s *Server) candidates(repository, tag, upstream string) []string {
 	if upstream != "" {
 		return []string{upstream + "/" + repository + ":" + tag}
@@ -33,31 +33,31 @@ func (s *Server) candidates(repository, tag, upstream string) []string {
 	return append(names, hub+"/"+repository+":"+tag)
 }
 
-// upstream is the host for which a client asks a mirror, or "".
+// upstream returns the host for which a client asks a mirror, or "".
 func upstream(r *http.Request) string { return r.URL.Query().Get("ns") }
 
-// cache keeps what index.json says while nobody changes it.
+// cache keeps the content of index.json until it changes.
 type cache struct {
 	mu           sync.Mutex
 	watched      *image.Watched
-	repositories map[string][]string // to sorted tags; nil while not known
+	repositories map[string][]string // sorted tags by repository; nil if not read yet
 	referrers    map[digest.Digest][]v1.Descriptor
 
-	repairs int // how often referrers was forgotten because a document may have come
+	repairs int // how often referrers was discarded because a document may have arrived
 
-	reading sync.Mutex // held while documents are read for referrers, and locked before mu
-	// described is what documents of the index told that were read. It outlasts changes of the index.
+	reading sync.Mutex // held while documents are read for referrers; locked before mu
+	// described has what was read from the documents in the index. It outlives changes of the index.
 	described map[digest.Digest]described
 }
 
-// described is what a document tells of itself: subject is "" if it is no referrer.
+// described is what a document says about itself. subject is "" if it isn't a referrer.
 type described struct {
 	subject      digest.Digest
 	artifactType string
 	size         int64
 }
 
-// refresh reads the names again if they have changed. The caller has the lock.
+// refresh reads the names again if they have changed. The caller holds mu.
 func (s *Server) refresh() (*cache, error) {
 	c := &s.names
 	if c.watched != nil && c.watched.Current() {
@@ -74,7 +74,7 @@ func (s *Server) refresh() (*cache, error) {
 	return c, nil
 }
 
-// lookup returns the image that a repository and a tag stand for. NotFound if there is none.
+// lookup returns the image for a repository and a tag. NotFound if there is none.
 func (s *Server) lookup(repository, tag, upstream string) (image.Image, error) {
 	s.names.mu.Lock()
 	defer s.names.mu.Unlock()
@@ -92,7 +92,7 @@ func (s *Server) lookup(repository, tag, upstream string) (image.Image, error) {
 	return image.Image{}, err
 }
 
-// tagged returns what the store keeps of a signature with a tag, which has no name.
+// tagged returns the descriptor of a document that a referrer tag attaches. Such a tag is not a name.
 func (s *Server) tagged(tag string) (v1.Descriptor, bool) {
 	s.names.mu.Lock()
 	defer s.names.mu.Unlock()
@@ -103,8 +103,8 @@ func (s *Server) tagged(tag string) (v1.Descriptor, bool) {
 	return c.watched.Tagged(tag)
 }
 
-// list returns the tags of each repository, and the repositories, sorted. Names that are no repository with a tag are
-// left out, since nobody could ask for them.
+// list returns the sorted tags of each repository. Names that aren't a repository with a tag are left out, because
+// nobody could request them.
 func (s *Server) list() (map[string][]string, error) {
 	s.names.mu.Lock()
 	defer s.names.mu.Unlock()
@@ -115,7 +115,7 @@ func (s *Server) list() (map[string][]string, error) {
 	all := map[string][]string{}
 	for img, err := range c.watched.All() {
 		if err != nil {
-			continue // an entry that is no descriptor can't be asked for either
+			continue // an entry that isn't a descriptor can't be requested either
 		}
 		repository, tag, ok := s.split(img.Name)
 		if !ok {
@@ -136,7 +136,7 @@ func (s *Server) list() (map[string][]string, error) {
 	return all, nil
 }
 
-// split returns the repository and tag that a name is listed as.
+// split returns the repository and the tag as which a name is listed.
 func (s *Server) split(name string) (repository, tag string, ok bool) {
 	if s.Bare != "" && refname.IsTag(name) {
 		return s.Bare, name, true
@@ -147,7 +147,7 @@ func (s *Server) split(name string) (repository, tag string, ok bool) {
 	return repository, tag, ok
 }
 
-// namesOf returns the names of a repository that point at a manifest.
+// namesOf returns the names in a repository that point at a manifest.
 func (s *Server) namesOf(dgst digest.Digest, repository, upstream string) (names []string, err error) {
 	s.names.mu.Lock()
 	defer s.names.mu.Unlock()
@@ -176,7 +176,7 @@ func (c *cache) known() map[string][]string {
 	return c.repositories
 }
 
-// tagsOf returns the tags of a repository as lookup would find them.
+// tagsOf returns the tags of a repository that lookup finds.
 func (s *Server) tagsOf(repository, upstream string) (tags []string, ok bool, err error) {
 	all, err := s.list()
 	if err != nil {
@@ -193,7 +193,7 @@ func (s *Server) tagsOf(repository, upstream string) (tags []string, ok bool, er
 	return slices.Compact(tags), ok1 || ok2, nil
 }
 
-// referrersOf returns the manifests whose subject is the digest. Documents are read without the lock of the names.
+// referrersOf returns the manifests with a subject. It reads documents without holding the lock of the names.
 func (s *Server) referrersOf(ctx context.Context, subject digest.Digest) ([]v1.Descriptor, error) {
 	all, _, _, err := s.knownReferrers()
 	if all != nil || err != nil {
@@ -208,21 +208,21 @@ func (s *Server) referrersOf(ctx context.Context, subject digest.Digest) ([]v1.D
 	all = map[digest.Digest][]v1.Descriptor{}
 	known := map[digest.Digest]described{}
 	for d := range watched.Targets() {
-		is, ok := s.names.described[d.Digest]
+		doc, ok := s.names.described[d.Digest]
 		if !ok {
 			err := s.document(ctx, d.Digest, func(b []byte) {
-				if is.subject = layout.Subject(b); is.subject != "" {
-					is.artifactType, _ = layout.DescribeReferrer(b)
+				if doc.subject = layout.Subject(b); doc.subject != "" {
+					doc.artifactType, _ = layout.DescribeReferrer(b)
 				}
-				is.size = int64(len(b))
+				doc.size = int64(len(b))
 			})
 			if err != nil {
-				continue // it is not here, or corrupt, and may come
+				continue // missing or corrupt: it may still arrive
 			}
 		}
-		known[d.Digest] = is
-		if is.subject != "" {
-			all[is.subject] = append(all[is.subject], v1.Descriptor{MediaType: d.MediaType, Digest: d.Digest, Size: is.size, ArtifactType: is.artifactType})
+		known[d.Digest] = doc
+		if doc.subject != "" {
+			all[doc.subject] = append(all[doc.subject], v1.Descriptor{MediaType: d.MediaType, Digest: d.Digest, Size: doc.size, ArtifactType: doc.artifactType})
 		}
 	}
 	for _, list := range all {
@@ -237,7 +237,8 @@ func (s *Server) referrersOf(ctx context.Context, subject digest.Digest) ([]v1.D
 	return all[subject], nil
 }
 
-// knownReferrers returns all referrers if they are known, else the names from which they can be read, and the count of repairs.
+// knownReferrers returns all referrers if they are cached, or else the names from which to read them, and the count of
+// repairs.
 func (s *Server) knownReferrers() (all map[digest.Digest][]v1.Descriptor, watched *image.Watched, repairs int, err error) {
 	s.names.mu.Lock()
 	defer s.names.mu.Unlock()
@@ -248,7 +249,7 @@ func (s *Server) knownReferrers() (all map[digest.Digest][]v1.Descriptor, watche
 	return c.referrers, c.watched, c.repairs, nil
 }
 
-// forgetReferrers is called once a document has come whose entry may have been in the index before.
+// forgetReferrers discards the cached referrers, after a document has arrived that the index may have listed before.
 func (s *Server) forgetReferrers() {
 	s.names.mu.Lock()
 	defer s.names.mu.Unlock()
@@ -256,13 +257,13 @@ func (s *Server) forgetReferrers() {
 	s.names.repairs++
 }
 
-// after returns the part of a sorted list behind an element, which need not be in it, no more than n long. more is true if it
-// goes on then.
+// after returns up to n elements of a sorted list that come after last, which need not be in the list. more is true if
+// there are further ones.
 func after(list []string, last string, n int) (part []string, more bool) {
-	at, found := slices.BinarySearch(list, last)
+	i, found := slices.BinarySearch(list, last)
 	if found {
-		at++
+		i++
 	}
-	part = list[at:]
+	part = list[i:]
 	return part[:min(n, len(part))], len(part) > n
 }

@@ -12,30 +12,31 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// parkAfter is how long a connection waits for its next request before it is taken from net/http. A client that sends requests one after the
-// other does not wait for that.
+// parkAfter is how long a connection may wait for the next request before it is taken back from net/http. It is longer
+// than the pauses of a client that sends one request after another.
 const parkAfter = 100 * time.Millisecond
 
-// lease is a connection as net/http sees it. If no request comes for a while, its Read fails, so that net/http closes the lease and frees what it has
-// of it. The connection behind it stays open.
+// lease is a connection as net/http sees it. If no request arrives for a while its Read fails, so that net/http closes
+// the lease and frees its memory. The connection behind it stays open.
 //
-// Only one read may fail so: the one that waits for the first byte of a request, with nothing in net/http's buffer. Any other would make the rest of
-// a request a request of its own. net/http makes it after StateIdle and exactly one SetReadDeadline, that for the idle connection. If a part of the
-// request is in its buffer already, it doesn't read, or reads less than a buffer; then it sets the deadline again.
+// Only one Read may fail in this way: the one that waits for the first byte of a request while net/http's buffer is
+// empty. Otherwise the rest of a request would be taken for a request of its own. net/http makes that Read after
+// StateIdle and exactly one SetReadDeadline, that for idle connections. If its buffer already holds a part of the
+// request, it doesn't read, or it reads less than a buffer, and then it sets the deadline again.
 type lease struct {
 	net.Conn
 	bound  *bound
-	buffer int          // the size of net/http's read buffer: it is empty at the first read
-	next   atomic.Int32 // how near the read is that may fail
-	parked atomic.Bool  // the connection lives on when the lease is closed
+	buffer int          // the size of net/http's read buffer, which is empty at the first Read
+	next   atomic.Int32 // the state on the way to the Read that may fail
+	parked atomic.Bool  // the connection stays open when the lease is closed
 	closed atomic.Bool
 }
 
-// The steps to the read that may fail.
+// The states on the way to the Read that may fail.
 const (
-	busy    = iota // a request is read or answered
-	idle           // net/http has said that it waits for a request
-	waiting        // it has set the deadline for that
+	busy    = iota // a request is being read or served
+	idle           // net/http waits for a request
+	waiting        // and has set the deadline for that
 )
 
 // SetReadDeadline implements net.Conn.
@@ -75,10 +76,10 @@ func (l *lease) Close() error {
 	return nil
 }
 
-// ReadFrom implements io.ReaderFrom: the kernel moves a file to the connection, without a copy in this process.
+// ReadFrom implements io.ReaderFrom: the kernel moves a file to the connection without a copy in this process.
 func (l *lease) ReadFrom(r io.Reader) (int64, error) { return io.Copy(l.Conn, r) }
 
-// CloseWrite lets net/http end its direction of the connection.
+// CloseWrite lets net/http close the sending direction.
 func (l *lease) CloseWrite() error {
 	if c, ok := l.Conn.(interface{ CloseWrite() error }); ok {
 		return c.CloseWrite()
@@ -86,7 +87,8 @@ func (l *lease) CloseWrite() error {
 	return nil
 }
 
-// park waits for a connection's next request, and hands the connection out again. It closes one whose client has gone or sends nothing.
+// park waits for a connection's next request, and then hands the connection out again. It closes the connection if the
+// client has gone or sends nothing.
 func (b *bound) park(c net.Conn) {
 	if !b.awaitRequest(c) {
 		b.leave(c)
@@ -99,7 +101,7 @@ func (b *bound) park(c net.Conn) {
 	}
 }
 
-// awaitRequest reports whether there are bytes to read. It takes none.
+// awaitRequest waits for data, and reports whether there is any. It consumes none.
 func (b *bound) awaitRequest(c net.Conn) bool {
 	raw, err := c.(syscall.Conn).SyscallConn()
 	if err != nil || c.SetReadDeadline(time.Now().Add(idlePatience)) != nil {

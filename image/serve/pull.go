@@ -27,19 +27,19 @@ import (
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
-// blob sends a blob. The kernel moves its bytes from the file to the connection. The file stays open, so a sweep or a delete
-// takes nothing from a reader.
+// blob sends a blob. The kernel moves its bytes from the file to the connection. The file stays open, so a sweep or
+// delete doesn't affect the reader.
 func (s *Server) blob(w *reply, r *http.Request, t target) error {
 	f, err := s.Store.File(t.digest)
 	if errdefs.IsNotFound(err) {
-		return notFound(codeBlobUnknown, "blob %s is not here", t.digest)
+		return notFound(codeBlobUnknown, "blob %s is not stored here", t.digest)
 	}
 	if err != nil {
 		return err
 	}
 	defer f.Close()
 	if s.Writable && r.Method == http.MethodHead {
-		// Whoever finds the blob here does not send it, and names it later.
+		// A client that finds the blob here doesn't send it, and refers to it later: so retain it.
 		if err := s.retain(r.Context(), v1.Descriptor{Digest: t.digest}); err != nil && !errdefs.IsNotFound(err) {
 			return err
 		}
@@ -48,7 +48,7 @@ func (s *Server) blob(w *reply, r *http.Request, t target) error {
 	return nil
 }
 
-// send answers with an object, or with a part of it, or says that the client has it already (RFC 9110, 13 and 14).
+// send sends an object or a part of it, or tells the client that it has the object already (RFC 9110, 13 and 14).
 func (p *reply) send(r *http.Request, dgst digest.Digest, mediaType string, body io.ReadSeeker) {
 	h := p.Header()
 	h.Set("Content-Type", mediaType)
@@ -56,7 +56,7 @@ func (p *reply) send(r *http.Request, dgst digest.Digest, mediaType string, body
 	h.Set("Etag", `"`+string(dgst)+`"`)
 	h.Set("X-Content-Type-Options", "nosniff")
 	if strings.Contains(r.Header.Get("Range"), ",") {
-		r.Header.Del("Range") // several ranges in one reply help nobody, and may be ignored
+		r.Header.Del("Range") // nobody needs several ranges in one reply, and the server may ignore them
 	}
 	http.ServeContent(p, r, "", time.Time{}, body)
 }
@@ -72,19 +72,19 @@ func (s *Server) manifest(w *reply, r *http.Request, t target) error {
 	}
 	mediaType, parts, err := s.inspect(r.Context(), d.Digest)
 	if errdefs.IsNotFound(err) {
-		return notFound(codeManifestUnknown, "manifest %s is not here", d.Digest)
+		return notFound(codeManifestUnknown, "manifest %s is not stored here", d.Digest)
 	}
 	if err != nil {
 		return err
 	}
 	if mediaType == "" && t.digest == "" {
-		mediaType = d.MediaType // the name tells what the document does not
+		mediaType = d.MediaType // the name has the type that the document lacks
 	}
 	if mediaType == "" {
-		return notFound(codeManifestUnknown, "%s is no manifest", d.Digest)
+		return notFound(codeManifestUnknown, "%s is not a manifest", d.Digest)
 	}
 	if s.Writable && r.Method == http.MethodHead {
-		// Whoever finds the manifest here sends neither it nor its parts, and names it later.
+		// A client that finds the manifest here sends neither it nor its parts, and refers to it later: so retain them.
 		if err := s.retain(r.Context(), append(parts, d)...); err != nil && !errdefs.IsNotFound(err) {
 			return err
 		}
@@ -98,8 +98,8 @@ func (s *Server) manifest(w *reply, r *http.Request, t target) error {
 	return nil
 }
 
-// inspect verifies a document, and returns the media type that it tells, "" for what is no manifest, and its parts. The document
-// is not kept in memory: a client may take a minute to read it.
+// inspect verifies a document. It returns the media type that the document states, or "" if it isn't a manifest, and
+// its parts. It doesn't keep the document in memory, since a client may take a minute to read it.
 func (s *Server) inspect(ctx context.Context, dgst digest.Digest) (mediaType string, parts []v1.Descriptor, err error) {
 	err = s.document(ctx, dgst, func(b []byte) {
 		mediaType, _ = image.TypeOf(b)
@@ -108,7 +108,7 @@ func (s *Server) inspect(ctx context.Context, dgst digest.Digest) (mediaType str
 	return mediaType, parts, err
 }
 
-// resolve returns what a tag or digest means. NotFound if there is no such tag.
+// resolve returns the descriptor for a tag or digest. NotFound if the tag doesn't exist.
 func (s *Server) resolve(r *http.Request, t target) (v1.Descriptor, error) {
 	if t.digest != "" {
 		return v1.Descriptor{Digest: t.digest}, nil
@@ -122,7 +122,7 @@ func (s *Server) resolve(r *http.Request, t target) (v1.Descriptor, error) {
 	return img.Target, err
 }
 
-// document calls f with the bytes of a blob that is small enough to be a manifest, verified. f does not keep them.
+// document calls f with the content of a blob that may be a manifest, verified. f must not keep it.
 func (s *Server) document(ctx context.Context, dgst digest.Digest, f func([]byte)) error {
 	release, err := s.documents.take(ctx, maxDocuments)
 	if err != nil {
@@ -142,20 +142,20 @@ func (s *Server) document(ctx context.Context, dgst digest.Digest, f func([]byte
 		return err
 	}
 	if dgst.Algorithm().FromBytes(b) != dgst {
-		return refuse(http.StatusInternalServerError, codeDigestInvalid, "blob %s is corrupt here", dgst)
+		return refuse(http.StatusInternalServerError, codeDigestInvalid, "the stored blob %s is corrupt", dgst)
 	}
 	f(b)
 	return nil
 }
 
-// retain marks blobs as used now, and makes their names durable. NotFound if one isn't here: the others are retained still. So are
-// they if the client has ended its direction of the connection, since it waits for the reply.
+// retain marks blobs as used now, and makes their names durable. NotFound if one isn't stored; the others are still
+// retained. It completes even if the client has closed its sending direction, because the client waits for the reply.
 func (s *Server) retain(ctx context.Context, blobs ...v1.Descriptor) (err error) {
 	ctx = context.WithoutCancel(ctx)
 	for _, d := range blobs {
 		switch ferr := s.Store.Freshen(ctx, d.Digest); {
 		case errdefs.IsNotFound(ferr), errdefs.IsInvalidArgument(ferr), errdefs.IsNotImplemented(ferr):
-			err = ferr // it isn't here, or no store can have it
+			err = ferr // not stored, or no store can hold it
 		case ferr != nil:
 			return ferr
 		}
@@ -163,7 +163,8 @@ func (s *Server) retain(ctx context.Context, blobs ...v1.Descriptor) (err error)
 	return cmp.Or(s.settle(blobs), err)
 }
 
-// settle makes the names of blobs durable. Another process may have renamed a blob into place, and not have synced the directory yet.
+// settle makes the names of blobs durable. Another process may have renamed a blob into place without having synced the
+// directory yet.
 func (s *Server) settle(blobs []v1.Descriptor) error {
 	done := map[string]bool{}
 	for _, d := range blobs {
@@ -182,7 +183,7 @@ func (s *Server) settle(blobs []v1.Descriptor) error {
 	return nil
 }
 
-// link tells the client where a list goes on (RFC 8288).
+// link adds a link to the next page of a list (RFC 8288).
 func link(w *reply, r *http.Request, n int, last string) {
 	q := url.Values{"last": {last}}
 	if text := r.URL.Query().Get("n"); text != "" {
@@ -243,16 +244,16 @@ func emptyNotNull(list []string) []string {
 	return list
 }
 
-// maxReferrers bounds a reply with referrers, which is in memory until the client has taken it, and maxRead the documents that are
-// read for it, in bytes. The client asks for the rest.
+// maxReferrers bounds a reply with referrers, which is in memory until the client has read it. maxRead bounds the
+// documents that are read for it. Both are in bytes. The client asks for the rest.
 const (
 	maxReferrers = 256 << 10
 	maxRead      = 64 << 20
 )
 
 func (s *Server) referrers(w *reply, r *http.Request, t target) error {
-	// What is read is bounded, and what the first request reads is kept for others: it goes on also if the client has ended its
-	// direction of the connection.
+	// What is read is bounded, and what the first request reads is kept for others. So continue even if the client has
+	// closed its sending direction.
 	ctx := context.WithoutCancel(r.Context())
 	all, err := s.referrersOf(ctx, t.digest)
 	if err != nil {
@@ -274,7 +275,7 @@ func (s *Server) referrers(w *reply, r *http.Request, t target) error {
 			_, d.Annotations = layout.DescribeReferrer(b)
 		})
 		if err != nil {
-			continue // deleted since, or corrupt: nobody can have it
+			continue // deleted since, or corrupt
 		}
 		b, err := json.Marshal(d)
 		if err != nil {

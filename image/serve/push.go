@@ -23,8 +23,8 @@ import (
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
-// change answers a request that would write. net/http cancels the request's context once the client has ended its direction of
-// the connection, which may be right after the request: the change goes on, and bodies have their own deadlines.
+// change serves a request that may write. net/http cancels a request's context when the client closes its sending
+// direction, which may be right after the request. The change continues nevertheless; bodies have their own deadlines.
 func (s *Server) change(w *reply, r *http.Request, t target) error {
 	r = r.WithContext(context.WithoutCancel(r.Context()))
 	if s.Writable {
@@ -56,19 +56,19 @@ func (s *Server) change(w *reply, r *http.Request, t target) error {
 	return refuse(http.StatusMethodNotAllowed, codeUnsupported, "this registry does not allow %s here", printable(r.Method))
 }
 
-// The refs of uploads are upload:REPOSITORY/ID, so that dist-active(1) tells what they are, and an upload belongs to its
+// The ref of an upload is upload:REPOSITORY/ID, so that dist-active(1) shows what it is, and an upload belongs to its
 // repository.
 const uploadPrefix = "upload:"
 
 func (t target) ref() string { return uploadPrefix + t.repository + "/" + t.object }
 
 const (
-	// maxUploads bounds uploads that have begun. abandoned is how long one may rest before it makes room for another.
+	// maxUploads bounds unfinished uploads. abandoned is how long an upload may be idle before it may be removed.
 	maxUploads = 512
 	abandoned  = time.Hour
 )
 
-// uploads make the check of maxUploads and the begin of one more a single step.
+// uploads makes checking maxUploads and beginning an upload a single step.
 type uploads struct{ mu sync.Mutex }
 
 func (s *Server) beginUpload(w *reply, r *http.Request, t target) error {
@@ -77,7 +77,7 @@ func (s *Server) beginUpload(w *reply, r *http.Request, t target) error {
 		if err := checkDigest(mount); err != nil {
 			return err
 		}
-		// All repositories share the store's blobs, so it does not matter which one the client means.
+		// All repositories share the store's blobs, so it doesn't matter from which one the blob is mounted.
 		switch err := s.retain(r.Context(), v1.Descriptor{Digest: mount}); {
 		case err == nil:
 			return s.created(w, t.path(kindBlobs, string(mount)), mount)
@@ -97,7 +97,7 @@ func (s *Server) beginUpload(w *reply, r *http.Request, t target) error {
 	if want != "" {
 		err := s.finish(w, r, t, want)
 		if err != nil {
-			_ = s.Store.Abort(r.Context(), t.ref()) // the client does not know its ID
+			_ = s.Store.Abort(r.Context(), t.ref()) // the client doesn't know its ID
 		}
 		return err
 	}
@@ -106,7 +106,7 @@ func (s *Server) beginUpload(w *reply, r *http.Request, t target) error {
 	return nil
 }
 
-// admitUpload makes up the upload's ID, and begins its ingest.
+// admitUpload generates the ID of an upload, and begins its ingest.
 func (s *Server) admitUpload(ctx context.Context, t *target) error {
 	s.uploads.mu.Lock()
 	defer s.uploads.mu.Unlock()
@@ -125,12 +125,12 @@ func (s *Server) admitUpload(ctx context.Context, t *target) error {
 		n++
 	}
 	if n >= maxUploads {
-		e := refuse(http.StatusTooManyRequests, codeTooManyRequests, "%d uploads have begun and not ended", n)
+		e := refuse(http.StatusTooManyRequests, codeTooManyRequests, "there are %d unfinished uploads", n)
 		e.headers = http.Header{"Retry-After": {"60"}}
 		return e
 	}
 	id := make([]byte, 16)
-	_, _ = rand.Read(id) // it never fails
+	_, _ = rand.Read(id) // never fails
 	t.object = hex.EncodeToString(id)
 	upload, err := s.Store.Writer(ctx, t.ref(), 0, "")
 	if err != nil {
@@ -155,7 +155,7 @@ func (s *Server) status(ctx context.Context, t target) (content.Status, error) {
 	return st, err
 }
 
-// progress tells the client how far an upload is, and where it goes on.
+// progress tells the client how much of an upload is stored, and where to continue.
 func progress(w *reply, t target, offset int64) {
 	w.Header().Set("Location", t.path(kindBlobs, kindUploads+"/"+t.object))
 	w.Header().Set("Range", "0-"+strconv.FormatInt(max(offset-1, 0), 10))
@@ -181,7 +181,8 @@ func (s *Server) uploadStatus(w *reply, r *http.Request, t target) error {
 	return nil
 }
 
-// continueUpload stores a chunk, or a stream. What came of one that is cut stays, and the client can ask how much that is.
+// continueUpload stores a chunk or a stream. If that is interrupted, the received part is kept, and the client can ask
+// how much it is.
 func (s *Server) continueUpload(w *reply, r *http.Request, t target) error {
 	upload, err := s.openUpload(r.Context(), t)
 	if err != nil {
@@ -206,7 +207,7 @@ func (s *Server) endUpload(w *reply, r *http.Request, t target) error {
 	return s.finish(w, r, t, want)
 }
 
-// finish stores the rest of an upload, which may be all or nothing of it, and publishes the blob.
+// finish stores the rest of an upload, which may be everything or nothing, and publishes the blob.
 func (s *Server) finish(w *reply, r *http.Request, t target, want digest.Digest) error {
 	upload, err := s.openUpload(r.Context(), t)
 	if err != nil {
@@ -218,14 +219,14 @@ func (s *Server) finish(w *reply, r *http.Request, t target, want digest.Digest)
 	err = upload.Commit(r.Context(), 0, want, nil)
 	switch {
 	case errdefs.IsDataLoss(err):
-		return cmp.Or(upload.Abort(), error(refuse(http.StatusBadRequest, codeDigestInvalid, "what came does not hash to %s", want)))
+		return cmp.Or(upload.Abort(), error(refuse(http.StatusBadRequest, codeDigestInvalid, "the content doesn't hash to %s", want)))
 	case err != nil && !errdefs.IsAlreadyExists(err):
 		return s.giveUp(upload, err)
 	}
 	return s.created(w, t.path(kindBlobs, string(want)), want)
 }
 
-// giveUp closes an upload after an error, and keeps what came unless the disk is full: then it is not to fill it for longer.
+// giveUp closes an upload after an error. It keeps what was received unless the disk is full.
 func (s *Server) giveUp(upload *content.Writer, err error) error {
 	if refusalOf(err).status == http.StatusInsufficientStorage {
 		_ = upload.Abort()
@@ -243,7 +244,7 @@ func (s *Server) created(w *reply, location string, dgst digest.Digest) error {
 	return nil
 }
 
-// receive appends a request's body to an upload, if it begins where the upload ends.
+// receive appends a request's body to an upload, if the body begins where the upload ends.
 func (s *Server) receive(w *reply, r *http.Request, t target, upload *content.Writer) error {
 	if text := r.Header.Get("Content-Range"); text != "" {
 		first, last, ok := parseRange(text)
@@ -252,7 +253,7 @@ func (s *Server) receive(w *reply, r *http.Request, t target, upload *content.Wr
 		}
 		if first != upload.Offset() {
 			progress(w, t, upload.Offset())
-			return refuse(http.StatusRequestedRangeNotSatisfiable, codeUploadInvalid, "the upload goes on at byte %d, not at %d", upload.Offset(), first)
+			return refuse(http.StatusRequestedRangeNotSatisfiable, codeUploadInvalid, "the upload continues at byte %d, not at %d", upload.Offset(), first)
 		}
 		if r.ContentLength >= 0 && last-first+1 != r.ContentLength {
 			return refuse(http.StatusBadRequest, codeSizeInvalid, "Content-Range %s and Content-Length %d differ", printable(text), r.ContentLength)
@@ -267,12 +268,13 @@ func (s *Server) receive(w *reply, r *http.Request, t target, upload *content.Wr
 		return err
 	}
 	if n := upload.Offset() - before; r.ContentLength >= 0 && n != r.ContentLength {
-		return refuse(http.StatusBadRequest, codeSizeInvalid, "%d bytes came, not %d", n, r.ContentLength)
+		return refuse(http.StatusBadRequest, codeSizeInvalid, "got %d bytes, not %d", n, r.ContentLength)
 	}
 	return nil
 }
 
-// parseRange reads the Content-Range of a chunk: FIRST-LAST, both included (distribution-spec, "Pushing a blob in chunks").
+// parseRange parses the Content-Range of a chunk: FIRST-LAST, both included (distribution-spec, "Pushing a blob in
+// chunks").
 func parseRange(s string) (first, last int64, ok bool) {
 	a, b, ok := strings.Cut(strings.TrimPrefix(s, "bytes "), "-")
 	b, _, _ = strings.Cut(b, "/")
@@ -281,11 +283,11 @@ func parseRange(s string) (first, last int64, ok bool) {
 	return first, last, ok && err1 == nil && err2 == nil && first >= 0 && last >= first
 }
 
-// body is a request's body whose sender may not stall: each piece of it has its own time.
+// body is a request's body. Each piece of it has its own deadline, so its sender can't stall.
 type body struct {
 	io.Reader
 	control *http.ResponseController
-	left    int // bytes until the time begins anew
+	left    int // bytes until the deadline is extended
 }
 
 func (b *body) Read(p []byte) (int, error) {
@@ -301,7 +303,7 @@ func (b *body) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// cutError is of a body that its sender did not end.
+// cutError is the error of a body that ends early.
 type cutError struct{ error }
 
 func (e *cutError) Unwrap() error { return e.error }
@@ -317,7 +319,7 @@ func (s *Server) cancelUpload(w *reply, r *http.Request, t target) error {
 	return nil
 }
 
-// putManifest stores a manifest or index, and gives it the name that the tag stands for.
+// putManifest stores a manifest or index, and makes the tag's name point at it.
 func (s *Server) putManifest(w *reply, r *http.Request, t target) error {
 	b, release, err := s.receiveManifest(r)
 	if err != nil {
@@ -344,8 +346,9 @@ func (s *Server) putManifest(w *reply, r *http.Request, t target) error {
 	return s.created(w, t.path(kindManifests, string(d.Digest)), d.Digest)
 }
 
-// receiveManifest reads a body, all of which comes within the time of a piece. A large one needs a slot, so those who send large
-// ones slowly keep nobody from a small one. The caller calls release once it is done with the body.
+// receiveManifest reads a body, which must arrive completely within the time for a piece. A large one needs a slot, so
+// clients that send large ones slowly don't block small ones. The caller must call release when it is done with the
+// body.
 func (s *Server) receiveManifest(r *http.Request) (b []byte, release func(), err error) {
 	release = func() {}
 	b, err = io.ReadAll(io.LimitReader(r.Body, small))
@@ -361,7 +364,7 @@ func (s *Server) receiveManifest(r *http.Request) (b []byte, release func(), err
 	case err != nil:
 		err = refuse(http.StatusBadRequest, codeManifestInvalid, "the body ended early")
 	case len(b) > image.MaxDocument:
-		err = refuse(http.StatusRequestEntityTooLarge, codeManifestInvalid, "a manifest has %d bytes at most", image.MaxDocument)
+		err = refuse(http.StatusRequestEntityTooLarge, codeManifestInvalid, "a manifest has at most %d bytes", image.MaxDocument)
 	default:
 		return b, release, nil
 	}
@@ -369,15 +372,15 @@ func (s *Server) receiveManifest(r *http.Request) (b []byte, release func(), err
 	return nil, nil, err
 }
 
-// describe checks a manifest that is pushed, and returns the blobs that must be here before it.
+// describe checks a pushed manifest, and returns the blobs that must be stored before it.
 func describe(b []byte, contentType string, want digest.Digest) (d v1.Descriptor, parts []v1.Descriptor, err error) {
 	d = v1.Descriptor{Digest: cmp.Or(want, digest.FromBytes(b)), Size: int64(len(b))}
 	if d.Digest.Algorithm().FromBytes(b) != d.Digest {
-		return d, nil, refuse(http.StatusBadRequest, codeDigestInvalid, "the manifest does not hash to %s", want)
+		return d, nil, refuse(http.StatusBadRequest, codeDigestInvalid, "the manifest doesn't hash to %s", want)
 	}
 	var ok bool
 	if d.MediaType, ok = image.TypeOf(b); !ok {
-		return d, nil, refuse(http.StatusBadRequest, codeManifestInvalid, "the body is no manifest or index")
+		return d, nil, refuse(http.StatusBadRequest, codeManifestInvalid, "the body is not a manifest or index")
 	}
 	if image.IsManifest(d.MediaType) || image.IsIndex(d.MediaType) {
 		if err := image.Validate(b); err != nil {
@@ -385,14 +388,14 @@ func describe(b []byte, contentType string, want digest.Digest) (d v1.Descriptor
 		}
 	}
 	if contentType != "" {
-		if told, _, err := mime.ParseMediaType(contentType); err != nil || told != strings.ToLower(d.MediaType) {
-			return d, nil, refuse(http.StatusBadRequest, codeManifestInvalid, "Content-Type is %s, the manifest's own type %s", printable(contentType), printable(d.MediaType))
+		if declared, _, err := mime.ParseMediaType(contentType); err != nil || declared != strings.ToLower(d.MediaType) {
+			return d, nil, refuse(http.StatusBadRequest, codeManifestInvalid, "Content-Type is %s, but the manifest's own type is %s", printable(contentType), printable(d.MediaType))
 		}
 	}
 	return d, image.Parts(b), nil
 }
 
-// keep stores a manifest and its name. No sweep deletes what the manifest needs between the check and the name.
+// keep stores a manifest and its name. It keeps sweeps away from the check of the parts until the name exists.
 func (s *Server) keep(ctx context.Context, t target, upstream string, d v1.Descriptor, parts []v1.Descriptor, b []byte) error {
 	if err := s.Store.Init(); err != nil {
 		return err
@@ -410,7 +413,7 @@ func (s *Server) keep(ctx context.Context, t target, upstream string, d v1.Descr
 		}
 		size, err := s.Store.Size(part.Digest)
 		if errdefs.IsNotFound(err) || err == nil && size != part.Size {
-			e := refuse(http.StatusNotFound, codeManifestBlobUnknown, "the manifest needs %s, %d bytes, which is not here: push it first", part.Digest, part.Size)
+			e := refuse(http.StatusNotFound, codeManifestBlobUnknown, "the manifest needs %s (%d bytes), which is not stored here: push it first", part.Digest, part.Size)
 			e.detail = map[string]string{"digest": string(part.Digest)}
 			return e
 		}
@@ -426,7 +429,7 @@ func (s *Server) keep(ctx context.Context, t target, upstream string, d v1.Descr
 	}
 	subject := layout.Subject(b)
 	if subject != "" {
-		defer s.forgetReferrers() // after its entry is made
+		defer s.forgetReferrers() // after its entry is written
 	}
 	if t.digest != "" {
 		if subject == "" {
@@ -438,7 +441,7 @@ func (s *Server) keep(ctx context.Context, t target, upstream string, d v1.Descr
 	return err
 }
 
-// nameFor is the name that a push gives. A tag that another tool has written alone stays so.
+// nameFor returns the name for a push. A name that is only a tag, by another tool, is kept as it is.
 func (s *Server) nameFor(t target, upstream string) string {
 	name := s.candidates(t.repository, t.object, upstream)[0]
 	if upstream == "" && t.repository == s.Bare {

@@ -1,10 +1,15 @@
-// Package serve answers the OCI distribution protocol (distribution-spec v1.1) from a content store.
+// Package serve implements the OCI distribution protocol (distribution-spec v1.1) as a server over a content store.
 //
-// A repository and a tag are a name of the store, REPOSITORY:TAG, in one namespace. Blobs are shared by all repositories, as
-// they are in the store: whoever knows a digest can read the blob. Nothing that a client sends becomes a path: repositories
-// and tags are looked up among names, digests are checked by package content.
+// A repository and a tag are a name of the store, REPOSITORY:TAG, in one namespace. Blobs are shared by all
+// repositories, as they are in the store: anyone who knows a digest can read the blob. Uploads are ingests of the
+// store: another process can resume them, and a sweep removes abandoned ones.
 //
-// Uploads are ingests of the store: another process can resume them, and a sweep removes those that were left.
+// [Server] is an http.Handler. [Server.Serve] runs it on a listener with a bounded number of connections. A request is
+// parsed into a target and dispatched: reads to pull.go, writes to push.go and delete.go. Errors become replies in one
+// place, reply.fail.
+//
+// Clients are untrusted. Nothing that they send becomes a path: repositories and tags are looked up among the names,
+// and digests are checked by package content. Sizes, times and concurrency are bounded.
 package serve
 
 import (
@@ -27,52 +32,53 @@ import (
 	"github.com/opencontainers/go-digest"
 )
 
-// Server answers requests. Its fields are set before the first.
+// Server serves requests. Its fields must be set before the first request.
 type Server struct {
 	Store *content.Store
 	Names *image.Names
-	// Bare is the repository of names that are a tag alone, as other tools write them into layouts; "" for none.
+	// Bare is the repository of names that are only a tag, as other tools write them into layouts; "" means none.
 	Bare string
-	// Writable allows to push, and Deletable to delete too.
+	// Writable allows pushes, and Deletable deletes.
 	Writable, Deletable bool
-	// Users are those who may ask at all; nil for everybody.
+	// Users are the users with access; nil means everybody.
 	Users *Users
 	// Log, if set, is called after each request.
 	Log func(Request)
 
 	names cache
-	// documents bounds the manifests that are decoded at the same time, and arriving the large ones that are received.
+	// documents bounds the manifests that are decoded concurrently, and arriving the large ones that are received.
 	documents, arriving slots
 	uploads             uploads
-	// hold orders pushes of manifests and sweeps in this process: a sweep does not wait for a hold of its own process.
+	// hold keeps pushes of manifests and sweeps of this process apart: a sweep doesn't wait for a hold of its own
+	// process.
 	hold sync.RWMutex
 }
 
-// Request is one that was answered.
+// Request is a served request.
 type Request struct {
 	From, Method, Path string
 	Status             int
 	Bytes              int64 // of the reply's body
 	Took               time.Duration
-	Err                error // of the store, which the client is not told; nil also for what is the client's fault
+	Err                error // of the store, hidden from the client; nil for errors of the client
 }
 
 const (
-	// maxDocuments is how many manifests are decoded, and how many large ones received, at the same time: 8 MiB each at most, and
-	// decoding takes more.
+	// maxDocuments is the number of manifests that are decoded concurrently, and of large ones that are received. Each
+	// has at most 8 MiB, and decoding takes more memory.
 	maxDocuments = 8
-	// small is the size in bytes of manifests that each connection may receive at the same time.
+	// small is the size in bytes up to which any connection may receive a manifest.
 	small = 32 << 10
 )
 
-// slots bound how often something is done at the same time.
+// slots bounds a number of concurrent actions.
 type slots struct {
 	once sync.Once
 	free chan struct{}
 }
 
-// take waits for a slot. It takes a free one even if ctx is done: a client that has ended its direction of the connection waits
-// for the reply. The caller calls release once.
+// take waits for a slot. It takes a free one even if ctx is done, because a client that has closed its sending
+// direction waits for the reply. The caller must call release once.
 func (s *slots) take(ctx context.Context, n int) (release func(), err error) {
 	s.once.Do(func() { s.free = make(chan struct{}, n) })
 	release = func() { <-s.free }
@@ -109,12 +115,12 @@ func (s *Server) ServeHTTP(hw http.ResponseWriter, r *http.Request) {
 }
 
 func (s *Server) answer(w *reply, r *http.Request) error {
-	// A browser says for whom it asks. No client of a registry is a page of some other site.
+	// A browser sends the origin of the page. No client of a registry is a web page of another site.
 	if r.Header.Get("Origin") != "" || r.Header.Get("Sec-Fetch-Site") != "" {
-		return refuse(http.StatusForbidden, codeDenied, "requests of web pages are not answered")
+		return refuse(http.StatusForbidden, codeDenied, "requests from web pages are refused")
 	}
 	if !trustedHost(r) {
-		return refuse(http.StatusForbidden, codeDenied, "on loopback, the Host of a request must be an address or localhost")
+		return refuse(http.StatusForbidden, codeDenied, "on a loopback address, Host must be an address or localhost")
 	}
 	if s.Users != nil {
 		if ok, err := s.Users.allow(r); err != nil {
@@ -150,8 +156,9 @@ func (s *Server) answer(w *reply, r *http.Request) error {
 	}
 }
 
-// trustedHost reports whether a request can't come from a web page whose host's name an attacker has pointed at loopback (DNS
-// rebinding). The browser takes such a page for one of this server, and adds no Origin. With TLS it has no certificate for the name.
+// trustedHost reports whether a request can't come from a web page whose host name an attacker has pointed at a
+// loopback address (DNS rebinding). A browser takes such a page for one of this server, and sends no Origin. With TLS
+// there is no certificate for the name.
 func trustedHost(r *http.Request) bool {
 	local, ok := r.Context().Value(http.LocalAddrContextKey).(*net.TCPAddr)
 	if !ok || !local.IP.IsLoopback() || r.TLS != nil {
@@ -173,20 +180,20 @@ const (
 	kindUploads   = "uploads"
 )
 
-// target is what a path means.
+// target is a parsed path.
 type target struct {
 	kind       string
 	repository string
-	// object is the tag or digest; of an upload its ID, "" for a new one.
+	// object is a tag or digest, or the ID of an upload, "" for a new one.
 	object string
-	digest digest.Digest // of the object, "" if that is a tag or an upload
+	digest digest.Digest // of the object; "" if it is a tag or an upload
 }
 
 func (t target) path(kind, object string) string {
 	return "/v2/" + t.repository + "/" + kind + "/" + object
 }
 
-// parsePath takes a path apart. A repository may itself have components such as blobs: the end of the path counts.
+// parsePath parses a path from its end, because a repository may have components such as blobs.
 func parsePath(path string) (target, error) {
 	rest, ok := strings.CutPrefix(path, "/v2/")
 	switch {
@@ -197,23 +204,23 @@ func parsePath(path string) (target, error) {
 	}
 	parts := strings.Split(rest, "/")
 	t := target{}
-	at := len(parts) - 2 // of the kind
-	if !ok || at < 1 {
+	i := len(parts) - 2 // position of the kind
+	if !ok || i < 1 {
 		return t, errNoPath
 	}
-	t.kind, t.object = parts[at], parts[at+1]
+	t.kind, t.object = parts[i], parts[i+1]
 	switch {
 	case t.kind == kindTags && t.object == "list", t.kind == kindReferrers, t.kind == kindManifests:
 	case t.kind == kindBlobs && t.object == kindUploads:
 		t.kind, t.object = kindUploads, ""
 	case t.kind == kindBlobs:
-	case t.kind == kindUploads && at > 1 && parts[at-1] == kindBlobs:
-		at--
+	case t.kind == kindUploads && i > 1 && parts[i-1] == kindBlobs:
+		i--
 	default:
 		return t, errNoPath
 	}
-	if t.repository = strings.Join(parts[:at], "/"); !refname.IsRepository(t.repository) {
-		return t, refuse(http.StatusBadRequest, codeNameInvalid, "%s is no name of a repository", printable(t.repository))
+	if t.repository = strings.Join(parts[:i], "/"); !refname.IsRepository(t.repository) {
+		return t, refuse(http.StatusBadRequest, codeNameInvalid, "%s is not the name of a repository", printable(t.repository))
 	}
 	switch {
 	case t.kind == kindTags, t.kind == kindUploads, t.kind == kindManifests && refname.IsTag(t.object):
@@ -229,34 +236,34 @@ var errNoPath = refuse(http.StatusNotFound, codeNameUnknown, "no such path: the 
 
 func checkDigest(d digest.Digest) error {
 	if err := content.Validate(d); err != nil {
-		return refuse(http.StatusBadRequest, codeDigestInvalid, "digest %s: sha256 and sha512 are known here", printable(string(d)))
+		return refuse(http.StatusBadRequest, codeDigestInvalid, "digest %s: only sha256 and sha512 are supported", printable(string(d)))
 	}
 	return nil
 }
 
-// page reads the parameters n and last of a list: how many elements are wanted, and the one before them.
+// page parses the parameters n and last of a list: the number of elements, and the one before them.
 func page(r *http.Request) (n int, last string, err error) {
 	q := r.URL.Query()
 	n = maxPage
 	if text := q.Get("n"); text != "" {
 		wanted, err := strconv.ParseUint(text, 10, 31)
 		if err != nil {
-			return 0, "", refuse(http.StatusBadRequest, codePageInvalid, "n=%s is no number of elements", printable(text))
+			return 0, "", refuse(http.StatusBadRequest, codePageInvalid, "n=%s is not a number of elements", printable(text))
 		}
 		n = min(int(wanted), n)
 	}
 	return n, q.Get("last"), nil
 }
 
-// maxPage bounds the elements of a reply: a repository has 128 bytes in a list, or more.
+// maxPage bounds the elements in a reply. Each has up to about 128 bytes.
 const maxPage = 10000
 
-// reply writes one reply. It gives a client that takes nothing a time to go.
+// reply writes a reply. It gives up on a client that doesn't read.
 type reply struct {
 	http.ResponseWriter
 	control *http.ResponseController
 	r       *http.Request
-	begun   bool // the status is sent
+	begun   bool // the status has been sent
 	status  int
 	bytes   int64
 }
@@ -269,14 +276,15 @@ const (
 
 func newReply(w http.ResponseWriter, r *http.Request) *reply {
 	p := &reply{ResponseWriter: w, control: http.NewResponseController(w), r: r, status: http.StatusOK}
-	_ = p.control.SetWriteDeadline(time.Now().Add(stall)) // of "100 Continue"
+	_ = p.control.SetWriteDeadline(time.Now().Add(stall)) // for "100 Continue"
 	if r.ContentLength != 0 {
 		_ = p.control.SetReadDeadline(time.Now().Add(stall))
 	}
 	return p
 }
 
-// WriteHeader implements http.ResponseWriter. The time to take the reply begins here: the request's body may have taken longer.
+// WriteHeader implements http.ResponseWriter. It starts the time for reading the reply, since the request's body may
+// have taken longer.
 func (p *reply) WriteHeader(status int) {
 	p.begun, p.status = true, status
 	_ = p.control.SetWriteDeadline(time.Now().Add(stall))
@@ -289,7 +297,7 @@ func (p *reply) Write(b []byte) (int, error) {
 	return n, err
 }
 
-// ReadFrom lets the kernel move a file to the connection, piece by piece, each of which has its own time. net/http knows how to
+// ReadFrom lets the kernel move a file to the connection, piece by piece, each with its own deadline. net/http does so
 // only if the source is an *io.LimitedReader of the file itself.
 func (p *reply) ReadFrom(src io.Reader) (total int64, err error) {
 	limited, ok := src.(*io.LimitedReader)
@@ -313,7 +321,7 @@ func (p *reply) ReadFrom(src io.Reader) (total int64, err error) {
 	return total, nil
 }
 
-// fail answers with an error, unless the reply has begun: then the connection ends early, so that the client sees it.
+// fail sends an error reply. If the reply has begun it closes the connection instead, so that the client notices.
 func (p *reply) fail(err error) {
 	var refused *refusal
 	if !errors.As(err, &refused) {

@@ -17,28 +17,29 @@ import (
 	"golang.org/x/crypto/bcrypt"
 )
 
-// Users are names and the bcrypt hashes of their passwords.
+// Users are names with the bcrypt hashes of their passwords.
 type Users struct {
 	hashes map[string][]byte
-	// decoy is the hash that a password is compared with if there is no such user: the reply takes as long as for one that exists.
+	// decoy is the hash to compare with if the user doesn't exist, so that the reply takes as long as for an existing
+	// user.
 	decoy []byte
 
-	// A client sends its password with each request, and bcrypt is slow on purpose. What was right once is remembered by a
-	// keyed hash for as long as the process lives.
+	// A client sends its password with each request, and bcrypt is slow by design. So correct passwords are remembered,
+	// as a keyed hash, as long as the process lives.
 	key   []byte
 	mu    sync.Mutex
 	right map[[sha256.Size]byte]bool
-	// slow bounds how many passwords are compared at the same time.
+	// slow bounds the number of passwords that are compared concurrently.
 	slow slots
 }
 
-// maxUsersFile bounds what is read of a file of users, in bytes.
+// maxUsersFile bounds the size of a file of users in bytes.
 const maxUsersFile = 8 << 20
 
-// ReadUsers reads lines USER:HASH, as htpasswd -B writes them. InvalidArgument for a hash that is not bcrypt's.
+// ReadUsers parses lines USER:HASH, as htpasswd -B writes them. InvalidArgument if a hash is not bcrypt's.
 func ReadUsers(r io.Reader) (*Users, error) {
 	u := &Users{hashes: map[string][]byte{}, key: make([]byte, 32), right: map[[sha256.Size]byte]bool{}}
-	_, _ = rand.Read(u.key) // it never fails
+	_, _ = rand.Read(u.key) // never fails
 	cost := bcrypt.MinCost
 	lines := bufio.NewScanner(io.LimitReader(r, maxUsersFile))
 	for n := 1; lines.Scan(); n++ {
@@ -49,7 +50,7 @@ func ReadUsers(r io.Reader) (*Users, error) {
 		name, hash, ok := strings.Cut(line, ":")
 		c, err := bcrypt.Cost([]byte(hash))
 		if !ok || name == "" || err != nil {
-			return nil, errclass.Errorf(errdefs.ErrInvalidArgument, "line %d: not USER:HASH with a hash of bcrypt, as htpasswd -B writes it", n)
+			return nil, errclass.Errorf(errdefs.ErrInvalidArgument, "line %d: not USER:HASH with a bcrypt hash, as htpasswd -B writes it", n)
 		}
 		u.hashes[name], cost = []byte(hash), max(cost, c)
 	}
@@ -57,7 +58,7 @@ func ReadUsers(r io.Reader) (*Users, error) {
 		return nil, err
 	}
 	if len(u.hashes) == 0 {
-		return nil, errclass.Errorf(errdefs.ErrInvalidArgument, "it names no user")
+		return nil, errclass.Errorf(errdefs.ErrInvalidArgument, "it has no users")
 	}
 	var err error
 	u.decoy, err = bcrypt.GenerateFromPassword([]byte("no password"), cost)
@@ -67,10 +68,10 @@ func ReadUsers(r io.Reader) (*Users, error) {
 	return u, nil
 }
 
-// maxRight bounds how many right passwords are remembered: a user has few spellings of one.
+// maxRight bounds the number of remembered passwords. Each user has one, in few spellings.
 const maxRight = 1 << 10
 
-// allow reports whether a request has the name and the password of a user. It fails only if the client has gone.
+// allow reports whether a request has the name and password of a user. The error is the context's.
 func (u *Users) allow(r *http.Request) (bool, error) {
 	name, password, ok := r.BasicAuth()
 	if !ok {
