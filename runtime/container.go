@@ -38,14 +38,15 @@ type Record struct {
 	LogSize     int64             `json:"logSize,omitempty"` // 0 means 16 MiB
 	Network     string            `json:"network,omitempty"` // path of a network namespace that is connected while the container runs, and removed with it
 	// Namespaces are the namespaces of other containers that this one joins at each run: kinds and IDs.
-	Namespaces map[specs.LinuxNamespaceType]string `json:"namespaces,omitempty"`
-	Users      string                              `json:"users,omitempty"`      // whose user namespace it uses: AutoUsers, MappedUsers, or "" for the caller's
-	Owner      *HostProcess                        `json:"owner,omitempty"`      // process that makes the container and will run it
-	Connection *Connection                         `json:"connection,omitempty"` // how to make the network again after a boot
-	Volumes    []string                            `json:"volumes,omitempty"`    // names of the volumes that it mounts; they can't be removed
-	Secrets    []string                            `json:"secrets,omitempty"`    // names of its secrets in SecretsDir
-	Stored     bool                                `json:"stored,omitempty"`     // its first run restores the checkpoint in its directory
-	Seal       string                              `json:"seal,omitempty"`       // proof that this user made it on this host
+	Namespaces  map[specs.LinuxNamespaceType]string `json:"namespaces,omitempty"`
+	Users       string                              `json:"users,omitempty"`       // whose user namespace it uses: AutoUsers, MappedUsers, or "" for the caller's
+	Owner       *HostProcess                        `json:"owner,omitempty"`       // process that makes the container and will run it
+	Connection  *Connection                         `json:"connection,omitempty"`  // how to make the network again after a boot
+	Volumes     []string                            `json:"volumes,omitempty"`     // names of the volumes that it mounts; they can't be removed
+	Healthcheck *spec.Healthcheck                   `json:"healthcheck,omitempty"` // the image's
+	Secrets     []string                            `json:"secrets,omitempty"`     // names of its secrets in SecretsDir
+	Stored      bool                                `json:"stored,omitempty"`      // its first run restores the checkpoint in its directory
+	Seal        string                              `json:"seal,omitempty"`        // proof that this user made it on this host
 }
 
 // Connection is a request to CNI for a container's network.

@@ -94,6 +94,9 @@ type procStat struct {
 	session uint64
 	threads uint64
 	start   uint64
+	user    uint64 // processor time, in ticks of 10 ms
+	system  uint64
+	rss     uint64 // pages
 	code    uint64 // exit code of a zombie, in the form of wait(2)
 }
 
@@ -114,7 +117,7 @@ func statOf(pid int) (s procStat, err error) {
 	for _, f := range []struct {
 		at int
 		to *uint64
-	}{{3, &s.session}, {6, &s.flags}, {17, &s.threads}, {19, &s.start}, {49, &s.code}} {
+	}{{3, &s.session}, {6, &s.flags}, {17, &s.threads}, {11, &s.user}, {12, &s.system}, {19, &s.start}, {21, &s.rss}, {49, &s.code}} {
 		if *f.to, err = strconv.ParseUint(string(fields[f.at]), 10, 64); err != nil {
 			return s, fmt.Errorf("/proc/%d/stat: %w", pid, err)
 		}

@@ -44,6 +44,8 @@ type InContainer struct {
 	Parent  int       `json:"ppid"`         // on the host
 	UID     int       `json:"uid"`          // on the host
 	Started time.Time `json:"started"`
+	CPU     int64     `json:"cpu"`            // nanoseconds of processor time
+	RSS     int64     `json:"rss"`            // bytes of resident memory
 	Exec    string    `json:"exec,omitempty"` // its ID, if task exec has started it
 	Command []string  `json:"command"`
 }
@@ -79,7 +81,9 @@ func describe(pid int) (InContainer, error) {
 	if err != nil {
 		return p, err
 	}
-	p.Started = bootTime().Add(time.Duration(s.start) * (time.Second / 100)) // USER_HZ is 100 on all of Go's platforms
+	const tick = time.Second / 100 // USER_HZ is 100 on all of Go's platforms
+	p.Started = bootTime().Add(time.Duration(s.start) * tick)
+	p.CPU, p.RSS = int64(s.user+s.system)*int64(tick), int64(s.rss)*int64(os.Getpagesize())
 	status, err := os.ReadFile(dir + "/status")
 	if err != nil {
 		return p, err

@@ -104,28 +104,6 @@ func newInfo(o *containers.Flags) *cobra.Command {
 	return c
 }
 
-func newPs(o *containers.Flags) *cobra.Command {
-	c := &cobra.Command{Use: "ps [flags] ID", Short: "list the processes in a container", Args: cobra.ExactArgs(1)}
-	r := cli.NewRecords(c, "PID", "INSIDE", "PPID", "UID", "STARTED", "EXEC", "COMMAND")
-	c.RunE = func(c *cobra.Command, args []string) error {
-		t, err := join(o, args[0])
-		if err != nil {
-			return err
-		}
-		all, err := t.Processes()
-		if err != nil {
-			return err
-		}
-		for _, p := range all {
-			if err := r.Write(p, p.Pid, p.Inside, p.Parent, p.UID, p.Started, p.Exec, command(p.Command)); err != nil {
-				return err
-			}
-		}
-		return r.Close()
-	}
-	return c
-}
-
 func newLogs(o *containers.Flags) *cobra.Command {
 	c := &cobra.Command{Use: "logs [flags] ID", Short: "print what a detached container has printed", Args: cobra.ExactArgs(1)}
 	f := c.Flags()

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"strings"
+	"time"
 	"unicode/utf8"
 )
 
@@ -29,6 +30,34 @@ type ImageConfig struct {
 	Cmd        words
 	WorkingDir text
 	StopSignal stopSignal
+	// Healthcheck is nil if the image has none that can be used.
+	Healthcheck *Healthcheck `json:"-"`
+}
+
+// Healthcheck says how an image's author checks whether its process is well. Nothing here runs it: it is shown to whoever
+// supervises the container.
+type Healthcheck struct {
+	Test          []string      `json:"test"`                    // CMD and the words of a command, or CMD-SHELL and a line for the shell
+	Interval      time.Duration `json:"interval,omitempty"`      // all of these in nanoseconds, 0 if not given
+	Timeout       time.Duration `json:"timeout,omitempty"`       //
+	StartPeriod   time.Duration `json:"startPeriod,omitempty"`   //
+	StartInterval time.Duration `json:"startInterval,omitempty"` //
+	Retries       int           `json:"retries,omitempty"`
+}
+
+// maxHealthcheck bounds a health check, which becomes part of a container's record.
+const maxHealthcheck = 16 << 10
+
+// readHealthcheck returns nil for a health check that is none, is too long or has another form: an image runs without it.
+func readHealthcheck(b json.RawMessage) *Healthcheck {
+	h := &Healthcheck{}
+	if len(b) > maxHealthcheck || !utf8.Valid(b) || json.Unmarshal(b, h) != nil {
+		return nil
+	}
+	if len(h.Test) < 2 || h.Test[0] != "CMD" && h.Test[0] != "CMD-SHELL" {
+		return nil
+	}
+	return h
 }
 
 // text is a JSON string. Bytes that are not UTF-8 are an error; encoding/json would replace them.
@@ -101,6 +130,10 @@ func ReadImage(r io.Reader) (*Image, error) {
 	if doc.Config != nil {
 		if err := json.Unmarshal(doc.Config, &img.Config); err != nil {
 			return nil, invalid("image config: %v", err)
+		}
+		var more struct{ Healthcheck json.RawMessage }
+		if json.Unmarshal(doc.Config, &more) == nil {
+			img.Config.Healthcheck = readHealthcheck(more.Healthcheck)
 		}
 	}
 	return img, nil

@@ -14,6 +14,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"distkit/runtime/internal/testenv"
 
@@ -185,6 +186,23 @@ func TestHostileImages(t *testing.T) {
 	s, err := New(image(t, `{"config":{"Cmd":["x"],"WorkingDir":"../../etc","Labels":{"":"x"}}}`), Options{Host: testHost})
 	if err != nil || s.Process.Cwd != "/etc" || len(s.Annotations) != 0 {
 		t.Errorf("%+v %v", s, err)
+	}
+}
+
+// A health check is data for others: one that can't be used is none, and keeps no image from running.
+func TestHealthcheck(t *testing.T) {
+	t.Parallel()
+	h := image(t, `{"config":{"Cmd":["x"],"Healthcheck":{"Test":["CMD-SHELL","curl -f localhost"],"Interval":30000000000,"Retries":3}}}`).Config.Healthcheck
+	if h == nil || !slices.Equal(h.Test, []string{"CMD-SHELL", "curl -f localhost"}) || h.Interval != 30*time.Second || h.Retries != 3 || h.Timeout != 0 {
+		t.Errorf("%+v", h)
+	}
+	for _, text := range []string{
+		`5`, `null`, `[]`, `{}`, `{"Test":null}`, `{"Test":["NONE"]}`, `{"Test":["CMD"]}`, `{"Test":["RUN","x"]}`, `{"Test":"CMD x"}`, `{"Test":["CMD","x"],"Interval":"30s"}`,
+		`{"Test":["CMD","` + strings.Repeat("x", maxHealthcheck) + `"]}`, "{\"Test\":[\"CMD\",\"caf\xe9\"]}",
+	} {
+		if h := image(t, `{"config":{"Cmd":["x"],"Healthcheck":`+text+`}}`).Config.Healthcheck; h != nil {
+			t.Errorf("%.60q: %+v", text, h)
+		}
 	}
 }
 

@@ -294,6 +294,9 @@ func (q *Request) find(ctx context.Context, store *content.Store, ref string, r 
 		r.Image = &runtime.ImageName{Name: img.Name, Digest: is.Manifest.Digest.String()}
 	}
 	config, err := spec.ReadImage(bytes.NewReader(is.Config))
+	if err == nil {
+		r.Healthcheck = config.Config.Healthcheck
+	}
 	return config, is.Layers[len(is.Layers)-1].ChainID.String(), err
 }
 
