@@ -42,7 +42,7 @@ func (s *Containers) openNamespace(id string, kind specs.LinuxNamespaceType) (*o
 		return nil, failed("container %s has just ended", id)
 	}
 	if errors.Is(err, unix.EACCES) || errors.Is(err, unix.EPERM) {
-		err = errclass.As(err, errdefs.ErrPermissionDenied)
+		err = errclass.Errorf(errdefs.ErrPermissionDenied, "it is in another user namespace, where only root of the host can join it")
 	}
 	return f, err
 }

@@ -142,6 +142,11 @@ func TestDirectAsUser(t *testing.T) {
 		{"exec", `dist-run -d --id $ID ` + single + ` sleep 1000 >/dev/null; task exec $ID id -un; status task exec $ID none 2>/dev/null; status task rm -f $ID`, "redis\n127\n137"},
 		{"its files", `dist-run --id $ID ` + single + ` touch /data/x; stat -c %u .content/snapshots/overlayfs/*/fs/data/x; status task rm $ID`, "100998\n0"},
 		{"volume", `for n in 1 2; do dist-run --rm --id $ID --volume db:/data ` + single + ` sh -c 'echo line >>/data/file; cat /data/file /etc/hosts' | grep -c -e line -e localhost; done; task volumes --rm db; test ! -e .content/volumes && echo gone`, "3\n4\ngone"},
+		{"joined", `pod() { status dist-run --rm --id $ID-2 --ipc container:$ID --net container:$ID ` + single + ` true 2>&1 | sed "s/$ID/ID/g"; }
+			dist-run -d --id $ID ` + single + ` sleep 1000 >/dev/null; pod; task stop -t 0 $ID; pod; task rm $ID >/dev/null || true; pod`,
+			"run: container ID-2: ipc namespace of container ID: it is in another user namespace, where only root of the host can join it\n125\n" +
+				"run: container ID-2: ipc namespace of container ID: container ID is stopped\n125\n" +
+				"dist-run: ipc namespace of container ID: no container ID\n125"},
 		// A user namespace of its own takes no subordinate IDs.
 		{"own namespace", `(cd b && rm -f config.json && runc spec --rootless && jq '.process.terminal=false | .process.args=["sh","-c","id -u; exec sleep 1000"]' config.json >c && mv c config.json)
 			mkdir bin; for f in dist-userns newuidmap; do printf '#!/bin/sh\nexit 1' >bin/$f; chmod +x bin/$f; done; PATH=$PWD/bin:$PATH; run -d --id $ID b >/dev/null; await 'task logs $ID | grep -q 0'
