@@ -3,6 +3,7 @@ package main
 
 import (
 	"errors"
+	"os"
 	"time"
 
 	"distkit/cmd/internal/cli"
@@ -31,11 +32,20 @@ func newCommand() *cobra.Command {
 	since := f.String("since", "", "only events since `TIME`: RFC 3339, a date, or how long ago, as 90m")
 	tail := f.IntP("tail", "n", -1, "of the events that are logged already, only the last `N`")
 	stop := f.IntP("max-count", "m", -1, "stop after `N` events")
+	asJSON := f.Bool("json", false, "print JSON objects also on a terminal")
 	c.RunE = func(c *cobra.Command, args []string) error {
 		if *tail < 0 && f.Changed("tail") || *stop < 0 && f.Changed("max-count") {
 			return cli.Usagef("--tail and --max-count are not negative")
 		}
 		p := printer{out: c.OutOrStdout(), left: *stop}
+		if _, tty := cli.IsTerminal(os.Stdout); tty && !*asJSON {
+			p.line = line
+			defer func() {
+				if p.printed == 0 {
+					cli.TellNoStore(c)
+				}
+			}()
+		}
 		var err error
 		if p.filter, err = filter.Parse(args); err != nil {
 			return err

@@ -45,7 +45,7 @@ func newTree() *cobra.Command {
 		case *dot:
 			return t.dot(c.OutOrStdout())
 		case records.Table():
-			return t.draw(c.OutOrStdout(), args[0])
+			return t.draw(c.OutOrStdout(), args[0], records.Width())
 		}
 		for _, b := range t.list {
 			if err := records.Write(b, b.Digest, b.Kind, cli.Size(b.Size), b.state(), b.Names, b.Platform, b.Parent, b.Type); err != nil {
@@ -190,71 +190,82 @@ func bar(size, largest int64, room int) string {
 	return strings.Repeat("█", int(math.Ceil(float64(max(size, 0))/float64(largest)*float64(room))))
 }
 
-// draw draws the tree for a terminal, in colour unless NO_COLOR is set.
-func (t *imageTree) draw(w io.Writer, name string) error {
-	largest := int64(1)
-	for _, b := range t.list {
-		largest = max(largest, b.Size)
+// shortHex is how many digits of a digest are drawn.
+const shortHex = 12
+
+// draw draws the tree for a terminal of a width, 0 if that is not known, in colour unless NO_COLOR is set.
+func (t *imageTree) draw(w io.Writer, name string, width int) error {
+	largest, names, remarks := int64(1), 0, 0
+	for i := range t.list {
+		largest = max(largest, t.list[i].Size)
+		names, remarks = max(names, cli.Columns(t.list[i].title())), max(remarks, len(t.list[i].remark()))
 	}
-	width, _ := cli.IsTerminal(os.Stdout)
-	paint := func(colour int, s string) string {
-		if os.Getenv("NO_COLOR") != "" {
+	others := 2 + shortHex + 2 + len("1023 MiB") + 2 + remarks
+	if width > 0 {
+		names = min(names, max(width-others, 1))
+	}
+	paint := func(colour cli.Colour, s string) string {
+		if !cli.HasColour(os.Stdout) {
 			return s
 		}
-		return fmt.Sprintf("\x1b[%dm%s\x1b[0m", colour, s)
+		return colour.Paint(s)
 	}
-	if _, err := fmt.Fprintln(w, cli.Printable(name)); err != nil {
+	if _, err := fmt.Fprintln(w, cli.Fit(name, width)); err != nil {
 		return err
 	}
-	for _, b := range t.list {
-		stem := ""
-		for i, last := range b.last {
-			stem += map[[2]bool]string{{false, false}: "│  ", {false, true}: "   ", {true, false}: "├─ ", {true, true}: "└─ "}[[2]bool{i == len(b.last)-1, last}]
+	for i := range t.list {
+		b := &t.list[i]
+		title := cli.Cut(b.title(), names)
+		space := strings.Repeat(" ", names-cli.Columns(title))
+		text := fmt.Sprintf("%s%s  %.*s  %8s  %-*s", title, space, shortHex, b.Digest.Encoded(), humanize.IBytes(uint64(b.Size)), remarks, b.remark())
+		extent := ""
+		if room := min(barWidth, width-names-others-1); room > 0 && !b.Again {
+			extent = " " + paint(cli.Blue, bar(b.Size, largest, room))
 		}
-		what, short := b.Kind, string(b.Digest)
-		if algorithm, hex, ok := strings.Cut(short, ":"); ok && len(hex) > 12 {
-			short = algorithm + ":" + hex[:12]
-		}
-		switch {
-		case b.Platform != "":
-			what += " " + b.Platform
-		case b.Kind == "referrer" || b.Kind == "blob":
-			what += " " + cli.Printable(b.Type)
-		}
-		size := humanize.IBytes(uint64(b.Size))
-		notes := ""
-		switch {
-		case b.Again:
-			notes = "as above"
-		case !b.Here:
-			notes = "not here"
-		case b.Names == 1:
-			notes = "1 other name"
-		case b.Names > 1:
-			notes = fmt.Sprintf("%d other names", b.Names)
-		}
-		line := []rune(fmt.Sprintf("%-44s %s %9s  %-14s", stem+what, short, size, notes))
-		if width > 0 && len(line) > width {
-			line = line[:width]
-		}
-		text, extent := strings.TrimRight(string(line), " "), ""
-		if room := min(barWidth, width-len(line)-1); room > 0 && !b.Again {
-			extent = bar(b.Size, largest, room)
+		if extent == "" {
+			text = cli.Fit(strings.TrimRight(text, " "), width)
 		}
 		switch {
 		case !b.Here:
-			text = paint(31, text)
+			text = paint(cli.Red, text)
 		case b.Names > 0:
-			text = paint(36, text)
+			text = paint(cli.Cyan, text)
 		}
-		if extent != "" {
-			text += strings.Repeat(" ", 1+len(line)-len([]rune(strings.TrimRight(string(line), " ")))) + paint(34, extent)
-		}
-		if _, err := fmt.Fprintln(w, text); err != nil {
+		if _, err := fmt.Fprintln(w, text+extent); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// title returns what a line of the tree begins with.
+func (b *branch) title() string {
+	stem := ""
+	for i, last := range b.last {
+		stem += map[[2]bool]string{{false, false}: "│  ", {false, true}: "   ", {true, false}: "├─ ", {true, true}: "└─ "}[[2]bool{i == len(b.last)-1, last}]
+	}
+	switch {
+	case b.Platform != "":
+		return stem + b.Kind + " " + b.Platform
+	case b.Kind == "referrer" || b.Kind == "blob":
+		return stem + b.Kind + " " + cli.Printable(b.Type)
+	}
+	return stem + b.Kind
+}
+
+// remark returns what is to be said of a branch in a few words.
+func (b *branch) remark() string {
+	switch {
+	case b.Again:
+		return "as above"
+	case !b.Here:
+		return "not here"
+	case b.Names == 1:
+		return "1 other name"
+	case b.Names > 1:
+		return fmt.Sprintf("%d other names", b.Names)
+	}
+	return ""
 }
 
 // dot writes the tree in Graphviz's language. Digests need no escaping.

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"fmt"
+	"os"
 	"slices"
 	"strings"
 
@@ -113,6 +114,10 @@ func newTree(s *store) *cobra.Command {
 		all, err := list(c, s)
 		children := byParent(all)
 		out := c.OutOrStdout()
+		width, tty := cli.IsTerminal(os.Stdout)
+		if tty && err == nil && len(all) == 0 {
+			cli.TellNoStore(c)
+		}
 		var draw func(parent, indent string)
 		draw = func(parent, indent string) {
 			level := children[parent]
@@ -124,7 +129,11 @@ func newTree(s *store) *cobra.Command {
 				case n == len(level)-1:
 					mark, below = "└── ", "    "
 				}
-				fmt.Fprintf(out, "%s%s%s (%s)\n", indent, mark, i.Key, i.Kind)
+				line := fmt.Sprintf("%s%s%s (%s)", indent, mark, i.Key, i.Kind)
+				if tty {
+					line = cli.Fit(line, width)
+				}
+				fmt.Fprintln(out, line)
 				if i.Kind == snapshot.Committed {
 					draw(i.Key, indent+below)
 				}

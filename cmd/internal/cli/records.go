@@ -160,7 +160,7 @@ func (r *Records) Close() error {
 	return err
 }
 
-// TellNoStore says on standard error that a listing is empty because the directory of --root does not exist.
+// TellNoStore says on standard error that a listing for a person is empty because the directory of --root does not exist.
 func TellNoStore(c *cobra.Command) {
 	f := c.Flags().Lookup("root")
 	if f == nil {

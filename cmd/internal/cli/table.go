@@ -24,11 +24,12 @@ type cell struct {
 
 const (
 	columnGap = 2
-	// minColumn is the width below which a column is not cut.
-	minColumn = 5
 	// shortDigest is how many hexadecimal digits are left of a digest. It is docker's number.
 	shortDigest = 12
 )
+
+// leastWidths are the widths that columns are cut to, one after the other, as long as the table is too wide.
+var leastWidths = []int{5, 3, 1}
 
 // A cell that is a digest is shortened to its first digits, as docker does. In a longer text, and of another algorithm than sha256, the
 // algorithm stays.
@@ -48,17 +49,8 @@ func align(rows [][]cell, width int) string {
 		}
 		widths = measure(rows)
 	}
-	for n := over(widths, width); n > 0; n-- {
-		widest := 0
-		for i := range widths {
-			if i > 0 && widths[i] > minColumn && (widest == 0 || widths[i] > widths[widest]) {
-				widest = i
-			}
-		}
-		if widths[widest] <= minColumn { // none can be cut
-			break
-		}
-		widths[widest]--
+	for _, least := range leastWidths {
+		narrow(widths, over(widths, width), least)
 	}
 	paint := HasColour(os.Stdout)
 	var b strings.Builder
@@ -105,6 +97,22 @@ func (c cell) line(width int) (line, rest string) {
 		}
 	}
 	return c.text[:end], strings.TrimLeft(c.text[end:], " ")
+}
+
+// narrow takes n columns from those that are wider than least, if it can: from the widest, and from the first only when the others are narrow.
+func narrow(widths []int, n, least int) {
+	for ; n > 0; n-- {
+		widest := 0
+		for i := range widths {
+			if i > 0 && widths[i] > least && (widest == 0 || widths[i] > widths[widest]) {
+				widest = i
+			}
+		}
+		if widths[widest] <= least {
+			return
+		}
+		widths[widest]--
+	}
 }
 
 // measure returns the width of each column.
@@ -156,6 +164,15 @@ func Cut(text string, width int) string {
 		}
 	}
 	return string(slices.Concat(runes[:to], []rune{'…'}, runes[from:]))
+}
+
+// Fit returns a line for a terminal of a width: printable, with shorter digests if it is too wide, and then cut. A width of 0 is not known.
+func Fit(line string, width int) string {
+	line = Printable(line)
+	if width == 0 || Columns(line) <= width {
+		return line
+	}
+	return Cut(anyDigest.ReplaceAllString(line, "$1"), width)
 }
 
 // Columns returns how many columns of a terminal a printable text takes.
