@@ -96,39 +96,9 @@ func (p places) open(ctx context.Context, g *copygraph.Copy, roots []root) (end 
 	if err != nil {
 		return nil, err
 	}
-	source, namespace := store, *p.namespace
-	switch {
-	case p.fromBatch():
-		from, err := p.source()
-		if err != nil {
-			return nil, err
-		}
-		ends = append(ends, ignoring(from))
-		g.From, source = from, nil
-		if !p.intoStore() || !here(store, roots) {
-			from.Start() // it starts while the stores are opened
-		}
-		if err := p.resolve(ctx, from, store, roots); err != nil {
-			return nil, err
-		}
-		if referrers {
-			g.Referrers = from.Referrers(g.ArtifactTypes...)
-		}
-	case p.fromRoot != "":
-		if source, err = content.Open(p.fromRoot); err != nil {
-			return nil, err
-		}
-		g.From, namespace = copygraph.FromStore(source), image.DefaultNamespace
-	}
-	if source != nil {
-		if referrers {
-			g.Referrers = copygraph.ReferrersOf(source, namespace)
-		}
-		if layout.IsStore(source.Tree) { // another tool's layout is never swept
-			if err := hold(ctx, source); err != nil {
-				return nil, err
-			}
-		}
+	source, err := p.openSource(ctx, g, store, roots, referrers, &ends)
+	if err != nil {
+		return nil, err
 	}
 	if !p.intoStore() {
 		to, err := p.target()
@@ -157,6 +127,43 @@ func (p places) open(ctx context.Context, g *copygraph.Copy, roots []root) (end 
 	ends = append(ends, func() error { return os.RemoveAll(scratch) })
 	g.Documents, err = content.Open(scratch)
 	return endAll, err
+}
+
+// openSource opens the source, and adds what ends it to ends. It returns the store if the source is one, and holds that.
+func (p places) openSource(ctx context.Context, g *copygraph.Copy, store *content.Store, roots []root, referrers bool, ends *[]func() error) (*content.Store, error) {
+	if p.fromBatch() {
+		from, err := p.source()
+		if err != nil {
+			return nil, err
+		}
+		*ends = append(*ends, ignoring(from))
+		g.From = from
+		if !p.intoStore() || !here(store, roots) {
+			from.Start() // it starts while the stores are opened
+		}
+		if err := p.resolve(ctx, from, store, roots); err != nil {
+			return nil, err
+		}
+		if referrers {
+			g.Referrers = from.Referrers(g.ArtifactTypes...)
+		}
+		return nil, nil
+	}
+	source, namespace := store, *p.namespace
+	if p.fromRoot != "" {
+		var err error
+		if source, err = content.Open(p.fromRoot); err != nil {
+			return nil, err
+		}
+		g.From, namespace = copygraph.FromStore(source), image.DefaultNamespace
+	}
+	if referrers {
+		g.Referrers = copygraph.ReferrersOf(source, namespace)
+	}
+	if !layout.IsStore(source.Tree) { // another tool's layout is never swept
+		return source, nil
+	}
+	return source, hold(ctx, source)
 }
 
 // source returns a source that is accessed by the batch protocol. Its objects are verified by the store, or else by the

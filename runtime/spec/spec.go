@@ -355,11 +355,17 @@ func (o *Options) mounts() ([]specs.Mount, error) {
 			all = append(all, specs.Mount{Destination: f, Type: "bind", Source: f, Options: []string{"rbind", "rprivate", "ro"}})
 		}
 	}
-	extra := []specs.Mount{}
 	if o.Init != "" {
 		all = append(all, specs.Mount{Destination: InitPath, Type: "bind", Source: o.Init, Options: []string{"bind", "rprivate", "ro", "nosuid", "nodev"}})
 	}
-	for _, m := range o.Mounts {
+	return override(all, o.Mounts)
+}
+
+// override checks the caller's mounts. It replaces the default mounts of the same destinations, and appends the others,
+// outer ones first.
+func override(all, mounts []specs.Mount) ([]specs.Mount, error) {
+	var extra []specs.Mount
+	for _, m := range mounts {
 		if err := CheckText("mount", m.Destination+m.Source+strings.Join(m.Options, ",")); err != nil {
 			return nil, err
 		}

@@ -108,83 +108,24 @@ func (q *Request) Container(ctx context.Context) (*runtime.Container, error) {
 	if err := runtime.CheckSecrets(r.Secrets); err != nil {
 		return nil, err
 	}
-	switch {
-	case !o.UserNS.Own():
-	case q.Image == "":
-		return nil, errclass.Errorf(errdefs.ErrNotImplemented, "--userns needs an --image, whose files' owners are mapped")
-	case o.Host.UserNamespace:
-		return nil, errclass.Errorf(errdefs.ErrNotImplemented, "--userns: an ordinary user's containers are in a user namespace already")
-	case o.UserNS.Auto:
-		r.Users = runtime.AutoUsers
-	default:
-		r.Users = runtime.MappedUsers
+	if r.Users, err = q.users(o); err != nil {
+		return nil, err
 	}
-	for _, m := range o.Mounts {
-		if m.Type == spec.VolumeType {
-			if err := runtime.CheckVolume(m.Source); err != nil {
-				return nil, err
-			}
-			if !slices.Contains(r.Volumes, m.Source) {
-				r.Volumes = append(r.Volumes, m.Source)
-			}
-		}
+	if r.Volumes, err = volumesOf(o.Mounts); err != nil {
+		return nil, err
 	}
 	own := "run." + r.ID // the name of the container's own network and snapshot
 	files, err := q.connect(ctx, own, &r, &o)
 	if err != nil {
 		return nil, err
 	}
-	var config *spec.Image
 	r.Snapshot = &runtime.Snapshot{Driver: cmp.Or(q.Driver, os.Getenv("CONTAINERD_SNAPSHOTTER")), Key: own}
-	parent, from := "", q.Image
-	var complete func(*runtime.Container, spec.Options) error
-	if q.Image != "" || q.Checkpoint != "" {
-		store, release, err := hold(ctx, q.Of.Root())
-		if err != nil {
-			return nil, ifNotFound(err)
-		}
-		defer release()
-		if q.Checkpoint != "" {
-			d, err := checkpoint.Describe(ctx, store, q.Checkpoint, &r)
-			if err != nil {
-				return nil, err
-			}
-			r.Stored = true
-			if r.Image != nil && o.Rootfs == "" {
-				from = r.Image.Digest
-			}
-			complete = func(c *runtime.Container, o spec.Options) error {
-				return checkpoint.Load(ctx, store, q.Of.Snapshots(), c, d, o)
-			}
-		}
-		if from != "" {
-			if config, parent, err = q.find(ctx, store, from, &r); err != nil {
-				return nil, ifNotFound(err)
-			}
-		}
+	src, err := q.source(ctx, &r, o)
+	defer src.release()
+	if err != nil {
+		return nil, err
 	}
-	if from == "" {
-		r.Snapshot = nil
-	}
-	if complete == nil {
-		if config == nil {
-			config = &spec.Image{}
-		}
-		// Find mistakes in the options before anything is made. Names of users and groups can't be looked up yet,
-		// because that needs the container's files.
-		check := o
-		check.Rootfs, check.User, check.GroupAdd = "", "0", nil
-		check.Mounts, _ = bindVolumes(o.Mounts, func(specs.Mount) (string, error) { return "/", nil })
-		s, err := spec.New(config, check)
-		if err == nil {
-			_, err = specflags.Document(ctx, s, o.CDI)
-		}
-		if err != nil {
-			return nil, err
-		}
-		complete = func(c *runtime.Container, o spec.Options) error { return configure(ctx, c, config, o) }
-	}
-	made, err := all.Create(ctx, r, parent, func(c *runtime.Container) error {
+	made, err := all.Create(ctx, r, src.parent, func(c *runtime.Container) error {
 		if err := files.write(c); err != nil {
 			return err
 		}
@@ -196,12 +137,103 @@ func (q *Request) Container(ctx context.Context) (*runtime.Container, error) {
 		if o.Mounts, err = bindVolumes(o.Mounts, func(m specs.Mount) (string, error) { return q.volume(ctx, all, c, m, o.Rootfs) }); err != nil {
 			return err
 		}
-		return complete(c, files.mount(c, o))
+		return src.complete(c, files.mount(c, o))
 	})
-	if parent != "" && errdefs.IsNotFound(err) && !q.unpacked(ctx, runtime.Snapshot{Driver: r.Snapshot.Driver, Key: parent}) {
+	if src.parent != "" && errdefs.IsNotFound(err) && !q.unpacked(ctx, runtime.Snapshot{Driver: r.Snapshot.Driver, Key: src.parent}) {
 		err = ifNotFound(err)
 	}
 	return made, err
+}
+
+// users returns the record's Users for the container's user namespace.
+func (q *Request) users(o spec.Options) (string, error) {
+	switch {
+	case !o.UserNS.Own():
+		return q.Record.Users, nil
+	case q.Image == "":
+		return "", errclass.Errorf(errdefs.ErrNotImplemented, "--userns needs an --image, whose files' owners are mapped")
+	case o.Host.UserNamespace:
+		return "", errclass.Errorf(errdefs.ErrNotImplemented, "--userns: an ordinary user's containers are in a user namespace already")
+	case o.UserNS.Auto:
+		return runtime.AutoUsers, nil
+	}
+	return runtime.MappedUsers, nil
+}
+
+// volumesOf returns the names of the volumes among mounts.
+func volumesOf(mounts []specs.Mount) (names []string, err error) {
+	for _, m := range mounts {
+		if m.Type != spec.VolumeType {
+			continue
+		}
+		if err := runtime.CheckVolume(m.Source); err != nil {
+			return nil, err
+		}
+		if !slices.Contains(names, m.Source) {
+			names = append(names, m.Source)
+		}
+	}
+	return names, nil
+}
+
+// source is what a container is made from.
+type source struct {
+	parent   string // the snapshot of the image's layers, or ""
+	complete func(*runtime.Container, spec.Options) error
+	release  func() // lets sweeps run again
+}
+
+// source finds the image or the checkpoint, and enters it in the record. It also finds mistakes in the options. The
+// caller must call release, even after an error.
+func (q *Request) source(ctx context.Context, r *runtime.Record, o spec.Options) (src source, err error) {
+	src.release = func() {}
+	config, from := &spec.Image{}, q.Image
+	if q.Image != "" || q.Checkpoint != "" {
+		store, release, err := hold(ctx, q.Of.Root())
+		if err != nil {
+			return src, ifNotFound(err)
+		}
+		src.release = release
+		if q.Checkpoint != "" {
+			d, err := checkpoint.Describe(ctx, store, q.Checkpoint, r)
+			if err != nil {
+				return src, err
+			}
+			r.Stored = true
+			if r.Image != nil && o.Rootfs == "" {
+				from = r.Image.Digest
+			}
+			src.complete = func(c *runtime.Container, o spec.Options) error {
+				return checkpoint.Load(ctx, store, q.Of.Snapshots(), c, d, o)
+			}
+		}
+		if from != "" {
+			if config, src.parent, err = q.find(ctx, store, from, r); err != nil {
+				return src, ifNotFound(err)
+			}
+		}
+	}
+	if from == "" {
+		r.Snapshot = nil
+	}
+	if src.complete == nil {
+		src.complete = func(c *runtime.Container, o spec.Options) error { return configure(ctx, c, config, o) }
+		err = checkOptions(ctx, config, o)
+	}
+	return src, err
+}
+
+// checkOptions finds mistakes in the options before anything is made. Names of users and groups can't be looked up yet,
+// because that needs the container's files.
+func checkOptions(ctx context.Context, config *spec.Image, o spec.Options) error {
+	o.Rootfs, o.User, o.GroupAdd = "", "0", nil
+	o.Mounts, _ = bindVolumes(o.Mounts, func(specs.Mount) (string, error) { return "/", nil })
+	s, err := spec.New(config, o)
+	if err != nil {
+		return err
+	}
+	_, err = specflags.Document(ctx, s, o.CDI)
+	return err
 }
 
 // join records the containers whose namespaces are to be joined. They must exist.

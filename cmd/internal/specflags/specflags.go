@@ -136,15 +136,8 @@ func (w *Flags) Options() (spec.Options, error) {
 			return o, fmt.Errorf("--shm-size: %w", err)
 		}
 	}
-	for _, name := range w.envFiles {
-		env, err := readEnv(name)
-		if err != nil {
-			return o, fmt.Errorf("--env-file: %w", err)
-		}
-		o.Env = append(o.Env, env...)
-	}
-	for _, v := range w.env {
-		o.Env = append(o.Env, spec.ParseEnv(v))
+	if o.Env, err = w.environment(o.Env); err != nil {
+		return o, err
 	}
 	for _, list := range []struct {
 		values []string
@@ -157,22 +150,8 @@ func (w *Flags) Options() (spec.Options, error) {
 	if o.Rlimits, err = parse(o.Rlimits, w.rlimits, spec.ParseRlimit); err != nil {
 		return o, err
 	}
-	if o.Privileged {
-		// The only devices in a machine's /dev may be those that every container has.
-		if o.Devices, err = spec.HostDevices("/dev", "/dev", "rwm"); err != nil && !errdefs.IsInvalidArgument(err) {
-			return o, err
-		}
-	}
-	for _, v := range w.devices {
-		if isCDI(v) {
-			o.CDI = append(o.CDI, v)
-			continue
-		}
-		devices, err := spec.ParseDevice(v)
-		if err != nil {
-			return o, err
-		}
-		o.Devices = append(o.Devices, devices...)
+	if err := w.addDevices(&o); err != nil {
+		return o, err
 	}
 	o.Annotations, o.Sysctls = map[string]string{}, map[string]string{}
 	for _, v := range w.annotations {
@@ -190,6 +169,43 @@ func (w *Flags) Options() (spec.Options, error) {
 		o.Sysctls[name] = value
 	}
 	return o, nil
+}
+
+// environment appends the variables of --env-file, and then those of --env.
+func (w *Flags) environment(env []string) ([]string, error) {
+	for _, name := range w.envFiles {
+		more, err := readEnv(name)
+		if err != nil {
+			return nil, fmt.Errorf("--env-file: %w", err)
+		}
+		env = append(env, more...)
+	}
+	for _, v := range w.env {
+		env = append(env, spec.ParseEnv(v))
+	}
+	return env, nil
+}
+
+// addDevices adds the devices of --privileged and --device.
+func (w *Flags) addDevices(o *spec.Options) (err error) {
+	if o.Privileged {
+		// The only devices in a machine's /dev may be those that every container has.
+		if o.Devices, err = spec.HostDevices("/dev", "/dev", "rwm"); err != nil && !errdefs.IsInvalidArgument(err) {
+			return err
+		}
+	}
+	for _, v := range w.devices {
+		if isCDI(v) {
+			o.CDI = append(o.CDI, v)
+			continue
+		}
+		devices, err := spec.ParseDevice(v)
+		if err != nil {
+			return err
+		}
+		o.Devices = append(o.Devices, devices...)
+	}
+	return nil
 }
 
 // isCDI reports whether a device is one of the Container Device Interface, VENDOR/CLASS=NAME, not a path.
