@@ -190,6 +190,14 @@ func bar(size, largest int64, room int) string {
 	return strings.Repeat("█", int(math.Ceil(float64(max(size, 0))/float64(largest)*float64(room))))
 }
 
+// sizeText is a size for people, "?" if no blob can have it.
+func sizeText(size int64) string {
+	if size < 0 {
+		return "?"
+	}
+	return humanize.IBytes(uint64(size))
+}
+
 // shortHex is how many digits of a digest are drawn.
 const shortHex = 12
 
@@ -217,7 +225,7 @@ func (t *imageTree) draw(w io.Writer, name string, width int) error {
 		b := &t.list[i]
 		title := cli.Cut(b.title(), names)
 		space := strings.Repeat(" ", names-cli.Columns(title))
-		text := fmt.Sprintf("%s%s  %.*s  %8s  %-*s", title, space, shortHex, b.Digest.Encoded(), humanize.IBytes(uint64(b.Size)), remarks, b.remark())
+		text := fmt.Sprintf("%s%s  %.*s  %8s  %-*s", title, space, shortHex, b.Digest.Encoded(), sizeText(b.Size), remarks, b.remark())
 		extent := ""
 		if room := min(barWidth, width-names-others-1); room > 0 && !b.Again {
 			extent = " " + paint(cli.Blue, bar(b.Size, largest, room))
@@ -284,7 +292,7 @@ func (t *imageTree) dot(w io.Writer) error {
 			if n.Names > 0 {
 				style += ",bold"
 			}
-			fmt.Fprintf(&b, "\t%q [label=\"%s\\n%.19s\\n%s\" style=%q];\n", n.Digest, label, n.Digest, humanize.IBytes(uint64(n.Size)), style)
+			fmt.Fprintf(&b, "\t%q [label=\"%s\\n%.19s\\n%s\" style=%q];\n", n.Digest, label, n.Digest, sizeText(n.Size), style)
 		}
 		if n.Parent != "" {
 			arrow := ""

@@ -18,3 +18,12 @@ func TestBar(t *testing.T) {
 		}
 	}
 }
+
+func TestSizeText(t *testing.T) {
+	t.Parallel()
+	for size, want := range map[int64]string{0: "0 B", 2048: "2.0 KiB", math.MaxInt64: "8.0 EiB", -1: "?", math.MinInt64: "?"} {
+		if got := sizeText(size); got != want {
+			t.Errorf("%d: %q, not %q", size, got, want)
+		}
+	}
+}

@@ -48,8 +48,52 @@ type directory struct {
 const dirMemory = 192
 
 // Open merges layers to find files in. The tree may take so many bytes of memory, or any number if that is 0. paths are those that Cat is
-// going to be called with, as far as they are known. Errors are those of [Read].
+// going to be called with, if they are known: then the lowest layers are not read if those above decide what the paths lead to, and Cat
+// takes no other paths. Errors are those of [Read], and of layers that are read.
 func Open(ctx context.Context, layers []Layer, maxMemory int64, paths ...string) (*Files, error) {
+	total, twice := int64(0), int64(0)
+	for _, l := range layers {
+		total += l.Size
+	}
+	for n := 1; n < len(layers) && len(paths) > 0; n *= 2 {
+		lower, top := layers[:len(layers)-n], layers[len(layers)-n:]
+		for _, l := range top {
+			if _, ok := l.Source.(Lister); !ok {
+				twice += l.Size
+			}
+		}
+		if twice > total/8 || !slices.ContainsFunc(lower, func(l Layer) bool { return !listed(l) }) {
+			break
+		}
+		s, err := open(ctx, top, maxMemory, paths...)
+		if err == nil && s.decides(paths) {
+			return s, nil
+		}
+		if err != nil && !errdefs.IsInvalidArgument(err) { // what the layers lack may be in those below
+			return nil, err
+		}
+	}
+	return open(ctx, layers, maxMemory, paths...)
+}
+
+// A Lister is a Source that gives the entries of a layer without reading it, once Listed reports true: at the latest after the first Walk.
+type Lister interface{ Listed() bool }
+
+func listed(l Layer) bool {
+	s, ok := l.Source.(Lister)
+	return ok && s.Listed()
+}
+
+// decides reports whether further layers below can't change what paths lead to. That is so if the layers name each directory before what
+// is in it: a layer that does not may reach one by a symbolic link of a lower layer. And the paths must exist.
+func (s *Files) decides(paths []string) bool {
+	return s.tree.Implied() == 0 && !slices.ContainsFunc(paths, func(p string) bool {
+		_, err := s.tree.Lookup(p, true)
+		return errdefs.IsNotFound(err)
+	})
+}
+
+func open(ctx context.Context, layers []Layer, maxMemory int64, paths ...string) (*Files, error) {
 	s := &Files{layers: layers, tree: tree.New(tree.Options[origin]{MaxMemory: maxMemory}), dirs: map[*origin]directory{},
 		kept: map[*origin][]byte{}, free: maxKeptTogether}
 	wanted := map[string]bool{}

@@ -6,11 +6,15 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"math/rand/v2"
+	"path"
 	"runtime"
 	"slices"
 	"strings"
 	"testing"
 	"weak"
+
+	"distkit/layer"
 
 	"github.com/containerd/errdefs"
 )
@@ -147,5 +151,119 @@ func TestHeadersAreNotKept(t *testing.T) {
 	}
 	if _, err := Open(t.Context(), []Layer{{Source: make(headers, 2000)}}, 600<<10); !errdefs.IsFailedPrecondition(err) {
 		t.Errorf("directories of more than the memory: %v", err)
+	}
+}
+
+// counted is a layer that counts how often it is walked. After the first time it says that it has a list.
+type counted struct {
+	entries []entry
+	walked  *int
+}
+
+func (c counted) Listed() bool { return *c.walked > 0 }
+
+func (c counted) Walk(_ context.Context, only []int64, f func(n int64, h *tar.Header, content io.Reader) error) error {
+	*c.walked++
+	for i, e := range c.entries {
+		if only != nil && !slices.Contains(only, int64(i)) {
+			continue
+		}
+		h := e.Header
+		h.Size = int64(len(e.body))
+		if err := f(int64(i), &h, strings.NewReader(e.body)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// Of layers that decide what a path leads to, those below are not read.
+func TestTopmostLayersAreEnough(t *testing.T) {
+	t.Parallel()
+	base := []entry{dir("etc"), reg("etc/base", "base"), link(tar.TypeSymlink, "x", "etc"), reg("only", "base")}
+	for _, c := range []struct {
+		name, path, want string
+		top              []entry
+		reads            [3]int // of the lowest first
+	}{
+		{"the topmost layer has it", "etc/a", "a", []entry{dir("etc"), reg("etc/a", "a")}, [3]int{0, 0, 1}},
+		{"by a symbolic link", "l/a", "a", []entry{dir("etc"), reg("etc/a", "a"), link(tar.TypeSymlink, "l", "/etc")}, [3]int{0, 0, 1}},
+		{"by a hard link", "b", "a", []entry{reg("a", "a"), link(tar.TypeLink, "b", "a")}, [3]int{0, 0, 1}},
+		{"it is only in the lowest", "only", "base", []entry{dir("etc"), reg("etc/a", "a")}, [3]int{1, 2, 3}},
+		{"the directory is implied", "etc/a", "a", []entry{reg("etc/a", "a")}, [3]int{1, 2, 3}},
+		{"another entry replaces it by a symbolic link below", "etc/a", "b", []entry{dir("etc"), reg("etc/a", "a"), reg("x/a", "b")}, [3]int{1, 2, 3}},
+		{"a hard link to a file below", "b", "base", []entry{link(tar.TypeLink, "b", "only")}, [3]int{1, 2, 3}},
+	} {
+		var layers []Layer
+		var reads [3]int
+		for i, entries := range [][]entry{base, {dir("opt"), reg("opt/middle", "middle")}, c.top} {
+			layers = append(layers, Layer{Source: counted{entries, &reads[i]}})
+		}
+		s, err := Open(t.Context(), layers, 0, c.path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if reads != c.reads {
+			t.Errorf("%s: the layers are read %v times, not %v", c.name, reads, c.reads)
+		}
+		var b bytes.Buffer
+		if err := s.Cat(t.Context(), c.path, &b); err != nil || b.String() != c.want {
+			t.Errorf("%s: %q, %v", c.name, b.String(), err)
+		}
+	}
+}
+
+// Whatever the layers have, a path leads to the same content as if all were read.
+func TestTopmostLayersAgree(t *testing.T) {
+	t.Parallel()
+	r := rand.New(rand.NewPCG(5, 6))
+	names := []string{"a", "b", "c", "a/a", "a/b", "b/a", "b/b", "a/a/a", "a/a/b", "b/a/a", "c/a"}
+	pick := func() string { return names[r.IntN(len(names))] }
+	decided := 0
+	for round := range 4000 {
+		var layers []Layer
+		for l := range 3 {
+			entries := []entry{dir("a"), dir("b")}[:r.IntN(3)]
+			for k := range 1 + r.IntN(6) {
+				switch name := pick(); r.IntN(8) {
+				case 0, 1, 2:
+					entries = append(entries, dir(name))
+				case 3, 4:
+					entries = append(entries, reg(name, fmt.Sprint(l, k)))
+				case 5:
+					entries = append(entries, link(tar.TypeSymlink, name, "/"+pick()))
+				case 6:
+					entries = append(entries, link(tar.TypeLink, name, pick()))
+				case 7:
+					d, base := path.Split(name)
+					entries = append(entries, reg(d+layer.WhiteoutPrefix+base, ""))
+				}
+			}
+			layers = append(layers, Layer{Source: counted{entries, new(int)}})
+		}
+		whole, err := open(t.Context(), layers, 0)
+		if err != nil {
+			continue // no image
+		}
+		for _, p := range names {
+			few, err := Open(t.Context(), layers, 0, p)
+			if err != nil {
+				t.Fatalf("round %d, %s: %v", round, p, err)
+			}
+			if len(few.layers) < len(layers) {
+				decided++
+			}
+			var want, got bytes.Buffer
+			wantErr, gotErr := whole.Cat(t.Context(), p, &want), few.Cat(t.Context(), p, &got)
+			if fmt.Sprint(wantErr) != fmt.Sprint(gotErr) || want.String() != got.String() {
+				t.Fatalf("round %d, %s: got %q, %v, not %q, %v", round, p, got.String(), gotErr, want.String(), wantErr)
+			}
+			for _, l := range layers {
+				*l.Source.(counted).walked = 0
+			}
+		}
+	}
+	if decided < 200 {
+		t.Errorf("few layers were enough %d times", decided)
 	}
 }

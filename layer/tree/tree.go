@@ -165,6 +165,9 @@ func (t *Tree[F]) NextLayer() {
 	t.layer++
 }
 
+// Implied returns the number of directories that were created because entries need them and none names them before.
+func (t *Tree[F]) Implied() int64 { return t.made }
+
 // Entries returns the number of applied entries, plus that of directories that no entry names.
 func (t *Tree[F]) Entries() int64 { return t.entries + t.made }
 

@@ -51,6 +51,9 @@ func (l *remoteLayer) Walk(ctx context.Context, only []int64, f func(n int64, h 
 	return fmt.Errorf("layer %s: %w", l.Digest, err)
 }
 
+// Listed reports whether the layer has an index or a table of contents.
+func (l *remoteLayer) Listed() bool { return l.index != nil || l.toc != nil }
+
 // stream fetches the whole layer, and makes its index at the same time.
 func (l *remoteLayer) stream(ctx context.Context, only []int64, f func(n int64, h *tar.Header, content io.Reader) error) error {
 	body, err := l.image.remote.Fetch(ctx, string(l.Digest), "mediatype:"+l.MediaType, fmt.Sprintf("size:%d", l.Size))

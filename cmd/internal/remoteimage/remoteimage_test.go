@@ -361,3 +361,28 @@ func TestTableOfContents(t *testing.T) {
 		t.Errorf("the layer is damaged: %v", err)
 	}
 }
+
+// A layer below the one that has the file is not fetched.
+func TestTopmostLayer(t *testing.T) {
+	t.Parallel()
+	r := &blobs{}
+	lower, top := r.putLayer(t, 10), r.putLayer(t, 5)
+	list, err := flags("").layers(t.Context(), r.image(lower, top))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []struct {
+		path     string
+		requests int
+	}{{"f4", 1}, {"f9", 1}, {"f9", 0}} {
+		r.requests = 0
+		files, err := look.Open(t.Context(), list, 0, c.path)
+		if err != nil || r.requests != c.requests {
+			t.Fatalf("%s: %d requests, not %d: %v", c.path, r.requests, c.requests, err)
+		}
+		var b bytes.Buffer
+		if err := files.Cat(t.Context(), c.path, &b); err != nil || b.String() != "file "+c.path[1:] {
+			t.Errorf("%s: %q, %v", c.path, b.String(), err)
+		}
+	}
+}
