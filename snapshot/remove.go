@@ -189,11 +189,11 @@ func (s *Snapshotter) delete(ctx context.Context, list []*removal) {
 	}
 }
 
-// ofOthers explains a failure to delete files that other users own. It affects root without capabilities, too. The rest
+// ofOthers explains a failure to read or delete files that other users own. It affects root without capabilities, too. The rest
 // of a removed snapshot stays in tmp/ until somebody who can delete it sweeps.
 func ofOthers(err error) error {
 	if errors.Is(err, fs.ErrPermission) {
-		return errdefs.ErrPermissionDenied.WithMessage("it has files of other users: only root, or root of the user namespace it was made in, can delete them (CAP_DAC_OVERRIDE)")
+		return errdefs.ErrPermissionDenied.WithMessage("it has files of other users, which root can read and delete, or an ordinary user by dist-userns -- COMMAND (a whole store: dist-userns -- rm -rf DIR)")
 	}
 	return err
 }

@@ -322,7 +322,7 @@ func (s *Snapshotter) Usage(ctx context.Context, key string) (Usage, error) {
 			return u, nil
 		}
 	}
-	return Usage{}, fmt.Errorf("usage of %s: %w", key, err)
+	return Usage{}, fmt.Errorf("usage of %s: %w", key, ofOthers(err))
 }
 
 // Walk calls f for each snapshot that the namespace sees, parents before children. It stops at the first error of f and

@@ -147,6 +147,8 @@ func TestDirectAsUser(t *testing.T) {
 			"run: container ID-2: ipc namespace of container ID: it is in another user namespace, where only root of the host can join it\n125\n" +
 				"run: container ID-2: ipc namespace of container ID: container ID is stopped\n125\n" +
 				"dist-run: ipc namespace of container ID: no container ID\n125"},
+		{"files of others", `mkdir w; dist-userns -- bash -ec 'snap prepare --mount w $ID; mkdir -p w/d/e; chown -R 5:5 w/d; chmod 700 w/d; snap umount w' >/dev/null; rmdir w
+			for verb in usage rm; do status snap $verb $ID 2>err; grep -o -e 'dist-userns -- rm -rf' err; done; dist-userns -- dist-gc --grace 0 >/dev/null; ls -A .content/snapshots/overlayfs/tmp`, "9\ndist-userns -- rm -rf\n9\ndist-userns -- rm -rf"},
 		// A user namespace of its own takes no subordinate IDs.
 		{"own namespace", `(cd b && rm -f config.json && runc spec --rootless && jq '.process.terminal=false | .process.args=["sh","-c","id -u; exec sleep 1000"]' config.json >c && mv c config.json)
 			mkdir bin; for f in dist-userns newuidmap; do printf '#!/bin/sh\nexit 1' >bin/$f; chmod +x bin/$f; done; PATH=$PWD/bin:$PATH; run -d --id $ID b >/dev/null; await 'task logs $ID | grep -q 0'
