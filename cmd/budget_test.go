@@ -6,14 +6,14 @@ import (
 	"testing"
 )
 
-// A primitive without network stays below 5 MB, stripped; one with TLS and HTTP below 9. Task, which
-// stores whole containers, runs, mounts, compares and ingests.
+// Size limits of stripped binaries: 5 MB for a primitive without network, 9 MB with TLS and HTTP. task has its own
+// limit, since it stores, runs, mounts, compares and ingests whole containers.
 const (
 	localBudget   = 5 << 20
 	taskBudget    = 15 << 19
-	imageBudget   = 11 << 19 // dist-image reads layers, and run keeps a container, beside all drivers of snapshots
+	imageBudget   = 11 << 19 // dist-image also reads layers, and run keeps a container; both have all drivers of snapshots
 	networkBudget = 9 << 20
-	insideBudget  = 19 << 19 // dist-ls and dist-file read layers, by an index or not, here or at a registry
+	insideBudget  = 19 << 19 // dist-ls and dist-file read layers, with an index or without, here or at a registry
 )
 
 func TestBinarySizes(t *testing.T) {

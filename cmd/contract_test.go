@@ -19,20 +19,20 @@ import (
 	"time"
 )
 
-// ownFailure are the commands whose own failures are 125, since every other status may be
-// that of what they ran.
+// ownFailure lists the commands whose own failures are 125, because any other status may be that of the command they
+// ran.
 var ownFailure = []string{"run", "dist-run", "dist-hold", "dist-userns", "task"}
 
-// behaviour is what this test needs to know of a command to put it to the proof.
+// behaviour is what this test must know about a command.
 type behaviour struct {
 	output []string // arguments with which it prints to stdout; nil if only --help does
-	stdin  string   // for output
-	bad    []string // arguments of wrong usage beside an unknown flag; nil if any go
-	waits  []string // arguments with which it waits: for stdin, or for a registry that is silent
+	stdin  string   // standard input for output
+	bad    []string // wrong arguments besides an unknown flag; nil if any arguments are accepted
+	waits  []string // arguments with which it waits for stdin, or for a silent registry
 }
 
-// Arguments in which STORE is a store with a manifest BLOB named example.org/x:1, and HOST a host
-// that accepts connections and says nothing.
+// In the arguments, STORE is a store with a manifest BLOB named example.org/x:1, and HOST a host that accepts
+// connections and never answers.
 var behaviours = map[string]behaviour{
 	"dist-abort":        {waits: []string{"-"}},
 	"dist-active":       {bad: []string{"x", "--watch", "y"}, waits: []string{"--watch", "-"}},
@@ -44,7 +44,7 @@ var behaviours = map[string]behaviour{
 	"dist-doctor":       {output: []string{}, bad: []string{"x"}},
 	"distkit":           {output: []string{"help"}, bad: []string{"no-such-command"}},
 	"dist-disk":         {bad: []string{"--format", "iso", "x"}},
-	"dist-edit":         {bad: []string{}}, // it says on stderr what it did not change
+	"dist-edit":         {bad: []string{}}, // it reports on stderr what it did not change
 	"dist-diff":         {output: []string{"STORE"}, bad: []string{}},
 	"dist-erofs":        {bad: []string{"--whiteouts", "keep"}, waits: []string{}},
 	"dist-events":       {output: []string{}, bad: []string{"topic="}, waits: []string{"-f"}},
@@ -97,7 +97,7 @@ var behaviours = map[string]behaviour{
 	"dist-static":        {bad: []string{}},
 }
 
-// oneFile is a layer with one file, f, which holds "x".
+// oneFile is a layer with one file, f, that contains "x".
 var oneFile = func() string {
 	var b bytes.Buffer
 	w := tar.NewWriter(&b)
@@ -256,8 +256,8 @@ func oneLine(t *testing.T, name, errs string) {
 	}
 }
 
-// fixture makes a store with a manifest, named as an image, its config, and a blob that no
-// name reaches. It returns the manifest's digest.
+// fixture makes a store with a manifest, named as an image, its config, and a blob that no name reaches. It returns the
+// manifest's digest.
 func fixture(t *testing.T, dir, store string) string {
 	t.Helper()
 	manifest := `{"schemaVersion":2,"mediaType":"application/vnd.oci.image.manifest.v1+json",` +
@@ -278,7 +278,7 @@ func fixture(t *testing.T, dir, store string) string {
 	return digest
 }
 
-// full demands a failure where output can't be written.
+// full checks that a command fails if its output can't be written.
 func full(t *testing.T, dir, store, stdin, name string, args []string) {
 	t.Helper()
 	dev, err := os.OpenFile("/dev/full", os.O_WRONLY, 0)
@@ -297,8 +297,8 @@ func full(t *testing.T, dir, store, stdin, name string, args []string) {
 	}
 }
 
-// closedStreams demands that a closed standard output or input is an error where it is used, never success, and that a
-// workflow's own file stands in the place of none.
+// closedStreams checks that the use of a closed standard output or input is an error, never success, and that no file
+// of a workflow takes its number.
 func closedStreams(t *testing.T, dir, store, name string, outputs map[string][]string, waits []string, reads bool) {
 	t.Helper()
 	run := func(stdin, closed string, args ...string) (string, int) {
@@ -317,7 +317,7 @@ func closedStreams(t *testing.T, dir, store, name string, outputs map[string][]s
 		if _, status := run(stdin, "2>&-", args...); status != want {
 			t.Errorf("%q 2>&-: status %d, not %d", args, status, want)
 		}
-		if reads && stdin != "" && name != "dist-put" { // which has put it, and need not read
+		if reads && stdin != "" && name != "dist-put" { // it has put the object, and need not read
 			if errs, status := run(stdin, "<&-", args...); status < 1 || status > 127 || errs == "" {
 				t.Errorf("%q <&-: status %d, stderr %q", args, status, errs)
 			}
@@ -345,7 +345,7 @@ func closedStreams(t *testing.T, dir, store, name string, outputs map[string][]s
 	}
 }
 
-// closedPipe demands a quiet death by SIGPIPE where nobody reads.
+// closedPipe checks that a command dies silently by SIGPIPE if nobody reads its output.
 func closedPipe(t *testing.T, dir, store, stdin, name string, args []string) {
 	t.Helper()
 	r, w, err := os.Pipe()
@@ -363,9 +363,9 @@ func closedPipe(t *testing.T, dir, store, stdin, name string, args []string) {
 	}
 }
 
-// diesBy demands that a command that waits dies by the signal it gets, and leaves no ingest
-// locked and no child behind. Whether the signal comes before or after it began to wait must
-// make no difference; that it has begun is made likely by waiting for it to sleep.
+// diesBy checks that a waiting command dies by the signal it gets, and leaves no locked ingest and no child. It must
+// make no difference whether the signal comes before or after the command has begun to wait. To make the latter likely,
+// diesBy waits until it sleeps.
 func diesBy(t *testing.T, dir, store string, sig syscall.Signal, name string, args []string) {
 	t.Helper()
 	r, w, err := os.Pipe()
@@ -393,8 +393,8 @@ func diesBy(t *testing.T, dir, store string, sig syscall.Signal, name string, ar
 	}
 }
 
-// sleeping returns when the process's first thread sleeps and it has used no processor time
-// since the look before, or after two seconds.
+// sleeping returns when the first thread of the process sleeps and has used no processor time since the last check, or
+// after two seconds.
 func sleeping(pid int) {
 	stat := filepath.Join("/proc", strconv.Itoa(pid), "stat")
 	last := ""
@@ -473,7 +473,7 @@ func TestEmptyArgumentsAreWrongUsage(t *testing.T) {
 	}
 }
 
-// operandsOf returns the words of a usage line that stand for operands of the command itself.
+// operandsOf returns the words in a usage line that stand for operands of the command itself.
 func operandsOf(usage string) []string {
 	var words []string
 	for _, w := range strings.Fields(usage) {
@@ -488,7 +488,7 @@ func operandsOf(usage string) []string {
 	return words
 }
 
-// creating are the commands and verbs that create a store where there is none, given operands that name nothing.
+// creating lists the commands and verbs that create a store if there is none, with operands that name nothing.
 var creating = []string{"dist-hold", "dist-ingest", "snap prepare", "dist-namespace create", "dist-put", "dist-serve", "task create"}
 
 // TestOnlyWritersCreateAStore gives every command and verb operands that name nothing, in a directory without a store.

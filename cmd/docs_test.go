@@ -10,14 +10,14 @@ import (
 	"testing"
 )
 
-// TestComingFrom holds the right-hand columns of docs/coming-from.md to the commands, verbs and flags that there are.
+// TestComingFrom checks that the commands, verbs and flags in the right-hand columns of docs/coming-from.md exist.
 func TestComingFrom(t *testing.T) {
 	text, err := os.ReadFile("../docs/coming-from.md")
 	if err != nil {
 		t.Fatal(err)
 	}
 	code, flag := regexp.MustCompile("`[^`]+`"), regexp.MustCompile(`^--?[A-Za-z][a-z-]*`)
-	helps := map[string]string{} // of a command, or of a command and its verb
+	helps := map[string]string{} // --help by command, or by command and verb
 	of := func(words ...string) string {
 		key := strings.Join(words, " ")
 		if _, ok := helps[key]; !ok {
@@ -68,7 +68,7 @@ func TestComingFrom(t *testing.T) {
 	}
 }
 
-// shortFlags are the flags in a word: -it is -i and -t.
+// shortFlags returns the flags in a word: -it is -i and -t.
 func shortFlags(word string) (flags []string) {
 	switch {
 	case word == "":
@@ -82,13 +82,14 @@ func shortFlags(word string) (flags []string) {
 	return flags
 }
 
-// TestMapPageNamesWhatThereIs holds the functions that CONTRIBUTING.md names, as package.Function or package.Type.Method, to those that there are.
+// TestMapPageNamesWhatThereIs checks that the functions named in CONTRIBUTING.md, as package.Function or
+// package.Type.Method, exist.
 func TestMapPageNamesWhatThereIs(t *testing.T) {
 	text, err := os.ReadFile("../CONTRIBUTING.md")
 	if err != nil {
 		t.Fatal(err)
 	}
-	dirs := map[string][]string{} // of each package
+	dirs := map[string][]string{} // directories by package name
 	err = filepath.WalkDir("..", func(name string, d fs.DirEntry, err error) error {
 		if err == nil && d.IsDir() {
 			dirs[d.Name()] = append(dirs[d.Name()], name)

@@ -30,7 +30,7 @@ const (
 	layerType    = "application/vnd.oci.image.layer.v1.tar"
 )
 
-// hostile is a registry whose repositories each do their worst.
+// hostile is a registry with a different attack in each repository.
 type hostile struct {
 	*httptest.Server
 	mu      sync.Mutex
@@ -51,7 +51,7 @@ func newHostile(t *testing.T) *hostile {
 
 func (h *hostile) host() string { return h.Listener.Addr().String() }
 
-// add puts content into a repository and gives its descriptor, as JSON.
+// add adds content to a repository and returns its descriptor as JSON.
 func (h *hostile) add(repository, tag, mediaType string, content []byte) string {
 	d := digest.FromBytes(content).String()
 	h.mu.Lock()
@@ -105,7 +105,7 @@ func (h *hostile) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	case "endless-error":
 		w.WriteHeader(http.StatusForbidden)
-		if r.Method != http.MethodHead { // to which nobody waits for a body, so that the next request would have no reply
+		if r.Method != http.MethodHead { // after a HEAD, nobody reads a body, and the next request would get no answer
 			forever("\x1b[31mno\x1b[0m\n")
 		}
 		return
@@ -201,20 +201,21 @@ func (h *hostile) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	w.Write(b)
 }
 
-// memory is the most that a command may take whatever it is sent. A manifest of 8 MiB may be
-// held, and what it is decoded to.
+// memory is the limit for every command, whatever a registry sends. It allows a manifest of 8 MiB in memory, with its
+// decoded form.
 const memory = 96 << 20
 
-// TestHostileRegistry: whatever a registry sends, each command ends, in bounded memory, says
-// why in one line that can be shown, and stores nothing.
+// TestHostileRegistry checks that, whatever a registry sends, each command ends within bounded memory, gives the reason
+// in one printable line, and stores nothing.
 func TestHostileRegistry(t *testing.T) {
 	h := newHostile(t)
-	// Two thousand indexes in each other.
+	// two thousand nested indexes
 	deep := h.index("deep", "")
 	for range 2000 {
 		deep = h.index("deep", "latest", deep)
 	}
-	// An index of 20,000 entries, below the bounds of a document's members and of a manifest's size, and of 100,000, above.
+	// an index of 20,000 entries, within the limits for a document's members and a manifest's size, and one of 100,000,
+	// beyond them
 	entries := func(n int) []string {
 		var list []string
 		for i := range n {
@@ -224,17 +225,17 @@ func TestHostileRegistry(t *testing.T) {
 	}
 	h.index("wide", "latest", entries(20000)...)
 	h.index("wider", "latest", entries(100000)...)
-	// As many without a platform, each of which would have to be asked for.
+	// as many entries without a platform, each of which would have to be fetched
 	var unnamed []string
 	for i := range 20000 {
 		unnamed = append(unnamed, fmt.Sprintf(`{"mediaType":%q,"digest":%q,"size":1}`, manifestType, digest.FromString(strconv.Itoa(i))))
 	}
 	h.index("unnamed", "latest", unnamed...)
-	// JSON that is deep, and JSON whose values are large.
+	// deeply nested JSON, and JSON with large values
 	h.add("nested-json", "latest", indexType, []byte(strings.Repeat(`{"manifests":[`, 500000)))
 	h.add("many-members", "latest", indexType, fmt.Appendf(nil, `{"schemaVersion":2,"manifests":[{}%s]}`, strings.Repeat(",{}", 2700000)))
 	h.add("annotations", "latest", indexType, fmt.Appendf(nil, `{"schemaVersion":2,"manifests":[],"annotations":{"":""%s}}`, strings.Repeat(`,"a":"b"`, 1000000)))
-	// An image whose layer is endless, or not what it says.
+	// An image whose layer is endless, or does not match its descriptor.
 	config := h.add("lie", "", "application/vnd.oci.image.config.v1+json", []byte(`{"os":"linux","architecture":"amd64","rootfs":{"type":"layers","diff_ids":[]}}`))
 	layer := h.add("lie", "", layerType, bytes.Repeat([]byte("layer"), 100000))
 	image := fmt.Appendf(nil, `{"schemaVersion":2,"mediaType":%q,"config":%s,"layers":[%s]}`, manifestType, config, layer)
@@ -250,7 +251,7 @@ func TestHostileRegistry(t *testing.T) {
 	const zero = "sha256:0000000000000000000000000000000000000000000000000000000000000000"
 	for _, tt := range []struct {
 		repository string
-		command    string // with its arguments behind LOCATOR
+		command    string // with its arguments after LOCATOR
 		status     int
 	}{
 		{"endless", "dist-fetch latest", 4},
@@ -344,7 +345,7 @@ func TestHostileRegistry(t *testing.T) {
 			if name != "dist-pull" || len(lines) > 8 {
 				oneLine(t, name, errs.String())
 			} else {
-				// Of transfers that run at the same time, each may say why it failed.
+				// each of several concurrent transfers may report its failure
 				for _, line := range lines {
 					by, _, _ := strings.Cut(line, ": ")
 					oneLine(t, by, strings.TrimSuffix(line, "\n")+"\n")
@@ -355,7 +356,7 @@ func TestHostileRegistry(t *testing.T) {
 			}) >= 0 {
 				t.Errorf("it can't be shown: %q", s)
 			}
-			// What is wrong is not kept. Another transfer that a pull called off may be, to be resumed.
+			// Invalid data is not kept. Another transfer that the pull has cancelled may be, to be resumed.
 			if files, _ := filepath.Glob(filepath.Join(store, "ingest/*")); len(files) > 0 && !(tt.repository == "lie" && calledOff(files, layerDigest)) {
 				t.Errorf("ingests are left: %q", files)
 			}
@@ -369,8 +370,8 @@ func TestHostileRegistry(t *testing.T) {
 	}
 }
 
-// TestFetchMemory: a large blob passes through less than 24 MiB, in one stream or in parts,
-// but for what very many connections take themselves.
+// TestFetchMemory checks that a large blob is fetched with less than 24 MiB, in one stream or in parts. Very many
+// connections take more.
 func TestFetchMemory(t *testing.T) {
 	const size = 256 << 20
 	piece := bytes.Repeat([]byte("0123456789abcdef"), 1<<16)
@@ -399,7 +400,7 @@ func TestFetchMemory(t *testing.T) {
 	}
 }
 
-// repeated is a piece again and again.
+// repeated is an endless repetition of a piece.
 type repeated []byte
 
 func (r repeated) ReadAt(p []byte, off int64) (int, error) {
@@ -410,14 +411,13 @@ func (r repeated) ReadAt(p []byte, off int64) (int, error) {
 	return n, nil
 }
 
-// counter counts what is written.
+// counter counts written bytes.
 type counter int64
 
 func (c *counter) Write(p []byte) (int, error) { *c += counter(len(p)); return len(p), nil }
 
-// bounded runs a command, which must end within the time, and returns the most memory that
-// one of its processes took: VmHWM, asked for again and again, as what the kernel tells of
-// those that have ended includes the process that they were forked from.
+// bounded runs a command, which must end within a time, and returns the largest memory of any of its processes. It
+// polls VmHWM, because the kernel's figure for ended processes includes the process that they were forked from.
 func bounded(t *testing.T, c *exec.Cmd, within time.Duration) int64 {
 	t.Helper()
 	c.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
@@ -440,7 +440,7 @@ func bounded(t *testing.T, c *exec.Cmd, within time.Duration) int64 {
 			}
 			return peak
 		case <-ctx.Done():
-			_ = syscall.Kill(-group, syscall.SIGQUIT) // which shows the goroutines
+			_ = syscall.Kill(-group, syscall.SIGQUIT) // prints the goroutines
 			select {
 			case <-ended:
 			case <-time.After(10 * time.Second):
@@ -453,7 +453,7 @@ func bounded(t *testing.T, c *exec.Cmd, within time.Duration) int64 {
 	}
 }
 
-// highWater is the largest VmHWM among the processes of a group, of a script, or of the one.
+// highWater returns the largest VmHWM among the processes of a group.
 func highWater(group int) int64 {
 	var peak int64
 	visit := []string{strconv.Itoa(group)}
@@ -479,7 +479,7 @@ func highWater(group int) int64 {
 	return peak
 }
 
-// calledOff tells whether none of the ingests is of the digest.
+// calledOff reports whether none of the ingests is of the digest.
 func calledOff(ingests []string, dgst string) bool {
 	for _, dir := range ingests {
 		if b, _ := os.ReadFile(filepath.Join(dir, "expected")); strings.TrimSpace(string(b)) == dgst {

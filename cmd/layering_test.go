@@ -9,21 +9,21 @@ import (
 
 const module = "distkit/"
 
-// leaves are what every package may import: they import none of ours.
+// leaves lists the packages that any package may import. They import none of ours, except each other.
 var leaves = []string{"errclass", "disk", "compression", "batch", "layer", "refname", "erofs"}
 
-// eventLog is a leaf that the packages which change a store write to, and no other.
+// eventLog is a leaf that only packages which change a store may import.
 const eventLog = "events"
 
 func logs(area string) bool {
 	return area == "content" || area == "image" || area == "snapshot" || area == "runtime" || area == "remotes"
 }
 
-// domain are the packages that never import each other.
+// domain lists the packages that never import each other.
 var domain = []string{"content", "remotes", "archive", "snapshot", "runtime"}
 
-// mayImport lists the packages of ours that each command may link, with those below them, beside cmd/internal/cli.
-// Only those that import remotes, and dist-serve, may link net/http.
+// mayImport lists the packages of ours, including those below them, that each command may link besides
+// cmd/internal/cli. Only commands that import remotes, and dist-serve, may link net/http.
 var mayImport = map[string][]string{
 	"dist-abort":      {"content"},
 	"dist-active":     {"content"},
@@ -88,7 +88,7 @@ func deps(t *testing.T, pkg string) []string {
 	return strings.Fields(string(out))
 }
 
-// area is the top folder of a package of ours, "" for a package of others.
+// area returns the top folder of a package of ours, or "" for any other package.
 func area(pkg string) string {
 	rest, ok := strings.CutPrefix(pkg, module)
 	if !ok {
@@ -98,7 +98,7 @@ func area(pkg string) string {
 	return top
 }
 
-// within reports whether a package of ours is one of those, or below one.
+// within reports whether a package is one of the listed ones, or below one.
 func within(pkg string, of []string) bool {
 	return slices.ContainsFunc(of, func(top string) bool { return strings.HasPrefix(pkg+"/", module+top+"/") })
 }

@@ -1,5 +1,5 @@
-// Package cmd_test holds every command to what they promise together: streams, statuses and
-// signals (contract), what each may link (layering), its page (manpages), its size (budget).
+// Package cmd_test checks what all commands promise together: streams, statuses and signals (contract), what each may
+// link (layering), its page (manpages), its size (budget).
 package cmd_test
 
 import (
@@ -14,7 +14,7 @@ import (
 )
 
 var (
-	bin       string   // where the built commands and the workflows are
+	bin       string   // directory of the built commands and the workflows
 	commands  []string // Go programs
 	workflows []string // scripts
 )
@@ -25,7 +25,7 @@ func TestMain(m *testing.M) {
 
 func build(m *testing.M) int {
 	if signal.Ignored(syscall.SIGINT) {
-		// As under a shell's &: what is caught here is not ignored by what is started.
+		// Started with a shell's &, it would ignore the signal. A caught signal is reset for children.
 		signal.Notify(make(chan os.Signal, 1), syscall.SIGINT)
 	}
 	for _, v := range []string{"DIST_ROOT", "CONTAINERD_NAMESPACE", "CONTAINERD_SNAPSHOTTER", "DIST_HOSTS_DIR"} {
@@ -68,5 +68,5 @@ func build(m *testing.M) int {
 	return m.Run()
 }
 
-// all are the commands that a user can call.
+// all returns the commands and workflows that a user can call.
 func all() []string { return append(append([]string(nil), commands...), workflows...) }

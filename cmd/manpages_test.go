@@ -14,7 +14,7 @@ import (
 
 var sections = []string{"NAME", "SYNOPSIS", "DESCRIPTION", "OPTIONS", "INPUT", "OUTPUT", "EXIT STATUS", "ENVIRONMENT", "EXAMPLES", "SEE ALSO"}
 
-// statuses are those of the suite; 125 to 127 belong to commands that run something.
+// statuses are the suite's statuses; 125 to 127 are for commands that run something.
 var statuses = []string{"0", "1", "2", "3", "4", "5", "6", "7", "8", "9", "10"}
 
 type page struct {
@@ -37,7 +37,7 @@ func readPage(t *testing.T, name string) page {
 	for i, part := range regexp.MustCompile(`(?m)^# `).Split(p.text, -1) {
 		title, body, _ := strings.Cut(part, "\n")
 		if i < 2 {
-			continue // before the first heading, and the page's own
+			continue // before the first heading, or the page's own
 		}
 		p.order = append(p.order, strings.TrimSpace(title))
 		p.sections[strings.TrimSpace(title)] = body
@@ -65,7 +65,7 @@ var (
 	statusLine = regexp.MustCompile(`(?m)^\*\*(\d+)\*\*`)
 )
 
-// verbs are the sub-commands that --help lists.
+// verbs returns the sub-commands that --help lists.
 func verbs(t *testing.T, name string) []string {
 	_, list, ok := strings.Cut(help(t, name), "Available Commands:\n")
 	if !ok {
@@ -95,7 +95,7 @@ func TestEveryCommandHasAPageThatHolds(t *testing.T) {
 			if got, want := strings.TrimSpace(p.sections["NAME"]), name+" - "+about; got != want {
 				t.Errorf("NAME and --help differ:\n page %q\n help %q", got, want)
 			}
-			// distkit help -a lists these in 80 columns.
+			// distkit help -a prints these in 80 columns.
 			if !aboutLine.MatchString(about) {
 				t.Errorf("%q is not a line in lower case, without a full stop, of at most 60 characters", about)
 			}
@@ -113,7 +113,7 @@ func TestEveryCommandHasAPageThatHolds(t *testing.T) {
 			flags, shorts := map[string]bool{}, map[string]bool{}
 			for i, h := range helps {
 				if i == 0 && len(helps) > 1 {
-					// The command alone does nothing: its verbs have the usage.
+					// without a verb the command does nothing, and the verbs have the usage lines
 				} else if m := usageLine.FindStringSubmatch(h); m == nil {
 					t.Errorf("no usage line in %q", h)
 				} else {
@@ -184,7 +184,7 @@ func compare(t *testing.T, what string, help, page map[string]bool) {
 	}
 }
 
-// pages returns the pages of the repository by name and section, as dist-pull(1), with their texts.
+// pages returns the texts of the repository's pages by name and section, such as dist-pull(1).
 func pages(t *testing.T) map[string]string {
 	t.Helper()
 	all := map[string]string{}
@@ -210,7 +210,7 @@ func pages(t *testing.T) map[string]string {
 	return all
 }
 
-// TestOverviewListsAllPages holds the list in distkit(7) to the pages, and what it says of each to the page's NAME.
+// TestOverviewListsAllPages checks that distkit(7) lists all pages, with the descriptions in their NAME sections.
 func TestOverviewListsAllPages(t *testing.T) {
 	all := pages(t)
 	listed := map[string]string{}
@@ -235,7 +235,7 @@ func TestOverviewListsAllPages(t *testing.T) {
 	}
 }
 
-// TestPagesReferToPages finds references to pages of ours that are not there.
+// TestPagesReferToPages checks that pages of ours that are referred to exist.
 func TestPagesReferToPages(t *testing.T) {
 	all := pages(t)
 	ours := regexp.MustCompile(`\*\*((?:dist-|snap-|run-)[a-z0-9-]+|distkit(?:-layout)?|run|snap|task)\*\*(\(\d\))`)
@@ -253,7 +253,8 @@ func TestPagesReferToPages(t *testing.T) {
 	}
 }
 
-// TestCodeOfPagesFits80Columns: man does not wrap it. The lines of SYNOPSIS are those of --help.
+// TestCodeOfPagesFits80Columns checks the width of code, which man does not wrap. Lines of SYNOPSIS are those of
+// --help.
 func TestCodeOfPagesFits80Columns(t *testing.T) {
 	for page, text := range pages(t) {
 		section := ""

@@ -18,10 +18,10 @@ import (
 	"github.com/opencontainers/go-digest"
 )
 
-// batchMemory is the most that a batch command may take, however many requests or contents are sent ahead.
+// batchMemory is the limit for a batch command, however many requests or contents are sent ahead.
 const batchMemory = 32 << 20
 
-// batchOf starts a batch command, and a client of it.
+// batchOf starts a batch command and returns a client for it.
 func batchOf(t *testing.T, args ...string) (*exec.Cmd, *batch.Client) {
 	t.Helper()
 	c := exec.Command(filepath.Join(bin, args[0]), append([]string{"--batch", "--plain-http"}, args[1:]...)...)
@@ -39,17 +39,17 @@ func batchOf(t *testing.T, args ...string) (*exec.Cmd, *batch.Client) {
 	return c, client
 }
 
-// checkBatchMemory checks the memory of a batch command, and ends it.
+// checkBatchMemory checks the memory of a batch command, and kills it.
 func checkBatchMemory(t *testing.T, c *exec.Cmd) {
 	t.Helper()
 	checkMemory(t, c, batchMemory)
-	if err := c.Process.Kill(); err != nil { // the rest is not wanted, and the registry waits for it
+	if err := c.Process.Kill(); err != nil { // the rest is not needed, and the registry waits for it
 		t.Error(err)
 	}
 	_ = c.Wait()
 }
 
-// A thousand requests are sent ahead for large blobs, and for manifests of almost the largest size.
+// A thousand requests are sent ahead, for large blobs and for manifests of almost the largest size.
 func TestMemoryOfBatchFetch(t *testing.T) {
 	const size, manifestSize = 10 << 20, 8 << 20
 	zeros := make([]byte, size)
@@ -94,7 +94,7 @@ func TestMemoryOfBatchFetch(t *testing.T) {
 	}
 }
 
-// Blobs are sent one after the other, while the registry stores them.
+// Blobs are sent while the registry is storing earlier ones.
 func TestMemoryOfBatchPut(t *testing.T) {
 	const size = 24 << 20
 	registry := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -113,7 +113,7 @@ func TestMemoryOfBatchPut(t *testing.T) {
 	c, client := batchOf(t, "dist-put", registry.Listener.Addr().String()+"/x")
 	var all sync.WaitGroup
 	for i := range 12 {
-		content := make([]byte, size>>(i%3*8)) // large, small and tiny ones
+		content := make([]byte, size>>(i%3*8)) // large, small and tiny ones in turn
 		content[0] = byte(i)
 		for _, hints := range [][]string{{"mediatype:a/b", fmt.Sprintf("size:%d", len(content))}, {"mediatype:a/b"}} {
 			all.Go(func() {

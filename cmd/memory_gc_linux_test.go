@@ -14,7 +14,7 @@ import (
 	"github.com/opencontainers/go-digest"
 )
 
-// What a sweep remembers of a hundred thousand blobs, half of them needed and half deleted, takes little memory.
+// A sweep needs little memory for a hundred thousand blobs, half of them needed and half deleted.
 func TestMemoryOfASweep(t *testing.T) {
 	const (
 		images, layers = 100, 500
@@ -35,7 +35,7 @@ func TestMemoryOfASweep(t *testing.T) {
 		os.WriteFile(filepath.Join(root, "oci-layout"), []byte(`{"imageLayoutVersion":"1.0.0"}`), 0o644)); err != nil {
 		t.Fatal(err)
 	}
-	// Links to a few files, by which it is quickly done. A file can have 65,000.
+	// Hard links to a few files, which are made quickly. A file can have 65,000.
 	link := func(i int) string {
 		file, name := filepath.Join(blobs, fmt.Sprint("empty", i>>14)), fmt.Sprintf("%064x", i)
 		err := os.Link(file, filepath.Join(blobs, name))

@@ -14,16 +14,17 @@ import (
 	"github.com/opencontainers/go-digest"
 )
 
-// hostileMemory is what a command may take for documents that strangers wrote, some of 8 MiB each.
+// hostileMemory is the limit for documents by strangers, some of 8 MiB each.
 const hostileMemory = 64 << 20
 
-// copyMemory is what dist-copy-graph may take for any graph.
+// copyMemory is the limit for dist-copy-graph, for any graph.
 const copyMemory = 32 << 20
 
-// hostileSize is a little less than the most that a document may have.
+// hostileSize is a little below the largest size of a document.
 const hostileSize = 8<<20 - 1000
 
-// boundedStore returns what runs a command on a store of its own, and fails the test if it takes too much memory.
+// boundedStore returns a function that runs a command on a new store, and fails the test if the command takes too much
+// memory.
 func boundedStore(t *testing.T) func(stdin string, args ...string) (string, int) {
 	t.Helper()
 	root := filepath.Join(t.TempDir(), "store")
@@ -42,7 +43,7 @@ func boundedStore(t *testing.T) func(stdin string, args ...string) (string, int)
 	}
 }
 
-// Documents of 8 MiB whose decoding would take a hundred times as much.
+// Documents of 8 MiB that would take a hundred times as much when decoded.
 func TestMemoryOfHostileDocuments(t *testing.T) {
 	fill := func(begin, piece, end string) string {
 		n := (hostileSize - len(begin) - len(end)) / len(piece)
@@ -87,7 +88,7 @@ func TestMemoryOfHostileDocuments(t *testing.T) {
 	}
 }
 
-// tarOf is an archive of files: names and what they hold.
+// tarOf returns an archive of files, given by names and contents.
 func tarOf(t *testing.T, files ...[2]string) string {
 	t.Helper()
 	var b bytes.Buffer
@@ -106,7 +107,7 @@ func tarOf(t *testing.T, files ...[2]string) string {
 	return b.String()
 }
 
-// Images that refer to as many blobs as fit into their documents, or as an image may have, each another one.
+// Images that refer to as many different blobs as their documents can hold, or as an image may have.
 func TestMemoryOfHostileGraphs(t *testing.T) {
 	run := boundedStore(t)
 	const (
@@ -141,7 +142,7 @@ func TestMemoryOfHostileGraphs(t *testing.T) {
 		return digest.FromString(text).String()
 	}
 	ingest("config")
-	// Copies take less. What would move is known once all documents have come, by a command.
+	// Copies need less. A command knows what to copy once all documents have come.
 	root := filepath.Join(t.TempDir(), "copy")
 	copies := func(name, d string) {
 		t.Helper()
@@ -217,9 +218,9 @@ func TestMemoryOfHostileGraphs(t *testing.T) {
 	if _, status := run(tarOf(t, layout, [2]string{"index.json", annotations}), "dist-import", "--name", "x"); status != 2 && status != 4 {
 		t.Errorf("import of many annotations: %d", status)
 	}
-	run = boundedStore(t) // names that are there already take memory too
-	// The archives have the most entries, and the most images in manifest.json, that are allowed. The images share a config of
-	// 4 MB, which is to be read once.
+	run = boundedStore(t) // existing names take memory too
+	// The archives have the largest allowed number of entries, and of images in manifest.json. The images share a
+	// config of 4 MB, which must be read once only.
 	files := make([][2]string, 0, 1<<17)
 	for i := range cap(files) - 1 {
 		files = append(files, [2]string{fmt.Sprintf("%0100x", i), ""})

@@ -18,12 +18,11 @@ import (
 	"time"
 )
 
-// storeMemory is what a command that moves or lists blobs may take, however large or many they
-// are.
+// storeMemory is the limit for a command that moves or lists blobs, however large or many they are.
 const storeMemory = 20 << 20
 
-// checkMemory fails the test if a running process has ever had more memory than that. (What wait4 reports of a child includes what
-// its parent had when it was forked.)
+// checkMemory fails the test if a running process has ever had more than most bytes of memory. (wait4's figure for a
+// child includes what its parent had at the fork.)
 func checkMemory(t *testing.T, c *exec.Cmd, most int) {
 	t.Helper()
 	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", c.Process.Pid))
@@ -39,8 +38,8 @@ func checkMemory(t *testing.T, c *exec.Cmd, most int) {
 	}
 }
 
-// What goes through a pipe to a command, and from one, takes no more memory the more it is: looked
-// at before the end, since afterwards the process is gone.
+// Data that pass through a pipe take no more memory the more they are. Memory is checked before the end, since
+// afterwards the process is gone.
 func TestMemoryIsBounded(t *testing.T) {
 	const size = 192 << 20
 	root := filepath.Join(t.TempDir(), "store")
@@ -87,7 +86,7 @@ func TestMemoryIsBounded(t *testing.T) {
 		if err := c.Start(); err != nil {
 			t.Fatal(err)
 		}
-		// More than a pipe holds is left, so that it can't have ended.
+		// More than a pipe holds is left, so the process can't have ended.
 		n, err := io.CopyN(io.Discard, out, atLeast-2<<20)
 		if err != nil {
 			t.Errorf("%q: %d bytes, %v", args, n, err)
@@ -110,7 +109,7 @@ func TestMemoryIsBounded(t *testing.T) {
 	if err := os.RemoveAll(root); err != nil {
 		t.Fatal(err)
 	}
-	// Links to one file, by which it is quickly done.
+	// Hard links to one file, which are made quickly.
 	const blobs = 60_000
 	dir := filepath.Join(root, "blobs", "sha256")
 	if err := os.MkdirAll(dir, 0o755); err != nil {
@@ -130,10 +129,10 @@ func TestMemoryIsBounded(t *testing.T) {
 	from(blobs*72, "dist-list")
 }
 
-// fetchMemory is what dist-fetch may take, with TLS or without.
+// fetchMemory is the limit for dist-fetch, with TLS or without.
 const fetchMemory = 16 << 20
 
-// A blob of any size takes the same memory on its way from a registry.
+// Fetching a blob takes the same memory, whatever its size.
 func TestMemoryOfFetch(t *testing.T) {
 	const size = 192 << 20
 	zeros := make([]byte, 1<<20)
@@ -175,7 +174,7 @@ func TestMemoryOfFetch(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			// More than a pipe and the pieces hold is left, so that it can't have ended.
+			// More than a pipe and the pieces hold is left, so the process can't have ended.
 			n, err := io.CopyN(io.Discard, out, size-16<<20)
 			if err == nil {
 				checkMemory(t, c, fetchMemory)
@@ -227,7 +226,7 @@ func listFiles(t *testing.T, args ...string) {
 		written <- errors.Join(w.Close(), b.Flush(), in.Close())
 	}()
 	r := bufio.NewReader(out)
-	if _, err := r.ReadString('\n'); err != nil { // once all was read
+	if _, err := r.ReadString('\n'); err != nil { // when everything has been read
 		t.Fatal(err)
 	}
 	if err := <-written; err != nil {

@@ -17,7 +17,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// A server that sends 64 large blobs at the same time takes what one takes, and 10,000 idle connections take less than 10 KiB each.
+// A server that sends 64 large blobs at the same time takes as much memory as for one, and 10,000 idle connections take
+// less than 10 KiB each.
 const (
 	pullsMemory = 64 << 20
 	idleMemory  = 96 << 20
@@ -57,7 +58,7 @@ func TestServeSendsWithoutMemory(t *testing.T) {
 	}
 	digest, _, _ := strings.Cut(string(out), "\t")
 	c, addr := startServe(t, "--root", root)
-	// Each client has taken a part before any takes the rest, so that all are sent at the same time.
+	// Every client takes a part before any takes the rest, so that all blobs are sent at the same time.
 	var begun, ended sync.WaitGroup
 	begun.Add(pulls)
 	for range pulls {
@@ -119,7 +120,7 @@ func TestServeIdleConnections(t *testing.T) {
 	checkMemory(t, c, idleMemory)
 }
 
-// A client that goes on sending after its last request has its reply, and the status is 0.
+// A client that goes on sending after its last request gets its reply, and the status is 0.
 func TestServeOnStdioOfAClientThatGoesOn(t *testing.T) {
 	t.Parallel()
 	c := exec.Command(filepath.Join(bin, "dist-serve"), "--stdio", "--root", t.TempDir())
@@ -132,7 +133,7 @@ func TestServeOnStdioOfAClientThatGoesOn(t *testing.T) {
 	}
 }
 
-// A pipe of the caller's stays in blocking mode.
+// The caller's pipe stays in blocking mode.
 func TestServeOnStdioLeavesThePipeAsItIs(t *testing.T) {
 	t.Parallel()
 	r, w, err := os.Pipe()

@@ -17,10 +17,10 @@ import (
 	"github.com/klauspost/compress/zstd"
 )
 
-// stackMemory is what all processes of snap stack together may take for any layers, but for one zstd window.
+// stackMemory is the limit for all processes of snap stack together, for any layers, plus one zstd window.
 const stackMemory = 128 << 20
 
-// takenBelow is the memory that a process and all below it have for themselves, in bytes.
+// takenBelow returns the private memory of a process and its descendants, in bytes.
 func takenBelow(pid int) (sum int64) {
 	visit := []string{strconv.Itoa(pid)}
 	for len(visit) > 0 {
@@ -42,7 +42,7 @@ func takenBelow(pid int) (sum int64) {
 	return sum
 }
 
-// stackPeak stacks files, eight at a time, and returns the most memory that was seen in use.
+// stackPeak stacks files, eight at a time, and returns the largest memory that it has seen in use.
 func stackPeak(t *testing.T, layers []string) (peak int64) {
 	t.Helper()
 	c := exec.Command(filepath.Join(bin, "snap"), "--root", filepath.Join(t.TempDir(), "store"), "--snapshotter", "overlayfs", "stack", "--no-sync", "--",
@@ -71,7 +71,7 @@ func stackPeak(t *testing.T, layers []string) (peak int64) {
 	}
 }
 
-// Layers with a large zstd window: one of these is in memory at a time, also if it is not the first frame's.
+// Layers with a large zstd window: one such window is in memory at a time, even if it is not the first frame's.
 func TestMemoryOfWindows(t *testing.T) {
 	if os.Geteuid() != 0 {
 		t.Skip("needs root")
@@ -82,7 +82,7 @@ func TestMemoryOfWindows(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	// Of a file of aufs's own only the name counts: nothing is written.
+	// Of aufs's own files only the name matters: nothing is written.
 	header := tar.NewWriter(small)
 	if err := header.WriteHeader(&tar.Header{Name: ".wh..wh.aufs", Mode: 0o600, Size: size}); err != nil {
 		t.Fatal(err)

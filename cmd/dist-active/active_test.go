@@ -16,7 +16,7 @@ import (
 	"github.com/opencontainers/go-digest"
 )
 
-// The test binary is the command itself, too.
+// The test binary is also the command.
 func TestMain(m *testing.M) {
 	if os.Getenv("DIST_ACTIVE_TEST") != "" {
 		main()

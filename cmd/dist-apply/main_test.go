@@ -16,7 +16,7 @@ import (
 	"distkit/archive"
 )
 
-// run applies what is in the file to a new directory.
+// run applies a layer to a new directory.
 func run(t *testing.T, layer []byte, args ...string) (dir string, r archive.Result, err error) {
 	t.Helper()
 	in := filepath.Join(t.TempDir(), "layer")
@@ -54,7 +54,7 @@ func layer(t *testing.T, name string) []byte {
 	return b.Bytes()
 }
 
-// A new directory has mode 0755 whatever the umask, and is gone if nothing was written.
+// A new directory has mode 0755 whatever the umask is, and is removed if nothing was written.
 func TestNewDirectory(t *testing.T) {
 	defer unix.Umask(unix.Umask(0o077))
 	dir, _, err := run(t, layer(t, "f"))
@@ -73,7 +73,7 @@ func TestNewDirectory(t *testing.T) {
 	}
 }
 
-// What could not be set is in the result.
+// The result lists what could not be set.
 func TestUnset(t *testing.T) {
 	_, r, err := run(t, layer(t, "f"), "--uid-map", "5:5")
 	if err != nil || r.Unset["owners"] != 1 {
@@ -94,7 +94,7 @@ func TestFlags(t *testing.T) {
 	}
 }
 
-// A process that can't reach the lock of large windows does without, but another failure is told.
+// A process that can't open the lock for large windows continues without it. Any other failure is reported.
 func TestTurn(t *testing.T) {
 	dir := t.TempDir()
 	t.Setenv(windowLock, filepath.Join(dir, "none"))

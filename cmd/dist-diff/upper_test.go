@@ -12,8 +12,8 @@ import (
 	"testing"
 )
 
-// What an overlay changes is read from its upper directory: no system call is made for what only
-// lower layers have, however much that is.
+// The changes of an overlay are read from its upper directory. However much the lower layers have, no system call is
+// made for files that only they have.
 func TestUpperAlone(t *testing.T) {
 	if _, err := exec.LookPath("strace"); err != nil {
 		if slices.Contains(strings.Split(os.Getenv("TEST_REQUIRE"), ","), "strace") {

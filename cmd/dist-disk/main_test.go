@@ -19,7 +19,7 @@ import (
 	"distkit/content"
 )
 
-// pack makes a layer of entries that are regular files without content, but for a name that ends with a slash.
+// pack makes a layer of empty regular files, or directories if a name ends with a slash.
 func pack(t *testing.T, entries ...tar.Header) []byte {
 	t.Helper()
 	var b bytes.Buffer
@@ -39,7 +39,8 @@ func pack(t *testing.T, entries ...tar.Header) []byte {
 	return b.Bytes()
 }
 
-// store returns a store with an image of layers, and its digest. diffIDs are those of its configuration, by default the layers' own.
+// store returns a store with an image of layers, and the image's digest. diffIDs are the diff IDs in its configuration;
+// nil means the layers' own.
 func store(t *testing.T, diffIDs []digest.Digest, layers ...[]byte) (root string, image digest.Digest) {
 	t.Helper()
 	root = filepath.Join(t.TempDir(), "store")
@@ -84,7 +85,7 @@ func run(t *testing.T, args ...string) (out []byte, errs string, err error) {
 	return stdout.Bytes(), stderr.String(), err
 }
 
-// onlyOutput fails if there is anything but the file in its directory.
+// onlyOutput checks that the file's directory has no other files.
 func onlyOutput(t *testing.T, file string) {
 	t.Helper()
 	names, err := os.ReadDir(filepath.Dir(file))
@@ -103,7 +104,7 @@ func TestOutputs(t *testing.T) {
 			t.Fatalf("%s: %v: %s", format, err, errs)
 		}
 		file := filepath.Join(t.TempDir(), "image")
-		for range 2 { // a new file, and in place of one
+		for range 2 { // first a new file, then one that replaces it
 			if out, _, err := run(t, append(args, "-o", file)...); err != nil || len(out) > 0 {
 				t.Fatalf("%s: %d bytes on standard output: %v", format, len(out), err)
 			}
@@ -197,7 +198,7 @@ func TestWrongUsage(t *testing.T) {
 	}
 }
 
-// A program that is missing, fails, or does not read all is told, and nothing is left of what it made.
+// If a program is missing, fails, or does not read everything, that is reported, and nothing is left of its output.
 func TestTools(t *testing.T) {
 	root, image := store(t, nil, pack(t, tar.Header{Name: strings.Repeat("a", 100)}, tar.Header{Name: "b"}))
 	bin := t.TempDir()
@@ -229,7 +230,7 @@ func TestTools(t *testing.T) {
 	}
 }
 
-// A program of an earlier version is told. It gets an archive, in which nothing is that it would read wrongly.
+// A program that is too old is refused. The archive for it has nothing that it would misread.
 func TestErofsTool(t *testing.T) {
 	a, b := tar.Header{Name: "a"}, tar.Header{Name: "b"}
 	a.PAXRecords = map[string]string{"SCHILY.xattr.user.x%3Dy": "1", "SCHILY.xattr.user.z": "2"}

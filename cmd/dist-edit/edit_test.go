@@ -15,13 +15,13 @@ import (
 	"github.com/opencontainers/go-digest"
 )
 
-// The test binary is the command itself, too.
+// The test binary is also the command.
 func TestMain(m *testing.M) {
 	if os.Getenv("DIST_EDIT_TEST") != "" {
 		main()
 	}
 	if signal.Ignored(syscall.SIGINT) {
-		// As under a shell's &: what is caught here is not ignored by what is started.
+		// Started with a shell's &, it would ignore the signal. A caught signal is reset for children.
 		signal.Notify(make(chan os.Signal, 1), syscall.SIGINT)
 	}
 	os.Exit(m.Run())
@@ -54,7 +54,7 @@ func (w world) command(editor string, args ...string) (*exec.Cmd, *bytes.Buffer,
 	return c, &out, &errs
 }
 
-// left is what lies in the directory for temporary files.
+// left lists the directory for temporary files.
 func (w world) left(t *testing.T) []string {
 	t.Helper()
 	left, err := filepath.Glob(filepath.Join(w.tmp, "*", "*"))
@@ -196,7 +196,7 @@ func TestSignals(t *testing.T) {
 	}
 }
 
-// An interrupt that the editor takes for its own does not end the edit.
+// An interrupt that the editor handles itself does not end the edit.
 func TestAnInterruptIsTheEditors(t *testing.T) {
 	w := newWorld(t, "")
 	editor := `f() { trap 'echo interrupted > "$1"' INT; kill -INT $PPID; while ! grep -q interrupted "$1"; do :; done; }; f`

@@ -67,7 +67,7 @@ func TestOutputIsWholeOrAsItWas(t *testing.T) {
 	}
 }
 
-// Runs on one output don't meet, and a layer may have any name beside it.
+// Several runs with one output do not disturb each other, and a layer beside it may have any name.
 func TestOutputOfSeveralRuns(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
@@ -90,7 +90,7 @@ func TestOutputOfSeveralRuns(t *testing.T) {
 		_, err := run(t, "-o", image, fifo)
 		first <- err
 	}()
-	to, err := os.OpenFile(fifo, os.O_WRONLY, 0) // once the first run reads its layer
+	to, err := os.OpenFile(fifo, os.O_WRONLY, 0) // opens when the first run reads its layer
 	if err != nil {
 		t.Fatal(err)
 	}

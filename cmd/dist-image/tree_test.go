@@ -6,7 +6,7 @@ import (
 	"unicode/utf8"
 )
 
-// A manifest may say any size.
+// The sizes in a manifest may be anything.
 func TestBar(t *testing.T) {
 	t.Parallel()
 	for _, c := range []struct {

@@ -21,8 +21,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// bin holds dist-import and dist-export, which is tested here too: each makes what the other
-// needs.
+// bin has dist-import and dist-export, which are tested together: each makes the other's input.
 var bin string
 
 func TestMain(m *testing.M) {
@@ -65,7 +64,7 @@ func run(t *testing.T, dir string, stdin io.Reader, name string, args ...string)
 	return out.String(), errs.String(), c.ProcessState.ExitCode()
 }
 
-// must demands success and silence on stderr.
+// must checks for success and an empty stderr.
 func must(t *testing.T, dir string, stdin io.Reader, name string, args ...string) string {
 	t.Helper()
 	out, errs, status := run(t, dir, stdin, name, args...)
@@ -75,7 +74,7 @@ func must(t *testing.T, dir string, stdin io.Reader, name string, args ...string
 	return out
 }
 
-// fails demands one line on stderr that says want, a status and nothing on stdout.
+// fails checks for a status, one line on stderr that contains want, and an empty stdout.
 func fails(t *testing.T, dir string, stdin io.Reader, status int, want, name string, args ...string) {
 	t.Helper()
 	out, errs, got := run(t, dir, stdin, name, args...)
@@ -84,7 +83,7 @@ func fails(t *testing.T, dir string, stdin io.Reader, status int, want, name str
 	}
 }
 
-// write writes a docker archive of images with one layer of that many bytes each.
+// write writes a docker archive of images with a layer of size bytes each.
 func write(w io.Writer, size int64, tags ...string) error {
 	t := tar.NewWriter(w)
 	put := func(name string, size int64, r io.Reader) error {
@@ -128,7 +127,7 @@ func write(w io.Writer, size int64, tags ...string) error {
 	return t.Close()
 }
 
-// pattern is an endless stream of bytes that is no tar: nobody looks into layers here.
+// pattern is an endless stream of bytes that is not a tar archive; dist-import does not look into layers.
 type pattern struct {
 	seed byte
 }
@@ -256,7 +255,7 @@ func TestTerminalsAreRefused(t *testing.T) {
 	}
 }
 
-// A killed import keeps nothing from the next one, and a signal kills it with nothing left.
+// A killed import does not keep the next one from working. One that dies by a signal leaves nothing.
 func TestInterruptedImports(t *testing.T) {
 	dir := t.TempDir()
 	a := archive(t, "x:1", "y:1")
@@ -269,8 +268,7 @@ func TestInterruptedImports(t *testing.T) {
 		if err := c.Start(); err != nil {
 			t.Fatal(err)
 		}
-		// The pipe's buffer and the reader's take less than all of it: what was written has
-		// been read but for that.
+		// The buffers of pipe and reader hold less than this, so a part must have been read.
 		if _, err := in.Write(a[:2000]); err != nil {
 			t.Fatal(err)
 		}
@@ -312,7 +310,7 @@ func TestTheSweepWaitsForAnImport(t *testing.T) {
 	if _, err := in.Write(a[:len(a)-512]); err != nil {
 		t.Fatal(err)
 	}
-	for blobs := 0; blobs == 0; { // until the first has come
+	for blobs := 0; blobs == 0; { // until the first blob has come
 		err := store.Digests(t.Context(), func(digest.Digest) error {
 			blobs++
 			return nil

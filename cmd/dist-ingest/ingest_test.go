@@ -20,7 +20,7 @@ import (
 	"github.com/opencontainers/go-digest"
 )
 
-// The test binary is the command itself, too.
+// The test binary is also the command.
 func TestMain(m *testing.M) {
 	if os.Getenv("DIST_INGEST_TEST") != "" {
 		main()
@@ -28,7 +28,7 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
-// fixture is a store and a file of random bytes beside it, the working directory of both.
+// fixture is a working directory with a store and a file of random bytes.
 type fixture struct {
 	t    *testing.T
 	dir  string
@@ -81,7 +81,7 @@ func (f *fixture) run(stdin io.Reader, args ...string) result {
 	return result{c.ProcessState.ExitCode(), out.String(), errs.String()}
 }
 
-// script runs the chain-loading form with a shell.
+// script runs dist-ingest with a shell script as its command.
 func (f *fixture) script(script string, args ...string) result {
 	f.t.Helper()
 	return f.run(nil, append(args, "ref", "--", "sh", "-c", script)...)
@@ -97,7 +97,7 @@ func (f *fixture) want(r result, status int, stderr string) {
 	}
 }
 
-// stored demands that the blob is there whole, and nothing of the ingest.
+// stored checks that the blob is complete, and that nothing is left of the ingest.
 func (f *fixture) stored(r result) {
 	f.t.Helper()
 	f.want(r, 0, "")
@@ -119,7 +119,7 @@ func (f *fixture) there() {
 	f.left(-1)
 }
 
-// left demands that an ingest with so many bytes is there, -1: none, and not even a directory.
+// left checks that an ingest with n bytes is there; -1 means no ingest, not even a directory.
 func (f *fixture) left(n int64) {
 	f.t.Helper()
 	list, err := f.s.ListStatuses(f.t.Context())
@@ -138,7 +138,7 @@ func (f *fixture) left(n int64) {
 	}
 }
 
-// ran counts the runs of scripts that append to the file "runs".
+// ran returns the lines that runs of a script have appended to the file "runs".
 func (f *fixture) ran() []string {
 	b, _ := os.ReadFile(filepath.Join(f.dir, "runs"))
 	return strings.Fields(string(b))
@@ -148,7 +148,7 @@ func TestStandardInput(t *testing.T) {
 	f := newFixture(t)
 	size := strconv.Itoa(len(f.b))
 	f.stored(f.run(bytes.NewReader(f.b), "--expected-digest", f.dgst, "--expected-size", size))
-	// There already: nothing is read.
+	// the blob exists: nothing is read
 	r, w, err := os.Pipe()
 	if err != nil {
 		t.Fatal(err)
@@ -208,7 +208,7 @@ func TestCommand(t *testing.T) {
 	if len(f.ran()) != 1 {
 		t.Errorf("the command ran %d times", len(f.ran()))
 	}
-	f.stored(f.script(`cat blob`)) // without a digest
+	f.stored(f.script(`cat blob`)) // without an expected digest
 }
 
 func TestStatusOfTheCommand(t *testing.T) {
@@ -240,7 +240,7 @@ func TestStatusOfTheCommand(t *testing.T) {
 
 func TestTemporaryFailuresAreTriedAgain(t *testing.T) {
 	f := newFixture(t)
-	// Each attempt brings 300,000 bytes more, but for one that brings none.
+	// each attempt brings 300,000 bytes more, except for one that brings none
 	f.stored(f.script(`echo $DIST_OFFSET >>runs
 		test $(wc -l <runs) = 2 && exit 6
 		tail -c +$((DIST_OFFSET+1)) blob | head -c 300000
@@ -258,7 +258,7 @@ func TestTemporaryFailuresAreTriedAgain(t *testing.T) {
 	r := f.run(nil, "--expected-digest", f.dgst, "ref", "--", "sh", "-c", `test $0 = 5000 && tail -c +5001 blob`, "{offset}")
 	f.stored(r)
 
-	// What brings a few bytes each time would be asked for ever.
+	// a command that brings only a few bytes each time is not run for ever
 	f = newFixture(t)
 	f.want(f.script(`echo x >>runs; tail -c +$((DIST_OFFSET+1)) blob | head -c 500; exit 6`, "--expected-digest", f.dgst), 6, "")
 	if n := len(f.ran()); n != 3 {
@@ -303,7 +303,7 @@ func TestWhatWasResumedWronglyIsFetchedOnceMore(t *testing.T) {
 	f.left(-1)
 }
 
-// TestPastTheEnd is the case of a producer that refuses an offset past the end of what it has.
+// TestPastTheEnd tests a producer that refuses an offset beyond the end.
 func TestPastTheEnd(t *testing.T) {
 	f := newFixture(t)
 	f.want(f.script(`cat blob blob; exit 1`, "--expected-digest", f.dgst), 1, "")
@@ -316,7 +316,7 @@ func TestTooMuchEndsTheCommand(t *testing.T) {
 	f.left(-1)
 }
 
-// waiting starts a command that says "ready" in a fifo and then waits.
+// waiting starts a command that writes "ready" to a FIFO and then waits.
 func (f *fixture) waiting(args ...string) *exec.Cmd {
 	f.t.Helper()
 	fifo := filepath.Join(f.dir, "fifo")
@@ -331,7 +331,7 @@ func (f *fixture) waiting(args ...string) *exec.Cmd {
 	}
 	f.t.Cleanup(func() {
 		if c.ProcessState == nil {
-			_ = c.Process.Signal(syscall.SIGTERM) // it waits for its command, which writes here
+			_ = c.Process.Signal(syscall.SIGTERM) // it waits for its command, which writes to the FIFO
 			_ = c.Wait()
 		}
 	})
@@ -369,7 +369,7 @@ func TestWaitingForAnother(t *testing.T) {
 	if err := second.Start(); err != nil {
 		t.Fatal(err)
 	}
-	_ = c.Process.Kill() // the second one takes over
+	_ = c.Process.Kill() // the second process takes over
 	_ = c.Wait()
 	if err := second.Wait(); err != nil {
 		t.Fatal(err)

@@ -12,7 +12,7 @@ import (
 	"github.com/opencontainers/go-digest"
 )
 
-// The test binary is the command itself, too.
+// The test binary is also the command.
 func TestMain(m *testing.M) {
 	if os.Getenv("DIST_LABEL_TEST") != "" {
 		main()
@@ -56,7 +56,7 @@ func TestLabel(t *testing.T) {
 	absent := string(digest.FromString("absent"))
 	want(3, "", absent, "a=1")
 
-	// Several at a time: records say whose label it is; one that isn't there doesn't hinder the others.
+	// With several blobs, records name the blob. A missing blob does not stop the others.
 	other, err := content.WriteBlob(t.Context(), s, "ref", strings.NewReader("y"), 0, "")
 	if err != nil {
 		t.Fatal(err)
@@ -71,11 +71,11 @@ func TestLabel(t *testing.T) {
 	input = ""
 	want(0, "", "-", "e=2")
 
-	// What a backslash means is told, so that no two labels look alike.
+	// Backslashes are escaped, so that different labels never look alike.
 	want(0, `n	a\nb`+"\n", "--replace", d, "n=a\nb")
 	want(0, `n	a\\nb`+"\n", d, `n=a\nb`)
 
-	// Labels of a damaged file are replaced, not changed.
+	// Labels in a damaged file can be replaced, but not changed.
 	file := filepath.Join(root, "labels", "sha256", dgst.Encoded())
 	if err := os.WriteFile(file, nil, 0o644); err != nil {
 		t.Fatal(err)

@@ -5,7 +5,7 @@ import (
 	"testing"
 )
 
-// No ID is mapped twice, whatever the lines of subuid(5) are, and none that they give is lost.
+// No ID is mapped twice, whatever the lines in subuid(5), and no ID in them is lost.
 func TestDisjoint(t *testing.T) {
 	t.Parallel()
 	own := idRange{1000, 1}

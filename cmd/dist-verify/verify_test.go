@@ -14,7 +14,7 @@ import (
 	"github.com/opencontainers/go-digest"
 )
 
-// The test binary is the command itself, too.
+// The test binary is also the command.
 func TestMain(m *testing.M) {
 	if os.Getenv("DIST_VERIFY_TEST") != "" {
 		main()
@@ -79,7 +79,7 @@ func TestVerify(t *testing.T) {
 		t.Fatal(err)
 	}
 
-	// A run that stopped: what is in the journal, torn at its end, is not looked at again.
+	// After an interrupted run, the blobs in the journal are not verified again, even if its last line is incomplete.
 	file := filepath.Join(t.TempDir(), "journal")
 	spoil := func(dgst string) {
 		t.Helper()
@@ -119,7 +119,7 @@ func TestVerify(t *testing.T) {
 	if err := errors.Join(j.add(digest.Digest(all[0])), j.close(false)); err != nil {
 		t.Fatal(err)
 	}
-	// One that can't go on keeps what it has found.
+	// A run that must stop keeps its journal.
 	dir := filepath.Join(root, "blobs", "sha512")
 	if err := os.WriteFile(dir, nil, 0o644); err != nil {
 		t.Fatal(err)

@@ -42,7 +42,7 @@ func TestEachCommandIsInOneGroup(t *testing.T) {
 	}
 }
 
-// script makes an executable file that prints its path's last element and its arguments.
+// script makes an executable file that prints the last element of its path and its arguments.
 func script(t *testing.T, path string) {
 	t.Helper()
 	if err := os.WriteFile(path, []byte("#!/bin/sh\necho \"${0##*/} $*\"\n"), 0o755); err != nil {

@@ -18,7 +18,7 @@ import (
 	"github.com/opencontainers/runtime-spec/specs-go"
 )
 
-// storedConfig returns the configuration that a container with run-spec's defaults is stored with, after a change.
+// storedConfig returns the stored configuration of a container with run-spec's defaults, after a change.
 func storedConfig(t *testing.T, change func(*specs.Spec)) []byte {
 	t.Helper()
 	s, err := spec.New(&spec.Image{}, spec.Options{Args: []string{"sleep", "1"}, Env: []string{"A=b"}, Hostname: "h", Limits: spec.Limits{Memory: 32 << 20}, Host: spec.ThisHost()})
@@ -33,12 +33,12 @@ func storedConfig(t *testing.T, change func(*specs.Spec)) []byte {
 	return b
 }
 
-// A checkpoint gets what any container has. It gets more only if the caller grants it.
+// A checkpoint gets what any container may have, and anything more only if the caller grants it.
 func TestSpecification(t *testing.T) {
 	host := spec.ThisHost()
 	for name, c := range map[string]struct {
 		change func(*specs.Spec)
-		wants  string // a part of the refusal, "" if there is none
+		wants  string // a part of the error, or "" for none
 		grants func(*spec.Options)
 	}{
 		"what any container has": {change: func(*specs.Spec) {}},
@@ -118,7 +118,7 @@ func TestSpecification(t *testing.T) {
 	}
 }
 
-// Load does not write into a container of a stranger's store, since its record may name any directory as the bundle.
+// Load does not write into a container of another user's store, whose record may name any directory as the bundle.
 func TestLoadIntoStrangers(t *testing.T) {
 	root, bundle := t.TempDir(), t.TempDir()
 	dir := filepath.Join(root, "containers", "default", "x")
@@ -146,7 +146,7 @@ func TestLoadIntoStrangers(t *testing.T) {
 	}
 }
 
-// What may be is taken over, and what loosens the container's fences is not.
+// Allowed settings are copied, and settings that weaken the container's isolation are not.
 func TestSpecificationKeeps(t *testing.T) {
 	n := -1000
 	s, err := specification(storedConfig(t, func(s *specs.Spec) {

@@ -22,7 +22,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// commandEnv makes the test binary a command of its own, run by Main.
+// commandEnv makes the test binary a command that runs under Main.
 const commandEnv = "CLI_TEST_COMMAND"
 
 func TestMain(m *testing.M) {
@@ -31,7 +31,7 @@ func TestMain(m *testing.M) {
 	}
 	for _, sig := range []os.Signal{syscall.SIGINT, syscall.SIGHUP} {
 		if signal.Ignored(sig) {
-			// As under nohup: what is caught here is not ignored by what is started.
+			// Under nohup, it would ignore the signal. A caught signal is reset for children.
 			signal.Notify(make(chan os.Signal, 1), sig)
 		}
 	}
@@ -199,7 +199,7 @@ func TestErrorsAreOneLineAndClassified(t *testing.T) {
 	}
 }
 
-// Who passes a status on has an error of its own, too.
+// Besides a status to pass on, a command may have its own error to report.
 func TestWhatIsBesideAStatusIsReported(t *testing.T) {
 	if r := probe(t, "", nil, "failed"); r.state.ExitCode() != 42 || r.errs != "probe: and it stays\n" {
 		t.Errorf("status %d, %q", r.state.ExitCode(), r.errs)
@@ -248,7 +248,7 @@ func TestEach(t *testing.T) {
 			}
 		}
 	}
-	// Objects come in batches. One that fails as a whole ends the command, after those before it.
+	// Objects are handled in batches. If a batch fails as a whole, the command ends, but earlier batches are done.
 	many := strings.Repeat("a\n", maxBatch+10)
 	if r := probe(t, many+"n\n", nil, "batch", "-"); r.state.ExitCode() != 3 || strings.Count(r.out, "\n") != maxBatch+10 {
 		t.Errorf("%v, %d lines, stderr %q", r.state, strings.Count(r.out, "\n"), r.errs)
@@ -273,7 +273,7 @@ func TestRecords(t *testing.T) {
 	}
 }
 
-// A table fits the terminal. Digests are shortened before anything else is.
+// A table fits the terminal. Digests are shortened first.
 func TestTables(t *testing.T) {
 	const a, b = "sha256:0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef", "docker.io/library/redis:7.2@sha256:fedcba9876543210fedcba9876543210fedcba9876543210fedcba9876543210"
 	for width, want := range map[uint16]string{
@@ -300,13 +300,13 @@ func TestTables(t *testing.T) {
 			t.Errorf("%d columns, with -z:\n%s", width, got)
 		}
 	}
-	// No cell sends anything to the terminal but text.
+	// Only text reaches the terminal, whatever is in a cell.
 	if got := onTerminal(t, 80, "table", "\x1b[31m", "x\ty\nz"); strings.ContainsAny(got, "\x1b\t") || strings.Count(got, "\n") != 3 {
 		t.Errorf("%q", got)
 	}
 }
 
-// onTerminal runs the command on a terminal of so many columns, and returns what comes there.
+// onTerminal runs the command on a terminal with this many columns, and returns its output.
 func onTerminal(t *testing.T, columns uint16, args ...string) string {
 	t.Helper()
 	pty, slave, err := console.NewPty()
@@ -328,7 +328,7 @@ func onTerminal(t *testing.T, columns uint16, args ...string) string {
 		t.Fatal(err)
 	}
 	tty.Close()
-	b, _ := io.ReadAll(pty) // it ends with EIO when nothing has the terminal open
+	b, _ := io.ReadAll(pty) // reading ends with EIO when nobody has the terminal open
 	if err := c.Wait(); err != nil {
 		t.Fatal(err)
 	}
@@ -366,7 +366,7 @@ func TestSignalInterruptsStdin(t *testing.T) {
 	}
 }
 
-// A signal ends the process even if the reader of its standard output does not read, whichever way the process writes.
+// A signal ends the process even if nobody reads its standard output, however it writes.
 func TestSignalInterruptsStdout(t *testing.T) {
 	for _, how := range []string{"write", "copy"} {
 		r, w, err := os.Pipe()

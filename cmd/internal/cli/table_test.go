@@ -37,7 +37,7 @@ func TestCut(t *testing.T) {
 	}
 }
 
-// Every line of a table fits, if all columns can be cut as far as that takes, and the first is the last to be cut.
+// Every line of a table fits, if the columns can be cut that far. The first column is cut last.
 func TestLinesFit(t *testing.T) {
 	t.Parallel()
 	row := func(texts ...string) (row []cell) {
@@ -111,7 +111,7 @@ func TestTableInAPipe(t *testing.T) {
 	}
 }
 
-// A listing tells a person that there is no store, and a program nothing.
+// A listing tells a person that there is no store, but not a program.
 func TestNoStore(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()

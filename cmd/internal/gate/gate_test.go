@@ -6,7 +6,7 @@ import (
 	"github.com/spf13/pflag"
 )
 
-// What follows a command are its arguments, and never a command or a comment.
+// What is appended to a command are its arguments, never a command or a comment.
 func TestFlag(t *testing.T) {
 	t.Parallel()
 	for text, ok := range map[string]bool{

@@ -28,7 +28,7 @@ import (
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
-// blobs are what a remote has. It notes what is fetched.
+// blobs is a remote that records what is fetched.
 type blobs struct {
 	remotes.Remote
 	content  map[digest.Digest][]byte
@@ -68,7 +68,8 @@ func (r *blobs) put(b []byte) v1.Descriptor {
 	return v1.Descriptor{Digest: d, Size: int64(len(b))}
 }
 
-// putLayer puts a layer of small files, compressed with zstd as one frame: it can be decompressed from its beginning alone.
+// putLayer adds a layer of small files, compressed with zstd as a single frame: it can be decompressed only from its
+// beginning.
 func (r *blobs) putLayer(t *testing.T, files int) v1.Descriptor {
 	t.Helper()
 	var b bytes.Buffer
@@ -94,7 +95,7 @@ func (r *blobs) image(layers ...v1.Descriptor) *remoteImage {
 	return &remoteImage{remote: r, cache: &cache{}, documents: map[string]document{}, layers: layers, diffIDs: func() []digest.Digest { return nil }}
 }
 
-// flags has that value of --index.
+// flags returns Flags with a value of --index.
 func flags(index string) *Flags {
 	unverified := false
 	return &Flags{index: &index, unverified: &unverified}
@@ -113,7 +114,7 @@ func walk(t *testing.T, l look.Layer, only []int64) (contents []string) {
 	return contents
 }
 
-// Where a layer can be decompressed from its beginning alone, it is fetched once for any number of files.
+// A layer that can be decompressed only from its beginning is fetched once for any number of files.
 func TestManyFiles(t *testing.T) {
 	t.Parallel()
 	r := &blobs{}
@@ -154,7 +155,7 @@ func TestManyFiles(t *testing.T) {
 	}
 }
 
-// A layer that an image has twice is fetched once.
+// A layer that occurs twice in an image is fetched once.
 func TestRepeatedLayer(t *testing.T) {
 	t.Parallel()
 	r := &blobs{}
@@ -172,7 +173,7 @@ func TestRepeatedLayer(t *testing.T) {
 	}
 }
 
-// Indexes that strangers list are bounded, all together.
+// The size of all indexes that strangers offer is bounded.
 func TestBoundsOfIndexes(t *testing.T) {
 	t.Parallel()
 	r := &blobs{}
@@ -200,7 +201,7 @@ func TestBoundsOfIndexes(t *testing.T) {
 	}
 }
 
-// An index is kept in a directory that is this user's alone, and used only if it is this user's alone too.
+// An index is kept in, and used from, a directory only if nobody else can write to either.
 func TestCache(t *testing.T) {
 	dir := t.TempDir()
 	t.Setenv("XDG_CACHE_HOME", filepath.Join(dir, "cache"))
@@ -250,7 +251,7 @@ func TestCache(t *testing.T) {
 		t.Errorf("a damaged index is still there: %v", err)
 	}
 
-	// Where nothing can be kept, files are read all the same.
+	// If nothing can be kept, files can still be read.
 	change(os.Mkdir(path, 0o700))
 	check("the index can't be renamed", 1)
 	list, err := flags("").layers(t.Context(), r.image(d))
@@ -269,7 +270,7 @@ func TestCache(t *testing.T) {
 	}
 }
 
-// An index that proves damaged only when it is read is removed too.
+// An index that turns out to be damaged while it is read is removed too.
 func TestDamagedCache(t *testing.T) {
 	t.Setenv("XDG_CACHE_HOME", filepath.Join(t.TempDir(), "cache"))
 	r := &blobs{}
@@ -286,7 +287,7 @@ func TestDamagedCache(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	at := bytes.Index(b, []byte("\x28\xb5\x2f\xfd")) // where the entries begin
+	at := bytes.Index(b, []byte("\x28\xb5\x2f\xfd")) // offset of the entries
 	b[at+40] ^= 0xff
 	if err := os.WriteFile(path, b, 0o600); err != nil {
 		t.Fatal(err)
@@ -302,7 +303,8 @@ func TestDamagedCache(t *testing.T) {
 	}
 }
 
-// A layer's own table of contents is used if the user says so, and there is no index: a file takes one request for a part of the layer.
+// If there is no index and the user agrees, a layer's own table of contents is used. Then a file takes one request for
+// a part of the layer.
 func TestTableOfContents(t *testing.T) {
 	t.Parallel()
 	r := &blobs{}
@@ -313,7 +315,7 @@ func TestTableOfContents(t *testing.T) {
 		_, _ = rand.Read(body)
 		entries = append(entries, fmt.Sprintf(`{"type": "reg", "name": "f%d", "size": %d, "offset": %d, "digest": %q}`, i, len(body), b.Len(), digest.FromBytes(body)))
 		if i == 0 {
-			entries[0] = `{"type": "dir", "name": "d/"}` // nothing is at offset 0
+			entries[0] = `{"type": "dir", "name": "d/"}` // no entry is at offset 0
 		}
 		w := gzip.NewWriter(&b)
 		_, _ = w.Write(body)
