@@ -14,7 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// No line of a listing is longer than the terminal is wide, and none sends it anything but text.
+// No line of a listing is wider than the terminal, and only text reaches the terminal.
 func TestListingsFitTheTerminal(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
@@ -84,7 +84,7 @@ func onTerminal(t *testing.T, dir, store string, columns uint16, name string, ar
 		t.Fatal(err)
 	}
 	tty.Close()
-	text, _ := io.ReadAll(pty) // it ends with EIO when nothing has the terminal open
+	text, _ := io.ReadAll(pty) // reading ends with EIO when nobody has the terminal open
 	_ = c.Wait()
 	return string(text)
 }

@@ -207,8 +207,8 @@ func bind(f *os.File, target string, users *os.File) error {
 	return err
 }
 
-// openDir opens the container's directory: the one that its record is sealed for, whatever is at its path by now. The error is
-// FailedPrecondition if another one is.
+// openDir opens the container's directory: the one that its record is sealed for, whatever is at its path now.
+// FailedPrecondition: another directory is at its path.
 func (c *Container) openDir() (*os.File, error) {
 	d, err := c.set.openStored(strings.Split(c.rel(), "/"))
 	if err != nil {
@@ -225,7 +225,8 @@ func (c *Container) openDir() (*os.File, error) {
 	return d, nil
 }
 
-// openRootfs opens the directory of the container's root filesystem, which is a mount if a snapshot is mounted there.
+// openRootfs opens the directory of the container's root filesystem. If a snapshot is mounted there, it opens the
+// mount.
 func (c *Container) openRootfs() (*os.File, error) {
 	d, err := c.openDir()
 	if err != nil {
@@ -235,7 +236,7 @@ func (c *Container) openRootfs() (*os.File, error) {
 	return disk.Tree(procPath(d)).OpenDir("rootfs")
 }
 
-// OpenRoot opens the root of the container's root filesystem. The error is FailedPrecondition if its snapshot is not mounted there.
+// OpenRoot opens the root of the container's root filesystem. FailedPrecondition: its snapshot is not mounted.
 func (c *Container) OpenRoot() (*os.File, error) {
 	root, err := c.openRootfs()
 	if err == nil && c.Snapshot != nil && !mountedAt(int(root.Fd()), "") {
@@ -245,10 +246,11 @@ func (c *Container) OpenRoot() (*os.File, error) {
 	return root, err
 }
 
-// procPath is a path of an open directory that leads to nothing else, for this process and those that it starts.
+// procPath returns a path of an open directory that always leads to that directory, in this process and its children.
 func procPath(d *os.File) string { return fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), d.Fd()) }
 
-// stored returns the components of a path below the store's root if it is that of a volume, or of something in a container's directory.
+// stored returns the components of a path relative to the store, if the path is that of a volume or of a file in a
+// container's directory.
 func (s *Containers) stored(path string) (parts []string, ok bool) {
 	rel, err := filepath.Rel(s.root, path)
 	parts = strings.Split(rel, "/")

@@ -19,13 +19,13 @@ import (
 type Volume struct {
 	Name       string   `json:"name"`
 	Dir        string   `json:"dir"`
-	Containers []string `json:"containers"` // the IDs of those that use it
+	Containers []string `json:"containers"` // IDs of the containers that use it
 }
 
-// newVolume is the prefix of the names under which volumes are filled and removed. No volume has such a name.
+// newVolume is the prefix of names under which volumes are being filled or removed. It is not valid in a volume's name.
 const newVolume = ".new-"
 
-// volumeDirs lists the store's directory of volumes, that of the namespace, and, with a name, the volume's.
+// volumeDirs lists the store's directory of volumes, that of the namespace, and, unless name is "", the volume's.
 func (s *Containers) volumeDirs(name string) []string {
 	dirs := []string{"volumes", filepath.Join("volumes", s.namespace)}
 	if name != "" {
@@ -34,7 +34,7 @@ func (s *Containers) volumeDirs(name string) []string {
 	return dirs
 }
 
-// CheckVolume reports whether a name is one of a volume: those of containers are. The error is InvalidArgument.
+// CheckVolume returns InvalidArgument unless name is valid for a volume, by the rule for containers.
 func CheckVolume(name string) error {
 	if err := CheckID(name); err != nil {
 		return invalid("volume name %.80q: letters, digits and, between them, single ones of . _ - are wanted, 76 bytes at most; a path begins with / or ./", name)
@@ -42,8 +42,9 @@ func CheckVolume(name string) error {
 	return nil
 }
 
-// lockVolumes opens and locks the directory of the namespace's volumes, and waits for the lock unless how has LOCK_NB. What it returns is the
-// directory that the store has, which whoever removes it has locked. The error is fs.ErrNotExist if there is none.
+// lockVolumes opens and locks the directory of the namespace's volumes. It waits for the lock unless how has LOCK_NB. A
+// process that removes the directory holds the lock, so what lockVolumes returns is the store's current directory. The
+// error is fs.ErrNotExist if there is none.
 func (s *Containers) lockVolumes(ctx context.Context, how int) (*os.File, error) {
 	name := s.volumeDirs("")[1]
 	for {
@@ -68,7 +69,8 @@ func (s *Containers) lockVolumes(ctx context.Context, how int) (*os.File, error)
 	}
 }
 
-// shareVolumes makes the directory of the namespace's volumes unless it is there, and locks it: while it is locked nothing in it is removed.
+// shareVolumes locks the directory of the namespace's volumes, and makes it if need be. Nothing in it is removed while
+// it is locked.
 func (s *Containers) shareVolumes(ctx context.Context) (*os.File, error) {
 	for {
 		var err error
@@ -84,14 +86,15 @@ func (s *Containers) shareVolumes(ctx context.Context) (*os.File, error) {
 				return lock, nil
 			}
 		}
-		if !errors.Is(err, fs.ErrNotExist) || ctx.Err() != nil { // else it was removed meanwhile
+		if !errors.Is(err, fs.ErrNotExist) || ctx.Err() != nil { // otherwise it was removed in between
 			return nil, err
 		}
 	}
 }
 
-// Volume returns the directory of a volume. If there is none of that name it makes one: fill is called with an empty directory, and the
-// volume is there once that is on disk. Who calls it has written down the name in a container's record.
+// Volume returns the directory of a volume. If there is none of that name, it makes one: it calls fill with an empty
+// directory, and the volume appears once that is on disk. The caller must have recorded the name in a container's
+// record.
 func (s *Containers) Volume(ctx context.Context, name string, fill func(dir *os.File) error) (path string, err error) {
 	if err := CheckVolume(name); err != nil {
 		return "", err
@@ -120,7 +123,7 @@ func (s *Containers) Volume(ctx context.Context, name string, fill func(dir *os.
 	return s.tree().Path(volume), nil
 }
 
-// makeVolume makes a volume under a temporary name, and renames it unless another process was faster.
+// makeVolume makes a volume under a temporary name and renames it, unless another process has made it first.
 func (s *Containers) makeVolume(volume string, fill func(dir *os.File) error) (err error) {
 	tree, parent := s.tree(), filepath.Dir(volume)
 	temporary := filepath.Join(parent, newVolume+NewID())
@@ -137,7 +140,7 @@ func (s *Containers) makeVolume(volume string, fill func(dir *os.File) error) (e
 		return err
 	}
 	defer d.Close()
-	if err := d.Chmod(0o755); err != nil { // whatever the umask
+	if err := d.Chmod(0o755); err != nil { // whatever the umask is
 		return err
 	}
 	if err := fill(d); err != nil {
@@ -155,7 +158,7 @@ func (s *Containers) makeVolume(volume string, fill func(dir *os.File) error) (e
 	return tree.SyncDir(parent)
 }
 
-// Volumes lists the volumes of the namespace by their names.
+// Volumes lists the volumes of the namespace, sorted by name.
 func (s *Containers) Volumes() ([]Volume, error) {
 	if err := s.checkDirs(s.volumeDirs("")); err != nil {
 		return nil, err
@@ -183,7 +186,8 @@ func (s *Containers) Volumes() ([]Volume, error) {
 	return all, err
 }
 
-// volumeUsers returns the containers that use each volume. A container whose record can't be read is an error beside the others.
+// volumeUsers returns the containers that use each volume. Records that can't be read are reported by an error, beside
+// the map.
 func (s *Containers) volumeUsers() (map[string][]string, error) {
 	containers, err := s.List(false)
 	users := map[string][]string{}
@@ -195,7 +199,7 @@ func (s *Containers) volumeUsers() (map[string][]string, error) {
 	return users, err
 }
 
-// RemoveVolume removes a volume with its files. The error is FailedPrecondition if a container uses it, and NotFound if there is none.
+// RemoveVolume removes a volume with its files. FailedPrecondition: a container uses it. NotFound: there is none.
 func (s *Containers) RemoveVolume(ctx context.Context, name string) error {
 	if err := CheckVolume(name); err != nil {
 		return err
@@ -230,12 +234,12 @@ func (s *Containers) removeVolume(ctx context.Context, name string) error {
 		return err
 	}
 	for _, dir := range slices.Backward(s.volumeDirs("")) {
-		_ = s.tree().RemoveDir(dir) // if it is empty
+		_ = s.tree().RemoveDir(dir) // fails unless it is empty
 	}
 	return nil
 }
 
-// sweepVolumes removes what killed processes left, unless another process makes or removes a volume just now.
+// sweepVolumes removes what killed processes have left, unless another process is making or removing a volume.
 func (s *Containers) sweepVolumes(ctx context.Context) {
 	if lock, err := s.lockVolumes(ctx, unix.LOCK_EX|unix.LOCK_NB); err == nil {
 		s.removeStaleVolumes(lock)
@@ -243,7 +247,8 @@ func (s *Containers) sweepVolumes(ctx context.Context) {
 	}
 }
 
-// removeStaleVolumes removes what killed processes left. Nobody makes a volume while the caller has the lock alone.
+// removeStaleVolumes removes what killed processes have left. The caller holds the exclusive lock, so nobody is making
+// a volume.
 func (s *Containers) removeStaleVolumes(locked *os.File) {
 	names, _ := locked.Readdirnames(-1)
 	for _, name := range names {

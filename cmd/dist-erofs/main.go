@@ -96,7 +96,7 @@ func write(c *cobra.Command, w io.Writer, layers, expect []string, opts erofs.Op
 	return nil
 }
 
-// add adds the layer in a file, or on standard input.
+// add adds a layer from a file or standard input.
 func add(c *cobra.Command, b *erofs.Builder, name string, expect digest.Digest, step *progress.Step) error {
 	var in io.ReadCloser
 	var err error

@@ -12,7 +12,7 @@ import (
 	"distkit/snapshot/snapshottest"
 )
 
-// asSnap makes the test binary the command, so that a shell can run it.
+// asSnap is the variable that makes the test binary the command, so that a shell can run it.
 const asSnap = "SNAP_TEST_MAIN"
 
 func TestMain(m *testing.M) {
@@ -22,7 +22,7 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
-// shell runs a script with snap on its PATH, and returns what it prints and its status.
+// shell runs a script with snap on its PATH, and returns its standard output, standard error and status.
 func shell(t *testing.T, dir, script string, env ...string) (string, string, int) {
 	t.Helper()
 	bin := t.TempDir()
@@ -43,7 +43,7 @@ func shell(t *testing.T, dir, script string, env ...string) (string, string, int
 	return out.String(), errs.String(), c.ProcessState.ExitCode()
 }
 
-// The page shows the life of a snapshot by hand; it must work as it stands there.
+// The page's example of a snapshot's life by hand must work as it stands there.
 func TestExamplesOfThePage(t *testing.T) {
 	snapshottest.Root(t)
 	page, err := os.ReadFile("snap.1.md")
@@ -51,7 +51,7 @@ func TestExamplesOfThePage(t *testing.T) {
 		t.Fatal(err)
 	}
 	_, examples, _ := strings.Cut(string(page), "# EXAMPLES\n")
-	examples, _, _ = strings.Cut(examples, "\nAn image's layers") // which is for testdata/scenarios
+	examples, _, _ = strings.Cut(examples, "\nAn image's layers") // that example is run by testdata/scenarios
 	var script strings.Builder
 	for line := range strings.Lines(examples) {
 		if code, ok := strings.CutPrefix(line, "    "); ok {
@@ -80,7 +80,7 @@ func TestExamplesOfThePage(t *testing.T) {
 	}
 }
 
-// What mounts prints for the shell mounts the same, and umount knows it.
+// The commands that mounts prints for a shell make the same mount, and umount recognises it.
 func TestMountsForTheShell(t *testing.T) {
 	snapshottest.Root(t)
 	for _, driver := range []string{"overlayfs", "native"} {
@@ -106,7 +106,7 @@ func TestMountsForTheShell(t *testing.T) {
 	}
 }
 
-// One call makes and mounts, or does neither; and one unmounts and removes.
+// One call makes and mounts a snapshot, or does neither. One call unmounts and removes it.
 func TestMountAtOnce(t *testing.T) {
 	snapshottest.Root(t)
 	for _, driver := range []string{"overlayfs", "native"} {
@@ -131,7 +131,7 @@ func TestMountAtOnce(t *testing.T) {
 	}
 }
 
-// A snapshot goes with its descendants, of which one that can't go keeps those below it.
+// A snapshot is removed with its descendants. A descendant that can't be removed keeps its ancestors.
 func TestRemoveRecursive(t *testing.T) {
 	snapshottest.Root(t)
 	for _, driver := range []string{"overlayfs", "native"} {
@@ -198,7 +198,7 @@ func TestStatuses(t *testing.T) {
 	}
 }
 
-// A chain: what is there is left alone, and of what fails nothing is left, nor of what is above it.
+// In a chain, existing snapshots are kept. If a layer fails, nothing is left of it or of those above it.
 func TestStack(t *testing.T) {
 	snapshottest.Root(t)
 	for _, driver := range []string{"overlayfs", "native"} {
@@ -216,7 +216,7 @@ func TestStack(t *testing.T) {
 	}
 }
 
-// Told to stop, it ends what it runs, with all that this has started, and leaves nothing.
+// When it gets a signal, it ends its commands with everything that they have started, and leaves nothing.
 func TestStackIsStopped(t *testing.T) {
 	out, errs, status := shell(t, t.TempDir(), `
 		echo layer | snap stack -- sh -c 'sleep 60 & echo $! > pid.new; mv pid.new pid; wait' &
@@ -264,7 +264,7 @@ func TestOutput(t *testing.T) {
 	}
 }
 
-// A name appears after the files of its snapshot are on the disk, and not before.
+// A name appears only after the files of its snapshot are on disk.
 func TestCommitSyncsFirst(t *testing.T) {
 	if _, err := exec.LookPath("strace"); err != nil {
 		snapshottest.Require(t, "strace", err)
@@ -278,14 +278,15 @@ func TestCommitSyncsFirst(t *testing.T) {
 		if flag != "" {
 			want = "rename"
 		}
-		// x/sys names the same call differently on each architecture.
+		// x/sys names the same call differently on each architecture
 		if got := strings.Join(strings.Fields(strings.ReplaceAll(out, "renameat", "rename")), " "); status != 0 || got != want {
 			t.Errorf("commit %s: calls are %q, not %q; status %d: %s", flag, got, want, status, errs)
 		}
 	}
 }
 
-// Layers that can be committed at a time share one sync, which comes before the first of their names; and those below are named first.
+// Layers that are ready together share one sync, before the first of their names appears. Lower layers get their names
+// first.
 func TestStackSyncsOnce(t *testing.T) {
 	snapshottest.Root(t)
 	if _, err := exec.LookPath("strace"); err != nil {
@@ -315,7 +316,8 @@ func TestMountCommandIsQuoted(t *testing.T) {
 	}
 }
 
-// A failing read of the store's directory is no sign of a store without snapshots: another driver would hide them.
+// If reading the store's directory fails, that must not look like a store without snapshots: another driver would hide
+// those.
 func TestUnreadableDriver(t *testing.T) {
 	snapshottest.Strace(t)
 	out, errs, status := shell(t, t.TempDir(), `
@@ -330,7 +332,7 @@ func TestUnreadableDriver(t *testing.T) {
 	}
 }
 
-// NFS, 9p and most of FUSE know no flags of rename.
+// NFS, 9p and most of FUSE do not support flags of rename.
 func TestRenameWithoutFlags(t *testing.T) {
 	snapshottest.Strace(t)
 	out, errs, status := shell(t, t.TempDir(), `
@@ -348,7 +350,7 @@ func TestDeletedWorkingDirectory(t *testing.T) {
 	}
 }
 
-// Nobody gets rights from the programs of a view, nor, with the flags, from those of an active snapshot.
+// Programs in a view give nobody their owner's rights. With the flags, neither do those in an active snapshot.
 func TestMountsWithoutSetUserID(t *testing.T) {
 	snapshottest.Root(t)
 	out, errs, status := shell(t, t.TempDir(), `
@@ -369,7 +371,7 @@ func TestMountsWithoutSetUserID(t *testing.T) {
 	}
 }
 
-// Records of a hostile store may name each other as parents in a circle.
+// In a hostile store, records may name each other as parents in a circle.
 func TestFamilyInACircle(t *testing.T) {
 	t.Parallel()
 	var order []string

@@ -38,7 +38,7 @@ type Object struct {
 	First  int64 // bytes that were present at the start
 }
 
-// Name returns what a line begins with, such as "layer 0123456789ab".
+// Name returns the beginning of a line, such as "layer 0123456789ab".
 func Name(d ocispec.Descriptor) string {
 	kind := "blob"
 	switch t := d.MediaType; {
@@ -57,7 +57,7 @@ func Name(d ocispec.Descriptor) string {
 // rateOver is the time over which the current rate is averaged.
 const rateOver = 3 * time.Second
 
-// A Display draws objects in place on a terminal, and does nothing where there is none.
+// A Display draws objects in place on a terminal. If the output is not a terminal, it does nothing.
 type Display struct {
 	screen screen
 	meter  meter
@@ -66,10 +66,10 @@ type Display struct {
 // New returns a display that draws on out.
 func New(out *os.File) *Display { return &Display{screen{out: out}, meter{begin: time.Now()}} }
 
-// Draw draws the objects in the place of those drawn before. The last frame has the rate of the whole time, and stays.
+// Draw draws the objects over the last frame. The final frame shows the average rate, and stays.
 func (d *Display) Draw(objects []*Object, last bool) {
 	if width, height, ok := d.screen.size(); ok && len(objects) > 0 {
-		// The last column stays free: some terminals wrap when it is written to.
+		// The last column stays free, since some terminals wrap when it is written to.
 		d.screen.draw(d.frame(objects, width-1, height-1, time.Now(), last))
 	}
 	if last {
@@ -77,8 +77,8 @@ func (d *Display) Draw(objects []*Object, last bool) {
 	}
 }
 
-// frame lays the objects, their sum and the rate out in so many columns and rows. Where there is no room for all, those that move are shown, and
-// the rest is counted.
+// frame returns the lines for the objects, their sum and the rate, for a number of columns and rows. If there is not
+// enough room, it shows the objects that are moving, and the number of the others.
 func (d *Display) frame(objects []*Object, width, height int, now time.Time, last bool) []string {
 	shown, hidden := objects, []*Object(nil)
 	if room := max(height-2, 1); len(objects) > room {
@@ -134,7 +134,7 @@ func (d *Display) frame(objects []*Object, width, height int, now time.Time, las
 		join(width, fmt.Sprintf("elapsed: %.1fs", now.Sub(d.meter.begin).Seconds()), d.meter.rate(now, last), left))
 }
 
-// The widths of the columns of a line.
+// widths of the columns of a line
 const (
 	stateWidth = 7
 	sizeWidth  = len("1023 MiB")
@@ -142,7 +142,7 @@ const (
 	minBar     = 12
 )
 
-// line shows an object in so many columns: its name, how far it is, a bar, and its size, as far as there is room.
+// line returns the line of an object: its name, how far it is, a bar, and its size, as far as there is room.
 func (o *Object) line(names, width int) string {
 	state := o.State.String()
 	size, sizes := humanize.IBytes(uint64(o.Size)), humanize.IBytes(uint64(o.Size))
@@ -165,7 +165,7 @@ func (o *Object) line(names, width int) string {
 	return head
 }
 
-// share is how much of an object has come, from 0 to 1.
+// share returns the transferred part of an object, from 0 to 1.
 func (o *Object) share() float64 {
 	switch {
 	case o.State >= Exists:
@@ -210,7 +210,7 @@ type meter struct {
 	points []point
 }
 
-// point is what had been brought at a time.
+// point is how many bytes had been transferred at a time.
 type point struct {
 	at    time.Time
 	bytes int64
@@ -223,7 +223,7 @@ func (m *meter) add(now time.Time, bytes int64) {
 	}
 }
 
-// perSecond returns the rate of what this run has brought: over the last seconds, or over all of it.
+// perSecond returns the rate of this run, over the last seconds or over all of it.
 func (m *meter) perSecond(now time.Time, all bool) float64 {
 	if len(m.points) == 0 {
 		return 0
@@ -243,10 +243,10 @@ func (m *meter) rate(now time.Time, all bool) string {
 	return humanize.IBytes(uint64(m.perSecond(now, all))) + "/s"
 }
 
-// longest is the longest time that is worth telling.
+// longest is the longest time left that is shown.
 const longest = 100 * time.Hour
 
-// left returns how long the bytes that are missing take at the rate of the last seconds, or "" if that is not known.
+// left returns how long the missing bytes take at the recent rate, or "" if that is not known.
 func (m *meter) left(missing int64) string {
 	if len(m.points) == 0 || missing <= 0 {
 		return ""
@@ -258,7 +258,7 @@ func (m *meter) left(missing int64) string {
 	return "left: " + (time.Duration(seconds) * time.Second).String()
 }
 
-// join joins the parts that fit, separated by spaces. The first that does not fit is cut.
+// join joins the parts that fit, separated by spaces. The first part that does not fit is cut.
 func join(width int, parts ...string) string {
 	line := ""
 	for _, p := range parts {
