@@ -1,12 +1,12 @@
-// Registry serves a tree of OCI image layouts over plain HTTP on loopback: for tests, the
-// demo and whoever wants to see what a client asks.
+// Registry serves a tree of OCI image layouts over plain HTTP on a loopback address. It is meant for tests, for the
+// demo, and to see which requests a client makes.
 //
 //	registry --dir DIR [--addr HOST:PORT] [--ready FILE] [--read-only] [--fault FAULT]...
 //	         [--with-parent] [--with-stdin]
 //
-// <DIR>/<repository> is a layout whose ref.name annotations are the tags; what others write
-// there is seen at once. It ends by TERM or INT and, where asked to, with the process that
-// started it or at the end of its standard input, so that a script leaves nothing behind.
+// <DIR>/<repository> is a layout whose ref.name annotations are the tags. What other programs write there is seen at
+// once. SIGTERM or SIGINT ends the registry. With --with-parent it also ends when the process that started it does, and
+// with --with-stdin at the end of its standard input, so that a script leaves nothing running.
 package main
 
 import (
@@ -96,8 +96,8 @@ func run() error {
 	return nil
 }
 
-// endWithParent calls stop once the parent has ended. A pidfd, not PR_SET_PDEATHSIG, which
-// goes by the thread that forked.
+// endWithParent calls stop when the parent has ended. It uses a pidfd: PR_SET_PDEATHSIG would follow the thread that
+// forked, which may end before its process.
 func endWithParent(stop func()) error {
 	fd, err := unix.PidfdOpen(os.Getppid(), 0)
 	if err != nil {
@@ -115,7 +115,7 @@ func endWithParent(stop func()) error {
 	return nil
 }
 
-// announce writes the address where it is waited for: the file appears complete.
+// announce writes the address to the file that --ready names. The file appears with its whole content.
 func announce(file, addr string) error {
 	if file == "" {
 		_, err := fmt.Println(addr)

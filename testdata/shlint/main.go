@@ -1,9 +1,9 @@
-// Shlint refuses shell in which a value from outside could become shell text or a shell number.
+// Shlint reports shell code in which a value from outside could become shell code or a shell number.
 //
-// Bash evaluates the operands of arithmetic: a variable that holds a[$(command)] runs the command in $((x)),
-// in [[ $x -eq 0 ]], in an array's index and in a few builtins that take the name of a variable. So a
-// variable there must be one that the script itself counts, or be checked by [[ $x =~ ^[0-9]+$ ]] before.
-// And eval, trap, sh -c, and the format of printf take literal text only.
+// Bash evaluates the operands of arithmetic. A variable with the value a[$(command)] runs the command in $((x)), in [[
+// $x -eq 0 ]], in an array's index, and in a few builtins that take the name of a variable. So a variable there must be
+// one that the script itself counts, or must have been checked by [[ $x =~ ^[0-9]+$ ]]. And eval, trap, sh -c, and the
+// format of printf may have literal text only.
 //
 // A line "# shlint: REASON" exempts the line after it.
 package main
@@ -47,7 +47,7 @@ func main() {
 	}
 }
 
-// scripts reads the files below root that hold shell: scripts, pages, scenarios and the sources of commands.
+// scripts reads the files below root that contain shell code: scripts, pages, scenarios and the sources of commands.
 func scripts(root string) (map[string]string, error) {
 	files := map[string]string{}
 	err := filepath.WalkDir(root, func(name string, d fs.DirEntry, err error) error {
@@ -80,7 +80,7 @@ type problem struct {
 
 var shebang = regexp.MustCompile(`^#!.*\b(ba)?sh\b`)
 
-// lintFile lints a script whole, and of pages, Go sources and scenarios the shell in them.
+// lintFile checks a script, or the shell code in a page, a Go source or a scenario.
 func lintFile(name, text string) []problem {
 	var found []problem
 	add := func(script string, line int, must bool) {
@@ -118,7 +118,7 @@ func lintFile(name, text string) []problem {
 	return slices.Compact(found)
 }
 
-// codeBlocks gives the indented and fenced parts of a page by the line where each begins.
+// codeBlocks returns the indented and fenced blocks of a page, by the line at which each begins.
 func codeBlocks(text string) map[int]string {
 	blocks := map[int]string{}
 	begin, fenced := 0, false
@@ -142,7 +142,7 @@ func codeBlocks(text string) map[int]string {
 	return blocks
 }
 
-// sections gives the shell scripts among the files of a scenario.
+// sections returns the shell scripts among the files of a scenario.
 func sections(text string) map[int]string {
 	scripts := map[int]string{}
 	begin, script := 0, false
@@ -159,12 +159,12 @@ func sections(text string) map[int]string {
 	return scripts
 }
 
-// isDangerous reports whether text, if it is shell, may have something for shlint to judge.
+// isDangerous reports whether text would need a check if it is shell code.
 func isDangerous(text string) bool {
 	return strings.Contains(text, "((") || strings.Contains(text, "[[ ") || strings.Contains(text, "eval ") || strings.Contains(text, "printf ")
 }
 
-// lint judges a script. Text that does not parse is a problem if it must be shell.
+// lint checks a script. Text that can't be parsed is a problem if it must be shell code.
 func lint(script string, must bool) []problem {
 	f, err := syntax.NewParser(syntax.Variant(syntax.LangBash), syntax.KeepComments(true)).Parse(strings.NewReader(script), "")
 	if err != nil {
@@ -192,14 +192,14 @@ func lint(script string, must bool) []problem {
 
 type linter struct {
 	text     string
-	function string // that is being scanned
+	function string // the function that is being scanned
 	locals   map[string]bool
 	assoc    map[string]bool
-	events   map[string][]event // of variables, in the order of the text
+	events   map[string][]event // the events of each variable, in the order of the text
 	found    []problem
 }
 
-// An event is a place where a variable gets a value, is checked to be a number, or must be one.
+// An event is a place where a variable gets a value, is checked to be a number, or has to be one.
 type event struct {
 	kind kind
 	pos  syntax.Pos
@@ -208,7 +208,7 @@ type event struct {
 type kind int
 
 const (
-	counted kind = iota // assigned what the script itself says
+	counted kind = iota // assigned a value that the script itself makes
 	foreign             // assigned anything else
 	checked
 	used
@@ -234,7 +234,7 @@ func (l *linter) problem(n syntax.Node, format string, a ...any) {
 	l.found = append(l.found, problem{int(n.Pos().Line()), fmt.Sprintf(format, a...)})
 }
 
-// key names a variable: one that is local to the function is another than the script's.
+// key names a variable. A variable that is local to a function is not the script's variable of that name.
 func (l *linter) key(name string) string {
 	if k := l.function + " " + name; l.locals[k] {
 		return k
@@ -268,7 +268,7 @@ func (l *linter) declaration(n syntax.Node) {
 	}
 }
 
-// readOptions are those of read, mapfile and readarray that take a value that is no variable.
+// readOptions are the options of read, mapfile and readarray whose argument is not a variable.
 const readOptions = "dinNptuCcOs"
 
 func (l *linter) assignment(n syntax.Node) {
@@ -327,8 +327,8 @@ func (l *linter) assignment(n syntax.Node) {
 	}
 }
 
-// check notes the variables that a test holds to being numbers, if it is true, or with not if it is false. One side
-// of an "or" is not enough.
+// check records the variables that a test shows to be numbers: if the test is true, or, with not, if it is false. A
+// test on one side of an "or" shows nothing.
 func (l *linter) check(n syntax.TestExpr, not bool) {
 	switch n := n.(type) {
 	case *syntax.ParenTest:
@@ -355,7 +355,7 @@ func (l *linter) check(n syntax.TestExpr, not bool) {
 	}
 }
 
-// isNumeric reports whether a regular expression matches whole numbers only.
+// isNumeric reports whether a regular expression matches only whole numbers.
 func isNumeric(expression string) bool {
 	re, err := resyntax.Parse(expression, resyntax.POSIX)
 	if err != nil || !strings.HasPrefix(expression, "^") || !strings.HasSuffix(expression, "$") || strings.Contains(expression[1:len(expression)-1], "^") {
@@ -368,7 +368,7 @@ func isNumeric(expression string) bool {
 		case resyntax.OpLiteral, resyntax.OpCharClass:
 			return !slices.ContainsFunc(r.Rune, func(c rune) bool { return !isDigit(c) })
 		case resyntax.OpAlternate:
-			// An anchor holds for one of the alternatives only, unless they are grouped.
+			// Unless the alternatives are grouped, an anchor holds for one of them only.
 			return !slices.ContainsFunc(r.Sub, func(s *resyntax.Regexp) bool { return !digits(s) || hasAnchor(s) })
 		case resyntax.OpConcat, resyntax.OpCapture, resyntax.OpStar, resyntax.OpPlus, resyntax.OpQuest, resyntax.OpRepeat:
 			return !slices.ContainsFunc(r.Sub, func(s *resyntax.Regexp) bool { return !digits(s) })
@@ -388,11 +388,11 @@ func hasAnchor(r *resyntax.Regexp) bool {
 	return slices.ContainsFunc(r.Sub, hasAnchor)
 }
 
-// numbers are the parameters that the shell itself counts; DIST_OFFSET is dist-ingest's.
+// numbers are the parameters that the shell itself counts. dist-ingest sets DIST_OFFSET to a number.
 var numbers = []string{"#", "?", "$", "!", "EUID", "UID", "PPID", "BASHPID", "RANDOM", "SRANDOM", "SECONDS", "LINENO",
 	"EPOCHSECONDS", "PIPESTATUS", "BASH_SUBSHELL", "OPTIND", "DIST_OFFSET"}
 
-// isOwn reports whether a word is made of the script's own text and of numbers.
+// isOwn reports whether a word consists of text of the script and of numbers.
 func (l *linter) isOwn(w *syntax.Word) bool { return !slices.ContainsFunc(w.Parts, l.isForeign) }
 
 func (l *linter) isForeign(part syntax.WordPart) bool {
@@ -407,10 +407,10 @@ func (l *linter) isForeign(part syntax.WordPart) bool {
 	case *syntax.CmdSubst, *syntax.ProcSubst:
 		return true
 	}
-	return false // literals, and arithmetic, which is judged itself
+	return false // literals, and arithmetic, which is checked separately
 }
 
-// isPattern reports whether a word stands for the names of files.
+// isPattern reports whether a word is a pattern for names of files.
 func isPattern(w *syntax.Word) bool {
 	return slices.ContainsFunc(w.Parts, func(part syntax.WordPart) bool {
 		lit, ok := part.(*syntax.Lit)
@@ -419,7 +419,7 @@ func isPattern(w *syntax.Word) bool {
 	})
 }
 
-// isText reports whether a word is the script's own text, by variables that have only such text too.
+// isText reports whether a word consists of text of the script and of variables that have only such text.
 func (l *linter) isText(w *syntax.Word) bool {
 	return !slices.ContainsFunc(w.Parts, func(part syntax.WordPart) bool {
 		var parts []syntax.WordPart
@@ -449,7 +449,7 @@ func (l *linter) isOwnVariable(name string) bool {
 	return assigned
 }
 
-// variable gives the expansion that a word is, if it is one of a named variable.
+// variable returns the expansion that the word consists of, if it is that of a named variable.
 func variable(w *syntax.Word) *syntax.ParamExp {
 	parts := w.Parts
 	if len(parts) == 1 {
@@ -566,7 +566,7 @@ func (l *linter) judge(n syntax.Node) {
 	case *syntax.CallExpr:
 		l.call(n)
 	case *syntax.SglQuoted:
-		// What an inner shell runs is judged as a script of its own.
+		// The code that an inner shell runs is checked as a script of its own.
 		if isDangerous(n.Value) {
 			for _, p := range lint(n.Value, false) {
 				l.found = append(l.found, problem{p.line + int(n.Pos().Line()) - 1, p.text})
@@ -653,7 +653,7 @@ func (l *linter) call(c *syntax.CallExpr) {
 	}
 }
 
-// placeholder returns the text that find or xargs replaces in the arguments of what it runs, "" for none.
+// placeholder returns the text that find or xargs replaces in the arguments of the command that it runs, or "".
 func placeholder(args []string) string {
 	switch filepath.Base(args[0]) {
 	case "find":
@@ -673,7 +673,7 @@ func placeholder(args []string) string {
 	return ""
 }
 
-// number judges an operand of arithmetic. What stands inside expansions is judged where it is met.
+// number checks an operand of arithmetic. Expansions in it are checked when the walk reaches them.
 func (l *linter) number(x syntax.ArithmExpr) {
 	switch x := x.(type) {
 	case *syntax.BinaryArithm:
@@ -727,7 +727,7 @@ func (l *linter) numberPart(part syntax.WordPart) {
 
 var name = regexp.MustCompile(`\b[A-Za-z_]\w*`)
 
-// names notes the variables in the text of an operand, which may be an expression in quotes.
+// names records the variables in the text of an operand, which may be an expression in quotes.
 func (l *linter) names(text string, n syntax.Node) {
 	for _, name := range name.FindAllString(text, -1) {
 		if !slices.Contains(numbers, name) {
@@ -736,8 +736,8 @@ func (l *linter) names(text string, n syntax.Node) {
 	}
 }
 
-// judgeNumbers holds variables that stand in arithmetic to being numbers: those that have values from elsewhere
-// must be checked after each such assignment, before they are used.
+// judgeNumbers reports variables in arithmetic that may not be numbers: those that get values from elsewhere must be
+// checked after each such assignment, before they are used.
 func (l *linter) judgeNumbers() {
 	for name, events := range l.events {
 		slices.SortStableFunc(events, func(a, b event) int { return cmp.Compare(a.pos.Offset(), b.pos.Offset()) })
@@ -762,7 +762,7 @@ func (l *linter) judgeNumbers() {
 				}
 			}
 		}
-		for _, e := range open { // a loop may lead back to where it is used
+		for _, e := range open { // a loop may lead back to the use
 			l.found = append(l.found, problem{int(e.pos.Line()), fmt.Sprintf("%s stands in arithmetic, and is not checked after this", name)})
 		}
 	}

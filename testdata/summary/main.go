@@ -1,8 +1,8 @@
-// Summary runs go test in the modules named as arguments and ends with a line that counts: what passed, what
-// failed, and what was skipped and for want of what.
+// Summary runs go test in the modules that its arguments name. The last line that it prints has the numbers of tests
+// that passed, failed and were skipped.
 //
-// The words of TESTFLAGS are handed to go test. With -v among them its output is printed as it is; else only the
-// packages with tests, and what failed.
+// The words of TESTFLAGS are passed to go test. With -v among them, its whole output is printed; otherwise only the
+// packages that have tests, and the failures.
 package main
 
 import (
@@ -18,7 +18,7 @@ import (
 	"strings"
 )
 
-// event is a line of go test -json, see go doc test2json.
+// event is a line of the output of go test -json: see go doc test2json.
 type event struct {
 	Action, Package, Test, Output string
 }
@@ -32,13 +32,13 @@ type summary struct {
 	failures                []failure
 }
 
-// failure is a test that failed, or a package, whose Test is "".
+// failure is a test that failed. If a package failed, Test is empty.
 type failure struct {
 	event
 	why string
 }
 
-// reason finds why a test was skipped in what t.Skip printed: "    x_test.go:12: no crun".
+// reason finds in the output of t.Skip why a test was skipped: "    x_test.go:12: no crun".
 var reason = regexp.MustCompile(`(?m)^\s+\S+_test\.go:\d+: (.*)$`)
 
 func main() {
@@ -115,8 +115,8 @@ func (s *summary) line(line string) {
 	}
 }
 
-// end counts a test that has ended. Unless all was printed already, it prints the last line of a package that
-// passed, and all of what failed.
+// end counts a test that has ended. Unless all output is printed anyway, it prints the last line of a package that
+// passed, and the whole output of one that failed.
 func (s *summary) end(e event, output string) {
 	if e.Action == "fail" && !s.verbose {
 		fmt.Fprint(s.out, output)
@@ -140,7 +140,7 @@ func (s *summary) end(e event, output string) {
 	}
 }
 
-// why finds in a test's output why it was skipped, or failed first.
+// why finds in a test's output why it was skipped, or its first failure.
 func why(output string) string {
 	m := reason.FindStringSubmatch(output)
 	if m == nil {
@@ -149,8 +149,8 @@ func why(output string) string {
 	return m[1]
 }
 
-// close prints the last line, and before it why tests were skipped, unless that was printed already, and a line for
-// each test that failed: of a long log the end may be all that is looked at.
+// close prints why tests were skipped, unless all output was printed, one line for each test that failed, and the last
+// line with the numbers. The failures are repeated here because readers of a long log often look at its end only.
 func (s *summary) close() {
 	if !s.verbose {
 		for _, why := range slices.Sorted(maps.Keys(s.reasons)) {
@@ -158,7 +158,7 @@ func (s *summary) close() {
 		}
 	}
 	for _, f := range s.failures {
-		// What has failed below says why.
+		// The failure of a test below this one says why.
 		if !slices.ContainsFunc(s.failures, func(g failure) bool {
 			return g.Package == f.Package && g.Test != f.Test && (f.Test == "" || strings.HasPrefix(g.Test, f.Test+"/"))
 		}) {

@@ -1,12 +1,12 @@
-// Blobs serves one OCI image layout as repository x of a registry, on
-// loopback and as cheaply as it can be done, so that what is measured is the client.
+// Blobs serves one OCI image layout as repository x of a registry. It listens on a loopback address and does as little
+// work as possible, so that a measurement is one of the client.
 //
 //	blobs [-tls FILE] [-rate BYTES] [-link BYTES] [-last FILE] DIR
 //
-// It prints its address and ends at the end of its standard input. With -tls it speaks HTTPS, HTTP/2 too, with a
-// certificate that is written to FILE. With -rate no connection
-// gets more than so many bytes a second, as some content networks do it; with -link all of
-// them together don't. The times of FILE are set when bytes have been sent.
+// It prints its address, and ends at the end of its standard input. With -tls it serves HTTPS, with HTTP/2, and writes
+// its certificate to FILE. With -rate no connection gets more than that many bytes a second, as with some content
+// networks; with -link all connections together don't. With -last the times of FILE are set whenever bytes have been
+// sent.
 package main
 
 import (
@@ -71,7 +71,7 @@ func main() {
 	log.Fatal(server.Serve(l))
 }
 
-// selfSigned makes a certificate for loopback, and writes it to a file.
+// selfSigned makes a certificate for the loopback addresses, and writes it to a file.
 func selfSigned(file string) (*tls.Config, error) {
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
@@ -125,7 +125,7 @@ func (dir layout) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	http.ServeContent(w, r, "", time.Time{}, f)
 }
 
-// limited gives connections a pace.
+// limited limits the rate of connections.
 type limited struct {
 	net.Listener
 	pace func() *pace
@@ -139,16 +139,16 @@ func (l limited) Accept() (net.Conn, error) {
 	return &slow{c, l.pace()}, nil
 }
 
-// A pace is shared by the connections of a link.
+// A pace limits the rate of the connections that share a link.
 type pace struct {
 	rate int
 	last string
 
 	mu   sync.Mutex
-	free time.Time // when the next byte may go
+	free time.Time // when the next byte may be sent
 }
 
-// next waits until n bytes may go.
+// next waits until n bytes may be sent.
 func (p *pace) next(n int) {
 	if p.rate == 0 {
 		return

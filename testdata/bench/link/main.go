@@ -1,10 +1,10 @@
-// Link relays TCP connections to an address as if it were far away, so that what is measured is how often a client waits
-// for an answer.
+// Link relays TCP connections to an address as if it were far away, so that measurements show how often a client waits
+// for a response.
 //
 //	link [-delay D] [-connect D] ADDRESS
 //
-// It prints its own address and ends at the end of its standard input. What is sent arrives after -delay, in each
-// direction; nothing is relayed for -connect after a connection was made, which stands for the handshakes of TCP and TLS.
+// It prints its own address and ends at the end of its standard input. Bytes arrive after -delay, in each direction.
+// Nothing is relayed for -connect after a connection was made, which stands for the handshakes of TCP and TLS.
 package main
 
 import (
@@ -53,13 +53,14 @@ func main() {
 	}
 }
 
-// piece is what one read returned, and when it is due.
+// piece is the result of one read, and when it is to be sent on.
 type piece struct {
 	due time.Time
 	b   []byte
 }
 
-// relay copies from one connection to the other, each piece after the delay, however many are under way. At the end it closes the other.
+// relay copies from one connection to the other and sends each piece after the delay, whatever the number of pieces
+// under way. At the end it closes the other connection.
 func relay(to, from net.Conn, delay time.Duration) {
 	pieces := make(chan piece, 1024)
 	go func() {

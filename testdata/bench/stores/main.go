@@ -1,11 +1,11 @@
-// Stores makes what the store's figures are measured on and against.
+// Stores makes the stores and files on which the figures of the store are measured.
 //
 //	stores blobs N DIR       a store of N small blobs
-//	stores names N DIR       a store of N names of one manifest, whose digest is printed
-//	stores layer N FILE      a plain layer of N empty files, 100 in a directory
-//	stores hash-copy DST     hash standard input in Go and write it to DST, in one pass, sync that and its directory
+//	stores names N DIR       a store with N names of one manifest, whose digest is printed
+//	stores layer N FILE      a plain layer of N empty files, 100 per directory
+//	stores hash-copy DST     hashes standard input in Go and writes it to DST, in one pass, and syncs that and its directory
 //
-// The last is the least that it takes to store a stream verified and durably.
+// The last one does the least work with which a stream can be verified and stored durably.
 package main
 
 import (

@@ -1,11 +1,11 @@
-// Sweep measures dist-gc: how long it takes, how much memory, and how long it keeps others waiting.
+// Sweep measures how long dist-gc takes, how much memory it uses, and how long it makes others wait.
 //
 //	sweep DIR N…
 //
-// For each N it makes a store of N blobs below DIR, of which half belong to images with names, ten blobs to an image. It
-// sweeps the store with the dist-gc on PATH, and meanwhile takes the hold as dist-hold does, and the lock of the names as dist-image
-// does, again and again. It prints the blobs deleted, the time, the CPU time, the largest memory, and the longest and the 99th
-// percentile of the waits.
+// For each N it makes a store of N blobs below DIR. Half of them belong to images with names, ten blobs per image. It
+// sweeps the store with the dist-gc on PATH. During the sweep it repeatedly takes the hold, as dist-hold does, and the
+// lock of the names, as dist-image does. It prints the number of blobs deleted, the time, the CPU time, the largest
+// memory, and the longest and the 99th percentile of the waits.
 package main
 
 import (
@@ -107,7 +107,7 @@ func probe(done chan struct{}, f func() error) (waits []time.Duration) {
 	}
 }
 
-// hold takes the hold and gives it back: distkit-layout(5), HOLDS.
+// hold takes the hold and releases it: distkit-layout(5), HOLDS.
 func hold(dir string) error {
 	return locked(filepath.Join(dir, "gate"), unix.LOCK_EX, func() error {
 		return locked(filepath.Join(dir, "hold"), unix.LOCK_SH, nil)

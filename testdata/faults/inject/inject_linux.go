@@ -1,7 +1,5 @@
-// Package inject runs a command and makes one of its system calls fail.
-//
-// The kernel hands the calls in question to the caller of [Run] (seccomp_unotify(2)), which counts those that concern a
-// directory, over all threads, and answers one of them with an error. The call itself is then not made.
+// The kernel passes the system calls in question to the caller of [Run] (seccomp_unotify(2)), which counts those that
+// concern a directory, over all threads, and answers one of them with an error. That call is then not made.
 package inject
 
 import (
@@ -55,7 +53,7 @@ var calls = map[string]struct {
 	"open_tree": {unix.SYS_OPEN_TREE, always}, "mount_setattr": {unix.SYS_MOUNT_SETATTR, always},
 }
 
-// Fault says which call fails: the Nth, from 1, of a name; or, with N 0, every one.
+// Fault says which call fails: the Nth call of that name, from 1, or every one if N is 0.
 type Fault struct {
 	Call  string
 	N     int
@@ -79,7 +77,7 @@ func LocksReadOnly(pid uint32, args [6]uint64) bool {
 	return err == nil && mode&unix.O_ACCMODE == unix.O_RDONLY
 }
 
-// Result is what came of a command.
+// Result is the outcome of a command.
 type Result struct {
 	Status int    // its exit status, -1 where a signal ended it
 	Signal string // that signal
@@ -87,10 +85,10 @@ type Result struct {
 	Stdout []byte
 	Stderr string
 	Calls  map[string]int // how often each call was made
-	Failed string         // what the call that failed concerned; empty if there was no such call
+	Failed string         // the file that the failed call concerned; empty if no call failed
 }
 
-// helperEnv makes a process of the test's binary the one that becomes the command.
+// helperEnv is set in the environment of a process of the test's binary that is to execute the command.
 const helperEnv = "FAULTS_INJECT_HELPER"
 
 // Main must be the first call of TestMain.
@@ -101,7 +99,7 @@ func Main() {
 	}
 }
 
-// become installs the filter, sends its listener through descriptor 3, and executes the arguments.
+// become installs the filter, sends its listener through descriptor 3, and executes the command in the arguments.
 func become() error {
 	os.Unsetenv(helperEnv)
 	unix.CloseOnExec(3)
@@ -130,8 +128,8 @@ func become() error {
 	if err != nil {
 		return err
 	}
-	// The message that carries the listener is made before: from the filter on, whatever Go's scheduler does in this thread
-	// may be a call that waits for the listener's owner. So nothing but raw calls follows.
+	// The message with the listener is prepared before the filter is installed. After that, any call that Go's
+	// scheduler makes in this thread may wait for the listener's owner, so only raw calls follow.
 	oob := unix.UnixRights(0)
 	data := byte(0)
 	iov := unix.Iovec{Base: &data, Len: 1}
@@ -139,7 +137,7 @@ func become() error {
 	msg.SetControllen(len(oob))
 	fd := (*int32)(unsafe.Pointer(&oob[unix.CmsgLen(0)]))
 
-	runtime.LockOSThread() // the filter is this thread's, which executes
+	runtime.LockOSThread() // the filter belongs to this thread, which must execute the command
 	if err := unix.Prctl(unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0); err != nil {
 		return err
 	}
@@ -156,7 +154,7 @@ func become() error {
 	return errno
 }
 
-// Works reports whether the kernel can do this.
+// Works reports whether the kernel supports this.
 func Works() error {
 	r, err := Run(exec.Command("true"), "/nowhere", Fault{}, time.Minute)
 	if err == nil && r.Status != 0 {
@@ -181,8 +179,9 @@ type response struct {
 	follow uint32
 }
 
-// Run runs a command to its end, at most for the time given, with the fault; with none if that names no call. Counted are
-// the calls of the command itself, not of programs that it runs, on files in dir and on its standard output.
+// Run runs a command with the fault until it ends or the time is over. A fault without a name of a call changes
+// nothing. Run counts the calls of the command itself, not of programs that it runs, on files in dir and on its
+// standard output.
 func Run(c *exec.Cmd, dir string, f Fault, limit time.Duration) (Result, error) {
 	r := Result{Calls: map[string]int{}}
 	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
@@ -267,7 +266,7 @@ type server struct {
 	result       *Result
 }
 
-// serve answers the kernel until no process has the filter any more.
+// serve answers the kernel until no process has the filter.
 func (s server) serve() error {
 	names := map[int32]string{}
 	for name, c := range calls {
@@ -287,7 +286,7 @@ func (s server) serve() error {
 		}
 		var n notification
 		if errno := ioctl(s.listener, unix.SECCOMP_IOCTL_NOTIF_RECV, unsafe.Pointer(&n)); errno == unix.ENOENT || errno == unix.EINTR {
-			continue // it was killed
+			continue // the process was killed
 		} else if errno != 0 {
 			return errno
 		}
@@ -311,7 +310,7 @@ func ioctl(fd int, request uintptr, argument unsafe.Pointer) syscall.Errno {
 	return errno
 }
 
-// concerned tells what a call is about, and whether it counts.
+// concerned returns the file that a call concerns, and whether the call counts.
 func (s server) concerned(n notification, k kind) (string, bool) {
 	proc := fmt.Sprintf("/proc/%d/", n.pid)
 	if exe, err := os.Readlink(proc + "exe"); err != nil || filepath.Base(exe) != s.program {
@@ -326,7 +325,7 @@ func (s server) concerned(n notification, k kind) (string, bool) {
 		return at
 	}
 	path := func(i int) string {
-		if n.args[i+1] == 0 { // utimensat of a descriptor
+		if n.args[i+1] == 0 { // utimensat(2) with a descriptor
 			return descriptor(i)
 		}
 		name := text(proc, n.args[i+1])
@@ -356,7 +355,7 @@ func (s server) concerned(n notification, k kind) (string, bool) {
 	return strings.TrimPrefix(what, s.dir+"/"), what == s.dir || strings.HasPrefix(what, s.dir+"/")
 }
 
-// text reads a C string of a process.
+// text reads a C string from the memory of a process.
 func text(proc string, at uint64) string {
 	mem, err := os.Open(proc + "mem")
 	if err != nil {
@@ -365,7 +364,7 @@ func text(proc string, at uint64) string {
 	defer mem.Close()
 	b := make([]byte, unix.PathMax)
 	n, _ := mem.ReadAt(b, int64(at))
-	if n < len(b) { // the next page may be absent
+	if n < len(b) { // the next page may be missing
 		m, _ := mem.ReadAt(b[:4096-at%4096], int64(at))
 		n = max(n, m)
 	}
@@ -373,7 +372,7 @@ func text(proc string, at uint64) string {
 	return string(s)
 }
 
-// Names lists the calls that can fail.
+// Names lists the names of the calls that can fail.
 func Names() []string {
 	var names []string
 	for name := range calls {

@@ -1,6 +1,6 @@
-// Tiny is the one program of the small test image: just enough of a redis to be served,
-// asked and stopped, and to tell what it was run with. It goes by the name it was called by,
-// or by its first argument.
+// Tiny is the only program in the small test image. It does a small part of what redis does, so that tests can start
+// it, ask it and stop it, and it can print how it was started. The name it was called by, or else its first argument,
+// says what it does.
 package main
 
 import (
@@ -73,7 +73,7 @@ func arg(args []string, i int, otherwise string) string {
 	return otherwise
 }
 
-// address takes redis's own options: a Unix socket, or a port on all addresses.
+// address understands redis's own options, for a Unix socket or for a port on all addresses.
 func address(args []string) (network, addr string, rest []string, err error) {
 	network, addr = "tcp", ":6379"
 	for i := 0; i < len(args); i++ {
@@ -129,7 +129,7 @@ func server(args []string) error {
 	}
 }
 
-// serve answers both of redis's forms of a command: a line, and an array of strings.
+// serve understands both of redis's forms of a command: a line, and an array of strings.
 func serve(conn net.Conn) {
 	defer conn.Close()
 	in := bufio.NewReader(conn)
@@ -184,7 +184,7 @@ func cli(args []string) error {
 	return err
 }
 
-// info prints what it was run with, a line each; arguments last.
+// info prints the environment of the process, one fact per line, with the arguments last.
 func info(args []string) error {
 	cwd, err := os.Getwd()
 	if err != nil {
@@ -226,7 +226,8 @@ func cat(args []string) error {
 	return nil
 }
 
-// sleep says so, waits, and tells the signal that ended it: status 128 and its number.
+// sleep prints that it waits, waits, and prints the signal that ended it. Its status is 128 plus the number of the
+// signal.
 func sleep(args []string) error {
 	d, err := time.ParseDuration(arg(args, 0, "1h"))
 	if err != nil {

@@ -1,12 +1,12 @@
-// Bench applies the same layers with distkit and with its peers, in one run, and prints how long
-// each took and how much memory it had: the best of several rounds, and its ratio to distkit's.
+// Bench applies the same layers with distkit and with other tools, in one run. It prints how long each took and how
+// much memory it used: the best of several rounds, and its ratio to distkit's.
 //
 //	bench [-dir DIR] [-rounds N] [-slow=false] LAYER.tar.gz…
 //	bench -linear [-dir DIR]
 //
-// Each application is a process of its own. The one of distkit is dist-apply, from PATH, so that
-// it includes start-up, the diff ID and the check of the end. With -linear it makes layers of
-// 62,500, 250,000 and 1,000,000 small files and applies them with dist-apply alone.
+// Each application runs in a process of its own. Distkit's is dist-apply from PATH, so its time includes start-up, the
+// diff ID and the final check. With -linear, bench makes layers of 62,500, 250,000 and 1,000,000 small files and
+// applies them with dist-apply alone.
 package main
 
 import (
@@ -40,7 +40,7 @@ var (
 	linear = flag.Bool("linear", false, "show instead how time and memory of dist-apply grow")
 )
 
-// A way is how a layer is applied: by a program, or by this one in another process.
+// A way is a method of applying a layer: a program, or a library in another process of this program.
 type way struct {
 	name    string
 	command func(root, layer string) *exec.Cmd
@@ -67,7 +67,7 @@ func main() {
 	}
 }
 
-// apply is what the process of a peer that is a library does.
+// apply applies a layer with a library. It runs in a process of its own.
 func apply(name, root, layer string) error {
 	f, err := os.Open(layer)
 	if err != nil {
@@ -147,7 +147,7 @@ func ratio(a, b time.Duration) float64 { return a.Seconds() / b.Seconds() }
 
 type sample struct {
 	wall, cpu time.Duration
-	memory    int64 // of the largest process
+	memory    int64 // of the process that used most
 }
 
 func measure(tmp, layer string, command func(root, layer string) *exec.Cmd) sample {
@@ -168,7 +168,7 @@ func measure(tmp, layer string, command func(root, layer string) *exec.Cmd) samp
 	return s
 }
 
-// growth shows that time is linear in the number of entries, and memory flat.
+// growth shows that the time is linear in the number of entries, and that memory does not grow.
 func growth(tmp string) {
 	layer := filepath.Join(tmp, "layer")
 	for _, n := range []int{62_500, 250_000, 1_000_000} {
@@ -181,7 +181,7 @@ func growth(tmp string) {
 	}
 }
 
-// measureOnto measures the second of two applications of the same layer: all it has is replaced.
+// measureOnto applies the same layer twice and measures the second time, when every file replaces one.
 func measureOnto(tmp, layer string) (s sample) {
 	return measure(tmp, layer, func(root, layer string) *exec.Cmd {
 		if out, err := shell(`dist-apply "$0" < "$1"`)(root, layer).CombinedOutput(); err != nil {
@@ -191,7 +191,7 @@ func measureOnto(tmp, layer string) (s sample) {
 	})
 }
 
-// manyFiles makes a layer of n entries, files and directories, as a package manager would.
+// manyFiles makes a layer of n entries, files and directories, like those of a package manager.
 func manyFiles(path string, n int) error {
 	f, err := os.Create(path)
 	if err != nil {

@@ -1,4 +1,4 @@
-// Package faults makes a registry misbehave on request, and counts what is asked of it.
+// Package faults makes a registry misbehave on request, and counts the requests.
 package faults
 
 import (
@@ -17,15 +17,15 @@ import (
 	"distkit/testdata/registry/layouts"
 )
 
-// Fault is one misbehaviour, in force until it has been used Times times (0: for ever).
+// Fault is one misbehaviour. It is in force until Times requests have met it, or for ever if Times is 0.
 type Fault struct {
 	Kind  string // one of Kinds
 	Arg   string
-	Path  string // a piece of the request's path, or of "METHOD path"; empty: all
+	Path  string // a part of the request's path, or of "METHOD path"; empty: every request
 	Times int
 }
 
-// Kinds tells every kind of fault and what its argument is.
+// Kinds describes each kind of fault and its argument.
 var Kinds = map[string]string{
 	"cut":          "BYTES of the body, then the connection is closed",
 	"short":        "BYTES of the body, without a length, ended as if that were all",
@@ -72,7 +72,7 @@ func Parse(s string) (Fault, error) {
 	return f, nil
 }
 
-// number is the argument as a count of bytes, nanoseconds or a status.
+// number is the argument as a number: bytes, nanoseconds or a status.
 func (f Fault) number() (int64, error) {
 	var n int64
 	var err error
@@ -93,7 +93,7 @@ func (f Fault) number() (int64, error) {
 	return n, nil
 }
 
-// Count is what was asked of one kind of endpoint, and the bytes of body it gave.
+// Count is the number of requests to one kind of endpoint, and of the bytes in the bodies of the responses.
 type Count struct {
 	Get   int   `json:"get"`
 	Head  int   `json:"head"`
@@ -101,7 +101,7 @@ type Count struct {
 	Bytes int64 `json:"bytes"`
 }
 
-// Request is one request as it was answered.
+// Request is a request and how it was answered.
 type Request struct {
 	Method string `json:"method"`
 	Path   string `json:"path"`
@@ -111,15 +111,15 @@ type Request struct {
 	Fault  string `json:"fault,omitempty"`
 }
 
-// Handler wraps a registry. Besides the registry's own paths it serves
+// Handler wraps a registry. Apart from the registry's own paths it serves
 //
 //	GET /_stats      counts by kind (manifests, blobs, uploads, tags, referrers, other), JSON
-//	GET /_log        the requests, a JSON object a line
+//	GET /_log        the requests, one JSON object per line
 //	DELETE /_stats   forgets both
-//	POST /_fault     adds the faults in the body, one a line, as Parse reads them
-//	DELETE /_fault   removes all
+//	POST /_fault     adds the faults in the body, one per line, as Parse reads them
+//	DELETE /_fault   removes all faults
 //
-// which are neither counted nor subject to faults.
+// Requests of these paths are not counted, and faults don't concern them.
 type Handler struct {
 	next http.Handler
 
@@ -132,7 +132,7 @@ type Handler struct {
 // New wraps a registry.
 func New(next http.Handler) *Handler { return &Handler{next: next, used: map[*Fault]int{}} }
 
-// Add puts a fault in force. Of several that match a request, each does its part.
+// Add puts a fault in force. If several faults match a request, all of them apply.
 func (h *Handler) Add(f Fault) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -146,7 +146,7 @@ func (h *Handler) Clear() {
 	h.faults = nil
 }
 
-// Stats returns the counts of what was asked so far, by kind.
+// Stats returns the counts of the requests so far, by kind.
 func (h *Handler) Stats() map[string]Count {
 	stats := map[string]Count{}
 	for _, kind := range []string{"manifests", "blobs", "uploads", "tags", "referrers", "other"} {
@@ -176,7 +176,7 @@ func (h *Handler) Log() []Request {
 	return slices.Clone(h.log)
 }
 
-// Reset forgets what was asked.
+// Reset forgets the counts and the requests.
 func (h *Handler) Reset() {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -211,7 +211,7 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	h.next.ServeHTTP(out, r)
 }
 
-// take returns the faults that this request meets, and uses them up.
+// take returns the faults that apply to this request, and counts them as used.
 func (h *Handler) take(r *http.Request) []Fault {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -230,7 +230,7 @@ func (h *Handler) take(r *http.Request) []Fault {
 	return met
 }
 
-// answered sets the faults up; true means that the request needs no more.
+// answered applies the faults. It reports whether the request has been answered.
 func (h *Handler) answered(out *body, r *http.Request, faults []Fault) bool {
 	for _, f := range faults {
 		n, _ := f.number()
@@ -271,7 +271,7 @@ func (h *Handler) answered(out *body, r *http.Request, faults []Fault) bool {
 	return false
 }
 
-// early answers a Range from n bytes before its start.
+// early answers a request for a Range from n bytes before the start of the range.
 func (h *Handler) early(out *body, r *http.Request, n int64, lie bool) {
 	var start int64
 	_, _ = fmt.Sscanf(r.Header.Get("Range"), "bytes=%d-", &start)
@@ -332,13 +332,13 @@ const (
 	hang
 )
 
-// body is a response that can go wrong on its way, and that counts.
+// body is the body of a response. It counts the bytes, and can fail on the way.
 type body struct {
 	http.ResponseWriter
 	ctx    context.Context
 	status int
 	sent   int64
-	limit  int64 // bytes after which end happens; -1: none
+	limit  int64 // the number of bytes after which end happens; -1: never
 	end    ending
 	flip   bool
 	rate   int64
@@ -377,7 +377,7 @@ func (b *body) Write(p []byte) (int, error) {
 			if err := b.finish(); err != nil {
 				return done, err
 			}
-			break // the rest is swallowed
+			break // the rest is dropped
 		}
 	}
 	return len(p), nil
@@ -401,7 +401,7 @@ func (b *body) send(p []byte) error {
 	return err
 }
 
-// finish ends the body where the fault says.
+// finish ends the body as the fault says.
 func (b *body) finish() error {
 	_ = b.flush()
 	switch b.end {

@@ -1,9 +1,8 @@
-// Package layouts serves a tree of OCI image layouts as a registry: the layout in
-// <dir>/<repository> is that repository, and its ref.name annotations are the tags.
+// Package layouts serves a tree of OCI image layouts as a registry. The layout in <dir>/<repository> is that
+// repository, and its ref.name annotations are the tags.
 //
-// It is olareg, made to see at once what other programs write into the layouts: olareg
-// alone looks at an index.json at most once a second, and remembers a repository that was
-// not there.
+// The registry is olareg, changed so that it sees at once what other programs write into the layouts. olareg alone
+// looks at an index.json at most once a second, and remembers that a repository did not exist.
 package layouts
 
 import (
@@ -19,7 +18,7 @@ import (
 	"github.com/olareg/olareg/config"
 )
 
-// Handler is the registry over one directory.
+// Handler is a registry that serves one directory.
 type Handler struct {
 	dir      string
 	readOnly bool
@@ -28,8 +27,8 @@ type Handler struct {
 	repos map[string]*repository
 }
 
-// New serves dir, which need not hold anything yet. Pushes, deletions and olareg's own notes
-// are written to the layouts, unless readOnly; blobs are never swept.
+// New serves dir, which may be empty or missing. Pushes, deletions and olareg's own files are written to the layouts,
+// unless readOnly is set. Blobs are never swept.
 func New(dir string, readOnly bool) *Handler {
 	return &Handler{dir: dir, readOnly: readOnly, repos: map[string]*repository{}}
 }
@@ -37,7 +36,7 @@ func New(dir string, readOnly bool) *Handler {
 type repository struct {
 	mu     sync.Mutex
 	server *olareg.Server
-	seen   fs.FileInfo // index.json as the server left it
+	seen   fs.FileInfo // index.json as this server last wrote it
 }
 
 func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
@@ -57,7 +56,8 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	server := repo.server
 	if kind == "uploads" && r.Method == http.MethodPost {
-		// The first upload makes the index: it is no other's, for which the uploads would end.
+		// The first upload creates the index. That is no change by another program, on which the uploads under way
+		// would be dropped.
 		server.ServeHTTP(w, r)
 		repo.seen, _ = os.Stat(index)
 		repo.mu.Unlock()
@@ -68,7 +68,7 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		server.ServeHTTP(w, r)
 		return
 	}
-	// Whatever else may write the index: no other request looks at it meanwhile.
+	// The request may write the index, so no other request may look at it at the same time.
 	answer := &response{header: w.Header(), status: http.StatusOK}
 	server.ServeHTTP(answer, r)
 	repo.seen, _ = os.Stat(index)
@@ -77,7 +77,7 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	_, _ = w.Write(answer.body.Bytes())
 }
 
-// open returns a server without timers, so that nothing is swept and nothing need be closed.
+// open returns a server without timers. It sweeps nothing, and need not be closed.
 func (h *Handler) open() *olareg.Server {
 	yes := true
 	return olareg.New(config.Config{
@@ -100,7 +100,7 @@ func same(a, b fs.FileInfo) bool {
 	return os.SameFile(a, b) && a.ModTime().Equal(b.ModTime()) && a.Size() == b.Size()
 }
 
-// response holds an answer back until the repository's lock is released.
+// response keeps a response in memory until the repository's lock is released.
 type response struct {
 	header http.Header
 	status int
@@ -111,8 +111,8 @@ func (r *response) Header() http.Header         { return r.header }
 func (r *response) WriteHeader(status int)      { r.status = status }
 func (r *response) Write(p []byte) (int, error) { return r.body.Write(p) }
 
-// Split returns the repository of a request's path and what it asks for: manifests, blobs,
-// uploads, tags, referrers, or other.
+// Split returns the repository that a request's path names, and the kind of endpoint: manifests, blobs, uploads, tags,
+// referrers, or other.
 func Split(path string) (repo, kind string) {
 	rest, ok := strings.CutPrefix(path, "/v2/")
 	if !ok {
