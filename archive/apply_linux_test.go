@@ -121,7 +121,8 @@ func mountOverlay(t *testing.T, dir, lower, upper string) string {
 	return merged
 }
 
-// A layer in overlay form over its lower is what the same layer makes of the lower itself.
+// A layer in overlay form, mounted over its lower directory, is the same tree as the layer applied to the lower
+// directory itself.
 func TestOverlayEqualsRemove(t *testing.T) {
 	needRoot(t)
 	for seed := range uint64(150) {
@@ -140,7 +141,7 @@ func TestOverlayEqualsRemove(t *testing.T) {
 			}
 			mustApply(t, in("plain"), base, Options{})
 			if _, err := apply(t, in("plain"), upper, Options{}); err != nil {
-				return // a file as a parent, which the upper directory alone does not know
+				return // a file as a parent: the upper directory alone does not show it
 			}
 			if _, err := apply(t, in("upper"), upper, Options{Whiteouts: Overlay}); errdefs.IsNotImplemented(err) {
 				return
@@ -148,7 +149,8 @@ func TestOverlayEqualsRemove(t *testing.T) {
 				t.Fatal(err)
 			}
 			merged := mountOverlay(t, dir, in("lower"), in("upper"))
-			// A whiteout of nothing, in a directory that no lower has, overlayfs lists but can't find.
+			// overlayfs lists a whiteout in a directory that no lower layer has, if it hides nothing, but can't open
+			// it.
 			ghost := func(name string) bool {
 				info, err := os.Lstat(filepath.Join(in("lower"), filepath.Dir(name)))
 				return err != nil || !info.IsDir()
@@ -158,7 +160,7 @@ func TestOverlayEqualsRemove(t *testing.T) {
 	}
 }
 
-// content is names, types and what is in files.
+// content returns the names and types of files and their contents.
 func content(t *testing.T, dir string, ghost func(string) bool) []string {
 	var list []string
 	for _, n := range names(t, dir) {
@@ -182,7 +184,7 @@ func content(t *testing.T, dir string, ghost func(string) bool) []string {
 	return list
 }
 
-// randomEntries makes a layer of few names, so that entries meet.
+// randomEntries makes a layer with few names, so that entries concern the same files.
 func randomEntries(rnd *mrand.Rand, n int, whiteouts bool) []entry {
 	var list []entry
 	pick := func() string { return string("abc"[rnd.IntN(3)]) }
@@ -303,7 +305,7 @@ func TestAttributes(t *testing.T) {
 	}
 }
 
-// regexpTimes shortens what is the same everywhere, and drops what begins with skip.
+// regexpTimes shortens the parts that are the same everywhere, and drops lines that begin with skip.
 func regexpTimes(lines []string, skip string) []string {
 	var out []string
 	hash := fmt.Sprintf("%x", digestOf("x"))
@@ -328,8 +330,8 @@ func digestOf(s string) []byte {
 	return h.Sum(nil)
 }
 
-// A directory of a lower layer keeps its times unless the layer names it, and takes all
-// attributes of an entry that does.
+// A directory of a lower layer keeps its times unless the layer names it. If the layer has an entry for it, it takes
+// all attributes of the entry.
 func TestLowerDirectories(t *testing.T) {
 	needRoot(t)
 	root := t.TempDir()
@@ -350,13 +352,13 @@ func TestLowerDirectories(t *testing.T) {
 func TestDefaultACL(t *testing.T) {
 	needRoot(t)
 	root := t.TempDir()
-	// user::rwx, group::---, other::---: what is created in it would get no group bits.
+	// user::rwx, group::---, other::---: files that are created in the directory would get no group bits.
 	acl := "\x02\x00\x00\x00\x01\x00\x07\x00\xff\xff\xff\xff\x04\x00\x00\x00\xff\xff\xff\xff\x20\x00\x00\x00\xff\xff\xff\xff"
 	if err := unix.Setxattr(root, "system.posix_acl_default", []byte(acl), 0); err != nil {
 		t.Skipf("set ACL: %v", err)
 	}
 	mustApply(t, root, layerOf(t, fileEntry("f", ""), dirEntry("d", 0o755), fileEntry("d/f", ""), fileEntry("implicit/f", "")), Options{})
-	// With a named user too: what is created in it would inherit that.
+	// With a named user too: files that are created in the directory would inherit that.
 	acl = acl[:12] + "\x02\x00\x07\x00\x05\x00\x00\x00" + acl[12:20] + "\x10\x00\x07\x00\xff\xff\xff\xff" + acl[20:]
 	if err := unix.Setxattr(root, "system.posix_acl_default", []byte(acl), 0); err != nil {
 		t.Fatal(err)
@@ -393,7 +395,7 @@ func manyFiles(t testing.TB, n int) []byte {
 				list = append(list, hardlink(fmt.Sprintf("%s/h%d", dir, i), files[rnd.IntN(len(files))]))
 			}
 		case 3:
-			if len(files) > 0 { // replaced
+			if len(files) > 0 { // a file that is replaced
 				list = append(list, fileEntry(files[rnd.IntN(len(files))], fmt.Sprint(i)))
 			}
 		case 4:
@@ -406,12 +408,12 @@ func manyFiles(t testing.TB, n int) []byte {
 			e := fileEntry(name, string(body[:size]))
 			e.Mode = int64(rnd.IntN(0o10000))
 			if os.Geteuid() != 0 {
-				e.Mode |= 0o400 // for this test to read it back
+				e.Mode |= 0o400 // so that this test can read the file
 			}
 			list = append(list, e)
 		}
 	}
-	for i := range 20 { // so that every directory has times of its own
+	for i := range 20 { // so that every directory has its own times
 		list = append(list, dirEntry(fmt.Sprintf("d%d", i), 0o755))
 		for j := range 20 {
 			list = append(list, dirEntry(fmt.Sprintf("d%d/e%d", i, j), 0o755))
@@ -523,7 +525,7 @@ func TestTruncated(t *testing.T) {
 	for kind, data := range map[string][]byte{"gzip": gz(t, plain), "zstd": zst(t, plain)[13:]} {
 		most := len(data)
 		if kind == "zstd" {
-			most -= 13 // a frame that can be skipped need not be there
+			most -= 13 // a frame that can be skipped may be missing
 		}
 		for n := range most {
 			check(kind, data, n)
@@ -534,14 +536,14 @@ func TestTruncated(t *testing.T) {
 			_, _ = apply(t, root, bad, Options{})
 		}
 	}
-	// Without the marker the layer is whole only if that is what was expected.
+	// If the marker is missing, the layer is complete only if it has the expected diff ID.
 	cut := plain[:end]
 	if _, err := apply(t, root, cut, Options{ExpectDiffID: digest.FromBytes(cut)}); err != nil {
 		t.Errorf("without its marker, as expected: %v", err)
 	}
 	// One block of zeros is enough for every reader.
 	mustApply(t, root, plain[:end+512], Options{})
-	// The middle of a file is never enough.
+	// An end inside a file is never accepted.
 	cut = plain[:1200]
 	if _, err := apply(t, root, cut, Options{ExpectDiffID: digest.FromBytes(cut)}); !errdefs.IsDataLoss(err) {
 		t.Errorf("cut in a file, as expected: %v", err)
@@ -578,7 +580,7 @@ func TestSparse(t *testing.T) {
 			root := t.TempDir()
 			mustApply(t, root, data, Options{})
 			got, want := dump(t, root), slices.Clone(want)
-			if format == "gnu" { // has no fractions of seconds
+			if format == "gnu" { // GNU's format has no fractions of seconds
 				for i, l := range want {
 					want[i] = fraction.ReplaceAllString(l, ".000000000")
 				}
@@ -592,7 +594,7 @@ func TestSparse(t *testing.T) {
 	}
 }
 
-// Files of holes that would be read for ages are refused, one or many.
+// Sparse files whose holes would take ages to read are refused, be it one or many.
 func TestSparseBomb(t *testing.T) {
 	for _, sizes := range [][]int64{{1 << 62}, {1 << 41}, {1 << 20, layer.MaxSparse}, {1 << 30, layer.MaxSparse - 1<<30 + 1}} {
 		var b []byte
@@ -607,7 +609,7 @@ func TestSparseBomb(t *testing.T) {
 	}
 }
 
-// silent waits in Read until it is told to stop, as a producer that hangs does.
+// silent blocks in Read until it is told to stop, like a producer that hangs.
 type silent struct {
 	data io.Reader
 	stop chan struct{}
@@ -634,7 +636,7 @@ func TestCancel(t *testing.T) {
 			t.Errorf("after %d bytes: %v", n, err)
 		}
 	}
-	// A layer that fails ends a producer that hangs.
+	// When a layer fails, a producer that hangs is ended.
 	bad := append(layerOf(t, dirEntry("d", 0o755))[:1536], layerOf(t, fileEntry(".wh..", ""))...)
 	if _, err := Apply(t.Context(), t.TempDir(), silent{bytes.NewReader(append(bad, make([]byte, chunkSize)...)), make(chan struct{})}, Options{}); !errdefs.IsInvalidArgument(err) {
 		t.Error(err)
@@ -642,7 +644,7 @@ func TestCancel(t *testing.T) {
 	if n := openFDs(t); n != fds {
 		t.Errorf("%d descriptors are open, not %d", n, fds)
 	}
-	// A goroutine that has told its end may still have its last steps before it.
+	// A goroutine that has reported its end may still have to run its last instructions.
 	for tries := 0; runtime.NumGoroutine() > goroutines; tries++ {
 		if tries == 1000 {
 			t.Fatalf("%d goroutines run, not %d", runtime.NumGoroutine(), goroutines)
@@ -665,7 +667,8 @@ func TestBadTarget(t *testing.T) {
 	if _, err := apply(t, t.TempDir(), []byte(strings.Repeat("not a layer ", 100)), Options{}); !errdefs.IsDataLoss(err) || !strings.Contains(err.Error(), "not a layer") {
 		t.Error(err)
 	}
-	// A header that can't be read is one of an archive, whether it is the first or a later one, and the message says where.
+	// A header that can't be read is an error of an archive, whether it is the first header or a later one. The message
+	// says where it is.
 	for _, before := range [][]entry{nil, {fileEntry("first", "x")}} {
 		at := len(layerOf(t, before...)) - 2*blockSize
 		bad := fileEntry("second", "x")
@@ -680,7 +683,7 @@ func TestBadTarget(t *testing.T) {
 	}
 }
 
-// TestUnprivileged runs itself as nobody.
+// TestUnprivileged runs itself as the user nobody.
 func TestUnprivileged(t *testing.T) {
 	const variable = "ARCHIVE_TEST_UNPRIVILEGED"
 	root := os.Getenv(variable)
@@ -726,7 +729,7 @@ func TestUnprivileged(t *testing.T) {
 		}
 	}
 	checkKeptOwners(t)
-	// A layer above that works in a directory whose mode keeps its owner out.
+	// A layer above it changes files in a directory whose mode does not let its owner in.
 	mustApply(t, root, layerOf(t, fileEntry("d/e/f", "x"), fileEntry("d/.wh.locked", "")), Options{})
 	var st unix.Stat_t
 	if err := unix.Lstat(filepath.Join(root, "d"), &st); err != nil || st.Mode != 0o40000 || st.Mtim.Sec != then.Unix() {
@@ -748,7 +751,7 @@ func TestUnprivileged(t *testing.T) {
 	}
 }
 
-// checkKeptOwners applies, as an ordinary user, a layer with owners, and makes a layer of what came of it.
+// checkKeptOwners applies a layer that has owners, as an ordinary user, and makes a layer of the result.
 func checkKeptOwners(t *testing.T) {
 	owned := func(e entry, uid, gid int) entry { e.Uid, e.Gid = uid, gid; return e }
 	own := []entry{
@@ -765,7 +768,7 @@ func checkKeptOwners(t *testing.T) {
 	if v := xattrDump(filepath.Join(root, "d")); v != ` user.rootlesscontainers="\b\x01\x10\x02"` {
 		t.Error(v)
 	}
-	// What the user makes himself is root's in the layer, as umoci has it.
+	// Files that the user creates belong to root in the layer, as with umoci.
 	if err := os.WriteFile(filepath.Join(root, "made"), nil, 0o644); err != nil {
 		t.Fatal(err)
 	}

@@ -15,7 +15,7 @@ import (
 	"distkit/layer"
 )
 
-// calls counts the system calls on files that f makes. No other test may run meanwhile.
+// calls counts the system calls on files that f makes. No other test may run at the same time.
 func calls(f func()) int64 {
 	var n atomic.Int64
 	sys.Calling = func() { n.Add(1) }
@@ -24,8 +24,8 @@ func calls(f func()) int64 {
 	return n.Load()
 }
 
-// callsPerByte bounds the work of an apply: the system calls for each uncompressed byte of a layer, whatever it holds. The worst are
-// names of one letter: each makes a directory.
+// callsPerByte bounds the work of an apply: the number of system calls per uncompressed byte of a layer, whatever the
+// layer has. Names of one letter are the worst case: each makes a directory.
 const callsPerByte = 4
 
 func repeat(n int, f func(i int) entry) (list []entry) {
@@ -35,8 +35,8 @@ func repeat(n int, f func(i int) entry) (list []entry) {
 	return list
 }
 
-// Layers that are small and would be a lot of work, if each entry did all of it. They are applied with fewer system calls an entry than
-// most, or refused.
+// Small layers that would be a lot of work, if each entry did all of it, are refused, or applied with at most the
+// stated number of system calls per entry.
 func TestWorkIsBounded(t *testing.T) {
 	const n = 200
 	files := func(dir string, f func(i int) string) []entry {
@@ -44,14 +44,14 @@ func TestWorkIsBounded(t *testing.T) {
 	}
 	number := func(i int) string { return fmt.Sprint("f", i) }
 	deep := strings.Repeat("d/", 500)
-	// Symbolic links, each through the one before with many components on the way.
+	// Symbolic links, each of which leads through the one before, with many components on the way.
 	links := []entry{dirEntry("d", 0o755), symlink("l0", strings.Repeat("d/../", 800))}
 	for i := 1; i < 39; i++ {
 		links = append(links, symlink(fmt.Sprint("l", i), strings.Repeat("d/../", 800)+fmt.Sprint("l", i-1)))
 	}
 	for name, test := range map[string]struct {
 		base, layer []entry
-		most        int64 // calls an entry
+		most        int64 // system calls per entry
 		refused     bool
 	}{
 		"opaque markers over many files": {
@@ -111,7 +111,7 @@ func TestWorkIsBounded(t *testing.T) {
 	}
 }
 
-// What lower layers have in a directory is hidden once; what the layer itself put there stays.
+// The files of lower layers in a directory are hidden once. Files that the layer itself put there stay.
 func TestOpaqueTwice(t *testing.T) {
 	root := t.TempDir()
 	mustApply(t, root, layerOf(t, fileEntry("d/low", ""), fileEntry("d/e/low", "")), Options{})
@@ -122,7 +122,7 @@ func TestOpaqueTwice(t *testing.T) {
 	}
 }
 
-// What is hidden below a marker is found with a few descriptors, however deep it is.
+// Hidden files below a marker are found with a few descriptors, however deep they are.
 func TestOpaqueAboveADeepTree(t *testing.T) {
 	const levels = 400
 	deep := strings.Repeat("d/", levels)
@@ -151,7 +151,7 @@ func TestOpaqueAboveADeepTree(t *testing.T) {
 	}
 }
 
-// A directory that was opaque, gave way to a file and is there again is opaque again.
+// A directory that was opaque, was replaced by a file, and is made again, is opaque again.
 func TestOpaqueReplaced(t *testing.T) {
 	root := t.TempDir()
 	mustApply(t, root, layerOf(t, fileEntry("d/.wh..wh..opq", ""), fileEntry("d", ""), dirEntry("d", 0o755)), Options{Whiteouts: OverlayUser})
@@ -160,7 +160,7 @@ func TestOpaqueReplaced(t *testing.T) {
 	}
 }
 
-// No path is longer than the kernel takes in a call, symbolic links on the way or not.
+// No path is longer than the kernel accepts, with symbolic links on the way or without.
 func TestDepthIsBounded(t *testing.T) {
 	root := t.TempDir()
 	half := strings.Repeat("d/", 1500)
@@ -170,7 +170,8 @@ func TestDepthIsBounded(t *testing.T) {
 	}
 }
 
-// Holes are read for as long as the layer's bytes are worth, also in an entry whose content is not wanted.
+// The number of holes that are read is limited by the number of the layer's bytes. That holds for entries whose content
+// is not wanted, too.
 func TestHolesAreBounded(t *testing.T) {
 	sparse := func(name string, size int64) []byte {
 		b := block(nil, 'x', "pax", record("GNU.sparse.major", "1")+record("GNU.sparse.minor", "0")+record("GNU.sparse.name", name)+record("GNU.sparse.realsize", fmt.Sprint(size)))
@@ -182,7 +183,7 @@ func TestHolesAreBounded(t *testing.T) {
 	}
 }
 
-// What is unresolved is no longer than the layer, but for a constant.
+// The text of unresolved entries is no longer than the layer, apart from a constant.
 func TestUnresolvedIsBounded(t *testing.T) {
 	deep := strings.Repeat("d/", 1900)
 	list := []entry{symlink("l", deep)}

@@ -21,15 +21,15 @@ type breakout struct {
 	name    string
 	base    []entry
 	layer   []entry
-	refused bool              // with InvalidArgument
-	content map[string]string // of files, seen inside the target
-	same    [2]string         // one inode
+	refused bool              // with ErrInvalidArgument
+	content map[string]string // of files, as seen inside the target
+	same    [2]string         // two names of one inode
 	differ  [2]string
 	absent  []string
 }
 
-// breakouts are containerd's TestBreakouts and more swaps of directories and links. Whatever
-// becomes of a layer, nothing outside the target may change.
+// breakouts are the cases of containerd's TestBreakouts, and more swaps of directories and links. Whether or not the
+// layer can be applied, nothing outside the target may change.
 func breakouts() []breakout {
 	base := []entry{dirEntry("etc", 0o755), fileEntry("etc/passwd", "inside")}
 	with := func(more ...entry) []entry { return append(slices.Clone(base), more...) }
@@ -120,7 +120,7 @@ func breakouts() []breakout {
 		{name: "HardlinkSymlinkChmod",
 			layer: []entry{symlink("link", "../../../etc/passwd"), {Header: tar.Header{Typeflag: tar.TypeLink, Name: "sketchy", Linkname: "link", Mode: 0o777}}}},
 
-		// Swaps while a directory is held open.
+		// Directories that are swapped while they are open.
 		{name: "SwapDirectoryForSymlinkOut",
 			layer:   []entry{dirEntry("a", 0o755), fileEntry("a/one", "1"), symlink("a", "../../../etc"), fileEntry("a/passwd", "2")},
 			content: map[string]string{"etc/passwd": "2"}},
@@ -226,8 +226,8 @@ func (b breakout) test(t *testing.T) {
 	}
 }
 
-// An archive for a directory of the target changes nothing outside of the target, either; nor do its names lead out of the directory,
-// unless they go by a symbolic link.
+// An archive for a directory of the target changes nothing outside the target, either. Its names lead out of the
+// directory only through a symbolic link.
 func TestBreakoutsBelow(t *testing.T) {
 	t.Parallel()
 	for _, b := range breakouts() {
@@ -271,7 +271,7 @@ func (j jail) same(t *testing.T, pair [2]string) bool {
 	return os.SameFile(infos[0], infos[1])
 }
 
-// A link by its absolute name on the host is a name inside the target.
+// A link to a file's absolute name on the host leads to a name inside the target.
 func TestBreakoutHostPath(t *testing.T) {
 	j := newJail(t)
 	secret := filepath.Join(j.outside, "etc", "passwd")
@@ -283,14 +283,14 @@ func TestBreakoutHostPath(t *testing.T) {
 
 func FuzzApply(f *testing.F) {
 	for _, b := range breakouts() {
-		if !strings.HasPrefix(b.name, "Long") && !strings.HasPrefix(b.name, "Deep") { // slow to mutate
+		if !strings.HasPrefix(b.name, "Long") && !strings.HasPrefix(b.name, "Deep") { // these take long to mutate
 			f.Add(layerOf(f, b.layer...))
 		}
 	}
 	f.Fuzz(func(t *testing.T, data []byte) { fuzz(t, data) })
 }
 
-// FuzzEntries makes every input a well-formed archive, of names that get in each other's way.
+// FuzzEntries makes a well-formed archive of each input. Its names concern the same files.
 func FuzzEntries(f *testing.F) {
 	f.Add([]byte("\x00\x01\x02\x03\x04\x05\x06\x07"))
 	f.Add([]byte("\x00\x00\x00\x01\x05\x13\x02\x09\x00\x00\x05\x00"))
@@ -318,8 +318,8 @@ func FuzzEntries(f *testing.F) {
 	})
 }
 
-// FuzzHeader makes every input a header whose checksum is right, after PAX records, so that what
-// is in them is reached.
+// FuzzHeader makes a header with a correct checksum of each input, after PAX records, so that the code behind these is
+// reached.
 func FuzzHeader(f *testing.F) {
 	whole := layerOf(f, entry{Header: tar.Header{Typeflag: tar.TypeReg, Name: "a/b", Uid: 1 << 25, Mode: 0o7777, Format: tar.FormatGNU}, body: "x"})
 	f.Add(whole[:blockSize], record("path", "../x")+record("SCHILY.xattr.user.a", "1"), "body")
@@ -338,7 +338,7 @@ func FuzzHeader(f *testing.F) {
 	})
 }
 
-// record is one of a PAX header.
+// record is one record of a PAX header.
 func record(k, v string) string {
 	n := len(k) + len(v) + 4
 	for len(fmt.Sprintf("%d %s=%s\n", n, k, v)) != n {
@@ -347,7 +347,7 @@ func record(k, v string) string {
 	return fmt.Sprintf("%d %s=%s\n", n, k, v)
 }
 
-// block appends an entry to an archive, whatever its name and body hold.
+// block appends an entry to an archive. Name and body may have any bytes.
 func block(b []byte, typeflag byte, name string, body string) []byte {
 	h := make([]byte, blockSize)
 	copy(h, name)
@@ -359,7 +359,7 @@ func block(b []byte, typeflag byte, name string, body string) []byte {
 	return append(b, make([]byte, -len(body)&(blockSize-1))...)
 }
 
-// checksum puts the right one into a header.
+// checksum writes the correct checksum into a header.
 func checksum(h []byte) []byte {
 	copy(h[148:], "        ")
 	sum := 0
@@ -375,7 +375,7 @@ func fuzz(t *testing.T, data []byte) {
 	mustApply(t, j.root, layerOf(t, dirEntry("etc", 0o755), fileEntry("etc/passwd", "inside"), symlink("b", "/a"), fileEntry("c/b/a", "1")), Options{})
 	before := j.around(t)
 	fds := openFDs(t)
-	most := callsPerByte*int64(len(data)) + 200 // for what is there, and to begin and end
+	most := callsPerByte*int64(len(data)) + 200 // for the files that exist, and for the beginning and the end
 	if compression.Sniff(data) != compression.None {
 		most = 1 << 62
 	}

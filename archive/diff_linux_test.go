@@ -40,7 +40,7 @@ func mustDiff(t testing.TB, lower, upper string, opts DiffOptions) []byte {
 	return b.Bytes()
 }
 
-// shell changes a directory.
+// shell runs a script that changes a directory.
 func shell(t testing.TB, dir, script string) {
 	t.Helper()
 	c := exec.Command("bash", "-euc", "umask 022\n"+script)
@@ -59,7 +59,7 @@ func copyTree(t testing.TB, from string) string {
 	return to
 }
 
-// roundTrip demands that the layer between two trees makes the one of the other.
+// roundTrip checks that the layer between two trees turns one into the other.
 func roundTrip(t testing.TB, lower, upper string, opts DiffOptions) []byte {
 	t.Helper()
 	b := mustDiff(t, lower, upper, withOwners(opts))
@@ -69,7 +69,7 @@ func roundTrip(t testing.TB, lower, upper string, opts DiffOptions) []byte {
 	return b
 }
 
-// withOwners has a diff keep the owner of files that are an ordinary user's, who could not set another.
+// withOwners makes a diff keep the owner of files that belong to an ordinary user, who could not set another owner.
 func withOwners(opts DiffOptions) DiffOptions {
 	if uid, gid := uint32(os.Geteuid()), uint32(os.Getegid()); uid != 0 {
 		opts.UIDs, opts.GIDs = IDMap{{uid, uid, 1}}, IDMap{{gid, gid, 1}}
@@ -77,7 +77,7 @@ func withOwners(opts DiffOptions) DiffOptions {
 	return opts
 }
 
-// list is what a plain layer holds.
+// list returns the entries of a plain layer.
 func list(t testing.TB, data []byte) []string {
 	t.Helper()
 	var all []string
@@ -101,14 +101,14 @@ func list(t testing.TB, data []byte) []string {
 	}
 }
 
-// base is the tree that continuity's FSSuite begins with.
+// base is the tree with which continuity's FSSuite begins.
 const base = `mkdir -p etc usr/local/lib home; mkdir -m 700 home/derek
 	printf '127.0.0.1 localhost' > etc/hosts; ln etc/hosts etc/hosts.allow
 	printf '\0\0' > usr/local/lib/libnothing.so; chmod 755 usr/local/lib/libnothing.so
 	ln -s libnothing.so usr/local/lib/libnothing.so.2`
 
-// TestDiffSteps takes a tree through changes, each as a layer on the one before: the cases of
-// continuity's FSSuite, those of containerd's TestDiffTar, and ours.
+// TestDiffSteps changes a tree in steps, each of which is a layer on top of the one before. It has the cases of
+// continuity's FSSuite, those of containerd's TestDiffTar, and more.
 func TestDiffSteps(t *testing.T) {
 	for name, steps := range map[string][]string{
 		"basic": {base,
@@ -196,7 +196,7 @@ func TestDiffTakesSocketsForMissing(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer unix.Close(fd)
-	t.Chdir(upper) // the path of a socket is short
+	t.Chdir(upper) // the path of a socket must be short
 	if err := unix.Bind(fd, &unix.SockaddrUnix{Name: "s"}); err != nil {
 		t.Fatal(err)
 	}
@@ -239,7 +239,7 @@ func TestDiffRefuses(t *testing.T) {
 	}
 }
 
-// A forest makes random trees and changes to them.
+// A forest makes random trees and random changes of them.
 type forest struct {
 	*rand.Rand
 	t    testing.TB
@@ -248,7 +248,7 @@ type forest struct {
 
 func (f forest) pick(of ...string) string { return of[f.IntN(len(of))] }
 
-// paths are the files below dir, or its directories, itself among them.
+// paths returns the files below dir, or its directories and dir itself.
 func (f forest) paths(dir string, dirs bool) []string {
 	var all []string
 	err := filepath.WalkDir(dir, func(p string, e fs.DirEntry, err error) error {
@@ -270,7 +270,7 @@ func (f forest) must(err error) {
 	}
 }
 
-// attributes gives a file some at random.
+// attributes gives a file random attributes.
 func (f forest) attributes(p string) {
 	var st unix.Stat_t
 	f.must(unix.Lstat(p, &st))
@@ -309,7 +309,7 @@ func (f forest) touch(p string) {
 	f.must(unix.UtimesNanoAt(unix.AT_FDCWD, p, []unix.Timespec{ts, ts}, unix.AT_SYMLINK_NOFOLLOW))
 }
 
-// change does one thing somewhere below dir.
+// change makes one random change somewhere below dir.
 func (f forest) change(dir string) {
 	dirs, files := f.paths(dir, true), f.paths(dir, false)
 	p := filepath.Join(f.pick(dirs...), f.pick("a", "b", "c", "d.e", "ü", "A"))
@@ -323,7 +323,7 @@ func (f forest) change(dir string) {
 	case 2, 3:
 		w, err := os.OpenFile(p, os.O_WRONLY|os.O_CREATE|os.O_TRUNC|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0o644)
 		if err != nil {
-			return // something else is there
+			return // the name is taken
 		}
 		_, _ = w.WriteString(f.pick("", "1", "2", "long enough"))
 		f.must(w.Close())
@@ -345,7 +345,7 @@ func (f forest) change(dir string) {
 		return
 	case 10:
 		f.must(unix.Rename(f.pick(file, f.pick(dirs...)), p))
-	case 11: // what a build with fixed times does
+	case 11: // as a build with fixed times does
 		var st unix.Stat_t
 		if unix.Lstat(file, &st) == nil && st.Mode&unix.S_IFMT == unix.S_IFREG && st.Size > 0 && st.Mode&0o600 == 0o600 {
 			f.must(os.WriteFile(file, bytes.Repeat([]byte("x"), int(st.Size)), 0))
@@ -395,7 +395,7 @@ func TestDiffAndApplyAreInverse(t *testing.T) {
 	}
 }
 
-// fuzzed are random numbers out of a fuzzer's input, and any others once that is used up.
+// fuzzed returns random numbers from a fuzzer's input, and from a generator when the input is used up.
 type fuzzed struct {
 	data []byte
 	rest *rand.PCG
@@ -405,13 +405,13 @@ func (f *fuzzed) Uint64() (n uint64) {
 	if len(f.data) < 2 {
 		return f.rest.Uint64()
 	}
-	// The upper bits count: two bytes are enough for every choice.
+	// The upper bits decide: two bytes are enough for every choice.
 	n = uint64(f.data[0])<<56 | uint64(f.data[1])<<48
 	f.data = f.data[2:]
 	return n | f.rest.Uint64()>>16
 }
 
-// FuzzDiff makes two trees of the input and applies what leads from the one to the other and back.
+// FuzzDiff makes two trees of the input, and applies the layers that lead from one to the other and back.
 func FuzzDiff(f *testing.F) {
 	f.Add([]byte("\x40\x00\x00\x10\x10"), uint8(6), uint8(3))
 	f.Add([]byte("some of these and some of those"), uint8(20), uint8(9))
@@ -496,7 +496,7 @@ func TestDiffClampsTimes(t *testing.T) {
 	}
 }
 
-// TestDiffIsPlainUSTAR demands that a layer has no extended headers where none is needed.
+// TestDiffIsPlainUSTAR checks that a layer has no extended headers where none are needed.
 func TestDiffIsPlainUSTAR(t *testing.T) {
 	dir := t.TempDir()
 	shell(t, dir, "mkdir -p d; echo 1 > d/f; ln d/f g; ln -s x l; touch -hd @1000 l d/f d .")
@@ -544,7 +544,7 @@ func TestDiffEndsEarly(t *testing.T) {
 	}
 }
 
-// TestDiffSeesChanges has a file cut short while it is read.
+// TestDiffSeesChanges truncates a file while it is read.
 func TestDiffSeesChanges(t *testing.T) {
 	dir := t.TempDir()
 	file := filepath.Join(dir, "f")
@@ -568,12 +568,12 @@ type writerFunc func([]byte) (int, error)
 
 func (f writerFunc) Write(p []byte) (int, error) { return f(p) }
 
-// TestDiffOfUpper takes what overlayfs itself writes.
+// TestDiffOfUpper uses an upper directory that overlayfs itself has written.
 func TestDiffOfUpper(t *testing.T) {
 	needRoot(t)
 	work := t.TempDir()
 	at := func(name string) string { return filepath.Join(work, name) }
-	// The work directory of a test may itself be on overlayfs, which is no upper file system.
+	// The work directory of a test may be on overlayfs, which can't be used for an upper directory.
 	if err := unix.Mount("tmpfs", work, "tmpfs", 0, "size=64m"); err != nil {
 		t.Fatal(err)
 	}
@@ -605,7 +605,7 @@ func TestDiffOfUpper(t *testing.T) {
 	}
 	roundTrip(t, at("lower"), at("merged"), DiffOptions{})
 
-	// Back into overlay form: the same upper directory.
+	// In overlay form the layer makes the same upper directory again.
 	again := filepath.Join(work, "again")
 	if err := os.Mkdir(again, 0o755); err != nil {
 		t.Fatal(err)
@@ -651,7 +651,8 @@ func TestDiffOfUpper(t *testing.T) {
 	}
 }
 
-// A plain archive has any name, and neither the top nor what is mounted below it. A file that has grown since it was listed is whole.
+// A plain archive may have any names. It has no entry for the top, nor for files that are mounted below it. A file that
+// has grown since it was listed is archived completely.
 func TestDiffArchive(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
@@ -666,7 +667,7 @@ func TestDiffArchive(t *testing.T) {
 			if err := os.WriteFile(filepath.Join(dir, "mnt/inside"), nil, 0o600); err != nil {
 				t.Fatal(err)
 			}
-			// A file can be mounted, too.
+			// A file can be a mount point, too.
 			if err := unix.Mount(filepath.Join(dir, "other"), filepath.Join(dir, "etc/secret"), "", unix.MS_BIND, ""); err != nil {
 				t.Fatal(err)
 			}
@@ -696,7 +697,7 @@ func TestDiffArchive(t *testing.T) {
 	if got := entries(DiffOptions{Exclude: []string{"other"}}); got != want {
 		t.Errorf("%q, not %q", got, want)
 	}
-	// What is asked for by name may be mounted itself.
+	// A file that the caller names may itself be a mount point.
 	if got := entries(DiffOptions{Only: []string{"mnt"}}); got != named {
 		t.Errorf("a mounted directory by its name: %q, not %q", got, named)
 	}

@@ -21,8 +21,8 @@ import (
 	"distkit/disk/sys"
 )
 
-// Headers that tar.Writer does not write: each is refused or harms nobody, and is never more than
-// what it holds.
+// Headers that tar.Writer does not write. Each is refused or harmless, and no result is larger than the bytes of the
+// layer.
 func TestHostileHeaders(t *testing.T) {
 	end := make([]byte, 2*blockSize)
 	field := func(at int, value string) []byte {
@@ -83,8 +83,8 @@ func TestHostileHeaders(t *testing.T) {
 	}
 }
 
-// A quarter of a million entries are read with the memory of a small layer (make bench-apply shows
-// a million).
+// Reading a quarter of a million entries takes as much memory as a small layer does. (make bench-apply shows a
+// million.)
 func TestBombsNeedNoMemory(t *testing.T) {
 	const entries = 250_000
 	bomb := func(write func(w *tar.Writer)) io.Reader {
@@ -134,8 +134,8 @@ func TestBombsNeedNoMemory(t *testing.T) {
 	}
 }
 
-// Without openat2, as on an old kernel or behind a filter of system calls that does not know it,
-// all breakouts are tried again, in a process that has such a filter.
+// All breakouts are tried again without openat2, in a process that has a filter which makes it fail, as on an old
+// kernel or with a filter of system calls that does not know it.
 func TestWithoutOpenat2(t *testing.T) {
 	const env = "TEST_WITHOUT_OPENAT2"
 	errno := map[string]unix.Errno{"ENOSYS": unix.ENOSYS, "EPERM": unix.EPERM}

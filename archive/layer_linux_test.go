@@ -20,7 +20,7 @@ import (
 
 var then = time.Date(2017, 2, 3, 4, 5, 6, 789, time.UTC)
 
-// An entry is a header and a body; what a test leaves out is filled in by layer.
+// An entry is a header and a body. layer fills in the fields that a test leaves empty.
 type entry struct {
 	tar.Header
 	body string
@@ -44,10 +44,10 @@ func hardlink(name, target string) entry {
 
 const (
 	blockSize = 512       // of tar
-	chunkSize = 256 << 10 // more than a reader reads at a time
+	chunkSize = 256 << 10 // more than a reader reads at once
 )
 
-// layerOf writes an archive as it stands, without the cleaning that tar.Writer does to names.
+// layerOf writes an archive with its names as they are. tar.Writer would clean them.
 func layerOf(t testing.TB, entries ...entry) []byte {
 	t.Helper()
 	var b bytes.Buffer
@@ -91,7 +91,7 @@ func mustApply(t testing.TB, root string, data []byte, opts Options) Result {
 	return r
 }
 
-// dump describes everything below dir, one line a path: what is the same has the same lines.
+// dump describes everything below dir, one line per path. Equal trees have equal lines.
 func dump(t testing.TB, dir string) []string {
 	t.Helper()
 	inodes := map[uint64]string{}
@@ -181,7 +181,7 @@ func equal(t testing.TB, got, want []string) {
 	}
 }
 
-// names lists what is below dir, as find does.
+// names lists the names below dir, as find does.
 func names(t testing.TB, dir string) []string {
 	t.Helper()
 	var list []string
@@ -197,7 +197,7 @@ func names(t testing.TB, dir string) []string {
 	return list
 }
 
-// A jail is a target with everything around it that a layer might reach for.
+// A jail is a target with the files around it that a layer might try to reach.
 type jail struct{ outside, root string }
 
 func newJail(t testing.TB) jail {
@@ -219,7 +219,7 @@ func newJail(t testing.TB) jail {
 	return jail{outside, root}
 }
 
-// around is a dump of all but the target; the target's own link count and times aside.
+// around is a dump of everything except the target. Of the target, link count and times are left out.
 func (j jail) around(t testing.TB) []string {
 	t.Helper()
 	aside := filepath.Join(filepath.Dir(j.outside), cmp.Or(filepath.Base(j.outside), "x")+".root")
@@ -237,7 +237,7 @@ func (j jail) around(t testing.TB) []string {
 	return lines
 }
 
-// open opens a path as it is seen inside the target.
+// open opens a path as it is seen from inside the target.
 func (j jail) open(p string, flags uint64) (*os.File, error) {
 	r, err := unix.Open(j.root, unix.O_PATH|unix.O_CLOEXEC, 0)
 	if err != nil {

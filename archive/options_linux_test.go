@@ -96,7 +96,7 @@ func diffNames(t *testing.T, lower, upper string, opts DiffOptions) string {
 	return strings.Join(got, " ")
 }
 
-// What is left out of a comparison stays as it is where the layer is applied.
+// Files that are left out of a comparison are not changed where the layer is applied.
 func TestDiffOnlyAndExclude(t *testing.T) {
 	t.Parallel()
 	lower, upper := t.TempDir(), t.TempDir()
@@ -116,7 +116,7 @@ func TestDiffOnlyAndExclude(t *testing.T) {
 			t.Errorf("only %q exclude %q: %s, not %s", test.only, test.exclude, got, test.want)
 		}
 	}
-	// Entries above what is left out would remove it, unless LOWER has no directory there.
+	// Entries above the files that are left out would remove them, unless LOWER has no directory there.
 	lower, upper = t.TempDir(), t.TempDir()
 	mustApply(t, lower, layerOf(t, fileEntry("a/x", ""), fileEntry("a/y", ""), fileEntry("b/x", ""), fileEntry("c/x", ""), fileEntry("f", ""), fileEntry("g", ""), fileEntry("keep", "")), Options{})
 	mustApply(t, upper, layerOf(t, fileEntry("b", "1"), symlink("c", "keep"), fileEntry("g", "1"), hardlink("h", "b"), fileEntry("keep", "")), Options{})
@@ -143,7 +143,7 @@ func TestDiffOnlyAndExclude(t *testing.T) {
 	if err := os.Mkdir(filepath.Join(upper, "etc"), 0o755); err != nil {
 		t.Fatal(err)
 	}
-	// An opaque marker above what is left out would hide that.
+	// An opaque marker above the files that are left out would hide them.
 	if err := unix.Setxattr(filepath.Join(upper, "etc"), "user.overlay.opaque", []byte("y"), 0); err != nil {
 		t.Skip(err)
 	}
@@ -158,7 +158,7 @@ func TestDiffOnlyAndExclude(t *testing.T) {
 	}
 }
 
-// Owners and the root of capabilities are mapped, and mapped back.
+// Owners, and the root of capabilities, are mapped, and mapped back.
 func TestIDMaps(t *testing.T) {
 	needRoot(t)
 	t.Parallel()
@@ -193,7 +193,7 @@ func TestIDMaps(t *testing.T) {
 			t.Errorf("%s: %v, %+v", e.Name, err, h)
 		}
 	}
-	// What is not mapped is not set, and set-ID bits neither.
+	// An owner that is not in the map is not set, and neither are set-ID bits.
 	setuid := owned(fileEntry("f", "x"), 10, 0)
 	setuid.Mode = 0o4755
 	res := mustApply(t, t.TempDir(), layerOf(t, setuid), Options{UIDs: uids})
@@ -229,7 +229,7 @@ func TestEmptyLayers(t *testing.T) {
 	}
 }
 
-// Attributes as GNU tar, bsdtar and star write them.
+// Attributes in the forms in which GNU tar, bsdtar and star write them.
 func TestAttributesOfOthers(t *testing.T) {
 	root := t.TempDir()
 	e := fileEntry("f", "x")
@@ -263,7 +263,7 @@ func TestAttributesOfOthers(t *testing.T) {
 	}
 }
 
-// A device that overlayfs would take for a whiteout is not made in a directory either that may become a lower one.
+// A device that overlayfs would read as a whiteout is not made, not even in a directory that may become a lower one.
 func TestWhiteoutDeviceIsNotMade(t *testing.T) {
 	needRoot(t)
 	root := t.TempDir()
@@ -290,7 +290,8 @@ func TestDiffEntersNoMount(t *testing.T) {
 	}
 }
 
-// Root without capabilities, as in a pod that drops all, is bound by permission bits, and keeps owners as an ordinary user does.
+// Root without capabilities, as in a pod that drops them all, is limited by permission bits, and keeps owners as an
+// ordinary user does.
 func TestRootWithoutCapabilities(t *testing.T) {
 	needRoot(t)
 	const variable = "ARCHIVE_TEST_NO_CAPABILITIES"
@@ -299,7 +300,7 @@ func TestRootWithoutCapabilities(t *testing.T) {
 		c.Env = append(os.Environ(), variable+"=1")
 		var out []byte
 		done := make(chan error)
-		go func() { // in a thread of its own, which ends with it
+		go func() { // in a thread of its own, which ends with the goroutine
 			runtime.LockOSThread()
 			for i := range uintptr(64) {
 				_ = unix.Prctl(unix.PR_CAPBSET_DROP, i, 0, 0, 0)

@@ -12,8 +12,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// changeLate makes the changes of a test in a tree of 20 directories of 20 files. One is of a file's content alone: size and times are
-// those of before.
+// changeLate makes a test's changes in a tree of 20 directories with 20 files each. One of them changes only the
+// content of a file, and keeps its size and times.
 func changeLate(t *testing.T, dir string) {
 	t.Helper()
 	p := filepath.Join(dir, "d3", "f3")
@@ -35,8 +35,8 @@ func manySmall(t *testing.T, dir string) {
 	shell(t, dir, `for d in $(seq 20); do mkdir d$d; for f in $(seq 20); do echo $d$f > d$d/f$f; done; done; printf abcd > d3/f3; ln d13/f13 d13/g13; ln -s f1 d14/l`)
 }
 
-// checkUnchanged compares the layer of two trees of which files are known as unchanged with that of a copy of the lower one, of which
-// nothing is known.
+// checkUnchanged compares two layers of the same trees. For one of them, some files are known to be unchanged; for the
+// other, which compares with a copy of the lower tree, nothing is known.
 func checkUnchanged(t *testing.T, lower, upper string) {
 	t.Helper()
 	copied := copyTree(t, lower)

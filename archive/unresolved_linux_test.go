@@ -19,7 +19,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// records takes apart what Options.Unresolved got.
+// records parses the text that Options.Unresolved received.
 func records(t testing.TB, b []byte) [][3]string {
 	t.Helper()
 	fields := strings.Split(string(b), "\x00")
@@ -96,11 +96,11 @@ func TestUnresolvedRefuses(t *testing.T) {
 	}
 }
 
-// errAgain is what a layer must be applied again for.
+// errAgain says that a layer must be applied again.
 var errAgain = errors.New("apply again")
 
-// A settler gives the layer in upper its parents, whose view is lower, as dist-apply(1) says:
-// this is the least that does it, to compare with.
+// A settler adds the missing parents to a layer in upper, as dist-apply(1) describes. The view of the layers below is
+// lower. This is the smallest implementation, for comparisons.
 type settler struct {
 	t            *testing.T
 	lower, upper string
@@ -108,7 +108,7 @@ type settler struct {
 
 func (s settler) in(dir, p string) string { return filepath.Join(dir, p) }
 
-// find looks in lower for p, through no symbolic link.
+// find looks for p in lower, and follows no symbolic link.
 func (s settler) find(p string) *unix.Stat_t {
 	at := s.lower
 	var st unix.Stat_t
@@ -132,7 +132,7 @@ func (s settler) run(cmd string, args ...string) {
 	}
 }
 
-// keepTimes does what changes a directory without changing its times.
+// keepTimes runs a function that changes a directory, and keeps the directory's times.
 func (s settler) keepTimes(dir string, do func()) {
 	s.t.Helper()
 	var st unix.Stat_t
@@ -233,7 +233,7 @@ func (s settler) links(list [][3]string, stage string) error {
 	return nil
 }
 
-// copyUp puts what was found in lower at p into upper, if the layer shows it.
+// copyUp copies what find found in lower at p into upper, if the layer shows it.
 func (s settler) copyUp(p, from string) {
 	parts := strings.Split(p, "/")
 	at := s.upper
@@ -257,8 +257,8 @@ func (s settler) copyUp(p, from string) {
 	}
 }
 
-// metEntries makes a layer of few names and all kinds, so that entries meet. The names below are
-// those of lower layers, if there are any.
+// metEntries makes a layer with few names and all kinds of entries, so that entries concern the same files. The names
+// below are those of lower layers, if there are any.
 func metEntries(rnd *mrand.Rand, n int, below []string) []entry {
 	upper := below != nil
 	pick := func() string {
@@ -301,7 +301,7 @@ func metEntries(rnd *mrand.Rand, n int, below []string) []entry {
 
 var recent = regexp.MustCompile(` 1[7-9]\d{8}\.\d{9}`)
 
-// A layer that is applied alone and settled later is the same layer applied to its parents.
+// A layer that is applied alone and settled later is the same as the layer applied on top of its parents.
 func TestSettledEqualsSequential(t *testing.T) {
 	needRoot(t)
 	const seeds = 100

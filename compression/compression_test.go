@@ -37,7 +37,7 @@ func TestSniff(t *testing.T) {
 	}
 }
 
-// A plain tar begins with the name of its first entry, which may be any.
+// A plain tar begins with the name of its first entry, which may have any bytes.
 func TestNamesAreNoCompression(t *testing.T) {
 	for _, name := range []string{"BZh", "BZh9", "BZh91AY", "LZIP", "]", "P", "P*M", "(", "7zXZ"} {
 		var b bytes.Buffer
@@ -51,7 +51,8 @@ func TestNamesAreNoCompression(t *testing.T) {
 	}
 }
 
-// A turn is asked for once, before the first large window, wherever in the stream that is. If it fails so does the read.
+// A turn is taken once, before the first large window, wherever in the stream that is. If taking it fails, the read
+// fails.
 func TestReaderInTurn(t *testing.T) {
 	t.Parallel()
 	frame := func(window int, text string, o ...zstd.EOption) string {
@@ -60,7 +61,7 @@ func TestReaderInTurn(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		// Flushed, so that the frame has a window and not the size of its content.
+		// Flush makes the encoder write a frame with a window size; otherwise it would write the size of the content.
 		if _, err := io.WriteString(w, text[:1]); err != nil || w.Flush() != nil {
 			t.Fatal(err)
 		}

@@ -15,7 +15,8 @@ import (
 	"github.com/opencontainers/go-digest"
 )
 
-// below makes a store with a blob, an hour old and labelled, that is an alternate of every store that is opened then.
+// below makes a store with one labelled blob that is an hour old. Stores that are opened afterwards in the test have it
+// as an alternate.
 func below(t *testing.T, text string) (*Store, digest.Digest) {
 	t.Helper()
 	s, err := Open(filepath.Join(t.TempDir(), "below"))
@@ -84,7 +85,7 @@ func TestBlobsOfAlternatesAreReadAndNotWritten(t *testing.T) {
 		t.Errorf("the blob below was touched: %v, %v; it was %v", is, err, was)
 	}
 
-	// Bytes of an unknown digest are thrown away once they turn out to be there.
+	// Bytes without an expected digest are dropped when it turns out that the blob exists.
 	if got, err := WriteBlob(ctx, s, "ref", strings.NewReader("hello"), 0, ""); err != nil || got != dgst {
 		t.Errorf("%s, %v", got, err)
 	}
@@ -95,7 +96,7 @@ func TestBlobsOfAlternatesAreReadAndNotWritten(t *testing.T) {
 		t.Errorf("ingests are left: %v, %v", left, err)
 	}
 
-	// One that is damaged below, as its size shows, is stored.
+	// A blob whose copy in the alternate has the wrong size is stored.
 	path := lower.Tree.Path(layout.BlobName(dgst))
 	if err := os.Chmod(path, 0o644); err != nil {
 		t.Fatal(err)
@@ -122,7 +123,7 @@ func digests(t *testing.T, s *Store) (all []digest.Digest) {
 	return all
 }
 
-// A damaged file of labels doesn't hinder who replaces them all.
+// A damaged file of labels does not hinder a caller that replaces all labels.
 func TestReplacingLabelsMendsTheirFile(t *testing.T) {
 	s, err := Open(filepath.Join(t.TempDir(), "store"))
 	if err != nil {

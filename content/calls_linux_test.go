@@ -45,10 +45,11 @@ func init() {
 	}
 }
 
-// unusedBlob is the digest of a blob that shares its lock with all others.
+// unusedBlob is the digest of a blob that uses the same lock as all others.
 func unusedBlob(i int) digest.Digest { return digest.Digest(fmt.Sprintf("sha256:%064x", i)) }
 
-// systemCalls runs a job in a process of its own, and counts its system calls on files: those of a name, or all of them ("total").
+// systemCalls runs a job in a process of its own. It counts the job's system calls on files, either those of a name or
+// all of them ("total").
 func systemCalls(t *testing.T, name, job string, args ...string) int {
 	t.Helper()
 	strace, err := exec.LookPath("strace")
@@ -72,7 +73,7 @@ func systemCalls(t *testing.T, name, job string, args ...string) int {
 	return n
 }
 
-// The disk works while a large blob arrives: the sync of the commit does not wait for all of it.
+// The disk writes while a large blob still arrives, so the sync of the commit does not wait for all of it.
 func TestWritebackBeginsWhileABlobArrives(t *testing.T) {
 	t.Parallel()
 	s := newStore(t)
@@ -81,7 +82,7 @@ func TestWritebackBeginsWhileABlobArrives(t *testing.T) {
 	}
 }
 
-// A sweep takes a lock that blobs share once, and looks at a blob in the directory that it lists.
+// A sweep takes the lock that blobs share once, and reads a blob's attributes relative to the directory that it lists.
 func TestSystemCallsOfASweep(t *testing.T) {
 	t.Parallel()
 	const few, many = 10, 510

@@ -37,7 +37,7 @@ func btrfs(t *testing.T) string {
 	return mnt
 }
 
-// used is how many bytes of a file system are in use, once all is written.
+// used returns how many bytes of a file system are in use after everything has been written to disk.
 func used(t *testing.T, dir string) int64 {
 	t.Helper()
 	d, err := os.Open(dir)
@@ -62,7 +62,7 @@ func file(t *testing.T, s *content.Store, dgst digest.Digest) *content.File {
 	return f
 }
 
-// same reports whether two stores have a blob in the same file.
+// same reports whether two stores have the same file for a blob.
 func same(t *testing.T, a, b *content.Store, dgst digest.Digest) bool {
 	t.Helper()
 	fa, aerr := file(t, a, dgst).Stat()
@@ -101,14 +101,14 @@ func TestAFileIsStoredAsAReflink(t *testing.T) {
 	if n := used(t, dir) - before; n > int64(len(b))/4 {
 		t.Errorf("two stores take %d bytes more for a file of %d", n, len(b))
 	}
-	// What is done to the file later is not done to the blob.
+	// A later change of the file does not change the blob.
 	if _, err := f.WriteAt([]byte("changed"), 0); err != nil {
 		t.Fatal(err)
 	}
 	wantBlob(t, s, dgst, b)
 	wantBlob(t, other, dgst, b)
 
-	// A file that is not read from its beginning, or has more bytes than are expected.
+	// A file that is not read from its beginning, or has more bytes than expected, is copied.
 	if _, err := f.Seek(10, 0); err != nil {
 		t.Fatal(err)
 	}
@@ -162,14 +162,14 @@ func TestABlobOfAnotherStoreIsLinked(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	// The name goes, the blob of the other store stays.
+	// The name is removed, and the blob of the other store stays.
 	if err := open(t, filepath.Join(dir, "ours")).Delete(t.Context(), dgst); err != nil {
 		t.Fatal(err)
 	}
 	wantBlob(t, from, dgst, b)
 }
 
-// What is done to a writer that has linked a blob is not done to the blob.
+// Operations on a writer that has linked a blob do not change that blob.
 func TestALinkIsGivenUp(t *testing.T) {
 	t.Parallel()
 	dir := tmpfs(t, "size=16m")
@@ -216,7 +216,7 @@ func TestALinkIsGivenUp(t *testing.T) {
 	if err := writer().Abort(); err != nil {
 		t.Error(err)
 	}
-	// A process was killed.
+	// The process was killed.
 	w = writer()
 	left := filepath.Join(filepath.Dir(dir), filepath.Base(dir), "to", "ingest")
 	if links, err := filepath.Glob(filepath.Join(left, "*", "link")); err != nil || len(links) != 1 {

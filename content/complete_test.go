@@ -11,7 +11,7 @@ import (
 	"github.com/opencontainers/go-digest"
 )
 
-// The beginning of a digest stands for the only blob that has it. A whole digest is taken as it is.
+// The beginning of a digest is completed to the only blob that has it. A whole digest stays the same.
 func TestCompletingADigest(t *testing.T) {
 	t.Parallel()
 	s, err := Open(t.TempDir())

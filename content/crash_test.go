@@ -31,19 +31,19 @@ const (
 	crashRefs  = 4
 )
 
-// crashBlob is one of the blobs that all processes handle: the same in each.
+// crashBlob is one of the blobs that all processes use. They are the same in each.
 func crashBlob(i int) ([]byte, digest.Digest) {
 	b := make([]byte, 1000*(1+i*i*i))
 	_, _ = rand.NewChaCha8([32]byte{byte(i)}).Read(b)
 	return b, digest.FromBytes(b)
 }
 
-// pieces gives a reader's bytes in small reads, so that a kill meets an ingest half done.
+// pieces returns a reader's bytes in small reads, so that a kill interrupts an ingest.
 type pieces struct{ *bytes.Reader }
 
 func (p pieces) Read(b []byte) (int, error) { return p.Reader.Read(b[:min(len(b), 4096)]) }
 
-// havoc does to the store whatever comes to its mind, and fails only if the store does.
+// havoc calls random operations of the store. It fails only if the store misbehaves.
 func havoc(s *content.Store, seed uint64) error {
 	ctx := context.Background()
 	r := rand.New(rand.NewPCG(seed, 0))
@@ -87,8 +87,8 @@ func havoc(s *content.Store, seed uint64) error {
 	}
 }
 
-// TestKilledProcesses kills processes that share a store, at random instants, and checks
-// after each round what distkit-layout(5) promises.
+// TestKilledProcesses kills processes that share a store, at random instants, and checks after each round that the
+// store is as distkit-layout(5) promises.
 func TestKilledProcesses(t *testing.T) {
 	s := newStore(t)
 	seed := rand.Uint64()
@@ -133,7 +133,7 @@ func TestKilledProcesses(t *testing.T) {
 		checkStore(t, s)
 	}
 	t.Logf("%d processes were killed", kills)
-	// Whatever was left behind, everything can be stored now.
+	// In spite of the files that the killed processes left, every blob can be stored now.
 	for i := range crashBlobs {
 		b, dgst := crashBlob(i)
 		for _, expected := range []digest.Digest{dgst, ""} {
@@ -146,7 +146,7 @@ func TestKilledProcesses(t *testing.T) {
 	checkStore(t, s)
 }
 
-// checkStore demands the invariants of a store that nobody uses.
+// checkStore checks the invariants of a store that nobody uses.
 func checkStore(t *testing.T, s *content.Store) {
 	t.Helper()
 	for _, name := range []string{"oci-layout", "index.json"} {

@@ -14,10 +14,10 @@ import (
 	"github.com/opencontainers/go-digest"
 )
 
-// followedSize is the size of a blob whose end does not fit into what a follower holds back.
+// followedSize is the size of a blob that is larger than the part that a follower keeps back.
 const followedSize = 300 << 10
 
-// output is what a follower has written so far.
+// output is the part of a blob that a follower has written so far.
 type output struct {
 	mu   sync.Mutex
 	cond *sync.Cond
@@ -31,7 +31,7 @@ func newOutput() *output {
 	return o
 }
 
-// follow starts a follower. If it waits, it does so without end.
+// follow starts a follower, which waits without a limit if it is to wait.
 func follow(t *testing.T, s *content.Store, dgst digest.Digest, waits bool) *output {
 	o := newOutput()
 	ctx, cancel := context.WithCancel(t.Context())
@@ -59,7 +59,7 @@ func (o *output) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
-// await waits until that many bytes were written.
+// await waits until that many bytes have been written.
 func (o *output) await(n int) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
@@ -68,7 +68,7 @@ func (o *output) await(n int) {
 	}
 }
 
-// check waits for the end: of success, if want is nil.
+// check waits for the follower's end, and checks its error. A nil want means success.
 func (o *output) check(t *testing.T, want []byte, class error) {
 	t.Helper()
 	err := <-o.done
@@ -106,14 +106,14 @@ func blobWriter(t *testing.T, s *content.Store, dgst digest.Digest) *content.Wri
 	return w
 }
 
-// Followers that were there before the store was, and one that comes when all is stored, have the blob as it arrives, but
-// for its end.
+// Followers that started before the store existed, and one that starts when all bytes have been received, write the
+// blob as it arrives, except for its end.
 func TestFollow(t *testing.T) {
 	t.Parallel()
 	s := newStore(t)
 	b, dgst := random(t, followedSize)
 	early := []*output{follow(t, s, dgst, true), follow(t, s, dgst, true)}
-	time.Sleep(5 * time.Millisecond) // so that the second look mostly finds nothing either
+	time.Sleep(5 * time.Millisecond) // so that the second look usually finds nothing, too
 	w := blobWriter(t, s, dgst)
 	write(t, w, b[:200<<10])
 	late := follow(t, s, dgst, false)
@@ -134,7 +134,7 @@ func TestFollow(t *testing.T) {
 	}
 }
 
-// Small and empty blobs are written once they are stored.
+// Small and empty blobs are written only after they have been stored.
 func TestFollowSmall(t *testing.T) {
 	t.Parallel()
 	for _, b := range [][]byte{nil, []byte("x")} {
@@ -158,7 +158,7 @@ func TestFollowNothing(t *testing.T) {
 	follow(t, s, "sha256:x", true).check(t, b, errdefs.ErrInvalidArgument)
 }
 
-// A follower that waits no longer looks once more for what it has waited for.
+// A follower that stops waiting looks for its blob once more.
 func TestFollowWaitsNoLonger(t *testing.T) {
 	t.Parallel()
 	s := newStore(t)
@@ -182,7 +182,7 @@ func TestFollowWaitsNoLonger(t *testing.T) {
 	}
 }
 
-// An ingest that begins anew goes on where the follower is, if it brings the same bytes.
+// An ingest that starts again continues for its followers, if it brings the same bytes.
 func TestFollowTruncated(t *testing.T) {
 	t.Parallel()
 	b, dgst := random(t, followedSize)
@@ -206,7 +206,7 @@ func TestFollowTruncated(t *testing.T) {
 	}
 }
 
-// An ingest that is thrown away ends its followers, but for those that wait for the next.
+// When an ingest is dropped, its followers fail, except those that wait for the next ingest.
 func TestFollowAborted(t *testing.T) {
 	t.Parallel()
 	s := newStore(t)
@@ -226,7 +226,8 @@ func TestFollowAborted(t *testing.T) {
 	waits.check(t, b, nil)
 }
 
-// A writer that is killed leaves an ingest that the next resumes: for it some followers wait, and the others do not.
+// A writer that is killed leaves an ingest, which the next writer resumes. Some followers wait for that writer, and the
+// others do not.
 func TestFollowKilledWriter(t *testing.T) {
 	t.Parallel()
 	s := newStore(t)
@@ -248,7 +249,7 @@ func TestFollowKilledWriter(t *testing.T) {
 	waits.check(t, b, nil)
 }
 
-// Followers have no lock that a writer would find taken.
+// Followers take no lock that would hinder a writer.
 func TestFollowersHinderNoWriter(t *testing.T) {
 	t.Parallel()
 	s := newStore(t)

@@ -18,7 +18,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// outside is a directory with a file, and says what has become of them.
+// outside is a directory with one file, outside the store. It reports whether that file was changed.
 func outside(t *testing.T) (dir string, same func()) {
 	t.Helper()
 	dir = t.TempDir()
@@ -41,7 +41,8 @@ func outside(t *testing.T) (dir string, same func()) {
 	}
 }
 
-// Whatever stands in the place of a store's file or directory, nothing outside the store is changed, and nobody waits for it.
+// Whatever replaces a file or directory of a store, the store changes nothing outside itself, and does not wait for
+// anybody.
 func TestHostileStore(t *testing.T) {
 	blob, key := []byte("a blob"), digest.FromString("ref").Encoded()
 	dgst := digest.FromBytes(blob)
@@ -58,7 +59,7 @@ func TestHostileStore(t *testing.T) {
 	}
 }
 
-// hostileStore puts each kind of thing in the place of one file of a store, and uses the store.
+// hostileStore replaces one file of a store with each kind of file, and uses the store each time.
 func hostileStore(t *testing.T, name string, blob []byte) {
 	dgst := digest.FromBytes(blob)
 	away, same := outside(t)
@@ -79,7 +80,7 @@ func hostileStore(t *testing.T, name string, blob []byte) {
 	}
 	for kind, make := range kinds {
 		if strings.HasPrefix(kind, "two") && strings.Contains(name, "blobs/sha256/") {
-			continue // a blob of that size is hashed, as it should be
+			continue // a blob of that size is hashed, and should be
 		}
 		s := newStore(t)
 		put(t, s, blob)
@@ -103,7 +104,7 @@ func hostileStore(t *testing.T, name string, blob []byte) {
 	}
 }
 
-// useEverything calls what a store offers, and lets it fail.
+// useEverything calls every operation of a store, and ignores failures.
 func useEverything(ctx context.Context, root string, dgst digest.Digest) {
 	s, err := content.Open(root)
 	if err != nil {
@@ -143,7 +144,8 @@ func useEverything(ctx context.Context, root string, dgst digest.Digest) {
 	_ = s.Delete(ctx, dgst)
 }
 
-// Of a commit and the deletion of the damaged blob that it replaces, the right blob is what stays.
+// After a commit and a deletion of the damaged blob that the commit replaces, in any order, the store has the correct
+// blob.
 func TestDeleteCorruptSparesWhatReplacedIt(t *testing.T) {
 	for range 5 {
 		s := newStore(t)
@@ -153,15 +155,15 @@ func TestDeleteCorruptSparesWhatReplacedIt(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if err := errors.Join(os.Chmod(path, 0o644), os.Truncate(path, 128<<20)); err != nil { // it takes a while to hash
+		if err := errors.Join(os.Chmod(path, 0o644), os.Truncate(path, 128<<20)); err != nil { // large, so that hashing it takes some time
 			t.Fatal(err)
 		}
 		deleted := make(chan error, 1)
 		go func() { deleted <- s.DeleteCorrupt(t.Context(), dgst) }()
-		for { // until it has the lock
+		for { // until the deletion has the lock
 			f, err := os.Open(path)
 			if err != nil {
-				break // it was quick
+				break // the deletion has ended already
 			}
 			err = disk.Lock(f, unix.LOCK_SH|unix.LOCK_NB)
 			f.Close()

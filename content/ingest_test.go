@@ -25,7 +25,7 @@ import (
 	"github.com/opencontainers/go-digest"
 )
 
-// The test binary is also the other process of the tests: see child.
+// The test binary is also the program of the other processes in the tests: see child.
 func TestMain(m *testing.M) {
 	if job := os.Getenv("CONTENT_TEST_CHILD"); job != "" {
 		if err := child(job, os.Args[1:]); err != nil {
@@ -37,10 +37,11 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
-// jobs are what other processes do in the tests. A job gets the store and its arguments; the test that needs it registers it.
+// jobs are the functions that other processes run. A job gets the store and its arguments. The test that needs a job
+// registers it.
 var jobs = map[string]func(*content.Store, []string) error{}
 
-// child does one job, in the store at args[0], in a process of its own.
+// child runs one job in the store at args[0]. It runs in a process of its own.
 func child(job string, args []string) error {
 	s, err := content.Open(args[0])
 	if err != nil {
@@ -53,7 +54,7 @@ func child(job string, args []string) error {
 }
 
 func init() {
-	// hold REF DIGEST: ingests standard input, says what it has stored after each piece, and never ends by itself.
+	// hold REF DIGEST: ingests standard input, prints after each piece how much is stored, and never ends by itself.
 	jobs["hold"] = func(s *content.Store, args []string) error {
 		w, err := s.Writer(context.Background(), args[0], 0, digest.Digest(args[1]))
 		if err != nil {
@@ -71,7 +72,7 @@ func init() {
 			}
 		}
 	}
-	// ingest REF DIGEST FILE: waits for the lock, appends the file to what is stored, and says what came of it.
+	// ingest REF DIGEST FILE: waits for the lock, appends the file to the ingest, and prints the outcome.
 	jobs["ingest"] = func(s *content.Store, args []string) error {
 		ctx, expected := context.Background(), digest.Digest(args[1])
 		w, err := s.Writer(ctx, args[0], 0, expected, content.Wait)
@@ -114,7 +115,7 @@ type process struct {
 	out *bufio.Reader
 }
 
-// start has another process do a job, until the test ends at most.
+// start runs a job in another process, which is ended with the test if it still runs.
 func start(t *testing.T, s *content.Store, job string, args ...string) *process {
 	t.Helper()
 	p := &process{Cmd: childCommand(job, append([]string{s.Root()}, args...)...), t: t}
@@ -134,7 +135,7 @@ func start(t *testing.T, s *content.Store, job string, args ...string) *process 
 	return p
 }
 
-// line reads what the process says next.
+// line reads the next line that the process prints.
 func (p *process) line() string {
 	p.t.Helper()
 	line, err := p.out.ReadString('\n')
@@ -161,7 +162,7 @@ func hold(t *testing.T, s *content.Store, ref string, expected digest.Digest) ho
 	return h
 }
 
-// stored waits until the process says how much it has stored.
+// stored waits until the process prints that it has stored that many bytes.
 func (h holder) stored() int {
 	h.t.Helper()
 	n, err := strconv.Atoi(h.line())
@@ -235,7 +236,7 @@ func TestManyProcessesStoreABlobOnce(t *testing.T) {
 	if err := os.WriteFile(file, b, 0o644); err != nil {
 		t.Fatal(err)
 	}
-	h := hold(t, s, string(dgst), dgst) // the digest's own ingest
+	h := hold(t, s, string(dgst), dgst) // the ingest that is found by its digest
 	h.write(b[:100])
 	const n = 16
 	outs := make([]bytes.Buffer, n)
@@ -256,7 +257,7 @@ func TestManyProcessesStoreABlobOnce(t *testing.T) {
 	if _, err := s.Writer(ctx, "other", 0, dgst, content.Wait); !errors.Is(err, context.Canceled) {
 		t.Errorf("waiting with a cancelled context: %v", err)
 	}
-	h.kill() // the rest take over; the first of them finds 100 bytes and goes on wrongly
+	h.kill() // the others take over; the first of them finds 100 bytes and continues with the wrong ones
 	stored, failed := 0, 0
 	for i, c := range children {
 		if err := c.Wait(); err != nil {
@@ -267,8 +268,8 @@ func TestManyProcessesStoreABlobOnce(t *testing.T) {
 			stored++
 		}
 	}
-	// The job appends the whole file to what is there, so whoever resumed failed; the data it
-	// kept makes the next fail as well. Nobody may store a wrong blob for that.
+	// The job appends the whole file to the 100 bytes, so the process that resumed failed. The bytes that it left make
+	// the next one fail, too. None of them may store a wrong blob because of that.
 	if stored > 1 {
 		t.Errorf("%d stored it", stored)
 	}
@@ -277,7 +278,7 @@ func TestManyProcessesStoreABlobOnce(t *testing.T) {
 			t.Errorf("a blob nobody stored: %v", err)
 		}
 		err := s.Abort(t.Context(), string(dgst))
-		// The kernel gives the lock to the wait that was called off, too, for as long as it takes to give it back.
+		// For a moment the kernel may still give the lock to the wait that was cancelled.
 		for tries := 0; errdefs.IsUnavailable(err) && tries < 1000; tries++ {
 			time.Sleep(5 * time.Millisecond)
 			err = s.Abort(t.Context(), string(dgst))
@@ -485,10 +486,10 @@ func TestAStateOfAnotherBootIsNotBelieved(t *testing.T) {
 		reboot   bool
 		want     digest.Digest
 	}{
-		{dgst, false, digest.FromBytes(b[:1000])},                     // from the state: what was stored, not what is there
-		{dgst, true, digest.FromString(strings.Repeat("\x00", 1000))}, // read again
+		{dgst, false, digest.FromBytes(b[:1000])},                     // from the saved state: the bytes that were stored, not those in the file now
+		{dgst, true, digest.FromString(strings.Repeat("\x00", 1000))}, // the file is read again
 		{"", false, digest.FromBytes(b[:1000])},
-		{"", true, digest.FromString("")}, // nothing would show what was lost
+		{"", true, digest.FromString("")}, // nothing would show the loss
 	} {
 		s := newStore(t)
 		w, err := s.Writer(t.Context(), "ref", 0, c.expected)
@@ -695,7 +696,7 @@ func TestStatuses(t *testing.T) {
 	}
 }
 
-// onlyReader hides what else a reader can do.
+// onlyReader hides the other methods of a reader.
 type onlyReader struct{ io.Reader }
 
 func TestWriteBlob(t *testing.T) {
@@ -703,7 +704,7 @@ func TestWriteBlob(t *testing.T) {
 	wrong := bytes.Repeat([]byte("x"), 1000)
 	for name, c := range map[string]struct {
 		r    io.Reader
-		left []byte // by an earlier attempt
+		left []byte // the bytes that an earlier attempt left
 		exp  digest.Digest
 		ok   bool
 	}{
@@ -766,7 +767,7 @@ func TestWriteBlobSeeksFromWhereTheReaderIs(t *testing.T) {
 	}
 }
 
-// failing gives an error after some bytes.
+// failing returns an error after some bytes.
 type failing struct {
 	r io.Reader
 	n int

@@ -70,7 +70,7 @@ func wantBlob(t *testing.T, s *content.Store, dgst digest.Digest, want []byte) {
 	}
 }
 
-// files lists a tree, so that a test can demand that nothing else is there.
+// files lists all files of a tree, so that a test can check that there are no others.
 func files(t *testing.T, root string) []string {
 	t.Helper()
 	var all []string
@@ -332,7 +332,7 @@ func TestDelete(t *testing.T) {
 	}
 }
 
-// deleteUnused deletes one blob as a sweep does.
+// deleteUnused deletes one blob in the way a sweep does.
 func deleteUnused(s *content.Store, dgst digest.Digest, before, labelled time.Time) error {
 	u := s.Unused(before, labelled)
 	defer u.Close()
@@ -469,8 +469,8 @@ func TestFoundBlobsAreFreshened(t *testing.T) {
 	}
 }
 
-// A blob whose size shows that it is damaged is stored again, whether or not its digest is expected. One that is right is not:
-// then the size is wrong.
+// A blob whose size shows that it is damaged is stored again, with or without an expected digest. If the stored blob is
+// correct, the expected size is wrong, and nothing is stored.
 func TestADamagedBlobIsReplaced(t *testing.T) {
 	t.Parallel()
 	b, dgst := random(t, 1000)
@@ -504,7 +504,7 @@ func TestADamagedBlobIsReplaced(t *testing.T) {
 	}
 }
 
-// Small blobs share the buffer through which they are copied.
+// Small blobs are copied through a shared buffer.
 func TestSmallBlobsTakeLittleMemory(t *testing.T) {
 	s := newStore(t)
 	var before, after runtime.MemStats

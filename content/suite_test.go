@@ -24,7 +24,7 @@ import (
 )
 
 func init() {
-	// write REF DIGEST TEXT: opens a writer, writes, and says so; commits when a line comes.
+	// write REF DIGEST TEXT: opens a writer, writes, and prints a line. It commits when it reads a line.
 	jobs["write"] = func(s *content.Store, args []string) error {
 		ctx := context.Background()
 		w, err := s.Writer(ctx, args[0], 0, digest.Digest(args[1]), content.Wait)
@@ -44,7 +44,7 @@ func init() {
 		}
 		return w.Commit(ctx, 0, "", nil)
 	}
-	// label DIGEST KEY N: sets a label of its own to 1, 2, … N.
+	// label DIGEST KEY N: sets one label, which no other process sets, to 1, 2, … N.
 	jobs["label"] = func(s *content.Store, args []string) error {
 		n, err := strconv.Atoi(args[2])
 		for i := 1; i <= n && err == nil; i++ {
@@ -54,7 +54,7 @@ func init() {
 		}
 		return err
 	}
-	// churn TEXT N: stores and deletes a blob, again and again.
+	// churn TEXT N: stores and deletes a blob N times.
 	jobs["churn"] = func(s *content.Store, args []string) error {
 		n, err := strconv.Atoi(args[1])
 		dgst := digest.FromString(args[0])
@@ -70,9 +70,9 @@ func init() {
 	}
 }
 
-// TestStore is what a store is held to besides containerd's suite, which testdata/conformance runs: aborts, deletions, walks and
-// filters, the list of statuses, and locks that hold among processes and end with them. A store's state is in its directory alone:
-// opened twice, or by two processes, it is one.
+// TestStore has what containerd's suite, which testdata/conformance runs, does not test: aborts, deletions, walks and
+// filters, the list of statuses, and locks that exclude other processes and end with theirs. A store's state is in its
+// directory alone, so the tests also open it twice, or in two processes.
 func TestStore(t *testing.T) {
 	t.Parallel()
 	for _, c := range []struct {
@@ -102,14 +102,14 @@ func TestStore(t *testing.T) {
 	}
 }
 
-// suite is one test, in a store of its own.
+// suite is one test, which has a store of its own.
 type suite struct {
 	*testing.T
 	*content.Store
 	root string
 }
 
-// again opens the store as another process would.
+// again opens the store once more, as another process would.
 func (s *suite) again() *content.Store {
 	s.Helper()
 	return open(s.T, s.root)
@@ -122,7 +122,7 @@ func (s *suite) ok(err error) {
 	}
 }
 
-// want demands an error of a class.
+// want checks that an error has a class.
 func (s *suite) want(what string, is func(error) bool, err error) {
 	s.Helper()
 	if !is(err) {
@@ -135,13 +135,13 @@ func (s *suite) put(text string) digest.Digest {
 	return put(s.T, s.Store, []byte(text))
 }
 
-// leave begins an ingest and closes it.
+// leave starts an ingest and closes it.
 func (s *suite) leave(ref, text string) {
 	s.Helper()
 	leave(s.T, s.Store, ref, text)
 }
 
-// wantText demands that a blob is stored and has a text.
+// wantText checks that a blob is stored and has a text.
 func (s *suite) wantText(dgst digest.Digest, text string) {
 	s.Helper()
 	wantBlob(s.T, s.Store, dgst, []byte(text))
@@ -152,7 +152,7 @@ func (s *suite) start(job string, args ...string) *process {
 	return start(s.T, s.Store, job, args...)
 }
 
-// says demands that the other process says a line.
+// says checks the next line that the other process prints.
 func (s *suite) says(p *process, want string) {
 	s.Helper()
 	if line := p.line(); line != want {
@@ -160,7 +160,7 @@ func (s *suite) says(p *process, want string) {
 	}
 }
 
-// commit lets a writing process go on, and waits for its end.
+// commit lets a process that writes continue, and waits for its end.
 func (s *suite) commit(p *process) {
 	s.Helper()
 	_, err := io.WriteString(p.in, "\n")
@@ -180,7 +180,7 @@ func (s *suite) abort() {
 	if w.Offset() != 0 || w.Digest() != digest.FromString("") {
 		s.Errorf("what was aborted goes on at %d", w.Offset())
 	}
-	// By a writer's own hand.
+	// The writer itself drops the ingest.
 	_, err = w.Write([]byte("more"))
 	s.ok(errors.Join(err, w.Abort(), w.Close()))
 	if _, err := w.Write([]byte("x")); err == nil {
@@ -205,7 +205,7 @@ func (s *suite) abortBusy() {
 	s.wantText(digest.FromString("text"), "text")
 }
 
-// A ref may be shown by several ingests, of one digest each.
+// Several ingests may have the same ref, if their digests differ.
 func (s *suite) abortAll() {
 	for _, text := range []string{"one", "two"} {
 		w, err := s.Writer(s.Context(), "ref", 0, digest.FromString(text))
@@ -273,7 +273,7 @@ func (s *suite) churn() {
 	s.put(strings.Repeat("x", 10_000))
 }
 
-// infos are all blobs, or those that match.
+// infos returns all blobs, or those that match the filters.
 func (s *suite) infos(expressions ...string) (found []digest.Digest) {
 	s.Helper()
 	filter, err := filters.ParseAll(expressions...)
@@ -293,7 +293,7 @@ func (s *suite) walk() {
 		s.Errorf("in no store: %q", got)
 	}
 	want := map[digest.Digest]int64{}
-	for i := range 600 { // more than is read from a directory at once
+	for i := range 600 { // more than are read from a directory at once
 		text := strings.Repeat("x", i)
 		want[s.put(text)] = int64(i)
 	}
@@ -444,7 +444,8 @@ func (s *suite) killed() {
 		}
 		w, err := s.Writer(s.Context(), "ref", 0, expected)
 		s.ok(err)
-		// What was begun without a digest goes on only if its bytes are sure to be there, or anew.
+		// An ingest that started without a digest is continued only if its bytes are certain to be on disk. Otherwise
+		// it starts again.
 		rest := "text and more"[w.Offset():]
 		if expected != "" && w.Offset() != 4 || w.Digest() != digest.FromString("text and more"[:w.Offset()]) {
 			s.Errorf("it goes on at %d, %s", w.Offset(), w.Digest())

@@ -23,7 +23,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// sweepIngests gives what was swept, by ref or path.
+// sweepIngests returns the ref or path of each ingest that was swept.
 func sweepIngests(t *testing.T, s *content.Store, before time.Time, dryRun bool) (refs []string) {
 	t.Helper()
 	err := s.SweepIngests(t.Context(), before, dryRun, nil, func(l content.Leftover) error {
@@ -70,7 +70,7 @@ func TestSweepIngests(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer w.Close()
-	// Old in all its files.
+	// All files of the ingest are old.
 	age := func(dir string) {
 		files, _ := filepath.Glob(dir + "/*")
 		for _, f := range append(files, dir) {
@@ -90,7 +90,7 @@ func TestSweepIngests(t *testing.T) {
 	if got := sweepIngests(t, s, time.Now().Add(-time.Minute), false); !slices.Equal(got, []string{"old"}) {
 		t.Errorf("%q", got)
 	}
-	// Resumed since, by one who wrote nothing: not old.
+	// An ingest that was resumed since is not old, even if nothing was written.
 	age(ingestDir(s, "young"))
 	again, err := s.Writer(t.Context(), "young", 0, "")
 	if err != nil {
@@ -120,8 +120,8 @@ func TestSweepIngests(t *testing.T) {
 	}
 }
 
-// What a crash, or somebody else, can leave of an ingest: of each shape all goes that is ours,
-// and nothing else; and before that, a writer of that ref gets on.
+// A crash, or another program, may leave any of these in the place of an ingest. A sweep removes everything that
+// belongs to distkit and nothing else. Until then a writer with that ref can still work.
 func TestTornIngests(t *testing.T) {
 	for name, files := range map[string]map[string]string{
 		"empty":           {},
@@ -263,7 +263,7 @@ func TestSweepLabels(t *testing.T) {
 	}
 }
 
-// A blob that got a label since the sweep began stays, and so does one that somebody works on.
+// A blob stays if it got a label after the sweep began, or if another caller works on it.
 func TestUnusedSparesWhatIsWorkedOn(t *testing.T) {
 	s := newStore(t)
 	dgst := put(t, s, []byte("x"))
@@ -290,7 +290,7 @@ func TestUnusedSparesWhatIsWorkedOn(t *testing.T) {
 	}
 }
 
-// holdByAnother lets another process hold the store.
+// holdByAnother makes another process hold the store.
 func holdByAnother(t *testing.T, s *content.Store) (release func()) {
 	t.Helper()
 	f, err := layout.OpenHold(s.Tree, layout.Hold)
@@ -322,7 +322,8 @@ func holdByAnother(t *testing.T, s *content.Store) (release func()) {
 	}
 }
 
-// While a sweep waits for a holder, others take the hold. A holder that comes and goes is seen.
+// While a sweep waits for a holder, others can take the hold. The sweep notices a holder that comes and goes in the
+// meantime.
 func TestExcludeWaitsWithoutStandingInTheWay(t *testing.T) {
 	t.Setenv(content.HoldEnv, "")
 	s := newStore(t)
@@ -352,7 +353,7 @@ func TestExcludeWaitsWithoutStandingInTheWay(t *testing.T) {
 	}()
 	<-waits
 	for range 3 {
-		// As dist-hold does, through the gate.
+		// This takes the hold as dist-hold does, through the gate.
 		ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
 		env, err := s.Hold(ctx)
 		cancel()

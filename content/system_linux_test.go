@@ -18,8 +18,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// require skips the test where the machine lacks something, or fails it where TEST_REQUIRE,
-// a list of words, demands it.
+// require skips the test if the machine lacks something. If TEST_REQUIRE, a list of words, names it, the test fails
+// instead.
 func require(t *testing.T, what string, err error) {
 	t.Helper()
 	if err == nil {
@@ -31,7 +31,7 @@ func require(t *testing.T, what string, err error) {
 	t.Skipf("%s: %v", what, err)
 }
 
-// tmpfs mounts a file system of so many bytes.
+// tmpfs mounts a file system of that many bytes.
 func tmpfs(t *testing.T, options string) string {
 	t.Helper()
 	dir := t.TempDir()
@@ -127,8 +127,8 @@ func TestAReadOnlyStore(t *testing.T) {
 	}
 }
 
-// TestWhatACommitSyncs records the system calls of a commit into a new store and checks
-// their order against distkit-layout(5).
+// TestWhatACommitSyncs records the system calls of a commit into a new store and checks that their order is as
+// distkit-layout(5) says.
 func TestWhatACommitSyncs(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
@@ -168,7 +168,8 @@ func TestWhatACommitSyncs(t *testing.T) {
 	}
 }
 
-// traced has another process ingest b with the store at root, as expected and with an outcome, and returns its system calls.
+// traced makes another process ingest b into the store at root, checks the outcome, and returns the process's system
+// calls.
 func traced(t *testing.T, root string, b []byte, expected, outcome string, options ...string) []byte {
 	t.Helper()
 	strace, err := exec.LookPath("strace")
@@ -193,8 +194,8 @@ func traced(t *testing.T, root string, b []byte, expected, outcome string, optio
 	return joined(text)
 }
 
-// Who is told that a blob is there already may rely on it as much as who has stored it: the one who has just renamed it may not
-// have synced it yet.
+// A caller that gets ErrAlreadyExists may rely on the blob as much as the caller that stored it. So it has to sync: the
+// other may have renamed the blob and not synced it yet.
 func TestABlobThatIsThereIsSynced(t *testing.T) {
 	t.Parallel()
 	s := newStore(t)
@@ -208,7 +209,7 @@ func TestABlobThatIsThereIsSynced(t *testing.T) {
 	}
 }
 
-// On a file system without hard links a file of the layout appears by a rename that replaces none.
+// On a file system without hard links, files of the layout are put in place by a rename that does not replace a file.
 func TestALayoutWithoutHardLinks(t *testing.T) {
 	t.Parallel()
 	for _, options := range [][]string{
@@ -233,7 +234,7 @@ func TestALayoutWithoutHardLinks(t *testing.T) {
 	}
 }
 
-// blobs/ may be a disk of its own.
+// blobs/ may be a file system of its own.
 func TestBlobsOnAnotherFileSystem(t *testing.T) {
 	t.Parallel()
 	s := newStore(t)
@@ -259,13 +260,13 @@ func TestBlobsOnAnotherFileSystem(t *testing.T) {
 	if fi, err := os.Stat(path); err != nil || fi.Mode() != 0o444 {
 		t.Errorf("mode %v, %v", fi.Mode(), err)
 	}
-	// A damaged one is replaced.
+	// A damaged blob is replaced.
 	if err := errors.Join(os.Chmod(path, 0o644), os.Truncate(path, 10)); err != nil {
 		t.Fatal(err)
 	}
 	put(t, s, b)
 	wantBlob(t, s, dgst, b)
-	// What does not fit leaves nothing, and goes on later.
+	// A blob for which there is no space leaves nothing at its place, and can be continued later.
 	large, other := random(t, 20<<20)
 	if _, err := content.WriteBlob(t.Context(), s, "ref", bytes.NewReader(large), 0, other); !errors.Is(err, unix.ENOSPC) {
 		t.Errorf("more than there is room for: %v", err)
@@ -285,7 +286,7 @@ func TestBlobsOnAnotherFileSystem(t *testing.T) {
 	wantBlob(t, s, other, large)
 }
 
-// joined makes one line of each call that took long, which strace prints on two.
+// joined puts calls that strace prints on two lines, because they took long, on one line each.
 func joined(trace []byte) []byte {
 	begun := map[string]string{}
 	var out strings.Builder

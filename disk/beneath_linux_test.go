@@ -13,7 +13,8 @@ import (
 	"distkit/disk/sys"
 )
 
-// Where the kernel, or a filter of system calls, lacks openat2(2), all is as where it is there. It is asked for once.
+// Without openat2(2), in the kernel or because of a filter of system calls, the results are the same. The call is tried
+// only once.
 func TestWithoutOpenat2(t *testing.T) {
 	t.Parallel()
 	if _, err := exec.LookPath("strace"); err != nil {
@@ -22,7 +23,7 @@ func TestWithoutOpenat2(t *testing.T) {
 		}
 		t.Skip(err)
 	}
-	if fd, ok := openBeneath(unix.AT_FDCWD, "."); ok { // or the machine lacks it
+	if fd, ok := openBeneath(unix.AT_FDCWD, "."); ok { // or the machine does not have it
 		_ = unix.Close(fd)
 	}
 	for name, inject := range map[string][]string{
@@ -48,7 +49,7 @@ func TestWithoutOpenat2(t *testing.T) {
 	}
 }
 
-// A directory that is deeper than a process may have files open is removed.
+// A directory is removed even if it is deeper than the number of files that a process may have open.
 func TestTreeRemoveAllOfADeepOne(t *testing.T) {
 	const levels = 500
 	tree := Tree(t.TempDir())

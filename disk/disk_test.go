@@ -32,7 +32,7 @@ func TestReplace(t *testing.T) {
 	if fi, err := os.Stat(name); err != nil || fi.Mode().Perm() != 0o640 {
 		t.Errorf("%v, %v", fi.Mode(), err)
 	}
-	// What can't be put in place leaves nothing aside.
+	// A file that can't be put in place leaves no temporary file.
 	dir := filepath.Join(filepath.Dir(name), "dir")
 	if err := MakeDir(filepath.Join(dir, "below")); err != nil {
 		t.Fatal(err)
@@ -48,7 +48,7 @@ func TestReplace(t *testing.T) {
 	}
 }
 
-// A lock that was waited for is of what the name leads to by then.
+// A lock that was waited for is on the file that has the name when the wait ends.
 func TestLockFile(t *testing.T) {
 	name := filepath.Join(t.TempDir(), "file")
 	old, err := LockFile(t.Context(), name, os.O_RDWR|os.O_CREATE, 0o600, unix.LOCK_EX)
@@ -100,7 +100,7 @@ func TestLockContext(t *testing.T) {
 	if err := LockContext(ctx, waiter, unix.LOCK_EX); !errors.Is(err, context.DeadlineExceeded) || told {
 		t.Fatal(err, told)
 	}
-	// What comes too late is given back.
+	// A lock that comes too late is released.
 	Unlock(holder)
 	next, err := os.Open(name)
 	if err != nil {
@@ -113,7 +113,7 @@ func TestLockContext(t *testing.T) {
 	holder.Close()
 }
 
-// A wait that lasts is told, with who has the lock, and goes on.
+// A long wait is reported, with the process that has the lock, and goes on.
 func TestNotice(t *testing.T) {
 	name := filepath.Join(t.TempDir(), "file")
 	holder, err := LockFile(t.Context(), name, os.O_RDWR|os.O_CREATE, 0o600, unix.LOCK_EX)

@@ -14,7 +14,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// lockedBy has a shell script lock the file, its descriptor 9, and returns what it prints: the process that has the lock.
+// lockedBy makes a shell script lock the file, which is its descriptor 9, and returns the line that the script prints:
+// the process that has the lock.
 func lockedBy(t *testing.T, name, script string) (pid int) {
 	t.Helper()
 	for _, program := range []string{"sh", "flock"} {
@@ -27,7 +28,7 @@ func lockedBy(t *testing.T, name, script string) (pid int) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	c.ExtraFiles = []*os.File{f, f, f, f, f, f, f} // 9 among them
+	c.ExtraFiles = []*os.File{f, f, f, f, f, f, f} // descriptor 9 is one of them
 	c.SysProcAttr = &unix.SysProcAttr{Setpgid: true}
 	out, err := c.StdoutPipe()
 	if err == nil {
@@ -54,7 +55,7 @@ func lockedBy(t *testing.T, name, script string) (pid int) {
 func TestHolders(t *testing.T) {
 	for _, c := range []struct{ name, script, command string }{
 		{"its process", "exec flock -n -F \"$0\" sh -c 'echo $$; exec sleep 1000'", "sleep"},
-		// flock(1) has ended, and sleep has inherited the lock.
+		// flock(1) has ended, but sleep has inherited the lock.
 		{"an heir", "flock -n 9 || exit; sleep 1000 & exec 3>&- 4>&- 5>&- 6>&- 7>&- 8>&- 9>&-; echo $!; wait", "sleep"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -67,7 +68,7 @@ func TestHolders(t *testing.T) {
 			}
 		})
 	}
-	// A shared lock has several holders, each named once.
+	// A shared lock has several holders. Each is named once.
 	name := filepath.Join(t.TempDir(), "file")
 	want := map[int]bool{}
 	for range maxHolders + 2 {
@@ -92,7 +93,7 @@ func TestHolders(t *testing.T) {
 	}
 }
 
-// The name of a process is its own choice.
+// A process chooses its own name, so it can't be trusted.
 func TestNameOfAHolder(t *testing.T) {
 	sleep, err := exec.LookPath("sleep")
 	if err != nil {

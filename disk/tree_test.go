@@ -12,7 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// hostileTree has below dir/ what must not be followed, waited for or written to, and says what each name is.
+// hostileTree fills dir/ with files that must not be followed, waited for or written to, and returns what each name is.
 func hostileTree(t *testing.T) (tree Tree, outside string, bad []string) {
 	t.Helper()
 	top, err := os.MkdirTemp("", "t") // a short path: it has to fit a socket's address
@@ -34,7 +34,7 @@ func hostileTree(t *testing.T) (tree Tree, outside string, bad []string) {
 	}
 	for name, target := range map[string]string{
 		"link":     filepath.Join(outside, "file"),
-		"new":      filepath.Join(outside, "made"), // leads to nothing yet
+		"new":      filepath.Join(outside, "made"), // leads to a file that doesn't exist
 		"self":     "self",
 		"up":       "../..",
 		"away":     outside,
@@ -162,7 +162,7 @@ func TestTree(t *testing.T) {
 	if _, err := tree.ReadFile("a/b/f", 1<<20); !errdefs.IsFailedPrecondition(err) {
 		t.Errorf("two gigabytes: %v", err)
 	}
-	// A path that is given may lead through links, which is its user's business.
+	// A path that the user gives may lead through links: those are the user's own.
 	link := filepath.Join(t.TempDir(), "link")
 	if err := os.Symlink(string(tree), link); err != nil {
 		t.Fatal(err)

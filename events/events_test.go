@@ -16,7 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// read returns the names of the events that are new in the log.
+// read returns the names of the events that were added to the log since the last read.
 func read(t *testing.T, l *Log) []string {
 	t.Helper()
 	var names []string
@@ -48,7 +48,7 @@ func name(i int) Event { return Event{Topic: "/images/create", Name: fmt.Sprint(
 
 func TestWritersLoseNothingAndFollowersSeeAll(t *testing.T) {
 	defer func(old int64) { limit = old }(limit)
-	limit = 64 << 10 // rotates once
+	limit = 64 << 10 // the log is rotated once
 	const writers, each = 8, 100
 	root := t.TempDir()
 	l := openLog(t, root)
@@ -99,7 +99,7 @@ func TestTheLogStaysBounded(t *testing.T) {
 	for i := range 200 {
 		Append(root, name(i))
 		if i%5 == 0 {
-			read(t, l) // closes what it has read
+			read(t, l) // closes the file that it has read
 		}
 	}
 	for _, file := range []string{current, rotated} {
@@ -116,7 +116,7 @@ func TestTheLogStaysBounded(t *testing.T) {
 	}
 }
 
-// Many events at once are the same lines, and no line is divided among two files.
+// Events that are recorded together are written as the same lines, and no line is divided between two files.
 func TestManyAtOnce(t *testing.T) {
 	defer func(old int64) { limit = old }(limit)
 	limit = 2 * maxBatch
@@ -224,7 +224,7 @@ func TestALineWithoutEndIsPassedOver(t *testing.T) {
 	if err := os.WriteFile(file, nil, 0o644); err != nil {
 		t.Fatal(err)
 	}
-	if err := os.Truncate(file, 256<<20); err != nil { // zeros
+	if err := os.Truncate(file, 256<<20); err != nil { // filled with zeros
 		t.Fatal(err)
 	}
 	f, err := os.OpenFile(file, os.O_WRONLY|os.O_APPEND, 0)
@@ -249,7 +249,7 @@ func TestALineWithoutEndIsPassedOver(t *testing.T) {
 	}
 }
 
-// A log that is emptied goes on for those who follow it; what is counted is still read.
+// If a log is truncated, its followers go on. Counted events can still be read.
 func TestTruncatedAndCounted(t *testing.T) {
 	root := t.TempDir()
 	for _, name := range []string{"a", "b", "c"} {

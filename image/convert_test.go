@@ -11,7 +11,7 @@ import (
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
-// dockerImage stores an image with docker's media types, whose documents also have members that nobody knows.
+// dockerImage stores an image with docker's media types. Its documents also have members that distkit does not know.
 func (f *fixture) dockerImage(arch string) v1.Descriptor {
 	f.t.Helper()
 	layer := f.add("application/vnd.docker.image.rootfs.diff.tar.gzip", []byte("layer of "+arch))
@@ -90,7 +90,8 @@ func TestConvert(t *testing.T) {
 	}
 }
 
-// A descriptor may embed the document that it describes: it has the new one then. What is a part, and stays, is embedded as it was.
+// A descriptor may embed the document that it describes. If that document is rewritten, the new one is embedded. Other
+// embedded documents stay as they are.
 func TestConvertEmbeds(t *testing.T) {
 	f := newFixture(t)
 	m := f.dockerImage("amd64")
@@ -110,7 +111,7 @@ func TestConvertEmbeds(t *testing.T) {
 	}
 }
 
-// A descriptor without a type, or with an odd one, leads to a document all the same.
+// A descriptor without a type, or with an unusual one, is followed to its document all the same.
 func TestConvertTellsTypesByContent(t *testing.T) {
 	f := newFixture(t)
 	for _, odd := range []string{"", "text/plain"} {
@@ -149,7 +150,7 @@ func TestConvertRefuses(t *testing.T) {
 	}
 }
 
-// A blob that is a layer of one manifest of an index and itself the next manifest is looked at as both.
+// A blob that is a layer of one manifest of an index, and itself the next manifest, is handled as both.
 func TestAPartMayBeADocumentToo(t *testing.T) {
 	f := newFixture(t)
 	inner := f.image("amd64", 1)

@@ -25,20 +25,20 @@ import (
 
 var crashFor = flag.Duration("crash", 4*time.Second, "how long processes are killed at random")
 
-// crashEnv makes the test binary one of the processes that are killed: "ROLE ROOT SEED".
+// crashEnv is set to "ROLE ROOT SEED" in the environment of a process of the test binary that is to be killed.
 const crashEnv = "IMAGE_TEST_CRASH"
 
-// roles are what processes do to one store at the same time. Each ends by itself soon.
+// roles are the functions that processes run on one store at the same time. Each ends soon.
 var roles = map[string]func(context.Context, *rand.Rand, *content.Store) error{
 	"name": nameImages, "unname": changeNames, "sweep": sweepAll, "partition": changeNamespaces, "loose": bringLoose,
 }
 
 var crashNamespaces = []string{"default", "one", "two"}
 
-// Of the names that processes use, those with this prefix are made once and never taken away.
+// The names with this prefix are created once and never removed.
 const kept = "kept/"
 
-// crashImage stores an image, the same in each process: images share layers, and repeat one.
+// crashImage stores an image, the same in each process. The images share layers, and repeat one.
 func crashImage(ctx context.Context, s *content.Store, i int) (v1.Descriptor, error) {
 	var failed error
 	add := func(mediaType string, b []byte) v1.Descriptor {
@@ -76,7 +76,7 @@ func crashNames(r *rand.Rand, s *content.Store) (*Names, error) {
 	return OpenNames(s, crashNamespaces[r.IntN(len(crashNamespaces))])
 }
 
-// nameImages does what a pull does, and tells of each name that must not be lost.
+// nameImages does what a pull does, and prints each name that must not be lost.
 func nameImages(ctx context.Context, r *rand.Rand, s *content.Store) error {
 	if _, err := s.Hold(ctx); err != nil {
 		return err
@@ -157,7 +157,7 @@ func changeNamespaces(_ context.Context, r *rand.Rand, s *content.Store) error {
 	return nil
 }
 
-// bringLoose stores what nothing names, without a hold: the sweep may take it at any time.
+// bringLoose stores blobs without a name and without a hold. The sweep may delete them at any time.
 func bringLoose(ctx context.Context, r *rand.Rand, s *content.Store) error {
 	for range 20 {
 		b := bytes.Repeat([]byte("loose"), 1+r.IntN(20000))
@@ -189,9 +189,9 @@ func crashProcess(args string) {
 	os.Exit(0)
 }
 
-// TestKilledProcesses has processes bring images, name them, change and delete names and
-// namespaces, and sweep without a grace, all in one store and killed at random instants. After
-// each round everything that has a name is whole, and no name that was told of is lost.
+// TestKilledProcesses starts processes that store images, name them, change and delete names and namespaces, and sweep
+// without a grace period. All use one store and are killed at random instants. After each round every image with a name
+// is complete, and no name that was printed is lost.
 func TestKilledProcesses(t *testing.T) {
 	root := filepath.Join(t.TempDir(), "store")
 	seed := rand.Uint64()
@@ -252,7 +252,8 @@ func TestKilledProcesses(t *testing.T) {
 		checkNames(t, root, promised)
 	}
 	t.Logf("%d processes were killed, %d ended, %d names were promised", kills, ends, len(promised))
-	// Whatever was left behind, a sweep runs and takes exactly what has no name.
+	// In spite of the files that killed processes left, a sweep runs and deletes exactly the blobs that no name leads
+	// to.
 	p := &process{c: exec.Command(os.Args[0])}
 	p.c.Env = append(os.Environ(), fmt.Sprintf("%s=sweep %s 0", crashEnv, root))
 	p.c.Stderr = &p.errs
@@ -265,8 +266,8 @@ func TestKilledProcesses(t *testing.T) {
 	}
 }
 
-// checkNames demands what distkit-layout(5) promises of names, by reading the files alone. It
-// gives all that names reach.
+// checkNames checks the names against distkit-layout(5), reading only the files. It returns the digests of all blobs
+// that names lead to.
 func checkNames(t *testing.T, root string, promised map[string]digest.Digest) map[digest.Digest]bool {
 	t.Helper()
 	reached := map[digest.Digest]bool{}
@@ -326,7 +327,7 @@ func checkNames(t *testing.T, root string, promised map[string]digest.Digest) ma
 		}
 	}
 	if b, err := os.ReadFile(filepath.Join(root, "events")); err == nil {
-		// The last line alone may be torn, until the next writer ends it.
+		// Only the last line may be incomplete, until the next writer ends it.
 		lines := bytes.Split(b, []byte{'\n'})
 		for _, line := range lines[:len(lines)-1] {
 			if !json.Valid(line) && bytes.HasPrefix(line, []byte("{")) && bytes.Count(line, []byte(`"time"`)) > 1 {

@@ -17,7 +17,8 @@ import (
 
 const someConfig = `{"os":"linux","architecture":"amd64","rootfs":{"type":"layers","diff_ids":[]}}`
 
-// What leads to the edited part has its new digest and size, and is otherwise the same, byte for byte.
+// The documents that lead to the edited part have its new digest and size. All else in them stays the same, byte for
+// byte.
 func TestReplacePart(t *testing.T) {
 	ctx := t.Context()
 	store := newStore(t)
@@ -35,7 +36,7 @@ func TestReplacePart(t *testing.T) {
 		return fmt.Sprintf(`{"digest":"%s","mediaType":%q , "size":%d,"platform":%s}`, d.Digest, v1.MediaTypeImageManifest, d.Size, platform)
 	}
 	other := entry(v1.Descriptor{Digest: digest.FromString("other"), Size: 9}, `{"os":"linux","architecture":"arm64"}`)
-	// The manifest is in the index twice: the second is the one for the platform.
+	// The index lists the manifest twice. The second entry is the one for the platform.
 	indexText := `{"schemaVersion":2,"manifests":[` + other + ` , ` + entry(manifest, `{"os":"linux","architecture":"s390x"}`) + ",\n" +
 		entry(manifest, `{"os":"linux","architecture":"amd64"}`) + `],"annotations":{"a":"<&>"}}`
 	index := put(digest.SHA512, indexText)
@@ -86,7 +87,7 @@ func TestReplacePart(t *testing.T) {
 		t.Errorf("the old index is %s", got)
 	}
 
-	// A manifest stays one, and a config one that can be used.
+	// After an edit a manifest is still a manifest, and a config can still be used.
 	for _, bad := range []string{"", "{}", indexText, someConfig} {
 		part, err := w.ManifestPart(ctx, index)
 		if err == nil {
@@ -103,7 +104,7 @@ func TestReplacePart(t *testing.T) {
 	}
 }
 
-// Of what a document has twice, readers take one or the other: it is not rewritten.
+// If a document has a member twice, readers differ in which one they use. Such a document is not rewritten.
 func TestAmbiguousDocumentsAreNotRewritten(t *testing.T) {
 	ctx := t.Context()
 	store := newStore(t)
@@ -150,7 +151,8 @@ func writeAs(t *testing.T, s *content.Store, alg digest.Algorithm, text string) 
 	return dgst
 }
 
-// A config with more members than any needs is refused before they are decoded, which would take many times its size.
+// A config with more members than any config needs is refused before they are decoded, which would take many times its
+// size.
 func TestConfigsAreBounded(t *testing.T) {
 	b := strings.Replace(someConfig, "[]", "["+strings.Repeat(`"",`, 1<<20)+`""]`, 1)
 	if err := Validate([]byte(b)); !errdefs.IsInvalidArgument(err) || !strings.Contains(err.Error(), "members") {

@@ -14,7 +14,7 @@ import (
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
-// fixture is a store to which documents are added.
+// fixture is a store, to which tests add documents.
 type fixture struct {
 	t     *testing.T
 	store *content.Store
@@ -102,8 +102,8 @@ func TestManifestOfPlatform(t *testing.T) {
 	}
 }
 
-// A manifest that no index describes is told by its config, and refused where it is for another
-// platform than the one that was asked for.
+// If no index describes a manifest, its platform is that in its config. It is refused if that is not the requested
+// platform.
 func TestAManifestForAnotherPlatformIsRefused(t *testing.T) {
 	f := newFixture(t)
 	arm64 := f.image("arm64", 1)
@@ -123,7 +123,7 @@ func TestAManifestForAnotherPlatformIsRefused(t *testing.T) {
 				t.Errorf("what is missing for %s of %s: %v", platform, d.MediaType, err)
 			}
 			if c, err := f.walker(platform).Children(t.Context(), arm64); err != nil || len(c) != 2 {
-				t.Errorf("children for %s: %v, %v", platform, c, err) // a pull has no config yet
+				t.Errorf("children for %s: %v, %v", platform, c, err) // during a pull, the config comes later
 			}
 		}
 		if _, err := f.walker("linux/arm64").Layers(t.Context(), d); err != nil {
@@ -159,7 +159,7 @@ func TestAManifestForAnotherPlatformIsRefused(t *testing.T) {
 	}
 }
 
-// A checkpoint is an index of one image, and of what is no image.
+// A checkpoint is an index with one image and with other objects.
 func TestManifestBesideOthers(t *testing.T) {
 	f := newFixture(t)
 	image := f.image("amd64", 1)
@@ -225,7 +225,8 @@ func TestChildrenAndMissing(t *testing.T) {
 	}
 }
 
-// What calls itself an index or manifest and can't be read as one is not complete, whatever its descriptor says.
+// A document that has the type of an index or manifest and can't be read as one is not complete, whatever its
+// descriptor says.
 func TestMissingOfWhatCallsItselfAManifest(t *testing.T) {
 	f := newFixture(t)
 	for name, doc := range map[string]string{
@@ -300,7 +301,7 @@ func TestCorruptManifestIsDataLoss(t *testing.T) {
 
 func damage(t *testing.T, path, text string) {
 	t.Helper()
-	if err := os.Chmod(path, 0o644); err != nil { // no blob may be written
+	if err := os.Chmod(path, 0o644); err != nil { // blobs are read-only
 		t.Fatal(err)
 	}
 	if err := os.WriteFile(path, []byte(text), 0o644); err != nil {

@@ -20,7 +20,7 @@ import (
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
-// writerEnv makes the test binary a process that names images and ends.
+// writerEnv is set in the environment of a process of the test binary that names images and ends.
 const writerEnv = "IMAGE_TEST_WRITER"
 
 func TestMain(m *testing.M) {
@@ -63,7 +63,7 @@ func open(t *testing.T, root, namespace string) *Names {
 	return nil
 }
 
-// entry gives a descriptor a name as another tool would, whatever it describes.
+// entry gives a descriptor a name in the way another tool would, whatever the descriptor describes.
 func (n *Names) entry(t *testing.T, name string, d v1.Descriptor) {
 	t.Helper()
 	err := n.change(t.Context(), func(ix *index) error {
@@ -76,7 +76,7 @@ func (n *Names) entry(t *testing.T, name string, d v1.Descriptor) {
 	}
 }
 
-// putTargets puts what target describes into a store: those of the letters.
+// putTargets stores the manifests that target describes for these letters.
 func putTargets(root string) error {
 	dir := filepath.Join(root, "blobs", "sha256")
 	if err := os.MkdirAll(dir, 0o755); err != nil {
@@ -99,7 +99,7 @@ func manifestOf(s string) string {
 	return `{"schemaVersion":2,"config":{"mediaType":"` + v1.MediaTypeImageConfig + `","digest":"` + digest.FromString(s).String() + `","size":1},"layers":[]}`
 }
 
-// target describes a manifest that names can point at. There is one for each letter.
+// target describes a manifest that names can point at. There is one per letter.
 func target(s string) v1.Descriptor {
 	b := manifestOf(s)
 	return v1.Descriptor{MediaType: v1.MediaTypeImageManifest, Digest: digest.FromString(b), Size: int64(len(b))}
@@ -147,7 +147,7 @@ func TestCreateReplaceDelete(t *testing.T) {
 	}
 }
 
-// A listing is the names at one instant: what comes later is not in it.
+// A listing has the names at one instant, and none that are added later.
 func TestListing(t *testing.T) {
 	names := open(t, t.TempDir(), DefaultNamespace)
 	for _, name := range []string{"b", "a"} {
@@ -155,7 +155,7 @@ func TestListing(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	names.entry(t, "a", target("z")) // another tool's, of a name that is there
+	names.entry(t, "a", target("z")) // written by another tool, with a name that exists
 	names.entry(t, "", target("u"))
 	l, err := names.Read()
 	if err != nil {
@@ -216,7 +216,7 @@ func TestNamespacesShareBlobsNotNames(t *testing.T) {
 	}
 }
 
-// What other tools wrote stays, the fields we don't know included.
+// Entries that other tools wrote stay the same, including members that distkit does not know.
 func TestForeignEntriesSurvive(t *testing.T) {
 	root := t.TempDir()
 	names := open(t, root, DefaultNamespace)
@@ -277,7 +277,7 @@ func TestBadNamesAndLayouts(t *testing.T) {
 	}
 }
 
-// A crash between the writing aside and the rename leaves a file that harms nothing.
+// After a crash before the rename, a temporary file is left, which is harmless.
 func TestLeftoverAsideIsOverwritten(t *testing.T) {
 	root := t.TempDir()
 	names := open(t, root, DefaultNamespace)
@@ -298,7 +298,7 @@ func TestLeftoverAsideIsOverwritten(t *testing.T) {
 	}
 }
 
-// No name is lost among processes and goroutines that write at once.
+// When processes and goroutines write at the same time, no name is lost.
 func TestParallelWritersLoseNothing(t *testing.T) {
 	root := t.TempDir()
 	const processes, goroutines, each = 4, 4, 10
@@ -413,7 +413,8 @@ func TestNamespaceLife(t *testing.T) {
 	list("[b default]")
 }
 
-// Labels that describe content follow the target, and the user's own stay, however a name comes to point elsewhere.
+// When a name gets a new target, in whatever way, labels that describe the content are replaced, and the user's own
+// labels stay.
 func TestLabelsFollowTheTarget(t *testing.T) {
 	const version, source = "org.opencontainers.image.version", layout.LabelSource + "docker.io"
 	names := open(t, t.TempDir(), DefaultNamespace)
@@ -524,7 +525,8 @@ func TestRename(t *testing.T) {
 	if all, err := names.List(); err != nil || len(all) != 2 {
 		t.Errorf("%+v, %v", all, err)
 	}
-	// What a crash between two namespaces leaves is both; the same call ends it, and no other.
+	// A crash between the changes of two namespaces leaves the name in both. Only the same call, repeated, completes
+	// the move.
 	left, err := names.Get("taken")
 	if err != nil {
 		t.Fatal(err)
@@ -553,8 +555,8 @@ func TestRename(t *testing.T) {
 	}
 }
 
-// Who moves names to and fro between namespaces, in both directions, beside a removal of one, never waits for ever, and
-// loses none.
+// Calls that move names between namespaces in both directions, while a namespace is removed, never deadlock and never
+// lose a name.
 func TestRenamesBetweenNamespaces(t *testing.T) {
 	root := t.TempDir()
 	all := []*Names{open(t, root, DefaultNamespace), open(t, root, "a"), open(t, root, "z")}
@@ -598,7 +600,7 @@ func TestRenamesBetweenNamespaces(t *testing.T) {
 	}
 }
 
-// One entry that is no descriptor hides no other, and can be taken away.
+// An entry that is not a descriptor does not hide the others, and can be removed.
 func TestStrangeEntries(t *testing.T) {
 	root := t.TempDir()
 	names := open(t, root, DefaultNamespace)
@@ -637,7 +639,7 @@ func TestStrangeEntries(t *testing.T) {
 	}
 }
 
-// Names are taken away in one change, those that are there; entries without a name by their digest.
+// All names that exist are removed in one change. Entries without a name are removed by their digest.
 func TestDeleteAll(t *testing.T) {
 	root := t.TempDir()
 	names := open(t, root, DefaultNamespace)
@@ -646,7 +648,7 @@ func TestDeleteAll(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	names.entry(t, "c", target("z")) // twice, as another tool may write it
+	names.entry(t, "c", target("z")) // a second entry, as another tool may write it
 	names.entry(t, "", target("a"))
 	names.entry(t, "", target("u"))
 	path := filepath.Join(root, "index.json")
@@ -694,7 +696,8 @@ func TestDeleteAll(t *testing.T) {
 	}
 }
 
-// To make a namespace is to claim it: of all who try at once one gets it, with its labels.
+// Creating a namespace is exclusive: only one of several callers at the same time creates it, with that caller's
+// labels.
 func TestNamespaceIsClaimedOnce(t *testing.T) {
 	store, err := content.Open(t.TempDir())
 	if err != nil {
@@ -727,7 +730,7 @@ func TestNamespaceIsClaimedOnce(t *testing.T) {
 	}
 }
 
-// A namespace that has snapshots is not removed: they would show up in the next one of that name.
+// A namespace that has snapshots is not removed, because the snapshots would belong to the next namespace of that name.
 func TestNamespaceWithSnapshotsStays(t *testing.T) {
 	root := t.TempDir()
 	store, err := content.Open(root)
@@ -759,8 +762,7 @@ func TestNamespaceWithSnapshotsStays(t *testing.T) {
 	}
 }
 
-// A namespace may be removed under those who give names in it: each name is kept, or the
-// removal refused.
+// A namespace may be removed while others add names to it. Either each name is kept, or the removal fails.
 func TestRemovalOfANamespaceLosesNoName(t *testing.T) {
 	root := t.TempDir()
 	store, err := content.Open(root)

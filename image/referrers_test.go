@@ -13,7 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// attach adds a referrer, three blobs, and lists it in a namespace.
+// attach stores a referrer, which has three blobs, and lists it in a namespace.
 func (f fixture) attach(namespace string, subject v1.Descriptor, text string) v1.Descriptor {
 	f.t.Helper()
 	layer := f.add("text/plain", []byte(text))
@@ -40,7 +40,7 @@ func (f fixture) unnamed(namespace string) int {
 	return len(l.Unnamed())
 }
 
-// Referrers stay as long as something else needs their subject, and go with it.
+// Referrers stay as long as anything else needs their subject, and are deleted with it.
 func TestSweepTakesReferrersWithTheirSubject(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t)
@@ -51,7 +51,7 @@ func TestSweepTakesReferrersWithTheirSubject(t *testing.T) {
 	tagged := f.image("s390x", 1) // 3
 	f.refer("default", layout.Referrer{Descriptor: tagged, Subject: ix.Digest, Tag: "sha256-x.sig"})
 	f.attach("default", alone, "of what has no name")
-	// Another namespace needs the index, and lists a referrer of its own. A referrer that has a name keeps its subject.
+	// Another namespace needs the index, and lists its own referrer. A referrer that has a name keeps its subject.
 	f.attach("other", ix, "of the other namespace")
 	f.name("other", "a", ix)
 	named := f.attach("default", f.image("arm64", 1), "named")
@@ -85,7 +85,8 @@ func TestSweepTakesReferrersWithTheirSubject(t *testing.T) {
 	}
 }
 
-// A phase does not wait for who has locked the names of a namespace: that process may wait for names that the phase has.
+// A phase does not wait for a process that has locked the names of a namespace, because that process may wait for names
+// that the phase has locked.
 func TestSweepDoesNotWaitForNamesWithinAPhase(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t)
@@ -113,7 +114,7 @@ func TestSweepDoesNotWaitForNamesWithinAPhase(t *testing.T) {
 	}
 }
 
-// Entries that other tools write count by themselves, whatever their documents refer to.
+// The entries of other tools keep their targets, whatever these documents refer to.
 func TestSweepSparesReferrersOfOtherTools(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t)
@@ -126,7 +127,7 @@ func TestSweepSparesReferrersOfOtherTools(t *testing.T) {
 	}
 }
 
-// A chain of referrers whose entries are in any order is followed once.
+// A chain of referrers is followed once, whatever the order of their entries.
 func TestSweepFollowsChainsOfReferrers(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t)
@@ -139,7 +140,7 @@ func TestSweepFollowsChainsOfReferrers(t *testing.T) {
 		chain = append(chain, d)
 		entries = append([]layout.Referrer{{Descriptor: d, Subject: chain[i].Digest}}, entries...)
 	}
-	// The first document is said to depend on the last, too.
+	// The first document claims to depend on the last one, too.
 	entries = append(entries, layout.Referrer{Descriptor: chain[1], Subject: chain[50].Digest, Tag: "sha256-x.sig"})
 	if err := f.names("default").AddReferrers(t.Context(), entries); err != nil {
 		t.Fatal(err)

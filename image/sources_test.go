@@ -12,7 +12,7 @@ import (
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
-// An image is made from one that was pulled from a registry: the registry has its blobs.
+// An image is made from one that was pulled from a registry, so the registry has its blobs.
 func TestSources(t *testing.T) {
 	f := newFixture(t)
 	names, err := OpenNames(f.store, DefaultNamespace)
@@ -41,7 +41,7 @@ func TestSources(t *testing.T) {
 	config := f.add(v1.MediaTypeImageConfig, []byte(`{"own":"config"}`))
 	derived := f.add(v1.MediaTypeImageManifest, v1.Manifest{MediaType: v1.MediaTypeImageManifest, Config: config,
 		Layers: []v1.Descriptor{layer(0), layer(1), own, own}})
-	// Of the index only one platform is here.
+	// Only one platform of the index is stored.
 	gone := v1.Descriptor{MediaType: v1.MediaTypeImageManifest, Digest: digest.FromString("gone"), Size: 4}
 	name(names, "reg.example/base:1", f.index(gone, base), "reg.example", "team/base,../up,A B,team/app", "other.example", "elsewhere")
 	name(names, "reg.example/team/app:1", derived)
@@ -74,12 +74,12 @@ func TestSources(t *testing.T) {
 	check(derived, "reg.example:5000", "x", nil)
 	check(f.index(derived, gone), "reg.example", "team/app", both("team/base"))
 
-	// docker.io's short names are those of library/.
+	// The short names of docker.io are those in library/.
 	name(names, "docker.io/library/base:1", base, "docker.io", "base")
 	check(derived, "docker.io", "me/app", both("library/base"))
 	check(derived, "docker.io", "base", nil)
 
-	// A blob's own label says more.
+	// The label of a blob itself takes precedence.
 	if _, err := f.store.Update(t.Context(), content.Info{Digest: own.Digest, Labels: map[string]string{layout.LabelSource + "reg.example": "z/own,team/own"}}); err != nil {
 		t.Fatal(err)
 	}
@@ -87,13 +87,13 @@ func TestSources(t *testing.T) {
 	want[own.Digest] = "team/own"
 	check(derived, "reg.example", "team/app", want)
 
-	// Another namespace's images tell nothing.
+	// The images of another namespace are not used.
 	if names, err = OpenNames(f.store, "other"); err != nil {
 		t.Fatal(err)
 	}
 	check(derived, "reg.example", "team/app", map[digest.Digest]string{own.Digest: "team/own"})
 
-	// Where another image came from is not where this one did.
+	// The origin of another image says nothing about this one.
 	name(names, "n", base, "a", "1", "b", "2")
 	name(names, "n", derived, "b", "3")
 	img, err := names.Get("n")

@@ -14,7 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// A document that can't be read at all stops the sweep, and the message says which image that is.
+// A document that can't be read at all stops the sweep. The message names the image that has it.
 func TestSweepStopsWhereADocumentCannotBeRead(t *testing.T) {
 	f := newFixture(t)
 	d := f.image("amd64", 1)
@@ -23,11 +23,11 @@ func TestSweepStopsWhereADocumentCannotBeRead(t *testing.T) {
 	if err := os.Chmod(f.path(d.Digest), 0); err != nil {
 		t.Fatal(err)
 	}
-	if os.Geteuid() == 0 { // who reads every file
+	if os.Geteuid() == 0 { // root can read every file
 		if err := os.Chmod(filepath.Dir(f.store.Root()), 0o755); err != nil {
 			t.Fatal(err)
 		}
-		release, err := f.store.Exclude(t.Context(), 0) // makes the file, which others may read
+		release, err := f.store.Exclude(t.Context(), 0) // creates the file, so that others may read it
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -96,7 +96,7 @@ func (f fixture) delete(d digest.Digest) {
 	}
 }
 
-// link makes a blob that is quickly made, since nobody reads it.
+// link makes a blob quickly. Its content is wrong, but nothing reads it.
 func (f fixture) link(i int) {
 	f.t.Helper()
 	name := fmt.Sprintf("%s/blobs/sha256/%064x", f.store.Root(), i)
@@ -137,8 +137,8 @@ func TestSweepTakesWhatNoNameReaches(t *testing.T) {
 	}
 }
 
-// What a strange document points at stays, a subject too, and so does what an entry without a
-// name points at.
+// A sweep keeps everything that a document of an unknown type points at, including its subject, and everything that an
+// entry without a name points at.
 func TestSweepSparesWhatIsInDoubt(t *testing.T) {
 	f := newFixture(t)
 	layer := f.add(v1.MediaTypeImageLayer, []byte("layer"))
@@ -164,8 +164,8 @@ func TestSweepDeletesNothingWhenNamesCannotBeRead(t *testing.T) {
 	}
 }
 
-// A container keeps its image as a name would, and its chains are told; one that does not parse
-// stops the sweep, one without a record keeps nothing.
+// A container keeps its image as a name would, and the sweep reports the chain IDs of its layers. A container that
+// can't be parsed stops the sweep. One without a record keeps nothing.
 func TestSweepSparesWhatContainersPin(t *testing.T) {
 	f := newFixture(t)
 	pinned, loose := f.image("amd64", 2), f.image("arm64", 1)
@@ -196,7 +196,7 @@ func TestSweepSparesWhatContainersPin(t *testing.T) {
 	}
 }
 
-// What happens between the look at names and the deletions counts, whatever it is.
+// Changes between the moment when names are read and the deletions are respected, of whatever kind.
 func TestSweepSeesWhatHappensMeanwhile(t *testing.T) {
 	labelled := func(f fixture, d digest.Digest) {
 		if _, err := f.store.Update(f.t.Context(), content.Info{Digest: d, Labels: map[string]string{LabelRoot: "now"}}); err != nil {
@@ -246,7 +246,7 @@ func TestSweepSeesWhatHappensMeanwhile(t *testing.T) {
 					f.t.Fatal(err)
 				}
 			}
-		}, 3}, // the next one takes them
+		}, 3}, // the next sweep deletes these
 		"a container is recorded": {func(f fixture) func() {
 			d := f.image("amd64", 1)
 			return func() { held(f, func() { f.container("default", "c", d.Digest) }) }
@@ -311,7 +311,7 @@ func TestSweepSeesWhatHappensMeanwhile(t *testing.T) {
 	}
 }
 
-// While a sweep reports what it has deleted it keeps nobody waiting.
+// While a sweep reports the blobs that it has deleted, nobody has to wait for it.
 func TestSweepKeepsNobodyWaiting(t *testing.T) {
 	f := newFixture(t)
 	d := f.image("amd64", 1)
@@ -364,7 +364,7 @@ func TestSweepKeepsNobodyWaiting(t *testing.T) {
 	}
 }
 
-// In a phase nobody makes a name or takes the hold, and who waits for that can be called off.
+// During a phase nobody can add a name or take the hold. A caller that waits for that can be cancelled.
 func TestPhaseExcludesOthers(t *testing.T) {
 	f := newFixture(t)
 	d := f.image("amd64", 1)
@@ -390,12 +390,13 @@ func TestPhaseExcludesOthers(t *testing.T) {
 	}
 }
 
-// A corrupt document stops no sweep. What stands in it is kept, and the snapshots that its image may need.
+// A corrupt document does not stop a sweep. The blobs that it names are kept, and so are snapshots that its image may
+// need.
 func TestSweepGoesOnBesideCorruptDocuments(t *testing.T) {
 	for _, torn := range []func(b []byte) []byte{
-		func(b []byte) []byte { return append(b[:len(b)-1:len(b)-1], 'x') },            // no JSON any more
-		func(b []byte) []byte { return bytes.Replace(b, []byte("l"), []byte("L"), 1) }, // JSON
-		func(b []byte) []byte { return append([]byte{0, 0}, b[2:]...) },                // no object
+		func(b []byte) []byte { return append(b[:len(b)-1:len(b)-1], 'x') },            // no longer JSON
+		func(b []byte) []byte { return bytes.Replace(b, []byte("l"), []byte("L"), 1) }, // still JSON
+		func(b []byte) []byte { return append([]byte{0, 0}, b[2:]...) },                // not an object
 	} {
 		f := newFixture(t)
 		d, other := f.image("amd64", 2), f.image("arm64", 1)
@@ -441,7 +442,7 @@ func TestSweepGoesOnBesideCorruptDocuments(t *testing.T) {
 	}
 }
 
-// What is left of a killed removal of a namespace goes, and a blob from the future gets today's time.
+// A sweep completes a removal of a namespace that was killed. A blob with a time in the future gets the current time.
 func TestSweepOfLeftovers(t *testing.T) {
 	f := newFixture(t)
 	d := f.image("amd64", 1)
@@ -510,7 +511,7 @@ func TestExplain(t *testing.T) {
 		"a manifest":            {a.Digest, ofA},
 		"a layer":               {layers[0].Digest, append(slices.Clone(ofA), of("label", "", "", root))},
 		"a layer that is gone":  {layers[1].Digest, ofA},
-		"a chain":               {layers[0].ChainID, append(slices.Clone(ofA), of("label", "", "", root))}, // of one layer, whose digest it is
+		"a chain":               {layers[0].ChainID, append(slices.Clone(ofA), of("label", "", "", root))}, // of one layer, so that it is the layer's digest
 		"a chain of a snapshot": {layers[1].ChainID, append(slices.Clone(ofA), "container ci snap")},
 		"of a container":        {b.Digest, []string{of("image", "default", "both:1", ix), of("container", "ci", "c", b)}},
 		"a root":                {root.Digest, []string{of("label", "", "", root)}},
@@ -539,7 +540,8 @@ func TestExplain(t *testing.T) {
 	}
 }
 
-// Documents of older kinds refer to their blobs as well: the withdrawn artifact manifest by "blobs", docker's schema 1 by "fsLayers".
+// Documents of older kinds refer to their blobs, too: the withdrawn artifact manifest by "blobs", docker's schema 1 by
+// "fsLayers".
 func TestSweepFollowsOlderManifests(t *testing.T) {
 	f := newFixture(t)
 	blob, layer := f.add("", []byte("an artifact's")), f.add("", []byte("a layer"))

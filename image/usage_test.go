@@ -10,7 +10,7 @@ import (
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
-// What is exclusive to a name is what a sweep deletes once the name is gone, and no more.
+// The exclusive size of a name is the size of the blobs that a sweep deletes after the name is removed.
 func TestUsageIsWhatASweepFrees(t *testing.T) {
 	f := newFixture(t)
 	amd64, arm64, alone := f.image("amd64", 3), f.image("arm64", 2), f.image("s390x", 1)

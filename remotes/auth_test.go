@@ -17,14 +17,14 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
-// tokens is a registry with a token server beside it, both strict.
+// tokens is a registry with a token server. Both are strict.
 type tokens struct {
 	*fake
 	realm    *httptest.Server
-	asked    []*http.Request // of the token server
+	asked    []*http.Request // the requests to the token server
 	forms    []string
-	user     string // user:password that the token server wants, empty: anonymous
-	identity string // identity token that it wants
+	user     string // user:password that the token server expects; empty: none
+	identity string // identity token that the token server expects
 }
 
 func newTokens(t *testing.T) *tokens {
@@ -58,7 +58,7 @@ func newTokens(t *testing.T) *tokens {
 	return k
 }
 
-// dockerConfig writes a config.json, %s in it being the host.
+// dockerConfig writes a config.json, in which %s is the host.
 func dockerConfig(t *testing.T, content string) {
 	dir := t.TempDir()
 	if err := os.WriteFile(filepath.Join(dir, "config.json"), []byte(content), 0o600); err != nil {
@@ -128,7 +128,7 @@ func TestRegistryAuthFile(t *testing.T) {
 	if _, err := fetch(t, open(t, k.host(), Options{AuthFile: file}), "latest"); err != nil {
 		t.Fatal(err)
 	}
-	// A pipe, which can be read once, asked for with a token cache beside it.
+	// The identity comes from a pipe, which can be read only once, with a token cache.
 	runtimeDir(t)
 	r, w, err := os.Pipe()
 	if err != nil {
@@ -164,7 +164,7 @@ func TestTokenServerDown(t *testing.T) {
 		t.Errorf("%d tries", len(k.asked))
 	}
 
-	// Endless replies, and those that are no token.
+	// Replies without an end, and replies without a token.
 	for _, body := range []string{"", "{}", "<html>", strings.Repeat("[", 1<<20)} {
 		k = newTokens(t)
 		k.realm.Config.Handler = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { io.WriteString(w, body) })
@@ -243,7 +243,7 @@ func TestCredentialHelper(t *testing.T) {
 	}
 }
 
-// A helper that is missing or fails, and a config that can't be read, are no credentials.
+// If a helper is missing or fails, or a config can't be read, there are no credentials.
 func TestCredentialTrouble(t *testing.T) {
 	for _, config := range []string{`{"credsStore":"is-missing"}`, `{"credsStore":"../../bin/false"}`, `{"auths":`, `{"auths":{"%s":{"auth":"?"}}}`, ``} {
 		k := newTokens(t)
@@ -261,7 +261,7 @@ func TestCredentialTrouble(t *testing.T) {
 	}
 }
 
-// Nothing secret follows a redirect to another origin, be it another port.
+// No secret follows a redirect to another origin. Another port is another origin.
 func TestRedirect(t *testing.T) {
 	content := noise(1000)
 	var got http.Header
@@ -307,7 +307,7 @@ func TestRedirect(t *testing.T) {
 	}
 }
 
-// An origin that was redirected to gets no credentials though it asks for them.
+// An origin that was reached by a redirect gets no credentials, even if it asks for them.
 func TestRedirectChallenge(t *testing.T) {
 	var got []string
 	evil := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -348,7 +348,7 @@ func TestRedirectLimits(t *testing.T) {
 			t.Errorf("to %s: %v after %d requests", to, err, f.count())
 		}
 	}
-	// From HTTPS to HTTP what no digest guards is not taken.
+	// Only content that a digest verifies is accepted after a redirect from HTTPS to HTTP.
 	plain := newFake(t)
 	plain.manifest("latest", ocispec.MediaTypeImageManifest, []byte(`{"schemaVersion":2,"layers":[]}`))
 	id := plain.blob(noise(10))
@@ -366,7 +366,7 @@ func TestRedirectLimits(t *testing.T) {
 	}
 }
 
-// A registry must not send its clients' credentials where it likes.
+// A registry must not be able to send its clients' credentials anywhere it likes.
 func TestEvilRealm(t *testing.T) {
 	var got []*http.Request
 	evil := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -395,7 +395,7 @@ func TestEvilRealm(t *testing.T) {
 			}
 		}
 	}
-	// No step back from TLS.
+	// TLS is not given up.
 	s := newTLSFake(t)
 	dockerConfig(t, `{"auths":{"`+s.host()+`":{"auth":"`+basic("me:word")+`"}}}`)
 	s.reply(challenge(evil.URL))
@@ -405,7 +405,7 @@ func TestEvilRealm(t *testing.T) {
 		t.Fatal("a realm without TLS was asked by a registry with it")
 	}
 
-	// A realm of another owner gets requests without credentials.
+	// A token server of another owner gets requests without credentials.
 	f.reply(challenge("http://203.0.113.7/token"))
 	for _, config := range []string{`{"auth":"` + basic("me:word") + `"}`, `{"identitytoken":"an-identity"}`} {
 		dockerConfig(t, `{"auths":{"198.51.100.1:80":`+config+`}}`)

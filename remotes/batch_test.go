@@ -27,7 +27,7 @@ import (
 
 type serve = func(context.Context, Remote, io.Reader, io.Writer) error
 
-// startBatch serves a remote over pipes. The function that it returns closes the client and gives what the server says.
+// startBatch serves a remote over pipes. The function that it returns closes the client and returns the server's error.
 func startBatch(t *testing.T, r Remote, serve serve) (*batch.Client, func() error) {
 	t.Helper()
 	inR, inW, err1 := os.Pipe()
@@ -63,7 +63,7 @@ func fetchAll(ctx context.Context, c *batch.Client, object string, hints ...stri
 	return io.ReadAll(o)
 }
 
-// connections counts those that requests came over.
+// connections counts the connections on which requests came.
 func (f *fake) connections() int {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -197,7 +197,7 @@ func TestBatchPutsBlobsBeforeTheirManifest(t *testing.T) {
 	f.reset()
 	layers, _ := json.Marshal(list)
 	m := fmt.Appendf(nil, `{"schemaVersion":2,"mediaType":%q,"config":{},"layers":%s}`, ocispec.MediaTypeImageManifest, layers)
-	// The registry refuses a manifest before its blobs.
+	// The registry refuses a manifest before its blobs exist.
 	f.fault = func(w http.ResponseWriter, r *http.Request, _ int) bool {
 		if r.Method != http.MethodPut || !strings.Contains(r.URL.Path, "/manifests/") {
 			return false
@@ -235,7 +235,7 @@ func TestBatchPutsBlobsBeforeTheirManifest(t *testing.T) {
 	}
 }
 
-// A client that has found an object to be absent can put it, and the registry is not asked for it again.
+// After a client has found an object to be missing it can put it, and the registry is not asked for it again.
 func TestBatchAsksOnce(t *testing.T) {
 	f := newFake(t)
 	c, _ := startBatch(t, open(t, f.host(), Options{}), PutBatch)
@@ -309,14 +309,14 @@ func TestBatchPutCutOrWrong(t *testing.T) {
 				t.Errorf("%s: %v", kind, err)
 			}
 		}
-		// The server reads the second put while it stores the first, so it may or may not find the object.
+		// The server reads the second put while it stores the first, so whether it finds the object is not certain.
 		if got := strings.Replace(out.String(), "\nexists ", "\nstored ", 1); got != fmt.Sprintf("stored %s 1000\nstored %[1]s 1000\n", d) {
 			t.Errorf("%s: %q", kind, out.String())
 		}
 	}
 }
 
-// A helper serves a batch by one process. A helper that knows no batches is called once for each object.
+// A helper serves a batch with one process. A helper that does not support batches is called once per object.
 func TestBatchOfHelper(t *testing.T) {
 	for _, knows := range []bool{true, false} {
 		t.Run(fmt.Sprint(knows), func(t *testing.T) {
@@ -399,8 +399,8 @@ func TestBatchOfHelper(t *testing.T) {
 	}
 }
 
-// After a helper has died, a client that asks again gets the rest from another process. Processes that the helper left behind keep
-// nobody waiting.
+// After a helper has died, the client gets the remaining objects from another process. The client does not wait for
+// processes that the helper left running.
 func TestBatchOfHelperThatDies(t *testing.T) {
 	dir, log, fifo := t.TempDir(), filepath.Join(t.TempDir(), "log"), filepath.Join(t.TempDir(), "fifo")
 	if err := syscall.Mkfifo(fifo, 0o600); err != nil {
@@ -456,7 +456,7 @@ func TestBatchOfHelperThatDies(t *testing.T) {
 	}
 }
 
-// What a helper sends in a batch is not trusted.
+// Responses of a helper in a batch are verified.
 func TestBatchOfHelperThatLies(t *testing.T) {
 	d := digest.FromString("content")
 	for said, class := range map[string]func(error) bool{
@@ -476,7 +476,7 @@ func TestBatchOfHelperThatLies(t *testing.T) {
 	}
 }
 
-// A put that is cut off leaves a part. The next one sends the rest alone, also through a helper.
+// A put that is interrupted leaves a part. The next one sends only the rest, also through a helper.
 func TestBatchPutGoesOn(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "x")
 	layout(t, dir, "example.org/x:1")
@@ -518,7 +518,7 @@ func TestBatchPutGoesOn(t *testing.T) {
 		if _, err := rest(blob[part.Size+1:], part.Size+1); !errdefs.IsAborted(err) {
 			t.Errorf("%s: a rest that begins later: %v", what, err)
 		}
-		// Cut once more, further on.
+		// The put is interrupted again, at a later offset.
 		if err := cut(blob[part.Size:len(blob)-1], append(slices.Clone(hints), fmt.Sprint("offset:", part.Size))...); err == nil {
 			t.Errorf("%s: a rest that was cut is stored", what)
 		}
@@ -527,7 +527,7 @@ func TestBatchPutGoesOn(t *testing.T) {
 		} else {
 			part = a
 		}
-		// A part that is wrong goes.
+		// A part with wrong bytes is removed.
 		if err := os.WriteFile(filepath.Join(dir, "blobs/sha256/.tmp-"+digest.Digest(id).Encoded()), bytes.Repeat([]byte("x"), int(part.Size)), 0); err != nil {
 			t.Fatal(err)
 		}
@@ -557,8 +557,8 @@ type errReader struct{ error }
 
 func (e errReader) Read([]byte) (int, error) { return 0, e.error }
 
-// A tag that another process has set meanwhile, or a try whose reply was lost, is there: registries with tags that may not change
-// refuse to set it again.
+// A tag that another process has set, or that an attempt without a reply has set, counts as set: registries in which
+// tags can't be changed refuse to set it again.
 func TestPutOfATagThatIsSetMeanwhile(t *testing.T) {
 	f := newFake(t)
 	c, _ := startBatch(t, open(t, f.host(), Options{}), PutBatch)

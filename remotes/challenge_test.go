@@ -10,7 +10,8 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
-// Bearer with a realm is taken, else Basic, however many challenges stand before it, in one field or several.
+// A Bearer challenge with a realm is used, or else Basic, after any number of other challenges, in one field or in
+// several.
 func TestChooseChallenge(t *testing.T) {
 	const bearer = `Bearer realm="http://h/t", service="s", scope="a b"`
 	for _, c := range []struct {
@@ -45,7 +46,7 @@ func TestChooseChallenge(t *testing.T) {
 	}
 }
 
-// Parsing takes time in proportion to the header, which has at most a mebibyte.
+// Parsing takes time in proportion to the size of the header, which is at most a mebibyte.
 func TestChallengeEnormous(t *testing.T) {
 	for _, unit := range []string{"a ", "a,", "a=", `a="`, `a="b",`, `"`, `\`, "Bearer ", "Bearer realm=x,", "=", "é"} {
 		h := http.Header{"Www-Authenticate": {strings.Repeat(unit, (1<<20)/len(unit))}}
@@ -58,7 +59,7 @@ func TestChallengeEnormous(t *testing.T) {
 	}
 }
 
-// A registry offers what it likes. What can't be spoken is named by the error.
+// A registry may offer any scheme. If none is supported, the error names them.
 func TestChallengesOffered(t *testing.T) {
 	for _, c := range []struct {
 		fields []string
@@ -95,7 +96,7 @@ func TestChallengesOffered(t *testing.T) {
 	}
 }
 
-// What token servers reply in place of the usual.
+// Unusual replies of token servers.
 func TestTokenReplies(t *testing.T) {
 	for _, c := range []struct {
 		path, reply string

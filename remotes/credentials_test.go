@@ -12,7 +12,7 @@ import (
 	"github.com/containerd/errdefs"
 )
 
-// auths writes entries of an auth file, each with its user's name.
+// auths writes the entries of an auth file, each with the name of its user.
 func auths(users map[string]string) string {
 	m := map[string]any{}
 	for key, user := range users {
@@ -33,10 +33,11 @@ func userOf(t *testing.T, content, scheme, host, repository string) string {
 	return c.Username
 }
 
-// The longest prefix of the repository wins, the host is last, and nothing of another path is sent.
+// The longest prefix of the repository takes precedence, and the host comes last. Credentials for another path are
+// never sent.
 func TestCredentialOfRepository(t *testing.T) {
 	for _, c := range []struct {
-		keys             string // with the user's name behind "="
+		keys             string // each may have "=" and the user's name
 		host, repository string
 		want             string
 	}{
@@ -69,7 +70,7 @@ func TestCredentialOfRepository(t *testing.T) {
 			key, user, _ := strings.Cut(entry, "=")
 			users[key] = user
 		}
-		for range 10 { // maps have an order of their own each time
+		for range 10 { // maps have a different order each time
 			if got := userOf(t, auths(users), "https", c.host, c.repository); got != c.want {
 				t.Fatalf("%s: %s/%s gets %q, not %q", c.keys, c.host, c.repository, got, c.want)
 			}
@@ -84,7 +85,8 @@ func TestCredentialOfRepository(t *testing.T) {
 			t.Errorf("%s: %q", key, got)
 		}
 	}
-	// What has no credential is passed by, and what can't be read is told without a word of it.
+	// An entry without a credential is skipped. For an entry that can't be read there is an error, which has nothing of
+	// its text.
 	content := `{"auths":{"h.example/a":{},"h.example/a/b":{"auth":"` + basic("S3CRET-without-colon") + `"},"h.example":{"auth":"` + basic("host:pw") + `"}}}`
 	if got := userOf(t, content, "https", "h.example", "a/b"); got != "host" {
 		t.Errorf("past an empty entry: %q", got)
@@ -98,7 +100,8 @@ func TestCredentialOfRepository(t *testing.T) {
 	}
 }
 
-// Helpers are asked for what docker and podman store there, and what is of a longer prefix comes first.
+// Helpers are asked for the names under which docker and podman store credentials. Entries with a longer prefix come
+// first.
 func TestCredentialHelperNames(t *testing.T) {
 	dir := t.TempDir()
 	t.Setenv("PATH", dir+":"+os.Getenv("PATH"))
@@ -131,8 +134,8 @@ func TestCredentialHelperNames(t *testing.T) {
 	}
 }
 
-// Every file that docker, podman and skopeo write is found, in an order that does not change, and the
-// error of a refused pull tells where was looked.
+// Every file that docker, podman and skopeo write is found, in an order that does not change. The error of a refused
+// pull names the files that were read.
 func TestCredentialPlaces(t *testing.T) {
 	home, run, conf, uid := t.TempDir(), t.TempDir(), t.TempDir(), fmt.Sprint(os.Getuid())
 	old := systemRun
@@ -174,7 +177,7 @@ func TestCredentialPlaces(t *testing.T) {
 	if _, err := fetch(t, open(t, f.host(), Options{}), "latest"); err != nil {
 		t.Errorf("DOCKER_AUTH_CONFIG: %v", err)
 	}
-	// A file that is named is the only one.
+	// A file that the user names is the only one that is read.
 	named := filepath.Join(t.TempDir(), "none.json")
 	_, err := fetch(t, open(t, f.host(), Options{AuthFile: named}), "latest")
 	is(t, err, errdefs.IsUnauthorized)
@@ -183,7 +186,7 @@ func TestCredentialPlaces(t *testing.T) {
 	}
 }
 
-// Tokens of one part of a registry are not those of another whose credential differs.
+// A token for one part of a registry is not used for another part that has another credential.
 func TestSharedTokenOfPath(t *testing.T) {
 	runtimeDir(t)
 	f := newLogins(t)

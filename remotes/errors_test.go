@@ -10,7 +10,7 @@ import (
 	"testing"
 )
 
-// What a registry warns of is shown once, in one bounded line, whatever it sends.
+// A registry's warnings are printed once, each on one line of bounded length, whatever the registry sends.
 func TestWarnings(t *testing.T) {
 	for lines, want := range map[string][]string{
 		`299 - "this tag ends soon"`:            {"warns: this tag ends soon"},
@@ -51,7 +51,7 @@ func TestWarnings(t *testing.T) {
 			}
 		}
 	}
-	// One that is read elsewhere is no word of the registry.
+	// A warning from another origin is not the registry's.
 	storage := newFake(t)
 	id := storage.blob([]byte("x"))
 	storage.reply(func(w http.ResponseWriter, r *http.Request, n int) bool {
@@ -73,7 +73,7 @@ func TestWarnings(t *testing.T) {
 	}
 }
 
-// The details of an error are part of its line.
+// The details of an error are part of the line that is printed for it.
 func TestErrorDetail(t *testing.T) {
 	for body, want := range map[string]string{
 		`{"errors":[{"code":"DENIED","message":"no","detail":"over quota"}]}`:              "403 Forbidden: DENIED: no: over quota",
@@ -84,7 +84,7 @@ func TestErrorDetail(t *testing.T) {
 		`{"errors":[{"code":"DENIED","detail":7},{"message":"b"}]}`:                        "403 Forbidden: DENIED: 7; b",
 		`{"errors":[{"code":"DENIED","message":"no","detail":"a\nb\u001b[31m"}]}`:          "403 Forbidden: DENIED: no: a b?[31m",
 		`{"errors":[{"code":"A","detail":"` + strings.Repeat("x", 1000) + `"}]}`:           "403 Forbidden: A: " + strings.Repeat("x", maxErrorText-3) + "…",
-		`{"errors":[{"code":"A","detail":"` + strings.Repeat("x", 2*maxErrorBody) + `"}]}`: "403 Forbidden", // not read whole
+		`{"errors":[{"code":"A","detail":"` + strings.Repeat("x", 2*maxErrorBody) + `"}]}`: "403 Forbidden", // only a part is read
 	} {
 		f := newFake(t)
 		f.reply(func(w http.ResponseWriter, r *http.Request, n int) bool {

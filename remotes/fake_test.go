@@ -26,7 +26,7 @@ import (
 
 var realPlaces = sharedPlaces
 
-// Credentials and host configuration of the machine stay out of the tests.
+// The tests don't use credentials and host configuration of the machine.
 func TestMain(m *testing.M) {
 	switch filepath.Base(os.Args[0]) {
 	case "dist-remote-test":
@@ -40,14 +40,14 @@ func TestMain(m *testing.M) {
 	os.Setenv("DOCKER_CONFIG", "/nonexistent")
 	os.Setenv("XDG_CONFIG_HOME", "/nonexistent")
 	systemRun = "/nonexistent"
-	sharedPlaces = func() []string { // what is below a directory of the test's
+	sharedPlaces = func() []string { // only directories below one that belongs to the test
 		runtime := os.Getenv("XDG_RUNTIME_DIR")
 		return slices.DeleteFunc(realPlaces(), func(dir string) bool { return runtime == "" || !strings.HasPrefix(dir, runtime+"/") })
 	}
 	os.Exit(m.Run())
 }
 
-// fake is a registry of one repository, x, whose replies a test can replace.
+// fake is a registry with one repository, x. A test can replace its replies.
 type fake struct {
 	*httptest.Server
 	mu        sync.Mutex
@@ -55,11 +55,11 @@ type fake struct {
 	manifests map[string]entry // by tag and by digest
 	uploads   map[string][]byte
 	tags      []string // listed in pages of two, as tags and as repositories; nil: there is no such list
-	begun     int      // uploads; no two have one ID
-	referrers bool     // the list of referrers is known
-	limits    bool     // replies tell limits, as Docker Hub's do
+	begun     int      // the number of uploads; each has its own ID
+	referrers bool     // the registry supports lists of referrers
+	limits    bool     // replies state limits, as Docker Hub's do
 	requests  []*http.Request
-	// fault replies in the place of the registry where it returns true.
+	// fault is called first. If it returns true, it has replied in place of the registry.
 	fault func(w http.ResponseWriter, r *http.Request, n int) bool
 }
 
@@ -91,7 +91,7 @@ func unstarted() *fake {
 
 func (f *fake) host() string { return f.Listener.Addr().String() }
 
-// authFile writes an auth file that has user:password for the registry.
+// authFile writes an auth file with user:password for the registry.
 func (f *fake) authFile(t *testing.T, login string) string {
 	t.Helper()
 	name := filepath.Join(t.TempDir(), "auth.json")
@@ -116,7 +116,7 @@ func (f *fake) manifest(tag, mediaType string, content []byte) ocispec.Descripto
 	return ocispec.Descriptor{MediaType: mediaType, Digest: d, Size: int64(len(content))}
 }
 
-// seen lists the requests, as METHOD /path.
+// seen returns the requests, each as METHOD /path.
 func (f *fake) seen() []string {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -127,7 +127,7 @@ func (f *fake) seen() []string {
 	return list
 }
 
-// reply sets what replies in the place of the registry, and forgets the requests so far.
+// reply sets a function that replies in place of the registry, and forgets the requests so far.
 func (f *fake) reply(fault func(w http.ResponseWriter, r *http.Request, n int) bool) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -147,7 +147,7 @@ func (f *fake) count() int {
 	return len(f.requests)
 }
 
-// request is the i-th, from the end where i is negative.
+// request returns the request number i, which counts from the end if it is negative.
 func (f *fake) request(i int) *http.Request {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -226,7 +226,7 @@ func (f *fake) serve(w http.ResponseWriter, r *http.Request) {
 	fmt.Fprint(w, `{"errors":[{"code":"MANIFEST_UNKNOWN","message":"not known"}]}`)
 }
 
-// list answers for the manifests with a subject.
+// list replies with the manifests that have a subject.
 func (f *fake) list(w http.ResponseWriter, subject string) {
 	index := ocispec.Index{MediaType: ocispec.MediaTypeImageIndex, Manifests: []ocispec.Descriptor{}}
 	f.mu.Lock()
@@ -243,7 +243,8 @@ func (f *fake) list(w http.ResponseWriter, subject string) {
 	_ = json.NewEncoder(w).Encode(index)
 }
 
-// store takes manifests and uploads, and deletes manifests. What came of a request that was cut is kept.
+// store accepts manifests and uploads, and deletes manifests. If a request was interrupted, the bytes that were
+// received are kept.
 func (f *fake) store(w http.ResponseWriter, r *http.Request) bool {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -323,7 +324,7 @@ func (f *fake) store(w http.ResponseWriter, r *http.Request) bool {
 	return true
 }
 
-// cut sends a full header and the body until n bytes only.
+// cut sends the full header, and the body up to n bytes.
 func cut(w http.ResponseWriter, content []byte, n int) {
 	w.Header().Set("Content-Length", strconv.Itoa(len(content)))
 	w.Write(content[:n])
@@ -331,7 +332,7 @@ func cut(w http.ResponseWriter, content []byte, n int) {
 	panic(http.ErrAbortHandler)
 }
 
-// open opens repository x at the host, with pauses too short to notice.
+// open opens repository x at the host. Pauses between attempts are made very short.
 func open(t *testing.T, host string, o Options) *Registry {
 	t.Helper()
 	if o.HostsDir == "" {
@@ -361,7 +362,7 @@ func fetch(t *testing.T, f Fetcher, id string, hints ...string) ([]byte, error) 
 	return io.ReadAll(body)
 }
 
-// noise is content that is the same in each run.
+// noise returns bytes that are the same in each run.
 func noise(n int) []byte {
 	b := make([]byte, n)
 	rand.NewChaCha8(sha256.Sum256([]byte("noise"))).Read(b)

@@ -88,7 +88,8 @@ func TestFetchChoosesEndpoint(t *testing.T) {
 	}
 }
 
-// A registry may convert to the one type that is accepted; one that can't is asked again.
+// A registry may convert an object to a type that is accepted, if only one is. A registry that can't do that is asked
+// again.
 func TestFetchTagAcceptsHintAlone(t *testing.T) {
 	f := newFake(t)
 	f.manifest("latest", ocispec.MediaTypeImageIndex, []byte(`{"schemaVersion":2,"manifests":[]}`))
@@ -143,7 +144,7 @@ func TestFetchCutAtEveryPosition(t *testing.T) {
 	}
 }
 
-// Progress renews the tries: a large blob may be cut more often than there are.
+// Progress resets the number of attempts: a large blob may be interrupted more often than that.
 func TestFetchCutOften(t *testing.T) {
 	t.Parallel()
 	f := newFake(t)
@@ -211,7 +212,7 @@ func TestFetchStaysCut(t *testing.T) {
 	}
 }
 
-// What claims to be a range and is another is never taken for the one asked for.
+// A reply with another range than the requested one is never used.
 func TestFetchWrongRange(t *testing.T) {
 	content := noise(1000)
 	for _, header := range []string{
@@ -284,7 +285,7 @@ func TestFetchWrongSize(t *testing.T) {
 		_, err = fetch(t, r, m.Digest.String(), "mediatype:"+m.MediaType, size)
 		is(t, err, errdefs.IsDataLoss)
 	}
-	// Without a length in the header, more must not go out than was said.
+	// Without a length in the header, no more bytes may be written than the caller expects.
 	f.reply(func(w http.ResponseWriter, r *http.Request, n int) bool {
 		w.(http.Flusher).Flush()
 		for {
@@ -300,7 +301,7 @@ func TestFetchWrongSize(t *testing.T) {
 	}
 }
 
-// The last bytes are held back until the digest is known to be right.
+// The last bytes are held back until the digest has been verified.
 func TestFetchWrongDigest(t *testing.T) {
 	t.Parallel()
 	for _, size := range []int{1, 1000, pieceSize, 3 * pieceSize, 2*pieces*pieceSize + 7} {
@@ -328,7 +329,8 @@ func TestFetchWrongDigest(t *testing.T) {
 	}
 }
 
-// Who hashes a blob itself may have it unverified, but not at another length, nor a manifest.
+// A caller that hashes a blob itself may read it unverified, but not with another length. Manifests are always
+// verified.
 func TestFetchUnverified(t *testing.T) {
 	f := newFake(t)
 	content := noise(3 * pieceSize)
@@ -511,7 +513,7 @@ func TestRetryAfter(t *testing.T) {
 	if len(told) != 1 || !strings.Contains(told[0], "asks to wait 1s") {
 		t.Errorf("told %q", told)
 	}
-	// More than is waited for is a failure at once.
+	// A requested pause that is longer than the limit is an immediate failure.
 	told, after = nil, "3600"
 	f.reset()
 	_, err := fetch(t, open(t, f.host(), o), id)
@@ -519,7 +521,7 @@ func TestRetryAfter(t *testing.T) {
 	if !strings.Contains(err.Error(), "1h0m0s") || f.count() != 1 || len(told) != 0 {
 		t.Errorf("%v after %d tries, told %q", err, f.count(), told)
 	}
-	// Who is turned away often, among many, has not used up its tries, but its patience.
+	// A request that is refused often, among many others, still has all its attempts, but its time is limited.
 	c := open(t, f.host(), Options{MaxWait: 100 * time.Millisecond}).clients[0]
 	tries, busy := c.newTries(maxTries), &retryAfterError{&statusError{status: 429, class: errdefs.ErrResourceExhausted}, 5 * time.Millisecond}
 	for i := range 20 {
@@ -538,7 +540,7 @@ func TestRetryAfter(t *testing.T) {
 	}
 }
 
-// Pauses double and are spread, so that many do not come back together.
+// Pauses double and are random, so that many clients do not retry at the same time.
 func TestBackoff(t *testing.T) {
 	seen := map[time.Duration]bool{}
 	for range 100 {
@@ -571,7 +573,7 @@ func TestConnectionErrors(t *testing.T) {
 	_, err = fetch(t, open(t, "no-such-host.invalid", Options{}), "latest")
 	is(t, err, isTemporary)
 
-	// Something that is no HTTP.
+	// The reply is not HTTP.
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
@@ -627,7 +629,8 @@ func TestStall(t *testing.T) {
 	is(t, err, errdefs.IsDeadlineExceeded)
 }
 
-// What comes in drops, each in time, is waited for as a blob, not as a manifest or a list.
+// Bytes that arrive slowly, but each in time, are waited for if they are a blob. For a manifest or a list the time is
+// limited.
 func TestDrip(t *testing.T) {
 	t.Parallel()
 	f := newFake(t)
@@ -708,7 +711,7 @@ func TestFetchObject(t *testing.T) {
 	is(t, err, errdefs.IsNotFound)
 }
 
-// HTTP/2 is not asked for, whatever the server has.
+// HTTP/2 is not requested, whatever the server supports.
 func TestTLSCut(t *testing.T) {
 	f := unstarted()
 	f.EnableHTTP2 = true
@@ -743,7 +746,7 @@ func TestTLSCut(t *testing.T) {
 	}
 }
 
-// A proxy that compresses though nobody asked it to.
+// A proxy may compress although no client asked for that.
 func TestGzipTransfer(t *testing.T) {
 	t.Parallel()
 	f := newFake(t)
@@ -773,7 +776,7 @@ func TestGzipTransfer(t *testing.T) {
 	if !strings.Contains(err.Error(), "gzip") {
 		t.Errorf("the reason is missing: %v", err)
 	}
-	// A bomb.
+	// A small body that decompresses to an extreme size.
 	f.reply(func(w http.ResponseWriter, r *http.Request, n int) bool {
 		w.Header().Set("Content-Encoding", "gzip")
 		z := gzip.NewWriter(w)
@@ -830,7 +833,7 @@ func TestFetchParts(t *testing.T) {
 				r := open(t, f.host(), Options{Parts: parts})
 				got, err := fetch(t, r, id, fmt.Sprintf("size:%d", size))
 				if name == "unknown total" {
-					// With the size known the first piece is a range like any other.
+					// If the size is known, the first piece is requested as a range, too.
 					got, err = fetch(t, r, id)
 				}
 				if err != nil || !bytes.Equal(got, content[:size]) {
@@ -845,7 +848,7 @@ func TestFetchParts(t *testing.T) {
 			}
 		}
 	}
-	// Wrong bytes in one part, and a consumer that goes away.
+	// One part has wrong bytes, and a consumer stops reading.
 	f := newFake(t)
 	id := f.blob(content)
 	wrong := slices.Clone(content)

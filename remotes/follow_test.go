@@ -10,8 +10,8 @@ import (
 	"github.com/opencontainers/go-digest"
 )
 
-// Addresses outside of the registry are asked only when the caller wants that and the registry does not have the
-// blob. They get no secrets, and what they send is verified whatever the options.
+// Addresses outside the registry are used only if the caller allows that and the registry does not have the blob. They
+// get no secrets, and their content is verified whatever the options.
 func TestFollowURLs(t *testing.T) {
 	t.Parallel()
 	content := noise(3 << 20)
@@ -61,8 +61,8 @@ func TestFollowURLs(t *testing.T) {
 			what    string
 			hints   []string
 			options Options
-			class   func(error) bool // nil: all is right
-			asked   int              // how often the site is
+			class   func(error) bool // nil: success
+			asked   int              // the number of requests to the site
 		}{
 			{"not told to", []string{"url:" + site.URL + "/layer"}, Options{}, errdefs.IsNotFound, 0},
 			{"no address", nil, Options{FollowURLs: true}, errdefs.IsNotFound, 0},
@@ -99,7 +99,7 @@ func TestFollowURLs(t *testing.T) {
 				t.Errorf("%s: it got %s", c.what, site.seen())
 			}
 		}
-		// The registry's own blob comes from the registry.
+		// The registry has the blob, so it comes from there.
 		f.mu.Lock()
 		f.blob(content)
 		f.mu.Unlock()

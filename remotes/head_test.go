@@ -19,7 +19,7 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
-// What a registry tells by HEAD refuses nothing that GET brings, and nothing that is there.
+// A reply to HEAD is never a reason to refuse what GET returns, or to treat an object as missing.
 func TestHeadTellsAnotherSize(t *testing.T) {
 	ctx := context.Background()
 	config := []byte(`{"os":"linux","architecture":"amd64"}`)
@@ -78,7 +78,7 @@ func TestHeadTellsAnotherSize(t *testing.T) {
 	}
 }
 
-// Storage that a registry redirects to may take GET alone. That is no word of the registry's.
+// Storage that a registry redirects to may allow only GET. That says nothing about the registry.
 func TestHeadIsRefusedElsewhere(t *testing.T) {
 	ctx := context.Background()
 	blob := []byte("some bytes")
@@ -115,7 +115,7 @@ func TestHeadIsRefusedElsewhere(t *testing.T) {
 			if err != nil || pushed.State != want || pushed.Size != int64(len(blob)) {
 				t.Errorf("%d, get %v: %+v, %v", status, takesGet, pushed, err)
 			}
-			// The registry's own refusal is one.
+			// If the registry itself refuses, that is a refusal.
 			f.reply(func(w http.ResponseWriter, r *http.Request, n int) bool {
 				w.WriteHeader(status)
 				return true
@@ -127,7 +127,7 @@ func TestHeadIsRefusedElsewhere(t *testing.T) {
 	}
 }
 
-// What a manifest is its content tells, whatever who puts or lists it says.
+// The content of a manifest determines its type, whatever the client that put it or the list says.
 func TestTypeByContent(t *testing.T) {
 	ctx := context.Background()
 	dir := t.TempDir()
@@ -142,7 +142,7 @@ func TestTypeByContent(t *testing.T) {
 				t.Errorf("%T, %q: %+v, %v", r, said, desc, err)
 			}
 		}
-		// One of another kind is of the type that is said.
+		// A document of another kind has the stated type.
 		other := []byte(`{"schemaVersion":2,"things":[]}`)
 		if pushed, err := r.Push(ctx, "b", bytes.NewReader(other), "mediatype:application/x"); err != nil || pushed.MediaType != "application/x" {
 			t.Errorf("%T: %+v, %v", r, pushed, err)
@@ -150,7 +150,7 @@ func TestTypeByContent(t *testing.T) {
 		_, err := r.Push(ctx, "c", bytes.NewReader(other))
 		is(t, err, errdefs.IsInvalidArgument)
 	}
-	// index.json of others.
+	// The same in an index.json of another tool.
 	for _, said := range []string{``, `"mediaType":"",`, `"mediaType":"application/json",`} {
 		d := digest.FromBytes(index)
 		content := fmt.Sprintf(`{"schemaVersion":2,"manifests":[{%s"digest":%q,"size":%d,"annotations":{"org.opencontainers.image.ref.name":"a"}},

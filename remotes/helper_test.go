@@ -27,8 +27,8 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
-// helperMain is dist-remote-test, which this test's program is under that name: a directory as
-// a remote. HELPER_FAULT has it do otherwise.
+// helperMain is the program dist-remote-test, when this test binary is started under that name: it serves a directory
+// as a remote. HELPER_FAULT makes it misbehave.
 func helperMain(args []string) int {
 	ctx := context.Background()
 	verb, address, rest := args[0], args[1], args[2:]
@@ -62,8 +62,8 @@ func helperMain(args []string) int {
 			}
 		}
 	case "leave":
-		// It leaves a process behind that has its standard error. The first one of a batch dies amidst an answer, and leaves one that
-		// has its input and output.
+		// The helper leaves a process running that has its standard error. The first helper of a batch dies within a
+		// response, and leaves a process that has its input and output.
 		said, _ := os.ReadFile(os.Getenv("HELPER_LOG"))
 		c := exec.Command("cat", os.Getenv("HELPER_FIFO"))
 		switch {
@@ -135,7 +135,7 @@ func helperMain(args []string) int {
 	return 0
 }
 
-// ignoring serves a batch without the hints that begin so.
+// ignoring serves a batch, and drops hints that begin with a prefix.
 func ignoring(ctx context.Context, hint string, l *Layout) int {
 	r, w := io.Pipe()
 	go func() {
@@ -149,7 +149,7 @@ func ignoring(ctx context.Context, hint string, l *Layout) int {
 	return errclass.Status(FetchBatch(ctx, l, r, os.Stdout))
 }
 
-// limited is a writer that fails after so many bytes.
+// limited is a writer that fails after that many bytes.
 type limited struct {
 	io.Writer
 	left int
@@ -163,7 +163,7 @@ func (l *limited) Write(p []byte) (int, error) {
 	return n, err
 }
 
-// helper opens a directory as a remote of the helper's.
+// helper opens a directory as a remote of the helper.
 func helper(t *testing.T, dir string) Remote {
 	t.Helper()
 	exe, err := os.Executable()
@@ -175,7 +175,7 @@ func helper(t *testing.T, dir string) Remote {
 		t.Fatal(err)
 	}
 	t.Setenv("PATH", bin+":"+os.Getenv("PATH"))
-	t.Setenv("GORACE", "atexit_sleep_ms=0") // the default is a second for each process
+	t.Setenv("GORACE", "atexit_sleep_ms=0") // the default is one second per process
 	r, err := Open("test::"+dir, Options{})
 	if err != nil {
 		t.Fatal(err)
@@ -206,7 +206,7 @@ func TestHelper(t *testing.T) {
 		}
 	}
 
-	// Of referrers, those of a type or all; of one that is put by its digest too.
+	// Referrers are listed by type or all, also if the manifest was put by its digest.
 	artifact := func(kind string) ocispec.Descriptor {
 		b, _ := json.Marshal(ocispec.Manifest{MediaType: ocispec.MediaTypeImageManifest, ArtifactType: kind, Subject: &want, Layers: []ocispec.Descriptor{}})
 		pushed, err := r.Push(ctx, digest.FromBytes(b).String(), bytes.NewReader(b), "mediatype:"+ocispec.MediaTypeImageManifest)
@@ -232,7 +232,7 @@ func TestHelper(t *testing.T) {
 		t.Errorf("a referrer of what is not there: %v", err)
 	}
 
-	// A tag goes, the other stays; by digest a manifest goes with its tags.
+	// One tag is deleted and the other stays. Deleting a manifest by its digest deletes its tags.
 	tags := func() (list []string) {
 		for name, err := range r.Tags(ctx) {
 			if err != nil {
@@ -258,7 +258,7 @@ func TestHelper(t *testing.T) {
 	for desc, err := range r.Referrers(ctx, want.Digest, ReferrerFilter{ArtifactType: "application/a"}) {
 		t.Errorf("a referrer that was deleted: %+v, %v", desc, err)
 	}
-	// What a helper could take for a flag does not reach it.
+	// Arguments that a helper could read as flags are not passed to it.
 	log := filepath.Join(t.TempDir(), "log")
 	t.Setenv("HELPER_LOG", log)
 	for _, bad := range []string{"-x", "", "a b", "a\nb", "sha256:x"} {
@@ -308,7 +308,7 @@ func TestHelperThatLies(t *testing.T) {
 	is(t, err, errdefs.IsDataLoss)
 }
 
-// A helper whose connection breaks is asked again, a bounded number of times.
+// A helper whose connection breaks is started again, up to a bounded number of times.
 func TestHelperWhoseLinkBreaks(t *testing.T) {
 	ctx := context.Background()
 	dir := filepath.Join(t.TempDir(), "x")
@@ -361,13 +361,13 @@ func TestHelperWhoseLinkBreaks(t *testing.T) {
 	if n, err := calls("break in a line", "2", resolve); n != 3 || err != nil {
 		t.Errorf("resolve, in a line: %d calls, %v", n, err)
 	}
-	// A list goes to the caller as it comes: it can't begin anew.
+	// A list is passed to the caller as it arrives, so it can't be started again.
 	if n, err := calls("break behind a line", "2", tags); n != 1 || !errdefs.IsAborted(err) {
 		t.Errorf("tags, behind a line: %d calls, %v", n, err)
 	}
 }
 
-// Whoever gives up ends the helper, and does not wait for it.
+// A caller that gives up ends the helper, and does not wait for it.
 func TestHelperIsEnded(t *testing.T) {
 	r := helper(t, t.TempDir())
 	t.Setenv("HELPER_FAULT", "hang")
@@ -381,7 +381,7 @@ func TestHelperIsEnded(t *testing.T) {
 		},
 		func(ctx context.Context) (err error) {
 			for _, err = range r.Referrers(ctx, digest.FromString("x"), ReferrerFilter{}) {
-				if errdefs.IsDataLoss(err) { // "begun" is none
+				if errdefs.IsDataLoss(err) { // "begun" has no such error
 					<-ctx.Done()
 					err = context.Cause(ctx)
 				}
@@ -400,7 +400,7 @@ func TestHelperIsEnded(t *testing.T) {
 			t.Errorf("ended with %v", err)
 		}
 	}
-	// A consumer that has seen enough leaves nothing running.
+	// When a consumer stops reading, no process is left running.
 	t.Setenv("HELPER_FAULT", "endless")
 	for range r.Tags(context.Background()) {
 		break
@@ -415,7 +415,7 @@ func TestHelperIsEnded(t *testing.T) {
 	body.Close()
 }
 
-// Several at once, of each verb, on one remote.
+// Several calls of each verb at the same time, on one remote.
 func TestHelperConcurrently(t *testing.T) {
 	ctx := context.Background()
 	dir := filepath.Join(t.TempDir(), "x")
@@ -432,7 +432,7 @@ func TestHelperConcurrently(t *testing.T) {
 			if got, err := fetch(t, r, id); err != nil || !bytes.Equal(got, blob) {
 				t.Error(err)
 			}
-			// Wrong bytes, and wrong sizes, of what others may be putting.
+			// Wrong bytes and wrong sizes of objects that other calls may be putting.
 			if _, err := r.Push(ctx, digest.FromString("none").String(), bytes.NewReader(blob)); !errdefs.IsDataLoss(err) {
 				t.Error(err)
 			}

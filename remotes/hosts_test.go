@@ -46,7 +46,7 @@ func certificate(t *testing.T, f *fake, file string) {
 	}
 }
 
-// trusting is a directory of docker's certs.d form for a TLS registry.
+// trusting returns a directory in the form of docker's certs.d, for a registry with TLS.
 func trusting(t *testing.T, f *fake) string {
 	root := t.TempDir()
 	certificate(t, f, filepath.Join(root, f.host(), "ca.crt"))
@@ -166,7 +166,7 @@ capabilities = ["pull"]
 	is(t, err, errdefs.IsPermissionDenied)
 }
 
-// A table can be written in each form that TOML has, and the order of the file is that of the hosts.
+// A table may be written in each form that TOML has. The hosts have the order of the file.
 func TestHostsForms(t *testing.T) {
 	root := t.TempDir()
 	for _, form := range []string{
@@ -192,7 +192,7 @@ func TestHostsForms(t *testing.T) {
 	}
 }
 
-// Each host has one proxy, whatever the environment says, and its credentials go there alone.
+// Each host may have its own proxy, whatever the environment says. The proxy's credentials are sent only to that proxy.
 func TestHostsProxy(t *testing.T) {
 	f := newFake(t)
 	f.manifest("latest", ocispec.MediaTypeImageManifest, []byte(tinyManifest))
@@ -222,8 +222,8 @@ func TestHostsProxy(t *testing.T) {
 	}
 }
 
-// The roots are docker's, podman's and containerd's. A host's own directory comes before any _default, and the user's
-// before the system's.
+// The root directories are those of docker, podman and containerd. A host's own directory takes precedence over any
+// _default, and the user's directories over the system's.
 func TestHostDirs(t *testing.T) {
 	one, two, config := t.TempDir(), t.TempDir(), t.TempDir()
 	writeHosts(t, one, "_default", "server = 'http://default'")
@@ -248,12 +248,12 @@ func TestHostDirs(t *testing.T) {
 	}
 }
 
-// certs.d: what docker and podman refuse is refused, and named.
+// certs.d: files that docker and podman refuse are refused, and named in the error.
 func TestCertDir(t *testing.T) {
 	cert, key := clientCertificate(t)
 	for _, c := range []struct {
 		files map[string]string
-		want  string // "" is right, else in the error
+		want  string // a part of the error; empty: success
 	}{
 		{map[string]string{"ca.crt": cert, "client.cert": cert, "client.key": key}, ""},
 		{map[string]string{"client.cert": cert + key}, ""},
@@ -281,7 +281,7 @@ func TestCertDir(t *testing.T) {
 			}
 		}
 	}
-	// As containerd's documentation has it: one file with certificate and key, and a pair whose key is empty.
+	// From containerd's documentation: one file with a certificate and its key, and a pair whose key is empty.
 	root := t.TempDir()
 	for _, client := range []string{`"both.pem"`, `["both.pem"]`, `[["both.pem", ""]]`, `[["both.pem", "both.pem"], ["both.pem", ""]]`} {
 		writeHosts(t, root, "h.example", "client = "+client)
@@ -312,7 +312,7 @@ func clientCertificate(t *testing.T) (cert, key string) {
 	return string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: c})), string(pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der}))
 }
 
-// --ca, --insecure and --header are a hosts.toml for one call; a header goes to the registry alone.
+// --ca, --insecure and --header are like a hosts.toml for one call. Headers are sent only to the registry.
 func TestTLSOptions(t *testing.T) {
 	f := newTLSFake(t)
 	f.manifest("latest", ocispec.MediaTypeImageManifest, []byte(tinyManifest))
@@ -343,7 +343,7 @@ func TestTLSOptions(t *testing.T) {
 	}
 }
 
-// Mirrors come first; what they lack or can't do the next host does.
+// Mirrors are asked first. If a mirror does not have an object or fails, the next host is asked.
 func TestMirrors(t *testing.T) {
 	dead, empty, mirror, upstream := newFake(t), newFake(t), newFake(t), newFake(t)
 	dead.Close()
@@ -387,8 +387,8 @@ func TestTLS(t *testing.T) {
 	t.Parallel()
 	f := newTLSFake(t)
 	f.manifest("latest", ocispec.MediaTypeImageManifest, []byte(tinyManifest))
-	// An unknown authority is neither temporary nor "not found"; on loopback, where the
-	// scheme is guessed, too.
+	// An unknown authority is neither a temporary failure nor "not found". That is so on a loopback address, too, where
+	// the scheme is guessed.
 	for _, config := range []string{"", "server = '" + f.URL + "'"} {
 		root := t.TempDir()
 		writeHosts(t, root, f.host(), config)
@@ -411,8 +411,7 @@ func TestTLS(t *testing.T) {
 	if _, err := fetch(t, open(t, f.host(), Options{HostsDir: root}), "latest"); err != nil {
 		t.Errorf("skip_verify: %v", err)
 	}
-	// A host that wants a certificate of its clients; since TLS 1.3 it may say so after the
-	// request has gone out.
+	// A host that requires a certificate of its clients. With TLS 1.3 it may refuse after the request was sent.
 	for _, version := range []uint16{tls.VersionTLS12, tls.VersionTLS13} {
 		strict := unstarted()
 		strict.TLS = &tls.Config{ClientAuth: tls.RequireAnyClientCert, MaxVersion: version}
@@ -431,7 +430,7 @@ func TestTLS(t *testing.T) {
 	if err == nil || isTemporary(err) || !strings.Contains(err.Error(), "--plain-http") {
 		t.Errorf("HTTP server spoken to in HTTPS: %v", err)
 	}
-	// The other way round, where HTTP is no guess.
+	// The reverse, where HTTP was configured and is not a guess.
 	writeHosts(t, root, f.host(), "server = 'http://"+f.host()+"'")
 	for _, object := range []string{"latest", digest.FromString("x").String()} {
 		_, err = fetch(t, open(t, f.host(), Options{HostsDir: root}), object)

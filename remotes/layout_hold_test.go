@@ -13,7 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// While something is put into a store no sweep works there. Another tool's layout gets no file for that.
+// While an object is put into a store, no sweep runs there. For a layout of another tool, no file is created for that.
 func TestLayoutPutHoldsAStore(t *testing.T) {
 	for _, store := range []bool{true, false} {
 		dir := filepath.Join(t.TempDir(), "layout")
@@ -27,7 +27,7 @@ func TestLayoutPutHoldsAStore(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if store { // a directory that has more than a layout in it is no layout yet
+		if store { // a directory that has other files and no layout yet
 			if err := (ondisk.Dir{Tree: tree, Name: "."}).Create("."); err != nil {
 				t.Fatal(err)
 			}

@@ -17,7 +17,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Who puts into a store follows distkit-layout(5) like its own commands.
+// A put into a store follows distkit-layout(5), like the store's own commands.
 func TestLayoutPutFollowsThePage(t *testing.T) {
 	ctx := context.Background()
 	dir := filepath.Join(t.TempDir(), "new", "store")
@@ -39,7 +39,7 @@ func TestLayoutPutFollowsThePage(t *testing.T) {
 		t.Fatal(err)
 	}
 
-	// A blob that is there is freshened, so that a sweep beside spares it.
+	// A blob that exists gets the current time, so that a sweep at the same time keeps it.
 	file := filepath.Join(dir, "blobs", "sha256", digest.FromString("blob").Encoded())
 	past := time.Now().Add(-48 * time.Hour)
 	if err := os.Chtimes(file, past, past); err != nil {
@@ -52,7 +52,7 @@ func TestLayoutPutFollowsThePage(t *testing.T) {
 		t.Errorf("found there, and from %v: %v", fi.ModTime(), err)
 	}
 
-	// What a name's change does not concern is written back as it was.
+	// Entries that a change does not concern are written back unchanged.
 	entry := `{"mediaType":"application/vnd.oci.image.manifest.v1+json","digest":"sha256:` + strings.Repeat("1", 64) + `","size":1,"x-entry":{"deep":[1.50]},"annotations":{"a":"b"}}`
 	named := strings.Replace(entry, `"a":"b"`, `"org.opencontainers.image.ref.name":"x:1","team":"core","distkit.created":"2020-01-01T00:00:00Z"`, 1)
 	index := `{"schemaVersion":2,"x-top":[1.50],"manifests":[` + entry + `,` + named + `]}`
@@ -92,7 +92,7 @@ func TestLayoutPutFollowsThePage(t *testing.T) {
 	}
 }
 
-// As many names as dist-image keeps are no trouble here either.
+// As many names as dist-image allows can be written here, too.
 func TestLayoutOfManyNames(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
@@ -125,7 +125,7 @@ func TestLayoutOfManyNames(t *testing.T) {
 	}
 }
 
-// A layout may be a stranger's: nothing in it leads elsewhere, or makes a reader wait.
+// A layout may come from a stranger. No file in it leads outside, or makes a reader wait.
 func TestLayoutFollowsNoLink(t *testing.T) {
 	t.Parallel()
 	ctx := context.Background()
@@ -153,7 +153,7 @@ func TestLayoutFollowsNoLink(t *testing.T) {
 			_, nerr := r.Push(ctx, "new:1", strings.NewReader(`{"schemaVersion":2,"layers":[],"config":{"mediaType":"a/b"}}`))
 			derr := r.Delete(ctx, "x:1")
 			for call, err := range map[string]error{"resolve": err, "fetch": ferr, "push": perr, "push by name": nerr, "delete": derr} {
-				// What needs none of it may go on.
+				// A call that does not need the file may succeed.
 				needed := name == "oci-layout" || name == "index.json" && call != "push" || name != "index.json" && call != "delete" && call != "resolve"
 				if needed && !errdefs.IsFailedPrecondition(err) {
 					t.Errorf("%s is %s: %s: %v", name, what, call, err)

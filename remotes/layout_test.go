@@ -19,7 +19,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// layout writes a directory with one image under each of the names.
+// layout writes a directory that has one image per name.
 func layout(t *testing.T, dir string, names ...string) ocispec.Descriptor {
 	t.Helper()
 	write := func(file string, b []byte) {
@@ -55,7 +55,7 @@ func layout(t *testing.T, dir string, names ...string) ocispec.Descriptor {
 func TestLayout(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "x")
 	want := layout(t, dir, "docker.io/library/redis:7", "latest", "docker.io/library/redis:6", "quay.io/x:6")
-	// A namespace shares the blobs through a link.
+	// A namespace shares the blobs through a symbolic link.
 	ns := filepath.Join(dir, "namespaces", "ns")
 	if err := os.MkdirAll(ns, 0o755); err != nil {
 		t.Fatal(err)
@@ -158,7 +158,7 @@ func TestLayoutDamaged(t *testing.T) {
 	if len(got) == len(b) {
 		t.Error("all bytes of a corrupt blob were given")
 	}
-	// Nothing here may make a reader wait for ever.
+	// No file here may make a reader wait without a limit.
 	os.Remove(file)
 	if err := unix.Mkfifo(file, 0o644); err != nil {
 		t.Fatal(err)
@@ -215,7 +215,7 @@ func TestLayoutPut(t *testing.T) {
 		t.Errorf("blobs: %q %q", files, hidden)
 	}
 
-	// Names from many sides at once: none is lost.
+	// When many callers set names at the same time, none is lost.
 	var wg sync.WaitGroup
 	for i := range 20 {
 		wg.Go(func() {
@@ -264,7 +264,7 @@ func TestLayoutPut(t *testing.T) {
 	_, err = r.Resolve(ctx, "host.example/x:11")
 	is(t, err, errdefs.IsNotFound)
 
-	// Not into a directory of something else.
+	// A directory with other content is not used.
 	other := t.TempDir()
 	os.WriteFile(filepath.Join(other, "thesis"), nil, 0o600)
 	if r, err = Open(other, Options{}); err != nil {
@@ -274,7 +274,7 @@ func TestLayoutPut(t *testing.T) {
 	is(t, err, errdefs.IsFailedPrecondition)
 }
 
-// Many that put into a directory that is not there yet make one layout of it.
+// Several callers that put into a directory that does not exist create one layout.
 func TestLayoutMadeAtOnce(t *testing.T) {
 	t.Parallel()
 	for range 20 {
@@ -295,7 +295,7 @@ func TestLayoutMadeAtOnce(t *testing.T) {
 	}
 }
 
-// Without a tag, a layout whose only image has no name gives that image. For other layouts the error lists what there is.
+// Without a tag, a layout whose only image has no name returns that image. For other layouts the error lists the names.
 func TestLayoutOfOneImageWithoutAName(t *testing.T) {
 	dir := t.TempDir()
 	want := layout(t, dir, "x:1")

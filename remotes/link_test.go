@@ -39,7 +39,7 @@ func TestNextLink(t *testing.T) {
 	}
 }
 
-// A list comes whole, or ends in an error.
+// A list is complete, or there is an error.
 func TestTagsOfOddLinks(t *testing.T) {
 	for link, whole := range map[string]bool{
 		`<%s>; rel="next"`: true, `<%s>; REL="NEXT"`: true, `<%s> ; rel = "next"`: true,

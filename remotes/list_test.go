@@ -57,7 +57,7 @@ func TestTags(t *testing.T) {
 	is(t, err, errdefs.IsNotFound)
 }
 
-// A list that has no end, or is none, ends in bounded time and memory.
+// A list without an end, and a reply that is not a list, cost bounded time and memory.
 func TestTagsHostile(t *testing.T) {
 	t.Parallel()
 	next := func(w http.ResponseWriter, s string) { w.Header().Set("Link", "<"+s+`>; rel="next"`) }
@@ -106,7 +106,7 @@ func TestTagsHostile(t *testing.T) {
 			t.Errorf("%s: %d requests", name, n)
 		}
 	}
-	// The next page is of the same registry, whatever it says.
+	// The next page is requested from the same registry, whatever the link says.
 	elsewhere, f := newFake(t), newFake(t)
 	f.reply(func(w http.ResponseWriter, r *http.Request, n int) bool {
 		if n == 1 {
@@ -120,7 +120,7 @@ func TestTagsHostile(t *testing.T) {
 	if got, err := tags(open(t, f.host(), Options{})); err != nil || len(got) != 2 || elsewhere.count() != 0 {
 		t.Errorf("%q, %v", got, err)
 	}
-	// A consumer may have enough.
+	// A consumer may stop early.
 	for range open(t, f.host(), Options{}).Tags(context.Background()) {
 		break
 	}
@@ -184,7 +184,7 @@ func TestReferrers(t *testing.T) {
 
 func TestDelete(t *testing.T) {
 	ctx := context.Background()
-	// One that deletes tags, one that deletes manifests alone, one that deletes nothing.
+	// Registries that delete tags, that delete only manifests, and that delete nothing.
 	for _, kind := range []string{"tags", "manifests", "nothing"} {
 		f := newFake(t)
 		desc := f.manifest("a", ocispec.MediaTypeImageManifest, []byte(tinyManifest))
@@ -231,7 +231,8 @@ func TestDelete(t *testing.T) {
 	}
 }
 
-// A name that can't be asked for is left out, and told of once; the list goes on. Repositories are listed as tags are.
+// A name that can't be used in a request is left out of the list, with one warning. Repositories are listed in the same
+// way as tags.
 func TestNamesLeftOut(t *testing.T) {
 	for path, list := range map[string]string{"/v2/x/tags/list": "tags", "/v2/_catalog": "repositories"} {
 		f := newFake(t)
@@ -282,7 +283,7 @@ func TestNamesLeftOut(t *testing.T) {
 	}
 }
 
-// Limits are told by the reply to a HEAD, which takes no part of them.
+// Limits are read from the reply to a HEAD, which does not count against them.
 func TestRateLimits(t *testing.T) {
 	f := newFake(t)
 	f.manifest("latest", ocispec.MediaTypeImageManifest, []byte(tinyManifest))

@@ -15,11 +15,11 @@ import (
 	"oras.land/oras-go/v2/registry/remote/auth"
 )
 
-// Only what the registry accepts is stored, then found, then removed.
+// Credentials are stored only if the registry accepts them. Then they are found, and then removed.
 func TestLoginAndOut(t *testing.T) {
 	for name, newRegistry := range map[string]func() *fake{
 		"basic": func() *fake { return newBasic(t, "me:word") },
-		"token": func() *fake { // its token server judges; its door is open to who has a token
+		"token": func() *fake { // the token server checks the credentials; the registry accepts any token
 			f := newFake(t)
 			f.manifest("latest", "application/vnd.oci.image.manifest.v1+json", []byte(tinyManifest))
 			f.reply(func(w http.ResponseWriter, r *http.Request, n int) bool {
@@ -37,7 +37,7 @@ func TestLoginAndOut(t *testing.T) {
 			})
 			return f
 		},
-		"open door": func() *fake { // and still judges who names himself
+		"open door": func() *fake { // the registry needs no credentials, but checks those that it gets
 			f := newBasic(t, "me:word")
 			inner := f.fault
 			f.reply(func(w http.ResponseWriter, r *http.Request, n int) bool {
@@ -86,7 +86,8 @@ func TestLoginAndOut(t *testing.T) {
 	}
 }
 
-// What is not this entry's stays byte for byte as it was, other spellings of the host go, and a link stays one.
+// Everything outside the entry stays the same, byte for byte. Other spellings of the host are removed, and a symbolic
+// link stays a link.
 func TestLoginKeepsTheFile(t *testing.T) {
 	t.Parallel()
 	f := newBasic(t, "me:word")
@@ -147,7 +148,7 @@ func TestLoginKeepsTheFile(t *testing.T) {
 	is(t, err, errdefs.IsInvalidArgument)
 }
 
-// Logins at the same time lose no entry.
+// When several logins run at the same time, no entry is lost.
 func TestLoginsAtOnce(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "auth.json")
 	var wg sync.WaitGroup
@@ -170,7 +171,7 @@ func TestLoginsAtOnce(t *testing.T) {
 	}
 }
 
-// The helper that is configured for the host gets the credentials, and gives them up.
+// The helper that is configured for the host stores the credentials, and removes them.
 func TestLoginByHelper(t *testing.T) {
 	dir := t.TempDir()
 	t.Setenv("PATH", dir+":"+os.Getenv("PATH"))
@@ -248,7 +249,7 @@ func TestAccounts(t *testing.T) {
 	}
 }
 
-// The header is what the registry was asked with, be it a token of the scopes, or a password, or none.
+// The header is the one that the registry was asked with: with a token for the scopes, a password, or without either.
 func TestAuthorization(t *testing.T) {
 	var scopes []string
 	tokens := newFake(t)
@@ -261,7 +262,7 @@ func TestAuthorization(t *testing.T) {
 			w.Header().Set("Www-Authenticate", `Bearer realm="`+tokens.URL+`/token"`)
 			w.WriteHeader(http.StatusUnauthorized)
 		default:
-			w.WriteHeader(http.StatusForbidden) // a token for a repository is none for the door
+			w.WriteHeader(http.StatusForbidden) // a token for a repository does not give access to /v2/
 		}
 		return true
 	})
@@ -288,7 +289,7 @@ func TestAuthorization(t *testing.T) {
 	if got, err := Authorization(context.Background(), f.host()+"/x", o); err != nil || got != "Basic "+basic("me:word") {
 		t.Error(got, err)
 	}
-	// The door is open, and the repository is not.
+	// /v2/ needs no credentials, but the repository does.
 	inner := f.fault
 	f.reply(func(w http.ResponseWriter, r *http.Request, n int) bool {
 		return r.URL.Path == "/v2/" || inner(w, r, n)
@@ -301,7 +302,8 @@ func TestAuthorization(t *testing.T) {
 	}
 	_, err = Authorization(context.Background(), "./x", o)
 	is(t, err, errdefs.IsNotImplemented)
-	// A token server that may not have the credentials gives a token for nobody: that is not what was wanted.
+	// If credentials may not be sent to the token server, it issues an anonymous token. The caller asked for more than
+	// that.
 	thief := newRecorder(t, func(w http.ResponseWriter, r *http.Request) { fmt.Fprint(w, `{"token":"nobody's"}`) })
 	far := wantsToken(t, `Bearer realm="`+thief.URL+`/token"`)
 	dockerConfig(t, `{"auths":{"registry.example":{"auth":"`+basic("me:S3CRET")+`"}}}`)

@@ -18,7 +18,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// mirrored returns a mirror, its upstream, and how to open their repository. Processes share a directory.
+// mirrored returns a mirror, its upstream, and a function that opens their repository. All processes share a directory.
 func mirrored(t *testing.T) (mirror, upstream *fake, start func(Options) *Registry) {
 	runtimeDir(t)
 	mirror, upstream = newFake(t), newFake(t)
@@ -30,7 +30,8 @@ func mirrored(t *testing.T) (mirror, upstream *fake, start func(Options) *Regist
 	}
 }
 
-// What a mirror has wrong comes from the next host: at once while nothing was given, else for the next process.
+// If a mirror has wrong bytes, the blob is read from the next host: immediately if no bytes were written yet, or else
+// by the next process.
 func TestCorruptMirror(t *testing.T) {
 	for _, size := range []int{1, 1000, pieceSize - 1, pieceSize, pieceSize + 1, 5 << 20} {
 		for _, o := range []Options{{}, {Unverified: true}, {Parts: 4}, {Parts: 4, Unverified: true}} {
@@ -59,7 +60,7 @@ func TestCorruptMirror(t *testing.T) {
 				if got, err := fetch(t, start(o), id); err != nil || !bytes.Equal(got, content) || mirror.count() != 0 {
 					t.Errorf("%s, again: %d bytes, %v, mirror %q", name, len(got), err, mirror.seen())
 				}
-				// Other blobs still come from the mirror.
+				// Other blobs are still read from the mirror.
 				other := mirror.blob([]byte("other"))
 				if _, err := fetch(t, start(o), other); err != nil || mirror.count() == 0 {
 					t.Errorf("%s: another blob: %v", name, err)
@@ -69,7 +70,7 @@ func TestCorruptMirror(t *testing.T) {
 	}
 }
 
-// A mirror's wrong manifest, size, or cut small blob is no last word either.
+// If a mirror has a wrong manifest, a wrong size or an incomplete small blob, the next host is asked, too.
 func TestMirrorFallsThrough(t *testing.T) {
 	manifest := []byte(tinyManifest)
 	content := noise(1000)
@@ -110,7 +111,7 @@ func TestMirrorFallsThrough(t *testing.T) {
 	}
 }
 
-// downFiles counts the files that say that a host is down, and sets until when.
+// downFiles counts the files that record that a host is down, and sets the time until which they are valid.
 func downFiles(t *testing.T, by time.Duration) int {
 	t.Helper()
 	files, err := filepath.Glob(filepath.Join(sharedDir(), "down-*"))
@@ -126,8 +127,7 @@ func downFiles(t *testing.T, by time.Duration) int {
 	return len(files)
 }
 
-// A mirror that is down costs one process its time, and not every one. When the time is over, one process looks whether it is
-// back.
+// Only one process waits for a mirror that is down. When the recorded time is over, one process tries it again.
 func TestMirrorIsDown(t *testing.T) {
 	for name, fault := range map[string]func(w http.ResponseWriter, r *http.Request, n int) bool{
 		"no reply": func(w http.ResponseWriter, r *http.Request, n int) bool { <-r.Context().Done(); return true },
@@ -156,7 +156,7 @@ func TestMirrorIsDown(t *testing.T) {
 		if mirror.count() != 1 || upstream.count() != 3 {
 			t.Errorf("%s: mirror %q, upstream %q", name, mirror.seen(), upstream.seen())
 		}
-		// One of those that come after the time is over probes it.
+		// When the time is over, one of the processes tries the mirror.
 		if n := downFiles(t, -time.Second); n != 1 {
 			t.Errorf("%s: %d files", name, n)
 		}
@@ -166,7 +166,7 @@ func TestMirrorIsDown(t *testing.T) {
 		if mirror.count() != 2 {
 			t.Errorf("%s: after a while: mirror %q", name, mirror.seen())
 		}
-		// It is back: the others ask it again.
+		// The mirror is up again, and the others use it.
 		mirror.reply(nil)
 		downFiles(t, -time.Second)
 		for range 3 {
@@ -176,7 +176,7 @@ func TestMirrorIsDown(t *testing.T) {
 			t.Errorf("%s: when it is back: mirror %q", name, mirror.seen())
 		}
 	}
-	// A reply, whatever it is, is one; and the last host is asked in any case.
+	// Any reply shows that a host is up. The last host is asked in any case.
 	mirror, upstream, start := mirrored(t)
 	mirror.reply(func(w http.ResponseWriter, r *http.Request, n int) bool { w.WriteHeader(500); return true })
 	upstream.reply(func(w http.ResponseWriter, r *http.Request, n int) bool { panic(http.ErrAbortHandler) })
@@ -191,7 +191,7 @@ func TestMirrorIsDown(t *testing.T) {
 	if n := downFiles(t, 0); n != 0 || mirror.count() != 2 {
 		t.Errorf("%d files, mirror %q", n, mirror.seen())
 	}
-	// What the user stops says nothing of the host.
+	// If the user interrupts the process, that says nothing about the host.
 	mirror.reply(func(w http.ResponseWriter, r *http.Request, n int) bool { <-r.Context().Done(); return true })
 	ctx, cancel := context.WithTimeout(context.Background(), 50*time.Millisecond)
 	defer cancel()
@@ -200,7 +200,8 @@ func TestMirrorIsDown(t *testing.T) {
 	}
 }
 
-// Silence is bounded over all tries, and nobody who is slow to begin is asked five times.
+// The time without any data is limited over all attempts. A host that is slow to begin its reply is not asked five
+// times.
 func TestSilenceIsBounded(t *testing.T) {
 	t.Parallel()
 	f := newFake(t)
@@ -224,7 +225,7 @@ func TestSilenceIsBounded(t *testing.T) {
 			t.Errorf("%s: %q, %v", method, f.seen(), err)
 		}
 	}
-	// A reply that is slow to begin is waited for longer than one that has stopped.
+	// The client waits longer for the beginning of a reply than for more bytes of one.
 	f.reply(func(w http.ResponseWriter, r *http.Request, n int) bool {
 		time.Sleep(300 * time.Millisecond)
 		return false
@@ -234,7 +235,7 @@ func TestSilenceIsBounded(t *testing.T) {
 	if _, err := fetch(t, r, id); err != nil || f.count() != 1 {
 		t.Errorf("slow to begin: %v, %q", err, f.seen())
 	}
-	// What stops is asked for again, until the silences are too long together. Progress makes them good.
+	// A reply that stops is requested again, until the total time without data is too long. Progress resets that time.
 	r = open(t, f.host(), Options{})
 	r.clients[0].stall, r.clients[0].timeout = 30*time.Millisecond, 80*time.Millisecond
 	each := 0

@@ -21,49 +21,50 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
-// This table has every request that a client makes against everything that may be odd about its reply:
-// {operation} × {oddity}. For each cell it asserts what comes of it (the right result, or an error of a class),
-// that the registry's secrets went to nobody else, that the error is one line, and that the requests are few.
+// This table combines every request that a client makes with everything that may be unusual about the reply:
+// {operation} × {oddity}. For each cell it checks that the outcome is an expected one (the correct result, or an error
+// of a class), that the registry's secrets were sent to nobody else, that the error is one line, and that there were
+// few requests.
 //
-// To add a request, add an operation: how it is made (run), which of its requests is answered oddly (at), and what
-// comes of it (want; check, where the registry's own state counts). To add an oddity, add it to oddities. An outcome
-// that is not the oddity's usual one stands in the operation's expect.
+// To add a request, add an operation: how it is made (run), which of its requests gets the unusual reply (at), and the
+// expected outcome (want; check, if the registry's own state matters). To add an oddity, add it to oddities. If an
+// operation's outcome is not the usual one of the oddity, list it in the operation's expect.
 
-// operation is what a client does, and the one of its requests that is answered oddly.
+// operation is an operation of a client, with the one of its requests that gets the unusual reply.
 type operation struct {
 	name string
 	// at is the request's method, a space, and a part of its path.
 	at      string
 	options Options
-	setup   func(f *fake) // where set, is called with the registry as fill leaves it
-	chunk   int64         // where set, the length of an upload's chunks
+	setup   func(f *fake) // if not nil, is called with the registry after fill has run
+	chunk   int64         // if not 0, the length of an upload's chunks
 	lost    string        // the method of a request whose first reply is lost, after the registry has done what it asks
-	isToken bool          // the registry wants a token, which it gives for the password
-	// hasIdentity is set if the user has an identity token in the place of a password.
+	isToken bool          // the registry requires a token, which it issues for the password
+	// hasIdentity is set if the user has an identity token instead of a password.
 	hasIdentity bool
 	run         func(r *Registry) (string, error)
-	want        string // the right result
-	// check, where set, looks at the registry after a success.
+	want        string // the correct result
+	// check, if not nil, inspects the registry after a success.
 	check func(f *fake) error
-	// isHint marks a request whose refusal, or whatever its reply tells, another request makes good.
+	// isHint is set if another request makes up for whatever the reply to this one says.
 	isHint bool
-	// expect has outcomes by the oddity's name, or by the beginning of it that ends in *.
+	// expect has outcomes by the oddity's name, or by the beginning of the name followed by *.
 	expect map[string]string
 }
 
-// oddity is one way for a reply to be odd.
+// oddity is one way in which a reply is unusual.
 type oddity struct {
 	name   string
 	answer func(x *exchange)
-	// want lists the outcomes that are right, with | between them.
+	// want lists the expected outcomes, with | between them.
 	want string
-	once bool // only the first reply is odd
+	once bool // only the first reply is changed
 }
 
 // Outcomes of an operation.
 const (
 	right     = "right"
-	wrong     = "wrong" // success with another result than the right one
+	wrong     = "wrong" // success with an incorrect result
 	notFound  = "not found"
 	refused   = "refused"
 	damaged   = "damaged"
@@ -94,19 +95,20 @@ func outcome(op operation, got string, err error, f *fake) string {
 	return other
 }
 
-// exchange is one request and the honest reply to it, which an oddity changes and sends.
+// exchange is a request with its correct reply, which an oddity changes and sends.
 type exchange struct {
 	w         http.ResponseWriter
 	r         *http.Request
 	status    int
 	header    [][2]string
 	body      []byte
-	elsewhere map[string]string               // URLs of other servers, which have the same content
-	cutAt     int                             // of the body; -1: not
-	serve     func(r *http.Request) *exchange // the honest reply to another request
+	elsewhere map[string]string               // URLs of other servers that have the same content
+	cutAt     int                             // the number of bytes of the body that are sent; -1: all
+	serve     func(r *http.Request) *exchange // returns the correct reply to another request
 }
 
-// otherRange replies honestly to the request with another range, none if edit returns "". A request without a range is left as it is.
+// otherRange replies correctly to the request with another range, or with none if edit returns "". A request without a
+// range is left as it is.
 func (x *exchange) otherRange(edit func(begin, end string) string) {
 	if asked, ok := strings.CutPrefix(x.r.Header.Get("Range"), "bytes="); ok {
 		begin, end, _ := strings.Cut(asked, "-")
@@ -120,7 +122,7 @@ func (x *exchange) otherRange(edit func(begin, end string) string) {
 	x.send()
 }
 
-// send writes the reply as it stands, byte for byte, and closes the connection.
+// send writes the reply as it is, byte for byte, and closes the connection.
 func (x *exchange) send() {
 	conn, _, err := x.w.(http.Hijacker).Hijack()
 	if err != nil {
@@ -151,13 +153,13 @@ func (x *exchange) get(name string) (value string, ok bool) {
 	return "", false
 }
 
-// set replaces a header's lines by others.
+// set replaces the lines of a header.
 func (x *exchange) set(name string, lines ...[2]string) {
 	x.header = slices.DeleteFunc(x.header, func(h [2]string) bool { return strings.EqualFold(h[0], name) })
 	x.header = append(x.header, lines...)
 }
 
-// empty makes the reply one of a status, without a body.
+// empty makes the reply one with a status and without a body.
 func (x *exchange) empty(status int) {
 	x.status, x.header, x.body = status, [][2]string{{"Content-Length", "0"}}, nil
 }
@@ -170,7 +172,8 @@ func oddCase(s string) string {
 	return string(b)
 }
 
-// oddHeaders are the headers that are sent odd where a reply has them, and added where it has not.
+// oddHeaders are headers with unusual values. They replace those that a reply has, and are added to replies without
+// them.
 var oddHeaders = []string{
 	"Content-Type", "Content-Length", "Content-Encoding", "Content-Range", "Docker-Content-Digest", "ETag", "Link", "Location", "Range",
 	"OCI-Subject", "OCI-Chunk-Min-Length", "RateLimit-Limit", "RateLimit-Remaining", "OCI-Filters-Applied", "Retry-After", "Www-Authenticate", "Warning", "Transfer-Encoding",
@@ -197,7 +200,7 @@ func oddities() (list []oddity) {
 				return [][2]string{{oddCase(name), v}}
 			})
 		}
-		malformed := right // what HTTP itself is made of
+		malformed := right // errors in the syntax of HTTP itself
 		if name == "Content-Length" || name == "Transfer-Encoding" {
 			malformed = temporary
 		}
@@ -293,7 +296,7 @@ func oddities() (list []oddity) {
 	return list
 }
 
-// statusOutcome is what comes of a status without a body, to a request that reads.
+// statusOutcome returns the outcome of a status without a body, for a request that reads.
 func statusOutcome(status int) string {
 	switch status {
 	case 401, 403, 407:
@@ -309,7 +312,7 @@ func statusOutcome(status int) string {
 	return other
 }
 
-// expected returns the outcomes of a cell.
+// expected returns the expected outcomes of a cell.
 func (op operation) expected(o oddity) string {
 	if want, ok := op.expect[o.name]; ok {
 		return want
@@ -329,7 +332,7 @@ func (op operation) expected(o oddity) string {
 	return o.want
 }
 
-// oddWorld is the registry whose replies are odd, and the other servers.
+// oddWorld is the registry with the unusual replies, and the other servers.
 type oddWorld struct {
 	*fake
 	elsewhere map[string]*recorder
@@ -340,7 +343,7 @@ type oddWorld struct {
 
 const oddSecret = "S3CRET"
 
-// newOddWorld starts the servers; isTLS says whether the registry has TLS.
+// newOddWorld starts the servers. With isTLS the registry has TLS.
 func newOddWorld(t *testing.T, isTLS bool) *oddWorld {
 	w := &oddWorld{fake: unstarted(), elsewhere: map[string]*recorder{}, urls: map[string]string{}, isTLS: isTLS}
 	if isTLS {
@@ -451,7 +454,7 @@ func (w *oddWorld) cell(t *testing.T, op operation, o oddity) {
 	}
 	want := op.expected(o)
 	if _, ok := op.expect[o.name]; !ok && w.isTLS && strings.HasSuffix(o.name, "clear text") && method != http.MethodHead && path != "/blobs/" {
-		want = map[bool]string{false: other, true: refused}[op.isToken] // only a blob that is read by its digest may come so
+		want = map[bool]string{false: other, true: refused}[op.isToken] // only a blob that is read by its digest may come from there
 	}
 	if come := outcome(op, got, err, w.fake); !slices.Contains(strings.Split(want, "|"), come) {
 		t.Errorf("%s, %s: %s, not %s: %.60q, %v", op.at, o.name, come, want, got, err)
@@ -485,21 +488,21 @@ func (f *fake) fill() {
 	f.tags = []string{"a", "b", "c"}
 }
 
-// operations are all that are tested; other files add to them.
+// operations has all operations that are tested. Other files add theirs.
 var operations = slices.Concat(readOperations, writeOperations)
 
-// with404 adds that a digest that is not found is believed not to be there.
+// with404 adds that after 404 for a digest the object counts as missing.
 func with404(expect map[string]string) map[string]string {
 	return merged(expect, "status 404*", notFound)
 }
 
-// headOutcomes are of requests by HEAD. What it tells can't be checked, and GET makes good what it refuses.
+// headOutcomes are for HEAD requests. Their replies can't be verified, and a GET follows if one refuses.
 var headOutcomes = map[string]string{
 	"status 401*": refused, "status 407*": refused, "cut*": right, "web page": wrong, "null": wrong, "list": wrong, "braces": wrong, "NUL": wrong,
 }
 
-// rangeOutcomes are of the rest of a blob, of which the length alone is verified; cutOutcomes of a part whose end is not the
-// blob's: what comes behind it is not looked at.
+// rangeOutcomes are for the rest of a blob, of which only the length is verified. cutOutcomes are for a part that ends
+// before the blob does: bytes after the part are not read.
 var (
 	rangeOutcomes = map[string]string{
 		"status 200": other, "status 203": other, "empty body": temporary, "web page": temporary, "null": temporary, "list": temporary, "NUL": wrong,
@@ -508,7 +511,7 @@ var (
 	rangesOfKnownSize = merged(rangeOutcomes, "status 200", damaged, "status 203", damaged)
 )
 
-// merged returns outcomes with others, an oddity's name before its outcome.
+// merged returns the outcomes with others added, which are given as an oddity's name and its outcome.
 func merged(outcomes map[string]string, others ...string) map[string]string {
 	outcomes = maps.Clone(outcomes)
 	for pair := range slices.Chunk(others, 2) {
@@ -517,10 +520,10 @@ func merged(outcomes map[string]string, others ...string) map[string]string {
 	return outcomes
 }
 
-// listOutcomes are of lists in pages.
+// listOutcomes are for lists in pages.
 var listOutcomes = map[string]string{"Link absent": wrong, "Link empty": wrong, "Link garbage": damaged, "Link enormous": damaged}
 
-// tokenOutcomes are of requests for a token. A token server that gives none refuses, whatever it sends.
+// tokenOutcomes are for requests for a token. A token server that issues none refuses, whatever its reply.
 var tokenOutcomes = func() map[string]string {
 	outcomes := map[string]string{"status*": refused, "empty body": refused, "web page": refused, "null": refused, "list": refused, "braces": refused, "NUL": refused}
 	for _, status := range []int{408, 425, 429, 500, 502, 503, 504, 520, 521, 522, 523, 524} {
@@ -532,7 +535,7 @@ var tokenOutcomes = func() map[string]string {
 	return outcomes
 }()
 
-// postedOutcomes are of requests for a token that hold a secret in their body, which no redirect sends anywhere.
+// postedOutcomes are for requests for a token that have a secret in their body. Such requests follow no redirect.
 var postedOutcomes = func() map[string]string {
 	outcomes := maps.Clone(tokenOutcomes)
 	for _, status := range []int{301, 302, 303, 307, 308} {
@@ -546,10 +549,10 @@ var postedOutcomes = func() map[string]string {
 	return outcomes
 }()
 
-// limitOutcomes are of the question for limits, which the header alone answers. What is not told is unknown.
+// limitOutcomes are for the request for limits. Only the header has these. Limits that are not stated are unknown.
 var limitOutcomes = map[string]string{
 	"redirect 301 to clear text": right + "|" + other, "redirect 302 to clear text": right + "|" + other, "redirect 303 to clear text": right + "|" + other,
-	"redirect 307 to clear text": right + "|" + other, "redirect 308 to clear text": right + "|" + other, // other, if it is asked over TLS
+	"redirect 307 to clear text": right + "|" + other, "redirect 308 to clear text": right + "|" + other, // other, if the request used TLS
 	"RateLimit-Limit absent": wrong, "RateLimit-Limit empty": wrong, "RateLimit-Limit garbage": wrong, "RateLimit-Limit enormous": wrong,
 	"RateLimit-Remaining absent": wrong, "RateLimit-Remaining empty": wrong, "RateLimit-Remaining garbage": wrong, "RateLimit-Remaining enormous": wrong,
 	"status 2*": notFound, "cut*": right, "empty body": right, "web page": right, "null": right, "list": right, "braces": right, "NUL": right,
@@ -620,13 +623,13 @@ func TestOddities(t *testing.T) {
 	testOddities(t, false, "")
 }
 
-// With TLS, where a redirect leads counts.
+// With TLS, it matters where a redirect leads.
 func TestOdditiesTLS(t *testing.T) {
 	t.Parallel()
 	testOddities(t, true, "redirect")
 }
 
-// testOddities tests every operation against the oddities whose names begin with prefix.
+// testOddities tests every operation with the oddities whose names begin with prefix.
 func testOddities(t *testing.T, isTLS bool, prefix string) {
 	for _, op := range operations {
 		t.Run(op.name, func(t *testing.T) {

@@ -16,13 +16,13 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
-// harbor is a fake registry that answers as Harbor does: tokens for what the user may do and nothing else, sessions by
-// cookies, and other sizes by HEAD than by GET.
+// harbor is a fake registry that behaves as Harbor does: it issues tokens only for actions that the user may take,
+// keeps sessions by cookies, and states other sizes in replies to HEAD than to GET.
 type harbor struct {
 	*fake
 	mu     sync.Mutex
 	tokens int
-	scopes []string // of the last token request
+	scopes []string // those of the last token request
 }
 
 const robot = "robot$team+ci"
@@ -38,7 +38,7 @@ func (h *harbor) answer(w http.ResponseWriter, r *http.Request, n int) bool {
 		w.Header().Set("Www-Authenticate", fmt.Sprintf(`Bearer realm="%s/service/token",service="harbor-registry",scope="repository:x:pull"`, h.URL))
 		return refuse(w, http.StatusUnauthorized, "UNAUTHORIZED", text)
 	}
-	// A request that has the cookie of a session counts as one of a browser, which must show a token against forgery.
+	// A request with a session cookie counts as one from a browser, which must have a token against forgery.
 	if r.Header.Get("Cookie") != "" && r.Method != http.MethodGet && r.Method != http.MethodHead {
 		return refuse(w, http.StatusForbidden, "FORBIDDEN", "CSRF token not found in request")
 	}
@@ -78,7 +78,7 @@ func (h *harbor) answer(w http.ResponseWriter, r *http.Request, n int) bool {
 		h.fake.mu.Lock()
 		m, ok := h.manifests[r.URL.Path[strings.LastIndexByte(r.URL.Path, '/')+1:]]
 		h.fake.mu.Unlock()
-		if ok { // of what it fetches from elsewhere
+		if ok { // Harbor does this for manifests that it fetches from elsewhere
 			w.Header().Set("Content-Type", m.mediaType)
 			w.Header().Set("Docker-Content-Digest", digest.FromBytes(m.content).String())
 			w.Header().Set("Content-Length", fmt.Sprint(len(m.content)-7))
@@ -88,8 +88,8 @@ func (h *harbor) answer(w http.ResponseWriter, r *http.Request, n int) bool {
 	return false
 }
 
-// A robot account pushes an image to Harbor and pulls it, with a token for each kind of action. Anybody can pull what is public, and
-// is told which action is refused.
+// A robot account pushes an image to Harbor and pulls it, with a token for each kind of action. Anybody can pull a
+// public image, and an error says which action was refused.
 func TestHarbor(t *testing.T) {
 	t.Parallel()
 	ctx := context.Background()
@@ -111,7 +111,7 @@ func TestHarbor(t *testing.T) {
 	if want := "repository:other:pull"; !slices.Contains(h.scopes, want) {
 		t.Errorf("the token for a mount is for %q", h.scopes)
 	}
-	// Actions of one repository are one scope, and a token that covers a request is used again.
+	// Actions on one repository are one scope. A token that covers a request is used again.
 	if h.tokens > 3 {
 		t.Errorf("%d tokens", h.tokens)
 	}
@@ -145,8 +145,9 @@ func TestHarbor(t *testing.T) {
 	}
 }
 
-// A cache such as Nexus replies only when it has fetched all of a blob. The client asks once and waits. With a short timeout it gives
-// up with a temporary failure, and a later request finds the blob. The cache's first reply tells no length and ignores ranges.
+// A cache such as Nexus replies only after it has fetched the whole blob. The client asks once and waits. With a short
+// timeout it gives up with a temporary failure, and a later request finds the blob. The cache's first reply states no
+// length and ignores ranges.
 func TestSlowCache(t *testing.T) {
 	t.Parallel()
 	content := noise(300000)
@@ -184,7 +185,7 @@ func TestSlowCache(t *testing.T) {
 		close(done)
 		w.Header().Set("Content-Type", "application/octet-stream")
 		if r.Method == http.MethodGet && strings.Contains(r.URL.Path, "/blobs/") {
-			w.(http.Flusher).Flush() // so that no length is told
+			w.(http.Flusher).Flush() // so that the reply has no length
 			w.Write(content)
 			return true
 		}
@@ -198,7 +199,7 @@ func TestSlowCache(t *testing.T) {
 	ready, began = map[string]chan struct{}{}, 0
 	mu.Unlock()
 	patient := open(t, f.host(), Options{AuthFile: auth, Timeout: time.Minute})
-	patient.own().stall = 100 * time.Millisecond // which is for what stops, not for what has not begun
+	patient.own().stall = 100 * time.Millisecond // this limits pauses within a body, and not the time before it
 	for range 2 {
 		if b, err := fetch(t, patient, id, fmt.Sprintf("size:%d", len(content))); err != nil || !bytes.Equal(b, content) {
 			t.Errorf("%d bytes, %v", len(b), err)

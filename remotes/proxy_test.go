@@ -21,9 +21,9 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
-// proxyMain is this test's program under the name proxy-test, since net/http reads the environment
-// once: it resolves LOCATOR's latest. Names need not exist: whatever is not the proxy's
-// address is dialled at TEST_DIRECT.
+// proxyMain is this test binary under the name proxy-test. It resolves the tag latest at LOCATOR. It is a process of
+// its own because net/http reads the environment only once. Names need not exist: an address other than the proxy's is
+// dialled at TEST_DIRECT.
 func proxyMain(locator, hosts string) int {
 	said := func(s string) { fmt.Fprintln(os.Stderr, s) }
 	r, err := Open(locator, Options{HostsDir: hosts, Debug: said, Notify: said, PlainHTTP: os.Getenv("TEST_PLAIN") != ""})
@@ -49,7 +49,7 @@ func proxyMain(locator, hosts string) int {
 	return 0
 }
 
-// testProxy forwards whatever it is asked for to one registry, or by CONNECT to another.
+// testProxy forwards all requests to one registry, or, by CONNECT, to another.
 type testProxy struct {
 	*httptest.Server
 	mu     sync.Mutex
@@ -115,7 +115,7 @@ func TestProxy(t *testing.T) {
 	if err := os.Symlink(exe, client); err != nil {
 		t.Fatal(err)
 	}
-	hosts := t.TempDir() // the certificate of httptest is for example.com
+	hosts := t.TempDir() // httptest's certificate is for example.com
 	ca := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: secure.Certificate().Raw})
 	for _, dir := range []string{"example.com", "docker.io"} {
 		if err := os.Mkdir(filepath.Join(hosts, dir), 0o755); err != nil {
@@ -125,7 +125,7 @@ func TestProxy(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	// run resolves a tag at the host, and tells what the client said and the proxy saw.
+	// run resolves a tag at the host, and returns the client's output and the requests that the proxy received.
 	run := func(host string, env ...string) (status int, said string, seen []*http.Request) {
 		t.Helper()
 		p.mu.Lock()
@@ -164,7 +164,7 @@ func TestProxy(t *testing.T) {
 		{"example.com", "HTTPS_PROXY=" + p.URL, true},
 		{"example.com", "https_proxy=" + p.URL, true},
 		{"example.com", "HTTP_PROXY=" + p.URL, false},
-		// Hosts, with the names below them; a suffix that is no domain is none.
+		// Hosts, including the names below them. A suffix that is not a domain does not match.
 		{name, "HTTP_PROXY=" + p.URL + " NO_PROXY=registry.example", false},
 		{name, "HTTP_PROXY=" + p.URL + " no_proxy=registry.example", false},
 		{name, "HTTP_PROXY=" + p.URL + " NO_PROXY=other,REGISTRY.example", false},
@@ -175,7 +175,7 @@ func TestProxy(t *testing.T) {
 		{name, "HTTP_PROXY=" + p.URL + " NO_PROXY=istry.example", true},
 		{"example.com", "HTTPS_PROXY=" + p.URL + " NO_PROXY=.com", false},
 		{"example.com", "HTTPS_PROXY=" + p.URL + " NO_PROXY=.example", true},
-		// Addresses, networks, ports.
+		// Addresses, networks and ports.
 		{"10.1.2.3", "HTTP_PROXY=" + p.URL + " NO_PROXY=10.1.2.3", false},
 		{"10.1.2.3", "HTTP_PROXY=" + p.URL + " NO_PROXY=10.0.0.0/8", false},
 		{"11.1.2.3", "HTTP_PROXY=" + p.URL + " NO_PROXY=10.0.0.0/8", true},
@@ -184,7 +184,7 @@ func TestProxy(t *testing.T) {
 		{name + ":5001", "HTTP_PROXY=" + p.URL + " NO_PROXY=registry.example:5000", true},
 		{name + ":5001", "HTTP_PROXY=" + p.URL + " NO_PROXY=registry.example", false},
 		{name, "HTTP_PROXY=" + p.URL + " NO_PROXY=*", false},
-		// This machine is reached directly, whatever is said.
+		// This machine is always reached directly.
 		{"127.0.0.1:5000", "HTTP_PROXY=" + p.URL, false},
 		{"127.9.9.9:5000", "HTTP_PROXY=" + p.URL, false},
 		{"localhost:5000", "HTTP_PROXY=" + p.URL, false},
@@ -206,7 +206,7 @@ func TestProxy(t *testing.T) {
 		t.Errorf("a proxy that is not needed: %s", said)
 	}
 
-	// Its password goes to the proxy, and nowhere else.
+	// The proxy's password is sent to the proxy and to nobody else.
 	const password = "s3cret"
 	secret := func(said string, requests ...*http.Request) {
 		t.Helper()
@@ -228,14 +228,14 @@ func TestProxy(t *testing.T) {
 			t.Errorf("%s: status %d, %s", host, status, said)
 		}
 		secret(said, append(plain.requests, secure.requests...)...)
-		// Directly, nobody gets it.
+		// Without the proxy, nobody gets it.
 		status, said, seen = run(host, env+"="+withPassword, "NO_PROXY="+host)
 		if status != 0 || len(seen) != 0 {
 			t.Errorf("%s: status %d, %s", host, status, said)
 		}
 		secret(said, append(plain.requests, secure.requests...)...)
 
-		// What a proxy refuses has its class, and is not asked for again.
+		// A refusal of the proxy has the class of its status, and the request is not repeated.
 		for refusal, want := range map[int]int{407: 9, 403: 9, 503: 6} {
 			p.refuse = refusal
 			status, said, seen = run(host, env+"="+withPassword)
@@ -246,7 +246,7 @@ func TestProxy(t *testing.T) {
 		}
 		p.refuse = 0
 
-		// One that is not there, or is none.
+		// A proxy that does not exist, or is not a proxy.
 		none := nobody(t)
 		if status, said, _ := run(host, env+"=http://joe:"+password+"@"+none, "TEST_PROXY="+none); status != 6 || !strings.Contains(said, "refused") {
 			t.Errorf("%s: status %d: %s", host, status, said)
@@ -264,7 +264,7 @@ func TestProxy(t *testing.T) {
 	}
 }
 
-// nobody is an address at which nobody listens.
+// nobody is an address at which nothing listens.
 func nobody(t *testing.T) string {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {

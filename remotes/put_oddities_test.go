@@ -22,7 +22,7 @@ var (
 	oddReferrer = []byte(fmt.Sprintf(`{"schemaVersion":2,"mediaType":%q,"artifactType":"a/b","config":{},"layers":[],"subject":{"digest":%q}}`, ocispec.MediaTypeImageManifest, oddSubject))
 )
 
-// writeOperations are answered oddly when the registry has done what was asked, so that it may be found done.
+// For writeOperations the reply is changed after the registry has done what was asked. So the client may find it done.
 var writeOperations = func() []operation {
 	ctx := context.Background()
 	blob, manifest, referrer := digest.FromBytes(oddNewBlob), digest.FromBytes(oddManifest), digest.FromBytes(oddReferrer)
@@ -82,20 +82,20 @@ var writeOperations = func() []operation {
 		f.referrers = false
 	}
 	alone := func(f *fake) { f.referrers = false }
-	// A HEAD that looks whether something is there refuses nothing: what it does not tell is put.
+	// A refusal of the HEAD that looks for an object is ignored: the object is put.
 	look := map[string]string{"status*": right, "cut*": right, "empty body": right, "web page": right, "null": right,
 		"list": right, "braces": right, "NUL": right}
 	for _, status := range []int{408, 425, 429, 500, 502, 503, 504, 520, 521, 522, 523, 524} {
 		look[fmt.Sprintf("status %d*", status)] = temporary
 	}
-	lookForBlob := maps.Clone(look) // which is also asked for by GET
+	lookForBlob := maps.Clone(look) // the blob is looked for by GET, too
 	lookForBlob["status 401*"], lookForBlob["status 407*"] = refused, refused
-	// What leads elsewhere with content, or turns into another request, fails. Everything else that is said of what was
-	// done anyhow is a success, unless it is a refusal.
+	// A redirect with content, or one that changes the method, fails. Any other reply is a success, unless it is a
+	// refusal, because the registry has done what was asked.
 	done := map[string]string{"status 2*": right, "redirect*": other, "redirect 301 to nowhere": temporary, "redirect 302 to nowhere": temporary, "redirect 303 to nowhere": temporary, "cut*": right, "empty body": right, "web page": right, "null": right, "list": right,
 		"braces": right, "NUL": right}
-	// The blob is found where the reply was lost.
-	// A tag that is refused as registries refuse to change one is looked at again.
+	// If the reply was lost, the blob is found. If setting a tag is refused in the way in which registries refuse to
+	// change one, the tag is looked up again.
 	tagged := merged(done, "status 400*", right, "status 403*", right, "status 409*", right, "status 412*", right)
 	stored := maps.Clone(done)
 	for _, name := range oddHeaders {
@@ -107,7 +107,7 @@ var writeOperations = func() []operation {
 	maps.Copy(stored, map[string]string{"status 404": right, "Content-Length*": right, "Transfer-Encoding*": right, "Link too large": right, "closed": right, "not HTTP": right,
 		"asks to wait for garbage": right, "asks to wait for nothing": right, "asks to wait for negative": right, "asks to wait for ages": right, "redirect 301 to nowhere": right, "redirect 302 to nowhere": right,
 		"redirect 303 to nowhere": right})
-	// Of a tag or manifest that is gone, a second request finds nothing.
+	// When the tag or manifest is gone, a second request finds nothing.
 	gone := maps.Clone(done)
 	for _, status := range []int{307, 308} {
 		gone[fmt.Sprintf("redirect %d to*", status)] = notFound
@@ -116,14 +116,14 @@ var writeOperations = func() []operation {
 		}
 		gone[fmt.Sprintf("redirect %d to nowhere", status)] = temporary
 	}
-	untagged := maps.Clone(gone) // by an index made for it, where the registry deletes no tags
+	untagged := maps.Clone(gone) // by an index made for this, on a registry that does not delete tags
 	for _, status := range []int{400, 405, 501} {
 		untagged[fmt.Sprintf("status %d*", status)] = notFound
 	}
-	// A registry that says that it has no such list, or sends what is none, is asked for the index under the tag. Only the
-	// former means that there are no referrers if there is no such index.
+	// If a registry does not support the list, or sends something else, the client asks for the index under the tag.
+	// Only in the former case, a missing index means that there are no referrers.
 	unlisted := map[string]string{"Link garbage": damaged, "Link enormous": damaged, "status 400*": wrong, "status 404*": wrong, "status 405*": wrong, "status 501*": wrong}
-	// What can't be read can be deleted.
+	// An object that can't be read can be deleted.
 	unread := map[string]string{"status*": right, "status 404*": notFound, "empty body": right, "web page": right, "null": right, "list": right, "braces": right, "NUL": right}
 	for _, status := range []int{301, 302, 303, 307, 308} {
 		for _, where := range []string{"clear text", "ftp", "garbage", "itself"} {
@@ -133,7 +133,8 @@ var writeOperations = func() []operation {
 	for _, status := range []int{408, 425, 429, 500, 502, 503, 504, 520, 521, 522, 523, 524} {
 		unread[fmt.Sprintf("status %d*", status)] = temporary
 	}
-	// The reply to a chunk is made good by asking how much is there, and what that does not tell by what was sent.
+	// If the reply to a chunk is unusable, the client asks how much the registry has, or else assumes that it has the
+	// bytes that were sent.
 	sentChunk := maps.Clone(stored)
 	maps.Copy(sentChunk, map[string]string{"status 416*": right, "Location garbage": damaged, "Location enormous": temporary, "Location with control characters": right})
 	asked := map[string]string{"status*": right, "status 407*": right, "cut*": right, "empty body": right, "web page": right, "null": right, "list": right, "braces": right, "NUL": right,
@@ -146,14 +147,14 @@ var writeOperations = func() []operation {
 			asked[fmt.Sprintf("redirect %d to %s", status, where)] = right
 		}
 	}
-	// What comes of cancelling an upload changes nothing of why it is cancelled.
+	// The outcome of cancelling an upload does not change the error for which it is cancelled.
 	cancelled := map[string]string{"*": damaged}
 	for _, status := range []int{301, 302, 303, 307, 308} {
 		cancelled[fmt.Sprintf("redirect %d to clear text", status)] = damaged
 	}
 	begun := map[string]string{"Location absent": damaged, "Location empty": damaged, "Location garbage": damaged, "Location enormous": temporary, "OCI-Chunk-Min-Length enormous": other,
 		"cut*": right, "empty body": right, "web page": right, "null": right, "list": right, "braces": right, "NUL": right}
-	for _, status := range []int{301, 302, 303} { // a POST becomes a GET
+	for _, status := range []int{301, 302, 303} { // these turn a POST into a GET
 		begun[fmt.Sprintf("redirect %d to*", status)] = other
 		begun[fmt.Sprintf("redirect %d to nowhere", status)] = temporary
 	}
@@ -172,7 +173,7 @@ var writeOperations = func() []operation {
 		{name: "put a tag: whether it is there", at: "HEAD /manifests/", run: put("v1", oddManifest), want: manifest.String(), check: has("v1"), isHint: true, expect: look},
 		{name: "put a tag", at: "PUT /manifests/", run: put("v1", oddManifest), want: manifest.String(), check: has("v1"), expect: tagged},
 		{name: "put a referrer: the list", at: "GET /manifests/", setup: alone, run: put("v1", oddReferrer), want: referrer.String(), check: has("v1", list.tag),
-			expect: map[string]string{"status 404*": temporary}}, // put again and again, and never seen
+			expect: map[string]string{"status 404*": temporary}}, // put repeatedly, and never found
 		{name: "put a referrer: change the list", at: "PUT /manifests/sha256-", setup: alone, run: put("v1", oddReferrer), want: referrer.String(), check: has("v1", list.tag), expect: done},
 		{name: "list referrers", at: "GET /referrers/", setup: withReferrer, run: referrers, want: referrer.String(), expect: unlisted},
 		{name: "list referrers by the tag", at: "GET /manifests/", setup: withList, run: referrers, want: referrer.String(), expect: map[string]string{"status 404*": wrong}},

@@ -20,7 +20,7 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
-// file is content that can be read again, pipe content that can't.
+// file is content that can be read again, and pipe is content that can't.
 func file(t *testing.T, b []byte) io.Reader {
 	t.Helper()
 	name := filepath.Join(t.TempDir(), "content")
@@ -59,7 +59,7 @@ func TestPutBlob(t *testing.T) {
 					t.Fatalf("%s of %d: other bytes came", name, size)
 				}
 			}
-			// What is there is success without reading.
+			// If the object exists, the put succeeds without reading.
 			f.reset()
 			if p, err := r.Push(context.Background(), d.String(), iotest.ErrReader(io.ErrNoProgress)); err != nil || p.State != Exists {
 				t.Fatalf("%+v, %v", p, err)
@@ -73,7 +73,7 @@ func TestPutBlob(t *testing.T) {
 	}
 }
 
-// What has another digest or size is never stored, and its upload is cancelled.
+// Content with another digest or size is never stored, and its upload is cancelled.
 func TestPutWrongBlob(t *testing.T) {
 	t.Parallel()
 	for name, reader := range readers {
@@ -99,7 +99,7 @@ func TestPutWrongBlob(t *testing.T) {
 	}
 }
 
-// An upload goes on where it was cut, at the registry's word.
+// An interrupted upload continues at the offset that the registry states.
 func TestPutCut(t *testing.T) {
 	t.Parallel()
 	content := noise(chunkSize + 2<<20)
@@ -113,7 +113,7 @@ func TestPutCut(t *testing.T) {
 					return false
 				}
 				cuts--
-				// Some of it comes, and then the connection ends.
+				// A part of the body arrives, and then the connection ends.
 				r.Body = io.NopCloser(io.LimitReader(r.Body, int64(at)))
 				r.Method = http.MethodPatch
 				f.store(httptest.NewRecorder(), r)
@@ -129,7 +129,7 @@ func TestPutCut(t *testing.T) {
 	}
 }
 
-// A registry that forgets an upload gets another one, or all of it once more, where that can be.
+// If a registry forgets an upload, a new one is started, or the whole content is sent again, if that is possible.
 func TestPutForgotten(t *testing.T) {
 	t.Parallel()
 	content := noise(2*chunkSize + 5)
@@ -156,7 +156,7 @@ func TestPutForgotten(t *testing.T) {
 			}
 		}
 	}
-	// In the middle of a pipe there is nothing to begin again with.
+	// In the middle of a pipe the content can't be sent again.
 	f := newFake(t)
 	f.reply(func(w http.ResponseWriter, r *http.Request, n int) bool {
 		f.mu.Lock()
@@ -170,7 +170,7 @@ func TestPutForgotten(t *testing.T) {
 	is(t, err, errdefs.IsAborted)
 }
 
-// The reply to the last request is lost: the blob is there all the same.
+// The reply to the last request is lost, but the blob is stored.
 func TestPutReplyLost(t *testing.T) {
 	content := noise(100000)
 	d := digest.FromBytes(content)
@@ -232,7 +232,7 @@ func TestPutMount(t *testing.T) {
 	if p, err := r.Push(context.Background(), d, iotest.ErrReader(io.ErrNoProgress), "mount:other", "mediatype:a/b"); err != nil || p.State != Mounted {
 		t.Fatalf("%+v, %v", p, err)
 	}
-	// Where it can't be mounted, it is uploaded.
+	// If the blob can't be mounted, it is uploaded.
 	content := noise(100)
 	d = digest.FromBytes(content).String()
 	if p, err := r.Push(context.Background(), d, pipe(t, content), "mount:absent", "mediatype:a/b"); err != nil || p.State != Stored {
@@ -282,7 +282,7 @@ func TestPutManifest(t *testing.T) {
 			t.Errorf("%s was stored", name)
 		}
 	}
-	// A registry that stores something else.
+	// The registry stores other content.
 	f.reply(func(w http.ResponseWriter, r *http.Request, n int) bool {
 		w.Header().Set("Docker-Content-Digest", digest.FromString("x").String())
 		w.WriteHeader(http.StatusCreated)
@@ -292,7 +292,7 @@ func TestPutManifest(t *testing.T) {
 	is(t, err, errdefs.IsDataLoss)
 }
 
-// Where the registry keeps no list of referrers, the client does, under a tag.
+// If the registry has no list of referrers, the client maintains one under a tag.
 func TestPutReferrer(t *testing.T) {
 	f := newFake(t)
 	r := open(t, f.host(), Options{})
@@ -321,7 +321,7 @@ func TestPutReferrer(t *testing.T) {
 	}
 }
 
-// Uploads are led elsewhere without credentials, and never from TLS to none.
+// An upload follows a redirect to another origin without credentials, and never one from TLS to clear text.
 func TestPutLocation(t *testing.T) {
 	content := noise(1000)
 	d := digest.FromBytes(content)
@@ -376,7 +376,7 @@ func TestPutLocation(t *testing.T) {
 	location = strings.Replace(storage.URL, "127.0.0.1", "localhost", 1)
 	_, err := open(t, s.host(), Options{HostsDir: root}).Push(context.Background(), d.String(), pipe(t, content))
 	is(t, err, errdefs.IsDataLoss)
-	// A registry behind a proxy that ends TLS.
+	// A registry behind a proxy that terminates TLS.
 	s.mu.Lock()
 	s.uploads["1"] = nil
 	s.mu.Unlock()
@@ -406,7 +406,7 @@ func TestPutToken(t *testing.T) {
 	}
 }
 
-// A blob's digest among the manifests is a server error at Debian's docker-registry.
+// Debian's docker-registry replies with a server error to a request for a manifest by a blob's digest.
 func TestResolveBlobThatFailsAsManifest(t *testing.T) {
 	f := newFake(t)
 	id := f.blob(noise(10))

@@ -31,7 +31,7 @@ func ofBatch(t *testing.T, r Remote) fetcher {
 	return func(id string, hints ...string) ([]byte, error) { return fetchAll(t.Context(), c, id, hints...) }
 }
 
-// Every remote gives the same bytes of a range, whether what serves it can skip and cut or not.
+// Every remote returns the same bytes for a range, whether or not its server can skip and cut.
 func TestRanges(t *testing.T) {
 	small, large := noise(3000), noise(3<<20+7)
 	dir := filepath.Join(t.TempDir(), "x")
@@ -68,7 +68,7 @@ func TestRanges(t *testing.T) {
 			id, n := digest.FromBytes(b).String(), int64(len(b))
 			for _, c := range []struct {
 				hints      string
-				begin, end int64 // -1: InvalidArgument
+				begin, end int64 // -1: the range is an invalid argument
 			}{
 				{"range:0-0", 0, 1},
 				{"range:1-1", 1, 2},
@@ -100,14 +100,14 @@ func TestRanges(t *testing.T) {
 				t.Errorf("%s, of another size: %d bytes, %v", what, len(got), err)
 			}
 		}
-		// A batch goes on behind a range.
+		// A batch can continue after a range.
 		if got, err := get(digest.FromBytes(small).String()); err != nil || !bytes.Equal(got, small) {
 			t.Errorf("%s, behind ranges: %d bytes, %v", what, len(got), err)
 		}
 	}
 }
 
-// No more of a blob is read than the range, unless the registry can't cut.
+// Only the range is read of a blob, except if the registry can't serve ranges.
 func TestRangesAreAskedFor(t *testing.T) {
 	blob := noise(8 << 20)
 	f := newFake(t)
@@ -127,7 +127,8 @@ func TestRangesAreAskedFor(t *testing.T) {
 	}
 }
 
-// Whatever the hints say, a directory and a batch give the same: a part of the blob, or an error of class InvalidArgument or DataLoss.
+// Whatever the hints, a directory and a batch return the same: a part of the blob, or an error of class InvalidArgument
+// or DataLoss.
 func FuzzHints(f *testing.F) {
 	for _, s := range []string{"", "range:0-5", "range:5-5 offset:7", "range:10-2 size:12", "offset:12", "range:12-12", "size:11", "range:0-9223372036854775807 x", "range:-5 mediatype:a/b", "offset:+5", "offset:05", "size:+11"} {
 		f.Add(s)

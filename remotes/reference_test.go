@@ -67,7 +67,7 @@ func TestParseReference(t *testing.T) {
 	}
 }
 
-// Many objects of one remote take one connection and one token.
+// Many objects of one remote need one connection and one token.
 func TestResolveManyAtOnce(t *testing.T) {
 	var mu sync.Mutex
 	connections, tokens := 0, 0
@@ -104,7 +104,7 @@ func TestResolveManyAtOnce(t *testing.T) {
 			t.Fatal(i, err)
 		}
 	}
-	if connections != 1 || tokens != 1 || f.count() != 72 { // GET is asked for what HEAD does not find
+	if connections != 1 || tokens != 1 || f.count() != 72 { // objects that HEAD does not find are requested by GET
 		t.Errorf("%d connections, %d tokens, %d requests", connections, tokens, f.count())
 	}
 }

@@ -41,7 +41,7 @@ func referrersOf(r Remote, subject digest.Digest) (list []digest.Digest, err err
 	return list, nil
 }
 
-// listed reads the list under a tag at the fake.
+// listed reads the list under a tag from the fake.
 func (f *fake) listed(t *testing.T, tag string) (list []digest.Digest) {
 	t.Helper()
 	f.mu.Lock()
@@ -58,7 +58,7 @@ func (f *fake) listed(t *testing.T, tag string) (list []digest.Digest) {
 	return list
 }
 
-// A referrer that is there, and is listed nowhere yet, since whoever put it died, is listed when it is put again.
+// If the process that put a referrer died before it listed it, the referrer is listed when it is put again.
 func TestLinkThatFailedOnceIsMade(t *testing.T) {
 	subject := digest.FromString("subject")
 	tag := "sha256-" + subject.Encoded()
@@ -89,7 +89,8 @@ func TestLinkThatFailedOnceIsMade(t *testing.T) {
 	}
 }
 
-// Of referrers put at once none is lost: by the lock of processes of one user, or by the registry's comparison.
+// When several referrers are put at the same time, none is lost. Either a lock between the processes of one user
+// prevents that, or the registry's comparison.
 func TestReferrersPutAtOnce(t *testing.T) {
 	for _, how := range []string{"lock", "entity tags"} {
 		if t.Setenv("XDG_RUNTIME_DIR", ""); how == "lock" {
@@ -98,7 +99,7 @@ func TestReferrersPutAtOnce(t *testing.T) {
 		subject := digest.FromString("subject")
 		tag := "sha256-" + subject.Encoded()
 		f := newFake(t)
-		// Those who read the list read it before anybody has changed it, if nothing keeps them from it.
+		// Unless something prevents it, all processes read the list before any of them has changed it.
 		const writers = 6
 		var reading sync.WaitGroup
 		reading.Add(writers)
@@ -164,8 +165,8 @@ func TestReferrersPutAtOnce(t *testing.T) {
 	}
 }
 
-// What another client has overwritten is put again; a registry that compares with something else than it tells
-// is not asked to.
+// A list that another client has overwritten is put again. A registry that compares with another digest than it states
+// is not asked to compare.
 func TestReferrersAreReadAgain(t *testing.T) {
 	subject := digest.FromString("subject")
 	tag := "sha256-" + subject.Encoded()
@@ -190,7 +191,7 @@ func TestReferrersAreReadAgain(t *testing.T) {
 				return false
 			}
 			puts++
-			w.WriteHeader(http.StatusCreated) // and then the other client's
+			w.WriteHeader(http.StatusCreated) // and then it has the other client's list
 			return true
 		})
 		id, _, err := putArtifact(t, open(t, f.host(), Options{}), subject, 1)
@@ -203,7 +204,7 @@ func TestReferrersAreReadAgain(t *testing.T) {
 	}
 }
 
-// A deleted referrer is listed no more, and what a registry refuses the list for is taken out of it.
+// A deleted referrer is removed from the list. So is one that makes the registry refuse the list.
 func TestDeletedReferrers(t *testing.T) {
 	ctx := context.Background()
 	subject := digest.FromString("subject")
@@ -254,7 +255,7 @@ func TestDeletedReferrers(t *testing.T) {
 	if got, err := referrersOf(r, subject); err != nil || !slices.Equal(got, ids[1:]) {
 		t.Errorf("after the deletion: %v, %v", got, err)
 	}
-	// Another client has deleted one, and left the list as it was.
+	// Another client has deleted a referrer, and has not changed the list.
 	f.mu.Lock()
 	delete(f.manifests, ids[1].String())
 	f.mu.Unlock()
@@ -265,7 +266,7 @@ func TestDeletedReferrers(t *testing.T) {
 	is(t, r.Delete(ctx, ids[0].String()), errdefs.IsNotFound)
 }
 
-// Only the last host's word is that there are none.
+// Only the reply of the last host can mean that there are none.
 func TestReferrersOfAMirror(t *testing.T) {
 	subject := digest.FromString("subject")
 	for _, how := range []string{"no API", "an empty list", "down"} {
@@ -304,7 +305,7 @@ func TestReferrersOfAMirror(t *testing.T) {
 	}
 }
 
-// What is no list of referrers is none, and is not added to.
+// An object that is not a list of referrers is not used as one, and nothing is added to it.
 func TestNoListOfReferrers(t *testing.T) {
 	index := func(m ...ocispec.Descriptor) []byte {
 		b, _ := json.Marshal(ocispec.Index{MediaType: ocispec.MediaTypeImageIndex, Manifests: m})
@@ -313,7 +314,7 @@ func TestNoListOfReferrers(t *testing.T) {
 	platform := ocispec.Descriptor{MediaType: ocispec.MediaTypeImageManifest, Digest: digest.FromString("amd64"), Size: 5}
 	subject := digest.FromBytes(index(platform))
 	tag := "sha256-" + subject.Encoded()
-	// A registry that resolves the tag to the digest: the subject's own manifests are no referrers.
+	// A registry that resolves the tag to the digest. The subject's own manifests are not referrers.
 	f := newFake(t)
 	f.manifest(tag, ocispec.MediaTypeImageIndex, index(platform))
 	r := open(t, f.host(), Options{})
@@ -324,7 +325,7 @@ func TestNoListOfReferrers(t *testing.T) {
 	if got := f.listed(t, tag); err != nil || !slices.Equal(got, []digest.Digest{id}) {
 		t.Errorf("%v, %v", got, err)
 	}
-	// A tag that has something else.
+	// The tag has another object.
 	f.manifest(tag, ocispec.MediaTypeImageManifest, []byte(tinyManifest))
 	_, err = referrersOf(r, subject)
 	is(t, err, errdefs.IsDataLoss)
@@ -333,7 +334,7 @@ func TestNoListOfReferrers(t *testing.T) {
 	if string(f.manifests[tag].content) != tinyManifest {
 		t.Error("a tag that is of something else was overwritten")
 	}
-	// Replies of the API that are none: what is under the tag counts, and then nobody is asked elsewhere.
+	// Replies of the API that are not lists. The list under the tag is used, and no other host is asked.
 	for body, contentType := range map[string]string{
 		`{"message":"no such route"}`: "application/json",
 		`{"manifests":[]}`:            "application/json",
@@ -363,9 +364,9 @@ func TestNoListOfReferrers(t *testing.T) {
 		f.manifests = map[string]entry{}
 		f.mu.Unlock()
 		_, err = referrersOf(r, subject)
-		is(t, err, errdefs.IsDataLoss) // nobody has said that there are none
+		is(t, err, errdefs.IsDataLoss) // no host has replied that there are none
 	}
-	// One that sends the question elsewhere, where nobody knows the answer.
+	// A registry that redirects the request to an address at which nothing listens.
 	for _, status := range []int{403, 404, 418, 503} {
 		other := newFake(t)
 		other.reply(func(w http.ResponseWriter, r *http.Request, n int) bool { w.WriteHeader(status); return true })
@@ -384,7 +385,7 @@ func TestNoListOfReferrers(t *testing.T) {
 		})
 		got, err := referrersOf(r, subject)
 		if status == 503 {
-			is(t, err, errdefs.IsAborted) // whether there are any is not known
+			is(t, err, errdefs.IsAborted) // whether there are any is unknown
 		} else if err != nil || !slices.Equal(got, []digest.Digest{id}) {
 			t.Errorf("elsewhere %d: %v, %v", status, got, err)
 		}
@@ -409,7 +410,7 @@ func TestReferrersTag(t *testing.T) {
 	}
 }
 
-// A list that tells the same again on each page has no end.
+// A list that has the same entries on each page would have no end.
 func TestReferrersInCircles(t *testing.T) {
 	subject := digest.FromString("subject")
 	f := newFake(t)

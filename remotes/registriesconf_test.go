@@ -9,7 +9,7 @@ import (
 	"github.com/containerd/errdefs"
 )
 
-// What registries.conf says is what hosts.toml leads to.
+// A registries.conf has the effect of the corresponding hosts.toml.
 func TestRegistriesConf(t *testing.T) {
 	list, helpers, err := ParseRegistries([]byte(`
 unqualified-search-registries = ["docker.io"]

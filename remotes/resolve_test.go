@@ -84,7 +84,7 @@ func TestResolve(t *testing.T) {
 		_, err = r.Resolve(context.Background(), id)
 		is(t, err, errdefs.IsNotFound)
 	}
-	// The digest that a header tells is compared with the body where there is one.
+	// If the reply has a body, the digest in the header is compared with it.
 	f.reply(func(w http.ResponseWriter, r *http.Request, n int) bool {
 		if r.Method == http.MethodHead {
 			w.WriteHeader(http.StatusMethodNotAllowed)
@@ -104,7 +104,7 @@ func TestResolve(t *testing.T) {
 	is(t, err, errdefs.IsNotImplemented)
 }
 
-// image adds a manifest with a config for the platform, and gives its descriptor.
+// image adds a manifest with a config for the platform, and returns its descriptor.
 func (f *fake) image(tag, platform string) ocispec.Descriptor {
 	os, arch, _ := strings.Cut(platform, "/")
 	arch, variant, _ := strings.Cut(arch, "/")
@@ -115,7 +115,7 @@ func (f *fake) image(tag, platform string) ocispec.Descriptor {
 		ocispec.MediaTypeImageManifest, ocispec.MediaTypeImageConfig, id, len(config), platform))
 }
 
-// index adds an index over descriptors.
+// index adds an index of the descriptors, and returns its descriptor.
 func (f *fake) index(tag string, list ...ocispec.Descriptor) ocispec.Descriptor {
 	b, _ := json.Marshal(ocispec.Index{MediaType: ocispec.MediaTypeImageIndex, Manifests: list})
 	return f.manifest(tag, ocispec.MediaTypeImageIndex, b)
@@ -165,7 +165,7 @@ func TestResolvePlatform(t *testing.T) {
 			t.Errorf("%s for %s: %+v, %v", c.tag, c.platform, got, err)
 		}
 	}
-	// What is for no platform is not for another one.
+	// A manifest without a platform does not match another platform.
 	for tag, want := range map[string]ocispec.Descriptor{"artifact": artifact, "unsaid": unsaid} {
 		got, err := ResolvePlatform(context.Background(), r, tag, "linux/amd64")
 		if err != nil || got.Digest != want.Digest || got.Platform != nil {
@@ -195,7 +195,7 @@ func TestResolvePlatform(t *testing.T) {
 	}
 }
 
-// An index may have children whose digests can't be verified here. They keep nobody from the others.
+// An index may have children whose digests can't be verified here. The others can be resolved.
 func TestResolvePlatformUnknownAlgorithm(t *testing.T) {
 	f := newFake(t)
 	m := f.image("", "linux/amd64")
@@ -219,7 +219,7 @@ func TestResolvePlatformUnknownAlgorithm(t *testing.T) {
 				}
 			}
 		}
-		// Where nothing else fits, it is not said that there is none.
+		// If nothing else fits, the error does not say that there is none.
 		f.index("t", odd(d, "linux/s390x"), with(m, "linux/amd64"))
 		_, err := ResolvePlatform(context.Background(), r, "t", "linux/s390x")
 		is(t, err, errdefs.IsNotImplemented)
@@ -229,7 +229,7 @@ func TestResolvePlatformUnknownAlgorithm(t *testing.T) {
 		_, err = ResolvePlatform(context.Background(), r, "t", "linux/riscv64")
 		is(t, err, errdefs.IsNotFound)
 	}
-	// What is no digest at all is damage.
+	// Text that is not a digest is damage.
 	for _, d := range []string{"", "sha256", "sha256:", "sha256:" + strings.Repeat("AB", 32), "sha256:ab", "../x:y"} {
 		f.index("t", odd(d, "linux/arm64"), with(m, "linux/amd64"))
 		_, err := ResolvePlatform(context.Background(), r, "t", "linux/amd64")
@@ -240,7 +240,7 @@ func TestResolvePlatformUnknownAlgorithm(t *testing.T) {
 func TestResolvePlatformBounds(t *testing.T) {
 	t.Parallel()
 	f := newFake(t)
-	// A hundred indexes in a row, and a thousand beside each other.
+	// A chain of a hundred indexes, and a thousand indexes in one.
 	deep := f.index("")
 	for range 100 {
 		deep = f.index("deep", deep)
@@ -250,7 +250,7 @@ func TestResolvePlatformBounds(t *testing.T) {
 		wide = append(wide, f.manifest("", ocispec.MediaTypeImageIndex, fmt.Appendf(nil, `{"schemaVersion":2,"manifests":[],"annotations":{"n":"%d"}}`, i)))
 	}
 	f.index("wide", wide...)
-	// A hundred thousand entries.
+	// An index with a hundred thousand entries.
 	var many []ocispec.Descriptor
 	for i := range 50000 {
 		many = append(many, with(ocispec.Descriptor{MediaType: "a/b", Digest: deep.Digest}, fmt.Sprintf("linux/\x1b%d", i)))
@@ -271,8 +271,8 @@ func TestResolvePlatformBounds(t *testing.T) {
 	}
 }
 
-// Docker-Content-Digest is a hint: what is no digest, or of an unknown algorithm, counts as none, and
-// of an object that is asked for by digest the bytes decide.
+// Docker-Content-Digest is only a hint. Text that is not a digest, or has an unknown algorithm, is ignored. If an
+// object is requested by its digest, its bytes are verified.
 func TestContentDigestHint(t *testing.T) {
 	content := []byte(`{"schemaVersion":2,"layers":[]}`)
 	right := digest.FromBytes(content)

@@ -16,7 +16,7 @@ import (
 	"github.com/opencontainers/go-digest"
 )
 
-// interrupted puts content until the registry has n bytes of it, and dies.
+// interrupted runs a process that puts content and dies when the registry has n bytes of it.
 func interrupted(t *testing.T, f *fake, d digest.Digest, content io.Reader, n int64) {
 	t.Helper()
 	ctx, die := context.WithCancel(context.Background())
@@ -40,7 +40,7 @@ func interrupted(t *testing.T, f *fake, d digest.Digest, content io.Reader, n in
 	}
 }
 
-// counted has the fake count what it is sent.
+// counted makes the fake count the bytes that it receives.
 func counted(f *fake) *int64 {
 	var mu sync.Mutex
 	var n int64
@@ -55,7 +55,7 @@ func counted(f *fake) *int64 {
 	return &n
 }
 
-// The next process sends what the one that died had not.
+// The next process sends only the bytes that the one that died had not sent.
 func TestPutResumed(t *testing.T) {
 	content := noise(2*chunkSize + 100)
 	d := digest.FromBytes(content)
@@ -64,7 +64,7 @@ func TestPutResumed(t *testing.T) {
 		for _, at := range []int64{0, 1, 2, 5000, chunkSize, chunkSize + 70, size} {
 			f, shared := newFake(t), runtimeDir(t)
 			if name == "pipe" && at == size {
-				continue // its last request is the one that ends the upload
+				continue // its last request is the one that completes the upload
 			}
 			interrupted(t, f, d, reader(t, content), min(at, size-1))
 			files, _ := filepath.Glob(filepath.Join(shared, "upload-*"))
@@ -80,7 +80,7 @@ func TestPutResumed(t *testing.T) {
 			}
 			want := size - min(at, size-1)
 			if at <= 1 {
-				want = size // of nothing, and of a single byte, a registry says the same
+				want = size // for zero bytes and for one byte a registry's reply is the same
 			}
 			if *n != want || !bytes.Equal(f.blobs[d], content) {
 				t.Errorf("%s cut at %d: %d bytes were sent, not %d", name, at, *n, want)
@@ -92,7 +92,7 @@ func TestPutResumed(t *testing.T) {
 	}
 }
 
-// What a saved upload can be instead of a good one; the blob is stored all the same.
+// Saved uploads with various errors. The blob is stored in spite of them.
 func TestPutResumedWrong(t *testing.T) {
 	content := noise(chunkSize + 100)
 	d := digest.FromBytes(content)
@@ -115,7 +115,7 @@ func TestPutResumedWrong(t *testing.T) {
 			r := open(t, f.host(), Options{})
 			_, err := r.Push(context.Background(), d.String(), reader(t, content))
 			if err != nil && name == "pipe" && what != "torn" {
-				// It can be read once: the next try stores it.
+				// Content that can be read only once is stored by the next attempt.
 				if strings.HasPrefix(what, "of other") {
 					is(t, err, errdefs.IsAborted)
 				}
@@ -128,8 +128,7 @@ func TestPutResumedWrong(t *testing.T) {
 	}
 }
 
-// Ten that put the same blob each have an upload of their own; without a runtime directory
-// nothing is kept.
+// Ten callers that put the same blob have an upload each. Without a runtime directory nothing is saved.
 func TestPutAtOnce(t *testing.T) {
 	content := noise(chunkSize + 100)
 	d := digest.FromBytes(content)
@@ -157,7 +156,7 @@ func TestPutAtOnce(t *testing.T) {
 	}
 }
 
-// Another login does not go on with somebody's upload.
+// A caller with another login does not continue the upload.
 func TestPutResumedLogin(t *testing.T) {
 	content := noise(100000)
 	d := digest.FromBytes(content)

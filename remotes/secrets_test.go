@@ -21,7 +21,7 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
-// dialing has a registry's clients reach servers of the test under other addresses, host:port.
+// dialing makes a registry's clients connect to servers of the test under other addresses, host:port.
 func dialing(r *Registry, servers map[string]string) {
 	for _, c := range r.clients {
 		transport := c.http.Client.Transport.(roundTripper).RoundTripper.(*http.Transport)
@@ -34,7 +34,7 @@ func dialing(r *Registry, servers map[string]string) {
 	}
 }
 
-// recorder is a server that keeps what it is sent.
+// recorder is a server that records the requests it receives.
 type recorder struct {
 	*httptest.Server
 	mu   sync.Mutex
@@ -66,7 +66,7 @@ func (r *recorder) seen() string {
 	return strings.Join(r.all, "")
 }
 
-// wantsToken is a registry that takes the token "good", and answers anything else with the challenge.
+// wantsToken is a registry that accepts the token "good", and replies to any other request with the challenge.
 func wantsToken(t *testing.T, challenge string) *fake {
 	f := newFake(t)
 	f.manifest("latest", ocispec.MediaTypeImageManifest, []byte(tinyManifest))
@@ -81,7 +81,7 @@ func wantsToken(t *testing.T, challenge string) *fake {
 	return f
 }
 
-// logins is a registry, with its token server, that notes who has asked for a token and who comes with one.
+// logins is a registry with a token server. It records who requested a token and which token each request had.
 type logins struct {
 	*fake
 	asked, came []string
@@ -108,7 +108,7 @@ func newLogins(t *testing.T) *logins {
 	return l
 }
 
-// Secrets of the registry 198.51.100.1, in three forms. No other host may see any.
+// Secrets of the registry 198.51.100.1, in three forms. No other host may receive any of them.
 var secretConfigs = map[string]string{
 	"password":       `{"auth":"` + basic("me:S3CRET") + `"}`,
 	"identity token": `{"identitytoken":"S3CRET"}`,
@@ -119,7 +119,7 @@ func tellsSecret(s string) bool {
 	return strings.Contains(s, "S3CRET") || strings.Contains(s, basic("me:S3CRET")) || strings.Contains(s, "Authorization")
 }
 
-// However a challenge spells the token server, credentials are sent to none but the registry's own.
+// However a challenge spells the token server's address, credentials are sent only to that of the registry itself.
 func TestRealmSpellings(t *testing.T) {
 	const own, evil = "http://198.51.100.1/token", "http://203.0.113.7/token"
 	for name, challenges := range map[string][]string{
@@ -165,7 +165,7 @@ func TestRealmSpellings(t *testing.T) {
 				_, err := fetch(t, r, "latest")
 				is(t, err, errdefs.IsUnauthorized)
 				got := thief.seen()
-				for _, own := range []string{"a:b", "198.51.100.1:"} { // what its own address has
+				for _, own := range []string{"a:b", "198.51.100.1:"} { // the texts that the registry's own address has
 					got = strings.ReplaceAll(got, "Authorization:[Basic "+basic(own), "")
 				}
 				if tellsSecret(got) {
@@ -182,7 +182,7 @@ func TestRealmSpellings(t *testing.T) {
 	}
 }
 
-// What hosts.toml names gets credentials, and an anonymous pull needs no setting.
+// Token servers in hosts.toml get credentials, and an anonymous pull needs no setting.
 func TestRealmNamed(t *testing.T) {
 	for _, c := range []struct {
 		realm  string // in hosts.toml
@@ -225,7 +225,7 @@ func TestRealmNamed(t *testing.T) {
 			}
 		}
 	}
-	// An address that nobody elsewhere may name can be named here.
+	// An address that a registry elsewhere may not name can be named in this file.
 	for _, named := range []bool{false, true} {
 		realm := newRecorder(t, func(w http.ResponseWriter, r *http.Request) { fmt.Fprint(w, `{"token":"good"}`) })
 		f := wantsToken(t, `Bearer realm="`+realm.URL+`/token"`)
@@ -249,7 +249,7 @@ func TestRealmNamed(t *testing.T) {
 	}
 }
 
-// A registry that names its own port, or writes its name in another way, is still the same origin.
+// A registry that adds its port to its name, or spells its name in another way, is still the same origin.
 func TestUploadLocationOrigin(t *testing.T) {
 	content := noise(1000)
 	for location, own := range map[string]bool{
@@ -295,7 +295,7 @@ func TestUploadLocationOrigin(t *testing.T) {
 			t.Errorf("%s: %v", location, err)
 		}
 	}
-	// The port in the locator or in hosts.toml makes no mirror of a host.
+	// A port in the locator or in hosts.toml does not make a host a mirror.
 	for host, server := range map[string]string{"registry.example:80": "http://registry.example", "registry.example": "http://Registry.example:80", "mirrored.example": "http://registry.example"} {
 		f := newFake(t)
 		f.manifest("latest", ocispec.MediaTypeImageManifest, []byte(tinyManifest))
@@ -312,7 +312,7 @@ func TestUploadLocationOrigin(t *testing.T) {
 	}
 }
 
-// From TLS to clear text goes a blob that is read by its digest, and nothing else.
+// Only a blob that is read by its digest may come by a redirect from TLS to clear text.
 func TestBodiesStayInTLS(t *testing.T) {
 	t.Parallel()
 	clear := newRecorder(t, func(w http.ResponseWriter, r *http.Request) {
@@ -396,7 +396,7 @@ func TestBodiesStayInTLS(t *testing.T) {
 	}
 }
 
-// A body follows no redirect to another origin, with TLS or without.
+// A request with a body follows no redirect to another origin, with TLS or without.
 func TestBodyRedirect(t *testing.T) {
 	other := newRecorder(t, func(w http.ResponseWriter, r *http.Request) { w.WriteHeader(http.StatusCreated) })
 	f := newFake(t)
@@ -419,7 +419,7 @@ func TestBodyRedirect(t *testing.T) {
 	}
 }
 
-// What has left the origin gets no secrets on its way back.
+// After a redirect to another origin, a redirect back gets no secrets.
 func TestRedirectAndBack(t *testing.T) {
 	content := noise(1000)
 	f := newFake(t)
@@ -458,8 +458,8 @@ func TestRedirectAndBack(t *testing.T) {
 	}
 }
 
-// A token that another process got, and that the registry refuses without saying what it wants, is
-// dropped for all, and the registry is asked without one.
+// If the registry refuses a token that another process got, and has no challenge in its reply, the token is dropped for
+// all processes, and the request is repeated without one.
 func TestSharedTokenRefused(t *testing.T) {
 	shared := runtimeDir(t)
 	valid, given := "", 0
@@ -482,7 +482,7 @@ func TestSharedTokenRefused(t *testing.T) {
 		w.WriteHeader(http.StatusUnauthorized)
 		return true
 	})
-	long := open(t, f.host(), Options{}) // a process that lives long, with a token of its own
+	long := open(t, f.host(), Options{}) // a process that runs for long, and has its own token
 	for i, r := range []*Registry{open(t, f.host(), Options{}), long, open(t, f.host(), Options{}), long, open(t, f.host(), Options{})} {
 		if i > 1 {
 			valid = "none"
@@ -494,7 +494,7 @@ func TestSharedTokenRefused(t *testing.T) {
 	if given != 4 {
 		t.Errorf("%d tokens were asked for", given)
 	}
-	// One that stays refused is asked for once more, and no longer.
+	// If the registry still refuses the token, one more is requested, and then none.
 	f.reply(func(w http.ResponseWriter, r *http.Request, n int) bool {
 		w.WriteHeader(http.StatusUnauthorized)
 		return true
@@ -512,7 +512,7 @@ func TestSharedTokenRefused(t *testing.T) {
 	}
 }
 
-// A token is bound to the credential that it was got with, also where that is behind a helper.
+// A token is bound to the credential with which it was requested, even if that comes from a helper.
 func TestSharedTokenOfLogin(t *testing.T) {
 	runtimeDir(t)
 	f := newLogins(t)
@@ -537,7 +537,7 @@ func TestSharedTokenOfLogin(t *testing.T) {
 	}
 }
 
-// A mount: hint whose repository is not for this user costs the mount, not the push.
+// If the repository in a mount: hint is not accessible for this user, the blob is uploaded and the push succeeds.
 func TestMountScopeRefused(t *testing.T) {
 	content := noise(1000)
 	f := newFake(t)
@@ -563,8 +563,8 @@ func TestMountScopeRefused(t *testing.T) {
 	}
 }
 
-// Back-off is of who was told to wait: not of the registry when the storage behind it is busy, and not
-// of another login.
+// A pause is for the origin and login that was asked to wait. It does not stop requests to the registry when only its
+// storage is busy, nor those of another login.
 func TestSharedWaitOfOthers(t *testing.T) {
 	runtimeDir(t)
 	busy := newRecorder(t, func(w http.ResponseWriter, r *http.Request) {
@@ -605,7 +605,7 @@ func TestSharedWaitOfOthers(t *testing.T) {
 	}
 }
 
-// names has the test's names resolve to addresses, and no others.
+// names makes the test's names resolve to addresses, and no others.
 func names(t testing.TB, addresses map[string]string) {
 	old := lookupNetIP
 	lookupNetIP = func(_ context.Context, _, host string) ([]netip.Addr, error) {
@@ -617,8 +617,8 @@ func names(t testing.TB, addresses map[string]string) {
 	t.Cleanup(func() { lookupNetIP = old })
 }
 
-// A token server's address is judged whatever its name is: a registry elsewhere may not send its
-// clients to this machine, and one on it may, without their credentials.
+// The address of a token server is checked, whatever its name. A registry elsewhere may not send its clients to this
+// machine. A registry on this machine may, but its clients send no credentials.
 func TestRealmAddress(t *testing.T) {
 	names(t, map[string]string{"localhost": "127.0.0.1", "far.example": "198.51.100.1", "registry.test": "127.0.0.1", "auth.test": "127.0.0.1", "metadata.example": "169.254.169.254", "sso.example": "10.1.2.3",
 		"registry.far.example": "198.51.100.1", "auth.far.example": "127.0.0.1", "sso.far.example": "10.1.2.3"})
@@ -660,7 +660,7 @@ func TestRealmAddress(t *testing.T) {
 	}
 }
 
-// A token server whose address is none is a refusal, which no later try cures.
+// A challenge with an invalid address of a token server is a refusal, and not a temporary failure.
 func TestRealmIsNoAddress(t *testing.T) {
 	for _, realm := range []string{"", "token", "http://", "http:///token", "//203.0.113.7/token", "http://203.0.113.%37/token", "http://a b/token", "http://[::1/token", "file:///token"} {
 		f := wantsToken(t, `Bearer realm="`+realm+`"`)
@@ -672,7 +672,7 @@ func TestRealmIsNoAddress(t *testing.T) {
 	}
 }
 
-// What is not HTTP is quoted in part only.
+// Of a reply that is not HTTP, the error quotes only a part.
 func TestMalformedReply(t *testing.T) {
 	f := newFake(t)
 	f.reply(func(w http.ResponseWriter, r *http.Request, n int) bool {
@@ -691,7 +691,7 @@ func TestMalformedReply(t *testing.T) {
 	}
 }
 
-// The default port, written out in a redirect, is no other place.
+// The default port in a redirect does not make another origin.
 func TestWasRedirected(t *testing.T) {
 	for to, want := range map[string]bool{"http://R.example:80/x": false, "https://r.example/x": false, "http://r.example:81/x": true, "https://cdn.example/x": true} {
 		first, last := httptest.NewRequest("GET", "http://r.example/x", nil), httptest.NewRequest("GET", to, nil)
@@ -702,8 +702,7 @@ func TestWasRedirected(t *testing.T) {
 	}
 }
 
-// A registry that is spoken to in HTTP, and sends its clients to HTTPS on the same host, keeps what is
-// its own there.
+// A registry that is reached by HTTP, and redirects to HTTPS on the same host, is still the same origin.
 func TestUpgradeToTLS(t *testing.T) {
 	secure := unstarted()
 	secure.manifest("latest", ocispec.MediaTypeImageManifest, []byte(tinyManifest))
@@ -724,7 +723,7 @@ func TestUpgradeToTLS(t *testing.T) {
 		w.WriteHeader(http.StatusUnauthorized)
 		return true
 	}
-	secure.StartTLS() // with a certificate for example.com
+	secure.StartTLS() // its certificate is for example.com
 	t.Cleanup(secure.Close)
 	thief := newRecorder(t, func(w http.ResponseWriter, r *http.Request) { fmt.Fprint(w, `{"token":"useless"}`) })
 	var clear []http.Header
@@ -759,8 +758,8 @@ func TestUpgradeToTLS(t *testing.T) {
 	}
 }
 
-// FuzzSecrets is a registry whose challenges and redirects are all that it can think of. Whatever they
-// are, the credential goes to its own host, or to one below or above it, with TLS.
+// FuzzSecrets is a registry that sends challenges and redirects of any kind. The credential may only be sent with TLS
+// to its own host, or to one below or above it.
 func FuzzSecrets(f *testing.F) {
 	names(f, nil)
 	for _, challenge := range []string{`Bearer realm="https://registry.example/token"`, `Bearer realm="https://r.evil/t",realm="https://registry.example/token"`, `Bearer realm="https://registry.example/token?next",scope="repository:x:pull"`, `Basic realm="x"`, "Bearer realm=https://r.evil", `Bearer realm="https:"`} {

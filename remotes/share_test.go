@@ -22,8 +22,8 @@ func runtimeDir(t *testing.T) string {
 	return filepath.Join(dir, "distkit")
 }
 
-// Ten processes ask for one token, and a refused one is fetched anew. Locks of open files
-// exclude each other in one process as among many.
+// Ten processes request one token, and one of them requests a new one if it is refused. Locks of open files exclude
+// each other within one process, too, so the test uses one.
 func TestSharedToken(t *testing.T) {
 	shared := runtimeDir(t)
 	k := newTokens(t)
@@ -42,7 +42,7 @@ func TestSharedToken(t *testing.T) {
 	if len(k.asked) != 1 {
 		t.Errorf("%d tokens were asked for", len(k.asked))
 	}
-	// One that comes later does not even need to be told that it needs one.
+	// A process that comes later uses the token in its first request.
 	k.reset()
 	if _, err := fetch(t, open(t, k.host(), Options{}), "latest"); err != nil || k.count() != 1 {
 		t.Errorf("%d requests, %v", k.count(), err)
@@ -57,13 +57,13 @@ func TestSharedToken(t *testing.T) {
 		if info.Mode().Perm() != 0o600 || strings.Contains(string(b), "word") || !strings.Contains(string(b), "secret-token") {
 			t.Errorf("%s %v: %s", name, info.Mode(), b)
 		}
-		// Another token in its place, which the registry refuses.
+		// Another token in the file, which the registry refuses.
 		os.WriteFile(name, fmt.Appendf(nil, `{"token":"stale","expires":%q}`, time.Now().Add(time.Hour).Format(time.RFC3339)), 0o600)
 	}
 	if _, err := fetch(t, open(t, k.host(), Options{}), "latest"); err != nil || len(k.asked) != 2 {
 		t.Errorf("after a refusal: %d tokens, %v", len(k.asked), err)
 	}
-	// Torn and outdated files are none.
+	// Incomplete and outdated files are ignored.
 	for _, content := range []string{"", "{", `{"token":"old","expires":"2006-01-02T15:04:05Z"}`} {
 		before := len(k.asked)
 		os.WriteFile(files[0], []byte(content), 0o600)
@@ -101,14 +101,14 @@ func TestSharedDirNotTrusted(t *testing.T) {
 	}
 }
 
-// Without a runtime directory there are others; none that somebody else could change is taken.
+// Without a runtime directory other directories are used. One that others could change is not.
 func TestSharedDirWithoutRuntime(t *testing.T) {
 	temp, uid := t.TempDir(), strconv.Itoa(os.Geteuid())
 	t.Setenv("TMPDIR", temp)
 	t.Setenv("XDG_RUNTIME_DIR", "")
 	old := sharedPlaces
 	defer func() { sharedPlaces = old }()
-	// The last place is below TMPDIR, whatever this machine has before it.
+	// The last candidate is below TMPDIR, whatever candidates this machine has before it.
 	mine := filepath.Join(temp, "distkit-"+uid)
 	all := realPlaces()
 	if all[len(all)-1] != mine || all[0] != "/run/user/"+uid+"/distkit" || slices.Contains(all, "/run/distkit") != (uid == "0") {
@@ -135,7 +135,7 @@ func TestSharedDirWithoutRuntime(t *testing.T) {
 	}
 	os.Chmod(temp, 0o700)
 	if os.Geteuid() == 0 {
-		// Another user's runtime directory, as under sudo -E, and what somebody else made for us.
+		// The runtime directory of another user, as with sudo -E, and a directory that another user made for this one.
 		for _, dir := range []string{temp, mine} {
 			if err := os.Lchown(dir, 12345, 12345); err != nil {
 				t.Fatal(err)
@@ -146,7 +146,7 @@ func TestSharedDirWithoutRuntime(t *testing.T) {
 			os.Lchown(dir, 0, 0)
 		}
 	}
-	// A file that others could have put there, or read, is none.
+	// A file that others could have written or could read is ignored.
 	for _, plant := range []func(name string) error{
 		func(name string) error { return os.WriteFile(name, nil, 0o644) },
 		func(name string) error { return os.Symlink("/dev/null", name) },
@@ -169,7 +169,7 @@ func TestSharedDirWithoutRuntime(t *testing.T) {
 		os.RemoveAll(f.Name())
 	}
 
-	// What is old goes when there is something new, and nothing that is another's.
+	// When a file is added, old files are removed, but not those of others.
 	past := time.Now().Add(-2 * staleToken)
 	for name, age := range map[string]time.Time{"token-old": past, "wait-old": past, "upload-young": past, "upload-old": time.Now().Add(-2 * staleUpload),
 		"token-new": time.Now(), "run": past, "lock-x": past} {
@@ -197,7 +197,7 @@ func TestSharedDirWithoutRuntime(t *testing.T) {
 	}
 }
 
-// When a registry asks one process to wait, the others do not ask it either.
+// When a registry asks one process to wait, the others wait, too.
 func TestSharedWait(t *testing.T) {
 	runtimeDir(t)
 	f := newFake(t)
@@ -227,7 +227,7 @@ func TestSharedWait(t *testing.T) {
 	if err := <-first; err != nil {
 		t.Error(err)
 	}
-	// Too long a wait fails here as it did there.
+	// A wait that is too long fails here as it did in the other process.
 	f.reset()
 	after = "3600"
 	for range 2 {
@@ -239,7 +239,7 @@ func TestSharedWait(t *testing.T) {
 	}
 }
 
-// A mirror that wants to be left alone is passed by, as one that is down.
+// A mirror that asks to wait is skipped, like one that is down.
 func TestSharedWaitOfMirror(t *testing.T) {
 	runtimeDir(t)
 	mirror, upstream := newFake(t), newFake(t)

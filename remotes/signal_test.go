@@ -18,7 +18,7 @@ import (
 	"github.com/opencontainers/go-digest"
 )
 
-// What is cut short by the end of its context is an error, whatever the remote and the flags.
+// If the context ends during an operation, the result is an error, whatever the remote and the flags.
 func TestFetchEndsWithItsContext(t *testing.T) {
 	content := noise(9<<20 + 12345)
 	id := digest.FromBytes(content).String()
@@ -45,7 +45,7 @@ func TestFetchEndsWithItsContext(t *testing.T) {
 				if err != nil {
 					t.Fatal(err)
 				}
-				// The consumer is slow: all that can be ahead of it is, when the signal comes.
+				// The consumer is slow, so all buffers before it are full when the signal arrives.
 				var got int64
 				stop := errors.New("stopped")
 				w := writerFunc(func(p []byte) (int, error) {
@@ -73,7 +73,7 @@ type writerFunc func([]byte) (int, error)
 
 func (f writerFunc) Write(p []byte) (int, error) { return f(p) }
 
-// Where nothing is hashed, the length is what shows the end.
+// Where nothing is hashed, only the length shows the end.
 func TestLengthIsChecked(t *testing.T) {
 	t.Parallel()
 	content := noise(3 << 20)
@@ -95,7 +95,7 @@ func TestLengthIsChecked(t *testing.T) {
 			}
 		}
 	}
-	// A file that shrinks while it is read.
+	// A file becomes shorter while it is read.
 	dir := t.TempDir()
 	l := &Layout{dir: dir}
 	if _, err := l.Push(context.Background(), id.String(), bytes.NewReader(content)); err != nil {
@@ -112,7 +112,7 @@ func TestLengthIsChecked(t *testing.T) {
 	}
 	_, err = io.Copy(io.Discard, body)
 	is(t, err, errdefs.IsDataLoss)
-	// Of a body that tells no length, nothing but the digest does.
+	// If the reply has no length, only the digest shows the end.
 	f := newFake(t)
 	f.blob(content)
 	f.reply(func(w http.ResponseWriter, r *http.Request, n int) bool {

@@ -17,7 +17,7 @@ import (
 	"github.com/opencontainers/go-digest"
 )
 
-// inSmallChunks makes the chunks of uploads short enough for tables of them.
+// inSmallChunks makes the chunks of uploads short, so that tests need little content.
 func inSmallChunks(r *Registry) *Registry {
 	for _, c := range r.clients {
 		c.chunk = smallChunk
@@ -38,13 +38,13 @@ func refuse(w http.ResponseWriter, status int, code, message string) bool {
 	return true
 }
 
-// saved reports whether an upload is kept for another process.
+// saved reports whether an upload is saved for another process.
 func saved(t *testing.T, shared string) bool {
 	files, err := filepath.Glob(filepath.Join(shared, "upload-*"))
 	return err != nil || len(files) > 0
 }
 
-// cutAfter has the registry keep n bytes of a request, and ends the connection.
+// cutAfter makes the registry keep n bytes of a request, and closes the connection.
 func (f *fake) cutAfter(r *http.Request, n int64) {
 	if n < r.ContentLength {
 		r.Body = io.NopCloser(io.LimitReader(r.Body, n))
@@ -54,15 +54,16 @@ func (f *fake) cutAfter(r *http.Request, n int64) {
 	panic(http.ErrAbortHandler)
 }
 
-// A blob of a known size is one request, from a pipe too. Where that is refused, chunks are sent, smaller ones where
-// these are refused as well. What nothing cures is said in the registry's words, and is no temporary failure.
+// A blob of a known size is sent in one request, from a pipe, too. If that is refused, it is sent in chunks, and in
+// smaller ones if these are refused, too. A refusal that remains is reported in the registry's words, and is not a
+// temporary failure.
 func TestPutLimits(t *testing.T) {
 	content := noise(3*chunkSize + 100)
 	d := digest.FromBytes(content)
 	for _, c := range []struct {
 		what   string
 		refuse func(r *http.Request) int
-		pipe   bool // whether also content that can be read once, and is not as long as the hint tells, arrives
+		pipe   bool // whether content that can be read only once, and has another length than the hint says, is stored, too
 	}{
 		{"nothing", func(r *http.Request) int { return 0 }, true},
 		{"PATCH", func(r *http.Request) int { return map[string]int{http.MethodPatch: 405}[r.Method] }, false},
@@ -116,7 +117,7 @@ func TestPutLimits(t *testing.T) {
 	}
 }
 
-// limit refuses requests of a method that are longer than most.
+// limit refuses requests of a method whose body is longer than most.
 func limit(method string, most int64, status int) func(r *http.Request) int {
 	return func(r *http.Request) int {
 		if (method == "" || r.Method == method) && r.ContentLength > most {
@@ -126,7 +127,7 @@ func limit(method string, most int64, status int) func(r *http.Request) int {
 	}
 }
 
-// A pipe that should be of a known size is not sent as that, and nothing is stored, if it is not.
+// If a pipe does not have the stated size, nothing is stored.
 func TestPutPipeOfAnotherSize(t *testing.T) {
 	t.Parallel()
 	for _, size := range []int{0, 1, 1000, (retained+1)*chunkSize + 5} {
@@ -137,7 +138,7 @@ func TestPutPipeOfAnotherSize(t *testing.T) {
 			given := append(bytes.Clone(content), make([]byte, max(more, 0))...)
 			_, err := open(t, f.host(), Options{}).Push(context.Background(), d.String(), pipe(t, given[:max(size+more, 0)]), fmt.Sprintf("size:%d", size))
 			if size+more < 0 && err == nil {
-				continue // it is empty, as it should be
+				continue // the pipe is empty, and so is the blob
 			}
 			is(t, err, errdefs.IsDataLoss)
 			if len(f.blobs)+len(f.uploads) > 0 {
@@ -147,12 +148,12 @@ func TestPutPipeOfAnotherSize(t *testing.T) {
 	}
 }
 
-// What a registry says that it has of an upload is believed where it can be true, and never so that another blob
-// comes of it, or none.
+// The offset that a registry states is believed if it is possible. A false one never leads to another blob, nor to
+// success without the blob.
 func TestPutRangeOfARegistry(t *testing.T) {
 	content := noise(4*smallChunk + 100)
 	d := digest.FromBytes(content)
-	var first, last int64 // chunks that came
+	var first, last int64 // the chunks that were received
 	for what, says := range map[string]func(have int64) string{
 		"the first chunk":    func(have int64) string { return fmt.Sprintf("0-%d", min(have, first)-1) },
 		"the last chunk":     func(have int64) string { return fmt.Sprintf("0-%d", last-1) },
@@ -212,7 +213,7 @@ func TestPutRangeOfARegistry(t *testing.T) {
 					r := inSmallChunks(open(t, f.host(), Options{}))
 					_, err := r.Push(context.Background(), d.String(), reader(t, content), hint)
 					if err != nil && name == "pipe" {
-						if !errdefs.IsAborted(err) { // a later try stores it
+						if !errdefs.IsAborted(err) { // a later attempt stores it
 							t.Errorf("Range tells %s, %s %s cut at %d: %v", what, name, hint, at, err)
 						}
 						_, err = inSmallChunks(open(t, f.host(), Options{})).Push(context.Background(), d.String(), reader(t, content), hint)
@@ -229,7 +230,7 @@ func TestPutRangeOfARegistry(t *testing.T) {
 	}
 }
 
-// The last chunk goes with the request that closes the upload.
+// The last chunk is sent with the request that completes the upload.
 func TestPutClosesWithContent(t *testing.T) {
 	for name, reader := range readers {
 		for _, size := range []int{1, smallChunk - 1, smallChunk, smallChunk + 1, 4 * smallChunk} {
@@ -247,7 +248,7 @@ func TestPutClosesWithContent(t *testing.T) {
 				})
 				r := inSmallChunks(open(t, f.host(), Options{}))
 				_, err := r.Push(context.Background(), d.String(), reader(t, content))
-				if name == "pipe" && all && size > (retained+1)*smallChunk { // all came, and nothing can be sent again
+				if name == "pipe" && all && size > (retained+1)*smallChunk { // the registry has everything, and nothing can be sent again
 					is(t, err, errdefs.IsAborted)
 					_, err = r.Push(context.Background(), d.String(), reader(t, content))
 				}
@@ -262,7 +263,7 @@ func TestPutClosesWithContent(t *testing.T) {
 	}
 }
 
-// Of the address of an upload nothing is changed: the closing request adds the digest after it.
+// The address of an upload is not changed, except that the digest is added for the last request.
 func TestPutOpaqueLocation(t *testing.T) {
 	t.Parallel()
 	content := noise(2*chunkSize + 5)
@@ -315,7 +316,7 @@ func TestPutOpaqueLocation(t *testing.T) {
 	}
 }
 
-// A mount that is refused, in whatever way, becomes an upload; the other repository is named in that request alone.
+// If a mount is refused, in whatever way, the blob is uploaded. Only the mount request names the other repository.
 func TestPutMountRefused(t *testing.T) {
 	content := noise(100)
 	d := digest.FromBytes(content)
@@ -353,7 +354,7 @@ func TestPutMountRefused(t *testing.T) {
 	}
 }
 
-// A tag that has the manifest already is not put again; with IfAbsent, one that has another is not moved.
+// A tag that has the manifest already is not put again. With IfAbsent a tag that has another manifest is not changed.
 func TestPutTag(t *testing.T) {
 	ctx := context.Background()
 	tiny := []byte(tinyManifest)
@@ -406,8 +407,8 @@ func TestPutTag(t *testing.T) {
 			}
 		}
 	}
-	// A registry that does not tell the digest of a tag is asked for the manifest; one where another client was quicker
-	// refuses.
+	// If a registry does not state the digest of a tag, the manifest is requested. If another client was quicker, the
+	// registry refuses.
 	r := open(t, f.host(), Options{IfAbsent: true})
 	for _, how := range []string{"no digest", "another algorithm", "quicker"} {
 		clear(f.manifests)
@@ -433,7 +434,7 @@ func TestPutTag(t *testing.T) {
 			t.Errorf("%s: %+v, %v", how, p, err)
 		}
 	}
-	// HEAD is only asked what it can save: a refusal of it refuses nothing, unless the tag must be absent.
+	// HEAD only saves work: if it is refused, the put goes on, unless the tag must be absent.
 	for _, status := range []int{400, 401, 403, 405, 501} {
 		clear(f.manifests)
 		f.reply(func(w http.ResponseWriter, r *http.Request, n int) bool {
@@ -451,7 +452,7 @@ func TestPutTag(t *testing.T) {
 	}
 }
 
-// A tag that is there and has a subject: the manifest is put by its digest, so that the registry lists it.
+// If the tag exists and the manifest has a subject, the manifest is put by its digest, so that the registry lists it.
 func TestPutTaggedReferrer(t *testing.T) {
 	f := newFake(t)
 	subject := digest.FromString("subject")

@@ -32,7 +32,7 @@ func compress(t testing.TB, data []byte, level int) []byte {
 	return b.Bytes()
 }
 
-// samples are of every kind: runs, text, noise, and what lies between.
+// samples has data of every kind: runs, text, noise, and data between these.
 func samples() map[string][]byte {
 	rnd := rand.New(rand.NewPCG(1, 2))
 	noise := make([]byte, 700<<10)
@@ -46,7 +46,7 @@ func samples() map[string][]byte {
 			text.Write(text.Bytes()[rnd.IntN(text.Len()):])
 		}
 	}
-	for skewed.Len() < 300<<10 { // codes of every length
+	for skewed.Len() < 300<<10 { // gives codes of every length
 		b := 0
 		for rnd.IntN(2) == 0 && b < 255 {
 			b++
@@ -94,7 +94,7 @@ func TestMembers(t *testing.T) {
 	if _, err := io.ReadAll(NewReader(bytes.NewReader(append(one, "garbage garbage"...)))); err != ErrHeader {
 		t.Errorf("garbage after a member: %v", err)
 	}
-	// A member may not reach back into the one before it.
+	// A member may not refer to bytes of the member before it.
 	reach := append([]byte{0x1f, 0x8b, 8, 0, 0, 0, 0, 0, 0, 255}, 0x03, 0x02, 0x00) // fixed: length 3, distance 1, end
 	if _, err := io.ReadAll(NewReader(bytes.NewReader(append(bytes.Clone(one), reach...)))); err != ErrCorrupt {
 		t.Errorf("distance into the member before: %v", err)
@@ -124,7 +124,7 @@ func TestDamage(t *testing.T) {
 	}
 }
 
-// raw decodes DEFLATE as Reader does the inside of a member.
+// raw decodes DEFLATE, as Reader does inside a member.
 func raw(data []byte) ([]byte, error) {
 	d := decoder{r: bytes.NewReader(data), in: make([]byte, inputSize), out: make([]byte, outputSize)}
 	var all []byte
@@ -147,7 +147,7 @@ func raw(data []byte) ([]byte, error) {
 	return all, nil
 }
 
-// FuzzFlate demands of every input what compress/flate makes of it.
+// FuzzFlate checks that the result for any input is that of compress/flate.
 func FuzzFlate(f *testing.F) {
 	for _, data := range samples() {
 		for _, level := range []int{0, 1, 6, flate.HuffmanOnly} {
@@ -178,7 +178,7 @@ func compare(t *testing.T, data []byte) {
 	}
 }
 
-// TestDifferential is the fuzz target on many small damages, for runs without fuzzing.
+// TestDifferential runs the fuzz target on many small damages, for test runs without fuzzing.
 func TestDifferential(t *testing.T) {
 	rnd := rand.New(rand.NewPCG(5, 6))
 	for name, data := range samples() {
@@ -201,7 +201,7 @@ func TestDifferential(t *testing.T) {
 	}
 }
 
-// BenchmarkReader decompresses the file that BENCH_GZIP names, else the text sample.
+// BenchmarkReader decompresses the file that BENCH_GZIP names, or else the text sample.
 func BenchmarkReader(b *testing.B) {
 	z := compress(b, samples()["text"], 6)
 	if p := os.Getenv("BENCH_GZIP"); p != "" {

@@ -10,7 +10,7 @@ import (
 	"testing/iotest"
 )
 
-// index returns the plain bytes of a stream, and points at least so many bytes apart.
+// index returns the plain bytes of a stream, and points that are at least that many bytes apart.
 func index(t testing.TB, z []byte, apart int64) ([]byte, []Point) {
 	t.Helper()
 	var list []Point
@@ -54,7 +54,8 @@ func checkPoints(t testing.TB, z, data []byte, apart int64) []Point {
 	return list
 }
 
-// Decompression that begins at a point gives the bytes that follow it, of streams of all kinds of blocks and several members.
+// Decompression that starts at a point returns the bytes that follow the point. The streams have all kinds of blocks
+// and several members.
 func TestPoints(t *testing.T) {
 	t.Parallel()
 	for name, data := range samples() {
@@ -71,7 +72,7 @@ func TestPoints(t *testing.T) {
 	}
 }
 
-// A window holds what is referred to, and zeros.
+// A window has the bytes that later data refers to, and zeros in place of the others.
 func TestWindowsAreSparse(t *testing.T) {
 	t.Parallel()
 	data := samples()["text"]
@@ -93,7 +94,7 @@ func TestWindowsAreSparse(t *testing.T) {
 	}
 }
 
-// A wrong point gives wrong bytes or an error, and no panic.
+// A wrong point leads to wrong bytes or an error, and never to a panic.
 func TestWrongPoints(t *testing.T) {
 	t.Parallel()
 	data := samples()["text"][:300<<10]
@@ -108,7 +109,8 @@ func TestWrongPoints(t *testing.T) {
 	}
 }
 
-// FuzzPoints makes streams of members, levels, flushes and contents that the input chooses, and begins at each of their points.
+// FuzzPoints makes streams with the members, levels, flushes and contents that the input says, and starts at each of
+// their points.
 func FuzzPoints(f *testing.F) {
 	f.Add([]byte{0, 1, 2, 3, 4, 5, 6, 7, 8, 9}, uint64(1))
 	f.Add([]byte{60, 61, 250, 130, 7, 7, 7, 200}, uint64(2))
@@ -127,7 +129,7 @@ func FuzzPoints(f *testing.F) {
 				for range n {
 					piece = append(piece, byte(rnd.Uint32()))
 				}
-			case 1: // what was there before
+			case 1: // earlier bytes again
 				if len(data) > 0 {
 					from := rnd.IntN(len(data))
 					piece = bytes.Clone(data[from:min(from+n, len(data))])
@@ -136,7 +138,7 @@ func FuzzPoints(f *testing.F) {
 				for range n {
 					piece = append(piece, 'a'+byte(rnd.IntN(4)))
 				}
-			default: // a member, or a flush
+			default: // start a member, or flush
 				if b%2 == 0 {
 					if err := w.Flush(); err != nil {
 						t.Fatal(err)
@@ -159,7 +161,7 @@ func FuzzPoints(f *testing.F) {
 	})
 }
 
-// BenchmarkPoints decompresses the file that BENCH_GZIP names, else the text sample, with and without points.
+// BenchmarkPoints decompresses the file that BENCH_GZIP names, or else the text sample, with and without points.
 func BenchmarkPoints(b *testing.B) {
 	z := compress(b, samples()["text"], 6)
 	if p := os.Getenv("BENCH_GZIP"); p != "" {

@@ -60,7 +60,8 @@ func TestOpenAlternates(t *testing.T) {
 	}
 }
 
-// What is no regular file is no blob, so that the next store is looked at; a failure other than absence is one.
+// Something that is not a regular file is not a blob, so the next store is tried. Any failure other than absence is an
+// error.
 func TestFindBlob(t *testing.T) {
 	dir := t.TempDir()
 	dgst := digest.FromString("x")

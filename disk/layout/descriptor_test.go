@@ -9,7 +9,7 @@ import (
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
-// entries are descriptors as tools write them, and what could be taken for some.
+// entries are descriptors as tools write them, and other texts that look like one.
 var entries = []string{
 	`{}`,
 	`{"mediaType":"a/b","digest":"sha256:0","size":12}`,
@@ -26,7 +26,7 @@ var entries = []string{
 	`[]`, `null`, `"text"`, `5`, `{"size":1}x`, `{"size":1,}`, `{"size" 1}`, `{"annotations":{"a":"b"}`, `{"digest":"a}`,
 }
 
-// What is decoded without encoding/json is what encoding/json decodes.
+// A descriptor that is decoded without encoding/json has the value that encoding/json decodes.
 func TestDescriptorsAreDecodedAsJSON(t *testing.T) {
 	t.Parallel()
 	for _, raw := range entries {

@@ -14,7 +14,7 @@ import (
 	"github.com/containerd/errdefs"
 )
 
-// change writes an index.json, changes it, and returns what it is then.
+// change writes an index.json, changes it, and returns the new text.
 func change(t *testing.T, text string, f func(*Index) error) (string, error) {
 	t.Helper()
 	d := Dir{Tree: disk.Tree(t.TempDir()), Name: "."}
@@ -37,7 +37,7 @@ func named(name string) string {
 	return `{ "annotations":{"org.opencontainers.image.ref.name":"` + name + `"}, "digest":"d"}`
 }
 
-// Entries that are not changed stay as they are, byte for byte, wherever others are removed, changed or added.
+// Entries that are not changed stay the same, byte for byte, when others are removed, changed or added.
 func TestChangeKeepsOtherEntries(t *testing.T) {
 	a, b, c := named("a"), named("b"), named("c")
 	text := "\n{ \"x\" : [1.50,\"]\"],\"manifests\":[ " + a + " ,\n\t" + b + "," + c + "] ,\"schemaVersion\":2}"
@@ -102,7 +102,7 @@ func TestNamesOfEntries(t *testing.T) {
 	}
 }
 
-// Nothing is written over what is no index, or instead of an index that others could not read.
+// A file that is not an index is not overwritten, and no index is written that others could not read.
 func TestChangeRefuses(t *testing.T) {
 	many := `{"manifests":[` + strings.Repeat("1,", maxEntries-1) + `1]}`
 	for text, says := range map[string]string{

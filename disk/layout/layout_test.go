@@ -68,7 +68,7 @@ func TestPutBlob(t *testing.T) {
 	}
 }
 
-// A put that is interrupted leaves a part, which the next put goes on with.
+// A put that is interrupted leaves a part, and the next put continues it.
 func TestPutBlobInParts(t *testing.T) {
 	t.Parallel()
 	d, err := Open(filepath.Join(t.TempDir(), "layout"))
@@ -124,7 +124,7 @@ func TestPutBlobInParts(t *testing.T) {
 		t.Error(err)
 	}
 	has("the rest was cut", n-10)
-	// What has other names, or is no file, is left alone.
+	// Entries with other names, and those that are not files, are left alone.
 	part := d.Tree.Path(partName(dgst))
 	other := filepath.Join(t.TempDir(), "other")
 	if err := os.Link(part, other); err != nil {

@@ -25,7 +25,7 @@ func TestScanOfNestedValues(t *testing.T) {
 	}
 }
 
-// The pieces are those that encoding/json finds.
+// The scan finds the same values as encoding/json.
 func FuzzScan(f *testing.F) {
 	for _, text := range []string{
 		`{}`, `[]`, ` { } `, `null`, `1`, `"{"`, `{"a":1,"b":[1,2,{"c":"]}"}],"a":null}`, `[ 1 , -2.5e3 , true,"\"", {} , [ [ ] ] ]`,
@@ -71,7 +71,7 @@ func FuzzScan(f *testing.F) {
 	})
 }
 
-// Whatever the values become, the bytes between them stay.
+// When values are replaced, the bytes between them stay the same.
 func TestEdit(t *testing.T) {
 	const text = " {\n \"a\" : [ 1,{\"b\":2} , 3 ],\t\"c\\u0062\":\"x\" ,\"a\":null} "
 	var keys []string

@@ -39,7 +39,7 @@ func deepTree(t *testing.T, dir string, levels int) {
 	_ = unix.Close(fd)
 }
 
-// openTop opens the directory that a test's tree is in.
+// openTop opens the directory that contains a test's tree.
 func openTop(t *testing.T, dir string) int {
 	t.Helper()
 	fd, err := Open(dir, OpenDir, 0)
@@ -59,7 +59,8 @@ func openFiles(t *testing.T) int {
 	return len(list)
 }
 
-// A tree that is deeper than a process may have files open is removed, with as many calls a directory as a flat one.
+// A tree that is deeper than the number of files that a process may have open is removed. It takes as many calls per
+// directory as a flat tree.
 func TestRemoveAllOfADeepTree(t *testing.T) {
 	const levels, perDirectory = 5000, 20
 	dir := t.TempDir()
@@ -95,7 +96,8 @@ func TestRemoveAllOfADeepTree(t *testing.T) {
 	}
 }
 
-// A user's own tree of directories that nobody may write to, deeper than RemoveAll holds open, costs no more than another.
+// A tree of directories that nobody may write to, deeper than the number of directories that RemoveAll keeps open,
+// costs its owner no more than another tree.
 func TestRemoveAllOfReadOnlyDirectories(t *testing.T) {
 	const levels, perDirectory, nobody = 3 * maxDepth, 30, 65534
 	dir := t.TempDir()
@@ -140,7 +142,8 @@ func TestRemoveAllOfReadOnlyDirectories(t *testing.T) {
 	}
 }
 
-// Whatever the kinds and modes, and whatever the names: those that RemoveAll gives are not special.
+// Trees of any kinds and modes are removed, whatever their names. The names that RemoveAll itself makes are not
+// special.
 func TestRemoveAllOfEveryKind(t *testing.T) {
 	dir := t.TempDir()
 	outside := filepath.Join(dir, "outside")
@@ -179,7 +182,7 @@ func TestRemoveAllOfEveryKind(t *testing.T) {
 	}
 }
 
-// What is mounted in a tree stays, with openat2 and without.
+// A mount point in a tree stays, with openat2 and without.
 func TestRemoveAllStopsAtMounts(t *testing.T) {
 	if os.Geteuid() != 0 {
 		t.Skip("needs root")

@@ -29,8 +29,9 @@ import (
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
-// The test binary is a batch command, too: with SERVE, over the store in that directory. STARTS names a file that gets a line
-// at each start; ASKED names a file that gets a line for each get; LATEST is what its one tag points at. The first FAULTS processes write no more than CUT bytes, or read no more, and exit with EXIT.
+// The test binary is also a batch command, if SERVE names the directory of a store. At each start it adds a line to the
+// file STARTS, and for each get a line to the file ASKED. LATEST is the target of its only tag. The first FAULTS
+// processes write at most CUT bytes, or read at most that many, and exit with the status EXIT.
 func TestMain(m *testing.M) {
 	if dir := os.Getenv("SERVE"); dir != "" {
 		os.Exit(serve(dir))
@@ -106,7 +107,7 @@ func answer(s *content.Store, in io.Reader, out io.Writer) error {
 			if errdefs.IsNotFound(err) || err != nil && !strings.Contains(r.Object, ":") {
 				return batch.Answer{Word: "no"}, nil
 			}
-			// As some registries do, it tells a wrong size.
+			// Some registries state a wrong size in this way.
 			return batch.Answer{Word: "yes", Descriptor: v1.Descriptor{Digest: info.Digest, Size: info.Size + 1}}, err
 		}
 	}
@@ -142,7 +143,7 @@ func answer(s *content.Store, in io.Reader, out io.Writer) error {
 	return batch.Serve(context.Background(), in, out, map[string]batch.Handler{"get": get, "has": has, "put": put, "mount": mount, "referrers": referrers})
 }
 
-// fault ends the process once so many bytes have passed.
+// fault ends the process after that many bytes have passed.
 type fault struct {
 	left *int64
 	exit int
@@ -183,7 +184,7 @@ func (r reading) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// served is a batch command over a store.
+// served is a batch command that serves a store.
 type served struct {
 	*content.Store
 	starts  string
@@ -209,7 +210,7 @@ func (s served) count(t *testing.T) int {
 	return len(b)
 }
 
-// noise puts an image whose layers are of 300 KB each, and returns its manifest.
+// noise stores an image whose layers have 300 KB each, and returns its manifest.
 func noise(t *testing.T, s *content.Store, layers int) v1.Descriptor {
 	t.Helper()
 	r := rand.NewChaCha8([32]byte{1})
@@ -249,7 +250,7 @@ func TestFromACommand(t *testing.T) {
 			command := copygraph.FromCommand(source.command, true)
 			got, err := records(t, &copygraph.Copy{Documents: to, From: command, To: copygraph.IntoStore(to)}, root)
 			_ = command.Close()
-			// What was on its way from a process that died may have to come again.
+			// Objects that were under way when a process died may be sent again.
 			if n := source.count(t); n < c.starts || n > max(c.starts, 10) || n > c.starts && what != "it is cut often" {
 				t.Errorf("%d starts, not %d", n, c.starts)
 			}
@@ -263,7 +264,7 @@ func TestFromACommand(t *testing.T) {
 				t.Errorf("%v, %v", got, err)
 			}
 			whole(t, to, root)
-			// A command that nothing is asked for does not run.
+			// A command that gets no request is not started.
 			source = newServed(t, from)
 			command = copygraph.FromCommand(source.command, true)
 			if _, err := records(t, &copygraph.Copy{Documents: to, From: command, To: copygraph.IntoStore(to)}, root); err != nil || source.count(t) != 0 {
@@ -273,7 +274,7 @@ func TestFromACommand(t *testing.T) {
 	}
 }
 
-// A process dies at each frame of its first request, or of the answer. The request is made again of another process.
+// A process dies at each frame of its first request, or of the response. The request is repeated with another process.
 func TestACommandThatDiesAtEachFrame(t *testing.T) {
 	t.Parallel()
 	from := open(t)
@@ -363,7 +364,7 @@ func TestACommandThatDiesAtEachFrame(t *testing.T) {
 			}
 			dies(2, "WHERE=in FAULTS=1 EXIT=255", "CUT=0")
 			dies(2, "WHERE=in FAULTS=1 EXIT=255", "CUT=5")
-			dies(1, "WHERE=in FAULTS=1 EXIT=255", fmt.Sprint("CUT=", len(c.request))) // it may have answered
+			dies(1, "WHERE=in FAULTS=1 EXIT=255", fmt.Sprint("CUT=", len(c.request))) // the process may have answered already
 			s := newServed(t, from, "FAULTS=100 EXIT=6 CUT=3", latest)
 			if err := c.ask(s.command); !errdefs.IsAborted(err) || s.count(t) != 4 {
 				t.Errorf("it dies always: %d starts, %v", s.count(t), err)
@@ -372,7 +373,7 @@ func TestACommandThatDiesAtEachFrame(t *testing.T) {
 	}
 }
 
-// A process that lives has tried again by itself, unless its helper died: it gets one more attempt.
+// A process that is alive has retried by itself, except if its helper died. It gets one more attempt.
 func TestATemporaryAnswerIsAskedForOnceMore(t *testing.T) {
 	t.Parallel()
 	from := open(t)
@@ -390,8 +391,8 @@ func TestATemporaryAnswerIsAskedForOnceMore(t *testing.T) {
 	}
 }
 
-// The config, which says what to do with the layers, comes before them, and the lowest layer before those on it. A layer that another
-// process is storing keeps nobody.
+// The config is copied before the layers, because it says what to do with them, and lower layers come before those on
+// top of them. A layer that another process is storing does not delay the others.
 func TestACommandIsAskedInOrder(t *testing.T) {
 	t.Parallel()
 	from := open(t)
@@ -424,7 +425,7 @@ func TestACommandIsAskedInOrder(t *testing.T) {
 				left := len(m.Layers)
 				c.Record = func(landed v1.Descriptor, _ copygraph.Outcome) error {
 					if left--; left == 0 {
-						return w.Abort() // all but this layer have landed
+						return w.Abort() // all layers except this one have been stored
 					}
 					return nil
 				}
@@ -534,7 +535,7 @@ func TestIntoACommand(t *testing.T) {
 	}
 }
 
-// A target's refusal is of an object.
+// A target's refusal concerns one object only.
 func TestRefusalsNameTheObject(t *testing.T) {
 	t.Parallel()
 	from := open(t)
@@ -559,7 +560,7 @@ func TestRefusalsNameTheObject(t *testing.T) {
 	}
 }
 
-// A target that fails at its end has failed.
+// A target that fails when it ends has failed.
 func TestACommandThatEndsBadly(t *testing.T) {
 	t.Parallel()
 	from := open(t)
@@ -605,7 +606,7 @@ func TestASilentCommandIsEnded(t *testing.T) {
 	}
 }
 
-// leaver is a command that leaves a process behind which keeps its pipes open until the test is over.
+// leaver is a command that leaves a process running, which keeps the command's pipes open until the test is over.
 func leaver(t *testing.T, command string) string {
 	t.Helper()
 	fifo := filepath.Join(t.TempDir(), "fifo")
@@ -620,7 +621,7 @@ func leaver(t *testing.T, command string) string {
 	return fmt.Sprintf("cat '%s' <&0 & %s", fifo, command)
 }
 
-// A command that dies does not keep the copy waiting because something else has its pipes.
+// If a command dies, the copy does not wait for another process that has its pipes.
 func TestACommandThatLeavesAProcessBehind(t *testing.T) {
 	t.Parallel()
 	from := open(t)
@@ -646,7 +647,7 @@ func TestACommandThatLeavesAProcessBehind(t *testing.T) {
 	})
 }
 
-// finishes runs a copy, which must not wait forever.
+// finishes runs a copy, and fails the test if it does not end.
 func finishes(t *testing.T, c *copygraph.Copy, root v1.Descriptor) {
 	t.Helper()
 	done := make(chan error, 1)
@@ -689,7 +690,7 @@ func TestTags(t *testing.T) {
 		}
 		_ = c.Close()
 	}
-	// What was taken is held to the digest that was told.
+	// A source may serve any bytes for the digest that it has stated.
 	c := copygraph.FromCommand(fmt.Sprintf("echo ok %s 5 -; printf '5\nother0\nend\n'; cat >/dev/null", root.Digest), true)
 	d, err := c.Take(t.Context(), "latest")
 	if err == nil {

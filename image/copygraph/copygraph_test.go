@@ -50,7 +50,7 @@ func putJSON(t *testing.T, s *content.Store, mediaType string, v any) v1.Descrip
 	return put(t, s, mediaType, b)
 }
 
-// manifest puts an image with layers that hold the texts, and returns its manifest.
+// manifest stores an image with one layer for each text, and returns its manifest.
 func manifest(t *testing.T, s *content.Store, arch string, layers ...string) v1.Descriptor {
 	t.Helper()
 	m := v1.Manifest{MediaType: v1.MediaTypeImageManifest, Layers: []v1.Descriptor{}}
@@ -74,7 +74,7 @@ func on(d v1.Descriptor, arch string) v1.Descriptor {
 	return d
 }
 
-// records runs a copy and returns the state of each object, failing the test if one is recorded twice.
+// records runs a copy and returns the state of each object. The test fails if one is reported twice.
 func records(t *testing.T, c *copygraph.Copy, roots ...v1.Descriptor) (map[digest.Digest]copygraph.Outcome, error) {
 	t.Helper()
 	got := map[digest.Digest]copygraph.Outcome{}
@@ -125,7 +125,7 @@ func TestStoreToStore(t *testing.T) {
 	if err != nil || len(got) != 8 || count(got, copygraph.Exists) != 8 {
 		t.Errorf("again: %v, %v", got, err)
 	}
-	// By its digest alone.
+	// The manifest is addressed only by its digest.
 	to = open(t)
 	one := c()
 	one.Record = func(d v1.Descriptor, _ copygraph.Outcome) error {
@@ -168,7 +168,7 @@ func TestPlatforms(t *testing.T) {
 		{root, []string{"linux/amd64", "linux/amd64"}, 4, nil},
 		{root, []string{"linux/riscv64"}, 0, errdefs.IsNotFound},
 		{amd, []string{"linux/amd64"}, 3, nil},
-		{amd, []string{"linux/arm64"}, 0, errdefs.IsNotFound}, // only its config says so
+		{amd, []string{"linux/arm64"}, 0, errdefs.IsNotFound}, // only its config has the platform
 	} {
 		to := open(t)
 		g := &copygraph.Copy{Documents: to, From: copygraph.FromStore(from), To: copygraph.IntoStore(to)}
@@ -208,13 +208,13 @@ func TestForeignLayersAreLeftOut(t *testing.T) {
 	}
 }
 
-// remote is a target that keeps what it is given in memory.
+// remote is a target that keeps objects in memory.
 type remote struct {
 	t       *testing.T
 	mu      sync.Mutex
 	blobs   map[digest.Digest][]byte
 	tags    map[string]digest.Digest
-	asked   int // calls of Has
+	asked   int // the number of calls of Has
 	puts    []digest.Digest
 	mounted []digest.Digest
 	fail    func(copygraph.Object) error
@@ -264,7 +264,7 @@ func (r *remote) Put(_ context.Context, o copygraph.Object, in io.ReadSeeker) (c
 	if digest.FromBytes(b) != o.Digest {
 		return "", errclass.Errorf(errdefs.ErrDataLoss, "digest mismatch")
 	}
-	// What it refers to is there.
+	// The objects that the manifest refers to have been stored before.
 	var doc struct {
 		Config            *v1.Descriptor
 		Layers, Manifests []v1.Descriptor
@@ -290,7 +290,7 @@ func (r *remote) Put(_ context.Context, o copygraph.Object, in io.ReadSeeker) (c
 	return copygraph.Stored, nil
 }
 
-// nested is an index within which a manifest is referred to before and after an index that refers to it too.
+// nested is an index that lists a manifest both before and after an index which also lists that manifest.
 func nested(t *testing.T, s *content.Store) v1.Descriptor {
 	m := on(manifest(t, s, "amd64", "a", "b"), "amd64")
 	inner := index(t, s, m, on(manifest(t, s, "arm64", "a"), "arm64"))
@@ -369,7 +369,7 @@ func TestWhatIsMissing(t *testing.T) {
 	if _, ok := to.blobs[m.Digest]; ok {
 		t.Error("a manifest was put without one of its layers")
 	}
-	to.blobs[digest.FromString("b")] = nil // the target may have it
+	to.blobs[digest.FromString("b")] = nil // the target has it
 	if _, err := records(t, &copygraph.Copy{Documents: from, To: to}, m); err != nil {
 		t.Error(err)
 	}
@@ -401,11 +401,11 @@ func TestDryRunAndBound(t *testing.T) {
 	}
 }
 
-// flaky is a source that cuts its connections.
+// flaky is a source whose connections break.
 type flaky struct {
 	copygraph.Source
 	mu      sync.Mutex
-	opened  map[digest.Digest][]int64 // at which offsets
+	opened  map[digest.Digest][]int64 // the offsets at which each blob was opened
 	cut     func(d digest.Digest, attempt int) (after int64, cut bool)
 	failure error
 }
@@ -445,7 +445,7 @@ func TestACutSourceIsResumed(t *testing.T) {
 		t.Errorf("opened at %v", got)
 	}
 
-	// One that brings nothing is given up, and what came before is kept.
+	// If a connection brings nothing, the copy stops trying, and the bytes that came before are kept.
 	to = open(t)
 	source.opened = map[digest.Digest][]int64{}
 	source.cut = func(d digest.Digest, attempt int) (int64, bool) {
@@ -465,7 +465,7 @@ func TestACutSourceIsResumed(t *testing.T) {
 	}
 	whole(t, to, root)
 
-	// Another failure is no reason to try again.
+	// Another failure is not a reason to try again.
 	to = open(t)
 	source.opened, source.failure = map[digest.Digest][]int64{}, errclass.Errorf(errdefs.ErrUnauthenticated, "who are you")
 	source.cut = func(d digest.Digest, _ int) (int64, bool) { return 0, d == layer }
@@ -474,7 +474,7 @@ func TestACutSourceIsResumed(t *testing.T) {
 	}
 }
 
-// A source may say anything.
+// A source may send anything.
 func TestAHostileSource(t *testing.T) {
 	t.Parallel()
 	from := open(t)
@@ -496,7 +496,7 @@ func TestAHostileSource(t *testing.T) {
 			t.Errorf("%s was stored: %v", what, err)
 		}
 	}
-	// Documents without end, also where their size is not known.
+	// Documents without an end are refused, even if their size is not known.
 	for _, size := range []int64{-1, image.MaxDocument + 1} {
 		to := open(t)
 		endless := sourceFunc(func(context.Context, v1.Descriptor, int64) (io.ReadCloser, error) { return io.NopCloser(zeros{}), nil })
@@ -505,7 +505,7 @@ func TestAHostileSource(t *testing.T) {
 			t.Errorf("of size %d: %v", size, err)
 		}
 	}
-	// An index whose documents are more than an image may have is refused before they come.
+	// An index whose documents exceed the limit for an image is refused before they are read.
 	to := open(t)
 	var many []v1.Descriptor
 	for i := range 40 {
@@ -557,7 +557,7 @@ func TestATargetThatFailsForTheTimeBeing(t *testing.T) {
 	}
 }
 
-// boastful is a target that says each time that it has more of a layer, and takes nothing of it.
+// boastful is a target that each time states that it has more of a layer, and accepts no bytes of it.
 type boastful struct {
 	*remote
 	part, puts int64
@@ -601,7 +601,7 @@ func TestTheFirstFailureCounts(t *testing.T) {
 		case digest.FromString("b"):
 			return nil, first
 		case digest.FromString("c"):
-			<-ctx.Done() // stops because of the other
+			<-ctx.Done() // the failure of the other stops this one
 			return nil, ctx.Err()
 		}
 		return copygraph.FromStore(from).Open(ctx, d, offset, nil)

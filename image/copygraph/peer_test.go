@@ -23,7 +23,7 @@ func TestServers(t *testing.T) {
 	from := open(t)
 	root := index(t, from, noise(t, from, 5), nested(t, from))
 	for what, c := range map[string]struct {
-		// fails fails the nth run of a server, which writes to out.
+		// fails makes the nth run of a server fail. The server writes to out.
 		fails  func(n int64, out io.Writer) error
 		starts int64 // at least
 		failed func(error) bool
@@ -74,7 +74,7 @@ func TestServers(t *testing.T) {
 	}
 }
 
-// A target's server may fail when it ends, and a server that does not answer ends with the copy.
+// A target's server may fail when it ends. A server that does not respond is ended with the copy.
 func TestEndsOfServers(t *testing.T) {
 	t.Parallel()
 	from := open(t)
@@ -111,7 +111,7 @@ func TestEndsOfServers(t *testing.T) {
 	_ = silent.Close()
 }
 
-// giddy is a target that takes the beginning of one layer and then fails for now.
+// giddy is a target that accepts the beginning of one layer and then fails with a temporary error.
 type giddy struct {
 	copygraph.Target
 	failed atomic.Bool
@@ -125,7 +125,7 @@ func (g *giddy) Put(ctx context.Context, o copygraph.Object, r io.ReadSeeker) (c
 	return g.Target.Put(ctx, o, r)
 }
 
-// A put that fails for now ends a server that sends several objects: they are all asked for again.
+// A put with a temporary failure ends a server that is sending several objects. All of them are requested again.
 func TestAServerThatIsStopped(t *testing.T) {
 	t.Parallel()
 	from := open(t)
@@ -145,14 +145,15 @@ func TestAServerThatIsStopped(t *testing.T) {
 	}
 }
 
-// Blobs come by Fetch if a server has one: a bounded number at a time, and again from where they were cut.
+// If a server supports Fetch, blobs are read by it: a bounded number at the same time, and after a break from the
+// offset that was reached.
 func TestBlobsComeByFetch(t *testing.T) {
 	t.Parallel()
 	from, to := open(t), open(t)
 	root := index(t, from, noise(t, from, 3*batch.Ahead), nested(t, from))
 	var running, most, blobs, cuts atomic.Int64
 	var isFull sync.Once
-	full := make(chan struct{}) // closed when as many run as may
+	full := make(chan struct{}) // closed when as many run as are allowed
 	server := func(_ context.Context, in io.Reader, out io.Writer) error { return answer(from, in, out) }
 	fetch := func(_ context.Context, object string, hints ...string) (io.ReadCloser, error) {
 		blobs.Add(1)
@@ -163,7 +164,7 @@ func TestBlobsComeByFetch(t *testing.T) {
 			isFull.Do(func() { close(full) })
 		}
 		<-full
-		time.Sleep(10 * time.Millisecond) // one more would come
+		time.Sleep(10 * time.Millisecond) // if one more were allowed, it would arrive in this time
 		f, err := from.File(digest.Digest(object))
 		if err != nil {
 			return nil, err

@@ -10,8 +10,8 @@ import (
 	"github.com/containerd/errdefs"
 )
 
-// A peer that was killed is gone, also if nothing was asked of it at that time: a request fails in a way that another peer may
-// cure, and the next request goes to another peer.
+// A peer that was killed while it had no request fails the next request with an error that another peer may avoid. The
+// request after that goes to another peer.
 func TestAKilledPeerIsGone(t *testing.T) {
 	t.Parallel()
 	source := FromServer(func(ctx context.Context, in io.Reader, out io.Writer) error { return batch.Serve(ctx, in, out, nil) }, nil)

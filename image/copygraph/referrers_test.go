@@ -16,7 +16,7 @@ import (
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
-// attach puts an artifact that refers to a subject, and lists it in the index of the store.
+// attach stores an artifact that refers to a subject, and lists it in the index of the store.
 func attach(t *testing.T, s *content.Store, subject v1.Descriptor, artifactType, text string) v1.Descriptor {
 	t.Helper()
 	m := v1.Manifest{MediaType: v1.MediaTypeImageManifest, ArtifactType: artifactType, Subject: &subject}
@@ -84,7 +84,7 @@ func TestReferrers(t *testing.T) {
 					t.Errorf("%s comes before its subject", pair[1].Digest)
 				}
 			}
-			// Again, the target is given the referrers, in case no list has them.
+			// On a repeated copy the target gets the referrers again, in case no list has them.
 			before := len(to.puts)
 			got, err = records(t, g, root)
 			if err != nil || len(to.puts) != before+len(c.want) || got[root.Digest] != copygraph.Exists {
@@ -92,7 +92,7 @@ func TestReferrers(t *testing.T) {
 			}
 		})
 	}
-	// Into a store: it is asked for referrers like for anything else.
+	// A store as the target is asked for referrers like for any other object.
 	to := open(t)
 	g := &copygraph.Copy{Documents: to, From: copygraph.FromStore(from), To: copygraph.IntoStore(to), Referrers: copygraph.ReferrersOf(from, image.DefaultNamespace)}
 	for _, want := range []copygraph.Outcome{copygraph.Stored, copygraph.Exists} {
@@ -107,7 +107,7 @@ func TestReferrers(t *testing.T) {
 	}
 }
 
-// A list that a command does not bring to its end begins again with another process.
+// A list that a command does not complete is read again from another process, from its beginning.
 func TestReferrersOfACommand(t *testing.T) {
 	t.Parallel()
 	from := open(t)
@@ -136,7 +136,7 @@ func TestReferrersOfACommand(t *testing.T) {
 	}
 }
 
-// A list of referrers may name anything.
+// A list of referrers may contain anything.
 func TestHostileReferrers(t *testing.T) {
 	t.Parallel()
 	from := open(t)

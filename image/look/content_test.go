@@ -52,7 +52,7 @@ func TestCat(t *testing.T) {
 	}
 }
 
-// An archive of a whole image is a layer of the same files.
+// An archive of a whole image is a layer with the same files.
 func TestTar(t *testing.T) {
 	t.Parallel()
 	layers := storedImage(t, three...)
@@ -114,7 +114,7 @@ func (p plain) Walk(ctx context.Context, only []int64, f func(n int64, h *tar.He
 	return Stream(ctx, bytes.NewReader(p), "", "", only, f)
 }
 
-// headers is a layer of directories, which notes the headers that it gives.
+// headers is a layer of directories, which records the headers that it has returned.
 type headers []weak.Pointer[tar.Header]
 
 func (s headers) Walk(_ context.Context, _ []int64, f func(n int64, h *tar.Header, content io.Reader) error) error {
@@ -128,7 +128,7 @@ func (s headers) Walk(_ context.Context, _ []int64, f func(n int64, h *tar.Heade
 	return nil
 }
 
-// A directory's header can have 1 MiB that is of no use, such as the target of a link. It is not kept.
+// A directory's header can have 1 MiB of data that nothing uses, such as the target of a link. That data is not kept.
 func TestHeadersAreNotKept(t *testing.T) {
 	t.Parallel()
 	s := make(headers, 20)

@@ -22,7 +22,7 @@ import (
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
-// An entry is one of a layer, with content.
+// An entry is an entry of a layer, with its content.
 type entry struct {
 	tar.Header
 	body string
@@ -40,7 +40,7 @@ func link(kind byte, name, target string) entry {
 	return entry{tar.Header{Typeflag: kind, Name: name, Linkname: target}, ""}
 }
 
-// archived returns a layer of entries.
+// archived returns a layer with the entries.
 func archived(t *testing.T, entries ...entry) []byte {
 	t.Helper()
 	var b bytes.Buffer
@@ -69,7 +69,7 @@ func put(t *testing.T, s *content.Store, b []byte) v1.Descriptor {
 	return v1.Descriptor{Digest: dgst, Size: int64(len(b))}
 }
 
-// storedImage makes an image of layers in a store, and returns them.
+// storedImage stores an image with the layers, and returns them.
 func storedImage(t *testing.T, layers ...[]entry) []Layer {
 	t.Helper()
 	s, err := content.Open(t.TempDir())
@@ -137,7 +137,7 @@ func TestList(t *testing.T) {
 	}
 	want := []string{
 		`"/" drwxr-xr-x 0:0 0 1 0>`,
-		`"/bin" drwxr-xr-x 0:0 0 1 3>`, // no layer names it
+		`"/bin" drwxr-xr-x 0:0 0 1 3>`, // no layer has an entry for it
 		`"/bin/su" -rws--x--x 1:2 2 1 3>`,
 		`"/etc" drwxr-xr-x 0:0 0 1 1>`,
 		`"/etc/passwd" -rw-r--r-- 0:0 13 1 2>`,
@@ -246,7 +246,7 @@ func TestEntriesOfALayer(t *testing.T) {
 	}
 }
 
-// A layer that is corrupt or another one than was said is found out, whichever way it is verified.
+// A layer that is corrupt, or is not the expected one, is an error, however it is verified.
 func TestCorruptLayers(t *testing.T) {
 	t.Parallel()
 	for _, lone := range []bool{false, true} {

@@ -24,7 +24,7 @@ func TestDelete(t *testing.T) {
 	f.want(f.do("GET", "/v2/x/manifests/2", ""), 200, "")
 	f.want(f.do("DELETE", "/v2/x/blobs/"+layer, ""), 405, codeDenied)
 
-	// Another repository's tag keeps the manifest.
+	// The tag of another repository keeps the manifest.
 	f.want(f.do("DELETE", "/v2/x/manifests/"+string(d.Digest), ""), 202, "")
 	f.want(f.do("GET", "/v2/x/manifests/2", ""), 404, codeManifestUnknown)
 	f.want(f.do("GET", "/v2/y/manifests/1", ""), 200, "")
@@ -59,7 +59,7 @@ func TestDeletedReferrerIsNotListed(t *testing.T) {
 	f.want(f.do("GET", path, ""), 404, codeManifestUnknown)
 }
 
-// A sweep must not take the hold of a push of the same process for one that it waits for.
+// A sweep must not wait for the hold of a push in the same process.
 func TestDeletesAndPushesAtTheSameTime(t *testing.T) {
 	t.Parallel()
 	s := newServer(t)
@@ -85,7 +85,7 @@ func TestDeletesAndPushesAtTheSameTime(t *testing.T) {
 	group.Wait()
 }
 
-// A referrer that was pushed by its digest stays one, whatever happens to a tag of it.
+// A referrer that was pushed by its digest stays a referrer, whatever happens to a tag of it.
 func TestReferrerOutlivesItsTag(t *testing.T) {
 	t.Parallel()
 	f := writable(t)
@@ -102,7 +102,7 @@ func TestReferrerOutlivesItsTag(t *testing.T) {
 	}
 }
 
-// A referrer whose document was missing is listed again once it is pushed again: its entry is in the index already.
+// A referrer whose document was missing is listed again after it is pushed again. Its entry is still in the index.
 func TestReferrerThatComesBack(t *testing.T) {
 	t.Parallel()
 	f := writable(t)

@@ -36,13 +36,13 @@ func writable(t *testing.T) fixture {
 	return start(t, s, 20)
 }
 
-// begin begins an upload, and returns its path.
+// begin starts an upload, and returns its path.
 func (f fixture) begin(repository string) string {
 	f.Helper()
 	return f.want(f.do("POST", "/v2/"+repository+"/blobs/uploads/", ""), 202, "").header.Get("Location")
 }
 
-// ingests counts what the store has of uploads.
+// ingests counts the uploads in the store.
 func (f fixture) ingests(want int) {
 	f.Helper()
 	list, err := f.Store.ListStatuses(f.Context())
@@ -146,7 +146,7 @@ func TestMount(t *testing.T) {
 	f.want(f.do("POST", "/v2/y/blobs/uploads/?from=x&mount="+string(digest.FromString("other")), ""), 202, "")
 }
 
-// What came of an upload whose client goes away stays, and it goes on there.
+// If a client disconnects, the bytes of its upload are kept, and the upload can continue.
 func TestCutUploadGoesOn(t *testing.T) {
 	t.Parallel()
 	f := writable(t)
@@ -158,7 +158,7 @@ func TestCutUploadGoesOn(t *testing.T) {
 	}
 	fmt.Fprintf(c, "PATCH %s HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n%s", path, len(text), text[:4000])
 	_ = c.(*net.TCPConn).CloseWrite()
-	_, _ = io.Copy(io.Discard, c) // until the server has given up
+	_, _ = io.Copy(io.Discard, c) // until the server has closed the connection
 	_ = c.Close()
 	if a := f.want(f.do("GET", path, ""), 204, ""); a.header.Get("Range") != "0-3999" {
 		t.Fatalf("Range %q", a.header.Get("Range"))
@@ -167,7 +167,7 @@ func TestCutUploadGoesOn(t *testing.T) {
 	f.want(f.do("PUT", path+"?digest="+string(digest.FromString(text)), ""), 201, "")
 }
 
-// late is a ResponseWriter whose first deadline has passed already, as if the request's body had taken that long.
+// late is a ResponseWriter whose first deadline has passed, as if the request's body had taken that long.
 type late struct {
 	http.ResponseWriter
 	later bool
@@ -193,7 +193,7 @@ func TestReplyToALongUpload(t *testing.T) {
 	f.want(f.do("POST", "/v2/x/blobs/uploads/?digest="+string(digest.FromString("other")), "text"), 400, codeDigestInvalid)
 }
 
-// A client that ends its direction of the connection after the request gets what it asked for, and leaves no upload.
+// A client that closes its side of the connection after the request gets the response, and leaves no upload.
 func TestClientsThatEndTheirDirection(t *testing.T) {
 	t.Parallel()
 	f := writable(t)
@@ -225,7 +225,7 @@ func TestClientsThatEndTheirDirection(t *testing.T) {
 	f.ingests(0)
 }
 
-// The client doesn't know the ID of an upload that one request begins and ends.
+// If one request starts and ends an upload, the client does not know the upload's ID.
 func TestCutUploadOfOneRequestLeavesNothing(t *testing.T) {
 	t.Parallel()
 	f := writable(t)
@@ -242,7 +242,7 @@ func TestCutUploadOfOneRequestLeavesNothing(t *testing.T) {
 	f.ingests(0)
 }
 
-// Those who send large manifests slowly keep nobody from pushing a small one.
+// Clients that send large manifests slowly do not prevent the push of a small one.
 func TestClientsThatSendManifestsSlowly(t *testing.T) {
 	t.Parallel()
 	f := writable(t)
@@ -260,7 +260,7 @@ func TestClientsThatSendManifestsSlowly(t *testing.T) {
 	f.want(f.do("PUT", "/v2/x/manifests/1", manifest(t, nil, "", nil)), 201, "")
 }
 
-// Whoever finds a manifest here does not send it: a sweep spares it and its parts.
+// A client that finds a manifest here does not send it. So a sweep keeps that manifest and its parts.
 func TestHeadOfAManifestFreshensIt(t *testing.T) {
 	t.Parallel()
 	f := writable(t)
@@ -330,7 +330,7 @@ func TestPushManifest(t *testing.T) {
 	}
 }
 
-// A tag of another tool's layout is moved, and gets no second name.
+// A tag in another tool's layout is moved, and does not get a second entry.
 func TestPushOfABareTag(t *testing.T) {
 	t.Parallel()
 	s := newServer(t)
@@ -381,7 +381,8 @@ func TestUploadsAreBounded(t *testing.T) {
 	f.ingests(1)
 }
 
-// A sweep that deletes whatever it may leaves what a push has found or sent, until it has its name.
+// A sweep that deletes everything it may keeps the objects that a push has found or sent, until the push has set the
+// name.
 func TestPushesOfTheSameBlobAtTheSameTime(t *testing.T) {
 	t.Parallel()
 	f := writable(t)
@@ -398,8 +399,8 @@ func TestPushesOfTheSameBlobAtTheSameTime(t *testing.T) {
 	f.ingests(0)
 }
 
-// FuzzRequest sends requests of any form to a server that allows everything. Whatever they say, the answer is one of HTTP, and
-// nothing appears beside the store.
+// FuzzRequest sends requests of any form to a server that allows everything. Whatever the request, the response is a
+// valid HTTP response, and no file is created outside the store.
 func FuzzRequest(f *testing.F) {
 	d := string(digest.FromString("{}"))
 	for _, seed := range []struct{ method, path, header, value, body string }{

@@ -27,7 +27,7 @@ import (
 	"golang.org/x/crypto/bcrypt"
 )
 
-// fixture is a server over a store of its own.
+// fixture is a server that has a store of its own.
 type fixture struct {
 	*testing.T
 	*Server
@@ -47,7 +47,7 @@ func newServer(t *testing.T) *Server {
 	return &Server{Store: store, Names: names}
 }
 
-// start answers on a port until the test ends.
+// start listens on a port until the test ends.
 func start(t *testing.T, s *Server, connections int) fixture {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
@@ -75,7 +75,7 @@ func (f fixture) blob(b string) v1.Descriptor {
 	return d
 }
 
-// manifest makes a manifest's text.
+// manifest returns the text of a manifest.
 func manifest(t *testing.T, subject *v1.Descriptor, artifactType string, annotations map[string]string, layers ...v1.Descriptor) string {
 	t.Helper()
 	m := v1.Manifest{MediaType: v1.MediaTypeImageManifest, Config: v1.DescriptorEmptyJSON, Layers: layers, Subject: subject, ArtifactType: artifactType, Annotations: annotations}
@@ -107,7 +107,7 @@ type answer struct {
 	body   string
 }
 
-// code is the code of the error that the answer tells.
+// code returns the error code in the response.
 func (a answer) code() string {
 	var body struct {
 		Errors []struct{ Code, Message string }
@@ -118,7 +118,7 @@ func (a answer) code() string {
 	return body.Errors[0].Code
 }
 
-// do sends a request. headers are names and values in turn.
+// do sends a request. In headers, each name is followed by its value.
 func (f fixture) do(method, path, body string, headers ...string) answer {
 	f.Helper()
 	r, err := http.NewRequest(method, f.url+path, strings.NewReader(body))
@@ -195,7 +195,7 @@ func TestPull(t *testing.T) {
 	f.want(f.do("GET", "/v2/x/y/blobs/"+string(digest.FromString("other")), ""), 404, codeBlobUnknown)
 }
 
-// A repository and a tag are a name; a mirror is asked for a host.
+// A repository and a tag together make a name. A mirror is asked for a host.
 func TestWhichNameIsMeant(t *testing.T) {
 	t.Parallel()
 	s := newServer(t)
@@ -308,7 +308,7 @@ func TestReferrers(t *testing.T) {
 	}
 }
 
-// A list of referrers that is too large for one reply goes on where it ended, and has each of them once.
+// A list of referrers that is too large for one response continues in the next, and has each referrer once.
 func TestReferrersInSeveralReplies(t *testing.T) {
 	t.Parallel()
 	f := writable(t)
@@ -337,7 +337,7 @@ func TestReferrersInSeveralReplies(t *testing.T) {
 	}
 }
 
-// What is no path of the protocol is an error of it, and no file.
+// A path that the protocol does not have gets an error of the protocol, and never a file.
 func TestPathsThatMeanNothing(t *testing.T) {
 	t.Parallel()
 	f := start(t, newServer(t), 10)
@@ -401,7 +401,7 @@ func TestReadOnlyRefusesToWrite(t *testing.T) {
 	}
 }
 
-// A file that is being sent stays readable when its blob is deleted.
+// A file that is being sent stays readable after its blob was deleted.
 func TestDeletedWhileItIsSent(t *testing.T) {
 	t.Parallel()
 	f := start(t, newServer(t), 10)
@@ -440,7 +440,7 @@ func TestCorruptManifestIsNotSent(t *testing.T) {
 	}
 }
 
-// Idle connections give way to new ones, and busy ones don't.
+// Idle connections are closed in favour of new ones, and busy ones are not.
 func TestConnectionsAreBounded(t *testing.T) {
 	t.Parallel()
 	const most = 4
@@ -480,7 +480,7 @@ func TestConnectionsAreBounded(t *testing.T) {
 	}
 }
 
-// A connection that rests between requests, and in the middle of one, goes on where it was; and it ends with the server.
+// A connection that pauses between requests, or within one, continues where it was. It is closed when the server ends.
 func TestRestingConnections(t *testing.T) {
 	t.Parallel()
 	f := start(t, newServer(t), 10)
@@ -490,7 +490,7 @@ func TestRestingConnections(t *testing.T) {
 		{request, request, request},
 		{request[:2], request[2:], request[:1], request[1:20], request[20:]},
 		{request + request, request + request[:3], request[3:]},
-		{request + request[:19], request[19:]}, // a line is whole
+		{request + request[:19], request[19:]}, // a complete line first
 	} {
 		resting.Go(func() {
 			c, err := net.Dial("tcp", strings.TrimPrefix(f.url, "http://"))
@@ -530,7 +530,7 @@ func TestRestingConnections(t *testing.T) {
 	resting.Wait()
 }
 
-// A body that comes late is no request, even if the header before it came together with another request.
+// A body that comes late is not read as a request, even if the header before it came together with another request.
 func TestBodyIsNoRequest(t *testing.T) {
 	t.Parallel()
 	f := writable(t)
@@ -544,7 +544,7 @@ func TestBodyIsNoRequest(t *testing.T) {
 			t.Fatal(err)
 		}
 		defer c.Close()
-		end := "" // of the body
+		end := "" // the end of the body
 		if strings.HasPrefix(header, "T") {
 			end = "\r\n0\r\n\r\n"
 		}
@@ -637,7 +637,7 @@ func TestOneConnection(t *testing.T) {
 	}
 }
 
-// Clients that ask for manifests and read nothing keep nobody else from one.
+// Clients that request manifests and don't read the responses do not keep others from getting one.
 func TestClientsThatReadNothing(t *testing.T) {
 	t.Parallel()
 	f := start(t, newServer(t), 4*maxDocuments)
@@ -662,7 +662,7 @@ func TestClientsThatReadNothing(t *testing.T) {
 	f.want(f.do("GET", "/v2/x/manifests/1", ""), 200, "")
 }
 
-// On loopback, a web page whose name leads there (DNS rebinding) is not answered.
+// On a loopback address, a web page whose name leads there (DNS rebinding) gets no response.
 func TestHostsOnLoopback(t *testing.T) {
 	t.Parallel()
 	f := start(t, newServer(t), 10)
@@ -681,7 +681,7 @@ func TestHostsOnLoopback(t *testing.T) {
 	}
 }
 
-// A request that asks for what no store can have is the client's mistake.
+// A request for something that a store can't have is the client's error.
 func TestMistakesOfClients(t *testing.T) {
 	t.Parallel()
 	f := writable(t)
@@ -694,7 +694,7 @@ func TestMistakesOfClients(t *testing.T) {
 	f.want(f.do("PUT", "/v2/x/manifests/1", m), 201, "")
 }
 
-// What fails in the store is not told to the client, but to the log.
+// Failures of the store are logged, and the client does not see them.
 func TestFailuresOfTheStoreAreLogged(t *testing.T) {
 	t.Parallel()
 	s := newServer(t)
@@ -715,7 +715,7 @@ func TestFailuresOfTheStoreAreLogged(t *testing.T) {
 	}
 }
 
-// Names with a digest make a repository known, but no tag: nobody could pull it.
+// Names with a digest make a repository known, but they are not tags, because nobody could pull them.
 func TestNameWithADigestIsNoTag(t *testing.T) {
 	t.Parallel()
 	f := start(t, newServer(t), 10)
@@ -728,7 +728,7 @@ func TestNameWithADigestIsNoTag(t *testing.T) {
 	}
 }
 
-// A signature that has come by its tag is there by that tag, in each repository, though it has no name.
+// A signature that was pushed under its tag can be found by that tag in each repository, although it has no name.
 func TestServeSignaturesByTag(t *testing.T) {
 	t.Parallel()
 	s := newServer(t)

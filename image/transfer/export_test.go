@@ -47,7 +47,7 @@ func (w *world) mustSave(o transfer.ExportOptions, names ...string) []byte {
 	return b
 }
 
-// contents are the entries of an archive, and what its index.json and manifest.json say.
+// contents returns the entries of an archive, and the names in its index.json and manifest.json.
 func contents(t *testing.T, archive []byte) (names []string, index v1.Index, docker []dockerImage) {
 	t.Helper()
 	r := tar.NewReader(bytes.NewReader(archive))
@@ -126,7 +126,7 @@ func TestExportEntries(t *testing.T) {
 		t.Errorf("entries %q", names)
 	}
 	want := map[string]string{
-		"docker.io/library/a:1": "docker.io/library/a:1", // two have the tag 1
+		"docker.io/library/a:1": "docker.io/library/a:1", // two names have the tag 1
 		"docker.io/library/b:1": "docker.io/library/b:1",
 		"Not-":                  "Not-",
 	}

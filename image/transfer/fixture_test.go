@@ -26,7 +26,7 @@ import (
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
-// world is a store with its names.
+// world is a store and its names.
 type world struct {
 	t     testing.TB
 	store *content.Store
@@ -61,7 +61,7 @@ func (w *world) putJSON(mediaType string, v any) v1.Descriptor {
 	return w.put(mediaType, asJSON(w.t, v), digest.SHA256)
 }
 
-// image stores an image of one layer a text, for linux on the architecture.
+// image stores an image with one layer per text, for linux on the architecture.
 func (w *world) image(arch string, texts ...string) v1.Descriptor {
 	w.t.Helper()
 	cfg, layers := config(w.t, arch, texts...)
@@ -94,7 +94,7 @@ func (w *world) name(name string, d v1.Descriptor) image.Image {
 	return img
 }
 
-// entry gives a descriptor a name as another tool would, whatever it describes.
+// entry gives a descriptor a name in the way another tool would, whatever the descriptor describes.
 func (w *world) entry(name string, d v1.Descriptor) {
 	w.t.Helper()
 	d.Annotations = map[string]string{v1.AnnotationRefName: name}
@@ -108,7 +108,7 @@ func (w *world) entry(name string, d v1.Descriptor) {
 	}
 }
 
-// list is what the store names: NAME DIGEST, sorted.
+// list returns the names in the store, sorted, as NAME DIGEST.
 func (w *world) list() []string {
 	w.t.Helper()
 	images, err := w.names.List()
@@ -143,7 +143,7 @@ func (w *world) delete(d digest.Digest) {
 	}
 }
 
-// clean fails the test if an ingest was left behind.
+// clean fails the test if an ingest is left.
 func (w *world) clean() {
 	w.t.Helper()
 	left, err := w.store.ListStatuses(w.t.Context())
@@ -164,7 +164,7 @@ func asJSON(t testing.TB, v any) []byte {
 	return b
 }
 
-// config is an image config, and the layers' tars that it has the diff IDs of.
+// config is an image config, with the tars of its layers, whose diff IDs it has.
 func config(t testing.TB, arch string, texts ...string) (cfg []byte, layers [][]byte) {
 	t.Helper()
 	c := v1.Image{Platform: v1.Platform{OS: "linux", Architecture: arch}, RootFS: v1.RootFS{Type: "layers", DiffIDs: []digest.Digest{}}}
@@ -176,7 +176,7 @@ func config(t testing.TB, arch string, texts ...string) (cfg []byte, layers [][]
 	return asJSON(t, c), layers
 }
 
-// entry is an entry of an archive: a file unless it has another type or a link.
+// entry is an entry of an archive: a file, unless it has another type or a link.
 type entry struct {
 	name, body, link string
 	kind             byte
@@ -226,8 +226,7 @@ func zst(t testing.TB, b []byte) []byte {
 	return w.EncodeAll(b, nil)
 }
 
-// layout are the entries of an OCI archive: what the store's blobs are, and an index.json of
-// these entries.
+// layout returns the entries of an OCI archive: the store's blobs, and an index.json with these entries.
 func (w *world) layout(manifests ...v1.Descriptor) []entry {
 	w.t.Helper()
 	entries := []entry{{name: "oci-layout", body: `{"imageLayoutVersion":"1.0.0"}`}}
@@ -257,13 +256,13 @@ func annotated(d v1.Descriptor, pairs ...string) v1.Descriptor {
 	return d
 }
 
-// legacy are the entries of what `docker save` wrote before it wrote OCI layouts: of each
-// image a config and a directory a layer, a repeated layer as a link, manifest.json last.
+// legacy returns the entries of an archive as `docker save` wrote it before it wrote OCI layouts: for each image a
+// config and a directory per layer, a repeated layer as a link, and manifest.json at the end.
 type legacy struct {
 	t       testing.TB
 	entries []entry
 	images  []dockerImage
-	layers  map[string]string // digest of a tar → its entry
+	layers  map[string]string // digest of a tar → its entry in the archive
 }
 
 type dockerImage struct {

@@ -19,7 +19,7 @@ import (
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
-// unpackable fails the test unless the image of that name can be unpacked, as far as its documents tell.
+// unpackable fails the test unless the documents of the image with that name say that it can be unpacked.
 func (w *world) unpackable(name string) {
 	w.t.Helper()
 	img, err := w.names.Get(name)
@@ -32,8 +32,8 @@ func (w *world) unpackable(name string) {
 	}
 }
 
-// Archives whose layout lacks what their manifest.json has: docker 25.0.0-rc wrote manifests without layers, and docker 25 writes
-// an index.json without manifests for an image that is saved by its ID.
+// Archives whose layout lacks objects that their manifest.json has. docker 25.0.0-rc wrote manifests without layers,
+// and docker 25 writes an index.json without manifests for an image that is saved by its ID.
 func TestImportWhatOnlyManifestJSONHas(t *testing.T) {
 	cfg, layers := config(t, "amd64", "one")
 	blob := func(b []byte) entry {
@@ -75,7 +75,7 @@ func TestImportWhatOnlyManifestJSONHas(t *testing.T) {
 	}
 }
 
-// An artifact may have the type of an image config and no rootfs in it.
+// An artifact may have the type of an image config, but no rootfs in it.
 func TestImportArtifactsWithoutRootFS(t *testing.T) {
 	from := newWorld(t)
 	m := from.putJSON(v1.MediaTypeImageManifest, v1.Manifest{
@@ -86,7 +86,7 @@ func TestImportArtifactsWithoutRootFS(t *testing.T) {
 	newWorld(t).mustLoad(archiveOf(t, from.layout(annotated(m, v1.AnnotationRefName, "x:1"))...), transfer.ImportOptions{})
 }
 
-// A type that is odd or absent is told by the blob, at every level.
+// If a descriptor's type is unusual or missing, the blob decides, at every level.
 func TestImportTypesByContent(t *testing.T) {
 	for _, odd := range []string{"", "text/plain", "application/octet-stream"} {
 		from := newWorld(t)
@@ -108,7 +108,7 @@ func TestImportTypesByContent(t *testing.T) {
 	}
 }
 
-// What docker save --platform writes of an attestation: its manifest and config, and not its statement.
+// docker save --platform writes the manifest and config of an attestation, but not its statement.
 func TestImportAttestationInPart(t *testing.T) {
 	from := newWorld(t)
 	m := from.image("amd64", "one")
@@ -136,7 +136,7 @@ func TestImportAttestationInPart(t *testing.T) {
 	}
 }
 
-// Names as buildpack tools write them, files without telling names, and layers that whoever reads is thought to have.
+// Names as buildpack tools write them, files whose names say nothing, and layers that a reader is expected to have.
 func TestImportDockerNames(t *testing.T) {
 	cfg, layers := config(t, "amd64", "one", "two")
 	docker := func(config string, layers ...string) entry {
@@ -171,7 +171,7 @@ func TestImportDockerNames(t *testing.T) {
 	}
 }
 
-// skip is a skippable frame, with which pzstd and seekable writers begin.
+// skip is a skippable frame. pzstd and seekable writers put one at the beginning.
 const skip = "\x50\x2a\x4d\x18\x04\x00\x00\x00abcd"
 
 func TestImportCompressions(t *testing.T) {
@@ -228,7 +228,7 @@ func TestImportCompressions(t *testing.T) {
 	}
 }
 
-// A layer of docker's archives that begins with a skippable frame is zstd, as it is for whoever unpacks it.
+// A layer in docker's archives that begins with a skippable frame is zstd, as it is for the code that unpacks it.
 func TestImportLayerWithSkippableFrame(t *testing.T) {
 	cfg, layers := config(t, "amd64", "one")
 	to := newWorld(t)
@@ -274,14 +274,14 @@ func TestImportOnly(t *testing.T) {
 		equal(t, to.list())
 	}
 	to := newWorld(t)
-	to.mustLoad(docker, transfer.ImportOptions{Only: []string{"b:2"}}) // what gone lacks is none of its business
+	to.mustLoad(docker, transfer.ImportOptions{Only: []string{"b:2"}}) // that gone is incomplete does not concern it
 	to.unpackable("docker.io/library/b:2")
 	if len(to.list()) != 1 {
 		t.Errorf("named: %q", to.list())
 	}
 }
 
-// An image whose digest has an unknown algorithm fails the import only if it is asked for.
+// An image whose digest has an unknown algorithm fails the import only if the import asks for it.
 func TestImportBesideAnUnknownAlgorithm(t *testing.T) {
 	from := newWorld(t)
 	a := annotated(from.image("amd64", "a"), v1.AnnotationRefName, "x:1")
@@ -366,7 +366,7 @@ func TestImportDirectory(t *testing.T) {
 			t.Errorf("blobs %v, of the archive %v", to.digests(), same.digests())
 		}
 	}
-	// Nothing is read outside.
+	// No file outside is read.
 	secret := filepath.Join(t.TempDir(), "secret.tar")
 	cfg, layers := config(t, "amd64", "one")
 	if err := os.WriteFile(secret, layers[0], 0o600); err != nil {
@@ -418,7 +418,7 @@ func TestExportFormats(t *testing.T) {
 	}
 	archive := w.mustSave(transfer.ExportOptions{Format: transfer.Docker}, "docker.io/library/x:1")
 	names, _, docker = contents(t, archive)
-	if has(names, "manifest.json"); len(docker) != 1 || len(names) != 1+2+2 { // config and layer
+	if has(names, "manifest.json"); len(docker) != 1 || len(names) != 1+2+2 { // a config and a layer
 		t.Errorf("entries %q", names)
 	}
 	to := newWorld(t)
@@ -454,7 +454,7 @@ func TestExportDirectory(t *testing.T) {
 	if err := export(dir, transfer.OCI); !errdefs.IsAlreadyExists(err) {
 		t.Errorf("a layout: %v", err)
 	}
-	// What a killed export has left: some blobs, one of which was being written, and perhaps an index.json.
+	// Files that an export leaves when it is killed: some blobs, one of them incomplete, and perhaps an index.json.
 	children, err := image.Walker{Store: w.store}.Children(t.Context(), a)
 	if err != nil {
 		t.Fatal(err)

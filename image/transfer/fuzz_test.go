@@ -13,8 +13,8 @@ import (
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
-// FuzzImport: whatever the bytes, an error names nothing; what is named has its blobs, and
-// they hash to their names.
+// FuzzImport checks that after an error nothing has a name, and that whatever has a name has its blobs, with the
+// correct digests.
 func FuzzImport(f *testing.F) {
 	w := newWorld(f)
 	layout := archiveOf(f, w.layout(annotated(w.image("amd64", "one"), v1.AnnotationRefName, "x:1"))...)

@@ -30,7 +30,7 @@ func only(t testing.TB, platform string) *image.Platform {
 	return p
 }
 
-// stream hides everything of a reader but Read, and gives few bytes at a time.
+// stream hides all methods of a reader except Read, and returns a few bytes at a time.
 type stream struct{ r io.Reader }
 
 func (s stream) Read(p []byte) (int, error) { return s.r.Read(p[:min(len(p), 1000)]) }
@@ -127,7 +127,7 @@ func TestImportTwoImagesCannotShareAName(t *testing.T) {
 	equal(t, to.mustLoad(two, transfer.ImportOptions{}), "x:1 "+string(a.Digest), "x:2 "+string(b.Digest))
 }
 
-// A name that exists keeps its labels, but for those that describe its old content or that the archive sets.
+// A name that exists keeps its labels, except those that describe its old content or that the archive sets.
 func TestImportReplacesNamesAndKeepsLabels(t *testing.T) {
 	from := newWorld(t)
 	d := annotated(from.image("amd64", "new"), v1.AnnotationRefName, "x:1", "vendor", "them", image.AnnotationCreated, "lies")
@@ -174,7 +174,7 @@ func TestImportCompressedArchive(t *testing.T) {
 func TestImportTruncatedAnywhere(t *testing.T) {
 	from := newWorld(t)
 	m := from.image("amd64", "one")
-	from.put("x", make([]byte, 2048), digest.SHA256) // zeros are no end of an archive
+	from.put("x", make([]byte, 2048), digest.SHA256) // zeros do not end an archive
 	archive := archiveOf(t, from.layout(annotated(m, v1.AnnotationRefName, "x:1"))...)
 	to := newWorld(t)
 	for cut := len(archive) - 1024; cut >= 0; cut -= 256 {
@@ -195,7 +195,7 @@ func TestImportDocker(t *testing.T) {
 	first, last := l.all(), l.all()
 	slices.Reverse(first)
 	var records []string
-	for _, entries := range [][]entry{last, first} { // manifest.json last, and first
+	for _, entries := range [][]entry{last, first} { // manifest.json at the end, and at the beginning
 		to := newWorld(t)
 		got := to.mustLoad(archiveOf(t, entries...), transfer.ImportOptions{})
 		var names []string
@@ -219,7 +219,8 @@ func TestImportDocker(t *testing.T) {
 		if len(layers) != 3 || layers[0].Digest != layers[2].Digest || layers[0].Digest != layers[0].DiffID || layers[0].MediaType != v1.MediaTypeImageLayer {
 			t.Errorf("layers: %+v", layers)
 		}
-		// Two layers, of which one twice, and one; three configs; three manifests.
+		// The first image has two layers, one of them twice, and the second has one. There are three configs and three
+		// manifests.
 		if n := len(to.digests()); n != 9 {
 			t.Errorf("%d blobs: %v", n, to.digests())
 		}
@@ -254,7 +255,7 @@ func TestImportDockerWithCompressedLayers(t *testing.T) {
 	}
 }
 
-// What docker writes since version 25: an OCI layout with a manifest.json beside.
+// Since version 25 docker writes an OCI layout that also has a manifest.json.
 func TestImportDockerWithLayout(t *testing.T) {
 	from := newWorld(t)
 	m := from.image("amd64", "one")
@@ -310,8 +311,7 @@ func TestImportLinks(t *testing.T) {
 	}
 }
 
-// A good image, and one thing wrong with its archive: nothing gets a name, and the error is of
-// the class that is asked for and one line.
+// A good image in an archive with one fault. Nothing gets a name, and the error has the expected class and is one line.
 func TestImportHostile(t *testing.T) {
 	from := newWorld(t)
 	m := from.image("amd64", "one")
@@ -431,7 +431,7 @@ func TestImportHostile(t *testing.T) {
 func TestImportSparseFileOfPax(t *testing.T) {
 	var b bytes.Buffer
 	w := tar.NewWriter(&b)
-	// Package tar refuses to write these records; a header of type x may hold anything.
+	// Package tar does not write these records; but a header of type x may contain anything.
 	records := "22 GNU.sparse.major=1\n22 GNU.sparse.minor=0\n25 GNU.sparse.name=a.tar\n31 GNU.sparse.realsize=1048576\n"
 	h := &tar.Header{Typeflag: tar.TypeReg, Name: "PaxHeaders/a", Size: int64(len(records)), Mode: 0o644}
 	if err := w.WriteHeader(h); err != nil {
@@ -513,13 +513,13 @@ func TestImportPlatforms(t *testing.T) {
 		t.Fatal(err)
 	}
 	sparse.delete(children[1].Digest)
-	torn := archiveOf(t, sparse.layout(named)...) // arm64's manifest and config, not its layer
+	torn := archiveOf(t, sparse.layout(named)...) // has the manifest and config of arm64, but not its layer
 	sparse.delete(children[0].Digest)
-	bare := archiveOf(t, sparse.layout(named)...) // its manifest alone
+	bare := archiveOf(t, sparse.layout(named)...) // has only its manifest
 	sparse.delete(arm.Digest)
-	none := archiveOf(t, sparse.layout(named)...) // nothing of it
+	none := archiveOf(t, sparse.layout(named)...) // has nothing of it
 	sparse.delete(amd.Digest)
-	empty := archiveOf(t, sparse.layout(named)...) // no platform
+	empty := archiveOf(t, sparse.layout(named)...) // has no platform
 
 	for name, c := range map[string]struct {
 		archive []byte
@@ -589,7 +589,7 @@ func TestImportSHA512(t *testing.T) {
 	}
 }
 
-// What others write has entries before, between and behind what counts.
+// Archives of other tools have further entries before, between and after the needed ones.
 func TestImportPassesOverWhatItDoesNotKnow(t *testing.T) {
 	from := newWorld(t)
 	m := from.image("amd64", "one")
@@ -604,7 +604,7 @@ func TestImportPassesOverWhatItDoesNotKnow(t *testing.T) {
 	})
 	for i := range entries {
 		if entries[i].kind == tar.TypeXGlobalHeader {
-			entries = slices.Delete(entries, i, i+1) // written only with records
+			entries = slices.Delete(entries, i, i+1) // package tar writes these only with records
 			break
 		}
 	}

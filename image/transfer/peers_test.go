@@ -17,8 +17,8 @@ import (
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
-// peer runs another tool, which TEST_REQUIRE, a list with commas, can demand: from PATH, or
-// from where scripts/bench keeps those it compares with.
+// peer runs another tool, from PATH or from the directory where scripts/bench keeps the tools that it compares.
+// TEST_REQUIRE, a list with commas, can require it.
 func peer(t *testing.T, name string) func(args ...string) string {
 	t.Helper()
 	path, err := exec.LookPath(name)
@@ -46,8 +46,8 @@ func peer(t *testing.T, name string) func(args ...string) string {
 	}
 }
 
-// exported is a store with two images, an index of which one manifest is here among them, and
-// the file that it was exported to.
+// exported is a store with two images, one of them an index of which one manifest is stored, and the file to which they
+// were exported.
 func exported(t *testing.T, o transfer.ExportOptions) (w *world, amd v1.Descriptor, file string) {
 	t.Helper()
 	w = newWorld(t)
@@ -79,7 +79,7 @@ func TestSkopeoReadsWhatExportWrites(t *testing.T) {
 	}
 }
 
-// Docker's manifests stay what they are.
+// Docker's manifests keep their form.
 func TestSkopeoReadsDockerManifests(t *testing.T) {
 	skopeo := peer(t, "skopeo")
 	w := newWorld(t)
@@ -108,7 +108,7 @@ func TestImportReadsWhatSkopeoWrites(t *testing.T) {
 		dst  string
 		o    transfer.ImportOptions
 		want string
-		same bool // the manifest's bytes are
+		same bool // the manifest has the same bytes
 	}{
 		"OCI with a name":    {"oci-archive:FILE:example.org/x:1", transfer.ImportOptions{}, "example.org/x:1", true},
 		"OCI with a tag":     {"oci-archive:FILE:1", transfer.ImportOptions{BaseName: "b"}, "b:1", true},
@@ -169,7 +169,7 @@ func TestCraneReadsWhatExportWritesAndBack(t *testing.T) {
 	}
 }
 
-// sameLayers compares the layers' diff IDs, and both configs.
+// sameLayers compares the diff IDs of the layers, and both configs.
 func sameLayers(t *testing.T, a *world, x v1.Descriptor, b *world, y v1.Descriptor) {
 	t.Helper()
 	one, err := (image.Walker{Store: a.store}).Layers(t.Context(), x)

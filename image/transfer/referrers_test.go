@@ -20,7 +20,7 @@ import (
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
-// attach stores an artifact that refers to a subject, and lists it. Its layer is missing if the text is empty.
+// attach stores an artifact that refers to a subject, and lists it. If the text is empty, its layer is missing.
 func (w *world) attach(subject v1.Descriptor, artifactType, text string) v1.Descriptor {
 	w.t.Helper()
 	subject.Platform = nil
@@ -47,7 +47,7 @@ func (w *world) referrers() map[digest.Digest][]v1.Descriptor {
 	return all
 }
 
-// listed are the digests of the referrers that a store lists.
+// listed returns the digests of the referrers that a store lists.
 func (w *world) listed() (all []digest.Digest) {
 	w.t.Helper()
 	for _, list := range w.referrers() {
@@ -59,7 +59,7 @@ func (w *world) listed() (all []digest.Digest) {
 	return all
 }
 
-// Referrers go into an archive and out of it, as far as they are those of what is taken.
+// An export includes referrers, and an import stores them, if they belong to the images that were selected.
 func TestReferrersTravelInArchives(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
@@ -108,7 +108,8 @@ func TestReferrersTravelInArchives(t *testing.T) {
 	}
 }
 
-// A referrer that is not whole is an error, but for a sparse export; so is one that no list can have.
+// A referrer that is incomplete is an error, except in a sparse export. A referrer that no list can have is an error,
+// too.
 func TestReferrersThatCannotBeWritten(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
@@ -127,7 +128,7 @@ func TestReferrersThatCannotBeWritten(t *testing.T) {
 	if len(index.Manifests) != 1 {
 		t.Errorf("sparse: %+v", index.Manifests)
 	}
-	// A list has no document that isn't here, whatever attaches it.
+	// A list has only documents that are stored, whatever refers to a subject.
 	gone := v1.Descriptor{MediaType: v1.MediaTypeImageManifest, Digest: digest.FromString("gone"), Size: 4}
 	before := len(w.referrers()[d.Digest])
 	w.entry("x:"+layout.ReferrerTags(d.Digest, "")[0].Tag, gone)
@@ -144,7 +145,7 @@ func TestReferrersThatCannotBeWritten(t *testing.T) {
 	}
 }
 
-// What an archive calls a referrer decides nothing, and a failure of the gate leaves no name.
+// Only the document decides whether it is a referrer, not the archive. If the gate fails, nothing gets a name.
 func TestReferrersOfHostileArchives(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
@@ -153,7 +154,7 @@ func TestReferrersOfHostileArchives(t *testing.T) {
 	w.attach(d, "a/signature", "good")
 	archive := w.mustSave(transfer.ExportOptions{Referrers: w.referrers()}, "x:1")
 	change := func(f func(*v1.Index)) []byte { return reindex(t, archive, f) }
-	// It can't say that an image goes with another, or has another type or size.
+	// The archive can't make an image a referrer, or state another type or size.
 	to := newWorld(t)
 	lies := change(func(ix *v1.Index) {
 		for i := range ix.Manifests {
@@ -168,13 +169,13 @@ func TestReferrersOfHostileArchives(t *testing.T) {
 	if img, err := to.names.Get("x:1"); err != nil || len(img.Labels) != 0 {
 		t.Errorf("%+v, %v", img, err)
 	}
-	// What is not in the archive is no referrer.
+	// A referrer that is not in the archive is ignored.
 	to = newWorld(t)
 	gone := change(func(ix *v1.Index) { ix.Manifests[1].Digest = digest.FromString("gone") })
 	if _, err := to.load(gone, transfer.ImportOptions{Referrers: true}); err != nil || len(to.listed()) != 0 {
 		t.Errorf("%v, %v", to.listed(), err)
 	}
-	// If nothing else is there, it is an image that is missing.
+	// If nothing else is in the archive, this is an image that is missing.
 	damaged := change(func(ix *v1.Index) {
 		ix.Manifests = ix.Manifests[:1]
 		ix.Manifests[0].Digest, ix.Manifests[0].Annotations = digest.FromString("gone"), nil

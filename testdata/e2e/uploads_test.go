@@ -95,7 +95,7 @@ for hint in - size:9000000; do
 	kill -9 $pid && { wait $pid || true; } 2>/dev/null
 	exec 3>&-
 	dist-put --debug "$HOST/killed" "$digest" <blob 2>log >/dev/null
-	[ $hint != - ] || grep -q 'the registry has 4194304 bytes of an upload' log
+	[ $hint != - ] || grep -q 'the registry has 4194304 bytes of it' log
 	has "$HOST/killed"
 done
 rm fifo`)
