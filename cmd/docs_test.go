@@ -125,3 +125,49 @@ func TestMapPageNamesWhatThereIs(t *testing.T) {
 		}
 	}
 }
+
+// TestPageLinks holds the links between the Markdown files to the files and headings that there are.
+func TestPageLinks(t *testing.T) {
+	link, heading := regexp.MustCompile(`\]\(([^)\s]+)\)`), regexp.MustCompile(`(?m)^#+ (.*)$`)
+	anchors := func(text string) map[string]bool {
+		all := map[string]bool{"": true}
+		for _, m := range heading.FindAllStringSubmatch(text, -1) {
+			slug := regexp.MustCompile(`[^a-z0-9 -]`).ReplaceAllString(strings.ToLower(m[1]), "")
+			all[strings.ReplaceAll(slug, " ", "-")] = true
+		}
+		return all
+	}
+	found := 0
+	for _, pattern := range []string{"../*.md", "../docs/*.md", "../contrib/*.md"} {
+		files, err := filepath.Glob(pattern)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, file := range files {
+			text, err := os.ReadFile(file)
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, m := range link.FindAllStringSubmatch(string(text), -1) {
+				if strings.Contains(m[1], "://") {
+					continue
+				}
+				found++
+				to, anchor, _ := strings.Cut(m[1], "#")
+				name := file
+				if to != "" {
+					name = filepath.Join(filepath.Dir(file), to)
+				}
+				target, err := os.ReadFile(name)
+				if err != nil {
+					t.Errorf("%s: %v", file, err)
+				} else if !anchors(string(target))[anchor] {
+					t.Errorf("%s links to %s, which has no such heading", file, m[1])
+				}
+			}
+		}
+	}
+	if found < 30 {
+		t.Errorf("only %d links were found", found)
+	}
+}
