@@ -96,11 +96,18 @@ func findSpelling(find func(name string) int, name string) int {
 }
 
 // missing returns the error for a name that doesn't exist. If the name that docker would take it for, one of Docker Hub,
-// exists, the error suggests that.
+// exists, the error suggests that, and else how a name that begins with a registry can be fetched.
 func missing(find func(name string) int, name string) error {
 	for _, s := range refname.Spellings("docker.io/" + name) {
 		if find(s) >= 0 {
 			return errclass.Errorf(errdefs.ErrNotFound, "image %s: not found; there is %s", name, s)
+		}
+	}
+	if host, rest, ok := strings.Cut(name, "/"); ok && strings.ContainsAny(host, ".:") {
+		for _, s := range refname.Spellings(rest) {
+			if _, _, ok := refname.Split(s); ok {
+				return errclass.Errorf(errdefs.ErrNotFound, "image %s: not found; dist-pull %[1]s fetches it", name)
+			}
 		}
 	}
 	return fmt.Errorf("image %s: %w", name, errdefs.ErrNotFound)

@@ -809,3 +809,18 @@ func TestRemovalOfANamespaceLosesNoName(t *testing.T) {
 	close(done)
 	removers.Wait()
 }
+
+// The error for a name that is not there says how to fetch it, if it begins with a registry.
+func TestMissingNamesSayHowToFetchThem(t *testing.T) {
+	t.Parallel()
+	none := func(string) int { return -1 }
+	for name, want := range map[string]bool{
+		"docker.io/library/redis:latest": true, "localhost:5000/x": true, "registry.example/x@sha256:" + strings.Repeat("0", 64): true,
+		"redis": false, "library/redis": false, "docker.io/": false, "docker.io/UPPER": false, "docker.io/a\x1b[31m": false, "": false,
+	} {
+		err := missing(none, name)
+		if !errdefs.IsNotFound(err) || strings.Contains(err.Error(), "dist-pull "+name+" ") != want {
+			t.Errorf("%q: %v", name, err)
+		}
+	}
+}

@@ -312,7 +312,7 @@ func (l *login) explain() string {
 	case failure != "":
 		return failure
 	case l.asked && l.found != nil && *l.found == auth.EmptyCredential:
-		return "no credentials for " + l.name + " in " + strings.Join(l.keys.searched, ", ")
+		return "no credentials for " + l.name + " in " + strings.Join(l.keys.searched, ", ") + "; dist-login stores some"
 	}
 	return ""
 }

@@ -159,7 +159,7 @@ func TestCredentialPlaces(t *testing.T) {
 		t.Setenv("XDG_CONFIG_HOME", c.config)
 		_, err := fetch(t, open(t, f.host(), Options{}), "latest")
 		is(t, err, errdefs.IsUnauthorized)
-		if !strings.Contains(err.Error(), c.file) || strings.Count(err.Error(), "no credentials for "+f.host()+"/x in ") != 1 {
+		if !strings.Contains(err.Error(), c.file) || strings.Count(err.Error(), "no credentials for "+f.host()+"/x in ") != 1 || !strings.Contains(err.Error(), "dist-login") {
 			t.Errorf("%s was not looked at, or that is not told: %v", c.file, err)
 		}
 		if err := os.MkdirAll(filepath.Dir(c.file), 0o700); err != nil {
