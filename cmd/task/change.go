@@ -63,7 +63,7 @@ func newTrust(o *containers.Flags) *cobra.Command {
 
 func newRm(o *containers.Flags) *cobra.Command {
 	c := &cobra.Command{Use: "rm [flags] ID…|-", Short: "remove containers; of one, exit with its status", Args: cobra.ArbitraryArgs, Annotations: passesOn()}
-	force := c.Flags().BoolP("force", "f", false, "kill what runs, mind no absence, and no record that can't be read")
+	force := c.Flags().BoolP("force", "f", false, "kill what runs, mind no absence, and no record that can't be read; exit with 0 once it is removed")
 	owner := c.Flags().Int("owner", 0, "remove only what the process `PID` has made and is to run (create --owner): all of that if no ID is given")
 	exec := c.Flags().String("exec-id", "", "remove the ended process `EXECID` of task exec --detach alone")
 	zero(c)
@@ -110,7 +110,7 @@ func newRm(o *containers.Flags) *cobra.Command {
 			if one && (errors.Is(err, fs.ErrPermission) || errdefs.IsPermissionDenied(err)) && os.Geteuid() != 0 {
 				err = errors.Join(err, containers.BeRoot()) // its files may need that
 			}
-			if err != nil || !one || *force && e != nil && e.Status == nil {
+			if err != nil || !one || *force {
 				return err
 			}
 			if e != nil && e.Status == nil {
