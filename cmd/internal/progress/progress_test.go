@@ -142,7 +142,7 @@ func TestStepLine(t *testing.T) {
 		_, text, _ := strings.Cut(s.line(&m, width, begin.Add(2*time.Second)), ":")
 		return text
 	}
-	if got := line(200); got != "  50%  2 of 7 layers  50 MiB of 100 MiB  left: 2s  25 MiB/s  elapsed: 2s" {
+	if got := line(200); got != " 50%  2 of 7 layers  50 MiB of 100 MiB  left: 2s  25 MiB/s  elapsed: 2s" {
 		t.Errorf("%q", got)
 	}
 	for width := range 100 {
@@ -152,7 +152,7 @@ func TestStepLine(t *testing.T) {
 	}
 	s = &Step{what: "blobs"}
 	s.Count()
-	if got := line(200); got != "  1 blobs  elapsed: 2s" {
+	if got := line(200); got != " 1 blobs  elapsed: 2s" {
 		t.Errorf("%q", got)
 	}
 	var none *Step // where there is no terminal

@@ -147,5 +147,6 @@ func (s *Step) line(m *meter, width int, now time.Time) string {
 	default:
 		things = fmt.Sprintf("%s %s", humanize.Comma(done), s.what)
 	}
-	return join(width, filepath.Base(os.Args[0])+":", percent, things, size, m.left(total-bytes), rate, fmt.Sprintf("elapsed: %.0fs", now.Sub(m.begin).Seconds()))
+	name := filepath.Base(os.Args[0]) + ": "
+	return cut(name+join(width-len(name), percent, things, size, m.left(total-bytes), rate, fmt.Sprintf("elapsed: %.0fs", now.Sub(m.begin).Seconds())), width)
 }
