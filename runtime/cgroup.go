@@ -123,7 +123,31 @@ func placeCgroups(key string, r *Runtime, detached bool, limits []string) (place
 	if last.path == "" && r.cgroupParent != "" {
 		return placement{}, errclass.Errorf(errdefs.ErrPermissionDenied, "no cgroups can be made below %s", r.cgroupParent)
 	}
-	return last, nil // the runtime reports which limits it can't set there
+	if len(limits) > 0 {
+		return placement{}, errNoLimits(limits, filepath.Dir(last.path))
+	}
+	return last, nil
+}
+
+// errNoLimits says that a container can't have limits. A container without a cgroup has the parent ".".
+func errNoLimits(controllers []string, parent string) error {
+	why := "the cgroup " + parent + " lacks them, or has processes and is not delegated"
+	if parent == "." {
+		why = "this user can't make cgroups"
+	}
+	return errclass.Errorf(errdefs.ErrPermissionDenied, "no limits by the cgroup controllers %s: %s; where systemd runs, systemd-run --user --scope -p Delegate=yes COMMAND has a cgroup with them",
+		strings.Join(controllers, ", "), why)
+}
+
+// lacking returns the controllers that a file of a cgroup v2 does not list.
+func lacking(dir, file string, controllers []string) (all []string) {
+	b, _ := os.ReadFile(filepath.Join(dir, file))
+	for _, c := range controllers {
+		if !slices.Contains(strings.Fields(string(b)), c) {
+			all = append(all, c)
+		}
+	}
+	return all
 }
 
 // placeEach places cgroups in all hierarchies of version 1. This process's own cgroup may have a different path in
@@ -166,10 +190,11 @@ func placeUnified(m cgroupMount, parent, name string, limits []string) (p placem
 	p = placement{path: filepath.Join("/", parent, name), dirs: []string{filepath.Join(dir, name)}}
 	if !own {
 		p.monitors = filepath.Join(parent, monitorsName)
-		return p, true // the runtime enables the controllers on the way
+		return p, len(lacking(m.dir, "cgroup.controllers", limits)) == 0 // the runtime enables the controllers on the way
 	}
 	if _, err := os.Stat(filepath.Join(dir, "cgroup.type")); err != nil {
-		return p, true // the root cgroup may have both processes and controllers for children
+		// The root cgroup may have both processes and controllers for children.
+		return p, len(lacking(dir, "cgroup.controllers", limits)) == 0
 	}
 	return p, handOn(dir, limits)
 }
@@ -178,15 +203,7 @@ func placeUnified(m cgroupMount, parent, name string, limits []string) (p placem
 // that ("no internal processes", cgroups(7)). If the cgroup is delegated, its processes are moved to a subgroup first,
 // as podman's --cgroups=split does.
 func handOn(dir string, controllers []string) bool {
-	missing := func(file string) (all []string) {
-		b, _ := os.ReadFile(filepath.Join(dir, file))
-		for _, c := range controllers {
-			if !slices.Contains(strings.Fields(string(b)), c) {
-				all = append(all, c)
-			}
-		}
-		return all
-	}
+	missing := func(file string) []string { return lacking(dir, file, controllers) }
 	if len(missing("cgroup.subtree_control")) == 0 {
 		return true
 	}

@@ -138,6 +138,8 @@ func (c *Container) setPaused(ctx context.Context, paused bool, verb string, do 
 		return failed("pause: container %s is paused already", c.ID)
 	case !paused && l.status != Paused:
 		return failed("resume: container %s is not paused", c.ID)
+	case paused && len(l.state.Cgroups) == 0:
+		return failed("pause: container %s has no cgroups of its own", c.ID)
 	}
 	if err := do(l.client(), ctx, c.key()); err != nil {
 		return runtimeError(c, verb, err)
@@ -151,6 +153,15 @@ func (c *Container) Update(ctx context.Context, r *specs.LinuxResources) error {
 	l, err := c.proc("").live()
 	if err != nil {
 		return fmt.Errorf("update: %w", err)
+	}
+	if len(l.state.Cgroups) == 0 {
+		return failed("update: container %s has no cgroups of its own", c.ID)
+	}
+	if _, unified := cgroupMounts(); unified {
+		own := l.state.Cgroups[0]
+		if missing := lacking(own, "cgroup.controllers", controllers(&specs.Linux{Resources: r})); len(missing) > 0 {
+			return fmt.Errorf("update: container %s: %w", c.ID, errNoLimits(missing, own))
+		}
 	}
 	if err := l.client().Update(ctx, c.key(), r); err != nil {
 		return runtimeError(c, "update", err)
