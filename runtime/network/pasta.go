@@ -89,8 +89,8 @@ func (b *pasta) check(ports []Port) error {
 	}
 }
 
-// add starts pasta, which goes on in the background once the network is connected. It ends by [pasta.del]; without that, when the
-// file of the namespace is removed.
+// add starts pasta, which goes on in the background once the network is connected. [pasta.del] ends it: pasta's own watch over the
+// file of the namespace is not relied on.
 func (b *pasta) add(ctx context.Context, p place, r request) (*types.Result, error) {
 	conf, _, err := resolvConf(r.Names, b)
 	if err != nil {
