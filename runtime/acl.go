@@ -75,11 +75,13 @@ func letSearch(linux *specs.Linux, dirs ...string) error {
 			continue
 		}
 		for _, dir := range dirs {
-			users, _ := searchers(dir)
-			if slices.Contains(users, m.HostID) {
+			users, ok := searchers(dir)
+			if !slices.Contains(users, m.HostID) {
+				users, ok = append(users, m.HostID), false
+			}
+			if ok { // else a chmod of the directory has put them out
 				continue
 			}
-			users = append(users, m.HostID)
 			slices.Sort(users)
 			if err := unix.Lsetxattr(dir, aclName, searchList(users), 0); err != nil {
 				if errors.Is(err, unix.ENOTSUP) {

@@ -316,6 +316,13 @@ func TestLetSearch(t *testing.T) {
 	if err := privateState(outer); err != nil {
 		t.Error(err)
 	}
+	// A change of the mode puts them out, and the next start of one of them lets them in again.
+	if err := os.Chmod(outer, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := letSearch(&specs.Linux{UIDMappings: []specs.LinuxIDMapping{{ContainerID: 0, HostID: 100000, Size: 65536}}}, outer, inner); err != nil {
+		t.Fatal(err)
+	}
 	for uid, may := range map[string]bool{"100000": true, "200000": true, "65534": false, "100001": false} {
 		err := exec.Command("setpriv", "--reuid="+uid, "--regid="+uid, "--clear-groups", "stat", inner+"/.").Run()
 		if (err == nil) != may {
