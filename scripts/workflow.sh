@@ -103,6 +103,10 @@ candidates() { # [ARG…]
 		[[ --${BASH_REMATCH[3]} != "$word"* ]] || list+=--${BASH_REMATCH[3]}$'\t'${line#"${line%%[! ]*}"}$'\n'
 	done
 	[[ $directive == :0 ]] || printf %s "$list"
+	# Names of a store may be a stranger's, and bash expands what a completion script is given: only what is a plain word is offered.
+	if [[ $directive == :0 && $before != -* && $usage == *NAME* ]]; then
+		LC_ALL=C dist-image ls -q 2>/dev/null | LC_ALL=C grep -E "^[A-Za-z0-9][A-Za-z0-9./:@_+-]*$" | grep -F -e "$word" | head -n 500 || true
+	fi
 	printf '%s\n' "$directive"
 }
 

@@ -128,6 +128,9 @@ func prepareVerb(c *cobra.Command, started *bool) {
 	c.Flags().SetNormalizeFunc(translate)
 	c.Flags().BoolP("help", "h", false, "print this help and exit")
 	check := c.Args
+	if !c.HasSubCommands() {
+		completed(c)
+	}
 	switch {
 	case c.HasSubCommands():
 		var verbs []string

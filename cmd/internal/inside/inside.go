@@ -5,7 +5,6 @@ import (
 	"context"
 	"io"
 	"runtime/debug"
-	"strings"
 
 	"distkit/cmd/internal/cli"
 	"distkit/content"
@@ -34,31 +33,7 @@ func NewFlags(c *cobra.Command) *Flags {
 		platform:  set.String("platform", "", "the `PLATFORM` of an index: os/arch[/variant] (default: this machine's)"),
 		maxMemory: set.Uint32("max-memory", 1024, "fail where the list of files takes more than `N` MiB of memory"),
 	}
-	c.ValidArgsFunction = func(_ *cobra.Command, args []string, word string) ([]string, cobra.ShellCompDirective) {
-		if len(args) > 0 {
-			return nil, cobra.ShellCompDirectiveNoFileComp
-		}
-		return f.complete(word), cobra.ShellCompDirectiveNoFileComp
-	}
 	return f
-}
-
-// complete returns the names of images that begin with a word.
-func (f *Flags) complete(word string) (found []string) {
-	_, names, err := f.open()
-	if err != nil {
-		return nil
-	}
-	list, err := names.Read()
-	if err != nil {
-		return nil
-	}
-	for img, err := range list.All() {
-		if err == nil && strings.HasPrefix(img.Name, word) {
-			found = append(found, img.Name)
-		}
-	}
-	return found
 }
 
 func (f *Flags) open() (*content.Store, *image.Names, error) {
