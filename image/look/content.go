@@ -17,26 +17,27 @@ import (
 	"github.com/containerd/errdefs"
 )
 
-// Files finds the contents of the files of an image.
+// Files finds files of an image, and reads their contents.
 type Files struct {
 	layers []Layer
 	tree   *tree.Tree[origin]
 	dirs   map[*origin]directory
-	kept   map[*origin][]byte // contents
-	free   int64              // bytes that may still be kept
+	kept   map[*origin][]byte // contents of small files
+	free   int64              // the bytes of contents that may still be kept
 }
 
-// While layers are streamed, contents of files that may be asked for are kept, if they are small: so most are read once.
+// While layers are merged, the contents of small files that may be asked for are kept, so that most files are read
+// once.
 const maxKept, maxKeptTogether = 1 << 20, 8 << 20
 
-// An origin is the entry that made a file: its layer, and its number there, both from 0 on.
+// An origin is the entry that made a file: the layer and the number of the entry in it, both counted from 0.
 type origin struct {
 	layer  uint16
-	large  bool // its content is more than maxKept bytes
+	large  bool // the content has more than maxKept bytes
 	number uint32
 }
 
-// A directory is what an entry says of one, but for its name.
+// A directory has the attributes in a directory's entry, without the name.
 type directory struct {
 	mode     int64
 	uid, gid int
@@ -44,12 +45,12 @@ type directory struct {
 	xattrs   []layer.Xattr
 }
 
-// dirMemory is what a directory takes, beside its attributes.
+// dirMemory is the memory that a directory takes, without its attributes.
 const dirMemory = 192
 
-// Open merges layers to find files in. The tree may take so many bytes of memory, or any number if that is 0. paths are those that Cat is
-// going to be called with, if they are known: then the lowest layers are not read if those above decide what the paths lead to, and Cat
-// takes no other paths. Errors are those of [Read], and of layers that are read.
+// Open merges layers to find files in. The tree may take maxMemory bytes, or any number if that is 0. If paths are
+// given, Cat can be called only with these; the lowest layers are then not read if those above them decide where the
+// paths lead. Errors are those of [Read], for the layers that are read.
 func Open(ctx context.Context, layers []Layer, maxMemory int64, paths ...string) (*Files, error) {
 	total, twice := int64(0), int64(0)
 	for _, l := range layers {
@@ -69,14 +70,15 @@ func Open(ctx context.Context, layers []Layer, maxMemory int64, paths ...string)
 		if err == nil && s.decides(paths) {
 			return s, nil
 		}
-		if err != nil && !errdefs.IsInvalidArgument(err) { // what the layers lack may be in those below
+		if err != nil && !errdefs.IsInvalidArgument(err) { // the entries that are missing may be in the layers below
 			return nil, err
 		}
 	}
 	return open(ctx, layers, maxMemory, paths...)
 }
 
-// A Lister is a Source that gives the entries of a layer without reading it, once Listed reports true: at the latest after the first Walk.
+// A Lister is a Source that can return the entries of a layer without reading the layer, if Listed is true. It is true
+// at the latest after the first Walk.
 type Lister interface{ Listed() bool }
 
 func listed(l Layer) bool {
@@ -84,8 +86,9 @@ func listed(l Layer) bool {
 	return ok && s.Listed()
 }
 
-// decides reports whether further layers below can't change what paths lead to. That is so if the layers name each directory before what
-// is in it: a layer that does not may reach one by a symbolic link of a lower layer. And the paths must exist.
+// decides reports whether the layers decide where paths lead, whatever is in layers below. They do if every directory
+// has an entry before the entries in it, because a path through a directory without one may lead through a symbolic
+// link of a lower layer. The paths must exist, too.
 func (s *Files) decides(paths []string) bool {
 	return s.tree.Implied() == 0 && !slices.ContainsFunc(paths, func(p string) bool {
 		_, err := s.tree.Lookup(p, true)
@@ -129,7 +132,8 @@ func open(ctx context.Context, layers []Layer, maxMemory int64, paths ...string)
 	return s, err
 }
 
-// prefetch keeps contents of the files that several paths lead to, so that each layer is read once for all of them. Errors are for Cat to find.
+// prefetch keeps the contents of the files to which several paths lead, so that each layer is read once for all of
+// them. It ignores errors, which Cat will find again.
 func (s *Files) prefetch(ctx context.Context, paths []string) {
 	wanted := make([][]*origin, len(s.layers))
 	for _, p := range paths {
@@ -164,7 +168,7 @@ func (s *Files) prefetch(ctx context.Context, paths []string) {
 	}
 }
 
-// keep keeps a file's content, unless that is too large.
+// keep keeps a file's content, unless the content is too large.
 func (s *Files) keep(f *origin, size int64, content io.Reader) error {
 	if size > maxKept || size > s.free {
 		return nil
@@ -175,12 +179,13 @@ func (s *Files) keep(f *origin, size int64, content io.Reader) error {
 	return err
 }
 
-// Cat writes the content of the regular file that a path leads to, through symbolic links inside the image. NotFound: there is none.
-// InvalidArgument: it is no regular file. What was written before another error is not verified.
+// Cat writes the content of the regular file to which a path leads. It follows symbolic links inside the image.
+// NotFound: the file does not exist. InvalidArgument: it is not a regular file. After any other error, the bytes that
+// were written are not verified.
 func (s *Files) Cat(ctx context.Context, path string, w io.Writer) error {
 	e, err := s.tree.Lookup(path, true)
 	if err == nil && s.tree.Kind(e) != tree.Regular {
-		err = errclass.Errorf(errdefs.ErrInvalidArgument, "it is a %s and no regular file", types[s.tree.Kind(e)])
+		err = errclass.Errorf(errdefs.ErrInvalidArgument, "it is a %s, not a regular file", types[s.tree.Kind(e)])
 	}
 	if err != nil {
 		return fmt.Errorf("%.200q: %w", path, err)
@@ -196,8 +201,9 @@ func (s *Files) Cat(ctx context.Context, path string, w io.Writer) error {
 	})
 }
 
-// Tar writes an archive of files and of directories with all that is below them. Symbolic links on the way to each are followed, the
-// last one is not. The archive has directories first, and names after the files that they are hard links to. Errors are those of Cat.
+// Tar writes an archive of files, and of directories with everything below them. It follows symbolic links in each
+// path, except for the last component. In the archive, directories come first, and hard links after the files they
+// refer to. Errors are those of Cat.
 func (s *Files) Tar(ctx context.Context, paths []string, w io.Writer) error {
 	t := &archiver{Files: s, w: tar.NewWriter(w), seen: map[tree.Entry]bool{}, first: map[origin]tree.Entry{}, files: make([][]tree.Entry, len(s.layers))}
 	for _, p := range paths {
@@ -228,12 +234,12 @@ type archiver struct {
 	*Files
 	w     *tar.Writer
 	seen  map[tree.Entry]bool
-	first map[origin]tree.Entry // of files with several names, the one that has the content
+	first map[origin]tree.Entry // for each file with several names, the name that has the content
 	files [][]tree.Entry        // by layer
 	links []tree.Entry
 }
 
-// add writes directories, and notes what else is to be written.
+// add writes directories, and records the files to be written later.
 func (t *archiver) add(e tree.Entry) error {
 	if t.seen[e] {
 		return nil
@@ -270,7 +276,7 @@ func (t *archiver) add(e tree.Entry) error {
 	return nil
 }
 
-// contents writes the files that are of a layer.
+// contents writes the files of one layer.
 func (t *archiver) contents(ctx context.Context, l int) error {
 	files := t.files[l]
 	if len(files) == 0 {
@@ -299,7 +305,7 @@ func (t *archiver) contents(ctx context.Context, l int) error {
 	})
 }
 
-// write writes a header under another name, with these attributes and no other records.
+// write writes a header with another name and with these attributes, and without other records.
 func (t *archiver) write(from *tar.Header, xattrs []layer.Xattr, name string) error {
 	h := &tar.Header{Typeflag: from.Typeflag, Name: name, Linkname: from.Linkname, Size: from.Size, Mode: from.Mode & 0o7777, Uid: from.Uid, Gid: from.Gid,
 		ModTime: from.ModTime, Devmajor: from.Devmajor, Devminor: from.Devminor}

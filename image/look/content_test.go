@@ -154,7 +154,7 @@ func TestHeadersAreNotKept(t *testing.T) {
 	}
 }
 
-// counted is a layer that counts how often it is walked. After the first time it says that it has a list.
+// counted is a layer that counts how often it is walked. After the first walk it claims to have a list.
 type counted struct {
 	entries []entry
 	walked  *int
@@ -177,14 +177,14 @@ func (c counted) Walk(_ context.Context, only []int64, f func(n int64, h *tar.He
 	return nil
 }
 
-// Of layers that decide what a path leads to, those below are not read.
+// If layers decide where a path leads, those below are not read.
 func TestTopmostLayersAreEnough(t *testing.T) {
 	t.Parallel()
 	base := []entry{dir("etc"), reg("etc/base", "base"), link(tar.TypeSymlink, "x", "etc"), reg("only", "base")}
 	for _, c := range []struct {
 		name, path, want string
 		top              []entry
-		reads            [3]int // of the lowest first
+		reads            [3]int // of each layer, the lowest first
 	}{
 		{"the topmost layer has it", "etc/a", "a", []entry{dir("etc"), reg("etc/a", "a")}, [3]int{0, 0, 1}},
 		{"by a symbolic link", "l/a", "a", []entry{dir("etc"), reg("etc/a", "a"), link(tar.TypeSymlink, "l", "/etc")}, [3]int{0, 0, 1}},
@@ -213,7 +213,7 @@ func TestTopmostLayersAreEnough(t *testing.T) {
 	}
 }
 
-// Whatever the layers have, a path leads to the same content as if all were read.
+// Whatever is in the layers, a path leads to the same content as if all layers were read.
 func TestTopmostLayersAgree(t *testing.T) {
 	t.Parallel()
 	r := rand.New(rand.NewPCG(5, 6))
@@ -243,7 +243,7 @@ func TestTopmostLayersAgree(t *testing.T) {
 		}
 		whole, err := open(t.Context(), layers, 0)
 		if err != nil {
-			continue // no image
+			continue // the layers are not an image
 		}
 		for _, p := range names {
 			few, err := Open(t.Context(), layers, 0, p)

@@ -16,11 +16,12 @@ import (
 type Difference struct {
 	Path   string
 	Change string   // A: only the second image has it, D: only the first, C: both
-	What   []string // of C: type, mode, owner, size, content, target, device, xattrs, time
-	A, B   *Entry   // what each has, or nil
+	What   []string // for C: type, mode, owner, size, content, target, device, xattrs, time
+	A, B   *Entry   // the entry in each image, or nil
 }
 
-// Diff merges the layers of two images and calls f with each path at which they differ, sorted. Times count only if times is true. maxMemory bounds the tree of each image. Errors are those of [Read].
+// Diff merges the layers of two images and calls f for each path at which they differ, sorted. It compares times only
+// if times is true. maxMemory bounds the tree of each image. Errors are those of [Read].
 func Diff(ctx context.Context, a, b []Layer, times bool, maxMemory int64, f func(Difference) error) error {
 	var trees [2]*Tree
 	for i, layers := range [][]Layer{a, b} {
@@ -62,7 +63,7 @@ func Diff(ctx context.Context, a, b []Layer, times bool, maxMemory int64, f func
 	return nil
 }
 
-// all yields the files of a tree, sorted, the root directory first.
+// all returns the files of a tree, sorted, with the root directory first.
 func (t *Tree) all() iter.Seq[*Entry] {
 	return func(yield func(*Entry) bool) {
 		_ = t.List("/", true, func(e *Entry) error {
@@ -76,7 +77,8 @@ func (t *Tree) all() iter.Seq[*Entry] {
 
 var errStop = errors.New("stop")
 
-// comparePaths orders two entries as trees list them: what is in a directory follows it. A missing entry is behind all others.
+// comparePaths orders two entries as trees list them: the entries in a directory follow it. A missing entry comes after
+// all others.
 func comparePaths(a, b *Entry) int {
 	switch {
 	case a == nil:

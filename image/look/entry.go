@@ -12,20 +12,20 @@ import (
 	"distkit/layer/tree"
 )
 
-// An Entry is what an image or a layer has under a path.
+// An Entry describes the file that an image or a layer has at a path.
 type Entry struct {
-	Path    string // from the root on, with a slash before it
+	Path    string // absolute, with a slash at the beginning
 	Type    Type
 	Perm    uint16 // the mode without its type
 	UID     int
 	GID     int
 	Size    int64 // of a regular file's content, or of a symbolic link's target
 	ModTime time.Time
-	Links   uint32 // names of the file; 0 in a list of a layer's entries
-	Target  string // of a symbolic link, or the path of the file that a hard link names
+	Links   uint32 // the number of the file's names; 0 in a list of a layer's entries
+	Target  string // of a symbolic link, or of a hard link: the path of the file
 	Device  [2]int64
 	Xattrs  []layer.Xattr
-	Layer   int    // that has the entry, or wrote the file last, from 1 on; 0 for a root directory that no layer names
+	Layer   int    // the layer that has the entry, or wrote the file last, from 1 on; 0 for a root directory without an entry
 	Change  string // A, C or D, in a list of changes
 
 	sum sum // of a regular file, if contents are hashed
@@ -52,7 +52,7 @@ var types = map[tree.Kind]Type{tree.Regular: File, tree.Dir: Directory, tree.Sym
 var flags = map[byte]Type{tar.TypeReg: File, tar.TypeCont: File, tar.TypeGNUSparse: File, tar.TypeDir: Directory, tar.TypeSymlink: Symlink,
 	tar.TypeChar: Char, tar.TypeBlock: Block, tar.TypeFifo: FIFO, tar.TypeLink: Hardlink}
 
-// letters are those with which a mode begins, as ls(1) and tar(1) write them; w is BSD's for a whiteout.
+// letters are the first letters of modes, as ls(1) and tar(1) print them. w is BSD's letter for a whiteout.
 var letters = map[Type]byte{File: '-', Directory: 'd', Symlink: 'l', Char: 'c', Block: 'b', FIFO: 'p', Hardlink: 'h', Whiteout: 'w', Opaque: 'o'}
 
 // ModeString returns the type and the permissions as ls -l writes them.
@@ -66,7 +66,7 @@ func (e *Entry) ModeString() string {
 			b[1+i] = '-'
 		}
 	}
-	for i, special := range []byte("sst") { // set-user-ID, set-group-ID, sticky: in place of an x
+	for i, special := range []byte("sst") { // set-user-ID, set-group-ID and sticky replace an x
 		at := 3 + 3*i
 		switch on, x := e.Perm>>(11-i)&1 != 0, b[at] == 'x'; {
 		case on && x:
@@ -78,7 +78,8 @@ func (e *Entry) ModeString() string {
 	return string(b)
 }
 
-// MarshalJSON has names that are not UTF-8 in Base64 too: pathBytes, targetBytes. A time that JSON has no form for is left out.
+// MarshalJSON adds names that are not UTF-8 in Base64, as pathBytes and targetBytes. It leaves out a time that JSON
+// can't represent.
 func (e *Entry) MarshalJSON() ([]byte, error) {
 	v := struct {
 		Change      string            `json:"change,omitempty"`
@@ -99,7 +100,7 @@ func (e *Entry) MarshalJSON() ([]byte, error) {
 	}{Change: e.Change, Path: e.Path, Type: e.Type, UID: e.UID, GID: e.GID, Size: e.Size, Links: e.Links, Target: e.Target, Layer: e.Layer}
 	if e.Type != Whiteout && e.Type != Opaque {
 		v.Mode = fmt.Sprintf("%04o", e.Perm)
-		if y := e.ModTime.Year(); y >= 0 && y <= 9999 { // RFC 3339 has no others
+		if y := e.ModTime.Year(); y >= 0 && y <= 9999 { // RFC 3339 has no other years
 			v.ModTime = &e.ModTime
 		}
 	}
@@ -121,7 +122,7 @@ func (e *Entry) MarshalJSON() ([]byte, error) {
 	return json.Marshal(v)
 }
 
-// EntryOf describes an entry of a layer, as the archive has it. Attributes that can't be read are InvalidArgument.
+// EntryOf describes an entry of a layer, as it is in the archive. InvalidArgument: its attributes can't be parsed.
 func EntryOf(h *tar.Header) (*Entry, error) {
 	e := &Entry{Path: "/" + layer.Clean(h.Name), Type: flags[h.Typeflag], Perm: uint16(h.Mode & 0o7777), UID: h.Uid, GID: h.Gid, Size: h.Size,
 		ModTime: h.ModTime.UTC(), Device: [2]int64{h.Devmajor, h.Devminor}}

@@ -1,8 +1,9 @@
-// Package look reads what is in the layers of an image without unpacking them: their entries, the files that they make together, and
-// the content of single files.
+// Package look reads the layers of an image without unpacking them: their entries, the files that result from all
+// layers together, and the contents of single files.
 //
-// Where a layer comes from is a [Source]'s business. [Stored] reads layers of a store. Whatever else can list the entries of a layer, and
-// give the content of some, can be a Source, such as an index of a layer at a registry, which is read by ranges.
+// Layers are read through a [Source]. [Stored] reads the layers of a store. Any code that can list the entries of a
+// layer, and return the contents of some of them, can be a Source, such as an index of a layer in a registry that is
+// read in ranges.
 package look
 
 import (
@@ -24,15 +25,16 @@ import (
 	"github.com/opencontainers/go-digest"
 )
 
-// A Source gives the entries of a layer.
+// A Source returns the entries of a layer.
 type Source interface {
-	// Walk calls f with the entries of a layer in the order of the archive. n counts all entries from 0 on. Where only is not nil, f is
-	// called with the entries that have those numbers and with no other: they ascend, and each is given once. content reads the entry's
-	// content until f returns; where only is nil, it may be Unread. A nil error means that all that f was given is verified.
+	// Walk calls f with the entries of a layer in the order of the archive. n counts all entries from 0 on. If only is
+	// not nil, f is called only for the entries with these numbers, which ascend, and once for each. content is valid
+	// until f returns. It may be Unread if only is nil. A nil error means that everything passed to f has been
+	// verified.
 	Walk(ctx context.Context, only []int64, f func(n int64, h *tar.Header, content io.Reader) error) error
 }
 
-// Unread is the content of an entry that a Source lists without it. Reading it is NotImplemented.
+// Unread is the content of an entry if a Source lists the layer without contents. Reading it fails with NotImplemented.
 var Unread io.Reader = unread{}
 
 type unread struct{}
@@ -41,14 +43,14 @@ func (unread) Read([]byte) (int, error) {
 	return 0, errclass.Errorf(errdefs.ErrNotImplemented, "the layer is listed without contents")
 }
 
-// A Layer is a layer of an image with its entries.
+// A Layer is a layer of an image, with the source of its entries.
 type Layer struct {
 	image.Layer
 	Source
 }
 
-// Layers returns the layers of the platform's manifest with their entries from the store, the lowest first. Errors are those of
-// [image.Walker.Layers].
+// Layers returns the layers of the platform's manifest, the lowest first, which read their entries from the store.
+// Errors are those of [image.Walker.Layers].
 func Layers(ctx context.Context, w image.Walker, img image.Image) ([]Layer, error) {
 	list, err := w.Layers(ctx, img.Target)
 	if err != nil {
@@ -57,7 +59,7 @@ func Layers(ctx context.Context, w image.Walker, img image.Image) ([]Layer, erro
 	return Of(w.Store, list), nil
 }
 
-// Of returns layers with their entries from the store.
+// Of returns the layers, which read their entries from the store.
 func Of(store *content.Store, list []image.Layer) []Layer {
 	layers := make([]Layer, len(list))
 	for i, l := range list {
@@ -66,8 +68,8 @@ func Of(store *content.Store, list []image.Layer) []Layer {
 	return layers
 }
 
-// Stored is the source of a layer's entries that reads the whole blob in a store. The blob must have the layer's diff ID, or its digest
-// where no diff ID is known. Every Walk reads to the end, since only then that is verified.
+// Stored is a Source that reads the layer's blob in a store. The blob must have the layer's diff ID, or its digest if
+// no diff ID is known. Every Walk reads the whole blob, since only its end shows whether it is correct.
 func Stored(store *content.Store, l image.Layer) Source { return stored{store, l} }
 
 type stored struct {
@@ -87,9 +89,9 @@ func (s stored) Walk(ctx context.Context, only []int64, f func(n int64, h *tar.H
 	return nil
 }
 
-// Stream is a Source's Walk for a layer that is read from r to its end: plain, or compressed with gzip or zstd. It must have that diff
-// ID, if one is given, or else that digest, if one is given. DataLoss: the layer is corrupt or another one. Errors of f are returned as
-// they are.
+// Stream implements a Source's Walk for a layer that is read from r to its end. The layer may be plain, or compressed
+// with gzip or zstd. It must have the diff ID, if one is given, or else the digest, if one is given. DataLoss: the
+// layer is corrupt, or is another layer. Errors of f are returned as they are.
 func Stream(ctx context.Context, r io.Reader, dgst, diffID digest.Digest, only []int64, f func(n int64, h *tar.Header, content io.Reader) error) error {
 	sum := verifier{r: r}
 	if diffID == "" && dgst != "" {
@@ -124,7 +126,7 @@ func Stream(ctx context.Context, r io.Reader, dgst, diffID digest.Digest, only [
 	return sum.verify(dgst)
 }
 
-// A verifier hashes what is read.
+// A verifier hashes the bytes that are read.
 type verifier struct {
 	r    io.Reader
 	hash hash.Hash
@@ -136,7 +138,7 @@ func (v *verifier) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// verify reads what is behind the compressed data, and compares the digest of all.
+// verify reads the bytes after the compressed data, and compares the digest of all bytes.
 func (v *verifier) verify(want digest.Digest) error {
 	if _, err := io.Copy(io.Discard, v); err != nil {
 		return err
@@ -147,8 +149,9 @@ func (v *verifier) verify(want digest.Digest) error {
 	return nil
 }
 
-// Choose returns the number of the layer, from 0 on, that a user names: by its number from 1 on, the lowest first, or from -1 on, the
-// highest first; or by its digest or diff ID. NotFound: there is no such layer. InvalidArgument: it is neither a number nor a digest.
+// Choose returns the number of a layer, from 0 on. The user may name it by a number from 1 on, the lowest first, or
+// from -1 on, the highest first, or by its digest or diff ID. NotFound: there is no such layer. InvalidArgument: the
+// name is neither a number nor a digest.
 func Choose(layers []Layer, name string) (int, error) {
 	if n, err := strconv.Atoi(name); err == nil {
 		if n < 0 {
@@ -170,8 +173,9 @@ func Choose(layers []Layer, name string) (int, error) {
 	return i, nil
 }
 
-// Merge applies layers to a tree, the lowest first. It calls f with each entry and what that changed, and end after each layer; both get
-// the layer's number, from 0 on. Errors are those of the layers' sources and of [tree.Tree.Apply].
+// Merge applies layers to a tree, the lowest first. It calls f with each entry and the change that it made, and end
+// after each layer. Both get the layer's number, from 0 on. Errors are those of the layers' sources and of
+// [tree.Tree.Apply].
 func Merge[F any](ctx context.Context, layers []Layer, t *tree.Tree[F],
 	f func(l int, n int64, c tree.Change, h *tar.Header, content io.Reader) error, end func(l int) error) error {
 	for i, l := range layers {

@@ -15,7 +15,8 @@ import (
 	"github.com/containerd/errdefs"
 )
 
-// A Tree is the files of merged layers, with what a list of them tells. A file of a name of 12 bytes takes about 35 bytes of memory.
+// A Tree has the files of merged layers, with the attributes that are listed. A file with a name of 12 bytes takes
+// about 35 bytes of memory.
 type Tree struct {
 	files  *tree.Tree[file]
 	common map[common]uint32
@@ -24,11 +25,11 @@ type Tree struct {
 	sums   sums
 }
 
-// A file is what is kept of one, in as few bytes as can be: the number of what it has in common with others, and the low bytes of its size
-// or device and of its time in seconds.
+// A file has the attributes of a file in as few bytes as possible: the number of those that it shares with others, and
+// the low bytes of its time in seconds and of its size or device.
 type file struct{ common, size, time [3]byte }
 
-// common is what many files have in common: the mode, the owner, and the high bytes of size and time.
+// common has the attributes that many files share: the mode, the owner, and the high bytes of size and time.
 type common struct {
 	perm     uint16
 	size     uint16
@@ -36,10 +37,11 @@ type common struct {
 	uid, gid uint32
 }
 
-// Bytes of memory that a common takes, and an attribute beside its name and value.
+// commonMemory is the memory that a common takes, and xattrMemory that of an attribute without its name and value.
 const commonMemory, xattrMemory = 80, 128
 
-// maxSize is more than a layer's sparse files may have, and than any other file that was read. Times have as many bits, and a sign.
+// maxSize is larger than the size that a layer's sparse files may have, and than any other file that can be read. Times
+// have as many bits, and a sign.
 const maxSize = 1<<39 - 1
 
 func newTree(maxMemory int64, deleted func(tree.Entry)) *Tree {
@@ -48,7 +50,8 @@ func newTree(maxMemory int64, deleted func(tree.Entry)) *Tree {
 	return t
 }
 
-// number returns the number of what files have in common. Number 0 is that of directories that no entry names. FailedPrecondition: there is too much.
+// number returns the number of the shared attributes. Number 0 is for directories without an entry. FailedPrecondition:
+// there are too many, or they take too much memory.
 func (t *Tree) number(c common) (uint32, error) {
 	n, known := t.common[c]
 	if known {
@@ -62,7 +65,7 @@ func (t *Tree) number(c common) (uint32, error) {
 	return n, t.files.Charge(commonMemory)
 }
 
-// set gives a file what its entry says. InvalidArgument: no file can have that.
+// set sets a file's attributes to those of its entry. InvalidArgument: no file can have these.
 func (t *Tree) set(e tree.Entry, h *tar.Header) error {
 	const most = 1<<32 - 1
 	if h.Uid < 0 || h.Uid >= most || h.Gid < 0 || h.Gid >= most {
@@ -98,22 +101,23 @@ func (t *Tree) set(e tree.Entry, h *tar.Header) error {
 	return nil
 }
 
-// pack keeps the low 24 bits of a number.
+// pack returns the low 24 bits of a number.
 func pack(v int64) [3]byte { return [3]byte{byte(v), byte(v >> 8), byte(v >> 16)} }
 
 func unpack(b [3]byte) int64 { return int64(b[0]) | int64(b[1])<<8 | int64(b[2])<<16 }
 
-// Options of a Tree.
+// Options are options for [Read].
 type Options struct {
-	MaxMemory int64 // bytes that the tree may take; 0 is no bound
-	Hash      bool  // contents of files, for [Diff]
-	// Change is called with what each layer adds, changes and deletes, in the order of the archive; what is deleted comes last. It may be nil.
-	// A name that a layer has twice is given twice. Of a directory that is deleted, what was in it is not given.
+	MaxMemory int64 // the memory that the tree may take, in bytes; 0: any
+	Hash      bool  // hash the contents of files, for [Diff]
+	// Change, if not nil, is called for each file that a layer adds, changes or deletes, in the order of the archive,
+	// with deletions at the end of the layer. It is called twice for a name that a layer has twice. For a directory
+	// that is deleted, it is not called for the files in it.
 	Change func(*Entry) error
 }
 
-// Read merges layers. InvalidArgument: a layer has an entry that none may have. FailedPrecondition: the tree takes too much memory.
-// Other errors are those of the layers' sources.
+// Read merges layers. InvalidArgument: a layer has an entry that no layer may have. FailedPrecondition: the tree takes
+// too much memory. Other errors are those of the layers' sources.
 func Read(ctx context.Context, layers []Layer, opts Options) (*Tree, error) {
 	var deleted []tree.Entry
 	note := func(e tree.Entry) { deleted = append(deleted, e) }
@@ -152,7 +156,7 @@ func Read(ctx context.Context, layers []Layer, opts Options) (*Tree, error) {
 	}, func(l int) error {
 		for _, e := range deleted {
 			if t.files.Kind(e) != tree.Gone {
-				continue // the layer has it again
+				continue // the same layer has made it again
 			}
 			if err := opts.Change(&Entry{Path: "/" + t.files.Path(e), Type: Whiteout, Layer: l + 1, Change: "D"}); err != nil {
 				return err
@@ -164,7 +168,7 @@ func Read(ctx context.Context, layers []Layer, opts Options) (*Tree, error) {
 	return t, err
 }
 
-// entry describes a file under one of its names.
+// entry describes a file by one of its names.
 func (t *Tree) entry(e tree.Entry) *Entry { return t.describe(e, "/"+t.files.Path(e)) }
 
 func (t *Tree) describe(e tree.Entry, path string) *Entry {
@@ -184,9 +188,9 @@ func (t *Tree) describe(e tree.Entry, path string) *Entry {
 	return v
 }
 
-// List calls f with the file of a path, in which symbolic links are followed but for the last one. Of a directory it calls f with what
-// is in it instead, sorted, and with all that is below if recursive is true. The root directory itself is listed only if recursive is
-// true. Errors are those of [tree.Tree.Lookup].
+// List calls f with the file at a path. It follows symbolic links in the path, except for the last component. For a
+// directory it calls f with the entries in it instead, sorted, and with everything below them if recursive is true. The
+// root directory itself is listed only if recursive is true. Errors are those of [tree.Tree.Lookup].
 func (t *Tree) List(path string, recursive bool, f func(*Entry) error) error {
 	e, err := t.files.Lookup(path, false)
 	if err != nil {

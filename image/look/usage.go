@@ -17,25 +17,25 @@ import (
 	"github.com/containerd/errdefs"
 )
 
-// A Usage is how many bytes the files of an image take, and where.
+// A Usage tells how many bytes the files of an image take, and in which layers and directories.
 type Usage struct {
 	Layers []LayerUsage
 
 	files *tree.Tree[sized]
-	sums  sums // of contents, if they are hashed and there are some
+	sums  sums // of the contents, if they were hashed
 }
 
-// A LayerUsage is what a layer takes.
+// A LayerUsage is the size of one layer and of its files.
 type LayerUsage struct {
 	Layer  int    `json:"layer"` // from 1 on
 	Digest string `json:"digest"`
 	Size   int64  `json:"size"`   // of the blob
 	Files  int64  `json:"files"`  // regular files
-	Bytes  int64  `json:"bytes"`  // of their contents
-	Wasted int64  `json:"wasted"` // of those that are overwritten or deleted later
+	Bytes  int64  `json:"bytes"`  // the size of the files
+	Wasted int64  `json:"wasted"` // the size of files that later entries overwrite or delete
 }
 
-// A sized file is what is kept of one: its size, and its layer from 0 on.
+// A sized file has the attributes of a file that are needed here: its size, and its layer from 0 on.
 type sized struct {
 	low   [3]byte
 	high  uint16
@@ -44,24 +44,24 @@ type sized struct {
 
 func (f *sized) size() int64 { return int64(f.high)<<24 | unpack(f.low) }
 
-// A Waste is a file that a layer has and a later entry overwrites or deletes.
+// A Waste is a file of a layer that a later entry overwrites or deletes.
 type Waste struct {
 	Path  string `json:"path"`
 	Size  int64  `json:"size"`
-	Layer int    `json:"layer"` // that has the file, from 1 on
-	By    int    `json:"by"`    // that overwrites or deletes it
+	Layer int    `json:"layer"` // the layer that has the file, from 1 on
+	By    int    `json:"by"`    // the layer that overwrites or deletes it
 }
 
-// UsageOptions are for [Measure].
+// UsageOptions are options for [Measure].
 type UsageOptions struct {
-	MaxMemory int64 // bytes that the tree may take; 0 is no bound
-	// Wasted is called with each file that has content and is overwritten or deleted later. It may be nil.
+	MaxMemory int64 // the memory that the tree may take, in bytes; 0: any
+	// Wasted, if not nil, is called for each file that has content and is overwritten or deleted later.
 	Wasted func(Waste)
 	// Hash hashes all contents, for [Usage.Duplicates].
 	Hash bool
 }
 
-// Measure merges layers and returns what their files take. Errors are those of [Read].
+// Measure merges layers and returns the usage of their files. Errors are those of [Read].
 func Measure(ctx context.Context, layers []Layer, opts UsageOptions) (*Usage, error) {
 	u := &Usage{Layers: make([]LayerUsage, len(layers))}
 	now := 0
@@ -75,7 +75,7 @@ func Measure(ctx context.Context, layers []Layer, opts UsageOptions) (*Usage, er
 		u.Layers[i] = LayerUsage{Layer: i + 1, Digest: string(l.Digest), Size: l.Size}
 	}
 	hash := newHasher()
-	for i := range layers { // one by one, so that now is right
+	for i := range layers { // one at a time, so that now is the layer being merged
 		now = i + 1
 		err := Merge(ctx, layers[i:i+1], u.files, func(_ int, _ int64, c tree.Change, h *tar.Header, content io.Reader) error {
 			if c.Action != tree.Made || u.files.Kind(c.Entry) != tree.Regular {
@@ -103,10 +103,10 @@ func Measure(ctx context.Context, layers []Layer, opts UsageOptions) (*Usage, er
 	return u, nil
 }
 
-// A sum is the beginning of a SHA-256 digest, and no zeros if the content was hashed.
+// A sum is the beginning of a SHA-256 digest. It is zero if the content was not hashed.
 type sum [16]byte
 
-// sums are those of files, by their numbers.
+// sums has the sums of files, by the files' numbers.
 type sums []*[256]sum
 
 func (s sums) at(file uint32) sum {
@@ -116,7 +116,7 @@ func (s sums) at(file uint32) sum {
 	return sum{}
 }
 
-// set returns how many bytes of memory it has taken.
+// set sets the sum of a file, and returns the memory that this took.
 func (s *sums) set(file uint32, v sum) (took int64) {
 	page := int(file / 256)
 	if grown := page + 1 - len(*s); grown > 0 {
@@ -131,7 +131,7 @@ func (s *sums) set(file uint32, v sum) (took int64) {
 	return took
 }
 
-// A hasher hashes contents one after another.
+// A hasher hashes contents, one after another.
 type hasher struct {
 	hash   hash.Hash
 	buffer []byte
@@ -146,21 +146,21 @@ func (h *hasher) sum(content io.Reader) (s sum, err error) {
 	return s, err
 }
 
-// A FileUsage is what a file or directory takes, with all that is below it.
+// A FileUsage is the usage of a file, or of a directory with everything below it.
 type FileUsage struct {
 	Path  string `json:"path"`
-	Bytes int64  `json:"bytes"` // of the contents of regular files, each once, whatever its names
-	Files int64  `json:"files"` // regular files, each once
+	Bytes int64  `json:"bytes"` // the size of regular files, each counted once, whatever the number of its names
+	Files int64  `json:"files"` // the number of regular files, each counted once
 
 	Dir   bool   `json:"-"`
 	Type  Type   `json:"-"`
 	Name  string `json:"-"`
-	ID    uint64 `json:"-"` // of a file with several names, or 0
+	ID    uint64 `json:"-"` // identifies a file with several names; 0 for others
 	Links uint32 `json:"-"`
 }
 
-// Walk calls enter with each file and directory, sorted by path, and leave with each directory once all below it was given. Bytes and
-// Files of a directory are known to leave alone; leave may be nil.
+// Walk calls enter for each file and directory, sorted by path, and leave for each directory after everything below it.
+// Only leave gets the Bytes and Files of a directory. leave may be nil.
 func (u *Usage) Walk(enter, leave func(*FileUsage) error) error {
 	w := usageWalk{u, enter, leave, map[*sized]uint64{}}
 	_, err := w.walk(tree.Root, "/")
@@ -209,7 +209,7 @@ func (w *usageWalk) walk(e tree.Entry, path string) (*FileUsage, error) {
 	return v, w.leave(v)
 }
 
-// A Duplicate is a file whose content another file has too.
+// A Duplicate is a file whose content another file has, too.
 type Duplicate struct {
 	Content string `json:"content"` // the first 16 bytes of its SHA-256, in hexadecimal
 	Path    string `json:"path"`
@@ -217,8 +217,9 @@ type Duplicate struct {
 	Layer   int    `json:"layer"` // from 1 on
 }
 
-// Duplicates returns the files that have the same content as another one, those of one content beside each other, and the contents first
-// that take most. Names of one file don't count. It is only for after Measure with Hash.
+// Duplicates returns the files that have the same content as another file. Files with the same content are adjacent,
+// and the contents that take most come first. Several names of one file don't count. It needs a Usage that was measured
+// with Hash.
 func (u *Usage) Duplicates() ([]Duplicate, error) {
 	var all []tree.Entry
 	seen := map[*sized]bool{}
