@@ -16,11 +16,11 @@ type entry struct {
 type testCase struct {
 	name         string
 	below, layer []entry
-	// differs says of each peer that makes something else of it why that is not followed.
+	// differs has, for each peer whose result differs, the reason why distkit does not do the same.
 	differs map[string]string
 }
 
-// marks tells whether the layer has whiteouts, which tar takes for files.
+// marks reports whether the layer has whiteouts, which tar extracts as files.
 func (c testCase) marks() bool {
 	for _, e := range c.layer {
 		if strings.HasPrefix(path.Base(e.Name), ".wh.") {
@@ -69,7 +69,7 @@ func (e entry) xattr(name, value string) entry {
 	return e
 }
 
-// npm is a tree as npm makes it: many small files, deep, with links to programs.
+// npm is a tree like those that npm makes: many small files in deep directories, with links to programs.
 func npm() []entry {
 	var list []entry
 	for p := range 40 {

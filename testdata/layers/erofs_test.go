@@ -37,14 +37,15 @@ func unmount(t *testing.T, root string) {
 	})
 }
 
-// formats are those that an image can have, and how it is written.
+// formats are the formats of an image, with the program that writes each.
 var formats = map[string]func(b *erofs.Builder, ctx context.Context, w io.Writer) error{
 	"complete": (*erofs.Builder).Write,
 	"index":    (*erofs.Builder).Write,
 	"ext4":     func(b *erofs.Builder, ctx context.Context, w io.Writer) error { return b.WriteExt4(ctx, w, 0) },
 }
 
-// imageOf makes an image of layers, and returns what the kernel shows of it. e2fsck and fsck.erofs judge it, if they are here.
+// imageOf makes an image of layers, and returns the tree that the kernel shows. e2fsck and fsck.erofs check the image,
+// if the machine has them.
 func imageOf(t *testing.T, layers []string, format string) []string {
 	t.Helper()
 	index := format == "index"
@@ -103,7 +104,7 @@ func imageOf(t *testing.T, layers []string, format string) []string {
 		mountErofs(t, image, root, strings.Join(options, ","))
 	}
 	lines := dump(t, root)
-	for i := range lines { // of directories that no entry names, which others give the time of the extraction
+	for i := range lines { // directories without an entry, to which other programs give the time of the extraction
 		lines[i] = strings.Replace(lines[i], " 0:0 @0.000000000", " 0:0 @now", 1)
 	}
 	return lines
@@ -117,7 +118,7 @@ func plainOf(t *testing.T, layer io.Reader) string {
 		t.Fatal(err)
 	}
 	defer release()
-	dir, err := os.MkdirTemp("", "layer") // its name goes into mount options, which the name of a test would break
+	dir, err := os.MkdirTemp("", "layer") // its name is used in mount options, which could not have the name of a test
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -135,7 +136,7 @@ func plainOf(t *testing.T, layer io.Reader) string {
 	return f.Name()
 }
 
-// An image of layers shows the tree that applying them to a directory makes, whichever way its files' data are held.
+// An image of layers shows the same tree as applying the layers to a directory, however the files' data are stored.
 func TestImagesShowWhatIsApplied(t *testing.T) {
 	require(t)
 	for _, c := range cases {

@@ -1,4 +1,4 @@
-// Package layers compares what distkit makes of layers with what other unpackers make of them.
+// Package layers compares the result of applying layers with distkit with those of other programs.
 package layers
 
 import (
@@ -36,7 +36,7 @@ const readme = "README.md"
 
 var then = time.Date(2017, 2, 3, 4, 5, 6, 0, time.UTC)
 
-// require skips a test, or fails it where TEST_REQUIRE lists what it wants.
+// require skips a test if the machine lacks something. If TEST_REQUIRE lists it, the test fails instead.
 func require(t *testing.T) {
 	t.Helper()
 	for need, ok := range map[string]bool{"root": os.Geteuid() == 0, "umoci": has("umoci")} {
@@ -46,7 +46,7 @@ func require(t *testing.T) {
 	}
 }
 
-// skip skips a test that wants what is not here, or fails it where TEST_REQUIRE lists that.
+// skip skips a test that needs something this machine lacks. If TEST_REQUIRE lists it, the test fails instead.
 func skip(t *testing.T, need string) {
 	t.Helper()
 	if slices.Contains(strings.Split(os.Getenv("TEST_REQUIRE"), ","), need) {
@@ -60,7 +60,7 @@ func has(program string) bool {
 	return err == nil
 }
 
-// peers apply layers, which are compressed with gzip, in order to a directory.
+// peers apply layers in order to a directory. The layers are compressed with gzip.
 var peers = map[string]func(t *testing.T, root string, layers []string) error{
 	"distkit": func(_ *testing.T, root string, layers []string) error {
 		return each(layers, func(r io.Reader) error {
@@ -131,7 +131,7 @@ func each(layers []string, apply func(io.Reader) error) error {
 	return nil
 }
 
-// result is what a peer makes of layers: a line a file, or one that says that it refused.
+// result is the result of a peer: one line per file, or one that says that the peer refused the layers.
 func result(t *testing.T, name string, layers []string) []string {
 	t.Helper()
 	root := filepath.Join(t.TempDir(), "root")
@@ -145,7 +145,7 @@ func result(t *testing.T, name string, layers []string) []string {
 	return dump(t, root)
 }
 
-// recent are the times of directories that no entry names.
+// recent matches the times of directories without an entry.
 var recent = regexp.MustCompile(`@1[7-9]\d{8}\.\d{9}|@[2-9]\d{9}\.\d{9}`)
 
 func dump(t *testing.T, dir string) []string {
@@ -227,7 +227,7 @@ func difference(got, want []string) string {
 	return b.String()
 }
 
-// write puts entries into a layer of its own.
+// write writes the entries as a layer.
 func write(t *testing.T, entries []entry) string {
 	t.Helper()
 	var b bytes.Buffer
@@ -259,8 +259,8 @@ func write(t *testing.T, entries []entry) string {
 	return p
 }
 
-// Where a peer makes something else of a layer than distkit the case says why distkit does not
-// follow it; where it says nothing they agree in every attribute. The page is made of that.
+// If a peer's result differs from distkit's, the case states why distkit does not do the same. Otherwise both agree in
+// every attribute. The page is generated from this table.
 func TestParity(t *testing.T) {
 	require(t)
 	var table strings.Builder
@@ -296,7 +296,7 @@ func TestParity(t *testing.T) {
 	}
 }
 
-// Layers of real packages: on what they hold all agree.
+// Layers of real packages. All programs agree on their files.
 func TestParityOfDebian(t *testing.T) {
 	if *sets == "" {
 		t.Log("no -sets")

@@ -27,7 +27,8 @@ import (
 	"distkit/layer/toc"
 )
 
-// allKinds makes a layer with files of all kinds: many small ones, a large one that does not compress, and one of zeros.
+// allKinds makes a layer with files of all kinds: many small files, a large one that can't be compressed, and one of
+// zeros.
 func allKinds(t *testing.T) []byte {
 	t.Helper()
 	var b bytes.Buffer
@@ -60,7 +61,7 @@ func allKinds(t *testing.T) []byte {
 	return b.Bytes()
 }
 
-// makers are the libraries that make such layers, with the annotations that they give them.
+// makers are the libraries that make such layers, with the annotations that they add.
 var makers = map[string]func(plain []byte) ([]byte, map[string]string, error){
 	"estargz":              func(b []byte) ([]byte, map[string]string, error) { return stargz(b) },
 	"estargz min chunk":    func(b []byte) ([]byte, map[string]string, error) { return stargz(b, estargz.WithMinChunkSize(100_000)) },
@@ -96,7 +97,8 @@ func stargz(b []byte, options ...estargz.Option) ([]byte, map[string]string, err
 	return packed, map[string]string{estargz.TOCJSONDigestAnnotation: blob.TOCDigest().String()}, err
 }
 
-// What other projects' libraries make is read by its table of contents, with annotations and without, and is what the archive has.
+// Layers made by other projects' libraries are read by their table of contents, with annotations or without. The result
+// is the same as reading the archive.
 func TestTablesOfContents(t *testing.T) {
 	t.Parallel()
 	plain := allKinds(t)
@@ -181,7 +183,7 @@ func readByTable(t *testing.T, plain, blob []byte, annotations map[string]string
 		order = append(order, layer.Clean(h.Name))
 	}
 
-	// One small file takes one request.
+	// One small file needs one request.
 	requests = nil
 	contents := table.Contents(t.Context(), read)
 	contents.Open(files["d/f150"].chunks, false)
@@ -193,7 +195,7 @@ func readByTable(t *testing.T, plain, blob []byte, annotations map[string]string
 		t.Errorf("a small file took requests of %d bytes", requests)
 	}
 
-	// All together take a few.
+	// All small files together need a few requests.
 	requests = nil
 	contents = table.Contents(t.Context(), read)
 	defer contents.Close()
@@ -213,7 +215,7 @@ func readByTable(t *testing.T, plain, blob []byte, annotations map[string]string
 	for _, name := range order {
 		f, h := files[name], want[name]
 		if h == nil {
-			continue // a landmark
+			continue // a landmark file
 		}
 		found++
 		xattrs, err := layer.Xattrs(f.h.PAXRecords)
@@ -234,7 +236,7 @@ func readByTable(t *testing.T, plain, blob []byte, annotations map[string]string
 		t.Errorf("all files took %d requests", len(requests))
 	}
 
-	// Bytes that are not those of the table are refused.
+	// Bytes that differ from those in the table are refused.
 	large := files["d/large"].chunks
 	damaged := slices.Clone(blob)
 	damaged[large[0].Offset+500_000] ^= 1

@@ -22,7 +22,7 @@ import (
 	"distkit/testdata/registry/layouts"
 )
 
-// layout writes an OCI layout by hand: one manifest, named by the tags, and one blob.
+// layout writes an OCI layout: one manifest, which has the tags, and one blob.
 func layout(t *testing.T, dir string, blob []byte, tags ...string) (manifest, digest string) {
 	t.Helper()
 	write := func(data []byte) string {
@@ -50,7 +50,7 @@ func layout(t *testing.T, dir string, blob []byte, tags ...string) (manifest, di
 	return manifest, digest
 }
 
-// put replaces a file as a store does: aside, then renamed.
+// put replaces a file as a store does: it writes a temporary file and renames it.
 func put(t *testing.T, file string, data []byte) {
 	t.Helper()
 	err := errors.Join(os.MkdirAll(filepath.Dir(file), 0o755), os.WriteFile(file+".new", data, 0o444), os.Rename(file+".new", file))
@@ -201,7 +201,7 @@ func TestStats(t *testing.T) {
 	}
 }
 
-// TestProcess holds the program to ending cleanly, whichever way it is told.
+// TestProcess checks that the program ends cleanly, in each way in which it can be asked to end.
 func TestProcess(t *testing.T) {
 	bin := filepath.Join(t.TempDir(), "registry")
 	if out, err := exec.Command("go", "build", "-o", bin, ".").CombinedOutput(); err != nil {
@@ -240,8 +240,8 @@ func TestProcess(t *testing.T) {
 	}
 	t.Run("parent", func(t *testing.T) {
 		ready := filepath.Join(t.TempDir(), "ready")
-		// The shell stays its parent until its own standard input ends. It holds the write end
-		// of a pipe that the registry inherits: end of file on it means that both are gone.
+		// The shell stays the parent until its own standard input ends. It has the write end of a pipe that the
+		// registry inherits, so end of file on the pipe means that both have ended.
 		shell := exec.Command("sh", "-c", `"$0" --dir "$1" --ready "$2" --with-parent & read -r _; exit 0`, bin, t.TempDir(), ready)
 		in, err := shell.StdinPipe()
 		if err != nil {

@@ -18,17 +18,17 @@ import (
 	"distkit/testdata/registry/layouts"
 )
 
-// complaints are what people complain of in other tools that fetch images, in their words made
-// short. Each is answered by a script that is run here, or by tests elsewhere that must exist.
+// complaints are problems that users of other tools that fetch images report, in short. Each is answered by a script
+// that runs here, or by tests elsewhere, which must exist.
 var complaints = []struct {
 	complaint string
-	script    string   // bash, before the tests' registry
-	faults    []string // of the registry, while the script runs
+	script    string   // bash, with the tests' registry
+	faults    []string // of the registry, during the script
 	status    int
-	stdout    string // what the script prints, without the last newline
+	stdout    string // the script's output, without the last newline
 	tests     string // FILE:TEST…
 }{
-	// Streams and statuses.
+	// Output and exit statuses.
 	{complaint: "progress is printed among the data, on standard output",
 		script: `dist-pull docker.io/library/redis:latest 2>errors | cut -f1; cat errors; dist-fetch docker.io/library/redis latest | sha256sum | cut -d' ' -f1 | cmp - <(dist-resolve docker.io/library/redis latest | jq -r '.digest[7:]')`,
 		stdout: "docker.io/library/redis:latest"},
@@ -78,7 +78,7 @@ until for d in .content/ingest/*/; do find "$d" -type f ! -name lock -delete; do
 	{complaint: "no proxy is used",
 		script: `HTTP_PROXY=http://$REGISTRY dist-resolve --plain-http --hosts-dir none registry.example/library/redis latest | jq -r .digest | cmp - <(dist-resolve docker.io/library/redis latest | jq -r .digest)`},
 
-	// What registries send.
+	// Replies of registries.
 	{complaint: "a Range that is answered with the whole is an error, or taken for the rest", faults: []string{"ignore-range"},
 		script: `dist-fetch docker.io/library/redis "$(dist-fetch docker.io/library/redis latest | sha256sum | sed 's/^/sha256:/; s/ .*//')" | cmp - <(dist-fetch docker.io/library/redis latest)`,
 		tests:  "remotes/fetch_test.go:TestFetchOffset,TestFetchWrongRange"},
@@ -150,8 +150,8 @@ func TestComplaints(t *testing.T) {
 	}
 }
 
-// answer runs a script in surroundings of its own, with the registry under some more names,
-// and the number of blobs that it was asked for at the same time in the file most.
+// answer runs a script in its own directory, with further names for the registry. The file most gets the largest number
+// of blobs that were requested at the same time.
 func answer(t *testing.T, script string, list []string, status int, stdout string) {
 	dir := t.TempDir()
 	if err := os.Chmod(dir, 0o755); err != nil {
@@ -202,7 +202,7 @@ func answer(t *testing.T, script string, list []string, status int, stdout strin
 	}
 }
 
-// counting notes in a file how many blobs it gave at the same time.
+// counting writes to a file the largest number of blobs that it served at the same time.
 type counting struct {
 	http.Handler
 	file string

@@ -20,9 +20,9 @@ import (
 	"distkit/testdata/registry/layouts"
 )
 
-// TestReadme runs the README's blocks marked "```sh", in order, in one bash, and again in one zsh, with -euo
-// pipefail, in an empty directory with docker.io mapped to a registry: what a reader does who
-// copies them. "```sh needs=root,runc" names what a block needs (see fixture.Has).
+// TestReadme runs the README's blocks marked "```sh", in order, in one bash, and again in one zsh, with -euo pipefail,
+// in an empty directory with docker.io mapped to a registry, like a reader who copies them. "```sh needs=root,runc"
+// lists what a block needs (see fixture.Has).
 func TestReadme(t *testing.T) {
 	const page = "README.md"
 	text, err := os.ReadFile(filepath.Join(fixture.Root, page))
@@ -56,8 +56,8 @@ func TestReadme(t *testing.T) {
 	}
 }
 
-// TestReadmeCanBePasted holds the README's blocks to what an interactive zsh takes as it is: it knows no comments
-// unless it is told to, and both shells expand ! outside of single quotes.
+// TestReadmeCanBePasted checks that an interactive zsh accepts the README's blocks: by default it has no comments, and
+// both shells expand ! outside single quotes.
 func TestReadmeCanBePasted(t *testing.T) {
 	text, err := os.ReadFile(filepath.Join(fixture.Root, "README.md"))
 	if err != nil {
@@ -73,7 +73,7 @@ func TestReadmeCanBePasted(t *testing.T) {
 	}
 }
 
-// TestCookbook runs the recipes before the registries of testdata/registry. The end-to-end tests do so before others.
+// TestCookbook runs the recipes with the registries of testdata/registry. The end-to-end tests use other registries.
 func TestCookbook(t *testing.T) {
 	w, dir := surroundings(t)
 	var addr [2]string
@@ -98,7 +98,7 @@ func TestCookbook(t *testing.T) {
 	fixture.Cookbook(t, func(script string) (string, error) { return bash(w, dir, script) })
 }
 
-// prelude sets what a page's examples may use: parts of the image that the store holds.
+// prelude sets the variables that a page's examples may use: parts of the image in the store.
 const prelude = `
 image=docker.io/library/redis:latest
 manifest=$(dist-image manifest $image | jq -r .digest)
@@ -169,8 +169,8 @@ func TestExamples(t *testing.T) {
 
 var comment = regexp.MustCompile(`^<!-- (needs|no test): *(.*?) *-->$`)
 
-// examples returns the indented blocks under the EXAMPLES heading. Blank lines are part of a
-// block; text that is not indented ends it.
+// examples returns the indented blocks under the EXAMPLES heading. Blank lines belong to a block. Text that is not
+// indented ends it.
 func examples(page string) []fixture.Block {
 	var blocks []fixture.Block
 	var now *fixture.Block
@@ -221,12 +221,12 @@ func TestExampleBlocks(t *testing.T) {
 	}
 }
 
-// surroundings returns a registry and an empty directory to work in.
+// surroundings returns a registry and an empty directory.
 func surroundings(t *testing.T) (*fixture.World, string) {
 	t.Helper()
 	top, err := os.MkdirTemp(fixture.Dir, "docs-")
 	if err == nil {
-		err = os.Chmod(top, 0o711) // root of a container's user namespace has to reach the store
+		err = os.Chmod(top, 0o711) // root of a container's user namespace needs access to the store
 	}
 	if err != nil {
 		t.Fatal(err)
@@ -265,7 +265,7 @@ func bash(w *fixture.World, dir, script string) (string, error) {
 	return in(w, dir, "bash", "-euo", "pipefail", "-c", script)
 }
 
-// elsewhere is bash on a host of its own, for what changes the host's network.
+// elsewhere runs bash on a host of its own, for scripts that change the host's network.
 func elsewhere(w *fixture.World, dir, script string) (string, error) {
 	const host = `mount -t tmpfs none /run && ip link set lo up && exec bash -euo pipefail -c "$0"`
 	return in(w, dir, "unshare", "--net", "--mount", "sh", "-c", host, script)

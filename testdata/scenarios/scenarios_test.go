@@ -1,5 +1,5 @@
-// Package scenarios runs the commands as a user does: scripts (*.txtar), the README's blocks,
-// and the man pages' examples, each against a registry of its own.
+// Package scenarios runs the commands as a user does: scripts (*.txtar), the README's blocks, and the man pages'
+// examples. Each has a registry of its own.
 package scenarios
 
 import (
@@ -47,7 +47,7 @@ func TestScripts(t *testing.T) {
 		RequireUniqueNames:  true,
 		UpdateScripts:       *update,
 		Setup: func(env *testscript.Env) error {
-			// The surroundings are out of the way of what a script lists.
+			// The test's own directories are outside those that a script lists.
 			dir := filepath.Join(env.WorkDir, ".world")
 			w, err := fixture.NewWorld(dir)
 			if err != nil {
@@ -179,7 +179,7 @@ func requests(ts *testscript.TestScript, neg bool, args []string) {
 	}
 }
 
-// removeContainers removes the containers that a script which failed has left: their IDs are the whole host's.
+// removeContainers removes the containers that a failed script has left, because their IDs are used on the whole host.
 func removeContainers(t *testing.T, env *testscript.Env) {
 	left, err := filepath.Glob(filepath.Join(env.WorkDir, "*/containers/*/*"))
 	if err != nil {

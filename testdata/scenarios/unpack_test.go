@@ -21,7 +21,7 @@ import (
 	"distkit/testdata/fixture"
 )
 
-// layerTar makes a layer of entries. What they don't say is root's, of mode 0644 or 0755, and old.
+// layerTar makes a layer of entries. By default they belong to root, have mode 0644 or 0755, and an old time.
 func layerTar(t testing.TB, entries []tar.Header) []byte {
 	t.Helper()
 	var b bytes.Buffer
@@ -64,7 +64,7 @@ func xattr(h tar.Header, name, value string) tar.Header {
 	return h
 }
 
-// edges are images of layers that mean something else alone than on what is below them.
+// edges are images whose layers have another meaning alone than on top of the layers below.
 var edges = map[string][][]tar.Header{
 	"merged /usr": {
 		{{Name: "usr/lib/"}, {Name: "usr/lib/libc.so"}, to(tar.TypeSymlink, "lib", "usr/lib"), {Name: "etc/"}},
@@ -103,8 +103,8 @@ var edges = map[string][][]tar.Header{
 	},
 }
 
-// meeting is an image of few names, so that its layers meet: directories a, b and c, symbolic
-// links d and e that may stand for them, and files f, g and h.
+// meeting is an image with few names, so that its layers concern the same files: directories a, b and c, symbolic links
+// d and e that may replace them, and files f, g and h.
 func meeting(seed uint64) [][]tar.Header {
 	rnd := rand.New(rand.NewPCG(seed, 5))
 	one := func(names string) string { return string(names[rnd.IntN(len(names))]) }
@@ -142,8 +142,8 @@ func meeting(seed uint64) [][]tar.Header {
 	return image
 }
 
-// describeTree is a line for each file below dir, with all that a layer can say of it; with
-// links, which names are of one file.
+// describeTree returns one line per file below dir, with everything that a layer can state about it. With links, it
+// also returns which names belong to one file.
 func describeTree(t *testing.T, dir string, links bool) []string {
 	t.Helper()
 	var lines []string
@@ -158,7 +158,7 @@ func describeTree(t *testing.T, dir string, links bool) []string {
 		}
 		rel, _ := filepath.Rel(dir, name)
 		when := fmt.Sprint(st.Mtim.Sec, ".", st.Mtim.Nsec)
-		if st.Mtim.Sec > 1.5e9 || st.Mtim.Sec == 0 { // a directory that no layer names has the time 0 in an EROFS image
+		if st.Mtim.Sec > 1.5e9 || st.Mtim.Sec == 0 { // a directory without an entry has the time 0 in an EROFS image
 			when = "now"
 		}
 		line := fmt.Sprintf("%s %o %d:%d %s", rel, st.Mode, st.Uid, st.Gid, when)
@@ -204,7 +204,7 @@ func describeTree(t *testing.T, dir string, links bool) []string {
 	return lines
 }
 
-// place is where the images of a test are unpacked.
+// place is the directory in which the images of a test are unpacked.
 type place struct {
 	w   *fixture.World
 	dir string
@@ -224,7 +224,7 @@ func (p place) run(driver, script string, args ...string) (string, error) {
 	return strings.TrimSuffix(out.String(), "\n"), err
 }
 
-// store brings an image of the layers into the store of the place, and returns its digest.
+// store stores an image of the layers, and returns its digest.
 func (p place) store(t *testing.T, name string, layers [][]tar.Header) {
 	t.Helper()
 	type descriptor struct {
@@ -268,7 +268,7 @@ func (p place) store(t *testing.T, name string, layers [][]tar.Header) {
 	}
 }
 
-// sequential applies an image's layers one on the other, by hand, and leaves a view of the last.
+// sequential applies an image's layers one after another, by hand, and leaves a view of the last one.
 const sequential = `
 dist-image layers "$0" | {
 	parent=''
@@ -282,8 +282,8 @@ dist-image layers "$0" | {
 	snap view --mount mnt look "$parent" > mounts
 }`
 
-// TestParallelEqualsSequential: what dist-unpack makes of layers that it applies all at once is,
-// file for file, what comes of applying one on the other.
+// TestParallelEqualsSequential checks that dist-unpack, which applies all layers at the same time, makes the same files
+// as applying one layer after another.
 func TestParallelEqualsSequential(t *testing.T) {
 	for _, need := range []string{"root", "overlay"} {
 		if !fixture.Has(need) {
@@ -308,7 +308,7 @@ func TestParallelEqualsSequential(t *testing.T) {
 			var likeNative, linkedNative []string
 			for _, driver := range []string{"native", "overlayfs", "erofs", "btrfs"} {
 				p, ok := places[driver]
-				if !ok || (driver == "native" || driver == "btrfs") && edges[name] == nil { // these apply one by one anyway
+				if !ok || (driver == "native" || driver == "btrfs") && edges[name] == nil { // these apply layers one after another anyway
 					continue
 				}
 				ref := "example.org/" + strings.ReplaceAll(strings.Trim(name, "/"), " ", "-")
@@ -337,7 +337,7 @@ func TestParallelEqualsSequential(t *testing.T) {
 					refused++
 					return
 				}
-				if driver == "erofs" { // merged at once, layers keep their links to files of lower ones, which copying up breaks
+				if driver == "erofs" { // layers that are merged at once keep their hard links to files of lower layers, which copying up breaks
 					if want = linkedNative; want == nil {
 						want = wantLoose
 					}
@@ -362,7 +362,7 @@ func TestParallelEqualsSequential(t *testing.T) {
 	}
 }
 
-// onBtrfs is a directory on a btrfs of its own, in a file below dir.
+// onBtrfs returns a directory on a new btrfs file system, which is in a file below dir.
 func onBtrfs(t *testing.T, dir string) string {
 	t.Helper()
 	mnt := filepath.Join(dir, "btrfs")

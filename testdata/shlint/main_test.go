@@ -7,9 +7,9 @@ import (
 	"testing"
 )
 
-// Each line is refused: what stands where a number, a name or shell text is wanted came from elsewhere.
+// Each line is refused: where a number, a name or shell code is expected, it has a value from outside.
 var bad = []string{
-	// Arithmetic, by all its names.
+	// Arithmetic in all its forms.
 	`size=$(jq -r .size file); echo $((size / 2))`,
 	`size=$(jq -r .size file); echo $(("$size" / 2))`,
 	`size=$(jq -r .size file); echo $((1 + (${size} - 1)))`,
@@ -48,7 +48,7 @@ var bad = []string{
 	`declare -i n; n=$size`,
 	`local -i n=$size`,
 	`printf -v n '%s' "$size"; echo $((n))`,
-	// A check that is none, or that something else follows.
+	// A check that checks nothing, or after which the value changes.
 	`read -r n; [[ $n =~ ^[0-9]+ ]]; echo $((n))`,
 	`read -r n; [[ $n =~ [0-9]+$ ]]; echo $((n))`,
 	`read -r n; [[ $n =~ ^[0-9]+|x$ ]]; echo $((n))`,
@@ -75,7 +75,7 @@ var bad = []string{
 	`export "$pair"`,
 	`local -n ref=$name`,
 	`echo "${!name}"`,
-	// Shell text.
+	// Shell code.
 	`eval "$command"`,
 	`eval 'ends 0'`,
 	`builtin eval "$command"`,
@@ -93,11 +93,11 @@ var bad = []string{
 	`echo "${name@P}"`,
 	`printf "$format"`,
 	`printf -- "$name: %s" x`,
-	// An inner shell's script is one.
+	// The script of an inner shell is checked, too.
 	`sh -c 'echo $(($1 + 1))' sh "$size"`,
 }
 
-// And these are not: the script counts itself, has checked, or has no number to make of it.
+// These lines are accepted: the script counts itself, has checked the value, or uses no number.
 var good = []string{
 	`n=0; n=$((n + 1)); ((n > 1))`,
 	`n=3; while ((n--)); do :; done`,
@@ -152,7 +152,7 @@ func TestLint(t *testing.T) {
 	}
 }
 
-// Shell is found where it stands, and its line told.
+// Shell code is found in every kind of file, with its line.
 func TestFiles(t *testing.T) {
 	const shell = "read -r n\necho $((n))\n"
 	for name, text := range map[string]string{
@@ -180,7 +180,7 @@ func TestFiles(t *testing.T) {
 	}
 }
 
-// The repository keeps the rule, and what would be looked at is found.
+// The repository follows the rule, and its files that have shell code are found.
 func TestRepository(t *testing.T) {
 	files, err := scripts("../..")
 	if err != nil {

@@ -1,5 +1,5 @@
-// Package stores tests commands on stores that are locked, read-only, another user's, shared by a group, named by a namespace's directory,
-// or damaged.
+// Package stores tests commands on stores that are locked, read-only, owned by another user, shared by a group, named
+// by a namespace's directory, or damaged.
 package stores
 
 import (
@@ -22,7 +22,8 @@ import (
 
 func TestMain(m *testing.M) { fixture.Main(m) }
 
-// template makes a store with an image of one layer, a namespace, snapshots and a corrupt blob. The file ids has their digests.
+// template makes a store with an image of one layer, a namespace, snapshots and a corrupt blob. Their digests are in
+// the file ids.
 const template = `
 mkdir -p home tmp run layer
 echo one > layer/a
@@ -51,7 +52,7 @@ printf '%s\n' layer=$layer config=$config manifest=$manifest ci=$ci loose=$loose
 rm label mounts
 `
 
-// place is a directory with a store that template made.
+// place is a directory that has a store which template made.
 type place struct {
 	dir string
 	ids map[string]string
@@ -71,7 +72,7 @@ func (p *place) env() []string {
 		"DOCKER_CONFIG="+p.dir+"/home/.docker", "LC_ALL=C", "CONTAINERD_SNAPSHOTTER=native")
 }
 
-// script runs a script of bash, which must succeed, and returns what it prints.
+// script runs a bash script, which must succeed, and returns its output.
 func (p *place) script(t *testing.T, text string) string {
 	t.Helper()
 	c := exec.Command("bash", "-euo", "pipefail", "-c", text)
@@ -85,7 +86,7 @@ func (p *place) script(t *testing.T, text string) string {
 	return string(out)
 }
 
-// command returns a command of words, in which $NAME stands for a digest of ids.
+// command returns a command of words, in which $NAME is a digest in ids.
 func (p *place) command(words string) *exec.Cmd {
 	args := strings.Fields(os.Expand(words, func(name string) string { return p.ids[name] }))
 	c := exec.Command(args[0], args[1:]...)
@@ -109,7 +110,7 @@ func (p *place) locked(t *testing.T, name string, how int) {
 	}
 }
 
-// A signal ends every wait for a lock at once: the command dies by that signal, and not because it takes too long to end.
+// A signal ends every wait for a lock immediately, and the command dies of that signal.
 func TestSignalsEndWaits(t *testing.T) {
 	fixture.Need(t, "root")
 	const (
@@ -188,7 +189,7 @@ func TestSignalsEndWaits(t *testing.T) {
 			}
 		})
 	}
-	t.Run("dist-gc", func(t *testing.T) { // which asks for the lock again and again
+	t.Run("dist-gc", func(t *testing.T) { // it tries to take the lock again and again
 		t.Parallel()
 		p := newPlace(t)
 		for name, how := range map[string]int{hold: unix.LOCK_SH, index: unix.LOCK_EX, ns: unix.LOCK_SH} {
@@ -204,7 +205,7 @@ func TestSignalsEndWaits(t *testing.T) {
 	})
 }
 
-// endWait starts a command, signals it once it waits, and demands that it dies by that signal.
+// endWait starts a command, signals it when it waits, and checks that it dies of that signal.
 func endWait(t *testing.T, c *exec.Cmd, sig syscall.Signal, waits func() bool) {
 	t.Helper()
 	var out bytes.Buffer
@@ -222,7 +223,7 @@ func endWait(t *testing.T, c *exec.Cmd, sig syscall.Signal, waits func() bool) {
 		case <-time.After(2 * time.Millisecond):
 		}
 	}
-	// A terminal's signals are for the whole group, and so are those of timeout(1).
+	// A terminal's signals go to the whole process group, and so do those of timeout(1).
 	if err := syscall.Kill(-c.Process.Pid, sig); err != nil {
 		t.Fatal(err)
 	}
@@ -259,7 +260,7 @@ func waits(t *testing.T, group int, path string) bool {
 	return false
 }
 
-// asks reports whether a process has a file open. One that polls for the file's lock has it open at times.
+// asks reports whether a process has a file open. A process that polls for the file's lock has it open at times.
 func asks(pid int, path string) bool {
 	fds, err := os.ReadDir(fmt.Sprintf("/proc/%d/fd", pid))
 	if err != nil {
@@ -281,7 +282,8 @@ func (p *place) copy(t *testing.T) *place {
 	return &place{dir, p.ids}
 }
 
-// atRoot are scripts with the options $R, which is --root, and $N, which is --namespace: at least one of each command that has --root.
+// atRoot are scripts with the options $R, which is --root, and $N, which is --namespace. There is at least one for each
+// command that has --root.
 var atRoot = map[string]string{
 	"dist-abort":            `dist-ingest $R left -- sh -c 'echo x; exit 9' 2> /dev/null || true; dist-abort $R left`,
 	"dist-active":           `dist-ingest $R left -- sh -c 'echo x; exit 9' 2> /dev/null || true; dist-active $R -q`,
@@ -361,8 +363,8 @@ var atRoot = map[string]string{
 	"task trust":            `task create $R $N --snapshot s c > /dev/null; task trust $R $N c`,
 }
 
-// A namespace's directory as --root means its store and that namespace: a command does and prints the same as with the store as --root and
-// the namespace as --namespace.
+// If --root is the directory of a namespace, it means that namespace of its store: the output and effect of a command
+// are the same as with the store as --root and the namespace as --namespace.
 func TestNamespaceAsRoot(t *testing.T) {
 	fixture.Need(t, "root,jq")
 	pristine := newPlace(t)
@@ -377,7 +379,7 @@ func TestNamespaceAsRoot(t *testing.T) {
 				outs[i] = strings.NewReplacer(p.dir, "DIR", "/namespaces/ci", "").Replace(out)
 				files[i] = p.script(t, `find .content -path '*/snapshots/*/keys/*' -prune -o -printf '%P %y\n' | sort`)
 			}
-			// A layout that is put into holds its own names: those of the root are the default namespace's.
+			// A put into a layout changes the names in the root, which belong to the default namespace.
 			if name == "dist-put" {
 				return
 			}
@@ -391,7 +393,7 @@ func TestNamespaceAsRoot(t *testing.T) {
 	}
 }
 
-// without are the lines of a text that another one lacks.
+// without returns the lines of a text that another text does not have.
 func without(text, other string) (lines []string) {
 	has := strings.Split(other, "\n")
 	for _, line := range strings.Split(text, "\n") {
@@ -402,7 +404,7 @@ func without(text, other string) (lines []string) {
 	return lines
 }
 
-// everyCommandIsThere demands that atRoot has every command that knows --root.
+// everyCommandIsThere checks that atRoot has every command that supports --root.
 func everyCommandIsThere(t *testing.T, p *place) {
 	mains, err := filepath.Glob(filepath.Join(fixture.Root, "cmd/*/main.go"))
 	if err != nil {
@@ -434,7 +436,7 @@ func everyCommandIsThere(t *testing.T, p *place) {
 	}
 }
 
-// reading are scripts that read a store: they succeed where it can't be written to, and print the same.
+// reading are scripts that read a store. They succeed in a store that can't be written to, with the same output.
 var reading = map[string]string{
 	"dist-active":         `dist-active -q`,
 	"dist-cat":            `dist-cat $layer | sha256sum`,
@@ -457,7 +459,7 @@ var reading = map[string]string{
 	"dist-image manifest": `dist-image manifest example.org/x:1`,
 	"dist-image target":   `dist-image target example.org/x:1`,
 	"dist-image tree":     `dist-image tree example.org/x:1`,
-	"dist-ingest":         `dist-ingest --expected-digest $layer again < layer.tar.gz`, // is there
+	"dist-ingest":         `dist-ingest --expected-digest $layer again < layer.tar.gz`, // the blob exists
 	"dist-label":          `dist-label $layer`,
 	"dist-list":           `dist-list --json | sort`,
 	"dist-ls":             `dist-ls -lR example.org/x:1`,
@@ -475,7 +477,8 @@ var reading = map[string]string{
 	"layers to files":     `dist-image layers -q example.org/x:1 | xargs dist-cat | dist-apply $OWN/files 2> $OWN/owners | jq -c 'del(.unset)'; cat $OWN/files/a`,
 }
 
-// Commands that only read work in a store on a read-only mount, and in another user's, whether or not anybody has held it before.
+// Commands that only read work in a store on a read-only mount, and in one of another user, whether or not anybody has
+// held it before.
 func TestStoresThatCanNotBeWrittenTo(t *testing.T) {
 	fixture.Need(t, "root,jq,unshare,setpriv")
 	p := newPlace(t)
@@ -522,7 +525,8 @@ done | sort`
 	}
 }
 
-// Two users of one group share a store: each changes what the other has made, with umask 002 in a directory that the group owns.
+// Two users of one group share a store. Each can change what the other has made, with umask 002, in a directory that
+// belongs to the group.
 func TestStoreOfAGroup(t *testing.T) {
 	fixture.Need(t, "root,jq,setpriv")
 	p := newPlace(t)
@@ -549,7 +553,7 @@ func TestStoreOfAGroup(t *testing.T) {
 		`dist-delete $(printf 'two\n' | sha256sum | sed 's/ .*//; s/^/sha256:/')`,
 		`dist-hold -- dist-image check example.org/x:1`,
 		`echo old | dist-ingest old; touch -d "2 days ago" .content/blobs/sha256/$(printf "old\n" | sha256sum | sed "s/ .*//")`,
-		`dist-ingest --expected-digest sha256:$(printf "old\n" | sha256sum | sed "s/ .*//") old < /dev/null`, // which is not theirs
+		`dist-ingest --expected-digest sha256:$(printf "old\n" | sha256sum | sed "s/ .*//") old < /dev/null`, // which belongs to the other user
 		`dist-gc --grace 1h; dist-path -n sha256:$(printf "old\n" | sha256sum | sed "s/ .*//")`,
 		`dist-image rm - < <(dist-image ls -q)`,
 		`dist-gc --grace 0; test -z "$(dist-list -q)"`,
@@ -564,14 +568,15 @@ func TestStoreOfAGroup(t *testing.T) {
 	}
 }
 
-// Whatever is in the place of a blob's labels, the blob can be read, labelled anew, deleted and swept, and the damage is reported.
+// If another kind of file replaces a blob's labels, the blob can be read, labelled again, deleted and swept, and the
+// damage is reported.
 func TestDamagedLabels(t *testing.T) {
 	pristine := newPlace(t)
 	const damaged, right = 4, 0
 	for name, kind := range map[string]struct {
-		make  string // of $l
-		label int    // status of dist-label
-		mend  int    // status of dist-label --replace
+		make  string // makes $l
+		label int    // exit status of dist-label
+		mend  int    // exit status of dist-label --replace
 	}{
 		"empty":           {`: > $l`, damaged, right},
 		"not JSON":        {`head -c 100 /dev/zero > $l`, damaged, right},

@@ -1,5 +1,5 @@
-// Package archive_test holds the differ and the applier together to continuity's FSSuite: every
-// change to a tree goes through a layer.
+// Package archive_test tests the differ and the applier together with continuity's FSSuite: every change of a tree goes
+// through a layer.
 package archive_test
 
 import (
@@ -17,7 +17,7 @@ import (
 
 type trees struct{ t *testing.T }
 
-// base is the key of the directory that a test's changes follow each other in.
+// base is the context key of the directory in which a test's changes are applied one after another.
 type base struct{}
 
 func (s trees) TestContext(ctx context.Context) (context.Context, func(), error) {

@@ -1,4 +1,4 @@
-// Package content_test runs containerd's suite for content stores against ours.
+// Package content_test runs containerd's suite for content stores on distkit's store.
 package content_test
 
 import (
@@ -23,7 +23,7 @@ func TestContentSuite(t *testing.T) {
 	})
 }
 
-// store gives our store containerd's words.
+// store adapts distkit's store to containerd's interfaces.
 type store struct{ *content.Store }
 
 func (s store) ReaderAt(_ context.Context, desc ocispec.Descriptor) (containerd.ReaderAt, error) {
@@ -96,8 +96,8 @@ func (w writer) Status() (containerd.Status, error) {
 	return status(st), err
 }
 
-// Commit closes the writer also when it fails, as containerd's do: ours stays open, so that
-// the caller can begin anew under the same lock.
+// Commit closes the writer even if it fails, as containerd's writers do. distkit's writer stays open, so that the
+// caller can start again under the same lock.
 func (w writer) Commit(ctx context.Context, size int64, expected digest.Digest, opts ...containerd.Opt) error {
 	var info containerd.Info
 	for _, opt := range opts {

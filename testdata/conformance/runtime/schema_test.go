@@ -1,5 +1,5 @@
-// Package runtime_test holds the specs that run-spec writes, as runtime's golden files show
-// them, to the runtime specification's own JSON schema.
+// Package runtime_test validates the specs that run-spec writes, which are in runtime's golden files, with the JSON
+// schema of the runtime specification.
 package runtime_test
 
 import (
@@ -14,7 +14,7 @@ import (
 	"github.com/santhosh-tekuri/jsonschema/v6"
 )
 
-// loader reads a schema file, whose references lack a slash here and there.
+// loader reads a schema file. Some references to these lack a slash.
 type loader struct{}
 
 func (loader) Load(url string) (any, error) {
@@ -32,7 +32,7 @@ func TestSpecsPassTheSchema(t *testing.T) {
 		t.Fatal(err)
 	}
 	compiler := jsonschema.NewCompiler()
-	compiler.DefaultDraft(jsonschema.Draft4) // some of its files don't say which they are
+	compiler.DefaultDraft(jsonschema.Draft4) // some of its files don't state theirs
 	compiler.UseLoader(loader{})
 	schema, err := compiler.Compile(filepath.Join(strings.TrimSpace(string(out)), "schema", "config-schema.json"))
 	if err != nil {

@@ -1,4 +1,4 @@
-// Package snapshot_test runs containerd's suite for snapshotters against ours.
+// Package snapshot_test runs containerd's suite for snapshotters on distkit's snapshotters.
 package snapshot_test
 
 import (
@@ -31,12 +31,11 @@ func TestSnapshotterSuite(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Setenv("PATH", scripts+":"+os.Getenv("PATH"))
-	for _, name := range append(drivers.Names(), "cp") { // a program
-		// The suite takes the name overlayfs to mean that directories of a lower layer can't
-		// be renamed.
+	for _, name := range append(drivers.Names(), "cp") { // cp is a driver that is a program
+		// If the name is overlayfs, the suite expects that directories of a lower layer can't be renamed.
 		t.Run(name, func(t *testing.T) {
 			if name == btrfs.Name {
-				// The suite's cases are parallel, which rules out t.Setenv.
+				// The suite's cases are parallel, so t.Setenv can't be used.
 				was := os.Getenv("TMPDIR")
 				t.Cleanup(func() { os.Setenv("TMPDIR", was) })
 				os.Setenv("TMPDIR", snapshottest.MountBtrfs(t))
@@ -61,10 +60,11 @@ func diff(ctx context.Context, upper *os.File, w io.Writer) error {
 	return err
 }
 
-// adapter gives our Snapshotter the types of containerd's.
+// adapter adapts distkit's Snapshotter to containerd's interface.
 type adapter struct {
 	s *snapshot.Snapshotter
-	// places is where the snapshots are mounted of a driver whose mounts containerd's library can't make: from there they are bound.
+	// places has the directories at which snapshots are mounted if containerd's library can't make the driver's mounts.
+	// The suite gets bind mounts of them.
 	places string
 }
 
@@ -131,7 +131,7 @@ func (a adapter) Commit(ctx context.Context, name, key string, opts ...snapshots
 	if err := a.unmount(key); err != nil {
 		return err
 	}
-	// The suite commits what it still has mounted.
+	// The suite commits snapshots while they are mounted.
 	return a.s.Commit(ctx, name, key, snapshot.CommitOptions{Parent: i.Parent, Labels: i.Labels, Mounted: true})
 }
 
