@@ -1,7 +1,7 @@
 //go:build e2e
 
-// Package e2e goes the whole way with parts that are not ours: Debian's registry and olareg, an
-// image of Debian's packages, runc and crun, overlayfs, skopeo, umoci, crane, oras and regctl.
+// Package e2e tests distkit together with other projects' programs: Debian's registry and olareg, an image of Debian's
+// packages, runc and crun, overlayfs, skopeo, umoci, crane, oras and regctl.
 package e2e
 
 import (
@@ -35,17 +35,17 @@ const (
 
 func TestMain(m *testing.M) { fixture.Main(m) }
 
-// place is a directory with surroundings, in which commands run.
+// place is a directory with an environment, in which commands run.
 type place struct {
 	*fixture.World
 	t      *testing.T
 	dir    string
-	before string // what each command does first, in a mount namespace of its own
+	before string // runs before each command, in a mount namespace of its own
 
 	shutdown func() // ends the host that boot started
 }
 
-// here makes a place before Debian's registry, which holds the image.
+// here makes a place for Debian's registry, which has the image.
 func here(t *testing.T) *place {
 	t.Helper()
 	fixture.Need(t, "root,docker-registry,skopeo,jq")
@@ -56,7 +56,7 @@ func here(t *testing.T) *place {
 	return before(t, quiet(httputil.NewSingleHostReverseProxy(target)))
 }
 
-// before makes a place before a registry.
+// before makes a place for a registry.
 func before(t *testing.T, registry http.Handler) *place {
 	t.Helper()
 	top := fixture.TempDir(t, fixture.Dir, "e2e")
@@ -72,13 +72,13 @@ func before(t *testing.T, registry http.Handler) *place {
 	return p
 }
 
-// quiet keeps the proxy from reporting each client that goes away.
+// quiet drops the proxy's messages about clients that disconnect.
 func quiet(p *httputil.ReverseProxy) http.Handler {
 	p.ErrorHandler = func(w http.ResponseWriter, _ *http.Request, _ error) { w.WriteHeader(http.StatusBadGateway) }
 	return p
 }
 
-// dockerRegistry starts Debian's registry with the image in it, once; it ends with the tests.
+// dockerRegistry starts Debian's registry with the image, once. It ends with the tests.
 func dockerRegistry() (*url.URL, error) {
 	if started.target == nil && started.err == nil {
 		started.target, started.err = startRegistry()
@@ -89,7 +89,7 @@ func dockerRegistry() (*url.URL, error) {
 var started struct {
 	target *url.URL
 	err    error
-	held   io.Closer // by this process alone: its end is the registry's
+	held   io.Closer // only this process has it open; when it is closed, the registry ends
 }
 
 func startRegistry() (*url.URL, error) {
@@ -112,7 +112,7 @@ func startRegistry() (*url.URL, error) {
 	return &url.URL{Scheme: "http", Host: addr}, nil
 }
 
-// serve starts a distribution registry, of which Debian's docker-registry is an old one, in a directory of its own. More
+// serve starts a distribution registry, of which Debian's docker-registry is an old version, in its own directory. More
 // and tls are parts of its configuration. It ends when held is closed, at the latest with this process.
 func serve(program, dir, more, tls string, client *http.Client) (addr string, held io.Closer, err error) {
 	if err := os.Mkdir(dir, 0o755); err != nil {
@@ -124,7 +124,7 @@ func serve(program, dir, more, tls string, client *http.Client) (addr string, he
 	}
 	bounded := *client
 	bounded.Timeout = 10 * time.Second
-	// It can't be told to take any port that is free: one that was may be taken before it gets there.
+	// The registry can't choose a free port itself. Another program may take the port that was free here.
 	for range 5 {
 		l, err := net.Listen("tcp", "127.0.0.1:0")
 		if err != nil {
@@ -145,14 +145,14 @@ func serve(program, dir, more, tls string, client *http.Client) (addr string, he
 	return "", nil, unix.EADDRINUSE
 }
 
-// serveAt starts a registry as configured in the directory, and waits until the URL answers.
+// serveAt starts a registry with the configuration in the directory, and waits until the URL responds.
 func serveAt(program, dir string, client *http.Client, url string) (io.Closer, error) {
 	log, err := os.Create(dir + "/log")
 	if err != nil {
 		return nil, err
 	}
 	defer log.Close()
-	// The shell's standard input ends with this process; then it ends the registry.
+	// When this process ends, the shell's standard input ends, and the shell ends the registry.
 	c := exec.Command("sh", "-c", `"$1" serve "$0" & read -r _; kill $!; wait`, dir+"/config.yml", program)
 	c.Stdout, c.Stderr = log, log
 	stdin, err := c.StdinPipe()
@@ -181,7 +181,7 @@ func serveAt(program, dir string, client *http.Client, url string) (io.Closer, e
 	}
 }
 
-// cmd is a bash script with -euo pipefail at that place; args are $0, $1, ….
+// cmd returns a command that runs a bash script with -euo pipefail in the place. args are $0, $1, ….
 func (p *place) cmd(script string, args ...string) *exec.Cmd {
 	line := append([]string{"bash", "-euo", "pipefail", "-c", script}, args...)
 	if p.before != "" {
@@ -192,13 +192,13 @@ func (p *place) cmd(script string, args ...string) *exec.Cmd {
 	return c
 }
 
-// noHybrid hides the second cgroup tree, for crun, which refuses to work where there are two.
+// noHybrid hides the second cgroup tree from crun, which does not work if there are two.
 const noHybrid = "{ ! mountpoint -q /sys/fs/cgroup/unified || umount /sys/fs/cgroup/unified; }"
 
 // noRuntime hides the programs that run containers.
 const noRuntime = `for f in $(which -a runc crun); do mount --bind /dev/null "$f" || exit; done`
 
-// sh runs a script, which must succeed, and returns what it printed, without the last newline.
+// sh runs a script, which must succeed, and returns its output without the last newline.
 func (p *place) sh(script string, args ...string) string {
 	p.t.Helper()
 	var out, errs bytes.Buffer
@@ -210,8 +210,8 @@ func (p *place) sh(script string, args ...string) string {
 	return strings.TrimSuffix(out.String(), "\n")
 }
 
-// fails runs a script that must end with the status and print one line to standard error,
-// which begins with the command's name, and nothing to standard output.
+// fails runs a script that must end with the status. It must print one line to standard error, which begins with the
+// command's name, and nothing to standard output.
 func (p *place) fails(status int, name, script string, args ...string) string {
 	p.t.Helper()
 	var out, errs bytes.Buffer
@@ -235,7 +235,7 @@ func (p *place) fails(status int, name, script string, args ...string) string {
 	return text
 }
 
-// sound checks that every blob of the store hashes to its name.
+// sound checks that every blob of the store has its digest.
 func (p *place) sound() {
 	p.t.Helper()
 	p.sh(`cd .content/blobs/sha256 && find . -type f -printf '%f  %f\n' | sha256sum --check --quiet`)
@@ -261,7 +261,7 @@ func TestPull(t *testing.T) {
 	}
 }
 
-// TestPullKilled kills the pull with everything it started, as a power cut does, and pulls again.
+// TestPullKilled kills the pull with all its processes, as a power failure does, and pulls again.
 func TestPullKilled(t *testing.T) {
 	p := here(t)
 	p.Add(faults.Fault{Kind: "drip", Arg: "8000000", Path: "/blobs/"})
@@ -299,7 +299,7 @@ func TestPullKilled(t *testing.T) {
 	}
 }
 
-// got is how many bytes of unfinished ingests are stored.
+// got returns the number of bytes in unfinished ingests.
 func (p *place) got() int64 {
 	var sum int64
 	files, _ := filepath.Glob(filepath.Join(p.dir, ".content/ingest/*/data"))
@@ -311,7 +311,7 @@ func (p *place) got() int64 {
 	return sum
 }
 
-// layers is the size of all the image's layers.
+// layers returns the total size of the image's layers.
 func (p *place) layers() int64 {
 	p.t.Helper()
 	var sum int64
@@ -368,8 +368,8 @@ func TestUnpack(t *testing.T) {
 	}
 }
 
-// TestUnpackAsUser pulls and unpacks as user 1000, who has subordinate IDs: what is seen in the
-// user namespace is what root sees of its own.
+// TestUnpackAsUser pulls and unpacks as user 1000, who has subordinate IDs. The tree in the user namespace is the same
+// as the one that root gets.
 func TestUnpackAsUser(t *testing.T) {
 	p := here(t)
 	fixture.Need(t, "newuidmap,userns,umoci,overlay")
@@ -399,7 +399,7 @@ func TestUnpackAsUser(t *testing.T) {
 	}
 }
 
-// difference shows the first lines that only one of two texts has.
+// difference returns the first lines that only one of two texts has.
 func difference(a, b string) string {
 	var out strings.Builder
 	for sign, pair := range map[string][2]string{"-": {a, b}, "+": {b, a}} {
@@ -418,7 +418,7 @@ func difference(a, b string) string {
 	return out.String()
 }
 
-// TestForeignReaders reads the store in place by programs that are not ours.
+// TestForeignReaders reads the store in place with other projects' programs.
 func TestForeignReaders(t *testing.T) {
 	p := here(t)
 	fixture.Need(t, "umoci")
@@ -437,8 +437,8 @@ func TestForeignReaders(t *testing.T) {
 	p.sound()
 }
 
-// TestForeignReadersBesideWriters has programs that are not ours read a store that others of
-// ours write to: by name where they know names of layouts that are references, else by digest.
+// TestForeignReadersBesideWriters reads a store with other projects' programs while distkit's commands write to it. The
+// programs read by name if they support names in layouts that are references, or else by digest.
 func TestForeignReadersBesideWriters(t *testing.T) {
 	p := here(t)
 	fixture.Need(t, "umoci,oras,regctl")
@@ -501,7 +501,7 @@ wait
 	p.sound()
 }
 
-// TestLayoutOfSkopeoIsAStore uses what skopeo wrote as it is.
+// TestLayoutOfSkopeoIsAStore uses a layout that skopeo wrote, unchanged.
 func TestLayoutOfSkopeoIsAStore(t *testing.T) {
 	p := here(t)
 	fixture.Need(t, "umoci")
@@ -517,7 +517,7 @@ func TestLayoutOfSkopeoIsAStore(t *testing.T) {
 	p.sh("for blob in pristine/blobs/sha256/*; do cmp $blob theirs/blobs/sha256/${blob##*/}; done")
 }
 
-// TestRun runs Debian's redis in a container, with each runtime and driver, and gets its PONG.
+// TestRun runs Debian's redis in a container, with each runtime and driver, and gets its response PONG.
 func TestRun(t *testing.T) {
 	for _, runtime := range []string{"runc", "crun"} {
 		for _, driver := range []string{"overlayfs", "native"} {
@@ -546,7 +546,7 @@ func (p *place) run(t *testing.T) {
 	}
 	p.fails(37, "sh", "dist-run --rm --runtime $RUNTIME "+image+" sh -c 'echo sh: out >&2; exit 37'")
 
-	// The image's own command, with a socket in a directory that a second container shares.
+	// The image's own command, with a socket in a directory that a second container mounts, too.
 	p.sh("mkdir -m 1777 socket")
 	const shared = `--rm --runtime $RUNTIME --mount "type=bind,src=$PWD/socket,dst=/run/redis" `
 	var log bytes.Buffer
@@ -586,7 +586,8 @@ func (p *place) run(t *testing.T) {
 	}
 }
 
-// TestBadInput: each gets one clear line, the status of its class, and loses nothing.
+// TestBadInput checks that each bad input leads to one clear line and the exit status of its class, and that nothing is
+// lost.
 func TestBadInput(t *testing.T) {
 	p := here(t)
 	p.sh("dist-pull " + single)

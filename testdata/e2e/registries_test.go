@@ -34,7 +34,7 @@ import (
 	"distkit/testdata/registry/layouts"
 )
 
-// authority is a CA that nobody knows, in files: ca.pem, and of each name NAME.pem, NAME.key.
+// authority is a private CA, in files: ca.pem, and for each name NAME.pem and NAME.key.
 type authority struct {
 	dir  string
 	cert *x509.Certificate
@@ -54,7 +54,7 @@ func newAuthority(t *testing.T) *authority {
 	return a
 }
 
-// issue signs a certificate for 127.0.0.1, of a server or a client.
+// issue signs a certificate for 127.0.0.1, for a server or a client.
 func (a *authority) issue(t *testing.T, name string, usage x509.ExtKeyUsage) {
 	t.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
@@ -95,7 +95,7 @@ func (a *authority) sign(t *testing.T, name string, c, parent *x509.Certificate,
 	return cert
 }
 
-// client trusts the authority, and has its certificate where one is named.
+// client returns a client that trusts the authority, and has the named certificate, if any.
 func (a *authority) client(t *testing.T, name string) *http.Client {
 	t.Helper()
 	roots := x509.NewCertPool()
@@ -111,8 +111,8 @@ func (a *authority) client(t *testing.T, name string) *http.Client {
 	return &http.Client{Transport: &http.Transport{TLSClientConfig: conf}}
 }
 
-// private starts Debian's registry behind TLS of a private authority and passwords (me:word).
-// With mutual, clients need a certificate too.
+// private starts Debian's registry behind TLS with a private authority and passwords (me:word). With mutual, clients
+// need a certificate, too.
 func private(t *testing.T, mutual bool) (addr string, a *authority) {
 	t.Helper()
 	fixture.Need(t, "docker-registry,jq")
@@ -153,7 +153,7 @@ func (p *place) write(name, content string) {
 	}
 }
 
-// set adds variables to the surroundings.
+// set adds variables to the environment.
 func (p *place) set(vars ...string) { p.Vars = append(p.Vars[:len(p.Vars):len(p.Vars)], vars...) }
 
 // login writes docker's config.json with the user's name and password for the host.
@@ -162,7 +162,7 @@ func (p *place) login(host, user string) {
 	p.set("DOCKER_CONFIG=" + p.dir + "/docker")
 }
 
-// images links the test images to ./images.
+// images makes links to the test images in ./images.
 func (p *place) images() {
 	p.t.Helper()
 	dir, err := fixture.Images()
@@ -174,8 +174,7 @@ func (p *place) images() {
 	}
 }
 
-// byHand puts an image of a layout, $0, into a repository, $1, as $2, children first. What is
-// in manifests is printed.
+// byHand puts an image of a layout, $0, into a repository, $1, as $2, children first. It prints the files in manifests.
 const byHand = `put() {
 	local from=$1 to=$2 object=$3 name=$4 file child
 	file=$(mktemp)
@@ -187,14 +186,14 @@ const byHand = `put() {
 }
 put "$0" "$1" "$2" "$3"`
 
-// peers are other projects' programs. Each script has the host in $0; $tls tells whether it
-// speaks TLS, of the authority in $CA and $CERTS.
+// peers are other projects' programs. Each script has the host in $0. $tls is set if the host has TLS, with the
+// authority in $CA and $CERTS.
 var peers = []struct {
 	name string
-	// read prints the digests of what comes as $0/$1:$2: its manifest's, and those of all
-	// that it refers to, in whatever order.
+	// read prints the digests of $0/$1:$2: that of its manifest, and those of everything that it refers to, in any
+	// order.
 	read string
-	// push copies the layout $1, or the same at $0/by/hand:latest, to $0/$2:$3.
+	// push copies the layout $1, or the same image at $0/by/hand:latest, to $0/$2:$3.
 	push string
 }{
 	{"crane", `
@@ -230,7 +229,7 @@ tls=${CERTS:+--dest-cert-dir=$CERTS}; tls=${tls:---dest-tls-verify=false}
 skopeo copy --all --quiet --authfile "$DOCKER_CONFIG/config.json" "$tls" "oci:$1:latest" "docker://$0/$2:$3"`},
 }
 
-// ours reads as the peers do.
+// ours reads as the peers do, with distkit.
 const ours = `
 walk() {
 	local m=read-$2 d
@@ -240,8 +239,8 @@ walk() {
 }
 walk "$0/$1" "$2"`
 
-// exchange puts an image by hand and has every peer read it back, then has every peer push it,
-// and reads that: the same bytes each time.
+// exchange puts an image by hand and reads it with every peer; then it pushes with every peer, and reads that. The
+// bytes are the same each time.
 func (p *place) exchange(host string) {
 	p.t.Helper()
 	p.images()
@@ -254,7 +253,7 @@ func (p *place) exchange(host string) {
 	if got := p.sh("{ "+ours+"; }"+sorted, host, "by/hand", "latest"); got != want {
 		p.t.Errorf("what we put and read is other:\n%s", difference(want, got))
 	}
-	// What came from there goes back as it was, by the workflows.
+	// The workflows push back the image that they pulled from there, unchanged.
 	p.sh(`dist-pull --root pulled --all-platforms -q "$0/by/hand:latest" >/dev/null && dist-push --root pulled -q "$0/by/hand:latest" "$0/by/push:latest" >/dev/null`, host)
 	for _, peer := range peers {
 		p.run1(peer.name, func(q *place) {
@@ -275,7 +274,7 @@ func (p *place) exchange(host string) {
 			}
 		})
 	}
-	// A tag goes, what it named stays.
+	// A tag is deleted, and its manifest stays.
 	digest := p.sh(`dist-resolve "$0" latest | jq -r .digest`, host+"/by/hand")
 	p.sh(`dist-put "$0" other "mediatype:$(jq -r .mediaType read-latest)" >/dev/null <read-latest`, host+"/by/hand")
 	p.sh(`dist-untag "$0" latest`, host+"/by/hand")
@@ -283,7 +282,7 @@ func (p *place) exchange(host string) {
 	p.sh(`dist-fetch "$0" "$1" >/dev/null`, host+"/by/hand", digest)
 }
 
-// run1 runs a subtest at the same place.
+// run1 runs a subtest in the same directory.
 func (p *place) run1(name string, f func(*place)) {
 	p.t.Run(name, func(t *testing.T) {
 		q := *p
@@ -292,8 +291,8 @@ func (p *place) run1(name string, f func(*place)) {
 	})
 }
 
-// TestPrivateRegistry: Debian's registry with passwords and a certificate of an authority that
-// only its clients know.
+// TestPrivateRegistry uses Debian's registry with passwords, and with a certificate of an authority that only its
+// clients know.
 func TestPrivateRegistry(t *testing.T) {
 	addr, a := private(t, false)
 	p := before(t, http.NotFoundHandler())
@@ -348,12 +347,12 @@ func TestPrivateRegistry(t *testing.T) {
 	}
 	p.sh(`[ "$(DOCKER_CONFIG=/nonexistent REGISTRY_AUTH_FILE=docker/config.json dist-fetch --hosts-dir toml "$HOST/x" ` + hello + `)" = hello ]`)
 
-	// The upload, too, is told that it may not.
+	// The upload is refused, too.
 	p.fails(9, "dist-put", `printf bye | dist-put --hosts-dir toml --auth-file none.json "$HOST/x" `+
 		"sha256:b49f425a7e1f9cff3856329ada223f2f9d368f15a00cf48df16ca95986137fe8")
 	p.set("CA="+a.dir+"/ca.pem", "CERTS="+p.dir+"/docker-certs/"+addr, "DIST_HOSTS_DIR="+p.dir+"/docker-certs")
 	p.exchange(addr)
-	// The workflows' many processes all get what can be read once, and its content stands in no list of processes.
+	// All processes of a workflow get credentials that can be read only once, and no list of processes shows them.
 	p.sh(`export DIST_HOSTS_DIR=toml DOCKER_CONFIG=/nonexistent
 push() { dist-push --root piped "${@:2}" "$HOST/by/push:latest" "$HOST/by/pipe:$1" >/dev/null; }
 dist-pull --root piped --all-platforms --auth-file <(cat docker/config.json) -q "$HOST/by/push:latest" >/dev/null
@@ -363,7 +362,7 @@ push 2 --auth-file <(cat docker/config.json)
 test -z "$(find "$XDG_RUNTIME_DIR" /dev/shm -name 'tmp.*' -user "$(id -u)" -newer wrong.json)"`)
 }
 
-// TestClientCertificate: a registry that lets in whom its authority has certified.
+// TestClientCertificate uses a registry that accepts only clients with a certificate of its authority.
 func TestClientCertificate(t *testing.T) {
 	addr, a := private(t, true)
 	p := before(t, http.NotFoundHandler())
@@ -380,14 +379,14 @@ printf 'server = "https://%s"\nca = "%s"\nclient = [["%s", "%s"]]\n' "$HOST" "$F
 	}
 }
 
-// TestPullThrough: Debian's registry as a mirror of docker.io, in hosts.toml before it.
+// TestPullThrough uses Debian's registry as a mirror of docker.io, in hosts.toml.
 func TestPullThrough(t *testing.T) {
 	fixture.Need(t, "docker-registry,jq")
 	dir, err := fixture.Images()
 	if err != nil {
 		t.Fatal(err)
 	}
-	var direct atomic.Int64 // blobs that were not asked for by the mirror
+	var direct atomic.Int64 // the number of blobs that were requested by others than the mirror
 	registry := layouts.New(dir, true)
 	p := before(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if r.UserAgent() == "distkit" && strings.Contains(r.URL.Path, "/blobs/") {
@@ -414,9 +413,9 @@ func TestPullThrough(t *testing.T) {
 	if s := p.Stats(); s["blobs"].Get != 0 {
 		t.Errorf("what the mirror has was fetched from upstream: %+v", p.Log())
 	}
-	// The mirror lacks what upstream has not, and the answer is that, not the mirror's.
+	// An object that upstream does not have is not in the mirror. The error is upstream's, and not the mirror's.
 	p.fails(3, "dist-resolve", "dist-resolve docker.io/library/redis none")
-	// Without the mirror upstream is asked, without upstream the mirror serves what it has.
+	// Without the mirror, upstream is asked. Without upstream, the mirror serves the objects that it has.
 	p.Add(faults.Fault{Kind: "status", Arg: "503"})
 	digest := p.sh(`dist-image layers ` + image + ` | head -n1 | cut -f1`)
 	p.sh(`dist-fetch docker.io/library/redis "$0" | cmp - "$(dist-path -n "$0")"`, digest)
@@ -435,7 +434,7 @@ func TestPullThrough(t *testing.T) {
 	}
 }
 
-// olaregAt makes a place before olareg, whose authentication is made when its address is known.
+// olaregAt makes a directory with an olareg registry, whose authentication is made when its address is known.
 func olaregAt(t *testing.T, limit int, auth func(p *place) config.ConfigAuth) *place {
 	t.Helper()
 	fixture.Need(t, "jq")
@@ -444,7 +443,7 @@ func olaregAt(t *testing.T, limit int, auth func(p *place) config.ConfigAuth) *p
 	yes := true
 	c := config.Config{
 		Storage: config.ConfigStorage{StoreType: config.StoreMem},
-		// Small pages of referrers.
+		// Short pages of referrers.
 		API: config.ConfigAPI{RateLimit: limit, DeleteEnabled: &yes, Referrer: config.ConfigAPIReferrer{Limit: 700}},
 	}
 	if auth != nil {
@@ -456,7 +455,7 @@ func olaregAt(t *testing.T, limit int, auth func(p *place) config.ConfigAuth) *p
 	return p
 }
 
-// tokens is olareg's server of tokens, and basic its passwords: me:word may do all.
+// tokens is olareg's token server, and basic its passwords. me:word may do everything.
 func tokens(p *place) config.ConfigAuth {
 	return config.NewAuthTokenOpaque(p.users(), config.WithAuthRealm("http://"+p.Addr+"/token"))
 }
@@ -473,7 +472,7 @@ func (p *place) users() string {
 	return file
 }
 
-// asked counts the requests whose "METHOD path" has the piece.
+// asked counts the requests whose "METHOD path" contains a text.
 func (p *place) asked(piece string) int {
 	n := 0
 	for _, r := range p.Log() {
@@ -505,7 +504,7 @@ func TestOlareg(t *testing.T) {
 	}
 }
 
-// referrers attaches to an image by hand and by oras, and lists by both.
+// referrers attaches referrers to an image by hand and with oras, and lists them with both.
 func (p *place) referrers() {
 	p.t.Helper()
 	p.sh(`file=$(mktemp)
@@ -535,7 +534,7 @@ done`)
 	})
 }
 
-// TestBetweenProcesses: ten processes at once ask a registry as one would.
+// TestBetweenProcesses checks that ten processes at the same time make the requests that one would make.
 func TestBetweenProcesses(t *testing.T) {
 	p := olaregAt(t, 0, tokens)
 	p.write("docker/config.json", fmt.Sprintf(`{"credHelpers":{%q:"tests"}}`, p.Addr))
@@ -549,14 +548,15 @@ func TestBetweenProcesses(t *testing.T) {
 	if want := p.sh(`for i in $(seq 10); do echo "blob $i"; done | sort`); got != want {
 		t.Errorf("they fetched %q", got)
 	}
-	// Each asks the helper once: it may have another login by now, whose token this is not.
+	// Each process asks the helper once, because the helper may have another login by then, for which the token is not
+	// valid.
 	if calls := p.sh("sort calls | uniq -c"); strings.Join(strings.Fields(calls), " ") != "10 get" {
 		t.Errorf("the helper was called %q", calls)
 	}
 	if n := p.asked("GET /token"); n != 1 {
 		t.Errorf("%d tokens were asked for", n)
 	}
-	// The next ten need neither a token nor to be told so.
+	// The next ten processes have the token, and send it with their first request.
 	p.Reset()
 	p.sh(`xargs -n1 -P10 dist-fetch "$HOST/x" <digests >/dev/null`)
 	if n := len(p.Log()); n != 10 {
@@ -567,11 +567,11 @@ func TestBetweenProcesses(t *testing.T) {
 	}
 }
 
-// TestBusyRegistry: what one process is told, that the registry wants to be left alone, holds
-// for all; and more of them than it can take come through.
+// TestBusyRegistry checks that all processes wait if the registry asks one of them to, and that more requests than it
+// can take succeed in the end.
 func TestBusyRegistry(t *testing.T) {
 	var mu sync.Mutex
-	var until time.Time // the registry wants no request before
+	var until time.Time // the registry refuses requests before this time
 	early, refused := 0, 0
 	p := olaregAt(t, 0, nil)
 	p.sh(`for i in $(seq 10); do echo "blob $i" >b && dist-put -q "$HOST/x" "sha256:$(sha256sum <b | cut -d' ' -f1)" <b; done >digests`)
@@ -606,7 +606,7 @@ xargs -n1 -P10 dist-fetch "$HOST/x" <"$DIGESTS" 2>others | wc -l; wait $!; grep 
 		t.Errorf("%d refused, %d came though the registry had asked to wait", refused, early)
 	}
 
-	// Five requests a second, of ten processes at a time.
+	// Five requests a second, from ten processes at the same time.
 	p = olaregAt(t, 5, nil)
 	p.sh(`echo hello | dist-put -q "$HOST/x" sha256:5891b5b522d5df086d0ff0b110fbd9d21bb4fc7163af34d08286a2e846f6be03 >digest 2>/dev/null`)
 	p.Reset()

@@ -25,13 +25,13 @@ import (
 // hostileCase is one thing that is wrong in a store.
 type hostileCase struct {
 	path, name string
-	change     func(s *stage, path string) error // makes what is at path, in the store under test, wrong
+	change     func(s *stage, path string) error // changes the file or directory at path, in the store under test
 }
 
-// sample is how many files and directories of one kind are changed, such as blobs.
+// sample is the number of files and directories of one kind, such as blobs, that are changed.
 const sample = 4
 
-// cases lists what is done to the store: each kind of file and directory of the layout page is replaced in turn.
+// cases lists the changes of the store: each kind of file and directory of the layout page is replaced in turn.
 func (s *stage) cases(t *testing.T) []hostileCase {
 	var all []hostileCase
 	add := func(path, name string, change func(s *stage, path string) error) {
@@ -46,10 +46,10 @@ func (s *stage) cases(t *testing.T) []hostileCase {
 		}
 		rel, _ := filepath.Rel(store, path)
 		parts := strings.Split(rel, "/")
-		if rel == "." { // the user names it, as a link if they like
+		if rel == "." { // the user names it, and may use a link
 			return nil
 		}
-		if i := slices.Index(parts, "fs"); i >= 0 && i < len(parts)-1 { // a layer's, where anything may be
+		if i := slices.Index(parts, "fs"); i >= 0 && i < len(parts)-1 { // a file of a layer, where any file is allowed
 			return fs.SkipDir
 		}
 		for i, p := range parts {
@@ -115,13 +115,13 @@ func (s *stage) cases(t *testing.T) []hostileCase {
 		_, _ = f.Write([]byte(strings.ReplaceAll(c.path, s.id, "ID") + c.name))
 		return f.Sum32()
 	}
-	// As if at random, but the same each time.
+	// The order looks random, but is the same in each run.
 	slices.SortFunc(all, func(a, b hostileCase) int { return cmp.Compare(order(a), order(b)) })
 	return all
 }
 
-// planted are files that the store at hand lacks: some that the layout page knows, and some that no distkit of today
-// writes, but that one of some time believed.
+// planted are files that the prepared store does not have: some that are on the layout page, and some that no current
+// distkit writes, but that an older one read.
 func (s *stage) planted(t *testing.T) map[string][]byte {
 	evil := s.outside + "/evil"
 	state := fmt.Appendf(nil, `{"id":%q,"status":"running","pid":%d,"start":1,"runtime":%q,"runtimeState":%q,"cgroups":["/sys/fs/cgroup","/sys/fs/cgroup/pids"],"monitor":{"pid":%[2]d},"pipes":{"stdout":%[4]q}}`,
@@ -184,7 +184,7 @@ func (s *stage) planted(t *testing.T) map[string][]byte {
 
 var replacements = []struct {
 	name   string
-	dirs   bool // for directories only
+	dirs   bool // only for directories
 	toRoot bool // leads to the root directory: only for a user who can't do any harm there
 	change func(s *stage, path string) error
 }{
@@ -247,7 +247,7 @@ var replacements = []struct {
 	}},
 }
 
-// remove moves a file or directory out of the store. Something may be mounted below it, whose files stay.
+// remove moves a file or directory out of the store. Something may be mounted below it, and the files in that stay.
 func remove(path string) error {
 	work, _, _ := strings.Cut(path, "/.content/")
 	dir, err := os.MkdirTemp(work, "removed-")
@@ -274,7 +274,7 @@ func special(path string, kind uint32, dev int) error {
 	return unix.Mknod(path, kind|0o644, dev)
 }
 
-// replace makes path a file with this text, and the directories above it.
+// replace writes a file with this text at path, and makes the directories above it.
 func replace(path string, text []byte) error {
 	if err := remove(path); err != nil {
 		return err
@@ -285,8 +285,8 @@ func replace(path string, text []byte) error {
 	return os.WriteFile(path, text, 0o644)
 }
 
-// plant stores a blob in the place of one of the image's, and the documents above it with its digest and size, so that the
-// name leads to it and all digests are right.
+// plant replaces one of the image's blobs, and writes the documents above it again with the new digest and size, so
+// that the name leads to the new blob and all digests are correct.
 func (s *stage) plant(store, old string, text []byte) error {
 	for i := slices.Index(s.image, old); i < len(s.image); i++ {
 		added := fmt.Sprintf("sha256:%x", sha256.Sum256(text))
@@ -310,11 +310,11 @@ func (s *stage) plant(store, old string, text []byte) error {
 	return replace(filepath.Join(store, "index.json"), text)
 }
 
-// blob is the name of a blob's file in a store.
+// blob returns the name of a blob's file in a store.
 func blob(dgst string) string { return filepath.Join("blobs", strings.Replace(dgst, ":", "/", 1)) }
 
-// variants make a file with hostile values in the place of its own, one at a time. They are functions, since what
-// this process has in memory counts for its children until they call exec.
+// variants replace a file by one with hostile values, one at a time. They are functions because the memory of this
+// process counts as that of its children until they call exec.
 func (s *stage) variants(text []byte) []func() []byte {
 	evil := s.outside + "/evil"
 	values := []func() any{
@@ -350,12 +350,12 @@ func (s *stage) variants(text []byte) []func() []byte {
 		},
 	)
 	paths := slices.Collect(leaves(doc, nil))
-	each := 2 // values in each place. Which ones depends on the place, so that all are met.
+	each := 2 // the number of values in each place; which ones depends on the place, so that each is used somewhere
 	if long() {
 		each = 6
 	}
 	for i, path := range paths {
-		if len(paths) > 100 && i%4 > 0 { // one of many alike, as in a list of system calls
+		if len(paths) > 100 && i%4 > 0 { // one of many similar ones, as in a list of system calls
 			continue
 		}
 		for k := range each {
@@ -374,7 +374,7 @@ func (s *stage) variants(text []byte) []func() []byte {
 
 func value(v any) func() any { return func() any { return v } }
 
-// leaves yields the paths of all values in a JSON document, objects and lists too.
+// leaves returns the paths of all values in a JSON document, including objects and lists.
 func leaves(doc any, path []any) iter.Seq[[]any] {
 	return func(yield func([]any) bool) {
 		if len(path) > 0 && !yield(slices.Clone(path)) {
@@ -405,7 +405,7 @@ func leaves(doc any, path []any) iter.Seq[[]any] {
 	}
 }
 
-// with is a copy of the document with another value at path.
+// with returns a copy of the document that has another value at path.
 func with(doc any, path []any, value any) any {
 	if len(path) == 0 {
 		return value

@@ -1,9 +1,9 @@
-// Package hostile gives every command stores that strangers have prepared: each file and directory of the layout
-// is replaced in turn by what it should not be, as root and as an ordinary user.
+// Package hostile runs every command on stores that strangers have prepared: each file and directory of the layout is
+// replaced in turn by something else. The commands run as root and as an ordinary user.
 //
-// A command may fail on such a store, with one line and a status of the table, or succeed. It must not change or
-// execute anything outside the store, touch a process that is not its own, leave a process, mount or cgroup behind,
-// hang, need much memory, or crash.
+// On such a store a command may succeed, or fail with one line and a documented exit status. It must not change or
+// execute anything outside the store, touch other processes, leave a process, mount or cgroup behind, hang, need much
+// memory, or crash.
 package hostile
 
 import (
@@ -33,17 +33,17 @@ import (
 const (
 	patience  = 30 * time.Second // many times what a command takes
 	maxMemory = 96 << 20
-	other     = 65534 // the ordinary user, and the owner of stores that are another's
+	other     = 65534 // the ordinary user, who also owns the stores that belong to another user
 )
 
-// long reports whether every command is run on every case that concerns it: HOSTILE=all (make hostile).
+// long reports whether every command runs on every case that concerns it: HOSTILE=all (make hostile).
 func long() bool { return os.Getenv("HOSTILE") == "all" }
 
 func TestMain(m *testing.M) {
 	if os.Geteuid() == 0 && os.Getenv("HOSTILE_MOUNTS") == "" {
 		os.Exit(inOwnMounts())
 	}
-	// What commands leave running in the background becomes a child of this process, which ends it.
+	// Processes that commands leave running become children of this process, which ends them.
 	if err := unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0); err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		os.Exit(1)
@@ -51,9 +51,10 @@ func TestMain(m *testing.M) {
 	fixture.Main(m)
 }
 
-// inOwnMounts runs this program again in a mount namespace of its own, so that mounts are the commands' or nobody's.
+// inOwnMounts runs this program again in a mount namespace of its own, so that every new mount there was made by a
+// command.
 func inOwnMounts() int {
-	runtime.LockOSThread() // its death is what the child waits for
+	runtime.LockOSThread() // the child waits for this thread to end
 	c := exec.Command("/proc/self/exe", os.Args[1:]...)
 	c.Stdin, c.Stdout, c.Stderr = os.Stdin, os.Stdout, os.Stderr
 	c.Env = append(os.Environ(), "HOSTILE_MOUNTS=own")
@@ -66,8 +67,8 @@ func inOwnMounts() int {
 	return c.ProcessState.ExitCode()
 }
 
-// TestStores runs the cases. Without HOSTILE it runs a sample that is the same each time, in which commands meet cases that
-// concern them. HOSTILE=REGEXP runs whatever has such a name, "PATH: CASE: COMMAND".
+// TestStores runs the cases. Without HOSTILE it runs a sample that is the same each time, of commands with cases that
+// concern them. HOSTILE=REGEXP runs those whose name matches, "PATH: CASE: COMMAND".
 func TestStores(t *testing.T) {
 	type as struct {
 		name       string
@@ -83,7 +84,7 @@ func TestStores(t *testing.T) {
 			s := newStage(t, u.uid, u.owner)
 			all := s.cases(t)
 			done := 0
-			if u.uid == u.owner { // else what follows might prove nothing
+			if u.uid == u.owner { // otherwise the rest might prove nothing
 				s.tryUnchanged(t)
 			}
 			run := func(c hostileCase, cmd command) {
@@ -117,25 +118,25 @@ func TestStores(t *testing.T) {
 
 func title(c hostileCase, cmd command) string { return fmt.Sprintf("%q: %s: %s", c.path, c.name, cmd) }
 
-// stage is a prepared store and what surrounds it.
+// stage is a prepared store with its environment.
 type stage struct {
 	uid, owner int
-	dir        string // holds all of the following
+	dir        string // contains all of the following
 	pristine   string // the store as distkit made it
 	work       string // where commands run: the store under test is its .content
-	outside    string // what must not change
-	private    string // the user's own: HOME, TMPDIR and so on
+	outside    string // must not change
+	private    string // the user's own directories: HOME, TMPDIR and so on
 	env        []string
-	id         string   // of the container in the store, which no other on this machine has
-	image      []string // the digests of config, manifest and, if there is one, index
-	drivers    []string // whose snapshots the store has
+	id         string   // of the container in the store; no other container on this machine has it
+	image      []string // the digests of the config, the manifest and the index, if there is one
+	drivers    []string // of which the store has snapshots
 	commands   []command
-	canary     *exec.Cmd // a process that must not be touched
+	canary     *exec.Cmd // a process that no command may touch
 }
 
 func newStage(t *testing.T, uid, owner int) *stage {
 	top := fixture.Dir
-	if unix.Access("/dev/shm", unix.W_OK) == nil { // many small files
+	if unix.Access("/dev/shm", unix.W_OK) == nil { // the test makes many small files
 		top = "/dev/shm"
 	}
 	dir, err := os.MkdirTemp(top, "hostile-")
@@ -213,7 +214,7 @@ func chown(dir string, owner int) error {
 	})
 }
 
-// tryUnchanged runs each command on the store as it is, where all but a few succeed.
+// tryUnchanged runs each command on the unchanged store, where all but a few succeed.
 func (s *stage) tryUnchanged(t *testing.T) {
 	nothing := hostileCase{path: "x", name: "nothing", change: func(*stage, string) error { return nil }}
 	for _, cmd := range s.commands {
@@ -224,11 +225,11 @@ func (s *stage) tryUnchanged(t *testing.T) {
 	}
 }
 
-// try runs one command on one changed store, and returns its status and what it said on standard error.
+// try runs one command on one changed store, and returns its exit status and its standard error.
 func (s *stage) try(t *testing.T, c hostileCase, cmd command) (status int, text string) {
 	name := title(c, cmd)
 	if cmd.running && c.name == "link to what was there" && strings.HasPrefix(c.path, "containers") {
-		return 0, "" // its monitor has the log open, and rightly goes on writing to it
+		return 0, "" // its monitor has the log open, and may go on writing to it
 	}
 	if err := s.fresh(c, cmd); err != nil {
 		t.Fatalf("%s: %v", name, err)
@@ -275,15 +276,15 @@ func (s *stage) try(t *testing.T, c hostileCase, cmd command) (status int, text 
 	return status, errs.text
 }
 
-// checkLeft complains about what a command has changed outside of the store or left behind, but for what it said it keeps, and
-// takes that away.
+// checkLeft reports everything that a command has changed outside the store or left behind, except what the command
+// said that it keeps, and removes it.
 func (s *stage) checkLeft(t *testing.T, name string, cmd command, before, said string) {
 	var groups []string
 	if cmd.runs {
 		groups = s.cgroups()
 		thaw(groups)
 	}
-	grace := 2 * time.Second // for those who only have to notice
+	grace := 2 * time.Second // for processes that are about to end
 	if cmd.left {
 		grace = 0
 	}
@@ -305,7 +306,7 @@ func (s *stage) checkLeft(t *testing.T, name string, cmd command, before, said s
 		if !cmd.left {
 			t.Errorf("%s: a mount is left: %s", name, line)
 		}
-		// What is shown there: the root within the file system, and an overlay's layers.
+		// The source of the mount: the root within the file system, and the layers of an overlay.
 		if cmd.running {
 			continue // it was mounted before
 		}
@@ -333,7 +334,8 @@ func (s *stage) checkLeft(t *testing.T, name string, cmd command, before, said s
 	}
 }
 
-// fresh makes the store under test: a copy of the prepared one, changed. What an earlier one had outside goes.
+// fresh makes the store under test: a copy of the prepared one, with the change. Files that an earlier one had outside
+// are removed.
 func (s *stage) fresh(c hostileCase, cmd command) error {
 	if err := s.clear(); err != nil {
 		return err
@@ -341,12 +343,12 @@ func (s *stage) fresh(c hostileCase, cmd command) error {
 	if out, err := exec.Command("cp", "-a", "--", s.pristine, s.work).CombinedOutput(); err != nil {
 		return fmt.Errorf("%w: %s", err, out)
 	}
-	// Executables that a hostile store would name by a path in the working directory.
+	// A hostile store might name executables by a relative path, so the working directory has some.
 	if err := os.WriteFile(filepath.Join(s.work, "build.sh"), []byte("#!/bin/sh\ntouch "+s.outside+"/executed\n"), 0o755); err != nil {
 		return err
 	}
-	// A container of a store from elsewhere is not started. This one is the user's own, but then other things in the store
-	// are not what they were.
+	// A container of another user's store is not started. This one belongs to the user, but then other files in the
+	// store differ.
 	if cmd.running || cmd.runs && s.owner == s.uid && !strings.HasPrefix(c.path, "containers") {
 		if err := s.succeed("task", "trust", s.id, s.id+".sleeps"); err != nil {
 			return err
@@ -367,7 +369,7 @@ func (s *stage) fresh(c hostileCase, cmd command) error {
 	return chown(s.work, s.owner)
 }
 
-// clear takes away what the run before has made.
+// clear removes the files of the run before.
 func (s *stage) clear() error {
 	for _, d := range []string{s.work, s.outside + "/moved", s.outside + "/created", s.outside + "/executed", s.private + "/run", s.private + "/tmp"} {
 		if err := os.RemoveAll(d); err != nil {
@@ -382,7 +384,7 @@ func (s *stage) clear() error {
 	return nil
 }
 
-// command is a command in the working directory, as the user.
+// command returns a command that runs in the working directory, as the user.
 func (s *stage) command(name string, args ...string) *exec.Cmd {
 	if path := filepath.Join(fixture.Bin, name); unix.Access(path, unix.X_OK) == nil {
 		name = path
@@ -403,7 +405,7 @@ func (s *stage) succeed(name string, args ...string) error {
 	return nil
 }
 
-// badMessage says what is wrong with what a command wrote to standard error.
+// badMessage returns what is wrong with a command's standard error.
 func badMessage(status int, passed bool, out, text string) string {
 	if strings.ContainsFunc(text, func(r rune) bool { return r < ' ' && r != '\n' || r >= 0x7f && r < 0xa0 }) {
 		return "control characters"
@@ -411,7 +413,7 @@ func badMessage(status int, passed bool, out, text string) string {
 	if strings.Contains(text, "goroutine ") || strings.Contains(text, "panic") {
 		return "a crash"
 	}
-	if status != 0 && text == "" && out == "" && !passed { // dist-verify says on standard output what is corrupt
+	if status != 0 && text == "" && out == "" && !passed { // dist-verify prints corrupt blobs to standard output
 		return "no message"
 	}
 	for line := range strings.Lines(text) {
@@ -423,7 +425,7 @@ func badMessage(status int, passed bool, out, text string) string {
 	return ""
 }
 
-// limited keeps the first 64 KiB of what is written.
+// limited keeps the first 64 KiB that are written to it.
 type limited struct{ text string }
 
 func (l *limited) Write(p []byte) (int, error) {
@@ -431,7 +433,7 @@ func (l *limited) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
-// fingerprint describes all below a directory: types, modes, owners, sizes, times and contents.
+// fingerprint describes everything below a directory: types, modes, owners, sizes, times and contents.
 func fingerprint(t *testing.T, dir string) string {
 	t.Helper()
 	var b strings.Builder
@@ -463,8 +465,8 @@ func fingerprint(t *testing.T, dir string) string {
 	return b.String()
 }
 
-// reap waits for processes that a command has left behind, which are children of this one by now, and then ends them and
-// returns what they were called.
+// reap waits for processes that a command has left behind, which have become children of this one, then ends them, and
+// returns their names.
 func (s *stage) reap(grace time.Duration) (left []string) {
 	end := time.Now().Add(grace)
 	for range 1000 {
@@ -498,14 +500,14 @@ func (s *stage) reap(grace time.Duration) (left []string) {
 	return left
 }
 
-// cgroups lists those of the stage's containers, the innermost first.
+// cgroups returns those of the stage's containers, the innermost first.
 func (s *stage) cgroups() []string {
 	var all []string
 	_ = filepath.WalkDir("/sys/fs/cgroup", func(path string, d fs.DirEntry, err error) error {
 		if err == nil && d.IsDir() && strings.HasPrefix(d.Name(), "distkit-") && strings.Contains(d.Name(), s.id) {
 			all = append(all, path)
 		}
-		return nil // others' come and go meanwhile
+		return nil // those of others appear and disappear
 	})
 	slices.Reverse(all)
 	return all
@@ -526,7 +528,7 @@ func thaw(dirs []string) {
 func removeCgroups(dirs []string) error {
 	var errs []error
 	for _, dir := range dirs {
-		if err := os.Remove(dir); !errors.Is(err, fs.ErrNotExist) { // the shim may have been about to
+		if err := os.Remove(dir); !errors.Is(err, fs.ErrNotExist) { // the shim may have removed it
 			errs = append(errs, err)
 		}
 	}

@@ -15,17 +15,17 @@ import (
 
 const image = "docker.io/library/redis:latest"
 
-// command is what is run on a store.
+// command is a command to run on a store.
 type command struct {
 	name    string
 	args    []string
-	in      string // the name of a file that is its standard input
-	runs    bool   // it may make cgroups, and start what the store's containers say
-	running bool   // it is run while a container runs whose files are then changed
-	left    bool   // it may leave mounts and processes behind, which others of the user's commands take away
-	passes  bool   // its status may be that of a process that it has run, which need not have said anything
-	fails   bool   // it fails on the store as it is
-	unsure  bool   // it may
+	in      string // the name of the file that is its standard input
+	runs    bool   // it may make cgroups, and start the processes of the store's containers
+	running bool   // it runs while a container runs, whose files are then changed
+	left    bool   // it may leave mounts and processes behind, which other commands of the user remove
+	passes  bool   // its status may be that of a process that it has run, which need not have printed anything
+	fails   bool   // it fails on the unchanged store
+	unsure  bool   // it may fail on the unchanged store
 }
 
 func (c command) String() string { return c.name + " " + strings.Join(c.args, " ") }
@@ -44,7 +44,7 @@ func (c command) concerns(path string) bool {
 	return !strings.HasPrefix(path, "containers") && !strings.HasPrefix(path, "snapshots")
 }
 
-// script makes a store with some of everything, and beside it an archive, a layer and a file of one letter.
+// script makes a store with objects of every kind, and, outside it, an archive, a layer and a file with one letter.
 const script = `
 	{
 	dist-pull -q "$image"
@@ -87,12 +87,12 @@ const script = `
 	} >/dev/null
 	echo "$config" "$manifest" "$(dist-image target "$image" | cut -f1)" "$layer" "$chain"`
 
-// prepare makes the store, and the commands that are run on its copies.
+// prepare makes the store, and the commands to run on copies of it.
 func (s *stage) prepare(t *testing.T) {
 	const letter = "sha256:2d711642b726b04401627ca9fbac32f5c8530fb1903cc4db02258717921a4881" // the digest of "x"
 	drivers, run := []string{"native"}, ""
 	if fixture.Has("overlay") {
-		drivers = append(drivers, "overlayfs") // the container's is the last one
+		drivers = append(drivers, "overlayfs") // the container's driver comes last
 	}
 	root := s.uid == 0
 	canRun := root && fixture.Has("runc")
@@ -151,10 +151,10 @@ func (s *stage) prepare(t *testing.T) {
 	}
 }
 
-// commands are the commands and verbs that read a store. "<FILE" is the standard input. After " #" stands whether the command
-// makes cgroups (run), is for a container that runs (running), may leave mounts or processes (left), or passes on the status
-// of a process (passes); and whether it fails on the store as it is: for anybody (fails), for all but root (root), where no
-// container has run (ran), or perhaps (unsure).
+// commands are the commands and verbs that read a store. "<FILE" is the standard input. The words after " #" say
+// whether the command makes cgroups (run), is for a container that runs (running), may leave mounts or processes
+// (left), or passes on the exit status of a process (passes); and whether it fails on the unchanged store: for
+// everybody (fails), for all users except root (root), where no container has run (ran), or perhaps (unsure).
 const commands = `
 dist-list
 dist-list --json
@@ -258,7 +258,7 @@ task kill ID.sleeps #running
 task rm ID.sleeps #running fails
 task rm -f ID.sleeps #running passes fails`
 
-// snapCommands are those that are run for each driver.
+// snapCommands are the commands that run once for each driver.
 const snapCommands = `
 snap ls
 snap tree
