@@ -24,7 +24,7 @@ type root struct {
 
 // readRoots reads the roots: one from the arguments or, with "-", one from each line of standard input.
 func (p *places) readRoots(c *cobra.Command, args []string) (roots []root, err error) {
-	if !p.fromBatch() && p.fromRoot == "" && p.intoStore() && remotes.IsReference(args[0]) {
+	if !p.fromBatch() && p.fromRoot == "" && p.intoStore() && p.toRef == "" && remotes.IsReference(args[0]) {
 		p.ref = true // nothing else can be meant
 	}
 	switch {

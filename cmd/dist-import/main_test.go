@@ -214,7 +214,7 @@ func TestExportToAnotherStore(t *testing.T) {
 func TestImportFailures(t *testing.T) {
 	dir := t.TempDir()
 	good := archive(t, "x:1")
-	fails(t, dir, bytes.NewReader(nil), 2, "nothing to read", "dist-import")
+	fails(t, dir, bytes.NewReader(nil), 2, "the input is empty", "dist-import")
 	fails(t, dir, bytes.NewReader(good[:1500]), 4, "truncated", "dist-import")
 	fails(t, dir, bytes.NewReader(archive(t, "")), 2, "--name", "dist-import")
 	fails(t, dir, bytes.NewReader(archive(t, "x:1", "y:1")), 2, "more than one", "dist-import", "--name", "n")

@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -240,7 +241,8 @@ func checkOptions(ctx context.Context, config *spec.Image, o spec.Options) error
 func (q *Request) join(all *runtime.Containers, r *runtime.Record, o *spec.Options) error {
 	o.Network = q.Network
 	r.Namespaces = o.Joins()
-	for kind, id := range r.Namespaces {
+	for _, kind := range slices.Sorted(maps.Keys(r.Namespaces)) {
+		id := r.Namespaces[kind]
 		c, err := all.Get(id)
 		if err == nil && id == r.ID {
 			err = errclass.Errorf(errdefs.ErrInvalidArgument, "it is this container")
