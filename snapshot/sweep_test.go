@@ -214,7 +214,7 @@ func TestASweepGoesOn(t *testing.T) {
 	if _, err := s.Stat(t.Context(), names[5]); err != nil {
 		t.Errorf("a snapshot with private files: %v", err)
 	}
-	for _, says := range []string{"only root", "remove " + names[1] + ": can't be removed", "snapshot 4 is damaged", "snapshot 5 is damaged"} {
+	for _, says := range []string{"dist-userns -- COMMAND", "remove " + names[1] + ": can't be removed", "snapshot 4 is damaged", "snapshot 5 is damaged"} {
 		if err == nil || !strings.Contains(err.Error(), says) {
 			t.Errorf("the failures do not say %q: %v", says, err)
 		}
