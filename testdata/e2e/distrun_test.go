@@ -23,6 +23,7 @@ snap ls | grep Active || true
 find "$XDG_RUNTIME_DIR/distkit" -type f -o -type d 2>/dev/null | sed 's/.*\///' | sort || true
 ls -d /sys/fs/cgroup/*/distkit*"$ID"* /sys/fs/cgroup/*/distkit/*"$ID"* /sys/fs/cgroup/distkit*"$ID"* 2>/dev/null || true
 run-net ls -q 2>/dev/null | grep "run.$ID" || true
+for _ in $(seq 100); do pgrep -f "^distkit-shim $ID" >/dev/null || break; sleep 0.05; done # a shim may end after its container is gone
 ps -eo args | grep -F "$ID" | grep -v -e grep -e findmnt || true`
 
 func (p *place) id() string {
