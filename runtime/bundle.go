@@ -136,7 +136,7 @@ func (b *bundle) check(name string) error {
 		return fmt.Errorf("bundle %s: root filesystem: %w", name, err)
 	}
 	for _, m := range b.spec.Mounts {
-		if m.Type != "bind" {
+		if !isBind(m) {
 			continue
 		}
 		if _, err := os.Stat(b.inBundle(m.Source)); errors.Is(err, fs.ErrNotExist) {
@@ -146,25 +146,31 @@ func (b *bundle) check(name string) error {
 	return b.checkCommand(root)
 }
 
-// private writes the bundle for the runtime to a private directory and returns that. Nobody can change there what was
+// isBind reports whether a mount is a bind mount, as runtimes do: by its options, or by its type alone.
+func isBind(m specs.Mount) bool {
+	return m.Type == "bind" || slices.Contains(m.Options, "bind") || slices.Contains(m.Options, "rbind")
+}
+
+// resolve makes the path of the root filesystem and the sources of bind mounts absolute.
+func (b *bundle) resolve() {
+	b.spec.Root.Path = b.inBundle(b.spec.Root.Path)
+	for i, m := range b.spec.Mounts {
+		if isBind(m) {
+			b.spec.Mounts[i].Source = b.inBundle(m.Source)
+		}
+	}
+}
+
+// private writes the bundle, once resolved, for the runtime to a private directory and returns that. Nobody can change there what was
 // checked. The cgroups are chosen here, whatever config.json says.
 func (b *bundle) private(dir, cgroupsPath string) (string, error) {
 	spec := b.spec
-	root := *spec.Root
-	root.Path = b.inBundle(root.Path)
-	spec.Root = &root
 	linux := specs.Linux{}
 	if spec.Linux != nil {
 		linux = *spec.Linux
 	}
 	linux.CgroupsPath = cgroupsPath
 	spec.Linux = &linux
-	spec.Mounts = slices.Clone(spec.Mounts)
-	for i, m := range spec.Mounts {
-		if m.Type == "bind" || slices.Contains(m.Options, "bind") || slices.Contains(m.Options, "rbind") {
-			spec.Mounts[i].Source = b.inBundle(m.Source)
-		}
-	}
 	data, err := json.Marshal(spec)
 	if err != nil {
 		return "", err

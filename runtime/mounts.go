@@ -34,19 +34,19 @@ type privateMounts struct{ namespace, root *os.File }
 func (u *execution) mountPrivately(s *specs.Spec, users *os.File) error {
 	var stored []int
 	for i, m := range s.Mounts {
-		if _, ok := u.c.set.stored(m.Source); ok && m.Type == "bind" {
+		if _, ok := u.c.set.stored(m.Source); ok && isBind(m) {
 			stored = append(stored, i)
 		}
 	}
-	_, ownRoot := u.c.set.stored(s.Root.Path)
-	if len(stored)+len(u.joined) == 0 && !ownRoot {
+	rootAt, storedRoot := u.c.set.stored(s.Root.Path)
+	if len(stored)+len(u.joined) == 0 && !storedRoot {
 		return nil
 	}
 	dir := u.claim.path("mounts")
 	if err := os.Mkdir(dir, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
 		return err
 	}
-	if ownRoot {
+	if storedRoot {
 		if err := letSearch(s.Linux, u.claim.state, filepath.Dir(u.claim.dir), u.claim.dir, dir); err != nil {
 			return err
 		}
@@ -59,8 +59,8 @@ func (u *execution) mountPrivately(s *specs.Spec, users *os.File) error {
 		if err := hideMounts(dir); err != nil {
 			return err
 		}
-		if ownRoot {
-			root, err := u.c.OpenRoot()
+		if storedRoot {
+			root, err := u.openRoot(rootAt)
 			if err != nil {
 				return err
 			}
@@ -104,6 +104,15 @@ func (u *execution) mountPrivately(s *specs.Spec, users *os.File) error {
 	})
 	u.mounts = m
 	return err
+}
+
+// openRoot opens the root filesystem that the configuration names, which may be another one in the store than the
+// container's own. parts is as in openStored.
+func (u *execution) openRoot(parts []string) (*os.File, error) {
+	if filepath.Join(parts...) == u.c.rel("rootfs") {
+		return u.c.OpenRoot()
+	}
+	return u.c.set.openStored(parts)
 }
 
 // run calls f in the mount namespace. Processes that f starts are in it too. If m is nil, it just calls f.
@@ -280,10 +289,11 @@ func (s *Containers) openStored(parts []string) (*os.File, error) {
 		}
 	}
 	name := parts[len(above)]
-	f, err := at.OpenDir(name)
-	if fi, serr := disk.StatAt(d, name); serr == nil && fi.Mode().IsRegular() {
-		f, err = at.Open(name)
+	open := at.OpenDir
+	if fi, err := disk.StatAt(d, name); err == nil && fi.Mode().IsRegular() {
+		open = at.Open
 	}
+	f, err := open(name)
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", s.tree().Path(filepath.Join(parts...)), disk.Cause(err))
 	}

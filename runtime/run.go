@@ -336,7 +336,7 @@ func (u *execution) prepare(ctx context.Context, detached bool) error {
 		b.spec.Linux.UIDMappings, b.spec.Linux.GIDMappings = users, users
 	}
 	if err == nil {
-		b.spec.Root.Path = b.inBundle(b.spec.Root.Path)
+		b.resolve()
 		err = u.join(&b.spec)
 	}
 	if err == nil {

@@ -402,9 +402,13 @@ func TestStoredFilesStayThoseThatWereChecked(t *testing.T) {
 					t.Fatal(err)
 				}
 				testenv.Write(t, filepath.Join(c.Dir(), "hosts"), "the container's")
+				hosts, err := filepath.Rel(m.bundle, filepath.Join(c.Dir(), "hosts"))
+				if err != nil {
+					t.Fatal(err)
+				}
 				o := spec.Options{Args: []string{"sh", "-c", "cat /data/file /etc/hosts; echo; echo heard >/data/heard; echo done; exec sleep 1000"}, Mounts: []specs.Mount{
-					{Type: "bind", Source: volume, Destination: "/data", Options: []string{"rbind"}},
-					{Type: "bind", Source: filepath.Join(c.Dir(), "hosts"), Destination: "/etc/hosts", Options: []string{"rbind", "ro"}},
+					{Type: "none", Source: volume, Destination: "/data", Options: []string{"rbind"}},
+					{Type: "bind", Source: hosts, Destination: "/etc/hosts", Options: []string{"rbind", "ro"}},
 				}}
 				o.UserNS.Auto = userns
 				m.spec(o)
@@ -492,6 +496,47 @@ func TestContainerStaysTheOneThatWasChecked(t *testing.T) {
 				if _, err := c.Remove(t.Context(), true); err != nil {
 					t.Error(err)
 				}
+			}
+		}
+	})
+}
+
+// A container gets the root filesystem that its configuration names, also if that is another container's.
+func TestRootOfAnotherContainer(t *testing.T) {
+	runtimes(t, func(t *testing.T, m *machine) {
+		all := m.containers()
+		one, err := all.Create(t.Context(), Record{ID: "test-one"}, "", nil)
+		if err == nil {
+			err = os.Remove(one.path("rootfs"))
+		}
+		if err == nil {
+			err = os.Rename(filepath.Join(m.bundle, "rootfs"), one.path("rootfs"))
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		testenv.Write(t, one.path("rootfs", "mark"), "of the one")
+		two, err := all.Create(t.Context(), Record{ID: "test-two"}, "", nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		m.spec(spec.Options{Args: []string{"cat", "/mark"}})
+		b, err := os.ReadFile(filepath.Join(m.bundle, "config.json"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		testenv.Write(t, two.path("config.json"), strings.Replace(string(b), `"path":"rootfs"`, `"path":"`+one.path("rootfs")+`"`, 1))
+		if out, err := m.as("start", two.ID, "").CombinedOutput(); err != nil {
+			t.Errorf("%v: %s", err, out)
+		} else {
+			until(t, "output", func() bool { return m.log(two) != "" })
+			if got := m.log(two); !strings.Contains(got, "of the one") {
+				t.Errorf("it has %q", got)
+			}
+		}
+		for _, c := range []*Container{two, one} {
+			if _, err := c.Remove(t.Context(), true); err != nil {
+				t.Error(err)
 			}
 		}
 	})
