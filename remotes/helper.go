@@ -12,6 +12,7 @@ import (
 	"iter"
 	"os"
 	"os/exec"
+	"slices"
 	"strings"
 	"time"
 
@@ -40,7 +41,8 @@ const (
 func (h *Helper) start(ctx context.Context, stdin io.Reader, verb string, args ...string) (*program.Process, error) {
 	return program.Start(ctx, func(c *exec.Cmd) {
 		c.Stdin = stdin
-		c.Env = append(os.Environ(), h.options.environment()...)
+		inherited := slices.DeleteFunc(os.Environ(), func(v string) bool { return strings.HasPrefix(v, "DIST_HEADERS=") })
+		c.Env = append(inherited, h.options.environment()...)
 	}, "dist-remote-"+h.name, append([]string{verb, h.address}, args...)...)
 }
 
@@ -59,8 +61,8 @@ func (h *Helper) startFed(ctx context.Context, verb string, args ...string) (*pr
 	return p, w, nil
 }
 
-// environment returns the options as environment variables. Headers are left out, because they are for the registry
-// only.
+// environment returns the options as environment variables. Headers are left out, also those of the own environment ([Helper.start]), because
+// they are for the registry only.
 func (o Options) environment() (env []string) {
 	is := map[bool]string{true: "1"}
 	duration := func(d time.Duration) string {

@@ -271,6 +271,33 @@ func TestHelper(t *testing.T) {
 	}
 }
 
+// Headers may be secrets of a registry. A helper gets them neither from an option nor from the environment.
+func TestHelperGetsNoHeaders(t *testing.T) {
+	bin := t.TempDir()
+	log := filepath.Join(bin, "log")
+	if err := os.WriteFile(filepath.Join(bin, "dist-remote-env"), []byte("#!/bin/sh\nenv >'"+log+"'\n"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	t.Setenv("PATH", bin+":"+os.Getenv("PATH"))
+	t.Setenv("DIST_HEADERS", "/secret/file")
+	t.Setenv("HELPER_OTHER", "kept")
+	r, err := Open("env::x", Options{Headers: []string{"X-Key: /secret/value"}, CA: []string{"ca.pem"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, err := range r.Tags(context.Background()) {
+		t.Fatal(err)
+	}
+	b, err := os.ReadFile(log)
+	if err != nil {
+		t.Fatal(err)
+	}
+	got := strings.Split(string(b), "\n")
+	if strings.Contains(string(b), "/secret/") || !slices.Contains(got, "HELPER_OTHER=kept") || !slices.Contains(got, "DIST_CA=ca.pem") {
+		t.Errorf("the helper's environment:\n%s", b)
+	}
+}
+
 func TestHelperThatLies(t *testing.T) {
 	ctx := context.Background()
 	r := helper(t, t.TempDir())
