@@ -17,6 +17,8 @@ type Reference struct {
 	// Locator selects the remote. Object is the digest or, without one, the tag, "latest" by default.
 	Locator string `json:"locator"`
 	Object  string `json:"object"`
+	// Explicit reports whether a tag or digest was given, so that Object is not the default.
+	Explicit bool `json:"-"`
 }
 
 // ParseReference parses a reference without contacting the remote. In a path, the locator is the longest prefix that is
@@ -56,7 +58,7 @@ func parseReference(s string) (r Reference, unlike bool, err error) {
 		return r, false, err
 	}
 	unlike = dgst != "" || tag != "" && (l.Host != "" || l.Path != "" && isDir(locator))
-	r = Reference{Locator: l.String(), Object: tag}
+	r = Reference{Locator: l.String(), Object: tag, Explicit: tag != "" || dgst != ""}
 	if l.Host != "" && tag != "" && !refname.IsTag(tag) {
 		return r, false, classf(errdefs.ErrInvalidArgument, "reference %q: %q is not a tag", s, tag)
 	}

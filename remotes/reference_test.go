@@ -50,7 +50,8 @@ func TestParseReference(t *testing.T) {
 		{"./none:1", "./none:1", "./none", "1"},
 	} {
 		r, err := ParseReference(c.in)
-		if err != nil || r != (Reference{c.name, c.locator, c.object}) {
+		explicit := strings.HasSuffix(c.in, ":"+c.object) || strings.HasSuffix(c.in, "@"+c.object)
+		if err != nil || r != (Reference{c.name, c.locator, c.object, explicit}) {
 			t.Errorf("%s: %+v, %v", c.in, r, err)
 		}
 	}

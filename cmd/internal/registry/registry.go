@@ -16,12 +16,14 @@ import (
 	"time"
 
 	"distkit/cmd/internal/cli"
+	"distkit/refname"
 	"distkit/remotes"
 
+	"github.com/opencontainers/go-digest"
 	"github.com/spf13/cobra"
 )
 
-// environment lists variables that have the same meaning as a flag. Helpers get them too (remotes.Options).
+// environment lists variables that have the same meaning as a flag. Helpers get them too, but for the headers (remotes.Options).
 var environment = []struct{ name, flag string }{
 	{"DIST_CA", "ca"}, {"DIST_DEBUG", "debug"}, {"DIST_HEADERS", "header"}, {"DIST_HOSTS_DIR", "hosts-dir"},
 	{"DIST_INSECURE", "insecure"}, {"DIST_MAX_WAIT", "max-wait"}, {"DIST_PLAIN_HTTP", "plain-http"}, {"DIST_TIMEOUT", "timeout"},
@@ -99,16 +101,26 @@ func BatchFlag(c *cobra.Command, usage string) *bool {
 }
 
 // Object takes the operands LOCATOR OBJECT [HINT…], or REF [HINT…], apart. A single operand is a REF. It has a tag or digest: without one,
-// an OBJECT that was an unset variable would be taken for latest.
+// an OBJECT that was an unset variable would be taken for latest. An OBJECT behind a REF is a usage error: as a hint, it would be ignored.
 func Object(args []string) (locator, object string, hints []string, err error) {
 	if len(args) > 1 && !remotes.IsReference(args[0]) {
 		return args[0], args[1], args[2:], nil
 	}
 	ref, err := remotes.ParseReference(args[0])
-	if err == nil && !strings.HasSuffix(args[0], ":"+ref.Object) && !strings.HasSuffix(args[0], "@"+ref.Object) {
+	switch {
+	case err != nil:
+	case !ref.Explicit:
 		err = cli.Usagef("an OBJECT is missing: write %s OBJECT, or %[1]s:TAG", ref.Locator)
+	case len(args) > 1 && isObject(args[1]):
+		err = cli.Usagef("%.200q has a tag or digest already: leave %.200q out, or write %s %[2]s", args[0], args[1], ref.Locator)
 	}
 	return ref.Locator, ref.Object, args[1:], err
+}
+
+// isObject reports whether an operand is a tag, a digest or a full name, and so no hint.
+func isObject(s string) bool {
+	algorithm, _, _ := strings.Cut(s, ":")
+	return refname.IsTag(s) || digest.Algorithm(algorithm).Available() || remotes.IsReference(s)
 }
 
 // Remotes opens remotes, each once: with one connection and one token for all that is asked of it.
@@ -134,17 +146,15 @@ func (m *Remotes) Open(locator string) (remotes.Remote, error) {
 	return r, err
 }
 
-// Objects takes the operands LOCATOR OBJECT…, or REF…, apart. If the first operand is a REF with a tag or digest, all are. list is what stands for the
-// objects; open opens the remote of one of them and returns the tag or digest that it has there.
+// Objects takes the operands LOCATOR OBJECT…, or REF…, apart. If the first operand can only be a REF, or is alone and has a tag or digest, all
+// are REFs. list is what stands for the objects; open opens the remote of one of them and returns the tag or digest that it has there.
 func (m *Remotes) Objects(args []string) (list []string, open func(string) (r remotes.Remote, object string, err error), err error) {
-	if remotes.IsReference(args[0]) {
+	alone, err := remotes.ParseReference(args[0])
+	if remotes.IsReference(args[0]) || len(args) == 1 && err == nil && alone.Explicit {
 		return args, func(s string) (remotes.Remote, string, error) {
-			if !remotes.IsReference(s) {
-				return nil, "", cli.Usagef("%.200q has no tag and no digest, or is no reference: write LOCATOR:TAG", s)
-			}
 			ref, err := remotes.ParseReference(s)
-			if err != nil {
-				return nil, "", err
+			if err != nil || !ref.Explicit {
+				return nil, "", cli.Usagef("%.200q has no tag and no digest, or is no reference: write LOCATOR:TAG", s)
 			}
 			r, err := m.Open(ref.Locator)
 			return r, ref.Object, err
