@@ -96,6 +96,9 @@ func (c cell) line(width int) (line, rest string) {
 			break
 		}
 	}
+	if end == 0 { // not even the first character fits
+		return Cut(c.text, width), ""
+	}
 	return c.text[:end], strings.TrimLeft(c.text[end:], " ")
 }
 

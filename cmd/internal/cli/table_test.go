@@ -67,6 +67,30 @@ func TestLinesFit(t *testing.T) {
 	}
 }
 
+// A column that is narrower than a character of its text ends with a mark.
+func TestWrappedLines(t *testing.T) {
+	t.Parallel()
+	for _, c := range []struct {
+		text  string
+		width int
+		want  string
+	}{
+		{"one two", 4, "one|two"},
+		{"漢字x", 2, "漢|字|x"},
+		{"漢字x", 1, "…"},
+		{"x漢字", 1, "x|…"},
+	} {
+		var lines []string
+		for rest, line := (cell{text: c.text, wraps: true}), ""; rest.text != "" && len(lines) < 10; {
+			line, rest.text = rest.line(c.width)
+			lines = append(lines, line)
+		}
+		if got := strings.Join(lines, "|"); got != c.want {
+			t.Errorf("%q in %d columns: %q, not %q", c.text, c.width, got, c.want)
+		}
+	}
+}
+
 func TestMediaTypesAndStates(t *testing.T) {
 	const docker = "application/vnd.docker.distribution.manifest.v2+json"
 	t.Setenv("TERM", "xterm")
