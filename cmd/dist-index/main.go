@@ -66,6 +66,7 @@ func main() {
 			}{d.Digest, d.Size, name}
 			return records.Write(value, d.Digest, cli.Size(d.Size), name)
 		})
+		step.End()
 		if cerr := records.Close(); err == nil {
 			err = cerr
 		}

@@ -88,6 +88,7 @@ func newCommand() *cobra.Command {
 		if verr := <-failed; verr != nil {
 			return verr
 		}
+		step.End()
 		if err == nil {
 			err = out.Close()
 		}

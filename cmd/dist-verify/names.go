@@ -64,6 +64,7 @@ func checkNames(c *cobra.Command, s *content.Store, out *cli.Records) error {
 		}
 		return nil
 	})
+	step.End()
 	if cerr := out.Close(); err == nil {
 		err = cerr
 	}

@@ -359,6 +359,5 @@ func Status(err error) int {
 
 // Report prints an error after which the command continues.
 func Report(c *cobra.Command, err error) {
-	progress.Erase()
-	fmt.Fprintf(c.ErrOrStderr(), "%s: %s\n", c.Root().Name(), errclass.OneLine(err.Error()))
+	progress.Erase(func() { fmt.Fprintf(c.ErrOrStderr(), "%s: %s\n", c.Root().Name(), errclass.OneLine(err.Error())) })
 }

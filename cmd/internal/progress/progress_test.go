@@ -155,6 +155,9 @@ func TestStepLine(t *testing.T) {
 	if got := line(200); got != " 1 blobs  elapsed: 2s" {
 		t.Errorf("%q", got)
 	}
+	s.stop = make(chan struct{})
+	s.End()
+	s.End()
 	var none *Step // where there is no terminal
 	none.Add(1)
 	none.Count()
@@ -308,9 +311,18 @@ func TestOneDrawsAtATime(t *testing.T) {
 	if !drawn(one) || drawn(two) {
 		t.Errorf("drawn: %v, %v", drawn(one), drawn(two))
 	}
-	Erase()
-	if drawn(one) {
-		t.Error("the rows are still there")
+	written := false
+	Erase(func() {
+		if written = true; drawn(one) {
+			t.Error("the rows are still there when the message is written")
+		}
+		if one.screen.mu.TryLock() {
+			one.screen.mu.Unlock()
+			t.Error("rows can be drawn while the message is written")
+		}
+	})
+	if !written {
+		t.Error("the message is not written")
 	}
 	one.Draw(objects(3), true)
 	two.Draw(objects(3), false)

@@ -22,13 +22,14 @@ type screen struct {
 // drawn is the screen that this process draws on.
 var drawn atomic.Pointer[screen]
 
-// Erase takes away what this process has drawn, if anything, so that a message can be written. What is drawn next is below the message.
-func Erase() {
+// Erase takes away what this process has drawn, if anything, and calls write, which writes a message. What is drawn next is below the message.
+func Erase(write func()) {
 	if s := drawn.Load(); s != nil {
 		s.mu.Lock()
 		defer s.mu.Unlock()
 		s.erase()
 	}
+	write()
 }
 
 // size returns the columns and rows of the terminal. ok is false if nothing is to be drawn: out is no terminal, or one that can't move its

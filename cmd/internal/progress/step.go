@@ -23,6 +23,7 @@ type Step struct {
 	bytes, total atomic.Int64
 	done, of     atomic.Int64
 	stop         chan struct{}
+	end          sync.Once
 	stopped      sync.WaitGroup
 }
 
@@ -100,10 +101,11 @@ func (c counted) Write(b []byte) (int, error) {
 	return n, err
 }
 
-// End ends the step. Nothing is left on the terminal.
+// End ends the step. Nothing is left on the terminal. A step that has ended stays so: a command ends it before it prints, and defers End for
+// its other ways out.
 func (s *Step) End() {
 	if s != nil {
-		close(s.stop)
+		s.end.Do(func() { close(s.stop) })
 		s.stopped.Wait()
 	}
 }

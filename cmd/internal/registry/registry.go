@@ -5,7 +5,6 @@ import (
 	"bufio"
 	"context"
 	"errors"
-	"fmt"
 	"io"
 	"log"
 	"os"
@@ -60,7 +59,7 @@ func Flags(c *cobra.Command) *remotes.Options {
 	f.Var(&duration{&o.MaxWait, true}, "max-wait", "wait at most `DURATION` when a registry asks to (env DIST_MAX_WAIT)")
 	f.BoolVar(&o.PlainHTTP, "plain-http", false, "speak HTTP, not HTTPS, to the host (env DIST_PLAIN_HTTP)")
 	f.Var(&duration{value: &o.Timeout}, "timeout", "give up a host that sends nothing for `DURATION`: 2m, or 30s for a mirror, unless given (env DIST_TIMEOUT)")
-	tell := func(s string) { fmt.Fprintf(os.Stderr, "%s: %s\n", c.Name(), s) }
+	tell := func(s string) { cli.Report(c, errors.New(s)) }
 	o.Notify = tell
 	f.BoolFuncP("debug", "v", "show each request, without secrets, on standard error (env DIST_DEBUG)", func(s string) error {
 		on, err := strconv.ParseBool(s)
