@@ -517,6 +517,9 @@ func TestOnlyWritersCreateAStore(t *testing.T) {
 				if strings.Contains(usage[1], " COMMAND") {
 					args = append(args, "--", "true")
 				}
+				if call == "dist-image mv" {
+					args = append(args, "--to-namespace", "other")
+				}
 				dir := t.TempDir()
 				store := filepath.Join(dir, "store")
 				_, errs, status := execute(t, dir, store, "", name, args...)
