@@ -94,6 +94,7 @@ var behaviours = map[string]behaviour{
 	"snap":              {output: []string{"drivers"}, bad: []string{"no-such-verb"}, waits: []string{"rm", "-"}},
 
 	"dist-remote-rclone": {bad: []string{}},
+	"dist-mutate":        {bad: []string{}},
 	"dist-static":        {bad: []string{}},
 }
 

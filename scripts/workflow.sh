@@ -1,4 +1,4 @@
-# workflow.sh: the shared part of dist-pull, dist-push, dist-copy, dist-unpack, dist-commit and dist-run. Each sets self and sources this file, which is in
+# workflow.sh: the shared part of dist-pull, dist-push, dist-copy, dist-unpack, dist-commit, dist-mutate and dist-run. Each sets self and sources this file, which is in
 # the same directory. All but dist-run set usage, about and flags before, and call options with their arguments.
 # shellcheck shell=bash
 # shellcheck disable=SC2154 # usage, about and flags
@@ -193,4 +193,34 @@ child() {
 	wait "${children[-1]}" || status=$?
 	unset 'children[-1]'
 	return "$status"
+}
+
+# derive makes an image from the one with the manifest DIGEST, and sets derived to the new manifest's digest. The image gets the layers that the lines
+# of $scratch/layers describe, in the form of dist-diff --descriptor, and the config that the PROGRAM for jq makes. The history gets an entry for what
+# was done only if it has one for each layer that was there. The blobs are stored under references that begin with $ref.
+# shellcheck disable=SC2016,SC2034
+derive() { # DIGEST PROGRAM [FLAG…]
+	run dist-image config -- "$1" >"$scratch/config"
+	run dist-cat -- "$1" >"$scratch/manifest"
+	store config 'if .rootfs | type != "object" then error("this is not the config of an image") else . end |
+		(env.SOURCE_DATE_EPOCH // "" | if . == "" then now else tonumber end | floor | todate) as $now |
+		([.history[]? | select(.empty_layer | not)] | length) as $told | if $told == (.rootfs.diff_ids | length) then .history +=
+			[({created: $now, created_by: $by} + ({author: $author, comment: $message} | with_entries(select(.value != "")))) as $done |
+			if $layers == [] then $done + {empty_layer: true} else $layers[] | $done end] else . end |
+		.rootfs.diff_ids += [$layers[].diffID] | .created = $now | del(.container, .container_config) | '"$2" \
+		--arg by "${self##*/}" --arg author "${option[author]-}" --arg message "${option[message]-}" "${@:3}"
+	IFS=$'\t' read -r config size <<<"$stored"
+	store manifest '(.mediaType // "" | startswith("application/vnd.docker.")) as $docker | .config += {digest: $config, size: $size} | del(.subject) |
+		.layers += [$layers[] | {mediaType, digest, size} |
+			if $docker then .mediaType |= "application/vnd.docker.image.rootfs.diff.tar." + (split("+") | last) else . end]' \
+		--arg config "$config" --argjson size "$size"
+	derived=${stored%%$'\t'*}
+}
+
+# store stores what jq makes of $scratch/config or $scratch/manifest, and sets stored to its digest and size.
+store() { # config|manifest PROGRAM [FLAG…]
+	input=$(jq -c --slurpfile layers "$scratch/layers" "${@:3}" "$2" "$scratch/$1" 2>"$scratch/said") || fail 2 "$1: $(head -n1 "$scratch/said")"
+	begin dist-ingest "$ref/$1"
+	answers
+	input='' stored=${answer[0]}
 }

@@ -53,7 +53,7 @@ func system(context.Context) []finding {
 func tools(ctx context.Context) (found []finding) {
 	for _, t := range []struct{ name, state, purpose string }{
 		{"bash", missing, "the workflows are bash scripts"},
-		{"jq", limited, "dist-static, dist-commit and the remotes over http and rclone use it, as examples do"},
+		{"jq", limited, "dist-static, dist-commit, dist-mutate and the remotes over http and rclone use it, as examples do"},
 		{"ssh", "", "other machines' stores"},
 		{"rclone", "", "object storage"},
 		{"criu", "", "task checkpoint"},

@@ -22,7 +22,7 @@ type group struct {
 
 // groups has every command in one group. Without -a, help shows the first group.
 var groups = []group{
-	{"Images, whole", []string{"dist-pull", "dist-push", "dist-copy", "dist-unpack", "dist-run", "dist-commit", "dist-import", "dist-export", "dist-serve", "dist-static"}},
+	{"Images, whole", []string{"dist-pull", "dist-push", "dist-copy", "dist-unpack", "dist-run", "dist-commit", "dist-mutate", "dist-import", "dist-export", "dist-serve", "dist-static"}},
 	{"Registries and other remotes", []string{
 		"dist-resolve", "dist-fetch", "dist-put", "dist-copy-graph", "dist-tags", "dist-referrers", "dist-untag",
 		"dist-login", "dist-logout", "dist-token", "dist-hosts", "dist-remote-http", "dist-remote-rclone", "dist-remote-ssh", "dist-check-remote",

@@ -325,6 +325,7 @@ var atRoot = map[string]string{
 	"dist-label":            `dist-label $R $loose a=b`,
 	"dist-list":             `dist-list $R -q | sort`,
 	"dist-ls":               `dist-ls $R $N -R example.org/ci:1`,
+	"dist-mutate":           `SOURCE_DATE_EPOCH=0 dist-mutate $R $N --user me example.org/ci:1 example.org/new:1; dist-image config $R $N example.org/new:1`,
 	"dist-namespace create": `dist-namespace create $R new a=b`,
 	"dist-namespace label":  `dist-namespace label $R ci`,
 	"dist-namespace ls":     `dist-namespace ls $R`,
@@ -418,7 +419,7 @@ func everyCommandIsThere(t *testing.T, p *place) {
 		}
 		return false
 	}
-	for _, file := range append(mains, "/dist-commit/", "/dist-pull/", "/dist-push/", "/dist-run/", "/dist-static/", "/dist-unpack/") {
+	for _, file := range append(mains, "/dist-commit/", "/dist-mutate/", "/dist-pull/", "/dist-push/", "/dist-run/", "/dist-static/", "/dist-unpack/") {
 		name := filepath.Base(filepath.Dir(file))
 		help := p.script(t, name+" --help")
 		takes := strings.Contains(help, "--root DIR")
