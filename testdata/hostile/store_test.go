@@ -256,7 +256,7 @@ task update --pids 10 ID.sleeps #running
 task start ID.sleeps #running fails
 task kill ID.sleeps #running
 task rm ID.sleeps #running fails
-task rm -f ID.sleeps #running passes fails`
+task rm -f ID.sleeps #running passes`
 
 // snapCommands are the commands that run once for each driver.
 const snapCommands = `
