@@ -42,6 +42,7 @@ type Contents struct {
 	chunks []Chunk         // the rest of the file, with the one that is being read
 	left   int64           // bytes of that
 	sum    digest.Verifier // of that, or nil
+	err    error           // what reading the file ended with
 }
 
 // Contents starts to read contents. Close must be called.
@@ -59,11 +60,20 @@ func (c *Contents) Close() {
 }
 
 // Open makes the chunks of a file what is read. more says that other files will follow.
-func (c *Contents) Open(chunks []Chunk, more bool) { c.chunks, c.left, c.more = chunks, 0, more }
+func (c *Contents) Open(chunks []Chunk, more bool) {
+	c.chunks, c.left, c.err, c.more = chunks, 0, nil, more
+}
 
 // Read reads the file. Every chunk that has a digest is verified when its last byte is read. DataLoss: the content is not what the table
-// says. Errors of the source keep their class.
-func (c *Contents) Read(p []byte) (int, error) {
+// says. Errors of the source keep their class. After an error every Read returns it, until Open.
+func (c *Contents) Read(p []byte) (n int, err error) {
+	if c.err == nil {
+		n, c.err = c.read(p)
+	}
+	return n, c.err
+}
+
+func (c *Contents) read(p []byte) (int, error) {
 	if len(p) == 0 {
 		return 0, nil
 	}
@@ -104,7 +114,7 @@ func (c *Contents) begin(k Chunk) error {
 			return err
 		}
 		c.stream, c.given = k.Offset, 0
-		c.in = &compression.Input{Reader: &segment{c, c.table.end(k.Offset), leastNeed + k.Inner + k.Size}}
+		c.in = &compression.Input{Reader: &segment{c, c.table.end(k.Offset), leastNeed + k.Inner + k.Size, c.more}}
 		r := bufio.NewReader(c.in)
 		head, err := r.Peek(4)
 		if err == nil && compression.Sniff(head) == compression.None {
@@ -132,9 +142,14 @@ func (c *Contents) end() {
 	}
 }
 
+// classify ends the stream, which waits for what reads ahead in it, and returns the error with its class.
 func (c *Contents) classify(err error) error {
+	c.end()
 	if c.in.Err != nil {
 		return c.in.Err
+	}
+	if err == io.EOF {
+		err = io.ErrUnexpectedEOF
 	}
 	return dataLoss("a file does not decompress: %w", err)
 }
@@ -143,7 +158,9 @@ func (c *Contents) classify(err error) error {
 func (c *Contents) seek(offset int64) error {
 	if c.body != nil && c.at <= offset && offset <= c.to && offset-c.at <= gap {
 		n, err := io.CopyN(io.Discard, c.body, offset-c.at)
-		c.at += n
+		if c.at += n; err == io.EOF {
+			err = io.ErrUnexpectedEOF
+		}
 		return err
 	}
 	if c.body != nil {
@@ -154,10 +171,12 @@ func (c *Contents) seek(offset int64) error {
 	return nil
 }
 
-// A segment reads the layer up to an offset. need is how many bytes are fetched at once.
+// A segment reads the layer up to an offset. need is how many bytes are fetched at once. more is Contents' when the stream was opened: zstd
+// reads in a goroutine, beside Open.
 type segment struct {
 	*Contents
 	end, need int64
+	more      bool
 }
 
 func (s *segment) Read(p []byte) (int, error) {
@@ -171,7 +190,7 @@ func (s *segment) Read(p []byte) (int, error) {
 			c.body = nil
 		}
 		to := min(s.end, c.at+s.need) // the stream may go on with other files
-		if c.more {
+		if s.more {
 			to = min(max(to, c.at+c.ahead), max(to, c.table.offset))
 			c.ahead = min(2*c.ahead, mostAhead)
 		}

@@ -6,7 +6,9 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
+	"sync/atomic"
 	"time"
 
 	"distkit/compression"
@@ -59,27 +61,33 @@ const chunkType = "chunk"
 var flags = map[string]byte{"reg": tar.TypeReg, "dir": tar.TypeDir, "symlink": tar.TypeSymlink, "hardlink": tar.TypeLink, "char": tar.TypeChar,
 	"block": tar.TypeBlock, "fifo": tar.TypeFifo}
 
-// bounded bounds the bytes of the table and of the value that is being read.
+// bounded bounds the bytes of tables together, and of the value that is being read.
 type bounded struct {
-	r            io.Reader
-	total, value int64
-	sum          io.Writer // gets what is read
+	r     io.Reader
+	total *atomic.Int64 // bytes that were read of all
+	value int64
+	sum   io.Writer // gets what is read
 }
 
 func (b *bounded) Read(p []byte) (int, error) {
 	n, err := b.r.Read(p)
-	if b.total, b.value = b.total-int64(n), b.value-int64(n); b.total < 0 || b.value < 0 {
-		return 0, errors.New("it is too large")
+	if b.total.Add(int64(n)) > maxPlain {
+		return 0, fmt.Errorf("those of all layers have more than %d bytes together, decompressed", maxPlain)
+	}
+	if b.value -= int64(n); b.value < 0 {
+		return 0, errors.New("an entry is too large")
 	}
 	_, _ = b.sum.Write(p[:n])
 	return n, err
 }
 
 // Entries starts to read the files. Close must be called.
-func (t *Table) Entries(ctx context.Context) (*Entries, error) { return t.entries(ctx, io.Discard) }
+func (t *Table) Entries(ctx context.Context) (*Entries, error) {
+	return t.entries(ctx, &atomic.Int64{}, io.Discard)
+}
 
-// entries writes what is read of the table to sum, too.
-func (t *Table) entries(ctx context.Context, sum io.Writer) (*Entries, error) {
+// entries adds the bytes that are read of the table to total, and writes them to sum.
+func (t *Table) entries(ctx context.Context, total *atomic.Int64, sum io.Writer) (*Entries, error) {
 	e := &Entries{table: t, ctx: ctx, source: compression.Input{Reader: io.NewSectionReader(t.file, 0, t.size)}}
 	r, closer, err := compression.NewReader(bufio.NewReader(&e.source))
 	if err != nil {
@@ -98,7 +106,7 @@ func (t *Table) entries(ctx context.Context, sum io.Writer) (*Entries, error) {
 		}
 		r = archive
 	}
-	e.in = bounded{r: r, total: maxPlain, value: maxValue, sum: sum}
+	e.in = bounded{r: r, total: total, value: maxValue, sum: sum}
 	e.json = json.NewDecoder(&e.in)
 	if err := e.begin(); err != nil {
 		closer()
@@ -203,16 +211,27 @@ func (e *Entries) chunks(file *entry) ([]Chunk, error) {
 		if size == 0 {
 			size = file.Size - read
 		}
-		if v.ChunkOffset != read || size <= 0 || size > file.Size-read || v.Offset <= 0 || v.Offset >= e.table.offset || v.InnerOffset < 0 || v.InnerOffset > maxInner ||
-			len(list) == maxChunks {
-			return nil, dataLoss("file %.200q: chunk %d is malformed", file.Name, len(list))
-		}
 		sum := v.ChunkDigest
 		if sum == "" && size == file.Size {
 			sum = file.Digest
 		}
-		if sum != "" && sum.Validate() != nil {
-			return nil, dataLoss("file %.200q: the digest of chunk %d is malformed", file.Name, len(list))
+		fault := ""
+		switch {
+		case len(list) == maxChunks:
+			fault = "is one too many"
+		case v.ChunkOffset != read || size <= 0 || size > file.Size-read:
+			fault = fmt.Sprintf("has %d bytes at %d, after %d of %d bytes", size, v.ChunkOffset, read, file.Size)
+		case v.Offset < 0 || v.Offset >= e.table.offset:
+			fault = fmt.Sprintf("has offset %d, in a layer with %d bytes of files", v.Offset, e.table.offset)
+		case v.InnerOffset < 0 || v.InnerOffset > maxInner:
+			fault = fmt.Sprintf("has inner offset %d", v.InnerOffset)
+		case v.Offset == 0 && v.InnerOffset == 0: // a header is before each file
+			fault = "has no offset"
+		case sum != "" && sum.Validate() != nil:
+			fault = "has a malformed digest"
+		}
+		if fault != "" {
+			return nil, dataLoss("file %.200q: chunk %d %s", file.Name, len(list), fault)
 		}
 		list = append(list, Chunk{v.Offset, v.InnerOffset, size, sum})
 		if read += size; read == file.Size {
@@ -230,6 +249,9 @@ func (e *Entries) chunks(file *entry) ([]Chunk, error) {
 func (e *Entries) classify(err error) error {
 	if e.source.Err != nil {
 		return e.source.Err
+	}
+	if err == io.EOF {
+		err = io.ErrUnexpectedEOF
 	}
 	return dataLoss("%w", err)
 }

@@ -18,6 +18,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync/atomic"
 
 	"distkit/errclass"
 
@@ -41,9 +42,11 @@ var prefixes = []string{"io.github.containers.", "io.containers."}
 
 const (
 	maxPacked  = 64 << 20  // bytes of a compressed table
-	maxPlain   = 512 << 20 // and of the table
+	maxFetched = 256 << 20 // and of all in a budget
+	maxPlain   = 512 << 20 // bytes of all tables in a budget
 	maxValue   = 1 << 20   // and of one entry
 	maxOffsets = 1 << 22   // places in a layer
+	fewOffsets = 1 << 16   // so many are noted before any are compared
 	maxChunks  = 1 << 20   // of a file
 	maxSize    = 1<<39 - 1 // of a file
 	maxInner   = 64 << 20  // bytes of a compressed stream before a file
@@ -56,6 +59,10 @@ type Table struct {
 	offsets []int64  // where compressed streams begin, ascending
 }
 
+// A Budget bounds the tables of an image together: the bytes that are fetched, and the plain bytes. The zero value is unused. It is safe for
+// concurrent use.
+type Budget struct{ fetched, plain atomic.Int64 }
+
 // position is where a layer has its table.
 type position struct {
 	offset, size int64
@@ -65,8 +72,8 @@ type position struct {
 }
 
 // Find reads the table of contents of a layer into a temporary file that file makes. It returns nil if the layer has none. DataLoss: the table is
-// malformed or does not have its digest. Errors of the source keep their class.
-func Find(ctx context.Context, layer v1.Descriptor, source Source, file func() (*os.File, error)) (*Table, error) {
+// malformed, does not have its digest, or exceeds the budget. Errors of the source keep their class.
+func Find(ctx context.Context, layer v1.Descriptor, source Source, budget *Budget, file func() (*os.File, error)) (*Table, error) {
 	at, err := locate(ctx, layer, source)
 	if err != nil || at.size == 0 {
 		return nil, err
@@ -74,12 +81,15 @@ func Find(ctx context.Context, layer v1.Descriptor, source Source, file func() (
 	if at.offset <= 0 || at.size < 0 || at.size > maxPacked || at.offset > layer.Size-at.size {
 		return nil, dataLoss("it has %d bytes at %d, in a layer of %d", at.size, at.offset, layer.Size)
 	}
+	if budget.fetched.Add(at.size) > maxFetched {
+		return nil, dataLoss("those of all layers have more than %d bytes together", maxFetched)
+	}
 	t := &Table{position: at}
 	if t.file, err = file(); err != nil {
 		return nil, err
 	}
 	if err = t.fetch(ctx, source); err == nil {
-		err = t.check(ctx)
+		err = t.check(ctx, budget)
 	}
 	if err != nil {
 		t.Close()
@@ -200,18 +210,18 @@ func (t *Table) fetch(ctx context.Context, source Source) error {
 }
 
 // check reads the whole table, notes where compressed streams begin, and compares the digest.
-func (t *Table) check(ctx context.Context) error {
+func (t *Table) check(ctx context.Context, budget *Budget) error {
 	sum := digest.SHA256
 	if t.plain != "" {
 		sum = t.plain.Algorithm()
 	}
 	digester := sum.Digester()
-	e, err := t.entries(ctx, digester.Hash())
+	e, err := t.entries(ctx, &budget.plain, digester.Hash())
 	if err != nil {
 		return err
 	}
 	defer e.Close()
-	for {
+	for limit := fewOffsets; ; {
 		_, chunks, err := e.Next()
 		if err == io.EOF {
 			break
@@ -219,21 +229,37 @@ func (t *Table) check(ctx context.Context) error {
 			return err
 		}
 		for _, c := range chunks {
-			if n := len(t.offsets); n == 0 || t.offsets[n-1] != c.Offset {
-				t.offsets = append(t.offsets, c.Offset)
+			if n := len(t.offsets); n > 0 && t.offsets[n-1] == c.Offset {
+				continue
 			}
-		}
-		if len(t.offsets) > maxOffsets {
-			return dataLoss("it names more than %d places of the layer", maxOffsets)
+			if t.offsets = append(t.offsets, c.Offset); len(t.offsets) < limit {
+				continue
+			}
+			if err := t.compact(); err != nil {
+				return err
+			}
+			limit = max(2*len(t.offsets), fewOffsets)
 		}
 	}
-	slices.Sort(t.offsets)
+	if err := t.compact(); err != nil {
+		return err
+	}
+	t.offsets = slices.Clone(t.offsets)
 	e.in.value = maxPlain
 	if _, err := io.Copy(io.Discard, &e.in); err != nil {
 		return e.classify(err)
 	}
 	if got := digester.Digest(); t.plain != "" && got != t.plain {
 		return dataLoss("digest mismatch: got %s", got)
+	}
+	return nil
+}
+
+// compact sorts the offsets and keeps one of each.
+func (t *Table) compact() error {
+	slices.Sort(t.offsets)
+	if t.offsets = slices.Compact(t.offsets); len(t.offsets) > maxOffsets {
+		return dataLoss("it names more than %d places of the layer", maxOffsets)
 	}
 	return nil
 }

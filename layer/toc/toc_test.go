@@ -8,12 +8,14 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
 
 	"github.com/containerd/errdefs"
+	"github.com/klauspost/compress/zstd"
 	"github.com/opencontainers/go-digest"
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
 )
@@ -52,7 +54,7 @@ func find(t *testing.T, b string, annotations map[string]string) (*Table, Source
 		}
 		return io.NopCloser(strings.NewReader(b[from:to])), nil
 	}
-	table, err := Find(t.Context(), v1.Descriptor{Size: int64(len(b)), Annotations: annotations}, source, func() (*os.File, error) {
+	table, err := Find(t.Context(), v1.Descriptor{Size: int64(len(b)), Annotations: annotations}, source, &Budget{}, func() (*os.File, error) {
 		return os.Create(filepath.Join(t.TempDir(), "table"))
 	})
 	if table != nil {
@@ -129,6 +131,7 @@ func TestMalformed(t *testing.T) {
 		"a negative size":           `{"entries": [{"type": "reg", "size": -1}]}`,
 		"a huge size":               `{"entries": [{"type": "reg", "size": 9000000000000000000, "offset": 10}]}`,
 		"no offset":                 file(`"mode": 1`),
+		"a chunk at another place":  file(`"offset": 10, "chunkOffset": 1`),
 		"a negative offset":         file(`"offset": -1`),
 		"an offset behind":          file(`"offset": 100000`),
 		"a negative inner offset":   file(`"offset": 10, "innerOffset": -1`),
@@ -174,8 +177,104 @@ func TestMalformed(t *testing.T) {
 		contents := found.Contents(t.Context(), source)
 		defer contents.Close()
 		contents.Open(chunks, false)
-		if b, err := io.ReadAll(contents); !errdefs.IsDataLoss(err) {
+		b, err := io.ReadAll(contents)
+		if !errdefs.IsDataLoss(err) || errors.Is(err, io.EOF) {
 			t.Errorf("%s: %q, %v", name, b, err)
 		}
+		if n, again := contents.Read(make([]byte, 1)); n != 0 || again == nil || again.Error() != err.Error() {
+			t.Errorf("%s: read again: %d, %v, not %v", name, n, again, err)
+		}
+	}
+}
+
+// The first stream of a layer begins at offset 0.
+func TestFirstStream(t *testing.T) {
+	t.Parallel()
+	const table = `{"entries": [{"type": "reg", "name": "f", "size": 5, "innerOffset": 2}]}`
+	first := member("abcdefghi")
+	b := first + blob(t, "", table)[10:]
+	b = b[:len(b)-51] + fmt.Sprintf("\x1f\x8b\x08\x04\x00\x00\x00\x00\x00\xff\x1a\x00SG\x16\x00%016xSTARGZ\x01\x00\x00\xff\xff", len(first)+len(member(""))) + strings.Repeat("\x00", 8)
+	found, source, err := find(t, b, nil)
+	if err != nil || found == nil {
+		t.Fatalf("%v, %v", found, err)
+	}
+	e, err := found.Entries(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer e.Close()
+	_, chunks, err := e.Next()
+	if err != nil {
+		t.Fatal(err)
+	}
+	contents := found.Contents(t.Context(), source)
+	defer contents.Close()
+	contents.Open(chunks, false)
+	if b, err := io.ReadAll(contents); err != nil || string(b) != "cdefg" {
+		t.Errorf("%q, %v", b, err)
+	}
+}
+
+// chunked makes a zstd:chunked layer and its annotations: streams, and the table.
+func chunked(t *testing.T, streams []byte, table string) (string, map[string]string) {
+	t.Helper()
+	w, err := zstd.NewWriter(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	packed := w.EncodeAll([]byte(table), nil)
+	return string(streams) + string(packed), map[string]string{prefixes[0] + manifestPosition: fmt.Sprintf("%d:%d:%d:1", len(streams), len(packed), len(table))}
+}
+
+// zstd reads a stream ahead while the next file is opened.
+func TestZstd(t *testing.T) {
+	t.Parallel()
+	const files, size = 64, 100_000
+	plain := make([]byte, files*size)
+	_, _ = rand.NewChaCha8([32]byte{}).Read(plain)
+	w, err := zstd.NewWriter(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var entries []string
+	for i := range files {
+		entries = append(entries, fmt.Sprintf(`{"type": "reg", "name": "f%d", "size": %d, "offset": 10, "innerOffset": %d}`, i, size, i*size))
+	}
+	b, annotations := chunked(t, w.EncodeAll(plain, []byte("0123456789")), `{"entries": [`+strings.Join(entries, ",")+`]}`)
+	found, read, err := find(t, b, annotations)
+	if err != nil || found == nil {
+		t.Fatalf("%v, %v", found, err)
+	}
+	e, err := found.Entries(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer e.Close()
+	contents := found.Contents(t.Context(), read)
+	defer contents.Close()
+	for i := range files {
+		_, chunks, err := e.Next()
+		if err != nil {
+			t.Fatal(err)
+		}
+		contents.Open(chunks, i < files-1)
+		if b, err := io.ReadAll(contents); err != nil || !bytes.Equal(b, plain[i*size:][:size]) {
+			t.Fatalf("file %d: %d bytes, %v", i, len(b), err)
+		}
+	}
+}
+
+// A table that names few places very often takes little memory.
+func TestFewPlaces(t *testing.T) {
+	t.Parallel()
+	const pairs = 100_000
+	table := `{"entries": [` + strings.Repeat(`{"type":"reg","size":1,"offset":1},{"type":"reg","size":1,"offset":2},`, pairs) + `{"type":"dir"}]}`
+	b, annotations := chunked(t, []byte("0123456789"), table)
+	found, _, err := find(t, b, annotations)
+	if err != nil || found == nil {
+		t.Fatalf("%v, %v", found, err)
+	}
+	if len(found.offsets) != 2 || cap(found.offsets) > 16 {
+		t.Errorf("%d offsets in room for %d, from a layer of %d bytes", len(found.offsets), cap(found.offsets), len(b))
 	}
 }

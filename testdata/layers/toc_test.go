@@ -63,8 +63,11 @@ func allKinds(t *testing.T) []byte {
 
 // makers are the libraries that make such layers, with the annotations that they add.
 var makers = map[string]func(plain []byte) ([]byte, map[string]string, error){
-	"estargz":              func(b []byte) ([]byte, map[string]string, error) { return stargz(b) },
-	"estargz min chunk":    func(b []byte) ([]byte, map[string]string, error) { return stargz(b, estargz.WithMinChunkSize(100_000)) },
+	"estargz":           func(b []byte) ([]byte, map[string]string, error) { return stargz(b) },
+	"estargz min chunk": func(b []byte) ([]byte, map[string]string, error) { return stargz(b, estargz.WithMinChunkSize(100_000)) },
+	"estargz min chunk, a prioritized file": func(b []byte) ([]byte, map[string]string, error) {
+		return stargz(b, estargz.WithMinChunkSize(100_000), estargz.WithPrioritizedFiles([]string{"d/f7", "d/f150"}))
+	},
 	"estargz small chunks": func(b []byte) ([]byte, map[string]string, error) { return stargz(b, estargz.WithChunkSize(1<<20)) },
 	"stargz zstd": func(b []byte) ([]byte, map[string]string, error) {
 		more := map[string]string{}
@@ -120,7 +123,7 @@ func TestTablesOfContents(t *testing.T) {
 					continue
 				}
 				d := v1.Descriptor{Size: int64(len(blob)), Annotations: wrong}
-				if _, err := toc.Find(t.Context(), d, source(blob, nil), scratch(t)); !errdefs.IsDataLoss(err) {
+				if _, err := toc.Find(t.Context(), d, source(blob, nil), &toc.Budget{}, scratch(t)); !errdefs.IsDataLoss(err) {
 					t.Errorf("%s is wrong: %v", key, err)
 				}
 			}
@@ -156,7 +159,7 @@ func readByTable(t *testing.T, plain, blob []byte, annotations map[string]string
 	t.Helper()
 	var requests []int64
 	read := source(blob, &requests)
-	table, err := toc.Find(t.Context(), v1.Descriptor{Size: int64(len(blob)), Annotations: annotations}, read, scratch(t))
+	table, err := toc.Find(t.Context(), v1.Descriptor{Size: int64(len(blob)), Annotations: annotations}, read, &toc.Budget{}, scratch(t))
 	if err != nil || table == nil {
 		t.Fatalf("%v: %v, %v", annotations, table, err)
 	}

@@ -10,7 +10,6 @@ import (
 	"io"
 	"strings"
 	"sync"
-	"sync/atomic"
 
 	"distkit/cmd/internal/cli"
 	"distkit/cmd/internal/inside"
@@ -143,7 +142,7 @@ func (f *Flags) believe(ctx context.Context, img *remoteImage, missing []*remote
 	}
 	errs, turn := make([]error, len(missing)), make(chan struct{}, parallel)
 	var all sync.WaitGroup
-	var tables atomic.Int64 // bytes that are fetched of tables of contents
+	var tables toc.Budget
 	for i, l := range missing {
 		d, ok := found[l.Digest]
 		if !ok && !*f.unverified {
@@ -156,13 +155,7 @@ func (f *Flags) believe(ctx context.Context, img *remoteImage, missing []*remote
 				l.index, errs[i] = img.fetchIndex(ctx, d, l.Descriptor)
 				return
 			}
-			source := func(ctx context.Context, from, to int64) (io.ReadCloser, error) {
-				if tables.Add(to-from) > maxIndexes {
-					return nil, errclass.Errorf(errdefs.ErrDataLoss, "the tables of contents of the layers have more than %d bytes together", maxIndexes)
-				}
-				return l.bytes(ctx, from, to)
-			}
-			if l.toc, errs[i] = toc.Find(ctx, l.Descriptor, source, unnamed); errs[i] != nil {
+			if l.toc, errs[i] = toc.Find(ctx, l.Descriptor, l.bytes, &tables, unnamed); errs[i] != nil {
 				errs[i] = fmt.Errorf("layer %s: %w", l.Digest, errs[i])
 			}
 		})

@@ -14,6 +14,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 
 	"distkit/errclass"
@@ -32,6 +33,7 @@ import (
 type blobs struct {
 	remotes.Remote
 	content  map[digest.Digest][]byte
+	lock     sync.Mutex
 	requests int
 	bytes    int
 }
@@ -50,6 +52,8 @@ func (r *blobs) Fetch(_ context.Context, id string, hints ...string) (io.ReadClo
 			b = b[from : to+1]
 		}
 	}
+	r.lock.Lock()
+	defer r.lock.Unlock()
 	r.requests++
 	r.bytes += len(b)
 	return io.NopCloser(bytes.NewReader(b)), nil
@@ -361,6 +365,34 @@ func TestTableOfContents(t *testing.T) {
 	copy(r.content[d.Digest][at/2:], make([]byte, 40_000))
 	if err := files.Tar(t.Context(), []string{"/"}, io.Discard); !errdefs.IsDataLoss(err) {
 		t.Errorf("the layer is damaged: %v", err)
+	}
+}
+
+// The tables of contents of all layers are bounded together by their plain bytes, too: a few KB can be a huge table.
+func TestManyTables(t *testing.T) {
+	t.Parallel()
+	w, err := zstd.NewWriter(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	table := w.EncodeAll([]byte(`{"entries": []}`+strings.Repeat(" ", 64<<20)), nil)
+	r := &blobs{}
+	var layers []v1.Descriptor
+	size := 0
+	for i := range 9 {
+		d := r.put(append(fmt.Appendf(nil, "layer %d", i), table...))
+		d.Annotations = map[string]string{"io.github.containers.zstd-chunked.manifest-position": fmt.Sprintf("7:%d:1:1", len(table))}
+		layers, size = append(layers, d), size+int(d.Size)
+	}
+	f := flags("")
+	*f.unverified = true
+	for _, few := range [][]v1.Descriptor{layers[:2], layers[1:3]} {
+		if _, err := f.layers(t.Context(), r.image(few...)); err != nil {
+			t.Errorf("%d layers: %v", len(few), err)
+		}
+	}
+	if _, err := f.layers(t.Context(), r.image(layers...)); !errdefs.IsDataLoss(err) || !strings.Contains(err.Error(), "together") {
+		t.Errorf("layers of %d bytes, whose tables have 576 MiB: %v", size, err)
 	}
 }
 
