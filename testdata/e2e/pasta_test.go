@@ -50,7 +50,7 @@ func TestPasta(t *testing.T) {
 	const traces = `find distkit -mindepth 2 | sort; ps -eo args | grep -F "$PWD" | grep -v grep || true`
 	p.sh(`dist-run --rm --net pasta --rootfs rootfs true`)
 	before := p.sh(traces)
-	const get, soon = ` --rootfs rootfs wget -q -O- http://`, `; for _ in $(seq 100); do curl -s -o /dev/null http://127.0.0.1:8080/ && break; sleep 0.05; done; `
+	const get, soon = ` --rootfs rootfs wget -q -O- http://`, `; for _ in $(seq 600); do curl -s -o /dev/null http://127.0.0.1:8080/ && break; sleep 0.05; done; `
 	for _, tt := range []struct{ name, script, want string }{
 		{"another host", `dist-run --rm --net pasta` + get + `192.0.2.2/`, "another host"},
 		{"by name, of a stub", `dist-run --rm --net pasta` + get + `mirror.example/`, "another host"},
@@ -63,7 +63,8 @@ func TestPasta(t *testing.T) {
 			task start $ID >/dev/null` + soon + `curl -s http://192.0.2.1:8080/; task rm -f $ID || true`, "page\nended\npage"},
 		{"its end", `dist-run --rm --id $ID --net pasta --rootfs rootfs sh -c 'exit 7' || echo $?`, "7"},
 		// Killed, also with its guard: by itself, or by the next call.
-		{"killed", `for s in 0.1 0.3 1; do dist-run --rm --id $ID --net pasta --rootfs rootfs sleep 1000 & sleep $s; kill -9 $! || true; wait $! || true; for _ in $(seq 100); do pgrep -f "/run.$ID/netns" >/dev/null || break; sleep 0.05; done
+		{"killed", `for s in 0.1 0.3 1; do dist-run --rm --id $ID --net pasta --rootfs rootfs sleep 1000 & sleep $s; kill -9 $! || true; wait $! || true
+			for _ in $(seq 600); do pgrep -f "/run.$ID/netns" >/dev/null || run-net ls -q | grep -Fx "run.$ID" >/dev/null || break; sleep 0.05; done
 			pgrep -f "/run.$ID/netns" || echo ended; done`, "ended\nended\nended"},
 		{"killed with its guard", `dist-run --rm --id $ID -p 8080:80` + strings.TrimSuffix(httpd, "; ") + ` &` + soon[1:] + `curl -s http://127.0.0.1:8080/; for p in $(pgrep -f "^distkit-shim $ID\$") $!; do kill -9 $p; done; wait $! || true
 			dist-run --rm --id $ID --rootfs rootfs true; pgrep -f "/run.$ID/netns" || echo ended`, "page\nended"},
