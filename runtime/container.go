@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"time"
 
 	"distkit/disk"
@@ -19,7 +20,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Snapshots mounts and removes root filesystems. Each method succeeds if its effect is there already.
+// Snapshots mounts and removes root filesystems. Each method succeeds if its effect is there already. A target below
+// /proc leads through an open directory, whatever is at its path by now.
 type Snapshots interface {
 	// Prepare makes the snapshot on a parent and mounts it. After an error it has done neither.
 	Prepare(ctx context.Context, s Snapshot, parent, target string) error
@@ -175,10 +177,16 @@ func (s *Containers) create(ctx context.Context, r Record, parent string, comple
 		if err := errors.Join(f.Chmod(0o600), f.Close()); err != nil {
 			return err
 		}
-		if err := os.Mkdir(c.path("rootfs"), 0o755); err != nil || parent == "" {
+		atStep("configured")
+		if err := s.tree().Mkdir(c.rel("rootfs"), 0o755); err != nil || parent == "" {
 			return err
 		}
-		return s.snapshots.Prepare(ctx, *c.Snapshot, parent, c.path("rootfs"))
+		target, err := c.openRootfs()
+		if err != nil {
+			return err
+		}
+		defer target.Close()
+		return s.snapshots.Prepare(ctx, *c.Snapshot, parent, procPath(target)+"/.")
 	}()
 	if err == nil && complete != nil {
 		atStep("prepared")
@@ -382,12 +390,20 @@ func (c *Container) empty() error {
 
 // unmount unmounts the root filesystem if it is mounted.
 func (c *Container) unmount() error {
-	fi, err := c.set.tree().Stat(c.rel("rootfs"))
+	d, err := c.set.openStored(strings.Split(c.rel(), "/"))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	defer d.Close()
+	fi, err := disk.StatAt(d, "rootfs")
 	if errors.Is(err, fs.ErrNotExist) || err == nil && !fi.IsDir() {
 		return nil // nothing can be mounted on a symbolic link
 	}
 	if err == nil {
-		err = c.set.snapshots.Unmount(c.path("rootfs"))
+		err = c.set.snapshots.Unmount(procPath(d) + "/rootfs")
 	}
 	if errdefs.IsNotFound(err) {
 		return nil

@@ -53,7 +53,7 @@ func TestCreateUndoes(t *testing.T) {
 // If the process is killed while it makes a container, Clear or Remove deletes everything it has left.
 func TestCreateKilledAtEveryStep(t *testing.T) {
 	runtimes(t, func(t *testing.T, m *machine) {
-		for _, step := range []string{"written", "prepared", "completed"} {
+		for _, step := range []string{"written", "configured", "prepared", "completed"} {
 			for _, keep := range []string{"", "yes"} {
 				c := m.as("create", "test-made", step)
 				c.Env = append(c.Env, "TEST_KEEP="+keep)

@@ -529,13 +529,69 @@ func TestRootOfAnotherContainer(t *testing.T) {
 		if out, err := m.as("start", two.ID, "").CombinedOutput(); err != nil {
 			t.Errorf("%v: %s", err, out)
 		} else {
-			until(t, "output", func() bool { return m.log(two) != "" })
-			if got := m.log(two); !strings.Contains(got, "of the one") {
-				t.Errorf("it has %q", got)
-			}
+			until(t, "the mark", func() bool { return strings.Contains(m.log(two), "of the one") })
 		}
 		for _, c := range []*Container{two, one} {
 			if _, err := c.Remove(t.Context(), true); err != nil {
+				t.Error(err)
+			}
+		}
+	})
+}
+
+// A new container's root filesystem is mounted in the container's directory, or nowhere, whatever the store's owner
+// replaces that with meanwhile. The same is true of its unmounting.
+func TestRootIsMountedInTheStore(t *testing.T) {
+	runtimes(t, func(t *testing.T, m *machine) {
+		if m.runtime != "runc" { // none takes part in this
+			return
+		}
+		outside := t.TempDir()
+		rootfs := filepath.Join(outside, "default/test-swap/rootfs")
+		if err := os.MkdirAll(filepath.Dir(rootfs), 0o700); err != nil {
+			t.Fatal(err)
+		}
+		all := m.bound()
+		if err := os.MkdirAll(all.root, 0o700); err != nil {
+			t.Fatal(err)
+		}
+		containers := filepath.Join(all.root, "containers")
+		for _, when := range []string{"configured", "prepared"} {
+			create := m.as("create", "test-swap", "")
+			create.Env = append(create.Env, swapAt+"="+containers+"|"+outside+"|"+when)
+			out, _ := create.CombinedOutput() // its status tells only that the run has none
+			if when == "configured" && len(out) == 0 {
+				t.Error("a container is made in a directory that was replaced")
+			}
+			if mounted(rootfs) {
+				t.Errorf("%s: it is mounted outside of the store: %s", when, out)
+				if err := unix.Unmount(rootfs, 0); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if when == "configured" {
+				if names, err := os.ReadDir(filepath.Dir(rootfs)); err != nil || len(names) > 0 {
+					t.Errorf("outside of the store there is %v: %v", names, err)
+				}
+			} else {
+				// Another mount there stays.
+				if err := errors.Join(os.MkdirAll(rootfs, 0o700), unix.Mount(outside, rootfs, "", unix.MS_BIND, "")); err != nil {
+					t.Fatal(err)
+				}
+				c := &Container{Record: Record{ID: "test-swap", Namespace: "default"}, dir: filepath.Join(all.dir(), "test-swap"), set: all}
+				if err := c.unmount(); err == nil || !mounted(rootfs) {
+					t.Errorf("what is mounted outside of the store is unmounted: %v", err)
+				}
+				_ = unix.Unmount(rootfs, 0)
+			}
+			if err := errors.Join(os.Remove(containers), os.Rename(containers+".aside", containers)); err != nil {
+				t.Fatal(err)
+			}
+			c, err := all.Any("test-swap")
+			if err == nil {
+				_, err = c.Remove(t.Context(), true)
+			}
+			if err != nil && !errdefs.IsNotFound(err) {
 				t.Error(err)
 			}
 		}

@@ -189,7 +189,7 @@ func (s *Snapshotter) UnmountAll(_ context.Context, key string) error {
 			return err
 		}
 		for _, target := range slices.Backward(where) { // the newest mount is on top
-			if err := unmount(target); err != nil {
+			if err := unmount(target, target); err != nil {
 				return fmt.Errorf("%s: %w", target, err)
 			}
 		}
@@ -204,17 +204,20 @@ func (s *Snapshotter) UnmountAll(_ context.Context, key string) error {
 // Unmount unmounts the snapshot mounted on the directory target. It does nothing if nothing is mounted there.
 // FailedPrecondition: the mount is not one of a snapshot. Unavailable: it is in use.
 func Unmount(target string) error {
-	dir, err := realDir(target)
-	if err == nil {
-		err = unmount(dir)
+	real, err := realDir(target)
+	if err == nil && strings.HasPrefix(target, "/proc/") { // it leads through an open directory, whatever is at its path by now
+		err = unmount(real, target)
+	} else if err == nil {
+		err = unmount(real, real)
 	}
 	if err != nil {
-		return fmt.Errorf("unmount %s: %w", target, err)
+		return fmt.Errorf("unmount %s: %w", cmp.Or(real, target), err)
 	}
 	return nil
 }
 
-func unmount(dir string) error {
+// unmount unmounts what is on the directory dir, by a path to that.
+func unmount(dir, path string) error {
 	table, err := readMounts()
 	if err != nil {
 		return err
@@ -226,7 +229,7 @@ func unmount(dir string) error {
 	if !m.ofSnapshot() {
 		return errdefs.ErrFailedPrecondition.WithMessage("what is mounted there is no snapshot (" + m.fstype + ")")
 	}
-	switch err := sys.Unmount(dir, unix.UMOUNT_NOFOLLOW); {
+	switch err := sys.Unmount(path, unix.UMOUNT_NOFOLLOW); {
 	case errors.Is(err, unix.EBUSY):
 		return errdefs.ErrUnavailable.WithMessage("it is in use")
 	case errors.Is(err, unix.EPERM):
