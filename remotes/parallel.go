@@ -72,7 +72,7 @@ func newParallel(first *rangeReader, length int64, n int, end int64) *parallel {
 	return p
 }
 
-// readChunk reads the reader's span, which begins at offset at, into buf.
+// readChunk reads the reader's span, which begins at offset, into buf.
 func (r *rangeReader) readChunk(offset int64, buf []byte) chunk {
 	defer r.Close()
 	c := chunk{buf: buf}

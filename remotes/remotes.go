@@ -121,7 +121,8 @@ func (f ReferrerFilter) selects(d ocispec.Descriptor) bool {
 
 // Options configure access to registries. The zero value is ready to use.
 type Options struct {
-	// PlainHTTP uses HTTP for a host whose scheme isn't configured. Loopback hosts get HTTP anyway.
+	// PlainHTTP uses HTTP for a host whose scheme isn't configured. A loopback host with a port other than 443 is asked so anyway, unless it
+	// has TLS settings.
 	PlainHTTP bool
 	// HostsDir lists directories, separated by colons, in the form of containerd's certs.d (HOST/hosts.toml and
 	// certificates) or docker's. Empty means DefaultHostsDir.
