@@ -91,20 +91,27 @@ options() { # [ARG…]
 # candidates prints the flags that complete the last argument, for the completion scripts of the shells, in the form that cobra's commands print
 # them in: a tab before the description, and at the end :4 for flags alone, or :0 for files.
 candidates() { # [ARG…]
-	local - IFS=$'\n' pattern='^  (-(.),|   ) --([a-z-]+)( [^ ]+|\[=[^ ]+\])?  ' word=${*: -1} before='' line list='' directive=:4
+	local - IFS=$'\n' pattern='^  (-(.),|   ) --([a-z-]+)( [^ ]+|\[=[^ ]+\])?  ' word=${*: -1} before='' value='' line list='' directive=:4
 	set -f # $flags is split into lines, and a [=TYPE…] in it is no pattern
-	[[ $# -eq 1 ]] || before=${*: -2:1}
+	for line in "${@:1:$#-1}"; do # The names are those of the store and the namespace that the flags before name.
+		[[ $line != --@(root|namespace)=* ]] || before=${line%%=*}
+		case $before in
+		--root) export DIST_ROOT="${line#--root=}" ;;
+		--namespace) export CONTAINERD_NAMESPACE="${line#--namespace=}" ;;
+		esac
+		before=$line
+	done
 	[[ $word == -* && $word != *=* ]] || directive=:0
 	for line in $flags; do
 		[[ $line =~ $pattern ]] || continue
 		# Behind a flag that takes a value comes that.
-		[[ ${BASH_REMATCH[4]} != ' '* || ($before != "--${BASH_REMATCH[3]}" && $before != "-${BASH_REMATCH[2]}") ]] || directive=:0
+		[[ ${BASH_REMATCH[4]} != ' '* || ($before != "--${BASH_REMATCH[3]}" && $before != "-${BASH_REMATCH[2]}") ]] || directive=:0 value=yes
 		line=${line#"${BASH_REMATCH[0]}"}
 		[[ --${BASH_REMATCH[3]} != "$word"* ]] || list+=--${BASH_REMATCH[3]}$'\t'${line#"${line%%[! ]*}"}$'\n'
 	done
 	[[ $directive == :0 ]] || printf %s "$list"
 	# Names of a store may be a stranger's, and bash expands what a completion script is given: only what is a plain word is offered.
-	if [[ $directive == :0 && $before != -* && $usage == *NAME* ]]; then
+	if [[ $directive == :0 && -z $value && $usage == *NAME* ]]; then
 		LC_ALL=C dist-image ls -q 2>/dev/null | LC_ALL=C grep -E "^[A-Za-z0-9][A-Za-z0-9./:@_+-]*$" | grep -F -e "$word" | head -n 500 || true
 	fi
 	printf '%s\n' "$directive"
