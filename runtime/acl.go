@@ -79,7 +79,7 @@ func letSearch(linux *specs.Linux, dirs ...string) error {
 			if !slices.Contains(users, m.HostID) {
 				users, ok = append(users, m.HostID), false
 			}
-			if ok { // else a chmod of the directory has put them out
+			if ok { // it is false if a chmod of the directory has put them out
 				continue
 			}
 			slices.Sort(users)

@@ -124,6 +124,9 @@ func placeCgroups(key string, r *Runtime, detached bool, limits []string) (place
 		return placement{}, errclass.Errorf(errdefs.ErrPermissionDenied, "no cgroups can be made below %s", r.cgroupParent)
 	}
 	if len(limits) > 0 {
+		if len(last.dirs) > 0 {
+			limits = lacking(filepath.Dir(last.dirs[0]), "cgroup.subtree_control", limits)
+		}
 		return placement{}, errNoLimits(limits, filepath.Dir(last.path))
 	}
 	return last, nil

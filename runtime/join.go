@@ -99,14 +99,14 @@ func checkEnds(s *specs.Spec, cgroups []string) error {
 }
 
 // Shared returns what a container needs to resolve names in this one's network: the host name, and the mounts of the
-// files.
+// files. FailedPrecondition: another directory is at the container's path.
 func (c *Container) Shared() (hostname string, files []specs.Mount, err error) {
-	b, err := openBundleConfig(c.BundleDir(), c.BundleDir())
+	b, err := c.openConfig()
 	if err != nil {
 		return "", nil, err
 	}
 	for _, m := range b.spec.Mounts {
-		if m.Type == "bind" && slices.Contains(spec.NameFiles, m.Destination) {
+		if isBind(m) && slices.Contains(spec.NameFiles, m.Destination) {
 			m.Source = b.inBundle(m.Source)
 			files = append(files, m)
 		}

@@ -150,11 +150,20 @@ func (s *Containers) forBundle(ctx context.Context, find Finder, rec Record) (*C
 	return c, r, lock, err
 }
 
-// openBundle opens the container's bundle. A configuration in the container's directory is made readable for this user alone,
-// whoever wrote it.
+// openBundle opens the container's bundle and checks it.
 func (c *Container) openBundle() (*bundle, error) {
+	b, err := c.openConfig()
+	if err != nil {
+		return nil, err
+	}
+	return b, b.check(c.BundleDir())
+}
+
+// openConfig reads the container's configuration. If it is in the container's directory, that must be the one that the
+// record is sealed for, and the file is made readable for this user alone, whoever wrote it.
+func (c *Container) openConfig() (*bundle, error) {
 	if c.Bundle != "" {
-		return openBundle(c.Bundle, c.Bundle)
+		return openBundleConfig(c.Bundle, c.Bundle)
 	}
 	d, err := c.openDir()
 	if err != nil {
@@ -171,7 +180,7 @@ func (c *Container) openBundle() (*bundle, error) {
 	}
 	defer f.Close()
 	b.dir = c.dir
-	return b, errors.Join(f.Chmod(0o600), b.check(c.dir))
+	return b, f.Chmod(0o600)
 }
 
 // lockDir returns a container without a process, given by its directory in the store, and locks it. If the directory

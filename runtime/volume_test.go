@@ -597,3 +597,26 @@ func TestRootIsMountedInTheStore(t *testing.T) {
 		}
 	})
 }
+
+// What another container is given comes from the directory that was checked, and not from one that replaced it.
+func TestSharedIsSealed(t *testing.T) {
+	t.Parallel()
+	s := openVolumes(t)
+	c, err := s.Create(t.Context(), Record{ID: "one"}, "", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	config := `{"process":{"args":["true"]},"root":{"path":"rootfs"},"hostname":"h","mounts":[{"destination":"/etc/hosts","source":"hosts","options":["rbind"]}]}`
+	testenv.Write(t, c.path("config.json"), config)
+	name, files, err := c.Shared()
+	if err != nil || name != "h" || len(files) != 1 || files[0].Source != c.path("hosts") {
+		t.Errorf("%s, %v: %v", name, files, err)
+	}
+	if err := os.Rename(c.Dir(), c.Dir()+".aside"); err != nil {
+		t.Fatal(err)
+	}
+	testenv.Write(t, c.path("config.json"), strings.Replace(config, `"hosts"`, `"/etc/shadow"`, 1))
+	if _, files, err := c.Shared(); !errdefs.IsFailedPrecondition(err) {
+		t.Errorf("another directory gives %v: %v", files, err)
+	}
+}
