@@ -60,7 +60,7 @@ func Mount(source, target string) (unmount func() error, err error) {
 		return nil, errors.Join(err, c.Wait())
 	}
 	return func() error {
-		err := unix.Unmount(target, unix.MNT_DETACH)
+		err := unix.Unmount(target, unix.MNT_DETACH|unix.MNT_FORCE) // which ends the server, though a mount namespace of another process has a copy
 		return errors.Join(err, c.Wait())
 	}, nil
 }
