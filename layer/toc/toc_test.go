@@ -45,6 +45,24 @@ func blob(t *testing.T, content, table string) string {
 	return head + member(b.String()) + fmt.Sprintf("\x1f\x8b\x08\x04\x00\x00\x00\x00\x00\xff\x1a\x00SG\x16\x00%016xSTARGZ\x01\x00\x00\xff\xff", len(head)) + strings.Repeat("\x00", 8)
 }
 
+// firstFile opens the content of a layer's first file.
+func firstFile(t *testing.T, table *Table, source Source) *Contents {
+	t.Helper()
+	e, err := table.Entries(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer e.Close()
+	_, chunks, err := e.Next()
+	if err != nil {
+		t.Fatal(err)
+	}
+	contents := table.Contents(t.Context(), source)
+	t.Cleanup(func() { contents.Close() })
+	contents.Open(chunks, false)
+	return contents
+}
+
 func find(t *testing.T, b string, annotations map[string]string) (*Table, Source, error) {
 	t.Helper()
 	source := func(_ context.Context, from, to int64) (io.ReadCloser, error) {
@@ -165,18 +183,7 @@ func TestMalformed(t *testing.T) {
 			t.Errorf("%s: %v", name, err)
 			continue
 		}
-		e, err := found.Entries(t.Context())
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer e.Close()
-		_, chunks, err := e.Next()
-		if err != nil {
-			t.Fatal(err)
-		}
-		contents := found.Contents(t.Context(), source)
-		defer contents.Close()
-		contents.Open(chunks, false)
+		contents := firstFile(t, found, source)
 		b, err := io.ReadAll(contents)
 		if !errdefs.IsDataLoss(err) || errors.Is(err, io.EOF) {
 			t.Errorf("%s: %q, %v", name, b, err)
@@ -198,18 +205,7 @@ func TestFirstStream(t *testing.T) {
 	if err != nil || found == nil {
 		t.Fatalf("%v, %v", found, err)
 	}
-	e, err := found.Entries(t.Context())
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer e.Close()
-	_, chunks, err := e.Next()
-	if err != nil {
-		t.Fatal(err)
-	}
-	contents := found.Contents(t.Context(), source)
-	defer contents.Close()
-	contents.Open(chunks, false)
+	contents := firstFile(t, found, source)
 	if b, err := io.ReadAll(contents); err != nil || string(b) != "cdefg" {
 		t.Errorf("%q, %v", b, err)
 	}
