@@ -300,8 +300,8 @@ func (h *Helper) outgoing(ctx context.Context, id string, content io.Reader, hin
 	return &sized{newVerifier(ctx, io.NopCloser(content), desc.Digest, hint.offset, hint.offset, -1), hint.offset, desc.Size}, desc, false, nil
 }
 
-// hasTag reports, with Options.IfAbsent, whether a tag already points at the manifest. AlreadyExists if it points at
-// another one.
+// hasTag reports whether a tag already points at the manifest. AlreadyExists: it points at another one. Without
+// Options.IfAbsent it asks for nothing and returns false.
 func (h *Helper) hasTag(ctx context.Context, id string, d digest.Digest) (bool, error) {
 	if !h.options.IfAbsent {
 		return false, nil

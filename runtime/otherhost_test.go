@@ -9,7 +9,8 @@ import (
 	"distkit/runtime/internal/testenv"
 )
 
-// onOtherHost is the variable with which the test binary runs on a simulated host of another kind, with runc only.
+// onOtherHost is an environment variable. The test binary sees it set when it runs on a simulated host of another
+// kind, which has runc only.
 const onOtherHost = "TEST_OTHER_HOST"
 
 // Most hosts have only cgroup v2. The tests for many containers, killed steps, boots and killed runs pass there too.

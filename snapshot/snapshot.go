@@ -130,7 +130,8 @@ type Driver interface {
 	Remove(ctx context.Context, dir string) error
 }
 
-// ArchiveForm is a form of whiteouts: the layer is stored as an archive, not applied.
+// ArchiveForm is a value of --whiteouts, like the forms of whiteouts: the layer is stored as an archive, and no file
+// of it is created.
 const ArchiveForm = "archive"
 
 // LayerDir is the subdirectory of a snapshot in which Stack has a layer stored in ArchiveForm.

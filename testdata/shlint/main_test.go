@@ -97,7 +97,7 @@ var bad = []string{
 	`sh -c 'echo $(($1 + 1))' sh "$size"`,
 }
 
-// These lines are accepted: the script counts itself, has checked the value, or uses no number.
+// good are lines that the lint accepts: the script made the number itself, has checked the value, or uses no number.
 var good = []string{
 	`n=0; n=$((n + 1)); ((n > 1))`,
 	`n=3; while ((n--)); do :; done`,

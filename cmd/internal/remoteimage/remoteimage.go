@@ -28,8 +28,10 @@ import (
 	"github.com/spf13/cobra"
 )
 
-// maxLayers bounds the layers of an image. parallel is how many indexes are fetched at the same time.
-const maxLayers, parallel = 1024, 4
+const (
+	maxLayers = 1024 // of an image
+	parallel  = 4    // indexes that are fetched at the same time
+)
 
 // Flags are the flags for images at a registry.
 type Flags struct {
