@@ -38,8 +38,9 @@ type failure struct {
 	why string
 }
 
-// reason finds in the output of t.Skip why a test was skipped: "    x_test.go:12: no crun".
-var reason = regexp.MustCompile(`(?m)^\s+\S+_test\.go:\d+: (.*)$`)
+// reason finds in a test's output why it was skipped or failed: "    x_test.go:12: no crun". A script fails with
+// "    FAIL: x.txtar:12: status 0, not 3", after what its command printed.
+var reason = regexp.MustCompile(`(?m)^\s+(?:\S+_test\.go:\d+: |FAIL: )(.*)$`)
 
 func main() {
 	s := summary{
@@ -140,13 +141,18 @@ func (s *summary) end(e event, output string) {
 	}
 }
 
-// why finds in a test's output why it was skipped, or its first failure.
+// why finds in a test's output why it was skipped, or its first failure, and of a script what it did last.
 func why(output string) string {
-	m := reason.FindStringSubmatch(output)
+	m := reason.FindStringSubmatchIndex(output)
 	if m == nil {
 		return "no reason given"
 	}
-	return m[1]
+	why := output[m[2]:m[3]]
+	if strings.HasSuffix(output[:m[2]], "FAIL: ") {
+		before := strings.Fields(output[:m[0]])
+		why += ", after: " + strings.Join(before[max(0, len(before)-60):], " ")
+	}
+	return why
 }
 
 // close prints why tests were skipped, unless all output was printed, one line for each test that failed, and the last
@@ -162,7 +168,7 @@ func (s *summary) close() {
 		if !slices.ContainsFunc(s.failures, func(g failure) bool {
 			return g.Package == f.Package && g.Test != f.Test && (f.Test == "" || strings.HasPrefix(g.Test, f.Test+"/"))
 		}) {
-			fmt.Fprintf(s.out, "failed: %s: %.200s\n", strings.TrimSpace(f.Package+" "+f.Test), f.why)
+			fmt.Fprintf(s.out, "failed: %s: %.600s\n", strings.TrimSpace(f.Package+" "+f.Test), f.why)
 		}
 	}
 	fmt.Fprintf(s.out, "%d passed, %d failed, %d skipped\n", s.passed, s.failed, s.skipped)

@@ -29,6 +29,8 @@ func TestSummary(t *testing.T) {
 {"Action":"skip","Package":"r"}
 {"Action":"output","Package":"s","Output":"FAIL\ts [build failed]\n"}
 {"Action":"fail","Package":"s"}
+{"Action":"output","Package":"u","Test":"TestScript","Output":"    testscript.go:609: \n        > status 3 ls x\n        [stderr]\n        gone\n        FAIL: a.txtar:2: status 0, not 3\n"}
+{"Action":"fail","Package":"u","Test":"TestScript"}
 `
 	var out strings.Builder
 	s := summary{out: &out, output: map[string]*strings.Builder{}, reasons: map[string]int{}}
@@ -37,8 +39,10 @@ func TestSummary(t *testing.T) {
 	}
 	s.close()
 	const want = "    x_test.go:3: wrong\n--- FAIL: TestBad (0.00s)\n    x_test.go:7: deep\nFAIL\nFAIL\tp\t0.01s\nok  \tq\t0.01s\nFAIL\ts [build failed]\n" +
+		"    testscript.go:609: \n        > status 3 ls x\n        [stderr]\n        gone\n        FAIL: a.txtar:2: status 0, not 3\n" +
 		"skipped 1: no crun\nfailed: p TestBad: wrong\nfailed: p TestDeep/a/b: deep\nfailed: s: no reason given\n" +
-		"1 passed, 4 failed, 1 skipped\n"
+		"failed: u TestScript: a.txtar:2: status 0, not 3, after: testscript.go:609: > status 3 ls x [stderr] gone\n" +
+		"1 passed, 5 failed, 1 skipped\n"
 	if out.String() != want {
 		t.Errorf("got %q\nwant %q", out.String(), want)
 	}
