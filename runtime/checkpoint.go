@@ -74,7 +74,7 @@ func (c *Container) Checkpoint(ctx context.Context, dir string, exit bool, save 
 	if len(c.Namespaces) > 0 {
 		return failed("checkpoint: container %s is in namespaces of other containers", c.ID)
 	}
-	b, err := openBundleConfig(c.BundleDir(), c.BundleDir())
+	b, err := c.openConfig()
 	if err != nil {
 		return err
 	}

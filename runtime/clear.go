@@ -250,7 +250,7 @@ func (s *state) clearHost(ctx context.Context, c *claim, key string) error {
 
 // remove removes a container without a process. It takes over the lock.
 func (c *Container) remove(ctx context.Context, lock *os.File) error {
-	if err := c.unmount(); err != nil {
+	if err := c.UnmountRoot(); err != nil {
 		_ = lock.Close()
 		return fmt.Errorf("remove container %s: %w", c.ID, err)
 	}

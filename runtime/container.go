@@ -195,7 +195,7 @@ func (s *Containers) create(ctx context.Context, r Record, parent string, comple
 		}
 		atStep("completed")
 		if err != nil {
-			err = errors.Join(err, c.unmount(), c.removeResources(context.WithoutCancel(ctx)))
+			err = errors.Join(err, c.UnmountRoot(), c.removeResources(context.WithoutCancel(ctx)))
 		}
 	}
 	if err != nil {
@@ -375,7 +375,7 @@ func (s *Containers) ids() ([]string, error) {
 
 // empty deletes the contents of the directory except the lock, and unmounts what is mounted in it.
 func (c *Container) empty() error {
-	if err := c.unmount(); err != nil {
+	if err := c.UnmountRoot(); err != nil {
 		return err
 	}
 	if mounted(c.path("rootfs")) {
@@ -388,8 +388,8 @@ func (c *Container) empty() error {
 	return c.removeSecrets()
 }
 
-// unmount unmounts the root filesystem if it is mounted.
-func (c *Container) unmount() error {
+// UnmountRoot unmounts the root filesystem if it is mounted.
+func (c *Container) UnmountRoot() error {
 	d, err := c.set.openStored(strings.Split(c.rel(), "/"))
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil

@@ -137,7 +137,7 @@ func (p *Process) claimStore() (*os.File, error) {
 
 // further returns the runtime's description of a further process.
 func (c *Container) further(x Exec, pid int) (*specs.Process, error) {
-	b, err := openBundleConfig(c.BundleDir(), c.BundleDir())
+	b, err := c.openConfig()
 	if err != nil {
 		return nil, err
 	}

@@ -75,32 +75,29 @@ func (l looked) files(p *Process, f func(Files) error) error {
 
 // stoppedFiles is Files for a container that does not run and that the caller has locked.
 func (c *Container) stoppedFiles(ctx context.Context, f func(Files) error) (err error) {
-	dir := c.path("rootfs")
 	if c.Users != "" {
 		// A killed run may have left its mount, whose owners are mapped by a user namespace that is gone.
-		if err := c.unmount(); err != nil {
+		if err := c.UnmountRoot(); err != nil {
 			return err
+		}
+	}
+	var root *os.File
+	if c.Snapshot != nil {
+		if root, err = c.OpenRoot(); err != nil {
+			root, err = c.MountRoot(ctx)
+			defer func() { err = errors.Join(err, c.UnmountRoot()) }()
+		}
+	} else {
+		var b *bundle
+		if b, err = c.openConfig(); err == nil {
+			root, err = c.openRoot(b.inBundle(filepath.Clean(b.spec.Root.Path)))
 		}
 	}
 	switch {
-	case c.Snapshot != nil && !mounted(dir):
-		if err := os.Mkdir(dir, 0o755); err != nil && !errors.Is(err, fs.ErrExist) {
-			return err
-		}
-		if err := c.set.snapshots.Mount(ctx, *c.Snapshot, dir); err != nil {
-			return err
-		}
-		defer func() { err = errors.Join(err, c.unmount()) }()
-	case c.Snapshot == nil:
-		b, err := openBundleConfig(c.BundleDir(), c.BundleDir())
-		if err != nil {
-			return err
-		}
-		dir = b.inBundle(filepath.Clean(b.spec.Root.Path))
-	}
-	root, err := os.OpenFile(dir, os.O_RDONLY|unix.O_DIRECTORY, 0)
-	if err != nil {
+	case errors.Is(err, fs.ErrNotExist), errors.Is(err, unix.ENOTDIR):
 		return failed("container %s: root filesystem: %w", c.ID, err)
+	case err != nil:
+		return fmt.Errorf("container %s: root filesystem: %w", c.ID, err)
 	}
 	defer root.Close()
 	return f(Files{Root: root})

@@ -2,9 +2,11 @@ package runtime
 
 import (
 	"bytes"
+	"errors"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -14,6 +16,7 @@ import (
 	"distkit/runtime/stdio"
 
 	"github.com/containerd/console"
+	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
 )
 
@@ -185,6 +188,51 @@ func TestRunTerminalTellsWhatIsNotWritten(t *testing.T) {
 		c.Stdout = w
 		if err := c.Run(); c.ProcessState.ExitCode() != 128+int(unix.SIGPIPE) {
 			t.Errorf("no reader: %v", err)
+		}
+	})
+}
+
+// The files of a stopped container are those of the directory that its record is sealed for, whatever the store's owner
+// has put in its place since that was checked.
+func TestFilesOfASwappedDirectory(t *testing.T) {
+	runtimes(t, func(t *testing.T, m *machine) {
+		outside := t.TempDir()
+		testenv.Write(t, filepath.Join(outside, "mark"), "the host's")
+		m.spec(spec.Options{Args: []string{"true"}})
+		config, err := os.ReadFile(filepath.Join(m.bundle, "config.json"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		plain, err := m.containers().Create(t.Context(), Record{ID: "test-plain"}, "", nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		testenv.Write(t, plain.path("config.json"), string(config))
+		for _, c := range []*Container{plain, m.snapshotted("test-snapshot", Record{})} {
+			look := func(refused bool) {
+				err := c.stoppedFiles(t.Context(), func(f Files) error {
+					names, err := f.Root.Readdirnames(-1)
+					if slices.Contains(names, "mark") {
+						t.Errorf("%s: the host's files are shown", c.ID)
+					}
+					return err
+				})
+				if err != nil != refused || refused && !errdefs.IsFailedPrecondition(err) {
+					t.Errorf("%s: %v", c.ID, err)
+				}
+			}
+			look(false)
+			if err := errors.Join(os.Rename(c.dir, c.dir+"-aside"), os.Mkdir(c.dir, 0o700), os.Symlink(outside, c.path("rootfs"))); err != nil {
+				t.Fatal(err)
+			}
+			testenv.Write(t, c.path("config.json"), string(config))
+			look(true)
+			if err := errors.Join(os.RemoveAll(c.dir), os.Rename(c.dir+"-aside", c.dir)); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := c.Remove(t.Context(), true); err != nil {
+				t.Error(err)
+			}
 		}
 	})
 }

@@ -38,7 +38,7 @@ func (u *execution) mountPrivately(s *specs.Spec, users *os.File) error {
 			stored = append(stored, i)
 		}
 	}
-	rootAt, storedRoot := u.c.set.stored(s.Root.Path)
+	_, storedRoot := u.c.set.stored(s.Root.Path)
 	if len(stored)+len(u.joined) == 0 && !storedRoot {
 		return nil
 	}
@@ -60,7 +60,7 @@ func (u *execution) mountPrivately(s *specs.Spec, users *os.File) error {
 			return err
 		}
 		if storedRoot {
-			root, err := u.openRoot(rootAt)
+			root, err := u.c.openRoot(s.Root.Path)
 			if err != nil {
 				return err
 			}
@@ -106,13 +106,17 @@ func (u *execution) mountPrivately(s *specs.Spec, users *os.File) error {
 	return err
 }
 
-// openRoot opens the root filesystem that the configuration names, which may be another one in the store than the
-// container's own. parts is as in openStored.
-func (u *execution) openRoot(parts []string) (*os.File, error) {
-	if filepath.Join(parts...) == u.c.rel("rootfs") {
-		return u.c.OpenRoot()
+// openRoot opens the root filesystem that the configuration names: the container's own, another one in the store, or
+// any directory of the host.
+func (c *Container) openRoot(path string) (*os.File, error) {
+	parts, ok := c.set.stored(path)
+	switch {
+	case !ok:
+		return os.OpenFile(path, os.O_RDONLY|unix.O_DIRECTORY, 0)
+	case filepath.Join(parts...) == c.rel("rootfs"):
+		return c.OpenRoot()
 	}
-	return u.c.set.openStored(parts)
+	return c.set.openStored(parts)
 }
 
 // run calls f in the mount namespace. Processes that f starts are in it too. If m is nil, it just calls f.
@@ -216,9 +220,9 @@ func bind(f *os.File, target string, users *os.File) error {
 	return err
 }
 
-// openDir opens the container's directory: the one that its record is sealed for, whatever is at its path now.
+// OpenDir opens the container's directory: the one that its record is sealed for, whatever is at its path now.
 // FailedPrecondition: another directory is at its path.
-func (c *Container) openDir() (*os.File, error) {
+func (c *Container) OpenDir() (*os.File, error) {
 	d, err := c.set.openStored(strings.Split(c.rel(), "/"))
 	if err != nil {
 		return nil, err
@@ -237,7 +241,7 @@ func (c *Container) openDir() (*os.File, error) {
 // openRootfs opens the directory of the container's root filesystem. If a snapshot is mounted there, it opens the
 // mount.
 func (c *Container) openRootfs() (*os.File, error) {
-	d, err := c.openDir()
+	d, err := c.OpenDir()
 	if err != nil {
 		return nil, err
 	}

@@ -165,7 +165,7 @@ func (c *Container) openConfig() (*bundle, error) {
 	if c.Bundle != "" {
 		return openBundleConfig(c.Bundle, c.Bundle)
 	}
-	d, err := c.openDir()
+	d, err := c.OpenDir()
 	if err != nil {
 		return nil, err
 	}
@@ -380,6 +380,15 @@ func (u *execution) prepare(ctx context.Context, detached bool) error {
 	return u.writeState(u.state) // from now on, whatever is in these cgroups belongs to the container
 }
 
+// MountRoot mounts the container's snapshot, unless it is mounted, and opens the root of the container's root
+// filesystem.
+func (c *Container) MountRoot(ctx context.Context) (*os.File, error) {
+	if err := c.mountRoot(ctx, nil); err != nil {
+		return nil, err
+	}
+	return c.OpenRoot()
+}
+
 // mountRoot mounts the container's snapshot. If users is not nil, its files' owners are mapped by that user namespace.
 func (c *Container) mountRoot(ctx context.Context, users *os.File) error {
 	if c.Snapshot == nil {
@@ -389,7 +398,7 @@ func (c *Container) mountRoot(ctx context.Context, users *os.File) error {
 		return err
 	}
 	if users != nil { // it may be mounted from when it was made, or from another run
-		if err := c.unmount(); err != nil {
+		if err := c.UnmountRoot(); err != nil {
 			return err
 		}
 	}
@@ -487,7 +496,7 @@ func (c *Container) unmountSnapshot() error {
 	if c.Snapshot == nil && !c.unread {
 		return nil
 	}
-	return c.unmount()
+	return c.UnmountRoot()
 }
 
 // disconnect disconnects the container's network. Errors are ignored: the network of a container to be removed goes

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
@@ -25,21 +26,23 @@ func (c *Container) UserNamespace() (*os.File, error) {
 	return nil, nil
 }
 
-// HasUserNamespace reports whether the container's configuration gives it its own user namespace.
-func (c *Container) HasUserNamespace() bool { return BundleHasUserNamespace(c.BundleDir()) }
+// HasUserNamespace reports whether the container's configuration gives it its own user namespace. It returns false if
+// the configuration can't be read.
+func (c *Container) HasUserNamespace() bool {
+	b, err := c.openConfig()
+	return err == nil && b.hasUserNamespace()
+}
 
-// BundleHasUserNamespace is HasUserNamespace for a bundle. It returns false if the configuration can't be read.
+// BundleHasUserNamespace is [Container.HasUserNamespace] for a bundle.
 func BundleHasUserNamespace(dir string) bool {
 	b, err := openBundleConfig(dir, dir)
-	if err != nil || b.spec.Linux == nil {
-		return false
-	}
-	for _, n := range b.spec.Linux.Namespaces {
-		if n.Type == specs.UserNamespace {
-			return true
-		}
-	}
-	return false
+	return err == nil && b.hasUserNamespace()
+}
+
+func (b *bundle) hasUserNamespace() bool {
+	return b.spec.Linux != nil && slices.ContainsFunc(b.spec.Linux.Namespaces, func(n specs.LinuxNamespace) bool {
+		return n.Type == specs.UserNamespace
+	})
 }
 
 func foreignUserNamespace(p HostProcess, above bool) (*os.File, error) {

@@ -107,7 +107,7 @@ func (u *execution) mapUsers(ctx context.Context) ([]specs.LinuxIDMapping, error
 		mine.Ranges = []idRange{r}
 		maps = []specs.LinuxIDMapping{{HostID: r.First, Size: r.Size}}
 	} else {
-		b, err := openBundleConfig(c.BundleDir(), c.BundleDir())
+		b, err := c.openConfig()
 		if err != nil {
 			return nil, err
 		}

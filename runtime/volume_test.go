@@ -579,7 +579,7 @@ func TestRootIsMountedInTheStore(t *testing.T) {
 					t.Fatal(err)
 				}
 				c := &Container{Record: Record{ID: "test-swap", Namespace: "default"}, dir: filepath.Join(all.dir(), "test-swap"), set: all}
-				if err := c.unmount(); err == nil || !mounted(rootfs) {
+				if err := c.UnmountRoot(); err == nil || !mounted(rootfs) {
 					t.Errorf("what is mounted outside of the store is unmounted: %v", err)
 				}
 				_ = unix.Unmount(rootfs, 0)

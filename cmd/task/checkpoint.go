@@ -78,7 +78,7 @@ func newRestore(o *containers.Flags) *cobra.Command {
 		if err != nil {
 			return err
 		}
-		err = checkpoint.Load(c.Context(), store, o.Snapshots(), t, dgst, grants)
+		err = checkpoint.Load(c.Context(), store, t, dgst, grants)
 		if err != nil {
 			if t.RemoveAtEnd {
 				_, _ = t.Remove(c.Context(), false)

@@ -263,7 +263,7 @@ func Describe(ctx context.Context, store *content.Store, ref string, rec *runtim
 // Load turns a container that has never run into the stored one. It applies the changes to its files. If the container
 // has no configuration, it writes the stored one; what that asks for beyond any container's defaults must be allowed by
 // grants. The state of the processes is then in [runtime.Container.CheckpointDir], until the container is removed.
-func Load(ctx context.Context, store *content.Store, snapshots containers.Snapshots, c *runtime.Container, dgst digest.Digest, grants spec.Options) (err error) {
+func Load(ctx context.Context, store *content.Store, c *runtime.Container, dgst digest.Digest, grants spec.Options) (err error) {
 	if err := c.CheckOwn(); err != nil {
 		return err
 	}
@@ -275,17 +275,30 @@ func Load(ctx context.Context, store *content.Store, snapshots containers.Snapsh
 	if changed && c.Snapshot == nil && c.Bundle == "" {
 		return errclass.Errorf(errdefs.ErrFailedPrecondition, "%s has what was changed in a snapshot: the container wants one, on the same image", dgst)
 	}
-	dir := c.CheckpointDir()
-	if err := os.RemoveAll(dir); err != nil {
+	d, err := c.OpenDir()
+	if err != nil {
 		return err
 	}
-	if err := os.Mkdir(dir, 0o700); err != nil {
+	defer d.Close()
+	dir, name := disk.Tree(procPath(d)), filepath.Base(c.CheckpointDir())
+	if err := dir.RemoveAll(name); err != nil {
 		return err
 	}
-	if err := apply(ctx, store, s.parts[typeState].Digest, dir); err != nil {
+	if err := dir.Mkdir(name, 0o700); err != nil {
 		return err
 	}
-	bundle := disk.Tree(c.BundleDir())
+	state, err := dir.OpenDir(name)
+	if err != nil {
+		return err
+	}
+	defer state.Close()
+	if err := apply(ctx, store, s.parts[typeState].Digest, state); err != nil {
+		return err
+	}
+	bundle := dir
+	if c.Bundle != "" {
+		bundle = disk.Tree(c.Bundle)
+	}
 	if fi, err := bundle.Stat("config.json"); errors.Is(err, fs.ErrNotExist) || err == nil && fi.Size() == 0 {
 		b, err := read(store, s.parts[typeConfig].Digest)
 		if err != nil {
@@ -305,23 +318,21 @@ func Load(ctx context.Context, store *content.Store, snapshots containers.Snapsh
 		return err
 	}
 	if changed && c.Snapshot != nil {
-		rootfs := filepath.Join(c.Dir(), "rootfs")
-		if err := snapshots.Mount(ctx, *c.Snapshot, rootfs); err != nil {
-			return err
+		root, err := c.MountRoot(ctx)
+		if err == nil {
+			err = apply(ctx, store, rw.Digest, root)
+			_ = root.Close()
 		}
-		defer func() {
-			if err != nil {
-				_ = snapshots.Unmount(rootfs)
-			}
-		}()
-		if err := apply(ctx, store, rw.Digest, rootfs); err != nil {
-			return err
+		if err != nil {
+			return errors.Join(err, c.UnmountRoot())
 		}
 	}
 	return nil
 }
 
-func apply(ctx context.Context, store *content.Store, dgst digest.Digest, dir string) error {
+func procPath(d *os.File) string { return fmt.Sprintf("/proc/self/fd/%d", d.Fd()) }
+
+func apply(ctx context.Context, store *content.Store, dgst digest.Digest, dir *os.File) error {
 	if err := content.Validate(dgst); err != nil {
 		return err
 	}
@@ -331,7 +342,7 @@ func apply(ctx context.Context, store *content.Store, dgst digest.Digest, dir st
 	}
 	defer f.Close()
 	verifier := dgst.Verifier()
-	if _, err := archive.Apply(ctx, dir, io.TeeReader(f, verifier), archive.Options{Strict: true}); err != nil {
+	if _, err := archive.Apply(ctx, procPath(dir), io.TeeReader(f, verifier), archive.Options{Strict: true}); err != nil {
 		return fmt.Errorf("%s: %w", dgst, err)
 	}
 	if !verifier.Verified() {

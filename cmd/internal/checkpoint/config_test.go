@@ -8,7 +8,6 @@ import (
 	"strings"
 	"testing"
 
-	"distkit/cmd/internal/containers"
 	"distkit/content"
 	"distkit/runtime"
 	"distkit/runtime/spec"
@@ -140,7 +139,7 @@ func TestLoadIntoStrangers(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	err = Load(t.Context(), store, containers.Snapshots{}, c, digest.FromString("x"), spec.Options{})
+	err = Load(t.Context(), store, c, digest.FromString("x"), spec.Options{})
 	if !errdefs.IsFailedPrecondition(err) || !strings.Contains(err.Error(), "task trust") {
 		t.Error(err)
 	}

@@ -205,7 +205,7 @@ func (q *Request) source(ctx context.Context, r *runtime.Record, o spec.Options)
 				from = r.Image.Digest
 			}
 			src.complete = func(c *runtime.Container, o spec.Options) error {
-				return checkpoint.Load(ctx, store, q.Of.Snapshots(), c, d, o)
+				return checkpoint.Load(ctx, store, c, d, o)
 			}
 		}
 		if from != "" {
