@@ -88,6 +88,10 @@ func describe(pid int) (InContainer, error) {
 	if err != nil {
 		return p, err
 	}
+	idMap, err := os.ReadFile("/proc/self/uid_map")
+	if err != nil {
+		return p, err
+	}
 	for line := range strings.Lines(string(status)) {
 		key, value, _ := strings.Cut(line, ":")
 		words := strings.Fields(value)
@@ -98,7 +102,8 @@ func describe(pid int) (InContainer, error) {
 		case "PPid":
 			p.Parent, _ = strconv.Atoi(words[0])
 		case "Uid":
-			p.UID, _ = strconv.Atoi(words[0])
+			uid, _ := strconv.ParseInt(words[0], 10, 64)
+			p.UID = int(outside(idMap, uid))
 		case "NSpid":
 			p.Inside, _ = strconv.Atoi(words[len(words)-1])
 		case "Name":
@@ -109,6 +114,18 @@ func describe(pid int) (InContainer, error) {
 		p.Command = strings.Split(strings.TrimSuffix(string(b), "\x00"), "\x00")
 	}
 	return p, nil
+}
+
+// outside returns what a user of this process's user namespace is called outside of it. For an ordinary user's
+// containers, outside is the host. idMap is in the form of /proc/self/uid_map (user_namespaces(7)).
+func outside(idMap []byte, id int64) int64 {
+	for line := range strings.Lines(string(idMap)) {
+		var first, as, size int64
+		if n, _ := fmt.Sscan(line, &first, &as, &size); n == 3 && id >= first && id-first < size {
+			return as + id - first
+		}
+	}
+	return id
 }
 
 func bootTime() time.Time {

@@ -134,7 +134,8 @@ func TestDirectAsUser(t *testing.T) {
 	for _, tt := range []struct{ name, script, want string }{
 		{"run", `config sh -c 'id -u; exit 3'; status run b`, "0\n3"},
 		{"detach", `config sh -c 'echo up; exec sleep 1000'; run -d --rm --id $ID b >/dev/null; await 'task logs $ID | grep -q up'
-			task exec $ID id -u; task exec -d $ID sleep 999 >/dev/null; task ps $ID | wc -l; task kill -s KILL $ID; await '! task info $ID 2>/dev/null >&2'`, "0\n2"},
+			task exec $ID id -u; task exec -d $ID sleep 999 >/dev/null; task ps $ID | wc -l
+			[ "$(task ps -o uid,user $ID | head -n 1)" = "$(id -u)	$(id -un)" ] && echo own; task kill -s KILL $ID; await '! task info $ID 2>/dev/null >&2'`, "0\n2\nown"},
 		{"terminal", `config sleep 1000; run -d --id $ID b >/dev/null; task exec -t $ID sh -c 'test -t 1 && echo yes' | tr -d '\r'; status task rm -f $ID`, "yes\n0"},
 		{"shim killed", `config sh -c 'trap "echo told; exit 6" TERM; while :; do sleep 0.02; done'; run -d --id $ID b >/dev/null; s=$(shim); kill -9 $s
 			await '! kill -0 $s 2>/dev/null'; task logs $ID; await '[ "$(shim)" != $s ]'; task kill $ID; status task wait $ID; task logs $ID; status task rm $ID`, "6\ntold\n6"},
