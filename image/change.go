@@ -234,8 +234,12 @@ func (n *Names) Rename(ctx context.Context, old string, to *Names, name string, 
 	if to.namespace < n.namespace {
 		two, from = [2]*Names{to, n}, 1
 	}
-	if there, err := n.dir.Exists(); !there || err != nil {
-		return img, cmp.Or(err, missing((&layout.Index{}).Find, old)) // and neither namespace is made
+	ix, err := n.read()
+	if err == nil && findSpelling(ix.Find, old) < 0 {
+		err = missing(ix.Find, old)
+	}
+	if err != nil {
+		return img, err // and neither namespace is made
 	}
 	return img, changeTwo(ctx, two, 1-from, func(ix [2]*index) error { return move(ix[from], ix[1-from]) })
 }
