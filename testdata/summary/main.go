@@ -150,7 +150,7 @@ func why(output string) string {
 	why := output[m[2]:m[3]]
 	if strings.HasSuffix(output[:m[2]], "FAIL: ") {
 		before := strings.Fields(output[:m[0]])
-		why += ", after: " + strings.Join(before[max(0, len(before)-60):], " ")
+		why += ", after: " + strings.Join(before[max(0, len(before)-30):], " ")
 	}
 	return why
 }
