@@ -207,9 +207,11 @@ func TestServeFullDisk(t *testing.T) {
 	curl -sS -o reply -w '%{http_code}' -X POST -H 'Content-Type: application/octet-stream' --data-binary @"$1" \
 		"http://$0/v2/x/blobs/uploads/?digest=sha256:$(sha256sum <"$1" | cut -d' ' -f1)"
 }
-head -c 20000000 /dev/urandom >large
+head -c 9000000 /dev/urandom >large
 head -c 4000000 /dev/urandom >small
-test "$(push large)" = 507
+# The server does not read the rest, so a slow client may lose the reply with the connection.
+for n in 1 2 3 4 5; do ! status=$(push large) || break; done
+test "$status" = 507
 grep -q DENIED reply
 test -z "$(dist-active --root served/store)"
 test "$(push small)" = 201
